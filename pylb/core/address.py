@@ -1,0 +1,161 @@
+"""Addresses, ports and networks as text parsed once into frozen values, and the classes of target that are refused.
+
+An IP is kept as its canonical text ("203.0.113.7", "2001:db8::7"): cheap to hash and compare, and what the kernel wants.
+IPv4-mapped IPv6 ("::ffff:203.0.113.7", RFC 4291 2.5.5.2) is folded to IPv4 at the edge, so no rule can be dodged by it.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+
+Network = IPv4Network | IPv6Network
+ANY = "*"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Address:
+    """One `ip:port` that bytes may be sent to."""
+
+    ip: str
+    port: int
+
+    @property
+    def is_ipv6(self) -> bool:
+        return ":" in self.ip
+
+    def __str__(self) -> str:
+        return f"[{self.ip}]:{self.port}" if self.is_ipv6 else f"{self.ip}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Listen:
+    """Where a frontend listens: the key of the table. `ip` is `*` for dual-stack, all addresses."""
+
+    protocol: str
+    ip: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.ip}]:{self.port}" if ":" in self.ip else f"{self.ip}:{self.port}"
+
+    def overlaps(self, other: "Listen") -> bool:
+        """Would the kernel refuse the two side by side?"""
+        same_port = self.protocol == other.protocol and self.port == other.port
+        return same_port and (self.ip == other.ip or ANY in (self.ip, other.ip))
+
+
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """A set of ports as inclusive ranges."""
+
+    ranges: tuple[tuple[int, int], ...]
+
+    def __contains__(self, port: int) -> bool:
+        return any(low <= port <= high for low, high in self.ranges)
+
+    def __str__(self) -> str:
+        return ", ".join(str(low) if low == high else f"{low}-{high}" for low, high in self.ranges)
+
+
+def parse_ip(text: str) -> str:
+    """The canonical text of an IP address. Zones ("fe80::1%eth0") are refused: they mean nothing to another machine.
+
+    Raises ValueError with what is wrong.
+    """
+    try:
+        ip = ip_address(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is not an IP address") from None
+    if isinstance(ip, IPv6Address):
+        if ip.scope_id is not None:
+            raise ValueError(f"{text!r} has a zone; write the address without %{ip.scope_id}")
+        if ip.ipv4_mapped is not None:
+            return str(ip.ipv4_mapped)
+    return str(ip)
+
+
+def parse_port(text: str) -> int:
+    """A port 1-65535 in plain decimal. Raises ValueError."""
+    if not (text.isascii() and text.isdigit() and len(text) <= 5 and 1 <= int(text) <= 65535):
+        raise ValueError(f"{text!r} is not a port (1-65535)")
+    return int(text)
+
+
+def _split(text: str) -> tuple[str, int]:
+    host, colon, port = text.rpartition(":")
+    if not colon:
+        raise ValueError(f"{text!r} is not HOST:PORT")
+    if host.startswith("[") and host.endswith("]"):
+        return host[1:-1], parse_port(port)
+    if ":" in host:
+        raise ValueError(f"{text!r}: write an IPv6 address in brackets, as in [2001:db8::7]:443")
+    return host, parse_port(port)
+
+
+def parse_address(text: str) -> Address:
+    """`"203.0.113.7:30443"` or `"[2001:db8::7]:30443"`. Raises ValueError."""
+    host, port = _split(text)
+    return Address(parse_ip(host), port)
+
+
+def parse_listen(text: str, protocol: str = "tcp") -> Listen:
+    """`"*:443"`, `"203.0.113.9:443"` or `"[2001:db8::9]:443"`. Raises ValueError."""
+    host, port = _split(text)
+    return Listen(protocol, ANY if host == ANY else parse_ip(host), port)
+
+
+def parse_ports(items: Iterable[int | str]) -> Ports:
+    """`[8443, "8883-8899"]`. Raises ValueError that names the item."""
+    ranges = []
+    for item in items:
+        low_text, dash, high_text = str(item).partition("-")
+        low = parse_port(low_text.strip())
+        high = parse_port(high_text.strip()) if dash else low
+        if low > high:
+            raise ValueError(f"{item!r}: the range ends before it starts")
+        ranges.append((low, high))
+    return Ports(tuple(sorted(ranges)))
+
+
+def parse_network(text: str) -> Network:
+    """A CIDR block or a single address. Host bits are an error (they hide a typo). Raises ValueError."""
+    try:
+        return ip_network(text)
+    except ValueError as error:
+        raise ValueError(f"{text!r} is not a network ({error})") from None
+
+
+def in_networks(ip: str, networks: Iterable[Network]) -> bool:
+    """Is the canonical `ip` inside one of the networks?"""
+    address = ip_address(ip)
+    return any(address.version == network.version and address in network for network in networks)
+
+
+def refused_class(ip: str) -> str | None:
+    """The class that makes the canonical `ip` no target for anybody, or None. (RFC 6890; loopback is the token's matter.)
+
+    Link-local holds the metadata service of every cloud (169.254.169.254), its IPv6 twin is a unique-local address.
+    """
+    address = ip_address(ip)
+    if address.is_unspecified:
+        return "the unspecified address"
+    if address.is_multicast:
+        return "multicast"
+    if address.is_link_local:
+        return "link-local"
+    if ip in ("255.255.255.255", "fd00:ec2::254"):
+        return "the broadcast address" if address.version == 4 else "a cloud's metadata address"
+    if isinstance(address, IPv6Address) and _embeds_ipv4(address):
+        return "an IPv4 address in IPv6 clothes"
+    return None
+
+
+def is_loopback(ip: str) -> bool:
+    return ip_address(ip).is_loopback
+
+
+def _embeds_ipv4(address: IPv6Address) -> bool:
+    """Forms that reach an IPv4 host behind the rules' back: ::a.b.c.d, 6to4, Teredo, NAT64 (RFC 4291, 3056, 4380, 6052)."""
+    compatible = int(address) >> 32 == 0 and not address.is_loopback
+    nat64 = int(address) >> 32 == 0x0064FF9B << 64
+    return compatible or nat64 or address.sixtofour is not None or address.teredo is not None

@@ -1,0 +1,49 @@
+"""Why a call is refused: one closed list of codes, one exception.
+
+The codes are part of the API (`{"error": code, "detail": …, "hint": …}`); the web layer maps each to a status in one table.
+"""
+
+from enum import StrEnum
+
+
+class Code(StrEnum):
+    """What is wrong with a call. The text is the `error` field of the answer and a metric label."""
+
+    INVALID_JSON = "invalid_json"
+    INVALID = "invalid"  # a field is missing, unknown or out of its range
+    UNAUTHORIZED = "unauthorized"
+    SOURCE_FORBIDDEN = "source_forbidden"  # the token may not be used from the calling address
+    NAME_FORBIDDEN = "name_forbidden"
+    PORT_FORBIDDEN = "port_forbidden"
+    TARGET_FORBIDDEN = "target_forbidden"  # outside the token's `targets` or `target_ports`
+    TARGET_REFUSED = "target_refused"  # of a class that is never a target: link-local, a loop, …
+    PORT_OWNED = "port_owned"
+    PORT_IN_USE = "port_in_use"
+    PORT_PRIVILEGED = "port_privileged"
+    CANNOT_BIND = "cannot_bind"
+    NOT_FOUND = "not_found"
+    METHOD = "method_not_allowed"
+    TOO_LARGE = "body_too_large"
+    LENGTH_REQUIRED = "length_required"
+    MEDIA_TYPE = "unsupported_media_type"
+    TIMEOUT = "request_timeout"
+    TOO_MANY = "too_many_requests"
+    STATE_NOT_WRITABLE = "state_not_writable"
+    UNAVAILABLE = "unavailable"
+
+
+class Refused(Exception):  # noqa: N818 - a refused call is an answer, not an error of ours
+    """A call that changes nothing.
+
+    `detail` says what and where, `hint` what to do; both are shown to the caller and to the operator and hold no secret.
+    """
+
+    def __init__(self, code: Code, detail: str, hint: str = "", *, retry_after: float | None = None) -> None:
+        super().__init__(code, detail, hint)
+        self.code = code
+        self.detail = detail
+        self.hint = hint
+        self.retry_after = retry_after  # seconds; only with TOO_MANY, STATE_NOT_WRITABLE and UNAVAILABLE
+
+    def __str__(self) -> str:
+        return f"{self.code}: {self.detail}" + (f" ({self.hint})" if self.hint else "")

@@ -1,0 +1,97 @@
+"""What the operator decided: policies of frontends, static frontends, tokens, bounds. Parsed once from the config."""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from pylb.core.address import Address, Listen
+
+
+class Balance(StrEnum):
+    LEASTCONN = "leastconn"
+    ROUNDROBIN = "roundrobin"
+
+
+class ProxyProtocol(StrEnum):
+    """Which PROXY header a server is sent before the client's bytes (haproxy.org, proxy-protocol.txt)."""
+
+    NONE = "none"
+    V1 = "v1"
+    V2 = "v2"
+
+
+class HealthMode(StrEnum):
+    PASSIVE = "passive"  # only servers that are out are probed
+    ACTIVE = "active"  # all are
+    NONE = "none"
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """Seconds."""
+
+    connect: float = 5.0
+    idle: float = 3600.0
+    half_close: float = 60.0
+    flush: float = 30.0
+    drain: float = 600.0
+    shutdown: float = 5.0
+    upgrade: float = 43200.0
+
+
+@dataclass(frozen=True, slots=True)
+class HealthPolicy:
+    mode: HealthMode = HealthMode.PASSIVE
+    interval: float = 2.0  # seconds
+    rise: int = 2
+    fall: int = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """How a frontend treats its sessions; `defaults:` of the config, or that with a static frontend's own lines on top."""
+
+    balance: Balance = Balance.LEASTCONN
+    timeouts: Timeouts = Timeouts()
+    bind: str = "*"  # where registered ports listen: "*" or an IP
+    retries: int = 3  # other servers tried after the first
+    max_connections: int = 0  # 0: only the process's own limit
+    health: HealthPolicy = HealthPolicy()
+    send_proxy: ProxyProtocol = ProxyProtocol.NONE
+
+
+@dataclass(frozen=True, slots=True)
+class StaticServer:
+    """A server of the config; its label is its address."""
+
+    address: Address
+    weight: int = 1
+    backup: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class StaticFrontend:
+    name: str
+    listen: Listen
+    servers: tuple[StaticServer, ...] = ()
+    policy: Policy = Policy()
+    registrations_any: bool = False  # False: only a registration of the frontend's name may join
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseBounds:
+    """Seconds."""
+
+    min_ttl: float = 10.0
+    max_ttl: float = 86400.0
+    keep_stale: float = 86400.0
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """All that control needs of the config. A reload replaces it whole."""
+
+    frontends: tuple[StaticFrontend, ...] = ()
+    defaults: Policy = Policy()
+    leases: LeaseBounds = LeaseBounds()
+    reserved_ports: frozenset[int] = frozenset()  # pylb's own (webhook, admin, metrics): never a frontend of a registration
+    own_ips: frozenset[str] = field(default_factory=frozenset)  # this machine's and `advertise`d addresses, for loops

@@ -1,0 +1,67 @@
+"""The routing table: an immutable picture of all frontends and their servers, replaced whole, never edited.
+
+Control composes a table, the engine applies it. What a live session uses was taken from the table it was accepted under.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+from pylb.core.address import Address, Listen
+from pylb.core.policy import Policy, ProxyProtocol
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """One place a frontend's connections may go.
+
+    `rank` is control's whole opinion of it: a connect goes to the servers of the lowest rank that has an untried one.
+    0 fresh, up and proven · 1 fresh, but has not answered yet · 2 backup · 3 stale or draining · 4 down.
+    """
+
+    name: str  # the label: static address, instance, or "legacy"
+    address: Address
+    weight: int = 1
+    rank: int = 0
+    send_proxy: ProxyProtocol = ProxyProtocol.NONE
+
+
+@dataclass(frozen=True, slots=True)
+class Frontend:
+    name: str
+    listen: Listen
+    policy: Policy
+    servers: tuple[Server, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    generation: int = 0
+    frontends: Mapping[Listen, Frontend] = field(default_factory=lambda: MappingProxyType({}))
+
+
+def make_table(generation: int, frontends: Mapping[Listen, Frontend]) -> Table:
+    """A table that nobody can edit, not even through the mapping it was made from."""
+    return Table(generation, MappingProxyType(dict(frontends)))
+
+
+@dataclass(frozen=True, slots=True)
+class Diff:
+    """What `diff` found, each in the order of the listen address."""
+
+    opened: tuple[Frontend, ...]
+    closed: tuple[Frontend, ...]
+    changed: tuple[tuple[Frontend, Frontend], ...]  # (old, new) of the same listen address
+
+    def __bool__(self) -> bool:
+        return bool(self.opened or self.closed or self.changed)
+
+
+def diff(old: Table, new: Table) -> Diff:
+    """From `old` to `new`. Applying it to `old` gives `new`; the diff of a table and itself is empty."""
+    have, want = old.frontends, new.frontends
+    return Diff(
+        opened=tuple(want[key] for key in sorted(want.keys() - have.keys())),
+        closed=tuple(have[key] for key in sorted(have.keys() - want.keys())),
+        changed=tuple((have[key], want[key]) for key in sorted(want.keys() & have.keys()) if have[key] != want[key]),
+    )
