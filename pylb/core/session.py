@@ -1,0 +1,148 @@
+"""The life of a session as one literal table, and what is said of it when it is over.
+
+Two halves, *downstream* (client side) and *upstream* (server side). The table sees about ten events per session; a chunk of
+data never enters it. An unknown (state, event) is a bug and raises KeyError.
+"""
+
+from enum import Enum, StrEnum
+from typing import NamedTuple, Protocol
+
+from pylb.core.address import Listen
+from pylb.core.table import Server
+
+
+class State(StrEnum):
+    DIALING = "dialing"  # the client is in, no server has accepted yet
+    RELAYING = "relaying"  # bytes flow both ways
+    CLIENT_DONE = "client done"  # half-closed: the client sent FIN, the server still talks
+    SERVER_DONE = "server done"  # half-closed: the server sent FIN, the client still talks
+    FLUSHING = "flushing"  # both sent FIN, the rest is being delivered
+    RESETTING = "resetting"  # one side was reset; the other is given what came before, then the reset
+    CLOSED = "closed"
+
+
+class Event(StrEnum):
+    CONNECTED = "connected"
+    CONNECT_FAILED = "connect failed"  # refused, unreachable or timed out, and another server may be tried
+    NO_SERVER_LEFT = "no server left"
+    CLIENT_FIN = "client FIN"  # a read returned 0
+    SERVER_FIN = "server FIN"
+    CLIENT_RESET = "client reset"
+    SERVER_RESET = "server reset"
+    FLUSHED = "flushed"  # nothing is left to deliver
+    TIMED_OUT = "timed out"  # idle, half-close or flush
+    KILLED = "killed"  # drain deadline, shutdown, or a fault of our own
+
+
+class Action(Enum):
+    """What the engine does on the way into the next state, in this order."""
+
+    DIAL = "dial the next server"
+    RELAY = "move bytes both ways"
+    FIN_TO_SERVER = "FIN to the server, behind the last byte"
+    FIN_TO_CLIENT = "FIN to the client, behind the last byte"
+    FLUSH_TO_SERVER = "deliver the rest to the server"
+    FLUSH_TO_CLIENT = "deliver the rest to the client"
+    CLOSE = "close both in order"
+    RESET = "reset both"
+
+
+_S, _E, _A = State, Event, Action
+
+TRANSITIONS: dict[tuple[State, Event], tuple[State, tuple[Action, ...]]] = {
+    (_S.DIALING, _E.CONNECTED): (_S.RELAYING, (_A.RELAY,)),
+    (_S.DIALING, _E.CONNECT_FAILED): (_S.DIALING, (_A.DIAL,)),
+    (_S.DIALING, _E.NO_SERVER_LEFT): (_S.CLOSED, (_A.RESET,)),
+    (_S.DIALING, _E.CLIENT_RESET): (_S.CLOSED, (_A.RESET,)),
+    (_S.DIALING, _E.KILLED): (_S.CLOSED, (_A.RESET,)),
+    (_S.RELAYING, _E.CLIENT_FIN): (_S.CLIENT_DONE, (_A.FIN_TO_SERVER,)),
+    (_S.RELAYING, _E.SERVER_FIN): (_S.SERVER_DONE, (_A.FIN_TO_CLIENT,)),
+    (_S.RELAYING, _E.CLIENT_RESET): (_S.RESETTING, (_A.FLUSH_TO_SERVER,)),
+    (_S.RELAYING, _E.SERVER_RESET): (_S.RESETTING, (_A.FLUSH_TO_CLIENT,)),
+    (_S.RELAYING, _E.TIMED_OUT): (_S.CLOSED, (_A.RESET,)),
+    (_S.RELAYING, _E.KILLED): (_S.CLOSED, (_A.RESET,)),
+    (_S.CLIENT_DONE, _E.SERVER_FIN): (_S.FLUSHING, (_A.FIN_TO_CLIENT,)),
+    (_S.CLIENT_DONE, _E.CLIENT_RESET): (_S.RESETTING, (_A.FLUSH_TO_SERVER,)),
+    (_S.CLIENT_DONE, _E.SERVER_RESET): (_S.RESETTING, (_A.FLUSH_TO_CLIENT,)),
+    (_S.CLIENT_DONE, _E.TIMED_OUT): (_S.CLOSED, (_A.RESET,)),
+    (_S.CLIENT_DONE, _E.KILLED): (_S.CLOSED, (_A.RESET,)),
+    (_S.SERVER_DONE, _E.CLIENT_FIN): (_S.FLUSHING, (_A.FIN_TO_SERVER,)),
+    (_S.SERVER_DONE, _E.CLIENT_RESET): (_S.RESETTING, (_A.FLUSH_TO_SERVER,)),
+    (_S.SERVER_DONE, _E.SERVER_RESET): (_S.RESETTING, (_A.FLUSH_TO_CLIENT,)),
+    (_S.SERVER_DONE, _E.TIMED_OUT): (_S.CLOSED, (_A.RESET,)),
+    (_S.SERVER_DONE, _E.KILLED): (_S.CLOSED, (_A.RESET,)),
+    (_S.FLUSHING, _E.FLUSHED): (_S.CLOSED, (_A.CLOSE,)),
+    (_S.FLUSHING, _E.CLIENT_RESET): (_S.RESETTING, (_A.FLUSH_TO_SERVER,)),
+    (_S.FLUSHING, _E.SERVER_RESET): (_S.RESETTING, (_A.FLUSH_TO_CLIENT,)),
+    (_S.FLUSHING, _E.TIMED_OUT): (_S.CLOSED, (_A.RESET,)),
+    (_S.FLUSHING, _E.KILLED): (_S.CLOSED, (_A.RESET,)),
+    (_S.RESETTING, _E.FLUSHED): (_S.CLOSED, (_A.RESET,)),
+    (_S.RESETTING, _E.CLIENT_RESET): (_S.CLOSED, (_A.RESET,)),
+    (_S.RESETTING, _E.SERVER_RESET): (_S.CLOSED, (_A.RESET,)),
+    (_S.RESETTING, _E.TIMED_OUT): (_S.CLOSED, (_A.RESET,)),
+    (_S.RESETTING, _E.KILLED): (_S.CLOSED, (_A.RESET,)),
+}
+
+
+class Cause(StrEnum):
+    """Who ended it: the first of HAProxy's two letters (its configuration manual, 8.5 "Session state at disconnection")."""
+
+    NORMAL = "-"
+    CLIENT = "C"  # the client aborted
+    SERVER = "S"  # the server aborted or refused
+    CLIENT_TIMEOUT = "c"  # we waited for the client
+    SERVER_TIMEOUT = "s"  # we waited for the server
+    RESOURCE = "R"  # local ports, descriptors or memory ran out
+    INTERNAL = "I"  # a fault of our own
+    KILLED = "K"  # drain deadline, shutdown
+
+
+def termination_code(cause: Cause, state: State) -> str:
+    """The two letters of a session that `cause` ended in `state`: log field and metric label."""
+    if cause is Cause.NORMAL:
+        return "--"
+    return cause + ("C" if state is State.DIALING else "D")
+
+
+def mermaid() -> str:
+    """The table as a Mermaid state diagram (docs/engine.md holds it, a test compares)."""
+    lines = ["stateDiagram-v2", "    [*] --> dialing: accepted"]
+    for (state, event), (target, actions) in TRANSITIONS.items():
+        does = ", ".join(action.value for action in actions)
+        lines.append(f"    {_node(state)} --> {_node(target)}: {event} / {does}")
+    return "\n".join([*lines, "    closed --> [*]"]) + "\n"
+
+
+def _node(state: State) -> str:
+    return state.replace(" ", "_")
+
+
+class SessionRecord(NamedTuple):
+    """One ended session. Times in milliseconds, -1 where a stage was not reached; counts include this session."""
+
+    frontend: str
+    server: str  # "" if none accepted or was tried
+    client: str
+    client_port: int
+    listen_port: int
+    accepted_at: float  # unix time, seconds
+    queue_ms: int
+    connect_ms: int
+    total_ms: int
+    bytes_in: int  # client to server
+    bytes_out: int  # server to client
+    code: str
+    retries: int
+    redispatched: bool
+    active: int  # sessions of the process, the frontend, the server at the end
+    frontend_active: int
+    server_active: int
+
+
+class Observer(Protocol):
+    """What the engine tells while it works. Both calls are cheap and never raise."""
+
+    def session_ended(self, record: SessionRecord) -> None: ...
+
+    def connect_ended(self, listen: Listen, server: Server, failure: str | None) -> None:
+        """`failure` is "refused", "timeout", "unreachable" or "resource"; None, a success, is told only after a failure."""

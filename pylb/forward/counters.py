@@ -1,0 +1,72 @@
+"""Plain ints, counted where things happen and read at a scrape. No metric object, no lock, no label on the hot path."""
+
+from bisect import bisect_left
+from collections import Counter
+
+from pylb.core.address import Listen
+
+CONNECT_BOUNDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
+SESSION_BOUNDS = (0.01, 0.1, 0.5, 1.0, 5.0, 10.0, 60.0, 300.0, 1800.0, 3600.0, 14400.0, 86400.0)
+
+
+class Histogram:
+    """Counts per bucket, not cumulative: `counts[i]` are values ≤ bounds[i] and > bounds[i-1]; the last one is the rest."""
+
+    __slots__ = ("bounds", "counts", "total")
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self.bounds = bounds  # seconds
+        self.counts = [0] * (len(bounds) + 1)
+        self.total = 0.0  # sum of all values, seconds
+
+    def add(self, seconds: float) -> None:
+        self.counts[bisect_left(self.bounds, seconds)] += 1
+        self.total += seconds
+
+
+class ServerCounters:
+    __slots__ = ("closed", "failures", "sessions", "sessions_total")
+
+    def __init__(self) -> None:
+        self.sessions = 0  # live, connected ones
+        self.sessions_total = 0
+        self.failures: Counter[str] = Counter()  # failed connects by reason
+        self.closed: Counter[str] = Counter()  # ended sessions by termination code
+
+
+class FrontendCounters:
+    __slots__ = (
+        "bytes_in",
+        "bytes_out",
+        "connect_seconds",
+        "denied",
+        "name",
+        "servers",
+        "session_seconds",
+        "sessions",
+        "sessions_total",
+    )
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.sessions = 0  # live
+        self.sessions_total = 0
+        # Exact when a session ends; a live session's bytes are added by the sweep, so they are at most one period late.
+        self.bytes_in = 0
+        self.bytes_out = 0
+        self.denied: Counter[str] = Counter()
+        self.connect_seconds = Histogram(CONNECT_BOUNDS)
+        self.session_seconds = Histogram(SESSION_BOUNDS)
+        self.servers: dict[str, ServerCounters] = {}  # by label; "" for sessions that never had one
+
+
+class Counters:
+    __slots__ = ("accept_errors", "faults", "frontends", "max_connections", "open_sessions", "pipe_fallbacks")
+
+    def __init__(self, max_connections: int) -> None:
+        self.frontends: dict[Listen, FrontendCounters] = {}
+        self.open_sessions = 0
+        self.max_connections = max_connections
+        self.accept_errors: Counter[str] = Counter()  # errno names
+        self.faults = 0  # sessions ended by a fault of our own
+        self.pipe_fallbacks = 0  # sessions that wanted a pipe and got none

@@ -1,0 +1,174 @@
+"""The engine: one edge-triggered epoll, the ports of the table in force, and the sessions they brought.
+
+A plain object for whoever owns the loop: watch `fileno()`, call `on_ready()` when it is readable (again soon while it returns
+True) and `tick()` every 100 ms. `apply(table)` is the only way in for decisions.
+"""
+
+import select
+import time
+from collections.abc import Callable
+
+from pylb.core.address import Listen
+from pylb.core.session import Cause, Event, Observer
+from pylb.core.table import Table, diff
+from pylb.forward.counters import Counters
+from pylb.forward.lifecycle import Lifecycle
+from pylb.forward.listener import Ports
+from pylb.forward.pipes import Pipes
+from pylb.forward.relay import Relay
+from pylb.forward.session import FrontendState
+from pylb.forward.timers import LONGEST_PERIOD, TICK, Timers
+
+EVENTS = 256  # per poll
+PIPES = 512  # most pipes lent at a time
+RESERVE = 192  # descriptors left to the webhook, the admin port, files, probes, and the listeners of a small table
+
+
+def connection_limit(nofile: int, listeners: int = 0) -> int:
+    """Sessions that fit under RLIMIT_NOFILE: two sockets each, after the pipes, the reserve and the listeners had theirs."""
+    return max(1, (nofile - RESERVE - 2 * pipe_limit(nofile) - listeners) // 2)
+
+
+def pipe_limit(nofile: int) -> int:
+    return min(PIPES, nofile // 16)
+
+
+class Engine:
+    """`splice=False` keeps to recv and send. `sweep_period`: seconds in which every session is visited once."""
+
+    def __init__(
+        self,
+        *,
+        observer: Observer,
+        max_connections: int,
+        max_pipes: int = PIPES,
+        clock: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
+        on_fault: Callable[[Exception], None],
+        splice: bool = True,
+        sweep_period: float = LONGEST_PERIOD,
+    ) -> None:
+        self.counters = Counters(max_connections)
+        self.table = Table()
+        self._epoll = select.epoll()
+        self._pipes = Pipes(max_pipes)
+        self._relay = Relay(self.counters, self._pipes, splice=splice)
+        self._life = Lifecycle(
+            epoll=self._epoll,
+            relay=self._relay,
+            counters=self.counters,
+            observer=observer,
+            clock=clock,
+            wall=wall,
+            on_fault=on_fault,
+        )
+        self._ports = Ports(self._epoll, self.counters, self._life.begin)
+        self._life.on_end = self._ports.session_ended
+        self._timers = Timers(self._life)
+        self._sweep_period = self._timers.period = sweep_period
+        self._clock = clock
+        self._drain_at: float | None = None
+
+    def fileno(self) -> int:
+        """Readable (level-triggered) while any of the engine's sockets has news."""
+        return self._epoll.fileno()
+
+    def on_ready(self) -> bool:
+        """Do what is to be done now. True: some session used up its byte budget, call again soon."""
+        life = self._life
+        halves, on_event = life.halves, life.on_event
+        again, life.runnable = life.runnable, []
+        for half in again:
+            try:
+                life.advance(half)
+            except Exception as error:  # noqa: BLE001 - the boundary of one session
+                life.fault(half.session, error)
+        for fd, events in self._epoll.poll(0, EVENTS):
+            if (half_or_none := halves.get(fd)) is not None:
+                try:
+                    on_event(half_or_none, events)
+                except Exception as error:  # noqa: BLE001 - the boundary of one session
+                    life.fault(half_or_none.session, error)
+            elif (port := self._ports.by_fd.get(fd)) is not None:
+                self._ports.accept(port)
+        life.bury()
+        return bool(life.runnable)
+
+    def tick(self, now: float) -> None:
+        """Deadlines, the sweep, and ports that were paused for want of descriptors. `now` is the clock's."""
+        self._timers.tick(now)
+        if self._drain_at is not None and now >= self._drain_at:
+            self._kill_all()
+        self._ports.resume()
+        self._life.bury()
+
+    def open(self, listen: Listen) -> None:
+        """Bind and listen ahead of the table that needs it; accept nothing yet. Idempotent. Raises OSError."""
+        self._ports.open(listen)
+
+    def discard(self, listen: Listen) -> None:
+        """Close what `open` opened, unless the table in force serves it. Idempotent."""
+        if listen not in self.table.frontends:
+            self._ports.close(listen)
+
+    def apply(self, table: Table) -> dict[Listen, OSError]:
+        """Put `table` in force and answer with the ports that could not be opened (the rest serves all the same).
+
+        A port that failed is tried again by the next apply. Live sessions are not touched: those of a removed frontend end by
+        themselves or at timeouts.drain. Not atomic across ports: each serves its new servers from its own assignment on.
+        """
+        change = diff(self.table, table)
+        for old in change.closed:
+            self._remove(old.listen)
+        failed: dict[Listen, OSError] = {}
+        for listen, frontend in table.frontends.items():
+            port = self._ports.by_listen.get(listen)
+            if port is None or port.frontend is None:
+                try:
+                    port = self._ports.open(listen)
+                except OSError as error:
+                    failed[listen] = error
+                    continue
+                state = FrontendState(frontend)
+                self.counters.frontends[listen] = state.counters
+                self._ports.serve(port, state)
+        for _old, new in change.changed:
+            port = self._ports.by_listen.get(new.listen)
+            if port is not None and port.frontend is not None:
+                port.frontend.update(new)
+                self._ports.rewatch(port)
+        self.table = table
+        self._timers.period = self._period(table)
+        return failed
+
+    def drain(self, deadline: float) -> None:
+        """Accept no more; sessions that still live at `deadline` (the clock's) are reset."""
+        self._drain_at = deadline
+        self._ports.draining = True
+        self._ports.rewatch_all()
+
+    def close(self) -> None:
+        """Reset what lives and close everything."""
+        self._kill_all()
+        for listen in list(self._ports.by_listen):
+            self._ports.close(listen)
+        self._life.bury()
+        self._pipes.close()
+        self._epoll.close()
+
+    def _remove(self, listen: Listen) -> None:
+        port = self._ports.by_listen.get(listen)
+        if port is not None and port.frontend is not None:
+            port.frontend.kill_at = self._clock() + port.frontend.frontend.policy.timeouts.drain
+        self.counters.frontends.pop(listen, None)
+        self._ports.close(listen)
+
+    def _kill_all(self) -> None:
+        for session in list(self._life.sessions):
+            self._life.fire(session, Event.KILLED, Cause.KILLED)
+
+    def _period(self, table: Table) -> float:
+        """Short timeouts want a quicker sweep: an idle session is cut at most a quarter of its timeout late."""
+        timeouts = [frontend.policy.timeouts for frontend in table.frontends.values()]
+        shortest = min((min(t.idle, t.half_close, t.drain) for t in timeouts), default=self._sweep_period * 4)
+        return max(TICK, min(self._sweep_period, shortest / 4))

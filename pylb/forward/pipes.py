@@ -1,0 +1,61 @@
+"""Pipes for os.splice: borrowed while bytes flow in bulk, returned only when empty.
+
+A pipe that still holds bytes would hand them to the next session, another client's: it is closed, never returned.
+"""
+
+import os
+from fcntl import F_SETPIPE_SZ, fcntl
+
+SIZE = 256 * 1024  # bytes asked for; the kernel may grant less (pipe-user-pages-soft) and counts in pages of 4 KiB
+
+
+class Pipe:
+    __slots__ = ("count", "read_fd", "write_fd")
+
+    def __init__(self, read_fd: int, write_fd: int) -> None:
+        self.read_fd = read_fd
+        self.write_fd = write_fd
+        self.count = 0  # bytes inside, by the return values of splice alone: a pipe's capacity in bytes cannot be told
+
+    def close(self) -> None:
+        os.close(self.read_fd)
+        os.close(self.write_fd)
+
+
+class Pipes:
+    """At most `most` pipes lent at a time (they count in the descriptor limit); `keep` empty ones wait for reuse."""
+
+    def __init__(self, most: int, keep: int = 16) -> None:
+        self._most = most
+        self._keep = keep
+        self._free: list[Pipe] = []
+        self.lent = 0
+
+    def borrow(self) -> Pipe | None:
+        """None when the cap or a kernel limit is reached: the session goes on with recv and send."""
+        if self._free:
+            self.lent += 1
+            return self._free.pop()
+        if self.lent >= self._most:
+            return None
+        try:
+            pipe = Pipe(*os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC))
+        except OSError:  # EMFILE, ENFILE
+            return None
+        try:
+            fcntl(pipe.write_fd, F_SETPIPE_SZ, SIZE)
+        except OSError:
+            pass  # EPERM beyond the user's soft limit: the default size works too
+        self.lent += 1
+        return pipe
+
+    def give_back(self, pipe: Pipe) -> None:
+        self.lent -= 1
+        if pipe.count or len(self._free) >= self._keep:
+            pipe.close()
+        else:
+            self._free.append(pipe)
+
+    def close(self) -> None:
+        while self._free:
+            self._free.pop().close()

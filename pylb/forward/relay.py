@@ -1,0 +1,164 @@
+"""The hot path: move bytes from one half to the other until one side would block.
+
+One function serves both directions. It returns an outcome and decides nothing about the session's life.
+
+Why a short read is an end: both sockets are registered edge-triggered, so whatever arrives after the read that came back short
+raises a new event. It is no end when the event carried RDHUP, HUP, ERR or PRI (`read_on`): what it announced may sit right
+behind the short read, and no further event will tell (measured; pitfalls of every proxy before this one).
+"""
+
+import os
+from os import SPLICE_F_MOVE, SPLICE_F_NONBLOCK
+from socket import MSG_DONTWAIT
+
+from pylb.forward.counters import Counters
+from pylb.forward.pipes import SIZE, Pipes
+from pylb.forward.session import Half
+
+WAIT = 0  # nothing more to do before the next event
+FIN = 1  # the source said its last byte, and all before it is with the destination or waits there
+SOURCE_RESET = 2  # the source is in error; what came before it was read
+DESTINATION_RESET = 3
+AGAIN = 4  # the budget is used up, there may be more
+
+READ = 64 * 1024  # one recv; also the most that waits in memory for a blocked destination
+READ_STALLED = 16 * 1024  # the same once the destination was blocked before
+BUDGET = 1024 * 1024  # bytes per event, then others get their turn
+FULL_READS = 4  # in a row, then splice: below that the switch costs more than it saves
+SHORT_SPLICE = 16 * 1024  # a splice that moves less has lost its advantage
+
+
+class Relay:
+    """What all sessions of an engine share on the hot path: one receive buffer and the pipes."""
+
+    def __init__(self, counters: Counters, pipes: Pipes, *, splice: bool) -> None:
+        self._buffer = memoryview(bytearray(READ))
+        self._counters = counters
+        self.pipes = pipes
+        self._full_reads = FULL_READS if splice else 1 << 62
+
+    def pump(self, source: Half) -> int:  # noqa: C901 - one tight function for both directions; every branch is an outcome
+        """Move bytes from `source` to its peer. Never reads while the peer is blocked: that is the back-pressure."""
+        if source.pipe is not None:
+            return self._splice(source, BUDGET)
+        destination = source.peer
+        if destination is None or destination.blocked:
+            return WAIT
+        buffer = self._buffer
+        want = READ_STALLED if destination.stalled else READ
+        budget = BUDGET
+        while True:
+            try:
+                count = source.recv_into(buffer, want, MSG_DONTWAIT)
+            except BlockingIOError:
+                return WAIT
+            except OSError:
+                return SOURCE_RESET
+            if not count:
+                return SOURCE_RESET if source.broken else FIN
+            source.received += count
+            try:
+                sent = destination.send(buffer[:count], MSG_DONTWAIT)
+            except BlockingIOError:
+                sent = 0
+            except OSError:
+                return DESTINATION_RESET
+            if sent != count:
+                destination.pending = bytes(buffer[sent:count])
+                destination.blocked = destination.stalled = True
+                return WAIT
+            if count < want:
+                source.full_reads = 0
+                if not source.read_on:
+                    return WAIT
+            else:
+                source.full_reads += 1
+                if source.full_reads >= self._full_reads and self._start_splice(source, destination):
+                    return self._splice(source, budget)
+            budget -= count
+            if budget <= 0:
+                return AGAIN
+
+    def flush(self, destination: Half) -> int:
+        """Write what waits for `destination`: WAIT and `blocked` cleared, WAIT and still blocked, or DESTINATION_RESET."""
+        pending = destination.pending
+        if pending is not None:
+            try:
+                sent = destination.send(pending, MSG_DONTWAIT)
+            except BlockingIOError:
+                return WAIT
+            except OSError:
+                return DESTINATION_RESET
+            if sent < len(pending):
+                destination.pending = pending[sent:]
+                return WAIT
+            destination.pending = None
+        source = destination.peer
+        if source is not None and source.pipe is not None and source.pipe.count:
+            return self._drain(source, destination)
+        destination.blocked = False
+        return WAIT
+
+    def release(self, half: Half) -> None:
+        """Give back the pipe of `half`, if any. Idempotent. A pipe with bytes in it is destroyed by the pool."""
+        pipe = half.pipe
+        if pipe is not None:
+            half.pipe = None
+            self.pipes.give_back(pipe)
+
+    def _start_splice(self, source: Half, destination: Half) -> bool:
+        pipe = self.pipes.borrow()
+        if pipe is None:
+            source.full_reads = -(1 << 62)  # not again for this session's direction
+            self._counters.pipe_fallbacks += 1
+            return False
+        # SPLICE_F_NONBLOCK speaks of the pipe alone: without O_NONBLOCK on the socket splice blocks (measured).
+        os.set_blocking(source.fd, False)
+        os.set_blocking(destination.fd, False)
+        source.pipe = pipe
+        return True
+
+    def _splice(self, source: Half, budget: int) -> int:
+        """Socket to pipe to socket. EAGAIN of the first step means "pipe full" or "socket empty": the pipe's count tells."""
+        destination, pipe = source.peer, source.pipe
+        if destination is None or pipe is None or destination.blocked:
+            return WAIT
+        short = 0
+        while True:
+            try:
+                count = os.splice(source.fd, pipe.write_fd, SIZE, flags=SPLICE_F_MOVE | SPLICE_F_NONBLOCK)
+            except BlockingIOError:
+                return WAIT  # the pipe is empty here (see below), so it is the source that has nothing
+            except OSError:
+                return SOURCE_RESET
+            if not count:
+                return SOURCE_RESET if source.broken else FIN
+            pipe.count += count
+            source.received += count
+            outcome = self._drain(source, destination)
+            if outcome or destination.blocked:
+                return outcome
+            short = short + 1 if count < SHORT_SPLICE else 0
+            if short > 2:
+                self.release(source)
+                source.full_reads = 0
+                return AGAIN  # go on by recv: it finds out whether there is more
+            budget -= count
+            if budget <= 0:
+                return AGAIN
+
+    def _drain(self, source: Half, destination: Half) -> int:
+        """All that is in the pipe, not what the last read brought. Afterwards the pipe is empty or `destination` blocked."""
+        pipe = source.pipe
+        if pipe is None:
+            return WAIT
+        while pipe.count:
+            try:
+                pipe.count -= os.splice(pipe.read_fd, destination.fd, pipe.count, flags=SPLICE_F_MOVE | SPLICE_F_NONBLOCK)
+            except BlockingIOError:
+                destination.blocked = destination.stalled = True
+                return WAIT
+            except OSError:
+                return DESTINATION_RESET
+        destination.blocked = False
+        return WAIT

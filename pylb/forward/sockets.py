@@ -1,0 +1,115 @@
+"""Sockets as the engine wants them: options set once, addresses in the kernel's form, the two ways to close.
+
+`SocketType` is the C type below `socket.socket`: the same calls without the Python class around them, which costs about as much
+as the system calls themselves (bench: new connections).
+"""
+
+import errno
+import socket
+import struct
+from socket import SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_STREAM, SOL_SOCKET, SocketType
+
+from pylb.core.address import ANY, Address, Listen
+
+BACKLOG = 4096  # the kernel cuts it to net.core.somaxconn (4096 since Linux 5.4)
+# Armed for life: whatever ends this process, kill -9 included, the kernel answers with RST instead of a FIN that would make
+# half a download look whole. shutdown(SHUT_WR) still delivers everything that was queued.
+_LINGER_RESET = struct.pack("ii", 1, 0)
+_LINGER_OFF = struct.pack("ii", 0, 0)
+
+# Any ICMP answer or local route that says "not there"; the next server may be.
+_UNREACHABLE = {errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN, errno.EHOSTDOWN, errno.EACCES, errno.EPERM}
+_RESOURCE = {errno.EADDRNOTAVAIL, errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
+
+# Errors of a connection that was established first: in SYN_SENT a reset is ECONNREFUSED (tcp_reset, net/ipv4/tcp_input.c).
+AFTER_ACCEPT = {errno.ECONNRESET, errno.EPIPE}
+
+
+def failure_name(error: int) -> str:
+    """The closed list of reasons of a failed connect: a metric label and what control reads."""
+    if error == errno.ETIMEDOUT:
+        return "timeout"
+    if error in _UNREACHABLE:
+        return "unreachable"
+    return "resource" if error in _RESOURCE else "refused"
+
+
+def open_listener(listen: Listen) -> SocketType:
+    """Bind and listen, non-blocking. `*` is one dual-stack socket, or IPv4 alone where the kernel has no IPv6.
+
+    Accepted sockets inherit TCP_NODELAY, keep-alive, SO_OOBINLINE and SO_LINGER from here (not O_NONBLOCK).
+    listen() is the probe for a taken port: with SO_REUSEADDR two binds both succeed. Raises OSError.
+    """
+    if listen.ip != ANY:
+        family = socket.AF_INET6 if ":" in listen.ip else socket.AF_INET
+        return _listener(family, listen.ip, listen.port)
+    try:
+        return _listener(socket.AF_INET6, "::", listen.port)
+    except OSError as error:
+        if error.errno not in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
+            raise
+        return _listener(socket.AF_INET, "0.0.0.0", listen.port)
+
+
+def _listener(family: int, ip: str, port: int) -> SocketType:
+    sock = SocketType(family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0)
+    try:
+        sock.setsockopt(SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0 if ip == "::" else 1)
+        _for_life(sock)
+        keep_alive(sock)
+        sock.bind((ip, port))
+        sock.listen(BACKLOG)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _for_life(sock: SocketType) -> None:
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(SOL_SOCKET, socket.SO_OOBINLINE, 1)
+    sock.setsockopt(SOL_SOCKET, socket.SO_LINGER, _LINGER_RESET)
+
+
+def keep_alive(sock: SocketType) -> None:
+    """A peer that is gone is noticed after 30 s of silence and three unanswered probes, 60 s in all."""
+    sock.setsockopt(SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 30)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 10)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
+
+
+def dial(address: Address) -> tuple[SocketType | None, int]:
+    """A non-blocking connect under way, or (None, errno). The outcome comes as the socket's first OUT or ERR event."""
+    try:
+        sock = SocketType(socket.AF_INET6 if address.is_ipv6 else socket.AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0)
+    except OSError as error:
+        return None, error.errno or errno.EIO
+    _for_life(sock)
+    failed = sock.connect_ex((address.ip, address.port))
+    if failed in (0, errno.EINPROGRESS):
+        return sock, 0
+    sock.close()
+    return None, failed
+
+
+def connect_error(sock: SocketType) -> int:
+    """Why the connect failed (SO_ERROR; reading it clears it), or 0."""
+    return sock.getsockopt(SOL_SOCKET, socket.SO_ERROR)
+
+
+def close_in_order(sock: SocketType) -> None:
+    """Close behind a FIN: what is still queued is delivered by the kernel."""
+    try:
+        sock.setsockopt(SOL_SOCKET, socket.SO_LINGER, _LINGER_OFF)
+    except OSError:
+        pass  # already reset by the peer: there is nothing left to deliver
+    sock.close()
+
+
+def peer_of(sockaddr: tuple[str, int] | tuple[str, int, int, int]) -> Address:
+    """The address of `accept` or `getsockname`, IPv4-mapped ones folded (a dual-stack listener shows IPv4 clients so)."""
+    ip = sockaddr[0]
+    return Address(ip[7:] if ip.startswith("::ffff:") and "." in ip else ip, sockaddr[1])

@@ -1,0 +1,103 @@
+"""Deadlines without a timer per session.
+
+Sessions with a near deadline (a dial, a flush) are few and looked at on every tick. All others are swept: each is visited once
+per period, a slice per tick, and its byte counters are compared with the last visit. No clock is read per chunk.
+"""
+
+from pylb.core.session import Cause, Event, State
+from pylb.forward.lifecycle import Lifecycle, settle
+from pylb.forward.session import Half, Session
+from pylb.forward.sockets import keep_alive
+
+TICK = 0.1  # seconds between two ticks, as the loop calls them
+LONGEST_PERIOD = 5.0  # seconds in which every session is visited once
+_HALF_CLOSED = (State.CLIENT_DONE, State.SERVER_DONE)
+
+
+class Timers:
+    def __init__(self, life: Lifecycle) -> None:
+        self._life = life
+        self._last_tick: float | None = None
+        self.period = LONGEST_PERIOD
+        self._owed = 0.0  # sessions the sweep is behind, a fraction included
+
+    def tick(self, now: float) -> None:
+        self._hurry(now)
+        elapsed = TICK if self._last_tick is None else max(0.0, now - self._last_tick)
+        self._last_tick = now
+        self._sweep(now, elapsed)
+
+    def _hurry(self, now: float) -> None:
+        for session in list(self._life.hurried):
+            if session.state is State.CLOSED:
+                continue
+            if session.state is State.DIALING:
+                if now >= session.deadline:
+                    self._life.fail_connect(session, "timeout")
+            elif (left := _left(session)) != session.left:  # a flush that moves is not cut
+                session.left = left
+                session.deadline = now + session.frontend.frontend.policy.timeouts.flush
+            elif now >= session.deadline:
+                self._life.fire(session, Event.TIMED_OUT, _blocked_on(session))
+
+    def _sweep(self, now: float, elapsed: float) -> None:
+        sessions = self._life.sessions
+        self._owed = min(self._owed + len(sessions) * elapsed / self.period, len(sessions))
+        while self._owed >= 1 and sessions:
+            self._owed -= 1
+            session = next(iter(sessions))
+            del sessions[session]
+            sessions[session] = None  # to the end: the next visit comes after all others
+            self._visit(session, now)
+
+    def _visit(self, session: Session, now: float) -> None:
+        upstream = session.upstream
+        if not session.seen and session.connected and upstream is not None:
+            # Here and not at the dial: short connections, the many, are spared four system calls.
+            session.seen = True
+            keep_alive(upstream.sock)
+        kill_at = session.frontend.kill_at
+        if kill_at is not None and now >= kill_at:
+            self._life.fire(session, Event.KILLED, Cause.KILLED)
+            return
+        if settle(session):
+            session.quiet_since = now
+            return
+        self._life.give_back_pipes(session)
+        timeouts = session.frontend.frontend.policy.timeouts
+        quiet = now - session.quiet_since
+        if session.state is State.RELAYING and quiet >= timeouts.idle:
+            self._life.fire(session, Event.TIMED_OUT, _waited_for(session))
+        elif session.state in _HALF_CLOSED and quiet >= timeouts.half_close:
+            silent_server = session.state is State.CLIENT_DONE
+            self._life.fire(session, Event.TIMED_OUT, Cause.SERVER_TIMEOUT if silent_server else Cause.CLIENT_TIMEOUT)
+
+
+def _waits_for(half: Half | None) -> int:
+    """Bytes on their way to `half` that its kernel did not take yet."""
+    if half is None or half.peer is None:
+        return 0
+    pipe = half.peer.pipe
+    return len(half.pending or b"") + (pipe.count if pipe is not None else 0)
+
+
+def _left(session: Session) -> int:
+    """What a flush still has to deliver, as a number that changes whenever it moves."""
+    client, upstream = session.client, session.upstream
+    received = (client.received if client else 0) + (upstream.received if upstream else 0)
+    return received - _waits_for(client) - _waits_for(upstream)
+
+
+def _blocked_on(session: Session) -> Cause:
+    client = session.client
+    return Cause.CLIENT_TIMEOUT if client is not None and client.blocked else Cause.SERVER_TIMEOUT
+
+
+def _waited_for(session: Session) -> Cause:
+    """Who let an idle session starve: the one that does not read, else the one whose turn it was to speak."""
+    client, upstream = session.client, session.upstream
+    if client is not None and client.blocked:
+        return Cause.CLIENT_TIMEOUT
+    if upstream is not None and upstream.blocked:
+        return Cause.SERVER_TIMEOUT
+    return Cause.SERVER_TIMEOUT if session.last_from_client else Cause.CLIENT_TIMEOUT
