@@ -1,0 +1,124 @@
+"""The configuration of every program in a run, as text. Pure: a `Wiring` in, a file's content out.
+
+Equal terms: one thread, no log, an hour of idle timeout, limits high enough for the sessions of the run. All else is
+the default.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from bench.processes import Address
+
+# The 1,000 frontends of the registrations scenario, and the ports it opens and releases while it measures: both outside
+# the ephemeral range.
+REGISTERED_PORTS = range(20000, 21000)
+EXTRA_PORTS = range(19000, 20000)
+REPLY = "x" * 128
+
+
+@dataclass(frozen=True)
+class Wiring:
+    """Who listens where. Origin and proxy have their own addresses: they may be in different network namespaces."""
+
+    origin_http: Address
+    origin_bulk: Address
+    proxy_http: Address
+    proxy_bulk: Address
+    webhook: Address
+    admin: Address
+    folder: Path
+    descriptors: int  # RLIMIT_NOFILE of every child
+
+    @property
+    def sessions(self) -> int:
+        """How many sessions a proxy is told to hold: two descriptors each, half of one for a pipe, some for itself."""
+        return (self.descriptors - 500) * 2 // 5  # HAProxy with splice-auto reserves a pipe for every fourth session
+
+    @property
+    def routes(self) -> list[tuple[str, Address, Address]]:
+        """(frontend name, listening address, server) of every frontend."""
+        return [("http", self.proxy_http, self.origin_http), ("bulk", self.proxy_bulk, self.origin_bulk)]
+
+
+def origin(wiring: Wiring) -> str:
+    """nginx as HTTP origin: one worker, a small reply from memory, connections kept as long as the client likes."""
+    temp = "\n".join(
+        f"  {kind}_temp_path {wiring.folder}/origin-{kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    )
+    return f"""{_nginx_head(wiring, "origin")}
+http {{
+  access_log off;
+  default_type text/plain;
+  keepalive_timeout 1h;
+  keepalive_requests 1000000000;
+{temp}
+  server {{
+    listen {wiring.origin_http} backlog=4096;
+    location / {{ return 200 "{REPLY}"; }}
+  }}
+}}
+"""
+
+
+def nginx(wiring: Wiring, module: Path | None) -> str:
+    """nginx stream, one worker. `module` is the dynamic stream module, None where it is compiled in."""
+    load = f"load_module {module};\n" if module else ""
+    servers = "\n".join(
+        f"  server {{ listen {listen} backlog=4096; proxy_pass {server}; proxy_timeout 1h; }}"
+        for _, listen, server in wiring.routes
+    )
+    return f"{load}{_nginx_head(wiring, 'nginx')}\nstream {{\n{servers}\n}}\n"
+
+
+def _nginx_head(wiring: Wiring, name: str) -> str:
+    return f"""daemon off;
+worker_processes 1;
+worker_rlimit_nofile {wiring.descriptors};
+pid {wiring.folder}/{name}.pid;
+error_log stderr error;
+events {{ worker_connections {wiring.descriptors - 200}; }}"""
+
+
+def haproxy(wiring: Wiring, threads: int, *, splice: bool) -> str:
+    """HAProxy in TCP mode. Splicing is an option of HAProxy that is off as installed."""
+    option = "  option splice-auto\n" if splice else ""
+    timeouts = "  timeout connect 5s\n  timeout client 1h\n  timeout server 1h\n"
+    parts = [
+        f"global\n  nbthread {threads}\n  maxconn {wiring.sessions}\n",
+        f"defaults\n  mode tcp\n  maxconn {wiring.sessions}\n{option}{timeouts}",
+    ]
+    parts += [f"listen {name}\n  bind {listen}\n  server origin {server}\n" for name, listen, server in wiring.routes]
+    return "\n".join(parts)
+
+
+def pylb(wiring: Wiring) -> str:
+    """pylb, one process, static frontends, and a token that may open the ports of the registrations scenario."""
+    everything = {
+        "webhook": [{"listen": str(wiring.webhook)}],
+        "admin": {"listen": str(wiring.admin)},
+        "state_dir": str(wiring.folder / "pylb-state"),
+        "workers": 0,
+        "log": {"level": "warning"},  # no line per session, as with the peers
+        "tokens": [
+            {
+                "name": "bench",
+                "secret_file": str(token_file(wiring)),
+                "names": ["*"],
+                "ports": [f"{EXTRA_PORTS.start}-{REGISTERED_PORTS.stop - 1}"],
+                "targets": ["127.0.0.0/8"],
+                "target_ports": [wiring.origin_http.port],
+            }
+        ],
+        "defaults": {"bind": wiring.proxy_http.host},
+        "frontends": [
+            {"name": name, "listen": str(listen), "servers": [str(server)]} for name, listen, server in wiring.routes
+        ],
+    }
+    return yaml.safe_dump(everything, sort_keys=False)
+
+
+def token_file(wiring: Wiring) -> Path:
+    """Where the bearer token of the run lies."""
+    return wiring.folder / "token"

@@ -1,0 +1,109 @@
+"""The ends of a stream that no tool on the shelf offers: `source`, `drain` and `hold`, each a process of its own.
+
+    python -m bench.endpoints source HOST:PORT                    sends for ever to whoever connects
+    python -m bench.endpoints drain HOST:PORT STREAMS SECONDS     reads and drops; prints JSON
+    python -m bench.endpoints hold SESSIONS HOST:PORT...          opens sessions, prints "ready", holds till stdin ends
+
+They are cheap on purpose, so that the proxy is what is measured: the source sends one big buffer again and again, the
+drain discards in the kernel (MSG_TRUNC on TCP frees the data without copying it, tcp(7)). Direct they move 5 GB/s where
+HAProxy between them moves 1.4. Not sendfile: its 4 KiB fragments cost a proxy more per byte (HAProxy 0.75-1.0 CPU s/GB
+against 0.6-0.8), and servers that speak TLS write from buffers too.
+"""
+
+import itertools
+import json
+import socket
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+from bench.processes import Address
+
+CHUNK = 1 << 20
+RAMP_SECONDS = 0.5  # slow start and the proxy's switch to its bulk path happen before the clock starts
+REQUEST = b"GET / HTTP/1.1\r\nHost: bench\r\n\r\n"
+
+
+def address(text: str) -> Address:
+    """`host:port` as written by str(Address)."""
+    host, _, port = text.rpartition(":")
+    return Address(host, int(port))
+
+
+def source(listen: Address) -> None:
+    """Sends zeroes to every client until it goes away. Runs until killed."""
+    data = memoryview(bytes(CHUNK))
+    with socket.create_server(listen, backlog=1024) as server:
+        while True:
+            client, _ = server.accept()
+            threading.Thread(target=_send_for_ever, args=(client, data), daemon=True).start()
+
+
+def _send_for_ever(client: socket.socket, data: memoryview) -> None:
+    with client:
+        try:
+            while True:
+                client.sendall(data)
+        except OSError:
+            pass  # the client has what it wanted: reset or broken pipe is the normal end
+
+
+def drain(server: Address, streams: int, seconds: float) -> dict[str, float]:
+    """Reads `streams` connections for `seconds` after the ramp.
+
+    → bytes and seconds of that window, and total_bytes, which has those of the ramp too.
+    """
+    start = time.monotonic() + RAMP_SECONDS
+    with ThreadPoolExecutor(streams) as pool:
+        counts = list(pool.map(lambda _: _discard(server, start, start + seconds), range(streams)))
+    total, window = (sum(column) for column in zip(*counts, strict=True))
+    return {"bytes": window, "seconds": seconds, "total_bytes": total}
+
+
+def _discard(server: Address, start: float, end: float) -> tuple[int, int]:
+    """→ bytes that arrived until `end`, and how many of them after `start` (both monotonic)."""
+    buffer = bytearray(CHUNK)
+    total = window = 0
+    with socket.create_connection(server, timeout=10) as client:
+        client.settimeout(None)  # a blocking recv: the timeout's poll() per call would be work on our side
+        while (now := time.monotonic()) < end:
+            got = client.recv_into(buffer, CHUNK, socket.MSG_TRUNC)
+            if not got:
+                raise ConnectionError(f"{server} ended a stream that has no end, after {total} bytes")
+            total += got
+            if now >= start:
+                window += got
+    return total, window
+
+
+def hold(servers: list[Address], sessions: int) -> None:
+    """Opens `sessions` connections over `servers` in turn, one request and answer each; holds them till stdin ends."""
+    clients = []
+    for server in itertools.islice(itertools.cycle(servers), sessions):
+        client = socket.create_connection(server, timeout=20)
+        clients.append(client)
+        client.sendall(REQUEST)
+        if not client.recv(4096):
+            raise ConnectionError(f"{server} closed session {len(clients)} without an answer")
+    print("ready", flush=True)
+    sys.stdin.read()
+    for client in clients:
+        client.close()
+
+
+def main(argv: list[str]) -> None:
+    """The command line above."""
+    match argv:
+        case ["source", listen]:
+            source(address(listen))
+        case ["drain", server, streams, seconds]:
+            print(json.dumps(drain(address(server), int(streams), float(seconds))))
+        case ["hold", sessions, *servers]:
+            hold([address(server) for server in servers], int(sessions))
+        case _:
+            sys.exit(__doc__)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,102 @@
+"""Who makes the load: wrk for requests and connections, our own endpoints for bulk and for sessions held open."""
+
+import json
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from subprocess import PIPE, Popen, TimeoutExpired
+from typing import IO
+
+from bench.processes import Address, BenchError, started
+
+GRACE_SECONDS = 30.0
+UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+@dataclass(frozen=True)
+class WrkResult:
+    """What one run of wrk printed. Latencies in seconds; `errors`: socket errors, timeouts, answers not 2xx or 3xx."""
+
+    requests_per_second: float
+    requests: int
+    p50: float
+    p99: float
+    errors: int
+
+
+def parse_wrk(text: str) -> WrkResult:
+    """Reads the output of `wrk --latency`; raises BenchError if it is not that."""
+    rate = re.search(r"^Requests/sec:\s+([\d.]+)", text, re.MULTILINE)
+    count = re.search(r"^\s*(\d+) requests in ", text, re.MULTILINE)
+    if not rate or not count:
+        raise BenchError(f"cannot read wrk's output:\n{text}")
+    sockets = re.search(r"Socket errors: connect (\d+), read (\d+), write (\d+), timeout (\d+)", text)
+    statuses = re.search(r"Non-2xx or 3xx responses: (\d+)", text)
+    return WrkResult(
+        requests_per_second=float(rate[1]),
+        requests=int(count[1]),
+        p50=_latency(text, 50),
+        p99=_latency(text, 99),
+        errors=(sum(map(int, sockets.groups())) if sockets else 0) + (int(statuses[1]) if statuses else 0),
+    )
+
+
+def _latency(text: str, percentile: int) -> float:
+    found = re.search(rf"^\s+{percentile}%\s+([\d.]+)(us|ms|s|m|h)\s*$", text, re.MULTILINE)
+    if not found:
+        raise BenchError(f"no {percentile}% latency in wrk's output:\n{text}")
+    return float(found[1]) * UNITS[found[2]]
+
+
+def wrk(server: Address, connections: int, seconds: int, *, close: bool = False) -> WrkResult:
+    """One thread of wrk over `connections` connections; with `close` every request has a connection of its own."""
+    header = ["-H", "Connection: close"] if close else []
+    argv = ["wrk", "--latency", "-t1", f"-c{connections}", f"-d{seconds}s", *header, f"http://{server}/"]
+    return parse_wrk(_output(argv, seconds))
+
+
+@dataclass(frozen=True)
+class Drained:
+    """A bulk transfer: bytes and seconds of the measured window; all bytes, which is what the proxy's CPU went into."""
+
+    bytes: float
+    seconds: float
+    total_bytes: float
+
+
+def drain(server: Address, streams: int, seconds: int) -> Drained:
+    """Reads from `streams` connections at once as fast as they give."""
+    argv = [sys.executable, "-m", "bench.endpoints", "drain", str(server), str(streams), str(seconds)]
+    return Drained(**json.loads(_output(argv, seconds)))
+
+
+@contextmanager
+def held(servers: Sequence[Address], sessions: int) -> Iterator[None]:
+    """`sessions` connections, spread over `servers`, each idle after one request and answer, while the block runs."""
+    argv = [sys.executable, "-m", "bench.endpoints", "hold", str(sessions), *map(str, servers)]
+    with started(argv, stdin=PIPE, stdout=PIPE, stderr=PIPE) as child:
+        out, err = _pipes(child)
+        if out.readline() != "ready\n":
+            raise BenchError(f"could not open {sessions} sessions:\n{err.read()}")
+        yield  # leaving ends the holder; the kernel closes its sockets in order, for nothing unread is in them
+
+
+def _pipes(child: Popen[str]) -> tuple[IO[str], IO[str]]:
+    """stdout and stderr of a child that was started with both as pipes."""
+    if child.stdout is None or child.stderr is None:
+        raise ValueError("started without pipes")
+    return child.stdout, child.stderr
+
+
+def _output(argv: list[str], seconds: int) -> str:
+    """stdout of a load process that runs for `seconds`. Raises BenchError if it fails or does not end."""
+    with started(argv, stdout=PIPE, stderr=PIPE) as child:
+        try:
+            out, err = child.communicate(timeout=seconds + GRACE_SECONDS)
+        except TimeoutExpired as error:
+            raise BenchError(f"{argv[0]} did not end within {error.timeout:.0f} s") from None
+    if child.returncode:
+        raise BenchError(f"{argv[0]} ended with code {child.returncode}:\n{err or out}")
+    return out

@@ -1,0 +1,171 @@
+"""Child processes: started in a session of their own, watched by pid through /proc, stopped by pid."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, NamedTuple, Self
+
+CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
+READY_SECONDS = 15.0
+STOP_SECONDS = 10.0
+POLL_SECONDS = 0.02
+
+
+class BenchError(Exception):
+    """Something the user has to see and can act upon; printed without a traceback, exit 2."""
+
+
+class Address(NamedTuple):
+    """An IPv4 address and a TCP port, written `host:port`."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"{self.host}:{self.port}"
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Holds SIGINT and SIGTERM back until the block is left. Main thread only, and only for what takes milliseconds.
+
+    Not by a signal mask, which a child started inside would inherit: handlers are reset by exec, masks are not.
+    """
+    held: list[int] = []
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, lambda got, _frame: held.append(got)) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if held:
+        signal.raise_signal(held[0])
+
+
+@contextmanager
+def started(
+    argv: Sequence[str], *, stdin: int = subprocess.DEVNULL, stdout: int = subprocess.DEVNULL, stderr: int | IO[bytes]
+) -> Iterator[subprocess.Popen[str]]:
+    """A child in a session of its own, for as long as the block runs; then it is stopped, and reaped, in any case.
+
+    A session of its own: autogroups share CPU per session, and Ctrl-C must reach us first, not the children.
+    """
+    child = None
+    try:
+        # An interrupt between fork and assignment would leave a child that nobody knows (seen with wrk).
+        with uninterrupted():
+            child = subprocess.Popen(argv, stdin=stdin, stdout=stdout, stderr=stderr, text=True, start_new_session=True)
+        yield child
+    finally:
+        if child is not None:
+            _stop(child)
+
+
+def _stop(child: subprocess.Popen[str]) -> None:
+    """SIGTERM; SIGKILL to its whole session if it is still there after STOP_SECONDS. Closes its pipes."""
+    with child:
+        if child.poll() is None:
+            child.send_signal(signal.SIGTERM)
+        try:
+            child.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            # Safe: not yet reaped, so the pid is ours, and start_new_session made it the group's id.
+            os.killpg(child.pid, signal.SIGKILL)
+
+
+class Process:
+    """A program that serves: when it is ready, what it used, what it said when it failed."""
+
+    def __init__(self, name: str, child: subprocess.Popen[str], errors: Path) -> None:
+        self.name = name
+        self.pid = child.pid
+        self._child = child
+        self._errors = errors
+
+    @classmethod
+    @contextmanager
+    def started(cls, name: str, argv: Sequence[str], folder: Path) -> Iterator[Self]:
+        """Runs `argv` while the block runs. Its stdout is dropped, its stderr kept in `folder` for the error message."""
+        errors = folder / f"{name}.stderr"
+        with errors.open("wb") as sink, started(argv, stderr=sink) as child:
+            yield cls(name, child, errors)
+
+    def wait_listening(self, address: Address) -> None:
+        """Returns once `address` accepts a connection; raises BenchError if the child ends first or takes too long."""
+        deadline = time.monotonic() + READY_SECONDS
+        while time.monotonic() < deadline:
+            with contextlib.suppress(OSError):
+                socket.create_connection(address, timeout=1.0).close()
+                return
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                # Waiting for its death is also the pause between two tries.
+                code = self._child.wait(POLL_SECONDS)
+                raise BenchError(f"{self.name} ended with code {code} before it listened on {address}\n{self._tail()}")
+        raise BenchError(f"{self.name} did not listen on {address} within {READY_SECONDS:.0f} s\n{self._tail()}")
+
+    def cpu_seconds(self) -> float:
+        """User plus system time so far, summed over the child and its live descendants (nginx works in a worker)."""
+        return sum(_cpu_ticks(pid) for pid in _family(self.pid)) / CLOCK_TICKS
+
+    def memory_bytes(self) -> int:
+        """Proportional set size over the family: shared pages count once. Kernel socket memory is not in it."""
+        return sum(_pss_bytes(pid) for pid in _family(self.pid))
+
+    def _tail(self) -> str:
+        lines = self._errors.read_text(errors="replace").splitlines()[-8:]
+        return "\n".join(f"  | {line}" for line in lines)
+
+
+def _stat_fields(pid: int) -> list[str]:
+    """Fields of /proc/PID/stat from the third (state) on: the second, the command, may hold spaces and brackets."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+
+
+def _cpu_ticks(pid: int) -> int:
+    utime, stime = _stat_fields(pid)[11:13]  # fields 14 and 15 of proc(5)
+    return int(utime) + int(stime)
+
+
+def _pss_bytes(pid: int) -> int:
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+        if line.startswith("Pss:"):
+            return int(line.split()[1]) * 1024
+    raise BenchError(f"no Pss in /proc/{pid}/smaps_rollup")
+
+
+def _family(root: int) -> list[int]:
+    """`root` and its descendants, by one walk over /proc; a process that ends during the walk is left out."""
+    children: dict[int, list[int]] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                children.setdefault(int(_stat_fields(int(entry.name))[1]), []).append(int(entry.name))
+    family, queue = [], [root]
+    while queue:
+        family.append(queue[0])
+        queue += children.get(queue.pop(0), [])
+    return family
+
+
+def free_ports(host: str, count: int, candidates: Iterator[int]) -> list[int]:
+    """The first `count` ports nobody listens on. If one is taken after all, the start fails and says so."""
+    ports: list[int] = []
+    for port in candidates:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # TIME_WAIT of an earlier run is no reason to refuse
+            try:
+                probe.bind((host, port))
+                probe.listen()  # with SO_REUSEADDR two binds succeed; listen is what excludes
+            except OSError:
+                continue
+        ports.append(port)
+        if len(ports) == count:
+            return ports
+    raise BenchError(f"fewer than {count} free ports on {host}")

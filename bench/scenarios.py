@@ -1,0 +1,193 @@
+"""What is measured. A scenario takes a running target and gives {metric: value}; the first metric is what it is about.
+
+To add one: a function from (Target, Effort) to an Outcome, and an entry in SCENARIOS. Rounds, order, ratios, table and
+JSON follow from that.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Self
+
+from bench import load, registrations
+from bench.targets import DIRECT, Target
+
+IDLE_WARM_UP = 20  # sessions that make a proxy allocate what it needs once, before the base line is read
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How long and how much: seconds per sample, idle sessions, and what surrounds a registration call."""
+
+    seconds: int = 4
+    idle_sessions: int = 4000
+    frontends: int = 1000
+    live_sessions: int = 2000
+    calls: int = 300
+
+
+QUICK = Effort(seconds=1, idle_sessions=500, frontends=100, live_sessions=200, calls=50)
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A column: its key in the samples, its heading with unit, and how many decimals make sense."""
+
+    key: str
+    title: str
+    decimals: int = 0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one sample gave. A metric a target cannot have (the CPU of `direct`) is left out."""
+
+    metrics: dict[str, float]
+    errors: int = 0
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """`only`: the one target it makes sense for; `without`: those it does not; `once`: one sample says it all."""
+
+    name: str
+    about: str
+    metrics: tuple[Metric, ...]
+    measure: Callable[[Target, Effort], Outcome] = field(hash=False)
+    only: str | None = None
+    without: tuple[str, ...] = ()
+    once: bool = False
+
+    def admits(self, target: str) -> bool:
+        """Whether the scenario can measure this target."""
+        return self.only in {None, target} and target not in self.without
+
+
+class _Cpu:
+    """The CPU seconds a target's process used inside a with block."""
+
+    def __init__(self, target: Target) -> None:
+        self._process = target.process
+        self._seconds = 0.0
+
+    def __enter__(self) -> Self:
+        if self._process:
+            self._seconds = -self._process.cpu_seconds()
+        return self
+
+    def __exit__(self, *_failure: object) -> None:
+        if self._process:
+            self._seconds += self._process.cpu_seconds()
+
+    def per(self, key: str, scale: float, amount: float) -> dict[str, float]:
+        """{key: scale x CPU seconds / amount}, or nothing where there is no process or nothing was done."""
+        return {key: scale * self._seconds / amount} if self._process and amount else {}
+
+
+def _keepalive(connections: int, target: Target, effort: Effort) -> Outcome:
+    with _Cpu(target) as cpu:
+        result = load.wrk(target.http, connections, effort.seconds)
+    metrics = {
+        "requests_per_second": result.requests_per_second,
+        "p50_ms": 1e3 * result.p50,
+        "p99_ms": 1e3 * result.p99,
+        **cpu.per("cpu_us_per_request", 1e6, result.requests),
+    }
+    return Outcome(metrics, result.errors)
+
+
+def _connections(target: Target, effort: Effort) -> Outcome:
+    with _Cpu(target) as cpu:
+        result = load.wrk(target.http, 64, effort.seconds, close=True)
+    metrics = {
+        "connections_per_second": result.requests_per_second,
+        "p99_ms": 1e3 * result.p99,
+        **cpu.per("cpu_s_per_10k_connections", 1e4, result.requests),
+    }
+    return Outcome(metrics, result.errors)
+
+
+def _bulk(streams: int, target: Target, effort: Effort) -> Outcome:
+    with _Cpu(target) as cpu:
+        result = load.drain(target.bulk, streams, effort.seconds)
+    metrics = {
+        "gb_per_second": result.bytes / result.seconds / 1e9,
+        **cpu.per("cpu_s_per_gb", 1e9, result.total_bytes),
+    }
+    return Outcome(metrics)
+
+
+def _idle(target: Target, effort: Effort) -> Outcome:
+    if target.process is None:
+        raise ValueError(f"{target.name} has no process whose memory could be read")
+    with load.held([target.http], IDLE_WARM_UP):
+        pass
+    before = target.process.memory_bytes()
+    with load.held([target.http], effort.idle_sessions):
+        after = target.process.memory_bytes()
+    return Outcome({"kib_per_session": (after - before) / effort.idle_sessions / 1024, "mib_process": after / 2**20})
+
+
+def _registrations(target: Target, effort: Effort) -> Outcome:
+    return Outcome(registrations.measure(target, effort.frontends, effort.live_sessions, effort.calls))
+
+
+def _keepalive_scenario(name: str, connections: int) -> Scenario:
+    return Scenario(
+        name,
+        f"HTTP requests, 128-byte answers, keep-alive connections: {connections} (wrk)",
+        (
+            Metric("requests_per_second", "requests/s"),
+            Metric("cpu_us_per_request", "CPU µs/request", 2),
+            Metric("p50_ms", "p50 ms", 2),
+            Metric("p99_ms", "p99 ms", 2),
+        ),
+        partial(_keepalive, connections),
+    )
+
+
+DEFAULT_SCENARIOS = ("keepalive", "connections", "bulk", "idle", "registrations")
+SCENARIOS = {
+    scenario.name: scenario
+    for scenario in (
+        _keepalive_scenario("keepalive", 64),
+        _keepalive_scenario("keepalive-1", 1),
+        _keepalive_scenario("keepalive-16", 16),
+        _keepalive_scenario("keepalive-256", 256),
+        Scenario(
+            "connections",
+            "a new connection for every request, 64 at a time (wrk, Connection: close)",
+            (
+                Metric("connections_per_second", "connections/s"),
+                Metric("cpu_s_per_10k_connections", "CPU s/10,000 conn", 2),
+                Metric("p99_ms", "p99 ms", 2),
+            ),
+            _connections,
+        ),
+        Scenario(
+            "bulk",
+            "one stream from the origin to the client, as fast as it goes",
+            (Metric("gb_per_second", "GB/s", 2), Metric("cpu_s_per_gb", "CPU s/GB", 3)),
+            partial(_bulk, 1),
+        ),
+        Scenario(
+            "idle",
+            "memory of sessions that are idle after one request (PSS of the process, no kernel memory)",
+            (Metric("kib_per_session", "KiB/session", 2), Metric("mib_process", "process MiB then", 1)),
+            _idle,
+            without=(DIRECT,),
+        ),
+        Scenario(
+            "registrations",
+            "native registration calls, each on a new connection, with many frontends registered and sessions live",
+            tuple(
+                Metric(f"{call}_{figure}_ms", f"{call} {figure} ms", 1)
+                for call in ("create", "beat", "release")
+                for figure in ("median", "p99")
+            ),
+            _registrations,
+            only="pylb",
+            once=True,
+        ),
+    )
+}
