@@ -1,0 +1,43 @@
+# Two images from one file:
+#   docker build --target pylb -t pylb:0.1.0 .
+#   docker build --target phonehome -t pylb-phonehome:0.1.0 .
+# deploy/README.md says how to run them, and what was (and was not) checked about this file.
+
+FROM python:3.13-slim AS build
+WORKDIR /src
+COPY pyproject.toml requirements.lock README.md LICENSE ./
+COPY pylb pylb
+COPY phonehome phonehome
+COPY deploy deploy
+# requirements.lock as constraints: the exact versions that were tested, and of those only what pylb needs.
+RUN python -m venv /opt/pylb \
+ && /opt/pylb/bin/python -m pip install --no-cache-dir --constraint requirements.lock . \
+ && python deploy/zipapp.py /opt/phonehome.pyz
+
+
+FROM python:3.13-alpine AS phonehome
+COPY --from=build /opt/phonehome.pyz /opt/phonehome/phonehome.pyz
+ENV PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
+# By number, so that runAsNonRoot can judge it.
+USER 65532:65532
+# Knocks at the door where `phonehome drain` rings: whether the process of this name and instance is alive. Whether the load
+# balancer can be reached is no matter of health: a restart here would not help. (Kubernetes ignores this line.)
+HEALTHCHECK --interval=30s --timeout=5s --start-period=5s --retries=3 \
+  CMD ["python3", "-c", "import os, socket, sys; sys.path.insert(0, '/opt/phonehome/phonehome.pyz'); from phonehome.doorbell import door; s = socket.socket(socket.AF_UNIX); s.settimeout(2); s.connect(door(os.environ.get('PYLB_NAME') or os.environ['NAME'], os.environ.get('PYLB_INSTANCE') or socket.gethostname(), os.getuid()))"]
+ENTRYPOINT ["python3", "/opt/phonehome/phonehome.pyz"]
+
+
+FROM python:3.13-slim AS pylb
+RUN useradd --system --uid 65532 --user-group --no-create-home --home-dir /var/lib/pylb --shell /usr/sbin/nologin pylb \
+ && install -d -o pylb -g pylb -m 0700 /var/lib/pylb
+COPY --from=build /opt/pylb /opt/pylb
+ENV PATH=/opt/pylb/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 STATE_DIRECTORY=/var/lib/pylb
+USER 65532:65532
+VOLUME /var/lib/pylb
+EXPOSE 9000
+STOPSIGNAL SIGTERM
+# /livez of the admin listener, which stays on loopback inside the container too.
+HEALTHCHECK --interval=10s --timeout=3s --start-period=10s --retries=3 \
+  CMD ["python", "-c", "import http.client, sys; c = http.client.HTTPConnection('127.0.0.1', 8404, timeout=2); c.request('GET', '/livez'); sys.exit(c.getresponse().status != 200)"]
+ENTRYPOINT ["pylb"]
+CMD ["run"]

@@ -1,0 +1,72 @@
+# make run   a virtual environment, everything installed, pylb serving with its embedded defaults
+# make test  lint, types, import contracts, all tests          make help  the rest
+.DEFAULT_GOAL := help
+.PHONY: help run test test-long lint format demo bench zipapp docs clean python
+
+VENV   := .venv
+PY     := $(VENV)/bin/python
+PIP    := $(PY) -m pip --disable-pip-version-check install -q -c requirements.lock
+# The first interpreter that is new enough (pylb needs 3.11 to 3.13).
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && echo $$p && break; done)
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
+
+run: $(VENV)/.run ## start pylb here and now: webhook on 9000, admin on 8404, no config, no root
+	@exec $(VENV)/bin/pylb run $(ARGS)
+
+demo: $(VENV)/.run ## watch a node move under load, on loopback
+	@exec $(VENV)/bin/pylb demo
+
+test: lint ## everything; long cases scaled down
+	$(PY) -m coverage run -m pytest tests/core -q
+	$(PY) -m coverage report
+	$(PY) -m pytest tests --ignore=tests/core -q
+
+test-long: lint ## everything, with the full figures
+	$(PY) -m coverage run -m pytest tests/core -q --long
+	$(PY) -m coverage report
+	$(PY) -m pytest tests --ignore=tests/core -q --long
+
+lint: $(VENV)/.dev ## style, types, the layers as import contracts
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports --no-cache
+
+format: $(VENV)/.dev ## put the code into the house's layout
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+bench: $(VENV)/.dev ## direct, pylb, haproxy and nginx in one interleaved run (ARGS="--help" for more)
+	$(PY) -m bench $(ARGS)
+
+zipapp: $(VENV)/.run ## the phone-home as one file: dist/phonehome.pyz
+	$(PY) deploy/zipapp.py
+
+docs: $(VENV)/.dev ## write the generated parts of docs/ and deploy/ anew
+	$(PY) -m pylb.config > docs/config.md
+	$(PY) deploy/kubernetes/make_configmap.py
+
+clean: ## remove the virtual environment and caches
+	rm -rf $(VENV) dist .coverage .hypothesis .pytest_cache .mypy_cache .ruff_cache
+
+python:
+	@test -n "$(PYTHON)" || { echo "pylb needs Python 3.11, 3.12 or 3.13 and found none on PATH."; \
+	  echo "Debian 12, Ubuntu 24.04 or newer: sudo apt install python3 python3-venv"; \
+	  echo "Another interpreter: make run PYTHON=/path/to/python3.12"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "$(PYTHON) has no venv module."; \
+	  echo "Debian or Ubuntu: sudo apt install python3-venv"; exit 1; }
+
+$(PY): | python
+	@echo "making $(VENV) with $$($(PYTHON) --version)"
+	@$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.run: pyproject.toml requirements.lock | $(PY)
+	@echo "installing pylb into $(VENV)"
+	@$(PIP) -e . && touch $@
+
+$(VENV)/.dev: pyproject.toml requirements.lock | $(PY)
+	@echo "installing pylb and its tools into $(VENV)"
+	@$(PIP) -e '.[dev]' && touch $@ $(VENV)/.run
