@@ -46,7 +46,7 @@ zipapp: $(VENV)/.run ## the phone-home as one file: dist/phonehome.pyz
 	$(PY) deploy/zipapp.py
 
 docs: $(VENV)/.dev ## write the generated parts of docs/ and deploy/ anew
-	$(PY) -m pylb.config > docs/config.md
+	$(PY) docs/generate.py
 	$(PY) deploy/kubernetes/make_configmap.py
 
 clean: ## remove the virtual environment and caches

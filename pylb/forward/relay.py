@@ -128,11 +128,12 @@ class Relay:
             try:
                 count = os.splice(source.fd, pipe.write_fd, SIZE, flags=SPLICE_F_MOVE | SPLICE_F_NONBLOCK)
             except BlockingIOError:
-                return WAIT  # the pipe is empty here (see below), so it is the source that has nothing
+                # The pipe is empty here (see below), so it is the source that has nothing, or has an urgent byte next.
+                return self._back_to_recv(source) if source.read_on else WAIT
             except OSError:
                 return SOURCE_RESET
             if not count:
-                return SOURCE_RESET if source.broken else FIN
+                return self._back_to_recv(source)
             pipe.count += count
             source.received += count
             outcome = self._drain(source, destination)
@@ -140,12 +141,18 @@ class Relay:
                 return outcome
             short = short + 1 if count < SHORT_SPLICE else 0
             if short > 2:
-                self.release(source)
-                source.full_reads = 0
-                return AGAIN  # go on by recv: it finds out whether there is more
+                return self._back_to_recv(source)
             budget -= count
             if budget <= 0:
                 return AGAIN
+
+    def _back_to_recv(self, source: Half) -> int:
+        """recv finds out whether there is more. Only it can: splice never passes an urgent byte, it says EAGAIN before one, and 0
+        once a FIN is behind it (tcp_read_sock and tcp_splice_read; measured). The pipe is empty.
+        """
+        self.release(source)
+        source.full_reads = 0
+        return AGAIN
 
     def _drain(self, source: Half, destination: Half) -> int:
         """All that is in the pipe, not what the last read brought. Afterwards the pipe is empty or `destination` blocked."""

@@ -1,0 +1,400 @@
+"""The composition root: builds the parts, starts them in order, stops them in reverse.
+
+Start: messages → the HTTP sockets (bound, so that a taken port ends the start before anything is touched) → engine and
+registry (the snapshot's ports serve from here on) → control socket, webhook, admin, metrics → leases run.
+Stop: no new sessions → doors closed → live sessions get timeouts.shutdown, then a reset → last snapshot → logs flushed.
+"""
+
+import asyncio
+import gc
+import logging
+import signal
+import socket
+import ssl
+import sys
+import time
+from collections.abc import Callable, Coroutine, Mapping
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import uvloop
+
+from pylb.config import Config, ConfigErrors, first_run_token
+from pylb.config.models import WebhookListener
+from pylb.control.events import Event
+from pylb.control.registry import Registry
+from pylb.control.store import StateLocked, Store
+from pylb.core.address import Listen
+from pylb.core.auth import Keyring
+from pylb.core.errors import Code, Refused
+from pylb.core.policy import Rules
+from pylb.core.session import SessionRecord
+from pylb.core.table import Diff, Server
+from pylb.forward.engine import Engine, connection_limit, pipe_limit
+from pylb.forward.timers import TICK
+from pylb.machine import RESOLVE_SECONDS, local_addresses, raise_descriptor_limit, resolve
+from pylb.observe.connlog import connection_log
+from pylb.observe.lines import LineWriter
+from pylb.observe.messages import install
+from pylb.observe.metrics import Metrics
+from pylb.startup import ConfigSource, banner, generated_secret
+from pylb.verbs import verbs
+from pylb.web.admin import Admin
+from pylb.web.certificate import Certificate, self_signed
+from pylb.web.listener import bind
+from pylb.web.server import HttpServer
+from pylb.web.socket import ControlSocket
+from pylb.web.webhook import Webhook
+
+log = logging.getLogger("pylb")
+
+LOG_FLUSH = 2.0  # seconds for the last lines at the end
+# With the heap of the start frozen and sessions that leave no cycles, collections find nothing: they may be rare.
+GC_THRESHOLDS = (50_000, 20, 100)
+_LEVELS = {True: logging.WARNING, False: logging.INFO}  # of an event, by its alarm
+
+
+class CannotStart(Exception):  # noqa: N818 - a condition, told to the operator in one line
+    """The text says what, where, and what to do."""
+
+
+def run(path: Path | None, environ: Mapping[str, str]) -> None:
+    """`pylb run`: serves until SIGTERM or SIGINT. Raises CannotStart or ConfigErrors.
+
+    A broken file is no reason to be down: what was in force when pylb last ran with it is used, loudly.
+    """
+    source, complaint = ConfigSource(path, environ), ""
+    try:
+        config = source.load()
+    except ConfigErrors as errors:
+        kept = source.last_good()
+        if kept is None:
+            raise
+        config, complaint = kept, str(errors)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(App(source, config, complaint).serve())
+
+
+class Hooks:
+    """The engine's observer: never raises into a session, and works before the registry exists."""
+
+    def __init__(self, connlog: LineWriter[SessionRecord]) -> None:
+        self.session_ended: Callable[[SessionRecord], None] = connlog.put
+        self.registry: Registry | None = None
+
+    def connect_ended(self, listen: Listen, server: Server, failure: str | None) -> None:
+        if self.registry is not None:
+            self.registry.connect_ended(listen, server, failure)
+
+
+class App:
+    """One running pylb. `complaint`: why `config` is the last good one and not the file's."""
+
+    def __init__(self, source: ConfigSource, config: Config, complaint: str = "") -> None:
+        self._source = source
+        self._config = config
+        self._complaint = complaint
+        self._reloaded = not complaint  # did the last reading of the config succeed?
+        self._secret: str | None = None  # the generated token's, where no token is configured
+        self._keyring = Keyring(())
+        self._certificates: list[Certificate] = []
+        self._lag = 0.0  # seconds the last tick came late
+        self._stop = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def serve(self) -> None:
+        """Everything from the first socket to the last line. Raises CannotStart."""
+        async with AsyncExitStack() as stack:
+            await self._start(stack)
+            await self._stop.wait()
+
+    # ------------------------------------------------------------ start
+
+    async def _start(self, stack: AsyncExitStack) -> None:
+        config = self._config
+        messages = install(config.log.format, config.log.level)
+        stack.callback(messages.lines.close, LOG_FLUSH)
+        sockets = self._bind_all(stack)
+        self._make_state_dir()
+        self._keyring = self._make_keyring(config)
+        connlog = connection_log(sys.stdout.fileno(), config.log.format)
+        stack.callback(connlog.close, LOG_FLUSH)
+        limit = self._make_engine(stack, connlog)
+        await self._make_registry(stack)
+        self._drive_engine(stack)
+        stack.push_async_callback(self._drain)
+        await self._open_doors(stack, sockets, lambda: connlog.dropped + messages.lines.dropped)
+        self._registry.webhook_is_up()
+        stack.callback(self._registry.webhook_is_down)
+        self._follow(self._registry.run())
+        self._heed_signals()
+        self._greet(limit)
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(*GC_THRESHOLDS)
+
+    def _bind_all(self, stack: AsyncExitStack) -> list[socket.socket]:
+        """The webhook's, the admin's and the metrics' sockets. Only these end the start when they cannot be bound."""
+        config = self._config
+        places = [*(("webhook", one.listen) for one in config.webhook), ("admin", config.admin.listen)]
+        if config.metrics.listen is not None:
+            places.append(("metrics", config.metrics.listen))
+        found = []
+        for what, listen in places:
+            try:
+                sock = bind(listen)
+            except OSError as error:
+                raise CannotStart(
+                    f"the {what} address {listen} cannot be bound: {error.strerror}. Is another pylb or HAProxy running? "
+                    f"Free it, or set {what}.listen in the config."
+                ) from None
+            stack.callback(sock.close)
+            found.append(sock)
+        return found
+
+    def _make_state_dir(self) -> None:
+        try:
+            self._config.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            log.error("the state directory %s cannot be made: %s", self._config.state_dir, error.strerror)
+
+    def _make_keyring(self, config: Config) -> Keyring:
+        """The configured tokens; with none, the generated one. Raises CannotStart."""
+        if config.tokens:
+            self._secret = None
+            return config.keyring()
+        try:
+            self._secret = generated_secret(config.state_dir)
+        except OSError as error:
+            raise CannotStart(
+                f"no token is configured and none can be kept in {config.state_dir}: {error.strerror}. "
+                "Make the directory writable, set state_dir, or configure tokens."
+            ) from None
+        return config.keyring(first_run_token(self._secret, config.reserved_ports))
+
+    def _make_engine(self, stack: AsyncExitStack, connlog: LineWriter[SessionRecord]) -> int:
+        """Returns the connection limit."""
+        nofile = raise_descriptor_limit()
+        limit = connection_limit(nofile)
+        self._hooks = Hooks(connlog)
+        self._engine = Engine(observer=self._hooks, max_connections=limit, max_pipes=pipe_limit(nofile), on_fault=_log_fault)
+        stack.callback(self._engine.close)
+        return limit
+
+    async def _make_registry(self, stack: AsyncExitStack) -> None:
+        config = self._config
+        self._registry = Registry(
+            rules=await _rules(config),
+            keyring=self._keyring,
+            sink=self._engine,
+            store=Store(config.state_dir),
+            on_event=_log_event,
+        )
+        try:
+            await self._registry.start()
+        except StateLocked as locked:
+            raise CannotStart(str(locked)) from None
+        stack.push_async_callback(self._registry.stop)
+        self._hooks.registry = self._registry
+
+    def _drive_engine(self, stack: AsyncExitStack) -> None:
+        """The engine's one descriptor and its tick, in the loop."""
+        loop, engine = asyncio.get_running_loop(), self._engine
+
+        def ready() -> None:
+            if engine.on_ready():
+                loop.call_soon(ready)
+
+        timer: asyncio.TimerHandle | None = None
+        due = loop.time()
+
+        def tick() -> None:
+            nonlocal timer, due
+            now = loop.time()
+            self._lag = max(0.0, now - due)
+            due = now + TICK
+            timer = loop.call_later(TICK, tick)
+            engine.tick(time.monotonic())
+
+        tick()
+        loop.add_reader(engine.fileno(), ready)
+        stack.callback(lambda: timer.cancel() if timer is not None else None)
+        stack.callback(loop.remove_reader, engine.fileno())
+
+    async def _open_doors(self, stack: AsyncExitStack, sockets: list[socket.socket], dropped: Callable[[], int]) -> None:
+        config, registry = self._config, self._registry
+        metrics = Metrics(
+            counters=self._engine.counters,
+            registry=registry,
+            lines_dropped=dropped,
+            loop_lag=lambda: self._lag,
+            reloaded=lambda: self._reloaded,
+            certificate_expires_at=lambda: min((one.expires_at for one in self._certificates), default=None),
+        )
+        hosts = [name for name in (config.advertise, *config.public_addresses) if name]
+        admin = Admin(registry, self._engine.counters, metrics.render, hosts)
+        self._webhook = Webhook(registry, lambda: self._keyring, trusted_proxies=config.trusted_proxies)
+        servers = [
+            HttpServer(sock, self._webhook.handler(legacy=one.legacy), tls=self._tls(one))
+            for sock, one in zip(sockets, config.webhook, strict=False)
+        ]
+        servers.append(HttpServer(sockets[len(config.webhook)], admin.handler()))
+        if config.metrics.listen is not None:
+            servers.append(HttpServer(sockets[-1], admin.metrics_handler(config.metrics.allow)))
+        control = ControlSocket(config.state_dir / "control.sock", verbs(registry, self._reload))
+        try:
+            await control.start()
+            stack.push_async_callback(control.stop)
+        except OSError as error:
+            log.error("no control socket (pylb routes, release and import will not work): %s", error)
+        for server in servers:
+            server.start()
+            stack.push_async_callback(server.stop)
+
+    def _tls(self, listener: WebhookListener) -> ssl.SSLContext | None:
+        """The listener's TLS context, or None for plain HTTP. Raises CannotStart."""
+        tls = listener.tls
+        if tls is None:
+            return None
+        config = self._config
+        try:
+            if tls.self_signed:
+                names = [name for name in (config.advertise, *config.public_addresses, *sorted(local_addresses())) if name]
+                certificate = self_signed(config.state_dir / "tls", [*names, "localhost", "127.0.0.1", "::1"])
+            elif tls.certificate is not None and tls.key is not None:
+                certificate = Certificate(tls.certificate, tls.key)
+            else:
+                return None
+        except (OSError, ValueError) as error:
+            raise CannotStart(f"the webhook's certificate cannot be used: {error}") from None
+        self._certificates.append(certificate)
+        return certificate.context
+
+    def _greet(self, limit: int) -> None:
+        config = self._config
+        for warning in config.warnings:
+            log.warning("%s", warning)
+        if self._complaint:
+            log.error("the config is broken, the last good one is in force. %s", self._complaint)
+        else:
+            self._keep_config()
+        restored = len(self._registry.table.frontends)
+        terminal = sys.stdout.isatty()
+        text = banner(config, limit=limit, restored=restored, secret=self._secret, terminal=terminal)
+        print(text, file=sys.stdout if terminal else sys.stderr, flush=True)
+
+    # ------------------------------------------------------------ while it runs
+
+    def _heed_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._on_stop_signal)
+        loop.add_signal_handler(signal.SIGHUP, lambda: self._follow(self._reload_and_say()))
+
+    def _on_stop_signal(self) -> None:
+        if self._stop.is_set():  # the second one: now
+            log.warning("stopping at once")
+            self._engine.drain(time.monotonic())
+            return
+        log.info("stopping: live sessions have %.1f s", self._config.defaults.timeouts.shutdown)
+        self._stop.set()
+
+    def _follow(self, coroutine: Coroutine[object, object, None]) -> None:
+        """A task of our own: kept, and its failure ends pylb rather than passing unseen."""
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._task_ended)
+
+    def _task_ended(self, task: "asyncio.Task[None]") -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.critical("pylb ends: a part of it failed", exc_info=error)
+            self._stop.set()
+
+    async def _reload_and_say(self) -> None:
+        try:
+            await self._reload()
+        except (ConfigErrors, Refused) as error:
+            log.error("reload refused, everything stays as it is. %s", error)
+
+    async def _reload(self) -> Diff:
+        """Read the config again: all or nothing. Raises ConfigErrors or Refused."""
+        self._reloaded = False
+        config = self._source.load()
+        _same_listeners(self._config, config)
+        keyring = self._make_keyring(config)
+        change = await self._registry.reload(await _rules(config), keyring)
+        self._config, self._keyring = config, keyring
+        self._webhook.trusted_proxies = config.trusted_proxies
+        for certificate in self._certificates:
+            _reload_certificate(certificate)
+        self._reloaded = True
+        self._keep_config()
+        log.info("reloaded: %s", _in_words(change))
+        return change
+
+    def _keep_config(self) -> None:
+        try:
+            self._source.keep(self._config)
+        except OSError as error:
+            log.warning("the config could not be remembered for a start with a broken one: %s", error)
+
+    # ------------------------------------------------------------ stop
+
+    async def _drain(self) -> None:
+        """The doors are closed. Live sessions have timeouts.shutdown; a second signal cuts that short."""
+        engine = self._engine
+        engine.drain(time.monotonic() + self._config.defaults.timeouts.shutdown)
+        while engine.counters.open_sessions:  # noqa: ASYNC110 - a few looks a second, once in a process's life
+            await asyncio.sleep(TICK / 2)
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+async def _rules(config: Config) -> Rules:
+    """With the addresses of this machine, for the check against loops. A name that does not resolve just now adds none."""
+    own = local_addresses()
+    if config.advertise is not None:
+        try:
+            async with asyncio.timeout(RESOLVE_SECONDS):
+                own |= await asyncio.to_thread(resolve, config.advertise)
+        except TimeoutError:
+            log.warning("advertise: %s did not resolve within %.0f s", config.advertise, RESOLVE_SECONDS)
+    return config.rules(own)
+
+
+def _same_listeners(old: Config, new: Config) -> None:
+    """What a reload cannot change is refused, not ignored. Raises Refused."""
+    fixed = ("webhook", "admin", "metrics", "state_dir", "workers", "log")
+    changed = [key for key in fixed if getattr(old, key) != getattr(new, key)]
+    if changed:
+        raise Refused(
+            Code.INVALID,
+            f"{', '.join(changed)} cannot change while pylb runs",
+            "restart it: the ports come back by themselves",
+        )
+
+
+def _reload_certificate(certificate: Certificate) -> None:
+    try:
+        certificate.reload()
+    except (OSError, ValueError) as error:
+        log.error("%s: the new certificate cannot be used, the old one goes on: %s", certificate.path, error)
+
+
+def _in_words(change: Diff) -> str:
+    parts = [
+        f"opened {', '.join(str(one.listen) for one in change.opened)}" if change.opened else "",
+        f"closed {', '.join(str(one.listen) for one in change.closed)}" if change.closed else "",
+        f"changed {', '.join(str(new.listen) for _, new in change.changed)}" if change.changed else "",
+    ]
+    return "; ".join(filter(None, parts)) or "nothing in the table changed"
+
+
+def _log_event(event: Event) -> None:
+    log.log(_LEVELS[event.alarm], "%s", event.text)
+
+
+def _log_fault(error: Exception) -> None:
+    log.error("a session ended by a fault of pylb (code I)", exc_info=error)

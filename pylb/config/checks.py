@@ -1,0 +1,153 @@
+"""What no single value shows: ports taken twice, tokens alike, loops, plain HTTP on the open network."""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from pylb.config import models as m
+from pylb.config import values as v
+from pylb.config.parts import Finding, Part, Parts
+from pylb.config.yamlplace import Loc
+from pylb.core.address import ANY, Address, Listen, is_loopback
+
+
+def findings(parts: Parts) -> Iterator[Finding]:
+    """Errors and warnings that need no file but the config itself."""
+    for listener in parts.webhook:
+        yield from _webhook(listener)
+    yield from _faces(parts)
+    yield from _tokens(parts)
+    yield from _same_names(parts, "tokens", parts.tokens)
+    yield from _same_names(parts, "frontends", parts.frontends)
+    yield from _taken_ports(parts)
+    for frontend in parts.frontends:
+        yield from _frontend(frontend)
+    yield from _loops(parts)
+
+
+def _webhook(part: Part[m.WebhookListener]) -> Iterator[Finding]:
+    listener = part.entry
+    if part.broken & {"tls", "insecure"}:
+        return
+    if listener.tls is not None and listener.insecure:
+        yield Finding(part.at("insecure"), "insecure: true contradicts tls", "remove one of them")
+    elif listener.tls is None and listener.insecure and not _on_loopback(listener.listen):
+        message = f"plain HTTP on {listener.listen} shows every token to whoever is on the way"
+        yield Finding(part.at("listen"), message, "webhook: {listen: ADDRESS:PORT, tls: self-signed}", "warning")
+    elif listener.tls is None and not _on_loopback(listener.listen):
+        hint = "tls: self-signed, or listen on 127.0.0.1, or insecure: true for old containers without TLS"
+        yield Finding(part.at("listen"), f"{listener.listen} is reachable from outside and has no tls", hint)
+
+
+def _faces(parts: Parts) -> Iterator[Finding]:
+    if parts.admin is not None and not _on_loopback(parts.admin.listen):
+        message = f"whoever reaches {parts.admin.listen} can read all routes and sessions"
+        yield Finding(("admin", "listen"), message, "127.0.0.1:8404; metrics.listen is for a Prometheus elsewhere", "warning")
+    if (metrics := parts.metrics) is not None:
+        if metrics.listen is None and metrics.allow:
+            yield Finding(("metrics", "allow"), "metrics.allow without metrics.listen has no effect", 'listen: "*:9404"')
+        elif metrics.listen is not None and not metrics.allow:
+            hint = 'allow: ["192.0.2.3/32"]'
+            yield Finding(("metrics", "listen"), f"nobody may read {metrics.listen}/metrics: allow is empty", hint, "warning")
+    if (leases := parts.leases) is not None and leases.min_ttl > leases.max_ttl:
+        yield Finding(("leases", "min_ttl"), "min_ttl is longer than max_ttl", f"{v.duration_text(leases.max_ttl)} or less")
+
+
+def _tokens(parts: Parts) -> Iterator[Finding]:
+    for part in parts.tokens:
+        entry = part.entry
+        if not entry.ports:
+            yield Finding(part.at("ports"), f"token {entry.name!r} may open no port", "ports: [443]")
+        if part.broken & {"secret", "secret_file"}:
+            continue
+        if (entry.secret is None) == (entry.secret_file is None):
+            what = "neither" if entry.secret is None else "both"
+            message = f"token {entry.name!r} has {what} of secret_file and secret"
+            yield Finding(part.at(), message, "exactly one; secret_file is better")
+        elif entry.secret is not None:
+            hint = "secret_file: FILE keeps it out of backups and screens"
+            yield Finding(part.at("secret"), f"the secret of token {entry.name!r} stands in the config", hint, "warning")
+
+
+def _same_names(
+    parts: Parts, what: str, entries: Sequence[Part[m.TokenEntry]] | Sequence[Part[m.FrontendEntry]]
+) -> Iterator[Finding]:
+    names: dict[str, Loc | None] = {}
+    for part in entries:
+        name, at = part.entry.name, part.at("name")
+        first = names.setdefault(name, at)
+        if first != at:
+            yield Finding(at, f"two {what} are called {name!r}", f"the first is at {parts.where(first)}")
+
+
+@dataclass(frozen=True, slots=True)
+class _Taker:
+    what: str
+    loc: Loc | None  # None: by default, written nowhere
+    listen: Listen
+
+
+def _takers(parts: Parts) -> Iterator[_Taker]:
+    for webhook in parts.webhook:
+        yield _Taker("pylb's webhook", webhook.at("listen"), webhook.entry.listen)
+    for what, face in (("admin", parts.admin), ("metrics", parts.metrics)):
+        if face is not None and face.listen is not None:
+            written = "listen" in face.model_fields_set
+            yield _Taker(f"pylb's {what}", (what, "listen") if written else None, face.listen)
+    for frontend in parts.frontends:
+        yield _Taker(f"frontend {frontend.entry.name!r}", frontend.at("listen"), frontend.entry.listen)
+
+
+def _taken_ports(parts: Parts) -> Iterator[Finding]:
+    """What the kernel would not let stand side by side, reported at the later one of the file with the first it meets."""
+    by_port: defaultdict[int, list[_Taker]] = defaultdict(list)
+    for taker in sorted(_takers(parts), key=lambda taker: parts.place(taker.loc)):
+        before = by_port[taker.listen.port]
+        first = next((other for other in before if clash(other.listen, taker.listen)), None)
+        if first is not None:
+            message = f"{taker.what} cannot listen on {taker.listen}: {first.what} does on {first.listen}"
+            yield Finding(taker.loc, message, f"see {parts.where(first.loc)}")
+        before.append(taker)
+
+
+def clash(a: Listen, b: Listen) -> bool:
+    """`Listen.overlaps`, and the wildcards of one family: 0.0.0.0 takes every IPv4 address, :: every IPv6 one."""
+    if a.overlaps(b) or (a.protocol, a.port) != (b.protocol, b.port):
+        return a.overlaps(b)
+    same_family = (":" in a.ip) == (":" in b.ip)
+    return same_family and bool({"0.0.0.0", "::"} & {a.ip, b.ip})
+
+
+def _frontend(part: Part[m.FrontendEntry]) -> Iterator[Finding]:
+    entry = part.entry
+    for key in ("shutdown", "upgrade"):
+        if key in entry.timeouts.model_fields_set:
+            message = f"timeouts.{key} belongs to the process, not to a frontend"
+            yield Finding(part.at("timeouts", key), message, "move it to defaults")
+    seen: set[Address] = set()
+    for index, server in enumerate(entry.servers):
+        if server.address in seen:
+            yield Finding(part.at("servers", index, "address"), f"{server.address} is in frontend {entry.name!r} twice")
+        seen.add(server.address)
+
+
+def _loops(parts: Parts) -> Iterator[Finding]:
+    """A server that is one of the frontends again would feed sessions to itself until no fd is left."""
+    by_port: defaultdict[int, list[m.FrontendEntry]] = defaultdict(list)
+    for part in parts.frontends:
+        by_port[part.entry.listen.port].append(part.entry)
+    for part in parts.frontends:
+        for index, server in enumerate(part.entry.servers):
+            looped = next((e for e in by_port[server.address.port] if _reaches(server.address.ip, e.listen, parts)), None)
+            if looped is not None:
+                message = f"{server.address} is frontend {looped.name!r} of pylb itself: a loop"
+                yield Finding(part.at("servers", index, "address"), message)
+
+
+def _reaches(ip: str, listen: Listen, parts: Parts) -> bool:
+    local = ip in parts.public_addresses or is_loopback(ip)
+    return listen.ip == ip or (local and listen.ip in (ANY, "::" if ":" in ip else "0.0.0.0"))
+
+
+def _on_loopback(listen: Listen) -> bool:
+    return listen.ip != ANY and is_loopback(listen.ip)

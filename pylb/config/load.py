@@ -1,0 +1,95 @@
+"""From a file to a `Config`, or to every mistake in it at once."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+
+from pydantic import ValidationError
+
+from pylb.config.checks import findings
+from pylb.config.explain import explain
+from pylb.config.files import secrets, unreadable
+from pylb.config.parts import Finding, Parts, readable_parts
+from pylb.config.problems import ConfigErrors, Place, Problem
+from pylb.config.root import Config
+from pylb.config.yamlplace import MAX_CHARACTERS, Document, read
+
+DEFAULTS = "embedded defaults"
+
+
+def load(path: Path | None, environ: Mapping[str, str], *, text: str | None = None) -> Config:
+    """The config of a file (YAML or JSON), secrets included; without a file the defaults.
+
+    `environ` is asked for STATE_DIRECTORY and HOME only. `text` is read in place of what the file holds now, as for the
+    last good one; places and relative paths are the file's. Raises ConfigErrors.
+    """
+    if path is None:
+        return parse("", DEFAULTS, environ)
+    return _parse(_read_text(path) if text is None else text, str(path), environ, read_files=True)
+
+
+def parse(text: str, filename: str, environ: Mapping[str, str] = MappingProxyType({})) -> Config:
+    """As `load`, but opens no file: `keyring()` of the answer knows inline secrets only. Raises ConfigErrors."""
+    return _parse(text, filename, environ, read_files=False)
+
+
+def default_state_dir(environ: Mapping[str, str]) -> Path:
+    """systemd's StateDirectory= (a colon list, systemd.exec(5)), else below the home directory (XDG base directories)."""
+    if first := environ.get("STATE_DIRECTORY", "").split(":")[0]:
+        return Path(first)
+    home = environ.get("HOME", "")
+    return Path(home) / ".local/state/pylb" if home.startswith("/") else Path("/var/lib/pylb")
+
+
+def _parse(text: str, filename: str, environ: Mapping[str, str], *, read_files: bool) -> Config:
+    document = read(text, filename)
+    problems = document.problems
+    if document.data is None:
+        document.data = {}
+    if not isinstance(document.data, dict):
+        problems.append(Problem(filename, Place(1, 1), "the file is not a mapping of keys to values", "key: value"))
+        document.data = {}
+    base = Path(filename).absolute().parent
+    config = None
+    try:
+        config = Config.model_validate(_with_state_dir(document, environ), context=base)
+    except ValidationError as error:
+        problems += explain(error, document, Config)
+    parts = readable_parts(document, base)
+    if config is not None:
+        parts.public_addresses = frozenset(config.public_addresses)
+    found_secrets, about_secrets = secrets(parts, read_files=read_files)
+    about = [*findings(parts), *about_secrets, *(unreadable(parts) if read_files else ())]
+    noted = _placed(about, parts)
+    problems += [problem for problem in noted if problem.severity == "error"]
+    if problems or config is None:
+        raise ConfigErrors(problems)
+    warnings = sorted((problem for problem in noted if problem.severity == "warning"), key=lambda problem: problem.place)
+    return config.completed(found_secrets, warnings)
+
+
+def _with_state_dir(document: Document, environ: Mapping[str, str]) -> dict[str, object]:
+    data = dict(document.data) if isinstance(document.data, dict) else {}
+    if data.get("state_dir") is None:
+        data["state_dir"] = str(default_state_dir(environ))
+    return dict(data)
+
+
+def _placed(about: Iterable[Finding], parts: Parts) -> list[Problem]:
+    name = parts.document.filename
+    return [Problem(name, parts.place(found.loc), found.message, found.hint, found.severity) for found in about]
+
+
+def _read_text(path: Path) -> str:
+    """Raises ConfigErrors for what cannot be read or is not UTF-8."""
+    try:
+        with path.open("rb") as file:
+            raw = file.read(4 * MAX_CHARACTERS + 1)
+    except OSError as error:
+        raise ConfigErrors([Problem(str(path), Place(), f"cannot be read: {error.strerror}")]) from None
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        col = error.start - (raw.rfind(b"\n", 0, error.start) + 1) + 1
+        raise ConfigErrors([Problem(str(path), Place(line, col), "this byte is not UTF-8")]) from None

@@ -1,0 +1,202 @@
+"""The keys of pylb.yaml: names, types, defaults and meanings. The reference in docs/ is generated from here.
+
+A key that is not in force in this version is refused: `reserved` names the ones that later versions have, the types in
+`values` refuse the values. The defaults of policies are those of `pylb.core.policy`.
+"""
+
+from dataclasses import replace
+from typing import Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from pylb.config import values as v
+from pylb.config.problems import wrong
+from pylb.core import policy as core
+from pylb.core.address import Listen
+from pylb.core.auth import ANYWHERE, NODE_PORTS
+
+LATER = "not available in this version yet"
+_TIMEOUTS, _HEALTH, _LEASES = core.Timeouts(), core.HealthPolicy(), core.LeaseBounds()
+
+
+class Section(BaseModel):
+    """A mapping of the file. Unknown keys are errors; an empty value counts as not written where a section stands."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
+    reserved: ClassVar[dict[str, str]] = {}  # key -> why it is refused
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_empty_sections(cls, data: Any) -> Any:
+        """`frontends:` with every line below it commented out is no mistake; `sources:` left empty may be a grave one."""
+        if not isinstance(data, dict):
+            return data
+        return {key: value for key, value in data.items() if value is not None or not cls._may_be_empty(key)}
+
+    @classmethod
+    def _may_be_empty(cls, key: str) -> bool:
+        known = cls.model_fields.get(key)
+        return known is not None and known.default_factory is not None
+
+
+class Tls(Section):
+    """`self-signed`, or the certificate and key to use."""
+
+    self_signed: bool = Field(False, exclude=True)  # from the short form, never a key
+    certificate: v.FilePath | None = Field(None, description="PEM file: the certificate and its chain")
+    key: v.FilePath | None = Field(None, description="PEM file: its private key")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_form(cls, data: Any) -> Any:
+        if data == "self-signed":
+            return {"self_signed": True}
+        if isinstance(data, dict) and "self_signed" not in data and {"certificate", "key"} <= data.keys():
+            return data
+        raise wrong(f"{v.show(data)} is not a TLS setting", "self-signed, or {certificate: FILE, key: FILE}")
+
+
+class WebhookListener(Section):
+    reserved: ClassVar[dict[str, str]] = {"limits": LATER}
+    listen: v.ListenAt = Field(description="where phone-homes call")
+    tls: Tls | None = Field(
+        None, description="`self-signed`, or `{certificate: FILE, key: FILE}`; without it: loopback, or `insecure: true`"
+    )
+    insecure: v.Flag = Field(False, description="plain HTTP beyond loopback, for old containers; tokens can be read on the way")
+    legacy: v.Flag = Field(True, description="serve `POST /hooks/update-haproxy` too")
+
+
+class Admin(Section):
+    listen: v.ListenAt = Field(
+        Listen("tcp", "127.0.0.1", 8404), description="status, `/metrics`, `/livez`, `/readyz`, `/v1/…`; read-only"
+    )
+
+
+class Metrics(Section):
+    listen: v.ListenAt | None = Field(None, description="a second listener with only `/metrics`, `/livez`, `/readyz`")
+    allow: v.Networks = Field((), description="who may read there; empty: nobody")
+
+
+class Log(Section):
+    reserved: ClassVar[dict[str, str]] = dict.fromkeys(("target", "sample", "dontlognull"), LATER)
+    format: Literal["tcplog", "json"] = Field("tcplog", description="one line per session, as HAProxy's tcplog or JSON")
+    level: Literal["debug", "info", "warning", "error"] = Field("info", description="of pylb's own messages")
+
+
+class Leases(Section):
+    min_ttl: v.LongerThanZero = Field(_LEASES.min_ttl, description="a shorter TTL asked for becomes this")
+    max_ttl: v.LongerThanZero = Field(_LEASES.max_ttl, description="a longer one becomes this")
+    keep_stale: v.Duration = Field(
+        _LEASES.keep_stale, description="how long a registration whose lease ended stays as the last resort"
+    )
+
+
+class TokenEntry(Section):
+    name: v.Name = Field(description="who it is; part of a registration's identity")
+    secret: v.Secret | None = Field(None, repr=False, description="the token itself; warns: better in a file of its own")
+    secret_file: v.FilePath | None = Field(None, description="file that holds it; a newline at its end is ignored")
+    allow_weak: v.Flag = Field(
+        False, description="accept fewer than 22 characters; such a token works on the legacy route only"
+    )
+    takeover: v.Flag = Field(False, description="may take ports that another token or name owns")
+    names: v.Names | None = Field(None, description="names it may register; default: its own name; `*` for any")
+    ports: v.PortRanges = Field(description="frontend ports it may open")
+    targets: v.Networks = Field((), description="addresses it may name; default: none, only the address it calls from")
+    target_ports: v.PortRanges = Field(NODE_PORTS.ranges, description="server ports it may name; default: NodePorts")
+    sources: v.Networks = Field(ANYWHERE, description="who may call with it")
+
+
+class TimeoutsSection(Section):
+    reserved: ClassVar[dict[str, str]] = {"queue": LATER}
+    connect: v.LongerThanZero = Field(_TIMEOUTS.connect, description="to reach a server, then the next one is tried")
+    idle: v.LongerThanZero = Field(_TIMEOUTS.idle, description="a session without a byte either way ends")
+    half_close: v.Duration = Field(_TIMEOUTS.half_close, description="without a byte after one side has ended its stream")
+    flush: v.Duration = Field(_TIMEOUTS.flush, description="to deliver what was received before a reset")
+    drain: v.Duration = Field(_TIMEOUTS.drain, description="for live sessions of a frontend that was closed")
+    shutdown: v.Duration = Field(_TIMEOUTS.shutdown, description="for live sessions at SIGTERM; only under `defaults`")
+    upgrade: v.UpgradeTimeout = Field(
+        _TIMEOUTS.upgrade, description="for live sessions in an old worker; only the default, only under `defaults`"
+    )
+
+
+class HealthSection(Section):
+    mode: Literal["passive", "active", "none"] = Field(
+        _HEALTH.mode.value, description="`passive` probes servers that are out, `active` all of them"
+    )
+    check: v.Check = Field("tcp", description="what a probe is: a connect")
+    interval: v.ProbeInterval = Field(_HEALTH.interval, description="between probes; doubles to 30s while a server is out")
+    rise: v.SmallCount = Field(_HEALTH.rise, description="answers in a row that bring a server back")
+    fall: v.SmallCount = Field(_HEALTH.fall, description="failed connects in a row that take it out")
+
+
+class ProxyProtocolSection(Section):
+    send: Literal["none", "v1", "v2"] = Field("none", description="the PROXY header that servers get")
+    accept_from: v.AcceptFrom = Field((), description="whose PROXY headers are believed; none in this version")
+
+
+class PolicySection(Section):
+    """What `defaults` and a frontend have in common."""
+
+    reserved: ClassVar[dict[str, str]] = dict.fromkeys(
+        ("max_queue", "access", "limits", "source_addresses", "freebind", "on_down"), LATER
+    )
+    balance: v.BalanceName = Field(core.Balance.LEASTCONN, description="how a server is chosen")
+    timeouts: TimeoutsSection = Field(default_factory=TimeoutsSection)
+    retries: v.Retries = Field(3, description="other servers tried when one does not answer")
+    max_connections: v.Connections = Field(0, description="sessions at once; 0: only the process's limit, from its fd limit")
+    health: HealthSection = Field(default_factory=HealthSection)
+    proxy_protocol: ProxyProtocolSection = Field(default_factory=ProxyProtocolSection)
+
+    def policy(self, base: core.Policy) -> core.Policy:
+        """`base` with the lines that are written here on top, key by key."""
+        written = self.model_fields_set
+        plain = {key: getattr(self, key) for key in ("balance", "retries", "max_connections") if key in written}
+        timeouts = {key: getattr(self.timeouts, key) for key in self.timeouts.model_fields_set}
+        health = {key: getattr(self.health, key) for key in self.health.model_fields_set - {"check"}}
+        if "mode" in health:
+            health["mode"] = core.HealthMode(health["mode"])
+        send = self.proxy_protocol.send if "send" in self.proxy_protocol.model_fields_set else base.send_proxy
+        return replace(
+            base,
+            **plain,
+            timeouts=replace(base.timeouts, **timeouts),
+            health=replace(base.health, **health),
+            send_proxy=core.ProxyProtocol(send),
+        )
+
+
+class Defaults(PolicySection):
+    bind: v.Bind = Field("*", description="where ports opened by registrations listen")
+
+    def policy(self, base: core.Policy) -> core.Policy:
+        return replace(super().policy(base), bind=self.bind)
+
+
+class ServerEntry(Section):
+    reserved: ClassVar[dict[str, str]] = {"max_connections": LATER}
+    address: v.ServerAt = Field(description="where it is")
+    weight: v.Weight = Field(1, description="its share; 0: no new sessions")
+    backup: v.Flag = Field(False, description="used only while no other server is usable")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_form(cls, data: Any) -> Any:
+        return {"address": data} if isinstance(data, str) else data
+
+
+class FrontendEntry(PolicySection):
+    reserved: ClassVar[dict[str, str]] = PolicySection.reserved | {
+        "bind": "only for ports opened by registrations; a static frontend has `listen`"
+    }
+    name: v.Name = Field(description="its label, and the name of the registrations that may join it")
+    listen: v.ListenAt = Field(description="where it listens")
+    servers: tuple[ServerEntry, ...] = Field((), description="`IP:PORT`, or a mapping; may be empty")
+    registrations: Literal["any"] | None = Field(
+        None, description="`any`: registrations of every name may join; default: those of the frontend's name"
+    )
+
+    def frontend(self, defaults: core.Policy) -> core.StaticFrontend:
+        servers = tuple(core.StaticServer(entry.address, entry.weight, entry.backup) for entry in self.servers)
+        return core.StaticFrontend(
+            self.name, self.listen, servers, self.policy(defaults), registrations_any=self.registrations == "any"
+        )

@@ -1,0 +1,100 @@
+"""The readable parts of a file, each entry on its own, so that one mistake does not hide another."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Generic, TypeVar
+
+from pydantic import ValidationError
+
+from pylb.config import models as m
+from pylb.config.problems import Place
+from pylb.config.root import default_webhook
+from pylb.config.values import one_or_more
+from pylb.config.yamlplace import Document, Loc
+
+_S = TypeVar("_S", bound=m.Section)
+_SOME_PORTS: Mapping[str, Any] = MappingProxyType({"ports": [1]})
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """`loc` None: about the file as a whole."""
+
+    loc: Loc | None
+    message: str
+    hint: str = ""
+    severity: str = "error"
+
+
+@dataclass(frozen=True, slots=True)
+class Part(Generic[_S]):
+    """One entry. `broken` are its keys that do not validate: they have stand-ins, nothing may be concluded from them."""
+
+    loc: Loc | None  # None: the default, written nowhere
+    entry: _S
+    broken: frozenset[str] = frozenset()
+
+    def at(self, *steps: int | str) -> Loc | None:
+        return None if self.loc is None else (*self.loc, *steps)
+
+
+@dataclass(slots=True)
+class Parts:
+    """The readable parts of a file."""
+
+    document: Document
+    webhook: list[Part[m.WebhookListener]] = field(default_factory=list)
+    admin: m.Admin | None = None
+    metrics: m.Metrics | None = None
+    leases: m.Leases | None = None
+    tokens: list[Part[m.TokenEntry]] = field(default_factory=list)
+    frontends: list[Part[m.FrontendEntry]] = field(default_factory=list)
+    public_addresses: frozenset[str] = frozenset()
+
+    def place(self, loc: Loc | None) -> Place:
+        return Place() if loc is None else self.document.place(loc)
+
+    def where(self, loc: Loc | None) -> str:
+        place = self.place(loc)
+        return f"{self.document.filename}:{place.line}:{place.col}" if loc is not None else "the default"
+
+
+def readable_parts(document: Document, base: Path) -> Parts:
+    """What can be read of each entry; the errors of the rest come from the whole file's validation."""
+    data = document.data if isinstance(document.data, dict) else {}
+    webhook = list(_entries(m.WebhookListener, "webhook", data.get("webhook"), base))
+    if data.get("webhook") is None:
+        webhook = [Part(None, listener) for listener in default_webhook()]
+    return Parts(
+        document,
+        webhook,
+        admin=_section(m.Admin, data.get("admin"), base),
+        metrics=_section(m.Metrics, data.get("metrics"), base),
+        leases=_section(m.Leases, data.get("leases"), base),
+        tokens=list(_entries(m.TokenEntry, "tokens", data.get("tokens"), base, _SOME_PORTS)),
+        frontends=list(_entries(m.FrontendEntry, "frontends", data.get("frontends"), base)),
+    )
+
+
+def _entries(
+    model: type[_S], key: str, items: object, base: Path, stand_ins: Mapping[str, Any] = MappingProxyType({})
+) -> Iterator[Part[_S]]:
+    for index, item in enumerate(one_or_more(items) or []):
+        try:
+            yield Part((key, index), model.model_validate(item, context=base))
+        except ValidationError as error:
+            broken = frozenset(str(detail["loc"][0]) for detail in error.errors() if detail["loc"])
+            rest = {name: value for name, value in item.items() if name not in broken} if isinstance(item, dict) else {}
+            try:
+                yield Part((key, index), model.model_validate({**stand_ins, **rest}, context=base), broken)
+            except ValidationError:
+                pass  # without a name or an address there is nothing to compare
+
+
+def _section(model: type[_S], item: object, base: Path) -> _S | None:
+    try:
+        return model.model_validate(item or {}, context=base)
+    except ValidationError:
+        return None

@@ -1,0 +1,129 @@
+"""The whole file as one frozen value, and what the other layers take from it."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Self
+
+from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr
+
+from pylb.config import models as m
+from pylb.config import values as v
+from pylb.config.problems import Problem, wrong
+from pylb.core.address import ANY, Ports, parse_ip, parse_network
+from pylb.core.auth import ANYWHERE, Keyring, Token
+from pylb.core.policy import LeaseBounds, Policy, Rules
+
+_LOOPBACK = (parse_network("127.0.0.0/8"), parse_network("::1/128"))
+_EVERY_PORT = Ports(((1, 65535),))
+
+
+def default_webhook() -> tuple[m.WebhookListener, ...]:
+    return (m.WebhookListener.model_validate({"listen": "*:9000", "insecure": True}),)
+
+
+def _some(listeners: tuple[m.WebhookListener, ...]) -> tuple[m.WebhookListener, ...]:
+    if not listeners:
+        raise wrong("pylb needs at least one webhook listener", 'webhook: {listen: "127.0.0.1:9000"}')
+    return listeners
+
+
+class Config(m.Section):
+    """pylb.yaml. Made by `load` and `parse` only."""
+
+    webhook: Annotated[tuple[m.WebhookListener, ...], BeforeValidator(v.one_or_more), AfterValidator(_some)] = Field(
+        default_factory=default_webhook, description="one listener or a list; default: plain HTTP on `*:9000`, which warns"
+    )
+    advertise: v.Host | None = Field(None, description="what others call this machine")
+    public_addresses: v.Ips = Field((), description="its public addresses behind 1:1 NAT")
+    trusted_proxies: v.Networks = Field((), description="whose word on the caller's address the webhook believes")
+    admin: m.Admin = Field(default_factory=m.Admin)
+    metrics: m.Metrics = Field(default_factory=m.Metrics)
+    state_dir: v.FilePath = Field(
+        Path("/var/lib/pylb"),
+        description="snapshot, generated token, control socket; default: `$STATE_DIRECTORY`, else `~/.local/state/pylb`",
+    )
+    workers: v.Workers = Field(0, description="0: one process does everything; more come with a later version")
+    log: m.Log = Field(default_factory=m.Log)
+    leases: m.Leases = Field(default_factory=m.Leases)
+    tokens: tuple[m.TokenEntry, ...] = Field(
+        default_factory=tuple, description="who may register; none: one is generated at the first run"
+    )
+    defaults: m.Defaults = Field(default_factory=m.Defaults)
+    frontends: tuple[m.FrontendEntry, ...] = Field(default_factory=tuple, description="static ones")
+
+    _warnings: tuple[Problem, ...] = PrivateAttr(())
+    _secrets: dict[str, str] = PrivateAttr(default_factory=dict)
+
+    def completed(self, secrets: Mapping[str, str], warnings: Iterable[Problem]) -> Self:
+        """A copy that knows the tokens' secrets and what was noted on the way."""
+        copy = self.model_copy()
+        copy._secrets, copy._warnings = dict(secrets), tuple(warnings)  # noqa: SLF001 - our own class
+        return copy
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What works but should not stay so, one printable line each."""
+        return tuple(map(str, self._warnings))
+
+    @property
+    def reserved_ports(self) -> frozenset[int]:
+        """pylb's own ports: no registration may have them."""
+        own = [listener.listen for listener in self.webhook] + [self.admin.listen]
+        own += [self.metrics.listen] if self.metrics.listen is not None else []
+        return frozenset(listen.port for listen in own)
+
+    def rules(self, own_ips: frozenset[str] = frozenset()) -> Rules:
+        """What control needs. `own_ips`: the addresses of this machine's interfaces and those `advertise` resolves to."""
+        defaults = self.defaults.policy(Policy())
+        named = set(self.public_addresses)
+        if self.advertise is not None:
+            try:
+                named.add(parse_ip(self.advertise))
+            except ValueError:
+                pass  # a host name: resolved by the caller, for this module does no network I/O
+        return Rules(
+            frontends=tuple(entry.frontend(defaults) for entry in self.frontends),
+            defaults=defaults,
+            leases=LeaseBounds(self.leases.min_ttl, self.leases.max_ttl, self.leases.keep_stale),
+            reserved_ports=self.reserved_ports,
+            own_ips=own_ips | named,
+        )
+
+    def keyring(self, *generated: Token) -> Keyring:
+        """The tokens of the file, with the secrets as they were when it was loaded, and the `generated` ones."""
+        return Keyring((*(_token(entry, self._secrets[entry.name]) for entry in self.tokens), *generated))
+
+
+def first_run_token(secret: str, reserved_ports: frozenset[int]) -> Token:
+    """What pylb generates when no token is configured: any port but 22 and pylb's own, any name, loopback allowed.
+
+    Loopback so that it can be tried with one curl; ports somebody else listens on cannot be bound anyway.
+    """
+    return Token(
+        name="generated",
+        secrets=(secret,),
+        ports=_EVERY_PORT,
+        names=(ANY,),
+        takeover=False,
+        targets=_LOOPBACK,
+        target_ports=_EVERY_PORT,
+        sources=ANYWHERE,
+        allow_weak=False,
+        any_port_except=reserved_ports | {22},
+    )
+
+
+def _token(entry: m.TokenEntry, secret: str) -> Token:
+    names = entry.names if entry.names is not None else (entry.name,)
+    return Token(
+        name=entry.name,
+        secrets=(secret,),
+        ports=Ports(tuple(sorted(entry.ports))),
+        names=(ANY,) if ANY in names else names,
+        takeover=entry.takeover,
+        targets=entry.targets,
+        target_ports=Ports(tuple(sorted(entry.target_ports))),
+        sources=entry.sources,
+        allow_weak=entry.allow_weak,
+        any_port_except=None,
+    )

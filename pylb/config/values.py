@@ -1,0 +1,259 @@
+"""The scalar types of the config: text as users write it, parsed once into what the core wants.
+
+Every parser raises `wrong(what, hint)`; the place is added later. `Shape` is the type's name in the generated reference.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+from pydantic import AfterValidator, BeforeValidator, PlainValidator, ValidationInfo
+
+from pylb.config.problems import wrong
+from pylb.core import address as core
+from pylb.core.policy import Balance
+
+_T = TypeVar("_T")
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+MAX_DURATION = 366 * 24 * 3600.0
+NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,251}[A-Za-z0-9])?")  # as core.registration: names meet there
+_HOST = re.compile(r"(?=.{1,253}\Z)[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?(\.[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)*", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """How the reference names a type."""
+
+    name: str
+
+
+def parse_duration(value: object) -> float:
+    """`500ms`, `5s`, `10m`, `1h` and plain `0`, as seconds."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        if value == 0:
+            return 0.0
+        raise wrong(f"{value} is a duration without a unit", f"write {value}s, or 500ms, 10m, 1h")
+    match = re.fullmatch(r"([0-9]{1,12})(ms|s|m|h)", value) if isinstance(value, str) else None
+    if match is None:
+        raise wrong(f"{show(value)} is not a duration", "one whole number and a unit: 500ms, 5s, 10m or 1h")
+    seconds = int(match[1]) * _UNITS[match[2]] if match[2] != "ms" else int(match[1]) / 1000
+    if seconds > MAX_DURATION:
+        raise wrong(f"{value} is longer than a year", "at most 8784h")
+    return seconds
+
+
+def duration_text(seconds: float) -> str:
+    """The shortest text that `parse_duration` reads as this. Whole milliseconds only."""
+    for unit in ("h", "m", "s"):
+        if seconds and seconds % _UNITS[unit] == 0:
+            return f"{int(seconds / _UNITS[unit])}{unit}"
+    return f"{round(seconds * 1000)}ms" if seconds else "0s"
+
+
+def show(value: object) -> str:
+    """A value of the user's in a message: short, and printable whatever it holds."""
+    if isinstance(value, dict | list):
+        return "a mapping" if isinstance(value, dict) else "a list"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    text = ascii(value) if isinstance(value, str) else str(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _text(value: object, what: str) -> str:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bool):
+        raise wrong(f"{show(value)} is not {what}", "YAML reads a bare yes, no, on, off as true or false: quote it")
+    if isinstance(value, int | float):
+        raise wrong(f"{show(value)} is a number, not {what}", f'quote it: "{show(value)}"')
+    raise wrong(f"{show(value)} is not {what}")
+
+
+def _parsed(parse: Callable[[str], _T], text: str, hint: str) -> _T:
+    try:
+        return parse(text)
+    except ValueError as error:
+        raise wrong(str(error), hint) from None
+
+
+def _listen(value: object) -> core.Listen:
+    hint = 'ADDRESS:PORT, as in "*:443", "192.0.2.1:443" or "[2001:db8::1]:443"'
+    if isinstance(value, int) and not isinstance(value, bool):
+        raise wrong(f"{value} is a port without an address", f'write "*:{value}" for all addresses')
+    text = _text(value, "an address to listen on")
+    if re.fullmatch(r":?[0-9]+", text):
+        hint = f'write "*:{text.lstrip(":")}" for all addresses'
+    return _parsed(core.parse_listen, text, hint)
+
+
+def _server(value: object) -> core.Address:
+    hint = 'IP:PORT, as in "192.0.2.7:30443"'
+    text = _text(value, "an address")
+    host, colon, _ = text.rpartition(":")
+    if colon and _HOST.fullmatch(host) and not re.fullmatch(r"[0-9.]+", host):
+        raise wrong(f"{show(text)} is a host name", "names of servers come with a later version: write its IP address")
+    address = _parsed(core.parse_address, text, hint)
+    if (refused := core.refused_class(address.ip)) is not None:
+        raise wrong(f"{address.ip} is {refused}: never a server", hint)
+    return address
+
+
+def _ip(value: object) -> str:
+    return _parsed(core.parse_ip, _text(value, "an IP address"), "")
+
+
+def _bind(value: object) -> str:
+    text = _text(value, "an address to bind to")
+    return core.ANY if text == core.ANY else _parsed(core.parse_ip, text, 'an IP address of this machine, or "*"')
+
+
+def _host(value: object) -> str:
+    text = _text(value, "a host name or IP address")
+    if re.fullmatch(r"[0-9.]+|[0-9a-fA-F:.%]*:[0-9a-fA-F:.%]*", text):
+        return _parsed(core.parse_ip, text, "a host name or an IP address, without port")
+    if _HOST.fullmatch(text) is None:
+        raise wrong(f"{show(text)} is not a host name", "a host name or an IP address, without scheme and port")
+    return text
+
+
+def _network(value: object) -> core.Network:
+    return _parsed(core.parse_network, _text(value, "a network"), 'CIDR, as in "192.0.2.0/24", or one address')
+
+
+def _ports(value: object) -> tuple[int, int]:
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise wrong(f"{show(value)} is not a port", 'a port (1-65535) or a range, as in "8883-8899"')
+    hint = 'write a list: ["8443", "8883-8899"]' if "," in str(value) else 'such as 8443 or "8883-8899"'
+    return _parsed(lambda text: core.parse_ports([text]).ranges[0], str(value)[:80], hint)
+
+
+def _name(value: object) -> str:
+    text = _text(value, "a name")
+    if NAME.fullmatch(text) is None:
+        raise wrong(f"{show(text)} is not a name", "letters, digits and inside '.', '_', '-'; at most 253")
+    return text
+
+
+def _path(value: object, info: ValidationInfo) -> Path:
+    text = _text(value, "a path")
+    if not text or "\0" in text or text.startswith("~"):
+        raise wrong(f"{show(text)} is not a usable path", "write it in full; ~ is not expanded")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise wrong(f"{show(text)} is not a usable path") from None
+    base: Path = info.context or Path()
+    return base / text
+
+
+def _secret(value: object) -> str:
+    """Printable ASCII, for it travels in an HTTP header (RFC 9110 5.5). Its text is in no message."""
+    if not isinstance(value, str):
+        raise wrong("the secret is not a text", "quote it")
+    if not value or not value.isascii() or not value.isprintable() or value != value.strip():
+        raise wrong("the secret is empty or has characters that no header can carry", "printable ASCII, no blank ends")
+    return value
+
+
+def _flag(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise wrong(f"{show(value)} is not true or false")
+    return value
+
+
+def _whole(low: int, high: int) -> Callable[[object], int]:
+    def parse(value: object) -> int:
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise wrong(f"{show(value)} is not a whole number", f"{low} to {high}")
+        if not low <= value <= high:
+            raise wrong(f"{show(value)} is out of range", f"{low} to {high}")
+        return value
+
+    return parse
+
+
+def _positive(seconds: float) -> float:
+    if seconds <= 0:
+        raise wrong("this duration must be longer than 0")
+    return seconds
+
+
+def _probe_interval(seconds: float) -> float:
+    if seconds < 0.1:
+        raise wrong(f"{duration_text(seconds)} is too short an interval", "at least 100ms")
+    return seconds
+
+
+def _balance(value: object) -> Balance:
+    if value in ("random", "source"):
+        raise wrong(f"balance {value} is not available in this version yet", "leastconn or roundrobin")
+    if not isinstance(value, str) or value not in list(Balance):
+        raise wrong(f"{show(value)} is not a way to balance", "leastconn or roundrobin")
+    return Balance(value)
+
+
+def _workers(value: object) -> int:
+    if isinstance(value, bool) or not (isinstance(value, int) or value == "auto"):
+        raise wrong(f"{show(value)} is not a number of workers", "0")
+    if value != 0:
+        raise wrong(f"workers: {show(value)} is not available in this version yet", "0: one process does everything")
+    return 0
+
+
+def _check(value: object) -> str:
+    if isinstance(value, dict) or value in ("http", "send"):
+        raise wrong("checks by http or send/expect are not available in this version yet", "tcp")
+    if value != "tcp":
+        raise wrong(f"{show(value)} is not a check", "tcp")
+    return "tcp"
+
+
+def _upgrade(value: object) -> float:
+    seconds = parse_duration(value)
+    if seconds != 43200.0:
+        raise wrong("another upgrade timeout than 12h is not available in this version yet", "remove the line")
+    return seconds
+
+
+def _accept_from(value: object) -> tuple[core.Network, ...]:
+    if value != []:
+        raise wrong("accepting PROXY headers from clients is not available in this version yet", "accept_from: []")
+    return ()
+
+
+def one_or_more(value: Any) -> Any:
+    """One value stands for a list of one."""
+    return value if isinstance(value, list) or value is None else [value]
+
+
+Duration = Annotated[float, PlainValidator(parse_duration), Shape("duration")]
+LongerThanZero = Annotated[float, PlainValidator(parse_duration), AfterValidator(_positive), Shape("duration > 0")]
+ProbeInterval = Annotated[float, PlainValidator(parse_duration), AfterValidator(_probe_interval), Shape("duration")]
+UpgradeTimeout = Annotated[float, PlainValidator(_upgrade), Shape("duration")]
+ListenAt = Annotated[core.Listen, PlainValidator(_listen), Shape("`ADDRESS:PORT`, `*` for all addresses")]
+ServerAt = Annotated[core.Address, PlainValidator(_server), Shape("`IP:PORT`")]
+Ip = Annotated[str, PlainValidator(_ip), Shape("IP address")]
+Bind = Annotated[str, PlainValidator(_bind), Shape("IP address or `*`")]
+Host = Annotated[str, PlainValidator(_host), Shape("host name or IP address")]
+NetworkText = Annotated[core.Network, PlainValidator(_network), Shape("CIDR")]
+PortRange = Annotated[tuple[int, int], PlainValidator(_ports), Shape("port or range")]
+Name = Annotated[str, PlainValidator(_name), Shape("name")]
+NameOrAny = Annotated[str, PlainValidator(lambda value: value if value == core.ANY else _name(value)), Shape("name or `*`")]
+FilePath = Annotated[Path, PlainValidator(_path), Shape("path")]
+Secret = Annotated[str, PlainValidator(_secret), Shape("text")]
+Flag = Annotated[bool, PlainValidator(_flag), Shape("true, false")]
+Weight = Annotated[int, PlainValidator(_whole(0, 256)), Shape("0-256")]
+SmallCount = Annotated[int, PlainValidator(_whole(1, 100)), Shape("1-100")]
+Retries = Annotated[int, PlainValidator(_whole(0, 100)), Shape("0-100")]
+Connections = Annotated[int, PlainValidator(_whole(0, 10_000_000)), Shape("whole number")]
+BalanceName = Annotated[Balance, PlainValidator(_balance), Shape("leastconn, roundrobin")]
+Workers = Annotated[int, PlainValidator(_workers), Shape("0")]
+Check = Annotated[str, PlainValidator(_check), Shape("tcp")]
+AcceptFrom = Annotated[tuple[core.Network, ...], PlainValidator(_accept_from), Shape("list of CIDR")]
+Networks = Annotated[tuple[NetworkText, ...], BeforeValidator(one_or_more), Shape("list of CIDR")]
+PortRanges = Annotated[tuple[PortRange, ...], BeforeValidator(one_or_more), Shape("list of ports and ranges")]
+Names = Annotated[tuple[NameOrAny, ...], BeforeValidator(one_or_more), Shape("list of names, `*` for any")]
+Ips = Annotated[tuple[Ip, ...], BeforeValidator(one_or_more), Shape("list of IP addresses")]

@@ -1,0 +1,117 @@
+"""What time asks of control: leases that end, probes, ports to open and a snapshot to write once more."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable
+
+from pylb.control.ledger import Ledger, with_claims
+from pylb.control.turn import Scene, Step
+from pylb.core.claims import Change, become, release, settle
+from pylb.core.errors import Refused
+from pylb.core.registration import Key, State
+
+PERIOD = 0.5  # seconds between two rounds: fine enough for leases of >= 10 s
+PROBE_PERIOD = 0.1
+REBIND = 5.0  # seconds between two tries of ports that are not open
+SAVE_AGAIN_MAX = 30.0  # seconds between two tries of a failed snapshot, at most
+
+
+class Clockwork:
+    def __init__(self, ledger: Ledger, clock: Callable[[], float]) -> None:
+        self._ledger = ledger
+        self._clock = clock
+        self._rebind_at = clock() + REBIND
+        self._save_at = clock()
+        self._save_wait = 1.0
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._rounds())
+            while True:
+                # not awaited: a probe of a black hole lasts a second, and others are due meanwhile
+                if self._ledger.checker.is_due():
+                    group.create_task(self._guard(self._ledger.checker.probe))
+                await asyncio.sleep(PROBE_PERIOD)
+
+    async def _rounds(self) -> None:
+        while True:
+            await self._guard(self.tick)
+            await asyncio.sleep(PERIOD)
+
+    async def _guard(self, work: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await work()
+        except Exception as bug:  # noqa: BLE001 - the task boundary: a bug here must not end leases, probes or the service
+            self._ledger.journal.note("bug", f"{type(bug).__name__}: {bug}", alarm=True)
+
+    async def tick(self) -> None:
+        ledger = self._ledger
+        due = ledger.tenure.due(ledger.scene.claims, ledger.scene.layout.rules.leases.keep_stale)
+        self._tell_of_mass_lapse(now_preserving=due.verdict.preserving)
+        if due.verdict.lapsed:
+            await self._end(due.verdict.lapsed)
+        if due.verdict.revived:
+            await self._turn(lambda scene: _becoming(scene, due.verdict.revived, State.FRESH), due.verdict.revived)
+        if due.overstayed:
+            await self._overstay(due.overstayed)
+        if ledger.unsettled:
+            ledger.unsettled = False
+            await self._turn(lambda scene: with_claims(scene, settle(scene.claims, ledger.checker.sight.proven)), ())
+        if ledger.unbound and self._clock() >= self._rebind_at:
+            self._rebind_at = self._clock() + REBIND
+            ledger.apply(ledger.writer.table)
+        await self.save_again()
+
+    async def _end(self, keys: tuple[Key, ...]) -> None:
+        tenure = self._ledger.tenure
+
+        def step(scene: Scene) -> tuple[Scene, Change]:
+            silent = [key for key in keys if tenure.is_over(key)]  # who called since has not lapsed
+            return _becoming(scene, silent, State.STALE)
+
+        def done(change: Change) -> None:
+            names = ", ".join(f"{key.token}/{key.name or key.legacy_port}/{key.instance}" for key in keys)
+            if change.touched:
+                self._ledger.journal.note("stale", f"silent for its TTL, now the last resort: {names}", {"count": len(keys)})
+
+        await self._turn(step, keys, done)
+
+    async def _overstay(self, keys: tuple[Key, ...]) -> None:
+        def step(scene: Scene) -> tuple[Scene, Change]:
+            held = scene.claims.registrations
+            still = [key for key in keys if key in held and held[key].state is State.STALE]
+            return with_claims(scene, release(scene.claims, still))
+
+        await self._turn(step, keys, self._ledger.left)
+
+    def _tell_of_mass_lapse(self, *, now_preserving: bool) -> None:
+        tenure = self._ledger.tenure
+        before, tenure.preserving = tenure.preserving, now_preserving
+        if now_preserving and not before:
+            text = "more than half of all phone-homes fell silent together: none is demoted (network, DNS, a certificate?)"
+            self._ledger.journal.note("mass_lapse", text, alarm=True)
+        elif before and not now_preserving:
+            self._ledger.journal.note("mass_lapse_over", "most phone-homes call again")
+
+    async def save_again(self, *, force: bool = False) -> None:
+        """A snapshot that failed, or that nobody waits for; at first every second, then up to every 30."""
+        ledger, now = self._ledger, self._clock()
+        if ledger.writer.durable and not ledger.unsaved:
+            self._save_wait = 1.0
+            return
+        if force or now >= self._save_at:
+            self._save_at = now + self._save_wait
+            self._save_wait = min(self._save_wait * 2, SAVE_AGAIN_MAX)
+            await self._turn(lambda scene: (scene, Change(scene.claims, "unchanged")), (), write=True)
+
+    async def _turn(
+        self, step: Step, keys: Iterable[Key], done: Callable[[Change], None] | None = None, *, write: bool = False
+    ) -> None:
+        try:
+            await self._ledger.writer.turn(step, keys, done, write=write)
+        except Refused:
+            pass  # pylb is stopping: the next start judges again
+
+
+def _becoming(scene: Scene, keys: Iterable[Key], state: State) -> tuple[Scene, Change]:
+    return with_claims(scene, become(scene.claims, keys, state))

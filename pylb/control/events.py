@@ -1,0 +1,89 @@
+"""What happened, for the operator: a bounded memory of transitions and of refused calls, each with its reason."""
+
+from collections import deque
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, field
+
+from pylb.core.auth import Caller
+from pylb.core.errors import Refused
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    at: float  # unix time
+    kind: str  # one word, such as "moved" or "server_down"
+    text: str
+    fields: Mapping[str, str | int] = field(default_factory=dict)
+    alarm: bool = False  # somebody should look
+
+
+@dataclass(frozen=True, slots=True)
+class Rejection:
+    """One refused call. It holds no secret."""
+
+    at: float
+    ip: str
+    token: str
+    what: str
+    code: str
+    detail: str
+
+
+class Journal:
+    """The last 1,000 events and 100 rejections. `log` is told each event and must not raise."""
+
+    def __init__(self, wall: Callable[[], float], log: Callable[[Event], None]) -> None:
+        self._wall = wall
+        self._log = log
+        self._events: deque[Event] = deque(maxlen=1000)
+        self._rejections: deque[Rejection] = deque(maxlen=100)
+
+    def note(self, kind: str, text: str, fields: Mapping[str, str | int] | None = None, *, alarm: bool = False) -> None:
+        event = Event(self._wall(), kind, text, fields or {}, alarm)
+        self._events.append(event)
+        self._log(event)
+
+    def reject(self, refused: Refused, caller: Caller, what: str) -> None:
+        self._reject(refused, caller.ip, caller.token.name, what)
+
+    def reject_unknown(self, refused: Refused, ip: str, what: str) -> None:
+        """Of a caller without a valid token."""
+        self._reject(refused, ip, "", what)
+
+    def _reject(self, refused: Refused, ip: str, token: str, what: str) -> None:
+        detail = refused.detail + (f" ({refused.hint})" if refused.hint else "")
+        self._rejections.append(Rejection(self._wall(), ip, token, what, str(refused.code), detail))
+        whom = f"with token {token!r}" if token else "without a valid token"
+        text = f"refused {what} from {ip} {whom}: {refused.code}: {detail}"
+        self.note("refused", text, {"client": ip, "token": token, "code": str(refused.code)})
+
+    def events(self) -> list[Event]:
+        """Oldest first."""
+        return list(self._events)
+
+    def rejected(self) -> list[Rejection]:
+        """Oldest first."""
+        return list(self._rejections)
+
+
+class Wanderers:
+    """Notices a phone-home whose address keeps changing: two that share a name, or a NAT with several addresses."""
+
+    MOVES = 4
+    WITHIN = 600.0  # seconds
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._moves: dict[Hashable, deque[float]] = {}
+
+    def moved(self, key: Hashable) -> bool:
+        """True once per `MOVES` moves within `WITHIN`."""
+        now = self._clock()
+        for other in [other for other, times in self._moves.items() if now - times[-1] > self.WITHIN]:
+            del self._moves[other]
+        times = self._moves.setdefault(key, deque(maxlen=self.MOVES))
+        times.append(now)
+        if len(times) < self.MOVES or now - times[0] > self.WITHIN:
+            return False
+        del self._moves[key]
+        return True

@@ -1,0 +1,244 @@
+"""What control knows and how it changes it: the claims in force, the leases, the servers' health, the disk, the sink.
+
+The registry (what may be asked) and the clockwork (what time asks) both change things only through here.
+"""
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable
+
+from pylb.control.admission import same_call
+from pylb.control.checker import Checker, Dial
+from pylb.control.events import Event, Journal, Wanderers
+from pylb.control.snapshot import Snapshot, decode, encode
+from pylb.control.store import Store
+from pylb.control.tenure import Tenure
+from pylb.control.turn import Scene, Sink, Step, Writer
+from pylb.control.views import FrontendOutcome, Outcome, title
+from pylb.core.address import Listen
+from pylb.core.auth import Caller, Keyring
+from pylb.core.claims import Change, Claims, announce, readmit, release
+from pylb.core.compose import compose
+from pylb.core.errors import Code, Refused
+from pylb.core.layout import Layout
+from pylb.core.policy import Rules
+from pylb.core.registration import Key, Registration, State
+from pylb.core.table import Table
+
+
+class Ledger:
+    def __init__(
+        self,
+        *,
+        rules: Rules,
+        keyring: Keyring,
+        sink: Sink,
+        store: Store,
+        clock: Callable[[], float],
+        wall: Callable[[], float],
+        dial: Dial,
+        uniform: Callable[[float, float], float],
+        on_event: Callable[[Event], None],
+    ) -> None:
+        self._sink = sink
+        self._store = store
+        self._clock = clock
+        self._wall = wall
+        self.journal = Journal(wall, on_event)
+        self.tenure = Tenure(clock)
+        self.checker = Checker(dial, clock, uniform, self._on_news)
+        self.checker.interval = rules.defaults.health.interval
+        self.writer = Writer(Scene(Claims(), Layout(rules), keyring), sink, self._save, self._publish)
+        self._wanderers = Wanderers(clock)
+        self._news: set[Listen] = set()
+        self.unbound: dict[Listen, str] = {}
+        self.totals: Counter[str] = Counter()
+        self.unsettled = False  # a new server has answered: the one it displaced may leave
+        self.unsaved = False  # something worth a snapshot, but no answer hangs on it
+        self.write_failures = 0
+        self.apply_seconds = 0.0  # the last swap
+
+    @property
+    def scene(self) -> Scene:
+        return self.writer.scene
+
+    # ------------------------------------------------------------ start
+
+    async def restore(self) -> None:
+        """Raises StateLocked. Anything else that is wrong with the state is an alarm, and the start goes on."""
+        try:
+            self._store.open()
+        except OSError as error:
+            self.journal.note("state", f"the state directory cannot be used: {error}", alarm=True)
+        payload, complaints = await asyncio.to_thread(self._store.load)
+        snapshot, more = decode(payload or {})
+        claims, refusals = readmit(snapshot.registrations, self.scene.layout)
+        for text in (*complaints, *more):
+            self.journal.note("state", text, alarm=True)
+        for refused in refusals:
+            self.journal.note("not_restored", str(refused), alarm=True)
+        self.unsaved = bool(complaints or more or refusals)
+        for one in claims.registrations.values():
+            self.tenure.restore(one, snapshot.learned.get(one.key), snapshot.stale_for.get(one.key, 0.0))
+        self.checker.restore(snapshot.proven)
+        self.writer.scene = Scene(claims, self.scene.layout, self.scene.keyring)
+        self.writer.table = Table(snapshot.generation)
+        self.writer.republish(None)
+
+    # ------------------------------------------------------------ calls
+
+    async def enter(self, wanted: Registration, caller: Caller) -> Outcome:
+        """A registration, native or legacy, that its token may make. Raises Refused."""
+        before = self.scene.claims.registrations.get(wanted.key)
+        if before is not None and same_call(before, wanted) and not self.writer.is_busy_with(wanted.key):
+            self._beat(before, moved=False)  # nothing to write, to swap or to wait for
+            self.totals["unchanged"] += 1
+            return self.outcome("unchanged", before, durable=self.writer.durable)
+        takeover = caller.token.takeover
+        targets = [wanted.address(item) for item in wanted.wanted]
+        try:
+            _, rehearsed = self._announcing(wanted, caller, takeover=takeover)(self.scene)
+            if wanted.key in rehearsed.claims.registrations:
+                await self.checker.dial_new(targets)
+            change, durable = await self.take_turn(wanted, caller, takeover=takeover)
+        finally:
+            self.checker.forget_unused(targets)
+        return self.outcome(change.result, change.claims.registrations.get(wanted.key), durable=durable, note=change.note)
+
+    async def take_turn(self, wanted: Registration, caller: Caller | None, *, takeover: bool) -> tuple[Change, bool]:
+        """Raises Refused."""
+        before = self.scene.claims.registrations.get(wanted.key)
+
+        def done(change: Change) -> None:
+            self.totals[change.result] += 1
+            one = change.claims.registrations.get(wanted.key)
+            if one is not None:
+                self._beat(one, moved=change.result == "moved")
+                self._tell(before, one, change)
+
+        return await self.writer.turn(self._announcing(wanted, caller, takeover=takeover), [wanted.key], done)
+
+    async def leave(self, key: Key) -> Outcome:
+        """Releases one registration; idempotent. Raises Refused."""
+        change, durable = await self.writer.turn(
+            lambda scene: with_claims(scene, release(scene.claims, [key])), [key], self.left
+        )
+        return self.outcome(change.result, None, durable=durable, note=change.note)
+
+    def left(self, change: Change) -> None:
+        """The `done` of every release."""
+        self.totals[change.result] += 1
+        self.tenure.forget_released(change.claims)
+        if change.touched:
+            ports = ", ".join(str(listen.port) for listen in sorted(change.touched))
+            closed = ", ".join(str(listen.port) for listen in sorted(change.touched) if not self.scene.has(listen))
+            self.journal.note("released", f"released on port {ports}; " + (f"closed: {closed}" if closed else "none closed"))
+
+    def _announcing(self, wanted: Registration, caller: Caller | None, *, takeover: bool) -> Step:
+        def step(scene: Scene) -> tuple[Scene, Change]:
+            if caller is not None and caller.token not in scene.keyring.tokens:  # reloaded away while it was dialled
+                raise Refused(Code.UNAUTHORIZED, f"token {caller.token.name!r} is no longer valid as it was", "call again")
+            proven = self.checker.sight.proven
+            return with_claims(scene, announce(scene.claims, scene.layout, wanted, takeover=takeover, proven=proven))
+
+        return step
+
+    def _beat(self, one: Registration, *, moved: bool) -> None:
+        before = self.tenure.get(one.key)
+        after = self.tenure.beat(one, moved=moved)
+        if one.key.is_legacy and after.ttl is not None and (before is None or before.ttl is None):
+            self.unsaved = True
+
+    def _tell(self, before: Registration | None, one: Registration, change: Change) -> None:
+        if not change.touched:
+            return
+        routes = ", ".join(f"{item.port} -> {one.address(item)}" for item in one.wanted)
+        kind = "draining" if one.state is State.DRAINING else {"unchanged": "fresh_again"}.get(change.result, change.result)
+        fields: dict[str, str | int] = {"token": one.key.token, "name": one.name, "instance": one.key.instance}
+        self.journal.note(kind, f"{kind} {title(one)}: {routes}", fields)
+        if before is not None and before.ip != one.ip and self._wanderers.moved(one.key):
+            text = f"unstable source address: {title(one)} keeps moving, now from {before.ip} to {one.ip}"
+            self.journal.note("unstable_source", text, fields, alarm=True)
+
+    def outcome(self, result: str, one: Registration | None, *, durable: bool, note: str = "") -> Outcome:
+        """The answer as of now. `one` None: nothing is registered."""
+        generation = self.writer.table.generation
+        if one is None:
+            return Outcome(result, generation, durable, note=note)
+        lease = self.tenure.get(one.key)
+        notes = [note] if note else []
+        notes += [f"port {place.port} is not open: {self.unbound[place]}" for place in one.places if place in self.unbound]
+        ttl = lease.ttl if lease else one.ttl
+        left = lease.expires - self._clock() if lease and lease.ttl is not None else None
+        return Outcome(result, generation, durable, ttl, left, self._targets(one), "; ".join(notes))
+
+    def _targets(self, one: Registration) -> tuple[FrontendOutcome, ...]:
+        found = []
+        for item in one.wanted:
+            proof = self.checker.proof(one.address(item))
+            reachable, hint = (proof.reachable, proof.hint) if proof else ("unknown", "")
+            found.append(FrontendOutcome(item.port, one.ip, item.target_port, reachable, hint))
+        return tuple(found)
+
+    # ------------------------------------------------------------ the disk and the sink
+
+    async def _save(self, scene: Scene) -> None:
+        """Raises OSError, after saying so."""
+        snapshot = Snapshot(
+            self.writer.table.generation + 1,
+            self._wall(),
+            tuple(scene.claims.registrations.values()),
+            self.tenure.learned(),
+            self.tenure.stale_for(),
+            self.checker.sight.proven,
+        )
+        self.unsaved = False
+        try:
+            await self._store.save(lambda: encode(snapshot))
+        except OSError as error:
+            self.unsaved = True
+            self.write_failures += 1
+            if self.writer.durable:
+                text = f"the state cannot be written: {error}; new registrations are refused until it can"
+                self.journal.note("state_not_durable", text, alarm=True)
+            raise
+        if not self.writer.durable:
+            self.journal.note("state_durable", "the state is on disk again")
+
+    def _publish(self, scene: Scene, touched: set[Listen] | None) -> Table:
+        started, base = self._clock(), self.writer.table
+        table = compose(scene.claims, scene.layout, self.checker.sight, base, touched)
+        if table is not base:
+            self.apply(table)
+            self.checker.sync(table, touched)
+            self.apply_seconds = self._clock() - started
+        return table
+
+    def apply(self, table: Table) -> None:
+        """Hands the table to the sink; again for one that is in force, to retry the ports that are not open."""
+        failed = {listen: error.strerror or str(error) for listen, error in self._sink.apply(table).items()}
+        for listen in failed.keys() - self.unbound.keys():
+            self.journal.note("unbound", f"{listen} cannot be opened: {failed[listen]}; retried", alarm=True)
+        for listen in self.unbound.keys() - failed.keys():
+            if listen in table.frontends:
+                self.journal.note("bound", f"{listen} is open now")
+        self.unbound = failed
+
+    def _on_news(self, listens: list[Listen], kind: str, text: str) -> None:
+        """May be called from inside the engine's own turn: the swap waits for the next one of the loop."""
+        self.journal.note(kind, text)
+        self.unsettled |= kind == "server_proven"
+        if not self._news:
+            asyncio.get_running_loop().call_soon(self._heed_news)
+        self._news.update(listens)
+
+    def _heed_news(self) -> None:
+        news, self._news = self._news, set()
+        self.writer.republish(news)
+
+
+def with_claims(scene: Scene, change: Change) -> tuple[Scene, Change]:
+    """The next scene; the same one if nothing changed."""
+    if change.claims is scene.claims:
+        return scene, change
+    return Scene(change.claims, scene.layout, scene.keyring), change

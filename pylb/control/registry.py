@@ -1,0 +1,289 @@
+"""The registry: what the webhook, the admin socket and the config may ask of control, and what it shows of itself.
+
+Every change goes through one writer (turn.py). Before its turn a call is judged once without effect, and its new targets
+are dialled, so a black hole delays only the call that names it. In its turn it is judged again, on top of whatever came
+before it.
+"""
+
+import asyncio
+import random
+import time
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import TypeVar
+
+from pylb.control.admission import Imported, imported_registration, legacy_registration, native_registration
+from pylb.control.checker import Dial
+from pylb.control.checker import dial as dial_tcp
+from pylb.control.clockwork import Clockwork
+from pylb.control.events import Event, Rejection
+from pylb.control.ledger import Ledger, with_claims
+from pylb.control.store import Store
+from pylb.control.turn import Scene, Sink
+from pylb.control.views import Outcome, RegistrationView, ServerView, registration_view, server_views, title
+from pylb.core.address import Listen
+from pylb.core.auth import Caller, Keyring, check_source
+from pylb.core.claims import Change, Claims, adopt, release
+from pylb.core.errors import Code, Refused
+from pylb.core.layout import Layout
+from pylb.core.legacy import LegacyCall
+from pylb.core.policy import Rules
+from pylb.core.registration import Announcement, Key, Registration, legacy_key
+from pylb.core.table import Diff, Server, Table, diff
+
+T = TypeVar("T")
+
+
+def _unheard(_event: Event) -> None:
+    """The `on_event` of somebody who only reads `events()`."""
+
+
+class Registry:
+    def __init__(
+        self,
+        *,
+        rules: Rules,
+        keyring: Keyring,
+        sink: Sink,
+        store: Store,
+        clock: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
+        dial: Dial = dial_tcp,
+        uniform: Callable[[float, float], float] = random.uniform,
+        on_event: Callable[[Event], None] = _unheard,
+    ) -> None:
+        self._clock = clock
+        self._wall = wall
+        self._store = store
+        self._ledger = Ledger(
+            rules=rules,
+            keyring=keyring,
+            sink=sink,
+            store=store,
+            clock=clock,
+            wall=wall,
+            dial=dial,
+            uniform=uniform,
+            on_event=on_event,
+        )
+        self._clockwork = Clockwork(self._ledger, clock)
+        self._writing: asyncio.Task[None] | None = None
+
+    # ------------------------------------------------------------ life
+
+    async def start(self) -> None:
+        """Restores the snapshot and publishes the first table: ports serve before anything else. Raises StateLocked."""
+        await self._ledger.restore()
+        self._writing = asyncio.get_running_loop().create_task(self._ledger.writer.run())
+        count = len(self._scene.claims.registrations)
+        text = f"{count} registrations restored, {len(self.table.frontends)} frontends"
+        self._ledger.journal.note("started", text, {"registrations": count})
+
+    def webhook_is_up(self) -> None:
+        """Phone-homes can call from now on: leases run, and each lasts at least a whole TTL more."""
+        self._ledger.tenure.webhook_is_up()
+
+    def webhook_is_down(self) -> None:
+        """Nobody can call: no lease ends."""
+        self._ledger.tenure.webhook_is_down()
+
+    async def run(self) -> None:
+        """Leases, probes and retries, until cancelled. Raises what ended the writer, should a bug do that."""
+        if self._writing is None:
+            raise RuntimeError("start() comes first")
+        async with asyncio.TaskGroup() as group:
+            clockwork = group.create_task(self._clockwork.run())
+            await asyncio.wait([self._writing])
+            clockwork.cancel()
+        if not self._writing.cancelled():
+            self._writing.result()
+
+    async def tick(self) -> None:
+        """One round of leases and retries; `run` does two a second."""
+        await self._clockwork.tick()
+
+    async def probe(self) -> None:
+        """One round of the probes that are due; `run` does them as they come."""
+        await self._ledger.checker.probe()
+
+    async def stop(self) -> None:
+        """The final snapshot; then calls are refused. The sink is left as it is. Idempotent."""
+        if self.ready:
+            self._ledger.unsaved = True
+            await self._clockwork.save_again(force=True)
+        if self._writing is not None:
+            self._writing.cancel()
+            await asyncio.gather(self._writing, return_exceptions=True)
+        await self._ledger.checker.stop()
+        self._store.close()
+
+    # ------------------------------------------------------------ calls
+
+    async def announce(self, name: str, instance: str, announcement: Announcement, caller: Caller) -> Outcome:
+        """A native registration, beat, move or goodbye. In force when it returns. Raises Refused."""
+
+        async def call() -> Outcome:
+            wanted = native_registration(name, instance, announcement, caller, self._scene.layout.rules)
+            return await self._ledger.enter(wanted, caller)
+
+        return await self._heard(call, caller, f"PUT {name[:64]}/{instance[:64]}")
+
+    async def release(self, name: str, instance: str, caller: Caller) -> Outcome:
+        """Releases the caller's own registration; one that is not there is released already. Raises Refused."""
+
+        async def call() -> Outcome:
+            check_source(caller)
+            return await self._ledger.leave(Key(caller.token.name, name, instance))
+
+        return await self._heard(call, caller, f"DELETE {name[:64]}/{instance[:64]}")
+
+    async def legacy(self, call: LegacyCall, caller: Caller) -> str:
+        """The one line to answer with. Raises Refused."""
+
+        async def add() -> str:
+            one, note = legacy_registration(call, caller, self._scene.layout.rules)
+            return _line(call.port, await self._ledger.enter(one, caller), note)
+
+        async def delete() -> str:
+            check_source(caller)
+            outcome = await self._ledger.leave(legacy_key(caller.token.name, call.port))
+            return _line(call.port, outcome, "")
+
+        return await self._heard(add if call.action == "add" else delete, caller, f"legacy {call.action} {call.port}")
+
+    async def release_any(self, what: str) -> list[str]:
+        """`PORT` (that port, of whoever holds it) or `NAME[/INSTANCE]`: a line for each. Raises Refused NOT_FOUND."""
+        port = int(what) if what.isascii() and what.isdigit() else None
+        lines: list[str] = []
+
+        def step(scene: Scene) -> tuple[Scene, Change]:
+            found = scene.claims.on_port(port) if port is not None else _named(scene.claims, what)
+            if not found:
+                raise Refused(Code.NOT_FOUND, f"nothing is registered as {what[:300]!r}", "`pylb routes` shows what is")
+            lines[:] = [f"released {title(one)}" + (f", port {port}" if port else "") for one in found]
+            return with_claims(scene, release(scene.claims, [one.key for one in found], port))
+
+        await self._ledger.writer.turn(step, (), self._ledger.left)
+        return lines
+
+    async def import_legacy(self, items: Iterable[Imported], token: str | None = None) -> list[str]:
+        """Old HAProxy servers as legacy registrations: a line for each, also for those refused."""
+
+        async def one_line(item: Imported) -> str:
+            try:
+                one = imported_registration(item, self._scene.keyring, token)
+                change, _ = await self._ledger.take_turn(one, None, takeover=False)
+            except Refused as refused:
+                return f"refused {item.port} -> {item.address}: {refused}"
+            return f"{change.result} {item.port} -> {item.address}"
+
+        return list(await asyncio.gather(*(one_line(item) for item in items)))
+
+    async def reload(self, rules: Rules, keyring: Keyring) -> Diff:
+        """New rules and tokens, all or nothing. Returns what changed in the table. Raises Refused."""
+        before = self.table
+
+        def step(scene: Scene) -> tuple[Scene, Change]:
+            layout = Layout(rules)
+            change = adopt(scene.claims, layout)
+            touched = change.touched | scene.layout.statics.keys() | layout.statics.keys()
+            return Scene(change.claims, layout, keyring), Change(change.claims, change.result, touched)
+
+        def done(_change: Change) -> None:
+            self._ledger.checker.interval = rules.defaults.health.interval
+            text = f"{len(rules.frontends)} static frontends, {len(keyring.tokens)} tokens"
+            self._ledger.journal.note("reloaded", text)
+
+        await self._ledger.writer.turn(step, (), done)
+        return diff(before, self.table)
+
+    def connect_ended(self, listen: Listen, server: Server, failure: str | None) -> None:
+        """What a session met, told by the engine from inside its turn: the table is swapped in a later one."""
+        self._ledger.checker.connect_ended(listen, server.address, failure)
+
+    async def _heard(self, call: Callable[[], Awaitable[T]], caller: Caller, what: str) -> T:
+        try:
+            return await call()
+        except Refused as refused:
+            self._ledger.totals["refused"] += 1
+            self._ledger.journal.reject(refused, caller, what)
+            raise
+
+    # ------------------------------------------------------------ views
+
+    @property
+    def _scene(self) -> Scene:
+        return self._ledger.scene
+
+    @property
+    def table(self) -> Table:
+        return self._ledger.writer.table
+
+    @property
+    def ready(self) -> bool:
+        """State restored and the writer running."""
+        return self._writing is not None and not self._writing.done()
+
+    @property
+    def durable(self) -> bool:
+        """What is in force is on disk."""
+        return self._ledger.writer.durable
+
+    @property
+    def preserving(self) -> bool:
+        """Most phone-homes are silent, and none is demoted for it."""
+        return self._ledger.tenure.preserving
+
+    @property
+    def write_failures(self) -> int:
+        return self._ledger.write_failures
+
+    @property
+    def apply_seconds(self) -> float:
+        """The last swap of the table."""
+        return self._ledger.apply_seconds
+
+    @property
+    def registrations_total(self) -> Mapping[str, int]:
+        """Calls by result."""
+        results = ("created", "unchanged", "moved", "updated", "released", "refused", "superseded")
+        return {result: self._ledger.totals[result] for result in results}
+
+    def registrations(self) -> list[RegistrationView]:
+        now, tenure = self._clock(), self._ledger.tenure
+        held = self._scene.claims.registrations.values()
+        return [registration_view(one, tenure.get(one.key), now, self._wall()) for one in held]
+
+    def servers(self) -> list[ServerView]:
+        return server_views(self.table, self._scene.claims, self._scene.layout, self._ledger.checker)
+
+    def unbound(self) -> dict[Listen, str]:
+        """Ports of the table that could not be opened, with the reason; retried every 5 s."""
+        return dict(self._ledger.unbound)
+
+    def events(self) -> list[Event]:
+        """The last 1,000, oldest first."""
+        return self._ledger.journal.events()
+
+    def rejected(self) -> list[Rejection]:
+        """The last 100 refused calls, oldest first."""
+        return self._ledger.journal.rejected()
+
+    def reject(self, refused: Refused, ip: str, what: str) -> None:
+        """A call that the web layer refused before it had a token: it counts and is shown like any other."""
+        self._ledger.totals["refused"] += 1
+        self._ledger.journal.reject_unknown(refused, ip, what)
+
+
+def _named(claims: Claims, what: str) -> tuple[Registration, ...]:
+    name, _, instance = what.partition("/")
+    held = claims.registrations.values()
+    return tuple(one for one in held if one.name == name and instance in ("", one.key.instance))
+
+
+def _line(port: int, outcome: Outcome, note: str) -> str:
+    routes = "".join(
+        f" -> {one.address}:{one.target_port}, reachable: {one.reachable}" + (f" ({one.hint})" if one.hint else "")
+        for one in outcome.frontends
+    )
+    notes = [text for text in (note, outcome.note, "" if outcome.durable else "not on disk yet") if text]
+    return f"{outcome.result}: port {port}{routes}" + "".join(f"; {text}" for text in notes)

@@ -1,0 +1,133 @@
+"""What control shows of itself: answers to calls, and read-only pictures for the status page, the metrics and the CLI."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from pylb.control.checker import Checker
+from pylb.core.address import Address, Listen
+from pylb.core.claims import Claims
+from pylb.core.compose import DOWN
+from pylb.core.layout import Layout
+from pylb.core.lease import Lease
+from pylb.core.policy import ProxyProtocol
+from pylb.core.registration import Registration, Wanted
+from pylb.core.table import Server, Table
+
+
+@dataclass(frozen=True, slots=True)
+class FrontendOutcome:
+    port: int
+    address: str
+    target_port: int
+    reachable: str  # yes, refused, timeout; unknown if it was never dialled
+    hint: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """The answer to a call that was not refused: it is in force."""
+
+    result: str  # created, unchanged, moved, updated, superseded, released
+    generation: int
+    durable: bool
+    ttl: float | None = None
+    expires_in: float | None = None  # seconds; None: never
+    frontends: tuple[FrontendOutcome, ...] = ()
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RegistrationView:
+    token: str
+    name: str
+    instance: str
+    state: str  # fresh, stale, draining
+    address: str
+    frontends: tuple[Wanted, ...]
+    ttl: float | None  # seconds; a legacy one's is learned
+    expires_in: float | None  # seconds, negative once it is over; None: it has no end
+    expires_at_wall: float | None  # unix time
+    last_seen_ago: float | None  # seconds; None: not since pylb started
+    legacy: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ServerView:
+    frontend: str
+    listen: Listen
+    server: str
+    address: Address
+    weight: int
+    send_proxy: ProxyProtocol
+    rank: int
+    state: Literal["up", "down", "unproven"]
+    tried: bool  # false: nobody knows yet whether it is up
+    reachable: str
+    hint: str
+    reason: str  # of its last failure in a row
+    held_by: tuple[str, ...]  # "static", "token/name/instance"
+
+
+def registration_view(one: Registration, lease: Lease | None, now: float, wall: float) -> RegistrationView:
+    ends = lease is not None and lease.ttl is not None
+    left = lease.expires - now if lease is not None and ends else None
+    return RegistrationView(
+        one.key.token,
+        one.name,
+        one.key.instance,
+        str(one.state),
+        one.ip,
+        one.wanted,
+        lease.ttl if lease else one.ttl,
+        left,
+        None if left is None else wall + left,
+        None if lease is None or lease.last_beat < 0 else now - lease.last_beat,
+        one.key.is_legacy,
+    )
+
+
+def server_views(table: Table, claims: Claims, layout: Layout, checker: Checker) -> list[ServerView]:
+    """In the order of the ports."""
+    return [
+        _server_view(frontend.name, listen, server, _holders(claims, layout, listen, server.address), checker)
+        for listen, frontend in sorted(table.frontends.items(), key=lambda item: (item[0].port, item[0].ip))
+        for server in frontend.servers
+    ]
+
+
+def _server_view(name: str, listen: Listen, server: Server, held_by: tuple[str, ...], checker: Checker) -> ServerView:
+    proof, health = checker.proof(server.address), checker.health(listen, server.address)
+    known = proof is not None and proof.found != "unknown"
+    proven = server.address in checker.sight.proven
+    return ServerView(
+        name,
+        listen,
+        server.name,
+        server.address,
+        server.weight,
+        server.send_proxy,
+        server.rank,
+        "down" if server.rank == DOWN else "up" if proven else "unproven",
+        known or health is not None,
+        proof.reachable if proof else "unknown",
+        proof.hint if proof else "",
+        health.reason if health else "",
+        held_by,
+    )
+
+
+def _holders(claims: Claims, layout: Layout, listen: Listen, address: Address) -> tuple[str, ...]:
+    static = layout.statics.get(listen)
+    held = ["static"] if static and any(line.address == address for line in static.servers) else []
+    for key in claims.holders.get(listen, ()):
+        one = claims.registrations[key]
+        if one.address(one.wanted[one.places.index(listen)]) == address:
+            held.append(title(one))
+        elif any(old.address == address and old.listen == listen for old in one.displaced):
+            held.append(f"{title(one)} (until its new address has answered)")
+    return tuple(held)
+
+
+def title(one: Registration) -> str:
+    """`token/name/instance`, or `token/name (legacy)`."""
+    return f"{one.key.token}/{one.name}" + (" (legacy)" if one.key.is_legacy else f"/{one.key.instance}")

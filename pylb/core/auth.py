@@ -1,0 +1,168 @@
+"""Tokens: who calls, and what that token may open and aim at.
+
+A scope is checked on every call and never stored with a registration, so a reload that narrows it acts at the next beat.
+"""
+
+import hmac
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from hashlib import sha256
+from ipaddress import IPv4Network, IPv6Network
+from typing import Literal
+
+from pylb.core.address import Network, Ports, in_networks, is_loopback, parse_ip, refused_class
+from pylb.core.errors import Code, Refused
+
+STRONG = 22  # characters: 128 bits in base64, what `secrets.token_urlsafe(16)` gives
+ANY_NAME = ("*",)
+ANYWHERE: tuple[Network, ...] = (IPv4Network("0.0.0.0/0"), IPv6Network("::/0"))
+NODE_PORTS = Ports(((30000, 32767),))  # Kubernetes' default service-node-port-range
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """One line of `tokens:`. `names` defaults to the token's own name; `("*",)` is any."""
+
+    name: str
+    secrets: tuple[str, ...] = field(repr=False)
+    ports: Ports
+    names: tuple[str, ...] = ()
+    takeover: bool = False
+    targets: tuple[Network, ...] = ()
+    target_ports: Ports = NODE_PORTS
+    sources: tuple[Network, ...] = ANYWHERE
+    allow_weak: bool = False
+    any_port_except: frozenset[int] | None = None  # the first run's token: every port but these, `ports` does not count
+
+    def may_open(self, port: int) -> bool:
+        return port in self.ports if self.any_port_except is None else port not in self.any_port_except
+
+    def may_use_name(self, name: str) -> bool:
+        return self.names == ANY_NAME or name in (self.names or (self.name,))
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who calls: the canonical IP of its TCP connection, its token, and through which door."""
+
+    ip: str
+    token: Token
+    at: Literal["native", "legacy", "socket"] = "native"
+
+
+class Keyring:
+    """All tokens. Secrets are compared by digest, all of them on every call, so that time tells nothing."""
+
+    def __init__(self, tokens: Iterable[Token]) -> None:
+        self.tokens = tuple(tokens)
+        # strip: a secret file usually ends with a newline, which no header can carry
+        stripped = [(secret.strip(), token) for token in self.tokens for secret in token.secrets]
+        self._known = [(_digest(secret), len(secret) < STRONG, token) for secret, token in stripped if secret]
+
+    def find(self, secret: str, *, weak: bool = True) -> Token | None:
+        """The token of `secret`; "" is nobody's. `weak=False` (the native API) does not know short secrets."""
+        offered, found = _digest(secret), None
+        for known, is_weak, token in self._known:
+            if hmac.compare_digest(offered, known) and (weak or not is_weak):
+                found = token
+        return found
+
+
+def _digest(secret: str) -> bytes:
+    # a header may hold bytes that are no UTF-8; aiohttp hands them over as surrogates, which a plain encode refuses
+    return sha256(secret.encode("utf-8", "backslashreplace")).digest()
+
+
+def check_source(caller: Caller) -> None:
+    """May the token be used from there? Raises Refused."""
+    if not in_networks(caller.ip, caller.token.sources):
+        raise Refused(
+            Code.SOURCE_FORBIDDEN,
+            f"token {caller.token.name!r} may not be used from {caller.ip}",
+            "widen `sources` of the token, or call from inside it",
+        )
+
+
+def check_name(token: Token, name: str) -> None:
+    """May the token use this registration name? Raises Refused."""
+    if not token.may_use_name(name):
+        allowed = ", ".join(token.names or (token.name,))
+        raise Refused(
+            Code.NAME_FORBIDDEN,
+            f"token {token.name!r} may not register the name {name!r} (it may: {allowed})",
+            "use an allowed name, or widen `names` of the token",
+        )
+
+
+def check_port(token: Token, port: int, reserved: frozenset[int]) -> None:
+    """May the token open this frontend port? `reserved` are pylb's own. Raises Refused."""
+    if port in reserved:
+        raise Refused(Code.PORT_FORBIDDEN, f"port {port} is pylb's own (webhook, admin or metrics)", "use another port")
+    if not token.may_open(port):
+        raise Refused(
+            Code.PORT_FORBIDDEN,
+            f"token {token.name!r} may not open port {port} (it may: {_scope(token)})",
+            "use an allowed port, or widen `ports` of the token",
+        )
+
+
+def _scope(token: Token) -> str:
+    if token.any_port_except is None:
+        return str(token.ports) or "none"
+    return "any except " + ", ".join(str(port) for port in sorted(token.any_port_except))
+
+
+def check_target_port(token: Token, port: int) -> None:
+    """May the token aim at this port? Raises Refused."""
+    if port not in token.target_ports:
+        raise Refused(
+            Code.TARGET_FORBIDDEN,
+            f"token {token.name!r} may not aim at port {port} (it may: {token.target_ports})",
+            "use the Service's NodePort, or widen `target_ports` of the token",
+        )
+
+
+def native_target(caller: Caller, address: str | None) -> str:
+    """The canonical IP a native call aims at: what it names, by default where it comes from. Raises Refused."""
+    if address is None:
+        return _not_refused(caller, caller.ip)
+    try:
+        ip = parse_ip(address)
+    except ValueError as error:
+        raise Refused(Code.INVALID, f"address: {error}", "an IP address, or null for the calling one") from None
+    _not_refused(caller, ip)
+    if ip != caller.ip and not in_networks(ip, caller.token.targets):
+        raise Refused(
+            Code.TARGET_FORBIDDEN,
+            f"token {caller.token.name!r} may not name the address {ip}",
+            "leave `address` out to use the calling address, or add it to `targets` of the token",
+        )
+    return ip
+
+
+def legacy_target(caller: Caller, address: str | None) -> tuple[str, str]:
+    """(the IP a legacy call aims at, a note for its answer). An address it may not name falls back to the caller's.
+
+    Raises Refused for an address of a class that is nobody's target.
+    """
+    if address is None:
+        return _not_refused(caller, caller.ip), ""
+    _not_refused(caller, address)
+    if address == caller.ip or in_networks(address, caller.token.targets):
+        return address, ""
+    fallback = _not_refused(caller, caller.ip)
+    return fallback, f"dst-ip {address} is outside the targets of token {caller.token.name!r}: {fallback} is used"
+
+
+def _not_refused(caller: Caller, ip: str) -> str:
+    kind = refused_class(ip)
+    if kind is not None:
+        hint = "call from, or name, an address that pylb's machine can reach"
+        raise Refused(Code.TARGET_REFUSED, f"{ip} is no target: it is {kind}", hint)
+    if is_loopback(ip) and not in_networks(ip, caller.token.targets):
+        raise Refused(
+            Code.TARGET_REFUSED,
+            f"{ip} is no target: it is loopback, pylb's own machine",
+            f"call from the node, or name loopback in `targets` of token {caller.token.name!r}",
+        )
+    return ip

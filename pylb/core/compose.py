@@ -1,0 +1,109 @@
+"""From the claims, the rules and what is known of the servers to the routing table.
+
+A server (`ip:port`) is held by a *set*: a static line, registrations, and registrations that it was displaced by. It is
+as good as its best holder says, and leaves with the last one. Ranks, see `table.Server`:
+fresh and proven 0 · fresh, has not answered yet 1 · backup 2 · stale or draining 3 · down 4.
+"""
+
+from collections.abc import Iterable, Iterator
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, replace
+
+from pylb.core.address import Address, Listen
+from pylb.core.claims import Claims
+from pylb.core.layout import Layout
+from pylb.core.policy import ProxyProtocol
+from pylb.core.registration import Registration, State
+from pylb.core.table import Frontend, Server, Table, make_table
+
+PROVEN, UNPROVEN, BACKUP, LAST_RESORT, DOWN = range(5)
+
+
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """What is known of the servers: who has ever answered, and who is out at which frontend."""
+
+    proven: AbstractSet[Address] = frozenset()
+    down: AbstractSet[tuple[Listen, Address]] = frozenset()
+
+
+def compose(
+    claims: Claims, layout: Layout, sight: Sight, base: Table | None = None, touched: Iterable[Listen] | None = None
+) -> Table:
+    """The table after `base`, which is returned itself when nothing differs. `touched` None: work out all frontends."""
+    old = base or Table()
+    frontends = dict(old.frontends) if touched is not None else {}
+    for listen in {**layout.statics, **claims.holders} if touched is None else touched:
+        made = frontend(claims, layout, sight, listen)
+        if made is not None:
+            frontends[listen] = made
+        else:
+            frontends.pop(listen, None)
+    return old if frontends == old.frontends else make_table(old.generation + 1, frontends)
+
+
+def frontend(claims: Claims, layout: Layout, sight: Sight, listen: Listen) -> Frontend | None:
+    """None: nobody holds it, it is closed. A static frontend may have no servers."""
+    static = layout.statics.get(listen)
+    held = [claims.registrations[key] for key in claims.holders.get(listen, ())]
+    if static is None and not held:
+        return None
+    name = static.name if static else f"{held[0].name}-{listen.port}"
+    found: dict[Address, Server] = {}
+    for offer in _offers(layout, held, sight, listen):
+        known = found.get(offer.address)
+        if known is None or offer.rank < known.rank:
+            found[offer.address] = offer
+    servers = _trusted([_seen(server, sight, listen) for server in found.values()], sight)
+    return Frontend(name, listen, layout.policy(listen), tuple(_distinct(servers)))
+
+
+def _offers(layout: Layout, held: list[Registration], sight: Sight, listen: Listen) -> Iterator[Server]:
+    """One per holder of a server. Among equals the first one speaks: static lines, then the newest registration."""
+    static, policy = layout.statics.get(listen), layout.policy(listen)
+    for line in static.servers if static else ():
+        rank = BACKUP if line.backup else PROVEN
+        yield Server(str(line.address), line.address, line.weight, rank, policy.send_proxy)
+    for one in reversed(held):
+        item = one.wanted[one.places.index(listen)]
+        rank = UNPROVEN if one.address(item) not in sight.proven else PROVEN
+        if one.state is not State.FRESH:
+            rank = LAST_RESORT
+        elif item.backup:
+            rank = BACKUP
+        yield Server(one.label, one.address(item), item.weight, rank, _send(item.send_proxy, policy.send_proxy))
+    for one in held:
+        waits = one.address(one.wanted[one.places.index(listen)]) not in sight.proven
+        for old in one.displaced if waits else ():
+            if old.listen == listen:
+                yield Server(old.server, old.address, old.weight, PROVEN, _send(old.send_proxy, policy.send_proxy))
+
+
+def _send(wanted: ProxyProtocol | None, default: ProxyProtocol) -> ProxyProtocol:
+    return default if wanted is None else wanted
+
+
+def _seen(server: Server, sight: Sight, listen: Listen) -> Server:
+    return replace(server, rank=DOWN) if (listen, server.address) in sight.down else server
+
+
+def _trusted(servers: list[Server], sight: Sight) -> list[Server]:
+    """A fresh server that has not answered yet does not displace a proven one that is stale or draining."""
+    ranks = {server.rank for server in servers}
+    if UNPROVEN not in ranks or PROVEN in ranks:
+        return servers
+    return [
+        replace(server, rank=PROVEN) if server.rank == LAST_RESORT and server.address in sight.proven else server
+        for server in servers
+    ]
+
+
+def _distinct(servers: list[Server]) -> Iterator[Server]:
+    """Labels are unique inside a frontend: from the second of a label on, the address is part of it."""
+    seen: set[str] = set()
+    for server in servers:
+        if server.name in seen:  # "@" is no character of an instance, so the longer label is nobody else's
+            yield replace(server, name=f"{server.name}@{server.address}")
+        else:
+            seen.add(server.name)
+            yield server

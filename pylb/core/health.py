@@ -1,0 +1,109 @@
+"""Is a server up, and has it ever answered: two small state machines, fed with what connects and probes found.
+
+Health is of a frontend's server: `fall` failures in a row take it out, `rise` answers bring it back. Proof is of an
+address: it has answered once, or it has not and is asked again. Both ask at `interval`, doubling to 30 s while it fails.
+`jitter` is a factor around 1, drawn by the caller, so that many servers are not asked at the same instant.
+"""
+
+from dataclasses import dataclass, replace
+from math import inf
+
+from pylb.core.policy import HealthMode, HealthPolicy
+
+PROBE_MAX = 30.0  # seconds between two probes of a server that is out
+OURS = frozenset({"resource"})  # failures that say nothing of the server: we were out of fds or ports
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """`failures` and `answers` in a row; `probe_at` is monotonic, inf when nothing is to be asked."""
+
+    down: bool = False
+    failures: int = 0
+    answers: int = 0
+    wait: float = 0.0
+    probe_at: float = inf
+    reason: str = ""  # of the last failure
+
+
+UP = Health()
+
+
+def watched(policy: HealthPolicy, now: float, jitter: float) -> Health:
+    """Of a server nothing is known of: probed only in active mode."""
+    if policy.mode is not HealthMode.ACTIVE:
+        return UP
+    return Health(wait=policy.interval, probe_at=now + policy.interval * jitter)
+
+
+def failed(health: Health, policy: HealthPolicy, reason: str, now: float, *, probe: bool, jitter: float) -> Health:
+    """A connect (of a client's session, or a probe) failed."""
+    if policy.mode is HealthMode.NONE or reason in OURS:
+        return health
+    failures = health.failures + 1
+    if health.down:
+        if not probe:  # all are out and all are tried: no reason to ask later, or sooner
+            return replace(health, failures=failures, answers=0, reason=reason)
+        wait = min(health.wait * 2, PROBE_MAX)
+        return Health(True, failures, 0, wait, now + wait * jitter, reason)
+    down = failures >= policy.fall
+    asks = down or policy.mode is HealthMode.ACTIVE
+    return Health(down, failures, 0, policy.interval, now + policy.interval * jitter if asks else inf, reason)
+
+
+def answered(health: Health, policy: HealthPolicy, now: float, *, jitter: float) -> Health:
+    """A connect succeeded."""
+    answers = health.answers + 1
+    if not health.down or answers >= policy.rise:
+        return watched(policy, now, jitter)
+    return replace(health, failures=0, answers=answers, wait=policy.interval, probe_at=now + policy.interval * jitter)
+
+
+YES = "yes"
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """What dialling an address found: "yes", "refused", "timeout" or "unreachable"; "unknown" until it was dialled."""
+
+    found: str
+    wait: float = 0.0
+    probe_at: float = inf
+
+    @property
+    def reachable(self) -> str:
+        """For an answer: yes, refused or timeout. Unreachable is a refusal by the network; the hint tells them apart."""
+        return "refused" if self.found == "unreachable" else self.found
+
+    @property
+    def hint(self) -> str:
+        return HINTS.get(self.found, "")
+
+
+PROVEN = Proof(YES)
+
+
+def unproven(now: float) -> Proof:
+    """Of an address that was never dialled: to be dialled now."""
+    return Proof("unknown", 0.0, now)
+
+
+def prove(before: Proof | None, found: str, interval: float, now: float, *, jitter: float) -> Proof:
+    """After a dial. Who has answered once stays proven: from then on it is health's matter."""
+    if found == YES or before == PROVEN:
+        return PROVEN
+    wait = min(before.wait * 2, PROBE_MAX) if before and before.wait else interval
+    return Proof(found, wait, now + wait * jitter)
+
+
+HINTS = {
+    "refused": (
+        "nothing listens there yet, or no pod is ready behind the NodePort; with externalTrafficPolicy: Local only "
+        "the nodes that run the pod answer"
+    ),
+    "timeout": (
+        "a firewall drops it (open 30000-32767 on the node to this machine), the address is a NAT gateway's and not "
+        "the node's, or externalTrafficPolicy: Local on a node without the pod"
+    ),
+    "unreachable": "no route there, or a firewall on the way rejects it (open 30000-32767 on the node to this machine)",
+}

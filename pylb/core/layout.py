@@ -1,0 +1,50 @@
+"""The operator's rules, indexed once: which frontend a registration's port belongs to."""
+
+from pylb.core.address import Listen
+from pylb.core.errors import Code, Refused
+from pylb.core.policy import Policy, Rules, StaticFrontend
+from pylb.core.registration import Registration
+
+
+class Layout:
+    """Read-only after its making. A reload makes a new one."""
+
+    def __init__(self, rules: Rules) -> None:
+        self.rules = rules
+        self.statics = {frontend.listen: frontend for frontend in rules.frontends}
+        self.own_ips = rules.own_ips
+        self.own_ports = rules.reserved_ports | {listen.port for listen in self.statics}
+        self._by_port: dict[int, list[StaticFrontend]] = {}
+        for frontend in rules.frontends:
+            self._by_port.setdefault(frontend.listen.port, []).append(frontend)
+
+    def place(self, port: int, one: Registration) -> Listen:
+        """Where the registration's port listens: at the static frontend that it joins, else at `defaults.bind`.
+
+        Raises Refused if the port is pylb's own or a static frontend's that it may not join.
+        """
+        if port in self.rules.reserved_ports:
+            raise Refused(Code.PORT_FORBIDDEN, f"port {port} is pylb's own (webhook, admin or metrics)", "use another port")
+        statics = self._by_port.get(port, [])
+        joins = [frontend for frontend in statics if frontend.name == one.name]
+        # a legacy call's name is for humans: it is the one legacy server of whatever frontend has the port
+        joins += [frontend for frontend in statics if frontend.registrations_any or one.key.is_legacy]
+        if joins:
+            return joins[0].listen
+        free = Listen("tcp", self.rules.defaults.bind, port)
+        taken = next((frontend for frontend in statics if frontend.listen.overlaps(free)), None)
+        if taken is not None:
+            raise Refused(
+                Code.PORT_OWNED,
+                f"port {port} is the static frontend {taken.name!r}, which {one.name!r} may not join",
+                f"name the registration {taken.name!r}, or let the frontend say `registrations: any`",
+            )
+        return free
+
+    def joined_by_any(self, listen: Listen) -> bool:
+        static = self.statics.get(listen)
+        return static is not None and static.registrations_any
+
+    def policy(self, listen: Listen) -> Policy:
+        static = self.statics.get(listen)
+        return self.rules.defaults if static is None else static.policy

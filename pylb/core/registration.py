@@ -1,0 +1,216 @@
+"""Registrations: what a phone-home wants, and the strict parser of the native announcement.
+
+The pydantic models are the body of `PUT /v1/registrations/{name}/{instance}`, and the source of its schema.
+"""
+
+import json
+import re
+from dataclasses import dataclass
+from difflib import get_close_matches
+from enum import StrEnum
+from typing import Annotated, Any, Literal, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails
+
+from pylb.core.address import Address, Listen
+from pylb.core.errors import Code, Refused
+from pylb.core.policy import LeaseBounds, ProxyProtocol
+
+# Host and pod names (RFC 1123), and the underscore and capitals people use anyway. No slash, no `@`, no leading dot:
+# a name is a path segment, a log field and a label.
+_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,251}[A-Za-z0-9])?")
+
+
+class Key(NamedTuple):
+    """Who a registration is. The legacy protocol knows no instance: there it is the token and the port."""
+
+    token: str
+    name: str
+    instance: str
+    legacy_port: int = 0
+
+    @property
+    def is_legacy(self) -> bool:
+        return self.legacy_port != 0
+
+
+def legacy_key(token: str, port: int) -> Key:
+    return Key(token, "", "", port)
+
+
+class State(StrEnum):
+    FRESH = "fresh"
+    STALE = "stale"  # its lease ended
+    DRAINING = "draining"  # its phone-home said goodbye for now
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """One frontend a registration wants. `send_proxy` None: as the frontend's policy says."""
+
+    port: int
+    target_port: int
+    send_proxy: ProxyProtocol | None = None
+    weight: int = 1
+    backup: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Displaced:
+    """A proven server that a not yet proven one replaced: it stays in service until the new one has answered once."""
+
+    listen: Listen
+    server: str
+    address: Address
+    send_proxy: ProxyProtocol | None = None
+    weight: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Registration:
+    key: Key
+    name: str  # for a legacy one what its call said, for humans
+    ip: str  # where its servers are
+    wanted: tuple[Wanted, ...]
+    ttl: float | None = 60.0  # seconds; None: never stale. A legacy one's is learned, see lease.py
+    state: State = State.FRESH
+    places: tuple[Listen, ...] = ()  # where each of `wanted` listens, by the rules of the day
+    displaced: tuple[Displaced, ...] = ()
+
+    @property
+    def label(self) -> str:
+        """Its servers' label."""
+        return self.key.instance or "legacy"
+
+    @property
+    def owner(self) -> str:
+        """For a refusal: who has the port."""
+        kind = "legacy registration" if self.key.is_legacy else "registration"
+        return f"{kind} {self.name!r} of token {self.key.token!r}"
+
+    def address(self, wanted: Wanted) -> Address:
+        return Address(self.ip, wanted.target_port)
+
+
+@dataclass(frozen=True, slots=True)
+class Announcement:
+    """A parsed body. `address` is still text: whether it may be named is the token's matter."""
+
+    frontends: tuple[Wanted, ...]
+    address: str | None = None
+    ttl: float | None = 60.0
+    draining: bool = False
+
+
+_STRICT = ConfigDict(strict=True, extra="forbid", frozen=True)
+_Port = Annotated[int, Field(ge=1, le=65535)]
+
+
+class FrontendBody(BaseModel):
+    model_config = _STRICT
+
+    port: _Port = Field(description="the port pylb listens on")
+    target_port: _Port = Field(description="the server's port, usually the Service's NodePort")
+    proxy_protocol: Literal["none", "v1", "v2"] | None = Field(None, description="PROXY header sent to the server")
+    weight: int = Field(1, ge=1, le=256)
+    backup: bool = Field(False, description="used only while no other server is")
+
+
+class AnnouncementBody(BaseModel):
+    model_config = _STRICT
+
+    frontends: list[FrontendBody] = Field(min_length=1, max_length=64)
+    address: str | None = Field(None, description="an IP the token may name; null: the calling address")
+    ttl: int | None = Field(60, description="seconds until a silent registration is stale; null: never")
+    state: Literal["ready", "draining"] = "ready"
+
+
+def check_name(what: str, text: str) -> str:
+    """A registration's name or instance. Raises Refused."""
+    if not _NAME.fullmatch(text):
+        shown = text[:40] + ("…" if len(text) > 40 else "")
+        hint = "letters, digits, '.', '_' and '-', up to 253, first and last a letter or digit"
+        raise Refused(Code.INVALID, f"{what} {shown!r} is not a valid name", hint)
+    return text
+
+
+def check_ttl(ttl: float | None, bounds: LeaseBounds) -> float | None:
+    """Raises Refused."""
+    if ttl is not None and not bounds.min_ttl <= ttl <= bounds.max_ttl:
+        detail = f"ttl: {ttl:g} is not within {bounds.min_ttl:g}-{bounds.max_ttl:g} seconds"
+        raise Refused(Code.INVALID, detail, "or null for a registration that never becomes stale")
+    return ttl
+
+
+def parse_native(body: bytes) -> Announcement:
+    """Raises Refused: INVALID_JSON, or INVALID naming the field."""
+    data = strict_json(body)
+    if not isinstance(data, dict):
+        raise Refused(Code.INVALID, "the body is not a JSON object", 'as in {"frontends": [{"port": 443, …}]}')
+    try:
+        parsed = AnnouncementBody.model_validate(data)
+    except ValidationError as error:
+        raise _readable(error.errors(include_url=False, include_context=True)[0]) from None
+    wanted = tuple(_wanted(item) for item in parsed.frontends)
+    _no_port_twice(wanted)
+    ttl = None if parsed.ttl is None else float(parsed.ttl)
+    return Announcement(wanted, parsed.address, ttl, parsed.state == "draining")
+
+
+def _wanted(item: FrontendBody) -> Wanted:
+    send = None if item.proxy_protocol is None else ProxyProtocol(item.proxy_protocol)
+    return Wanted(item.port, item.target_port, send, item.weight, item.backup)
+
+
+def _no_port_twice(wanted: tuple[Wanted, ...]) -> None:
+    seen: set[int] = set()
+    for index, item in enumerate(wanted):
+        if item.port in seen:
+            raise Refused(Code.INVALID, f"frontends[{index}].port: {item.port} is there twice", "one entry per port")
+        seen.add(item.port)
+
+
+def strict_json(body: bytes) -> Any:
+    """JSON as RFC 8259 means it: UTF-8, no NaN, no key twice. Raises Refused INVALID_JSON."""
+    try:
+        return json.loads(body.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant)
+    except RecursionError:
+        raise Refused(Code.INVALID_JSON, "the body is nested too deeply") from None
+    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
+        raise Refused(Code.INVALID_JSON, f"the body is not JSON: {error}") from None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        twice = next(key for index, (key, _) in enumerate(pairs) if key in dict(pairs[:index]))
+        raise ValueError(f"the key {twice[:40]!r} is there twice")
+    return found
+
+
+def _no_constant(text: str) -> Any:
+    raise ValueError(f"{text} is not a number of JSON")
+
+
+def _readable(error: ErrorDetails) -> Refused:
+    place = _place(error["loc"])
+    if error["type"] == "extra_forbidden":
+        key = str(error["loc"][-1])
+        model = AnnouncementBody if len(error["loc"]) == 1 else FrontendBody
+        near = get_close_matches(key, model.model_fields, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else "known: " + ", ".join(model.model_fields)
+        return Refused(Code.INVALID, f"{place[:80]}: unknown key", hint)
+    if error["type"] == "missing":
+        return Refused(Code.INVALID, f"{place}: missing")
+    given = repr(error["input"])
+    shown = given if len(given) <= 40 else given[:40] + "…"
+    return Refused(Code.INVALID, f"{place}: {error['msg'][0].lower()}{error['msg'][1:]}, not {shown}")
+
+
+def _place(loc: tuple[int | str, ...]) -> str:
+    """`("frontends", 0, "port")` -> `frontends[0].port`"""
+    text = ""
+    for part in loc:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
+    return text

@@ -1,0 +1,265 @@
+"""What the old webhook's script left behind, as legacy registrations: `/etc/webhook/haproxy/*.inc`, or a whole haproxy.cfg.
+
+The script wrote one file per port (geek-cookbook, "Load Balancer"):
+
+    ### >> Used to run mqtt:8443
+    frontend 8443_frontend
+      bind *:8443
+      default_backend 8443_backend
+    backend 8443_backend
+      server s1 203.0.113.7:30843 send-proxy
+
+It pasted what it was sent without a look, so anything may stand in them. A stanza that is understood becomes an item, what
+is not becomes a note with file and line; nothing raises. pylb's own policy (balance, timeouts, health) takes the place of
+HAProxy's, so those lines are passed over in silence.
+"""
+
+import json
+import re
+import shlex
+import stat
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import NamedTuple
+
+from pylb.core.address import Address, parse_address, parse_port
+from pylb.core.errors import Refused
+from pylb.core.legacy import parse_legacy
+from pylb.core.policy import ProxyProtocol
+
+MAX_BYTES = 1 << 20  # per file
+MAX_NOTES = 20  # per file; a page of HTML pasted into one would make hundreds
+
+_PASSED_OVER = frozenset(
+    ("balance", "stick", "stick-table", "timeout", "log", "maxconn", "description", "id", "retries", "backlog", "option")
+)
+_SERVER_WITH_VALUE = frozenset(
+    ("inter", "fastinter", "downinter", "fall", "rise", "maxconn", "maxqueue", "slowstart", "weight", "id")
+)
+_SECTIONS = frozenset(
+    ("global", "defaults", "frontend", "backend", "listen", "userlist", "peers", "resolvers", "mailers", "program", "cache")
+)
+_SEND_PROXY = {"": ProxyProtocol.NONE, "send-proxy": ProxyProtocol.V1, "send-proxy-v2": ProxyProtocol.V2}
+_KEYWORDS = {protocol: keyword for keyword, protocol in _SEND_PROXY.items()}
+_USED_BY = re.compile(r"#.*>> Used to run (.*):([0-9]{1,5})\s*")
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """What was not taken over, and where it stands."""
+
+    file: str
+    line: int  # 0: the file as a whole
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}: {self.message}" if self.line else f"{self.file}: {self.message}"
+
+
+@dataclass(frozen=True, slots=True)
+class OldServer:
+    """One port of the old machine and where it went."""
+
+    port: int
+    address: Address
+    name: str
+    send_proxy: ProxyProtocol = ProxyProtocol.NONE
+
+    def as_call(self) -> dict[str, str]:
+        """The body that the legacy route would have been sent for it."""
+        return {
+            "dst-ip": self.address.ip,
+            "frontend-port": str(self.port),
+            "backend-port": str(self.address.port),
+            "action": "add",
+            "name": self.name,
+            "send-proxy": _KEYWORDS[self.send_proxy],
+        }
+
+    def __str__(self) -> str:
+        send = f", {_KEYWORDS[self.send_proxy]}" if self.send_proxy is not ProxyProtocol.NONE else ""
+        return f"{self.port} -> {self.address} ({self.name}{send})"
+
+
+class Found(NamedTuple):
+    items: tuple[OldServer, ...]  # at most one per port
+    notes: tuple[Note, ...]
+
+
+def read_files(paths: Iterable[Path]) -> Found:
+    """Reads files, and of directories every *.inc, in the order of their names as the script's `cat` did."""
+    texts: list[tuple[str, str]] = []
+    notes: list[Note] = []
+    for path in paths:
+        for file in sorted(path.glob("*.inc")) if path.is_dir() else [path]:
+            try:
+                texts.append((str(file), _read(file)))
+            except OSError as error:
+                notes.append(Note(str(file), 0, f"cannot be read: {error.strerror or error}"))
+    found = parse_haproxy(texts)
+    return Found(found.items, (*notes, *found.notes))
+
+
+def parse_haproxy(texts: Iterable[tuple[str, str]]) -> Found:
+    """`(file name, text)` of files that HAProxy read as one: a frontend may name a backend of another file."""
+    reading = _Reading()
+    for file, text in texts:
+        reading.read(file, text)
+    return reading.finish()
+
+
+def _read(file: Path) -> str:
+    if not stat.S_ISREG(file.stat().st_mode):  # a FIFO would block for ever
+        raise OSError(0, "not a regular file", str(file))
+    with file.open("rb") as stream:
+        return stream.read(MAX_BYTES).decode("utf-8", "replace")
+
+
+@dataclass(slots=True)
+class _Stanza:
+    """A frontend, backend or listen section."""
+
+    kind: str
+    name: str
+    file: str
+    line: int
+    binds: list[tuple[int, int]] = field(default_factory=list)  # (line, port)
+    servers: list[tuple[int, Address | str, str]] = field(default_factory=list)  # (line, address or bare IP, send-proxy)
+    backend: str = ""
+    unfit: str = ""  # why pylb cannot do what it does
+
+
+class _Reading:
+    """The stanzas so far. One per import."""
+
+    def __init__(self) -> None:
+        self.stanzas: list[_Stanza] = []
+        self.names: dict[int, str] = {}  # port -> who it was used for, from the script's comment
+        self.notes: list[Note] = []
+        self.file_notes: Counter[str] = Counter()
+
+    def note(self, file: str, line: int, message: str) -> None:
+        self.file_notes[file] += 1
+        if self.file_notes[file] <= MAX_NOTES:
+            self.notes.append(Note(file, line, message))
+
+    def read(self, file: str, text: str) -> None:
+        current: _Stanza | None = None
+        for number, line in enumerate(text.split("\n"), 1):
+            if (used := _USED_BY.fullmatch(line.strip())) is not None:
+                self.names[int(used[2])] = used[1]
+                continue
+            try:
+                words = shlex.split(line, comments=True)
+            except ValueError as error:
+                self.note(file, number, f"not understood: {str(error).lower()}")
+                continue
+            if not words:
+                continue
+            if words[0] in _SECTIONS:
+                current = _Stanza(words[0], words[1] if len(words) > 1 else "", file, number)
+                self.stanzas.append(current)
+            elif current is None:
+                self.note(file, number, f"not understood: {_short(line)}")
+            elif current.kind in ("frontend", "backend", "listen"):
+                self._directive(current, number, words)
+
+    def _directive(self, stanza: _Stanza, line: int, words: list[str]) -> None:
+        match words:
+            case ["bind", where, *options]:
+                self._bind(stanza, line, where, options)
+            case ["server", _, address, *options]:
+                self._server(stanza, line, address, options)
+            case ["default_backend", name]:
+                stanza.backend = name
+            case ["mode", mode]:
+                stanza.unfit = "" if mode == "tcp" else f"mode {_short(mode)}: pylb forwards TCP"
+            case [word, *_] if word not in _PASSED_OVER:
+                self.note(stanza.file, line, f"not taken over: {_short(' '.join(words))}")
+
+    def _bind(self, stanza: _Stanza, line: int, where: str, options: list[str]) -> None:
+        if "ssl" in options:
+            stanza.unfit = "bind with ssl: TLS ends in the server, pylb passes it through"
+        for one in where.split(","):
+            host, colon, port = one.rpartition(":")
+            try:
+                stanza.binds.append((line, parse_port(port)))
+            except ValueError as error:
+                self.note(stanza.file, line, f"bind: {_short(str(error))}")
+                continue
+            if colon and host not in ("", "*", "0.0.0.0", "::", "[::]"):
+                self.note(stanza.file, line, f"bind {_short(host)}: registered ports listen on `defaults.bind`")
+
+    def _server(self, stanza: _Stanza, line: int, text: str, options: list[str]) -> None:
+        send, rest = "", iter(options)
+        for option in rest:
+            if option in ("send-proxy", "send-proxy-v2"):
+                send = option
+            elif option in _SERVER_WITH_VALUE:
+                next(rest, None)
+            elif option in ("ssl", "disabled", "backup"):
+                self.note(stanza.file, line, f"server with {option}: not taken over")
+                return
+            elif option != "check":
+                self.note(stanza.file, line, f"server: the option {_short(option)} is not taken over")
+        try:
+            bare = text.count(":") == 0  # no port: the client's own (HAProxy, "server")
+            stanza.servers.append((line, str(parse_address(f"{text}:1").ip) if bare else parse_address(text), send))
+        except ValueError as error:
+            self.note(stanza.file, line, f"server: {_short(str(error))}")
+
+    def finish(self) -> Found:
+        backends = {stanza.name: stanza for stanza in self.stanzas if stanza.kind in ("backend", "listen")}
+        items: dict[int, OldServer] = {}
+        for stanza in self.stanzas:
+            if stanza.kind not in ("frontend", "listen"):
+                continue
+            backend = stanza if stanza.kind == "listen" else backends.get(stanza.backend)
+            for line, port in self._fit(stanza, backend):
+                assert backend is not None  # noqa: S101 - _fit yields nothing without one
+                self._item(items, stanza, backend, line, port)
+        for file, count in self.file_notes.items():
+            if count > MAX_NOTES:
+                self.notes.append(Note(file, 0, f"and {count - MAX_NOTES} more lines that were not understood"))
+        return Found(tuple(items.values()), tuple(self.notes))
+
+    def _fit(self, stanza: _Stanza, backend: _Stanza | None) -> list[tuple[int, int]]:
+        """The binds that can be taken over; why not is noted once."""
+        if backend is None:
+            self.note(stanza.file, stanza.line, f"{_label(stanza)} has no backend {_short(stanza.backend)!r}".rstrip())
+        elif stanza.unfit or backend.unfit:
+            self.note(stanza.file, stanza.line, f"{_label(stanza)} is left out: {stanza.unfit or backend.unfit}")
+        elif not backend.servers:
+            self.note(backend.file, backend.line, f"{_label(backend)} has no server that could be taken over")
+        elif not stanza.binds:
+            self.note(stanza.file, stanza.line, f"{_label(stanza)} listens nowhere")
+        else:
+            for line, address, _ in backend.servers[1:]:
+                self.note(backend.file, line, f"only one server per port: {address} is left out")
+            return stanza.binds
+        return []
+
+    def _item(self, items: dict[int, OldServer], stanza: _Stanza, backend: _Stanza, line: int, port: int) -> None:
+        if port in items:
+            self.note(stanza.file, line, f"port {port} was there before: the first one counts")
+            return
+        server_line, address, send = backend.servers[0]
+        target = address if isinstance(address, Address) else Address(address, port)
+        name = self.names.get(port) or re.sub(r"[-_.]?(frontend|front|fe)$", "", stanza.name)
+        item = OldServer(port, target, "" if name.isdigit() else name, _SEND_PROXY[send])
+        try:  # through the route's own parser: what an import yields is what a call could have
+            items[port] = replace(item, name=parse_legacy(json.dumps(item.as_call()).encode()).name)
+        except Refused as refused:
+            self.note(backend.file, server_line, _short(refused.detail))
+
+
+def _label(stanza: _Stanza) -> str:
+    return f"{stanza.kind} {_short(stanza.name)}"
+
+
+def _short(text: str) -> str:
+    """Printable, whatever was pasted."""
+    text = ascii(text)[1:-1]
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,110 @@
+"""`pylb routes`: rows from the registry's views, and those rows as a table for people."""
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from pylb.control.registry import Registry
+from pylb.control.views import RegistrationView, ServerView
+
+_HEADINGS = ("PORT", "FRONTEND", "SERVER", "ADDRESS", "STATE", "REGISTERED BY", "LEASE", "ANSWERS", "WHY")
+
+
+def rows(registry: Registry) -> list[dict[str, Any]]:
+    """One per frontend and server, in the order of the ports; a frontend without servers has one with nulls."""
+    views: dict[Any, list[ServerView]] = {}
+    for view in registry.servers():
+        views.setdefault(view.listen, []).append(view)
+    people = registry.registrations()
+    unbound = registry.unbound()
+    found = []
+    for listen, frontend in sorted(registry.table.frontends.items(), key=lambda item: (item[0].port, item[0].ip)):
+        head = {"port": listen.port, "listen": str(listen), "frontend": frontend.name, "unbound": unbound.get(listen)}
+        servers = views.get(listen, [])
+        found += [head | _server(view, people) for view in servers] or [head | _no_server()]
+    return found
+
+
+def _server(view: ServerView, people: Iterable[RegistrationView]) -> dict[str, Any]:
+    holders = [one for one in people if any(_holds(held, one) for held in view.held_by)]
+    ends = [one.expires_in for one in holders if one.expires_in is not None]
+    states = {one.state for one in holders}
+    lives = "fresh" in states or "static" in view.held_by or not states
+    return {
+        "server": view.server,
+        "address": str(view.address),
+        "state": view.state if view.state == "down" or lives else min(states),
+        "held_by": list(view.held_by),
+        "lease_expires_in": None if not ends else round(max(ends), 1),
+        "reachable": view.reachable,
+        "why": "; ".join(filter(None, (view.reason, view.hint if view.reachable != "yes" else ""))),
+    }
+
+
+def _holds(held: str, one: RegistrationView) -> bool:
+    """`held_by` carries titles: token/name/instance, or token/name (legacy)."""
+    if one.legacy:
+        return held.startswith(f"{one.token}/{one.name} (legacy)")
+    return held.partition(" (")[0] == f"{one.token}/{one.name}/{one.instance}"
+
+
+def _no_server() -> dict[str, Any]:
+    return {
+        "server": None,
+        "address": None,
+        "state": "no server",
+        "held_by": [],
+        "lease_expires_in": None,
+        "reachable": None,
+        "why": "a static frontend without servers: clients are reset until a registration joins",
+    }
+
+
+def table(found: Sequence[Mapping[str, Any]]) -> str:
+    """The rows as aligned columns."""
+    if not found:
+        return "no frontends: nothing is registered, and the config has no static ones"
+    cells = [_HEADINGS, *(_cells(row) for row in found)]
+    widths = [max(len(line[column]) for line in cells) for column in range(len(_HEADINGS))]
+    return "\n".join("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip() for line in cells)
+
+
+def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+    why = f"PORT NOT OPEN: {row['unbound']}" if row["unbound"] else row["why"]
+    return (
+        str(row["port"]),
+        row["frontend"],
+        row["server"] or "-",
+        row["address"] or "-",
+        row["state"],
+        ", ".join(row["held_by"]) or "-",
+        _left(row["lease_expires_in"]),
+        row["reachable"] or "-",
+        why or "",
+    )
+
+
+def _left(seconds: float | None) -> str:
+    if seconds is None:
+        return "-"
+    if seconds < 0:
+        return f"over for {_span(-seconds)}"
+    return _span(seconds)
+
+
+def _span(seconds: float) -> str:
+    for size, unit in ((3600, "h"), (60, "m")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f}{unit}"
+    return f"{seconds:.0f}s"
+
+
+def rejections(found: Sequence[Mapping[str, Any]]) -> str:
+    """The last refused calls, newest last."""
+    if not found:
+        return "no call was refused since pylb started"
+    return "\n".join(
+        f"{time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(one['time']))}  {one['address']}  "
+        f"token {one['token']}  {one['what']}  {one['error']}: {one['detail']}"
+        for one in found
+    )

@@ -1,0 +1,123 @@
+"""The first minute: which config counts, the token that a first run makes, and what is printed for the person in front."""
+
+import os
+import re
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+
+from pylb.config import Config, ConfigErrors, default_state_dir, load
+from pylb.core.address import ANY, is_loopback
+from pylb.core.auth import STRONG
+from pylb.machine import outgoing_address
+
+LAST_GOOD = "config.last-good"
+TOKEN_FILE = "token"  # noqa: S105 - a file's name
+_STATE_DIR_LINE = re.compile(r"""^["']?state_dir["']?\s*:\s*["']?([^"'#\n]+?)["']?,?\s*(?:#.*)?$""", re.MULTILINE)
+
+
+class ConfigSource:
+    """Where the config comes from: a file, or nothing. Remembers the last good one in the state directory."""
+
+    def __init__(self, path: Path | None, environ: Mapping[str, str]) -> None:
+        self.path = path
+        self._environ = environ
+
+    def load(self) -> Config:
+        """What the file says now. Raises ConfigErrors."""
+        return load(self.path, self._environ)
+
+    def last_good(self) -> Config | None:
+        """What was in force when pylb last ran with this file, if it is remembered and still valid."""
+        if self.path is None:
+            return None
+        kept = self._state_dir() / LAST_GOOD
+        try:
+            return load(self.path, self._environ, text=kept.read_text())
+        except (OSError, ValueError, ConfigErrors):
+            return None
+
+    def keep(self, config: Config) -> None:
+        """Remember the file as it is now, for a start with a broken one. Raises OSError."""
+        if self.path is not None:
+            _write_private(config.state_dir / LAST_GOOD, self.path.read_bytes())
+
+    def _state_dir(self) -> Path:
+        """Of a file that may not even be YAML: its state_dir line, else the default."""
+        try:
+            found = _STATE_DIR_LINE.search(self.path.read_text()) if self.path is not None else None
+        except (OSError, ValueError):
+            found = None
+        return Path(found.group(1).strip()) if found else default_state_dir(self._environ)
+
+
+def generated_secret(state_dir: Path) -> str:
+    """The token of a machine without configured ones: read from the state directory, made at the first run (0600).
+
+    Raises OSError.
+    """
+    path = state_dir / TOKEN_FILE
+    try:
+        kept = path.read_text().strip()
+    except FileNotFoundError:
+        kept = ""
+    if len(kept) >= STRONG:
+        return kept
+    made = secrets.token_urlsafe(24)
+    _write_private(path, made.encode() + b"\n")
+    return made
+
+
+def banner(config: Config, *, limit: int, restored: int, secret: str | None, terminal: bool) -> str:
+    """What `pylb run` prints when it is up. The token itself is shown on a terminal only: a journal keeps what it is told."""
+    webhook = config.webhook[0]
+    scheme = "http" if webhook.tls is None else "https"
+    reach = webhook.listen.ip if webhook.listen.ip != ANY else (config.advertise or outgoing_address())
+    url = f"{scheme}://{f'[{reach}]' if ':' in reach else reach}:{webhook.listen.port}"
+    doors = ", ".join(str(one.listen) for one in config.webhook)
+    lines = [
+        f"pylb is up: webhook on {doors}, admin on http://{config.admin.listen}, state in {config.state_dir}",
+        f"{restored} ports served from the state directory, room for {limit} sessions (two descriptors each)",
+    ]
+    if secret is not None:
+        lines += _first_steps(config, url, secret if terminal else f"$(cat {config.state_dir / TOKEN_FILE})")
+    return "\n".join(lines)
+
+
+def _first_steps(config: Config, url: str, token: str) -> list[str]:
+    plain = [one for one in config.webhook if one.tls is None and one.listen.ip != ANY and not is_loopback(one.listen.ip)]
+    plain += [one for one in config.webhook if one.tls is None and one.listen.ip == ANY]
+    webhook = config.webhook[0]
+    trust = f" --cacert {config.state_dir / 'tls' / 'cert.pem'}" if webhook.tls is not None and webhook.tls.self_signed else ""
+    here = f"{url.split('://', maxsplit=1)[0]}://localhost:{webhook.listen.port}" if webhook.listen.ip == ANY else url
+    lines = [
+        "",
+        "Try it here: port 8443 to whatever listens on this machine's port 8000 (python3 -m http.server 8000)",
+        f"  curl{trust} -X PUT {here}/v1/registrations/try/me \\",
+        f'    -H "Authorization: Bearer {token}" -H "Content-Type: application/json" \\',
+        """    -d '{"frontends":[{"port":8443,"target_port":8000}],"address":"127.0.0.1"}'""",
+        "  curl http://localhost:8443/    and see it with: pylb routes",
+        "",
+        "From a pod, the phone-home's environment (deploy/kubernetes has it ready to apply):",
+        f"  PYLB_URL={url}",
+        f"  PYLB_TOKEN={token}",
+        "  PYLB_NAME=traefik",
+        '  PYLB_FRONTENDS="443:30443 80:30080"',
+    ]
+    if plain:
+        lines += ["", "Warning: plain HTTP beyond loopback. Whoever can listen on the way can read the token."]
+    return [*lines, ""]
+
+
+def _write_private(path: Path, data: bytes) -> None:
+    """0600 from its first byte, whole or not there."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        with open(fd, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.rename(path)
+    finally:
+        temporary.unlink(missing_ok=True)

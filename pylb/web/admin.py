@@ -1,0 +1,253 @@
+"""The read-only pages for operators and Prometheus. Whatever changes something goes through the admin socket."""
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Any
+from urllib.parse import urlsplit
+
+from pylb.control.registry import Registry
+from pylb.control.views import RegistrationView, ServerView
+from pylb.core.address import Listen, Network, in_networks, is_loopback, parse_ip
+from pylb.core.errors import Code, Refused
+from pylb.core.registration import Wanted
+from pylb.core.table import Frontend
+from pylb.forward.counters import Counters
+from pylb.observe.metrics import CONTENT_TYPE
+from pylb.web.answers import json_refusal
+from pylb.web.call import Answer, Call, Handler, NoRoute, Router, json_answer
+
+ITEMS_PER_TURN = 50  # of a long list, between two turns of the loop: ~1 ms
+
+
+class Admin:
+    """Pages over the registry, the counters and a scrape. `hosts` are names this machine is called by (`advertise`)."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        counters: Counters,
+        scrape: Callable[[], Awaitable[bytes]],
+        hosts: Iterable[str] = (),
+    ) -> None:
+        self._registry = registry
+        self._counters = counters
+        self._scrape = scrape
+        self._hosts = frozenset(host.lower().rstrip(".") for host in hosts)
+
+    def handler(self) -> Handler:
+        """admin.listen: everything, for callers whose Host and Origin are this machine."""
+        pages = self._monitoring() | {
+            "GET /v1/table": self._table,
+            "GET /v1/registrations": self._registrations,
+            "GET /v1/sessions": self._sessions,
+            "GET /v1/events": self._events,
+            "GET /v1/rejected": self._rejected,
+        }
+        return _pages(Router(pages), self._check_host)
+
+    def metrics_handler(self, allow: Sequence[Network]) -> Handler:
+        """metrics.listen: only what a Prometheus elsewhere needs, for peers inside `allow`."""
+
+        def check(call: Call) -> None:
+            if not in_networks(call.peer, allow):
+                raise _forbidden(f"{call.peer} is not in metrics.allow")
+
+        return _pages(Router(self._monitoring()), check)
+
+    def _monitoring(self) -> dict[str, Handler]:
+        return {"GET /metrics": self._metrics, "GET /livez": self._livez, "GET /readyz": self._readyz}
+
+    def _check_host(self, call: Call) -> None:
+        """A page of a stranger, open in the operator's browser, must not read this one through DNS rebinding.
+
+        It can point its own name at 127.0.0.1, but the browser then sends that name. So: loopback, the address that was
+        connected to, and our own names; the same for Origin, where there is one.
+        """
+        host = _hostname(f"//{call.headers.get('host', '')}")
+        if not self._is_ours(host, call.local):
+            raise _forbidden(f"Host {str(host)[:80]!r} is not this machine", "set `advertise`, or use the address itself")
+        origin = call.headers.get("origin")
+        if origin is not None and not self._is_ours(_hostname(origin), call.local):
+            raise _forbidden(f"Origin {origin[:80]!r} is not this machine")
+
+    def _is_ours(self, host: str | None, local: str) -> bool:
+        if not host:
+            return False
+        try:
+            ip = parse_ip(host)
+        except ValueError:
+            return host == "localhost" or host.rstrip(".") in self._hosts
+        return ip == local or is_loopback(ip) or ip in self._hosts
+
+    # ------------------------------------------------------------ monitoring
+
+    async def _metrics(self, _call: Call) -> Answer:
+        return Answer(200, await self._scrape(), CONTENT_TYPE)
+
+    async def _livez(self, _call: Call) -> Answer:
+        return json_answer(200, {"status": "live"})
+
+    async def _readyz(self, _call: Call) -> Answer:
+        """About the process: one port that cannot be bound is a degradation, no reason to send a restart."""
+        registry = self._registry
+        if not registry.ready:
+            return json_answer(503, {"status": "starting"})
+        unbound = [{"listen": str(listen), "reason": reason} for listen, reason in registry.unbound().items()]
+        status = "degraded" if unbound or not registry.durable else "ready"
+        return json_answer(200, {"status": status, "durable": registry.durable, "unbound": unbound})
+
+    # ------------------------------------------------------------ views
+
+    async def _table(self, _call: Call) -> Answer:
+        table, unbound = self._registry.table, self._registry.unbound()
+        servers: dict[Listen, list[ServerView]] = {}
+        for view in self._registry.servers():
+            servers.setdefault(view.listen, []).append(view)
+        frontends = sorted(table.frontends.values(), key=lambda frontend: (frontend.listen.port, frontend.listen.ip))
+        return await _long(
+            {"generation": table.generation},
+            "frontends",
+            frontends,
+            lambda one: _frontend_json(one, servers.get(one.listen, []), unbound.get(one.listen)),
+        )
+
+    async def _registrations(self, _call: Call) -> Answer:
+        return await _long({}, "registrations", self._registry.registrations(), _registration_json)
+
+    async def _sessions(self, _call: Call) -> Answer:
+        """Counts, not sessions: who is connected to whom is the log's to say."""
+        counters = self._counters
+        rows = [
+            {
+                "frontend": one.name,
+                "listen": str(listen),
+                "sessions": one.sessions,
+                "sessions_total": one.sessions_total,
+            }
+            for listen, one in counters.frontends.items()
+        ]
+        head = {"open": counters.open_sessions, "max": counters.max_connections}
+        return await _long(head, "frontends", rows, lambda row: row)
+
+    async def _events(self, _call: Call) -> Answer:
+        return await _long(
+            {},
+            "events",
+            self._registry.events(),
+            lambda event: {
+                "time": event.at,
+                "kind": event.kind,
+                "text": event.text,
+                "alarm": event.alarm,
+                "fields": dict(event.fields),
+            },
+        )
+
+    async def _rejected(self, _call: Call) -> Answer:
+        return await _long(
+            {},
+            "rejected",
+            self._registry.rejected(),
+            lambda one: {
+                "time": one.at,
+                "address": one.ip,
+                "token": one.token,
+                "what": one.what,
+                "error": one.code,
+                "detail": one.detail,
+            },
+        )
+
+
+def _pages(router: Router, check: Callable[[Call], None]) -> Handler:
+    async def answer(call: Call) -> Answer:
+        try:
+            check(call)
+            handler, _ = router.find(call.method, call.path)
+            return await handler(call)
+        except NoRoute as missing:
+            if missing.allow:
+                wrong_method = Refused(Code.METHOD, "these pages are read-only", "changes: `pylb release`, `pylb import`")
+                return json_refusal(wrong_method, Allow=", ".join(missing.allow))
+            return json_refusal(Refused(Code.NOT_FOUND, "there is nothing at this path"))
+        except Refused as refused:
+            return json_refusal(refused)
+
+    return answer
+
+
+def _forbidden(detail: str, hint: str = "") -> Refused:
+    return Refused(Code.SOURCE_FORBIDDEN, detail, hint)
+
+
+def _hostname(url: str) -> str | None:
+    try:
+        return urlsplit(url).hostname
+    except ValueError:
+        return None
+
+
+async def _long(head: dict[str, Any], name: str, items: Sequence[Any], form: Callable[[Any], Any]) -> Answer:
+    """`{…head, name: [form(item), …]}`, made in steps: a thousand frontends must not hold the loop for their JSON."""
+    parts = []
+    for number, item in enumerate(items, 1):
+        parts.append(json.dumps(form(item), separators=(",", ":")))
+        if number % ITEMS_PER_TURN == 0:
+            await asyncio.sleep(0)
+    begin = json.dumps(head, separators=(",", ":"))[:-1] + ("," if head else "")
+    return Answer(200, f'{begin}"{name}":[{",".join(parts)}]}}\n'.encode())
+
+
+def _frontend_json(frontend: Frontend, servers: Iterable[ServerView], unbound: str | None) -> dict[str, Any]:
+    return {
+        "name": frontend.name,
+        "listen": str(frontend.listen),
+        "port": frontend.listen.port,
+        "balance": str(frontend.policy.balance),
+        "unbound": unbound,  # why the port could not be opened; null: it is open
+        "servers": [_server_json(view) for view in servers],
+    }
+
+
+def _server_json(view: ServerView) -> dict[str, Any]:
+    return {
+        "name": view.server,
+        "address": str(view.address),
+        "weight": view.weight,
+        "rank": view.rank,
+        "state": view.state,
+        "proxy_protocol": str(view.send_proxy),
+        "reachable": view.reachable,
+        "hint": view.hint,
+        "reason": view.reason,
+        "held_by": list(view.held_by),
+    }
+
+
+def _registration_json(view: RegistrationView) -> dict[str, Any]:
+    return {
+        "token": view.token,
+        "name": view.name,
+        "instance": view.instance,
+        "legacy": view.legacy,
+        "state": view.state,
+        "address": view.address,
+        "lease": {"ttl": view.ttl, "expires_in": _tenths(view.expires_in)},
+        "last_seen_ago": _tenths(view.last_seen_ago),
+        "frontends": [_wanted_json(wanted) for wanted in view.frontends],
+    }
+
+
+def _wanted_json(wanted: Wanted) -> dict[str, Any]:
+    return {
+        "port": wanted.port,
+        "target_port": wanted.target_port,
+        "proxy_protocol": None if wanted.send_proxy is None else str(wanted.send_proxy),
+        "weight": wanted.weight,
+        "backup": wanted.backup,
+    }
+
+
+def _tenths(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds, 1)

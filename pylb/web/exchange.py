@@ -1,0 +1,75 @@
+"""One request in, one answer out: from aiohttp's objects to a `Call`, from an `Answer` to aiohttp's."""
+
+import asyncio
+
+import aiohttp
+from aiohttp import web
+
+from pylb.core.errors import Code, Refused
+from pylb.web.call import Answer, Call
+from pylb.web.listener import Limits
+
+DISCARD_BYTES = 1 << 20  # how much of a refused body is read away, so that our close is no reset that eats the answer
+DISCARD_SECONDS = 1.0
+
+
+def to_call(request: web.BaseRequest, peer: str, local: str, body: bytes) -> Call:
+    headers = {name.lower(): ", ".join(request.headers.getall(name)) for name in request.headers}
+    return Call(request.method, request.rel_url.raw_path, headers, peer, local, body)
+
+
+async def read_body(request: web.BaseRequest, limits: Limits, deadline: float) -> bytes:
+    """The body of a PUT, POST and the like; that of a GET is ignored. Raises Refused."""
+    if request.method in ("GET", "HEAD"):
+        return b""
+    if "Content-Encoding" in request.headers:
+        raise Refused(Code.MEDIA_TYPE, "a Content-Encoding is not accepted", "send the body as plain JSON")
+    if "Transfer-Encoding" in request.headers:
+        raise Refused(Code.LENGTH_REQUIRED, "a chunked body is not accepted", "send a Content-Length")
+    if (request.content_length or 0) > limits.body:
+        raise Refused(Code.TOO_LARGE, f"the body is over {limits.body} bytes")
+    if request.headers.get("Expect", "").lower() == "100-continue":
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        request.writer.output_size = 0  # as aiohttp does it: the answer itself has not begun
+    try:
+        async with asyncio.timeout_at(deadline):
+            return await request.content.read()
+    except TimeoutError:
+        raise Refused(Code.TIMEOUT, f"no complete request within {limits.deadline:g} s") from None
+
+
+def response(answer: Answer) -> web.Response:
+    response = web.Response(status=answer.status, body=answer.body, headers=dict(answer.headers))
+    response.headers["Content-Type"] = answer.content_type
+    response.headers["Server"] = "pylb"
+    response.headers["X-Content-Type-Options"] = "nosniff"
+    response.headers["Cache-Control"] = "no-store"
+    if answer.close:
+        response.force_close()
+    return response
+
+
+async def send(request: web.BaseRequest, answer: Answer, *, last: bool) -> web.Response:
+    """Write `answer` (aiohttp does, with what is returned here); with `last` the connection ends behind it."""
+    reply = response(answer)
+    if last:
+        reply.force_close()
+    if request.content.is_eof():
+        return reply
+    # A body that nobody wants is still coming. Answer first, then read some of it away: closing a socket with
+    # unread input sends a reset, which may destroy the answer before the client has read it.
+    reply.force_close()
+    await reply.prepare(request)
+    await reply.write_eof()
+    await _discard(request.content)
+    return reply
+
+
+async def _discard(content: aiohttp.StreamReader) -> None:
+    left = DISCARD_BYTES
+    try:
+        async with asyncio.timeout(DISCARD_SECONDS):
+            while left > 0 and not content.is_eof():
+                left -= len(await content.readany())
+    except (TimeoutError, OSError, aiohttp.ClientPayloadError, web.RequestPayloadError):
+        return  # it was to be thrown away

@@ -1,0 +1,33 @@
+"""Token buckets by key, a bounded number of them."""
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+
+MOST_KEYS = 4096
+
+
+class Buckets:
+    """Each key may act `burst` times at once and `rate` times a second in the long run.
+
+    Only the caller's own doing fills its bucket: a key says who and what, so nobody is refused for another's calls.
+    Of too many keys the one unused for longest is forgotten, which at worst gives it a full bucket again.
+    """
+
+    def __init__(self, burst: float, rate: float, clock: Callable[[], float], most_keys: int = MOST_KEYS) -> None:
+        self._burst = burst
+        self._rate = rate
+        self._clock = clock
+        self._most_keys = most_keys
+        self._left: OrderedDict[Hashable, tuple[float, float]] = OrderedDict()  # key -> (tokens left, at)
+
+    def take(self, key: Hashable) -> float:
+        """0 if allowed, else the seconds until the next one is."""
+        now = self._clock()
+        left, at = self._left.get(key, (self._burst, now))
+        left = min(self._burst, left + (now - at) * self._rate)
+        wait = 0.0 if left >= 1 else (1 - left) / self._rate
+        self._left[key] = (left - 1 if wait == 0 else left, now)
+        self._left.move_to_end(key)
+        if len(self._left) > self._most_keys:
+            self._left.popitem(last=False)
+        return wait

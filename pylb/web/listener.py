@@ -1,0 +1,64 @@
+"""Where the HTTP listeners come from, and their limits."""
+
+import socket
+from dataclasses import dataclass
+from ipaddress import ip_address
+
+import aiohttp
+from aiohttp import http_parser
+
+from pylb.core.address import Listen
+
+OLDEST_AIOHTTP = (3, 14, 3)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Seconds, bytes and connections."""
+
+    deadline: float = 5.0  # from accept to a complete request, TLS handshake included; again for a later body
+    keepalive: float = 5.0  # idle between two requests
+    answer: float = 30.0  # for a client to take its answer
+    body: int = 4096
+    header: int = 4096  # one header line, or the request line
+    headers: int = 64
+    connections: int = 256
+    per_address: int = 32
+
+
+def check_aiohttp() -> None:
+    """Raises RuntimeError if the installed aiohttp is too old for our limits or runs without its C parser."""
+    version = tuple(int(part) for part in aiohttp.__version__.split(".")[:3] if part.isdigit())
+    if version < OLDEST_AIOHTTP:
+        wanted = ".".join(map(str, OLDEST_AIOHTTP))
+        raise RuntimeError(f"aiohttp {aiohttp.__version__} is too old, pylb needs {wanted} or newer: pip install -U aiohttp")
+    if http_parser.HttpRequestParser is http_parser.HttpRequestParserPy:
+        raise RuntimeError(
+            "aiohttp runs without its C parser, which is slower and less strict: install a binary wheel of aiohttp "
+            "and unset AIOHTTP_NO_EXTENSIONS"
+        )
+
+
+def bind(listen: Listen, backlog: int = 128) -> socket.socket:
+    """A listening, non-blocking TCP socket; `*` takes IPv4 and IPv6 where the machine has both. Raises OSError."""
+    if listen.ip == "*" and socket.has_dualstack_ipv6():
+        return _bind(socket.AF_INET6, ("::", listen.port), backlog, dual=True)
+    ip = "0.0.0.0" if listen.ip == "*" else listen.ip
+    family = socket.AF_INET6 if ip_address(ip).version == 6 else socket.AF_INET
+    return _bind(family, (ip, listen.port), backlog)
+
+
+def _bind(family: socket.AddressFamily, address: tuple[str, int], backlog: int, *, dual: bool = False) -> socket.socket:
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0 if dual else 1)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # inherited by what is accepted
+        sock.bind(address)
+        sock.listen(backlog)
+    except BaseException:
+        sock.close()
+        raise
+    return sock

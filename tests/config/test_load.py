@@ -1,0 +1,244 @@
+"""From a file to the values the other layers take: defaults, policies, tokens, paths."""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pylb.config import Config, ConfigErrors, default_state_dir, first_run_token, load, parse
+from pylb.core.address import Address, Listen, Ports, parse_network
+from pylb.core.policy import (
+    Balance,
+    HealthMode,
+    HealthPolicy,
+    LeaseBounds,
+    Policy,
+    ProxyProtocol,
+    Rules,
+    StaticServer,
+    Timeouts,
+)
+
+EXAMPLE = Path(__file__).parents[2] / "docs" / "pylb.example.yaml"
+STRONG = "correct-horse-battery-staple"
+
+
+def write(path: Path, text: str, mode: int = 0o640) -> Path:
+    path.write_text(text)
+    path.chmod(mode)
+    return path
+
+
+def mistakes(path: Path) -> list[str]:
+    with pytest.raises(ConfigErrors) as caught:
+        load(path, {})
+    return [str(problem) for problem in caught.value.problems]
+
+
+def test_no_file_at_all_is_a_valid_config_that_warns_of_plain_http() -> None:
+    config = load(None, {"HOME": "/home/pylb"})
+    assert [listener.listen for listener in config.webhook] == [Listen("tcp", "*", 9000)]
+    assert config.admin.listen == Listen("tcp", "127.0.0.1", 8404)
+    assert config.rules() == Rules(reserved_ports=frozenset({9000, 8404}))
+    assert config.tokens == ()
+    assert config.keyring().tokens == ()
+    assert [line.split(": ")[1:3] for line in config.warnings] == [
+        ["warning", "plain HTTP on *:9000 shows every token to whoever is on the way (webhook"]
+    ]
+
+
+def test_the_example_uses_every_key_and_loads() -> None:
+    config = parse(EXAMPLE.read_text(), "pylb.example.yaml")
+    rules = config.rules(frozenset({"198.51.100.1"}))
+    assert rules.own_ips == {"198.51.100.1", "203.0.113.9"}
+    assert rules.reserved_ports == {9000, 9001, 8404, 9404}
+    assert rules.defaults == Policy()
+    assert rules.leases == LeaseBounds()
+    mqtt, https = rules.frontends
+    assert mqtt.servers == (StaticServer(Address("198.51.100.7", 30843)),)
+    assert mqtt.policy == Policy()
+    assert https.servers == (
+        StaticServer(Address("198.51.100.7", 30443), weight=2),
+        StaticServer(Address("198.51.100.8", 30443), backup=True),
+    )
+    assert https.policy == Policy(balance=Balance.ROUNDROBIN, timeouts=Timeouts(idle=600.0))
+    assert config.webhook[0].tls is not None
+    assert config.webhook[0].tls.self_signed
+    assert {*Config.model_fields} == config.model_fields_set
+
+
+def test_what_a_frontend_says_wins_over_the_defaults_key_by_key() -> None:
+    text = """
+defaults:
+  retries: 1
+  timeouts: {connect: 500ms, idle: 10m}
+  health: {mode: active, fall: 5}
+  proxy_protocol: {send: v1}
+  bind: 192.0.2.1
+frontends:
+  - {name: a, listen: "*:1"}
+  - {name: b, listen: "*:2", retries: 0, timeouts: {idle: 1h}, health: {mode: none}, proxy_protocol: {send: none},
+     registrations: any}
+"""
+    rules = parse(text, "pylb.yaml").rules()
+    base = Policy(
+        retries=1,
+        bind="192.0.2.1",
+        timeouts=Timeouts(connect=0.5, idle=600.0),
+        health=HealthPolicy(mode=HealthMode.ACTIVE, fall=5),
+        send_proxy=ProxyProtocol.V1,
+    )
+    assert rules.defaults == rules.frontends[0].policy == base
+    assert not rules.frontends[0].registrations_any
+    assert rules.frontends[1].policy == replace(
+        base,
+        retries=0,
+        timeouts=Timeouts(connect=0.5),
+        health=HealthPolicy(mode=HealthMode.NONE, fall=5),
+        send_proxy=ProxyProtocol.NONE,
+    )
+    assert rules.frontends[1].registrations_any
+
+
+def test_one_webhook_listener_may_stand_without_a_list() -> None:
+    config = parse('webhook: {listen: "127.0.0.1:9000"}', "pylb.yaml")
+    assert [listener.listen.ip for listener in config.webhook] == ["127.0.0.1"]
+    assert config.warnings == ()
+
+
+def test_faces_that_are_open_or_closed_by_mistake_warn() -> None:
+    config = parse('webhook: {listen: "127.0.0.1:1"}\nadmin: {listen: "*:2"}\nmetrics: {listen: "127.0.0.1:3"}\n', "pylb.yaml")
+    assert [line.split(" (")[0] for line in config.warnings] == [
+        "pylb.yaml:2:17: warning: whoever reaches *:2 can read all routes and sessions",
+        "pylb.yaml:3:19: warning: nobody may read 127.0.0.1:3/metrics: allow is empty",
+    ]
+
+
+def test_an_ip_as_advertise_is_this_machines_own_and_a_name_is_left_to_the_caller() -> None:
+    assert parse('advertise: "2001:DB8::1"', "x").rules().own_ips == {"2001:db8::1"}
+    assert parse("advertise: lb.example.net", "x").rules().own_ips == frozenset()
+
+
+@pytest.mark.parametrize(
+    ("environ", "path"),
+    [
+        ({"STATE_DIRECTORY": "/var/lib/pylb:/var/lib/other", "HOME": "/root"}, "/var/lib/pylb"),
+        ({"STATE_DIRECTORY": "", "HOME": "/home/a"}, "/home/a/.local/state/pylb"),
+        ({}, "/var/lib/pylb"),
+    ],
+)
+def test_the_state_directory_comes_from_systemd_or_from_home(environ: dict[str, str], path: str) -> None:
+    assert default_state_dir(environ) == load(None, environ).state_dir == Path(path)
+
+
+def test_paths_start_at_the_directory_of_the_file(tmp_path: Path) -> None:
+    write(tmp_path / "token", STRONG + "\n")
+    write(tmp_path / "cert.pem", "")
+    file = write(
+        tmp_path / "pylb.yaml",
+        "state_dir: state\ntokens: [{name: a, ports: [1], secret_file: token}]\n"
+        'webhook: {listen: "*:9000", tls: {certificate: cert.pem, key: cert.pem}}\n',
+    )
+    config = load(file, {})
+    assert config.state_dir == tmp_path / "state"
+    assert config.keyring().find(STRONG) is not None
+    assert config.warnings == ()
+
+
+def test_a_token_gets_its_scope_and_documented_defaults() -> None:
+    text = (
+        f"tokens:\n  - {{name: a, secret: {STRONG}, ports: [8443, 8883-8899]}}\n"
+        f"  - {{name: b, secret: x{STRONG}, ports: 1-65535, names: [b, '*']}}\n"
+    )
+    first, second = parse(text, "pylb.yaml").keyring().tokens
+    assert first.may_use_name("a")
+    assert not first.may_use_name("b")
+    assert first.ports == Ports(((8443, 8443), (8883, 8899)))
+    assert (first.targets, first.target_ports, first.takeover) == ((), Ports(((30000, 32767),)), False)
+    assert first.sources == (parse_network("0.0.0.0/0"), parse_network("::/0"))
+    assert second.names == ("*",)
+    assert STRONG not in repr(parse(text, "pylb.yaml"))
+
+
+def test_a_secret_in_the_config_or_readable_by_all_warns_with_its_place(tmp_path: Path) -> None:
+    write(tmp_path / "token", STRONG, 0o644)
+    text = f"tokens:\n  - {{name: a, ports: [1], secret_file: token}}\n  - {{name: b, ports: [2], secret: x{STRONG}}}\n"
+    warnings = load(write(tmp_path / "pylb.yaml", text), {}).warnings[1:]
+    assert [line.removeprefix(f"{tmp_path}/").split(" (")[0] for line in warnings] == [
+        f"pylb.yaml:2:40: warning: everybody on this machine can read {tmp_path}/token",
+        "pylb.yaml:3:35: warning: the secret of token 'b' stands in the config",
+    ]
+
+
+def test_a_short_secret_needs_allow_weak_and_then_warns(tmp_path: Path) -> None:
+    write(tmp_path / "token", "banana\r\n")
+    file = write(tmp_path / "pylb.yaml", "tokens: [{name: a, ports: [1], secret_file: token}]")
+    assert "the secret of token 'a' has 6 characters, 22 are needed (make one with: pylb token" in mistakes(file)[0]
+    write(file, "tokens: [{name: a, ports: [1], secret_file: token, allow_weak: true}]")
+    config = load(file, {})
+    assert "it works on the legacy route only" in config.warnings[1]
+    assert config.keyring().find("banana", weak=True) is not None
+    assert config.keyring().find("banana", weak=False) is None
+
+
+def test_unusable_secret_files_and_certificates_are_errors_at_their_place(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    write(tmp_path / "empty", "\n")
+    write(tmp_path / "two", f"{STRONG}\n{STRONG}\n")
+    write(tmp_path / "big", "x" * 5000)
+    write(tmp_path / "one", STRONG)
+    files = ["missing", "fifo", ".", "empty", "two", "big", "one", "one"]
+    lines = [f"  - {{name: t{n}, ports: [1], secret_file: {name}}}\n" for n, name in enumerate(files)]
+    text = 'webhook: {listen: "*:9000", tls: {certificate: missing, key: missing}}\ntokens:\n' + "".join(lines)
+    found = mistakes(write(tmp_path / "pylb.yaml", text))
+    assert [line.removeprefix(f"{tmp_path}/pylb.yaml:").replace(f"{tmp_path}/", "").split(" (")[0] for line in found] == [
+        "1:48: error: missing cannot be read: No such file or directory",
+        "1:62: error: missing cannot be read: No such file or directory",
+        "3:41: error: missing cannot be read: No such file or directory",
+        "4:41: error: fifo is not a regular file",
+        f"5:41: error: {tmp_path} is not a regular file",
+        "6:41: error: empty is empty or not one line of printable ASCII",
+        "7:41: error: two is empty or not one line of printable ASCII",
+        "8:41: error: big is larger than 4096 bytes",
+        "10:41: error: tokens 't6' and 't7' have the same secret",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"log: {}\na: \xff\n", ":2:4: error: this byte is not UTF-8"),
+        (None, ": error: cannot be read: No such file or directory"),
+    ],
+)
+def test_a_file_that_is_no_text_or_not_there_is_an_error(tmp_path: Path, content: bytes | None, message: str) -> None:
+    file = tmp_path / "pylb.yaml"
+    if content is not None:
+        file.write_bytes(content)
+    assert mistakes(file) == [f"{file}{message}"]
+
+
+def test_a_remembered_text_is_read_in_place_of_the_files_with_the_files_paths(tmp_path: Path) -> None:
+    write(tmp_path / "token", STRONG)
+    broken = write(tmp_path / "pylb.yaml", "tokens: [")
+    config = load(broken, {}, text="tokens: [{name: a, ports: [1], secret_file: token}]")
+    assert config.keyring().find(STRONG) is not None
+    with pytest.raises(ConfigErrors, match=f"{broken}:1:1: error: unknown key 'a'"):
+        load(broken, {}, text="a: 1")
+
+
+def test_a_byte_order_mark_is_ignored(tmp_path: Path) -> None:
+    file = tmp_path / "pylb.yaml"
+    file.write_bytes(b"\xef\xbb\xbfadvertise: lb.example.net\n")
+    assert load(file, {}).advertise == "lb.example.net"
+
+
+def test_the_first_runs_token_can_be_tried_from_loopback_and_opens_any_port_but_ours_and_ssh() -> None:
+    token = first_run_token(STRONG, frozenset({9000, 8404}))
+    assert token.may_use_name("anything")
+    assert [port for port in (22, 443, 8404, 9000, 65535) if token.may_open(port)] == [443, 65535]
+    assert parse_network("127.0.0.0/8") in token.targets
+    assert 8080 in token.target_ports
+    assert not token.takeover
+    assert load(None, {}).keyring(token).find(STRONG, weak=False) is token

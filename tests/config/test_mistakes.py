@@ -1,0 +1,133 @@
+"""What a user reads who got it wrong: every mistake at once, each with its line, column and what to write instead.
+
+After a wanted change of the texts: `PYLB_GOLDEN=write pytest tests/config/test_mistakes.py`, then read the diff.
+"""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from pylb.config import ConfigErrors, parse
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def mistakes(text: str, filename: str = "pylb.yaml") -> list[str]:
+    with pytest.raises(ConfigErrors) as caught:
+        parse(text, filename)
+    return str(caught.value).splitlines()
+
+
+def test_a_file_full_of_mistakes_gets_all_of_them_in_the_order_of_its_lines() -> None:
+    found = mistakes((GOLDEN / "mistakes.yaml").read_text())
+    expected = GOLDEN / "mistakes.txt"
+    if os.environ.get("PYLB_GOLDEN") == "write":
+        expected.write_text("\n".join(found) + "\n")
+    assert found == expected.read_text().splitlines()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('frontend:\n  - {name: a, listen: "*:1"}', "pylb.yaml:1:1: error: unknown key 'frontend' (did you mean 'frontends'?)"),
+        ("xyzzy: 1", "pylb.yaml:1:1: error: unknown key 'xyzzy' (known here: webhook, advertise, public_addresses, "),
+        (
+            "log:\n  level: info\nlog:\n  level: warn\n",
+            "pylb.yaml:3:1: error: duplicate key 'log', first written at pylb.yaml:1:1 (remove one of them)",
+        ),
+        ("- a\n- b", "pylb.yaml:1:1: error: the file is not a mapping of keys to values (key: value)"),
+        ("log: info", "pylb.yaml:1:6: error: 'log' takes keys and values, not 'info' (see docs/config.md)"),
+        (
+            "frontends: {a: 1}",
+            "pylb.yaml:1:12: error: 'frontends' is a list (begin each entry with '- ', or write frontends: [...])",
+        ),
+        ("log: {level: warn}", "pylb.yaml:1:14: error: 'warn' is no value of 'level' (did you mean 'warning'?)"),
+        ("admin: {listen: ~}", "pylb.yaml:1:17: error: 'listen' has no value (write one, or remove the line)"),
+        (
+            "webhook: []",
+            'pylb.yaml:1:10: error: pylb needs at least one webhook listener (webhook: {listen: "127.0.0.1:9000"})',
+        ),
+        ("tokens: [{name: a, ports: []}]", "pylb.yaml:1:27: error: token 'a' may open no port (ports: [443])"),
+        ("leases: {min_ttl: 2h, max_ttl: 1h}", "pylb.yaml:1:19: error: min_ttl is longer than max_ttl (1h or less)"),
+        ("metrics: {allow: [192.0.2.1]}", 'error: metrics.allow without metrics.listen has no effect (listen: "*:9404")'),
+        (
+            'frontends: [{name: a, listen: "*:8404"}]',
+            "error: frontend 'a' cannot listen on *:8404: pylb's admin does on 127.0.0.1:8404",
+        ),
+        ('webhook: {listen: "0.0.0.0:1", insecure: yes, tls: self-signed}', "error: insecure: true contradicts tls"),
+        (
+            'webhook: {listen: "192.0.2.1:1"}',
+            "error: 192.0.2.1:1 is reachable from outside and has no tls (tls: self-signed, or",
+        ),
+        (
+            'webhook: {listen: "127.0.0.1:1", tls: {certificate: a}}',
+            "a mapping is not a TLS setting (self-signed, or {certificate: ",
+        ),
+        (
+            "workers: 2",
+            "pylb.yaml:1:10: error: workers: 2 is not available in this version yet (0: one process does everything)",
+        ),
+        ("defaults: {balance: source}", "pylb.yaml:1:21: error: balance source is not available in this version yet"),
+        ("defaults: {balance: leastcon}", "'leastcon' is not a way to balance (leastconn or roundrobin)"),
+        ("defaults: {health: {check: {http: /up}}}", "checks by http or send/expect are not available in this version yet"),
+        ("defaults: {on_down: close}", "'on_down' is not to be set here: not available in this version yet"),
+        ("webhook: {listen: '127.0.0.1:1', limits: {}}", "'limits' is not to be set here: not available in this version yet"),
+        ("defaults: {timeouts: {upgrade: 1h}}", "another upgrade timeout than 12h is not available in this version yet"),
+    ],
+)
+def test_each_mistake_says_where_it_is_and_what_to_write(text: str, message: str) -> None:
+    assert any(message in line for line in mistakes(text)), mistakes(text)
+
+
+@pytest.mark.parametrize(
+    ("listen", "other", "clashes"),
+    [
+        ("*:443", "192.0.2.1:443", True),
+        ("0.0.0.0:443", "192.0.2.1:443", True),
+        ("[::]:443", "[2001:db8::1]:443", True),
+        ("[::]:443", "192.0.2.1:443", False),
+        ("192.0.2.1:443", "192.0.2.2:443", False),
+        ("*:443", "*:444", False),
+    ],
+)
+def test_two_frontends_clash_where_the_kernel_would_refuse_them(listen: str, other: str, clashes: bool) -> None:
+    text = f'frontends:\n  - {{name: a, listen: "{listen}"}}\n  - {{name: b, listen: "{other}"}}\n'
+    if clashes:
+        assert mistakes(text) == [
+            f"pylb.yaml:3:23: error: frontend 'b' cannot listen on {other}: frontend 'a' does on {listen} (see pylb.yaml:2:23)"
+        ]
+    else:
+        assert len(parse(text, "pylb.yaml").frontends) == 2
+
+
+@pytest.mark.parametrize("server", ["127.0.0.1:443", "[::1]:443", "203.0.113.9:443", "192.0.2.1:444"])
+def test_a_static_server_that_is_pylb_itself_is_a_loop(server: str) -> None:
+    text = (
+        f'public_addresses: [203.0.113.9]\nfrontends:\n  - {{name: a, listen: "*:443", servers: ["{server}"]}}\n'
+        '  - {name: b, listen: "192.0.2.1:444"}\n'
+    )
+    assert len(mistakes(text)) == 1
+    assert "of pylb itself: a loop" in mistakes(text)[0]
+
+
+def test_no_message_shows_a_secret() -> None:
+    secret = "Tr0ub4dor"
+    for written in (
+        secret,
+        f"!{secret} x",
+        f"*{secret}",
+        f"!{secret}!x y",
+        f"[{secret}]",
+        f'"{secret}\\n"',
+        f"{{{secret}: 1}}",
+        "01234567",
+    ):
+        text = f"tokens: [{{name: a, ports: [1], secret: {written}}}, {{name: b, ports: [1], secret: {written}}}]"
+        assert secret not in "".join(mistakes(text))
+        assert "01234567" not in "".join(mistakes(text))
+
+
+def test_control_characters_of_the_file_never_reach_the_terminal() -> None:
+    for line in mistakes('"\\e[31m": 1\nadvertise: "\\e[2J"\nlog: {format: "\\x9b"}\n'):
+        assert line.isprintable()
