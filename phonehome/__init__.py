@@ -1,0 +1,16 @@
+"""phonehome tells pylb, from inside a pod, which ports to open and where to send them.
+
+    settings   the environment, once, into frozen values; every mistake is listed at once
+    message    what is asked and what was answered: pure
+    schedule   when to call next: pure; clock and randomness are arguments
+    journal    which of it deserves a line in the log: pure
+    client     one HTTP request with a deadline: the only module that touches the network
+    runner     a loop per load balancer, all saying the same wish; the goodbye
+    preflight  whether the app answers yet (PYLB_WAIT)
+    doorbell   how `phonehome drain` reaches the running process
+
+Standard library only, nothing of pylb, no asyncio and no urllib.request: it must fit into 25 MiB beside the app
+and run as one file on any stock Python image from 3.9 on.
+"""
+
+__version__ = "0.1.0"

@@ -1,0 +1,278 @@
+"""One HTTP request to one load balancer, bounded in time and size. The only module that touches the network.
+
+The deadline covers the whole call: every socket operation gets what is left of it, so a peer that sends a byte a
+second ends with the call. Redirects are not followed and no proxy variable is looked at, by not having the code.
+A connection serves one request: beats are far apart, and a fresh connection is what notices a pylb that moved.
+"""
+
+from __future__ import annotations
+
+import http.client
+import io
+import ipaddress
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from phonehome import __version__
+from phonehome.message import Reply, Request
+from phonehome.values import Endpoint, Token
+
+CONNECT_TIMEOUT = 5.0  # seconds, for one address
+RESOLVE_TIMEOUT = 5.0  # resolv.conf's own default for one try of one server
+CALL_TIMEOUT = 15.0  # a whole beat
+MAX_BODY = 64 * 1024  # bytes of an answer
+
+TIMEOUTS = (TimeoutError, socket.timeout)  # two classes until Python 3.10
+FAMILIES = {"source4": socket.AF_INET, "source6": socket.AF_INET6}
+
+
+class CallError(Exception):
+    """There was no answer. `what` is a stable kind, `detail` the words of this time, `hint` what to look at.
+
+    `unsent`: certain that not a byte of the request left this machine.
+    """
+
+    def __init__(self, what: str, detail: str = "", hint: str = "", *, unsent: bool = False) -> None:
+        super().__init__(f"{what}: {detail}" if detail else what)
+        self.what, self.detail, self.hint, self.unsent = what, detail, hint, unsent
+
+
+def trust(ca: str | None) -> ssl.SSLContext:
+    """One context for all load balancers. Raises ssl.SSLError for a `ca` that holds no usable certificate.
+
+    VERIFY_X509_PARTIAL_CHAIN: the certificate in PYLB_CA may be pylb's own instead of its issuer's.
+    """
+    if ca is None:
+        return ssl.create_default_context()
+    context = ssl.create_default_context(cadata=ca)
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    return context
+
+
+class Cancel:
+    """Lets another thread end one call. Bound to that call, so that a late abort never hits the next one."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._end: Callable[[], None] | None = None
+        self.aborted = False
+
+    def guard(self, end: Callable[[], None]) -> None:
+        """From here on the call waits for something that `end` interrupts. Raise CallError if it is too late."""
+        with self._lock:
+            if self.aborted:
+                raise CallError("given up", unsent=True)  # guards stand before the request only
+            self._end = end
+
+    def abort(self) -> None:
+        with self._lock:
+            self.aborted = True
+            end = self._end
+        if end is not None:
+            end()
+
+
+class Resolver:
+    """Addresses of one host; the last ones that were found stay in use while DNS fails."""
+
+    def __init__(self, endpoint: Endpoint, address: str) -> None:
+        self._endpoint = endpoint
+        self._family = FAMILIES.get(address, socket.AF_UNSPEC)
+        self._changed = threading.Condition()
+        self._asking = False
+        self.known: list[tuple[int, Any]] = []  # (family, sockaddr)
+        self.trouble = ""  # of the last look-up; empty when it worked
+        try:
+            ipaddress.ip_address(endpoint.host)
+            self.literal = True
+        except ValueError:
+            self.literal = False
+        if self.literal:
+            self._ask()  # needs no DNS and never changes
+
+    def refresh(self, timeout: float, cancel: Cancel) -> None:
+        """Ask again, at most `timeout` seconds; then `known` is fresh, or `trouble` says why it is not.
+
+        getaddrinfo cannot be interrupted, hence the thread; while one hangs no second one is started.
+        """
+        if self.literal:
+            return
+        cancel.guard(self._wake)
+        with self._changed:
+            if not self._asking:
+                self._asking = True
+                threading.Thread(target=self._ask, name="resolve", daemon=True).start()
+            if not self._changed.wait_for(lambda: cancel.aborted or not self._asking, timeout):
+                self.trouble = f"no answer within {timeout:.0f} s"
+
+    def _wake(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
+
+    def _ask(self) -> None:
+        known, trouble = self.known, ""
+        try:
+            found = socket.getaddrinfo(self._endpoint.host, self._endpoint.port, self._family, socket.SOCK_STREAM)
+            known = [(family, address) for family, _, _, _, address in found]
+        except (OSError, UnicodeError) as exc:  # UnicodeError: a label longer than 63 characters
+            trouble = (exc.strerror if isinstance(exc, OSError) else None) or str(exc)
+        with self._changed:
+            self.known, self.trouble, self._asking = known, trouble, False
+            self._changed.notify_all()
+
+
+class Client:
+    """Calls one load balancer, one call at a time."""
+
+    def __init__(self, endpoint: Endpoint, address: str, context: ssl.SSLContext | None) -> None:
+        """`address` is PYLB_ADDRESS (source4 and source6 choose the family); `context` is needed for https only."""
+        self._endpoint = endpoint
+        self._context = context
+        self._resolver = Resolver(endpoint, address)
+
+    @property
+    def dns_trouble(self) -> str:
+        return self._resolver.trouble
+
+    @property
+    def addresses(self) -> list[str]:
+        return [sockaddr[0] for _, sockaddr in self._resolver.known]
+
+    def call(
+        self,
+        request: Request,
+        token: Token,
+        timeout: float = CALL_TIMEOUT,
+        *,
+        cancel: Cancel | None = None,
+        ask_dns: bool = True,
+    ) -> Reply:
+        """Raise CallError, never OSError. Without `ask_dns` the last known addresses serve, when there are any."""
+        deadline = time.monotonic() + timeout
+        cancel = cancel or Cancel()
+        if ask_dns or not self._resolver.known:
+            self._resolver.refresh(min(RESOLVE_TIMEOUT, timeout / 2), cancel)
+        try:
+            sock = self._connect(deadline, cancel)
+            try:
+                if self._endpoint.secure and self._context is not None:
+                    # The TLS socket takes the descriptor over: from here on it is the one to close.
+                    sock = self._context.wrap_socket(sock, server_hostname=self._endpoint.host, do_handshake_on_connect=False)
+                    cancel.guard(lambda: _shut(sock))
+                    sock.settimeout(_left(deadline))
+                    sock.do_handshake()
+                return self._exchange(sock, request, token, deadline)
+            finally:
+                sock.close()
+        except TIMEOUTS:
+            raise CallError("no answer in time", f"the call took longer than {timeout:.0f} s") from None
+        except (OSError, http.client.HTTPException, ValueError) as exc:
+            raise self._explain(exc) from None
+
+    def _connect(self, deadline: float, cancel: Cancel) -> socket.socket:
+        known = list(self._resolver.known)
+        if not known:
+            raise CallError("no address", f"{self._endpoint.host}: {self._resolver.trouble or 'nothing found'}", unsent=True)
+        errors: list[str] = []
+        for index, (family, address) in enumerate(known):
+            share = _left(deadline) / (len(known) - index)  # so that a dead IPv6 leaves time for IPv4
+            try:
+                return self._dial(family, address, min(CONNECT_TIMEOUT, share), cancel)
+            except OSError as exc:
+                errors.append(f"{address[0]}: {'timed out' if isinstance(exc, TIMEOUTS) else exc.strerror or exc}")
+        raise CallError("no connection", "; ".join(errors), unsent=True)
+
+    def _dial(self, family: int, address: Any, timeout: float, cancel: Cancel) -> socket.socket:
+        sock = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            cancel.guard(lambda: _shut(sock))
+            sock.settimeout(timeout)
+            sock.connect(address)
+            cancel.guard(lambda: _shut(sock))  # a connect that was shut down can look like one that worked
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        except BaseException:
+            sock.close()
+            raise
+        return sock
+
+    def _exchange(self, sock: socket.socket, request: Request, token: Token, deadline: float) -> Reply:
+        connection = http.client.HTTPConnection(self._endpoint.host, self._endpoint.port)
+        connection.sock = _Bounded(sock, deadline)
+        headers = {
+            "Host": self._endpoint.label,
+            "Authorization": f"Bearer {token}",
+            "User-Agent": f"phonehome/{__version__}",
+            "Accept": "application/json",
+            "Connection": "close",
+        }
+        if request.body is not None:
+            headers["Content-Type"] = "application/json"
+        connection.request(request.method, self._endpoint.prefix + request.path, request.body, headers)
+        with connection.getresponse() as response:
+            body = response.read(MAX_BODY + 1)
+            if len(body) > MAX_BODY:
+                raise CallError("answer too long", f"more than {MAX_BODY} bytes", "is that pylb's address?")
+            return Reply(response.status, {key.lower(): value for key, value in response.getheaders()}, body)
+
+    def _explain(self, exc: Exception) -> CallError:
+        if isinstance(exc, ssl.SSLCertVerificationError):
+            hint = "put pylb's certificate or its CA into PYLB_CA, and call it by a name in the certificate"
+            return CallError("certificate not trusted", exc.verify_message, hint, unsent=True)
+        if isinstance(exc, ssl.SSLError):
+            hint = "does this port speak plain HTTP? then PYLB_URL begins with http://" if self._endpoint.secure else ""
+            return CallError("no TLS", exc.reason or str(exc), hint)
+        if isinstance(exc, OSError):
+            return CallError("connection broken", exc.strerror or str(exc) or type(exc).__name__)
+        hint = "" if self._endpoint.secure else "does this port speak TLS? then PYLB_URL begins with https://"
+        return CallError("no HTTP", type(exc).__name__, hint)
+
+
+def _shut(sock: socket.socket) -> None:
+    """Wakes a thread that is blocked in it, which close would not. Not SSLSocket's own shutdown: that one drops the
+    TLS state under the reader's feet and lets it read on in plain text."""
+    try:
+        socket.socket.shutdown(sock, socket.SHUT_RDWR)
+    except OSError:
+        pass  # not connected (any more): the call is ending anyway
+
+
+def _left(deadline: float) -> float:
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise TimeoutError
+    return left
+
+
+class _Reader(io.RawIOBase):
+    """The reading end of a _Bounded socket."""
+
+    def __init__(self, sock: socket.socket, deadline: float) -> None:
+        self._sock, self._deadline = sock, deadline
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        self._sock.settimeout(_left(self._deadline))
+        return self._sock.recv_into(buffer)
+
+
+class _Bounded:
+    """What http.client sees of a socket: each operation is given what is left until the deadline."""
+
+    def __init__(self, sock: socket.socket, deadline: float) -> None:
+        self._sock, self._deadline = sock, deadline
+
+    def sendall(self, data: bytes) -> None:
+        self._sock.settimeout(_left(self._deadline))  # for sendall the timeout counts for all of it
+        self._sock.sendall(data)
+
+    def makefile(self, _mode: str) -> io.BufferedReader:
+        return io.BufferedReader(_Reader(self._sock, self._deadline))
+
+    def close(self) -> None:
+        """Idle on purpose: http.client closes before the answer is read; the owner closes."""

@@ -1,0 +1,45 @@
+"""When to call next. Pure: the clock is an argument, randomness a function `uniform(low, high)`; times in seconds.
+
+Why jitter everywhere: a node that comes back starts all its pods in the same second, and a pylb that was away must
+not be met by every phone-home at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+Uniform = Callable[[float, float], float]
+
+FIRST_BACKOFF = 1.0  # the ceiling of the first retry; it doubles from there
+LEAST_BACKOFF = 0.1  # full jitter may draw zero, and zero would be a hot loop
+LEAST_LEASE = 3  # whatever the other side says, a beat a second is fast enough
+NO_LEASE = 60  # what a lease without an end counts as: the pace of its retries
+
+
+class Schedule:
+    """The time of the next call to one load balancer."""
+
+    def __init__(self, ttl: int | None, uniform: Uniform) -> None:
+        self._ttl = ttl or NO_LEASE
+        self._uniform = uniform
+        self._granted = self._ttl
+        self.failures = 0
+
+    def succeeded(self, now: float, granted: int | None = None) -> float:
+        """Time of the next beat: at most a third of the lease from now, so that two may be lost.
+
+        `granted` is the lease that the server gave, when shorter than the one asked for.
+        """
+        self.failures = 0
+        self._granted = min(self._ttl, max(granted or self._ttl, LEAST_LEASE))
+        third = self._granted / 3
+        return now + self._uniform(0.8 * third, third)
+
+    def failed(self, now: float, retry_after: float | None = None) -> float:
+        """Time of the next try: full jitter under a ceiling that doubles up to a third of the lease.
+
+        It comes on top of `retry_after`, since everybody was told the same number.
+        """
+        self.failures += 1
+        ceiling = min(self._granted / 3, FIRST_BACKOFF * 2 ** min(self.failures - 1, 16))
+        return now + (retry_after or 0.0) + max(LEAST_BACKOFF, self._uniform(0.0, ceiling))

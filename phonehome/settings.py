@@ -1,0 +1,270 @@
+"""The environment, parsed once into frozen values. Names of the legacy image are honoured; PYLB_* wins over them.
+
+An empty variable counts as unset, because manifests and the legacy image hand over what nobody filled in as "".
+NamedTuples instead of dataclasses: the import of dataclasses alone costs 0.9 MiB of the 25 this process may have.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+from phonehome.values import (
+    MAX_TTL,
+    MIN_TTL,
+    Endpoint,
+    Frontend,
+    NotationError,
+    Token,
+    clean_token,
+    is_name,
+    parse_frontend,
+    parse_host_port,
+    parse_port,
+    parse_seconds,
+    parse_ttl,
+    parse_url,
+)
+
+DEFAULT_TTL = 60  # seconds
+SOURCES = ("source", "source4", "source6")
+LEGACY_PROXY = {"": "none", "send-proxy": "v1", "send-proxy-v2": "v2"}  # HAProxy's server keywords
+
+ReadFile = Callable[[str], str]
+
+
+class SettingsError(Exception):
+    """Everything that is wrong with the environment; `problems` holds one line each, never a secret."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("; ".join(problems))
+        self.problems = tuple(problems)
+
+
+class Settings(NamedTuple):
+    endpoints: tuple[Endpoint, ...]
+    token: Token
+    token_file: str | None  # read again before every call, so that a rotated Secret needs no restart
+    name: str
+    instance: str
+    frontends: tuple[Frontend, ...]
+    address: str  # source | source4 | source6 | an IP address
+    ttl: int | None  # seconds; None: the registration never goes stale
+    once: bool  # a single call instead of a beat
+    wait: tuple[tuple[str, int], ...]  # what must answer a TCP connect first
+    ca: str | None  # PEM text to trust instead of the system's store
+
+
+class _Environment:
+    """Reads variables and collects what is wrong with them, so that one start shows every mistake."""
+
+    def __init__(self, environ: Mapping[str, str], read_file: ReadFile) -> None:
+        self._environ = environ
+        self.read_file = read_file
+        self.problems: list[str] = []
+
+    def get(self, name: str) -> str:
+        return self._environ.get(name, "").strip()
+
+    def first(self, *names: str) -> tuple[str, str]:
+        """The first variable that is set, as (name, value); else the first name with an empty value."""
+        return next(((name, value) for name in names if (value := self.get(name))), (names[0], ""))
+
+    def wrong(self, name: str, what: str, example: str) -> None:
+        self.problems.append(f"{name}: {what}; example: {name}={example}")
+
+
+def parse(
+    environ: Mapping[str, str],
+    *,
+    hostname: str,
+    read_file: ReadFile,
+    once: bool = False,
+    need_frontends: bool = True,
+) -> Settings:
+    """Raise SettingsError with all problems. `once` and `need_frontends` come from the verb of the command line."""
+    env = _Environment(environ, read_file)
+    ttl, single = _lease(env, once=once)
+    token, token_file = _token(env)
+    settings = Settings(
+        endpoints=_endpoints(env),
+        token=token,
+        token_file=token_file,
+        name=_label(env, "PYLB_NAME", "NAME", default=""),
+        instance=_label(env, "PYLB_INSTANCE", default=hostname),
+        frontends=_frontends(env, need_frontends),
+        address=_address(env),
+        ttl=ttl,
+        once=single,
+        wait=_wait(env),
+        ca=_ca(env),
+    )
+    _check_families(env, settings)
+    if env.problems:
+        raise SettingsError(env.problems)
+    return settings
+
+
+def _endpoints(env: _Environment) -> tuple[Endpoint, ...]:
+    name, value = env.first("PYLB_URL", "WEBHOOK")
+    example = "https://lb.example.net:9000"
+    if not value:
+        env.wrong(name, "missing; the address of the load balancer, or a comma list of several", example)
+        return ()
+    found: list[Endpoint] = []
+    for text in filter(None, (part.strip() for part in value.split(","))):
+        try:
+            # Of a legacy WEBHOOK only scheme, host and port are meant: its path belongs to the old protocol.
+            endpoint = parse_url(text)._replace(prefix="") if name == "WEBHOOK" else parse_url(text)
+        except NotationError as exc:
+            env.wrong(name, str(exc), example)
+            continue
+        if endpoint in found:
+            env.wrong(name, f"{endpoint.label} is listed twice", example)
+        found.append(endpoint)
+    return tuple(found)
+
+
+def _token(env: _Environment) -> tuple[Token, str | None]:
+    path = env.get("PYLB_TOKEN_FILE")
+    example = "/run/secrets/pylb/token"
+    if path and env.get("PYLB_TOKEN"):
+        env.wrong("PYLB_TOKEN_FILE", "set together with PYLB_TOKEN; keep one of them", example)
+        return Token(), path
+    name, text = env.first("PYLB_TOKEN", "WEBHOOK_TOKEN")
+    if path:
+        name = "PYLB_TOKEN_FILE"
+        try:
+            text = env.read_file(path)
+        except (OSError, ValueError) as exc:
+            env.wrong(name, f"cannot read {path} ({_reason(exc)})", example)
+            return Token(), path
+    token = clean_token(text)
+    if token is None:
+        what = "empty or missing" if not text.strip() else "contains spaces or characters that no HTTP header can carry"
+        env.wrong(name, f"{what}; the token that pylb has for this app", example if path else "the-token-from-pylb")
+        return Token(), path or None
+    return token, path or None
+
+
+def _label(env: _Environment, *names: str, default: str) -> str:
+    name, value = env.first(*names)
+    value = value or default
+    example = "mosquitto" if name != "PYLB_INSTANCE" else "mosquitto-7d4b9c"
+    if not value:
+        env.wrong(name, "missing; the name of this app, as its token allows it", example)
+    elif not is_name(value):
+        rule = "letters, digits, '.', '_' and '-', at most 253, first and last a letter or digit"
+        env.wrong(name, f"{value[:60]!r} is not a name ({rule})", example)
+    return value
+
+
+def _frontends(env: _Environment, needed: bool) -> tuple[Frontend, ...]:
+    text, example = env.get("PYLB_FRONTENDS"), '"443:30443 25:30025/proxy=v2"'
+    if not text:
+        return _legacy_frontend(env, needed, example)
+    found: list[Frontend] = []
+    for entry in text.split():
+        try:
+            frontend = parse_frontend(entry)
+        except NotationError as exc:
+            env.wrong("PYLB_FRONTENDS", f"{entry!r}: {exc}", example)
+            continue
+        if any(frontend.port == other.port for other in found):
+            env.wrong("PYLB_FRONTENDS", f"port {frontend.port} is listed twice", example)
+        found.append(frontend)
+    return tuple(found)
+
+
+def _legacy_frontend(env: _Environment, needed: bool, example: str) -> tuple[Frontend, ...]:
+    names = ("FRONTEND_PORT", "BACKEND_PORT")
+    values = [env.get(name) for name in names]
+    if not any(values):
+        if needed:
+            env.wrong("PYLB_FRONTENDS", "missing; pairs of frontend port and NodePort", example)
+        return ()
+    ports: list[int] = []
+    for name, value, good in zip(names, values, ("443", "30443")):  # noqa: B905  strict= needs Python 3.10
+        try:
+            ports.append(parse_port(value))
+        except NotationError as exc:
+            env.wrong(name, str(exc) if value else "missing", good)
+    keyword = env.get("SEND_PROXY")
+    if keyword not in LEGACY_PROXY:
+        env.wrong("SEND_PROXY", f"{keyword!r} is neither send-proxy nor send-proxy-v2", "send-proxy-v2")
+        return ()
+    return (Frontend(ports[0], ports[1], LEGACY_PROXY[keyword]),) if len(ports) == 2 else ()
+
+
+def _address(env: _Environment) -> str:
+    value = env.get("PYLB_ADDRESS") or "source"
+    if value in SOURCES:
+        return value
+    try:
+        return str(ipaddress.ip_address(value))
+    except ValueError:
+        env.wrong("PYLB_ADDRESS", f"{value!r} is neither source, source4, source6 nor an IP address", "source4")
+        return "source"
+
+
+def _check_families(env: _Environment, settings: Settings) -> None:
+    """A URL with a literal address of one family can never be called over the other."""
+    version = {"source4": 4, "source6": 6}.get(settings.address)
+    for endpoint in settings.endpoints if version else ():
+        try:
+            literal = ipaddress.ip_address(endpoint.host)
+        except ValueError:
+            continue
+        if literal.version != version:
+            env.wrong("PYLB_ADDRESS", f"{settings.address} cannot call {endpoint.label}", f"source{literal.version}")
+
+
+def _lease(env: _Environment, *, once: bool) -> tuple[int | None, bool]:
+    """(ttl, once). REPEAT_INTERVAL counts only while PYLB_TTL is unset: the lease is then three of its intervals."""
+    text = env.get("PYLB_TTL")
+    if text:
+        try:
+            return parse_ttl(text), once
+        except NotationError as exc:
+            env.wrong("PYLB_TTL", str(exc), "60s")
+            return None, once
+    interval = env.get("REPEAT_INTERVAL")
+    if once or interval == "once":
+        return None, True  # a single call must not go stale: nobody would renew it
+    if not interval:
+        return DEFAULT_TTL, False
+    try:
+        return min(max(3 * parse_seconds(interval), MIN_TTL), MAX_TTL), False
+    except NotationError as exc:
+        env.wrong("REPEAT_INTERVAL", f"{exc}, nor once", "300")
+        return None, False
+
+
+def _wait(env: _Environment) -> tuple[tuple[str, int], ...]:
+    found: list[tuple[str, int]] = []
+    for text in env.get("PYLB_WAIT").replace(",", " ").split():
+        try:
+            found.append(parse_host_port(text))
+        except NotationError as exc:
+            env.wrong("PYLB_WAIT", str(exc), '"127.0.0.1:8080"')
+    return tuple(found)
+
+
+def _ca(env: _Environment) -> str | None:
+    value = env.get("PYLB_CA")
+    example = "/etc/pylb-ca/ca.crt"
+    if not value:
+        return None
+    try:
+        pem = value if value.startswith("-----BEGIN") else env.read_file(value)
+    except (OSError, ValueError) as exc:
+        env.wrong("PYLB_CA", f"cannot read {value} ({_reason(exc)})", example)
+        return None
+    if "-----BEGIN CERTIFICATE-----" not in pem:
+        env.wrong("PYLB_CA", "holds no PEM certificate (-----BEGIN CERTIFICATE-----)", example)
+    return pem
+
+
+def _reason(exc: Exception) -> str:
+    return (exc.strerror or type(exc).__name__) if isinstance(exc, OSError) else "not text"

@@ -1,0 +1,138 @@
+"""One text, one value: the notations of the environment. NotationError says what is wrong, and no secret."""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+from urllib.parse import SplitResult, urlsplit
+
+MIN_TTL, MAX_TTL = 10, 86400  # seconds; the server's rule for `ttl`
+MAX_WEIGHT = 256  # the server's rule, HAProxy's too
+UNITS = {"": 1, "s": 1, "m": 60, "h": 3600}
+
+
+class NotationError(ValueError):
+    """One wrong value; the message says what is wrong with it."""
+
+
+class Token(str):
+    """The shared secret. It sends like any text and never shows in a repr, so no traceback can leak it."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "Token(hidden)"
+
+
+class Frontend(NamedTuple):
+    port: int  # where pylb listens
+    target_port: int  # the NodePort it sends to
+    proxy_protocol: str | None = None  # none | v1 | v2; None leaves the server's default
+    weight: int | None = None  # None leaves the server's default
+    backup: bool = False
+
+
+class Endpoint(NamedTuple):
+    """One load balancer. `prefix` is the path before /v1, without a trailing slash; usually empty."""
+
+    secure: bool
+    host: str
+    port: int
+    prefix: str = ""
+
+    @property
+    def label(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def parse_url(text: str) -> Endpoint:
+    """`scheme://host[:port][/prefix]` as an Endpoint. A URL with a password in it is refused and not repeated."""
+    if "@" in text:  # first, so that no later message repeats a password
+        raise NotationError("a URL must not carry a user or password; the token goes into PYLB_TOKEN")
+    try:
+        url = urlsplit(text)
+        port = url.port
+    except ValueError as exc:
+        raise NotationError(f"{text!r} is not a URL ({exc})") from None
+    if url.scheme not in ("http", "https") or not url.hostname:
+        raise NotationError(f"{text!r} is not http://HOST:PORT or https://HOST:PORT")
+    if port == 0 or re.search(r"[\s\x00-\x1f\x7f]", text):
+        raise NotationError(f"{text!r} has no usable host and port")
+    return Endpoint(url.scheme == "https", _ascii_host(url), port or (443 if url.scheme == "https" else 80), _path(url))
+
+
+def _ascii_host(url: SplitResult) -> str:
+    host = url.hostname or ""
+    try:
+        return host if host.isascii() else host.encode("idna").decode()
+    except UnicodeError:
+        raise NotationError(f"{host!r} is not a host name") from None
+
+
+def _path(url: SplitResult) -> str:
+    if url.query or url.fragment:
+        raise NotationError("a query or fragment has no meaning here")
+    if not re.fullmatch(r"[!-~]*", url.path):
+        raise NotationError("the path must be percent-encoded ASCII")
+    return url.path.rstrip("/")
+
+
+def clean_token(text: str) -> Token | None:
+    """The token without the newline that files and Secrets tend to end with; None if no header could carry it."""
+    text = text.strip()
+    return Token(text) if re.fullmatch(r"[!-~]+", text) else None
+
+
+def parse_frontend(entry: str) -> Frontend:
+    """`PORT:TARGET_PORT[/proxy=none|v1|v2][/weight=N][/backup]` as a Frontend."""
+    ports, *options = entry.split("/")
+    left, colon, right = ports.partition(":")
+    if not colon:
+        raise NotationError("not PORT:TARGET_PORT")
+    frontend = Frontend(parse_port(left), parse_port(right))
+    for option in (name for part in options for name in part.split(",")):
+        key, _, value = option.partition("=")
+        if key == "proxy" and value in ("none", "v1", "v2"):
+            frontend = frontend._replace(proxy_protocol=value)
+        elif key == "weight" and re.fullmatch(r"[0-9]{1,3}", value) and 1 <= int(value) <= MAX_WEIGHT:
+            frontend = frontend._replace(weight=int(value))
+        elif option == "backup":
+            frontend = frontend._replace(backup=True)
+        else:
+            raise NotationError(f"unknown option {option!r} (known: proxy=none|v1|v2, weight=1-256, backup)")
+    return frontend
+
+
+def is_name(text: str) -> bool:
+    """The server's rule: host and pod names, with underscores and capitals. It becomes one segment of a path."""
+    return re.fullmatch(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,251}[A-Za-z0-9])?", text) is not None
+
+
+def parse_port(text: str) -> int:
+    if re.fullmatch(r"[0-9]{1,5}", text) and 1 <= int(text) <= 65535:
+        return int(text)
+    raise NotationError(f"{text!r} is not a port (1-65535)")
+
+
+def parse_host_port(text: str) -> tuple[str, int]:
+    host, _, port = text.rpartition(":")
+    bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    if not bare or (":" in bare and bare == host):
+        raise NotationError(f"{text!r} is not HOST:PORT (an IPv6 address goes into brackets)")
+    return bare, parse_port(port)
+
+
+def parse_seconds(text: str) -> int:
+    """A positive duration in seconds, as 90, 90s, 5m or 1h; sleep(1) of the legacy image took these too."""
+    match = re.fullmatch(r"([0-9]{1,9})([smh]?)", text)
+    if not match or int(match[1]) == 0:
+        raise NotationError(f"{text!r} is not a duration (seconds, 60s, 5m or 1h)")
+    return int(match[1]) * UNITS[match[2]]
+
+
+def parse_ttl(text: str) -> int:
+    """A time to live, within what the server accepts."""
+    seconds = parse_seconds(text)
+    if not MIN_TTL <= seconds <= MAX_TTL:
+        raise NotationError(f"{text!r} is outside {MIN_TTL} s to 24 h")
+    return seconds
