@@ -56,6 +56,9 @@ python:
 	@test -n "$(PYTHON)" || { echo "pylb needs Python 3.11, 3.12 or 3.13 and found none on PATH."; \
 	  echo "Debian 12, Ubuntu 24.04 or newer: sudo apt install python3 python3-venv"; \
 	  echo "Another interpreter: make run PYTHON=/path/to/python3.12"; exit 1; }
+	@$(PYTHON) -c '' 2>/dev/null || { echo "$(PYTHON) is no Python interpreter."; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || { \
+	  echo "$$($(PYTHON) --version) is not supported: pylb needs 3.11, 3.12 or 3.13."; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "$(PYTHON) has no venv module."; \
 	  echo "Debian or Ubuntu: sudo apt install python3-venv"; exit 1; }
 

@@ -117,7 +117,9 @@ def test_the_phonehome_itself_understands_its_environment(workload: Workload) ->
 def test_the_frontends_are_the_ports_of_the_design(workload: Workload) -> None:
     frontends = parsed(workload).frontends
     assert {frontend.port: frontend.target_port for frontend in frontends} == PORTS[workload.folder]
-    proxied = {frontend.port: frontend.proxy_protocol for frontend in frontends if frontend.proxy_protocol != "none"}
+    proxied = {
+        frontend.port: frontend.proxy_protocol for frontend in frontends if frontend.proxy_protocol not in (None, "none")
+    }
     assert proxied == PROXY.get(workload.id, {})
 
 
