@@ -5,24 +5,52 @@ from pathlib import Path
 
 import click
 
+from pylb.app import Hooks
 from pylb.cli import main as cli
 from pylb.config import reference
+from pylb.control.registry import Registry
+from pylb.control.store import Store
+from pylb.core.auth import Keyring
+from pylb.core.policy import Rules
 from pylb.core.session import mermaid
-from pylb.observe.metrics import reference as metrics_reference
+from pylb.forward.engine import Engine
+from pylb.observe.connlog import connection_log
+from pylb.observe.metrics import Metrics
 from pylb.web.answers import STATUS
 
 DOCS = Path(__file__).parent
+WIDTH = 100  # columns; not those of whoever runs this
 
 
 def cli_reference() -> str:
     """`--help` of every verb."""
     parts = ["# The command line\n\nGenerated from `--help` (docs/generate.py).\n"]
-    context = click.Context(cli, info_name="pylb")
+    context = click.Context(cli, info_name="pylb", terminal_width=WIDTH, max_content_width=WIDTH)
     parts.append(_block("pylb", cli.get_help(context)))
     for name, command in sorted(cli.commands.items()):
         path = f"pylb {name}"
-        parts.append(_block(path, command.get_help(click.Context(command, info_name=path))))
+        parts.append(
+            _block(
+                path, command.get_help(click.Context(command, info_name=path, terminal_width=WIDTH, max_content_width=WIDTH))
+            )
+        )
     return "\n".join(parts)
+
+
+def metrics_reference() -> str:
+    """All families of a pylb that has never run."""
+    engine = Engine(observer=Hooks(connection_log(1, "tcplog")), max_connections=1, on_fault=lambda _error: None)
+    registry = Registry(rules=Rules(), keyring=Keyring(()), sink=engine, store=Store(Path("unused")))
+    metrics = Metrics(
+        counters=engine.counters,
+        registry=registry,
+        lines_dropped=lambda: 0,
+        loop_lag=lambda: 0.0,
+        reloaded=lambda: True,
+        certificate_expires_at=lambda: 0.0,
+    )
+    head = "# Metrics\n\nGenerated from the collector (docs/generate.py). `code` is HAProxy's two letters, see engine.md.\n\n"
+    return f"{head}| name | type | labels | meaning |\n|---|---|---|---|\n{metrics.reference()}"
 
 
 def errors() -> str:

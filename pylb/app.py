@@ -48,6 +48,7 @@ from pylb.web.webhook import Webhook
 
 log = logging.getLogger("pylb")
 
+LAG_DECAY = 0.99  # per tick: a stall stays visible for a scrape or two (half after 7 s)
 LOG_FLUSH = 2.0  # seconds for the last lines at the end
 # With the heap of the start frozen and sessions that leave no cycles, collections find nothing: they may be rare.
 GC_THRESHOLDS = (50_000, 20, 100)
@@ -98,7 +99,7 @@ class App:
         self._secret: str | None = None  # the generated token's, where no token is configured
         self._keyring = Keyring(())
         self._certificates: list[Certificate] = []
-        self._lag = 0.0  # seconds the last tick came late
+        self._lag = 0.0  # seconds that ticks came late, the worst of late
         self._stop = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -211,7 +212,7 @@ class App:
         def tick() -> None:
             nonlocal timer, due
             now = loop.time()
-            self._lag = max(0.0, now - due)
+            self._lag = max(now - due, self._lag * LAG_DECAY)
             due = now + TICK
             timer = loop.call_later(TICK, tick)
             engine.tick(time.monotonic())

@@ -66,6 +66,17 @@ class Metrics:
             await asyncio.sleep(0)
         return b"".join(parts)
 
+    def reference(self) -> str:
+        """docs/metrics.md: a Markdown table of all families."""
+        rows = {}
+        for family in self._pieces(0):
+            counter = "_total" if family.type == "counter" else ""
+            labels = ", ".join(f"`{label}`" for label in getattr(family, "_labelnames", ()))
+            rows[f"{family.name}{counter}"] = (
+                f"| `{family.name}{counter}` | {family.type} | {labels} | {family.documentation} |\n"
+            )
+        return "".join(rows.values())
+
     def _pieces(self, open_fds: int) -> Iterator[Metric]:
         # Copied and grouped first: while the loop has its turn frontends come and go. Names are unique by intent only,
         # and one series given twice would cost the whole scrape: equal names are added up.

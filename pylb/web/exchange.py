@@ -26,8 +26,9 @@ async def read_body(request: web.BaseRequest, limits: Limits, deadline: float) -
         raise Refused(Code.MEDIA_TYPE, "a Content-Encoding is not accepted", "send the body as plain JSON")
     if "Transfer-Encoding" in request.headers:
         raise Refused(Code.LENGTH_REQUIRED, "a chunked body is not accepted", "send a Content-Length")
-    if (request.content_length or 0) > limits.body:
-        raise Refused(Code.TOO_LARGE, f"the body is over {limits.body} bytes")
+    most = limits.hook_body if request.rel_url.raw_path.startswith("/hooks/") else limits.body
+    if (request.content_length or 0) > most:
+        raise Refused(Code.TOO_LARGE, f"the body is over {most} bytes")
     if request.headers.get("Expect", "").lower() == "100-continue":
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         request.writer.output_size = 0  # as aiohttp does it: the answer itself has not begun

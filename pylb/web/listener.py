@@ -20,10 +20,12 @@ class Limits:
     keepalive: float = 5.0  # idle between two requests
     answer: float = 30.0  # for a client to take its answer
     body: int = 4096
+    hook_body: int = 65536  # on /hooks/, where a page in dst-ip makes an honest body this long (see webhook)
     header: int = 4096  # one header line, or the request line
     headers: int = 64
     connections: int = 256
-    per_address: int = 32
+    per_address: int = 32  # an address's share; more than that is let in as long as requests come in complete
+    patience: float = 0.5  # within which they have to
 
 
 def check_aiohttp() -> None:

@@ -10,6 +10,7 @@ import errno
 import logging
 import socket
 import ssl
+from collections import Counter
 from dataclasses import dataclass, replace
 from typing import cast
 
@@ -27,6 +28,7 @@ log = logging.getLogger(__name__)
 
 ACCEPTS_PER_EVENT = 16
 ACCEPT_PAUSE = 0.1  # seconds without accepting after EMFILE: the listener stays readable, watching it would spin
+SAY_AGAIN = 10.0  # seconds between two complaints about it
 NO_DESCRIPTORS = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 # A client's doing, not a fault of the listener: accept(2) passes on errors that were pending on the new socket.
 LOST = {
@@ -51,7 +53,7 @@ class _Connection:
     protocol: "_Protocol | None" = None
     busy: bool = False  # a complete request is being answered
     asked: int = 0  # requests so far
-    accepted: float = 0.0  # loop time
+    waits_since: float = 0.0  # loop time of its accept or of its last answer
 
 
 class HttpServer:
@@ -67,6 +69,7 @@ class HttpServer:
         self._tls = tls
         self._open: dict[_Connection, None] = {}  # in the order of accept
         self._resume: asyncio.TimerHandle | None = None
+        self._say_again = 0.0  # loop time
         self._stopping = False
 
     @property
@@ -119,7 +122,9 @@ class HttpServer:
             self._admit(sock, address[0])
 
     def _pause(self) -> None:
-        log.warning("out of file descriptors: accepting nothing for %s ms", int(ACCEPT_PAUSE * 1000))
+        if self._loop.time() >= self._say_again:
+            log.warning("out of file descriptors: new calls wait until some are free")
+            self._say_again = self._loop.time() + SAY_AGAIN
         self._loop.remove_reader(self._sock)
         self._resume = self._loop.call_later(ACCEPT_PAUSE, self._loop.add_reader, self._sock, self._accept)
 
@@ -129,26 +134,30 @@ class HttpServer:
             sock.close()
             return
         sock.setblocking(False)
-        connection = _Connection(peer, _canonical(sock.getsockname()[0]), sock, accepted=self._loop.time())
+        connection = _Connection(peer, _canonical(sock.getsockname()[0]), sock, waits_since=self._loop.time())
         self._open[connection] = None
         self._arm(connection, self._limits.deadline)
         connection.task = self._loop.create_task(self._set_up(connection))
 
     def _make_room(self, peer: str) -> bool:
-        same = [connection for connection in self._open if connection.peer == peer]
-        if len(same) >= self._limits.per_address:
-            return self._cut_oldest(same)
-        if len(self._open) >= self._limits.connections:
-            return self._cut_oldest(list(self._open))
-        return True
+        """Cut who waits without a complete request where there are too many; False if there is nobody to cut.
 
-    def _cut_oldest(self, connections: list[_Connection]) -> bool:
-        """Who has waited longest without a complete request goes; False if all have one running."""
-        for connection in connections:
-            if not connection.busy:
-                self._cut(connection)
+        A burst of honest calls from one address (a node that comes back) is complete at once and is served. What stays
+        incomplete beyond the address's share goes after `patience`, or at the overall cap before anybody else's.
+        """
+        limits, crowd = self._limits, Counter(connection.peer for connection in self._open)
+        waiting = [connection for connection in self._open if not connection.busy]
+        if crowd[peer] >= limits.per_address:
+            same = [connection for connection in waiting if connection.peer == peer]
+            if same and self._loop.time() - min(one.waits_since for one in same) >= limits.patience:
+                self._cut(min(same, key=lambda one: one.waits_since))
                 return True
-        return False
+        if len(self._open) < limits.connections:
+            return True
+        if not waiting:
+            return False
+        self._cut(min(waiting, key=lambda one: (crowd[one.peer] < limits.per_address, one.waits_since)))
+        return True
 
     async def _set_up(self, connection: _Connection) -> None:
         """Give the socket to the loop, with TLS where it is on. Whatever goes wrong here ends this connection alone."""
@@ -206,12 +215,13 @@ class HttpServer:
         connection = cast("_Protocol", request.protocol).connection
         connection.asked += 1
         now = self._loop.time()
-        deadline = (connection.accepted if connection.asked == 1 else now) + self._limits.deadline
+        deadline = (connection.waits_since if connection.asked == 1 else now) + self._limits.deadline
         self._disarm(connection)
         try:
             answer = await self._answer(request, connection, deadline)
         finally:
             connection.busy = False
+        connection.waits_since = self._loop.time()
         self._arm(connection, self._limits.answer)
         return await exchange.send(request, answer, last=self._stopping)
 

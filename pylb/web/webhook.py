@@ -1,5 +1,6 @@
 """The webhook: the native registration API, whoami, and the legacy route. Shapes: design.md 7, legacy-protocol.md."""
 
+import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -10,11 +11,12 @@ from pylb.control.views import FrontendOutcome, Outcome
 from pylb.core.address import Network
 from pylb.core.auth import STRONG, Caller, Keyring
 from pylb.core.errors import Code, Refused
-from pylb.core.legacy import parse_legacy
+from pylb.core.legacy import LegacyCall, parse_legacy
 from pylb.core.registration import parse_native
 from pylb.web.answers import LEGACY_NOT_FOUND, legacy_refusal, one_line, refusal
 from pylb.web.call import Answer, Call, Handler, NoRoute, Router, json_answer, text_answer
 from pylb.web.limit import Buckets
+from pylb.web.listener import Limits
 from pylb.web.source import bearer, caller_ip
 
 LEGACY_PATH = "/hooks/update-haproxy"
@@ -22,6 +24,7 @@ LEGACY_HEADER = "x-funkypenguin-token"
 # A client without REPEAT_INTERVAL calls in a hot loop. The same call again is cheap, but not for ever: one that beats
 # every few seconds is never refused, one in a loop gets 20 answers a second.
 REPEAT_BURST, REPEAT_RATE = 100.0, 20.0
+BODY = Limits().body
 NOTE_BURST, NOTE_RATE = 5.0, 1 / 60  # per source and kind of refusal
 
 
@@ -92,7 +95,7 @@ class Webhook:
 
     async def _legacy(self, call: Call) -> Answer:
         caller = self._legacy_caller(call)
-        said = self._parsed(call, caller, parse_legacy)
+        said = self._parsed(call, caller, _parse_legacy)
         if wait := self._repeats.take((caller.token.name, caller.ip, said)):
             hint = "set REPEAT_INTERVAL in the container"
             raise Refused(Code.TOO_MANY, "the same call again and again", hint, retry_after=wait)
@@ -141,6 +144,26 @@ class Webhook:
         """What is refused before the registry hears of it. A wrong token is worth a line, a flood of them is not."""
         if self._notes.take((ip, refused.code)) == 0:
             self._registry.reject(refused, ip, f"{call.method} {call.path[:160]}")
+
+
+def _parse_legacy(body: bytes) -> LegacyCall:
+    """Over 4 KiB only with a page in dst-ip: it breaks the JSON, and its client cannot help it. Raises Refused."""
+    too_large = Refused(Code.TOO_LARGE, f"the body is over {BODY} bytes")
+    if len(body) > BODY and _is_json(body):
+        raise too_large
+    try:
+        return parse_legacy(body)
+    except Refused as refused:
+        # No legacy call behind a page either: what matters then is its size.
+        raise too_large if len(body) > BODY and refused.code is Code.INVALID_JSON else refused from None
+
+
+def _is_json(body: bytes) -> bool:
+    try:
+        json.loads(body)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def outcome_json(outcome: Outcome) -> dict[str, Any]:

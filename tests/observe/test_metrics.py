@@ -1,0 +1,253 @@
+"""Every metric of the design, parsed back by Prometheus' own parser."""
+
+import asyncio
+import os
+import resource
+from pathlib import Path
+
+from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
+
+from pylb import __version__
+from pylb.core.address import Address, Listen
+from pylb.core.auth import Caller
+from pylb.core.policy import Policy, Rules, StaticFrontend, StaticServer
+from pylb.core.registration import Announcement, Wanted
+from pylb.forward.counters import FrontendCounters, ServerCounters
+from pylb.observe.metrics import Metrics
+from tests.web.loopback import run
+from tests.web.running import Control, free_port, running
+
+# design.md, section 8
+NAMES = {
+    "pylb_build_info",
+    "pylb_frontend_sessions",
+    "pylb_frontend_sessions_total",
+    "pylb_sessions_closed_total",
+    "pylb_bytes_total",
+    "pylb_connect_duration_seconds",
+    "pylb_session_duration_seconds",
+    "pylb_connect_failures_total",
+    "pylb_server_up",
+    "pylb_lease_expires_timestamp_seconds",
+    "pylb_registrations",
+    "pylb_registrations_total",
+    "pylb_frontend_usable_servers",
+    "pylb_frontend_denied_total",
+    "pylb_table_generation",
+    "pylb_table_apply_seconds",
+    "pylb_state_write_failures_total",
+    "pylb_state_durable",
+    "pylb_config_last_reload_successful",
+    "pylb_certificate_expiry_timestamp_seconds",
+    "pylb_log_lines_dropped_total",
+    "pylb_loop_lag_seconds",
+    "pylb_open_fds",
+    "pylb_max_fds",
+}
+
+
+def metrics_of(control: Control, expires_at: float | None = 1795419669.0) -> Metrics:
+    return Metrics(
+        counters=control.engine.counters,
+        registry=control.registry,
+        lines_dropped=lambda: 3,
+        loop_lag=lambda: 0.004,
+        reloaded=lambda: True,
+        certificate_expires_at=lambda: expires_at,
+    )
+
+
+def samples(text: bytes) -> dict[str, list[Sample]]:
+    """By sample name. Raises if a series is there twice, which would cost Prometheus the whole scrape."""
+    found: dict[str, list[Sample]] = {}
+    seen = set()
+    for family in text_string_to_metric_families(text.decode()):
+        for sample in family.samples:
+            series = (sample.name, tuple(sorted(sample.labels.items())))
+            assert series not in seen, series
+            seen.add(series)
+            found.setdefault(sample.name, []).append(sample)
+    return found
+
+
+def value(found: dict[str, list[Sample]], name: str, /, **labels: str) -> float:
+    [sample] = [one for one in found[name] if one.labels == labels]
+    return sample.value
+
+
+def busy_frontend(name: str) -> FrontendCounters:
+    counters = FrontendCounters(name)
+    counters.sessions, counters.sessions_total = 2, 9
+    counters.bytes_in, counters.bytes_out = 100, 2000
+    counters.denied["limit"] = 4
+    for seconds in (0.0004, 0.003, 99.0):
+        counters.connect_seconds.add(seconds)
+    counters.session_seconds.add(0.5)
+    server = counters.servers["node-a"] = ServerCounters()
+    server.closed.update({"--": 5, "SD": 1})
+    server.failures["refused"] = 2
+    counters.servers[""] = ServerCounters()
+    counters.servers[""].closed["SC"] = 1
+    return counters
+
+
+def test_the_names_are_those_of_the_design(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with running(tmp_path) as control:
+            text = (await metrics_of(control).render()).decode()
+            described = {line.split()[2] for line in text.splitlines() if line.startswith("# TYPE ")}
+            assert described == NAMES
+            assert len(described) == text.count("# TYPE ") == text.count("# HELP ")
+            without_tls = (await metrics_of(control, None).render()).decode()
+            assert "pylb_certificate_expiry" not in without_tls
+
+    run(main())
+
+
+def test_the_engines_numbers_come_out_with_their_labels(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with running(tmp_path) as control:
+            control.engine.counters.frontends[Listen("tcp", "*", 8443)] = busy_frontend("mqtt")
+            found = samples(await metrics_of(control).render())
+            assert value(found, "pylb_frontend_sessions", frontend="mqtt") == 2
+            assert value(found, "pylb_frontend_sessions_total", frontend="mqtt") == 9
+            assert value(found, "pylb_bytes_total", frontend="mqtt", direction="in") == 100
+            assert value(found, "pylb_bytes_total", frontend="mqtt", direction="out") == 2000
+            assert value(found, "pylb_frontend_denied_total", frontend="mqtt", reason="limit") == 4
+            assert value(found, "pylb_sessions_closed_total", frontend="mqtt", server="node-a", code="--") == 5
+            assert value(found, "pylb_sessions_closed_total", frontend="mqtt", server="node-a", code="SD") == 1
+            assert value(found, "pylb_sessions_closed_total", frontend="mqtt", server="", code="SC") == 1
+            assert value(found, "pylb_connect_failures_total", frontend="mqtt", server="node-a", reason="refused") == 2
+            assert value(found, "pylb_connect_duration_seconds_bucket", frontend="mqtt", le="0.0005") == 1
+            assert value(found, "pylb_connect_duration_seconds_bucket", frontend="mqtt", le="0.005") == 2
+            assert value(found, "pylb_connect_duration_seconds_bucket", frontend="mqtt", le="+Inf") == 3
+            assert value(found, "pylb_connect_duration_seconds_count", frontend="mqtt") == 3
+            assert abs(value(found, "pylb_connect_duration_seconds_sum", frontend="mqtt") - 99.0034) < 1e-9
+            assert value(found, "pylb_session_duration_seconds_count", frontend="mqtt") == 1
+
+    run(main())
+
+
+def test_frontends_of_one_name_are_one_series_and_removed_ones_disappear(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with running(tmp_path) as control:
+            frontends = control.engine.counters.frontends
+            for port in (1, 2):
+                frontends[Listen("tcp", "*", port)] = busy_frontend("mqtt")
+            found = samples(await metrics_of(control).render())
+            assert value(found, "pylb_frontend_sessions_total", frontend="mqtt") == 18
+            assert value(found, "pylb_connect_duration_seconds_count", frontend="mqtt") == 6
+            assert value(found, "pylb_sessions_closed_total", frontend="mqtt", server="node-a", code="--") == 10
+            frontends.clear()
+            assert "pylb_frontend_sessions" not in samples(await metrics_of(control).render())
+
+    run(main())
+
+
+def test_labels_are_escaped(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with running(tmp_path) as control:
+            name = 'a"b\\c\nd'
+            control.engine.counters.frontends[Listen("tcp", "*", 1)] = busy_frontend(name)
+            assert value(samples(await metrics_of(control).render()), "pylb_frontend_sessions", frontend=name) == 2
+
+    run(main())
+
+
+def test_controls_numbers_come_out(tmp_path: Path) -> None:
+    async def main() -> None:
+        port = free_port()
+        static = StaticFrontend("web", Listen("tcp", "127.0.0.1", port), (StaticServer(Address("127.0.0.1", 30000)),), Policy())
+        async with running(tmp_path, Rules(frontends=(static,), defaults=Policy(bind="127.0.0.1"))) as control:
+            registry = control.registry
+            caller = Caller("127.0.0.1", control.keyring.tokens[0], "native")
+            mqtt = free_port()
+            for _ in range(2):
+                await registry.announce("mosquitto", "pod-1", Announcement((Wanted(mqtt, 30843),)), caller)
+            found = samples(await metrics_of(control).render())
+            assert value(found, "pylb_registrations", state="fresh") == 1
+            assert value(found, "pylb_registrations", state="stale") == 0
+            assert value(found, "pylb_registrations", state="draining") == 0
+            assert value(found, "pylb_registrations_total", result="created") == 1
+            assert value(found, "pylb_registrations_total", result="unchanged") == 1
+            assert value(found, "pylb_registrations_total", result="refused") == 0
+            assert value(found, "pylb_frontend_usable_servers", frontend="web") == 1
+            assert value(found, "pylb_frontend_usable_servers", frontend=f"mosquitto-{mqtt}") == 1
+            assert value(found, "pylb_table_generation") == registry.table.generation
+            assert value(found, "pylb_table_apply_seconds") > 0
+            assert value(found, "pylb_state_durable") == 1
+            assert value(found, "pylb_state_write_failures_total") == 0
+            [view] = registry.registrations()
+            lease = value(found, "pylb_lease_expires_timestamp_seconds", name="mosquitto", instance="pod-1")
+            assert view.expires_at_wall is not None
+            assert abs(lease - view.expires_at_wall) < 1
+
+    run(main())
+
+
+def test_a_server_is_up_or_down_only_once_it_was_tried(tmp_path: Path) -> None:
+    async def main() -> None:
+        port, silent = free_port(), free_port()
+        servers = (StaticServer(Address("127.0.0.1", silent)),)
+        static = StaticFrontend("web", Listen("tcp", "127.0.0.1", port), servers, Policy())
+        async with running(tmp_path, Rules(frontends=(static,))) as control:
+            tried = {(view.frontend, view.server): view.state != "down" for view in control.registry.servers() if view.tried}
+            found = samples(await metrics_of(control).render())
+            shown = {(s.labels["frontend"], s.labels["server"]): bool(s.value) for s in found.get("pylb_server_up", [])}
+            assert shown == tried
+            for _ in range(3):
+                reader, writer = await asyncio.open_connection("127.0.0.1", port)
+                try:
+                    await reader.read()
+                except ConnectionResetError:
+                    pass
+                writer.close()
+            async with asyncio.timeout(5):
+                while control.registry.servers()[0].state != "down":  # noqa: ASYNC110 - news travel by the writer
+                    await asyncio.sleep(0.01)
+            found = samples(await metrics_of(control).render())
+            assert value(found, "pylb_server_up", frontend="web", server=f"127.0.0.1:{silent}") == 0
+            assert value(found, "pylb_frontend_usable_servers", frontend="web") == 0
+            assert (
+                value(found, "pylb_connect_failures_total", frontend="web", server=f"127.0.0.1:{silent}", reason="refused") == 3
+            )
+
+    run(main())
+
+
+def test_the_process_says_what_it_is_and_has(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with running(tmp_path) as control:
+            before = len(os.listdir("/proc/self/fd")) - 1
+            found = samples(await metrics_of(control).render())
+            [build] = found["pylb_build_info"]
+            assert (build.labels["version"], build.value) == (__version__, 1)
+            assert value(found, "pylb_open_fds") == before
+            assert value(found, "pylb_max_fds") == resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+            assert value(found, "pylb_log_lines_dropped_total") == 3
+            assert value(found, "pylb_loop_lag_seconds") == 0.004
+            assert value(found, "pylb_config_last_reload_successful") == 1
+            assert value(found, "pylb_certificate_expiry_timestamp_seconds") == 1795419669
+
+    run(main())
+
+
+def test_a_scrape_of_a_thousand_frontends_lets_the_loop_turn_and_survives_changes_meanwhile(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with running(tmp_path) as control:
+            frontends = control.engine.counters.frontends
+            for port in range(1000):
+                frontends[Listen("tcp", "*", port + 1)] = busy_frontend(f"frontend-{port}")
+            turns = 0
+            scrape = asyncio.get_running_loop().create_task(metrics_of(control).render())
+            while not scrape.done():
+                turns += 1
+                frontends.pop(Listen("tcp", "*", turns), None)
+                frontends[Listen("tcp", "*", 2000 + turns)] = busy_frontend(f"late-{turns}")
+                await asyncio.sleep(0)
+            found = samples(await scrape)
+            assert turns > 100  # 40,000 lines, at most some 250 between two turns
+            assert len(found["pylb_frontend_sessions"]) >= 1000
+
+    run(main())

@@ -1,0 +1,98 @@
+"""A real registry and a real engine on the test's own loop, as the app joins them."""
+
+import asyncio
+import random
+import socket
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from ipaddress import ip_network
+from pathlib import Path
+
+from pylb.control.registry import Registry
+from pylb.control.store import Store
+from pylb.core.address import Listen, Ports
+from pylb.core.auth import Keyring, Token
+from pylb.core.policy import Policy, Rules
+from pylb.core.session import SessionRecord
+from pylb.core.table import Server
+from pylb.forward.engine import Engine
+
+SECRET = "a-secret-of-more-than-22-characters"
+WEAK = "shared"
+LOOPBACK = (ip_network("127.0.0.0/8"),)
+PORTS = Ports(((20000, 29999),))
+
+
+@dataclass
+class Control:
+    registry: Registry
+    engine: Engine
+    keyring: Keyring
+    records: list[SessionRecord]
+
+
+def keyring() -> Keyring:
+    targets = Ports(((20000, 32767),))
+    return Keyring(
+        [
+            Token("mosquitto", (SECRET,), PORTS, targets=LOOPBACK, target_ports=targets),
+            Token("old", (WEAK,), PORTS, targets=LOOPBACK, target_ports=targets, allow_weak=True),
+        ]
+    )
+
+
+def free_port() -> int:
+    """Outside the ephemeral range, so that no outgoing connection has it by chance."""
+    while True:
+        port = random.randrange(20000, 29999)
+        with socket.socket(socket.AF_INET6) as sock:
+            try:
+                sock.bind(("::", port))
+            except OSError:
+                continue
+            return port
+
+
+class _Watcher:
+    def __init__(self) -> None:
+        self.records: list[SessionRecord] = []
+        self.registry: Registry | None = None
+
+    def session_ended(self, record: SessionRecord) -> None:
+        self.records.append(record)
+
+    def connect_ended(self, listen: Listen, server: Server, failure: str | None) -> None:
+        if self.registry is not None:
+            self.registry.connect_ended(listen, server, failure)
+
+
+def _raise(error: Exception) -> None:
+    raise error
+
+
+@asynccontextmanager
+async def running(state_dir: Path, rules: Rules | None = None) -> AsyncIterator[Control]:
+    loop = asyncio.get_running_loop()
+    watcher = _Watcher()
+    engine = Engine(observer=watcher, max_connections=1000, on_fault=_raise)
+    keys = keyring()
+    registry = Registry(
+        rules=rules or Rules(defaults=Policy(bind="127.0.0.1")), keyring=keys, sink=engine, store=Store(state_dir)
+    )
+
+    def turn() -> None:
+        if engine.on_ready():
+            loop.call_soon(turn)
+
+    loop.add_reader(engine.fileno(), turn)
+    watcher.registry = registry
+    await registry.start()
+    try:
+        yield Control(registry, engine, keys, watcher.records)
+    finally:
+        await registry.stop()
+        loop.remove_reader(engine.fileno())
+        engine.tick(time.monotonic())
+        engine.close()

@@ -1,0 +1,248 @@
+"""The read-only pages and the metrics listener, in front of a real registry."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from ipaddress import ip_network
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pylb.core.address import Listen
+from pylb.core.auth import Caller
+from pylb.core.errors import Refused
+from pylb.core.policy import Policy, Rules, StaticFrontend
+from pylb.core.registration import parse_native
+from pylb.web.admin import Admin
+from pylb.web.call import Handler
+from tests.web.loopback import Reply, ask, run, serving, until
+from tests.web.running import Control, free_port, running
+
+PAGES = ["/metrics", "/livez", "/readyz", "/v1/table", "/v1/registrations", "/v1/sessions", "/v1/events", "/v1/rejected"]
+
+
+@dataclass
+class Face:
+    control: Control
+    admin: Admin
+    port: int
+
+    async def get(self, path: str, **headers: str) -> Reply:
+        return await ask(self.port, "GET", path, headers=headers)
+
+    async def json(self, path: str) -> Any:
+        reply = await self.get(path)
+        assert (reply.status, reply.headers["content-type"]) == (200, "application/json")
+        return json.loads(reply.body)
+
+    async def announce(self, port: int, instance: str = "pod-1", ttl: int | None = 60) -> None:
+        caller = Caller("127.0.0.1", self.control.keyring.tokens[0], "native")
+        body = json.dumps({"frontends": [{"port": port, "target_port": 30843}], "ttl": ttl})
+        await self.control.registry.announce("mosquitto", instance, parse_native(body.encode()), caller)
+
+
+async def _scrape() -> bytes:
+    return b"pylb_state_durable 1.0\n"
+
+
+@asynccontextmanager
+async def facing(
+    state_dir: Path, *, rules: Rules | None = None, handler: str = "admin", allow: tuple[str, ...] = ()
+) -> AsyncIterator[Face]:
+    async with running(state_dir, rules) as control:
+        admin = Admin(control.registry, control.engine.counters, _scrape, hosts=["lb.example.net", "203.0.113.9"])
+        pages: Handler = admin.handler() if handler == "admin" else admin.metrics_handler([ip_network(net) for net in allow])
+        async with serving(pages) as server:
+            yield Face(control, admin, server.port)
+
+
+def test_every_page_answers_get_and_head_and_nothing_else(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with facing(tmp_path) as face:
+            for path in PAGES:
+                got = await face.get(path)
+                head = await ask(face.port, "HEAD", path)
+                assert (got.status, head.status) == (200, 200), path
+                assert head.body == b""
+                for method in ("POST", "PUT", "DELETE"):
+                    reply = await ask(face.port, method, path, body=b"")
+                    assert (reply.status, reply.headers["allow"]) == (405, "GET, HEAD")
+            assert (await face.get("/v1/registrations/a/b")).status == 404
+
+    run(main())
+
+
+def test_the_table_says_what_goes_where_and_who_holds_it(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with facing(tmp_path) as face:
+            port = free_port()
+            await face.announce(port)
+            table = await face.json("/v1/table")
+            assert table["generation"] == face.control.registry.table.generation
+            [frontend] = table["frontends"]
+            [server] = frontend.pop("servers")
+            assert frontend == {
+                "name": f"mosquitto-{port}",
+                "listen": f"127.0.0.1:{port}",
+                "port": port,
+                "balance": "leastconn",
+                "unbound": None,
+            }
+            assert (server["name"], server["address"]) == ("pod-1", "127.0.0.1:30843")
+            assert (server["reachable"], server["held_by"]) == ("refused", ["mosquitto/mosquitto/pod-1"])
+            assert server["hint"]
+
+    run(main())
+
+
+def test_registrations_show_their_lease(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with facing(tmp_path) as face:
+            port = free_port()
+            await face.announce(port)
+            [view] = (await face.json("/v1/registrations"))["registrations"]
+            assert 59 <= view["lease"].pop("expires_in") <= 60
+            assert view.pop("last_seen_ago") < 1
+            assert view == {
+                "token": "mosquitto",
+                "name": "mosquitto",
+                "instance": "pod-1",
+                "legacy": False,
+                "state": "fresh",
+                "address": "127.0.0.1",
+                "lease": {"ttl": 60},
+                "frontends": [{"port": port, "target_port": 30843, "proxy_protocol": None, "weight": 1, "backup": False}],
+            }
+
+    run(main())
+
+
+def test_sessions_are_counted_per_frontend(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with facing(tmp_path) as face:
+            port, target = free_port(), free_port()
+            held: list[asyncio.StreamWriter] = []
+            server = await asyncio.start_server(lambda _, writer: held.append(writer), "127.0.0.1", target)
+            caller = Caller("127.0.0.1", face.control.keyring.tokens[0], "native")
+            body = json.dumps({"frontends": [{"port": port, "target_port": target}]}).encode()
+            await face.control.registry.announce("mosquitto", "pod-1", parse_native(body), caller)
+            _, writer = await asyncio.open_connection("127.0.0.1", port)
+            await until(lambda: face.control.engine.counters.open_sessions == 1)
+            sessions = await face.json("/v1/sessions")
+            assert (sessions["open"], sessions["max"]) == (1, 1000)
+            assert sessions["frontends"] == [
+                {"frontend": f"mosquitto-{port}", "listen": f"127.0.0.1:{port}", "sessions": 1, "sessions_total": 1}
+            ]
+            writer.close()
+            for one in held:
+                one.close()
+            await until(lambda: face.control.engine.counters.open_sessions == 0)
+            server.close()
+
+    run(main())
+
+
+def test_events_and_rejections_are_shown(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with facing(tmp_path) as face:
+            with pytest.raises(Refused):
+                await face.announce(22)
+            [rejected] = (await face.json("/v1/rejected"))["rejected"]
+            assert (rejected["address"], rejected["token"], rejected["error"]) == (
+                "127.0.0.1",
+                "mosquitto",
+                "port_forbidden",
+            )
+            events = (await face.json("/v1/events"))["events"]
+            assert events[-1]["kind"] == "refused"
+            assert set(events[-1]) == {"time", "kind", "text", "alarm", "fields"}
+
+    run(main())
+
+
+def test_a_port_that_cannot_be_bound_degrades_and_is_named(tmp_path: Path) -> None:
+    async def main() -> None:
+        blocker = await asyncio.start_server(lambda _reader, writer: writer.close(), "127.0.0.1", free_port())
+        port = blocker.sockets[0].getsockname()[1]
+        rules = Rules(frontends=(StaticFrontend("web", Listen("tcp", "127.0.0.1", port)),), defaults=Policy())
+        async with facing(tmp_path, rules=rules) as face:
+            ready = await face.json("/readyz")
+            assert (ready["status"], ready["durable"]) == ("degraded", True)
+            [unbound] = ready["unbound"]
+            assert unbound["listen"] == f"127.0.0.1:{port}"
+            assert unbound["reason"]
+            [frontend] = (await face.json("/v1/table"))["frontends"]
+            assert frontend["unbound"] == unbound["reason"]
+        blocker.close()
+
+    run(main())
+
+
+def test_ready_means_restored(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with facing(tmp_path) as face:
+            assert await face.json("/readyz") == {"status": "ready", "durable": True, "unbound": []}
+            await face.control.registry.stop()
+            reply = await face.get("/readyz")
+            assert (reply.status, json.loads(reply.body)) == (503, {"status": "starting"})
+            assert (await face.get("/livez")).status == 200
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"Host": "localhost:8404"}, 200),
+        ({"Host": "127.0.0.1"}, 200),
+        ({"Host": "127.0.0.53:8404"}, 200),
+        ({"Host": "[::1]:8404"}, 200),
+        ({"Host": "LB.example.net."}, 200),
+        ({"Host": "203.0.113.9:8404"}, 200),
+        ({"Host": "localhost", "Origin": "http://localhost:3000"}, 200),
+        ({"Host": "rebind.example.com"}, 403),
+        ({"Host": "localhost.example.com"}, 403),
+        ({"Host": "203.0.113.10"}, 403),
+        ({"Host": "2130706433"}, 403),
+        ({"Host": "[::1"}, 403),
+        ({"Host": ""}, 403),
+        ({"Host": "localhost", "Origin": "https://evil.example.com"}, 403),
+        ({"Host": "localhost", "Origin": "null"}, 403),
+        ({"Host": "localhost", "Origin": "http://[bad"}, 403),
+    ],
+)
+def test_only_a_host_and_origin_of_this_machine_may_read(tmp_path: Path, headers: dict[str, str], status: int) -> None:
+    async def main() -> None:
+        async with facing(tmp_path) as face:
+            for path in ("/v1/table", "/metrics"):
+                assert (await face.get(path, **headers)).status == status
+
+    run(main())
+
+
+def test_the_metrics_listener_serves_three_pages_to_the_allowed(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with facing(tmp_path, handler="metrics", allow=("127.0.0.0/8",)) as face:
+            metrics = await face.get("/metrics", Host="prometheus-calls-it.example.net")
+            assert metrics.status == 200
+            assert metrics.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
+            assert (await face.get("/livez")).status == 200
+            assert (await face.get("/readyz")).status == 200
+            assert (await face.get("/v1/table")).status == 404
+            assert (await face.get("/v1/registrations")).status == 404
+
+    run(main())
+
+
+@pytest.mark.parametrize("allow", [(), ("203.0.113.0/24", "::1/128")])
+def test_the_metrics_listener_refuses_everybody_else(tmp_path: Path, allow: tuple[str, ...]) -> None:
+    async def main() -> None:
+        async with facing(tmp_path, handler="metrics", allow=allow) as face:
+            for path in ("/metrics", "/livez", "/readyz", "/v1/table"):
+                reply = await face.get(path)
+                assert (reply.status, b"not in metrics.allow" in reply.body) == (403, True)
+
+    run(main())

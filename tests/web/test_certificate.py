@@ -1,0 +1,124 @@
+"""The certificate of a TLS listener, met by real handshakes."""
+
+import asyncio
+import socket
+import ssl
+import stat
+import time
+from pathlib import Path
+
+import pytest
+
+from pylb.web.call import Answer, Call, text_answer
+from pylb.web.certificate import self_signed
+from pylb.web.listener import Limits
+from tests.web.loopback import ask, run, serving, until
+
+
+async def hello(_call: Call) -> Answer:
+    return text_answer(200, "hello")
+
+
+def _client(ca: Path) -> ssl.SSLContext:
+    context = ssl.create_default_context(cafile=ca)
+    # What Python 3.13 turns on by default, so that a pinned certificate passes there too.
+    context.verify_flags |= ssl.VERIFY_X509_STRICT
+    return context
+
+
+def test_a_client_that_pins_the_certificate_is_served(tmp_path: Path) -> None:
+    certificate = self_signed(tmp_path / "tls", ["lb.example.net", "127.0.0.1", "localhost"])
+
+    async def main() -> None:
+        async with serving(hello, tls=certificate.context) as server:
+            reply = await ask(server.port, "GET", "/", tls=_client(certificate.path))
+            assert reply.body == b"hello"
+            with pytest.raises(ssl.SSLCertVerificationError):
+                await ask(server.port, "GET", "/", tls=ssl.create_default_context())
+
+    run(main())
+    ten_years = 10 * 365 * 86400
+    assert certificate.expires_at == pytest.approx(time.time() + ten_years, abs=3600)
+
+
+def test_the_pair_is_made_once_and_only_its_owner_can_read_it(tmp_path: Path) -> None:
+    first = self_signed(tmp_path / "tls", ["localhost"]).path.read_bytes()
+    again = self_signed(tmp_path / "tls", ["other.example.net"])
+    assert again.path.read_bytes() == first
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "tls").iterdir()}
+    assert modes == {"cert.pem": 0o600, "key.pem": 0o600}
+
+
+def test_a_certificate_without_its_key_is_an_error_and_is_not_replaced(tmp_path: Path) -> None:
+    certificate = self_signed(tmp_path, ["localhost"])
+    (tmp_path / "key.pem").unlink()
+    with pytest.raises(FileNotFoundError, match=r"key\.pem is missing"):
+        self_signed(tmp_path, ["localhost"])
+    assert certificate.path.exists()
+
+
+def test_a_key_left_alone_by_a_crash_is_made_anew(tmp_path: Path) -> None:
+    tmp_path.joinpath("key.pem").write_bytes(b"half a k")
+    assert self_signed(tmp_path, []).expires_at > time.time()
+
+
+def test_a_reload_serves_the_new_certificate_and_a_broken_one_changes_nothing(tmp_path: Path) -> None:
+    served = self_signed(tmp_path / "a", ["localhost"])
+    renewed = self_signed(tmp_path / "b", ["localhost", "127.0.0.1"])
+
+    async def main() -> None:
+        async with serving(hello, tls=served.context) as server:
+            key = tmp_path / "a" / "key.pem"
+            old_key = key.read_bytes()
+            key.write_bytes((tmp_path / "b" / "key.pem").read_bytes())
+            with pytest.raises(ssl.SSLError):
+                served.reload()
+            with pytest.raises(ssl.SSLCertVerificationError, match="IP address mismatch"):
+                await ask(server.port, "GET", "/", tls=_client(served.path))
+            assert old_key != key.read_bytes()
+            served.path.write_bytes(renewed.path.read_bytes())
+            served.reload()
+            assert (await ask(server.port, "GET", "/", tls=_client(renewed.path))).body == b"hello"
+
+    run(main())
+
+
+def test_a_client_that_stops_in_its_handshake_is_cut_at_the_deadline_and_others_are_served(tmp_path: Path) -> None:
+    certificate = self_signed(tmp_path, ["127.0.0.1"])
+
+    async def main() -> None:
+        limits = Limits(deadline=0.5)
+        async with serving(hello, tls=certificate.context, limits=limits) as server:
+            silent = socket.create_connection(("127.0.0.1", server.port))
+            begun = socket.create_connection(("127.0.0.1", server.port))
+            begun.sendall(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc")  # the start of a ClientHello
+            start = time.monotonic()
+            assert (await ask(server.port, "GET", "/", tls=_client(certificate.path))).body == b"hello"
+            await until(lambda: server.connections == 0)
+            assert 0.3 < time.monotonic() - start < 2
+            for sock in (silent, begun):
+                sock.settimeout(2)
+                assert await asyncio.to_thread(_is_over, sock)
+                sock.close()
+
+    run(main())
+
+
+def test_plain_http_on_a_tls_port_ends_without_a_word_in_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    certificate = self_signed(tmp_path, ["127.0.0.1"])
+
+    async def main() -> None:
+        async with serving(hello, tls=certificate.context) as server:
+            with pytest.raises((asyncio.IncompleteReadError, ConnectionResetError)):
+                await ask(server.port, "GET", "/")
+            await until(lambda: server.connections == 0)
+
+    run(main())
+    assert caplog.records == []
+
+
+def _is_over(sock: socket.socket) -> bool:
+    try:
+        return sock.recv(1) == b""
+    except ConnectionResetError:
+        return True

@@ -1,0 +1,341 @@
+"""The webhook over real HTTP, in front of a real registry and a real engine: what is answered is in force."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from ipaddress import ip_network
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pylb.web.call import Handler
+from pylb.web.webhook import REPEAT_BURST, Webhook
+from tests.web.loopback import Reply, ask, run, serving
+from tests.web.running import SECRET, WEAK, Control, free_port, running
+
+NATIVE = {"Authorization": f"Bearer {SECRET}"}
+LEGACY = {"X-Funkypenguin-Token": SECRET}
+
+
+@dataclass
+class Face:
+    control: Control
+    webhook: Webhook
+    port: int
+
+    async def put(self, path: str, body: object, headers: dict[str, str] = NATIVE) -> Reply:
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        return await ask(self.port, "PUT", f"/v1/registrations/{path}", headers=headers, body=data)
+
+    async def delete(self, path: str, headers: dict[str, str] = NATIVE) -> Reply:
+        return await ask(self.port, "DELETE", f"/v1/registrations/{path}", headers=headers)
+
+    async def hook(self, body: object, headers: dict[str, str] = LEGACY) -> Reply:
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        return await ask(self.port, "POST", "/hooks/update-haproxy", headers=headers, body=data)
+
+
+def legacy_body(port: int, target: int, action: str = "add") -> dict[str, str]:
+    return {
+        "dst-ip": "",
+        "frontend-port": str(port),
+        "backend-port": str(target),
+        "action": action,
+        "name": "mosquitto",
+        "send-proxy": "",
+    }
+
+
+@asynccontextmanager
+async def facing(state_dir: Path, *, legacy: bool = True, **options: Any) -> AsyncIterator[Face]:
+    async with running(state_dir) as control:
+        webhook = Webhook(control.registry, lambda: control.keyring, **options)
+        handler: Handler = webhook.handler(legacy=legacy)
+        async with serving(handler) as server:
+            yield Face(control, webhook, server.port)
+
+
+def test_a_registration_is_created_and_its_port_forwards_when_it_is_answered(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with facing(tmp_path) as face, _banner(b"hello\n") as target:
+            port = free_port()
+            wanted = {"frontends": [{"port": port, "target_port": target}]}
+            reply = await face.put("mosquitto/pod-1", wanted)
+            assert reply.status == 201
+            answer = json.loads(reply.body)
+            assert answer == {
+                "result": "created",
+                "generation": answer["generation"],
+                "durable": True,
+                "lease": {"ttl": 60, "expires_in": 60},
+                "frontends": [{"port": port, "address": "127.0.0.1", "target_port": target, "reachable": "yes"}],
+            }
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            assert await reader.readline() == b"hello\n"
+            writer.close()
+            again = await face.put("mosquitto/pod-1", wanted)
+            assert (again.status, json.loads(again.body)["result"]) == (200, "unchanged")
+
+    run(main())
+
+
+def test_a_delete_releases_and_repeats_are_200(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with facing(tmp_path) as face:
+            port = free_port()
+            await face.put("mosquitto/pod-1", {"frontends": [{"port": port, "target_port": 30000}], "ttl": None})
+            for _ in range(2):
+                reply = await face.delete("mosquitto/pod-1")
+                assert reply.status == 200
+                answer = json.loads(reply.body)
+                assert (answer["result"], answer["durable"]) == ("released", True)
+                assert "lease" not in answer
+            with pytest.raises(ConnectionRefusedError):
+                await asyncio.open_connection("127.0.0.1", port)
+
+    run(main())
+
+
+def test_a_target_that_does_not_answer_is_said_with_a_hint(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with facing(tmp_path) as face:
+            reply = await face.put("mosquitto/pod-1", {"frontends": [{"port": free_port(), "target_port": 30001}]})
+            [frontend] = json.loads(reply.body)["frontends"]
+            assert frontend["reachable"] == "refused"
+            assert frontend["hint"]
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"Authorization": ""},
+        {"Authorization": "Bearer "},
+        {"Authorization": f"Basic {SECRET}"},
+        {"Authorization": f"Bearer {SECRET}x"},
+        {"Authorization": f"Bearer {WEAK}"},
+        LEGACY,
+    ],
+)
+def test_without_a_strong_known_bearer_token_a_native_call_is_401(tmp_path: Path, headers: dict[str, str]) -> None:
+    async def main() -> None:
+        async with facing(tmp_path) as face:
+            body = {"frontends": [{"port": free_port(), "target_port": 30000}]}
+            for reply in (await face.put("mosquitto/pod-1", body, headers), await face.delete("mosquitto/p", headers)):
+                assert reply.status == 401
+                assert json.loads(reply.body)["error"] == "unauthorized"
+                assert reply.headers["www-authenticate"] == "Bearer"
+                assert SECRET.encode() not in reply.body
+            assert not face.control.registry.table.frontends
+
+    run(main())
+
+
+def test_refusals_say_what_and_change_nothing(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with facing(tmp_path) as face:
+            port = free_port()
+            ok = [{"port": port, "target_port": 30000}]
+            cases: list[tuple[str, object, int, str]] = [
+                ("mosquitto/p", b"{", 400, "invalid_json"),
+                ("mosquitto/p", b'{"frontends":NaN}', 400, "invalid_json"),
+                ("mosquitto/p", b"", 400, "invalid_json"),
+                ("mosquitto/p", {"frontends": ok, "color": "red"}, 422, "invalid"),
+                ("mosquitto/p", {"frontends": [{"port": "443 ", "target_port": 30000}]}, 422, "invalid"),
+                ("mosquitto/p", {"frontends": [{"port": 0, "target_port": 30000}]}, 422, "invalid"),
+                ("mosquitto/p", {"frontends": ok, "ttl": 1}, 422, "invalid"),
+                ("mosquitto/..%2fp", {"frontends": ok}, 422, "invalid"),
+                ("other/p", {"frontends": ok}, 403, "name_forbidden"),
+                ("mosquitto/p", {"frontends": [{"port": 22, "target_port": 30000}]}, 403, "port_forbidden"),
+                ("mosquitto/p", {"frontends": [{"port": port, "target_port": 22}]}, 403, "target_forbidden"),
+                ("mosquitto/p", {"frontends": ok, "address": "198.51.100.1"}, 403, "target_forbidden"),
+                ("mosquitto/p", {"frontends": ok, "address": "169.254.169.254"}, 422, "target_refused"),
+                ("mosquitto/p", b"x" * 4097, 413, "body_too_large"),
+            ]
+            for path, body, status, error in cases:
+                reply = await face.put(path, body)
+                assert (reply.status, json.loads(reply.body)["error"]) == (status, error), (path, body)
+            assert not face.control.registry.table.frontends
+            assert not face.control.registry.registrations()
+
+    run(main())
+
+
+def test_whoami_needs_no_token_and_says_the_address_and_the_time(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with facing(tmp_path, wall=lambda: 1795419669.1234) as face:
+            reply = await ask(face.port, "GET", "/v1/whoami")
+            assert json.loads(reply.body) == {"address": "127.0.0.1", "time": 1795419669.123}
+            spoofed = await ask(face.port, "GET", "/v1/whoami", headers={"X-Forwarded-For": "198.51.100.1"})
+            assert json.loads(spoofed.body)["address"] == "127.0.0.1"
+            face.webhook.trusted_proxies = (ip_network("127.0.0.0/8"),)
+            behind = await ask(face.port, "GET", "/v1/whoami", headers={"X-Forwarded-For": "198.51.100.1"})
+            assert json.loads(behind.body)["address"] == "198.51.100.1"
+
+    run(main())
+
+
+def test_unknown_paths_and_methods(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with facing(tmp_path) as face:
+            cases = [
+                ("GET", "/", 404, b'"error":"not_found"', None),
+                ("GET", "/metrics", 404, b'"error":"not_found"', None),
+                ("POST", "/v1/registrations/a/b", 405, b'"error":"method_not_allowed"', "PUT, DELETE"),
+                ("POST", "/v1/whoami", 405, b'"error":"method_not_allowed"', "GET, HEAD"),
+                ("POST", "/hooks/other", 404, b"Hook not found.", None),
+                ("GET", "/hooks/", 404, b"Hook not found.", None),
+            ]
+            for method, path, status, body, allow in cases:
+                reply = await ask(face.port, method, path, body=b"")
+                assert (reply.status, body in reply.body) == (status, True), path
+                assert reply.headers.get("allow") == allow
+
+    run(main())
+
+
+def test_the_exact_legacy_request_is_answered_with_a_line_once_it_forwards(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with facing(tmp_path) as face, _banner(b"hello\n") as target:
+            port = free_port()
+            reply = await face.hook(legacy_body(port, target))
+            assert reply.status == 200
+            assert reply.headers["content-type"].startswith("text/plain")
+            assert reply.body.count(b"\n") == 1
+            assert reply.body.endswith(b"\n")
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            assert await reader.readline() == b"hello\n"
+            writer.close()
+            for _ in range(2):
+                assert (await face.hook(legacy_body(port, target, "delete"))).status == 200
+            with pytest.raises(ConnectionRefusedError):
+                await asyncio.open_connection("127.0.0.1", port)
+
+    run(main())
+
+
+def test_a_weak_token_works_on_the_legacy_route(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with facing(tmp_path) as face:
+            reply = await face.hook(legacy_body(free_port(), 30000), {"X-Funkypenguin-Token": f" {WEAK} "})
+            assert reply.status == 200
+
+    run(main())
+
+
+@pytest.mark.parametrize("headers", [{}, {"X-Funkypenguin-Token": ""}, {"X-Funkypenguin-Token": "wrong"}, NATIVE])
+@pytest.mark.parametrize("method", ["POST", "GET", "PUT"])
+def test_a_bad_legacy_token_gets_the_words_of_old(tmp_path: Path, headers: dict[str, str], method: str) -> None:
+    async def main() -> None:
+        async with facing(tmp_path) as face:
+            body = json.dumps(legacy_body(free_port(), 30000)).encode()
+            reply = await ask(face.port, method, "/hooks/update-haproxy", headers=headers, body=body)
+            assert (reply.status, reply.body) == (401, b"Hook rules were not satisfied.")
+
+    run(main())
+
+
+def test_a_get_of_the_hook_with_a_good_token_is_405(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with facing(tmp_path) as face:
+            reply = await ask(face.port, "GET", "/hooks/update-haproxy", headers=LEGACY)
+            assert (reply.status, reply.headers["allow"]) == (405, "POST")
+
+    run(main())
+
+
+def test_a_legacy_refusal_is_one_line_that_says_what_and_why(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with facing(tmp_path) as face:
+            reply = await face.hook(legacy_body(22, 30000))
+            assert reply.status == 403
+            assert reply.body.count(b"\n") == 1
+            assert b"may not open port 22" in reply.body
+            assert (await face.hook(b"{]")).status == 400
+
+    run(main())
+
+
+def test_a_page_in_dst_ip_may_be_longer_than_any_other_body(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with facing(tmp_path) as face:
+            page = '<!DOCTYPE html>\n<html lang="en">\n' + "<p>" * 8000 + "</html>\n"
+            port = free_port()
+            whole = json.dumps(legacy_body(port, 30000))
+            broken = whole.replace('"dst-ip": ""', f'"dst-ip": "{page}"')
+            assert len(broken) > 20_000
+            reply = await face.hook(broken.encode())
+            assert (reply.status, b"127.0.0.1:30000" in reply.body) == (200, True)
+            for large in (json.dumps(legacy_body(port, 30000) | {"name": "x" * 5000}).encode(), b"x" * 5000):
+                reply = await face.hook(large)
+                assert (reply.status, reply.body) == (413, b"the body is over 4096 bytes\n")
+
+    run(main())
+
+
+def test_a_listener_without_legacy_knows_no_hooks(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with facing(tmp_path, legacy=False) as face:
+            reply = await face.hook(legacy_body(free_port(), 30000))
+            assert (reply.status, reply.body) == (404, b"Hook not found.")
+
+    run(main())
+
+
+def test_a_legacy_client_in_a_hot_loop_is_slowed_and_its_neighbours_are_not(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with facing(tmp_path, clock=lambda: 1000.0) as face:
+            looping, honest = legacy_body(free_port(), 30000), legacy_body(free_port(), 30001)
+            replies = [await face.hook(looping) for _ in range(int(REPEAT_BURST) + 3)]
+            assert [reply.status for reply in replies] == [200] * int(REPEAT_BURST) + [429] * 3
+            assert replies[-1].headers["retry-after"] == "1"
+            assert (await face.hook(honest)).status == 200
+            assert (await face.hook(legacy_body(int(looping["frontend-port"]), 30002))).status == 200
+
+    run(main())
+
+
+def test_wrong_tokens_are_remembered_without_the_secret_and_a_flood_is_not(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with facing(tmp_path, clock=lambda: 1000.0) as face:
+            body = {"frontends": [{"port": free_port(), "target_port": 30000}]}
+            for _ in range(20):
+                await face.put("mosquitto/p", body, {"Authorization": "Bearer not-a-secret-that-is-known"})
+            rejected = face.control.registry.rejected()
+            assert len(rejected) == 5
+            assert (rejected[0].ip, rejected[0].token, rejected[0].code) == ("127.0.0.1", "", "unauthorized")
+            assert rejected[0].what == "PUT /v1/registrations/mosquitto/p"
+            assert "not-a-secret" not in repr(rejected)
+
+    run(main())
+
+
+def test_a_reload_that_replaces_the_keyring_acts_on_the_next_call(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with facing(tmp_path) as face:
+            body = {"frontends": [{"port": free_port(), "target_port": 30000}]}
+            assert (await face.put("mosquitto/p", body)).status == 201
+            face.control.keyring = type(face.control.keyring)([])
+            assert (await face.put("mosquitto/p", body)).status == 401
+
+    run(main())
+
+
+@asynccontextmanager
+async def _banner(text: bytes) -> AsyncIterator[int]:
+    """A server that speaks first, on a free port a token may aim at."""
+
+    async def speak(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(text)
+        writer.close()
+
+    server = await asyncio.start_server(speak, "127.0.0.1", free_port())
+    try:
+        yield server.sockets[0].getsockname()[1]
+    finally:
+        server.close()
