@@ -73,11 +73,11 @@ def imported_registration(item: Imported, keyring: Keyring, token: str | None) -
 
 
 def _token_for(port: int, keyring: Keyring, name: str | None) -> Token:
-    may = [token for token in keyring.tokens if name in (None, token.name) and token.may_open(port)]
+    may = [token for token in keyring.tokens if name in (None, "", token.name) and token.may_open(port)]
     if len(may) == 1:
         return may[0]
     if not may:
-        whose = "no token" if name is None else f"no token {name!r}"
+        whose = f"no token {name!r}" if name else "no token"
         raise Refused(Code.PORT_FORBIDDEN, f"there is {whose} that may open port {port}")
     several = ", ".join(repr(token.name) for token in may)
     raise Refused(Code.PORT_FORBIDDEN, f"several tokens may open port {port}: {several}", "say which with --token")

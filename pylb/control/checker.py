@@ -19,11 +19,16 @@ from pylb.core.table import Frontend, Table
 DIAL_TIMEOUT = 1.0  # seconds: longer than any round trip, shorter than a phone-home's patience
 
 Dial = Callable[[Address, float], Awaitable[str]]
-FAILURES = {errno.ECONNREFUSED: "refused", errno.ECONNRESET: "refused", errno.ETIMEDOUT: "timeout"}
+FAILURES = {
+    errno.ECONNREFUSED: "refused",
+    errno.ECONNRESET: "refused",
+    errno.ETIMEDOUT: "timeout",
+    **dict.fromkeys((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL), "resource"),
+}
 
 
 async def dial(address: Address, timeout: float) -> str:  # noqa: ASYNC109 - the limit is part of what is found
-    """One TCP connect: "yes", "refused", "timeout" or "unreachable".
+    """One TCP connect: "yes", "refused", "timeout", "unreachable", or "resource" when the fault is ours.
 
     The loop is given an epoll of our own, not the socket: libuv ends a watch on POLLERR, which is what a refused connect
     raises, and sock_connect of uvloop may never end (MagicStack/uvloop#378, #389).
@@ -36,7 +41,7 @@ async def dial(address: Address, timeout: float) -> str:  # noqa: ASYNC109 - the
             if code == errno.EINPROGRESS:
                 epoll.register(sock, select.EPOLLOUT)
                 code = await _outcome(loop, epoll.fileno(), sock, timeout)
-    except OSError as error:  # out of fds: nothing is known of the target, it is asked again later
+    except OSError as error:  # no socket to be had: nothing is known of the target, it is asked again later
         code = error.errno or errno.EMFILE
     return YES if code == 0 else FAILURES.get(code, "unreachable")
 

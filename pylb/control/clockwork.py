@@ -48,8 +48,8 @@ class Clockwork:
         ledger = self._ledger
         due = ledger.tenure.due(ledger.scene.claims, ledger.scene.layout.rules.leases.keep_stale)
         self._tell_of_mass_lapse(now_preserving=due.verdict.preserving)
-        if due.verdict.lapsed:
-            await self._end(due.verdict.lapsed)
+        if due.verdict.lapsed or due.gone:
+            await self._end((*due.verdict.lapsed, *due.gone))
         if due.verdict.revived:
             await self._turn(lambda scene: _becoming(scene, due.verdict.revived, State.FRESH), due.verdict.revived)
         if due.overstayed:

@@ -80,7 +80,7 @@ class Registry:
 
     def webhook_is_up(self) -> None:
         """Phone-homes can call from now on: leases run, and each lasts at least a whole TTL more."""
-        self._ledger.tenure.webhook_is_up()
+        self._ledger.tenure.webhook_is_up(self._scene.claims)
 
     def webhook_is_down(self) -> None:
         """Nobody can call: no lease ends."""

@@ -1,6 +1,6 @@
 """All leases, and the one question of the clock: whose silence counts."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from math import inf
 
@@ -17,6 +17,7 @@ class Due:
     """What the clock asks of the claims now."""
 
     verdict: Verdict[Key]
+    gone: tuple[Key, ...] = ()  # said goodbye, and their lease is over
     overstayed: tuple[Key, ...] = ()  # stale for longer than `keep_stale`
 
 
@@ -29,6 +30,7 @@ class Tenure:
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._leases: dict[Key, Lease] = {}
+        self._goodbyes: set[Key] = set()  # who fell silent after saying so: no sign of a fault
         self._listening = False
         self._last_tick: float | None = None
         self.preserving = False
@@ -43,6 +45,7 @@ class Tenure:
     def forget_released(self, claims: Claims) -> None:
         for key in [key for key in self._leases if key not in claims.registrations]:
             del self._leases[key]
+            self._goodbyes.discard(key)
 
     def restore(self, one: Registration, learned: float | None, stale_for: float) -> None:
         now = self._clock()
@@ -55,6 +58,7 @@ class Tenure:
     def beat(self, one: Registration, *, moved: bool) -> Lease:
         """The registration has called. A legacy one that moved is learned anew: it may be another client."""
         now, known = self._clock(), self._leases.get(one.key)
+        self._goodbyes.discard(one.key)
         if not one.key.is_legacy:
             lease = native_lease(one.ttl, now)
         elif known is None or moved:
@@ -66,10 +70,10 @@ class Tenure:
         self._leases[one.key] = lease
         return lease
 
-    def webhook_is_up(self) -> None:
-        """Phone-homes can call: each lease gets at least a whole TTL from now."""
+    def webhook_is_up(self, claims: Claims) -> None:
+        """Phone-homes can call: each lease that has not ended gets at least a whole TTL from now."""
         self._listening = True
-        self._grant(self._leases)
+        self._grant(self._fresh(claims))
 
     def webhook_is_down(self) -> None:
         """Nobody can call us: nobody's lease ends."""
@@ -83,18 +87,25 @@ class Tenure:
             self._grant(self._fresh(claims))
         if not self._listening:
             return Due(Verdict(preserving=self.preserving))
-        stale = [key for key, one in claims.registrations.items() if one.state is State.STALE]
-        verdict = judge(self._leases, stale, now, preserving=self.preserving)
+        held = claims.registrations
+        draining = {key for key in self._leases if held[key].state is State.DRAINING}
+        gone = tuple(key for key in draining if self._leases[key].is_over(now))
+        self._goodbyes.update(gone)
+        expected = draining | self._goodbyes
+        stale = [key for key, one in held.items() if one.state is State.STALE]
+        counted = {key: lease for key, lease in self._leases.items() if key not in expected}
+        verdict = judge(counted, stale, now, preserving=self.preserving)
         self._grant(verdict.grace)
         overstayed = () if verdict.preserving else tuple(key for key in stale if self._stale_for(key, now) >= keep_stale)
-        return Due(verdict, overstayed)
+        return Due(verdict, gone, overstayed)
 
     def _fresh(self, claims: Claims) -> list[Key]:
-        return [key for key in self._leases if claims.registrations[key].state is not State.STALE]
+        held = claims.registrations
+        return [key for key in self._leases if key in held and held[key].state is not State.STALE]
 
-    def _grant(self, keys: Mapping[Key, Lease] | list[Key] | tuple[Key, ...]) -> None:
+    def _grant(self, keys: Iterable[Key]) -> None:
         now = self._clock()
-        for key in tuple(keys):
+        for key in keys:
             self._leases[key] = at_least_a_ttl(self._leases[key], now)
 
     def _stale_for(self, key: Key, now: float) -> float:

@@ -99,6 +99,7 @@ class Writer:
         self._queue: list[Call] = []
         self._busy: list[Call] = []  # the batch under way
         self._work = asyncio.Event()
+        self._stopped = False
 
     def is_busy_with(self, key: Key) -> bool:
         """Is a call about it waiting? Then nothing about it may be answered out of turn."""
@@ -108,6 +109,8 @@ class Writer:
         self, step: Step, keys: Iterable[Key], done: Callable[[Change], None] | None = None, *, write: bool = False
     ) -> tuple[Change, bool]:
         """Runs `step` in its turn. Returns (what changed, whether it is on disk). Raises Refused: nothing changed."""
+        if self._stopped:
+            raise _stopping()
         call = Call(step, frozenset(keys), asyncio.get_running_loop().create_future(), done, write)
         self._queue.append(call)
         self._work.set()
@@ -123,8 +126,9 @@ class Writer:
                 await self._commit(self._busy)
                 self._busy = []
         finally:
+            self._stopped = True
             for call in (*self._busy, *self._queue):
-                _fail(call, Refused(Code.UNAVAILABLE, "pylb is stopping", "call again", retry_after=1))
+                _fail(call, _stopping())
             self._busy, self._queue = [], []
 
     def republish(self, touched: set[Listen] | None) -> Table:
@@ -196,6 +200,10 @@ def _needs_no_disk(refusal: Refused, _before: Scene, _after: Scene, change: Chan
     """What a restart would forget is refused; a move, or one more instance of a known name, is worth having for now."""
     if change.opened or change.new_name:
         raise refusal
+
+
+def _stopping() -> Refused:
+    return Refused(Code.UNAVAILABLE, "pylb is stopping", "call again", retry_after=1)
 
 
 def _not_writable(error: OSError) -> Refused:

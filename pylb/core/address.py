@@ -10,6 +10,7 @@ from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_netw
 
 Network = IPv4Network | IPv6Network
 ANY = "*"
+_DUAL_STACK = (ANY, "::")  # both take IPv4 clients as well
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -40,8 +41,12 @@ class Listen:
 
     def overlaps(self, other: "Listen") -> bool:
         """Would the kernel refuse the two side by side?"""
-        same_port = self.protocol == other.protocol and self.port == other.port
-        return same_port and (self.ip == other.ip or ANY in (self.ip, other.ip))
+        if (self.protocol, self.port) != (other.protocol, other.port):
+            return False
+        one, two = self.ip, other.ip
+        if one == two or one in _DUAL_STACK or two in _DUAL_STACK:
+            return True
+        return "0.0.0.0" in (one, two) and ":" not in one + two
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +160,7 @@ def is_loopback(ip: str) -> bool:
 
 
 def _embeds_ipv4(address: IPv6Address) -> bool:
-    """Forms that reach an IPv4 host behind the rules' back: ::a.b.c.d, 6to4, Teredo, NAT64 (RFC 4291, 3056, 4380, 6052)."""
+    """Forms that reach an IPv4 host behind the rules' back: ::a.b.c.d, 6to4, Teredo, NAT64 (RFC 4291 3056 4380 6052 8215)."""
     compatible = int(address) >> 32 == 0 and not address.is_loopback
-    nat64 = int(address) >> 32 == 0x0064FF9B << 64
+    nat64 = int(address) >> 32 == 0x0064FF9B << 64 or int(address) >> 80 == 0x0064FF9B0001
     return compatible or nat64 or address.sixtofour is not None or address.teredo is not None

@@ -17,6 +17,8 @@ L = TypeVar("L", bound=Load)
 
 def leastconn(servers: Sequence[L]) -> L | None:
     """The fewest live sessions per weight; equals take turns by smooth round robin. None if all weights are 0."""
+    if len(servers) == 1:  # the usual case
+        return servers[0] if servers[0].weight > 0 else None
     best: list[L] = []
     for server in servers:
         if server.weight <= 0:

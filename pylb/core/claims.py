@@ -204,8 +204,8 @@ def _opens_no_loop(claims: Claims, layout: Layout, wanted: Registration) -> None
     """Nor may it open a port that another of ours is aimed at. Raises Refused."""
     opened = {listen.port for listen in wanted.places if listen not in claims.holders}
     for one in claims.registrations.values() if opened else ():
-        aims = _on_this_machine(one.ip, layout) and any(item.target_port in opened for item in one.wanted)
-        if aims and one.key != wanted.key:
+        aims = any(item.target_port in opened for item in one.wanted)  # first: it is cheaper than a look at the address
+        if aims and one.key != wanted.key and _on_this_machine(one.ip, layout):
             detail = f"a port of {wanted.owner} is where {one.owner} is sent, on this machine: a loop"
             raise Refused(Code.TARGET_REFUSED, detail, "use another port")
 

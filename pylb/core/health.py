@@ -64,7 +64,10 @@ YES = "yes"
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """What dialling an address found: "yes", "refused", "timeout" or "unreachable"; "unknown" until it was dialled."""
+    """What dialling an address found: "yes", "refused", "timeout" or "unreachable".
+
+    "resource" if we could not dial for a lack of our own, "unknown" if nobody has yet.
+    """
 
     found: str
     wait: float = 0.0
@@ -72,8 +75,8 @@ class Proof:
 
     @property
     def reachable(self) -> str:
-        """For an answer: yes, refused or timeout. Unreachable is a refusal by the network; the hint tells them apart."""
-        return "refused" if self.found == "unreachable" else self.found
+        """For an answer: yes, refused, timeout, or unknown. Unreachable is a refusal by the network; the hint tells."""
+        return _SAID.get(self.found, "unknown")
 
     @property
     def hint(self) -> str:
@@ -96,7 +99,9 @@ def prove(before: Proof | None, found: str, interval: float, now: float, *, jitt
     return Proof(found, wait, now + wait * jitter)
 
 
+_SAID = {YES: YES, "refused": "refused", "timeout": "timeout", "unreachable": "refused"}
 HINTS = {
+    "resource": "pylb could not try: it is out of file descriptors, memory or local ports",
     "refused": (
         "nothing listens there yet, or no pod is ready behind the NodePort; with externalTrafficPolicy: Local only "
         "the nodes that run the pod answer"

@@ -4,14 +4,20 @@ Two halves, *downstream* (client side) and *upstream* (server side). The table s
 data never enters it. An unknown (state, event) is a bug and raises KeyError.
 """
 
-from enum import Enum, StrEnum
+from enum import StrEnum
 from typing import NamedTuple, Protocol
 
 from pylb.core.address import Listen
 from pylb.core.table import Server
 
 
-class State(StrEnum):
+class _Word(StrEnum):
+    """A key of the table. Enum's own hash is a Python function, called a dozen times per session; str's is not."""
+
+    __hash__ = str.__hash__
+
+
+class State(_Word):
     DIALING = "dialing"  # the client is in, no server has accepted yet
     RELAYING = "relaying"  # bytes flow both ways
     CLIENT_DONE = "client done"  # half-closed: the client sent FIN, the server still talks
@@ -21,7 +27,7 @@ class State(StrEnum):
     CLOSED = "closed"
 
 
-class Event(StrEnum):
+class Event(_Word):
     CONNECTED = "connected"
     CONNECT_FAILED = "connect failed"  # refused, unreachable or timed out, and another server may be tried
     NO_SERVER_LEFT = "no server left"
@@ -34,7 +40,7 @@ class Event(StrEnum):
     KILLED = "killed"  # drain deadline, shutdown, or a fault of our own
 
 
-class Action(Enum):
+class Action(_Word):
     """What the engine does on the way into the next state, in this order."""
 
     DIAL = "dial the next server"

@@ -1,0 +1,35 @@
+"""Options and profiles of the whole suite."""
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+from tests.support.peers import need_root
+
+_SLOW_IS_FINE = [HealthCheck.too_slow, HealthCheck.data_too_large]
+# The same examples on every run and machine; whoever hunts takes --long. Wall time is bounded by pytest-timeout.
+settings.register_profile(
+    "default", derandomize=True, database=None, deadline=None, max_examples=100, suppress_health_check=_SLOW_IS_FINE
+)
+settings.register_profile("long", database=None, deadline=None, max_examples=2000, suppress_health_check=_SLOW_IS_FINE)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--long", action="store_true", help="the full figures of the fault cases, and random examples")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    settings.load_profile("long" if config.getoption("--long") else "default")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--long"):
+        return
+    long = [item for item in items if item.get_closest_marker("long")]
+    if long:
+        config.hook.pytest_deselected(items=long)
+        items[:] = [item for item in items if not item.get_closest_marker("long")]
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("root"):
+        need_root()

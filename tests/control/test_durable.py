@@ -1,0 +1,284 @@
+"""The disk fails, pylb restarts: what was answered stays true."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from pylb.control.store import StateLocked, Store
+from pylb.core.errors import Code, Refused
+from pylb.core.policy import Rules
+from tests.control.harness import (
+    NODE_A,
+    NODE_B,
+    NODE_C,
+    Control,
+    aio,
+    control,
+    disk_full,
+    free_ports,
+    target,
+    token,
+)
+from tests.core.claiming import static
+
+
+@aio
+async def test_on_a_full_disk_new_names_and_ports_are_refused_and_change_nothing(tmp_path: Path) -> None:
+    port, other = free_ports(2)
+    async with control(tmp_path) as c:
+        await c.put({port: 30001})
+        before = c.picture()
+        for call in ({"ports": {other: 30002}, "name": "new"}, {"ports": {port: 30001, other: 30002}}):
+            with disk_full(), pytest.raises(Refused) as caught:
+                await c.put(**call)  # type: ignore[arg-type]
+            assert caught.value.code is Code.STATE_NOT_WRITABLE
+            assert caught.value.retry_after
+            assert c.picture() == before
+        with disk_full(), pytest.raises(Refused, match="state_not_writable"):
+            await c.legacy(other, 30002)
+        assert c.picture() == before
+        with target(other, "0.0.0.0"):
+            assert c.registry.write_failures == 3
+
+
+@aio
+async def test_on_a_full_disk_a_new_name_is_refused_even_where_the_port_is_open_already(tmp_path: Path) -> None:
+    (port,) = free_ports(1)
+    rules = Rules(frontends=(static("web", f"*:{port}", f"{NODE_C}:30001"),))
+    async with control(tmp_path, rules=rules) as c:
+        with disk_full(), pytest.raises(Refused, match="state_not_writable"):
+            await c.put({port: 30001})
+        assert set(c.ranks(port)) == {NODE_C}
+
+
+@aio
+async def test_on_a_full_disk_beats_moves_and_new_instances_go_on(tmp_path: Path) -> None:
+    (port,) = free_ports(1)
+    async with control(tmp_path) as c:
+        await c.put({port: 30001})
+        saves = c.store.saves
+        with disk_full():
+            assert (await c.put({port: 30001})).result == "unchanged"
+            assert c.store.saves == saves
+            assert c.registry.durable
+            moved = await c.put({port: 30001}, NODE_B)
+            second = await c.put({port: 30001}, NODE_C, instance="pod-2")
+            beat = await c.put({port: 30001}, NODE_B)
+        assert (moved.result, moved.durable) == ("moved", False)
+        assert (second.result, second.durable) == ("created", False)
+        assert (beat.result, beat.durable) == ("unchanged", False)
+        assert set(c.ranks(port)) == {NODE_B, NODE_C}
+        assert c.kinds().count("state_not_durable") == 1
+        assert not c.registry.durable
+
+
+@aio
+async def test_the_retry_that_succeeds_makes_it_durable_again(tmp_path: Path) -> None:
+    (port,) = free_ports(1)
+    async with control(tmp_path) as c:
+        await c.put({port: 30001})
+        with disk_full():
+            await c.put({port: 30001}, NODE_B)
+            await c.pass_time(20)
+            tries = c.registry.write_failures
+        assert 3 <= tries <= 7  # backing off
+        await c.pass_time(40)
+        assert c.registry.durable
+        assert "state_durable" in c.kinds()
+        assert f'"address":"{NODE_B}"' in c.store.path.read_text()
+
+
+@aio
+async def test_on_a_full_disk_each_call_of_a_batch_gets_its_own_answer(tmp_path: Path) -> None:
+    port, other, third = free_ports(3)
+    async with control(tmp_path) as c:
+        await c.put({port: 30001})
+        with disk_full():
+            answers = await asyncio.gather(
+                c.put({other: 30002}, name="new"),
+                c.put({other: 30003}, name="rival"),
+                c.put({port: 30001}, NODE_B),
+                c.delete(name="nobody"),
+                c.put({third: 30004, port: 30001}, NODE_C, instance="pod-2"),
+                return_exceptions=True,
+            )
+        codes = [answer.code if isinstance(answer, Refused) else None for answer in answers]
+        assert codes[0] is Code.STATE_NOT_WRITABLE
+        assert codes[1] in (Code.STATE_NOT_WRITABLE, Code.PORT_OWNED)  # it depends on whether they shared a write
+        assert codes[2:] == [None, None, Code.STATE_NOT_WRITABLE]
+        assert c.sink.ports == {port}
+
+
+@aio
+async def test_a_state_directory_that_vanished_is_a_disk_that_fails(tmp_path: Path) -> None:
+    port, other = free_ports(2)
+    state = tmp_path / "state"
+    async with control(state) as c:
+        await c.put({port: 30001})
+        state.rename(tmp_path / "away")
+        with pytest.raises(Refused, match="state_not_writable"):
+            await c.put({other: 30001}, name="new")
+        (tmp_path / "away").rename(state)
+        assert (await c.put({other: 30001}, name="new")).durable
+
+
+@aio
+async def test_where_the_state_directory_cannot_be_made_static_frontends_serve_all_the_same(tmp_path: Path) -> None:
+    port, other = free_ports(2)
+    (tmp_path / "state").write_text("a file in its place")
+    rules = Rules(frontends=(static("web", f"*:{port}", f"{NODE_A}:30001"),))
+    async with control(tmp_path / "state", rules=rules) as c:
+        assert c.sink.ports == {port}
+        assert "state" in c.kinds()
+        with pytest.raises(Refused, match="state_not_writable"):
+            await c.put({other: 30001}, name="new")
+
+
+@aio
+async def test_everything_answered_is_there_after_a_restart_and_serves_before_anybody_calls(tmp_path: Path) -> None:
+    ports = free_ports(5)
+    with target(30001, NODE_A):
+        crashed = Control(tmp_path, Rules())
+        await crashed.registry.start()
+        await crashed.put({ports[0]: 30001, ports[1]: 30002})
+        await crashed.put({ports[0]: 30001, ports[1]: 30002}, NODE_B)
+        await crashed.put({ports[0]: 30001, ports[1]: 30002}, NODE_C, instance="pod-2", ttl=None)
+        await crashed.legacy(ports[2], 30003)
+        await crashed.put({ports[3]: 30004}, name="gone")
+        await crashed.delete(name="gone")
+    held = [(view.token, view.name, view.instance, view.address) for view in crashed.registry.registrations()]
+    ranks = crashed.ranks(ports[0])
+    generation = crashed.registry.table.generation
+    # a crash: no final snapshot, only the kernel closing the lock and the ports
+    crashed.registry._writing.cancel()  # type: ignore[union-attr]
+    crashed.store.close()
+    crashed.sink.close()
+    async with control(tmp_path) as c:
+        assert c.sink.ports == set(ports[:3])
+        assert [(v.token, v.name, v.instance, v.address) for v in c.registry.registrations()] == held
+        assert c.ranks(ports[0]) == ranks == {NODE_A: 0, NODE_B: 1, NODE_C: 1}
+        assert c.registry.table.generation > generation
+        assert {view.instance: view.ttl for view in c.registry.registrations()} == {"pod-1": 60.0, "pod-2": None, "": None}
+        assert [view.last_seen_ago for view in c.registry.registrations()] == [None, None, None]
+
+
+@aio
+async def test_a_stale_one_is_still_stale_after_a_restart_and_its_time_goes_on(tmp_path: Path) -> None:
+    (port,) = free_ports(1)
+    async with control(tmp_path) as c:
+        await c.put({port: 30001})
+        await c.pass_time(3660)
+        assert c.registry.registrations()[0].state == "stale"
+    async with control(tmp_path) as c:
+        (view,) = c.registry.registrations()
+        assert view.state == "stale"
+        assert view.expires_in == pytest.approx(-3600, abs=5)
+        await c.pass_time(82_000)
+        assert c.sink.ports == {port}
+        await c.pass_time(1_000)
+        assert c.sink.ports == set()
+
+
+@aio
+async def test_what_was_learned_of_a_legacy_client_outlives_a_restart(tmp_path: Path) -> None:
+    (port,) = free_ports(1)
+    async with control(tmp_path) as c:
+        for _ in range(3):
+            await c.legacy(port, 30001)
+            await c.pass_time(900)
+        assert c.registry.registrations()[0].ttl == pytest.approx(2700, abs=10)
+    async with control(tmp_path) as c:
+        assert c.registry.registrations()[0].ttl == pytest.approx(2700, abs=10)
+        await c.legacy(port, 30001)
+        assert c.registry.registrations()[0].expires_in == pytest.approx(2700, abs=10)
+
+
+@aio
+async def test_a_port_taken_meanwhile_is_kept_shown_and_opened_as_soon_as_it_is_free(tmp_path: Path) -> None:
+    port, other = free_ports(2)
+    async with control(tmp_path) as c:
+        await c.put({port: 30001})
+        await c.put({other: 30002}, name="other")
+    with target(port, "0.0.0.0"):
+        async with control(tmp_path) as c:
+            assert c.sink.ports == {other}
+            ((listen, reason),) = c.registry.unbound().items()
+            assert (listen.port, reason) == (port, "Address already in use")
+            assert "is not open" in (await c.put({port: 30001})).note
+            assert "unbound" in c.kinds()
+    async with control(tmp_path) as c:
+        assert c.registry.unbound() == {}
+    with target(port, "0.0.0.0"):
+        crowded = control(tmp_path)
+        c = await crowded.__aenter__()
+    await c.pass_time(6)
+    assert c.sink.ports == {port, other}
+    assert c.registry.unbound() == {}
+    assert "bound" in c.kinds()
+    await crowded.__aexit__(None, None, None)
+
+
+@aio
+async def test_a_damaged_snapshot_is_loud_and_costs_only_itself(tmp_path: Path) -> None:
+    port, other = free_ports(2)
+    async with control(tmp_path) as c:
+        await c.put({port: 30001})
+        await c.put({other: 30002}, name="other")
+    c.store.path.write_bytes(b"garbage")
+    async with control(tmp_path) as c:
+        assert c.sink.ports  # the generation before
+        assert any(event.alarm and "state.json.bad-1" in event.text for event in c.registry.events())
+        await c.registry.tick()
+        assert c.store.path.exists()
+
+
+@aio
+async def test_what_the_config_no_longer_allows_is_left_out_of_a_restart_loudly(tmp_path: Path) -> None:
+    port, other = free_ports(2)
+    async with control(tmp_path) as c:
+        await c.put({port: 30001, other: 30002})
+    async with control(tmp_path, rules=Rules(frontends=(static("https", f"*:{port}"),))) as c:
+        assert c.sink.ports == {port, other}
+        assert [view.frontends[0].port for view in c.registry.registrations()] == [other]
+        assert "not_restored" in c.kinds()
+
+
+@aio
+async def test_one_bad_entry_of_a_snapshot_does_not_cost_the_others(tmp_path: Path) -> None:
+    (port,) = free_ports(1)
+    good = {"token": "t", "name": "web", "instance": "p", "address": NODE_A, "frontends": [{"port": port, "target_port": 1}]}
+    bad = [
+        None,
+        {},
+        good | {"address": "x"},
+        good | {"frontends": [{"port": 0, "target_port": 1}]},
+        good | {"state": "confused"},
+        good | {"ttl": "soon"},
+    ]
+    store = Store(tmp_path)
+    store.open()
+    payload = {"registrations": [*bad, good], "proven": ["x", f"{NODE_A}:1"], "generation": "x"}
+    await store.save(lambda: payload)
+    store.close()
+    async with control(tmp_path) as c:
+        assert c.ranks(port) == {NODE_A: 0}
+        assert sum("left out" in event.text for event in c.registry.events()) == len(bad) + 1
+
+
+@aio
+async def test_two_pylbs_do_not_share_a_state_directory(tmp_path: Path) -> None:
+    async with control(tmp_path):
+        second = Control(tmp_path, Rules(), token())
+        with pytest.raises(StateLocked):
+            await second.registry.start()
+        await second.registry.stop()
+
+
+@aio
+async def test_many_calls_at_once_share_their_writes(tmp_path: Path) -> None:
+    ports = free_ports(40)
+    async with control(tmp_path) as c:
+        await asyncio.gather(*(c.put({port: 30001}, instance=f"pod-{port}", name=f"n{port}") for port in ports))
+        assert c.sink.ports == set(ports)
+        assert c.store.saves <= 10

@@ -1,0 +1,67 @@
+"""Short words for the tests of claims and tables."""
+
+from dataclasses import replace
+
+from pylb.core.address import Address, Listen, parse_address, parse_listen
+from pylb.core.claims import Change, Claims, announce
+from pylb.core.layout import Layout
+from pylb.core.policy import ProxyProtocol, Rules, StaticFrontend, StaticServer
+from pylb.core.registration import Key, Registration, State, Wanted, legacy_key
+
+A, B, C = "203.0.113.1", "203.0.113.2", "203.0.113.3"
+FREE = Layout(Rules())
+
+
+def native(
+    name: str = "web",
+    instance: str = "pod-1",
+    ip: str = A,
+    ports: dict[int, int] | None = None,
+    *,
+    token: str = "t",
+    state: State = State.FRESH,
+    ttl: float | None = 60.0,
+    backup: bool = False,
+    send_proxy: ProxyProtocol | None = None,
+) -> Registration:
+    wanted = tuple(Wanted(port, target, send_proxy, backup=backup) for port, target in (ports or {443: 30443}).items())
+    return Registration(Key(token, name, instance), name, ip, wanted, ttl, state)
+
+
+def legacy(port: int = 443, ip: str = A, *, token: str = "t", name: str = "legacy") -> Registration:
+    return Registration(legacy_key(token, port), name, ip, (Wanted(port, 30000 + port),), None)
+
+
+def enter(
+    claims: Claims,
+    one: Registration,
+    layout: Layout = FREE,
+    *,
+    takeover: bool = False,
+    proven: frozenset[Address] = frozenset(),
+) -> Change:
+    return announce(claims, layout, one, takeover=takeover, proven=proven)
+
+
+def having(*ones: Registration, layout: Layout = FREE, proven: frozenset[Address] = frozenset()) -> Claims:
+    claims = Claims()
+    for one in ones:
+        claims = enter(claims, one, layout, proven=proven).claims
+    return claims
+
+
+def at(text: str) -> Address:
+    return parse_address(text)
+
+
+def on(port: int, ip: str = "*") -> Listen:
+    return Listen("tcp", ip, port)
+
+
+def static(name: str, listen: str, *servers: str, anyone: bool = False) -> StaticFrontend:
+    lines = tuple(StaticServer(parse_address(text)) for text in servers)
+    return StaticFrontend(name, parse_listen(listen), lines, registrations_any=anyone)
+
+
+def layout(*frontends: StaticFrontend, **changes: object) -> Layout:
+    return Layout(replace(Rules(frontends=frontends), **changes))  # type: ignore[arg-type]

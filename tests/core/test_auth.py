@@ -1,0 +1,133 @@
+"""Tokens and their scopes."""
+
+import pytest
+
+from pylb.core.address import Ports, parse_network, parse_ports
+from pylb.core.auth import (
+    Caller,
+    Keyring,
+    Token,
+    check_name,
+    check_port,
+    check_source,
+    check_target_port,
+    legacy_target,
+    native_target,
+)
+from pylb.core.errors import Code, Refused
+
+STRONG = "correct-horse-battery-staple"
+
+
+def token(**changes: object) -> Token:
+    given: dict[str, object] = {"name": "mosquitto", "secrets": (STRONG,), "ports": parse_ports([8443, "8883-8899"])}
+    return Token(**(given | changes))  # type: ignore[arg-type]
+
+
+def refusal(call: object, *args: object) -> Refused:
+    with pytest.raises(Refused) as caught:
+        call(*args)  # type: ignore[operator]
+    return caught.value
+
+
+def test_a_secret_finds_its_token_and_nothing_else_does() -> None:
+    other = token(name="other", secrets=("another-secret-of-some-length", "its-successor-while-rotating"))
+    keyring = Keyring([token(), other])
+    assert keyring.find(STRONG) is keyring.tokens[0]
+    assert keyring.find("its-successor-while-rotating") is other
+    assert keyring.find(STRONG + "x") is None
+    assert keyring.find("\udcff\udcfe") is None  # bytes of a header that are no UTF-8
+
+
+def test_an_empty_secret_is_nobodys_even_if_a_token_has_an_empty_one() -> None:
+    keyring = Keyring([token(secrets=("", "\n"))])
+    assert keyring.find("") is None
+    assert keyring.find("\n") is None
+
+
+def test_a_trailing_newline_of_the_configured_secret_does_not_count() -> None:
+    assert Keyring([token(secrets=(STRONG + "\n",))]).find(STRONG) is not None
+
+
+def test_a_weak_secret_is_known_only_where_weak_ones_are_allowed() -> None:
+    keyring = Keyring([token(secrets=("short",), allow_weak=True)])
+    assert keyring.find("short") is not None
+    assert keyring.find("short", weak=False) is None
+
+
+def test_a_token_never_shows_its_secrets() -> None:
+    assert STRONG not in repr(token())
+
+
+def test_sources_bound_from_where_a_token_may_be_used() -> None:
+    inside = token(sources=(parse_network("203.0.113.0/24"),))
+    check_source(Caller("203.0.113.7", inside))
+    refused = refusal(check_source, Caller("198.51.100.7", inside))
+    assert refused.code is Code.SOURCE_FORBIDDEN
+    check_source(Caller("2001:db8::7", token()))
+
+
+def test_a_token_may_use_its_own_name_or_those_listed_or_any() -> None:
+    check_name(token(), "mosquitto")
+    assert refusal(check_name, token(), "traefik").code is Code.NAME_FORBIDDEN
+    check_name(token(names=("traefik", "unifi")), "unifi")
+    assert "traefik, unifi" in refusal(check_name, token(names=("traefik", "unifi")), "mosquitto").detail
+    check_name(token(names=("*",)), "whatever")
+
+
+def test_a_token_opens_only_its_ports_and_never_pylbs_own() -> None:
+    check_port(token(), 8890, frozenset())
+    refused = refusal(check_port, token(), 22, frozenset())
+    assert (refused.code, "8443, 8883-8899" in refused.detail) == (Code.PORT_FORBIDDEN, True)
+    assert "pylb's own" in refusal(check_port, token(), 8443, frozenset({8443})).detail
+    assert "none" in refusal(check_port, token(ports=Ports(())), 443, frozenset()).detail
+
+
+def test_the_first_runs_token_opens_any_port_but_some() -> None:
+    first = token(ports=Ports(()), any_port_except=frozenset({22, 9000}))
+    check_port(first, 443, frozenset())
+    assert "any except 22, 9000" in refusal(check_port, first, 22, frozenset()).detail
+
+
+def test_a_token_aims_only_at_its_target_ports() -> None:
+    check_target_port(token(), 30443)
+    assert refusal(check_target_port, token(), 443).code is Code.TARGET_FORBIDDEN
+
+
+def test_without_an_address_the_caller_is_the_target() -> None:
+    assert native_target(Caller("203.0.113.7", token()), None) == "203.0.113.7"
+
+
+def test_an_address_may_be_named_if_targets_allow_it_or_it_is_the_callers_own() -> None:
+    caller = Caller("203.0.113.7", token(targets=(parse_network("198.51.100.0/24"),)))
+    assert native_target(caller, "198.51.100.9") == "198.51.100.9"
+    assert native_target(caller, "::ffff:203.0.113.7") == "203.0.113.7"
+    assert refusal(native_target, caller, "192.0.2.1").code is Code.TARGET_FORBIDDEN
+    assert refusal(native_target, caller, "node-a").code is Code.INVALID
+
+
+@pytest.mark.parametrize("address", ["169.254.169.254", "0.0.0.0", "224.0.0.1", "fe80::1", "::ffff:169.254.169.254"])
+def test_some_addresses_are_nobodys_target_whatever_targets_say(address: str) -> None:
+    everything = token(targets=(parse_network("0.0.0.0/0"), parse_network("::/0")))
+    assert refusal(native_target, Caller("203.0.113.7", everything), address).code is Code.TARGET_REFUSED
+    assert refusal(native_target, Caller("169.254.0.9", everything), None).code is Code.TARGET_REFUSED
+
+
+def test_loopback_is_a_target_only_if_targets_name_it() -> None:
+    assert refusal(native_target, Caller("127.0.0.1", token()), None).code is Code.TARGET_REFUSED
+    local = token(targets=(parse_network("127.0.0.0/8"),))
+    assert native_target(Caller("127.0.0.1", local), None) == "127.0.0.1"
+
+
+def test_a_legacy_address_outside_targets_falls_back_to_the_caller_and_says_so() -> None:
+    caller = Caller("203.0.113.7", token(targets=(parse_network("198.51.100.0/24"),)), "legacy")
+    assert legacy_target(caller, None) == ("203.0.113.7", "")
+    assert legacy_target(caller, "203.0.113.7") == ("203.0.113.7", "")
+    assert legacy_target(caller, "198.51.100.9") == ("198.51.100.9", "")
+    ip, note = legacy_target(caller, "192.0.2.1")
+    assert ip == "203.0.113.7"
+    assert "192.0.2.1" in note
+
+
+def test_a_legacy_address_of_a_refused_class_is_refused() -> None:
+    assert refusal(legacy_target, Caller("203.0.113.7", token(), "legacy"), "127.0.0.1").code is Code.TARGET_REFUSED

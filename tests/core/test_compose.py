@@ -1,0 +1,142 @@
+"""From claims to the table: ranks, sets of holders, labels."""
+
+from dataclasses import replace
+
+from pylb.core.address import Address
+from pylb.core.claims import Claims, become, release
+from pylb.core.compose import Sight, compose, frontend
+from pylb.core.layout import Layout
+from pylb.core.policy import Policy, ProxyProtocol, Rules, StaticFrontend, StaticServer
+from pylb.core.registration import Key, State
+from pylb.core.table import Table
+from tests.core.claiming import FREE, A, B, C, at, enter, having, layout, legacy, native, on, static
+
+HTTPS = on(443)
+EVERYBODY = frozenset(at(f"{ip}:{port}") for ip in (A, B, C) for port in (30443, 30080))
+
+
+def ranks(
+    claims: Claims, rules: Layout = FREE, *, proven: frozenset[Address] = EVERYBODY, down: tuple[str, ...] = ()
+) -> dict[str, int]:
+    sight = Sight(proven, frozenset((HTTPS, at(text)) for text in down))
+    made = frontend(claims, rules, sight, HTTPS)
+    assert made is not None
+    return {str(server.address): server.rank for server in made.servers}
+
+
+def test_nobody_on_a_port_is_no_frontend() -> None:
+    assert frontend(Claims(), FREE, Sight(), HTTPS) is None
+
+
+def test_a_static_frontend_may_have_no_servers() -> None:
+    made = frontend(Claims(), layout(static("https", "*:443")), Sight(), HTTPS)
+    assert made is not None
+    assert (made.name, made.servers) == ("https", ())
+
+
+def test_fresh_before_unproven_before_backup_before_stale_before_down() -> None:
+    claims = having(
+        native(instance="fresh", ip=A),
+        native(instance="new", ip="203.0.113.4"),
+        native(instance="backup", ip=B, backup=True),
+        native(instance="stale", ip=C),
+        native(instance="out", ip="203.0.113.5"),
+    )
+    claims = become(claims, [Key("t", "web", "stale")], State.STALE).claims
+    found = ranks(claims, down=("203.0.113.5:30443",))
+    assert found == {f"{A}:30443": 0, "203.0.113.4:30443": 1, f"{B}:30443": 2, f"{C}:30443": 3, "203.0.113.5:30443": 4}
+
+
+def test_a_draining_one_is_a_last_resort_too() -> None:
+    claims = enter(having(native(), native(instance="pod-2", ip=B)), native(state=State.DRAINING)).claims
+    assert ranks(claims) == {f"{A}:30443": 3, f"{B}:30443": 0}
+
+
+def test_a_fresh_server_that_has_not_answered_does_not_displace_a_proven_one_that_drains() -> None:
+    claims = enter(having(native(), native(instance="pod-2", ip=B)), native(state=State.DRAINING)).claims
+    only_old = frozenset({at(f"{A}:30443")})
+    assert ranks(claims, proven=only_old) == {f"{A}:30443": 0, f"{B}:30443": 1}
+    assert ranks(claims, proven=only_old, down=(f"{A}:30443",)) == {f"{A}:30443": 4, f"{B}:30443": 1}
+    assert ranks(claims, proven=frozenset()) == {f"{A}:30443": 3, f"{B}:30443": 1}
+
+
+def test_a_server_is_as_good_as_its_best_holder_says() -> None:
+    claims = having(native(instance="old"), native(instance="new"))
+    goodbye = become(claims, [Key("t", "web", "old")], State.DRAINING).claims
+    assert ranks(goodbye) == {f"{A}:30443": 0}
+    assert ranks(release(claims, [Key("t", "web", "old")]).claims) == {f"{A}:30443": 0}
+    assert ranks(release(claims, [Key("t", "web", "new")]).claims) == {f"{A}:30443": 0}
+
+
+def test_after_a_move_the_old_server_serves_until_the_new_one_has_answered() -> None:
+    only_old = frozenset({at(f"{A}:30443")})
+    moved = enter(having(native()), native(ip=B), proven=only_old).claims
+    assert ranks(moved, proven=only_old) == {f"{A}:30443": 0, f"{B}:30443": 1}
+    assert ranks(moved, proven=only_old | {at(f"{B}:30443")}) == {f"{B}:30443": 0}
+
+
+def test_the_displaced_of_another_port_are_not_offered() -> None:
+    old = frozenset({at(f"{A}:30443"), at(f"{A}:30080")})
+    ports = {443: 30443, 80: 30080}
+    moved = enter(having(native(ports=ports)), native(ip=B, ports=ports), proven=old).claims
+    assert ranks(moved, proven=old) == {f"{A}:30443": 0, f"{B}:30443": 1}
+
+
+def test_static_servers_need_no_proof_and_keep_their_word_beside_registrations() -> None:
+    lines = (StaticServer(at(f"{A}:30443"), weight=2), StaticServer(at(f"{C}:30443"), backup=True))
+    rules = Layout(Rules(frontends=(StaticFrontend("web", HTTPS, lines),)))
+    claims = having(native(ip=A), native(instance="pod-2", ip=B), layout=rules)
+    made = frontend(claims, rules, Sight(), HTTPS)
+    assert made is not None
+    assert [(s.name, s.weight, s.rank) for s in made.servers] == [
+        (f"{A}:30443", 2, 0),
+        (f"{C}:30443", 1, 2),
+        ("pod-2", 1, 1),
+    ]
+
+
+def test_labels_are_instances_or_legacy_and_unique_inside_a_frontend() -> None:
+    rules = layout(static("any", "*:443", anyone=True))
+    claims = having(native(), native(name="other", token="u", ip=B), legacy(token="v", ip=C), layout=rules)
+    made = frontend(claims, rules, Sight(), HTTPS)
+    assert made is not None
+    assert [server.name for server in made.servers] == ["legacy", "pod-1", f"pod-1@{A}:30443"]
+
+
+def test_a_frontend_is_named_by_its_registration_and_port() -> None:
+    made = frontend(having(native()), FREE, Sight(), HTTPS)
+    assert made is not None
+    assert made.name == "web-443"
+
+
+def test_the_proxy_header_is_the_registrations_or_the_policys() -> None:
+    rules = layout(defaults=Policy(send_proxy=ProxyProtocol.V1))
+    for said, sent in [(None, ProxyProtocol.V1), (ProxyProtocol.NONE, ProxyProtocol.NONE)]:
+        made = frontend(having(native(send_proxy=said)), rules, Sight(), HTTPS)
+        assert made is not None
+        assert made.servers[0].send_proxy is sent
+
+
+def test_the_newest_of_equal_holders_speaks_for_a_server() -> None:
+    claims = having(native(instance="old"), native(instance="new", send_proxy=ProxyProtocol.V2))
+    made = frontend(claims, FREE, Sight(), HTTPS)
+    assert made is not None
+    assert [(server.name, server.send_proxy) for server in made.servers] == [("new", ProxyProtocol.V2)]
+
+
+def test_a_table_is_numbered_and_stays_itself_while_nothing_differs() -> None:
+    claims = having(native())
+    table = compose(claims, FREE, Sight(), Table(6))
+    assert table.generation == 7
+    assert compose(claims, FREE, Sight(), table) is table
+    assert compose(claims, FREE, Sight(), table, [HTTPS]) is table
+    closed = compose(Claims(), FREE, Sight(), table, [HTTPS])
+    assert (closed.generation, dict(closed.frontends)) == (8, {})
+
+
+def test_what_is_not_touched_is_the_same_object() -> None:
+    claims = having(native(ports={443: 30443, 80: 30080}))
+    table = compose(claims, FREE, Sight(), None)
+    moved = compose(claims, FREE, Sight(frozenset({at(f"{A}:30443")})), table, [HTTPS])
+    assert moved.frontends[on(80)] is table.frontends[on(80)]
+    assert moved.frontends[HTTPS].servers == (replace(table.frontends[HTTPS].servers[0], rank=0),)

@@ -1,0 +1,131 @@
+"""The native announcement: strict, and a refusal names the field."""
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pylb.core.errors import Code, Refused
+from pylb.core.policy import LeaseBounds, ProxyProtocol
+from pylb.core.registration import Announcement, Wanted, check_name, check_ttl, parse_native
+
+ONE = {"port": 443, "target_port": 30443}
+
+
+def body(**fields: object) -> bytes:
+    return json.dumps({"frontends": [ONE]} | fields).encode()
+
+
+def refused(text: bytes) -> Refused:
+    with pytest.raises(Refused) as caught:
+        parse_native(text)
+    return caught.value
+
+
+def test_only_frontends_are_required() -> None:
+    assert parse_native(body()) == Announcement((Wanted(443, 30443),), None, 60.0, False)
+
+
+def test_everything_that_may_be_said_is_understood() -> None:
+    frontend = ONE | {"proxy_protocol": "v2", "weight": 3, "backup": True}
+    said = parse_native(body(frontends=[frontend], address="203.0.113.7", ttl=None, state="draining"))
+    assert said == Announcement((Wanted(443, 30443, ProxyProtocol.V2, 3, True),), "203.0.113.7", None, True)
+
+
+@pytest.mark.parametrize(
+    ("port", "says"),
+    [("443", "integer"), (443.0, "integer"), (True, "integer"), (-1, "greater"), (0, "greater"), (65536, "less"), (None, "")],
+)
+def test_a_port_is_a_whole_number_between_1_and_65535(port: Any, says: str) -> None:
+    found = refused(body(frontends=[ONE, {"port": port, "target_port": 30443}]))
+    assert found.code is Code.INVALID
+    assert found.detail.startswith("frontends[1].port: ")
+    assert says in found.detail
+
+
+@pytest.mark.parametrize(
+    ("fields", "detail", "hint"),
+    [
+        ({"frontend": []}, "frontend: unknown key", "did you mean 'frontends'?"),
+        ({"health": {}}, "health: unknown key", "known: frontends, address, ttl, state"),
+        ({"frontends": [ONE | {"prot": 1}]}, "frontends[0].prot: unknown key", "did you mean 'port'?"),
+        ({"frontends": [{"port": 443}]}, "frontends[0].target_port: missing", ""),
+        ({"frontends": []}, "frontends: list should have at least 1 item", ""),
+        ({"frontends": [{"port": p, "target_port": 1} for p in range(1, 66)]}, "frontends: list should have at most 64", ""),
+        ({"frontends": [ONE, ONE]}, "frontends[1].port: 443 is there twice", "one entry per port"),
+        ({"frontends": [ONE | {"weight": 0}]}, "frontends[0].weight: ", ""),
+        ({"frontends": [ONE | {"proxy_protocol": "v3"}]}, "frontends[0].proxy_protocol: ", ""),
+        ({"state": "down" * 99}, "state: ", ""),
+        ({"ttl": 60.5}, "ttl: ", ""),
+        ({"address": 7}, "address: ", ""),
+    ],
+)
+def test_a_wrong_field_is_named(fields: dict[str, Any], detail: str, hint: str) -> None:
+    found = refused(body(**fields))
+    assert found.code is Code.INVALID
+    assert found.detail.startswith(detail)
+    assert found.hint == hint
+    assert len(found.detail) < 300
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"",
+        b"{",
+        b"\xff\xfe{}",
+        b'{"frontends":[],"frontends":[]}',
+        b'{"frontends":[{"port":1,"port":2}]}',
+        b'{"ttl":NaN}',
+        b'{"ttl":-Infinity}',
+        b"[" * 100_000,
+    ],
+)
+def test_what_is_not_json_as_the_rfc_means_it_is_refused(text: bytes) -> None:
+    assert refused(text).code is Code.INVALID_JSON
+
+
+@pytest.mark.parametrize("text", [b"[]", b"null", b'"frontends"', b"7"])
+def test_a_body_that_is_no_object_is_refused(text: bytes) -> None:
+    assert refused(text).code is Code.INVALID
+
+
+@given(st.binary(max_size=300))
+def test_no_bytes_do_anything_but_parse_or_be_refused(text: bytes) -> None:
+    try:
+        parse_native(text)
+    except Refused:
+        pass
+
+
+_json = st.recursive(st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=5), st.lists, max_leaves=5)
+
+
+@given(st.dictionaries(st.sampled_from(["frontends", "address", "ttl", "state", "x"]), _json))
+def test_no_json_does_anything_but_parse_or_be_refused(fields: dict[str, Any]) -> None:
+    try:
+        parse_native(json.dumps(fields).encode())
+    except Refused:
+        pass
+
+
+@pytest.mark.parametrize("name", ["a", "mosquitto-6f7d9c", "node-a.example.net", "A_1", "x" * 253])
+def test_names_are_those_of_hosts_and_pods(name: str) -> None:
+    assert check_name("name", name) == name
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "-a", "a-", "a/b", "a b", "a\n", "ä", "x" * 254, "a@b"])
+def test_other_names_are_refused(name: str) -> None:
+    with pytest.raises(Refused, match="instance"):
+        check_name("instance", name)
+
+
+def test_a_ttl_is_within_the_bounds_or_none() -> None:
+    bounds = LeaseBounds()
+    assert check_ttl(10.0, bounds) == 10.0
+    assert check_ttl(None, bounds) is None
+    for ttl in (9.0, 86401.0):
+        with pytest.raises(Refused, match="ttl"):
+            check_ttl(ttl, bounds)

@@ -1,0 +1,95 @@
+"""The literal table: it is complete, it ends, and nothing comes after the end."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pylb.core.session import TRANSITIONS, Action, Cause, Event, State, mermaid, termination_code
+
+POSSIBLE = {state: [event for (at, event) in TRANSITIONS if at is state] for state in State}
+
+
+def test_an_unknown_key_is_a_bug_and_raises() -> None:
+    with pytest.raises(KeyError):
+        TRANSITIONS[State.DIALING, Event.SERVER_FIN]
+
+
+def test_closed_has_no_way_out() -> None:
+    assert POSSIBLE[State.CLOSED] == []
+
+
+def test_every_state_can_be_reached_and_every_event_and_action_is_used() -> None:
+    assert {target for target, _ in TRANSITIONS.values()} | {State.DIALING} == set(State)
+    assert {event for _, event in TRANSITIONS} == set(Event)
+    assert {action for _, actions in TRANSITIONS.values() for action in actions} == set(Action)
+
+
+def test_a_live_session_can_be_killed_in_any_state() -> None:
+    for state in State:
+        if state is not State.CLOSED:
+            assert TRANSITIONS[state, Event.KILLED] == (State.CLOSED, (Action.RESET,))
+
+
+def test_whatever_closes_closes_or_resets_both_sides_as_its_last_act() -> None:
+    for target, actions in TRANSITIONS.values():
+        ends = [action for action in actions if action in (Action.CLOSE, Action.RESET)]
+        assert (target is State.CLOSED) == (len(ends) == 1)
+        assert not ends or actions[-1] is ends[0]
+
+
+def test_only_two_fins_that_were_delivered_close_in_order() -> None:
+    ways = [key for key, (_, actions) in TRANSITIONS.items() if Action.CLOSE in actions]
+    assert ways == [(State.FLUSHING, Event.FLUSHED)]
+
+
+def test_the_two_sides_mirror_each_other() -> None:
+    def swap(text: str) -> str:
+        table = {"CLIENT": "SERVER", "SERVER": "CLIENT"}
+        return "_".join(table.get(word, word) for word in text.split("_"))
+
+    for (state, event), (target, actions) in TRANSITIONS.items():
+        if state is State.DIALING or event in (Event.CONNECTED, Event.CONNECT_FAILED, Event.NO_SERVER_LEFT):
+            continue
+        twin = TRANSITIONS[State[swap(state.name)], Event[swap(event.name)]]
+        assert twin == (State[swap(target.name)], tuple(Action[swap(action.name)] for action in actions))
+
+
+@given(st.lists(st.integers(0, 100), max_size=30))
+def test_any_sequence_of_events_ends_in_closed(picks: list[int]) -> None:
+    state, fins = State.DIALING, []
+    for pick in picks:
+        if state is State.CLOSED:
+            break
+        event = POSSIBLE[state][pick % len(POSSIBLE[state])]
+        state, actions = TRANSITIONS[state, event]
+        fins += [action for action in actions if action in (Action.FIN_TO_CLIENT, Action.FIN_TO_SERVER)]
+    assert len(fins) == len(set(fins)), "a FIN was forwarded twice"
+    if state is not State.CLOSED:
+        state, _ = TRANSITIONS[state, Event.KILLED]
+    assert state is State.CLOSED
+
+
+@given(st.sampled_from(State))
+def test_from_anywhere_the_end_is_a_few_events_away(state: State) -> None:
+    front = {state}
+    for _ in range(4):
+        front |= {target for (at, _), (target, _) in TRANSITIONS.items() if at in front}
+    assert State.CLOSED in front
+
+
+def test_the_two_letters_are_haproxys() -> None:
+    assert termination_code(Cause.NORMAL, State.FLUSHING) == "--"
+    assert termination_code(Cause.SERVER, State.DIALING) == "SC"
+    assert termination_code(Cause.SERVER_TIMEOUT, State.DIALING) == "sC"
+    assert termination_code(Cause.RESOURCE, State.DIALING) == "RC"
+    assert termination_code(Cause.CLIENT, State.RELAYING) == "CD"
+    assert termination_code(Cause.CLIENT_TIMEOUT, State.CLIENT_DONE) == "cD"
+    assert termination_code(Cause.KILLED, State.RELAYING) == "KD"
+
+
+def test_the_diagram_has_one_arrow_per_transition() -> None:
+    text = mermaid()
+    assert text.startswith("stateDiagram-v2\n    [*] --> dialing: accepted\n")
+    assert text.endswith("    closed --> [*]\n")
+    assert text.count("-->") == len(TRANSITIONS) + 2
+    assert "    relaying --> client_done: client FIN / FIN to the server, behind the last byte\n" in text

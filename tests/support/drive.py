@@ -1,0 +1,386 @@
+"""The engine driven by hand: real loopback sockets, a clock that only moves when told, and no sleeps.
+
+`Drive.run_until` turns everything in one loop: the engine's batch, then each peer writes and reads what it can. A `Peer` is one
+end of a TCP connection outside the engine, a client or a server; it remembers what it got and how its connection ended.
+"""
+
+import errno
+import os
+import random
+import select
+import socket
+import struct
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+
+from pylb.core.address import Address, Listen
+from pylb.core.policy import Policy, ProxyProtocol, Timeouts
+from pylb.core.session import SessionRecord
+from pylb.core.table import Frontend, Server, make_table
+from pylb.forward.counters import FrontendCounters
+from pylb.forward.engine import Engine
+
+LIMIT = 8.0  # seconds of wall time until something that should happen has failed
+PATIENCE = 0.005  # seconds in select; others' packets come from the kernel, which signals no predicate
+_RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+_CHUNK = 256 * 1024
+_ports = iter(random.Random(os.getpid()).sample(range(20000, 30000), 10000))  # outside the ephemeral range
+
+
+class Clock:
+    """Monotonic seconds, moved by hand."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Witness:
+    """An observer that keeps what it was told."""
+
+    def __init__(self) -> None:
+        self.records: list[SessionRecord] = []
+        self.connects: list[tuple[str, str | None]] = []  # server label, failure
+
+    def session_ended(self, record: SessionRecord) -> None:
+        self.records.append(record)
+
+    def connect_ended(self, listen: Listen, server: Server, failure: str | None) -> None:  # noqa: ARG002 - the protocol's names
+        self.connects.append((server.name, failure))
+
+
+class Peer:
+    """One end of a connection that is not the engine's. It reads while `reading`, and writes what it was told to `say`."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        sock.setblocking(False)
+        self.reading = True
+        self.got = bytearray()
+        self.eof = False  # the other end's FIN
+        self.error = ""  # errno name of what ended it otherwise
+        self._outbox: list[memoryview] = []
+        self._finishing = False
+
+    def say(self, data: bytes) -> None:
+        if data:
+            self._outbox.append(memoryview(data))
+
+    def finish(self) -> None:
+        """FIN, behind the last byte."""
+        self._finishing = True
+
+    def reset(self) -> None:
+        """RST, now. What was not sent yet is lost."""
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+        self.close()
+
+    def close(self) -> None:
+        self._outbox.clear()
+        self.sock.close()
+
+    def give_up(self) -> None:
+        """Forget what was not sent yet."""
+        self._outbox.clear()
+
+    @property
+    def closed(self) -> bool:
+        return self.sock.fileno() < 0
+
+    @property
+    def unsaid(self) -> int:
+        """Bytes that its own kernel did not take yet."""
+        return sum(len(piece) for piece in self._outbox)
+
+    @property
+    def local(self) -> Address:
+        name = self.sock.getsockname()
+        return Address(name[0], name[1])
+
+    def step(self) -> bool:
+        """Do what can be done without waiting. True if anything was."""
+        if self.closed or self.error:
+            return False
+        try:
+            return self._write() | (self.reading and not self.eof and self.read(_CHUNK) > 0)
+        except OSError as error:
+            self.error = errno.errorcode[error.errno or 0]
+            return True
+
+    def read(self, most: int) -> int:
+        """Read at most `most` bytes now, also while not `reading`."""
+        try:
+            data = self.sock.recv(most)
+        except BlockingIOError:
+            return 0
+        self.got += data
+        self.eof = not data
+        return len(data) or 1
+
+    def _write(self) -> bool:
+        moved = False
+        while self._outbox:
+            try:
+                sent = self.sock.send(self._outbox[0])
+            except BlockingIOError:
+                return moved
+            moved = True
+            self._outbox[0] = self._outbox[0][sent:]
+            if not self._outbox[0]:
+                del self._outbox[0]
+        if self._finishing:
+            self._finishing = False
+            self.sock.shutdown(socket.SHUT_WR)
+            moved = True
+        return moved
+
+
+class Drive:
+    """An engine, its clock, its witness, and everything a test opened beside it."""
+
+    def __init__(
+        self, *, splice: bool, max_connections: int = 1000, max_pipes: int = 64, observer: Witness | None = None
+    ) -> None:
+        self.clock = Clock()
+        self.witness = observer if observer is not None else Witness()
+        self.faults: list[str] = []  # texts: an exception would keep frames and their halves alive
+        self.engine = Engine(
+            observer=self.witness,
+            max_connections=max_connections,
+            max_pipes=max_pipes,
+            clock=self.clock,
+            on_fault=lambda error: self.faults.append(repr(error)),
+            splice=splice,
+        )
+        self._peers: list[Peer] = []
+        self._listeners: list[socket.socket] = []
+        self._frontends: dict[Listen, Frontend] = {}
+        self._counters: dict[int, FrontendCounters] = {}  # of removed frontends too
+        self._generation = 0
+
+    # ------------------------------------------------------------ the table
+
+    def serve(self, *servers: Server, policy: Policy | None = None, listen: Listen | None = None, name: str = "web") -> Listen:
+        """Add or replace a frontend and put the table in force. Returns its key."""
+        listen = listen or Listen("tcp", "127.0.0.1", free_port())
+        failed = self.serve_or_fail(*servers, policy=policy, listen=listen, name=name)
+        assert not failed, failed
+        return listen
+
+    def serve_or_fail(
+        self, *servers: Server, listen: Listen, policy: Policy | None = None, name: str = "web"
+    ) -> dict[Listen, OSError]:
+        """The same, and the ports of the whole table that could not be opened."""
+        self._frontends[listen] = Frontend(name, listen, policy or Policy(), servers)
+        return self.publish()
+
+    def remove(self, listen: Listen) -> None:
+        del self._frontends[listen]
+        self.publish()
+
+    def publish(self) -> dict[Listen, OSError]:
+        self._generation += 1
+        failed = self.engine.apply(make_table(self._generation, self._frontends))
+        for counters in self.engine.counters.frontends.values():
+            self._counters[id(counters)] = counters
+        return failed
+
+    # ------------------------------------------------------------ peers
+
+    def backend(
+        self, ip: str = "127.0.0.1", backlog: int = 128, port: int = 0, sndbuf: int = 0, rcvbuf: int = 0
+    ) -> socket.socket:
+        """A real listening socket. SO_SNDBUF and SO_RCVBUF (bytes, 0: the kernel's) are inherited by what it accepts."""
+        sock = socket.socket(socket.AF_INET6 if ":" in ip else socket.AF_INET, socket.SOCK_STREAM)
+        self._listeners.append(sock)
+        _resize(sock, sndbuf, rcvbuf)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((ip, port))
+        sock.listen(backlog)
+        sock.setblocking(False)
+        return sock
+
+    def black_hole(self) -> socket.socket:
+        """A listener that answers no SYN: its accept queue is full and nobody accepts (tcp_conn_request drops them)."""
+        sock = self.backend(backlog=0)
+        for _ in range(3):
+            stopper = socket.socket()
+            stopper.setblocking(False)
+            stopper.connect_ex(sock.getsockname())
+            self._peers.append(Peer(stopper))
+            self._peers[-1].reading = False
+        return sock
+
+    def nobody(self) -> Address:
+        """An address that refuses: bound, never listening, so that nobody else can take it."""
+        sock = socket.socket()
+        self._listeners.append(sock)
+        sock.bind(("127.0.0.1", 0))
+        return Address(*sock.getsockname())
+
+    def connect(self, listen: Listen, ip: str = "127.0.0.1", sndbuf: int = 0, rcvbuf: int = 0) -> Peer:
+        """A client. It is through when this returns: the kernel answers for the backlog."""
+        sock = socket.socket(socket.AF_INET6 if ":" in ip else socket.AF_INET, socket.SOCK_STREAM)
+        _resize(sock, sndbuf, rcvbuf)
+        peer = self._keep(sock)
+        sock.settimeout(LIMIT)
+        sock.connect((ip, listen.port))
+        sock.setblocking(False)
+        return peer
+
+    def accept(self, backend: socket.socket) -> Peer:
+        """The server's end of the next connection the engine makes to `backend`."""
+        self.run_until(lambda: readable(backend))
+        sock, _ = backend.accept()
+        return self._keep(sock)
+
+    def session(
+        self, policy: Policy | None = None, proxy: ProxyProtocol = ProxyProtocol.NONE, *, rcvbuf: int = 0
+    ) -> tuple[Peer, Peer]:
+        """A client and the server's end of its connection, relaying."""
+        backend = self.backend(rcvbuf=rcvbuf)
+        listen = self.serve(server_at(backend, proxy=proxy), policy=policy)
+        client = self.connect(listen, rcvbuf=rcvbuf)
+        return client, self.accept(backend)
+
+    def _keep(self, sock: socket.socket) -> Peer:
+        peer = Peer(sock)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._peers.append(peer)
+        return peer
+
+    # ------------------------------------------------------------ time and turns
+
+    def turn(self) -> bool:
+        """One batch of the engine and one step of each peer. True if anything moved."""
+        busy = readable(self.engine)
+        again = self.engine.on_ready()
+        return self._step_all() or busy or again
+
+    def _step_all(self) -> bool:
+        moved = [peer.step() for peer in self._peers]  # all of them, not up to the first that moved
+        return any(moved)
+
+    def run_until(self, happened: Callable[[], object], limit: float = LIMIT) -> None:
+        deadline = time.monotonic() + limit
+        while not happened():
+            if not self.turn():
+                self.engine.tick(self.clock.now)  # the clock stands still, but what waits for a look gets it
+                select.select([self.engine], [], [], PATIENCE)
+            assert time.monotonic() < deadline, f"did not happen within {limit} s"
+
+    def run_until_quiet(self) -> None:
+        """Until neither the engine nor a peer has anything to do any more."""
+        quiet = 0
+
+        def still() -> bool:
+            nonlocal quiet
+            quiet = 0 if self.turn() else quiet + 1
+            return quiet > 3 and not select.select([self.engine], [], [], PATIENCE)[0]
+
+        self.run_until(still)
+
+    def pass_time(self, seconds: float, step: float = 0.1) -> None:
+        """Move the clock in ticks, as the loop would, with a turn after each."""
+        end = self.clock.now + seconds
+        while self.clock.now < end - 1e-9:
+            self.clock.now += step
+            self.engine.tick(self.clock.now)
+            self.turn()
+
+    @property
+    def records(self) -> list[SessionRecord]:
+        return self.witness.records
+
+    def record(self) -> SessionRecord:
+        """The one session's record, once there is one."""
+        self.run_until(lambda: self.records)
+        assert len(self.records) == 1
+        return self.records[0]
+
+    # ------------------------------------------------------------ the end
+
+    def close_engine(self) -> None:
+        """Close the engine and let the peers notice. No further turns of the engine."""
+        self.engine.close()
+        for _ in range(1000):
+            if not self._step_all():
+                return
+
+    def finish(self) -> None:
+        """Check that nothing spins, close all, and check that everything balances."""
+        engine = self.engine
+        try:
+            if not engine._epoll.closed:
+                self.run_until_quiet()
+                assert not engine.on_ready()
+                assert not readable(engine), "epoll reports an event again that was dealt with"
+        finally:
+            self._close_all()
+        assert_settled(engine, self._counters.values())
+        total = sum(counters.sessions_total for counters in self._counters.values())
+        assert len(self.records) == total, "not exactly one record per session"
+
+    def _close_all(self) -> None:
+        for peer in self._peers:
+            peer.close()
+        if not self.engine._epoll.closed:
+            self.engine.close()
+        for listener in self._listeners:
+            listener.close()
+
+
+def assert_settled(engine: Engine, frontends: Iterable[FrontendCounters]) -> None:
+    """The books of an engine that was closed."""
+    life = engine._life
+    assert not life.halves
+    assert not life.sessions
+    assert not life.hurried
+    assert not life._graveyard
+    assert engine._pipes.lent == 0
+    assert engine.counters.open_sessions == 0
+    for counters in frontends:
+        assert counters.sessions == 0
+        closed = sum(sum(server.closed.values()) for server in counters.servers.values())
+        assert closed == counters.sessions_total
+        assert sum(counters.session_seconds.counts) == closed
+        assert all(server.sessions == 0 for server in counters.servers.values())
+
+
+def server_at(
+    where: socket.socket | Address, name: str = "a", rank: int = 0, weight: int = 1, proxy: ProxyProtocol = ProxyProtocol.NONE
+) -> Server:
+    address = where if isinstance(where, Address) else Address(*where.getsockname()[:2])
+    return Server(name, address, weight=weight, rank=rank, send_proxy=proxy)
+
+
+def policy(**seconds: float) -> Policy:
+    """A policy with these timeouts."""
+    return Policy(timeouts=replace(Timeouts(), **seconds))
+
+
+def readable(what: socket.socket | Engine) -> bool:
+    return bool(select.select([what], [], [], 0)[0])
+
+
+def free_port() -> int:
+    """A port nobody listens on, outside the ephemeral range."""
+    for port in _ports:
+        with socket.socket(socket.AF_INET6) as probe:
+            try:
+                probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+                probe.bind(("::", port))
+            except OSError:
+                continue
+            return port
+    raise AssertionError("no free port in 20000-29999")
+
+
+def _resize(sock: socket.socket, sndbuf: int, rcvbuf: int) -> None:
+    if sndbuf:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, sndbuf)
+    if rcvbuf:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, rcvbuf)

@@ -1,0 +1,54 @@
+"""A second implementation of control's `Sink`: real listening sockets, and nobody behind them."""
+
+import socket
+from collections.abc import Mapping
+
+from pylb.core.address import Listen
+from pylb.core.table import Table
+
+
+class PortSink:
+    """Opens and closes ports as the engine would, and keeps every table that it was given."""
+
+    def __init__(self) -> None:
+        self.sockets: dict[Listen, socket.socket] = {}
+        self.tables: list[Table] = []
+
+    def open(self, listen: Listen) -> None:
+        if listen in self.sockets:
+            return
+        sock = socket.socket()
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind(("" if listen.ip == "*" else listen.ip, listen.port))
+            sock.listen(8)
+        except OSError:
+            sock.close()
+            raise
+        self.sockets[listen] = sock
+
+    def discard(self, listen: Listen) -> None:
+        published = self.tables[-1].frontends if self.tables else {}
+        if listen not in published and listen in self.sockets:
+            self.sockets.pop(listen).close()
+
+    def apply(self, table: Table) -> Mapping[Listen, OSError]:
+        failed = {}
+        for listen in [listen for listen in self.sockets if listen not in table.frontends]:
+            self.sockets.pop(listen).close()
+        for listen in table.frontends:
+            try:
+                self.open(listen)
+            except OSError as error:
+                failed[listen] = error
+        self.tables.append(table)
+        return failed
+
+    @property
+    def ports(self) -> set[int]:
+        return {listen.port for listen in self.sockets}
+
+    def close(self) -> None:
+        for sock in self.sockets.values():
+            sock.close()
+        self.sockets.clear()
