@@ -6,6 +6,7 @@ Stop: no new sessions → doors closed → live sessions get timeouts.shutdown, 
 """
 
 import asyncio
+import errno
 import gc
 import logging
 import signal
@@ -32,12 +33,12 @@ from pylb.core.session import SessionRecord
 from pylb.core.table import Diff, Server
 from pylb.forward.engine import Engine, connection_limit, pipe_limit
 from pylb.forward.timers import TICK
-from pylb.machine import RESOLVE_SECONDS, local_addresses, raise_descriptor_limit, resolve
+from pylb.machine import RESOLVE_SECONDS, hold_standard_descriptors, local_addresses, raise_descriptor_limit, resolve
 from pylb.observe.connlog import connection_log
 from pylb.observe.lines import LineWriter
 from pylb.observe.messages import install
 from pylb.observe.metrics import Metrics
-from pylb.startup import ConfigSource, banner, generated_secret
+from pylb.startup import TOKEN_FILE, ConfigSource, banner, generated_secret, program
 from pylb.verbs import verbs
 from pylb.web.admin import Admin
 from pylb.web.certificate import Certificate, self_signed
@@ -59,11 +60,17 @@ class CannotStart(Exception):  # noqa: N818 - a condition, told to the operator 
     """The text says what, where, and what to do."""
 
 
+class Broken(Exception):  # noqa: N818 - as above
+    """A part of pylb failed by a bug and took the rest with it; the log has the traceback."""
+
+
 def run(path: Path | None, environ: Mapping[str, str]) -> None:
-    """`pylb run`: serves until SIGTERM or SIGINT. Raises CannotStart or ConfigErrors.
+    """`pylb run`: serves until SIGTERM or SIGINT. Raises CannotStart, ConfigErrors or Broken.
 
     A broken file is no reason to be down: what was in force when pylb last ran with it is used, loudly.
     """
+    hold_standard_descriptors()
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until the loop heeds it: the config is about to be read anyway
     source, complaint = ConfigSource(path, environ), ""
     try:
         config = source.load()
@@ -101,13 +108,19 @@ class App:
         self._certificates: list[Certificate] = []
         self._lag = 0.0  # seconds that ticks came late, the worst of late
         self._stop = asyncio.Event()
+        self._at_once = False  # a second signal came
+        self._started = False
+        self._reload_wanted = False  # SIGHUP during the start
+        self._broken = False
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def serve(self) -> None:
-        """Everything from the first socket to the last line. Raises CannotStart."""
+        """Everything from the first socket to the last line. Raises CannotStart, ConfigErrors or Broken."""
         async with AsyncExitStack() as stack:
             await self._start(stack)
             await self._stop.wait()
+        if self._broken:
+            raise Broken
 
     # ------------------------------------------------------------ start
 
@@ -115,6 +128,7 @@ class App:
         config = self._config
         messages = install(config.log.format, config.log.level)
         stack.callback(messages.lines.close, LOG_FLUSH)
+        self._heed_signals()
         sockets = self._bind_all(stack)
         self._make_state_dir()
         self._keyring = self._make_keyring(config)
@@ -128,8 +142,10 @@ class App:
         self._registry.webhook_is_up()
         stack.callback(self._registry.webhook_is_down)
         self._follow(self._registry.run())
-        self._heed_signals()
         self._greet(limit)
+        self._started = True
+        if self._reload_wanted:
+            self._on_reload_signal()
         gc.collect()
         gc.freeze()
         gc.set_threshold(*GC_THRESHOLDS)
@@ -146,8 +162,8 @@ class App:
                 sock = bind(listen)
             except OSError as error:
                 raise CannotStart(
-                    f"the {what} address {listen} cannot be bound: {error.strerror}. Is another pylb or HAProxy running? "
-                    f"Free it, or set {what}.listen in the config."
+                    f"the {what} address {listen} cannot be bound: {error.strerror}. "
+                    f"{_who(error, listen, what)}set {what}.listen in the config (pylb run -c FILE)."
                 ) from None
             stack.callback(sock.close)
             found.append(sock)
@@ -157,7 +173,8 @@ class App:
         try:
             self._config.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
-            log.error("the state directory %s cannot be made: %s", self._config.state_dir, error.strerror)
+            text = "the state directory %s cannot be made (%s): new names and ports will be refused"
+            log.error(text, self._config.state_dir, error.strerror)
 
     def _make_keyring(self, config: Config) -> Keyring:
         """The configured tokens; with none, the generated one. Raises CannotStart."""
@@ -276,13 +293,17 @@ class App:
         for warning in config.warnings:
             log.warning("%s", warning)
         if self._complaint:
-            log.error("the config is broken, the last good one is in force. %s", self._complaint)
+            log.error("the config is broken, the last good one is in force:\n%s", self._complaint)
         else:
             self._keep_config()
         restored = len(self._registry.table.frontends)
         terminal = sys.stdout.isatty()
-        text = banner(config, limit=limit, restored=restored, secret=self._secret, terminal=terminal)
-        print(text, file=sys.stdout if terminal else sys.stderr, flush=True)
+        called = program(self._source.path)
+        text = banner(config, limit=limit, restored=restored, secret=self._secret, terminal=terminal, called=called)
+        try:
+            print(text, file=sys.stdout if terminal else sys.stderr, flush=True)
+        except OSError:
+            pass  # whoever started us has closed the pipe: no reason not to serve
 
     # ------------------------------------------------------------ while it runs
 
@@ -290,15 +311,20 @@ class App:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_stop_signal)
-        loop.add_signal_handler(signal.SIGHUP, lambda: self._follow(self._reload_and_say()))
+        loop.add_signal_handler(signal.SIGHUP, self._on_reload_signal)
 
     def _on_stop_signal(self) -> None:
-        if self._stop.is_set():  # the second one: now
+        if not self._stop.is_set():
+            self._stop.set()
+        elif not self._at_once:
             log.warning("stopping at once")
-            self._engine.drain(time.monotonic())
-            return
-        log.info("stopping: live sessions have %.1f s", self._config.defaults.timeouts.shutdown)
-        self._stop.set()
+            self._at_once = True
+
+    def _on_reload_signal(self) -> None:
+        if self._started:
+            self._follow(self._reload_and_say())
+        else:
+            self._reload_wanted = True
 
     def _follow(self, coroutine: Coroutine[object, object, None]) -> None:
         """A task of our own: kept, and its failure ends pylb rather than passing unseen."""
@@ -310,20 +336,25 @@ class App:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.critical("pylb ends: a part of it failed", exc_info=error)
+            self._broken = True
             self._stop.set()
 
     async def _reload_and_say(self) -> None:
         try:
             await self._reload()
         except (ConfigErrors, Refused) as error:
-            log.error("reload refused, everything stays as it is. %s", error)
+            log.error("reload refused, everything stays as it is:\n%s", error)
 
     async def _reload(self) -> Diff:
         """Read the config again: all or nothing. Raises ConfigErrors or Refused."""
         self._reloaded = False
         config = self._source.load()
         _same_listeners(self._config, config)
-        keyring = self._make_keyring(config)
+        had_tokens = bool(self._config.tokens)
+        try:
+            keyring = self._make_keyring(config)
+        except CannotStart as reason:
+            raise Refused(Code.INVALID, str(reason)) from None
         change = await self._registry.reload(await _rules(config), keyring)
         self._config, self._keyring = config, keyring
         self._webhook.trusted_proxies = config.trusted_proxies
@@ -332,6 +363,8 @@ class App:
         self._reloaded = True
         self._keep_config()
         log.info("reloaded: %s", _in_words(change))
+        if self._secret is not None and had_tokens:
+            log.warning("no token is configured any more: the generated one in %s counts", config.state_dir / TOKEN_FILE)
         return change
 
     def _keep_config(self) -> None:
@@ -344,9 +377,15 @@ class App:
 
     async def _drain(self) -> None:
         """The doors are closed. Live sessions have timeouts.shutdown; a second signal cuts that short."""
-        engine = self._engine
-        engine.drain(time.monotonic() + self._config.defaults.timeouts.shutdown)
-        while engine.counters.open_sessions:  # noqa: ASYNC110 - a few looks a second, once in a process's life
+        engine, seconds = self._engine, self._config.defaults.timeouts.shutdown
+        if live := engine.counters.open_sessions:
+            log.info("stopping: %d live sessions have %g s; a second signal ends them now", live, seconds)
+        else:
+            log.info("stopping")
+        engine.drain(time.monotonic() + seconds)
+        while engine.counters.open_sessions:
+            if self._at_once:
+                engine.drain(time.monotonic())  # the next tick resets them
             await asyncio.sleep(TICK / 2)
         for task in list(self._tasks):
             task.cancel()
@@ -358,11 +397,22 @@ async def _rules(config: Config) -> Rules:
     own = local_addresses()
     if config.advertise is not None:
         try:
-            async with asyncio.timeout(RESOLVE_SECONDS):
-                own |= await asyncio.to_thread(resolve, config.advertise)
+            own |= await resolve(config.advertise)
         except TimeoutError:
             log.warning("advertise: %s did not resolve within %.0f s", config.advertise, RESOLVE_SECONDS)
     return config.rules(own)
+
+
+def _who(error: OSError, listen: Listen, what: str) -> str:
+    """The way out of a failed bind, up to "or set …"."""
+    match error.errno:
+        case errno.EADDRINUSE:
+            return f"Is another pylb or HAProxy running? Free the port (ss -ltnp 'sport = :{listen.port}' says who has it), or "
+        case errno.EADDRNOTAVAIL:
+            return "This machine has no such address (ip address): "
+        case errno.EACCES:
+            return "Ports below 1024 need CAP_NET_BIND_SERVICE or sysctl net.ipv4.ip_unprivileged_port_start: allow it, or "
+    return f"The {what} cannot be served without it: "
 
 
 def _same_listeners(old: Config, new: Config) -> None:

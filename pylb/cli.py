@@ -51,6 +51,8 @@ def run(config_path: Path | None) -> None:
 
     try:
         app.run(config_path, os.environ)
+    except app.Broken:
+        _die("pylb ended: a part of it failed, the log above says which (this is a bug of pylb)", FAILED)
     except ConfigErrors as errors:
         _die(f"{errors}\npylb did not start: {_count(len(errors.problems), 'mistake')} in the config")
     except app.CannotStart as reason:
@@ -156,12 +158,12 @@ def demo(moves: int, every: float) -> None:
     """Two nodes, a phone-home that moves an app between them, clients under load: all real, all on loopback."""
     import asyncio  # noqa: PLC0415
 
-    from pylb.demo import Demo  # noqa: PLC0415
+    from pylb.demo import Demo, DemoFailed  # noqa: PLC0415
 
     try:
         sys.exit(asyncio.run(Demo(moves=moves, every=every, say=click.echo).run()))
-    except (OSError, TimeoutError) as error:
-        _die(f"the demo did not run: {error}")
+    except DemoFailed as reason:
+        _die(f"the demo did not run: {reason}")
 
 
 @main.command()
@@ -210,12 +212,18 @@ def _ask(config_path: Path | None, request: dict[str, Any]) -> dict[str, Any]:
 
 
 def _state_dir(config_path: Path | None) -> Path:
+    """Where the running pylb is to be found; also through a broken file, for that is when one wants to look."""
     from pylb.config import ConfigErrors, load  # noqa: PLC0415
+    from pylb.startup import ConfigSource  # noqa: PLC0415
 
     try:
         return load(config_path, os.environ).state_dir
     except ConfigErrors as errors:
-        _die(str(errors))
+        if config_path is None or not os.access(config_path, os.R_OK):
+            _die(str(errors))
+        found = ConfigSource(config_path, os.environ).state_dir()
+        click.echo(f"{config_path} is broken (pylb check -c {config_path}); asking the pylb that uses {found}", err=True)
+        return found
 
 
 def _problem(problem: Any) -> dict[str, Any]:

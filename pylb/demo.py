@@ -12,15 +12,22 @@ import secrets
 import socket
 import sys
 import tempfile
+from asyncio.subprocess import Process
 from collections import Counter
-from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 NODES = {"A": "127.0.0.1", "B": "127.0.0.2"}
 START_SECONDS = 10.0  # for pylb to listen and for a call to be in force
 CLIENTS = 4  # connecting one after the other, each a few dozen times a second
 PAUSE = 0.02  # seconds between two connections of a client
+TAIL = 10  # lines of pylb's log that are shown when the demo fails
+
+
+class DemoFailed(Exception):  # noqa: N818 - told to the person in front, in one line
+    """It could not be shown; the text says why."""
 
 
 class Demo:
@@ -36,25 +43,33 @@ class Demo:
         self._token = secrets.token_urlsafe(24)
 
     async def run(self) -> int:
-        """0 if no connection failed, 1 otherwise."""
+        """0 if no connection failed, 1 otherwise. Raises DemoFailed."""
+        with tempfile.TemporaryDirectory(prefix="pylb-demo-") as folder:
+            log = Path(folder) / "log"
+            try:
+                await self._show(Path(folder), log)
+            except* (OSError, TimeoutError) as errors:
+                said = log.read_text().splitlines()[-TAIL:] if log.exists() else []
+                raise DemoFailed("\n".join([*_reasons(errors), *said])) from None
+        return self._summary()
+
+    async def _show(self, folder: Path, log: Path) -> None:
         async with AsyncExitStack() as stack:
-            state = stack.enter_context(tempfile.TemporaryDirectory(prefix="pylb-demo-"))
             for node, ip in NODES.items():
                 server = await asyncio.start_server(_echo(node), ip, self._node_port)
                 stack.push_async_callback(_stop_server, server)
                 self._say(f"node {node}: an echo server on {ip}:{self._node_port}")
-            config = Path(state) / "pylb.yaml"
-            config.write_text(self._config(Path(state)))
-            await stack.enter_async_context(_process("pylb", "run", "-c", str(config), quiet=True))
-            await _until(lambda: _connects(self._webhook), "pylb does not answer")
+            config = folder / "pylb.yaml"
+            config.write_text(self._config(folder))
+            process = await stack.enter_async_context(_process(log, "pylb", "run", "-c", str(config)))
+            await _until(lambda: _connects(self._webhook), "pylb does not answer", process)
             self._say(f"pylb:   webhook on 127.0.0.1:{self._webhook}, nothing registered yet")
-            await self._move_about()
-        return self._summary()
+            await self._move_about(log)
 
-    async def _move_about(self) -> None:
+    async def _move_about(self, log: Path) -> None:
         names = list(NODES)
         async with AsyncExitStack() as home:
-            await home.enter_async_context(self._phone_home("A"))
+            await home.enter_async_context(self._phone_home("A", log))
             await _until(lambda: self._routed_to("A"), "the first registration did not arrive")
             self._say(f"phone-home on node A: listen on {self._port}, send it to 127.0.0.1:{self._node_port}")
             self._say(f"{CLIENTS} clients connect all the time …")
@@ -66,8 +81,8 @@ class Demo:
                     await asyncio.sleep(self._every)
                     node = names[(move + 1) % len(names)]
                     await home.aclose()  # SIGTERM: it says goodbye
-                    await home.enter_async_context(self._phone_home(node))
-                    await _until(lambda node=node: self._routed_to(node), f"the move to node {node} did not arrive")  # type: ignore[misc]
+                    await home.enter_async_context(self._phone_home(node, log))
+                    await _until(partial(self._routed_to, node), f"the move to node {node} did not arrive")
                     self._say(f"moved to node {node}   {self._so_far()}")
                 await asyncio.sleep(self._every)
                 stop.set()
@@ -82,7 +97,7 @@ class Demo:
                 self._failed.append(f"{type(error).__name__}: {error}")
             await asyncio.sleep(PAUSE)
 
-    def _phone_home(self, node: str) -> "asynccontextmanager[None]":  # type: ignore[valid-type]
+    def _phone_home(self, node: str, log: Path) -> AbstractAsyncContextManager[Process]:
         env = {
             "PYLB_URL": f"http://127.0.0.1:{self._webhook}",
             "PYLB_TOKEN": self._token,
@@ -91,7 +106,7 @@ class Demo:
             "PYLB_FRONTENDS": f"{self._port}:{self._node_port}",
             "PYLB_ADDRESS": NODES[node],
         }
-        return _process("phonehome", quiet=True, env=env)
+        return _process(log, "phonehome", env=env)
 
     async def _routed_to(self, node: str) -> bool:
         """Does pylb hold a fresh registration of that node?"""
@@ -184,23 +199,31 @@ async def _connects(port: int) -> bool:
     return True
 
 
-async def _until(met: Callable[[], Awaitable[bool]], otherwise: str) -> None:
-    """Raises TimeoutError with `otherwise`."""
+async def _until(met: Callable[[], Awaitable[bool]], otherwise: str, process: Process | None = None) -> None:
+    """Raises TimeoutError with `otherwise`, ChildProcessError as soon as `process` has ended."""
     try:
         async with asyncio.timeout(START_SECONDS):
-            while not await met():  # noqa: ASYNC110 - another process has no event of ours
+            while not await met():
+                if process is not None and process.returncode is not None:
+                    raise ChildProcessError("pylb ended, and said")
                 await asyncio.sleep(0.05)
     except TimeoutError:
         raise TimeoutError(f"{otherwise} (waited {START_SECONDS:.0f} s)") from None
 
 
 @asynccontextmanager
-async def _process(module: str, *args: str, quiet: bool, env: dict[str, str] | None = None):  # type: ignore[no-untyped-def]
-    """`python -m module`, ended by SIGTERM, by SIGKILL if that does not help."""
-    devnull = asyncio.subprocess.DEVNULL if quiet else None
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", module, *args, env=os.environ | (env or {}), stdout=devnull, stderr=devnull
-    )
+async def _process(log: Path, module: str, *args: str, env: dict[str, str] | None = None) -> AsyncIterator[Process]:
+    """`python -m module`, its messages in `log`; ended by SIGTERM, by SIGKILL if that does not help."""
+    with log.open("ab") as file:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            module,
+            *args,
+            env=_clean(os.environ) | (env or {}),
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=file,
+        )
     try:
         yield process
     finally:
@@ -211,6 +234,20 @@ async def _process(module: str, *args: str, quiet: bool, env: dict[str, str] | N
             except TimeoutError:
                 process.kill()
                 await process.wait()
+
+
+def _clean(environ: Mapping[str, str]) -> dict[str, str]:
+    """Without the settings of a phone-home or pylb that the person in front has exported."""
+    foreign = ("WEBHOOK", "WEBHOOK_TOKEN", "NAME", "FRONTEND_PORT", "BACKEND_PORT", "SEND_PROXY", "REPEAT_INTERVAL")
+    return {key: value for key, value in environ.items() if not key.startswith("PYLB_") and key not in foreign}
+
+
+def _reasons(errors: BaseExceptionGroup[BaseException]) -> list[str]:
+    """One line each, however deep a TaskGroup has wrapped them."""
+    found = []
+    for error in errors.exceptions:
+        found += _reasons(error) if isinstance(error, BaseExceptionGroup) else [str(error)]
+    return found
 
 
 async def _stop_server(server: asyncio.Server) -> None:

@@ -1,8 +1,11 @@
 """What this machine is: its addresses, its descriptor limit, who we are on it. Linux only, read from /proc."""
 
+import asyncio
 import os
 import resource
 import socket
+import sys
+import threading
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -17,8 +20,16 @@ def raise_descriptor_limit() -> int:
     return wanted
 
 
-def open_descriptors() -> int:
-    return len(os.listdir("/proc/self/fd")) - 1  # one is the listing's own
+def hold_standard_descriptors() -> None:
+    """Make 0, 1 and 2 exist: where one is closed, the next socket would get its number, and lines meant for stdout.
+
+    libuv ends the process over it (an assertion in uv__close).
+    """
+    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:  # open(2) gives the lowest free number
+        os.set_inheritable(fd, True)
+    os.close(fd)
+    sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115 - for the process's life
+    sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115
 
 
 def local_addresses(proc: Path = Path("/proc/net")) -> frozenset[str]:
@@ -29,11 +40,33 @@ def local_addresses(proc: Path = Path("/proc/net")) -> frozenset[str]:
     return frozenset(_ipv4(_lines(proc / "fib_trie")) | _ipv6(_lines(proc / "if_inet6")))
 
 
-def resolve(host: str) -> frozenset[str]:
-    """The addresses of a name, empty when it has none just now. Blocks: call it in a thread."""
+async def resolve(host: str) -> frozenset[str]:
+    """The addresses of a name, empty when it has none just now. Raises TimeoutError after RESOLVE_SECONDS.
+
+    In a daemon thread of its own: getaddrinfo cannot be called off, and a loop's executor is waited for at the end.
+    """
+    loop = asyncio.get_running_loop()
+    answer: asyncio.Future[frozenset[str]] = loop.create_future()
+
+    def tell(found: frozenset[str]) -> None:
+        if not answer.done():
+            answer.set_result(found)
+
+    def ask() -> None:
+        try:
+            loop.call_soon_threadsafe(tell, _resolve(host))
+        except RuntimeError:
+            pass  # the loop was closed meanwhile: nobody waits any more
+
+    threading.Thread(target=ask, name="pylb-resolve", daemon=True).start()
+    async with asyncio.timeout(RESOLVE_SECONDS):
+        return await answer
+
+
+def _resolve(host: str) -> frozenset[str]:
     try:
         found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
-    except OSError:
+    except (OSError, UnicodeError):  # UnicodeError: a label that IDNA does not allow
         return frozenset()
     return frozenset(str(entry[4][0]) for entry in found)
 

@@ -3,6 +3,9 @@
 import os
 import re
 import secrets
+import shlex
+import shutil
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,7 +16,7 @@ from pylb.machine import outgoing_address
 
 LAST_GOOD = "config.last-good"
 TOKEN_FILE = "token"  # noqa: S105 - a file's name
-_STATE_DIR_LINE = re.compile(r"""^["']?state_dir["']?\s*:\s*["']?([^"'#\n]+?)["']?,?\s*(?:#.*)?$""", re.MULTILINE)
+_STATE_DIR_LINE = re.compile(r"""^[ \t{]*["']?state_dir["']?\s*:\s*["']?([^"'#\n]+?)["']?,?\s*(?:#.*)?$""", re.MULTILINE)
 
 
 class ConfigSource:
@@ -31,7 +34,7 @@ class ConfigSource:
         """What was in force when pylb last ran with this file, if it is remembered and still valid."""
         if self.path is None:
             return None
-        kept = self._state_dir() / LAST_GOOD
+        kept = self.state_dir() / LAST_GOOD
         try:
             return load(self.path, self._environ, text=kept.read_text())
         except (OSError, ValueError, ConfigErrors):
@@ -42,13 +45,15 @@ class ConfigSource:
         if self.path is not None:
             _write_private(config.state_dir / LAST_GOOD, self.path.read_bytes())
 
-    def _state_dir(self) -> Path:
+    def state_dir(self) -> Path:
         """Of a file that may not even be YAML: its state_dir line, else the default."""
         try:
             found = _STATE_DIR_LINE.search(self.path.read_text()) if self.path is not None else None
         except (OSError, ValueError):
             found = None
-        return Path(found.group(1).strip()) if found else default_state_dir(self._environ)
+        if found is None or self.path is None:
+            return default_state_dir(self._environ)
+        return self.path.absolute().parent / found.group(1).strip()  # an absolute one stays as it is
 
 
 def generated_secret(state_dir: Path) -> str:
@@ -68,45 +73,65 @@ def generated_secret(state_dir: Path) -> str:
     return made
 
 
-def banner(config: Config, *, limit: int, restored: int, secret: str | None, terminal: bool) -> str:
+def program(path: Path | None) -> tuple[str, str]:
+    """How the CLI was called, to be typed again: the command, and the option that names the config."""
+    called = sys.argv[0]
+    name = Path(called).name
+    if name == "__main__.py":
+        name = called = f"{Path(sys.executable).name} -m pylb"
+    elif (found := shutil.which(name)) is not None and Path(found).absolute() == Path(called).absolute():
+        called = name
+    return called, "" if path is None else f" -c {shlex.quote(str(path))}"
+
+
+def banner(
+    config: Config, *, limit: int, restored: int, secret: str | None, terminal: bool, called: tuple[str, str] = ("pylb", "")
+) -> str:
     """What `pylb run` prints when it is up. The token itself is shown on a terminal only: a journal keeps what it is told."""
-    webhook = config.webhook[0]
-    scheme = "http" if webhook.tls is None else "https"
-    reach = webhook.listen.ip if webhook.listen.ip != ANY else (config.advertise or outgoing_address())
-    url = f"{scheme}://{f'[{reach}]' if ':' in reach else reach}:{webhook.listen.port}"
     doors = ", ".join(str(one.listen) for one in config.webhook)
+    ports = "1 port" if restored == 1 else f"{restored} ports"
     lines = [
         f"pylb is up: webhook on {doors}, admin on http://{config.admin.listen}, state in {config.state_dir}",
-        f"{restored} ports served from the state directory, room for {limit} sessions (two descriptors each)",
+        f"{ports} served from the state directory and the config, room for {limit} sessions",
     ]
     if secret is not None:
-        lines += _first_steps(config, url, secret if terminal else f"$(cat {config.state_dir / TOKEN_FILE})")
+        kept = shlex.quote(str(config.state_dir / TOKEN_FILE))
+        lines += _first_steps(config, secret if terminal else f"$(cat {kept})", called)
     return "\n".join(lines)
 
 
-def _first_steps(config: Config, url: str, token: str) -> list[str]:
-    plain = [one for one in config.webhook if one.tls is None and one.listen.ip != ANY and not is_loopback(one.listen.ip)]
-    plain += [one for one in config.webhook if one.tls is None and one.listen.ip == ANY]
+def _first_steps(config: Config, token: str, called: tuple[str, str]) -> list[str]:
     webhook = config.webhook[0]
-    trust = f" --cacert {config.state_dir / 'tls' / 'cert.pem'}" if webhook.tls is not None and webhook.tls.self_signed else ""
-    here = f"{url.split('://', maxsplit=1)[0]}://localhost:{webhook.listen.port}" if webhook.listen.ip == ANY else url
+    scheme = "http" if webhook.tls is None else "https"
+    everywhere = webhook.listen.ip in (ANY, "0.0.0.0", "::")
+    here = _url(scheme, "localhost" if everywhere else webhook.listen.ip, webhook.listen.port)
+    there = _url(scheme, config.advertise or outgoing_address(), webhook.listen.port) if everywhere else here
+    own_certificate = webhook.tls is not None and webhook.tls.self_signed
+    certificate = shlex.quote(str(config.state_dir / "tls" / "cert.pem"))
+    command, option = called
     lines = [
         "",
         "Try it here: port 8443 to whatever listens on this machine's port 8000 (python3 -m http.server 8000)",
-        f"  curl{trust} -X PUT {here}/v1/registrations/try/me \\",
+        f"  curl{f' --cacert {certificate}' if own_certificate else ''} -X PUT {here}/v1/registrations/try/me \\",
         f'    -H "Authorization: Bearer {token}" -H "Content-Type: application/json" \\',
-        """    -d '{"frontends":[{"port":8443,"target_port":8000}],"address":"127.0.0.1"}'""",
-        "  curl http://localhost:8443/    and see it with: pylb routes",
+        """    -d '{"frontends":[{"port":8443,"target_port":8000}],"address":"127.0.0.1","ttl":null}'""",
+        f"  curl http://localhost:8443/    and see it with: {command} routes{option}",
         "",
-        "From a pod, the phone-home's environment (deploy/kubernetes has it ready to apply):",
-        f"  PYLB_URL={url}",
+        "From this machine only, for the webhook listens on loopback, a phone-home's environment:"
+        if not everywhere and is_loopback(webhook.listen.ip)
+        else "From a pod, the phone-home's environment (deploy/kubernetes has it ready to apply):",
+        f"  PYLB_URL={there}",
         f"  PYLB_TOKEN={token}",
         "  PYLB_NAME=traefik",
         '  PYLB_FRONTENDS="443:30443 80:30080"',
     ]
-    if plain:
-        lines += ["", "Warning: plain HTTP beyond loopback. Whoever can listen on the way can read the token."]
+    if own_certificate:
+        lines.append(f"  PYLB_CA={certificate}    a copy of that file, or its text")
     return [*lines, ""]
+
+
+def _url(scheme: str, host: str, port: int) -> str:
+    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 def _write_private(path: Path, data: bytes) -> None:

@@ -103,19 +103,11 @@ def _taken_ports(parts: Parts) -> Iterator[Finding]:
     by_port: defaultdict[int, list[_Taker]] = defaultdict(list)
     for taker in sorted(_takers(parts), key=lambda taker: parts.place(taker.loc)):
         before = by_port[taker.listen.port]
-        first = next((other for other in before if clash(other.listen, taker.listen)), None)
+        first = next((other for other in before if other.listen.overlaps(taker.listen)), None)
         if first is not None:
             message = f"{taker.what} cannot listen on {taker.listen}: {first.what} does on {first.listen}"
             yield Finding(taker.loc, message, f"see {parts.where(first.loc)}")
         before.append(taker)
-
-
-def clash(a: Listen, b: Listen) -> bool:
-    """`Listen.overlaps`, and the wildcards of one family: 0.0.0.0 takes every IPv4 address, :: every IPv6 one."""
-    if a.overlaps(b) or (a.protocol, a.port) != (b.protocol, b.port):
-        return a.overlaps(b)
-    same_family = (":" in a.ip) == (":" in b.ip)
-    return same_family and bool({"0.0.0.0", "::"} & {a.ip, b.ip})
 
 
 def _frontend(part: Part[m.FrontendEntry]) -> Iterator[Finding]:

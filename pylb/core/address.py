@@ -10,7 +10,6 @@ from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_netw
 
 Network = IPv4Network | IPv6Network
 ANY = "*"
-_DUAL_STACK = (ANY, "::")  # both take IPv4 clients as well
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -44,9 +43,10 @@ class Listen:
         if (self.protocol, self.port) != (other.protocol, other.port):
             return False
         one, two = self.ip, other.ip
-        if one == two or one in _DUAL_STACK or two in _DUAL_STACK:
+        if one == two or ANY in (one, two):
             return True
-        return "0.0.0.0" in (one, two) and ":" not in one + two
+        # A wildcard takes every address of its family; only `*` takes both.
+        return (":" in one) is (":" in two) and not {"0.0.0.0", "::"}.isdisjoint((one, two))
 
 
 @dataclass(frozen=True, slots=True)

@@ -77,7 +77,7 @@ class Engine:
         """Do what is to be done now. True: some session used up its byte budget, call again soon."""
         life = self._life
         halves, on_event = life.halves, life.on_event
-        again, life.runnable = life.runnable, []
+        again, life.runnable = life.runnable, {}
         for half in again:
             try:
                 life.advance(half)
@@ -91,7 +91,7 @@ class Engine:
                     life.fault(half_or_none.session, error)
             elif (port := self._ports.by_fd.get(fd)) is not None:
                 self._ports.accept(port)
-        life.bury()
+        life.end_batch()
         return bool(life.runnable)
 
     def tick(self, now: float) -> None:
@@ -100,7 +100,7 @@ class Engine:
         if self._drain_at is not None and now >= self._drain_at:
             self._kill_all()
         self._ports.resume()
-        self._life.bury()
+        self._life.end_batch()
 
     def open(self, listen: Listen) -> None:
         """Bind and listen ahead of the table that needs it; accept nothing yet. Idempotent. Raises OSError."""
@@ -152,7 +152,7 @@ class Engine:
         self._kill_all()
         for listen in list(self._ports.by_listen):
             self._ports.close(listen)
-        self._life.bury()
+        self._life.end_batch()
         self._pipes.close()
         self._epoll.close()
 

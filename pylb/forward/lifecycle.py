@@ -1,10 +1,11 @@
 """Sessions from accept to the last close: events become transitions of core's table, transitions become system calls.
 
-Sockets of ended sessions are closed at the end of the batch (`bury`): a descriptor's number can therefore not be reused while
-old events for it are still in the batch, and a new connection never gets a stranger's event.
+Sockets of ended sessions are closed at the end of the batch (`end_batch`): a descriptor's number can therefore not be reused
+while old events for it are still in the batch, and a new connection never gets a stranger's event.
 """
 
 import select
+from collections import OrderedDict
 from collections.abc import Callable
 from select import EPOLLERR, EPOLLET, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLPRI, EPOLLRDHUP
 from socket import SHUT_WR, SocketType
@@ -48,11 +49,13 @@ class Lifecycle:
         self._wall = wall
         self._on_fault = on_fault
         self.halves: dict[int, Half] = {}
-        self.sessions: dict[Session, None] = {}  # in the order of their last sweep
+        # In the order of their last sweep. A plain dict finds its first key by walking over all that were deleted before it.
+        self.sessions: OrderedDict[Session, None] = OrderedDict()
         self.hurried: dict[Session, None] = {}  # those with a deadline: dialing, flushing, resetting
-        self.runnable: list[Half] = []  # used up their budget
+        self.runnable: dict[Half, None] = {}  # used up their budget; each once, or the fastest would get the most turns
+        self._fins: list[Half] = []  # whose peer's stream is delivered
         self._graveyard: list[tuple[SocketType, bool]] = []
-        self.on_end: Callable[[FrontendState], None] = lambda _frontend: None  # the ports' word that there is room again
+        self.on_end: Callable[[], None] = lambda: None  # tells the ports that there is room again
         self._act = {
             Action.DIAL: self._dial,
             Action.RELAY: self._start,
@@ -108,7 +111,7 @@ class Lifecycle:
         if outcome == WAIT:
             return
         if outcome == AGAIN:
-            self.runnable.append(source)
+            self.runnable[source] = None
         elif outcome == FIN:
             source.eof = True
             self.fire(session, Event.CLIENT_FIN if source.is_client else Event.SERVER_FIN)
@@ -150,14 +153,32 @@ class Lifecycle:
         if session in self.sessions:
             self._end(session, in_order=False)
 
+    def look_again(self, session: Session) -> None:
+        """A reset that waits for the living side's kernel to deliver what came before it."""
+        for half in (session.client, session.upstream):
+            if half is not None and half.broken and half.eof:
+                self._delivered(session, half.peer)
+
     def give_back_pipes(self, session: Session) -> None:
         """A quiet session keeps no empty pipe: two descriptors that another could use."""
         for half in (session.client, session.upstream):
             if half is not None and half.pipe is not None and not half.pipe.count:
                 self._relay.release(half)
 
-    def bury(self) -> None:
-        """Close the sockets of sessions that ended in this batch."""
+    def end_batch(self) -> None:
+        """Send the FINs that became due, then close the sockets of sessions that ended.
+
+        A FIN waits for the end of its batch because often the other side's is in there too, and then close() sends both:
+        two system calls less for a short connection.
+        """
+        while self._fins:
+            half = self._fins.pop()
+            if half.peer is None:
+                continue  # ended meanwhile: the close is the FIN, or a reset has overtaken it
+            try:
+                half.sock.shutdown(SHUT_WR)
+            except OSError:  # ENOTCONN: reset a moment ago
+                self._broke(half.session, half)
         while self._graveyard:
             sock, in_order = self._graveyard.pop()
             if in_order:
@@ -264,17 +285,15 @@ class Lifecycle:
         if destination is None or destination.blocked:
             return
         if session.state is State.RESETTING:
-            self.fire(session, Event.FLUSHED)
+            # The reset would destroy what its kernel still has to send. No event tells when that is done: the tick looks again.
+            if not sockets.unacknowledged(destination.sock):
+                self.fire(session, Event.FLUSHED)
             return
-        if not destination.fin_sent:
-            try:
-                destination.sock.shutdown(SHUT_WR)
-            except OSError:  # ENOTCONN: reset a moment ago
-                self._broke(session, destination)
-                return
-            destination.fin_sent = True
         peer = destination.peer
-        if session.state is State.FLUSHING and peer is not None and peer.fin_sent:
+        if not destination.fin_due:
+            destination.fin_due = True
+            self._fins.append(destination)
+        if session.state is State.FLUSHING and peer is not None and peer.fin_due:
             self.fire(session, Event.FLUSHED)
 
     def _fin_to_server(self, session: Session) -> None:
@@ -320,7 +339,7 @@ class Lifecycle:
             self.advance(dead)
 
     def _hurry(self, session: Session) -> None:
-        session.left = -1
+        session.delivered = None
         session.deadline = self._clock() + session.frontend.frontend.policy.timeouts.flush
         self.hurried[session] = None
 
@@ -353,7 +372,7 @@ class Lifecycle:
         closed = self._closed_counter(frontend, server)
         closed.closed[code] += 1
         frontend.counters.session_seconds.add(now - session.accepted)
-        self._observer.session_ended(self._record(session, code, now))
+        record = self._record(session, code, now)
         if server is not None and upstream is not None:
             server.sessions -= 1
             if session.connected:
@@ -365,7 +384,12 @@ class Lifecycle:
         for half in (client, upstream):
             if half is not None:
                 self._part(half, in_order=in_order)
-        self.on_end(frontend)
+        self.on_end()
+        try:
+            self._observer.session_ended(record)
+        except Exception as error:  # noqa: BLE001 - the session is over and settled: nothing is left to end
+            self._counters.faults += 1
+            self._on_fault(error)
 
     def _closed_counter(self, frontend: FrontendState, server: ServerState | None) -> ServerCounters:
         if server is not None:

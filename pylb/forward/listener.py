@@ -42,7 +42,7 @@ class Ports:
         self.by_listen: dict[Listen, Port] = {}
         self.by_fd: dict[int, Port] = {}
         self.draining = False
-        self._waiting = False  # some port is unwatched for want of room
+        self._waiting: dict[Port, None] = {}  # unwatched for want of room
         self._paused = False  # some port is unwatched for want of descriptors or memory
 
     def open(self, listen: Listen) -> Port:
@@ -58,6 +58,7 @@ class Ports:
         port = self.by_listen.pop(listen, None)
         if port is not None:
             del self.by_fd[port.fd]
+            self._waiting.pop(port, None)
             port.sock.close()  # epoll forgets it: nobody else holds the descriptor
 
     def serve(self, port: Port, frontend: FrontendState) -> None:
@@ -71,10 +72,11 @@ class Ports:
             self._epoll.register(port.fd, EPOLLIN)
         elif port.watched and not wanted:
             self._epoll.unregister(port.fd)
-            self._waiting = True
-        elif not wanted:
-            self._waiting = True
         port.watched = wanted
+        if wanted:
+            self._waiting.pop(port, None)
+        else:
+            self._waiting[port] = None
 
     def resume(self) -> None:
         """The tick's: try again what was paused."""
@@ -83,14 +85,14 @@ class Ports:
             self.rewatch_all()
 
     def rewatch_all(self) -> None:
-        self._waiting = False
         for port in self.by_listen.values():
             self.rewatch(port)
 
-    def session_ended(self, _frontend: FrontendState) -> None:
-        """There is room for one more: cheap unless a port waits for just that."""
-        if self._waiting:
-            self.rewatch_all()
+    def session_ended(self) -> None:
+        """There is room for one more: free of charge unless a port waits for just that."""
+        if self._waiting and not self.draining:
+            for port in list(self._waiting):
+                self.rewatch(port)
 
     def accept(self, port: Port) -> None:
         frontend = port.frontend

@@ -147,8 +147,8 @@ class Relay:
                 return AGAIN
 
     def _back_to_recv(self, source: Half) -> int:
-        """recv finds out whether there is more. Only it can: splice never passes an urgent byte, it says EAGAIN before one, and 0
-        once a FIN is behind it (tcp_read_sock and tcp_splice_read; measured). The pipe is empty.
+        """recv finds out whether there is more. Only it can: splice never passes an urgent byte. It says EAGAIN before one, and
+        0 once a FIN is behind it (tcp_read_sock and tcp_splice_read; measured). The pipe is empty.
         """
         self.release(source)
         source.full_reads = 0

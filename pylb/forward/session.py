@@ -25,7 +25,7 @@ class Half:
         "early",
         "eof",
         "fd",
-        "fin_sent",
+        "fin_due",
         "full_reads",
         "is_client",
         "peer",
@@ -58,7 +58,7 @@ class Half:
         self.read_on = False  # an event said RDHUP, HUP, ERR or PRI: a short read no longer means "nothing more"
         self.broken = False  # reset or otherwise in error: a read of 0 is no clean end
         self.eof = False  # everything was read
-        self.fin_sent = False
+        self.fin_due = False
 
 
 class ServerState:
@@ -124,10 +124,10 @@ class Session:
         "code",
         "connected",
         "deadline",
+        "delivered",
         "failure",
         "frontend",
         "last_from_client",
-        "left",
         "quiet_since",
         "seen",
         "seen_in",
@@ -151,7 +151,7 @@ class Session:
         self.failure = ""  # why the last one did
         self.code = ""  # set by what ended it first
         self.deadline = 0.0  # monotonic; of the dial or of the flush, whichever is under way
-        self.left = 0  # bytes a flush had left at the last look
+        self.delivered: int | None = None  # bytes that were delivered at the last look before a deadline
         self.seen = False  # by the sweep
         self.seen_in = 0  # bytes already in the counters
         self.seen_out = 0

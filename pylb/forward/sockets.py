@@ -7,7 +7,10 @@ as the system calls themselves (bench: new connections).
 import errno
 import socket
 import struct
+import sys
+from fcntl import ioctl
 from socket import SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_STREAM, SOL_SOCKET, SocketType
+from termios import TIOCOUTQ
 
 from pylb.core.address import ANY, Address, Listen
 
@@ -16,6 +19,7 @@ BACKLOG = 4096  # the kernel cuts it to net.core.somaxconn (4096 since Linux 5.4
 # half a download look whole. shutdown(SHUT_WR) still delivers everything that was queued.
 _LINGER_RESET = struct.pack("ii", 1, 0)
 _LINGER_OFF = struct.pack("ii", 0, 0)
+_NO_BYTES = bytes(4)
 
 # Any ICMP answer or local route that says "not there"; the next server may be.
 _UNREACHABLE = {errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN, errno.EHOSTDOWN, errno.EACCES, errno.EPERM}
@@ -44,19 +48,19 @@ def open_listener(listen: Listen) -> SocketType:
         family = socket.AF_INET6 if ":" in listen.ip else socket.AF_INET
         return _listener(family, listen.ip, listen.port)
     try:
-        return _listener(socket.AF_INET6, "::", listen.port)
+        return _listener(socket.AF_INET6, "::", listen.port, dual_stack=True)
     except OSError as error:
         if error.errno not in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
             raise
         return _listener(socket.AF_INET, "0.0.0.0", listen.port)
 
 
-def _listener(family: int, ip: str, port: int) -> SocketType:
+def _listener(family: int, ip: str, port: int, *, dual_stack: bool = False) -> SocketType:
     sock = SocketType(family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0)
     try:
         sock.setsockopt(SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0 if ip == "::" else 1)
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, not dual_stack)
         _for_life(sock)
         keep_alive(sock)
         sock.bind((ip, port))
@@ -98,6 +102,11 @@ def dial(address: Address) -> tuple[SocketType | None, int]:
 def connect_error(sock: SocketType) -> int:
     """Why the connect failed (SO_ERROR; reading it clears it), or 0."""
     return sock.getsockopt(SOL_SOCKET, socket.SO_ERROR)
+
+
+def unacknowledged(sock: SocketType) -> int:
+    """Bytes the kernel took from us that the peer did not confirm yet (SIOCOUTQ, tcp(7)): a reset now would destroy them."""
+    return int.from_bytes(ioctl(sock.fileno(), TIOCOUTQ, _NO_BYTES), sys.byteorder)
 
 
 def close_in_order(sock: SocketType) -> None:

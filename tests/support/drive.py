@@ -20,6 +20,7 @@ from pylb.core.session import SessionRecord
 from pylb.core.table import Frontend, Server, make_table
 from pylb.forward.counters import FrontendCounters
 from pylb.forward.engine import Engine
+from pylb.forward.sockets import unacknowledged
 
 LIMIT = 8.0  # seconds of wall time until something that should happen has failed
 PATIENCE = 0.005  # seconds in select; others' packets come from the kernel, which signals no predicate
@@ -282,6 +283,14 @@ class Drive:
             return quiet > 3 and not select.select([self.engine], [], [], PATIENCE)[0]
 
         self.run_until(still)
+
+    def run_until_confirmed(self) -> None:
+        """Until the peers' kernels have acknowledged all, FINs included: within their delayed-ACK time, 40 ms and more.
+
+        To be called before `pass_time` makes hours of them: an ACK in between is rightly taken for a session that moves.
+        """
+        halves = self.engine._life.halves
+        self.run_until(lambda: not any(unacknowledged(half.sock) for half in halves.values()))
 
     def pass_time(self, seconds: float, step: float = 0.1) -> None:
         """Move the clock in ticks, as the loop would, with a turn after each."""

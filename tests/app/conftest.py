@@ -1,0 +1,48 @@
+"""Each test has its own pylb process on loopback, its own folder, and an echo server to send connections to."""
+
+import socketserver
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.app.instance import Instance
+from tests.support.processes import Processes
+
+
+@pytest.fixture
+def processes(tmp_path: Path) -> Iterator[Processes]:
+    with Processes(tmp_path) as found:
+        yield found
+
+
+@pytest.fixture
+def pylb(processes: Processes, tmp_path: Path) -> Instance:
+    """Configured with one token, not running."""
+    return Instance(processes, tmp_path)
+
+
+class _Echo(socketserver.BaseRequestHandler):
+    def handle(self) -> None:
+        try:
+            while data := self.request.recv(4096):
+                self.request.sendall(data)
+        except ConnectionError:
+            pass  # a reset is one of the things the tests do
+
+
+class _Server(socketserver.ThreadingTCPServer):
+    daemon_threads = True
+    block_on_close = False  # a connection lives as long as its client
+
+
+@pytest.fixture
+def echo_port() -> Iterator[int]:
+    """An echo server's, on 127.0.0.1."""
+    with _Server(("127.0.0.1", 0), _Echo) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
+        thread.start()
+        yield server.server_address[1]
+        server.shutdown()
+        thread.join(5)

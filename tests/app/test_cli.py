@@ -1,0 +1,209 @@
+"""cli.py and verbs.py: what each verb says, and its exit code: 0 done, 1 the answer is no, 2 could not ask or start."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pylb.config import default_state_dir
+from pylb.startup import TOKEN_FILE
+from pylb.web.socket import call
+from tests.app.instance import Instance, cli
+
+INC = """\
+### >> Used to run mqtt:{port}
+frontend {port}_frontend
+  bind *:{port}
+  mode tcp
+  default_backend {port}_backend
+backend {port}_backend
+  mode tcp
+  server s1 127.0.0.1:{target}
+"""
+
+# ------------------------------------------------------------ check
+
+
+def test_check_of_a_good_config_is_0_and_counts_what_is_in_it(pylb: Instance) -> None:
+    ended = pylb.ask("check")
+    assert (ended.returncode, ended.stdout) == (0, f"{pylb.file}: ok (0 static frontends, 1 token)\n")
+    assert "secret" in ended.stderr  # a warning is no failure
+
+
+def test_check_of_a_bad_config_is_1_and_names_every_place(tmp_path: Path) -> None:
+    file = tmp_path / "pylb.yaml"
+    file.write_text("webhok: 3\nadmin: {listen: nowhere}\n")
+    ended = cli(tmp_path, "check", "-c", str(file))
+    assert ended.returncode == 1
+    lines = ended.stderr.splitlines()
+    assert lines[0] == f"{file}:1:1: error: unknown key 'webhok' (did you mean 'webhook'?)"
+    assert lines[1].startswith(f"{file}:2:17: error: ")
+    assert lines[2:] == ["2 mistakes"]
+    found = json.loads(cli(tmp_path, "check", "-c", str(file), "--json").stdout)
+    assert [(one["file"], one["line"], one["col"]) for one in found] == [(str(file), 1, 1), (str(file), 2, 17)]
+
+
+def test_check_without_a_file_checks_the_embedded_defaults(tmp_path: Path) -> None:
+    ended = cli(tmp_path, "check", "--json")
+    assert (ended.returncode, ended.stdout) == (0, "[]\n")
+
+
+# ------------------------------------------------------------ nobody to ask
+
+
+@pytest.mark.parametrize("verb", [("routes",), ("routes", "--json"), ("release", "443")])
+def test_without_a_running_pylb_a_question_is_2_and_names_the_socket(verb: tuple[str, ...], tmp_path: Path) -> None:
+    ended = cli(tmp_path, *verb)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    socket = default_state_dir({"HOME": str(tmp_path)}) / "control.sock"
+    assert ended.stderr == f"no pylb is running with {socket}. Start it, or name its config with -c.\n"
+
+
+def test_a_config_that_is_not_there_is_2_and_nobody_else_is_asked(tmp_path: Path) -> None:
+    ended = cli(tmp_path, "routes", "-c", str(tmp_path / "missing.yaml"))
+    assert ended.returncode == 2
+    assert "missing.yaml: error: cannot be read: No such file" in ended.stderr
+
+
+def test_misuse_is_2(tmp_path: Path) -> None:
+    assert cli(tmp_path, "relaese").returncode == 2
+
+
+# ------------------------------------------------------------ a running one
+
+
+def test_routes_release_and_rejected_of_a_running_pylb(pylb: Instance, echo_port: int) -> None:
+    pylb.start()
+    assert pylb.ask("routes").stdout.startswith("no frontends")
+    assert pylb.ask("routes", "--rejected").stdout == "no call was refused since pylb started\n"
+    assert pylb.register(pylb.port, echo_port).status == 201
+    assert pylb.register(80, echo_port).status == 403
+    (row,) = pylb.routes()
+    expected = {
+        "port": pylb.port,
+        "listen": f"127.0.0.1:{pylb.port}",
+        "frontend": f"app-{pylb.port}",
+        "unbound": None,
+        "server": "one",
+        "address": f"127.0.0.1:{echo_port}",
+        "state": "up",
+        "held_by": ["app/app/one"],
+        "lease_expires_in": None,
+        "reachable": "yes",
+        "why": "",
+    }
+    assert row == expected
+    (refused,) = json.loads(pylb.ask("routes", "--rejected", "--json").stdout)
+    assert (refused["error"], refused["token"], refused["what"]) == ("port_forbidden", "app", "PUT app/one")
+
+    ended = pylb.ask("release", "app/one")
+    assert (ended.returncode, ended.stdout) == (0, "released app/app/one\n")
+    ended = pylb.ask("release", "app/one")
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert "nothing is registered as 'app/one'" in ended.stderr
+    assert pylb.routes() == []
+
+
+def test_a_broken_file_does_not_hide_the_pylb_that_runs_with_it(pylb: Instance) -> None:
+    pylb.start()
+    with pylb.file.open("a") as file:
+        file.write("\n]")
+    ended = pylb.ask("routes")
+    assert (ended.returncode, ended.stdout[:12]) == (0, "no frontends")
+    assert f"asking the pylb that uses {pylb.state_dir}" in ended.stderr
+
+
+def test_old_haproxy_files_become_registrations(pylb: Instance, echo_port: int, tmp_path: Path) -> None:
+    folder = tmp_path / "haproxy"
+    folder.mkdir()
+    (folder / "1.inc").write_text(INC.format(port=pylb.port, target=echo_port))
+    (folder / "2.inc").write_text("frontend 25_frontend\n")
+    files = [str(path) for path in sorted(folder.iterdir())]
+    shown = f"{pylb.port} -> 127.0.0.1:{echo_port} (mqtt)\n"
+
+    dry = pylb.ask("import", "--token", "app", "--dry-run", *files)
+    assert (dry.returncode, dry.stdout) == (0, shown)
+    assert f"{files[1]}:1: " in dry.stderr
+
+    assert pylb.ask("import", "--token", "app", *files).returncode == 2  # nobody is running yet
+    pylb.start()
+    done = pylb.ask("import", "--token", "app", *files)
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "1 registration imported, 0 refused")
+    (row,) = pylb.routes()
+    assert (row["port"], row["held_by"]) == (pylb.port, ["app/mqtt (legacy)"])
+
+    refused = pylb.ask("import", "--token", "nobody", *files)
+    assert refused.returncode == 1
+    assert "there is no token 'nobody'" in refused.stderr
+    assert pylb.ask("import", "--token", "app", files[1]).returncode == 1  # nothing to import
+
+
+def test_the_control_socket_refuses_what_it_does_not_understand(pylb: Instance) -> None:
+    pylb.start()
+    path = pylb.state_dir / "control.sock"
+
+    def error(request: dict[str, Any]) -> tuple[str, str]:
+        answer = call(path, request)
+        assert answer["ok"] is False
+        return answer["error"], answer["detail"]
+
+    assert error({"verb": "release"}) == ("invalid", "what: text is needed")
+    assert error({"verb": "import", "items": 3})[0] == "invalid"
+    assert error({"verb": "import", "items": [{"action": "add"}], "token": "app"})[0] == "invalid"
+    item = {"dst-ip": "x", "frontend-port": str(pylb.port), "backend-port": "30000", "action": "add"}
+    assert error({"verb": "import", "items": [item], "token": "app"}) == ("invalid", f"port {pylb.port}: dst-ip is no address")
+    assert error({"verb": "dance"})[0] == "not_found"
+    assert call(path, {"verb": "ping"}) == {"ok": True, "generation": 0}
+
+
+def test_reload_by_the_control_socket_tells_what_changed_or_every_mistake(pylb: Instance, echo_port: int) -> None:
+    pylb.start()
+    path = pylb.state_dir / "control.sock"
+    static = {"name": "echo", "listen": f"127.0.0.1:{pylb.port}", "servers": [f"127.0.0.1:{echo_port}"]}
+    pylb.configure(frontends=[static])
+    assert call(path, {"verb": "reload"}) == {"ok": True, "opened": 1, "closed": 0, "changed": 0}
+    pylb.configure(frontends=[static | {"balance": "fastest"}])
+    answer = call(path, {"verb": "reload"})
+    assert answer["error"] == "invalid"
+    assert f"{pylb.file}:" in answer["detail"]
+
+
+# ------------------------------------------------------------ token
+
+
+def test_each_new_token_is_another_strong_one(tmp_path: Path) -> None:
+    first, second = (cli(tmp_path, "token").stdout.strip() for _ in range(2))
+    assert len(first) == len(second) == 32
+    assert first != second
+
+
+def test_the_generated_token_can_be_shown_once_it_exists(tmp_path: Path) -> None:
+    ended = cli(tmp_path, "token", "--show")
+    assert ended.returncode == 2
+    assert "It is made by the first `pylb run`" in ended.stderr
+    folder = default_state_dir({"HOME": str(tmp_path)})
+    os.makedirs(folder)
+    (folder / TOKEN_FILE).write_text("a-secret\n")
+    assert cli(tmp_path, "token", "--show").stdout == "a-secret\n"
+
+
+# ------------------------------------------------------------ demo
+
+
+def test_the_demo_moves_the_app_and_loses_no_connection(tmp_path: Path) -> None:
+    ended = cli(tmp_path, "demo", "--moves", "1", "--every", "0.3", env={"PYLB_NAME": "", "NAME": "of somebody else"})
+    assert ended.returncode == 0, ended.stderr
+    lines = ended.stdout.splitlines()
+    assert lines[5].startswith("moved to node B   node A served ")
+    assert lines[-1].endswith(" connections, 0 failed")
+    assert int(lines[-1].split()[0]) > 0
+
+
+def test_a_demo_that_cannot_start_its_pylb_shows_why(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text("import sys\nif 'run' in sys.argv: sys.exit('no interpreter today')\n")
+    ended = cli(tmp_path, "demo", "--moves", "0", env={"PYTHONPATH": str(tmp_path)})
+    assert ended.returncode == 2
+    assert "the demo did not run: pylb ended" in ended.stderr
+    assert "no interpreter today" in ended.stderr

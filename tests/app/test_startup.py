@@ -1,0 +1,178 @@
+"""startup.py: the generated token, the last good config, and what the person in front is told."""
+
+import re
+import stat
+from pathlib import Path
+
+import pytest
+
+from pylb.config import Config, parse
+from pylb.startup import LAST_GOOD, TOKEN_FILE, ConfigSource, banner, generated_secret, program
+
+SECRET = "0123456789abcdefghijklmnopqrstuv"
+
+
+def config(text: str, tmp_path: Path) -> Config:
+    return parse(f"state_dir: {tmp_path}\n{text}", "pylb.yaml")
+
+
+def said(config: Config, *, terminal: bool = True, secret: str | None = SECRET, restored: int = 0, option: str = "") -> str:
+    return banner(config, limit=100, restored=restored, secret=secret, terminal=terminal, called=("pylb", option))
+
+
+# ------------------------------------------------------------ the generated token
+
+
+def test_the_token_is_made_once_and_only_its_owner_can_read_it(tmp_path: Path) -> None:
+    first = generated_secret(tmp_path)
+    assert len(first) == 32
+    assert generated_secret(tmp_path) == first
+    assert stat.S_IMODE((tmp_path / TOKEN_FILE).stat().st_mode) == 0o600
+    assert [path.name for path in tmp_path.iterdir()] == [TOKEN_FILE]  # no temporary file is left
+
+
+def test_a_token_file_that_was_cut_short_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / TOKEN_FILE).write_text("short\n")
+    assert len(generated_secret(tmp_path)) == 32
+
+
+def test_a_token_that_cannot_be_kept_is_an_error_of_its_directory(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="No such file"):
+        generated_secret(tmp_path / "missing")
+
+
+# ------------------------------------------------------------ the last good config
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "state_dir: DIR",
+        "state_dir: 'DIR'   # where it is",
+        '  "state_dir": "DIR",',
+        '{"state_dir": "DIR",',
+    ],
+)
+def test_a_broken_file_still_says_where_its_state_is(line: str, tmp_path: Path) -> None:
+    path = tmp_path / "pylb.yaml"
+    path.write_text(f"admin: [\n{line.replace('DIR', '/var/lib/other')}\nwebhook: }}\n")
+    assert ConfigSource(path, {"HOME": "/home/x"}).state_dir() == Path("/var/lib/other")
+
+
+def test_a_relative_state_dir_of_a_broken_file_is_beside_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "pylb.yaml"
+    path.write_text("admin: [\nstate_dir: state\n")
+    assert ConfigSource(path, {}).state_dir() == tmp_path / "state"
+
+
+def test_without_such_a_line_or_a_file_it_is_the_default_directory(tmp_path: Path) -> None:
+    path = tmp_path / "pylb.yaml"
+    assert ConfigSource(path, {"STATE_DIRECTORY": "/var/lib/pylb"}).state_dir() == Path("/var/lib/pylb")
+    path.write_text("admin: [\n")
+    assert ConfigSource(path, {"HOME": "/home/x"}).state_dir() == Path("/home/x/.local/state/pylb")
+
+
+def test_the_last_good_config_is_what_was_kept_not_what_the_file_holds_now(tmp_path: Path) -> None:
+    path = tmp_path / "pylb.yaml"
+    path.write_text(f"state_dir: {tmp_path}\nadvertise: lb.example.net\n")
+    source = ConfigSource(path, {})
+    assert source.last_good() is None
+    source.keep(source.load())
+    path.write_text(f"state_dir: {tmp_path}\nadvertise: [\n")
+    kept = source.last_good()
+    assert kept is not None
+    assert kept.advertise == "lb.example.net"
+    assert stat.S_IMODE((tmp_path / LAST_GOOD).stat().st_mode) == 0o600  # it may hold secrets
+
+
+def test_a_last_good_config_that_is_not_good_any_more_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "pylb.yaml"
+    path.write_text(f"state_dir: {tmp_path}\n")
+    source = ConfigSource(path, {})
+    source.keep(source.load())
+    (tmp_path / LAST_GOOD).write_text("workers: -1\n")
+    assert source.last_good() is None
+
+
+def test_the_embedded_defaults_are_not_kept(tmp_path: Path) -> None:
+    source = ConfigSource(None, {"HOME": str(tmp_path)})
+    source.keep(source.load())
+    assert source.last_good() is None
+    assert list(tmp_path.iterdir()) == []
+
+
+# ------------------------------------------------------------ the banner
+
+
+def test_the_token_is_shown_on_a_terminal_and_only_its_file_elsewhere(tmp_path: Path) -> None:
+    shown, hidden = said(config("", tmp_path)), said(config("", tmp_path), terminal=False)
+    assert shown.count(SECRET) == 2
+    assert SECRET not in hidden
+    assert hidden.count(f"$(cat {tmp_path / TOKEN_FILE})") == 2
+
+
+def test_with_configured_tokens_there_is_nothing_to_try(tmp_path: Path) -> None:
+    text = said(config("", tmp_path), secret=None, restored=1)
+    assert text.count("\n") == 1
+    assert "1 port served" in text
+
+
+def test_it_says_where_the_doors_are_and_how_to_ask_this_pylb(tmp_path: Path) -> None:
+    text = said(config("", tmp_path), option=" -c pylb.yaml", restored=3)
+    assert "webhook on *:9000, admin on http://127.0.0.1:8404" in text
+    assert "3 ports served" in text
+    assert "pylb routes -c pylb.yaml\n" in text
+
+
+@pytest.mark.parametrize(
+    ("webhook", "curl", "pod"),
+    [
+        ('{listen: "*:9000", insecure: true}', "http://localhost:9000/v1/", "http://lb.example.net:9000"),
+        ('{listen: "0.0.0.0:9000", insecure: true}', "http://localhost:9000/v1/", "http://lb.example.net:9000"),
+        ('{listen: "[2001:db8::9]:9000", insecure: true}', "http://[2001:db8::9]:9000/v1/", "http://[2001:db8::9]:9000"),
+        ('{listen: "127.0.0.1:9000"}', "http://127.0.0.1:9000/v1/", "http://127.0.0.1:9000"),
+        ('{listen: "*:9000", tls: self-signed}', "https://localhost:9000/v1/", "https://lb.example.net:9000"),
+    ],
+)
+def test_curl_and_phone_home_get_a_url_that_leads_here(webhook: str, curl: str, pod: str, tmp_path: Path) -> None:
+    text = said(config(f"advertise: lb.example.net\nwebhook: {webhook}\n", tmp_path))
+    assert f"-X PUT {curl}" in text
+    assert f"PYLB_URL={pod}\n" in text
+
+
+def test_a_certificate_of_our_own_comes_with_the_way_to_trust_it(tmp_path: Path) -> None:
+    text = said(config('webhook: {listen: "*:9000", tls: self-signed}\n', tmp_path))
+    assert f"--cacert {tmp_path}/tls/cert.pem" in text
+    assert f"PYLB_CA={tmp_path}/tls/cert.pem" in text
+
+
+def test_a_loopback_webhook_promises_nothing_to_pods(tmp_path: Path) -> None:
+    text = said(config('webhook: {listen: "[::1]:9000"}\n', tmp_path))
+    assert "From this machine only" in text
+    assert "From a pod" not in text
+
+
+@pytest.mark.parametrize(
+    ("argv0", "path", "expected"),
+    [
+        (".venv/bin/pylb", None, (".venv/bin/pylb", "")),
+        ("/nowhere/bin/pylb", Path("my file.yaml"), ("/nowhere/bin/pylb", " -c 'my file.yaml'")),
+    ],
+)
+def test_the_command_to_type_is_the_one_that_was_typed(
+    argv0: str, path: Path | None, expected: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", [argv0])
+    assert program(path) == expected
+
+
+def test_a_command_on_the_path_is_named_alone_and_a_module_with_its_interpreter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = tmp_path / "pylb"
+    command.touch(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr("sys.argv", [str(command)])
+    assert program(None) == ("pylb", "")
+    monkeypatch.setattr("sys.argv", ["/somewhere/pylb/__main__.py"])
+    assert re.fullmatch(r"python[\d.]* -m pylb", program(None)[0])

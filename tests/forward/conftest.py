@@ -1,0 +1,37 @@
+"""A driven engine, with splice and without; both come back to the base line."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from tests.support.baseline import Baseline, baseline
+from tests.support.drive import Drive
+
+__all__ = ["baseline"]
+
+
+@pytest.fixture(autouse=True)
+def _back_to_the_base_line(baseline: Baseline) -> None:
+    pass
+
+
+@pytest.fixture(params=[True, False], ids=["splice", "copy"])
+def drive(request: pytest.FixtureRequest, _back_to_the_base_line: None) -> Iterator[Drive]:
+    driven = Drive(splice=request.param)
+    yield driven
+    driven.finish()
+
+
+@pytest.fixture
+def make_drive(_back_to_the_base_line: None) -> Iterator[Callable[..., Drive]]:
+    """Drives with arguments of the test's own."""
+    made: list[Drive] = []
+
+    def make(**arguments: Any) -> Drive:
+        made.append(Drive(**arguments))
+        return made[-1]
+
+    yield make
+    for driven in made:
+        driven.finish()
