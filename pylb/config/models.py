@@ -84,8 +84,8 @@ class Log(Section):
 
 
 class Leases(Section):
-    min_ttl: v.LongerThanZero = Field(_LEASES.min_ttl, description="a shorter TTL asked for becomes this")
-    max_ttl: v.LongerThanZero = Field(_LEASES.max_ttl, description="a longer one becomes this")
+    min_ttl: v.LongerThanZero = Field(_LEASES.min_ttl, description="a shorter TTL is refused")
+    max_ttl: v.LongerThanZero = Field(_LEASES.max_ttl, description="a longer one is refused")
     keep_stale: v.Duration = Field(
         _LEASES.keep_stale, description="how long a registration whose lease ended stays as the last resort"
     )

@@ -4,7 +4,6 @@ from collections import deque
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 
-from pylb.core.auth import Caller
 from pylb.core.errors import Refused
 
 
@@ -43,14 +42,8 @@ class Journal:
         self._events.append(event)
         self._log(event)
 
-    def reject(self, refused: Refused, caller: Caller, what: str) -> None:
-        self._reject(refused, caller.ip, caller.token.name, what)
-
-    def reject_unknown(self, refused: Refused, ip: str, what: str) -> None:
-        """Of a caller without a valid token."""
-        self._reject(refused, ip, "", what)
-
-    def _reject(self, refused: Refused, ip: str, token: str, what: str) -> None:
+    def reject(self, refused: Refused, ip: str, token: str, what: str) -> None:
+        """`token` is its name, "" where the call had no valid one."""
         detail = refused.detail + (f" ({refused.hint})" if refused.hint else "")
         self._rejections.append(Rejection(self._wall(), ip, token, what, str(refused.code), detail))
         whom = f"with token {token!r}" if token else "without a valid token"

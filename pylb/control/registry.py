@@ -205,7 +205,7 @@ class Registry:
             return await call()
         except Refused as refused:
             self._ledger.totals["refused"] += 1
-            self._ledger.journal.reject(refused, caller, what)
+            self._ledger.journal.reject(refused, caller.ip, caller.token.name, what)
             raise
 
     # ------------------------------------------------------------ views
@@ -268,10 +268,10 @@ class Registry:
         """The last 100 refused calls, oldest first."""
         return self._ledger.journal.rejected()
 
-    def reject(self, refused: Refused, ip: str, what: str) -> None:
-        """A call that the web layer refused before it had a token: it counts and is shown like any other."""
+    def reject(self, refused: Refused, ip: str, token: str, what: str) -> None:
+        """A call that the web layer refused: it counts and is shown like any other. `token`: "" without a valid one."""
         self._ledger.totals["refused"] += 1
-        self._ledger.journal.reject_unknown(refused, ip, what)
+        self._ledger.journal.reject(refused, ip, token, what)
 
 
 def _named(claims: Claims, what: str) -> tuple[Registration, ...]:

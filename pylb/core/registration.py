@@ -151,7 +151,9 @@ def parse_native(body: bytes) -> Announcement:
     try:
         parsed = AnnouncementBody.model_validate(data)
     except ValidationError as error:
-        raise _readable(error.errors(include_url=False, include_context=True)[0]) from None
+        # The misspelt key explains the missing one beside it.
+        found = error.errors(include_url=False, include_context=True)
+        raise _readable(next((one for one in found if one["type"] == "extra_forbidden"), found[0])) from None
     wanted = tuple(_wanted(item) for item in parsed.frontends)
     _no_port_twice(wanted)
     ttl = None if parsed.ttl is None else float(parsed.ttl)

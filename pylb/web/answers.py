@@ -35,11 +35,8 @@ LEGACY_NOT_FOUND = "Hook not found."
 
 
 def refusal_body(refused: Refused) -> dict[str, str]:
-    """`{"error", "detail", "hint"}`; without a hint where there is none."""
-    body = {"error": str(refused.code), "detail": refused.detail}
-    if refused.hint:
-        body["hint"] = refused.hint
-    return body
+    """`{"error", "detail", "hint"}`, always all three; the hint may be empty."""
+    return {"error": str(refused.code), "detail": refused.detail, "hint": refused.hint}
 
 
 def json_refusal(refused: Refused, **headers: str) -> Answer:

@@ -114,7 +114,7 @@ class Webhook:
             hint = f"a token of at least {STRONG} characters as in pylb's config: Authorization: Bearer TOKEN"
             detail = "the token is not known here" if secret else "the call carries no token"
             refused = Refused(Code.UNAUTHORIZED, detail, hint)
-            self._note(call, ip, refused)
+            self._note(call, ip, "", refused)
             raise refused
         return Caller(ip, token, at)
 
@@ -137,13 +137,13 @@ class Webhook:
         try:
             return parse(call.body)
         except Refused as refused:
-            self._note(call, caller.ip, refused)
+            self._note(call, caller.ip, caller.token.name, refused)
             raise
 
-    def _note(self, call: Call, ip: str, refused: Refused) -> None:
+    def _note(self, call: Call, ip: str, token: str, refused: Refused) -> None:
         """What is refused before the registry hears of it. A wrong token is worth a line, a flood of them is not."""
         if self._notes.take((ip, refused.code)) == 0:
-            self._registry.reject(refused, ip, f"{call.method} {call.path[:160]}")
+            self._registry.reject(refused, ip, token, f"{call.method} {call.path[:160]}")
 
 
 def _parse_legacy(body: bytes) -> LegacyCall:

@@ -127,17 +127,19 @@ class Pylb:
     def put(self, who: str, body: Any, *, by: str = "app", source: str = "127.0.0.1") -> Answer:
         """PUT /v1/registrations/{who}; `body` as an object or as bytes."""
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
-        return call(self.webhook, "PUT", f"/v1/registrations/{who}", data, {"Authorization": f"Bearer {secret(by)}"}, source)
+        return call(
+            self.webhook, "PUT", f"/v1/registrations/{who}", data, {"Authorization": f"Bearer {secret(by)}"}, source=source
+        )
 
     def delete(self, who: str, *, by: str = "app", source: str = "127.0.0.1") -> Answer:
         headers = {"Authorization": f"Bearer {secret(by)}"}
-        return call(self.webhook, "DELETE", f"/v1/registrations/{who}", None, headers, source)
+        return call(self.webhook, "DELETE", f"/v1/registrations/{who}", None, headers, source=source)
 
     def hook(self, body: Any, *, secret: str | None, source: str = "127.0.0.1", method: str = "POST") -> Answer:
         """The legacy route, as the shell client's curl calls it."""
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
         headers = {"Content-Type": "application/json"} | ({} if secret is None else {"X-Funkypenguin-Token": secret})
-        return call(self.webhook, method, "/hooks/update-haproxy", data if method == "POST" else None, headers, source)
+        return call(self.webhook, method, "/hooks/update-haproxy", data if method == "POST" else None, headers, source=source)
 
     def metrics(self) -> list[tuple[str, dict[str, str], float]]:
         """(name, labels, value) of every sample."""
@@ -169,6 +171,7 @@ def call(
     path: str,
     body: bytes | None = None,
     headers: Mapping[str, str] | None = None,
+    *,
     source: str = "127.0.0.1",
 ) -> Answer:
     """One HTTP request to 127.0.0.1, called from the address `source`."""
@@ -267,6 +270,8 @@ def is_open(port: int) -> bool:
         connect(port).close()
     except ConnectionRefusedError:
         return False
+    except ConnectionResetError:
+        pass  # accepted, and reset at once for want of a server
     return True
 
 
@@ -276,5 +281,3 @@ def split(said: bytes) -> tuple[int, dict[str, str], bytes]:
     lines = head.decode("latin-1").split("\r\n")
     status = int(lines[0].split()[1])
     return status, {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines[1:])}, body
-
-

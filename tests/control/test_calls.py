@@ -403,7 +403,7 @@ async def test_a_second_instance_behind_a_static_frontend_joins_it(tmp_path: Pat
 @aio
 async def test_a_call_without_a_valid_token_is_counted_and_shown_too(tmp_path: Path) -> None:
     async with control(tmp_path) as c:
-        c.registry.reject(Refused(Code.UNAUTHORIZED, "no such token"), NODE_B, "PUT web/pod-1")
+        c.registry.reject(Refused(Code.UNAUTHORIZED, "no such token"), NODE_B, "", "PUT web/pod-1")
         (last,) = c.registry.rejected()
         assert (last.ip, last.token, last.code, last.what) == (NODE_B, "", "unauthorized", "PUT web/pod-1")
         assert "without a valid token" in c.heard[-1].text

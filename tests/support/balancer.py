@@ -88,7 +88,19 @@ class Balancer:
         argv = (*wrapper, *python("pylb", "run", "-c", str(self.config_file)))
         self.process = self._processes.start("pylb", argv, at=self.at)
         eventually(self._is_ready, within=20, what="/readyz is 200")
-        self._descriptors, self._open = self.process.descriptors(), self._ports_open()
+        self._open = self._ports_open()
+        self._descriptors = self._settled_descriptors()
+
+    def _settled_descriptors(self) -> int:
+        """Their number once our own question of a moment ago is closed over there too: three equal looks in a row."""
+        looks: list[int] = []
+
+        def settled() -> bool:
+            looks.append(self.running.descriptors())
+            return len(looks) >= 3 and len(set(looks[-3:])) == 1
+
+        eventually(settled, within=5, what="the number of descriptors stands still")
+        return looks[-1]
 
     def _is_ready(self) -> bool:
         if not self.running.alive:

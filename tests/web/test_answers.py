@@ -18,11 +18,11 @@ def test_every_status_of_the_design_is_used_and_no_code_is_left_over() -> None:
     assert set(STATUS) == set(Code)
 
 
-def test_a_json_refusal_has_error_detail_and_a_hint_where_there_is_one() -> None:
+def test_a_json_refusal_always_has_error_detail_and_hint() -> None:
     answer = json_refusal(Refused(Code.PORT_OWNED, "port 443 is owned", "use another"))
     assert (answer.status, answer.content_type) == (409, "application/json")
     assert answer.body == b'{"error":"port_owned","detail":"port 443 is owned","hint":"use another"}\n'
-    assert json_refusal(Refused(Code.INVALID, "no")).body == b'{"error":"invalid","detail":"no"}\n'
+    assert json_refusal(Refused(Code.INVALID, "no")).body == b'{"error":"invalid","detail":"no","hint":""}\n'
 
 
 def test_retry_after_is_whole_seconds_and_never_zero() -> None:
