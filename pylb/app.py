@@ -119,6 +119,7 @@ class App:
         async with AsyncExitStack() as stack:
             await self._start(stack)
             await self._stop.wait()
+            self._stop_accepting()
         if self._broken:
             raise Broken
 
@@ -375,14 +376,17 @@ class App:
 
     # ------------------------------------------------------------ stop
 
-    async def _drain(self) -> None:
-        """The doors are closed. Live sessions have timeouts.shutdown; a second signal cuts that short."""
+    def _stop_accepting(self) -> None:
         engine, seconds = self._engine, self._config.defaults.timeouts.shutdown
         if live := engine.counters.open_sessions:
             log.info("stopping: %d live sessions have %g s; a second signal ends them now", live, seconds)
         else:
             log.info("stopping")
         engine.drain(time.monotonic() + seconds)
+
+    async def _drain(self) -> None:
+        """The doors are closed. Live sessions have the rest of timeouts.shutdown; a second signal cuts that short."""
+        engine = self._engine
         while engine.counters.open_sessions:
             if self._at_once:
                 engine.drain(time.monotonic())  # the next tick resets them

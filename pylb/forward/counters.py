@@ -40,6 +40,7 @@ class FrontendCounters:
         "bytes_out",
         "connect_seconds",
         "denied",
+        "forgotten",
         "name",
         "servers",
         "session_seconds",
@@ -58,6 +59,7 @@ class FrontendCounters:
         self.connect_seconds = Histogram(CONNECT_BOUNDS)
         self.session_seconds = Histogram(SESSION_BOUNDS)
         self.servers: dict[str, ServerCounters] = {}  # by label; "" for sessions that never had one
+        self.forgotten = 0  # ended sessions of servers that left the table: with those of `servers` all that ended
 
 
 class Counters:

@@ -117,6 +117,8 @@ class Engine:
         A port that failed is tried again by the next apply. Live sessions are not touched: those of a removed frontend end by
         themselves or at timeouts.drain. Not atomic across ports: each serves its new servers from its own assignment on.
         """
+        if self._drain_at is not None:
+            return {}
         change = diff(self.table, table)
         for old in change.closed:
             self._remove(old.listen)
@@ -142,10 +144,15 @@ class Engine:
         return failed
 
     def drain(self, deadline: float) -> None:
-        """Accept no more; sessions that still live at `deadline` (the clock's) are reset."""
+        """Close the ports, so that new clients are refused and try elsewhere; who waits in a backlog is still taken.
+
+        Sessions that live at `deadline` (the clock's) are reset. Called again it only moves the deadline; no later table
+        opens a port.
+        """
         self._drain_at = deadline
-        self._ports.draining = True
-        self._ports.rewatch_all()
+        for listen, port in list(self._ports.by_listen.items()):
+            self._ports.accept(port)
+            self._ports.close(listen)
 
     def close(self) -> None:
         """Reset what lives and close everything."""

@@ -41,7 +41,6 @@ class Ports:
         self._begin = begin
         self.by_listen: dict[Listen, Port] = {}
         self.by_fd: dict[int, Port] = {}
-        self.draining = False
         self._waiting: dict[Port, None] = {}  # unwatched for want of room
         self._paused = False  # some port is unwatched for want of descriptors or memory
 
@@ -90,7 +89,7 @@ class Ports:
 
     def session_ended(self) -> None:
         """There is room for one more: free of charge unless a port waits for just that."""
-        if self._waiting and not self.draining:
+        if self._waiting:
             for port in list(self._waiting):
                 self.rewatch(port)
 
@@ -122,7 +121,7 @@ class Ports:
 
     def _has_room(self, port: Port) -> bool:
         frontend = port.frontend
-        if frontend is None or self.draining or self._counters.open_sessions >= self._counters.max_connections:
+        if frontend is None or self._counters.open_sessions >= self._counters.max_connections:
             return False
         most = frontend.frontend.policy.max_connections
         return not most or frontend.sessions < most

@@ -109,7 +109,7 @@ class Relay:
     def _start_splice(self, source: Half, destination: Half) -> bool:
         pipe = self.pipes.borrow()
         if pipe is None:
-            source.full_reads = -(1 << 62)  # not again for this session's direction
+            source.full_reads = 0  # asked again after as many full reads
             self._counters.pipe_fallbacks += 1
             return False
         # SPLICE_F_NONBLOCK speaks of the pipe alone: without O_NONBLOCK on the socket splice blocks (measured).

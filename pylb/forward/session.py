@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from socket import SocketType
 
+from pylb.core.address import Address
 from pylb.core.balance import leastconn, roundrobin
 from pylb.core.policy import Balance
 from pylb.core.session import State
@@ -78,14 +79,15 @@ class ServerState:
 class FrontendState:
     """A frontend in force. `frontend` and `tiers` are replaced by a new table, never edited."""
 
-    __slots__ = ("counters", "frontend", "kill_at", "servers", "sessions", "tiers")
+    __slots__ = ("_leaving", "counters", "frontend", "kill_at", "servers", "sessions", "tiers")
 
     def __init__(self, frontend: Frontend) -> None:
         self.counters = FrontendCounters(frontend.name)
         self.sessions = 0
         self.kill_at: float | None = None  # monotonic; set when the frontend was removed
-        self.servers: dict[Server | tuple[str, object], ServerState] = {}
+        self.servers: dict[tuple[str, Address], ServerState] = {}
         self.tiers: list[list[ServerState]] = []
+        self._leaving: list[ServerState] = []  # left the table, still have sessions
         self.frontend = frontend
         self.update(frontend)
 
@@ -105,6 +107,12 @@ class FrontendState:
             self.servers[key] = state
             tiers.setdefault(server.rank, []).append(state)
         self.tiers = [tiers[rank] for rank in sorted(tiers)]
+        # Every new pod is a new label: its counters go with its last session, at the next table.
+        gone = [state for key, state in known.items() if key not in self.servers]
+        self._leaving = [state for state in (*self._leaving, *gone) if state.sessions]
+        kept = {server.name for server in frontend.servers} | {state.server.name for state in self._leaving} | {""}
+        for label in self.counters.servers.keys() - kept:
+            self.counters.forgotten += self.counters.servers.pop(label).closed.total()
 
     def pick(self, tried: list[ServerState] | None) -> ServerState | None:
         """The balance's choice within the lowest rank that has an untried server of weight, or None."""

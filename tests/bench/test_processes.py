@@ -49,7 +49,7 @@ def test_cpu_seconds_and_memory_include_a_worker_of_the_child(tmp_path):
     with child(WORKER, tmp_path) as (process, address):
         process.wait_listening(address)
 
-        assert process.cpu_seconds() >= 0.3
+        assert process.cpu_seconds() >= 0.3 - 0.02  # proc(5) counts whole ticks of 10 ms, user and system time each
         assert 64 << 20 <= process.memory_bytes() < 96 << 20
 
 

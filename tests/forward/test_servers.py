@@ -267,3 +267,18 @@ def test_errors_of_a_connect_have_a_closed_list_of_names() -> None:
     assert names[errno.ETIMEDOUT] == "timeout"
     assert names[errno.EHOSTUNREACH] == "unreachable"
     assert names[errno.EADDRNOTAVAIL] == "resource"
+
+
+def test_the_counters_of_a_server_that_left_go_with_its_last_session(drive: Drive) -> None:
+    old, new = drive.backend(), drive.backend()
+    listen = drive.serve(server_at(old, "pod-1"))
+    client = drive.connect(listen)
+    drive.accept(old)
+    labels = drive.engine.counters.frontends[listen].servers
+    drive.serve(server_at(new, "pod-2"), listen=listen)
+    drive.serve(server_at(new, "pod-3"), listen=listen)
+    assert set(labels) == {"pod-1", "pod-3"}
+    client.reset()
+    drive.run_until(lambda: drive.records)
+    drive.serve(server_at(new, "pod-4"), listen=listen)
+    assert set(labels) == {"pod-4"}
