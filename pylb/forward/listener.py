@@ -4,7 +4,7 @@ import errno
 import select
 from collections.abc import Callable
 from select import EPOLLIN
-from socket import SocketType
+from socket import SOCK_STREAM, SocketType
 
 from pylb.core.address import Listen
 from pylb.forward.counters import Counters
@@ -19,12 +19,13 @@ _EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 class Port:
     """A listening socket. Without a frontend it was opened ahead of its table: clients wait in its backlog."""
 
-    __slots__ = ("fd", "frontend", "listen", "sock", "watched")
+    __slots__ = ("family", "fd", "frontend", "listen", "sock", "watched")
 
     def __init__(self, listen: Listen, sock: SocketType) -> None:
         self.listen = listen
         self.sock = sock
         self.fd = sock.fileno()
+        self.family = sock.family
         self.frontend: FrontendState | None = None
         self.watched = False
 
@@ -110,8 +111,7 @@ class Ports:
                     self._pause(port)
                     return
                 continue  # ECONNABORTED and network errors of that one client (accept(2))
-            family = port.sock.family
-            self._begin(frontend, SocketType(family, port.sock.type, port.sock.proto, fd), address)
+            self._begin(frontend, SocketType(port.family, SOCK_STREAM, 0, fd), address)
 
     def _pause(self, port: Port) -> None:
         if port.watched:

@@ -118,7 +118,6 @@ def close_in_order(sock: SocketType) -> None:
     sock.close()
 
 
-def peer_of(sockaddr: tuple[str, int] | tuple[str, int, int, int]) -> Address:
-    """The address of `accept` or `getsockname`, IPv4-mapped ones folded (a dual-stack listener shows IPv4 clients so)."""
-    ip = sockaddr[0]
-    return Address(ip[7:] if ip.startswith("::ffff:") and "." in ip else ip, sockaddr[1])
+def folded(ip: str) -> str:
+    """The text of an address from the kernel, IPv4-mapped ones as IPv4: a dual-stack listener shows IPv4 clients so."""
+    return ip[7:] if ip.startswith("::ffff:") and "." in ip else ip

@@ -6,6 +6,7 @@ tcplog is `%ci:%cp [%t] %ft %b/%s %Tw/%Tc/%Tt %B %ts %ac/%fc/%bc/%sc/%rc %sq/%bq
 
 import json
 import time
+from functools import lru_cache
 from typing import Literal
 
 from pylb.core.session import SessionRecord
@@ -62,5 +63,10 @@ def connection_log(fd: int, style: Format, limit: int = QUEUE_LINES) -> LineWrit
 
 def _local_date(unix: float) -> str:
     seconds, millis = divmod(int(unix * 1000), 1000)
+    return f"{_local_second(seconds)}.{millis:03}"
+
+
+@lru_cache(maxsize=8)  # thousands of sessions share a second
+def _local_second(seconds: int) -> str:
     t = time.localtime(seconds)
-    return f"{t.tm_mday:02}/{_MONTHS[t.tm_mon - 1]}/{t.tm_year}:{t.tm_hour:02}:{t.tm_min:02}:{t.tm_sec:02}.{millis:03}"
+    return f"{t.tm_mday:02}/{_MONTHS[t.tm_mon - 1]}/{t.tm_year}:{t.tm_hour:02}:{t.tm_min:02}:{t.tm_sec:02}"

@@ -353,8 +353,8 @@ def assert_settled(engine: Engine, frontends: Iterable[FrontendCounters]) -> Non
     assert engine.counters.open_sessions == 0
     for counters in frontends:
         assert counters.sessions == 0
-        closed = sum(sum(server.closed.values()) for server in counters.servers.values())
-        assert closed + counters.forgotten == counters.sessions_total
+        closed = counters.forgotten + sum(server.closed.total() for server in counters.servers.values())
+        assert closed == counters.sessions_total
         assert sum(counters.session_seconds.counts) == closed
         assert all(server.sessions == 0 for server in counters.servers.values())
 
