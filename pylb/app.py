@@ -3,6 +3,9 @@
 Start: messages → the HTTP sockets (bound, so that a taken port ends the start before anything is touched) → engine and
 registry (the snapshot's ports serve from here on) → control socket, webhook, admin, metrics → leases run.
 Stop: no new sessions → doors closed → live sessions get timeouts.shutdown, then a reset → last snapshot → logs flushed.
+
+One class over 300 lines because start, reload and stop hold the same dozen parts; what stands alone is in driver, reloading
+and startup.
 """
 
 import asyncio
@@ -28,16 +31,16 @@ from pylb.control.store import StateLocked, Store
 from pylb.core.address import Listen
 from pylb.core.auth import Keyring
 from pylb.core.errors import Code, Refused
-from pylb.core.policy import Rules
 from pylb.core.session import SessionRecord
 from pylb.core.table import Diff, Server
+from pylb.driver import Driver
 from pylb.forward.engine import Engine, connection_limit, pipe_limit
-from pylb.forward.timers import TICK
-from pylb.machine import RESOLVE_SECONDS, hold_standard_descriptors, local_addresses, raise_descriptor_limit, resolve
+from pylb.machine import hold_standard_descriptors, local_addresses, raise_descriptor_limit
 from pylb.observe.connlog import connection_log
 from pylb.observe.lines import LineWriter
 from pylb.observe.messages import install
 from pylb.observe.metrics import Metrics
+from pylb.reloading import check_fixed, in_words, reload_certificate, rules_of
 from pylb.startup import TOKEN_FILE, ConfigSource, banner, generated_secret, program
 from pylb.verbs import verbs
 from pylb.web.admin import Admin
@@ -49,7 +52,6 @@ from pylb.web.webhook import Webhook
 
 log = logging.getLogger("pylb")
 
-LAG_DECAY = 0.99  # per tick: a stall stays visible for a scrape or two (half after 7 s)
 LOG_FLUSH = 2.0  # seconds for the last lines at the end
 # With the heap of the start frozen and sessions that leave no cycles, collections find nothing: they may be rare.
 GC_THRESHOLDS = (50_000, 20, 100)
@@ -106,9 +108,8 @@ class App:
         self._secret: str | None = None  # the generated token's, where no token is configured
         self._keyring = Keyring(())
         self._certificates: list[Certificate] = []
-        self._lag = 0.0  # seconds that ticks came late, the worst of late
         self._stop = asyncio.Event()
-        self._at_once = False  # a second signal came
+        self._at_once = asyncio.Event()  # a second signal came
         self._started = False
         self._reload_wanted = False  # SIGHUP during the start
         self._broken = False
@@ -137,7 +138,8 @@ class App:
         stack.callback(connlog.close, LOG_FLUSH)
         limit = self._make_engine(stack, connlog)
         await self._make_registry(stack)
-        self._drive_engine(stack)
+        self._driver = Driver(self._engine)
+        stack.callback(self._driver.stop)
         stack.push_async_callback(self._drain)
         await self._open_doors(stack, sockets, lambda: connlog.dropped + messages.lines.dropped)
         self._registry.webhook_is_up()
@@ -203,7 +205,7 @@ class App:
     async def _make_registry(self, stack: AsyncExitStack) -> None:
         config = self._config
         self._registry = Registry(
-            rules=await _rules(config),
+            rules=await rules_of(config),
             keyring=self._keyring,
             sink=self._engine,
             store=Store(config.state_dir),
@@ -216,42 +218,17 @@ class App:
         stack.push_async_callback(self._registry.stop)
         self._hooks.registry = self._registry
 
-    def _drive_engine(self, stack: AsyncExitStack) -> None:
-        """The engine's one descriptor and its tick, in the loop."""
-        loop, engine = asyncio.get_running_loop(), self._engine
-
-        def ready() -> None:
-            if engine.on_ready():
-                loop.call_soon(ready)
-
-        timer: asyncio.TimerHandle | None = None
-        due = loop.time()
-
-        def tick() -> None:
-            nonlocal timer, due
-            now = loop.time()
-            self._lag = max(now - due, self._lag * LAG_DECAY)
-            due = now + TICK
-            timer = loop.call_later(TICK, tick)
-            engine.tick(time.monotonic())
-
-        tick()
-        loop.add_reader(engine.fileno(), ready)
-        stack.callback(lambda: timer.cancel() if timer is not None else None)
-        stack.callback(loop.remove_reader, engine.fileno())
-
     async def _open_doors(self, stack: AsyncExitStack, sockets: list[socket.socket], dropped: Callable[[], int]) -> None:
         config, registry = self._config, self._registry
         metrics = Metrics(
             counters=self._engine.counters,
             registry=registry,
             lines_dropped=dropped,
-            loop_lag=lambda: self._lag,
+            loop_lag=lambda: self._driver.lag,
             reloaded=lambda: self._reloaded,
             certificate_expires_at=lambda: min((one.expires_at for one in self._certificates), default=None),
         )
-        hosts = [name for name in (config.advertise, *config.public_addresses) if name]
-        admin = Admin(registry, self._engine.counters, metrics.render, hosts)
+        self._admin = admin = Admin(registry, self._engine.counters, metrics.render, config.own_names)
         self._webhook = Webhook(registry, lambda: self._keyring, trusted_proxies=config.trusted_proxies)
         servers = [
             HttpServer(sock, self._webhook.handler(legacy=one.legacy), tls=self._tls(one))
@@ -278,8 +255,8 @@ class App:
         config = self._config
         try:
             if tls.self_signed:
-                names = [name for name in (config.advertise, *config.public_addresses, *sorted(local_addresses())) if name]
-                certificate = self_signed(config.state_dir / "tls", [*names, "localhost", "127.0.0.1", "::1"])
+                names = [*config.own_names, *sorted(local_addresses()), "localhost", "127.0.0.1", "::1"]
+                certificate = self_signed(config.state_dir / "tls", names)
             elif tls.certificate is not None and tls.key is not None:
                 certificate = Certificate(tls.certificate, tls.key)
             else:
@@ -317,9 +294,9 @@ class App:
     def _on_stop_signal(self) -> None:
         if not self._stop.is_set():
             self._stop.set()
-        elif not self._at_once:
+        elif not self._at_once.is_set():
             log.warning("stopping at once")
-            self._at_once = True
+            self._at_once.set()
 
     def _on_reload_signal(self) -> None:
         if self._started:
@@ -350,20 +327,21 @@ class App:
         """Read the config again: all or nothing. Raises ConfigErrors or Refused."""
         self._reloaded = False
         config = self._source.load()
-        _same_listeners(self._config, config)
+        check_fixed(self._config, config)
         had_tokens = bool(self._config.tokens)
         try:
             keyring = self._make_keyring(config)
         except CannotStart as reason:
             raise Refused(Code.INVALID, str(reason)) from None
-        change = await self._registry.reload(await _rules(config), keyring)
+        change = await self._registry.reload(await rules_of(config), keyring)
         self._config, self._keyring = config, keyring
         self._webhook.trusted_proxies = config.trusted_proxies
+        self._admin.set_hosts(config.own_names)
         for certificate in self._certificates:
-            _reload_certificate(certificate)
+            reload_certificate(certificate)
         self._reloaded = True
         self._keep_config()
-        log.info("reloaded: %s", _in_words(change))
+        log.info("reloaded: %s", in_words(change))
         if self._secret is not None and had_tokens:
             log.warning("no token is configured any more: the generated one in %s counts", config.state_dir / TOKEN_FILE)
         return change
@@ -386,25 +364,10 @@ class App:
 
     async def _drain(self) -> None:
         """The doors are closed. Live sessions have the rest of timeouts.shutdown; a second signal cuts that short."""
-        engine = self._engine
-        while engine.counters.open_sessions:
-            if self._at_once:
-                engine.drain(time.monotonic())  # the next tick resets them
-            await asyncio.sleep(TICK / 2)
+        await self._driver.drained(at_once=self._at_once)
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-
-
-async def _rules(config: Config) -> Rules:
-    """With the addresses of this machine, for the check against loops. A name that does not resolve just now adds none."""
-    own = local_addresses()
-    if config.advertise is not None:
-        try:
-            own |= await resolve(config.advertise)
-        except TimeoutError:
-            log.warning("advertise: %s did not resolve within %.0f s", config.advertise, RESOLVE_SECONDS)
-    return config.rules(own)
 
 
 def _who(error: OSError, listen: Listen, what: str) -> str:
@@ -417,34 +380,6 @@ def _who(error: OSError, listen: Listen, what: str) -> str:
         case errno.EACCES:
             return "Ports below 1024 need CAP_NET_BIND_SERVICE or sysctl net.ipv4.ip_unprivileged_port_start: allow it, or "
     return f"The {what} cannot be served without it: "
-
-
-def _same_listeners(old: Config, new: Config) -> None:
-    """What a reload cannot change is refused, not ignored. Raises Refused."""
-    fixed = ("webhook", "admin", "metrics", "state_dir", "workers", "log")
-    changed = [key for key in fixed if getattr(old, key) != getattr(new, key)]
-    if changed:
-        raise Refused(
-            Code.INVALID,
-            f"{', '.join(changed)} cannot change while pylb runs",
-            "restart it: the ports come back by themselves",
-        )
-
-
-def _reload_certificate(certificate: Certificate) -> None:
-    try:
-        certificate.reload()
-    except (OSError, ValueError) as error:
-        log.error("%s: the new certificate cannot be used, the old one goes on: %s", certificate.path, error)
-
-
-def _in_words(change: Diff) -> str:
-    parts = [
-        f"opened {', '.join(str(one.listen) for one in change.opened)}" if change.opened else "",
-        f"closed {', '.join(str(one.listen) for one in change.closed)}" if change.closed else "",
-        f"changed {', '.join(str(new.listen) for _, new in change.changed)}" if change.changed else "",
-    ]
-    return "; ".join(filter(None, parts)) or "nothing in the table changed"
 
 
 def _log_event(event: Event) -> None:

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from pylb.config import Config, ConfigErrors, default_state_dir, load
+from pylb.config import Config, ConfigErrors, default_state_dir, load, parse
 from pylb.core.address import ANY, is_loopback
 from pylb.core.auth import STRONG
 from pylb.machine import outgoing_address
@@ -31,12 +31,19 @@ class ConfigSource:
         return load(self.path, self._environ)
 
     def last_good(self) -> Config | None:
-        """What was in force when pylb last ran with this file, if it is remembered and still valid."""
+        """What was in force when pylb last ran with this file, if it is remembered and still valid.
+
+        A secret file that is gone costs its token's calls, not the ports: they serve what is registered.
+        """
         if self.path is None:
             return None
         kept = self.state_dir() / LAST_GOOD
         try:
-            return load(self.path, self._environ, text=kept.read_text())
+            text = kept.read_text()
+            try:
+                return load(self.path, self._environ, text=text)
+            except ConfigErrors:
+                return parse(text, str(self.path), self._environ)
         except (OSError, ValueError, ConfigErrors):
             return None
 

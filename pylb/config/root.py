@@ -72,6 +72,11 @@ class Config(m.Section):
         own += [self.metrics.listen] if self.metrics.listen is not None else []
         return frozenset(listen.port for listen in own)
 
+    @property
+    def own_names(self) -> tuple[str, ...]:
+        """What others call this machine: `advertise` and `public_addresses`."""
+        return (*((self.advertise,) if self.advertise else ()), *self.public_addresses)
+
     def rules(self, own_ips: frozenset[str] = frozenset()) -> Rules:
         """What control needs. `own_ips`: the addresses of this machine's interfaces and those `advertise` resolves to."""
         defaults = self.defaults.policy(Policy())
@@ -90,8 +95,12 @@ class Config(m.Section):
         )
 
     def keyring(self, *generated: Token) -> Keyring:
-        """The tokens of the file, with the secrets as they were when it was loaded, and the `generated` ones."""
-        return Keyring((*(_token(entry, self._secrets[entry.name]) for entry in self.tokens), *generated))
+        """The tokens of the file, with the secrets as they were when it was loaded, and the `generated` ones.
+
+        A token whose secret was not read (`parse`) is left out: nobody can call with it.
+        """
+        known = (_token(entry, self._secrets[entry.name]) for entry in self.tokens if entry.name in self._secrets)
+        return Keyring((*known, *generated))
 
 
 def first_run_token(secret: str, reserved_ports: frozenset[int]) -> Token:

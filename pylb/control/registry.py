@@ -75,7 +75,7 @@ class Registry:
         await self._ledger.restore()
         self._writing = asyncio.get_running_loop().create_task(self._ledger.writer.run())
         count = len(self._scene.claims.registrations)
-        text = f"{count} registrations restored, {len(self.table.frontends)} frontends"
+        text = f"restored: {count} registrations, serving: {len(self.table.frontends)} frontends"
         self._ledger.journal.note("started", text, {"registrations": count})
 
     def webhook_is_up(self) -> None:
@@ -190,7 +190,7 @@ class Registry:
 
         def done(_change: Change) -> None:
             self._ledger.checker.interval = rules.defaults.health.interval
-            text = f"{len(rules.frontends)} static frontends, {len(keyring.tokens)} tokens"
+            text = f"static frontends: {len(rules.frontends)}, tokens: {len(keyring.tokens)}"
             self._ledger.journal.note("reloaded", text)
 
         await self._ledger.writer.turn(step, (), done)

@@ -2,6 +2,8 @@
 
 Sockets of ended sessions are closed at the end of the batch (`end_batch`): a descriptor's number can therefore not be reused
 while old events for it are still in the batch, and a new connection never gets a stranger's event.
+
+One class over 300 lines: transitions and deliveries call each other both ways, cut apart they would only point at each other.
 """
 
 import select

@@ -33,6 +33,10 @@ class Admin:
         self._registry = registry
         self._counters = counters
         self._scrape = scrape
+        self.set_hosts(hosts)
+
+    def set_hosts(self, hosts: Iterable[str]) -> None:
+        """The names this machine is called by, anew after a reload."""
         self._hosts = frozenset(host.lower().rstrip(".") for host in hosts)
 
     def handler(self) -> Handler:

@@ -328,6 +328,22 @@ def test_a_start_with_a_broken_file_uses_the_last_good_one_and_says_so(damage: s
     assert "pylb_config_last_reload_successful 1.0" in pylb.get("/metrics").body.decode()
 
 
+def test_a_secret_file_that_is_gone_costs_its_token_and_not_the_ports(pylb: Instance, echo_port: int, tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("a-token-of-more-than-22-characters\n")
+    secret.chmod(0o600)
+    static = [{"name": "web", "listen": f"127.0.0.1:{pylb.port}", "servers": [f"127.0.0.1:{echo_port}"]}]
+    pylb.configure(tokens=[{"name": "t", "secret_file": str(secret), "ports": [pylb.port]}], frontends=static)
+    assert pylb.start().terminate() == 0
+    secret.unlink()
+    process = pylb.start()
+    process.has_said(f"{secret} cannot be read")
+    with socket.create_connection(("127.0.0.1", pylb.port), 10) as client:
+        client.sendall(b"hello")
+        assert client.recv(5) == b"hello"
+    assert pylb.register(free_port(), echo_port).status == 401
+
+
 def test_a_start_with_a_file_that_is_gone_uses_the_last_good_one_of_the_default_directory(pylb: Instance) -> None:
     environ = {"STATE_DIRECTORY": str(pylb.state_dir)}
     pylb.configure(state_dir=None)

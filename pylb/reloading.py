@@ -1,0 +1,52 @@
+"""What a reload may change, and what it did, in words."""
+
+import logging
+
+from pylb.config import Config
+from pylb.core.errors import Code, Refused
+from pylb.core.policy import Rules
+from pylb.core.table import Diff
+from pylb.machine import RESOLVE_SECONDS, local_addresses, resolve
+from pylb.web.certificate import Certificate
+
+log = logging.getLogger("pylb")
+
+
+async def rules_of(config: Config) -> Rules:
+    """With the addresses of this machine, for the check against loops. A name that does not resolve just now adds none."""
+    own = local_addresses()
+    if config.advertise is not None:
+        try:
+            own |= await resolve(config.advertise)
+        except TimeoutError:
+            log.warning("advertise: %s did not resolve within %.0f s", config.advertise, RESOLVE_SECONDS)
+    return config.rules(own)
+
+
+def check_fixed(old: Config, new: Config) -> None:
+    """What a reload cannot change is refused, not ignored. Raises Refused."""
+    fixed = ("webhook", "admin", "metrics", "state_dir", "workers", "log")
+    changed = [key for key in fixed if getattr(old, key) != getattr(new, key)]
+    if changed:
+        raise Refused(
+            Code.INVALID,
+            f"{', '.join(changed)} cannot change while pylb runs",
+            "restart it: the ports come back by themselves",
+        )
+
+
+def reload_certificate(certificate: Certificate) -> None:
+    """A renewed one serves new handshakes; a broken one changes nothing, loudly."""
+    try:
+        certificate.reload()
+    except (OSError, ValueError) as error:
+        log.error("%s: the new certificate cannot be used, the old one goes on: %s", certificate.path, error)
+
+
+def in_words(change: Diff) -> str:
+    parts = [
+        f"opened {', '.join(str(one.listen) for one in change.opened)}" if change.opened else "",
+        f"closed {', '.join(str(one.listen) for one in change.closed)}" if change.closed else "",
+        f"changed {', '.join(str(new.listen) for _, new in change.changed)}" if change.changed else "",
+    ]
+    return "; ".join(filter(None, parts)) or "nothing in the table changed"
