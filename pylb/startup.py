@@ -1,6 +1,5 @@
 """The first minute: which config counts, the token that a first run makes, and what is printed for the person in front."""
 
-import os
 import re
 import secrets
 import shlex
@@ -13,6 +12,7 @@ from pylb.config import Config, ConfigErrors, default_state_dir, load, parse
 from pylb.core.address import ANY, is_loopback
 from pylb.core.auth import STRONG
 from pylb.machine import outgoing_address
+from pylb.web.certificate import write_private
 
 LAST_GOOD = "config.last-good"
 TOKEN_FILE = "token"  # noqa: S105 - a file's name
@@ -50,7 +50,7 @@ class ConfigSource:
     def keep(self, config: Config) -> None:
         """Remember the file as it is now, for a start with a broken one. Raises OSError."""
         if self.path is not None:
-            _write_private(config.state_dir / LAST_GOOD, self.path.read_bytes())
+            write_private(config.state_dir / LAST_GOOD, self.path.read_bytes())
 
     def state_dir(self) -> Path:
         """Of a file that may not even be YAML: its state_dir line, else the default."""
@@ -76,7 +76,7 @@ def generated_secret(state_dir: Path) -> str:
     if len(kept) >= STRONG:
         return kept
     made = secrets.token_urlsafe(24)
-    _write_private(path, made.encode() + b"\n")
+    write_private(path, made.encode() + b"\n")
     return made
 
 
@@ -139,17 +139,3 @@ def _first_steps(config: Config, token: str, called: tuple[str, str]) -> list[st
 
 def _url(scheme: str, host: str, port: int) -> str:
     return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
-
-
-def _write_private(path: Path, data: bytes) -> None:
-    """0600 from its first byte, whole or not there."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    try:
-        with open(fd, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.rename(path)
-    finally:
-        temporary.unlink(missing_ok=True)

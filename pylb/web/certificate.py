@@ -48,8 +48,8 @@ def self_signed(directory: Path, names: Iterable[str]) -> Certificate:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         cert_pem, key_pem = _make(list(dict.fromkeys(names)) or ["localhost"])
         # The certificate comes last: a pair cut short by a crash has no certificate, was never served and is made anew.
-        _write_private(key, key_pem)
-        _write_private(certificate, cert_pem)
+        write_private(key, key_pem)
+        write_private(certificate, cert_pem)
     return Certificate(certificate, key)
 
 
@@ -98,8 +98,8 @@ def _san(name: str) -> x509.GeneralName:
         return x509.DNSName(name)
 
 
-def _write_private(path: Path, data: bytes) -> None:
-    """0600 from its first byte, whole or not there."""
+def write_private(path: Path, data: bytes) -> None:
+    """0600 from its first byte, whole or not there. Raises OSError."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:

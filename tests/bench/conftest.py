@@ -1,7 +1,5 @@
 """The wiring of a run on free ports, and the programs it needs."""
 
-import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +7,7 @@ import pytest
 
 from bench import targets
 from bench.configs import Wiring
+from tests.support.peers import need
 
 
 @pytest.fixture
@@ -20,13 +19,4 @@ def wiring(tmp_path: Path) -> Wiring:
 @pytest.fixture
 def peer() -> Callable[[str], str]:
     """Gives the path of an installed program; skips where it is missing, and fails there with CI=true."""
-
-    def find(program: str) -> str:
-        found = shutil.which(program)
-        if not found and os.environ.get("CI") == "true":
-            pytest.fail(f"{program} is not installed")
-        if not found:
-            pytest.skip(f"{program} is not installed")
-        return found
-
-    return find
+    return need

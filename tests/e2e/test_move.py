@@ -1,14 +1,13 @@
 """A node's address changes by a registration, under sessions and under load."""
 
-import threading
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Self
 
 import pytest
 
 from tests.support.balancer import NODEPORT, WEBHOOK, Balancer, ask, connect, echo, fetch, greeting
+from tests.support.beside import Beside
 from tests.support.netns import LB, Lab, Namespace
 from tests.support.waiting import eventually, pause
 from tests.support.world import World
@@ -21,22 +20,12 @@ PER_SECOND = 100  # new connections
 
 
 @dataclass
-class Arrivals:
+class Arrivals(Beside):
     """Clients that come at a steady rate while the `with` block runs: one whole connection each."""
 
     at: Namespace
     served: list[tuple[float, str]] = field(default_factory=list)  # (when it began to connect, who answered)
     failed: list[str] = field(default_factory=list)
-    _end: threading.Event = field(default_factory=threading.Event)
-
-    def __enter__(self) -> Self:
-        self._thread = threading.Thread(target=self._run, name="arrivals")
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._end.set()
-        self._thread.join()
 
     def _run(self) -> None:
         due = time.monotonic()

@@ -1,13 +1,12 @@
 """Real mosquitto brokers, subscribers, and a publisher that repeats each message until a broker has acknowledged it."""
 
 import subprocess
-import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Self
 
 from tests.support.balancer import NODEPORT
+from tests.support.beside import Beside
 from tests.support.netns import LB, Namespace, Node
 from tests.support.peers import need
 from tests.support.processes import Process, Processes, listens
@@ -73,22 +72,12 @@ class Failure:
 
 
 @dataclass
-class Publisher:
+class Publisher(Beside):
     """Publishes message after message through pylb while the `with` block runs; each is tried until it is acknowledged."""
 
     at: Namespace
     acknowledged: dict[str, float] = field(default_factory=dict)  # message -> when its successful try began
     failures: list[Failure] = field(default_factory=list)
-    _end: threading.Event = field(default_factory=threading.Event)
-
-    def __enter__(self) -> Self:
-        self._thread = threading.Thread(target=self._run, name="publisher")
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._end.set()
-        self._thread.join()
 
     def _run(self) -> None:
         number = 0
