@@ -140,8 +140,14 @@ class Registry:
         """The one line to answer with. Raises Refused."""
 
         async def add() -> str:
+            if call.address_note:
+                text = f"{call.address_note}: its own address serves"
+                self._ledger.journal.note_once("dst_ip", caller.ip, f"from {caller.ip}: {text}", {"client": caller.ip})
             one, note = legacy_registration(call, caller, self._scene.layout.rules)
-            return _line(call.port, await self._ledger.enter(one, caller), note)
+            outcome = await self._ledger.enter(one, caller)
+            if note:
+                self._ledger.journal.note_once("dst_ip", f"legacy call from {caller.ip}: {note}", caller.ip)
+            return _line(call.port, outcome, note)
 
         async def delete() -> str:
             check_source(caller)
