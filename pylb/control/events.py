@@ -1,6 +1,6 @@
 """What happened, for the operator: a bounded memory of transitions and of refused calls, each with its reason."""
 
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 
@@ -35,7 +35,6 @@ class Journal:
         self._wall = wall
         self._log = log
         self._events: deque[Event] = deque(maxlen=1000)
-        self._told: OrderedDict[Hashable, None] = OrderedDict()
         self._rejections: deque[Rejection] = deque(maxlen=100)
         self._told: deque[tuple[str, str]] = deque(maxlen=1000)
 
@@ -49,15 +48,6 @@ class Journal:
         if (kind, subject) not in self._told:
             self._told.append((kind, subject))
             self.note(kind, text, {"client": subject})
-
-    def note_once(self, kind: str, about: str, text: str, fields: Mapping[str, str | int]) -> None:
-        """The first note of the kind about it; of the last 1,000 such, so that no caller can make it grow."""
-        if (kind, about) not in self._told:
-            self.note(kind, text, fields)
-        self._told[kind, about] = None
-        self._told.move_to_end((kind, about))
-        if len(self._told) > 1000:
-            self._told.popitem(last=False)
 
     def reject(self, refused: Refused, ip: str, token: str, what: str) -> None:
         """`token` is its name, "" where the call had no valid one."""

@@ -140,9 +140,6 @@ class Registry:
         """The one line to answer with. Raises Refused."""
 
         async def add() -> str:
-            if call.address_note:
-                text = f"{call.address_note}: its own address serves"
-                self._ledger.journal.note_once("dst_ip", caller.ip, f"from {caller.ip}: {text}", {"client": caller.ip})
             one, note = legacy_registration(call, caller, self._scene.layout.rules)
             outcome = await self._ledger.enter(one, caller)
             if note:

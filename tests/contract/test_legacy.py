@@ -7,7 +7,21 @@ from typing import Any
 
 import pytest
 
-from tests.contract.instance import Pylb, answers, banner, call, connect, echoes, free_port, free_ports, is_open, secret, serving, token, wants
+from tests.contract.instance import (
+    Pylb,
+    answers,
+    banner,
+    call,
+    connect,
+    echoes,
+    free_port,
+    free_ports,
+    is_open,
+    secret,
+    serving,
+    token,
+    wants,
+)
 from tests.support.processes import Processes
 from tests.support.waiting import eventually
 
@@ -218,6 +232,7 @@ def test_html_as_dst_ip_is_salvaged_and_the_peer_address_is_the_target(pylb: Pyl
         assert answer.status == 200, answer.text
     assert server(pylb, port)["address"] == f"127.0.0.9:{target}"
     assert server(pylb, port)["proxy_protocol"] == "v1"
+    pylb.running.has_said("legacy call from 127.0.0.9: dst-ip")
     lines = [line for line in pylb.running.text().splitlines() if "dst-ip" in line and "127.0.0.9" in line]
     assert len(lines) == 1, "once per client"
 
