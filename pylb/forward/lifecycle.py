@@ -54,7 +54,7 @@ class Lifecycle:
         self.halves: dict[int, Half] = {}
         # In the order of their last sweep. A plain dict finds its first key by walking over all that were deleted before it.
         self.sessions: OrderedDict[Session, None] = OrderedDict()
-        self.hurried: dict[Session, None] = {}  # those with a deadline: dialing, flushing, resetting
+        self.hurried: dict[Session, None] = {}  # those with a deadline: dialing, resetting
         self.runnable: dict[Half, None] = {}  # used up their budget; each once, or the fastest would get the most turns
         self._fins: list[Half] = []  # whose peer's stream is delivered
         self._graveyard: list[tuple[SocketType, bool]] = []
@@ -282,37 +282,24 @@ class Lifecycle:
         if self._relay.flush(destination) == DESTINATION_RESET:
             self._broke(session, destination)
         elif not destination.blocked and (source := destination.peer) is not None:
-            if source.eof:
+            if source.broken and source.eof:
                 self._delivered(session, destination)
             else:
                 self.advance(source)
 
-    def _delivered(self, session: Session, destination: Half | None) -> None:
-        """All that the other half said is with `destination`'s kernel, unless it is blocked: then `_unblock` comes back."""
-        if destination is None or destination.blocked:
-            return
-        if session.state is State.RESETTING:
-            # The reset would destroy what its kernel still has to send. No event tells when that is done: the tick looks again.
-            if not sockets.unacknowledged(destination.sock):
-                self.fire(session, Event.FLUSHED)
-            return
-        peer = destination.peer
-        if not destination.fin_due:
-            destination.fin_due = True
-            self._fins.append(destination)
-        if session.state is State.FLUSHING and peer is not None and peer.fin_due:
-            self.fire(session, Event.FLUSHED)
-
     def _fin_to_server(self, session: Session) -> None:
-        self._fin(session, session.upstream)
+        if session.upstream is not None:
+            self._fins.append(session.upstream)
 
     def _fin_to_client(self, session: Session) -> None:
-        self._fin(session, session.client)
+        if session.client is not None:
+            self._fins.append(session.client)
 
-    def _fin(self, session: Session, destination: Half | None) -> None:
-        self._delivered(session, destination)
-        if session.state is State.FLUSHING:
-            self._hurry(session)
+    def _delivered(self, session: Session, destination: Half | None) -> None:
+        """All that the broken half said is with `destination`'s kernel, unless it is blocked: then `_unblock` comes back."""
+        # The reset would destroy what its kernel still has to send. No event tells when that is done: the tick looks again.
+        if destination is not None and not destination.blocked and not sockets.unacknowledged(destination.sock):
+            self.fire(session, Event.FLUSHED)
 
     def _broke(self, session: Session, half: Half) -> None:
         """`half` is in error. Its last words are delivered (bounded by timeouts.flush), then the other side is reset."""
@@ -339,16 +326,13 @@ class Lifecycle:
         dead.pending = None
         dead.blocked = False
         self._relay.release(living)  # bytes in its pipe were for the dead
-        self._hurry(session)
+        session.delivered = None
+        session.deadline = self._clock() + session.frontend.frontend.policy.timeouts.flush
+        self.hurried[session] = None
         if dead.eof:
             self._delivered(session, living)
         else:
             self.advance(dead)
-
-    def _hurry(self, session: Session) -> None:
-        session.delivered = None
-        session.deadline = self._clock() + session.frontend.frontend.policy.timeouts.flush
-        self.hurried[session] = None
 
     # ------------------------------------------------------------ the end
 

@@ -26,7 +26,6 @@ class Half:
         "early",
         "eof",
         "fd",
-        "fin_due",
         "full_reads",
         "is_client",
         "peer",
@@ -59,7 +58,6 @@ class Half:
         self.read_on = False  # an event said RDHUP, HUP, ERR or PRI: a short read no longer means "nothing more"
         self.broken = False  # reset or otherwise in error: a read of 0 is no clean end
         self.eof = False  # everything was read
-        self.fin_due = False
 
 
 class ServerState:

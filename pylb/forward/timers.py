@@ -39,8 +39,7 @@ class Timers:
             if now >= session.deadline:
                 self._life.fail_connect(session, "timeout")
             return
-        if session.state is State.RESETTING:
-            self._life.look_again(session)
+        self._life.look_again(session)
         if session.state is State.CLOSED:
             return
         if (delivered := _delivered(session)) != session.delivered:  # a flush that moves is not cut

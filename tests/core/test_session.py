@@ -37,9 +37,9 @@ def test_whatever_closes_closes_or_resets_both_sides_as_its_last_act() -> None:
         assert not ends or actions[-1] is ends[0]
 
 
-def test_only_two_fins_that_were_delivered_close_in_order() -> None:
+def test_only_two_fins_close_in_order() -> None:
     ways = [key for key, (_, actions) in TRANSITIONS.items() if Action.CLOSE in actions]
-    assert ways == [(State.FLUSHING, Event.FLUSHED)]
+    assert ways == [(State.CLIENT_DONE, Event.SERVER_FIN), (State.SERVER_DONE, Event.CLIENT_FIN)]
 
 
 def test_the_two_sides_mirror_each_other() -> None:
@@ -78,7 +78,7 @@ def test_from_anywhere_the_end_is_a_few_events_away(state: State) -> None:
 
 
 def test_the_two_letters_are_haproxys() -> None:
-    assert termination_code(Cause.NORMAL, State.FLUSHING) == "--"
+    assert termination_code(Cause.NORMAL, State.SERVER_DONE) == "--"
     assert termination_code(Cause.SERVER, State.DIALING) == "SC"
     assert termination_code(Cause.SERVER_TIMEOUT, State.DIALING) == "sC"
     assert termination_code(Cause.RESOURCE, State.DIALING) == "RC"
