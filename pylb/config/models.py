@@ -137,20 +137,19 @@ class ProxyProtocolSection(Section):
 class PolicySection(Section):
     """What `defaults` and a frontend have in common."""
 
-    reserved: ClassVar[dict[str, str]] = dict.fromkeys(
-        ("max_queue", "access", "limits", "source_addresses", "freebind", "on_down"), LATER
-    )
+    reserved: ClassVar[dict[str, str]] = dict.fromkeys(("max_queue", "access", "limits", "source_addresses", "on_down"), LATER)
     balance: v.BalanceName = Field(core.Balance.LEASTCONN, description="how a server is chosen")
     timeouts: TimeoutsSection = Field(default_factory=TimeoutsSection)
     retries: v.Retries = Field(3, description="other servers tried when one does not answer")
     max_connections: v.Connections = Field(0, description="sessions at once; 0: only the process's limit, from its fd limit")
+    freebind: v.Flag = Field(False, description="listen also on an address that this machine does not have yet (VRRP)")
     health: HealthSection = Field(default_factory=HealthSection)
     proxy_protocol: ProxyProtocolSection = Field(default_factory=ProxyProtocolSection)
 
     def policy(self, base: core.Policy) -> core.Policy:
         """`base` with the lines that are written here on top, key by key."""
         written = self.model_fields_set
-        plain = {key: getattr(self, key) for key in ("balance", "retries", "max_connections") if key in written}
+        plain = {key: getattr(self, key) for key in ("balance", "retries", "max_connections", "freebind") if key in written}
         timeouts = {key: getattr(self.timeouts, key) for key in self.timeouts.model_fields_set}
         health = {key: getattr(self.health, key) for key in self.health.model_fields_set - {"check"}}
         if "mode" in health:

@@ -24,7 +24,7 @@ from pylb.core.table import Table
 class Sink(Protocol):
     """What serves the tables: the in-process engine, or the workers."""
 
-    def open(self, listen: Listen) -> None:
+    def open(self, listen: Listen, *, freebind: bool) -> None:
         """Binds and listens, accepts nothing yet. Idempotent. Raises OSError."""
 
     def discard(self, listen: Listen) -> None:
@@ -170,7 +170,7 @@ class Writer:
             if any(listen.overlaps(other) for other in closing):
                 continue  # the kernel would refuse the two side by side: the swap closes one and opens the other
             try:
-                self._sink.open(listen)
+                self._sink.open(listen, freebind=after.layout.policy(listen).freebind)
             except OSError as error:
                 for other in done:
                     if not before.has(other):  # else an earlier call of this batch needs it

@@ -53,6 +53,7 @@ class Policy:
     balance: Balance = Balance.LEASTCONN
     timeouts: Timeouts = Timeouts()
     bind: str = "*"  # where registered ports listen: "*" or an IP
+    freebind: bool = False  # listen also on an address that this machine does not have yet (VRRP)
     retries: int = 3  # other servers tried after the first
     max_connections: int = 0  # 0: only the process's own limit
     health: HealthPolicy = HealthPolicy()

@@ -63,11 +63,12 @@ class FrontendCounters:
 
 
 class Counters:
-    __slots__ = ("accept_errors", "faults", "frontends", "max_connections", "open_sessions", "pipe_fallbacks")
+    __slots__ = ("accept_errors", "buffered", "faults", "frontends", "max_connections", "open_sessions", "pipe_fallbacks")
 
     def __init__(self, max_connections: int) -> None:
         self.frontends: dict[Listen, FrontendCounters] = {}
         self.open_sessions = 0
+        self.buffered = 0  # bytes in memory and pipes that wait for blocked destinations
         self.max_connections = max_connections
         self.accept_errors: Counter[str] = Counter()  # errno names
         self.faults = 0  # sessions ended by a fault of our own

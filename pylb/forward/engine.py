@@ -20,6 +20,7 @@ from pylb.forward.session import FrontendState
 from pylb.forward.timers import LONGEST_PERIOD, TICK, Timers
 
 EVENTS = 256  # per poll
+MAX_BUFFERED = 256 << 20  # bytes
 PIPES = 512  # most pipes lent at a time
 RESERVE = 192  # descriptors left to the webhook, the admin port, files, probes, and the listeners of a small table
 
@@ -34,7 +35,12 @@ def pipe_limit(nofile: int) -> int:
 
 
 class Engine:
-    """`splice=False` keeps to recv and send. `sweep_period`: seconds in which every session is visited once."""
+    """`splice=False` keeps to recv and send. `sweep_period`: seconds in which every session is visited once.
+
+    `max_buffered`: bytes in memory and pipes, over all sessions, that may wait for blocked destinations. Above it nothing is
+    read before its destination takes it. `unanswered`: seconds after which a peer is dead that acknowledges nothing of what is
+    on its way to it, although its window is open (the kernel itself takes about 15 minutes, tcp_retries2 in tcp(7)).
+    """
 
     def __init__(
         self,
@@ -46,13 +52,15 @@ class Engine:
         wall: Callable[[], float] = time.time,
         on_fault: Callable[[Exception], None],
         splice: bool = True,
+        max_buffered: int = MAX_BUFFERED,
         sweep_period: float = LONGEST_PERIOD,
+        unanswered: float = 30.0,
     ) -> None:
         self.counters = Counters(max_connections)
         self.table = Table()
         self._epoll = select.epoll()
         self._pipes = Pipes(max_pipes)
-        self._relay = Relay(self.counters, self._pipes, splice=splice)
+        self._relay = Relay(self.counters, self._pipes, splice=splice, max_buffered=max_buffered)
         self._life = Lifecycle(
             epoll=self._epoll,
             relay=self._relay,
@@ -64,7 +72,8 @@ class Engine:
         )
         self._ports = Ports(self._epoll, self.counters, self._life.begin)
         self._life.on_end = self._ports.session_ended
-        self._timers = Timers(self._life)
+        self._life.on_exhausted = self._ports.exhausted
+        self._timers = Timers(self._life, unanswered)
         self._sweep_period = self._timers.period = sweep_period
         self._clock = clock
         self._drain_at: float | None = None
@@ -102,9 +111,12 @@ class Engine:
         self._ports.resume()
         self._life.end_batch()
 
-    def open(self, listen: Listen) -> None:
-        """Bind and listen ahead of the table that needs it; accept nothing yet. Idempotent. Raises OSError."""
-        self._ports.open(listen)
+    def open(self, listen: Listen, *, freebind: bool = False) -> None:
+        """Bind and listen ahead of the table that needs it; accept nothing yet. Idempotent. Raises OSError.
+
+        `freebind`: also on an address that this machine does not have yet.
+        """
+        self._ports.open(listen, freebind=freebind)
 
     def discard(self, listen: Listen) -> None:
         """Close what `open` opened, unless the table in force serves it. Idempotent."""
@@ -127,7 +139,7 @@ class Engine:
             port = self._ports.by_listen.get(listen)
             if port is None or port.frontend is None:
                 try:
-                    port = self._ports.open(listen)
+                    port = self._ports.open(listen, freebind=frontend.policy.freebind)
                 except OSError as error:
                     failed[listen] = error
                     continue
@@ -157,8 +169,7 @@ class Engine:
     def close(self) -> None:
         """Reset what lives and close everything."""
         self._kill_all()
-        for listen in list(self._ports.by_listen):
-            self._ports.close(listen)
+        self._ports.close_all()
         self._life.end_batch()
         self._pipes.close()
         self._epoll.close()

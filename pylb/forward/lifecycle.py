@@ -59,6 +59,7 @@ class Lifecycle:
         self._fins: list[Half] = []  # whose peer's stream is delivered
         self._graveyard: list[tuple[SocketType, bool]] = []
         self.on_end: Callable[[], None] = lambda: None  # tells the ports that there is room again
+        self.on_exhausted: Callable[[], bool] = lambda: False  # asks the ports for a descriptor
         self._act = {
             Action.DIAL: self._dial,
             Action.RELAY: self._start,
@@ -220,6 +221,8 @@ class Lifecycle:
                 return
             session.server = server
             sock, error = sockets.dial(server.server.address)
+            if sock is None and error in sockets.NO_DESCRIPTOR and self.on_exhausted():
+                sock, error = sockets.dial(server.server.address)
             if sock is not None:
                 break
             self._note_failure(session, server, sockets.failure_name(error))
@@ -324,7 +327,7 @@ class Lifecycle:
         if dead is None or living is None:
             return
         dead.pending = None
-        dead.blocked = False
+        self._relay.free(dead)
         self._relay.release(living)  # bytes in its pipe were for the dead
         session.delivered = None
         session.deadline = self._clock() + session.frontend.frontend.policy.timeouts.flush
@@ -346,6 +349,8 @@ class Lifecycle:
         """Cut `half` out of everything that knows it: map, pipe, peer. epoll forgets it with its close."""
         self.halves.pop(half.fd, None)
         self._relay.release(half)
+        if half.held:
+            self._relay.free(half)
         self._graveyard.append((half.sock, in_order))
         if half.peer is not None:
             half.peer.peer = None

@@ -1,6 +1,7 @@
 """Listening ports: level-triggered in the engine's epoll, watched only while there is room for another session."""
 
 import errno
+import os
 import select
 from collections.abc import Callable
 from select import EPOLLIN
@@ -30,6 +31,31 @@ class Port:
         self.watched = False
 
 
+class Reserve:
+    """One descriptor held back for the server's side of a client that took the last one."""
+
+    def __init__(self) -> None:
+        self._fd = -1
+        self.hold()
+
+    def hold(self) -> bool:
+        """Is there a descriptor to spare again?"""
+        if self._fd < 0:
+            try:
+                self._fd = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+            except OSError:
+                return False
+        return True
+
+    def spend(self) -> bool:
+        """True if there is a free descriptor now that was not before."""
+        if self._fd < 0:
+            return False
+        os.close(self._fd)
+        self._fd = -1
+        return True
+
+
 class Ports:
     def __init__(
         self,
@@ -43,15 +69,21 @@ class Ports:
         self.by_listen: dict[Listen, Port] = {}
         self.by_fd: dict[int, Port] = {}
         self._waiting: dict[Port, None] = {}  # unwatched for want of room
-        self._paused = False  # some port is unwatched for want of descriptors or memory
+        self._reserve = Reserve()
+        self._paused = False  # descriptors or memory ran out: nobody accepts before the next tick
 
-    def open(self, listen: Listen) -> Port:
+    def open(self, listen: Listen, *, freebind: bool) -> Port:
         """Bind and listen; idempotent. Raises OSError."""
         port = self.by_listen.get(listen)
         if port is None:
-            port = Port(listen, open_listener(listen))
+            port = Port(listen, open_listener(listen, freebind=freebind))
             self.by_listen[listen] = self.by_fd[port.fd] = port
         return port
+
+    def close_all(self) -> None:
+        for listen in list(self.by_listen):
+            self.close(listen)
+        self._reserve.spend()
 
     def close(self, listen: Listen) -> None:
         """Idempotent. Clients still in the backlog are reset by the kernel."""
@@ -79,18 +111,20 @@ class Ports:
             self._waiting[port] = None
 
     def resume(self) -> None:
-        """The tick's: try again what was paused."""
-        if self._paused:
+        """The tick's: accept again, once the reserve is whole."""
+        if self._paused and self._reserve.hold():
             self._paused = False
-            self.rewatch_all()
+            for port in self.by_listen.values():
+                self.rewatch(port)
 
-    def rewatch_all(self) -> None:
-        for port in self.by_listen.values():
-            self.rewatch(port)
+    def exhausted(self) -> bool:
+        """No descriptor was left for the server's side of an accepted client. True: there is one now, from the reserve."""
+        self._paused = True
+        return self._reserve.spend()
 
     def session_ended(self) -> None:
         """There is room for one more: free of charge unless a port waits for just that."""
-        if self._waiting:
+        if self._waiting and not self._paused:
             for port in list(self._waiting):
                 self.rewatch(port)
 
@@ -108,20 +142,15 @@ class Ports:
             except OSError as error:
                 self._counters.accept_errors[errno.errorcode.get(error.errno or 0, "?")] += 1
                 if error.errno in _EXHAUSTED:
-                    self._pause(port)
+                    self._paused = True
+                    self.rewatch(port)
                     return
                 continue  # ECONNABORTED and network errors of that one client (accept(2))
             self._begin(frontend, SocketType(port.family, SOCK_STREAM, 0, fd), address)
 
-    def _pause(self, port: Port) -> None:
-        if port.watched:
-            self._epoll.unregister(port.fd)
-            port.watched = False
-        self._paused = True
-
     def _has_room(self, port: Port) -> bool:
         frontend = port.frontend
-        if frontend is None or self._counters.open_sessions >= self._counters.max_connections:
+        if self._paused or frontend is None or self._counters.open_sessions >= self._counters.max_connections:
             return False
         most = frontend.frontend.policy.max_connections
         return not most or frontend.sessions < most

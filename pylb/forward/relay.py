@@ -8,8 +8,9 @@ behind the short read, and no further event will tell (measured; pitfalls of eve
 """
 
 import os
+from collections.abc import Callable
 from os import SPLICE_F_MOVE, SPLICE_F_NONBLOCK
-from socket import MSG_DONTWAIT
+from socket import MSG_DONTWAIT, MSG_PEEK
 
 from pylb.forward.counters import Counters
 from pylb.forward.pipes import SIZE, Pipes
@@ -31,13 +32,15 @@ SHORT_SPLICE = 16 * 1024  # a splice that moves less has lost its advantage
 class Relay:
     """What all sessions of an engine share on the hot path: one receive buffer and the pipes."""
 
-    def __init__(self, counters: Counters, pipes: Pipes, *, splice: bool) -> None:
+    def __init__(self, counters: Counters, pipes: Pipes, *, splice: bool, max_buffered: int) -> None:
         self._buffer = memoryview(bytearray(READ))
         self._counters = counters
         self.pipes = pipes
         self._full_reads = FULL_READS if splice else 1 << 62
+        self._max_buffered = max_buffered
+        self.pump: Callable[[Half], int] = self._pump  # or _pump_unbuffered, chosen when the sum changes, not per chunk
 
-    def pump(self, source: Half) -> int:  # noqa: C901 - one tight function for both directions; every branch is an outcome
+    def _pump(self, source: Half) -> int:  # noqa: C901 - one tight function for both directions; every branch is an outcome
         """Move bytes from `source` to its peer. Never reads while the peer is blocked: that is the back-pressure."""
         if source.pipe is not None:
             return self._splice(source, BUDGET)
@@ -65,7 +68,7 @@ class Relay:
                 return DESTINATION_RESET
             if sent != count:
                 destination.pending = bytes(buffer[sent:count])
-                destination.blocked = destination.stalled = True
+                self._hold(destination, count - sent)
                 return WAIT
             if count < want:
                 source.full_reads = 0
@@ -79,6 +82,49 @@ class Relay:
             if budget <= 0:
                 return AGAIN
 
+    def _pump_unbuffered(self, source: Half) -> int:
+        """The same while max_buffered is reached: nothing is taken from the source's kernel before the destination took it."""
+        destination = source.peer
+        if destination is None or destination.blocked:
+            return WAIT
+        self.release(source)  # empty, or the destination would be blocked
+        buffer = self._buffer
+        budget = BUDGET
+        while budget > 0:
+            try:
+                count = source.recv_into(buffer, READ_STALLED, MSG_DONTWAIT | MSG_PEEK)
+            except BlockingIOError:
+                return WAIT
+            except OSError:
+                return SOURCE_RESET
+            if not count:
+                return SOURCE_RESET if source.broken else FIN
+            try:
+                sent = destination.send(buffer[:count], MSG_DONTWAIT)
+            except BlockingIOError:
+                sent = 0
+            except OSError:
+                return DESTINATION_RESET
+            if sent:
+                source.received += source.recv_into(buffer, sent, MSG_DONTWAIT)
+            if sent != count:
+                self._hold(destination, 0)
+                return WAIT
+            if count < READ_STALLED and not source.read_on:
+                return WAIT
+            budget -= count
+        return AGAIN
+
+    def _hold(self, destination: Half, waiting: int) -> None:
+        """`destination` is blocked, `waiting` bytes wait for it."""
+        destination.blocked = destination.stalled = True
+        self._count(destination, waiting)
+
+    def _count(self, destination: Half, waiting: int) -> None:
+        self._counters.buffered += waiting - destination.held
+        destination.held = waiting
+        self.pump = self._pump_unbuffered if self._counters.buffered >= self._max_buffered else self._pump
+
     def flush(self, destination: Half) -> int:
         """Write what waits for `destination`: WAIT and `blocked` cleared, WAIT and still blocked, or DESTINATION_RESET."""
         pending = destination.pending
@@ -91,13 +137,19 @@ class Relay:
                 return DESTINATION_RESET
             if sent < len(pending):
                 destination.pending = pending[sent:]
+                self._hold(destination, len(pending) - sent)
                 return WAIT
             destination.pending = None
         source = destination.peer
         if source is not None and source.pipe is not None and source.pipe.count:
             return self._drain(source, destination)
-        destination.blocked = False
+        self.free(destination)
         return WAIT
+
+    def free(self, destination: Half) -> None:
+        """Nothing waits for `destination` any more. Idempotent."""
+        destination.blocked = False
+        self._count(destination, 0)
 
     def release(self, half: Half) -> None:
         """Give back the pipe of `half`, if any. Idempotent. A pipe with bytes in it is destroyed by the pool."""
@@ -163,9 +215,10 @@ class Relay:
             try:
                 pipe.count -= os.splice(pipe.read_fd, destination.fd, pipe.count, flags=SPLICE_F_MOVE | SPLICE_F_NONBLOCK)
             except BlockingIOError:
-                destination.blocked = destination.stalled = True
+                self._hold(destination, pipe.count)
                 return WAIT
             except OSError:
                 return DESTINATION_RESET
-        destination.blocked = False
+        if destination.blocked:
+            self.free(destination)
         return WAIT

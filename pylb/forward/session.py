@@ -27,6 +27,7 @@ class Half:
         "eof",
         "fd",
         "full_reads",
+        "held",
         "is_client",
         "peer",
         "pending",
@@ -36,6 +37,7 @@ class Half:
         "recv_into",
         "send",
         "session",
+        "silence",
         "sock",
         "stalled",
     )
@@ -51,6 +53,7 @@ class Half:
         self.pending: bytes | None = None
         self.pipe: Pipe | None = None  # bytes read from this half by splice, on their way to the peer
         self.received = 0  # bytes read from this half
+        self.held = 0  # bytes that waited for this half when it last blocked, as counted in counters.buffered
         self.full_reads = 0  # in a row; many of them mean bulk
         self.early = 0  # epoll events that came while the session was still dialing
         self.blocked = False  # pending or the peer's pipe waits for this half to become writable
@@ -58,6 +61,8 @@ class Half:
         self.read_on = False  # an event said RDHUP, HUP, ERR or PRI: a short read no longer means "nothing more"
         self.broken = False  # reset or otherwise in error: a read of 0 is no clean end
         self.eof = False  # everything was read
+        # Since when (monotonic) something is on its way to a peer that says nothing, and its segments counted by then.
+        self.silence: tuple[float, int] | None = None
 
 
 class ServerState:
@@ -126,6 +131,7 @@ class Session:
     __slots__ = (
         "accepted",
         "address",
+        "at_rest",
         "client",
         "code",
         "connected",
@@ -159,6 +165,7 @@ class Session:
         self.deadline = 0.0  # monotonic; of the dial or of the flush, whichever is under way
         self.delivered: int | None = None  # bytes that were delivered at the last look before a deadline
         self.seen = False  # by the sweep
+        self.at_rest = False  # all bytes were found confirmed by the peers, and none moved since
         self.seen_in = 0  # bytes already in the counters
         self.seen_out = 0
         self.quiet_since = accepted

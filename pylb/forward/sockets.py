@@ -11,19 +11,25 @@ import sys
 from fcntl import ioctl
 from socket import SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_STREAM, SOL_SOCKET, SocketType
 from termios import TIOCOUTQ
+from typing import NamedTuple
 
 from pylb.core.address import ANY, Address, Listen
 
+_IP_FREEBIND = 15  # linux/in.h; the socket module has no name for it
 BACKLOG = 4096  # the kernel cuts it to net.core.somaxconn (4096 since Linux 5.4)
 # Armed for life: whatever ends this process, kill -9 included, the kernel answers with RST instead of a FIN that would make
 # half a download look whole. shutdown(SHUT_WR) still delivers everything that was queued.
 _LINGER_RESET = struct.pack("ii", 1, 0)
 _LINGER_OFF = struct.pack("ii", 0, 0)
 _NO_BYTES = bytes(4)
+_U32 = struct.Struct("=I")
+_TCP_INFO_OFFSETS = (24, 140, 228)  # tcpi_unacked, tcpi_segs_in, tcpi_snd_wnd: the struct only ever grew at its end
+_TCP_INFO_SIZE = 232
 
 # Any ICMP answer or local route that says "not there"; the next server may be.
 _UNREACHABLE = {errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN, errno.EHOSTDOWN, errno.EACCES, errno.EPERM}
-_RESOURCE = {errno.EADDRNOTAVAIL, errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
+NO_DESCRIPTOR = {errno.EMFILE, errno.ENFILE}
+_RESOURCE = {errno.EADDRNOTAVAIL, errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM, *NO_DESCRIPTOR}
 
 # Errors of a connection that was established first: in SYN_SENT a reset is ECONNREFUSED (tcp_reset, net/ipv4/tcp_input.c).
 AFTER_ACCEPT = {errno.ECONNRESET, errno.EPIPE}
@@ -38,7 +44,7 @@ def failure_name(error: int) -> str:
     return "resource" if error in _RESOURCE else "refused"
 
 
-def open_listener(listen: Listen) -> SocketType:
+def open_listener(listen: Listen, *, freebind: bool = False) -> SocketType:
     """Bind and listen, non-blocking. `*` is one dual-stack socket, or IPv4 alone where the kernel has no IPv6.
 
     Accepted sockets inherit TCP_NODELAY, keep-alive, SO_OOBINLINE and SO_LINGER from here (not O_NONBLOCK).
@@ -46,7 +52,7 @@ def open_listener(listen: Listen) -> SocketType:
     """
     if listen.ip != ANY:
         family = socket.AF_INET6 if ":" in listen.ip else socket.AF_INET
-        return _listener(family, listen.ip, listen.port)
+        return _listener(family, listen.ip, listen.port, freebind=freebind)
     try:
         return _listener(socket.AF_INET6, "::", listen.port, dual_stack=True)
     except OSError as error:
@@ -55,12 +61,14 @@ def open_listener(listen: Listen) -> SocketType:
         return _listener(socket.AF_INET, "0.0.0.0", listen.port)
 
 
-def _listener(family: int, ip: str, port: int, *, dual_stack: bool = False) -> SocketType:
+def _listener(family: int, ip: str, port: int, *, dual_stack: bool = False, freebind: bool = False) -> SocketType:
     sock = SocketType(family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0)
     try:
         sock.setsockopt(SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, not dual_stack)
+        if freebind:
+            sock.setsockopt(socket.IPPROTO_IP, _IP_FREEBIND, 1)  # IPv6 sockets look at the same flag (ip(7); measured)
         _for_life(sock)
         keep_alive(sock)
         sock.bind((ip, port))
@@ -107,6 +115,20 @@ def connect_error(sock: SocketType) -> int:
 def unacknowledged(sock: SocketType) -> int:
     """Bytes the kernel took from us that the peer did not confirm yet (SIOCOUTQ, tcp(7)): a reset now would destroy them."""
     return int.from_bytes(ioctl(sock.fileno(), TIOCOUTQ, _NO_BYTES), sys.byteorder)
+
+
+class Transmission(NamedTuple):
+    """What the kernel knows of the way to a peer (tcp(7), TCP_INFO; struct tcp_info of linux/tcp.h)."""
+
+    unacknowledged: int  # segments on their way
+    heard: int  # segments that came from the peer, acknowledgements included
+    window: int  # bytes the peer would take
+
+
+def transmission(sock: SocketType) -> Transmission:
+    """Raises OSError. On a kernel before 5.4, which does not tell the window, it is shown as shut."""
+    info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_SIZE).ljust(_TCP_INFO_SIZE, b"\0")
+    return Transmission(*(_U32.unpack_from(info, offset)[0] for offset in _TCP_INFO_OFFSETS))
 
 
 def close_in_order(sock: SocketType) -> None:

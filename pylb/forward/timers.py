@@ -7,7 +7,7 @@ per period, a slice per tick, and its byte counters are compared with the last v
 from pylb.core.session import Cause, Event, State
 from pylb.forward.lifecycle import Lifecycle, settle
 from pylb.forward.session import Half, Session
-from pylb.forward.sockets import keep_alive, unacknowledged
+from pylb.forward.sockets import keep_alive, transmission, unacknowledged
 
 TICK = 0.1  # seconds between two ticks, as the loop calls them
 LONGEST_PERIOD = 5.0  # seconds in which every session is visited once
@@ -15,8 +15,9 @@ _HALF_CLOSED = (State.CLIENT_DONE, State.SERVER_DONE)
 
 
 class Timers:
-    def __init__(self, life: Lifecycle) -> None:
+    def __init__(self, life: Lifecycle, unanswered: float) -> None:
         self._life = life
+        self._unanswered = unanswered
         self._last_tick: float | None = None
         self.period = LONGEST_PERIOD
         self._owed = 0.0  # sessions the sweep is behind, a fraction included
@@ -73,10 +74,13 @@ class Timers:
         if settle(session):
             session.quiet_since = now
             session.delivered = None
+            session.at_rest = False
             return
         self._life.give_back_pipes(session)
         half_closed = session.state in _HALF_CLOSED
         if not half_closed and session.state is not State.RELAYING:
+            return
+        if not session.at_rest and self._find_dead(session, now):
             return
         timeouts = session.frontend.frontend.policy.timeouts
         longest = timeouts.half_close if half_closed else timeouts.idle
@@ -85,6 +89,29 @@ class Timers:
             session.quiet_since = now
         elif quiet >= longest:
             self._life.fire(session, Event.TIMED_OUT, _waited_for(session))
+
+    def _find_dead(self, session: Session, now: float) -> bool:
+        """End the session if a peer is gone: keep-alive is no help while data is on its way to it."""
+        client, upstream = session.client, session.upstream
+        session.at_rest = not _undelivered(client) and not _undelivered(upstream)
+        if session.at_rest:
+            return False
+        for half, cause in ((client, Cause.CLIENT_TIMEOUT), (upstream, Cause.SERVER_TIMEOUT)):
+            if half is not None and self._is_dead(half, now):
+                self._life.fire(session, Event.TIMED_OUT, cause)
+                return True
+        return False
+
+    def _is_dead(self, half: Half, now: float) -> bool:
+        """Not one that reads nothing: its window is shut, and the kernel's probes of it may be two minutes apart."""
+        sent = transmission(half.sock)
+        if not sent.unacknowledged or not sent.window:
+            half.silence = None
+        elif half.silence is None or half.silence[1] != sent.heard:
+            half.silence = (now, sent.heard)
+        else:
+            return now - half.silence[0] >= self._unanswered
+        return False
 
 
 def _drains(session: Session) -> bool:

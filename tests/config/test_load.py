@@ -76,15 +76,17 @@ defaults:
   health: {mode: active, fall: 5}
   proxy_protocol: {send: v1}
   bind: 192.0.2.1
+  freebind: true
 frontends:
   - {name: a, listen: "*:1"}
   - {name: b, listen: "*:2", retries: 0, timeouts: {idle: 1h}, health: {mode: none}, proxy_protocol: {send: none},
-     registrations: any}
+     registrations: any, freebind: false}
 """
     rules = parse(text, "pylb.yaml").rules()
     base = Policy(
         retries=1,
         bind="192.0.2.1",
+        freebind=True,
         timeouts=Timeouts(connect=0.5, idle=600.0),
         health=HealthPolicy(mode=HealthMode.ACTIVE, fall=5),
         send_proxy=ProxyProtocol.V1,
@@ -94,6 +96,7 @@ frontends:
     assert rules.frontends[1].policy == replace(
         base,
         retries=0,
+        freebind=False,
         timeouts=Timeouts(connect=0.5),
         health=HealthPolicy(mode=HealthMode.NONE, fall=5),
         send_proxy=ProxyProtocol.NONE,

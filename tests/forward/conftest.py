@@ -7,6 +7,8 @@ import pytest
 
 from tests.support.baseline import Baseline, baseline
 from tests.support.drive import Drive
+from tests.support.netns import Namespace, loopback_only
+from tests.support.peers import need, need_netns
 
 __all__ = ["baseline"]
 
@@ -14,6 +16,15 @@ __all__ = ["baseline"]
 @pytest.fixture(autouse=True)
 def _back_to_the_base_line(baseline: Baseline) -> None:
     pass
+
+
+@pytest.fixture
+def loopback() -> Iterator[Namespace]:
+    """The test's own sockets are made in a network namespace, whose loopback it may spoil."""
+    need_netns()
+    need("nft")
+    with loopback_only() as namespace, namespace.inside():
+        yield namespace
 
 
 @pytest.fixture(params=[True, False], ids=["splice", "copy"])

@@ -2,7 +2,9 @@
 
 import pytest
 
+from pylb.forward.sockets import transmission
 from tests.support.drive import Drive, Peer, policy, readable, server_at
+from tests.support.netns import Namespace
 
 MIB = 1 << 20
 
@@ -178,3 +180,53 @@ def test_a_removed_frontend_refuses_new_clients_and_gives_live_ones_their_drain(
 
 def readable_peer(peer: Peer) -> bool:
     return readable(peer.sock)
+
+
+# ------------------------------------------------------------ peers that are gone
+
+
+def drop_from(loopback: Namespace, port: int) -> None:
+    """Nothing that is sent from `port` arrives any more, acknowledgements included."""
+    loopback.nft(f"table ip lost {{ chain input {{ type filter hook input priority 0; tcp sport {port} drop; }}; }}")
+
+
+@pytest.mark.parametrize("who", ["client", "server"])
+def test_a_peer_that_acknowledges_nothing_is_given_up(loopback: Namespace, drive: Drive, who: str) -> None:
+    client, server = drive.session(policy(idle=3600))
+    client.say(b"hello")
+    drive.run_until(lambda: server.got)
+    drive.run_until_confirmed()
+    lost, speaker, code = (client, server, "cD") if who == "client" else (server, client, "sD")
+    drop_from(loopback, lost.local.port)
+    speaker.say(b"are you there?")
+    drive.run_until(lambda: lost.got.endswith(b"there?"))  # it arrives; its acknowledgement does not
+    drive.pass_time(29, step=1)
+    assert not drive.records
+    drive.pass_time(12, step=1)
+    assert drive.record().code == code
+    drive.run_until(lambda: speaker.error == "ECONNRESET")
+
+
+def test_a_peer_that_reads_nothing_is_alive_and_keeps_its_session(drive: Drive) -> None:
+    client, server = drive.session(policy(idle=3600), rcvbuf=8192)
+    client.reading = False
+    server.say(bytes(8 * MIB))
+    drive.run_until_quiet()
+    [to_client] = [half.sock for half in drive.engine._life.halves.values() if half.is_client]
+    drive.run_until(lambda: not transmission(to_client).window)
+    drive.pass_time(600, step=1)
+    assert not drive.records
+    client.reading = True
+    drive.run_until(lambda: len(client.got) == 8 * MIB)
+
+
+def test_a_peer_that_comes_back_in_time_keeps_its_session(loopback: Namespace, drive: Drive) -> None:
+    client, server = drive.session(policy(idle=3600))
+    drop_from(loopback, client.local.port)
+    server.say(b"are you there?")
+    drive.run_until(lambda: client.got)
+    drive.pass_time(29, step=1)
+    loopback.nft("delete table ip lost")
+    drive.run_until_confirmed()  # by the kernel's retransmission, a few hundred milliseconds later
+    drive.pass_time(60, step=1)
+    assert not drive.records

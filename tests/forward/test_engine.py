@@ -222,6 +222,40 @@ def test_running_out_of_descriptors_pauses_accepting_and_recovers() -> None:
     assert run_python(OUT_OF_DESCRIPTORS).endswith("recovered\n")
 
 
+ONE_DESCRIPTOR_LEFT = """
+    import os, resource
+    from tests.support.drive import Drive, server_at
+
+    drive = Drive(splice=True)
+    backend = drive.backend()
+    listen = drive.serve(server_at(backend))
+    clients = [drive.connect(listen) for _ in range(6)]
+    for client in clients:
+        client.say(b"hello")
+    room = len(os.listdir("/proc/self/fd")) - 1 + 5  # listdir's own; two sessions fit, and half of one
+    resource.setrlimit(resource.RLIMIT_NOFILE, (room, room))
+    for _ in range(20):
+        drive.turn()
+    assert drive.engine.counters.open_sessions == 3, drive.engine.counters.open_sessions
+    drive.pass_time(2)
+    assert drive.engine.counters.open_sessions == 3
+    assert not drive.records, drive.records
+    clients[0].reset()
+    drive.run_until(lambda: drive.engine.counters.frontends[listen].sessions_total > 3)
+    assert [record.code for record in drive.records] == ["CD"], drive.records
+    for client in clients[1:]:
+        client.reset()
+    drive.run_until(lambda: len(drive.records) == 6)
+    assert {record.code for record in drive.records} <= {"CD", "CC"}, drive.records
+    drive.finish()
+    print("nobody was turned away")
+"""
+
+
+def test_a_client_that_took_the_last_descriptor_gets_its_server_from_the_reserve() -> None:
+    assert run_python(ONE_DESCRIPTOR_LEFT).endswith("turned away\n")
+
+
 def run_python(source: str) -> str:
     """Run `source` in a process of its own and return its output."""
     done = subprocess.run(

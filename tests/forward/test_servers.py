@@ -10,6 +10,7 @@ from pylb.core.address import Address, Listen
 from pylb.core.policy import Balance, Policy, ProxyProtocol
 from pylb.forward.sockets import failure_name
 from tests.support.drive import Drive, free_port, policy, server_at
+from tests.support.netns import Namespace
 
 
 def test_a_refusing_server_is_passed_over_without_telling_the_client(drive: Drive) -> None:
@@ -282,3 +283,17 @@ def test_the_counters_of_a_server_that_left_go_with_its_last_session(drive: Driv
     drive.run_until(lambda: drive.records)
     drive.serve(server_at(new, "pod-4"), listen=listen)
     assert set(labels) == {"pod-4"}
+
+
+@pytest.mark.parametrize("address", ["192.0.2.77", "2001:db8::77"])
+def test_a_port_can_listen_on_an_address_that_comes_later(loopback: Namespace, drive: Drive, address: str) -> None:
+    """As the standby machine of a VRRP pair does."""
+    backend = drive.backend()
+    listen = Listen("tcp", address, free_port())
+    assert drive.serve_or_fail(server_at(backend), listen=listen)[listen].errno == errno.EADDRNOTAVAIL
+    drive.serve(server_at(backend), listen=listen, policy=Policy(freebind=True))
+    loopback.ip(f"address add {address} dev lo")
+    client = drive.connect(listen, ip=address)
+    client.say(b"hello")
+    server = drive.accept(backend)
+    drive.run_until(lambda: server.got == b"hello")

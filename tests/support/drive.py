@@ -19,7 +19,7 @@ from pylb.core.policy import Policy, ProxyProtocol, Timeouts
 from pylb.core.session import SessionRecord
 from pylb.core.table import Frontend, Server, make_table
 from pylb.forward.counters import FrontendCounters
-from pylb.forward.engine import Engine
+from pylb.forward.engine import MAX_BUFFERED, Engine
 from pylb.forward.sockets import unacknowledged
 
 LIMIT = 8.0  # seconds of wall time until something that should happen has failed
@@ -143,7 +143,13 @@ class Drive:
     """An engine, its clock, its witness, and everything a test opened beside it."""
 
     def __init__(
-        self, *, splice: bool, max_connections: int = 1000, max_pipes: int = 64, observer: Witness | None = None
+        self,
+        *,
+        splice: bool,
+        max_connections: int = 1000,
+        max_pipes: int = 64,
+        max_buffered: int = MAX_BUFFERED,
+        observer: Witness | None = None,
     ) -> None:
         self.clock = Clock()
         self.witness = observer if observer is not None else Witness()
@@ -155,6 +161,7 @@ class Drive:
             clock=self.clock,
             on_fault=lambda error: self.faults.append(repr(error)),
             splice=splice,
+            max_buffered=max_buffered,
         )
         self._peers: list[Peer] = []
         self._listeners: list[socket.socket] = []
@@ -351,6 +358,7 @@ def assert_settled(engine: Engine, frontends: Iterable[FrontendCounters]) -> Non
     assert not life._graveyard
     assert engine._pipes.lent == 0
     assert engine.counters.open_sessions == 0
+    assert engine.counters.buffered == 0
     for counters in frontends:
         assert counters.sessions == 0
         closed = counters.forgotten + sum(server.closed.total() for server in counters.servers.values())

@@ -181,6 +181,19 @@ table ip kube {
 """
 
 
+@contextmanager
+def loopback_only() -> Iterator[Namespace]:
+    """One namespace in which a test can drop what it likes from its own loopback traffic."""
+    name = f"pylb-{os.getpid()}-{next(_serial)}-loopback"
+    run("ip", "netns", "add", name)
+    try:
+        namespace = Namespace(name)
+        namespace.ip("link set lo up")
+        yield namespace
+    finally:
+        run("ip", "netns", "delete", name)
+
+
 def remove_leftovers() -> None:
     """Namespaces of runs whose process is gone, with whatever still runs in them."""
     folder = Path("/run/netns")

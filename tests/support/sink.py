@@ -14,7 +14,7 @@ class PortSink:
         self.sockets: dict[Listen, socket.socket] = {}
         self.tables: list[Table] = []
 
-    def open(self, listen: Listen) -> None:
+    def open(self, listen: Listen, *, freebind: bool = False) -> None:  # noqa: ARG002 - the protocol's
         if listen in self.sockets:
             return
         sock = socket.socket()

@@ -1,0 +1,66 @@
+"""Bytes that wait for blocked destinations: bounded per session and over the whole process, and none is lost for it."""
+
+from collections.abc import Callable
+
+import pytest
+
+from pylb.forward.relay import READ
+from tests.support.drive import Drive, Peer
+
+Make = Callable[..., Drive]
+MIB = 1 << 20
+STREAM = bytes(range(251)) * (8 * MIB // 251)
+
+
+def stalled(drive: Drive, count: int) -> list[tuple[Peer, Peer]]:
+    """Sessions whose servers send `STREAM` to clients that do not read."""
+    pairs = [drive.session(rcvbuf=8192) for _ in range(count)]
+    for client, server in pairs:
+        client.reading = False
+        server.say(STREAM)
+    drive.run_until_quiet()
+    return pairs
+
+
+@pytest.mark.parametrize("splice", [True, False])
+def test_over_the_limit_bytes_stay_in_the_kernel_and_all_arrive_later(make_drive: Make, splice: bool) -> None:
+    drive = make_drive(splice=splice, max_buffered=1)
+    pairs = stalled(drive, 8)
+    held = [half.held for half in drive.engine._life.halves.values() if half.held]
+    assert len(held) == 1, "only the first found the process below its limit"
+    assert drive.engine.counters.buffered == sum(held)
+    for client, server in pairs:
+        client.reading = True
+        server.finish()
+    drive.run_until(lambda: all(client.eof for client, _ in pairs))
+    assert all(client.got == STREAM for client, _ in pairs)
+
+
+def test_below_the_limit_again_reading_ahead_starts_anew(make_drive: Make) -> None:
+    drive = make_drive(splice=False, max_buffered=1)
+    [(client, _server)] = stalled(drive, 1)
+    client.reading = True
+    drive.run_until(lambda: client.got == STREAM)
+    assert drive.engine.counters.buffered == 0
+    stalled(drive, 1)
+    assert 0 < drive.engine.counters.buffered <= READ
+
+
+def test_what_waited_is_off_the_books_when_its_session_is_reset(make_drive: Make) -> None:
+    drive = make_drive(splice=True, max_buffered=MIB)
+    pairs = stalled(drive, 4)
+    assert drive.engine.counters.buffered > 0
+    for client, _ in pairs:
+        client.reset()
+    drive.run_until(lambda: len(drive.records) == 4)
+    assert drive.engine.counters.buffered == 0
+
+
+def test_an_urgent_byte_travels_while_nothing_is_read_ahead(make_drive: Make) -> None:
+    drive = make_drive(splice=False, max_buffered=1)
+    stalled(drive, 1)
+    client, server = drive.session()
+    server.sock.send(b"abc")
+    server.sock.send(b"!", 1)  # MSG_OOB
+    server.sock.send(b"def")
+    drive.run_until(lambda: client.got == b"abc!def")
