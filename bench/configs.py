@@ -100,7 +100,7 @@ def pylb(wiring: Wiring) -> str:
         "admin": {"listen": str(wiring.admin)},
         "state_dir": str(wiring.folder / "pylb-state"),
         "workers": 0,
-        "log": {"level": "warning"},  # no line per session, as with the peers
+        "log": {"format": "none", "level": "warning"},  # no line per session, as with the peers
         "tokens": [
             {
                 "name": "bench",

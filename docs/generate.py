@@ -14,7 +14,7 @@ from pylb.core.auth import Keyring
 from pylb.core.policy import Rules
 from pylb.core.session import mermaid
 from pylb.forward.engine import Engine
-from pylb.observe.connlog import connection_log
+from pylb.observe.connlog import ConnectionLog
 from pylb.observe.metrics import Metrics
 from pylb.web.answers import STATUS
 
@@ -39,7 +39,7 @@ def cli_reference() -> str:
 
 def metrics_reference() -> str:
     """All families of a pylb that has never run."""
-    engine = Engine(observer=Hooks(connection_log(1, "tcplog")), max_connections=1, on_fault=lambda _error: None)
+    engine = Engine(observer=Hooks(ConnectionLog(1, "tcplog")), max_connections=1, on_fault=lambda _error: None)
     registry = Registry(rules=Rules(), keyring=Keyring(()), sink=engine, store=Store(Path("unused")))
     metrics = Metrics(
         counters=engine.counters,

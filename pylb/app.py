@@ -31,13 +31,11 @@ from pylb.control.store import StateLocked, Store
 from pylb.core.address import Listen
 from pylb.core.auth import Keyring
 from pylb.core.errors import Code, Refused
-from pylb.core.session import SessionRecord
 from pylb.core.table import Diff, Server
 from pylb.driver import Driver
 from pylb.forward.engine import Engine, connection_limit, pipe_limit
 from pylb.machine import hold_standard_descriptors, local_addresses, raise_descriptor_limit
-from pylb.observe.connlog import connection_log
-from pylb.observe.lines import LineWriter
+from pylb.observe.connlog import ConnectionLog
 from pylb.observe.messages import install
 from pylb.observe.metrics import Metrics
 from pylb.reloading import check_fixed, in_words, reload_certificate, rules_of
@@ -88,8 +86,8 @@ def run(path: Path | None, environ: Mapping[str, str]) -> None:
 class Hooks:
     """The engine's observer: never raises into a session, and works before the registry exists."""
 
-    def __init__(self, connlog: LineWriter[SessionRecord]) -> None:
-        self.session_ended: Callable[[SessionRecord], None] = connlog.put
+    def __init__(self, connlog: ConnectionLog) -> None:
+        self.session_ended = connlog.session_ended
         self.registry: Registry | None = None
 
     def connect_ended(self, listen: Listen, server: Server, failure: str | None) -> None:
@@ -134,14 +132,14 @@ class App:
         sockets = self._bind_all(stack)
         self._make_state_dir()
         self._keyring = self._make_keyring(config)
-        connlog = connection_log(sys.stdout.fileno(), config.log.format)
-        stack.callback(connlog.close, LOG_FLUSH)
+        connlog = ConnectionLog(sys.stdout.fileno(), config.log.format)
+        stack.callback(connlog.lines.close, LOG_FLUSH)
         limit = self._make_engine(stack, connlog)
         await self._make_registry(stack)
         self._driver = Driver(self._engine)
         stack.callback(self._driver.stop)
         stack.push_async_callback(self._drain)
-        await self._open_doors(stack, sockets, lambda: connlog.dropped + messages.lines.dropped)
+        await self._open_doors(stack, sockets, lambda: connlog.lines.dropped + messages.lines.dropped)
         self._registry.webhook_is_up()
         stack.callback(self._registry.webhook_is_down)
         self._follow(self._registry.run())
@@ -193,7 +191,7 @@ class App:
             ) from None
         return config.keyring(first_run_token(self._secret, config.reserved_ports))
 
-    def _make_engine(self, stack: AsyncExitStack, connlog: LineWriter[SessionRecord]) -> int:
+    def _make_engine(self, stack: AsyncExitStack, connlog: ConnectionLog) -> int:
         """Returns the connection limit."""
         nofile = raise_descriptor_limit()
         limit = connection_limit(nofile)

@@ -79,7 +79,9 @@ class Metrics(Section):
 
 class Log(Section):
     reserved: ClassVar[dict[str, str]] = dict.fromkeys(("target", "sample", "dontlognull"), LATER)
-    format: Literal["tcplog", "json"] = Field("tcplog", description="one line per session, as HAProxy's tcplog or JSON")
+    format: Literal["tcplog", "json", "none"] = Field(
+        "tcplog", description="one line per session, as HAProxy's tcplog or JSON; `none`: only pylb's own messages"
+    )
     level: Literal["debug", "info", "warning", "error"] = Field("info", description="of pylb's own messages")
 
 

@@ -19,7 +19,7 @@ class MessageHandler(logging.Handler):
     def __init__(self, fd: int, style: Format, limit: int = QUEUE_LINES) -> None:
         super().__init__()
         self._form = _json_message if style == "json" else _text_message
-        self.lines: LineWriter[str] = LineWriter(fd, str, limit=limit, name="messages")
+        self.lines: LineWriter = LineWriter(fd, limit=limit, name="messages")
 
     def emit(self, record: logging.LogRecord) -> None:
         # Formatted here, not in the thread: the arguments may change or hold what should be freed.

@@ -10,7 +10,7 @@ import pytest
 
 from pylb.core.session import SessionRecord
 from pylb.observe import connlog
-from pylb.observe.connlog import connection_log, json_line, tcplog
+from pylb.observe.connlog import ConnectionLog, json_line, tcplog
 from pylb.observe.lines import LineWriter
 
 # The field patterns of HAProxy's configuration manual, 8.2.2; the one thing every parser of its TCP log agrees on.
@@ -108,20 +108,20 @@ def test_json_holds_the_same_session_with_numbers_as_numbers() -> None:
 
 def test_lines_come_out_whole_and_in_order() -> None:
     reader, writer = os.pipe()
-    log = connection_log(writer, "tcplog")
+    log = ConnectionLog(writer, "tcplog")
     for number in range(300):
-        log.put(RECORD._replace(client_port=number))
-    assert log.close(5)
+        log.session_ended(RECORD._replace(client_port=number))
+    assert log.lines.close(5)
     os.close(writer)
     with os.fdopen(reader, "rb") as file:
         received = file.readlines()
     assert [line.split(b" ")[0] for line in received] == [b"203.0.113.7:%d" % number for number in range(300)]
-    assert log.dropped == 0
+    assert log.lines.dropped == 0
 
 
 def test_a_line_put_later_wakes_the_writer_again() -> None:
     reader, writer = os.pipe()
-    log: LineWriter[str] = LineWriter(writer, str)
+    log: LineWriter = LineWriter(writer)
     for word in ("one", "two", "three"):
         log.put(word)
         assert os.read(reader, 100) == f"{word}\n".encode()
@@ -133,16 +133,16 @@ def test_a_line_put_later_wakes_the_writer_again() -> None:
 def test_a_stalled_reader_costs_lines_that_are_counted_and_never_time() -> None:
     reader, writer = os.pipe()
     _fill(writer)
-    log = connection_log(writer, "tcplog", limit=100)
+    log = ConnectionLog(writer, "tcplog", limit=100)
     began = time.monotonic()
     for _ in range(20_000):
-        log.put(RECORD)
-    assert not log.close(0.2)
+        log.session_ended(RECORD)
+    assert not log.lines.close(0.2)
     assert time.monotonic() - began < 5  # nobody reads: one blocked put would never have come back
     os.close(reader)  # the thread in write() gets EPIPE, counts its batch and ends
-    log._thread.join(5)
-    assert not log._thread.is_alive()
-    assert log.dropped == 20_000
+    log.lines._thread.join(5)
+    assert not log.lines._thread.is_alive()
+    assert log.lines.dropped == 20_000
     os.close(writer)
 
 
@@ -158,18 +158,18 @@ def _fill(pipe: int) -> None:
 def test_lines_for_a_reader_that_is_gone_are_counted() -> None:
     reader, writer = os.pipe()
     os.close(reader)
-    log = connection_log(writer, "json")
+    log = ConnectionLog(writer, "json")
     for _ in range(10):
-        log.put(RECORD)
-    log.close(5)
-    assert log.dropped == 10
+        log.session_ended(RECORD)
+    log.lines.close(5)
+    assert log.lines.dropped == 10
     os.close(writer)
 
 
 def test_a_non_blocking_descriptor_is_waited_for() -> None:
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
-    log: LineWriter[str] = LineWriter(writer, str)
+    log: LineWriter = LineWriter(writer)
     for _ in range(200):
         log.put("x" * 999)
     received = 0
@@ -183,9 +183,19 @@ def test_a_non_blocking_descriptor_is_waited_for() -> None:
 
 def test_what_is_put_after_the_end_is_counted_as_dropped() -> None:
     reader, writer = os.pipe()
-    log: LineWriter[str] = LineWriter(writer, str)
+    log: LineWriter = LineWriter(writer)
     assert log.close(5)
     log.put("late")
     assert log.dropped == 1
     os.close(reader)
     os.close(writer)
+
+
+def test_none_writes_no_line() -> None:
+    reader, writer = os.pipe()
+    log = ConnectionLog(writer, "none")
+    log.session_ended(RECORD)
+    assert log.lines.close(5)
+    os.close(writer)
+    assert os.read(reader, 100) == b""
+    os.close(reader)
