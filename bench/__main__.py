@@ -12,7 +12,7 @@ from pathlib import Path
 from types import FrameType
 
 from bench import __doc__ as how_it_measures
-from bench import report, targets
+from bench import report, soak, targets
 from bench.configs import Wiring
 from bench.figures import WARM_UP, Sample, rotated
 from bench.processes import BenchError
@@ -25,6 +25,8 @@ EXAMPLES = """examples:
   python -m bench --quick            does it run, is it roughly right? one short round, nothing kept
   python -m bench --scenarios bulk --targets pylb,haproxy,haproxy-splice --rounds 9
   python -m bench --scenarios keepalive-1,keepalive-256 --json out.json
+
+  python -m bench soak --minutes 60  random streams and faults, SHA-256 on each; see python -m bench soak --help
 
 exit codes: 0 measured; 1 some requests or samples failed; 2 something is missing; 130 interrupted
 peers:      sudo apt install haproxy nginx libnginx-mod-stream wrk
@@ -182,6 +184,8 @@ def main() -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
     try:
+        if sys.argv[1:2] == ["soak"]:
+            return soak.main(sys.argv[2:])
         return run(arguments().parse_args())
     except BenchError as error:
         report.progress(f"bench: {error}")

@@ -1,0 +1,576 @@
+"""`python -m bench soak`: a real pylb under random streams, random faults and a table that never rests, for a long time.
+
+Clients and servers are scripted (`streams`) and run here; pylb is a process of its own. What must hold: every stream that
+both ends finished is whole and equal, every other a prefix that ended by a reset; idle sessions survive; and at the end
+memory, descriptors and CPU are where they were, and pylb's own counts are ours.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import http.client
+import json
+import os
+import random
+import secrets
+import signal
+import socket
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from bench import report
+from bench.figures import spread
+from bench.processes import Address, BenchError, Process, free_ports
+from bench.streams import END_SECONDS, GREETING, NUMBER, Half, Line, Script, play, scripts, verdict
+from bench.targets import LOOPBACK, OWN_PORTS
+
+FRONTENDS = 4  # under load; two more come and go
+IDLE_SESSIONS = 50
+SAMPLE_SECONDS = 2.0
+PROGRESS_SECONDS = 10.0
+WARM_UP = 0.1  # of the time: allocators and pools fill
+IDLE_CPU = 0.02
+# What the least-squares line through the memory of the second half may rise in that time. In ten minutes a soak makes more
+# than 50,000 connections in that half: 20 bytes lost with each would be seen.
+MEMORY_GROWTH = 1 << 20
+LARGEST = 64 << 20
+
+
+@dataclass
+class Tally:
+    """What was done and what went wrong."""
+
+    ends: Counter[str] = field(default_factory=Counter)
+    bytes_up: int = 0
+    bytes_down: int = 0
+    connections: int = 0
+    calls: Counter[str] = field(default_factory=Counter)
+    wrong: list[str] = field(default_factory=list)
+
+    def complain(self, text: str) -> None:
+        """Kept, and said at once: a soak that found something should be looked at, not waited for."""
+        self.wrong.append(text)
+        report.progress(f"  ! {text}")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """pylb at one moment: seconds since the start, bytes, descriptors, CPU seconds so far, sessions, loop lag in seconds."""
+
+    at: float
+    memory: int
+    descriptors: int
+    cpu: float
+    sessions: int
+    lag: float
+
+
+class Servers:
+    """The servers behind pylb. Each speaks first, reads the number of the script, and plays its part."""
+
+    def __init__(self) -> None:
+        self.expected: dict[int, tuple[Script, asyncio.Future[Half]]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def serve(self, server: socket.socket) -> None:
+        """Accepts for ever."""
+        loop = asyncio.get_running_loop()
+        while True:
+            sock, _ = await loop.sock_accept(server)
+            sock.setblocking(False)
+            task = loop.create_task(self._one(sock))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _one(self, sock: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        with sock:
+            try:
+                await loop.sock_sendall(sock, GREETING)
+                number = await exactly(sock, NUMBER.size)
+                while number == NUMBER.pack(0):  # an idle session's round
+                    await loop.sock_sendall(sock, number)
+                    number = await exactly(sock, NUMBER.size)
+            except (OSError, EOFError):
+                return  # reset or closed before it said what it wants
+            found = self.expected.get(NUMBER.unpack(number)[0])
+            if found is not None:
+                script, done = found
+                line = Line(sock, sends=script.number + 1, expects=script.number)
+                await play(line, script, client=False)
+                if not done.done():
+                    done.set_result(line.half)
+
+
+async def exactly(sock: socket.socket, size: int) -> bytes:
+    """Raises EOFError if the other end says FIN before."""
+    loop, data = asyncio.get_running_loop(), b""
+    while len(data) < size:
+        more = await loop.sock_recv(sock, size - len(data))
+        if not more:
+            raise EOFError
+        data += more
+    return data
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where everything of a run listens."""
+
+    webhook: Address
+    admin: Address
+    frontends: list[Address]
+    extra: list[Address]
+    servers: list[Address]
+    refused: Address
+    folder: Path
+    token: str
+
+    def config(self) -> str:
+        """pylb's own file, rewritten with another number of retries for every reload."""
+        return self.with_retries(3)
+
+    def with_retries(self, retries: int) -> str:
+        ports = [address.port for address in (*self.frontends, *self.extra)]
+        targets = [address.port for address in (*self.servers, self.refused)]
+        everything: dict[str, Any] = {
+            "webhook": [{"listen": str(self.webhook)}],
+            "admin": {"listen": str(self.admin)},
+            "state_dir": str(self.folder / "state"),
+            "log": {"format": "tcplog", "level": "warning"},
+            "tokens": [
+                {
+                    "name": "soak",
+                    "secret": self.token,
+                    "names": ["*"],
+                    "ports": ports,
+                    "targets": ["127.0.0.0/8"],
+                    "target_ports": targets,
+                }
+            ],
+            "defaults": {"bind": LOOPBACK, "retries": retries, "timeouts": {"flush": "10s", "drain": "30s"}},
+        }
+        return yaml.safe_dump(everything, sort_keys=False)
+
+
+class Control:
+    """Calls of phone-homes, reloads, and rubbish. Instance `steady` is always there, so a client never finds nobody."""
+
+    def __init__(self, place: Place, process: Process, tally: Tally, rng: random.Random) -> None:
+        self._place, self._process, self._tally, self._rng = place, process, tally, rng
+        self._retries = 3
+
+    async def register(self, instance: str, target: Address, *, state: str = "ready") -> None:
+        frontends = [{"port": one.port, "target_port": target.port} for one in self._place.frontends]
+        body = {"frontends": frontends, "address": LOOPBACK, "ttl": 3600, "state": state}
+        await self._call("PUT", f"/v1/registrations/soak/{instance}", body, {200, 201})
+
+    async def one(self) -> None:
+        """Something happens to the table, or tries to."""
+        place, rng = self._place, self._rng
+        what = rng.choice(["move", "come", "go", "drain", "refuse", "beat", "extra", "reload", "rubbish", "stranger"])
+        self._tally.calls[what] += 1
+        other = rng.choice(["b", "c"])
+        match what:
+            case "move" | "come":
+                await self.register(other, rng.choice(place.servers))
+            case "drain":
+                await self.register(other, rng.choice(place.servers), state="draining")
+            case "go":
+                await self._call("DELETE", f"/v1/registrations/soak/{other}", None, {200})
+            case "refuse":
+                await self.register(other, place.refused)
+            case "beat":
+                await self.register("steady", place.servers[0])
+            case "extra":
+                await self._extra()
+            case "reload":
+                self._retries = 7 - self._retries  # 3 and 4
+                (place.folder / "pylb.yaml").write_text(place.with_retries(self._retries))
+                os.kill(self._process.pid, signal.SIGHUP)
+            case "rubbish":
+                await asyncio.to_thread(_shout, place.webhook, rng.randbytes(rng.randrange(1, 3000)))
+            case "stranger":
+                await self._call("PUT", "/v1/registrations/soak/x", {"frontends": []}, {401, 429}, token="x" * 40)
+
+    async def _extra(self) -> None:
+        """A port opens, serves, and is closed again."""
+        listen = self._rng.choice(self._place.extra)
+        name = f"/v1/registrations/extra-{listen.port}/a"
+        target = self._rng.choice(self._place.servers).port
+        body = {"frontends": [{"port": listen.port, "target_port": target}], "address": LOOPBACK, "ttl": 60}
+        await self._call("PUT", name, body, {200, 201})
+        try:
+            with await asyncio.wait_for(connected(listen), 10) as sock:
+                self._tally.connections += 1
+                await echo(sock)
+        except (OSError, EOFError, TimeoutError) as error:
+            self._tally.complain(f"port {listen.port} was registered and does not serve: {error!r}")
+        await self._call("DELETE", name, None, {200})
+
+    async def _call(self, method: str, path: str, body: object, good: set[int], *, token: str | None = None) -> None:
+        status, text = await asyncio.to_thread(request, self._place.webhook, method, path, body, token or self._place.token)
+        if status not in good:
+            self._tally.complain(f"{method} {path} was answered {status}: {text}")
+
+
+def request(server: Address, method: str, path: str, body: object, token: str) -> tuple[int, str]:
+    """One call on a connection of its own → status and body; (0, why) if there was no answer."""
+    connection = http.client.HTTPConnection(*server, timeout=10)
+    try:
+        headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
+        connection.request(method, path, None if body is None else json.dumps(body), headers)
+        answer = connection.getresponse()
+        return answer.status, answer.read().decode(errors="replace")
+    except (OSError, http.client.HTTPException) as error:
+        return 0, repr(error)
+    finally:
+        connection.close()
+
+
+def _shout(server: Address, noise: bytes) -> None:
+    with contextlib.suppress(OSError), socket.create_connection(server, timeout=5) as sock:
+        sock.sendall(noise)
+
+
+async def connected(listen: Address) -> socket.socket:
+    """A client that has been greeted. Raises OSError or EOFError."""
+    sock = socket.socket()
+    try:
+        sock.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(sock, listen)
+        await exactly(sock, len(GREETING))
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+async def echo(sock: socket.socket) -> None:
+    """One round on an idle session. Raises OSError or EOFError."""
+    await asyncio.get_running_loop().sock_sendall(sock, NUMBER.pack(0))
+    if await exactly(sock, NUMBER.size) != NUMBER.pack(0):
+        raise EOFError
+
+
+class Soak:
+    """One run."""
+
+    def __init__(self, place: Place, process: Process, seed: int, workers: int, largest: int) -> None:
+        self._place, self._process, self._seed = place, process, seed
+        self._workers, self._largest = workers, largest
+        self.tally = Tally()
+        self.samples: list[Sample] = []
+        self._servers = Servers()
+        self._control = Control(place, process, self.tally, random.Random(seed))
+        self._began = 0.0
+
+    async def run(self, seconds: float) -> None:
+        """Everything up to the checks at the end. `tally` and `samples` have what came out."""
+        listeners = [_listener(address) for address in self._place.servers]
+        async with _tasks([self._servers.serve(one) for one in listeners]):
+            await self._control.register("steady", self._place.servers[0])
+            base = self._descriptors()
+            idle = [await connected(self._place.frontends[0]) for _ in range(IDLE_SESSIONS)]
+            self.tally.connections += IDLE_SESSIONS
+            self._began = time.monotonic()
+            stop = asyncio.Event()
+            asyncio.get_running_loop().add_signal_handler(signal.SIGINT, stop.set)
+            jobs = [self._stream_on(random.Random(self._seed + n + 1), stop) for n in range(self._workers)]
+            async with _tasks([self._watch()]), asyncio.TaskGroup() as group:
+                for job in (*jobs, self._churn(stop)):
+                    group.create_task(job)
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(stop.wait(), seconds)
+                stop.set()
+            await self._check_idle(idle)
+            await self._check_end(base)
+        for listener in listeners:
+            listener.close()
+
+    async def _stream_on(self, rng: random.Random, stop: asyncio.Event) -> None:
+        for script in scripts(rng, self._largest):
+            if stop.is_set():
+                return
+            try:
+                async with asyncio.timeout(END_SECONDS):
+                    await self._stream(script, rng.choice(self._place.frontends))
+            except TimeoutError:
+                self.tally.complain(f"{script}: stuck for {END_SECONDS:.0f} s")
+
+    async def _stream(self, script: Script, listen: Address) -> None:
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[Half] = loop.create_future()
+        self._servers.expected[script.number] = (script, done)
+        try:
+            try:
+                sock = await connected(listen)
+            except (OSError, EOFError) as error:
+                self.tally.connections += 1
+                self.tally.complain(f"{script}: no greeting: {error!r}")
+                return
+            self.tally.connections += 1
+            with sock:
+                await loop.sock_sendall(sock, NUMBER.pack(script.number))
+                line = Line(sock, sends=script.number, expects=script.number + 1)
+                await play(line, script, client=True)
+            server = await _soon(done)
+        finally:
+            del self._servers.expected[script.number]
+        for wrong in verdict(script, line.half, server):
+            self.tally.complain(f"{script}: {wrong}")
+        self.tally.ends[script.end.name] += 1
+        self.tally.bytes_up += server.got if server else 0
+        self.tally.bytes_down += line.half.got
+
+    async def _churn(self, stop: asyncio.Event) -> None:
+        rng = random.Random(-self._seed)
+        while not stop.is_set():
+            await self._control.one()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(stop.wait(), rng.random() / 2)
+
+    async def _watch(self) -> None:
+        said = time.monotonic()
+        while True:
+            self.samples.append(await asyncio.to_thread(self._sample))
+            if time.monotonic() - said >= PROGRESS_SECONDS:
+                said = time.monotonic()
+                report.progress(self._progress())
+            await asyncio.sleep(SAMPLE_SECONDS)
+
+    def _progress(self) -> str:
+        last, tally = self.samples[-1], self.tally
+        moved = (tally.bytes_up + tally.bytes_down) / 1e9
+        return (
+            f"{last.at:6.0f} s  {sum(tally.ends.values()):7,} streams  {moved:7.2f} GB  {sum(tally.calls.values()):6,} calls  "
+            f"{last.memory / 2**20:6.1f} MiB  {last.descriptors:4} fds  {last.sessions:3} sessions  {len(tally.wrong)} wrong"
+        )
+
+    def _sample(self) -> Sample:
+        figures = self._figures()
+        return Sample(
+            at=time.monotonic() - self._began,
+            memory=self._process.memory_bytes(),
+            descriptors=self._descriptors(),
+            cpu=self._process.cpu_seconds(),
+            sessions=int(figures("pylb_frontend_sessions")),
+            lag=figures("pylb_loop_lag_seconds"),
+        )
+
+    def _figures(self) -> Callable[[str], float]:
+        """The sum of a metric over its labels, as scraped now."""
+        status, text = request(self._place.admin, "GET", "/metrics", None, "")
+        if status != 200:
+            raise BenchError(f"/metrics was answered {status}: {text}")
+        lines = [line.rpartition(" ") for line in text.splitlines() if not line.startswith("#")]
+        return lambda name: sum(float(value) for label, _, value in lines if label.partition("{")[0] == name)
+
+    def _descriptors(self) -> int:
+        return len(os.listdir(f"/proc/{self._process.pid}/fd"))
+
+    # ------------------------------------------------------------ the end
+
+    async def _check_idle(self, idle: list[socket.socket]) -> None:
+        for number, sock in enumerate(idle):
+            try:
+                await asyncio.wait_for(echo(sock), 10)
+            except (OSError, EOFError, TimeoutError) as error:
+                self.tally.complain(f"idle session {number} did not survive: {error!r}")
+            sock.close()
+
+    async def _check_end(self, base: int) -> None:
+        complain, place = self.tally.complain, self._place
+        for other in "bc":
+            await asyncio.to_thread(request, place.webhook, "DELETE", f"/v1/registrations/soak/{other}", None, place.token)
+        if not await _eventually(lambda: self._figures()("pylb_frontend_sessions") == 0):
+            complain(f"{self._figures()('pylb_frontend_sessions'):.0f} sessions are open although everybody is gone")
+        # Pipes that wait for reuse (16) and the connections of the last calls are no leak.
+        if not await _eventually(lambda: self._descriptors() <= base + 2 * 16):
+            complain(f"{self._descriptors()} descriptors are open, {base} were at the start")
+        before = self._process.cpu_seconds()
+        await asyncio.sleep(2)
+        if (share := (self._process.cpu_seconds() - before) / 2) >= IDLE_CPU:
+            complain(f"{share:.1%} of a core is used while nothing happens")
+        self._check_counts()
+        if (growth := self.memory_growth()) > MEMORY_GROWTH:
+            complain(f"memory grew by {growth / 2**20:.1f} MiB in the second half")
+
+    def _check_counts(self) -> None:
+        figures, tally = self._figures(), self.tally
+        # A frontend that was released takes its counters along: the two extra ports are not in the sum.
+        counted = int(figures("pylb_frontend_sessions_total"))
+        closed = int(figures("pylb_sessions_closed_total"))
+        extra = tally.calls["extra"]
+        if counted != tally.connections - extra:
+            tally.complain(f"pylb counted {counted} sessions, the clients made {tally.connections - extra}")
+        if closed > counted:
+            tally.complain(f"pylb closed {closed} sessions of {counted}")
+        moved = int(figures("pylb_bytes_total"))
+        if moved < tally.bytes_up + tally.bytes_down:
+            tally.complain(f"pylb counted {moved} bytes, {tally.bytes_up + tally.bytes_down} arrived")
+
+    def memory_growth(self) -> float:
+        """Bytes that the least-squares line through the second half rises in it."""
+        half = [sample for sample in self.samples if sample.at >= self.samples[-1].at / 2]
+        if len(half) < 3:
+            return 0.0
+        times, sizes = [sample.at for sample in half], [float(sample.memory) for sample in half]
+        middle, level = sum(times) / len(times), sum(sizes) / len(sizes)
+        across = sum((at - middle) ** 2 for at in times)
+        slope = sum((at - middle) * (size - level) for at, size in zip(times, sizes, strict=True)) / across
+        return slope * (times[-1] - times[0])
+
+    def summary(self) -> str:
+        """The table at the end."""
+        tally = self.tally
+        late = [sample for sample in self.samples if sample.at >= self.samples[-1].at * WARM_UP]
+        rows = [
+            ["seconds", f"{self.samples[-1].at:.0f}"],
+            ["streams", f"{sum(tally.ends.values()):,} ({', '.join(f'{n:,} {end}' for end, n in sorted(tally.ends.items()))})"],
+            ["bytes", f"{tally.bytes_up / 1e9:.2f} GB up, {tally.bytes_down / 1e9:.2f} GB down, SHA-256 on each stream"],
+            ["table", ", ".join(f"{n:,} {what}" for what, n in sorted(tally.calls.items()))],
+            ["memory", f"{_span([s.memory / 2**20 for s in late], '.1f')} MiB"],
+            ["memory growth", f"{self.memory_growth() / 2**20:+.2f} MiB in the second half"],
+            ["descriptors", _span([s.descriptors for s in late], ".0f")],
+            ["loop lag", f"{_span([1000 * s.lag for s in late], '.1f')} ms"],
+            ["CPU share", " ".join(f"{share:.0%}" for share in self._cpu_quarters()) + " of a core, by quarters"],
+            ["wrong", str(len(tally.wrong))],
+        ]
+        return "\n".join(f"  {name:<13} {value}" for name, value in rows)
+
+    def _cpu_quarters(self) -> Iterator[float]:
+        count = len(self.samples) - 1
+        for quarter in range(4) if count >= 4 else ():
+            first, last = self.samples[count * quarter // 4], self.samples[count * (quarter + 1) // 4]
+            yield (last.cpu - first.cpu) / (last.at - first.at)
+
+    def as_json(self, seconds: float) -> str:
+        """One object: the machine, the tally, every sample."""
+        return json.dumps(
+            {
+                "soak": seconds,
+                "seed": self._seed,
+                "machine": report.machine(),
+                "tally": {
+                    "ends": self.tally.ends,
+                    "calls": self.tally.calls,
+                    "connections": self.tally.connections,
+                    "bytes_up": self.tally.bytes_up,
+                    "bytes_down": self.tally.bytes_down,
+                    "wrong": self.tally.wrong,
+                },
+                "memory_growth": self.memory_growth(),
+                "samples": [vars(sample) for sample in self.samples],
+            },
+            indent=1,
+        )
+
+
+def _span(values: list[float] | list[int], form: str) -> str:
+    found = spread(map(float, values))
+    return f"{found.median:{form}} ({found.low:{form}}..{found.high:{form}})"
+
+
+async def _eventually(happened: Callable[[], bool]) -> bool:
+    """Within 15 seconds."""
+    for _ in range(75):
+        if happened():
+            return True
+        await asyncio.sleep(0.2)
+    return False
+
+
+async def _soon(done: "asyncio.Future[Half]") -> Half | None:
+    """The server's account; None if it does not come within the flush timeout and a bit."""
+    try:
+        return await asyncio.wait_for(done, 15)
+    except TimeoutError:
+        return None
+
+
+def _listener(address: Address) -> socket.socket:
+    sock = socket.create_server(address, backlog=1024)
+    sock.setblocking(False)
+    return sock
+
+
+@contextlib.asynccontextmanager
+async def _tasks(coroutines: list[Any]) -> AsyncIterator[None]:
+    """They run while the block does."""
+    loop = asyncio.get_running_loop()
+    tasks = [loop.create_task(each) for each in coroutines]
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        for result in await asyncio.gather(*tasks, return_exceptions=True):
+            if isinstance(result, Exception):
+                raise result
+
+
+@contextlib.contextmanager
+def placed() -> Iterator[Place]:
+    """Free ports on loopback and a folder for the run. The refusing address is bound and never listens."""
+    start = random.randrange(len(OWN_PORTS))
+    names = iter(free_ports(LOOPBACK, 2 + FRONTENDS + 2 + 3, iter([*OWN_PORTS[start:], *OWN_PORTS[:start]])))
+
+    def take(count: int) -> list[Address]:
+        return [Address(LOOPBACK, next(names)) for _ in range(count)]
+
+    webhook, admin = take(2)
+    with tempfile.TemporaryDirectory(prefix="pylb-soak-") as folder, socket.socket() as refused:
+        frontends, extra, servers, [nobody] = take(FRONTENDS), take(2), take(2), take(1)
+        refused.bind(nobody)
+        yield Place(webhook, admin, frontends, extra, servers, nobody, Path(folder), secrets.token_urlsafe(32))
+
+
+def soak(seconds: float, seed: int, workers: int, largest: int, keep: Path | None) -> int:
+    """A whole run → exit code: 0 nothing was wrong, 1 something was."""
+    report.progress(f"seed {seed} (repeat with --seed {seed}), {workers} streams at a time, {seconds:.0f} s")
+    with placed() as place:
+        config = place.folder / "pylb.yaml"
+        config.write_text(place.config())
+        log = place.folder / "sessions.log"
+        # A shell's redirection: the session lines are counted at the end.
+        argv = ["sh", "-c", 'exec "$@" >"$0"', str(log), sys.executable, "-m", "pylb", "run", "-c", str(config)]
+        with Process.started("pylb", argv, place.folder) as process:
+            process.wait_listening(place.admin)
+            run = Soak(place, process, seed, workers, largest)
+            asyncio.run(run.run(seconds))
+        said = (place.folder / "pylb.stderr").read_text(errors="replace")
+        if "Traceback" in said:
+            run.tally.complain(f"pylb's log has a traceback:\n{said[said.index('Traceback') :][:2000]}")
+        lines = len(log.read_text().splitlines())
+        if lines != run.tally.connections:
+            run.tally.complain(f"{lines} session lines for {run.tally.connections} connections")
+    print(run.summary())
+    if keep is not None:
+        keep.parent.mkdir(parents=True, exist_ok=True)
+        keep.write_text(run.as_json(seconds))
+        report.progress(f"raw samples: {keep}")
+    return int(bool(run.tally.wrong))
+
+
+def main(argv: list[str]) -> int:
+    """`python -m bench soak`."""
+    parser = argparse.ArgumentParser("python -m bench soak", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=10, help="how long (10)")
+    parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(1 << 32), help="repeat a run's choices")
+    parser.add_argument("--streams", type=int, default=24, help="at a time (24)")
+    parser.add_argument("--largest", type=int, default=LARGEST, help="bytes one way, at most (64 MiB)")
+    parser.add_argument("--json", type=Path, help="keep the samples here (from 10 minutes on: under bench/results/)")
+    options = parser.parse_args(argv)
+    keep = options.json
+    if keep is None and options.minutes >= 10:
+        keep = report.RESULTS / f"soak-{report.now().replace(':', '')}.json"
+    return soak(options.minutes * 60, options.seed, options.streams, options.largest, keep)
