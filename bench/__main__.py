@@ -12,7 +12,7 @@ from pathlib import Path
 from types import FrameType
 
 from bench import __doc__ as how_it_measures
-from bench import report, soak, targets
+from bench import endings, report, soak, targets
 from bench.configs import Wiring
 from bench.figures import WARM_UP, Sample, rotated
 from bench.processes import BenchError
@@ -27,6 +27,8 @@ EXAMPLES = """examples:
   python -m bench --scenarios keepalive-1,keepalive-256 --json out.json
 
   python -m bench soak --minutes 60  random streams and faults, SHA-256 on each; see python -m bench soak --help
+
+  python -m bench endings            what clients and servers get to see through each proxy when streams end
 
 exit codes: 0 measured; 1 some requests or samples failed; 2 something is missing; 130 interrupted
 peers:      sudo apt install haproxy nginx libnginx-mod-stream wrk
@@ -186,6 +188,8 @@ def main() -> int:
     try:
         if sys.argv[1:2] == ["soak"]:
             return soak.main(sys.argv[2:])
+        if sys.argv[1:2] == ["endings"]:
+            return endings.main(sys.argv[2:])
         return run(arguments().parse_args())
     except BenchError as error:
         report.progress(f"bench: {error}")
