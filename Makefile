@@ -1,7 +1,7 @@
 # make run   a virtual environment, everything installed, pylb serving with its embedded defaults
 # make test  lint, types, import contracts, all tests          make help  the rest
 .DEFAULT_GOAL := help
-.PHONY: help run test test-long lint format demo bench zipapp docs clean python
+.PHONY: help run test test-long lint format demo bench soak fuzz zipapp docs clean python
 
 VENV   := .venv
 PY     := $(VENV)/bin/python
@@ -41,6 +41,12 @@ format: $(VENV)/.dev ## put the code into the house's layout
 
 bench: $(VENV)/.dev ## direct, pylb, haproxy and nginx in one interleaved run (ARGS="--help" for more)
 	$(PY) -m bench $(ARGS)
+
+soak: $(VENV)/.dev ## ten minutes of random streams and faults, SHA-256 on each (ARGS="--help" for more)
+	$(PY) -m bench soak $(ARGS)
+
+fuzz: $(VENV)/.dev ## 50,000 steps of the engine's state machine, in any order
+	$(PY) -W error -m tests.forward.test_any_order 50000
 
 zipapp: $(VENV)/.run ## the phone-home as one file: dist/phonehome.pyz
 	$(PY) deploy/zipapp.py

@@ -118,6 +118,10 @@ class Process:
         """Proportional set size over the family: shared pages count once. Kernel socket memory is not in it."""
         return sum(_pss_bytes(pid) for pid in _family(self.pid))
 
+    def anonymous_bytes(self) -> int:
+        """What the family allocated itself: unlike the above it does not change with who else shares a library's pages."""
+        return sum(_anonymous_bytes(pid) for pid in _family(self.pid))
+
     def _tail(self) -> str:
         lines = self._errors.read_text(errors="replace").splitlines()[-8:]
         return "\n".join(f"  | {line}" for line in lines)
@@ -138,6 +142,13 @@ def _pss_bytes(pid: int) -> int:
         if line.startswith("Pss:"):
             return int(line.split()[1]) * 1024
     raise BenchError(f"no Pss in /proc/{pid}/smaps_rollup")
+
+
+def _anonymous_bytes(pid: int) -> int:
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("RssAnon:"):
+            return int(line.split()[1]) * 1024
+    raise BenchError(f"no RssAnon in /proc/{pid}/status")
 
 
 def _family(root: int) -> list[int]:

@@ -63,7 +63,7 @@ class Tally:
 
 @dataclass(frozen=True)
 class Sample:
-    """pylb at one moment: seconds since the start, bytes, descriptors, CPU seconds so far, sessions, loop lag in seconds."""
+    """pylb at one moment: seconds since the start, bytes it allocated, descriptors, CPU seconds so far, sessions, loop lag in seconds."""
 
     at: float
     memory: int
@@ -359,7 +359,7 @@ class Soak:
         figures = self._figures()
         return Sample(
             at=time.monotonic() - self._began,
-            memory=self._process.memory_bytes(),
+            memory=self._process.anonymous_bytes(),
             descriptors=self._descriptors(),
             cpu=self._process.cpu_seconds(),
             sessions=int(figures("pylb_frontend_sessions")),

@@ -1,12 +1,26 @@
 """Connect, data, half-close, reset, stall, table swap and time in any order: no byte lost, added or reordered, nothing left."""
 
 import gc
+import socket
+import sys
+import time
 
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    consumes,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
+from pylb.core.session import SessionRecord
 from pylb.core.table import Server
+from pylb.forward.engine import MAX_BUFFERED
 from pylb.forward.session import Half, Session
 from tests.support.baseline import descriptors
 from tests.support.drive import Drive, Peer, policy, readable, server_at
@@ -14,6 +28,7 @@ from tests.support.drive import Drive, Peer, policy, readable, server_at
 SIZES = st.one_of(st.integers(1, 5000), st.sampled_from([16384, 65536, 65537, 300_000, 1_500_000]))
 BUFFERS = st.sampled_from([0, 2048, 16384])
 IDLE = 60.0
+DRAIN = 8.0
 MOST_BUFFERED = 64 * 1024 + (1 << 20)  # per half: a chunk in memory, and what a 256 KiB pipe takes in fragments
 
 
@@ -40,7 +55,13 @@ class Pair:
     def __init__(self, client: Side) -> None:
         self.client = client
         self.server: Side | None = None
-        self.cut = False  # a reset or a timeout was part of it: bytes may be missing at the end, and only there
+        self.codes: set[str] = set()  # letters that what was done to it may end it with; none: it must end by itself
+        self.refusing = False  # came while the first server refused
+
+    @property
+    def cut(self) -> bool:
+        """Bytes may be missing at the end, and only there."""
+        return bool(self.codes)
 
 
 def stream(seed: int, start: int, size: int) -> bytes:
@@ -52,29 +73,38 @@ def stream(seed: int, start: int, size: int) -> bytes:
 
 class Sessions(RuleBasedStateMachine):
     pairs = Bundle("pairs")
+    steps = 0  # of all runs
 
-    @initialize(splice=st.booleans(), size=BUFFERS, pipes=st.sampled_from([0, 1, 64]))
-    def begin(self, splice: bool, size: int, pipes: int) -> None:
+    @initialize(
+        splice=st.booleans(), size=BUFFERS, pipes=st.sampled_from([0, 1, 64]), most=st.sampled_from([1, 100_000, MAX_BUFFERED])
+    )
+    def begin(self, splice: bool, size: int, pipes: int, most: int) -> None:
         gc.collect()
         self.descriptors = descriptors()
         self.size = size
-        self.drive = Drive(splice=splice, max_pipes=pipes, max_connections=6)
-        self.policy = policy(idle=IDLE, half_close=20, flush=5, connect=2)
+        self.drive = Drive(splice=splice, max_pipes=pipes, max_connections=6, max_buffered=most)
+        self.policy = policy(idle=IDLE, half_close=20, flush=5, connect=2, drain=DRAIN)
+        self.most = most
         self.backends = [self.drive.backend(sndbuf=size, rcvbuf=size) for _ in "ab"]
-        self.listen = self.drive.serve(self.server(0), policy=self.policy)
+        self.refuses = server_at(self.drive.nobody(), "refuses")
+        self.servers = [self.server(0)]
+        self.listen = self.drive.serve(*self.servers, policy=self.policy)
+        self.removed = self.killed = False
         self.live: list[Pair] = []
         self.waiting: list[Pair] = []
         self.seed = 0
 
     def server(self, which: int) -> Server:
-        return server_at(self.backends[which], "ab"[which])
+        return server_at(self.backends[which], "ab"[which], rank=1)
 
     # ------------------------------------------------------------ what may happen
 
+    @precondition(lambda self: not self.removed)
     @rule(target=pairs, early=st.one_of(st.just(0), SIZES), together=st.booleans())
     def connect(self, early: int, together: bool) -> Pair:
         self.seed += 2
         pair = Pair(Side(self.drive.connect(self.listen, sndbuf=self.size, rcvbuf=self.size), self.seed))
+        pair.refusing = self.refuses in self.servers
         self.live.append(pair)
         self.waiting.append(pair)
         if early:
@@ -89,6 +119,26 @@ class Sessions(RuleBasedStateMachine):
         side = pair.client if by_client else pair.server
         if side and not side.finished and not side.peer.closed and side.said < 6_000_000:
             side.say(size)
+
+    @rule(pair=pairs, by_client=st.booleans(), count=st.integers(1, 40))
+    def drip(self, pair: Pair, by_client: bool, count: int) -> None:
+        """One-byte segments."""
+        side = pair.client if by_client else pair.server
+        if side and not side.finished and not side.peer.closed:
+            for _ in range(count):
+                side.say(1)
+                side.peer.step()
+
+    @rule(pair=pairs, by_client=st.booleans())
+    def urge(self, pair: Pair, by_client: bool) -> None:
+        """A byte out of band; it belongs where it was sent."""
+        side = pair.client if by_client else pair.server
+        if side and not side.finished and not side.peer.closed and not side.peer.error and not side.peer.unsaid:
+            try:
+                side.peer.sock.send(stream(side.seed, side.said, 1), socket.MSG_OOB)
+                side.said += 1
+            except OSError:
+                pass  # full, or reset meanwhile: it was not sent
 
     @rule(pair=pairs, by_client=st.booleans())
     def finish(self, pair: Pair, by_client: bool) -> None:
@@ -107,7 +157,8 @@ class Sessions(RuleBasedStateMachine):
     def reset(self, pair: Pair, by_client: bool) -> None:
         side = pair.client if by_client else pair.server
         if side and not side.peer.closed:
-            pair.cut = side.was_reset = True
+            side.was_reset = True
+            pair.codes |= {"CC", "CD"} if by_client else {"SD"}
             side.peer.reset()
 
     @rule(count=st.integers(1, 20))
@@ -130,13 +181,31 @@ class Sessions(RuleBasedStateMachine):
         before = len(self.drive.records)
         self.drive.pass_time(seconds, step=0.1)
         self.accept()
-        if any(record.code[0] in "cs" for record in self.drive.records[before:]):
-            for pair in self.live:
-                pair.cut = True  # whose it was is not told apart: prefixes are still checked for all
+        # Whether a deadline was right is for test_deadlines; here, that only the deadlines there are end a session so.
+        for record in self.drive.records[before:]:
+            if record.code[0] in "csK":
+                assert record.code[0] != "K" or self.removed or self.killed, "killed, though no frontend was removed"
+                self.pair_of(record).codes.add(record.code)
 
-    @rule(which=st.integers(0, 1))
-    def swap_table(self, which: int) -> None:
-        self.drive.serve(self.server(which), policy=self.policy, listen=self.listen)
+    @precondition(lambda self: not self.removed)
+    @rule(which=st.integers(0, 1), refusing=st.booleans())
+    def swap_table(self, which: int, refusing: bool) -> None:
+        self.servers = [self.refuses, self.server(which)] if refusing else [self.server(which)]
+        self.drive.serve(*self.servers, policy=self.policy, listen=self.listen)
+
+    @precondition(lambda self: not self.removed)
+    @rule()
+    def remove_frontend(self) -> None:
+        self.turns(5)  # who waits in the backlog would be reset by the kernel, and never have been a session
+        if self.drive.engine.counters.open_sessions < 6:
+            self.drive.remove(self.listen)
+            self.removed = self.killed = True
+
+    @precondition(lambda self: self.removed)
+    @rule()
+    def open_again(self) -> None:
+        self.drive.serve(*self.servers, policy=self.policy, listen=self.listen)
+        self.removed = False
 
     # ------------------------------------------------------------ what must hold
 
@@ -150,6 +219,9 @@ class Sessions(RuleBasedStateMachine):
                 if owner is not None:  # else its session is over already
                     owner.server = Side(peer, owner.client.seed + 1)
                     self.waiting.remove(owner)
+
+    def pair_of(self, record: SessionRecord) -> Pair:
+        return next(pair for pair in self.live if pair.client.port == record.client_port)
 
     def owner(self, source: int) -> Pair | None:
         for half in self.drive.engine._life.halves.values():
@@ -175,7 +247,12 @@ class Sessions(RuleBasedStateMachine):
             assert half.pipe is None or half.pipe.count <= MOST_BUFFERED
         sessions = len(engine._life.sessions)
         assert sessions == engine.counters.open_sessions <= 6
-        assert sessions == sum(counters.sessions for counters in engine.counters.frontends.values())
+        assert sessions == sum(counters.sessions for counters in self.drive._counters.values())
+        held = sum(half.held for half in engine._life.halves.values())
+        assert engine.counters.buffered == held <= self.most + MOST_BUFFERED
+        pending = sum(len(half.pending or b"") + (half.pipe.count if half.pipe else 0) for half in engine._life.halves.values())
+        assert pending == held, "the books say something else than what waits"
+        type(self).steps += 1
         lent = sum(half.pipe is not None for half in engine._life.halves.values())
         assert engine._pipes.lent == lent
 
@@ -214,6 +291,23 @@ class Sessions(RuleBasedStateMachine):
                 assert not pair.server.peer.error
                 assert len(pair.server.peer.got) == pair.client.said, "bytes of the client are missing"
                 assert len(pair.client.peer.got) == pair.server.said, "bytes of the server are missing"
+        self.check_records()
+
+    def check_records(self) -> None:
+        """One record each, with the right letters and byte counts."""
+        records = {record.client_port: record for record in self.drive.records}
+        assert len(records) == len(self.drive.records) == len(self.live)
+        for pair in self.live:
+            record = records[pair.client.port]
+            both_done = pair.client.finished and pair.server is not None and pair.server.finished
+            right = pair.codes | ({"--"} if both_done or not pair.codes else set())
+            assert record.code in right, f"{record.code}, not one of {right}"
+            said = (pair.client.said, pair.server.said if pair.server else 0)
+            if record.code == "--":
+                assert (record.bytes_in, record.bytes_out) == said
+            assert record.bytes_in <= said[0]
+            assert pair.server is None or record.bytes_out <= said[1]
+            assert (record.retries > 0) <= pair.refusing
 
 
 def check_prefix(sender: Side, receiver: Side) -> None:
@@ -228,5 +322,26 @@ def settled(pair: Pair) -> bool:
     return all(side is None or side.peer.closed or side.peer.eof or side.peer.error for side in (pair.client, pair.server))
 
 
+def run(examples: int, steps: int) -> None:
+    """Raises the failure, shrunk to its shortest form."""
+    checks = settings(
+        max_examples=examples, stateful_step_count=steps, deadline=None, suppress_health_check=list(HealthCheck), database=None
+    )
+    run_state_machine_as_test(Sessions, settings=checks)
+
+
 def test_any_order_of_events_loses_nothing_and_leaves_nothing() -> None:
-    run_state_machine_as_test(Sessions, settings=settings(max_examples=30, stateful_step_count=40))
+    run(examples=30, steps=40)
+
+
+def main(wanted: int) -> None:
+    """`make fuzz`: at least `wanted` steps, another beginning each time."""
+    began = time.monotonic()
+    while Sessions.steps < wanted:
+        run(examples=40, steps=60)
+        sys.stdout.write(f"{Sessions.steps:,} steps, {time.monotonic() - began:.0f} s, nothing found\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))
