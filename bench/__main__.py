@@ -6,28 +6,33 @@ import shlex
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
 from bench import __doc__ as how_it_measures
-from bench import endings, report, soak, targets
+from bench import charts, compare, endings, load, network, report, soak, targets
 from bench.configs import Wiring
 from bench.figures import WARM_UP, Sample, rotated
+from bench.network import Network
 from bench.processes import BenchError
 from bench.scenarios import DEFAULT_SCENARIOS, QUICK, SCENARIOS, Effort, Scenario
 
 DESCRIPTORS = 20_000
-DEFAULT_TARGETS = ("direct", "pylb", "haproxy", "nginx")
+VERBS = {"soak": soak.main, "endings": endings.main, "charts": charts.main, "compare": compare.main}
+DEFAULT_TARGETS = ("direct", "pylb", "haproxy", "haproxy2", "nginx")
 EXAMPLES = """examples:
-  python -m bench                    everything, about eight minutes; the raw JSON is kept under bench/results/
+  python -m bench                    everything, about 25 minutes; the raw JSON is kept under bench/results/
   python -m bench --quick            does it run, is it roughly right? one short round, nothing kept
   python -m bench --scenarios bulk --targets pylb,haproxy,haproxy-splice --rounds 9
   python -m bench --scenarios keepalive-1,keepalive-256 --json out.json
 
   python -m bench soak --minutes 60  random streams and faults, SHA-256 on each; see python -m bench soak --help
 
+  python -m bench charts             the newest kept run as SVG, under docs/charts/
+  python -m bench compare OLD NEW    pylb before and after, from two kept runs
   python -m bench endings            what clients and servers get to see through each proxy when streams end
 
 exit codes: 0 measured; 1 some requests or samples failed; 2 something is missing; 130 interrupted
@@ -60,6 +65,7 @@ def arguments() -> argparse.ArgumentParser:
         metavar="A,B",
         help=",".join(DEFAULT_TARGETS),
     )
+    parser.add_argument("--loopback", action="store_true", help="no namespaces, also as root")
     parser.add_argument("--quick", action="store_true", help="one round of one second, smaller counts, no warm-up")
     parser.add_argument("--json", type=Path, metavar="FILE", help="keep the raw samples here instead of bench/results/")
     return parser
@@ -138,10 +144,12 @@ def run(options: argparse.Namespace) -> int:
     descriptors = _descriptors(effort)
     targets.require(targets.requirements(options.targets))
     started, machine = report.now(), report.machine()  # before the load, so that the load average is the neighbours'
-    with tempfile.TemporaryDirectory(prefix="pylb-bench-") as folder:
-        wiring = targets.loopback_wiring(Path(folder), descriptors)
+    with tempfile.TemporaryDirectory(prefix="pylb-bench-") as folder, _network(options.loopback) as net:
+        wiring = targets.wired(Path(folder), descriptors, net)
         with targets.origin(wiring):
             chosen = [SCENARIOS[name] for name in options.scenarios]
+            if "half-rate" in options.scenarios:
+                effort = replace(effort, rate=_half_of_the_maximum(options.targets, wiring))
             samples, failures = measure(chosen, options.targets, rounds, effort, wiring)
     result = report.Run(
         command=shlex.join(["python", "-m", "bench", *sys.argv[1:]]),
@@ -149,6 +157,7 @@ def run(options: argparse.Namespace) -> int:
         rounds=len(rounds) - (WARM_UP in rounds),
         targets=options.targets,
         effort=effort,
+        network=net.name,
         machine=machine,
         versions=targets.versions(options.targets),
         failures=failures,
@@ -160,6 +169,22 @@ def run(options: argparse.Namespace) -> int:
     return int(bool(failures) or any(sample.errors for sample in samples))
 
 
+@contextmanager
+def _network(loopback: bool) -> Iterator[Network]:
+    if loopback or not network.possible():
+        yield network.LOOPBACK
+    else:
+        with network.namespaces() as made:
+            yield made
+
+
+def _half_of_the_maximum(names: list[str], wiring: Wiring) -> float:
+    """Of HAProxy, or of the first target that is there instead."""
+    name = report.BASELINE if report.BASELINE in names else names[0]
+    with targets.running(name, wiring) as target:
+        return load.wrk(target.http, 64, 2).requests_per_second / 2
+
+
 def _descriptors(effort: Effort) -> int:
     """Sets the limit of open files that every child inherits, the same on every machine where the hard limit allows it.
 
@@ -167,7 +192,7 @@ def _descriptors(effort: Effort) -> int:
     """
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     limit = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, DESCRIPTORS)
-    needed = 1000 + 3 * max(effort.idle_sessions, effort.live_sessions)
+    needed = 1000 + 2 * max(effort.idle_sessions, effort.live_sessions, *effort.grown_sessions)
     if limit < needed:
         raise BenchError(f"the limit of open files is {hard}, {needed} are needed\n  hint: ulimit -Hn {DESCRIPTORS}")
     resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
@@ -186,10 +211,8 @@ def main() -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
     try:
-        if sys.argv[1:2] == ["soak"]:
-            return soak.main(sys.argv[2:])
-        if sys.argv[1:2] == ["endings"]:
-            return endings.main(sys.argv[2:])
+        if sys.argv[1:2] and (verb := VERBS.get(sys.argv[1])) is not None:
+            return verb(sys.argv[2:])
         return run(arguments().parse_args())
     except BenchError as error:
         report.progress(f"bench: {error}")

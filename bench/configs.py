@@ -4,6 +4,7 @@ Equal terms: one thread, no log, an hour of idle timeout, limits high enough for
 the default.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,11 +31,14 @@ class Wiring:
     admin: Address
     folder: Path
     descriptors: int  # RLIMIT_NOFILE of every child
+    origin_other: Address  # the HTTP origin again: where a registration can move to
+    on_proxy: Sequence[str] = ()  # before a command that runs on the proxy's machine
+    on_origin: Sequence[str] = ()
 
     @property
     def sessions(self) -> int:
-        """How many sessions a proxy is told to hold: two descriptors each, half of one for a pipe, some for itself."""
-        return (self.descriptors - 500) * 2 // 5  # HAProxy with splice-auto reserves a pipe for every fourth session
+        """How many sessions a proxy is told to hold: two descriptors each, some for itself."""
+        return (self.descriptors - 500) // 2
 
     @property
     def routes(self) -> list[tuple[str, Address, Address]]:
@@ -56,6 +60,7 @@ http {{
 {temp}
   server {{
     listen {wiring.origin_http} backlog=4096;
+    listen {wiring.origin_other} backlog=4096;
     location / {{ return 200 "{REPLY}"; }}
   }}
 }}
@@ -84,10 +89,11 @@ events {{ worker_connections {wiring.descriptors - 200}; }}"""
 def haproxy(wiring: Wiring, threads: int, *, splice: bool) -> str:
     """HAProxy in TCP mode. Splicing is an option of HAProxy that is off as installed."""
     option = "  option splice-auto\n" if splice else ""
+    most = wiring.sessions * 4 // 5 if splice else wiring.sessions  # with splice-auto it reserves a pipe for every fourth
     timeouts = "  timeout connect 5s\n  timeout client 1h\n  timeout server 1h\n"
     parts = [
-        f"global\n  nbthread {threads}\n  maxconn {wiring.sessions}\n",
-        f"defaults\n  mode tcp\n  maxconn {wiring.sessions}\n{option}{timeouts}",
+        f"global\n  nbthread {threads}\n  maxconn {most}\n",
+        f"defaults\n  mode tcp\n  maxconn {most}\n{option}{timeouts}",
     ]
     parts += [f"listen {name}\n  bind {listen}\n  server origin {server}\n" for name, listen, server in wiring.routes]
     return "\n".join(parts)
@@ -96,7 +102,7 @@ def haproxy(wiring: Wiring, threads: int, *, splice: bool) -> str:
 def pylb(wiring: Wiring) -> str:
     """pylb, one process, static frontends, and a token that may open the ports of the registrations scenario."""
     everything = {
-        "webhook": [{"listen": str(wiring.webhook)}],
+        "webhook": [{"listen": str(wiring.webhook), "insecure": True}],  # the load may be in another namespace
         "admin": {"listen": str(wiring.admin)},
         "state_dir": str(wiring.folder / "pylb-state"),
         "workers": 0,
@@ -107,8 +113,8 @@ def pylb(wiring: Wiring) -> str:
                 "secret_file": str(token_file(wiring)),
                 "names": ["*"],
                 "ports": [f"{EXTRA_PORTS.start}-{REGISTERED_PORTS.stop - 1}"],
-                "targets": ["127.0.0.0/8"],
-                "target_ports": [wiring.origin_http.port],
+                "targets": [f"{wiring.origin_http.host}/32"],
+                "target_ports": [wiring.origin_http.port, wiring.origin_other.port],
             }
         ],
         "defaults": {"bind": wiring.proxy_http.host},

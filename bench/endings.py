@@ -316,7 +316,7 @@ def _kill(target: targets.Target) -> None:
 def column(name: str, folder: Path, cases: Sequence[str]) -> Iterator[tuple[str, str]]:
     """(case, what was seen), each with a proxy and a server of its own."""
     for case in cases:
-        wiring = targets.loopback_wiring(folder, descriptors=4096)
+        wiring = targets.wired(folder, descriptors=4096)
         with socket.create_server(wiring.origin_http, backlog=64) as server, targets.running(name, wiring) as target:
             _forget(server)
             yield case, CASES[case][0](Room(target, server))

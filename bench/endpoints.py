@@ -1,7 +1,8 @@
-"""The ends of a stream that no tool on the shelf offers: `source`, `drain` and `hold`, each a process of its own.
+"""The ends of a stream that no tool on the shelf offers: `source`, `drain`, `pace` and `hold`, each a process of its own.
 
     python -m bench.endpoints source HOST:PORT                    sends for ever to whoever connects
     python -m bench.endpoints drain HOST:PORT STREAMS SECONDS     reads and drops; prints JSON
+    python -m bench.endpoints pace HOST:PORT RATE SECONDS CONNS   requests at a fixed rate; prints JSON
     python -m bench.endpoints hold SESSIONS HOST:PORT...          opens sessions, prints "ready", holds till stdin ends
 
 They are cheap on purpose, so that the proxy is what is measured: the source sends one big buffer again and again, the
@@ -12,12 +13,15 @@ against 0.6-0.8), and servers that speak TLS write from buffers too.
 
 import itertools
 import json
+import select
 import socket
 import sys
 import threading
 import time
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 
+from bench.figures import percentile
 from bench.processes import Address
 
 CHUNK = 1 << 20
@@ -77,6 +81,51 @@ def _discard(server: Address, start: float, end: float) -> tuple[int, int]:
     return total, window
 
 
+def pace(server: Address, rate: float, seconds: float, connections: int) -> dict[str, float]:
+    """Requests at a fixed rate, whatever the answers do: open loop, a bundle each millisecond, on kept connections.
+
+    A latency runs from the moment the request was due, so what had to wait for a free connection or for this generator is
+    counted (no coordinated omission). → p50, p99 and `late_p99` in seconds, the last being this generator's own share,
+    and the numbers of answers and of requests that were due.
+    """
+    clients = [socket.create_connection(server, timeout=10) for _ in range(connections)]
+    poll = select.epoll()
+    by_fd = {client.fileno(): client for client in clients}
+    for fd, client in by_fd.items():
+        client.setblocking(False)
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        poll.register(fd, select.EPOLLIN)
+    free, due, asked = list(by_fd), deque[float](), dict[int, float]()
+    took, late = [], []
+    began = time.perf_counter()
+    sent = 0
+    while (now := time.perf_counter() - began) < seconds or asked:
+        if now > seconds + 5:
+            break  # what is not answered by now counts as missing
+        bundle = min(int(now * 1000), int(seconds * 1000))
+        while sent < rate * bundle / 1000:
+            due.append(int(sent * 1000 / rate) / 1000)
+            sent += 1
+        while due and free:
+            fd = free.pop()
+            asked[fd] = due.popleft()
+            by_fd[fd].send(REQUEST)
+            late.append(time.perf_counter() - began - asked[fd])
+        for fd, _ in poll.poll(0.001, connections):
+            if by_fd[fd].recv(4096).endswith(b"x"):  # the end of the origin's reply
+                took.append(time.perf_counter() - began - asked.pop(fd))
+                free.append(fd)
+    for client in clients:
+        client.close()
+    return {
+        "p50": percentile(took, 50),
+        "p99": percentile(took, 99),
+        "late_p99": percentile(late, 99),
+        "answers": len(took),
+        "due": sent,
+    }
+
+
 def hold(servers: list[Address], sessions: int) -> None:
     """Opens `sessions` connections over `servers` in turn, one request and answer each; holds them till stdin ends."""
     clients = []
@@ -99,6 +148,8 @@ def main(argv: list[str]) -> None:
             source(address(listen))
         case ["drain", server, streams, seconds]:
             print(json.dumps(drain(address(server), int(streams), float(seconds))))
+        case ["pace", server, rate, seconds, connections]:
+            print(json.dumps(pace(address(server), float(rate), float(seconds), int(connections))))
         case ["hold", sessions, *servers]:
             hold([address(server) for server in servers], int(sessions))
         case _:

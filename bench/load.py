@@ -72,6 +72,31 @@ def drain(server: Address, streams: int, seconds: int) -> Drained:
     return Drained(**json.loads(_output(argv, seconds)))
 
 
+@dataclass(frozen=True)
+class Paced:
+    """Requests at a fixed rate. Seconds from when they were due; `late_p99` is the generator's own share of them."""
+
+    p50: float
+    p99: float
+    late_p99: float
+    answers: int
+    due: int
+
+
+def pace(server: Address, rate: float, seconds: int, connections: int = 64) -> Paced:
+    """Open loop: the rate does not wait for answers."""
+    argv = [sys.executable, "-m", "bench.endpoints", "pace", str(server), str(rate), str(seconds), str(connections)]
+    return Paced(**json.loads(_output(argv, seconds)))
+
+
+@contextmanager
+def draining(server: Address, streams: int) -> Iterator[None]:
+    """Bulk streams that flow while the block runs."""
+    argv = [sys.executable, "-m", "bench.endpoints", "drain", str(server), str(streams), "3600"]
+    with started(argv, stderr=PIPE):
+        yield
+
+
 @contextmanager
 def held(servers: Sequence[Address], sessions: int) -> Iterator[None]:
     """`sessions` connections, spread over `servers`, each idle after one request and answer, while the block runs."""

@@ -2,8 +2,11 @@
 
 import http.client
 import json
+import threading
 import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import cycle, islice
 
@@ -12,6 +15,7 @@ from bench.processes import Address, BenchError
 from bench.targets import Target
 
 SETUP_CALLERS = 8
+SWAPPED_PORT = configs.EXTRA_PORTS.stop - 1
 
 
 @dataclass(frozen=True)
@@ -20,11 +24,11 @@ class Caller:
 
     webhook: Address
     token: str
-    target_port: int
+    target: Address
 
     def put(self, name: str, port: int) -> float:
         """Registers one frontend; → seconds from the connect to the whole answer. Raises BenchError if refused."""
-        body = {"frontends": [{"port": port, "target_port": self.target_port}], "ttl": 3600}
+        body = {"frontends": [{"port": port, "target_port": self.target.port}], "address": self.target.host, "ttl": 3600}
         return self._call("PUT", name, json.dumps(body))
 
     def delete(self, name: str) -> float:
@@ -49,13 +53,48 @@ class Caller:
         return took
 
 
+def caller_of(target: Target, *, other: bool = False) -> Caller:
+    """A phone-home that sends to the origin, or to its other port."""
+    wiring = target.wiring
+    place = wiring.origin_other if other else wiring.origin_http
+    return Caller(wiring.webhook, configs.token_file(wiring).read_text(), place)
+
+
+def register(target: Target, have: int, count: int) -> None:
+    """Frontends `have` to `count` of REGISTERED_PORTS."""
+    caller = caller_of(target)
+    with ThreadPoolExecutor(SETUP_CALLERS) as pool:
+        list(pool.map(lambda port: caller.put(f"app-{port}", port), configs.REGISTERED_PORTS[have:count]))
+
+
+@contextmanager
+def swapping(target: Target) -> Iterator[Callable[[], int]]:
+    """SWAPPED_PORT moves to and fro while the block runs; the call says how often it was answered so far."""
+    callers = (caller_of(target), caller_of(target, other=True))
+    callers[0].put("swapped", SWAPPED_PORT)
+    stop, done = threading.Event(), 0
+
+    def run() -> None:
+        nonlocal done
+        for caller in cycle(callers):
+            if stop.is_set():
+                return
+            caller.put("swapped", SWAPPED_PORT)
+            done += 1
+
+    with ThreadPoolExecutor(1) as pool:
+        calls = pool.submit(run)
+        try:
+            yield lambda: done
+        finally:
+            stop.set()
+        calls.result()
+
+
 def measure(target: Target, frontends: int, sessions: int, calls: int) -> dict[str, float]:
     """Milliseconds of creating, repeating and releasing a registration: median and p99 over `calls` calls of each."""
-    wiring = target.wiring
-    caller = Caller(wiring.webhook, configs.token_file(wiring).read_text(), wiring.origin_http.port)
-    ports = configs.REGISTERED_PORTS[:frontends]
-    with ThreadPoolExecutor(SETUP_CALLERS) as pool:
-        list(pool.map(lambda port: caller.put(f"app-{port}", port), ports))
+    caller, ports = caller_of(target), configs.REGISTERED_PORTS[:frontends]
+    register(target, 0, frontends)
     with load.held([Address(target.http.host, port) for port in ports], sessions):
         create, beat, release = [], [], []
         for extra, known in zip(islice(cycle(configs.EXTRA_PORTS), calls), islice(cycle(ports), calls), strict=True):

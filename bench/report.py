@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from bench import marks
 from bench.figures import Sample, Spread, ratio, spread, values
 from bench.scenarios import SCENARIOS, Effort, Metric, Scenario
 
@@ -27,6 +28,7 @@ class Run:
     rounds: int
     targets: Sequence[str]
     effort: Effort
+    network: str
     machine: Mapping[str, object]
     versions: Mapping[str, str]
     failures: Sequence[str]
@@ -84,10 +86,13 @@ def save(run: Run, path: Path | None) -> Path:
 def tables(run: Run) -> str:
     """Every scenario of the run as an aligned table, with its targets as rows."""
     facts = run.machine
-    head = f"{facts['cpu']}, {facts['cores']} cores, Linux {facts['kernel']}, Python {facts['python']}; {run.command}"
+    where = f"Python {facts['python']}, over {run.network}"
+    head = f"{facts['cpu']}, {facts['cores']} cores, Linux {facts['kernel']}, {where}; {run.command}"
     names = list(dict.fromkeys(sample.scenario for sample in run.samples))
     legend = f"medians, rounds: {run.rounds}; x = the median of the ratios to {BASELINE} in the same round (min..max)"
     parts = [f"{head}\n{legend}", *(_table(SCENARIOS[name], run) for name in names)]
+    if reached := marks.rows(run.samples):
+        parts.append("\n".join(["marks:", *aligned([["", "wanted", "measured", ""], *reached])]))
     if run.failures:
         parts.append("\n".join(["could not be measured:", *(f"  ! {failure}" for failure in run.failures)]))
     return "\n\n".join(parts)

@@ -4,12 +4,14 @@ To add one: a function from (Target, Effort) to an Outcome, and an entry in SCEN
 JSON follow from that.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Self
 
-from bench import load, registrations
+from bench import configs, load, registrations
+from bench.processes import Address
+from bench.registrations import SWAPPED_PORT, register, swapping
 from bench.targets import DIRECT, Target
 
 IDLE_WARM_UP = 20  # sessions that make a proxy allocate what it needs once, before the base line is read
@@ -17,16 +19,30 @@ IDLE_WARM_UP = 20  # sessions that make a proxy allocate what it needs once, bef
 
 @dataclass(frozen=True)
 class Effort:
-    """How long and how much: seconds per sample, idle sessions, and what surrounds a registration call."""
+    """How long and how much: seconds per sample, idle sessions, and what surrounds a registration call.
+
+    `rate`: requests per second of `half-rate`, half of what the first proxy reached just before; the same for all targets.
+    """
 
     seconds: int = 4
     idle_sessions: int = 4000
     frontends: int = 1000
     live_sessions: int = 2000
     calls: int = 300
+    grown_frontends: Sequence[int] = (10, 100, 1000)
+    grown_sessions: Sequence[int] = (100, 1000, 4000, 8000)
+    rate: float = 0.0
 
 
-QUICK = Effort(seconds=1, idle_sessions=500, frontends=100, live_sessions=200, calls=50)
+QUICK = Effort(
+    seconds=1,
+    idle_sessions=500,
+    frontends=100,
+    live_sessions=200,
+    calls=50,
+    grown_frontends=(10, 100),
+    grown_sessions=(100, 1000),
+)
 
 
 @dataclass(frozen=True)
@@ -117,6 +133,59 @@ def _bulk(streams: int, target: Target, effort: Effort) -> Outcome:
     return Outcome(metrics)
 
 
+def _mixed(target: Target, effort: Effort) -> Outcome:
+    with load.draining(target.bulk, 2):
+        result = load.wrk(target.http, 8, effort.seconds)
+    return Outcome({"p99_ms": 1e3 * result.p99, "p50_ms": 1e3 * result.p50, "requests_per_second": result.requests_per_second})
+
+
+def _half_rate(target: Target, effort: Effort) -> Outcome:
+    with _Cpu(target) as cpu:
+        result = load.pace(target.http, effort.rate, effort.seconds)
+    metrics = {
+        "p99_ms": 1e3 * result.p99,
+        "p50_ms": 1e3 * result.p50,
+        "generator_p99_ms": 1e3 * result.late_p99,
+        **cpu.per("cpu_us_per_request", 1e6, result.answers),
+    }
+    return Outcome(metrics, result.due - result.answers)
+
+
+def _swaps(target: Target, effort: Effort) -> Outcome:
+    with swapping(target) as swaps:
+        result = load.wrk(Address(target.http.host, SWAPPED_PORT), 64, effort.seconds, close=True)
+    metrics = {
+        "swaps_per_second": swaps() / effort.seconds,
+        "connections_per_second": result.requests_per_second,
+        "failed_connections": result.errors,
+    }
+    return Outcome(metrics, result.errors)
+
+
+def _grown_frontends(target: Target, effort: Effort) -> Outcome:
+    """The same pylb, and the same port under load, while the others become more."""
+    metrics, errors, have = {}, 0, 0
+    for count in effort.grown_frontends:
+        register(target, have, count)
+        have = count
+        port = Address(target.http.host, configs.REGISTERED_PORTS[0])
+        kept, new = load.wrk(port, 64, effort.seconds), load.wrk(port, 64, effort.seconds, close=True)
+        metrics[f"requests_{count}"] = kept.requests_per_second
+        metrics[f"connections_{count}"] = new.requests_per_second
+        errors += kept.errors + new.errors
+    return Outcome(metrics, errors)
+
+
+def _grown_sessions(target: Target, effort: Effort) -> Outcome:
+    metrics, errors = {}, 0
+    for count in effort.grown_sessions:
+        with load.held([target.http], count):
+            result = load.wrk(target.http, 64, effort.seconds)
+        metrics[f"requests_{count}"] = result.requests_per_second
+        errors += result.errors
+    return Outcome(metrics, errors)
+
+
 def _idle(target: Target, effort: Effort) -> Outcome:
     if target.process is None:
         raise ValueError(f"{target.name} has no process whose memory could be read")
@@ -146,7 +215,15 @@ def _keepalive_scenario(name: str, connections: int) -> Scenario:
     )
 
 
-DEFAULT_SCENARIOS = ("keepalive", "connections", "bulk", "idle", "registrations")
+def _bulk_scenario(name: str, streams: int) -> Scenario:
+    return Scenario(
+        name,
+        f"from the origin to the client as fast as it goes, streams: {streams}",
+        (Metric("gb_per_second", "GB/s", 2), Metric("cpu_s_per_gb", "CPU s/GB", 3)),
+        partial(_bulk, streams),
+    )
+
+
 SCENARIOS = {
     scenario.name: scenario
     for scenario in (
@@ -164,11 +241,24 @@ SCENARIOS = {
             ),
             _connections,
         ),
+        _bulk_scenario("bulk", 1),
+        _bulk_scenario("bulk-4", 4),
         Scenario(
-            "bulk",
-            "one stream from the origin to the client, as fast as it goes",
-            (Metric("gb_per_second", "GB/s", 2), Metric("cpu_s_per_gb", "CPU s/GB", 3)),
-            partial(_bulk, 1),
+            "mixed",
+            "small requests over 8 connections while two bulk streams flow: how long the small ones wait (wrk)",
+            (Metric("p99_ms", "p99 ms", 2), Metric("p50_ms", "p50 ms", 2), Metric("requests_per_second", "requests/s")),
+            _mixed,
+        ),
+        Scenario(
+            "half-rate",
+            "latency at half of HAProxy's rate of keepalive, the same for all: open loop, counted from when a request was due",
+            (
+                Metric("p99_ms", "p99 ms", 2),
+                Metric("p50_ms", "p50 ms", 2),
+                Metric("generator_p99_ms", "of it the generator's p99", 2),
+                Metric("cpu_us_per_request", "CPU µs/request", 2),
+            ),
+            _half_rate,
         ),
         Scenario(
             "idle",
@@ -189,5 +279,35 @@ SCENARIOS = {
             only="pylb",
             once=True,
         ),
+        Scenario(
+            "swaps",
+            "a registration moves a port to and fro as fast as it is answered, while new connections run through it",
+            (
+                Metric("swaps_per_second", "swaps/s"),
+                Metric("connections_per_second", "connections/s"),
+                Metric("failed_connections", "failed"),
+            ),
+            _swaps,
+            only="pylb",
+        ),
+        Scenario(
+            "frontends",
+            "keep-alive requests and new connections through one of many frontends",
+            tuple(
+                Metric(f"{what}_{count}", f"{what}/s of {count:,}")
+                for what in ("requests", "connections")
+                for count in Effort().grown_frontends
+            ),
+            _grown_frontends,
+            only="pylb",
+        ),
+        Scenario(
+            "sessions",
+            "keep-alive requests over 64 connections beside many idle ones",
+            tuple(Metric(f"requests_{count}", f"requests/s beside {count:,}") for count in Effort().grown_sessions),
+            _grown_sessions,
+            without=(DIRECT,),
+        ),
     )
 }
+DEFAULT_SCENARIOS = tuple(SCENARIOS)

@@ -30,8 +30,9 @@ from bench import report
 from bench.figures import spread
 from bench.processes import Address, BenchError, Process, free_ports
 from bench.streams import END_SECONDS, GREETING, NUMBER, Half, Line, Script, play, scripts, verdict
-from bench.targets import LOOPBACK, OWN_PORTS
+from bench.targets import OWN_PORTS
 
+LOOPBACK = "127.0.0.1"
 FRONTENDS = 4  # under load; two more come and go
 IDLE_SESSIONS = 50
 SAMPLE_SECONDS = 2.0
@@ -63,7 +64,7 @@ class Tally:
 
 @dataclass(frozen=True)
 class Sample:
-    """pylb at one moment: seconds since the start, bytes it allocated, descriptors, CPU seconds so far, sessions, loop lag in seconds."""
+    """pylb at one moment: seconds since the start, bytes it allocated, CPU seconds so far, loop lag in seconds."""
 
     at: float
     memory: int

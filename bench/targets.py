@@ -9,13 +9,14 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from bench import configs
 from bench.configs import Wiring
+from bench.network import LOOPBACK, Network
 from bench.processes import Address, BenchError, Process, free_ports
 
-LOOPBACK = "127.0.0.1"
 OWN_PORTS = range(21000, 30000)  # outside the ephemeral range, where any outgoing socket may sit on a port
 
 
@@ -126,14 +127,22 @@ def stream_module() -> Path | None:
     return module
 
 
-def loopback_wiring(folder: Path, descriptors: int) -> Wiring:
-    """Origin and proxy on loopback, on ports nobody listens on now; writes the token file that pylb's config names."""
+def wired(folder: Path, descriptors: int, network: Network = LOOPBACK) -> Wiring:
+    """Where everything listens, on ports nobody listens on now; writes the token file that pylb's config names."""
+    origin_names = ("origin_http", "origin_other", "origin_bulk")
+    names = (*origin_names, "proxy_http", "proxy_bulk", "webhook", "admin")
     start = random.randrange(len(OWN_PORTS))  # two runs on one machine seldom meet
     candidates = iter([*OWN_PORTS[start:], *OWN_PORTS[:start]])
-    names = ("origin_http", "origin_bulk", "proxy_http", "proxy_bulk", "webhook", "admin")
-    ports = free_ports(LOOPBACK, len(names), candidates)
-    places = {name: Address(LOOPBACK, port) for name, port in zip(names, ports, strict=True)}
-    wiring = Wiring(**places, folder=folder, descriptors=descriptors)
+    # Namespaces of our own hold no other listener.
+    ports = free_ports(network.proxy, len(names), candidates) if network is LOOPBACK else islice(candidates, len(names))
+    hosts = {name: network.origin if name in origin_names else network.proxy for name in names}
+    wiring = Wiring(
+        **{name: Address(hosts[name], port) for name, port in zip(names, ports, strict=True)},
+        folder=folder,
+        descriptors=descriptors,
+        on_proxy=network.on_proxy,
+        on_origin=network.on_origin,
+    )
     token = configs.token_file(wiring)
     token.touch(mode=0o600)
     token.write_text(secrets.token_urlsafe(32))
@@ -145,9 +154,9 @@ def origin(wiring: Wiring) -> Iterator[None]:
     """The HTTP origin (nginx) and the bulk source, up for the whole run."""
     config = wiring.folder / "origin.conf"
     config.write_text(configs.origin(wiring))
-    source = [sys.executable, "-m", "bench.endpoints", "source", str(wiring.origin_bulk)]
+    source = [*wiring.on_origin, sys.executable, "-m", "bench.endpoints", "source", str(wiring.origin_bulk)]
     with (
-        Process.started("origin", ["nginx", "-c", str(config)], wiring.folder) as web,
+        Process.started("origin", [*wiring.on_origin, "nginx", "-c", str(config)], wiring.folder) as web,
         Process.started("bulk-source", source, wiring.folder) as bulk,
     ):
         web.wait_listening(wiring.origin_http)
@@ -165,7 +174,7 @@ def running(name: str, wiring: Wiring) -> Iterator[Target]:
     config = wiring.folder / f"{name}.yaml"
     config.write_text(kind.render(wiring))
     shutil.rmtree(wiring.folder / "pylb-state", ignore_errors=True)  # a fresh pylb restores nothing of the last sample
-    with Process.started(name, kind.command(config), wiring.folder) as process:
+    with Process.started(name, [*wiring.on_proxy, *kind.command(config)], wiring.folder) as process:
         process.wait_listening(wiring.proxy_http)
         process.wait_listening(wiring.proxy_bulk)
         yield Target(name, wiring.proxy_http, wiring.proxy_bulk, process, wiring)

@@ -27,6 +27,11 @@ _READ_ON = EPOLLRDHUP | EPOLLHUP | EPOLLERR | EPOLLPRI
 _READABLE = EPOLLIN | _READ_ON
 _FAILED = EPOLLERR | EPOLLHUP
 
+# A class attribute of an enum is looked up through its metaclass, which costs as much as a call; these are read per event.
+_DIALING, _RESETTING, _CLOSED = State.DIALING, State.RESETTING, State.CLOSED
+_CONNECTED, _CLIENT_FIN, _SERVER_FIN = Event.CONNECTED, Event.CLIENT_FIN, Event.SERVER_FIN
+_NORMAL, _NO_PROXY = Cause.NORMAL, ProxyProtocol.NONE
+
 _CAUSE_OF_FAILURE = {"timeout": Cause.SERVER_TIMEOUT, "resource": Cause.RESOURCE}
 
 
@@ -91,7 +96,7 @@ class Lifecycle:
 
     def on_event(self, half: Half, events: int) -> None:
         session = half.session
-        if session.state is State.DIALING:
+        if session.state is _DIALING:
             self._on_dialing(session, half, events)
             return
         if events & _READ_ON:
@@ -107,9 +112,9 @@ class Lifecycle:
     def advance(self, source: Half) -> None:
         """Move what `source` has to its peer, and tell the table how that ended."""
         session = source.session
-        if source.eof or session.state is State.CLOSED:
+        if source.eof or session.state is _CLOSED:
             return
-        if session.state is State.RESETTING and not source.broken:
+        if session.state is _RESETTING and not source.broken:
             return  # nobody is left to read what the living half says
         outcome = self._relay.pump(source)
         if outcome == WAIT:
@@ -118,21 +123,21 @@ class Lifecycle:
             self.runnable[source] = None
         elif outcome == FIN:
             source.eof = True
-            self.fire(session, Event.CLIENT_FIN if source.is_client else Event.SERVER_FIN)
+            self.fire(session, _CLIENT_FIN if source.is_client else _SERVER_FIN)
         elif outcome == DESTINATION_RESET:
             if source.peer is not None:
                 self._broke(session, source.peer)
         else:
             source.eof = True
-            if session.state is State.RESETTING:
+            if session.state is _RESETTING:
                 self._delivered(session, source.peer)
             else:
                 self._broke(session, source)
 
-    def fire(self, session: Session, event: Event, cause: Cause = Cause.NORMAL) -> None:
+    def fire(self, session: Session, event: Event, cause: Cause = _NORMAL) -> None:
         state = session.state
         session.state, actions = TRANSITIONS[state, event]
-        if cause is not Cause.NORMAL and not session.code:
+        if cause is not _NORMAL and not session.code:
             session.code = termination_code(cause, state)
         for action in actions:
             self._act[action](session)
@@ -151,7 +156,7 @@ class Lifecycle:
         """An exception of our own: this session ends with code I, the loop and all others go on."""
         self._counters.faults += 1
         self._on_fault(error)
-        if session.state is not State.CLOSED:
+        if session.state is not _CLOSED:
             session.code = session.code or termination_code(Cause.INTERNAL, session.state)
             session.state = State.CLOSED
         if session in self.sessions:
@@ -208,7 +213,7 @@ class Lifecycle:
         elif not events & EPOLLOUT:
             return
         half.early = events
-        self.fire(session, Event.CONNECTED)
+        self.fire(session, _CONNECTED)
 
     def _dial(self, session: Session) -> None:
         frontend, now = session.frontend, self._clock()
@@ -261,7 +266,7 @@ class Lifecycle:
             self._observer.connect_ended(session.frontend.frontend.listen, server.server, None)
         client.read_on = client.early & _READ_ON != 0
         upstream.read_on = upstream.early & _READ_ON != 0
-        if server.server.send_proxy is not ProxyProtocol.NONE:
+        if server.server.send_proxy is not _NO_PROXY:
             ours = client.sock.getsockname()
             local, peer = (
                 Address(sockets.folded(ours[0]), ours[1]),
@@ -272,7 +277,7 @@ class Lifecycle:
             self._unblock(session, upstream)
         elif client.early & _READABLE:
             self.advance(client)
-        if upstream.early & _READABLE and session.state is not State.CLOSED:
+        if upstream.early & _READABLE and session.state is not _CLOSED:
             if upstream.broken:
                 self._broke(session, upstream)
             else:
@@ -306,9 +311,9 @@ class Lifecycle:
 
     def _broke(self, session: Session, half: Half) -> None:
         """`half` is in error. Its last words are delivered (bounded by timeouts.flush), then the other side is reset."""
-        if session.state is State.CLOSED:
+        if session.state is _CLOSED:
             return
-        if session.state is State.RESETTING and half.broken:
+        if session.state is _RESETTING and half.broken:
             self.advance(half)  # a second error event of the same half says nothing new
             return
         half.broken = True

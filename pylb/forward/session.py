@@ -11,6 +11,7 @@ from pylb.core.table import Frontend, Server
 from pylb.forward.counters import FrontendCounters, ServerCounters
 from pylb.forward.pipes import Pipe
 
+_DIALING = State.DIALING
 _BALANCE: dict[Balance, Callable[[list["ServerState"]], "ServerState | None"]] = {
     Balance.LEASTCONN: leastconn,
     Balance.ROUNDROBIN: roundrobin,
@@ -82,7 +83,7 @@ class ServerState:
 class FrontendState:
     """A frontend in force. `frontend` and `tiers` are replaced by a new table, never edited."""
 
-    __slots__ = ("_leaving", "counters", "frontend", "kill_at", "servers", "sessions", "tiers")
+    __slots__ = ("_balance", "_leaving", "counters", "frontend", "kill_at", "servers", "sessions", "tiers")
 
     def __init__(self, frontend: Frontend) -> None:
         self.counters = FrontendCounters(frontend.name)
@@ -97,6 +98,7 @@ class FrontendState:
     def update(self, frontend: Frontend) -> None:
         """Take over a new table's picture. Live sessions keep the ServerState they have."""
         self.frontend = frontend
+        self._balance = _BALANCE[frontend.policy.balance]
         self.counters.name = frontend.name
         known, self.servers = self.servers, {}
         tiers: dict[int, list[ServerState]] = {}
@@ -119,9 +121,8 @@ class FrontendState:
 
     def pick(self, tried: list[ServerState] | None) -> ServerState | None:
         """The balance's choice within the lowest rank that has an untried server of weight, or None."""
-        balance = _BALANCE[self.frontend.policy.balance]
         for tier in self.tiers:
-            chosen = balance([server for server in tier if server not in tried] if tried else tier)
+            chosen = self._balance([server for server in tier if server not in tried] if tried else tier)
             if chosen is not None:
                 return chosen
         return None
@@ -155,7 +156,7 @@ class Session:
         self.address = address  # as accept gave it
         self.accepted = accepted  # monotonic
         self.connected = 0.0  # monotonic; 0: not yet
-        self.state = State.DIALING
+        self.state = _DIALING
         self.client: Half | None = None
         self.upstream: Half | None = None
         self.server: ServerState | None = None

@@ -13,7 +13,7 @@ from tests.support.peers import need
 @pytest.fixture
 def wiring(tmp_path: Path) -> Wiring:
     """Loopback, free ports outside the ephemeral range, files under tmp_path."""
-    return targets.loopback_wiring(tmp_path, descriptors=4096)
+    return targets.wired(tmp_path, descriptors=4096)
 
 
 @pytest.fixture

@@ -26,8 +26,8 @@ def test_the_token_of_a_run_is_strong_private_and_may_register_what_the_scenario
     assert len(configs.token_file(wiring).read_text()) >= 22
     assert configs.token_file(wiring).stat().st_mode & 0o777 == 0o600
     assert token["ports"] == ["19000-20999"]
-    assert token["target_ports"] == [wiring.origin_http.port]
-    assert token["targets"] == ["127.0.0.0/8"]
+    assert token["target_ports"] == [wiring.origin_http.port, wiring.origin_other.port]
+    assert token["targets"] == ["127.0.0.1/32"]
 
 
 @pytest.mark.parametrize("name", ["haproxy", "haproxy2", "haproxy-splice"])

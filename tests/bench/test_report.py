@@ -14,6 +14,7 @@ def run_of(*samples: Sample, failures: tuple[str, ...] = ()) -> report.Run:
         rounds=2,
         targets=list(dict.fromkeys(sample.target for sample in samples)),
         effort=QUICK,
+        network="loopback",
         machine=report.machine(),
         versions={},
         failures=failures,

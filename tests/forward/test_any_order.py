@@ -191,6 +191,8 @@ class Sessions(RuleBasedStateMachine):
     @rule(which=st.integers(0, 1), refusing=st.booleans())
     def swap_table(self, which: int, refusing: bool) -> None:
         self.servers = [self.refuses, self.server(which)] if refusing else [self.server(which)]
+        for pair in self.waiting if refusing else ():
+            pair.refusing = True  # it may be in the backlog still
         self.drive.serve(*self.servers, policy=self.policy, listen=self.listen)
 
     @precondition(lambda self: not self.removed)

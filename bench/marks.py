@@ -1,0 +1,69 @@
+"""The marks pylb wants to reach, one thread beside one thread of HAProxy, and what a run says of them."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from bench.figures import Sample, Spread, ratio, spread, values
+
+OURS, THEIRS = "pylb", "haproxy"
+
+
+@dataclass(frozen=True)
+class Mark:
+    """`figure` gives the median and its spread over the rounds, None where the run has not measured it."""
+
+    about: str
+    limit: float
+    at_least: bool
+    figure: Callable[[Sequence[Sample]], Spread | None]
+    unit: str = "x"
+
+    def reached(self, found: Spread) -> bool:
+        """By the median."""
+        return found.median >= self.limit if self.at_least else found.median <= self.limit
+
+
+def _ratio(scenario: str, metric: str) -> Callable[[Sequence[Sample]], Spread | None]:
+    return lambda samples: ratio(values(samples, scenario, OURS, metric), values(samples, scenario, THEIRS, metric))
+
+
+def _plain(scenario: str, metric: str) -> Callable[[Sequence[Sample]], Spread | None]:
+    def figure(samples: Sequence[Sample]) -> Spread | None:
+        found = values(samples, scenario, OURS, metric)
+        return spread(found.values()) if found else None
+
+    return figure
+
+
+def _own(scenario: str, metric: str, base: str) -> Callable[[Sequence[Sample]], Spread | None]:
+    """pylb against itself in the same round."""
+    return lambda samples: ratio(values(samples, scenario, OURS, metric), values(samples, scenario, OURS, base))
+
+
+MARKS = (
+    Mark("keep-alive requests/s, 64 connections", 0.90, True, _ratio("keepalive", "requests_per_second")),
+    Mark("keep-alive requests/s, 1 connection", 0.90, True, _ratio("keepalive-1", "requests_per_second")),
+    Mark("new connections/s", 0.90, True, _ratio("connections", "connections_per_second")),
+    Mark("bulk bytes/s, 1 stream", 1.5, True, _ratio("bulk", "gb_per_second")),
+    Mark("bulk CPU per GB, 1 stream", 0.5, False, _ratio("bulk", "cpu_s_per_gb")),
+    Mark("p99 at half of HAProxy's rate", 1.2, False, _ratio("half-rate", "p99_ms")),
+    Mark("p99 of small requests beside bulk", 1.5, False, _ratio("mixed", "p99_ms")),
+    Mark("memory of an idle session", 1.5, False, _plain("idle", "kib_per_session"), " KiB"),
+    Mark("requests/s of 1,000 frontends against 10", 0.9, True, _own("frontends", "requests_1000", "requests_10")),
+    Mark("connections/s of 1,000 frontends against 10", 0.9, True, _own("frontends", "connections_1000", "connections_10")),
+    Mark("failed connections during table swaps", 0, False, _plain("swaps", "failed_connections"), ""),
+)
+
+
+def rows(samples: Sequence[Sample]) -> list[list[str]]:
+    """Mark, limit, what was measured with its spread, and whether the median reaches it. Without those not measured."""
+    found = [(mark, figure) for mark in MARKS if (figure := mark.figure(samples)) is not None]
+    return [
+        [
+            mark.about,
+            f"{'≥' if mark.at_least else '≤'} {mark.limit:g}{mark.unit}",
+            f"{figure.median:.2f}{mark.unit} ({figure.low:.2f}..{figure.high:.2f})",
+            "reached" if mark.reached(figure) else "not reached",
+        ]
+        for mark, figure in found
+    ]
