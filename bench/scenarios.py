@@ -306,7 +306,7 @@ SCENARIOS = {
             "keep-alive requests over 64 connections beside many idle ones",
             tuple(Metric(f"requests_{count}", f"requests/s beside {count:,}") for count in Effort().grown_sessions),
             _grown_sessions,
-            without=(DIRECT,),
+            without=(DIRECT, "haproxy2", "nginx"),
         ),
     )
 }

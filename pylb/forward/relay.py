@@ -24,7 +24,7 @@ AGAIN = 4  # the budget is used up, there may be more
 
 READ = 64 * 1024  # one recv; also the most that waits in memory for a blocked destination
 READ_STALLED = 16 * 1024  # the same once the destination was blocked before
-BUDGET = 1024 * 1024  # bytes per event, then others get their turn
+BUDGET = 256 * 1024  # bytes per event, then others get their turn; 1 MiB tripled the wait of small ones
 FULL_READS = 4  # in a row, then splice: below that the switch costs more than it saves
 SHORT_SPLICE = 16 * 1024  # a splice that moves less has lost its advantage
 
