@@ -6,7 +6,6 @@ import os
 import platform
 import subprocess
 import sys
-import sysconfig
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -48,7 +47,6 @@ def machine() -> dict[str, object]:
         "cores": os.cpu_count(),
         "kernel": platform.release(),
         "python": platform.python_version(),
-        "python_optimized": "--enable-optimizations" in (sysconfig.get_config_var("CONFIG_ARGS") or ""),
         "commit": _commit(),
         "load_average": os.getloadavg(),
         "autogroup": autogroup.read_text().strip() if autogroup.exists() else "absent",
@@ -88,8 +86,7 @@ def save(run: Run, path: Path | None) -> Path:
 def tables(run: Run) -> str:
     """Every scenario of the run as an aligned table, with its targets as rows."""
     facts = run.machine
-    build = "" if facts["python_optimized"] else " (built without profile-guided optimization)"
-    where = f"Python {facts['python']}{build}, over {run.network}"
+    where = f"Python {facts['python']}, over {run.network}"
     head = f"{facts['cpu']}, {facts['cores']} cores, Linux {facts['kernel']}, {where}; {run.command}"
     names = list(dict.fromkeys(sample.scenario for sample in run.samples))
     legend = f"medians, rounds: {run.rounds}; x = the median of the ratios to {BASELINE} in the same round (min..max)"

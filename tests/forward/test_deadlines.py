@@ -2,7 +2,6 @@
 
 import pytest
 
-from pylb.forward.sockets import transmission
 from tests.support.drive import Drive, Peer, policy, readable, server_at
 from tests.support.netns import Namespace
 
@@ -212,8 +211,7 @@ def test_a_peer_that_reads_nothing_is_alive_and_keeps_its_session(drive: Drive) 
     client.reading = False
     server.say(bytes(8 * MIB))
     drive.run_until_quiet()
-    [to_client] = [half.sock for half in drive.engine._life.halves.values() if half.is_client]
-    drive.run_until(lambda: not transmission(to_client).window)
+    drive.run_until_answered()
     drive.pass_time(600, step=1)
     assert not drive.records
     client.reading = True

@@ -222,6 +222,7 @@ def test_a_reader_with_a_zero_window_stops_the_sender_and_then_gets_everything(d
     server.say(noise(16 * MIB))
     drive.run_until_quiet()
     assert server.unsaid, "the sender was not stopped"
+    drive.run_until_answered()
     drive.pass_time(50, step=1)
     assert not drive.records
     client.reading = True

@@ -20,7 +20,7 @@ from pylb.core.session import SessionRecord
 from pylb.core.table import Frontend, Server, make_table
 from pylb.forward.counters import FrontendCounters
 from pylb.forward.engine import MAX_BUFFERED, Engine
-from pylb.forward.sockets import unacknowledged
+from pylb.forward.sockets import transmission, unacknowledged
 
 LIMIT = 8.0  # seconds of wall time until something that should happen has failed
 PATIENCE = 0.005  # seconds in select; others' packets come from the kernel, which signals no predicate
@@ -298,6 +298,14 @@ class Drive:
         """
         halves = self.engine._life.halves
         self.run_until(lambda: not any(unacknowledged(half.sock) for half in halves.values()))
+
+    def run_until_answered(self) -> None:
+        """Until no segment is on its way: a peer that reads nothing has said by then that its window is shut.
+
+        To be called before `pass_time` for the same reason.
+        """
+        halves = self.engine._life.halves
+        self.run_until(lambda: not any(transmission(half.sock).unacknowledged for half in halves.values()))
 
     def pass_time(self, seconds: float, step: float = 0.1) -> None:
         """Move the clock in ticks, as the loop would, with a turn after each."""
