@@ -1,10 +1,13 @@
 """The engine in an asyncio loop: its one descriptor, its tick, and the way out."""
 
 import asyncio
+import logging
 import time
 
 from pylb.forward.engine import Engine
 from pylb.forward.timers import TICK
+
+log = logging.getLogger("pylb")
 
 LAG_DECAY = 0.99  # per tick: a stall stays visible for a scrape or two (half after 7 s)
 
@@ -17,6 +20,7 @@ class Driver:
         self._loop = asyncio.get_running_loop()
         self._due = self._loop.time()
         self.lag = 0.0  # seconds that ticks came late, the worst of late
+        self._warned = False
         self._tick()
         self._loop.add_reader(engine.fileno(), self._ready)
 
@@ -39,5 +43,11 @@ class Driver:
         now = self._loop.time()
         self.lag = max(now - self._due, self.lag * LAG_DECAY)
         self._due = now + TICK
+        if self._engine.counters.pipe_fallbacks and not self._warned:
+            self._warned = True
+            log.warning(
+                "no pipe for splice: bulk goes on by recv and send, which costs more CPU and loses nothing. "
+                "Raise the limit of open files, or sysctl fs.pipe-user-pages-soft. pylb_pipe_fallbacks_total counts them"
+            )
         self._timer = self._loop.call_later(TICK, self._tick)
         self._engine.tick(time.monotonic())

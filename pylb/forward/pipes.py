@@ -6,7 +6,7 @@ A pipe that still holds bytes would hand them to the next session, another clien
 import os
 from fcntl import F_SETPIPE_SZ, fcntl
 
-SIZE = 256 * 1024  # bytes asked for; the kernel may grant less (pipe-user-pages-soft) and counts in pages of 4 KiB
+SIZE = 256 * 1024  # bytes asked for; the kernel counts in pages of 4 KiB
 
 
 class Pipe:
@@ -45,7 +45,9 @@ class Pipes:
         try:
             fcntl(pipe.write_fd, F_SETPIPE_SZ, SIZE)
         except OSError:
-            pass  # EPERM beyond the user's soft limit: the default size works too
+            # EPERM: this user's pipes are beyond fs.pipe-user-pages-soft, and a new one has a page or two (pipe(7)).
+            pipe.close()
+            return None
         self.lent += 1
         return pipe
 

@@ -133,6 +133,14 @@ class Metrics:
             )
         yield from _counter("log_lines_dropped_total", "Log lines nobody took in time.", value=self._lines_dropped())
         yield from _gauge("loop_lag_seconds", "Worst delay of the event loop of late.", value=self._loop_lag())
+        counters = self._counters
+        yield from _counter(
+            "accept_errors_total", "Accepts that failed, by errno.", ("reason",), _rows(dict(counters.accept_errors))
+        )
+        yield from _counter(
+            "pipe_fallbacks_total", "Times bulk went on by recv and send for want of a pipe.", value=counters.pipe_fallbacks
+        )
+        yield from _gauge("buffered_bytes", "Bytes that wait for blocked destinations.", value=counters.buffered)
         yield from _gauge("open_fds", "Open file descriptors.", value=open_fds)
         yield from _gauge("max_fds", "Limit of file descriptors.", value=resource.getrlimit(resource.RLIMIT_NOFILE)[0])
 

@@ -237,7 +237,7 @@ class HttpServer:
         except Exception:
             # The task boundary of a request: whatever it is, the caller gets an answer and the server goes on.
             log.exception("%s %s failed", call.method, call.path)
-            return json_answer(500, {"error": "internal", "detail": "pylb failed to answer; its log says why"})
+            return json_answer(500, {"error": "internal", "detail": "pylb failed to answer", "hint": "its log says why"})
 
 
 def _canonical(host: str) -> str:

@@ -106,7 +106,7 @@ class ControlSocket:
         except Exception:
             # The task boundary of a request: the client gets an answer and the server goes on.
             log.exception("control socket: %s failed", request["verb"])
-            return {"ok": False, "error": "internal", "detail": "pylb failed to answer; its log says why"}
+            return {"ok": False, "error": "internal", "detail": "pylb failed to answer", "hint": "its log says why"}
 
     async def _say(self, writer: asyncio.StreamWriter, answer: Mapping[str, Any]) -> None:
         writer.write(json.dumps(answer, separators=(",", ":")).encode() + b"\n")

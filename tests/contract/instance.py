@@ -93,8 +93,9 @@ class Pylb:
 
     # ------------------------------------------------------------ the process
 
-    def start(self, *, within: float = START_SECONDS) -> "Pylb":
-        process = self.process = self.processes.start("pylb", python("pylb", "run", "-c", str(self.file)))
+    def start(self, *prefix: str, within: float = START_SECONDS) -> "Pylb":
+        """`prefix`: words before the command, such as prlimit's."""
+        process = self.process = self.processes.start("pylb", (*prefix, *python("pylb", "run", "-c", str(self.file))))
 
         def ready() -> bool:
             if not process.alive:

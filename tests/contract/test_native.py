@@ -3,6 +3,7 @@
 import http.client
 import json
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -385,3 +386,17 @@ def test_a_moved_server_that_does_not_answer_keeps_the_proven_one_in_service(pyl
         assert answers(port) == "old"
         with serving("new", target, "127.0.0.3"):
             eventually(lambda: answers(port) == "new", what="the new one serves once it has answered")
+
+
+def test_of_two_tokens_that_race_for_a_port_exactly_one_wins(pylb: Pylb) -> None:
+    for _ in range(5):
+        port = free_port()
+        callers = [("app", f"race-{port}/one"), ("other", f"rival-{port}/one")] * 5
+        with ThreadPoolExecutor(len(callers)) as pool:
+            said = list(pool.map(lambda who: pylb.put(who[1], wants((port, 30001)), by=who[0]), callers))  # noqa: B023
+        winners = {by for (by, _), answer in zip(callers, said, strict=True) if answer.status in {200, 201}}
+        assert len(winners) == 1
+        assert [answer.status for answer in said].count(201) == 1
+        assert all(answer.error == "port_owned" for answer in said if answer.status not in {200, 201})
+        [held] = [s["held_by"] for f in pylb.get("/v1/table").json["frontends"] if f["port"] == port for s in f["servers"]]
+        assert [each.partition("/")[0] for each in held] == list(winners)

@@ -21,6 +21,7 @@ from pylb.forward.pipes import Pipe, Pipes
 from pylb.forward.session import Half, Session
 from pylb.forward.sockets import open_listener
 from tests.support.drive import LIMIT, Drive, Peer, Witness, free_port, policy, readable, server_at
+from tests.support.peers import need_root
 
 MIB = 1 << 20
 Make = Callable[..., Drive]
@@ -254,6 +255,40 @@ ONE_DESCRIPTOR_LEFT = """
 
 def test_a_client_that_took_the_last_descriptor_gets_its_server_from_the_reserve() -> None:
     assert run_python(ONE_DESCRIPTOR_LEFT).endswith("turned away\n")
+
+
+NO_PIPES_LEFT = """
+    import fcntl, os
+    from tests.support.drive import Drive, server_at
+
+    drive = Drive(splice=True)
+    os.setuid(65534)  # root has no such limit
+    held = []
+    try:
+        for _ in range(200):
+            held += os.pipe()
+            fcntl.fcntl(held[-1], fcntl.F_SETPIPE_SZ, 1 << 20)
+    except PermissionError:
+        pass
+    else:
+        raise AssertionError("fs.pipe-user-pages-soft is beyond 200 MiB here")
+    client, server = drive.session()
+    body = os.urandom(1 << 20) * 20
+    server.say(body)
+    server.finish()
+    drive.run_until(lambda: client.eof)
+    assert client.got == body
+    assert drive.engine.counters.pipe_fallbacks
+    for fd in held:
+        os.close(fd)
+    drive.finish()
+    print("nothing lost")
+"""
+
+
+def test_an_unprivileged_user_whose_pipes_are_used_up_loses_nothing() -> None:
+    need_root()
+    assert run_python(NO_PIPES_LEFT).endswith("nothing lost\n")
 
 
 def run_python(source: str) -> str:

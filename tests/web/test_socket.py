@@ -67,7 +67,7 @@ def test_a_verb_is_answered_and_the_file_is_private_and_gone_at_the_end(tmp_path
 def test_refusals_faults_and_unknown_verbs_have_one_shape(tmp_path: Path) -> None:
     refused, failed, unknown = conversation(tmp_path / "control.sock", {"verb": "refuse"}, {"verb": "fail"}, {"verb": ["no"]})
     assert refused == {"ok": False, "error": "not_found", "detail": "no port 7 here", "hint": "look at `pylb routes`"}
-    assert failed == {"ok": False, "error": "internal", "detail": "pylb failed to answer; its log says why"}
+    assert failed == {"ok": False, "error": "internal", "detail": "pylb failed to answer", "hint": "its log says why"}
     assert unknown == {
         "ok": False,
         "error": "not_found",
