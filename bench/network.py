@@ -21,6 +21,8 @@ from bench.processes import BenchError
 
 _CLONE_NEWNET = 0x40000000  # linux/sched.h
 _OURS = re.compile(r"pylb-bench-(\d+)-(load|proxy|origin)")
+# New connections by the ten thousand: all ports, and those in TIME_WAIT again after a second, as it is on loopback anyway.
+SETTINGS = ("net.ipv4.ip_forward=1", "net.ipv4.ip_local_port_range=1024 65535", "net.ipv4.tcp_tw_reuse=1")
 _HERE = Path("/run/netns")
 
 
@@ -59,7 +61,7 @@ def namespaces() -> Iterator[Network]:
         _ip("-n", load, "route", "add", "198.18.2.0/24", "via", "198.18.1.2")
         _ip("-n", origin, "route", "add", "198.18.1.0/24", "via", "198.18.2.1")
         for name in (load, proxy, origin):
-            _run("ip", "netns", "exec", name, "sysctl", "-qw", "net.ipv4.ip_forward=1")
+            _run("ip", "netns", "exec", name, "sysctl", "-qw", *SETTINGS)
         with _inside(load):
             yield Network("veth", "198.18.1.2", "198.18.2.2", ("ip", "netns", "exec", proxy), ("ip", "netns", "exec", origin))
     finally:
