@@ -26,6 +26,7 @@ TARGETS = ("pylb", "haproxy", "nginx")
 MIB = 1 << 20
 LIMIT = 90.0  # seconds without anything: it hangs
 SOON = 0.1  # seconds
+RESET_SECONDS = 1.0  # in which a reset is passed on
 QUIET = 0.3  # seconds without a connection, then the start is over
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 PAGE = Path(__file__).parents[1] / "docs" / "engine.md"
@@ -235,8 +236,15 @@ def server_resets(room: Room) -> str:
             while len(got) < MIB // 2:
                 got += client.recv(65536)
         reset(server)
-        seen = until_end(client)
-        return {"reset": "a reset", "FIN": "a clean FIN: it looks whole"}.get(seen.end, "nothing")
+        return after_reset(client)
+
+
+def after_reset(other: socket.socket) -> str:
+    """What the other side sees of it."""
+    began = time.monotonic()
+    seen = until_end(other)
+    late = time.monotonic() - began > RESET_SECONDS
+    return {"reset": "a reset", "FIN": "a clean FIN: it looks whole"}.get(seen.end, "nothing") + (", late" if late else "")
 
 
 def client_resets(room: Room) -> str:
@@ -244,8 +252,7 @@ def client_resets(room: Room) -> str:
         client.sendall(b"half of it")
         server.recv(100)
         reset(client)
-        seen = until_end(server)
-        return {"reset": "a reset", "FIN": "a clean FIN: it looks whole"}.get(seen.end, "nothing")
+        return after_reset(server)
 
 
 def killed(room: Room) -> str:

@@ -3,6 +3,7 @@
     python -m bench.endpoints source HOST:PORT                    sends for ever to whoever connects
     python -m bench.endpoints drain HOST:PORT STREAMS SECONDS     reads and drops; prints JSON
     python -m bench.endpoints pace HOST:PORT RATE SECONDS CONNS   requests at a fixed rate; prints JSON
+    python -m bench.endpoints sip HOST:PORT READERS               reads a byte a second from each, till stdin ends
     python -m bench.endpoints hold SESSIONS HOST:PORT...          opens sessions, prints "ready", holds till stdin ends
 
 They are cheap on purpose, so that the proxy is what is measured: the source sends one big buffer again and again, the
@@ -126,6 +127,21 @@ def pace(server: Address, rate: float, seconds: float, connections: int) -> dict
     }
 
 
+def sip(server: Address, readers: int) -> None:
+    """Readers that take a byte a second of what the source pours; prints "ready" when all are open; till stdin ends."""
+    clients = []
+    for _ in range(readers):
+        client = socket.socket()
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.settimeout(20)
+        client.connect(server)
+        clients.append(client)
+    print("ready", flush=True)
+    while not select.select([sys.stdin], [], [], 1.0)[0]:
+        for client in clients:
+            client.recv(1)
+
+
 def hold(servers: list[Address], sessions: int) -> None:
     """Opens `sessions` connections over `servers` in turn, one request and answer each; holds them till stdin ends."""
     clients = []
@@ -150,6 +166,8 @@ def main(argv: list[str]) -> None:
             print(json.dumps(drain(address(server), int(streams), float(seconds))))
         case ["pace", server, rate, seconds, connections]:
             print(json.dumps(pace(address(server), float(rate), float(seconds), int(connections))))
+        case ["sip", server, readers]:
+            sip(address(server), int(readers))
         case ["hold", sessions, *servers]:
             hold([address(server) for server in servers], int(sessions))
         case _:

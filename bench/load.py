@@ -100,12 +100,25 @@ def draining(server: Address, streams: int) -> Iterator[None]:
 @contextmanager
 def held(servers: Sequence[Address], sessions: int) -> Iterator[None]:
     """`sessions` connections, spread over `servers`, each idle after one request and answer, while the block runs."""
-    argv = [sys.executable, "-m", "bench.endpoints", "hold", str(sessions), *map(str, servers)]
+    with _ready("hold", str(sessions), *map(str, servers)):
+        yield  # leaving ends the holder; the kernel closes its sockets in order, for nothing unread is in them
+
+
+@contextmanager
+def sipping(server: Address, readers: int) -> Iterator[None]:
+    """Connections that read a byte a second each while the block runs."""
+    with _ready("sip", str(server), str(readers)):
+        yield
+
+
+@contextmanager
+def _ready(*arguments: str) -> Iterator[None]:
+    argv = [sys.executable, "-m", "bench.endpoints", *arguments]
     with started(argv, stdin=PIPE, stdout=PIPE, stderr=PIPE) as child:
         out, err = _pipes(child)
         if out.readline() != "ready\n":
-            raise BenchError(f"could not open {sessions} sessions:\n{err.read()}")
-        yield  # leaving ends the holder; the kernel closes its sockets in order, for nothing unread is in them
+            raise BenchError(f"{' '.join(arguments[:2])}: could not open all sessions:\n{err.read()}")
+        yield
 
 
 def _pipes(child: Popen[str]) -> tuple[IO[str], IO[str]]:

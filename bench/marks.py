@@ -48,6 +48,7 @@ MARKS = (
     Mark("bulk CPU per GB, 1 stream", 0.5, False, _ratio("bulk", "cpu_s_per_gb")),
     Mark("p99 at half of HAProxy's rate", 1.2, False, _ratio("half-rate", "p99_ms")),
     Mark("p99 of small requests beside bulk", 1.5, False, _ratio("mixed", "p99_ms")),
+    Mark("bulk beside 2,000 readers of a byte a second", 0.8, True, _plain("slow-readers", "kept")),
     Mark("memory of an idle session", 1.5, False, _plain("idle", "kib_per_session"), " KiB"),
     Mark("requests/s of 1,000 frontends against 10", 0.9, True, _own("frontends", "requests_1000", "requests_10")),
     Mark("connections/s of 1,000 frontends against 10", 0.9, True, _own("frontends", "connections_1000", "connections_10")),

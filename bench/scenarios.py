@@ -31,6 +31,7 @@ class Effort:
     calls: int = 300
     grown_frontends: Sequence[int] = (10, 100, 1000)
     grown_sessions: Sequence[int] = (100, 1000, 4000, 8000)
+    slow_readers: int = 2000
     rate: float = 0.0
 
 
@@ -42,6 +43,7 @@ QUICK = Effort(
     calls=50,
     grown_frontends=(10, 100),
     grown_sessions=(100, 1000),
+    slow_readers=200,
 )
 
 
@@ -186,6 +188,20 @@ def _grown_sessions(target: Target, effort: Effort) -> Outcome:
     return Outcome(metrics, errors)
 
 
+def _slow_readers(target: Target, effort: Effort) -> Outcome:
+    if target.process is None:
+        raise ValueError(f"{target.name} has no process whose memory could be read")
+    alone, before = load.drain(target.bulk, 1, effort.seconds), target.process.memory_bytes()
+    with load.sipping(target.bulk, effort.slow_readers):
+        beside, after = load.drain(target.bulk, 1, effort.seconds), target.process.memory_bytes()
+    metrics = {
+        "kept": beside.bytes / alone.bytes,
+        "gb_per_second": beside.bytes / beside.seconds / 1e9,
+        "kib_per_reader": (after - before) / effort.slow_readers / 1024,
+    }
+    return Outcome(metrics)
+
+
 def _idle(target: Target, effort: Effort) -> Outcome:
     if target.process is None:
         raise ValueError(f"{target.name} has no process whose memory could be read")
@@ -248,6 +264,17 @@ SCENARIOS = {
             "small requests over 8 connections while two bulk streams flow: how long the small ones wait (wrk)",
             (Metric("p99_ms", "p99 ms", 2), Metric("p50_ms", "p50 ms", 2), Metric("requests_per_second", "requests/s")),
             _mixed,
+        ),
+        Scenario(
+            "slow-readers",
+            "one bulk stream beside many that are read at a byte a second: how much of its rate it keeps",
+            (
+                Metric("kept", "of its rate alone", 2),
+                Metric("gb_per_second", "GB/s", 2),
+                Metric("kib_per_reader", "KiB/reader", 1),
+            ),
+            _slow_readers,
+            without=(DIRECT, "haproxy2"),
         ),
         Scenario(
             "half-rate",
