@@ -39,6 +39,15 @@ class Room:
 
     target: targets.Target
     server: socket.socket  # listens where the proxy's frontend leads
+    long: bool = False  # 50 MiB and a minute's pause, where there is one
+
+    def size(self, mib: int) -> int:
+        """Bytes."""
+        return (50 if self.long else mib) * MIB
+
+    def pause(self, seconds: float) -> None:
+        """A reader's own."""
+        threading.Event().wait(60.0 if self.long else seconds)
 
     def client(self, rcvbuf: int = 0) -> socket.socket:
         sock = socket.socket()
@@ -125,7 +134,7 @@ def noise(size: int) -> bytes:
 
 
 def answer_after_fin(room: Room) -> str:
-    body = noise(room_size(8))
+    body = noise(room.size(8))
     with room.pair() as (client, server):
         say_and_finish(client, b"?")
         until_end(server)
@@ -134,7 +143,7 @@ def answer_after_fin(room: Room) -> str:
 
 
 def upload_after_fin(room: Room) -> str:
-    body = noise(room_size(8))
+    body = noise(room.size(8))
     with room.pair() as (client, server):
         server.shutdown(socket.SHUT_WR)
         until_end(client)
@@ -143,16 +152,16 @@ def upload_after_fin(room: Room) -> str:
 
 
 def full_destination(room: Room) -> str:
-    body = noise(room_size(12))
+    body = noise(room.size(12))
     with room.pair(rcvbuf=8192) as (client, server), sending(lambda: say_and_finish(server, body)):
-        pause(1)
+        room.pause(1)
         return until_end(client).of(body)
 
 
 def both_write_first(room: Room) -> str:
-    body = noise(room_size(8))
+    body = noise(room.size(8))
     with room.pair() as (client, server), sending(lambda: say_and_finish(client, body), lambda: say_and_finish(server, body)):
-        pause(0.5)
+        room.pause(0.5)
         up: list[Seen] = []
         with sending(lambda: up.append(until_end(server))):
             down = until_end(client)
@@ -170,7 +179,7 @@ def one_byte_segments(room: Room) -> str:
 
 def random_sizes(room: Room) -> str:
     rng = random.Random(7)
-    body = noise(room_size(32))
+    body = noise(room.size(32))
 
     def send(sock: socket.socket) -> None:
         at = 0
@@ -301,18 +310,6 @@ CASES: dict[str, tuple[Callable[[Room], str], str]] = {
     "`kill -9` of the proxy in a download: client sees": (killed, "a reset"),
 }
 
-_long = False
-
-
-def room_size(mib: int) -> int:
-    """Bytes: 50 MiB where a long run is asked for."""
-    return (50 if _long else mib) * MIB
-
-
-def pause(seconds: float) -> None:
-    """A reader's own: 60 s where a long run is asked for."""
-    threading.Event().wait(60.0 if _long else seconds)
-
 
 def _kill(target: targets.Target) -> None:
     if target.process is None:
@@ -320,13 +317,13 @@ def _kill(target: targets.Target) -> None:
     os.killpg(target.process.pid, signal.SIGKILL)  # nginx works in a child
 
 
-def column(name: str, folder: Path, cases: Sequence[str]) -> Iterator[tuple[str, str]]:
+def column(name: str, folder: Path, cases: Sequence[str], *, long: bool = False) -> Iterator[tuple[str, str]]:
     """(case, what was seen), each with a proxy and a server of its own."""
     for case in cases:
         wiring = targets.wired(folder, descriptors=4096)
         with socket.create_server(wiring.origin_http, backlog=64) as server, targets.running(name, wiring) as target:
             _forget(server)
-            yield case, CASES[case][0](Room(target, server))
+            yield case, CASES[case][0](Room(target, server, long))
 
 
 def _forget(server: socket.socket) -> None:
@@ -349,18 +346,16 @@ def table(columns: dict[str, dict[str, str]]) -> str:
 
 def main(argv: list[str]) -> int:
     """`python -m bench endings` → 0, or 1 where pylb did not show what it has to."""
-    global _long  # noqa: PLW0603 - one switch of one program
     parser = argparse.ArgumentParser("python -m bench endings", description=__doc__)
     parser.add_argument("--write", action="store_true", help="put the table into docs/engine.md")
     parser.add_argument("--long", action="store_true", help="50 MiB and a minute's pause, where there is one")
     options = parser.parse_args(argv)
-    _long = options.long
     targets.require(targets.requirements(TARGETS))
     columns: dict[str, dict[str, str]] = {}
     with tempfile.TemporaryDirectory(prefix="pylb-endings-") as folder:
         for name in TARGETS:
             columns[name] = {}
-            for case, seen in column(name, Path(folder), list(CASES)):
+            for case, seen in column(name, Path(folder), list(CASES), long=options.long):
                 columns[name][case] = seen
                 report.progress(f"{name:<8} {case}: {seen}")
     text = table(columns)

@@ -9,9 +9,9 @@ from bench import endings
 
 
 @pytest.mark.parametrize("case", endings.CASES)
-def test_pylb_shows_both_ends_the_truth(case: str, peer: Callable[[str], str], tmp_path: Path) -> None:
-    peer("nginx")  # what the wiring of a run asks for
-    [(_, seen)] = endings.column("pylb", tmp_path, [case])
+@pytest.mark.timeout(200)
+def test_pylb_shows_both_ends_the_truth(case: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    [(_, seen)] = endings.column("pylb", tmp_path, [case], long=request.config.getoption("--long"))
     assert seen == endings.CASES[case][1]
 
 
