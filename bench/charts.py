@@ -103,7 +103,7 @@ def table(samples: Sequence[Sample], about: str) -> str:
 def about(run: Mapping[str, Any]) -> str:
     """Where, how and with what a run was made."""
     facts, versions = run["machine"], run["versions"]
-    peers = ", ".join(dict.fromkeys(version.partition(" 20")[0] for version in versions.values()))
+    peers = ", ".join(dict.fromkeys(version.partition(" 20")[0].partition(" [")[0] for version in versions.values()))
     return (
         f"`{run['command']}`, {run['rounds']} interleaved rounds over {run['network']}, {facts['cores']} shared cores "
         f"({facts['cpu']}), Linux {facts['kernel'].partition('-')[0]}, Python {facts['python']}; {peers}. "
