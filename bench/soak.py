@@ -39,8 +39,9 @@ SAMPLE_SECONDS = 2.0
 PROGRESS_SECONDS = 10.0
 WARM_UP = 0.1  # of the time: allocators and pools fill
 IDLE_CPU = 0.02
-# What the least-squares line through the memory of the second half may rise in that time. In ten minutes a soak makes more
-# than 50,000 connections in that half: 20 bytes lost with each would be seen.
+# What the least-squares line through the memory of the second half may rise in that time. Twenty minutes make some 30,000
+# connections in that half: 35 bytes lost with each would be seen. In the first one control's journal of 1,000 events fills
+# (0.6 MiB), so a soak of ten minutes is too short to be judged.
 MEMORY_GROWTH = 1 << 20
 LARGEST = 64 << 20
 
@@ -565,13 +566,13 @@ def soak(seconds: float, seed: int, workers: int, largest: int, keep: Path | Non
 def main(argv: list[str]) -> int:
     """`python -m bench soak`."""
     parser = argparse.ArgumentParser("python -m bench soak", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=10, help="how long (10)")
+    parser.add_argument("--minutes", type=float, default=20, help="how long (20)")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(1 << 32), help="repeat a run's choices")
     parser.add_argument("--streams", type=int, default=24, help="at a time (24)")
     parser.add_argument("--largest", type=int, default=LARGEST, help="bytes one way, at most (64 MiB)")
-    parser.add_argument("--json", type=Path, help="keep the samples here (from 10 minutes on: under bench/results/)")
+    parser.add_argument("--json", type=Path, help="keep the samples here (from 20 minutes on: under bench/results/)")
     options = parser.parse_args(argv)
     keep = options.json
-    if keep is None and options.minutes >= 10:
+    if keep is None and options.minutes >= 20:
         keep = report.RESULTS / f"soak-{report.now().replace(':', '')}.json"
     return soak(options.minutes * 60, options.seed, options.streams, options.largest, keep)
