@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from pylb.core.address import Address, Listen
-from pylb.core.policy import Policy, ProxyProtocol
+from pylb.core.policy import AdminState, Policy, ProxyProtocol
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +24,8 @@ class Server:
     weight: int = 1
     rank: int = 0
     send_proxy: ProxyProtocol = ProxyProtocol.NONE
+    max_connections: int = 0  # 0: no limit
+    admin: AdminState = AdminState.READY  # while drain or maint, `weight` is 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,20 +6,22 @@ while old events for it are still in the batch, and a new connection never gets 
 One class over 300 lines: transitions and deliveries call each other both ways, cut apart they would only point at each other.
 """
 
+import errno
 import select
 from collections import OrderedDict
 from collections.abc import Callable
 from select import EPOLLERR, EPOLLET, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLPRI, EPOLLRDHUP
-from socket import SHUT_WR, SocketType
+from socket import AF_INET, AF_INET6, MSG_DONTWAIT, MSG_PEEK, SHUT_WR, SocketType
 
 from pylb.core.address import Address
 from pylb.core.policy import ProxyProtocol
-from pylb.core.proxy_protocol import header
+from pylb.core.proxy_protocol import MOST_HEADER, BadHeader, header, parse
 from pylb.core.session import TRANSITIONS, Action, Cause, Event, Observer, SessionRecord, State, termination_code
 from pylb.forward import sockets
 from pylb.forward.counters import Counters, ServerCounters
+from pylb.forward.door import Admission
 from pylb.forward.relay import AGAIN, DESTINATION_RESET, FIN, WAIT, Relay
-from pylb.forward.session import FrontendState, Half, ServerState, Session
+from pylb.forward.session import FULL, FrontendState, Half, ServerState, Session
 
 # Registered once, for life. Nothing is ever re-armed, so a reset is always seen, even while a side is paused.
 WATCHED = EPOLLIN | EPOLLOUT | EPOLLPRI | EPOLLRDHUP | EPOLLET
@@ -28,10 +30,12 @@ _READABLE = EPOLLIN | _READ_ON
 _FAILED = EPOLLERR | EPOLLHUP
 
 # A class attribute of an enum is looked up through its metaclass, which costs as much as a call; these are read per event.
-_DIALING, _RESETTING, _CLOSED = State.DIALING, State.RESETTING, State.CLOSED
+_DIALING, _QUEUED, _RESETTING, _CLOSED = State.DIALING, State.QUEUED, State.RESETTING, State.CLOSED
+_AWAITING_HEADER = State.AWAITING_HEADER
 _CONNECTED, _CLIENT_FIN, _SERVER_FIN = Event.CONNECTED, Event.CLIENT_FIN, Event.SERVER_FIN
 _NORMAL, _NO_PROXY = Cause.NORMAL, ProxyProtocol.NONE
 
+_DENIED = termination_code(Cause.PROXY, _AWAITING_HEADER)
 _CAUSE_OF_FAILURE = {"timeout": Cause.SERVER_TIMEOUT, "resource": Cause.RESOURCE}
 
 
@@ -48,6 +52,7 @@ class Lifecycle:
         clock: Callable[[], float],
         wall: Callable[[], float],
         on_fault: Callable[[Exception], None],
+        unique_id: Callable[[], bytes],
     ) -> None:
         self._epoll = epoll
         self._relay = relay
@@ -56,16 +61,20 @@ class Lifecycle:
         self._clock = clock
         self._wall = wall
         self._on_fault = on_fault
+        self._unique_id = unique_id
         self.halves: dict[int, Half] = {}
         # In the order of their last sweep. A plain dict finds its first key by walking over all that were deleted before it.
         self.sessions: OrderedDict[Session, None] = OrderedDict()
-        self.hurried: dict[Session, None] = {}  # those with a deadline: dialing, resetting
+        self.hurried: dict[Session, None] = {}  # those with a deadline: awaiting a header, dialing, resetting
+        self.queues: dict[FrontendState, None] = {}  # frontends whose servers are full, with sessions that wait
+        self._freed: dict[FrontendState, None] = {}  # of them, those that have a session fewer
         self.runnable: dict[Half, None] = {}  # used up their budget; each once, or the fastest would get the most turns
         self._fins: list[Half] = []  # whose peer's stream is delivered
         self._graveyard: list[tuple[SocketType, bool]] = []
         self.on_end: Callable[[], None] = lambda: None  # tells the ports that there is room again
         self.on_exhausted: Callable[[], bool] = lambda: False  # asks the ports for a descriptor
         self._act = {
+            Action.QUEUE: self._queue,
             Action.DIAL: self._dial,
             Action.RELAY: self._start,
             Action.FIN_TO_SERVER: self._fin_to_server,
@@ -80,24 +89,49 @@ class Lifecycle:
 
     def begin(self, frontend: FrontendState, sock: SocketType, address: tuple[str, int]) -> None:
         """A client was accepted: dial at once, the server may be the one who speaks first (SMTP, SSH)."""
+        admission, awaits = None, False
+        if (door := frontend.door) is not None:
+            admission = Admission()
+            awaits = door.awaits_header(address[0])
+            if not awaits and (refusal := door.admit(address[0], admission, self._clock())):
+                self._refuse(frontend, sock, address, refusal)
+                return
+        counters = self._counters
         session = Session(frontend, address, self._clock())
+        session.admission = admission
         client = session.client = Half(sock, session, True)
         self.halves[client.fd] = client
         self.sessions[session] = None
-        self._counters.open_sessions += 1
+        counters.open_sessions += 1
         frontend.sessions += 1
+        if frontend.sessions > counters.reserve:
+            counters.shared += 1
         frontend.counters.sessions += 1
         frontend.counters.sessions_total += 1
         try:
             self._epoll.register(client.fd, WATCHED)
-            self._dial(session)
+            if awaits:
+                session.state = _AWAITING_HEADER
+                session.deadline = session.accepted + frontend.frontend.policy.accept_proxy.timeout
+                self.hurried[session] = None
+            else:
+                self._dial(session)
         except Exception as error:  # noqa: BLE001 - the boundary of one session, as in Engine.on_ready
             self.fault(session, error)
 
+    def _refuse(self, frontend: FrontendState, sock: SocketType, address: tuple[str, int], reason: str) -> None:
+        """Reset at the door. It never becomes a session: it is counted as denied, and logged."""
+        sock.close()
+        frontend.counters.denied[reason] += 1
+        name, port, now = frontend.frontend.name, frontend.frontend.listen.port, self._wall()
+        client, times, moved = (sockets.folded(address[0]), address[1]), (-1, -1, 0), (0, 0)
+        active = (self._counters.open_sessions, frontend.sessions, 0)
+        self._tell(SessionRecord(name, "", *client, port, now, *times, *moved, _DENIED, 0, False, *active))
+
     def on_event(self, half: Half, events: int) -> None:
         session = half.session
-        if session.state is _DIALING:
-            self._on_dialing(session, half, events)
+        if not session.connected:
+            self._on_early(session, half, events)
             return
         if events & _READ_ON:
             half.read_on = True
@@ -148,7 +182,7 @@ class Lifecycle:
         if upstream is not None and server is not None:
             session.upstream = None
             self._part(upstream, in_order=False)
-            server.sessions -= 1
+            self._leave(session, server)
             self._note_failure(session, server, reason)
         self.fire(session, Event.CONNECT_FAILED)
 
@@ -180,6 +214,8 @@ class Lifecycle:
         A FIN waits for the end of its batch because often the other side's is in there too, and then close() sends both:
         two system calls less for a short connection.
         """
+        while self._freed:
+            self.serve_queue(self._freed.popitem()[0])
         while self._fins:
             half = self._fins.pop()
             if half.peer is None:
@@ -195,14 +231,16 @@ class Lifecycle:
             else:
                 sock.close()  # SO_LINGER is armed: this is the reset
 
-    # ------------------------------------------------------------ dialing
+    # ------------------------------------------------------------ until a server has accepted
 
-    def _on_dialing(self, session: Session, half: Half, events: int) -> None:
+    def _on_early(self, session: Session, half: Half, events: int) -> None:
         if half.is_client:
             half.early |= events  # read once a server is there; until then the kernel's buffer is the back-pressure
             if events & EPOLLERR:
                 half.broken = True
                 self.fire(session, Event.CLIENT_RESET, Cause.CLIENT)
+            elif session.state is _AWAITING_HEADER and events & _READABLE:
+                self._read_header(session, half)
             return
         if events & _FAILED:
             error = sockets.connect_error(half.sock)
@@ -215,19 +253,105 @@ class Lifecycle:
         half.early = events
         self.fire(session, _CONNECTED)
 
+    def _read_header(self, session: Session, client: Half) -> None:
+        """Looked at in the kernel's buffer until it is whole, then taken from there: what is behind it is the server's."""
+        door, admission = session.frontend.door, session.admission
+        try:
+            data = client.sock.recv(MOST_HEADER, MSG_PEEK | MSG_DONTWAIT)
+            found = parse(data)
+        except BlockingIOError:
+            return
+        except OSError:
+            self.fire(session, Event.CLIENT_RESET, Cause.CLIENT)
+            return
+        except BadHeader:
+            self._deny(session, "proxy_header")
+            return
+        if found is None:
+            if not data or client.early & EPOLLRDHUP:  # it said its last byte: there will be no more of it
+                self.fire(session, Event.CLIENT_RESET, Cause.CLIENT)
+            return
+        client.sock.recv(found.size, MSG_DONTWAIT)
+        if admission is None or door is None:  # the policy of the day asks nothing any more
+            self.fire(session, Event.HEADER_READ)
+            return
+        if found.client is not None:
+            session.address = (found.client.ip, found.client.port)
+            admission.local = found.local
+        admission.unique_id = found.unique_id
+        if refusal := door.admit(session.address[0], admission, self._clock()):
+            self._deny(session, refusal)
+        else:
+            self.fire(session, Event.HEADER_READ)
+
+    def _deny(self, session: Session, reason: str) -> None:
+        session.frontend.counters.denied[reason] += 1
+        self.fire(session, Event.REFUSED, Cause.PROXY)
+
+    def _queue(self, session: Session) -> None:
+        """All servers are full: first come, first served. Who has waited before goes to the front."""
+        frontend, now = session.frontend, self._clock()
+        policy, queue = frontend.frontend.policy, frontend.queue
+        self.hurried.pop(session, None)
+        if policy.max_queue and len(queue) >= policy.max_queue:
+            self._deny(session, "queue")
+            return
+        admission = session.admission
+        if admission is None:
+            admission = session.admission = Admission()
+        session.deadline = now - admission.waited + policy.timeouts.queue
+        admission.queued_at = now
+        queue[session] = None
+        if admission.waited:
+            queue.move_to_end(session, last=False)
+        frontend.counters.queued = len(queue)
+        self.queues[frontend] = None
+
+    def _unqueue(self, session: Session) -> None:
+        frontend, admission = session.frontend, session.admission
+        del frontend.queue[session]
+        frontend.counters.queued = len(frontend.queue)
+        if not frontend.queue:
+            self.queues.pop(frontend, None)
+        if admission is not None:
+            admission.waited += self._clock() - admission.queued_at
+
+    def serve_queue(self, frontend: FrontendState) -> None:
+        """A server of it has a session fewer, or the table is a new one: who waits longest tries again."""
+        while frontend.queue:
+            session = next(iter(frontend.queue))
+            self._unqueue(session)
+            try:
+                self.fire(session, Event.ROOM)
+            except Exception as error:  # noqa: BLE001 - the boundary of one session, as in Engine.on_ready
+                self.fault(session, error)
+            if session.state is _QUEUED:
+                return
+
+    def _leave(self, session: Session, server: ServerState) -> None:
+        """`server` has a session fewer."""
+        server.sessions -= 1
+        if server.pool is not None:
+            server.pool.ended(server)
+        if session.frontend.queue:
+            self._freed[session.frontend] = None
+
     def _dial(self, session: Session) -> None:
         frontend, now = session.frontend, self._clock()
         policy = frontend.frontend.policy
         while True:
             tries = len(session.tried) if session.tried is not None else 0
-            server = frontend.pick(session.tried) if tries <= policy.retries else None
+            server = frontend.pick(session.address[0], session.tried) if tries <= policy.retries else None
             if server is None:
                 self.fire(session, Event.NO_SERVER_LEFT, _CAUSE_OF_FAILURE.get(session.failure, Cause.SERVER))
                 return
+            if server is FULL:
+                self.fire(session, Event.SERVERS_FULL)
+                return
             session.server = server
-            sock, error = sockets.dial(server.server.address)
+            sock, error = self._connect(frontend, server.server.address)
             if sock is None and error in sockets.NO_DESCRIPTOR and self.on_exhausted():
-                sock, error = sockets.dial(server.server.address)
+                sock, error = self._connect(frontend, server.server.address)
             if sock is not None:
                 break
             self._note_failure(session, server, sockets.failure_name(error))
@@ -242,6 +366,17 @@ class Lifecycle:
         self._epoll.register(upstream.fd, WATCHED)
         session.deadline = now + policy.timeouts.connect
         self.hurried[session] = None
+
+    def _connect(self, frontend: FrontendState, address: Address) -> tuple[SocketType | None, int]:
+        """As `sockets.dial`, from each of the frontend's source addresses until one has a port left."""
+        if not frontend.frontend.policy.source_addresses:
+            return sockets.dial(address)
+        error = 0
+        for source in frontend.sources(AF_INET6 if address.is_ipv6 else AF_INET):
+            sock, error = sockets.dial(address, source)
+            if error != errno.EADDRNOTAVAIL:
+                return sock, error
+        return None, error
 
     def _note_failure(self, session: Session, server: ServerState, reason: str) -> None:
         server.counters.failures[reason] += 1
@@ -267,12 +402,7 @@ class Lifecycle:
         client.read_on = client.early & _READ_ON != 0
         upstream.read_on = upstream.early & _READ_ON != 0
         if server.server.send_proxy is not _NO_PROXY:
-            ours = client.sock.getsockname()
-            local, peer = (
-                Address(sockets.folded(ours[0]), ours[1]),
-                Address(sockets.folded(session.address[0]), session.address[1]),
-            )
-            upstream.pending = header(server.server.send_proxy, peer, local)
+            upstream.pending = self._header(session, client, server.server.send_proxy)
             upstream.blocked = True
             self._unblock(session, upstream)
         elif client.early & _READABLE:
@@ -282,6 +412,21 @@ class Lifecycle:
                 self._broke(session, upstream)
             else:
                 self.advance(upstream)
+
+    def _header(self, session: Session, client: Half, version: ProxyProtocol) -> bytes:
+        policy, admission = session.frontend.frontend.policy, session.admission
+        if policy.send_unique_id and (admission is None or not admission.unique_id):
+            admission = session.admission = admission or Admission()
+            admission.unique_id = self._unique_id()
+        ours = client.sock.getsockname()
+        local = Address(sockets.folded(ours[0]), ours[1])
+        return header(
+            version,
+            Address(sockets.folded(session.address[0]), session.address[1]),
+            local if admission is None or admission.local is None else admission.local,
+            crc32c=policy.send_crc32c,
+            unique_id=admission.unique_id if admission is not None and policy.send_unique_id else b"",
+        )
 
     # ------------------------------------------------------------ delivering
 
@@ -366,18 +511,24 @@ class Lifecycle:
         client, upstream, server = session.client, session.upstream, session.server
         del self.sessions[session]
         self.hurried.pop(session, None)
+        frontend, admission = session.frontend, session.admission
+        if admission is not None:
+            if session in frontend.queue:
+                self._unqueue(session)
+            admission.leave()
         settle(session)
         now = self._clock()
-        frontend = session.frontend
         code = session.code or "--"
         closed = self._closed_counter(frontend, server)
         closed.closed[code] += 1
         frontend.counters.session_seconds.add(now - session.accepted)
         record = self._record(session, code, now)
         if server is not None and upstream is not None:
-            server.sessions -= 1
+            self._leave(session, server)
             if session.connected:
                 server.counters.sessions -= 1
+        if frontend.sessions > self._counters.reserve:
+            self._counters.shared -= 1
         frontend.sessions -= 1
         frontend.counters.sessions -= 1
         self._counters.open_sessions -= 1
@@ -386,6 +537,9 @@ class Lifecycle:
             if half is not None:
                 self._part(half, in_order=in_order)
         self.on_end()
+        self._tell(record)
+
+    def _tell(self, record: SessionRecord) -> None:
         try:
             self._observer.session_ended(record)
         except Exception as error:  # noqa: BLE001 - the session is over and settled: nothing is left to end
@@ -399,7 +553,8 @@ class Lifecycle:
 
     def _record(self, session: Session, code: str, now: float) -> SessionRecord:
         frontend, server, tried = session.frontend, session.server, session.tried
-        client, upstream = session.client, session.upstream
+        client, upstream, admission = session.client, session.upstream, session.admission
+        waited = admission.waited if admission is not None else 0.0
         retries = len(tried) if tried is not None else 0
         if upstream is None and retries:
             retries -= 1  # the first attempt is no retry
@@ -411,8 +566,8 @@ class Lifecycle:
             session.address[1],
             frontend.frontend.listen.port,
             self._wall() - (now - session.accepted),
-            0,
-            round((session.connected - session.accepted) * 1000) if session.connected else -1,
+            round(waited * 1000),
+            round((session.connected - session.accepted - waited) * 1000) if session.connected else -1,
             round((now - session.accepted) * 1000),
             client.received if client is not None else 0,
             upstream.received if upstream is not None else 0,
@@ -422,6 +577,7 @@ class Lifecycle:
             self._counters.open_sessions,
             frontend.sessions,
             server.sessions if server is not None else 0,
+            admission.unique_id.hex() if admission is not None else "",
         )
 
 
