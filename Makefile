@@ -42,7 +42,7 @@ format: $(VENV)/.dev ## put the code into the house's layout
 bench: $(VENV)/.dev ## direct, pylb, haproxy and nginx in one interleaved run (ARGS="--help" for more)
 	$(PY) -m bench $(ARGS)
 
-soak: $(VENV)/.dev ## twenty minutes of random streams and faults, SHA-256 on each (ARGS="--help" for more)
+soak: $(VENV)/.dev ## ten minutes of random streams and faults, SHA-256 on each (ARGS="--help" for more)
 	$(PY) -m bench soak $(ARGS)
 
 fuzz: $(VENV)/.dev ## 50,000 steps of the engine's state machine, in any order

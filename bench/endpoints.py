@@ -100,7 +100,7 @@ def pace(server: Address, rate: float, seconds: float, connections: int) -> dict
     took, late = [], []
     began = time.perf_counter()
     sent = 0
-    while (now := time.perf_counter() - began) < seconds or asked:
+    while (now := time.perf_counter() - began) < seconds or sent < rate * seconds or asked:
         if now > seconds + 5:
             break  # what is not answered by now counts as missing
         bundle = min(int(now * 1000), int(seconds * 1000))

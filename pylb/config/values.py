@@ -6,6 +6,7 @@ Every parser raises `wrong(what, hint)`; the place is added later. `Shape` is th
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -13,6 +14,7 @@ from pydantic import AfterValidator, BeforeValidator, PlainValidator, Validation
 
 from pylb.config.problems import wrong
 from pylb.core import address as core
+from pylb.core.access import AccessRule
 from pylb.core.policy import Balance
 
 _T = TypeVar("_T")
@@ -188,10 +190,9 @@ def _probe_interval(seconds: float) -> float:
 
 
 def _balance(value: object) -> Balance:
-    if value in ("random", "source"):
-        raise wrong(f"balance {value} is not available in this version yet", "leastconn or roundrobin")
     if not isinstance(value, str) or value not in list(Balance):
-        raise wrong(f"{show(value)} is not a way to balance", "leastconn or roundrobin")
+        near = get_close_matches(str(value), list(Balance), n=1)
+        raise wrong(f"{show(value)} is not a way to balance", f"did you mean {near[0]}?" if near else ", ".join(Balance))
     return Balance(value)
 
 
@@ -218,10 +219,12 @@ def _upgrade(value: object) -> float:
     return seconds
 
 
-def _accept_from(value: object) -> tuple[core.Network, ...]:
-    if value != []:
-        raise wrong("accepting PROXY headers from clients is not available in this version yet", "accept_from: []")
-    return ()
+def _access_rule(value: object) -> AccessRule:
+    hint = "as in {allow: 192.0.2.0/24} or {deny: 2001:db8::/32}"
+    if not isinstance(value, dict) or len(value) != 1 or not value.keys() <= {"allow", "deny"}:
+        raise wrong(f"{show(value)} is not a rule of access", hint)
+    [(verb, network)] = value.items()
+    return AccessRule(verb == "allow", _network(network))
 
 
 def one_or_more(value: Any) -> Any:
@@ -249,10 +252,15 @@ Weight = Annotated[int, PlainValidator(_whole(0, 256)), Shape("0-256")]
 SmallCount = Annotated[int, PlainValidator(_whole(1, 100)), Shape("1-100")]
 Retries = Annotated[int, PlainValidator(_whole(0, 100)), Shape("0-100")]
 Connections = Annotated[int, PlainValidator(_whole(0, 10_000_000)), Shape("whole number")]
-BalanceName = Annotated[Balance, PlainValidator(_balance), Shape("leastconn, roundrobin")]
+BalanceName = Annotated[Balance, PlainValidator(_balance), Shape("leastconn, roundrobin, random, source, first")]
 Workers = Annotated[int, PlainValidator(_workers), Shape("0")]
 Check = Annotated[str, PlainValidator(_check), Shape("tcp")]
-AcceptFrom = Annotated[tuple[core.Network, ...], PlainValidator(_accept_from), Shape("list of CIDR")]
+Rate = Annotated[int, PlainValidator(_whole(0, 1_000_000)), Shape("per second")]
+Prefix = Annotated[int, PlainValidator(_whole(1, 128)), Shape("1-128")]
+AccessEntry = Annotated[AccessRule, PlainValidator(_access_rule), Shape("`{allow: CIDR}` or `{deny: CIDR}`")]
+AccessEntries = Annotated[
+    tuple[AccessEntry, ...], BeforeValidator(one_or_more), Shape("list of `{allow: CIDR}` and `{deny: CIDR}`")
+]
 Networks = Annotated[tuple[NetworkText, ...], BeforeValidator(one_or_more), Shape("list of CIDR")]
 PortRanges = Annotated[tuple[PortRange, ...], BeforeValidator(one_or_more), Shape("list of ports and ranges")]
 Names = Annotated[tuple[NameOrAny, ...], BeforeValidator(one_or_more), Shape("list of names, `*` for any")]

@@ -163,6 +163,7 @@ class SessionRecord(NamedTuple):
     active: int  # sessions of the process, the frontend, the server at the end
     frontend_active: int
     server_active: int
+    ahead: int = 0  # sessions that were before it in the queue, when it had to wait
     unique_id: str = ""  # sent or received in a PROXY header, hex
 
 

@@ -304,6 +304,8 @@ class Lifecycle:
         queue[session] = None
         if admission.waited:
             queue.move_to_end(session, last=False)
+        else:
+            admission.ahead = len(queue) - 1
         frontend.counters.queued = len(queue)
         self.queues[frontend] = None
 
@@ -577,6 +579,7 @@ class Lifecycle:
             self._counters.open_sessions,
             frontend.sessions,
             server.sessions if server is not None else 0,
+            admission.ahead if admission is not None else 0,
             admission.unique_id.hex() if admission is not None else "",
         )
 

@@ -93,8 +93,5 @@ def test_held_sessions_are_open_after_one_answer_each_and_gone_after_the_block()
 
 
 def test_sessions_that_cannot_be_opened_are_an_error_that_says_why(wiring):
-    with (
-        pytest.raises(BenchError, match=r"hold 5: could not open all sessions(.|\n)*refused"),
-        load.held([wiring.proxy_http], 5),
-    ):
+    with pytest.raises(BenchError, match=r"hold 5: could not open all(.|\n)*refused"), load.held([wiring.proxy_http], 5):
         pytest.fail("nobody listens there")
