@@ -127,7 +127,11 @@ class HealthSection(Section):
     mode: Literal["passive", "active", "none"] = Field(
         _HEALTH.mode.value, description="`passive` probes servers that are out, `active` all of them"
     )
-    check: v.Check = Field("tcp", description="what a probe is: a connect")
+    check: v.CheckSpec = Field(  # type: ignore[assignment]  # what the reference shows; only keys that are written count
+        "tcp",
+        description="what a server is asked: a connect, a GET and its status (200-399), or text and what the answer contains",
+    )
+    timeout: v.LongerThanZero = Field(_HEALTH.timeout, description="for a whole check")
     interval: v.ProbeInterval = Field(_HEALTH.interval, description="between probes; doubles to 30s while a server is out")
     rise: v.SmallCount = Field(_HEALTH.rise, description="answers in a row that bring a server back")
     fall: v.SmallCount = Field(_HEALTH.fall, description="failed connects in a row that take it out")
@@ -177,7 +181,7 @@ class PolicySection(Section):
         written = self.model_fields_set
         plain = {key: getattr(self, key) for key in _PLAIN if key in written}
         timeouts = {key: getattr(self.timeouts, key) for key in self.timeouts.model_fields_set}
-        health = {key: getattr(self.health, key) for key in self.health.model_fields_set - {"check"}}
+        health = {key: getattr(self.health, key) for key in self.health.model_fields_set}
         if "mode" in health:
             health["mode"] = core.HealthMode(health["mode"])
         limits = {key: getattr(self.limits, key) for key in self.limits.model_fields_set}

@@ -8,8 +8,9 @@ from collections import Counter
 from collections.abc import Callable
 
 from pylb.control.admission import same_call
-from pylb.control.checker import Checker, Dial
+from pylb.control.checker import Checker
 from pylb.control.events import Event, Journal, Wanderers
+from pylb.control.probe import Ask
 from pylb.control.snapshot import Snapshot, decode, encode
 from pylb.control.store import Store
 from pylb.control.tenure import Tenure
@@ -36,7 +37,7 @@ class Ledger:
         store: Store,
         clock: Callable[[], float],
         wall: Callable[[], float],
-        dial: Dial,
+        ask: Ask,
         uniform: Callable[[float, float], float],
         on_event: Callable[[Event], None],
     ) -> None:
@@ -46,7 +47,7 @@ class Ledger:
         self._wall = wall
         self.journal = Journal(wall, on_event)
         self.tenure = Tenure(clock)
-        self.checker = Checker(dial, clock, uniform, self._on_news)
+        self.checker = Checker(ask, clock, uniform, self._on_news)
         self.checker.interval = rules.defaults.health.interval
         self.writer = Writer(Scene(Claims(), Layout(rules), keyring), sink, self._save, self._publish)
         self._wanderers = Wanderers(clock)

@@ -12,11 +12,11 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import TypeVar
 
 from pylb.control.admission import Imported, imported_registration, legacy_registration, native_registration
-from pylb.control.checker import Dial
-from pylb.control.checker import dial as dial_tcp
 from pylb.control.clockwork import Clockwork
 from pylb.control.events import Event, Rejection
 from pylb.control.ledger import Ledger, with_claims
+from pylb.control.probe import Ask
+from pylb.control.probe import ask as ask_server
 from pylb.control.store import Store
 from pylb.control.turn import Scene, Sink
 from pylb.control.views import Outcome, RegistrationView, ServerView, registration_view, server_views, title
@@ -47,7 +47,7 @@ class Registry:
         store: Store,
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
-        dial: Dial = dial_tcp,
+        ask: Ask = ask_server,
         uniform: Callable[[float, float], float] = random.uniform,
         on_event: Callable[[Event], None] = _unheard,
     ) -> None:
@@ -61,7 +61,7 @@ class Registry:
             store=store,
             clock=clock,
             wall=wall,
-            dial=dial,
+            ask=ask,
             uniform=uniform,
             on_event=on_event,
         )

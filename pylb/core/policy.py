@@ -58,9 +58,33 @@ class Timeouts:
     upgrade: float = 43200.0
 
 
+class CheckKind(StrEnum):
+    TCP = "tcp"  # a connect
+    SEND = "send"  # bytes, and bytes that the answer must contain
+    HTTP = "http"  # a GET, and the status it must have
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """What a server is asked."""
+
+    kind: CheckKind = CheckKind.TCP
+    send: bytes = b""
+    expect: bytes = b""  # b"": any answer, or none
+    path: str = "/"
+    host: str = ""  # of the Host header; "": the server's address
+    status: tuple[int, int] = (200, 399)
+    port: int = 0  # 0: the traffic's
+
+
+CONNECT = Check()
+
+
 @dataclass(frozen=True, slots=True)
 class HealthPolicy:
     mode: HealthMode = HealthMode.PASSIVE
+    check: Check = CONNECT
+    timeout: float = 1.0  # seconds, for a whole check
     interval: float = 2.0  # seconds
     rise: int = 2
     fall: int = 3

@@ -112,7 +112,7 @@ async def test_a_black_hole_delays_only_the_call_that_names_it(tmp_path: Path) -
     async with control(tmp_path) as c:
         with black_hole(hole), target(fine):
             slow = asyncio.get_running_loop().create_task(c.put({port: hole}))
-            await until(lambda: c.registry._ledger.checker._dialling)
+            await until(lambda: c.registry._ledger.checker._asking)
             assert (await c.put({other: fine}, name="quick")).result == "created"
             assert not slow.done()
             assert (await slow).frontends[0].reachable == "timeout"
@@ -380,7 +380,7 @@ async def test_a_token_that_was_reloaded_away_while_its_target_was_dialled_regis
     async with control(tmp_path) as c:
         with black_hole(hole):
             call = asyncio.get_running_loop().create_task(c.put({port: hole}))
-            await until(lambda: c.registry._ledger.checker._dialling)
+            await until(lambda: c.registry._ledger.checker._asking)
             await c.registry.reload(Rules(), Keyring([token("u")]))
             with pytest.raises(Refused, match="no longer valid"):
                 await call
