@@ -236,7 +236,7 @@ class App:
         servers.append(HttpServer(sockets[len(config.webhook)], admin.handler()))
         if config.metrics.listen is not None:
             servers.append(HttpServer(sockets[-1], admin.metrics_handler(config.metrics.allow)))
-        control = ControlSocket(config.state_dir / "control.sock", verbs(registry, self._reload))
+        control = ControlSocket(config.state_dir / "control.sock", verbs(registry, self._reload, self._engine))
         try:
             await control.start()
             stack.push_async_callback(control.stop)

@@ -6,6 +6,7 @@ The registry (what may be asked) and the clockwork (what time asks) both change 
 import asyncio
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 
 from pylb.control.admission import same_call
 from pylb.control.checker import Checker
@@ -22,6 +23,7 @@ from pylb.core.claims import Change, Claims, announce, readmit, release
 from pylb.core.compose import compose
 from pylb.core.errors import Code, Refused
 from pylb.core.layout import Layout
+from pylb.core.overrides import kept
 from pylb.core.policy import Rules
 from pylb.core.registration import Key, Registration, State
 from pylb.core.table import Table
@@ -82,7 +84,8 @@ class Ledger:
         for one in claims.registrations.values():
             self.tenure.restore(one, snapshot.learned.get(one.key), snapshot.stale_for.get(one.key, 0.0))
         self.checker.restore(snapshot.proven)
-        self.writer.scene = Scene(claims, self.scene.layout, self.scene.keyring)
+        overrides = kept(snapshot.overrides, claims, self.scene.layout)
+        self.writer.scene = replace(self.scene, claims=claims, overrides=overrides)
         self.writer.table = Table(snapshot.generation)
         self.writer.republish(None)
 
@@ -192,6 +195,7 @@ class Ledger:
             self.tenure.learned(),
             self.tenure.stale_for(),
             self.checker.sight.proven,
+            scene.overrides,
         )
         self.unsaved = False
         try:
@@ -208,7 +212,7 @@ class Ledger:
 
     def _publish(self, scene: Scene, touched: set[Listen] | None) -> Table:
         started, base = self._clock(), self.writer.table
-        table = compose(scene.claims, scene.layout, self.checker.sight, base, touched)
+        table = compose(scene.claims, scene.layout, replace(self.checker.sight, overrides=scene.overrides), base, touched)
         if table is not base:
             self.apply(table)
             self.checker.sync(table, touched)
@@ -242,4 +246,4 @@ def with_claims(scene: Scene, change: Change) -> tuple[Scene, Change]:
     """The next scene; the same one if nothing changed."""
     if change.claims is scene.claims:
         return scene, change
-    return Scene(change.claims, scene.layout, scene.keyring), change
+    return replace(scene, claims=change.claims, overrides=kept(scene.overrides, change.claims, scene.layout)), change

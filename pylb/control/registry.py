@@ -9,6 +9,7 @@ import asyncio
 import random
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import TypeVar
 
 from pylb.control.admission import Imported, imported_registration, legacy_registration, native_registration
@@ -26,7 +27,8 @@ from pylb.core.claims import Change, Claims, adopt, release
 from pylb.core.errors import Code, Refused
 from pylb.core.layout import Layout
 from pylb.core.legacy import LegacyCall
-from pylb.core.policy import Rules
+from pylb.core.overrides import changed, find, kept
+from pylb.core.policy import AdminState, Rules
 from pylb.core.registration import Announcement, Key, Registration, legacy_key
 from pylb.core.table import Diff, Server, Table, diff
 
@@ -181,6 +183,31 @@ class Registry:
 
         return list(await asyncio.gather(*(one_line(item) for item in items)))
 
+    async def set_admin(self, target: str, state: AdminState) -> list[str]:
+        """`FRONTEND/SERVER`, or a node's IP: a line for each server that it names. Raises Refused NOT_FOUND."""
+        return await self._overrule(target, f"{state}", state=state)
+
+    async def set_weight(self, target: str, weight: int | None) -> list[str]:
+        """0-256, None: as registered or configured. As `set_admin`."""
+        return await self._overrule(target, "default weight" if weight is None else f"weight {weight}", weight=weight)
+
+    async def _overrule(self, target: str, word: str, **said: AdminState | int | None) -> list[str]:
+        lines: list[str] = []
+
+        def step(scene: Scene) -> tuple[Scene, Change]:
+            found, overrides = find(self.table, target), scene.overrides
+            for frontend, server in found:
+                overrides = changed(overrides, (frontend.listen, server.address), **said)
+            lines[:] = [f"{word}: {frontend.name}/{server.name} ({server.address})" for frontend, server in found]
+            after = scene if overrides == scene.overrides else replace(scene, overrides=overrides)
+            return after, Change(scene.claims, "updated", frozenset(frontend.listen for frontend, _ in found))
+
+        def done(_change: Change) -> None:
+            self._ledger.journal.note("admin", "; ".join(lines))
+
+        await self._ledger.writer.turn(step, (), done)
+        return lines
+
     async def reload(self, rules: Rules, keyring: Keyring) -> Diff:
         """New rules and tokens, all or nothing. Returns what changed in the table. Raises Refused."""
         before = self.table
@@ -189,7 +216,8 @@ class Registry:
             layout = Layout(rules)
             change = adopt(scene.claims, layout)
             touched = change.touched | scene.layout.statics.keys() | layout.statics.keys()
-            return Scene(change.claims, layout, keyring), Change(change.claims, change.result, touched)
+            overrides = kept(scene.overrides, change.claims, layout)
+            return Scene(change.claims, layout, keyring, overrides), Change(change.claims, change.result, touched)
 
         def done(_change: Change) -> None:
             self._ledger.checker.interval = rules.defaults.health.interval

@@ -10,13 +10,16 @@ from types import MappingProxyType
 from pylb.core.address import Address, Listen
 from pylb.core.policy import AdminState, Policy, ProxyProtocol
 
+PROVEN, UNPROVEN, BACKUP, LAST_RESORT, DOWN, OUT = range(6)
+
 
 @dataclass(frozen=True, slots=True)
 class Server:
     """One place a frontend's connections may go.
 
     `rank` is control's whole opinion of it: a connect goes to the servers of the lowest rank that has an untried one.
-    0 fresh, up and proven · 1 fresh, but has not answered yet · 2 backup · 3 stale or draining · 4 down.
+    0 fresh, up and proven · 1 fresh, but has not answered yet · 2 backup · 3 stale or draining · 4 down · 5 taken out by the
+    operator, and of weight 0.
     """
 
     name: str  # the label: static address, instance, or "legacy"

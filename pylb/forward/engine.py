@@ -12,10 +12,9 @@ from collections.abc import Callable
 from functools import partial
 
 from pylb.core.address import Address, Listen
-from pylb.core.compose import DOWN
 from pylb.core.policy import AdminState, OnDown
 from pylb.core.session import Cause, Event, Observer, SessionView
-from pylb.core.table import Frontend, Server, Table, diff
+from pylb.core.table import DOWN, Frontend, Server, Table, diff
 from pylb.forward.counters import Counters
 from pylb.forward.lifecycle import Lifecycle
 from pylb.forward.listener import Port, Ports
@@ -23,7 +22,7 @@ from pylb.forward.pipes import Pipes
 from pylb.forward.relay import Relay
 from pylb.forward.session import FrontendState, ServerState, Session
 from pylb.forward.sockets import folded
-from pylb.forward.timers import DOWN_RATE, DRAIN_RATE, LONGEST_PERIOD, TICK, Timers
+from pylb.forward.timers import DRAIN_RATE, LONGEST_PERIOD, RESET_RATE, TICK, Timers
 
 EVENTS = 256  # per poll
 MAX_BUFFERED = 256 << 20  # bytes
@@ -189,24 +188,24 @@ class Engine:
 
     def shutdown_session(self, client: Address) -> int:
         """Reset the sessions of that client's address and port, code KD. Returns how many."""
-        return self._shutdown(lambda session: _client(session) == client)
-
-    def shutdown_sessions(self, listen: Listen, server: Address) -> int:
-        """Reset the sessions of a frontend's server, code KD. Returns how many."""
-        return self._shutdown(
-            lambda session: (
-                session.frontend.frontend.listen == listen
-                and session.server is not None
-                and session.server.server.address == server
-            )
-        )
-
-    def _shutdown(self, meant: Callable[[Session], bool]) -> int:
-        found = [session for session in self._life.sessions if meant(session)]
+        found = [session for session in self._life.sessions if _client(session) == client]
         for session in found:
             self._life.fire(session, Event.KILLED, Cause.KILLED)
         self._life.end_batch()
         return len(found)
+
+    def shutdown_sessions(self, listen: Listen, server: Address) -> int:
+        """Reset the sessions that a frontend's server has, code KD, from the next tick on. Returns how many."""
+        states = {
+            session.server: None
+            for session in self._life.sessions
+            if session.frontend.frontend.listen == listen
+            and session.server is not None
+            and session.server.server.address == server
+        }
+        for state in states:
+            self._timers.evict(state, Cause.KILLED, self._clock(), RESET_RATE)
+        return sum(state.sessions for state in states)
 
     def _change(self, port: Port, state: FrontendState, new: Frontend) -> None:
         for server, before in state.update(new):
@@ -218,7 +217,7 @@ class Engine:
         """What a new table means for a server's live sessions. By itself: nothing."""
         after, policy, now = server.server, frontend.frontend.policy, self._clock()
         if after.rank == DOWN != before.rank and policy.on_down is OnDown.CLOSE:
-            self._timers.evict(server, Cause.DOWN, now, DOWN_RATE)
+            self._timers.evict(server, Cause.DOWN, now, RESET_RATE)
         if after.admin is AdminState.DRAIN is not before.admin:
             self._timers.evict(server, Cause.KILLED, now + policy.timeouts.drain, DRAIN_RATE)
         elif before.admin is AdminState.DRAIN is not after.admin:

@@ -13,7 +13,7 @@ TICK = 0.1  # seconds between two ticks, as the loop calls them
 LONGEST_PERIOD = 5.0  # seconds in which every session is visited once
 _HALF_CLOSED = (State.CLIENT_DONE, State.SERVER_DONE)
 DRAIN_RATE = 100.0  # sessions a second that are ended when the time of a drained server is over: clients come back as slowly
-DOWN_RATE = 5000.0  # of a server that is down: they are dead already, but each reset takes its 20 µs
+RESET_RATE = 5000.0  # where nobody is to be spared: each reset takes its 20 µs
 
 
 class Eviction:

@@ -21,8 +21,8 @@ from prometheus_client.registry import Collector
 from pylb import __version__
 from pylb.control.registry import Registry
 from pylb.control.views import ServerView
-from pylb.core.compose import DOWN
 from pylb.core.registration import State
+from pylb.core.table import DOWN
 from pylb.forward.counters import Counters, FrontendCounters, Histogram, ServerCounters
 
 PIECE = 250  # lines: ~2 ms of work

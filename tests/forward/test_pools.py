@@ -8,8 +8,8 @@ from itertools import pairwise
 import pytest
 
 from pylb.core.address import Address, Listen
-from pylb.core.compose import DOWN
 from pylb.core.policy import AdminState, Balance, OnDown, Policy, Timeouts
+from pylb.core.table import DOWN
 from tests.support.drive import Drive, Peer, policy, server_at
 from tests.support.netns import Namespace
 
@@ -329,6 +329,7 @@ def test_sessions_are_listed_and_shut_down_by_client_or_server(drive: Drive) -> 
     drive.run_until(lambda: live.clients[0].error)
     assert drive.engine.shutdown_sessions(live.listen, Address("127.0.0.1", 1)) == 0
     assert drive.engine.shutdown_sessions(live.listen, live.where) == 2
+    drive.pass_time(0.1)
     drive.run_until(lambda: all(peer.error for peer in live.clients))
     assert [record.code for record in drive.records] == ["KD"] * 3
 
