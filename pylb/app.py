@@ -34,7 +34,7 @@ from pylb.core.errors import Code, Refused
 from pylb.core.table import Diff, Server
 from pylb.driver import Driver
 from pylb.forward.engine import Engine, connection_limit, pipe_limit
-from pylb.machine import hold_standard_descriptors, local_addresses, raise_descriptor_limit
+from pylb.machine import hold_standard_descriptors, local_addresses, raise_descriptor_limit, resolve
 from pylb.observe.connlog import ConnectionLog
 from pylb.observe.messages import install
 from pylb.observe.metrics import Metrics
@@ -208,6 +208,7 @@ class App:
             keyring=self._keyring,
             sink=self._engine,
             store=Store(config.state_dir),
+            resolve=resolve,
             on_event=_log_event,
         )
         try:

@@ -221,6 +221,9 @@ _PLAIN = ("balance", "retries", "max_connections", "max_queue", "freebind", "sou
 
 class Defaults(PolicySection):
     bind: v.Bind = Field("*", description="where ports opened by registrations listen")
+    resolve_interval: v.ResolveInterval = Field(
+        30.0, description="between two look-ups of a server's host name; the last good answer counts"
+    )
 
     def policy(self, base: core.Policy) -> core.Policy:
         return replace(super().policy(base), bind=self.bind)
@@ -244,7 +247,9 @@ class FrontendEntry(PolicySection):
     reserved: ClassVar[dict[str, str]] = {"bind": "only for ports opened by registrations; a static frontend has `listen`"}
     name: v.Name = Field(description="its label, and the name of the registrations that may join it")
     listen: v.ListenAt = Field(description="where it listens")
-    servers: tuple[ServerEntry, ...] = Field((), description="`IP:PORT`, or a mapping; may be empty")
+    servers: tuple[ServerEntry, ...] = Field(
+        (), description="`IP:PORT`, `HOST:PORT` (all its addresses are servers), or a mapping; may be empty"
+    )
     registrations: Literal["any"] | None = Field(
         None, description="`any`: registrations of every name may join; default: those of the frontend's name"
     )

@@ -91,12 +91,14 @@ def _listen(value: object) -> core.Listen:
     return _parsed(core.parse_listen, text, hint)
 
 
-def _server(value: object) -> core.Address:
-    hint = 'IP:PORT, as in "192.0.2.7:30443"'
+def _server(value: object) -> core.Address | core.HostPort:
+    hint = 'IP:PORT or HOST:PORT, as in "192.0.2.7:30443"'
     text = _text(value, "an address")
-    host, colon, _ = text.rpartition(":")
-    if colon and _HOST.fullmatch(host) and not re.fullmatch(r"[0-9.]+", host):
-        raise wrong(f"{show(text)} is a host name", "names of servers come with a later version: write its IP address")
+    host, colon, port = text.rpartition(":")
+    if colon and not re.fullmatch(r"[0-9.]+", host) and _HOST.fullmatch(host.removesuffix(".")):
+        return core.HostPort(host.removesuffix(".").lower(), _parsed(core.parse_port, port, hint))
+    if colon and not host.isascii():
+        raise wrong(f"{show(text)} is no host name of the DNS", "write its xn-- form")
     address = _parsed(core.parse_address, text, hint)
     if (refused := core.refused_class(address.ip)) is not None:
         raise wrong(f"{address.ip} is {refused}: never a server", hint)
@@ -189,6 +191,12 @@ def _probe_interval(seconds: float) -> float:
     return seconds
 
 
+def _at_least_a_second(seconds: float) -> float:
+    if seconds < 1:
+        raise wrong(f"{duration_text(seconds)} is too short an interval", "at least 1s")
+    return seconds
+
+
 def _balance(value: object) -> Balance:
     if not isinstance(value, str) or value not in list(Balance):
         near = get_close_matches(str(value), list(Balance), n=1)
@@ -269,7 +277,8 @@ LongerThanZero = Annotated[float, PlainValidator(parse_duration), AfterValidator
 ProbeInterval = Annotated[float, PlainValidator(parse_duration), AfterValidator(_probe_interval), Shape("duration")]
 UpgradeTimeout = Annotated[float, PlainValidator(_upgrade), Shape("duration")]
 ListenAt = Annotated[core.Listen, PlainValidator(_listen), Shape("`ADDRESS:PORT`, `*` for all addresses")]
-ServerAt = Annotated[core.Address, PlainValidator(_server), Shape("`IP:PORT`")]
+ServerAt = Annotated[core.Address | core.HostPort, PlainValidator(_server), Shape("`IP:PORT` or `HOST:PORT`")]
+ResolveInterval = Annotated[float, PlainValidator(parse_duration), AfterValidator(_at_least_a_second), Shape("duration")]
 Ip = Annotated[str, PlainValidator(_ip), Shape("IP address")]
 Bind = Annotated[str, PlainValidator(_bind), Shape("IP address or `*`")]
 Host = Annotated[str, PlainValidator(_host), Shape("host name or IP address")]

@@ -12,6 +12,7 @@ from pylb.control.admission import same_call
 from pylb.control.checker import Checker
 from pylb.control.events import Event, Journal, Wanderers
 from pylb.control.probe import Ask
+from pylb.control.resolver import Resolve, Resolver
 from pylb.control.snapshot import Snapshot, decode, encode
 from pylb.control.store import Store
 from pylb.control.tenure import Tenure
@@ -41,6 +42,7 @@ class Ledger:
         wall: Callable[[], float],
         ask: Ask,
         uniform: Callable[[float, float], float],
+        resolve: Resolve,
         on_event: Callable[[Event], None],
     ) -> None:
         self._sink = sink
@@ -51,6 +53,7 @@ class Ledger:
         self.tenure = Tenure(clock)
         self.checker = Checker(ask, clock, uniform, self._on_news)
         self.checker.interval = rules.defaults.health.interval
+        self.resolver = Resolver(resolve, clock, uniform, lambda kind, text, alarm: self.journal.note(kind, text, alarm=alarm))
         self.writer = Writer(Scene(Claims(), Layout(rules), keyring), sink, self._save, self._publish)
         self._wanderers = Wanderers(clock)
         self._news: set[Listen] = set()
@@ -75,7 +78,11 @@ class Ledger:
             self.journal.note("state", f"the state directory cannot be used: {error}", alarm=True)
         payload, complaints = await asyncio.to_thread(self._store.load)
         snapshot, more = decode(payload or {})
-        claims, refusals = readmit(snapshot.registrations, self.scene.layout)
+        rules = self.scene.layout.rules
+        self.resolver.restore(snapshot.resolved)
+        self.resolver.follow(rules.hosts, rules.resolve_interval)
+        layout = Layout(rules, self.resolver.answers)
+        claims, refusals = readmit(snapshot.registrations, layout)
         for text in (*complaints, *more):
             self.journal.note("state", text, alarm=True)
         for refused in refusals:
@@ -84,8 +91,8 @@ class Ledger:
         for one in claims.registrations.values():
             self.tenure.restore(one, snapshot.learned.get(one.key), snapshot.stale_for.get(one.key, 0.0))
         self.checker.restore(snapshot.proven)
-        overrides = kept(snapshot.overrides, claims, self.scene.layout)
-        self.writer.scene = replace(self.scene, claims=claims, overrides=overrides)
+        overrides = kept(snapshot.overrides, claims, layout)
+        self.writer.scene = replace(self.scene, claims=claims, layout=layout, overrides=overrides)
         self.writer.table = Table(snapshot.generation)
         self.writer.republish(None)
 
@@ -196,6 +203,7 @@ class Ledger:
             self.tenure.stale_for(),
             self.checker.sight.proven,
             scene.overrides,
+            dict(self.resolver.answers),
         )
         self.unsaved = False
         try:
@@ -228,6 +236,23 @@ class Ledger:
             if listen in table.frontends:
                 self.journal.note("bound", f"{listen} is open now")
         self.unbound = failed
+
+    async def resolve(self) -> None:
+        """Asks for the host names that are due; a new answer is a turn like any other change."""
+        changed = await self.resolver.ask()
+        if not changed:
+            return
+
+        def step(scene: Scene) -> tuple[Scene, Change]:
+            layout = Layout(scene.layout.rules, self.resolver.answers)
+            touched = frozenset(listen for listen, new in layout.statics.items() if new != scene.layout.statics.get(listen))
+            return replace(scene, layout=layout), Change(scene.claims, "updated", touched)
+
+        self.unsaved = True  # nobody waits for it
+        try:
+            await self.writer.turn(step, ())
+        except Refused:
+            pass  # pylb is stopping
 
     def _on_news(self, listens: list[Listen], kind: str, text: str) -> None:
         """May be called from inside the engine's own turn: the swap waits for the next one of the loop."""

@@ -18,6 +18,7 @@ from pylb.control.events import Event, Rejection
 from pylb.control.ledger import Ledger, with_claims
 from pylb.control.probe import Ask
 from pylb.control.probe import ask as ask_server
+from pylb.control.resolver import Resolve
 from pylb.control.store import Store
 from pylb.control.turn import Scene, Sink
 from pylb.control.views import Outcome, RegistrationView, ServerView, registration_view, server_views, title
@@ -39,6 +40,11 @@ def _unheard(_event: Event) -> None:
     """The `on_event` of somebody who only reads `events()`."""
 
 
+async def nobody_resolves(host: str) -> tuple[str, ...]:
+    """The `resolve` of somebody without host names."""
+    raise OSError(f"nobody here resolves {host}")
+
+
 class Registry:
     def __init__(
         self,
@@ -51,6 +57,7 @@ class Registry:
         wall: Callable[[], float] = time.time,
         ask: Ask = ask_server,
         uniform: Callable[[float, float], float] = random.uniform,
+        resolve: Resolve = nobody_resolves,
         on_event: Callable[[Event], None] = _unheard,
     ) -> None:
         self._clock = clock
@@ -65,6 +72,7 @@ class Registry:
             wall=wall,
             ask=ask,
             uniform=uniform,
+            resolve=resolve,
             on_event=on_event,
         )
         self._clockwork = Clockwork(self._ledger, clock)
@@ -102,6 +110,10 @@ class Registry:
     async def tick(self) -> None:
         """One round of leases and retries; `run` does two a second."""
         await self._clockwork.tick()
+
+    async def resolve(self) -> None:
+        """One round of the host names that are due; `run` does them as they come."""
+        await self._ledger.resolve()
 
     async def probe(self) -> None:
         """One round of the probes that are due; `run` does them as they come."""
@@ -213,7 +225,7 @@ class Registry:
         before = self.table
 
         def step(scene: Scene) -> tuple[Scene, Change]:
-            layout = Layout(rules)
+            layout = Layout(rules, self._ledger.resolver.answers)
             change = adopt(scene.claims, layout)
             touched = change.touched | scene.layout.statics.keys() | layout.statics.keys()
             overrides = kept(scene.overrides, change.claims, layout)
@@ -221,6 +233,7 @@ class Registry:
 
         def done(_change: Change) -> None:
             self._ledger.checker.interval = rules.defaults.health.interval
+            self._ledger.resolver.follow(rules.hosts, rules.resolve_interval)
             text = f"static frontends: {len(rules.frontends)}, tokens: {len(keyring.tokens)}"
             self._ledger.journal.note("reloaded", text)
 

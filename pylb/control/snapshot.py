@@ -24,6 +24,7 @@ class Snapshot:
     stale_for: Mapping[Key, float] = field(default_factory=dict)  # seconds
     proven: AbstractSet[Address] = frozenset()
     overrides: Overrides = field(default_factory=lambda: NONE)
+    resolved: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # addresses by host name
 
 
 def encode(snapshot: Snapshot) -> dict[str, Any]:
@@ -32,6 +33,7 @@ def encode(snapshot: Snapshot) -> dict[str, Any]:
         "written_at": snapshot.written_at,
         "registrations": [_encode_one(snapshot, one) for one in snapshot.registrations],
         "proven": sorted(str(address) for address in snapshot.proven),
+        "resolved": {host: list(ips) for host, ips in snapshot.resolved.items()},
         "overrides": [
             {"listen": str(listen), "address": str(address), "state": str(override.state), "weight": override.weight}
             for (listen, address), override in snapshot.overrides.items()
@@ -102,6 +104,13 @@ def decode(payload: Mapping[str, Any]) -> tuple[Snapshot, list[str]]:
             complaints.append(f"a word of the operator in the snapshot is left out: {error}")
         else:
             overrides[place] = override
+    resolved = {}
+    found = payload.get("resolved")
+    for host, ips in found.items() if isinstance(found, dict) else ():
+        try:
+            resolved[host] = tuple(parse_ip(ip) for ip in ips)
+        except (ValueError, TypeError) as error:
+            complaints.append(f"the addresses of {host} in the snapshot are left out: {error}")
     generation = payload.get("generation")
     return Snapshot(
         generation if isinstance(generation, int) else 0,
@@ -111,6 +120,7 @@ def decode(payload: Mapping[str, Any]) -> tuple[Snapshot, list[str]]:
         stale_for,
         frozenset(proven),
         overrides or NONE,
+        resolved,
     ), complaints
 
 

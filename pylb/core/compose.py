@@ -63,7 +63,9 @@ def _offers(layout: Layout, held: list[Registration], sight: Sight, listen: List
     static, policy = layout.statics.get(listen), layout.policy(listen)
     for line in static.servers if static else ():
         rank = BACKUP if line.backup else PROVEN
-        yield Server(str(line.address), line.address, line.weight, rank, policy.send_proxy, line.max_connections)
+        if isinstance(line.address, Address):  # the layout's always are
+            label = line.name or str(line.address)
+            yield Server(label, line.address, line.weight, rank, policy.send_proxy, line.max_connections)
     for one in reversed(held):
         item = one.wanted[one.places.index(listen)]
         rank = UNPROVEN if one.address(item) not in sight.proven else PROVEN

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from pylb.core.access import AccessList, Networks
-from pylb.core.address import Address, Listen
+from pylb.core.address import Address, HostPort, Listen
 
 
 class Balance(StrEnum):
@@ -140,12 +140,13 @@ class Policy:
 
 @dataclass(frozen=True, slots=True)
 class StaticServer:
-    """A server of the config; its label is its address."""
+    """A server of the config."""
 
-    address: Address
+    address: Address | HostPort  # in a Layout's frontends: an Address
     weight: int = 1
     backup: bool = False
     max_connections: int = 0  # 0: no limit
+    name: str = ""  # its label; "": its address
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,3 +176,10 @@ class Rules:
     leases: LeaseBounds = LeaseBounds()
     reserved_ports: frozenset[int] = frozenset()  # pylb's own (webhook, admin, metrics): never a frontend of a registration
     own_ips: frozenset[str] = field(default_factory=frozenset)  # this machine's and `advertise`d addresses, for loops
+    resolve_interval: float = 30.0  # seconds between two look-ups of a server's host name
+
+    @property
+    def hosts(self) -> frozenset[str]:
+        """Host names of servers."""
+        servers = (server.address for frontend in self.frontends for server in frontend.servers)
+        return frozenset(address.host for address in servers if isinstance(address, HostPort))

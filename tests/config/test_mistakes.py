@@ -76,6 +76,17 @@ def test_a_file_full_of_mistakes_gets_all_of_them_in_the_order_of_its_lines() ->
         ("defaults: {access: [{allow: 192.0.2.1/24}]}", "error: '192.0.2.1/24' is not a network"),
         ("defaults: {access: {permit: 192.0.2.0/24}}", "a mapping is not a rule of access (as in {allow: 192.0.2.0/24}"),
         ("defaults: {access: [192.0.2.0/24]}", "'192.0.2.0/24' is not a rule of access (as in {allow: 192.0.2.0/24}"),
+        ("frontends: [{name: a, listen: '*:1', servers: ['nodes.example.net']}]", "'nodes.example.net' is not HOST:PORT"),
+        ("frontends: [{name: a, listen: '*:1', servers: ['1.2.3:80']}]", "'1.2.3' is not an IP address"),
+        (
+            "frontends: [{name: a, listen: '*:1', servers: ['b\u00fc.example:80']}]",
+            "is no host name of the DNS (write its xn-- form)",
+        ),
+        (
+            "frontends: [{name: a, listen: '*:1', servers: ['b.example:80', 'B.example.:80']}]",
+            "b.example:80 is in frontend 'a' twice",
+        ),
+        ("defaults: {resolve_interval: 500ms}", "500ms is too short an interval (at least 1s)"),
         ("defaults: {limits: {per_source: -1}}", "-1 is out of range (0 to 10000000)"),
         ("defaults: {limits: {ipv6_prefix: 0}}", "0 is out of range (1 to 128)"),
         ("defaults: {source_addresses: [lb.example.net]}", "'lb.example.net' is not an IP address"),
