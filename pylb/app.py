@@ -111,6 +111,7 @@ class App:
         self._at_once = asyncio.Event()  # a second signal came
         self._started = False
         self._reload_wanted = False  # SIGHUP during the start
+        self._reloading = asyncio.Lock()  # one after the other, in their order
         self._broken = False
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -325,8 +326,12 @@ class App:
 
     async def _reload(self) -> Diff:
         """Read the config again: all or nothing. Raises ConfigErrors or Refused."""
+        async with self._reloading:
+            return await self._reload_now()
+
+    async def _reload_now(self) -> Diff:
         self._reloaded = False
-        config = self._source.load()
+        config = await asyncio.to_thread(self._source.load)  # ten thousand lines take a second
         check_fixed(self._config, config)
         had_tokens = bool(self._config.tokens)
         try:

@@ -139,6 +139,7 @@ class Chaos:
         self._ctl("weight", f"{PORT}/{place.name}", str(self._rng.randint(1, 5)))
 
 
+@pytest.mark.timeout(400)
 def test_no_client_fails_while_a_node_is_whole(
     lab: Lab, balancer: Balancer, world: World, request: pytest.FixtureRequest
 ) -> None:
