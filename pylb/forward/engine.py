@@ -210,7 +210,7 @@ class Engine:
     def _change(self, port: Port, state: FrontendState, new: Frontend) -> None:
         for server, before in state.update(new):
             self._heed(state, server, before)
-        self._life.serve_queue(state)
+        self._life.dialer.serve_queue(state)
         self._ports.serve(port, state)
 
     def _heed(self, frontend: FrontendState, server: ServerState, before: Server) -> None:

@@ -6,37 +6,29 @@ while old events for it are still in the batch, and a new connection never gets 
 One class over 300 lines: transitions and deliveries call each other both ways, cut apart they would only point at each other.
 """
 
-import errno
 import select
 from collections import OrderedDict
 from collections.abc import Callable
-from select import EPOLLERR, EPOLLET, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLPRI, EPOLLRDHUP
-from socket import AF_INET, AF_INET6, MSG_DONTWAIT, MSG_PEEK, SHUT_WR, SocketType
+from select import EPOLLERR, EPOLLOUT
+from socket import SHUT_WR, SocketType
 
 from pylb.core.address import Address
 from pylb.core.policy import ProxyProtocol
-from pylb.core.proxy_protocol import MOST_HEADER, BadHeader, header, parse
+from pylb.core.proxy_protocol import header
 from pylb.core.session import TRANSITIONS, Action, Cause, Event, Observer, SessionRecord, State, termination_code
 from pylb.forward import sockets
 from pylb.forward.counters import Counters, ServerCounters
+from pylb.forward.dial import READ_ON, READABLE, WATCHED, Dialer
 from pylb.forward.door import Admission
 from pylb.forward.relay import AGAIN, DESTINATION_RESET, FIN, WAIT, Relay
-from pylb.forward.session import FULL, FrontendState, Half, ServerState, Session
-
-# Registered once, for life. Nothing is ever re-armed, so a reset is always seen, even while a side is paused.
-WATCHED = EPOLLIN | EPOLLOUT | EPOLLPRI | EPOLLRDHUP | EPOLLET
-_READ_ON = EPOLLRDHUP | EPOLLHUP | EPOLLERR | EPOLLPRI
-_READABLE = EPOLLIN | _READ_ON
-_FAILED = EPOLLERR | EPOLLHUP
+from pylb.forward.session import FrontendState, Half, ServerState, Session
 
 # A class attribute of an enum is looked up through its metaclass, which costs as much as a call; these are read per event.
-_DIALING, _QUEUED, _RESETTING, _CLOSED = State.DIALING, State.QUEUED, State.RESETTING, State.CLOSED
-_AWAITING_HEADER = State.AWAITING_HEADER
-_CONNECTED, _CLIENT_FIN, _SERVER_FIN = Event.CONNECTED, Event.CLIENT_FIN, Event.SERVER_FIN
+_RESETTING, _CLOSED, _AWAITING_HEADER = State.RESETTING, State.CLOSED, State.AWAITING_HEADER
+_CLIENT_FIN, _SERVER_FIN = Event.CLIENT_FIN, Event.SERVER_FIN
 _NORMAL, _NO_PROXY = Cause.NORMAL, ProxyProtocol.NONE
 
 _DENIED = termination_code(Cause.PROXY, _AWAITING_HEADER)
-_CAUSE_OF_FAILURE = {"timeout": Cause.SERVER_TIMEOUT, "resource": Cause.RESOURCE}
 
 
 class Lifecycle:
@@ -66,16 +58,15 @@ class Lifecycle:
         # In the order of their last sweep. A plain dict finds its first key by walking over all that were deleted before it.
         self.sessions: OrderedDict[Session, None] = OrderedDict()
         self.hurried: dict[Session, None] = {}  # those with a deadline: awaiting a header, dialing, resetting
-        self.queues: dict[FrontendState, None] = {}  # frontends whose servers are full, with sessions that wait
-        self._freed: dict[FrontendState, None] = {}  # of them, those that have a session fewer
+        self.dialer = Dialer(self, epoll, observer, clock)
         self.runnable: dict[Half, None] = {}  # used up their budget; each once, or the fastest would get the most turns
         self._fins: list[Half] = []  # whose peer's stream is delivered
         self._graveyard: list[tuple[SocketType, bool]] = []
         self.on_end: Callable[[], None] = lambda: None  # tells the ports that there is room again
         self.on_exhausted: Callable[[], bool] = lambda: False  # asks the ports for a descriptor
         self._act = {
-            Action.QUEUE: self._queue,
-            Action.DIAL: self._dial,
+            Action.QUEUE: self.dialer.queue,
+            Action.DIAL: self.dialer.dial,
             Action.RELAY: self._start,
             Action.FIN_TO_SERVER: self._fin_to_server,
             Action.FIN_TO_CLIENT: self._fin_to_client,
@@ -115,7 +106,7 @@ class Lifecycle:
                 session.deadline = session.accepted + frontend.frontend.policy.accept_proxy.timeout
                 self.hurried[session] = None
             else:
-                self._dial(session)
+                self.dialer.dial(session)
         except Exception as error:  # noqa: BLE001 - the boundary of one session, as in Engine.on_ready
             self.fault(session, error)
 
@@ -131,16 +122,16 @@ class Lifecycle:
     def on_event(self, half: Half, events: int) -> None:
         session = half.session
         if not session.connected:
-            self._on_early(session, half, events)
+            self.dialer.on_early(session, half, events)
             return
-        if events & _READ_ON:
+        if events & READ_ON:
             half.read_on = True
             if events & EPOLLERR:
                 self._broke(session, half)
                 return
         if half.blocked and events & EPOLLOUT:
             self._unblock(session, half)
-        if events & _READABLE:
+        if events & READABLE:
             self.advance(half)
 
     def advance(self, source: Half) -> None:
@@ -176,16 +167,6 @@ class Lifecycle:
         for action in actions:
             self._act[action](session)
 
-    def fail_connect(self, session: Session, reason: str) -> None:
-        """The server under dial refused, was unreachable or did not answer in time."""
-        upstream, server = session.upstream, session.server
-        if upstream is not None and server is not None:
-            session.upstream = None
-            self._part(upstream, in_order=False)
-            self._leave(session, server)
-            self._note_failure(session, server, reason)
-        self.fire(session, Event.CONNECT_FAILED)
-
     def fault(self, session: Session, error: Exception) -> None:
         """An exception of our own: this session ends with code I, the loop and all others go on."""
         self._counters.faults += 1
@@ -214,8 +195,7 @@ class Lifecycle:
         A FIN waits for the end of its batch because often the other side's is in there too, and then close() sends both:
         two system calls less for a short connection.
         """
-        while self._freed:
-            self.serve_queue(self._freed.popitem()[0])
+        self.dialer.end_batch()
         while self._fins:
             half = self._fins.pop()
             if half.peer is None:
@@ -231,163 +211,6 @@ class Lifecycle:
             else:
                 sock.close()  # SO_LINGER is armed: this is the reset
 
-    # ------------------------------------------------------------ until a server has accepted
-
-    def _on_early(self, session: Session, half: Half, events: int) -> None:
-        if half.is_client:
-            half.early |= events  # read once a server is there; until then the kernel's buffer is the back-pressure
-            if events & EPOLLERR:
-                half.broken = True
-                self.fire(session, Event.CLIENT_RESET, Cause.CLIENT)
-            elif session.state is _AWAITING_HEADER and events & _READABLE:
-                self._read_header(session, half)
-            return
-        if events & _FAILED:
-            error = sockets.connect_error(half.sock)
-            if error and error not in sockets.AFTER_ACCEPT:
-                self.fail_connect(session, sockets.failure_name(error))
-                return
-            half.broken = error != 0
-        elif not events & EPOLLOUT:
-            return
-        half.early = events
-        self.fire(session, _CONNECTED)
-
-    def _read_header(self, session: Session, client: Half) -> None:
-        """Looked at in the kernel's buffer until it is whole, then taken from there: what is behind it is the server's."""
-        door, admission = session.frontend.door, session.admission
-        try:
-            data = client.sock.recv(MOST_HEADER, MSG_PEEK | MSG_DONTWAIT)
-            found = parse(data)
-        except BlockingIOError:
-            return
-        except OSError:
-            self.fire(session, Event.CLIENT_RESET, Cause.CLIENT)
-            return
-        except BadHeader:
-            self._deny(session, "proxy_header")
-            return
-        if found is None:
-            if not data or client.early & EPOLLRDHUP:  # it said its last byte: there will be no more of it
-                self.fire(session, Event.CLIENT_RESET, Cause.CLIENT)
-            return
-        client.sock.recv(found.size, MSG_DONTWAIT)
-        if admission is None or door is None:  # the policy of the day asks nothing any more
-            self.fire(session, Event.HEADER_READ)
-            return
-        if found.client is not None:
-            session.address = (found.client.ip, found.client.port)
-            admission.local = found.local
-        admission.unique_id = found.unique_id
-        if refusal := door.admit(session.address[0], admission, self._clock()):
-            self._deny(session, refusal)
-        else:
-            self.fire(session, Event.HEADER_READ)
-
-    def _deny(self, session: Session, reason: str) -> None:
-        session.frontend.counters.denied[reason] += 1
-        self.fire(session, Event.REFUSED, Cause.PROXY)
-
-    def _queue(self, session: Session) -> None:
-        """All servers are full: first come, first served. Who has waited before goes to the front."""
-        frontend, now = session.frontend, self._clock()
-        policy, queue = frontend.frontend.policy, frontend.queue
-        self.hurried.pop(session, None)
-        if policy.max_queue and len(queue) >= policy.max_queue:
-            self._deny(session, "queue")
-            return
-        admission = session.admission
-        if admission is None:
-            admission = session.admission = Admission()
-        session.deadline = now - admission.waited + policy.timeouts.queue
-        admission.queued_at = now
-        queue[session] = None
-        if admission.waited:
-            queue.move_to_end(session, last=False)
-        else:
-            admission.ahead = len(queue) - 1
-        frontend.counters.queued = len(queue)
-        self.queues[frontend] = None
-
-    def _unqueue(self, session: Session) -> None:
-        frontend, admission = session.frontend, session.admission
-        del frontend.queue[session]
-        frontend.counters.queued = len(frontend.queue)
-        if not frontend.queue:
-            self.queues.pop(frontend, None)
-        if admission is not None:
-            admission.waited += self._clock() - admission.queued_at
-
-    def serve_queue(self, frontend: FrontendState) -> None:
-        """A server of it has a session fewer, or the table is a new one: who waits longest tries again."""
-        while frontend.queue:
-            session = next(iter(frontend.queue))
-            self._unqueue(session)
-            try:
-                self.fire(session, Event.ROOM)
-            except Exception as error:  # noqa: BLE001 - the boundary of one session, as in Engine.on_ready
-                self.fault(session, error)
-            if session.state is _QUEUED:
-                return
-
-    def _leave(self, session: Session, server: ServerState) -> None:
-        """`server` has a session fewer."""
-        server.sessions -= 1
-        if server.pool is not None:
-            server.pool.ended(server)
-        if session.frontend.queue:
-            self._freed[session.frontend] = None
-
-    def _dial(self, session: Session) -> None:
-        frontend, now = session.frontend, self._clock()
-        policy = frontend.frontend.policy
-        while True:
-            tries = len(session.tried) if session.tried is not None else 0
-            server = frontend.pick(session.address[0], session.tried) if tries <= policy.retries else None
-            if server is None:
-                self.fire(session, Event.NO_SERVER_LEFT, _CAUSE_OF_FAILURE.get(session.failure, Cause.SERVER))
-                return
-            if server is FULL:
-                self.fire(session, Event.SERVERS_FULL)
-                return
-            session.server = server
-            sock, error = self._connect(frontend, server.server.address)
-            if sock is None and error in sockets.NO_DESCRIPTOR and self.on_exhausted():
-                sock, error = self._connect(frontend, server.server.address)
-            if sock is not None:
-                break
-            self._note_failure(session, server, sockets.failure_name(error))
-        server.sessions += 1
-        upstream, client = Half(sock, session, False), session.client
-        session.upstream = upstream
-        upstream.peer = client
-        if client is not None:
-            client.peer = upstream
-        self.halves[upstream.fd] = upstream
-        # After connect(): an unconnected socket would report HUP at once.
-        self._epoll.register(upstream.fd, WATCHED)
-        session.deadline = now + policy.timeouts.connect
-        self.hurried[session] = None
-
-    def _connect(self, frontend: FrontendState, address: Address) -> tuple[SocketType | None, int]:
-        """As `sockets.dial`, from each of the frontend's source addresses until one has a port left."""
-        if not frontend.frontend.policy.source_addresses:
-            return sockets.dial(address)
-        error = 0
-        for source in frontend.sources(AF_INET6 if address.is_ipv6 else AF_INET):
-            sock, error = sockets.dial(address, source)
-            if error != errno.EADDRNOTAVAIL:
-                return sock, error
-        return None, error
-
-    def _note_failure(self, session: Session, server: ServerState, reason: str) -> None:
-        server.counters.failures[reason] += 1
-        if reason != "resource":  # a want of our own says nothing about the server
-            server.failing = True
-        session.failure = reason
-        session.tried = [*(session.tried or ()), server]
-        self._observer.connect_ended(session.frontend.frontend.listen, server.server, reason)
-
     def _start(self, session: Session) -> None:
         """A server accepted: from here on no retry. Its PROXY header goes first, then whatever has come meanwhile."""
         client, upstream, server = session.client, session.upstream, session.server
@@ -401,15 +224,15 @@ class Lifecycle:
         if server.failing:
             server.failing = False
             self._observer.connect_ended(session.frontend.frontend.listen, server.server, None)
-        client.read_on = client.early & _READ_ON != 0
-        upstream.read_on = upstream.early & _READ_ON != 0
+        client.read_on = client.early & READ_ON != 0
+        upstream.read_on = upstream.early & READ_ON != 0
         if server.server.send_proxy is not _NO_PROXY:
             upstream.pending = self._header(session, client, server.server.send_proxy)
             upstream.blocked = True
             self._unblock(session, upstream)
-        elif client.early & _READABLE:
+        elif client.early & READABLE:
             self.advance(client)
-        if upstream.early & _READABLE and session.state is not _CLOSED:
+        if upstream.early & READABLE and session.state is not _CLOSED:
             if upstream.broken:
                 self._broke(session, upstream)
             else:
@@ -497,7 +320,7 @@ class Lifecycle:
     def _reset(self, session: Session) -> None:
         self._end(session, in_order=False)
 
-    def _part(self, half: Half, *, in_order: bool) -> None:
+    def part(self, half: Half, *, in_order: bool) -> None:
         """Cut `half` out of everything that knows it: map, pipe, peer. epoll forgets it with its close."""
         self.halves.pop(half.fd, None)
         self._relay.release(half)
@@ -516,7 +339,7 @@ class Lifecycle:
         frontend, admission = session.frontend, session.admission
         if admission is not None:
             if session in frontend.queue:
-                self._unqueue(session)
+                self.dialer.unqueue(session)
             admission.leave()
         settle(session)
         now = self._clock()
@@ -526,7 +349,7 @@ class Lifecycle:
         frontend.counters.session_seconds.add(now - session.accepted)
         record = self._record(session, code, now)
         if server is not None and upstream is not None:
-            self._leave(session, server)
+            self.dialer.leave(session, server)
             if session.connected:
                 server.counters.sessions -= 1
         if frontend.sessions > self._counters.reserve:
@@ -537,7 +360,7 @@ class Lifecycle:
         session.client = session.upstream = None
         for half in (client, upstream):
             if half is not None:
-                self._part(half, in_order=in_order)
+                self.part(half, in_order=in_order)
         self.on_end()
         self._tell(record)
 

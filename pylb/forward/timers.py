@@ -77,7 +77,7 @@ class Timers:
                 self._look_at(session, now)
             except Exception as error:  # noqa: BLE001 - the boundary of one session, as in Engine.on_ready
                 self._life.fault(session, error)
-        for frontend in list(self._life.queues):
+        for frontend in list(self._life.dialer.queues):
             # In the order they came; only the first can be due.
             while frontend.queue and now >= (session := next(iter(frontend.queue))).deadline:
                 self._life.fire(session, Event.TIMED_OUT, Cause.SERVER_TIMEOUT)
@@ -85,7 +85,7 @@ class Timers:
     def _look_at(self, session: Session, now: float) -> None:
         if session.state is State.DIALING:
             if now >= session.deadline:
-                self._life.fail_connect(session, "timeout")
+                self._life.dialer.fail_connect(session, "timeout")
             return
         if session.state is State.AWAITING_HEADER:
             if now >= session.deadline:

@@ -374,7 +374,7 @@ def assert_settled(engine: Engine, frontends: Iterable[FrontendCounters]) -> Non
     assert not life.halves
     assert not life.sessions
     assert not life.hurried
-    assert not life.queues
+    assert not life.dialer.queues
     assert not life._graveyard
     assert engine._pipes.lent == 0
     assert engine.counters.open_sessions == 0
