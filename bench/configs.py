@@ -99,6 +99,24 @@ def haproxy(wiring: Wiring, threads: int, *, splice: bool) -> str:
     return "\n".join(parts)
 
 
+def pylb_all(wiring: Wiring) -> str:
+    """The same with everything of a pool switched on that a plain client and server can stand."""
+    everything = yaml.safe_load(pylb(wiring))
+    denied = [{"deny": f"10.{number >> 8}.{number & 255}.0/24"} for number in range(1000)]
+    everything["defaults"] |= {
+        "access": [{"allow": "0.0.0.0/0"}, {"allow": "::/0"}, *denied],
+        "limits": {"per_source": 1_000_000, "per_source_rate": 1_000_000, "rate": 1_000_000},
+        "source_addresses": [wiring.proxy_http.host],
+        "max_queue": 1000,
+        "on_down": "close",
+        "health": {"mode": "active", "interval": "1s"},
+    }
+    for frontend in everything["frontends"]:
+        [server] = frontend["servers"]
+        frontend["servers"] = [{"address": server, "max_connections": 1_000_000}]
+    return yaml.safe_dump(everything, sort_keys=False)
+
+
 def pylb(wiring: Wiring) -> str:
     """pylb, one process, static frontends, and a token that may open the ports of the registrations scenario."""
     everything = {

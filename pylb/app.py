@@ -34,7 +34,7 @@ from pylb.core.errors import Code, Refused
 from pylb.core.table import Diff, Server
 from pylb.driver import Driver
 from pylb.forward.engine import Engine, connection_limit, pipe_limit
-from pylb.machine import hold_standard_descriptors, local_addresses, raise_descriptor_limit
+from pylb.machine import hold_standard_descriptors, local_addresses, raise_descriptor_limit, resolve
 from pylb.observe.connlog import ConnectionLog
 from pylb.observe.messages import install
 from pylb.observe.metrics import Metrics
@@ -111,6 +111,7 @@ class App:
         self._at_once = asyncio.Event()  # a second signal came
         self._started = False
         self._reload_wanted = False  # SIGHUP during the start
+        self._reloading = asyncio.Lock()  # one after the other, in their order
         self._broken = False
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -208,6 +209,7 @@ class App:
             keyring=self._keyring,
             sink=self._engine,
             store=Store(config.state_dir),
+            resolve=resolve,
             on_event=_log_event,
         )
         try:
@@ -236,7 +238,7 @@ class App:
         servers.append(HttpServer(sockets[len(config.webhook)], admin.handler()))
         if config.metrics.listen is not None:
             servers.append(HttpServer(sockets[-1], admin.metrics_handler(config.metrics.allow)))
-        control = ControlSocket(config.state_dir / "control.sock", verbs(registry, self._reload))
+        control = ControlSocket(config.state_dir / "control.sock", verbs(registry, self._reload, self._engine))
         try:
             await control.start()
             stack.push_async_callback(control.stop)
@@ -324,8 +326,12 @@ class App:
 
     async def _reload(self) -> Diff:
         """Read the config again: all or nothing. Raises ConfigErrors or Refused."""
+        async with self._reloading:
+            return await self._reload_now()
+
+    async def _reload_now(self) -> Diff:
         self._reloaded = False
-        config = self._source.load()
+        config = await asyncio.to_thread(self._source.load)  # ten thousand lines take a second
         check_fixed(self._config, config)
         had_tokens = bool(self._config.tokens)
         try:

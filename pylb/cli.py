@@ -8,21 +8,13 @@ import os
 import secrets
 import sys
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import click
 
 from pylb import __version__
-
-FAILED, UNUSABLE = 1, 2
-_CONFIG = click.option(
-    "-c",
-    "--config",
-    "config_path",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="pylb.yaml; without it the embedded defaults.",
-)
-_JSON = click.option("--json", "as_json", is_flag=True, help="For a machine to read.")
+from pylb.asking import CONFIG, FAILED, JSON, ask, die, state_dir
+from pylb.ctl import ctl
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -35,12 +27,13 @@ def main() -> None:
     pylb run -c /etc/pylb/pylb.yaml
     pylb check -c pylb.yaml       every mistake of a config, with its line
     pylb routes                   what goes where, and why
+    pylb ctl drain 203.0.113.7    take a node out of service, and back: pylb ctl ready
     pylb demo                     watch a node move under load, all on loopback
     """
 
 
 @main.command()
-@_CONFIG
+@CONFIG
 def run(config_path: Path | None) -> None:
     """Serve until SIGTERM. SIGHUP reads the config again, whole or not at all.
 
@@ -52,16 +45,16 @@ def run(config_path: Path | None) -> None:
     try:
         app.run(config_path, os.environ)
     except app.Broken:
-        _die("pylb ended: a part of it failed, the log above says which (this is a bug of pylb)", FAILED)
+        die("pylb ended: a part of it failed, the log above says which (this is a bug of pylb)", FAILED)
     except ConfigErrors as errors:
-        _die(f"{errors}\npylb did not start: {_count(len(errors.problems), 'mistake')} in the config")
+        die(f"{errors}\npylb did not start: {_count(len(errors.problems), 'mistake')} in the config")
     except app.CannotStart as reason:
-        _die(f"pylb did not start: {reason}")
+        die(f"pylb did not start: {reason}")
 
 
 @main.command()
-@_CONFIG
-@_JSON
+@CONFIG
+@JSON
 def check(config_path: Path | None, as_json: bool) -> None:
     """Print every mistake of a config as FILE:LINE:COL: error: what (hint). Exit code 1 if there is one."""
     from pylb.config import ConfigErrors, load  # noqa: PLC0415
@@ -85,8 +78,8 @@ def check(config_path: Path | None, as_json: bool) -> None:
 
 
 @main.command()
-@_CONFIG
-@_JSON
+@CONFIG
+@JSON
 @click.option("--rejected", is_flag=True, help="The last refused calls instead, with their reasons.")
 def routes(config_path: Path | None, as_json: bool, rejected: bool) -> None:
     """What goes where and why: port, server, who registered it, lease left, whether it answered.
@@ -95,7 +88,7 @@ def routes(config_path: Path | None, as_json: bool, rejected: bool) -> None:
     """
     from pylb import routes as view  # noqa: PLC0415
 
-    answer = _ask(config_path, {"verb": "rejected" if rejected else "routes"})
+    answer = ask(config_path, {"verb": "rejected" if rejected else "routes"})
     if as_json:
         click.echo(json.dumps(answer["rejected" if rejected else "routes"], indent=2))
     elif rejected:
@@ -105,15 +98,15 @@ def routes(config_path: Path | None, as_json: bool, rejected: bool) -> None:
 
 
 @main.command()
-@_CONFIG
-@_JSON
+@CONFIG
+@JSON
 @click.argument("what", metavar="PORT|NAME[/INSTANCE]")
 def release(config_path: Path | None, as_json: bool, what: str) -> None:
     """Forget registrations: of a port, of a name, or of one instance. A port closes with its last one.
 
     Live sessions go on until they end, at most timeouts.drain. A phone-home that still runs will register again.
     """
-    answer = _ask(config_path, {"verb": "release", "what": what})
+    answer = ask(config_path, {"verb": "release", "what": what})
     if as_json:
         click.echo(json.dumps(answer["released"]))
     else:
@@ -122,7 +115,7 @@ def release(config_path: Path | None, as_json: bool, what: str) -> None:
 
 
 @main.command("import")
-@_CONFIG
+@CONFIG
 @click.option("--token", "token", required=True, help="The name of the token that the old containers use.")
 @click.option("--dry-run", is_flag=True, help="Show what would be registered, register nothing.")
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True))
@@ -141,8 +134,8 @@ def import_(config_path: Path | None, token: str, dry_run: bool, files: tuple[Pa
     if dry_run:
         return
     if not items:
-        _die("nothing to import", FAILED)
-    answer = _ask(config_path, {"verb": "import", "token": token, "items": [item.as_call() for item in items]})
+        die("nothing to import", FAILED)
+    answer = ask(config_path, {"verb": "import", "token": token, "items": [item.as_call() for item in items]})
     refused = [line for line in answer["lines"] if line.startswith("refused")]
     for line in answer["lines"]:
         click.echo(line, err=line in refused)
@@ -163,11 +156,11 @@ def demo(moves: int, every: float) -> None:
     try:
         sys.exit(asyncio.run(Demo(moves=moves, every=every, say=click.echo).run()))
     except DemoFailed as reason:
-        _die(f"the demo did not run: {reason}")
+        die(f"the demo did not run: {reason}")
 
 
 @main.command()
-@_CONFIG
+@CONFIG
 @click.option("--show", is_flag=True, help="Print the token that the first run made instead of a new one.")
 def token(config_path: Path | None, show: bool) -> None:
     """Print a new token, ready for a secret_file (32 characters, 192 bits)."""
@@ -176,11 +169,11 @@ def token(config_path: Path | None, show: bool) -> None:
         return
     from pylb.startup import TOKEN_FILE  # noqa: PLC0415
 
-    path = _state_dir(config_path) / TOKEN_FILE
+    path = state_dir(config_path) / TOKEN_FILE
     try:
         click.echo(path.read_text().strip())
     except OSError as error:
-        _die(f"{path}: {error.strerror}. It is made by the first `pylb run` without configured tokens.")
+        die(f"{path}: {error.strerror}. It is made by the first `pylb run` without configured tokens.")
 
 
 @main.command("install-service")
@@ -192,38 +185,7 @@ def install_service_(print_only: bool) -> None:
     sys.exit(install_service(print_only=print_only))
 
 
-def _ask(config_path: Path | None, request: dict[str, Any]) -> dict[str, Any]:
-    """One request to the running pylb's control socket; ends the program where it cannot be asked or says no."""
-    from pylb.web.socket import call  # noqa: PLC0415
-
-    path = _state_dir(config_path) / "control.sock"
-    try:
-        answer = call(path, request)
-    except (FileNotFoundError, ConnectionRefusedError):
-        _die(f"no pylb is running with {path}. Start it, or name its config with -c.")
-    except PermissionError:
-        _die(f"{path}: permission denied. Ask as root or as the user that pylb runs as.")
-    except (OSError, ValueError) as error:
-        _die(f"{path}: {error}")
-    if not answer["ok"]:
-        hint = f" ({answer['hint']})" if answer.get("hint") else ""
-        _die(f"{answer['detail']}{hint}", FAILED)
-    return answer
-
-
-def _state_dir(config_path: Path | None) -> Path:
-    """Where the running pylb is to be found; also through a broken file, for that is when one wants to look."""
-    from pylb.config import ConfigErrors, load  # noqa: PLC0415
-    from pylb.startup import ConfigSource  # noqa: PLC0415
-
-    try:
-        return load(config_path, os.environ).state_dir
-    except ConfigErrors as errors:
-        if config_path is None or not os.access(config_path, os.R_OK):
-            _die(str(errors))
-        found = ConfigSource(config_path, os.environ).state_dir()
-        click.echo(f"{config_path} is broken (pylb check -c {config_path}); asking the pylb that uses {found}", err=True)
-        return found
+main.add_command(ctl)
 
 
 def _problem(problem: Any) -> dict[str, Any]:
@@ -239,8 +201,3 @@ def _problem(problem: Any) -> dict[str, Any]:
 
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" + ("" if number == 1 else "s")
-
-
-def _die(text: str, code: int = UNUSABLE) -> NoReturn:
-    click.echo(text, err=True)
-    sys.exit(code)

@@ -1,5 +1,6 @@
 """What a reload may change, and what it did, in words."""
 
+import asyncio
 import logging
 
 from pylb.config import Config
@@ -20,7 +21,7 @@ async def rules_of(config: Config) -> Rules:
             own |= await resolve(config.advertise)
         except TimeoutError:
             log.warning("advertise: %s did not resolve within %.0f s", config.advertise, RESOLVE_SECONDS)
-    return config.rules(own)
+    return await asyncio.to_thread(config.rules, own)  # ten thousand lines of access take a while
 
 
 def check_fixed(old: Config, new: Config) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 from pylb.control.registry import Registry
 from pylb.control.views import RegistrationView, ServerView
 
-_HEADINGS = ("PORT", "FRONTEND", "SERVER", "ADDRESS", "STATE", "REGISTERED BY", "LEASE", "ANSWERS", "WHY")
+_HEADINGS = ("PORT", "FRONTEND", "SERVER", "ADDRESS", "WEIGHT", "STATE", "REGISTERED BY", "LEASE", "ANSWERS", "WHY")
 
 
 def rows(registry: Registry) -> list[dict[str, Any]]:
@@ -33,7 +33,8 @@ def _server(view: ServerView, people: Iterable[RegistrationView]) -> dict[str, A
     return {
         "server": view.server,
         "address": str(view.address),
-        "state": view.state if view.state == "down" or lives else min(states),
+        "weight": view.weight,
+        "state": view.state if view.state in ("down", "drain", "maint") or lives else min(states),
         "held_by": list(view.held_by),
         "lease_expires_in": None if not ends else round(max(ends), 1),
         "reachable": view.reachable,
@@ -52,6 +53,7 @@ def _no_server() -> dict[str, Any]:
     return {
         "server": None,
         "address": None,
+        "weight": None,
         "state": "no server",
         "held_by": [],
         "lease_expires_in": None,
@@ -76,6 +78,7 @@ def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
         row["frontend"],
         row["server"] or "-",
         row["address"] or "-",
+        "-" if row["weight"] is None else str(row["weight"]),
         row["state"],
         ", ".join(row["held_by"]) or "-",
         _left(row["lease_expires_in"]),

@@ -1,23 +1,37 @@
 """What the control socket offers: the changes that only this machine may make, and the views of the CLI."""
 
 import json
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, Protocol
 
 from pylb.config import ConfigErrors
 from pylb.control.admission import Imported
 from pylb.control.registry import Registry
-from pylb.core.address import Address
+from pylb.core.address import Address, Listen, parse_address
 from pylb.core.errors import Code, Refused
 from pylb.core.legacy import parse_legacy
+from pylb.core.overrides import names
+from pylb.core.policy import AdminState
+from pylb.core.session import SessionView
 from pylb.core.table import Diff
 from pylb.routes import rows
 from pylb.web.socket import Verb
 
 MOST_IMPORTED = 10_000
+MOST_SESSIONS = 1000  # in one answer
 
 
-def verbs(registry: Registry, reload: Callable[[], Awaitable[Diff]]) -> dict[str, Verb]:
+class Sessions(Protocol):
+    """The live sessions: the engine's."""
+
+    def sessions(self) -> Sequence[SessionView]: ...
+
+    def shutdown_session(self, client: Address) -> int: ...
+
+    def shutdown_sessions(self, listen: Listen, server: Address) -> int: ...
+
+
+def verbs(registry: Registry, reload: Callable[[], Awaitable[Diff]], live: Sessions) -> dict[str, Verb]:
     async def ping(_request: Mapping[str, Any]) -> dict[str, Any]:
         return {"generation": registry.table.generation}
 
@@ -50,6 +64,74 @@ def verbs(registry: Registry, reload: Callable[[], Awaitable[Diff]]) -> dict[str
         "release": release,
         "import": import_,
         "reload": reload_,
+        **_operator(registry, live),
+    }
+
+
+def _operator(registry: Registry, live: Sessions) -> dict[str, Verb]:
+    """What `pylb ctl` asks."""
+
+    async def admin(request: Mapping[str, Any]) -> dict[str, Any]:
+        state = _text(request, "state")
+        if state not in list(AdminState):
+            raise Refused(Code.INVALID, f"state: {state[:40]!r} is none of {', '.join(AdminState)}")
+        return {"lines": await registry.set_admin(_text(request, "target"), AdminState(state))}
+
+    async def weight(request: Mapping[str, Any]) -> dict[str, Any]:
+        wanted = request.get("weight")
+        if wanted is not None and not (type(wanted) is int and 0 <= wanted <= 256):
+            raise Refused(Code.INVALID, "weight: 0-256 or null is needed")
+        return {"lines": await registry.set_weight(_text(request, "target"), wanted)}
+
+    async def sessions(request: Mapping[str, Any]) -> dict[str, Any]:
+        frontend = request.get("frontend")
+        found = [one for one in live.sessions() if frontend is None or names(str(frontend), one.frontend, one.listen)]
+        found.sort(key=lambda one: -one.age)
+        return {"total": len(found), "sessions": [_session(one) for one in found[:MOST_SESSIONS]]}
+
+    async def shutdown_session(request: Mapping[str, Any]) -> dict[str, Any]:
+        try:
+            client = parse_address(_text(request, "client"))
+        except ValueError as error:
+            raise Refused(Code.INVALID, f"client: {error}", "as `pylb ctl sessions` shows it") from None
+        if not live.shutdown_session(client):
+            raise Refused(Code.NOT_FOUND, f"{client} has no session", "`pylb ctl sessions` shows who has one")
+        return {"lines": [f"reset: the session of {client}"]}
+
+    async def shutdown_sessions(request: Mapping[str, Any]) -> dict[str, Any]:
+        frontend, _, server = _text(request, "target").partition("/")
+        found = {
+            (one.listen, one.address): f"{one.frontend}/{one.server}"
+            for one in live.sessions()
+            if one.address is not None
+            and names(frontend, one.frontend, one.listen)
+            and server in (one.server, str(one.address))
+        }
+        if not found:
+            raise Refused(Code.NOT_FOUND, f"{frontend}/{server} has no sessions", "`pylb ctl sessions` shows who has")
+        counts = {name: live.shutdown_sessions(listen, address) for (listen, address), name in found.items()}
+        return {"lines": [f"reset: {count} sessions of {name}" for name, count in counts.items()]}
+
+    return {
+        "admin": admin,
+        "weight": weight,
+        "sessions": sessions,
+        "shutdown session": shutdown_session,
+        "shutdown sessions": shutdown_sessions,
+    }
+
+
+def _session(one: SessionView) -> dict[str, Any]:
+    return {
+        "client": str(Address(one.client, one.client_port)),
+        "frontend": one.frontend,
+        "listen": str(one.listen),
+        "server": one.server or None,
+        "address": str(one.address) if one.address is not None else None,
+        "state": one.state,
+        "age": round(one.age, 1),
+        "bytes_in": one.bytes_in,
+        "bytes_out": one.bytes_out,
     }
 
 

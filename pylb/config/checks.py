@@ -8,7 +8,7 @@ from pylb.config import models as m
 from pylb.config import values as v
 from pylb.config.parts import Finding, Part, Parts
 from pylb.config.yamlplace import Loc
-from pylb.core.address import ANY, Address, Listen, is_loopback
+from pylb.core.address import ANY, Address, HostPort, Listen, is_loopback
 
 
 def findings(parts: Parts) -> Iterator[Finding]:
@@ -116,7 +116,7 @@ def _frontend(part: Part[m.FrontendEntry]) -> Iterator[Finding]:
         if key in entry.timeouts.model_fields_set:
             message = f"timeouts.{key} belongs to the process, not to a frontend"
             yield Finding(part.at("timeouts", key), message, "move it to defaults")
-    seen: set[Address] = set()
+    seen: set[Address | HostPort] = set()
     for index, server in enumerate(entry.servers):
         if server.address in seen:
             yield Finding(part.at("servers", index, "address"), f"{server.address} is in frontend {entry.name!r} twice")
@@ -130,6 +130,8 @@ def _loops(parts: Parts) -> Iterator[Finding]:
         by_port[part.entry.listen.port].append(part.entry)
     for part in parts.frontends:
         for index, server in enumerate(part.entry.servers):
+            if isinstance(server.address, HostPort):
+                continue  # its addresses are looked at when they are known
             looped = next((e for e in by_port[server.address.port] if _reaches(server.address.ip, e.listen, parts)), None)
             if looped is not None:
                 message = f"{server.address} is frontend {looped.name!r} of pylb itself: a loop"

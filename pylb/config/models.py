@@ -12,11 +12,13 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pylb.config import values as v
 from pylb.config.problems import wrong
 from pylb.core import policy as core
+from pylb.core.access import AccessList, Networks
 from pylb.core.address import Listen
 from pylb.core.auth import ANYWHERE, NODE_PORTS
 
 LATER = "not available in this version yet"
 _TIMEOUTS, _HEALTH, _LEASES = core.Timeouts(), core.HealthPolicy(), core.LeaseBounds()
+_ACCEPT, _LIMITS = core.ProxyAccept(), core.Limits()
 
 
 class Section(BaseModel):
@@ -109,8 +111,8 @@ class TokenEntry(Section):
 
 
 class TimeoutsSection(Section):
-    reserved: ClassVar[dict[str, str]] = {"queue": LATER}
     connect: v.LongerThanZero = Field(_TIMEOUTS.connect, description="to reach a server, then the next one is tried")
+    queue: v.LongerThanZero = Field(_TIMEOUTS.queue, description="for a client that waits because all servers are full")
     idle: v.LongerThanZero = Field(_TIMEOUTS.idle, description="a session without a byte either way ends")
     half_close: v.Duration = Field(_TIMEOUTS.half_close, description="without a byte after one side has ended its stream")
     flush: v.Duration = Field(_TIMEOUTS.flush, description="to deliver what was received before a reset")
@@ -125,7 +127,11 @@ class HealthSection(Section):
     mode: Literal["passive", "active", "none"] = Field(
         _HEALTH.mode.value, description="`passive` probes servers that are out, `active` all of them"
     )
-    check: v.Check = Field("tcp", description="what a probe is: a connect")
+    check: v.CheckSpec = Field(  # type: ignore[assignment]  # what the reference shows; only keys that are written count
+        "tcp",
+        description="what a server is asked: a connect, a GET and its status (200-399), or text and what the answer contains",
+    )
+    timeout: v.LongerThanZero = Field(_HEALTH.timeout, description="for a whole check")
     interval: v.ProbeInterval = Field(_HEALTH.interval, description="between probes; doubles to 30s while a server is out")
     rise: v.SmallCount = Field(_HEALTH.rise, description="answers in a row that bring a server back")
     fall: v.SmallCount = Field(_HEALTH.fall, description="failed connects in a row that take it out")
@@ -133,51 +139,103 @@ class HealthSection(Section):
 
 class ProxyProtocolSection(Section):
     send: Literal["none", "v1", "v2"] = Field("none", description="the PROXY header that servers get")
-    accept_from: v.AcceptFrom = Field((), description="whose PROXY headers are believed; none in this version")
+    crc32c: v.Flag = Field(False, description="v2: with a checksum")
+    unique_id: v.Flag = Field(
+        False, description="v2: with an ID of the session, which the JSON log has too; one that came in is passed on"
+    )
+    accept_from: v.Networks = Field(
+        (), description="proxies that must send a PROXY header; the client it names counts in log, limits and balance"
+    )
+    accept_timeout: v.LongerThanZero = Field(_ACCEPT.timeout, description="for that header to be there")
+
+
+class LimitsSection(Section):
+    rate: v.Rate = Field(0, description="new connections of the frontend; more wait in its backlog; 0: no limit")
+    per_source: v.Connections = Field(0, description="connections of one client at once; 0: no limit")
+    per_source_rate: v.Rate = Field(0, description="new connections of one client, and as many at once; 0: no limit")
+    ipv6_prefix: v.Prefix = Field(_LIMITS.ipv6_prefix, description="bits of an IPv6 address that are one client")
 
 
 class PolicySection(Section):
     """What `defaults` and a frontend have in common."""
 
-    reserved: ClassVar[dict[str, str]] = dict.fromkeys(("max_queue", "access", "limits", "source_addresses", "on_down"), LATER)
     balance: v.BalanceName = Field(core.Balance.LEASTCONN, description="how a server is chosen")
     timeouts: TimeoutsSection = Field(default_factory=TimeoutsSection)
     retries: v.Retries = Field(3, description="other servers tried when one does not answer")
     max_connections: v.Connections = Field(0, description="sessions at once; 0: only the process's limit, from its fd limit")
+    max_queue: v.Connections = Field(0, description="clients that may wait while all servers are full; 0: no limit")
     freebind: v.Flag = Field(False, description="listen also on an address that this machine does not have yet (VRRP)")
+    on_down: Literal["keep", "close"] = Field(
+        "keep", description="live sessions of a server that is found down: `close` resets them, code DD"
+    )
+    access: v.AccessEntries = Field(
+        (), description="who may connect: the longest prefix decides; without one: refused if anything is allowed here"
+    )
+    source_addresses: v.Ips = Field((), description="addresses of this machine to dial servers from, in turn")
+    limits: LimitsSection = Field(default_factory=LimitsSection)
     health: HealthSection = Field(default_factory=HealthSection)
     proxy_protocol: ProxyProtocolSection = Field(default_factory=ProxyProtocolSection)
 
     def policy(self, base: core.Policy) -> core.Policy:
         """`base` with the lines that are written here on top, key by key."""
         written = self.model_fields_set
-        plain = {key: getattr(self, key) for key in ("balance", "retries", "max_connections", "freebind") if key in written}
+        plain = {key: getattr(self, key) for key in _PLAIN if key in written}
         timeouts = {key: getattr(self.timeouts, key) for key in self.timeouts.model_fields_set}
-        health = {key: getattr(self.health, key) for key in self.health.model_fields_set - {"check"}}
+        health = {key: getattr(self.health, key) for key in self.health.model_fields_set}
         if "mode" in health:
             health["mode"] = core.HealthMode(health["mode"])
-        send = self.proxy_protocol.send if "send" in self.proxy_protocol.model_fields_set else base.send_proxy
+        limits = {key: getattr(self.limits, key) for key in self.limits.model_fields_set}
+        if "on_down" in written:
+            plain["on_down"] = core.OnDown(self.on_down)
+        if "access" in written:
+            plain["access"] = AccessList(self.access)
         return replace(
             base,
             **plain,
+            **self._proxy(base),
             timeouts=replace(base.timeouts, **timeouts),
             health=replace(base.health, **health),
-            send_proxy=core.ProxyProtocol(send),
+            limits=replace(base.limits, **limits),
         )
+
+    def _proxy(self, base: core.Policy) -> dict[str, Any]:
+        section = self.proxy_protocol
+        accept: dict[str, Any] = {}
+        written = section.model_fields_set
+        if "accept_from" in written:
+            accept["networks"] = Networks(section.accept_from)
+        if "accept_timeout" in written:
+            accept["timeout"] = section.accept_timeout
+        changed: dict[str, Any] = {"accept_proxy": replace(base.accept_proxy, **accept)}
+        if "send" in written:
+            changed["send_proxy"] = core.ProxyProtocol(section.send)
+        if "crc32c" in written:
+            changed["send_crc32c"] = section.crc32c
+        if "unique_id" in written:
+            changed["send_unique_id"] = section.unique_id
+        return changed
+
+
+_PLAIN = ("balance", "retries", "max_connections", "max_queue", "freebind", "source_addresses")
 
 
 class Defaults(PolicySection):
     bind: v.Bind = Field("*", description="where ports opened by registrations listen")
+    resolve_interval: v.ResolveInterval = Field(
+        30.0, description="between two look-ups of a server's host name; the last good answer counts"
+    )
 
     def policy(self, base: core.Policy) -> core.Policy:
         return replace(super().policy(base), bind=self.bind)
 
 
 class ServerEntry(Section):
-    reserved: ClassVar[dict[str, str]] = {"max_connections": LATER}
     address: v.ServerAt = Field(description="where it is")
     weight: v.Weight = Field(1, description="its share; 0: no new sessions")
     backup: v.Flag = Field(False, description="used only while no other server is usable")
+    max_connections: v.Connections = Field(
+        0, description="sessions of it at once; while all are full, clients wait; 0: no limit"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -186,18 +244,20 @@ class ServerEntry(Section):
 
 
 class FrontendEntry(PolicySection):
-    reserved: ClassVar[dict[str, str]] = PolicySection.reserved | {
-        "bind": "only for ports opened by registrations; a static frontend has `listen`"
-    }
+    reserved: ClassVar[dict[str, str]] = {"bind": "only for ports opened by registrations; a static frontend has `listen`"}
     name: v.Name = Field(description="its label, and the name of the registrations that may join it")
     listen: v.ListenAt = Field(description="where it listens")
-    servers: tuple[ServerEntry, ...] = Field((), description="`IP:PORT`, or a mapping; may be empty")
+    servers: tuple[ServerEntry, ...] = Field(
+        (), description="`IP:PORT`, `HOST:PORT` (all its addresses are servers), or a mapping; may be empty"
+    )
     registrations: Literal["any"] | None = Field(
         None, description="`any`: registrations of every name may join; default: those of the frontend's name"
     )
 
     def frontend(self, defaults: core.Policy) -> core.StaticFrontend:
-        servers = tuple(core.StaticServer(entry.address, entry.weight, entry.backup) for entry in self.servers)
+        servers = tuple(
+            core.StaticServer(entry.address, entry.weight, entry.backup, entry.max_connections) for entry in self.servers
+        )
         return core.StaticFrontend(
             self.name, self.listen, servers, self.policy(defaults), registrations_any=self.registrations == "any"
         )

@@ -92,6 +92,7 @@ class Config(m.Section):
             leases=LeaseBounds(self.leases.min_ttl, self.leases.max_ttl, self.leases.keep_stale),
             reserved_ports=self.reserved_ports,
             own_ips=own_ips | named,
+            resolve_interval=self.defaults.resolve_interval,
         )
 
     def keyring(self, *generated: Token) -> Keyring:

@@ -6,6 +6,7 @@ Every parser raises `wrong(what, hint)`; the place is added later. `Shape` is th
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -13,7 +14,8 @@ from pydantic import AfterValidator, BeforeValidator, PlainValidator, Validation
 
 from pylb.config.problems import wrong
 from pylb.core import address as core
-from pylb.core.policy import Balance
+from pylb.core.access import AccessRule
+from pylb.core.policy import Balance, Check, CheckKind
 
 _T = TypeVar("_T")
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
@@ -89,12 +91,14 @@ def _listen(value: object) -> core.Listen:
     return _parsed(core.parse_listen, text, hint)
 
 
-def _server(value: object) -> core.Address:
-    hint = 'IP:PORT, as in "192.0.2.7:30443"'
+def _server(value: object) -> core.Address | core.HostPort:
+    hint = 'IP:PORT or HOST:PORT, as in "192.0.2.7:30443"'
     text = _text(value, "an address")
-    host, colon, _ = text.rpartition(":")
-    if colon and _HOST.fullmatch(host) and not re.fullmatch(r"[0-9.]+", host):
-        raise wrong(f"{show(text)} is a host name", "names of servers come with a later version: write its IP address")
+    host, colon, port = text.rpartition(":")
+    if colon and not re.fullmatch(r"[0-9.]+", host) and _HOST.fullmatch(host.removesuffix(".")):
+        return core.HostPort(host.removesuffix(".").lower(), _parsed(core.parse_port, port, hint))
+    if colon and not host.isascii():
+        raise wrong(f"{show(text)} is no host name of the DNS", "write its xn-- form")
     address = _parsed(core.parse_address, text, hint)
     if (refused := core.refused_class(address.ip)) is not None:
         raise wrong(f"{address.ip} is {refused}: never a server", hint)
@@ -187,11 +191,16 @@ def _probe_interval(seconds: float) -> float:
     return seconds
 
 
+def _at_least_a_second(seconds: float) -> float:
+    if seconds < 1:
+        raise wrong(f"{duration_text(seconds)} is too short an interval", "at least 1s")
+    return seconds
+
+
 def _balance(value: object) -> Balance:
-    if value in ("random", "source"):
-        raise wrong(f"balance {value} is not available in this version yet", "leastconn or roundrobin")
     if not isinstance(value, str) or value not in list(Balance):
-        raise wrong(f"{show(value)} is not a way to balance", "leastconn or roundrobin")
+        near = get_close_matches(str(value), list(Balance), n=1)
+        raise wrong(f"{show(value)} is not a way to balance", f"did you mean {near[0]}?" if near else ", ".join(Balance))
     return Balance(value)
 
 
@@ -203,12 +212,44 @@ def _workers(value: object) -> int:
     return 0
 
 
-def _check(value: object) -> str:
-    if isinstance(value, dict) or value in ("http", "send"):
-        raise wrong("checks by http or send/expect are not available in this version yet", "tcp")
-    if value != "tcp":
-        raise wrong(f"{show(value)} is not a check", "tcp")
-    return "tcp"
+_CHECK_HINT = "tcp, {http: /health}, {send: TEXT, expect: TEXT}; each may have a port"
+
+
+def _check(value: object) -> Check:
+    if value == "tcp":
+        return Check()
+    if not isinstance(value, dict) or not value:
+        raise wrong(f"{show(value)} is not a check", _CHECK_HINT)
+    if unknown := value.keys() - {"http", "host", "send", "expect", "port"}:
+        raise wrong(f"{show(min(unknown, key=str))} is no key of a check", _CHECK_HINT)
+    port = _whole(1, 65535)(value["port"]) if "port" in value else 0
+    if "http" in value:
+        if "send" in value:
+            raise wrong("a check is http or send, not both", _CHECK_HINT)
+        return _http_check(value, port)
+    if "host" in value:
+        raise wrong("host without http", _CHECK_HINT)
+    send, expect = (_text(value.get(key, ""), f"what to {key}").encode() for key in ("send", "expect"))
+    if not (send or expect or port):
+        raise wrong("a check that sends nothing and expects nothing", "tcp")
+    return Check(CheckKind.SEND if send or expect else CheckKind.TCP, send, expect, port=port)
+
+
+def _http_check(value: dict[str, Any], port: int) -> Check:
+    path, host = _text(value["http"], "a path"), _text(value.get("host", ""), "a host name")
+    if not re.fullmatch(r"/[!-~]*", path):
+        raise wrong(f"{show(path)} is not a path", "as in /health: a slash, then printable ASCII without blanks")
+    if not re.fullmatch(r"[!-~]*", host):
+        raise wrong(f"{show(host)} is not a host name", "as in app.example.net, or app.example.net:8080")
+    return Check(CheckKind.HTTP, path=path, host=host, status=_status(value.get("expect", "200-399")), port=port)
+
+
+def _status(value: object) -> tuple[int, int]:
+    """`200`, or `"200-399"`."""
+    match = re.fullmatch(r"([1-5][0-9]{2})(?:-([1-5][0-9]{2}))?", str(value))
+    if match is None or isinstance(value, bool) or int(match[2] or match[1]) < int(match[1]):
+        raise wrong(f"{show(value)} is not an HTTP status", 'as in 200, or "200-399"')
+    return int(match[1]), int(match[2] or match[1])
 
 
 def _upgrade(value: object) -> float:
@@ -218,10 +259,12 @@ def _upgrade(value: object) -> float:
     return seconds
 
 
-def _accept_from(value: object) -> tuple[core.Network, ...]:
-    if value != []:
-        raise wrong("accepting PROXY headers from clients is not available in this version yet", "accept_from: []")
-    return ()
+def _access_rule(value: object) -> AccessRule:
+    hint = "as in {allow: 192.0.2.0/24} or {deny: 2001:db8::/32}"
+    if not isinstance(value, dict) or len(value) != 1 or not value.keys() <= {"allow", "deny"}:
+        raise wrong(f"{show(value)} is not a rule of access", hint)
+    [(verb, network)] = value.items()
+    return AccessRule(verb == "allow", _network(network))
 
 
 def one_or_more(value: Any) -> Any:
@@ -234,7 +277,8 @@ LongerThanZero = Annotated[float, PlainValidator(parse_duration), AfterValidator
 ProbeInterval = Annotated[float, PlainValidator(parse_duration), AfterValidator(_probe_interval), Shape("duration")]
 UpgradeTimeout = Annotated[float, PlainValidator(_upgrade), Shape("duration")]
 ListenAt = Annotated[core.Listen, PlainValidator(_listen), Shape("`ADDRESS:PORT`, `*` for all addresses")]
-ServerAt = Annotated[core.Address, PlainValidator(_server), Shape("`IP:PORT`")]
+ServerAt = Annotated[core.Address | core.HostPort, PlainValidator(_server), Shape("`IP:PORT` or `HOST:PORT`")]
+ResolveInterval = Annotated[float, PlainValidator(parse_duration), AfterValidator(_at_least_a_second), Shape("duration")]
 Ip = Annotated[str, PlainValidator(_ip), Shape("IP address")]
 Bind = Annotated[str, PlainValidator(_bind), Shape("IP address or `*`")]
 Host = Annotated[str, PlainValidator(_host), Shape("host name or IP address")]
@@ -249,10 +293,19 @@ Weight = Annotated[int, PlainValidator(_whole(0, 256)), Shape("0-256")]
 SmallCount = Annotated[int, PlainValidator(_whole(1, 100)), Shape("1-100")]
 Retries = Annotated[int, PlainValidator(_whole(0, 100)), Shape("0-100")]
 Connections = Annotated[int, PlainValidator(_whole(0, 10_000_000)), Shape("whole number")]
-BalanceName = Annotated[Balance, PlainValidator(_balance), Shape("leastconn, roundrobin")]
+BalanceName = Annotated[Balance, PlainValidator(_balance), Shape("leastconn, roundrobin, random, source, first")]
 Workers = Annotated[int, PlainValidator(_workers), Shape("0")]
-Check = Annotated[str, PlainValidator(_check), Shape("tcp")]
-AcceptFrom = Annotated[tuple[core.Network, ...], PlainValidator(_accept_from), Shape("list of CIDR")]
+CheckSpec = Annotated[
+    Check,
+    PlainValidator(_check),
+    Shape("`tcp`, `{http: PATH, expect: 200, host: NAME}`, `{send: TEXT, expect: TEXT}`; each with `port: N`"),
+]
+Rate = Annotated[int, PlainValidator(_whole(0, 1_000_000)), Shape("per second")]
+Prefix = Annotated[int, PlainValidator(_whole(1, 128)), Shape("1-128")]
+AccessEntry = Annotated[AccessRule, PlainValidator(_access_rule), Shape("`{allow: CIDR}` or `{deny: CIDR}`")]
+AccessEntries = Annotated[
+    tuple[AccessEntry, ...], BeforeValidator(one_or_more), Shape("list of `{allow: CIDR}` and `{deny: CIDR}`")
+]
 Networks = Annotated[tuple[NetworkText, ...], BeforeValidator(one_or_more), Shape("list of CIDR")]
 PortRanges = Annotated[tuple[PortRange, ...], BeforeValidator(one_or_more), Shape("list of ports and ranges")]
 Names = Annotated[tuple[NameOrAny, ...], BeforeValidator(one_or_more), Shape("list of names, `*` for any")]

@@ -1,63 +1,20 @@
-"""Dials: the one that proves a new target, and the probes that find out when a server that is out is back.
+"""Who is to be asked, and when: the dial that proves a new target, the probes that find out when a server is back.
 
 A probe never delays anything: it runs beside the single writer, and only its finding is handed over, by `on_news`.
 """
 
 import asyncio
-import errno
-import select
-import socket
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable, Iterable
 
+from pylb.control.probe import Ask, Question
 from pylb.core.address import Address, Listen
 from pylb.core.compose import Sight
 from pylb.core.health import PROVEN, UP, YES, Health, Proof, answered, failed, prove, unproven, watched
-from pylb.core.policy import HealthMode
-from pylb.core.table import Frontend, Table
+from pylb.core.policy import AdminState, HealthMode
+from pylb.core.table import Frontend, Server, Table
 
-DIAL_TIMEOUT = 1.0  # seconds: longer than any round trip, shorter than a phone-home's patience
-
-Dial = Callable[[Address, float], Awaitable[str]]
-FAILURES = {
-    errno.ECONNREFUSED: "refused",
-    errno.ECONNRESET: "refused",
-    errno.ETIMEDOUT: "timeout",
-    **dict.fromkeys((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL), "resource"),
-}
-
-
-async def dial(address: Address, timeout: float) -> str:  # noqa: ASYNC109 - the limit is part of what is found
-    """One TCP connect: "yes", "refused", "timeout", "unreachable", or "resource" when the fault is ours.
-
-    The loop is given an epoll of our own, not the socket: libuv ends a watch on POLLERR, which is what a refused connect
-    raises, and sock_connect of uvloop may never end (MagicStack/uvloop#378, #389).
-    """
-    family = socket.AF_INET6 if address.is_ipv6 else socket.AF_INET
-    loop = asyncio.get_running_loop()
-    try:
-        with socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as sock, select.epoll(1) as epoll:
-            code = sock.connect_ex((address.ip, address.port))
-            if code == errno.EINPROGRESS:
-                epoll.register(sock, select.EPOLLOUT)
-                code = await _outcome(loop, epoll.fileno(), sock, timeout)
-    except OSError as error:  # no socket to be had: nothing is known of the target, it is asked again later
-        code = error.errno or errno.EMFILE
-    return YES if code == 0 else FAILURES.get(code, "unreachable")
-
-
-async def _outcome(loop: asyncio.AbstractEventLoop, fd: int, sock: socket.socket, timeout: float) -> int:  # noqa: ASYNC109
-    ready = asyncio.Event()
-    loop.add_reader(fd, ready.set)
-    try:
-        async with asyncio.timeout(timeout):
-            await ready.wait()
-    except TimeoutError:
-        return errno.ETIMEDOUT
-    finally:
-        loop.remove_reader(fd)  # before the fd is closed and its number belongs to somebody else
-    return sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-
+BATCH = 16  # probes begun at once, a tenth of a millisecond each; then the loop gets its turn
 
 News = Callable[[list[Listen], str, str], None]
 
@@ -65,16 +22,15 @@ News = Callable[[list[Listen], str, str], None]
 class Checker:
     """What is known of all servers. `on_news(listens, kind, text)` is called when a rank may differ."""
 
-    def __init__(
-        self, dial_one: Dial, clock: Callable[[], float], uniform: Callable[[float, float], float], on_news: News
-    ) -> None:
-        self._dial = dial_one
+    def __init__(self, ask: Ask, clock: Callable[[], float], uniform: Callable[[float, float], float], on_news: News) -> None:
+        self._ask = ask
         self._clock = clock
         self._uniform = uniform
         self._on_news = on_news
         self._health: dict[tuple[Listen, Address], Health] = {}
         self._proofs: dict[Address, Proof] = {}
-        self._dialling: dict[Address, asyncio.Task[str]] = {}
+        self._asking: dict[Question, asyncio.Task[str]] = {}
+        self._servers: dict[tuple[Listen, Address], Server] = {}
         self._uses: Counter[Address] = Counter()  # by how many frontends
         self._down: frozenset[tuple[Listen, Address]] = frozenset()
         self._proven: frozenset[Address] = frozenset()
@@ -99,25 +55,27 @@ class Checker:
     async def dial_new(self, addresses: Iterable[Address]) -> None:
         """Dials those nothing is known of, all at once (<= 1 s). What is found is kept; ranks follow with the next table."""
         unknown = {address for address in addresses if address not in self._proofs}
-        await asyncio.gather(*(self._ask(address) for address in unknown))
+        await asyncio.gather(*(self._answer(Question(address)) for address in unknown))
 
-    async def _ask(self, address: Address) -> str:
-        """Two that ask the same share one dial, and it goes on if one of them gives up."""
-        running = self._dialling.get(address)
+    async def _answer(self, question: Question) -> str:
+        """Two that ask the same share one connection, and it goes on if one of them gives up."""
+        running = self._asking.get(question)
         if running is None:
-            running = asyncio.get_running_loop().create_task(self._dial_and_learn(address))
-            self._dialling[address] = running
+            running = asyncio.get_running_loop().create_task(self._ask_and_learn(question))
+            self._asking[question] = running
         return await asyncio.shield(running)
 
-    async def _dial_and_learn(self, address: Address) -> str:
+    async def _ask_and_learn(self, question: Question) -> str:
         try:
-            found = await self._dial(address, DIAL_TIMEOUT)
+            found = await self._ask(question)
         finally:
-            del self._dialling[address]
-        known = self._proofs.get(address)
-        self._proofs[address] = prove(known, found, self.interval, self._clock(), jitter=self._jitter())
-        if found == YES and address not in self._proven:
-            self._proven |= {address}
+            del self._asking[question]
+        address = question.server
+        if found == YES or question == Question(address):  # whoever passes a check has answered; a wrong answer is no refusal
+            known = self._proofs.get(address)
+            self._proofs[address] = prove(known, found, self.interval, self._clock(), jitter=self._jitter())
+            if found == YES:
+                self._proven |= {address}
         return found
 
     def forget_unused(self, addresses: Iterable[Address]) -> None:
@@ -137,26 +95,36 @@ class Checker:
             self._uses.subtract(old - new)
             gone |= old - new
             for address in old - new:
-                self._health.pop((listen, address), None)
-                self._down -= {(listen, address)}
-            for address in new:
-                self._watch(table.frontends[listen], address)
+                self._forget(listen, address)
+            for server in table.frontends[listen].servers if listen in table.frontends else ():
+                self._watch(table.frontends[listen], server)
         for address in gone:
             if self._uses[address] <= 0:
                 del self._uses[address]
                 self.forget_unused([address])
 
-    def _watch(self, frontend: Frontend, address: Address) -> None:
-        now = self._clock()
+    def _forget(self, listen: Listen, address: Address) -> None:
+        place = (listen, address)
+        self._servers.pop(place, None)
+        self._health.pop(place, None)
+        self._down -= {place}
+
+    def _watch(self, frontend: Frontend, server: Server) -> None:
+        now, address = self._clock(), server.address
         self._proofs.setdefault(address, unproven(now))
+        if server.admin is AdminState.MAINT:  # left in peace; once it is ready, nothing is known of it
+            self._forget(frontend.listen, address)
+        self._servers[frontend.listen, address] = server
         policy = frontend.policy.health
-        if policy.mode is HealthMode.ACTIVE:
-            self._health.setdefault((frontend.listen, address), watched(policy, now, self._jitter()))
+        if policy.mode is HealthMode.ACTIVE and server.admin is not AdminState.MAINT:
+            # The first probes are spread over a whole interval: a thousand servers come with one reload.
+            self._health.setdefault((frontend.listen, address), watched(policy, now, self._uniform(0.0, 1.0)))
 
     def connect_ended(self, listen: Listen, address: Address, failure: str | None) -> None:
         """What a client's session met. Cheap; news are given in the same call."""
         frontend = self.table.frontends.get(listen)
-        if frontend is not None and any(server.address == address for server in frontend.servers):
+        server = self._servers.get((listen, address))
+        if frontend is not None and server is not None and server.admin is not AdminState.MAINT:
             self._heed(frontend, address, failure, probe=False)
 
     def _heed(self, frontend: Frontend, address: Address, failure: str | None, *, probe: bool) -> None:
@@ -171,7 +139,7 @@ class Checker:
             return
         if after.down:
             self._down |= {place}
-            text = f"{frontend.name}: server {address} is out after {after.failures} failed connects ({failure})"
+            text = f"{frontend.name}: server {address} is out after {after.failures} failures ({failure})"
             self._on_news([frontend.listen], "server_down", text)
         else:
             self._down -= {place}
@@ -181,35 +149,47 @@ class Checker:
         return bool(self._due(self._clock()))
 
     async def probe(self) -> None:
-        """All probes that are due, at once; returns when the last has its finding (<= 1 s)."""
-        due = self._due(self._clock())
-        await asyncio.gather(*(self._probe(address, places) for address, places in due.items()))
+        """All probes that are due, at once; returns when the last has its finding."""
+        running = []
+        loop = asyncio.get_running_loop()
+        for number, (question, places) in enumerate(self._due(self._clock()).items()):
+            if number % BATCH == BATCH - 1:
+                await asyncio.sleep(0)
+            running.append(loop.create_task(self._probe(question, places)))
+        await asyncio.gather(*running)
 
-    def _due(self, now: float) -> dict[Address, list[Listen]]:
-        """Address -> the frontends whose health wants to know. An empty list: only its proof does."""
-        due: dict[Address, list[Listen]] = {}
-        for (listen, address), health in self._health.items():
-            if health.probe_at <= now and address not in self._dialling:
-                due.setdefault(address, []).append(listen)
+    def _due(self, now: float) -> dict[Question, list[Listen]]:
+        """Question -> the frontends whose health wants to know. An empty list: only the proof does."""
+        due: dict[Question, list[Listen]] = {}
+        for place, health in self._health.items():
+            if health.probe_at <= now:
+                question = self._question(place)
+                if question not in self._asking:
+                    due.setdefault(question, []).append(place[0])
         for address, proof in self._proofs.items():
-            if proof.probe_at <= now and address not in self._dialling:
-                due.setdefault(address, [])
+            if proof.probe_at <= now and (question := Question(address)) not in self._asking:
+                due.setdefault(question, [])
         return due
 
-    async def _probe(self, address: Address, places: list[Listen]) -> None:
+    def _question(self, place: tuple[Listen, Address]) -> Question:
+        policy, server = self.table.frontends[place[0]].policy.health, self._servers[place]
+        return Question(server.address, policy.check, server.send_proxy, policy.timeout)
+
+    async def _probe(self, question: Question, places: list[Listen]) -> None:
+        address = question.server
         proven_before = address in self._proven
-        found = await self._ask(address)
+        found = await self._answer(question)
         for listen in places:
             frontend = self.table.frontends.get(listen)
             if frontend is not None and (listen, address) in self._health:
                 self._heed(frontend, address, None if found == YES else found, probe=True)
         if found == YES and not proven_before and self._uses[address] > 0:
-            at = [listen for listen in self.table.frontends if address in _addresses(self.table, listen)]
+            at = [listen for listen in self.table.frontends if (listen, address) in self._servers]
             self._on_news(at, "server_proven", f"server {address} has answered for the first time")
 
     async def stop(self) -> None:
-        """Ends the dials under way."""
-        running = list(self._dialling.values())
+        """Ends the probes under way."""
+        running = list(self._asking.values())
         for task in running:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)

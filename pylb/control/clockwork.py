@@ -31,6 +31,8 @@ class Clockwork:
                 # not awaited: a probe of a black hole lasts a second, and others are due meanwhile
                 if self._ledger.checker.is_due():
                     group.create_task(self._guard(self._ledger.checker.probe))
+                if self._ledger.resolver.is_due():
+                    group.create_task(self._guard(self._ledger.resolve))
                 await asyncio.sleep(PROBE_PERIOD)
 
     async def _rounds(self) -> None:

@@ -6,10 +6,13 @@ The registry (what may be asked) and the clockwork (what time asks) both change 
 import asyncio
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 
 from pylb.control.admission import same_call
-from pylb.control.checker import Checker, Dial
+from pylb.control.checker import Checker
 from pylb.control.events import Event, Journal, Wanderers
+from pylb.control.probe import Ask
+from pylb.control.resolver import Resolve, Resolver
 from pylb.control.snapshot import Snapshot, decode, encode
 from pylb.control.store import Store
 from pylb.control.tenure import Tenure
@@ -21,6 +24,7 @@ from pylb.core.claims import Change, Claims, announce, readmit, release
 from pylb.core.compose import compose
 from pylb.core.errors import Code, Refused
 from pylb.core.layout import Layout
+from pylb.core.overrides import kept
 from pylb.core.policy import Rules
 from pylb.core.registration import Key, Registration, State
 from pylb.core.table import Table
@@ -36,8 +40,9 @@ class Ledger:
         store: Store,
         clock: Callable[[], float],
         wall: Callable[[], float],
-        dial: Dial,
+        ask: Ask,
         uniform: Callable[[float, float], float],
+        resolve: Resolve,
         on_event: Callable[[Event], None],
     ) -> None:
         self._sink = sink
@@ -46,8 +51,9 @@ class Ledger:
         self._wall = wall
         self.journal = Journal(wall, on_event)
         self.tenure = Tenure(clock)
-        self.checker = Checker(dial, clock, uniform, self._on_news)
+        self.checker = Checker(ask, clock, uniform, self._on_news)
         self.checker.interval = rules.defaults.health.interval
+        self.resolver = Resolver(resolve, clock, uniform, lambda kind, text, alarm: self.journal.note(kind, text, alarm=alarm))
         self.writer = Writer(Scene(Claims(), Layout(rules), keyring), sink, self._save, self._publish)
         self._wanderers = Wanderers(clock)
         self._news: set[Listen] = set()
@@ -72,7 +78,11 @@ class Ledger:
             self.journal.note("state", f"the state directory cannot be used: {error}", alarm=True)
         payload, complaints = await asyncio.to_thread(self._store.load)
         snapshot, more = decode(payload or {})
-        claims, refusals = readmit(snapshot.registrations, self.scene.layout)
+        rules = self.scene.layout.rules
+        self.resolver.restore(snapshot.resolved)
+        self.resolver.follow(rules.hosts, rules.resolve_interval)
+        layout = Layout(rules, self.resolver.answers)
+        claims, refusals = readmit(snapshot.registrations, layout)
         for text in (*complaints, *more):
             self.journal.note("state", text, alarm=True)
         for refused in refusals:
@@ -81,7 +91,8 @@ class Ledger:
         for one in claims.registrations.values():
             self.tenure.restore(one, snapshot.learned.get(one.key), snapshot.stale_for.get(one.key, 0.0))
         self.checker.restore(snapshot.proven)
-        self.writer.scene = Scene(claims, self.scene.layout, self.scene.keyring)
+        overrides = kept(snapshot.overrides, claims, layout)
+        self.writer.scene = replace(self.scene, claims=claims, layout=layout, overrides=overrides)
         self.writer.table = Table(snapshot.generation)
         self.writer.republish(None)
 
@@ -191,6 +202,8 @@ class Ledger:
             self.tenure.learned(),
             self.tenure.stale_for(),
             self.checker.sight.proven,
+            scene.overrides,
+            dict(self.resolver.answers),
         )
         self.unsaved = False
         try:
@@ -207,7 +220,7 @@ class Ledger:
 
     def _publish(self, scene: Scene, touched: set[Listen] | None) -> Table:
         started, base = self._clock(), self.writer.table
-        table = compose(scene.claims, scene.layout, self.checker.sight, base, touched)
+        table = compose(scene.claims, scene.layout, replace(self.checker.sight, overrides=scene.overrides), base, touched)
         if table is not base:
             self.apply(table)
             self.checker.sync(table, touched)
@@ -223,6 +236,23 @@ class Ledger:
             if listen in table.frontends:
                 self.journal.note("bound", f"{listen} is open now")
         self.unbound = failed
+
+    async def resolve(self) -> None:
+        """Asks for the host names that are due; a new answer is a turn like any other change."""
+        changed = await self.resolver.ask()
+        if not changed:
+            return
+
+        def step(scene: Scene) -> tuple[Scene, Change]:
+            layout = Layout(scene.layout.rules, self.resolver.answers)
+            touched = frozenset(listen for listen, new in layout.statics.items() if new != scene.layout.statics.get(listen))
+            return replace(scene, layout=layout), Change(scene.claims, "updated", touched)
+
+        self.unsaved = True  # nobody waits for it
+        try:
+            await self.writer.turn(step, ())
+        except Refused:
+            pass  # pylb is stopping
 
     def _on_news(self, listens: list[Listen], kind: str, text: str) -> None:
         """May be called from inside the engine's own turn: the swap waits for the next one of the loop."""
@@ -241,4 +271,4 @@ def with_claims(scene: Scene, change: Change) -> tuple[Scene, Change]:
     """The next scene; the same one if nothing changed."""
     if change.claims is scene.claims:
         return scene, change
-    return Scene(change.claims, scene.layout, scene.keyring), change
+    return replace(scene, claims=change.claims, overrides=kept(scene.overrides, change.claims, scene.layout)), change

@@ -9,14 +9,16 @@ import asyncio
 import random
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import TypeVar
 
 from pylb.control.admission import Imported, imported_registration, legacy_registration, native_registration
-from pylb.control.checker import Dial
-from pylb.control.checker import dial as dial_tcp
 from pylb.control.clockwork import Clockwork
 from pylb.control.events import Event, Rejection
 from pylb.control.ledger import Ledger, with_claims
+from pylb.control.probe import Ask
+from pylb.control.probe import ask as ask_server
+from pylb.control.resolver import Resolve
 from pylb.control.store import Store
 from pylb.control.turn import Scene, Sink
 from pylb.control.views import Outcome, RegistrationView, ServerView, registration_view, server_views, title
@@ -26,7 +28,8 @@ from pylb.core.claims import Change, Claims, adopt, release
 from pylb.core.errors import Code, Refused
 from pylb.core.layout import Layout
 from pylb.core.legacy import LegacyCall
-from pylb.core.policy import Rules
+from pylb.core.overrides import changed, find, kept
+from pylb.core.policy import AdminState, Rules
 from pylb.core.registration import Announcement, Key, Registration, legacy_key
 from pylb.core.table import Diff, Server, Table, diff
 
@@ -35,6 +38,11 @@ T = TypeVar("T")
 
 def _unheard(_event: Event) -> None:
     """The `on_event` of somebody who only reads `events()`."""
+
+
+async def nobody_resolves(host: str) -> tuple[str, ...]:
+    """The `resolve` of somebody without host names."""
+    raise OSError(f"nobody here resolves {host}")
 
 
 class Registry:
@@ -47,8 +55,9 @@ class Registry:
         store: Store,
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
-        dial: Dial = dial_tcp,
+        ask: Ask = ask_server,
         uniform: Callable[[float, float], float] = random.uniform,
+        resolve: Resolve = nobody_resolves,
         on_event: Callable[[Event], None] = _unheard,
     ) -> None:
         self._clock = clock
@@ -61,8 +70,9 @@ class Registry:
             store=store,
             clock=clock,
             wall=wall,
-            dial=dial,
+            ask=ask,
             uniform=uniform,
+            resolve=resolve,
             on_event=on_event,
         )
         self._clockwork = Clockwork(self._ledger, clock)
@@ -100,6 +110,10 @@ class Registry:
     async def tick(self) -> None:
         """One round of leases and retries; `run` does two a second."""
         await self._clockwork.tick()
+
+    async def resolve(self) -> None:
+        """One round of the host names that are due; `run` does them as they come."""
+        await self._ledger.resolve()
 
     async def probe(self) -> None:
         """One round of the probes that are due; `run` does them as they come."""
@@ -181,18 +195,45 @@ class Registry:
 
         return list(await asyncio.gather(*(one_line(item) for item in items)))
 
+    async def set_admin(self, target: str, state: AdminState) -> list[str]:
+        """`FRONTEND/SERVER`, or a node's IP: a line for each server that it names. Raises Refused NOT_FOUND."""
+        return await self._overrule(target, f"{state}", state=state)
+
+    async def set_weight(self, target: str, weight: int | None) -> list[str]:
+        """0-256, None: as registered or configured. As `set_admin`."""
+        return await self._overrule(target, "default weight" if weight is None else f"weight {weight}", weight=weight)
+
+    async def _overrule(self, target: str, word: str, **said: AdminState | int | None) -> list[str]:
+        lines: list[str] = []
+
+        def step(scene: Scene) -> tuple[Scene, Change]:
+            found, overrides = find(self.table, target), scene.overrides
+            for frontend, server in found:
+                overrides = changed(overrides, (frontend.listen, server.address), **said)
+            lines[:] = [f"{word}: {frontend.name}/{server.name} ({server.address})" for frontend, server in found]
+            after = scene if overrides == scene.overrides else replace(scene, overrides=overrides)
+            return after, Change(scene.claims, "updated", frozenset(frontend.listen for frontend, _ in found))
+
+        def done(_change: Change) -> None:
+            self._ledger.journal.note("admin", "; ".join(lines))
+
+        await self._ledger.writer.turn(step, (), done)
+        return lines
+
     async def reload(self, rules: Rules, keyring: Keyring) -> Diff:
         """New rules and tokens, all or nothing. Returns what changed in the table. Raises Refused."""
         before = self.table
 
         def step(scene: Scene) -> tuple[Scene, Change]:
-            layout = Layout(rules)
+            layout = Layout(rules, self._ledger.resolver.answers)
             change = adopt(scene.claims, layout)
             touched = change.touched | scene.layout.statics.keys() | layout.statics.keys()
-            return Scene(change.claims, layout, keyring), Change(change.claims, change.result, touched)
+            overrides = kept(scene.overrides, change.claims, layout)
+            return Scene(change.claims, layout, keyring, overrides), Change(change.claims, change.result, touched)
 
         def done(_change: Change) -> None:
             self._ledger.checker.interval = rules.defaults.health.interval
+            self._ledger.resolver.follow(rules.hosts, rules.resolve_interval)
             text = f"static frontends: {len(rules.frontends)}, tokens: {len(keyring.tokens)}"
             self._ledger.journal.note("reloaded", text)
 

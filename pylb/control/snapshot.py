@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pylb.core.address import Address, parse_address, parse_ip, parse_listen
-from pylb.core.policy import ProxyProtocol
+from pylb.core.overrides import NONE, Override, Overrides, Place
+from pylb.core.policy import AdminState, ProxyProtocol
 from pylb.core.registration import Displaced, Key, Registration, State, Wanted
 
 
@@ -22,6 +23,8 @@ class Snapshot:
     learned: Mapping[Key, float] = field(default_factory=dict)  # legacy: the TTL in seconds
     stale_for: Mapping[Key, float] = field(default_factory=dict)  # seconds
     proven: AbstractSet[Address] = frozenset()
+    overrides: Overrides = field(default_factory=lambda: NONE)
+    resolved: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # addresses by host name
 
 
 def encode(snapshot: Snapshot) -> dict[str, Any]:
@@ -30,6 +33,11 @@ def encode(snapshot: Snapshot) -> dict[str, Any]:
         "written_at": snapshot.written_at,
         "registrations": [_encode_one(snapshot, one) for one in snapshot.registrations],
         "proven": sorted(str(address) for address in snapshot.proven),
+        "resolved": {host: list(ips) for host, ips in snapshot.resolved.items()},
+        "overrides": [
+            {"listen": str(listen), "address": str(address), "state": str(override.state), "weight": override.weight}
+            for (listen, address), override in snapshot.overrides.items()
+        ],
     }
 
 
@@ -88,9 +96,31 @@ def decode(payload: Mapping[str, Any]) -> tuple[Snapshot, list[str]]:
             proven.add(parse_address(str(text)))
         except ValueError as error:
             complaints.append(f"a proven address of the snapshot is left out: {error}")
+    overrides = {}
+    for item in _list(payload.get("overrides")):
+        try:
+            place, override = _decode_override(item)
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            complaints.append(f"a word of the operator in the snapshot is left out: {error}")
+        else:
+            overrides[place] = override
+    resolved = {}
+    found = payload.get("resolved")
+    for host, ips in found.items() if isinstance(found, dict) else ():
+        try:
+            resolved[host] = tuple(parse_ip(ip) for ip in ips)
+        except (ValueError, TypeError) as error:
+            complaints.append(f"the addresses of {host} in the snapshot are left out: {error}")
     generation = payload.get("generation")
     return Snapshot(
-        generation if isinstance(generation, int) else 0, 0.0, tuple(registrations), learned, stale_for, frozenset(proven)
+        generation if isinstance(generation, int) else 0,
+        0.0,
+        tuple(registrations),
+        learned,
+        stale_for,
+        frozenset(proven),
+        overrides or NONE,
+        resolved,
     ), complaints
 
 
@@ -112,6 +142,13 @@ def _decode_one(item: Mapping[str, Any]) -> Registration:
         State(item.get("state", "fresh")),
         displaced=tuple(_decode_displaced(old) for old in _list(item.get("displaced"))),
     )
+
+
+def _decode_override(item: Mapping[str, Any]) -> tuple[Place, Override]:
+    weight = item.get("weight")
+    if weight is not None and not (isinstance(weight, int) and 0 <= weight <= 256):
+        raise ValueError(f"{weight!r} is not a weight")
+    return (parse_listen(item["listen"]), parse_address(item["address"])), Override(AdminState(item["state"]), weight)
 
 
 def _decode_wanted(item: Mapping[str, Any]) -> Wanted:

@@ -17,6 +17,7 @@ from pylb.core.auth import Keyring
 from pylb.core.claims import Change, Claims
 from pylb.core.errors import Code, Refused
 from pylb.core.layout import Layout
+from pylb.core.overrides import NONE, Overrides
 from pylb.core.registration import Key
 from pylb.core.table import Table
 
@@ -41,6 +42,7 @@ class Scene:
     claims: Claims
     layout: Layout
     keyring: Keyring
+    overrides: Overrides = field(default_factory=lambda: NONE)
 
     def has(self, listen: Listen) -> bool:
         return listen in self.claims.holders or listen in self.layout.statics
@@ -76,8 +78,8 @@ class _Batch:
         self.touched |= change.touched
 
     def must_write(self, live: Scene) -> bool:
-        changed = self.scene.claims.registrations is not live.claims.registrations
-        return changed or any(call.write for call, _ in self.decided)
+        same = self.scene.claims.registrations is live.claims.registrations and self.scene.overrides is live.overrides
+        return not same or any(call.write for call, _ in self.decided)
 
 
 class Writer:

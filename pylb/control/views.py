@@ -6,12 +6,11 @@ from typing import Literal
 from pylb.control.checker import Checker
 from pylb.core.address import Address, Listen
 from pylb.core.claims import Claims
-from pylb.core.compose import DOWN
 from pylb.core.layout import Layout
 from pylb.core.lease import Lease
-from pylb.core.policy import ProxyProtocol
+from pylb.core.policy import AdminState, ProxyProtocol
 from pylb.core.registration import Registration, Wanted
-from pylb.core.table import Server, Table
+from pylb.core.table import DOWN, Server, Table
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +59,7 @@ class ServerView:
     weight: int
     send_proxy: ProxyProtocol
     rank: int
-    state: Literal["up", "down", "unproven"]
+    state: Literal["up", "down", "unproven", "drain", "maint"]
     tried: bool  # false: nobody knows yet whether it is up
     reachable: str
     hint: str
@@ -107,13 +106,23 @@ def _server_view(name: str, listen: Listen, server: Server, held_by: tuple[str, 
         server.weight,
         server.send_proxy,
         server.rank,
-        "down" if server.rank == DOWN else "up" if proven else "unproven",
+        _state(server, proven=proven),
         known or health is not None,
         proof.reachable if proof else "unknown",
         proof.hint if proof else "",
         health.reason if health else "",
         held_by,
     )
+
+
+def _state(server: Server, *, proven: bool) -> Literal["up", "down", "unproven", "drain", "maint"]:
+    if server.admin is AdminState.DRAIN:
+        return "drain"
+    if server.admin is AdminState.MAINT:
+        return "maint"
+    if server.rank == DOWN:
+        return "down"
+    return "up" if proven else "unproven"
 
 
 def _holders(claims: Claims, layout: Layout, listen: Listen, address: Address) -> tuple[str, ...]:

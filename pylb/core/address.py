@@ -28,6 +28,17 @@ class Address:
 
 
 @dataclass(frozen=True, slots=True, order=True)
+class HostPort:
+    """A server named in the config; control resolves it to addresses."""
+
+    host: str  # lower case, without a dot at its end
+    port: int
+
+    def __str__(self) -> str:
+        return f"{self.host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True, order=True)
 class Listen:
     """Where a frontend listens: the key of the table. `ip` is `*` for dual-stack, all addresses."""
 

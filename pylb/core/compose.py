@@ -2,29 +2,29 @@
 
 A server (`ip:port`) is held by a *set*: a static line, registrations, and registrations that it was displaced by. It is
 as good as its best holder says, and leaves with the last one. Ranks, see `table.Server`:
-fresh and proven 0 · fresh, has not answered yet 1 · backup 2 · stale or draining 3 · down 4.
+fresh and proven 0 · fresh, has not answered yet 1 · backup 2 · stale or draining 3 · down 4 · taken out by the operator 5.
 """
 
 from collections.abc import Iterable, Iterator
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from pylb.core.address import Address, Listen
 from pylb.core.claims import Claims
 from pylb.core.layout import Layout
+from pylb.core.overrides import NONE, Overrides, applied
 from pylb.core.policy import ProxyProtocol
 from pylb.core.registration import Registration, State
-from pylb.core.table import Frontend, Server, Table, make_table
-
-PROVEN, UNPROVEN, BACKUP, LAST_RESORT, DOWN = range(5)
+from pylb.core.table import BACKUP, DOWN, LAST_RESORT, PROVEN, UNPROVEN, Frontend, Server, Table, make_table
 
 
 @dataclass(frozen=True, slots=True)
 class Sight:
-    """What is known of the servers: who has ever answered, and who is out at which frontend."""
+    """What is known of the servers: who has ever answered, who is out at which frontend, and what the operator said."""
 
     proven: AbstractSet[Address] = frozenset()
     down: AbstractSet[tuple[Listen, Address]] = frozenset()
+    overrides: Overrides = field(default_factory=lambda: NONE)  # what the operator said
 
 
 def compose(
@@ -63,7 +63,9 @@ def _offers(layout: Layout, held: list[Registration], sight: Sight, listen: List
     static, policy = layout.statics.get(listen), layout.policy(listen)
     for line in static.servers if static else ():
         rank = BACKUP if line.backup else PROVEN
-        yield Server(str(line.address), line.address, line.weight, rank, policy.send_proxy)
+        if isinstance(line.address, Address):  # the layout's always are
+            label = line.name or str(line.address)
+            yield Server(label, line.address, line.weight, rank, policy.send_proxy, line.max_connections)
     for one in reversed(held):
         item = one.wanted[one.places.index(listen)]
         rank = UNPROVEN if one.address(item) not in sight.proven else PROVEN
@@ -84,7 +86,9 @@ def _send(wanted: ProxyProtocol | None, default: ProxyProtocol) -> ProxyProtocol
 
 
 def _seen(server: Server, sight: Sight, listen: Listen) -> Server:
-    return replace(server, rank=DOWN) if (listen, server.address) in sight.down else server
+    if (listen, server.address) in sight.down:
+        server = replace(server, rank=DOWN)
+    return applied(server, listen, sight.overrides)
 
 
 def _trusted(servers: list[Server], sight: Sight) -> list[Server]:

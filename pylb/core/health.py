@@ -5,10 +5,12 @@ address: it has answered once, or it has not and is asked again. Both ask at `in
 `jitter` is a factor around 1, drawn by the caller, so that many servers are not asked at the same instant.
 """
 
+import re
 from dataclasses import dataclass, replace
 from math import inf
 
-from pylb.core.policy import HealthMode, HealthPolicy
+from pylb.core.address import Address
+from pylb.core.policy import Check, CheckKind, HealthMode, HealthPolicy
 
 PROBE_MAX = 30.0  # seconds between two probes of a server that is out
 OURS = frozenset({"resource"})  # failures that say nothing of the server: we were out of fds or ports
@@ -34,6 +36,42 @@ def watched(policy: HealthPolicy, now: float, jitter: float) -> Health:
     if policy.mode is not HealthMode.ACTIVE:
         return UP
     return Health(wait=policy.interval, probe_at=now + policy.interval * jitter)
+
+
+def request(check: Check, server: Address) -> bytes:
+    """What is sent; b"" for a mere connect."""
+    if check.kind is not CheckKind.HTTP:
+        return check.send
+    host = check.host or str(server)
+    # 1.0 and close: the answer is one piece, however old the server is.
+    return f"GET {check.path} HTTP/1.0\r\nHost: {host}\r\nUser-Agent: pylb-check\r\nConnection: close\r\n\r\n".encode()
+
+
+MOST_ANSWER = 16 * 1024  # bytes that are read for it
+
+
+def judge(check: Check, answer: bytes, *, ended: bool) -> str | None:
+    """YES, "wrong answer: …", or None: what came so far does not tell. `ended`: no more will come, or be read."""
+    if check.kind is CheckKind.TCP or (check.kind is CheckKind.SEND and check.expect in answer):
+        return YES
+    if check.kind is CheckKind.SEND:
+        return _wrong(f"{check.expect[:40]!r} is not in {answer[:40]!r}") if ended else None
+    line, end, _ = answer.partition(b"\r\n")
+    if not end and not ended:
+        return None
+    found = _STATUS.match(line)
+    if found is None:
+        return _wrong(f"{line[:40]!r} is no status line" if line else "closed without an answer")
+    low, high = check.status
+    status = int(found[1])
+    return YES if low <= status <= high else _wrong(f"HTTP status {status}")
+
+
+_STATUS = re.compile(rb"HTTP/1\.[01] ([0-9]{3})(?: |$)")
+
+
+def _wrong(what: str) -> str:
+    return f"wrong answer: {what}"
 
 
 def failed(health: Health, policy: HealthPolicy, reason: str, now: float, *, probe: bool, jitter: float) -> Health:

@@ -1,22 +1,42 @@
-"""The operator's rules, indexed once: which frontend a registration's port belongs to."""
+"""The operator's rules, indexed once: which frontend a registration's port belongs to, and the addresses of its servers."""
 
-from pylb.core.address import Listen
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from types import MappingProxyType
+
+from pylb.core.address import Address, Listen, is_loopback, refused_class
 from pylb.core.errors import Code, Refused
-from pylb.core.policy import Policy, Rules, StaticFrontend
+from pylb.core.policy import Policy, Rules, StaticFrontend, StaticServer
 from pylb.core.registration import Registration
 
 
 class Layout:
-    """Read-only after its making. A reload makes a new one."""
+    """Read-only after its making. A reload makes a new one, and so does a host name that resolves to something else.
 
-    def __init__(self, rules: Rules) -> None:
+    `resolved`: canonical addresses by host name.
+    """
+
+    def __init__(self, rules: Rules, resolved: Mapping[str, tuple[str, ...]] = MappingProxyType({})) -> None:
         self.rules = rules
-        self.statics = {frontend.listen: frontend for frontend in rules.frontends}
         self.own_ips = rules.own_ips
-        self.own_ports = rules.reserved_ports | {listen.port for listen in self.statics}
+        self.own_ports = rules.reserved_ports | {frontend.listen.port for frontend in rules.frontends}
+        self.statics = {
+            frontend.listen: replace(frontend, servers=tuple(self._servers(frontend, resolved))) for frontend in rules.frontends
+        }
         self._by_port: dict[int, list[StaticFrontend]] = {}
         for frontend in rules.frontends:
             self._by_port.setdefault(frontend.listen.port, []).append(frontend)
+
+    def _servers(self, frontend: StaticFrontend, resolved: Mapping[str, tuple[str, ...]]) -> Iterator[StaticServer]:
+        """With all addresses of each name; those that no static line may have are left out."""
+        for line in frontend.servers:
+            if isinstance(line.address, Address):
+                yield line
+                continue
+            for ip in resolved.get(line.address.host, ()):
+                loop = line.address.port in self.own_ports and (ip in self.own_ips or is_loopback(ip))
+                if not loop and refused_class(ip) is None:
+                    yield replace(line, address=Address(ip, line.address.port), name=f"{line.address}@{ip}")
 
     def place(self, port: int, one: Registration) -> Listen:
         """Where the registration's port listens: at the static frontend that it joins, else at `defaults.bind`.

@@ -3,12 +3,16 @@
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from pylb.core.address import Address, Listen
+from pylb.core.access import AccessList, Networks
+from pylb.core.address import Address, HostPort, Listen
 
 
 class Balance(StrEnum):
     LEASTCONN = "leastconn"
     ROUNDROBIN = "roundrobin"
+    RANDOM = "random"
+    SOURCE = "source"
+    FIRST = "first"
 
 
 class ProxyProtocol(StrEnum):
@@ -25,11 +29,27 @@ class HealthMode(StrEnum):
     NONE = "none"
 
 
+class AdminState(StrEnum):
+    """What the operator said of a server (`pylb ctl`)."""
+
+    READY = "ready"
+    DRAIN = "drain"  # no new sessions; live ones until timeouts.drain
+    MAINT = "maint"  # no new sessions, no probes; live ones are left alone
+
+
+class OnDown(StrEnum):
+    """What becomes of the live sessions of a server that is found down."""
+
+    KEEP = "keep"
+    CLOSE = "close"
+
+
 @dataclass(frozen=True, slots=True)
 class Timeouts:
     """Seconds."""
 
     connect: float = 5.0
+    queue: float = 5.0
     idle: float = 3600.0
     half_close: float = 60.0
     flush: float = 30.0
@@ -38,12 +58,62 @@ class Timeouts:
     upgrade: float = 43200.0
 
 
+class CheckKind(StrEnum):
+    TCP = "tcp"  # a connect
+    SEND = "send"  # bytes, and bytes that the answer must contain
+    HTTP = "http"  # a GET, and the status it must have
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """What a server is asked."""
+
+    kind: CheckKind = CheckKind.TCP
+    send: bytes = b""
+    expect: bytes = b""  # b"": any answer, or none
+    path: str = "/"
+    host: str = ""  # of the Host header; "": the server's address
+    status: tuple[int, int] = (200, 399)
+    port: int = 0  # 0: the traffic's
+
+
+CONNECT = Check()
+
+
 @dataclass(frozen=True, slots=True)
 class HealthPolicy:
     mode: HealthMode = HealthMode.PASSIVE
+    check: Check = CONNECT
+    timeout: float = 1.0  # seconds, for a whole check
     interval: float = 2.0  # seconds
     rise: int = 2
     fall: int = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """0: no limit. A source is an IPv4 address, or an IPv6 network of `ipv6_prefix` bits."""
+
+    rate: int = 0  # new connections per second of a frontend; more wait in its backlog
+    per_source: int = 0  # connections at once
+    per_source_rate: int = 0  # new connections per second, and as many at once
+    ipv6_prefix: int = 64
+
+    @property
+    def by_source(self) -> bool:
+        return bool(self.per_source or self.per_source_rate)
+
+
+EVERYBODY = AccessList()
+NOBODY = Networks()
+
+
+@dataclass(frozen=True, slots=True)
+class ProxyAccept:
+    """From whom PROXY headers are demanded, and within how many seconds."""
+
+    networks: Networks = NOBODY
+    timeout: float = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,17 +126,27 @@ class Policy:
     freebind: bool = False  # listen also on an address that this machine does not have yet (VRRP)
     retries: int = 3  # other servers tried after the first
     max_connections: int = 0  # 0: only the process's own limit
+    max_queue: int = 0  # clients that may wait while all servers are full; 0: as many as there are connections
     health: HealthPolicy = HealthPolicy()
+    on_down: OnDown = OnDown.KEEP
     send_proxy: ProxyProtocol = ProxyProtocol.NONE
+    send_crc32c: bool = False  # in v2 headers
+    send_unique_id: bool = False
+    accept_proxy: ProxyAccept = ProxyAccept()
+    access: AccessList = EVERYBODY
+    limits: Limits = Limits()
+    source_addresses: tuple[str, ...] = ()  # IPs that servers are dialled from; (): the kernel chooses
 
 
 @dataclass(frozen=True, slots=True)
 class StaticServer:
-    """A server of the config; its label is its address."""
+    """A server of the config."""
 
-    address: Address
+    address: Address | HostPort  # in a Layout's frontends: an Address
     weight: int = 1
     backup: bool = False
+    max_connections: int = 0  # 0: no limit
+    name: str = ""  # its label; "": its address
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,3 +176,10 @@ class Rules:
     leases: LeaseBounds = LeaseBounds()
     reserved_ports: frozenset[int] = frozenset()  # pylb's own (webhook, admin, metrics): never a frontend of a registration
     own_ips: frozenset[str] = field(default_factory=frozenset)  # this machine's and `advertise`d addresses, for loops
+    resolve_interval: float = 30.0  # seconds between two look-ups of a server's host name
+
+    @property
+    def hosts(self) -> frozenset[str]:
+        """Host names of servers."""
+        servers = (server.address for frontend in self.frontends for server in frontend.servers)
+        return frozenset(address.host for address in servers if isinstance(address, HostPort))

@@ -1,22 +1,44 @@
 """The PROXY protocol's headers, versions 1 and 2 (haproxy.org, proxy-protocol.txt, sections 2.1 and 2.2).
 
-A header is sent to a server before the client's first byte, so that the server sees who the client is.
+A header is sent before the client's first byte, so that whoever is behind a proxy sees who the client is. `header` makes what
+a server is sent, `local_header` what a check of our own sends, `parse` reads what a trusted proxy in front of us sent.
 """
 
-from ipaddress import ip_address
+from dataclasses import dataclass
+from ipaddress import AddressValueError, IPv4Address, IPv6Address, ip_address
 
-from pylb.core.address import Address
+from pylb.core.address import Address, parse_ip
 from pylb.core.policy import ProxyProtocol
 
 SIGNATURE = b"\r\n\r\n\x00\r\nQUIT\n"
-_PROXY = b"\x21"  # version 2, command PROXY
-_TCP4, _TCP6 = b"\x11", b"\x21"  # AF_INET or AF_INET6, STREAM
+MOST_HEADER = 4096  # bytes; the specification allows 64 KiB of TLVs, nobody sends them, and they would have to be kept
+MOST_UNIQUE_ID = 128  # bytes (2.2.5)
+_LINE = 107  # the longest version 1 line, CRLF included (2.1)
+_LOCAL, _PROXY = b"\x20", b"\x21"  # version 2 and the command
+_UNSPEC, _TCP4, _TCP6 = b"\x00", b"\x11", b"\x21"  # family and STREAM
+_SIZES = {_TCP4: 12, _TCP6: 36, b"\x12": 12, b"\x22": 36, b"\x31": 216, b"\x32": 216}  # of the addresses; UDP, unix
+_TYPE_CRC32C, _TYPE_UNIQUE_ID = 0x03, 0x05
 
 
-def header(version: ProxyProtocol, client: Address, local: Address) -> bytes:
+class BadHeader(ValueError):  # noqa: N818 - a condition of the peer's making
+    """It is no header, and more bytes would not make it one. The text says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """A whole header. Without addresses (UNKNOWN, LOCAL, no TCP) those of the connection itself count."""
+
+    size: int  # bytes
+    client: Address | None = None
+    local: Address | None = None  # where the client had connected to
+    unique_id: bytes = b""
+
+
+def header(version: ProxyProtocol, client: Address, local: Address, *, crc32c: bool = False, unique_id: bytes = b"") -> bytes:
     """The header for a connection from `client` to our address `local`; b"" for NONE.
 
     Mixed families (cannot be one TCP connection, but a mapped address can look so) are written as IPv6, IPv4 mapped.
+    `crc32c` and `unique_id` are TLVs of version 2 (2.2.3, 2.2.5). Raises ValueError for a unique ID over 128 bytes.
     """
     if version is ProxyProtocol.NONE:
         return b""
@@ -28,8 +50,137 @@ def header(version: ProxyProtocol, client: Address, local: Address) -> bytes:
         return f"PROXY {family} {source} {destination} {client.port} {local.port}\r\n".encode("ascii")
     ips = ip_address(source).packed + ip_address(destination).packed
     body = ips + client.port.to_bytes(2, "big") + local.port.to_bytes(2, "big")
-    return SIGNATURE + _PROXY + (_TCP6 if wide else _TCP4) + len(body).to_bytes(2, "big") + body
+    if unique_id:
+        if len(unique_id) > MOST_UNIQUE_ID:
+            raise ValueError(f"a unique ID of {len(unique_id)} bytes: at most {MOST_UNIQUE_ID}")
+        body += _tlv(_TYPE_UNIQUE_ID, unique_id)
+    if crc32c:
+        body += _tlv(_TYPE_CRC32C, bytes(4))
+    head = SIGNATURE + _PROXY + (_TCP6 if wide else _TCP4) + len(body).to_bytes(2, "big") + body
+    return head[:-4] + crc32c_of(head).to_bytes(4, "big") if crc32c else head
+
+
+def local_header(version: ProxyProtocol) -> bytes:
+    """For a connection of our own: a check. The server is to look at the connection's own addresses."""
+    if version is ProxyProtocol.V2:
+        return SIGNATURE + _LOCAL + _UNSPEC + bytes(2)
+    return b"PROXY UNKNOWN\r\n" if version is ProxyProtocol.V1 else b""
+
+
+def parse(data: bytes) -> Received | None:
+    """The header that `data` begins with; None while bytes of it are missing. Raises BadHeader as soon as it is none."""
+    if data[: len(SIGNATURE)] == SIGNATURE[: len(data)]:
+        return _parse_v2(data)
+    if data[:6] == b"PROXY "[: len(data)]:
+        return _parse_v1(data)
+    raise BadHeader("neither of the two signatures")
+
+
+def _parse_v1(data: bytes) -> Received | None:
+    line, end, _ = data[:_LINE].partition(b"\r\n")
+    if not end:
+        if len(data) >= _LINE:
+            raise BadHeader(f"no end of line within {_LINE} bytes")
+        return None
+    size = len(line) + 2
+    words = line.split(b" ")
+    if words[1:2] == [b"UNKNOWN"]:
+        return Received(size)  # the receiver must ignore the rest of the line (2.1)
+    if len(words) != 6 or words[1] not in (b"TCP4", b"TCP6"):
+        raise BadHeader("not PROXY, TCP4 or TCP6, two addresses and two ports, one space between each")
+    version = IPv4Address if words[1] == b"TCP4" else IPv6Address
+    try:
+        client, local = (str(version(word.decode("ascii"))) for word in words[2:4])
+    except (AddressValueError, UnicodeDecodeError):
+        raise BadHeader("not two addresses of the family") from None
+    return Received(size, _address(client, _port(words[4])), _address(local, _port(words[5])))
+
+
+def _port(word: bytes) -> int:
+    """Decimal, without leading zeros (2.1). 0 is allowed there."""
+    if not word.isdigit() or (word[:1] == b"0" and word != b"0") or len(word) > 5 or int(word) > 65535:
+        raise BadHeader("not a port")
+    return int(word)
+
+
+def _parse_v2(data: bytes) -> Received | None:
+    command, family = data[12:13], data[13:14]
+    if command not in (b"", _LOCAL, _PROXY):
+        raise BadHeader("not version 2, or neither LOCAL nor PROXY")
+    if len(data) < 16:
+        return None
+    size = 16 + int.from_bytes(data[14:16], "big")
+    if size > MOST_HEADER:
+        raise BadHeader(f"{size} bytes: more than {MOST_HEADER} are not taken")
+    if len(data) < size:
+        return None
+    body = data[16:size]
+    addresses = _SIZES.get(family, 0)
+    if command == _PROXY and len(body) < addresses:
+        raise BadHeader("too short for its addresses")
+    if command == _LOCAL or family not in (_TCP4, _TCP6):
+        # LOCAL: the rest is to be skipped, whatever it is. Others: no TCP, the connection's own addresses count (2.2).
+        return Received(size)
+    tlvs = _tlvs(data[:size], 16 + addresses)
+    width = 4 if family == _TCP4 else 16
+    client, local = (str(ip_address(ip)) for ip in (body[:width], body[width : 2 * width]))
+    ports = body[2 * width : addresses]
+    return Received(
+        size,
+        _address(client, int.from_bytes(ports[:2], "big")),
+        _address(local, int.from_bytes(ports[2:], "big")),
+        tlvs.get(_TYPE_UNIQUE_ID, b""),
+    )
+
+
+def _tlvs(whole: bytes, start: int) -> dict[int, bytes]:
+    """Those of a header, by type. Raises BadHeader if they do not fill it exactly, or a CRC32C is wrong (2.2.3)."""
+    found, place = {}, start
+    while place < len(whole):
+        value = place + 3
+        end = value + int.from_bytes(whole[place + 1 : value], "big")
+        if value > len(whole) or end > len(whole):
+            raise BadHeader("a TLV goes beyond the header")
+        if whole[place] == _TYPE_CRC32C:
+            given = whole[value:end]
+            if len(given) != 4 or crc32c_of(whole[:value] + bytes(4) + whole[end:]) != int.from_bytes(given, "big"):
+                raise BadHeader("wrong CRC32C")
+        found[whole[place]] = whole[value:end]
+        place = end
+    if len(found.get(_TYPE_UNIQUE_ID, b"")) > MOST_UNIQUE_ID:
+        raise BadHeader("a unique ID over 128 bytes")
+    return found
+
+
+def _tlv(kind: int, value: bytes) -> bytes:
+    return bytes([kind]) + len(value).to_bytes(2, "big") + value
+
+
+def _address(ip: str, port: int) -> Address:
+    """Mapped IPv4 is folded, as everywhere."""
+    return Address(parse_ip(ip), port)
 
 
 def _mapped(ip: str) -> str:
     return ip if ":" in ip else f"::ffff:{ip}"
+
+
+def _crc32c_table() -> tuple[int, ...]:
+    """Of the polynomial 0x1EDC6F41, reflected (RFC 3720, appendix B.4)."""
+    table = []
+    for byte in range(256):
+        for _ in range(8):
+            byte = byte >> 1 ^ (0x82F63B78 if byte & 1 else 0)  # noqa: PLW2901 - it is the register
+        table.append(byte)
+    return tuple(table)
+
+
+_CRC32C = _crc32c_table()
+
+
+def crc32c_of(data: bytes) -> int:
+    """CRC-32C (Castagnoli). A few dozen bytes a header: no reason for a compiled package."""
+    register = 0xFFFFFFFF
+    for byte in data:
+        register = _CRC32C[(register ^ byte) & 0xFF] ^ register >> 8
+    return register ^ 0xFFFFFFFF

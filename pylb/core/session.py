@@ -10,7 +10,7 @@ left to deliver when the second FIN is seen, and no state is needed for it: the 
 from enum import StrEnum
 from typing import NamedTuple, Protocol
 
-from pylb.core.address import Listen
+from pylb.core.address import Address, Listen
 from pylb.core.table import Server
 
 
@@ -21,6 +21,8 @@ class _Word(StrEnum):
 
 
 class State(_Word):
+    AWAITING_HEADER = "awaiting header"  # a trusted client's PROXY header is not whole yet
+    QUEUED = "queued"  # all servers are full
     DIALING = "dialing"  # the client is in, no server has accepted yet
     RELAYING = "relaying"  # bytes flow both ways
     CLIENT_DONE = "client done"  # half-closed: the client sent FIN, the server still talks
@@ -30,6 +32,10 @@ class State(_Word):
 
 
 class Event(_Word):
+    HEADER_READ = "header read"
+    REFUSED = "refused"  # by us: the header, the access list, a limit
+    SERVERS_FULL = "servers full"
+    ROOM = "room"  # a server has a session fewer
     CONNECTED = "connected"
     CONNECT_FAILED = "connect failed"  # refused, unreachable or timed out, and another server may be tried
     NO_SERVER_LEFT = "no server left"
@@ -38,13 +44,14 @@ class Event(_Word):
     CLIENT_RESET = "client reset"
     SERVER_RESET = "server reset"
     FLUSHED = "flushed"  # what came before a reset is delivered
-    TIMED_OUT = "timed out"  # idle, half-close or flush, or a peer that acknowledges nothing any more
+    TIMED_OUT = "timed out"  # header, queue, idle, half-close or flush, or a peer that acknowledges nothing any more
     KILLED = "killed"  # drain deadline, shutdown, or a fault of our own
 
 
 class Action(_Word):
     """What the engine does on the way into the next state, in this order."""
 
+    QUEUE = "wait for a server"
     DIAL = "dial the next server"
     RELAY = "move bytes both ways"
     FIN_TO_SERVER = "FIN to the server, behind the last byte"
@@ -58,6 +65,17 @@ class Action(_Word):
 _S, _E, _A = State, Event, Action
 
 TRANSITIONS: dict[tuple[State, Event], tuple[State, tuple[Action, ...]]] = {
+    (_S.AWAITING_HEADER, _E.HEADER_READ): (_S.DIALING, (_A.DIAL,)),
+    (_S.AWAITING_HEADER, _E.REFUSED): (_S.CLOSED, (_A.RESET,)),
+    (_S.AWAITING_HEADER, _E.CLIENT_RESET): (_S.CLOSED, (_A.RESET,)),
+    (_S.AWAITING_HEADER, _E.TIMED_OUT): (_S.CLOSED, (_A.RESET,)),
+    (_S.AWAITING_HEADER, _E.KILLED): (_S.CLOSED, (_A.RESET,)),
+    (_S.DIALING, _E.SERVERS_FULL): (_S.QUEUED, (_A.QUEUE,)),
+    (_S.QUEUED, _E.ROOM): (_S.DIALING, (_A.DIAL,)),
+    (_S.QUEUED, _E.REFUSED): (_S.CLOSED, (_A.RESET,)),
+    (_S.QUEUED, _E.CLIENT_RESET): (_S.CLOSED, (_A.RESET,)),
+    (_S.QUEUED, _E.TIMED_OUT): (_S.CLOSED, (_A.RESET,)),
+    (_S.QUEUED, _E.KILLED): (_S.CLOSED, (_A.RESET,)),
     (_S.DIALING, _E.CONNECTED): (_S.RELAYING, (_A.RELAY,)),
     (_S.DIALING, _E.CONNECT_FAILED): (_S.DIALING, (_A.DIAL,)),
     (_S.DIALING, _E.NO_SERVER_LEFT): (_S.CLOSED, (_A.RESET,)),
@@ -97,19 +115,24 @@ class Cause(StrEnum):
     SERVER_TIMEOUT = "s"  # we waited for the server
     RESOURCE = "R"  # local ports, descriptors or memory ran out
     INTERNAL = "I"  # a fault of our own
-    KILLED = "K"  # drain deadline, shutdown
+    KILLED = "K"  # drain deadline, shutdown, `pylb ctl shutdown`
+    DOWN = "D"  # the server was found down, and on_down says close
+    PROXY = "P"  # refused by us
 
 
 def termination_code(cause: Cause, state: State) -> str:
     """The two letters of a session that `cause` ended in `state`: log field and metric label."""
     if cause is Cause.NORMAL:
         return "--"
-    return cause + ("C" if state is State.DIALING else "D")
+    return cause + _STAGES.get(state, "D")
+
+
+_STAGES = {State.AWAITING_HEADER: "R", State.QUEUED: "Q", State.DIALING: "C"}
 
 
 def mermaid() -> str:
     """The table as a Mermaid state diagram (docs/engine.md holds it, a test compares)."""
-    lines = ["stateDiagram-v2", "    [*] --> dialing: accepted"]
+    lines = ["stateDiagram-v2", "    [*] --> dialing: accepted", "    [*] --> awaiting_header: accepted from a trusted proxy"]
     for (state, event), (target, actions) in TRANSITIONS.items():
         does = ", ".join(action.value for action in actions)
         lines.append(f"    {_node(state)} --> {_node(target)}: {event} / {does}")
@@ -140,6 +163,23 @@ class SessionRecord(NamedTuple):
     active: int  # sessions of the process, the frontend, the server at the end
     frontend_active: int
     server_active: int
+    ahead: int = 0  # sessions that were before it in the queue, when it had to wait
+    unique_id: str = ""  # sent or received in a PROXY header, hex
+
+
+class SessionView(NamedTuple):
+    """One live session."""
+
+    client: str
+    client_port: int
+    frontend: str
+    listen: Listen
+    server: str  # "" while it has none
+    address: Address | None
+    state: str
+    age: float  # seconds
+    bytes_in: int
+    bytes_out: int
 
 
 class Observer(Protocol):

@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from pylb.core.address import Address, Listen
-from pylb.core.policy import Policy, ProxyProtocol
+from pylb.core.policy import AdminState, Policy, ProxyProtocol
+
+PROVEN, UNPROVEN, BACKUP, LAST_RESORT, DOWN, OUT = range(6)
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,7 +18,8 @@ class Server:
     """One place a frontend's connections may go.
 
     `rank` is control's whole opinion of it: a connect goes to the servers of the lowest rank that has an untried one.
-    0 fresh, up and proven · 1 fresh, but has not answered yet · 2 backup · 3 stale or draining · 4 down.
+    0 fresh, up and proven · 1 fresh, but has not answered yet · 2 backup · 3 stale or draining · 4 down · 5 taken out by the
+    operator, and of weight 0.
     """
 
     name: str  # the label: static address, instance, or "legacy"
@@ -24,6 +27,8 @@ class Server:
     weight: int = 1
     rank: int = 0
     send_proxy: ProxyProtocol = ProxyProtocol.NONE
+    max_connections: int = 0  # 0: no limit
+    admin: AdminState = AdminState.READY  # while drain or maint, `weight` is 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,6 +42,7 @@ class FrontendCounters:
         "denied",
         "forgotten",
         "name",
+        "queued",
         "servers",
         "session_seconds",
         "sessions",
@@ -55,7 +56,8 @@ class FrontendCounters:
         # Exact when a session ends; a live session's bytes are added by the sweep, so they are at most one period late.
         self.bytes_in = 0
         self.bytes_out = 0
-        self.denied: Counter[str] = Counter()
+        self.denied: Counter[str] = Counter()  # clients refused by us, by reason
+        self.queued = 0  # sessions that wait for a server
         self.connect_seconds = Histogram(CONNECT_BOUNDS)
         self.session_seconds = Histogram(SESSION_BOUNDS)
         self.servers: dict[str, ServerCounters] = {}  # by label; "" for sessions that never had one
@@ -63,13 +65,25 @@ class FrontendCounters:
 
 
 class Counters:
-    __slots__ = ("accept_errors", "buffered", "faults", "frontends", "max_connections", "open_sessions", "pipe_fallbacks")
+    __slots__ = (
+        "accept_errors",
+        "buffered",
+        "faults",
+        "frontends",
+        "max_connections",
+        "open_sessions",
+        "pipe_fallbacks",
+        "reserve",
+        "shared",
+    )
 
     def __init__(self, max_connections: int) -> None:
         self.frontends: dict[Listen, FrontendCounters] = {}
         self.open_sessions = 0
         self.buffered = 0  # bytes in memory and pipes that wait for blocked destinations
         self.max_connections = max_connections
+        self.reserve = 0  # of max_connections, that each frontend has for itself
+        self.shared = 0  # open sessions beyond the reserves of their frontends
         self.accept_errors: Counter[str] = Counter()  # errno names
         self.faults = 0  # sessions ended by a fault of our own
         self.pipe_fallbacks = 0  # sessions that wanted a pipe and got none

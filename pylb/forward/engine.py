@@ -4,20 +4,25 @@ A plain object for whoever owns the loop: watch `fileno()`, call `on_ready()` wh
 True) and `tick()` every 100 ms. `apply(table)` is the only way in for decisions.
 """
 
+import os
+import random
 import select
 import time
 from collections.abc import Callable
+from functools import partial
 
-from pylb.core.address import Listen
-from pylb.core.session import Cause, Event, Observer
-from pylb.core.table import Table, diff
+from pylb.core.address import Address, Listen
+from pylb.core.policy import AdminState, OnDown
+from pylb.core.session import Cause, Event, Observer, SessionView
+from pylb.core.table import DOWN, Frontend, Server, Table, diff
 from pylb.forward.counters import Counters
 from pylb.forward.lifecycle import Lifecycle
-from pylb.forward.listener import Ports
+from pylb.forward.listener import Port, Ports
 from pylb.forward.pipes import Pipes
 from pylb.forward.relay import Relay
-from pylb.forward.session import FrontendState
-from pylb.forward.timers import LONGEST_PERIOD, TICK, Timers
+from pylb.forward.session import FrontendState, ServerState, Session
+from pylb.forward.sockets import folded
+from pylb.forward.timers import DRAIN_RATE, LONGEST_PERIOD, RESET_RATE, TICK, Timers
 
 EVENTS = 256  # per poll
 MAX_BUFFERED = 256 << 20  # bytes
@@ -50,6 +55,7 @@ class Engine:
         max_pipes: int = PIPES,
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
+        draw: Callable[[], float] = random.random,
         on_fault: Callable[[Exception], None],
         splice: bool = True,
         max_buffered: int = MAX_BUFFERED,
@@ -69,7 +75,9 @@ class Engine:
             clock=clock,
             wall=wall,
             on_fault=on_fault,
+            unique_id=partial(os.urandom, 16),
         )
+        self._random = draw
         self._ports = Ports(self._epoll, self.counters, self._life.begin)
         self._life.on_end = self._ports.session_ended
         self._life.on_exhausted = self._ports.exhausted
@@ -105,10 +113,10 @@ class Engine:
 
     def tick(self, now: float) -> None:
         """Deadlines, the sweep, and ports that were paused for want of descriptors. `now` is the clock's."""
-        self._timers.tick(now)
+        elapsed = self._timers.tick(now)
         if self._drain_at is not None and now >= self._drain_at:
             self._kill_all()
-        self._ports.resume()
+        self._ports.resume(elapsed)
         self._life.end_batch()
 
     def open(self, listen: Listen, *, freebind: bool = False) -> None:
@@ -143,14 +151,14 @@ class Engine:
                 except OSError as error:
                     failed[listen] = error
                     continue
-                state = FrontendState(frontend)
+                state = FrontendState(frontend, self._random)
                 self.counters.frontends[listen] = state.counters
                 self._ports.serve(port, state)
         for _old, new in change.changed:
             port = self._ports.by_listen.get(new.listen)
             if port is not None and port.frontend is not None:
-                port.frontend.update(new)
-                self._ports.rewatch(port)
+                self._change(port, port.frontend, new)
+        self._ports.reserve()
         self.table = table
         self._timers.period = self._period(table)
         return failed
@@ -174,6 +182,47 @@ class Engine:
         self._pipes.close()
         self._epoll.close()
 
+    def sessions(self) -> list[SessionView]:
+        """Every live session, as of now."""
+        return [_view(session, self._clock()) for session in self._life.sessions]
+
+    def shutdown_session(self, client: Address) -> int:
+        """Reset the sessions of that client's address and port, code KD. Returns how many."""
+        found = [session for session in self._life.sessions if _client(session) == client]
+        for session in found:
+            self._life.fire(session, Event.KILLED, Cause.KILLED)
+        self._life.end_batch()
+        return len(found)
+
+    def shutdown_sessions(self, listen: Listen, server: Address) -> int:
+        """Reset the sessions that a frontend's server has, code KD, from the next tick on. Returns how many."""
+        states = {
+            session.server: None
+            for session in self._life.sessions
+            if session.frontend.frontend.listen == listen
+            and session.server is not None
+            and session.server.server.address == server
+        }
+        for state in states:
+            self._timers.evict(state, Cause.KILLED, self._clock(), RESET_RATE)
+        return sum(state.sessions for state in states)
+
+    def _change(self, port: Port, state: FrontendState, new: Frontend) -> None:
+        for server, before in state.update(new):
+            self._heed(state, server, before)
+        self._life.dialer.serve_queue(state)
+        self._ports.serve(port, state)
+
+    def _heed(self, frontend: FrontendState, server: ServerState, before: Server) -> None:
+        """What a new table means for a server's live sessions. By itself: nothing."""
+        after, policy, now = server.server, frontend.frontend.policy, self._clock()
+        if after.rank == DOWN != before.rank and policy.on_down is OnDown.CLOSE:
+            self._timers.evict(server, Cause.DOWN, now, RESET_RATE)
+        if after.admin is AdminState.DRAIN is not before.admin:
+            self._timers.evict(server, Cause.KILLED, now + policy.timeouts.drain, DRAIN_RATE)
+        elif before.admin is AdminState.DRAIN is not after.admin:
+            self._timers.spare(server)
+
     def _remove(self, listen: Listen) -> None:
         port = self._ports.by_listen.get(listen)
         if port is not None and port.frontend is not None:
@@ -190,3 +239,23 @@ class Engine:
         timeouts = [frontend.policy.timeouts for frontend in table.frontends.values()]
         shortest = min((min(t.idle, t.half_close, t.drain) for t in timeouts), default=self._sweep_period * 4)
         return max(TICK, min(self._sweep_period, shortest / 4))
+
+
+def _client(session: Session) -> Address:
+    return Address(folded(session.address[0]), session.address[1])
+
+
+def _view(session: Session, now: float) -> SessionView:
+    client, upstream, server, frontend = session.client, session.upstream, session.server, session.frontend.frontend
+    return SessionView(
+        folded(session.address[0]),
+        session.address[1],
+        frontend.name,
+        frontend.listen,
+        server.server.name if server is not None else "",
+        server.server.address if server is not None else None,
+        str(session.state),
+        now - session.accepted,
+        client.received if client is not None else 0,
+        upstream.received if upstream is not None else 0,
+    )

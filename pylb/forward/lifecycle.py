@@ -9,7 +9,7 @@ One class over 300 lines: transitions and deliveries call each other both ways, 
 import select
 from collections import OrderedDict
 from collections.abc import Callable
-from select import EPOLLERR, EPOLLET, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLPRI, EPOLLRDHUP
+from select import EPOLLERR, EPOLLOUT
 from socket import SHUT_WR, SocketType
 
 from pylb.core.address import Address
@@ -18,21 +18,17 @@ from pylb.core.proxy_protocol import header
 from pylb.core.session import TRANSITIONS, Action, Cause, Event, Observer, SessionRecord, State, termination_code
 from pylb.forward import sockets
 from pylb.forward.counters import Counters, ServerCounters
+from pylb.forward.dial import READ_ON, READABLE, WATCHED, Dialer
+from pylb.forward.door import Admission
 from pylb.forward.relay import AGAIN, DESTINATION_RESET, FIN, WAIT, Relay
 from pylb.forward.session import FrontendState, Half, ServerState, Session
 
-# Registered once, for life. Nothing is ever re-armed, so a reset is always seen, even while a side is paused.
-WATCHED = EPOLLIN | EPOLLOUT | EPOLLPRI | EPOLLRDHUP | EPOLLET
-_READ_ON = EPOLLRDHUP | EPOLLHUP | EPOLLERR | EPOLLPRI
-_READABLE = EPOLLIN | _READ_ON
-_FAILED = EPOLLERR | EPOLLHUP
-
 # A class attribute of an enum is looked up through its metaclass, which costs as much as a call; these are read per event.
-_DIALING, _RESETTING, _CLOSED = State.DIALING, State.RESETTING, State.CLOSED
-_CONNECTED, _CLIENT_FIN, _SERVER_FIN = Event.CONNECTED, Event.CLIENT_FIN, Event.SERVER_FIN
+_RESETTING, _CLOSED, _AWAITING_HEADER = State.RESETTING, State.CLOSED, State.AWAITING_HEADER
+_CLIENT_FIN, _SERVER_FIN = Event.CLIENT_FIN, Event.SERVER_FIN
 _NORMAL, _NO_PROXY = Cause.NORMAL, ProxyProtocol.NONE
 
-_CAUSE_OF_FAILURE = {"timeout": Cause.SERVER_TIMEOUT, "resource": Cause.RESOURCE}
+_DENIED = termination_code(Cause.PROXY, _AWAITING_HEADER)
 
 
 class Lifecycle:
@@ -48,6 +44,7 @@ class Lifecycle:
         clock: Callable[[], float],
         wall: Callable[[], float],
         on_fault: Callable[[Exception], None],
+        unique_id: Callable[[], bytes],
     ) -> None:
         self._epoll = epoll
         self._relay = relay
@@ -56,17 +53,20 @@ class Lifecycle:
         self._clock = clock
         self._wall = wall
         self._on_fault = on_fault
+        self._unique_id = unique_id
         self.halves: dict[int, Half] = {}
         # In the order of their last sweep. A plain dict finds its first key by walking over all that were deleted before it.
         self.sessions: OrderedDict[Session, None] = OrderedDict()
-        self.hurried: dict[Session, None] = {}  # those with a deadline: dialing, resetting
+        self.hurried: dict[Session, None] = {}  # those with a deadline: awaiting a header, dialing, resetting
+        self.dialer = Dialer(self, epoll, observer, clock)
         self.runnable: dict[Half, None] = {}  # used up their budget; each once, or the fastest would get the most turns
         self._fins: list[Half] = []  # whose peer's stream is delivered
         self._graveyard: list[tuple[SocketType, bool]] = []
         self.on_end: Callable[[], None] = lambda: None  # tells the ports that there is room again
         self.on_exhausted: Callable[[], bool] = lambda: False  # asks the ports for a descriptor
         self._act = {
-            Action.DIAL: self._dial,
+            Action.QUEUE: self.dialer.queue,
+            Action.DIAL: self.dialer.dial,
             Action.RELAY: self._start,
             Action.FIN_TO_SERVER: self._fin_to_server,
             Action.FIN_TO_CLIENT: self._fin_to_client,
@@ -80,33 +80,58 @@ class Lifecycle:
 
     def begin(self, frontend: FrontendState, sock: SocketType, address: tuple[str, int]) -> None:
         """A client was accepted: dial at once, the server may be the one who speaks first (SMTP, SSH)."""
+        admission, awaits = None, False
+        if (door := frontend.door) is not None:
+            admission = Admission()
+            awaits = door.awaits_header(address[0])
+            if not awaits and (refusal := door.admit(address[0], admission, self._clock())):
+                self._refuse(frontend, sock, address, refusal)
+                return
+        counters = self._counters
         session = Session(frontend, address, self._clock())
+        session.admission = admission
         client = session.client = Half(sock, session, True)
         self.halves[client.fd] = client
         self.sessions[session] = None
-        self._counters.open_sessions += 1
+        counters.open_sessions += 1
         frontend.sessions += 1
+        if frontend.sessions > counters.reserve:
+            counters.shared += 1
         frontend.counters.sessions += 1
         frontend.counters.sessions_total += 1
         try:
             self._epoll.register(client.fd, WATCHED)
-            self._dial(session)
+            if awaits:
+                session.state = _AWAITING_HEADER
+                session.deadline = session.accepted + frontend.frontend.policy.accept_proxy.timeout
+                self.hurried[session] = None
+            else:
+                self.dialer.dial(session)
         except Exception as error:  # noqa: BLE001 - the boundary of one session, as in Engine.on_ready
             self.fault(session, error)
 
+    def _refuse(self, frontend: FrontendState, sock: SocketType, address: tuple[str, int], reason: str) -> None:
+        """Reset at the door. It never becomes a session: it is counted as denied, and logged."""
+        sock.close()
+        frontend.counters.denied[reason] += 1
+        name, port, now = frontend.frontend.name, frontend.frontend.listen.port, self._wall()
+        client, times, moved = (sockets.folded(address[0]), address[1]), (-1, -1, 0), (0, 0)
+        active = (self._counters.open_sessions, frontend.sessions, 0)
+        self._tell(SessionRecord(name, "", *client, port, now, *times, *moved, _DENIED, 0, False, *active))
+
     def on_event(self, half: Half, events: int) -> None:
         session = half.session
-        if session.state is _DIALING:
-            self._on_dialing(session, half, events)
+        if not session.connected:
+            self.dialer.on_early(session, half, events)
             return
-        if events & _READ_ON:
+        if events & READ_ON:
             half.read_on = True
             if events & EPOLLERR:
                 self._broke(session, half)
                 return
         if half.blocked and events & EPOLLOUT:
             self._unblock(session, half)
-        if events & _READABLE:
+        if events & READABLE:
             self.advance(half)
 
     def advance(self, source: Half) -> None:
@@ -142,16 +167,6 @@ class Lifecycle:
         for action in actions:
             self._act[action](session)
 
-    def fail_connect(self, session: Session, reason: str) -> None:
-        """The server under dial refused, was unreachable or did not answer in time."""
-        upstream, server = session.upstream, session.server
-        if upstream is not None and server is not None:
-            session.upstream = None
-            self._part(upstream, in_order=False)
-            server.sessions -= 1
-            self._note_failure(session, server, reason)
-        self.fire(session, Event.CONNECT_FAILED)
-
     def fault(self, session: Session, error: Exception) -> None:
         """An exception of our own: this session ends with code I, the loop and all others go on."""
         self._counters.faults += 1
@@ -180,6 +195,7 @@ class Lifecycle:
         A FIN waits for the end of its batch because often the other side's is in there too, and then close() sends both:
         two system calls less for a short connection.
         """
+        self.dialer.end_batch()
         while self._fins:
             half = self._fins.pop()
             if half.peer is None:
@@ -195,62 +211,6 @@ class Lifecycle:
             else:
                 sock.close()  # SO_LINGER is armed: this is the reset
 
-    # ------------------------------------------------------------ dialing
-
-    def _on_dialing(self, session: Session, half: Half, events: int) -> None:
-        if half.is_client:
-            half.early |= events  # read once a server is there; until then the kernel's buffer is the back-pressure
-            if events & EPOLLERR:
-                half.broken = True
-                self.fire(session, Event.CLIENT_RESET, Cause.CLIENT)
-            return
-        if events & _FAILED:
-            error = sockets.connect_error(half.sock)
-            if error and error not in sockets.AFTER_ACCEPT:
-                self.fail_connect(session, sockets.failure_name(error))
-                return
-            half.broken = error != 0
-        elif not events & EPOLLOUT:
-            return
-        half.early = events
-        self.fire(session, _CONNECTED)
-
-    def _dial(self, session: Session) -> None:
-        frontend, now = session.frontend, self._clock()
-        policy = frontend.frontend.policy
-        while True:
-            tries = len(session.tried) if session.tried is not None else 0
-            server = frontend.pick(session.tried) if tries <= policy.retries else None
-            if server is None:
-                self.fire(session, Event.NO_SERVER_LEFT, _CAUSE_OF_FAILURE.get(session.failure, Cause.SERVER))
-                return
-            session.server = server
-            sock, error = sockets.dial(server.server.address)
-            if sock is None and error in sockets.NO_DESCRIPTOR and self.on_exhausted():
-                sock, error = sockets.dial(server.server.address)
-            if sock is not None:
-                break
-            self._note_failure(session, server, sockets.failure_name(error))
-        server.sessions += 1
-        upstream, client = Half(sock, session, False), session.client
-        session.upstream = upstream
-        upstream.peer = client
-        if client is not None:
-            client.peer = upstream
-        self.halves[upstream.fd] = upstream
-        # After connect(): an unconnected socket would report HUP at once.
-        self._epoll.register(upstream.fd, WATCHED)
-        session.deadline = now + policy.timeouts.connect
-        self.hurried[session] = None
-
-    def _note_failure(self, session: Session, server: ServerState, reason: str) -> None:
-        server.counters.failures[reason] += 1
-        if reason != "resource":  # a want of our own says nothing about the server
-            server.failing = True
-        session.failure = reason
-        session.tried = [*(session.tried or ()), server]
-        self._observer.connect_ended(session.frontend.frontend.listen, server.server, reason)
-
     def _start(self, session: Session) -> None:
         """A server accepted: from here on no retry. Its PROXY header goes first, then whatever has come meanwhile."""
         client, upstream, server = session.client, session.upstream, session.server
@@ -264,24 +224,34 @@ class Lifecycle:
         if server.failing:
             server.failing = False
             self._observer.connect_ended(session.frontend.frontend.listen, server.server, None)
-        client.read_on = client.early & _READ_ON != 0
-        upstream.read_on = upstream.early & _READ_ON != 0
+        client.read_on = client.early & READ_ON != 0
+        upstream.read_on = upstream.early & READ_ON != 0
         if server.server.send_proxy is not _NO_PROXY:
-            ours = client.sock.getsockname()
-            local, peer = (
-                Address(sockets.folded(ours[0]), ours[1]),
-                Address(sockets.folded(session.address[0]), session.address[1]),
-            )
-            upstream.pending = header(server.server.send_proxy, peer, local)
+            upstream.pending = self._header(session, client, server.server.send_proxy)
             upstream.blocked = True
             self._unblock(session, upstream)
-        elif client.early & _READABLE:
+        elif client.early & READABLE:
             self.advance(client)
-        if upstream.early & _READABLE and session.state is not _CLOSED:
+        if upstream.early & READABLE and session.state is not _CLOSED:
             if upstream.broken:
                 self._broke(session, upstream)
             else:
                 self.advance(upstream)
+
+    def _header(self, session: Session, client: Half, version: ProxyProtocol) -> bytes:
+        policy, admission = session.frontend.frontend.policy, session.admission
+        if policy.send_unique_id and (admission is None or not admission.unique_id):
+            admission = session.admission = admission or Admission()
+            admission.unique_id = self._unique_id()
+        ours = client.sock.getsockname()
+        local = Address(sockets.folded(ours[0]), ours[1])
+        return header(
+            version,
+            Address(sockets.folded(session.address[0]), session.address[1]),
+            local if admission is None or admission.local is None else admission.local,
+            crc32c=policy.send_crc32c,
+            unique_id=admission.unique_id if admission is not None and policy.send_unique_id else b"",
+        )
 
     # ------------------------------------------------------------ delivering
 
@@ -350,7 +320,7 @@ class Lifecycle:
     def _reset(self, session: Session) -> None:
         self._end(session, in_order=False)
 
-    def _part(self, half: Half, *, in_order: bool) -> None:
+    def part(self, half: Half, *, in_order: bool) -> None:
         """Cut `half` out of everything that knows it: map, pipe, peer. epoll forgets it with its close."""
         self.halves.pop(half.fd, None)
         self._relay.release(half)
@@ -366,26 +336,35 @@ class Lifecycle:
         client, upstream, server = session.client, session.upstream, session.server
         del self.sessions[session]
         self.hurried.pop(session, None)
+        frontend, admission = session.frontend, session.admission
+        if admission is not None:
+            if session in frontend.queue:
+                self.dialer.unqueue(session)
+            admission.leave()
         settle(session)
         now = self._clock()
-        frontend = session.frontend
         code = session.code or "--"
         closed = self._closed_counter(frontend, server)
         closed.closed[code] += 1
         frontend.counters.session_seconds.add(now - session.accepted)
         record = self._record(session, code, now)
         if server is not None and upstream is not None:
-            server.sessions -= 1
+            self.dialer.leave(session, server)
             if session.connected:
                 server.counters.sessions -= 1
+        if frontend.sessions > self._counters.reserve:
+            self._counters.shared -= 1
         frontend.sessions -= 1
         frontend.counters.sessions -= 1
         self._counters.open_sessions -= 1
         session.client = session.upstream = None
         for half in (client, upstream):
             if half is not None:
-                self._part(half, in_order=in_order)
+                self.part(half, in_order=in_order)
         self.on_end()
+        self._tell(record)
+
+    def _tell(self, record: SessionRecord) -> None:
         try:
             self._observer.session_ended(record)
         except Exception as error:  # noqa: BLE001 - the session is over and settled: nothing is left to end
@@ -399,7 +378,8 @@ class Lifecycle:
 
     def _record(self, session: Session, code: str, now: float) -> SessionRecord:
         frontend, server, tried = session.frontend, session.server, session.tried
-        client, upstream = session.client, session.upstream
+        client, upstream, admission = session.client, session.upstream, session.admission
+        waited = admission.waited if admission is not None else 0.0
         retries = len(tried) if tried is not None else 0
         if upstream is None and retries:
             retries -= 1  # the first attempt is no retry
@@ -411,8 +391,8 @@ class Lifecycle:
             session.address[1],
             frontend.frontend.listen.port,
             self._wall() - (now - session.accepted),
-            0,
-            round((session.connected - session.accepted) * 1000) if session.connected else -1,
+            round(waited * 1000),
+            round((session.connected - session.accepted - waited) * 1000) if session.connected else -1,
             round((now - session.accepted) * 1000),
             client.received if client is not None else 0,
             upstream.received if upstream is not None else 0,
@@ -422,6 +402,8 @@ class Lifecycle:
             self._counters.open_sessions,
             frontend.sessions,
             server.sessions if server is not None else 0,
+            admission.ahead if admission is not None else 0,
+            admission.unique_id.hex() if admission is not None else "",
         )
 
 

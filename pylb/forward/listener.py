@@ -12,6 +12,7 @@ from pylb.forward.counters import Counters
 from pylb.forward.session import FrontendState
 from pylb.forward.sockets import open_listener
 
+RESERVE = 16  # sessions that a frontend has for itself
 BATCH = 64  # accepts per event and port, then others get their turn
 # Out of descriptors or memory: level-triggered, the port would be reported at once again. Paused until the next tick.
 _EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
@@ -69,6 +70,9 @@ class Ports:
         self.by_listen: dict[Listen, Port] = {}
         self.by_fd: dict[int, Port] = {}
         self._waiting: dict[Port, None] = {}  # unwatched for want of room
+        self._rated: dict[Port, None] = {}  # whose frontend limits its rate
+        self._retired: list[FrontendState] = []  # their ports are closed, they still have sessions
+        self.shareable = counters.max_connections  # sessions beyond the frontends' reserves
         self._reserve = Reserve()
         self._paused = False  # descriptors or memory ran out: nobody accepts before the next tick
 
@@ -91,10 +95,18 @@ class Ports:
         if port is not None:
             del self.by_fd[port.fd]
             self._waiting.pop(port, None)
+            self._rated.pop(port, None)
+            if port.frontend is not None and port.frontend.sessions:
+                self._retired.append(port.frontend)
             port.sock.close()  # epoll forgets it: nobody else holds the descriptor
 
     def serve(self, port: Port, frontend: FrontendState) -> None:
+        """From its opening on, and again when its policy may have changed."""
         port.frontend = frontend
+        if frontend.frontend.policy.limits.rate:
+            self._rated[port] = None
+        else:
+            self._rated.pop(port, None)
         self.rewatch(port)
 
     def rewatch(self, port: Port) -> None:
@@ -110,8 +122,30 @@ class Ports:
         else:
             self._waiting[port] = None
 
-    def resume(self) -> None:
-        """The tick's: accept again, once the reserve is whole."""
+    def reserve(self) -> None:
+        """Share max_connections out anew: a quarter of it is divided among the frontends, at most RESERVE for each.
+
+        So no frontend takes what the others need to be reached at all.
+        """
+        counters, serving = self._counters, [port.frontend for port in self.by_listen.values() if port.frontend is not None]
+        reserve = min(RESERVE, counters.max_connections // (4 * max(1, len(serving))))
+        self.shareable = counters.max_connections - reserve * len(serving)
+        self._retired = [frontend for frontend in self._retired if frontend.sessions]
+        if reserve != counters.reserve:
+            counters.reserve = reserve
+            counters.shared = sum(max(0, frontend.sessions - reserve) for frontend in (*serving, *self._retired))
+
+    def resume(self, elapsed: float) -> None:
+        """The tick's: accept again, once the reserve descriptor is there, and as much as the rates allow.
+
+        A frontend that was quiet may accept a second's worth at once.
+        """
+        for port in self._rated:
+            if port.frontend is not None:
+                rate = port.frontend.frontend.policy.limits.rate
+                port.frontend.allowance = min(float(rate), port.frontend.allowance + rate * elapsed)
+                if not port.watched:
+                    self.rewatch(port)
         if self._paused and self._reserve.hold():
             self._paused = False
             for port in self.by_listen.values():
@@ -130,6 +164,7 @@ class Ports:
 
     def accept(self, port: Port) -> None:
         frontend = port.frontend
+        rated = port in self._rated
         for _ in range(BATCH):
             if frontend is None or not self._has_room(port):
                 self.rewatch(port)
@@ -146,11 +181,17 @@ class Ports:
                     self.rewatch(port)
                     return
                 continue  # ECONNABORTED and network errors of that one client (accept(2))
+            if rated:
+                frontend.allowance -= 1
             self._begin(frontend, SocketType(port.family, SOCK_STREAM, 0, fd), address)
 
     def _has_room(self, port: Port) -> bool:
-        frontend = port.frontend
-        if self._paused or frontend is None or self._counters.open_sessions >= self._counters.max_connections:
+        frontend, counters = port.frontend, self._counters
+        if self._paused or frontend is None or counters.open_sessions >= counters.max_connections:
             return False
-        most = frontend.frontend.policy.max_connections
-        return not most or frontend.sessions < most
+        if counters.shared >= self.shareable and frontend.sessions >= counters.reserve:
+            return False
+        policy = frontend.frontend.policy
+        if policy.limits.rate and frontend.allowance < 1:
+            return False
+        return not policy.max_connections or frontend.sessions < policy.max_connections

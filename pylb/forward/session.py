@@ -1,21 +1,21 @@
 """A live session: two mirrored halves and what is counted of them. Behaviour is elsewhere; this is what it works on."""
 
+from collections import OrderedDict
 from collections.abc import Callable
-from socket import SocketType
+from enum import Enum
+from socket import AF_INET, AF_INET6, SocketType
 
 from pylb.core.address import Address
-from pylb.core.balance import leastconn, roundrobin
-from pylb.core.policy import Balance
+from pylb.core.balance import Balancer, balancer
 from pylb.core.session import State
 from pylb.core.table import Frontend, Server
+from pylb.forward import door
 from pylb.forward.counters import FrontendCounters, ServerCounters
+from pylb.forward.door import Admission, Door
 from pylb.forward.pipes import Pipe
+from pylb.forward.sockets import folded
 
 _DIALING = State.DIALING
-_BALANCE: dict[Balance, Callable[[list["ServerState"]], "ServerState | None"]] = {
-    Balance.LEASTCONN: leastconn,
-    Balance.ROUNDROBIN: roundrobin,
-}
 
 
 class Half:
@@ -69,69 +69,141 @@ class Half:
 class ServerState:
     """A server of a frontend as the engine sees it; it outlives a table as long as label and address stay."""
 
-    __slots__ = ("counters", "credit", "failing", "server", "sessions", "weight")
+    __slots__ = ("counters", "failing", "identity", "most", "pool", "server", "sessions", "turn", "weight")
 
     def __init__(self, server: Server, counters: ServerCounters) -> None:
         self.server = server
         self.counters = counters
         self.weight = server.weight
+        self.most = server.max_connections
+        self.identity = str(server.address)
         self.sessions = 0  # dialing ones included: leastconn must see them
-        self.credit = 0
+        self.turn = 0.0
         self.failing = False  # the last connect failed: the next success is worth telling
+        self.pool: Balancer[ServerState] | None = None  # told when a session ends; None: it need not know
+
+
+class Nobody(Enum):
+    """Why there is no server for a session right now."""
+
+    FULL = "full"  # there will be
+
+
+FULL = Nobody.FULL
 
 
 class FrontendState:
-    """A frontend in force. `frontend` and `tiers` are replaced by a new table, never edited."""
+    """A frontend in force. `frontend` and what follows from it are replaced by a new table, never edited."""
 
-    __slots__ = ("_balance", "_leaving", "counters", "frontend", "kill_at", "servers", "sessions", "tiers")
+    __slots__ = (
+        "_leaving",
+        "_next_source",
+        "_only",
+        "_pools",
+        "_random",
+        "allowance",
+        "counters",
+        "door",
+        "frontend",
+        "kill_at",
+        "queue",
+        "servers",
+        "sessions",
+    )
 
-    def __init__(self, frontend: Frontend) -> None:
+    def __init__(self, frontend: Frontend, random: Callable[[], float]) -> None:
         self.counters = FrontendCounters(frontend.name)
         self.sessions = 0
         self.kill_at: float | None = None  # monotonic; set when the frontend was removed
         self.servers: dict[tuple[str, Address], ServerState] = {}
-        self.tiers: list[list[ServerState]] = []
-        self._leaving: list[ServerState] = []  # left the table, still have sessions
+        self.queue: OrderedDict[Session, None] = OrderedDict()  # those that wait for a server, in the order they came
+        self.allowance = float(frontend.policy.limits.rate)  # connections it may accept now, if its rate is limited
+        self.door: Door | None = None
         self.frontend = frontend
+        self._random = random
+        self._next_source = 0
+        self._leaving: list[ServerState] = []  # left the table, still have sessions
         self.update(frontend)
 
-    def update(self, frontend: Frontend) -> None:
-        """Take over a new table's picture. Live sessions keep the ServerState they have."""
+    def update(self, frontend: Frontend) -> list[tuple[ServerState, Server]]:
+        """Take over a new table's picture. Live sessions keep the ServerState they have.
+
+        Returns the servers that were there and changed, each with what it was.
+        """
         self.frontend = frontend
-        self._balance = _BALANCE[frontend.policy.balance]
         self.counters.name = frontend.name
+        if not door.wanted(frontend.policy):
+            self.door = None
+        elif self.door is None:
+            self.door = Door(frontend.policy)
+        else:
+            self.door.update(frontend.policy)
         known, self.servers = self.servers, {}
+        changed = []
         tiers: dict[int, list[ServerState]] = {}
         for server in frontend.servers:
             key = (server.name, server.address)
             state = known.get(key)
             if state is None:
                 state = ServerState(server, self.counters.servers.setdefault(server.name, ServerCounters()))
-            state.server = server
-            state.weight = server.weight
+            elif state.server != server:
+                changed.append((state, state.server))
+            state.server, state.weight, state.most = server, server.weight, server.max_connections
             self.servers[key] = state
             tiers.setdefault(server.rank, []).append(state)
-        self.tiers = [tiers[rank] for rank in sorted(tiers)]
+        self._pool([tiers[rank] for rank in sorted(tiers)])
         # Every new pod is a new label: its counters go with its last session, at the next table.
         gone = [state for key, state in known.items() if key not in self.servers]
+        for state in gone:
+            state.pool = None
         self._leaving = [state for state in (*self._leaving, *gone) if state.sessions]
         kept = {server.name for server in frontend.servers} | {state.server.name for state in self._leaving} | {""}
         for label in self.counters.servers.keys() - kept:
             self.counters.forgotten += self.counters.servers.pop(label).closed.total()
+        return changed
 
-    def pick(self, tried: list[ServerState] | None) -> ServerState | None:
-        """The balance's choice within the lowest rank that has an untried server of weight, or None."""
-        for tier in self.tiers:
-            chosen = self._balance([server for server in tier if server not in tried] if tried else tier)
+    def _pool(self, tiers: list[list[ServerState]]) -> None:
+        self._only: ServerState | None = None
+        self._pools: list[Balancer[ServerState]] = []
+        for tier in tiers:
+            pool = balancer(self.frontend.policy.balance, tier, self._random)
+            self._pools.append(pool)
+            for state in tier:
+                state.pool = pool
+        if len(self.servers) == 1:  # the usual case
+            [state] = tiers[0]
+            if state.weight and not state.most:
+                self._only, state.pool = state, None
+
+    def pick(self, client: str, tried: list[ServerState] | None) -> ServerState | Nobody | None:
+        """The balance's choice within the lowest rank that has an untried server of weight; FULL: it has, and none has room.
+
+        `client`: its IP address.
+        """
+        if self._only is not None:
+            return None if tried else self._only
+        for pool in self._pools:
+            chosen = pool.pick(folded(client), tried or ())
             if chosen is not None:
                 return chosen
+            if pool.is_full(tried or ()):
+                return FULL
         return None
+
+    def sources(self, family: int) -> list[str]:
+        """Where to dial from, each once, starting with the next in turn. [""]: the kernel chooses."""
+        wanted = [ip for ip in self.frontend.policy.source_addresses if (AF_INET6 if ":" in ip else AF_INET) == family]
+        if not wanted:
+            return [""]
+        self._next_source = turn = (self._next_source + 1) % len(wanted)
+        return [*wanted[turn:], *wanted[:turn]]
 
 
 class Session:
     __slots__ = (
         "accepted",
         "address",
+        "admission",
         "at_rest",
         "client",
         "code",
@@ -153,17 +225,18 @@ class Session:
 
     def __init__(self, frontend: FrontendState, address: tuple[str, int], accepted: float) -> None:
         self.frontend = frontend
-        self.address = address  # as accept gave it
+        self.address = address  # as accept gave it, or as a PROXY header says
         self.accepted = accepted  # monotonic
         self.connected = 0.0  # monotonic; 0: not yet
         self.state = _DIALING
+        self.admission: Admission | None = None
         self.client: Half | None = None
         self.upstream: Half | None = None
         self.server: ServerState | None = None
         self.tried: list[ServerState] | None = None  # servers that failed this session
         self.failure = ""  # why the last one did
         self.code = ""  # set by what ended it first
-        self.deadline = 0.0  # monotonic; of the dial or of the flush, whichever is under way
+        self.deadline = 0.0  # monotonic; of the header, the queue, the dial or the flush, whichever is under way
         self.delivered: int | None = None  # bytes that were delivered at the last look before a deadline
         self.seen = False  # by the sweep
         self.at_rest = False  # all bytes were found confirmed by the peers, and none moved since

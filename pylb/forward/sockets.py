@@ -15,7 +15,9 @@ from typing import NamedTuple
 
 from pylb.core.address import ANY, Address, Listen
 
-_IP_FREEBIND = 15  # linux/in.h; the socket module has no name for it
+# linux/in.h; the socket module has no names for them
+_IP_FREEBIND = 15
+_IP_BIND_ADDRESS_NO_PORT = 24
 BACKLOG = 4096  # the kernel cuts it to net.core.somaxconn (4096 since Linux 5.4)
 # Armed for life: whatever ends this process, kill -9 included, the kernel answers with RST instead of a FIN that would make
 # half a download look whole. shutdown(SHUT_WR) still delivers everything that was queued.
@@ -93,14 +95,24 @@ def keep_alive(sock: SocketType) -> None:
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
 
 
-def dial(address: Address) -> tuple[SocketType | None, int]:
-    """A non-blocking connect under way, or (None, errno). The outcome comes as the socket's first OUT or ERR event."""
+def dial(address: Address, source: str = "") -> tuple[SocketType | None, int]:
+    """A non-blocking connect under way, or (None, errno). The outcome comes as the socket's first OUT or ERR event.
+
+    `source`: the IP to dial from. Its port is chosen by connect, not by bind (ip(7), IP_BIND_ADDRESS_NO_PORT, also for IPv6),
+    so that each source and server have all ephemeral ports between them.
+    """
     try:
         sock = SocketType(socket.AF_INET6 if address.is_ipv6 else socket.AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0)
     except OSError as error:
         return None, error.errno or errno.EIO
     _for_life(sock)
-    failed = sock.connect_ex((address.ip, address.port))
+    try:
+        if source:
+            sock.setsockopt(socket.IPPROTO_IP, _IP_BIND_ADDRESS_NO_PORT, 1)
+            sock.bind((source, 0))
+        failed = sock.connect_ex((address.ip, address.port))
+    except OSError as error:  # bind: this machine does not have the address
+        failed = error.errno or errno.EADDRNOTAVAIL
     if failed in (0, errno.EINPROGRESS):
         return sock, 0
     sock.close()

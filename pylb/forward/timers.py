@@ -6,12 +6,26 @@ per period, a slice per tick, and its byte counters are compared with the last v
 
 from pylb.core.session import Cause, Event, State
 from pylb.forward.lifecycle import Lifecycle, settle
-from pylb.forward.session import Half, Session
+from pylb.forward.session import Half, ServerState, Session
 from pylb.forward.sockets import keep_alive, transmission, unacknowledged
 
 TICK = 0.1  # seconds between two ticks, as the loop calls them
 LONGEST_PERIOD = 5.0  # seconds in which every session is visited once
 _HALF_CLOSED = (State.CLIENT_DONE, State.SERVER_DONE)
+DRAIN_RATE = 100.0  # sessions a second that are ended when the time of a drained server is over: clients come back as slowly
+RESET_RATE = 5000.0  # where nobody is to be spared: each reset takes its 20 µs
+
+
+class Eviction:
+    """The sessions of one server are to end from `at` on, `rate` a second."""
+
+    def __init__(self, server: ServerState, cause: Cause, at: float, rate: float) -> None:
+        self.server = server
+        self.cause = cause
+        self.at = at  # monotonic
+        self.rate = rate
+        self.owed = 0.0
+        self.sessions: list[Session] | None = None  # once it has begun; the last one is the next
 
 
 class Timers:
@@ -21,12 +35,41 @@ class Timers:
         self._last_tick: float | None = None
         self.period = LONGEST_PERIOD
         self._owed = 0.0  # sessions the sweep is behind, a fraction included
+        self._evictions: dict[ServerState, Eviction] = {}
 
-    def tick(self, now: float) -> None:
+    def tick(self, now: float) -> float:
+        """Returns the seconds since the last one."""
         self._hurry(now)
         elapsed = TICK if self._last_tick is None else max(0.0, now - self._last_tick)
         self._last_tick = now
+        for eviction in list(self._evictions.values()):
+            self._evict(eviction, now, elapsed)
         self._sweep(now, elapsed)
+        return elapsed
+
+    def evict(self, server: ServerState, cause: Cause, at: float, rate: float) -> None:
+        """End the sessions that `server` has at `at` (monotonic), idle ones first. Replaces an earlier word about it."""
+        self._evictions[server] = Eviction(server, cause, at, rate)
+
+    def spare(self, server: ServerState) -> None:
+        """Let its sessions live on. Idempotent."""
+        self._evictions.pop(server, None)
+
+    def _evict(self, eviction: Eviction, now: float, elapsed: float) -> None:
+        if now < eviction.at:
+            return
+        if eviction.sessions is None:
+            server = eviction.server
+            eviction.sessions = [session for session in self._life.sessions if session.server is server and session.connected]
+            eviction.sessions.sort(key=lambda session: session.quiet_since, reverse=True)
+        eviction.owed += eviction.rate * elapsed
+        while eviction.owed >= 1 and eviction.sessions:
+            session = eviction.sessions.pop()
+            if session.state is not State.CLOSED:
+                eviction.owed -= 1
+                self._life.fire(session, Event.KILLED, eviction.cause)
+        if not eviction.sessions:
+            self._evictions.pop(eviction.server, None)
 
     def _hurry(self, now: float) -> None:
         for session in list(self._life.hurried):
@@ -34,11 +77,19 @@ class Timers:
                 self._look_at(session, now)
             except Exception as error:  # noqa: BLE001 - the boundary of one session, as in Engine.on_ready
                 self._life.fault(session, error)
+        for frontend in list(self._life.dialer.queues):
+            # In the order they came; only the first can be due.
+            while frontend.queue and now >= (session := next(iter(frontend.queue))).deadline:
+                self._life.fire(session, Event.TIMED_OUT, Cause.SERVER_TIMEOUT)
 
     def _look_at(self, session: Session, now: float) -> None:
         if session.state is State.DIALING:
             if now >= session.deadline:
-                self._life.fail_connect(session, "timeout")
+                self._life.dialer.fail_connect(session, "timeout")
+            return
+        if session.state is State.AWAITING_HEADER:
+            if now >= session.deadline:
+                self._life.fire(session, Event.TIMED_OUT, Cause.CLIENT_TIMEOUT)
             return
         self._life.look_again(session)
         if session.state is State.CLOSED:

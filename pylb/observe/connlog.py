@@ -1,7 +1,7 @@
 """One line per session, in HAProxy's TCP format or as JSON.
 
 tcplog is `%ci:%cp [%t] %ft %b/%s %Tw/%Tc/%Tt %B %ts %ac/%fc/%bc/%sc/%rc %sq/%bq` (HAProxy's configuration manual, 8.2.2
-"TCP log format"); `halog` and existing parsers read it. A frontend is its own backend here; nothing queues.
+"TCP log format"); `halog` and existing parsers read it. A frontend is its own backend here, and has the only queue.
 """
 
 import json
@@ -25,7 +25,7 @@ def tcplog(record: SessionRecord) -> str:
     return (
         f"{r.client}:{r.client_port} [{_local_date(r.accepted_at)}] {r.frontend} {r.frontend}/{r.server or '<NOSRV>'} "
         f"{r.queue_ms}/{r.connect_ms}/{r.total_ms} {r.bytes_out} {r.code} "
-        f"{r.active}/{r.frontend_active}/{r.frontend_active}/{r.server_active}/{retries} 0/0"
+        f"{r.active}/{r.frontend_active}/{r.frontend_active}/{r.server_active}/{retries} 0/{r.ahead}"
     )
 
 
@@ -51,6 +51,8 @@ def json_line(record: SessionRecord) -> str:
             "active": r.active,
             "frontend_active": r.frontend_active,
             "server_active": r.server_active,
+            "ahead": r.ahead,
+            "unique_id": r.unique_id or None,
         },
         separators=(",", ":"),
     )

@@ -21,8 +21,8 @@ from prometheus_client.registry import Collector
 from pylb import __version__
 from pylb.control.registry import Registry
 from pylb.control.views import ServerView
-from pylb.core.compose import DOWN
 from pylb.core.registration import State
+from pylb.core.table import DOWN
 from pylb.forward.counters import Counters, FrontendCounters, Histogram, ServerCounters
 
 PIECE = 250  # lines: ~2 ms of work
@@ -165,6 +165,7 @@ def _traffic(frontends: Grouped) -> Iterator[Metric]:
         return (((name,), sum(map(read, group))) for name, group in frontends.items())
 
     yield from _gauge("frontend_sessions", "Live sessions.", label, summed(lambda f: f.sessions))
+    yield from _gauge("frontend_queue", "Sessions that wait for a server with room.", label, summed(lambda f: f.queued))
     yield from _counter("frontend_sessions_total", "Accepted sessions.", label, summed(lambda f: f.sessions_total))
     yield from _counter("bytes_total", "Bytes of clients: in, and out.", ("frontend", "direction"), _bytes(frontends))
     yield from _counter("frontend_denied_total", "Refused clients.", ("frontend", "reason"), _denied(frontends))

@@ -82,7 +82,7 @@ class Instance:
 
     def ask(self, verb: str, *args: str) -> subprocess.CompletedProcess[str]:
         """A verb of the CLI with this config, to its end."""
-        return cli(self.folder, verb, "-c", str(self.file), *args)
+        return cli(self.folder, verb, *args, "-c", str(self.file))
 
     def reload(self, says: str) -> None:
         """SIGHUP; returns once pylb has said `says` about it."""

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,7 @@ def test_routes_release_and_rejected_of_a_running_pylb(pylb: Instance, echo_port
         "server": "one",
         "address": f"127.0.0.1:{echo_port}",
         "state": "up",
+        "weight": 1,
         "held_by": ["app/app/one"],
         "lease_expires_in": None,
         "reachable": "yes",
@@ -104,6 +106,51 @@ def test_routes_release_and_rejected_of_a_running_pylb(pylb: Instance, echo_port
     assert (ended.returncode, ended.stdout) == (1, "")
     assert "nothing is registered as 'app/one'" in ended.stderr
     assert pylb.routes() == []
+
+
+def test_a_server_is_drained_weighed_and_put_back_and_its_sessions_ended(pylb: Instance, echo_port: int) -> None:
+    pylb.start()
+    assert pylb.register(pylb.port, echo_port).status == 201
+    name, where = f"app-{pylb.port}/one", f"127.0.0.1:{echo_port}"
+
+    def row() -> tuple[str, int]:
+        (found,) = pylb.routes()
+        return found["state"], found["weight"]
+
+    for verb, state in (("drain", ("drain", 0)), ("maint", ("maint", 0)), ("ready", ("up", 1))):
+        said = pylb.ask("ctl", verb, "127.0.0.1" if verb == "drain" else f"{pylb.port}/{where}")
+        assert (said.returncode, said.stdout) == (0, f"{verb}: {name} ({where})\n")
+        assert row() == state
+    assert json.loads(pylb.ask("ctl", "weight", name, "7", "--json").stdout) == [f"weight 7: {name} ({where})"]
+    assert row() == ("up", 7)
+    assert pylb.ask("ctl", "weight", name, "default").returncode == 0
+    assert row() == ("up", 1)
+
+    unknown = pylb.ask("ctl", "drain", "web/two")
+    assert (unknown.returncode, unknown.stderr) == (1, f"no server is 'web/two' (there are {name})\n")
+    assert pylb.ask("ctl", "weight", name, "257").returncode == 2
+
+    with socket.create_connection(("127.0.0.1", pylb.port), timeout=10) as client:
+        client.sendall(b"hello")
+        assert client.recv(100) == b"hello"
+        own = "{}:{}".format(*client.getsockname())
+        (live,) = json.loads(pylb.ask("ctl", "sessions", str(pylb.port), "--json").stdout)
+        assert (live["client"], live["server"], live["state"]) == (own, "one", "relaying")
+        assert own in pylb.ask("ctl", "sessions").stdout
+        assert pylb.ask("ctl", "sessions", "other").stdout.count("\n") == 1
+        ended = pylb.ask("ctl", "shutdown", "session", own)
+        assert (ended.returncode, ended.stdout) == (0, f"reset: the session of {own}\n")
+        with pytest.raises(ConnectionResetError):
+            client.recv(100)
+    assert pylb.ask("ctl", "shutdown", "session", own).returncode == 1
+    assert pylb.ask("ctl", "shutdown", "session", "nobody").returncode == 1
+    with socket.create_connection(("127.0.0.1", pylb.port), timeout=10) as client:
+        client.sendall(b"hello")
+        assert client.recv(100) == b"hello"
+        assert pylb.ask("ctl", "shutdown", "sessions", name).stdout == f"reset: 1 sessions of {name}\n"
+        with pytest.raises(ConnectionResetError):
+            client.recv(100)
+    assert pylb.ask("ctl", "shutdown", "sessions", name).returncode == 1
 
 
 def test_a_broken_file_does_not_hide_the_pylb_that_runs_with_it(pylb: Instance) -> None:

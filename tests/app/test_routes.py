@@ -15,6 +15,7 @@ ROW: dict[str, Any] = {
     "unbound": None,
     "server": "pod-1",
     "address": "203.0.113.7:30443",
+    "weight": 1,
     "state": "up",
     "held_by": ["apps/traefik/pod-1"],
     "lease_expires_in": 42.4,
@@ -29,8 +30,20 @@ def cells(line: str) -> list[str]:
 
 def test_each_server_is_a_line_under_its_headings() -> None:
     head, line = table([ROW]).splitlines()
-    assert head.split() == ["PORT", "FRONTEND", "SERVER", "ADDRESS", "STATE", "REGISTERED", "BY", "LEASE", "ANSWERS", "WHY"]
-    assert cells(line) == ["443", "traefik-443", "pod-1", "203.0.113.7:30443", "up", "apps/traefik/pod-1", "42s", "yes"]
+    assert head.split() == [
+        "PORT",
+        "FRONTEND",
+        "SERVER",
+        "ADDRESS",
+        "WEIGHT",
+        "STATE",
+        "REGISTERED",
+        "BY",
+        "LEASE",
+        "ANSWERS",
+        "WHY",
+    ]
+    assert cells(line) == ["443", "traefik-443", "pod-1", "203.0.113.7:30443", "1", "up", "apps/traefik/pod-1", "42s", "yes"]
     assert line.index("traefik-443") == head.index("FRONTEND")
 
 
@@ -44,9 +57,17 @@ def test_a_port_that_could_not_be_opened_says_so_before_anything_else() -> None:
 
 
 def test_what_is_unknown_is_a_dash() -> None:
-    empty = {"server": None, "address": None, "state": "no server", "held_by": [], "lease_expires_in": None, "reachable": None}
+    empty = {
+        "server": None,
+        "address": None,
+        "weight": None,
+        "state": "no server",
+        "held_by": [],
+        "lease_expires_in": None,
+        "reachable": None,
+    }
     line = table([ROW | empty | {"why": "because"}]).splitlines()[1]
-    assert cells(line) == ["443", "traefik-443", "-", "-", "no server", "-", "-", "-", "because"]
+    assert cells(line) == ["443", "traefik-443", "-", "-", "-", "no server", "-", "-", "-", "because"]
 
 
 @pytest.mark.parametrize(
@@ -63,7 +84,7 @@ def test_what_is_unknown_is_a_dash() -> None:
     ],
 )
 def test_a_lease_is_shown_in_the_unit_that_fits(seconds: float | None, text: str) -> None:
-    assert cells(table([ROW | {"lease_expires_in": seconds}]).splitlines()[1])[6].strip() == text
+    assert cells(table([ROW | {"lease_expires_in": seconds}]).splitlines()[1])[7].strip() == text
 
 
 def test_refused_calls_are_told_with_their_time_and_reason() -> None:

@@ -7,13 +7,19 @@ from pathlib import Path
 import pytest
 
 from pylb.config import Config, ConfigErrors, default_state_dir, first_run_token, load, parse
+from pylb.core.access import AccessList, AccessRule, Networks
 from pylb.core.address import Address, Listen, Ports, parse_network
 from pylb.core.policy import (
     Balance,
+    Check,
+    CheckKind,
     HealthMode,
     HealthPolicy,
     LeaseBounds,
+    Limits,
+    OnDown,
     Policy,
+    ProxyAccept,
     ProxyProtocol,
     Rules,
     StaticServer,
@@ -59,13 +65,70 @@ def test_the_example_uses_every_key_and_loads() -> None:
     assert mqtt.servers == (StaticServer(Address("198.51.100.7", 30843)),)
     assert mqtt.policy == Policy()
     assert https.servers == (
-        StaticServer(Address("198.51.100.7", 30443), weight=2),
+        StaticServer(Address("198.51.100.7", 30443), weight=2, max_connections=500),
         StaticServer(Address("198.51.100.8", 30443), backup=True),
     )
-    assert https.policy == Policy(balance=Balance.ROUNDROBIN, timeouts=Timeouts(idle=600.0))
+    lines = [(False, "192.0.2.0/24"), (True, "0.0.0.0/0"), (True, "::/0")]
+    assert https.policy == Policy(
+        balance=Balance.ROUNDROBIN,
+        timeouts=Timeouts(idle=600.0),
+        access=AccessList([AccessRule(allow, parse_network(network)) for allow, network in lines]),
+        health=HealthPolicy(HealthMode.ACTIVE, Check(CheckKind.HTTP, path="/healthz", status=(200, 200), port=30444)),
+    )
     assert config.webhook[0].tls is not None
     assert config.webhook[0].tls.self_signed
     assert {*Config.model_fields} == config.model_fields_set
+
+
+def test_every_policy_of_a_pool_is_reached_and_merged_key_by_key() -> None:
+    text = """
+defaults:
+  balance: source
+  max_queue: 100
+  on_down: close
+  access: {deny: 192.0.2.0/24}
+  source_addresses: [198.51.100.2, "2001:db8::2"]
+  limits: {rate: 500, per_source: 20, per_source_rate: 5, ipv6_prefix: 56}
+  timeouts: {queue: 10s}
+  health: {check: {send: "EHLO x\\r\\n", expect: "250 ", port: 30026}, timeout: 3s}
+  proxy_protocol: {send: v2, crc32c: true, unique_id: true, accept_from: [10.0.0.0/8], accept_timeout: 2s}
+frontends:
+  - {name: a, listen: "*:1"}
+  - name: b
+    listen: "*:2"
+    balance: first
+    on_down: keep
+    access: []
+    limits: {per_source: 0}
+    health: {check: tcp}
+    proxy_protocol: {send: none, accept_from: []}
+"""
+    a, b = parse(text, "pylb.yaml").rules().frontends
+    check = Check(CheckKind.SEND, send=b"EHLO x\r\n", expect=b"250 ", port=30026)
+    assert a.policy == Policy(
+        balance=Balance.SOURCE,
+        timeouts=Timeouts(queue=10.0),
+        max_queue=100,
+        on_down=OnDown.CLOSE,
+        access=AccessList([AccessRule(False, parse_network("192.0.2.0/24"))]),
+        source_addresses=("198.51.100.2", "2001:db8::2"),
+        limits=Limits(500, 20, 5, 56),
+        health=HealthPolicy(check=check, timeout=3.0),
+        send_proxy=ProxyProtocol.V2,
+        send_crc32c=True,
+        send_unique_id=True,
+        accept_proxy=ProxyAccept(Networks([parse_network("10.0.0.0/8")]), 2.0),
+    )
+    assert b.policy == replace(
+        a.policy,
+        balance=Balance.FIRST,
+        on_down=OnDown.KEEP,
+        access=AccessList(),
+        limits=Limits(500, 0, 5, 56),
+        health=HealthPolicy(timeout=3.0),
+        send_proxy=ProxyProtocol.NONE,
+        accept_proxy=ProxyAccept(timeout=2.0),
+    )
 
 
 def test_what_a_frontend_says_wins_over_the_defaults_key_by_key() -> None:

@@ -139,6 +139,7 @@ class Control:
         self.sink = PortSink()
         self.store = CountingStore(state_dir)
         self.heard: list[Event] = []
+        self.dns: dict[str, list[str] | Exception] = {}
         self.keyring = Keyring(tokens or (token(),))
         self.registry = Registry(
             rules=rules,
@@ -148,8 +149,15 @@ class Control:
             clock=self.clock,
             wall=lambda: 1_700_000_000.0 + self.clock(),
             uniform=lambda _low, _high: 1.0,
+            resolve=self._resolve,
             on_event=self.heard.append,
         )
+
+    async def _resolve(self, host: str) -> list[str]:
+        found = self.dns.get(host, [])
+        if isinstance(found, Exception):
+            raise found
+        return found
 
     def caller(self, ip: str = NODE_A, name: str = "") -> Caller:
         known = {one.name: one for one in self.keyring.tokens}

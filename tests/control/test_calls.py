@@ -11,7 +11,7 @@ from pylb.core.address import Address, parse_network, parse_ports
 from pylb.core.auth import Keyring
 from pylb.core.claims import Change
 from pylb.core.errors import Code, Refused
-from pylb.core.policy import Rules, StaticFrontend
+from pylb.core.policy import AdminState, Rules, StaticFrontend
 from tests.control.harness import NODE_A, NODE_B, NODE_C, Control, aio, black_hole, control, free_ports, target, token, until
 from tests.core.claiming import on, static
 
@@ -112,7 +112,7 @@ async def test_a_black_hole_delays_only_the_call_that_names_it(tmp_path: Path) -
     async with control(tmp_path) as c:
         with black_hole(hole), target(fine):
             slow = asyncio.get_running_loop().create_task(c.put({port: hole}))
-            await until(lambda: c.registry._ledger.checker._dialling)
+            await until(lambda: c.registry._ledger.checker._asking)
             assert (await c.put({other: fine}, name="quick")).result == "created"
             assert not slow.done()
             assert (await slow).frontends[0].reachable == "timeout"
@@ -380,7 +380,7 @@ async def test_a_token_that_was_reloaded_away_while_its_target_was_dialled_regis
     async with control(tmp_path) as c:
         with black_hole(hole):
             call = asyncio.get_running_loop().create_task(c.put({port: hole}))
-            await until(lambda: c.registry._ledger.checker._dialling)
+            await until(lambda: c.registry._ledger.checker._asking)
             await c.registry.reload(Rules(), Keyring([token("u")]))
             with pytest.raises(Refused, match="no longer valid"):
                 await call
@@ -443,3 +443,61 @@ async def test_a_call_that_changes_its_mind_in_one_batch_leaves_no_port_behind(t
             await asyncio.gather(c.put({port: 30001}), c.delete())
         assert c.sink.ports == {other}
         assert [view.name for view in c.registry.registrations()] == ["known"]
+
+
+# ---------------------------------------------------------------- what the operator says
+
+
+def weights(c: Control, port: int) -> dict[str, int]:
+    (frontend,) = [one for listen, one in c.registry.table.frontends.items() if listen.port == port]
+    return {server.address.ip: server.weight for server in frontend.servers}
+
+
+@aio
+async def test_a_drained_node_stays_drained_when_its_pod_comes_back_and_after_a_restart(tmp_path: Path) -> None:
+    (port,) = free_ports(1)
+    async with control(tmp_path) as c:
+        with target(30001, NODE_A, NODE_B):
+            await c.put({port: 30001})
+            await c.put({port: 30001}, NODE_B, instance="pod-2")
+            (line,) = await c.registry.set_admin(NODE_A, AdminState.DRAIN)
+            assert line == f"drain: web-{port}/pod-1 ({NODE_A}:30001)"
+            await c.delete()
+            await c.put({port: 30001}, instance="pod-3")
+        assert weights(c, port) == {NODE_A: 0, NODE_B: 1}
+        assert [event.text for event in c.heard if event.kind == "admin"] == [line]
+    async with control(tmp_path) as c:
+        assert weights(c, port) == {NODE_A: 0, NODE_B: 1}
+        assert {view.state for view in c.registry.servers()} == {"drain", "up"}
+        await c.registry.set_admin(f"{port}/pod-3", AdminState.READY)
+        await c.registry.set_weight(f"{port}/pod-2", 9)
+        assert weights(c, port) == {NODE_A: 1, NODE_B: 9}
+        await c.registry.set_weight(f"{port}/pod-2", None)
+        assert weights(c, port) == {NODE_A: 1, NODE_B: 1}
+
+
+@aio
+async def test_a_word_of_the_operator_goes_with_its_frontend(tmp_path: Path) -> None:
+    (port,) = free_ports(1)
+    async with control(tmp_path) as c:
+        with target(30001):
+            await c.put({port: 30001})
+            await c.registry.set_weight(f"{port}/pod-1", 9)
+            await c.delete()
+            await c.put({port: 30001})
+        assert weights(c, port) == {NODE_A: 1}
+
+
+@aio
+async def test_a_word_about_nobody_changes_nothing_and_one_that_says_nothing_new_is_not_written(tmp_path: Path) -> None:
+    (port,) = free_ports(1)
+    async with control(tmp_path) as c:
+        with target(30001):
+            await c.put({port: 30001})
+        before = c.picture()
+        with pytest.raises(Refused, match="no server is 'web/pod-9'"):
+            await c.registry.set_admin("web/pod-9", AdminState.MAINT)
+        assert c.picture() == before
+        saves = c.store.saves
+        await c.registry.set_admin(f"{port}/pod-1", AdminState.READY)
+        assert c.store.saves == saves

@@ -1,76 +1,168 @@
-"""Dials of real ports, on both kinds of loop."""
+"""Who is asked when, and what follows: a checker with a clock cranked by hand and servers that say what they are told."""
 
 import asyncio
-import os
-import resource
-from collections.abc import Callable, Coroutine
-from typing import Any
+import random
+from collections import Counter
+from collections.abc import Callable
 
 import pytest
-import uvloop
 
-from pylb.control.checker import dial
-from pylb.core.address import Address
-from tests.control.harness import NODE_A, black_hole, free_ports, target
+from pylb.control.checker import Checker
+from pylb.control.probe import Question
+from pylb.core.address import Address, Listen
+from pylb.core.policy import AdminState, Check, CheckKind, HealthMode, HealthPolicy, Policy, ProxyProtocol
+from pylb.core.table import Frontend, Server, make_table
+from tests.control.harness import Clock, aio
 
-Run = Callable[[Coroutine[Any, Any, object]], object]
-loops = pytest.mark.parametrize("run", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
-
-
-def open_fds() -> int:
-    return len(os.listdir("/proc/self/fd"))
+LISTEN, OTHER = Listen("tcp", "*", 443), Listen("tcp", "*", 444)
+HTTP = Check(CheckKind.HTTP, path="/up")
 
 
-@loops
-def test_who_listens_answers(run: Run) -> None:
-    (port,) = free_ports(1)
-    with target(port):
-        assert run(dial(Address(NODE_A, port), 1.0)) == "yes"
+def server(number: int = 1, **given: object) -> Server:
+    return Server(f"pod-{number}", Address(f"192.0.{2 + number // 250}.{number % 250}", 30443), **given)  # type: ignore[arg-type]
 
 
-@loops
-def test_who_does_not_listen_refuses(run: Run) -> None:
-    (port,) = free_ports(1)
-    assert run(dial(Address(NODE_A, port), 1.0)) == "refused"
-    assert run(dial(Address("::1", port), 1.0)) == "refused"
+class Checked:
+    """A checker, what it asked, what it was told, and its news."""
+
+    def __init__(self, uniform: Callable[[float, float], float] = lambda low, high: (low + high) / 2) -> None:
+        self.clock = Clock()
+        self.asked: list[Question] = []
+        self.says: dict[Address, str] = {}
+        self.news: list[tuple[str, str]] = []
+        self.generation = 0
+        self.checker = Checker(self._ask, self.clock, uniform, lambda _listens, kind, text: self.news.append((kind, text)))
+
+    async def _ask(self, question: Question) -> str:
+        self.asked.append(question)
+        return self.says.get(question.server, "yes")
+
+    def serve(self, health: HealthPolicy, *servers: Server, listens: tuple[Listen, ...] = (LISTEN,)) -> None:
+        self.generation += 1
+        frontends = {listen: Frontend(f"web-{listen.port}", listen, Policy(health=health), servers) for listen in listens}
+        self.checker.sync(make_table(self.generation, frontends), None)
+
+    async def pass_time(self, seconds: float) -> None:
+        for _ in range(round(seconds / 0.1)):
+            self.clock.now += 0.1
+            await self.checker.probe()
+
+    def checks(self) -> list[Question]:
+        """Without the dials that prove."""
+        return [question for question in self.asked if question != Question(question.server)]
 
 
-@loops
-def test_who_drops_the_syn_times_out(run: Run) -> None:
-    (port,) = free_ports(1)
-    with black_hole(port):
-        assert run(dial(Address(NODE_A, port), 0.1)) == "timeout"
+ACTIVE = HealthPolicy(HealthMode.ACTIVE, HTTP)
 
 
-@loops
-def test_where_no_route_leads_is_unreachable(run: Run) -> None:
-    assert run(dial(Address("255.255.255.255", 30443), 1.0)) == "unreachable"
+@aio
+async def test_a_wrong_answer_takes_a_server_out_and_says_what_it_was() -> None:
+    checked = Checked()
+    checked.serve(ACTIVE, server())
+    await checked.pass_time(3)
+    checked.says[server().address] = "wrong answer: HTTP status 503"
+    await checked.pass_time(6)
+    assert (LISTEN, server().address) in checked.checker.sight.down
+    assert checked.news[-1] == (
+        "server_down",
+        "web-443: server 192.0.2.1:30443 is out after 3 failures (wrong answer: HTTP status 503)",
+    )
+    del checked.says[server().address]
+    await checked.pass_time(10)
+    assert checked.checker.sight.down == frozenset()
+    assert [kind for kind, _ in checked.news] == ["server_proven", "server_down", "server_up"]
 
 
-@loops
-def test_no_dial_leaves_a_descriptor_behind(run: Run) -> None:
-    (closed, hole, listening) = free_ports(3)
-
-    async def many() -> tuple[int, int]:
-        await dial(Address(NODE_A, closed), 1.0)  # whatever the loop itself opens lazily
-        before = open_fds()
-        ports = (closed, hole, listening) * 5
-        await asyncio.gather(*(dial(Address(NODE_A, port), 0.1) for port in ports))
-        return before, open_fds()
-
-    with black_hole(hole), target(listening):
-        before, after = run(many())  # type: ignore[misc]
-    assert before == after
+@aio
+async def test_a_server_that_fails_its_check_has_answered_all_the_same() -> None:
+    """Proof is of the connect: what is behind the address is health's matter."""
+    checked = Checked()
+    checked.serve(ACTIVE, server())
+    await checked.pass_time(0.1)
+    checked.says[server().address] = "wrong answer: HTTP status 503"
+    await checked.pass_time(10)
+    assert server().address in checked.checker.sight.proven
 
 
-@loops
-def test_without_descriptors_nothing_is_said_of_the_target(run: Run) -> None:
-    async def starved() -> str:
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
-        try:
-            return await dial(Address(NODE_A, 30443), 1.0)
-        finally:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+@aio
+async def test_in_passive_mode_only_servers_that_are_out_are_asked_and_by_the_check() -> None:
+    checked = Checked()
+    checked.serve(HealthPolicy(HealthMode.PASSIVE, HTTP), server())
+    await checked.pass_time(10)
+    assert checked.checks() == []
+    for _ in range(3):
+        checked.checker.connect_ended(LISTEN, server().address, "refused")
+    await checked.pass_time(10)
+    assert checked.checks() == [Question(server().address, HTTP)] * 2
+    assert checked.checker.sight.down == frozenset()
 
-    assert run(starved()) == "resource"
+
+@aio
+async def test_frontends_that_ask_the_same_share_the_answer_and_others_do_not() -> None:
+    checked = Checked()
+    checked.serve(ACTIVE, server(), listens=(LISTEN, OTHER))
+    await checked.pass_time(2.1)
+    assert len(checked.checks()) == 1
+    policies = (Policy(health=ACTIVE), Policy(health=HealthPolicy(HealthMode.ACTIVE, HTTP, timeout=9.0)))
+    frontends = {
+        listen: Frontend("x", listen, policy, (server(),)) for listen, policy in zip((LISTEN, OTHER), policies, strict=True)
+    }
+    checked.asked.clear()
+    checked.checker.sync(make_table(9, frontends), None)
+    await checked.pass_time(2.0)
+    assert {question.timeout for question in checked.checks()} == {1.0, 9.0}
+
+
+@aio
+async def test_a_server_that_gets_proxy_headers_is_asked_with_one() -> None:
+    checked = Checked()
+    checked.serve(ACTIVE, server(send_proxy=ProxyProtocol.V2))
+    await checked.pass_time(2.1)
+    assert {question.send_proxy for question in checked.checks()} == {ProxyProtocol.V2}
+
+
+@pytest.mark.parametrize(("admin", "asked"), [(AdminState.DRAIN, True), (AdminState.MAINT, False)])
+def test_a_server_in_maintenance_is_left_in_peace(admin: AdminState, asked: bool) -> None:
+    async def main() -> None:
+        checked = Checked()
+        checked.says[server().address] = "refused"
+        checked.serve(ACTIVE, server())
+        await checked.pass_time(10)
+        assert checked.checker.sight.down
+        checked.serve(ACTIVE, server(admin=admin, weight=0))
+        assert bool(checked.checker.sight.down) == asked
+        checked.asked.clear()
+        checked.checker.connect_ended(LISTEN, server().address, "refused")
+        await checked.pass_time(31)
+        assert bool(checked.checks()) == asked
+
+    asyncio.run(main())
+
+
+@aio
+async def test_a_thousand_servers_are_not_asked_in_the_same_instant() -> None:
+    checked = Checked(random.Random(1).uniform)
+    servers = [server(number) for number in range(1000)]
+    checked.serve(ACTIVE, *servers)
+    slots: Counter[int] = Counter()
+    for slot in range(60):  # three intervals
+        before = len(checked.checks())
+        await checked.pass_time(0.1)
+        slots[slot] = len(checked.checks()) - before
+    assert sum(slots.values()) >= 2500
+    assert max(slots.values()) <= 3 * 1000 / 20  # a slot's share of an interval is a twentieth
+
+
+@aio
+async def test_no_step_of_probing_a_thousand_servers_holds_the_loop() -> None:
+    """Work is cut into batches: between two of them the loop turns."""
+    checked = Checked()
+    checked.serve(ACTIVE, *(server(number) for number in range(1000)))
+    checked.clock.now += 10
+    probing = asyncio.get_running_loop().create_task(checked.checker.probe())
+    begun = []
+    while not probing.done():
+        await asyncio.sleep(0)
+        begun.append(len(checked.asked))
+    assert begun[-1] == 2000  # the proofs and the checks
+    assert max(after - before for before, after in zip([0, *begun], begun, strict=False)) <= 2 * 16

@@ -8,10 +8,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from pylb.core.address import Address, Listen
 from pylb.core.claims import Claims, adopt, announce, become, readmit, release, settle
-from pylb.core.compose import DOWN, Sight, compose
+from pylb.core.compose import Sight, compose
 from pylb.core.errors import Refused
 from pylb.core.registration import Key, Registration, State
-from pylb.core.table import Table
+from pylb.core.table import DOWN, Table
 from tests.core.claiming import FREE, A, B, layout, legacy, native, static
 
 TOKENS, NAMES, INSTANCES, IPS, PORTS = ("t", "u"), ("web", "mail"), ("old", "new"), (A, B), (443, 25, 80)

@@ -1,13 +1,19 @@
 """PROXY headers against bytes written by hand from haproxy.org's proxy-protocol.txt."""
 
 from ipaddress import IPv4Address, IPv6Address, ip_address
+from socket import SOCK_STREAM
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from proxyprotocol.result import ProxyResultIPv4, ProxyResultIPv6
+from proxyprotocol.tlv import ProxyProtocolTLV
+from proxyprotocol.v1 import ProxyProtocolV1
+from proxyprotocol.v2 import ProxyProtocolV2
 
-from pylb.core.address import Address
+from pylb.core.address import Address, parse_ip
 from pylb.core.policy import ProxyProtocol
-from pylb.core.proxy_protocol import header
+from pylb.core.proxy_protocol import SIGNATURE, BadHeader, Received, crc32c_of, header, local_header, parse
 
 V4, LOCAL4 = Address("192.0.2.1", 56324), Address("198.51.100.7", 443)
 V6, LOCAL6 = Address("2001:db8::1", 65535), Address("2001:db8::2", 1)
@@ -66,3 +72,188 @@ def test_version_2_states_its_own_length_and_says_it_all(ends: tuple[Address, Ad
     source, destination = kind(body[:size]), kind(body[size : 2 * size])
     assert (source, destination) == (ip_address(ends[0].ip), ip_address(ends[1].ip))
     assert (int.from_bytes(body[-4:-2], "big"), int.from_bytes(body[-2:], "big")) == (ends[0].port, ends[1].port)
+
+
+# ---------------------------------------------------------------- TLVs, and our own connections
+
+
+def test_a_header_may_carry_a_unique_id_and_a_checksum() -> None:
+    """The checksum was made by the package that is the oracle below."""
+    made = header(ProxyProtocol.V2, V4, LOCAL4, crc32c=True, unique_id=b"\x01\x02")
+    assert made[14:16] == (12 + 5 + 7).to_bytes(2, "big")
+    assert made[28:] == bytes.fromhex("05 0002 0102 03 0004 ec77a8a2")
+    assert header(ProxyProtocol.V1, V4, LOCAL4, crc32c=True, unique_id=b"\x01") == header(ProxyProtocol.V1, V4, LOCAL4)
+
+
+def test_the_checksum_of_rfc_3720() -> None:
+    assert crc32c_of(bytes(32)) == 0x8A9136AA
+    assert crc32c_of(b"\xff" * 32) == 0x62A8AB43
+    assert crc32c_of(b"123456789") == 0xE3069283
+
+
+def test_a_unique_id_of_more_than_128_bytes_is_refused() -> None:
+    with pytest.raises(ValueError, match="129 bytes"):
+        header(ProxyProtocol.V2, V4, LOCAL4, unique_id=bytes(129))
+
+
+def test_a_check_says_that_it_is_ours() -> None:
+    assert local_header(ProxyProtocol.NONE) == b""
+    assert local_header(ProxyProtocol.V1) == b"PROXY UNKNOWN\r\n"
+    assert local_header(ProxyProtocol.V2) == SIGNATURE + b"\x20\x00\x00\x00"
+
+
+# ---------------------------------------------------------------- reading
+
+BOTH = st.sampled_from([ProxyProtocol.V1, ProxyProtocol.V2])
+ENDS = st.tuples(ADDRESSES4, ADDRESSES4) | st.tuples(ADDRESSES6, ADDRESSES6)
+IDS = st.binary(max_size=128)
+
+
+def folded(address: Address) -> Address:
+    return Address(parse_ip(address.ip), address.port)
+
+
+@given(BOTH, ENDS, st.booleans(), IDS, st.binary(max_size=20))
+def test_what_is_made_is_read_again_whatever_follows(
+    version: ProxyProtocol, ends: tuple[Address, Address], crc32c: bool, unique_id: bytes, rest: bytes
+) -> None:
+    made = header(version, *ends, crc32c=crc32c, unique_id=unique_id)
+    expected = unique_id if version is ProxyProtocol.V2 else b""
+    assert parse(made + rest) == Received(len(made), folded(ends[0]), folded(ends[1]), expected)
+
+
+@given(BOTH, ENDS, st.booleans(), IDS, st.data())
+def test_a_part_of_a_header_is_waited_for(
+    version: ProxyProtocol, ends: tuple[Address, Address], crc32c: bool, unique_id: bytes, data: st.DataObject
+) -> None:
+    made = header(version, *ends, crc32c=crc32c, unique_id=unique_id)
+    assert parse(made[: data.draw(st.integers(0, len(made) - 1))]) is None
+
+
+def test_ours_are_read_as_the_connections_own_addresses() -> None:
+    assert parse(local_header(ProxyProtocol.V1)) == Received(15)
+    assert parse(local_header(ProxyProtocol.V2)) == Received(16)
+    assert parse(b"PROXY UNKNOWN ffff::1 anything at all\r\nGET") == Received(39)
+
+
+def v2(command: int, family: int, body: bytes) -> bytes:
+    return SIGNATURE + bytes([command, family]) + len(body).to_bytes(2, "big") + body
+
+
+ENDS4 = bytes.fromhex("c0000201 c6336407 dc04 01bb")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        v2(0x20, 0x11, ENDS4),  # LOCAL with addresses: they are to be ignored
+        v2(0x20, 0x00, b"\x04\x00\x01"),  # LOCAL: whatever else is in there is skipped
+        v2(0x21, 0x00, b""),
+        v2(0x21, 0x00, b"whatever"),
+        v2(0x21, 0x12, ENDS4),  # UDP
+        v2(0x21, 0x31, bytes(216)),  # unix
+        v2(0x21, 0x55, b""),  # no family of this version
+    ],
+)
+def test_a_header_without_addresses_of_tcp_leaves_those_of_the_connection(data: bytes) -> None:
+    assert parse(data + b"rest") == Received(len(data))
+
+
+@pytest.mark.parametrize(
+    ("data", "why"),
+    [
+        (b"GET / HTTP/1.1\r\n", "neither"),
+        (b"\r\n\r\nX", "neither"),
+        (b"PROXY  TCP4 192.0.2.1 192.0.2.2 1 2\r\n", "one space"),
+        (b"PROXY TCP4 192.0.2.1 192.0.2.2 1\r\n", "two ports"),
+        (b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2 \r\n", "one space"),
+        (b"PROXY UDP4 192.0.2.1 192.0.2.2 1 2\r\n", "TCP4 or TCP6"),
+        (b"PROXY TCP4 ::1 ::2 1 2\r\n", "of the family"),
+        (b"PROXY TCP6 192.0.2.1 192.0.2.2 1 2\r\n", "of the family"),
+        (b"PROXY TCP4 192.0.2.01 192.0.2.2 1 2\r\n", "of the family"),
+        (b"PROXY TCP4 192.0.2.\xe9 192.0.2.2 1 2\r\n", "of the family"),
+        (b"PROXY TCP4 192.0.2.1 192.0.2.2 01 2\r\n", "not a port"),
+        (b"PROXY TCP4 192.0.2.1 192.0.2.2 1 65536\r\n", "not a port"),
+        (b"PROXY TCP4 192.0.2.1 192.0.2.2 -1 2\r\n", "not a port"),
+        (b"PROXY TCP4 192.0.2.1 192.0.2.2 123456 2\r\n", "not a port"),
+        (b"PROXY " + b"x" * 101, "within 107"),
+        (SIGNATURE + b"\x11", "not version 2"),
+        (SIGNATURE + b"\x22", "nor PROXY"),
+        (SIGNATURE + b"\x21\x11\xff\xff", "more than 4096"),
+        (v2(0x21, 0x11, ENDS4[:-1]), "too short"),
+        (v2(0x21, 0x12, ENDS4[:-1]), "too short"),
+        (v2(0x21, 0x21, ENDS4), "too short"),
+        (v2(0x21, 0x11, ENDS4 + b"\x04\x00"), "TLV"),
+        (v2(0x21, 0x11, ENDS4 + b"\x04\x00\x02x"), "TLV"),
+        (v2(0x21, 0x11, ENDS4 + b"\x03\x00\x04abcd"), "CRC32C"),
+        (v2(0x21, 0x11, ENDS4 + b"\x03\x00\x02ab"), "CRC32C"),
+        (v2(0x21, 0x11, ENDS4 + b"\x05\x00\x81" + bytes(129)), "unique ID"),
+    ],
+)
+def test_what_is_no_header_is_refused_with_its_reason(data: bytes, why: str) -> None:
+    with pytest.raises(BadHeader, match=why):
+        parse(data)
+
+
+def test_port_0_is_legal_on_the_wire_and_mapped_ipv4_is_folded() -> None:
+    assert parse(b"PROXY TCP6 ::ffff:192.0.2.1 ::1 0 65535\r\n") == Received(41, Address("192.0.2.1", 0), Address("::1", 65535))
+
+
+@given(BOTH, ENDS, st.booleans(), IDS, st.data())
+def test_a_spoilt_header_is_refused_waited_for_or_read_and_nothing_else(
+    version: ProxyProtocol, ends: tuple[Address, Address], crc32c: bool, unique_id: bytes, data: st.DataObject
+) -> None:
+    spoilt = bytearray(header(version, *ends, crc32c=crc32c, unique_id=unique_id))
+    for _ in range(data.draw(st.integers(1, 4))):
+        spoilt[data.draw(st.integers(0, len(spoilt) - 1))] = data.draw(st.integers(0, 255))
+    try:
+        found = parse(bytes(spoilt))
+    except BadHeader:
+        return
+    assert found is None or found.size <= len(spoilt)
+
+
+@given(st.binary(max_size=120).map(lambda data: SIGNATURE[: len(data) % 13] + data))
+def test_garbage_never_breaks_the_reader(data: bytes) -> None:
+    try:
+        parse(data)
+    except BadHeader:
+        pass
+
+
+# ---------------------------------------------------------------- the oracle: PyPI's proxy-protocol
+
+
+def theirs(version: ProxyProtocol) -> ProxyProtocolV1 | ProxyProtocolV2:
+    return ProxyProtocolV1() if version is ProxyProtocol.V1 else ProxyProtocolV2()
+
+
+def their_result(ends: tuple[Address, Address], unique_id: bytes) -> ProxyResultIPv4 | ProxyResultIPv6:
+    tlv = ProxyProtocolTLV(unique_id=unique_id) if unique_id else None
+    (one, port), (two, other) = ((ip_address(end.ip), end.port) for end in ends)
+    if isinstance(one, IPv4Address) and isinstance(two, IPv4Address):
+        return ProxyResultIPv4((one, port), (two, other), protocol=SOCK_STREAM, tlv=tlv)
+    assert isinstance(one, IPv6Address)
+    assert isinstance(two, IPv6Address)
+    return ProxyResultIPv6((one, port), (two, other), protocol=SOCK_STREAM, tlv=tlv)
+
+
+@given(BOTH, ENDS, st.booleans(), IDS)
+def test_the_oracle_reads_what_we_make(
+    version: ProxyProtocol, ends: tuple[Address, Address], crc32c: bool, unique_id: bytes
+) -> None:
+    made = header(version, *ends, crc32c=crc32c, unique_id=unique_id)
+    result = theirs(version).unpack(made)  # raises on a wrong checksum
+    expected = their_result(ends, b"")
+    assert isinstance(result, type(expected))
+    assert (result.source, result.dest) == (expected.source, expected.dest)
+    if version is ProxyProtocol.V2:
+        assert (result.tlv.unique_id or b"") == unique_id
+        assert (result.tlv.crc32c is not None) == crc32c
+
+
+@given(BOTH, ENDS, IDS)
+def test_we_read_what_the_oracle_makes(version: ProxyProtocol, ends: tuple[Address, Address], unique_id: bytes) -> None:
+    made = theirs(version).pack(their_result(ends, unique_id))
+    expected = unique_id if version is ProxyProtocol.V2 else b""
+    assert parse(made) == Received(len(made), folded(ends[0]), folded(ends[1]), expected)

@@ -67,6 +67,7 @@ def test_stages_that_were_not_reached_are_minus_one_and_no_server_is_nosrv() -> 
 def test_retries_that_went_to_another_server_carry_a_plus() -> None:
     assert tcplog(RECORD._replace(retries=2, redispatched=True)).endswith(" 12/5/5/2/+2 0/0")
     assert tcplog(RECORD._replace(retries=2)).endswith(" 12/5/5/2/2 0/0")
+    assert tcplog(RECORD._replace(ahead=7)).endswith(" 12/5/5/2/0 0/7")
 
 
 def test_an_ipv6_client_is_written_as_haproxy_does() -> None:
@@ -102,6 +103,8 @@ def test_json_holds_the_same_session_with_numbers_as_numbers() -> None:
         "active": 12,
         "frontend_active": 5,
         "server_active": 2,
+        "ahead": 0,
+        "unique_id": None,
     }
     assert json.loads(json_line(RECORD._replace(server="")))["server"] is None
 

@@ -47,7 +47,7 @@ NAMES = {
 }
 
 # what the design does not name: the engine's limits, each of which an operator must be able to see reached
-LIMITS = {"pylb_accept_errors_total", "pylb_pipe_fallbacks_total", "pylb_buffered_bytes"}
+LIMITS = {"pylb_accept_errors_total", "pylb_pipe_fallbacks_total", "pylb_buffered_bytes", "pylb_frontend_queue"}
 
 
 def metrics_of(control: Control, expires_at: float | None = 1795419669.0) -> Metrics:

@@ -141,7 +141,7 @@ class Balancer:
 
     def command(self, *args: str) -> tuple[str, ...]:
         """`pylb args -c CONFIG`, as it runs beside the server."""
-        return python("pylb", args[0], "-c", str(self.config_file), *args[1:])
+        return python("pylb", *args, "-c", str(self.config_file))
 
     # ------------------------------------------------------------ its faces
 

@@ -15,15 +15,17 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from pylb.core.address import Address, Listen
-from pylb.core.policy import Policy, ProxyProtocol, Timeouts
+from pylb.core.policy import AdminState, Policy, ProxyProtocol, Timeouts
 from pylb.core.session import SessionRecord
 from pylb.core.table import Frontend, Server, make_table
 from pylb.forward.counters import FrontendCounters
 from pylb.forward.engine import MAX_BUFFERED, Engine
+from pylb.forward.session import ServerState
 from pylb.forward.sockets import transmission, unacknowledged
 
 LIMIT = 8.0  # seconds of wall time until something that should happen has failed
 PATIENCE = 0.005  # seconds in select; others' packets come from the kernel, which signals no predicate
+_IP_BIND_ADDRESS_NO_PORT = 24
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 _CHUNK = 256 * 1024
 _ports = iter(random.Random(os.getpid()).sample(range(20000, 30000), 10000))  # outside the ephemeral range
@@ -196,6 +198,12 @@ class Drive:
             self._counters[id(counters)] = counters
         return failed
 
+    def states(self, listen: Listen) -> list[ServerState]:
+        """The servers of a frontend as the engine sees them."""
+        frontend = self.engine._ports.by_listen[listen].frontend
+        assert frontend is not None
+        return list(frontend.servers.values())
+
     # ------------------------------------------------------------ peers
 
     def backend(
@@ -229,10 +237,13 @@ class Drive:
         sock.bind(("127.0.0.1", 0))
         return Address(*sock.getsockname())
 
-    def connect(self, listen: Listen, ip: str = "127.0.0.1", sndbuf: int = 0, rcvbuf: int = 0) -> Peer:
+    def connect(self, listen: Listen, ip: str = "127.0.0.1", sndbuf: int = 0, rcvbuf: int = 0, source: str = "") -> Peer:
         """A client. It is through when this returns: the kernel answers for the backlog."""
         sock = socket.socket(socket.AF_INET6 if ":" in ip else socket.AF_INET, socket.SOCK_STREAM)
         _resize(sock, sndbuf, rcvbuf)
+        if source:
+            sock.setsockopt(socket.IPPROTO_IP, _IP_BIND_ADDRESS_NO_PORT, 1)  # a bound port is taken from all addresses
+            sock.bind((source, 0))
         peer = self._keep(sock)
         sock.settimeout(LIMIT)
         sock.connect((ip, listen.port))
@@ -345,8 +356,8 @@ class Drive:
         finally:
             self._close_all()
         assert_settled(engine, self._counters.values())
-        total = sum(counters.sessions_total for counters in self._counters.values())
-        assert len(self.records) == total, "not exactly one record per session"
+        total = sum(counters.sessions_total + turned_away(counters) for counters in self._counters.values())
+        assert len(self.records) == total, "not exactly one record per session, and per client that became none"
 
     def _close_all(self) -> None:
         for peer in self._peers:
@@ -363,10 +374,12 @@ def assert_settled(engine: Engine, frontends: Iterable[FrontendCounters]) -> Non
     assert not life.halves
     assert not life.sessions
     assert not life.hurried
+    assert not life.dialer.queues
     assert not life._graveyard
     assert engine._pipes.lent == 0
     assert engine.counters.open_sessions == 0
     assert engine.counters.buffered == 0
+    assert engine.counters.shared == 0
     for counters in frontends:
         assert counters.sessions == 0
         closed = counters.forgotten + sum(server.closed.total() for server in counters.servers.values())
@@ -375,11 +388,22 @@ def assert_settled(engine: Engine, frontends: Iterable[FrontendCounters]) -> Non
         assert all(server.sessions == 0 for server in counters.servers.values())
 
 
-def server_at(
-    where: socket.socket | Address, name: str = "a", rank: int = 0, weight: int = 1, proxy: ProxyProtocol = ProxyProtocol.NONE
+def turned_away(counters: FrontendCounters) -> int:
+    """Clients that were refused at the door: denied, but not as sessions."""
+    return counters.denied.total() - sum(server.closed["PR"] + server.closed["PQ"] for server in counters.servers.values())
+
+
+def server_at(  # noqa: PLR0917 - the first two are given by position
+    where: socket.socket | Address,
+    name: str = "a",
+    rank: int = 0,
+    weight: int = 1,
+    proxy: ProxyProtocol = ProxyProtocol.NONE,
+    most: int = 0,
+    admin: AdminState = AdminState.READY,
 ) -> Server:
     address = where if isinstance(where, Address) else Address(*where.getsockname()[:2])
-    return Server(name, address, weight=weight, rank=rank, send_proxy=proxy)
+    return Server(name, address, weight=weight, rank=rank, send_proxy=proxy, max_connections=most, admin=admin)
 
 
 def policy(**seconds: float) -> Policy:

@@ -119,8 +119,8 @@ class Lab:
             self._switch.ip("link add lan type bridge", "link set lan up")
             self.lb = self._host("lb", LB, LB6)
             self.client = self._host("client", CLIENT, CLIENT6)
-            self.a = self._node("a", "203.0.113.10", 1)
-            self.b = self._node("b", "203.0.113.20", 2)
+            self.a = self.node("a", 1)
+            self.b = self.node("b", 2)
             self._stack = stack.pop_all()
         return self
 
@@ -153,7 +153,9 @@ class Lab:
         host.ip("link set eth0 up", f"address add {address}/24 dev eth0", f"address add {address6}/64 dev eth0 nodad")
         return host
 
-    def _node(self, letter: str, address: str, number: int) -> Node:
+    def node(self, letter: str, number: int) -> Node:
+        """One more node, at 203.0.113.{10 * number}."""
+        address = f"203.0.113.{10 * number}"
         base = self._namespace(f"node-{letter}")
         pod = self._namespace(f"pod-{letter}")
         node = Node(base.name, address, pod, f"10.42.{number}.2")

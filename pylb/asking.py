@@ -1,0 +1,57 @@
+"""Asking a running pylb from the command line: how it is found, the options that every verb has, and how a verb ends."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+
+FAILED, UNUSABLE = 1, 2
+CONFIG = click.option(
+    "-c",
+    "--config",
+    "config_path",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="pylb.yaml; without it the embedded defaults.",
+)
+JSON = click.option("--json", "as_json", is_flag=True, help="For a machine to read.")
+
+
+def ask(config_path: Path | None, request: dict[str, Any]) -> dict[str, Any]:
+    """One request to the running pylb's control socket; ends the program where it cannot be asked or says no."""
+    from pylb.web.socket import call  # noqa: PLC0415
+
+    path = state_dir(config_path) / "control.sock"
+    try:
+        answer = call(path, request)
+    except (FileNotFoundError, ConnectionRefusedError):
+        die(f"no pylb is running with {path}. Start it, or name its config with -c.")
+    except PermissionError:
+        die(f"{path}: permission denied. Ask as root or as the user that pylb runs as.")
+    except (OSError, ValueError) as error:
+        die(f"{path}: {error}")
+    if not answer["ok"]:
+        hint = f" ({answer['hint']})" if answer.get("hint") else ""
+        die(f"{answer['detail']}{hint}", FAILED)
+    return answer
+
+
+def state_dir(config_path: Path | None) -> Path:
+    """Where the running pylb is to be found; also through a broken file, for that is when one wants to look."""
+    from pylb.config import ConfigErrors, load  # noqa: PLC0415
+    from pylb.startup import ConfigSource  # noqa: PLC0415
+
+    try:
+        return load(config_path, os.environ).state_dir
+    except ConfigErrors as errors:
+        if config_path is None or not os.access(config_path, os.R_OK):
+            die(str(errors))
+        found = ConfigSource(config_path, os.environ).state_dir()
+        click.echo(f"{config_path} is broken (pylb check -c {config_path}); asking the pylb that uses {found}", err=True)
+        return found
+
+
+def die(text: str, code: int = UNUSABLE) -> NoReturn:
+    click.echo(text, err=True)
+    sys.exit(code)

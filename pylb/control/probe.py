@@ -1,0 +1,93 @@
+"""What is asked of a server, over the network: a connect, or a question and its answer. Everything that talks to one is here.
+
+The loop is given an epoll of our own, not the socket: libuv ends a watch on POLLERR, which is what a refused connect raises,
+and sock_connect of uvloop may never end (MagicStack/uvloop#378, #389).
+"""
+
+import asyncio
+import errno
+import select
+import socket
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from pylb.core.address import Address
+from pylb.core.health import MOST_ANSWER, YES, judge, request
+from pylb.core.policy import CONNECT, Check, ProxyProtocol
+from pylb.core.proxy_protocol import local_header
+
+FAILURES = {
+    errno.ECONNREFUSED: "refused",
+    errno.ECONNRESET: "refused",
+    errno.ETIMEDOUT: "timeout",
+    **dict.fromkeys((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL), "resource"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A check of one server. Frontends that ask the same share the answer."""
+
+    server: Address  # where its traffic goes
+    check: Check = CONNECT
+    send_proxy: ProxyProtocol = ProxyProtocol.NONE
+    timeout: float = 1.0  # seconds for all of it
+
+    @property
+    def target(self) -> Address:
+        return Address(self.server.ip, self.check.port or self.server.port)
+
+    @property
+    def hello(self) -> bytes:
+        """A server that wants PROXY headers on its traffic's port is told that this connection is ours."""
+        return b"" if self.check.port else local_header(self.send_proxy)
+
+
+Ask = Callable[[Question], Awaitable[str]]
+
+
+async def ask(question: Question) -> str:
+    """ "yes", "refused", "timeout", "unreachable", "wrong answer: …", or "resource" when the fault is ours."""
+    target = question.target
+    family = socket.AF_INET6 if target.is_ipv6 else socket.AF_INET
+    try:
+        with socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as sock, select.epoll(1) as epoll:
+            epoll.register(sock, 0)
+            async with asyncio.timeout(question.timeout):
+                code = sock.connect_ex((target.ip, target.port))
+                if code == errno.EINPROGRESS:
+                    await _ready(epoll, sock, select.EPOLLOUT)
+                    code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+                return FAILURES.get(code, "unreachable") if code else await _converse(epoll, sock, question)
+    except TimeoutError:
+        return "timeout"
+    except OSError as error:  # no socket to be had: nothing is known of the target, it is asked again later
+        return FAILURES.get(error.errno or errno.EMFILE, "resource")
+
+
+async def _converse(epoll: select.epoll, sock: socket.socket, question: Question) -> str:
+    check = question.check
+    unsent, answer, ended = question.hello + request(check, question.target), b"", False
+    try:
+        while unsent:
+            unsent = unsent[sock.send(unsent) :]
+            if unsent:
+                await _ready(epoll, sock, select.EPOLLOUT)
+        while (verdict := judge(check, answer, ended=ended)) is None:
+            await _ready(epoll, sock, select.EPOLLIN)
+            piece = sock.recv(MOST_ANSWER)
+            answer += piece
+            ended = not piece or len(answer) >= MOST_ANSWER
+    except (ConnectionError, BlockingIOError):  # a send buffer that is full from the start is no server's
+        return judge(check, answer, ended=True) or YES
+    return verdict
+
+
+async def _ready(epoll: select.epoll, sock: socket.socket, events: int) -> None:
+    ready, loop = asyncio.Event(), asyncio.get_running_loop()
+    epoll.modify(sock, events)
+    loop.add_reader(epoll.fileno(), ready.set)
+    try:
+        await ready.wait()
+    finally:
+        loop.remove_reader(epoll.fileno())  # before the fd is closed and its number belongs to somebody else

@@ -1,0 +1,70 @@
+"""How many connections a client may have and make: limits by source. Pure; the time is an argument.
+
+A source is an IPv4 address or an IPv6 network: one customer has a /64 and uses a new address for every connection.
+"""
+
+from collections import OrderedDict
+
+from pylb.core.policy import Limits
+
+MOST_SOURCES = 65_536  # remembered for the rate, per frontend: about 10 MiB at most
+
+
+class Sources:
+    """Connections at once and new ones per second of each source of a frontend.
+
+    The rate is a generic cell rate algorithm (ITU-T I.371): one number per source, the time at which all it did is
+    accounted for. Sources are forgotten oldest first above MOST_SOURCES, and when their time has passed.
+    """
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self._live: dict[bytes, int] = {}  # as large as there are connections
+        self._due: OrderedDict[bytes, float] = OrderedDict()
+
+    def source(self, address: bytes) -> bytes:
+        """`address` is canonical, see core.access."""
+        if len(address) == 4:
+            return address
+        bits = self.limits.ipv6_prefix
+        return (int.from_bytes(address, "big") >> (128 - bits) << (128 - bits)).to_bytes(16, "big")
+
+    def enter(self, source: bytes, now: float) -> str:
+        """ "" if it may: it counts until `leave`. Else the limit that it met: "per_source" or "per_source_rate"."""
+        limits = self.limits
+        live = self._live.get(source, 0)
+        if limits.per_source and live >= limits.per_source:
+            return "per_source"
+        if limits.per_source_rate and not self._in_time(source, now):
+            return "per_source_rate"
+        self._live[source] = live + 1
+        return ""
+
+    def leave(self, source: bytes) -> None:
+        live = self._live[source] - 1
+        if live:
+            self._live[source] = live
+        else:
+            del self._live[source]
+
+    def _in_time(self, source: bytes, now: float) -> bool:
+        """A bucket that holds a second's worth."""
+        due = max(self._due.pop(source, now), now)
+        step = 1 / self.limits.per_source_rate
+        allowed = due - now <= 1 - step + 1e-9
+        self._due[source] = due + step if allowed else due
+        self._forget(now)
+        return allowed
+
+    def _forget(self, now: float) -> None:
+        """Two at a time, so that no single call pays for a flood."""
+        for _ in range(2):
+            oldest = next(iter(self._due))
+            if self._due[oldest] > now and len(self._due) <= MOST_SOURCES:
+                return
+            del self._due[oldest]
+            if not self._due:
+                return
+
+    def __len__(self) -> int:
+        return len(self._live.keys() | self._due.keys())

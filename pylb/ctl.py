@@ -1,0 +1,101 @@
+"""`pylb ctl`: what an operator does to servers and sessions of the running pylb."""
+
+import json
+from pathlib import Path
+
+import click
+
+from pylb.asking import CONFIG, JSON, ask
+
+
+@click.group()
+def ctl() -> None:
+    """Take servers out of service and back, weigh them, and end sessions.
+
+    \b
+    TARGET is FRONTEND/SERVER (a frontend's name or port, a server's label or ip:port, as `pylb routes`
+    shows them) or a node's IP: then all servers on it, in all frontends.
+
+    \b
+    pylb ctl drain 203.0.113.7          before a node is rebooted
+    pylb ctl ready 203.0.113.7          when it is back
+    pylb ctl weight https/pod-1 5
+
+    What is said here is kept over restarts, and counts for a server that registers again.
+    """
+
+
+def _states(state: str, text: str) -> None:
+    @ctl.command(state, help=text)
+    @CONFIG
+    @JSON
+    @click.argument("target", metavar="TARGET")
+    def say(config_path: Path | None, as_json: bool, target: str) -> None:
+        _show(ask(config_path, {"verb": "admin", "target": target, "state": state})["lines"], as_json=as_json)
+
+
+_states(
+    "drain",
+    "No new sessions. Live ones have timeouts.drain (10m); those left then are ended, idle ones first, 100 a second.",
+)
+_states("maint", "No new sessions and no health checks. Live sessions are left alone.")
+_states("ready", "Serve again. Nothing that a drain has not ended yet is ended any more.")
+
+
+@ctl.command()
+@CONFIG
+@JSON
+@click.argument("target", metavar="TARGET")
+@click.argument("weight", metavar="0-256|default")
+def weight(config_path: Path | None, as_json: bool, target: str, weight: str) -> None:
+    """Overrule a server's weight; `default`: as configured or registered. 0: no new sessions, live ones stay."""
+    if weight != "default" and not (weight.isascii() and weight.isdigit() and int(weight) <= 256):
+        raise click.BadParameter(f"{weight!r} is neither 0-256 nor default", param_hint="weight")
+    number = None if weight == "default" else int(weight)
+    _show(ask(config_path, {"verb": "weight", "target": target, "weight": number})["lines"], as_json=as_json)
+
+
+@ctl.command()
+@CONFIG
+@JSON
+@click.argument("frontend", required=False)
+def sessions(config_path: Path | None, as_json: bool, frontend: str | None) -> None:
+    """Live sessions, the oldest first: of a frontend, by name or port, or all. At most 1,000 are shown."""
+    answer = ask(config_path, {"verb": "sessions", "frontend": frontend})
+    if as_json:
+        click.echo(json.dumps(answer["sessions"], indent=2))
+        return
+    form = "{:<46} {:<20} {:<20} {:<12} {:>9} {:>14} {:>14}"
+    click.echo(form.format("CLIENT", "FRONTEND", "SERVER", "STATE", "SECONDS", "BYTES IN", "BYTES OUT"))
+    for one in answer["sessions"]:
+        row = (one["client"], one["frontend"], one["server"] or "-", one["state"], f"{one['age']:.0f}")
+        click.echo(form.format(*row, one["bytes_in"], one["bytes_out"]))
+    if (more := answer["total"] - len(answer["sessions"])) > 0:
+        click.echo(f"and {more} more", err=True)
+
+
+@ctl.group()
+def shutdown() -> None:
+    """End live sessions by a reset, code KD."""
+
+
+@shutdown.command("session")
+@CONFIG
+@JSON
+@click.argument("client", metavar="CLIENT_IP:PORT")
+def shutdown_session(config_path: Path | None, as_json: bool, client: str) -> None:
+    """The session of one client, as `pylb ctl sessions` shows it."""
+    _show(ask(config_path, {"verb": "shutdown session", "client": client})["lines"], as_json=as_json)
+
+
+@shutdown.command("sessions")
+@CONFIG
+@JSON
+@click.argument("target", metavar="FRONTEND/SERVER")
+def shutdown_sessions(config_path: Path | None, as_json: bool, target: str) -> None:
+    """All sessions of a server, also of one that has left the table. New ones still go there: drain it first."""
+    _show(ask(config_path, {"verb": "shutdown sessions", "target": target})["lines"], as_json=as_json)
+
+
+def _show(lines: list[str], *, as_json: bool) -> None:
+    click.echo(json.dumps(lines) if as_json else "\n".join(lines))

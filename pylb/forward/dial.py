@@ -1,0 +1,225 @@
+"""Until a server has accepted: the PROXY header of a trusted client, the queue, the dials.
+
+Everything here ends in an event for the table; what follows from that is the lifecycle's.
+"""
+
+import errno
+import select
+from collections.abc import Callable
+from select import EPOLLERR, EPOLLET, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLPRI, EPOLLRDHUP
+from socket import AF_INET, AF_INET6, MSG_DONTWAIT, MSG_PEEK, SocketType
+from typing import Protocol
+
+from pylb.core.address import Address
+from pylb.core.proxy_protocol import MOST_HEADER, BadHeader, parse
+from pylb.core.session import Cause, Event, Observer, State
+from pylb.forward import sockets
+from pylb.forward.door import Admission
+from pylb.forward.session import FULL, FrontendState, Half, ServerState, Session
+
+# Registered once, for life. Nothing is ever re-armed, so a reset is always seen, even while a side is paused.
+WATCHED = EPOLLIN | EPOLLOUT | EPOLLPRI | EPOLLRDHUP | EPOLLET
+READ_ON = EPOLLRDHUP | EPOLLHUP | EPOLLERR | EPOLLPRI
+READABLE = EPOLLIN | READ_ON
+_FAILED = EPOLLERR | EPOLLHUP
+
+# A class attribute of an enum is looked up through its metaclass, which costs as much as a call; these are read per event.
+_AWAITING_HEADER, _QUEUED = State.AWAITING_HEADER, State.QUEUED
+_CONNECTED = Event.CONNECTED
+_CAUSE_OF_FAILURE = {"timeout": Cause.SERVER_TIMEOUT, "resource": Cause.RESOURCE}
+
+
+class Life(Protocol):
+    """What is needed of the lifecycle."""
+
+    halves: dict[int, Half]
+    hurried: dict[Session, None]
+    on_exhausted: Callable[[], bool]
+
+    def fire(self, session: Session, event: Event, cause: Cause = ...) -> None: ...
+
+    def fault(self, session: Session, error: Exception) -> None: ...
+
+    def part(self, half: Half, *, in_order: bool) -> None: ...
+
+
+class Dialer:
+    """Of all sessions of an engine."""
+
+    def __init__(self, life: Life, epoll: select.epoll, observer: Observer, clock: Callable[[], float]) -> None:
+        self._life = life
+        self._epoll = epoll
+        self._observer = observer
+        self._clock = clock
+        self.queues: dict[FrontendState, None] = {}  # frontends whose servers are full, with sessions that wait
+        self._freed: dict[FrontendState, None] = {}  # of them, those that have a session fewer
+
+    def on_early(self, session: Session, half: Half, events: int) -> None:
+        if half.is_client:
+            half.early |= events  # read once a server is there; until then the kernel's buffer is the back-pressure
+            if events & EPOLLERR:
+                half.broken = True
+                self._life.fire(session, Event.CLIENT_RESET, Cause.CLIENT)
+            elif session.state is _AWAITING_HEADER and events & READABLE:
+                self._read_header(session, half)
+            return
+        if events & _FAILED:
+            error = sockets.connect_error(half.sock)
+            if error and error not in sockets.AFTER_ACCEPT:
+                self.fail_connect(session, sockets.failure_name(error))
+                return
+            half.broken = error != 0
+        elif not events & EPOLLOUT:
+            return
+        half.early = events
+        self._life.fire(session, _CONNECTED)
+
+    def _read_header(self, session: Session, client: Half) -> None:
+        """Looked at in the kernel's buffer until it is whole, then taken from there: what is behind it is the server's."""
+        door, admission = session.frontend.door, session.admission
+        try:
+            data = client.sock.recv(MOST_HEADER, MSG_PEEK | MSG_DONTWAIT)
+            found = parse(data)
+        except BlockingIOError:
+            return
+        except OSError:
+            self._life.fire(session, Event.CLIENT_RESET, Cause.CLIENT)
+            return
+        except BadHeader:
+            self._deny(session, "proxy_header")
+            return
+        if found is None:
+            if not data or client.early & EPOLLRDHUP:  # it said its last byte: there will be no more of it
+                self._life.fire(session, Event.CLIENT_RESET, Cause.CLIENT)
+            return
+        client.sock.recv(found.size, MSG_DONTWAIT)
+        if admission is None or door is None:  # the policy of the day asks nothing any more
+            self._life.fire(session, Event.HEADER_READ)
+            return
+        if found.client is not None:
+            session.address = (found.client.ip, found.client.port)
+            admission.local = found.local
+        admission.unique_id = found.unique_id
+        if refusal := door.admit(session.address[0], admission, self._clock()):
+            self._deny(session, refusal)
+        else:
+            self._life.fire(session, Event.HEADER_READ)
+
+    def _deny(self, session: Session, reason: str) -> None:
+        session.frontend.counters.denied[reason] += 1
+        self._life.fire(session, Event.REFUSED, Cause.PROXY)
+
+    def queue(self, session: Session) -> None:
+        """All servers are full: first come, first served. Who has waited before goes to the front."""
+        frontend, now = session.frontend, self._clock()
+        policy, queue = frontend.frontend.policy, frontend.queue
+        self._life.hurried.pop(session, None)
+        if policy.max_queue and len(queue) >= policy.max_queue:
+            self._deny(session, "queue")
+            return
+        admission = session.admission
+        if admission is None:
+            admission = session.admission = Admission()
+        session.deadline = now - admission.waited + policy.timeouts.queue
+        admission.queued_at = now
+        queue[session] = None
+        if admission.waited:
+            queue.move_to_end(session, last=False)
+        else:
+            admission.ahead = len(queue) - 1
+        frontend.counters.queued = len(queue)
+        self.queues[frontend] = None
+
+    def unqueue(self, session: Session) -> None:
+        frontend, admission = session.frontend, session.admission
+        del frontend.queue[session]
+        frontend.counters.queued = len(frontend.queue)
+        if not frontend.queue:
+            self.queues.pop(frontend, None)
+        if admission is not None:
+            admission.waited += self._clock() - admission.queued_at
+
+    def serve_queue(self, frontend: FrontendState) -> None:
+        """A server of it has a session fewer, or the table is a new one: who waits longest tries again."""
+        while frontend.queue:
+            session = next(iter(frontend.queue))
+            self.unqueue(session)
+            try:
+                self._life.fire(session, Event.ROOM)
+            except Exception as error:  # noqa: BLE001 - the boundary of one session, as in Engine.on_ready
+                self._life.fault(session, error)
+            if session.state is _QUEUED:
+                return
+
+    def leave(self, session: Session, server: ServerState) -> None:
+        """`server` has a session fewer."""
+        server.sessions -= 1
+        if server.pool is not None:
+            server.pool.ended(server)
+        if session.frontend.queue:
+            self._freed[session.frontend] = None
+
+    def dial(self, session: Session) -> None:
+        frontend, now = session.frontend, self._clock()
+        policy = frontend.frontend.policy
+        while True:
+            tries = len(session.tried) if session.tried is not None else 0
+            server = frontend.pick(session.address[0], session.tried) if tries <= policy.retries else None
+            if server is None:
+                self._life.fire(session, Event.NO_SERVER_LEFT, _CAUSE_OF_FAILURE.get(session.failure, Cause.SERVER))
+                return
+            if server is FULL:
+                self._life.fire(session, Event.SERVERS_FULL)
+                return
+            session.server = server
+            sock, error = self._connect(frontend, server.server.address)
+            if sock is None and error in sockets.NO_DESCRIPTOR and self._life.on_exhausted():
+                sock, error = self._connect(frontend, server.server.address)
+            if sock is not None:
+                break
+            self._note_failure(session, server, sockets.failure_name(error))
+        server.sessions += 1
+        upstream, client = Half(sock, session, False), session.client
+        session.upstream = upstream
+        upstream.peer = client
+        if client is not None:
+            client.peer = upstream
+        self._life.halves[upstream.fd] = upstream
+        # After connect(): an unconnected socket would report HUP at once.
+        self._epoll.register(upstream.fd, WATCHED)
+        session.deadline = now + policy.timeouts.connect
+        self._life.hurried[session] = None
+
+    def _connect(self, frontend: FrontendState, address: Address) -> tuple[SocketType | None, int]:
+        """As `sockets.dial`, from each of the frontend's source addresses until one has a port left."""
+        if not frontend.frontend.policy.source_addresses:
+            return sockets.dial(address)
+        error = 0
+        for source in frontend.sources(AF_INET6 if address.is_ipv6 else AF_INET):
+            sock, error = sockets.dial(address, source)
+            if error != errno.EADDRNOTAVAIL:
+                return sock, error
+        return None, error
+
+    def _note_failure(self, session: Session, server: ServerState, reason: str) -> None:
+        server.counters.failures[reason] += 1
+        if reason != "resource":  # a want of our own says nothing about the server
+            server.failing = True
+        session.failure = reason
+        session.tried = [*(session.tried or ()), server]
+        self._observer.connect_ended(session.frontend.frontend.listen, server.server, reason)
+
+    def fail_connect(self, session: Session, reason: str) -> None:
+        """The server under dial refused, was unreachable or did not answer in time."""
+        upstream, server = session.upstream, session.server
+        if upstream is not None and server is not None:
+            session.upstream = None
+            self._life.part(upstream, in_order=False)
+            self.leave(session, server)
+            self._note_failure(session, server, reason)
+        self._life.fire(session, Event.CONNECT_FAILED)
+
+    def end_batch(self) -> None:
+        """Give the places that became free to those that wait."""
+        while self._freed:
+            self.serve_queue(self._freed.popitem()[0])

@@ -1,0 +1,153 @@
+"""Servers that are host names: all their addresses, the last good answer, and nobody who waits."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from pylb.control.resolver import Resolver
+from pylb.core.address import HostPort, Listen
+from pylb.core.auth import Keyring
+from pylb.core.policy import Rules, StaticFrontend, StaticServer
+from pylb.machine import resolve
+from tests.control.harness import Clock, Control, aio, control, free_ports
+
+NODES = HostPort("nodes.example.net", 30443)
+ONE, TWO, THREE = "198.51.100.7", "198.51.100.8", "2001:db8::9"
+
+
+def rules(port: int, *servers: HostPort, interval: float = 30.0) -> Rules:
+    lines = tuple(StaticServer(server, weight=2, backup=True) for server in servers)
+    return Rules((StaticFrontend("web", Listen("tcp", "*", port), lines),), resolve_interval=interval)
+
+
+def servers(c: Control) -> dict[str, str]:
+    return {view.server: str(view.address) for view in c.registry.servers()}
+
+
+@aio
+async def test_all_addresses_of_a_name_are_servers_as_its_line_says(tmp_path: Path) -> None:
+    (port,) = free_ports(1)
+    async with control(tmp_path, rules=rules(port, NODES)) as c:
+        assert servers(c) == {}
+        c.dns["nodes.example.net"] = [TWO, ONE, THREE, ONE]
+        await c.registry.resolve()
+        assert servers(c) == {
+            f"{NODES}@{ONE}": f"{ONE}:30443",
+            f"{NODES}@{TWO}": f"{TWO}:30443",
+            f"{NODES}@{THREE}": f"[{THREE}]:30443",
+        }
+        assert {(view.weight, view.rank, view.held_by) for view in c.registry.servers()} == {(2, 2, ("static",))}
+        assert [event.text for event in c.heard if event.kind == "resolved"] == [f"nodes.example.net is {ONE}, {TWO}, {THREE}"]
+
+
+@aio
+async def test_an_address_that_goes_leaves_and_the_others_keep_their_labels(tmp_path: Path) -> None:
+    (port,) = free_ports(1)
+    async with control(tmp_path, rules=rules(port, NODES)) as c:
+        c.dns["nodes.example.net"] = [ONE, TWO]
+        await c.registry.resolve()
+        before = servers(c)
+        c.dns["nodes.example.net"] = [TWO, THREE]
+        await c.registry.resolve()
+        assert servers(c) == before  # not asked again yet
+        c.clock.now += 30
+        await c.registry.resolve()
+        assert servers(c).items() & before.items() == {(f"{NODES}@{TWO}", f"{TWO}:30443")}
+        assert c.heard[-1].text == f"nodes.example.net is {TWO}, {THREE}, no longer {ONE}"
+        tables = len(c.sink.tables)
+        c.clock.now += 30
+        await c.registry.resolve()
+        assert len(c.sink.tables) == tables
+
+
+@pytest.mark.parametrize("failure", [[], TimeoutError(), OSError("no DNS"), ["fe80::1%eth0"]])
+def test_a_failure_takes_no_server_away_and_is_told_once(tmp_path: Path, failure: list[str] | Exception) -> None:
+    async def main() -> None:
+        (port,) = free_ports(1)
+        async with control(tmp_path, rules=rules(port, NODES)) as c:
+            c.dns["nodes.example.net"] = [ONE]
+            await c.registry.resolve()
+            c.dns["nodes.example.net"] = failure
+            for _ in range(20):
+                c.clock.now += 300
+                await c.registry.resolve()
+            assert servers(c) == {f"{NODES}@{ONE}": f"{ONE}:30443"}
+            (told,) = [event for event in c.heard if event.kind == "unresolved"]
+            assert told.alarm
+            assert f"its last addresses count on: {ONE}" in told.text
+            c.dns["nodes.example.net"] = [TWO]
+            c.clock.now += 300
+            await c.registry.resolve()
+            assert servers(c) == {f"{NODES}@{TWO}": f"{TWO}:30443"}
+
+    asyncio.run(main())
+
+
+@aio
+async def test_a_start_without_dns_serves_what_was_known(tmp_path: Path) -> None:
+    (port,) = free_ports(1)
+    async with control(tmp_path, rules=rules(port, NODES)) as c:
+        c.dns["nodes.example.net"] = [ONE]
+        await c.registry.resolve()
+    async with control(tmp_path, rules=rules(port, NODES)) as c:
+        assert servers(c) == {f"{NODES}@{ONE}": f"{ONE}:30443"}
+
+
+@aio
+async def test_a_reload_keeps_what_is_known_and_forgets_what_nobody_needs(tmp_path: Path) -> None:
+    (port,) = free_ports(1)
+    other = HostPort("other.example.net", 1)
+    async with control(tmp_path, rules=rules(port, NODES)) as c:
+        c.dns = {"nodes.example.net": [ONE], "other.example.net": [TWO]}
+        await c.registry.resolve()
+        await c.registry.reload(rules(port, NODES, other), Keyring(()))
+        assert servers(c) == {f"{NODES}@{ONE}": f"{ONE}:30443"}
+        await c.registry.resolve()
+        assert set(servers(c)) == {f"{NODES}@{ONE}", f"{other}@{TWO}"}
+        await c.registry.reload(rules(port, other), Keyring(()))
+        assert set(servers(c)) == {f"{other}@{TWO}"}
+        assert set(c.registry._ledger.resolver.answers) == {"other.example.net"}
+
+
+@aio
+async def test_what_no_server_may_be_is_left_out(tmp_path: Path) -> None:
+    """A name that points to pylb itself, or to where nobody may be sent."""
+    (port,) = free_ports(1)
+    looped = HostPort("lb.example.net", port)
+    async with control(tmp_path, rules=rules(port, looped)) as c:
+        c.dns["lb.example.net"] = ["127.0.0.1", "169.254.169.254", "0.0.0.0", ONE]
+        await c.registry.resolve()
+        assert servers(c) == {f"{looped}@{ONE}": f"{ONE}:{port}"}
+
+
+@aio
+async def test_a_name_whose_answer_does_not_come_holds_up_no_other() -> None:
+    clock, never = Clock(), asyncio.Event()
+
+    async def slow(host: str) -> list[str]:
+        if host == "slow":
+            await never.wait()
+        return [ONE]
+
+    resolver = Resolver(slow, clock, lambda _low, _high: 1.0, lambda _kind, _text, _alarm: None)
+    resolver.follow(["slow", "fast"], 30.0)
+    first = asyncio.get_running_loop().create_task(resolver.ask())
+    await asyncio.sleep(0)
+    clock.now += 30
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert resolver.answers == {"fast": (ONE,)}
+    assert await resolver.ask() == set()  # fast says the same, and slow is being asked
+    resolver.follow(["fast"], 30.0)
+    never.set()
+    assert await first == {"fast"}
+    assert resolver.answers == {"fast": (ONE,)}
+
+
+@aio
+async def test_the_systems_own_resolver_knows_localhost() -> None:
+    resolver = Resolver(resolve, Clock(), lambda _low, _high: 1.0, lambda _kind, _text, _alarm: None)
+    resolver.follow(["localhost"], 30.0)
+    assert await resolver.ask() == {"localhost"}
+    assert "127.0.0.1" in resolver.answers["localhost"]
