@@ -15,7 +15,8 @@ from pydantic import AfterValidator, BeforeValidator, PlainValidator, Validation
 from pylb.config.problems import wrong
 from pylb.core import address as core
 from pylb.core.access import AccessRule
-from pylb.core.policy import Balance, Check, CheckKind
+from pylb.core.checks import BadCheck, parse_check
+from pylb.core.policy import Balance, Check
 
 _T = TypeVar("_T")
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
@@ -212,44 +213,11 @@ def _workers(value: object) -> int:
     return 0
 
 
-_CHECK_HINT = "tcp, {http: /health}, {send: TEXT, expect: TEXT}; each may have a port"
-
-
 def _check(value: object) -> Check:
-    if value == "tcp":
-        return Check()
-    if not isinstance(value, dict) or not value:
-        raise wrong(f"{show(value)} is not a check", _CHECK_HINT)
-    if unknown := value.keys() - {"http", "host", "send", "expect", "port"}:
-        raise wrong(f"{show(min(unknown, key=str))} is no key of a check", _CHECK_HINT)
-    port = _whole(1, 65535)(value["port"]) if "port" in value else 0
-    if "http" in value:
-        if "send" in value:
-            raise wrong("a check is http or send, not both", _CHECK_HINT)
-        return _http_check(value, port)
-    if "host" in value:
-        raise wrong("host without http", _CHECK_HINT)
-    send, expect = (_text(value.get(key, ""), f"what to {key}").encode() for key in ("send", "expect"))
-    if not (send or expect or port):
-        raise wrong("a check that sends nothing and expects nothing", "tcp")
-    return Check(CheckKind.SEND if send or expect else CheckKind.TCP, send, expect, port=port)
-
-
-def _http_check(value: dict[str, Any], port: int) -> Check:
-    path, host = _text(value["http"], "a path"), _text(value.get("host", ""), "a host name")
-    if not re.fullmatch(r"/[!-~]*", path):
-        raise wrong(f"{show(path)} is not a path", "as in /health: a slash, then printable ASCII without blanks")
-    if not re.fullmatch(r"[!-~]*", host):
-        raise wrong(f"{show(host)} is not a host name", "as in app.example.net, or app.example.net:8080")
-    return Check(CheckKind.HTTP, path=path, host=host, status=_status(value.get("expect", "200-399")), port=port)
-
-
-def _status(value: object) -> tuple[int, int]:
-    """`200`, or `"200-399"`."""
-    match = re.fullmatch(r"([1-5][0-9]{2})(?:-([1-5][0-9]{2}))?", str(value))
-    if match is None or isinstance(value, bool) or int(match[2] or match[1]) < int(match[1]):
-        raise wrong(f"{show(value)} is not an HTTP status", 'as in 200, or "200-399"')
-    return int(match[1]), int(match[2] or match[1])
+    try:
+        return parse_check(value)
+    except BadCheck as bad:
+        raise wrong(str(bad), bad.hint) from None
 
 
 def _upgrade(value: object) -> float:

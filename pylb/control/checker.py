@@ -173,7 +173,7 @@ class Checker:
 
     def _question(self, place: tuple[Listen, Address]) -> Question:
         policy, server = self.table.frontends[place[0]].policy.health, self._servers[place]
-        return Question(server.address, policy.check, server.send_proxy, policy.timeout)
+        return Question(server.address, server.check or policy.check, server.send_proxy, policy.timeout)
 
     async def _probe(self, question: Question, places: list[Listen]) -> None:
         address = question.server

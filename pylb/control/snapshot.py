@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pylb.core.address import Address, parse_address, parse_ip, parse_listen
+from pylb.core.checks import parse_check, written
 from pylb.core.overrides import NONE, Override, Overrides, Place
-from pylb.core.policy import AdminState, ProxyProtocol
+from pylb.core.policy import AdminState, Check, ProxyProtocol
 from pylb.core.registration import Displaced, Key, Registration, State, Wanted
 
 
@@ -64,6 +65,7 @@ def _encode_wanted(item: Wanted) -> dict[str, Any]:
         "proxy_protocol": None if item.send_proxy is None else str(item.send_proxy),
         "weight": item.weight,
         "backup": item.backup,
+        "health": None if item.check is None else written(item.check),
     }
 
 
@@ -74,6 +76,7 @@ def _encode_displaced(old: Displaced) -> dict[str, Any]:
         "address": str(old.address),
         "proxy_protocol": None if old.send_proxy is None else str(old.send_proxy),
         "weight": old.weight,
+        "health": None if old.check is None else written(old.check),
     }
 
 
@@ -158,19 +161,25 @@ def _decode_wanted(item: Mapping[str, Any]) -> Wanted:
         _proxy(item.get("proxy_protocol")),
         int(item.get("weight", 1)),
         bool(item.get("backup", False)),
+        _check(item.get("health")),
     )
 
 
 def _decode_displaced(old: Mapping[str, Any]) -> Displaced:
     listen = parse_listen(old["listen"])
     address = parse_address(old["address"])
-    return Displaced(listen, str(old["server"]), address, _proxy(old.get("proxy_protocol")), int(old.get("weight", 1)))
+    send, weight, check = _proxy(old.get("proxy_protocol")), int(old.get("weight", 1)), _check(old.get("health"))
+    return Displaced(listen, str(old["server"]), address, send, weight, check)
 
 
 def _port(value: object) -> int:
     if not isinstance(value, int) or not 1 <= value <= 65535:
         raise ValueError(f"{value!r} is not a port")
     return value
+
+
+def _check(value: object) -> Check | None:
+    return None if value is None else parse_check(value)
 
 
 def _proxy(value: object) -> ProxyProtocol | None:

@@ -14,7 +14,7 @@ from heapq import heapify, heappop, heappush, heapreplace
 from itertools import accumulate
 from math import floor, log2
 from struct import unpack
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from pylb.core.policy import Balance
 
@@ -232,14 +232,14 @@ class _Source(_Pool[L]):
 
 
 def balancer(algorithm: Balance, servers: Sequence[L], random: Callable[[], float]) -> Balancer[L]:
-    match algorithm:
-        case Balance.LEASTCONN:
-            return leastconn(servers)
-        case Balance.ROUNDROBIN:
-            return roundrobin(servers)
-        case Balance.RANDOM:
-            return _Random(servers, random)
-        case Balance.SOURCE:
-            return _Source(servers)
-        case Balance.FIRST:
-            return first(servers)
+    if algorithm is Balance.RANDOM:
+        return _Random(servers, random)
+    return _MAKERS[algorithm](servers)
+
+
+_MAKERS: dict[Balance, Callable[[Sequence[Any]], Balancer[Any]]] = {
+    Balance.LEASTCONN: leastconn,
+    Balance.ROUNDROBIN: roundrobin,
+    Balance.SOURCE: _Source,
+    Balance.FIRST: first,
+}

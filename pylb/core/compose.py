@@ -8,6 +8,7 @@ fresh and proven 0 · fresh, has not answered yet 1 · backup 2 · stale or drai
 from collections.abc import Iterable, Iterator
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
+from typing import cast
 
 from pylb.core.address import Address, Listen
 from pylb.core.claims import Claims
@@ -63,9 +64,8 @@ def _offers(layout: Layout, held: list[Registration], sight: Sight, listen: List
     static, policy = layout.statics.get(listen), layout.policy(listen)
     for line in static.servers if static else ():
         rank = BACKUP if line.backup else PROVEN
-        if isinstance(line.address, Address):  # the layout's always are
-            label = line.name or str(line.address)
-            yield Server(label, line.address, line.weight, rank, policy.send_proxy, line.max_connections)
+        address = cast("Address", line.address)  # a layout's always are
+        yield Server(line.name or str(address), address, line.weight, rank, policy.send_proxy, line.max_connections)
     for one in reversed(held):
         item = one.wanted[one.places.index(listen)]
         rank = UNPROVEN if one.address(item) not in sight.proven else PROVEN
@@ -73,12 +73,14 @@ def _offers(layout: Layout, held: list[Registration], sight: Sight, listen: List
             rank = LAST_RESORT
         elif item.backup:
             rank = BACKUP
-        yield Server(one.label, one.address(item), item.weight, rank, _send(item.send_proxy, policy.send_proxy))
+        send = _send(item.send_proxy, policy.send_proxy)
+        yield Server(one.label, one.address(item), item.weight, rank, send, check=item.check)
     for one in held:
         waits = one.address(one.wanted[one.places.index(listen)]) not in sight.proven
         for old in one.displaced if waits else ():
             if old.listen == listen:
-                yield Server(old.server, old.address, old.weight, PROVEN, _send(old.send_proxy, policy.send_proxy))
+                send = _send(old.send_proxy, policy.send_proxy)
+                yield Server(old.server, old.address, old.weight, PROVEN, send, check=old.check)
 
 
 def _send(wanted: ProxyProtocol | None, default: ProxyProtocol) -> ProxyProtocol:

@@ -14,8 +14,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
 from pylb.core.address import Address, Listen
+from pylb.core.checks import BadCheck, parse_check
 from pylb.core.errors import Code, Refused
-from pylb.core.policy import LeaseBounds, ProxyProtocol
+from pylb.core.policy import Check, LeaseBounds, ProxyProtocol
 
 # Host and pod names (RFC 1123), and the underscore and capitals people use anyway. No slash, no `@`, no leading dot:
 # a name is a path segment, a log field and a label.
@@ -54,6 +55,7 @@ class Wanted:
     send_proxy: ProxyProtocol | None = None
     weight: int = 1
     backup: bool = False
+    check: Check | None = None  # None: as the frontend's policy says
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +67,7 @@ class Displaced:
     address: Address
     send_proxy: ProxyProtocol | None = None
     weight: int = 1
+    check: Check | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +118,9 @@ class FrontendBody(BaseModel):
     proxy_protocol: Literal["none", "v1", "v2"] | None = Field(None, description="PROXY header sent to the server")
     weight: int = Field(1, ge=1, le=256)
     backup: bool = Field(False, description="used only while no other server is")
+    health: str | dict[str, str | int] | None = Field(
+        None, description="how the server is checked: `tcp`, `{http, expect, host, port}` or `{send, expect, port}`"
+    )
 
 
 class AnnouncementBody(BaseModel):
@@ -154,15 +160,19 @@ def parse_native(body: bytes) -> Announcement:
         # The misspelt key explains the missing one beside it.
         found = error.errors(include_url=False, include_context=True)
         raise _readable(next((one for one in found if one["type"] == "extra_forbidden"), found[0])) from None
-    wanted = tuple(_wanted(item) for item in parsed.frontends)
+    wanted = tuple(_wanted(index, item) for index, item in enumerate(parsed.frontends))
     _no_port_twice(wanted)
     ttl = None if parsed.ttl is None else float(parsed.ttl)
     return Announcement(wanted, parsed.address, ttl, parsed.state == "draining")
 
 
-def _wanted(item: FrontendBody) -> Wanted:
+def _wanted(index: int, item: FrontendBody) -> Wanted:
     send = None if item.proxy_protocol is None else ProxyProtocol(item.proxy_protocol)
-    return Wanted(item.port, item.target_port, send, item.weight, item.backup)
+    try:
+        check = None if item.health is None else parse_check(item.health)
+    except BadCheck as bad:
+        raise Refused(Code.INVALID, f"frontends[{index}].health: {bad}", bad.hint) from None
+    return Wanted(item.port, item.target_port, send, item.weight, item.backup, check)
 
 
 def _no_port_twice(wanted: tuple[Wanted, ...]) -> None:

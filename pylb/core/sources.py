@@ -62,9 +62,7 @@ class Sources:
             oldest = next(iter(self._due))
             if self._due[oldest] > now and len(self._due) <= MOST_SOURCES:
                 return
-            del self._due[oldest]
-            if not self._due:
-                return
+            del self._due[oldest]  # never the last one: that is the caller's, and lies ahead
 
     def __len__(self) -> int:
         return len(self._live.keys() | self._due.keys())

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from pylb.core.address import Address, Listen
-from pylb.core.policy import AdminState, Policy, ProxyProtocol
+from pylb.core.policy import AdminState, Check, Policy, ProxyProtocol
 
 PROVEN, UNPROVEN, BACKUP, LAST_RESORT, DOWN, OUT = range(6)
 
@@ -29,6 +29,7 @@ class Server:
     send_proxy: ProxyProtocol = ProxyProtocol.NONE
     max_connections: int = 0  # 0: no limit
     admin: AdminState = AdminState.READY  # while drain or maint, `weight` is 0
+    check: Check | None = None  # None: the policy's
 
 
 @dataclass(frozen=True, slots=True)

@@ -100,7 +100,7 @@ def test_a_file_full_of_mistakes_gets_all_of_them_in_the_order_of_its_lines() ->
         ("defaults: {health: {check: {http: /up, send: x}}}", "a check is http or send, not both"),
         ("defaults: {health: {check: {http: /up, expect: 99}}}", "99 is not an HTTP status"),
         ("defaults: {health: {check: {http: /up, expect: 300-200}}}", "'300-200' is not an HTTP status"),
-        ("defaults: {health: {check: {http: /up, port: 0}}}", "0 is out of range (1 to 65535)"),
+        ("defaults: {health: {check: {http: /up, port: 0}}}", "0 is not a port (1 to 65535)"),
         ("defaults: {health: {check: {send: ''}}}", "a check that sends nothing and expects nothing (tcp)"),
         ("defaults: {health: {check: {send: x, host: y}}}", "host without http"),
         ("defaults: {on_down: closed}", "'closed' is no value of 'on_down' (did you mean 'close'?)"),

@@ -114,6 +114,18 @@ async def test_frontends_that_ask_the_same_share_the_answer_and_others_do_not() 
 
 
 @aio
+async def test_a_servers_own_check_counts_more_than_its_frontends() -> None:
+    checked = Checked()
+    own = Check(CheckKind.HTTP, path="/own", port=30444)
+    checked.serve(ACTIVE, server(1, check=own), server(2))
+    await checked.pass_time(2.1)
+    assert {question.server: question.check for question in checked.checks()} == {
+        server(1).address: own,
+        server(2).address: HTTP,
+    }
+
+
+@aio
 async def test_a_server_that_gets_proxy_headers_is_asked_with_one() -> None:
     checked = Checked()
     checked.serve(ACTIVE, server(send_proxy=ProxyProtocol.V2))

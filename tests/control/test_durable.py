@@ -7,7 +7,8 @@ import pytest
 
 from pylb.control.store import StateLocked, Store
 from pylb.core.errors import Code, Refused
-from pylb.core.policy import Rules
+from pylb.core.policy import Check, CheckKind, Rules
+from pylb.core.registration import Announcement, Wanted
 from tests.control.harness import (
     NODE_A,
     NODE_B,
@@ -282,3 +283,15 @@ async def test_many_calls_at_once_share_their_writes(tmp_path: Path) -> None:
         await asyncio.gather(*(c.put({port: 30001}, instance=f"pod-{port}", name=f"n{port}") for port in ports))
         assert c.sink.ports == set(ports)
         assert c.store.saves <= 10
+
+
+@aio
+async def test_a_registrations_own_check_outlives_a_restart(tmp_path: Path) -> None:
+    (port,) = free_ports(1)
+    check = Check(CheckKind.HTTP, path="/up")
+    said = Announcement((Wanted(port, 30001, check=check),))
+    async with control(tmp_path) as c:
+        with target(30001):
+            await c.registry.announce("web", "pod-1", said, c.caller())
+    async with control(tmp_path) as c:
+        assert c.server(port)[1].check == check

@@ -2,11 +2,11 @@
 
 from dataclasses import replace
 
-from pylb.core.address import Address
+from pylb.core.address import Address, HostPort, Listen
 from pylb.core.claims import Claims, become, release
 from pylb.core.compose import Sight, compose, frontend
 from pylb.core.layout import Layout
-from pylb.core.policy import Policy, ProxyProtocol, Rules, StaticFrontend, StaticServer
+from pylb.core.policy import Limits, Policy, ProxyProtocol, Rules, StaticFrontend, StaticServer
 from pylb.core.registration import Key, State
 from pylb.core.table import Table
 from tests.core.claiming import FREE, A, B, C, at, enter, having, layout, legacy, native, on, static
@@ -140,3 +140,36 @@ def test_what_is_not_touched_is_the_same_object() -> None:
     moved = compose(claims, FREE, Sight(frozenset({at(f"{A}:30443")})), table, [HTTPS])
     assert moved.frontends[on(80)] is table.frontends[on(80)]
     assert moved.frontends[HTTPS].servers == (replace(table.frontends[HTTPS].servers[0], rank=0),)
+
+
+# ---------------------------------------------------------------- servers that are names
+
+NAMED, LB = HostPort("nodes.example.net", 30443), HostPort("lb.example.net", 443)
+
+
+def named(resolved: dict[str, tuple[str, ...]]) -> Layout:
+    lines = (StaticServer(NAMED, weight=3), StaticServer(LB), StaticServer(Address("192.0.2.1", 1)))
+    return Layout(Rules((StaticFrontend("web", Listen("tcp", "*", 443), lines),), own_ips=frozenset({"203.0.113.9"})), resolved)
+
+
+def test_a_name_is_all_its_addresses_each_with_a_label_of_its_own() -> None:
+    assert str(NAMED) == "nodes.example.net:30443"
+    assert named({}).rules.hosts == {"nodes.example.net", "lb.example.net"}
+    [frontend] = compose(Claims(), named({"nodes.example.net": ("192.0.2.7", "2001:db8::7")}), Sight()).frontends.values()
+    assert [(server.name, str(server.address), server.weight) for server in frontend.servers] == [
+        ("nodes.example.net:30443@192.0.2.7", "192.0.2.7:30443", 3),
+        ("nodes.example.net:30443@2001:db8::7", "[2001:db8::7]:30443", 3),
+        ("192.0.2.1:1", "192.0.2.1:1", 1),
+    ]
+
+
+def test_a_name_that_leads_to_pylb_itself_or_to_nowhere_is_no_server() -> None:
+    resolved = {"lb.example.net": ("127.0.0.1", "203.0.113.9", "169.254.169.254", "192.0.2.8")}
+    [frontend] = compose(Claims(), named(resolved), Sight()).frontends.values()
+    assert [str(server.address) for server in frontend.servers] == ["192.0.2.8:443", "192.0.2.1:1"]
+
+
+def test_limits_by_source_are_asked_for_or_not() -> None:
+    assert not Limits(rate=5).by_source
+    assert Limits(per_source=1).by_source
+    assert Limits(per_source_rate=1).by_source

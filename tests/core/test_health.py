@@ -2,11 +2,13 @@
 
 from math import inf
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pylb.core.health import PROBE_MAX, PROVEN, UP, Health, answered, failed, prove, unproven, watched
-from pylb.core.policy import HealthMode, HealthPolicy
+from pylb.core.address import Address
+from pylb.core.health import PROBE_MAX, PROVEN, UP, YES, Health, answered, failed, judge, prove, request, unproven, watched
+from pylb.core.policy import CONNECT, Check, CheckKind, HealthMode, HealthPolicy
 
 PASSIVE = HealthPolicy()
 ACTIVE = HealthPolicy(mode=HealthMode.ACTIVE)
@@ -107,3 +109,42 @@ def test_a_lack_of_our_own_says_nothing_of_the_target() -> None:
     proof = prove(None, "resource", 2.0, 0.0, jitter=1.0)
     assert (proof.reachable, proof.probe_at) == ("unknown", 2.0)
     assert "pylb could not try" in proof.hint
+
+
+# ---------------------------------------------------------------- what is asked, and what the answer says
+
+SERVER = Address("192.0.2.7", 30443)
+
+
+def test_a_connect_sends_nothing_and_text_is_sent_as_it_is() -> None:
+    assert request(CONNECT, SERVER) == b""
+    assert request(Check(CheckKind.SEND, send=b"PING"), SERVER) == b"PING"
+
+
+def test_a_get_names_its_host() -> None:
+    asked = request(Check(CheckKind.HTTP, path="/up"), SERVER)
+    assert asked.startswith(b"GET /up HTTP/1.0\r\nHost: 192.0.2.7:30443\r\n")
+    assert asked.endswith(b"\r\n\r\n")
+    assert b"Host: app\r\n" in request(Check(CheckKind.HTTP, host="app"), SERVER)
+
+
+HTTP = Check(CheckKind.HTTP, status=(200, 299))
+
+
+@pytest.mark.parametrize(
+    ("check", "answer", "ended", "verdict"),
+    [
+        (CONNECT, b"", False, YES),
+        (Check(CheckKind.SEND, expect=b"PONG"), b"+PO", False, None),
+        (Check(CheckKind.SEND, expect=b"PONG"), b"+PONG", False, YES),
+        (Check(CheckKind.SEND, expect=b"PONG"), b"-ERR", True, "wrong answer: b'PONG' is not in b'-ERR'"),
+        (HTTP, b"HTTP/1.1 20", False, None),
+        (HTTP, b"HTTP/1.1 204 No Content\r\n", False, YES),
+        (HTTP, b"HTTP/1.0 200", True, YES),
+        (HTTP, b"HTTP/1.1 301 Moved\r\n", False, "wrong answer: HTTP status 301"),
+        (HTTP, b"HTTP/2 200\r\n", False, "wrong answer: b'HTTP/2 200' is no status line"),
+        (HTTP, b"", True, "wrong answer: closed without an answer"),
+    ],
+)
+def test_an_answer_is_judged_as_soon_as_it_tells(check: Check, answer: bytes, ended: bool, verdict: str | None) -> None:
+    assert judge(check, answer, ended=ended) == verdict

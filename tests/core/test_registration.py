@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pylb.core.checks import HINT as CHECK_HINT
 from pylb.core.errors import Code, Refused
-from pylb.core.policy import LeaseBounds, ProxyProtocol
+from pylb.core.policy import Check, CheckKind, LeaseBounds, ProxyProtocol
 from pylb.core.registration import Announcement, Wanted, check_name, check_ttl, parse_native
 
 ONE = {"port": 443, "target_port": 30443}
@@ -29,9 +30,10 @@ def test_only_frontends_are_required() -> None:
 
 
 def test_everything_that_may_be_said_is_understood() -> None:
-    frontend = ONE | {"proxy_protocol": "v2", "weight": 3, "backup": True}
+    frontend = ONE | {"proxy_protocol": "v2", "weight": 3, "backup": True, "health": {"http": "/up", "port": 30444}}
+    check = Check(CheckKind.HTTP, path="/up", port=30444)
     said = parse_native(body(frontends=[frontend], address="203.0.113.7", ttl=None, state="draining"))
-    assert said == Announcement((Wanted(443, 30443, ProxyProtocol.V2, 3, True),), "203.0.113.7", None, True)
+    assert said == Announcement((Wanted(443, 30443, ProxyProtocol.V2, 3, True, check),), "203.0.113.7", None, True)
 
 
 @pytest.mark.parametrize(
@@ -57,6 +59,7 @@ def test_a_port_is_a_whole_number_between_1_and_65535(port: Any, says: str) -> N
         ({"frontends": [ONE, ONE]}, "frontends[1].port: 443 is there twice", "one entry per port"),
         ({"frontends": [ONE | {"weight": 0}]}, "frontends[0].weight: ", ""),
         ({"frontends": [ONE | {"proxy_protocol": "v3"}]}, "frontends[0].proxy_protocol: ", ""),
+        ({"frontends": [ONE | {"health": {"htp": "/"}}]}, "frontends[0].health: 'htp' is no key of a check", CHECK_HINT),
         ({"state": "down" * 99}, "state: ", ""),
         ({"ttl": 60.5}, "ttl: ", ""),
         ({"address": 7}, "address: ", ""),

@@ -114,7 +114,9 @@ def test_registrations_show_their_lease(tmp_path: Path) -> None:
                 "state": "fresh",
                 "address": "127.0.0.1",
                 "lease": {"ttl": 60},
-                "frontends": [{"port": port, "target_port": 30843, "proxy_protocol": None, "weight": 1, "backup": False}],
+                "frontends": [
+                    {"port": port, "target_port": 30843, "proxy_protocol": None, "weight": 1, "backup": False, "health": None}
+                ],
             }
 
     run(main())
