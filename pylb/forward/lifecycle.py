@@ -372,7 +372,8 @@ class Lifecycle:
             self._on_fault(error)
 
     def _closed_counter(self, frontend: FrontendState, server: ServerState | None) -> ServerCounters:
-        if server is not None:
+        # One that refused, and left the table while the session waited, is no label any more.
+        if server is not None and frontend.counters.servers.get(server.server.name) is server.counters:
             return server.counters
         return frontend.counters.servers.setdefault("", ServerCounters())
 

@@ -181,7 +181,7 @@ class FrontendState:
         `client`: its IP address.
         """
         if self._only is not None:
-            return None if tried else self._only
+            return None if tried and self._only in tried else self._only
         for pool in self._pools:
             chosen = pool.pick(folded(client), tried or ())
             if chosen is not None:

@@ -1,9 +1,11 @@
-"""Connect, data, half-close, reset, stall, table swap and time in any order: no byte lost, added or reordered, nothing left."""
+"""Header, queue, data, half-close, reset, stall, table swap and time in any order: no byte lost, added or reordered."""
 
 import gc
 import socket
 import sys
 import time
+from dataclasses import replace
+from ipaddress import ip_network
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -18,6 +20,10 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from pylb.core.access import Networks
+from pylb.core.address import Address
+from pylb.core.policy import ProxyAccept, ProxyProtocol
+from pylb.core.proxy_protocol import header
 from pylb.core.session import SessionRecord
 from pylb.core.table import Server
 from pylb.forward.engine import MAX_BUFFERED
@@ -76,14 +82,22 @@ class Sessions(RuleBasedStateMachine):
     steps = 0  # of all runs
 
     @initialize(
-        splice=st.booleans(), size=BUFFERS, pipes=st.sampled_from([0, 1, 64]), most=st.sampled_from([1, 100_000, MAX_BUFFERED])
+        splice=st.booleans(),
+        size=BUFFERS,
+        pipes=st.sampled_from([0, 1, 64]),
+        most=st.sampled_from([1, 100_000, MAX_BUFFERED]),
+        headers=st.booleans(),
     )
-    def begin(self, splice: bool, size: int, pipes: int, most: int) -> None:
+    def begin(self, splice: bool, size: int, pipes: int, most: int, headers: bool) -> None:
+        """`headers`: clients are trusted proxies and send a PROXY header first, with their own addresses."""
         gc.collect()
         self.descriptors = descriptors()
         self.size = size
         self.drive = Drive(splice=splice, max_pipes=pipes, max_connections=6, max_buffered=most)
-        self.policy = policy(idle=IDLE, half_close=20, flush=5, connect=2, drain=DRAIN)
+        self.headers = headers
+        trusted = Networks([ip_network("127.0.0.0/8")] if headers else [])
+        timed = policy(idle=IDLE, half_close=20, flush=5, connect=2, drain=DRAIN, queue=10)
+        self.policy = replace(timed, accept_proxy=ProxyAccept(trusted))
         self.most = most
         self.backends = [self.drive.backend(sndbuf=size, rcvbuf=size) for _ in "ab"]
         self.refuses = server_at(self.drive.nobody(), "refuses")
@@ -94,19 +108,26 @@ class Sessions(RuleBasedStateMachine):
         self.waiting: list[Pair] = []
         self.seed = 0
 
-    def server(self, which: int) -> Server:
-        return server_at(self.backends[which], "ab"[which], rank=1)
+    def server(self, which: int, most: int = 0) -> Server:
+        return server_at(self.backends[which], "ab"[which], rank=1, most=most)
 
     # ------------------------------------------------------------ what may happen
 
     @precondition(lambda self: not self.removed)
-    @rule(target=pairs, early=st.one_of(st.just(0), SIZES), together=st.booleans())
-    def connect(self, early: int, together: bool) -> Pair:
+    @rule(
+        target=pairs,
+        early=st.one_of(st.just(0), SIZES),
+        together=st.booleans(),
+        version=st.sampled_from([ProxyProtocol.V1, ProxyProtocol.V2]),
+    )
+    def connect(self, early: int, together: bool, version: ProxyProtocol) -> Pair:
         self.seed += 2
         pair = Pair(Side(self.drive.connect(self.listen, sndbuf=self.size, rcvbuf=self.size), self.seed))
         pair.refusing = self.refuses in self.servers
         self.live.append(pair)
         self.waiting.append(pair)
+        if self.headers:
+            pair.client.peer.say(header(version, pair.client.peer.local, Address("127.0.0.1", self.listen.port)))
         if early:
             pair.client.say(early)
             pair.client.peer.step()
@@ -158,7 +179,7 @@ class Sessions(RuleBasedStateMachine):
         side = pair.client if by_client else pair.server
         if side and not side.peer.closed:
             side.was_reset = True
-            pair.codes |= {"CC", "CD"} if by_client else {"SD"}
+            pair.codes |= {"CR", "CQ", "CC", "CD"} if by_client else {"SD"}
             side.peer.reset()
 
     @rule(count=st.integers(1, 20))
@@ -188,9 +209,10 @@ class Sessions(RuleBasedStateMachine):
                 self.pair_of(record).codes.add(record.code)
 
     @precondition(lambda self: not self.removed)
-    @rule(which=st.integers(0, 1), refusing=st.booleans())
-    def swap_table(self, which: int, refusing: bool) -> None:
-        self.servers = [self.refuses, self.server(which)] if refusing else [self.server(which)]
+    @rule(which=st.integers(0, 1), refusing=st.booleans(), most=st.integers(0, 2))
+    def swap_table(self, which: int, refusing: bool, most: int) -> None:
+        """`most`: sessions at once, then clients wait in the queue; 0: no limit."""
+        self.servers = [self.refuses, self.server(which, most)] if refusing else [self.server(which, most)]
         for pair in self.waiting if refusing else ():
             pair.refusing = True  # it may be in the backlog still
         self.drive.serve(*self.servers, policy=self.policy, listen=self.listen)
@@ -221,6 +243,9 @@ class Sessions(RuleBasedStateMachine):
                 if owner is not None:  # else its session is over already
                     owner.server = Side(peer, owner.client.seed + 1)
                     self.waiting.remove(owner)
+
+    def record_of(self, pair: Pair) -> SessionRecord | None:
+        return next((record for record in self.drive.records if record.client_port == pair.client.port), None)
 
     def pair_of(self, record: SessionRecord) -> Pair:
         return next(pair for pair in self.live if pair.client.port == record.client_port)
@@ -288,7 +313,7 @@ class Sessions(RuleBasedStateMachine):
         self.what_was_got_is_a_prefix_of_what_was_said()
         for pair in self.live:
             if not pair.cut:
-                assert pair.server, "a session nobody cut has both ends"
+                assert pair.server, f"a session nobody cut has both ends: {self.record_of(pair)}"
                 assert not pair.client.peer.error
                 assert not pair.server.peer.error
                 assert len(pair.server.peer.got) == pair.client.said, "bytes of the client are missing"

@@ -180,6 +180,33 @@ def test_a_new_table_serves_the_queue(drive: Drive, relief: str) -> None:
         drive.accept(one)
 
 
+def test_who_was_refused_and_waits_is_served_by_the_only_server_of_a_new_table(drive: Drive) -> None:
+    """Found by the state machine: what was tried before is not the one server there is now."""
+    refusing, one, two = server_at(drive.nobody(), "refuses"), drive.backend(), drive.backend()
+    listen = drive.serve(refusing, server_at(one, "one", rank=1, most=1))
+    drive.connect(listen)
+    drive.accept(one)
+    waiting = drive.connect(listen)
+    drive.run_until(lambda: drive.engine.counters.frontends[listen].queued == 1)
+    drive.serve(server_at(two, "two"), listen=listen)
+    drive.accept(two)
+    assert not waiting.error
+
+
+def test_who_was_refused_by_a_server_that_has_left_is_counted_all_the_same(drive: Drive) -> None:
+    """Found by the state machine: the label was gone, and the session with it."""
+    refusing, backend = server_at(drive.nobody(), "refuses"), drive.backend()
+    listen = drive.serve(refusing, server_at(backend, "one", rank=1, most=1))
+    drive.connect(listen)
+    drive.accept(backend)
+    waiting = drive.connect(listen)
+    drive.run_until(lambda: drive.engine.counters.frontends[listen].queued == 1)
+    drive.serve(listen=listen)
+    drive.run_until(lambda: waiting.error)
+    assert drive.record().code == "SC"
+    assert drive.engine.counters.frontends[listen].servers[""].closed == {"SC": 1}
+
+
 def test_who_waits_for_a_server_that_is_gone_is_reset(drive: Drive) -> None:
     backend = drive.backend()
     listen = drive.serve(server_at(backend, most=1))
