@@ -44,6 +44,18 @@ class Target:
     wiring: Wiring
 
 
+def _pylb(name: str, about: str, render: Callable[[Wiring], str]) -> Kind:
+    return Kind(
+        name,
+        about,
+        program="",
+        package="",
+        version=[sys.executable, "-c", "from importlib.metadata import version; print('pylb', version('pylb'))"],
+        command=lambda config: [sys.executable, "-m", "pylb", "run", "-c", str(config)],
+        render=render,
+    )
+
+
 def _haproxy(name: str, about: str, threads: int, *, splice: bool = False) -> Kind:
     return Kind(
         name,
@@ -60,24 +72,8 @@ DIRECT = "direct"
 KINDS = {
     kind.name: kind
     for kind in (
-        Kind(
-            "pylb",
-            "pylb, workers 0",
-            program="",
-            package="",
-            version=[sys.executable, "-c", "from importlib.metadata import version; print('pylb', version('pylb'))"],
-            command=lambda config: [sys.executable, "-m", "pylb", "run", "-c", str(config)],
-            render=configs.pylb,
-        ),
-        Kind(
-            "pylb-all",
-            "pylb with limits, access list, queue, source addresses and active checks on",
-            program="",
-            package="",
-            version=[sys.executable, "-c", "from importlib.metadata import version; print('pylb', version('pylb'))"],
-            command=lambda config: [sys.executable, "-m", "pylb", "run", "-c", str(config)],
-            render=configs.pylb_all,
-        ),
+        _pylb("pylb", "pylb, workers 0", configs.pylb),
+        _pylb("pylb-all", "pylb with limits, access list, queue, source addresses and active checks on", configs.pylb_all),
         _haproxy("haproxy", "HAProxy, one thread, as installed", 1),
         _haproxy("haproxy2", "HAProxy, two threads", 2),
         _haproxy("haproxy-splice", "HAProxy, one thread, with option splice-auto", 1, splice=True),
