@@ -1,4 +1,4 @@
-"""Five nodes, none of them trusted to stay, and clients that never notice."""
+"""Five nodes, none of them trusted to stay, phone-homes that fall silent, and clients that never notice (cases 33 to 36)."""
 
 import json
 import random
@@ -93,7 +93,8 @@ class Chaos:
         if broken and (len(broken) >= MOST_BROKEN or self._rng.random() < 0.4):
             self.mend(self._rng.choice(broken))
             return
-        what = self._rng.choice([self._kill, self._black_hole, self._move, self._drain, self._leave, self._weigh])
+        breaks = [self._kill, self._black_hole, self._drain, self._leave, self._say_goodbye, self._lose_the_way]
+        what = self._rng.choice([*breaks, self._move, self._weigh, self._roll])
         self.done[what.__name__] += 1
         what(self._rng.choice(whole))
 
@@ -102,8 +103,10 @@ class Chaos:
         place.mend()
         place.mend = None
 
-    def _register(self, place: Place) -> None:
-        self._pylb.register(f"web/{place.name}", {PORT: NODEPORT}, at=place.node, address=place.node.address)
+    def _register(self, place: Place, **more: Any) -> None:
+        """For two seconds: nobody beats, so that all leases end all the time (case 33)."""
+        said = {"address": place.node.address, "ttl": 2, **more}
+        self._pylb.register(f"web/{place.name}", {PORT: NODEPORT}, at=place.node, **said)
 
     def _ctl(self, *args: str) -> None:
         argv = self._pylb.at.command(*self._pylb.command("ctl", *args))
@@ -135,6 +138,25 @@ class Chaos:
 
     def _leave(self, place: Place) -> None:
         assert self._pylb.call("DELETE", f"web/{place.name}", at=place.node).status == 200
+        place.mend = lambda: self._register(place)
+
+    def _say_goodbye(self, place: Place) -> None:
+        """Case 34: for now. Its NodePort goes on answering."""
+        self._register(place, state="draining")
+        place.mend = lambda: self._register(place)
+
+    def _roll(self, place: Place) -> None:
+        """Case 35: a new pod registers the same NodePort, and the old one leaves, before it or after it."""
+        new = Place(f"{place.name}-new", place.node, place.app)
+        self._register(new)
+        for name in self._rng.sample([place.name, new.name], 2):
+            self._pylb.call("DELETE", f"web/{name}", at=place.node)
+            self._register(place)
+        self._pylb.call("DELETE", f"web/{new.name}", at=place.node)
+
+    def _lose_the_way(self, place: Place) -> None:
+        """Case 36: it says that it is where nobody answers."""
+        self._register(place, address="203.0.113.140")
         place.mend = lambda: self._register(place)
 
     def _weigh(self, place: Place) -> None:
@@ -173,7 +195,7 @@ def test_no_client_fails_while_a_node_is_whole(
     assert unexcused == [], (chaos.done, len(failed))
     assert served.total() > seconds * CLIENTS * PER_SECOND * 0.5
     assert len(served) == 5
-    assert len(chaos.done) >= 5
+    assert len(chaos.done) >= 6
 
 
 Line = dict[str, Any]  # of the session log
@@ -194,7 +216,8 @@ def excused(failure: Failure, lines: list[Line], places: list[Place]) -> bool:
     line = record(failure, lines)
     if line is None or line["connect_ms"] == -1:
         return False
-    place = next(one for one in places if one.name == line["server"])
+    label = line["server"].partition("@")[0].removesuffix("-new")
+    place = next(one for one in places if one.name == label)
     return any(failure.began - 0.1 <= at <= failure.ended + 0.1 for at in place.broken_at)
 
 
