@@ -16,6 +16,7 @@ from pylb.core.table import Frontend, Server, Table
 
 BATCH = 16  # probes begun at once, a tenth of a millisecond each; then the loop gets its turn
 
+Place = tuple[Listen, Address]
 News = Callable[[list[Listen], str, str], None]
 
 
@@ -27,12 +28,13 @@ class Checker:
         self._clock = clock
         self._uniform = uniform
         self._on_news = on_news
-        self._health: dict[tuple[Listen, Address], Health] = {}
+        self._health: dict[Place, Health] = {}
         self._proofs: dict[Address, Proof] = {}
         self._asking: dict[Question, asyncio.Task[str]] = {}
-        self._servers: dict[tuple[Listen, Address], Server] = {}
+        self._probing: set[Place | Address] = set()  # due, and being asked
+        self._servers: dict[Place, Server] = {}
         self._uses: Counter[Address] = Counter()  # by how many frontends
-        self._down: frozenset[tuple[Listen, Address]] = frozenset()
+        self._down: frozenset[Place] = frozenset()
         self._proven: frozenset[Address] = frozenset()
         self.table = Table()
         self.interval = 2.0  # seconds between two dials of an unproven target, at first
@@ -146,43 +148,60 @@ class Checker:
             self._on_news([frontend.listen], "server_up", f"{frontend.name}: server {address} is back")
 
     def is_due(self) -> bool:
-        return bool(self._due(self._clock()))
+        now = self._clock()
+        return any(
+            probe.probe_at <= now and place not in self._probing
+            for probes in (self._health, self._proofs)
+            for place, probe in probes.items()
+        )
 
     async def probe(self) -> None:
-        """All probes that are due, at once; returns when the last has its finding."""
-        running = []
-        loop = asyncio.get_running_loop()
-        for number, (question, places) in enumerate(self._due(self._clock()).items()):
-            if number % BATCH == BATCH - 1:
+        """All probes that are due; returns when the last has its finding. The loop gets its turn after every few."""
+        now, loop = self._clock(), asyncio.get_running_loop()
+        due = [
+            place
+            for probes in (self._health, self._proofs)
+            for place, probe in probes.items()
+            if probe.probe_at <= now and place not in self._probing
+        ]
+        self._probing.update(due)
+        try:
+            questions = await self._questions(due)
+            running = []
+            for number, (question, places) in enumerate(questions.items(), 1):
+                running.append(loop.create_task(self._probe(question, places)))
+                if number % BATCH == 0:
+                    await asyncio.sleep(0)
+            await asyncio.gather(*running)
+        finally:
+            self._probing.difference_update(due)
+
+    async def _questions(self, due: Iterable[Place | Address]) -> dict[Question, list[Place | Address]]:
+        """What to ask, and for whom: an address by itself is its proof's, a place is health's."""
+        questions: dict[Question, list[Place | Address]] = {}
+        for number, place in enumerate(due, 1):
+            if isinstance(place, Address):
+                questions.setdefault(Question(place), []).append(place)
+            elif place in self._servers:
+                questions.setdefault(self._question(place), []).append(place)
+            if number % BATCH == 0:
                 await asyncio.sleep(0)
-            running.append(loop.create_task(self._probe(question, places)))
-        await asyncio.gather(*running)
+        return questions
 
-    def _due(self, now: float) -> dict[Question, list[Listen]]:
-        """Question -> the frontends whose health wants to know. An empty list: only the proof does."""
-        due: dict[Question, list[Listen]] = {}
-        for place, health in self._health.items():
-            if health.probe_at <= now:
-                question = self._question(place)
-                if question not in self._asking:
-                    due.setdefault(question, []).append(place[0])
-        for address, proof in self._proofs.items():
-            if proof.probe_at <= now and (question := Question(address)) not in self._asking:
-                due.setdefault(question, [])
-        return due
-
-    def _question(self, place: tuple[Listen, Address]) -> Question:
+    def _question(self, place: Place) -> Question:
         policy, server = self.table.frontends[place[0]].policy.health, self._servers[place]
         return Question(server.address, server.check or policy.check, server.send_proxy, policy.timeout)
 
-    async def _probe(self, question: Question, places: list[Listen]) -> None:
+    async def _probe(self, question: Question, places: Iterable[Place | Address]) -> None:
         address = question.server
         proven_before = address in self._proven
-        found = await self._answer(question)
-        for listen in places:
-            frontend = self.table.frontends.get(listen)
-            if frontend is not None and (listen, address) in self._health:
-                self._heed(frontend, address, None if found == YES else found, probe=True)
+        try:
+            found = await self._answer(question)
+        finally:
+            self._probing.difference_update(places)  # the others of its round may take longer
+        for place in places:
+            if not isinstance(place, Address) and place in self._health:
+                self._heed(self.table.frontends[place[0]], address, None if found == YES else found, probe=True)
         if found == YES and not proven_before and self._uses[address] > 0:
             at = [listen for listen in self.table.frontends if (listen, address) in self._servers]
             self._on_news(at, "server_proven", f"server {address} has answered for the first time")
