@@ -13,7 +13,7 @@ from pathlib import Path
 from types import FrameType
 
 from bench import __doc__ as how_it_measures
-from bench import balance, charts, compare, endings, load, network, report, soak, targets
+from bench import balance, charts, compare, endings, load, network, probes, report, soak, targets
 from bench.configs import Wiring
 from bench.figures import WARM_UP, Sample, rotated
 from bench.network import Network
@@ -21,7 +21,14 @@ from bench.processes import BenchError
 from bench.scenarios import DEFAULT_SCENARIOS, QUICK, SCENARIOS, Effort, Scenario
 
 DESCRIPTORS = 20_000
-VERBS = {"soak": soak.main, "endings": endings.main, "charts": charts.main, "compare": compare.main, "balance": balance.main}
+VERBS = {
+    "soak": soak.main,
+    "endings": endings.main,
+    "charts": charts.main,
+    "compare": compare.main,
+    "balance": balance.main,
+    "probes": probes.main,
+}
 DEFAULT_TARGETS = ("direct", "pylb", "haproxy", "haproxy2", "nginx")
 EXAMPLES = """examples:
   python -m bench                    everything, about 25 minutes; the raw JSON is kept under bench/results/
@@ -34,6 +41,7 @@ EXAMPLES = """examples:
   python -m bench charts             the newest kept run as SVG, under docs/charts/
   python -m bench compare OLD NEW    pylb before and after, from two kept runs
   python -m bench balance            what a pick, a look-up and a limit cost, with 2 and with 1,000 servers
+  python -m bench probes             how long the loop is held while 1,000 servers are checked
   python -m bench --scenarios connections,keepalive --targets pylb,pylb-all,haproxy   what all features together cost
   python -m bench endings            what clients and servers get to see through each proxy when streams end
 

@@ -30,6 +30,8 @@ Tells pylb which ports to open and to send them here, again and again while this
   PYLB_INSTANCE    which one of several (default: the host name)
   PYLB_FRONTENDS   "443:30443 25:30025/proxy=v2": port to open, NodePort to send to;
                    options: /proxy=v1|v2 /weight=N /backup
+  PYLB_HEALTH      how pylb checks the app: tcp, {"http": "/health"}, {"send": "...", "expect": "..."},
+                   each with "port" if it is not the NodePort; or {"443": CHECK, "25": CHECK}
   PYLB_ADDRESS     where pylb sends to: source (the address this call comes from, the default),
                    source4, source6, or an IP address that the token allows
   PYLB_TTL         the lease, 10 s to 24 h (default 60s); renewed at a third of it

@@ -82,6 +82,8 @@ def registration(settings: Settings, state: str) -> Request:
             entry["weight"] = frontend.weight
         if frontend.backup:
             entry["backup"] = True
+        if frontend.health is not None:
+            entry["health"] = frontend.health
         frontends.append(entry)
     body = {
         "frontends": frontends,

@@ -7,6 +7,7 @@ NamedTuples instead of dataclasses: the import of dataclasses alone costs 0.9 Mi
 from __future__ import annotations
 
 import ipaddress
+import json
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -174,7 +175,25 @@ def _frontends(env: _Environment, needed: bool) -> tuple[Frontend, ...]:
         if any(frontend.port == other.port for other in found):
             env.wrong("PYLB_FRONTENDS", f"port {frontend.port} is listed twice", example)
         found.append(frontend)
-    return tuple(found)
+    return _checked(env, found)
+
+
+def _checked(env: _Environment, frontends: list[Frontend]) -> tuple[Frontend, ...]:
+    """PYLB_HEALTH is one check for all ports, or {"PORT": CHECK}. What a check may say is the server's business."""
+    text, example = env.get("PYLB_HEALTH"), '{"http": "/health"}'
+    if not text:
+        return tuple(frontends)
+    try:
+        health = text if text == "tcp" else json.loads(text)
+    except (ValueError, RecursionError):
+        health = None
+    if health != "tcp" and not (isinstance(health, dict) and health):
+        env.wrong("PYLB_HEALTH", f"{text[:60]!r} is neither tcp nor a JSON object", example)
+    elif isinstance(health, dict) and all(key.isdigit() for key in health):
+        if unknown := sorted(health.keys() - {str(frontend.port) for frontend in frontends}):
+            env.wrong("PYLB_HEALTH", f"port {unknown[0]} is not in PYLB_FRONTENDS", example)
+        return tuple(frontend._replace(health=health.get(str(frontend.port))) for frontend in frontends)
+    return tuple(frontend._replace(health=health) for frontend in frontends)
 
 
 def _legacy_frontend(env: _Environment, needed: bool, example: str) -> tuple[Frontend, ...]:

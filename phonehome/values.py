@@ -30,6 +30,7 @@ class Frontend(NamedTuple):
     proxy_protocol: str | None = None  # none | v1 | v2; None leaves the server's default
     weight: int | None = None  # None leaves the server's default
     backup: bool = False
+    health: object = None  # how pylb checks it, as JSON has it; None leaves the server's default
 
 
 class Endpoint(NamedTuple):

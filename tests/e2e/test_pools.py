@@ -17,7 +17,6 @@ from tests.support.world import World
 pytestmark = [pytest.mark.e2e, pytest.mark.root]
 
 PORT, CHECKED = 8443, 30880
-SESSIONS = 200
 
 
 def frontend(*servers: str, **policy: Any) -> dict[str, Any]:
@@ -121,18 +120,19 @@ def test_a_server_that_is_a_name_follows_it(lab: Lab, hosts: Path, balancer: Bal
 
 
 def test_a_node_that_disappears_under_its_sessions_takes_none_of_the_new_ones(
-    lab: Lab, balancer: Balancer, world: World
+    lab: Lab, balancer: Balancer, world: World, request: pytest.FixtureRequest
 ) -> None:
     """Case 18: the dead node's sessions are reset once it is found down, the clients are told, the others stay."""
+    dead = 1000 if request.config.getoption("--long") else 100
     for node, name in ((lab.a, "dead"), (lab.b, "alive")):
         world.app(node, name)
     servers = [f"{node.address}:{NODEPORT}" for node in (lab.a, lab.b)]
     balancer.configure(frontends=[frontend(*servers, on_down="close", health={"mode": "active"})])
     balancer.start()
     with ExitStack() as stack:
-        sessions = [stack.enter_context(connect(lab.client, PORT)) for _ in range(SESSIONS)]
+        sessions = [stack.enter_context(connect(lab.client, PORT)) for _ in range(2 * dead)]
         names = [greeting(sock)[0] for sock in sessions]
-        assert names.count("dead") == SESSIONS / 2
+        assert names.count("dead") == dead
         lab.a.ip("link set eth0 down")
         assert {ask(lab.client, PORT)[0] for _ in range(5)} == {"alive"}
         eventually(lambda: states(balancer)[servers[0]] == "down", what="it is found down")
@@ -143,4 +143,4 @@ def test_a_node_that_disappears_under_its_sessions_takes_none_of_the_new_ones(
                 with pytest.raises(ConnectionResetError):
                     sock.recv(1)
         assert {ask(lab.client, PORT)[0] for _ in range(20)} == {"alive"}
-    assert balancer.metric(f'pylb_sessions_closed_total{{code="DD",frontend="web",server="{servers[0]}"}}') == SESSIONS / 2
+    assert balancer.metric(f'pylb_sessions_closed_total{{code="DD",frontend="web",server="{servers[0]}"}}') == dead

@@ -11,7 +11,7 @@ from phonehome.values import MAX_TTL, MAX_WEIGHT, MIN_TTL, is_name
 from pylb.control.views import FrontendOutcome, Outcome
 from pylb.core.errors import Code
 from pylb.core.errors import Refused as ServerRefused
-from pylb.core.policy import LeaseBounds, ProxyProtocol
+from pylb.core.policy import Check, CheckKind, LeaseBounds, ProxyProtocol
 from pylb.core.registration import Wanted, check_name, parse_native
 from pylb.web.answers import json_refusal
 from pylb.web.call import json_answer
@@ -34,6 +34,13 @@ def test_pylb_understands_every_notation_of_a_registration() -> None:
         Wanted(80, 30080, ProxyProtocol.NONE, 1, False),
     )
     assert (heard.address, heard.ttl, heard.draining) == ("192.0.2.7", 300, False)
+
+
+def test_pylb_understands_the_check_of_a_phonehome() -> None:
+    settings = settings_for(PYLB_HEALTH='{"http": "/health", "expect": 200, "port": 30880}')
+    [wanted] = parse_native(registration(settings, READY).body or b"").frontends
+
+    assert wanted.check == Check(CheckKind.HTTP, path="/health", status=(200, 200), port=30880)
 
 
 def test_pylb_understands_the_goodbye_and_a_lease_without_an_end() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -38,6 +40,25 @@ def test_four_variables_are_enough() -> None:
     assert (settings.name, settings.instance, settings.address) == ("mosquitto", "pod-1", "source")
     assert settings.frontends == (Frontend(443, 30443),)
     assert (settings.ttl, settings.once, settings.wait, settings.ca) == (60, False, (), None)
+
+
+def test_a_check_is_for_all_ports_or_for_the_ports_it_names() -> None:
+    two = {**ENVIRON, "PYLB_FRONTENDS": "443:30443 25:30025"}
+    check = {"http": "/health", "port": 30880}
+
+    def checks(text: str) -> list[object]:
+        return [frontend.health for frontend in read({**two, "PYLB_HEALTH": text}).frontends]
+
+    assert checks("") == [None, None]
+    assert checks("tcp") == ["tcp", "tcp"]
+    assert checks(json.dumps(check)) == [check, check]
+    assert checks(json.dumps({"25": check})) == [None, check]
+
+
+@pytest.mark.parametrize("text", ["http", "[]", "{}", "{", "1", '"udp"', "null", '{"26": "tcp"}', "[" * 100_000])
+def test_a_check_that_cannot_be_meant_is_named(text: str) -> None:
+    [problem] = problems({**ENVIRON, "PYLB_HEALTH": text})
+    assert problem.startswith("PYLB_HEALTH: ")
 
 
 def test_the_environment_of_the_legacy_image_is_understood() -> None:
