@@ -1,7 +1,7 @@
 """What checking servers costs the loop that also forwards: `python -m bench probes`.
 
 Active checks of many servers that all refuse (nothing listens on their 127.0.0.0/8), in one uvloop with nothing else in it but
-a watch that wakes every millisecond. Said is the CPU time between two of its turns (no step of a probe can have taken more), so that
+a watch that wakes every millisecond. Said is the CPU time between two of its turns: no step of a probe can have taken more, and
 what other processes of the machine do does not count.
 """
 
