@@ -24,6 +24,8 @@ Tells pylb which ports to open and to send them here, again and again while this
   drain     tell the running phonehome to say goodbye (preStop); without one, say it ourselves
   release   give the registration up: pylb closes the ports if nobody else holds them
 
+  PYLB_JOIN        what `pylb token create` printed: address, key and token in one; several with commas
+                   between them; or PYLB_JOIN_FILE, a file with it. Instead of URL, TOKEN, NAME and CA:
   PYLB_URL         https://lb.example.net:9000, or several with commas between them
   PYLB_TOKEN       the token that pylb has for this app; or PYLB_TOKEN_FILE, a file with it
   PYLB_NAME        the name of this app

@@ -7,6 +7,9 @@ A connection serves one request: beats are far apart, and a fresh connection is 
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import hmac
 import http.client
 import io
 import ipaddress
@@ -51,6 +54,44 @@ def trust(ca: str | None) -> ssl.SSLContext:
     context = ssl.create_default_context(cadata=ca)
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
     return context
+
+
+def pinned_trust() -> ssl.SSLContext:
+    """No name and no date is checked: the key is (see `Client._check_pin`), and it outlives its certificates."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+def key_pin(certificate: bytes) -> str:
+    """SHA-256 of the SubjectPublicKeyInfo of a DER certificate (RFC 7469, 2.4), base64url; "" if it is no certificate."""
+    try:
+        body, _ = _der(certificate, 0)  # Certificate (RFC 5280, 4.1)
+        place, end = _der(certificate, body)  # its TBSCertificate
+        if certificate[place] == 0xA0:  # the version is there, and explicit
+            place = _der(certificate, place)[1]
+        for _ in range(5):  # serial number, signature, issuer, validity, subject
+            place = _der(certificate, place)[1]
+        key_end = _der(certificate, place)[1]
+    except IndexError:
+        return ""
+    if not place < key_end <= end:
+        return ""
+    return base64.urlsafe_b64encode(hashlib.sha256(certificate[place:key_end]).digest()).decode().rstrip("=")
+
+
+def _der(data: bytes, place: int) -> tuple[int, int]:
+    """(where the content of the element at `place` begins, where the element ends). Raises IndexError."""
+    length, content = data[place + 1], place + 2
+    if length & 0x80:
+        count = length & 0x7F
+        content += count
+        length = int.from_bytes(data[content - count : content], "big")
+    if content + length > len(data):
+        raise IndexError
+    return content, content + length
 
 
 class Cancel:
@@ -129,9 +170,9 @@ class Client:
     """Calls one load balancer, one call at a time."""
 
     def __init__(self, endpoint: Endpoint, address: str, context: ssl.SSLContext | None) -> None:
-        """`address` is PYLB_ADDRESS (source4 and source6 choose the family); `context` is needed for https only."""
+        """`address` is PYLB_ADDRESS (source4 and source6 choose the family); `context` is for https without a pin."""
         self._endpoint = endpoint
-        self._context = context
+        self._context = pinned_trust() if endpoint.pin else context
         self._resolver = Resolver(endpoint, address)
 
     @property
@@ -165,6 +206,7 @@ class Client:
                     cancel.guard(lambda: _shut(sock))
                     sock.settimeout(_left(deadline))
                     sock.do_handshake()
+                    self._check_pin(sock)
                 return self._exchange(sock, request, token, deadline)
             finally:
                 sock.close()
@@ -172,6 +214,15 @@ class Client:
             raise CallError("no answer in time", f"the call took longer than {timeout:.0f} s") from None
         except (OSError, http.client.HTTPException, ValueError) as exc:
             raise self._explain(exc) from None
+
+    def _check_pin(self, sock: ssl.SSLSocket) -> None:
+        """Before the first byte is sent: the handshake proved that the peer has the key, this that it is the right one."""
+        if not self._endpoint.pin:
+            return
+        found = key_pin(sock.getpeercert(binary_form=True) or b"")
+        if not hmac.compare_digest(found, self._endpoint.pin):
+            hint = "another machine, or a new key: its owner makes a new join string by `pylb token rotate`"
+            raise CallError("not the key of the join string", f"it has {found or 'no certificate'}", hint, unsent=True)
 
     def _connect(self, deadline: float, cancel: Cancel) -> socket.socket:
         known = list(self._resolver.known)

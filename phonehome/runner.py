@@ -20,7 +20,7 @@ from phonehome.doorbell import Doorbell
 from phonehome.journal import Journal
 from phonehome.message import DRAINING, READY, Accepted, Answer, Request
 from phonehome.schedule import Schedule, Uniform
-from phonehome.settings import Settings
+from phonehome.settings import Settings, parse_joins
 from phonehome.values import Endpoint, Token, clean_token
 
 GRACE = 1.0  # seconds that a call under way is given when a goodbye is due: sent twice is better than sent out of order
@@ -54,7 +54,8 @@ class Caller:
         self._client = Client(endpoint, settings.address, context)
         self._journal = Journal(endpoint.label, settings.address)
         self._token_file = settings.token_file
-        self._token = settings.token
+        self._join_file = settings.join_file
+        self._token = endpoint.token or settings.token
         self._log = log
         self._clock = clock
 
@@ -96,6 +97,12 @@ class Caller:
                 self._token = clean_token(read_file(self._token_file)) or self._token
             except (OSError, ValueError):
                 pass
+        elif self._join_file is not None:
+            try:
+                found, _ = parse_joins(read_file(self._join_file), lambda _problem: None)
+            except (OSError, ValueError):
+                found = ()
+            self._token = next((one.token for one in found if one.label == self.label and one.token), self._token)
         return self._token
 
 

@@ -22,6 +22,7 @@ from phonehome.values import (
     is_name,
     parse_frontend,
     parse_host_port,
+    parse_join,
     parse_port,
     parse_seconds,
     parse_ttl,
@@ -47,6 +48,7 @@ class Settings(NamedTuple):
     endpoints: tuple[Endpoint, ...]
     token: Token
     token_file: str | None  # read again before every call, so that a rotated Secret needs no restart
+    join_file: str | None  # as token_file: join strings instead of URL, token and CA
     name: str
     instance: str
     frontends: tuple[Frontend, ...]
@@ -73,7 +75,7 @@ class _Environment:
         return next(((name, value) for name in names if (value := self.get(name))), (names[0], ""))
 
     def wrong(self, name: str, what: str, example: str) -> None:
-        self.problems.append(f"{name}: {what}; example: {name}={example}")
+        self.problems.append(f"{name}: {what}" + (f"; example: {name}={example}" if example else ""))
 
 
 def parse(
@@ -87,12 +89,14 @@ def parse(
     """Raise SettingsError with all problems. `once` and `need_frontends` come from the verb of the command line."""
     env = _Environment(environ, read_file)
     ttl, single = _lease(env, once=once)
-    token, token_file = _token(env)
+    joined, name = _join(env)
+    token, token_file = (Token(), None) if name else _token(env)
     settings = Settings(
-        endpoints=_endpoints(env),
+        endpoints=joined if name else _endpoints(env),
         token=token,
         token_file=token_file,
-        name=_label(env, "PYLB_NAME", "NAME", default=""),
+        join_file=env.get("PYLB_JOIN_FILE") or None,
+        name=_label(env, "PYLB_NAME", "NAME", default=name),
         instance=_label(env, "PYLB_INSTANCE", default=hostname),
         frontends=_frontends(env, need_frontends),
         address=_address(env),
@@ -105,6 +109,50 @@ def parse(
     if env.problems:
         raise SettingsError(env.problems)
     return settings
+
+
+def _join(env: _Environment) -> tuple[tuple[Endpoint, ...], str]:
+    """The load balancers of the join strings, and the name their tokens have; no name without any."""
+    example = "pylb://mosquitto:SECRET@lb.example.net:9000/PIN"
+    path, text, variable = env.get("PYLB_JOIN_FILE"), env.get("PYLB_JOIN"), "PYLB_JOIN"
+    if path and text:
+        env.wrong("PYLB_JOIN_FILE", "set together with PYLB_JOIN; keep one of them", "/run/secrets/pylb/join")
+    elif path:
+        variable = "PYLB_JOIN_FILE"
+        try:
+            text = env.read_file(path)
+        except (OSError, ValueError) as exc:
+            env.wrong(variable, f"cannot read {path} ({_reason(exc)})", "/run/secrets/pylb/join")
+            return (), "unknown"
+        if not text.strip():
+            env.wrong(variable, f"{path} is empty", "/run/secrets/pylb/join")
+            return (), "unknown"
+    if not text:
+        return (), ""
+    other = next((name for name in ("PYLB_URL", "PYLB_TOKEN", "PYLB_TOKEN_FILE", "PYLB_CA") if env.get(name)), None)
+    if other:
+        env.wrong(other, f"set together with {variable}, which has all of it; remove one of them", "")
+    found, names = parse_joins(text, lambda problem: env.wrong(variable, problem, example))
+    if len(set(names)) > 1 and not env.get("PYLB_NAME"):
+        env.wrong("PYLB_NAME", f"missing: the join strings have several names ({', '.join(sorted(set(names)))})", names[0])
+    return found, names[0] if names else "unknown"
+
+
+def parse_joins(text: str, wrong: Callable[[str], None]) -> tuple[tuple[Endpoint, ...], list[str]]:
+    """All join strings of a text, with blanks, commas or line breaks between them, and the names in them."""
+    found: list[Endpoint] = []
+    names: list[str] = []
+    for number, part in enumerate(text.replace(",", " ").split(), 1):
+        try:
+            name, endpoint = parse_join(part)
+        except NotationError as exc:
+            wrong(f"number {number}: {exc}")  # not its text: that is a secret
+            continue
+        if any(endpoint.label == other.label for other in found):
+            wrong(f"{endpoint.label} is listed twice")
+        found.append(endpoint)
+        names.append(name)
+    return tuple(found), names
 
 
 def _endpoints(env: _Environment) -> tuple[Endpoint, ...]:

@@ -40,6 +40,8 @@ class Endpoint(NamedTuple):
     host: str
     port: int
     prefix: str = ""
+    pin: str = ""  # of a join string: SHA-256 of the public key, base64url without padding; "": by the system's authorities
+    token: Token | None = None  # of a join string; None: the one token of all
 
     @property
     def label(self) -> str:
@@ -60,6 +62,22 @@ def parse_url(text: str) -> Endpoint:
     if port == 0 or re.search(r"[\s\x00-\x1f\x7f]", text):
         raise NotationError(f"{text!r} has no usable host and port")
     return Endpoint(url.scheme == "https", _ascii_host(url), port or (443 if url.scheme == "https" else 80), _path(url))
+
+
+def parse_join(text: str) -> tuple[str, Endpoint]:
+    """`pylb://NAME:SECRET@HOST[:PORT][/PIN]`, as `pylb token create` prints it: (name, endpoint). No error has the secret."""
+    example = "not a join string: pylb://NAME:SECRET@HOST:PORT/PIN"
+    try:
+        url = urlsplit(text)
+        name, secret, port = url.username or "", url.password or "", url.port
+    except ValueError:
+        raise NotationError(example) from None
+    token, pin = clean_token(secret), url.path[1:]
+    if url.scheme != "pylb" or not url.hostname or not is_name(name) or token is None or url.query or url.fragment:
+        raise NotationError(example)
+    if pin and not re.fullmatch(r"[A-Za-z0-9_-]{43}", pin):
+        raise NotationError("the part behind the last / is not the pin of a key (43 characters): was it cut?")
+    return name, Endpoint(True, _ascii_host(url), port or 443, "", pin, token)
 
 
 def _ascii_host(url: SplitResult) -> str:

@@ -17,13 +17,13 @@ import socket
 import ssl
 import sys
 import time
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
 
 import uvloop
 
-from pylb.config import Config, ConfigErrors, first_run_token
+from pylb.config import Config, ConfigErrors
 from pylb.config.models import WebhookListener
 from pylb.control.events import Event
 from pylb.control.registry import Registry
@@ -34,16 +34,18 @@ from pylb.core.errors import Code, Refused
 from pylb.core.table import Diff, Server
 from pylb.driver import Driver
 from pylb.forward.engine import Engine, connection_limit, pipe_limit
-from pylb.machine import hold_standard_descriptors, local_addresses, raise_descriptor_limit, resolve
+from pylb.keys import TLS_FOLDER, TOKEN_FILE, Keys, names_of_machine
+from pylb.machine import hold_standard_descriptors, raise_descriptor_limit, resolve
 from pylb.observe.connlog import ConnectionLog
 from pylb.observe.messages import install
 from pylb.observe.metrics import Metrics
 from pylb.reloading import check_fixed, in_words, reload_certificate, rules_of
-from pylb.startup import TOKEN_FILE, ConfigSource, banner, generated_secret, program
+from pylb.startup import ConfigSource, banner, program
 from pylb.verbs import verbs
+from pylb.watching import Watch
 from pylb.web.admin import Admin
 from pylb.web.certificate import Certificate, self_signed
-from pylb.web.listener import bind
+from pylb.web.listener import Limits, bind
 from pylb.web.server import HttpServer
 from pylb.web.socket import ControlSocket
 from pylb.web.webhook import Webhook
@@ -104,7 +106,6 @@ class App:
         self._config = config
         self._complaint = complaint
         self._reloaded = not complaint  # did the last reading of the config succeed?
-        self._secret: str | None = None  # the generated token's, where no token is configured
         self._keyring = Keyring(())
         self._certificates: list[Certificate] = []
         self._stop = asyncio.Event()
@@ -133,7 +134,8 @@ class App:
         self._heed_signals()
         sockets = self._bind_all(stack)
         self._make_state_dir()
-        self._keyring = self._make_keyring(config)
+        self._keys = self._make_keys(config)
+        self._keyring = self._keys.keyring()
         connlog = ConnectionLog(sys.stdout.fileno(), config.log.format)
         stack.callback(connlog.lines.close, LOG_FLUSH)
         limit = self._make_engine(stack, connlog)
@@ -145,6 +147,8 @@ class App:
         self._registry.webhook_is_up()
         stack.callback(self._registry.webhook_is_down)
         self._follow(self._registry.run())
+        self._follow(Watch(self._key_files, self._read_keys).run())
+        self._follow(Watch(self._certificate_files, self._read_certificates).run())
         self._greet(limit)
         self._started = True
         if self._reload_wanted:
@@ -179,19 +183,15 @@ class App:
             text = "the state directory %s cannot be made (%s): new names and ports will be refused"
             log.error(text, self._config.state_dir, error.strerror)
 
-    def _make_keyring(self, config: Config) -> Keyring:
-        """The configured tokens; with none, the generated one. Raises CannotStart."""
-        if config.tokens:
-            self._secret = None
-            return config.keyring()
+    def _make_keys(self, config: Config) -> Keys:
+        """Raises CannotStart."""
         try:
-            self._secret = generated_secret(config.state_dir)
+            return Keys(config)
         except OSError as error:
             raise CannotStart(
                 f"no token is configured and none can be kept in {config.state_dir}: {error.strerror}. "
                 "Make the directory writable, set state_dir, or configure tokens."
             ) from None
-        return config.keyring(first_run_token(self._secret, config.reserved_ports))
 
     def _make_engine(self, stack: AsyncExitStack, connlog: ConnectionLog) -> int:
         """Returns the connection limit."""
@@ -230,15 +230,15 @@ class App:
             certificate_expires_at=lambda: min((one.expires_at for one in self._certificates), default=None),
         )
         self._admin = admin = Admin(registry, self._engine.counters, metrics.render, config.own_names)
-        self._webhook = Webhook(registry, lambda: self._keyring, trusted_proxies=config.trusted_proxies)
+        self._webhooks = [self._webhook(one) for one in config.webhook]
         servers = [
-            HttpServer(sock, self._webhook.handler(legacy=one.legacy), tls=self._tls(one))
-            for sock, one in zip(sockets, config.webhook, strict=False)
+            HttpServer(sock, webhook.handler(), limits=self._limits(one), tls=self._tls(one))
+            for sock, one, webhook in zip(sockets, config.webhook, self._webhooks, strict=False)
         ]
         servers.append(HttpServer(sockets[len(config.webhook)], admin.handler()))
         if config.metrics.listen is not None:
             servers.append(HttpServer(sockets[-1], admin.metrics_handler(config.metrics.allow)))
-        control = ControlSocket(config.state_dir / "control.sock", verbs(registry, self._reload, self._engine))
+        control = ControlSocket(config.state_dir / "control.sock", verbs(registry, self._reload, self._read_keys, self._engine))
         try:
             await control.start()
             stack.push_async_callback(control.stop)
@@ -248,6 +248,19 @@ class App:
             server.start()
             stack.push_async_callback(server.stop)
 
+    def _webhook(self, listener: WebhookListener) -> Webhook:
+        return Webhook(
+            self._registry,
+            lambda: self._keyring,
+            trusted_proxies=self._config.trusted_proxies,
+            legacy=listener.legacy,
+            limits=listener.limits.limits(),
+            log_beats=self._config.log.calls == "all",
+        )
+
+    def _limits(self, listener: WebhookListener) -> Limits:
+        return Limits(connections=listener.limits.connections, per_address=listener.limits.per_address)
+
     def _tls(self, listener: WebhookListener) -> ssl.SSLContext | None:
         """The listener's TLS context, or None for plain HTTP. Raises CannotStart."""
         tls = listener.tls
@@ -256,8 +269,7 @@ class App:
         config = self._config
         try:
             if tls.self_signed:
-                names = [*config.own_names, *sorted(local_addresses()), "localhost", "127.0.0.1", "::1"]
-                certificate = self_signed(config.state_dir / "tls", names)
+                certificate = self_signed(config.state_dir / TLS_FOLDER, names_of_machine(config))
             elif tls.certificate is not None and tls.key is not None:
                 certificate = Certificate(tls.certificate, tls.key)
             else:
@@ -278,7 +290,7 @@ class App:
         restored = len(self._registry.table.frontends)
         terminal = sys.stdout.isatty()
         called = program(self._source.path)
-        text = banner(config, limit=limit, restored=restored, secret=self._secret, terminal=terminal, called=called)
+        text = banner(config, limit=limit, restored=restored, secret=self._keys.secret, terminal=terminal, called=called)
         try:
             print(text, file=sys.stdout if terminal else sys.stderr, flush=True)
         except OSError:
@@ -335,21 +347,45 @@ class App:
         check_fixed(self._config, config)
         had_tokens = bool(self._config.tokens)
         try:
-            keyring = self._make_keyring(config)
+            keys = self._make_keys(config)
         except CannotStart as reason:
             raise Refused(Code.INVALID, str(reason)) from None
+        keyring = keys.keyring()
         change = await self._registry.reload(await rules_of(config), keyring)
-        self._config, self._keyring = config, keyring
-        self._webhook.trusted_proxies = config.trusted_proxies
+        self._config, self._keys, self._keyring = config, keys, keyring
+        for webhook in self._webhooks:
+            webhook.trusted_proxies = config.trusted_proxies
         self._admin.set_hosts(config.own_names)
         for certificate in self._certificates:
             reload_certificate(certificate)
         self._reloaded = True
         self._keep_config()
         log.info("reloaded: %s", in_words(change))
-        if self._secret is not None and had_tokens:
+        if keys.secret is not None and had_tokens:
             log.warning("no token is configured any more: the generated one in %s counts", config.state_dir / TOKEN_FILE)
         return change
+
+    async def _read_keys(self) -> None:
+        """A file with secrets has changed: what it says now counts."""
+        async with self._reloading:
+            await asyncio.to_thread(self._keys.read_again)
+            keyring = self._keys.keyring()
+            if keyring.tokens != self._keyring.tokens:
+                await self._registry.set_keyring(keyring)
+                self._keyring = keyring
+                log.info("tokens read again: %d are in force", len(keyring.tokens))
+
+    def _key_files(self) -> Iterator[Path]:
+        yield from self._keys.files()  # of the config in force
+
+    def _certificate_files(self) -> Iterator[Path]:
+        for certificate in self._certificates:
+            yield certificate.path
+            yield certificate.key
+
+    async def _read_certificates(self) -> None:
+        for certificate in self._certificates:
+            reload_certificate(certificate)
 
     def _keep_config(self) -> None:
         try:

@@ -37,6 +37,26 @@ def ask(config_path: Path | None, request: dict[str, Any]) -> dict[str, Any]:
     return answer
 
 
+def running(directory: Path) -> bool:
+    """Does a pylb with this state directory answer?"""
+    from pylb.web.socket import call  # noqa: PLC0415
+
+    try:
+        return bool(call(directory / "control.sock", {"verb": "ping"}, timeout=5.0)["ok"])
+    except (OSError, ValueError):
+        return False
+
+
+def loaded(config_path: Path | None) -> Any:
+    """The config; ends the program with its mistakes."""
+    from pylb.config import ConfigErrors, load  # noqa: PLC0415
+
+    try:
+        return load(config_path, os.environ)
+    except ConfigErrors as errors:
+        die(str(errors))
+
+
 def state_dir(config_path: Path | None) -> Path:
     """Where the running pylb is to be found; also through a broken file, for that is when one wants to look."""
     from pylb.config import ConfigErrors, load  # noqa: PLC0415

@@ -5,7 +5,6 @@ Exit codes: 0 done, 1 the answer is no (a bad config, nothing to release, failed
 
 import json
 import os
-import secrets
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,9 @@ from typing import Any
 import click
 
 from pylb import __version__
-from pylb.asking import CONFIG, FAILED, JSON, ask, die, state_dir
+from pylb.asking import CONFIG, FAILED, JSON, ask, die
 from pylb.ctl import ctl
+from pylb.tokens import token
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -159,23 +159,6 @@ def demo(moves: int, every: float) -> None:
         die(f"the demo did not run: {reason}")
 
 
-@main.command()
-@CONFIG
-@click.option("--show", is_flag=True, help="Print the token that the first run made instead of a new one.")
-def token(config_path: Path | None, show: bool) -> None:
-    """Print a new token, ready for a secret_file (32 characters, 192 bits)."""
-    if not show:
-        click.echo(secrets.token_urlsafe(24))
-        return
-    from pylb.startup import TOKEN_FILE  # noqa: PLC0415
-
-    path = state_dir(config_path) / TOKEN_FILE
-    try:
-        click.echo(path.read_text().strip())
-    except OSError as error:
-        die(f"{path}: {error.strerror}. It is made by the first `pylb run` without configured tokens.")
-
-
 @main.command("install-service")
 @click.option("--print", "print_only", is_flag=True, help="Show the unit and every step, do nothing.")
 def install_service_(print_only: bool) -> None:
@@ -186,6 +169,7 @@ def install_service_(print_only: bool) -> None:
 
 
 main.add_command(ctl)
+main.add_command(token)
 
 
 def _problem(problem: Any) -> dict[str, Any]:

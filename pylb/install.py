@@ -8,7 +8,6 @@ token) is never overwritten; what belongs to pylb (unit, sysusers entry, /opt/py
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.resources
 import json
 import os
 import secrets
@@ -24,8 +23,9 @@ from urllib.parse import unquote, urlsplit
 
 import click
 
+from pylb.machine import deployed
+
 USER = "pylb"
-PACKAGED = "data/systemd"  # below pylb/ in a wheel: force-include in pyproject.toml
 # What ProtectHome=yes of the unit hides: an interpreter in there would not be found by the service.
 HIDDEN = (Path("/home"), Path("/root"), Path("/run/user"))
 OLDEST_PYTHON = (3, 11)
@@ -156,11 +156,8 @@ def _environment(host: Host, venv: Path) -> list[Step]:
 
 
 def data(name: str) -> str:
-    """The text of one of deploy/systemd's files, which a wheel carries as PACKAGED; a source tree has no copy."""
-    packaged = importlib.resources.files("pylb") / PACKAGED / name
-    if packaged.is_file():
-        return packaged.read_text(encoding="utf-8")
-    return (Path(__file__).resolve().parent.parent / "deploy/systemd" / name).read_text(encoding="utf-8")
+    """The text of one of deploy/systemd's files."""
+    return deployed(f"systemd/{name}")
 
 
 # ---------------------------------------------------------------- what this host offers

@@ -1,6 +1,7 @@
 """What this machine is: its addresses, its descriptor limit, who we are on it. Linux only, read from /proc."""
 
 import asyncio
+import importlib.resources
 import os
 import resource
 import socket
@@ -107,3 +108,11 @@ def outgoing_address() -> str:
         except OSError:
             return "127.0.0.1"
         return str(sock.getsockname()[0])
+
+
+def deployed(name: str) -> str:
+    """The text of a file of deploy/, which a wheel carries below pylb/data (force-include in pyproject.toml)."""
+    packaged = importlib.resources.files("pylb") / "data" / name
+    if packaged.is_file():
+        return packaged.read_text(encoding="utf-8")
+    return (Path(__file__).resolve().parent.parent / "deploy" / name).read_text(encoding="utf-8")

@@ -1,7 +1,6 @@
 """The first minute: which config counts, the token that a first run makes, and what is printed for the person in front."""
 
 import re
-import secrets
 import shlex
 import shutil
 import sys
@@ -10,12 +9,11 @@ from pathlib import Path
 
 from pylb.config import Config, ConfigErrors, default_state_dir, load, parse
 from pylb.core.address import ANY, is_loopback
-from pylb.core.auth import STRONG
+from pylb.keys import TOKEN_FILE
 from pylb.machine import outgoing_address
 from pylb.web.certificate import write_private
 
 LAST_GOOD = "config.last-good"
-TOKEN_FILE = "token"  # noqa: S105 - a file's name
 _STATE_DIR_LINE = re.compile(r"""^[ \t{]*["']?state_dir["']?\s*:\s*["']?([^"'#\n]+?)["']?,?\s*(?:#.*)?$""", re.MULTILINE)
 
 
@@ -61,23 +59,6 @@ class ConfigSource:
         if found is None or self.path is None:
             return default_state_dir(self._environ)
         return self.path.absolute().parent / found.group(1).strip()  # an absolute one stays as it is
-
-
-def generated_secret(state_dir: Path) -> str:
-    """The token of a machine without configured ones: read from the state directory, made at the first run (0600).
-
-    Raises OSError.
-    """
-    path = state_dir / TOKEN_FILE
-    try:
-        kept = path.read_text().strip()
-    except FileNotFoundError:
-        kept = ""
-    if len(kept) >= STRONG:
-        return kept
-    made = secrets.token_urlsafe(24)
-    write_private(path, made.encode() + b"\n")
-    return made
 
 
 def program(path: Path | None) -> tuple[str, str]:
@@ -131,6 +112,7 @@ def _first_steps(config: Config, token: str, called: tuple[str, str]) -> list[st
         f"  PYLB_TOKEN={token}",
         "  PYLB_NAME=traefik",
         '  PYLB_FRONTENDS="443:30443 80:30080"',
+        f"Better, a token of its own for each app: {command} token create traefik --ports 80,443{option}",
     ]
     if own_certificate:
         lines.append(f"  PYLB_CA={certificate}    a copy of that file, or its text")

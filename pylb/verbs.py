@@ -31,7 +31,9 @@ class Sessions(Protocol):
     def shutdown_sessions(self, listen: Listen, server: Address) -> int: ...
 
 
-def verbs(registry: Registry, reload: Callable[[], Awaitable[Diff]], live: Sessions) -> dict[str, Verb]:
+def verbs(
+    registry: Registry, reload: Callable[[], Awaitable[Diff]], read_keys: Callable[[], Awaitable[None]], live: Sessions
+) -> dict[str, Verb]:
     async def ping(_request: Mapping[str, Any]) -> dict[str, Any]:
         return {"generation": registry.table.generation}
 
@@ -57,8 +59,13 @@ def verbs(registry: Registry, reload: Callable[[], Awaitable[Diff]], live: Sessi
             raise Refused(Code.INVALID, str(errors), "nothing was changed") from None
         return {"opened": len(change.opened), "closed": len(change.closed), "changed": len(change.changed)}
 
+    async def tokens(_request: Mapping[str, Any]) -> dict[str, Any]:
+        await read_keys()
+        return {}
+
     return {
         "ping": ping,
+        "tokens": tokens,
         "routes": routes,
         "rejected": rejected,
         "release": release,

@@ -4,7 +4,7 @@
 across entries and at the disk, `load` puts it together. Below here nobody sees YAML, the environment or a raw duration.
 """
 
-from pylb.config.load import default_state_dir, load, parse
+from pylb.config.load import default_state_dir, load, parse, read_secrets_again
 from pylb.config.problems import ConfigErrors, Place, Problem
 from pylb.config.reference import reference
 from pylb.config.root import Config, first_run_token
@@ -18,5 +18,6 @@ __all__ = [
     "first_run_token",
     "load",
     "parse",
+    "read_secrets_again",
     "reference",
 ]

@@ -2,41 +2,63 @@
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from pylb.config import models as m
 from pylb.config.parts import Finding, Parts
+from pylb.config.root import Secrets
 from pylb.config.yamlplace import Loc
 from pylb.core.auth import STRONG
 
-_MAX_SECRET = 4096  # bytes
+_MAX_SECRETS = 4096  # bytes of a file
 
 
-def secrets(parts: Parts, *, read_files: bool) -> tuple[dict[str, str], list[Finding]]:
-    """The secret of each token by its name, and what is wrong with them. Without `read_files` only inline ones."""
-    found: dict[str, str] = {}
+def secrets(parts: Parts, *, read_files: bool) -> tuple[Secrets, list[Finding]]:
+    """The secrets of each token, and what is wrong with them. Without `read_files` only inline ones."""
+    found: Secrets = {}
     owners: dict[str, tuple[str, Loc | None]] = {}
     out: list[Finding] = []
     for part in parts.tokens:
         entry = part.entry
         if part.broken & {"secret", "secret_file"} or (entry.secret is None) == (entry.secret_file is None):
             continue
-        at, secret = part.at("secret"), entry.secret
+        at = part.at("secret")
+        several: tuple[str, ...] = (entry.secret,) if entry.secret is not None else ()
         if entry.secret_file is not None:
             at = part.at("secret_file")
-            secret, problems = _read_secret(at, entry.secret_file) if read_files else (None, [])
+            several, problems = _read_secrets(at, entry.secret_file) if read_files else ((), [])
             out += problems
-        if secret is None:
+        if not several:
             continue
-        found[entry.name] = secret
-        if "allow_weak" not in part.broken:
-            out += _strength(at, entry, secret)
-        name, first = owners.setdefault(secret, (entry.name, at))
-        if first != at:
-            message = f"tokens {name!r} and {entry.name!r} have the same secret"
-            out.append(Finding(at, message, f"the first is at {parts.where(first)}; a call could not be told apart"))
+        found[entry.name] = several
+        for secret in several:
+            if "allow_weak" not in part.broken:
+                out += _strength(at, entry, secret)
+            name, first = owners.setdefault(secret, (entry.name, at))
+            if first != at:
+                message = f"tokens {name!r} and {entry.name!r} have the same secret"
+                out.append(Finding(at, message, f"the first is at {parts.where(first)}; a call could not be told apart"))
     return found, out
+
+
+def read_again(tokens: Iterable[m.TokenEntry], before: Secrets) -> tuple[Secrets, list[str]]:
+    """What the secret files hold now; of one that cannot be used the secrets stay as they were, and the text says so."""
+    after, complaints = dict(before), list[str]()
+    for entry in tokens:
+        if entry.secret_file is None:
+            continue
+        several, findings = _read_secrets(None, entry.secret_file)
+        findings = [found for found in findings if found.severity == "error"]
+        findings += [found for secret in several for found in _strength(None, entry, secret) if found.severity == "error"]
+        taken = {secret for name, held in after.items() if name != entry.name for secret in held}
+        if not findings and not taken.isdisjoint(several):
+            findings = [Finding(None, f"token {entry.name!r} has the secret of another one")]
+        if findings:
+            complaints += [f"{found.message}: the secret of token {entry.name!r} stays as it was" for found in findings]
+        else:
+            after[entry.name] = several
+    return after, complaints
 
 
 def _strength(at: Loc | None, entry: m.TokenEntry, secret: str) -> Iterator[Finding]:
@@ -49,28 +71,40 @@ def _strength(at: Loc | None, entry: m.TokenEntry, secret: str) -> Iterator[Find
         yield Finding(at, message, "make one with: pylb token; or allow_weak: true, for the legacy route only")
 
 
-def _read_secret(at: Loc | None, path: Path) -> tuple[str | None, list[Finding]]:
-    """Never blocks: a FIFO or device in its place is refused (O_NONBLOCK, then fstat of what was opened)."""
+def read_regular(path: Path, most: int) -> bytes:
+    """Never blocks: a FIFO or device in its place is refused (O_NONBLOCK, then fstat of what was opened).
+
+    Raises OSError, ValueError for what is no regular file or larger than `most` bytes.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        try:
-            mode = os.fstat(fd).st_mode
-            if not stat.S_ISREG(mode):
-                return None, [Finding(at, f"{path} is not a regular file")]
-            raw = os.read(fd, _MAX_SECRET + 1)
-        finally:
-            os.close(fd)
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise ValueError("not a regular file")
+        raw = os.read(fd, most + 1)
+    finally:
+        os.close(fd)
+    if len(raw) > most:
+        raise ValueError(f"larger than {most} bytes")
+    return raw
+
+
+def _read_secrets(at: Loc | None, path: Path) -> tuple[tuple[str, ...], list[Finding]]:
+    """One a line; none if anything is wrong."""
+    try:
+        raw = read_regular(path, _MAX_SECRETS)
+        mode = path.stat().st_mode
     except OSError as error:
-        return None, [Finding(at, f"{path} cannot be read: {error.strerror}", "it must be readable by pylb's user")]
-    if len(raw) > _MAX_SECRET:
-        return None, [Finding(at, f"{path} is larger than {_MAX_SECRET} bytes")]
+        return (), [Finding(at, f"{path} cannot be read: {error.strerror}", "it must be readable by pylb's user")]
+    except ValueError as error:
+        return (), [Finding(at, f"{path} is {error}")]
     out = []
     if mode & stat.S_IROTH:
         out.append(Finding(at, f"everybody on this machine can read {path}", f"chmod o-r {path}", "warning"))
-    secret = raw.decode("ascii", "replace").rstrip("\r\n")
-    if not secret or not secret.isascii() or not secret.isprintable() or secret != secret.strip():
-        return None, [*out, Finding(at, f"{path} is empty or not one line of printable ASCII")]
-    return secret, out
+    lines = tuple(dict.fromkeys(filter(None, raw.decode("ascii", "replace").replace("\r\n", "\n").split("\n"))))
+    if not lines or not all(line.isascii() and line.isprintable() and line == line.strip() for line in lines):
+        hint = "one secret a line; several while one replaces another"
+        return (), [*out, Finding(at, f"{path} is empty, or a line of it is not printable ASCII", hint)]
+    return lines, out
 
 
 def unreadable(parts: Parts) -> Iterator[Finding]:

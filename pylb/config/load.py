@@ -8,10 +8,11 @@ from pydantic import ValidationError
 
 from pylb.config.checks import findings
 from pylb.config.explain import explain
-from pylb.config.files import secrets, unreadable
+from pylb.config.files import read_again, secrets, unreadable
+from pylb.config.models import TokenEntry
 from pylb.config.parts import Finding, Parts, readable_parts
 from pylb.config.problems import ConfigErrors, Place, Problem
-from pylb.config.root import Config
+from pylb.config.root import Config, Secrets
 from pylb.config.yamlplace import MAX_CHARACTERS, Document, read
 
 DEFAULTS = "embedded defaults"
@@ -31,6 +32,18 @@ def load(path: Path | None, environ: Mapping[str, str], *, text: str | None = No
 def parse(text: str, filename: str, environ: Mapping[str, str] = MappingProxyType({})) -> Config:
     """As `load`, but opens no file: `keyring()` of the answer knows inline secrets only. Raises ConfigErrors."""
     return _parse(text, filename, environ, read_files=False)
+
+
+def read_secrets_again(config: Config) -> tuple[Config, list[str]]:
+    """With what the secret files hold now, and what was wrong with them: there the old ones stay."""
+    complaints: list[str] = []
+
+    def change(tokens: Iterable[TokenEntry], before: Secrets) -> Secrets:
+        after, wrong = read_again(tokens, before)
+        complaints.extend(wrong)
+        return after
+
+    return config.with_secrets(change), complaints
 
 
 def default_state_dir(environ: Mapping[str, str]) -> Path:

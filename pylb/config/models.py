@@ -18,7 +18,7 @@ from pylb.core.auth import ANYWHERE, NODE_PORTS
 
 LATER = "not available in this version yet"
 _TIMEOUTS, _HEALTH, _LEASES = core.Timeouts(), core.HealthPolicy(), core.LeaseBounds()
-_ACCEPT, _LIMITS = core.ProxyAccept(), core.Limits()
+_ACCEPT, _LIMITS, _CALLS = core.ProxyAccept(), core.Limits(), core.CallLimits()
 
 
 class Section(BaseModel):
@@ -58,14 +58,30 @@ class Tls(Section):
         raise wrong(f"{v.show(data)} is not a TLS setting", "self-signed, or {certificate: FILE, key: FILE}")
 
 
+class WebhookLimits(Section):
+    connections: v.AtLeastOne = Field(_CALLS.connections, description="at once; at the cap the oldest waiting one is cut")
+    per_address: v.AtLeastOne = Field(_CALLS.per_address, description="of one address; more only while they are complete")
+    burst: v.AtLeastOne = Field(_CALLS.burst, description="calls that a token may make at once from one address")
+    rate: v.AtLeastOne = Field(_CALLS.rate, description="and a second in the long run; more get a 429 with Retry-After")
+    lockout: v.AtLeastOne = Field(
+        _CALLS.lockout,
+        description="calls without a valid token a minute and address; more get a 429. A valid token is served nevertheless",
+    )
+
+    def limits(self) -> core.CallLimits:
+        return core.CallLimits(**{key: getattr(self, key) for key in WebhookLimits.model_fields})
+
+
 class WebhookListener(Section):
-    reserved: ClassVar[dict[str, str]] = {"limits": LATER}
     listen: v.ListenAt = Field(description="where phone-homes call")
     tls: Tls | None = Field(
         None, description="`self-signed`, or `{certificate: FILE, key: FILE}`; without it: loopback, or `insecure: true`"
     )
     insecure: v.Flag = Field(False, description="plain HTTP beyond loopback, for old containers; tokens can be read on the way")
-    legacy: v.Flag = Field(True, description="serve `POST /hooks/update-haproxy` too")
+    legacy: v.LegacyFrom = Field(
+        ANYWHERE, description="serve `POST /hooks/update-haproxy` too: `true`, `false`, or who may call it there"
+    )
+    limits: WebhookLimits = Field(default_factory=WebhookLimits)
 
 
 class Admin(Section):
@@ -85,6 +101,9 @@ class Log(Section):
         "tcplog", description="one line per session, as HAProxy's tcplog or JSON; `none`: only pylb's own messages"
     )
     level: Literal["debug", "info", "warning", "error"] = Field("info", description="of pylb's own messages")
+    calls: Literal["all", "changes"] = Field(
+        "all", description="accepted calls of phone-homes: a line for each, or not for those that change nothing"
+    )
 
 
 class Leases(Section):
@@ -98,7 +117,9 @@ class Leases(Section):
 class TokenEntry(Section):
     name: v.Name = Field(description="who it is; part of a registration's identity")
     secret: v.Secret | None = Field(None, repr=False, description="the token itself; warns: better in a file of its own")
-    secret_file: v.FilePath | None = Field(None, description="file that holds it; a newline at its end is ignored")
+    secret_file: v.FilePath | None = Field(
+        None, description="file that holds it, or several, one a line, while one replaces another; read again when it changes"
+    )
     allow_weak: v.Flag = Field(
         False, description="accept fewer than 22 characters; such a token works on the legacy route only"
     )
@@ -108,6 +129,7 @@ class TokenEntry(Section):
     targets: v.Networks = Field((), description="addresses it may name; default: none, only the address it calls from")
     target_ports: v.PortRanges = Field(NODE_PORTS.ranges, description="server ports it may name; default: NodePorts")
     sources: v.Networks = Field(ANYWHERE, description="who may call with it")
+    legacy: v.Flag = Field(True, description="may it be used on the legacy route?")
 
 
 class TimeoutsSection(Section):

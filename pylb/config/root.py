@@ -1,6 +1,6 @@
 """The whole file as one frozen value, and what the other layers take from it."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Self
 
@@ -16,9 +16,11 @@ from pylb.core.policy import LeaseBounds, Policy, Rules
 _LOOPBACK = (parse_network("127.0.0.0/8"), parse_network("::1/128"))
 _EVERY_PORT = Ports(((1, 65535),))
 
+Secrets = dict[str, tuple[str, ...]]  # of each token by its name; several while one replaces another
+
 
 def default_webhook() -> tuple[m.WebhookListener, ...]:
-    return (m.WebhookListener.model_validate({"listen": "*:9000", "insecure": True}),)
+    return (m.WebhookListener.model_validate({"listen": "*:9000", "tls": "self-signed"}),)
 
 
 def _some(listeners: tuple[m.WebhookListener, ...]) -> tuple[m.WebhookListener, ...]:
@@ -31,7 +33,7 @@ class Config(m.Section):
     """pylb.yaml. Made by `load` and `parse` only."""
 
     webhook: Annotated[tuple[m.WebhookListener, ...], BeforeValidator(v.one_or_more), AfterValidator(_some)] = Field(
-        default_factory=default_webhook, description="one listener or a list; default: plain HTTP on `*:9000`, which warns"
+        default_factory=default_webhook, description="one listener or a list; default: self-signed TLS on `*:9000`"
     )
     advertise: v.Host | None = Field(None, description="what others call this machine")
     public_addresses: v.Ips = Field((), description="its public addresses behind 1:1 NAT")
@@ -52,13 +54,21 @@ class Config(m.Section):
     frontends: tuple[m.FrontendEntry, ...] = Field(default_factory=tuple, description="static ones")
 
     _warnings: tuple[Problem, ...] = PrivateAttr(())
-    _secrets: dict[str, str] = PrivateAttr(default_factory=dict)
+    _secrets: Secrets = PrivateAttr(default_factory=dict)
 
-    def completed(self, secrets: Mapping[str, str], warnings: Iterable[Problem]) -> Self:
+    def completed(self, secrets: Secrets, warnings: Iterable[Problem]) -> Self:
         """A copy that knows the tokens' secrets and what was noted on the way."""
         copy = self.model_copy()
         copy._secrets, copy._warnings = dict(secrets), tuple(warnings)  # noqa: SLF001 - our own class
         return copy
+
+    def with_secrets(self, change: Callable[[tuple[m.TokenEntry, ...], Secrets], Secrets]) -> Self:
+        """A copy with other secrets of the same tokens."""
+        return self.completed(change(self.tokens, self._secrets), self._warnings)
+
+    def secrets_of(self, name: str) -> tuple[str, ...]:
+        """None where they were not read (`parse`)."""
+        return self._secrets.get(name, ())
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -100,7 +110,7 @@ class Config(m.Section):
 
         A token whose secret was not read (`parse`) is left out: nobody can call with it.
         """
-        known = (_token(entry, self._secrets[entry.name]) for entry in self.tokens if entry.name in self._secrets)
+        known = (token_of(entry, self._secrets[entry.name]) for entry in self.tokens if entry.name in self._secrets)
         return Keyring((*known, *generated))
 
 
@@ -123,11 +133,11 @@ def first_run_token(secret: str, reserved_ports: frozenset[int]) -> Token:
     )
 
 
-def _token(entry: m.TokenEntry, secret: str) -> Token:
+def token_of(entry: m.TokenEntry, secrets: tuple[str, ...]) -> Token:
     names = entry.names if entry.names is not None else (entry.name,)
     return Token(
         name=entry.name,
-        secrets=(secret,),
+        secrets=secrets,
         ports=Ports(tuple(sorted(entry.ports))),
         names=(ANY,) if ANY in names else names,
         takeover=entry.takeover,
@@ -135,5 +145,6 @@ def _token(entry: m.TokenEntry, secret: str) -> Token:
         target_ports=Ports(tuple(sorted(entry.target_ports))),
         sources=entry.sources,
         allow_weak=entry.allow_weak,
+        legacy=entry.legacy,
         any_port_except=None,
     )

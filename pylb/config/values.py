@@ -15,6 +15,7 @@ from pydantic import AfterValidator, BeforeValidator, PlainValidator, Validation
 from pylb.config.problems import wrong
 from pylb.core import address as core
 from pylb.core.access import AccessRule
+from pylb.core.auth import ANYWHERE
 from pylb.core.checks import BadCheck, parse_check
 from pylb.core.policy import Balance, Check
 
@@ -169,6 +170,15 @@ def _flag(value: object) -> bool:
     return value
 
 
+def _legacy_from(value: object) -> tuple[core.Network, ...]:
+    """`true` is everybody, `false` nobody."""
+    if isinstance(value, bool):
+        return ANYWHERE if value else ()
+    if not isinstance(value, list):
+        raise wrong(f"{show(value)} is not true, false, or a list of networks", 'as in ["192.0.2.0/24"]')
+    return tuple(_network(item) for item in value)
+
+
 def _whole(low: int, high: int) -> Callable[[object], int]:
     def parse(value: object) -> int:
         if isinstance(value, bool) or not isinstance(value, int):
@@ -241,6 +251,7 @@ def one_or_more(value: Any) -> Any:
 
 
 Duration = Annotated[float, PlainValidator(parse_duration), Shape("duration")]
+LegacyFrom = Annotated[tuple[core.Network, ...], PlainValidator(_legacy_from), Shape("true, false, or list of CIDR")]
 LongerThanZero = Annotated[float, PlainValidator(parse_duration), AfterValidator(_positive), Shape("duration > 0")]
 ProbeInterval = Annotated[float, PlainValidator(parse_duration), AfterValidator(_probe_interval), Shape("duration")]
 UpgradeTimeout = Annotated[float, PlainValidator(_upgrade), Shape("duration")]
@@ -260,6 +271,7 @@ Flag = Annotated[bool, PlainValidator(_flag), Shape("true, false")]
 Weight = Annotated[int, PlainValidator(_whole(0, 256)), Shape("0-256")]
 SmallCount = Annotated[int, PlainValidator(_whole(1, 100)), Shape("1-100")]
 Retries = Annotated[int, PlainValidator(_whole(0, 100)), Shape("0-100")]
+AtLeastOne = Annotated[int, PlainValidator(_whole(1, 1_000_000)), Shape("whole number > 0")]
 Connections = Annotated[int, PlainValidator(_whole(0, 10_000_000)), Shape("whole number")]
 BalanceName = Annotated[Balance, PlainValidator(_balance), Shape("leastconn, roundrobin, random, source, first")]
 Workers = Annotated[int, PlainValidator(_workers), Shape("0")]

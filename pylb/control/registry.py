@@ -220,6 +220,14 @@ class Registry:
         await self._ledger.writer.turn(step, (), done)
         return lines
 
+    async def set_keyring(self, keyring: Keyring) -> None:
+        """Other tokens, the same rules. What a token that is gone registered stays, and becomes stale."""
+
+        def step(scene: Scene) -> tuple[Scene, Change]:
+            return replace(scene, keyring=keyring), Change(scene.claims, "unchanged")
+
+        await self._ledger.writer.turn(step, ())
+
     async def reload(self, rules: Rules, keyring: Keyring) -> Diff:
         """New rules and tokens, all or nothing. Returns what changed in the table. Raises Refused."""
         before = self.table

@@ -14,6 +14,7 @@ from pylb.core.address import Network, Ports, in_networks, is_loopback, parse_ip
 from pylb.core.errors import Code, Refused
 
 STRONG = 22  # characters: 128 bits in base64, what `secrets.token_urlsafe(16)` gives
+Door = Literal["native", "legacy"]
 ANY_NAME = ("*",)
 ANYWHERE: tuple[Network, ...] = (IPv4Network("0.0.0.0/0"), IPv6Network("::/0"))
 NODE_PORTS = Ports(((30000, 32767),))  # Kubernetes' default service-node-port-range
@@ -32,6 +33,7 @@ class Token:
     target_ports: Ports = NODE_PORTS
     sources: tuple[Network, ...] = ANYWHERE
     allow_weak: bool = False
+    legacy: bool = True  # may it be used on the legacy route?
     any_port_except: frozenset[int] | None = None  # the first run's token: every port but these, `ports` does not count
 
     def may_open(self, port: int) -> bool:
@@ -47,7 +49,7 @@ class Caller:
 
     ip: str
     token: Token
-    at: Literal["native", "legacy", "socket"] = "native"
+    at: Door = "native"
 
 
 class Keyring:
@@ -59,11 +61,12 @@ class Keyring:
         stripped = [(secret.strip(), token) for token in self.tokens for secret in token.secrets]
         self._known = [(_digest(secret), len(secret) < STRONG, token) for secret, token in stripped if secret]
 
-    def find(self, secret: str, *, weak: bool = True) -> Token | None:
-        """The token of `secret`; "" is nobody's. `weak=False` (the native API) does not know short secrets."""
+    def find(self, secret: str, at: Door = "native") -> Token | None:
+        """The token of `secret`; "" is nobody's. The native API knows no short secrets, the legacy route only those of
+        tokens that may use it."""
         offered, found = _digest(secret), None
         for known, is_weak, token in self._known:
-            if hmac.compare_digest(offered, known) and (weak or not is_weak):
+            if hmac.compare_digest(offered, known) and (token.legacy if at == "legacy" else not is_weak):
                 found = token
         return found
 

@@ -91,6 +91,17 @@ class HealthPolicy:
 
 
 @dataclass(frozen=True, slots=True)
+class CallLimits:
+    """What a webhook listener takes. A flood of one caller must not cost another's beat."""
+
+    connections: int = 256
+    per_address: int = 32
+    burst: int = 100  # calls of one token from one address at once
+    rate: int = 20  # and a second
+    lockout: int = 20  # calls without a valid token, a minute and address
+
+
+@dataclass(frozen=True, slots=True)
 class Limits:
     """0: no limit. A source is an IPv4 address, or an IPv6 network of `ipv6_prefix` bits."""
 

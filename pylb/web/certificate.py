@@ -1,5 +1,7 @@
 """The certificate of a TLS listener: the operator's files, or one pylb makes for itself at its first start."""
 
+import base64
+import hashlib
 import os
 import ssl
 from collections.abc import Iterable
@@ -21,7 +23,7 @@ class Certificate:
 
     def __init__(self, certificate: Path, key: Path) -> None:
         self.path = certificate
-        self._key = key
+        self.key = key
         self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self.context.minimum_version = ssl.TLSVersion.TLSv1_2
         self.expires_at = 0.0  # unix time
@@ -31,8 +33,8 @@ class Certificate:
         """Raises OSError (ssl.SSLError is one) or ValueError; then what was served before goes on being served."""
         expires = x509.load_pem_x509_certificate(self.path.read_bytes()).not_valid_after_utc.timestamp()
         # A trial first: OpenSSL would keep the new certificate with the old key if the key does not match.
-        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(self.path, self._key)
-        self.context.load_cert_chain(self.path, self._key)
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(self.path, self.key)
+        self.context.load_cert_chain(self.path, self.key)
         self.expires_at = expires
 
 
@@ -51,6 +53,22 @@ def self_signed(directory: Path, names: Iterable[str]) -> Certificate:
         write_private(key, key_pem)
         write_private(certificate, cert_pem)
     return Certificate(certificate, key)
+
+
+def pin(certificate: Path) -> str:
+    """SHA-256 of its public key (SubjectPublicKeyInfo, as RFC 7469 pins it), base64url without padding.
+
+    A renewed certificate of the same key has the same one. Raises OSError, ValueError.
+    """
+    key = x509.load_pem_x509_certificate(certificate.read_bytes()).public_key()
+    spki = key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+    return base64.urlsafe_b64encode(hashlib.sha256(spki).digest()).decode().rstrip("=")
+
+
+def is_self_signed(certificate: Path) -> bool:
+    """No authority vouches for it. Raises OSError, ValueError."""
+    found = x509.load_pem_x509_certificate(certificate.read_bytes())
+    return found.issuer == found.subject
 
 
 def _make(names: list[str]) -> tuple[bytes, bytes]:

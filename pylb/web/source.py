@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from ipaddress import IPv6Network
 
 from pylb.core.address import Network, in_networks, parse_ip
 from pylb.core.errors import Code, Refused
@@ -35,3 +36,8 @@ def caller_ip(peer: str, headers: Mapping[str, str], trusted: Sequence[Network])
         if not in_networks(ip, trusted):
             return ip
     return ip
+
+
+def network_of(ip: str) -> str:
+    """What counts as one caller: an IPv4 address, or an IPv6 /64, for whoever has one address there has all of them."""
+    return str(IPv6Network((ip, 64), strict=False).network_address) if ":" in ip else ip

@@ -1,29 +1,33 @@
 """The webhook: the native registration API, whoami, and the legacy route. Shapes: design.md 7, legacy-protocol.md."""
 
 import json
+import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from pylb.control.registry import Registry
 from pylb.control.views import FrontendOutcome, Outcome
-from pylb.core.address import Network
-from pylb.core.auth import STRONG, Caller, Keyring
+from pylb.core.address import Network, in_networks
+from pylb.core.auth import ANYWHERE, STRONG, Caller, Door, Keyring
 from pylb.core.errors import Code, Refused
 from pylb.core.legacy import LegacyCall, parse_legacy
+from pylb.core.policy import CallLimits
 from pylb.core.registration import parse_native
 from pylb.web.answers import LEGACY_NOT_FOUND, legacy_refusal, one_line, refusal
 from pylb.web.call import Answer, Call, Handler, NoRoute, Router, json_answer, text_answer
 from pylb.web.limit import Buckets
 from pylb.web.listener import Limits
-from pylb.web.source import bearer, caller_ip
+from pylb.web.source import bearer, caller_ip, network_of
+
+audit = logging.getLogger("pylb.audit")
 
 LEGACY_PATH = "/hooks/update-haproxy"
 LEGACY_HEADER = "x-funkypenguin-token"
 # A client without REPEAT_INTERVAL calls in a hot loop. The same call again is cheap, but not for ever: one that beats
-# every few seconds is never refused, one in a loop gets 20 answers a second.
-REPEAT_BURST, REPEAT_RATE = 100.0, 20.0
+# every few seconds is never refused, one in a loop leaves most of its token's calls to the others behind its address.
+REPEAT_BURST, REPEAT_RATE = 30.0, 5.0
 BODY = Limits().body
 NOTE_BURST, NOTE_RATE = 5.0, 1 / 60  # per source and kind of refusal
 
@@ -32,7 +36,7 @@ T = TypeVar("T")
 
 
 class Webhook:
-    """Answers for all webhook listeners; each takes its own `handler`. `trusted_proxies` may be replaced at a reload."""
+    """Answers for one webhook listener by its `handler`. `trusted_proxies` may be replaced at a reload."""
 
     def __init__(
         self,
@@ -40,6 +44,9 @@ class Webhook:
         keyring: Callable[[], Keyring],
         *,
         trusted_proxies: Sequence[Network] = (),
+        legacy: Sequence[Network] = ANYWHERE,
+        limits: CallLimits = CallLimits(),  # noqa: B008 - frozen
+        log_beats: bool = True,
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
     ) -> None:
@@ -47,17 +54,20 @@ class Webhook:
         self._keyring = keyring
         self._wall = wall
         self.trusted_proxies = trusted_proxies
+        self._legacy_from = legacy  # who may use the legacy route; nobody: it does not exist
+        self._log_beats = log_beats
         self._repeats = Buckets(REPEAT_BURST, REPEAT_RATE, clock)
+        self._calls = Buckets(limits.burst, limits.rate, clock)  # of a token and address
+        self._failures = Buckets(limits.lockout, limits.lockout / 60, clock)  # of an address: calls without a valid token
         self._notes = Buckets(NOTE_BURST, NOTE_RATE, clock)
 
-    def handler(self, *, legacy: bool) -> Handler:
-        """What a listener serves; without `legacy` its `/hooks/` paths are unknown."""
+    def handler(self) -> Handler:
         routes: dict[str, Handler] = {
             "PUT /v1/registrations/{}/{}": self._announce,
             "DELETE /v1/registrations/{}/{}": self._release,
             "GET /v1/whoami": self._whoami,
         }
-        if legacy:
+        if self._legacy_from:
             routes[f"POST {LEGACY_PATH}"] = self._legacy
         router = Router(routes)
 
@@ -66,7 +76,7 @@ class Webhook:
                 try:
                     handler, args = router.find(call.method, call.path)
                 except NoRoute as missing:
-                    return self._no_route(call, missing, legacy=legacy)
+                    return self._no_route(call, missing)
                 return await handler(replace(call, args=args))
             except Refused as refused:
                 return refusal(call.path, refused)
@@ -80,12 +90,15 @@ class Webhook:
         name, instance = call.args
         announcement = self._parsed(call, caller, parse_native)
         outcome = await self._registry.announce(name, instance, announcement, caller)
+        self._audit(call, caller, outcome.result)
         return json_answer(201 if outcome.result == "created" else 200, outcome_json(outcome))
 
     async def _release(self, call: Call) -> Answer:
         caller = self._caller(call, bearer(call.headers), "native")
         name, instance = call.args
-        return json_answer(200, outcome_json(await self._registry.release(name, instance, caller)))
+        outcome = await self._registry.release(name, instance, caller)
+        self._audit(call, caller, outcome.result)
+        return json_answer(200, outcome_json(outcome))
 
     async def _whoami(self, call: Call) -> Answer:
         """The address pylb sees (replaces ifconfig.co) and its unix time; no token, it tells the caller about itself."""
@@ -96,33 +109,49 @@ class Webhook:
     async def _legacy(self, call: Call) -> Answer:
         caller = self._legacy_caller(call)
         said = self._parsed(call, caller, _parse_legacy)
-        if wait := self._repeats.take((caller.token.name, caller.ip, said)):
-            hint = "set REPEAT_INTERVAL in the container"
-            raise Refused(Code.TOO_MANY, "the same call again and again", hint, retry_after=wait)
-        return text_answer(200, one_line(await self._registry.legacy(said, caller)) + "\n")
+        line = one_line(await self._registry.legacy(said, caller))
+        self._audit(call, caller, line.partition(":")[0])
+        return text_answer(200, line + "\n")
 
     def _legacy_caller(self, call: Call) -> Caller:
+        if not in_networks(ip := self._ip(call), self._legacy_from):
+            raise Refused(Code.SOURCE_FORBIDDEN, f"the legacy route is closed for {ip}", "use the new phone-home")
         return self._caller(call, call.headers.get(LEGACY_HEADER, "").strip(), "legacy")
 
     # ------------------------------------------------------------ both
 
-    def _caller(self, call: Call, secret: str, at: Literal["native", "legacy"]) -> Caller:
-        """Raises Refused UNAUTHORIZED. Short secrets are for the legacy route alone."""
+    def _caller(self, call: Call, secret: str, at: Door) -> Caller:
+        """Raises Refused: UNAUTHORIZED, in the same words whatever is wrong with the secret, or TOO_MANY.
+
+        Who has a valid token is served whatever others did from its address, and only its own calls count against it.
+        """
         ip = self._ip(call)
-        token = self._keyring().find(secret, weak=at == "legacy")
+        token = self._keyring().find(secret, at)
         if token is None:
             hint = f"a token of at least {STRONG} characters as in pylb's config: Authorization: Bearer TOKEN"
-            detail = "the token is not known here" if secret else "the call carries no token"
-            refused = Refused(Code.UNAUTHORIZED, detail, hint)
-            self._note(call, ip, "", refused)
-            raise refused
+            refused = Refused(Code.UNAUTHORIZED, "the call carries no token that is known here", hint)
+            if wait := self._failures.take(network_of(ip)):
+                refused = Refused(Code.TOO_MANY, "too many calls without a valid token", hint, retry_after=wait)
+            raise self._note(call, ip, "", refused)
+        if wait := self._repeats.take((token.name, ip, call.method, call.path, hash(call.body))):
+            hint = "set REPEAT_INTERVAL in the container" if at == "legacy" else "call at a third of the TTL"
+            refused = Refused(Code.TOO_MANY, "the same call again and again", hint, retry_after=wait)
+            raise self._note(call, ip, token.name, refused)
+        if wait := self._calls.take((token.name, ip)):
+            refused = Refused(Code.TOO_MANY, "too many calls with this token", "call less often", retry_after=wait)
+            raise self._note(call, ip, token.name, refused)
         return Caller(ip, token, at)
+
+    def _audit(self, call: Call, caller: Caller, result: str) -> None:
+        if self._log_beats or result != "unchanged":
+            what = f"{call.method} {call.path[:160]}"
+            audit.info("accepted %s from %s with token %r: %s", what, caller.ip, caller.token.name, result)
 
     def _ip(self, call: Call) -> str:
         return caller_ip(call.peer, call.headers, self.trusted_proxies)
 
-    def _no_route(self, call: Call, missing: NoRoute, *, legacy: bool) -> Answer:
-        if legacy and call.path == LEGACY_PATH:
+    def _no_route(self, call: Call, missing: NoRoute) -> Answer:
+        if self._legacy_from and call.path == LEGACY_PATH:
             # As the original: whoever cannot show a token learns nothing else.
             self._legacy_caller(call)
             return legacy_refusal(Refused(Code.METHOD, "the hook takes POST"), Allow="POST")
@@ -137,13 +166,13 @@ class Webhook:
         try:
             return parse(call.body)
         except Refused as refused:
-            self._note(call, caller.ip, caller.token.name, refused)
-            raise
+            raise self._note(call, caller.ip, caller.token.name, refused) from None
 
-    def _note(self, call: Call, ip: str, token: str, refused: Refused) -> None:
+    def _note(self, call: Call, ip: str, token: str, refused: Refused) -> Refused:
         """What is refused before the registry hears of it. A wrong token is worth a line, a flood of them is not."""
         if self._notes.take((ip, refused.code)) == 0:
             self._registry.reject(refused, ip, token, f"{call.method} {call.path[:160]}")
+        return refused
 
 
 def _parse_legacy(body: bytes) -> LegacyCall:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pylb.config import default_state_dir
-from pylb.startup import TOKEN_FILE
+from pylb.keys import TOKEN_FILE
 from pylb.web.socket import call
 from tests.app.instance import Instance, cli
 

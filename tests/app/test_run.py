@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from pylb.startup import LAST_GOOD, TOKEN_FILE
+from pylb.keys import TOKEN_FILE
+from pylb.startup import LAST_GOOD
 from tests.app.instance import Instance, echo, fetch, token
 from tests.support.drive import free_port
 from tests.support.peers import need

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from pylb.config import Config, parse
-from pylb.startup import LAST_GOOD, TOKEN_FILE, ConfigSource, banner, generated_secret, program
+from pylb.keys import TOKEN_FILE, generated_secret
+from pylb.startup import LAST_GOOD, ConfigSource, banner, program
 
 SECRET = "0123456789abcdefghijklmnopqrstuv"
 

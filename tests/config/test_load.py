@@ -42,16 +42,16 @@ def mistakes(path: Path) -> list[str]:
     return [str(problem) for problem in caught.value.problems]
 
 
-def test_no_file_at_all_is_a_valid_config_that_warns_of_plain_http() -> None:
+def test_no_file_at_all_is_a_valid_config_with_tls() -> None:
     config = load(None, {"HOME": "/home/pylb"})
     assert [listener.listen for listener in config.webhook] == [Listen("tcp", "*", 9000)]
     assert config.admin.listen == Listen("tcp", "127.0.0.1", 8404)
     assert config.rules() == Rules(reserved_ports=frozenset({9000, 8404}))
     assert config.tokens == ()
     assert config.keyring().tokens == ()
-    assert [line.split(": ")[1:3] for line in config.warnings] == [
-        ["warning", "plain HTTP on *:9000 shows every token to whoever is on the way (webhook"]
-    ]
+    assert config.webhook[0].tls is not None
+    assert config.webhook[0].tls.self_signed
+    assert config.warnings == ()
 
 
 def test_the_example_uses_every_key_and_loads() -> None:
@@ -230,7 +230,7 @@ def test_a_token_gets_its_scope_and_documented_defaults() -> None:
 def test_a_secret_in_the_config_or_readable_by_all_warns_with_its_place(tmp_path: Path) -> None:
     write(tmp_path / "token", STRONG, 0o644)
     text = f"tokens:\n  - {{name: a, ports: [1], secret_file: token}}\n  - {{name: b, ports: [2], secret: x{STRONG}}}\n"
-    warnings = load(write(tmp_path / "pylb.yaml", text), {}).warnings[1:]
+    warnings = load(write(tmp_path / "pylb.yaml", text), {}).warnings
     assert [line.removeprefix(f"{tmp_path}/").split(" (")[0] for line in warnings] == [
         f"pylb.yaml:2:40: warning: everybody on this machine can read {tmp_path}/token",
         "pylb.yaml:3:35: warning: the secret of token 'b' stands in the config",
@@ -243,15 +243,15 @@ def test_a_short_secret_needs_allow_weak_and_then_warns(tmp_path: Path) -> None:
     assert "the secret of token 'a' has 6 characters, 22 are needed (make one with: pylb token" in mistakes(file)[0]
     write(file, "tokens: [{name: a, ports: [1], secret_file: token, allow_weak: true}]")
     config = load(file, {})
-    assert "it works on the legacy route only" in config.warnings[1]
-    assert config.keyring().find("banana", weak=True) is not None
-    assert config.keyring().find("banana", weak=False) is None
+    assert "it works on the legacy route only" in config.warnings[0]
+    assert config.keyring().find("banana", "legacy") is not None
+    assert config.keyring().find("banana", "native") is None
 
 
 def test_unusable_secret_files_and_certificates_are_errors_at_their_place(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     write(tmp_path / "empty", "\n")
-    write(tmp_path / "two", f"{STRONG}\n{STRONG}\n")
+    write(tmp_path / "two", f"{STRONG}\nnot printable: \x01\n")
     write(tmp_path / "big", "x" * 5000)
     write(tmp_path / "one", STRONG)
     files = ["missing", "fifo", ".", "empty", "two", "big", "one", "one"]
@@ -264,8 +264,8 @@ def test_unusable_secret_files_and_certificates_are_errors_at_their_place(tmp_pa
         "3:41: error: missing cannot be read: No such file or directory",
         "4:41: error: fifo is not a regular file",
         f"5:41: error: {tmp_path} is not a regular file",
-        "6:41: error: empty is empty or not one line of printable ASCII",
-        "7:41: error: two is empty or not one line of printable ASCII",
+        "6:41: error: empty is empty, or a line of it is not printable ASCII",
+        "7:41: error: two is empty, or a line of it is not printable ASCII",
         "8:41: error: big is larger than 4096 bytes",
         "10:41: error: tokens 't6' and 't7' have the same secret",
     ]
@@ -307,4 +307,4 @@ def test_the_first_runs_token_can_be_tried_from_loopback_and_opens_any_port_but_
     assert parse_network("127.0.0.0/8") in token.targets
     assert 8080 in token.target_ports
     assert not token.takeover
-    assert load(None, {}).keyring(token).find(STRONG, weak=False) is token
+    assert load(None, {}).keyring(token).find(STRONG, "native") is token

@@ -104,7 +104,7 @@ def test_a_file_full_of_mistakes_gets_all_of_them_in_the_order_of_its_lines() ->
         ("defaults: {health: {check: {send: ''}}}", "a check that sends nothing and expects nothing (tcp)"),
         ("defaults: {health: {check: {send: x, host: y}}}", "host without http"),
         ("defaults: {on_down: closed}", "'closed' is no value of 'on_down' (did you mean 'close'?)"),
-        ("webhook: {listen: '127.0.0.1:1', limits: {}}", "'limits' is not to be set here: not available in this version yet"),
+        ("webhook: {listen: '127.0.0.1:1', limits: {rate: 0}}", "1:49: error: 0 is out of range (1 to 1000000)"),
         ("defaults: {timeouts: {upgrade: 1h}}", "another upgrade timeout than 12h is not available in this version yet"),
     ],
 )

@@ -51,8 +51,14 @@ def test_a_trailing_newline_of_the_configured_secret_does_not_count() -> None:
 
 def test_a_weak_secret_is_known_only_where_weak_ones_are_allowed() -> None:
     keyring = Keyring([token(secrets=("short",), allow_weak=True)])
-    assert keyring.find("short") is not None
-    assert keyring.find("short", weak=False) is None
+    assert keyring.find("short", "legacy") is not None
+    assert keyring.find("short", "native") is None
+
+
+def test_a_token_that_is_not_for_the_legacy_route_is_not_known_there() -> None:
+    keyring = Keyring([token(legacy=False)])
+    assert keyring.find(STRONG, "native") is not None
+    assert keyring.find(STRONG, "legacy") is None
 
 
 def test_a_token_never_shows_its_secrets() -> None:

@@ -86,7 +86,7 @@ def test_the_unit_is_the_one_in_deploy() -> None:
 def test_a_wheel_carries_the_files_where_they_are_looked_for() -> None:
     project = tomllib.loads((SOURCE / "pyproject.toml").read_text())
     included = project["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"]
-    assert included["deploy/systemd"] == f"pylb/{install.PACKAGED}"
+    assert included["deploy/systemd"] == "pylb/data/systemd"
 
 
 def test_unit_and_plan_agree_on_every_path() -> None:

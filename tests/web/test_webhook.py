@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from pylb.core.auth import ANYWHERE
 from pylb.web.call import Handler
 from pylb.web.webhook import REPEAT_BURST, Webhook
 from tests.web.loopback import Reply, ask, run, serving
@@ -52,8 +53,8 @@ def legacy_body(port: int, target: int, action: str = "add") -> dict[str, str]:
 @asynccontextmanager
 async def facing(state_dir: Path, *, legacy: bool = True, **options: Any) -> AsyncIterator[Face]:
     async with running(state_dir) as control:
-        webhook = Webhook(control.registry, lambda: control.keyring, **options)
-        handler: Handler = webhook.handler(legacy=legacy)
+        webhook = Webhook(control.registry, lambda: control.keyring, legacy=ANYWHERE if legacy else (), **options)
+        handler: Handler = webhook.handler()
         async with serving(handler) as server:
             yield Face(control, webhook, server.port)
 

@@ -1,0 +1,110 @@
+"""The tokens in force: those of the config, those that `pylb token` made, and the one of a first run.
+
+Their files are read again when they change, so that a secret is replaced without a reload.
+"""
+
+import logging
+import secrets
+from collections.abc import Iterable
+from pathlib import Path
+
+from pylb.config import Config, first_run_token, read_secrets_again
+from pylb.config.made import Found, paths, read_made
+from pylb.core.auth import STRONG, Keyring, Token
+from pylb.machine import local_addresses
+from pylb.web.certificate import write_private
+
+log = logging.getLogger("pylb")
+
+TOKEN_FILE = "token"  # noqa: S105 - a file's name
+TLS_FOLDER = "tls"  # the self-signed key and certificate
+
+
+class Keys:
+    """`secret` is the first run's; None: it does not count, because other tokens are there."""
+
+    def __init__(self, config: Config) -> None:
+        """Raises OSError: no token is there, and none can be kept."""
+        self._made = read_made(config.state_dir)
+        self._told: list[str] = []
+        self.secret: str | None = None
+        self.use(config)
+
+    @property
+    def made(self) -> Found:
+        return self._made
+
+    def use(self, config: Config) -> None:
+        """Raises OSError."""
+        self.secret = generated_secret(config.state_dir) if first_run_in_force(config, self._made) else None
+        self._config = config
+
+    def read_again(self) -> None:
+        """What cannot be read stays as it was, and is said once."""
+        self._config, complaints = read_secrets_again(self._config)
+        found = read_made(self._config.state_dir)
+        kept = {name: made for name, made in self._made.tokens.items() if _complained(found, name)}
+        self._made = Found(kept | found.tokens, found.complaints)
+        self._say([*complaints, *found.complaints])
+        try:
+            self.use(self._config)
+        except OSError as error:
+            log.error("the first run's token cannot be kept: %s", error)
+
+    def keyring(self) -> Keyring:
+        config, found = self._config, list(self._unshadowed())
+        if self.secret is not None:
+            found.append(first_run_token(self.secret, config.reserved_ports))
+        return config.keyring(*found)
+
+    def files(self) -> Iterable[Path]:
+        """Whose change is a reason to read again."""
+        state_dir = self._config.state_dir
+        yield from (entry.secret_file for entry in self._config.tokens if entry.secret_file is not None)
+        yield state_dir / TOKEN_FILE
+        yield from paths(state_dir)
+
+    def _unshadowed(self) -> Iterable[Token]:
+        configured = {entry.name for entry in self._config.tokens}
+        self._say(
+            f"token {name!r} is in the config too, which counts; `pylb token revoke {name}` removes the other one"
+            for name in sorted(self._made.tokens.keys() & configured)
+        )
+        return (made.token() for name, made in self._made.tokens.items() if name not in configured)
+
+    def _say(self, texts: Iterable[str]) -> None:
+        for text in texts:
+            if text not in self._told:
+                self._told = [*self._told[-100:], text]
+                log.error("%s", text)
+
+
+def _complained(found: Found, name: str) -> bool:
+    return any(f"/{name} is left out" in text for text in found.complaints)
+
+
+def first_run_in_force(config: Config, made: Found) -> bool:
+    """It goes on counting beside those that `pylb token create` makes, until it is revoked."""
+    return not config.tokens and (not made.tokens or (config.state_dir / TOKEN_FILE).exists())
+
+
+def generated_secret(state_dir: Path) -> str:
+    """The token of a machine without other ones: read from the state directory, made at the first run (0600).
+
+    Raises OSError.
+    """
+    path = state_dir / TOKEN_FILE
+    try:
+        kept = path.read_text().strip()
+    except FileNotFoundError:
+        kept = ""
+    if len(kept) >= STRONG:
+        return kept
+    made = secrets.token_urlsafe(24)
+    write_private(path, made.encode() + b"\n")
+    return made
+
+
+def names_of_machine(config: Config) -> list[str]:
+    """What a certificate of ours is made for."""
+    return [*config.own_names, *sorted(local_addresses()), "localhost", "127.0.0.1", "::1"]

@@ -1,0 +1,325 @@
+"""`pylb token`: who may register. Made tokens are files in the state directory; a running pylb reads them at once."""
+
+import json
+import secrets
+from collections.abc import Sequence
+from pathlib import Path
+from string import Template
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pylb.asking import CONFIG, FAILED, JSON, ask, die, loaded, running, state_dir
+
+if TYPE_CHECKING:
+    from pylb.config import Config
+    from pylb.config.made import MadeToken
+
+NODE_PORTS = range(30000, 32768)
+
+
+@click.group(invoke_without_command=True)
+@CONFIG
+@click.option("--show", is_flag=True, help="Print the token that the first run made instead of a new one.")
+@click.pass_context
+def token(context: click.Context, config_path: Path | None, show: bool) -> None:
+    """Who may register. Alone: print a new secret, ready for a secret_file (32 characters, 192 bits).
+
+    \b
+    pylb token create mosquitto --ports 8443
+                       a token for one app, and the join string that its phone-home needs
+    pylb token create mosquitto --ports 8443 --kubernetes | kubectl apply -f -
+    pylb token list
+    pylb token rotate mosquitto          a second secret beside the old one; roll it out, then
+    pylb token rotate mosquitto --done   the old one is refused
+    pylb token revoke mosquitto
+    """
+    if context.invoked_subcommand is not None:
+        return
+    if not show:
+        click.echo(_new_secret())
+        return
+    from pylb.keys import TOKEN_FILE  # noqa: PLC0415
+
+    path = state_dir(config_path) / TOKEN_FILE
+    try:
+        click.echo(path.read_text().strip())
+    except OSError as error:
+        die(f"{path}: {error.strerror}. It is made by the first `pylb run` without configured tokens.")
+
+
+def _split(_context: click.Context, _option: click.Parameter, value: str | None) -> list[str] | None:
+    return None if value is None else [item for item in value.replace(",", " ").split() if item]
+
+
+@token.command()
+@CONFIG
+@click.argument("name")
+@click.option("--ports", callback=_split, required=True, help="Frontend ports it may open: 443,8883-8899")
+@click.option("--names", callback=_split, help="Names it may register; default: its own; * for any.")
+@click.option("--sources", callback=_split, help="Networks it may be used from; default: anywhere.")
+@click.option("--targets", callback=_split, help="Addresses it may name; default: only the one it calls from.")
+@click.option("--target-ports", callback=_split, help="Server ports it may name; default: 30000-32767.")
+@click.option("--takeover", is_flag=True, help="It may take ports that another token or name owns.")
+@click.option("--legacy", is_flag=True, help="It may be used on the legacy route, too.")
+@click.option("--host", help="What the join string calls this machine; default: advertise.")
+@click.option("--kubernetes", is_flag=True, help="Print Secret, ConfigMap, phone-home and Service instead, for kubectl.")
+@click.option("--frontends", callback=_split, help='With --kubernetes: "443:30443", as in PYLB_FRONTENDS.')
+@click.option("--app", help="With --kubernetes: the label `app` of your pods; default: NAME.")
+@click.option("--namespace", default="default", show_default=True, help="With --kubernetes.")
+@JSON
+def create(config_path: Path | None, name: str, **options: Any) -> None:
+    """Make a token, and print the join string for PYLB_JOIN of its phone-home.
+
+    The join string holds the address, the public key of the webhook's certificate and the secret: treat it as a password.
+    """
+    from pylb.config.made import read_made, write_made  # noqa: PLC0415
+
+    config = loaded(config_path)
+    if name in {entry.name for entry in config.tokens}:
+        die(f"a token called {name!r} is in the config", FAILED)
+    if name in read_made(config.state_dir).tokens:
+        die(f"there is a token called {name!r} already (pylb token rotate {name}, or revoke)", FAILED)
+    made = _made(name, options)
+    join = _join(config, options["host"], made)
+    manifests = _manifests(made, join, options) if options["kubernetes"] else ""
+    try:
+        config.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        write_made(config.state_dir, made)
+    except OSError as error:
+        die(f"{config.state_dir}: {error.strerror}. Run it as root or as pylb's own user.")
+    in_force = _tell(config_path, config.state_dir)
+    if options["as_json"]:
+        click.echo(json.dumps({"name": name, "join": join, "in_force": in_force}))
+    elif manifests:
+        click.echo(manifests, nl=False)
+    else:
+        click.echo(f"PYLB_JOIN={join}")
+
+
+@token.command("list")
+@CONFIG
+@JSON
+def list_(config_path: Path | None, as_json: bool) -> None:
+    """All tokens with their scopes: of the config, made ones, and the first run's."""
+    from pylb.config.made import read_made  # noqa: PLC0415
+    from pylb.keys import first_run_in_force  # noqa: PLC0415
+
+    config = loaded(config_path)
+    found = read_made(config.state_dir)
+    configured = {entry.name for entry in config.tokens}
+    rows = [_row(entry, "config", len(config.secrets_of(entry.name))) for entry in config.tokens]
+    rows += [_row(made, "made", len(made.secrets)) for name, made in found.tokens.items() if name not in configured]
+    if first_run_in_force(config, found):
+        rows.append({"name": "generated", "from": "first run", "ports": "any", "names": "*", "sources": "any", "secrets": 1})
+    for text in found.complaints:
+        click.echo(text, err=True)
+    if as_json:
+        click.echo(json.dumps(rows, indent=2))
+        return
+    form = "{:<20} {:<10} {:<24} {:<20} {:<24} {}"
+    click.echo(form.format("NAME", "FROM", "PORTS", "NAMES", "SOURCES", "SECRETS"))
+    for row in rows:
+        texts = (row[key] for key in ("name", "from", "ports", "names", "sources"))
+        click.echo(form.format(*texts, f"{row['secrets']}{', being rotated' if row['secrets'] > 1 else ''}"))
+    if rows and rows[-1]["from"] == "first run":
+        hint = "pylb token revoke generated, once your apps have tokens of their own"
+        click.echo(f"`generated` may open any port: {hint}", err=True)
+
+
+@token.command()
+@CONFIG
+@click.argument("name")
+@click.option("--done", is_flag=True, help="End a rotation: only the newest secret counts from now on.")
+@click.option("--host", help="What the join string calls this machine; default: advertise.")
+@JSON
+def rotate(config_path: Path | None, name: str, done: bool, host: str | None, as_json: bool) -> None:
+    """A new secret beside the old one, which goes on counting until `--done`. Prints the new join string.
+
+    A token of the config is rotated in its secret_file: one secret a line, read again when the file changes.
+    """
+    from pylb.config.made import write_made  # noqa: PLC0415
+
+    config, made = _find(config_path, name)
+    if done and len(made.secrets) == 1:
+        die(f"token {name!r} has one secret: nothing is being rotated", FAILED)
+    kept = made.secrets[:1] if done else (_new_secret(), *made.secrets[:1])
+    changed = made.model_copy(update={"secrets": kept})
+    try:
+        write_made(config.state_dir, changed)
+    except OSError as error:
+        die(f"{config.state_dir}: {error.strerror}. Run it as root or as pylb's own user.")
+    _tell(config_path, config.state_dir)
+    join = _join(config, host, changed)
+    if as_json:
+        click.echo(json.dumps({"name": name, "join": join, "secrets": len(kept)}))
+    elif done:
+        click.echo(f"token {name!r}: the old secret is refused from now on")
+    else:
+        click.echo(f"PYLB_JOIN={join}")
+
+
+@token.command()
+@CONFIG
+@click.argument("name")
+def revoke(config_path: Path | None, name: str) -> None:
+    """Refuse a token from now on. What it registered becomes stale, and is served as the last resort for leases.keep_stale.
+
+    `pylb release NAME` gives its ports up at once. `generated` is the token of the first run.
+    """
+    from pylb.config.made import read_made, remove_made  # noqa: PLC0415
+    from pylb.keys import TOKEN_FILE, first_run_in_force  # noqa: PLC0415
+
+    config = loaded(config_path)
+    found = read_made(config.state_dir)
+    if name == "generated" and first_run_in_force(config, found):
+        if not found.tokens:
+            die("there is no other token: pylb would make a new one. `pylb token create` comes first.", FAILED)
+        path = config.state_dir / TOKEN_FILE
+        try:
+            path.unlink()
+        except OSError as error:
+            die(f"{path}: {error.strerror}. Run it as root or as pylb's own user.")
+    else:
+        _find(config_path, name)
+        try:
+            remove_made(config.state_dir, name)
+        except OSError as error:
+            die(f"{config.state_dir}: {error.strerror}. Run it as root or as pylb's own user.")
+    _tell(config_path, config.state_dir)
+    click.echo(f"token {name!r} is refused from now on; `pylb release NAME` frees what it registered")
+
+
+def _new_secret() -> str:
+    return secrets.token_urlsafe(24)
+
+
+def _find(config_path: Path | None, name: str) -> "tuple[Config, MadeToken]":
+    from pylb.config.made import read_made  # noqa: PLC0415
+
+    config: Config = loaded(config_path)
+    made = read_made(config.state_dir).tokens.get(name)
+    if made is None:
+        entry = next((entry for entry in config.tokens if entry.name == name), None)
+        if entry is not None:
+            where = f"its secret_file is {entry.secret_file}" if entry.secret_file else "its secret stands there"
+            die(f"token {name!r} is of the config ({where}): change it there", FAILED)
+        die(f"there is no token called {name!r} (pylb token list)", FAILED)
+    return config, made
+
+
+def _made(name: str, options: dict[str, Any]) -> "MadeToken":
+    from pydantic import ValidationError  # noqa: PLC0415
+
+    from pylb.config.made import MadeToken, now  # noqa: PLC0415
+
+    given = {key: options[key] for key in ("ports", "names", "sources", "targets", "target_ports") if options[key]}
+    given |= {key: True for key in ("takeover",) if options[key]}
+    try:
+        return MadeToken.model_validate(
+            {"name": name, "secrets": [_new_secret()], "legacy": options["legacy"], "created": now(), **given}
+        )
+    except ValidationError as error:
+        problems = error.errors(include_input=False, include_url=False)
+        texts = (f"{problem['loc'][0] if problem['loc'] else 'token'}: {_said(problem)}" for problem in problems)
+        die("\n".join(texts))
+
+
+def _said(problem: Any) -> str:
+    context = problem.get("ctx", {})
+    hint = f" ({context['hint']})" if context.get("hint") else ""
+    return f"{problem['msg']}{hint}"
+
+
+def _join(config: "Config", host: str | None, made: "MadeToken") -> str:
+    """`pylb://NAME:SECRET@HOST:PORT/PIN`: what a phone-home needs, with nothing that a shell or a URL would change.
+
+    The pin is the public key of a self-signed certificate; without one the certificate is judged as any public one.
+    """
+    from pylb.core.address import is_loopback  # noqa: PLC0415
+    from pylb.keys import TLS_FOLDER, names_of_machine  # noqa: PLC0415
+    from pylb.machine import outgoing_address  # noqa: PLC0415
+    from pylb.web.certificate import is_self_signed, pin, self_signed  # noqa: PLC0415
+
+    listener = next((one for one in config.webhook if one.tls is not None), None)
+    if listener is None or listener.tls is None:
+        die("no webhook listener has TLS, so a join string would show its secret to whoever is on the way: "
+            "set tls: self-signed on one", FAILED)  # fmt: skip
+    everywhere = listener.listen.ip in ("*", "0.0.0.0", "::")
+    called = host or (config.advertise if everywhere or config.advertise else None)
+    if called is None:
+        called = outgoing_address() if everywhere else listener.listen.ip
+        if everywhere and not is_loopback(called):
+            click.echo(f"the join string says {called}: set `advertise`, or --host, if others call this machine differently",
+                       err=True)  # fmt: skip
+    try:
+        if listener.tls.self_signed:
+            key = pin(self_signed(config.state_dir / TLS_FOLDER, names_of_machine(config)).path)
+        elif listener.tls.certificate is not None and is_self_signed(listener.tls.certificate):
+            key = pin(listener.tls.certificate)
+        else:
+            key = ""
+    except (OSError, ValueError) as error:
+        die(f"the webhook's certificate cannot be used: {error}. Run it as root or as pylb's own user.")
+    where = f"[{called}]" if ":" in called else called
+    return f"pylb://{made.name}:{made.secrets[0]}@{where}:{listener.listen.port}" + (f"/{key}" if key else "")
+
+
+def _manifests(made: "MadeToken", join: str, options: dict[str, Any]) -> str:
+    from pylb.machine import deployed  # noqa: PLC0415
+
+    frontends = options["frontends"] or [_node_port(low) for low, high in made.ports if low == high]
+    if not frontends:
+        die('--frontends "443:30443" is needed: the ports of the token are ranges')
+    pairs = [frontend.split("/")[0].split(":") for frontend in frontends]
+    if not all(len(pair) == 2 and all(port.isdigit() for port in pair) and int(pair[1]) in NODE_PORTS for pair in pairs):
+        die(f"--frontends: {' '.join(frontends)!r} is not a list of PORT:NODEPORT (NodePorts are 30000-32767)")
+    ports = "\n".join(
+        f'    - {{name: "p{port}", port: {port}, targetPort: {port}, nodePort: {node_port}}}' for port, node_port in pairs
+    )
+    text = Template(deployed("kubernetes/join.yaml.in")).substitute(
+        NAME=_label(made.name),
+        NAMESPACE=options["namespace"],
+        JOIN=join,
+        FRONTENDS=" ".join(frontends),
+        APP=options["app"] or made.name,
+        PORTS=ports,
+    )
+    config_map = deployed("kubernetes/phonehome-configmap.yaml").replace(
+        "  name: phonehome\n", f"  name: phonehome\n  namespace: {options['namespace']}\n", 1
+    )
+    return f"{text}---\n{config_map}"
+
+
+def _node_port(port: int) -> str:
+    """443 -> 443:30443, 8443 -> 8443:30843 as the manifests in deploy/ have it."""
+    return f"{port}:{30000 + (port if port < 1000 else port // 1000 * 100 + port % 100)}"
+
+
+def _label(name: str) -> str:
+    """An object's name in Kubernetes (RFC 1123): lower case, no underscores."""
+    return name.lower().replace("_", "-")
+
+
+def _row(entry: Any, origin: str, count: int) -> dict[str, Any]:
+    return {
+        "name": entry.name,
+        "from": origin,
+        "ports": _ranges(entry.ports),
+        "names": ",".join(entry.names or (entry.name,)),
+        "sources": "any" if "sources" not in entry.model_fields_set else ",".join(map(str, entry.sources)),
+        "secrets": count,
+    }
+
+
+def _ranges(ranges: Sequence[tuple[int, int]]) -> str:
+    return ",".join(str(low) if low == high else f"{low}-{high}" for low, high in ranges)
+
+
+def _tell(config_path: Path | None, directory: Path) -> bool:
+    """A running pylb reads the tokens at once."""
+    if not running(directory):
+        click.echo("pylb is not running here (or not with this config): it counts from its next start", err=True)
+        return False
+    ask(config_path, {"verb": "tokens"})
+    return True

@@ -1,0 +1,44 @@
+"""Files whose change counts without a reload: looked at once a second (stat(2), in a thread: a disk may hang)."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable
+from pathlib import Path
+
+PERIOD = 1.0  # seconds
+
+_Signature = dict[Path, tuple[int, int, int, int] | None]
+
+
+class Watch:
+    """Calls `on_change` when one of `files()` is another, is gone, or is new, compared with the moment of its making."""
+
+    def __init__(self, files: Callable[[], Iterable[Path]], on_change: Callable[[], Awaitable[None]]) -> None:
+        self._files = files
+        self._on_change = on_change
+        self._seen = signature(files())
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        while True:
+            await asyncio.sleep(PERIOD)
+            await self.look()
+
+    async def look(self) -> None:
+        """One look. A file that changes while `on_change` reads it is seen by the next one."""
+        now = await asyncio.to_thread(lambda: signature(self._files()))
+        if now != self._seen:
+            self._seen = now
+            await self._on_change()
+
+
+def signature(files: Iterable[Path]) -> _Signature:
+    """What tells two states of a file apart: device, inode, size and time. Links are followed, as Kubernetes replaces them."""
+    return {path: _one(path) for path in files}
+
+
+def _one(path: Path) -> tuple[int, int, int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns

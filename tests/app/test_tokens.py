@@ -1,0 +1,198 @@
+"""Tokens by `pylb token`: made, used through a join string by a real phone-home, rotated, revoked, kept over a rebuilt machine."""
+
+import json
+import os
+import re
+import shutil
+import stat
+import subprocess
+from pathlib import Path
+
+import kubernetes_validate  # type: ignore[import-untyped]
+import pytest
+import yaml
+
+from pylb.config.made import FOLDER
+from pylb.keys import TOKEN_FILE
+from tests.app.instance import SECRET, Instance, cli, token
+from tests.support.processes import python
+from tests.support.waiting import eventually
+
+
+@pytest.fixture
+def tls(pylb: Instance) -> Instance:
+    """Without tokens in its config, and self-signed."""
+    pylb.configure(webhook={"listen": f"127.0.0.1:{pylb.webhook}", "tls": "self-signed"}, tokens=None)
+    return pylb
+
+
+def create(pylb: Instance, name: str = "app", *more: str) -> str:
+    ended = pylb.ask("token", "create", name, "--ports", "20000-29999", "--targets", "127.0.0.0/8", *more)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.startswith("PYLB_JOIN=")
+    return ended.stdout.strip().removeprefix("PYLB_JOIN=")
+
+
+def phone(pylb: Instance, **environ: str) -> subprocess.CompletedProcess[str]:
+    """`phonehome once` for the test's port."""
+    environ = {"PATH": os.environ["PATH"], "PYLB_FRONTENDS": f"{pylb.port}:30843", "PYLB_ADDRESS": "127.0.0.1"} | environ
+    return subprocess.run(python("phonehome", "once"), check=False, env=environ, capture_output=True, text=True, timeout=30)
+
+
+def test_one_join_string_is_all_that_a_phone_home_needs(tls: Instance) -> None:
+    tls.start()
+    join = create(tls)
+    assert re.fullmatch(rf"pylb://app:[\w-]{{32}}@127\.0\.0\.1:{tls.webhook}/[\w-]{{43}}", join)
+    ended = phone(tls, PYLB_JOIN=join)
+    assert ended.returncode == 0, ended.stdout
+    [row] = tls.routes()
+    assert row["held_by"][0].startswith("app/app/")
+    kept = tls.state_dir / FOLDER / "app"
+    assert stat.S_IMODE(kept.stat().st_mode) == 0o600
+    assert json.loads(kept.read_text())["secrets"][0] not in tls.running.text()
+
+
+def test_a_join_string_with_another_key_sends_nothing(tls: Instance) -> None:
+    tls.start()
+    join = create(tls)
+    ended = phone(tls, PYLB_JOIN=join[:-4] + ("AAAA" if not join.endswith("AAAA") else "BBBB"))
+    assert ended.returncode == 1
+    assert "not the key of the join string" in ended.stdout
+    assert json.loads(tls.ask("routes", "--rejected", "--json").stdout) == []  # not one call came
+
+
+def test_a_rotation_accepts_both_secrets_until_it_is_done(tls: Instance) -> None:
+    tls.start()
+    old = create(tls)
+    new = tls.ask("token", "rotate", "app").stdout.strip().removeprefix("PYLB_JOIN=")
+    assert new != old
+    assert phone(tls, PYLB_JOIN=old).returncode == phone(tls, PYLB_JOIN=new).returncode == 0
+    assert "the old secret is refused" in tls.ask("token", "rotate", "app", "--done").stdout
+    assert "401" in phone(tls, PYLB_JOIN=old).stdout
+    assert phone(tls, PYLB_JOIN=new).returncode == 0
+    again = tls.ask("token", "rotate", "app", "--done")
+    assert (again.returncode, "nothing is being rotated" in again.stderr) == (1, True)
+
+
+def test_a_revoked_token_is_refused_at_once_and_its_port_goes_on(tls: Instance) -> None:
+    tls.start()
+    join = create(tls)
+    phone(tls, PYLB_JOIN=join)
+    assert tls.ask("token", "revoke", "app").returncode == 0
+    assert "401" in phone(tls, PYLB_JOIN=join).stdout
+    assert [row["port"] for row in tls.routes()] == [tls.port]
+
+
+def test_a_token_made_while_pylb_is_down_counts_from_its_start(tls: Instance) -> None:
+    join = create(tls)
+    tls.start()
+    assert phone(tls, PYLB_JOIN=join).returncode == 0
+
+
+def test_key_and_tokens_restored_on_a_rebuilt_machine_take_the_same_join_string(tls: Instance, tmp_path: Path) -> None:
+    """docs/security.md, Backup: the two folders are all that is needed."""
+    tls.start()
+    join = create(tls)
+    tls.running.stop()
+    backup = tmp_path / "backup"
+    for folder in ("tls", FOLDER):
+        shutil.copytree(tls.state_dir / folder, backup / folder)
+    shutil.rmtree(tls.state_dir)
+    shutil.copytree(backup, tls.state_dir)
+    tls.start()
+    assert phone(tls, PYLB_JOIN=join).returncode == 0
+
+
+def test_the_first_runs_token_counts_until_it_is_revoked_and_is_not_made_again(tls: Instance) -> None:
+    tls.start()
+    first = json.loads(tls.ask("token", "list", "--json").stdout)
+    assert [row["name"] for row in first] == ["generated"]
+    alone = tls.ask("token", "revoke", "generated")
+    assert (alone.returncode, "`pylb token create` comes first" in alone.stderr) == (1, True)
+    create(tls)
+    assert [row["name"] for row in json.loads(tls.ask("token", "list", "--json").stdout)] == ["app", "generated"]
+    assert tls.ask("token", "revoke", "generated").returncode == 0
+    assert not (tls.state_dir / TOKEN_FILE).exists()
+    tls.running.stop()
+    tls.start()
+    assert [row["name"] for row in json.loads(tls.ask("token", "list", "--json").stdout)] == ["app"]
+
+
+def test_a_secret_file_that_changes_counts_without_a_reload(pylb: Instance) -> None:
+    file = pylb.folder / "secret"
+    file.write_text(SECRET + "\n")
+    file.chmod(0o600)
+    entry = token() | {"secret_file": str(file)}
+    del entry["secret"]
+    pylb.configure(tokens=[entry])
+    pylb.start()
+    new = "another-secret-of-some-length"
+    assert pylb.register(pylb.port, 30000, secret=new).status == 401
+    file.write_text(f"{new}\n{SECRET}\n")
+    eventually(lambda: pylb.register(pylb.port, 30000, secret=new).status == 201, what="the new secret counts")
+    assert pylb.register(pylb.port, 30000).status == 200
+    file.write_text("short\n")
+    pylb.running.has_said("the secret of token 'app' stays as it was")
+    assert pylb.register(pylb.port, 30000, secret=new).status == 200
+
+
+def test_a_broken_file_of_a_made_token_costs_nobody_and_is_said(tls: Instance) -> None:
+    tls.start()
+    join = create(tls)
+    kept = tls.state_dir / FOLDER / "app"
+    kept.write_text("{")
+    tls.running.has_said(f"{kept} is left out")
+    assert phone(tls, PYLB_JOIN=join).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (("create", "b ad", "--ports", "443"), "name: 'b ad' is not a name"),
+        (("create", "app", "--ports", "99999"), "ports: '99999' is not a port"),
+        (("create", "app", "--ports", "443", "--sources", "nowhere"), "sources: 'nowhere' is not a network"),
+        (("create", "app", "--ports", "20-30", "--kubernetes"), '--frontends "443:30443" is needed'),
+        (("create", "app", "--ports", "443", "--kubernetes", "--frontends", "443:443"), "NodePorts are 30000-32767"),
+        (("rotate", "nobody"), "there is no token called 'nobody'"),
+        (("revoke", "nobody"), "there is no token called 'nobody'"),
+    ],
+)
+def test_what_cannot_be_done_is_said_and_changes_nothing(tls: Instance, args: tuple[str, ...], says: str) -> None:
+    ended = tls.ask("token", *args)
+    assert ended.returncode in (1, 2)
+    assert says in ended.stderr
+    assert not (tls.state_dir / FOLDER).exists()
+
+
+def test_without_tls_there_is_no_join_string(pylb: Instance) -> None:
+    pylb.configure(tokens=None)
+    ended = pylb.ask("token", "create", "app", "--ports", "443")
+    assert (ended.returncode, "no webhook listener has TLS" in ended.stderr) == (1, True)
+
+
+def test_tokens_of_the_config_are_listed_and_left_to_their_file(pylb: Instance) -> None:
+    [row] = json.loads(pylb.ask("token", "list", "--json").stdout)
+    assert (row["name"], row["from"], row["ports"]) == ("app", "config", "20000-29999")
+    ended = pylb.ask("token", "rotate", "app")
+    assert (ended.returncode, "is of the config" in ended.stderr) == (1, True)
+
+
+def test_kubernetes_gets_everything_in_one_piece(tls: Instance) -> None:
+    ended = tls.ask("token", "create", "Web_1", "--ports", "443,8443", "--kubernetes", "--namespace", "apps", "--app", "web")
+    assert ended.returncode == 0, ended.stderr
+    documents = {one["kind"]: one for one in yaml.safe_load_all(ended.stdout)}
+    assert set(documents) == {"Secret", "Service", "DaemonSet", "ConfigMap"}
+    for one in documents.values():
+        kubernetes_validate.validate(one, "1.31", strict=True)
+        assert one["metadata"]["namespace"] == "apps"
+    service = documents["Service"]["spec"]
+    assert service["selector"] == {"app": "web"}
+    assert [(port["port"], port["nodePort"]) for port in service["ports"]] == [(443, 30443), (8443, 30843)]
+    [container] = documents["DaemonSet"]["spec"]["template"]["spec"]["containers"]
+    environ = {one["name"]: one.get("value") for one in container["env"]}
+    assert environ["PYLB_FRONTENDS"] == "443:30443 8443:30843"
+    assert documents["Secret"]["stringData"]["join"].startswith("pylb://Web_1:")
+
+
+def test_a_new_secret_needs_no_pylb(tmp_path: Path) -> None:
+    assert len(cli(tmp_path, "token").stdout.strip()) == 32
