@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import datetime as dt
+import hashlib
 import ipaddress
 import socket
 import ssl
@@ -13,7 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from hypothesis import given
+from hypothesis import strategies as st
 
 from phonehome import client as client_module
 from phonehome.client import MAX_BODY, CallError, Cancel, Client, trust
@@ -271,9 +277,7 @@ def test_a_dead_address_leaves_time_for_the_next(load_balancer: LoadBalancer, mo
 def tls(load_balancers: Callable[..., LoadBalancer], tmp_path: Path) -> tuple[LoadBalancer, str]:
     """A load balancer with a self-signed certificate, and that certificate."""
     certificate, key = self_signed(tmp_path, ipaddress.ip_address("127.0.0.1"), dt.timedelta(days=1))
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate, key)
-    return load_balancers(context), certificate.read_text()
+    return load_balancers(server_context(certificate, key)), certificate.read_text()
 
 
 def test_a_certificate_in_pylb_ca_is_trusted(tls: tuple[LoadBalancer, str]) -> None:
@@ -287,9 +291,7 @@ def test_a_certificate_in_pylb_ca_is_trusted_without_its_issuer(
 ) -> None:
     issuer = ec.generate_private_key(ec.SECP256R1())
     certificate, key = self_signed(tmp_path, ipaddress.ip_address("127.0.0.1"), dt.timedelta(days=1), issuer)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate, key)
-    url = load_balancers(context).url
+    url = load_balancers(server_context(certificate, key)).url
     assert client_for(url, context=trust(certificate.read_text())).call(REQUEST, Token(TOKEN)).status == 200
 
 
@@ -342,3 +344,80 @@ def test_a_tls_handshake_that_stalls_ends_with_the_deadline_or_an_abort(raw_serv
 def test_a_file_that_holds_no_certificate_is_refused_at_the_start() -> None:
     with pytest.raises(ssl.SSLError):
         trust("-----BEGIN CERTIFICATE-----\nnonsense\n-----END CERTIFICATE-----\n")
+
+
+# ------------------------------------------------------------ join strings: the key is pinned
+
+
+def server_context(certificate: Path, key: Path) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    return context
+
+
+def der_of(path: Path) -> bytes:
+    return x509.load_pem_x509_certificate(path.read_bytes()).public_bytes(serialization.Encoding.DER)
+
+
+def pin_of(path: Path) -> str:
+    key = x509.load_pem_x509_certificate(path.read_bytes()).public_key()
+    spki = key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+    return base64.urlsafe_b64encode(hashlib.sha256(spki).digest()).decode().rstrip("=")
+
+
+@pytest.mark.parametrize("lifetime", [dt.timedelta(days=1), dt.timedelta(minutes=-30)], ids=["valid", "expired"])
+def test_the_pinned_key_is_trusted_whatever_its_certificate_says(
+    load_balancers: Callable[..., LoadBalancer], tmp_path: Path, lifetime: dt.timedelta
+) -> None:
+    certificate, key = self_signed(tmp_path, ipaddress.ip_address("192.0.2.1"), lifetime)
+    load_balancer = load_balancers(server_context(certificate, key))
+    endpoint = parse_url(load_balancer.url)._replace(pin=pin_of(certificate))
+    assert Client(endpoint, "source", None).call(REQUEST, Token(TOKEN)).status == 200
+
+
+def test_another_key_is_refused_before_the_token_is_sent(load_balancers: Callable[..., LoadBalancer], tmp_path: Path) -> None:
+    certificate, key = self_signed(tmp_path, ipaddress.ip_address("127.0.0.1"), dt.timedelta(days=1))
+    load_balancer = load_balancers(server_context(certificate, key))
+    pin = pin_of(certificate)
+    endpoint = parse_url(load_balancer.url)._replace(pin=pin[:-1] + ("A" if pin[-1] != "A" else "E"))
+    error = fails(Client(endpoint, "source", None))
+    assert error.unsent
+    assert error.what == "not the key of the join string"
+    assert load_balancer.calls.empty()
+
+
+@pytest.mark.parametrize("kind", ["ec256", "ec521", "rsa2048", "rsa4096", "ed25519"])
+def test_the_key_of_every_kind_of_certificate_is_found(kind: str, tmp_path: Path) -> None:
+    keys: dict[str, Callable[[], Any]] = {
+        "ec256": lambda: ec.generate_private_key(ec.SECP256R1()),
+        "ec521": lambda: ec.generate_private_key(ec.SECP521R1()),
+        "rsa2048": lambda: rsa.generate_private_key(65537, 2048),
+        "rsa4096": lambda: rsa.generate_private_key(65537, 4096),
+        "ed25519": ed25519.Ed25519PrivateKey.generate,
+    }
+    key, now = keys[kind](), dt.datetime.now(dt.UTC)
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "x" * 60)] * 3)  # lengths of more than a byte
+    made = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number(), now, now + dt.timedelta(days=1))
+    ).sign(key, None if kind == "ed25519" else hashes.SHA256())
+    path = tmp_path / "certificate"
+    path.write_bytes(made.public_bytes(serialization.Encoding.PEM))
+    assert client_module.key_pin(der_of(path)) == pin_of(path)
+
+
+@given(st.binary(max_size=200), st.integers(0, 300))
+def test_what_is_no_certificate_has_no_key_or_at_least_another_one(noise: bytes, cut: int) -> None:
+    assert client_module.key_pin(noise) == ""
+    certificate = _SOME.public_bytes(serialization.Encoding.DER)
+    whole = client_module.key_pin(certificate)
+    assert client_module.key_pin(certificate[: min(cut, len(certificate) - 1)]) == ""
+    assert len(whole) == 43
+
+
+def _some() -> x509.Certificate:
+    key, now = ec.generate_private_key(ec.SECP256R1()), dt.datetime(2030, 1, 1, tzinfo=dt.UTC)
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "pylb")])
+    return x509.CertificateBuilder(name, name, key.public_key(), 1, now, now + dt.timedelta(days=1)).sign(key, hashes.SHA256())
+
+
+_SOME = _some()

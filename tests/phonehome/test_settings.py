@@ -294,7 +294,69 @@ def test_a_ca_is_a_file_or_its_text() -> None:
         parse({**ENVIRON, "PYLB_CA": "/etc/ca.crt"}, hostname="pod-1", read_file=lambda _: "DER")
 
 
-NAMES = sorted({*ENVIRON, *LEGACY, "PYLB_ADDRESS", "PYLB_TTL", "PYLB_WAIT", "PYLB_CA", "PYLB_TOKEN_FILE", "PYLB_INSTANCE"})
+PIN = "A" * 43
+JOIN = f"pylb://mqtt:{TOKEN}@lb.example.net:9000/{PIN}"
+ONLY_JOIN = {"PYLB_FRONTENDS": "443:30443", "PYLB_JOIN": JOIN}
+
+
+def test_a_join_string_is_address_key_token_and_name() -> None:
+    settings = read(ONLY_JOIN)
+    [endpoint] = settings.endpoints
+    assert (endpoint.secure, endpoint.label, endpoint.pin, endpoint.token) == (True, "lb.example.net:9000", PIN, TOKEN)
+    assert settings.name == "mqtt"
+    assert TOKEN not in repr(settings)
+
+
+def test_each_load_balancer_has_a_join_string_of_its_own() -> None:
+    settings = read({**ONLY_JOIN, "PYLB_JOIN": f"{JOIN}, pylb://mqtt:{TOKEN}x@[2001:db8::1]:9000\n"})
+    assert [(one.label, one.pin, one.token) for one in settings.endpoints] == [
+        ("lb.example.net:9000", PIN, TOKEN),
+        ("[2001:db8::1]:9000", "", TOKEN + "x"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("environ", "says"),
+    [
+        ({"PYLB_JOIN": f"http://mqtt:{TOKEN}@lb:9000"}, "PYLB_JOIN: number 1: not a join string"),
+        ({"PYLB_JOIN": f"pylb://{TOKEN}@lb:9000"}, "PYLB_JOIN: number 1: not a join string"),
+        ({"PYLB_JOIN": JOIN[:-1]}, "is not the pin of a key (43 characters): was it cut?"),
+        ({"PYLB_JOIN": f"{JOIN} {JOIN}"}, "lb.example.net:9000 is listed twice"),
+        ({"PYLB_URL": "http://lb:9000"}, "PYLB_URL: set together with PYLB_JOIN"),
+        ({"PYLB_JOIN_FILE": "/x"}, "set together with PYLB_JOIN"),
+        ({"PYLB_JOIN": f"{JOIN} pylb://web:{TOKEN}@other:9000"}, "PYLB_NAME: missing: the join strings have several names"),
+    ],
+)
+def test_a_join_string_that_cannot_be_meant_is_named_without_its_secret(environ: dict[str, str], says: str) -> None:
+    found = problems({**ONLY_JOIN, **environ})
+    assert says in found[0]
+    assert TOKEN not in "".join(found)
+
+
+def test_a_file_with_join_strings_that_cannot_be_read_is_named() -> None:
+    environ = {"PYLB_FRONTENDS": "443:30443", "PYLB_JOIN_FILE": "/run/secrets/pylb/join"}
+    with pytest.raises(SettingsError) as caught:
+        parse(environ, hostname="pod-1", read_file=no_files)
+    assert [problem.split(":")[0] for problem in caught.value.problems] == ["PYLB_JOIN_FILE"]
+    read_it = parse(environ, hostname="pod-1", read_file=lambda _: JOIN + "\n")
+    assert (read_it.name, read_it.join_file) == ("mqtt", "/run/secrets/pylb/join")
+
+
+NAMES = sorted(
+    {
+        "PYLB_JOIN",
+        "PYLB_JOIN_FILE",
+        "PYLB_HEALTH",
+        *ENVIRON,
+        *LEGACY,
+        "PYLB_ADDRESS",
+        "PYLB_TTL",
+        "PYLB_WAIT",
+        "PYLB_CA",
+        "PYLB_TOKEN_FILE",
+        "PYLB_INSTANCE",
+    }
+)
 
 
 TEXTS = st.text(max_size=20) | st.text("0123456789:/=., sm", max_size=12) | st.text(max_size=12).map("http://".__add__)

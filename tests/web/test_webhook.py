@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 
 from pylb.core.auth import ANYWHERE
+from pylb.core.policy import CallLimits
 from pylb.web.call import Handler
+from pylb.web.source import network_of
 from pylb.web.webhook import REPEAT_BURST, Webhook
 from tests.web.loopback import Reply, ask, run, serving
 from tests.web.running import SECRET, WEAK, Control, free_port, running
@@ -51,9 +53,10 @@ def legacy_body(port: int, target: int, action: str = "add") -> dict[str, str]:
 
 
 @asynccontextmanager
-async def facing(state_dir: Path, *, legacy: bool = True, **options: Any) -> AsyncIterator[Face]:
+async def facing(state_dir: Path, *, legacy: bool = True, legacy_from: str = "", **options: Any) -> AsyncIterator[Face]:
+    networks = (ip_network(legacy_from),) if legacy_from else ANYWHERE if legacy else ()
     async with running(state_dir) as control:
-        webhook = Webhook(control.registry, lambda: control.keyring, legacy=ANYWHERE if legacy else (), **options)
+        webhook = Webhook(control.registry, lambda: control.keyring, legacy=networks, **options)
         handler: Handler = webhook.handler()
         async with serving(handler) as server:
             yield Face(control, webhook, server.port)
@@ -340,3 +343,92 @@ async def _banner(text: bytes) -> AsyncIterator[int]:
         yield server.sockets[0].getsockname()[1]
     finally:
         server.close()
+
+
+# ------------------------------------------------------------ limits: who has a token is served whatever others do
+
+
+def body_for(port: int) -> dict[str, object]:
+    return {"frontends": [{"port": port, "target_port": 30000}]}
+
+
+def test_wrong_tokens_lock_out_wrong_tokens_alone(tmp_path: Path) -> None:
+    """Case 37: one pod with a wrong token in a loop behind the address of 30 honest ones."""
+
+    async def main() -> None:
+        async with facing(tmp_path, clock=lambda: 1000.0, limits=CallLimits(lockout=20)) as face:
+            port = free_port()
+            wrong = {"Authorization": "Bearer not-a-secret-that-is-known"}
+            found = [await face.put("mosquitto/p", body_for(port), wrong) for _ in range(25)]
+            assert [reply.status for reply in found] == [401] * 20 + [429] * 5
+            assert found[-1].headers["retry-after"] == "3"
+            assert [(await face.put(f"mosquitto/{n}", body_for(port))).status for n in range(30)] == [201] * 30
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"Authorization": "Bearer "},
+        {"Authorization": "Basic dXNlcjpwYXNz"},
+        {"Authorization": "Bearer not-a-secret-that-is-known"},
+        {"Authorization": f"Bearer {WEAK}"},
+        {"Authorization": "Bearer " + "x" * 3000},
+    ],
+)
+def test_every_401_has_the_same_words(tmp_path: Path, headers: dict[str, str]) -> None:
+    async def main() -> None:
+        async with facing(tmp_path) as face:
+            reply = await face.put("mosquitto/p", body_for(free_port()), headers)
+            assert reply.status == 401
+            assert json.loads(reply.body) == {
+                "error": "unauthorized",
+                "detail": "the call carries no token that is known here",
+                "hint": "a token of at least 22 characters as in pylb's config: Authorization: Bearer TOKEN",
+            }
+
+    run(main())
+
+
+def test_a_token_in_a_frenzy_is_slowed_and_the_others_are_not(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with facing(tmp_path, clock=lambda: 1000.0, limits=CallLimits(burst=5, rate=2)) as face:
+            port = free_port()
+            found = [(await face.put(f"mosquitto/{n}", body_for(port))).status for n in range(7)]
+            assert found == [201] * 5 + [429] * 2
+            other = legacy_body(free_port(), 30000)
+            assert (await face.hook(other, {"X-Funkypenguin-Token": WEAK})).status == 200
+
+    run(main())
+
+
+def test_a_source_is_an_ipv4_address_or_an_ipv6_network() -> None:
+    assert network_of("192.0.2.7") == "192.0.2.7"
+    assert network_of("2001:db8::1:2:3:4") == network_of("2001:db8::ffff:0:0:1") == "2001:db8::"
+
+
+def test_the_legacy_route_can_be_for_some_addresses_alone(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with facing(tmp_path, legacy_from="192.0.2.0/24") as face:
+            reply = await face.hook(legacy_body(free_port(), 30000))
+            assert (reply.status, b"the legacy route is closed for 127.0.0.1" in reply.body) == (403, True)
+
+    run(main())
+
+
+def test_each_accepted_call_is_a_line_of_the_log_without_the_secret(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        async with facing(tmp_path) as face:
+            port = free_port()
+            for _ in range(2):
+                await face.put("mosquitto/p", body_for(port))
+            await face.delete("mosquitto/p")
+
+    with caplog.at_level("INFO", logger="pylb.audit"):
+        run(main())
+    said = [record.getMessage() for record in caplog.records if record.name == "pylb.audit"]
+    where = "/v1/registrations/mosquitto/p from 127.0.0.1 with token"
+    assert [line.split(" accepted ")[-1].split(": ")[-1] for line in said] == ["created", "unchanged", "released"]
+    assert all(where in line and SECRET not in line for line in said)
