@@ -1,4 +1,4 @@
-"""Tokens by `pylb token`: made, used through a join string by a real phone-home, rotated, revoked, kept over a rebuilt machine."""
+"""Tokens by `pylb token`: made, used by a real phone-home through a join string, rotated, revoked, restored from a backup."""
 
 import json
 import os
