@@ -29,7 +29,8 @@ from pylb.control.events import Event
 from pylb.control.registry import Registry
 from pylb.control.store import StateLocked, Store
 from pylb.core.address import Listen
-from pylb.core.auth import Keyring
+from pylb.core.auth import Keyring, Token
+from pylb.core.changes import Line
 from pylb.core.errors import Code, Refused
 from pylb.core.table import Diff, Server
 from pylb.driver import Driver
@@ -39,6 +40,7 @@ from pylb.machine import hold_standard_descriptors, raise_descriptor_limit, reso
 from pylb.observe.connlog import ConnectionLog
 from pylb.observe.messages import install
 from pylb.observe.metrics import Metrics
+from pylb.plans import steps
 from pylb.reloading import check_fixed, in_words, reload_certificate, rules_of
 from pylb.startup import ConfigSource, banner, program
 from pylb.verbs import verbs
@@ -147,7 +149,7 @@ class App:
         self._registry.webhook_is_up()
         stack.callback(self._registry.webhook_is_down)
         self._follow(self._registry.run())
-        self._follow(Watch(self._key_files, self._read_keys).run())
+        self._follow(Watch(self._key_files, self.read_keys).run())
         self._follow(Watch(self._certificate_files, self._read_certificates).run())
         self._greet(limit)
         self._started = True
@@ -227,6 +229,7 @@ class App:
             lines_dropped=dropped,
             loop_lag=lambda: self._driver.lag,
             reloaded=lambda: self._reloaded,
+            insecure=lambda: self._config.insecure,
             certificate_expires_at=lambda: min((one.expires_at for one in self._certificates), default=None),
         )
         self._admin = admin = Admin(registry, self._engine.counters, metrics.render, config.own_names)
@@ -238,7 +241,7 @@ class App:
         servers.append(HttpServer(sockets[len(config.webhook)], admin.handler()))
         if config.metrics.listen is not None:
             servers.append(HttpServer(sockets[-1], admin.metrics_handler(config.metrics.allow)))
-        control = ControlSocket(config.state_dir / "control.sock", verbs(registry, self._reload, self._read_keys, self._engine))
+        control = ControlSocket(config.state_dir / "control.sock", verbs(registry, self, self._engine))
         try:
             await control.start()
             stack.push_async_callback(control.stop)
@@ -332,11 +335,24 @@ class App:
 
     async def _reload_and_say(self) -> None:
         try:
-            await self._reload()
+            await self.reload()
         except (ConfigErrors, Refused) as error:
             log.error("reload refused, everything stays as it is:\n%s", error)
 
-    async def _reload(self) -> Diff:
+    async def plan(self, path: Path, text: str) -> list[Line]:
+        """What a reload with this file would change. Raises ConfigErrors or Refused, as the reload would."""
+        config = await asyncio.to_thread(self._source.read, path, text)
+        check_fixed(self._config, config)
+        return self._registry.plan_reload(await rules_of(config), self._keyring)
+
+    def notes(self) -> list[str]:
+        """What works and should not stay so."""
+        return list(self._config.warnings)
+
+    def token(self, name: str) -> Token | None:
+        return next((token for token in self._keyring.tokens if token.name == name), None)
+
+    async def reload(self) -> Diff:
         """Read the config again: all or nothing. Raises ConfigErrors or Refused."""
         async with self._reloading:
             return await self._reload_now()
@@ -351,7 +367,9 @@ class App:
         except CannotStart as reason:
             raise Refused(Code.INVALID, str(reason)) from None
         keyring = keys.keyring()
-        change = await self._registry.reload(await rules_of(config), keyring)
+        rules = await rules_of(config)
+        planned = steps(self._registry.plan_reload(rules, keyring), self._engine.sessions())
+        change = await self._registry.reload(rules, keyring)
         self._config, self._keys, self._keyring = config, keys, keyring
         for webhook in self._webhooks:
             webhook.trusted_proxies = config.trusted_proxies
@@ -361,11 +379,13 @@ class App:
         self._reloaded = True
         self._keep_config()
         log.info("reloaded: %s", in_words(change))
+        for step in planned:
+            log.info("reloaded: %s", step["text"])
         if keys.secret is not None and had_tokens:
             log.warning("no token is configured any more: the generated one in %s counts", config.state_dir / TOKEN_FILE)
         return change
 
-    async def _read_keys(self) -> None:
+    async def read_keys(self) -> None:
         """A file with secrets has changed: what it says now counts."""
         async with self._reloading:
             await asyncio.to_thread(self._keys.read_again)

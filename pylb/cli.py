@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 the answer is no (a bad config, nothing to release, failed
 import json
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,73 @@ def routes(config_path: Path | None, as_json: bool, rejected: bool) -> None:
         click.echo(view.rejections(answer["rejected"]))
     else:
         click.echo(view.table(answer["routes"]))
+        for note in answer["notes"]:
+            click.echo(note, err=True)
+
+
+@main.command()
+@CONFIG
+@JSON
+@click.argument("what", required=False, metavar="[PORT|NAME]")
+def history(config_path: Path | None, as_json: bool, what: str | None) -> None:
+    """What changed the table since pylb started: each generation with who asked, when, and what it changed.
+
+    The last 1,000 that somebody asked for, and the last 1,000 moves and changes of state.
+    """
+    answer = ask(config_path, {"verb": "history", "what": what})
+    if as_json:
+        click.echo(json.dumps(answer["generations"], indent=2))
+        return
+    if not answer["generations"]:
+        click.echo(f"nothing has changed{f' about {what}' if what else ''} since pylb started")
+    for one in answer["generations"]:
+        when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(one["time"]))
+        click.echo(f"{one['generation']}  {when}  {', '.join(one['by'])}")
+        for change in one["changes"]:
+            click.echo(f"    {change['text']}")
+
+
+@main.command()
+@click.option(
+    "-c", "--config", "config_path", type=click.Path(path_type=Path, dir_okay=False, exists=True), help="The new pylb.yaml."
+)
+@click.option(
+    "--running", type=click.Path(path_type=Path, dir_okay=False), help="The config of the running pylb; default: -c's."
+)
+@click.option("--token", "token_name", help="For a registration: the name of its token.")
+@click.option("--name", help="For a registration: its name; default: the token's.")
+@click.option("--instance", default="planned", show_default=True, help="For a registration.")
+@click.option("--address", help="For a registration: where the call would come from.")
+@click.argument("body", required=False, type=click.File("r"))
+@JSON
+def plan(config_path: Path | None, running: Path | None, body: Any, as_json: bool, **call: str | None) -> None:
+    """What a change would do, without doing it: ports opened and closed, servers added, moved and removed, and how many
+    live sessions each step touches.
+
+    \b
+    pylb plan -c new.yaml                                           as if it were in force, and SIGHUP sent
+    pylb plan --token app --address 203.0.113.7 body.json           as if a phone-home had said that
+
+    Exit code 1: it would be refused, with the reason.
+    """
+    request: dict[str, Any]
+    if body is not None:
+        if not call["token_name"] or not call["address"]:
+            die("a registration needs --token NAME and --address IP")
+        request = {"verb": "plan", "body": body.read(), "token": call["token_name"], "address": call["address"]}
+        request |= {"name": call["name"] or call["token_name"], "instance": call["instance"]}
+    elif config_path is None:
+        die("what is to be planned? -c NEW.yaml, or the body of a registration (pylb plan --help)")
+    else:
+        request = {"verb": "plan", "path": str(config_path.absolute()), "text": config_path.read_text(errors="replace")}
+    answer = ask(running or config_path, request)
+    if as_json:
+        click.echo(json.dumps({"generation": answer["generation"], "steps": answer["steps"]}, indent=2))
+        return
+    for step in answer["steps"]:
+        click.echo(step["text"])
+    touched = sum(step["touched"] for step in answer["steps"])
+    click.echo(f"{_count(len(answer['steps']), 'change')}, {_count(touched, 'live session')} touched; nothing was done")
 
 
 @main.command()

@@ -25,6 +25,15 @@ def rows(registry: Registry) -> list[dict[str, Any]]:
     return found
 
 
+def legacy_notes(registry: Registry) -> list[str]:
+    """Who still uses the legacy route: when nobody does, the last old container is gone."""
+    return [
+        f"legacy calls with token {token!r}: {use.calls} since the start, the last "
+        f"{_span(max(0.0, time.time() - use.last_at))} ago from {use.last_ip} ({use.last_name})"
+        for token, use in sorted(registry.legacy_uses().items())
+    ]
+
+
 def _server(view: ServerView, people: Iterable[RegistrationView]) -> dict[str, Any]:
     holders = [one for one in people if any(_holds(held, one) for held in view.held_by)]
     ends = [one.expires_in for one in holders if one.expires_in is not None]

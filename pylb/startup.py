@@ -28,6 +28,10 @@ class ConfigSource:
         """What the file says now. Raises ConfigErrors."""
         return load(self.path, self._environ)
 
+    def read(self, path: Path, text: str) -> Config:
+        """What `text`, as the file at `path`, would mean. Raises ConfigErrors."""
+        return load(path, self._environ, text=text)
+
     def last_good(self) -> Config | None:
         """What was in force when pylb last ran with this file, if it is remembered and still valid.
 

@@ -1,20 +1,26 @@
 """What the control socket offers: the changes that only this machine may make, and the views of the CLI."""
 
 import json
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 from pylb.config import ConfigErrors
 from pylb.control.admission import Imported
+from pylb.control.history import Generation
 from pylb.control.registry import Registry
-from pylb.core.address import Address, Listen, parse_address
+from pylb.core.address import Address, Listen, parse_address, parse_ip
+from pylb.core.auth import Caller, Token
+from pylb.core.changes import Line
 from pylb.core.errors import Code, Refused
 from pylb.core.legacy import parse_legacy
 from pylb.core.overrides import names
 from pylb.core.policy import AdminState
+from pylb.core.registration import parse_native
 from pylb.core.session import SessionView
 from pylb.core.table import Diff
-from pylb.routes import rows
+from pylb.plans import steps
+from pylb.routes import legacy_notes, rows
 from pylb.web.socket import Verb
 
 MOST_IMPORTED = 10_000
@@ -31,17 +37,56 @@ class Sessions(Protocol):
     def shutdown_sessions(self, listen: Listen, server: Address) -> int: ...
 
 
-def verbs(
-    registry: Registry, reload: Callable[[], Awaitable[Diff]], read_keys: Callable[[], Awaitable[None]], live: Sessions
-) -> dict[str, Verb]:
+class Service(Protocol):
+    """The running pylb: what it reads from files, and how it reads them again."""
+
+    async def reload(self) -> Diff: ...
+
+    async def read_keys(self) -> None: ...
+
+    async def plan(self, path: Path, text: str) -> list[Line]: ...
+
+    def notes(self) -> list[str]: ...
+
+    def token(self, name: str) -> Token | None: ...
+
+
+def verbs(registry: Registry, service: Service, live: Sessions) -> dict[str, Verb]:
+    return _views(registry, service, live) | _changes(registry, service) | _operator(registry, live)
+
+
+def _views(registry: Registry, service: Service, live: Sessions) -> dict[str, Verb]:
+    """What changes nothing."""
+
     async def ping(_request: Mapping[str, Any]) -> dict[str, Any]:
         return {"generation": registry.table.generation}
 
     async def routes(_request: Mapping[str, Any]) -> dict[str, Any]:
-        return {"routes": rows(registry)}
+        return {"routes": rows(registry), "notes": [*service.notes(), *legacy_notes(registry)]}
 
     async def rejected(_request: Mapping[str, Any]) -> dict[str, Any]:
         return {"rejected": [_rejection(one) for one in registry.rejected()]}
+
+    async def history(request: Mapping[str, Any]) -> dict[str, Any]:
+        what = request.get("what")
+        found = registry.history(None if what is None else str(what))
+        return {"generations": [_generation(one) for one in found]}
+
+    async def plan(request: Mapping[str, Any]) -> dict[str, Any]:
+        if "body" in request:
+            lines = _planned_call(registry, service, request)
+        else:
+            try:
+                lines = await service.plan(Path(_text(request, "path")), str(request.get("text", "")))
+            except ConfigErrors as errors:
+                raise Refused(Code.INVALID, str(errors), "nothing was changed") from None
+        return {"generation": registry.table.generation, "steps": steps(lines, live.sessions())}
+
+    return {"ping": ping, "routes": routes, "rejected": rejected, "history": history, "plan": plan}
+
+
+def _changes(registry: Registry, service: Service) -> dict[str, Verb]:
+    """What changes registrations, or reads files again."""
 
     async def release(request: Mapping[str, Any]) -> dict[str, Any]:
         return {"released": await registry.release_any(_text(request, "what"))}
@@ -52,26 +97,39 @@ def verbs(
             raise Refused(Code.INVALID, f"items: a list of at most {MOST_IMPORTED} legacy bodies is needed")
         return {"lines": await registry.import_legacy([_imported(item) for item in items], _text(request, "token"))}
 
-    async def reload_(_request: Mapping[str, Any]) -> dict[str, Any]:
+    async def reload(_request: Mapping[str, Any]) -> dict[str, Any]:
         try:
-            change = await reload()
+            change = await service.reload()
         except ConfigErrors as errors:
             raise Refused(Code.INVALID, str(errors), "nothing was changed") from None
         return {"opened": len(change.opened), "closed": len(change.closed), "changed": len(change.changed)}
 
     async def tokens(_request: Mapping[str, Any]) -> dict[str, Any]:
-        await read_keys()
+        await service.read_keys()
         return {}
 
+    return {"release": release, "import": import_, "reload": reload, "tokens": tokens}
+
+
+def _planned_call(registry: Registry, service: Service, request: Mapping[str, Any]) -> list[Line]:
+    """As if the phone-home of `name`/`instance` had called from `address`. Raises Refused."""
+    token = service.token(_text(request, "token"))
+    if token is None:
+        raise Refused(Code.NOT_FOUND, f"there is no token called {request['token']!r}", "`pylb token list`")
+    try:
+        ip = parse_ip(_text(request, "address"))
+    except ValueError as error:
+        raise Refused(Code.INVALID, f"address: {error}") from None
+    announcement = parse_native(_text(request, "body").encode())
+    return registry.plan_announce(_text(request, "name"), _text(request, "instance"), announcement, Caller(ip, token))
+
+
+def _generation(one: Generation) -> dict[str, Any]:
     return {
-        "ping": ping,
-        "tokens": tokens,
-        "routes": routes,
-        "rejected": rejected,
-        "release": release,
-        "import": import_,
-        "reload": reload_,
-        **_operator(registry, live),
+        "generation": one.number,
+        "time": one.at,
+        "by": list(one.by),
+        "changes": [{"what": str(line.what), "port": line.listen.port, "text": line.text} for line in one.lines],
     }
 
 

@@ -14,6 +14,7 @@ from pylb.core.auth import ANYWHERE, Keyring, Token
 from pylb.core.policy import LeaseBounds, Policy, Rules
 
 _LOOPBACK = (parse_network("127.0.0.0/8"), parse_network("::1/128"))
+_LOOPBACK_IPS = ("127.0.0.1", "::1")
 _EVERY_PORT = Ports(((1, 65535),))
 
 Secrets = dict[str, tuple[str, ...]]  # of each token by its name; several while one replaces another
@@ -81,6 +82,11 @@ class Config(m.Section):
         own = [listener.listen for listener in self.webhook] + [self.admin.listen]
         own += [self.metrics.listen] if self.metrics.listen is not None else []
         return frozenset(listen.port for listen in own)
+
+    @property
+    def insecure(self) -> bool:
+        """Does a webhook take tokens in plain HTTP from beyond loopback?"""
+        return any(one.tls is None and one.insecure and one.listen.ip not in _LOOPBACK_IPS for one in self.webhook)
 
     @property
     def own_names(self) -> tuple[str, ...]:

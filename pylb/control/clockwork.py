@@ -110,7 +110,7 @@ class Clockwork:
         self, step: Step, keys: Iterable[Key], done: Callable[[Change], None] | None = None, *, write: bool = False
     ) -> None:
         try:
-            await self._ledger.writer.turn(step, keys, done, write=write)
+            await self._ledger.writer.turn(step, keys, done, by="leases", write=write)
         except Refused:
             pass  # pylb is stopping: the next start judges again
 

@@ -1,6 +1,6 @@
 """What happened, for the operator: a bounded memory of transitions and of refused calls, each with its reason."""
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 
@@ -36,6 +36,7 @@ class Journal:
         self._log = log
         self._events: deque[Event] = deque(maxlen=1000)
         self._rejections: deque[Rejection] = deque(maxlen=100)
+        self.refused: Counter[str] = Counter()  # by code
         self._told: deque[tuple[str, str]] = deque(maxlen=1000)
 
     def note(self, kind: str, text: str, fields: Mapping[str, str | int] | None = None, *, alarm: bool = False) -> None:
@@ -51,6 +52,7 @@ class Journal:
 
     def reject(self, refused: Refused, ip: str, token: str, what: str) -> None:
         """`token` is its name, "" where the call had no valid one."""
+        self.refused[str(refused.code)] += 1
         detail = refused.detail + (f" ({refused.hint})" if refused.hint else "")
         self._rejections.append(Rejection(self._wall(), ip, token, what, str(refused.code), detail))
         whom = f"with token {token!r}" if token else "without a valid token"

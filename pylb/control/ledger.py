@@ -5,12 +5,13 @@ The registry (what may be asked) and the clockwork (what time asks) both change 
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from pylb.control.admission import same_call
 from pylb.control.checker import Checker
 from pylb.control.events import Event, Journal, Wanderers
+from pylb.control.history import History
 from pylb.control.probe import Ask
 from pylb.control.resolver import Resolve, Resolver
 from pylb.control.snapshot import Snapshot, decode, encode
@@ -20,6 +21,7 @@ from pylb.control.turn import Scene, Sink, Step, Writer
 from pylb.control.views import FrontendOutcome, Outcome, title
 from pylb.core.address import Listen
 from pylb.core.auth import Caller, Keyring
+from pylb.core.changes import lines
 from pylb.core.claims import Change, Claims, announce, readmit, release
 from pylb.core.compose import compose
 from pylb.core.errors import Code, Refused
@@ -56,6 +58,7 @@ class Ledger:
         self.resolver = Resolver(resolve, clock, uniform, lambda kind, text, alarm: self.journal.note(kind, text, alarm=alarm))
         self.writer = Writer(Scene(Claims(), Layout(rules), keyring), sink, self._save, self._publish)
         self._wanderers = Wanderers(clock)
+        self.history = History(wall)
         self._news: set[Listen] = set()
         self.unbound: dict[Listen, str] = {}
         self.totals: Counter[str] = Counter()
@@ -94,7 +97,7 @@ class Ledger:
         overrides = kept(snapshot.overrides, claims, layout)
         self.writer.scene = replace(self.scene, claims=claims, layout=layout, overrides=overrides)
         self.writer.table = Table(snapshot.generation)
-        self.writer.republish(None)
+        self.writer.republish(None, ["start"])
 
     # ------------------------------------------------------------ calls
 
@@ -108,7 +111,7 @@ class Ledger:
         takeover = caller.token.takeover
         targets = [wanted.address(item) for item in wanted.wanted]
         try:
-            _, rehearsed = self._announcing(wanted, caller, takeover=takeover)(self.scene)
+            _, rehearsed = self.announcing(wanted, caller, takeover=takeover)(self.scene)
             if wanted.key in rehearsed.claims.registrations:
                 await self.checker.dial_new(targets)
             change, durable = await self.take_turn(wanted, caller, takeover=takeover)
@@ -127,12 +130,13 @@ class Ledger:
                 self._beat(one, moved=change.result == "moved")
                 self._tell(before, one, change)
 
-        return await self.writer.turn(self._announcing(wanted, caller, takeover=takeover), [wanted.key], done)
+        by = "import" if caller is None else called_by(caller)
+        return await self.writer.turn(self.announcing(wanted, caller, takeover=takeover), [wanted.key], done, by=by)
 
-    async def leave(self, key: Key) -> Outcome:
+    async def leave(self, key: Key, caller: Caller) -> Outcome:
         """Releases one registration; idempotent. Raises Refused."""
         change, durable = await self.writer.turn(
-            lambda scene: with_claims(scene, release(scene.claims, [key])), [key], self.left
+            lambda scene: with_claims(scene, release(scene.claims, [key])), [key], self.left, by=called_by(caller)
         )
         return self.outcome(change.result, None, durable=durable, note=change.note)
 
@@ -145,7 +149,7 @@ class Ledger:
             closed = ", ".join(str(listen.port) for listen in sorted(change.touched) if not self.scene.has(listen))
             self.journal.note("released", f"released on port {ports}; " + (f"closed: {closed}" if closed else "none closed"))
 
-    def _announcing(self, wanted: Registration, caller: Caller | None, *, takeover: bool) -> Step:
+    def announcing(self, wanted: Registration, caller: Caller | None, *, takeover: bool) -> Step:
         def step(scene: Scene) -> tuple[Scene, Change]:
             if caller is not None and caller.token not in scene.keyring.tokens:  # reloaded away while it was dialled
                 raise Refused(Code.UNAUTHORIZED, f"token {caller.token.name!r} is no longer valid as it was", "call again")
@@ -218,13 +222,19 @@ class Ledger:
         if not self.writer.durable:
             self.journal.note("state_durable", "the state is on disk again")
 
-    def _publish(self, scene: Scene, touched: set[Listen] | None) -> Table:
+    def composed(self, scene: Scene, touched: Iterable[Listen] | None) -> Table:
+        """The table that `scene` would give; the one in force if nothing differs."""
+        sight = replace(self.checker.sight, overrides=scene.overrides)
+        return compose(scene.claims, scene.layout, sight, self.writer.table, touched)
+
+    def _publish(self, scene: Scene, touched: set[Listen] | None, by: Iterable[str]) -> Table:
         started, base = self._clock(), self.writer.table
-        table = compose(scene.claims, scene.layout, replace(self.checker.sight, overrides=scene.overrides), base, touched)
+        table = self.composed(scene, touched)
         if table is not base:
             self.apply(table)
             self.checker.sync(table, touched)
             self.apply_seconds = self._clock() - started
+            self.history.note(table.generation, by, lines(base, table))
         return table
 
     def apply(self, table: Table) -> None:
@@ -250,7 +260,7 @@ class Ledger:
 
         self.unsaved = True  # nobody waits for it
         try:
-            await self.writer.turn(step, ())
+            await self.writer.turn(step, (), by="names")
         except Refused:
             pass  # pylb is stopping
 
@@ -264,7 +274,11 @@ class Ledger:
 
     def _heed_news(self) -> None:
         news, self._news = self._news, set()
-        self.writer.republish(news)
+        self.writer.republish(news, ["health"])
+
+
+def called_by(caller: Caller) -> str:
+    return f"token {caller.token.name!r} from {caller.ip}" + (" (legacy)" if caller.at == "legacy" else "")
 
 
 def with_claims(scene: Scene, change: Change) -> tuple[Scene, Change]:

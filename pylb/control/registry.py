@@ -15,15 +15,17 @@ from typing import TypeVar
 from pylb.control.admission import Imported, imported_registration, legacy_registration, native_registration
 from pylb.control.clockwork import Clockwork
 from pylb.control.events import Event, Rejection
+from pylb.control.history import Generation
 from pylb.control.ledger import Ledger, with_claims
 from pylb.control.probe import Ask
 from pylb.control.probe import ask as ask_server
 from pylb.control.resolver import Resolve
 from pylb.control.store import Store
-from pylb.control.turn import Scene, Sink
-from pylb.control.views import Outcome, RegistrationView, ServerView, registration_view, server_views, title
+from pylb.control.turn import Scene, Sink, Step
+from pylb.control.views import LegacyUse, Outcome, RegistrationView, ServerView, registration_view, server_views, title
 from pylb.core.address import Listen
 from pylb.core.auth import Caller, Keyring, check_source
+from pylb.core.changes import Line, lines
 from pylb.core.claims import Change, Claims, adopt, release
 from pylb.core.errors import Code, Refused
 from pylb.core.layout import Layout
@@ -76,6 +78,7 @@ class Registry:
             on_event=on_event,
         )
         self._clockwork = Clockwork(self._ledger, clock)
+        self._legacy_uses: dict[str, LegacyUse] = {}
         self._writing: asyncio.Task[None] | None = None
 
     # ------------------------------------------------------------ life
@@ -146,7 +149,7 @@ class Registry:
 
         async def call() -> Outcome:
             check_source(caller)
-            return await self._ledger.leave(Key(caller.token.name, name, instance))
+            return await self._ledger.leave(Key(caller.token.name, name, instance), caller)
 
         return await self._heard(call, caller, f"DELETE {name[:64]}/{instance[:64]}")
 
@@ -156,13 +159,17 @@ class Registry:
         async def add() -> str:
             one, note = legacy_registration(call, caller, self._scene.layout.rules)
             outcome = await self._ledger.enter(one, caller)
+            before = self._legacy_uses.get(caller.token.name)
+            self._legacy_uses[caller.token.name] = LegacyUse(
+                1 + (before.calls if before else 0), self._wall(), caller.ip, call.name
+            )
             if note:
                 self._ledger.journal.note_once("dst_ip", f"legacy call from {caller.ip}: {note}", caller.ip)
             return _line(call.port, outcome, note)
 
         async def delete() -> str:
             check_source(caller)
-            outcome = await self._ledger.leave(legacy_key(caller.token.name, call.port))
+            outcome = await self._ledger.leave(legacy_key(caller.token.name, call.port), caller)
             return _line(call.port, outcome, "")
 
         return await self._heard(add if call.action == "add" else delete, caller, f"legacy {call.action} {call.port}")
@@ -179,7 +186,7 @@ class Registry:
             lines[:] = [f"released {title(one)}" + (f", port {port}" if port else "") for one in found]
             return with_claims(scene, release(scene.claims, [one.key for one in found], port))
 
-        await self._ledger.writer.turn(step, (), self._ledger.left)
+        await self._ledger.writer.turn(step, (), self._ledger.left, by="admin")
         return lines
 
     async def import_legacy(self, items: Iterable[Imported], token: str | None = None) -> list[str]:
@@ -217,7 +224,7 @@ class Registry:
         def done(_change: Change) -> None:
             self._ledger.journal.note("admin", "; ".join(lines))
 
-        await self._ledger.writer.turn(step, (), done)
+        await self._ledger.writer.turn(step, (), done, by="admin")
         return lines
 
     async def set_keyring(self, keyring: Keyring) -> None:
@@ -226,18 +233,11 @@ class Registry:
         def step(scene: Scene) -> tuple[Scene, Change]:
             return replace(scene, keyring=keyring), Change(scene.claims, "unchanged")
 
-        await self._ledger.writer.turn(step, ())
+        await self._ledger.writer.turn(step, (), by="reload")
 
     async def reload(self, rules: Rules, keyring: Keyring) -> Diff:
         """New rules and tokens, all or nothing. Returns what changed in the table. Raises Refused."""
         before = self.table
-
-        def step(scene: Scene) -> tuple[Scene, Change]:
-            layout = Layout(rules, self._ledger.resolver.answers)
-            change = adopt(scene.claims, layout)
-            touched = change.touched | scene.layout.statics.keys() | layout.statics.keys()
-            overrides = kept(scene.overrides, change.claims, layout)
-            return Scene(change.claims, layout, keyring, overrides), Change(change.claims, change.result, touched)
 
         def done(_change: Change) -> None:
             self._ledger.checker.interval = rules.defaults.health.interval
@@ -245,8 +245,33 @@ class Registry:
             text = f"static frontends: {len(rules.frontends)}, tokens: {len(keyring.tokens)}"
             self._ledger.journal.note("reloaded", text)
 
-        await self._ledger.writer.turn(step, (), done)
+        await self._ledger.writer.turn(self._reloading(rules, keyring), (), done, by="reload")
         return diff(before, self.table)
+
+    def _reloading(self, rules: Rules, keyring: Keyring) -> Step:
+        def step(scene: Scene) -> tuple[Scene, Change]:
+            layout = Layout(rules, self._ledger.resolver.answers)
+            change = adopt(scene.claims, layout)
+            touched = change.touched | scene.layout.statics.keys() | layout.statics.keys()
+            overrides = kept(scene.overrides, change.claims, layout)
+            return Scene(change.claims, layout, keyring, overrides), Change(change.claims, change.result, touched)
+
+        return step
+
+    # ------------------------------------------------------------ plans: the same steps, without their turn
+
+    def plan_reload(self, rules: Rules, keyring: Keyring) -> list[Line]:
+        """What `reload` would change. Raises Refused as it would."""
+        return self._planned(self._reloading(rules, keyring))
+
+    def plan_announce(self, name: str, instance: str, announcement: Announcement, caller: Caller) -> list[Line]:
+        """What `announce` would change; whether the ports are free and the targets answer is not tried. Raises Refused."""
+        wanted = native_registration(name, instance, announcement, caller, self._scene.layout.rules)
+        return self._planned(self._ledger.announcing(wanted, caller, takeover=caller.token.takeover))
+
+    def _planned(self, step: Step) -> list[Line]:
+        scene, change = step(self._scene)
+        return lines(self.table, self._ledger.composed(scene, change.touched))
 
     def connect_ended(self, listen: Listen, server: Server, failure: str | None) -> None:
         """What a session met, told by the engine from inside its turn: the table is swapped in a later one."""
@@ -300,6 +325,15 @@ class Registry:
         results = ("created", "unchanged", "moved", "updated", "released", "refused", "superseded")
         return {result: self._ledger.totals[result] for result in results}
 
+    def legacy_uses(self) -> Mapping[str, LegacyUse]:
+        """By token: when nothing is here any more, the last old container is gone."""
+        return dict(self._legacy_uses)
+
+    @property
+    def refused_total(self) -> Mapping[str, int]:
+        """Refused calls by code."""
+        return dict(self._ledger.journal.refused)
+
     def registrations(self) -> list[RegistrationView]:
         now, tenure = self._clock(), self._ledger.tenure
         held = self._scene.claims.registrations.values()
@@ -315,6 +349,10 @@ class Registry:
     def events(self) -> list[Event]:
         """The last 1,000, oldest first."""
         return self._ledger.journal.events()
+
+    def history(self, what: str | None = None) -> list[Generation]:
+        """What changed the table since the start, oldest first; of a port or a name."""
+        return self._ledger.history.generations(what)
 
     def rejected(self) -> list[Rejection]:
         """The last 100 refused calls, oldest first."""

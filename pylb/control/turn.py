@@ -62,6 +62,7 @@ class Call:
     keys: Collection[Key]  # the registrations that it is about
     answer: asyncio.Future[tuple[Change, bool]]
     done: Callable[[Change], None] | None
+    by: str  # who asks, for the history
     write: bool = False  # even if nothing changed: the retry of a failed snapshot
 
 
@@ -90,7 +91,7 @@ class Writer:
         scene: Scene,
         sink: Sink,
         save: Callable[[Scene], Awaitable[None]],
-        publish: Callable[[Scene, set[Listen] | None], Table],
+        publish: Callable[[Scene, set[Listen] | None, Iterable[str]], Table],
     ) -> None:
         self.scene = scene
         self.table = Table()
@@ -108,12 +109,12 @@ class Writer:
         return any(key in call.keys for call in (*self._busy, *self._queue))
 
     async def turn(
-        self, step: Step, keys: Iterable[Key], done: Callable[[Change], None] | None = None, *, write: bool = False
+        self, step: Step, keys: Iterable[Key], done: Callable[[Change], None] | None = None, *, by: str, write: bool = False
     ) -> tuple[Change, bool]:
         """Runs `step` in its turn. Returns (what changed, whether it is on disk). Raises Refused: nothing changed."""
         if self._stopped:
             raise _stopping()
-        call = Call(step, frozenset(keys), asyncio.get_running_loop().create_future(), done, write)
+        call = Call(step, frozenset(keys), asyncio.get_running_loop().create_future(), done, by, write)
         self._queue.append(call)
         self._work.set()
         return await call.answer
@@ -133,9 +134,9 @@ class Writer:
                 _fail(call, _stopping())
             self._busy, self._queue = [], []
 
-    def republish(self, touched: set[Listen] | None) -> Table:
+    def republish(self, touched: set[Listen] | None, by: Iterable[str]) -> Table:
         """The same claims with what is known of the servers now. None: all frontends."""
-        self.table = self._publish(self.scene, touched)
+        self.table = self._publish(self.scene, touched, by)
         return self.table
 
     async def _commit(self, calls: list[Call]) -> None:
@@ -152,7 +153,7 @@ class Writer:
                 again.refused += batch.refused
                 batch = again
         self.scene = batch.scene
-        table = self.republish(batch.touched)
+        table = self.republish(batch.touched, dict.fromkeys(call.by for call, change in batch.decided if change.touched))
         for listen in opened - table.frontends.keys():
             self._sink.discard(listen)
         for call, refused in batch.refused:

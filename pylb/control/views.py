@@ -51,6 +51,16 @@ class RegistrationView:
 
 
 @dataclass(frozen=True, slots=True)
+class LegacyUse:
+    """What a token did on the legacy route since the start."""
+
+    calls: int
+    last_at: float  # unix time
+    last_ip: str
+    last_name: str
+
+
+@dataclass(frozen=True, slots=True)
 class ServerView:
     frontend: str
     listen: Listen

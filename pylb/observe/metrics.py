@@ -43,6 +43,7 @@ class Metrics:
         loop_lag: Callable[[], float],  # seconds
         reloaded: Callable[[], bool],  # did the last reload of the config succeed?
         certificate_expires_at: Callable[[], float | None] = lambda: None,  # unix time; None without TLS
+        insecure: Callable[[], bool] = lambda: False,  # is a webhook without TLS beyond loopback?
     ) -> None:
         self._counters = counters
         self._registry = registry
@@ -50,6 +51,7 @@ class Metrics:
         self._loop_lag = loop_lag
         self._reloaded = reloaded
         self._certificate_expires_at = certificate_expires_at
+        self._insecure = insecure
 
     async def render(self) -> bytes:
         """Prometheus' text format 0.0.4. It holds the loop for a few milliseconds at a time."""
@@ -99,6 +101,22 @@ class Metrics:
             ("result",),
             _rows(dict(registry.registrations_total)),
         )
+        yield from _counter(
+            "calls_refused_total", "Refused calls by error code.", ("reason",), _rows(dict(registry.refused_total))
+        )
+        uses = registry.legacy_uses()
+        yield from _counter(
+            "legacy_calls_total",
+            "Accepted calls of the legacy protocol.",
+            ("token",),
+            _rows({t: u.calls for t, u in uses.items()}),
+        )
+        yield from _gauge(
+            "legacy_last_call_timestamp_seconds",
+            "The last one of them, unix time.",
+            ("token",),
+            _rows({token: use.last_at for token, use in uses.items()}),
+        )
         leases: dict[tuple[str, str], float] = {}
         for view in views:
             if view.expires_at_wall is not None:
@@ -125,6 +143,7 @@ class Metrics:
         yield from _gauge(
             "config_last_reload_successful", "1 if the config in force is the one on disk.", value=self._reloaded()
         )
+        yield from _gauge("webhook_insecure", "1 if tokens travel in plain HTTP beyond loopback.", value=self._insecure())
         if (expires_at := self._certificate_expires_at()) is not None:
             yield from _gauge(
                 "certificate_expiry_timestamp_seconds",

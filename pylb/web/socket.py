@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 Verb = Callable[[Mapping[str, Any]], Awaitable[dict[str, Any]]]
 
-LINE_BYTES = 1 << 20
+LINE_BYTES = 8 << 20  # a config to be planned is in one
 DEADLINE = 5.0  # seconds for a request line to arrive, and for an answer to be taken
 MOST_CLIENTS = 16
 

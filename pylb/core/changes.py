@@ -1,0 +1,98 @@
+"""What differs between two tables, line by line: for the history, the log of a reload, and `pylb plan`."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+
+from pylb.core.address import Address, Listen
+from pylb.core.table import BACKUP, DOWN, LAST_RESORT, OUT, PROVEN, UNPROVEN, Frontend, Server, Table, diff
+
+_RANKS = {
+    PROVEN: "in service",
+    UNPROVEN: "has not answered yet",
+    BACKUP: "backup",
+    LAST_RESORT: "last resort",
+    DOWN: "down",
+    OUT: "taken out",
+}
+
+
+class What(StrEnum):
+    OPENED = "opened"
+    CLOSED = "closed"
+    ADDED = "added"
+    REMOVED = "removed"
+    MOVED = "moved"
+    CHANGED = "changed"  # weight, PROXY header, limits, check: of new sessions
+    STATE = "state"  # stale, down, proven, drained
+    POLICY = "policy"
+
+
+PASSING = frozenset({What.MOVED, What.STATE})  # what apps, nodes and time do; everything else somebody asked for
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    what: What
+    listen: Listen
+    frontend: str  # its name
+    text: str
+    server: Address | None = None  # whose live sessions it is about; None: all of the frontend's
+
+
+def lines(old: Table, new: Table) -> list[Line]:
+    """In the order of the ports. Live sessions are touched by CLOSED, and by a drain."""
+    found = diff(old, new)
+    out = [_opened(frontend) for frontend in found.opened]
+    out += [Line(What.CLOSED, one.listen, one.name, f"port {one.listen.port} ({one.name}) closed") for one in found.closed]
+    for before, after in found.changed:
+        out += _changed(before, after)
+    return sorted(out, key=lambda line: (line.listen.port, line.listen.ip))
+
+
+def _opened(frontend: Frontend) -> Line:
+    to = ", ".join(f"{server.name} {server.address}" for server in frontend.servers) or "no server yet"
+    text = f"port {frontend.listen.port} ({frontend.name}) opened -> {to}"
+    return Line(What.OPENED, frontend.listen, frontend.name, text)
+
+
+def _changed(old: Frontend, new: Frontend) -> Iterator[Line]:
+    head, listen, name = f"port {new.listen.port} ({new.name})", new.listen, new.name
+    if old.policy != new.policy or old.name != new.name:
+        was = f", was {old.name}" if old.name != new.name else ""
+        yield Line(What.POLICY, listen, name, f"{head}: other settings{was}")
+    before, after = ({server.address: server for server in one.servers} for one in (old, new))
+    gone = [server for address, server in before.items() if address not in after]
+    come = [server for address, server in after.items() if address not in before]
+    for server in come:
+        from_ = next((one for one in gone if one.name == server.name), None)
+        if from_ is None:
+            yield Line(What.ADDED, listen, name, f"{head}: + {_server(server)}", server.address)
+        else:
+            gone.remove(from_)
+            text = f"{head}: {server.name} moved from {from_.address} to {server.address}"
+            yield Line(What.MOVED, listen, name, text, from_.address)
+    for server in gone:
+        yield Line(What.REMOVED, listen, name, f"{head}: - {_server(server)}", server.address)
+    for address, server in after.items():
+        if address in before and before[address] != server:
+            yield from _server_changed(head, listen, name, before[address], server)
+
+
+def _server(server: Server) -> str:
+    weight = f", weight {server.weight}" if server.weight != 1 else ""
+    return f"{server.name} {server.address} ({_RANKS[server.rank]}{weight})"
+
+
+def _server_changed(head: str, listen: Listen, name: str, old: Server, new: Server) -> Iterator[Line]:
+    who = f"{head}: {new.name} {new.address}"
+    if old.rank != new.rank or old.admin != new.admin:
+        admin = f" ({new.admin})" if new.rank == OUT or old.admin != new.admin else ""
+        text = f"{who} is {_RANKS[new.rank]}{admin}, was {_RANKS[old.rank]}"
+        yield Line(What.STATE, listen, name, text, new.address)
+    keys = {"name", "send_proxy", "max_connections"} | ({"weight"} if OUT not in (old.rank, new.rank) else set())
+    other = [key for key in sorted(keys) if getattr(old, key) != getattr(new, key)]
+    said = [f"{key.replace('_', ' ')} {getattr(old, key)} -> {getattr(new, key)}" for key in other]
+    said += ["another check"] if old.check != new.check else []
+    if said:
+        yield Line(What.CHANGED, listen, name, f"{who}: {', '.join(said)}", new.address)

@@ -1,0 +1,148 @@
+"""`pylb plan` and `pylb history`: what a change would do, and what changes did; the log of a reload says the same."""
+
+import json
+import socket
+from pathlib import Path
+from typing import Any
+
+from tests.app.instance import Instance, echo, fetch
+from tests.support.drive import free_port
+from tests.support.waiting import eventually
+
+
+def static(port: int, *targets: int, name: str = "web") -> dict[str, Any]:
+    return {"name": name, "listen": f"127.0.0.1:{port}", "servers": [f"127.0.0.1:{target}" for target in targets]}
+
+
+def planned(pylb: Instance, *args: str) -> list[dict[str, Any]]:
+    ended = pylb.ask("plan", "--json", *args)
+    assert ended.returncode == 0, ended.stderr
+    found: list[dict[str, Any]] = json.loads(ended.stdout)["steps"]
+    return found
+
+
+def test_a_plan_says_what_a_reload_then_does_and_whose_sessions_it_touches(pylb: Instance, echo_port: int) -> None:
+    kept, closing, opening, other = (free_port() for _ in range(4))
+    pylb.configure(frontends=[static(kept, echo_port, other), static(closing, echo_port, name="old")])
+    pylb.start()
+    with socket.create_connection(("127.0.0.1", closing)) as first, socket.create_connection(("127.0.0.1", kept)) as second:
+        assert echo(first) == echo(second) == b"ping"
+        pylb.configure(frontends=[static(kept, echo_port), static(opening, echo_port, name="new")])
+        steps = planned(pylb)
+        assert {(step["what"], step["port"], step["touched"]) for step in steps} == {
+            ("closed", closing, 1),
+            ("removed", kept, 0),
+            ("opened", opening, 0),
+        }
+        assert len(pylb.routes()) == 3  # nothing was done
+        text = pylb.ask("plan").stdout
+        assert "live sessions: 1, reset after timeouts.drain" in text
+        assert text.endswith("3 changes, 1 live session touched; nothing was done\n")
+        pylb.reload("reloaded: opened")
+        for step in steps:
+            pylb.running.has_said(f"reloaded: {step['text']}")
+        assert {row["port"] for row in pylb.routes()} == {kept, opening}
+        assert echo(second) == b"ping"
+
+
+def test_a_plan_is_refused_as_the_reload_would_be(pylb: Instance, tmp_path: Path) -> None:
+    pylb.start()
+    pylb.configure(admin={"listen": "127.0.0.1:1"})
+    ended = pylb.ask("plan")
+    assert (ended.returncode, "admin cannot change while pylb runs" in ended.stderr) == (1, True)
+    pylb.file.write_text(f"state_dir: {pylb.state_dir}\nwebhok: 1\n")
+    ended = pylb.ask("plan")
+    assert (ended.returncode, "unknown key 'webhok'" in ended.stderr) == (1, True)
+
+
+def test_a_registration_can_be_planned(pylb: Instance, tmp_path: Path) -> None:
+    pylb.start()
+    body = tmp_path / "body.json"
+    body.write_text(json.dumps({"frontends": [{"port": pylb.port, "target_port": 30443}]}))
+    about = ("--token", "app", "--address", "127.0.0.1", str(body))
+    [step] = planned(pylb, *about)
+    assert (step["what"], step["port"]) == ("opened", pylb.port)
+    assert pylb.routes() == []
+    assert pylb.register(pylb.port, 30443).status == 201
+    body.write_text(json.dumps({"frontends": [{"port": pylb.port, "target_port": 30444}]}))
+    [step] = planned(pylb, *about)
+    assert step["what"] == "added"  # one more instance
+    body.write_text(json.dumps({"frontends": [{"port": pylb.admin, "target_port": 30443}]}))
+    ended = pylb.ask("plan", *about)
+    assert (ended.returncode, "pylb's own" in ended.stderr) == (1, True)
+    assert pylb.ask("plan", str(body)).returncode == 2
+
+
+def test_history_says_who_changed_what(pylb: Instance) -> None:
+    pylb.start()
+    assert pylb.ask("history").stdout == "nothing has changed since pylb started\n"
+    pylb.register(pylb.port, 30443)
+    pylb.ask("ctl", "drain", f"app-{pylb.port}/one")
+    pylb.ask("release", str(pylb.port))
+    found = json.loads(pylb.ask("history", "--json").stdout)
+    asked = [(one["by"], [change["what"] for change in one["changes"]]) for one in found if one["by"] != ["health"]]
+    assert asked == [
+        (["token 'app' from 127.0.0.1"], ["opened"]),
+        (["admin"], ["state"]),
+        (["admin"], ["closed"]),
+    ]
+    numbers = [one["generation"] for one in found]
+    assert numbers == sorted(set(numbers))
+    assert json.loads(pylb.ask("history", str(pylb.port), "--json").stdout) == found
+    assert json.loads(pylb.ask("history", "app", "--json").stdout) == found
+    assert json.loads(pylb.ask("history", "other", "--json").stdout) == []
+    assert f"port {pylb.port} (app-{pylb.port}) closed" in pylb.ask("history").stdout
+
+
+def test_the_last_old_container_can_be_seen_to_be_gone(pylb: Instance) -> None:
+    pylb.start()
+    assert "legacy calls" not in pylb.ask("routes").stderr
+    body = {"dst-ip": "", "frontend-port": str(pylb.port), "backend-port": "30443", "action": "add", "name": "mqtt"}
+    headers = {"X-Funkypenguin-Token": "a-secret-of-more-than-22-characters", "Content-Type": "application/json"}
+    hook = ("127.0.0.1", pylb.webhook), "POST", "/hooks/update-haproxy", json.dumps(body), headers
+    assert fetch(*hook).status == fetch(*hook).status == 200
+    said = pylb.ask("routes").stderr
+    assert "legacy calls with token 'app': 2 since the start, the last" in said
+    assert "ago from 127.0.0.1 (mqtt)" in said
+    metrics = pylb.get("/metrics").body.decode()
+    assert 'pylb_legacy_calls_total{token="app"} 2.0' in metrics
+    assert 'pylb_legacy_last_call_timestamp_seconds{token="app"}' in metrics
+
+
+def test_refused_calls_are_counted_by_reason_and_plain_http_is_a_metric(pylb: Instance) -> None:
+    pylb.configure(webhook={"listen": f"*:{pylb.webhook}", "insecure": True})
+    pylb.start()
+    assert pylb.register(pylb.port, 30443, secret="not-a-secret-that-is-known").status == 401
+    metrics = pylb.get("/metrics").body.decode()
+    assert 'pylb_calls_refused_total{reason="unauthorized"} 1.0' in metrics
+    assert "pylb_webhook_insecure 1.0" in metrics
+    assert "plain HTTP" in pylb.ask("routes").stderr
+
+
+def test_a_renewed_certificate_is_served_without_a_reload_and_a_broken_one_is_not(pylb: Instance, tmp_path: Path) -> None:
+    from tests.support.certificate import self_signed
+
+    first, second = tmp_path / "first", tmp_path / "second"
+    first.mkdir()
+    second.mkdir()
+    served, renewed = self_signed(first, "localhost"), self_signed(second, "localhost")
+    tls = {"certificate": str(served.certificate), "key": str(served.key)}
+    pylb.configure(webhook={"listen": f"127.0.0.1:{pylb.webhook}", "tls": tls})
+    pylb.start()
+    assert fingerprint(pylb.webhook) == served.fingerprint
+    served.certificate.write_text("garbage")
+    pylb.running.has_said("the new certificate cannot be used, the old one goes on")
+    assert fingerprint(pylb.webhook) == served.fingerprint
+    served.key.write_bytes(renewed.key.read_bytes())
+    served.certificate.write_bytes(renewed.certificate.read_bytes())
+    eventually(lambda: fingerprint(pylb.webhook) == renewed.fingerprint, what="the renewed certificate is served")
+
+
+def fingerprint(port: int) -> str:
+    import ssl
+    from hashlib import sha256
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    with socket.create_connection(("127.0.0.1", port)) as plain, context.wrap_socket(plain) as sock:
+        return sha256(sock.getpeercert(binary_form=True) or b"").hexdigest()
