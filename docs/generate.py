@@ -7,7 +7,7 @@ import click
 
 from pylb.app import Hooks
 from pylb.cli import main as cli
-from pylb.config import reference
+from pylb.config import reference, schema
 from pylb.control.registry import Registry
 from pylb.control.store import Store
 from pylb.core.auth import Keyring
@@ -16,6 +16,7 @@ from pylb.core.session import mermaid
 from pylb.forward.engine import Engine
 from pylb.observe.connlog import ConnectionLog
 from pylb.observe.metrics import Metrics
+from pylb.web import openapi
 from pylb.web.answers import STATUS
 
 DOCS = Path(__file__).parent
@@ -27,14 +28,18 @@ def cli_reference() -> str:
     parts = ["# The command line\n\nGenerated from `--help` (docs/generate.py).\n"]
     context = click.Context(cli, info_name="pylb", terminal_width=WIDTH, max_content_width=WIDTH)
     parts.append(_block("pylb", cli.get_help(context)))
-    for name, command in sorted(cli.commands.items()):
-        path = f"pylb {name}"
-        parts.append(
-            _block(
-                path, command.get_help(click.Context(command, info_name=path, terminal_width=WIDTH, max_content_width=WIDTH))
-            )
-        )
+    parts += _verbs("pylb", cli)
     return "\n".join(parts)
+
+
+def _verbs(path: str, group: click.Group) -> list[str]:
+    found = []
+    for name, command in sorted(group.commands.items()):
+        inner = f"{path} {name}"
+        context = click.Context(command, info_name=inner, terminal_width=WIDTH, max_content_width=WIDTH)
+        found.append(_block(inner, command.get_help(context)))
+        found += _verbs(inner, command) if isinstance(command, click.Group) else []
+    return found
 
 
 def metrics_reference() -> str:
@@ -54,8 +59,11 @@ def metrics_reference() -> str:
 
 
 def errors() -> str:
-    rows = "".join(f"| `{code}` | {status} |\n" for code, status in STATUS.items())
-    return f"| error | status |\n|---|---|\n{rows}"
+    rows = ""
+    for code, status in STATUS.items():
+        meaning, remedy = openapi.MEANINGS[code]
+        rows += f"| `{code}` | {status} | {meaning} | {remedy} |\n"
+    return f"| error | status | meaning | what to do |\n|---|---|---|---|\n{rows}"
 
 
 def _block(title: str, text: str) -> str:
@@ -76,6 +84,8 @@ def generated() -> dict[Path, str]:
     return {
         DOCS / "config.md": reference(),
         DOCS / "cli.md": cli_reference(),
+        DOCS / "openapi.json": openapi.rendered().decode(),
+        DOCS / "pylb.schema.json": schema(),
         DOCS / "metrics.md": metrics_reference(),
         DOCS / "engine.md": _filled(DOCS / "engine.md", "session", f"```mermaid\n{mermaid()}```\n"),
         DOCS / "protocol.md": _filled(DOCS / "protocol.md", "errors", errors()),

@@ -79,6 +79,14 @@ def check(config_path: Path | None, as_json: bool) -> None:
 
 
 @main.command()
+def schema() -> None:
+    """Print the JSON Schema of pylb.yaml, for editors and for programs that write it."""
+    from pylb.config import schema as text  # noqa: PLC0415
+
+    click.echo(text(), nl=False)
+
+
+@main.command()
 @CONFIG
 @JSON
 @click.option("--rejected", is_flag=True, help="The last refused calls instead, with their reasons.")

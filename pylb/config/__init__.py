@@ -8,6 +8,7 @@ from pylb.config.load import default_state_dir, load, parse, read_secrets_again
 from pylb.config.problems import ConfigErrors, Place, Problem
 from pylb.config.reference import reference
 from pylb.config.root import Config, first_run_token
+from pylb.config.schema import schema
 
 __all__ = [
     "Config",
@@ -20,4 +21,5 @@ __all__ = [
     "parse",
     "read_secrets_again",
     "reference",
+    "schema",
 ]

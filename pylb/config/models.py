@@ -26,6 +26,12 @@ class Section(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
     reserved: ClassVar[dict[str, str]] = {}  # key -> why it is refused
+    short: ClassVar[dict[str, Any] | None] = None  # JSON Schema of what may stand in place of the mapping
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: Any, handler: Any) -> dict[str, Any]:
+        whole: dict[str, Any] = handler(core_schema)
+        return whole if cls.short is None else {"anyOf": [cls.short, whole]}
 
     @model_validator(mode="before")
     @classmethod
@@ -44,6 +50,7 @@ class Section(BaseModel):
 class Tls(Section):
     """`self-signed`, or the certificate and key to use."""
 
+    short = {"const": "self-signed"}
     self_signed: bool = Field(False, exclude=True)  # from the short form, never a key
     certificate: v.FilePath | None = Field(None, description="PEM file: the certificate and its chain")
     key: v.FilePath | None = Field(None, description="PEM file: its private key")
@@ -252,6 +259,7 @@ class Defaults(PolicySection):
 
 
 class ServerEntry(Section):
+    short = {"type": "string"}
     address: v.ServerAt = Field(description="where it is")
     weight: v.Weight = Field(1, description="its share; 0: no new sessions")
     backup: v.Flag = Field(False, description="used only while no other server is usable")

@@ -33,8 +33,8 @@ def _some(listeners: tuple[m.WebhookListener, ...]) -> tuple[m.WebhookListener, 
 class Config(m.Section):
     """pylb.yaml. Made by `load` and `parse` only."""
 
-    webhook: Annotated[tuple[m.WebhookListener, ...], BeforeValidator(v.one_or_more), AfterValidator(_some)] = Field(
-        default_factory=default_webhook, description="one listener or a list; default: self-signed TLS on `*:9000`"
+    webhook: Annotated[tuple[m.WebhookListener, ...], BeforeValidator(v.one_or_more), AfterValidator(_some), v.OneOrMore()] = (
+        Field(default_factory=default_webhook, description="one listener or a list; default: self-signed TLS on `*:9000`")
     )
     advertise: v.Host | None = Field(None, description="what others call this machine")
     public_addresses: v.Ips = Field((), description="its public addresses behind 1:1 NAT")

@@ -5,7 +5,7 @@ Every parser raises `wrong(what, hint)`; the place is added later. `Shape` is th
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -26,11 +26,63 @@ NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,251}[A-Za-z0-9])?")  # as cor
 _HOST = re.compile(r"(?=.{1,253}\Z)[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?(\.[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)*", re.IGNORECASE)
 
 
+Json = dict[str, Any]
+_TEXT: Json = {"type": "string"}
+
+
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """How the reference names a type."""
+    """How the reference names a type, and how the JSON Schema describes what may be written."""
 
     name: str
+    json: Json = field(default_factory=lambda: dict(_TEXT), hash=False)
+
+    def __get_pydantic_json_schema__(self, _core: object, _handler: object) -> Json:
+        return dict(self.json)
+
+
+class OneOrMore:
+    """A list that may be written as its one item."""
+
+    def __get_pydantic_json_schema__(self, core_schema: Any, handler: Any) -> Json:
+        several = handler(core_schema)
+        return {"anyOf": [several["items"], several]}
+
+
+def _numbers(low: int, high: int) -> Json:
+    return {"type": "integer", "minimum": low, "maximum": high}
+
+
+def _either(*schemas: Json) -> Json:
+    return {"anyOf": list(schemas)}
+
+
+def _listed(item: Json) -> Json:
+    return _either(item, {"type": "array", "items": item})
+
+
+_DURATION: Json = {"anyOf": [{"type": "string", "pattern": "^[0-9]+(ms|s|m|h)$"}, {"const": 0}]}
+_PORT: Json = {
+    "anyOf": [{"type": "integer", "minimum": 1, "maximum": 65535}, {"type": "string", "pattern": "^[0-9]+(-[0-9]+)?$"}]
+}
+_BOOL: Json = {"type": "boolean"}
+_EVERYBODY: Json = _either(_BOOL, {"type": "array", "items": _TEXT})
+_BALANCE: Json = {"enum": [str(one) for one in Balance]}
+_CHECK: Json = _either(
+    {"const": "tcp"},
+    {
+        "type": "object",
+        "properties": {key: {} for key in ("http", "expect", "host", "send", "port")},
+        "additionalProperties": False,
+    },
+)
+_RULE: Json = {
+    "type": "object",
+    "properties": {"allow": _TEXT, "deny": _TEXT},
+    "additionalProperties": False,
+    "minProperties": 1,
+    "maxProperties": 1,
+}
 
 
 def parse_duration(value: object) -> float:
@@ -250,43 +302,53 @@ def one_or_more(value: Any) -> Any:
     return value if isinstance(value, list) or value is None else [value]
 
 
-Duration = Annotated[float, PlainValidator(parse_duration), Shape("duration")]
-LegacyFrom = Annotated[tuple[core.Network, ...], PlainValidator(_legacy_from), Shape("true, false, or list of CIDR")]
-LongerThanZero = Annotated[float, PlainValidator(parse_duration), AfterValidator(_positive), Shape("duration > 0")]
-ProbeInterval = Annotated[float, PlainValidator(parse_duration), AfterValidator(_probe_interval), Shape("duration")]
-UpgradeTimeout = Annotated[float, PlainValidator(_upgrade), Shape("duration")]
+Duration = Annotated[float, PlainValidator(parse_duration), Shape("duration", _DURATION)]
+LegacyFrom = Annotated[
+    tuple[core.Network, ...],
+    PlainValidator(_legacy_from),
+    Shape("true, false, or list of CIDR", _EVERYBODY),
+]
+LongerThanZero = Annotated[float, PlainValidator(parse_duration), AfterValidator(_positive), Shape("duration > 0", _DURATION)]
+ProbeInterval = Annotated[float, PlainValidator(parse_duration), AfterValidator(_probe_interval), Shape("duration", _DURATION)]
+UpgradeTimeout = Annotated[float, PlainValidator(_upgrade), Shape("duration", _DURATION)]
 ListenAt = Annotated[core.Listen, PlainValidator(_listen), Shape("`ADDRESS:PORT`, `*` for all addresses")]
 ServerAt = Annotated[core.Address | core.HostPort, PlainValidator(_server), Shape("`IP:PORT` or `HOST:PORT`")]
-ResolveInterval = Annotated[float, PlainValidator(parse_duration), AfterValidator(_at_least_a_second), Shape("duration")]
+ResolveInterval = Annotated[
+    float, PlainValidator(parse_duration), AfterValidator(_at_least_a_second), Shape("duration", _DURATION)
+]
 Ip = Annotated[str, PlainValidator(_ip), Shape("IP address")]
 Bind = Annotated[str, PlainValidator(_bind), Shape("IP address or `*`")]
 Host = Annotated[str, PlainValidator(_host), Shape("host name or IP address")]
 NetworkText = Annotated[core.Network, PlainValidator(_network), Shape("CIDR")]
-PortRange = Annotated[tuple[int, int], PlainValidator(_ports), Shape("port or range")]
+PortRange = Annotated[tuple[int, int], PlainValidator(_ports), Shape("port or range", _PORT)]
 Name = Annotated[str, PlainValidator(_name), Shape("name")]
 NameOrAny = Annotated[str, PlainValidator(lambda value: value if value == core.ANY else _name(value)), Shape("name or `*`")]
 FilePath = Annotated[Path, PlainValidator(_path), Shape("path")]
 Secret = Annotated[str, PlainValidator(_secret), Shape("text")]
-Flag = Annotated[bool, PlainValidator(_flag), Shape("true, false")]
-Weight = Annotated[int, PlainValidator(_whole(0, 256)), Shape("0-256")]
-SmallCount = Annotated[int, PlainValidator(_whole(1, 100)), Shape("1-100")]
-Retries = Annotated[int, PlainValidator(_whole(0, 100)), Shape("0-100")]
-AtLeastOne = Annotated[int, PlainValidator(_whole(1, 1_000_000)), Shape("whole number > 0")]
-Connections = Annotated[int, PlainValidator(_whole(0, 10_000_000)), Shape("whole number")]
-BalanceName = Annotated[Balance, PlainValidator(_balance), Shape("leastconn, roundrobin, random, source, first")]
-Workers = Annotated[int, PlainValidator(_workers), Shape("0")]
+Flag = Annotated[bool, PlainValidator(_flag), Shape("true, false", _BOOL)]
+Weight = Annotated[int, PlainValidator(_whole(0, 256)), Shape("0-256", _numbers(0, 256))]
+SmallCount = Annotated[int, PlainValidator(_whole(1, 100)), Shape("1-100", _numbers(1, 100))]
+Retries = Annotated[int, PlainValidator(_whole(0, 100)), Shape("0-100", _numbers(0, 100))]
+AtLeastOne = Annotated[int, PlainValidator(_whole(1, 1_000_000)), Shape("whole number > 0", _numbers(1, 1_000_000))]
+Connections = Annotated[int, PlainValidator(_whole(0, 10_000_000)), Shape("whole number", _numbers(0, 10_000_000))]
+BalanceName = Annotated[
+    Balance,
+    PlainValidator(_balance),
+    Shape("leastconn, roundrobin, random, source, first", _BALANCE),
+]
+Workers = Annotated[int, PlainValidator(_workers), Shape("0", {"const": 0})]
 CheckSpec = Annotated[
     Check,
     PlainValidator(_check),
-    Shape("`tcp`, `{http: PATH, expect: 200, host: NAME}`, `{send: TEXT, expect: TEXT}`; each with `port: N`"),
+    Shape("`tcp`, `{http: PATH, expect: 200, host: NAME}`, `{send: TEXT, expect: TEXT}`; each with `port: N`", _CHECK),
 ]
-Rate = Annotated[int, PlainValidator(_whole(0, 1_000_000)), Shape("per second")]
-Prefix = Annotated[int, PlainValidator(_whole(1, 128)), Shape("1-128")]
-AccessEntry = Annotated[AccessRule, PlainValidator(_access_rule), Shape("`{allow: CIDR}` or `{deny: CIDR}`")]
+Rate = Annotated[int, PlainValidator(_whole(0, 1_000_000)), Shape("per second", _numbers(0, 1_000_000))]
+Prefix = Annotated[int, PlainValidator(_whole(1, 128)), Shape("1-128", _numbers(1, 128))]
+AccessEntry = Annotated[AccessRule, PlainValidator(_access_rule), Shape("`{allow: CIDR}` or `{deny: CIDR}`", _RULE)]
 AccessEntries = Annotated[
-    tuple[AccessEntry, ...], BeforeValidator(one_or_more), Shape("list of `{allow: CIDR}` and `{deny: CIDR}`")
+    tuple[AccessEntry, ...], BeforeValidator(one_or_more), Shape("list of `{allow: CIDR}` and `{deny: CIDR}`", _listed(_RULE))
 ]
-Networks = Annotated[tuple[NetworkText, ...], BeforeValidator(one_or_more), Shape("list of CIDR")]
-PortRanges = Annotated[tuple[PortRange, ...], BeforeValidator(one_or_more), Shape("list of ports and ranges")]
-Names = Annotated[tuple[NameOrAny, ...], BeforeValidator(one_or_more), Shape("list of names, `*` for any")]
-Ips = Annotated[tuple[Ip, ...], BeforeValidator(one_or_more), Shape("list of IP addresses")]
+Networks = Annotated[tuple[NetworkText, ...], BeforeValidator(one_or_more), Shape("list of CIDR", _listed(_TEXT))]
+PortRanges = Annotated[tuple[PortRange, ...], BeforeValidator(one_or_more), Shape("list of ports and ranges", _listed(_PORT))]
+Names = Annotated[tuple[NameOrAny, ...], BeforeValidator(one_or_more), Shape("list of names, `*` for any", _listed(_TEXT))]
+Ips = Annotated[tuple[Ip, ...], BeforeValidator(one_or_more), Shape("list of IP addresses", _listed(_TEXT))]

@@ -32,7 +32,7 @@ from pylb.core.layout import Layout
 from pylb.core.legacy import LegacyCall
 from pylb.core.overrides import changed, find, kept
 from pylb.core.policy import AdminState, Rules
-from pylb.core.registration import Announcement, Key, Registration, legacy_key
+from pylb.core.registration import Announcement, Key, Registration, check_name, legacy_key
 from pylb.core.table import Diff, Server, Table, diff
 
 T = TypeVar("T")
@@ -149,6 +149,8 @@ class Registry:
 
         async def call() -> Outcome:
             check_source(caller)
+            check_name("name", name)
+            check_name("instance", instance)
             return await self._ledger.leave(Key(caller.token.name, name, instance), caller)
 
         return await self._heard(call, caller, f"DELETE {name[:64]}/{instance[:64]}")

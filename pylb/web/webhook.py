@@ -15,6 +15,7 @@ from pylb.core.errors import Code, Refused
 from pylb.core.legacy import LegacyCall, parse_legacy
 from pylb.core.policy import CallLimits
 from pylb.core.registration import parse_native
+from pylb.web import openapi
 from pylb.web.answers import LEGACY_NOT_FOUND, legacy_refusal, one_line, refusal
 from pylb.web.call import Answer, Call, Handler, NoRoute, Router, json_answer, text_answer
 from pylb.web.limit import Buckets
@@ -66,6 +67,7 @@ class Webhook:
             "PUT /v1/registrations/{}/{}": self._announce,
             "DELETE /v1/registrations/{}/{}": self._release,
             "GET /v1/whoami": self._whoami,
+            "GET /openapi.json": _openapi,
         }
         if self._legacy_from:
             routes[f"POST {LEGACY_PATH}"] = self._legacy
@@ -173,6 +175,10 @@ class Webhook:
         if self._notes.take((ip, refused.code)) == 0:
             self._registry.reject(refused, ip, token, f"{call.method} {call.path[:160]}")
         return refused
+
+
+async def _openapi(_call: Call) -> Answer:
+    return Answer(200, openapi.rendered())
 
 
 def _parse_legacy(body: bytes) -> LegacyCall:

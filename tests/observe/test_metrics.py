@@ -48,6 +48,12 @@ NAMES = {
 
 # what the design does not name: the engine's limits, each of which an operator must be able to see reached
 LIMITS = {"pylb_accept_errors_total", "pylb_pipe_fallbacks_total", "pylb_buffered_bytes", "pylb_frontend_queue"}
+CALLS = {
+    "pylb_calls_refused_total",
+    "pylb_legacy_calls_total",
+    "pylb_legacy_last_call_timestamp_seconds",
+    "pylb_webhook_insecure",
+}
 
 
 def metrics_of(control: Control, expires_at: float | None = 1795419669.0) -> Metrics:
@@ -100,7 +106,7 @@ def test_the_names_are_those_of_the_design_and_of_the_limits(tmp_path: Path) -> 
         async with running(tmp_path) as control:
             text = (await metrics_of(control).render()).decode()
             described = {line.split()[2] for line in text.splitlines() if line.startswith("# TYPE ")}
-            assert described == NAMES | LIMITS
+            assert described == NAMES | LIMITS | CALLS
             assert len(described) == text.count("# TYPE ") == text.count("# HELP ")
             without_tls = (await metrics_of(control, None).render()).decode()
             assert "pylb_certificate_expiry" not in without_tls

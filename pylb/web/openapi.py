@@ -1,0 +1,187 @@
+"""The description of the webhook's API (OpenAPI 3.1), generated from the models that calls are checked with."""
+
+import json
+from collections.abc import Iterable
+from functools import cache
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.json_schema import models_json_schema
+
+from pylb import __version__
+from pylb.core.errors import Code
+from pylb.core.registration import AnnouncementBody
+from pylb.web.answers import STATUS
+
+# What each code means and what its caller can do, for the document and for docs/protocol.md.
+MEANINGS: dict[Code, tuple[str, str]] = {
+    Code.INVALID_JSON: ("the body is not JSON, or has a key twice", "send one JSON object in UTF-8"),
+    Code.INVALID: ("a field is missing, unknown, or out of its range", "the detail names the field"),
+    Code.UNAUTHORIZED: ("no token that is known here", "Authorization: Bearer TOKEN, as `pylb token create` printed it"),
+    Code.SOURCE_FORBIDDEN: ("the token may not be used from this address", "widen its `sources`, or call from inside them"),
+    Code.NAME_FORBIDDEN: ("the token may not register this name", "use its own name, or widen its `names`"),
+    Code.PORT_FORBIDDEN: ("the token may not open this port, or it is pylb's own", "use another, or widen its `ports`"),
+    Code.TARGET_FORBIDDEN: ("outside the token's `targets` or `target_ports`", "leave `address` out, or widen them"),
+    Code.TARGET_REFUSED: ("an address that is nobody's target: link-local, a loop, …", "call from the node itself"),
+    Code.PORT_OWNED: ("another registration has the port; the detail says whose", "release it there, or use `takeover`"),
+    Code.PORT_IN_USE: ("another process of the machine has the port", "`ss -ltnp` says which"),
+    Code.PORT_PRIVILEGED: ("pylb may not open ports below 1024", "start it by its systemd unit"),
+    Code.CANNOT_BIND: ("the kernel refused the port", "the detail has its reason"),
+    Code.NOT_FOUND: ("there is nothing at this path", "see this document"),
+    Code.METHOD: ("the path does not take this method", "the header Allow has those it takes"),
+    Code.TOO_LARGE: ("the body is over 4 KiB", "register fewer ports in one call"),
+    Code.LENGTH_REQUIRED: ("a chunked body", "send a Content-Length"),
+    Code.MEDIA_TYPE: ("a compressed body", "send it as it is"),
+    Code.TIMEOUT: ("the request was not complete in time", "call again"),
+    Code.TOO_MANY: ("too many calls of this token, or without a valid one", "wait for Retry-After"),
+    Code.STATE_NOT_WRITABLE: ("pylb's disk takes nothing, so nothing new is accepted", "free or repair it; call again"),
+    Code.UNAVAILABLE: ("pylb is stopping or starting", "call again after Retry-After"),
+}
+
+
+class _Answer(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Placed(_Answer):
+    """One port, and where it sends."""
+
+    port: int
+    address: str
+    target_port: int
+    reachable: Literal["yes", "refused", "timeout", "unreachable", "unknown"] = Field(
+        description="what one dial of it met; it is in force either way"
+    )
+    hint: str = Field("", description="what that usually means")
+
+
+class Lease(_Answer):
+    ttl: float | None = Field(description="seconds; null: it never ends")
+    expires_in: float | None = Field(description="seconds")
+
+
+class Registered(_Answer):
+    """In force; on disk too, unless `durable` is false."""
+
+    result: Literal["created", "unchanged", "moved", "updated", "superseded"]
+    generation: int = Field(description="of the table")
+    durable: bool
+    lease: Lease
+    frontends: list[Placed]
+    note: str = ""
+
+
+class Released(_Answer):
+    result: Literal["released"]
+    generation: int
+    durable: bool
+    frontends: list[Placed] = Field(max_length=0)
+    note: str = ""
+
+
+class WhoAmI(_Answer):
+    address: str = Field(description="the caller's, as pylb sees it")
+    time: float = Field(description="unix time")
+
+
+class Refusal(_Answer):
+    """A refused call has changed nothing."""
+
+    error: Code | Literal["bad_request", "internal"]
+    detail: str
+    hint: str = ""
+
+
+_NATIVE = "/v1/registrations/{name}/{instance}"
+_AUTHENTICATED = (401, 403, 408, 413, 429)
+_CHANGING = (400, *_AUTHENTICATED, 409, 411, 415, 422, 503)
+
+
+def document() -> dict[str, Any]:
+    models = (AnnouncementBody, Registered, Released, WhoAmI, Refusal)
+    _, schemas = models_json_schema([(one, "validation") for one in models], ref_template="#/components/schemas/{model}")
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "pylb",
+            "version": __version__,
+            "summary": "Who may have which port of this machine, and where it sends.",
+            "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
+        },
+        "paths": {
+            _NATIVE: {"parameters": [_segment("name"), _segment("instance")], "put": _put(), "delete": _delete()},
+            "/v1/whoami": {"get": _whoami()},
+            "/openapi.json": {"get": _itself()},
+        },
+        "components": {
+            "schemas": schemas["$defs"],
+            "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
+        },
+    }
+
+
+@cache
+def rendered() -> bytes:
+    return json.dumps(document(), indent=1).encode() + b"\n"
+
+
+def _put() -> dict[str, Any]:
+    body = {"required": True, "content": {"application/json": {"schema": _ref("AnnouncementBody")}}}
+    return {
+        "operationId": "register",
+        "summary": "Register, beat, move, or say goodbye",
+        "description": "All its ports are one atomic change. The same call again is a beat; send one every third of the TTL.",
+        "security": [{"token": []}],
+        "requestBody": body,
+        "responses": {
+            "201": _response("It was not there before.", "Registered"),
+            "200": _response("A beat, a move, or a change.", "Registered"),
+            **_refusals(_CHANGING),
+        },
+    }
+
+
+def _delete() -> dict[str, Any]:
+    return {
+        "operationId": "release",
+        "summary": "Release; repeated, it is released already",
+        "security": [{"token": []}],
+        "responses": {"200": _response("Nothing is registered by this name.", "Released"), **_refusals((*_CHANGING,))},
+    }
+
+
+def _whoami() -> dict[str, Any]:
+    return {
+        "operationId": "whoami",
+        "summary": "The address that pylb sees",
+        "responses": {"200": _response("No token is needed.", "WhoAmI"), **_refusals((400, 408, 422))},
+    }
+
+
+def _itself() -> dict[str, Any]:
+    content = {"application/json": {"schema": {"type": "object"}}}
+    answers = {"200": {"description": "This document.", "content": content}, **_refusals((400, 408))}
+    return {"operationId": "openapi", "summary": "This document", "responses": answers}
+
+
+def _segment(name: str) -> dict[str, Any]:
+    pattern = "^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$"
+    schema = {"type": "string", "pattern": pattern, "minLength": 1, "maxLength": 253}
+    return {"name": name, "in": "path", "required": True, "schema": schema}
+
+
+def _ref(model: str) -> dict[str, str]:
+    return {"$ref": f"#/components/schemas/{model}"}
+
+
+def _response(description: str, model: str) -> dict[str, Any]:
+    return {"description": description, "content": {"application/json": {"schema": _ref(model)}}}
+
+
+def _refusals(statuses: Iterable[int]) -> dict[str, Any]:
+    found = {}
+    for status in statuses:
+        codes = [code for code, its in STATUS.items() if its == status]
+        text = "; ".join(f"`{code}`: {MEANINGS[code][0]}" for code in codes)
+        found[str(status)] = _response(text or "not HTTP", "Refusal")
+    return found
