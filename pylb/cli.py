@@ -192,14 +192,48 @@ def release(config_path: Path | None, as_json: bool, what: str) -> None:
 
 @main.command("import")
 @CONFIG
-@click.option("--token", "token", required=True, help="The name of the token that the old containers use.")
-@click.option("--dry-run", is_flag=True, help="Show what would be registered, register nothing.")
+@click.option("--token", "token", help="Register instead: as legacy registrations of the token with this name.")
+@click.option("--dry-run", is_flag=True, help="With --token: show what would be registered, register nothing.")
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True))
-def import_(config_path: Path | None, token: str, dry_run: bool, files: tuple[Path, ...]) -> None:
-    """Register what an old HAProxy webhook served, from its *.inc files, as legacy registrations.
+def import_(config_path: Path | None, token: str | None, dry_run: bool, files: tuple[Path, ...]) -> None:
+    """Take over what HAProxy did.
 
-    So nothing is dark until the next phone call. They never lapse; a call of the same token for the port replaces them.
+    \b
+    pylb import haproxy.cfg > pylb.yaml       its TCP frontends, backends, servers, timeouts, checks
+    pylb import --token old /etc/webhook/haproxy/
+                                              what an old webhook served, registered with the running pylb
+
+    What is not taken over is listed with its file and line. Registrations made so never lapse; a call of the same token
+    for the port replaces them.
     """
+    if token is None:
+        _translate(files)
+    else:
+        _register(config_path, token, dry_run, files)
+
+
+def _translate(files: tuple[Path, ...]) -> None:
+    from pylb.config import ConfigErrors, parse  # noqa: PLC0415
+    from pylb.haproxy import translate  # noqa: PLC0415
+    from pylb.importer import read_texts  # noqa: PLC0415
+
+    texts, unread = read_texts(files, "*.cfg")
+    found = translate(texts)
+    for note in (*unread, *found.notes):
+        click.echo(str(note), err=True)
+    if not found.frontends:
+        die("nothing to import", FAILED)
+    click.echo(found.text, nl=False)
+    lost = len(unread) + len(found.notes)
+    click.echo(f"{_count(found.frontends, 'frontend')} translated, {_count(lost, 'note')}", err=True)
+    try:
+        parse(found.text, "pylb.yaml")
+    except ConfigErrors as errors:
+        click.echo(f"the result needs your hand before pylb takes it:\n{errors}", err=True)
+        sys.exit(FAILED)
+
+
+def _register(config_path: Path | None, token: str, dry_run: bool, files: tuple[Path, ...]) -> None:
     from pylb.importer import read_files  # noqa: PLC0415
 
     items, notes = read_files(files)

@@ -89,17 +89,23 @@ class Found(NamedTuple):
 
 
 def read_files(paths: Iterable[Path]) -> Found:
-    """Reads files, and of directories every *.inc, in the order of their names as the script's `cat` did."""
+    """Reads files, and of directories every *.inc."""
+    texts, notes = read_texts(paths)
+    found = parse_haproxy(texts)
+    return Found(found.items, (*notes, *found.notes))
+
+
+def read_texts(paths: Iterable[Path], inside: str = "*.inc") -> tuple[list[tuple[str, str]], list[Note]]:
+    """(file name, text) of files, and of what is `inside` directories in the order of their names, as HAProxy's `cat` did."""
     texts: list[tuple[str, str]] = []
     notes: list[Note] = []
     for path in paths:
-        for file in sorted(path.glob("*.inc")) if path.is_dir() else [path]:
+        for file in sorted(path.glob(inside)) if path.is_dir() else [path]:
             try:
                 texts.append((str(file), _read(file)))
             except OSError as error:
                 notes.append(Note(str(file), 0, f"cannot be read: {error.strerror or error}"))
-    found = parse_haproxy(texts)
-    return Found(found.items, (*notes, *found.notes))
+    return texts, notes
 
 
 def parse_haproxy(texts: Iterable[tuple[str, str]]) -> Found:
@@ -162,7 +168,7 @@ class _Reading:
                 current = _Stanza(words[0], words[1] if len(words) > 1 else "", file, number)
                 self.stanzas.append(current)
             elif current is None:
-                self.note(file, number, f"not understood: {_short(line)}")
+                self.note(file, number, f"not understood: {shortened(line)}")
             elif current.kind in ("frontend", "backend", "listen"):
                 self._directive(current, number, words)
 
@@ -175,9 +181,9 @@ class _Reading:
             case ["default_backend", name]:
                 stanza.backend = name
             case ["mode", mode]:
-                stanza.unfit = "" if mode == "tcp" else f"mode {_short(mode)}: pylb forwards TCP"
+                stanza.unfit = "" if mode == "tcp" else f"mode {shortened(mode)}: pylb forwards TCP"
             case [word, *_] if word not in _PASSED_OVER:
-                self.note(stanza.file, line, f"not taken over: {_short(' '.join(words))}")
+                self.note(stanza.file, line, f"not taken over: {shortened(' '.join(words))}")
 
     def _bind(self, stanza: _Stanza, line: int, where: str, options: list[str]) -> None:
         if "ssl" in options:
@@ -187,10 +193,10 @@ class _Reading:
             try:
                 stanza.binds.append((line, parse_port(port)))
             except ValueError as error:
-                self.note(stanza.file, line, f"bind: {_short(str(error))}")
+                self.note(stanza.file, line, f"bind: {shortened(str(error))}")
                 continue
             if colon and host not in ("", "*", "0.0.0.0", "::", "[::]"):
-                self.note(stanza.file, line, f"bind {_short(host)}: registered ports listen on `defaults.bind`")
+                self.note(stanza.file, line, f"bind {shortened(host)}: registered ports listen on `defaults.bind`")
 
     def _server(self, stanza: _Stanza, line: int, text: str, options: list[str]) -> None:
         send, rest = "", iter(options)
@@ -203,12 +209,12 @@ class _Reading:
                 self.note(stanza.file, line, f"server with {option}: not taken over")
                 return
             elif option != "check":
-                self.note(stanza.file, line, f"server: the option {_short(option)} is not taken over")
+                self.note(stanza.file, line, f"server: the option {shortened(option)} is not taken over")
         try:
             bare = text.count(":") == 0  # no port: the client's own (HAProxy, "server")
             stanza.servers.append((line, str(parse_address(f"{text}:1").ip) if bare else parse_address(text), send))
         except ValueError as error:
-            self.note(stanza.file, line, f"server: {_short(str(error))}")
+            self.note(stanza.file, line, f"server: {shortened(str(error))}")
 
     def finish(self) -> Found:
         backends = {stanza.name: stanza for stanza in self.stanzas if stanza.kind in ("backend", "listen")}
@@ -228,7 +234,7 @@ class _Reading:
     def _fit(self, stanza: _Stanza, backend: _Stanza | None) -> list[tuple[int, int]]:
         """The binds that can be taken over; why not is noted once."""
         if backend is None:
-            self.note(stanza.file, stanza.line, f"{_label(stanza)} has no backend {_short(stanza.backend)!r}".rstrip())
+            self.note(stanza.file, stanza.line, f"{_label(stanza)} has no backend {shortened(stanza.backend)!r}".rstrip())
         elif stanza.unfit or backend.unfit:
             self.note(stanza.file, stanza.line, f"{_label(stanza)} is left out: {stanza.unfit or backend.unfit}")
         elif not backend.servers:
@@ -252,14 +258,14 @@ class _Reading:
         try:  # through the route's own parser: what an import yields is what a call could have
             items[port] = replace(item, name=parse_legacy(json.dumps(item.as_call()).encode()).name)
         except Refused as refused:
-            self.note(backend.file, server_line, _short(refused.detail))
+            self.note(backend.file, server_line, shortened(refused.detail))
 
 
 def _label(stanza: _Stanza) -> str:
-    return f"{stanza.kind} {_short(stanza.name)}"
+    return f"{stanza.kind} {shortened(stanza.name)}"
 
 
-def _short(text: str) -> str:
+def shortened(text: str) -> str:
     """Printable, whatever was pasted."""
     text = ascii(text)[1:-1]
     return text if len(text) <= 60 else text[:57] + "..."

@@ -34,7 +34,7 @@ def test_it_takes_the_files_that_pylb_takes(file: str) -> None:
         'webhook: [{listen: "*:9000", insecure: true, legacy: ["192.0.2.0/24"], limits: {rate: 5}}]',
         "tokens: [{name: a, secret_file: a, ports: 443, names: '*', sources: 192.0.2.0/24}]",
         'frontends: [{name: a, listen: "*:443", servers: ["192.0.2.1:30443", {address: "192.0.2.2:30443", backup: true}]}]',
-        "defaults: {timeouts: {idle: 1h, half_close: 0}, health: {check: {http: /health, port: 80}}, access: {allow: 192.0.2.0/24}}",
+        "defaults: {timeouts: {idle: 1h, half_close: 0}, health: {check: {http: /health}}, access: {allow: 192.0.2.0/24}}",
     ],
 )
 def test_it_takes_short_forms(text: str) -> None:
