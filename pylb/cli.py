@@ -111,6 +111,57 @@ def routes(config_path: Path | None, as_json: bool, rejected: bool) -> None:
 @main.command()
 @CONFIG
 @JSON
+@click.argument("port", type=click.IntRange(1, 65535))
+def explain(config_path: Path | None, as_json: bool, port: int) -> None:
+    """Why a port does not answer: is it open, and by whom; who registered it, who was refused and why; what each of its
+    servers answers right now; how its sessions ended.
+
+    The first line is the first thing that is wrong. Exit code 1: nothing is known of the port.
+    """
+    from pylb import explaining  # noqa: PLC0415
+    from pylb.machine import knock, listener_of  # noqa: PLC0415
+
+    found = ask(config_path, {"verb": "explain", "port": port})["explained"]
+    reachable = knock(found["binds"][0], port) if found["binds"] else "not tried"
+    holder = listener_of(port)
+    if as_json:
+        verdict = explaining.verdict(found, reachable)
+        click.echo(json.dumps({"verdict": verdict, "reachable": reachable, "holder": holder, **found}, indent=2))
+        return
+    for line in explaining.told(found, reachable, holder):
+        click.echo(line)
+
+
+@main.command()
+@CONFIG
+@JSON
+def doctor(config_path: Path | None, as_json: bool) -> None:
+    """Look at this machine and its config for what would go wrong: limits, ports, clock, certificate, state, conntrack.
+
+    Each line says what was found, and what to do about it. Exit code 1 if something needs doing.
+    """
+    from pylb import doctor as examine  # noqa: PLC0415
+    from pylb.config import ConfigErrors, load  # noqa: PLC0415
+
+    try:
+        config = load(config_path, os.environ)
+    except ConfigErrors as errors:
+        die(f"{errors}\nthe config comes first: pylb check", FAILED)
+    findings = examine.examine(config)
+    if as_json:
+        click.echo(json.dumps([one._asdict() for one in findings], indent=2))
+    else:
+        for one in findings:
+            click.echo(f"{'ok  ' if one.ok else 'LOOK'}  {one.what:<20} {one.found}")
+            if not one.ok:
+                click.echo(f"      {'':<20} {one.remedy}")
+    if not all(one.ok for one in findings):
+        sys.exit(FAILED)
+
+
+@main.command()
+@CONFIG
+@JSON
 @click.argument("what", required=False, metavar="[PORT|NAME]")
 def history(config_path: Path | None, as_json: bool, what: str | None) -> None:
     """What changed the table since pylb started: each generation with who asked, when, and what it changed.

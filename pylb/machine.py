@@ -116,3 +116,37 @@ def deployed(name: str) -> str:
     if packaged.is_file():
         return packaged.read_text(encoding="utf-8")
     return (Path(__file__).resolve().parent.parent / "deploy" / name).read_text(encoding="utf-8")
+
+
+def knock(ip: str, port: int) -> str:
+    """What a connect from this machine meets: yes, refused, timeout, or the kernel's words."""
+    where = {"*": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(ip, ip)
+    try:
+        socket.create_connection((where, port), timeout=2.0).close()
+    except ConnectionRefusedError:
+        return "refused"
+    except TimeoutError:
+        return "timeout"
+    except OSError as error:
+        return error.strerror or str(error)
+    return "yes"
+
+
+def listener_of(port: int, proc: Path = Path("/proc")) -> str:
+    """`NAME, pid N` of a process that listens on the TCP port, "" if it cannot be seen (only root sees others')."""
+    inodes = {
+        fields[9]
+        for table in ("net/tcp", "net/tcp6")
+        for line in _lines(proc / table)[1:]
+        if len(fields := line.split()) > 9 and fields[3] == "0A" and int(fields[1].rpartition(":")[2], 16) == port  # LISTEN
+    }
+    wanted = {f"socket:[{inode}]" for inode in inodes}
+    for process in proc.iterdir() if wanted else ():
+        if not process.name.isdigit():
+            continue
+        try:
+            if any(os.readlink(fd) in wanted for fd in (process / "fd").iterdir()):
+                return f"{(process / 'comm').read_text().strip()}, pid {process.name}"
+        except OSError:
+            continue  # not ours to see, or gone
+    return ""

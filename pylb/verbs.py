@@ -19,6 +19,7 @@ from pylb.core.policy import AdminState
 from pylb.core.registration import parse_native
 from pylb.core.session import SessionView
 from pylb.core.table import Diff
+from pylb.explaining import Counted, explain
 from pylb.plans import steps
 from pylb.routes import legacy_notes, rows
 from pylb.web.socket import Verb
@@ -29,6 +30,9 @@ MOST_SESSIONS = 1000  # in one answer
 
 class Sessions(Protocol):
     """The live sessions: the engine's."""
+
+    @property
+    def counters(self) -> Counted: ...
 
     def sessions(self) -> Sequence[SessionView]: ...
 
@@ -82,7 +86,13 @@ def _views(registry: Registry, service: Service, live: Sessions) -> dict[str, Ve
                 raise Refused(Code.INVALID, str(errors), "nothing was changed") from None
         return {"generation": registry.table.generation, "steps": steps(lines, live.sessions())}
 
-    return {"ping": ping, "routes": routes, "rejected": rejected, "history": history, "plan": plan}
+    async def explain_(request: Mapping[str, Any]) -> dict[str, Any]:
+        port = request.get("port")
+        if type(port) is not int or not 1 <= port <= 65535:
+            raise Refused(Code.INVALID, "port: a port is needed")
+        return {"explained": await explain(registry, live.counters, port)}
+
+    return {"explain": explain_, "ping": ping, "routes": routes, "rejected": rejected, "history": history, "plan": plan}
 
 
 def _changes(registry: Registry, service: Service) -> dict[str, Verb]:

@@ -17,7 +17,7 @@ from pylb.control.clockwork import Clockwork
 from pylb.control.events import Event, Rejection
 from pylb.control.history import Generation
 from pylb.control.ledger import Ledger, with_claims
-from pylb.control.probe import Ask
+from pylb.control.probe import Ask, Question
 from pylb.control.probe import ask as ask_server
 from pylb.control.resolver import Resolve
 from pylb.control.store import Store
@@ -28,6 +28,7 @@ from pylb.core.auth import Caller, Keyring, check_source
 from pylb.core.changes import Line, lines
 from pylb.core.claims import Change, Claims, adopt, release
 from pylb.core.errors import Code, Refused
+from pylb.core.health import HINTS
 from pylb.core.layout import Layout
 from pylb.core.legacy import LegacyCall
 from pylb.core.overrides import changed, find, kept
@@ -65,6 +66,7 @@ class Registry:
         self._clock = clock
         self._wall = wall
         self._store = store
+        self._ask = ask
         self._ledger = Ledger(
             rules=rules,
             keyring=keyring,
@@ -274,6 +276,13 @@ class Registry:
     def _planned(self, step: Step) -> list[Line]:
         scene, change = step(self._scene)
         return lines(self.table, self._ledger.composed(scene, change.touched))
+
+    async def dial_now(self, listens: Iterable[Listen]) -> dict[str, dict[str, str]]:
+        """What each server of these frontends answers to a connect at this moment: `found` and a `hint`. <= 1 s."""
+        addresses = [*{server.address for listen in listens for server in self.table.frontends[listen].servers}]
+        found = await asyncio.gather(*(self._ask(Question(address)) for address in addresses))
+        both = zip(addresses, found, strict=True)
+        return {str(address): {"found": answer, "hint": HINTS.get(answer, "")} for address, answer in both}
 
     def connect_ended(self, listen: Listen, server: Server, failure: str | None) -> None:
         """What a session met, told by the engine from inside its turn: the table is swapped in a later one."""

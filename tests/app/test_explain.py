@@ -1,0 +1,125 @@
+"""`pylb explain` and `pylb doctor`: the first thing that is wrong comes first, and each says what to do."""
+
+import json
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pylb import doctor
+from pylb.config import load
+from pylb.machine import listener_of
+from tests.app.instance import Instance
+from tests.support.certificate import self_signed
+from tests.support.drive import free_port
+
+
+def explained(pylb: Instance, port: int) -> list[str]:
+    ended = pylb.ask("explain", str(port))
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout.splitlines()
+
+
+def test_a_port_nobody_knows_is_exit_1(pylb: Instance) -> None:
+    pylb.start()
+    ended = pylb.ask("explain", str(pylb.port))
+    assert (ended.returncode, f"port {pylb.port}: no frontend" in ended.stderr) == (1, True)
+    assert pylb.ask("explain", "70000").returncode == 2
+
+
+def test_what_works_is_said_with_where_to_look_next(pylb: Instance, echo_port: int) -> None:
+    pylb.start()
+    pylb.register(pylb.port, echo_port)
+    lines = explained(pylb, pylb.port)
+    assert lines[0].startswith(f"port {pylb.port} is open here and its servers answer. If it does not answer from outside")
+    assert f"pid {pylb.running.pid}" in lines[2]
+    assert lines[2].endswith("from here: yes")
+    assert any(f"127.0.0.1:{echo_port}: up, dialled now: yes; by app/app/one" in line for line in lines)
+    found = json.loads(pylb.ask("explain", str(pylb.port), "--json").stdout)
+    assert (found["reachable"], found["unbound"]) == ("yes", {})
+
+
+def test_servers_that_refuse_are_the_first_thing_said(pylb: Instance) -> None:
+    pylb.start()
+    dead = free_port()
+    pylb.register(pylb.port, dead)
+    with socket.create_connection(("127.0.0.1", pylb.port)) as client, pytest.raises(ConnectionResetError):
+        client.recv(1)
+    lines = explained(pylb, pylb.port)
+    assert lines[0].startswith(f"no server accepts a connection (127.0.0.1:{dead}: refused): nothing listens there yet")
+    assert any(line.endswith(": no server accepted") for line in lines)
+
+
+def test_who_was_refused_a_port_and_why(pylb: Instance) -> None:
+    pylb.start()
+    assert pylb.register(22, 30022).status == 403
+    lines = explained(pylb, 22)
+    assert lines[0].startswith(
+        "nobody has port 22: the last call that wanted it was refused (port_forbidden: token 'app' may not"
+    )
+
+
+def test_a_port_that_somebody_else_has(pylb: Instance) -> None:
+    with socket.create_server(("127.0.0.1", pylb.port)):
+        static = {"name": "web", "listen": f"127.0.0.1:{pylb.port}", "servers": ["127.0.0.1:30443"]}
+        pylb.configure(frontends=[static])
+        pylb.start()
+        assert explained(pylb, pylb.port)[0].startswith(f"port {pylb.port} is not open: Address")
+        assert listener_of(pylb.port).endswith(f"pid {os.getpid()}")
+
+
+def test_what_the_operator_took_out_and_what_was_released(pylb: Instance, echo_port: int) -> None:
+    pylb.start()
+    pylb.register(pylb.port, echo_port)
+    pylb.ask("ctl", "maint", "127.0.0.1")
+    assert explained(pylb, pylb.port)[0].startswith("every server was taken out by the operator")
+    pylb.ask("release", str(pylb.port))
+    lines = explained(pylb, pylb.port)
+    assert lines[0].startswith(f"port {pylb.port} is closed: its last registration was released")
+    assert lines[-1] == f"changed    port {pylb.port} (app-{pylb.port}) closed"
+
+
+# ------------------------------------------------------------ doctor
+
+
+def findings(tmp_path: Path, **sections: Any) -> dict[str, doctor.Finding]:
+    file = tmp_path / "pylb.yaml"
+    file.write_text(json.dumps({"state_dir": str(tmp_path / "state")} | sections))
+    return {one.what: one for one in doctor.examine(load(file, {}))}
+
+
+def test_this_machine_is_looked_at_and_every_remedy_is_there(tmp_path: Path) -> None:
+    found = findings(tmp_path)
+    assert {"open files", "clock", "state directory"} <= set(found)
+    assert all(one.ok or one.remedy for one in found.values())
+
+
+def test_a_frontend_inside_the_ephemeral_range_is_named_with_the_sysctl(tmp_path: Path) -> None:
+    low = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    web = {"name": "web", "listen": f"*:{low + 7}", "servers": ["192.0.2.7:30443"]}
+    found = findings(tmp_path, frontends=[web])["ephemeral ports"]
+    assert (found.ok, f"ip_local_reserved_ports={low + 7}" in found.remedy) == (False, True)
+
+
+def test_a_port_that_another_program_has_is_named_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "listener_of", lambda port: "haproxy, pid 7" if port == 443 else "")
+    web = {"name": "web", "listen": "*:443", "servers": ["192.0.2.7:30443"]}
+    assert findings(tmp_path, frontends=[web])["port 443"].found == "haproxy, pid 7 has it"
+
+
+def test_a_certificate_that_ends_soon_or_cannot_be_used_is_named(tmp_path: Path) -> None:
+    made = self_signed(tmp_path, "localhost")  # ends within the hour
+    tls = {"certificate": str(made.certificate), "key": str(made.key)}
+    found = findings(tmp_path, webhook={"listen": "*:9000", "tls": tls})["certificate"]
+    assert (found.ok, "0 days left" in found.found) == (False, True)
+    made.certificate.write_text("garbage")
+    assert not findings(tmp_path, webhook={"listen": "*:9000", "tls": tls})["certificate"].ok
+
+
+def test_the_command_prints_what_to_do_and_says_so_by_its_exit_code(pylb: Instance) -> None:
+    ended = pylb.ask("doctor", "--json")
+    found = json.loads(ended.stdout)
+    assert ended.returncode == (0 if all(one["ok"] for one in found) else 1)
+    assert "open files" in pylb.ask("doctor").stdout
