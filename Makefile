@@ -1,7 +1,7 @@
 # make run   a virtual environment, everything installed, pylb serving with its embedded defaults
 # make test  lint, types, import contracts, all tests          make help  the rest
 .DEFAULT_GOAL := help
-.PHONY: help run test test-long lint format demo bench soak fuzz zipapp docs clean python
+.PHONY: help run test test-long lint format demo bench soak fuzz fuzz-webhook zipapp docs clean python
 
 VENV   := .venv
 PY     := $(VENV)/bin/python
@@ -47,6 +47,9 @@ soak: $(VENV)/.dev ## ten minutes of random streams and faults, SHA-256 on each 
 
 fuzz: $(VENV)/.dev ## 50,000 steps of the engine's state machine, in any order
 	$(PY) -W error -m tests.forward.test_any_order 50000
+
+fuzz-webhook: $(VENV)/.dev ## ten minutes of whatever bytes against a live webhook
+	$(PY) -W error -m tests.contract.test_fuzz 10
 
 zipapp: $(VENV)/.run ## the phone-home as one file: dist/phonehome.pyz
 	$(PY) deploy/zipapp.py

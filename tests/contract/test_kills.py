@@ -3,6 +3,7 @@
 import http.client
 import random
 import threading
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,10 @@ class Caller(threading.Thread):
             self.count += 1
 
 
+def have(callers: list[Caller], enough: int) -> bool:
+    return sum(caller.count for caller in callers) >= enough
+
+
 def wanted(body: dict[str, Any]) -> tuple[str, frozenset[tuple[int, int]]]:
     return body["address"], frozenset((one["port"], one["target_port"]) for one in body["frontends"])
 
@@ -68,11 +73,7 @@ def test_what_was_answered_survives_a_kill_at_any_moment(
         for caller in callers:
             caller.start()
         enough = random.Random(number).randrange(1, CALLERS * share // 2 * VERSIONS)
-        eventually(
-            lambda callers=callers, enough=enough: sum(one.count for one in callers) >= enough,
-            within=60,
-            what=f"{enough} answers",
-        )
+        eventually(partial(have, callers, enough), within=60, what=f"{enough} answers")
         pylb.running.kill()
         for caller in callers:
             caller.join(15)
