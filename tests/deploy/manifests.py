@@ -111,11 +111,10 @@ def header(file: Path) -> str:
     return "\n".join(lines)
 
 
-def token_stanza(folder: str) -> Document:
-    """The entry for pylb.yaml's `tokens` that a folder's header shows."""
+def token_command(folder: str) -> tuple[str, list[int]]:
+    """(name, ports) of the `pylb token create` that a folder's header shows."""
     for file in sorted((ROOT / folder).glob("*.yaml")):
-        match = re.search(r"^ *- (\{name: .*, secret_file: .*\})$", header(file), re.MULTILINE)
+        match = re.search(r"^ *pylb token create (\S+) --ports ([0-9,]+) -c /etc/pylb/pylb.yaml$", header(file), re.MULTILINE)
         if match:
-            stanza: Document = yaml.safe_load(match[1])
-            return stanza
-    raise LookupError(f"{folder}: no header shows the token's entry")
+            return match[1], [int(port) for port in match[2].split(",")]
+    raise LookupError(f"{folder}: no header shows how to make the token")

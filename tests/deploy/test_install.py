@@ -100,20 +100,18 @@ def test_the_starter_config_names_the_token_file_that_the_plan_makes() -> None:
     starter = yaml.safe_load(install.data("pylb.yaml"))
     (token,) = starter["tokens"]
     assert token["secret_file"] in paths(plan(HERE, Path("/")))
-    assert starter["webhook"] == [{"listen": "*:9000", "insecure": True}]
+    assert starter["webhook"] == [{"listen": "*:9000", "tls": "self-signed"}]
     assert not {22, 9000, 8404} & set(token["ports"])
-    assert "Plain HTTP" in install.data("pylb.yaml")
 
 
-def test_pylb_accepts_the_starter_config_and_warns_of_plain_http_only(tmp_path: Path) -> None:
+def test_pylb_accepts_the_starter_config_without_a_warning(tmp_path: Path) -> None:
     token = tmp_path / "default"
     token.write_text(f"{HERE.token}\n")
     token.chmod(0o640)
     path = tmp_path / "pylb.yaml"
     path.write_text(install.data("pylb.yaml").replace("/etc/pylb/tokens/default", str(token)))
     loaded = config.load(path, {})
-    (warning,) = loaded.warnings
-    assert "plain HTTP on *:9000" in warning
+    assert loaded.warnings == ()
     assert loaded.keyring().find(HERE.token) is not None
     assert str(loaded.state_dir) == "/var/lib/pylb"  # where the unit's StateDirectory is
 

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from phonehome import settings
-from pylb import config
+from phonehome.values import parse_join
 from tests.deploy.manifests import (
     FILES,
     ROOT,
@@ -23,7 +23,7 @@ from tests.deploy.manifests import (
     documents,
     header,
     parse,
-    token_stanza,
+    token_command,
     validate,
     workloads,
 )
@@ -55,14 +55,14 @@ each_pod = pytest.mark.parametrize("workload", PODS)
 
 
 def parsed(workload: Workload) -> settings.Settings:
-    """The phone-home's own reading of its environment, with the Secret of the same namespace as its token file."""
+    """The phone-home's own reading of its environment, with the Secret of the same namespace as its join file."""
     secrets = [
-        document["stringData"]["token"]
+        document["stringData"]["join"]
         for _, document in documents("Secret")
         if document["metadata"]["namespace"] == workload.document["metadata"]["namespace"]
     ]
     return settings.parse(
-        workload.environ, hostname="host", read_file=lambda path: {"/run/secrets/pylb/token": secrets[0]}[path]
+        workload.environ, hostname="host", read_file=lambda path: {"/run/secrets/pylb/join": secrets[0]}[path]
     )
 
 
@@ -297,33 +297,21 @@ def test_every_volume_is_defined_in_the_folder_or_asked_of_the_user(workload: Wo
     assert mounted == {volume["name"] for volume in workload.pod["volumes"]}
 
 
-def test_the_token_is_a_placeholder_nobody_can_mistake_and_long_enough_for_pylb() -> None:
-    found = [document["stringData"]["token"] for _, document in documents("Secret")]
+def test_the_join_string_is_a_placeholder_nobody_can_mistake() -> None:
+    found = [document["stringData"]["join"] for _, document in documents("Secret")]
     assert len(found) == 5
-    for token in found:
-        assert token.startswith("replace-me")
-        assert len(token) >= 22
+    for join in found:
+        name, endpoint = parse_join(join)
+        assert (name, endpoint.host) == ("replace-me", "lb.example.net")
+        assert endpoint.token == "with-what-pylb-token-create-printed"
 
 
 @each_pod
-def test_the_header_shows_a_token_entry_that_allows_exactly_what_the_pod_asks(workload: Workload) -> None:
-    stanza = token_stanza(workload.folder)
+def test_the_header_shows_a_token_that_allows_exactly_what_the_pod_asks(workload: Workload) -> None:
+    name, ports = token_command(workload.folder)
     found = parsed(workload)
-    assert stanza["name"] == found.name
-    assert sorted(stanza["ports"]) == sorted(frontend.port for frontend in found.frontends)
-
-
-def test_pylb_accepts_all_token_entries_together(tmp_path: Path) -> None:
-    entries = [token_stanza(folder) for folder in ("mosquitto", "traefik", "unifi", "mail", "daemonset")]
-    for entry in entries:
-        secret = tmp_path / Path(entry["secret_file"]).name
-        secret.write_text(f"a-secret-of-its-own-for-{entry['name']}\n")
-        secret.chmod(0o640)
-        entry["secret_file"] = str(secret)
-    path = tmp_path / "pylb.yaml"
-    path.write_text(yaml.safe_dump({"tokens": entries}))
-    loaded = config.load(path, {})
-    assert [token.name for token in loaded.keyring().tokens] == ["mosquitto", "traefik", "unifi", "mail", "nodes"]
+    assert name == found.name
+    assert sorted(ports) == sorted(frontend.port for frontend in found.frontends)
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
