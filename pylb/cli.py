@@ -28,6 +28,10 @@ def main() -> None:
     pylb run -c /etc/pylb/pylb.yaml
     pylb check -c pylb.yaml       every mistake of a config, with its line
     pylb routes                   what goes where, and why
+    pylb explain 443              why a port does not answer
+    pylb token create mosquitto --ports 8443
+                                  a token for an app, with the join string for its phone-home
+    pylb plan -c new.yaml         what a change would do
     pylb ctl drain 203.0.113.7    take a node out of service, and back: pylb ctl ready
     pylb demo                     watch a node move under load, all on loopback
     """
@@ -38,7 +42,7 @@ def main() -> None:
 def run(config_path: Path | None) -> None:
     """Serve until SIGTERM. SIGHUP reads the config again, whole or not at all.
 
-    Without -c: webhook on *:9000 (plain HTTP, it warns), admin on 127.0.0.1:8404, a generated token in the state directory.
+    Without -c: webhook on *:9000 (self-signed TLS), admin on 127.0.0.1:8404, a generated token in the state directory.
     """
     from pylb import app  # noqa: PLC0415 - `pylb --help` need not load a web server
     from pylb.config import ConfigErrors  # noqa: PLC0415

@@ -31,6 +31,8 @@ from pylb.core.policy import Rules
 from pylb.core.registration import Key, Registration, State
 from pylb.core.table import Table
 
+MOST_REGISTRATIONS = 2000  # of one token
+
 
 class Ledger:
     def __init__(
@@ -153,6 +155,7 @@ class Ledger:
         def step(scene: Scene) -> tuple[Scene, Change]:
             if caller is not None and caller.token not in scene.keyring.tokens:  # reloaded away while it was dialled
                 raise Refused(Code.UNAUTHORIZED, f"token {caller.token.name!r} is no longer valid as it was", "call again")
+            _room_for_one_more(scene.claims, wanted.key)
             proven = self.checker.sight.proven
             return with_claims(scene, announce(scene.claims, scene.layout, wanted, takeover=takeover, proven=proven))
 
@@ -275,6 +278,18 @@ class Ledger:
     def _heed_news(self) -> None:
         news, self._news = self._news, set()
         self.writer.republish(news, ["health"])
+
+
+def _room_for_one_more(claims: Claims, key: Key) -> None:
+    """A stolen token must not fill memory and disk with instances. Raises Refused."""
+    held = claims.registrations
+    if (
+        key not in held
+        and len(held) >= MOST_REGISTRATIONS
+        and sum(one.token == key.token for one in held) >= MOST_REGISTRATIONS
+    ):
+        hint = f"`pylb release NAME` those that are gone, or use another token ({key.token!r} has them all)"
+        raise Refused(Code.TOO_MANY, f"a token may hold {most} registrations", hint, retry_after=60)
 
 
 def called_by(caller: Caller) -> str:

@@ -115,6 +115,16 @@ def test_a_loop_over_the_machines_own_address_is_422(pylb: Pylb) -> None:
     assert (answer.status, answer.error) == (422, "target_refused")
 
 
+def test_a_loop_over_a_public_address_behind_nat_is_422(processes: Processes, tmp_path: Path) -> None:
+    """1:1 NAT: no interface of the machine has the address, yet it leads back here."""
+    public = "198.51.100.9"
+    greedy = token("greedy", targets=["0.0.0.0/0"])
+    pylb = Pylb(processes, tmp_path, public_addresses=[public], tokens=[greedy]).start()
+    port = free_port()
+    answer = pylb.put("loop/nat", wants((port, port), address=public), by="greedy")
+    assert (answer.status, answer.error) == (422, "target_refused")
+
+
 def test_two_ports_of_one_call_that_point_at_each_other_are_a_loop(pylb: Pylb) -> None:
     one, two = free_ports(2)
     answer = pylb.put("loop/three", wants((one, two), (two, one)), by="greedy")

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from pylb.control import ledger
 from pylb.control.admission import Imported
 from pylb.control.turn import Scene, cannot_bind
 from pylb.core.address import Address, parse_network, parse_ports
@@ -255,7 +256,7 @@ async def test_calls_that_race_for_a_port_have_one_order_and_one_winner(tmp_path
     port, node_port = free_ports(2)
     tokens = [token(f"t{number}") for number in range(5)]
     async with control(tmp_path, *tokens) as c:
-        for _ in range(20):
+        for _ in range(100):
             calls = [c.put({port: node_port}, ip, token=one.name) for one in tokens for ip in (NODE_A, NODE_B)]
             answers = await asyncio.gather(*calls, return_exceptions=True)
             assert all(isinstance(answer, Refused) or not isinstance(answer, BaseException) for answer in answers)
@@ -266,6 +267,22 @@ async def test_calls_that_race_for_a_port_have_one_order_and_one_winner(tmp_path
             assert [view.address.ip for view in c.registry.servers()] == [winner.address]
             await c.delete(token=winner.token)
             assert c.sink.ports == set()
+
+
+@aio
+async def test_a_token_has_at_most_so_many_registrations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ledger, "MOST_REGISTRATIONS", 3)
+    port, node_port, other = free_ports(3)
+    async with control(tmp_path, token(), token("u")) as c:
+        for instance in ("a", "b", "c"):
+            await c.put({port: node_port}, instance=instance)
+        with pytest.raises(Refused) as caught:
+            await c.put({port: node_port}, instance="d")
+        assert caught.value.code is Code.TOO_MANY
+        assert (await c.put({port: node_port}, NODE_B, instance="a")).result == "moved"
+        assert (await c.put({other: node_port}, token="u", name="u")).result == "created"
+        await c.delete(instance="b")
+        assert (await c.put({port: node_port}, instance="d")).result == "created"
 
 
 @aio
