@@ -282,12 +282,8 @@ class Ledger:
 
 def _room_for_one_more(claims: Claims, key: Key) -> None:
     """A stolen token must not fill memory and disk with instances. Raises Refused."""
-    held = claims.registrations
-    if (
-        key not in held
-        and len(held) >= MOST_REGISTRATIONS
-        and sum(one.token == key.token for one in held) >= MOST_REGISTRATIONS
-    ):
+    held, most = claims.registrations, MOST_REGISTRATIONS
+    if key not in held and len(held) >= most and sum(one.token == key.token for one in held) >= most:
         hint = f"`pylb release NAME` those that are gone, or use another token ({key.token!r} has them all)"
         raise Refused(Code.TOO_MANY, f"a token may hold {most} registrations", hint, retry_after=60)
 
