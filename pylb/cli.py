@@ -168,16 +168,16 @@ def doctor(config_path: Path | None, as_json: bool) -> None:
 @JSON
 @click.argument("what", required=False, metavar="[PORT|NAME]")
 def history(config_path: Path | None, as_json: bool, what: str | None) -> None:
-    """What changed the table since pylb started: each generation with who asked, when, and what it changed.
+    """What changed the table: each generation with who asked, when, and what it changed.
 
-    The last 1,000 that somebody asked for, and the last 1,000 moves and changes of state.
+    The last 1,000 that somebody asked for, and the last 1,000 moves and changes of state; kept over restarts.
     """
     answer = ask(config_path, {"verb": "history", "what": what})
     if as_json:
         click.echo(json.dumps(answer["generations"], indent=2))
         return
     if not answer["generations"]:
-        click.echo(f"nothing has changed{f' about {what}' if what else ''} since pylb started")
+        click.echo(f"nothing has changed{f' about {what}' if what else ''} yet")
     for one in answer["generations"]:
         when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(one["time"]))
         click.echo(f"{one['generation']}  {when}  {', '.join(one['by'])}")

@@ -63,6 +63,7 @@ class Clockwork:
             self._rebind_at = self._clock() + REBIND
             ledger.apply(ledger.writer.table)
         await self.save_again()
+        await ledger.write_history()
 
     async def _end(self, keys: tuple[Key, ...]) -> None:
         tenure = self._ledger.tenure

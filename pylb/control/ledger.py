@@ -6,6 +6,7 @@ The registry (what may be asked) and the clockwork (what time asks) both change 
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import replace
 
 from pylb.control.admission import same_call
@@ -60,7 +61,7 @@ class Ledger:
         self.resolver = Resolver(resolve, clock, uniform, lambda kind, text, alarm: self.journal.note(kind, text, alarm=alarm))
         self.writer = Writer(Scene(Claims(), Layout(rules), keyring), sink, self._save, self._publish)
         self._wanderers = Wanderers(clock)
-        self.history = History(wall)
+        self.history = History(wall, store.history)
         self._news: set[Listen] = set()
         self.unbound: dict[Listen, str] = {}
         self.totals: Counter[str] = Counter()
@@ -83,6 +84,7 @@ class Ledger:
             self.journal.note("state", f"the state directory cannot be used: {error}", alarm=True)
         payload, complaints = await asyncio.to_thread(self._store.load)
         snapshot, more = decode(payload or {})
+        await asyncio.to_thread(self.history.restore)
         rules = self.scene.layout.rules
         self.resolver.restore(snapshot.resolved)
         self.resolver.follow(rules.hosts, rules.resolve_interval)
@@ -224,6 +226,12 @@ class Ledger:
             raise
         if not self.writer.durable:
             self.journal.note("state_durable", "the state is on disk again")
+
+    async def write_history(self) -> None:
+        """A record that cannot be written is no reason to refuse anything: the alarm is the snapshot's."""
+        if self.history.has_news:
+            with suppress(OSError):
+                await asyncio.to_thread(self.history.write)
 
     def composed(self, scene: Scene, touched: Iterable[Listen] | None) -> Table:
         """The table that `scene` would give; the one in force if nothing differs."""

@@ -129,6 +129,7 @@ class Registry:
         if self.ready:
             self._ledger.unsaved = True
             await self._clockwork.save_again(force=True)
+            await self._ledger.write_history()
         if self._writing is not None:
             self._writing.cancel()
             await asyncio.gather(self._writing, return_exceptions=True)
@@ -362,7 +363,7 @@ class Registry:
         return self._ledger.journal.events()
 
     def history(self, what: str | None = None) -> list[Generation]:
-        """What changed the table since the start, oldest first; of a port or a name."""
+        """What changed the table, oldest first; of a port or a name."""
         return self._ledger.history.generations(what)
 
     def rejected(self) -> list[Rejection]:

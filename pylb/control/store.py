@@ -38,6 +38,7 @@ class Store:
     def __init__(self, state_dir: Path) -> None:
         self.path = state_dir / "state.json"
         self.previous = state_dir / "state.json.previous"
+        self.history = state_dir / "history.jsonl"
         self._dir = state_dir
         self._lock: int | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="state")  # one: writes keep their order

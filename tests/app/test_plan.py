@@ -75,7 +75,7 @@ def test_a_registration_can_be_planned(pylb: Instance, tmp_path: Path) -> None:
 
 def test_history_says_who_changed_what(pylb: Instance) -> None:
     pylb.start()
-    assert pylb.ask("history").stdout == "nothing has changed since pylb started\n"
+    assert pylb.ask("history").stdout == "nothing has changed yet\n"
     pylb.register(pylb.port, 30443)
     pylb.ask("ctl", "drain", f"app-{pylb.port}/one")
     pylb.ask("release", str(pylb.port))
@@ -92,6 +92,9 @@ def test_history_says_who_changed_what(pylb: Instance) -> None:
     assert json.loads(pylb.ask("history", "app", "--json").stdout) == found
     assert json.loads(pylb.ask("history", "other", "--json").stdout) == []
     assert f"port {pylb.port} (app-{pylb.port}) closed" in pylb.ask("history").stdout
+    pylb.running.stop()
+    pylb.start()
+    assert json.loads(pylb.ask("history", str(pylb.port), "--json").stdout) == found
 
 
 def test_the_last_old_container_can_be_seen_to_be_gone(pylb: Instance) -> None:
