@@ -63,6 +63,7 @@ def test_garbage_costs_its_own_line_and_a_file_that_is_too_long_is_written_anew(
     monkeypatch.setattr(history, "MOST_BYTES", 10)
     again.note(2, ["admin"], [line()])
     again.write()
+    monkeypatch.undo()
     assert path.read_bytes().count(b"\n") == 2
     assert [one.number for one in record(path).generations()] == [1, 2]
     assert list(tmp_path.iterdir()) == [path]
