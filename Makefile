@@ -10,6 +10,9 @@ PIP    := $(PY) -m pip --disable-pip-version-check install -q -c requirements.lo
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && echo $$p && break; done)
 
+# What measures time, processors or descriptors, or has the machine's network: one at a time. The rest uses both cores.
+ALONE  := tests/forward tests/bench tests/e2e
+
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
 
@@ -22,12 +25,14 @@ demo: $(VENV)/.run ## watch a node move under load, on loopback
 test: lint ## everything; long cases scaled down
 	$(PY) -m coverage run -m pytest tests/core -q
 	$(PY) -m coverage report
-	$(PY) -m pytest tests --ignore=tests/core -q
+	$(PY) -m pytest -n 2 tests --ignore=tests/core $(ALONE:%=--ignore=%) -q
+	$(PY) -m pytest $(ALONE) -q
 
 test-long: lint ## everything, with the full figures
 	$(PY) -m coverage run -m pytest tests/core -q --long
 	$(PY) -m coverage report
-	$(PY) -m pytest tests --ignore=tests/core -q --long
+	$(PY) -m pytest -n 2 tests --ignore=tests/core $(ALONE:%=--ignore=%) -q --long
+	$(PY) -m pytest $(ALONE) -q --long
 
 lint: $(VENV)/.dev ## style, types, the layers as import contracts
 	$(VENV)/bin/ruff check .

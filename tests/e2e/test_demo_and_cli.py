@@ -226,15 +226,15 @@ def test_without_any_config_pylb_serves_with_a_token_of_its_own_that_no_log_ever
     assert (balancer.state_dir / "token").stat().st_mode & 0o777 == 0o600
 
     world.app_at(lab.lb, "here", "8000")
-    body = {"frontends": [{"port": 8443, "target_port": 8000}], "address": "127.0.0.1"}
-    assert balancer.call("PUT", "try/me", body, at=lab.lb, token=secret).status == 201
+    lines = process.text().splitlines()
+    first = next(number for number, line in enumerate(lines) if line.startswith("  curl --cacert"))
+    printed = "\n".join(lines[first : first + 3])  # to be pasted as it stands
+    code, text = done(world.processes.start("curl", ("sh", "-c", f"{printed.strip()} --silent"), at=lab.lb))
+    assert (code, json.loads(text)["result"]) == (0, "created")
     assert ask(lab.client, 8443)[0] == "here"
-    assert (
-        balancer.call(
-            "PUT", "try/ssh", {**body, "frontends": [{"port": 22, "target_port": 8000}]}, at=lab.lb, token=secret
-        ).status
-        == 403
-    )
+    forbidden = printed.replace('"port":8443', '"port":22')
+    code, text = done(world.processes.start("curl 22", ("sh", "-c", f"{forbidden.strip()} --silent"), at=lab.lb))
+    assert json.loads(text)["error"] == "port_forbidden"
 
 
 def test_the_entry_point_and_the_module_are_the_same_program(lab: Lab, balancer: Balancer, world: World) -> None:

@@ -114,7 +114,7 @@ BAD = (
         "targets",
         wants(address="198.51.100.7"),
     ),
-    Bad("a wrong token", 401, "unauthorized", "the token is not known here", "config", wants(), token="wrong" * 8),
+    Bad("a wrong token", 401, "unauthorized", "no token that is known here", "config", wants(), token="wrong" * 8),
     Bad("no token", 401, "unauthorized", "the call carries no token", "config", wants(), token=""),
     Bad("no JSON", 400, "invalid_json", "the body is not JSON: ", raw=b'{"frontends":[{"port":8443,'),
     Bad("no object", 422, "invalid", "the body is not a JSON object", raw=b"[]"),
