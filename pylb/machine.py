@@ -7,6 +7,8 @@ import resource
 import socket
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -150,3 +152,23 @@ def listener_of(port: int, proc: Path = Path("/proc")) -> str:
         except OSError:
             continue  # not ours to see, or gone
     return ""
+
+
+@contextmanager
+def as_owner(directory: Path) -> Iterator[None]:
+    """Root acts as whoever owns `directory` (or would make it): what it writes there is readable for the service, and a
+    link planted there by a service that was broken into leads root nowhere."""
+    found = directory.stat() if directory.exists() else None
+    if found is None or os.geteuid() != 0 or found.st_uid == 0:
+        yield
+        return
+    groups = os.getgroups()
+    os.setgroups([found.st_gid])
+    os.setegid(found.st_gid)
+    os.seteuid(found.st_uid)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+        os.setegid(0)
+        os.setgroups(groups)

@@ -73,7 +73,9 @@ def create(config_path: Path | None, name: str, **options: Any) -> None:
 
     The join string holds the address, the public key of the webhook's certificate and the secret: treat it as a password.
     """
+    from pylb import keys  # noqa: F401, PLC0415 - all that is needed, before root acts as somebody who may not read it
     from pylb.config.made import read_made, write_made  # noqa: PLC0415
+    from pylb.machine import as_owner  # noqa: PLC0415
 
     config = loaded(config_path)
     if name in {entry.name for entry in config.tokens}:
@@ -81,11 +83,13 @@ def create(config_path: Path | None, name: str, **options: Any) -> None:
     if name in read_made(config.state_dir).tokens:
         die(f"there is a token called {name!r} already (pylb token rotate {name}, or revoke)", FAILED)
     made = _made(name, options)
-    join = _join(config, options["host"], made)
-    manifests = _manifests(made, join, options) if options["kubernetes"] else ""
     try:
         config.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        write_made(config.state_dir, made)
+        with as_owner(config.state_dir):
+            join = _join(config, options["host"], made)
+        manifests = _manifests(made, join, options) if options["kubernetes"] else ""
+        with as_owner(config.state_dir):
+            write_made(config.state_dir, made)
     except OSError as error:
         die(f"{config.state_dir}: {error.strerror}. Run it as root or as pylb's own user.")
     in_force = _tell(config_path, config.state_dir)
@@ -138,7 +142,9 @@ def rotate(config_path: Path | None, name: str, done: bool, host: str | None, as
 
     A token of the config is rotated in its secret_file: one secret a line, read again when the file changes.
     """
+    from pylb import keys  # noqa: F401, PLC0415 - as in create
     from pylb.config.made import write_made  # noqa: PLC0415
+    from pylb.machine import as_owner  # noqa: PLC0415
 
     config, made = _find(config_path, name)
     if done and len(made.secrets) == 1:
@@ -146,11 +152,12 @@ def rotate(config_path: Path | None, name: str, done: bool, host: str | None, as
     kept = made.secrets[:1] if done else (_new_secret(), *made.secrets[:1])
     changed = made.model_copy(update={"secrets": kept})
     try:
-        write_made(config.state_dir, changed)
+        with as_owner(config.state_dir):
+            join = _join(config, host, changed)
+            write_made(config.state_dir, changed)
     except OSError as error:
         die(f"{config.state_dir}: {error.strerror}. Run it as root or as pylb's own user.")
     _tell(config_path, config.state_dir)
-    join = _join(config, host, changed)
     if as_json:
         click.echo(json.dumps({"name": name, "join": join, "secrets": len(kept)}))
     elif done:
@@ -169,6 +176,7 @@ def revoke(config_path: Path | None, name: str) -> None:
     """
     from pylb.config.made import read_made, remove_made  # noqa: PLC0415
     from pylb.keys import TOKEN_FILE, first_run_in_force  # noqa: PLC0415
+    from pylb.machine import as_owner  # noqa: PLC0415
 
     config = loaded(config_path)
     found = read_made(config.state_dir)
@@ -177,13 +185,15 @@ def revoke(config_path: Path | None, name: str) -> None:
             die("there is no other token: pylb would make a new one. `pylb token create` comes first.", FAILED)
         path = config.state_dir / TOKEN_FILE
         try:
-            path.unlink()
+            with as_owner(config.state_dir):
+                path.unlink()
         except OSError as error:
             die(f"{path}: {error.strerror}. Run it as root or as pylb's own user.")
     else:
         _find(config_path, name)
         try:
-            remove_made(config.state_dir, name)
+            with as_owner(config.state_dir):
+                remove_made(config.state_dir, name)
         except OSError as error:
             die(f"{config.state_dir}: {error.strerror}. Run it as root or as pylb's own user.")
     _tell(config_path, config.state_dir)

@@ -1,4 +1,4 @@
-"""Tokens that `pylb token create` makes: one file each in `{state_dir}/tokens`, 0600, of pylb's own user.
+"""Tokens that `pylb token create` makes: one file each in `{state_dir}/tokens`, 0600.
 
 The keys are those of `tokens:` in the config, with `secrets` in place of `secret`. A token of the config with that name wins.
 """
@@ -67,18 +67,16 @@ def paths(state_dir: Path) -> list[Path]:
 
 
 def write_made(state_dir: Path, made: MadeToken) -> None:
-    """Whole or not at all, for whoever owns the state directory. Raises OSError."""
-    folder, owner = state_dir / FOLDER, state_dir.stat()
+    """Whole or not at all. Raises OSError."""
+    folder = state_dir / FOLDER
     folder.mkdir(mode=0o700, exist_ok=True)
     temporary = folder / f".{made.name}.{os.getpid()}"
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    temporary.unlink(missing_ok=True)
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         with open(fd, "w") as file:
             json.dump(dict(_written(made)), file, indent=1)
             file.flush()
-            if os.geteuid() == 0:  # run by root for a service with a user of its own
-                os.fchown(fd, owner.st_uid, owner.st_gid)
-                os.chown(folder, owner.st_uid, owner.st_gid)
             os.fsync(fd)
         temporary.rename(folder / made.name)
     except BaseException:

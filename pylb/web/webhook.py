@@ -117,7 +117,8 @@ class Webhook:
 
     def _legacy_caller(self, call: Call) -> Caller:
         if not in_networks(ip := self._ip(call), self._legacy_from):
-            raise Refused(Code.SOURCE_FORBIDDEN, f"the legacy route is closed for {ip}", "use the new phone-home")
+            refused = Refused(Code.SOURCE_FORBIDDEN, f"the legacy route is closed for {ip}", "use the new phone-home")
+            raise self._note(call, ip, "", refused)
         return self._caller(call, call.headers.get(LEGACY_HEADER, "").strip(), "legacy")
 
     # ------------------------------------------------------------ both

@@ -15,8 +15,11 @@ import yaml
 from pylb.config.made import FOLDER
 from pylb.keys import TOKEN_FILE
 from tests.app.instance import SECRET, Instance, cli, token
+from tests.support.peers import need_root
 from tests.support.processes import python
 from tests.support.waiting import eventually
+
+NOBODY = 65534
 
 
 @pytest.fixture
@@ -192,6 +195,25 @@ def test_kubernetes_gets_everything_in_one_piece(tls: Instance) -> None:
     environ = {one["name"]: one.get("value") for one in container["env"]}
     assert environ["PYLB_FRONTENDS"] == "443:30443 8443:30843"
     assert documents["Secret"]["stringData"]["join"].startswith("pylb://Web_1:")
+
+
+@pytest.mark.root
+def test_root_makes_tokens_as_the_services_user_and_follows_no_link_of_its(tls: Instance, tmp_path: Path) -> None:
+    need_root()
+    for folder in (tmp_path, *tmp_path.parents[:3]):
+        folder.chmod(folder.stat().st_mode | 0o055)  # pytest's own folders are 0700
+    tls.state_dir.mkdir(mode=0o700)
+    os.chown(tls.state_dir, NOBODY, NOBODY)
+    create(tls)
+    made = [tls.state_dir / FOLDER / "app", tls.state_dir / "tls/key.pem"]
+    assert [(path.stat().st_uid, stat.S_IMODE(path.stat().st_mode)) for path in made] == [(NOBODY, 0o600)] * 2
+    shutil.rmtree(tls.state_dir / FOLDER)
+    roots = tmp_path / "roots"
+    roots.mkdir(mode=0o755)
+    (tls.state_dir / FOLDER).symlink_to(roots)
+    ended = tls.ask("token", "create", "evil", "--ports", "443")
+    assert ended.returncode == 2
+    assert list(roots.iterdir()) == []
 
 
 def test_a_new_secret_needs_no_pylb(tmp_path: Path) -> None:
