@@ -12,10 +12,12 @@ import socket
 import ssl
 from collections import Counter
 from dataclasses import dataclass, replace
-from typing import cast
+from typing import Any, cast
 
-from aiohttp import web
+from aiohttp import StreamReader, web
 from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp.http_parser import RawRequestMessage
+from yarl import URL
 
 from pylb.core.address import parse_ip
 from pylb.core.errors import Refused
@@ -250,7 +252,7 @@ class _Http(web.Server):
 
     def __init__(self, server: HttpServer) -> None:
         limits = server._limits  # noqa: SLF001 - two halves of one thing in one file
-        super().__init__(server.serve)
+        super().__init__(server.serve, request_factory=_request)
         self._server = server
         self._settings: dict[str, object] = {
             "access_log": None,
@@ -265,6 +267,15 @@ class _Http(web.Server):
     def protocol(self, connection: _Connection) -> "_Protocol":
         connection.protocol = _Protocol(self, connection, self._server, self._settings)
         return connection.protocol
+
+
+def _request(
+    message: RawRequestMessage, payload: StreamReader, protocol: web.RequestHandler, writer: Any, task: "asyncio.Task[None]"
+) -> web.BaseRequest:
+    """aiohttp's parser knows no path of `CONNECT ` without one, and BaseRequest fails on it (found by fuzzing)."""
+    if not message.path:
+        message = message._replace(url=URL("/"), path="/")
+    return web.BaseRequest(message, payload, protocol, writer, task, asyncio.get_running_loop())
 
 
 class _Protocol(web.RequestHandler):

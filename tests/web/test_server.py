@@ -225,6 +225,21 @@ def test_what_is_not_http_gets_a_json_400_and_no_traceback(caplog: pytest.LogCap
     assert caplog.records == []
 
 
+@pytest.mark.parametrize("start", [b"CONNECT \n", b"CONNECT \r\n"])
+def test_a_request_without_a_path_is_answered_and_leaves_no_trace(start: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    """The parser has no URL for it: found by make fuzz-webhook."""
+
+    async def main() -> None:
+        async with serving(echo) as server:
+            reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+            writer.write(start + b"Host: lb\r\n\r\n")
+            await reader.read()
+            writer.close()
+
+    run(main())
+    assert caplog.records == []
+
+
 def test_a_client_that_leaves_in_the_middle_of_its_body_leaves_no_trace(caplog: pytest.LogCaptureFixture) -> None:
     async def main() -> None:
         async with serving(echo) as server:
