@@ -45,6 +45,7 @@ from pylb.reloading import check_fixed, in_words, reload_certificate, rules_of
 from pylb.startup import ConfigSource, banner, program
 from pylb.verbs import verbs
 from pylb.watching import Watch
+from pylb.web import openapi
 from pylb.web.admin import Admin
 from pylb.web.certificate import Certificate, self_signed
 from pylb.web.listener import Limits, bind
@@ -247,6 +248,7 @@ class App:
             stack.push_async_callback(control.stop)
         except OSError as error:
             log.error("no control socket (pylb routes, release and import will not work): %s", error)
+        openapi.rendered()  # made once, before anybody waits for the loop
         for server in servers:
             server.start()
             stack.push_async_callback(server.stop)

@@ -50,9 +50,11 @@ class Journal:
             self._told.append((kind, subject))
             self.note(kind, text, {"client": subject})
 
-    def reject(self, refused: Refused, ip: str, token: str, what: str) -> None:
-        """`token` is its name, "" where the call had no valid one."""
+    def reject(self, refused: Refused, ip: str, token: str, what: str, *, tell: bool = True) -> None:
+        """`token` is its name, "" where the call had no valid one. Without `tell` it is only counted."""
         self.refused[str(refused.code)] += 1
+        if not tell:
+            return
         detail = refused.detail + (f" ({refused.hint})" if refused.hint else "")
         self._rejections.append(Rejection(self._wall(), ip, token, what, str(refused.code), detail))
         whom = f"with token {token!r}" if token else "without a valid token"

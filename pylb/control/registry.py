@@ -370,10 +370,11 @@ class Registry:
         """The last 100 refused calls, oldest first."""
         return self._ledger.journal.rejected()
 
-    def reject(self, refused: Refused, ip: str, token: str, what: str) -> None:
-        """A call that the web layer refused: it counts and is shown like any other. `token`: "" without a valid one."""
+    def reject(self, refused: Refused, ip: str, token: str, what: str, *, tell: bool = True) -> None:
+        """A call that the web layer refused: it counts like any other, and is shown where `tell` says so (of a flood, some
+        are enough). `token`: "" without a valid one."""
         self._ledger.totals["refused"] += 1
-        self._ledger.journal.reject(refused, ip, token, what)
+        self._ledger.journal.reject(refused, ip, token, what, tell=tell)
 
 
 def _named(claims: Claims, what: str) -> tuple[Registration, ...]:

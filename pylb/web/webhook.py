@@ -173,8 +173,8 @@ class Webhook:
 
     def _note(self, call: Call, ip: str, token: str, refused: Refused) -> Refused:
         """What is refused before the registry hears of it. A wrong token is worth a line, a flood of them is not."""
-        if self._notes.take((ip, refused.code)) == 0:
-            self._registry.reject(refused, ip, token, f"{call.method} {call.path[:160]}")
+        tell = self._notes.take((ip, refused.code)) == 0
+        self._registry.reject(refused, ip, token, f"{call.method} {call.path[:160]}", tell=tell)
         return refused
 
 

@@ -312,6 +312,7 @@ def test_wrong_tokens_are_remembered_without_the_secret_and_a_flood_is_not(tmp_p
                 await face.put("mosquitto/p", body, {"Authorization": "Bearer not-a-secret-that-is-known"})
             rejected = face.control.registry.rejected()
             assert len(rejected) == 5
+            assert face.control.registry.refused_total == {"unauthorized": 20}
             assert (rejected[0].ip, rejected[0].token, rejected[0].code) == ("127.0.0.1", "", "unauthorized")
             assert rejected[0].what == "PUT /v1/registrations/mosquitto/p"
             assert "not-a-secret" not in repr(rejected)
