@@ -116,11 +116,11 @@ def _first_steps(config: Config, token: str, called: tuple[str, str]) -> list[st
         f"  PYLB_TOKEN={token}",
         "  PYLB_NAME=traefik",
         '  PYLB_FRONTENDS="443:30443 80:30080"',
-        f"Better, a token of its own for each app: {command} token create traefik --ports 80,443{option}",
     ]
     if own_certificate:
         lines.append(f"  PYLB_CA={certificate}    a copy of that file, or its text")
-    return [*lines, ""]
+    create = f"{command} token create traefik --ports 80,443{option}"
+    return [*lines, "", f"Better, one text instead of all that, with a token for this app alone: {create}", ""]
 
 
 def _url(scheme: str, host: str, port: int) -> str:
