@@ -1,7 +1,7 @@
 """Sockets as the engine wants them: options set once, addresses in the kernel's form, the two ways to close.
 
-`SocketType` is the C type below `socket.socket`: the same calls without the Python class around them, which costs about as much
-as the system calls themselves (bench: new connections).
+`SocketType` is the C type below `socket.socket`: the same calls without the Python class around them, whose making and closing
+stand in the path of every connection.
 """
 
 import errno
