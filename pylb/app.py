@@ -10,6 +10,7 @@ and startup.
 
 import asyncio
 import errno
+import faulthandler
 import gc
 import logging
 import signal
@@ -42,6 +43,7 @@ from pylb.observe.messages import install
 from pylb.observe.metrics import Metrics
 from pylb.plans import steps
 from pylb.reloading import check_fixed, in_words, reload_certificate, rules_of
+from pylb.service import Service
 from pylb.startup import ConfigSource, banner, program
 from pylb.verbs import verbs
 from pylb.watching import Watch
@@ -76,6 +78,7 @@ def run(path: Path | None, environ: Mapping[str, str]) -> None:
     A broken file is no reason to be down: what was in force when pylb last ran with it is used, loudly.
     """
     hold_standard_descriptors()
+    faulthandler.enable()  # where all threads were, on a crash and on the SIGABRT of systemd's watchdog
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until the loop heeds it: the config is about to be read anyway
     source, complaint = ConfigSource(path, environ), ""
     try:
@@ -86,7 +89,7 @@ def run(path: Path | None, environ: Mapping[str, str]) -> None:
             raise
         config, complaint = kept, str(errors)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(App(source, config, complaint).serve())
+        runner.run(App(source, config, complaint, Service(environ)).serve())
 
 
 class Hooks:
@@ -104,8 +107,9 @@ class Hooks:
 class App:
     """One running pylb. `complaint`: why `config` is the last good one and not the file's."""
 
-    def __init__(self, source: ConfigSource, config: Config, complaint: str = "") -> None:
+    def __init__(self, source: ConfigSource, config: Config, complaint: str, service: Service) -> None:
         self._source = source
+        self._service = service
         self._config = config
         self._complaint = complaint
         self._reloaded = not complaint  # did the last reading of the config succeed?
@@ -153,6 +157,9 @@ class App:
         self._follow(Watch(self._key_files, self.read_keys).run())
         self._follow(Watch(self._certificate_files, self._read_certificates).run())
         self._greet(limit)
+        if self._service.watchdog:
+            self._follow(self._show_life())
+        self._service.ready(self._state())
         self._started = True
         if self._reload_wanted:
             self._on_reload_signal()
@@ -397,6 +404,19 @@ class App:
                 self._keyring = keyring
                 log.info("tokens read again: %d are in force", len(keyring.tokens))
 
+    async def _show_life(self) -> None:
+        """From the loop that everything runs in: when it stands still, systemd ends pylb and starts another."""
+        while True:
+            self._service.alive()
+            self._service.status(self._state())
+            await asyncio.sleep(self._service.watchdog / 3)
+
+    def _state(self) -> str:
+        """For `systemctl status`."""
+        ports, unbound = len(self._registry.table.frontends), len(self._registry.unbound())
+        text = f"{ports} ports, {self._engine.counters.open_sessions} sessions"
+        return f"{text}, {unbound} ports cannot be opened" if unbound else text
+
     def _key_files(self) -> Iterator[Path]:
         yield from self._keys.files()  # of the config in force
 
@@ -419,6 +439,7 @@ class App:
 
     def _stop_accepting(self) -> None:
         engine, seconds = self._engine, self._config.defaults.timeouts.shutdown
+        self._service.stopping(f"stopping: {engine.counters.open_sessions} sessions have {seconds:g} s")
         if live := engine.counters.open_sessions:
             log.info("stopping: %d live sessions have %g s; a second signal ends them now", live, seconds)
         else:

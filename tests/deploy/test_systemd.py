@@ -89,9 +89,12 @@ def test_it_runs_as_its_own_user_with_one_capability() -> None:
     assert "PrivateUsers" not in service()  # in a user namespace the capability binds no low port of the host
 
 
-def test_it_starts_the_installed_pylb_with_the_config_and_claims_no_readiness_message() -> None:
+def test_it_starts_the_installed_pylb_with_the_config_and_waits_for_its_word() -> None:
+    """What it says is in tests/app/test_service.py."""
     assert only("ExecStart") == "/opt/pylb/bin/pylb run -c /etc/pylb/pylb.yaml"
-    assert only("Type") == "simple"
+    assert only("Type") == "notify"
+    assert only("NotifyAccess") == "main"
+    assert only("WatchdogSec") == "30s"
     assert only("ExecReload") == "/bin/kill -HUP $MAINPID"
 
 

@@ -1,0 +1,46 @@
+"""What pylb tells systemd (sd_notify(3)): that it serves, what it does, that its loop still turns, that it stops.
+
+The protocol is one datagram of KEY=VALUE lines to the socket in $NOTIFY_SOCKET; without one nothing is told.
+"""
+
+import os
+import socket
+from collections.abc import Mapping
+
+
+class Service:
+    """Never raises and never waits: a supervisor that does not listen is no reason not to serve."""
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        address = environ.get("NOTIFY_SOCKET", "")
+        self._address = "\0" + address[1:] if address.startswith("@") else address
+        self.watchdog = _seconds(environ)  # between two signs of life that systemd waits for; 0: it does not
+
+    def ready(self, status: str) -> None:
+        self._say(f"READY=1\nSTATUS={status}")
+
+    def status(self, text: str) -> None:
+        self._say(f"STATUS={text}")
+
+    def stopping(self, status: str) -> None:
+        self._say(f"STOPPING=1\nSTATUS={status}")
+
+    def alive(self) -> None:
+        self._say("WATCHDOG=1")
+
+    def _say(self, text: str) -> None:
+        if not self._address:
+            return
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC) as sock:
+                sock.sendto(text.encode(), self._address)
+        except OSError:
+            pass
+
+
+def _seconds(environ: Mapping[str, str]) -> float:
+    """$WATCHDOG_USEC, if it is meant for this process ($WATCHDOG_PID; sd_watchdog_enabled(3))."""
+    if environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
+        return 0.0
+    text = environ.get("WATCHDOG_USEC", "")
+    return int(text) / 1e6 if text.isascii() and text.isdigit() else 0.0
