@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tests.support.ports import PORTS
 from tests.support.processes import EndedError, Process, Processes, python
 from tests.support.waiting import eventually
 
@@ -54,7 +55,7 @@ class Answer(NamedTuple):
 def free_port() -> int:
     """Outside the ephemeral range, never the same twice."""
     while True:
-        port = random.randrange(20000, 29999)
+        port = random.choice(PORTS)
         with socket.socket() as sock:
             try:
                 sock.bind(("", port))

@@ -21,6 +21,7 @@ from pylb.core.legacy import parse_legacy
 from pylb.core.policy import Rules
 from pylb.core.registration import Announcement, Wanted
 from pylb.core.table import Server
+from tests.support.ports import PORTS
 from tests.support.sink import PortSink
 
 # Loopback has 16 million addresses: each test process has three "nodes" of its own, so that they run side by side.
@@ -61,7 +62,7 @@ def free_ports(count: int) -> list[int]:
     """Ports nobody listens on, on any address, outside the ephemeral range."""
     found: list[int] = []
     while len(found) < count:
-        port = random.randrange(20000, 29999)
+        port = random.choice(PORTS)
         with socket.socket() as probe:
             try:
                 probe.bind(("", port))

@@ -22,13 +22,14 @@ from pylb.forward.counters import FrontendCounters
 from pylb.forward.engine import MAX_BUFFERED, Engine
 from pylb.forward.session import ServerState
 from pylb.forward.sockets import transmission, unacknowledged
+from tests.support.ports import PORTS
 
 LIMIT = 8.0  # seconds of wall time until something that should happen has failed
 PATIENCE = 0.005  # seconds in select; others' packets come from the kernel, which signals no predicate
 _IP_BIND_ADDRESS_NO_PORT = 24
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 _CHUNK = 256 * 1024
-_ports = iter(random.Random(os.getpid()).sample(range(20000, 30000), 10000))  # outside the ephemeral range
+_ports = iter(random.Random(os.getpid()).sample(PORTS, len(PORTS)))
 
 
 class Clock:
@@ -425,7 +426,7 @@ def free_port() -> int:
             except OSError:
                 continue
             return port
-    raise AssertionError("no free port in 20000-29999")
+    raise AssertionError(f"no free port in {PORTS}")
 
 
 def _resize(sock: socket.socket, sndbuf: int, rcvbuf: int) -> None:

@@ -18,6 +18,7 @@ from pylb.core.policy import Policy, Rules
 from pylb.core.session import SessionRecord
 from pylb.core.table import Server
 from pylb.forward.engine import Engine
+from tests.support.ports import PORTS as FREE_PORTS
 
 SECRET = "a-secret-of-more-than-22-characters"
 WEAK = "shared"
@@ -46,7 +47,7 @@ def keyring() -> Keyring:
 def free_port() -> int:
     """Outside the ephemeral range, so that no outgoing connection has it by chance."""
     while True:
-        port = random.randrange(20000, 29999)
+        port = random.choice(FREE_PORTS)
         with socket.socket(socket.AF_INET6) as sock:
             try:
                 sock.bind(("::", port))
