@@ -4,6 +4,7 @@ A source is an IPv4 address or an IPv6 network: one customer has a /64 and uses 
 """
 
 from collections import OrderedDict
+from collections.abc import Mapping, Sequence
 
 from pylb.core.policy import Limits
 
@@ -19,7 +20,10 @@ class Sources:
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
-        self._live: dict[bytes, int] = {}  # as large as there are connections
+        self.live: dict[bytes, int] = {}  # as large as there are connections
+        # Other processes of ours: what they have of each source, and what changed here since they were told.
+        self.elsewhere: Sequence[Mapping[bytes, int]] = ()
+        self.changed: dict[bytes, int] | None = None  # with how many were let in; None: nobody else is there
         self._due: OrderedDict[bytes, float] = OrderedDict()
 
     def source(self, address: bytes) -> bytes:
@@ -32,20 +36,30 @@ class Sources:
     def enter(self, source: bytes, now: float) -> str:
         """ "" if it may: it counts until `leave`. Else the limit that it met: "per_source" or "per_source_rate"."""
         limits = self.limits
-        live = self._live.get(source, 0)
-        if limits.per_source and live >= limits.per_source:
+        live = self.live.get(source, 0)
+        if limits.per_source and live + sum(other.get(source, 0) for other in self.elsewhere) >= limits.per_source:
             return "per_source"
         if limits.per_source_rate and not self._in_time(source, now):
             return "per_source_rate"
-        self._live[source] = live + 1
+        self.live[source] = live + 1
+        if self.changed is not None:
+            self.changed[source] = self.changed.get(source, 0) + 1
         return ""
 
     def leave(self, source: bytes) -> None:
-        live = self._live[source] - 1
+        live = self.live[source] - 1
         if live:
-            self._live[source] = live
+            self.live[source] = live
         else:
-            del self._live[source]
+            del self.live[source]
+        if self.changed is not None:
+            self.changed.setdefault(source, 0)
+
+    def spend(self, source: bytes, count: int, now: float) -> None:
+        """So many of it were let in elsewhere."""
+        if count and self.limits.per_source_rate:
+            self._due[source] = max(self._due.pop(source, now), now) + count / self.limits.per_source_rate
+            self._forget(now)
 
     def _in_time(self, source: bytes, now: float) -> bool:
         """A bucket that holds a second's worth."""
@@ -65,4 +79,4 @@ class Sources:
             del self._due[oldest]  # never the last one: that is the caller's, and lies ahead
 
     def __len__(self) -> int:
-        return len(self._live.keys() | self._due.keys())
+        return len(self.live.keys() | self._due.keys())

@@ -37,18 +37,18 @@ class Door:
     """Of one frontend; it outlives a table, because its sources' connections do."""
 
     def __init__(self, policy: Policy) -> None:
-        self._sources: Sources | None = None
+        self.sources: Sources | None = None
         self.update(policy)
 
     def update(self, policy: Policy) -> None:
         self._access = policy.access or None
         self._trusted = policy.accept_proxy.networks
         if not policy.limits.by_source:
-            self._sources = None
-        elif self._sources is None:
-            self._sources = Sources(policy.limits)
+            self.sources = None
+        elif self.sources is None:
+            self.sources = Sources(policy.limits)
         else:
-            self._sources.limits = policy.limits
+            self.sources.limits = policy.limits
 
     def awaits_header(self, ip: str) -> bool:
         """Does this peer speak for others?"""
@@ -59,7 +59,7 @@ class Door:
         address = _packed(ip)
         if self._access is not None and not self._access.allows(address):
             return "access"
-        sources = self._sources
+        sources = self.sources
         if sources is not None:
             source = sources.source(address)
             if refusal := sources.enter(source, now):

@@ -1,7 +1,8 @@
 """The engine: one edge-triggered epoll, the ports of the table in force, and the sessions they brought.
 
 A plain object for whoever owns the loop: watch `fileno()`, call `on_ready()` when it is readable (again soon while it returns
-True) and `tick()` every 100 ms. `apply(table)` is the only way in for decisions.
+True) and `tick()` every 100 ms. Or let it be the loop: `watch` what else there is, and call `on_ready(seconds)` for ever.
+`apply(table)` is the only way in for decisions.
 """
 
 import os
@@ -16,12 +17,13 @@ from pylb.core.policy import AdminState, OnDown
 from pylb.core.session import Cause, Event, Observer, SessionView
 from pylb.core.table import DOWN, Frontend, Server, Table, diff
 from pylb.forward.counters import Counters
+from pylb.forward.elsewhere import Elsewhere
 from pylb.forward.lifecycle import Lifecycle
 from pylb.forward.listener import Port, Ports
 from pylb.forward.pipes import Pipes
 from pylb.forward.relay import Relay
 from pylb.forward.session import FrontendState, ServerState, Session
-from pylb.forward.sockets import folded
+from pylb.forward.sockets import Opener, folded, open_listener
 from pylb.forward.timers import DRAIN_RATE, LONGEST_PERIOD, RESET_RATE, TICK, Timers
 
 EVENTS = 256  # per poll
@@ -61,6 +63,7 @@ class Engine:
         max_buffered: int = MAX_BUFFERED,
         sweep_period: float = LONGEST_PERIOD,
         unanswered: float = 30.0,
+        opener: Opener = open_listener,
     ) -> None:
         self.counters = Counters(max_connections)
         self.table = Table()
@@ -78,20 +81,31 @@ class Engine:
             unique_id=partial(os.urandom, 16),
         )
         self._random = draw
-        self._ports = Ports(self._epoll, self.counters, self._life.begin)
+        self._ports = Ports(self._epoll, self.counters, self._life.begin, opener)
         self._life.on_end = self._ports.session_ended
         self._life.on_exhausted = self._ports.exhausted
+        self.elsewhere = Elsewhere(self._ports, self._life.dialer)
         self._timers = Timers(self._life, unanswered)
         self._sweep_period = self._timers.period = sweep_period
         self._clock = clock
         self._drain_at: float | None = None
+        self._watched: dict[int, Callable[[], None]] = {}
 
     def fileno(self) -> int:
         """Readable (level-triggered) while any of the engine's sockets has news."""
         return self._epoll.fileno()
 
-    def on_ready(self) -> bool:
-        """Do what is to be done now. True: some session used up its byte budget, call again soon."""
+    def watch(self, fd: int, on_ready: Callable[[], None]) -> None:
+        """Call `on_ready` from this epoll too, as long as `fd` is readable. Until the descriptor is closed."""
+        self._epoll.register(fd, select.EPOLLIN)
+        self._watched[fd] = on_ready
+
+    def unwatch(self, fd: int) -> None:
+        self._epoll.unregister(fd)
+        del self._watched[fd]
+
+    def on_ready(self, wait: float = 0.0) -> bool:
+        """Do what is to be done now, or within `wait` seconds. True: some session used up its byte budget, call again soon."""
         life = self._life
         halves, on_event = life.halves, life.on_event
         again, life.runnable = life.runnable, {}
@@ -100,7 +114,7 @@ class Engine:
                 life.advance(half)
             except Exception as error:  # noqa: BLE001 - the boundary of one session
                 life.fault(half.session, error)
-        for fd, events in self._epoll.poll(0, EVENTS):
+        for fd, events in self._epoll.poll(wait, EVENTS):
             if (half_or_none := halves.get(fd)) is not None:
                 try:
                     on_event(half_or_none, events)
@@ -108,6 +122,8 @@ class Engine:
                     life.fault(half_or_none.session, error)
             elif (port := self._ports.by_fd.get(fd)) is not None:
                 self._ports.accept(port)
+            elif (watched := self._watched.get(fd)) is not None:
+                watched()
         life.end_batch()
         return bool(life.runnable)
 

@@ -10,7 +10,7 @@ from socket import SOCK_STREAM, SocketType
 from pylb.core.address import Listen
 from pylb.forward.counters import Counters
 from pylb.forward.session import FrontendState
-from pylb.forward.sockets import open_listener
+from pylb.forward.sockets import Opener
 
 RESERVE = 16  # sessions that a frontend has for itself
 BATCH = 64  # accepts per event and port, then others get their turn
@@ -63,10 +63,12 @@ class Ports:
         epoll: select.epoll,
         counters: Counters,
         begin: Callable[[FrontendState, SocketType, tuple[str, int]], None],
+        opener: Opener,
     ) -> None:
         self._epoll = epoll
         self._counters = counters
         self._begin = begin
+        self._opener = opener
         self.by_listen: dict[Listen, Port] = {}
         self.by_fd: dict[int, Port] = {}
         self._waiting: dict[Port, None] = {}  # unwatched for want of room
@@ -80,7 +82,7 @@ class Ports:
         """Bind and listen; idempotent. Raises OSError."""
         port = self.by_listen.get(listen)
         if port is None:
-            port = Port(listen, open_listener(listen, freebind=freebind))
+            port = Port(listen, self._opener(listen, freebind=freebind))
             self.by_listen[listen] = self.by_fd[port.fd] = port
         return port
 
@@ -183,6 +185,7 @@ class Ports:
                 continue  # ECONNABORTED and network errors of that one client (accept(2))
             if rated:
                 frontend.allowance -= 1
+                frontend.accepted += 1
             self._begin(frontend, SocketType(port.family, SOCK_STREAM, 0, fd), address)
 
     def _has_room(self, port: Port) -> bool:
@@ -194,4 +197,4 @@ class Ports:
         policy = frontend.frontend.policy
         if policy.limits.rate and frontend.allowance < 1:
             return False
-        return not policy.max_connections or frontend.sessions < policy.max_connections
+        return not policy.max_connections or frontend.sessions + frontend.others < policy.max_connections

@@ -82,6 +82,12 @@ class ServerState:
         self.failing = False  # the last connect failed: the next success is worth telling
         self.pool: Balancer[ServerState] | None = None  # told when a session ends; None: it need not know
 
+    def allow(self, most: int) -> None:
+        """`most` sessions at once, of a server with a limit: what other processes leave of it."""
+        before, self.most = self.most, max(most, -1) or -1  # 0 would mean no limit
+        if self.most > before and self.pool is not None:
+            self.pool.ended(self)
+
 
 class Nobody(Enum):
     """Why there is no server for a session right now."""
@@ -101,11 +107,13 @@ class FrontendState:
         "_only",
         "_pools",
         "_random",
+        "accepted",
         "allowance",
         "counters",
         "door",
         "frontend",
         "kill_at",
+        "others",
         "queue",
         "servers",
         "sessions",
@@ -114,6 +122,8 @@ class FrontendState:
     def __init__(self, frontend: Frontend, random: Callable[[], float]) -> None:
         self.counters = FrontendCounters(frontend.name)
         self.sessions = 0
+        self.others = 0  # sessions in other processes, see elsewhere.py
+        self.accepted = 0  # since they were told, if the rate is limited
         self.kill_at: float | None = None  # monotonic; set when the frontend was removed
         self.servers: dict[tuple[str, Address], ServerState] = {}
         self.queue: OrderedDict[Session, None] = OrderedDict()  # those that wait for a server, in the order they came

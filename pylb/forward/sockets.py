@@ -11,7 +11,7 @@ import sys
 from fcntl import ioctl
 from socket import SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_STREAM, SOL_SOCKET, SocketType
 from termios import TIOCOUTQ
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from pylb.core.address import ANY, Address, Listen
 
@@ -46,39 +46,62 @@ def failure_name(error: int) -> str:
     return "resource" if error in _RESOURCE else "refused"
 
 
-def open_listener(listen: Listen, *, freebind: bool = False) -> SocketType:
+class Opener(Protocol):
+    """Where the engine gets its listening sockets from."""
+
+    def __call__(self, listen: Listen, *, freebind: bool = ...) -> SocketType:
+        """Raises OSError."""
+
+
+def open_listener(listen: Listen, *, freebind: bool = False, shared: bool = False) -> SocketType:
     """Bind and listen, non-blocking. `*` is one dual-stack socket, or IPv4 alone where the kernel has no IPv6.
 
     Accepted sockets inherit TCP_NODELAY, keep-alive, SO_OOBINLINE and SO_LINGER from here (not O_NONBLOCK).
     listen() is the probe for a taken port: with SO_REUSEADDR two binds both succeed. Raises OSError.
+    `shared`: others of ours listen there too, each its share of the clients (SO_REUSEPORT, socket(7)); then nothing is probed,
+    and a root process would silently join another service.
     """
     if listen.ip != ANY:
         family = socket.AF_INET6 if ":" in listen.ip else socket.AF_INET
-        return _listener(family, listen.ip, listen.port, freebind=freebind)
+        return _listener(family, listen.ip, listen.port, freebind=freebind, shared=shared)
     try:
-        return _listener(socket.AF_INET6, "::", listen.port, dual_stack=True)
+        return _listener(socket.AF_INET6, "::", listen.port, dual_stack=True, shared=shared)
     except OSError as error:
         if error.errno not in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
             raise
-        return _listener(socket.AF_INET, "0.0.0.0", listen.port)
+        return _listener(socket.AF_INET, "0.0.0.0", listen.port, shared=shared)
 
 
-def _listener(family: int, ip: str, port: int, *, dual_stack: bool = False, freebind: bool = False) -> SocketType:
+def _listener(
+    family: int, ip: str, port: int, *, dual_stack: bool = False, freebind: bool = False, shared: bool = False
+) -> SocketType:
     sock = SocketType(family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0)
     try:
         sock.setsockopt(SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shared:
+            share(sock)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, not dual_stack)
         if freebind:
             sock.setsockopt(socket.IPPROTO_IP, _IP_FREEBIND, 1)  # IPv6 sockets look at the same flag (ip(7); measured)
-        _for_life(sock)
-        keep_alive(sock)
+        inheritable(sock)
         sock.bind((ip, port))
         sock.listen(BACKLOG)
     except BaseException:
         sock.close()
         raise
     return sock
+
+
+def share(sock: SocketType) -> None:
+    """Let others of ours listen beside it. Works also on one that listens already (measured, Linux 6.18)."""
+    sock.setsockopt(SOL_SOCKET, socket.SO_REUSEPORT, 1)
+
+
+def inheritable(sock: SocketType) -> None:
+    """What the sockets of a listener's clients are to have from it."""
+    _for_life(sock)
+    keep_alive(sock)
 
 
 def _for_life(sock: SocketType) -> None:
