@@ -89,6 +89,10 @@ class Networks:
     def __init__(self, networks: Iterable[Network] = ()) -> None:
         self._list = AccessList([AccessRule(True, network) for network in networks])
 
+    @property
+    def networks(self) -> tuple[Network, ...]:
+        return tuple(rule.network for rule in self._list.rules)
+
     def __contains__(self, address: bytes) -> bool:
         """`address` is canonical."""
         return bool(self) and self._list.allows(address)

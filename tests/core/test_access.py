@@ -143,3 +143,33 @@ def test_a_flood_of_sources_does_not_fill_memory_and_quiet_ones_are_forgotten() 
         if not sources.enter(source, 1000.0 + number):
             sources.leave(source)
     assert len(sources) < 5
+
+
+def test_what_a_source_has_elsewhere_counts() -> None:
+    sources, one = Sources(Limits(per_source=3)), at("192.0.2.1")
+    sources.elsewhere = [{one: 1}, {}, {one: 1}]
+    assert [sources.enter(one, 0.0) for _ in range(2)] == ["", "per_source"]
+    sources.elsewhere = [{one: 1}]
+    assert [sources.enter(one, 0.0) for _ in range(2)] == ["", "per_source"]
+
+
+def test_what_was_let_in_elsewhere_is_spent() -> None:
+    sources, one = Sources(Limits(per_source_rate=4)), at("192.0.2.1")
+    sources.spend(one, 3, 100.0)
+    assert [sources.enter(one, 100.0) for _ in range(2)] == ["", "per_source_rate"]
+    unlimited = Sources(Limits(per_source=1))
+    unlimited.spend(one, 3, 100.0)
+    assert len(unlimited) == 0
+
+
+def test_changes_are_noted_once_somebody_asks_for_them() -> None:
+    sources, one, two = Sources(Limits(per_source=9)), at("192.0.2.1"), at("192.0.2.2")
+    sources.enter(one, 0.0)
+    sources.changed = {}
+    for source in (one, two, two):
+        sources.enter(source, 0.0)
+    sources.leave(one)
+    assert sources.changed == {one: 1, two: 2}
+    sources.changed = {}
+    sources.leave(two)
+    assert sources.changed == {two: 0}
