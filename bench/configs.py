@@ -117,13 +117,14 @@ def pylb_all(wiring: Wiring) -> str:
     return yaml.safe_dump(everything, sort_keys=False)
 
 
-def pylb(wiring: Wiring) -> str:
-    """pylb, one process, static frontends, and a token that may open the ports of the registrations scenario."""
+def pylb(wiring: Wiring, workers: int = 0) -> str:
+    """pylb, static frontends, and a token that may open the ports of the registrations scenario."""
     everything = {
-        "webhook": [{"listen": str(wiring.webhook), "insecure": True}],  # the load may be in another namespace
+        # insecure: the load may be in another namespace; limits: a thousand registrations come from one address
+        "webhook": [{"listen": str(wiring.webhook), "insecure": True, "limits": {"rate": 100_000, "burst": 100_000}}],
         "admin": {"listen": str(wiring.admin)},
         "state_dir": str(wiring.folder / "pylb-state"),
-        "workers": 0,
+        "workers": workers,
         "log": {"format": "none", "level": "warning"},  # no line per session, as with the peers
         "tokens": [
             {

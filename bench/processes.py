@@ -118,6 +118,10 @@ class Process:
         """Proportional set size over the family: shared pages count once. Kernel socket memory is not in it."""
         return sum(_pss_bytes(pid) for pid in _family(self.pid))
 
+    def resident_bytes(self) -> int:
+        """The plain sum over the family: pages that they share count once for each."""
+        return sum(_kib(Path(f"/proc/{pid}/status"), "VmRSS:") for pid in _family(self.pid)) * 1024
+
     def anonymous_bytes(self) -> int:
         """What the family allocated itself: unlike the above it does not change with who else shares a library's pages."""
         return sum(_anonymous_bytes(pid) for pid in _family(self.pid))
@@ -138,17 +142,18 @@ def _cpu_ticks(pid: int) -> int:
 
 
 def _pss_bytes(pid: int) -> int:
-    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-        if line.startswith("Pss:"):
-            return int(line.split()[1]) * 1024
-    raise BenchError(f"no Pss in /proc/{pid}/smaps_rollup")
+    return _kib(Path(f"/proc/{pid}/smaps_rollup"), "Pss:") * 1024
 
 
 def _anonymous_bytes(pid: int) -> int:
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("RssAnon:"):
-            return int(line.split()[1]) * 1024
-    raise BenchError(f"no RssAnon in /proc/{pid}/status")
+    return _kib(Path(f"/proc/{pid}/status"), "RssAnon:") * 1024
+
+
+def _kib(file: Path, key: str) -> int:
+    for line in file.read_text().splitlines():
+        if line.startswith(key):
+            return int(line.split()[1])
+    raise BenchError(f"no {key} in {file}")
 
 
 def _family(root: int) -> list[int]:

@@ -14,6 +14,7 @@ from pylb.core.auth import Keyring
 from pylb.core.policy import Rules
 from pylb.core.session import mermaid
 from pylb.explaining import LETTERS
+from pylb.forward.counters import Counters
 from pylb.forward.engine import Engine
 from pylb.observe.connlog import ConnectionLog
 from pylb.observe.metrics import Metrics
@@ -47,11 +48,15 @@ def metrics_reference() -> str:
     """All families of a pylb that has never run."""
     engine = Engine(observer=Hooks(ConnectionLog(1, "tcplog")), max_connections=1, on_fault=lambda _error: None)
     registry = Registry(rules=Rules(), keyring=Keyring(()), sink=engine, store=Store(Path("unused")))
+
+    async def counters() -> Counters:
+        return engine.counters
+
     metrics = Metrics(
-        counters=engine.counters,
+        counters=counters,
         registry=registry,
         lines_dropped=lambda: 0,
-        loop_lag=lambda: 0.0,
+        processes=dict,
         reloaded=lambda: True,
         certificate_expires_at=lambda: 0.0,
     )

@@ -9,9 +9,10 @@ Words
     session       one client connection and its server's: two halves, downstream and upstream
 
 Layers, upper ones import lower ones, never the reverse (pyproject.toml holds this as contracts)
-    cli, app        the composition root: builds the parts, starts them in order, stops them in reverse
+    cli, app        the composition root: builds the parts, starts them in order, stops them in reverse; worker is another
+    upgrade         one pylb follows another
     config          pylb.yaml, parsed once into frozen values
-    web, observe    what the outside calls; what the outside sees
+    web, observe    what the outside calls; what the outside sees          workers   several processes that forward
     control         who holds which port, since when, for how long; what is kept on disk     | siblings: they meet
     forward         the engine: the only code that touches a client's bytes                  | in app.py
     core            values and decisions: no I/O, no clock, no randomness

@@ -13,6 +13,7 @@ import errno
 import faulthandler
 import gc
 import logging
+import os
 import signal
 import socket
 import ssl
@@ -35,16 +36,22 @@ from pylb.core.changes import Line
 from pylb.core.errors import Code, Refused
 from pylb.core.table import Diff, Server
 from pylb.driver import Driver
-from pylb.forward.engine import Engine, connection_limit, pipe_limit
+from pylb.estate import Estate, Lost
+from pylb.forward.engine import MAX_BUFFERED, Engine, connection_limit, pipe_limit
+from pylb.forward.timers import TICK
 from pylb.keys import TLS_FOLDER, TOKEN_FILE, Keys, names_of_machine
-from pylb.machine import hold_standard_descriptors, raise_descriptor_limit, resolve
+from pylb.listeners import Listeners, passed
+from pylb.machine import hold_standard_descriptors, raise_descriptor_limit, resolve, worker_count
 from pylb.observe.connlog import ConnectionLog
 from pylb.observe.messages import install
 from pylb.observe.metrics import Metrics
 from pylb.plans import steps
+from pylb.pulse import Pulse
 from pylb.reloading import check_fixed, in_words, reload_certificate, rules_of
 from pylb.service import Service
 from pylb.startup import ConfigSource, banner, program
+from pylb.upgrade import ANSWER, Left, Predecessors, Refusal, Talk, hand_over, inherit, report_to, tell
+from pylb.upgrade import VARIABLE as HAND_OVER
 from pylb.verbs import verbs
 from pylb.watching import Watch
 from pylb.web import openapi
@@ -54,6 +61,9 @@ from pylb.web.listener import Limits, bind
 from pylb.web.server import HttpServer
 from pylb.web.socket import ControlSocket
 from pylb.web.webhook import Webhook
+from pylb.workers.fleet import Fleet, Told
+from pylb.workers.messages import VERSION, Hello
+from pylb.workers.program import Program
 
 log = logging.getLogger("pylb")
 
@@ -85,11 +95,11 @@ def run(path: Path | None, environ: Mapping[str, str]) -> None:
         config = source.load()
     except ConfigErrors as errors:
         kept = source.last_good()
-        if kept is None:
+        if kept is None or HAND_OVER in environ:  # the pylb before goes on with what it has
             raise
         config, complaint = kept, str(errors)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(App(source, config, complaint, Service(environ)).serve())
+        runner.run(App(source, config, complaint, environ).serve())
 
 
 class Hooks:
@@ -107,9 +117,15 @@ class Hooks:
 class App:
     """One running pylb. `complaint`: why `config` is the last good one and not the file's."""
 
-    def __init__(self, source: ConfigSource, config: Config, complaint: str, service: Service) -> None:
+    def __init__(self, source: ConfigSource, config: Config, complaint: str, environ: Mapping[str, str]) -> None:
         self._source = source
-        self._service = service
+        self._environ = environ
+        self._service = Service(environ)
+        self._listeners = Listeners(self._service)
+        self._before = Predecessors()
+        self._successor: Talk | None = None
+        self._upgrading = False
+        self._stop_wanted = False  # a signal came while a successor was starting
         self._config = config
         self._complaint = complaint
         self._reloaded = not complaint  # did the last reading of the config succeed?
@@ -117,18 +133,23 @@ class App:
         self._certificates: list[Certificate] = []
         self._stop = asyncio.Event()
         self._at_once = asyncio.Event()  # a second signal came
+        self._hurried = False  # one came while the last sessions had all the time of an upgrade
         self._started = False
         self._reload_wanted = False  # SIGHUP during the start
         self._reloading = asyncio.Lock()  # one after the other, in their order
         self._broken = False
         self._tasks: set[asyncio.Task[None]] = set()
+        self._lasting: set[asyncio.Task[None]] = set()  # that go on when a successor has the rest
 
     async def serve(self) -> None:
         """Everything from the first socket to the last line. Raises CannotStart, ConfigErrors or Broken."""
         async with AsyncExitStack() as stack:
             await self._start(stack)
             await self._stop.wait()
-            self._stop_accepting()
+            if self._successor is None:
+                await self._stop_accepting()
+            else:
+                await self._leave(self._successor)
         if self._broken:
             raise Broken
 
@@ -139,26 +160,33 @@ class App:
         messages = install(config.log.format, config.log.level)
         stack.callback(messages.lines.close, LOG_FLUSH)
         self._heed_signals()
+        left = await self._inherit()
         sockets = self._bind_all(stack)
         self._make_state_dir()
         self._keys = self._make_keys(config)
         self._keyring = self._keys.keyring()
         connlog = ConnectionLog(sys.stdout.fileno(), config.log.format)
         stack.callback(connlog.lines.close, LOG_FLUSH)
-        limit = self._make_engine(stack, connlog)
+        limit = await self._make_forwarding(stack, connlog)
         await self._make_registry(stack)
-        self._driver = Driver(self._engine)
-        stack.callback(self._driver.stop)
+        if left is not None:
+            self._registry.go_on_from(left.totals)
         stack.push_async_callback(self._drain)
-        await self._open_doors(stack, sockets, lambda: connlog.lines.dropped + messages.lines.dropped)
+        await self._open_doors(
+            stack, sockets, lambda: connlog.lines.dropped + messages.lines.dropped + self._forwarding.lines_dropped
+        )
         self._registry.webhook_is_up()
         stack.callback(self._registry.webhook_is_down)
         self._follow(self._registry.run())
         self._follow(Watch(self._key_files, self.read_keys).run())
         self._follow(Watch(self._certificate_files, self._read_certificates).run())
+        self._follow(self._beat())
         self._greet(limit)
         if self._service.watchdog:
             self._follow(self._show_life())
+        if left is not None:
+            await self._take_over(left)
+        self._listeners.forget_left()
         self._service.ready(self._state())
         self._started = True
         if self._reload_wanted:
@@ -176,7 +204,7 @@ class App:
         found = []
         for what, listen in places:
             try:
-                sock = bind(listen)
+                sock = self._listeners.adopt(listen) or self._bind(listen)
             except OSError as error:
                 raise CannotStart(
                     f"the {what} address {listen} cannot be bound: {error.strerror}. "
@@ -185,6 +213,12 @@ class App:
             stack.callback(sock.close)
             found.append(sock)
         return found
+
+    def _bind(self, listen: Listen) -> socket.socket:
+        """Raises OSError."""
+        sock = bind(listen)
+        self._listeners.note(listen, sock)
+        return sock
 
     def _make_state_dir(self) -> None:
         try:
@@ -203,21 +237,45 @@ class App:
                 "Make the directory writable, set state_dir, or configure tokens."
             ) from None
 
-    def _make_engine(self, stack: AsyncExitStack, connlog: ConnectionLog) -> int:
-        """Returns the connection limit."""
-        nofile = raise_descriptor_limit()
-        limit = connection_limit(nofile)
-        self._hooks = Hooks(connlog)
-        self._engine = Engine(observer=self._hooks, max_connections=limit, max_pipes=pipe_limit(nofile), on_fault=_log_fault)
-        stack.callback(self._engine.close)
-        return limit
+    async def _make_forwarding(self, stack: AsyncExitStack, connlog: ConnectionLog) -> int:
+        """An engine here, or workers that have one each. Returns the connection limit."""
+        nofile, count = raise_descriptor_limit(), worker_count(self._config.workers)
+        limit, pipes = connection_limit(nofile), pipe_limit(nofile)
+        self._hooks = hooks = Hooks(connlog)
+        self._forwarding: Driver | Fleet
+        if count == 0:
+            engine = Engine(
+                observer=hooks,
+                max_connections=limit,
+                max_pipes=pipes,
+                on_fault=_log_fault,
+                opener=self._listeners.open,
+            )
+            self._forwarding = Driver(engine, self._listeners.closed)
+            stack.callback(self._forwarding.close)
+            return limit
+
+        def hello(index: int) -> Hello:
+            config = self._config
+            shared = MAX_BUFFERED // count
+            linger = config.defaults.timeouts.upgrade
+            return Hello(VERSION, index, count, limit, pipes, shared, config.log.format, linger)
+
+        self._forwarding = fleet = Fleet(count, hello, Told(hooks.connect_ended, connlog.lines.put), self._listeners, Program())
+        stack.callback(fleet.close)
+        try:
+            await fleet.start()
+        except OSError as error:
+            hint = "Is there memory, and room for processes (ulimit -u)?"
+            raise CannotStart(f"no worker can be started: {error}. {hint}") from None
+        return limit * count
 
     async def _make_registry(self, stack: AsyncExitStack) -> None:
         config = self._config
         self._registry = Registry(
             rules=await rules_of(config),
             keyring=self._keyring,
-            sink=self._engine,
+            sink=self._forwarding,
             store=Store(config.state_dir),
             resolve=resolve,
             on_event=_log_event,
@@ -228,28 +286,32 @@ class App:
             raise CannotStart(str(locked)) from None
         stack.push_async_callback(self._registry.stop)
         self._hooks.registry = self._registry
+        self._estate = Estate(self._listeners, self._forwarding, self._registry, self._before)
 
     async def _open_doors(self, stack: AsyncExitStack, sockets: list[socket.socket], dropped: Callable[[], int]) -> None:
         config, registry = self._config, self._registry
         metrics = Metrics(
-            counters=self._engine.counters,
+            counters=self._estate.counters,
             registry=registry,
             lines_dropped=dropped,
-            loop_lag=lambda: self._driver.lag,
+            processes=lambda: {"main": (os.getpid(), self._pulse.lag)} | self._forwarding.workers(),
+            worker_restarts=lambda: self._forwarding.restarts,
             reloaded=lambda: self._reloaded,
             insecure=lambda: self._config.insecure,
             certificate_expires_at=lambda: min((one.expires_at for one in self._certificates), default=None),
         )
-        self._admin = admin = Admin(registry, self._engine.counters, metrics.render, config.own_names)
+        self._admin = admin = Admin(registry, self._estate.counters, metrics.render, config.own_names)
         self._webhooks = [self._webhook(one) for one in config.webhook]
-        servers = [
+        self._estate.servers = servers = [
             HttpServer(sock, webhook.handler(), limits=self._limits(one), tls=self._tls(one))
             for sock, one, webhook in zip(sockets, config.webhook, self._webhooks, strict=False)
         ]
         servers.append(HttpServer(sockets[len(config.webhook)], admin.handler()))
         if config.metrics.listen is not None:
             servers.append(HttpServer(sockets[-1], admin.metrics_handler(config.metrics.allow)))
-        control = ControlSocket(config.state_dir / "control.sock", verbs(registry, self, self._engine))
+        self._estate.control = control = ControlSocket(
+            config.state_dir / "control.sock", verbs(registry, self, self._forwarding)
+        )
         try:
             await control.start()
             stack.push_async_callback(control.stop)
@@ -315,10 +377,16 @@ class App:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_stop_signal)
         loop.add_signal_handler(signal.SIGHUP, self._on_reload_signal)
+        loop.add_signal_handler(signal.SIGUSR2, self._on_upgrade_signal)
 
     def _on_stop_signal(self) -> None:
-        if not self._stop.is_set():
+        if self._upgrading and self._successor is None:
+            self._stop_wanted = True  # whichever of the two is the service then
+        elif not self._stop.is_set():
             self._stop.set()
+        elif self._successor is not None and not self._hurried:
+            self._hurried = True
+            self._forwarding.drain(time.monotonic() + self._config.defaults.timeouts.shutdown)
         elif not self._at_once.is_set():
             log.warning("stopping at once")
             self._at_once.set()
@@ -331,12 +399,16 @@ class App:
 
     def _follow(self, coroutine: Coroutine[object, object, None]) -> None:
         """A task of our own: kept, and its failure ends pylb rather than passing unseen."""
+        self._keep(coroutine, self._tasks)
+
+    def _keep(self, coroutine: Coroutine[object, object, None], among: "set[asyncio.Task[None]]") -> None:
         task = asyncio.get_running_loop().create_task(coroutine)
-        self._tasks.add(task)
+        among.add(task)
         task.add_done_callback(self._task_ended)
 
     def _task_ended(self, task: "asyncio.Task[None]") -> None:
         self._tasks.discard(task)
+        self._lasting.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.critical("pylb ends: a part of it failed", exc_info=error)
             self._broken = True
@@ -377,7 +449,7 @@ class App:
             raise Refused(Code.INVALID, str(reason)) from None
         keyring = keys.keyring()
         rules = await rules_of(config)
-        planned = steps(self._registry.plan_reload(rules, keyring), self._engine.sessions())
+        planned = steps(self._registry.plan_reload(rules, keyring), await self._forwarding.sessions())
         change = await self._registry.reload(rules, keyring)
         self._config, self._keys, self._keyring = config, keys, keyring
         for webhook in self._webhooks:
@@ -404,6 +476,17 @@ class App:
                 self._keyring = keyring
                 log.info("tokens read again: %d are in force", len(keyring.tokens))
 
+    async def _beat(self) -> None:
+        """How late the loop is; a stall of five seconds leaves its stacks on stderr."""
+        loop = asyncio.get_running_loop()
+        self._pulse = Pulse(TICK, loop.time())
+        try:
+            while True:
+                self._pulse.beat(loop.time())
+                await asyncio.sleep(TICK)
+        finally:
+            self._pulse.stop()
+
     async def _show_life(self) -> None:
         """From the loop that everything runs in: when it stands still, systemd ends pylb and starts another."""
         while True:
@@ -414,7 +497,7 @@ class App:
     def _state(self) -> str:
         """For `systemctl status`."""
         ports, unbound = len(self._registry.table.frontends), len(self._registry.unbound())
-        text = f"{ports} ports, {self._engine.counters.open_sessions} sessions"
+        text = f"{ports} ports, {self._forwarding.open_sessions} sessions"
         return f"{text}, {unbound} ports cannot be opened" if unbound else text
 
     def _key_files(self) -> Iterator[Path]:
@@ -435,23 +518,120 @@ class App:
         except OSError as error:
             log.warning("the config could not be remembered for a start with a broken one: %s", error)
 
+    # ------------------------------------------------------------ a successor
+
+    async def upgrade(self) -> str:
+        """Start the pylb that is installed now, and leave it everything but the live sessions. Raises Refused."""
+        if self._upgrading or not self._started or self._stop.is_set():
+            raise Refused(Code.UNAVAILABLE, "pylb is starting, stopping or upgrading already", "call again")
+        self._upgrading = True
+        try:
+            talk, pid = await hand_over(self._estate, self._environ)
+        except Refusal as refusal:
+            self._upgrading = False
+            if self._stop_wanted:
+                self._stop.set()
+            text = f"the upgrade failed, process {os.getpid()} stays in charge: {refusal}"
+            raise Refused(Code.UNAVAILABLE, text, "its log says what the new one had to say") from None
+        except Lost as lost:
+            log.critical("%s", lost)
+            self._broken = True
+            self._stop.set()
+            raise Refused(Code.UNAVAILABLE, str(lost)) from None
+        self._service.successor(pid)
+        talk.say("go")
+        live, seconds = (await self._estate.counters()).open_sessions, self._config.defaults.timeouts.upgrade
+        self._successor = talk
+        self._stop.set()  # the last step: with the doors goes whoever waits for this answer
+        if self._stop_wanted:
+            os.kill(pid, signal.SIGTERM)  # it was meant for the service, and that is the new one
+        return f"process {pid} serves; process {os.getpid()} ends with its {live} sessions, in {seconds:g} s at the latest"
+
+    def _on_upgrade_signal(self) -> None:
+        if self._started:
+            self._follow(self._upgrade_and_say())
+
+    async def _upgrade_and_say(self) -> None:
+        try:
+            log.info("upgrade: %s", await self.upgrade())
+        except Refused as refused:
+            log.error("%s", refused)
+
+    async def _inherit(self) -> Left | None:
+        """Raises CannotStart."""
+        self._listeners.inherit(passed(self._environ))
+        try:
+            left = await inherit(self._environ)
+        except Refusal as refusal:
+            raise CannotStart(f"the pylb that started this one keeps its ports: {refusal}") from None
+        if left is not None:
+            self._service.muted = True
+            self._listeners.inherit(left.descriptors)
+        return left
+
+    async def _take_over(self, left: Left) -> None:
+        """Everything serves: from its word on, or its end, we are the service."""
+        left.talk.say("serving")
+        try:
+            await left.talk.expect("go", ANSWER)
+        except Refusal as refusal:
+            log.warning("the pylb before is gone before its time: %s", refusal)
+            left.talk.close()
+        else:
+            self._keep(self._before.follow(left.talk, left.reports), self._lasting)
+        self._service.muted = False
+        self._listeners.store()
+
+    async def _leave(self, successor: Talk) -> None:
+        """Only the live sessions are left to us."""
+        seconds = self._config.defaults.timeouts.upgrade
+        self._service.muted = True
+        self._hooks.registry = None
+        self._forwarding.drain(time.monotonic() + seconds)
+        self._end_tasks()
+        await self._registry.stop()
+        if live := (await self._estate.counters()).open_sessions:
+            log.info("process %d ends with its %d sessions, in %g s at the latest", os.getpid(), live, seconds)
+        self._follow(self._beat())
+        self._follow(report_to(successor, self._estate.counted))
+        self._follow(self._heed_successor(successor))
+
+    async def _heed_successor(self, successor: Talk) -> None:
+        try:
+            said, _ = await successor.expect("stop", None)
+        except Refusal:
+            return  # it ended by a fault: no reason to end our sessions
+        self._forwarding.drain(float(said["deadline"]))
+        self._before.stop(float(said["deadline"]))
+
     # ------------------------------------------------------------ stop
 
-    def _stop_accepting(self) -> None:
-        engine, seconds = self._engine, self._config.defaults.timeouts.shutdown
-        self._service.stopping(f"stopping: {engine.counters.open_sessions} sessions have {seconds:g} s")
-        if live := engine.counters.open_sessions:
+    async def _stop_accepting(self) -> None:
+        live, seconds = (await self._estate.counters()).open_sessions, self._config.defaults.timeouts.shutdown
+        self._service.stopping(f"stopping: {live} sessions have {seconds:g} s")
+        if live:
             log.info("stopping: %d live sessions have %g s; a second signal ends them now", live, seconds)
         else:
             log.info("stopping")
-        engine.drain(time.monotonic() + seconds)
+        self._forwarding.drain(time.monotonic() + seconds)
+        self._before.stop(time.monotonic() + seconds)
 
     async def _drain(self) -> None:
         """The doors are closed. Live sessions have the rest of timeouts.shutdown; a second signal cuts that short."""
-        await self._driver.drained(at_once=self._at_once)
-        for task in list(self._tasks):
+        await self._forwarding.drained(at_once=self._at_once)
+        await self._before.ended(at_once=self._at_once)
+        self._end_tasks()
+        for task in self._lasting:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*self._tasks, *self._lasting, return_exceptions=True)
+        if self._successor is not None:
+            await tell(self._successor, self._estate.counted())
+            self._successor.close()
+
+    def _end_tasks(self) -> None:
+        for task in list(self._tasks):
+            if task is not asyncio.current_task():
+                task.cancel()
 
 
 def _who(error: OSError, listen: Listen, what: str) -> str:

@@ -18,13 +18,13 @@ CONFIG = click.option(
 JSON = click.option("--json", "as_json", is_flag=True, help="For a machine to read.")
 
 
-def ask(config_path: Path | None, request: dict[str, Any]) -> dict[str, Any]:
+def ask(config_path: Path | None, request: dict[str, Any], timeout: float = 30.0) -> dict[str, Any]:
     """One request to the running pylb's control socket; ends the program where it cannot be asked or says no."""
     from pylb.web.socket import call  # noqa: PLC0415
 
     path = state_dir(config_path) / "control.sock"
     try:
-        answer = call(path, request)
+        answer = call(path, request, timeout)
     except (FileNotFoundError, ConnectionRefusedError):
         die(f"no pylb is running with {path}. Start it, or name its config with -c.")
     except PermissionError:

@@ -17,6 +17,8 @@ from pylb.asking import CONFIG, FAILED, JSON, ask, die
 from pylb.ctl import ctl
 from pylb.tokens import token
 
+UPGRADE_SECONDS = 60.0  # longer than all that upgrade.py waits for
+
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="pylb")
@@ -55,6 +57,19 @@ def run(config_path: Path | None) -> None:
         die(f"{errors}\npylb did not start: {_count(len(errors.problems), 'mistake')} in the config")
     except app.CannotStart as reason:
         die(f"pylb did not start: {reason}")
+
+
+@main.command()
+@CONFIG
+def upgrade(config_path: Path | None) -> None:
+    """Replace the running pylb by the one that is installed now, without closing a port or a connection.
+
+    The new process takes over ports, registrations and counters; the old one ends its live sessions, for up to
+    timeouts.upgrade. If the new one does not start, the old one stays in charge, and exit code 1 says so. The same as
+    SIGUSR2. It goes both ways: install the older version and call it again.
+    """
+    for line in ask(config_path, {"verb": "upgrade"}, timeout=UPGRADE_SECONDS)["lines"]:
+        click.echo(line)
 
 
 @main.command()

@@ -1,32 +1,47 @@
-"""The engine in an asyncio loop: its one descriptor, its tick, and the way out."""
+"""The engine in an asyncio loop (`workers: 0`): its one descriptor, its tick, and the way out.
+
+It looks from outside as a fleet of workers does (workers/fleet.py): a sink for tables, and questions that may take a moment.
+"""
 
 import asyncio
 import logging
 import time
+from collections.abc import Callable, Mapping
 
+from pylb.core.address import Address, Listen
+from pylb.core.session import SessionView
+from pylb.core.table import Table
+from pylb.forward.counters import Counters
 from pylb.forward.engine import Engine
 from pylb.forward.timers import TICK
 
 log = logging.getLogger("pylb")
 
-LAG_DECAY = 0.99  # per tick: a stall stays visible for a scrape or two (half after 7 s)
-
 
 class Driver:
-    """Runs `engine` in the running loop from its making until `stop`."""
+    """Runs `engine` in the running loop from its making until `close`. `closed` is told of ports that nobody may reach now."""
 
-    def __init__(self, engine: Engine) -> None:
+    lines_dropped = 0  # by workers
+    restarts = 0  # of workers
+
+    def __init__(self, engine: Engine, closed: Callable[[Listen], None] = lambda _listen: None) -> None:
         self._engine = engine
+        self._closed = closed
+        self._draining = False
         self._loop = asyncio.get_running_loop()
-        self._due = self._loop.time()
-        self.lag = 0.0  # seconds that ticks came late, the worst of late
         self._warned = False
         self._tick()
         self._loop.add_reader(engine.fileno(), self._ready)
 
-    def stop(self) -> None:
+    def close(self) -> None:
         self._loop.remove_reader(self._engine.fileno())
         self._timer.cancel()
+        self._engine.close()
+
+    def drain(self, deadline: float) -> None:
+        """As Engine.drain."""
+        self._draining = True
+        self._engine.drain(deadline)
 
     async def drained(self, *, at_once: asyncio.Event) -> None:
         """Until the last session has ended: by itself, at the engine's drain deadline, or when `at_once` is set."""
@@ -35,19 +50,62 @@ class Driver:
                 self._engine.drain(time.monotonic())  # the next tick resets them
             await asyncio.sleep(TICK / 2)
 
+    # ------------------------------------------------------------ the sink
+
+    def open(self, listen: Listen, *, freebind: bool) -> None:
+        self._engine.open(listen, freebind=freebind)
+
+    def discard(self, listen: Listen) -> None:
+        if listen not in self._engine.table.frontends:
+            self._closed(listen)
+        self._engine.discard(listen)
+
+    def apply(self, table: Table) -> Mapping[Listen, OSError]:
+        if not self._draining:
+            for listen in self._engine.table.frontends.keys() - table.frontends.keys():
+                self._closed(listen)
+        return self._engine.apply(table)
+
+    async def applied(self) -> None:
+        """It is, once `apply` returns."""
+
+    # ------------------------------------------------------------ what it knows
+
+    @property
+    def open_sessions(self) -> int:
+        return self._engine.counters.open_sessions
+
+    async def counters(self) -> Counters:
+        return self._engine.counters
+
+    async def sessions(self) -> list[SessionView]:
+        return self._engine.sessions()
+
+    async def shutdown_session(self, client: Address) -> int:
+        return self._engine.shutdown_session(client)
+
+    async def shutdown_sessions(self, listen: Listen, server: Address) -> int:
+        return self._engine.shutdown_sessions(listen, server)
+
+    def workers(self) -> dict[str, tuple[int, float]]:
+        """None."""
+        return {}
+
+    # ------------------------------------------------------------ from the loop
+
     def _ready(self) -> None:
         if self._engine.on_ready():
             self._loop.call_soon(self._ready)
 
     def _tick(self) -> None:
-        now = self._loop.time()
-        self.lag = max(now - self._due, self.lag * LAG_DECAY)
-        self._due = now + TICK
         if self._engine.counters.pipe_fallbacks and not self._warned:
             self._warned = True
-            log.warning(
-                "no pipe for splice: bulk goes on by recv and send, which costs more CPU and loses nothing. "
-                "Raise the limit of open files, or sysctl fs.pipe-user-pages-soft. pylb_pipe_fallbacks_total counts them"
-            )
+            log.warning("%s", NO_PIPE)
         self._timer = self._loop.call_later(TICK, self._tick)
         self._engine.tick(time.monotonic())
+
+
+NO_PIPE = (
+    "no pipe for splice: bulk goes on by recv and send, which costs more CPU and loses nothing. "
+    "Raise the limit of open files, or sysctl fs.pipe-user-pages-soft. pylb_pipe_fallbacks_total counts them"
+)

@@ -2,7 +2,9 @@
 
 `plan` is pure: what this host offers in, a tuple of steps out. `install_service` prints each step and does it, or with
 `print_only` shows the steps, the unit and the starter config. What exists and belongs to the administrator (config,
-token) is never overwritten; what belongs to pylb (unit, sysusers entry, /opt/pylb) is brought up to date.
+token) is never overwritten; what belongs to pylb (unit, sysusers entry) is brought up to date. Each installation has a
+directory of its own in /opt/pylb/versions, and /opt/pylb/bin leads to the one that counts: a running pylb never has its files
+replaced, and one step leads back.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,9 +66,20 @@ class Command:
     argv: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Link:
+    """Changed in one step (rename(2)): whoever looks sees the old target or the new one."""
+
+    path: Path
+    target: str  # relative to its directory
+
+
+Action = Directory | File | Command | Link
+
+
 class Step(NamedTuple):
     title: str
-    action: Directory | File | Command
+    action: Action
     remedy: str
 
 
@@ -77,6 +91,7 @@ class Host(NamedTuple):
     constraints: Path | None  # requirements.lock, where the source has one
     configured: bool  # a pylb.yaml is there already: then no starter config and no token of ours
     token: str  # for the starter config, ≥ 22 characters
+    release: str  # a directory name that no earlier installation has
 
 
 def install_service(*, print_only: bool, prefix: Path = Path("/"), run: Run | None = None) -> int:
@@ -104,13 +119,17 @@ def install_service(*, print_only: bool, prefix: Path = Path("/"), run: Run | No
 
 def plan(host: Host, prefix: Path) -> tuple[Step, ...]:
     """Every step in order. Each may be repeated; the token comes before the config that names it, the unit last."""
-    etc, venv = prefix / "etc/pylb", prefix / "opt/pylb"
+    etc, home = prefix / "etc/pylb", prefix / "opt/pylb"
+    venv = home / "versions" / host.release
     steps = [*_user(prefix), *_config(host, etc), *_environment(host, venv)]
     unit = File(prefix / "etc/systemd/system/pylb.service", data("pylb.service"), 0o644, "root", keep=False)
     steps.append(Step("write the unit", unit, "see that the directory is writable"))
     if prefix == Path("/"):
         check = (str(venv / "bin/pylb"), "check", "-c", str(etc / "pylb.yaml"))
-        steps.append(Step("check the config", Command(check), "correct the file at the places named above"))
+        steps.append(Step("check the config with it", Command(check), "correct the file at the places named above"))
+    link = Link(home / "bin", f"versions/{host.release}/bin")
+    steps.append(Step("make it the version that counts", link, f"{home} is of an older layout: move it away"))
+    if prefix == Path("/"):
         reload = ("systemctl", "daemon-reload")
         steps.append(Step("tell systemd", Command(reload), "this needs a machine that runs systemd; else use a container"))
     return tuple(steps)
@@ -173,6 +192,7 @@ def host(prefix: Path) -> Host:
         constraints=lock if lock.is_file() else None,
         configured=(prefix / "etc/pylb/pylb.yaml").exists(),
         token=secrets.token_urlsafe(24),  # 32 characters, 192 bits
+        release=f"{_version()}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}",
     )
 
 
@@ -246,9 +266,11 @@ def _show(steps: Sequence[Step]) -> None:
             click.echo(f"\n# ---- {step.action.path}\n{step.action.text}", nl=False)
 
 
-def _describe(action: Directory | File | Command) -> str:
+def _describe(action: Action) -> str:
     if isinstance(action, Command):
         return shlex.join(action.argv)
+    if isinstance(action, Link):
+        return f"{action.path} -> {action.target}"
     return f"{action.path} ({action.mode:04o} root:{action.group})"
 
 
@@ -265,11 +287,13 @@ def _install(steps: Sequence[Step], prefix: Path, run: Run) -> None:
     click.echo(NEXT_STEPS)
 
 
-def _perform(action: Directory | File | Command, prefix: Path, run: Run) -> str:
+def _perform(action: Action, prefix: Path, run: Run) -> str:
     """Returns what there is to say about it, or "" """
     if isinstance(action, Command):
         run(action.argv)
         return ""
+    if isinstance(action, Link):
+        return _point(action)
     gid = group_id((prefix / "etc/group"), action.group) if action.group != "root" else 0
     if isinstance(action, Directory):
         action.path.mkdir(parents=True, exist_ok=True)
@@ -277,6 +301,16 @@ def _perform(action: Directory | File | Command, prefix: Path, run: Run) -> str:
         action.path.chmod(action.mode)
         return ""
     return _write(action, gid)
+
+
+def _point(link: Link) -> str:
+    link.path.parent.mkdir(parents=True, exist_ok=True)
+    before = link.path.readlink() if link.path.is_symlink() else None
+    draft = link.path.with_name(f".{link.path.name}.new")
+    draft.unlink(missing_ok=True)
+    draft.symlink_to(link.target)
+    draft.replace(link.path)
+    return "" if before is None else f"before: {before}"
 
 
 def group_id(group_file: Path, name: str) -> int:
@@ -320,5 +354,7 @@ NEXT_STEPS = """
 Installed. Next:
   look at the config      /etc/pylb/pylb.yaml   (check: /opt/pylb/bin/pylb check -c /etc/pylb/pylb.yaml)
   the pods' token         /etc/pylb/tokens/default   (goes into the Secret of deploy/kubernetes)
-  start it, now and at boot   systemctl enable --now pylb   (already running: systemctl restart pylb)
+  start it, now and at boot   systemctl enable --now pylb
+  it runs already         /opt/pylb/bin/pylb upgrade -c /etc/pylb/pylb.yaml   (closes no connection)
+  back to the one before  ln -sfn versions/OLD/bin /opt/pylb/bin, and upgrade again
   see it work             journalctl -u pylb -f;  /opt/pylb/bin/pylb routes -c /etc/pylb/pylb.yaml"""

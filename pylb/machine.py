@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from ipaddress import ip_address
 from pathlib import Path
+from typing import Literal
 
 RESOLVE_SECONDS = 2.0
 
@@ -21,6 +22,11 @@ def raise_descriptor_limit() -> int:
     wanted = hard if hard != resource.RLIM_INFINITY else 1 << 20
     resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
     return wanted
+
+
+def worker_count(wanted: int | Literal["auto"]) -> int:
+    """Of the config's `workers`: `auto` is one for each processor that this process may run on (sched_getaffinity(2))."""
+    return len(os.sched_getaffinity(0)) if wanted == "auto" else wanted
 
 
 def hold_standard_descriptors() -> None:

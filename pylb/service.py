@@ -3,6 +3,7 @@
 The protocol is one datagram of KEY=VALUE lines to the socket in $NOTIFY_SOCKET; without one nothing is told.
 """
 
+import array
 import os
 import socket
 from collections.abc import Mapping
@@ -14,6 +15,7 @@ class Service:
     def __init__(self, environ: Mapping[str, str]) -> None:
         address = environ.get("NOTIFY_SOCKET", "")
         self._address = "\0" + address[1:] if address.startswith("@") else address
+        self.muted = False  # while another process is the service: systemd heeds the main process alone (NotifyAccess=main)
         self.watchdog = _seconds(environ)  # between two signs of life that systemd waits for; 0: it does not
 
     def ready(self, status: str) -> None:
@@ -28,12 +30,25 @@ class Service:
     def alive(self) -> None:
         self._say("WATCHDOG=1")
 
-    def _say(self, text: str) -> None:
-        if not self._address:
+    def successor(self, pid: int) -> None:
+        """Another process is the service from now on."""
+        self._say(f"MAINPID={pid}")
+
+    def store(self, name: str, fd: int) -> None:
+        """Keep a copy of the descriptor for the next start (FileDescriptorStoreMax= of the unit)."""
+        self._say(f"FDSTORE=1\nFDNAME={name}", fd)
+
+    def unstore(self, name: str) -> None:
+        """Forget all descriptors of that name."""
+        self._say(f"FDSTOREREMOVE=1\nFDNAME={name}")
+
+    def _say(self, text: str, *fds: int) -> None:
+        if not self._address or self.muted:
             return
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC) as sock:
-                sock.sendto(text.encode(), self._address)
+                rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+                sock.sendmsg([text.encode()], rights, 0, self._address)
         except OSError:
             pass
 

@@ -29,22 +29,23 @@ MOST_SESSIONS = 1000  # in one answer
 
 
 class Sessions(Protocol):
-    """The live sessions: the engine's."""
+    """The live sessions: the engine's, or all workers'."""
 
-    @property
-    def counters(self) -> Counted: ...
+    async def counters(self) -> Counted: ...
 
-    def sessions(self) -> Sequence[SessionView]: ...
+    async def sessions(self) -> Sequence[SessionView]: ...
 
-    def shutdown_session(self, client: Address) -> int: ...
+    async def shutdown_session(self, client: Address) -> int: ...
 
-    def shutdown_sessions(self, listen: Listen, server: Address) -> int: ...
+    async def shutdown_sessions(self, listen: Listen, server: Address) -> int: ...
 
 
 class Service(Protocol):
     """The running pylb: what it reads from files, and how it reads them again."""
 
     async def reload(self) -> Diff: ...
+
+    async def upgrade(self) -> str: ...
 
     async def read_keys(self) -> None: ...
 
@@ -84,13 +85,13 @@ def _views(registry: Registry, service: Service, live: Sessions) -> dict[str, Ve
                 lines = await service.plan(Path(_text(request, "path")), str(request.get("text", "")))
             except ConfigErrors as errors:
                 raise Refused(Code.INVALID, str(errors), "nothing was changed") from None
-        return {"generation": registry.table.generation, "steps": steps(lines, live.sessions())}
+        return {"generation": registry.table.generation, "steps": steps(lines, await live.sessions())}
 
     async def explain_(request: Mapping[str, Any]) -> dict[str, Any]:
         port = request.get("port")
         if type(port) is not int or not 1 <= port <= 65535:
             raise Refused(Code.INVALID, "port: a port is needed")
-        return {"explained": await explain(registry, live.counters, port)}
+        return {"explained": await explain(registry, await live.counters(), port)}
 
     return {"explain": explain_, "ping": ping, "routes": routes, "rejected": rejected, "history": history, "plan": plan}
 
@@ -114,11 +115,14 @@ def _changes(registry: Registry, service: Service) -> dict[str, Verb]:
             raise Refused(Code.INVALID, str(errors), "nothing was changed") from None
         return {"opened": len(change.opened), "closed": len(change.closed), "changed": len(change.changed)}
 
+    async def upgrade(_request: Mapping[str, Any]) -> dict[str, Any]:
+        return {"lines": [await service.upgrade()]}
+
     async def tokens(_request: Mapping[str, Any]) -> dict[str, Any]:
         await service.read_keys()
         return {}
 
-    return {"release": release, "import": import_, "reload": reload, "tokens": tokens}
+    return {"release": release, "import": import_, "reload": reload, "tokens": tokens, "upgrade": upgrade}
 
 
 def _planned_call(registry: Registry, service: Service, request: Mapping[str, Any]) -> list[Line]:
@@ -160,7 +164,7 @@ def _operator(registry: Registry, live: Sessions) -> dict[str, Verb]:
 
     async def sessions(request: Mapping[str, Any]) -> dict[str, Any]:
         frontend = request.get("frontend")
-        found = [one for one in live.sessions() if frontend is None or names(str(frontend), one.frontend, one.listen)]
+        found = [one for one in await live.sessions() if frontend is None or names(str(frontend), one.frontend, one.listen)]
         found.sort(key=lambda one: -one.age)
         return {"total": len(found), "sessions": [_session(one) for one in found[:MOST_SESSIONS]]}
 
@@ -169,7 +173,7 @@ def _operator(registry: Registry, live: Sessions) -> dict[str, Verb]:
             client = parse_address(_text(request, "client"))
         except ValueError as error:
             raise Refused(Code.INVALID, f"client: {error}", "as `pylb ctl sessions` shows it") from None
-        if not live.shutdown_session(client):
+        if not await live.shutdown_session(client):
             raise Refused(Code.NOT_FOUND, f"{client} has no session", "`pylb ctl sessions` shows who has one")
         return {"lines": [f"reset: the session of {client}"]}
 
@@ -177,14 +181,14 @@ def _operator(registry: Registry, live: Sessions) -> dict[str, Verb]:
         frontend, _, server = _text(request, "target").partition("/")
         found = {
             (one.listen, one.address): f"{one.frontend}/{one.server}"
-            for one in live.sessions()
+            for one in await live.sessions()
             if one.address is not None
             and names(frontend, one.frontend, one.listen)
             and server in (one.server, str(one.address))
         }
         if not found:
             raise Refused(Code.NOT_FOUND, f"{frontend}/{server} has no sessions", "`pylb ctl sessions` shows who has")
-        counts = {name: live.shutdown_sessions(listen, address) for (listen, address), name in found.items()}
+        counts = {name: await live.shutdown_sessions(listen, address) for (listen, address), name in found.items()}
         return {"lines": [f"reset: {count} sessions of {name}" for name, count in counts.items()]}
 
     return {

@@ -45,7 +45,7 @@ class Config(m.Section):
         Path("/var/lib/pylb"),
         description="snapshot, generated token, control socket; default: `$STATE_DIRECTORY`, else `~/.local/state/pylb`",
     )
-    workers: v.Workers = Field(0, description="0: one process does everything; more come with a later version")
+    workers: v.Workers = Field(0, description="processes that forward; 0: one does everything; `auto`: one per processor")
     log: m.Log = Field(default_factory=m.Log)
     leases: m.Leases = Field(default_factory=m.Leases)
     tokens: tuple[m.TokenEntry, ...] = Field(

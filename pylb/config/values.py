@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator, PlainValidator, ValidationInfo
 
@@ -267,12 +267,12 @@ def _balance(value: object) -> Balance:
     return Balance(value)
 
 
-def _workers(value: object) -> int:
-    if isinstance(value, bool) or not (isinstance(value, int) or value == "auto"):
-        raise wrong(f"{show(value)} is not a number of workers", "0")
-    if value != 0:
-        raise wrong(f"workers: {show(value)} is not available in this version yet", "0: one process does everything")
-    return 0
+def _workers(value: object) -> int | Literal["auto"]:
+    if value == "auto":
+        return "auto"
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MOST_WORKERS:
+        raise wrong(f"{show(value)} is not a number of workers", f"0-{MOST_WORKERS}, or auto")
+    return value
 
 
 def _check(value: object) -> Check:
@@ -336,7 +336,12 @@ BalanceName = Annotated[
     PlainValidator(_balance),
     Shape("leastconn, roundrobin, random, source, first", _BALANCE),
 ]
-Workers = Annotated[int, PlainValidator(_workers), Shape("0", {"const": 0})]
+MOST_WORKERS = 64
+Workers = Annotated[
+    int | Literal["auto"],
+    PlainValidator(_workers),
+    Shape("0-64, `auto`", {"anyOf": [_numbers(0, MOST_WORKERS), {"const": "auto"}]}),
+]
 CheckSpec = Annotated[
     Check,
     PlainValidator(_check),

@@ -227,6 +227,10 @@ class Ledger:
         if not self.writer.durable:
             self.journal.note("state_durable", "the state is on disk again")
 
+    async def save_now(self) -> None:
+        """Outside of a turn, while nobody has one. Raises OSError."""
+        await self._save(self.scene)
+
     async def write_history(self) -> None:
         """A record that cannot be written is no reason to refuse anything: the alarm is the snapshot's."""
         if self.history.has_news:

@@ -82,6 +82,7 @@ class Registry:
         self._clockwork = Clockwork(self._ledger, clock)
         self._legacy_uses: dict[str, LegacyUse] = {}
         self._writing: asyncio.Task[None] | None = None
+        self._handed_over = False
 
     # ------------------------------------------------------------ life
 
@@ -124,9 +125,40 @@ class Registry:
         """One round of the probes that are due; `run` does them as they come."""
         await self._ledger.checker.probe()
 
+    async def hand_over(self) -> None:
+        """All of it on disk and the disk let go of, for a successor; calls wait. Then `take_back` or `stop`.
+
+        Raises OSError: it could not be written, and everything goes on as before.
+        """
+        await self._ledger.writer.hold()
+        try:
+            await self._ledger.save_now()
+            await self._ledger.write_history()
+        except OSError:
+            self._ledger.writer.resume()
+            raise
+        self._handed_over = True
+        self._store.unlock()
+
+    def take_back(self) -> None:
+        """The successor did not come. Raises StateLocked, OSError."""
+        self._store.open()
+        self._handed_over = False
+        self._ledger.unsaved = True  # it may have written
+        self._ledger.writer.resume()
+
+    def totals(self) -> dict[str, dict[str, int]]:
+        """What was counted of calls, for a successor."""
+        return {"registrations": dict(self._ledger.totals), "refused": dict(self._ledger.journal.refused)}
+
+    def go_on_from(self, totals: Mapping[str, Mapping[str, int]]) -> None:
+        """What the pylb before had counted."""
+        self._ledger.totals.update(totals.get("registrations", {}))
+        self._ledger.journal.refused.update(totals.get("refused", {}))
+
     async def stop(self) -> None:
         """The final snapshot; then calls are refused. The sink is left as it is. Idempotent."""
-        if self.ready:
+        if self.ready and not self._handed_over:
             self._ledger.unsaved = True
             await self._clockwork.save_again(force=True)
             await self._ledger.write_history()

@@ -58,12 +58,16 @@ class Store:
         for leftover in self._dir.glob("state.json.new-*"):  # of a crash in mid-write; the lock says nobody writes now
             leftover.unlink(missing_ok=True)
 
-    def close(self) -> None:
-        """Waits for a write under way. Idempotent."""
-        self._thread.shutdown(wait=True)
+    def unlock(self) -> None:
+        """Another process may `open` it now. Idempotent."""
         if self._lock is not None:
             os.close(self._lock)  # the lock goes with it
             self._lock = None
+
+    def close(self) -> None:
+        """Waits for a write under way. Idempotent."""
+        self._thread.shutdown(wait=True)
+        self.unlock()
 
     def load(self) -> tuple[Payload | None, list[str]]:
         """(the last good generation or None, what was wrong on the way). A bad file is kept aside, never deleted."""

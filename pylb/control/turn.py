@@ -34,6 +34,9 @@ class Sink(Protocol):
     def apply(self, table: Table) -> Mapping[Listen, OSError]:
         """Publishes. What cannot be opened is returned, and tried again with the next table."""
 
+    async def applied(self) -> None:
+        """Until what was published last is in force everywhere."""
+
 
 @dataclass(frozen=True, slots=True)
 class Scene:
@@ -102,6 +105,7 @@ class Writer:
         self._queue: list[Call] = []
         self._busy: list[Call] = []  # the batch under way
         self._work = asyncio.Event()
+        self._turn = asyncio.Lock()  # held while a batch is under way, or by `hold`
         self._stopped = False
 
     def is_busy_with(self, key: Key) -> bool:
@@ -125,14 +129,22 @@ class Writer:
             while True:
                 await self._work.wait()
                 self._work.clear()
-                self._busy, self._queue = self._queue, []
-                await self._commit(self._busy)
-                self._busy = []
+                async with self._turn:
+                    self._busy, self._queue = self._queue, []
+                    await self._commit(self._busy)
+                    self._busy = []
         finally:
             self._stopped = True
             for call in (*self._busy, *self._queue):
                 _fail(call, _stopping())
             self._busy, self._queue = [], []
+
+    async def hold(self) -> None:
+        """From here on nothing changes: calls wait, until `resume`."""
+        await self._turn.acquire()
+
+    def resume(self) -> None:
+        self._turn.release()
 
     def republish(self, touched: set[Listen] | None, by: Iterable[str]) -> Table:
         """The same claims with what is known of the servers now. None: all frontends."""
@@ -156,6 +168,7 @@ class Writer:
         table = self.republish(batch.touched, dict.fromkeys(call.by for call, change in batch.decided if change.touched))
         for listen in opened - table.frontends.keys():
             self._sink.discard(listen)
+        await self._sink.applied()
         for call, refused in batch.refused:
             _fail(call, refused)
         for call, change in batch.decided:

@@ -3,7 +3,6 @@
 import os
 import select
 import threading
-import time
 from collections import deque
 
 QUEUE_LINES = 8192  # ~2 MiB of lines; a burst of a second at the engine's top rate
@@ -85,10 +84,3 @@ class LineWriter:
             except BlockingIOError:
                 # Somebody shares the descriptor and made it non-blocking.
                 select.select([], [self._fd], [])
-
-
-def stamp(unix: float) -> str:
-    """Unix time as `2026-11-23T07:41:09.123Z`."""
-    # Whole milliseconds first: rounding the fraction alone could give ".1000".
-    seconds, millis = divmod(int(unix * 1000), 1000)
-    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(seconds))}.{millis:03}Z"

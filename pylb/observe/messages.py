@@ -5,8 +5,8 @@ import logging
 import os
 import sys
 
-from pylb.observe.connlog import Format
-from pylb.observe.lines import QUEUE_LINES, LineWriter, stamp
+from pylb.observe.form import Format, stamp
+from pylb.observe.lines import QUEUE_LINES, LineWriter
 
 # A message may quote what a stranger sent. Line breaks and escapes in it must not forge a line or drive a terminal: a
 # line that does not start with two spaces is ours.

@@ -9,7 +9,7 @@ import os
 import platform
 import resource
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from math import inf
 from typing import Any
@@ -37,29 +37,32 @@ class Metrics:
     def __init__(
         self,
         *,
-        counters: Counters,
+        counters: Callable[[], Awaitable[Counters]],
         registry: Registry,
         lines_dropped: Callable[[], int],
-        loop_lag: Callable[[], float],  # seconds
+        processes: Callable[[], Mapping[str, tuple[int, float]]],  # pid and loop lag in seconds, by name
         reloaded: Callable[[], bool],  # did the last reload of the config succeed?
         certificate_expires_at: Callable[[], float | None] = lambda: None,  # unix time; None without TLS
         insecure: Callable[[], bool] = lambda: False,  # is a webhook without TLS beyond loopback?
+        worker_restarts: Callable[[], int] = lambda: 0,
     ) -> None:
         self._counters = counters
         self._registry = registry
         self._lines_dropped = lines_dropped
-        self._loop_lag = loop_lag
+        self._processes = processes
         self._reloaded = reloaded
         self._certificate_expires_at = certificate_expires_at
         self._insecure = insecure
+        self._worker_restarts = worker_restarts
 
     async def render(self) -> bytes:
         """Prometheus' text format 0.0.4. It holds the loop for a few milliseconds at a time."""
-        # A listing of 40,000 descriptors takes long enough to leave the loop for it; its own one is in it.
-        open_fds = len(await asyncio.to_thread(os.listdir, "/proc/self/fd")) - 1
+        counters, processes = await self._counters(), self._processes()
+        # A listing of 40,000 descriptors takes long enough to leave the loop for it.
+        open_fds = await asyncio.to_thread(_open_fds, processes)
         parts: list[bytes] = []
         family = ("", "")
-        for piece in self._pieces(open_fds):
+        for piece in self._pieces(counters, processes, open_fds):
             text = generate_latest(_One(piece))
             if family == (piece.name, piece.type):
                 text = text.split(b"\n", 2)[2]  # HELP and TYPE were said with the first piece
@@ -71,7 +74,7 @@ class Metrics:
     def reference(self) -> str:
         """docs/metrics.md: a Markdown table of all families."""
         rows = {}
-        for family in self._pieces(0):
+        for family in self._pieces(Counters(0), {}, {}):
             counter = "_total" if family.type == "counter" else ""
             labels = ", ".join(f"`{label}`" for label in getattr(family, "_labelnames", ()))
             rows[f"{family.name}{counter}"] = (
@@ -79,16 +82,19 @@ class Metrics:
             )
         return "".join(rows.values())
 
-    def _pieces(self, open_fds: int) -> Iterator[Metric]:
+    def _pieces(
+        self, counted: Counters, processes: Mapping[str, tuple[int, float]], open_fds: Mapping[str, int]
+    ) -> Iterator[Metric]:
         # Copied and grouped first: while the loop has its turn frontends come and go. Names are unique by intent only,
         # and one series given twice would cost the whole scrape: equal names are added up.
         frontends: dict[str, list[FrontendCounters]] = defaultdict(list)
-        for counters in self._counters.frontends.values():
+        for counters in counted.frontends.values():
             frontends[counters.name].append(counters)
         yield from _traffic(frontends)
         yield from _servers(frontends, self._registry.servers())
         yield from self._control()
-        yield from self._process(open_fds)
+        yield from self._process(counted)
+        yield from _processes(processes, open_fds)
 
     def _control(self) -> Iterator[Metric]:
         registry = self._registry
@@ -137,7 +143,7 @@ class Metrics:
         yield from _counter("state_write_failures_total", "Failed writes of the snapshot.", value=registry.write_failures)
         yield from _gauge("state_durable", "1 if all that was answered is on disk.", value=registry.durable)
 
-    def _process(self, open_fds: int) -> Iterator[Metric]:
+    def _process(self, counters: Counters) -> Iterator[Metric]:
         labels = {"version": __version__, "python": platform.python_version()}
         yield from _gauge("build_info", "Which pylb this is.", tuple(labels), [(tuple(labels.values()), 1)])
         yield from _gauge(
@@ -151,8 +157,7 @@ class Metrics:
                 value=expires_at,
             )
         yield from _counter("log_lines_dropped_total", "Log lines nobody took in time.", value=self._lines_dropped())
-        yield from _gauge("loop_lag_seconds", "Worst delay of the event loop of late.", value=self._loop_lag())
-        counters = self._counters
+        yield from _counter("worker_restarts_total", "Workers that ended and were replaced.", value=self._worker_restarts())
         yield from _counter(
             "accept_errors_total", "Accepts that failed, by errno.", ("reason",), _rows(dict(counters.accept_errors))
         )
@@ -160,8 +165,6 @@ class Metrics:
             "pipe_fallbacks_total", "Times bulk went on by recv and send for want of a pipe.", value=counters.pipe_fallbacks
         )
         yield from _gauge("buffered_bytes", "Bytes that wait for blocked destinations.", value=counters.buffered)
-        yield from _gauge("open_fds", "Open file descriptors.", value=open_fds)
-        yield from _gauge("max_fds", "Limit of file descriptors.", value=resource.getrlimit(resource.RLIMIT_NOFILE)[0])
 
 
 class _One(Collector):
@@ -172,6 +175,29 @@ class _One(Collector):
 
     def collect(self) -> Iterable[Metric]:
         return (self._family,)
+
+
+def _open_fds(processes: Mapping[str, tuple[int, float]]) -> dict[str, int]:
+    """By name; of those that live."""
+    found = {}
+    for name, (pid, _) in processes.items():
+        try:
+            found[name] = len(os.listdir(f"/proc/{pid}/fd")) - (pid == os.getpid())  # our own listing is in it
+        except OSError:
+            continue
+    return found
+
+
+def _processes(processes: Mapping[str, tuple[int, float]], open_fds: Mapping[str, int]) -> Iterator[Metric]:
+    label, limit = ("process",), resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    yield from _gauge(
+        "loop_lag_seconds",
+        "Worst delay of a process's event loop of late.",
+        label,
+        _rows({name: lag for name, (_, lag) in processes.items()}),
+    )
+    yield from _gauge("open_fds", "Open file descriptors of a process.", label, _rows(open_fds))
+    yield from _gauge("max_fds", "Limit of file descriptors of a process.", label, _rows(dict.fromkeys(open_fds, limit)))
 
 
 Grouped = Mapping[str, list[FrontendCounters]]

@@ -27,7 +27,7 @@ class Admin:
     def __init__(
         self,
         registry: Registry,
-        counters: Counters,
+        counters: Callable[[], Awaitable[Counters]],
         scrape: Callable[[], Awaitable[bytes]],
         hosts: Iterable[str] = (),
     ) -> None:
@@ -122,7 +122,7 @@ class Admin:
 
     async def _sessions(self, _call: Call) -> Answer:
         """Counts, not sessions: who is connected to whom is the log's to say."""
-        counters = self._counters
+        counters = await self._counters()
         rows = [
             {
                 "frontend": one.name,

@@ -88,6 +88,16 @@ class HttpServer:
         self._http = _Http(self)
         self._loop.add_reader(self._sock, self._accept)
 
+    def pause(self) -> None:
+        """Accept nobody: who connects waits. Calls under way go on. Until `resume`."""
+        if self._resume is not None:
+            self._resume.cancel()
+        self._loop.remove_reader(self._sock)
+
+    def resume(self) -> None:
+        if not self._stopping:
+            self._loop.add_reader(self._sock, self._accept)
+
     async def stop(self, grace: float = 1.0) -> None:
         """Accept no more, give running answers `grace` seconds, cut the rest. Idempotent."""
         if self._stopping:

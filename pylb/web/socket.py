@@ -46,15 +46,25 @@ class ControlSocket:
         self._inode = self._path.stat().st_ino
         self._server = await asyncio.start_unix_server(self._client, sock=sock, limit=LINE_BYTES)
 
+    def leave(self) -> None:
+        """Make place for a successor; who is connected is still served. `start` takes the place back."""
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+            self._unlink()
+
     async def stop(self) -> None:
-        if self._server is None:
-            return
-        self._server.close()
+        """Idempotent."""
+        server, self._server = self._server, None
         for writer in list(self._clients):
             writer.close()
-        await self._server.wait_closed()
-        self._server = None
-        # Only what we made: a successor may have put its own socket there.
+        if server is not None:
+            server.close()
+            await server.wait_closed()
+            self._unlink()
+
+    def _unlink(self) -> None:
+        """Only what we made: a successor may have put its own socket there."""
         try:
             if self._path.stat().st_ino == self._inode:
                 self._path.unlink()

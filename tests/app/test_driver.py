@@ -28,8 +28,7 @@ def test_a_want_of_pipes_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
                 await asyncio.wait_for(ticks.get(), 5)
                 engine.counters.pipe_fallbacks += 1
         finally:
-            driver.stop()
-            engine.close()
+            driver.close()
 
     with caplog.at_level(logging.WARNING, "pylb"):
         asyncio.run(run())

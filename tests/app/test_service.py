@@ -1,48 +1,25 @@
 """What systemd is told: READY once ports serve, signs of life from the loop, STOPPING. (sd_notify(3))"""
 
 import os
+import signal
 import socket
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from pylb.service import Service
-from tests.app.instance import Instance
-
-
-class Systemd:
-    """The other end of $NOTIFY_SOCKET."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self.sock.bind(str(path))
-        self.sock.settimeout(15)
-
-    def hear(self) -> dict[str, str]:
-        lines = self.sock.recv(4096).decode().splitlines()
-        return dict(line.split("=", 1) for line in lines)
-
-    def silence(self) -> None:
-        """Returns once nothing was said for as long as its timeout is."""
-        try:
-            while self.hear():
-                pass
-        except TimeoutError:
-            return
-
-    def until(self, key: str) -> dict[str, str]:
-        while key not in (said := self.hear()):
-            pass
-        return said
+from tests.app.instance import Instance, echo
+from tests.app.systemd import Systemd
+from tests.support.drive import free_port
 
 
 @pytest.fixture
 def systemd(tmp_path: Path) -> Iterator[Systemd]:
-    found = Systemd(tmp_path / "notify")
+    found = Systemd(tmp_path)
     yield found
-    found.sock.close()
+    found.close()
 
 
 def environ(systemd: Systemd, **more: str) -> dict[str, str]:
@@ -51,14 +28,79 @@ def environ(systemd: Systemd, **more: str) -> dict[str, str]:
 
 def test_ready_means_that_restored_ports_serve(pylb: Instance, systemd: Systemd, echo_port: int) -> None:
     pylb.start(env=environ(systemd))
-    assert systemd.hear() == {"READY": "1", "STATUS": "0 ports, 0 sessions"}
+    assert systemd.until("READY") == {"READY": "1", "STATUS": "0 ports, 0 sessions"}
     pylb.register(pylb.port, echo_port)
     pylb.running.stop()
     assert systemd.until("STOPPING")["STATUS"].startswith("stopping: 0 sessions")
-    pylb.launch(env=environ(systemd))
+    systemd.start(pylb)
     assert systemd.until("READY")["STATUS"] == "1 ports, 0 sessions"
     with socket.create_connection(("127.0.0.1", pylb.port), timeout=5):
         pass  # no wait, no retry: READY was said
+
+
+def names(systemd: Systemd) -> list[str]:
+    return sorted(name for name, _ in systemd.store)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL])
+def test_a_restart_of_the_unit_refuses_nobody(
+    pylb: Instance, systemd: Systemd, echo_port: int, workers: int, end: signal.Signals
+) -> None:
+    """The fd store keeps the sockets: who connects meanwhile waits, on the frontends' ports and on pylb's own."""
+    pylb.configure(workers=workers)
+    first = pylb.start(env=environ(systemd))
+    pylb.register(pylb.port, echo_port)
+    systemd.until("READY")
+    while len(systemd.store) < 2 + max(1, workers):
+        systemd.hear()
+    own = [f"tcp-127.0.0.1-{port}" for port in (pylb.webhook, pylb.admin)]
+    assert names(systemd) == sorted([*own, *[f"tcp-127.0.0.1-{pylb.port}"] * max(1, workers)])
+    first.signal(end)
+    first.wait()
+    with ExitStack() as stack:
+        waiting = [stack.enter_context(socket.create_connection(("127.0.0.1", pylb.port), timeout=20)) for _ in range(20)]
+        systemd.start(pylb)
+        assert all(echo(sock) == b"ping" for sock in waiting)
+    systemd.until("READY")
+    assert pylb.get("/readyz").status == 200
+    assert pylb.register(pylb.port, echo_port).json["result"] == "unchanged"
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_port_that_is_closed_is_closed_for_the_store_too(
+    pylb: Instance, systemd: Systemd, echo_port: int, workers: int
+) -> None:
+    pylb.configure(workers=workers)
+    pylb.start(env=environ(systemd))
+    pylb.register(pylb.port, echo_port)
+    assert pylb.ask("release", str(pylb.port)).returncode == 0
+    with pytest.raises(ConnectionRefusedError):  # although the copy in the store may still be there
+        socket.create_connection(("127.0.0.1", pylb.port), timeout=5)
+    while systemd.hear().get("FDSTOREREMOVE") is None:
+        pass
+    assert names(systemd) == sorted(f"tcp-127.0.0.1-{port}" for port in (pylb.webhook, pylb.admin))
+    assert pylb.register(pylb.port, echo_port).status == 201
+
+
+def test_sockets_of_a_socket_unit_are_used_and_those_nobody_wants_are_closed(
+    pylb: Instance, systemd: Systemd, echo_port: int
+) -> None:
+    """Socket activation: the webhook's, a frontend's, one of no use, and a pipe."""
+    stray = free_port()
+    pylb.configure(frontends=[{"name": "web", "listen": f"127.0.0.1:{pylb.port}", "servers": [f"127.0.0.1:{echo_port}"]}])
+    for port in (pylb.webhook, pylb.port, stray):
+        with socket.create_server(("127.0.0.1", port)) as listener:
+            systemd.store.append(("unit", os.dup(listener.fileno())))
+    systemd.store += [("pipe", fd) for fd in os.pipe()]
+    with socket.create_connection(("127.0.0.1", pylb.port), timeout=20) as early:
+        process = systemd.start(pylb)
+        assert echo(early) == b"ping"
+    process.has_said(f"127.0.0.1:{stray} was left open for us")
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", stray), timeout=5)
+    assert pylb.get("/readyz").status == 200
+    assert pylb.register(free_port(), echo_port).status == 201
 
 
 def test_the_loop_shows_life_three_times_as_often_as_it_must(pylb: Instance, systemd: Systemd) -> None:

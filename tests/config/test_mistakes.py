@@ -65,8 +65,8 @@ def test_a_file_full_of_mistakes_gets_all_of_them_in_the_order_of_its_lines() ->
             "a mapping is not a TLS setting (self-signed, or {certificate: ",
         ),
         (
-            "workers: 2",
-            "pylb.yaml:1:10: error: workers: 2 is not available in this version yet (0: one process does everything)",
+            "workers: 65",
+            "pylb.yaml:1:10: error: 65 is not a number of workers (0-64, or auto)",
         ),
         (
             "defaults: {balance: leastcon}",

@@ -24,6 +24,7 @@ HERE = Host(
     constraints=Path("/src/pylb/requirements.lock"),
     configured=False,
     token="a-token-of-thirty-two-characters",
+    release="0.1.0-20261124-120000",
 )
 
 
@@ -55,12 +56,13 @@ def test_the_plan_names_every_file_with_its_mode_and_group() -> None:
 
 
 def test_the_plan_makes_the_user_then_the_environment_then_checks_the_config_and_tells_systemd() -> None:
-    pip = ("/opt/pylb/bin/python", "-I", "-m", "pip", "install", "--disable-pip-version-check", "--no-input")
+    venv = "/opt/pylb/versions/0.1.0-20261124-120000"
+    pip = (f"{venv}/bin/python", "-I", "-m", "pip", "install", "--disable-pip-version-check", "--no-input")
     assert commands(plan(HERE, Path("/"))) == [
         ("systemd-sysusers", "pylb.conf"),
-        ("/usr/bin/python3", "-I", "-m", "venv", "/opt/pylb"),
+        ("/usr/bin/python3", "-I", "-m", "venv", venv),
         (*pip, "--upgrade", "--constraint", "/src/pylb/requirements.lock", "/src/pylb"),
-        ("/opt/pylb/bin/pylb", "check", "-c", "/etc/pylb/pylb.yaml"),
+        (f"{venv}/bin/pylb", "check", "-c", "/etc/pylb/pylb.yaml"),
         ("systemctl", "daemon-reload"),
     ]
 
@@ -197,7 +199,7 @@ def tree(prefix: Path) -> dict[str, tuple[str, str, bytes]]:
     found = {}
     for path in sorted(prefix.rglob("*")):
         name = str(path.relative_to(prefix))
-        if "pylb" in name:
+        if "pylb" in name and not name.startswith("opt/"):
             status = path.stat()
             owner = f"{status.st_uid}:{names[str(status.st_gid)]}"
             found[name] = (f"{status.st_mode & 0o7777:04o}", owner, path.read_bytes() if path.is_file() else b"")
@@ -228,6 +230,26 @@ def test_doing_it_twice_changes_nothing(prefix: Path, run: Runner) -> None:
     first = tree(prefix)
     assert install_service(print_only=False, prefix=prefix, run=run[0]) == 0
     assert tree(prefix) == first
+
+
+@pytest.mark.usefixtures("as_root")
+def test_each_installation_is_a_directory_of_its_own_and_a_link_leads_to_the_last(
+    prefix: Path, run: Runner, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    here, link = install.host(prefix), prefix / "opt/pylb/bin"
+    for release in ("0.1.0-a", "0.1.0-b"):
+        monkeypatch.setattr(install, "host", lambda _prefix, release=release: here._replace(release=release))
+        assert install_service(print_only=False, prefix=prefix, run=run[0]) == 0
+        assert str(link.readlink()) == f"versions/{release}/bin"
+    assert "before: versions/0.1.0-a/bin" in capsys.readouterr().out
+    link.unlink()
+    link.mkdir()  # as an earlier pylb laid it out
+    assert install_service(print_only=False, prefix=prefix, run=run[0]) == 1
+    assert "is of an older layout: move it away" in capsys.readouterr().err
+
+
+def test_two_installations_never_share_a_directory(prefix: Path) -> None:
+    assert install.host(prefix).release.startswith("0.1.0-20")
 
 
 @pytest.mark.usefixtures("as_root")

@@ -65,7 +65,23 @@ def test_the_unit_is_well_locked_in(runnable: Path, binary: Callable[[str], str]
     assert result.returncode != 0
 
 
-@pytest.mark.parametrize("call", ["splice", "pipe2", "epoll_pwait", "accept4", "prlimit64", "renameat2", "fsync"])
+@pytest.mark.parametrize(
+    "call",
+    [
+        "splice",
+        "memfd_create",
+        "pidfd_open",
+        "pidfd_send_signal",
+        "vfork",
+        "setsid",
+        "pipe2",
+        "epoll_pwait",
+        "accept4",
+        "prlimit64",
+        "renameat2",
+        "fsync",
+    ],
+)
 def test_the_system_calls_pylb_lives_on_pass_the_filter(call: str, binary: Callable[[str], str]) -> None:
     assert service()["SystemCallFilter"] == ["@system-service", "~@privileged"]
     program = binary("systemd-analyze")
@@ -96,6 +112,12 @@ def test_it_starts_the_installed_pylb_with_the_config_and_waits_for_its_word() -
     assert only("NotifyAccess") == "main"
     assert only("WatchdogSec") == "30s"
     assert only("ExecReload") == "/bin/kill -HUP $MAINPID"
+
+
+def test_it_keeps_the_sockets_over_a_restart_and_leaves_sessions_to_whoever_has_them() -> None:
+    """What becomes of them is in tests/app/test_service.py, test_workers.py and test_upgrade.py."""
+    assert int(only("FileDescriptorStoreMax")) >= 4096  # a thousand ports on four workers
+    assert only("KillMode") == "process"
 
 
 def test_it_has_descriptors_and_more_time_to_stop_than_sessions_get() -> None:

@@ -16,6 +16,16 @@ __all__ = ["baseline"]  # a fixture
 _processes = pytest.StashKey[Processes]()
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """With one process, and with two workers: what is marked `workers` always, the rest with --long. Unless it is exact
+    in what only one process can be exact in (`one_process`)."""
+    if "balancer" not in metafunc.fixturenames:
+        return
+    marks = {mark.name for mark in metafunc.definition.iter_markers()}
+    both = "one_process" not in marks and ("workers" in marks or metafunc.config.getoption("--long"))
+    metafunc.parametrize("balancer", [0, 2] if both else [0], indirect=True, ids="workers {}".format)
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
@@ -53,9 +63,9 @@ def processes(lab: Lab, tmp_path: Path, request: pytest.FixtureRequest) -> Itera
 
 
 @pytest.fixture
-def balancer(lab: Lab, processes: Processes, tmp_path: Path) -> Iterator[Balancer]:
-    """Not started: a test may want another config."""
-    balancer = Balancer(lab, processes, tmp_path)
+def balancer(lab: Lab, processes: Processes, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Balancer]:
+    """Not started: a test may want another config. Its parameter is the number of workers."""
+    balancer = Balancer(lab, processes, tmp_path, workers=request.param)
     yield balancer
     balancer.check_settled()
 

@@ -164,6 +164,7 @@ class Chaos:
 
 
 @pytest.mark.timeout(400)
+@pytest.mark.workers
 def test_no_client_fails_while_a_node_is_whole(
     lab: Lab, balancer: Balancer, world: World, request: pytest.FixtureRequest
 ) -> None:
@@ -221,6 +222,7 @@ def excused(failure: Failure, lines: list[Line], places: list[Place]) -> bool:
     return any(failure.began - 0.1 <= at <= failure.ended + 0.1 for at in place.broken_at)
 
 
+@pytest.mark.one_process
 def test_clients_wait_in_order_for_the_only_server(lab: Lab, balancer: Balancer, world: World) -> None:
     """A queue in front of a real app: three clients, one at a time."""
     world.app(lab.a, "app")

@@ -46,6 +46,7 @@ class Arrivals(Beside):
         return [who for began, who in self.served if begin < began < end]
 
 
+@pytest.mark.workers
 def test_a_node_changes_its_address_under_100_sessions_and_100_new_connections_a_second(
     lab: Lab, pylb: Balancer, world: World
 ) -> None:

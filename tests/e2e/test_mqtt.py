@@ -69,6 +69,7 @@ def test_no_publish_is_lost_when_pod_and_phone_home_are_killed_without_a_goodbye
     assert set(publisher.sent_after(moved)) <= new.witness.received()
 
 
+@pytest.mark.workers
 def test_no_publish_is_lost_while_the_address_of_the_node_changes(lab: Lab, pylb: Balancer, world: World) -> None:
     broker = world.broker(lab.a)
     world.phone(lab.a, "mosquitto", "pod-a", FRONTENDS)

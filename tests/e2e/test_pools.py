@@ -34,6 +34,7 @@ def turned_away(at: Namespace) -> None:
         sock.recv(1)
 
 
+@pytest.mark.one_process
 def test_only_those_on_the_list_come_in_and_none_more_often_than_it_may(lab: Lab, balancer: Balancer, world: World) -> None:
     world.app(lab.a, "app")
     access = [{"allow": "203.0.113.0/24"}, {"deny": f"{lab.b.address}/32"}]
@@ -119,6 +120,7 @@ def test_a_server_that_is_a_name_follows_it(lab: Lab, hosts: Path, balancer: Bal
         assert echo(live) == b"ping"
 
 
+@pytest.mark.one_process
 def test_a_node_that_disappears_under_its_sessions_takes_none_of_the_new_ones(
     lab: Lab, balancer: Balancer, world: World, request: pytest.FixtureRequest
 ) -> None:

@@ -9,8 +9,9 @@ from collections.abc import Iterator
 import pytest
 
 from pylb.core.session import SessionRecord
-from pylb.observe import connlog
-from pylb.observe.connlog import ConnectionLog, json_line, tcplog
+from pylb.observe import form
+from pylb.observe.connlog import ConnectionLog
+from pylb.observe.form import json_line, tcplog
 from pylb.observe.lines import LineWriter
 
 # The field patterns of HAProxy's configuration manual, 8.2.2; the one thing every parser of its TCP log agrees on.
@@ -79,7 +80,7 @@ def test_an_ipv6_client_is_written_as_haproxy_does() -> None:
 def test_the_date_is_local_time_and_its_milliseconds_never_overflow(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TZ", "CET-1")
     time.tzset()
-    connlog._local_second.cache_clear()  # it knows the second by the zone of an earlier test
+    form._local_second.cache_clear()  # it knows the second by the zone of an earlier test
     assert "[23/Nov/2026:08:41:09.999]" in tcplog(RECORD._replace(accepted_at=1795419669.9999))
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from pylb.observe.connlog import Format
+from pylb.observe.form import Format
 from pylb.observe.messages import install
 
 

@@ -13,7 +13,7 @@ from pylb.core.address import Address, Listen
 from pylb.core.auth import Caller
 from pylb.core.policy import Policy, Rules, StaticFrontend, StaticServer
 from pylb.core.registration import Announcement, Wanted
-from pylb.forward.counters import FrontendCounters, ServerCounters
+from pylb.forward.counters import Counters, FrontendCounters, ServerCounters
 from pylb.observe.metrics import Metrics
 from tests.web.loopback import run
 from tests.web.running import Control, free_port, running
@@ -47,7 +47,13 @@ NAMES = {
 }
 
 # what the design does not name: the engine's limits, each of which an operator must be able to see reached
-LIMITS = {"pylb_accept_errors_total", "pylb_pipe_fallbacks_total", "pylb_buffered_bytes", "pylb_frontend_queue"}
+LIMITS = {
+    "pylb_accept_errors_total",
+    "pylb_pipe_fallbacks_total",
+    "pylb_buffered_bytes",
+    "pylb_frontend_queue",
+    "pylb_worker_restarts_total",
+}
 CALLS = {
     "pylb_calls_refused_total",
     "pylb_legacy_calls_total",
@@ -57,11 +63,14 @@ CALLS = {
 
 
 def metrics_of(control: Control, expires_at: float | None = 1795419669.0) -> Metrics:
+    async def counters() -> Counters:
+        return control.engine.counters
+
     return Metrics(
-        counters=control.engine.counters,
+        counters=counters,
         registry=control.registry,
         lines_dropped=lambda: 3,
-        loop_lag=lambda: 0.004,
+        processes=lambda: {"main": (os.getpid(), 0.004)},
         reloaded=lambda: True,
         certificate_expires_at=lambda: expires_at,
     )
@@ -232,10 +241,10 @@ def test_the_process_says_what_it_is_and_has(tmp_path: Path) -> None:
             found = samples(await metrics_of(control).render())
             [build] = found["pylb_build_info"]
             assert (build.labels["version"], build.value) == (__version__, 1)
-            assert value(found, "pylb_open_fds") == before
-            assert value(found, "pylb_max_fds") == resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+            assert value(found, "pylb_open_fds", process="main") == before
+            assert value(found, "pylb_max_fds", process="main") == resource.getrlimit(resource.RLIMIT_NOFILE)[0]
             assert value(found, "pylb_log_lines_dropped_total") == 3
-            assert value(found, "pylb_loop_lag_seconds") == 0.004
+            assert value(found, "pylb_loop_lag_seconds", process="main") == 0.004
             assert value(found, "pylb_config_last_reload_successful") == 1
             assert value(found, "pylb_certificate_expiry_timestamp_seconds") == 1795419669
 

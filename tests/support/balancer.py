@@ -50,8 +50,9 @@ def fetch(at: Namespace, address: tuple[str, int], method: str, path: str, body:
 class Balancer:
     """pylb in the lab's `lb`. Nothing runs until `start`."""
 
-    def __init__(self, lab: Lab, processes: Processes, folder: Path) -> None:
+    def __init__(self, lab: Lab, processes: Processes, folder: Path, workers: int = 0) -> None:
         self.lab = lab
+        self.workers = workers
         self._processes = processes
         self.state_dir = folder / "state"
         self.config_file = folder / "pylb.yaml"
@@ -71,6 +72,7 @@ class Balancer:
         return {
             "webhook": {"listen": f"*:{WEBHOOK}", "insecure": True},
             "state_dir": str(self.state_dir),
+            "workers": self.workers,
             "defaults": dict(DEFAULTS),
             "leases": {"min_ttl": "1s", "keep_stale": "1h"},
             "tokens": [self.token("app"), self.token("other")],
@@ -131,12 +133,13 @@ class Balancer:
         def settled() -> bool:
             assert self.admin("/v1/sessions").json["open"] == 0
             opened = self._ports_open() - self._open
-            assert process.descriptors() == self._descriptors + opened
+            # one socket per worker and port, in main and in the worker
+            assert process.descriptors() == self._descriptors + opened * (2 * self.workers or 1)
             return True
 
         eventually(settled, within=5, what="no session and no descriptor is left")
-        share = idle_cpu(process.pid)
-        assert share < IDLE_CPU, f"pylb burns {share:.0%} of a core while nothing happens"
+        share = idle_cpu(process.pid, *process.children())
+        assert share < IDLE_CPU, f"a process of pylb burns {share:.0%} of a core while nothing happens"
         assert "Traceback" not in process.text()
 
     def command(self, *args: str) -> tuple[str, ...]:

@@ -73,26 +73,27 @@ def resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * _PAGE
 
 
-def idle_cpu(pid: int, window: float = 0.5, windows: int = 8) -> float:
-    """The CPU share of `pid` in the first quiet window of at most `windows` (seconds each), else in the last. 0 if it ended."""
+def idle_cpu(*pids: int, window: float = 0.5, windows: int = 8) -> float:
+    """The CPU share of the busiest of `pids` in the first quiet window of at most `windows` (seconds each), else in the last.
+
+    At most 0 of those that have ended.
+    """
     share = 0.0
     for _ in range(windows):
-        before = _cpu_seconds(pid)
+        before = [_cpu_seconds(pid) for pid in pids]
         select.select([], [], [], window)  # the time over which we measure, not a wait for something to happen
-        after = _cpu_seconds(pid)
-        if before is None or after is None:
-            return 0.0
-        share = (after - before) / window
+        used = [_cpu_seconds(pid) - start for pid, start in zip(pids, before, strict=True)]
+        share = max(used) / window
         if share < IDLE_CPU:
             return share
     return share
 
 
-def _cpu_seconds(pid: int) -> float | None:
+def _cpu_seconds(pid: int) -> float:
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
-        return None
+        return 0.0
     return (int(fields[11]) + int(fields[12])) / _TICKS  # utime, stime (proc(5), counted from the state field)
 
 

@@ -83,8 +83,14 @@ class Process:
                 pass
         self.kill()
 
+    def children(self) -> list[int]:
+        """Their pids (proc(5), /proc/PID/task/TID/children: of the thread that started them)."""
+        tasks = Path(f"/proc/{self.pid}/task").iterdir()
+        return sorted(int(pid) for task in tasks for pid in (task / "children").read_text().split())
+
     def descriptors(self) -> int:
-        return len(os.listdir(f"/proc/{self.pid}/fd"))
+        """Of it and of its children."""
+        return sum(len(os.listdir(f"/proc/{pid}/fd")) for pid in (self.pid, *self.children()))
 
     def cpu_seconds(self) -> float:
         """User plus system time so far (fields 14 and 15 of /proc/PID/stat, proc(5))."""

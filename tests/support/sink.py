@@ -44,6 +44,9 @@ class PortSink:
         self.tables.append(table)
         return failed
 
+    async def applied(self) -> None:
+        """At once."""
+
     @property
     def ports(self) -> set[int]:
         return {listen.port for listen in self.sockets}

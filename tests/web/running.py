@@ -1,9 +1,7 @@
 """A real registry and a real engine on the test's own loop, as the app joins them."""
 
-import asyncio
 import random
 import socket
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -17,6 +15,7 @@ from pylb.core.auth import Keyring, Token
 from pylb.core.policy import Policy, Rules
 from pylb.core.session import SessionRecord
 from pylb.core.table import Server
+from pylb.driver import Driver
 from pylb.forward.engine import Engine
 from tests.support.ports import PORTS as FREE_PORTS
 
@@ -75,25 +74,17 @@ def _raise(error: Exception) -> None:
 
 @asynccontextmanager
 async def running(state_dir: Path, rules: Rules | None = None) -> AsyncIterator[Control]:
-    loop = asyncio.get_running_loop()
     watcher = _Watcher()
     engine = Engine(observer=watcher, max_connections=1000, on_fault=_raise)
     keys = keyring()
+    driver = Driver(engine)
     registry = Registry(
-        rules=rules or Rules(defaults=Policy(bind="127.0.0.1")), keyring=keys, sink=engine, store=Store(state_dir)
+        rules=rules or Rules(defaults=Policy(bind="127.0.0.1")), keyring=keys, sink=driver, store=Store(state_dir)
     )
-
-    def turn() -> None:
-        if engine.on_ready():
-            loop.call_soon(turn)
-
-    loop.add_reader(engine.fileno(), turn)
     watcher.registry = registry
     await registry.start()
     try:
         yield Control(registry, engine, keys, watcher.records)
     finally:
         await registry.stop()
-        loop.remove_reader(engine.fileno())
-        engine.tick(time.monotonic())
-        engine.close()
+        driver.close()

@@ -16,6 +16,7 @@ from pylb.core.auth import Caller
 from pylb.core.errors import Refused
 from pylb.core.policy import Policy, Rules, StaticFrontend
 from pylb.core.registration import parse_native
+from pylb.forward.counters import Counters
 from pylb.web.admin import Admin
 from pylb.web.call import Handler
 from tests.web.loopback import Reply, ask, run, serving, until
@@ -53,7 +54,11 @@ async def facing(
     state_dir: Path, *, rules: Rules | None = None, handler: str = "admin", allow: tuple[str, ...] = ()
 ) -> AsyncIterator[Face]:
     async with running(state_dir, rules) as control:
-        admin = Admin(control.registry, control.engine.counters, _scrape, hosts=["lb.example.net", "203.0.113.9"])
+
+        async def counters() -> Counters:
+            return control.engine.counters
+
+        admin = Admin(control.registry, counters, _scrape, hosts=["lb.example.net", "203.0.113.9"])
         pages: Handler = admin.handler() if handler == "admin" else admin.metrics_handler([ip_network(net) for net in allow])
         async with serving(pages) as server:
             yield Face(control, admin, server.port)

@@ -1,0 +1,152 @@
+"""What workers cost and what they spare: `python -m bench workers`.
+
+Start: from fork to a worker's first word, and its memory. Memory: main and workers, idle; as Pss, where pages that processes
+share count once (proc(5)), and as the plain sum of what each has resident. Isolation: the p99 of requests at a fixed rate,
+alone and while something else keeps main busy, with one process and with a worker: a flood of calls with wrong tokens, and
+scrapes of 1,000 frontends with three servers each, one after the other.
+"""
+
+import argparse
+import http.client
+import socket
+import statistics
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from bench import load, targets
+from bench.configs import Wiring
+from bench.processes import Address
+from bench.registrations import register
+from bench.report import aligned, progress
+from bench.targets import Target
+from pylb.workers.channel import Channel
+from pylb.workers.messages import VERSION, Hello, encoded
+from pylb.workers.program import Program
+
+STARTS = 15
+RATE = 4000.0  # requests a second: a fraction of what one process can do
+FRONTENDS = 1000
+FLOODERS = 3
+
+
+def starts() -> list[float]:
+    """Milliseconds until a worker has said Ready."""
+    program, taken = Program(), []
+    for _ in range(STARTS):
+        ours, theirs = socket.socketpair()
+        began = time.perf_counter()
+        process = program.start(theirs.fileno())
+        theirs.close()
+        channel = Channel(ours)
+        channel.send(*encoded(Hello(VERSION, 1, 1, 100, 10, 1 << 20, "none", 0.0)))
+        ours.setblocking(True)
+        ours.recv(1, socket.MSG_PEEK)
+        taken.append((time.perf_counter() - began) * 1e3)
+        channel.close()
+        process.wait(10)
+    program.close()
+    return taken
+
+
+def memory(target: Target) -> tuple[float, float]:
+    """MB: Pss, and resident, of all processes."""
+    if target.process is None:
+        raise ValueError("no process")
+    return target.process.memory_bytes() / 1e6, target.process.resident_bytes() / 1e6
+
+
+@contextmanager
+def nothing(_target: Target) -> Iterator[None]:
+    yield
+
+
+@contextmanager
+def flood(target: Target) -> Iterator[None]:
+    """Calls with a wrong token, as fast as three threads can."""
+    with _threads(FLOODERS, lambda: _call(target.wiring.webhook, "PUT", "/v1/registrations/x/y", "Bearer wrong")):
+        yield
+
+
+@contextmanager
+def scrapes(target: Target) -> Iterator[None]:
+    with _threads(1, lambda: _call(target.wiring.admin, "GET", "/metrics", "")):
+        yield
+
+
+@contextmanager
+def _threads(count: int, call: Callable[[], None]) -> Iterator[None]:
+    over = threading.Event()
+
+    def run() -> None:
+        while not over.is_set():
+            call()
+
+    threads = [threading.Thread(target=run) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join(30)
+
+
+def _call(where: Address, method: str, path: str, authorization: str) -> None:
+    connection = http.client.HTTPConnection(*where, timeout=30)
+    try:
+        connection.request(method, path, headers={"Authorization": authorization} if authorization else {})
+        connection.getresponse().read()
+    except (OSError, http.client.HTTPException):
+        pass  # over its limits it is cut off: that is the flood's business
+    finally:
+        connection.close()
+
+
+BESIDE = {"alone": nothing, "beside a flood of calls": flood, "beside scrapes": scrapes}
+
+
+def isolation(names: list[str], rounds: int, seconds: int, wiring: Wiring) -> dict[tuple[str, str], list[float]]:
+    """p99 in milliseconds by target and company."""
+    found: dict[tuple[str, str], list[float]] = {}
+    for turn in range(rounds):
+        for name in names:
+            with targets.running(name, wiring) as target:
+                register(target, 0, FRONTENDS)
+                for company, beside in BESIDE.items():
+                    with beside(target):
+                        result = load.pace(target.http, RATE, seconds)
+                    found.setdefault((name, company), []).append(result.p99 * 1e3)
+                    progress(f"round {turn + 1}/{rounds}  {name:<6} {company:<24} p99 {result.p99 * 1e3:.2f} ms")
+    return found
+
+
+def main(argv: list[str]) -> int:
+    """`python -m bench workers`."""
+    parser = argparse.ArgumentParser("python -m bench workers", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5, metavar="N", help="of the isolation (5)")
+    parser.add_argument("--seconds", type=int, default=4, metavar="S", help="each (4)")
+    options = parser.parse_args(argv)
+    names = ["pylb", "pylb1"]
+    targets.require(targets.requirements(names))
+    taken = starts()
+    print(f"start of a worker: median {statistics.median(taken):.0f} ms ({min(taken):.0f}..{max(taken):.0f})")
+    with tempfile.TemporaryDirectory(prefix="pylb-bench-") as folder:
+        wiring = targets.wired(Path(folder), 4096)
+        with targets.origin(wiring):
+            for name in (*names, "pylb2"):
+                with targets.running(name, wiring) as target:
+                    pss, resident = memory(target)
+                    print(f"memory of {name}, idle: {pss:.0f} MB (Pss), {resident:.0f} MB resident in all")
+            found = isolation(names, options.rounds, options.seconds, wiring)
+    rows = []
+    for (name, company), values in found.items():
+        ratios = [value / alone for value, alone in zip(values, found[name, "alone"], strict=True)]
+        spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f}..{max(ratios):.2f})"
+        rows.append([f"{name} {company}", f"{statistics.median(values):.2f}", spread])
+    print("\n".join(aligned([[f"{RATE:,.0f} requests/s", "p99 ms", "x alone"], *rows])))
+    return 0

@@ -1,0 +1,91 @@
+"""What one pylb leaves the next: its ports, its state, its counters, and how it lets go of them and takes them back."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Protocol
+
+from pylb.control.registry import Registry
+from pylb.control.store import StateLocked
+from pylb.forward.counters import Counters
+from pylb.listeners import Listeners
+from pylb.upgrade import Predecessors
+from pylb.web.server import HttpServer
+from pylb.web.socket import ControlSocket
+from pylb.workers.messages import PIECE, Changes, Report, counted, report
+
+log = logging.getLogger("pylb")
+
+
+class Counting(Protocol):
+    """The engine's driver, or the fleet."""
+
+    async def counters(self) -> Counters: ...
+
+
+class Lost(Exception):  # noqa: N818 - a condition, told in one line
+    """The state is another process's now."""
+
+
+class Estate:
+    """Of a pylb that serves. `before`: those that only end their sessions still."""
+
+    def __init__(self, listeners: Listeners, forwarding: Counting, registry: Registry, before: Predecessors) -> None:
+        self._listeners = listeners
+        self._forwarding = forwarding
+        self._registry = registry
+        self._before = before
+        self._changes = Changes()
+        self.servers: Sequence[HttpServer] = ()
+        self.control: ControlSocket | None = None
+
+    async def hold(self) -> None:
+        """Callers wait, nothing changes, and everything is on disk. Raises OSError: nothing was held."""
+        self._changes = Changes()
+        for server in self.servers:
+            server.pause()
+        if self.control is not None:
+            self.control.leave()
+        try:
+            await self._registry.hand_over()
+        except OSError:
+            await self._serve_again()
+            raise
+
+    async def take_back(self) -> None:
+        """As if `hold` had not been. Raises Lost."""
+        try:
+            self._registry.take_back()
+        except (OSError, StateLocked) as error:
+            raise Lost(f"the state directory cannot be taken back from the pylb that was to follow: {error}") from None
+        await self._serve_again()
+
+    async def _serve_again(self) -> None:
+        for server in self.servers:
+            server.resume()
+        if self.control is not None:
+            try:
+                await self.control.start()
+            except OSError as error:
+                log.error("no control socket any more: %s", error)
+
+    def descriptors(self) -> list[int]:
+        """All listening sockets."""
+        return self._listeners.all()
+
+    def totals(self) -> Mapping[str, Mapping[str, int]]:
+        """As Registry.totals."""
+        return self._registry.totals()
+
+    async def counters(self) -> Counters:
+        """Of this pylb and of those before it."""
+        return self._before.added(await self._forwarding.counters())
+
+    async def counted(self) -> AsyncIterator[Report]:
+        """What changed in them since the last time, in pieces, and in any case one."""
+        counters = await self.counters()
+        changed = self._changes.since(counters)
+        for start in range(0, max(1, len(changed)), PIECE):
+            some = changed[start : start + PIECE]
+            yield report(counters, 0.0, tuple(counted(listen, counters.frontends[listen]) for listen in some))
+            await asyncio.sleep(0)

@@ -1,0 +1,142 @@
+"""Where listening sockets come from: left to us by systemd or by the pylb before us, else bound here.
+
+One place knows them all, so that a successor can be given every one, and systemd's fd store keeps a copy of each: whoever
+connects while pylb is started anew waits instead of being refused (sd_listen_fds(3), FDSTORE in sd_notify(3)).
+"""
+
+import logging
+import os
+import socket
+from collections.abc import Iterable, Mapping
+from socket import SocketType
+
+from pylb.core.address import ANY, Listen
+from pylb.forward.sockets import folded, inheritable, open_listener, share
+from pylb.service import Service
+
+log = logging.getLogger("pylb")
+
+FIRST = 3  # the first descriptor that systemd passes
+
+
+class Listeners:
+    """All listening TCP sockets of this pylb, frontends' and its own. The sockets are owned by whoever asked for them."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._left: dict[Listen, list[SocketType]] = {}  # to us, and not asked for yet
+        self._open: dict[Listen, list[SocketType]] = {}
+
+    def inherit(self, descriptors: Iterable[int]) -> None:
+        """Take over what somebody listened on before. What is no listening TCP socket is closed."""
+        for fd in descriptors:
+            try:
+                sock = SocketType(-1, -1, -1, fd)
+            except OSError:  # no socket: systemd passes what a unit told it to
+                os.close(fd)
+                continue
+            if not _listens(sock):
+                sock.close()
+                continue
+            os.set_inheritable(fd, False)
+            self._left.setdefault(_listen(sock), []).append(sock)
+
+    def open(self, listen: Listen, *, freebind: bool = False, shared: bool = False) -> SocketType:
+        """A frontend's. As `open_listener`, of which there may be several if `shared`. Raises OSError."""
+        sock = self._take(listen)
+        if sock is None:
+            sock = open_listener(listen, freebind=freebind, shared=shared)
+        else:
+            sock.setblocking(False)
+            inheritable(sock)
+            if shared:
+                share(sock)
+        self._note(listen, sock)
+        return sock
+
+    def adopt(self, listen: Listen) -> socket.socket | None:
+        """The socket for an HTTP listener, if one was left to us."""
+        sock = self._take(listen)
+        if sock is None:
+            return None
+        adopted = socket.socket(fileno=sock.detach())
+        adopted.setblocking(False)
+        self.note(listen, adopted)
+        return adopted
+
+    def note(self, listen: Listen, sock: socket.socket) -> None:
+        """An HTTP listener that was bound elsewhere."""
+        self._note(listen, sock)
+
+    def closed(self, listen: Listen) -> None:
+        """Nobody is to be reached there any more: in no process that holds a copy. Idempotent."""
+        for sock in self._open.pop(listen, ()):
+            try:
+                sock.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass  # closed meanwhile
+            self._service.unstore(_name(listen))
+
+    def forget_left(self) -> None:
+        """Close what nobody has asked for since the start: ports that are not in the table any more."""
+        for listen, socks in self._left.items():
+            log.info("%s was left open for us, and is closed: nothing listens there now", listen)
+            for sock in socks:
+                if listen not in self._open:  # else it is one of more than there are workers now
+                    sock.shutdown(socket.SHUT_RDWR)
+                    self._service.unstore(_name(listen))
+                sock.close()
+        self._left.clear()
+
+    def store(self) -> None:
+        """Everything into the fd store; what is there already is not kept twice."""
+        for listen, socks in self._open.items():
+            for sock in socks:
+                if sock.fileno() >= 0:
+                    self._service.store(_name(listen), sock.fileno())
+
+    def all(self) -> list[int]:
+        """The descriptors, for a successor."""
+        return [sock.fileno() for socks in self._open.values() for sock in socks if sock.fileno() >= 0]
+
+    def _note(self, listen: Listen, sock: SocketType) -> None:
+        self._open.setdefault(listen, []).append(sock)
+        self._service.store(_name(listen), sock.fileno())
+
+    def _take(self, listen: Listen) -> SocketType | None:
+        places = [listen]
+        if listen.ip == ANY:
+            places.append(Listen(listen.protocol, "0.0.0.0", listen.port))  # of a machine without IPv6
+        for place in places:
+            if left := self._left.get(place):
+                sock = left.pop()
+                if not left:
+                    del self._left[place]
+                return sock
+        return None
+
+
+def passed(environ: Mapping[str, str]) -> range:
+    """The descriptors that systemd passed to this process (sd_listen_fds(3))."""
+    if environ.get("LISTEN_PID") != str(os.getpid()):
+        return range(0)
+    count = environ.get("LISTEN_FDS", "")
+    return range(FIRST, FIRST + int(count)) if count.isascii() and count.isdigit() else range(0)
+
+
+def _listens(sock: SocketType) -> bool:
+    if sock.family not in (socket.AF_INET, socket.AF_INET6) or sock.type != socket.SOCK_STREAM:
+        return False
+    return bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+
+
+def _listen(sock: SocketType) -> Listen:
+    ip, port = sock.getsockname()[:2]
+    if sock.family == socket.AF_INET6 and ip == "::" and not sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY):
+        return Listen("tcp", ANY, port)
+    return Listen("tcp", folded(ip), port)
+
+
+def _name(listen: Listen) -> str:
+    """In the fd store: no colons there."""
+    return f"{listen.protocol}-{listen.ip.replace(':', '_').replace(ANY, 'any')}-{listen.port}"

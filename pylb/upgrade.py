@@ -1,0 +1,282 @@
+"""A successor: a new pylb that takes over listening sockets, state and counters from the one that started it.
+
+The words, each a frame (workers/channel.py) of one JSON object; they stay as they are from version to version:
+
+    new  {"say": "ready", "protocol": 1}        its code is loaded, its config is valid; it has touched nothing
+    old  {"say": "listeners"} + descriptors      as often as needed; the state is on disk and let go of by now
+    old  {"say": "count", "count": [...]}        what was counted so far, in pieces
+    old  {"say": "yours", "totals": {...}}       that was all
+    new  {"say": "serving"}                      its ports serve
+    old  {"say": "go"}                           systemd knows who the service is; the old one only ends its sessions
+    old  {"say": "count", "count": [...]}        what changes, once a second until it ends
+    new  {"say": "stop", "deadline": SECONDS}    end them by then (monotonic)
+
+Whoever of the two ends before "go" leaves the other one in charge.
+"""
+
+import asyncio
+import json
+import logging
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from pylb.core.wire import Malformed, made, plain
+from pylb.forward.counters import Counters
+from pylb.workers.channel import MOST_FDS, BadFrame, Channel, ChannelClosed
+from pylb.workers.messages import Report
+from pylb.workers.tally import Tally
+
+log = logging.getLogger("pylb")
+
+PROTOCOL = 1
+VARIABLE = "PYLB_UPGRADE_FD"
+READY = 30.0  # seconds for a successor to load its code and read its config
+SERVING = 20.0  # and to serve from then on: it may have a thousand ports to open
+ANSWER = 30.0  # seconds for the old one's answers
+REPORT = 1.0
+
+
+class Refusal(Exception):  # noqa: N818 - a condition, told in one line
+    """Why the old pylb stays in charge."""
+
+
+class Talk:
+    """One end between the two."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._channel = Channel(sock)
+        self._heard: asyncio.Queue[tuple[dict[str, Any], list[int]] | None] = asyncio.Queue()
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(self._channel.fileno(), self._on_readable)
+        self._open = True
+
+    def say(self, word: str, fds: Sequence[int] = (), **more: Any) -> None:
+        """Nobody there is no error: what follows from that is told by `hear`."""
+        try:
+            self._channel.send(0, json.dumps({"say": word, **more}, separators=(",", ":")).encode(), fds)
+        except ChannelClosed:
+            pass
+
+    async def hear(self, within: float | None = None) -> tuple[dict[str, Any], list[int]]:
+        """The next word and its descriptors. Raises Refusal: the other one is gone, or silent for that many seconds."""
+        try:
+            async with asyncio.timeout(within):
+                while self._channel.backlog:
+                    await self._flush()
+                said = await self._heard.get()
+        except TimeoutError:
+            raise Refusal(f"nothing was heard of it for {within:g} s") from None
+        if said is None:
+            raise Refusal("it has ended")
+        return said
+
+    async def expect(self, word: str, within: float | None) -> tuple[dict[str, Any], list[int]]:
+        """Raises Refusal."""
+        said, fds = await self.hear(within)
+        if said.get("say") != word:
+            raise Refusal(f"it said {said.get('say')!r:.40} where {word!r} was to come")
+        return said, fds
+
+    def close(self) -> None:
+        """Idempotent."""
+        if self._open:
+            self._open = False
+            self._loop.remove_reader(self._channel.fileno())
+            self._channel.close()
+
+    async def _flush(self) -> None:
+        try:
+            self._channel.flush()
+        except ChannelClosed:
+            return
+        await asyncio.sleep(0.01)
+
+    def _on_readable(self) -> None:
+        try:
+            for frame in self._channel.receive():
+                self._heard.put_nowait((dict(json.loads(frame.body)), frame.fds))
+        except (ChannelClosed, BadFrame, ValueError, TypeError):
+            self._loop.remove_reader(self._channel.fileno())
+            self._heard.put_nowait(None)
+
+
+class Running(Protocol):
+    """What the old one can do."""
+
+    async def hold(self) -> None:
+        """Nothing changes from here on, and everything is on disk. Raises OSError: nothing was held."""
+
+    async def take_back(self) -> None:
+        """As if `hold` had not been."""
+
+    def descriptors(self) -> list[int]:
+        """All listening sockets."""
+
+    def counted(self) -> AsyncIterator[Report]:
+        """What changed in the counters since the last time, in pieces."""
+
+    def totals(self) -> Mapping[str, Mapping[str, int]]:
+        """As Registry.totals."""
+
+
+async def hand_over(old: Running, environ: Mapping[str, str]) -> tuple[Talk, int]:
+    """Start a successor and give it everything. Returns the way to it and its pid. Raises Refusal: nothing has changed."""
+    if os.getpid() == 1:
+        raise Refusal("this pylb is process 1 of a container: start a new container instead")
+    ours, theirs = socket.socketpair()
+    try:
+        process = _start(theirs, environ)
+    except OSError as error:
+        ours.close()
+        raise Refusal(f"{command()[0]} cannot be started: {error.strerror}") from None
+    finally:
+        theirs.close()
+    talk = Talk(ours)
+    try:
+        await _give(old, talk, process)
+    except BaseException:
+        await _end(process)
+        talk.close()
+        raise
+    return talk, process.pid
+
+
+async def _give(old: Running, talk: Talk, process: "subprocess.Popen[bytes]") -> None:
+    """Raises Refusal."""
+    said, _ = await talk.expect("ready", READY)
+    if said.get("protocol") != PROTOCOL:
+        raise Refusal(f"it speaks version {said.get('protocol')} of the hand-over, this pylb {PROTOCOL}: restart instead")
+    try:
+        await old.hold()
+    except OSError as error:
+        raise Refusal(f"the state cannot be written ({error.strerror or error}), and must not be lost") from None
+    try:
+        fds = old.descriptors()
+        for start in range(0, len(fds), MOST_FDS):
+            talk.say("listeners", fds[start : start + MOST_FDS])
+        await tell(talk, old.counted())
+        talk.say("yours", totals=old.totals())
+        await talk.expect("serving", SERVING)
+    except BaseException:
+        await _end(process)  # its lock on the state goes with it, and that may be after its end of the talk
+        await old.take_back()
+        raise
+
+
+def _start(channel: socket.socket, environ: Mapping[str, str]) -> "subprocess.Popen[bytes]":
+    """Raises OSError."""
+    left_out = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "WATCHDOG_PID")  # all about this process
+    environment = {key: value for key, value in environ.items() if key not in left_out}
+    environment[VARIABLE] = str(channel.fileno())
+    return subprocess.Popen(command(), pass_fds=(channel.fileno(),), env=environment)  # noqa: S603 - our own command line
+
+
+async def _end(process: "subprocess.Popen[bytes]") -> None:
+    """It is not the service, and its workers end with their sessions. Idempotent."""
+    process.kill()
+    await asyncio.to_thread(process.wait)
+
+
+def command() -> list[str]:
+    """How this pylb was started. A script is started by its path, so that a link that leads to a new version counts."""
+    script = Path(sys.argv[0])
+    if script.name != "__main__.py" and os.access(script, os.X_OK):
+        return [str(script), *sys.argv[1:]]
+    return [sys.executable, *sys.orig_argv[1:]]
+
+
+# ---------------------------------------------------------------- the new one
+
+
+class Left(NamedTuple):
+    """What the pylb before left."""
+
+    talk: Talk
+    descriptors: list[int]
+    reports: list[Report]
+    totals: Mapping[str, Mapping[str, int]]
+
+
+async def inherit(environ: Mapping[str, str]) -> Left | None:
+    """Once it has let go of it; None: there was none before. Raises Refusal: it is still in charge."""
+    text = environ.get(VARIABLE, "")
+    if not text.isdigit():
+        return None
+    os.set_inheritable(int(text), False)
+    talk = Talk(socket.socket(fileno=int(text)))
+    talk.say("ready", protocol=PROTOCOL)
+    descriptors: list[int] = []
+    reports: list[Report] = []
+    while True:
+        said, fds = await talk.hear(ANSWER)
+        descriptors += fds
+        if said.get("say") == "count" and (report := report_of(said)) is not None:
+            reports.append(report)
+        if said.get("say") == "yours":
+            return Left(talk, descriptors, reports, said.get("totals") or {})
+
+
+class Predecessors:
+    """Those that only end their sessions still, each with a process of its own: what they count, and their end."""
+
+    def __init__(self) -> None:
+        self._tally = Tally()
+        self._living: dict[int, Talk] = {}
+        self._next = 0
+
+    def added(self, counters: Counters) -> Counters:
+        """`counters` and theirs."""
+        return self._tally.added(counters) if self._next else counters
+
+    async def follow(self, talk: Talk, reports: Iterable[Report]) -> None:
+        """Hear what one says until its end; `reports` it has said already."""
+        self._next = number = self._next + 1
+        self._living[number] = talk
+        try:
+            for report in reports:
+                self._tally.heard(number, report)
+            while True:
+                if (later := report_of((await talk.hear())[0])) is not None:
+                    self._tally.heard(number, later)
+        except Refusal:
+            pass  # its end
+        finally:
+            self._tally.retire(number)
+            del self._living[number]
+            talk.close()
+
+    def stop(self, deadline: float) -> None:
+        """End your sessions by `deadline` (monotonic)."""
+        for talk in self._living.values():
+            talk.say("stop", deadline=deadline)
+
+    async def ended(self, *, at_once: asyncio.Event) -> None:
+        """Until all are gone, or `at_once` is set."""
+        while self._living and not at_once.is_set():  # noqa: ASYNC110 - one of two things, and nobody is in a hurry
+            await asyncio.sleep(0.05)
+
+
+async def tell(talk: Talk, counted: AsyncIterator[Report]) -> None:
+    async for report in counted:
+        talk.say("count", count=plain(tuple(report)))
+
+
+async def report_to(successor: Talk, counted: Callable[[], AsyncIterator[Report]]) -> None:
+    """Once a second, until cancelled."""
+    while True:
+        await tell(successor, counted())
+        await asyncio.sleep(REPORT)
+
+
+def report_of(said: Mapping[str, Any]) -> Report | None:
+    """Its counters; None from a version that counts otherwise: then they begin anew."""
+    try:
+        return made(Report, said.get("count"))
+    except Malformed as error:
+        log.warning("the counters of the pylb before cannot be read, they begin anew: %s", error)
+        return None

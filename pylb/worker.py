@@ -1,0 +1,106 @@
+"""A worker: core and forward, the engine's own loop, and the channel to main. No asyncio, no thread, no config.
+
+Main starts it with one end of the channel and the code it is made of (workers/program.py). It lives until main says `Drain`
+and its sessions are over, or until main is gone and they are.
+"""
+
+import faulthandler
+import gc
+import select
+import signal
+import socket
+import sys
+import time
+
+from pylb.forward.engine import Engine
+from pylb.forward.timers import TICK
+from pylb.observe.form import form_of
+from pylb.pulse import Pulse
+from pylb.workers.channel import BadFrame, Channel, ChannelClosed, Frame
+from pylb.workers.link import Link
+from pylb.workers.messages import VERSION, Hello, decoded
+
+HELLO = 10.0  # seconds to wait for main's first word
+GC_THRESHOLDS = (10_000, 20, 100)  # sessions leave no cycles, messages leave a few
+
+
+def main(fd: int) -> int:
+    """The process. Returns its exit code."""
+    # A terminal's Ctrl-C goes to all of its processes; what a stop means for sessions, main says.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
+    faulthandler.enable()  # main sends SIGABRT to one that stands still: the stacks tell where
+    channel = Channel(socket.socket(fileno=fd))
+    try:
+        hello = _hello(channel)
+        _name(f"pylb-worker-{hello.seat}")
+        run(channel, hello)
+    except (BadFrame, ChannelClosed) as error:
+        sys.stderr.write(f"pylb worker: {error}\n")
+        return 1
+    return 0
+
+
+def _hello(channel: Channel) -> Hello:
+    """Raises BadFrame, ChannelClosed."""
+    waiting = select.poll()
+    waiting.register(channel.fileno(), select.POLLIN)
+    frames: list[Frame] = []
+    deadline = time.monotonic() + HELLO
+    while not frames:
+        if not waiting.poll(max(0.0, deadline - time.monotonic()) * 1000):
+            raise BadFrame("main says nothing")
+        frames = channel.receive()
+    hello = decoded(frames[0])
+    if not isinstance(hello, Hello) or len(frames) != 1:  # main says nothing more before it has heard Ready
+        raise BadFrame("main does not say Hello")
+    if hello.version != VERSION:
+        raise BadFrame(f"main is {hello.version}, this worker {VERSION}")
+    return hello
+
+
+def _name(text: str) -> None:
+    """For ps and top (proc(5), /proc/self/comm: 15 bytes)."""
+    try:
+        with open("/proc/self/comm", "w") as comm:
+            comm.write(text)
+    except OSError:
+        pass  # a comfort only
+
+
+def run(channel: Channel, hello: Hello) -> None:
+    """Until all is over. Raises BadFrame."""
+    link = Link(channel, hello, form_of(hello.log_format))
+    engine = Engine(
+        observer=link,
+        max_connections=hello.max_connections,
+        max_pipes=hello.max_pipes,
+        max_buffered=hello.max_buffered,
+        on_fault=link.fault,
+        opener=link.open_listener,
+    )
+    link.begin(engine)
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*GC_THRESHOLDS)
+    clock, on_ready = time.monotonic, engine.on_ready
+    due, busy = clock(), False
+    pulse = Pulse(TICK, due)
+    while True:
+        now = clock()
+        if now >= due:
+            if link.is_over:
+                break
+            due = now + TICK
+            pulse.beat(now)
+            engine.tick(now)
+            link.tick(now, pulse.lag)
+        busy = on_ready(0 if busy or link.reporting else due - now)
+        if link.reporting:
+            link.report_some()
+        if link.connects:
+            link.tell_connects()
+    pulse.stop()
+    link.close()
+    engine.close()
+    channel.close()

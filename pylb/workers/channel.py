@@ -1,0 +1,156 @@
+"""One end of the control channel: whole frames over a Unix stream socket, descriptors beside them (unix(7), SCM_RIGHTS).
+
+A stream, not SEQPACKET: a table of 300 KB is EMSGSIZE there. Nothing here waits: what the other end does not take is kept.
+A frame is magic, kind, length and CRC-32 in network order, then its body.
+"""
+
+import array
+import os
+import socket
+from binascii import crc32
+from collections import deque
+from collections.abc import Sequence
+from struct import Struct
+from typing import NamedTuple
+
+MOST_BODY = 64 << 20  # bytes
+MOST_FDS = 250  # of one frame (unix(7): 253)
+_HEAD = Struct("!2sBBII")  # magic, kind, descriptors, length, CRC-32 of the body
+_MAGIC = b"LB"
+_CHUNK = 256 << 10
+
+
+class ChannelClosed(Exception):  # noqa: N818 - a condition: the other process is gone
+    """The other end is gone."""
+
+
+class BadFrame(Exception):  # noqa: N818 - a condition, told in one line
+    """What came is no frame of ours: nothing behind it can be trusted."""
+
+
+class Frame(NamedTuple):
+    kind: int
+    body: bytes
+    fds: list[int]  # ours to close
+
+
+class _Waiting:
+    """The rest of a frame. Its descriptors are duplicates: the caller may close its own meanwhile."""
+
+    def __init__(self, data: memoryview, fds: Sequence[int]) -> None:
+        self.data = data
+        self.fds = [os.dup(fd) for fd in fds]
+
+    def close(self) -> None:
+        while self.fds:
+            os.close(self.fds.pop())
+
+
+class Channel:
+    """Owns `sock`."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        self._sock = sock
+        self._out: deque[_Waiting] = deque()
+        self._in = bytearray()
+        self._fds: deque[int] = deque()
+        self.backlog = 0  # bytes that wait to be sent
+
+    def fileno(self) -> int:
+        return self._sock.fileno()
+
+    def close(self) -> None:
+        """Idempotent."""
+        self._sock.close()
+        for waiting in self._out:
+            waiting.close()
+        self._out.clear()
+        self.backlog = 0
+        while self._fds:
+            os.close(self._fds.popleft())
+
+    # ------------------------------------------------------------ out
+
+    def send(self, kind: int, body: bytes, fds: Sequence[int] = ()) -> None:
+        """At once, or from a later `flush` on. Raises ChannelClosed."""
+        if len(body) > MOST_BODY or len(fds) > MOST_FDS:
+            raise ValueError(f"a frame of {len(body)} bytes and {len(fds)} descriptors is too large")
+        data = _HEAD.pack(_MAGIC, kind, len(fds), len(body), crc32(body)) + body
+        self._out.append(_Waiting(memoryview(data), fds))
+        self.backlog += len(data)
+        self.flush()
+
+    def flush(self) -> None:
+        """Raises ChannelClosed."""
+        while self._out:
+            waiting = self._out[0]
+            try:
+                sent = self._send(waiting.data, waiting.fds)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                raise ChannelClosed(error.strerror) from None
+            waiting.close()  # the descriptors went with the first byte
+            self.backlog -= sent
+            waiting.data = waiting.data[sent:]
+            if not waiting.data:
+                self._out.popleft()
+
+    def _send(self, data: memoryview, fds: Sequence[int]) -> int:
+        if not fds:
+            return self._sock.send(data, socket.MSG_NOSIGNAL)
+        rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))
+        return self._sock.sendmsg([data], [rights], socket.MSG_NOSIGNAL)
+
+    # ------------------------------------------------------------ in
+
+    def receive(self) -> list[Frame]:
+        """All whole frames that are there. Raises ChannelClosed once nothing more can come, BadFrame."""
+        closed = False
+        try:
+            while self._read():
+                pass
+        except BlockingIOError:
+            pass
+        except (OSError, ChannelClosed):
+            closed = True
+        frames = self._frames()
+        if closed and not frames:
+            raise ChannelClosed("end of the channel")
+        return frames  # the end is met again by the next call
+
+    def _read(self) -> bool:
+        """Raises BlockingIOError, OSError, ChannelClosed."""
+        room = socket.CMSG_SPACE(MOST_FDS * array.array("i").itemsize)
+        data, ancillary, flags, _ = self._sock.recvmsg(_CHUNK, room, socket.MSG_CMSG_CLOEXEC)
+        for level, kind, content in ancillary:
+            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                found = array.array("i")
+                found.frombytes(content[: len(content) - len(content) % found.itemsize])
+                self._fds.extend(found)
+        if flags & socket.MSG_CTRUNC:
+            raise BadFrame("descriptors were lost: is the limit of open files reached?")
+        if not data:
+            raise ChannelClosed
+        self._in += data
+        return True
+
+    def _frames(self) -> list[Frame]:
+        frames, start = [], 0
+        while len(self._in) - start >= _HEAD.size:
+            magic, kind, count, length, checksum = _HEAD.unpack_from(self._in, start)
+            if magic != _MAGIC or length > MOST_BODY:
+                raise BadFrame(f"{bytes(self._in[start : start + _HEAD.size])!r} is no head of a frame")
+            end = start + _HEAD.size + length
+            if len(self._in) < end:
+                break
+            body = bytes(self._in[start + _HEAD.size : end])
+            if crc32(body) != checksum:
+                raise BadFrame(f"a frame of {length} bytes has a wrong checksum")
+            if len(self._fds) < count:
+                raise BadFrame(f"a frame came with {len(self._fds)} of its {count} descriptors")
+            frames.append(Frame(kind, body, [self._fds.popleft() for _ in range(count)]))
+            start = end
+        del self._in[:start]
+        return frames

@@ -1,0 +1,270 @@
+"""A worker's side of the channel: what main sends becomes calls of the engine, what the engine tells becomes messages.
+
+Nothing here waits for main. What it does not take piles up to a bound; beyond it session lines are dropped and counted.
+"""
+
+import os
+import select
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable
+from socket import SocketType
+from typing import Any
+
+from pylb.core.address import Listen
+from pylb.core.session import SessionRecord, SessionView
+from pylb.core.table import Frontend, Server, make_table
+from pylb.forward.engine import Engine
+from pylb.workers.channel import BadFrame, Channel, ChannelClosed
+from pylb.workers.messages import (
+    PIECE,
+    VERSION,
+    Answer,
+    Applied,
+    Ask,
+    Changes,
+    Connect,
+    Drain,
+    Fault,
+    Hello,
+    Lines,
+    Listeners,
+    Others,
+    Ready,
+    Retell,
+    TableChange,
+    Uses,
+    counted,
+    decoded,
+    encoded,
+    report,
+)
+
+MOST_LINES = 8192  # that wait for the next tick
+MOST_BACKLOG = 4 << 20  # bytes that main has not taken: above it lines are dropped
+MOST_CONNECTS = 256  # told at once; a flood of failures says no more than its first
+REPORT = 1.0  # seconds
+
+
+class Link:
+    """Also the engine's observer and its opener. `form`: a session as a line, None for no lines."""
+
+    def __init__(self, channel: Channel, hello: Hello, form: Callable[[SessionRecord], str] | None) -> None:
+        self._channel = channel
+        self._hello = hello
+        self._form = form
+        self._listeners: dict[Listen, SocketType] = {}
+        self._policies: dict[int, Any] = {}
+        self._lines: deque[str] = deque()
+        self._dropped = 0
+        self.connects: list[Connect] = []  # to be told after the turn
+        self._changes = Changes()
+        self._changed: list[Listen] = []  # still to be told
+        self._asked: list[int] = []  # questions that are answered once all is told
+        self.reporting = False
+        self._report_at = 0.0
+        self._lag = 0.0
+        self.draining = False
+        self.orphaned = False  # main is gone
+
+    def begin(self, engine: Engine) -> None:
+        """Everything else comes after this."""
+        self._engine = engine
+        engine.watch(self._channel.fileno(), self.on_readable)
+        self._say(Ready(VERSION))
+
+    # ------------------------------------------------------------ the engine's
+
+    def open_listener(self, listen: Listen, *, freebind: bool = False) -> SocketType:  # noqa: ARG002 - main has bound it
+        """The socket that main sent for it. Raises OSError."""
+        sock = self._listeners.pop(listen, None)
+        if sock is None:
+            raise FileNotFoundError(f"main sent no socket for {listen}")
+        return sock
+
+    def session_ended(self, record: SessionRecord) -> None:
+        if self._form is None:
+            return
+        if len(self._lines) < MOST_LINES:
+            self._lines.append(self._form(record))
+        else:
+            self._dropped += 1
+
+    def connect_ended(self, listen: Listen, server: Server, failure: str | None) -> None:
+        if len(self.connects) < MOST_CONNECTS:
+            self.connects.append(Connect(listen, server, failure))
+
+    def fault(self, error: Exception) -> None:
+        self._say(Fault("".join(traceback.format_exception(error))))
+
+    # ------------------------------------------------------------ from main
+
+    def on_readable(self) -> None:
+        try:
+            for frame in self._channel.receive():
+                message = decoded(frame)
+                if isinstance(message, Listeners):
+                    self._take(message, frame.fds)
+                elif isinstance(message, TableChange):
+                    self._apply(message)
+                elif isinstance(message, Ask):
+                    self._answer(message)
+                elif isinstance(message, Others):
+                    self._heed(message)
+                elif isinstance(message, Retell):
+                    self._say(Uses(self._engine.elsewhere.uses(whole=True)))
+                elif isinstance(message, Drain):
+                    self.drain(message.deadline)
+                else:
+                    raise BadFrame(f"main sent {type(message).__name__}")
+        except ChannelClosed:
+            self._be_orphan()
+
+    def _take(self, message: Listeners, fds: list[int]) -> None:
+        if len(message.listens) != len(fds):
+            raise BadFrame(f"{len(fds)} sockets for {len(message.listens)} ports")
+        for listen, fd in zip(message.listens, fds, strict=True):
+            self._listeners[listen] = SocketType(-1, -1, -1, fd)  # the kernel says what it is
+
+    def _apply(self, change: TableChange) -> None:
+        if change.base != self._engine.table.generation:
+            raise BadFrame(f"a table on top of {change.base}, while {self._engine.table.generation} is in force")
+        self._policies.update(change.policies)
+        frontends = dict(self._engine.table.frontends)
+        for listen in change.closed:
+            frontends.pop(listen, None)
+        for one in change.frontends:
+            frontends[one.listen] = Frontend(one.name, one.listen, self._policies[one.policy], one.servers)
+        for number in change.forget:
+            del self._policies[number]
+        failed = self._engine.apply(make_table(change.generation, frontends))
+        for error in failed.values():
+            self.fault(error)
+        if self._hello.workers > 1:
+            self._engine.elsewhere.follow()
+        self._say(Applied(change.generation))
+
+    def _answer(self, ask: Ask) -> None:
+        engine, touched = self._engine, 0
+        views: tuple[SessionView, ...] = ()
+        if ask.what == "sessions":
+            views = tuple(engine.sessions())
+        elif ask.what == "counters":
+            self._asked.append(ask.number)
+            self._begin_report()
+            return
+        elif ask.what == "shutdown session" and ask.address is not None:
+            touched = engine.shutdown_session(ask.address)
+        elif ask.what == "shutdown sessions" and ask.listen is not None and ask.address is not None:
+            touched = engine.shutdown_sessions(ask.listen, ask.address)
+        else:
+            raise BadFrame(f"main asks {ask.what!r:.40}")
+        self._say(Answer(ask.number, touched, views))
+
+    def _heed(self, others: Others) -> None:
+        if others.gone:
+            self._engine.elsewhere.forget(others.seat)
+        else:
+            self._engine.elsewhere.heed(others.seat, others.uses, time.monotonic())
+
+    def drain(self, deadline: float) -> None:
+        self.draining = True
+        self._engine.drain(deadline)
+
+    def _be_orphan(self) -> None:
+        """Main is gone: no new clients (its successor has them), and time for those that are here."""
+        self.orphaned = True
+        self._engine.unwatch(self._channel.fileno())
+        self._channel.close()
+        if not self.draining:
+            self.drain(time.monotonic() + self._hello.linger)
+
+    # ------------------------------------------------------------ to main
+
+    def tell_connects(self) -> None:
+        """Servers that failed: that cannot wait for the tick."""
+        connects, self.connects = self.connects, []
+        for one in connects:
+            self._say(one)
+
+    def tick(self, now: float, lag: float) -> None:
+        """`lag`: seconds that the loop's turns came late of late."""
+        self._lag = lag
+        self._flush()
+        if self._lines or self._dropped:
+            self._send_lines()
+        if self._hello.workers > 1 and (uses := self._engine.elsewhere.uses()):
+            self._say(Uses(uses))
+        if now >= self._report_at:
+            self._report_at = now + REPORT
+            if self._channel.backlog < MOST_BACKLOG:
+                self._begin_report()
+
+    def _begin_report(self) -> None:
+        self._changed = self._changes.since(self._engine.counters)
+        self.reporting = True
+
+    def report_some(self) -> None:
+        """How it is, and of what changed a piece: a thousand busy frontends at once would hold up the bytes."""
+        some, self._changed = self._changed[:PIECE], self._changed[PIECE:]
+        counters = self._engine.counters
+        found = tuple(counted(listen, counters.frontends[listen]) for listen in some if listen in counters.frontends)
+        self._say(report(counters, self._lag, found))
+        if not self._changed:
+            self.reporting = False
+            while self._asked:
+                self._say(Answer(self._asked.pop(), 0, ()))
+
+    def _send_lines(self) -> None:
+        lines, self._lines = self._lines, deque()
+        if self.orphaned:
+            _to_stdout(lines)
+        elif self._channel.backlog > MOST_BACKLOG:
+            self._dropped += len(lines)
+        else:
+            self._say(Lines("\n".join(lines), self._dropped))
+            self._dropped = 0
+
+    def _say(self, message: Any) -> None:
+        if not self.orphaned:
+            try:
+                self._channel.send(*encoded(message))
+            except ChannelClosed:
+                pass  # the end of the channel is read next
+
+    def _flush(self) -> None:
+        if self._channel.backlog:
+            try:
+                self._channel.flush()
+            except ChannelClosed:
+                pass
+
+    @property
+    def is_over(self) -> bool:
+        """Nothing is left to do here."""
+        return self.draining and not self._engine.counters.open_sessions
+
+    def close(self) -> None:
+        """The last words."""
+        self.tick(time.monotonic(), self._lag)
+        self._begin_report()
+        while self.reporting:
+            self.report_some()
+        self._flush()
+
+
+def _to_stdout(lines: deque[str]) -> None:
+    """Without main: what stdout takes at once, the rest is dropped. A pipe with room takes PIPE_BUF bytes whole (pipe(7))."""
+    room = select.poll()
+    room.register(1, select.POLLOUT)
+    while lines and room.poll(0):
+        batch: list[str] = []
+        size = 0
+        while lines and (not batch or size + len(lines[0]) < select.PIPE_BUF // 2):
+            batch.append(lines.popleft())
+            size += len(batch[-1]) + 1
+        try:
+            os.write(1, ("\n".join(batch) + "\n").encode("utf-8", "backslashreplace"))
+        except OSError:
+            return

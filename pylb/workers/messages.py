@@ -1,0 +1,293 @@
+"""What main and a worker say to each other, and how it is written into a frame.
+
+Every message is a NamedTuple of core's types; its place in KINDS is the frame's kind. What arrives is checked field by field
+(core/wire.py) before anything is done with it. Both ends are of one version: Hello and Ready say which.
+"""
+
+import json
+from typing import Any, Literal, NamedTuple
+
+from pylb import __version__
+from pylb.core.address import Address, Listen
+from pylb.core.policy import Policy
+from pylb.core.session import SessionView
+from pylb.core.table import Frontend, Server
+from pylb.core.wire import Malformed, made, plain
+from pylb.forward.counters import Counters, FrontendCounters, Histogram, ServerCounters
+from pylb.forward.elsewhere import Use
+from pylb.workers.channel import BadFrame, Frame
+
+VERSION = f"{__version__}/1"
+
+
+# ------------------------------------------------------------ main to worker
+
+
+class Hello(NamedTuple):
+    """The first one: what the worker is."""
+
+    version: str
+    seat: int
+    workers: int  # how many there are
+    max_connections: int
+    max_pipes: int
+    max_buffered: int  # bytes
+    log_format: Literal["tcplog", "json", "none"]
+    linger: float  # seconds that sessions live on should main be gone
+
+
+class Listeners(NamedTuple):
+    """Listening sockets, one descriptor each, for the table that follows."""
+
+    listens: tuple[Listen, ...]
+
+
+class FrontendLines(NamedTuple):
+    """A frontend whose policy is named by its number."""
+
+    name: str
+    listen: Listen
+    policy: int
+    servers: tuple[Server, ...]
+
+
+class TableChange(NamedTuple):
+    """From generation `base` to `generation`. Policies are numbered, and sent once."""
+
+    base: int
+    generation: int
+    policies: dict[int, Policy]  # new ones
+    forget: tuple[int, ...]  # policies that no frontend has any more
+    closed: tuple[Listen, ...]
+    frontends: tuple[FrontendLines, ...]  # new and changed ones
+
+
+class Ask(NamedTuple):
+    """A question; its answer has the same number."""
+
+    number: int
+    what: str  # sessions, counters, shutdown session, shutdown sessions
+    listen: Listen | None
+    address: Address | None
+
+
+class Others(NamedTuple):
+    """What the worker of another seat has of limited frontends; `gone`: it has ended."""
+
+    seat: int
+    uses: tuple[Use, ...]
+    gone: bool
+
+
+class Retell(NamedTuple):
+    """Say all of your Uses: there is one who knows nothing yet."""
+
+
+class Drain(NamedTuple):
+    """Accept no more; reset at `deadline` (monotonic) what lives by then, and end."""
+
+    deadline: float
+
+
+# ------------------------------------------------------------ worker to main
+
+
+class Ready(NamedTuple):
+    version: str
+
+
+class Applied(NamedTuple):
+    generation: int
+
+
+class Lines(NamedTuple):
+    """Session lines. `dropped`: since the last message, for want of room."""
+
+    text: str
+    dropped: int
+
+
+class Connect(NamedTuple):
+    """A connect that failed, or the first that did not. As Observer.connect_ended."""
+
+    listen: Listen
+    server: Server
+    failure: str | None
+
+
+class Fault(NamedTuple):
+    """A session ended by a fault of pylb; the traceback."""
+
+    text: str
+
+
+class ServerCount(NamedTuple):
+    sessions: int
+    sessions_total: int
+    failures: dict[str, int]
+    closed: dict[str, int]
+
+
+class FrontendCount(NamedTuple):
+    """As forward.counters.FrontendCounters."""
+
+    listen: Listen
+    name: str
+    sessions: int
+    sessions_total: int
+    bytes_in: int
+    bytes_out: int
+    denied: dict[str, int]
+    queued: int
+    connect_seconds: tuple[int, ...]
+    connect_total: float
+    session_seconds: tuple[int, ...]
+    session_total: float
+    servers: dict[str, ServerCount]
+    forgotten: int
+
+
+class Report(NamedTuple):
+    """A sign of life, once a second and when asked. Frontends: those that changed since the last one."""
+
+    lag: float  # seconds
+    open_sessions: int
+    max_connections: int
+    buffered: int  # bytes
+    faults: int
+    pipe_fallbacks: int
+    accept_errors: dict[str, int]
+    frontends: tuple[FrontendCount, ...]
+
+
+class Uses(NamedTuple):
+    """What changed in what it has of limited frontends, for the other workers."""
+
+    uses: tuple[Use, ...]
+
+
+class Answer(NamedTuple):
+    number: int
+    touched: int  # sessions that were reset
+    sessions: tuple[SessionView, ...]
+
+
+KINDS: tuple[type[Any], ...] = (
+    Hello,
+    Listeners,
+    TableChange,
+    Ask,
+    Drain,
+    Ready,
+    Applied,
+    Lines,
+    Connect,
+    Fault,
+    Report,
+    Answer,
+    Others,
+    Retell,
+    Uses,
+)
+_NUMBERS = {kind: number for number, kind in enumerate(KINDS)}
+
+
+def encoded(message: Any) -> tuple[int, bytes]:
+    """The kind and body of a message."""
+    return _NUMBERS[type(message)], json.dumps(plain(tuple(message)), separators=(",", ":")).encode()
+
+
+def decoded(frame: Frame) -> Any:
+    """The message. Raises BadFrame."""
+    try:
+        return made(KINDS[frame.kind], json.loads(frame.body))
+    except (IndexError, ValueError, Malformed, RecursionError) as error:
+        raise BadFrame(f"a frame of kind {frame.kind} is malformed: {error}") from None
+
+
+# ------------------------------------------------------------ counters as messages
+
+
+def counted(listen: Listen, counters: FrontendCounters) -> FrontendCount:
+    return FrontendCount(
+        listen,
+        counters.name,
+        counters.sessions,
+        counters.sessions_total,
+        counters.bytes_in,
+        counters.bytes_out,
+        dict(counters.denied),
+        counters.queued,
+        tuple(counters.connect_seconds.counts),
+        counters.connect_seconds.total,
+        tuple(counters.session_seconds.counts),
+        counters.session_seconds.total,
+        {
+            name: ServerCount(one.sessions, one.sessions_total, dict(one.failures), dict(one.closed))
+            for name, one in counters.servers.items()
+        },
+        counters.forgotten,
+    )
+
+
+def report(counters: Counters, lag: float, changed: tuple[FrontendCount, ...]) -> Report:
+    return Report(
+        lag,
+        counters.open_sessions,
+        counters.max_connections,
+        counters.buffered,
+        counters.faults,
+        counters.pipe_fallbacks,
+        dict(counters.accept_errors),
+        changed,
+    )
+
+
+PIECE = 32  # frontends in one report: 2 ms of work
+
+
+class Changes:
+    """What changed in the counters of frontends from one look to the next."""
+
+    def __init__(self) -> None:
+        self._marks: dict[Listen, tuple[int, ...]] = {}
+
+    def since(self, counters: Counters) -> list[Listen]:
+        """The frontends that have something new to tell since the last look."""
+        before, self._marks = self._marks, {listen: _mark(one) for listen, one in counters.frontends.items()}
+        return [listen for listen, mark in self._marks.items() if before.get(listen) != mark]
+
+
+def _mark(one: FrontendCounters) -> tuple[int, ...]:
+    """Differs whenever something worth telling does."""
+    return one.sessions_total, one.sessions, one.bytes_in, one.bytes_out, one.queued, one.denied.total(), len(one.servers)
+
+
+def add(into: FrontendCounters, count: FrontendCount, *, live: bool = True) -> None:
+    """Sums up. `live` False: of a process that is gone, so nothing of it lives. Raises BadFrame."""
+    _add_histogram(into.connect_seconds, count.connect_seconds, count.connect_total)
+    _add_histogram(into.session_seconds, count.session_seconds, count.session_total)
+    into.sessions += count.sessions if live else 0
+    into.queued += count.queued if live else 0
+    into.sessions_total += count.sessions_total
+    into.bytes_in += count.bytes_in
+    into.bytes_out += count.bytes_out
+    into.denied.update(count.denied)
+    into.forgotten += count.forgotten
+    for name, one in count.servers.items():
+        server = into.servers.setdefault(name, ServerCounters())
+        server.sessions += one.sessions if live else 0
+        server.sessions_total += one.sessions_total
+        server.failures.update(one.failures)
+        server.closed.update(one.closed)
+
+
+def _add_histogram(into: Histogram, counts: tuple[int, ...], total: float) -> None:
+    if len(counts) != len(into.counts):
+        raise BadFrame(f"a histogram of {len(counts)} buckets, not {len(into.counts)}")
+    into.counts = [one + other for one, other in zip(into.counts, counts, strict=True)]
+    into.total += total
+
+
+def lines_of(frontend: Frontend, policy: int) -> FrontendLines:
+    return FrontendLines(frontend.name, frontend.listen, policy, frontend.servers)

@@ -1,0 +1,159 @@
+"""The place of one worker: its listening sockets, which main keeps for life, and the process that serves them just now."""
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+from collections.abc import Callable, Sequence
+from socket import SocketType
+from typing import Any
+
+from pylb.core.address import Listen
+from pylb.workers.channel import MOST_FDS, BadFrame, Channel, ChannelClosed
+from pylb.workers.messages import VERSION, Hello, Listeners, Ready, TableChange, decoded, encoded
+from pylb.workers.program import Program
+
+
+class Seat:
+    """`on_message` is told what the worker says, from Ready on; `on_end` its exit status, negative for a signal."""
+
+    def __init__(
+        self,
+        index: int,
+        program: Program,
+        on_message: Callable[["Seat", Any], None],
+        on_end: Callable[["Seat", int, str], None],
+    ) -> None:
+        self.index = index
+        self.sockets: dict[Listen, SocketType] = {}
+        self.serves = False  # it has said Ready
+        self.pending = 0  # tables it has not applied yet
+        self.heard = 0.0  # the loop's time of its last word
+        self.started = 0.0
+        self.doubts = 0  # its silence was reported: 1; it is being replaced for it: 2
+        self.pid = 0
+        self._program = program
+        self._on_message = on_message
+        self._on_end = on_end
+        self._process: subprocess.Popen[bytes] | None = None
+        self._channel: Channel | None = None
+        self._pidfd = -1
+        self._fault = ""  # why it is being killed
+
+    @property
+    def runs(self) -> bool:
+        return self._process is not None
+
+    def start(self, hello: Hello) -> None:
+        """A fresh process. Raises OSError."""
+        ours, theirs = socket.socketpair()
+        try:
+            self._process = process = self._program.start(theirs.fileno())
+            self._pidfd = os.pidfd_open(process.pid)
+        except OSError:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+        loop = asyncio.get_running_loop()
+        self.pid, self.serves, self.pending, self._fault, self.doubts = process.pid, False, 0, "", 0
+        self.heard = self.started = loop.time()
+        self._channel = Channel(ours)
+        loop.add_reader(ours.fileno(), self._on_readable)
+        loop.add_reader(self._pidfd, self._reap)
+        self.say(hello)
+
+    def say(self, message: Any, fds: Sequence[int] = ()) -> None:
+        """To the worker, if there is one: what it does not hear, its successor is told anew."""
+        if self._channel is not None:
+            try:
+                self._channel.send(*encoded(message), fds)
+            except ChannelClosed:
+                pass  # its end is about to be noticed
+
+    def flush(self) -> None:
+        if self._channel is not None and self._channel.backlog:
+            try:
+                self._channel.flush()
+            except ChannelClosed:
+                pass
+
+    def tell(self, change: TableChange, opened: Sequence[Listen]) -> None:
+        """A table, and the sockets of the ports that are new in it."""
+        for start in range(0, len(opened), MOST_FDS):
+            some = opened[start : start + MOST_FDS]
+            self.say(Listeners(tuple(some)), [self.sockets[listen].fileno() for listen in some])
+        self.pending += 1
+        self.say(change)
+
+    def signal(self, number: int) -> None:
+        if self._process is not None:
+            try:
+                signal.pidfd_send_signal(self._pidfd, number)
+            except ProcessLookupError:
+                pass  # it has just ended
+
+    def close(self) -> None:
+        """Kills the worker if there is one, and lets go of the sockets. Idempotent."""
+        if self._process is not None:
+            self.signal(signal.SIGKILL)
+            self._forget(self._process)
+        self.release()
+
+    def release(self) -> None:
+        """Let go of the sockets; the worker has its own copies. Idempotent."""
+        for sock in self.sockets.values():
+            sock.close()
+        self.sockets.clear()
+
+    # ------------------------------------------------------------ from the loop
+
+    def _on_readable(self) -> None:
+        channel = self._channel
+        if channel is None:
+            return
+        try:
+            self._hear(channel)
+        except ChannelClosed:
+            asyncio.get_running_loop().remove_reader(channel.fileno())  # the process follows
+        except BadFrame as error:
+            self._fault = f"it said what no worker says ({error})"
+            asyncio.get_running_loop().remove_reader(channel.fileno())
+            self.signal(signal.SIGKILL)
+
+    def _hear(self, channel: Channel) -> None:
+        """Raises ChannelClosed, BadFrame."""
+        for frame in channel.receive():
+            for fd in frame.fds:
+                os.close(fd)
+            self.heard, self.doubts = asyncio.get_running_loop().time(), 0
+            message = decoded(frame)
+            if isinstance(message, Ready):
+                if message.version != VERSION:
+                    raise BadFrame(f"it is of version {message.version}")
+                self.serves = True
+            self._on_message(self, message)
+
+    def _reap(self) -> None:
+        process, channel = self._process, self._channel
+        if process is None or process.poll() is None or channel is None:
+            return
+        try:
+            while True:
+                self._hear(channel)  # its last words
+        except (ChannelClosed, BadFrame):
+            pass
+        fault = self._fault
+        self._forget(process)
+        self._on_end(self, process.returncode, fault)
+
+    def _forget(self, process: "subprocess.Popen[bytes]") -> None:
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(self._pidfd)
+        os.close(self._pidfd)
+        if self._channel is not None:
+            loop.remove_reader(self._channel.fileno())
+            self._channel.close()
+        process.wait()
+        self._process, self._channel, self._pidfd, self.serves, self.pending = None, None, -1, False, 0

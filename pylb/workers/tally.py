@@ -1,0 +1,82 @@
+"""The counters of all workers as one: what each said last, and what those that are gone had counted."""
+
+from collections import Counter
+
+from pylb.core.address import Listen
+from pylb.core.table import Table
+from pylb.forward.counters import Counters, FrontendCounters
+from pylb.workers.messages import FrontendCount, Report, add, counted
+
+
+class Tally:
+    """A source is whoever counts, by its pid: a worker, or the pylb of before an upgrade."""
+
+    def __init__(self) -> None:
+        self._frontends: dict[int, dict[Listen, FrontendCount]] = {}
+        self._reports: dict[int, Report] = {}
+        self._gone: dict[Listen, FrontendCounters] = {}  # summed up
+        self._faults = 0
+        self._fallbacks = 0
+        self._accept_errors: Counter[str] = Counter()
+
+    def heard(self, source: int, report: Report) -> None:
+        """Raises BadFrame on counts of another form."""
+        known = self._frontends.setdefault(source, {})
+        for one in report.frontends:
+            add(FrontendCounters(one.name), one)  # is it of the right form?
+            known[one.listen] = one
+        self._reports[source] = report
+
+    def open_sessions(self, source: int | None = None) -> int:
+        """As of the last reports; of all, or of one."""
+        if source is not None:
+            return self._reports[source].open_sessions if source in self._reports else 0
+        return sum(report.open_sessions for report in self._reports.values())
+
+    def lag(self, source: int) -> float:
+        """Seconds."""
+        return self._reports[source].lag if source in self._reports else 0.0
+
+    def retire(self, source: int) -> None:
+        """It is gone: what it had counted stays, what lived there does not. Idempotent."""
+        for listen, one in self._frontends.pop(source, {}).items():
+            add(self._gone.setdefault(listen, FrontendCounters(one.name)), one, live=False)
+        report = self._reports.pop(source, None)
+        if report is not None:
+            self._faults += report.faults
+            self._fallbacks += report.pipe_fallbacks
+            self._accept_errors.update(report.accept_errors)
+
+    def follow(self, table: Table) -> None:
+        """Counters of a frontend go with it, those of a server with its label."""
+        for known in self._frontends.values():
+            for listen in known.keys() - table.frontends.keys():
+                del known[listen]
+        for listen in self._gone.keys() - table.frontends.keys():
+            del self._gone[listen]
+        for listen, gone in self._gone.items():
+            kept = {server.name for server in table.frontends[listen].servers} | {""}
+            for label in gone.servers.keys() - kept:
+                gone.forgotten += gone.servers.pop(label).closed.total()
+
+    def added(self, base: Counters) -> Counters:
+        """`base` and all of this, of the frontends that `base` has."""
+        total = Counters(base.max_connections)
+        for listen, own in base.frontends.items():
+            into = total.frontends[listen] = FrontendCounters(own.name)
+            add(into, counted(listen, own))
+            if (gone := self._gone.get(listen)) is not None:
+                add(into, counted(listen, gone))
+            for known in self._frontends.values():
+                if listen in known:
+                    add(into, known[listen])
+        total.open_sessions = base.open_sessions + self.open_sessions()
+        total.buffered = base.buffered
+        total.faults, total.pipe_fallbacks = base.faults + self._faults, base.pipe_fallbacks + self._fallbacks
+        total.accept_errors = base.accept_errors + self._accept_errors
+        for report in self._reports.values():
+            total.buffered += report.buffered
+            total.faults += report.faults
+            total.pipe_fallbacks += report.pipe_fallbacks
+            total.accept_errors.update(report.accept_errors)
+        return total

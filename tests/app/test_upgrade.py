@@ -1,0 +1,353 @@
+"""One pylb follows another: no connection is refused or cut, nothing is lost, and what does not start changes nothing."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Self
+
+import pytest
+
+from tests.app.instance import SECRET, Instance, echo, fetch
+from tests.app.systemd import Systemd
+from tests.support.processes import ROOT
+from tests.support.waiting import eventually, pause
+
+BOTH = pytest.mark.parametrize("workers", [0, 2])
+
+
+def connect(pylb: Instance) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", pylb.port), timeout=10)
+
+
+def upgrade(pylb: Instance) -> int:
+    """The pid of the new one."""
+    done = pylb.ask("upgrade")
+    assert done.returncode == 0, done.stderr + pylb.running.text()
+    return int(done.stdout.split()[1])
+
+
+def gone(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
+@pytest.fixture
+def successors() -> Iterator[list[int]]:
+    """Pids to be stopped at the end: nobody else knows of them."""
+    found: list[int] = []
+    yield found
+    for pid in found:
+        if not gone(pid):
+            os.kill(pid, signal.SIGTERM)
+    for pid in found:
+        eventually(lambda pid=pid: gone(pid), within=20, what=f"{pid} has stopped")  # type: ignore[misc]
+
+
+class Load:
+    """New connections at a steady rate, each an echo, from a few threads."""
+
+    THREADS = 8
+
+    def __init__(self, port: int, rate: float) -> None:
+        self._port = port
+        self._pause = self.THREADS / rate
+        self._over = threading.Event()
+        self.done = 0
+        self.failed: list[str] = []
+        self._threads = [threading.Thread(target=self._run) for _ in range(self.THREADS)]
+
+    def __enter__(self) -> Self:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_failure: object) -> None:
+        self._over.set()
+        for thread in self._threads:
+            thread.join(20)
+
+    def _run(self) -> None:
+        due = time.monotonic()
+        while not self._over.is_set():
+            try:
+                with socket.create_connection(("127.0.0.1", self._port), timeout=10) as sock:
+                    if echo(sock) != b"ping":
+                        self.failed.append("cut")
+            except OSError as error:
+                self.failed.append(repr(error))
+            self.done += 1
+            due += self._pause
+            pause(max(0.0, due - time.monotonic()))
+
+
+@BOTH
+def test_upgrades_in_a_row_cost_no_connection_and_no_count(
+    pylb: Instance, echo_port: int, successors: list[int], workers: int, request: pytest.FixtureRequest
+) -> None:
+    """Ten in a row under 500 new connections a second; in make test three under 100."""
+    rounds, rate = (10, 500.0) if request.config.getoption("--long") else (3, 100.0)
+    pylb.configure(workers=workers)
+    process = pylb.start()
+    pylb.register(pylb.port, echo_port)
+    with connect(pylb) as live:
+        assert echo(live) == b"ping"
+        with Load(pylb.port, rate) as load:
+            for _ in range(rounds):
+                before = load.done
+                successors.append(upgrade(pylb))
+                eventually(lambda before=before: load.done > before + 50, within=30)  # type: ignore[misc]
+        assert load.failed == []
+        assert echo(live) == b"ping"  # over all of them
+        eventually(lambda: pylb.get("/v1/sessions").json["open"] == 1, what="the old one's session is counted")
+        eventually(lambda: _sessions_total(pylb) == load.done + 1, what="every session is counted, once")
+        assert process.alive  # for its one session
+    process.wait()
+    eventually(lambda: all(gone(pid) for pid in successors[:-1]), what="those before end with their last session")
+    assert _sessions_total(pylb) == load.done + 1
+
+
+def _sessions_total(pylb: Instance) -> int:
+    [row] = pylb.get("/v1/sessions").json["frontends"]
+    return int(row["sessions_total"])
+
+
+def test_sigusr2_upgrades_and_calls_made_meanwhile_are_answered(pylb: Instance, echo_port: int, successors: list[int]) -> None:
+    limits = {"rate": 100_000, "burst": 100_000}
+    pylb.configure(webhook={"listen": f"127.0.0.1:{pylb.webhook}", "limits": limits})
+    process = pylb.start()
+    pylb.register(pylb.port, echo_port)
+    over, answers = threading.Event(), []
+
+    def call() -> None:
+        body = {"frontends": [{"port": pylb.port, "target_port": echo_port}], "ttl": None, "address": "127.0.0.1"}
+        headers = {"Authorization": f"Bearer {SECRET}", "Content-Type": "application/json"}
+        while not over.is_set():
+            path = f"/v1/registrations/app/instance-{len(answers)}"
+            answers.append(fetch(("127.0.0.1", pylb.webhook), "PUT", path, json.dumps(body), headers))
+
+    caller = threading.Thread(target=call)
+    caller.start()
+    try:
+        eventually(lambda: len(answers) > 20, what="calls are answered")
+        process.signal(signal.SIGUSR2)
+        process.has_said("info pylb: upgrade: process ")
+        successors.append(int(process.text().partition("upgrade: process ")[2].split()[0]))
+        before = len(answers)
+        eventually(lambda: len(answers) > before + 20, what="calls are answered again")
+    finally:
+        over.set()
+        caller.join(20)
+    refused = [answer for answer in answers if answer.status != 201]
+    assert all(answer.status == 503 for answer in refused)  # "call again": one that was under way just then
+    assert len(refused) <= 1
+    found = {one["instance"] for one in pylb.get("/v1/registrations").json["registrations"]}
+    assert found == {"one"} | {f"instance-{number}" for number, answer in enumerate(answers) if answer.status == 201}
+    assert process.wait() == 0
+
+
+def test_a_new_version_that_does_not_start_leaves_the_old_one_in_charge(pylb: Instance, echo_port: int) -> None:
+    process = pylb.start()
+    pylb.register(pylb.port, echo_port)
+    with connect(pylb) as live:
+        good = pylb.file.read_text()
+        pylb.file.write_text(good.replace('"webhook"', '"webhok"'))
+        done = pylb.ask("upgrade")
+        pylb.file.write_text(good)
+        assert done.returncode == 1
+        assert f"the upgrade failed, process {process.pid} stays in charge: it has ended" in done.stderr
+        assert "webhok" in process.text()
+        assert echo(live) == b"ping"
+        with connect(pylb) as fresh:
+            assert echo(fresh) == b"ping"
+    assert pylb.register(pylb.port, echo_port, name="app").json["result"] == "unchanged"
+    assert pylb.ask("routes").returncode == 0
+
+
+def test_a_new_version_that_dies_on_the_way_gives_everything_back(pylb: Instance, echo_port: int, tmp_path: Path) -> None:
+    """After the sockets were handed over and the state was let go of: the worst moment."""
+    tree = Tree(tmp_path / "versions")
+    tree.install("1")
+    tree.install("2", ("pylb/app.py", "await self._make_registry(stack)", "await self._make_registry(stack); os._exit(3)"))
+    process = pylb.start(argv=tree.command(pylb))
+    pylb.register(pylb.port, echo_port)
+    tree.use("2")
+    for _ in range(2):
+        done = pylb.ask("upgrade")
+        assert done.returncode == 1
+        assert "stays in charge: it has ended" in done.stderr
+        with connect(pylb) as fresh:
+            assert echo(fresh) == b"ping"
+        assert pylb.register(pylb.port, echo_port).status == 200
+    assert process.terminate() == 0
+
+
+class Tree:
+    """Installed versions side by side, and a link to the one that counts, as `pylb install-service` lays them out."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._link = folder / "current"
+
+    def install(self, version: str, *edits: tuple[str, str, str]) -> Path:
+        """This source as another version, with edits: file, text, and what is in its place. The first one counts."""
+        root = self._folder / version
+        shutil.copytree(ROOT / "pylb", root / "pylb", ignore=shutil.ignore_patterns("__pycache__"))
+        (root / "bin").mkdir()
+        program = root / "bin" / "pylb"
+        path = f"import sys; sys.path.insert(0, {str(root)!r})"
+        program.write_text(f"#!{sys.executable}\n{path}\nfrom pylb.cli import main\nmain()\n")
+        program.chmod(0o755)
+        for name, text, instead in (("pylb/__init__.py", '__version__ = "', f'__version__ = "{version}-'), *edits):
+            file = root / name
+            assert text in file.read_text()
+            file.write_text(file.read_text().replace(text, instead))
+        if not self._link.exists():
+            self.use(version)
+        return root
+
+    def use(self, version: str) -> None:
+        """As `ln -sfn` does, in one step."""
+        draft = self._folder / ".current"
+        draft.symlink_to(version)
+        draft.replace(self._link)
+
+    def command(self, pylb: Instance) -> tuple[str, ...]:
+        return (str(self._link / "bin" / "pylb"), "run", "-c", str(pylb.file))
+
+
+def version(pylb: Instance) -> str:
+    text = pylb.get("/metrics").body.decode()
+    return text.partition("pylb_build_info{")[2].partition('version="')[2].partition("-")[0]
+
+
+@BOTH
+def test_up_to_the_next_version_and_down_again(
+    pylb: Instance, echo_port: int, tmp_path: Path, successors: list[int], workers: int
+) -> None:
+    tree = Tree(tmp_path / "versions")
+    for name in ("1", "2"):
+        tree.install(name)
+    pylb.configure(workers=workers)
+    pylb.start(argv=tree.command(pylb))
+    pylb.register(pylb.port, echo_port)
+    with connect(pylb) as live:
+        for name in ("2", "1"):
+            tree.use(name)
+            successors.append(upgrade(pylb))
+            assert version(pylb) == name
+            assert echo(live) == b"ping"
+            with connect(pylb) as fresh:
+                assert echo(fresh) == b"ping"
+            assert pylb.register(pylb.port, echo_port).json["result"] == "unchanged"
+
+
+def test_replacing_the_files_of_a_running_pylb_is_harmless(pylb: Instance, echo_port: int, tmp_path: Path) -> None:
+    """Everything is in memory: calls, pages, a reload and a worker's successor need none of it."""
+    tree = Tree(tmp_path / "versions")
+    root = tree.install("1")
+    pylb.configure(workers=2)
+    process = pylb.start(argv=tree.command(pylb))
+    for file in (root / "pylb").rglob("*.py"):
+        file.write_text("raise RuntimeError('half installed')\n")
+    assert pylb.register(pylb.port, echo_port).status == 201
+    victim = process.children()[0]
+    os.kill(victim, signal.SIGKILL)
+    eventually(lambda: len(process.children()) == 2 and victim not in process.children(), what="a successor")
+    with ExitStack() as stack:
+        assert all(echo(stack.enter_context(connect(pylb))) == b"ping" for _ in range(16))
+    for path in (
+        "/metrics",
+        "/readyz",
+        "/livez",
+        "/v1/table",
+        "/v1/registrations",
+        "/v1/sessions",
+        "/v1/events",
+        "/v1/rejected",
+    ):
+        assert pylb.get(path).status == 200, path
+    for path in ("/openapi.json", "/v1/whoami"):
+        assert pylb.get(path, port=pylb.webhook).status == 200, path
+    for words in (
+        ["routes"],
+        ["explain", str(pylb.port)],
+        ["history"],
+        ["ctl", "sessions"],
+        ["plan"],
+        ["release", str(pylb.port)],
+    ):
+        done = pylb.ask(*words)
+        assert done.returncode == 0, (words, done.stderr)
+    pylb.reload("reloaded: nothing in the table changed")
+    done = pylb.ask("upgrade")
+    assert (done.returncode, "stays in charge" in done.stderr) == (1, True)
+    assert process.text().count("Traceback") == 1  # of the new one
+    assert process.terminate() == 0
+
+
+def test_a_stop_ends_those_before_too(pylb: Instance, echo_port: int) -> None:
+    pylb.configure(defaults={"bind": "127.0.0.1", "timeouts": {"shutdown": "1s"}})
+    process = pylb.start()
+    pylb.register(pylb.port, echo_port)
+    with connect(pylb) as live:
+        assert echo(live) == b"ping"
+        pid = upgrade(pylb)
+        process.has_said("ends with its 1 sessions")
+        os.kill(pid, signal.SIGTERM)
+        assert process.wait() == 0
+        with pytest.raises(ConnectionResetError):
+            live.recv(1)
+    eventually(lambda: gone(pid), what="the new one has stopped")
+
+
+def test_one_that_ends_its_sessions_heeds_a_stop_of_its_own(pylb: Instance, echo_port: int, successors: list[int]) -> None:
+    pylb.configure(defaults={"bind": "127.0.0.1", "timeouts": {"shutdown": "500ms"}})
+    process = pylb.start()
+    pylb.register(pylb.port, echo_port)
+    with connect(pylb) as live:
+        assert echo(live) == b"ping"
+        successors.append(upgrade(pylb))
+        assert process.terminate() == 0
+        with pytest.raises(ConnectionResetError):
+            live.recv(1)
+    with connect(pylb) as fresh:
+        assert echo(fresh) == b"ping"
+
+
+def test_systemd_knows_who_the_service_is(pylb: Instance, tmp_path: Path, successors: list[int]) -> None:
+    """MAINPID comes from the old one, and before anything that the new one says: systemd heeds the main process alone."""
+    systemd = Systemd(tmp_path)
+    try:
+        pylb.start(env=systemd.environ | {"WATCHDOG_USEC": "3000000"})
+        assert systemd.until("READY")
+        successors.append(upgrade(pylb))
+        assert systemd.until("MAINPID")["MAINPID"] == str(successors[0])
+        said = {**systemd.hear(), **systemd.hear(), **systemd.hear()}
+        assert (said["READY"], said["FDSTORE"]) == ("1", "1")
+        assert "STOPPING" not in said
+        assert systemd.until("WATCHDOG")
+    finally:
+        systemd.close()
+
+
+def test_a_container_is_replaced_not_upgraded(pylb: Instance) -> None:
+    """As process 1 of its pid namespace: it serves, reaps, heeds signals; an upgrade is refused and says what to do."""
+    if shutil.which("unshare") is None or os.geteuid() != 0:
+        pytest.skip("needs unshare and root")
+    pylb.configure(workers=2)
+    process = pylb.start(argv=("unshare", "--pid", "--fork", "--mount-proc", "--kill-child=SIGTERM", *pylb.command("run")))
+    done = pylb.ask("upgrade")
+    assert (done.returncode, "start a new container instead" in done.stderr) == (1, True)
+    [inner] = process.children()
+    os.kill(inner, signal.SIGTERM)
+    assert process.wait() == 0

@@ -1,0 +1,177 @@
+"""The control channel: whole frames or none, descriptors where they belong, and nothing that is not ours."""
+
+import os
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from pylb.core.address import Address, Listen
+from pylb.core.policy import Policy
+from pylb.core.table import Server
+from pylb.workers.channel import MOST_BODY, MOST_FDS, BadFrame, Channel, ChannelClosed, Frame
+from pylb.workers.messages import (
+    KINDS,
+    VERSION,
+    Applied,
+    Connect,
+    FrontendLines,
+    Hello,
+    Ready,
+    TableChange,
+    decoded,
+    encoded,
+)
+from tests.support.baseline import descriptors
+
+
+@pytest.fixture
+def ends() -> Iterator[tuple[Channel, Channel]]:
+    before = descriptors()
+    one, two = map(Channel, socket.socketpair())
+    yield one, two
+    one.close()
+    two.close()
+    two.close()
+    assert descriptors() == before
+
+
+@pytest.fixture
+def raw() -> Iterator[tuple[socket.socket, Channel]]:
+    sock, other = socket.socketpair()
+    channel = Channel(other)
+    yield sock, channel
+    sock.close()
+    channel.close()
+
+
+def pump(sender: Channel, receiver: Channel) -> list[Frame]:
+    """Everything that is under way."""
+    frames = []
+    while True:
+        sender.flush()
+        frames += receiver.receive()
+        if not sender.backlog:
+            return frames + receiver.receive()
+
+
+def test_frames_arrive_in_order_and_whole(ends: tuple[Channel, Channel]) -> None:
+    one, two = ends
+    bodies = [b"", b"x", os.urandom(3 << 20), b"last"]
+    for kind, body in enumerate(bodies):
+        one.send(kind, body)
+    assert one.backlog
+    frames = pump(one, two)
+    assert [(frame.kind, frame.body) for frame in frames] == list(enumerate(bodies))
+
+
+def test_a_frame_in_pieces_waits_for_its_end(raw: tuple[socket.socket, Channel]) -> None:
+    sock, channel = raw
+    ours, theirs = socket.socketpair()
+    sender = Channel(ours)
+    sender.send(3, b"hello")
+    data = theirs.recv(4096)
+    for place in range(len(data)):
+        assert channel.receive() == []
+        sock.send(data[place : place + 1])
+    assert channel.receive() == [Frame(3, b"hello", [])]
+    sender.close()
+    theirs.close()
+
+
+def test_descriptors_come_with_their_frame_also_when_it_had_to_wait(ends: tuple[Channel, Channel]) -> None:
+    one, two = ends
+    one.send(1, os.urandom(2 << 20))
+    pipes = [os.pipe() for _ in range(3)]
+    for number, (reader, writer) in enumerate(pipes):
+        one.send(2, b"%d" % number, [writer])
+        os.close(writer)  # the sender's copy may go at once
+        os.set_blocking(reader, False)
+    frames = pump(one, two)
+    assert [frame.body for frame in frames[1:]] == [b"0", b"1", b"2"]
+    for (reader, _), frame in zip(pipes, frames[1:], strict=True):
+        [fd] = frame.fds
+        assert not os.get_inheritable(fd)
+        os.write(fd, b"through")
+        assert os.read(reader, 10) == b"through"
+        os.close(fd)
+        os.close(reader)
+
+
+def test_descriptors_nobody_took_are_closed_with_the_channel(ends: tuple[Channel, Channel]) -> None:
+    one, two = ends
+    one.send(1, os.urandom(2 << 20))
+    one.send(2, b"", [0])  # waits: a duplicate of ours
+    two.receive()
+
+
+def test_the_end_comes_after_what_was_said_before_it(ends: tuple[Channel, Channel]) -> None:
+    one, two = ends
+    one.send(1, b"last words")
+    one.close()
+    assert [frame.body for frame in two.receive()] == [b"last words"]
+    for _ in range(2):
+        with pytest.raises(ChannelClosed):
+            two.receive()
+    with pytest.raises(ChannelClosed):
+        two.send(1, b"to nobody")
+
+
+def test_too_much_is_refused_before_it_is_sent(ends: tuple[Channel, Channel]) -> None:
+    one, two = ends
+    for body, fds in ((bytes(MOST_BODY + 1), []), (b"", [0] * (MOST_FDS + 1))):
+        with pytest.raises(ValueError, match="too large"):
+            one.send(1, body, fds)
+    assert two.receive() == []
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"GET / HTTP/1.0\r\n\r\n",
+        b"LB\x01\x00\xff\xff\xff\xff\x00\x00\x00\x00",  # four gigabytes to come
+        b"LB\x01\x00\x00\x00\x00\x01\x00\x00\x00\x00x",  # another checksum
+        b"LB\x01\x02\x00\x00\x00\x00\x00\x00\x00\x00",  # two descriptors, and none came
+    ],
+)
+def test_what_is_no_frame_of_ours_is_never_guessed_at(raw: tuple[socket.socket, Channel], data: bytes) -> None:
+    sock, channel = raw
+    sock.send(data)
+    with pytest.raises(BadFrame):
+        channel.receive()
+
+
+SERVER = Server("a", Address("192.0.2.1", 30443))
+LISTEN = Listen("tcp", "*", 443)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        Hello(VERSION, 1, 2, 100, 10, 1 << 20, "json", 3.5),
+        Ready(VERSION),
+        Applied(7),
+        Connect(LISTEN, SERVER, None),
+        TableChange(1, 2, {3: Policy(retries=5)}, (1,), (LISTEN,), (FrontendLines("web", LISTEN, 3, (SERVER,)),)),
+    ],
+)
+def test_a_message_arrives_as_it_was_sent(message: Any) -> None:
+    assert decoded(Frame(*encoded(message), [])) == message
+
+
+@pytest.mark.parametrize(
+    ("kind", "body"),
+    [
+        (KINDS.index(Applied), b"[true]"),
+        (KINDS.index(Applied), b"[1,2]"),
+        (KINDS.index(Applied), b"[1"),
+        (KINDS.index(Applied), b"\xff"),
+        (KINDS.index(Applied), b"[" * 100_000),
+        (KINDS.index(TableChange), b"[1,2,[[3,[]]],[],[],[]]"),
+        (len(KINDS), b"[]"),
+    ],
+)
+def test_a_malformed_message_is_a_bad_frame(kind: int, body: bytes) -> None:
+    with pytest.raises(BadFrame):
+        decoded(Frame(kind, body, []))

@@ -1,0 +1,191 @@
+"""Workers that are none: what main does with a process that lies, dies, or says nothing."""
+
+import asyncio
+import logging
+import socket
+import subprocess
+import sys
+import textwrap
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from pylb.core.address import Listen
+from pylb.core.policy import Policy
+from pylb.core.table import Frontend, make_table
+from pylb.listeners import Listeners
+from pylb.service import Service
+from pylb.workers import fleet as fleet_module
+from pylb.workers.fleet import Fleet, Told
+from pylb.workers.messages import VERSION, Hello
+from pylb.workers.program import Program
+from tests.support.drive import free_port
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Impostor(Program):
+    """Starts `script` instead of a worker. It finds the channel as `channel`, a Channel, and `say(message)`."""
+
+    HEAD = """
+        import socket, sys, time
+        sys.path.insert(0, sys.argv[2])
+        from pylb.workers.channel import Channel
+        from pylb.workers.messages import *
+        channel = Channel(socket.socket(fileno=int(sys.argv[1])))
+        def say(message): channel.send(*encoded(message))
+        """
+
+    def __init__(self, script: str) -> None:
+        self._script = textwrap.dedent(self.HEAD) + textwrap.dedent(script)
+        self.started = 0
+
+    def start(self, channel: int) -> "subprocess.Popen[bytes]":
+        self.started += 1
+        argv = [sys.executable, "-c", self._script, str(channel), str(ROOT)]
+        return subprocess.Popen(argv, pass_fds=(channel,))
+
+    def close(self) -> None:
+        pass
+
+
+def hello(seat: int) -> Hello:
+    return Hello(VERSION, seat, 1, 100, 10, 1 << 20, "none", 1.0)
+
+
+@asynccontextmanager
+async def running(program: Program, count: int = 1) -> AsyncIterator[Fleet]:
+    told = Told(lambda *_: None, lambda _: None)
+    fleet = Fleet(count, hello, told, Listeners(Service({})), program)
+    try:
+        yield fleet
+    finally:
+        fleet.close()
+
+
+async def until(check: Callable[[], object], caplog: pytest.LogCaptureFixture, within: float = 15.0) -> None:
+    try:
+        async with asyncio.timeout(within):
+            while not check():  # noqa: ASYNC110 - a test waits for anything
+                await asyncio.sleep(0.02)
+    except TimeoutError:
+        raise AssertionError(caplog.text) from None
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "pylb")
+    monkeypatch.setattr(fleet_module, "START", 2.0)
+
+
+@pytest.mark.parametrize(
+    ("script", "complaint"),
+    [
+        ("channel._sock.send(b'GET / HTTP/1.0\\r\\n\\r\\n'); time.sleep(20)", "is no head of a frame"),
+        ("say(Ready('0.0.0/0')); time.sleep(20)", "it is of version 0.0.0/0"),
+        ("say(Ready(VERSION)); say(Ask(1, 'sessions', None, None)); time.sleep(20)", "Ask from a worker"),
+        ("channel.send(KINDS.index(Report), b'[1]'); time.sleep(20)", "is malformed"),
+    ],
+)
+def test_who_says_what_no_worker_says_is_replaced(script: str, complaint: str, caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        program = Impostor(script)
+        async with running(program) as fleet:
+            await fleet.start()
+            await until(lambda: program.started >= 3, caplog)  # by others, ever more slowly
+
+    asyncio.run(main())
+    assert complaint in caplog.text
+    assert "ended by signal 9, it said what no worker says" in caplog.text
+    assert "start 2 in a row that did not last: again in 0.4 s" in caplog.text
+
+
+def test_one_that_never_says_it_is_ready_is_given_up(caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        program = Impostor("time.sleep(30)")
+        async with running(program) as fleet:
+            await fleet.start()
+            await until(lambda: program.started >= 2, caplog)
+
+    asyncio.run(main())
+    assert "not all workers have started within 2 s: 0 of 1 workers serve" in caplog.text
+    assert "stands still: replaced" in caplog.text
+
+
+def test_one_that_applies_nothing_holds_a_call_for_a_second(caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        async with running(Impostor("say(Ready(VERSION)); time.sleep(30)")) as fleet:
+            await fleet.start()
+            loop = asyncio.get_running_loop()
+            started = loop.time()
+            await fleet.applied()
+            assert await fleet.sessions() == []
+            assert 1.9 < loop.time() - started < 4
+
+    asyncio.run(main())
+    assert "has not applied the table within 1 s" in caplog.text
+    assert "a worker has not answered within 1 s: sessions" in caplog.text
+
+
+def test_a_program_that_cannot_be_started_ends_the_start() -> None:
+    class Missing(Impostor):
+        def start(self, channel: int) -> "subprocess.Popen[bytes]":  # noqa: ARG002 - the program's
+            raise FileNotFoundError(2, "no such file")
+
+    async def main() -> None:
+        async with running(Missing("")) as fleet:
+            with pytest.raises(FileNotFoundError):
+                await fleet.start()
+
+    asyncio.run(main())
+
+
+def test_a_real_worker_serves_what_it_is_told_and_only_that(caplog: pytest.LogCaptureFixture) -> None:
+    """A port that is taken is reported; with two workers two sockets share the others."""
+
+    async def main() -> None:
+        policy, ports = Policy(bind="127.0.0.1"), [Listen("tcp", "127.0.0.1", free_port()) for _ in range(3)]
+        table = make_table(1, {listen: Frontend("web", listen, policy, ()) for listen in ports})
+        with socket.create_server(("127.0.0.1", ports[0].port)):
+            async with running(Program(), count=2) as fleet:
+                await fleet.start()
+                failed = fleet.apply(table)
+                assert {listen: error.errno for listen, error in failed.items()} == {ports[0]: 98}
+                await fleet.applied()
+                assert (await fleet.counters()).frontends.keys() == set(ports[1:])
+                fleet.open(ports[1], freebind=False)
+                fleet.discard(ports[1])  # it is in force
+                for port in ports[1:]:
+                    with suppress(ConnectionResetError):  # it has no server; the reset may be there before connect() is
+                        _reader, writer = await asyncio.open_connection("127.0.0.1", port.port)
+                        writer.close()
+                fleet.apply(make_table(2, {}))
+                await fleet.applied()
+                with pytest.raises(ConnectionRefusedError):
+                    await asyncio.open_connection("127.0.0.1", ports[1].port)
+                assert fleet.state() == "2 of 2 workers serve"
+
+    asyncio.run(main())
+    assert "fault" not in caplog.text
+
+
+def test_the_archive_holds_what_a_worker_imports_and_nothing_more() -> None:
+    """Started from it alone, it has every module of pylb that it needs; none of asyncio, threads or third parties."""
+    program = Program()
+    try:
+        script = (
+            f"import sys; sys.path.insert(0, '/proc/self/fd/{program.fd}'); import pylb.worker; "
+            "print(*sorted(name for name in sys.modules))"
+        )
+        done = subprocess.run(
+            [sys.executable, "-I", "-S", "-c", script], pass_fds=(program.fd,), capture_output=True, text=True, check=True
+        )
+    finally:
+        program.close()
+    loaded = set(done.stdout.split())
+    assert not loaded & {"asyncio", "uvloop", "threading", "logging", "aiohttp", "pydantic", "yaml", "ssl"}
+    own = {name for name in loaded if name.startswith("pylb.")}
+    assert own >= {"pylb.forward.engine", "pylb.workers.link", "pylb.observe.form"}
+    assert not {name for name in own if name.startswith(("pylb.control", "pylb.web", "pylb.config", "pylb.app"))}

@@ -1,0 +1,102 @@
+"""The counters of several processes as one: nothing is lost when one of them is."""
+
+import pytest
+
+from pylb.core.address import Address, Listen
+from pylb.core.policy import Policy
+from pylb.core.table import Frontend, Server, Table, make_table
+from pylb.forward.counters import Counters, FrontendCounters, ServerCounters
+from pylb.workers.channel import BadFrame
+from pylb.workers.messages import Report, counted, report
+from pylb.workers.tally import Tally
+
+WEB, MAIL = Listen("tcp", "*", 443), Listen("tcp", "*", 25)
+
+
+def table(*listens: Listen, servers: str = "ab") -> Table:
+    found = tuple(Server(name, Address("192.0.2.1", 30443)) for name in servers)
+    return make_table(1, {listen: Frontend("web", listen, Policy(), found) for listen in listens})
+
+
+def said(sessions: int, *, ended: int, server: str = "a", listen: Listen = WEB) -> Report:
+    """A worker that has `sessions`, and had `ended` more."""
+    one = FrontendCounters("web")
+    one.sessions, one.sessions_total = sessions, sessions + ended
+    one.bytes_in, one.bytes_out, one.queued = 10 * ended, 100 * ended, sessions
+    one.denied["access"] = ended
+    for _ in range(ended):
+        one.connect_seconds.add(0.001)
+        one.session_seconds.add(1.0)
+    one.servers[server] = counters = ServerCounters()
+    counters.sessions, counters.sessions_total = sessions, sessions + ended
+    counters.closed["--"] = ended
+    counters.failures["refused"] = ended
+    process = Counters(100)
+    process.open_sessions, process.faults = sessions, ended
+    process.accept_errors["EMFILE"] = ended
+    return report(process, 0.25, (counted(listen, one),))
+
+
+def blank(*listens: Listen) -> Counters:
+    found = Counters(200)
+    found.frontends = {listen: FrontendCounters("web") for listen in listens}
+    return found
+
+
+def test_workers_are_added_up() -> None:
+    tally = Tally()
+    tally.follow(table(WEB))
+    tally.heard(1, said(2, ended=3))
+    tally.heard(2, said(1, ended=5, server="b"))
+    tally.heard(2, said(1, ended=6, server="b"))  # the last word counts
+    found = tally.added(blank(WEB))
+    web = found.frontends[WEB]
+    assert (web.sessions, web.sessions_total, web.bytes_in, web.bytes_out, web.queued) == (3, 12, 90, 900, 3)
+    assert (web.denied["access"], sum(web.connect_seconds.counts), web.session_seconds.total) == (9, 9, 9.0)
+    assert {name: one.closed["--"] for name, one in web.servers.items()} == {"a": 3, "b": 6}
+    assert (found.open_sessions, found.faults, found.accept_errors["EMFILE"], found.max_connections) == (3, 9, 9, 200)
+    assert (tally.open_sessions(), tally.open_sessions(1), tally.open_sessions(9)) == (3, 2, 0)
+    assert (tally.lag(1), tally.lag(9)) == (0.25, 0.0)
+
+
+def test_of_one_that_is_gone_the_past_stays_and_the_present_does_not() -> None:
+    tally = Tally()
+    tally.follow(table(WEB))
+    tally.heard(1, said(2, ended=3))
+    tally.retire(1)
+    tally.retire(1)
+    tally.heard(2, said(1, ended=1))
+    found = tally.added(blank(WEB))
+    web = found.frontends[WEB]
+    assert (web.sessions, web.queued, web.sessions_total) == (1, 1, 7)
+    assert (web.servers["a"].sessions, web.servers["a"].sessions_total, web.servers["a"].failures["refused"]) == (1, 7, 4)
+    assert (found.open_sessions, found.faults) == (1, 4)
+
+
+def test_counters_go_with_their_frontend_and_labels_with_their_server() -> None:
+    tally = Tally()
+    tally.follow(table(WEB, MAIL))
+    tally.heard(1, said(0, ended=3))
+    tally.heard(1, said(0, ended=2, listen=MAIL))
+    tally.retire(1)
+    tally.follow(table(WEB, servers="b"))
+    found = tally.added(blank(WEB, MAIL))
+    assert found.frontends[MAIL].sessions_total == 0
+    web = found.frontends[WEB]
+    assert (web.servers, web.forgotten, web.sessions_total) == ({}, 3, 3)
+
+
+def test_what_is_added_to_is_left_alone() -> None:
+    base = blank(WEB)
+    base.frontends[WEB].sessions_total = 5
+    tally = Tally()
+    tally.heard(1, said(1, ended=1))
+    assert tally.added(base).frontends[WEB].sessions_total == 7
+    assert base.frontends[WEB].sessions_total == 5
+
+
+def test_counts_of_another_form_are_refused() -> None:
+    good = said(1, ended=1)
+    [one] = good.frontends
+    with pytest.raises(BadFrame):
+        Tally().heard(1, good._replace(frontends=(one._replace(connect_seconds=(1, 2)),)))
