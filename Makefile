@@ -47,8 +47,8 @@ format: $(VENV)/.dev ## put the code into the house's layout
 bench: $(VENV)/.dev ## direct, pylb, haproxy and nginx in one interleaved run (ARGS="--help" for more)
 	$(PY) -m bench $(ARGS)
 
-soak: $(VENV)/.dev ## ten minutes of random streams and faults, SHA-256 on each (ARGS="--help" for more)
-	$(PY) -m bench soak $(ARGS)
+soak: $(VENV)/.dev ## 30 minutes of random streams with SHA-256 on each, while workers and main are killed and upgraded (ARGS="--help")
+	$(PY) -m bench soak $(or $(ARGS),--kills --minutes 30)
 
 fuzz: $(VENV)/.dev ## 50,000 steps of the engine's state machine, in any order
 	$(PY) -W error -m tests.forward.test_any_order 50000

@@ -95,7 +95,7 @@ def _bar(target: str, figure: Spread, y: float, scale: float) -> str:
 
 def table(samples: Sequence[Sample], about: str) -> str:
     """The README's: each mark, what was measured, and whether it is reached."""
-    lines = ["| pylb, one process | wanted | measured (lowest..highest round) | |", "|---|---|---|---|"]
+    lines = ["| pylb, one process unless it says workers | wanted | measured (lowest..highest round) | |", "|---|---|---|---|"]
     lines += [f"| {' | '.join(row)} |" for row in marks.rows(samples)]
     return "\n".join([*lines, "", about])
 

@@ -1,4 +1,4 @@
-"""The marks pylb wants to reach, one thread beside one thread of HAProxy, and what a run says of them."""
+"""The marks pylb wants to reach, each beside as many threads of HAProxy, and what a run says of them."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,8 +23,8 @@ class Mark:
         return found.median >= self.limit if self.at_least else found.median <= self.limit
 
 
-def _ratio(scenario: str, metric: str) -> Callable[[Sequence[Sample]], Spread | None]:
-    return lambda samples: ratio(values(samples, scenario, OURS, metric), values(samples, scenario, THEIRS, metric))
+def _ratio(scenario: str, metric: str, ours: str = OURS, theirs: str = THEIRS) -> Callable[[Sequence[Sample]], Spread | None]:
+    return lambda samples: ratio(values(samples, scenario, ours, metric), values(samples, scenario, theirs, metric))
 
 
 def _plain(scenario: str, metric: str) -> Callable[[Sequence[Sample]], Spread | None]:
@@ -40,6 +40,14 @@ def _own(scenario: str, metric: str, base: str) -> Callable[[Sequence[Sample]], 
     return lambda samples: ratio(values(samples, scenario, OURS, metric), values(samples, scenario, OURS, base))
 
 
+def _with_workers(count: str, ours: str, theirs: str) -> tuple[Mark, ...]:
+    return (
+        Mark(f"keep-alive requests/s, {count}", 0.95, True, _ratio("keepalive", "requests_per_second", ours, theirs)),
+        Mark(f"new connections/s, {count}", 0.90, True, _ratio("connections", "connections_per_second", ours, theirs)),
+        Mark(f"p99 at half of HAProxy's rate, {count}", 1.5, False, _ratio("half-rate", "p99_ms", ours, theirs)),
+    )
+
+
 MARKS = (
     Mark("keep-alive requests/s, 64 connections", 0.90, True, _ratio("keepalive", "requests_per_second")),
     Mark("keep-alive requests/s, 1 connection", 0.90, True, _ratio("keepalive-1", "requests_per_second")),
@@ -53,6 +61,8 @@ MARKS = (
     Mark("requests/s of 1,000 frontends against 10", 0.9, True, _own("frontends", "requests_1000", "requests_10")),
     Mark("connections/s of 1,000 frontends against 10", 0.9, True, _own("frontends", "connections_1000", "connections_10")),
     Mark("failed connections during table swaps", 0, False, _plain("swaps", "failed_connections"), ""),
+    *_with_workers("1 worker", "pylb1", "haproxy"),
+    *_with_workers("2 workers beside 2 threads", "pylb2", "haproxy2"),
 )
 
 

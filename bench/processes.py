@@ -6,7 +6,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, NamedTuple, Self
@@ -112,23 +112,41 @@ class Process:
 
     def cpu_seconds(self) -> float:
         """User plus system time so far, summed over the child and its live descendants (nginx works in a worker)."""
-        return sum(_cpu_ticks(pid) for pid in _family(self.pid)) / CLOCK_TICKS
+        return cpu_seconds(family(self.pid))
 
     def memory_bytes(self) -> int:
         """Proportional set size over the family: shared pages count once. Kernel socket memory is not in it."""
-        return sum(_pss_bytes(pid) for pid in _family(self.pid))
+        return sum(_pss_bytes(pid) for pid in family(self.pid))
 
     def resident_bytes(self) -> int:
         """The plain sum over the family: pages that they share count once for each."""
-        return sum(_kib(Path(f"/proc/{pid}/status"), "VmRSS:") for pid in _family(self.pid)) * 1024
+        return sum(_kib(Path(f"/proc/{pid}/status"), "VmRSS:") for pid in family(self.pid)) * 1024
 
     def anonymous_bytes(self) -> int:
         """What the family allocated itself: unlike the above it does not change with who else shares a library's pages."""
-        return sum(_anonymous_bytes(pid) for pid in _family(self.pid))
+        return anonymous_bytes(family(self.pid))
 
     def _tail(self) -> str:
         lines = self._errors.read_text(errors="replace").splitlines()[-8:]
         return "\n".join(f"  | {line}" for line in lines)
+
+
+def cpu_seconds(pids: Iterable[int]) -> float:
+    """User plus system time so far; of one that has ended meanwhile nothing."""
+    total = 0
+    for pid in pids:
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            total += _cpu_ticks(pid)
+    return total / CLOCK_TICKS
+
+
+def anonymous_bytes(pids: Iterable[int]) -> int:
+    """Allocated by themselves; of one that has ended meanwhile nothing."""
+    total = 0
+    for pid in pids:
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError, BenchError):
+            total += _kib(Path(f"/proc/{pid}/status"), "RssAnon:") * 1024
+    return total
 
 
 def _stat_fields(pid: int) -> list[str]:
@@ -145,10 +163,6 @@ def _pss_bytes(pid: int) -> int:
     return _kib(Path(f"/proc/{pid}/smaps_rollup"), "Pss:") * 1024
 
 
-def _anonymous_bytes(pid: int) -> int:
-    return _kib(Path(f"/proc/{pid}/status"), "RssAnon:") * 1024
-
-
 def _kib(file: Path, key: str) -> int:
     for line in file.read_text().splitlines():
         if line.startswith(key):
@@ -156,7 +170,7 @@ def _kib(file: Path, key: str) -> int:
     raise BenchError(f"no {key} in {file}")
 
 
-def _family(root: int) -> list[int]:
+def family(root: int) -> list[int]:
     """`root` and its descendants, by one walk over /proc; a process that ends during the walk is left out."""
     children: dict[int, list[int]] = {}
     for entry in Path("/proc").iterdir():
@@ -168,6 +182,15 @@ def _family(root: int) -> list[int]:
         family.append(queue[0])
         queue += children.get(queue.pop(0), [])
     return family
+
+
+def children(pid: int) -> list[int]:
+    """Its own, not theirs (proc(5), /proc/PID/task/TID/children); none if it has ended."""
+    found: list[int] = []
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            found += map(int, (task / "children").read_text().split())
+    return sorted(found)
 
 
 def free_ports(host: str, count: int, candidates: Iterator[int]) -> list[int]:

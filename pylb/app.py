@@ -89,7 +89,8 @@ def run(path: Path | None, environ: Mapping[str, str]) -> None:
     """
     hold_standard_descriptors()
     faulthandler.enable()  # where all threads were, on a crash and on the SIGABRT of systemd's watchdog
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until the loop heeds it: the config is about to be read anyway
+    for number in (signal.SIGHUP, signal.SIGUSR2):  # until the loop heeds them: by default they kill
+        signal.signal(number, signal.SIG_IGN)  # and config and code are about to be read anyway
     source, complaint = ConfigSource(path, environ), ""
     try:
         config = source.load()

@@ -91,7 +91,7 @@ def test_an_interrupted_run_stops_every_process_it_started(number, peer):
     with subprocess.Popen([*ARGV, "direct,haproxy"], stderr=subprocess.PIPE, text=True, start_new_session=True) as run:
         assert run.stderr is not None
         assert "requests/s" in run.stderr.readline()  # one target is done, the other one is on its way
-        family = processes._family(run.pid)
+        family = processes.family(run.pid)
         run.send_signal(number)
         said = run.stderr.read()
 

@@ -109,7 +109,7 @@ def test_a_child_that_ignores_sigterm_is_killed_with_its_own_children(tmp_path, 
     stubborn = "import os, signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); os.fork() or time.sleep(3600)"
     with child(stubborn, tmp_path) as (process, address):
         process.wait_listening(address)
-        family = processes._family(process.pid)
+        family = processes.family(process.pid)
         assert len(family) == 2
 
     # The grandchild is init's to reap, so it may be a zombie for a moment; it holds nothing and runs no more.

@@ -3,14 +3,17 @@
 import asyncio
 import random
 import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import islice
 
 import pytest
 
-from bench import soak
+from bench.soak import is_loss
 from bench.streams import End, Half, Line, Script, play, scripts, verdict
+from tests.support.processes import ROOT
 
 SCRIPT = Script(number=7, end=End.TOGETHER, up=100_000, down=50_000, chunk=1000)
 
@@ -77,6 +80,26 @@ def test_the_same_seed_gives_the_same_scripts_and_every_end() -> None:
     assert {script.end for script in first} == {*End}
 
 
-def test_a_few_seconds_of_soak_find_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    assert soak.soak(seconds=6, seed=1, workers=8, largest=200_000, keep=None) == 0, capsys.readouterr()
-    assert "wrong         0" in capsys.readouterr().out
+def short(*more: str) -> str:
+    argv = [sys.executable, "-m", "bench", "soak", "--minutes", "0.1", "--seed", "1", "--streams", "8", "--largest", "200000"]
+    done = subprocess.run([*argv, *more], cwd=ROOT, capture_output=True, text=True, timeout=55, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_a_few_seconds_of_soak_find_nothing() -> None:
+    assert "wrong         0" in short()
+
+
+def test_a_few_seconds_with_deaths_find_nothing_either() -> None:
+    said = short("--kills")
+    assert "wrong         0" in said
+    assert "deaths " in said
+
+
+def test_only_a_reset_is_excused_by_the_death_of_a_worker() -> None:
+    short_by_fin = verdict(SCRIPT, Half(sent=10, got=40, ended="fin"), Half(sent=100, got=10, ended="fin"))
+    assert not any(map(is_loss, short_by_fin))
+    assert all(map(is_loss, verdict(SCRIPT, Half(sent=100, got=40, ended="reset"), Half(sent=100, got=10, ended="reset"))))
+    assert all(map(is_loss, verdict(SCRIPT, Half(ended="reset"), None)))
+    assert not any(map(is_loss, verdict(SCRIPT, Half(ended="fin"), None)))

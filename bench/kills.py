@@ -1,0 +1,102 @@
+"""Random deaths for the soak: of workers, of main, and upgrades. Who may be harmed by each is known before it happens."""
+
+import asyncio
+import contextlib
+import os
+import random
+import signal
+import time
+from collections import Counter
+from pathlib import Path
+
+from bench.processes import BenchError, children
+from bench.unit import Unit
+
+PAUSE = (1.0, 8.0)  # seconds between two deaths
+STOPPED_SECONDS = 5.0
+UPGRADE_SECONDS = 30.0
+
+
+class Kills:
+    """Each victim is stopped before it is killed, so that the sessions it had accepted can be read from /proc."""
+
+    def __init__(self, unit: Unit, ports: set[int], rng: random.Random) -> None:
+        self._unit, self._ports, self._rng = unit, ports, rng
+        self._lost: dict[int, float] = {}  # clients' ports, and when their worker was killed
+        self.done: Counter[str] = Counter()
+        self.lost = 0
+
+    def excuse(self, port: int, began: float) -> bool:
+        """Was the session of this client, begun at `began` (monotonic), on a killed worker?"""
+        return began < self._lost.get(port, 0.0)
+
+    async def one(self) -> str:
+        """Raises BenchError."""
+        await self._unit.ready()
+        what = self._rng.choice(["worker", "worker", "main", "upgrade"])
+        match what:
+            case "worker":
+                await self._kill_worker()
+            case "main":
+                os.kill(self._unit.pid, signal.SIGKILL)
+            case "upgrade":
+                await self._upgrade()
+        self.done[what] += 1
+        return what
+
+    async def _kill_worker(self) -> None:
+        victims = children(self._unit.pid)
+        if not victims:
+            return  # it has just lost them all
+        victim = self._rng.choice(victims)
+        os.kill(victim, signal.SIGSTOP)
+        if await asyncio.to_thread(_is_stopped, victim):
+            lost = await asyncio.to_thread(_clients, victim, self._ports)
+            self._lost |= dict.fromkeys(lost, time.monotonic())
+            self.lost += len(lost)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(victim, signal.SIGKILL)
+
+    async def _upgrade(self) -> None:
+        """SIGUSR2, until another process is the service."""
+        before, starts = self._unit.pid, self._unit.starts
+        os.kill(before, signal.SIGUSR2)
+        deadline = time.monotonic() + UPGRADE_SECONDS
+        while self._unit.pid == before:
+            if time.monotonic() > deadline:
+                raise BenchError(f"no process has followed {before} within {UPGRADE_SECONDS:g} s of SIGUSR2")
+            await asyncio.sleep(0.05)
+        if self._unit.starts != starts:
+            raise BenchError(f"process {before} died of an upgrade")
+
+    def pause(self) -> float:
+        return self._rng.uniform(*PAUSE)
+
+
+def _is_stopped(pid: int) -> bool:
+    """False if it ended meanwhile."""
+    deadline = time.monotonic() + STOPPED_SECONDS
+    while time.monotonic() < deadline:
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except FileNotFoundError:
+            return False
+        if state in "TZ":
+            return state == "T"
+        time.sleep(0.001)  # noqa: TID251 - in a thread of its own
+    raise BenchError(f"process {pid} does not stop")
+
+
+def _clients(pid: int, ports: set[int]) -> list[int]:
+    """The ports of clients whose connections to one of `ports` this process has accepted (proc(5), /proc/net/tcp)."""
+    inodes = set()
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(OSError):
+            inodes.add(os.readlink(entry).removeprefix("socket:[").removesuffix("]"))
+    found = []
+    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+        fields = line.split()
+        local, remote = (int(end.rpartition(":")[2], 16) for end in fields[1:3])
+        if local in ports and fields[9] in inodes:
+            found.append(remote)
+    return found
