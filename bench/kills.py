@@ -13,6 +13,7 @@ from bench.processes import BenchError, children
 from bench.unit import Unit
 
 PAUSE = (1.0, 8.0)  # seconds between two deaths
+_TIME_WAIT = "06"  # include/net/tcp_states.h
 STOPPED_SECONDS = 5.0
 UPGRADE_SECONDS = 30.0
 
@@ -88,15 +89,25 @@ def _is_stopped(pid: int) -> bool:
 
 
 def _clients(pid: int, ports: set[int]) -> list[int]:
-    """The ports of clients whose connections to one of `ports` this process has accepted (proc(5), /proc/net/tcp)."""
+    """The ports of clients whose connections to one of `ports` this process has accepted (proc(5), /proc/net/tcp).
+
+    A socket whose FIN came behind its own is with the process, and unknown to the table of sockets: TIME_WAIT has its place,
+    which tells no owner. While the process has such sockets, all of those may be its.
+    """
     inodes = set()
     for entry in Path(f"/proc/{pid}/fd").iterdir():
         with contextlib.suppress(OSError):
-            inodes.add(os.readlink(entry).removeprefix("socket:[").removesuffix("]"))
-    found = []
+            kind, _, inode = os.readlink(entry).partition(":")
+            if kind == "socket":
+                inodes.add(inode.strip("[]"))
+    found, waiting = [], []
     for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
         fields = line.split()
         local, remote = (int(end.rpartition(":")[2], 16) for end in fields[1:3])
         if local in ports and fields[9] in inodes:
             found.append(remote)
-    return found
+        elif local in ports and fields[3] == _TIME_WAIT:
+            waiting.append(remote)
+        inodes.discard(fields[9])
+    unix = {line.split()[6] for line in Path("/proc/net/unix").read_text().splitlines()[1:]}
+    return found + waiting if inodes - unix else found

@@ -39,6 +39,7 @@ from pylb.driver import Driver
 from pylb.estate import Estate, Lost
 from pylb.forward.engine import MAX_BUFFERED, Engine, connection_limit, pipe_limit
 from pylb.forward.timers import TICK
+from pylb.generations import Generations
 from pylb.keys import TLS_FOLDER, TOKEN_FILE, Keys, names_of_machine
 from pylb.listeners import Listeners, passed
 from pylb.machine import hold_standard_descriptors, raise_descriptor_limit, resolve, worker_count
@@ -164,6 +165,7 @@ class App:
         left = await self._inherit()
         sockets = self._bind_all(stack)
         self._make_state_dir()
+        self._generations = Generations(config.state_dir)
         self._keys = self._make_keys(config)
         self._keyring = self._keys.keyring()
         connlog = ConnectionLog(sys.stdout.fileno(), config.log.format)
@@ -259,10 +261,12 @@ class App:
         def hello(index: int) -> Hello:
             config = self._config
             shared = MAX_BUFFERED // count
-            linger = config.defaults.timeouts.upgrade
-            return Hello(VERSION, index, count, limit, pipes, shared, config.log.format, linger)
+            timeouts = config.defaults.timeouts
+            lives = (timeouts.upgrade, timeouts.shutdown)
+            return Hello(VERSION, index, count, limit, pipes, shared, config.log.format, *lives)
 
-        self._forwarding = fleet = Fleet(count, hello, Told(hooks.connect_ended, connlog.lines.put), self._listeners, Program())
+        told = Told(hooks.connect_ended, connlog.lines.put, self._generations.note)
+        self._forwarding = fleet = Fleet(count, hello, told, self._listeners, Program())
         stack.callback(fleet.close)
         try:
             await fleet.start()
@@ -616,6 +620,7 @@ class App:
             log.info("stopping")
         self._forwarding.drain(time.monotonic() + seconds)
         self._before.stop(time.monotonic() + seconds)
+        self._generations.stop_those_before()
 
     async def _drain(self) -> None:
         """The doors are closed. Live sessions have the rest of timeouts.shutdown; a second signal cuts that short."""

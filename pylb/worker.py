@@ -80,6 +80,7 @@ def run(channel: Channel, hello: Hello) -> None:
         opener=link.open_listener,
     )
     link.begin(engine)
+    signal.signal(signal.SIGTERM, lambda _number, _frame: link.hurry())
     gc.collect()
     gc.freeze()
     gc.set_threshold(*GC_THRESHOLDS)

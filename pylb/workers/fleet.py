@@ -54,10 +54,11 @@ _LOOK = 0.25  # seconds between two looks at who is silent
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """Who is told what the workers say."""
+    """Who is told what the workers say and do."""
 
     connect_ended: Callable[[Listen, Server, str | None], None]
     line: Callable[[str], None]  # of the session log
+    started: Callable[[int], None]  # a worker of that pid
 
 
 class PortSource(Protocol):
@@ -121,7 +122,7 @@ class Fleet:
     async def start(self) -> None:
         """All workers serve, or as many as do within START seconds. Raises OSError."""
         for seat in self._seats:
-            seat.start(self._hello(seat.index))
+            self._start(seat)
         self._look()
         try:
             async with asyncio.timeout(START):
@@ -363,10 +364,15 @@ class Fleet:
         )
         self._restarting[seat] = loop.call_later(wait, self._restart, seat)
 
+    def _start(self, seat: Seat) -> None:
+        """Raises OSError."""
+        seat.start(self._hello(seat.index))
+        self._told.started(seat.pid)
+
     def _restart(self, seat: Seat) -> None:
         self._restarting.pop(seat, None)
         try:
-            seat.start(self._hello(seat.index))
+            self._start(seat)
         except OSError as error:
             log.error("worker %d cannot be started: %s; again in %g s", seat.index, error, BACKOFF)
             self._restarting[seat] = asyncio.get_running_loop().call_later(BACKOFF, self._restart, seat)

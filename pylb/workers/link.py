@@ -67,6 +67,7 @@ class Link:
         self._lag = 0.0
         self.draining = False
         self.orphaned = False  # main is gone
+        self._hurried = False
 
     def begin(self, engine: Engine) -> None:
         """Everything else comes after this."""
@@ -172,6 +173,10 @@ class Link:
         self.draining = True
         self._engine.drain(deadline)
 
+    def hurry(self) -> None:
+        """SIGTERM. Main says what a stop means as long as there is one; an orphan decides at its next tick."""
+        self._hurried = True
+
     def _be_orphan(self) -> None:
         """Main is gone: no new clients (its successor has them), and time for those that are here."""
         self.orphaned = True
@@ -191,6 +196,10 @@ class Link:
     def tick(self, now: float, lag: float) -> None:
         """`lag`: seconds that the loop's turns came late of late."""
         self._lag = lag
+        if self._hurried:
+            self._hurried = False
+            if self.orphaned:
+                self.drain(now + self._hello.shutdown)
         self._flush()
         if self._lines or self._dropped:
             self._send_lines()

@@ -17,7 +17,7 @@ from pylb.forward.counters import Counters, FrontendCounters, Histogram, ServerC
 from pylb.forward.elsewhere import Use
 from pylb.workers.channel import BadFrame, Frame
 
-VERSION = f"{__version__}/1"
+VERSION = f"{__version__}/2"
 
 
 # ------------------------------------------------------------ main to worker
@@ -34,6 +34,7 @@ class Hello(NamedTuple):
     max_buffered: int  # bytes
     log_format: Literal["tcplog", "json", "none"]
     linger: float  # seconds that sessions live on should main be gone
+    shutdown: float  # seconds that they have after a SIGTERM then
 
 
 class Listeners(NamedTuple):

@@ -310,6 +310,25 @@ def test_a_stop_ends_those_before_too(pylb: Instance, echo_port: int) -> None:
     eventually(lambda: gone(pid), what="the new one has stopped")
 
 
+def test_a_stop_ends_one_whose_successor_died(pylb: Instance, echo_port: int) -> None:
+    """Nobody can tell it any more, but that it exists is written down."""
+    pylb.configure(defaults={"bind": "127.0.0.1", "timeouts": {"shutdown": "300ms"}})
+    first = pylb.start()
+    pylb.register(pylb.port, echo_port)
+    with connect(pylb) as live:
+        assert echo(live) == b"ping"
+        second = upgrade(pylb)
+        first.has_said("ends with its 1 sessions")
+        os.kill(second, signal.SIGKILL)
+        eventually(lambda: gone(second), what="the successor is dead")
+        third = pylb.start()
+        assert echo(live) == b"ping"
+        assert third.terminate() == 0
+        assert first.wait() == 0
+        with pytest.raises(ConnectionResetError):
+            live.recv(1)
+
+
 def test_one_that_ends_its_sessions_heeds_a_stop_of_its_own(pylb: Instance, echo_port: int, successors: list[int]) -> None:
     pylb.configure(defaults={"bind": "127.0.0.1", "timeouts": {"shutdown": "500ms"}})
     process = pylb.start()

@@ -229,6 +229,22 @@ def _refused(port: int) -> bool:
     return False
 
 
+def test_a_stop_reaches_the_workers_of_a_main_that_died(pylb: Instance, echo_port: int) -> None:
+    process = start(pylb, workers=1, defaults={"bind": "127.0.0.1", "timeouts": {"shutdown": "300ms"}})
+    pylb.register(pylb.port, echo_port)
+    with connect(pylb) as live:
+        assert is_open(live)
+        [orphan] = workers(process)
+        process.kill()
+        eventually(lambda: _refused(pylb.port), what="the orphan has closed the port")
+        pylb.start()
+        assert is_open(live)
+        assert pylb.running.terminate() == 0
+        with pytest.raises(ConnectionResetError):
+            live.recv(1)
+    eventually(lambda: not alive(orphan), what="the orphan has ended")
+
+
 def test_a_stop_gives_the_sessions_their_time_and_a_second_one_does_not(pylb: Instance, echo_port: int) -> None:
     process = start(pylb, defaults={"bind": "127.0.0.1", "timeouts": {"shutdown": "1m"}})
     pylb.register(pylb.port, echo_port)

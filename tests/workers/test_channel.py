@@ -149,7 +149,7 @@ LISTEN = Listen("tcp", "*", 443)
 @pytest.mark.parametrize(
     "message",
     [
-        Hello(VERSION, 1, 2, 100, 10, 1 << 20, "json", 3.5),
+        Hello(VERSION, 1, 2, 100, 10, 1 << 20, "json", 3.5, 0.5),
         Ready(VERSION),
         Applied(7),
         Connect(LISTEN, SERVER, None),

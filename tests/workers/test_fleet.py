@@ -52,12 +52,12 @@ class Impostor(Program):
 
 
 def hello(seat: int) -> Hello:
-    return Hello(VERSION, seat, 1, 100, 10, 1 << 20, "none", 1.0)
+    return Hello(VERSION, seat, 1, 100, 10, 1 << 20, "none", 1.0, 0.1)
 
 
 @asynccontextmanager
 async def running(program: Program, count: int = 1) -> AsyncIterator[Fleet]:
-    told = Told(lambda *_: None, lambda _: None)
+    told = Told(lambda *_: None, lambda _: None, lambda _: None)
     fleet = Fleet(count, hello, told, Listeners(Service({})), program)
     try:
         yield fleet
