@@ -69,7 +69,7 @@ class Tally:
     def complain(self, text: str) -> None:
         """Kept, and said at once: a soak that found something should be looked at, not waited for."""
         self.wrong.append(text)
-        report.progress(f"  ! {text}")
+        report.progress(f"  ! {report.now()} {text}")
 
 
 @dataclass(frozen=True)
@@ -174,11 +174,14 @@ class Place:
         return yaml.safe_dump(everything, sort_keys=False)
 
 
+Excuse = Callable[[int, float], bool]  # of a client's port, for a session begun then (monotonic)
+
+
 class Control:
     """Calls of phone-homes, reloads, and rubbish. Instance `steady` is always there, so a client never finds nobody."""
 
-    def __init__(self, place: Place, unit: Unit, tally: Tally, rng: random.Random) -> None:
-        self._place, self._unit, self._tally, self._rng = place, unit, tally, rng
+    def __init__(self, place: Place, unit: Unit, tally: Tally, excuse: "Excuse", rng: random.Random) -> None:
+        self._place, self._unit, self._tally, self._excuse, self._rng = place, unit, tally, excuse, rng
         self._retries = 3
 
     async def register(self, instance: str, target: Address, *, state: str = "ready") -> None:
@@ -231,12 +234,16 @@ class Control:
         target = self._rng.choice(self._place.servers).port
         body = {"frontends": [{"port": listen.port, "target_port": target}], "address": LOOPBACK, "ttl": 60}
         await self._call("PUT", name, body, {200, 201})
-        try:
-            with await asyncio.wait_for(connected(listen), 10) as sock:
-                self._tally.connections += 1
-                await echo(sock)
-        except (OSError, EOFError, TimeoutError) as error:
-            self._tally.complain(f"port {listen.port} was registered and does not serve: {error!r}")
+        began = time.monotonic()
+        with socket.socket() as sock:
+            try:
+                async with asyncio.timeout(10):
+                    await greeted(sock, listen)
+                    self._tally.connections += 1
+                    await echo(sock)
+            except (OSError, EOFError, TimeoutError) as error:
+                if not self._excuse(sock.getsockname()[1], began):
+                    self._tally.complain(f"port {listen.port} was registered and does not serve: {error!r}")
         await self._call("DELETE", name, None, {200})
 
     async def _call(self, method: str, path: str, body: object, good: set[int], *, token: str | None = None) -> None:
@@ -302,7 +309,7 @@ class Soak:
         self.tally = Tally()
         self.samples: list[Sample] = []
         self._servers = Servers()
-        self._control = Control(place, unit, self.tally, random.Random(options.seed))
+        self._control = Control(place, unit, self.tally, self._excuse, random.Random(options.seed))
         ports = {address.port for address in (*place.frontends, *place.extra)}
         self._kills = Kills(unit, ports, random.Random(options.seed + 1)) if options.kills else None
         self._began = 0.0
@@ -355,7 +362,7 @@ class Soak:
                     await greeted(sock, listen)
                     await loop.sock_sendall(sock, NUMBER.pack(script.number))
                 except (OSError, EOFError) as error:
-                    if not self._excuse(sock, began):
+                    if not self._excuse(sock.getsockname()[1], began):
                         self.tally.complain(f"{script}: no greeting: {error!r}")
                     return
                 port = sock.getsockname()[1]  # it may close itself
@@ -365,7 +372,7 @@ class Soak:
         finally:
             del self._servers.expected[script.number]
         broken = verdict(script, line.half, server)
-        if broken and self._excuse_port(port, began):
+        if broken and self._excuse(port, began):
             # Its bytes died with it. What arrived must be right all the same, and not look like the whole.
             broken = [wrong for wrong in broken if not is_loss(wrong)]
         for wrong in broken:
@@ -374,10 +381,7 @@ class Soak:
         self.tally.bytes_up += server.got if server else 0
         self.tally.bytes_down += line.half.got
 
-    def _excuse(self, sock: socket.socket, began: float) -> bool:
-        return self._excuse_port(sock.getsockname()[1], began)
-
-    def _excuse_port(self, port: int, began: float) -> bool:
+    def _excuse(self, port: int, began: float) -> bool:
         """Was it the session of a killed worker? Then it is counted as one."""
         if self._kills is None or not self._kills.excuse(port, began):
             return False
@@ -445,7 +449,7 @@ class Soak:
             try:
                 await asyncio.wait_for(echo(sock), 10)
             except (OSError, EOFError, TimeoutError) as error:
-                if not self._excuse(sock, self._began):
+                if not self._excuse(sock.getsockname()[1], self._began):
                     self.tally.complain(f"idle session {number} did not survive: {error!r}")
             sock.close()
 
