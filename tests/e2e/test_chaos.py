@@ -27,6 +27,7 @@ CLIENTS = 10  # threads
 PER_SECOND = 20  # new connections of each
 PATIENCE = 12.0  # seconds of a client: longer than all connect timeouts together
 MOST_BROKEN = 3  # nodes at a time, of five
+KINDS = 6  # of what may happen, at least
 
 
 @dataclass
@@ -176,12 +177,14 @@ def test_no_client_fails_while_a_node_is_whole(
     clients = [Client(lab.client) for _ in range(CLIENTS)]
     for client in clients:
         client.__enter__()
+    began = time.monotonic()
     try:
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
+        # The kinds of what may happen, not the time alone: a step takes longer on a busy machine.
+        while time.monotonic() < began + seconds or len(chaos.done) < KINDS:
             chaos.step()
             pause(0.3)
     finally:
+        lasted = time.monotonic() - began
         for client in clients:
             client._end.set()
         for client in clients:
@@ -194,9 +197,9 @@ def test_no_client_fails_while_a_node_is_whole(
     ]
     unexcused = [(failure, record(failure, lines)) for failure in failed if not excused(failure, lines, chaos.places)]
     assert unexcused == [], (chaos.done, len(failed))
-    assert served.total() > seconds * CLIENTS * PER_SECOND * 0.5
+    assert served.total() > lasted * CLIENTS * PER_SECOND * 0.5
     assert len(served) == 5
-    assert len(chaos.done) >= 6
+    assert len(chaos.done) >= KINDS
 
 
 Line = dict[str, Any]  # of the session log
