@@ -21,14 +21,14 @@ UPGRADE_SECONDS = 30.0
 class Kills:
     """Each victim is stopped before it is killed, so that the sessions it had accepted can be read from /proc."""
 
-    def __init__(self, unit: Unit, ports: set[int], rng: random.Random) -> None:
-        self._unit, self._ports, self._rng = unit, ports, rng
-        self._lost: dict[int, float] = {}  # clients' ports, and when their worker was killed
+    def __init__(self, unit: Unit, frontends: set[int], servers: set[int], rng: random.Random) -> None:
+        self._unit, self._frontends, self._servers, self._rng = unit, frontends, servers, rng
+        self._lost: dict[int, float] = {}  # ports of clients, and pylb's own towards servers; when their worker was killed
         self.done: Counter[str] = Counter()
         self.lost = 0
 
     def excuse(self, port: int, began: float) -> bool:
-        """Was the session of this client, begun at `began` (monotonic), on a killed worker?"""
+        """Was the session with this port (the client's, or pylb's own towards the server), begun then, on a killed worker?"""
         return began < self._lost.get(port, 0.0)
 
     async def one(self) -> str:
@@ -52,9 +52,9 @@ class Kills:
         victim = self._rng.choice(victims)
         os.kill(victim, signal.SIGSTOP)
         if await asyncio.to_thread(_is_stopped, victim):
-            lost = await asyncio.to_thread(_clients, victim, self._ports)
+            lost = await asyncio.to_thread(_ends, victim, self._frontends, self._servers)
             self._lost |= dict.fromkeys(lost, time.monotonic())
-            self.lost += len(lost)
+            self.lost += len(lost) // 2
         with contextlib.suppress(ProcessLookupError):
             os.kill(victim, signal.SIGKILL)
 
@@ -88,11 +88,12 @@ def _is_stopped(pid: int) -> bool:
     raise BenchError(f"process {pid} does not stop")
 
 
-def _clients(pid: int, ports: set[int]) -> list[int]:
-    """The ports of clients whose connections to one of `ports` this process has accepted (proc(5), /proc/net/tcp).
+def _ends(pid: int, frontends: set[int], servers: set[int]) -> list[int]:
+    """Of the connections that this process has: the clients' ports, and its own towards servers (proc(5), /proc/net/tcp).
 
-    A socket whose FIN came behind its own is with the process, and unknown to the table of sockets: TIME_WAIT has its place,
-    which tells no owner. While the process has such sockets, all of those may be its.
+    Both: it may be stopped when it has closed one of the two. A socket whose FIN came behind its own is with the process, and
+    unknown to the table of sockets: TIME_WAIT has its place, which tells no owner. While the process has such sockets, all of
+    those may be its.
     """
     inodes = set()
     for entry in Path(f"/proc/{pid}/fd").iterdir():
@@ -104,10 +105,12 @@ def _clients(pid: int, ports: set[int]) -> list[int]:
     for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
         fields = line.split()
         local, remote = (int(end.rpartition(":")[2], 16) for end in fields[1:3])
-        if local in ports and fields[9] in inodes:
-            found.append(remote)
-        elif local in ports and fields[3] == _TIME_WAIT:
-            waiting.append(remote)
+        if local in frontends or remote in servers:
+            port = remote if local in frontends else local
+            if fields[9] in inodes:
+                found.append(port)
+            elif fields[3] == _TIME_WAIT:
+                waiting.append(port)
         inodes.discard(fields[9])
     unix = {line.split()[6] for line in Path("/proc/net/unix").read_text().splitlines()[1:]}
     return found + waiting if inodes - unix else found

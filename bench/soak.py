@@ -88,7 +88,7 @@ class Servers:
     """The servers behind pylb. Each speaks first, reads the number of the script, and plays its part."""
 
     def __init__(self) -> None:
-        self.expected: dict[int, tuple[Script, asyncio.Future[Half]]] = {}
+        self.expected: dict[int, tuple[Script, asyncio.Future[tuple[Half, int]]]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def serve(self, server: socket.socket) -> None:
@@ -115,10 +115,10 @@ class Servers:
             found = self.expected.get(NUMBER.unpack(number)[0])
             if found is not None:
                 script, done = found
-                line = Line(sock, sends=script.number + 1, expects=script.number)
+                line, port = Line(sock, sends=script.number + 1, expects=script.number), sock.getpeername()[1]
                 await play(line, script, client=False)
                 if not done.done():
-                    done.set_result(line.half)
+                    done.set_result((line.half, port))
 
 
 async def exactly(sock: socket.socket, size: int) -> bytes:
@@ -310,8 +310,9 @@ class Soak:
         self.samples: list[Sample] = []
         self._servers = Servers()
         self._control = Control(place, unit, self.tally, self._excuse, random.Random(options.seed))
-        ports = {address.port for address in (*place.frontends, *place.extra)}
-        self._kills = Kills(unit, ports, random.Random(options.seed + 1)) if options.kills else None
+        frontends = {address.port for address in (*place.frontends, *place.extra)}
+        servers = {address.port for address in place.servers}
+        self._kills = Kills(unit, frontends, servers, random.Random(options.seed + 1)) if options.kills else None
         self._began = 0.0
 
     async def run(self, seconds: float) -> None:
@@ -352,7 +353,7 @@ class Soak:
 
     async def _stream(self, script: Script, listen: Address) -> None:
         loop = asyncio.get_running_loop()
-        done: asyncio.Future[Half] = loop.create_future()
+        done: asyncio.Future[tuple[Half, int]] = loop.create_future()
         self._servers.expected[script.number] = (script, done)
         began = time.monotonic()
         try:
@@ -368,11 +369,11 @@ class Soak:
                 port = sock.getsockname()[1]  # it may close itself
                 line = Line(sock, sends=script.number, expects=script.number + 1)
                 await play(line, script, client=True)
-            server = await _soon(done)
+            server, upstream = await _soon(done)
         finally:
             del self._servers.expected[script.number]
         broken = verdict(script, line.half, server)
-        if broken and self._excuse(port, began):
+        if broken and (self._excuse(port, began) or self._excuse(upstream, began)):
             # Its bytes died with it. What arrived must be right all the same, and not look like the whole.
             broken = [wrong for wrong in broken if not is_loss(wrong)]
         for wrong in broken:
@@ -576,12 +577,12 @@ async def _eventually(happened: Callable[[], bool]) -> bool:
     return False
 
 
-async def _soon(done: "asyncio.Future[Half]") -> Half | None:
-    """The server's account; None if it does not come within the flush timeout and a bit."""
+async def _soon(done: "asyncio.Future[tuple[Half, int]]") -> tuple[Half | None, int]:
+    """The server's account, and the port it was dialled from; none if that does not come within the flush timeout and a bit."""
     try:
         return await asyncio.wait_for(done, 15)
     except TimeoutError:
-        return None
+        return None, 0
 
 
 def _listener(address: Address) -> socket.socket:

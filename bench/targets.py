@@ -177,11 +177,17 @@ def running(name: str, wiring: Wiring) -> Iterator[Target]:
     if name == DIRECT:
         yield Target(name, wiring.origin_http, wiring.origin_bulk, None, wiring)
         return
-    kind = KINDS[name]
-    config = wiring.folder / f"{name}.yaml"
+    with started(KINDS[name], wiring) as target:
+        yield target
+
+
+@contextmanager
+def started(kind: Kind, wiring: Wiring) -> Iterator[Target]:
+    """As `running`, of any kind."""
+    config = wiring.folder / f"{kind.name}.yaml"
     config.write_text(kind.render(wiring))
     shutil.rmtree(wiring.folder / "pylb-state", ignore_errors=True)  # a fresh pylb restores nothing of the last sample
-    with Process.started(name, [*wiring.on_proxy, *kind.command(config)], wiring.folder) as process:
+    with Process.started(kind.name, [*wiring.on_proxy, *kind.command(config)], wiring.folder) as process:
         process.wait_listening(wiring.proxy_http)
         process.wait_listening(wiring.proxy_bulk)
-        yield Target(name, wiring.proxy_http, wiring.proxy_bulk, process, wiring)
+        yield Target(kind.name, wiring.proxy_http, wiring.proxy_bulk, process, wiring)

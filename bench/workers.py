@@ -2,27 +2,32 @@
 
 Start: from fork to a worker's first word, and its memory. Memory: main and workers, idle; as Pss, where pages that processes
 share count once (proc(5)), and as the plain sum of what each has resident. Isolation: the p99 of requests at a fixed rate,
-alone and while something else keeps main busy, with one process and with a worker: a flood of calls with wrong tokens, and
-scrapes of 1,000 frontends with three servers each, one after the other.
+alone and while something else keeps main busy, with one process and with a worker: a flood of calls with wrong tokens, scrapes
+of 1,000 frontends one after the other, moves that wait for a disk whose every fsync takes half a second, and 200 servers under
+active checks that accept and never answer.
 """
 
 import argparse
 import http.client
 import socket
 import statistics
+import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
-from bench import load, targets
+import yaml
+
+from bench import configs, load, targets
 from bench.configs import Wiring
-from bench.processes import Address
-from bench.registrations import register
+from bench.processes import Address, free_ports
+from bench.registrations import register, swapping
 from bench.report import aligned, progress
-from bench.targets import Target
+from bench.targets import OWN_PORTS, Kind, Target
 from pylb.workers.channel import Channel
 from pylb.workers.messages import VERSION, Hello, encoded
 from pylb.workers.program import Program
@@ -31,6 +36,7 @@ STARTS = 15
 RATE = 4000.0  # requests a second: a fraction of what one process can do
 FRONTENDS = 1000
 FLOODERS = 3
+STUCK = 200  # checks that nobody answers
 
 
 def starts() -> list[float]:
@@ -107,21 +113,67 @@ def _call(where: Address, method: str, path: str, authorization: str) -> None:
         connection.close()
 
 
-BESIDE = {"alone": nothing, "beside a flood of calls": flood, "beside scrapes": scrapes}
+@contextmanager
+def moves(target: Target) -> Iterator[None]:
+    with swapping(target):
+        yield
+
+
+Company = Callable[[Target], AbstractContextManager[None]]
+BESIDE: dict[str, Company] = {"alone": nothing, "beside a flood of calls": flood, "beside scrapes": scrapes}
+SLOW_DISK = """
+import os, time
+fsync = os.fsync
+os.fsync = lambda fd: (time.sleep(0.5), fsync(fd))[1]  # in the thread that writes, as the real one
+from pylb.cli import main
+main()
+"""
+
+
+def with_slow_disk(kind: Kind) -> Kind:
+    return replace(kind, command=lambda config: [sys.executable, "-c", SLOW_DISK, "run", "-c", str(config)])
+
+
+def with_stuck_checks(kind: Kind, mute: Address) -> Kind:
+    """Half of the checks meet a full backlog in time: then not even the connect ends."""
+
+    def render(wiring: Wiring) -> str:
+        config = yaml.safe_load(kind.render(wiring))
+        check = {"mode": "active", "check": {"send": "hello", "expect": "hello"}, "interval": "1s"}
+        for port in configs.REGISTERED_PORTS[:STUCK]:
+            listen = f"{wiring.proxy_http.host}:{port}"
+            config["frontends"].append({"name": f"stuck-{port}", "listen": listen, "servers": [str(mute)], "health": check})
+        return yaml.safe_dump(config, sort_keys=False)
+
+    return replace(kind, render=render)
 
 
 def isolation(names: list[str], rounds: int, seconds: int, wiring: Wiring) -> dict[tuple[str, str], list[float]]:
     """p99 in milliseconds by target and company."""
     found: dict[tuple[str, str], list[float]] = {}
-    for turn in range(rounds):
+
+    def measured(target: Target, company: str, beside: Company) -> None:
+        with beside(target):
+            result = load.pace(target.http, RATE, seconds)
+        found.setdefault((target.name, company), []).append(result.p99 * 1e3)
+        progress(f"{target.name:<6} {company:<26} p99 {result.p99 * 1e3:.2f} ms")
+
+    for _ in range(rounds):
         for name in names:
-            with targets.running(name, wiring) as target:
+            kind = targets.KINDS[name]
+            with targets.started(kind, wiring) as target:
                 register(target, 0, FRONTENDS)
                 for company, beside in BESIDE.items():
-                    with beside(target):
-                        result = load.pace(target.http, RATE, seconds)
-                    found.setdefault((name, company), []).append(result.p99 * 1e3)
-                    progress(f"round {turn + 1}/{rounds}  {name:<6} {company:<24} p99 {result.p99 * 1e3:.2f} ms")
+                    measured(target, company, beside)
+            with targets.started(with_slow_disk(kind), wiring) as target:
+                measured(target, "beside moves on a slow disk", moves)
+            with (
+                socket.create_server(
+                    (wiring.proxy_http.host, free_ports(wiring.proxy_http.host, 1, iter(OWN_PORTS))[0])
+                ) as mute,
+                targets.started(with_stuck_checks(kind, Address(*mute.getsockname())), wiring) as target,
+            ):
+                measured(target, "beside stuck checks", nothing)
     return found
 
 
