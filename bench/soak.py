@@ -248,11 +248,11 @@ class Control:
 
     async def _call(self, method: str, path: str, body: object, good: set[int], *, token: str | None = None) -> None:
         status, text = 0, ""
-        for _ in range(CALLS):
-            starts, pid = self._unit.starts, self._unit.pid
+        for _ in range(CALLS if self._place.workers else 1):
             status, text = await asyncio.to_thread(request, self._place.webhook, method, path, body, token or self._place.token)
-            if status in good or (starts, pid) == (self._unit.starts, self._unit.pid):
-                break  # else main died under it, or was followed by another: a phone-home calls again
+            if status not in {0, 503}:
+                break
+            await asyncio.sleep(0.5)  # main died under it, or was followed by another: a phone-home calls again
         if status not in good:
             self._tally.complain(f"{method} {path} was answered {status}: {text}")
 
