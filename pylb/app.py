@@ -42,7 +42,7 @@ from pylb.forward.timers import TICK
 from pylb.generations import Generations
 from pylb.keys import TLS_FOLDER, TOKEN_FILE, Keys, names_of_machine
 from pylb.listeners import Listeners, passed
-from pylb.machine import hold_standard_descriptors, raise_descriptor_limit, resolve, worker_count
+from pylb.machine import hold_standard_descriptors, raise_descriptor_limit, reap_strangers, resolve, worker_count
 from pylb.observe.connlog import ConnectionLog
 from pylb.observe.messages import install
 from pylb.observe.metrics import Metrics
@@ -482,12 +482,14 @@ class App:
                 log.info("tokens read again: %d are in force", len(keyring.tokens))
 
     async def _beat(self) -> None:
-        """How late the loop is; a stall of five seconds leaves its stacks on stderr."""
+        """How late the loop is; a stall of five seconds leaves its stacks on stderr. And what a process 1 has to do."""
         loop = asyncio.get_running_loop()
         self._pulse = Pulse(TICK, loop.time())
         try:
             while True:
                 self._pulse.beat(loop.time())
+                if os.getpid() == 1:
+                    reap_strangers([pid for pid, _ in self._forwarding.workers().values()])
                 await asyncio.sleep(TICK)
         finally:
             self._pulse.stop()

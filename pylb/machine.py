@@ -7,7 +7,7 @@ import resource
 import socket
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from ipaddress import ip_address
 from pathlib import Path
@@ -27,6 +27,20 @@ def raise_descriptor_limit() -> int:
 def worker_count(wanted: int | Literal["auto"]) -> int:
     """Of the config's `workers`: `auto` is one for each processor that this process may run on (sched_getaffinity(2))."""
     return len(os.sched_getaffinity(0)) if wanted == "auto" else wanted
+
+
+def reap_strangers(ours: Collection[int]) -> None:
+    """As process 1 of a container: collect children that are not `ours`, orphans of whatever else ran in it (waitid(2)).
+
+    Ours are waited for by whoever started them; one of them that has just ended holds the others up until that is done.
+    """
+    try:
+        while (ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)) is not None:
+            if ended.si_pid in ours:
+                return
+            os.waitpid(ended.si_pid, 0)
+    except ChildProcessError:
+        pass  # there is none
 
 
 def hold_standard_descriptors() -> None:

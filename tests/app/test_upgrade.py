@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -368,5 +369,14 @@ def test_a_container_is_replaced_not_upgraded(pylb: Instance) -> None:
     done = pylb.ask("upgrade")
     assert (done.returncode, "start a new container instead" in done.stderr) == (1, True)
     [inner] = process.children()
+    inside = ("nsenter", "--target", str(inner), "--pid", "--mount")
+    orphan = subprocess.run([*inside, "sh", "-c", "sleep 0 & echo started"], capture_output=True, text=True, check=True)
+    assert orphan.stdout == "started\n"
+    eventually(lambda: len(children(inner)) == 2, what="of its children only the workers are left")
+    assert not any(gone(pid) for pid in children(inner))
     os.kill(inner, signal.SIGTERM)
     assert process.wait() == 0
+
+
+def children(pid: int) -> list[int]:
+    return [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
