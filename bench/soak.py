@@ -105,6 +105,7 @@ class Servers:
         loop = asyncio.get_running_loop()
         with sock:
             try:
+                port = sock.getpeername()[1]
                 await loop.sock_sendall(sock, GREETING)
                 number = await exactly(sock, NUMBER.size)
                 while number == NUMBER.pack(0):  # an idle session's round
@@ -115,7 +116,7 @@ class Servers:
             found = self.expected.get(NUMBER.unpack(number)[0])
             if found is not None:
                 script, done = found
-                line, port = Line(sock, sends=script.number + 1, expects=script.number), sock.getpeername()[1]
+                line = Line(sock, sends=script.number + 1, expects=script.number)
                 await play(line, script, client=False)
                 if not done.done():
                     done.set_result((line.half, port))

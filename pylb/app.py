@@ -193,6 +193,7 @@ class App:
         self._service.ready(self._state())
         self._started = True
         if self._reload_wanted:
+            self._reload_wanted = False
             self._on_reload_signal()
         gc.collect()
         gc.freeze()
@@ -253,6 +254,7 @@ class App:
                 max_pipes=pipes,
                 on_fault=_log_fault,
                 opener=self._listeners.open,
+                nofile=nofile,
             )
             self._forwarding = Driver(engine, self._listeners.closed)
             stack.callback(self._forwarding.close)
@@ -397,7 +399,7 @@ class App:
             self._at_once.set()
 
     def _on_reload_signal(self) -> None:
-        if self._started:
+        if self._started and not self._upgrading:
             self._follow(self._reload_and_say())
         else:
             self._reload_wanted = True
@@ -488,6 +490,7 @@ class App:
         try:
             while True:
                 self._pulse.beat(loop.time())
+                self._service.flush()
                 if os.getpid() == 1:
                     reap_strangers([pid for pid, _ in self._forwarding.workers().values()])
                 await asyncio.sleep(TICK)
@@ -535,9 +538,7 @@ class App:
         try:
             talk, pid = await hand_over(self._estate, self._environ)
         except Refusal as refusal:
-            self._upgrading = False
-            if self._stop_wanted:
-                self._stop.set()
+            self._upgrade_failed()
             text = f"the upgrade failed, process {os.getpid()} stays in charge: {refusal}"
             raise Refused(Code.UNAVAILABLE, text, "its log says what the new one had to say") from None
         except Lost as lost:
@@ -545,14 +546,28 @@ class App:
             self._broken = True
             self._stop.set()
             raise Refused(Code.UNAVAILABLE, str(lost)) from None
+        except BaseException:
+            self._upgrade_failed()
+            raise
         self._service.successor(pid)
         talk.say("go")
         live, seconds = (await self._estate.counters()).open_sessions, self._config.defaults.timeouts.upgrade
         self._successor = talk
         self._stop.set()  # the last step: with the doors goes whoever waits for this answer
-        if self._stop_wanted:
-            os.kill(pid, signal.SIGTERM)  # it was meant for the service, and that is the new one
+        # What was meant for the service is the new one's.
+        for number, wanted in ((signal.SIGHUP, self._reload_wanted), (signal.SIGTERM, self._stop_wanted)):
+            if wanted:
+                os.kill(pid, number)
         return f"process {pid} serves; process {os.getpid()} ends with its {live} sessions, in {seconds:g} s at the latest"
+
+    def _upgrade_failed(self) -> None:
+        """We stay in charge, and heed what came meanwhile."""
+        self._upgrading = False
+        if self._stop_wanted:
+            self._stop.set()
+        elif self._reload_wanted:
+            self._reload_wanted = False
+            self._on_reload_signal()
 
     def _on_upgrade_signal(self) -> None:
         if self._started:
@@ -582,10 +597,12 @@ class App:
         try:
             await left.talk.expect("go", ANSWER)
         except Refusal as refusal:
+            if self._service.listens:  # for systemd the service is dead, and the next one on its way to these sockets
+                raise CannotStart(f"the pylb before is gone before its time: {refusal}") from None
             log.warning("the pylb before is gone before its time: %s", refusal)
             left.talk.close()
         else:
-            self._keep(self._before.follow(left.talk, left.reports), self._lasting)
+            self._keep(self._before.follow(left.talk, left.counts), self._lasting)
         self._service.muted = False
         self._listeners.store()
 
@@ -620,7 +637,8 @@ class App:
             log.info("stopping: %d live sessions have %g s; a second signal ends them now", live, seconds)
         else:
             log.info("stopping")
-        self._forwarding.drain(time.monotonic() + seconds)
+        # Where systemd holds the sockets, who waits in them is for the next pylb: it would be reset here in a moment.
+        self._forwarding.drain(time.monotonic() + seconds, accept=not self._service.listens)
         self._before.stop(time.monotonic() + seconds)
         self._generations.stop_those_before()
 

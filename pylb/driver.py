@@ -38,10 +38,10 @@ class Driver:
         self._timer.cancel()
         self._engine.close()
 
-    def drain(self, deadline: float) -> None:
+    def drain(self, deadline: float, *, accept: bool = True) -> None:
         """As Engine.drain."""
         self._draining = True
-        self._engine.drain(deadline)
+        self._engine.drain(deadline, accept=accept)
 
     async def drained(self, *, at_once: asyncio.Event) -> None:
         """Until the last session has ended: by itself, at the engine's drain deadline, or when `at_once` is set."""

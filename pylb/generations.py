@@ -19,7 +19,6 @@ class Generations:
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / FILE
-        self._before = dict(_read(self._path))
         self._ours: dict[int, str] = {}
         self.note(os.getpid())
 
@@ -36,7 +35,9 @@ class Generations:
 
     def stop_those_before(self) -> None:
         """SIGTERM: they give their sessions timeouts.shutdown. Workers whose main lives do not heed it: that one tells them."""
-        for pid, start in self._before.items():
+        for pid, start in _read(self._path):
+            if pid in self._ours:
+                continue
             try:
                 pidfd = os.pidfd_open(pid)
             except OSError:

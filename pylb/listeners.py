@@ -26,6 +26,7 @@ class Listeners:
         self._service = service
         self._left: dict[Listen, list[SocketType]] = {}  # to us, and not asked for yet
         self._open: dict[Listen, list[SocketType]] = {}
+        self._inherited: set[SocketType] = set()  # of those left to us
 
     def inherit(self, descriptors: Iterable[int]) -> None:
         """Take over what somebody listened on before. What is no listening TCP socket is closed."""
@@ -39,6 +40,7 @@ class Listeners:
                 sock.close()
                 continue
             os.set_inheritable(fd, False)
+            self._inherited.add(sock)
             self._left.setdefault(_listen(sock), []).append(sock)
 
     def open(self, listen: Listen, *, freebind: bool = False, shared: bool = False) -> SocketType:
@@ -71,29 +73,49 @@ class Listeners:
     def closed(self, listen: Listen) -> None:
         """Nobody is to be reached there any more: in no process that holds a copy. Idempotent."""
         for sock in self._open.pop(listen, ()):
+            self._inherited.discard(sock)
             try:
                 sock.shutdown(socket.SHUT_RDWR)
             except OSError:
                 pass  # closed meanwhile
             self._service.unstore(_name(listen))
 
+    def give_back(self, listen: Listen) -> None:
+        """Not all that were needed could be opened. What others may hold stays as it was, what is new is closed. Idempotent."""
+        for sock in self._open.pop(listen, ()):
+            if sock in self._inherited:
+                self._left.setdefault(listen, []).append(sock)
+            else:
+                sock.close()
+        self._service.unstore(_name(listen))
+        for sock in self._left.get(listen, ()):
+            self._service.store(_name(listen), sock.fileno())
+
     def forget_left(self) -> None:
         """Close what nobody has asked for since the start: ports that are not in the table any more."""
         for listen, socks in self._left.items():
-            log.info("%s was left open for us, and is closed: nothing listens there now", listen)
+            self._service.unstore(_name(listen))
+            if (
+                listen in self._open
+            ):  # there were more workers before: in the store it would get its share of the clients for ever
+                self._store(listen)
+            else:
+                log.info("%s was left open for us, and is closed: nothing listens there now", listen)
             for sock in socks:
-                if listen not in self._open:  # else it is one of more than there are workers now
+                if listen not in self._open:
                     sock.shutdown(socket.SHUT_RDWR)
-                    self._service.unstore(_name(listen))
                 sock.close()
         self._left.clear()
 
     def store(self) -> None:
         """Everything into the fd store; what is there already is not kept twice."""
-        for listen, socks in self._open.items():
-            for sock in socks:
-                if sock.fileno() >= 0:
-                    self._service.store(_name(listen), sock.fileno())
+        for listen in self._open:
+            self._store(listen)
+
+    def _store(self, listen: Listen) -> None:
+        for sock in self._open[listen]:
+            if sock.fileno() >= 0:
+                self._service.store(_name(listen), sock.fileno())
 
     def all(self) -> list[int]:
         """The descriptors, for a successor."""

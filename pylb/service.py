@@ -6,7 +6,8 @@ The protocol is one datagram of KEY=VALUE lines to the socket in $NOTIFY_SOCKET;
 import array
 import os
 import socket
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Mapping, Sequence
 
 
 class Service:
@@ -15,6 +16,7 @@ class Service:
     def __init__(self, environ: Mapping[str, str]) -> None:
         address = environ.get("NOTIFY_SOCKET", "")
         self._address = "\0" + address[1:] if address.startswith("@") else address
+        self._waiting: deque[tuple[str, Sequence[int]]] = deque()  # with descriptors of our own
         self.muted = False  # while another process is the service: systemd heeds the main process alone (NotifyAccess=main)
         self.watchdog = _seconds(environ)  # between two signs of life that systemd waits for; 0: it does not
 
@@ -42,15 +44,37 @@ class Service:
         """Forget all descriptors of that name."""
         self._say(f"FDSTOREREMOVE=1\nFDNAME={name}")
 
+    @property
+    def listens(self) -> bool:
+        """Is there somebody who keeps our sockets?"""
+        return bool(self._address)
+
     def _say(self, text: str, *fds: int) -> None:
         if not self._address or self.muted:
             return
+        if self._waiting or not self._send(text, fds):
+            try:
+                self._waiting.append((text, [os.dup(fd) for fd in fds]))
+            except OSError:
+                pass  # no descriptor for a copy to keep
+
+    def flush(self) -> None:
+        """What a supervisor that was busy did not take: its queue holds some hundred datagrams (net.unix.max_dgram_qlen)."""
+        while self._waiting and self._send(*self._waiting[0]):
+            for fd in self._waiting.popleft()[1]:
+                os.close(fd)
+
+    def _send(self, text: str, fds: Sequence[int]) -> bool:
+        """False: not now."""
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC) as sock:
                 rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
                 sock.sendmsg([text.encode()], rights, 0, self._address)
+        except BlockingIOError:
+            return False
         except OSError:
-            pass
+            pass  # nobody is there
+        return True
 
 
 def _seconds(environ: Mapping[str, str]) -> float:

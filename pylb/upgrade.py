@@ -15,11 +15,13 @@ Whoever of the two ends before "go" leaves the other one in charge.
 """
 
 import asyncio
+import errno
 import json
 import logging
 import os
+import select
+import signal
 import socket
-import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -35,8 +37,19 @@ log = logging.getLogger("pylb")
 
 PROTOCOL = 1
 VARIABLE = "PYLB_UPGRADE_FD"
+# Forks once more and tells the pid: so the successor is a child of process 1 from the start, which alone is told of its death.
+_LAUNCHER = """
+import os, sys
+tell = int(sys.argv[1])
+if pid := os.fork():
+    os.write(tell, b"%d" % pid)
+    os._exit(0)
+os.close(tell)
+os.execvp(sys.argv[2], sys.argv[2:])
+"""
 READY = 30.0  # seconds for a successor to load its code and read its config
 SERVING = 20.0  # and to serve from then on: it may have a thousand ports to open
+ENDED = 10.0  # for a killed process to be gone
 ANSWER = 30.0  # seconds for the old one's answers
 REPORT = 1.0
 
@@ -61,6 +74,11 @@ class Talk:
             self._channel.send(0, json.dumps({"say": word, **more}, separators=(",", ":")).encode(), fds)
         except ChannelClosed:
             pass
+
+    @property
+    def backlog(self) -> int:
+        """Bytes that the other one has not taken."""
+        return self._channel.backlog
 
     async def hear(self, within: float | None = None) -> tuple[dict[str, Any], list[int]]:
         """The next word and its descriptors. Raises Refusal: the other one is gone, or silent for that many seconds."""
@@ -90,10 +108,11 @@ class Talk:
             self._channel.close()
 
     async def _flush(self) -> None:
+        """Raises Refusal."""
         try:
             self._channel.flush()
         except ChannelClosed:
-            return
+            raise Refusal("it has ended") from None
         await asyncio.sleep(0.01)
 
     def _on_readable(self) -> None:
@@ -128,9 +147,12 @@ async def hand_over(old: Running, environ: Mapping[str, str]) -> tuple[Talk, int
     """Start a successor and give it everything. Returns the way to it and its pid. Raises Refusal: nothing has changed."""
     if os.getpid() == 1:
         raise Refusal("this pylb is process 1 of a container: start a new container instead")
-    ours, theirs = socket.socketpair()
     try:
-        process = _start(theirs, environ)
+        ours, theirs = socket.socketpair()
+    except OSError as error:
+        raise Refusal(f"no channel to a successor: {error.strerror}") from None
+    try:
+        successor = await _start(theirs, environ)
     except OSError as error:
         ours.close()
         raise Refusal(f"{command()[0]} cannot be started: {error.strerror}") from None
@@ -138,15 +160,37 @@ async def hand_over(old: Running, environ: Mapping[str, str]) -> tuple[Talk, int
         theirs.close()
     talk = Talk(ours)
     try:
-        await _give(old, talk, process)
+        await _give(old, talk, successor)
     except BaseException:
-        await _end(process)
+        await successor.end()
         talk.close()
         raise
-    return talk, process.pid
+    finally:
+        successor.close()
+    return talk, successor.pid
 
 
-async def _give(old: Running, talk: Talk, process: "subprocess.Popen[bytes]") -> None:
+class _Successor:
+    """Its process, which is nobody's child of ours."""
+
+    def __init__(self, pid: int) -> None:
+        """Raises OSError."""
+        self.pid = pid
+        self._fd = os.pidfd_open(pid)
+
+    async def end(self) -> None:
+        """It is not the service, and its workers end with their sessions. Idempotent."""
+        try:
+            signal.pidfd_send_signal(self._fd, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        await asyncio.to_thread(select.select, [self._fd], [], [], ENDED)
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+
+async def _give(old: Running, talk: Talk, successor: _Successor) -> None:
     """Raises Refusal."""
     said, _ = await talk.expect("ready", READY)
     if said.get("protocol") != PROTOCOL:
@@ -163,23 +207,30 @@ async def _give(old: Running, talk: Talk, process: "subprocess.Popen[bytes]") ->
         talk.say("yours", totals=old.totals())
         await talk.expect("serving", SERVING)
     except BaseException:
-        await _end(process)  # its lock on the state goes with it, and that may be after its end of the talk
+        await successor.end()  # its lock on the state goes with it, and that may be after its end of the talk
         await old.take_back()
         raise
 
 
-def _start(channel: socket.socket, environ: Mapping[str, str]) -> "subprocess.Popen[bytes]":
+async def _start(channel: socket.socket, environ: Mapping[str, str]) -> _Successor:
     """Raises OSError."""
     left_out = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "WATCHDOG_PID")  # all about this process
     environment = {key: value for key, value in environ.items() if key not in left_out}
     environment[VARIABLE] = str(channel.fileno())
-    return subprocess.Popen(command(), pass_fds=(channel.fileno(),), env=environment)  # noqa: S603 - our own command line
-
-
-async def _end(process: "subprocess.Popen[bytes]") -> None:
-    """It is not the service, and its workers end with their sessions. Idempotent."""
-    process.kill()
-    await asyncio.to_thread(process.wait)
+    heard, told = os.pipe()
+    argv = [sys.executable, "-I", "-S", "-c", _LAUNCHER, str(told), *command()]
+    try:
+        try:
+            launcher = await asyncio.create_subprocess_exec(*argv, pass_fds=(channel.fileno(), told), env=environment)
+        finally:
+            os.close(told)
+        pid = await asyncio.to_thread(os.read, heard, 20)  # nothing if it did not come so far
+        await launcher.wait()
+        if not pid:
+            raise OSError(errno.ECHILD, "its launcher has failed")
+        return _Successor(int(pid))
+    finally:
+        os.close(heard)
 
 
 def command() -> list[str]:
@@ -198,7 +249,7 @@ class Left(NamedTuple):
 
     talk: Talk
     descriptors: list[int]
-    reports: list[Report]
+    counts: list[dict[str, Any]]  # words not looked into yet
     totals: Mapping[str, Mapping[str, int]]
 
 
@@ -211,14 +262,14 @@ async def inherit(environ: Mapping[str, str]) -> Left | None:
     talk = Talk(socket.socket(fileno=int(text)))
     talk.say("ready", protocol=PROTOCOL)
     descriptors: list[int] = []
-    reports: list[Report] = []
+    counts: list[dict[str, Any]] = []
     while True:
         said, fds = await talk.hear(ANSWER)
         descriptors += fds
-        if said.get("say") == "count" and (report := report_of(said)) is not None:
-            reports.append(report)
+        if said.get("say") == "count":
+            counts.append(said)
         if said.get("say") == "yours":
-            return Left(talk, descriptors, reports, said.get("totals") or {})
+            return Left(talk, descriptors, counts, said.get("totals") or {})
 
 
 class Predecessors:
@@ -233,22 +284,31 @@ class Predecessors:
         """`counters` and theirs."""
         return self._tally.added(counters) if self._next else counters
 
-    async def follow(self, talk: Talk, reports: Iterable[Report]) -> None:
-        """Hear what one says until its end; `reports` it has said already."""
+    async def follow(self, talk: Talk, counts: Iterable[Mapping[str, Any]]) -> None:
+        """Hear what one says until its end; `counts` it has said already."""
         self._next = number = self._next + 1
         self._living[number] = talk
         try:
-            for report in reports:
-                self._tally.heard(number, report)
+            for said in counts:
+                self._tally.heard(number, report_of(said))
             while True:
-                if (later := report_of((await talk.hear())[0])) is not None:
-                    self._tally.heard(number, later)
+                self._tally.heard(number, report_of((await talk.hear())[0]))
+        except (Malformed, BadFrame) as error:
+            log.warning("the counters of the pylb before are of another form, and begin anew: %s", error)
+            await self._until_its_end(talk)
         except Refusal:
             pass  # its end
         finally:
             self._tally.retire(number)
             del self._living[number]
             talk.close()
+
+    async def _until_its_end(self, talk: Talk) -> None:
+        try:
+            while True:
+                await talk.hear()
+        except Refusal:
+            pass
 
     def stop(self, deadline: float) -> None:
         """End your sessions by `deadline` (monotonic)."""
@@ -269,14 +329,11 @@ async def tell(talk: Talk, counted: AsyncIterator[Report]) -> None:
 async def report_to(successor: Talk, counted: Callable[[], AsyncIterator[Report]]) -> None:
     """Once a second, until cancelled."""
     while True:
-        await tell(successor, counted())
+        if not successor.backlog:  # what it has not taken yet says enough
+            await tell(successor, counted())
         await asyncio.sleep(REPORT)
 
 
-def report_of(said: Mapping[str, Any]) -> Report | None:
-    """Its counters; None from a version that counts otherwise: then they begin anew."""
-    try:
-        return made(Report, said.get("count"))
-    except Malformed as error:
-        log.warning("the counters of the pylb before cannot be read, they begin anew: %s", error)
-        return None
+def report_of(said: Mapping[str, Any]) -> Report:
+    """Raises Malformed: from a version that counts otherwise."""
+    return made(Report, said.get("count"))

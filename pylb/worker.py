@@ -6,6 +6,7 @@ and its sessions are over, or until main is gone and they are.
 
 import faulthandler
 import gc
+import resource
 import select
 import signal
 import socket
@@ -78,6 +79,7 @@ def run(channel: Channel, hello: Hello) -> None:
         max_buffered=hello.max_buffered,
         on_fault=link.fault,
         opener=link.open_listener,
+        nofile=resource.getrlimit(resource.RLIMIT_NOFILE)[0],
     )
     link.begin(engine)
     signal.signal(signal.SIGTERM, lambda _number, _frame: link.hurry())
@@ -96,9 +98,9 @@ def run(channel: Channel, hello: Hello) -> None:
             pulse.beat(now)
             engine.tick(now)
             link.tick(now, pulse.lag)
-        busy = on_ready(0 if busy or link.reporting else due - now)
-        if link.reporting:
-            link.report_some()
+        busy = on_ready(0 if busy or link.has_work else due - now)
+        if link.has_work:
+            link.work()
         if link.connects:
             link.tell_connects()
     pulse.stop()

@@ -47,6 +47,7 @@ class Engine:
     `max_buffered`: bytes in memory and pipes, over all sessions, that may wait for blocked destinations. Above it nothing is
     read before its destination takes it. `unanswered`: seconds after which a peer is dead that acknowledges nothing of what is
     on its way to it, although its window is open (the kernel itself takes about 15 minutes, tcp_retries2 in tcp(7)).
+    `nofile`: the process's limit of descriptors, of which every listener takes one from the sessions; 0: it is no matter.
     """
 
     def __init__(
@@ -64,8 +65,10 @@ class Engine:
         sweep_period: float = LONGEST_PERIOD,
         unanswered: float = 30.0,
         opener: Opener = open_listener,
+        nofile: int = 0,
     ) -> None:
         self.counters = Counters(max_connections)
+        self._most, self._nofile = max_connections, nofile
         self.table = Table()
         self._epoll = select.epoll()
         self._pipes = Pipes(max_pipes)
@@ -174,20 +177,23 @@ class Engine:
             port = self._ports.by_listen.get(new.listen)
             if port is not None and port.frontend is not None:
                 self._change(port, port.frontend, new)
+        if self._nofile:
+            self.counters.max_connections = min(self._most, connection_limit(self._nofile, len(self._ports.by_listen)))
         self._ports.reserve()
         self.table = table
         self._timers.period = self._period(table)
         return failed
 
-    def drain(self, deadline: float) -> None:
+    def drain(self, deadline: float, *, accept: bool = True) -> None:
         """Close the ports, so that new clients are refused and try elsewhere; who waits in a backlog is still taken.
 
-        Sessions that live at `deadline` (the clock's) are reset. Called again it only moves the deadline; no later table
-        opens a port.
+        Without `accept` not even that: for where the next process, or systemd for it, holds the same sockets. Sessions that
+        live at `deadline` (the clock's) are reset. Called again it only moves the deadline; no later table opens a port.
         """
         self._drain_at = deadline
         for listen, port in list(self._ports.by_listen.items()):
-            self._ports.accept(port)
+            while accept and self._ports.accept(port):
+                pass
             self._ports.close(listen)
 
     def close(self) -> None:

@@ -100,7 +100,11 @@ class Ports:
             self._rated.pop(port, None)
             if port.frontend is not None and port.frontend.sessions:
                 self._retired.append(port.frontend)
-            port.sock.close()  # epoll forgets it: nobody else holds the descriptor
+            if (
+                port.watched
+            ):  # by hand: while main, a successor or systemd holds the same socket, close() leaves it in epoll (epoll(7))
+                self._epoll.unregister(port.fd)
+            port.sock.close()
 
     def serve(self, port: Port, frontend: FrontendState) -> None:
         """From its opening on, and again when its policy may have changed."""
@@ -164,29 +168,31 @@ class Ports:
             for port in list(self._waiting):
                 self.rewatch(port)
 
-    def accept(self, port: Port) -> None:
+    def accept(self, port: Port) -> bool:
+        """Up to BATCH clients. True: there may be more."""
         frontend = port.frontend
         rated = port in self._rated
         for _ in range(BATCH):
             if frontend is None or not self._has_room(port):
                 self.rewatch(port)
-                return
+                return False
             try:
                 # Below socket.socket.accept(): that one builds two Python objects and asks for the timeout.
                 fd, address = port.sock._accept()  # type: ignore[attr-defined]  # noqa: SLF001
             except BlockingIOError:
-                return
+                return False
             except OSError as error:
                 self._counters.accept_errors[errno.errorcode.get(error.errno or 0, "?")] += 1
                 if error.errno in _EXHAUSTED:
                     self._paused = True
                     self.rewatch(port)
-                    return
+                    return False
                 continue  # ECONNABORTED and network errors of that one client (accept(2))
             if rated:
                 frontend.allowance -= 1
                 frontend.accepted += 1
             self._begin(frontend, SocketType(port.family, SOCK_STREAM, 0, fd), address)
+        return True
 
     def _has_room(self, port: Port) -> bool:
         frontend, counters = port.frontend, self._counters

@@ -38,8 +38,15 @@ class _Waiting:
     """The rest of a frame. Its descriptors are duplicates: the caller may close its own meanwhile."""
 
     def __init__(self, data: memoryview, fds: Sequence[int]) -> None:
+        """Raises OSError."""
         self.data = data
-        self.fds = [os.dup(fd) for fd in fds]
+        self.fds: list[int] = []
+        try:
+            for fd in fds:
+                self.fds.append(os.dup(fd))
+        except OSError:
+            self.close()
+            raise
 
     def close(self) -> None:
         while self.fds:
@@ -76,32 +83,43 @@ class Channel:
         """At once, or from a later `flush` on. Raises ChannelClosed."""
         if len(body) > MOST_BODY or len(fds) > MOST_FDS:
             raise ValueError(f"a frame of {len(body)} bytes and {len(fds)} descriptors is too large")
-        data = _HEAD.pack(_MAGIC, kind, len(fds), len(body), crc32(body)) + body
-        self._out.append(_Waiting(memoryview(data), fds))
+        data = memoryview(_HEAD.pack(_MAGIC, kind, len(fds), len(body), crc32(body)) + body)
+        if not self._out and (sent := self._send(data, fds)):
+            data, fds = data[sent:], ()  # the descriptors went with the first byte
+        if not data:
+            return
+        try:
+            self._out.append(_Waiting(data, fds))
+        except OSError as error:
+            # Half of what was said is worse than nothing: the other end sees the end.
+            self._sock.shutdown(socket.SHUT_RDWR)
+            raise ChannelClosed(f"no descriptor is left to keep a frame's: {error.strerror}") from None
         self.backlog += len(data)
-        self.flush()
 
     def flush(self) -> None:
         """Raises ChannelClosed."""
         while self._out:
             waiting = self._out[0]
-            try:
-                sent = self._send(waiting.data, waiting.fds)
-            except BlockingIOError:
+            sent = self._send(waiting.data, waiting.fds)
+            if not sent:
                 return
-            except OSError as error:
-                raise ChannelClosed(error.strerror) from None
-            waiting.close()  # the descriptors went with the first byte
+            waiting.close()
             self.backlog -= sent
             waiting.data = waiting.data[sent:]
             if not waiting.data:
                 self._out.popleft()
 
     def _send(self, data: memoryview, fds: Sequence[int]) -> int:
-        if not fds:
-            return self._sock.send(data, socket.MSG_NOSIGNAL)
-        rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))
-        return self._sock.sendmsg([data], [rights], socket.MSG_NOSIGNAL)
+        """How many bytes were taken, 0 for now. Raises ChannelClosed."""
+        try:
+            if not fds:
+                return self._sock.send(data, socket.MSG_NOSIGNAL)
+            rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))
+            return self._sock.sendmsg([data], [rights], socket.MSG_NOSIGNAL)
+        except BlockingIOError:
+            return 0
+        except OSError as error:
+            raise ChannelClosed(error.strerror) from None
 
     # ------------------------------------------------------------ in
 

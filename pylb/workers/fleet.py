@@ -8,8 +8,9 @@ import asyncio
 import logging
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from socket import SocketType
 from typing import Any, Protocol
 
@@ -21,6 +22,7 @@ from pylb.forward.counters import Counters, FrontendCounters
 from pylb.forward.sockets import share
 from pylb.workers.channel import BadFrame
 from pylb.workers.messages import (
+    PIECE,
     Answer,
     Applied,
     Ask,
@@ -34,7 +36,9 @@ from pylb.workers.messages import (
     Report,
     Retell,
     TableChange,
+    TablePart,
     Uses,
+    encoded,
     lines_of,
 )
 from pylb.workers.program import Program
@@ -70,6 +74,9 @@ class PortSource(Protocol):
     def closed(self, listen: Listen) -> None:
         """In whatever process still holds them."""
 
+    def give_back(self, listen: Listen) -> None:
+        """Those that were opened there are of no use: others that hold them are not to notice."""
+
 
 class Policies:
     """The numbers under which policies travel: they are large, few, and shared by many frontends."""
@@ -86,9 +93,6 @@ class Policies:
         self._next += 1
         self._numbers[id(policy)] = (self._next, policy)
         return self._next, True
-
-    def all(self) -> dict[int, Policy]:
-        return dict(self._numbers.values())
 
     def forget_unused(self, table: Table) -> tuple[int, ...]:
         used = {id(frontend.policy) for frontend in table.frontends.values()}
@@ -131,13 +135,13 @@ class Fleet:
         except TimeoutError:
             log.error("not all workers have started within %g s: %s", START, self.state())
 
-    def drain(self, deadline: float) -> None:
+    def drain(self, deadline: float, *, accept: bool = True) -> None:
         """As Engine.drain. Sockets that a successor or systemd has too stay open there."""
         self._draining = True
         for timer in self._restarting.values():
             timer.cancel()
         for seat in self._seats:
-            seat.say(Drain(deadline))
+            seat.say(Drain(deadline, accept))
             seat.release()
 
     async def drained(self, *, at_once: asyncio.Event) -> None:
@@ -179,9 +183,7 @@ class Fleet:
                 share(opened[0])
             opened += [self._ports.open(listen, freebind=freebind, shared=True) for _ in self._seats[1:]]
         except OSError:
-            self._ports.closed(listen)
-            for sock in opened:
-                sock.close()
+            self._ports.give_back(listen)
             raise
         for seat, sock in zip(self._seats, opened, strict=True):
             seat.sockets[listen] = sock
@@ -209,10 +211,11 @@ class Fleet:
         )
         change = diff(before, self._table)
         opened = [frontend.listen for frontend in change.opened]
-        message = self._message(before, [*change.opened, *(new for _, new in change.changed)], change.closed)
+        frontends, closed = [*change.opened, *(new for _, new in change.changed)], change.closed
+        pieces = self._pieces(before.generation, frontends, tuple(frontend.listen for frontend in closed))
         for seat in self._seats:
             if seat.serves:
-                seat.tell(message, opened)
+                seat.tell(pieces, opened)
         self._tally.follow(self._table)
         return failed
 
@@ -227,21 +230,24 @@ class Fleet:
                 if seat.pending:
                     log.error("worker %d (pid %d) has not applied the table within %g s", seat.index, seat.pid, APPLY)
 
-    def _message(self, before: Table, frontends: list[Frontend], closed: tuple[Frontend, ...]) -> TableChange:
-        policies: dict[int, Policy] = {}
-        lines = []
-        for frontend in frontends:
-            number, is_new = self._policies.number(frontend.policy)
-            if is_new:
-                policies[number] = frontend.policy
-            lines.append(lines_of(frontend, number))
+    def _pieces(
+        self, base: int, frontends: Iterable[Frontend], closed: tuple[Listen, ...], *, whole: bool = False
+    ) -> list[tuple[int, bytes]]:
+        """The way from `base` to the table in force, encoded once for all. `whole`: for one who knows no policy yet."""
+        pieces, told = [], set[int]()
+        rest = iter(frontends)
+        while some := tuple(islice(rest, PIECE)):
+            lines, policies = [], {}
+            for frontend in some:
+                number, is_new = self._policies.number(frontend.policy)
+                if is_new or (whole and number not in told):
+                    told.add(number)
+                    policies[number] = frontend.policy
+                lines.append(lines_of(frontend, number))
+            pieces.append(encoded(TablePart(policies, tuple(lines))))
         forget = self._policies.forget_unused(self._table)
-        gone = tuple(frontend.listen for frontend in closed)
-        return TableChange(before.generation, self._table.generation, policies, forget, gone, tuple(lines))
-
-    def _whole(self) -> TableChange:
-        lines = tuple(lines_of(one, self._policies.number(one.policy)[0]) for one in self._table.frontends.values())
-        return TableChange(0, self._table.generation, self._policies.all(), (), (), lines)
+        pieces.append(encoded(TableChange(base, self._table.generation, forget, closed)))
+        return pieces
 
     def _close(self, listen: Listen) -> None:
         # In all processes that hold it: a worker that stands still must not keep a closed port open.
@@ -320,10 +326,12 @@ class Fleet:
                     self._answers[message.number].append(message)
                 self._news.set()
             case Ready():
-                seat.tell(self._whole(), list(self._table.frontends))
-                self._tell_others(seat, Retell())
-                if self._draining:
-                    seat.say(Drain(time.monotonic()))
+                if self._draining:  # its sockets are gone
+                    seat.say(Drain(time.monotonic(), accept=False))
+                else:
+                    frontends = self._table.frontends
+                    seat.tell(self._pieces(0, frontends.values(), (), whole=True), list(frontends))
+                    self._tell_others(seat, Retell())
                 self._news.set()
             case Uses():
                 self._tell_others(seat, Others(seat.index, message.uses, gone=False))

@@ -13,10 +13,11 @@ from socket import SocketType
 from typing import Any
 
 from pylb.core.address import Listen
+from pylb.core.policy import Policy
 from pylb.core.session import SessionRecord, SessionView
 from pylb.core.table import Frontend, Server, make_table
 from pylb.forward.engine import Engine
-from pylb.workers.channel import BadFrame, Channel, ChannelClosed
+from pylb.workers.channel import BadFrame, Channel, ChannelClosed, Frame
 from pylb.workers.messages import (
     PIECE,
     VERSION,
@@ -27,6 +28,7 @@ from pylb.workers.messages import (
     Connect,
     Drain,
     Fault,
+    FrontendLines,
     Hello,
     Lines,
     Listeners,
@@ -34,6 +36,7 @@ from pylb.workers.messages import (
     Ready,
     Retell,
     TableChange,
+    TablePart,
     Uses,
     counted,
     decoded,
@@ -55,7 +58,9 @@ class Link:
         self._hello = hello
         self._form = form
         self._listeners: dict[Listen, SocketType] = {}
-        self._policies: dict[int, Any] = {}
+        self._policies: dict[int, Policy] = {}
+        self._parts: list[FrontendLines] = []  # of the table to come
+        self._frames: deque[Frame] = deque()  # from main, to be heeded
         self._lines: deque[str] = deque()
         self._dropped = 0
         self.connects: list[Connect] = []  # to be told after the turn
@@ -103,24 +108,43 @@ class Link:
 
     def on_readable(self) -> None:
         try:
-            for frame in self._channel.receive():
-                message = decoded(frame)
-                if isinstance(message, Listeners):
-                    self._take(message, frame.fds)
-                elif isinstance(message, TableChange):
-                    self._apply(message)
-                elif isinstance(message, Ask):
-                    self._answer(message)
-                elif isinstance(message, Others):
-                    self._heed(message)
-                elif isinstance(message, Retell):
-                    self._say(Uses(self._engine.elsewhere.uses(whole=True)))
-                elif isinstance(message, Drain):
-                    self.drain(message.deadline)
-                else:
-                    raise BadFrame(f"main sent {type(message).__name__}")
+            self._frames.extend(self._channel.receive())
         except ChannelClosed:
+            while self._frames:
+                self._heed_frame(self._frames.popleft())
             self._be_orphan()
+
+    @property
+    def has_work(self) -> bool:
+        return self.reporting or bool(self._frames)
+
+    def work(self) -> None:
+        """A piece of it: a large table, or a report of many frontends, would hold up the bytes."""
+        if self._frames:
+            self._heed_frame(self._frames.popleft())
+        if self.reporting:
+            self.report_some()
+
+    def _heed_frame(self, frame: Frame) -> None:
+        """Raises BadFrame."""
+        message = decoded(frame)
+        if isinstance(message, Listeners):
+            self._take(message, frame.fds)
+        elif isinstance(message, TablePart):
+            self._policies.update(message.policies)
+            self._parts += message.frontends
+        elif isinstance(message, TableChange):
+            self._apply(message)
+        elif isinstance(message, Ask):
+            self._answer(message)
+        elif isinstance(message, Others):
+            self._heed(message)
+        elif isinstance(message, Retell):
+            self._say(Uses(self._engine.elsewhere.uses(whole=True)))
+        elif isinstance(message, Drain):
+            self.drain(message.deadline, accept=message.accept)
+        else:
+            raise BadFrame(f"main sent {type(message).__name__}")
 
     def _take(self, message: Listeners, fds: list[int]) -> None:
         if len(message.listens) != len(fds):
@@ -131,12 +155,12 @@ class Link:
     def _apply(self, change: TableChange) -> None:
         if change.base != self._engine.table.generation:
             raise BadFrame(f"a table on top of {change.base}, while {self._engine.table.generation} is in force")
-        self._policies.update(change.policies)
         frontends = dict(self._engine.table.frontends)
         for listen in change.closed:
             frontends.pop(listen, None)
-        for one in change.frontends:
+        for one in self._parts:
             frontends[one.listen] = Frontend(one.name, one.listen, self._policies[one.policy], one.servers)
+        self._parts = []
         for number in change.forget:
             del self._policies[number]
         failed = self._engine.apply(make_table(change.generation, frontends))
@@ -169,9 +193,9 @@ class Link:
         else:
             self._engine.elsewhere.heed(others.seat, others.uses, time.monotonic())
 
-    def drain(self, deadline: float) -> None:
+    def drain(self, deadline: float, *, accept: bool = True) -> None:
         self.draining = True
-        self._engine.drain(deadline)
+        self._engine.drain(deadline, accept=accept)
 
     def hurry(self) -> None:
         """SIGTERM. Main says what a stop means as long as there is one; an orphan decides at its next tick."""
@@ -190,8 +214,9 @@ class Link:
     def tell_connects(self) -> None:
         """Servers that failed: that cannot wait for the tick."""
         connects, self.connects = self.connects, []
-        for one in connects:
-            self._say(one)
+        if self._channel.backlog < MOST_BACKLOG:
+            for one in connects:
+                self._say(one)
 
     def tick(self, now: float, lag: float) -> None:
         """`lag`: seconds that the loop's turns came late of late."""
@@ -203,7 +228,7 @@ class Link:
         self._flush()
         if self._lines or self._dropped:
             self._send_lines()
-        if self._hello.workers > 1 and (uses := self._engine.elsewhere.uses()):
+        if self._hello.workers > 1 and self._channel.backlog < MOST_BACKLOG and (uses := self._engine.elsewhere.uses()):
             self._say(Uses(uses))
         if now >= self._report_at:
             self._report_at = now + REPORT

@@ -52,15 +52,20 @@ class FrontendLines(NamedTuple):
     servers: tuple[Server, ...]
 
 
+class TablePart(NamedTuple):
+    """New and changed frontends of the TableChange that follows: to read a thousand at once would hold up the bytes."""
+
+    policies: dict[int, Policy]  # new ones
+    frontends: tuple[FrontendLines, ...]
+
+
 class TableChange(NamedTuple):
-    """From generation `base` to `generation`. Policies are numbered, and sent once."""
+    """From generation `base` to `generation`, in force with this one. Policies are numbered, and sent once."""
 
     base: int
     generation: int
-    policies: dict[int, Policy]  # new ones
     forget: tuple[int, ...]  # policies that no frontend has any more
     closed: tuple[Listen, ...]
-    frontends: tuple[FrontendLines, ...]  # new and changed ones
 
 
 class Ask(NamedTuple):
@@ -85,9 +90,10 @@ class Retell(NamedTuple):
 
 
 class Drain(NamedTuple):
-    """Accept no more; reset at `deadline` (monotonic) what lives by then, and end."""
+    """Accept no more; reset at `deadline` (monotonic) what lives by then, and end. As Engine.drain."""
 
     deadline: float
+    accept: bool
 
 
 # ------------------------------------------------------------ worker to main
@@ -189,6 +195,7 @@ KINDS: tuple[type[Any], ...] = (
     Others,
     Retell,
     Uses,
+    TablePart,
 )
 _NUMBERS = {kind: number for number, kind in enumerate(KINDS)}
 
@@ -244,7 +251,7 @@ def report(counters: Counters, lag: float, changed: tuple[FrontendCount, ...]) -
     )
 
 
-PIECE = 32  # frontends in one report: 2 ms of work
+PIECE = 32  # frontends in one report or part of a table: 1-2 ms of work
 
 
 class Changes:

@@ -11,7 +11,7 @@ from typing import Any
 
 from pylb.core.address import Listen
 from pylb.workers.channel import MOST_FDS, BadFrame, Channel, ChannelClosed
-from pylb.workers.messages import VERSION, Hello, Listeners, Ready, TableChange, decoded, encoded
+from pylb.workers.messages import VERSION, Hello, Listeners, Ready, decoded, encoded
 from pylb.workers.program import Program
 
 
@@ -66,9 +66,12 @@ class Seat:
 
     def say(self, message: Any, fds: Sequence[int] = ()) -> None:
         """To the worker, if there is one: what it does not hear, its successor is told anew."""
+        self._send(*encoded(message), fds)
+
+    def _send(self, kind: int, body: bytes, fds: Sequence[int] = ()) -> None:
         if self._channel is not None:
             try:
-                self._channel.send(*encoded(message), fds)
+                self._channel.send(kind, body, fds)
             except ChannelClosed:
                 pass  # its end is about to be noticed
 
@@ -79,13 +82,14 @@ class Seat:
             except ChannelClosed:
                 pass
 
-    def tell(self, change: TableChange, opened: Sequence[Listen]) -> None:
-        """A table, and the sockets of the ports that are new in it."""
+    def tell(self, change: Sequence[tuple[int, bytes]], opened: Sequence[Listen]) -> None:
+        """A table in its pieces, as `encoded`, and the sockets of the ports that are new in it."""
         for start in range(0, len(opened), MOST_FDS):
             some = opened[start : start + MOST_FDS]
             self.say(Listeners(tuple(some)), [self.sockets[listen].fileno() for listen in some])
         self.pending += 1
-        self.say(change)
+        for kind, body in change:
+            self._send(kind, body)
 
     def signal(self, number: int) -> None:
         if self._process is not None:
@@ -122,9 +126,10 @@ class Seat:
             asyncio.get_running_loop().remove_reader(channel.fileno())
             self.signal(signal.SIGKILL)
 
-    def _hear(self, channel: Channel) -> None:
-        """Raises ChannelClosed, BadFrame."""
-        for frame in channel.receive():
+    def _hear(self, channel: Channel) -> bool:
+        """Was there anything? Raises ChannelClosed, BadFrame."""
+        frames = channel.receive()
+        for frame in frames:
             for fd in frame.fds:
                 os.close(fd)
             self.heard, self.doubts = asyncio.get_running_loop().time(), 0
@@ -134,14 +139,15 @@ class Seat:
                     raise BadFrame(f"it is of version {message.version}")
                 self.serves = True
             self._on_message(self, message)
+        return bool(frames)
 
     def _reap(self) -> None:
         process, channel = self._process, self._channel
         if process is None or process.poll() is None or channel is None:
             return
         try:
-            while True:
-                self._hear(channel)  # its last words
+            while self._hear(channel):
+                pass  # its last words
         except (ChannelClosed, BadFrame):
             pass
         fault = self._fault

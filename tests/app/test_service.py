@@ -12,6 +12,7 @@ import pytest
 from pylb.service import Service
 from tests.app.instance import Instance, echo
 from tests.app.systemd import Systemd
+from tests.support.baseline import descriptors
 from tests.support.drive import free_port
 
 
@@ -65,6 +66,26 @@ def test_a_restart_of_the_unit_refuses_nobody(
     systemd.until("READY")
     assert pylb.get("/readyz").status == 200
     assert pylb.register(pylb.port, echo_port).json["result"] == "unchanged"
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_with_fewer_workers_than_before_every_client_is_served(
+    pylb: Instance, systemd: Systemd, echo_port: int, workers: int
+) -> None:
+    """A socket too many in the store would get its share of the clients for ever (SO_REUSEPORT): nobody would accept them."""
+    pylb.configure(workers=2)
+    first = pylb.start(env=environ(systemd))
+    pylb.register(pylb.port, echo_port)
+    while len(systemd.store) < 4:
+        systemd.hear()
+    first.stop()
+    pylb.configure(workers=workers)
+    systemd.start(pylb)
+    systemd.until("READY")
+    assert names(systemd).count(f"tcp-127.0.0.1-{pylb.port}") == 1
+    with ExitStack() as stack:
+        socks = [stack.enter_context(socket.create_connection(("127.0.0.1", pylb.port), timeout=20)) for _ in range(30)]
+        assert all(echo(sock) == b"ping" for sock in socks)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -129,6 +150,26 @@ def test_without_a_supervisor_or_with_a_deaf_one_nothing_is_told_and_nothing_fai
         service.ready("x")
         service.alive()
         service.stopping("x")
+
+
+def test_what_a_busy_supervisor_does_not_take_is_said_later_in_its_order(systemd: Systemd) -> None:
+    before = descriptors()
+    service = Service(systemd.environ)
+    reader, writer = os.pipe()
+    for number in range(300):
+        service.store(f"port-{number}", writer)
+    service.ready("300 ports")
+    os.close(reader)
+    os.close(writer)  # the service has copies of its own
+    said: list[dict[str, str]] = []
+    while not said or "READY" not in said[-1]:
+        said.append(systemd.hear())
+        service.flush()
+    assert [one.get("FDNAME") for one in said] == [*(f"port-{number}" for number in range(300)), None]
+    for _, fd in systemd.store:
+        os.close(fd)
+    systemd.store = []
+    assert descriptors() == before
 
 
 def test_an_abstract_address_is_one(tmp_path: Path) -> None:

@@ -1,7 +1,9 @@
 """One pylb follows another: no connection is refused or cut, nothing is lost, and what does not start changes nothing."""
 
+import asyncio
 import json
 import os
+import resource
 import shutil
 import signal
 import socket
@@ -16,6 +18,11 @@ from typing import Self
 
 import pytest
 
+from pylb.core.address import Listen
+from pylb.core.wire import plain
+from pylb.forward.counters import Counters, FrontendCounters
+from pylb.upgrade import Predecessors, Refusal, Talk
+from pylb.workers.messages import counted, report
 from tests.app.instance import SECRET, Instance, echo, fetch
 from tests.app.systemd import Systemd
 from tests.support.processes import ROOT
@@ -190,6 +197,94 @@ def test_a_new_version_that_dies_on_the_way_gives_everything_back(pylb: Instance
             assert echo(fresh) == b"ping"
         assert pylb.register(pylb.port, echo_port).status == 200
     assert process.terminate() == 0
+
+
+def test_an_old_one_that_dies_on_the_way_leaves_it_to_systemd(pylb: Instance, echo_port: int, tmp_path: Path) -> None:
+    """For systemd the service is dead then, and the next one is on its way to the sockets in its store."""
+    tree, systemd = Tree(tmp_path / "versions"), Systemd(tmp_path)
+    tree.install("1", ("pylb/app.py", "self._service.successor(pid)", "os._exit(9)"))
+    tree.install("2")
+    try:
+        pylb.start(argv=tree.command(pylb), env=systemd.environ)
+        pylb.register(pylb.port, echo_port)
+        while len(systemd.store) < 3:
+            systemd.hear()
+        tree.use("2")
+        assert pylb.ask("upgrade").returncode != 0
+        with socket.create_connection(("127.0.0.1", pylb.port), timeout=20) as early:
+            systemd.start(pylb)  # it would find the state locked by an orphan
+            assert echo(early) == b"ping"
+    finally:
+        systemd.close()
+
+
+def test_at_the_limit_of_open_files_an_upgrade_is_refused_and_possible_later(
+    pylb: Instance, echo_port: int, successors: list[int]
+) -> None:
+    process = pylb.start()
+    pylb.register(pylb.port, echo_port)
+    usual = resource.prlimit(process.pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (process.descriptors() + 1, usual[1]))
+    process.signal(signal.SIGUSR2)
+    process.has_said(f"the upgrade failed, process {process.pid} stays in charge")
+    resource.prlimit(process.pid, resource.RLIMIT_NOFILE, usual)
+    with connect(pylb) as fresh:
+        assert echo(fresh) == b"ping"
+    successors.append(upgrade(pylb))
+    assert process.wait() == 0
+
+
+def test_a_reload_during_an_upgrade_is_the_new_ones(pylb: Instance, echo_port: int, successors: list[int]) -> None:
+    process = pylb.start()
+    process.signal(signal.SIGUSR2)
+    eventually(lambda: (pylb.state_dir / "processes").read_text().count("\n") > 1, what="the successor has begun")
+    static = {"name": "echo", "listen": f"127.0.0.1:{pylb.port}", "servers": [f"127.0.0.1:{echo_port}"]}
+    pylb.configure(frontends=[static])
+    process.signal(signal.SIGHUP)
+    process.has_said("upgrade: process ")
+    successors.append(int(process.text().partition("upgrade: process ")[2].split()[0]))
+    eventually(lambda: _serves(pylb), what="what the reload brought")
+
+
+def _serves(pylb: Instance) -> bool:
+    try:
+        with connect(pylb) as fresh:
+            return echo(fresh) == b"ping"
+    except ConnectionRefusedError:
+        return False
+
+
+def test_the_end_of_the_other_one_is_noticed_while_it_takes_nothing() -> None:
+    """Its own timeout could not fire if this held the loop."""
+
+    async def told() -> None:
+        ours, theirs = socket.socketpair()
+        talk = Talk(ours)
+        talk.say("count", count="x" * (4 << 20))
+        assert talk.backlog
+        theirs.close()
+        with pytest.raises(Refusal):
+            await talk.hear(10)
+        talk.close()
+
+    asyncio.run(told())
+
+
+def test_counters_of_another_form_begin_anew_and_end_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    """As of a version with other buckets."""
+    one = counted(Listen("tcp", "*", 443), FrontendCounters("web"))._replace(connect_seconds=(1, 2, 3))
+    count = plain(tuple(report(Counters(9), 0.0, (one,))))
+
+    async def follow() -> None:
+        ours, theirs = socket.socketpair()
+        talk, other = Talk(ours), Talk(theirs)
+        for _ in range(3):
+            other.say("count", count="nothing at all")
+        other.close()
+        await Predecessors().follow(talk, [{"count": count}])
+
+    asyncio.run(follow())
+    assert caplog.text.count("begin anew") == 1
 
 
 class Tree:

@@ -17,6 +17,7 @@ from pylb.core.policy import Policy
 from pylb.core.session import SessionRecord
 from pylb.core.table import Server
 from pylb.forward.engine import connection_limit, pipe_limit
+from pylb.forward.listener import BATCH
 from pylb.forward.pipes import Pipe, Pipes
 from pylb.forward.session import Half, Session
 from pylb.forward.sockets import open_listener
@@ -88,6 +89,36 @@ def test_a_port_that_was_discarded_is_closed_and_a_served_one_is_not(drive: Driv
     served = drive.serve()
     drive.engine.discard(served)
     drive.connect(served)
+
+
+def test_a_listener_that_another_process_holds_too_wakes_this_one_no_more(drive: Drive) -> None:
+    """epoll(7): close() takes a descriptor out only when it is the last one of its open file."""
+    listen = drive.serve(server_at(drive.backend()))
+    elsewhere = os.dup(drive.engine._ports.by_listen[listen].fd)
+    drive.engine.drain(drive.clock() + 10, accept=False)
+    waiting = drive.connect(listen)  # for whoever holds the socket now
+    assert not readable(drive.engine)
+    os.close(elsewhere)
+    drive.run_until(lambda: waiting.error)
+
+
+def test_who_waits_at_a_drain_is_served_however_many_there_are(drive: Drive) -> None:
+    listen = drive.serve(server_at(drive.backend()))
+    clients = [drive.connect(listen) for _ in range(BATCH + 10)]
+    drive.engine.drain(drive.clock() + 1000)
+    assert drive.engine.counters.open_sessions == len(clients)
+
+
+def test_listeners_take_their_descriptors_from_the_sessions() -> None:
+    drive = Drive(splice=False, max_connections=5000, nofile=10_000)
+    try:
+        for _ in range(6):
+            drive.serve()
+        assert drive.engine.counters.max_connections == connection_limit(10_000, 6)
+        drive.remove(next(iter(drive.engine.table.frontends)))
+        assert drive.engine.counters.max_connections == connection_limit(10_000, 5)
+    finally:
+        drive.finish()
 
 
 def test_a_listener_removed_while_its_clients_wait_does_not_disturb_the_batch(drive: Drive) -> None:

@@ -153,6 +153,7 @@ class Drive:
         max_pipes: int = 64,
         max_buffered: int = MAX_BUFFERED,
         observer: Witness | None = None,
+        nofile: int = 0,
     ) -> None:
         self.clock = Clock()
         self.witness = observer if observer is not None else Witness()
@@ -165,6 +166,7 @@ class Drive:
             on_fault=lambda error: self.faults.append(repr(error)),
             splice=splice,
             max_buffered=max_buffered,
+            nofile=nofile,
         )
         self._peers: list[Peer] = []
         self._listeners: list[socket.socket] = []

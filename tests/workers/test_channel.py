@@ -1,5 +1,6 @@
 """The control channel: whole frames or none, descriptors where they belong, and nothing that is not ours."""
 
+import errno
 import os
 import socket
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from pylb.workers.messages import (
     Hello,
     Ready,
     TableChange,
+    TablePart,
     decoded,
     encoded,
 )
@@ -106,6 +108,45 @@ def test_descriptors_nobody_took_are_closed_with_the_channel(ends: tuple[Channel
     two.receive()
 
 
+def no_descriptor(_fd: int) -> int:
+    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+
+def test_descriptors_that_go_at_once_cost_none(ends: tuple[Channel, Channel], monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the limit of open files every listening socket must still find its way."""
+    one, two = ends
+    with monkeypatch.context() as limit:
+        limit.setattr(os, "dup", no_descriptor)
+        one.send(1, b"", [0])
+    [frame] = two.receive()
+    os.close(frame.fds[0])
+
+
+def test_without_a_descriptor_to_keep_them_both_ends_see_the_end(
+    ends: tuple[Channel, Channel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Never a message without its descriptors, and none of them lost."""
+    one, two = ends
+    one.send(1, os.urandom(2 << 20))
+    taken: list[int] = []
+    dup = os.dup
+
+    def one_is_left(fd: int) -> int:
+        if taken:
+            no_descriptor(fd)
+        taken.append(dup(fd))
+        return taken[0]
+
+    with monkeypatch.context() as limit:
+        limit.setattr(os, "dup", one_is_left)
+        with pytest.raises(ChannelClosed, match="no descriptor is left"):
+            one.send(2, b"", [0, 1])
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(taken[0])
+    with pytest.raises(ChannelClosed):  # what had come of the first one is no whole frame
+        two.receive()
+
+
 def test_the_end_comes_after_what_was_said_before_it(ends: tuple[Channel, Channel]) -> None:
     one, two = ends
     one.send(1, b"last words")
@@ -153,7 +194,8 @@ LISTEN = Listen("tcp", "*", 443)
         Ready(VERSION),
         Applied(7),
         Connect(LISTEN, SERVER, None),
-        TableChange(1, 2, {3: Policy(retries=5)}, (1,), (LISTEN,), (FrontendLines("web", LISTEN, 3, (SERVER,)),)),
+        TablePart({3: Policy(retries=5)}, (FrontendLines("web", LISTEN, 3, (SERVER,)),)),
+        TableChange(1, 2, (1,), (LISTEN,)),
     ],
 )
 def test_a_message_arrives_as_it_was_sent(message: Any) -> None:
@@ -168,7 +210,7 @@ def test_a_message_arrives_as_it_was_sent(message: Any) -> None:
         (KINDS.index(Applied), b"[1"),
         (KINDS.index(Applied), b"\xff"),
         (KINDS.index(Applied), b"[" * 100_000),
-        (KINDS.index(TableChange), b"[1,2,[[3,[]]],[],[],[]]"),
+        (KINDS.index(TablePart), b"[[[3,[]]],[]]"),
         (len(KINDS), b"[]"),
     ],
 )
