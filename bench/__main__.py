@@ -13,7 +13,7 @@ from pathlib import Path
 from types import FrameType
 
 from bench import __doc__ as how_it_measures
-from bench import balance, charts, compare, endings, load, network, probes, report, soak, targets, workers
+from bench import balance, charts, compare, endings, load, network, probes, recorder, report, soak, targets, workers
 from bench.configs import Wiring
 from bench.figures import WARM_UP, Sample, rotated
 from bench.network import Network
@@ -28,6 +28,7 @@ VERBS = {
     "compare": compare.main,
     "balance": balance.main,
     "probes": probes.main,
+    "recorder": recorder.main,
     "workers": workers.main,
 }
 DEFAULT_TARGETS = ("direct", "pylb", "haproxy", "haproxy2", "nginx")
@@ -43,6 +44,7 @@ EXAMPLES = """examples:
   python -m bench compare OLD NEW    pylb before and after, from two kept runs
   python -m bench balance            what a pick, a look-up and a limit cost, with 2 and with 1,000 servers
   python -m bench probes             how long the loop is held while 1,000 servers are checked
+  python -m bench recorder           what the flight recorder costs a short connection
   python -m bench workers            start and memory of workers, and what a busy main process does to the p99
   python -m bench --scenarios connections,keepalive --targets pylb,pylb-all,haproxy   what all features together cost
   python -m bench endings            what clients and servers get to see through each proxy when streams end

@@ -117,6 +117,11 @@ def pylb_all(wiring: Wiring) -> str:
     return yaml.safe_dump(everything, sort_keys=False)
 
 
+def pylb_unrecorded(wiring: Wiring) -> str:
+    """The same without the flight recorder: what that costs is the ratio of the two."""
+    return yaml.safe_dump(yaml.safe_load(pylb(wiring)) | {"recorder": {"sessions": 0}}, sort_keys=False)
+
+
 def pylb(wiring: Wiring, workers: int = 0) -> str:
     """pylb, static frontends, and a token that may open the ports of the registrations scenario."""
     everything = {

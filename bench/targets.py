@@ -75,6 +75,7 @@ KINDS = {
         _pylb("pylb", "pylb, workers 0", configs.pylb),
         _pylb("pylb1", "pylb, workers 1", lambda wiring: configs.pylb(wiring, 1)),
         _pylb("pylb2", "pylb, workers 2", lambda wiring: configs.pylb(wiring, 2)),
+        _pylb("pylb-unrecorded", "pylb with recorder.sessions: 0", configs.pylb_unrecorded),
         _pylb("pylb-all", "pylb with limits, access list, queue, source addresses and active checks on", configs.pylb_all),
         _haproxy("haproxy", "HAProxy, one thread, as installed", 1),
         _haproxy("haproxy2", "HAProxy, two threads", 2),

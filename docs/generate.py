@@ -13,11 +13,11 @@ from pylb.control.store import Store
 from pylb.core.auth import Keyring
 from pylb.core.policy import Rules
 from pylb.core.session import mermaid
-from pylb.explaining import LETTERS
 from pylb.forward.counters import Counters
 from pylb.forward.engine import Engine
 from pylb.observe.connlog import ConnectionLog
 from pylb.observe.metrics import Metrics
+from pylb.stories import LETTERS
 from pylb.web import openapi
 from pylb.web.answers import STATUS
 

@@ -255,6 +255,7 @@ class App:
                 on_fault=_log_fault,
                 opener=self._listeners.open,
                 nofile=nofile,
+                recorded=self._config.recorder.sessions,
             )
             self._forwarding = Driver(engine, self._listeners.closed)
             stack.callback(self._forwarding.close)
@@ -265,7 +266,8 @@ class App:
             shared = MAX_BUFFERED // count
             timeouts = config.defaults.timeouts
             lives = (timeouts.upgrade, timeouts.shutdown)
-            return Hello(VERSION, index, count, limit, pipes, shared, config.log.format, *lives)
+            recorded = -(-config.recorder.sessions // count)
+            return Hello(VERSION, index, count, limit, pipes, shared, config.log.format, *lives, recorded)
 
         told = Told(hooks.connect_ended, connlog.lines.put, self._generations.note)
         self._forwarding = fleet = Fleet(count, hello, told, self._listeners, Program())
@@ -307,7 +309,7 @@ class App:
             insecure=lambda: self._config.insecure,
             certificate_expires_at=lambda: min((one.expires_at for one in self._certificates), default=None),
         )
-        self._admin = admin = Admin(registry, self._estate.counters, metrics.render, config.own_names)
+        self._admin = admin = Admin(registry, self._estate.counters, metrics.render, config.own_names, live=self._forwarding)
         self._webhooks = [self._webhook(one) for one in config.webhook]
         self._estate.servers = servers = [
             HttpServer(sock, webhook.handler(), limits=self._limits(one), tls=self._tls(one))

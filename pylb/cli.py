@@ -15,6 +15,7 @@ import click
 from pylb import __version__
 from pylb.asking import CONFIG, FAILED, JSON, ask, die
 from pylb.ctl import ctl
+from pylb.sessions import sessions
 from pylb.tokens import token
 
 UPGRADE_SECONDS = 60.0  # longer than all that upgrade.py waits for
@@ -31,6 +32,7 @@ def main() -> None:
     pylb check -c pylb.yaml       every mistake of a config, with its line
     pylb routes                   what goes where, and why
     pylb explain 443              why a port does not answer
+    pylb sessions --ended         who was connected; pylb explain 0-1a2b: what became of one
     pylb token create mosquitto --ports 8443
                                   a token for an app, with the join string for its phone-home
     pylb plan -c new.yaml         what a change would do
@@ -130,13 +132,22 @@ def routes(config_path: Path | None, as_json: bool, rejected: bool) -> None:
 @main.command()
 @CONFIG
 @JSON
-@click.argument("port", type=click.IntRange(1, 65535))
-def explain(config_path: Path | None, as_json: bool, port: int) -> None:
+@click.argument("what", metavar="PORT|SESSION")
+def explain(config_path: Path | None, as_json: bool, what: str) -> None:
     """Why a port does not answer: is it open, and by whom; who registered it, who was refused and why; what each of its
     servers answers right now; how its sessions ended.
 
     The first line is the first thing that is wrong. Exit code 1: nothing is known of the port.
+
+    With the id of a session, as `pylb sessions` and `pylb sessions --ended` show it: why it went to this server, what was
+    tried before, who closed first, and what the kernel knew of both connections.
     """
+    if "-" in what:
+        _tell(config_path, what, as_json=as_json)
+        return
+    if not (what.isascii() and what.isdigit() and 1 <= int(what) <= 65535):
+        raise click.BadParameter(f"{what!r} is neither a port nor a session, as in 443 or 0-1a2b", param_hint="PORT|SESSION")
+    port = int(what)
     from pylb import explaining  # noqa: PLC0415
     from pylb.machine import knock, listener_of  # noqa: PLC0415
 
@@ -149,6 +160,13 @@ def explain(config_path: Path | None, as_json: bool, port: int) -> None:
         return
     for line in explaining.told(found, reachable, holder):
         click.echo(line)
+
+
+def _tell(config_path: Path | None, session: str, *, as_json: bool) -> None:
+    from pylb.stories import told  # noqa: PLC0415
+
+    found = ask(config_path, {"verb": "explain", "session": session})["explained"]
+    click.echo(json.dumps(found, indent=2) if as_json else "\n".join(told(found)))
 
 
 @main.command()
@@ -349,6 +367,7 @@ def install_service_(print_only: bool) -> None:
 
 
 main.add_command(ctl)
+main.add_command(sessions)
 main.add_command(token)
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import click
 
 from pylb.asking import CONFIG, JSON, ask
+from pylb.sessions import show
 
 
 @click.group()
@@ -61,17 +62,7 @@ def weight(config_path: Path | None, as_json: bool, target: str, weight: str) ->
 @click.argument("frontend", required=False)
 def sessions(config_path: Path | None, as_json: bool, frontend: str | None) -> None:
     """Live sessions, the oldest first: of a frontend, by name or port, or all. At most 1,000 are shown."""
-    answer = ask(config_path, {"verb": "sessions", "frontend": frontend})
-    if as_json:
-        click.echo(json.dumps(answer["sessions"], indent=2))
-        return
-    form = "{:<46} {:<20} {:<20} {:<12} {:>9} {:>14} {:>14}"
-    click.echo(form.format("CLIENT", "FRONTEND", "SERVER", "STATE", "SECONDS", "BYTES IN", "BYTES OUT"))
-    for one in answer["sessions"]:
-        row = (one["client"], one["frontend"], one["server"] or "-", one["state"], f"{one['age']:.0f}")
-        click.echo(form.format(*row, one["bytes_in"], one["bytes_out"]))
-    if (more := answer["total"] - len(answer["sessions"])) > 0:
-        click.echo(f"and {more} more", err=True)
+    show(config_path, {"frontend": frontend}, as_json=as_json)
 
 
 @ctl.group()

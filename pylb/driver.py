@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 
 from pylb.core.address import Address, Listen
+from pylb.core.recorder import Query, Story
 from pylb.core.session import SessionView
 from pylb.core.table import Table
 from pylb.forward.counters import Counters
@@ -75,11 +76,30 @@ class Driver:
     def open_sessions(self) -> int:
         return self._engine.counters.open_sessions
 
+    @property
+    def recording(self) -> bool:
+        """Are ended sessions kept?"""
+        return self._engine.recording
+
     async def counters(self) -> Counters:
         return self._engine.counters
 
     async def sessions(self) -> list[SessionView]:
-        return self._engine.sessions()
+        found: list[SessionView] = []
+        for some in self._engine.live():
+            found += some
+            await asyncio.sleep(0)
+        return found
+
+    async def ended(self, query: Query) -> list[Story]:
+        found: list[Story] = []
+        for some in self._engine.ended(query):
+            found += some
+            await asyncio.sleep(0)
+        return found
+
+    async def story(self, number: int) -> Story | None:
+        return self._engine.story(number)
 
     async def shutdown_session(self, client: Address) -> int:
         return self._engine.shutdown_session(client)

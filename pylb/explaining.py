@@ -8,30 +8,13 @@ from pylb.control.events import Rejection
 from pylb.control.registry import Registry
 from pylb.core.address import Listen
 from pylb.core.errors import Code, Refused
+from pylb.core.recorder import Query, Story
 from pylb.forward.counters import FrontendCounters
 from pylb.routes import rows
+from pylb.stories import LETTERS, line
+from pylb.web.sessions import story_json
 
-LETTERS = {  # first what happened, then what it usually means
-    "--": "ended by both sides",
-    "CC": "the client left while pylb was connecting",
-    "CD": "the client reset",
-    "CQ": "the client left while it waited for a server with room",
-    "SC": "no server accepted",
-    "sC": "no server answered the connect in time",
-    "sQ": "timeouts.queue passed before a server had room",
-    "SD": "the server reset",
-    "cD": "a timeout while waiting for the client",
-    "sD": "a timeout while waiting for the server",
-    "RC": "local ports, descriptors or memory ran out",
-    "PC": "at a limit of connections",
-    "PR": "refused by access, limits, or for want of a PROXY header",
-    "DD": "its server was found down (on_down: close)",
-    "IC": "a fault of pylb itself: its log has the traceback",
-    "ID": "a fault of pylb itself: its log has the traceback",
-    "KC": "ended by a drain, a shutdown or the operator",
-    "KD": "ended by a drain, a shutdown or the operator",
-}
-MOST_REFUSED, MOST_HISTORY = 5, 5
+MOST_REFUSED, MOST_HISTORY, MOST_RECORDED = 5, 5, 5
 
 
 class Counted(Protocol):
@@ -39,7 +22,12 @@ class Counted(Protocol):
     def frontends(self) -> Mapping[Listen, FrontendCounters]: ...
 
 
-async def explain(registry: Registry, counters: Counted, port: int) -> dict[str, Any]:
+def recorded_of(port: int) -> Query:
+    """What `explain` wants to have of the recorder."""
+    return Query(frontend=str(port), limit=MOST_RECORDED)
+
+
+async def explain(registry: Registry, counters: Counted, recorded: Sequence[Story], port: int) -> dict[str, Any]:
     """What is known of the port, with each of its servers dialled now (<= 1 s). Raises Refused NOT_FOUND."""
     listens = [listen for listen in registry.table.frontends if listen.port == port]
     refused = [one for one in registry.rejected() if _is_about(f"{one.what} {one.detail}", port)][-MOST_REFUSED:]
@@ -63,6 +51,7 @@ async def explain(registry: Registry, counters: Counted, port: int) -> dict[str,
         "refused": [_refusal(one) for one in refused],
         "live": live,
         "ended": dict(ended),
+        "recorded": [story_json(one) for one in recorded],
         "history": [line.text for one in history for line in one.lines if line.listen.port == port][-MOST_HISTORY:],
     }
 
@@ -119,6 +108,9 @@ def told(found: Mapping[str, Any], reachable: str, holder: str) -> Sequence[str]
     lines.append(f"sessions   {found['live']} live, {total} ended since the start")
     for code, count in sorted(found["ended"].items(), key=lambda item: -item[1])[:6]:
         lines.append(f"           {code} {count}: {LETTERS.get(code, 'see docs/engine.md')}")
+    lines += [f"recorded   {line(one)}" for one in found["recorded"]]
+    if found["recorded"]:
+        lines.append("           more: pylb explain SESSION, pylb sessions --ended --frontend " + str(found["port"]))
     for one in found["refused"]:
         lines.append(f"refused    {one['address']} token {one['token'] or '-'}: {one['code']}: {one['detail']}")
     lines += [f"changed    {text}" for text in found["history"]]

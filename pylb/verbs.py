@@ -1,6 +1,7 @@
 """What the control socket offers: the changes that only this machine may make, and the views of the CLI."""
 
 import json
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,24 +17,33 @@ from pylb.core.errors import Code, Refused
 from pylb.core.legacy import parse_legacy
 from pylb.core.overrides import names
 from pylb.core.policy import AdminState
+from pylb.core.recorder import Query, Story, parse_session_id
 from pylb.core.registration import parse_native
 from pylb.core.session import SessionView
 from pylb.core.table import Diff
-from pylb.explaining import Counted, explain
+from pylb.explaining import Counted, explain, recorded_of
 from pylb.plans import steps
 from pylb.routes import legacy_notes, rows
+from pylb.web.sessions import ended, meant, query_of, session_json, story_json
 from pylb.web.socket import Verb
 
 MOST_IMPORTED = 10_000
-MOST_SESSIONS = 1000  # in one answer
+MOST_ENDED = 100  # in one answer, unless more are wanted
 
 
 class Sessions(Protocol):
-    """The live sessions: the engine's, or all workers'."""
+    """Live and ended ones: the engine's, or all workers'."""
+
+    @property
+    def recording(self) -> bool: ...
 
     async def counters(self) -> Counted: ...
 
     async def sessions(self) -> Sequence[SessionView]: ...
+
+    async def ended(self, query: Query) -> Sequence[Story]: ...
+
+    async def story(self, number: int) -> Story | None: ...
 
     async def shutdown_session(self, client: Address) -> int: ...
 
@@ -88,10 +98,12 @@ def _views(registry: Registry, service: Service, live: Sessions) -> dict[str, Ve
         return {"generation": registry.table.generation, "steps": steps(lines, await live.sessions())}
 
     async def explain_(request: Mapping[str, Any]) -> dict[str, Any]:
+        if "session" in request:
+            return {"explained": await _story(live, _text(request, "session"))}
         port = request.get("port")
         if type(port) is not int or not 1 <= port <= 65535:
             raise Refused(Code.INVALID, "port: a port is needed")
-        return {"explained": await explain(registry, await live.counters(), port)}
+        return {"explained": await explain(registry, await live.counters(), await live.ended(recorded_of(port)), port)}
 
     return {"explain": explain_, "ping": ping, "routes": routes, "rejected": rejected, "history": history, "plan": plan}
 
@@ -163,10 +175,12 @@ def _operator(registry: Registry, live: Sessions) -> dict[str, Verb]:
         return {"lines": await registry.set_weight(_text(request, "target"), wanted)}
 
     async def sessions(request: Mapping[str, Any]) -> dict[str, Any]:
-        frontend = request.get("frontend")
-        found = [one for one in await live.sessions() if frontend is None or names(str(frontend), one.frontend, one.listen)]
-        found.sort(key=lambda one: -one.age)
-        return {"total": len(found), "sessions": [_session(one) for one in found[:MOST_SESSIONS]]}
+        if request.get("ended"):
+            found = await ended(live, query_of(request, time.time(), MOST_ENDED))
+            return {"total": len(found), "sessions": [story_json(one) for one in found]}
+        query = query_of(request, time.time())
+        views = await meant(query, await live.sessions())
+        return {"total": len(views), "sessions": [session_json(one) for one in views[: query.limit]]}
 
     async def shutdown_session(request: Mapping[str, Any]) -> dict[str, Any]:
         try:
@@ -200,18 +214,17 @@ def _operator(registry: Registry, live: Sessions) -> dict[str, Verb]:
     }
 
 
-def _session(one: SessionView) -> dict[str, Any]:
-    return {
-        "client": str(Address(one.client, one.client_port)),
-        "frontend": one.frontend,
-        "listen": str(one.listen),
-        "server": one.server or None,
-        "address": str(one.address) if one.address is not None else None,
-        "state": one.state,
-        "age": round(one.age, 1),
-        "bytes_in": one.bytes_in,
-        "bytes_out": one.bytes_out,
-    }
+async def _story(live: Sessions, text: str) -> dict[str, Any]:
+    """Raises Refused."""
+    try:
+        number = parse_session_id(text)
+    except ValueError as error:
+        raise Refused(Code.INVALID, str(error), "`pylb sessions` and `pylb sessions --ended` show the ids") from None
+    found = await live.story(number)
+    if found is None:
+        hint = "only the last ones are kept: recorder.sessions" if live.recording else "recorder.sessions is 0 in the config"
+        raise Refused(Code.NOT_FOUND, f"session {text} does not live, and is not among the recorded ones", hint)
+    return story_json(found)
 
 
 def _rejection(one: Any) -> dict[str, Any]:

@@ -80,6 +80,8 @@ def run(channel: Channel, hello: Hello) -> None:
         on_fault=link.fault,
         opener=link.open_listener,
         nofile=resource.getrlimit(resource.RLIMIT_NOFILE)[0],
+        seat=hello.seat,
+        recorded=hello.recorded,
     )
     link.begin(engine)
     signal.signal(signal.SIGTERM, lambda _number, _frame: link.hurry())

@@ -113,6 +113,12 @@ class Log(Section):
     )
 
 
+class Recorder(Section):
+    sessions: v.Recorded = Field(
+        1000, description="ended sessions kept in memory for `pylb sessions --ended` and `pylb explain`; 0: none"
+    )
+
+
 class Leases(Section):
     min_ttl: v.LongerThanZero = Field(_LEASES.min_ttl, description="a shorter TTL is refused")
     max_ttl: v.LongerThanZero = Field(_LEASES.max_ttl, description="a longer one is refused")

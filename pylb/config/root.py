@@ -47,6 +47,7 @@ class Config(m.Section):
     )
     workers: v.Workers = Field(0, description="processes that forward; 0: one does everything; `auto`: one per processor")
     log: m.Log = Field(default_factory=m.Log)
+    recorder: m.Recorder = Field(default_factory=m.Recorder)
     leases: m.Leases = Field(default_factory=m.Leases)
     tokens: tuple[m.TokenEntry, ...] = Field(
         default_factory=tuple, description="who may register; none: one is generated at the first run"

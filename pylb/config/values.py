@@ -330,6 +330,7 @@ Weight = Annotated[int, PlainValidator(_whole(0, 256)), Shape("0-256", _numbers(
 SmallCount = Annotated[int, PlainValidator(_whole(1, 100)), Shape("1-100", _numbers(1, 100))]
 Retries = Annotated[int, PlainValidator(_whole(0, 100)), Shape("0-100", _numbers(0, 100))]
 AtLeastOne = Annotated[int, PlainValidator(_whole(1, 1_000_000)), Shape("whole number > 0", _numbers(1, 1_000_000))]
+Recorded = Annotated[int, PlainValidator(_whole(0, 100_000)), Shape("0-100000", _numbers(0, 100_000))]
 Connections = Annotated[int, PlainValidator(_whole(0, 10_000_000)), Shape("whole number", _numbers(0, 10_000_000))]
 BalanceName = Annotated[
     Balance,

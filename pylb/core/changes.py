@@ -7,7 +7,7 @@ from enum import StrEnum
 from pylb.core.address import Address, Listen
 from pylb.core.table import BACKUP, DOWN, LAST_RESORT, OUT, PROVEN, UNPROVEN, Frontend, Server, Table, diff
 
-_RANKS = {
+RANKS = {
     PROVEN: "in service",
     UNPROVEN: "has not answered yet",
     BACKUP: "backup",
@@ -81,14 +81,14 @@ def _changed(old: Frontend, new: Frontend) -> Iterator[Line]:
 
 def _server(server: Server) -> str:
     weight = f", weight {server.weight}" if server.weight != 1 else ""
-    return f"{server.name} {server.address} ({_RANKS[server.rank]}{weight})"
+    return f"{server.name} {server.address} ({RANKS[server.rank]}{weight})"
 
 
 def _server_changed(head: str, listen: Listen, name: str, old: Server, new: Server) -> Iterator[Line]:
     who = f"{head}: {new.name} {new.address}"
     if old.rank != new.rank or old.admin != new.admin:
         admin = f" ({new.admin})" if new.rank == OUT or old.admin != new.admin else ""
-        text = f"{who} is {_RANKS[new.rank]}{admin}, was {_RANKS[old.rank]}"
+        text = f"{who} is {RANKS[new.rank]}{admin}, was {RANKS[old.rank]}"
         yield Line(What.STATE, listen, name, text, new.address)
     keys = {"name", "send_proxy", "max_connections"} | ({"weight"} if OUT not in (old.rank, new.rank) else set())
     other = [key for key in sorted(keys) if getattr(old, key) != getattr(new, key)]

@@ -165,6 +165,7 @@ class SessionRecord(NamedTuple):
     server_active: int
     ahead: int = 0  # sessions that were before it in the queue, when it had to wait
     unique_id: str = ""  # sent or received in a PROXY header, hex
+    number: int = 0  # of the session, over all workers: core.recorder writes it as its id
 
 
 class SessionView(NamedTuple):
@@ -180,6 +181,7 @@ class SessionView(NamedTuple):
     age: float  # seconds
     bytes_in: int
     bytes_out: int
+    id: str = ""  # as core.recorder writes it
 
 
 class Observer(Protocol):

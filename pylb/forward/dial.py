@@ -12,6 +12,7 @@ from typing import Protocol
 
 from pylb.core.address import Address
 from pylb.core.proxy_protocol import MOST_HEADER, BadHeader, parse
+from pylb.core.recorder import Attempt
 from pylb.core.session import Cause, Event, Observer, State
 from pylb.forward import sockets
 from pylb.forward.door import Admission
@@ -53,6 +54,7 @@ class Dialer:
         self._clock = clock
         self.queues: dict[FrontendState, None] = {}  # frontends whose servers are full, with sessions that wait
         self._freed: dict[FrontendState, None] = {}  # of them, those that have a session fewer
+        self.generation = 0  # of the table in force
 
     def on_early(self, session: Session, half: Half, events: int) -> None:
         if half.is_client:
@@ -66,7 +68,7 @@ class Dialer:
         if events & _FAILED:
             error = sockets.connect_error(half.sock)
             if error and error not in sockets.AFTER_ACCEPT:
-                self.fail_connect(session, sockets.failure_name(error))
+                self.fail_connect(session, sockets.failure_name(error), error)
                 return
             half.broken = error != 0
         elif not events & EPOLLOUT:
@@ -137,7 +139,9 @@ class Dialer:
         if not frontend.queue:
             self.queues.pop(frontend, None)
         if admission is not None:
-            admission.waited += self._clock() - admission.queued_at
+            waited = self._clock() - admission.queued_at
+            admission.waited += waited
+            _note(session, Attempt("", None, "waited", "", round(waited * 1000)))
 
     def serve_queue(self, frontend: FrontendState) -> None:
         """A server of it has a session fewer, or the table is a new one: who waits longest tries again."""
@@ -161,6 +165,9 @@ class Dialer:
 
     def dial(self, session: Session) -> None:
         frontend, now = session.frontend, self._clock()
+        session.picture = frontend.frontend
+        session.generation = self.generation
+        session.dialed = now
         policy = frontend.frontend.policy
         while True:
             tries = len(session.tried) if session.tried is not None else 0
@@ -177,7 +184,7 @@ class Dialer:
                 sock, error = self._connect(frontend, server.server.address)
             if sock is not None:
                 break
-            self._note_failure(session, server, sockets.failure_name(error))
+            self._note_failure(session, server, sockets.failure_name(error), error)
         server.sessions += 1
         upstream, client = Half(sock, session, False), session.client
         session.upstream = upstream
@@ -201,25 +208,38 @@ class Dialer:
                 return sock, error
         return None, error
 
-    def _note_failure(self, session: Session, server: ServerState, reason: str) -> None:
+    def _note_failure(self, session: Session, server: ServerState, reason: str, error: int) -> None:
         server.counters.failures[reason] += 1
         if reason != "resource":  # a want of our own says nothing about the server
             server.failing = True
         session.failure = reason
         session.tried = [*(session.tried or ()), server]
+        took = round((self._clock() - session.dialed) * 1000)
+        _note(session, Attempt(server.server.name, server.server.address, reason, errno.errorcode.get(error, ""), took))
         self._observer.connect_ended(session.frontend.frontend.listen, server.server, reason)
 
-    def fail_connect(self, session: Session, reason: str) -> None:
-        """The server under dial refused, was unreachable or did not answer in time."""
+    def fail_connect(self, session: Session, reason: str, error: int = 0) -> None:
+        """The server under dial refused, was unreachable or did not answer in time. `error`: errno; 0 for our own timeout."""
         upstream, server = session.upstream, session.server
         if upstream is not None and server is not None:
             session.upstream = None
             self._life.part(upstream, in_order=False)
             self.leave(session, server)
-            self._note_failure(session, server, reason)
+            self._note_failure(session, server, reason, error)
         self._life.fire(session, Event.CONNECT_FAILED)
 
     def end_batch(self) -> None:
         """Give the places that became free to those that wait."""
         while self._freed:
             self.serve_queue(self._freed.popitem()[0])
+
+
+def _note(session: Session, attempt: Attempt) -> None:
+    """Waits in a row are one: who is next in the queue may look for room many times."""
+    attempts = session.attempts
+    if attempts is None:
+        session.attempts = [attempt]
+    elif attempt.result == attempts[-1].result == "waited":
+        attempts[-1] = attempt._replace(ms=attempts[-1].ms + attempt.ms)
+    else:
+        attempts.append(attempt)

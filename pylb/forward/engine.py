@@ -9,12 +9,13 @@ import os
 import random
 import select
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
 from pylb.core.address import Address, Listen
 from pylb.core.policy import AdminState, OnDown
-from pylb.core.session import Cause, Event, Observer, SessionView
+from pylb.core.recorder import SCAN, Query, Recorder, Story, first_number, session_id, story
+from pylb.core.session import Cause, Event, Observer, SessionView, State
 from pylb.core.table import DOWN, Frontend, Server, Table, diff
 from pylb.forward.counters import Counters
 from pylb.forward.elsewhere import Elsewhere
@@ -48,6 +49,7 @@ class Engine:
     read before its destination takes it. `unanswered`: seconds after which a peer is dead that acknowledges nothing of what is
     on its way to it, although its window is open (the kernel itself takes about 15 minutes, tcp_retries2 in tcp(7)).
     `nofile`: the process's limit of descriptors, of which every listener takes one from the sessions; 0: it is no matter.
+    `seat`: of this worker, for its sessions' ids. `recorded`: ended sessions that are kept to be asked about; 0: none.
     """
 
     def __init__(
@@ -66,6 +68,8 @@ class Engine:
         unanswered: float = 30.0,
         opener: Opener = open_listener,
         nofile: int = 0,
+        seat: int = 0,
+        recorded: int = 0,
     ) -> None:
         self.counters = Counters(max_connections)
         self._most, self._nofile = max_connections, nofile
@@ -82,6 +86,8 @@ class Engine:
             wall=wall,
             on_fault=on_fault,
             unique_id=partial(os.urandom, 16),
+            recorder=Recorder(recorded) if recorded else None,
+            number=first_number(seat),
         )
         self._random = draw
         self._ports = Ports(self._epoll, self.counters, self._life.begin, opener)
@@ -158,6 +164,7 @@ class Engine:
         """
         if self._drain_at is not None:
             return {}
+        self._life.dialer.generation = table.generation
         change = diff(self.table, table)
         for old in change.closed:
             self._remove(old.listen)
@@ -207,6 +214,31 @@ class Engine:
     def sessions(self) -> list[SessionView]:
         """Every live session, as of now."""
         return [_view(session, self._clock()) for session in self._life.sessions]
+
+    def live(self) -> Iterator[list[SessionView]]:
+        """The same in steps, between which others may have their turn."""
+        sessions = list(self._life.sessions)
+        for start in range(0, len(sessions), SCAN):
+            some = sessions[start : start + SCAN]
+            yield [_view(session, self._clock()) for session in some if session.state is not State.CLOSED]
+
+    @property
+    def recording(self) -> bool:
+        """Are ended sessions kept?"""
+        return self._life.recorder is not None
+
+    def ended(self, query: Query) -> Iterator[list[Story]]:
+        """Ended sessions that are meant, the newest first, in steps; none without a recorder."""
+        recorder = self._life.recorder
+        return iter(()) if recorder is None else recorder.search(query)
+
+    def story(self, number: int) -> Story | None:
+        """All that is known of one session, live or ended, with the servers it might have had."""
+        for session in self._life.sessions:
+            if session.number == number:
+                return story(self._life.keep(session, self._life.record(session, "", self._clock())), whole=True)
+        recorder = self._life.recorder
+        return None if recorder is None else recorder.find(number)
 
     def shutdown_session(self, client: Address) -> int:
         """Reset the sessions of that client's address and port, code KD. Returns how many."""
@@ -280,4 +312,5 @@ def _view(session: Session, now: float) -> SessionView:
         now - session.accepted,
         client.received if client is not None else 0,
         upstream.received if upstream is not None else 0,
+        session_id(session.number),
     )

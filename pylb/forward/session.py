@@ -7,7 +7,8 @@ from socket import AF_INET, AF_INET6, SocketType
 
 from pylb.core.address import Address
 from pylb.core.balance import Balancer, balancer
-from pylb.core.session import State
+from pylb.core.recorder import Attempt
+from pylb.core.session import Event, State
 from pylb.core.table import Frontend, Server
 from pylb.forward import door
 from pylb.forward.counters import FrontendCounters, ServerCounters
@@ -215,14 +216,21 @@ class Session:
         "address",
         "admission",
         "at_rest",
+        "attempts",
         "client",
         "code",
         "connected",
         "deadline",
         "delivered",
+        "dialed",
         "failure",
+        "first",
+        "first_at",
         "frontend",
+        "generation",
         "last_from_client",
+        "number",
+        "picture",
         "quiet_since",
         "seen",
         "seen_in",
@@ -233,7 +241,8 @@ class Session:
         "upstream",
     )
 
-    def __init__(self, frontend: FrontendState, address: tuple[str, int], accepted: float) -> None:
+    def __init__(self, frontend: FrontendState, address: tuple[str, int], accepted: float, number: int) -> None:
+        self.number = number  # of all that this engine had
         self.frontend = frontend
         self.address = address  # as accept gave it, or as a PROXY header says
         self.accepted = accepted  # monotonic
@@ -246,6 +255,12 @@ class Session:
         self.tried: list[ServerState] | None = None  # servers that failed this session
         self.failure = ""  # why the last one did
         self.code = ""  # set by what ended it first
+        self.first: Event | None = None  # a FIN, or what set the code: whichever came first
+        self.first_at = 0.0  # monotonic
+        self.picture: Frontend | None = None  # the frontend that its server was last picked from
+        self.generation = 0  # of the table it was in
+        self.dialed = 0.0  # monotonic; the last time
+        self.attempts: list[Attempt] | None = None  # those that failed, and waits in the queue
         self.deadline = 0.0  # monotonic; of the header, the queue, the dial or the flush, whichever is under way
         self.delivered: int | None = None  # bytes that were delivered at the last look before a deadline
         self.seen = False  # by the sweep

@@ -14,6 +14,7 @@ from termios import TIOCOUTQ
 from typing import NamedTuple, Protocol
 
 from pylb.core.address import ANY, Address, Listen
+from pylb.core.tcp_info import SIZE
 
 # linux/in.h; the socket module has no names for them
 _IP_FREEBIND = 15
@@ -24,6 +25,7 @@ BACKLOG = 4096  # the kernel cuts it to net.core.somaxconn (4096 since Linux 5.4
 _LINGER_RESET = struct.pack("ii", 1, 0)
 _LINGER_OFF = struct.pack("ii", 0, 0)
 _NO_BYTES = bytes(4)
+_TCP, _TCP_INFO = socket.IPPROTO_TCP, socket.TCP_INFO
 _U32 = struct.Struct("=I")
 _TCP_INFO_OFFSETS = (24, 140, 228)  # tcpi_unacked, tcpi_segs_in, tcpi_snd_wnd: the struct only ever grew at its end
 _TCP_INFO_SIZE = 232
@@ -164,6 +166,14 @@ def transmission(sock: SocketType) -> Transmission:
     """Raises OSError. On a kernel before 5.4, which does not tell the window, it is shown as shut."""
     info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_SIZE).ljust(_TCP_INFO_SIZE, b"\0")
     return Transmission(*(_U32.unpack_from(info, offset)[0] for offset in _TCP_INFO_OFFSETS))
+
+
+def tcp_info(sock: SocketType) -> bytes:
+    """TCP_INFO as the kernel gives it (core.tcp_info reads it); b"" from one that has none."""
+    try:
+        return sock.getsockopt(_TCP, _TCP_INFO, SIZE)
+    except OSError:
+        return b""
 
 
 def close_in_order(sock: SocketType) -> None:

@@ -2,7 +2,9 @@
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+import time
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -17,8 +19,11 @@ from pylb.forward.counters import Counters
 from pylb.observe.metrics import CONTENT_TYPE
 from pylb.web.answers import json_refusal
 from pylb.web.call import Answer, Call, Handler, NoRoute, Router, json_answer
+from pylb.web.sessions import FILTERS, Sessions, ended, meant, query_of, session_json, story_json
 
 ITEMS_PER_TURN = 50  # of a long list, between two turns of the loop: ~1 ms
+MOST_LISTED = 100  # sessions, unless more are wanted
+_NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
 class Admin:
@@ -30,10 +35,13 @@ class Admin:
         counters: Callable[[], Awaitable[Counters]],
         scrape: Callable[[], Awaitable[bytes]],
         hosts: Iterable[str] = (),
+        *,
+        live: Sessions,
     ) -> None:
         self._registry = registry
         self._counters = counters
         self._scrape = scrape
+        self._live = live
         self.set_hosts(hosts)
 
     def set_hosts(self, hosts: Iterable[str]) -> None:
@@ -120,8 +128,9 @@ class Admin:
     async def _registrations(self, _call: Call) -> Answer:
         return await _long({}, "registrations", self._registry.registrations(), _registration_json)
 
-    async def _sessions(self, _call: Call) -> Answer:
-        """Counts, not sessions: who is connected to whom is the log's to say."""
+    async def _sessions(self, call: Call) -> Answer:
+        """Counts; with `?live=1` and `?ended=1` sessions too, those that fit the other words of the query."""
+        lists = await self._session_lists(call.query)
         counters = await self._counters()
         rows = [
             {
@@ -133,7 +142,23 @@ class Admin:
             for listen, one in counters.frontends.items()
         ]
         head = {"open": counters.open_sessions, "max": counters.max_connections}
-        return await _long(head, "frontends", rows, lambda row: row)
+        return await _long(head, "frontends", rows, lambda row: row, lists)
+
+    async def _session_lists(self, asked: Mapping[str, str]) -> dict[str, str]:
+        """`live`, and `ended`, as JSON. Raises Refused: a misspelt filter must not answer with everybody."""
+        wanted = {name for name in ("live", "ended") if asked.get(name, "0") != "0"}
+        unknown = [key for key in asked if key not in ({"live", "ended"} | FILTERS if wanted else {"live", "ended"})]
+        if unknown or any(asked[name] != "1" for name in wanted):
+            hint = f"live=1 or ended=1, with {', '.join(sorted(FILTERS))}"
+            raise Refused(Code.INVALID, f"the query is not understood: {', '.join(asked)[:80]}", hint)
+        query = query_of(asked, time.time(), MOST_LISTED)
+        lists = {}
+        if "live" in wanted:
+            live = await meant(query, await self._live.sessions())
+            lists["live"] = await _listed(live[: query.limit], session_json)
+        if "ended" in wanted:
+            lists["ended"] = await _listed(await ended(self._live, query), story_json)
+        return lists
 
     async def _events(self, _call: Call) -> Answer:
         return await _long(
@@ -193,15 +218,23 @@ def _hostname(url: str) -> str | None:
         return None
 
 
-async def _long(head: dict[str, Any], name: str, items: Sequence[Any], form: Callable[[Any], Any]) -> Answer:
-    """`{…head, name: [form(item), …]}`, made in steps: a thousand frontends must not hold the loop for their JSON."""
+async def _long(
+    head: dict[str, Any], name: str, items: Sequence[Any], form: Callable[[Any], Any], lists: Mapping[str, str] = _NOTHING
+) -> Answer:
+    """`{…head, name: [form(item), …]}`, and `lists` that are JSON already, behind it."""
+    begin = json.dumps(head, separators=(",", ":"))[:-1] + ("," if head else "")
+    more = "".join(f',"{key}":{text}' for key, text in lists.items())
+    return Answer(200, f'{begin}"{name}":{await _listed(items, form)}{more}}}\n'.encode())
+
+
+async def _listed(items: Sequence[Any], form: Callable[[Any], Any]) -> str:
+    """`[form(item), …]`, made in steps: a thousand frontends must not hold the loop for their JSON."""
     parts = []
     for number, item in enumerate(items, 1):
         parts.append(json.dumps(form(item), separators=(",", ":")))
         if number % ITEMS_PER_TURN == 0:
             await asyncio.sleep(0)
-    begin = json.dumps(head, separators=(",", ":"))[:-1] + ("," if head else "")
-    return Answer(200, f'{begin}"{name}":[{",".join(parts)}]}}\n'.encode())
+    return f"[{','.join(parts)}]"
 
 
 def _frontend_json(frontend: Frontend, servers: Iterable[ServerView], unbound: str | None) -> dict[str, Any]:

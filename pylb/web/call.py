@@ -18,6 +18,7 @@ class Call:
     local: str  # the IP it connected to
     body: bytes = b""
     args: tuple[str, ...] = ()  # what the `{}` of the route matched, decoded
+    query: Mapping[str, str] = field(default_factory=dict)  # decoded; of a repeated key the last one counts
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,7 @@
 """One request in, one answer out: from aiohttp's objects to a `Call`, from an `Answer` to aiohttp's."""
 
 import asyncio
+from urllib.parse import parse_qsl
 
 import aiohttp
 from aiohttp import web
@@ -15,7 +16,8 @@ DISCARD_SECONDS = 1.0
 
 def to_call(request: web.BaseRequest, peer: str, local: str, body: bytes) -> Call:
     headers = {name.lower(): ", ".join(request.headers.getall(name)) for name in request.headers}
-    return Call(request.method, request.rel_url.raw_path, headers, peer, local, body)
+    query = dict(parse_qsl(request.rel_url.raw_query_string, keep_blank_values=True))
+    return Call(request.method, request.rel_url.raw_path, headers, peer, local, body, query=query)
 
 
 async def read_body(request: web.BaseRequest, limits: Limits, deadline: float) -> bytes:

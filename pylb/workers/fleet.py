@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 from pylb.core.address import Address, Listen
 from pylb.core.policy import Policy
+from pylb.core.recorder import Query, Story
 from pylb.core.session import SessionView
 from pylb.core.table import Frontend, Server, Table, diff, make_table
 from pylb.forward.counters import Counters, FrontendCounters
@@ -264,6 +265,11 @@ class Fleet:
         """As of their last reports."""
         return self._tally.open_sessions()
 
+    @property
+    def recording(self) -> bool:
+        """Are ended sessions kept?"""
+        return self._hello(1).recorded > 0
+
     async def counters(self) -> Counters:
         await self._ask("counters")
         blank = Counters(sum(self._hello(seat.index).max_connections for seat in self._seats))
@@ -272,6 +278,16 @@ class Fleet:
 
     async def sessions(self) -> list[SessionView]:
         return [view for answer in await self._ask("sessions") for view in answer.sessions]
+
+    async def ended(self, query: Query) -> list[Story]:
+        """Those that are meant, the newest first. Of workers that live; what a dead one had recorded went with it."""
+        found = [story for answer in await self._ask("ended", query=query) for story in answer.ended]
+        return sorted(found, key=lambda one: -one.ended_at)[: query.limit]
+
+    async def story(self, number: int) -> Story | None:
+        """All that is known of one session, live or ended."""
+        found = [story for answer in await self._ask("story", session=number) for story in answer.ended]
+        return found[0] if found else None
 
     async def shutdown_session(self, client: Address) -> int:
         return sum(answer.touched for answer in await self._ask("shutdown session", address=client))
@@ -283,17 +299,24 @@ class Fleet:
         """Of each worker that runs: its pid and its loop's lag in seconds."""
         return {f"worker-{seat.index}": (seat.pid, self._tally.lag(seat.pid)) for seat in self._seats if seat.runs}
 
-    async def _ask(self, what: str, listen: Listen | None = None, address: Address | None = None) -> list[Answer]:
+    async def _ask(
+        self,
+        what: str,
+        listen: Listen | None = None,
+        address: Address | None = None,
+        query: Query | None = None,
+        session: int = 0,
+    ) -> list[Answer]:
         """What those say that serve, within APPLY seconds."""
         self._next_question = number = (self._next_question + 1) & 0xFFFFFFFF
         asked = [seat for seat in self._seats if seat.serves]
         answers: list[Answer] = []
         self._answers[number] = answers
         for seat in asked:
-            seat.say(Ask(number, what, listen, address))
+            seat.say(Ask(number, what, listen, address, query, session))
         try:
             async with asyncio.timeout(APPLY):
-                while len(answers) < sum(seat.serves for seat in asked):
+                while sum(not answer.more for answer in answers) < sum(seat.serves for seat in asked):
                     await self._changed()
         except TimeoutError:
             log.error("a worker has not answered within %g s: %s", APPLY, what)

@@ -8,13 +8,14 @@ import select
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from socket import SocketType
 from typing import Any
 
 from pylb.core.address import Listen
 from pylb.core.policy import Policy
-from pylb.core.session import SessionRecord, SessionView
+from pylb.core.recorder import Story
+from pylb.core.session import SessionRecord
 from pylb.core.table import Frontend, Server, make_table
 from pylb.forward.engine import Engine
 from pylb.workers.channel import BadFrame, Channel, ChannelClosed, Frame
@@ -67,7 +68,8 @@ class Link:
         self._changes = Changes()
         self._changed: list[Listen] = []  # still to be told
         self._asked: list[int] = []  # questions that are answered once all is told
-        self.reporting = False
+        self._reporting = False
+        self._searches: deque[Iterator[Answer]] = deque()  # long answers, under way
         self._report_at = 0.0
         self._lag = 0.0
         self.draining = False
@@ -116,14 +118,16 @@ class Link:
 
     @property
     def has_work(self) -> bool:
-        return self.reporting or bool(self._frames)
+        return self._reporting or bool(self._frames) or bool(self._searches)
 
     def work(self) -> None:
-        """A piece of it: a large table, or a report of many frontends, would hold up the bytes."""
+        """A piece of it: a large table, a report of many frontends or a long answer would hold up the bytes."""
         if self._frames:
             self._heed_frame(self._frames.popleft())
-        if self.reporting:
-            self.report_some()
+        if self._reporting:
+            self._report_some()
+        if self._searches:
+            self._search_some()
 
     def _heed_frame(self, frame: Frame) -> None:
         """Raises BadFrame."""
@@ -172,9 +176,19 @@ class Link:
 
     def _answer(self, ask: Ask) -> None:
         engine, touched = self._engine, 0
-        views: tuple[SessionView, ...] = ()
+        ended: tuple[Story, ...] = ()
         if ask.what == "sessions":
-            views = tuple(engine.sessions())
+            self._searches.append(Answer(ask.number, 0, tuple(some), (), more=True) for some in engine.live())
+            self._searches.append(iter((Answer(ask.number, 0, ()),)))
+            return
+        if ask.what == "ended" and ask.query is not None:
+            found = engine.ended(ask.query)
+            self._searches.append(Answer(ask.number, 0, (), tuple(some), more=True) for some in found)
+            self._searches.append(iter((Answer(ask.number, 0, ()),)))
+            return
+        if ask.what == "story":
+            story = engine.story(ask.session)
+            ended = () if story is None else (story,)
         elif ask.what == "counters":
             self._asked.append(ask.number)
             self._begin_report()
@@ -185,7 +199,7 @@ class Link:
             touched = engine.shutdown_sessions(ask.listen, ask.address)
         else:
             raise BadFrame(f"main asks {ask.what!r:.40}")
-        self._say(Answer(ask.number, touched, views))
+        self._say(Answer(ask.number, touched, (), ended))
 
     def _heed(self, others: Others) -> None:
         if others.gone:
@@ -237,18 +251,26 @@ class Link:
 
     def _begin_report(self) -> None:
         self._changed = self._changes.since(self._engine.counters)
-        self.reporting = True
+        self._reporting = True
 
-    def report_some(self) -> None:
+    def _report_some(self) -> None:
         """How it is, and of what changed a piece: a thousand busy frontends at once would hold up the bytes."""
         some, self._changed = self._changed[:PIECE], self._changed[PIECE:]
         counters = self._engine.counters
         found = tuple(counted(listen, counters.frontends[listen]) for listen in some if listen in counters.frontends)
         self._say(report(counters, self._lag, found))
         if not self._changed:
-            self.reporting = False
+            self._reporting = False
             while self._asked:
                 self._say(Answer(self._asked.pop(), 0, ()))
+
+    def _search_some(self) -> None:
+        """A piece of a long answer: ten thousand sessions at once would hold up the bytes."""
+        answer = next(self._searches[0], None)
+        if answer is None:
+            self._searches.popleft()
+        else:
+            self._say(answer)
 
     def _send_lines(self) -> None:
         lines, self._lines = self._lines, deque()
@@ -283,8 +305,8 @@ class Link:
         """The last words."""
         self.tick(time.monotonic(), self._lag)
         self._begin_report()
-        while self.reporting:
-            self.report_some()
+        while self._reporting:
+            self._report_some()
         self._flush()
 
 

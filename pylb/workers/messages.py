@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 from pylb import __version__
 from pylb.core.address import Address, Listen
 from pylb.core.policy import Policy
+from pylb.core.recorder import Query, Story
 from pylb.core.session import SessionView
 from pylb.core.table import Frontend, Server
 from pylb.core.wire import Malformed, made, plain
@@ -17,7 +18,7 @@ from pylb.forward.counters import Counters, FrontendCounters, Histogram, ServerC
 from pylb.forward.elsewhere import Use
 from pylb.workers.channel import BadFrame, Frame
 
-VERSION = f"{__version__}/2"
+VERSION = f"{__version__}/3"
 
 
 # ------------------------------------------------------------ main to worker
@@ -35,6 +36,7 @@ class Hello(NamedTuple):
     log_format: Literal["tcplog", "json", "none"]
     linger: float  # seconds that sessions live on should main be gone
     shutdown: float  # seconds that they have after a SIGTERM then
+    recorded: int = 0  # ended sessions that it keeps to be asked about
 
 
 class Listeners(NamedTuple):
@@ -72,9 +74,11 @@ class Ask(NamedTuple):
     """A question; its answer has the same number."""
 
     number: int
-    what: str  # sessions, counters, shutdown session, shutdown sessions
+    what: str  # sessions, counters, shutdown session, shutdown sessions, ended, story
     listen: Listen | None
     address: Address | None
+    query: Query | None = None  # of "ended"
+    session: int = 0  # its number, of "story"
 
 
 class Others(NamedTuple):
@@ -177,6 +181,8 @@ class Answer(NamedTuple):
     number: int
     touched: int  # sessions that were reset
     sessions: tuple[SessionView, ...]
+    ended: tuple[Story, ...] = ()
+    more: bool = False  # it goes on in another
 
 
 KINDS: tuple[type[Any], ...] = (

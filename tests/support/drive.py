@@ -16,6 +16,7 @@ from dataclasses import replace
 
 from pylb.core.address import Address, Listen
 from pylb.core.policy import AdminState, Policy, ProxyProtocol, Timeouts
+from pylb.core.recorder import Query, Story
 from pylb.core.session import SessionRecord
 from pylb.core.table import Frontend, Server, make_table
 from pylb.forward.counters import FrontendCounters
@@ -154,6 +155,8 @@ class Drive:
         max_buffered: int = MAX_BUFFERED,
         observer: Witness | None = None,
         nofile: int = 0,
+        recorded: int = 16,
+        seat: int = 0,
     ) -> None:
         self.clock = Clock()
         self.witness = observer if observer is not None else Witness()
@@ -167,6 +170,8 @@ class Drive:
             splice=splice,
             max_buffered=max_buffered,
             nofile=nofile,
+            recorded=recorded,
+            seat=seat,
         )
         self._peers: list[Peer] = []
         self._listeners: list[socket.socket] = []
@@ -338,6 +343,12 @@ class Drive:
         self.run_until(lambda: self.records)
         assert len(self.records) == 1
         return self.records[0]
+
+    def story(self) -> Story:
+        """What the recorder has of the one session, once it ended."""
+        self.record()
+        [[story]] = self.engine.ended(Query())
+        return story
 
     # ------------------------------------------------------------ the end
 

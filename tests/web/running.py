@@ -31,6 +31,7 @@ class Control:
     engine: Engine
     keyring: Keyring
     records: list[SessionRecord]
+    driver: Driver
 
 
 def keyring() -> Keyring:
@@ -73,9 +74,9 @@ def _raise(error: Exception) -> None:
 
 
 @asynccontextmanager
-async def running(state_dir: Path, rules: Rules | None = None) -> AsyncIterator[Control]:
+async def running(state_dir: Path, rules: Rules | None = None, recorded: int = 100) -> AsyncIterator[Control]:
     watcher = _Watcher()
-    engine = Engine(observer=watcher, max_connections=1000, on_fault=_raise)
+    engine = Engine(observer=watcher, max_connections=1000, on_fault=_raise, recorded=recorded)
     keys = keyring()
     driver = Driver(engine)
     registry = Registry(
@@ -84,7 +85,7 @@ async def running(state_dir: Path, rules: Rules | None = None) -> AsyncIterator[
     watcher.registry = registry
     await registry.start()
     try:
-        yield Control(registry, engine, keys, watcher.records)
+        yield Control(registry, engine, keys, watcher.records, driver)
     finally:
         await registry.stop()
         driver.close()

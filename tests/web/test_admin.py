@@ -2,8 +2,10 @@
 
 import asyncio
 import json
+import socket
+import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from ipaddress import ip_network
 from pathlib import Path
@@ -51,14 +53,14 @@ async def _scrape() -> bytes:
 
 @asynccontextmanager
 async def facing(
-    state_dir: Path, *, rules: Rules | None = None, handler: str = "admin", allow: tuple[str, ...] = ()
+    state_dir: Path, *, rules: Rules | None = None, handler: str = "admin", allow: tuple[str, ...] = (), recorded: int = 100
 ) -> AsyncIterator[Face]:
-    async with running(state_dir, rules) as control:
+    async with running(state_dir, rules, recorded) as control:
 
         async def counters() -> Counters:
             return control.engine.counters
 
-        admin = Admin(control.registry, counters, _scrape, hosts=["lb.example.net", "203.0.113.9"])
+        admin = Admin(control.registry, counters, _scrape, hosts=["lb.example.net", "203.0.113.9"], live=control.driver)
         pages: Handler = admin.handler() if handler == "admin" else admin.metrics_handler([ip_network(net) for net in allow])
         async with serving(pages) as server:
             yield Face(control, admin, server.port)
@@ -148,6 +150,123 @@ def test_sessions_are_counted_per_frontend(tmp_path: Path) -> None:
                 one.close()
             await until(lambda: face.control.engine.counters.open_sessions == 0)
             server.close()
+
+    run(main())
+
+
+def test_live_and_ended_sessions_are_listed_for_those_who_ask(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with facing(tmp_path) as face:
+            port = free_port()
+            await face.announce(port)  # nothing listens at 30843
+            for _ in range(3):
+                with suppress(ConnectionError):
+                    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+                    await reader.read()
+                    writer.close()
+            await until(lambda: len(face.control.records) == 3)
+            assert (await face.json("/v1/sessions")).keys() == {"open", "max", "frontends"}
+            found = await face.json("/v1/sessions?live=1&ended=1")
+            assert (found["open"], found["live"]) == (0, [])
+            [one, _, _] = found["ended"]
+            assert (one["code"], one["closed_first"]["how"], one["client_tcp"]["state"]) == (
+                "SC",
+                "no server left",
+                "ESTABLISHED",
+            )
+            assert [attempt["error"] for attempt in one["attempts"]] == ["ECONNREFUSED"]
+            for query, count in (
+                ("limit=2", 2),
+                ("code=SD,SC", 3),
+                ("code=--", 0),
+                (f"client=127.0.0.0%2F8&frontend={port}", 3),
+            ):
+                assert len((await face.json(f"/v1/sessions?ended=1&{query}"))["ended"]) == count, query
+
+    run(main())
+
+
+def test_live_sessions_are_listed_oldest_first(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with facing(tmp_path) as face:
+            port, target = free_port(), free_port()
+            held: list[asyncio.StreamWriter] = []
+            server = await asyncio.start_server(lambda _, writer: held.append(writer), "127.0.0.1", target)
+            caller = Caller("127.0.0.1", face.control.keyring.tokens[0], "native")
+            body = json.dumps({"frontends": [{"port": port, "target_port": target}]}).encode()
+            await face.control.registry.announce("mosquitto", "pod-1", parse_native(body), caller)
+            clients = [(await asyncio.open_connection("127.0.0.1", port))[1] for _ in range(3)]
+            await until(lambda: len(held) == 3)
+            live = (await face.json("/v1/sessions?live=1&server=pod-1"))["live"]
+            addresses = ["{}:{}".format(*one.get_extra_info("sockname")) for one in clients]
+            assert [one["client"] for one in live] == addresses
+            assert (await face.json("/v1/sessions?live=1&limit=1"))["live"] == [live[0] | {"age": pytest.approx(0, abs=9)}]
+            assert (await face.json("/v1/sessions?live=1&client=192.0.2.0/24"))["live"] == []
+            for one in (*clients, *held):
+                one.close()
+            await until(lambda: face.control.engine.counters.open_sessions == 0)
+            server.close()
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "code=SC",  # of nothing
+        "ended=yes",
+        "ended=1&cod=SC",
+        "ended=1&client=nobody",
+        "ended=1&client=192.0.2.1/24",
+        "ended=1&limit=1001",
+        "ended=1&limit=many",
+        "ended=1&since=-1",
+        "live=1&code=SC",
+    ],
+)
+def test_a_query_that_is_not_understood_is_refused_and_not_answered_with_everybody(tmp_path: Path, query: str) -> None:
+    async def main() -> None:
+        async with facing(tmp_path) as face:
+            reply = await face.get(f"/v1/sessions?{query}")
+            assert (reply.status, json.loads(reply.body)["error"]) == (422, "invalid")
+
+    run(main())
+
+
+def test_without_a_recorder_its_list_is_refused_and_the_counts_are_not(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with facing(tmp_path, recorded=0) as face:
+            reply = await face.get("/v1/sessions?ended=1")
+            assert (reply.status, b"recorder.sessions is 0" in reply.body) == (404, True)
+            assert (await face.json("/v1/sessions?ended=0&live=1"))["live"] == []
+
+    run(main())
+
+
+def test_a_thousand_recorded_sessions_do_not_hold_the_loop(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with facing(tmp_path, recorded=1000) as face:
+            port = free_port()
+            await face.announce(port)
+            for _ in range(1000):
+                sock = socket.create_connection(("127.0.0.1", port))
+                sock.setblocking(False)
+                with suppress(ConnectionError):
+                    await asyncio.get_running_loop().sock_recv(sock, 1)
+                sock.close()
+            await until(lambda: len(face.control.records) == 1000)
+            longest = []
+            for _ in range(3):
+                turns: list[float] = []
+                async with asyncio.TaskGroup() as tasks:
+                    answer = tasks.create_task(face.get("/v1/sessions?ended=1&limit=1000"))
+                    while not answer.done():
+                        began = time.thread_time()  # what other processes do meanwhile does not count
+                        await asyncio.sleep(0)
+                        turns.append(time.thread_time() - began)
+                longest.append(max(turns))
+                assert len(json.loads(answer.result().body)["ended"]) == 1000
+            assert min(longest) < 0.010  # a collection of garbage may fall into one of them
 
     run(main())
 

@@ -4,18 +4,24 @@ import errno
 import os
 import socket
 from collections.abc import Iterator
+from ipaddress import ip_network
 from typing import Any
 
 import pytest
 
 from pylb.core.address import Address, Listen
 from pylb.core.policy import Policy
+from pylb.core.recorder import Attempt, Query, Story
+from pylb.core.session import SessionRecord
 from pylb.core.table import Server
+from pylb.core.tcp_info import TcpInfo
 from pylb.workers.channel import MOST_BODY, MOST_FDS, BadFrame, Channel, ChannelClosed, Frame
 from pylb.workers.messages import (
     KINDS,
     VERSION,
+    Answer,
     Applied,
+    Ask,
     Connect,
     FrontendLines,
     Hello,
@@ -185,6 +191,23 @@ def test_what_is_no_frame_of_ours_is_never_guessed_at(raw: tuple[socket.socket, 
 
 SERVER = Server("a", Address("192.0.2.1", 30443))
 LISTEN = Listen("tcp", "*", 443)
+STORY = Story(
+    "1-7",
+    SessionRecord("web", "a", "192.0.2.9", 51000, 443, 1.5, 0, -1, 2, 3, 4, "SC", 1, True, 1, 1, 1, number=7),
+    "closed",
+    LISTEN,
+    SERVER.address,
+    3,
+    "leastconn",
+    (Attempt("a", SERVER.address, "refused", "ECONNREFUSED", 1), Attempt("", None, "waited", "", 5)),
+    -1,
+    "pylb",
+    "no server left",
+    2,
+    TcpInfo("CLOSE", 0, *[None] * 15),
+    None,
+    (SERVER,),
+)
 
 
 @pytest.mark.parametrize(
@@ -196,6 +219,9 @@ LISTEN = Listen("tcp", "*", 443)
         Connect(LISTEN, SERVER, None),
         TablePart({3: Policy(retries=5)}, (FrontendLines("web", LISTEN, 3, (SERVER,)),)),
         TableChange(1, 2, (1,), (LISTEN,)),
+        Ask(7, "ended", None, None, Query((ip_network("192.0.2.0/24"), ip_network("::1")), "web", "", ("SC",), 1.5, 10)),
+        Ask(8, "story", None, None, None, 1 << 48 | 7),
+        Answer(8, 0, (), (STORY,), more=True),
     ],
 )
 def test_a_message_arrives_as_it_was_sent(message: Any) -> None:

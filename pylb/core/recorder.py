@@ -1,0 +1,192 @@
+"""The flight recorder: the last ended sessions in memory, and how they are found again.
+
+Each process keeps those that it ended itself. What is kept of one are references to what was there anyway: its record, the
+frontend's picture at the time its server was picked, the kernel's raw bytes on both connections. Anything that takes time is
+done for whoever asks.
+"""
+
+import re
+from collections import deque
+from collections.abc import Iterator, Sequence
+from heapq import merge
+from itertools import islice
+from typing import NamedTuple
+
+from pylb.core.address import Address, Listen, Network, in_networks
+from pylb.core.session import Event, SessionRecord, SessionView
+from pylb.core.table import Frontend, Server
+from pylb.core.tcp_info import TcpInfo, parse_tcp_info
+
+SCAN = 64  # sessions looked at in one step of a search: at most 1 ms
+REFUSED_SHARE = 4  # clients refused by pylb have room of their own, a quarter: a flood of them must not push out the others
+_SEAT_SHIFT = 48
+_COUNT = (1 << _SEAT_SHIFT) - 1
+_ID = re.compile(r"([0-9]{1,4})-([0-9a-f]{1,12})")
+
+
+def first_number(seat: int) -> int:
+    """Sessions of that worker (0: the main process) are numbered from the next one on: so no two workers share a number."""
+    return seat << _SEAT_SHIFT
+
+
+def session_id(number: int) -> str:
+    """As people see it: `SEAT-COUNT`, the count in hex."""
+    return f"{number >> _SEAT_SHIFT}-{number & _COUNT:x}"
+
+
+def parse_session_id(text: str) -> int:
+    """Raises ValueError."""
+    found = _ID.fullmatch(text)
+    if found is None:
+        raise ValueError(f"{text[:40]!r} is no session, as in 0-1a2b")
+    return int(found[1]) << _SEAT_SHIFT | int(found[2], 16)
+
+
+class Attempt(NamedTuple):
+    """A step on the way to a server that led to none."""
+
+    server: str  # its label; "" for a wait in the queue
+    address: Address | None
+    result: str  # refused, timeout, unreachable, resource; waited
+    error: str  # errno's name; "": our own timeout, and the queue
+    ms: int
+
+
+class Kept(NamedTuple):
+    """One session as it was when it ended, or is now. Times in seconds: rounding is for whoever asks."""
+
+    record: SessionRecord
+    state: str
+    frontend: Frontend  # as it was when a server was last picked
+    generation: int  # of the table then
+    address: Address | None  # the server's
+    attempts: Sequence[Attempt]
+    dial: float | None  # of the connect that succeeded
+    first: Event | None  # what ended it, or began to: None while nothing has
+    first_at: float  # when, from the accept on
+    client_tcp: bytes  # TCP_INFO, b"" without one
+    server_tcp: bytes
+
+
+class Story(NamedTuple):
+    """The same for whoever asks, also over the channel between two processes."""
+
+    id: str
+    record: SessionRecord
+    state: str
+    listen: Listen
+    address: Address | None
+    generation: int
+    balance: str
+    attempts: tuple[Attempt, ...]
+    dial_ms: int
+    closed_by: str  # client, server, pylb; "": nobody yet
+    closed_how: str  # FIN, reset; of pylb: timed out, killed, refused, no server left
+    closed_ms: int  # from the accept on; -1: not yet
+    client_tcp: TcpInfo | None
+    server_tcp: TcpInfo | None
+    candidates: tuple[Server, ...] = ()  # only of a session that was asked for by its id
+
+    @property
+    def ended_at(self) -> float:
+        """Unix time, seconds."""
+        return ended_at(self.record)
+
+
+class Query(NamedTuple):
+    """Which sessions are meant: those that fit every field that says something."""
+
+    client: tuple[Network, ...] = ()  # any of them
+    frontend: str = ""  # name, port or ADDRESS:PORT
+    server: str = ""  # label or IP:PORT
+    codes: tuple[str, ...] = ()  # any of them
+    since: float = 0.0  # unix time of the end, seconds
+    limit: int = 100
+
+
+_PARTED = {
+    Event.CLIENT_FIN: ("client", "FIN"),
+    Event.CLIENT_RESET: ("client", "reset"),
+    Event.SERVER_FIN: ("server", "FIN"),
+    Event.SERVER_RESET: ("server", "reset"),
+}
+
+
+def ended_at(record: SessionRecord) -> float:
+    """Unix time, seconds."""
+    return record.accepted_at + record.total_ms / 1000
+
+
+def story(kept: Kept, *, whole: bool = False) -> Story:
+    """`whole`: with the candidates."""
+    by, how = ("", "")
+    if kept.first is not None:
+        by, how = _PARTED.get(kept.first, ("pylb", kept.first.value))
+    return Story(
+        session_id(kept.record.number),
+        kept.record,
+        kept.state,
+        kept.frontend.listen,
+        kept.address,
+        kept.generation,
+        kept.frontend.policy.balance.value,
+        tuple(kept.attempts),
+        -1 if kept.dial is None else round(kept.dial * 1000),
+        by,
+        how,
+        -1 if kept.first is None else round(kept.first_at * 1000),
+        parse_tcp_info(kept.client_tcp),
+        parse_tcp_info(kept.server_tcp),
+        kept.frontend.servers if whole else (),
+    )
+
+
+def is_meant(query: Query, kept: Kept) -> bool:
+    """An ended session."""
+    record = kept.record
+    if query.codes and record.code not in query.codes:
+        return False
+    if ended_at(record) < query.since:
+        return False
+    return _fits(query, record, kept.frontend.listen, kept.address)
+
+
+def is_meant_live(query: Query, view: SessionView) -> bool:
+    """A live session: it has no code, and no end."""
+    return _fits(query, view, view.listen, view.address)
+
+
+def _fits(query: Query, one: SessionRecord | SessionView, listen: Listen, address: Address | None) -> bool:
+    if query.frontend and query.frontend not in (one.frontend, str(listen.port), str(listen)):
+        return False
+    if query.server and query.server not in (one.server, str(address)):
+        return False
+    return not query.client or in_networks(one.client.partition("%")[0], query.client)
+
+
+class Recorder:
+    """The last `size` sessions that this process ended."""
+
+    def __init__(self, size: int) -> None:
+        self._ended: deque[Kept] = deque(maxlen=size)
+        self._refused: deque[Kept] = deque(maxlen=max(1, size // REFUSED_SHARE))
+
+    def add(self, kept: Kept) -> None:
+        (self._refused if kept.record.code[0] == "P" else self._ended).append(kept)
+
+    def search(self, query: Query) -> Iterator[list[Story]]:
+        """Those that are meant, the newest first, at most query.limit; in steps, between which others may have their turn."""
+        left = query.limit
+        rings = [list(reversed(ring)) for ring in (self._ended, self._refused)]
+        newest_first = merge(*rings, key=lambda kept: -ended_at(kept.record))
+        while left > 0 and (some := list(islice(newest_first, SCAN))):
+            found = [kept for kept in some if is_meant(query, kept)][:left]
+            left -= len(found)
+            yield [story(kept) for kept in found]
+
+    def find(self, number: int) -> Story | None:
+        for ring in (self._ended, self._refused):
+            for kept in reversed(ring):
+                if kept.record.number == number:
+                    return story(kept, whole=True)
+        return None

@@ -1,0 +1,153 @@
+"""Sessions as JSON, live ones and those the recorder has, and what may be asked about them."""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from pylb.core.address import Address, parse_network
+from pylb.core.errors import Code, Refused
+from pylb.core.recorder import Attempt, Query, Story, is_meant_live
+from pylb.core.session import SessionView
+from pylb.core.table import Server
+from pylb.core.tcp_info import TcpInfo
+
+MOST = 1000  # sessions in one answer
+FILTERS = frozenset({"client", "frontend", "server", "code", "since", "limit"})
+_VIEWS_PER_TURN = 500
+
+
+class Sessions(Protocol):
+    """The engine's, or all workers'."""
+
+    @property
+    def recording(self) -> bool:
+        """Are ended sessions kept?"""
+
+    async def sessions(self) -> Sequence[SessionView]: ...
+
+    async def ended(self, query: Query) -> Sequence[Story]: ...
+
+
+def query_of(asked: Mapping[str, Any], now: float, limit: int = MOST) -> Query:
+    """`client`: an address or CIDR; `frontend`: name or port; `server`: label or ip:port; `code`: two letters, or several of
+    them with commas; `since`: seconds before `now` (unix time); `limit`. Raises Refused.
+    """
+    texts = {key: str(value) for key in FILTERS if (value := asked.get(key)) not in (None, "")}
+    try:
+        client = (parse_network(texts["client"]),) if "client" in texts else ()
+    except ValueError as error:
+        raise Refused(Code.INVALID, f"client: {error}", "as in 192.0.2.7 or 192.0.2.0/24") from None
+    return Query(
+        client,
+        texts.get("frontend", ""),
+        texts.get("server", ""),
+        tuple(filter(None, texts.get("code", "").split(","))),
+        now - _number("since", texts["since"], 1e9) if "since" in texts else 0.0,
+        int(_number("limit", texts["limit"], MOST)) if "limit" in texts else limit,
+    )
+
+
+def _number(name: str, text: str, most: float) -> float:
+    try:
+        found = float(text)
+    except ValueError:
+        found = -1.0
+    if not 0 <= found <= most:
+        raise Refused(Code.INVALID, f"{name}: {text[:40]!r} is no number from 0 to {most:g}")
+    return found
+
+
+async def meant(query: Query, views: Sequence[SessionView]) -> list[SessionView]:
+    """The live sessions that fit, the oldest first, all of them; looked at in steps."""
+    if query.codes or query.since:
+        raise Refused(Code.INVALID, "code and since are of ended sessions")
+    found = []
+    for start in range(0, len(views), _VIEWS_PER_TURN):
+        found += [one for one in views[start : start + _VIEWS_PER_TURN] if is_meant_live(query, one)]
+        await asyncio.sleep(0)
+    return sorted(found, key=lambda one: -one.age)
+
+
+async def ended(live: Sessions, query: Query) -> Sequence[Story]:
+    """Raises Refused where none are kept."""
+    if not live.recording:
+        raise Refused(Code.NOT_FOUND, "ended sessions are not recorded", "recorder.sessions is 0 in the config")
+    return await live.ended(query)
+
+
+def session_json(one: SessionView) -> dict[str, Any]:
+    """A live one."""
+    return {
+        "client": str(Address(one.client, one.client_port)),
+        "frontend": one.frontend,
+        "listen": str(one.listen),
+        "server": one.server or None,
+        "address": _written(one.address),
+        "state": one.state,
+        "age": round(one.age, 1),
+        "bytes_in": one.bytes_in,
+        "bytes_out": one.bytes_out,
+        "id": one.id,
+    }
+
+
+def story_json(one: Story) -> dict[str, Any]:
+    """A recorded one, or a live one with all that is known of it. Times: unix seconds, and milliseconds; -1: not reached."""
+    record = one.record
+    return {
+        "id": one.id,
+        "client": str(Address(record.client, record.client_port)),
+        "frontend": record.frontend,
+        "listen": str(one.listen),
+        "server": record.server or None,
+        "address": _written(one.address),
+        "state": str(one.state),
+        "code": record.code or None,  # null: it lives
+        "accepted_at": round(record.accepted_at, 3),
+        "ended_at": round(one.ended_at, 3) if record.code else None,
+        "queue_ms": record.queue_ms,
+        "ahead": record.ahead,
+        "connect_ms": record.connect_ms,
+        "dial_ms": one.dial_ms,
+        "total_ms": record.total_ms,
+        "bytes_in": record.bytes_in,
+        "bytes_out": record.bytes_out,
+        "retries": record.retries,
+        "unique_id": record.unique_id or None,
+        "closed_first": {"by": one.closed_by, "how": one.closed_how, "ms": one.closed_ms} if one.closed_by else None,
+        "attempts": [_attempt_json(attempt) for attempt in one.attempts],
+        "generation": one.generation,
+        "balance": one.balance,
+        "candidates": [_candidate_json(server) for server in one.candidates],
+        "client_tcp": _tcp_json(one.client_tcp),
+        "server_tcp": _tcp_json(one.server_tcp),
+    }
+
+
+def _attempt_json(one: Attempt) -> dict[str, Any]:
+    return {
+        "server": one.server or None,
+        "address": _written(one.address),
+        "result": one.result,
+        "error": one.error or None,
+        "ms": one.ms,
+    }
+
+
+def _candidate_json(one: Server) -> dict[str, Any]:
+    return {
+        "server": one.name,
+        "address": str(one.address),
+        "rank": one.rank,
+        "weight": one.weight,
+        "admin": str(one.admin),
+        "max_connections": one.max_connections,
+    }
+
+
+def _tcp_json(info: TcpInfo | None) -> dict[str, Any] | None:
+    return None if info is None else info._asdict()
+
+
+def _written(address: Address | None) -> str | None:
+    return None if address is None else str(address)
