@@ -12,14 +12,18 @@ from pylb.control.registry import Registry
 from pylb.control.store import Store
 from pylb.core.auth import Keyring
 from pylb.core.policy import Rules
-from pylb.core.session import mermaid
+from pylb.core.session import SessionView, mermaid
 from pylb.forward.counters import Counters
 from pylb.forward.engine import Engine
+from pylb.observe import exporter
 from pylb.observe.connlog import ConnectionLog
+from pylb.observe.lookout import Lookout
 from pylb.observe.metrics import Metrics
+from pylb.observe.processinfo import Facts
 from pylb.stories import LETTERS
 from pylb.web import openapi
 from pylb.web.answers import STATUS
+from pylb.web.commands import Commands
 
 DOCS = Path(__file__).parent
 WIDTH = 100  # columns; not those of whoever runs this
@@ -44,10 +48,15 @@ def _verbs(path: str, group: click.Group) -> list[str]:
     return found
 
 
+def _idle() -> tuple[Engine, Registry]:
+    """Of a pylb that has never run."""
+    engine = Engine(observer=Hooks(ConnectionLog(1, "tcplog")), max_connections=1, on_fault=lambda _error: None)
+    return engine, Registry(rules=Rules(), keyring=Keyring(()), sink=engine, store=Store(Path("unused")))
+
+
 def metrics_reference() -> str:
     """All families of a pylb that has never run."""
-    engine = Engine(observer=Hooks(ConnectionLog(1, "tcplog")), max_connections=1, on_fault=lambda _error: None)
-    registry = Registry(rules=Rules(), keyring=Keyring(()), sink=engine, store=Store(Path("unused")))
+    engine, registry = _idle()
 
     async def counters() -> Counters:
         return engine.counters
@@ -62,6 +71,21 @@ def metrics_reference() -> str:
     )
     head = "# Metrics\n\nGenerated from the collector (docs/generate.py). `code` is HAProxy's two letters, see engine.md.\n\n"
     return f"{head}| name | type | labels | meaning |\n|---|---|---|---|\n{metrics.reference()}"
+
+
+def commands() -> str:
+    """Of the runtime socket."""
+    engine, registry = _idle()
+
+    async def counters() -> Counters:
+        return engine.counters
+
+    async def sessions() -> list[SessionView]:
+        return engine.sessions()
+
+    facts = Facts(0.0, 0, 0, 0, 0, 0, 0, False, "")
+    lookout = Lookout(registry, counters, lambda: [engine.counters.frontends], lambda: facts)
+    return Commands(lookout, {}, sessions).reference()
 
 
 def errors() -> str:
@@ -92,6 +116,7 @@ def letters() -> str:
 
 def generated() -> dict[Path, str]:
     """Path -> the text it must have."""
+    haproxy = _filled((DOCS / "haproxy.md").read_text(), "commands", commands())
     engine = _filled((DOCS / "engine.md").read_text(), "session", f"```mermaid\n{mermaid()}```\n")
     protocol = (DOCS / "protocol.md").read_text()
     return {
@@ -101,6 +126,7 @@ def generated() -> dict[Path, str]:
         DOCS / "pylb.schema.json": schema(),
         DOCS / "metrics.md": metrics_reference(),
         DOCS / "engine.md": _filled(engine, "letters", letters()),
+        DOCS / "haproxy.md": _filled(haproxy, "metrics", exporter.reference()),
         DOCS / "protocol.md": _filled(protocol, "errors", errors()),
     }
 

@@ -14,6 +14,7 @@ import faulthandler
 import gc
 import logging
 import os
+import resource
 import signal
 import socket
 import ssl
@@ -21,6 +22,7 @@ import sys
 import time
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 
 import uvloop
@@ -44,8 +46,11 @@ from pylb.keys import TLS_FOLDER, TOKEN_FILE, Keys, names_of_machine
 from pylb.listeners import Listeners, passed
 from pylb.machine import hold_standard_descriptors, raise_descriptor_limit, reap_strangers, resolve, worker_count
 from pylb.observe.connlog import ConnectionLog
+from pylb.observe.exporter import Exporter
+from pylb.observe.lookout import Lookout
 from pylb.observe.messages import install
 from pylb.observe.metrics import Metrics
+from pylb.observe.processinfo import Facts
 from pylb.plans import steps
 from pylb.pulse import Pulse
 from pylb.reloading import check_fixed, in_words, reload_certificate, rules_of
@@ -58,7 +63,9 @@ from pylb.watching import Watch
 from pylb.web import openapi
 from pylb.web.admin import Admin
 from pylb.web.certificate import Certificate, self_signed
+from pylb.web.commands import Commands
 from pylb.web.listener import Limits, bind
+from pylb.web.runtime import RuntimeSocket
 from pylb.web.server import HttpServer
 from pylb.web.socket import ControlSocket
 from pylb.web.webhook import Webhook
@@ -137,6 +144,7 @@ class App:
         self._at_once = asyncio.Event()  # a second signal came
         self._hurried = False  # one came while the last sessions had all the time of an upgrade
         self._started = False
+        self._started_at = time.time()
         self._reload_wanted = False  # SIGHUP during the start
         self._reloading = asyncio.Lock()  # one after the other, in their order
         self._broken = False
@@ -184,6 +192,7 @@ class App:
         self._follow(Watch(self._key_files, self.read_keys).run())
         self._follow(Watch(self._certificate_files, self._read_certificates).run())
         self._follow(self._beat())
+        self._follow(self._lookout.run())
         self._greet(limit)
         if self._service.watchdog:
             self._follow(self._show_life())
@@ -309,7 +318,18 @@ class App:
             insecure=lambda: self._config.insecure,
             certificate_expires_at=lambda: min((one.expires_at for one in self._certificates), default=None),
         )
-        self._admin = admin = Admin(registry, self._estate.counters, metrics.render, config.own_names, live=self._forwarding)
+        self._lookout = Lookout(
+            registry, self._estate.counters, self._estate.parts, partial(self._facts, dropped), self._forwarding_pids
+        )
+        self._admin = admin = Admin(
+            registry,
+            self._estate.counters,
+            metrics.render,
+            config.own_names,
+            live=self._forwarding,
+            haproxy=Exporter(self._lookout).render,
+            compat=config.metrics.compat == "haproxy",
+        )
         self._webhooks = [self._webhook(one) for one in config.webhook]
         self._estate.servers = servers = [
             HttpServer(sock, webhook.handler(), limits=self._limits(one), tls=self._tls(one))
@@ -318,18 +338,44 @@ class App:
         servers.append(HttpServer(sockets[len(config.webhook)], admin.handler()))
         if config.metrics.listen is not None:
             servers.append(HttpServer(sockets[-1], admin.metrics_handler(config.metrics.allow)))
-        self._estate.control = control = ControlSocket(
-            config.state_dir / "control.sock", verbs(registry, self, self._forwarding)
+        offered = verbs(registry, self, self._forwarding)
+        control = ControlSocket(config.state_dir / "control.sock", offered)
+        runtime = RuntimeSocket(
+            config.runtime_socket or config.state_dir / "haproxy.sock",
+            Commands(self._lookout, offered, self._forwarding.sessions),
         )
-        try:
-            await control.start()
-            stack.push_async_callback(control.stop)
-        except OSError as error:
-            log.error("no control socket (pylb routes, release and import will not work): %s", error)
+        for local, without in (
+            (control, "pylb routes, release and import"),
+            (runtime, "hatop and what else speaks to HAProxy"),
+        ):
+            try:
+                await local.start()
+                stack.push_async_callback(local.stop)
+                self._estate.local.append(local)
+            except OSError as error:
+                log.error("a local socket cannot be made (%s will not work): %s", without, error)
         openapi.rendered()  # made once, before anybody waits for the loop
         for server in servers:
             server.start()
             stack.push_async_callback(server.stop)
+
+    def _facts(self, dropped: Callable[[], int]) -> Facts:
+        """For HAProxy's `show info`."""
+        workers, descriptors = len(self._forwarding.workers()), resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        return Facts(
+            started_at=self._started_at,
+            workers=workers,
+            descriptors=descriptors,
+            pipes=pipe_limit(descriptors) * max(1, workers),
+            listeners=len(self._registry.table.frontends) - len(self._registry.unbound()),
+            tasks=len(asyncio.all_tasks()),
+            lines_dropped=dropped(),
+            stopping=self._stop.is_set(),
+            node=socket.gethostname(),
+        )
+
+    def _forwarding_pids(self) -> list[int]:
+        return [pid for pid, _ in self._forwarding.workers().values()] or [os.getpid()]
 
     def _webhook(self, listener: WebhookListener) -> Webhook:
         return Webhook(

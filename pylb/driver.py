@@ -12,7 +12,7 @@ from pylb.core.address import Address, Listen
 from pylb.core.recorder import Query, Story
 from pylb.core.session import SessionView
 from pylb.core.table import Table
-from pylb.forward.counters import Counters
+from pylb.forward.counters import Counters, FrontendCounters
 from pylb.forward.engine import Engine
 from pylb.forward.timers import TICK
 
@@ -83,6 +83,10 @@ class Driver:
 
     async def counters(self) -> Counters:
         return self._engine.counters
+
+    def parts(self) -> list[Mapping[Listen, FrontendCounters]]:
+        """The counts whose sum `counters` is, as they stand."""
+        return [self._engine.counters.frontends]
 
     async def sessions(self) -> list[SessionView]:
         found: list[SessionView] = []

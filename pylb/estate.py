@@ -10,9 +10,10 @@ from pylb.control.store import StateLocked
 from pylb.forward.counters import Counters
 from pylb.listeners import Listeners
 from pylb.upgrade import Predecessors
+from pylb.web.runtime import RuntimeSocket
 from pylb.web.server import HttpServer
 from pylb.web.socket import ControlSocket
-from pylb.workers.messages import PIECE, Changes, Report, counted, report
+from pylb.workers.messages import PIECE, Changes, Counted, Report, counted, report
 
 log = logging.getLogger("pylb")
 
@@ -21,6 +22,8 @@ class Counting(Protocol):
     """The engine's driver, or the fleet."""
 
     async def counters(self) -> Counters: ...
+
+    def parts(self) -> Sequence[Counted]: ...
 
 
 class Lost(Exception):  # noqa: N818 - a condition, told in one line
@@ -37,15 +40,15 @@ class Estate:
         self._before = before
         self._changes = Changes()
         self.servers: Sequence[HttpServer] = ()
-        self.control: ControlSocket | None = None
+        self.local: list[ControlSocket | RuntimeSocket] = []
 
     async def hold(self) -> None:
         """Callers wait, nothing changes, and everything is on disk. Raises OSError: nothing was held."""
         self._changes = Changes()
         for server in self.servers:
             server.pause()
-        if self.control is not None:
-            self.control.leave()
+        for sock in self.local:
+            sock.leave()
         try:
             await self._registry.hand_over()
         except OSError:
@@ -63,11 +66,11 @@ class Estate:
     async def _serve_again(self) -> None:
         for server in self.servers:
             server.resume()
-        if self.control is not None:
+        for sock in self.local:
             try:
-                await self.control.start()
+                await sock.start()
             except OSError as error:
-                log.error("no control socket any more: %s", error)
+                log.error("a local socket is gone: %s", error)
 
     def descriptors(self) -> list[int]:
         """All listening sockets."""
@@ -80,6 +83,10 @@ class Estate:
     async def counters(self) -> Counters:
         """Of this pylb and of those before it."""
         return self._before.added(await self._forwarding.counters())
+
+    def parts(self) -> list[Counted]:
+        """The counts whose sum `counters` is, without asking anybody: a worker's are up to a second old."""
+        return [*self._forwarding.parts(), *self._before.parts()]
 
     async def counted(self) -> AsyncIterator[Report]:
         """What changed in them since the last time, in pieces, and in any case one."""

@@ -26,7 +26,7 @@ async def rules_of(config: Config) -> Rules:
 
 def check_fixed(old: Config, new: Config) -> None:
     """What a reload cannot change is refused, not ignored. Raises Refused."""
-    fixed = ("webhook", "admin", "metrics", "state_dir", "workers", "log", "recorder")
+    fixed = ("webhook", "admin", "metrics", "state_dir", "runtime_socket", "workers", "log", "recorder")
     changed = [key for key in fixed if getattr(old, key) != getattr(new, key)]
     if changed:
         raise Refused(

@@ -30,7 +30,7 @@ from typing import Any, NamedTuple, Protocol
 from pylb.core.wire import Malformed, made, plain
 from pylb.forward.counters import Counters
 from pylb.workers.channel import MOST_FDS, BadFrame, Channel, ChannelClosed
-from pylb.workers.messages import Report
+from pylb.workers.messages import Counted, Report
 from pylb.workers.tally import Tally
 
 log = logging.getLogger("pylb")
@@ -283,6 +283,10 @@ class Predecessors:
     def added(self, counters: Counters) -> Counters:
         """`counters` and theirs."""
         return self._tally.added(counters) if self._next else counters
+
+    def parts(self) -> list[Counted]:
+        """Their counts, as they reported them last."""
+        return self._tally.parts()
 
     async def follow(self, talk: Talk, counts: Iterable[Mapping[str, Any]]) -> None:
         """Hear what one says until its end; `counts` it has said already."""

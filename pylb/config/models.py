@@ -100,6 +100,9 @@ class Admin(Section):
 class Metrics(Section):
     listen: v.ListenAt | None = Field(None, description="a second listener with only `/metrics`, `/livez`, `/readyz`")
     allow: v.Networks = Field((), description="who may read there; empty: nobody")
+    compat: Literal["haproxy"] | None = Field(
+        None, description="`haproxy`: also the names of HAProxy's exporter; without it only for `/metrics?compat=haproxy`"
+    )
 
 
 class Log(Section):

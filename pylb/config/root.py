@@ -45,6 +45,9 @@ class Config(m.Section):
         Path("/var/lib/pylb"),
         description="snapshot, generated token, control socket; default: `$STATE_DIRECTORY`, else `~/.local/state/pylb`",
     )
+    runtime_socket: v.FilePath | None = Field(
+        None, description="unix socket that speaks HAProxy's runtime dialect; default: `haproxy.sock` in `state_dir`"
+    )
     workers: v.Workers = Field(0, description="processes that forward; 0: one does everything; `auto`: one per processor")
     log: m.Log = Field(default_factory=m.Log)
     recorder: m.Recorder = Field(default_factory=m.Recorder)

@@ -6,11 +6,27 @@ A probe never delays anything: it runs beside the single writer, and only its fi
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 from pylb.control.probe import Ask, Question
 from pylb.core.address import Address, Listen
 from pylb.core.compose import Sight
-from pylb.core.health import PROVEN, UP, YES, Health, Proof, answered, failed, prove, unproven, watched
+from pylb.core.health import (
+    PROVEN,
+    UNRECORDED,
+    UP,
+    YES,
+    Health,
+    Proof,
+    Record,
+    answered,
+    checked,
+    failed,
+    prove,
+    turned,
+    unproven,
+    watched,
+)
 from pylb.core.policy import AdminState, HealthMode
 from pylb.core.table import Frontend, Server, Table
 
@@ -30,6 +46,8 @@ class Checker:
         self._on_news = on_news
         self._health: dict[Place, Health] = {}
         self._proofs: dict[Address, Proof] = {}
+        self._records: dict[Place, Record] = {}
+        self._dials: dict[Address, Record] = {}  # of the connects that are to prove an address
         self._asking: dict[Question, asyncio.Task[str]] = {}
         self._probing: set[Place | Address] = set()  # due, and being asked
         self._servers: dict[Place, Server] = {}
@@ -50,6 +68,14 @@ class Checker:
         """None: never a failure, and never probed."""
         return self._health.get((listen, address))
 
+    def record(self, listen: Listen, address: Address) -> Record:
+        """Of its checks, and of the connects that were to prove it; the last finding is a check's, where there was one."""
+        record, dials = self._records.get((listen, address), UNRECORDED), self._dials.get(address, UNRECORDED)
+        failures = record.failures + dials.failures
+        if record.found:
+            return replace(record, failures=failures)
+        return replace(record, failures=failures, found=dials.found, seconds=dials.seconds)
+
     def restore(self, proven: Iterable[Address]) -> None:
         self._proofs.update(dict.fromkeys(proven, PROVEN))
         self._proven |= frozenset(self._proofs)
@@ -68,11 +94,13 @@ class Checker:
         return await asyncio.shield(running)
 
     async def _ask_and_learn(self, question: Question) -> str:
+        address, began = question.server, self._clock()
         try:
             found = await self._ask(question)
         finally:
             del self._asking[question]
-        address = question.server
+        if question == Question(address):
+            self._dials[address] = checked(self._dials.get(address, UNRECORDED), found, self._clock() - began)
         if found == YES or question == Question(address):  # whoever passes a check has answered; a wrong answer is no refusal
             known = self._proofs.get(address)
             self._proofs[address] = prove(known, found, self.interval, self._clock(), jitter=self._jitter())
@@ -85,6 +113,7 @@ class Checker:
         for address in addresses:
             if address not in self._uses:
                 self._proofs.pop(address, None)
+                self._dials.pop(address, None)
                 self._proven -= {address}
 
     def sync(self, table: Table, touched: Iterable[Listen] | None) -> None:
@@ -98,6 +127,7 @@ class Checker:
             gone |= old - new
             for address in old - new:
                 self._forget(listen, address)
+                self._records.pop((listen, address), None)
             for server in table.frontends[listen].servers if listen in table.frontends else ():
                 self._watch(table.frontends[listen], server)
         for address in gone:
@@ -109,7 +139,13 @@ class Checker:
         place = (listen, address)
         self._servers.pop(place, None)
         self._health.pop(place, None)
-        self._down -= {place}
+        if place in self._down:
+            self._down -= {place}
+            self._turn(place, down=False)
+
+    def _turn(self, place: Place, *, down: bool) -> None:
+        now = self._clock()
+        self._records[place] = turned(self._records.get(place, Record(now)), now, down=down)
 
     def _watch(self, frontend: Frontend, server: Server) -> None:
         now, address = self._clock(), server.address
@@ -117,6 +153,7 @@ class Checker:
         if server.admin is AdminState.MAINT:  # left in peace; once it is ready, nothing is known of it
             self._forget(frontend.listen, address)
         self._servers[frontend.listen, address] = server
+        self._records.setdefault((frontend.listen, address), Record(now))
         policy = frontend.policy.health
         if policy.mode is HealthMode.ACTIVE and server.admin is not AdminState.MAINT:
             # The first probes are spread over a whole interval: a thousand servers come with one reload.
@@ -139,6 +176,7 @@ class Checker:
         self._health[place] = after
         if after.down is before.down:
             return
+        self._turn(place, down=after.down)
         if after.down:
             self._down |= {place}
             text = f"{frontend.name}: server {address} is out after {after.failures} failures ({failure})"
@@ -194,13 +232,15 @@ class Checker:
 
     async def _probe(self, question: Question, places: Iterable[Place | Address]) -> None:
         address = question.server
-        proven_before = address in self._proven
+        proven_before, began = address in self._proven, self._clock()
         try:
             found = await self._answer(question)
         finally:
             self._probing.difference_update(places)  # the others of its round may take longer
         for place in places:
             if not isinstance(place, Address) and place in self._health:
+                known = self._records.get(place, Record(began))
+                self._records[place] = checked(known, found, self._clock() - began)
                 self._heed(self.table.frontends[place[0]], address, None if found == YES else found, probe=True)
         if found == YES and not proven_before and self._uses[address] > 0:
             at = [listen for listen in self.table.frontends if (listen, address) in self._servers]

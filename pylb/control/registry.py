@@ -8,7 +8,7 @@ before it.
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import TypeVar
 
@@ -384,6 +384,10 @@ class Registry:
         return [registration_view(one, tenure.get(one.key), now, self._wall()) for one in held]
 
     def servers(self) -> list[ServerView]:
+        return list(self.each_server())
+
+    def each_server(self) -> Iterator[ServerView]:
+        """As `servers`, for who lets the loop turn meanwhile: of the table at the first step, with the health of each."""
         return server_views(self.table, self._scene.claims, self._scene.layout, self._ledger.checker)
 
     def unbound(self) -> dict[Listen, str]:

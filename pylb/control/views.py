@@ -1,11 +1,13 @@
 """What control shows of itself: answers to calls, and read-only pictures for the status page, the metrics and the CLI."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from pylb.control.checker import Checker
 from pylb.core.address import Address, Listen
 from pylb.core.claims import Claims
+from pylb.core.health import UNRECORDED, UP, Health, Record
 from pylb.core.layout import Layout
 from pylb.core.lease import Lease
 from pylb.core.policy import AdminState, ProxyProtocol
@@ -75,6 +77,18 @@ class ServerView:
     hint: str
     reason: str  # of its last failure in a row
     held_by: tuple[str, ...]  # "static", "token/name/instance"
+    initial_weight: int = 1  # as configured or registered, whatever the operator says of it now
+    backup: bool = False
+    health: Health = UP
+    record: Record = UNRECORDED  # of its checks
+
+
+class Held(NamedTuple):
+    """Who holds a server, and what the first of them says of it; None: only what it was displaced by."""
+
+    by: tuple[str, ...]
+    weight: int | None
+    backup: bool
 
 
 def registration_view(one: Registration, lease: Lease | None, now: float, wall: float) -> RegistrationView:
@@ -95,16 +109,14 @@ def registration_view(one: Registration, lease: Lease | None, now: float, wall: 
     )
 
 
-def server_views(table: Table, claims: Claims, layout: Layout, checker: Checker) -> list[ServerView]:
-    """In the order of the ports."""
-    return [
-        _server_view(frontend.name, listen, server, _holders(claims, layout, listen, server.address), checker)
-        for listen, frontend in sorted(table.frontends.items(), key=lambda item: (item[0].port, item[0].ip))
-        for server in frontend.servers
-    ]
+def server_views(table: Table, claims: Claims, layout: Layout, checker: Checker) -> Iterator[ServerView]:
+    """In the order of the ports. Each is made when it is asked for: 6 µs."""
+    for listen, frontend in sorted(table.frontends.items(), key=lambda item: (item[0].port, item[0].ip)):
+        for server in frontend.servers:
+            yield _server_view(frontend.name, listen, server, _holders(claims, layout, listen, server.address), checker)
 
 
-def _server_view(name: str, listen: Listen, server: Server, held_by: tuple[str, ...], checker: Checker) -> ServerView:
+def _server_view(name: str, listen: Listen, server: Server, held: Held, checker: Checker) -> ServerView:
     proof, health = checker.proof(server.address), checker.health(listen, server.address)
     known = proof is not None and proof.found != "unknown"
     proven = server.address in checker.sight.proven
@@ -121,7 +133,11 @@ def _server_view(name: str, listen: Listen, server: Server, held_by: tuple[str, 
         proof.reachable if proof else "unknown",
         proof.hint if proof else "",
         health.reason if health else "",
-        held_by,
+        held.by,
+        server.weight if held.weight is None else held.weight,
+        held.backup,
+        health or UP,
+        checker.record(listen, server.address),
     )
 
 
@@ -135,16 +151,24 @@ def _state(server: Server, *, proven: bool) -> Literal["up", "down", "unproven",
     return "up" if proven else "unproven"
 
 
-def _holders(claims: Claims, layout: Layout, listen: Listen, address: Address) -> tuple[str, ...]:
+def _holders(claims: Claims, layout: Layout, listen: Listen, address: Address) -> Held:
     static = layout.statics.get(listen)
-    held = ["static"] if static and any(line.address == address for line in static.servers) else []
+    held: list[str] = []
+    said: list[tuple[int, bool]] = []
+    for line in static.servers if static else ():
+        if line.address == address:
+            held[:] = ["static"]
+            said.append((line.weight, line.backup))
     for key in claims.holders.get(listen, ()):
         one = claims.registrations[key]
-        if one.address(one.wanted[one.places.index(listen)]) == address:
+        wanted = one.wanted[one.places.index(listen)]
+        if one.address(wanted) == address:
             held.append(title(one))
+            said.append((wanted.weight, wanted.backup))
         elif any(old.address == address and old.listen == listen for old in one.displaced):
             held.append(f"{title(one)} (until its new address has answered)")
-    return tuple(held)
+    weight, backup = said[0] if said else (None, False)
+    return Held(tuple(held), weight, backup)
 
 
 def title(one: Registration) -> str:

@@ -101,6 +101,34 @@ YES = "yes"
 
 
 @dataclass(frozen=True, slots=True)
+class Record:
+    """What became of a server's checks since it is known; for people and dashboards, nothing is decided by it."""
+
+    changed_at: float = 0.0  # monotonic; when it last went down or came back, or was first seen
+    failures: int = 0  # checks that failed
+    downs: int = 0  # times it went down
+    down_seconds: float = 0.0  # of the times that are over
+    found: str = ""  # by the last check; "": there was none
+    seconds: float = 0.0  # that it took
+
+
+UNRECORDED = Record()
+
+
+def checked(record: Record, found: str, seconds: float) -> Record:
+    """After a check."""
+    failed = found != YES and found not in OURS
+    return replace(record, failures=record.failures + failed, found=found, seconds=seconds)
+
+
+def turned(record: Record, now: float, *, down: bool) -> Record:
+    """It went down, or is down no more."""
+    if down:
+        return replace(record, downs=record.downs + 1, changed_at=now)
+    return replace(record, down_seconds=record.down_seconds + now - record.changed_at, changed_at=now)
+
+
+@dataclass(frozen=True, slots=True)
 class Proof:
     """What dialling an address found: "yes", "refused", "timeout" or "unreachable".
 

@@ -25,13 +25,40 @@ class Histogram:
 
 
 class ServerCounters:
-    __slots__ = ("closed", "failures", "sessions", "sessions_total")
+    __slots__ = (
+        "attempts",
+        "bytes_in",
+        "bytes_out",
+        "closed",
+        "connect_seconds",
+        "failures",
+        "last_at",
+        "longest_connect",
+        "longest_queue",
+        "longest_total",
+        "queue_seconds",
+        "redispatches",
+        "sessions",
+        "sessions_total",
+        "total_seconds",
+    )
 
     def __init__(self) -> None:
         self.sessions = 0  # live, connected ones
         self.sessions_total = 0
         self.failures: Counter[str] = Counter()  # failed connects by reason
         self.closed: Counter[str] = Counter()  # ended sessions by termination code
+        self.bytes_in = 0  # as late as the frontend's
+        self.bytes_out = 0
+        self.attempts = 0  # times it was chosen and dialled
+        self.redispatches = 0  # times another was chosen because this one had failed
+        self.queue_seconds = 0.0  # sum over connected sessions, of those that waited for room
+        self.connect_seconds = 0.0  # sum over connected sessions, without the queue
+        self.total_seconds = 0.0  # sum over ended sessions
+        self.longest_queue = 0.0
+        self.longest_connect = 0.0
+        self.longest_total = 0.0
+        self.last_at = 0.0  # the last connect, monotonic; 0: none yet
 
 
 class FrontendCounters:
@@ -39,6 +66,7 @@ class FrontendCounters:
         "bytes_in",
         "bytes_out",
         "connect_seconds",
+        "connections",
         "denied",
         "forgotten",
         "name",
@@ -61,6 +89,7 @@ class FrontendCounters:
         self.connect_seconds = Histogram(CONNECT_BOUNDS)
         self.session_seconds = Histogram(SESSION_BOUNDS)
         self.servers: dict[str, ServerCounters] = {}  # by label; "" for sessions that never had one
+        self.connections = 0  # accepted ones: sessions, and those that were refused at the door
         self.forgotten = 0  # ended sessions of servers that left the table: with those of `servers` all that ended
 
 
@@ -68,12 +97,15 @@ class Counters:
     __slots__ = (
         "accept_errors",
         "buffered",
+        "bytes_spliced",
         "faults",
         "frontends",
         "max_connections",
         "open_sessions",
         "pipe_fallbacks",
+        "pipes_lent",
         "reserve",
+        "runnable",
         "shared",
     )
 
@@ -87,3 +119,6 @@ class Counters:
         self.accept_errors: Counter[str] = Counter()  # errno names
         self.faults = 0  # sessions ended by a fault of our own
         self.pipe_fallbacks = 0  # sessions that wanted a pipe and got none
+        self.bytes_spliced = 0  # through pipes that were given back
+        self.pipes_lent = 0  # at the last tick
+        self.runnable = 0  # halves that had used up their budget and waited for their turn, at the last tick

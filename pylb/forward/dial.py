@@ -179,6 +179,9 @@ class Dialer:
                 self._life.fire(session, Event.SERVERS_FULL)
                 return
             session.server = server
+            server.counters.attempts += 1
+            if session.tried:
+                session.tried[-1].counters.redispatches += 1
             sock, error = self._connect(frontend, server.server.address)
             if sock is None and error in sockets.NO_DESCRIPTOR and self._life.on_exhausted():
                 sock, error = self._connect(frontend, server.server.address)

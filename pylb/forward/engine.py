@@ -143,6 +143,7 @@ class Engine:
             self._kill_all()
         self._ports.resume(elapsed)
         self._life.end_batch()
+        self.counters.pipes_lent, self.counters.runnable = self._pipes.lent, len(self._life.runnable)
 
     def open(self, listen: Listen, *, freebind: bool = False) -> None:
         """Bind and listen ahead of the table that needs it; accept nothing yet. Idempotent. Raises OSError.

@@ -86,6 +86,7 @@ class Lifecycle:
 
     def begin(self, frontend: FrontendState, sock: SocketType, address: tuple[str, int]) -> None:
         """A client was accepted: dial at once, the server may be the one who speaks first (SMTP, SSH)."""
+        frontend.counters.connections += 1
         admission, awaits = None, False
         if (door := frontend.door) is not None:
             admission = Admission()
@@ -234,9 +235,18 @@ class Lifecycle:
             return
         del self.hurried[session]
         session.connected = session.quiet_since = self._clock()
-        session.frontend.counters.connect_seconds.add(session.connected - session.accepted)
-        server.counters.sessions += 1
-        server.counters.sessions_total += 1
+        took, counters = session.connected - session.accepted, server.counters
+        session.frontend.counters.connect_seconds.add(took)
+        if session.admission is not None and (waited := session.admission.waited):
+            took -= waited
+            counters.queue_seconds += waited
+            counters.longest_queue = max(counters.longest_queue, waited)
+        counters.connect_seconds += took
+        if took > counters.longest_connect:  # noqa: PLR1730 - max() is a call, and this is paid per session
+            counters.longest_connect = took
+        counters.last_at = session.connected
+        counters.sessions += 1
+        counters.sessions_total += 1
         if server.failing:
             server.failing = False
             self._observer.connect_ended(session.frontend.frontend.listen, server.server, None)
@@ -373,7 +383,11 @@ class Lifecycle:
         code = session.code or "--"
         closed = self._closed_counter(frontend, server)
         closed.closed[code] += 1
-        frontend.counters.session_seconds.add(now - session.accepted)
+        total = now - session.accepted
+        frontend.counters.session_seconds.add(total)
+        closed.total_seconds += total
+        if total > closed.longest_total:  # noqa: PLR1730 - as above
+            closed.longest_total = total
         record = self.record(session, code, now)
         if self.recorder is not None:
             self.recorder.add(self.keep(session, record))
@@ -464,8 +478,8 @@ class Lifecycle:
 
 
 def settle(session: Session) -> bool:
-    """Add the live bytes to the frontend's counters. True if any moved since the last time."""
-    client, upstream, counters = session.client, session.upstream, session.frontend.counters
+    """Add the live bytes to the frontend's and the server's counters. True if any moved since the last time."""
+    client, upstream, counters, server = session.client, session.upstream, session.frontend.counters, session.server
     moved_in = (client.received if client is not None else 0) - session.seen_in
     moved_out = (upstream.received if upstream is not None else 0) - session.seen_out
     if not (moved_in or moved_out):
@@ -475,4 +489,7 @@ def settle(session: Session) -> bool:
     session.last_from_client = not moved_out
     counters.bytes_in += moved_in
     counters.bytes_out += moved_out
+    if server is not None:
+        server.counters.bytes_in += moved_in
+        server.counters.bytes_out += moved_out
     return True

@@ -10,11 +10,12 @@ SIZE = 256 * 1024  # bytes asked for; the kernel counts in pages of 4 KiB
 
 
 class Pipe:
-    __slots__ = ("count", "read_fd", "write_fd")
+    __slots__ = ("count", "mark", "read_fd", "write_fd")
 
     def __init__(self, read_fd: int, write_fd: int) -> None:
         self.read_fd = read_fd
         self.write_fd = write_fd
+        self.mark = 0  # bytes that its half had received when it was lent
         self.count = 0  # bytes inside, by the return values of splice alone: a pipe's capacity in bytes cannot be told
 
     def close(self) -> None:

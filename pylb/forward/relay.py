@@ -156,6 +156,7 @@ class Relay:
         pipe = half.pipe
         if pipe is not None:
             half.pipe = None
+            self._counters.bytes_spliced += half.received - pipe.mark
             self.pipes.give_back(pipe)
 
     def _start_splice(self, source: Half, destination: Half) -> bool:
@@ -167,6 +168,7 @@ class Relay:
         # SPLICE_F_NONBLOCK speaks of the pipe alone: without O_NONBLOCK on the socket splice blocks (measured).
         os.set_blocking(source.fd, False)
         os.set_blocking(destination.fd, False)
+        pipe.mark = source.received
         source.pipe = pipe
         return True
 

@@ -21,13 +21,17 @@ from pylb.web.answers import json_refusal
 from pylb.web.call import Answer, Call, Handler, NoRoute, Router, json_answer
 from pylb.web.sessions import FILTERS, Sessions, ended, meant, query_of, session_json, story_json
 
+HAPROXY = "haproxy"  # ?compat= of a scrape
 ITEMS_PER_TURN = 50  # of a long list, between two turns of the loop: ~1 ms
 MOST_LISTED = 100  # sessions, unless more are wanted
 _NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
 class Admin:
-    """Pages over the registry, the counters and a scrape. `hosts` are names this machine is called by (`advertise`)."""
+    """Pages over the registry, the counters and a scrape. `hosts` are names this machine is called by (`advertise`).
+
+    `haproxy`: puts the metrics of HAProxy's exporter behind them, for a scrape that asks for them, or for every one (`compat`).
+    """
 
     def __init__(
         self,
@@ -37,11 +41,15 @@ class Admin:
         hosts: Iterable[str] = (),
         *,
         live: Sessions,
+        haproxy: Callable[[bytearray], Awaitable[bytearray]] | None = None,
+        compat: bool = False,
     ) -> None:
         self._registry = registry
         self._counters = counters
         self._scrape = scrape
         self._live = live
+        self._haproxy = haproxy
+        self._compat = compat
         self.set_hosts(hosts)
 
     def set_hosts(self, hosts: Iterable[str]) -> None:
@@ -95,8 +103,11 @@ class Admin:
 
     # ------------------------------------------------------------ monitoring
 
-    async def _metrics(self, _call: Call) -> Answer:
-        return Answer(200, await self._scrape(), CONTENT_TYPE)
+    async def _metrics(self, call: Call) -> Answer:
+        found: bytes | bytearray = await self._scrape()
+        if self._haproxy is not None and (self._compat or call.query.get("compat") == HAPROXY):
+            found = await self._haproxy(bytearray(found))
+        return Answer(200, found, CONTENT_TYPE)
 
     async def _livez(self, _call: Call) -> Answer:
         return json_answer(200, {"status": "live"})

@@ -28,6 +28,7 @@ from pylb.workers.messages import (
     Applied,
     Ask,
     Connect,
+    Counted,
     Drain,
     Fault,
     Hello,
@@ -275,6 +276,10 @@ class Fleet:
         blank = Counters(sum(self._hello(seat.index).max_connections for seat in self._seats))
         blank.frontends = {listen: FrontendCounters(one.name) for listen, one in self._table.frontends.items()}
         return self._tally.added(blank)
+
+    def parts(self) -> list[Counted]:
+        """The counts whose sum `counters` is, as the workers reported them last: they do so once a second."""
+        return self._tally.parts()
 
     async def sessions(self) -> list[SessionView]:
         return [view for answer in await self._ask("sessions") for view in answer.sessions]

@@ -5,6 +5,7 @@ Every message is a NamedTuple of core's types; its place in KINDS is the frame's
 """
 
 import json
+from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 from pylb import __version__
@@ -137,6 +138,17 @@ class ServerCount(NamedTuple):
     sessions_total: int
     failures: dict[str, int]
     closed: dict[str, int]
+    bytes_in: int
+    bytes_out: int
+    attempts: int
+    redispatches: int
+    queue_seconds: float
+    connect_seconds: float
+    total_seconds: float
+    longest_queue: float
+    longest_connect: float
+    longest_total: float
+    last_at: float
 
 
 class FrontendCount(NamedTuple):
@@ -156,6 +168,7 @@ class FrontendCount(NamedTuple):
     session_total: float
     servers: dict[str, ServerCount]
     forgotten: int
+    connections: int
 
 
 class Report(NamedTuple):
@@ -169,6 +182,9 @@ class Report(NamedTuple):
     pipe_fallbacks: int
     accept_errors: dict[str, int]
     frontends: tuple[FrontendCount, ...]
+    bytes_spliced: int
+    pipes_lent: int
+    runnable: int
 
 
 class Uses(NamedTuple):
@@ -221,6 +237,8 @@ def decoded(frame: Frame) -> Any:
 
 # ------------------------------------------------------------ counters as messages
 
+Counted = Mapping[Listen, FrontendCounters] | Mapping[Listen, FrontendCount]  # an engine's own, or what a process reported
+
 
 def counted(listen: Listen, counters: FrontendCounters) -> FrontendCount:
     return FrontendCount(
@@ -236,11 +254,29 @@ def counted(listen: Listen, counters: FrontendCounters) -> FrontendCount:
         counters.connect_seconds.total,
         tuple(counters.session_seconds.counts),
         counters.session_seconds.total,
-        {
-            name: ServerCount(one.sessions, one.sessions_total, dict(one.failures), dict(one.closed))
-            for name, one in counters.servers.items()
-        },
+        {name: _server_count(one) for name, one in counters.servers.items()},
         counters.forgotten,
+        counters.connections,
+    )
+
+
+def _server_count(one: ServerCounters) -> ServerCount:
+    return ServerCount(
+        one.sessions,
+        one.sessions_total,
+        dict(one.failures),
+        dict(one.closed),
+        one.bytes_in,
+        one.bytes_out,
+        one.attempts,
+        one.redispatches,
+        one.queue_seconds,
+        one.connect_seconds,
+        one.total_seconds,
+        one.longest_queue,
+        one.longest_connect,
+        one.longest_total,
+        one.last_at,
     )
 
 
@@ -254,6 +290,9 @@ def report(counters: Counters, lag: float, changed: tuple[FrontendCount, ...]) -
         counters.pipe_fallbacks,
         dict(counters.accept_errors),
         changed,
+        counters.bytes_spliced,
+        counters.pipes_lent,
+        counters.runnable,
     )
 
 
@@ -274,7 +313,9 @@ class Changes:
 
 def _mark(one: FrontendCounters) -> tuple[int, ...]:
     """Differs whenever something worth telling does."""
-    return one.sessions_total, one.sessions, one.bytes_in, one.bytes_out, one.queued, one.denied.total(), len(one.servers)
+    dials = sum(server.attempts + server.sessions_total for server in one.servers.values())
+    seen = (one.sessions_total, one.sessions, one.bytes_in, one.bytes_out, one.queued, one.denied.total(), len(one.servers))
+    return (*seen, dials)
 
 
 def add(into: FrontendCounters, count: FrontendCount, *, live: bool = True) -> None:
@@ -288,12 +329,27 @@ def add(into: FrontendCounters, count: FrontendCount, *, live: bool = True) -> N
     into.bytes_out += count.bytes_out
     into.denied.update(count.denied)
     into.forgotten += count.forgotten
+    into.connections += count.connections
     for name, one in count.servers.items():
-        server = into.servers.setdefault(name, ServerCounters())
-        server.sessions += one.sessions if live else 0
-        server.sessions_total += one.sessions_total
-        server.failures.update(one.failures)
-        server.closed.update(one.closed)
+        _add_server(into.servers.setdefault(name, ServerCounters()), one, live=live)
+
+
+def _add_server(into: ServerCounters, one: ServerCount, *, live: bool) -> None:
+    into.sessions += one.sessions if live else 0
+    into.sessions_total += one.sessions_total
+    into.failures.update(one.failures)
+    into.closed.update(one.closed)
+    into.bytes_in += one.bytes_in
+    into.bytes_out += one.bytes_out
+    into.attempts += one.attempts
+    into.redispatches += one.redispatches
+    into.queue_seconds += one.queue_seconds
+    into.connect_seconds += one.connect_seconds
+    into.total_seconds += one.total_seconds
+    into.longest_queue = max(into.longest_queue, one.longest_queue)
+    into.longest_connect = max(into.longest_connect, one.longest_connect)
+    into.longest_total = max(into.longest_total, one.longest_total)
+    into.last_at = max(into.last_at, one.last_at)
 
 
 def _add_histogram(into: Histogram, counts: tuple[int, ...], total: float) -> None:

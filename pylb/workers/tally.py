@@ -5,7 +5,7 @@ from collections import Counter
 from pylb.core.address import Listen
 from pylb.core.table import Table
 from pylb.forward.counters import Counters, FrontendCounters
-from pylb.workers.messages import FrontendCount, Report, add, counted
+from pylb.workers.messages import Counted, FrontendCount, Report, add, counted
 
 
 class Tally:
@@ -17,6 +17,7 @@ class Tally:
         self._gone: dict[Listen, FrontendCounters] = {}  # summed up
         self._faults = 0
         self._fallbacks = 0
+        self._spliced = 0
         self._accept_errors: Counter[str] = Counter()
 
     def heard(self, source: int, report: Report) -> None:
@@ -45,6 +46,7 @@ class Tally:
         if report is not None:
             self._faults += report.faults
             self._fallbacks += report.pipe_fallbacks
+            self._spliced += report.bytes_spliced
             self._accept_errors.update(report.accept_errors)
 
     def follow(self, table: Table) -> None:
@@ -58,6 +60,10 @@ class Tally:
             kept = {server.name for server in table.frontends[listen].servers} | {""}
             for label in gone.servers.keys() - kept:
                 gone.forgotten += gone.servers.pop(label).closed.total()
+
+    def parts(self) -> list[Counted]:
+        """What each source said last, and what those had counted that are gone."""
+        return [*self._frontends.values(), self._gone]
 
     def added(self, base: Counters) -> Counters:
         """`base` and all of this, of the frontends that `base` has."""
@@ -74,9 +80,14 @@ class Tally:
         total.buffered = base.buffered
         total.faults, total.pipe_fallbacks = base.faults + self._faults, base.pipe_fallbacks + self._fallbacks
         total.accept_errors = base.accept_errors + self._accept_errors
+        total.bytes_spliced = base.bytes_spliced + self._spliced
+        total.pipes_lent, total.runnable = base.pipes_lent, base.runnable
         for report in self._reports.values():
             total.buffered += report.buffered
             total.faults += report.faults
             total.pipe_fallbacks += report.pipe_fallbacks
             total.accept_errors.update(report.accept_errors)
+            total.bytes_spliced += report.bytes_spliced
+            total.pipes_lent += report.pipes_lent
+            total.runnable += report.runnable
         return total

@@ -3,6 +3,7 @@
 import socketserver
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,13 @@ class _Server(socketserver.ThreadingTCPServer):
 @pytest.fixture
 def echo_port() -> Iterator[int]:
     """An echo server's, on 127.0.0.1."""
+    with echo_server() as port:
+        yield port
+
+
+@contextmanager
+def echo_server() -> Iterator[int]:
+    """Its port on 127.0.0.1."""
     with _Server(("127.0.0.1", 0), _Echo) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
         thread.start()

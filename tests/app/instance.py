@@ -100,6 +100,10 @@ class Instance:
         headers = {"Authorization": f"Bearer {secret}", "Content-Type": "application/json"}
         return fetch(("127.0.0.1", self.webhook), "PUT", f"/v1/registrations/{name}/one", json.dumps(body), headers)
 
+    def runtime(self, text: str) -> str:
+        """What HAProxy's runtime socket says to this until it closes."""
+        return converse(self.state_dir / "haproxy.sock", text)
+
     def routes(self) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = json.loads(self.ask("routes", "--json").stdout)
         return found
@@ -127,6 +131,16 @@ def fetch(
         return Answer(response.status, response.read())
     finally:
         connection.close()
+
+
+def converse(path: Path, text: str) -> str:
+    """What a client of a unix socket that sends this, and ends its side, reads until the other end closes."""
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.settimeout(10)
+        sock.connect(str(path))
+        sock.sendall(text.encode())
+        sock.shutdown(socket.SHUT_WR)
+        return b"".join(iter(lambda: sock.recv(65536), b"")).decode()
 
 
 def echo(sock: socket.socket, data: bytes = b"ping") -> bytes:

@@ -161,6 +161,7 @@ def test_sigusr2_upgrades_and_calls_made_meanwhile_are_answered(pylb: Instance, 
     found = {one["instance"] for one in pylb.get("/v1/registrations").json["registrations"]}
     assert found == {"one"} | {f"instance-{number}" for number, answer in enumerate(answers) if answer.status == 201}
     assert process.wait() == 0
+    assert f"Pid: {successors[0]}\n" in pylb.runtime("show info\n")
 
 
 def test_a_new_version_that_does_not_start_leaves_the_old_one_in_charge(pylb: Instance, echo_port: int) -> None:
@@ -179,6 +180,7 @@ def test_a_new_version_that_does_not_start_leaves_the_old_one_in_charge(pylb: In
             assert echo(fresh) == b"ping"
     assert pylb.register(pylb.port, echo_port, name="app").json["result"] == "unchanged"
     assert pylb.ask("routes").returncode == 0
+    assert f"Pid: {process.pid}\n" in pylb.runtime("show info\n")
 
 
 def test_a_new_version_that_dies_on_the_way_gives_everything_back(pylb: Instance, echo_port: int, tmp_path: Path) -> None:

@@ -178,3 +178,48 @@ async def test_no_step_of_probing_a_thousand_servers_holds_the_loop() -> None:
         begun.append(len(checked.asked))
     assert begun[-1] == 2000  # the proofs and the checks
     assert max(after - before for before, after in zip([0, *begun], begun, strict=False)) <= 2 * 16
+
+
+@aio
+async def test_checks_downtimes_and_the_last_finding_are_on_record() -> None:
+    checked = Checked()
+    address = server().address
+    checked.serve(ACTIVE, server())
+    await checked.pass_time(3)
+    known = checked.checker.record(LISTEN, address)
+    assert (known.failures, known.downs, known.found) == (0, 0, "yes")
+    checked.says[address] = "wrong answer: HTTP status 503"
+    await checked.pass_time(6)
+    went_down = checked.clock.now
+    found = checked.checker.record(LISTEN, address)
+    assert (found.failures, found.downs, found.found) == (3, 1, "wrong answer: HTTP status 503")
+    assert found.changed_at == pytest.approx(went_down, abs=3)
+    del checked.says[address]
+    await checked.pass_time(10)
+    back = checked.checker.record(LISTEN, address)
+    assert (back.downs, back.found) == (1, "yes")
+    assert back.down_seconds == pytest.approx(back.changed_at - found.changed_at)
+    checked.serve(ACTIVE, server(2))
+    assert checked.checker.record(LISTEN, address) == type(back)()
+
+
+@aio
+async def test_the_connects_that_are_to_prove_a_server_are_its_checks_until_there_are_others() -> None:
+    checked = Checked()
+    checked.says[server().address] = "refused"
+    checked.serve(HealthPolicy(), server())
+    await checked.pass_time(5)
+    record = checked.checker.record(LISTEN, server().address)
+    assert (record.found, record.failures) == ("refused", len(checked.asked))
+
+
+@aio
+async def test_a_server_that_is_taken_into_maintenance_is_not_down_any_more() -> None:
+    checked = Checked()
+    checked.serve(HealthPolicy(), server())
+    for _ in range(3):
+        checked.checker.connect_ended(LISTEN, server().address, "refused")
+    checked.clock.now += 5
+    checked.serve(HealthPolicy(), server(admin=AdminState.MAINT))
+    record = checked.checker.record(LISTEN, server().address)
+    assert (record.downs, record.down_seconds) == (1, pytest.approx(5))

@@ -7,7 +7,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pylb.core.address import Address
-from pylb.core.health import PROBE_MAX, PROVEN, UP, YES, Health, answered, failed, judge, prove, request, unproven, watched
+from pylb.core.health import (
+    PROBE_MAX,
+    PROVEN,
+    UP,
+    YES,
+    Health,
+    Record,
+    answered,
+    checked,
+    failed,
+    judge,
+    prove,
+    request,
+    turned,
+    unproven,
+    watched,
+)
 from pylb.core.policy import CONNECT, Check, CheckKind, HealthMode, HealthPolicy
 
 PASSIVE = HealthPolicy()
@@ -148,3 +164,17 @@ HTTP = Check(CheckKind.HTTP, status=(200, 299))
 )
 def test_an_answer_is_judged_as_soon_as_it_tells(check: Check, answer: bytes, ended: bool, verdict: str | None) -> None:
     assert judge(check, answer, ended=ended) == verdict
+
+
+def test_a_record_counts_checks_that_failed_and_keeps_the_last_finding() -> None:
+    record = Record(changed_at=10.0)
+    for found in ("refused", "wrong answer: HTTP status 503", "resource", YES):
+        record = checked(record, found, 0.25)
+    assert record == Record(changed_at=10.0, failures=2, found=YES, seconds=0.25)
+
+
+def test_a_record_adds_up_the_times_that_a_server_was_down() -> None:
+    record = Record(changed_at=10.0)
+    for now, down in ((12.0, True), (15.0, False), (20.0, True)):
+        record = turned(record, now, down=down)
+    assert (record.downs, record.down_seconds, record.changed_at) == (2, 3.0, 20.0)

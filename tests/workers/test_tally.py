@@ -100,3 +100,35 @@ def test_counts_of_another_form_are_refused() -> None:
     [one] = good.frontends
     with pytest.raises(BadFrame):
         Tally().heard(1, good._replace(frontends=(one._replace(connect_seconds=(1, 2)),)))
+
+
+def test_sums_are_added_and_of_maxima_the_highest_stays() -> None:
+    tally = Tally()
+    for source, longest in ((1, 3.0), (2, 5.0)):
+        report = said(1, ended=2)
+        [web] = report.frontends
+        [server] = web.servers.values()
+        server = server._replace(
+            bytes_in=10,
+            bytes_out=20,
+            attempts=4,
+            redispatches=1,
+            queue_seconds=0.5,
+            connect_seconds=0.25,
+            total_seconds=9.0,
+            longest_queue=longest,
+            longest_connect=longest,
+            longest_total=longest,
+            last_at=longest,
+        )
+        web = web._replace(servers={"a": server}, connections=7)
+        tally.heard(source, report._replace(frontends=(web,), bytes_spliced=100, pipes_lent=3, runnable=1))
+    tally.retire(1)
+    found = tally.added(blank(WEB))
+    web_counters = found.frontends[WEB]
+    one = web_counters.servers["a"]
+    assert (web_counters.connections, one.bytes_in, one.bytes_out, one.attempts, one.redispatches) == (14, 20, 40, 8, 2)
+    assert (one.queue_seconds, one.connect_seconds, one.total_seconds) == (1.0, 0.5, 18.0)
+    assert (one.longest_queue, one.longest_connect, one.longest_total, one.last_at) == (5.0, 5.0, 5.0, 5.0)
+    assert (found.bytes_spliced, found.pipes_lent, found.runnable) == (200, 3, 1)
+    assert [WEB in part for part in tally.parts()] == [True, True]

@@ -1,0 +1,65 @@
+"""Who looks at everything for HAProxy's dialect: once a second for rates, and when asked for a picture."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+
+from pylb.control.registry import Registry
+from pylb.control.views import ServerView
+from pylb.core.address import Listen
+from pylb.forward.counters import Counters
+from pylb.observe.processinfo import Facts, show_info
+from pylb.observe.rates import Rates
+from pylb.observe.stats import Picture, Row
+from pylb.workers.messages import Counted
+
+PERIOD = 1.0  # seconds between two samples
+PER_TURN = 25  # frontends or servers between two turns of the loop: ~2 ms
+
+
+class Lookout:
+    """`counters` asks everybody, `parts` nobody; `pids`: of the processes that forward."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        counters: Callable[[], Awaitable[Counters]],
+        parts: Callable[[], Sequence[Counted]],
+        facts: Callable[[], Facts],
+        pids: Callable[[], Sequence[int]] = tuple,
+    ) -> None:
+        self._registry = registry
+        self._counters = counters
+        self._parts = parts
+        self._facts = facts
+        self._pids = pids
+        self.rates = Rates()
+
+    async def run(self) -> None:
+        while True:
+            await self.sample(time.monotonic())
+            await asyncio.sleep(PERIOD)
+
+    async def sample(self, now: float) -> None:
+        await self.rates.sample(self._parts(), self._registry.table, now, self._pids())
+
+    async def picture(self) -> Picture:
+        counters, servers = await self._counters(), dict[Listen, list[ServerView]]()
+        table, unbound = self._registry.table, self._registry.unbound()
+        for number, view in enumerate(self._registry.each_server(), 1):
+            servers.setdefault(view.listen, []).append(view)
+            if number % PER_TURN == 0:
+                await asyncio.sleep(0)
+        return Picture(table, counters, servers, unbound, self.rates, time.monotonic())
+
+    @staticmethod
+    async def proxies(picture: Picture) -> AsyncIterator[list[Row]]:
+        """Picture.proxies, and the loop has its turn between them."""
+        for number, rows in enumerate(picture.proxies(), 1):
+            yield rows
+            if number % PER_TURN == 0:
+                await asyncio.sleep(0)
+
+    async def info(self) -> dict[str, int | str]:
+        """As show_info."""
+        return show_info(self._facts(), await self._counters(), self.rates, time.time())

@@ -1,0 +1,129 @@
+"""A unix socket that only this machine's root and pylb's own user may use: its place in the file system, and who connects."""
+
+import asyncio
+import logging
+import os
+import socket
+import struct
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pylb.core.errors import Code, Refused
+
+log = logging.getLogger(__name__)
+
+MOST_CLIENTS = 16
+
+Converse = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+class UnixServer:
+    """Hands every client to `converse`, whose OSError or TimeoutError is the end of that client alone.
+
+    `line_bytes`: the longest line that its reader takes.
+    """
+
+    def __init__(self, path: Path, converse: Converse, line_bytes: int) -> None:
+        self._path = path
+        self._converse = converse
+        self._line_bytes = line_bytes
+        self._inode = 0
+        self._server: asyncio.Server | None = None
+        self._clients: set[asyncio.StreamWriter] = set()
+
+    async def start(self) -> None:
+        """Raises OSError; FileExistsError if another pylb answers there. A file nobody listens on is replaced."""
+        if _alive(self._path):
+            raise FileExistsError(f"another pylb is running with this state directory: {self._path} answers")
+        sock = _listen(self._path)
+        self._inode = self._path.stat().st_ino
+        self._server = await asyncio.start_unix_server(self._client, sock=sock, limit=self._line_bytes)
+
+    def leave(self) -> None:
+        """Make place for a successor; who is connected is still served. `start` takes the place back."""
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+            self._unlink()
+
+    async def stop(self) -> None:
+        """Idempotent."""
+        server, self._server = self._server, None
+        for writer in list(self._clients):
+            writer.close()
+        if server is not None:
+            server.close()
+            await server.wait_closed()
+            self._unlink()
+
+    def _unlink(self) -> None:
+        """Only what we made: a successor may have put its own socket there."""
+        try:
+            if self._path.stat().st_ino == self._inode:
+                self._path.unlink()
+        except FileNotFoundError:
+            pass
+
+    async def _client(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if len(self._clients) >= MOST_CLIENTS:
+            writer.close()
+            return
+        self._clients.add(writer)
+        try:
+            await self._converse(reader, writer)
+        except (OSError, TimeoutError) as error:
+            log.debug("%s: a client went away or fell silent: %r", self._path.name, error)
+            writer.transport.abort()  # close would wait for a client that takes nothing
+        finally:
+            self._clients.discard(writer)
+            writer.close()
+
+
+@contextmanager
+def reachable(path: Path) -> Iterator[str]:
+    """A name for `path` that fits into the 108 bytes of a unix address, however deep the directory is."""
+    directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{directory}/{path.name}"
+    finally:
+        os.close(directory)
+
+
+def _alive(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock, reachable(path) as address:
+        sock.settimeout(1.0)
+        try:
+            sock.connect(address)
+        except (FileNotFoundError, ConnectionRefusedError):
+            return False
+        except (TimeoutError, BlockingIOError):
+            return True  # its backlog is full: somebody is there, and busy
+        return True
+
+
+def _listen(path: Path) -> socket.socket:
+    """Bound and restricted under a name of our own first, then renamed: nobody ever meets an open or half-made socket."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.unlink(missing_ok=True)
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)
+        with reachable(temporary) as address:
+            sock.bind(address)
+        temporary.chmod(0o600)
+        sock.listen(MOST_CLIENTS)
+        temporary.rename(path)
+    except BaseException:
+        sock.close()
+        temporary.unlink(missing_ok=True)
+        raise
+    return sock
+
+
+def check_peer(writer: asyncio.StreamWriter) -> None:
+    """SO_PEERCRED (unix(7)): pid, uid, gid as the kernel saw them at connect. Raises Refused."""
+    credentials = writer.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+    _, uid, _ = struct.unpack("iII", credentials)
+    if uid not in (0, os.geteuid()):
+        raise Refused(Code.UNAUTHORIZED, "only root and pylb's own user may do this")
