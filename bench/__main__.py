@@ -13,7 +13,7 @@ from pathlib import Path
 from types import FrameType
 
 from bench import __doc__ as how_it_measures
-from bench import balance, charts, compare, endings, load, network, probes, recorder, report, soak, targets, workers
+from bench import balance, charts, compare, endings, letters, load, network, probes, recorder, report, soak, targets, workers
 from bench.configs import Wiring
 from bench.figures import WARM_UP, Sample, rotated
 from bench.network import Network
@@ -24,6 +24,7 @@ DESCRIPTORS = 20_000
 VERBS = {
     "soak": soak.main,
     "endings": endings.main,
+    "letters": letters.main,
     "charts": charts.main,
     "compare": compare.main,
     "balance": balance.main,

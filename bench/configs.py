@@ -122,6 +122,13 @@ def pylb_unrecorded(wiring: Wiring) -> str:
     return yaml.safe_dump(yaml.safe_load(pylb(wiring)) | {"recorder": {"sessions": 0}}, sort_keys=False)
 
 
+def pylb_log(wiring: Wiring) -> str:
+    """The same with the log of sessions on."""
+    everything = yaml.safe_load(pylb(wiring))
+    everything["log"] = {"format": "tcplog", "target": f"file:{wiring.folder}/sessions.log", "level": "warning"}
+    return yaml.safe_dump(everything, sort_keys=False)
+
+
 def pylb(wiring: Wiring, workers: int = 0) -> str:
     """pylb, static frontends, and a token that may open the ports of the registrations scenario."""
     everything = {

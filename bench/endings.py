@@ -322,11 +322,11 @@ def column(name: str, folder: Path, cases: Sequence[str], *, long: bool = False)
     for case in cases:
         wiring = targets.wired(folder, descriptors=4096)
         with socket.create_server(wiring.origin_http, backlog=64) as server, targets.running(name, wiring) as target:
-            _forget(server)
+            forget(server)
             yield case, CASES[case][0](Room(target, server, long))
 
 
-def _forget(server: socket.socket) -> None:
+def forget(server: socket.socket) -> None:
     """The connection by which `running` found out that the proxy listens, and the proxy's own look at its server."""
     server.settimeout(QUIET)
     try:

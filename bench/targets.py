@@ -77,6 +77,7 @@ KINDS = {
         _pylb("pylb2", "pylb, workers 2", lambda wiring: configs.pylb(wiring, 2)),
         _pylb("pylb-unrecorded", "pylb with recorder.sessions: 0", configs.pylb_unrecorded),
         _pylb("pylb-all", "pylb with limits, access list, queue, source addresses and active checks on", configs.pylb_all),
+        _pylb("pylb-log", "pylb with a tcplog line per session, appended to a file", configs.pylb_log),
         _haproxy("haproxy", "HAProxy, one thread, as installed", 1),
         _haproxy("haproxy2", "HAProxy, two threads", 2),
         _haproxy("haproxy-splice", "HAProxy, one thread, with option splice-auto", 1, splice=True),

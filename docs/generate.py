@@ -20,6 +20,7 @@ from pylb.observe.connlog import ConnectionLog
 from pylb.observe.lookout import Lookout
 from pylb.observe.metrics import Metrics
 from pylb.observe.processinfo import Facts
+from pylb.observe.targets import Stream
 from pylb.stories import LETTERS
 from pylb.web import openapi
 from pylb.web.answers import STATUS
@@ -50,7 +51,7 @@ def _verbs(path: str, group: click.Group) -> list[str]:
 
 def _idle() -> tuple[Engine, Registry]:
     """Of a pylb that has never run."""
-    engine = Engine(observer=Hooks(ConnectionLog(1, "tcplog")), max_connections=1, on_fault=lambda _error: None)
+    engine = Engine(observer=Hooks(ConnectionLog(Stream(1), "none")), max_connections=1, on_fault=lambda _error: None)
     return engine, Registry(rules=Rules(), keyring=Keyring(()), sink=engine, store=Store(Path("unused")))
 
 

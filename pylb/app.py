@@ -47,10 +47,12 @@ from pylb.listeners import Listeners, passed
 from pylb.machine import hold_standard_descriptors, raise_descriptor_limit, reap_strangers, resolve, worker_count
 from pylb.observe.connlog import ConnectionLog
 from pylb.observe.exporter import Exporter
+from pylb.observe.lines import Out
 from pylb.observe.lookout import Lookout
 from pylb.observe.messages import install
 from pylb.observe.metrics import Metrics
 from pylb.observe.processinfo import Facts
+from pylb.observe.targets import LogFile, open_target
 from pylb.plans import steps
 from pylb.pulse import Pulse
 from pylb.reloading import check_fixed, in_words, reload_certificate, rules_of
@@ -97,8 +99,8 @@ def run(path: Path | None, environ: Mapping[str, str]) -> None:
     """
     hold_standard_descriptors()
     faulthandler.enable()  # where all threads were, on a crash and on the SIGABRT of systemd's watchdog
-    for number in (signal.SIGHUP, signal.SIGUSR2):  # until the loop heeds them: by default they kill
-        signal.signal(number, signal.SIG_IGN)  # and config and code are about to be read anyway
+    for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):  # until the loop heeds them: by default they kill,
+        signal.signal(number, signal.SIG_IGN)  # and config, log and code are about to be read and opened anyway
     source, complaint = ConfigSource(path, environ), ""
     try:
         config = source.load()
@@ -146,6 +148,8 @@ class App:
         self._started = False
         self._started_at = time.time()
         self._reload_wanted = False  # SIGHUP during the start
+        self._connlog: ConnectionLog | None = None
+        self._log_out: Out | None = None
         self._reloading = asyncio.Lock()  # one after the other, in their order
         self._broken = False
         self._tasks: set[asyncio.Task[None]] = set()
@@ -176,8 +180,8 @@ class App:
         self._generations = Generations(config.state_dir)
         self._keys = self._make_keys(config)
         self._keyring = self._keys.keyring()
-        connlog = ConnectionLog(sys.stdout.fileno(), config.log.format)
-        stack.callback(connlog.lines.close, LOG_FLUSH)
+        self._connlog = connlog = self._make_connlog()
+        stack.callback(connlog.close, LOG_FLUSH)
         limit = await self._make_forwarding(stack, connlog)
         await self._make_registry(stack)
         if left is not None:
@@ -250,6 +254,19 @@ class App:
                 "Make the directory writable, set state_dir, or configure tokens."
             ) from None
 
+    def _make_connlog(self) -> ConnectionLog:
+        """Raises CannotStart."""
+        config = self._config.log
+        try:
+            self._log_out = out = open_target(config.target, config.facility, config.tag)
+        except OSError as error:
+            who = f"by user {os.getuid()}" if error.errno == errno.EACCES else "here"
+            raise CannotStart(
+                f"log.target: {config.target.place} cannot be opened {who}: {error.strerror}. "
+                "Make its directory and let pylb's user write there, or remove log.target: lines go to stdout then."
+            ) from None
+        return ConnectionLog(out, config.format, config.selection)
+
     async def _make_forwarding(self, stack: AsyncExitStack, connlog: ConnectionLog) -> int:
         """An engine here, or workers that have one each. Returns the connection limit."""
         nofile, count = raise_descriptor_limit(), worker_count(self._config.workers)
@@ -266,7 +283,7 @@ class App:
                 nofile=nofile,
                 recorded=self._config.recorder.sessions,
             )
-            self._forwarding = Driver(engine, self._listeners.closed)
+            self._forwarding = Driver(engine, self._listeners.closed, connlog.flush)
             stack.callback(self._forwarding.close)
             return limit
 
@@ -276,7 +293,8 @@ class App:
             timeouts = config.defaults.timeouts
             lives = (timeouts.upgrade, timeouts.shutdown)
             recorded = -(-config.recorder.sessions // count)
-            return Hello(VERSION, index, count, limit, pipes, shared, config.log.format, *lives, recorded)
+            log_ = config.log
+            return Hello(VERSION, index, count, limit, pipes, shared, log_.format, *lives, recorded, log_.selection)
 
         told = Told(hooks.connect_ended, connlog.lines.put, self._generations.note)
         self._forwarding = fleet = Fleet(count, hello, told, self._listeners, Program())
@@ -312,6 +330,7 @@ class App:
             counters=self._estate.counters,
             registry=registry,
             lines_dropped=dropped,
+            reopen_failures=lambda: self._log_out.reopen_failures if isinstance(self._log_out, LogFile) else 0,
             processes=lambda: {"main": (os.getpid(), self._pulse.lag)} | self._forwarding.workers(),
             worker_restarts=lambda: self._forwarding.restarts,
             reloaded=lambda: self._reloaded,
@@ -432,6 +451,7 @@ class App:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_stop_signal)
         loop.add_signal_handler(signal.SIGHUP, self._on_reload_signal)
+        loop.add_signal_handler(signal.SIGUSR1, self._on_reopen_signal)
         loop.add_signal_handler(signal.SIGUSR2, self._on_upgrade_signal)
 
     def _on_stop_signal(self) -> None:
@@ -451,6 +471,11 @@ class App:
             self._follow(self._reload_and_say())
         else:
             self._reload_wanted = True
+
+    def _on_reopen_signal(self) -> None:
+        if self._connlog is not None:  # else it is about to be opened
+            self._connlog.flush()  # to the old file
+            self._connlog.lines.reopen()
 
     def _follow(self, coroutine: Coroutine[object, object, None]) -> None:
         """A task of our own: kept, and its failure ends pylb rather than passing unseen."""

@@ -25,9 +25,15 @@ class Driver:
     lines_dropped = 0  # by workers
     restarts = 0  # of workers
 
-    def __init__(self, engine: Engine, closed: Callable[[Listen], None] = lambda _listen: None) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        closed: Callable[[Listen], None] = lambda _listen: None,
+        on_tick: Callable[[], None] = lambda: None,
+    ) -> None:
         self._engine = engine
         self._closed = closed
+        self._on_tick = on_tick
         self._draining = False
         self._loop = asyncio.get_running_loop()
         self._warned = False
@@ -127,6 +133,7 @@ class Driver:
             log.warning("%s", NO_PIPE)
         self._timer = self._loop.call_later(TICK, self._tick)
         self._engine.tick(time.monotonic())
+        self._on_tick()
 
 
 NO_PIPE = (

@@ -15,7 +15,7 @@ import time
 
 from pylb.forward.engine import Engine
 from pylb.forward.timers import TICK
-from pylb.observe.form import form_of
+from pylb.observe.form import Gathered
 from pylb.pulse import Pulse
 from pylb.workers.channel import BadFrame, Channel, ChannelClosed, Frame
 from pylb.workers.link import Link
@@ -71,7 +71,7 @@ def _name(text: str) -> None:
 
 def run(channel: Channel, hello: Hello) -> None:
     """Until all is over. Raises BadFrame."""
-    link = Link(channel, hello, form_of(hello.log_format))
+    link = Link(channel, hello, Gathered(hello.log_format, hello.log_selection))
     engine = Engine(
         observer=link,
         max_connections=hello.max_connections,

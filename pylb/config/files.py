@@ -108,7 +108,7 @@ def _read_secrets(at: Loc | None, path: Path) -> tuple[tuple[str, ...], list[Fin
 
 
 def unreadable(parts: Parts) -> Iterator[Finding]:
-    """Certificates and keys that pylb could not open at its start."""
+    """Certificates, keys and a log that pylb could not open at its start."""
     for part in parts.webhook:
         if (tls := part.entry.tls) is None:
             continue
@@ -118,3 +118,8 @@ def unreadable(parts: Parts) -> Iterator[Finding]:
                     os.close(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
             except OSError as error:
                 yield Finding(part.at("tls", key), f"{path} cannot be read: {error.strerror}")
+    if parts.log is not None and parts.log.target.kind == "file":
+        place = Path(parts.log.target.place)
+        if place.is_dir() or not place.parent.is_dir():
+            what = f"{place} is a directory" if place.is_dir() else f"there is no directory {place.parent}"
+            yield Finding(("log", "target"), what, "a file in a directory where pylb's user may write")

@@ -15,6 +15,7 @@ from pylb.core import policy as core
 from pylb.core.access import AccessList, Networks
 from pylb.core.address import Listen
 from pylb.core.auth import ANYWHERE, NODE_PORTS
+from pylb.core.log import Format, Selection, Target
 
 LATER = "not available in this version yet"
 _TIMEOUTS, _HEALTH, _LEASES = core.Timeouts(), core.HealthPolicy(), core.LeaseBounds()
@@ -106,14 +107,24 @@ class Metrics(Section):
 
 
 class Log(Section):
-    reserved: ClassVar[dict[str, str]] = dict.fromkeys(("target", "sample", "dontlognull"), LATER)
-    format: Literal["tcplog", "json", "none"] = Field(
-        "tcplog", description="one line per session, as HAProxy's tcplog or JSON; `none`: only pylb's own messages"
+    format: Format = Field(
+        "tcplog", description="one line per session: HAProxy's tcplog, logfmt or JSON; `none`: only pylb's own messages"
     )
+    target: v.LogTarget = Field(Target(), description="where session lines go; a file is opened again on SIGUSR1; see logs.md")
+    sample: v.AtLeastOne = Field(
+        1, description="a line for one in so many sessions that ended in order; all others have theirs"
+    )
+    dontlognull: v.Flag = Field(False, description="no line for a client that sent no byte, unless something else went wrong")
+    facility: v.Facility = Field("local0", description="of syslog messages")
+    tag: v.Name = Field("pylb", description="the program's name in syslog messages; `haproxy` for rules made for HAProxy")
     level: Literal["debug", "info", "warning", "error"] = Field("info", description="of pylb's own messages")
     calls: Literal["all", "changes"] = Field(
         "all", description="accepted calls of phone-homes: a line for each, or not for those that change nothing"
     )
+
+    @property
+    def selection(self) -> Selection:
+        return Selection(self.sample, self.dontlognull)
 
 
 class Recorder(Section):

@@ -49,6 +49,7 @@ class Parts:
     admin: m.Admin | None = None
     metrics: m.Metrics | None = None
     leases: m.Leases | None = None
+    log: m.Log | None = None
     tokens: list[Part[m.TokenEntry]] = field(default_factory=list)
     frontends: list[Part[m.FrontendEntry]] = field(default_factory=list)
     public_addresses: frozenset[str] = frozenset()
@@ -73,6 +74,7 @@ def readable_parts(document: Document, base: Path) -> Parts:
         admin=_section(m.Admin, data.get("admin"), base),
         metrics=_section(m.Metrics, data.get("metrics"), base),
         leases=_section(m.Leases, data.get("leases"), base),
+        log=_section(m.Log, data.get("log"), base),
         tokens=list(_entries(m.TokenEntry, "tokens", data.get("tokens"), base, _SOME_PORTS)),
         frontends=list(_entries(m.FrontendEntry, "frontends", data.get("frontends"), base)),
     )

@@ -17,6 +17,7 @@ from pylb.core import address as core
 from pylb.core.access import AccessRule
 from pylb.core.auth import ANYWHERE
 from pylb.core.checks import BadCheck, parse_check
+from pylb.core.log import FACILITIES, Target, parse_target
 from pylb.core.policy import Balance, Check
 
 _T = TypeVar("_T")
@@ -207,6 +208,23 @@ def _path(value: object, info: ValidationInfo) -> Path:
     return base / text
 
 
+def _log_target(value: object, info: ValidationInfo) -> Target:
+    hint = "stdout, file:/var/log/pylb/sessions.log, udp:192.0.2.1:514, or unix:/dev/log"
+    target = _parsed(parse_target, _text(value, "a target of the log"), hint)
+    if target.kind == "udp":
+        return target._replace(place=_host(target.place))
+    return target if target.kind == "stdout" else target._replace(place=str(_path(target.place, info)))
+
+
+def _facility(value: object) -> str:
+    if value not in FACILITIES:
+        near = get_close_matches(str(value), FACILITIES, n=1)
+        raise wrong(
+            f"{show(value)} is no facility of syslog", f"did you mean {near[0]}?" if near else "local0 to local7, daemon"
+        )
+    return str(value)
+
+
 def _secret(value: object) -> str:
     """Printable ASCII, for it travels in an HTTP header (RFC 9110 5.5). Its text is in no message."""
     if not isinstance(value, str):
@@ -324,6 +342,8 @@ PortRange = Annotated[tuple[int, int], PlainValidator(_ports), Shape("port or ra
 Name = Annotated[str, PlainValidator(_name), Shape("name")]
 NameOrAny = Annotated[str, PlainValidator(lambda value: value if value == core.ANY else _name(value)), Shape("name or `*`")]
 FilePath = Annotated[Path, PlainValidator(_path), Shape("path")]
+LogTarget = Annotated[Target, PlainValidator(_log_target), Shape("`stdout`, `file:PATH`, `udp:HOST:PORT`, `unix:PATH`")]
+Facility = Annotated[str, PlainValidator(_facility), Shape("`local0` … `local7`, `daemon`, …", {"enum": list(FACILITIES)})]
 Secret = Annotated[str, PlainValidator(_secret), Shape("text")]
 Flag = Annotated[bool, PlainValidator(_flag), Shape("true, false", _BOOL)]
 Weight = Annotated[int, PlainValidator(_whole(0, 256)), Shape("0-256", _numbers(0, 256))]

@@ -120,11 +120,14 @@ class Cause(StrEnum):
     PROXY = "P"  # refused by us
 
 
-def termination_code(cause: Cause, state: State) -> str:
-    """The two letters of a session that `cause` ended in `state`: log field and metric label."""
+def termination_code(cause: Cause, state: State, *, last: bool = False) -> str:
+    """The two letters of a session that `cause` ended in `state`: log field and metric label.
+
+    `last`: both sides had said their FIN, and only the end of what the server said was still on its way to the client.
+    """
     if cause is Cause.NORMAL:
         return "--"
-    return cause + _STAGES.get(state, "D")
+    return cause + ("L" if last else _STAGES.get(state, "D"))
 
 
 _STAGES = {State.AWAITING_HEADER: "R", State.QUEUED: "Q", State.DIALING: "C"}
@@ -160,7 +163,7 @@ class SessionRecord(NamedTuple):
     code: str
     retries: int
     redispatched: bool
-    active: int  # sessions of the process, the frontend, the server at the end
+    active: int  # sessions of the process and of the frontend at the end, and of the server then: without this one
     frontend_active: int
     server_active: int
     ahead: int = 0  # sessions that were before it in the queue, when it had to wait

@@ -26,6 +26,7 @@ from pylb.forward.session import FrontendState, Half, ServerState, Session
 
 # A class attribute of an enum is looked up through its metaclass, which costs as much as a call; these are read per event.
 _RESETTING, _CLOSED, _AWAITING_HEADER = State.RESETTING, State.CLOSED, State.AWAITING_HEADER
+_CLIENT_DONE = State.CLIENT_DONE
 _CLIENT_FIN, _SERVER_FIN = Event.CLIENT_FIN, Event.SERVER_FIN
 _NORMAL, _NO_PROXY = Cause.NORMAL, ProxyProtocol.NONE
 
@@ -124,7 +125,7 @@ class Lifecycle:
         frontend.counters.denied[reason] += 1
         name, port, now = frontend.frontend.name, frontend.frontend.listen.port, self._wall()
         client, times, moved = (sockets.folded(address[0]), address[1]), (-1, -1, 0), (0, 0)
-        active = (self._counters.open_sessions, frontend.sessions, 0)
+        active = (self._counters.open_sessions + 1, frontend.sessions + 1, 0)  # with this one
         self._number += 1
         record = SessionRecord(name, "", *client, port, now, *times, *moved, _DENIED, 0, False, *active, 0, "", self._number)
         if self.recorder is not None:
@@ -178,7 +179,7 @@ class Lifecycle:
         state = session.state
         session.state, actions = TRANSITIONS[state, event]
         if cause is not _NORMAL and not session.code:
-            session.code = termination_code(cause, state)
+            session.code = termination_code(cause, state, last=_is_last(session, state, cause))
             self._note_first(session, event)
         for action in actions:
             self._act[action](session)
@@ -436,7 +437,7 @@ class Lifecycle:
             session.address[1],
             frontend.frontend.listen.port,
             self._wall() - (now - session.accepted),
-            round(waited * 1000),
+            round(waited * 1000) if server is not None or waited else -1,
             round((session.connected - session.accepted - waited) * 1000) if session.connected else -1,
             round((now - session.accepted) * 1000),
             client.received if client is not None else 0,
@@ -446,7 +447,7 @@ class Lifecycle:
             retries > 0,
             self._counters.open_sessions,
             frontend.sessions,
-            server.sessions if server is not None else 0,
+            server.sessions - (upstream is not None) if server is not None else 0,
             admission.ahead if admission is not None else 0,
             admission.unique_id.hex() if admission is not None else "",
             session.number,
@@ -475,6 +476,14 @@ class Lifecycle:
             server_tcp,
         )
         return tuple.__new__(Kept, kept)  # what Kept(…) does, in half the time: this is paid per session
+
+
+def _is_last(session: Session, state: State, cause: Cause) -> bool:
+    """Was only the end of the server's data missing, which the client does not take? The FIN is behind it, unread."""
+    upstream = session.upstream
+    if state is not _CLIENT_DONE or upstream is None or cause in (Cause.SERVER, Cause.SERVER_TIMEOUT):
+        return False
+    return sockets.has_finished(upstream.sock)
 
 
 def settle(session: Session) -> bool:

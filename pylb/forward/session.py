@@ -268,4 +268,4 @@ class Session:
         self.seen_in = 0  # bytes already in the counters
         self.seen_out = 0
         self.quiet_since = accepted
-        self.last_from_client = True
+        self.last_from_client = False  # as long as nobody has spoken it is the client's turn

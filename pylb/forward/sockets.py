@@ -154,6 +154,11 @@ def unacknowledged(sock: SocketType) -> int:
     return int.from_bytes(ioctl(sock.fileno(), TIOCOUTQ, _NO_BYTES), sys.byteorder)
 
 
+# States of TCP behind the peer's FIN, the first byte of TCP_INFO (include/net/tcp_states.h): TIME_WAIT, CLOSE, CLOSE_WAIT,
+# LAST_ACK, CLOSING.
+_FINISHED = frozenset((6, 7, 8, 9, 11))
+
+
 class Transmission(NamedTuple):
     """What the kernel knows of the way to a peer (tcp(7), TCP_INFO; struct tcp_info of linux/tcp.h)."""
 
@@ -174,6 +179,14 @@ def tcp_info(sock: SocketType) -> bytes:
         return sock.getsockopt(_TCP, _TCP_INFO, SIZE)
     except OSError:
         return b""
+
+
+def has_finished(sock: SocketType) -> bool:
+    """Has the peer's FIN arrived, read or not?"""
+    try:
+        return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] in _FINISHED
+    except OSError:
+        return False
 
 
 def close_in_order(sock: SocketType) -> None:

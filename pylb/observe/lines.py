@@ -1,13 +1,25 @@
-"""Lines to a file descriptor through a bounded queue and one thread, so that a stalled pipe never stops the loop."""
+"""Lines to somewhere through a bounded queue and one thread, so that a stalled pipe or a dead syslog never stops the loop."""
 
-import os
-import select
 import threading
 from collections import deque
+from collections.abc import Callable
+from typing import Protocol
 
 QUEUE_LINES = 8192  # ~2 MiB of lines; a burst of a second at the engine's top rate
 BATCH_LINES = 512  # per write: joining them holds the interpreter lock for less than 0.1 ms
 GATHER_SECONDS = 0.02  # a line is late by this much; so a busy loop sees 50 wake-ups a second, not one per line
+
+
+class Out(Protocol):
+    """Where lines end up. All calls but the constructor's come from the writer's thread."""
+
+    def write(self, text: str, count: int) -> int:
+        """`count` lines, without the last newline. How many of them were lost."""
+
+    def reopen(self) -> None:
+        """What was moved away is left, and its place opened anew."""
+
+    def close(self) -> None: ...
 
 
 class LineWriter:
@@ -17,23 +29,41 @@ class LineWriter:
     `put` never blocks. Lines that are dropped (full queue, closed reader, or left at the end) are counted in `dropped`.
     """
 
-    def __init__(self, fd: int, *, limit: int = QUEUE_LINES, name: str = "lines") -> None:
-        self._fd = fd  # not ours: never closed here
+    def __init__(self, out: Out, *, limit: int = QUEUE_LINES, name: str = "lines") -> None:
+        self._out = out
         self._limit = limit
-        self._queue: deque[str] = deque()
+        self._queue: deque[tuple[str, int] | Callable[[], None]] = deque()
+        # Lines in the queue are the difference: each number is written by one side alone.
+        self._put = 0
+        self._taken = 0
         self._wake = threading.Event()
         self._stop = threading.Event()
         self._asleep = False
-        self.dropped = 0
+        self._refused = 0
+        self._lost = 0
         # A daemon: stuck in a write to a stalled pipe it must not keep the process from ending.
         self._thread = threading.Thread(target=self._run, name=f"pylb-{name}", daemon=True)
         self._thread.start()
 
-    def put(self, line: str) -> None:
-        if len(self._queue) >= self._limit or self._stop.is_set():
-            self.dropped += 1
+    @property
+    def dropped(self) -> int:
+        return self._refused + self._lost
+
+    def put(self, text: str, count: int = 1) -> None:
+        """`count` lines, without the last newline."""
+        if self._put - self._taken >= self._limit or self._stop.is_set():
+            self._refused += count
             return
-        self._queue.append(line)
+        self._put += count
+        self._queue.append((text, count))
+        self._rouse()
+
+    def reopen(self) -> None:
+        """After what was put before."""
+        self._queue.append(self._out.reopen)
+        self._rouse()
+
+    def _rouse(self) -> None:
         # Safe without a lock: the thread says `asleep` first, then looks at the queue; we do it the other way round.
         if self._asleep:
             self._asleep = False
@@ -44,9 +74,10 @@ class LineWriter:
         self._stop.set()
         self._wake.set()
         self._thread.join(timeout)
-        left = len(self._queue)
+        left = self._put - self._taken
         self._queue.clear()
-        self.dropped += left
+        self._taken += left
+        self._refused += left
         return left == 0 and not self._thread.is_alive()
 
     def _run(self) -> None:
@@ -61,26 +92,25 @@ class LineWriter:
             while self._queue:
                 self._write_batch()
             if self._stop.is_set() and not self._queue:
+                self._out.close()
                 return
 
     def _write_batch(self) -> None:
-        lines: list[str] = []
-        while self._queue and len(lines) < BATCH_LINES:
+        texts: list[str] = []
+        lines = 0
+        job: Callable[[], None] | None = None
+        while self._queue and lines < BATCH_LINES and job is None:
             try:
-                lines.append(self._queue.popleft())
+                item = self._queue.popleft()
             except IndexError:
                 break  # close() gave up on us and cleared the queue
-        try:
-            self._write(("\n".join(lines) + "\n").encode("utf-8", "backslashreplace"))
-        except OSError:
-            # The reader is gone (EPIPE) or the disk is full: nobody to tell, the counter is the report.
-            self.dropped += len(lines)
-
-    def _write(self, data: bytes) -> None:
-        view = memoryview(data)
-        while view:
-            try:
-                view = view[os.write(self._fd, view) :]
-            except BlockingIOError:
-                # Somebody shares the descriptor and made it non-blocking.
-                select.select([], [self._fd], [])
+            if isinstance(item, tuple):
+                texts.append(item[0])
+                lines += item[1]
+            else:
+                job = item
+        self._taken += lines
+        if texts:
+            self._lost += self._out.write("\n".join(texts), lines)
+        if job is not None:
+            job()

@@ -5,8 +5,10 @@ import logging
 import os
 import sys
 
-from pylb.observe.form import Format, stamp
+from pylb.core.log import Format
+from pylb.observe.form import stamp, word
 from pylb.observe.lines import QUEUE_LINES, LineWriter
+from pylb.observe.targets import Stream
 
 # A message may quote what a stranger sent. Line breaks and escapes in it must not forge a line or drive a terminal: a
 # line that does not start with two spaces is ours.
@@ -18,8 +20,8 @@ class MessageHandler(logging.Handler):
 
     def __init__(self, fd: int, style: Format, limit: int = QUEUE_LINES) -> None:
         super().__init__()
-        self._form = _json_message if style == "json" else _text_message
-        self.lines: LineWriter = LineWriter(fd, limit=limit, name="messages")
+        self._form = {"json": _json_message, "logfmt": _logfmt_message}.get(style, _text_message)
+        self.lines: LineWriter = LineWriter(Stream(fd), limit=limit, name="messages")
 
     def emit(self, record: logging.LogRecord) -> None:
         # Formatted here, not in the thread: the arguments may change or hold what should be freed.
@@ -57,6 +59,11 @@ def _json_message(record: logging.LogRecord) -> str:
     if traceback := _traceback(record):
         fields["traceback"] = traceback.strip()
     return json.dumps(fields, separators=(",", ":"))
+
+
+def _logfmt_message(record: logging.LogRecord) -> str:
+    text = word(record.getMessage() + _traceback(record))
+    return f"time={stamp(record.created)} level={record.levelname.lower()} logger={record.name} message={text}"
 
 
 def _traceback(record: logging.LogRecord) -> str:

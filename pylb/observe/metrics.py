@@ -45,6 +45,7 @@ class Metrics:
         certificate_expires_at: Callable[[], float | None] = lambda: None,  # unix time; None without TLS
         insecure: Callable[[], bool] = lambda: False,  # is a webhook without TLS beyond loopback?
         worker_restarts: Callable[[], int] = lambda: 0,
+        reopen_failures: Callable[[], int] = lambda: 0,  # of the log's file
     ) -> None:
         self._counters = counters
         self._registry = registry
@@ -54,6 +55,7 @@ class Metrics:
         self._certificate_expires_at = certificate_expires_at
         self._insecure = insecure
         self._worker_restarts = worker_restarts
+        self._reopen_failures = reopen_failures
 
     async def render(self) -> bytes:
         """Prometheus' text format 0.0.4. It holds the loop for a few milliseconds at a time."""
@@ -157,6 +159,9 @@ class Metrics:
                 value=expires_at,
             )
         yield from _counter("log_lines_dropped_total", "Log lines nobody took in time.", value=self._lines_dropped())
+        yield from _counter(
+            "log_reopen_failures_total", "Times the log's file could not be opened again.", value=self._reopen_failures()
+        )
         yield from _counter("worker_restarts_total", "Workers that ended and were replaced.", value=self._worker_restarts())
         yield from _counter(
             "accept_errors_total", "Accepts that failed, by errno.", ("reason",), _rows(dict(counters.accept_errors))

@@ -63,7 +63,7 @@ class Told:
     """Who is told what the workers say and do."""
 
     connect_ended: Callable[[Listen, Server, str | None], None]
-    line: Callable[[str], None]  # of the session log
+    lines: Callable[[str, int], None]  # of the session log: a text, and how many are in it
     started: Callable[[int], None]  # a worker of that pid
 
 
@@ -341,8 +341,8 @@ class Fleet:
             case Report():
                 self._tally.heard(seat.pid, message)
             case Lines():
-                for line in message.text.split("\n"):
-                    self._told.line(line)
+                if message.lines:
+                    self._told.lines(message.text, message.lines)
                 self.lines_dropped += message.dropped
             case Connect():
                 self._told.connect_ended(message.listen, message.server, message.failure)

@@ -8,7 +8,7 @@ import select
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from socket import SocketType
 from typing import Any
 
@@ -18,6 +18,7 @@ from pylb.core.recorder import Story
 from pylb.core.session import SessionRecord
 from pylb.core.table import Frontend, Server, make_table
 from pylb.forward.engine import Engine
+from pylb.observe.form import Gathered
 from pylb.workers.channel import BadFrame, Channel, ChannelClosed, Frame
 from pylb.workers.messages import (
     PIECE,
@@ -52,17 +53,18 @@ REPORT = 1.0  # seconds
 
 
 class Link:
-    """Also the engine's observer and its opener. `form`: a session as a line, None for no lines."""
+    """Also the engine's observer and its opener. `gathered`: the sessions that are to become lines."""
 
-    def __init__(self, channel: Channel, hello: Hello, form: Callable[[SessionRecord], str] | None) -> None:
+    def __init__(self, channel: Channel, hello: Hello, gathered: Gathered) -> None:
         self._channel = channel
         self._hello = hello
-        self._form = form
+        self._gathered = gathered
         self._listeners: dict[Listen, SocketType] = {}
         self._policies: dict[int, Policy] = {}
         self._parts: list[FrontendLines] = []  # of the table to come
         self._frames: deque[Frame] = deque()  # from main, to be heeded
-        self._lines: deque[str] = deque()
+        self._texts: list[str] = []  # lines that wait for the next tick
+        self._waiting = 0  # how many they are
         self._dropped = 0
         self.connects: list[Connect] = []  # to be told after the turn
         self._changes = Changes()
@@ -92,12 +94,16 @@ class Link:
         return sock
 
     def session_ended(self, record: SessionRecord) -> None:
-        if self._form is None:
-            return
-        if len(self._lines) < MOST_LINES:
-            self._lines.append(self._form(record))
-        else:
-            self._dropped += 1
+        if self._gathered.add(record):
+            self._make_lines()
+
+    def _make_lines(self) -> None:
+        text, count = self._gathered.take()
+        if self._waiting >= MOST_LINES:
+            self._dropped += count
+        elif count:
+            self._texts.append(text)
+            self._waiting += count
 
     def connect_ended(self, listen: Listen, server: Server, failure: str | None) -> None:
         if len(self.connects) < MOST_CONNECTS:
@@ -240,7 +246,8 @@ class Link:
             if self.orphaned:
                 self.drain(now + self._hello.shutdown)
         self._flush()
-        if self._lines or self._dropped:
+        self._make_lines()
+        if self._waiting or self._dropped:
             self._send_lines()
         if self._hello.workers > 1 and self._channel.backlog < MOST_BACKLOG and (uses := self._engine.elsewhere.uses()):
             self._say(Uses(uses))
@@ -273,13 +280,14 @@ class Link:
             self._say(answer)
 
     def _send_lines(self) -> None:
-        lines, self._lines = self._lines, deque()
+        text, count = "\n".join(self._texts), self._waiting
+        self._texts, self._waiting = [], 0
         if self.orphaned:
-            _to_stdout(lines)
+            _to_stdout(deque(text.split("\n") if count else ()))
         elif self._channel.backlog > MOST_BACKLOG:
-            self._dropped += len(lines)
+            self._dropped += count
         else:
-            self._say(Lines("\n".join(lines), self._dropped))
+            self._say(Lines(text, count, self._dropped))
             self._dropped = 0
 
     def _say(self, message: Any) -> None:

@@ -6,10 +6,11 @@ Every message is a NamedTuple of core's types; its place in KINDS is the frame's
 
 import json
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from pylb import __version__
 from pylb.core.address import Address, Listen
+from pylb.core.log import Format, Selection
 from pylb.core.policy import Policy
 from pylb.core.recorder import Query, Story
 from pylb.core.session import SessionView
@@ -34,10 +35,11 @@ class Hello(NamedTuple):
     max_connections: int
     max_pipes: int
     max_buffered: int  # bytes
-    log_format: Literal["tcplog", "json", "none"]
+    log_format: Format
     linger: float  # seconds that sessions live on should main be gone
     shutdown: float  # seconds that they have after a SIGTERM then
     recorded: int = 0  # ended sessions that it keeps to be asked about
+    log_selection: Selection = Selection()
 
 
 class Listeners(NamedTuple):
@@ -113,9 +115,10 @@ class Applied(NamedTuple):
 
 
 class Lines(NamedTuple):
-    """Session lines. `dropped`: since the last message, for want of room."""
+    """Session lines as one text, and how many. `dropped`: since the last message, for want of room."""
 
     text: str
+    lines: int
     dropped: int
 
 

@@ -94,6 +94,7 @@ def test_the_two_letters_are_haproxys() -> None:
     assert termination_code(Cause.CLIENT, State.QUEUED) == "CQ"
     assert termination_code(Cause.PROXY, State.AWAITING_HEADER) == "PR"
     assert termination_code(Cause.CLIENT_TIMEOUT, State.AWAITING_HEADER) == "cR"
+    assert termination_code(Cause.CLIENT_TIMEOUT, State.CLIENT_DONE, last=True) == "cL"
 
 
 def test_the_diagram_has_one_arrow_per_transition() -> None:

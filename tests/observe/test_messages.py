@@ -3,11 +3,12 @@
 import json
 import logging
 import os
+import re
 from collections.abc import Iterator
 
 import pytest
 
-from pylb.observe.form import Format
+from pylb.core.log import Format
 from pylb.observe.messages import install
 
 
@@ -68,6 +69,11 @@ def test_a_traceback_is_indented_under_its_message(root: logging.Logger, monkeyp
 def test_json_messages_are_one_object_a_line(root: logging.Logger) -> None:
     parsed = json.loads(_said("json", "info", lambda log: log.warning("line\nbreak")))
     assert (parsed["level"], parsed["logger"], parsed["message"]) == ("warning", "pylb.test", "line\nbreak")
+
+
+def test_logfmt_messages_are_pairs_and_stay_on_their_line(root: logging.Logger) -> None:
+    text = _said("logfmt", "info", lambda log: log.warning("line\nbreak"))
+    assert re.fullmatch(r'time=\S+Z level=warning logger=pylb\.test message="line\\nbreak"\n', text)
 
 
 def test_a_stalled_stderr_does_not_stop_a_caller(root: logging.Logger) -> None:

@@ -48,6 +48,7 @@ NAMES = {
 
 # what the design does not name: the engine's limits, each of which an operator must be able to see reached
 LIMITS = {
+    "pylb_log_reopen_failures_total",
     "pylb_accept_errors_total",
     "pylb_pipe_fallbacks_total",
     "pylb_buffered_bytes",

@@ -57,7 +57,7 @@ def hello(seat: int) -> Hello:
 
 @asynccontextmanager
 async def running(program: Program, count: int = 1) -> AsyncIterator[Fleet]:
-    told = Told(lambda *_: None, lambda _: None, lambda _: None)
+    told = Told(lambda *_: None, lambda *_: None, lambda _: None)
     fleet = Fleet(count, hello, told, Listeners(Service({})), program)
     try:
         yield fleet

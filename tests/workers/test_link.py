@@ -1,0 +1,70 @@
+"""A worker's session lines: made together at its tick, bounded when main does not take them."""
+
+import socket
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from pylb.core.log import Selection
+from pylb.core.session import SessionRecord
+from pylb.forward.engine import Engine
+from pylb.observe.form import BURST, Gathered, tcplog
+from pylb.workers.channel import Channel
+from pylb.workers.link import Link
+from pylb.workers.messages import VERSION, Hello, Lines, decoded
+
+RECORD = SessionRecord("web", "a", "203.0.113.7", 51234, 443, 0.0, 0, 1, 2, 10, 20, "--", 0, False, 1, 1, 0)
+
+
+class Worker:
+    """A link with an engine that has nothing to do; `main` is the other end of its channel."""
+
+    def __init__(self, selection: Selection) -> None:
+        self.main, own = map(Channel, socket.socketpair())
+        self.link = Link(own, Hello(VERSION, 1, 1, 10, 1, 1 << 20, "tcplog", 1.0, selection), Gathered("tcplog", selection))
+        self.engine = Engine(observer=self.link, max_connections=10, on_fault=self.link.fault)
+        self.link.begin(self.engine)
+        self._own = own
+
+    def said(self) -> list[Lines]:
+        self.link.tick(time.monotonic(), 0.0)
+        return [one for frame in self.main.receive() if isinstance(one := decoded(frame), Lines)]
+
+    def close(self) -> None:
+        self.engine.close()
+        self.main.close()
+        self._own.close()
+
+
+@pytest.fixture
+def worker(request: pytest.FixtureRequest) -> Iterator[Worker]:
+    made = Worker(getattr(request, "param", Selection()))
+    yield made
+    made.close()
+
+
+def test_the_lines_of_a_tick_are_one_message(worker: Worker) -> None:
+    assert worker.said() == []
+    records = [RECORD._replace(client_port=port) for port in range(1, 4)]
+    for record in records:
+        worker.link.session_ended(record)
+    assert worker.said() == [Lines("\n".join(map(tcplog, records)), 3, 0)]
+    assert worker.said() == []
+
+
+@pytest.mark.parametrize("worker", [Selection(dontlognull=True)], indirect=True)
+def test_what_gets_no_line_is_never_sent(worker: Worker) -> None:
+    worker.link.session_ended(RECORD._replace(bytes_in=0))
+    assert worker.said() == []
+    worker.link.session_ended(RECORD)
+    assert worker.said() == [Lines(tcplog(RECORD), 1, 0)]
+
+
+def test_more_than_may_wait_is_dropped_and_told(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pylb.workers.link.MOST_LINES", BURST)
+    for _ in range(3 * BURST):
+        worker.link.session_ended(RECORD)
+    assert [(said.lines, said.dropped) for said in worker.said()] == [(BURST, 2 * BURST)]
+    worker.link.session_ended(RECORD)
+    assert [(said.lines, said.dropped) for said in worker.said()] == [(1, 0)]
