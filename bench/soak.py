@@ -408,7 +408,11 @@ class Soak:
     async def _watch(self) -> None:
         said = time.monotonic()
         while True:
-            self.samples.append(await asyncio.to_thread(self._sample))
+            try:
+                self.samples.append(await asyncio.to_thread(self._sample))
+            except (BenchError, OSError):
+                if self._kills is None:
+                    raise  # else main was just being killed
             if time.monotonic() - said >= PROGRESS_SECONDS:
                 said = time.monotonic()
                 report.progress(self._progress())
