@@ -1,7 +1,7 @@
 # make run   a virtual environment, everything installed, pylb serving with its embedded defaults
 # make test  lint, types, import contracts, all tests          make help  the rest
 .DEFAULT_GOAL := help
-.PHONY: help run test test-long lint format demo bench soak fuzz fuzz-webhook zipapp docs clean python
+.PHONY: help run test test-long lint format demo bench soak fuzz fuzz-webhook zipapp docs screenshots clean python
 
 VENV   := .venv
 PY     := $(VENV)/bin/python
@@ -62,6 +62,9 @@ zipapp: $(VENV)/.run ## the phone-home as one file: dist/phonehome.pyz
 docs: $(VENV)/.dev ## write the generated parts of docs/ and deploy/ anew
 	$(PY) docs/generate.py
 	$(PY) deploy/kubernetes/make_configmap.py
+
+screenshots: $(VENV)/.dev ## make the README's pictures of the status page anew (as root, with chromium)
+	$(PY) -m pytest tests/ui/test_screenshots.py -q --screenshots
 
 clean: ## remove the virtual environment and caches
 	rm -rf $(VENV) dist .coverage .hypothesis .pytest_cache .mypy_cache .ruff_cache

@@ -24,9 +24,11 @@ from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import uvloop
 
+from pylb import __version__
 from pylb.config import Config, ConfigErrors
 from pylb.config.models import WebhookListener
 from pylb.control.events import Event
@@ -47,6 +49,7 @@ from pylb.listeners import Listeners, passed
 from pylb.machine import hold_standard_descriptors, raise_descriptor_limit, reap_strangers, resolve, worker_count
 from pylb.observe.connlog import ConnectionLog
 from pylb.observe.exporter import Exporter
+from pylb.observe.feed import Feed
 from pylb.observe.lines import Out
 from pylb.observe.lookout import Lookout
 from pylb.observe.messages import install
@@ -57,7 +60,7 @@ from pylb.plans import steps
 from pylb.pulse import Pulse
 from pylb.reloading import check_fixed, in_words, reload_certificate, rules_of
 from pylb.service import Service
-from pylb.startup import ConfigSource, banner, program
+from pylb.startup import ConfigSource, banner, first_steps, program
 from pylb.upgrade import ANSWER, Left, Predecessors, Refusal, Talk, hand_over, inherit, report_to, tell
 from pylb.upgrade import VARIABLE as HAND_OVER
 from pylb.verbs import verbs
@@ -67,6 +70,7 @@ from pylb.web.admin import Admin
 from pylb.web.certificate import Certificate, self_signed
 from pylb.web.commands import Commands
 from pylb.web.listener import Limits, bind
+from pylb.web.page import Page
 from pylb.web.runtime import RuntimeSocket
 from pylb.web.server import HttpServer
 from pylb.web.socket import ControlSocket
@@ -81,6 +85,7 @@ LOG_FLUSH = 2.0  # seconds for the last lines at the end
 # With the heap of the start frozen and sessions that leave no cycles, collections may be rare. HTTP calls do leave some (some
 # 30 objects each): a young collection every few hundred calls takes half a millisecond and keeps memory flat.
 GC_THRESHOLDS = (10_000, 20, 100)
+WORKERS_WINDOW = 3  # samples of the history that a rate is taken over: workers report once a second, at moments of their own
 _LEVELS = {True: logging.WARNING, False: logging.INFO}  # of an event, by its alarm
 
 
@@ -152,6 +157,7 @@ class App:
         self._log_out: Out | None = None
         self._reloading = asyncio.Lock()  # one after the other, in their order
         self._broken = False
+        self._told_about: tuple[tuple[Config, bool, int], dict[str, Any]] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._lasting: set[asyncio.Task[None]] = set()  # that go on when a successor has the rest
 
@@ -182,7 +188,7 @@ class App:
         self._keyring = self._keys.keyring()
         self._connlog = connlog = self._make_connlog()
         stack.callback(connlog.close, LOG_FLUSH)
-        limit = await self._make_forwarding(stack, connlog)
+        self._limit = limit = await self._make_forwarding(stack, connlog)
         await self._make_registry(stack)
         if left is not None:
             self._registry.go_on_from(left.totals)
@@ -197,6 +203,7 @@ class App:
         self._follow(Watch(self._certificate_files, self._read_certificates).run())
         self._follow(self._beat())
         self._follow(self._lookout.run())
+        self._follow(self._feed.run())
         self._greet(limit)
         if self._service.watchdog:
             self._follow(self._show_life())
@@ -314,15 +321,17 @@ class App:
             sink=self._forwarding,
             store=Store(config.state_dir),
             resolve=resolve,
-            on_event=_log_event,
+            on_event=self._heed_event,
         )
+        self._estate = estate = Estate(self._listeners, self._forwarding, self._registry, self._before)
+        window = WORKERS_WINDOW if self._forwarding.workers() else 1
+        self._feed = Feed(self._registry, estate.parts, self._about, also=self._troubles, window=window)
         try:
             await self._registry.start()
         except StateLocked as locked:
             raise CannotStart(str(locked)) from None
         stack.push_async_callback(self._registry.stop)
         self._hooks.registry = self._registry
-        self._estate = Estate(self._listeners, self._forwarding, self._registry, self._before)
 
     async def _open_doors(self, stack: AsyncExitStack, sockets: list[socket.socket], dropped: Callable[[], int]) -> None:
         config, registry = self._config, self._registry
@@ -340,11 +349,14 @@ class App:
         self._lookout = Lookout(
             registry, self._estate.counters, self._estate.parts, partial(self._facts, dropped), self._forwarding_pids
         )
+        self._page = page = Page(self._feed.stream, self._forwarding.sessions)
+        self._about()  # what it shows is read from the installation now, and never again
         self._admin = admin = Admin(
             registry,
             self._estate.counters,
             metrics.render,
             config.own_names,
+            page.routes(),
             live=self._forwarding,
             haproxy=Exporter(self._lookout).render,
             compat=config.metrics.compat == "haproxy",
@@ -556,6 +568,39 @@ class App:
                 self._keyring = keyring
                 log.info("tokens read again: %d are in force", len(keyring.tokens))
 
+    def _heed_event(self, event: Event) -> None:
+        log.log(_LEVELS[event.alarm], "%s", event.text)
+        self._feed.note(event)
+
+    def _about(self) -> dict[str, Any]:
+        """For the status page: what does not change by itself. Made anew after a reload, or with other tokens."""
+        state = self._config, self._keys.secret is not None, len(self._forwarding.workers())
+        if self._told_about is None or self._told_about[0] != state:
+            self._told_about = state, self._make_about(*state)
+        return self._told_about[1]
+
+    def _make_about(self, config: Config, generated: bool, workers: int) -> dict[str, Any]:
+        command, option = program(self._source.path)
+        return {
+            "version": __version__,
+            "page": self._page.version,
+            "host": config.advertise or socket.gethostname(),
+            "pid": os.getpid(),
+            "workers": workers,
+            "started": self._started_at,
+            "most_sessions": self._limit,
+            "command": command,
+            "option": option,
+            "first_steps": first_steps(config, generated=generated),
+        }
+
+    def _troubles(self) -> Iterator[str]:
+        """What is wrong with pylb itself, for the sentence of health."""
+        if not self._registry.durable:
+            yield f"the state cannot be written to {self._config.state_dir}"
+        if not self._reloaded:
+            yield "the config on disk is not the one in force (pylb check says why)"
+
     async def _beat(self) -> None:
         """How late the loop is; a stall of five seconds leaves its stacks on stderr. And what a process 1 has to do."""
         loop = asyncio.get_running_loop()
@@ -743,10 +788,6 @@ def _who(error: OSError, listen: Listen, what: str) -> str:
         case errno.EACCES:
             return "Ports below 1024 need CAP_NET_BIND_SERVICE or sysctl net.ipv4.ip_unprivileged_port_start: allow it, or "
     return f"The {what} cannot be served without it: "
-
-
-def _log_event(event: Event) -> None:
-    log.log(_LEVELS[event.alarm], "%s", event.text)
 
 
 def _log_fault(error: Exception) -> None:

@@ -1,14 +1,22 @@
 """The first minute: which config counts, the token that a first run makes, and what is printed for the person in front."""
 
+import json
 import re
 import shlex
 import shutil
 import sys
 from collections.abc import Mapping
+from functools import cache
+from importlib.resources import files
+from ipaddress import ip_address
 from pathlib import Path
+from string import Template
+from typing import Any, NamedTuple
 
 from pylb.config import Config, ConfigErrors, default_state_dir, load, parse
+from pylb.config.models import TokenEntry
 from pylb.core.address import ANY, is_loopback
+from pylb.core.auth import NODE_PORTS
 from pylb.keys import TOKEN_FILE
 from pylb.machine import outgoing_address
 from pylb.web.certificate import write_private
@@ -93,34 +101,121 @@ def banner(
 
 
 def _first_steps(config: Config, token: str, called: tuple[str, str]) -> list[str]:
-    webhook = config.webhook[0]
-    scheme = "http" if webhook.tls is None else "https"
-    everywhere = webhook.listen.ip in (ANY, "0.0.0.0", "::")
-    here = _url(scheme, "localhost" if everywhere else webhook.listen.ip, webhook.listen.port)
-    there = _url(scheme, config.advertise or outgoing_address(), webhook.listen.port) if everywhere else here
-    own_certificate = webhook.tls is not None and webhook.tls.self_signed
-    certificate = shlex.quote(str(config.state_dir / "tls" / "cert.pem"))
+    door = Door(config)
     command, option = called
     lines = [
         "",
         "Try it here: port 8443 to whatever listens on this machine's port 8000 (python3 -m http.server 8000)",
-        f"  curl{f' --cacert {certificate}' if own_certificate else ''} -X PUT {here}/v1/registrations/try/me \\",
-        f'    -H "Authorization: Bearer {token}" -H "Content-Type: application/json" \\',
-        """    -d '{"frontends":[{"port":8443,"target_port":8000}],"address":"127.0.0.1","ttl":null}'""",
+        *(f"  {line}" for line in _curl(door, door.here, token, Trial())),
         f"  curl http://localhost:8443/    and see it with: {command} routes{option}",
+        f"  or in a browser, where it appears by itself: {_page(config)}",
         "",
         "From this machine only, for the webhook listens on loopback, a phone-home's environment:"
-        if not everywhere and is_loopback(webhook.listen.ip)
+        if not door.everywhere and is_loopback(config.webhook[0].listen.ip)
         else "From a pod, the phone-home's environment (deploy/kubernetes has it ready to apply):",
-        f"  PYLB_URL={there}",
+        f"  PYLB_URL={door.there}",
         f"  PYLB_TOKEN={token}",
         "  PYLB_NAME=traefik",
         '  PYLB_FRONTENDS="443:30443 80:30080"',
     ]
-    if own_certificate:
-        lines.append(f"  PYLB_CA={certificate}    a copy of that file, or its text")
+    if door.certificate:
+        lines.append(f"  PYLB_CA={door.certificate}    a copy of that file, or its text")
     create = f"{command} token create traefik --ports 80,443{option}"
     return [*lines, "", f"Better, one text instead of all that, with a token for this app alone: {create}", ""]
+
+
+def _page(config: Config) -> str:
+    ip, port = config.admin.listen.ip, config.admin.listen.port
+    return _url("http", "localhost" if ip in EVERYWHERE else ip, port) + "/"
+
+
+EVERYWHERE = (ANY, "0.0.0.0", "::")
+
+
+class Door:
+    """The first webhook, as it is called from here and from elsewhere."""
+
+    def __init__(self, config: Config) -> None:
+        webhook = config.webhook[0]
+        scheme = "http" if webhook.tls is None else "https"
+        self.everywhere = webhook.listen.ip in EVERYWHERE
+        self.here = _url(scheme, "localhost" if self.everywhere else webhook.listen.ip, webhook.listen.port)
+        named = config.advertise or outgoing_address()
+        self.there = _url(scheme, named, webhook.listen.port) if self.everywhere else self.here
+        own = webhook.tls is not None and webhook.tls.self_signed
+        self.certificate = shlex.quote(str(config.state_dir / "tls" / "cert.pem")) if own else ""
+
+
+class Trial(NamedTuple):
+    """A registration to try. `address`: what the token may name; "": the caller's own."""
+
+    name: str = "try"
+    port: int = 8443
+    target_port: int = 8000
+    address: str = "127.0.0.1"
+
+
+def _curl(door: Door, url: str, token: str, trial: Trial) -> list[str]:
+    """`token` as a shell may read it inside double quotes."""
+    body: dict[str, Any] = {"frontends": [{"port": trial.port, "target_port": trial.target_port}]}
+    body |= {"address": trial.address} if trial.address else {}
+    text = json.dumps(body | {"ttl": None}, separators=(",", ":"))
+    return [
+        f"curl{f' --cacert {door.certificate}' if door.certificate else ''} -X PUT {url}/v1/registrations/{trial.name}/me \\",
+        f'  -H "Authorization: Bearer {token}" -H "Content-Type: application/json" \\',
+        f"  -d '{text}'",
+    ]
+
+
+def first_steps(config: Config, *, generated: bool) -> dict[str, str]:
+    """What the status page shows while nothing is registered: with this machine's address, and never with a secret.
+
+    `generated`: does the first run's token count?
+    """
+    door, kept, trial = Door(config), str(config.state_dir / TOKEN_FILE), Trial()
+    if not generated:
+        found = next((one for one in config.tokens if one.secret_file is not None), None)
+        kept = str(found.secret_file) if found is not None else ""
+        if any_token := found or next(iter(config.tokens), None):
+            trial = _trial(any_token)
+    token = f"$(cat {shlex.quote(kept)})" if kept else "$PYLB_TOKEN"
+    secret = ["kubectl create secret generic pylb", f"--from-file=token={shlex.quote(kept) if kept else 'FILE'}"]
+    secret += [f"--from-file=ca.pem={door.certificate}"] if door.certificate else []
+    node_port = trial.target_port if trial.target_port in NODE_PORTS else node_port_of(trial.port)
+    sidecar = _sidecar().substitute(
+        URL=door.there,
+        CA="      - {name: PYLB_CA, value: /run/secrets/pylb/ca.pem}\n" if door.certificate else "",
+        NAME=trial.name if trial.name != "try" else "my-app",
+        FRONTENDS=f"{trial.port}:{node_port}",
+    )
+    return {
+        "curl": "\n".join(_curl(door, door.here if trial.address else door.there, token, trial)),
+        "try": f"port {trial.port} to whatever listens on port {trial.target_port} of "
+        + ("this machine" if trial.address else "the machine it is called from"),
+        "secret": " ".join(secret),
+        "sidecar": sidecar,
+    }
+
+
+@cache
+def _sidecar() -> Template:
+    """Read once: whoever replaces the files of a running pylb changes nothing until the next start."""
+    return Template((files("pylb.web") / "ui" / "sidecar.yaml.in").read_text(encoding="utf-8"))
+
+
+def _trial(token: TokenEntry) -> Trial:
+    """What that token may register."""
+    names = token.names or (token.name,)
+    port = 8443 if any(low <= 8443 <= high for low, high in token.ports) else token.ports[0][0]
+    targets = [low for low, high in token.target_ports]
+    target = 8000 if any(low <= 8000 <= high for low, high in token.target_ports) else targets[0]
+    here = any(ip_address("127.0.0.1") in network for network in token.targets)
+    return Trial("try" if ANY in names else names[0], port, target, "127.0.0.1" if here else "")
+
+
+def node_port_of(port: int) -> int:
+    """443 -> 30443, 8443 -> 30843, as the manifests in deploy/ have it."""
+    return 30000 + (port if port < 1000 else port // 1000 * 100 + port % 100)
 
 
 def _url(scheme: str, host: str, port: int) -> str:

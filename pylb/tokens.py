@@ -277,8 +277,9 @@ def _join(config: "Config", host: str | None, made: "MadeToken") -> str:
 
 def _manifests(made: "MadeToken", join: str, options: dict[str, Any]) -> str:
     from pylb.machine import deployed  # noqa: PLC0415
+    from pylb.startup import node_port_of  # noqa: PLC0415
 
-    frontends = options["frontends"] or [_node_port(low) for low, high in made.ports if low == high]
+    frontends = options["frontends"] or [f"{low}:{node_port_of(low)}" for low, high in made.ports if low == high]
     if not frontends:
         die('--frontends "443:30443" is needed: the ports of the token are ranges')
     pairs = [frontend.split("/")[0].split(":") for frontend in frontends]
@@ -299,11 +300,6 @@ def _manifests(made: "MadeToken", join: str, options: dict[str, Any]) -> str:
         "  name: phonehome\n", f"  name: phonehome\n  namespace: {options['namespace']}\n", 1
     )
     return f"{text}---\n{config_map}"
-
-
-def _node_port(port: int) -> str:
-    """443 -> 443:30443, 8443 -> 8443:30843 as the manifests in deploy/ have it."""
-    return f"{port}:{30000 + (port if port < 1000 else port // 1000 * 100 + port % 100)}"
 
 
 def _label(name: str) -> str:

@@ -15,6 +15,7 @@ settings.register_profile("long", database=None, deadline=None, max_examples=200
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--long", action="store_true", help="the full figures of the fault cases, and random examples")
+    parser.addoption("--screenshots", action="store_true", help="write docs/img/status-*.png anew (tests/ui)")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -5,7 +5,7 @@ A probe never delays anything: it runs beside the single writer, and only its fi
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
 from pylb.control.probe import Ask, Question
@@ -33,11 +33,11 @@ from pylb.core.table import Frontend, Server, Table
 BATCH = 16  # probes begun at once, a tenth of a millisecond each; then the loop gets its turn
 
 Place = tuple[Listen, Address]
-News = Callable[[list[Listen], str, str], None]
+News = Callable[[list[Listen], str, str, Mapping[str, str | int]], None]
 
 
 class Checker:
-    """What is known of all servers. `on_news(listens, kind, text)` is called when a rank may differ."""
+    """What is known of all servers. `on_news(listens, kind, text, fields)` is called when a rank may differ."""
 
     def __init__(self, ask: Ask, clock: Callable[[], float], uniform: Callable[[float, float], float], on_news: News) -> None:
         self._ask = ask
@@ -50,6 +50,7 @@ class Checker:
         self._dials: dict[Address, Record] = {}  # of the connects that are to prove an address
         self._asking: dict[Question, asyncio.Task[str]] = {}
         self._probing: set[Place | Address] = set()  # due, and being asked
+        self._checks: dict[Place | Address, tuple[float, str]] = {}  # the last finding of each, and when
         self._servers: dict[Place, Server] = {}
         self._uses: Counter[Address] = Counter()  # by how many frontends
         self._down: frozenset[Place] = frozenset()
@@ -75,6 +76,11 @@ class Checker:
         if record.found:
             return replace(record, failures=failures)
         return replace(record, failures=failures, found=dials.found, seconds=dials.seconds)
+
+    def last_check(self, listen: Listen, address: Address) -> tuple[float, str] | None:
+        """As Registry.last_check."""
+        both = self._checks.get((listen, address)), self._checks.get(address)
+        return max((check for check in both if check is not None), default=None)
 
     def restore(self, proven: Iterable[Address]) -> None:
         self._proofs.update(dict.fromkeys(proven, PROVEN))
@@ -103,6 +109,7 @@ class Checker:
             self._dials[address] = checked(self._dials.get(address, UNRECORDED), found, self._clock() - began)
         if found == YES or question == Question(address):  # whoever passes a check has answered; a wrong answer is no refusal
             known = self._proofs.get(address)
+            self._checks[address] = (self._clock(), found)
             self._proofs[address] = prove(known, found, self.interval, self._clock(), jitter=self._jitter())
             if found == YES:
                 self._proven |= {address}
@@ -114,6 +121,7 @@ class Checker:
             if address not in self._uses:
                 self._proofs.pop(address, None)
                 self._dials.pop(address, None)
+                self._checks.pop(address, None)
                 self._proven -= {address}
 
     def sync(self, table: Table, touched: Iterable[Listen] | None) -> None:
@@ -139,6 +147,7 @@ class Checker:
         place = (listen, address)
         self._servers.pop(place, None)
         self._health.pop(place, None)
+        self._checks.pop(place, None)
         if place in self._down:
             self._down -= {place}
             self._turn(place, down=False)
@@ -174,16 +183,18 @@ class Checker:
         else:
             after = failed(before, policy, failure, now, probe=probe, jitter=self._jitter())
         self._health[place] = after
+        self._checks[place] = (now, failure or YES)
         if after.down is before.down:
             return
         self._turn(place, down=after.down)
+        fields = {"frontend": frontend.name, "address": str(address)}
         if after.down:
             self._down |= {place}
             text = f"{frontend.name}: server {address} is out after {after.failures} failures ({failure})"
-            self._on_news([frontend.listen], "server_down", text)
+            self._on_news([frontend.listen], "server_down", text, fields)
         else:
             self._down -= {place}
-            self._on_news([frontend.listen], "server_up", f"{frontend.name}: server {address} is back")
+            self._on_news([frontend.listen], "server_up", f"{frontend.name}: server {address} is back", fields)
 
     def is_due(self) -> bool:
         now = self._clock()
@@ -244,7 +255,8 @@ class Checker:
                 self._heed(self.table.frontends[place[0]], address, None if found == YES else found, probe=True)
         if found == YES and not proven_before and self._uses[address] > 0:
             at = [listen for listen in self.table.frontends if (listen, address) in self._servers]
-            self._on_news(at, "server_proven", f"server {address} has answered for the first time")
+            text = f"server {address} has answered for the first time"
+            self._on_news(at, "server_proven", text, {"address": str(address)})
 
     async def stop(self) -> None:
         """Ends the probes under way."""

@@ -35,6 +35,7 @@ class Journal:
         self._wall = wall
         self._log = log
         self._events: deque[Event] = deque(maxlen=1000)
+        self.noted = 0  # events since the start
         self._rejections: deque[Rejection] = deque(maxlen=100)
         self.refused: Counter[str] = Counter()  # by code
         self._told: deque[tuple[str, str]] = deque(maxlen=1000)
@@ -42,6 +43,7 @@ class Journal:
     def note(self, kind: str, text: str, fields: Mapping[str, str | int] | None = None, *, alarm: bool = False) -> None:
         event = Event(self._wall(), kind, text, fields or {}, alarm)
         self._events.append(event)
+        self.noted += 1
         self._log(event)
 
     def note_once(self, kind: str, text: str, subject: str) -> None:

@@ -5,7 +5,7 @@ The registry (what may be asked) and the clockwork (what time asks) both change 
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 
@@ -279,9 +279,9 @@ class Ledger:
         except Refused:
             pass  # pylb is stopping
 
-    def _on_news(self, listens: list[Listen], kind: str, text: str) -> None:
+    def _on_news(self, listens: list[Listen], kind: str, text: str, fields: Mapping[str, str | int]) -> None:
         """May be called from inside the engine's own turn: the swap waits for the next one of the loop."""
-        self.journal.note(kind, text)
+        self.journal.note(kind, text, fields)
         self.unsettled |= kind == "server_proven"
         if not self._news:
             asyncio.get_running_loop().call_soon(self._heed_news)

@@ -23,7 +23,7 @@ from pylb.control.resolver import Resolve
 from pylb.control.store import Store
 from pylb.control.turn import Scene, Sink, Step
 from pylb.control.views import LegacyUse, Outcome, RegistrationView, ServerView, registration_view, server_views, title
-from pylb.core.address import Listen
+from pylb.core.address import Address, Listen
 from pylb.core.auth import Caller, Keyring, check_source
 from pylb.core.changes import Line, lines
 from pylb.core.claims import Change, Claims, adopt, release
@@ -155,6 +155,7 @@ class Registry:
         """What the pylb before had counted."""
         self._ledger.totals.update(totals.get("registrations", {}))
         self._ledger.journal.refused.update(totals.get("refused", {}))
+        self._ledger.journal.note("upgraded", "this pylb follows another: ports, state and counters are its now")
 
     async def stop(self) -> None:
         """The final snapshot; then calls are refused. The sink is left as it is. Idempotent."""
@@ -390,6 +391,11 @@ class Registry:
         """As `servers`, for who lets the loop turn meanwhile: of the table at the first step, with the health of each."""
         return server_views(self.table, self._scene.claims, self._scene.layout, self._ledger.checker)
 
+    def last_check(self, listen: Listen, address: Address) -> tuple[float, str] | None:
+        """When (the clock's time) a server was last dialled, probed, or a client's connect told something new, and what it
+        said: "yes", or why not."""
+        return self._ledger.checker.last_check(listen, address)
+
     def unbound(self) -> dict[Listen, str]:
         """Ports of the table that could not be opened, with the reason; retried every 5 s."""
         return dict(self._ledger.unbound)
@@ -397,6 +403,11 @@ class Registry:
     def events(self) -> list[Event]:
         """The last 1,000, oldest first."""
         return self._ledger.journal.events()
+
+    @property
+    def noted(self) -> int:
+        """How many events there were; the last of them is the last of `events()`."""
+        return self._ledger.journal.noted
 
     def history(self, what: str | None = None) -> list[Generation]:
         """What changed the table, oldest first; of a port or a name."""

@@ -50,6 +50,8 @@ class RegistrationView:
     expires_at_wall: float | None  # unix time
     last_seen_ago: float | None  # seconds; None: not since pylb started
     legacy: bool
+    seen_at: float | None = None  # on the registry's clock, as the next: they stand still from one beat to the next
+    ends_at: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +108,8 @@ def registration_view(one: Registration, lease: Lease | None, now: float, wall: 
         None if left is None else wall + left,
         None if lease is None or lease.last_beat < 0 else now - lease.last_beat,
         one.key.is_legacy,
+        None if lease is None or lease.last_beat < 0 else lease.last_beat,
+        lease.expires if lease is not None and ends else None,
     )
 
 

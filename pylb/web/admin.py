@@ -4,6 +4,7 @@ import asyncio
 import json
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 from urllib.parse import urlsplit
@@ -31,6 +32,7 @@ class Admin:
     """Pages over the registry, the counters and a scrape. `hosts` are names this machine is called by (`advertise`).
 
     `haproxy`: puts the metrics of HAProxy's exporter behind them, for a scrape that asks for them, or for every one (`compat`).
+    `page`: more routes of admin.listen, for people.
     """
 
     def __init__(
@@ -39,6 +41,7 @@ class Admin:
         counters: Callable[[], Awaitable[Counters]],
         scrape: Callable[[], Awaitable[bytes]],
         hosts: Iterable[str] = (),
+        page: Mapping[str, Handler] | None = None,
         *,
         live: Sessions,
         haproxy: Callable[[bytearray], Awaitable[bytearray]] | None = None,
@@ -50,6 +53,7 @@ class Admin:
         self._live = live
         self._haproxy = haproxy
         self._compat = compat
+        self._page = dict(page or {})
         self.set_hosts(hosts)
 
     def set_hosts(self, hosts: Iterable[str]) -> None:
@@ -64,6 +68,7 @@ class Admin:
             "GET /v1/sessions": self._sessions,
             "GET /v1/events": self._events,
             "GET /v1/rejected": self._rejected,
+            **self._page,
         }
         return _pages(Router(pages), self._check_host)
 
@@ -205,8 +210,8 @@ def _pages(router: Router, check: Callable[[Call], None]) -> Handler:
     async def answer(call: Call) -> Answer:
         try:
             check(call)
-            handler, _ = router.find(call.method, call.path)
-            return await handler(call)
+            handler, args = router.find(call.method, call.path)
+            return await handler(replace(call, args=args))
         except NoRoute as missing:
             if missing.allow:
                 wrong_method = Refused(Code.METHOD, "these pages are read-only", "changes: `pylb release`, `pylb import`")

@@ -1,7 +1,7 @@
 """HTTP as three values: a `Call` comes in, a `Router` finds who answers it, an `Answer` goes out."""
 
 import json
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import unquote
@@ -28,6 +28,7 @@ class Answer:
     content_type: str = "application/json"
     headers: Mapping[str, str] = field(default_factory=dict)
     close: bool = False  # end the connection behind it
+    chunks: AsyncGenerator[bytes] | None = None  # instead of a body: as they come, for as long as the client takes them
 
 
 Handler = Callable[[Call], Awaitable[Answer]]

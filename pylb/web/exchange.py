@@ -1,6 +1,7 @@
 """One request in, one answer out: from aiohttp's objects to a `Call`, from an `Answer` to aiohttp's."""
 
 import asyncio
+from collections.abc import AsyncGenerator, Callable
 from urllib.parse import parse_qsl
 
 import aiohttp
@@ -12,6 +13,7 @@ from pylb.web.listener import Limits
 
 DISCARD_BYTES = 1 << 20  # how much of a refused body is read away, so that our close is no reset that eats the answer
 DISCARD_SECONDS = 1.0
+PIECE = 1 << 16  # bytes of a stream that are written at once: as much waits for a slow client at most
 
 
 def to_call(request: web.BaseRequest, peer: str, local: str, body: bytes) -> Call:
@@ -42,14 +44,45 @@ async def read_body(request: web.BaseRequest, limits: Limits, deadline: float) -
 
 
 def response(answer: Answer) -> web.Response:
-    response = web.Response(status=answer.status, body=answer.body, headers=dict(answer.headers))
-    response.headers["Content-Type"] = answer.content_type
-    response.headers["Server"] = "pylb"
-    response.headers["X-Content-Type-Options"] = "nosniff"
-    response.headers["Cache-Control"] = "no-store"
+    response = web.Response(status=answer.status, body=answer.body, headers=_headers(answer))
     if answer.close:
         response.force_close()
     return response
+
+
+def _headers(answer: Answer) -> dict[str, str]:
+    standard = {
+        "Content-Type": answer.content_type,
+        "Server": "pylb",
+        "X-Content-Type-Options": "nosniff",
+        "Cache-Control": "no-store",
+    }
+    return standard | dict(answer.headers)
+
+
+async def stream(
+    request: web.BaseRequest, answer: Answer, chunks: AsyncGenerator[bytes], patience: Callable[[bool], None]
+) -> web.StreamResponse:
+    """Write the chunks as they come; the connection ends behind them, or when the client has left.
+
+    `patience(True)` before each piece and `patience(False)` behind it: a client that takes nothing is cut by whoever is told.
+    """
+    reply = web.StreamResponse(status=answer.status, headers=_headers(answer))
+    reply.force_close()
+    try:
+        await reply.prepare(request)
+        if request.method != "HEAD":
+            async for chunk in chunks:
+                for start in range(0, len(chunk), PIECE):
+                    patience(True)
+                    await reply.write(chunk[start : start + PIECE])
+                    patience(False)
+        await reply.write_eof()
+    except OSError:
+        pass  # it has left, or was cut
+    finally:
+        await chunks.aclose()
+    return reply
 
 
 async def send(request: web.BaseRequest, answer: Answer, *, last: bool) -> web.Response:

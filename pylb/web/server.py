@@ -11,6 +11,7 @@ import logging
 import socket
 import ssl
 from collections import Counter
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -54,6 +55,7 @@ class _Connection:
     task: asyncio.Task[None] | None = None  # the TLS handshake, or the moment it takes to set up a plain connection
     protocol: "_Protocol | None" = None
     busy: bool = False  # a complete request is being answered
+    streams: bool = False  # by an answer without an end
     asked: int = 0  # requests so far
     waits_since: float = 0.0  # loop time of its accept or of its last answer
 
@@ -108,7 +110,7 @@ class HttpServer:
         self._loop.remove_reader(self._sock)
         self._sock.close()
         for connection in list(self._open):
-            if not connection.busy:
+            if connection.streams or not connection.busy:
                 self._cut(connection)
         await self._http.shutdown(grace)
         for connection in list(self._open):
@@ -231,11 +233,27 @@ class HttpServer:
         self._disarm(connection)
         try:
             answer = await self._answer(request, connection, deadline)
+            if answer.chunks is not None:
+                return await self._stream(request, connection, answer, answer.chunks)
         finally:
             connection.busy = False
         connection.waits_since = self._loop.time()
         self._arm(connection, self._limits.answer)
         return await exchange.send(request, answer, last=self._stopping)
+
+    async def _stream(
+        self, request: web.BaseRequest, connection: _Connection, answer: Answer, chunks: AsyncGenerator[bytes]
+    ) -> web.StreamResponse:
+        """It stays busy, so that nobody's rush cuts it; how many there may be is the handler's to bound."""
+        connection.streams = True
+
+        def patience(waiting: bool) -> None:
+            if waiting:
+                self._arm(connection, self._limits.answer)
+            else:
+                self._disarm(connection)
+
+        return await exchange.stream(request, answer, chunks, patience)
 
     async def _answer(self, request: web.BaseRequest, connection: _Connection, deadline: float) -> Answer:
         try:

@@ -8,7 +8,7 @@ import pytest
 
 from pylb.config import Config, parse
 from pylb.keys import TOKEN_FILE, generated_secret
-from pylb.startup import LAST_GOOD, ConfigSource, banner, program
+from pylb.startup import LAST_GOOD, ConfigSource, banner, first_steps, program
 
 SECRET = "0123456789abcdefghijklmnopqrstuv"
 
@@ -177,3 +177,35 @@ def test_a_command_on_the_path_is_named_alone_and_a_module_with_its_interpreter(
     assert program(None) == ("pylb", "")
     monkeypatch.setattr("sys.argv", ["/somewhere/pylb/__main__.py"])
     assert re.fullmatch(r"python[\d.]* -m pylb", program(None)[0])
+
+
+# ------------------------------------------------------------ what the status page says to paste
+
+
+TOKEN = "tokens: [{name: web, secret_file: s, ports: [80, 443]"
+
+
+def test_the_first_steps_are_those_of_the_banner_with_the_tokens_file(tmp_path: Path) -> None:
+    steps = first_steps(config("advertise: lb.example.net", tmp_path), generated=True)
+    assert " ".join(steps["curl"].split()) in " ".join(said(config("", tmp_path), terminal=False).split())
+    assert 'PYLB_URL, value: "https://lb.example.net:9000"' in steps["sidecar"]
+    assert "PYLB_CA" in steps["sidecar"]
+    assert f"--from-file=token={tmp_path / TOKEN_FILE} --from-file=ca.pem={tmp_path}/tls/cert.pem" in steps["secret"]
+
+
+def test_they_ask_for_what_a_configured_token_may(tmp_path: Path) -> None:
+    """It may not name loopback: the call has to come from where the app is."""
+    steps = first_steps(config(f"advertise: lb.example.net\n{TOKEN}}}]", tmp_path), generated=False)
+    assert "https://lb.example.net:9000/v1/registrations/web/me" in steps["curl"]
+    assert '{"frontends":[{"port":80,"target_port":30000}],"ttl":null}' in steps["curl"]
+    assert steps["try"] == "port 80 to whatever listens on port 30000 of the machine it is called from"
+    assert 'value: "80:30000"' in steps["sidecar"]
+
+
+def test_a_secret_that_stands_in_the_config_is_not_shown(tmp_path: Path) -> None:
+    text = f"tokens: [{{name: web, secret: {SECRET}, ports: [443], targets: [127.0.0.0/8], target_ports: [1-65535]}}]"
+    steps = first_steps(config(text, tmp_path), generated=False)
+    assert "Bearer $PYLB_TOKEN" in steps["curl"]
+    assert '"port":443,"target_port":8000' in steps["curl"]
+    assert "--from-file=token=FILE" in steps["secret"]
+    assert SECRET not in str(steps)

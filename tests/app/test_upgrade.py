@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -122,6 +123,7 @@ def test_upgrades_in_a_row_cost_no_connection_and_no_count(
     process.wait()
     eventually(lambda: all(gone(pid) for pid in successors[:-1]), what="those before end with their last session")
     assert _sessions_total(pylb) == load.done + 1
+    assert "upgraded" in [event["kind"] for event in pylb.get("/v1/events").json["events"]]  # a mark of the history
 
 
 def _sessions_total(pylb: Instance) -> int:
@@ -357,13 +359,16 @@ def test_replacing_the_files_of_a_running_pylb_is_harmless(pylb: Instance, echo_
     process = pylb.start(argv=tree.command(pylb))
     for file in (root / "pylb").rglob("*.py"):
         file.write_text("raise RuntimeError('half installed')\n")
+    shutil.rmtree(root / "pylb" / "web" / "ui")
     assert pylb.register(pylb.port, echo_port).status == 201
     victim = process.children()[0]
     os.kill(victim, signal.SIGKILL)
     eventually(lambda: len(process.children()) == 2 and victim not in process.children(), what="a successor")
     with ExitStack() as stack:
         assert all(echo(stack.enter_context(connect(pylb))) == b"ping" for _ in range(16))
+    [style] = re.findall(r'href="(ui/[^"]+/style.css)"', pylb.get("/").body.decode())
     for path in (
+        f"/{style}",
         "/metrics",
         "/readyz",
         "/livez",

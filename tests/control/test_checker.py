@@ -3,7 +3,7 @@
 import asyncio
 import random
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import pytest
 
@@ -31,7 +31,12 @@ class Checked:
         self.says: dict[Address, str] = {}
         self.news: list[tuple[str, str]] = []
         self.generation = 0
-        self.checker = Checker(self._ask, self.clock, uniform, lambda _listens, kind, text: self.news.append((kind, text)))
+        self.fields: list[Mapping[str, str | int]] = []
+        self.checker = Checker(self._ask, self.clock, uniform, self._on_news)
+
+    def _on_news(self, _listens: list[Listen], kind: str, text: str, fields: Mapping[str, str | int]) -> None:
+        self.news.append((kind, text))
+        self.fields.append(fields)
 
     async def _ask(self, question: Question) -> str:
         self.asked.append(question)
@@ -71,6 +76,24 @@ async def test_a_wrong_answer_takes_a_server_out_and_says_what_it_was() -> None:
     await checked.pass_time(10)
     assert checked.checker.sight.down == frozenset()
     assert [kind for kind, _ in checked.news] == ["server_proven", "server_down", "server_up"]
+    address = {"address": "192.0.2.1:30443"}
+    assert checked.fields == [address, {"frontend": "web-443"} | address, {"frontend": "web-443"} | address]
+
+
+@aio
+async def test_the_last_check_of_a_server_is_known_with_its_time_until_the_server_is_gone() -> None:
+    checked, place = Checked(), (LISTEN, server().address)
+    assert checked.checker.last_check(*place) is None
+    checked.serve(HealthPolicy(), server())
+    await checked.pass_time(0.1)  # the dial that proves it
+    proven_at = checked.clock.now
+    assert checked.checker.last_check(*place) == (pytest.approx(proven_at, abs=0.2), "yes")
+    await checked.pass_time(5)
+    checked.checker.connect_ended(*place, "timeout")  # what a client's session met
+    assert checked.checker.last_check(*place) == (checked.clock.now, "timeout")
+    checked.serve(HealthPolicy())
+    assert checked.checker.last_check(*place) is None
+    assert not checked.checker._checks
 
 
 @aio

@@ -1,0 +1,316 @@
+"""What the status page is told: everything at first, then what changed, once a second and at every event.
+
+One task looks, whether anybody watches or not (the history needs it), and makes each message once for all who watch. It
+works in slices: a thousand frontends must not hold the loop. A reader that does not take its messages is dropped, not
+buffered for: the browser comes back and gets a whole picture.
+"""
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from itertools import islice
+from typing import Any, TypeVar
+
+from pylb.control.events import Event
+from pylb.control.registry import Registry
+from pylb.control.views import ServerView
+from pylb.core.address import Listen
+from pylb.core.errors import Code, Refused
+from pylb.core.table import Frontend, Table
+from pylb.observe.history import MARKED, POINTS, Count, History, Point, Rate, count, plain
+from pylb.observe.picture import (
+    NOTHING,
+    TABLES,
+    Record,
+    changed,
+    frontend_record,
+    gone,
+    registration_key,
+    registration_record,
+    server_record,
+)
+from pylb.observe.summary import Seen, condition, sentence, since_down
+from pylb.workers.messages import Counted
+
+log = logging.getLogger(__name__)
+
+PERIOD = 1.0  # seconds between two looks
+SOON = 0.1  # seconds after an event, so that a burst of them is one message
+SLICE = 40  # frontends between two turns of the loop: ~2 ms
+MOST_STREAMS = 16
+BACKLOG = 8  # messages that wait for a reader: eight seconds
+EVENTS = 300  # of the last, in the first message
+COMPLAIN = 60.0  # seconds between two complaints of the same
+
+T = TypeVar("T")
+
+
+class _Reader:
+    """Whoever watches. Its queue is bounded, and so are the messages: all readers share them."""
+
+    def __init__(self) -> None:
+        self.queue: asyncio.Queue[bytes | None] = asyncio.Queue(BACKLOG)
+        self.knows = False  # has it had a whole picture?
+
+
+class Feed:
+    """`parts`: whose counts are added up. `about`: what does not change while pylb runs, or only by a reload."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        parts: Callable[[], Sequence[Counted]],
+        about: Callable[[], Mapping[str, Any]],
+        *,
+        also: Callable[[], Iterable[str]] = lambda: (),
+        window: int = 1,
+        clock: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        self._registry = registry
+        self._parts = parts
+        self._about = about
+        self._also = also
+        self._clock = clock
+        self._wall = wall
+        self.history = History(window)
+        self._readers: list[_Reader] = []
+        self._wake = asyncio.Event()
+        self._counts: dict[Listen, Count] = {}
+        self._server_rates: dict[Listen, dict[str, float]] = {}
+        self._tables: dict[str, dict[str, Record]] = {name: {} for name in TABLES}
+        self._complain_at = 0.0
+        self._told = 0  # events of the journal that readers know
+        self._about_told: Mapping[str, Any] = NOTHING
+
+    # ------------------------------------------------------------ who watches
+
+    def note(self, event: Event) -> None:
+        """To be told of every event. Cheap."""
+        self.history.note(event)
+        self._wake.set()
+
+    def stream(self) -> AsyncGenerator[bytes]:
+        """Messages as server-sent events, the first one whole; to be closed. Raises Refused when too many watch."""
+        if len(self._readers) >= MOST_STREAMS:
+            raise Refused(Code.TOO_MANY, f"{MOST_STREAMS} pages are open already", "close one", retry_after=5)
+        reader = _Reader()
+        self._readers.append(reader)
+        self._wake.set()
+        return self._messages(reader)
+
+    async def _messages(self, reader: _Reader) -> AsyncGenerator[bytes]:
+        try:
+            while (message := await reader.queue.get()) is not None:
+                yield message
+        finally:
+            with suppress(ValueError):
+                self._readers.remove(reader)
+
+    def _tell(self, reader: _Reader, message: bytes) -> None:
+        try:
+            reader.queue.put_nowait(message)
+        except asyncio.QueueFull:
+            self._drop(reader)
+
+    def _drop(self, reader: _Reader) -> None:
+        """What waits for it is forgotten: it will want a whole picture anyway."""
+        self._readers.remove(reader)
+        while not reader.queue.empty():
+            reader.queue.get_nowait()
+        reader.queue.put_nowait(None)
+
+    # ------------------------------------------------------------ the task
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        loop = asyncio.get_running_loop()
+        due = loop.time()
+        try:
+            while True:
+                now = loop.time()
+                sampled = now >= due
+                if sampled:
+                    due = max(due + PERIOD, now)  # a stall is no reason to hurry afterwards
+                await self._look_and_survive(sample=sampled)
+                with suppress(TimeoutError):
+                    async with asyncio.timeout_at(due):
+                        await self._wake.wait()
+                        await asyncio.sleep(SOON)
+        finally:
+            for reader in list(self._readers):
+                self._drop(reader)
+
+    async def _look_and_survive(self, *, sample: bool) -> None:
+        """A bug here must cost the page, and nothing that is forwarded."""
+        try:
+            await self.look(sample=sample)
+        except Exception:
+            if self._clock() >= self._complain_at:
+                self._complain_at = self._clock() + COMPLAIN
+                log.exception("the status page cannot be told what happens")
+            for reader in list(self._readers):
+                self._drop(reader)
+
+    async def look(self, *, sample: bool) -> None:
+        """One look; tells all who watch. `sample`: a point of the history too, which wants a steady rhythm."""
+        self._wake.clear()
+        point = await self._sample() if sample else None
+        if not self._readers:
+            self._tables = {name: {} for name in TABLES}  # nobody needs to be told what changed since
+            return
+        readers = list(self._readers)
+        delta, seen = await self._paint()
+        head = await self._head(seen)
+        events, noted, about = self._registry.events(), self._registry.noted, self._about()
+        if about != self._about_told:
+            self._about_told = about
+            head["about"] = about
+        if any(reader.knows for reader in readers):
+            news = events[len(events) - min(len(events), noted - self._told) :]
+            message = _framed(self._news(point, news) | head, delta)
+            for reader in readers:
+                if reader.knows and reader in self._readers:
+                    self._tell(reader, message)
+        if not all(reader.knows for reader in readers):
+            message = _framed(self._everything(events[-EVENTS:]) | head, await self._whole())
+            for reader in readers:
+                if not reader.knows and reader in self._readers:
+                    reader.knows = True
+                    self._tell(reader, message)
+        self._told = noted
+
+    async def _sample(self) -> Point | None:
+        parts, before = self._parts(), self._counts
+        sample = self.history.begin(self._clock())
+        rates: dict[Listen, dict[str, float]] = {}
+        for some in _sliced(list(self._registry.table.frontends), SLICE):
+            for listen in some:
+                one = count(listen, parts)
+                sample.add(listen, one)
+                rates[listen] = _server_rates(one, before.get(listen)) if before else {}
+            await asyncio.sleep(0)
+        self._counts, self._server_rates = sample.counts, rates
+        return self.history.end(sample, self._wall())
+
+    # ------------------------------------------------------------ the picture
+
+    async def _paint(self) -> tuple[list[tuple[str, bytes]], list[Seen]]:
+        """The tables anew, and what changed in them: (name of the table, `"key":{fields}`), and `key` alone of what is gone."""
+        old = self._tables
+        tables: dict[str, dict[str, Record]] = {name: {} for name in TABLES}
+        delta: list[tuple[str, bytes]] = []
+
+        def put(table: str, key: str, record: Record) -> None:
+            tables[table][key] = record
+            if fields := changed(old[table].get(key, NOTHING), record):
+                delta.append((table, _pair(key, fields)))
+
+        for people in _sliced(self._registry.registrations(), SLICE * 5):
+            for person in people:
+                put("registrations", registration_key(person), registration_record(person))
+            await asyncio.sleep(0)
+        seen, registry = [], self._registry
+        unbound, down_at = registry.unbound(), since_down(registry.events())
+        for frontends in _sliced(_with_servers(registry.table, registry.each_server()), SLICE):
+            now = self._wall()
+            for frontend, views in frontends:
+                listen = frontend.listen
+                one = Seen(frontend.name, listen, views, unbound.get(listen))
+                seen.append(one)
+                counted, rates = self._counts.get(listen, Count()), self._server_rates.get(listen, {})
+                health = str(condition(one, down_at, now)[0])
+                rate = self.history.rates.get(listen, Rate())
+                put("frontends", str(listen), frontend_record(frontend, health, one.unbound, counted, rate))
+                most = {server.address: server.max_connections for server in frontend.servers}
+                for view in views:
+                    check = registry.last_check(listen, view.address)
+                    record = server_record(view, most[view.address], check, counted, rates.get(view.server, 0.0))
+                    put("servers", f"{listen}|{view.address}", record)
+            await asyncio.sleep(0)
+        for name in TABLES:
+            delta += [(f"gone.{name}", json.dumps(key).encode()) for key in gone(old[name], tables[name])]
+        self._tables = tables
+        return delta, seen
+
+    async def _whole(self) -> list[tuple[str, bytes]]:
+        """All of the tables, as `_paint` gives what changed."""
+        found = []
+        for name, table in self._tables.items():
+            for some in _sliced(list(table.items()), SLICE * 5):
+                found += [(name, _pair(key, record)) for key, record in some]
+                await asyncio.sleep(0)
+        return found
+
+    async def _head(self, seen: Sequence[Seen]) -> dict[str, Any]:
+        """What each message begins with."""
+        registry = self._registry
+        await asyncio.sleep(0)
+        said = sentence(seen, registry.events(), self._wall(), self._also())
+        head = {"clock": round(self._clock(), 2), "now": round(self._wall(), 2), "sentence": said}
+        return head | {"generation": registry.table.generation, "durable": registry.durable}
+
+    def _everything(self, events: Iterable[Event]) -> dict[str, Any]:
+        marks = self.history.marks(self._wall() - POINTS)
+        return {
+            "whole": True,
+            "about": self._about_told,
+            "history": self.history.columns(),
+            "marks": [list(mark) for mark in marks],
+            "events": [_event(event) for event in events],
+        }
+
+    def _news(self, point: Point | None, events: Iterable[Event]) -> dict[str, Any]:
+        news: dict[str, Any] = {"events": [_event(event) for event in events]}
+        if point is not None:
+            news["point"] = {name: plain(name, value) for name, value in zip(Point._fields, point, strict=True)}
+        return news
+
+
+def _server_rates(new: Count, old: Count | None) -> dict[str, float]:
+    """Sessions since the last look, by label; looks are a second apart."""
+    known = old.servers if old is not None else {}
+    return {label: float(max(0, ever - known.get(label, (0, 0))[1])) for label, (_, ever) in new.servers.items()}
+
+
+def _event(event: Event) -> dict[str, Any]:
+    found = {"time": round(event.at, 2), "kind": event.kind, "text": event.text}
+    return found | {name: True for name, is_so in (("alarm", event.alarm), ("mark", event.kind in MARKED)) if is_so}
+
+
+def _pair(key: str, fields: Record) -> bytes:
+    return b"%s:%s" % (json.dumps(key).encode(), json.dumps(fields, separators=(",", ":")).encode())
+
+
+def _framed(head: Mapping[str, Any], pairs: Iterable[tuple[str, bytes]]) -> bytes:
+    """One message of text/event-stream: JSON has no line breaks of its own."""
+    tables: dict[str, list[bytes]] = {}
+    for name, pair in pairs:
+        tables.setdefault(name, []).append(pair)
+    parts = [json.dumps(head, separators=(",", ":")).encode()[:-1]]
+    for name in TABLES:
+        if found := tables.get(name):
+            parts.append(b',"%s":{%s}' % (name.encode(), b",".join(found)))
+        if keys := tables.get(f"gone.{name}"):
+            parts.append(b',"gone_%s":[%s]' % (name.encode(), b",".join(keys)))
+    return b"data: %s}\n\n" % b"".join(parts)
+
+
+def _sliced(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    rest = iter(items)
+    while some := list(islice(rest, size)):
+        yield some
+
+
+def _with_servers(table: Table, views: Iterator[ServerView]) -> Iterator[tuple[Frontend, list[ServerView]]]:
+    """Each frontend with its servers; both come in the order of the ports."""
+    view = next(views, None)
+    for listen, frontend in sorted(table.frontends.items(), key=lambda item: (item[0].port, item[0].ip)):
+        found = []
+        while view is not None and view.listen == listen:
+            found.append(view)
+            view = next(views, None)
+        yield frontend, found

@@ -1,0 +1,109 @@
+"""How it is, in one sentence, and each frontend in one word: for the status page and `pylb status`. Pure.
+
+Healthy is a frontend whose port is open and whose servers, as far as the operator left them in service, are all up and held
+by a fresh registration (or by the config); degraded: one that serves, but not from all of them; down: nobody is served.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from enum import StrEnum
+from typing import NamedTuple
+
+from pylb.control.events import Event
+from pylb.control.views import ServerView
+from pylb.core.address import Listen
+from pylb.core.table import LAST_RESORT, Table
+
+MOST_TOLD = 3  # troubles in the sentence; the rest are counted
+
+
+class Health(StrEnum):
+    HEALTHY = "healthy"
+    DEGRADED = "degraded"
+    DOWN = "down"
+
+
+class Seen(NamedTuple):
+    """A frontend and its servers, as of now."""
+
+    name: str
+    listen: Listen
+    servers: Sequence[ServerView]
+    unbound: str | None = None  # why its port is not open
+
+
+def seen(table: Table, servers: Iterable[ServerView], unbound: Mapping[Listen, str]) -> list[Seen]:
+    """All frontends in the order of their ports."""
+    by_listen: dict[Listen, list[ServerView]] = {}
+    for view in servers:
+        by_listen.setdefault(view.listen, []).append(view)
+    frontends = sorted(table.frontends.values(), key=lambda one: (one.listen.port, one.listen.ip))
+    return [Seen(one.name, one.listen, by_listen.get(one.listen, ()), unbound.get(one.listen)) for one in frontends]
+
+
+def since_down(events: Iterable[Event]) -> dict[tuple[str, str], float]:
+    """Unix time by (frontend, server's ip:port) of those that went down and are not back. `events`: oldest first."""
+    found: dict[tuple[str, str], float] = {}
+    for event in events:
+        place = str(event.fields.get("frontend")), str(event.fields.get("address"))
+        if event.kind == "server_down":
+            found[place] = event.at
+        elif event.kind == "server_up":
+            found.pop(place, None)
+    return found
+
+
+def condition(one: Seen, down_at: Mapping[tuple[str, str], float], now: float) -> tuple[Health, str]:
+    """In a word, and what is the matter ("" when healthy). `down_at`: as of `since_down`; `now`: unix time."""
+    if one.unbound is not None:
+        return Health.DOWN, f"{one.name} cannot open its port: {one.unbound}"
+    if not one.servers:
+        return Health.DOWN, f"{one.name} has no server yet"
+    serving = [view for view in one.servers if view.state not in ("drain", "maint") and view.weight]
+    if not serving:
+        return Health.DOWN, f"{one.name} has no server in service (pylb ctl ready brings one back)"
+    lost = [view for view in serving if view.state == "down"]
+    silent = [view for view in serving if view.state == "unproven" and view.reachable in ("refused", "timeout")]
+    if lost or silent:
+        text = f"{one.name} {_lost(one.name, lost, down_at, now)}" if lost else f"{one.name} {_silent(silent)}"
+        if len(lost) + len(silent) == len(serving):
+            return Health.DOWN, f"{text} and has no other" if len(serving) == 1 else f"{text} and has none left"
+        return Health.DEGRADED, text
+    if all(view.rank == LAST_RESORT for view in serving):
+        return Health.DEGRADED, f"{one.name} is served by registrations that no longer call"
+    return Health.HEALTHY, ""
+
+
+def _lost(name: str, lost: Sequence[ServerView], down_at: Mapping[tuple[str, str], float], now: float) -> str:
+    times = {view.address: down_at.get((name, str(view.address)), 0.0) for view in lost}
+    latest = max(times, key=lambda address: times[address])
+    what = str(latest) if len(lost) == 1 else f"{len(lost)} servers, {latest} last,"
+    return f"lost {what}" + (f" {span(now - times[latest])} ago" if times[latest] else "")
+
+
+def _silent(silent: Sequence[ServerView]) -> str:
+    what = str(silent[0].address) if len(silent) == 1 else f"{len(silent)} servers"
+    return f"has had no answer from {what} yet ({silent[0].reachable})"
+
+
+def sentence(frontends: Sequence[Seen], events: Iterable[Event], now: float, also: Iterable[str] = ()) -> str:
+    """ "3 of 4 frontends healthy; web-443 lost 10.0.0.7:30443 12 s ago". `also`: what is wrong with pylb itself, first."""
+    down_at = since_down(events)
+    found = [condition(one, down_at, now) for one in frontends]
+    troubles = [*also, *(text for wanted in (Health.DOWN, Health.DEGRADED) for health, text in found if health is wanted)]
+    told = troubles if len(troubles) <= MOST_TOLD + 1 else [*troubles[:MOST_TOLD], f"{len(troubles) - MOST_TOLD} more"]
+    healthy = sum(health is Health.HEALTHY for health, _ in found)
+    if not found:
+        head = "no frontends yet"
+    elif len(found) == 1:
+        head = "the one frontend is " + found[0][0]
+    else:
+        head = f"{'all' if healthy == len(found) else f'{healthy} of'} {len(found)} frontends healthy"
+    return "; ".join([head, *told])
+
+
+def span(seconds: float) -> str:
+    """ "12 s", "3 min", "5 h", "4 d"."""
+    for size, unit in ((86_400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{max(0.0, seconds):.0f} s"

@@ -1,0 +1,55 @@
+// Numbers and times in words. Pure.
+
+/** "4 s", "3 min", "5 h", "2 d". */
+export function span(seconds) {
+  for (const [size, unit] of [[86400, "d"], [3600, "h"], [60, "min"]]) {
+    if (seconds >= 2 * size) return `${Math.floor(seconds / size)} ${unit}`;
+  }
+  return `${Math.max(0, Math.floor(seconds))} s`;
+}
+
+/** "950 B", "1.2 MB": powers of 1000, as network people count. */
+export function bytes(number) {
+  if (number === null || number === undefined) return "–";
+  let value = number;
+  for (const unit of ["B", "kB", "MB", "GB", "TB"]) {
+    if (value < 999.5 || unit === "TB") return `${unit === "B" || value >= 100 ? Math.round(value) : value.toFixed(1)} ${unit}`;
+    value /= 1000;
+  }
+}
+
+/** "0", "3.4", "120", "45.2k". */
+export function number(value) {
+  if (value === null || value === undefined) return "–";
+  if (value >= 99950) return `${(value / 1000).toFixed(0)}k`;
+  if (value >= 9999.5) return `${(value / 1000).toFixed(1)}k`;
+  return value === Math.round(value) || value >= 100 ? String(Math.round(value)) : value.toFixed(1);
+}
+
+/** Seconds as "0.4 ms", "12 ms", "1.5 s". */
+export function milliseconds(seconds) {
+  if (seconds === null || seconds === undefined) return "–";
+  const ms = seconds * 1000;
+  if (ms >= 1000) return `${(ms / 1000).toFixed(1)} s`;
+  return `${ms >= 10 ? Math.round(ms) : ms.toFixed(1)} ms`;
+}
+
+const CLOCK = new Intl.DateTimeFormat("en-GB", { hour: "2-digit", minute: "2-digit", second: "2-digit" });
+const DAY = new Intl.DateTimeFormat("en-GB", { day: "2-digit", month: "short" });
+
+/** Unix time as "14:03:21", with the day where it is not today's. */
+export function time(unix) {
+  const date = new Date(unix * 1000);
+  const text = CLOCK.format(date);
+  return date.toDateString() === new Date().toDateString() ? text : `${DAY.format(date)} ${text}`;
+}
+
+/** What a server's last check found, in a word that needs no legend. */
+export function found(word) {
+  return word === "yes" ? "answered" : word || "not yet asked";
+}
+
+/** A word of a POSIX shell. */
+export function quoted(text) {
+  return /^[A-Za-z0-9_@%+=:,./-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`;
+}
