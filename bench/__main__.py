@@ -13,7 +13,22 @@ from pathlib import Path
 from types import FrameType
 
 from bench import __doc__ as how_it_measures
-from bench import balance, charts, compare, endings, letters, load, network, probes, recorder, report, soak, targets, workers
+from bench import (
+    balance,
+    charts,
+    compare,
+    endings,
+    letters,
+    load,
+    network,
+    probes,
+    recorder,
+    report,
+    scrape,
+    soak,
+    targets,
+    workers,
+)
 from bench.configs import Wiring
 from bench.figures import WARM_UP, Sample, rotated
 from bench.network import Network
@@ -30,6 +45,7 @@ VERBS = {
     "balance": balance.main,
     "probes": probes.main,
     "recorder": recorder.main,
+    "scrape": scrape.main,
     "workers": workers.main,
 }
 DEFAULT_TARGETS = ("direct", "pylb", "haproxy", "haproxy2", "nginx")
@@ -46,6 +62,7 @@ EXAMPLES = """examples:
   python -m bench balance            what a pick, a look-up and a limit cost, with 2 and with 1,000 servers
   python -m bench probes             how long the loop is held while 1,000 servers are checked
   python -m bench recorder           what the flight recorder costs a short connection
+  python -m bench scrape             how long a scrape of 1,000 frontends takes, and holds the loop
   python -m bench workers            start and memory of workers, and what a busy main process does to the p99
   python -m bench --scenarios connections,keepalive --targets pylb,pylb-all,haproxy   what all features together cost
   python -m bench endings            what clients and servers get to see through each proxy when streams end

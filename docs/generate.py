@@ -70,7 +70,11 @@ def metrics_reference() -> str:
         reloaded=lambda: True,
         certificate_expires_at=lambda: 0.0,
     )
-    head = "# Metrics\n\nGenerated from the collector (docs/generate.py). `code` is HAProxy's two letters, see engine.md.\n\n"
+    head = (
+        "# Metrics\n\nGenerated from the collector (docs/generate.py). `code` is HAProxy's two letters, see engine.md. Alerts "
+        "are in deploy/prometheus/rules.yaml, what to do when they fire in runbook.md, a dashboard in deploy/grafana. "
+        "Prometheus has a label `instance` of its own: that of a registration becomes `exported_instance` there.\n\n"
+    )
     return f"{head}| name | type | labels | meaning |\n|---|---|---|---|\n{metrics.reference()}"
 
 

@@ -55,6 +55,7 @@ from pylb.observe.lookout import Lookout
 from pylb.observe.messages import install
 from pylb.observe.metrics import Metrics
 from pylb.observe.processinfo import Facts
+from pylb.observe.summary import troubles
 from pylb.observe.targets import LogFile, open_target
 from pylb.plans import steps
 from pylb.pulse import Pulse
@@ -144,7 +145,7 @@ class App:
         self._stop_wanted = False  # a signal came while a successor was starting
         self._config = config
         self._complaint = complaint
-        self._reloaded = not complaint  # did the last reading of the config succeed?
+        self.reloaded = not complaint  # did the last reading of the config succeed?
         self._keyring = Keyring(())
         self._certificates: list[Certificate] = []
         self._stop = asyncio.Event()
@@ -342,7 +343,7 @@ class App:
             reopen_failures=lambda: self._log_out.reopen_failures if isinstance(self._log_out, LogFile) else 0,
             processes=lambda: {"main": (os.getpid(), self._pulse.lag)} | self._forwarding.workers(),
             worker_restarts=lambda: self._forwarding.restarts,
-            reloaded=lambda: self._reloaded,
+            reloaded=lambda: self.reloaded,
             insecure=lambda: self._config.insecure,
             certificate_expires_at=lambda: min((one.expires_at for one in self._certificates), default=None),
         )
@@ -531,7 +532,7 @@ class App:
             return await self._reload_now()
 
     async def _reload_now(self) -> Diff:
-        self._reloaded = False
+        self.reloaded = False
         config = await asyncio.to_thread(self._source.load)  # ten thousand lines take a second
         check_fixed(self._config, config)
         had_tokens = bool(self._config.tokens)
@@ -549,7 +550,7 @@ class App:
         self._admin.set_hosts(config.own_names)
         for certificate in self._certificates:
             reload_certificate(certificate)
-        self._reloaded = True
+        self.reloaded = True
         self._keep_config()
         log.info("reloaded: %s", in_words(change))
         for step in planned:
@@ -594,12 +595,9 @@ class App:
             "first_steps": first_steps(config, generated=generated),
         }
 
-    def _troubles(self) -> Iterator[str]:
-        """What is wrong with pylb itself, for the sentence of health."""
-        if not self._registry.durable:
-            yield f"the state cannot be written to {self._config.state_dir}"
-        if not self._reloaded:
-            yield "the config on disk is not the one in force (pylb check says why)"
+    def _troubles(self) -> list[str]:
+        registry = self._registry
+        return troubles(durable=registry.durable, preserving=registry.preserving, reloaded=self.reloaded)
 
     async def _beat(self) -> None:
         """How late the loop is; a stall of five seconds leaves its stacks on stderr. And what a process 1 has to do."""

@@ -1,13 +1,19 @@
 """Asking a running pylb from the command line: how it is found, the options that every verb has, and how a verb ends."""
 
 import os
+import shutil
 import sys
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
 import click
 
 FAILED, UNUSABLE = 1, 2
+CLEAR = "\x1b[H\x1b[2J"  # home, erase (ECMA-48 CUP, ED)
+HEAD_LINES = 7  # of a terminal, around a list
+Answer = dict[str, Any]
 CONFIG = click.option(
     "-c",
     "--config",
@@ -70,6 +76,31 @@ def state_dir(config_path: Path | None) -> Path:
         found = ConfigSource(config_path, os.environ).state_dir()
         click.echo(f"{config_path} is broken (pylb check -c {config_path}); asking the pylb that uses {found}", err=True)
         return found
+
+
+def pause(seconds: float) -> None:
+    threading.Event().wait(seconds)  # Ctrl-C ends it
+
+
+def watching(
+    look: Callable[[], Answer], before: Answer, text: Callable[[Answer, Answer | None, int | None], str], every: float
+) -> NoReturn:
+    """Show what `look` finds, every so many seconds, until Ctrl-C. On a terminal each takes the place of the one before, and
+    `text` is told how many rows there are for a list; else they follow one another. A pylb that does not answer is waited for.
+    """
+    now: Answer | None = before
+    then: Answer | None = None
+    terminal = sys.stdout.isatty()
+    while True:
+        if now is not None:
+            rows = max(1, shutil.get_terminal_size().lines - HEAD_LINES) if terminal else None
+            click.echo((CLEAR if terminal else "") + text(now, then, rows))
+            then = now
+        pause(every)
+        try:
+            now = look()
+        except SystemExit:  # it has said why
+            now = None
 
 
 def die(text: str, code: int = UNUSABLE) -> NoReturn:

@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from pylb import __version__
-from pylb.asking import CONFIG, FAILED, JSON, ask, die
+from pylb.asking import CONFIG, FAILED, JSON, ask, die, pause, watching
 from pylb.ctl import ctl
 from pylb.sessions import sessions
 from pylb.tokens import token
@@ -30,6 +30,7 @@ def main() -> None:
     pylb run                      serve with the embedded defaults: webhook on 9000, admin on 8404
     pylb run -c /etc/pylb/pylb.yaml
     pylb check -c pylb.yaml       every mistake of a config, with its line
+    pylb status                   how it is; --watch: all the time
     pylb routes                   what goes where, and why
     pylb explain 443              why a port does not answer
     pylb sessions --ended         who was connected; pylb explain 0-1a2b: what became of one
@@ -105,6 +106,36 @@ def schema() -> None:
     from pylb.config import schema as text  # noqa: PLC0415
 
     click.echo(text(), nl=False)
+
+
+@main.command()
+@CONFIG
+@JSON
+@click.option("--watch", is_flag=True, help="Again and again, until Ctrl-C.")
+@click.option("--every", default=2.0, show_default=True, type=click.FloatRange(0.1, 3600), help="Seconds, with --watch.")
+def status(config_path: Path | None, as_json: bool, watch: bool, every: float) -> None:
+    """How it is, in one sentence; then what each frontend has: servers, sessions, and what goes through it a second.
+
+    Rates are those of one second, with --watch those since the last look. --json has counts, and no wait.
+    """
+    from pylb import status as view  # noqa: PLC0415
+
+    def look() -> dict[str, Any]:
+        found: dict[str, Any] = ask(config_path, {"verb": "status"})["status"]
+        return found
+
+    before = look()
+    if as_json and not watch:
+        click.echo(json.dumps(before, indent=2))
+        return
+    try:
+        if not watch:
+            pause(1.0)
+            click.echo(view.text(look(), before))
+            return
+        watching(look, before, lambda now, then, rows: json.dumps(now) if as_json else view.text(now, then, rows=rows), every)
+    except KeyboardInterrupt:
+        click.echo()
 
 
 @main.command()

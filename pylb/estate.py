@@ -82,7 +82,7 @@ class Estate:
 
     async def counters(self) -> Counters:
         """Of this pylb and of those before it."""
-        return self._before.added(await self._forwarding.counters())
+        return await self._before.added(await self._forwarding.counters())
 
     def parts(self) -> list[Counted]:
         """The counts whose sum `counters` is, without asking anybody: a worker's are up to a second old."""

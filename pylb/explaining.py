@@ -46,7 +46,7 @@ async def explain(registry: Registry, counters: Counted, recorded: Sequence[Stor
         "listens": [str(listen) for listen in listens],
         "binds": sorted({listen.ip for listen in listens}),
         "unbound": {str(listen): reason for listen, reason in registry.unbound().items() if listen.port == port},
-        "servers": [row for row in rows(registry) if row["port"] == port and row["address"] is not None],
+        "servers": [row for row in await rows(registry, port) if row["address"] is not None],
         "dialled": await registry.dial_now(listens),
         "refused": [_refusal(one) for one in refused],
         "live": live,

@@ -1,24 +1,39 @@
 """`pylb routes`: rows from the registry's views, and those rows as a table for people."""
 
+import asyncio
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pylb.control.registry import Registry
 from pylb.control.views import RegistrationView, ServerView
+from pylb.core.address import Listen
 
+FRONTENDS = 100  # between two turns of the loop: ~1 ms
+LEGACY = " (legacy)"
+People = dict[str, list[RegistrationView]]  # by title
 _HEADINGS = ("PORT", "FRONTEND", "SERVER", "ADDRESS", "WEIGHT", "STATE", "REGISTERED BY", "LEASE", "ANSWERS", "WHY")
 
 
-def rows(registry: Registry) -> list[dict[str, Any]]:
-    """One per frontend and server, in the order of the ports; a frontend without servers has one with nulls."""
-    views: dict[Any, list[ServerView]] = {}
-    for view in registry.servers():
+async def rows(registry: Registry, port: int | None = None) -> list[dict[str, Any]]:
+    """One per frontend (of `port` only) and server, in the order of the ports; a frontend without servers has one with nulls.
+
+    Made in steps: a thousand frontends must not hold the loop.
+    """
+    views: dict[Listen, list[ServerView]] = {}
+    for view in await registry.all_servers():
         views.setdefault(view.listen, []).append(view)
-    people = registry.registrations()
+    people: People = {}
+    for one in registry.registrations():
+        people.setdefault(_title(one), []).append(one)
     unbound = registry.unbound()
-    found = []
-    for listen, frontend in sorted(registry.table.frontends.items(), key=lambda item: (item[0].port, item[0].ip)):
+    found: list[dict[str, Any]] = []
+    frontends = sorted(registry.table.frontends.items(), key=lambda item: (item[0].port, item[0].ip))
+    for number, (listen, frontend) in enumerate(frontends, 1):
+        if number % FRONTENDS == 0:
+            await asyncio.sleep(0)
+        if port is not None and listen.port != port:
+            continue
         head = {"port": listen.port, "listen": str(listen), "frontend": frontend.name, "unbound": unbound.get(listen)}
         servers = views.get(listen, [])
         found += [head | _server(view, people) for view in servers] or [head | _no_server()]
@@ -34,8 +49,8 @@ def legacy_notes(registry: Registry) -> list[str]:
     ]
 
 
-def _server(view: ServerView, people: Iterable[RegistrationView]) -> dict[str, Any]:
-    holders = [one for one in people if any(_holds(held, one) for held in view.held_by)]
+def _server(view: ServerView, people: People) -> dict[str, Any]:
+    holders = [one for held in view.held_by for one in people.get(_held(held), ())]
     ends = [one.expires_in for one in holders if one.expires_in is not None]
     states = {one.state for one in holders}
     lives = "fresh" in states or "static" in view.held_by or not states
@@ -51,11 +66,14 @@ def _server(view: ServerView, people: Iterable[RegistrationView]) -> dict[str, A
     }
 
 
-def _holds(held: str, one: RegistrationView) -> bool:
-    """`held_by` carries titles: token/name/instance, or token/name (legacy)."""
-    if one.legacy:
-        return held.startswith(f"{one.token}/{one.name} (legacy)")
-    return held.partition(" (")[0] == f"{one.token}/{one.name}/{one.instance}"
+def _title(one: RegistrationView) -> str:
+    return f"{one.token}/{one.name}{LEGACY}" if one.legacy else f"{one.token}/{one.name}/{one.instance}"
+
+
+def _held(held: str) -> str:
+    """`held_by` carries titles: token/name/instance, or token/name (legacy), and may say more behind them."""
+    title, _, more = held.partition(" (")
+    return title + LEGACY if more.startswith("legacy)") else title
 
 
 def _no_server() -> dict[str, Any]:

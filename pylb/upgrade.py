@@ -280,9 +280,9 @@ class Predecessors:
         self._living: dict[int, Talk] = {}
         self._next = 0
 
-    def added(self, counters: Counters) -> Counters:
+    async def added(self, counters: Counters) -> Counters:
         """`counters` and theirs."""
-        return self._tally.added(counters) if self._next else counters
+        return await self._tally.added(counters) if self._next else counters
 
     def parts(self) -> list[Counted]:
         """Their counts, as they reported them last."""

@@ -21,9 +21,10 @@ from pylb.core.recorder import Query, Story, parse_session_id
 from pylb.core.registration import parse_native
 from pylb.core.session import SessionView
 from pylb.core.table import Diff
-from pylb.explaining import Counted, explain, recorded_of
+from pylb.explaining import explain, recorded_of
 from pylb.plans import steps
 from pylb.routes import legacy_notes, rows
+from pylb.status import Counted, status
 from pylb.web.sessions import ended, meant, query_of, session_json, story_json
 from pylb.web.socket import Verb
 
@@ -38,6 +39,8 @@ class Sessions(Protocol):
     def recording(self) -> bool: ...
 
     async def counters(self) -> Counted: ...
+
+    def workers(self) -> Mapping[str, tuple[int, float]]: ...
 
     async def sessions(self) -> Sequence[SessionView]: ...
 
@@ -63,6 +66,9 @@ class Service(Protocol):
 
     def notes(self) -> list[str]: ...
 
+    @property
+    def reloaded(self) -> bool: ...
+
     def token(self, name: str) -> Token | None: ...
 
 
@@ -72,12 +78,16 @@ def verbs(registry: Registry, service: Service, live: Sessions) -> dict[str, Ver
 
 def _views(registry: Registry, service: Service, live: Sessions) -> dict[str, Verb]:
     """What changes nothing."""
+    started_at = time.time()
+
+    async def status_(_request: Mapping[str, Any]) -> dict[str, Any]:
+        return {"status": await status(registry, live, reloaded=service.reloaded, started_at=started_at)}
 
     async def ping(_request: Mapping[str, Any]) -> dict[str, Any]:
         return {"generation": registry.table.generation}
 
     async def routes(_request: Mapping[str, Any]) -> dict[str, Any]:
-        return {"routes": rows(registry), "notes": [*service.notes(), *legacy_notes(registry)]}
+        return {"routes": await rows(registry), "notes": [*service.notes(), *legacy_notes(registry)]}
 
     async def rejected(_request: Mapping[str, Any]) -> dict[str, Any]:
         return {"rejected": [_rejection(one) for one in registry.rejected()]}
@@ -105,7 +115,15 @@ def _views(registry: Registry, service: Service, live: Sessions) -> dict[str, Ve
             raise Refused(Code.INVALID, "port: a port is needed")
         return {"explained": await explain(registry, await live.counters(), await live.ended(recorded_of(port)), port)}
 
-    return {"explain": explain_, "ping": ping, "routes": routes, "rejected": rejected, "history": history, "plan": plan}
+    return {
+        "explain": explain_,
+        "history": history,
+        "ping": ping,
+        "plan": plan,
+        "rejected": rejected,
+        "routes": routes,
+        "status": status_,
+    }
 
 
 def _changes(registry: Registry, service: Service) -> dict[str, Verb]:

@@ -39,6 +39,9 @@ from pylb.core.table import Diff, Server, Table, diff
 T = TypeVar("T")
 
 
+VIEWS = 250  # of servers, between two turns of the loop: 1.5 ms
+
+
 def _unheard(_event: Event) -> None:
     """The `on_event` of somebody who only reads `events()`."""
 
@@ -395,6 +398,15 @@ class Registry:
         """When (the clock's time) a server was last dialled, probed, or a client's connect told something new, and what it
         said: "yes", or why not."""
         return self._ledger.checker.last_check(listen, address)
+
+    async def all_servers(self) -> list[ServerView]:
+        """As `servers`, in steps: three thousand at once would hold the loop for 17 ms."""
+        found: list[ServerView] = []
+        for view in self.each_server():
+            found.append(view)
+            if len(found) % VIEWS == 0:
+                await asyncio.sleep(0)
+        return found
 
     def unbound(self) -> dict[Listen, str]:
         """Ports of the table that could not be opened, with the reason; retried every 5 s."""

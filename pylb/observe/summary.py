@@ -88,7 +88,11 @@ def _silent(silent: Sequence[ServerView]) -> str:
 def sentence(frontends: Sequence[Seen], events: Iterable[Event], now: float, also: Iterable[str] = ()) -> str:
     """ "3 of 4 frontends healthy; web-443 lost 10.0.0.7:30443 12 s ago". `also`: what is wrong with pylb itself, first."""
     down_at = since_down(events)
-    found = [condition(one, down_at, now) for one in frontends]
+    return said([condition(one, down_at, now) for one in frontends], also)
+
+
+def said(found: Sequence[tuple[Health, str]], also: Iterable[str] = ()) -> str:
+    """As `sentence`, of the conditions of all frontends."""
     troubles = [*also, *(text for wanted in (Health.DOWN, Health.DEGRADED) for health, text in found if health is wanted)]
     told = troubles if len(troubles) <= MOST_TOLD + 1 else [*troubles[:MOST_TOLD], f"{len(troubles) - MOST_TOLD} more"]
     healthy = sum(health is Health.HEALTHY for health, _ in found)
@@ -99,6 +103,16 @@ def sentence(frontends: Sequence[Seen], events: Iterable[Event], now: float, als
     else:
         head = f"{'all' if healthy == len(found) else f'{healthy} of'} {len(found)} frontends healthy"
     return "; ".join([head, *told])
+
+
+def troubles(*, durable: bool, preserving: bool, reloaded: bool) -> list[str]:
+    """What is wrong with pylb itself, for `also`."""
+    found = {
+        "the state cannot be written to disk": not durable,
+        "most phone-homes fell silent at once": preserving,
+        "the config on disk was refused, the one before is in force": not reloaded,
+    }
+    return [text for text, is_so in found.items() if is_so]
 
 
 def span(seconds: float) -> str:

@@ -131,7 +131,7 @@ class Admin:
     async def _table(self, _call: Call) -> Answer:
         table, unbound = self._registry.table, self._registry.unbound()
         servers: dict[Listen, list[ServerView]] = {}
-        for view in self._registry.servers():
+        for view in await self._registry.all_servers():
             servers.setdefault(view.listen, []).append(view)
         frontends = sorted(table.frontends.values(), key=lambda frontend: (frontend.listen.port, frontend.listen.ip))
         return await _long(

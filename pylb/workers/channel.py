@@ -123,12 +123,13 @@ class Channel:
 
     # ------------------------------------------------------------ in
 
-    def receive(self) -> list[Frame]:
-        """All whole frames that are there. Raises ChannelClosed once nothing more can come, BadFrame."""
+    def receive(self, most: int = MOST_BODY) -> list[Frame]:
+        """All whole frames that are there, as far as the next `most` bytes complete them; the rest keeps the descriptor
+        readable. Raises ChannelClosed once nothing more can come, BadFrame."""
         closed = False
         try:
-            while self._read():
-                pass
+            while most > 0:
+                most -= self._read(min(most, _CHUNK))
         except BlockingIOError:
             pass
         except (OSError, ChannelClosed):
@@ -138,10 +139,10 @@ class Channel:
             raise ChannelClosed("end of the channel")
         return frames  # the end is met again by the next call
 
-    def _read(self) -> bool:
-        """Raises BlockingIOError, OSError, ChannelClosed."""
+    def _read(self, most: int) -> int:
+        """How many bytes. Raises BlockingIOError, OSError, ChannelClosed."""
         room = socket.CMSG_SPACE(MOST_FDS * array.array("i").itemsize)
-        data, ancillary, flags, _ = self._sock.recvmsg(_CHUNK, room, socket.MSG_CMSG_CLOEXEC)
+        data, ancillary, flags, _ = self._sock.recvmsg(most, room, socket.MSG_CMSG_CLOEXEC)
         for level, kind, content in ancillary:
             if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
                 found = array.array("i")
@@ -152,7 +153,7 @@ class Channel:
         if not data:
             raise ChannelClosed
         self._in += data
-        return True
+        return len(data)
 
     def _frames(self) -> list[Frame]:
         frames, start = [], 0

@@ -275,7 +275,7 @@ class Fleet:
         await self._ask("counters")
         blank = Counters(sum(self._hello(seat.index).max_connections for seat in self._seats))
         blank.frontends = {listen: FrontendCounters(one.name) for listen, one in self._table.frontends.items()}
-        return self._tally.added(blank)
+        return await self._tally.added(blank)
 
     def parts(self) -> list[Counted]:
         """The counts whose sum `counters` is, as the workers reported them last: they do so once a second."""

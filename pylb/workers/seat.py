@@ -10,9 +10,11 @@ from socket import SocketType
 from typing import Any
 
 from pylb.core.address import Listen
-from pylb.workers.channel import MOST_FDS, BadFrame, Channel, ChannelClosed
+from pylb.workers.channel import MOST_BODY, MOST_FDS, BadFrame, Channel, ChannelClosed
 from pylb.workers.messages import VERSION, Hello, Listeners, Ready, decoded, encoded
 from pylb.workers.program import Program
+
+BYTES = 32 << 10  # read in one turn of the loop: a report of busy frontends, 4 ms of work
 
 
 class Seat:
@@ -118,7 +120,7 @@ class Seat:
         if channel is None:
             return
         try:
-            self._hear(channel)
+            self._hear(channel, BYTES)
         except ChannelClosed:
             asyncio.get_running_loop().remove_reader(channel.fileno())  # the process follows
         except BadFrame as error:
@@ -126,9 +128,9 @@ class Seat:
             asyncio.get_running_loop().remove_reader(channel.fileno())
             self.signal(signal.SIGKILL)
 
-    def _hear(self, channel: Channel) -> bool:
-        """Was there anything? Raises ChannelClosed, BadFrame."""
-        frames = channel.receive()
+    def _hear(self, channel: Channel, most: int) -> bool:
+        """Was there anything? Reads so many bytes. Raises ChannelClosed, BadFrame."""
+        frames = channel.receive(most)
         for frame in frames:
             for fd in frame.fds:
                 os.close(fd)
@@ -146,7 +148,7 @@ class Seat:
         if process is None or process.poll() is None or channel is None:
             return
         try:
-            while self._hear(channel):
+            while self._hear(channel, MOST_BODY):
                 pass  # its last words
         except (ChannelClosed, BadFrame):
             pass

@@ -95,8 +95,8 @@ class Instance:
     def get(self, path: str, port: int | None = None, host: str = "127.0.0.1") -> Answer:
         return fetch((host, port or self.admin), "GET", path)
 
-    def register(self, port: int, target: int, *, name: str = "app", secret: str = SECRET) -> Answer:
-        body = {"frontends": [{"port": port, "target_port": target}], "ttl": None, "address": "127.0.0.1"}
+    def register(self, port: int, target: int, *, name: str = "app", secret: str = SECRET, ttl: int | None = None) -> Answer:
+        body = {"frontends": [{"port": port, "target_port": target}], "ttl": ttl, "address": "127.0.0.1"}
         headers = {"Authorization": f"Bearer {secret}", "Content-Type": "application/json"}
         return fetch(("127.0.0.1", self.webhook), "PUT", f"/v1/registrations/{name}/one", json.dumps(body), headers)
 

@@ -3,18 +3,27 @@
 import asyncio
 import os
 import resource
+import socket
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from ipaddress import ip_network
 from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
 from pylb import __version__
+from pylb.control.views import ServerView
+from pylb.core.access import AccessList, AccessRule
 from pylb.core.address import Address, Listen
 from pylb.core.auth import Caller
-from pylb.core.policy import Policy, Rules, StaticFrontend, StaticServer
+from pylb.core.errors import Code
+from pylb.core.policy import Limits, Policy, Rules, StaticFrontend, StaticServer
 from pylb.core.registration import Announcement, Wanted
 from pylb.forward.counters import Counters, FrontendCounters, ServerCounters
 from pylb.observe.metrics import Metrics
+from pylb.routes import rows
 from tests.web.loopback import run
 from tests.web.running import Control, free_port, running
 
@@ -54,6 +63,20 @@ LIMITS = {
     "pylb_buffered_bytes",
     "pylb_frontend_queue",
     "pylb_worker_restarts_total",
+    "pylb_sessions",
+    "pylb_max_connections",
+    "pylb_frontend_max_connections",
+    "pylb_frontend_open",
+    "pylb_leases_preserved",
+    "pylb_faults_total",
+}
+# for dashboards
+SHARES = {
+    "pylb_server_sessions",
+    "pylb_server_sessions_total",
+    "pylb_start_time_seconds",
+    "pylb_cpu_seconds_total",
+    "pylb_resident_memory_bytes",
 }
 CALLS = {
     "pylb_calls_refused_total",
@@ -104,6 +127,7 @@ def busy_frontend(name: str) -> FrontendCounters:
         counters.connect_seconds.add(seconds)
     counters.session_seconds.add(0.5)
     server = counters.servers["node-a"] = ServerCounters()
+    server.sessions, server.sessions_total = 2, 8
     server.closed.update({"--": 5, "SD": 1})
     server.failures["refused"] = 2
     counters.servers[""] = ServerCounters()
@@ -116,7 +140,7 @@ def test_the_names_are_those_of_the_design_and_of_the_limits(tmp_path: Path) -> 
         async with running(tmp_path) as control:
             text = (await metrics_of(control).render()).decode()
             described = {line.split()[2] for line in text.splitlines() if line.startswith("# TYPE ")}
-            assert described == NAMES | LIMITS | CALLS
+            assert described == NAMES | LIMITS | SHARES | CALLS
             assert len(described) == text.count("# TYPE ") == text.count("# HELP ")
             without_tls = (await metrics_of(control, None).render()).decode()
             assert "pylb_certificate_expiry" not in without_tls
@@ -138,6 +162,9 @@ def test_the_engines_numbers_come_out_with_their_labels(tmp_path: Path) -> None:
             assert value(found, "pylb_sessions_closed_total", frontend="mqtt", server="node-a", code="SD") == 1
             assert value(found, "pylb_sessions_closed_total", frontend="mqtt", server="", code="SC") == 1
             assert value(found, "pylb_connect_failures_total", frontend="mqtt", server="node-a", reason="refused") == 2
+            assert value(found, "pylb_server_sessions", frontend="mqtt", server="node-a") == 2
+            assert value(found, "pylb_server_sessions_total", frontend="mqtt", server="node-a") == 8
+            assert len(found["pylb_server_sessions"]) == 1  # none for those that never had a server
             assert value(found, "pylb_connect_duration_seconds_bucket", frontend="mqtt", le="0.0005") == 1
             assert value(found, "pylb_connect_duration_seconds_bucket", frontend="mqtt", le="0.005") == 2
             assert value(found, "pylb_connect_duration_seconds_bucket", frontend="mqtt", le="+Inf") == 3
@@ -211,10 +238,10 @@ def test_a_server_is_up_or_down_only_once_it_was_tried(tmp_path: Path) -> None:
         servers = (StaticServer(Address("127.0.0.1", silent)),)
         static = StaticFrontend("web", Listen("tcp", "127.0.0.1", port), servers, Policy())
         async with running(tmp_path, Rules(frontends=(static,))) as control:
-            tried = {(view.frontend, view.server): view.state != "down" for view in control.registry.servers() if view.tried}
+            [view] = control.registry.servers()
             found = samples(await metrics_of(control).render())
-            shown = {(s.labels["frontend"], s.labels["server"]): bool(s.value) for s in found.get("pylb_server_up", [])}
-            assert shown == tried
+            shown = [(s.labels["frontend"], s.labels["server"], s.value) for s in found.get("pylb_server_up", [])]
+            assert shown == ([("web", f"127.0.0.1:{silent}", 0)] if view.tried else [])  # by the dial of a new target
             for _ in range(3):
                 reader, writer = await asyncio.open_connection("127.0.0.1", port)
                 try:
@@ -235,6 +262,42 @@ def test_a_server_is_up_or_down_only_once_it_was_tried(tmp_path: Path) -> None:
     run(main())
 
 
+def test_what_may_be_denied_or_refused_is_a_zero_before_it_was(tmp_path: Path) -> None:
+    """Else the first one of each sort is no increase to Prometheus."""
+
+    async def main() -> None:
+        policy = Policy(
+            access=AccessList([AccessRule(allow=False, network=ip_network("192.0.2.0/24"))]),
+            limits=Limits(per_source=5),
+            max_connections=7,
+        )
+        listen = Listen("tcp", "127.0.0.1", free_port())
+        guarded = StaticFrontend("guarded", listen, (), policy)
+        open_ = StaticFrontend("open", replace(listen, port=free_port()), (), Policy())
+        async with running(tmp_path, Rules(frontends=(guarded, open_))) as control:
+            found = samples(await metrics_of(control).render())
+            denied = {(s.labels["frontend"], s.labels["reason"]): s.value for s in found["pylb_frontend_denied_total"]}
+            assert denied == {("guarded", "access"): 0, ("guarded", "per_source"): 0}
+            assert {s.labels["reason"] for s in found["pylb_calls_refused_total"]} == set(Code)
+            assert value(found, "pylb_frontend_max_connections", frontend="guarded") == 7
+            assert len(found["pylb_frontend_max_connections"]) == 1
+            assert value(found, "pylb_frontend_open", frontend="open") == 1
+
+    run(main())
+
+
+def test_a_port_that_cannot_be_opened_is_a_metric(tmp_path: Path) -> None:
+    async def main() -> None:
+        port = free_port()
+        static = StaticFrontend("web", Listen("tcp", "127.0.0.1", port), (), Policy())
+        with socket.create_server(("127.0.0.1", port)):
+            async with running(tmp_path, Rules(frontends=(static,))) as control:
+                found = samples(await metrics_of(control).render())
+                assert value(found, "pylb_frontend_open", frontend="web") == 0
+
+    run(main())
+
+
 def test_the_process_says_what_it_is_and_has(tmp_path: Path) -> None:
     async def main() -> None:
         async with running(tmp_path) as control:
@@ -246,6 +309,12 @@ def test_the_process_says_what_it_is_and_has(tmp_path: Path) -> None:
             assert value(found, "pylb_max_fds", process="main") == resource.getrlimit(resource.RLIMIT_NOFILE)[0]
             assert value(found, "pylb_log_lines_dropped_total") == 3
             assert value(found, "pylb_loop_lag_seconds", process="main") == 0.004
+            assert 0 < value(found, "pylb_cpu_seconds_total", process="main") <= time.process_time() + 0.02
+            assert 1e6 < value(found, "pylb_resident_memory_bytes", process="main") < 1e10
+            assert time.time() - 60 < value(found, "pylb_start_time_seconds") <= time.time()
+            assert value(found, "pylb_max_connections") == 1000
+            assert value(found, "pylb_sessions") == value(found, "pylb_faults_total") == 0
+            assert value(found, "pylb_leases_preserved") == 0
             assert value(found, "pylb_config_last_reload_successful") == 1
             assert value(found, "pylb_certificate_expiry_timestamp_seconds") == 1795419669
 
@@ -268,5 +337,36 @@ def test_a_scrape_of_a_thousand_frontends_lets_the_loop_turn_and_survives_change
             found = samples(await scrape)
             assert turns > 100  # 40,000 lines, at most some 250 between two turns
             assert len(found["pylb_frontend_sessions"]) >= 1000
+
+    run(main())
+
+
+def test_views_of_many_servers_are_made_in_steps_that_let_the_loop_turn(tmp_path: Path) -> None:
+    """Of a scrape, of `pylb routes`, of `pylb status`: no step has more than a few hundred of them."""
+
+    async def main() -> None:
+        pool = tuple(StaticServer(Address("127.0.0.1", 30000 + number)) for number in range(1000))
+        statics = StaticFrontend("web", Listen("tcp", "127.0.0.1", free_port()), pool, Policy())
+        async with running(tmp_path, Rules(frontends=(statics,))) as control:
+            made = 0
+            original = control.registry.each_server
+
+            def counted() -> Iterator[ServerView]:
+                nonlocal made
+                for view in original():
+                    made += 1
+                    yield view
+
+            control.registry.each_server = counted
+            for ask in (metrics_of(control).render(), rows(control.registry), control.registry.all_servers()):
+                made, most = 0, 0
+                task = asyncio.get_running_loop().create_task(ask)
+                while not task.done():
+                    before = made
+                    await asyncio.sleep(0)
+                    most = max(most, made - before)
+                assert made == 1000
+                assert most <= 2 * 250
+                await task
 
     run(main())

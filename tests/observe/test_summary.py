@@ -9,7 +9,7 @@ from pylb.control.views import ServerView
 from pylb.core.address import Address, Listen
 from pylb.core.policy import Policy, ProxyProtocol
 from pylb.core.table import DOWN, LAST_RESORT, Frontend, make_table
-from pylb.observe.summary import Health, Seen, condition, seen, sentence, since_down, span
+from pylb.observe.summary import Health, Seen, condition, seen, sentence, since_down, span, troubles
 
 NOW = 1_795_000_000.0
 
@@ -111,6 +111,12 @@ def test_pylbs_own_troubles_come_first_then_the_worst_and_no_list_is_endless() -
         "0 of 6 frontends healthy; the state is not on disk; app-0 has no server yet; app-1 has no server yet; 4 more"
     )
     assert sentence([well(1), *frontends[:3]], [], NOW).endswith("; web-443 lost 10.0.0.7:30443")
+
+
+def test_what_is_wrong_with_pylb_itself() -> None:
+    assert troubles(durable=True, preserving=False, reloaded=True) == []
+    assert len(troubles(durable=False, preserving=True, reloaded=False)) == 3
+    assert troubles(durable=False, preserving=False, reloaded=True) == ["the state cannot be written to disk"]
 
 
 def test_frontends_come_in_the_order_of_their_ports_with_their_servers() -> None:

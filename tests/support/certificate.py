@@ -17,7 +17,7 @@ class Certificate(NamedTuple):
     fingerprint: str  # SHA-256 of its DER form
 
 
-def self_signed(folder: Path, host: str) -> Certificate:
+def self_signed(folder: Path, host: str, lasts: dt.timedelta = dt.timedelta(hours=1)) -> Certificate:
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, host)])
     now = dt.datetime.now(dt.UTC)
@@ -28,7 +28,7 @@ def self_signed(folder: Path, host: str) -> Certificate:
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - dt.timedelta(hours=1))
-        .not_valid_after(now + dt.timedelta(hours=1))
+        .not_valid_after(now + lasts)
         .add_extension(x509.SubjectAlternativeName([x509.DNSName(host)]), critical=False)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .sign(key, hashes.SHA256())

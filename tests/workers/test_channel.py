@@ -88,6 +88,15 @@ def test_a_frame_in_pieces_waits_for_its_end(raw: tuple[socket.socket, Channel])
     theirs.close()
 
 
+def test_a_reader_may_take_a_little_at_a_time(ends: tuple[Channel, Channel]) -> None:
+    one, two = ends
+    for kind in range(4):
+        one.send(kind, bytes(1000))
+    assert [frame.kind for frame in two.receive(1500)] == [0]
+    assert [frame.kind for frame in two.receive(1500)] == [1]
+    assert [frame.kind for frame in two.receive()] == [2, 3]
+
+
 def test_descriptors_come_with_their_frame_also_when_it_had_to_wait(ends: tuple[Channel, Channel]) -> None:
     one, two = ends
     one.send(1, os.urandom(2 << 20))

@@ -1,5 +1,7 @@
 """The counters of several processes as one: nothing is lost when one of them is."""
 
+import asyncio
+
 import pytest
 
 from pylb.core.address import Address, Listen
@@ -49,7 +51,7 @@ def test_workers_are_added_up() -> None:
     tally.heard(1, said(2, ended=3))
     tally.heard(2, said(1, ended=5, server="b"))
     tally.heard(2, said(1, ended=6, server="b"))  # the last word counts
-    found = tally.added(blank(WEB))
+    found = asyncio.run(tally.added(blank(WEB)))
     web = found.frontends[WEB]
     assert (web.sessions, web.sessions_total, web.bytes_in, web.bytes_out, web.queued) == (3, 12, 90, 900, 3)
     assert (web.denied["access"], sum(web.connect_seconds.counts), web.session_seconds.total) == (9, 9, 9.0)
@@ -66,7 +68,7 @@ def test_of_one_that_is_gone_the_past_stays_and_the_present_does_not() -> None:
     tally.retire(1)
     tally.retire(1)
     tally.heard(2, said(1, ended=1))
-    found = tally.added(blank(WEB))
+    found = asyncio.run(tally.added(blank(WEB)))
     web = found.frontends[WEB]
     assert (web.sessions, web.queued, web.sessions_total) == (1, 1, 7)
     assert (web.servers["a"].sessions, web.servers["a"].sessions_total, web.servers["a"].failures["refused"]) == (1, 7, 4)
@@ -80,7 +82,7 @@ def test_counters_go_with_their_frontend_and_labels_with_their_server() -> None:
     tally.heard(1, said(0, ended=2, listen=MAIL))
     tally.retire(1)
     tally.follow(table(WEB, servers="b"))
-    found = tally.added(blank(WEB, MAIL))
+    found = asyncio.run(tally.added(blank(WEB, MAIL)))
     assert found.frontends[MAIL].sessions_total == 0
     web = found.frontends[WEB]
     assert (web.servers, web.forgotten, web.sessions_total) == ({}, 3, 3)
@@ -91,7 +93,7 @@ def test_what_is_added_to_is_left_alone() -> None:
     base.frontends[WEB].sessions_total = 5
     tally = Tally()
     tally.heard(1, said(1, ended=1))
-    assert tally.added(base).frontends[WEB].sessions_total == 7
+    assert asyncio.run(tally.added(base)).frontends[WEB].sessions_total == 7
     assert base.frontends[WEB].sessions_total == 5
 
 
@@ -124,7 +126,7 @@ def test_sums_are_added_and_of_maxima_the_highest_stays() -> None:
         web = web._replace(servers={"a": server}, connections=7)
         tally.heard(source, report._replace(frontends=(web,), bytes_spliced=100, pipes_lent=3, runnable=1))
     tally.retire(1)
-    found = tally.added(blank(WEB))
+    found = asyncio.run(tally.added(blank(WEB)))
     web_counters = found.frontends[WEB]
     one = web_counters.servers["a"]
     assert (web_counters.connections, one.bytes_in, one.bytes_out, one.attempts, one.redispatches) == (14, 20, 40, 8, 2)

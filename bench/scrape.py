@@ -1,0 +1,187 @@
+"""How long a scrape takes, and how long it holds the loop that also forwards: `python -m bench scrape`.
+
+Static frontends with three servers each, with the engine in this process (workers 0) and with a worker beside it (workers 1).
+Before every scrape each frontend has had a session, so that all counters have news: a worker has to tell every one of them.
+Said are the wall time of a scrape, the CPU time of the loop's thread in it, and the CPU time between two turns of a watch in
+the same uvloop: no step of it can have taken more, and what other processes of the machine do does not count.
+"""
+
+import argparse
+import asyncio
+import gc
+import random
+import socket
+import statistics
+import tempfile
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import uvloop
+
+from bench.processes import free_ports
+from bench.report import aligned, progress
+from bench.targets import OWN_PORTS
+from pylb.app import GC_THRESHOLDS, Hooks
+from pylb.control.registry import Registry
+from pylb.control.store import Store
+from pylb.core.address import Address, Listen
+from pylb.core.auth import Keyring
+from pylb.core.policy import Policy, Rules, StaticFrontend, StaticServer
+from pylb.driver import Driver
+from pylb.forward.engine import Engine
+from pylb.listeners import Listeners
+from pylb.machine import raise_descriptor_limit
+from pylb.observe.connlog import ConnectionLog
+from pylb.observe.metrics import Metrics
+from pylb.observe.targets import Stream
+from pylb.service import Service
+from pylb.workers.fleet import Fleet, Told
+from pylb.workers.messages import VERSION, Hello
+from pylb.workers.program import Program
+
+SERVERS = 3  # of each frontend
+HOST = "127.0.0.1"
+MOST = 20_000  # sessions at once
+
+
+@contextmanager
+def servers() -> Iterator[int]:
+    """Accepts on all of loopback and closes at once; → the port."""
+    with socket.create_server(("", 0), backlog=1024) as listener:
+        listener.settimeout(0.1)
+        over = threading.Event()
+
+        def run() -> None:
+            while not over.is_set():
+                try:
+                    listener.accept()[0].close()
+                except TimeoutError:
+                    pass
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        try:
+            yield listener.getsockname()[1]
+        finally:
+            over.set()
+            thread.join()
+
+
+def _raise(error: Exception) -> None:
+    raise error
+
+
+@asynccontextmanager
+async def forwarding(workers: int, hooks: Hooks) -> AsyncIterator[Driver | Fleet]:
+    """As the app makes it."""
+    if not workers:
+        driver = Driver(Engine(observer=hooks, max_connections=MOST, on_fault=_raise))
+        try:
+            yield driver
+        finally:
+            driver.close()
+        return
+
+    def hello(seat: int) -> Hello:
+        return Hello(VERSION, seat, workers, MOST, 100, 1 << 26, "none", 0.0, 0.0)
+
+    told = Told(hooks.connect_ended, lambda _line, _count: None, lambda _pid: None)
+    fleet = Fleet(workers, hello, told, Listeners(Service({})), Program())
+    try:
+        await fleet.start()
+        yield fleet
+    finally:
+        fleet.close()
+
+
+def rules(ports: Sequence[int], target: int) -> Rules:
+    frontends = []
+    for number, port in enumerate(ports):
+        pool = tuple(
+            StaticServer(Address(f"127.{one + 1}.{number // 250}.{number % 250 + 1}", target)) for one in range(SERVERS)
+        )
+        frontends.append(StaticFrontend(f"frontend-{number}", Listen("tcp", HOST, port), pool, Policy()))
+    return Rules(frontends=tuple(frontends))
+
+
+def visit(ports: Sequence[int]) -> None:
+    """A session on each, to its end."""
+    for port in ports:
+        with socket.create_connection((HOST, port), 10) as client:
+            try:
+                client.recv(1)
+            except ConnectionResetError:
+                pass
+
+
+class Figures(NamedTuple):
+    """Milliseconds, of each scrape."""
+
+    wall: list[float]
+    cpu: list[float]  # of the loop's thread
+    step: list[float]  # the longest
+
+
+async def scrapes(workers: int, ports: Sequence[int], rounds: int) -> tuple[Figures, int]:
+    """The figures, and the size of a scrape in bytes."""
+    found, size = Figures([], [], []), 0
+    hooks = Hooks(ConnectionLog(Stream(1), "none"))
+    with servers() as target, tempfile.TemporaryDirectory(prefix="pylb-bench-") as folder:
+        async with forwarding(workers, hooks) as forward:
+            registry = Registry(rules=rules(ports, target), keyring=Keyring(()), sink=forward, store=Store(Path(folder)))
+            hooks.registry = registry
+            await registry.start()
+            metrics = Metrics(
+                counters=forward.counters,
+                registry=registry,
+                lines_dropped=lambda: 0,
+                processes=forward.workers,
+                reloaded=lambda: True,
+            )
+            gc.collect()
+            gc.freeze()
+            gc.set_threshold(*GC_THRESHOLDS)
+            for turn in range(rounds + 1):
+                await asyncio.to_thread(visit, ports)
+                began, worked = time.perf_counter(), time.thread_time()
+                longest, text = await watched(metrics)
+                if turn:  # the first one is a warm-up
+                    found.wall.append((time.perf_counter() - began) * 1e3)
+                    found.cpu.append((time.thread_time() - worked) * 1e3)
+                    found.step.append(longest)
+                    size = len(text)
+            await registry.stop()
+    return found, size
+
+
+async def watched(metrics: Metrics) -> tuple[float, bytes]:
+    """The longest step of the loop during a scrape, in milliseconds of CPU, and the scrape."""
+    longest = 0.0
+    scrape = asyncio.get_running_loop().create_task(metrics.render())
+    while not scrape.done():
+        before = time.thread_time()
+        await asyncio.sleep(0)
+        longest = max(longest, (time.thread_time() - before) * 1e3)
+    return longest, await scrape
+
+
+def main(argv: list[str]) -> int:
+    """`python -m bench scrape`."""
+    parser = argparse.ArgumentParser("python -m bench scrape", description=__doc__)
+    parser.add_argument("--frontends", type=int, default=1000, metavar="N", help="with three servers each (1000)")
+    parser.add_argument("--rounds", type=int, default=15, metavar="N", help="scrapes (15)")
+    options = parser.parse_args(argv)
+    raise_descriptor_limit()
+    ports = free_ports(HOST, options.frontends, iter(random.sample(OWN_PORTS, len(OWN_PORTS))))
+    rows = []
+    for workers in (0, 1):
+        found, size = uvloop.run(scrapes(workers, ports, options.rounds))
+        progress(f"workers {workers}: {size / 1e6:.1f} MB a scrape")
+        rows.append([f"workers {workers}", *(f"{of(one):.1f}" for one in found for of in (statistics.median, max))])
+    title = f"{options.frontends:,} frontends, {SERVERS} servers each: ms"
+    print("\n".join(aligned([[title, "wall", "most", "CPU", "most", "longest step", "most"], *rows])))
+    return 0
