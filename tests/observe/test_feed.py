@@ -212,12 +212,11 @@ def test_no_step_of_telling_it_holds_the_loop(tmp_path: Path) -> None:
             messages = feed.stream()
             reading = asyncio.get_running_loop().create_task(anext(messages))
             await asyncio.sleep(0)
-            watching = asyncio.get_running_loop().create_task(_watch())
             for _ in range(3):
-                busy(counters)
-                await asyncio.sleep(0)
+                busy(counters)  # ours, not the feed's: it is not watched
+                watching = asyncio.get_running_loop().create_task(_watch())
                 await feed.look(sample=True)
-            watching.cancel()
+                watching.cancel()
             assert len(await reading) > 1000 * FRONTENDS * SERVERS / 4
             await messages.aclose()
 
