@@ -14,7 +14,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,7 +54,9 @@ class Stage:
         if rcvbuf:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, rcvbuf)
         sock.settimeout(LIMIT)
-        sock.connect(self.places[place])
+        sock.bind((HOST, 0))  # so that its name is known even if it was reset before connect() returned
+        with suppress(ConnectionResetError):
+            sock.connect(self.places[place])
         return sock
 
     @contextmanager

@@ -9,7 +9,7 @@ from tests.support.processes import Processes
 from tests.support.waiting import eventually
 
 DESCRIPTORS = 400
-SESSIONS = (DESCRIPTORS - 192 - 2 * (DESCRIPTORS // 16) - 1) // 2  # as forward/engine.py derives it: reserve, pipes, port, two each
+SESSIONS = (DESCRIPTORS - 192 - 2 * (DESCRIPTORS // 16) - 1) // 2  # as forward/engine.py derives it
 
 
 def test_at_the_descriptor_limit_clients_wait_and_everything_else_works(processes: Processes, tmp_path: Path) -> None:

@@ -78,7 +78,7 @@ def test_a_timeout_and_a_kill_are_pylbs_own(make_drive: Make) -> None:
     idle.run_until_confirmed()
     idle.pass_time(15, step=0.5)
     story = idle.story()
-    assert (closed_first(story), story.record.code) == (("pylb", "timed out"), "sD")
+    assert (closed_first(story), story.record.code) == (("pylb", "timed out"), "cD")  # nobody ever spoke
     assert 10_000 <= story.closed_ms <= 15_000
     killed = make_drive(splice=False)
     client, _ = killed.session()
