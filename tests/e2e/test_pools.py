@@ -145,4 +145,4 @@ def test_a_node_that_disappears_under_its_sessions_takes_none_of_the_new_ones(
                 with pytest.raises(ConnectionResetError):
                     sock.recv(1)
         assert {ask(lab.client, PORT)[0] for _ in range(20)} == {"alive"}
-    assert balancer.metric(f'pylb_sessions_closed_total{{code="DD",frontend="web",server="{servers[0]}"}}') == dead
+    assert balancer.metric(f'pylb_sessions_closed_total{{frontend="web",server="{servers[0]}",code="DD"}}') == dead
