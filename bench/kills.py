@@ -52,9 +52,9 @@ class Kills:
         victim = self._rng.choice(victims)
         os.kill(victim, signal.SIGSTOP)
         if await asyncio.to_thread(_is_stopped, victim):
-            lost = await asyncio.to_thread(_ends, victim, self._frontends, self._servers)
-            self._lost |= dict.fromkeys(lost, time.monotonic())
-            self.lost += len(lost) // 2
+            known, possible = await asyncio.to_thread(_ends, victim, self._frontends, self._servers)
+            self._lost |= dict.fromkeys((*known, *possible), time.monotonic())
+            self.lost += len(known)
         with contextlib.suppress(ProcessLookupError):
             os.kill(victim, signal.SIGKILL)
 
@@ -88,12 +88,12 @@ def _is_stopped(pid: int) -> bool:
     raise BenchError(f"process {pid} does not stop")
 
 
-def _ends(pid: int, frontends: set[int], servers: set[int]) -> list[int]:
+def _ends(pid: int, frontends: set[int], servers: set[int]) -> tuple[list[int], list[int]]:
     """Of the connections that this process has: the clients' ports, and its own towards servers (proc(5), /proc/net/tcp).
 
     Both: it may be stopped when it has closed one of the two. A socket whose FIN came behind its own is with the process, and
     unknown to the table of sockets: TIME_WAIT has its place, which tells no owner. While the process has such sockets, all of
-    those may be its.
+    those may be its: they come second.
     """
     inodes = set()
     for entry in Path(f"/proc/{pid}/fd").iterdir():
@@ -113,4 +113,4 @@ def _ends(pid: int, frontends: set[int], servers: set[int]) -> list[int]:
                 waiting.append(port)
         inodes.discard(fields[9])
     unix = {line.split()[6] for line in Path("/proc/net/unix").read_text().splitlines()[1:]}
-    return found + waiting if inodes - unix else found
+    return found, waiting if inodes - unix else []

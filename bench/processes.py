@@ -1,6 +1,7 @@
 """Child processes: started in a session of their own, watched by pid through /proc, stopped by pid."""
 
 import contextlib
+import http.client
 import os
 import signal
 import socket
@@ -109,6 +110,22 @@ class Process:
                 code = self._child.wait(POLL_SECONDS)
                 raise BenchError(f"{self.name} ended with code {code} before it listened on {address}\n{self._tail()}")
         raise BenchError(f"{self.name} did not listen on {address} within {READY_SECONDS:.0f} s\n{self._tail()}")
+
+    def wait_ready(self, admin: Address) -> None:
+        """Returns once GET /readyz is answered 200. Raises BenchError."""
+        deadline = time.monotonic() + READY_SECONDS
+        while time.monotonic() < deadline:
+            connection = http.client.HTTPConnection(*admin, timeout=READY_SECONDS)
+            try:
+                connection.request("GET", "/readyz")
+                if connection.getresponse().status == http.HTTPStatus.OK:
+                    return
+            except (OSError, http.client.HTTPException):
+                pass  # not yet
+            finally:
+                connection.close()
+            time.sleep(POLL_SECONDS)  # noqa: TID251 - a process of its own is waited for
+        raise BenchError(f"{self.name} was not ready within {READY_SECONDS:.0f} s\n{self._tail()}")
 
     def cpu_seconds(self) -> float:
         """User plus system time so far, summed over the child and its live descendants (nginx works in a worker)."""

@@ -531,7 +531,7 @@ class Soak:
 
     def _deaths(self, kills: Kills) -> str:
         done = ", ".join(f"{n:,} {what}" for what, n in sorted(kills.done.items()))
-        return f"{done}; {kills.lost:,} sessions were on killed workers"
+        return f"{done}; {kills.lost:,} ends of connections were in killed workers"
 
     def _cpu_quarters(self) -> Iterator[float]:
         count = len(self.samples) - 1

@@ -31,6 +31,7 @@ class Kind:
     version: Sequence[str]
     command: Callable[[Path], list[str]]  # the path of the written config → argv
     render: Callable[[Wiring], str]
+    says_ready: bool = False  # on its admin port: its sockets listen before it has done with starting
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ def _pylb(name: str, about: str, render: Callable[[Wiring], str]) -> Kind:
         version=[sys.executable, "-c", "from importlib.metadata import version; print('pylb', version('pylb'))"],
         command=lambda config: [sys.executable, "-m", "pylb", "run", "-c", str(config)],
         render=render,
+        says_ready=True,
     )
 
 
@@ -192,4 +194,6 @@ def started(kind: Kind, wiring: Wiring) -> Iterator[Target]:
     with Process.started(kind.name, [*wiring.on_proxy, *kind.command(config)], wiring.folder) as process:
         process.wait_listening(wiring.proxy_http)
         process.wait_listening(wiring.proxy_bulk)
+        if kind.says_ready:
+            process.wait_ready(wiring.admin)
         yield Target(kind.name, wiring.proxy_http, wiring.proxy_bulk, process, wiring)
