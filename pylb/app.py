@@ -41,6 +41,7 @@ from pylb.core.errors import Code, Refused
 from pylb.core.table import Diff, Server
 from pylb.driver import Driver
 from pylb.estate import Estate, Lost
+from pylb.forward.counters import Counters
 from pylb.forward.engine import MAX_BUFFERED, Engine, connection_limit, pipe_limit
 from pylb.forward.timers import TICK
 from pylb.generations import Generations
@@ -181,7 +182,7 @@ class App:
         messages = install(config.log.format, config.log.level)
         stack.callback(messages.lines.close, LOG_FLUSH)
         self._heed_signals()
-        left = await self._inherit()
+        left, number = await self._inherit(), 0
         sockets = self._bind_all(stack)
         self._make_state_dir()
         self._generations = Generations(config.state_dir)
@@ -193,6 +194,7 @@ class App:
         await self._make_registry(stack)
         if left is not None:
             self._registry.go_on_from(left.totals)
+            number = self._before.meet(left.talk, left.counts)
         stack.push_async_callback(self._drain)
         await self._open_doors(
             stack, sockets, lambda: connlog.lines.dropped + messages.lines.dropped + self._forwarding.lines_dropped
@@ -209,7 +211,7 @@ class App:
         if self._service.watchdog:
             self._follow(self._show_life())
         if left is not None:
-            await self._take_over(left)
+            await self._take_over(left.talk, number)
         self._listeners.forget_left()
         self._service.ready(self._state())
         self._started = True
@@ -513,6 +515,10 @@ class App:
         except (ConfigErrors, Refused) as error:
             log.error("reload refused, everything stays as it is:\n%s", error)
 
+    async def counters(self) -> Counters:
+        """Of this pylb and of those before it that only end their sessions still."""
+        return await self._estate.counters()
+
     async def plan(self, path: Path, text: str) -> list[Line]:
         """What a reload with this file would change. Raises ConfigErrors or Refused, as the reload would."""
         config = await asyncio.to_thread(self._source.read, path, text)
@@ -707,18 +713,18 @@ class App:
             self._listeners.inherit(left.descriptors)
         return left
 
-    async def _take_over(self, left: Left) -> None:
+    async def _take_over(self, before: Talk, number: int) -> None:
         """Everything serves: from its word on, or its end, we are the service."""
-        left.talk.say("serving")
+        before.say("serving")
         try:
-            await left.talk.expect("go", ANSWER)
+            await before.expect("go", ANSWER)
         except Refusal as refusal:
             if self._service.listens:  # for systemd the service is dead, and the next one on its way to these sockets
                 raise CannotStart(f"the pylb before is gone before its time: {refusal}") from None
             log.warning("the pylb before is gone before its time: %s", refusal)
-            left.talk.close()
+            self._before.part(number)
         else:
-            self._keep(self._before.follow(left.talk, left.counts), self._lasting)
+            self._keep(self._before.follow(number), self._lasting)
         self._service.muted = False
         self._listeners.store()
 

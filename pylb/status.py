@@ -30,17 +30,8 @@ class Counted(Protocol):
     def max_connections(self) -> int: ...
 
 
-class Running(Protocol):
-    """What forwards: the engine's driver, or the fleet."""
-
-    async def counters(self) -> Counted: ...
-
-    def workers(self) -> Mapping[str, tuple[int, float]]: ...
-
-
-async def status(registry: Registry, live: Running, *, reloaded: bool, started_at: float) -> dict[str, Any]:
-    """For JSON. `started_at`: unix time. Counts are since then; who wants rates asks twice."""
-    counters = await live.counters()
+async def status(registry: Registry, counters: Counted, workers: int, *, reloaded: bool, started_at: float) -> dict[str, Any]:
+    """For JSON. `workers`: how many run. `started_at`: unix time. Who wants rates asks twice."""
     views = await registry.all_servers()
     now, down_at = time.time(), since_down(registry.events())
     conditions: list[tuple[Health, str]] = []
@@ -55,7 +46,7 @@ async def status(registry: Registry, live: Running, *, reloaded: bool, started_a
         "health": said(conditions, wrong),
         "version": __version__,
         "pid": os.getpid(),
-        "workers": len(live.workers()),
+        "workers": workers,
         "uptime": round(now - started_at, 1),
         "clock": time.monotonic(),  # when it was counted, in seconds of no particular day
         "generation": registry.table.generation,

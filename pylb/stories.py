@@ -108,8 +108,10 @@ def _attempts(story: Mapping[str, Any]) -> list[str]:
             steps.append(f"waited {_duration(one['ms'])} in the queue")
         else:
             steps.append(f"{_server(one)}: {_result(one)} after {_duration(one['ms'])}")
-    if story["ahead"]:
-        steps[0] += f", {story['ahead']} before it"
+    if story["state"] == "queued":
+        steps.append(f"waits in the queue, {story['ahead']} before it when it came")
+    elif story["ahead"]:
+        steps = [f"{step}, {story['ahead']} before it" if step.endswith("in the queue") else step for step in steps]
     if story["dial_ms"] >= 0:
         steps.append(f"{_server(story)}: accepted after {_duration(story['dial_ms'])}")
     elif story["state"] == "dialing":
@@ -129,7 +131,7 @@ def _result(attempt: Mapping[str, Any]) -> str:
 
 
 def _passed(story: Mapping[str, Any]) -> list[str]:
-    stages = [f"{_duration(story['queue_ms'])} in the queue"] if story["queue_ms"] else []
+    stages = [f"{_duration(story['queue_ms'])} in the queue"] if story["queue_ms"] > 0 else []
     if story["connect_ms"] >= 0:
         stages.append(f"{_duration(story['connect_ms'])} until a server accepted")
     stages.append(f"{_duration(story['total_ms'])} in all")

@@ -39,8 +39,10 @@ PROTOCOL = 1
 VARIABLE = "PYLB_UPGRADE_FD"
 # Forks once more and tells the pid: so the successor is a child of process 1 from the start, which alone is told of its death.
 _LAUNCHER = """
-import os, sys
+import os, signal, sys
 tell = int(sys.argv[1])
+for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+    signal.signal(number, signal.SIG_IGN)  # until the new one heeds them: by default they kill, and exec keeps this
 if pid := os.fork():
     os.write(tell, b"%d" % pid)
     os._exit(0)
@@ -279,6 +281,7 @@ class Predecessors:
         self._tally = Tally()
         self._living: dict[int, Talk] = {}
         self._next = 0
+        self._readable = True  # what the last one met has said
 
     async def added(self, counters: Counters) -> Counters:
         """`counters` and theirs."""
@@ -288,31 +291,39 @@ class Predecessors:
         """Their counts, as they reported them last."""
         return self._tally.parts()
 
-    async def follow(self, talk: Talk, counts: Iterable[Mapping[str, Any]]) -> None:
-        """Hear what one says until its end; `counts` it has said already."""
+    def meet(self, talk: Talk, counts: Iterable[Mapping[str, Any]]) -> int:
+        """One more, which has said `counts`: before anybody looks at a sum, or its past were read as a burst. Its number."""
         self._next = number = self._next + 1
         self._living[number] = talk
+        self._readable = self._hear(number, *counts)
+        return number
+
+    async def follow(self, number: int) -> None:
+        """Hear what it says until its end."""
+        readable = self._readable
         try:
-            for said in counts:
-                self._tally.heard(number, report_of(said))
             while True:
-                self._tally.heard(number, report_of((await talk.hear())[0]))
-        except (Malformed, BadFrame) as error:
-            log.warning("the counters of the pylb before are of another form, and begin anew: %s", error)
-            await self._until_its_end(talk)
+                said, _ = await self._living[number].hear()
+                readable = readable and self._hear(number, said)
         except Refusal:
             pass  # its end
         finally:
-            self._tally.retire(number)
-            del self._living[number]
-            talk.close()
+            self.part(number)
 
-    async def _until_its_end(self, talk: Talk) -> None:
+    def part(self, number: int) -> None:
+        """It has ended: what it had counted stays."""
+        self._tally.retire(number)
+        self._living.pop(number).close()
+
+    def _hear(self, number: int, *counts: Mapping[str, Any]) -> bool:
+        """False: of a version that counts otherwise."""
         try:
-            while True:
-                await talk.hear()
-        except Refusal:
-            pass
+            for said in counts:
+                self._tally.heard(number, report_of(said))
+        except (Malformed, BadFrame) as error:
+            log.warning("the counters of the pylb before are of another form, and begin anew: %s", error)
+            return False
+        return True
 
     def stop(self, deadline: float) -> None:
         """End your sessions by `deadline` (monotonic)."""

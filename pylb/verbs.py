@@ -38,8 +38,6 @@ class Sessions(Protocol):
     @property
     def recording(self) -> bool: ...
 
-    async def counters(self) -> Counted: ...
-
     def workers(self) -> Mapping[str, tuple[int, float]]: ...
 
     async def sessions(self) -> Sequence[SessionView]: ...
@@ -54,7 +52,9 @@ class Sessions(Protocol):
 
 
 class Service(Protocol):
-    """The running pylb: what it reads from files, and how it reads them again."""
+    """The running pylb: what it reads from files, how it reads them again, and what it and those before it have counted."""
+
+    async def counters(self) -> Counted: ...
 
     async def reload(self) -> Diff: ...
 
@@ -81,7 +81,8 @@ def _views(registry: Registry, service: Service, live: Sessions) -> dict[str, Ve
     started_at = time.time()
 
     async def status_(_request: Mapping[str, Any]) -> dict[str, Any]:
-        return {"status": await status(registry, live, reloaded=service.reloaded, started_at=started_at)}
+        counters, workers = await service.counters(), len(live.workers())
+        return {"status": await status(registry, counters, workers, reloaded=service.reloaded, started_at=started_at)}
 
     async def ping(_request: Mapping[str, Any]) -> dict[str, Any]:
         return {"generation": registry.table.generation}
@@ -113,7 +114,7 @@ def _views(registry: Registry, service: Service, live: Sessions) -> dict[str, Ve
         port = request.get("port")
         if type(port) is not int or not 1 <= port <= 65535:
             raise Refused(Code.INVALID, "port: a port is needed")
-        return {"explained": await explain(registry, await live.counters(), await live.ended(recorded_of(port)), port)}
+        return {"explained": await explain(registry, await service.counters(), await live.ended(recorded_of(port)), port)}
 
     return {
         "explain": explain_,

@@ -30,6 +30,7 @@ def main(fd: int) -> int:
     # A terminal's Ctrl-C goes to all of its processes; what a stop means for sessions, main says.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())  # workers/program.py blocks some until here
     faulthandler.enable()  # main sends SIGABRT to one that stands still: the stacks tell where
     channel = Channel(socket.socket(fileno=fd))
     try:

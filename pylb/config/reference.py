@@ -12,6 +12,7 @@ from pylb.config.models import FrontendEntry, PolicySection, Section
 from pylb.config.root import Config
 from pylb.config.values import Shape, duration_text
 from pylb.core.address import Listen
+from pylb.core.log import Target
 
 _HEAD = """# Config reference
 
@@ -87,7 +88,7 @@ def _default(key: str, field: FieldInfo) -> str:
         return f"`{duration_text(value)}`"
     if isinstance(value, bool):
         return f"`{str(value).lower()}`"
-    if isinstance(value, tuple):
+    if isinstance(value, tuple) and not isinstance(value, Target):
         items = (f"{item[0]}-{item[1]}" if isinstance(item, tuple) else str(item) for item in value)
         return "`[" + ", ".join(f'"{item}"' for item in items) + "]`"
     return f'`"{value}"`' if isinstance(value, Listen) or value == "*" else f"`{value}`"

@@ -186,7 +186,6 @@ class Checker:
         self._checks[place] = (now, failure or YES)
         if after.down is before.down:
             return
-        fields = {"frontend": frontend.name, "address": str(address)}
         self._turn(place, down=after.down)
         fields = {"frontend": frontend.name, "address": str(address)}
         if after.down:

@@ -96,6 +96,10 @@ class Admin:
         origin = call.headers.get("origin")
         if origin is not None and not self._is_ours(_hostname(origin), call.local):
             raise _forbidden(f"Origin {origin[:80]!r} is not this machine")
+        # It could not read the answer of such a request, but hold streams open and have long ones made (Fetch Metadata).
+        foreign = call.headers.get("sec-fetch-site") in {"cross-site", "same-site"}
+        if foreign and call.headers.get("sec-fetch-mode") != "navigate":
+            raise _forbidden("a page of another site asks")
 
     def _is_ours(self, host: str | None, local: str) -> bool:
         if not host:

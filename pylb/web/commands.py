@@ -14,7 +14,7 @@ from pylb.core.table import Frontend
 from pylb.observe.columns import HEADER, csv_line
 from pylb.observe.lookout import Lookout
 from pylb.observe.stats import BACKEND, FRONTEND, SERVER, Picture, Row, is_up
-from pylb.web.dialect import STATE_COLUMNS, client_of, session_id, session_lines, state_line
+from pylb.web.dialect import STATE_COLUMNS, client_of, session_lines, state_line
 from pylb.web.socket import Verb
 
 Text = str | AsyncIterator[str]
@@ -34,18 +34,18 @@ class Command(NamedTuple):
 
 # What HAProxy can and pylb will not: why, and what to do instead.
 _ELSEWHERE = {
-    "add server": "servers come by registrations or the config: pylb reload",
+    "add server": "servers come by registrations or the config (systemctl reload pylb)",
     "clear counters": "counters never go back here, Prometheus takes rates of them; maxima are since the start",
-    "del server": "pylb release PORT|NAME, or the config and pylb reload",
+    "del server": "pylb release PORT|NAME, or the config (systemctl reload pylb)",
     "disable agent": "there are no agents",
-    "disable frontend": "a frontend is taken away by the config and pylb reload, or pylb release PORT",
+    "disable frontend": "a frontend is taken away by the config (systemctl reload pylb), or pylb release PORT",
     "disable health": "set server <bk>/<srv> state maint ends the checks of a server",
     "enable agent": "there are no agents",
-    "enable frontend": "a frontend is opened by the config and pylb reload, or by a registration",
+    "enable frontend": "a frontend is opened by the config (systemctl reload pylb), or by a registration",
     "enable health": "set server <bk>/<srv> state ready",
-    "set maxconn": "max_connections of the config, and pylb reload",
-    "set rate-limit": "limits of the config, and pylb reload",
-    "shutdown frontend": "a frontend is taken away by the config and pylb reload, or pylb release PORT",
+    "set maxconn": "max_connections of the config (systemctl reload pylb)",
+    "set rate-limit": "limits of the config (systemctl reload pylb)",
+    "shutdown frontend": "a frontend is taken away by the config (systemctl reload pylb), or pylb release PORT",
 }
 _SET_SERVER = "usage: set server <backend>/<server> state | weight\n"
 _STATES = "'set server <srv> state' expects 'ready', 'drain' and 'maint'.\n"
@@ -147,7 +147,11 @@ class Commands:
     async def _show_sess(self, args: Sequence[str]) -> Text:
         found = await self._sessions()
         if args and args[0] != "all":
-            found = [one for one in found if session_id(one) == args[0]]
+            try:
+                wanted = client_of(args[0])
+            except ValueError:
+                raise Complaint("Session not found.\n") from None
+            found = [one for one in found if (one.client, one.client_port) == (wanted.ip, wanted.port)]
             if not found:
                 raise Complaint("Session not found.\n")
         return session_lines(found)

@@ -8,6 +8,7 @@ import importlib.util
 import io
 import marshal
 import os
+import signal
 import subprocess
 import sys
 import zipfile
@@ -27,6 +28,7 @@ MODULES = (
     "pylb.observe",
     "pylb.observe.form",
 )
+SPARED = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)  # what a whole service may be sent while a worker starts
 _BOOT = "import sys; sys.path.insert(0, '/proc/self/fd/{code}'); from pylb.worker import main; sys.exit(main({channel}))"
 
 
@@ -46,7 +48,11 @@ class Program:
         """
         boot = _BOOT.format(code=self.fd, channel=channel)
         argv = [sys.executable, "-I", "-S", "-c", boot]
-        return subprocess.Popen(argv, pass_fds=(self.fd, channel), stdin=subprocess.DEVNULL, start_new_session=True)  # noqa: S603
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, SPARED)  # it unblocks them once it heeds them: by default they kill
+        try:
+            return subprocess.Popen(argv, pass_fds=(self.fd, channel), stdin=subprocess.DEVNULL, start_new_session=True)  # noqa: S603
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def close(self) -> None:
         os.close(self.fd)

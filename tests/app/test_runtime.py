@@ -188,7 +188,7 @@ def test_one_line_is_answered_and_the_connection_closed_unless_it_is_a_prompt(ru
     assert talk == "\n> 0.1.0\n\n> \n> # name\nweb\n\n0.1.0\n\n> "
     assert say(runtime, "show nothing\n").startswith("Unknown command")
     assert "max_connections" in say(runtime, "set maxconn server web/x 5\n")
-    assert "pylb reload" in say(runtime, "disable frontend web\n")
+    assert "systemctl reload pylb" in say(runtime, "disable frontend web\n")
     assert "Prometheus" in say(runtime, "clear counters all\n")
     assert "  show stat" in say(runtime, "help show\n")
     assert "shutdown" not in say(runtime, "help show\n")

@@ -51,6 +51,16 @@ def story(**changed: Any) -> dict[str, Any]:
     } | changed
 
 
+def test_one_that_waits_in_the_queue_says_how_many_were_before_it() -> None:
+    waiting = story(state="queued", code=None, ended_at=None, attempts=[], dial_ms=-1, connect_ms=-1, queue_ms=-1)
+    assert "attempts   1. waits in the queue, 3 before it when it came" in stories.told(waiting)
+
+
+def test_one_that_was_refused_has_no_time_in_the_queue() -> None:
+    refused = story(code="PR", attempts=[], dial_ms=-1, connect_ms=-1, queue_ms=-1, ahead=0, total_ms=0)
+    assert "time       0 ms in all" in stories.told(refused)
+
+
 def test_the_whole_way_of_a_session_is_told_in_order() -> None:
     text = "\n".join(stories.told(story()))
     expected = [

@@ -285,7 +285,8 @@ def test_counters_of_another_form_begin_anew_and_end_nothing(caplog: pytest.LogC
         for _ in range(3):
             other.say("count", count="nothing at all")
         other.close()
-        await Predecessors().follow(talk, [{"count": count}])
+        before = Predecessors()
+        await before.follow(before.meet(talk, [{"count": count}]))
 
     asyncio.run(follow())
     assert caplog.text.count("begin anew") == 1
@@ -396,6 +397,29 @@ def test_replacing_the_files_of_a_running_pylb_is_harmless(pylb: Instance, echo_
     assert (done.returncode, "stays in charge" in done.stderr) == (1, True)
     assert process.text().count("Traceback") == 1  # of the new one
     assert process.terminate() == 0
+
+
+def test_what_the_one_before_had_counted_is_no_burst_and_its_sessions_are_in_the_status(
+    pylb: Instance, echo_port: int, successors: list[int]
+) -> None:
+    pylb.start()
+    pylb.register(pylb.port, echo_port)
+    for _ in range(60):
+        with connect(pylb) as sock:
+            assert echo(sock) == b"ping"
+    with connect(pylb) as live:
+        assert echo(live) == b"ping"
+        successors.append(upgrade(pylb))
+        eventually(
+            lambda: json.loads(pylb.ask("status", "--json").stdout)["sessions"] == 1, what="the old one's session is told"
+        )
+        assert _sessions_total(pylb) == 61
+        with socket.socket(socket.AF_UNIX) as hatop:
+            hatop.connect(str(pylb.state_dir / "haproxy.sock"))
+            hatop.sendall(b"show info\n")
+            info = b"".join(iter(lambda: hatop.recv(65536), b"")).decode()
+        assert "CumConns: 6" in info
+        assert "MaxConnRate: 0\n" in info
 
 
 def test_a_stop_ends_those_before_too(pylb: Instance, echo_port: int) -> None:

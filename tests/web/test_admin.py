@@ -338,6 +338,10 @@ def test_ready_means_restored(tmp_path: Path) -> None:
         ({"Host": "localhost", "Origin": "https://evil.example.com"}, 403),
         ({"Host": "localhost", "Origin": "null"}, 403),
         ({"Host": "localhost", "Origin": "http://[bad"}, 403),
+        ({"Host": "localhost", "Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors"}, 403),
+        ({"Host": "localhost", "Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}, 200),
+        ({"Host": "localhost", "Sec-Fetch-Site": "same-origin", "Sec-Fetch-Mode": "cors"}, 200),
+        ({"Host": "localhost", "Sec-Fetch-Site": "none", "Sec-Fetch-Mode": "navigate"}, 200),
     ],
 )
 def test_only_a_host_and_origin_of_this_machine_may_read(tmp_path: Path, headers: dict[str, str], status: int) -> None:
