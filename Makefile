@@ -1,7 +1,7 @@
 # make run   a virtual environment, everything installed, pylb serving with its embedded defaults
 # make test  lint, types, import contracts, all tests          make help  the rest
 .DEFAULT_GOAL := help
-.PHONY: help run test test-long lint format demo bench soak fuzz fuzz-webhook zipapp docs screenshots clean python
+.PHONY: help run test test-long core lint format demo bench soak fuzz fuzz-webhook zipapp docs screenshots clean python
 
 VENV   := .venv
 PY     := $(VENV)/bin/python
@@ -22,17 +22,19 @@ run: $(VENV)/.run ## start pylb here and now: webhook on 9000, admin on 8404, no
 demo: $(VENV)/.run ## watch a node move under load, on loopback
 	@exec $(VENV)/bin/pylb demo
 
-test: lint ## everything; long cases scaled down
-	$(PY) -m coverage run -m pytest tests/core -q
-	$(PY) -m coverage report
+test: $(VENV)/.dev ## everything; long cases scaled down
+	@$(MAKE) --no-print-directory -j2 -Otarget lint core
 	$(PY) -m pytest -n 2 tests --ignore=tests/core $(ALONE:%=--ignore=%) -q
 	$(PY) -m pytest $(ALONE) -q
 
-test-long: lint ## everything, with the full figures
-	$(PY) -m coverage run -m pytest tests/core -q --long
-	$(PY) -m coverage report
+test-long: $(VENV)/.dev ## everything, with the full figures
+	@$(MAKE) --no-print-directory -j2 -Otarget lint core LONG=--long
 	$(PY) -m pytest -n 2 tests --ignore=tests/core $(ALONE:%=--ignore=%) -q --long
 	$(PY) -m pytest $(ALONE) -q --long
+
+core: $(VENV)/.dev ## tests/core alone, which must cover every branch of pylb/core
+	$(PY) -m coverage run -m pytest tests/core -q $(LONG)
+	$(PY) -m coverage report
 
 lint: $(VENV)/.dev ## style, types, the layers as import contracts
 	$(VENV)/bin/ruff check .

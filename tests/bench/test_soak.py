@@ -81,7 +81,7 @@ def test_the_same_seed_gives_the_same_scripts_and_every_end() -> None:
 
 
 def short(*more: str) -> str:
-    argv = [sys.executable, "-m", "bench", "soak", "--minutes", "0.1", "--seed", "1", "--streams", "8", "--largest", "200000"]
+    argv = [sys.executable, "-m", "bench", "soak", "--minutes", "0.06", "--seed", "1", "--streams", "8", "--largest", "200000"]
     done = subprocess.run([*argv, *more], cwd=ROOT, capture_output=True, text=True, timeout=55, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

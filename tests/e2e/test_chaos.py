@@ -169,7 +169,7 @@ class Chaos:
 def test_no_client_fails_while_a_node_is_whole(
     lab: Lab, balancer: Balancer, world: World, request: pytest.FixtureRequest
 ) -> None:
-    seconds = 180 if request.config.getoption("--long") else 20
+    seconds = 180 if request.config.getoption("--long") else 12
     defaults = {**DEFAULTS, "retries": 4, "timeouts": {"connect": "1s", "drain": "2s", "shutdown": "1s"}}
     balancer.configure(defaults=defaults, log={"format": "json"})
     balancer.start()
