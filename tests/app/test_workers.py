@@ -15,7 +15,7 @@ from tests.support.drive import free_port
 from tests.support.processes import Process
 from tests.support.waiting import eventually, pause
 
-KIB = 1024
+KIB, MIB = 1024, 1 << 20
 BLOCK = bytes(range(256)) * 256
 
 
@@ -75,7 +75,11 @@ def test_a_call_is_answered_when_all_workers_have_applied_it(pylb: Instance, ech
 
 @pytest.fixture
 def source() -> Iterator[int]:
-    """The port of a server that sends for ever."""
+    """The port of a server that sends for ever, a MiB for each byte that it is told.
+
+    Five hundred unread downloads are else more than the kernel has for all its sockets (net.ipv4.tcp_mem): it then drops what
+    comes, and senders that were already stopped try again after ever longer pauses (measured: 13 s).
+    """
     listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
     over = threading.Event()
 
@@ -83,7 +87,10 @@ def source() -> Iterator[int]:
         with sock:
             try:
                 while not over.is_set():
-                    sock.sendall(BLOCK)
+                    for _ in range(MIB // len(BLOCK)):
+                        sock.sendall(BLOCK)
+                    if not sock.recv(1):
+                        return
             except OSError:
                 pass
 
@@ -133,14 +140,15 @@ def test_a_killed_worker_resets_its_downloads_and_refuses_nobody(
 
 def _end(sock: socket.socket) -> str:
     """How a download goes on: 32 MiB more, FIN or reset."""
-    received = 0
+    received = 1  # was read before
     try:
         while received < 32 << 20:
             data = sock.recv(1 << 20)
             if not data:
                 return "fin"
+            sock.sendall(b"." * ((received + len(data)) // MIB - received // MIB))
             received += len(data)
-    except ConnectionResetError:
+    except (ConnectionResetError, BrokenPipeError):
         return "reset"
     return "goes on"
 
