@@ -37,12 +37,15 @@ class Driver:
         self._draining = False
         self._loop = asyncio.get_running_loop()
         self._warned = False
+        self._soon: asyncio.Handle | None = None  # the engine's next turn, if it has more to do at once
         self._tick()
         self._loop.add_reader(engine.fileno(), self._ready)
 
     def close(self) -> None:
         self._loop.remove_reader(self._engine.fileno())
         self._timer.cancel()
+        if self._soon is not None:
+            self._soon.cancel()
         self._engine.close()
 
     def drain(self, deadline: float, *, accept: bool = True) -> None:
@@ -124,8 +127,17 @@ class Driver:
     # ------------------------------------------------------------ from the loop
 
     def _ready(self) -> None:
+        """The engine has news. If its next turn is due anyway it waits for that: one in each turn of the loop, never more.
+
+        Two would become four: each of them asks for another one while bulk flows, and the loop has time for nothing else.
+        """
+        if self._soon is None:
+            self._turn()
+
+    def _turn(self) -> None:
+        self._soon = None
         if self._engine.on_ready():
-            self._loop.call_soon(self._ready)
+            self._soon = self._loop.call_soon(self._turn)
 
     def _tick(self) -> None:
         if self._engine.counters.pipe_fallbacks and not self._warned:

@@ -7,7 +7,7 @@ import pytest
 
 from pylb.driver import Driver
 from pylb.forward.engine import Engine
-from tests.support.drive import Witness
+from tests.support.drive import Drive, Witness
 
 
 def test_a_want_of_pipes_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
@@ -34,3 +34,34 @@ def test_a_want_of_pipes_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
         asyncio.run(run())
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert "pipe-user-pages-soft" in caplog.text
+
+
+def test_the_engine_has_one_turn_in_each_turn_of_the_loop() -> None:
+    """Also while its descriptor stays readable and it always has more to do, as with bulk."""
+    drive = Drive(splice=False)
+    engine = drive.engine
+    drive.connect(drive.serve())  # waits in the backlog: nobody accepts it here
+    turns, rounds = 0, 100
+
+    def always_more(_wait: float = 0.0) -> bool:
+        nonlocal turns
+        turns += 1
+        return True
+
+    async def run() -> None:
+        driver = Driver(engine)
+        try:
+            for _ in range(rounds):
+                await asyncio.sleep(0)  # one turn of the loop
+        finally:
+            driver.close()
+        before = turns
+        await asyncio.sleep(0)
+        assert turns == before, "a turn after the end"
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine, "on_ready", always_more)
+        patch.setattr(engine, "close", lambda: None)  # the drive does
+        asyncio.run(run())
+    drive.finish()
+    assert rounds - 1 <= turns <= rounds + 1
