@@ -4,6 +4,7 @@
     message    what is asked and what was answered: pure
     schedule   when to call next: pure; clock and randomness are arguments
     journal    which of it deserves a line in the log: pure
+    pin        which public key a certificate has: pure, strict DER
     client     one HTTP request with a deadline: the only module that touches the network
     runner     a loop per load balancer, all saying the same wish; the goodbye
     preflight  whether the app answers yet (PYLB_WAIT)

@@ -7,8 +7,6 @@ A connection serves one request: beats are far apart, and a fresh connection is 
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import hmac
 import http.client
 import io
@@ -22,6 +20,7 @@ from typing import Any
 
 from phonehome import __version__
 from phonehome.message import Reply, Request
+from phonehome.pin import key_pin
 from phonehome.values import Endpoint, Token
 
 CONNECT_TIMEOUT = 5.0  # seconds, for one address
@@ -63,35 +62,6 @@ def pinned_trust() -> ssl.SSLContext:
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
     return context
-
-
-def key_pin(certificate: bytes) -> str:
-    """SHA-256 of the SubjectPublicKeyInfo of a DER certificate (RFC 7469, 2.4), base64url; "" if it is no certificate."""
-    try:
-        body, _ = _der(certificate, 0)  # Certificate (RFC 5280, 4.1)
-        place, end = _der(certificate, body)  # its TBSCertificate
-        if certificate[place] == 0xA0:  # the version is there, and explicit
-            place = _der(certificate, place)[1]
-        for _ in range(5):  # serial number, signature, issuer, validity, subject
-            place = _der(certificate, place)[1]
-        key_end = _der(certificate, place)[1]
-    except IndexError:
-        return ""
-    if not place < key_end <= end:
-        return ""
-    return base64.urlsafe_b64encode(hashlib.sha256(certificate[place:key_end]).digest()).decode().rstrip("=")
-
-
-def _der(data: bytes, place: int) -> tuple[int, int]:
-    """(where the content of the element at `place` begins, where the element ends). Raises IndexError."""
-    length, content = data[place + 1], place + 2
-    if length & 0x80:
-        count = length & 0x7F
-        content += count
-        length = int.from_bytes(data[content - count : content], "big")
-    if content + length > len(data):
-        raise IndexError
-    return content, content + length
 
 
 class Cancel:

@@ -16,10 +16,8 @@ from typing import Any
 
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
-from hypothesis import given
-from hypothesis import strategies as st
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from phonehome import client as client_module
 from phonehome.client import MAX_BODY, CallError, Cancel, Client, trust
@@ -386,40 +384,3 @@ def test_another_key_is_refused_before_the_token_is_sent(load_balancers: Callabl
     assert error.unsent
     assert error.what == "not the key of the join string"
     assert load_balancer.calls.empty()
-
-
-@pytest.mark.parametrize("kind", ["ec256", "ec521", "rsa2048", "rsa4096", "ed25519"])
-def test_the_key_of_every_kind_of_certificate_is_found(kind: str, tmp_path: Path) -> None:
-    keys: dict[str, Callable[[], Any]] = {
-        "ec256": lambda: ec.generate_private_key(ec.SECP256R1()),
-        "ec521": lambda: ec.generate_private_key(ec.SECP521R1()),
-        "rsa2048": lambda: rsa.generate_private_key(65537, 2048),
-        "rsa4096": lambda: rsa.generate_private_key(65537, 4096),
-        "ed25519": ed25519.Ed25519PrivateKey.generate,
-    }
-    key, now = keys[kind](), dt.datetime.now(dt.UTC)
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "x" * 60)] * 3)  # lengths of more than a byte
-    made = (
-        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number(), now, now + dt.timedelta(days=1))
-    ).sign(key, None if kind == "ed25519" else hashes.SHA256())
-    path = tmp_path / "certificate"
-    path.write_bytes(made.public_bytes(serialization.Encoding.PEM))
-    assert client_module.key_pin(der_of(path)) == pin_of(path)
-
-
-@given(st.binary(max_size=200), st.integers(0, 300))
-def test_what_is_no_certificate_has_no_key_or_at_least_another_one(noise: bytes, cut: int) -> None:
-    assert client_module.key_pin(noise) == ""
-    certificate = _SOME.public_bytes(serialization.Encoding.DER)
-    whole = client_module.key_pin(certificate)
-    assert client_module.key_pin(certificate[: min(cut, len(certificate) - 1)]) == ""
-    assert len(whole) == 43
-
-
-def _some() -> x509.Certificate:
-    key, now = ec.generate_private_key(ec.SECP256R1()), dt.datetime(2030, 1, 1, tzinfo=dt.UTC)
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "pylb")])
-    return x509.CertificateBuilder(name, name, key.public_key(), 1, now, now + dt.timedelta(days=1)).sign(key, hashes.SHA256())
-
-
-_SOME = _some()
