@@ -294,8 +294,8 @@ class Ledger:
 
 def _room_for_one_more(claims: Claims, key: Key) -> None:
     """A stolen token must not fill memory and disk with instances. Raises Refused."""
-    held, most = claims.registrations, MOST_REGISTRATIONS
-    if key not in held and len(held) >= most and sum(one.token == key.token for one in held) >= most:
+    most = MOST_REGISTRATIONS
+    if key not in claims.registrations and claims.of_token.get(key.token, 0) >= most:
         hint = f"`pylb release NAME` those that are gone, or use another token ({key.token!r} has them all)"
         raise Refused(Code.TOO_MANY, f"a token may hold {most} registrations", hint, retry_after=60)
 

@@ -9,28 +9,47 @@ frontend is joined by the registration of its name, or by any if it says so. A l
 port and token; a native one of the same token takes its place for good.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
-from types import MappingProxyType
+from typing import TypeVar
 
 from pylb.core.address import Address, Listen, is_loopback
 from pylb.core.errors import Code, Refused
 from pylb.core.layout import Layout
+from pylb.core.persistent import Frozen
 from pylb.core.registration import Displaced, Key, Registration, State
+
+K = TypeVar("K")
+STEP = 50  # registrations that one step of `adopting` or `readmitting` judges anew: 1 to 2 ms
+
+Owner = tuple[str, str, bool]  # token, name, whether it is legacy
 
 
 @dataclass(frozen=True, slots=True)
 class Claims:
-    """`holders` are in the order of their registration; a listen without holders is not in it."""
+    """`registrations` is all of it. What follows is worked out from it, and kept up with each edit, see `_picture`: so a
+    call costs what it touches, however many there are.
 
-    registrations: Mapping[Key, Registration] = field(default_factory=lambda: MappingProxyType({}))
-    holders: Mapping[Listen, tuple[Key, ...]] = field(default_factory=lambda: MappingProxyType({}))
+    `holders` of a listen are in the order of their registration; a listen without holders is not in it.
+    """
+
+    registrations: Frozen[Key, Registration] = field(default_factory=Frozen)
+    holders: Frozen[Listen, tuple[Key, ...]] = field(default_factory=Frozen)
+    ports: Frozen[int, tuple[Listen, ...]] = field(default_factory=Frozen)  # of `holders`, by their number
+    sent_to: Frozen[Address, int] = field(default_factory=Frozen)  # how many are sent there; all of loopback as LOOPBACK
+    owners: Frozen[Owner, int] = field(default_factory=Frozen)  # how many each has
+    of_token: Frozen[str, int] = field(default_factory=Frozen)  # how many each has
+    not_fresh: Frozen[Key, State] = field(default_factory=Frozen)
+    waiting: Frozen[Key, bool] = field(default_factory=Frozen)  # those with displaced servers
 
     def on_port(self, port: int) -> tuple[Registration, ...]:
         """All that hold a frontend on the port number."""
-        keys = {key: None for listen, held in self.holders.items() if listen.port == port for key in held}
+        keys = {key: None for listen in self.ports.get(port, ()) for key in self.holders[listen]}
         return tuple(self.registrations[key] for key in keys)
+
+
+LOOPBACK = "loopback"  # 127.0.0.0/8 is one machine
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +61,7 @@ class Change:
     touched: frozenset[Listen] = frozenset()  # whose servers may differ now
     opened: tuple[Listen, ...] = ()  # no registration held it before
     new_name: bool = False  # the first registration of its token and name
+    removed: tuple[Key, ...] = ()  # registrations that are no longer there
     note: str = ""
 
 
@@ -57,20 +77,20 @@ def announce(claims: Claims, layout: Layout, wanted: Registration, *, takeover: 
         return Change(claims, "unchanged", note="nothing is registered under this name: a goodbye opens nothing")
     after = replace(wanted, places=tuple(layout.place(item.port, wanted) for item in wanted.wanted))
     evicted = _conflicts(claims, layout, after, takeover=takeover)
-    _no_loop(after, layout, layout.own_ports | {listen.port for listen in (*claims.holders, *after.places)})
+    opens = {listen.port for listen in after.places}
+    _no_loop(after, layout, lambda port: port in layout.own_ports or port in opens or port in claims.ports)
     _opens_no_loop(claims, layout, after)
     after = replace(after, displaced=_displaced(claims, before, after, evicted, proven))
     if before == after and not evicted:
         return Change(claims, "unchanged")
-    edited = _without_ports(claims, evicted)
-    edited[after.key] = after
-    touched = frozenset(after.places) | frozenset(before.places if before else ())
+    edits = {**_without_ports(claims, evicted), after.key: after}
     return Change(
-        _picture(claims, edited, touched),
+        _picture(claims, edits),
         _result(before, after),
-        touched,
+        frozenset(after.places) | frozenset(before.places if before else ()),
         tuple(listen for listen in after.places if listen not in claims.holders),
-        before is None and not any(_same_owner(other, after) for other in claims.registrations.values()),
+        before is None and _owner(after) not in claims.owners,
+        _removed(edits),
     )
 
 
@@ -81,7 +101,8 @@ def release(claims: Claims, keys: Iterable[Key], port: int | None = None) -> Cha
     touched = frozenset().union(*ports.values())
     if not touched:
         return Change(claims, "released", note="nothing was registered")
-    return Change(_picture(claims, _without_ports(claims, ports), touched), "released", touched)
+    edits = _without_ports(claims, ports)
+    return Change(_picture(claims, edits), "released", touched, removed=_removed(edits))
 
 
 def become(claims: Claims, keys: Iterable[Key], state: State) -> Change:
@@ -90,28 +111,32 @@ def become(claims: Claims, keys: Iterable[Key], state: State) -> Change:
     changed = [one for one in changed if one.state is not state]
     if not changed:
         return Change(claims, "unchanged")
-    edited = dict(claims.registrations)
-    edited.update((one.key, replace(one, state=state)) for one in changed)
     touched = frozenset(listen for one in changed for listen in one.places)
-    return Change(replace(claims, registrations=MappingProxyType(edited)), "updated", touched)
+    return Change(_picture(claims, {one.key: replace(one, state=state) for one in changed}), "updated", touched)
 
 
 def settle(claims: Claims, proven: Proven) -> Change:
     """New servers have answered: the proven ones that they displaced leave."""
-    edited = dict(claims.registrations)
+    edits: dict[Key, Registration | None] = {}
     touched: set[Listen] = set()
-    for one in claims.registrations.values():
-        if one.displaced and (kept := _still_needed(one, one.displaced, proven)) != one.displaced:
-            edited[one.key] = replace(one, displaced=kept)
+    for key in claims.waiting:
+        one = claims.registrations[key]
+        if (kept := _still_needed(one, one.displaced, proven)) != one.displaced:
+            edits[key] = replace(one, displaced=kept)
             touched.update(one.places)
     if not touched:
         return Change(claims, "unchanged")
-    return Change(replace(claims, registrations=MappingProxyType(edited)), "updated", frozenset(touched))
+    return Change(_picture(claims, edits), "updated", frozenset(touched))
 
 
 def adopt(claims: Claims, layout: Layout) -> Change:
     """All registrations under new rules: ports that became static adopt theirs. Raises Refused, naming the owner."""
-    fresh, refusals = readmit(claims.registrations.values(), layout)
+    return finished(adopting(claims, layout))
+
+
+def adopting(claims: Claims, layout: Layout) -> Generator[None, None, Change]:
+    """`adopt` in steps. It says nothing of what is `opened`: the ports of a reload are those of its layout."""
+    fresh, refusals = yield from readmitting(claims.registrations.values(), layout)
     if refusals:
         first = refusals[0]
         hint = f"rename the static frontend, set `registrations: any`, or release it first ({len(refusals)} in all)"
@@ -121,28 +146,45 @@ def adopt(claims: Claims, layout: Layout) -> Change:
 
 def readmit(registrations: Iterable[Registration], layout: Layout) -> tuple[Claims, list[Refused]]:
     """A picture made from nothing, in order: after a restart, or under new rules. What no longer fits is left out."""
+    return finished(readmitting(registrations, layout))
+
+
+def readmitting(registrations: Iterable[Registration], layout: Layout) -> Generator[None, None, tuple[Claims, list[Refused]]]:
+    """`readmit` in steps of STEP registrations."""
     everyone = tuple(registrations)
     ports = layout.own_ports | {item.port for one in everyone for item in one.wanted}
-    admitted: dict[Key, Registration] = {}
-    holders: dict[Listen, tuple[Key, ...]] = {}
-    claims, refusals = Claims(admitted, holders), []  # a view of what is admitted so far
-    for one in everyone:
-        kept = []
-        for item in one.wanted:
-            try:
-                kept.append((item, _readmitted(claims, layout, replace(one, wanted=(item,)), ports)))
-            except Refused as refused:
-                refusals.append(Refused(refused.code, f"{one.owner}: {refused.detail}", refused.hint))
-        if kept:
-            listens = {item.port: listen for item, listen in kept}
-            admitted[one.key] = replace(
-                one,
-                wanted=tuple(item for item, _ in kept),
-                places=tuple(listens.values()),
-                displaced=_moved_along(one, listens),
-            )
-            holders.update((listen, (*holders.get(listen, ()), one.key)) for listen in listens.values())
-    return Claims(MappingProxyType(admitted), MappingProxyType(holders)), refusals
+    claims, refusals = Claims(), list[Refused]()
+    for start in range(0, len(everyone), STEP):
+        for one in everyone[start : start + STEP]:
+            kept = []
+            for item in one.wanted:
+                try:
+                    kept.append((item, _readmitted(claims, layout, replace(one, wanted=(item,)), ports)))
+                except Refused as refused:
+                    refusals.append(Refused(refused.code, f"{one.owner}: {refused.detail}", refused.hint))
+            if kept:
+                listens = {item.port: listen for item, listen in kept}
+                admitted = replace(
+                    one,
+                    wanted=tuple(item for item, _ in kept),
+                    places=tuple(listens.values()),
+                    displaced=_moved_along(one, listens),
+                )
+                claims = _picture(claims, {one.key: admitted})
+        yield
+    return claims, refusals
+
+
+T = TypeVar("T")
+
+
+def finished(steps: Generator[None, None, T]) -> T:
+    """What comes out of it, for who does not let others have their turn between the steps."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return end.value  # type: ignore[no-any-return]
 
 
 def _readmitted(claims: Claims, layout: Layout, one: Registration, ports: AbstractSet[int]) -> Listen:
@@ -150,7 +192,7 @@ def _readmitted(claims: Claims, layout: Layout, one: Registration, ports: Abstra
     listen = layout.place(one.wanted[0].port, one)
     for key in _conflicts(claims, layout, replace(one, places=(listen,)), takeover=False):
         raise Refused(Code.PORT_OWNED, f"port {listen.port} is owned by {claims.registrations[key].owner}")
-    _no_loop(one, layout, ports)
+    _no_loop(one, layout, ports.__contains__)
     return listen
 
 
@@ -158,25 +200,23 @@ def _readmitted(claims: Claims, layout: Layout, one: Registration, ports: Abstra
 
 
 def _native_of_token(claims: Claims, wanted: Registration) -> Registration | None:
-    on_port = claims.on_port(wanted.key.legacy_port)
-    return next((one for one in on_port if one.key.token == wanted.key.token and not one.key.is_legacy), None)
+    keys = (key for listen in claims.ports.get(wanted.key.legacy_port, ()) for key in claims.holders[listen])
+    found = next((key for key in keys if key.token == wanted.key.token and not key.is_legacy), None)
+    return None if found is None else claims.registrations[found]
 
 
-def _same_owner(one: Registration, other: Registration) -> bool:
-    """The same (token, name); the legacy calls of a token are one owner, whatever name they give."""
-    same_kind = one.key.is_legacy == other.key.is_legacy
-    return same_kind and one.key.token == other.key.token and one.key.name == other.key.name
+def _owner(one: Registration) -> Owner:
+    """The legacy calls of a token are one owner, whatever name they give."""
+    return one.key.token, one.key.name, one.key.is_legacy
 
 
 def _conflicts(claims: Claims, layout: Layout, wanted: Registration, *, takeover: bool) -> Mapping[Key, frozenset[Listen]]:
     """Who has to leave which ports for `wanted`. Raises Refused if somebody may stay."""
     leaving: dict[Key, frozenset[Listen]] = {}
     for listen in wanted.places:
-        for key in claims.holders.get(listen, ()):
+        for key in _in_the_way(claims, layout, wanted.key, listen):
             held = claims.registrations[key]
-            if key == wanted.key or _may_share(held, wanted, layout, listen):
-                continue
-            of_own_token = held.key.is_legacy and held.key.token == wanted.key.token
+            of_own_token = key.is_legacy and key.token == wanted.key.token
             if not (of_own_token or takeover):
                 hint = "use another port, ask its owner, or give the token `takeover: true`"
                 raise Refused(Code.PORT_OWNED, f"port {listen.port} is owned by {held.owner}", hint)
@@ -184,18 +224,30 @@ def _conflicts(claims: Claims, layout: Layout, wanted: Registration, *, takeover
     return leaving
 
 
-def _may_share(held: Registration, wanted: Registration, layout: Layout, listen: Listen) -> bool:
-    if held.key.is_legacy and wanted.key.is_legacy:
-        return False  # one legacy server per port; a key holds one already
-    if held.key.is_legacy and held.key.token == wanted.key.token:
-        return False  # a native registration takes over the legacy one of its token
-    return _same_owner(held, wanted) or layout.joined_by_any(listen)
+def _in_the_way(claims: Claims, layout: Layout, wanted: Key, listen: Listen) -> Iterator[Key]:
+    """The holders that `wanted` cannot share the listen with."""
+    holders = claims.holders.get(listen, ())
+    if not layout.joined_by_any(listen) and holders and _share(holders[0], wanted):
+        return  # all holders of such a frontend have one owner: if the first may share it, the others may
+    for key in holders:
+        if key != wanted and not (_share(key, wanted) or (layout.joined_by_any(listen) and _may_join(key, wanted))):
+            yield key
 
 
-def _no_loop(one: Registration, layout: Layout, ports: AbstractSet[int]) -> None:
-    """It may not aim at a port of ours; `ports` are all that pylb listens on. Raises Refused."""
+def _share(held: Key, wanted: Key) -> bool:
+    """Two instances of one owner. Of legacy registrations there is one for each port; a key holds one already."""
+    return not held.is_legacy and not wanted.is_legacy and (held.token, held.name) == (wanted.token, wanted.name)
+
+
+def _may_join(held: Key, wanted: Key) -> bool:
+    """On a frontend that anybody may join: not two legacy ones, and a native one takes over the legacy one of its token."""
+    return not held.is_legacy or not (wanted.is_legacy or held.token == wanted.token)
+
+
+def _no_loop(one: Registration, layout: Layout, is_ours: Callable[[int], bool]) -> None:
+    """It may not aim at a port that pylb listens on. Raises Refused."""
     for item in one.wanted if _on_this_machine(one.ip, layout) else ():
-        if item.target_port in ports:
+        if is_ours(item.target_port):
             detail = f"{one.address(item)} is pylb itself: port {item.port} would be sent in a loop"
             raise Refused(Code.TARGET_REFUSED, detail, "aim at the node, not at the load balancer")
 
@@ -203,8 +255,11 @@ def _no_loop(one: Registration, layout: Layout, ports: AbstractSet[int]) -> None
 def _opens_no_loop(claims: Claims, layout: Layout, wanted: Registration) -> None:
     """Nor may it open a port that another of ours is aimed at. Raises Refused."""
     opened = {listen.port for listen in wanted.places if listen not in claims.holders}
-    for one in claims.registrations.values() if opened else ():
-        aims = any(item.target_port in opened for item in one.wanted)  # first: it is cheaper than a look at the address
+    here = (LOOPBACK, *layout.own_ips)
+    if not any(Address(ip, port) in claims.sent_to for port in opened for ip in here):
+        return
+    for one in claims.registrations.values():  # somebody is: who?
+        aims = any(item.target_port in opened for item in one.wanted)
         if aims and one.key != wanted.key and _on_this_machine(one.ip, layout):
             detail = f"a port of {wanted.owner} is where {one.owner} is sent, on this machine: a loop"
             raise Refused(Code.TARGET_REFUSED, detail, "use another port")
@@ -261,27 +316,77 @@ def _result(before: Registration | None, after: Registration) -> str:
     return "updated" if drains or before.ttl != after.ttl else "unchanged"  # a stale one that calls again is a beat
 
 
-def _without_ports(claims: Claims, leaving: Mapping[Key, AbstractSet[Listen]]) -> dict[Key, Registration]:
-    edited = dict(claims.registrations)
+def _without_ports(claims: Claims, leaving: Mapping[Key, AbstractSet[Listen]]) -> dict[Key, Registration | None]:
+    edits: dict[Key, Registration | None] = {}
     for key, places in leaving.items():
-        one = edited[key]
+        one = claims.registrations[key]
         kept = [(item, place) for item, place in zip(one.wanted, one.places, strict=True) if place not in places]
         if not kept:
-            del edited[key]
+            edits[key] = None
             continue
         stays = tuple(place for _, place in kept)
         still = tuple(old for old in one.displaced if old.listen in stays)
-        edited[key] = replace(one, wanted=tuple(item for item, _ in kept), places=stays, displaced=still)
-    return edited
+        edits[key] = replace(one, wanted=tuple(item for item, _ in kept), places=stays, displaced=still)
+    return edits
 
 
-def _picture(claims: Claims, edited: Mapping[Key, Registration], touched: AbstractSet[Listen]) -> Claims:
-    """The next picture. Only the holders of `touched` are worked out again."""
-    changed = [key for key, one in edited.items() if claims.registrations.get(key) is not one]
-    holders = dict(claims.holders)
-    for listen in touched:
-        candidates = dict.fromkeys((*holders.pop(listen, ()), *changed))
-        keys = tuple(key for key in candidates if key in edited and listen in edited[key].places)
-        if keys:
-            holders[listen] = keys
-    return Claims(MappingProxyType(dict(edited)), MappingProxyType(holders))
+def _removed(edits: Mapping[Key, Registration | None]) -> tuple[Key, ...]:
+    return tuple(key for key, one in edits.items() if one is None)
+
+
+def _picture(claims: Claims, edits: Mapping[Key, Registration | None]) -> Claims:
+    """The next picture, each part of it by what differs. None: that registration leaves."""
+    pairs = [(key, claims.registrations.get(key), after) for key, after in edits.items()]
+    holders = _holders(claims.holders, pairs)
+    return Claims(
+        claims.registrations.edited(edits),
+        claims.holders.edited(holders),
+        claims.ports.edited(_ports(claims, holders)),
+        _counted(claims.sent_to, pairs, _targets),
+        _counted(claims.owners, pairs, lambda one: (_owner(one),)),
+        _counted(claims.of_token, pairs, lambda one: (one.key.token,)),
+        claims.not_fresh.edited(
+            {key: None if after is None or after.state is State.FRESH else after.state for key, _, after in pairs}
+        ),
+        claims.waiting.edited({key: True if after is not None and after.displaced else None for key, _, after in pairs}),
+    )
+
+
+Pair = tuple[Key, Registration | None, Registration | None]  # before, after
+
+
+def _holders(known: Frozen[Listen, tuple[Key, ...]], pairs: Iterable[Pair]) -> dict[Listen, tuple[Key, ...] | None]:
+    found: dict[Listen, tuple[Key, ...]] = {}
+    for key, before, after in pairs:
+        old, new = before.places if before else (), after.places if after else ()
+        for listen in old:
+            if listen not in new:
+                now = found[listen] if listen in found else known[listen]
+                found[listen] = tuple(other for other in now if other != key)
+        for listen in new:
+            if listen not in old:
+                found[listen] = (*(found[listen] if listen in found else known.get(listen, ())), key)
+    return {listen: keys or None for listen, keys in found.items()}
+
+
+def _ports(claims: Claims, holders: Mapping[Listen, tuple[Key, ...] | None]) -> dict[int, tuple[Listen, ...] | None]:
+    found: dict[int, tuple[Listen, ...]] = {}
+    for listen, keys in holders.items():
+        if (keys is None) is (listen in claims.holders):
+            now = found[listen.port] if listen.port in found else claims.ports.get(listen.port, ())
+            found[listen.port] = tuple(one for one in now if one != listen) if keys is None else (*now, listen)
+    return {port: listens or None for port, listens in found.items()}
+
+
+def _counted(known: Frozen[K, int], pairs: Iterable[Pair], what: Callable[[Registration], Iterable[K]]) -> Frozen[K, int]:
+    found: dict[K, int] = {}
+    for _, before, after in pairs:
+        for one, by in ((before, -1), (after, 1)):
+            for item in what(one) if one is not None else ():
+                found[item] = found.get(item, known.get(item, 0)) + by
+    return known.edited({item: count or None for item, count in found.items() if count != known.get(item, 0)})
+
+
+def _targets(one: Registration) -> Iterator[Address]:
+    ip = LOOPBACK if is_loopback(one.ip) else one.ip
+    return (Address(ip, item.target_port) for item in one.wanted)

@@ -1,12 +1,13 @@
 """Any order of calls from several tokens, names and instances keeps the promises of claims and tables."""
 
+from collections import Counter
 from collections.abc import Iterable
 
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from pylb.core.address import Address, Listen
+from pylb.core.address import Address, Listen, is_loopback
 from pylb.core.claims import Claims, adopt, announce, become, readmit, release, settle
 from pylb.core.compose import Sight, compose
 from pylb.core.errors import Refused
@@ -165,6 +166,21 @@ class Calls(RuleBasedStateMachine):
             usable = [s for s in frontend.servers if s.address in self.proven and s.rank < DOWN]
             if best == 1:
                 assert all(server.rank == 2 for server in usable)  # a backup is displaced by anybody fresh
+
+    @invariant()
+    def what_each_edit_worked_out_is_what_a_picture_from_nothing_says(self) -> None:
+        ones = list(self.claims.registrations.values())
+        assert {k: set(v) for k, v in self.claims.ports.items()} == {
+            port: {listen for listen in self.claims.holders if listen.port == port}
+            for port in {listen.port for listen in self.claims.holders}
+        }
+        assert self.claims.sent_to == Counter(
+            Address("loopback" if is_loopback(one.ip) else one.ip, item.target_port) for one in ones for item in one.wanted
+        )
+        assert self.claims.owners == Counter((one.key.token, one.key.name, one.key.is_legacy) for one in ones)
+        assert self.claims.of_token == Counter(one.key.token for one in ones)
+        assert self.claims.not_fresh == {one.key: one.state for one in ones if one.state is not State.FRESH}
+        assert set(self.claims.waiting) == {one.key for one in ones if one.displaced}
 
     @invariant()
     def a_restart_finds_the_same_picture(self) -> None:

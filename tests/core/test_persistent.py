@@ -1,0 +1,59 @@
+"""A persistent mapping is a dict of which every version stays what it was."""
+
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pylb.core.persistent import PARTS, Frozen, frozen_set
+
+KEYS = st.integers(0, 5) | st.sampled_from([n * PARTS for n in range(5)])  # also many in one part
+EDITS = st.lists(st.dictionaries(KEYS, st.none() | st.integers(0, 3), max_size=4), max_size=12)
+
+
+@given(EDITS)
+def test_any_edits_give_what_a_dict_would_hold_and_leave_the_versions_before_as_they_were(
+    edits: list[dict[int, int | None]],
+) -> None:
+    model: dict[int, int] = {}
+    now: Frozen[int, int] = Frozen()
+    versions = [(now, dict(model))]
+    for edit in edits:
+        for key, value in edit.items():
+            if value is None:
+                model.pop(key, None)
+            else:
+                model[key] = value
+        now = now.edited(edit)
+        versions.append((now, dict(model)))
+    for frozen, expected in versions:
+        assert list(frozen.items()) == list(expected.items())  # in the same order
+        assert list(frozen) == list(expected)
+        assert list(frozen.values()) == list(expected.values())
+        assert len(frozen) == len(expected)
+        assert frozen == expected
+        for key in range(6):
+            assert frozen.get(key, -1) == expected.get(key, -1)
+            assert (key in frozen) is (key in expected)
+
+
+@given(EDITS)
+def test_an_edit_shares_all_parts_that_it_does_not_touch(edits: list[dict[int, int | None]]) -> None:
+    versions = [Frozen({n: n for n in range(2000)})]
+    for edit in edits:
+        versions.append(versions[-1].edited(edit))
+    for (before, after), edit in zip(pairwise(versions), edits, strict=True):
+        touched = {hash(key) % PARTS for key in edit}
+        assert all(after.parts[n] is before.parts[n] for n in range(PARTS) if n not in touched)
+
+
+def test_no_edit_is_the_same_mapping_and_an_unknown_key_is_a_key_error() -> None:
+    some = frozen_set(["a"])
+    assert some.edited({}) is some
+    with pytest.raises(KeyError):
+        some["b"]
+    with pytest.raises(TypeError):
+        hash(some)
+    assert repr(some) == "Frozen({'a': True})"
+    assert some != 3
