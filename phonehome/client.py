@@ -26,7 +26,7 @@ from phonehome.values import Endpoint, Token
 CONNECT_TIMEOUT = 5.0  # seconds, for one address
 RESOLVE_TIMEOUT = 5.0  # resolv.conf's own default for one try of one server
 CALL_TIMEOUT = 15.0  # a whole beat
-MAX_BODY = 64 * 1024  # bytes of an answer
+MAX_ANSWER = 64 * 1024  # bytes: status line, headers, interim answers, body and what frames it
 
 TIMEOUTS = (TimeoutError, socket.timeout)  # two classes until Python 3.10
 FAMILIES = {"source4": socket.AF_INET, "source6": socket.AF_INET6}
@@ -234,9 +234,7 @@ class Client:
             headers["Content-Type"] = "application/json"
         connection.request(request.method, self._endpoint.prefix + request.path, request.body, headers)
         with connection.getresponse() as response:
-            body = response.read(MAX_BODY + 1)
-            if len(body) > MAX_BODY:
-                raise CallError("answer too long", f"more than {MAX_BODY} bytes", "is that pylb's address?")
+            body = response.read(MAX_ANSWER)  # with a number: without one, room is made for whatever Content-Length says
             return Reply(response.status, {key.lower(): value for key, value in response.getheaders()}, body)
 
     def _explain(self, exc: Exception) -> CallError:
@@ -269,21 +267,27 @@ def _left(deadline: float) -> float:
 
 
 class _Reader(io.RawIOBase):
-    """The reading end of a _Bounded socket."""
+    """The reading end of a _Bounded socket. All that http.client reads comes through here, so the bound stands here:
+    its own ones are 6 MiB of headers, and none for interim answers (100 Continue) and for trailers."""
 
     def __init__(self, sock: socket.socket, deadline: float) -> None:
         self._sock, self._deadline = sock, deadline
+        self._rest = MAX_ANSWER
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
         self._sock.settimeout(_left(self._deadline))
-        return self._sock.recv_into(buffer)
+        count = self._sock.recv_into(buffer)
+        self._rest -= count
+        if self._rest < 0:
+            raise CallError("answer too long", f"more than {MAX_ANSWER} bytes", "is that pylb's address?")
+        return count
 
 
 class _Bounded:
-    """What http.client sees of a socket: each operation is given what is left until the deadline."""
+    """What http.client sees of a socket: bounded in time, and in what it reads."""
 
     def __init__(self, sock: socket.socket, deadline: float) -> None:
         self._sock, self._deadline = sock, deadline
