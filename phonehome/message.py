@@ -19,7 +19,6 @@ from phonehome.settings import SOURCES, Settings
 
 READY, DRAINING = "ready", "draining"  # `state` on the wire
 RELEASED = "released"  # what a DELETE leaves behind
-MAX_RETRY_AFTER = 3600.0  # seconds; a mistyped header must not silence a phone-home for a day
 
 
 class Request(NamedTuple):
@@ -174,14 +173,14 @@ def _number(value: object) -> int | None:
 
 
 def _retry_after(reply: Reply, now: float) -> float | None:
-    """RFC 9110 section 10.2.3: seconds or a date. Counts on 429 and 503 only."""
+    """RFC 9110 section 10.2.3: seconds or a date. Counts on 429 and 503 only; how much of it, the schedule says."""
     text = reply.headers.get("retry-after", "").strip()
     if reply.status not in (429, 503) or not text:
         return None
     if text.isascii() and text.isdigit():
-        return min(float(text[:9]), MAX_RETRY_AFTER)
+        return float(text[:9])
     try:
-        return min(max(parsedate_to_datetime(text).timestamp() - now, 0.0), MAX_RETRY_AFTER)
+        return max(parsedate_to_datetime(text).timestamp() - now, 0.0)
     except (ValueError, TypeError, OverflowError):  # TypeError: Python before 3.10 on something that is no date
         return None
 

@@ -168,7 +168,7 @@ class Loop(threading.Thread):
         self._settings, self._wish, self._caller, self._schedule, self._log = settings, wish, caller, schedule, log
 
     def run(self) -> None:
-        seen, due = -1, 0.0
+        seen, due = -1, self._schedule.first(time.monotonic())
         while (turn := self._wait(seen, due)) is not None:
             seen, state = turn
             due = self._beat(state)
@@ -184,9 +184,10 @@ class Loop(threading.Thread):
             while not wish.stopping:
                 left = due - time.monotonic()
                 silent = wish.state == DRAINING and not self.told
-                if not silent and (wish.version != seen or left <= 0):
+                changed = wish.version != seen and seen >= 0  # before the first call only its time counts
+                if not silent and (changed or left <= 0):
                     return wish.version, wish.state
-                wish.changed.wait(None if silent else left)
+                wish.changed.wait(None if silent else max(left, 0.0))
         return None
 
     def _beat(self, state: str) -> float:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 Uniform = Callable[[float, float], float]
 
+START_SPREAD = 2.0  # a node that boots starts its pods at once; pylb grants a token 20 calls a second, these then fit 40
 FIRST_BACKOFF = 1.0  # the ceiling of the first retry; it doubles from there
 LEAST_BACKOFF = 0.1  # full jitter may draw zero, and zero would be a hot loop
 LEAST_LEASE = 3  # whatever the other side says, a beat a second is fast enough
@@ -25,6 +26,10 @@ class Schedule:
         self._granted = self._ttl
         self.failures = 0
 
+    def first(self, now: float) -> float:
+        """Time of the first call."""
+        return now + self._uniform(0.0, START_SPREAD)
+
     def succeeded(self, now: float, granted: int | None = None) -> float:
         """Time of the next beat: at most a third of the lease from now, so that two may be lost.
 
@@ -38,8 +43,10 @@ class Schedule:
     def failed(self, now: float, retry_after: float | None = None) -> float:
         """Time of the next try: full jitter under a ceiling that doubles up to a third of the lease.
 
-        It comes on top of `retry_after`, since everybody was told the same number.
+        It comes on top of `retry_after`, since everybody was told the same number. Of that number a third of the lease
+        counts: whoever is told to wait longer would lose the lease by obeying.
         """
         self.failures += 1
-        ceiling = min(self._granted / 3, FIRST_BACKOFF * 2 ** min(self.failures - 1, 16))
-        return now + (retry_after or 0.0) + max(LEAST_BACKOFF, self._uniform(0.0, ceiling))
+        third = self._granted / 3
+        ceiling = min(third, FIRST_BACKOFF * 2 ** min(self.failures - 1, 16))
+        return now + min(retry_after or 0.0, third) + max(LEAST_BACKOFF, self._uniform(0.0, ceiling))

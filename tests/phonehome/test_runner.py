@@ -12,6 +12,7 @@ import pytest
 
 from phonehome.message import READY, RELEASED, registration, release
 from phonehome.runner import Runner, broadcast
+from phonehome.schedule import START_SPREAD
 from phonehome.settings import Settings
 from tests.phonehome.peer import TOKEN, WAIT, Answer, Call, LoadBalancer, accepted, refused, settings_for
 
@@ -62,6 +63,27 @@ def test_it_registers_and_goes_on_beating_in_silence(load_balancer: LoadBalancer
 
     assert [load_balancer.next().state for _ in range(4)] == ["ready"] * 4
     assert log.lines == [f"127.0.0.1:{load_balancer.port}: registered: 443 -> 203.0.113.7:30443"]
+
+
+def test_the_first_call_waits_for_its_part_of_the_spread_even_when_the_app_is_up_before(
+    load_balancer: LoadBalancer, log: Log, app: tuple[str, Callable[[], socket.socket]]
+) -> None:
+    address, start_app = app
+    drawn: queue.Queue[tuple[float, float]] = queue.Queue()
+
+    def uniform(low: float, high: float) -> float:
+        drawn.put((low, high))
+        return 600.0  # as if the part of this one were ten minutes
+
+    settings = settings_for(load_balancer.url, PYLB_WAIT=address)._replace(instance=uuid.uuid4().hex)
+    runner = Runner(settings, None, log, uniform=uniform, probe_every=0.02)
+    with start_app():
+        runner.start()
+        log.wait_for("everything in PYLB_WAIT answers")
+        assert drawn.get(timeout=WAIT) == (0.0, START_SPREAD)
+        runner.stop()
+    assert drawn.empty()
+    assert load_balancer.calls.empty()  # nobody was called, so that nobody needs a goodbye
 
 
 def test_stopping_says_goodbye_to_every_load_balancer(load_balancers: Callable[..., LoadBalancer], run: Run) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from phonehome.schedule import FIRST_BACKOFF, LEAST_BACKOFF, Schedule
+from phonehome.schedule import FIRST_BACKOFF, LEAST_BACKOFF, START_SPREAD, Schedule
 
 NOW = 1000.0
 draws = st.floats(0, 1)
@@ -57,10 +57,18 @@ def test_a_success_starts_the_back_off_anew() -> None:
     assert tried.failed(NOW) == NOW + FIRST_BACKOFF
 
 
-@given(ttls, draws, st.floats(0, 3600))
-def test_retry_after_is_waited_out_and_spread(ttl: int, part: float, retry_after: float) -> None:
+@given(ttls, draws, st.floats(0, 1e9))
+def test_retry_after_is_waited_out_and_spread_up_to_a_third_of_the_lease(ttl: int, part: float, retry_after: float) -> None:
     delay = schedule(ttl, part).failed(NOW, retry_after) - NOW
-    assert retry_after + LEAST_BACKOFF - 1e-6 <= delay <= retry_after + FIRST_BACKOFF + 1e-6
+    waited = min(retry_after, ttl / 3)
+    assert waited + LEAST_BACKOFF - 1e-6 <= delay <= waited + FIRST_BACKOFF + 1e-6
+
+
+@given(ttls, draws)
+def test_first_calls_are_spread_over_two_seconds(ttl: int, part: float) -> None:
+    delay = schedule(ttl, part).first(NOW) - NOW
+    assert abs(delay - part * START_SPREAD) < 1e-6
+    assert START_SPREAD <= 10 / 3  # the third of the shortest lease: a restart loses none
 
 
 def test_a_lease_without_an_end_retries_like_one_of_a_minute() -> None:
