@@ -2,6 +2,7 @@
 
     settings   the environment, once, into frozen values; every mistake is listed at once
     message    what is asked and what was answered: pure
+    foreign    text of the other side as a log may have it: pure
     schedule   when to call next: pure; clock and randomness are arguments
     journal    which of it deserves a line in the log: pure
     pin        which public key a certificate has: pure, strict DER

@@ -9,14 +9,19 @@ on working with a newer pylb; only JSON that is no answer of pylb at all is take
 
 from __future__ import annotations
 
+import ipaddress
 import json
+import re
 from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
 from typing import Any, NamedTuple, Union
 from urllib.parse import quote
 
+from phonehome.foreign import shown
 from phonehome.settings import SOURCES, Settings
+from phonehome.values import NotationError, parse_url
 
+MOST_NUMBER = 1 << 62  # JSON has no end of digits; no number of pylb's is larger
 READY, DRAINING = "ready", "draining"  # `state` on the wire
 RELEASED = "released"  # what a DELETE leaves behind
 
@@ -101,29 +106,38 @@ def _path(settings: Settings) -> str:
     return f"/v1/registrations/{quote(settings.name, safe='')}/{quote(settings.instance, safe='')}"
 
 
-def read(reply: Reply, now: float) -> Answer:
-    """`now` is Unix time and serves only a Retry-After that is given as a date."""
+def read(reply: Reply, now: float, token: str) -> Answer:
+    """`now` is Unix time and serves only a Retry-After that is given as a date; `token` is what no text may repeat."""
     if 300 <= reply.status < 400:
-        where = plain(reply.headers.get("location", "elsewhere"))
         return Refused(
             reply.status,
             "redirected",
-            f"sent on to {where}; redirects are not followed, because the token would go to wherever they point",
+            f"sent on to {_place(reply, token)}; redirects are not followed, because the token would go to wherever they point",
             "put the final address into PYLB_URL",
             None,
         )
     document = _document(reply.body)
     if 200 <= reply.status < 300:
-        return _accepted(document) if document is not None else _foreign(reply)
+        return _accepted(document, token) if document is not None else _foreign(reply)
     if document is None:
         return _foreign(reply)._replace(retry_after=_retry_after(reply, now))
+    error = shown(document.get("error"), token)
     return Refused(
         reply.status,
-        plain(document.get("error")) or f"status {reply.status}",
-        plain(document.get("detail")),
-        plain(document.get("hint")),
+        error if re.fullmatch(r"[a-z0-9_]{1,40}", error) else f"status {reply.status}",
+        shown(document.get("detail"), token),
+        shown(document.get("hint"), token),
         _retry_after(reply, now),
     )
+
+
+def _place(reply: Reply, token: str) -> str:
+    """Where a redirect points, without a path: that is text of theirs."""
+    try:
+        found = parse_url(reply.headers.get("location", ""))
+    except NotationError:
+        return "elsewhere"
+    return shown(f"{'https' if found.secure else 'http'}://{found.label}", token)
 
 
 def _document(body: bytes) -> dict[str, Any] | None:
@@ -135,41 +149,47 @@ def _document(body: bytes) -> dict[str, Any] | None:
 
 
 def _foreign(reply: Reply) -> Refused:
-    start = plain(reply.body[:80].decode("utf-8", "replace"))
-    detail = f"answered {reply.status} with something that is not pylb's JSON: {start!r}"
+    """Not a word of it: error pages show what they were asked, token and all."""
+    what = "HTML" if reply.body.lstrip()[:1] == b"<" else "something"
+    detail = f"answered {reply.status} with {what} that is not pylb's JSON ({len(reply.body)} bytes)"
     return Refused(reply.status, "not_pylb", detail, "does PYLB_URL name pylb's webhook address and port?", None)
 
 
-def _accepted(document: dict[str, Any]) -> Accepted:
+def _accepted(document: dict[str, Any], token: str) -> Accepted:
     lease, placed = document.get("lease"), document.get("frontends")
+    items = (item for item in (placed if isinstance(placed, list) else ()) if isinstance(item, dict))
     return Accepted(
-        result=plain(document.get("result")),
+        result=shown(document.get("result"), token),
         generation=_number(document.get("generation")) or 0,
         durable=document.get("durable") is not False,
         ttl=_number(lease.get("ttl")) if isinstance(lease, dict) else None,
-        frontends=tuple(_placed(item) for item in (placed if isinstance(placed, list) else ()) if isinstance(item, dict)),
-        note=plain(document.get("note")),
+        frontends=tuple(_placed(item, token) for item in items),
+        note=shown(document.get("note"), token),
     )
 
 
-def _placed(item: dict[str, Any]) -> Placed:
+def _placed(item: dict[str, Any], token: str) -> Placed:
     return Placed(
         port=_number(item.get("port")) or 0,
-        address=plain(item.get("address")),
+        address=_address(item.get("address")),
         target_port=_number(item.get("target_port")) or 0,
-        reachable=plain(item.get("reachable")),
-        hint=plain(item.get("hint")),
+        reachable=shown(item.get("reachable"), token),
+        hint=shown(item.get("hint"), token),
     )
+
+
+def _address(value: object) -> str:
+    try:
+        return str(ipaddress.ip_address(value)) if isinstance(value, str) and "%" not in value else "?"
+    except ValueError:
+        return "?"
 
 
 def _number(value: object) -> int | None:
     """A number of JSON as a whole one; true is an int in Python and is none in JSON."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= MOST_NUMBER:  # NaN is not
         return None
-    try:
-        return int(value)
-    except (ValueError, OverflowError):  # Python's reader takes NaN and Infinity
-        return None
+    return int(value)
 
 
 def _retry_after(reply: Reply, now: float) -> float | None:
@@ -183,10 +203,3 @@ def _retry_after(reply: Reply, now: float) -> float | None:
         return max(parsedate_to_datetime(text).timestamp() - now, 0.0)
     except (ValueError, TypeError, OverflowError):  # TypeError: Python before 3.10 on something that is no date
         return None
-
-
-def plain(value: object) -> str:
-    """Text of the other side as one printable line: it goes into a log that people read in a terminal."""
-    if not isinstance(value, str):
-        return ""
-    return "".join(c if c.isprintable() else " " for c in value[:300]).strip()

@@ -16,7 +16,7 @@ from pylb.core.registration import Wanted, check_name, parse_native
 from pylb.web.answers import json_refusal
 from pylb.web.call import json_answer
 from pylb.web.webhook import outcome_json
-from tests.phonehome.peer import settings_for
+from tests.phonehome.peer import TOKEN, settings_for
 
 
 def lower(headers: dict[str, str]) -> dict[str, str]:
@@ -71,7 +71,7 @@ def test_an_outcome_of_pylb_is_read_whole(result: str) -> None:
     answer = json_answer(200, outcome_json(Outcome(result, 7, False, 60.0, 59.97, placed, "dst-ip was not used")))
     ttl = None if result == "released" else 60
 
-    assert read(Reply(answer.status, lower(dict(answer.headers)), answer.body), 0.0) == Accepted(
+    assert read(Reply(answer.status, lower(dict(answer.headers)), answer.body), 0.0, TOKEN) == Accepted(
         result,
         7,
         False,
@@ -84,7 +84,7 @@ def test_an_outcome_of_pylb_is_read_whole(result: str) -> None:
 @pytest.mark.parametrize("code", list(Code))
 def test_every_refusal_of_pylb_is_read_whole(code: Code) -> None:
     answer = json_refusal(ServerRefused(code, "what and where", "what to do", retry_after=2.5))
-    found = read(Reply(answer.status, lower(dict(answer.headers)), answer.body), 0.0)
+    found = read(Reply(answer.status, lower(dict(answer.headers)), answer.body), 0.0, TOKEN)
 
     assert isinstance(found, Refused)
     assert (found.status, found.error, found.detail, found.hint) == (answer.status, code, "what and where", "what to do")

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from phonehome.journal import Journal
 from phonehome.message import DRAINING, READY, Accepted, Placed, Refused, Reply, read, registration, release
-from tests.phonehome.peer import settings_for
+from tests.phonehome.peer import TOKEN, settings_for
 
 NOW = 1_700_000_000.0
 
@@ -77,6 +78,7 @@ def test_an_accepted_registration_says_what_goes_where() -> None:
             },
         ),
         NOW,
+        TOKEN,
     )
     assert answer == Accepted(
         "moved", 7, False, 60, (Placed(443, "203.0.113.7", 30443, "timeout", "firewall"),), "dst not used"
@@ -85,27 +87,27 @@ def test_an_accepted_registration_says_what_goes_where() -> None:
 
 @pytest.mark.parametrize("document", [{}, {"lease": None, "frontends": None}, {"frontends": [1, {}], "generation": True}])
 def test_an_answer_with_less_in_it_is_still_an_answer(document: object) -> None:
-    answer = read(reply(200, document), NOW)
+    answer = read(reply(200, document), NOW, TOKEN)
     assert isinstance(answer, Accepted)
     assert (answer.generation, answer.durable, answer.ttl) == (0, True, None)
 
 
 def test_a_refusal_keeps_error_detail_and_hint() -> None:
-    answer = refused(read(reply(409, {"error": "port_owned", "detail": "443 is mqtt's", "hint": "takeover"}), NOW))
+    answer = refused(read(reply(409, {"error": "port_owned", "detail": "443 is mqtt's", "hint": "takeover"}), NOW, TOKEN))
     assert answer == Refused(409, "port_owned", "443 is mqtt's", "takeover", None)
     assert not answer.passing
 
 
 def test_a_redirect_is_not_followed_and_says_so() -> None:
-    answer = refused(read(reply(301, {}, location="https://elsewhere.example.net/"), NOW))
+    answer = refused(read(reply(301, {}, location="https://elsewhere.example.net/"), NOW, TOKEN))
     assert "redirects are not followed" in answer.detail
-    assert "https://elsewhere.example.net/" in answer.detail
+    assert "https://elsewhere.example.net:443;" in answer.detail
 
 
 @pytest.mark.parametrize("status", [200, 404, 502])
 @pytest.mark.parametrize("body", [b"", b"<html>\n\x1b[31mhello", b"[]", b"\xff", b"[" * 100_000])
 def test_an_answer_of_somebody_else_is_named_as_such(status: int, body: bytes) -> None:
-    answer = refused(read(Reply(status, {}, body), NOW))
+    answer = refused(read(Reply(status, {}, body), NOW, TOKEN))
     assert answer.error == "not_pylb"
     assert answer.detail.isprintable()
 
@@ -125,15 +127,41 @@ def test_an_answer_of_somebody_else_is_named_as_such(status: int, body: bytes) -
     ],
 )
 def test_retry_after_is_seconds_or_a_date(status: int, header: str, seconds: float | None) -> None:
-    assert refused(read(reply(status, {"error": "busy"}, retry_after=header), NOW)).retry_after == seconds
-    assert refused(read(Reply(status, {"retry-after": header}, b"nginx"), NOW)).retry_after == seconds
+    assert refused(read(reply(status, {"error": "busy"}, retry_after=header), NOW, TOKEN)).retry_after == seconds
+    assert refused(read(Reply(status, {"retry-after": header}, b"nginx"), NOW, TOKEN)).retry_after == seconds
 
 
 def test_text_of_the_other_side_is_one_printable_line() -> None:
-    answer = refused(read(reply(403, {"error": "e", "detail": "a\nb\x1b[2J\u202e" + "x" * 1000, "hint": 5}), NOW))
+    answer = refused(read(reply(403, {"error": "e", "detail": "a\nb\x1b[2J\u202e" + "x" * 1000, "hint": 5}), NOW, TOKEN))
     assert answer.detail.isprintable()
+    assert answer.detail.startswith(r"a\nb\x1b[2J\u202exx")
     assert len(answer.detail) <= 300
     assert answer.hint == ""
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        reply(200, {"result": "created", "frontends": [{"port": 10**400, "address": f"{TOKEN}\x1b", "reachable": "timeout"}]}),
+        reply(200, {"result": "created", "frontends": [{"port": 443, "address": f"fe80::1%{TOKEN}", "reachable": "yes"}]}),
+        reply(401, {"error": TOKEN, "detail": TOKEN}),
+        reply(401, {"error": "two words\n", "hint": TOKEN.upper()}),
+        reply(307, {}, location=f"https://{TOKEN}.example.net/{TOKEN}?a={TOKEN}"),
+        reply(307, {}, location=f"javascript:{TOKEN}"),
+        Reply(502, {}, f"Authorization: Bearer {TOKEN[:14]}".encode()),
+        Reply(200, {}, f"<html>{TOKEN[::-1]}".encode()),
+    ],
+)
+def test_no_field_of_an_answer_is_logged_as_it_came(answer: Reply) -> None:
+    journal = Journal("lb", "source")
+    found = read(answer, NOW, TOKEN)
+    lines = journal.refused(found, 0.0) if isinstance(found, Refused) else journal.accepted(found, READY, 0.0)
+    text = "".join(lines)
+    assert lines
+    assert text.isprintable()
+    assert len(text) < 600
+    assert TOKEN[:12] not in text.lower()
+    assert TOKEN[::-1][:12] not in text.lower()
 
 
 JSON = st.recursive(
@@ -146,10 +174,10 @@ KEYS = st.sampled_from(["result", "generation", "durable", "lease", "frontends",
 
 @given(st.integers(100, 599), st.dictionaries(KEYS, JSON) | JSON, st.text(max_size=10))
 def test_no_answer_whatever_raises(status: int, document: object, header: str) -> None:
-    answer = read(reply(status, document, retry_after=header), NOW)
+    answer = read(reply(status, document, retry_after=header), NOW, TOKEN)
     assert isinstance(answer, (Accepted, Refused))
 
 
 @given(st.binary(max_size=50))
 def test_no_body_whatever_raises(body: bytes) -> None:
-    assert isinstance(read(Reply(200, {}, body), NOW), (Accepted, Refused))
+    assert isinstance(read(Reply(200, {}, body), NOW, TOKEN), (Accepted, Refused))
