@@ -28,6 +28,7 @@ from bench.targets import OWN_PORTS
 from pylb.app import GC_THRESHOLDS, Hooks
 from pylb.control.registry import Registry
 from pylb.control.store import Store
+from pylb.control.tasks import Tasks
 from pylb.core.address import Address, Listen
 from pylb.core.auth import Keyring
 from pylb.core.policy import Policy, Rules, StaticFrontend, StaticServer
@@ -129,7 +130,7 @@ class Figures(NamedTuple):
 async def scrapes(workers: int, ports: Sequence[int], rounds: int) -> tuple[Figures, int]:
     """The figures, and the size of a scrape in bytes."""
     found, size = Figures([], [], []), 0
-    hooks = Hooks(ConnectionLog(Stream(1), "none"))
+    hooks = Hooks(ConnectionLog(Stream(1), "none"), Tasks())
     with servers() as target, tempfile.TemporaryDirectory(prefix="pylb-bench-") as folder:
         async with forwarding(workers, hooks) as forward:
             registry = Registry(rules=rules(ports, target), keyring=Keyring(()), sink=forward, store=Store(Path(folder)))

@@ -10,6 +10,7 @@ from pylb.cli import main as cli
 from pylb.config import reference, schema
 from pylb.control.registry import Registry
 from pylb.control.store import Store
+from pylb.control.tasks import Tasks
 from pylb.core.auth import Keyring
 from pylb.core.policy import Rules
 from pylb.core.session import SessionView, mermaid
@@ -51,7 +52,7 @@ def _verbs(path: str, group: click.Group) -> list[str]:
 
 def _idle() -> tuple[Engine, Registry]:
     """Of a pylb that has never run."""
-    engine = Engine(observer=Hooks(ConnectionLog(Stream(1), "none")), max_connections=1, on_fault=lambda _error: None)
+    engine = Engine(observer=Hooks(ConnectionLog(Stream(1), "none"), Tasks()), max_connections=1, on_fault=lambda _error: None)
     return engine, Registry(rules=Rules(), keyring=Keyring(()), sink=engine, store=Store(Path("unused")))
 
 

@@ -34,10 +34,12 @@ from pylb.config.models import WebhookListener
 from pylb.control.events import Event
 from pylb.control.registry import Registry
 from pylb.control.store import StateLocked, Store
+from pylb.control.tasks import Part, Tasks
 from pylb.core.address import Listen
 from pylb.core.auth import Keyring, Token
 from pylb.core.changes import Line
 from pylb.core.errors import Code, Refused
+from pylb.core.session import SessionRecord
 from pylb.core.table import Diff, Server
 from pylb.driver import Driver
 from pylb.estate import Estate, Lost
@@ -123,13 +125,24 @@ def run(path: Path | None, environ: Mapping[str, str]) -> None:
 class Hooks:
     """The engine's observer: never raises into a session, and works before the registry exists."""
 
-    def __init__(self, connlog: ConnectionLog) -> None:
-        self.session_ended = connlog.session_ended
+    def __init__(self, connlog: ConnectionLog, tasks: Tasks) -> None:
+        self._connlog = connlog
+        self._tasks = tasks
         self.registry: Registry | None = None
 
+    def session_ended(self, record: SessionRecord) -> None:
+        try:  # both by hand: a context manager costs a microsecond for each session
+            self._connlog.session_ended(record)
+        except Exception as error:  # noqa: BLE001 - the boundary between the engine and who listens to it
+            self._tasks.failed(Part.SESSIONS, error)
+
     def connect_ended(self, listen: Listen, server: Server, failure: str | None) -> None:
-        if self.registry is not None:
+        if self.registry is None:
+            return
+        try:
             self.registry.connect_ended(listen, server, failure)
+        except Exception as error:  # noqa: BLE001 - as above
+            self._tasks.failed(Part.SESSIONS, error)
 
 
 class App:
@@ -160,6 +173,7 @@ class App:
         self._reloading = asyncio.Lock()  # one after the other, in their order
         self._broken = False
         self._told_about: tuple[tuple[Config, bool, int], dict[str, Any]] | None = None
+        self._helpers = Tasks()  # what they do may fail
         self._tasks: set[asyncio.Task[None]] = set()
         self._lasting: set[asyncio.Task[None]] = set()  # that go on when a successor has the rest
 
@@ -201,15 +215,15 @@ class App:
         )
         self._registry.webhook_is_up()
         stack.callback(self._registry.webhook_is_down)
-        self._follow(self._registry.run())
-        self._follow(Watch(self._key_files, self.read_keys).run())
-        self._follow(Watch(self._certificate_files, self._read_certificates).run())
-        self._follow(self._beat())
-        self._follow(self._lookout.run())
-        self._follow(self._feed.run())
+        self._keep(self._registry.run(), self._tasks, self._control_ended)
+        self._serve_for_ever(Part.KEYS, Watch(self._key_files, self.read_keys).run)
+        self._serve_for_ever(Part.CERTIFICATES, Watch(self._certificate_files, self._read_certificates).run)
+        self._serve_for_ever(Part.BEAT, self._beat)
+        self._serve_for_ever(Part.RATES, self._lookout.run)
+        self._serve_for_ever(Part.PAGE, self._feed.run)
         self._greet(limit)
         if self._service.watchdog:
-            self._follow(self._show_life())
+            self._serve_for_ever(Part.WATCHDOG, self._show_life)
         if left is not None:
             await self._take_over(left.talk, number)
         self._listeners.forget_left()
@@ -281,7 +295,7 @@ class App:
         """An engine here, or workers that have one each. Returns the connection limit."""
         nofile, count = raise_descriptor_limit(), worker_count(self._config.workers)
         limit, pipes = connection_limit(nofile), pipe_limit(nofile)
-        self._hooks = hooks = Hooks(connlog)
+        self._hooks = hooks = Hooks(connlog, self._helpers)
         self._forwarding: Driver | Fleet
         if count == 0:
             engine = Engine(
@@ -325,7 +339,9 @@ class App:
             store=Store(config.state_dir),
             resolve=resolve,
             on_event=self._heed_event,
+            tasks=self._helpers,
         )
+        asyncio.get_running_loop().set_exception_handler(self._helpers.on_loop_error)
         self._estate = estate = Estate(self._listeners, self._forwarding, self._registry, self._before)
         window = WORKERS_WINDOW if self._forwarding.workers() else 1
         self._feed = Feed(self._registry, estate.parts, self._about, also=self._troubles, window=window)
@@ -483,7 +499,7 @@ class App:
 
     def _on_reload_signal(self) -> None:
         if self._started and not self._upgrading:
-            self._follow(self._reload_and_say())
+            self._follow(Part.RELOAD, self._reload_and_say())
         else:
             self._reload_wanted = True
 
@@ -492,18 +508,27 @@ class App:
             self._connlog.flush()  # to the old file
             self._connlog.lines.reopen()
 
-    def _follow(self, coroutine: Coroutine[object, object, None]) -> None:
-        """A task of our own: kept, and its failure ends pylb rather than passing unseen."""
-        self._keep(coroutine, self._tasks)
+    def _follow(self, part: Part, coroutine: Coroutine[object, object, None]) -> None:
+        """A task of our own. Its failure harms nothing else."""
+        self._keep(self._helpers.once(part, coroutine), self._tasks)
 
-    def _keep(self, coroutine: Coroutine[object, object, None], among: "set[asyncio.Task[None]]") -> None:
+    def _serve_for_ever(self, part: Part, body: Callable[[], Coroutine[object, object, None]]) -> None:
+        """As `_follow`; it begins again after a failure."""
+        self._keep(self._helpers.forever(part, body), self._tasks)
+
+    def _keep(
+        self,
+        coroutine: Coroutine[object, object, None],
+        among: "set[asyncio.Task[None]]",
+        ended: "Callable[[asyncio.Task[None]], None]" = lambda _task: None,
+    ) -> None:
         task = asyncio.get_running_loop().create_task(coroutine)
         among.add(task)
-        task.add_done_callback(self._task_ended)
+        task.add_done_callback(among.discard)
+        task.add_done_callback(ended)
 
-    def _task_ended(self, task: "asyncio.Task[None]") -> None:
-        self._tasks.discard(task)
-        self._lasting.discard(task)
+    def _control_ended(self, task: "asyncio.Task[None]") -> None:
+        """The writer is the one part without which nothing true can be answered: with it pylb ends, and is started anew."""
         if not task.cancelled() and (error := task.exception()) is not None:
             log.critical("pylb ends: a part of it failed", exc_info=error)
             self._broken = True
@@ -623,7 +648,8 @@ class App:
         """From the loop that everything runs in: when it stands still, systemd ends pylb and starts another."""
         while True:
             self._service.alive()
-            self._service.status(self._state())
+            with self._helpers.surviving(Part.WATCHDOG):  # no pause follows: systemd would take it for the end of us
+                self._service.status(self._state())
             await asyncio.sleep(self._service.watchdog / 3)
 
     def _state(self) -> str:
@@ -693,7 +719,7 @@ class App:
 
     def _on_upgrade_signal(self) -> None:
         if self._started:
-            self._follow(self._upgrade_and_say())
+            self._follow(Part.UPGRADE, self._upgrade_and_say())
 
     async def _upgrade_and_say(self) -> None:
         try:
@@ -724,7 +750,7 @@ class App:
             log.warning("the pylb before is gone before its time: %s", refusal)
             self._before.part(number)
         else:
-            self._keep(self._before.follow(number), self._lasting)
+            self._keep(self._helpers.once(Part.PREDECESSOR, self._before.follow(number)), self._lasting)
         self._service.muted = False
         self._listeners.store()
 
@@ -738,9 +764,9 @@ class App:
         await self._registry.stop()
         if live := (await self._estate.counters()).open_sessions:
             log.info("process %d ends with its %d sessions, in %g s at the latest", os.getpid(), live, seconds)
-        self._follow(self._beat())
-        self._follow(report_to(successor, self._estate.counted))
-        self._follow(self._heed_successor(successor))
+        self._serve_for_ever(Part.BEAT, self._beat)
+        self._follow(Part.SUCCESSOR, report_to(successor, self._estate.counted))
+        self._follow(Part.SUCCESSOR, self._heed_successor(successor))
 
     async def _heed_successor(self, successor: Talk) -> None:
         try:

@@ -1,9 +1,11 @@
 """What time asks of control: leases that end, probes, ports to open and a snapshot to write once more."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from functools import partial
 
 from pylb.control.ledger import Ledger, with_claims
+from pylb.control.tasks import Part
 from pylb.control.turn import Scene, Step
 from pylb.core.claims import Change, become, release, settle
 from pylb.core.errors import Refused
@@ -25,28 +27,44 @@ class Clockwork:
 
     async def run(self) -> None:
         """Until cancelled."""
+        tasks, ledger = self._ledger.tasks, self._ledger
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._rounds())
-            while True:
-                # not awaited: a probe of a black hole lasts a second, and others are due meanwhile
-                if self._ledger.checker.is_due():
-                    group.create_task(self._guard(self._ledger.checker.probe))
-                if self._ledger.resolver.is_due():
-                    group.create_task(self._guard(self._ledger.resolve))
-                await asyncio.sleep(PROBE_PERIOD)
+            # Each by itself: a disk that hangs delays no lease.
+            for part, work in ((Part.LEASES, self._leases), (Part.SNAPSHOT, self._disk)):
+                group.create_task(tasks.forever(part, partial(self._rounds, work)))
+            for part, is_due, ask in (
+                (Part.PROBES, ledger.checker.is_due, ledger.checker.probe),
+                (Part.NAMES, ledger.resolver.is_due, ledger.resolve),
+            ):
+                group.create_task(tasks.forever(part, partial(self._ask, group, part, is_due, ask)))
 
-    async def _rounds(self) -> None:
+    async def _rounds(self, work: Callable[[], Awaitable[None]]) -> None:
         while True:
-            await self._guard(self.tick)
+            await work()
             await asyncio.sleep(PERIOD)
 
-    async def _guard(self, work: Callable[[], Awaitable[None]]) -> None:
-        try:
-            await work()
-        except Exception as bug:  # noqa: BLE001 - the task boundary: a bug here must not end leases, probes or the service
-            self._ledger.journal.note("bug", f"{type(bug).__name__}: {bug}", alarm=True)
+    async def _ask(
+        self,
+        group: asyncio.TaskGroup,
+        part: Part,
+        is_due: Callable[[], bool],
+        ask: Callable[[], Coroutine[object, object, None]],
+    ) -> None:
+        while True:
+            if is_due():  # not awaited: a probe of a black hole lasts a second, and others are due meanwhile
+                group.create_task(self._ledger.tasks.once(part, ask()))
+            await asyncio.sleep(PROBE_PERIOD)
 
     async def tick(self) -> None:
+        """One round of all of it but probes."""
+        await self._leases()
+        await self._disk()
+
+    async def _disk(self) -> None:
+        await self.save_again()
+        await self._ledger.write_history()
+
+    async def _leases(self) -> None:
         ledger = self._ledger
         due = ledger.tenure.due(ledger.scene.claims, ledger.scene.layout.rules.leases.keep_stale)
         self._tell_of_mass_lapse(now_preserving=due.verdict.preserving)
@@ -62,8 +80,6 @@ class Clockwork:
         if ledger.unbound and self._clock() >= self._rebind_at:
             self._rebind_at = self._clock() + REBIND
             ledger.apply(ledger.writer.table)
-        await self.save_again()
-        await ledger.write_history()
 
     async def _end(self, keys: tuple[Key, ...]) -> None:
         tenure = self._ledger.tenure

@@ -29,7 +29,7 @@ class Rejection:
 
 
 class Journal:
-    """The last 1,000 events and 100 rejections. `log` is told each event and must not raise."""
+    """The last 1,000 events and 100 rejections. `log` is given each event and must not raise."""
 
     def __init__(self, wall: Callable[[], float], log: Callable[[Event], None]) -> None:
         self._wall = wall

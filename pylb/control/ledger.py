@@ -17,6 +17,7 @@ from pylb.control.probe import Ask
 from pylb.control.resolver import Resolve, Resolver
 from pylb.control.snapshot import Snapshot, decode, encode
 from pylb.control.store import Store
+from pylb.control.tasks import Part, Tasks
 from pylb.control.tenure import Tenure
 from pylb.control.turn import Scene, Sink, Step, Writer
 from pylb.control.views import FrontendOutcome, Outcome, title
@@ -49,17 +50,20 @@ class Ledger:
         uniform: Callable[[float, float], float],
         resolve: Resolve,
         on_event: Callable[[Event], None],
+        tasks: Tasks,
     ) -> None:
         self._sink = sink
         self._store = store
         self._clock = clock
         self._wall = wall
-        self.journal = Journal(wall, on_event)
+        self.tasks = tasks
+        self.journal = Journal(wall, tasks.guarded(Part.EVENTS, on_event))
+        tasks.on_failure = lambda part, text: self.journal.note("task_failed", text, {"task": str(part)}, alarm=True)
         self.tenure = Tenure(clock)
         self.checker = Checker(ask, clock, uniform, self._on_news)
         self.checker.interval = rules.defaults.health.interval
         self.resolver = Resolver(resolve, clock, uniform, lambda kind, text, alarm: self.journal.note(kind, text, alarm=alarm))
-        self.writer = Writer(Scene(Claims(), Layout(rules), keyring), sink, self._save, self._publish)
+        self.writer = Writer(Scene(Claims(), Layout(rules), keyring), sink, self._save, self._publish, tasks)
         self._wanderers = Wanderers(clock)
         self.history = History(wall, store.history)
         self._news: set[Listen] = set()

@@ -21,6 +21,7 @@ from pylb.control.probe import Ask, Question
 from pylb.control.probe import ask as ask_server
 from pylb.control.resolver import Resolve
 from pylb.control.store import Store
+from pylb.control.tasks import Tasks
 from pylb.control.turn import Scene, Sink, Step
 from pylb.control.views import LegacyUse, Outcome, RegistrationView, ServerView, registration_view, server_views, title
 from pylb.core.address import Address, Listen
@@ -65,11 +66,13 @@ class Registry:
         uniform: Callable[[float, float], float] = random.uniform,
         resolve: Resolve = nobody_resolves,
         on_event: Callable[[Event], None] = _unheard,
+        tasks: Tasks | None = None,
     ) -> None:
         self._clock = clock
         self._wall = wall
         self._store = store
         self._ask = ask
+        self.tasks = tasks or Tasks()
         self._ledger = Ledger(
             rules=rules,
             keyring=keyring,
@@ -81,6 +84,7 @@ class Registry:
             uniform=uniform,
             resolve=resolve,
             on_event=on_event,
+            tasks=self.tasks,
         )
         self._clockwork = Clockwork(self._ledger, clock)
         self._legacy_uses: dict[str, LegacyUse] = {}
@@ -415,6 +419,11 @@ class Registry:
     def events(self) -> list[Event]:
         """The last 1,000, oldest first."""
         return self._ledger.journal.events()
+
+    @property
+    def task_failures(self) -> Mapping[str, int]:
+        """By part (tasks.py)."""
+        return {str(part): count for part, count in self.tasks.failures.items()}
 
     @property
     def noted(self) -> int:

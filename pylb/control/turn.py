@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from pylb.control.tasks import Part, Tasks
 from pylb.core.address import Listen
 from pylb.core.auth import Keyring
 from pylb.core.claims import Change, Claims
@@ -95,6 +96,7 @@ class Writer:
         sink: Sink,
         save: Callable[[Scene], Awaitable[None]],
         publish: Callable[[Scene, set[Listen] | None, Iterable[str]], Table],
+        tasks: Tasks,
     ) -> None:
         self.scene = scene
         self.table = Table()
@@ -102,6 +104,7 @@ class Writer:
         self._sink = sink
         self._save = save
         self._publish = publish
+        self._tasks = tasks
         self._queue: list[Call] = []
         self._busy: list[Call] = []  # the batch under way
         self._work = asyncio.Event()
@@ -173,7 +176,8 @@ class Writer:
             _fail(call, refused)
         for call, change in batch.decided:
             if call.done is not None:
-                call.done(change)
+                with self._tasks.surviving(Part.ANSWERS):  # it is in force, whatever becomes of the rest
+                    call.done(change)
             if not call.answer.done():
                 call.answer.set_result((change, self.durable))
 

@@ -7,7 +7,6 @@ buffered for: the browser comes back and gets a whole picture.
 
 import asyncio
 import json
-import logging
 import time
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -16,6 +15,7 @@ from typing import Any, TypeVar
 
 from pylb.control.events import Event
 from pylb.control.registry import Registry
+from pylb.control.tasks import Part
 from pylb.control.views import ServerView
 from pylb.core.address import Listen
 from pylb.core.errors import Code, Refused
@@ -35,15 +35,12 @@ from pylb.observe.picture import (
 from pylb.observe.summary import Seen, condition, sentence, since_down
 from pylb.workers.messages import Counted
 
-log = logging.getLogger(__name__)
-
 PERIOD = 1.0  # seconds between two looks
 SOON = 0.1  # seconds after an event, so that a burst of them is one message
 SLICE = 40  # frontends between two turns of the loop: ~2 ms
 MOST_STREAMS = 16
 BACKLOG = 8  # messages that wait for a reader: eight seconds
 EVENTS = 300  # of the last, in the first message
-COMPLAIN = 60.0  # seconds between two complaints of the same
 
 T = TypeVar("T")
 
@@ -82,7 +79,6 @@ class Feed:
         self._counts: dict[Listen, Count] = {}
         self._server_rates: dict[Listen, dict[str, float]] = {}
         self._tables: dict[str, dict[str, Record]] = {name: {} for name in TABLES}
-        self._complain_at = 0.0
         self._told = 0  # events of the journal that readers know
         self._about_told: Mapping[str, Any] = NOTHING
 
@@ -148,10 +144,8 @@ class Feed:
         """A bug here must cost the page, and nothing that is forwarded."""
         try:
             await self.look(sample=sample)
-        except Exception:
-            if self._clock() >= self._complain_at:
-                self._complain_at = self._clock() + COMPLAIN
-                log.exception("the status page cannot be told what happens")
+        except Exception as error:  # noqa: BLE001 - the task boundary, for the sake of its rhythm
+            self._registry.tasks.failed(Part.PAGE, error)
             for reader in list(self._readers):
                 self._drop(reader)
 

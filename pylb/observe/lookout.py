@@ -1,7 +1,6 @@
 """Who looks at everything for HAProxy's dialect: once a second for rates, and when asked for a picture."""
 
 import asyncio
-import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
@@ -13,8 +12,6 @@ from pylb.observe.processinfo import Facts, show_info
 from pylb.observe.rates import Rates
 from pylb.observe.stats import Picture, Row
 from pylb.workers.messages import Counted
-
-log = logging.getLogger("pylb")
 
 PERIOD = 1.0  # seconds between two samples
 PER_TURN = 25  # frontends or servers between two turns of the loop: ~2 ms
@@ -39,15 +36,9 @@ class Lookout:
         self.rates = Rates()
 
     async def run(self) -> None:
-        """For ever. A fault here must cost the rates, and nothing that is forwarded."""
-        told = False
+        """For ever."""
         while True:
-            try:
-                await self.sample(time.monotonic())
-            except Exception:
-                if not told:
-                    log.exception("the rates of HAProxy's names cannot be counted")
-                told = True
+            await self.sample(time.monotonic())
             await asyncio.sleep(PERIOD)
 
     async def sample(self, now: float) -> None:

@@ -180,6 +180,12 @@ class Metrics:
             value=counters.max_connections,
         )
         yield from counter("pylb_faults_total", "Sessions that ended by a fault of pylb itself.", value=counters.faults)
+        yield from counter(
+            "pylb_task_failures_total",
+            "Failures of pylb's own work beside forwarding and the writer; it begins again.",
+            ("task",),
+            simple(dict(self._registry.task_failures)),
+        )
         yield from counter("pylb_log_lines_dropped_total", "Log lines nobody took in time.", value=self._lines_dropped())
         yield from counter(
             "pylb_log_reopen_failures_total",

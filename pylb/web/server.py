@@ -129,15 +129,15 @@ class HttpServer:
             except OSError as error:
                 if error.errno in LOST:
                     continue
-                if error.errno not in NO_DESCRIPTORS:
-                    raise
-                self._pause()
+                self._pause(error)
                 return
             self._admit(sock, address[0])
 
-    def _pause(self) -> None:
+    def _pause(self, error: OSError) -> None:
+        """Whatever it is, the socket stays readable: without a pause the loop would do nothing else."""
         if self._loop.time() >= self._say_again:
-            log.warning("out of file descriptors: new calls wait until some are free")
+            why = "out of file descriptors: new calls wait until some are free"
+            log.warning("%s", why if error.errno in NO_DESCRIPTORS else f"no call can be accepted just now: {error}")
             self._say_again = self._loop.time() + SAY_AGAIN
         self._loop.remove_reader(self._sock)
         self._resume = self._loop.call_later(ACCEPT_PAUSE, self._loop.add_reader, self._sock, self._accept)

@@ -409,8 +409,9 @@ class Fleet:
         self._restarting.pop(seat, None)
         try:
             self._start(seat)
-        except OSError as error:
-            log.error("worker %d cannot be started: %s; again in %g s", seat.index, error, BACKOFF)
+        except Exception as error:
+            bug = None if isinstance(error, OSError) else error
+            log.error("worker %d cannot be started: %s; again in %g s", seat.index, error, BACKOFF, exc_info=bug)
             self._restarting[seat] = asyncio.get_running_loop().call_later(BACKOFF, self._restart, seat)
 
     def _look(self) -> None:

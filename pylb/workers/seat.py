@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from socket import SocketType
 from typing import Any
 
+from pylb.control.tasks import Part
 from pylb.core.address import Listen
 from pylb.workers.channel import MOST_BODY, MOST_FDS, BadFrame, Channel, ChannelClosed
 from pylb.workers.messages import VERSION, Hello, Listeners, Ready, decoded, encoded
@@ -130,17 +131,23 @@ class Seat:
 
     def _hear(self, channel: Channel, most: int) -> bool:
         """Was there anything? Reads so many bytes. Raises ChannelClosed, BadFrame."""
-        frames = channel.receive(most)
+        frames, loop = channel.receive(most), asyncio.get_running_loop()
         for frame in frames:
             for fd in frame.fds:
                 os.close(fd)
-            self.heard, self.doubts = asyncio.get_running_loop().time(), 0
+            self.heard, self.doubts = loop.time(), 0
             message = decoded(frame)
             if isinstance(message, Ready):
                 if message.version != VERSION:
                     raise BadFrame(f"it is of version {message.version}")
                 self.serves = True
-            self._on_message(self, message)
+            try:
+                self._on_message(self, message)
+            except BadFrame:
+                raise
+            except Exception as error:  # noqa: BLE001 - the others of the batch are heard all the same
+                context = {"message": f"what worker {self.index} said", "exception": error, "part": Part.WORKERS}
+                loop.call_exception_handler(context)
         return bool(frames)
 
     def _reap(self) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from pylb.control.tasks import Part
 from tests.app.conftest import echo_port, processes
 from tests.app.instance import Instance, echo, token
 from tests.deploy.dashboard import expressions
@@ -25,7 +26,7 @@ from tests.deploy.prometheus import WINDOW, Prometheus
 from tests.deploy.test_prometheus import alerts as rules
 from tests.support.certificate import self_signed
 from tests.support.drive import free_port
-from tests.support.processes import Processes
+from tests.support.processes import Processes, python
 from tests.support.waiting import eventually, pause
 
 __all__ = ["echo_port", "processes"]  # fixtures
@@ -91,7 +92,7 @@ class Worn:
     """`workers: 1`, with nobody who takes its log, hardly a file left, and soon no disk."""
 
     def __init__(self, pylb: Instance, server: int) -> None:
-        self.pylb, self.web = pylb, free_port()
+        self.pylb, self.web, self._faults = pylb, free_port(), pylb.folder / "faults"
         ports = [self.web, *(free_port() for _ in range(PORTS))]
         frontends = [
             {"name": f"web-{number}", "listen": f"127.0.0.1:{port}", "servers": [f"127.0.0.1:{server}"]}
@@ -100,11 +101,13 @@ class Worn:
         pylb.configure(frontends=frontends, workers=1, tokens=[token(names=["*"])], leases={"min_ttl": "1s"})
 
     def launch(self) -> None:
-        command = f"exec {shlex.join(self.pylb.command('run'))} > /dev/full"
-        self.pylb.launch(argv=("sh", "-c", command))
+        self._faults.mkdir()
+        run = python("tests.support.faulty", "run", "-c", str(self.pylb.file))
+        self.pylb.launch(argv=("sh", "-c", f"exec {shlex.join(run)} > /dev/full"), env={"FAULTS": str(self._faults)})
 
     def suffer(self, server: int) -> None:
         main = self.pylb.running
+        (self._faults / Part.RATES).touch()
         for name in ("one", "two", "three"):
             assert self.pylb.register(free_port(), server, name=name, ttl=1).status == 201
         for _ in range(3):
@@ -152,6 +155,7 @@ def expected(sick: Sick) -> list[dict[str, str]]:
         {"alertname": "PylbLoopLag", "instance": "worn", "process": "main"},
         {"alertname": "PylbFileDescriptors", "instance": "worn", "process": "main"},
         {"alertname": "PylbInternalFault", "instance": "worn"},
+        {"alertname": "PylbTaskFailed", "instance": "worn", "task": "rates"},
     ]
 
 

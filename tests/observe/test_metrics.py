@@ -63,6 +63,7 @@ LIMITS = {
     "pylb_buffered_bytes",
     "pylb_frontend_queue",
     "pylb_worker_restarts_total",
+    "pylb_task_failures_total",
     "pylb_sessions",
     "pylb_max_connections",
     "pylb_frontend_max_connections",

@@ -1,0 +1,93 @@
+"""A fault in any work beside the writer costs that work a moment: sessions live, it is counted, and it works again."""
+
+import json
+import signal
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pylb.control.tasks import Part
+from tests.app.instance import SECRET, Instance, echo, fetch
+from tests.support.faulty import PLACES
+from tests.support.processes import python
+from tests.support.waiting import eventually
+
+
+def failures(pylb: Instance, part: Part) -> float:
+    line = f'pylb_task_failures_total{{task="{part}"}} '
+    (found,) = [text for text in pylb.get("/metrics").body.decode().splitlines() if text.startswith(line)]
+    return float(found.removeprefix(line))
+
+
+def call(pylb: Instance, instance: str, target: int) -> None:
+    """A registration that is new each time: an event, an answer."""
+    body = json.dumps({"frontends": [{"port": pylb.port, "target_port": target}], "ttl": None, "address": "127.0.0.1"})
+    headers = {"Authorization": f"Bearer {SECRET}", "Content-Type": "application/json"}
+    path = f"/v1/registrations/app/{instance}"
+    assert fetch(("127.0.0.1", pylb.webhook), "DELETE", path, None, headers).status == 200
+    assert fetch(("127.0.0.1", pylb.webhook), "PUT", path, body, headers).status == 201
+
+
+def visit(pylb: Instance) -> None:
+    with socket.create_connection(("127.0.0.1", pylb.port), 5) as client:
+        assert echo(client) == b"ping"
+
+
+# What the others do by themselves within a second.
+TRIGGERS: dict[Part, Callable[[Instance, int], object]] = {
+    Part.RELOAD: lambda pylb, _: pylb.running.signal(signal.SIGHUP),
+    Part.EVENTS: lambda pylb, target: call(pylb, "two", target),
+    Part.ANSWERS: lambda pylb, target: call(pylb, "two", target),
+    Part.SESSIONS: lambda pylb, _: visit(pylb),
+    Part.UPGRADE: lambda pylb, _: pylb.running.signal(signal.SIGUSR2),
+}
+HERE = [part for part in Part if part in PLACES and part not in (Part.WORKERS, Part.PREDECESSOR, Part.PROCESSES)]
+
+
+def test_every_part_has_a_fault_to_order() -> None:
+    assert set(Part) - set(PLACES) == {Part.SUCCESSOR}  # in a pylb that only ends its sessions: nobody asks it for metrics
+
+
+@pytest.mark.parametrize("part", HERE)
+def test_a_fault_in_it_ends_no_session_is_counted_and_passes(
+    pylb: Instance, echo_port: int, tmp_path: Path, part: Part
+) -> None:
+    notify = tmp_path / "notify"
+    (tmp_path / "faults").mkdir()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(str(notify))
+        environ = {"FAULTS": str(tmp_path / "faults"), "NOTIFY_SOCKET": str(notify), "WATCHDOG_USEC": "300000"}
+        pylb.start(argv=python("tests.support.faulty", "run", "-c", str(pylb.file)), env=environ)
+        assert pylb.register(pylb.port, echo_port).status == 201
+        with socket.create_connection(("127.0.0.1", pylb.port), 5) as session:
+            assert echo(session) == b"ping"
+            one_fault(pylb, echo_port, tmp_path / "faults", part)
+            assert echo(session) == b"ping"
+            visit(pylb)
+            assert pylb.running.alive
+
+
+def one_fault(pylb: Instance, target: int, folder: Path, part: Part) -> None:
+    trigger = TRIGGERS.get(part, lambda *_: None)
+    assert failures(pylb, part) == 0
+    (folder / part).touch()
+    trigger(pylb, target)
+    eventually(lambda: failures(pylb, part) == 1, what=f"a fault of {part} is counted\n{pylb.running.text()}")
+    pylb.running.has_said(f"{part} failed, everything else goes on")
+    pylb.running.has_said("RuntimeError: a fault to order")  # the end of its traceback
+    trigger(pylb, target)
+    eventually((folder / f"{part}.well").exists, what=f"{part} works again\n{pylb.running.text()}")
+
+
+def test_a_fault_in_what_a_worker_says_ends_no_session(pylb: Instance, echo_port: int, tmp_path: Path) -> None:
+    (tmp_path / "faults").mkdir()
+    pylb.configure(workers=1)
+    pylb.start(argv=python("tests.support.faulty", "run", "-c", str(pylb.file)), env={"FAULTS": str(tmp_path / "faults")})
+    assert pylb.register(pylb.port, echo_port).status == 201
+    with socket.create_connection(("127.0.0.1", pylb.port), 5) as session:
+        assert echo(session) == b"ping"
+        one_fault(pylb, echo_port, tmp_path / "faults", Part.WORKERS)
+        assert echo(session) == b"ping"
+        assert "\npylb_worker_restarts_total 0.0\n" in pylb.get("/metrics").body.decode()
