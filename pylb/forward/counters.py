@@ -121,4 +121,4 @@ class Counters:
         self.pipe_fallbacks = 0  # sessions that wanted a pipe and got none
         self.bytes_spliced = 0  # through pipes that were given back
         self.pipes_lent = 0  # at the last tick
-        self.runnable = 0  # halves that had used up their budget and waited for their turn, at the last tick
+        self.runnable = 0  # sessions and ports that waited for their share of a turn, at the last tick

@@ -17,6 +17,7 @@ from pylb.core.session import Cause, Event, Observer, State
 from pylb.forward import sockets
 from pylb.forward.door import Admission
 from pylb.forward.session import FULL, FrontendState, Half, ServerState, Session
+from pylb.forward.turn import DIAL, Turn
 
 # Registered once, for life. Nothing is ever re-armed, so a reset is always seen, even while a side is paused.
 WATCHED = EPOLLIN | EPOLLOUT | EPOLLPRI | EPOLLRDHUP | EPOLLET
@@ -47,11 +48,12 @@ class Life(Protocol):
 class Dialer:
     """Of all sessions of an engine."""
 
-    def __init__(self, life: Life, epoll: select.epoll, observer: Observer, clock: Callable[[], float]) -> None:
+    def __init__(self, life: Life, epoll: select.epoll, observer: Observer, clock: Callable[[], float], turn: Turn) -> None:
         self._life = life
         self._epoll = epoll
         self._observer = observer
         self._clock = clock
+        self._turn = turn
         self.queues: dict[FrontendState, None] = {}  # frontends whose servers are full, with sessions that wait
         self._freed: dict[FrontendState, None] = {}  # of them, those that have a session fewer
         self.generation = 0  # of the table in force
@@ -179,6 +181,7 @@ class Dialer:
                 self._life.fire(session, Event.SERVERS_FULL)
                 return
             session.server = server
+            self._turn.left -= DIAL
             server.counters.attempts += 1
             if session.tried:
                 session.tried[-1].counters.redispatches += 1

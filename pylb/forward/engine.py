@@ -23,11 +23,12 @@ from pylb.forward.lifecycle import Lifecycle
 from pylb.forward.listener import Port, Ports
 from pylb.forward.pipes import Pipes
 from pylb.forward.relay import Relay
-from pylb.forward.session import FrontendState, ServerState, Session
+from pylb.forward.session import FrontendState, Half, ServerState, Session
 from pylb.forward.sockets import Opener, folded, open_listener
 from pylb.forward.timers import DRAIN_RATE, LONGEST_PERIOD, RESET_RATE, TICK, Timers
+from pylb.forward.turn import BUDGET, EVENT, Turn
 
-EVENTS = 256  # per poll
+EVENTS = 64  # per poll; what is behind them comes first the next time, the kernel's list is in order (epoll(7))
 MAX_BUFFERED = 256 << 20  # bytes
 PIPES = 512  # most pipes lent at a time
 RESERVE = 192  # descriptors left to the webhook, the admin port, files, probes, and the listeners of a small table
@@ -76,10 +77,12 @@ class Engine:
         self.table = Table()
         self._epoll = select.epoll()
         self._pipes = Pipes(max_pipes)
-        self._relay = Relay(self.counters, self._pipes, splice=splice, max_buffered=max_buffered)
+        self._turn = Turn()
+        self._relay = Relay(self._turn, self.counters, self._pipes, splice=splice, max_buffered=max_buffered)
         self._life = Lifecycle(
             epoll=self._epoll,
             relay=self._relay,
+            turn=self._turn,
             counters=self.counters,
             observer=observer,
             clock=clock,
@@ -90,7 +93,7 @@ class Engine:
             number=first_number(seat),
         )
         self._random = draw
-        self._ports = Ports(self._epoll, self.counters, self._life.begin, opener)
+        self._ports = Ports(self._epoll, self.counters, self._life.begin, opener, self._turn)
         self._life.on_end = self._ports.session_ended
         self._life.on_exhausted = self._ports.exhausted
         self.elsewhere = Elsewhere(self._ports, self._life.dialer)
@@ -114,27 +117,39 @@ class Engine:
         del self._watched[fd]
 
     def on_ready(self, wait: float = 0.0) -> bool:
-        """Do what is to be done now, or within `wait` seconds. True: some session used up its byte budget, call again soon."""
-        life = self._life
+        """Do one turn of what is to be done now, or within `wait` seconds. True: there is more, call again soon."""
+        life, turn = self._life, self._turn
         halves, on_event = life.halves, life.on_event
-        again, life.runnable = life.runnable, {}
-        for half in again:
-            try:
-                life.advance(half)
-            except Exception as error:  # noqa: BLE001 - the boundary of one session
-                life.fault(half.session, error)
-        for fd, events in self._epoll.poll(wait, EVENTS):
+        batch = self._epoll.poll(wait, EVENTS)
+        turn.left = BUDGET - EVENT * len(batch)
+        for fd, events in batch:
             if (half_or_none := halves.get(fd)) is not None:
                 try:
                     on_event(half_or_none, events)
                 except Exception as error:  # noqa: BLE001 - the boundary of one session
                     life.fault(half_or_none.session, error)
             elif (port := self._ports.by_fd.get(fd)) is not None:
-                self._ports.accept(port)
+                turn.add(port)
             elif (watched := self._watched.get(fd)) is not None:
                 watched()
+        self._run()
         life.end_batch()
-        return bool(life.runnable)
+        return bool(turn.queue)
+
+    def _run(self) -> None:
+        """Give the run queue what the turn has left, but always one its share, and none a second one."""
+        life, turn = self._life, self._turn
+        for _ in range(len(turn.queue)):
+            one = turn.take()
+            if isinstance(one, Half):
+                try:
+                    life.run(one)
+                except Exception as error:  # noqa: BLE001 - the boundary of one session
+                    life.fault(one.session, error)
+            elif isinstance(one, Port) and self._ports.by_fd.get(one.fd) is one and self._ports.accept(one):
+                turn.add(one)
+            if turn.left <= 0:
+                return
 
     def tick(self, now: float) -> None:
         """Deadlines, the sweep, and ports that were paused for want of descriptors. `now` is the clock's."""
@@ -143,7 +158,7 @@ class Engine:
             self._kill_all()
         self._ports.resume(elapsed)
         self._life.end_batch()
-        self.counters.pipes_lent, self.counters.runnable = self._pipes.lent, len(self._life.runnable)
+        self.counters.pipes_lent, self.counters.runnable = self._pipes.lent, len(self._turn.queue)
 
     def open(self, listen: Listen, *, freebind: bool = False) -> None:
         """Bind and listen ahead of the table that needs it; accept nothing yet. Idempotent. Raises OSError.
@@ -209,6 +224,7 @@ class Engine:
         self._kill_all()
         self._ports.close_all()
         self._life.end_batch()
+        self._turn.queue.clear()
         self._pipes.close()
         self._epoll.close()
 

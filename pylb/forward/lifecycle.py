@@ -21,8 +21,9 @@ from pylb.forward import sockets
 from pylb.forward.counters import Counters, ServerCounters
 from pylb.forward.dial import READ_ON, READABLE, WATCHED, Dialer
 from pylb.forward.door import Admission
-from pylb.forward.relay import AGAIN, DESTINATION_RESET, FIN, WAIT, Relay
+from pylb.forward.relay import AGAIN, DESTINATION_RESET, FIN, FIRST, WAIT, Relay
 from pylb.forward.session import FrontendState, Half, ServerState, Session
+from pylb.forward.turn import QUANTUM, Turn
 
 # A class attribute of an enum is looked up through its metaclass, which costs as much as a call; these are read per event.
 _RESETTING, _CLOSED, _AWAITING_HEADER = State.RESETTING, State.CLOSED, State.AWAITING_HEADER
@@ -42,6 +43,7 @@ class Lifecycle:
         *,
         epoll: select.epoll,
         relay: Relay,
+        turn: Turn,
         counters: Counters,
         observer: Observer,
         clock: Callable[[], float],
@@ -53,6 +55,7 @@ class Lifecycle:
     ) -> None:
         self._epoll = epoll
         self._relay = relay
+        self._turn = turn
         self._counters = counters
         self._observer = observer
         self._clock = clock
@@ -65,8 +68,7 @@ class Lifecycle:
         # In the order of their last sweep. A plain dict finds its first key by walking over all that were deleted before it.
         self.sessions: OrderedDict[Session, None] = OrderedDict()
         self.hurried: dict[Session, None] = {}  # those with a deadline: awaiting a header, dialing, resetting
-        self.dialer = Dialer(self, epoll, observer, clock)
-        self.runnable: dict[Half, None] = {}  # used up their budget; each once, or the fastest would get the most turns
+        self.dialer = Dialer(self, epoll, observer, clock, turn)
         self._fins: list[Half] = []  # whose peer's stream is delivered
         self._graveyard: list[tuple[SocketType, bool]] = []
         self.on_end: Callable[[], None] = lambda: None  # tells the ports that there is room again
@@ -146,22 +148,33 @@ class Lifecycle:
                 self._broke(session, half)
                 return
         if half.blocked and events & EPOLLOUT:
-            self._unblock(session, half)
+            if (source := half.peer) is not None and source.bulk:
+                self._turn.add(source)
+            else:
+                self._unblock(session, half)
         if events & READABLE:
             self.advance(half)
 
-    def advance(self, source: Half) -> None:
-        """Move what `source` has to its peer, and tell the table how that ended."""
+    def run(self, source: Half) -> None:
+        """Its share of a turn."""
+        destination = source.peer
+        if destination is not None and destination.blocked:
+            self._unblock(source.session, destination, QUANTUM)
+        else:
+            self.advance(source, QUANTUM)
+
+    def advance(self, source: Half, most: int = FIRST) -> None:
+        """Move what `source` has to its peer, and tell the table how that ended. `most`: more than FIRST only from `run`."""
         session = source.session
         if source.eof or session.state is _CLOSED:
             return
         if session.state is _RESETTING and not source.broken:
             return  # nobody is left to read what the living half says
-        outcome = self._relay.pump(source)
+        outcome = self._relay.pump(source, most)
         if outcome == WAIT:
             return
         if outcome == AGAIN:
-            self.runnable[source] = None
+            self._turn.add(source)
         elif outcome == FIN:
             source.eof = True
             self.fire(session, _CLIENT_FIN if source.is_client else _SERVER_FIN)
@@ -282,7 +295,7 @@ class Lifecycle:
 
     # ------------------------------------------------------------ delivering
 
-    def _unblock(self, session: Session, destination: Half) -> None:
+    def _unblock(self, session: Session, destination: Half, most: int = FIRST) -> None:
         """`destination` may be written again: what waited goes first, then the source is read on."""
         if self._relay.flush(destination) == DESTINATION_RESET:
             self._broke(session, destination)
@@ -290,7 +303,7 @@ class Lifecycle:
             if source.broken and source.eof:
                 self._delivered(session, destination)
             else:
-                self.advance(source)
+                self.advance(source, most)
 
     def _note_first(self, session: Session, event: Event) -> None:
         if session.first is None and self.recorder is not None:

@@ -11,9 +11,10 @@ from pylb.core.address import Listen
 from pylb.forward.counters import Counters
 from pylb.forward.session import FrontendState
 from pylb.forward.sockets import Opener
+from pylb.forward.turn import ACCEPT, Turn
 
 RESERVE = 16  # sessions that a frontend has for itself
-BATCH = 64  # accepts per event and port, then others get their turn
+BATCH = 8  # accepts in a row, then others get their turn
 # Out of descriptors or memory: level-triggered, the port would be reported at once again. Paused until the next tick.
 _EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
@@ -21,7 +22,7 @@ _EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 class Port:
     """A listening socket. Without a frontend it was opened ahead of its table: clients wait in its backlog."""
 
-    __slots__ = ("family", "fd", "frontend", "listen", "sock", "watched")
+    __slots__ = ("family", "fd", "frontend", "listen", "queued", "sock", "watched")
 
     def __init__(self, listen: Listen, sock: SocketType) -> None:
         self.listen = listen
@@ -30,6 +31,7 @@ class Port:
         self.family = sock.family
         self.frontend: FrontendState | None = None
         self.watched = False
+        self.queued = False  # it waits for its share of a turn
 
 
 class Reserve:
@@ -64,11 +66,13 @@ class Ports:
         counters: Counters,
         begin: Callable[[FrontendState, SocketType, tuple[str, int]], None],
         opener: Opener,
+        turn: Turn,
     ) -> None:
         self._epoll = epoll
         self._counters = counters
         self._begin = begin
         self._opener = opener
+        self._turn = turn
         self.by_listen: dict[Listen, Port] = {}
         self.by_fd: dict[int, Port] = {}
         self._waiting: dict[Port, None] = {}  # unwatched for want of room
@@ -188,6 +192,7 @@ class Ports:
                     self.rewatch(port)
                     return False
                 continue  # ECONNABORTED and network errors of that one client (accept(2))
+            self._turn.left -= ACCEPT
             if rated:
                 frontend.allowance -= 1
                 frontend.accepted += 1

@@ -15,16 +15,17 @@ from socket import MSG_DONTWAIT, MSG_PEEK
 from pylb.forward.counters import Counters
 from pylb.forward.pipes import SIZE, Pipes
 from pylb.forward.session import Half
+from pylb.forward.turn import Turn
 
 WAIT = 0  # nothing more to do before the next event
 FIN = 1  # the source said its last byte, and all before it is with the destination or waits there
 SOURCE_RESET = 2  # the source is in error; what came before it was read
 DESTINATION_RESET = 3
-AGAIN = 4  # the budget is used up, there may be more
+AGAIN = 4  # it moved as much as it may now, there may be more
 
 READ = 64 * 1024  # one recv; also the most that waits in memory for a blocked destination
 READ_STALLED = 16 * 1024  # the same once the destination was blocked before
-BUDGET = 256 * 1024  # bytes per event, then others get their turn; 1 MiB tripled the wait of small ones
+FIRST = READ  # bytes at an event; what is more goes on from the run queue
 FULL_READS = 4  # in a row, then splice: below that the switch costs more than it saves
 SHORT_SPLICE = 16 * 1024  # a splice that moves less has lost its advantage
 
@@ -32,24 +33,31 @@ SHORT_SPLICE = 16 * 1024  # a splice that moves less has lost its advantage
 class Relay:
     """What all sessions of an engine share on the hot path: one receive buffer and the pipes."""
 
-    def __init__(self, counters: Counters, pipes: Pipes, *, splice: bool, max_buffered: int) -> None:
+    def __init__(self, turn: Turn, counters: Counters, pipes: Pipes, *, splice: bool, max_buffered: int) -> None:
         self._buffer = memoryview(bytearray(READ))
+        self._turn = turn
         self._counters = counters
         self.pipes = pipes
         self._full_reads = FULL_READS if splice else 1 << 62
         self._max_buffered = max_buffered
-        self.pump: Callable[[Half], int] = self._pump  # or _pump_unbuffered, chosen when the sum changes, not per chunk
+        self.pump: Callable[[Half, int], int] = self._pump  # or _pump_unbuffered, chosen when the sum changes, not per chunk
 
-    def _pump(self, source: Half) -> int:  # noqa: C901 - one tight function for both directions; every branch is an outcome
-        """Move bytes from `source` to its peer. Never reads while the peer is blocked: that is the back-pressure."""
-        if source.pipe is not None:
-            return self._splice(source, BUDGET)
+    # One tight function for both directions; every branch is an outcome.
+    def _pump(self, source: Half, most: int) -> int:  # noqa: C901, PLR0912
+        """Move about `most` bytes from `source` to its peer, at an event FIRST.
+
+        Never reads while the peer is blocked: that is the back-pressure.
+        """
+        if source.bulk:
+            if most == FIRST:
+                return AGAIN
+            if source.pipe is not None:
+                return self._splice(source, most)
         destination = source.peer
         if destination is None or destination.blocked:
             return WAIT
         buffer = self._buffer
         want = READ_STALLED if destination.stalled else READ
-        budget = BUDGET
         while True:
             try:
                 count = source.recv_into(buffer, want, MSG_DONTWAIT)
@@ -72,25 +80,27 @@ class Relay:
                 return WAIT
             if count < want:
                 source.full_reads = 0
+                source.bulk = False
                 if not source.read_on:
                     return WAIT
             else:
+                source.bulk = True
                 source.full_reads += 1
+                self._turn.left -= count
                 if source.full_reads >= self._full_reads and self._start_splice(source, destination):
-                    return self._splice(source, budget)
-            budget -= count
-            if budget <= 0:
+                    return self._splice(source, most)
+            most -= count
+            if most <= 0:
                 return AGAIN
 
-    def _pump_unbuffered(self, source: Half) -> int:
+    def _pump_unbuffered(self, source: Half, most: int) -> int:
         """The same while max_buffered is reached: nothing is taken from the source's kernel before the destination took it."""
         destination = source.peer
         if destination is None or destination.blocked:
             return WAIT
         self.release(source)  # empty, or the destination would be blocked
         buffer = self._buffer
-        budget = BUDGET
-        while budget > 0:
+        while most > 0:
             try:
                 count = source.recv_into(buffer, READ_STALLED, MSG_DONTWAIT | MSG_PEEK)
             except BlockingIOError:
@@ -112,7 +122,8 @@ class Relay:
                 return WAIT
             if count < READ_STALLED and not source.read_on:
                 return WAIT
-            budget -= count
+            self._turn.left -= count
+            most -= count
         return AGAIN
 
     def _hold(self, destination: Half, waiting: int) -> None:
@@ -172,7 +183,7 @@ class Relay:
         source.pipe = pipe
         return True
 
-    def _splice(self, source: Half, budget: int) -> int:
+    def _splice(self, source: Half, most: int) -> int:
         """Socket to pipe to socket. EAGAIN of the first step means "pipe full" or "socket empty": the pipe's count tells."""
         destination, pipe = source.peer, source.pipe
         if destination is None or pipe is None or destination.blocked:
@@ -190,14 +201,15 @@ class Relay:
                 return self._back_to_recv(source)
             pipe.count += count
             source.received += count
+            self._turn.left -= count
             outcome = self._drain(source, destination)
             if outcome or destination.blocked:
                 return outcome
             short = short + 1 if count < SHORT_SPLICE else 0
             if short > 2:
                 return self._back_to_recv(source)
-            budget -= count
-            if budget <= 0:
+            most -= count
+            if most <= 0:
                 return AGAIN
 
     def _back_to_recv(self, source: Half) -> int:

@@ -25,6 +25,7 @@ class Half:
     __slots__ = (
         "blocked",
         "broken",
+        "bulk",
         "early",
         "eof",
         "fd",
@@ -34,6 +35,7 @@ class Half:
         "peer",
         "pending",
         "pipe",
+        "queued",
         "read_on",
         "received",
         "recv_into",
@@ -57,6 +59,8 @@ class Half:
         self.received = 0  # bytes read from this half
         self.held = 0  # bytes that waited for this half when it last blocked, as counted in counters.buffered
         self.full_reads = 0  # in a row; many of them mean bulk
+        self.bulk = False  # its last read was a full one, or it has a pipe: it moves its bytes from the run queue
+        self.queued = False  # it waits there for its share of a turn
         self.early = 0  # epoll events that came while the session was still dialing
         self.blocked = False  # pending or the peer's pipe waits for this half to become writable
         self.stalled = False  # was blocked once: read less ahead for it
