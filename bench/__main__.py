@@ -15,6 +15,7 @@ from types import FrameType
 from bench import __doc__ as how_it_measures
 from bench import (
     balance,
+    beside,
     charts,
     compare,
     endings,
@@ -82,7 +83,7 @@ def arguments() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--rounds", type=_count, default=5, metavar="N", help="measured rounds after the warm-up (5)")
-    parser.add_argument("--seconds", type=_count, metavar="S", help="length of one load, whole seconds (4)")
+    parser.add_argument("--seconds", type=_count, metavar="S", help="length of one load, whole seconds (4; bulk-beside 20)")
     parser.add_argument(
         "--scenarios",
         type=_some_of(SCENARIOS),
@@ -152,7 +153,7 @@ def measure(
 
 
 def _sample(scenario: Scenario, name: str, turn: int, effort: Effort, wiring: Wiring) -> Sample:
-    with targets.running(name, wiring) as target:
+    with targets.running(name, wiring, beside.with_lags if scenario.lags else None) as target:
         outcome = scenario.measure(target, effort)
     return Sample(scenario.name, name, turn, outcome.metrics, outcome.errors)
 
@@ -171,7 +172,7 @@ def run(options: argparse.Namespace) -> int:
     """One run: checks what is installed, measures, prints the tables, keeps the JSON. → exit code."""
     effort = QUICK if options.quick else Effort()
     if options.seconds:
-        effort = replace(effort, seconds=options.seconds)
+        effort = replace(effort, seconds=options.seconds, beside_seconds=options.seconds)
     rounds = range(1, 2) if options.quick else range(WARM_UP, options.rounds + 1)
     descriptors = _descriptors(effort)
     targets.require(targets.requirements(options.targets))

@@ -1,8 +1,9 @@
-"""The ends of a stream that no tool on the shelf offers: `source`, `drain`, `pace` and `hold`, each a process of its own.
+"""The ends of a stream that no tool on the shelf offers, each a process of its own.
 
     python -m bench.endpoints source HOST:PORT                    sends for ever to whoever connects
     python -m bench.endpoints drain HOST:PORT STREAMS SECONDS     reads and drops; prints JSON
     python -m bench.endpoints pace HOST:PORT RATE SECONDS CONNS   requests at a fixed rate; prints JSON
+    python -m bench.endpoints ping HOST:PORT SECONDS [ADMIN]      64-byte requests, and GET /livez there; prints JSON
     python -m bench.endpoints sip HOST:PORT READERS               reads a byte a second from each, till stdin ends
     python -m bench.endpoints hold SESSIONS HOST:PORT...          opens sessions, prints "ready", holds till stdin ends
 
@@ -28,6 +29,9 @@ from bench.processes import Address
 CHUNK = 1 << 20
 RAMP_SECONDS = 0.5  # slow start and the proxy's switch to its bulk path happen before the clock starts
 REQUEST = b"GET / HTTP/1.1\r\nHost: bench\r\n\r\n"
+PING = b"GET / HTTP/1.1\r\nHost: bench\r\nPadding: ".ljust(60, b"x") + b"\r\n\r\n"  # 64 bytes
+PROBE = b"GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+PROBE_SECONDS = 0.02  # between two
 
 
 def address(text: str) -> Address:
@@ -127,6 +131,42 @@ def pace(server: Address, rate: float, seconds: float, connections: int) -> dict
     }
 
 
+def ping(server: Address, seconds: float) -> dict[str, float]:
+    """→ percentiles in seconds: of one connection, each request when the answer to the one before is there."""
+    took: list[float] = []
+    with socket.create_connection(server, timeout=20) as client:
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        end = time.perf_counter() + seconds
+        while (began := time.perf_counter()) < end:
+            client.sendall(PING)
+            while not (data := client.recv(4096)).endswith(b"x"):  # the end of the origin's reply
+                if not data:
+                    raise ConnectionError(f"{server} closed the connection after {len(took)} answers")
+            took.append(time.perf_counter() - began)
+    return _percentiles(took, 0)
+
+
+def probe(admin: Address, seconds: float) -> dict[str, float]:
+    """→ percentiles in seconds from before the connect to the end of the answer, and how many were no 200."""
+    took: list[float] = []
+    errors = 0
+    end = time.perf_counter() + seconds
+    while (began := time.perf_counter()) < end:
+        answer = b""
+        with socket.create_connection(admin, timeout=20) as client:
+            client.sendall(PROBE)
+            while data := client.recv(4096):
+                answer += data
+        took.append(time.perf_counter() - began)
+        errors += not answer.startswith(b"HTTP/1.1 200")
+        time.sleep(max(0.0, PROBE_SECONDS - took[-1]))  # noqa: TID251 - a process of its own
+    return _percentiles(took, errors)
+
+
+def _percentiles(took: list[float], errors: int) -> dict[str, float]:
+    return {f"p{percent}": percentile(took, percent) for percent in (50, 95, 99)} | {"errors": errors}
+
+
 def sip(server: Address, readers: int) -> None:
     """Readers that take a byte a second of what the source pours; prints "ready" when all are open; till stdin ends."""
     clients = []
@@ -166,6 +206,13 @@ def main(argv: list[str]) -> None:
             print(json.dumps(drain(address(server), int(streams), float(seconds))))
         case ["pace", server, rate, seconds, connections]:
             print(json.dumps(pace(address(server), float(rate), float(seconds), int(connections))))
+        case ["ping", server, seconds, *admin]:
+            with ThreadPoolExecutor(2) as pool:
+                rounds = [
+                    pool.submit(ping, address(server), float(seconds)),
+                    *(pool.submit(probe, address(where), float(seconds)) for where in admin),
+                ]
+                print(json.dumps([found.result() for found in rounds]))
         case ["sip", server, readers]:
             sip(address(server), int(readers))
         case ["hold", sessions, *servers]:

@@ -89,6 +89,22 @@ def pace(server: Address, rate: float, seconds: int, connections: int = 64) -> P
     return Paced(**json.loads(_output(argv, seconds)))
 
 
+@dataclass(frozen=True)
+class Rounds:
+    """One after the other: seconds that each took."""
+
+    p50: float
+    p95: float
+    p99: float
+    errors: int
+
+
+def ping(server: Address, seconds: int, admin: Address | None) -> list[Rounds]:
+    """64 bytes there, an answer back, on one connection that is kept; beside it GET /livez, fifty times a second."""
+    argv = [sys.executable, "-m", "bench.endpoints", "ping", str(server), str(seconds), *([str(admin)] if admin else [])]
+    return [Rounds(**found) for found in json.loads(_output(argv, seconds))]
+
+
 @contextmanager
 def draining(server: Address, streams: int) -> Iterator[None]:
     """Bulk streams that flow while the block runs."""

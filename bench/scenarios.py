@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Self
 
-from bench import configs, load, registrations
+from bench import beside, configs, load, registrations
 from bench.processes import Address
 from bench.registrations import SWAPPED_PORT, register, swapping
 from bench.targets import DIRECT, Target
@@ -21,10 +21,12 @@ IDLE_WARM_UP = 20  # sessions that make a proxy allocate what it needs once, bef
 class Effort:
     """How long and how much: seconds per sample, idle sessions, and what surrounds a registration call.
 
+    `beside_seconds`: those of `bulk-beside`, whose figures include rare ones.
     `rate`: requests per second of `half-rate`, half of what the first proxy reached just before; the same for all targets.
     """
 
     seconds: int = 4
+    beside_seconds: int = 20
     idle_sessions: int = 4000
     frontends: int = 1000
     live_sessions: int = 2000
@@ -37,6 +39,7 @@ class Effort:
 
 QUICK = Effort(
     seconds=1,
+    beside_seconds=2,
     idle_sessions=500,
     frontends=100,
     live_sessions=200,
@@ -75,6 +78,7 @@ class Scenario:
     only: str | None = None
     without: tuple[str, ...] = ()
     once: bool = False
+    lags: bool = False  # pylb writes down how late its loops are
 
     def admits(self, target: str) -> bool:
         """Whether the scenario can measure this target."""
@@ -139,6 +143,10 @@ def _mixed(target: Target, effort: Effort) -> Outcome:
     with load.draining(target.bulk, 2):
         result = load.wrk(target.http, 8, effort.seconds)
     return Outcome({"p99_ms": 1e3 * result.p99, "p50_ms": 1e3 * result.p50, "requests_per_second": result.requests_per_second})
+
+
+def _bulk_beside(streams: int, target: Target, effort: Effort) -> Outcome:
+    return Outcome(*beside.measure(target, streams, effort.beside_seconds))
 
 
 def _half_rate(target: Target, effort: Effort) -> Outcome:
@@ -241,6 +249,22 @@ def _bulk_scenario(name: str, streams: int) -> Scenario:
     )
 
 
+def _bulk_beside_scenario(name: str, streams: int) -> Scenario:
+    return Scenario(
+        name,
+        f"a 64-byte ping-pong, /livez and pylb's loops beside saturated downloads, streams: {streams}",
+        (
+            Metric("ping_p99_ms", "ping-pong p99 ms", 2),
+            Metric("ping_p50_ms", "p50 ms", 2),
+            Metric("livez_p50_ms", "/livez median ms", 1),
+            Metric("livez_p95_ms", "p95 ms", 1),
+            Metric("lag_p99_ms", "loop lag p99 ms", 1),
+        ),
+        partial(_bulk_beside, streams),
+        lags=True,
+    )
+
+
 SCENARIOS = {
     scenario.name: scenario
     for scenario in (
@@ -266,6 +290,8 @@ SCENARIOS = {
             (Metric("p99_ms", "p99 ms", 2), Metric("p50_ms", "p50 ms", 2), Metric("requests_per_second", "requests/s")),
             _mixed,
         ),
+        _bulk_beside_scenario("bulk-beside", 8),
+        _bulk_beside_scenario("bulk-beside-64", 64),
         Scenario(
             "slow-readers",
             "one bulk stream beside many that are read at a byte a second: how much of its rate it keeps",

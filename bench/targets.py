@@ -43,6 +43,7 @@ class Target:
     bulk: Address
     process: Process | None
     wiring: Wiring
+    says_ready: bool = False  # pylb: there is an admin port
 
 
 def _pylb(name: str, about: str, render: Callable[[Wiring], str]) -> Kind:
@@ -176,12 +177,13 @@ def origin(wiring: Wiring) -> Iterator[None]:
 
 
 @contextmanager
-def running(name: str, wiring: Wiring) -> Iterator[Target]:
-    """One target, fresh, listening on both frontends; stopped on the way out."""
+def running(name: str, wiring: Wiring, altered: Callable[[Kind], Kind] | None = None) -> Iterator[Target]:
+    """One target, fresh, listening on both frontends; stopped on the way out. `altered`: what to make of a pylb first."""
     if name == DIRECT:
         yield Target(name, wiring.origin_http, wiring.origin_bulk, None, wiring)
         return
-    with started(KINDS[name], wiring) as target:
+    kind = KINDS[name]
+    with started(altered(kind) if altered is not None and kind.says_ready else kind, wiring) as target:
         yield target
 
 
@@ -196,4 +198,4 @@ def started(kind: Kind, wiring: Wiring) -> Iterator[Target]:
         process.wait_listening(wiring.proxy_bulk)
         if kind.says_ready:
             process.wait_ready(wiring.admin)
-        yield Target(kind.name, wiring.proxy_http, wiring.proxy_bulk, process, wiring)
+        yield Target(kind.name, wiring.proxy_http, wiring.proxy_bulk, process, wiring, kind.says_ready)
