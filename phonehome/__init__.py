@@ -7,6 +7,7 @@
     journal    which of it deserves a line in the log: pure
     pin        which public key a certificate has: pure, strict DER
     client     one HTTP request with a deadline: the only module that touches the network
+    credentials  token, pins and authorities of one load balancer, read again from their files
     runner     a loop per load balancer, all saying the same wish; the goodbye
     preflight  whether the app answers yet (PYLB_WAIT)
     doorbell   how `phonehome drain` reaches the running process

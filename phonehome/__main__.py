@@ -11,7 +11,8 @@ import threading
 from collections.abc import Callable, Sequence
 
 from phonehome import __version__, client, doorbell, message, preflight
-from phonehome.runner import DRAIN_ANSWER, PROBE_EVERY, Runner, broadcast, read_file
+from phonehome.credentials import read_file
+from phonehome.runner import DRAIN_ANSWER, PROBE_EVERY, Runner, broadcast
 from phonehome.settings import Settings, SettingsError, parse
 
 HELP = """\
@@ -39,6 +40,7 @@ Tells pylb which ports to open and to send them here, again and again while this
   PYLB_TTL         the lease, 10 s to 24 h (default 60s); renewed at a third of it
   PYLB_WAIT        "HOST:PORT ...": register once these accept connections, drain while they do not
   PYLB_CA          a certificate or CA to trust for https: a PEM file or its text
+                   (files are read again before each call)
 
 Also read, from the legacy image: WEBHOOK WEBHOOK_TOKEN NAME FRONTEND_PORT BACKEND_PORT SEND_PROXY REPEAT_INTERVAL
 (PYLB_* wins; of WEBHOOK only scheme, host and port count).
@@ -75,8 +77,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         for problem in exc.problems:
             print(f"phonehome: {problem}", file=sys.stderr)
         return 2
-    except ssl.SSLError as exc:
-        print(f"phonehome: PYLB_CA: holds no usable certificate ({exc.reason or exc})", file=sys.stderr)
+    except (ssl.SSLError, ValueError) as exc:
+        reason = exc.reason if isinstance(exc, ssl.SSLError) else None
+        print(f"phonehome: PYLB_CA: holds no usable certificate ({reason or exc})", file=sys.stderr)
         return 2
     return _perform(verb, settings, context)
 

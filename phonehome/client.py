@@ -7,10 +7,12 @@ A connection serves one request: beats are far apart, and a fresh connection is 
 
 from __future__ import annotations
 
+import functools
 import hmac
 import http.client
 import io
 import ipaddress
+import re
 import socket
 import ssl
 import threading
@@ -44,17 +46,22 @@ class CallError(Exception):
 
 
 def trust(ca: str | None) -> ssl.SSLContext:
-    """One context for all load balancers. Raises ssl.SSLError for a `ca` that holds no usable certificate.
+    """One context for all load balancers. Raises ssl.SSLError or ValueError for a `ca` that holds no usable certificate.
 
     VERIFY_X509_PARTIAL_CHAIN: the certificate in PYLB_CA may be pylb's own instead of its issuer's.
     """
     if ca is None:
         return ssl.create_default_context()
-    context = ssl.create_default_context(cadata=ca)
+    blocks = re.findall(r"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", ca, re.DOTALL)
+    if not blocks:
+        raise ValueError("no PEM certificate")
+    # As DER: for PEM that says it is encrypted OpenSSL would open the terminal, ask, and wait.
+    context = ssl.create_default_context(cadata=b"".join(ssl.PEM_cert_to_DER_cert(block) for block in blocks))
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
     return context
 
 
+@functools.lru_cache(maxsize=1)
 def pinned_trust() -> ssl.SSLContext:
     """No name and no date is checked: the key is (see `Client._check_pin`), and it outlives its certificates."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -142,8 +149,12 @@ class Client:
     def __init__(self, endpoint: Endpoint, address: str, context: ssl.SSLContext | None) -> None:
         """`address` is PYLB_ADDRESS (source4 and source6 choose the family); `context` is for https without a pin."""
         self._endpoint = endpoint
-        self._context = pinned_trust() if endpoint.pin else context
         self._resolver = Resolver(endpoint, address)
+        self.use(endpoint.pins, context)
+
+    def use(self, pins: tuple[str, ...], context: ssl.SSLContext | None) -> None:
+        """From the next call on: whom to take for this load balancer. Pins win over `context`."""
+        self._pins, self._context = pins, pinned_trust() if pins else context
 
     @property
     def dns_trouble(self) -> str:
@@ -170,7 +181,9 @@ class Client:
         try:
             sock = self._connect(deadline, cancel)
             try:
-                if self._endpoint.secure and self._context is not None:
+                if self._endpoint.secure:
+                    if self._context is None:
+                        raise CallError("nobody to trust", "neither a pin nor a certificate", unsent=True)
                     # The TLS socket takes the descriptor over: from here on it is the one to close.
                     sock = self._context.wrap_socket(sock, server_hostname=self._endpoint.host, do_handshake_on_connect=False)
                     cancel.guard(lambda: _shut(sock))
@@ -187,10 +200,10 @@ class Client:
 
     def _check_pin(self, sock: ssl.SSLSocket) -> None:
         """Before the first byte is sent: the handshake proved that the peer has the key, this that it is the right one."""
-        if not self._endpoint.pin:
+        if not self._pins:
             return
         found = key_pin(sock.getpeercert(binary_form=True) or b"")
-        if not hmac.compare_digest(found, self._endpoint.pin):
+        if not any(hmac.compare_digest(found, pin) for pin in self._pins):
             hint = "another machine, or a new key: its owner makes a new join string by `pylb token rotate`"
             raise CallError("not the key of the join string", f"it has {found or 'no certificate'}", hint, unsent=True)
 

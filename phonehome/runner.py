@@ -15,12 +15,13 @@ from typing import Union
 
 from phonehome import message, preflight
 from phonehome.client import CALL_TIMEOUT, CallError, Cancel, Client
+from phonehome.credentials import Credentials
 from phonehome.doorbell import Doorbell
 from phonehome.journal import Journal
 from phonehome.message import DRAINING, READY, Accepted, Answer, Request
 from phonehome.schedule import Schedule, Uniform
-from phonehome.settings import Settings, parse_joins
-from phonehome.values import Endpoint, Token, clean_token
+from phonehome.settings import Settings
+from phonehome.values import Endpoint
 
 GRACE = 1.0  # seconds that a call under way is given when a goodbye is due: sent twice is better than sent out of order
 GOODBYE = 3.0  # seconds for the goodbye itself; Kubernetes grants 30 for everything
@@ -31,11 +32,6 @@ DRAIN_ANSWER = GRACE + GOODBYE + 0.5  # seconds until `phonehome drain` is told 
 
 Log = Callable[[str], None]
 Outcome = Union[Answer, CallError]  # noqa: UP007  evaluated at run time: X | Y needs Python 3.10
-
-
-def read_file(path: str) -> str:
-    with open(path, encoding="utf-8") as file:
-        return file.read(64 * 1024)
 
 
 class Caller:
@@ -52,9 +48,7 @@ class Caller:
         self.label = endpoint.label
         self._client = Client(endpoint, settings.address, context)
         self._journal = Journal(endpoint.label, settings.address)
-        self._token_file = settings.token_file
-        self._join_file = settings.join_file
-        self._token = endpoint.token or settings.token
+        self._credentials = Credentials(settings, endpoint, context, log)
         self._log = log
         self._clock = clock
 
@@ -68,10 +62,12 @@ class Caller:
         ask_dns: bool = True,
     ) -> Outcome:
         outcome: Outcome
-        token = self._current_token()
+        carried = self._credentials
+        carried.refresh()
+        self._client.use(carried.pins, carried.context)
         try:
-            reply = self._client.call(request, token, timeout, cancel=cancel, ask_dns=ask_dns)
-            outcome = message.read(reply, time.time(), token)
+            reply = self._client.call(request, carried.token, timeout, cancel=cancel, ask_dns=ask_dns)
+            outcome = message.read(reply, time.time(), carried.token)
         except CallError as exc:
             outcome = exc
         lines = self._journal.resolved(self._client.dns_trouble, self._client.addresses)
@@ -88,21 +84,6 @@ class Caller:
         if isinstance(outcome, CallError):
             return self._journal.failed(outcome.what, outcome.detail, outcome.hint, now)
         return self._journal.refused(outcome, now)
-
-    def _current_token(self) -> Token:
-        """The file's token as it is now; the last good one while the file is missing or half written."""
-        if self._token_file is not None:
-            try:
-                self._token = clean_token(read_file(self._token_file)) or self._token
-            except (OSError, ValueError):
-                pass
-        elif self._join_file is not None:
-            try:
-                found, _ = parse_joins(read_file(self._join_file), lambda _problem: None)
-            except (OSError, ValueError):
-                found = ()
-            self._token = next((one.token for one in found if one.label == self.label and one.token), self._token)
-        return self._token
 
 
 def broadcast(

@@ -49,6 +49,7 @@ class Settings(NamedTuple):
     token: Token
     token_file: str | None  # read again before every call, so that a rotated Secret needs no restart
     join_file: str | None  # as token_file: join strings instead of URL, token and CA
+    ca_file: str | None  # as token_file
     name: str
     instance: str
     frontends: tuple[Frontend, ...]
@@ -104,6 +105,7 @@ def parse(
         once=single,
         wait=_wait(env),
         ca=_ca(env),
+        ca_file=_ca_file(env),
     )
     _check_families(env, settings)
     if env.problems:
@@ -139,10 +141,14 @@ def _join(env: _Environment) -> tuple[tuple[Endpoint, ...], str]:
 
 
 def parse_joins(text: str, wrong: Callable[[str], None]) -> tuple[tuple[Endpoint, ...], list[str]]:
-    """All join strings of a text, with blanks, commas or line breaks between them, and the names in them."""
+    """All join strings of a text, with blanks, commas or line breaks between them, and the names in them.
+
+    `export` may stand before them, as where they were pasted from.
+    """
     found: list[Endpoint] = []
     names: list[str] = []
-    for number, part in enumerate(text.replace(",", " ").split(), 1):
+    parts = [part for part in text.replace(",", " ").split() if part != "export"]
+    for number, part in enumerate(parts, 1):
         try:
             name, endpoint = parse_join(part)
         except NotationError as exc:
@@ -159,7 +165,8 @@ def _endpoints(env: _Environment) -> tuple[Endpoint, ...]:
     name, value = env.first("PYLB_URL", "WEBHOOK")
     example = "https://lb.example.net:9000"
     if not value:
-        env.wrong(name, "missing; the address of the load balancer, or a comma list of several", example)
+        what = "missing; the address of the load balancer, or a comma list of several"
+        env.wrong(name, f"{what}; or PYLB_JOIN with what `pylb token create` printed, which is all of it", example)
         return ()
     found: list[Endpoint] = []
     for text in filter(None, (part.strip() for part in value.split(","))):
@@ -318,13 +325,18 @@ def _wait(env: _Environment) -> tuple[tuple[str, int], ...]:
     return tuple(found)
 
 
+def _ca_file(env: _Environment) -> str | None:
+    value = env.get("PYLB_CA")
+    return None if value.startswith("-----BEGIN") else value or None
+
+
 def _ca(env: _Environment) -> str | None:
     value = env.get("PYLB_CA")
     example = "/etc/pylb-ca/ca.crt"
     if not value:
         return None
     try:
-        pem = value if value.startswith("-----BEGIN") else env.read_file(value)
+        pem = env.read_file(value) if _ca_file(env) else value
     except (OSError, ValueError) as exc:
         env.wrong("PYLB_CA", f"cannot read {value} ({_reason(exc)})", example)
         return None

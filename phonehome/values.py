@@ -40,7 +40,9 @@ class Endpoint(NamedTuple):
     host: str
     port: int
     prefix: str = ""
-    pin: str = ""  # of a join string: SHA-256 of the public key, base64url without padding; "": by the system's authorities
+    # Of a join string: SHA-256 of its public key and of the next one, base64url without padding; none: the certificate is
+    # judged by the authorities.
+    pins: tuple[str, ...] = ()
     token: Token | None = None  # of a join string; None: the one token of all
 
     @property
@@ -65,19 +67,23 @@ def parse_url(text: str) -> Endpoint:
 
 
 def parse_join(text: str) -> tuple[str, Endpoint]:
-    """`pylb://NAME:SECRET@HOST[:PORT][/PIN]`, as `pylb token create` prints it: (name, endpoint). No error has the secret."""
-    example = "not a join string: pylb://NAME:SECRET@HOST:PORT/PIN"
+    """`pylb://NAME:SECRET@HOST[:PORT][/PIN[/NEXT_PIN]]`, as `pylb token create` prints it: (name, endpoint).
+
+    Pasted with its variable and quotes around it, it is the same. No error has the secret.
+    """
+    example = "not a join string: pylb://NAME:SECRET@HOST:PORT/PIN/NEXT_PIN"
+    text = re.sub(r"^PYLB_JOIN=", "", text.strip("'\"")).strip("'\"")
     try:
         url = urlsplit(text)
         name, secret, port = url.username or "", url.password or "", url.port
     except ValueError:
         raise NotationError(example) from None
-    token, pin = clean_token(secret), url.path[1:]
+    token, pins = clean_token(secret), tuple(url.path[1:].split("/")) if url.path[1:] else ()
     if url.scheme != "pylb" or not url.hostname or not is_name(name) or token is None or url.query or url.fragment:
         raise NotationError(example)
-    if pin and not re.fullmatch(r"[A-Za-z0-9_-]{43}", pin):
-        raise NotationError("the part behind the last / is not the pin of a key (43 characters): was it cut?")
-    return name, Endpoint(True, _ascii_host(url), port or 443, "", pin, token)
+    if len(pins) > 2 or not all(re.fullmatch(r"[A-Za-z0-9_-]{43}", pin) for pin in pins):
+        raise NotationError("what follows the port is not one pin of a key or two (43 characters each): was it cut?")
+    return name, Endpoint(True, _ascii_host(url), port or 443, "", pins, token)
 
 
 def _ascii_host(url: SplitResult) -> str:

@@ -393,7 +393,7 @@ def test_the_pinned_key_is_trusted_whatever_its_certificate_says(
 ) -> None:
     certificate, key = self_signed(tmp_path, ipaddress.ip_address("192.0.2.1"), lifetime)
     load_balancer = load_balancers(server_context(certificate, key))
-    endpoint = parse_url(load_balancer.url)._replace(pin=pin_of(certificate))
+    endpoint = parse_url(load_balancer.url)._replace(pins=(pin_of(certificate),))
     assert Client(endpoint, "source", None).call(REQUEST, Token(TOKEN)).status == 200
 
 
@@ -401,8 +401,24 @@ def test_another_key_is_refused_before_the_token_is_sent(load_balancers: Callabl
     certificate, key = self_signed(tmp_path, ipaddress.ip_address("127.0.0.1"), dt.timedelta(days=1))
     load_balancer = load_balancers(server_context(certificate, key))
     pin = pin_of(certificate)
-    endpoint = parse_url(load_balancer.url)._replace(pin=pin[:-1] + ("A" if pin[-1] != "A" else "E"))
+    endpoint = parse_url(load_balancer.url)._replace(pins=(pin[:-1] + ("A" if pin[-1] != "A" else "E"), "B" * 43))
     error = fails(Client(endpoint, "source", None))
     assert error.unsent
     assert error.what == "not the key of the join string"
+    assert load_balancer.calls.empty()
+
+
+@pytest.mark.parametrize("pins", [("A" * 43, ""), ("", "A" * 43)], ids=["the next key", "the present key"])
+def test_either_of_two_pinned_keys_is_trusted(
+    load_balancers: Callable[..., LoadBalancer], tmp_path: Path, pins: tuple[str, str]
+) -> None:
+    certificate, key = self_signed(tmp_path, ipaddress.ip_address("127.0.0.1"), dt.timedelta(days=1))
+    load_balancer = load_balancers(server_context(certificate, key))
+    endpoint = parse_url(load_balancer.url)._replace(pins=tuple(pin or pin_of(certificate) for pin in pins))
+    assert Client(endpoint, "source", None).call(REQUEST, Token(TOKEN)).status == 200
+
+
+def test_a_secure_call_with_nobody_to_trust_is_not_made_in_plain_text(load_balancer: LoadBalancer) -> None:
+    endpoint = parse_url(load_balancer.url)._replace(secure=True)
+    assert fails(Client(endpoint, "source", None)).unsent
     assert load_balancer.calls.empty()

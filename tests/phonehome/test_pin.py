@@ -100,7 +100,7 @@ def attacker(tmp_path: Path) -> Iterator[tuple[int, queue.Queue[bytes]]]:
 
 def test_a_certificate_with_the_pinned_key_elsewhere_in_it_is_sent_not_a_byte(attacker: tuple[int, queue.Queue[bytes]]) -> None:
     port, received = attacker
-    client = Client(Endpoint(True, "127.0.0.1", port, "", pin_of(der.spki(OTHER))), "source", None)
+    client = Client(Endpoint(True, "127.0.0.1", port, "", (pin_of(der.spki(OTHER)),)), "source", None)
     with pytest.raises(CallError) as caught:
         client.call(Request("PUT", "/v1/registrations/a/b", b"{}"), Token(TOKEN), 10)
     assert (caught.value.what, caught.value.unsent) == ("not the key of the join string", True)

@@ -6,6 +6,7 @@ import datetime as dt
 import hashlib
 import ipaddress
 import os
+import pty
 import queue
 import signal
 import socket
@@ -281,6 +282,30 @@ def test_a_running_phonehome_never_imports_asyncio_or_urllib_request(load_balanc
     )
     done = verb(environment(load_balancer.url), command=(sys.executable, "-S", "-c", script))
     assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "[]")
+
+
+def test_a_certificate_that_says_it_is_encrypted_asks_nobody_on_the_terminal(tmp_path: Path) -> None:
+    certificate, _ = self_signed(tmp_path, ipaddress.ip_address("127.0.0.1"), dt.timedelta(days=1))
+    first, rest = certificate.read_text().split("\n", 1)
+    certificate.write_text(f"{first}\nProc-Type: 4,ENCRYPTED\nDEK-Info: AES-256-CBC,{'00' * 16}\n\n{rest}")
+    environ = environment("https://127.0.0.1:9", PYLB_CA=str(certificate))
+    main, terminal = pty.openpty()
+    with subprocess.Popen(
+        (*MODULE, "once"), env=environ, cwd=ROOT, stdin=terminal, stdout=terminal, stderr=terminal, start_new_session=True
+    ) as process:
+        os.close(terminal)
+        said = b""
+        try:
+            while chunk := os.read(main, 4096):
+                said += chunk
+                assert b"pass phrase" not in said
+        except OSError:
+            pass  # how a terminal ends whose last user has gone
+        finally:
+            process.kill()
+            os.close(main)
+        assert process.wait(WAIT) == 2
+    assert b"PYLB_CA: holds no usable certificate" in said
 
 
 # ------------------------------------------------------------------ zipapp

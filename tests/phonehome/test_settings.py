@@ -302,16 +302,38 @@ ONLY_JOIN = {"PYLB_FRONTENDS": "443:30443", "PYLB_JOIN": JOIN}
 def test_a_join_string_is_address_key_token_and_name() -> None:
     settings = read(ONLY_JOIN)
     [endpoint] = settings.endpoints
-    assert (endpoint.secure, endpoint.label, endpoint.pin, endpoint.token) == (True, "lb.example.net:9000", PIN, TOKEN)
+    assert (endpoint.secure, endpoint.label, endpoint.pins, endpoint.token) == (True, "lb.example.net:9000", (PIN,), TOKEN)
     assert settings.name == "mqtt"
     assert TOKEN not in repr(settings)
 
 
+def test_a_join_string_may_pin_the_next_key_too() -> None:
+    [endpoint] = read({**ONLY_JOIN, "PYLB_JOIN": f"{JOIN}/{'B' * 43}"}).endpoints
+    assert endpoint.pins == (PIN, "B" * 43)
+
+
+@pytest.mark.parametrize(
+    "pasted",
+    ["PYLB_JOIN={}", "PYLB_JOIN='{}'", ' "{}" \n', '"PYLB_JOIN={}"', 'export PYLB_JOIN="{}"\n', "PYLB_JOIN={}, PYLB_JOIN={}x"],
+)
+def test_a_join_string_may_be_pasted_with_its_variable_and_quotes(pasted: str) -> None:
+    other = JOIN.replace("lb.", "lb2.")[:-1]
+    text = pasted.replace("{}x", f"{other}A").replace("{}", JOIN)
+    for environ in ({"PYLB_JOIN": text}, {"PYLB_JOIN_FILE": "/join"}):
+        found = parse({"PYLB_FRONTENDS": "443:30443", **environ}, hostname="pod-1", read_file=lambda _: text)
+        assert found.endpoints[0] == read(ONLY_JOIN).endpoints[0]
+        assert len(found.endpoints) == text.count("pylb://")
+
+
+def test_an_empty_environment_is_pointed_to_the_join_string() -> None:
+    assert any("PYLB_JOIN with what `pylb token create` printed" in line for line in problems({}))
+
+
 def test_each_load_balancer_has_a_join_string_of_its_own() -> None:
     settings = read({**ONLY_JOIN, "PYLB_JOIN": f"{JOIN}, pylb://mqtt:{TOKEN}x@[2001:db8::1]:9000\n"})
-    assert [(one.label, one.pin, one.token) for one in settings.endpoints] == [
-        ("lb.example.net:9000", PIN, TOKEN),
-        ("[2001:db8::1]:9000", "", TOKEN + "x"),
+    assert [(one.label, one.pins, one.token) for one in settings.endpoints] == [
+        ("lb.example.net:9000", (PIN,), TOKEN),
+        ("[2001:db8::1]:9000", (), TOKEN + "x"),
     ]
 
 
@@ -320,7 +342,9 @@ def test_each_load_balancer_has_a_join_string_of_its_own() -> None:
     [
         ({"PYLB_JOIN": f"http://mqtt:{TOKEN}@lb:9000"}, "PYLB_JOIN: number 1: not a join string"),
         ({"PYLB_JOIN": f"pylb://{TOKEN}@lb:9000"}, "PYLB_JOIN: number 1: not a join string"),
-        ({"PYLB_JOIN": JOIN[:-1]}, "is not the pin of a key (43 characters): was it cut?"),
+        ({"PYLB_JOIN": JOIN[:-1]}, "not one pin of a key or two (43 characters each): was it cut?"),
+        ({"PYLB_JOIN": f"{JOIN}/{PIN[:-1]}"}, "not one pin of a key or two (43 characters each): was it cut?"),
+        ({"PYLB_JOIN": f"{JOIN}/{PIN}/{PIN}"}, "not one pin of a key or two (43 characters each): was it cut?"),
         ({"PYLB_JOIN": f"{JOIN} {JOIN}"}, "lb.example.net:9000 is listed twice"),
         ({"PYLB_URL": "http://lb:9000"}, "PYLB_URL: set together with PYLB_JOIN"),
         ({"PYLB_JOIN_FILE": "/x"}, "set together with PYLB_JOIN"),
