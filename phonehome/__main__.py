@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Sequence
 
 from phonehome import __version__, client, doorbell, message, preflight
-from phonehome.credentials import read_file
+from phonehome.credentials import read_file, tokens
 from phonehome.runner import DRAIN_ANSWER, PROBE_EVERY, Runner, broadcast
 from phonehome.settings import Settings, SettingsError, parse
 
@@ -122,7 +122,7 @@ def _once(settings: Settings, context: ssl.SSLContext | None, log: Callable[[str
 
 def _drain(settings: Settings, context: ssl.SSLContext | None, log: Callable[[str], None]) -> int:
     try:
-        lines = doorbell.ring(settings.name, settings.instance, DRAIN_ANSWER + 1.0)
+        lines = doorbell.ring(settings.name, settings.instance, tokens(settings), DRAIN_ANSWER + 1.0)
     except doorbell.BusyError as exc:
         log(str(exc))
         return 1

@@ -21,6 +21,14 @@ def read_file(path: str) -> str:
         return file.read(MOST)
 
 
+def tokens(settings: Settings) -> list[Token]:
+    """Of all load balancers, as they are now."""
+    found = [Credentials(settings, endpoint, None, lambda _line: None) for endpoint in settings.endpoints]
+    for one in found:
+        one.refresh()
+    return [one.token for one in found]
+
+
 class Credentials:
     """Belongs to one thread."""
 

@@ -1,22 +1,31 @@
 """How `phonehome drain` reaches the running process: an abstract unix socket, so that no writable folder is needed.
 
 Its name comes from the user, the registration's name and its instance: an abstract socket is visible in the whole
-network namespace, which pods with hostNetwork share. Each side looks at the other's SO_PEERCRED, because anybody in
-that namespace may bind or connect to any abstract name. One line each way: `drain`, then a JSON object.
+network namespace, which pods with hostNetwork share, and anybody in there may bind or connect to any abstract name.
+The user alone (SO_PEERCRED) says little: containers of many pods run as the same number. So each side proves that it
+knows a token of this phone-home, which both read from their environment or its files; it is never sent.
+
+    caller                       running process
+    NONCE
+                                 NONCE PROOF…      of each token: HMAC-SHA256 over role, door and both nonces
+    drain PROOF…
+                                 {"lines": […]}    what became of it
 """
 
 from __future__ import annotations
 
 import hashlib
+import hmac
 import json
 import os
 import socket
 import struct
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-MAX_LINE = 16 * 1024  # bytes of an answer
-LINE_TIMEOUT = 2.0  # seconds for the caller's line
+MAX_LINE = 16 * 1024  # bytes
+NONCE_BYTES = 16
+LINE_TIMEOUT = 2.0  # seconds for a line that needs no work
 BIND_AGAIN = 5.0  # seconds; the predecessor on this node may still hold the name
 
 Answer = Callable[[], "list[str]"]
@@ -38,21 +47,45 @@ def trusted(sock: socket.socket) -> bool:
     return uid in (os.getuid(), 0)
 
 
-def ring(name: str, instance: str, timeout: float) -> list[str] | None:
-    """Tell the running process to drain; the lines it has to say, or None when no process of ours runs.
+class _Talk:
+    """What one conversation at a door is proven with."""
 
-    Raise BusyError when one runs and the order did not get through within `timeout` seconds.
+    def __init__(self, door_name: str, tokens: Sequence[str], caller: str, bell: str) -> None:
+        """`caller` and `bell` are their nonces."""
+        self._said = f"{door_name} {caller} {bell}"
+        self._tokens = tokens
+
+    def proofs(self, role: str) -> list[str]:
+        return [hmac.new(token.encode(), f"{role} {self._said}".encode(), "sha256").hexdigest() for token in self._tokens]
+
+    def proven(self, role: str, given: Sequence[str]) -> bool:
+        """One token in common is enough: a join file may have got one more since the process started."""
+        return any(hmac.compare_digest(mine.encode(), one.encode()) for mine in self.proofs(role) for one in given)
+
+
+def ring(name: str, instance: str, tokens: Sequence[str], timeout: float) -> list[str] | None:
+    """Tell the running process to drain; the lines it has to say, or None when nobody proves to be that process.
+
+    Raise BusyError when one did and the order was not answered within `timeout` seconds.
     """
+    where = door(name, instance, os.getuid())
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
-        sock.settimeout(timeout)
+        sock.settimeout(LINE_TIMEOUT)
+        mine = os.urandom(NONCE_BYTES).hex()
         try:
-            sock.connect(door(name, instance, os.getuid()))
-        except OSError:
+            sock.connect(where)
+            if not trusted(sock):
+                return None
+            sock.sendall(mine.encode() + b"\n")
+            theirs, *given = _words(sock)
+        except (OSError, ValueError):
             return None
-        if not trusted(sock):
+        talk = _Talk(where, tokens, mine, theirs)
+        if not talk.proven("bell", given):
             return None
         try:
-            sock.sendall(b"drain\n")
+            sock.settimeout(timeout)
+            sock.sendall(" ".join(["drain", *talk.proofs("caller")]).encode() + b"\n")
             answer = json.loads(_line(sock, MAX_LINE))
             return [str(line) for line in answer["lines"]]
         except (OSError, ValueError, KeyError, TypeError) as exc:
@@ -60,10 +93,16 @@ def ring(name: str, instance: str, timeout: float) -> list[str] | None:
 
 
 class Doorbell:
-    """The running process's side; `answer` carries the order out and returns what to tell the caller."""
+    """The running process's side; `answer` carries the order out and returns what to tell the caller.
 
-    def __init__(self, name: str, instance: str, answer: Answer, log: Callable[[str], None]) -> None:
+    `tokens` are those of now: files may have changed since the start.
+    """
+
+    def __init__(
+        self, name: str, instance: str, tokens: Callable[[], Sequence[str]], answer: Answer, log: Callable[[str], None]
+    ) -> None:
         self._name = door(name, instance, os.getuid())
+        self._tokens = tokens
         self._answer = answer
         self._log = log
         self._stopped = threading.Event()
@@ -109,10 +148,26 @@ class Doorbell:
     def _attend(self, caller: socket.socket) -> None:
         caller.settimeout(LINE_TIMEOUT)
         try:
-            if trusted(caller) and _line(caller, 64) == b"drain":
+            if trusted(caller) and self._ordered(caller):
                 caller.sendall(json.dumps({"lines": self._answer()}).encode() + b"\n")
-        except OSError:
-            pass  # the caller left; the order, if it came through, is carried out all the same
+        except (OSError, ValueError):
+            pass  # the caller left, or is none of ours; the order, if it came through, is carried out all the same
+
+    def _ordered(self, caller: socket.socket) -> bool:
+        [theirs] = _words(caller)
+        mine = os.urandom(NONCE_BYTES).hex()
+        talk = _Talk(self._name, self._tokens(), theirs, mine)
+        caller.sendall(" ".join([mine, *talk.proofs("bell")]).encode() + b"\n")
+        order, *given = _words(caller)
+        return order == "drain" and talk.proven("caller", given)
+
+
+def _words(sock: socket.socket) -> list[str]:
+    """Of one line of our own. Raise ValueError when it is none: not ASCII, or not a word in it."""
+    words = _line(sock, MAX_LINE).decode("ascii").split()
+    if not words:
+        raise ValueError("nothing was said")
+    return words
 
 
 def _line(sock: socket.socket, limit: int) -> bytes:

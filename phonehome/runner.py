@@ -15,7 +15,7 @@ from typing import Union
 
 from phonehome import message, preflight
 from phonehome.client import CALL_TIMEOUT, CallError, Cancel, Client
-from phonehome.credentials import Credentials
+from phonehome.credentials import Credentials, tokens
 from phonehome.doorbell import Doorbell
 from phonehome.journal import Journal
 from phonehome.message import DRAINING, READY, Accepted, Answer, Request
@@ -209,7 +209,7 @@ class Runner:
     ) -> None:
         self._settings, self._log, self._probe_every = settings, log, probe_every
         self._wish = Wish(app_up=not settings.wait)
-        self._bell = Doorbell(settings.name, settings.instance, self.drain, log)
+        self._bell = Doorbell(settings.name, settings.instance, lambda: tokens(settings), self.drain, log)
         self._loops: list[Loop] = []
         for endpoint in settings.endpoints:
             caller = Caller(settings, endpoint, context, log)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from phonehome.client import CallError, trust
-from phonehome.credentials import Credentials, read_file
+from phonehome.credentials import Credentials, read_file, tokens
 from phonehome.message import READY, Accepted, Request
 from phonehome.runner import Caller
 from phonehome.settings import Settings, parse
@@ -108,3 +108,11 @@ def test_a_renewed_authority_is_read_again(load_balancers: Callable[..., LoadBal
     file.write_text("half a certif")
     assert isinstance(caller.ask(REQUEST, READY), Accepted)
     assert "holds no usable certificate; what was read before stays in use" in log[-1]
+
+
+def test_the_tokens_at_the_door_are_those_of_the_files_now(join: Path) -> None:
+    settings = parsed(PYLB_JOIN_FILE=str(join))
+    join.write_text(join.read_text().replace(TOKEN, "another-token"))
+    assert tokens(settings) == ["another-token"]
+    join.unlink()
+    assert tokens(settings) == [TOKEN]

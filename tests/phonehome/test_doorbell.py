@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import queue
 import socket
 import threading
 import uuid
@@ -10,9 +11,11 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from phonehome import doorbell as doorbell_module
 from phonehome.doorbell import BusyError, Doorbell, door, ring
 
 NOBODY = 65534
+TOKENS = ["q7Zk-2vX_9Lm4Rt8Wn3Bc6Yd1Fg5Hj0P", "another-one-of-some-length"]
 
 
 @pytest.fixture
@@ -31,7 +34,7 @@ def bell(instance: str, orders: list[str]) -> Iterator[Doorbell]:
         orders.append("drain")
         return ["lb: draining"]
 
-    doorbell = Doorbell("app", instance, answer, orders.append)
+    doorbell = Doorbell("app", instance, lambda: TOKENS, answer, orders.append)
     assert doorbell.open()
     thread = threading.Thread(target=doorbell.serve)
     thread.start()
@@ -48,13 +51,13 @@ def as_nobody() -> Iterator[Callable[[], None]]:
 
 
 def test_the_order_comes_through_and_its_answer_back(bell: Doorbell, instance: str, orders: list[str]) -> None:
-    assert ring("app", instance, 10) == ["lb: draining"]
-    assert ring("app", instance, 10) == ["lb: draining"]
+    assert ring("app", instance, TOKENS, 10) == ["lb: draining"]
+    assert ring("app", instance, TOKENS, 10) == ["lb: draining"]
     assert orders == ["drain", "drain"]
 
 
 def test_nobody_at_the_door_is_none(instance: str) -> None:
-    assert ring("app", instance, 10) is None
+    assert ring("app", instance, TOKENS, 10) is None
 
 
 def test_another_name_instance_or_user_is_another_door(instance: str) -> None:
@@ -64,20 +67,23 @@ def test_another_name_instance_or_user_is_another_door(instance: str) -> None:
 
 
 def test_a_second_process_does_not_take_the_door_over(bell: Doorbell, instance: str, orders: list[str]) -> None:
-    second = Doorbell("app", instance, lambda: ["second"], orders.append)
+    second = Doorbell("app", instance, lambda: TOKENS, lambda: ["second"], orders.append)
     assert not second.open()
     second.close()
-    assert ring("app", instance, 10) == ["lb: draining"]
+    assert ring("app", instance, TOKENS, 10) == ["lb: draining"]
 
 
 def test_anything_but_the_order_is_ignored(bell: Doorbell, instance: str, orders: list[str]) -> None:
-    for data in (b"", b"release\n", b"x" * 64):
+    for data in (b"", b"drain\n", b"x" * 64, b"\xff\n", b"a b\n", b"a\ndrain\n", b"a\ndrain " + b"0" * 64 + b"\n"):
         with socket.socket(socket.AF_UNIX) as sock:
             sock.settimeout(10)
             sock.connect(door("app", instance, os.getuid()))
             sock.sendall(data)
             sock.shutdown(socket.SHUT_WR)
-            assert sock.recv(100) == b""
+            said = b""
+            while chunk := sock.recv(4096):
+                said += chunk
+            assert b"lines" not in said
     assert orders == []
 
 
@@ -85,15 +91,84 @@ def test_a_caller_that_leaves_at_once_does_no_harm(bell: Doorbell, instance: str
     for _ in range(3):
         with socket.socket(socket.AF_UNIX) as sock:
             sock.connect(door("app", instance, os.getuid()))
-    assert ring("app", instance, 10) == ["lb: draining"]
+    assert ring("app", instance, TOKENS, 10) == ["lb: draining"]
 
 
-def test_a_door_that_opens_and_stays_silent_is_busy(instance: str) -> None:
+@pytest.mark.parametrize("tokens", [[], ["guessed"], ["q7Zk"], ["", "\u00e9"]])
+def test_who_does_not_know_a_token_is_not_obeyed(bell: Doorbell, instance: str, orders: list[str], tokens: list[str]) -> None:
+    """The user and the network namespace are the same, as of a stranger's container with hostNetwork."""
+    assert ring("app", instance, tokens, 10) is None
+    assert orders == []
+
+
+def test_one_token_in_common_is_enough(bell: Doorbell, instance: str, orders: list[str]) -> None:
+    assert ring("app", instance, ["of a new load balancer", TOKENS[1]], 10) == ["lb: draining"]
+
+
+def test_what_was_said_at_one_door_opens_no_other_and_not_this_one_again(
+    bell: Doorbell, instance: str, orders: list[str]
+) -> None:
+    """Whoever listens in at a door, or stands between, has heard what is of no use elsewhere."""
+    heard = said_to(instance, TOKENS)
+    assert heard.startswith(b"drain ")
+    for _ in range(2):
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.settimeout(10)
+            sock.connect(door("app", instance, os.getuid()))
+            sock.sendall(b"a\n")
+            sock.recv(4096)
+            sock.sendall(heard)
+            assert sock.recv(4096) == b""
+    assert orders == []
+    assert not any(token.encode() in heard for token in TOKENS)
+
+
+def said_to(instance: str, tokens: list[str]) -> bytes:
+    """What a caller who takes us for the running process of another instance says when it gives the order."""
+    other, heard = instance + "x", queue.Queue[bytes]()
+
+    def listen() -> None:
+        caller, _ = listener.accept()
+        with caller:
+            theirs, mine = caller.recv(4096).decode().strip(), "0" * 32
+            talk = doorbell_module._Talk(door("app", other, os.getuid()), tokens, theirs, mine)
+            caller.sendall(" ".join([mine, *talk.proofs("bell")]).encode() + b"\n")
+            heard.put(caller.recv(4096))
+
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(door("app", other, os.getuid()))
+        listener.listen(1)
+        thread = threading.Thread(target=listen)
+        thread.start()
+        with pytest.raises(BusyError):
+            ring("app", other, tokens, 10)
+        thread.join(10)
+    return heard.get_nowait()
+
+
+@pytest.mark.parametrize("answer", [b"", b"\n", b"\xff\n", b"0 1 2\n", b'{"lines": ["all is well"]}\n'])
+def test_somebody_elses_answer_at_the_door_is_taken_for_nobodys(instance: str, answer: bytes) -> None:
+    def pretend() -> None:
+        caller, _ = squatter.accept()
+        with caller:
+            caller.recv(4096)
+            caller.sendall(answer)
+
+    with socket.socket(socket.AF_UNIX) as squatter:
+        squatter.bind(door("app", instance, os.getuid()))
+        squatter.listen(1)
+        thread = threading.Thread(target=pretend)
+        thread.start()
+        assert ring("app", instance, TOKENS, 10) is None
+        thread.join(10)
+
+
+def test_a_door_that_opens_and_stays_silent_is_nobodys(instance: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doorbell_module, "LINE_TIMEOUT", 0.1)
     with socket.socket(socket.AF_UNIX) as silent:
         silent.bind(door("app", instance, os.getuid()))
         silent.listen(1)
-        with pytest.raises(BusyError):
-            ring("app", instance, 0.2)
+        assert ring("app", instance, TOKENS, 0.2) is None
 
 
 @pytest.mark.root
@@ -118,4 +193,4 @@ def test_another_users_door_is_not_trusted(instance: str, as_nobody: Callable[[]
         squatter.bind(door("app", instance, os.getuid()))
         squatter.listen(1)
         os.seteuid(os.getuid())
-        assert ring("app", instance, 10) is None
+        assert ring("app", instance, TOKENS, 10) is None
