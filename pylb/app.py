@@ -21,7 +21,7 @@ import ssl
 import sys
 import time
 from collections.abc import Callable, Coroutine, Iterator, Mapping
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from typing import Any
 import uvloop
 
 from pylb import __version__
+from pylb.addresses import Addresses
 from pylb.config import Config, ConfigErrors
 from pylb.config.models import WebhookListener
 from pylb.control.events import Event
@@ -62,7 +63,7 @@ from pylb.observe.summary import troubles
 from pylb.observe.targets import LogFile, open_target
 from pylb.plans import steps
 from pylb.pulse import Pulse
-from pylb.reloading import check_fixed, in_words, reload_certificate, rules_of
+from pylb.reloading import check_fixed, in_words, own_ips_of, reload_certificate, rules_of
 from pylb.service import Service
 from pylb.startup import ConfigSource, banner, first_steps, program
 from pylb.upgrade import ANSWER, Left, Predecessors, Refusal, Talk, hand_over, inherit, report_to, tell
@@ -218,6 +219,7 @@ class App:
         self._keep(self._registry.run(), self._tasks, self._control_ended)
         self._serve_for_ever(Part.KEYS, Watch(self._key_files, self.read_keys).run)
         self._serve_for_ever(Part.CERTIFICATES, Watch(self._certificate_files, self._read_certificates).run)
+        self._serve_for_ever(Part.ADDRESSES, Addresses(self._read_addresses).run)
         self._serve_for_ever(Part.BEAT, self._beat)
         self._serve_for_ever(Part.RATES, self._lookout.run)
         self._serve_for_ever(Part.PAGE, self._feed.run)
@@ -669,6 +671,12 @@ class App:
     async def _read_certificates(self) -> None:
         for certificate in self._certificates:
             reload_certificate(certificate)
+
+    async def _read_addresses(self) -> None:
+        """This machine may have other addresses: servers at them may be pylb itself now, or no longer."""
+        async with self._reloading:
+            with suppress(Refused):  # pylb is stopping
+                await self._registry.readdress(await own_ips_of(self._config))
 
     def _keep_config(self) -> None:
         try:

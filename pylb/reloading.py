@@ -13,14 +13,20 @@ from pylb.web.certificate import Certificate
 log = logging.getLogger("pylb")
 
 
-async def rules_of(config: Config) -> Rules:
-    """With the addresses of this machine, for the check against loops. A name that does not resolve just now adds none."""
-    own = local_addresses()
+async def own_ips_of(config: Config) -> frozenset[str]:
+    """The addresses of this machine, and those that others call it by. A name that does not resolve just now adds none."""
+    own = await asyncio.to_thread(local_addresses)  # /proc/net/fib_trie is long on a router
     if config.advertise is not None:
         try:
             own |= await resolve(config.advertise)
         except TimeoutError:
             log.warning("advertise: %s did not resolve within %.0f s", config.advertise, RESOLVE_SECONDS)
+    return own | config.own_ips
+
+
+async def rules_of(config: Config) -> Rules:
+    """With the addresses of this machine, for the scope of tokens and against loops."""
+    own = await own_ips_of(config)
     return await asyncio.to_thread(config.rules, own)  # ten thousand lines of access take a while
 
 

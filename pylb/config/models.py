@@ -153,8 +153,14 @@ class TokenEntry(Section):
     takeover: v.Flag = Field(False, description="may take ports that another token or name owns")
     names: v.Names | None = Field(None, description="names it may register; default: its own name; `*` for any")
     ports: v.PortRanges = Field(description="frontend ports it may open")
-    targets: v.Networks = Field((), description="addresses it may name; default: none, only the address it calls from")
-    target_ports: v.PortRanges = Field(NODE_PORTS.ranges, description="server ports it may name; default: NodePorts")
+    targets: v.Networks = Field(
+        (),
+        description="addresses it may name; default: none, only the one it calls from. Loopback and pylb's own addresses are "
+        "in no wide network: name 127.0.0.0/8 (or a part of it), ::1, or the own address itself",
+    )
+    target_ports: v.PortRanges = Field(
+        NODE_PORTS.ranges, description="server ports it may name, for traffic and for checks; default: NodePorts"
+    )
     sources: v.Networks = Field(ANYWHERE, description="who may call with it")
     legacy: v.Flag = Field(True, description="may it be used on the legacy route?")
 

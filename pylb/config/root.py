@@ -97,21 +97,24 @@ class Config(m.Section):
         """What others call this machine: `advertise` and `public_addresses`."""
         return (*((self.advertise,) if self.advertise else ()), *self.public_addresses)
 
+    @property
+    def own_ips(self) -> frozenset[str]:
+        """`advertise`, if it is an address, and `public_addresses`. A name is resolved by the caller: no network I/O here."""
+        try:
+            named = {parse_ip(self.advertise)} if self.advertise is not None else set()
+        except ValueError:
+            named = set()
+        return frozenset(named.union(self.public_addresses))
+
     def rules(self, own_ips: frozenset[str] = frozenset()) -> Rules:
         """What control needs. `own_ips`: the addresses of this machine's interfaces and those `advertise` resolves to."""
         defaults = self.defaults.policy(Policy())
-        named = set(self.public_addresses)
-        if self.advertise is not None:
-            try:
-                named.add(parse_ip(self.advertise))
-            except ValueError:
-                pass  # a host name: resolved by the caller, for this module does no network I/O
         return Rules(
             frontends=tuple(entry.frontend(defaults) for entry in self.frontends),
             defaults=defaults,
             leases=LeaseBounds(self.leases.min_ttl, self.leases.max_ttl, self.leases.keep_stale),
             reserved_ports=self.reserved_ports,
-            own_ips=own_ips | named,
+            own_ips=own_ips | self.own_ips,
             resolve_interval=self.defaults.resolve_interval,
         )
 

@@ -2,23 +2,14 @@
 
 from dataclasses import dataclass, replace
 
-from pylb.core.address import Address, refused_class
-from pylb.core.auth import (
-    Caller,
-    Keyring,
-    Token,
-    check_name,
-    check_port,
-    check_source,
-    check_target_port,
-    legacy_target,
-    native_target,
-)
+from pylb.core.address import Address
+from pylb.core.auth import Caller, Keyring, Token, check_name, check_port, check_source
 from pylb.core.errors import Code, Refused
 from pylb.core.legacy import LegacyCall
 from pylb.core.policy import ProxyProtocol, Rules
 from pylb.core.registration import Announcement, Key, Registration, State, Wanted, check_ttl, legacy_key
 from pylb.core.registration import check_name as check_spelling
+from pylb.core.scope import check_dials, legacy_target, native_target
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,39 +28,38 @@ def native_registration(name: str, instance: str, announcement: Announcement, ca
     check_spelling("name", name)
     check_spelling("instance", instance)
     check_name(caller.token, name)
-    ip = native_target(caller, announcement.address)
     for item in announcement.frontends:
         check_port(caller.token, item.port, rules.reserved_ports)
-        check_target_port(caller.token, item.target_port)
-    return Registration(
+    one = Registration(
         Key(caller.token.name, name, instance),
         name,
-        ip,
+        native_target(caller, announcement.address),
         announcement.frontends,
         check_ttl(announcement.ttl, rules.leases),
         State.DRAINING if announcement.draining else State.FRESH,
     )
+    check_dials(one, caller, rules.own_ips)
+    return one
 
 
 def legacy_registration(call: LegacyCall, caller: Caller, rules: Rules) -> tuple[Registration, str]:
     """(the registration of an `add`, a note for its answer). Raises Refused."""
     check_source(caller)
     check_port(caller.token, call.port, rules.reserved_ports)
-    check_target_port(caller.token, call.target_port)
-    ip, note = legacy_target(caller, call.address)
+    ip, note = legacy_target(caller, call.address, rules.own_ips)
     wanted = Wanted(call.port, call.target_port, call.send_proxy)
     one = Registration(legacy_key(caller.token.name, call.port), call.name, ip, (wanted,), None)
+    check_dials(one, caller, rules.own_ips)
     return one, note or call.address_note
 
 
-def imported_registration(item: Imported, keyring: Keyring, token: str | None) -> Registration:
-    """As if the old phone-home of the port had called with `token`, or with the only token that may. Raises Refused."""
-    kind = refused_class(item.address.ip)
-    if kind is not None:
-        raise Refused(Code.TARGET_REFUSED, f"{item.address} is no target: it is {kind}")
+def imported_registration(item: Imported, keyring: Keyring, token: str | None, rules: Rules) -> Registration:
+    """As if the old phone-home of the port had called from its server, with `token` or the one that may. Raises Refused."""
     chosen = _token_for(item.port, keyring, token)
     wanted = Wanted(item.port, item.address.port, item.send_proxy)
-    return Registration(legacy_key(chosen.name, item.port), item.name, item.address.ip, (wanted,), None)
+    one = Registration(legacy_key(chosen.name, item.port), item.name, item.address.ip, (wanted,), None)
+    check_dials(one, Caller(item.address.ip, chosen, "legacy"), rules.own_ips)
+    return one
 
 
 def _token_for(port: int, keyring: Keyring, name: str | None) -> Token:

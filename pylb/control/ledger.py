@@ -21,15 +21,15 @@ from pylb.control.tasks import Part, Tasks
 from pylb.control.tenure import Tenure
 from pylb.control.turn import Scene, Sink, Step, Writer
 from pylb.control.views import FrontendOutcome, Outcome, title
-from pylb.core.address import Listen
+from pylb.core.address import Address, Listen
 from pylb.core.auth import Caller, Keyring
 from pylb.core.changes import lines
-from pylb.core.claims import Change, Claims, announce, readmit, release
+from pylb.core.claims import Change, Claims, announce, loop, loops, readmit, release
 from pylb.core.compose import compose
 from pylb.core.errors import Code, Refused
 from pylb.core.layout import Layout
 from pylb.core.overrides import kept
-from pylb.core.policy import Rules
+from pylb.core.policy import Rules, StaticServer
 from pylb.core.registration import Key, Registration, State
 from pylb.core.table import Table
 
@@ -66,6 +66,7 @@ class Ledger:
         self.writer = Writer(Scene(Claims(), Layout(rules), keyring), sink, self._save, self._publish, tasks)
         self._wanderers = Wanderers(clock)
         self.history = History(wall, store.history)
+        self._looped: Mapping[Key, str] = {}
         self._news: set[Listen] = set()
         self.unbound: dict[Listen, str] = {}
         self.totals: Counter[str] = Counter()
@@ -106,6 +107,7 @@ class Ledger:
         self.writer.scene = replace(self.scene, claims=claims, layout=layout, overrides=overrides)
         self.writer.table = Table(snapshot.generation)
         self.writer.republish(None, ["start"])
+        self.tell_of_loops()
 
     # ------------------------------------------------------------ calls
 
@@ -184,6 +186,35 @@ class Ledger:
             text = f"unstable source address: {title(one)} keeps moving, now from {before.ip} to {one.ip}"
             self.journal.note("unstable_source", text, fields, alarm=True)
 
+    async def readdress(self, own_ips: frozenset[str]) -> None:
+        """This machine has other addresses now: what aims at pylb itself goes out, and what no longer does comes back."""
+
+        def step(scene: Scene) -> tuple[Scene, Change]:
+            before, layout = scene.layout, Layout(replace(scene.layout.rules, own_ips=own_ips), self.resolver.answers)
+            changed = before.own_ips ^ own_ips
+            touched = {listen for listen, one in layout.statics.items() if one != before.statics.get(listen)}
+            touched |= {listen for listen, one in layout.statics.items() if any(_ip(line) in changed for line in one.servers)}
+            for one in scene.claims.registrations.values():
+                if one.ip in changed or any(old.address.ip in changed for old in one.displaced):
+                    touched.update(one.places)
+            return replace(scene, layout=layout), Change(scene.claims, "updated", frozenset(touched))
+
+        if own_ips != self.scene.layout.own_ips:
+            await self.writer.turn(step, (), lambda _change: self.tell_of_loops(), by="addresses")
+
+    def tell_of_loops(self) -> None:
+        """After whatever may have made one, or ended one, of registrations that are not calling just now."""
+        claims = self.scene.claims
+        before, self._looped = self._looped, loops(claims, self.scene.layout)
+        for key in self._looped.keys() - before.keys():
+            one = claims.registrations[key]
+            text = f"out of service: {title(one)}: {self._looped[key]}"
+            self.journal.note("loop", text, {"token": key.token, "name": one.name, "instance": key.instance}, alarm=True)
+        for key in before.keys() - self._looped.keys():
+            if (back := claims.registrations.get(key)) is not None:
+                text = f"in service again: {title(back)}: it no longer aims at pylb itself"
+                self.journal.note("loop_over", text, {"token": key.token, "name": back.name, "instance": key.instance})
+
     def outcome(self, result: str, one: Registration | None, *, durable: bool, note: str = "") -> Outcome:
         """The answer as of now. `one` None: nothing is registered."""
         generation = self.writer.table.generation
@@ -191,6 +222,8 @@ class Ledger:
             return Outcome(result, generation, durable, note=note)
         lease = self.tenure.get(one.key)
         notes = [note] if note else []
+        if (why := loop(self.scene.claims, self.scene.layout, one)) is not None:
+            notes.append(f"out of service: {why}")
         notes += [f"port {place.port} is not open: {self.unbound[place]}" for place in one.places if place in self.unbound]
         ttl = lease.ttl if lease else one.ttl
         left = lease.expires - self._clock() if lease and lease.ttl is not None else None
@@ -294,6 +327,10 @@ class Ledger:
     def _heed_news(self) -> None:
         news, self._news = self._news, set()
         self.writer.republish(news, ["health"])
+
+
+def _ip(line: StaticServer) -> str:
+    return line.address.ip if isinstance(line.address, Address) else ""
 
 
 def _room_for_one_more(claims: Claims, key: Key) -> None:

@@ -27,7 +27,7 @@ from pylb.control.views import LegacyUse, Outcome, RegistrationView, ServerView,
 from pylb.core.address import Address, Listen
 from pylb.core.auth import Caller, Keyring, check_source
 from pylb.core.changes import Line, lines
-from pylb.core.claims import Change, Claims, adopt, release
+from pylb.core.claims import Change, Claims, adopt, loops, release
 from pylb.core.errors import Code, Refused
 from pylb.core.health import HINTS
 from pylb.core.layout import Layout
@@ -239,7 +239,7 @@ class Registry:
 
         async def one_line(item: Imported) -> str:
             try:
-                one = imported_registration(item, self._scene.keyring, token)
+                one = imported_registration(item, self._scene.keyring, token, self._scene.layout.rules)
                 change, _ = await self._ledger.take_turn(one, None, takeover=False)
             except Refused as refused:
                 return f"refused {item.port} -> {item.address}: {refused}"
@@ -280,6 +280,10 @@ class Registry:
 
         await self._ledger.writer.turn(step, (), by="reload")
 
+    async def readdress(self, own_ips: frozenset[str]) -> None:
+        """The addresses of this machine, and those it is called by, are these now. Raises Refused: pylb is stopping."""
+        await self._ledger.readdress(own_ips)
+
     async def reload(self, rules: Rules, keyring: Keyring) -> Diff:
         """New rules and tokens, all or nothing. Returns what changed in the table. Raises Refused."""
         before = self.table
@@ -289,6 +293,7 @@ class Registry:
             self._ledger.resolver.follow(rules.hosts, rules.resolve_interval)
             text = f"static frontends: {len(rules.frontends)}, tokens: {len(keyring.tokens)}"
             self._ledger.journal.note("reloaded", text)
+            self._ledger.tell_of_loops()
 
         await self._ledger.writer.turn(self._reloading(rules, keyring), (), done, by="reload")
         return diff(before, self.table)
@@ -296,7 +301,8 @@ class Registry:
     def _reloading(self, rules: Rules, keyring: Keyring) -> Step:
         def step(scene: Scene) -> tuple[Scene, Change]:
             layout = Layout(rules, self._ledger.resolver.answers)
-            change = adopt(scene.claims, layout)
+            before = Layout(replace(scene.layout.rules, own_ips=rules.own_ips), self._ledger.resolver.answers)
+            change = adopt(scene.claims, layout, loops(scene.claims, before))
             touched = change.touched | scene.layout.statics.keys() | layout.statics.keys()
             overrides = kept(scene.overrides, change.claims, layout)
             return Scene(change.claims, layout, keyring, overrides), Change(change.claims, change.result, touched)

@@ -32,6 +32,7 @@ class Part(StrEnum):
     NAMES = "names"  # of hosts
     KEYS = "keys"  # watches the secrets' files
     CERTIFICATES = "certificates"
+    ADDRESSES = "addresses"  # of this machine
     BEAT = "beat"
     RATES = "rates"
     PAGE = "page"

@@ -148,10 +148,7 @@ def in_networks(ip: str, networks: Iterable[Network]) -> bool:
 
 
 def refused_class(ip: str) -> str | None:
-    """The class that makes the canonical `ip` no target for anybody, or None. (RFC 6890; loopback is the token's matter.)
-
-    Link-local holds the metadata service of every cloud (169.254.169.254), its IPv6 twin is a unique-local address.
-    """
+    """The class that makes the canonical `ip` no target for anybody, or None. (RFC 6890; loopback is the token's matter.)"""
     address = ip_address(ip)
     if address.is_unspecified:
         return "the unspecified address"
@@ -159,19 +156,61 @@ def refused_class(ip: str) -> str | None:
         return "multicast"
     if address.is_link_local:
         return "link-local"
-    if ip in ("255.255.255.255", "fd00:ec2::254"):
-        return "the broadcast address" if address.version == 4 else "a cloud's metadata address"
+    if ip == "255.255.255.255":
+        return "the broadcast address"
+    if in_networks(ip, _NOBODYS):
+        return "a reserved range"
+    if in_networks(ip, _METADATA):
+        return "a cloud's metadata address"
     if isinstance(address, IPv6Address) and _embeds_ipv4(address):
         return "an IPv4 address in IPv6 clothes"
     return None
 
 
+_NOBODYS: tuple[Network, ...] = (
+    IPv4Network("0.0.0.0/8"),  # "this network", RFC 791 3.2: Linux takes 0.0.0.0 for loopback
+    IPv4Network("240.0.0.0/4"),  # reserved, RFC 1112 4
+)
+# Where clouds answer with credentials, beyond link-local, which holds most of them (169.254.169.254 of nearly all,
+# 169.254.170.2 and .23 of ECS and EKS, 169.254.42.42 of Scaleway, 169.254.0.23 of Tencent, fe80::a9fe:a9fe of OpenStack).
+_METADATA: tuple[Network, ...] = (
+    IPv4Network("100.100.100.200"),  # Alibaba ECS: alibabacloud.com/help/en/ecs/user-guide/view-instance-metadata
+    IPv6Network("fd00:100::100:200"),  # the same over IPv6
+    IPv4Network(
+        "168.63.129.16"
+    ),  # Azure WireServer: learn.microsoft.com/azure/virtual-network/what-is-ip-address-168-63-129-16
+    IPv4Network(
+        "192.0.0.192"
+    ),  # Oracle Cloud Classic: docs.oracle.com/en/cloud/iaas/compute-iaas-cloud/stcsg (instance metadata)
+    IPv6Network("fd00:c1::a9fe:a9fe"),  # Oracle OCI over IPv6: oci-python-sdk, instance_principals_security_token_signer.py
+    # AWS over IPv6, all of it: metadata ::254, pod identity ::23, DNS ::253, time ::123:
+    # docs.aws.amazon.com/AWSEC2/latest/UserGuide/instancedata-data-retrieval.html
+    IPv6Network("fd00:ec2::/32"),
+    IPv6Network("fd20:ce::254"),  # Google Cloud, IPv6-only instances: cloud.google.com/compute/docs/metadata/querying-metadata
+    IPv6Network("fd00:42::42"),  # Scaleway: docs.cloud-init.io/en/latest/reference/datasources/scaleway.html
+    IPv6Network("fd00:a9fe:a9fe::1"),  # Akamai (Linode): techdocs.akamai.com/cloud-computing/docs/metadata-service-api
+)
+
+
 def is_loopback(ip: str) -> bool:
-    return ip_address(ip).is_loopback
+    """Of a canonical `ip`: 127.0.0.0/8 and ::1."""
+    return ip.startswith("127.") or ip == "::1"
+
+
+def names_loopback(network: Network) -> bool:
+    """Does it lie inside loopback? A wider one merely contains it."""
+    return network.subnet_of(_LOOPBACK[0]) if isinstance(network, IPv4Network) else network == _LOOPBACK[1]
+
+
+_LOOPBACK = (IPv4Network("127.0.0.0/8"), IPv6Network("::1/128"))
 
 
 def _embeds_ipv4(address: IPv6Address) -> bool:
-    """Forms that reach an IPv4 host behind the rules' back: ::a.b.c.d, 6to4, Teredo, NAT64 (RFC 4291 3056 4380 6052 8215)."""
-    compatible = int(address) >> 32 == 0 and not address.is_loopback
-    nat64 = int(address) >> 32 == 0x0064FF9B << 64 or int(address) >> 80 == 0x0064FF9B0001
-    return compatible or nat64 or address.sixtofour is not None or address.teredo is not None
+    """Forms that reach an IPv4 host behind the rules' back: ::a.b.c.d, ::ffff:a.b.c.d, ::ffff:0:a.b.c.d, 6to4, Teredo, NAT64.
+
+    RFC 4291 2.5.5, 2765 2.1, 3056, 4380, 6052, 8215.
+    """
+    number = int(address)
+    within = number >> 32 in (0, 0xFFFF, 0xFFFF0000) and not address.is_loopback
+    nat64 = number >> 32 == 0x0064FF9B << 64 or number >> 80 == 0x0064FF9B0001
+    return within or nat64 or address.sixtofour is not None or address.teredo is not None

@@ -1,4 +1,4 @@
-"""Tokens: who calls, and what that token may open and aim at.
+"""Tokens: who calls, and what that token may open. What it may aim at is judged in scope.py.
 
 A scope is checked on every call and never stored with a registration, so a reload that narrows it acts at the next beat.
 """
@@ -10,7 +10,7 @@ from hashlib import sha256
 from ipaddress import IPv4Network, IPv6Network
 from typing import Literal
 
-from pylb.core.address import Network, Ports, in_networks, is_loopback, parse_ip, refused_class
+from pylb.core.address import Network, Ports, in_networks
 from pylb.core.errors import Code, Refused
 
 STRONG = 22  # characters: 128 bits in base64, what `secrets.token_urlsafe(16)` gives
@@ -113,59 +113,3 @@ def _scope(token: Token) -> str:
     if token.any_port_except is None:
         return str(token.ports) or "none"
     return "any except " + ", ".join(str(port) for port in sorted(token.any_port_except))
-
-
-def check_target_port(token: Token, port: int) -> None:
-    """May the token aim at this port? Raises Refused."""
-    if port not in token.target_ports:
-        raise Refused(
-            Code.TARGET_FORBIDDEN,
-            f"token {token.name!r} may not aim at port {port} (it may: {token.target_ports})",
-            "use the Service's NodePort, or widen `target_ports` of the token",
-        )
-
-
-def native_target(caller: Caller, address: str | None) -> str:
-    """The canonical IP a native call aims at: what it names, by default where it comes from. Raises Refused."""
-    if address is None:
-        return _not_refused(caller, caller.ip)
-    try:
-        ip = parse_ip(address)
-    except ValueError as error:
-        raise Refused(Code.INVALID, f"address: {error}", "an IP address, or null for the calling one") from None
-    _not_refused(caller, ip)
-    if ip != caller.ip and not in_networks(ip, caller.token.targets):
-        raise Refused(
-            Code.TARGET_FORBIDDEN,
-            f"token {caller.token.name!r} may not name the address {ip}",
-            "leave `address` out to use the calling address, or add it to `targets` of the token",
-        )
-    return ip
-
-
-def legacy_target(caller: Caller, address: str | None) -> tuple[str, str]:
-    """(the IP a legacy call aims at, a note for its answer). An address it may not name falls back to the caller's.
-
-    Raises Refused for an address of a class that is nobody's target.
-    """
-    if address is None:
-        return _not_refused(caller, caller.ip), ""
-    _not_refused(caller, address)
-    if address == caller.ip or in_networks(address, caller.token.targets):
-        return address, ""
-    fallback = _not_refused(caller, caller.ip)
-    return fallback, f"dst-ip {address} is outside the targets of token {caller.token.name!r}: {fallback} is used"
-
-
-def _not_refused(caller: Caller, ip: str) -> str:
-    kind = refused_class(ip)
-    if kind is not None:
-        hint = "call from, or name, an address that pylb's machine can reach"
-        raise Refused(Code.TARGET_REFUSED, f"{ip} is no target: it is {kind}", hint)
-    if is_loopback(ip) and not in_networks(ip, caller.token.targets):
-        raise Refused(
-            Code.TARGET_REFUSED,
-            f"{ip} is no target: it is loopback, pylb's own machine",
-            f"call from the node, or name loopback in `targets` of token {caller.token.name!r}",
-        )
-    return ip

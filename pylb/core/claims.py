@@ -9,7 +9,7 @@ frontend is joined by the registration of its name, or by any if it says so. A l
 port and token; a native one of the same token takes its place for good.
 """
 
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Generator, Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
@@ -37,7 +37,7 @@ class Claims:
     registrations: Frozen[Key, Registration] = field(default_factory=Frozen)
     holders: Frozen[Listen, tuple[Key, ...]] = field(default_factory=Frozen)
     ports: Frozen[int, tuple[Listen, ...]] = field(default_factory=Frozen)  # of `holders`, by their number
-    sent_to: Frozen[Address, int] = field(default_factory=Frozen)  # how many are sent there; all of loopback as LOOPBACK
+    sent_to: Frozen[Address, int] = field(default_factory=Frozen)  # how many aim there; all of loopback as LOOPBACK
     owners: Frozen[Owner, int] = field(default_factory=Frozen)  # how many each has
     of_token: Frozen[str, int] = field(default_factory=Frozen)  # how many each has
     not_fresh: Frozen[Key, State] = field(default_factory=Frozen)
@@ -77,8 +77,7 @@ def announce(claims: Claims, layout: Layout, wanted: Registration, *, takeover: 
         return Change(claims, "unchanged", note="nothing is registered under this name: a goodbye opens nothing")
     after = replace(wanted, places=tuple(layout.place(item.port, wanted) for item in wanted.wanted))
     evicted = _conflicts(claims, layout, after, takeover=takeover)
-    opens = {listen.port for listen in after.places}
-    _no_loop(after, layout, lambda port: port in layout.own_ports or port in opens or port in claims.ports)
+    _no_loop(claims, layout, after)
     _opens_no_loop(claims, layout, after)
     after = replace(after, displaced=_displaced(claims, before, after, evicted, proven))
     if before == after and not evicted:
@@ -129,14 +128,20 @@ def settle(claims: Claims, proven: Proven) -> Change:
     return Change(_picture(claims, edits), "updated", frozenset(touched))
 
 
-def adopt(claims: Claims, layout: Layout) -> Change:
-    """All registrations under new rules: ports that became static adopt theirs. Raises Refused, naming the owner."""
-    return finished(adopting(claims, layout))
+def adopt(claims: Claims, layout: Layout, looped: Container[Key] = ()) -> Change:
+    """All registrations under new rules: ports that became static adopt theirs. Raises Refused, naming the owner.
+
+    `looped`: those that aim at pylb itself already and are out of service; others must not begin to.
+    """
+    return finished(adopting(claims, layout, looped))
 
 
-def adopting(claims: Claims, layout: Layout) -> Generator[None, None, Change]:
+def adopting(claims: Claims, layout: Layout, looped: Container[Key] = ()) -> Generator[None, None, Change]:
     """`adopt` in steps. It says nothing of what is `opened`: the ports of a reload are those of its layout."""
     fresh, refusals = yield from readmitting(claims.registrations.values(), layout)
+    for key, why in loops(fresh, layout).items():
+        if key not in looped:
+            refusals.append(Refused(Code.TARGET_REFUSED, f"{fresh.registrations[key].owner}: {why}"))
     if refusals:
         first = refusals[0]
         hint = f"rename the static frontend, set `registrations: any`, or release it first ({len(refusals)} in all)"
@@ -152,14 +157,13 @@ def readmit(registrations: Iterable[Registration], layout: Layout) -> tuple[Clai
 def readmitting(registrations: Iterable[Registration], layout: Layout) -> Generator[None, None, tuple[Claims, list[Refused]]]:
     """`readmit` in steps of STEP registrations."""
     everyone = tuple(registrations)
-    ports = layout.own_ports | {item.port for one in everyone for item in one.wanted}
     claims, refusals = Claims(), list[Refused]()
     for start in range(0, len(everyone), STEP):
         for one in everyone[start : start + STEP]:
             kept = []
             for item in one.wanted:
                 try:
-                    kept.append((item, _readmitted(claims, layout, replace(one, wanted=(item,)), ports)))
+                    kept.append((item, _readmitted(claims, layout, replace(one, wanted=(item,)))))
                 except Refused as refused:
                     refusals.append(Refused(refused.code, f"{one.owner}: {refused.detail}", refused.hint))
             if kept:
@@ -187,12 +191,11 @@ def finished(steps: Generator[None, None, T]) -> T:
             return end.value  # type: ignore[no-any-return]
 
 
-def _readmitted(claims: Claims, layout: Layout, one: Registration, ports: AbstractSet[int]) -> Listen:
+def _readmitted(claims: Claims, layout: Layout, one: Registration) -> Listen:
     """The place of its only frontend. Raises Refused."""
     listen = layout.place(one.wanted[0].port, one)
     for key in _conflicts(claims, layout, replace(one, places=(listen,)), takeover=False):
         raise Refused(Code.PORT_OWNED, f"port {listen.port} is owned by {claims.registrations[key].owner}")
-    _no_loop(one, layout, ports.__contains__)
     return listen
 
 
@@ -244,29 +247,53 @@ def _may_join(held: Key, wanted: Key) -> bool:
     return not held.is_legacy or not (wanted.is_legacy or held.token == wanted.token)
 
 
-def _no_loop(one: Registration, layout: Layout, is_ours: Callable[[int], bool]) -> None:
-    """It may not aim at a port that pylb listens on. Raises Refused."""
-    for item in one.wanted if _on_this_machine(one.ip, layout) else ():
-        if is_ours(item.target_port):
-            detail = f"{one.address(item)} is pylb itself: port {item.port} would be sent in a loop"
-            raise Refused(Code.TARGET_REFUSED, detail, "aim at the node, not at the load balancer")
+def _no_loop(claims: Claims, layout: Layout, one: Registration) -> None:
+    """It may not make pylb dial a port of ours. Raises Refused."""
+    if (found := loop(claims, layout, one)) is not None:
+        raise Refused(Code.TARGET_REFUSED, found, "aim at the node, not at the load balancer")
+
+
+def loop(claims: Claims, layout: Layout, one: Registration, at: Listen | None = None) -> str | None:
+    """Why a registration (or its server `at` one of its listens) would make pylb talk to itself, or None.
+
+    Its own ports count, whether they are open or not.
+    """
+    if not layout.is_here(one.ip):
+        return None
+    for item, place in zip(one.wanted, one.places, strict=True):
+        for name, port in item.dialled(layout.policy(place).health.check) if at in (None, place) else ():
+            if port in layout.own_ports or port in claims.ports or any(port == other.port for other in one.places):
+                sent = f"port {item.port} would be sent in a loop" if name == "target_port" else "no server would be asked"
+                return f"{Address(one.ip, port)} ({name}) is pylb itself: {sent}"
+    return None
+
+
+def loops(claims: Claims, layout: Layout) -> dict[Key, str]:
+    """Registrations that aim at pylb itself, and why: an address of theirs has become ours since they called, or a static
+    frontend has come. compose.py leaves their servers out."""
+    ports = layout.own_ports.union(claims.ports)
+    here = (LOOPBACK, *layout.own_ips)
+    aimed = any(Address(ip, port) in claims.sent_to for port in ports for ip in here)
+    if not aimed and ports.isdisjoint(layout.check_ports):
+        return {}  # as nearly always: no look at each of them
+    found = ((key, loop(claims, layout, one)) for key, one in claims.registrations.items())
+    return {key: why for key, why in found if why is not None}
 
 
 def _opens_no_loop(claims: Claims, layout: Layout, wanted: Registration) -> None:
     """Nor may it open a port that another of ours is aimed at. Raises Refused."""
-    opened = {listen.port for listen in wanted.places if listen not in claims.holders}
+    opened = {listen.port for listen in wanted.places if listen not in claims.holders and listen not in layout.statics}
+    if circle := opened & layout.aimed_here:
+        detail = f"port {min(circle)} of this machine is where a static frontend is sent: a loop"
+        raise Refused(Code.TARGET_REFUSED, detail, "use another port")
     here = (LOOPBACK, *layout.own_ips)
     if not any(Address(ip, port) in claims.sent_to for port in opened for ip in here):
         return
     for one in claims.registrations.values():  # somebody is: who?
-        aims = any(item.target_port in opened for item in one.wanted)
-        if aims and one.key != wanted.key and _on_this_machine(one.ip, layout):
+        aims = any(port in opened for item in one.wanted for _, port in item.dialled())
+        if aims and one.key != wanted.key and layout.is_here(one.ip):
             detail = f"a port of {wanted.owner} is where {one.owner} is sent, on this machine: a loop"
             raise Refused(Code.TARGET_REFUSED, detail, "use another port")
-
-
-def _on_this_machine(ip: str, layout: Layout) -> bool:
-    return ip in layout.own_ips or is_loopback(ip)
 
 
 # ---------------------------------------------------------------- proven before trusted
@@ -389,4 +416,4 @@ def _counted(known: Frozen[K, int], pairs: Iterable[Pair], what: Callable[[Regis
 
 def _targets(one: Registration) -> Iterator[Address]:
     ip = LOOPBACK if is_loopback(one.ip) else one.ip
-    return (Address(ip, item.target_port) for item in one.wanted)
+    return (Address(ip, port) for item in one.wanted for _, port in item.dialled())

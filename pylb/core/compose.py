@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import cast
 
 from pylb.core.address import Address, Listen
-from pylb.core.claims import Claims
+from pylb.core.claims import Claims, loop
 from pylb.core.layout import Layout
 from pylb.core.overrides import NONE, Overrides, applied
 from pylb.core.policy import ProxyProtocol
@@ -51,7 +51,7 @@ def frontend(claims: Claims, layout: Layout, sight: Sight, listen: Listen) -> Fr
         return None
     name = static.name if static else f"{held[0].name}-{listen.port}"
     found: dict[Address, Server] = {}
-    for offer in _offers(layout, held, sight, listen):
+    for offer in _offers(claims, layout, held, sight, listen):
         known = found.get(offer.address)
         if known is None or offer.rank < known.rank:
             found[offer.address] = offer
@@ -59,13 +59,20 @@ def frontend(claims: Claims, layout: Layout, sight: Sight, listen: Listen) -> Fr
     return Frontend(name, listen, layout.policy(listen), tuple(_distinct(servers)))
 
 
-def _offers(layout: Layout, held: list[Registration], sight: Sight, listen: Listen) -> Iterator[Server]:
-    """One per holder of a server. Among equals the first one speaks: static lines, then the newest registration."""
+def _offers(claims: Claims, layout: Layout, held: list[Registration], sight: Sight, listen: Listen) -> Iterator[Server]:
+    """One per holder of a server. Among equals the first one speaks: static lines, then the newest registration.
+
+    What has become pylb itself since it was accepted (an address of this machine that came later) is no server: one
+    session sent there would take the places of all.
+    """
     static, policy = layout.statics.get(listen), layout.policy(listen)
     for line in static.servers if static else ():
         rank = BACKUP if line.backup else PROVEN
         address = cast("Address", line.address)  # a layout's always are
+        if layout.comes_back(address, claims.holders):
+            continue
         yield Server(line.name or str(address), address, line.weight, rank, policy.send_proxy, line.max_connections)
+    held = [one for one in held if loop(claims, layout, one, listen) is None]
     for one in reversed(held):
         item = one.wanted[one.places.index(listen)]
         rank = UNPROVEN if one.address(item) not in sight.proven else PROVEN
@@ -78,7 +85,7 @@ def _offers(layout: Layout, held: list[Registration], sight: Sight, listen: List
     for one in held:
         waits = one.address(one.wanted[one.places.index(listen)]) not in sight.proven
         for old in one.displaced if waits else ():
-            if old.listen == listen:
+            if old.listen == listen and not layout.comes_back(old.address, claims.holders):
                 send = _send(old.send_proxy, policy.send_proxy)
                 yield Server(old.server, old.address, old.weight, PROVEN, send, check=old.check)
 

@@ -1,10 +1,10 @@
 """The operator's rules, indexed once: which frontend a registration's port belongs to, and the addresses of its servers."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import replace
 from types import MappingProxyType
 
-from pylb.core.address import Address, Listen, is_loopback, refused_class
+from pylb.core.address import ANY, Address, Listen, is_loopback, refused_class
 from pylb.core.errors import Code, Refused
 from pylb.core.policy import Policy, Rules, StaticFrontend, StaticServer
 from pylb.core.registration import Registration
@@ -23,6 +23,15 @@ class Layout:
         self.statics = {
             frontend.listen: replace(frontend, servers=tuple(self._servers(frontend, resolved))) for frontend in rules.frontends
         }
+        # ports of this machine that static lines aim at: a registration that opened one of them would close a circle
+        self.aimed_here = frozenset(
+            line.address.port
+            for frontend in self.statics.values()
+            for line in frontend.servers
+            if isinstance(line.address, Address) and self.is_here(line.address.ip)
+        )
+        policies = (rules.defaults, *(frontend.policy for frontend in rules.frontends))
+        self.check_ports = frozenset(policy.health.check.port for policy in policies) - {0}  # of the config's own checks
         self._by_port: dict[int, list[StaticFrontend]] = {}
         for frontend in rules.frontends:
             self._by_port.setdefault(frontend.listen.port, []).append(frontend)
@@ -34,7 +43,7 @@ class Layout:
                 yield line
                 continue
             for ip in resolved.get(line.address.host, ()):
-                loop = line.address.port in self.own_ports and (ip in self.own_ips or is_loopback(ip))
+                loop = line.address.port in self.own_ports and self.is_here(ip)
                 if not loop and refused_class(ip) is None:
                     yield replace(line, address=Address(ip, line.address.port), name=f"{line.address}@{ip}")
 
@@ -60,6 +69,21 @@ class Layout:
                 f"name the registration {taken.name!r}, or let the frontend say `registrations: any`",
             )
         return free
+
+    def is_here(self, ip: str) -> bool:
+        """Is it an address of this machine?"""
+        return is_loopback(ip) or ip in self.own_ips
+
+    def comes_back(self, address: Address, registered: Container[Listen]) -> bool:
+        """Would a session that is sent there enter a frontend again? Exact, for static lines: theirs may be a service
+        on another address of this machine, or the admin port."""
+        free = Listen("tcp", self.rules.defaults.bind, address.port)
+        listens = [frontend.listen for frontend in self._by_port.get(address.port, ())]
+        wildcards = (ANY, "::" if address.is_ipv6 else "0.0.0.0")
+        return any(
+            listen.ip == address.ip or (listen.ip in wildcards and self.is_here(address.ip))
+            for listen in (*listens, *([free] if free in registered else ()))
+        )
 
     def joined_by_any(self, listen: Listen) -> bool:
         static = self.statics.get(listen)

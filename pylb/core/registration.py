@@ -5,6 +5,7 @@ The pydantic models are the body of `PUT /v1/registrations/{name}/{instance}`, a
 
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
 from enum import StrEnum
@@ -16,7 +17,7 @@ from pydantic_core import ErrorDetails
 from pylb.core.address import Address, Listen
 from pylb.core.checks import BadCheck, parse_check
 from pylb.core.errors import Code, Refused
-from pylb.core.policy import Check, LeaseBounds, ProxyProtocol
+from pylb.core.policy import CONNECT, Check, LeaseBounds, ProxyProtocol
 
 # Host and pod names (RFC 1123), and the underscore and capitals people use anyway. No slash, no `@`, no leading dot:
 # a name is a path segment, a log field and a label.
@@ -56,6 +57,13 @@ class Wanted:
     weight: int = 1
     backup: bool = False
     check: Check | None = None  # None: as the frontend's policy says
+
+    def dialled(self, configured: Check = CONNECT) -> Iterator[tuple[str, int]]:
+        """(the field, the port) of all that pylb connects to for it. `configured`: the check of the frontend's policy."""
+        yield "target_port", self.target_port
+        check = self.check or configured
+        if check.port:
+            yield "health.port", check.port
 
 
 @dataclass(frozen=True, slots=True)

@@ -206,6 +206,7 @@ def wants(*ports: tuple[int, int], **more: Any) -> dict[str, Any]:
 
 class _Talk(socketserver.BaseRequestHandler):
     def handle(self) -> None:
+        self.server.met += 1  # type: ignore[attr-defined]
         try:
             self.request.sendall(self.server.banner)  # type: ignore[attr-defined]
             while data := self.request.recv(65536):
@@ -223,6 +224,7 @@ class App(socketserver.ThreadingTCPServer):
 
     def __init__(self, name: str, ip: str, port: int) -> None:
         self.banner = f"{name}\n".encode()
+        self.met = 0  # connections
         super().__init__((ip, port), _Talk)
 
 

@@ -30,11 +30,20 @@ def pylb(module_processes: Processes, module_folder: Path) -> Pylb:
         {"name": "narrow", "secret": secret("narrow"), "ports": [8443, "8883-8899"], "targets": ["203.0.113.0/24"]},
         token("abroad", sources=["198.51.100.0/24"]),
         token("near", sources=["127.0.0.5/32", "::1/128"]),
+        token("wide", targets=["0.0.0.0/0", "::/0"]),
+        token("default-ports", target_ports=["30000-32767"]),
         token("greedy", ports=["1-65535"], targets=["0.0.0.0/0", "::/0", "127.0.0.0/8", "::1/128"]),
         {"name": "weak", "secret": "short", "allow_weak": True}
         | {k: v for k, v in token("x").items() if k not in {"name", "secret"}},
     ]
     return Pylb(module_processes, module_folder, tokens=tokens, frontends=frontends).start()
+
+
+def own_address() -> str | None:
+    """An address of this machine that is not loopback."""
+    listed = subprocess.run(["ip", "-4", "-o", "addr"], capture_output=True, text=True, check=False).stdout
+    found = [line.split()[3].partition("/")[0] for line in listed.splitlines() if "127.0.0.1" not in line]
+    return found[0] if found else None
 
 
 # ---------------------------------------------------------------- addresses
@@ -78,6 +87,22 @@ REFUSED = [
     "64:ff9b::169.254.169.254",
     "::169.254.169.254",
     "2002:a9fe:a9fe::",
+    "0.1.2.3",
+    "240.0.0.1",
+    "100.100.100.200",
+    "::ffff:100.100.100.200",
+    "64:ff9b::100.100.100.200",
+    "2002:6464:64c8::",
+    "fd00:100::100:200",
+    "168.63.129.16",
+    "::ffff:168.63.129.16",
+    "192.0.0.192",
+    "fd00:ec2::254",
+    "fd00:ec2::23",
+    "fd20:ce::254",
+    "fd00:c1::a9fe:a9fe",
+    "fd00:42::42",
+    "fd00:a9fe:a9fe::1",
 ]
 
 
@@ -86,6 +111,67 @@ def test_a_refused_class_is_422_whatever_targets_say(pylb: Pylb, address: str) -
     port = free_port()
     answer = pylb.put("classes/one", wants((port, 30001), address=address), by="greedy")
     assert (answer.status, answer.error) == (422, "target_refused")
+    assert not is_open(port)
+
+
+@pytest.mark.parametrize("address", [None, "127.0.0.1", "127.0.0.6", "::ffff:127.0.0.1", "::1"])
+def test_a_wide_network_of_targets_does_not_hold_loopback(pylb: Pylb, address: str | None) -> None:
+    port, target = free_ports(2)
+    with serving("never", target, "127.0.0.1") as app:
+        answer = pylb.put("wide/one", wants((port, target), address=address), by="wide")
+        assert (answer.status, answer.error) == (422, "target_refused")
+        assert app.met == 0
+    assert not is_open(port)
+
+
+def test_nor_does_it_hold_an_address_of_pylbs_own_machine(pylb: Pylb) -> None:
+    address = own_address()
+    if address is None:
+        pytest.skip("this machine has only loopback")
+    port, target = free_ports(2)
+    with serving("never", target, address) as app:
+        answer = pylb.put("wide/one", wants((port, target), address=address), by="wide")
+        assert (answer.status, answer.error) == (422, "target_refused")
+        assert app.met == 0
+    assert not is_open(port)
+
+
+def test_nor_does_a_legacy_call_reach_loopback_through_it(pylb: Pylb) -> None:
+    port, target = free_ports(2)
+    body = {"frontend-port": str(port), "backend-port": str(target), "action": "add", "name": "w", "send-proxy": ""}
+    with serving("never", target, "127.0.0.1") as app:
+        for named in ("", "127.0.0.1", "127.0.0.6"):
+            assert pylb.hook(body | {"dst-ip": named}, secret=secret("wide")).status == 422
+        assert app.met == 0
+    assert not is_open(port)
+
+
+CHECKS = [{"port": 0}, {"http": "/", "port": 0}, {"send": "x", "expect": "SSH", "port": 0}]
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=["connect", "http", "text"])
+def test_a_check_reaches_only_the_tokens_target_ports(pylb: Pylb, check: dict[str, Any]) -> None:
+    """Else `reachable` and the server's state would say what any port of an allowed address is."""
+    port, secret_port = free_ports(2)
+    with serving("never", secret_port, "127.0.0.6") as app:
+        body = wants((port, 30001), address="127.0.0.6")
+        body["frontends"][0]["health"] = check | {"port": secret_port}
+        answer = pylb.put("oracle/one", body, by="default-ports")
+        assert (answer.status, answer.error) == (403, "target_forbidden")
+        assert "health.port" in answer.json["detail"]
+        assert app.met == 0
+    assert not is_open(port)
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=["connect", "http", "text"])
+def test_a_check_of_pylb_itself_is_a_loop(pylb: Pylb, check: dict[str, Any]) -> None:
+    """Whatever pylb answers there would make a dead server count as up."""
+    port = free_port()
+    for own in (port, pylb.webhook, pylb.admin, STATIC):
+        body = wants((port, 30001), address="127.0.0.1")
+        body["frontends"][0]["health"] = check | {"port": own}
+        answer = pylb.put("oracle/two", body, by="greedy")
+        assert (answer.status, answer.error) == (422, "target_refused"), own
     assert not is_open(port)
 
 
@@ -99,13 +185,6 @@ def test_a_loop_to_a_port_of_pylb_itself_is_422(pylb: Pylb, address: str) -> Non
     chained = pylb.put("loop/one", wants((port, other), address=address), by="greedy")
     assert (chained.status, chained.error) == (422, "target_refused")
     assert not is_open(port)
-
-
-def own_address() -> str | None:
-    """An address of this machine that is not loopback."""
-    listed = subprocess.run(["ip", "-4", "-o", "addr"], capture_output=True, text=True, check=False).stdout
-    found = [line.split()[3].partition("/")[0] for line in listed.splitlines() if "127.0.0.1" not in line]
-    return found[0] if found else None
 
 
 def test_a_loop_over_the_machines_own_address_is_422(pylb: Pylb) -> None:

@@ -12,6 +12,7 @@ from pylb.core.address import (
     Ports,
     in_networks,
     is_loopback,
+    names_loopback,
     parse_address,
     parse_ip,
     parse_listen,
@@ -129,6 +130,22 @@ def test_an_address_is_in_its_own_network_and_in_none_of_the_other_family(ip: ob
         ("fe80::1", "link-local"),
         ("255.255.255.255", "the broadcast address"),
         ("fd00:ec2::254", "a cloud's metadata address"),
+        ("0.1.2.3", "a reserved range"),
+        ("240.0.0.1", "a reserved range"),
+        ("100.100.100.200", "a cloud's metadata address"),
+        ("fd00:100::100:200", "a cloud's metadata address"),
+        ("168.63.129.16", "a cloud's metadata address"),
+        ("192.0.0.192", "a cloud's metadata address"),
+        ("fd00:c1::a9fe:a9fe", "a cloud's metadata address"),
+        ("fd00:ec2::23", "a cloud's metadata address"),
+        ("fd20:ce::254", "a cloud's metadata address"),
+        ("fd00:42::42", "a cloud's metadata address"),
+        ("fd00:a9fe:a9fe::1", "a cloud's metadata address"),
+        ("100.100.100.201", None),
+        ("::ffff:100.100.100.200", "an IPv4 address in IPv6 clothes"),
+        ("::ffff:0:168.63.129.16", "an IPv4 address in IPv6 clothes"),
+        ("64:ff9b::a83f:8110", "an IPv4 address in IPv6 clothes"),
+        ("2002:6464:64c8::1", "an IPv4 address in IPv6 clothes"),
         ("::7f00:1", "an IPv4 address in IPv6 clothes"),
         ("2002:a9fe:a9fe::1", "an IPv4 address in IPv6 clothes"),
         ("64:ff9b::a9fe:a9fe", "an IPv4 address in IPv6 clothes"),
@@ -148,6 +165,17 @@ def test_some_classes_of_target_are_refused_for_everybody(ip: str, reason: str |
 
 def test_loopback_is_the_tokens_matter() -> None:
     assert [is_loopback(ip) for ip in ("127.0.0.1", "127.8.8.8", "::1", "10.0.0.1")] == [True, True, True, False]
+
+
+def test_a_network_names_loopback_only_from_inside() -> None:
+    inside = ("127.0.0.0/8", "127.0.0.1", "127.128.0.0/9", "::1")
+    assert all(names_loopback(parse_network(text)) for text in inside)
+    assert not any(names_loopback(parse_network(text)) for text in ("0.0.0.0/0", "126.0.0.0/7", "10.0.0.0/8", "::/0", "::/127"))
+
+
+@given(IPS)
+def test_loopback_is_known_by_its_text(ip: str) -> None:
+    assert is_loopback(ip) is ip_address(ip).is_loopback
 
 
 @pytest.mark.parametrize(

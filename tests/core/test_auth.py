@@ -10,9 +10,6 @@ from pylb.core.auth import (
     check_name,
     check_port,
     check_source,
-    check_target_port,
-    legacy_target,
-    native_target,
 )
 from pylb.core.errors import Code, Refused
 
@@ -93,47 +90,3 @@ def test_the_first_runs_token_opens_any_port_but_some() -> None:
     first = token(ports=Ports(()), any_port_except=frozenset({22, 9000}))
     check_port(first, 443, frozenset())
     assert "any except 22, 9000" in refusal(check_port, first, 22, frozenset()).detail
-
-
-def test_a_token_aims_only_at_its_target_ports() -> None:
-    check_target_port(token(), 30443)
-    assert refusal(check_target_port, token(), 443).code is Code.TARGET_FORBIDDEN
-
-
-def test_without_an_address_the_caller_is_the_target() -> None:
-    assert native_target(Caller("203.0.113.7", token()), None) == "203.0.113.7"
-
-
-def test_an_address_may_be_named_if_targets_allow_it_or_it_is_the_callers_own() -> None:
-    caller = Caller("203.0.113.7", token(targets=(parse_network("198.51.100.0/24"),)))
-    assert native_target(caller, "198.51.100.9") == "198.51.100.9"
-    assert native_target(caller, "::ffff:203.0.113.7") == "203.0.113.7"
-    assert refusal(native_target, caller, "192.0.2.1").code is Code.TARGET_FORBIDDEN
-    assert refusal(native_target, caller, "node-a").code is Code.INVALID
-
-
-@pytest.mark.parametrize("address", ["169.254.169.254", "0.0.0.0", "224.0.0.1", "fe80::1", "::ffff:169.254.169.254"])
-def test_some_addresses_are_nobodys_target_whatever_targets_say(address: str) -> None:
-    everything = token(targets=(parse_network("0.0.0.0/0"), parse_network("::/0")))
-    assert refusal(native_target, Caller("203.0.113.7", everything), address).code is Code.TARGET_REFUSED
-    assert refusal(native_target, Caller("169.254.0.9", everything), None).code is Code.TARGET_REFUSED
-
-
-def test_loopback_is_a_target_only_if_targets_name_it() -> None:
-    assert refusal(native_target, Caller("127.0.0.1", token()), None).code is Code.TARGET_REFUSED
-    local = token(targets=(parse_network("127.0.0.0/8"),))
-    assert native_target(Caller("127.0.0.1", local), None) == "127.0.0.1"
-
-
-def test_a_legacy_address_outside_targets_falls_back_to_the_caller_and_says_so() -> None:
-    caller = Caller("203.0.113.7", token(targets=(parse_network("198.51.100.0/24"),)), "legacy")
-    assert legacy_target(caller, None) == ("203.0.113.7", "")
-    assert legacy_target(caller, "203.0.113.7") == ("203.0.113.7", "")
-    assert legacy_target(caller, "198.51.100.9") == ("198.51.100.9", "")
-    ip, note = legacy_target(caller, "192.0.2.1")
-    assert ip == "203.0.113.7"
-    assert "192.0.2.1" in note
-
-
-def test_a_legacy_address_of_a_refused_class_is_refused() -> None:
-    assert refusal(legacy_target, Caller("203.0.113.7", token(), "legacy"), "127.0.0.1").code is Code.TARGET_REFUSED

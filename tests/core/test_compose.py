@@ -169,6 +169,34 @@ def test_a_name_that_leads_to_pylb_itself_or_to_nowhere_is_no_server() -> None:
     assert [str(server.address) for server in frontend.servers] == ["192.0.2.8:443", "192.0.2.1:1"]
 
 
+# ---------------------------------------------------------------- what has become pylb itself
+
+
+def test_a_server_that_has_become_pylb_itself_is_out_and_comes_back() -> None:
+    """Its address came to this machine after it was registered, as a VIP does."""
+    claims = having(native(ip=A), native(instance="pod-2", ip=B))
+    assert ranks(claims) == {f"{A}:30443": 0, f"{B}:30443": 0}
+    here = layout(static("s", "*:30443"), own_ips=frozenset({A}))
+    assert ranks(claims, here) == {f"{B}:30443": 0}
+    assert ranks(claims, layout(static("s", "*:30443"))) == {f"{A}:30443": 0, f"{B}:30443": 0}
+
+
+def test_a_server_that_was_displaced_and_has_become_pylb_itself_is_out() -> None:
+    claims = enter(having(native(ip=A)), native(ip=B), proven=frozenset({at(f"{A}:30443")})).claims
+    assert f"{A}:30443" in ranks(claims, proven=frozenset({at(f"{A}:30443")}))
+    here = layout(static("s", "*:30443"), own_ips=frozenset({A}))
+    assert f"{A}:30443" not in ranks(claims, here, proven=frozenset({at(f"{A}:30443")}))
+
+
+def test_a_static_line_that_would_come_back_is_out_and_a_service_of_this_machine_is_not() -> None:
+    lines = ("198.51.100.7:443", "127.0.0.1:443", "203.0.113.9:443", "127.0.0.1:8404", "127.0.0.1:8443")
+    rules = layout(static("web", "203.0.113.9:443", *lines), reserved_ports=frozenset({8404}))
+    claims = having(native(name="x", ip=B, ports={8443: 30443}))
+    made = frontend(claims, rules, Sight(), on(443, "203.0.113.9"))
+    assert made is not None
+    assert [str(server.address) for server in made.servers] == ["198.51.100.7:443", "127.0.0.1:443", "127.0.0.1:8404"]
+
+
 def test_limits_by_source_are_asked_for_or_not() -> None:
     assert not Limits(rate=5).by_source
     assert Limits(per_source=1).by_source

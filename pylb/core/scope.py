@@ -1,0 +1,90 @@
+"""The gate: every address and port that a call makes pylb dial is judged here, before anything is dialled.
+
+What of a call reaches the network: the address it names or comes from, each `target_port`, and each `health.port`
+(`registration.Wanted.dialled`). The rest is bytes for those: PROXY headers, paths, host names of HTTP checks. Whether a
+target is pylb itself depends on what else is registered, and is judged with the claims.
+
+Loopback and pylb's own addresses are inside no wide network of `targets`: whoever wrote 0.0.0.0/0 thought of nodes.
+"""
+
+from collections.abc import Set as AbstractSet
+from ipaddress import ip_network
+
+from pylb.core.address import in_networks, is_loopback, names_loopback, parse_ip, refused_class
+from pylb.core.auth import Caller, Token
+from pylb.core.errors import Code, Refused
+from pylb.core.registration import Registration
+
+OwnIps = AbstractSet[str]
+
+
+def check_dials(one: Registration, caller: Caller, own_ips: OwnIps) -> None:
+    """May the caller make pylb dial all that the registration asks for? Raises Refused."""
+    _check_ip(one.ip, caller, own_ips)
+    for index, item in enumerate(one.wanted):
+        for field, port in item.dialled():
+            if port not in caller.token.target_ports:
+                where = f"frontends[{index}].{field}" if not one.key.is_legacy else "backend-port"
+                raise Refused(
+                    Code.TARGET_FORBIDDEN,
+                    f"{where}: token {caller.token.name!r} may not aim at port {port} (it may: {caller.token.target_ports})",
+                    "use the Service's NodePort, or widen `target_ports` of the token",
+                )
+
+
+def native_target(caller: Caller, address: str | None) -> str:
+    """The canonical IP a native call aims at: what it names, by default where it comes from. Raises Refused."""
+    if address is None:
+        return caller.ip
+    try:
+        return parse_ip(address)
+    except ValueError as error:
+        raise Refused(Code.INVALID, f"address: {error}", "an IP address, or null for the calling one") from None
+
+
+def legacy_target(caller: Caller, address: str | None, own_ips: OwnIps) -> tuple[str, str]:
+    """(the IP a legacy call aims at, a note for its answer). An address it may not name falls back to the caller's.
+
+    One of a class that is nobody's target does not: `check_dials` refuses it.
+    """
+    if address is None or address == caller.ip:
+        return caller.ip, ""
+    if _never(address, caller.token) or covers(caller.token, address, own_ips):
+        return address, ""
+    return caller.ip, f"dst-ip {address} is outside the targets of token {caller.token.name!r}: {caller.ip} is used"
+
+
+def covers(token: Token, ip: str, own_ips: OwnIps) -> bool:
+    """May the token name the address? Loopback and pylb's own only where `targets` means them."""
+    if is_loopback(ip):
+        return in_networks(ip, (network for network in token.targets if names_loopback(network)))
+    if ip in own_ips:
+        return ip_network(ip) in token.targets
+    return in_networks(ip, token.targets)
+
+
+def _check_ip(ip: str, caller: Caller, own_ips: OwnIps) -> None:
+    name = caller.token.name
+    if why := _never(ip, caller.token):
+        raise Refused(Code.TARGET_REFUSED, f"{ip} is no target: {why[0]}", why[1])
+    if ip == caller.ip or covers(caller.token, ip, own_ips):
+        return
+    if ip in own_ips:
+        what = "it is an address of pylb's own machine, and `targets` does not have it by itself"
+        hint = f"aim at the node, or add {ip} to `targets` of token {name!r}: a network around it does not count"
+        raise Refused(Code.TARGET_REFUSED, f"{ip} is no target: {what}", hint)
+    raise Refused(
+        Code.TARGET_FORBIDDEN,
+        f"token {name!r} may not name the address {ip}",
+        "leave `address` out to use the calling address, or add it to `targets` of the token",
+    )
+
+
+def _never(ip: str, token: Token) -> tuple[str, str] | None:
+    """Why it is no target, whoever calls from where, and what to do."""
+    if (kind := refused_class(ip)) is not None:
+        return f"it is {kind}", "call from, or name, an address that pylb's machine can reach"
+    if is_loopback(ip) and not covers(token, ip, frozenset()):
+        what = "it is loopback, pylb's own machine, and no network of `targets` lies inside 127.0.0.0/8 or is ::1"
+        return what, f"call from the node, or name loopback in `targets` of token {token.name!r}"
+    return None
