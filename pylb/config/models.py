@@ -306,8 +306,10 @@ class FrontendEntry(PolicySection):
     servers: tuple[ServerEntry, ...] = Field(
         (), description="`IP:PORT`, `HOST:PORT` (all its addresses are servers), or a mapping; may be empty"
     )
-    registrations: Literal["any"] | None = Field(
-        None, description="`any`: registrations of every name may join; default: those of the frontend's name"
+    registrations: Literal["name", "legacy", "any"] = Field(
+        "name",
+        description="which may join: `name`: those of the frontend's name; `legacy`: these, and calls of old containers "
+        "whatever name they give; `any`: all",
     )
 
     def frontend(self, defaults: core.Policy) -> core.StaticFrontend:
@@ -315,5 +317,5 @@ class FrontendEntry(PolicySection):
             core.StaticServer(entry.address, entry.weight, entry.backup, entry.max_connections) for entry in self.servers
         )
         return core.StaticFrontend(
-            self.name, self.listen, servers, self.policy(defaults), registrations_any=self.registrations == "any"
+            self.name, self.listen, servers, self.policy(defaults), joining=core.Joining(self.registrations)
         )

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pylb.core.address import Address
 from pylb.core.auth import Caller, Keyring, Token, check_name, check_port, check_source
 from pylb.core.errors import Code, Refused
+from pylb.core.layout import Layout
 from pylb.core.legacy import LegacyCall
 from pylb.core.policy import ProxyProtocol, Rules
 from pylb.core.registration import Announcement, Key, Registration, State, Wanted, check_ttl, legacy_key
@@ -42,9 +43,15 @@ def native_registration(name: str, instance: str, announcement: Announcement, ca
     return one
 
 
-def legacy_registration(call: LegacyCall, caller: Caller, rules: Rules) -> tuple[Registration, str]:
-    """(the registration of an `add`, a note for its answer). Raises Refused."""
+def legacy_registration(call: LegacyCall, caller: Caller, layout: Layout) -> tuple[Registration, str]:
+    """(the registration of an `add`, a note for its answer). Raises Refused.
+
+    Its name is for humans, unless it is what opens a static frontend: then it is the token's matter, as in a native call.
+    """
+    rules = layout.rules
     check_source(caller)
+    if layout.joins_by_name(call.port, call.name):
+        check_name(caller.token, call.name)
     check_port(caller.token, call.port, rules.reserved_ports)
     ip, note = legacy_target(caller, call.address, rules.own_ips)
     wanted = Wanted(call.port, call.target_port, call.send_proxy)

@@ -202,7 +202,7 @@ class Registry:
         """The one line to answer with. Raises Refused."""
 
         async def add() -> str:
-            one, note = legacy_registration(call, caller, self._scene.layout.rules)
+            one, note = legacy_registration(call, caller, self._scene.layout)
             outcome = await self._ledger.enter(one, caller)
             before = self._legacy_uses.get(caller.token.name)
             self._legacy_uses[caller.token.name] = LegacyUse(

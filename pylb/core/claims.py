@@ -144,7 +144,7 @@ def adopting(claims: Claims, layout: Layout, looped: Container[Key] = ()) -> Gen
             refusals.append(Refused(Code.TARGET_REFUSED, f"{fresh.registrations[key].owner}: {why}"))
     if refusals:
         first = refusals[0]
-        hint = f"rename the static frontend, set `registrations: any`, or release it first ({len(refusals)} in all)"
+        hint = f"rename the static frontend, let it say `registrations: any`, or release it first ({len(refusals)} in all)"
         raise Refused(first.code, f"{first.detail}; the registered port cannot be adopted", hint)
     return Change(fresh, "updated", frozenset(fresh.holders) | frozenset(claims.holders))
 

@@ -49,7 +49,7 @@ def frontend(claims: Claims, layout: Layout, sight: Sight, listen: Listen) -> Fr
     held = [claims.registrations[key] for key in claims.holders.get(listen, ())]
     if static is None and not held:
         return None
-    name = static.name if static else f"{held[0].name}-{listen.port}"
+    name = static.name if static else layout.label(held[0].name, listen.port)
     found: dict[Address, Server] = {}
     for offer in _offers(claims, layout, held, sight, listen):
         known = found.get(offer.address)

@@ -6,7 +6,7 @@ from types import MappingProxyType
 
 from pylb.core.address import ANY, Address, Listen, is_loopback, refused_class
 from pylb.core.errors import Code, Refused
-from pylb.core.policy import Policy, Rules, StaticFrontend, StaticServer
+from pylb.core.policy import Joining, Policy, Rules, StaticFrontend, StaticServer
 from pylb.core.registration import Registration
 
 
@@ -32,6 +32,7 @@ class Layout:
         )
         policies = (rules.defaults, *(frontend.policy for frontend in rules.frontends))
         self.check_ports = frozenset(policy.health.check.port for policy in policies) - {0}  # of the config's own checks
+        self._names = frozenset(frontend.name for frontend in rules.frontends)
         self._by_port: dict[int, list[StaticFrontend]] = {}
         for frontend in rules.frontends:
             self._by_port.setdefault(frontend.listen.port, []).append(frontend)
@@ -55,9 +56,9 @@ class Layout:
         if port in self.rules.reserved_ports:
             raise Refused(Code.PORT_FORBIDDEN, f"port {port} is pylb's own (webhook, admin or metrics)", "use another port")
         statics = self._by_port.get(port, [])
+        open_to = (Joining.ANY, Joining.LEGACY) if one.key.is_legacy else (Joining.ANY,)
         joins = [frontend for frontend in statics if frontend.name == one.name]
-        # a legacy call's name is for humans: it is the one legacy server of whatever frontend has the port
-        joins += [frontend for frontend in statics if frontend.registrations_any or one.key.is_legacy]
+        joins += [frontend for frontend in statics if frontend.joining in open_to]
         if joins:
             return joins[0].listen
         free = Listen("tcp", self.rules.defaults.bind, port)
@@ -66,9 +67,20 @@ class Layout:
             raise Refused(
                 Code.PORT_OWNED,
                 f"port {port} is the static frontend {taken.name!r}, which {one.name!r} may not join",
-                f"name the registration {taken.name!r}, or let the frontend say `registrations: any`",
+                f"name the registration {taken.name!r}, or let the frontend say `registrations: {open_to[-1]}`",
             )
         return free
+
+    def joins_by_name(self, port: int, name: str) -> bool:
+        """Is there a static frontend on the port that only its name opens?"""
+        statics = self._by_port.get(port, ())
+        return any(frontend.name == name and frontend.joining is Joining.NAME for frontend in statics)
+
+    def label(self, name: str, port: int) -> str:
+        """Of a frontend that registrations opened. One that a static frontend is called already gets an "@", which is no
+        character of a name: whoever registers cannot pass for what the operator wrote, in logs, metrics and `pylb ctl`."""
+        label = f"{name}-{port}"
+        return f"{name}@{port}" if label in self._names else label
 
     def is_here(self, ip: str) -> bool:
         """Is it an address of this machine?"""
@@ -87,7 +99,7 @@ class Layout:
 
     def joined_by_any(self, listen: Listen) -> bool:
         static = self.statics.get(listen)
-        return static is not None and static.registrations_any
+        return static is not None and static.joining is Joining.ANY
 
     def policy(self, listen: Listen) -> Policy:
         static = self.statics.get(listen)

@@ -160,13 +160,21 @@ class StaticServer:
     name: str = ""  # its label; "": its address
 
 
+class Joining(StrEnum):
+    """Which registrations may join a static frontend: `registrations` of the config."""
+
+    NAME = "name"  # those of its name
+    LEGACY = "legacy"  # these, and legacy calls whatever name they give
+    ANY = "any"
+
+
 @dataclass(frozen=True, slots=True)
 class StaticFrontend:
     name: str
     listen: Listen
     servers: tuple[StaticServer, ...] = ()
     policy: Policy = Policy()
-    registrations_any: bool = False  # False: only a registration of the frontend's name may join
+    joining: Joining = Joining.NAME
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from pylb.core.policy import (
     CheckKind,
     HealthMode,
     HealthPolicy,
+    Joining,
     LeaseBounds,
     Limits,
     OnDown,
@@ -155,7 +156,7 @@ frontends:
         send_proxy=ProxyProtocol.V1,
     )
     assert rules.defaults == rules.frontends[0].policy == base
-    assert not rules.frontends[0].registrations_any
+    assert rules.frontends[0].joining is Joining.NAME
     assert rules.frontends[1].policy == replace(
         base,
         retries=0,
@@ -164,7 +165,7 @@ frontends:
         health=HealthPolicy(mode=HealthMode.NONE, fall=5),
         send_proxy=ProxyProtocol.NONE,
     )
-    assert rules.frontends[1].registrations_any
+    assert rules.frontends[1].joining is Joining.ANY
 
 
 def test_one_webhook_listener_may_stand_without_a_list() -> None:

@@ -10,7 +10,7 @@ import pytest
 from tests.contract.instance import Pylb, answers, call, free_port, free_ports, is_open, secret, serving, token, wants
 from tests.support.processes import Processes
 
-STATIC, OPEN_STATIC, EMPTY_STATIC, PROTECTED = free_ports(4)
+STATIC, OPEN_STATIC, EMPTY_STATIC, LEGACY_STATIC, LABEL, LABELLED = free_ports(6)
 STATIC_SERVER = free_port()
 OWN_IP = "127.0.0.1"
 
@@ -21,6 +21,8 @@ def pylb(module_processes: Processes, module_folder: Path) -> Pylb:
         {"name": "web", "listen": f"127.0.0.1:{STATIC}", "servers": [f"127.0.0.4:{STATIC_SERVER}"]},
         {"name": "any", "listen": f"127.0.0.1:{OPEN_STATIC}", "registrations": "any", "servers": []},
         {"name": "empty", "listen": f"127.0.0.1:{EMPTY_STATIC}"},
+        {"name": "old", "listen": f"127.0.0.1:{LEGACY_STATIC}", "registrations": "legacy"},
+        {"name": f"shop-{LABELLED}", "listen": f"127.0.0.1:{LABEL}"},
     ]
     tokens = [
         token("app"),
@@ -320,3 +322,25 @@ def test_a_legacy_call_joins_a_static_frontend_as_its_one_legacy_server(pylb: Py
     assert {each["name"] for each in servers_of(pylb, STATIC)} == {f"127.0.0.4:{STATIC_SERVER}", "legacy"}
     assert pylb.hook(call_ | {"action": "delete"}, secret=secret("app")).status == 200
     assert is_open(STATIC)
+
+
+def test_a_legacy_call_joins_only_the_static_frontend_of_its_name_and_token_or_one_that_lets_it(pylb: Pylb) -> None:
+    body = {"dst-ip": "", "backend-port": "30009", "action": "add", "send-proxy": ""}
+    other = pylb.hook(body | {"frontend-port": str(STATIC), "name": "other"}, secret=secret("app"))
+    assert (other.status, "static frontend 'web'" in other.text) == (409, True)
+    borrowed = pylb.hook(body | {"frontend-port": str(STATIC), "name": "web"}, secret=secret("own-name"))
+    assert (borrowed.status, "may not register the name" in borrowed.text) == (403, True)
+    assert {each["name"] for each in servers_of(pylb, STATIC)} == {f"127.0.0.4:{STATIC_SERVER}"}
+    let = body | {"frontend-port": str(LEGACY_STATIC), "name": "whatever"}
+    assert pylb.hook(let, secret=secret("own-name")).status == 200
+    assert {each["name"] for each in servers_of(pylb, LEGACY_STATIC)} == {"legacy"}
+    native = pylb.put("whatever/one", wants((LEGACY_STATIC, 30001)))
+    assert (native.status, native.error) == (409, "port_owned")
+
+
+def test_the_label_of_a_static_frontend_is_nobody_elses(pylb: Pylb) -> None:
+    port = LABELLED
+    assert pylb.put("shop/one", wants((port, 30001))).status == 201
+    names = {each["name"]: each["port"] for each in pylb.get("/v1/table").json["frontends"]}
+    assert names[f"shop-{port}"] == LABEL
+    assert names[f"shop@{port}"] == port

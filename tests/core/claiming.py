@@ -5,7 +5,7 @@ from dataclasses import replace
 from pylb.core.address import Address, Listen, parse_address, parse_listen
 from pylb.core.claims import Change, Claims, announce
 from pylb.core.layout import Layout
-from pylb.core.policy import ProxyProtocol, Rules, StaticFrontend, StaticServer
+from pylb.core.policy import Joining, ProxyProtocol, Rules, StaticFrontend, StaticServer
 from pylb.core.registration import Key, Registration, State, Wanted, legacy_key
 
 A, B, C = "203.0.113.1", "203.0.113.2", "203.0.113.3"
@@ -58,9 +58,9 @@ def on(port: int, ip: str = "*") -> Listen:
     return Listen("tcp", ip, port)
 
 
-def static(name: str, listen: str, *servers: str, anyone: bool = False) -> StaticFrontend:
+def static(name: str, listen: str, *servers: str, joining: Joining = Joining.NAME) -> StaticFrontend:
     lines = tuple(StaticServer(parse_address(text)) for text in servers)
-    return StaticFrontend(name, parse_listen(listen), lines, registrations_any=anyone)
+    return StaticFrontend(name, parse_listen(listen), lines, joining=joining)
 
 
 def layout(*frontends: StaticFrontend, **changes: object) -> Layout:

@@ -8,7 +8,7 @@ import pytest
 from pylb.core.address import parse_listen
 from pylb.core.claims import Change, Claims, adopt, announce, become, loops, readmit, release, settle
 from pylb.core.errors import Code, Refused
-from pylb.core.policy import Check, HealthPolicy, Policy
+from pylb.core.policy import Check, HealthPolicy, Joining, Policy
 from pylb.core.registration import Displaced, Key, State, legacy_key
 from tests.core.claiming import FREE, A, B, C, at, enter, having, layout, legacy, native, on, static
 
@@ -171,7 +171,7 @@ def test_a_registration_joins_a_static_frontend_of_its_name() -> None:
 
 
 def test_another_name_may_not_join_unless_the_frontend_says_any() -> None:
-    closed, open_ = layout(static("https", "*:443")), layout(static("https", "*:443", anyone=True))
+    closed, open_ = layout(static("https", "*:443")), layout(static("https", "*:443", joining=Joining.ANY))
     found = refused(lambda: enter(Claims(), native(), closed))
     assert found.code is Code.PORT_OWNED
     assert "static frontend 'https'" in found.detail
@@ -189,11 +189,23 @@ def test_a_second_token_of_the_same_name_may_not_join() -> None:
     assert refused(lambda: enter(having(native(), layout=rules), native(token="u"), rules)).code is Code.PORT_OWNED
 
 
-def test_a_static_frontend_has_one_legacy_server_whatever_it_calls_itself() -> None:
-    rules = layout(static("https", "*:443", "198.51.100.7:30443"))
+@pytest.mark.parametrize("joining", [Joining.LEGACY, Joining.ANY])
+def test_a_static_frontend_for_legacy_calls_has_one_legacy_server_whatever_it_calls_itself(joining: Joining) -> None:
+    rules = layout(static("https", "*:443", "198.51.100.7:30443", joining=joining))
     claims = having(legacy(name="whatever"), layout=rules)
     assert claims.holders[on(443)] == (legacy_key("t", 443),)
     assert refused(lambda: enter(claims, legacy(token="u"), rules)).code is Code.PORT_OWNED
+
+
+def test_a_legacy_call_joins_no_other_static_frontend_but_the_one_of_its_name() -> None:
+    rules = layout(static("https", "*:443"))
+    found = refused(lambda: enter(Claims(), legacy(name="whatever"), rules))
+    assert (found.code, "`registrations: legacy`" in found.hint) == (Code.PORT_OWNED, True)
+    assert enter(Claims(), legacy(name="https"), rules).result == "created"
+    native_too = refused(
+        lambda: enter(Claims(), native(name="whatever"), layout(static("https", "*:443", joining=Joining.LEGACY)))
+    )
+    assert (native_too.code, "`registrations: any`" in native_too.hint) == (Code.PORT_OWNED, True)
 
 
 def test_pylbs_own_ports_are_nobodys() -> None:

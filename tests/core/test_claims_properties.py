@@ -11,12 +11,13 @@ from pylb.core.address import Address, Listen, is_loopback
 from pylb.core.claims import Claims, adopt, announce, become, readmit, release, settle
 from pylb.core.compose import Sight, compose
 from pylb.core.errors import Refused
+from pylb.core.policy import Joining
 from pylb.core.registration import Key, Registration, State
 from pylb.core.table import DOWN, Table
 from tests.core.claiming import FREE, A, B, layout, legacy, native, static
 
 TOKENS, NAMES, INSTANCES, IPS, PORTS = ("t", "u"), ("web", "mail"), ("old", "new"), (A, B), (443, 25, 80)
-LAYOUTS = (FREE, layout(static("web", "*:443", f"{A}:30001")), layout(static("x", "*:25", anyone=True)))
+LAYOUTS = (FREE, layout(static("web", "*:443", f"{A}:30001")), layout(static("x", "*:25", joining=Joining.ANY)))
 
 
 def natives() -> st.SearchStrategy[Registration]:

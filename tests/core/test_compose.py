@@ -6,7 +6,7 @@ from pylb.core.address import Address, HostPort, Listen
 from pylb.core.claims import Claims, become, release
 from pylb.core.compose import Sight, compose, frontend
 from pylb.core.layout import Layout
-from pylb.core.policy import Limits, Policy, ProxyProtocol, Rules, StaticFrontend, StaticServer
+from pylb.core.policy import Joining, Limits, Policy, ProxyProtocol, Rules, StaticFrontend, StaticServer
 from pylb.core.registration import Key, State
 from pylb.core.table import Table
 from tests.core.claiming import FREE, A, B, C, at, enter, having, layout, legacy, native, on, static
@@ -96,7 +96,7 @@ def test_static_servers_need_no_proof_and_keep_their_word_beside_registrations()
 
 
 def test_labels_are_instances_or_legacy_and_unique_inside_a_frontend() -> None:
-    rules = layout(static("any", "*:443", anyone=True))
+    rules = layout(static("any", "*:443", joining=Joining.ANY))
     claims = having(native(), native(name="other", token="u", ip=B), legacy(token="v", ip=C), layout=rules)
     made = frontend(claims, rules, Sight(), HTTPS)
     assert made is not None
@@ -167,6 +167,17 @@ def test_a_name_that_leads_to_pylb_itself_or_to_nowhere_is_no_server() -> None:
     resolved = {"lb.example.net": ("127.0.0.1", "203.0.113.9", "169.254.169.254", "192.0.2.8")}
     [frontend] = compose(Claims(), named(resolved), Sight()).frontends.values()
     assert [str(server.address) for server in frontend.servers] == ["192.0.2.8:443", "192.0.2.1:1"]
+
+
+def test_a_registration_does_not_get_the_label_of_a_static_frontend() -> None:
+    """Whichever came first: the label is made with the table, so a reload that adds the static name changes it."""
+    claims = having(native(name="web", ports={443: 30443}))
+    rules = layout(static("web-443", "*:8443"))
+    names = {listen.port: one.name for listen, one in compose(claims, rules, Sight()).frontends.items()}
+    assert names == {443: "web@443", 8443: "web-443"}
+    before = compose(claims, FREE, Sight())
+    assert before.frontends[on(443)].name == "web-443"
+    assert compose(claims, rules, Sight(), before).frontends[on(443)].name == "web@443"
 
 
 # ---------------------------------------------------------------- what has become pylb itself
