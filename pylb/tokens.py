@@ -33,6 +33,7 @@ def token(context: click.Context, config_path: Path | None, show: bool) -> None:
     pylb token rotate mosquitto          a second secret beside the old one; roll it out, then
     pylb token rotate mosquitto --done   the old one is refused
     pylb token revoke mosquitto
+    pylb token switch-key                the webhook serves the next key, which join strings pin already
     """
     if context.invoked_subcommand is not None:
         return
@@ -200,6 +201,33 @@ def revoke(config_path: Path | None, name: str) -> None:
     click.echo(f"token {name!r} is refused from now on; `pylb release NAME` frees what it registered")
 
 
+@token.command("switch-key")
+@CONFIG
+def switch_key(config_path: Path | None) -> None:
+    """Give the webhook's own certificate (tls: self-signed) the next key, whose pin join strings hold beside the present one.
+
+    Nobody notices who has a join string with both pins. Afterwards `pylb token rotate` makes join strings that pin the new
+    key and the one after it: roll them out before the next switch. Clients that were given the old certificate (PYLB_CA)
+    need the new one.
+    """
+    from pylb.keys import TLS_FOLDER, names_of_machine  # noqa: PLC0415
+    from pylb.machine import as_owner  # noqa: PLC0415
+    from pylb.web.certificate import switch  # noqa: PLC0415
+
+    config = loaded(config_path)
+    if not any(listener.tls is not None and listener.tls.self_signed for listener in config.webhook):
+        die("no webhook listener has tls: self-signed; the key of another certificate is its owner's to change", FAILED)
+    folder = config.state_dir / TLS_FOLDER
+    try:
+        with as_owner(config.state_dir):
+            key = switch(folder, names_of_machine(config))
+    except FileNotFoundError:
+        die("no join string pins a next key yet: make new ones (pylb token rotate), roll them out, then switch", FAILED)
+    except (OSError, ValueError) as error:
+        die(f"the key cannot be switched: {error}. Run it as root or as pylb's own user.")
+    click.echo(f"the webhook has the key {key} from now on; a running pylb notices within seconds")
+
+
 def _new_secret() -> str:
     return secrets.token_urlsafe(24)
 
@@ -242,14 +270,15 @@ def _said(problem: Any) -> str:
 
 
 def _join(config: "Config", host: str | None, made: "MadeToken") -> str:
-    """`pylb://NAME:SECRET@HOST:PORT/PIN`: what a phone-home needs, with nothing that a shell or a URL would change.
+    """`pylb://NAME:SECRET@HOST:PORT/PIN/NEXT_PIN`: what a phone-home needs, with nothing that a shell or a URL would change.
 
-    The pin is the public key of a self-signed certificate; without one the certificate is judged as any public one.
+    The pins are the public key of a self-signed certificate and, if it is ours, the key that `switch-key` will serve;
+    without any the certificate is judged as any public one.
     """
     from pylb.core.address import is_loopback  # noqa: PLC0415
     from pylb.keys import TLS_FOLDER, names_of_machine  # noqa: PLC0415
     from pylb.machine import outgoing_address  # noqa: PLC0415
-    from pylb.web.certificate import is_self_signed, pin, self_signed  # noqa: PLC0415
+    from pylb.web.certificate import is_self_signed, next_pin, pin, self_signed  # noqa: PLC0415
 
     listener = next((one for one in config.webhook if one.tls is not None), None)
     if listener is None or listener.tls is None:
@@ -264,15 +293,16 @@ def _join(config: "Config", host: str | None, made: "MadeToken") -> str:
                        err=True)  # fmt: skip
     try:
         if listener.tls.self_signed:
-            key = pin(self_signed(config.state_dir / TLS_FOLDER, names_of_machine(config)).path)
+            folder = config.state_dir / TLS_FOLDER
+            keys = [pin(self_signed(folder, names_of_machine(config)).path), next_pin(folder)]
         elif listener.tls.certificate is not None and is_self_signed(listener.tls.certificate):
-            key = pin(listener.tls.certificate)
+            keys = [pin(listener.tls.certificate)]
         else:
-            key = ""
+            keys = []
     except (OSError, ValueError) as error:
         die(f"the webhook's certificate cannot be used: {error}. Run it as root or as pylb's own user.")
     where = f"[{called}]" if ":" in called else called
-    return f"pylb://{made.name}:{made.secrets[0]}@{where}:{listener.listen.port}" + (f"/{key}" if key else "")
+    return "/".join([f"pylb://{made.name}:{made.secrets[0]}@{where}:{listener.listen.port}", *keys])
 
 
 def _manifests(made: "MadeToken", join: str, options: dict[str, Any]) -> str:

@@ -1,10 +1,12 @@
 """The certificate of a TLS listener: the operator's files, or one pylb makes for itself at its first start."""
 
 import base64
+import fcntl
 import hashlib
 import os
 import ssl
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
 from pathlib import Path
@@ -12,8 +14,10 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+CERTIFICATE, KEY, NEXT_KEY = "cert.pem", "key.pem", "next-key.pem"  # in the folder of a certificate of ours
 YEARS = 10  # its readers pin the key; a public name with a public certificate is the other way
 CLOCK_SKEW = timedelta(days=1)  # a node whose clock is behind must not refuse a new certificate
 
@@ -39,20 +43,58 @@ class Certificate:
 
 
 def self_signed(directory: Path, names: Iterable[str]) -> Certificate:
-    """The certificate in `directory`, made for `names` (host names and IPs) if there is none yet. Raises OSError.
+    """The certificate in `directory`, made for `names` (host names and IPs) if there is none yet. Raises OSError, ValueError.
 
-    Half a pair is an error, not a reason to make a new one: phone-homes may have pinned the old.
+    The key is what counts, since phone-homes pin it: without one a certificate is an error, not a reason to make a new
+    one; and a key without its certificate, as a crash leaves it, is given one.
     """
-    certificate, key = directory / "cert.pem", directory / "key.pem"
+    certificate, key = directory / CERTIFICATE, directory / KEY
     if certificate.exists() and not key.exists():
         raise FileNotFoundError(f"{key} is missing; without it {certificate} is useless: restore it, or remove both")
     if not certificate.exists():
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        cert_pem, key_pem = _make(list(dict.fromkeys(names)) or ["localhost"])
-        # The certificate comes last: a pair cut short by a crash has no certificate, was never served and is made anew.
-        write_private(key, key_pem)
-        write_private(certificate, cert_pem)
+        try:
+            found = _read_key(key)
+        except (OSError, ValueError):  # none, or nothing that was ever served
+            found = ec.generate_private_key(ec.SECP256R1())
+            write_private(key, _key_pem(found))
+        write_private(certificate, _certificate_pem(found, names))
+    elif pin(certificate) != _pin((found := _read_key(key)).public_key()):  # a switch that a crash cut short
+        write_private(certificate, _certificate_pem(found, names))
     return Certificate(certificate, key)
+
+
+def next_pin(directory: Path) -> str:
+    """The pin of the key that `switch` will serve; it is made if there is none yet. Raises OSError, ValueError."""
+    path = directory / NEXT_KEY
+    with _alone(directory):
+        if not path.exists():
+            write_private(path, _key_pem(ec.generate_private_key(ec.SECP256R1())))
+        return _pin(_read_key(path).public_key())
+
+
+def switch(directory: Path, names: Iterable[str]) -> str:
+    """Serve the next key from now on; its pin. Raises FileNotFoundError if there is none, OSError, ValueError.
+
+    The key goes first, and wins: if a crash comes between, `self_signed` makes the certificate that is missing.
+    """
+    with _alone(directory):
+        found = _read_key(directory / NEXT_KEY)
+        certificate = _certificate_pem(found, names)
+        (directory / NEXT_KEY).rename(directory / KEY)
+        write_private(directory / CERTIFICATE, certificate)
+    return _pin(found.public_key())
+
+
+@contextmanager
+def _alone(directory: Path) -> Iterator[None]:
+    """One process at a time: of two that make a next key, one would print the pin of a key that the other replaced."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
 
 
 def pin(certificate: Path) -> str:
@@ -60,7 +102,10 @@ def pin(certificate: Path) -> str:
 
     A renewed certificate of the same key has the same one. Raises OSError, ValueError.
     """
-    key = x509.load_pem_x509_certificate(certificate.read_bytes()).public_key()
+    return _pin(x509.load_pem_x509_certificate(certificate.read_bytes()).public_key())
+
+
+def _pin(key: CertificatePublicKeyTypes) -> str:
     spki = key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
     return base64.urlsafe_b64encode(hashlib.sha256(spki).digest()).decode().rstrip("=")
 
@@ -71,8 +116,23 @@ def is_self_signed(certificate: Path) -> bool:
     return found.issuer == found.subject
 
 
-def _make(names: list[str]) -> tuple[bytes, bytes]:
-    key = ec.generate_private_key(ec.SECP256R1())
+def _read_key(path: Path) -> ec.EllipticCurvePrivateKey:
+    """Raises OSError, ValueError."""
+    try:
+        key = serialization.load_pem_private_key(path.read_bytes(), password=None)
+    except TypeError:
+        raise ValueError(f"{path} is encrypted") from None
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise ValueError(f"{path} is none of pylb's keys (an elliptic curve's)")  # noqa: TRY004 - a file's content
+    return key
+
+
+def _key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+    return key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+
+
+def _certificate_pem(key: ec.EllipticCurvePrivateKey, for_names: Iterable[str]) -> bytes:
+    names = list(dict.fromkeys(for_names)) or ["localhost"]
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, names[0][:64])])  # RFC 5280: at most 64 characters
     now = datetime.now(UTC)
     certificate = (
@@ -92,8 +152,7 @@ def _make(names: list[str]) -> tuple[bytes, bytes]:
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(key.public_key()), critical=False)
         .sign(key, hashes.SHA256())
     )
-    key_pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    return certificate.public_bytes(serialization.Encoding.PEM), key_pem
+    return certificate.public_bytes(serialization.Encoding.PEM)
 
 
 _KEY_USAGE = x509.KeyUsage(

@@ -45,7 +45,7 @@ def phone(pylb: Instance, **environ: str) -> subprocess.CompletedProcess[str]:
 def test_one_join_string_is_all_that_a_phone_home_needs(tls: Instance) -> None:
     tls.start()
     join = create(tls)
-    assert re.fullmatch(rf"pylb://app:[\w-]{{32}}@127\.0\.0\.1:{tls.webhook}/[\w-]{{43}}", join)
+    assert re.fullmatch(rf"pylb://app:[\w-]{{32}}@127\.0\.0\.1:{tls.webhook}(/[\w-]{{43}}){{2}}", join)
     ended = phone(tls, PYLB_JOIN=join)
     assert ended.returncode == 0, ended.stdout
     [row] = tls.routes()
@@ -58,7 +58,8 @@ def test_one_join_string_is_all_that_a_phone_home_needs(tls: Instance) -> None:
 def test_a_join_string_with_another_key_sends_nothing(tls: Instance) -> None:
     tls.start()
     join = create(tls)
-    ended = phone(tls, PYLB_JOIN=join[:-4] + ("AAAA" if not join.endswith("AAAA") else "BBBB"))
+    where = join.split("/")
+    ended = phone(tls, PYLB_JOIN="/".join([*where[:3], "A" * 43, "B" * 43]))
     assert ended.returncode == 1
     assert "not the key of the join string" in ended.stdout
     assert json.loads(tls.ask("routes", "--rejected", "--json").stdout) == []  # not one call came
@@ -75,6 +76,32 @@ def test_a_rotation_accepts_both_secrets_until_it_is_done(tls: Instance) -> None
     assert phone(tls, PYLB_JOIN=new).returncode == 0
     again = tls.ask("token", "rotate", "app", "--done")
     assert (again.returncode, "nothing is being rotated" in again.stderr) == (1, True)
+
+
+def test_the_key_is_changed_without_an_outage_for_whoever_pins_the_next_one(tls: Instance) -> None:
+    tls.start()
+    join = create(tls)
+    _, _, _, old, following = join.split("/")
+    before = (tls.state_dir / "tls" / "cert.pem").read_bytes()
+    ended = tls.ask("token", "switch-key")
+    assert ended.returncode == 0, ended.stderr
+    assert following in ended.stdout
+    assert (tls.state_dir / "tls" / "cert.pem").read_bytes() != before
+    alone = join.removesuffix(f"/{following}")
+    eventually(lambda: "not the key of the join string" in phone(tls, PYLB_JOIN=alone).stdout, what="the new key is served")
+    assert phone(tls, PYLB_JOIN=join).returncode == 0
+    new = tls.ask("token", "rotate", "app").stdout.strip().split("/")
+    assert new[3] == following
+    assert new[4] not in (old, following)
+    assert phone(tls, PYLB_JOIN="/".join(new).removeprefix("PYLB_JOIN=")).returncode == 0
+
+
+def test_no_key_is_switched_to_that_no_join_string_pins(tls: Instance) -> None:
+    tls.start()
+    before = (tls.state_dir / "tls" / "key.pem").read_bytes()
+    ended = tls.ask("token", "switch-key")
+    assert (ended.returncode, "no join string pins a next key yet" in ended.stderr) == (1, True)
+    assert (tls.state_dir / "tls" / "key.pem").read_bytes() == before
 
 
 def test_a_revoked_token_is_refused_at_once_and_its_port_goes_on(tls: Instance) -> None:

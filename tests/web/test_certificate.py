@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pylb.web.call import Answer, Call, text_answer
-from pylb.web.certificate import self_signed
+from pylb.web.certificate import next_pin, pin, self_signed, switch
 from pylb.web.listener import Limits
 from tests.web.loopback import ask, run, serving, until
 
@@ -60,6 +60,28 @@ def test_a_certificate_without_its_key_is_an_error_and_is_not_replaced(tmp_path:
 def test_a_key_left_alone_by_a_crash_is_made_anew(tmp_path: Path) -> None:
     tmp_path.joinpath("key.pem").write_bytes(b"half a k")
     assert self_signed(tmp_path, []).expires_at > time.time()
+
+
+def test_a_key_without_its_certificate_is_given_one(tmp_path: Path) -> None:
+    """As after a restore of the key alone; and as a switch that was cut short leaves it, with the old certificate."""
+    first = pin(self_signed(tmp_path, ["localhost"]).path)
+    (tmp_path / "cert.pem").unlink()
+    assert pin(self_signed(tmp_path, ["localhost"]).path) == first
+    following = next_pin(tmp_path)
+    (tmp_path / "next-key.pem").rename(tmp_path / "key.pem")
+    assert pin(tmp_path / "cert.pem") == first
+    assert pin(self_signed(tmp_path, ["localhost"]).path) == following
+
+
+def test_the_next_key_stays_the_same_until_it_is_switched_to(tmp_path: Path) -> None:
+    first = pin(self_signed(tmp_path, ["localhost"]).path)
+    following = next_pin(tmp_path)
+    assert following == next_pin(tmp_path) != first
+    assert stat.S_IMODE((tmp_path / "next-key.pem").stat().st_mode) == 0o600
+    assert switch(tmp_path, ["localhost"]) == following == pin(self_signed(tmp_path, ["localhost"]).path)
+    with pytest.raises(FileNotFoundError):
+        switch(tmp_path, ["localhost"])
+    assert next_pin(tmp_path) != following
 
 
 def test_a_reload_serves_the_new_certificate_and_a_broken_one_changes_nothing(tmp_path: Path) -> None:
