@@ -87,8 +87,10 @@ from pylb.workers.program import Program
 log = logging.getLogger("pylb")
 
 LOG_FLUSH = 2.0  # seconds for the last lines at the end
-# With the heap of the start frozen and sessions that leave no cycles, collections may be rare. HTTP calls do leave some (some
-# 30 objects each): a young collection every few hundred calls takes half a millisecond and keeps memory flat.
+# With the heap of the start frozen and sessions that leave no cycles, collections may be rare; what calls leave is cut where
+# it is made (core.errors.let_go). Measured under 51 clients of malformed streams beside 1,500 registrations: 161 young
+# collections, 38 ms in all, and 47 MiB; with (5_000, 10, 50) 413 of them, 566 ms, 41 MiB; with (2_000, 10, 50) 1,558, 455 ms,
+# 43 MiB, and twice as many whole ones of 70 to 116 ms.
 GC_THRESHOLDS = (10_000, 20, 100)
 WORKERS_WINDOW = 3  # samples of the history that a rate is taken over: workers report once a second, at moments of their own
 _LEVELS = {True: logging.WARNING, False: logging.INFO}  # of an event, by its alarm

@@ -67,13 +67,19 @@ class Tls(Section):
 
 
 class WebhookLimits(Section):
-    connections: v.AtLeastOne = Field(_CALLS.connections, description="at once; at the cap the oldest waiting one is cut")
-    per_address: v.AtLeastOne = Field(_CALLS.per_address, description="of one address; more only while they are complete")
-    burst: v.AtLeastOne = Field(_CALLS.burst, description="calls that a token may make at once from one address")
+    connections: v.AtLeastOne = Field(
+        _CALLS.connections, description="at once; at the cap a waiting one of the largest crowd is cut"
+    )
+    per_address: v.AtLeastOne = Field(
+        _CALLS.per_address, description="of one IPv4 address or IPv6 /64; more only while they are complete"
+    )
+    burst: v.AtLeastOne = Field(
+        _CALLS.burst, description="calls that a token may make at once from one address or /64; five times as many from all"
+    )
     rate: v.AtLeastOne = Field(_CALLS.rate, description="and a second in the long run; more get a 429 with Retry-After")
     lockout: v.AtLeastOne = Field(
         _CALLS.lockout,
-        description="calls without a valid token a minute and address; more get a 429. A valid token is served nevertheless",
+        description="calls without a valid token a minute, from one address or /64; more get a 429. A valid one is served",
     )
 
     def limits(self) -> core.CallLimits:

@@ -47,3 +47,12 @@ class Refused(Exception):  # noqa: N818 - a refused call is an answer, not an er
 
     def __str__(self) -> str:
         return f"{self.code}: {self.detail}" + (f" ({self.hint})" if self.hint else "")
+
+
+def let_go(error: BaseException) -> None:
+    """Cut it from the frames that it came through, and from the errors it was raised in the place of.
+
+    Whoever raised it may hold it in a variable, and so in its own traceback: such a circle lives until the collector runs,
+    with everything that was in those frames, such as the body of a call.
+    """
+    error.__traceback__ = error.__context__ = error.__cause__ = None

@@ -13,7 +13,7 @@ from pylb.control.registry import Registry
 from pylb.control.views import RegistrationView, ServerView
 from pylb.core.address import Listen, Network, in_networks, is_loopback, parse_ip
 from pylb.core.checks import written
-from pylb.core.errors import Code, Refused
+from pylb.core.errors import Code, Refused, let_go
 from pylb.core.registration import Wanted
 from pylb.core.table import Frontend
 from pylb.forward.counters import Counters
@@ -222,6 +222,7 @@ def _pages(router: Router, check: Callable[[Call], None]) -> Handler:
                 return json_refusal(wrong_method, Allow=", ".join(missing.allow))
             return json_refusal(Refused(Code.NOT_FOUND, "there is nothing at this path"))
         except Refused as refused:
+            let_go(refused)
             return json_refusal(refused)
 
     return answer

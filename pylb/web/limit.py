@@ -22,12 +22,19 @@ class Buckets:
 
     def take(self, key: Hashable) -> float:
         """0 if allowed, else the seconds until the next one is."""
-        now = self._clock()
-        left, at = self._left.get(key, (self._burst, now))
-        left = min(self._burst, left + (now - at) * self._rate)
-        wait = 0.0 if left >= 1 else (1 - left) / self._rate
-        self._left[key] = (left - 1 if wait == 0 else left, now)
+        left, wait = self._look(key)
+        self._left[key] = (left - 1 if wait == 0 else left, self._clock())
         self._left.move_to_end(key)
         if len(self._left) > self._most_keys:
             self._left.popitem(last=False)
         return wait
+
+    def wait(self, key: Hashable) -> float:
+        """As `take`, but nothing is taken."""
+        return self._look(key)[1]
+
+    def _look(self, key: Hashable) -> tuple[float, float]:
+        now = self._clock()
+        left, at = self._left.get(key, (self._burst, now))
+        left = min(self._burst, left + (now - at) * self._rate)
+        return left, 0.0 if left >= 1 else (1 - left) / self._rate

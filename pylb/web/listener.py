@@ -24,7 +24,7 @@ class Limits:
     header: int = 4096  # one header line, or the request line
     headers: int = 64
     connections: int = 256
-    per_address: int = 32  # an address's share; more than that is let in as long as requests come in complete
+    per_address: int = 32  # a source's share (network_of); more than that is let in as long as requests come in complete
     patience: float = 0.5  # within which they have to
 
 
@@ -41,7 +41,12 @@ def check_aiohttp() -> None:
         )
 
 
-def bind(listen: Listen, backlog: int = 128) -> socket.socket:
+# Connections that wait to be accepted. No TCP_DEFER_ACCEPT: in a flood its queue is full in the first second, so that the
+# kernel answers with SYN cookies, and whoever is silent arrives here all the same, only later.
+BACKLOG = 1024
+
+
+def bind(listen: Listen, backlog: int = BACKLOG) -> socket.socket:
     """A listening, non-blocking TCP socket; `*` takes IPv4 and IPv6 where the machine has both. Raises OSError."""
     if listen.ip == "*" and socket.has_dualstack_ipv6():
         return _bind(socket.AF_INET6, ("::", listen.port), backlog, dual=True)

@@ -1,8 +1,9 @@
 """An HTTP listener for the open Internet: aiohttp's parser inside limits of our own.
 
 aiohttp has no deadline for a request, no cap on connections, and generous sizes. So pylb accepts by itself: a client
-has `deadline` seconds from accept to its complete request, TLS handshake included; at the cap the oldest one without
-a running request is cut. Then `connect_accepted_socket` hands the socket to the loop, with aiohttp's protocol on it.
+has `deadline` seconds from accept to its complete request, TLS handshake included; at the cap one of the largest crowd
+is cut (see crowd). Nothing is made for a client before its first byte: only then `connect_accepted_socket` hands the socket
+to the loop, with TLS and aiohttp's protocol on it.
 """
 
 import asyncio
@@ -10,26 +11,32 @@ import errno
 import logging
 import socket
 import ssl
-from collections import Counter
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass, replace
-from typing import Any, cast
+from dataclasses import replace
+from typing import cast
 
-from aiohttp import StreamReader, web
-from aiohttp.http_exceptions import HttpProcessingError
-from aiohttp.http_parser import RawRequestMessage
-from yarl import URL
+from aiohttp import web
 
 from pylb.core.address import parse_ip
 from pylb.core.errors import Refused
 from pylb.web import exchange
 from pylb.web.answers import refusal
 from pylb.web.call import Answer, Handler, json_answer
+from pylb.web.crowd import Connection, Crowd
 from pylb.web.listener import Limits, check_aiohttp
+from pylb.web.protocol import Http, Protocol
+from pylb.web.source import network_of
 
 log = logging.getLogger(__name__)
 
-ACCEPTS_PER_EVENT = 16
+ACCEPTS_PER_EVENT = 4  # the rest waits in the backlog until the loop has served everybody else once
+GOODBYE = 1.0  # seconds for a client that spoke plain HTTP to a TLS port to take its answer
+PLAIN_BYTES = 65536  # of its request that are read at a time, and thrown away
+_TLS_TEXT = b"this port speaks TLS: use https://\n"
+SPEAK_TLS = (
+    b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain; charset=utf-8\r\nConnection: close\r\n"
+    b"Content-Length: %d\r\n\r\n%b" % (len(_TLS_TEXT), _TLS_TEXT)
+)
 ACCEPT_PAUSE = 0.1  # seconds without accepting after EMFILE: the listener stays readable, watching it would spin
 SAY_AGAIN = 10.0  # seconds between two complaints about it
 NO_DESCRIPTORS = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
@@ -44,22 +51,6 @@ LOST = {
 }
 
 
-@dataclass(slots=True, eq=False)
-class _Connection:
-    """One accepted client, from accept to the end of its last answer."""
-
-    peer: str
-    local: str
-    sock: socket.socket
-    timer: asyncio.TimerHandle | None = None
-    task: asyncio.Task[None] | None = None  # the TLS handshake, or the moment it takes to set up a plain connection
-    protocol: "_Protocol | None" = None
-    busy: bool = False  # a complete request is being answered
-    streams: bool = False  # by an answer without an end
-    asked: int = 0  # requests so far
-    waits_since: float = 0.0  # loop time of its accept or of its last answer
-
-
 class HttpServer:
     """Serves `handler` on one listening socket, which it takes over (and closes at `stop`)."""
 
@@ -71,7 +62,7 @@ class HttpServer:
         self._handler = handler
         self._limits = limits or Limits()
         self._tls = tls
-        self._open: dict[_Connection, None] = {}  # in the order of accept
+        self._open = Crowd(self._limits)
         self._resume: asyncio.TimerHandle | None = None
         self._say_again = 0.0  # loop time
         self._stopping = False
@@ -87,7 +78,7 @@ class HttpServer:
 
     def start(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._http = _Http(self)
+        self._http = Http(self.serve, self.ended, self._limits)
         self._loop.add_reader(self._sock, self._accept)
 
     def pause(self) -> None:
@@ -109,11 +100,11 @@ class HttpServer:
             self._resume.cancel()
         self._loop.remove_reader(self._sock)
         self._sock.close()
-        for connection in list(self._open):
+        for connection in self._open:
             if connection.streams or not connection.busy:
                 self._cut(connection)
         await self._http.shutdown(grace)
-        for connection in list(self._open):
+        for connection in self._open:
             self._cut(connection)
         handshakes = [connection.task for connection in self._open if connection.task is not None]
         await asyncio.gather(*handshakes, return_exceptions=True)
@@ -143,37 +134,67 @@ class HttpServer:
         self._resume = self._loop.call_later(ACCEPT_PAUSE, self._loop.add_reader, self._sock, self._accept)
 
     def _admit(self, sock: socket.socket, host: str) -> None:
-        peer = _canonical(host)
-        if not self._make_room(peer):
+        """A place for it, and no more than that: whoever stays silent has cost an accept, a look and a timer."""
+        peer, now = _canonical(host), self._loop.time()
+        source = network_of(peer)
+        if not self._open.make_room(source, now, self._cut):
             sock.close()
             return
         sock.setblocking(False)
-        connection = _Connection(peer, _canonical(sock.getsockname()[0]), sock, waits_since=self._loop.time())
-        self._open[connection] = None
+        connection = Connection(peer, source, sock, now)
+        self._open.add(connection)
         self._arm(connection, self._limits.deadline)
-        connection.task = self._loop.create_task(self._set_up(connection))
+        self._listen_for(connection)
 
-    def _make_room(self, peer: str) -> bool:
-        """Cut who waits without a complete request where there are too many; False if there is nobody to cut.
+    def _listen_for(self, connection: Connection) -> None:
+        """Set it up as soon as its first byte is there: the client speaks first, in TLS as in HTTP."""
+        self._unwatch(connection)
+        try:
+            first = connection.sock.recv(1, socket.MSG_PEEK)
+        except (BlockingIOError, InterruptedError):
+            connection.watched = True
+            self._loop.add_reader(connection.sock, self._listen_for, connection)
+            return
+        except OSError:
+            first = b""
+        if not first:
+            self._forget(connection)
+        elif self._tls is not None and first.isalpha():
+            self._say_https(connection)
+        else:
+            connection.task = self._loop.create_task(self._set_up(connection))
 
-        A burst of honest calls from one address (a node that comes back) is complete at once and is served. What stays
-        incomplete beyond the address's share goes after `patience`, or at the overall cap before anybody else's.
-        """
-        limits, crowd = self._limits, Counter(connection.peer for connection in self._open)
-        waiting = [connection for connection in self._open if not connection.busy]
-        if crowd[peer] >= limits.per_address:
-            same = [connection for connection in waiting if connection.peer == peer]
-            if same and self._loop.time() - min(one.waits_since for one in same) >= limits.patience:
-                self._cut(min(same, key=lambda one: one.waits_since))
-                return True
-        if len(self._open) < limits.connections:
-            return True
-        if not waiting:
-            return False
-        self._cut(min(waiting, key=lambda one: (crowd[one.peer] < limits.per_address, one.waits_since)))
-        return True
+    def _unwatch(self, connection: Connection) -> None:
+        if connection.watched:
+            connection.watched = False
+            self._loop.remove_reader(connection.sock)
 
-    async def _set_up(self, connection: _Connection) -> None:
+    def _say_https(self, connection: Connection) -> None:
+        """Whoever speaks plain HTTP here is answered once, in plain text, for a second: no TLS record begins with a letter."""
+        self._arm(connection, GOODBYE)
+        self._read_away(connection)
+        if connection in self._open:
+            try:
+                connection.sock.send(SPEAK_TLS)  # a new connection's send buffer takes it whole
+                connection.sock.shutdown(socket.SHUT_WR)
+            except OSError:
+                self._forget(connection)
+                return
+            connection.watched = True
+            self._loop.add_reader(connection.sock, self._read_away, connection)
+
+    def _read_away(self, connection: Connection) -> None:
+        """Closing with unread input would send a reset, which may eat the answer. The timer ends who goes on talking."""
+        try:
+            if connection.sock.recv(PLAIN_BYTES):
+                return
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            pass
+        self._forget(connection)
+
+    async def _set_up(self, connection: Connection) -> None:
         """Give the socket to the loop, with TLS where it is on. Whatever goes wrong here ends this connection alone."""
         limit = self._limits.deadline
         tls_limits = {"ssl_handshake_timeout": limit, "ssl_shutdown_timeout": 1.0} if self._tls else {}
@@ -193,40 +214,44 @@ class HttpServer:
 
     # ------------------------------------------------------------ deadlines
 
-    def _arm(self, connection: _Connection, seconds: float) -> None:
+    def _arm(self, connection: Connection, seconds: float) -> None:
         self._disarm(connection)
         connection.timer = self._loop.call_later(seconds, self._cut, connection)
 
-    def _disarm(self, connection: _Connection) -> None:
+    def _disarm(self, connection: Connection) -> None:
         if connection.timer is not None:
             connection.timer.cancel()
             connection.timer = None
 
-    def _cut(self, connection: _Connection) -> None:
+    def _cut(self, connection: Connection) -> None:
         """End it now, whatever it is doing."""
+        if connection.watched:
+            self._forget(connection)
+            return
         self._disarm(connection)
         if connection.protocol is not None and connection.protocol.transport is not None:
             # abort, not close: close would wait for a client that takes nothing, or for its TLS goodbye.
             connection.protocol.transport.abort()
         elif connection.task is not None:
             connection.task.cancel()
-        self._open.pop(connection, None)
+        self._open.discard(connection)
 
-    def _forget(self, connection: _Connection) -> None:
+    def _forget(self, connection: Connection) -> None:
         self._disarm(connection)
-        self._open.pop(connection, None)
+        self._unwatch(connection)
+        self._open.discard(connection)
         connection.sock.close()
 
-    def ended(self, connection: _Connection) -> None:
+    def ended(self, connection: Connection) -> None:
         """The protocol says its transport is gone."""
         self._disarm(connection)
-        self._open.pop(connection, None)
+        self._open.discard(connection)
 
     # ------------------------------------------------------------ one request
 
     async def serve(self, request: web.BaseRequest) -> web.StreamResponse:
         """Read it whole within the deadline, have it answered, give the client `limits.answer` to take the answer."""
-        connection = cast("_Protocol", request.protocol).connection
+        connection = cast("Protocol", request.protocol).connection
         connection.asked += 1
         now = self._loop.time()
         deadline = (connection.waits_since if connection.asked == 1 else now) + self._limits.deadline
@@ -242,7 +267,7 @@ class HttpServer:
         return await exchange.send(request, answer, last=self._stopping)
 
     async def _stream(
-        self, request: web.BaseRequest, connection: _Connection, answer: Answer, chunks: AsyncGenerator[bytes]
+        self, request: web.BaseRequest, connection: Connection, answer: Answer, chunks: AsyncGenerator[bytes]
     ) -> web.StreamResponse:
         """It stays busy, so that nobody's rush cuts it; how many there may be is the handler's to bound."""
         connection.streams = True
@@ -255,13 +280,14 @@ class HttpServer:
 
         return await exchange.stream(request, answer, chunks, patience)
 
-    async def _answer(self, request: web.BaseRequest, connection: _Connection, deadline: float) -> Answer:
+    async def _answer(self, request: web.BaseRequest, connection: Connection, deadline: float) -> Answer:
         try:
             body = await exchange.read_body(request, self._limits, deadline)
         except Refused as refused:
             return replace(refusal(request.rel_url.raw_path, refused), close=True)
         connection.busy = True
-        call = exchange.to_call(request, connection.peer, connection.local, body)
+        local = request.get_extra_info("sockname")
+        call = exchange.to_call(request, connection.peer, _canonical(local[0]) if local else "", body)
         try:
             return await self._handler(call)
         except Exception:
@@ -273,66 +299,3 @@ class HttpServer:
 def _canonical(host: str) -> str:
     """An address from the kernel: mapped IPv4 folded, a zone ("fe80::1%eth0") dropped."""
     return parse_ip(host.partition("%")[0])
-
-
-class _Http(web.Server):
-    """aiohttp's server, making protocols that know their connection."""
-
-    def __init__(self, server: HttpServer) -> None:
-        limits = server._limits  # noqa: SLF001 - two halves of one thing in one file
-        super().__init__(server.serve, request_factory=_request)
-        self._server = server
-        self._settings: dict[str, object] = {
-            "access_log": None,
-            "keepalive_timeout": limits.keepalive,
-            "lingering_time": 0,
-            "auto_decompress": False,
-            "max_line_size": limits.header,
-            "max_field_size": limits.header,
-            "max_headers": limits.headers,
-        }
-
-    def protocol(self, connection: _Connection) -> "_Protocol":
-        connection.protocol = _Protocol(self, connection, self._server, self._settings)
-        return connection.protocol
-
-
-def _request(
-    message: RawRequestMessage, payload: StreamReader, protocol: web.RequestHandler, writer: Any, task: "asyncio.Task[None]"
-) -> web.BaseRequest:
-    """aiohttp's parser knows no path of `CONNECT ` without one, and BaseRequest fails on it (found by fuzzing)."""
-    if not message.path:
-        message = message._replace(url=URL("/"), path="/")
-    return web.BaseRequest(message, payload, protocol, writer, task, asyncio.get_running_loop())
-
-
-class _Protocol(web.RequestHandler):
-    __slots__ = ("_server", "connection")
-
-    def __init__(self, http: _Http, connection: _Connection, server: HttpServer, settings: dict[str, object]) -> None:
-        super().__init__(http, loop=asyncio.get_running_loop(), **settings)  # type: ignore[arg-type]
-        self.connection = connection
-        self._server = server
-
-    def connection_lost(self, exc: BaseException | None) -> None:
-        super().connection_lost(exc)
-        self._server.ended(self.connection)
-
-    def handle_error(
-        self,
-        request: web.BaseRequest,
-        status: int = 500,
-        exc: BaseException | None = None,
-        message: str | None = None,
-    ) -> web.StreamResponse:
-        """What is not HTTP, or breaks off, gets a 400 and no traceback in the log: the Internet sends it all day."""
-        if not isinstance(exc, (HttpProcessingError, web.RequestPayloadError, OSError)):
-            return super().handle_error(request, status, exc, message)
-        log.debug("not HTTP from %s: %r", self.connection.peer, exc)
-        what = exc.message if isinstance(exc, HttpProcessingError) else "it broke off"
-        body = {"error": "bad_request", "detail": f"not a valid HTTP request: {_first_line(what)}"}
-        return exchange.response(replace(json_answer(400, body), close=True))
-
-
-def _first_line(text: str) -> str:
-    return text.partition("\n")[0].rstrip(":")

@@ -9,6 +9,7 @@ import json
 import logging
 import socket
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ log = logging.getLogger(__name__)
 Verb = Callable[[Mapping[str, Any]], Awaitable[dict[str, Any]]]
 
 LINE_BYTES = 8 << 20  # a config to be planned is in one
+SHORT = 65536  # bytes of a line that every client may have; who has more waits until nobody else has
 DEADLINE = 5.0  # seconds for a request line to arrive, and for an answer to be taken
 
 
@@ -30,24 +32,44 @@ class ControlSocket:
     def __init__(self, path: Path, verbs: Mapping[str, Verb], *, deadline: float = DEADLINE) -> None:
         self._verbs = verbs
         self._deadline = deadline
-        server = UnixServer(path, self._converse, LINE_BYTES)
+        self._long = asyncio.Lock()
+        server = UnixServer(path, self._converse, SHORT)
         self.start, self.leave, self.stop = server.start, server.leave, server.stop
 
     async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        rest = b""
         try:
-            while line := await self._line(reader):
-                check_peer(writer)  # after the line: closing with unread input would eat the answer
-                await self._say(writer, await self._answer(line))
+            while True:
+                async with AsyncExitStack() as held:
+                    line, rest = await self._line(reader, rest, held)
+                    if not line:
+                        return
+                    check_peer(writer)  # after the line: closing with unread input would eat the answer
+                    answer = await self._answer(line)
+                await self._say(writer, answer)
         except Refused as refused:
             await self._say(writer, _no(refused))
 
-    async def _line(self, reader: asyncio.StreamReader) -> bytes:
-        """The next request, b"" at the end. Raises Refused, TimeoutError."""
-        try:
-            async with asyncio.timeout(self._deadline):
-                return await reader.readline()
-        except ValueError:  # StreamReader's word for a line over its limit
-            raise Refused(Code.TOO_LARGE, f"a request line is over {LINE_BYTES} bytes") from None
+    async def _line(self, reader: asyncio.StreamReader, line: bytes, held: AsyncExitStack) -> tuple[bytes, bytes]:
+        """The next request, which begins with `line`, and what came behind it; b"" at the end. Raises Refused, TimeoutError.
+
+        A long one takes the lock until it is answered: so all clients together have little more than one long line.
+        """
+        pieces, size, is_long = [line], len(line), False
+        async with asyncio.timeout(self._deadline):
+            while b"\n" not in pieces[-1]:
+                if size > LINE_BYTES:
+                    raise Refused(Code.TOO_LARGE, f"a request line is over {LINE_BYTES} bytes")
+                if size > SHORT and not is_long:
+                    is_long = True
+                    await held.enter_async_context(self._long)
+                piece = await reader.read(SHORT)
+                if not piece:
+                    break
+                pieces.append(piece)
+                size += len(piece)
+        before, newline, rest = b"".join(pieces).partition(b"\n")
+        return before + newline, rest
 
     async def _answer(self, line: bytes) -> dict[str, Any]:
         try:

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from ipaddress import IPv6Network
+from socket import AF_INET, AF_INET6, inet_pton
 
 from pylb.core.address import Network, in_networks, parse_ip
 from pylb.core.errors import Code, Refused
@@ -38,6 +38,6 @@ def caller_ip(peer: str, headers: Mapping[str, str], trusted: Sequence[Network])
     return ip
 
 
-def network_of(ip: str) -> str:
+def network_of(ip: str) -> bytes:
     """What counts as one caller: an IPv4 address, or an IPv6 /64, for whoever has one address there has all of them."""
-    return str(IPv6Network((ip, 64), strict=False).network_address) if ":" in ip else ip
+    return inet_pton(AF_INET6, ip)[:8] if ":" in ip else inet_pton(AF_INET, ip)

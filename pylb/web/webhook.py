@@ -3,6 +3,7 @@
 import json
 import logging
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -10,8 +11,8 @@ from typing import Any, TypeVar
 from pylb.control.registry import Registry
 from pylb.control.views import FrontendOutcome, Outcome
 from pylb.core.address import Network, in_networks
-from pylb.core.auth import ANYWHERE, STRONG, Caller, Door, Keyring
-from pylb.core.errors import Code, Refused
+from pylb.core.auth import ANYWHERE, STRONG, Caller, Door, Keyring, Token
+from pylb.core.errors import Code, Refused, let_go
 from pylb.core.legacy import LegacyCall, parse_legacy
 from pylb.core.policy import CallLimits
 from pylb.core.registration import parse_native
@@ -30,7 +31,14 @@ LEGACY_HEADER = "x-funkypenguin-token"
 # every few seconds is never refused, one in a loop leaves most of its token's calls to the others behind its address.
 REPEAT_BURST, REPEAT_RATE = 30.0, 5.0
 BODY = Limits().body
-NOTE_BURST, NOTE_RATE = 5.0, 1 / 60  # per source and kind of refusal
+NOTE_BURST, NOTE_RATE = 5.0, 1 / 60  # lines of the log per source and kind of refusal
+ALL_NOTES = 20  # times as many of all sources together
+ALL_SOURCES = 5  # times what a token may call from one source: what it may from all of them
+# Wrong secrets that are short enough to be guessed, from everybody together: a thousand tries a day. The same one again from
+# the same source (a pod with a wrong token) is no new guess.
+GUESSES, GUESS_RATE = 100.0, 1 / 60
+A_DAY = 86400.0
+MOST_PROVEN = 4096
 
 
 T = TypeVar("T")
@@ -58,9 +66,14 @@ class Webhook:
         self._legacy_from = legacy  # who may use the legacy route; nobody: it does not exist
         self._log_beats = log_beats
         self._repeats = Buckets(REPEAT_BURST, REPEAT_RATE, clock)
-        self._calls = Buckets(limits.burst, limits.rate, clock)  # of a token and address
-        self._failures = Buckets(limits.lockout, limits.lockout / 60, clock)  # of an address: calls without a valid token
+        self._calls = Buckets(limits.burst, limits.rate, clock)  # of a token and source
+        self._all_calls = Buckets(ALL_SOURCES * limits.burst, ALL_SOURCES * limits.rate, clock)  # of a token
+        self._failures = Buckets(limits.lockout, limits.lockout / 60, clock)  # of a source: calls without a valid token
+        self._guesses = Buckets(GUESSES, GUESS_RATE, clock)
+        self._guessed = Buckets(1, 1 / A_DAY, clock)
+        self._proven: OrderedDict[tuple[str, bytes], None] = OrderedDict()  # who has called with which short secret
         self._notes = Buckets(NOTE_BURST, NOTE_RATE, clock)
+        self._all_notes = Buckets(ALL_NOTES * NOTE_BURST, ALL_NOTES * NOTE_RATE, clock)
 
     def handler(self) -> Handler:
         routes: dict[str, Handler] = {
@@ -81,6 +94,7 @@ class Webhook:
                     return self._no_route(call, missing)
                 return await handler(replace(call, args=args))
             except Refused as refused:
+                let_go(refused)
                 return refusal(call.path, refused)
 
         return answer
@@ -129,21 +143,37 @@ class Webhook:
         Who has a valid token is served whatever others did from its address, and only its own calls count against it.
         """
         ip = self._ip(call)
+        source = network_of(ip)
         token = self._keyring().find(secret, at)
+        if at == "legacy" and 0 < len(secret) < STRONG:
+            token = self._unless_guessed(call, secret, ip, token)
         if token is None:
-            hint = f"a token of at least {STRONG} characters as in pylb's config: Authorization: Bearer TOKEN"
-            refused = Refused(Code.UNAUTHORIZED, "the call carries no token that is known here", hint)
-            if wait := self._failures.take(network_of(ip)):
-                refused = Refused(Code.TOO_MANY, "too many calls without a valid token", hint, retry_after=wait)
+            refused = Refused(Code.UNAUTHORIZED, "the call carries no token that is known here", _HINT)
+            if wait := self._failures.take(source):
+                refused = _too_many("too many calls without a valid token", _HINT, wait)
             raise self._note(call, ip, "", refused)
-        if wait := self._repeats.take((token.name, ip, call.method, call.path, hash(call.body))):
+        if wait := self._repeats.take((token.name, source, call.method, call.path, hash(call.body))):
             hint = "set REPEAT_INTERVAL in the container" if at == "legacy" else "call at a third of the TTL"
-            refused = Refused(Code.TOO_MANY, "the same call again and again", hint, retry_after=wait)
-            raise self._note(call, ip, token.name, refused)
-        if wait := self._calls.take((token.name, ip)):
-            refused = Refused(Code.TOO_MANY, "too many calls with this token", "call less often", retry_after=wait)
-            raise self._note(call, ip, token.name, refused)
+            raise self._note(call, ip, token.name, _too_many("the same call again and again", hint, wait))
+        if wait := self._calls.take((token.name, source)) or self._all_calls.take(token.name):
+            raise self._note(call, ip, token.name, _too_many("too many calls with this token", "call less often", wait))
         return Caller(ip, token, at)
+
+    def _unless_guessed(self, call: Call, secret: str, ip: str, token: Token | None) -> Token | None:
+        """`token`, found by a short secret. Raises Refused while too many were guessed, in the same words for right and wrong;
+        but not for who has called with it before."""
+        source, wait = network_of(ip), self._guesses.wait("")
+        proven = token is not None and (token.name, source) in self._proven
+        if wait and not proven:
+            raise self._note(call, ip, "", _too_many("too many calls without a valid token", _HINT, wait))
+        if token is not None:
+            self._proven[token.name, source] = None
+            self._proven.move_to_end((token.name, source))
+            if len(self._proven) > MOST_PROVEN:
+                self._proven.popitem(last=False)
+        elif self._guessed.take((source, hash(secret))) == 0:
+            self._guesses.take("")
+        return token
 
     def _audit(self, call: Call, caller: Caller, result: str) -> None:
         if self._log_beats or result != "unchanged":
@@ -173,9 +203,16 @@ class Webhook:
 
     def _note(self, call: Call, ip: str, token: str, refused: Refused) -> Refused:
         """What is refused before the registry hears of it. A wrong token is worth a line, a flood of them is not."""
-        tell = self._notes.take((ip, refused.code)) == 0
+        tell = self._notes.take((network_of(ip), refused.code)) == 0 and self._all_notes.take(refused.code) == 0
         self._registry.reject(refused, ip, token, f"{call.method} {call.path[:160]}", tell=tell)
         return refused
+
+
+_HINT = f"a token of at least {STRONG} characters as in pylb's config: Authorization: Bearer TOKEN"
+
+
+def _too_many(detail: str, hint: str, wait: float) -> Refused:
+    return Refused(Code.TOO_MANY, detail, hint, retry_after=wait)
 
 
 async def _openapi(_call: Call) -> Answer:

@@ -12,7 +12,7 @@ import pytest
 from pylb.web.call import Answer, Call, text_answer
 from pylb.web.certificate import next_pin, pin, self_signed, switch
 from pylb.web.listener import Limits
-from tests.web.loopback import ask, run, serving, until
+from tests.web.loopback import ask, read_reply, run, serving, until
 
 
 async def hello(_call: Call) -> Answer:
@@ -126,17 +126,34 @@ def test_a_client_that_stops_in_its_handshake_is_cut_at_the_deadline_and_others_
     run(main())
 
 
-def test_plain_http_on_a_tls_port_ends_without_a_word_in_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_plain_http_on_a_tls_port_is_answered_in_plain_text_and_leaves_no_word_in_the_log(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     certificate = self_signed(tmp_path, ["127.0.0.1"])
 
     async def main() -> None:
         async with serving(hello, tls=certificate.context) as server:
-            with pytest.raises((asyncio.IncompleteReadError, ConnectionResetError)):
-                await ask(server.port, "GET", "/")
+            for body in (None, b"x" * 1_000_000):
+                reply = await ask(server.port, "PUT", "/", body=body)
+                assert (reply.status, reply.body) == (400, b"this port speaks TLS: use https://\n")
             await until(lambda: server.connections == 0)
 
     run(main())
     assert caplog.records == []
+
+
+def test_plain_http_without_an_end_on_a_tls_port_is_cut_within_a_second(tmp_path: Path) -> None:
+    certificate = self_signed(tmp_path, ["127.0.0.1"])
+
+    async def main() -> None:
+        async with serving(hello, tls=certificate.context) as server:
+            reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+            writer.write(b"GET / HTTP/1.1\r\n")
+            assert (await read_reply(reader)).status == 400
+            await until(lambda: server.connections == 0, seconds=4)  # with the writer open all the time
+            writer.close()
+
+    run(main())
 
 
 def _is_over(sock: socket.socket) -> bool:

@@ -1,10 +1,13 @@
 """The webhook over real HTTP, in front of a real registry and a real engine: what is answered is in force."""
 
 import asyncio
+import gc
 import json
-from collections.abc import AsyncIterator
+import weakref
+from collections import Counter
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
@@ -13,9 +16,9 @@ import pytest
 
 from pylb.core.auth import ANYWHERE
 from pylb.core.policy import CallLimits
-from pylb.web.call import Handler
+from pylb.web.call import Call, Handler
 from pylb.web.source import network_of
-from pylb.web.webhook import REPEAT_BURST, Webhook
+from pylb.web.webhook import ALL_NOTES, ALL_SOURCES, GUESS_RATE, GUESSES, NOTE_BURST, REPEAT_BURST, Webhook
 from tests.web.loopback import Reply, ask, run, serving
 from tests.web.running import SECRET, WEAK, Control, free_port, running
 
@@ -406,8 +409,8 @@ def test_a_token_in_a_frenzy_is_slowed_and_the_others_are_not(tmp_path: Path) ->
 
 
 def test_a_source_is_an_ipv4_address_or_an_ipv6_network() -> None:
-    assert network_of("192.0.2.7") == "192.0.2.7"
-    assert network_of("2001:db8::1:2:3:4") == network_of("2001:db8::ffff:0:0:1") == "2001:db8::"
+    assert network_of("192.0.2.7") == bytes((192, 0, 2, 7)) != network_of("192.0.2.8")
+    assert network_of("2001:db8::1:2:3:4") == network_of("2001:db8::ffff:0:0:1") != network_of("2001:db8:0:1::1")
 
 
 def test_the_legacy_route_can_be_for_some_addresses_alone(tmp_path: Path) -> None:
@@ -433,3 +436,91 @@ def test_each_accepted_call_is_a_line_of_the_log_without_the_secret(tmp_path: Pa
     where = "/v1/registrations/mosquitto/p from 127.0.0.1 with token"
     assert [line.split(" accepted ")[-1].split(": ")[-1] for line in said] == ["created", "unchanged", "released"]
     assert all(where in line and SECRET not in line for line in said)
+
+
+def _said_by(ip: str, secret: str, number: int = 0) -> Call:
+    body = json.dumps(legacy_body(20000 + number % 9000, 30000)).encode()
+    return Call("POST", "/hooks/update-haproxy", {"x-funkypenguin-token": secret}, ip, "127.0.0.1", body)
+
+
+async def _statuses(handler: Handler, calls: Iterable[Call]) -> Counter[int]:
+    return Counter([(await handler(call)).status for call in calls])
+
+
+def test_a_token_has_a_limit_over_all_addresses_too(tmp_path: Path) -> None:
+    """From addresses of one /64 as from one, from many networks five times that (finding 38)."""
+
+    async def main() -> None:
+        limits = CallLimits(burst=5, rate=2)
+        async with facing(tmp_path, clock=lambda: 1000.0, limits=limits) as face:
+            handler = face.webhook.handler()
+            one_network = [_said_by(f"2001:db8::{n:x}", WEAK, n) for n in range(60)]
+            assert await _statuses(handler, one_network) == {200: 5, 429: 55}
+            many_networks = [_said_by(f"2001:db8:0:{n:x}::1", WEAK, n) for n in range(1, 60)]
+            assert await _statuses(handler, many_networks) == {200: ALL_SOURCES * 5 - 5, 429: 59 - ALL_SOURCES * 5 + 5}
+            assert (await handler(_said_by("2001:db8::1", SECRET, 8000))).status == 200
+
+    run(main())
+
+
+def test_guesses_have_a_budget_over_all_addresses_and_who_has_called_before_is_served(tmp_path: Path) -> None:
+    now = 1000.0
+
+    async def main() -> None:
+        nonlocal now
+        async with facing(tmp_path, clock=lambda: now) as face:
+            handler = face.webhook.handler()
+            assert (await handler(_said_by("192.0.2.1", WEAK))).status == 200
+            guesses = [_said_by(f"2001:db8:0:{n:x}::1", f"guess-{n}") for n in range(500)]
+            assert await _statuses(handler, guesses) == {401: int(GUESSES), 429: 500 - int(GUESSES)}
+            right, wrong = [await handler(_said_by("192.0.2.9", secret)) for secret in (WEAK, "guess")]
+            assert (right.status, right.body) == (wrong.status, wrong.body)  # no oracle
+            assert (await handler(_said_by("192.0.2.1", WEAK))).status == 200
+            assert (await handler(_said_by("192.0.2.9", SECRET, 8000))).status == 200  # nobody guesses that one
+            now += 1 / GUESS_RATE
+            assert (await handler(_said_by("192.0.2.9", WEAK))).status == 200
+
+    run(main())
+
+
+def test_a_pod_with_a_wrong_token_in_a_loop_spends_no_more_than_one_guess(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with facing(tmp_path, clock=lambda: 1000.0) as face:
+            handler = face.webhook.handler()
+            await _statuses(handler, [_said_by("192.0.2.1", "wrong") for _ in range(500)])
+            assert (await handler(_said_by("192.0.2.9", WEAK))).status == 200
+
+    run(main())
+
+
+def test_a_flood_from_many_networks_is_no_flood_of_the_log(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with facing(tmp_path, clock=lambda: 1000.0) as face:
+            handler = face.webhook.handler()
+            await _statuses(handler, [_said_by(f"2001:db8:0:{n:x}::1", "not-a-secret-that-is-known") for n in range(3000)])
+            assert sum(event.kind == "refused" for event in face.control.registry.events()) == ALL_NOTES * NOTE_BURST
+
+    run(main())
+
+
+def test_a_refused_call_is_free_when_it_is_answered(tmp_path: Path) -> None:
+    """With its body, and without the collector's help (finding 36)."""
+
+    class Headers(dict[str, str]):
+        """Of a call: bytes, such as its body, take no weak reference."""
+
+    async def main() -> None:
+        async with facing(tmp_path) as face:
+            handler = face.webhook.handler()
+            for secret, body in (("wrong", b"{}"), (SECRET, b"no JSON"), (SECRET, b"x" * 60000)):
+                headers = Headers({"x-funkypenguin-token": secret})
+                gone = weakref.ref(headers)
+                assert (await handler(replace(_said_by("192.0.2.1", secret), body=body, headers=headers))).status >= 400
+                del headers
+                assert gone() is None, secret
+
+    gc.disable()
+    try:
+        run(main())
+    finally:
+        gc.enable()

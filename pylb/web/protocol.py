@@ -1,0 +1,107 @@
+"""aiohttp's HTTP/1.1 on one accepted connection, with our bounds on what a stranger can make it do.
+
+Nothing behind the first byte that is no HTTP is parsed, and no error keeps its traceback: aiohttp's parse errors refer to
+the frame that holds them, with up to 256 KiB of input each, and a collector that runs rarely lets such cycles lie.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from typing import Any
+
+from aiohttp import StreamReader, web
+from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp.http_parser import RawRequestMessage
+from yarl import URL
+
+from pylb.core.errors import let_go
+from pylb.web import exchange
+from pylb.web.call import json_answer
+from pylb.web.crowd import Connection
+from pylb.web.listener import Limits
+
+log = logging.getLogger(__name__)
+
+
+class Http(web.Server):
+    """aiohttp's server, making protocols that know their connection."""
+
+    def __init__(
+        self,
+        serve: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]],
+        ended: Callable[[Connection], None],
+        limits: Limits,
+    ) -> None:
+        super().__init__(serve, request_factory=_request)
+        self._ended = ended
+        self._settings: dict[str, object] = {
+            "access_log": None,
+            "keepalive_timeout": limits.keepalive,
+            "lingering_time": 0,
+            "auto_decompress": False,
+            "max_line_size": limits.header,
+            "max_field_size": limits.header,
+            "max_headers": limits.headers,
+        }
+
+    def protocol(self, connection: Connection) -> "Protocol":
+        connection.protocol = protocol = Protocol(self, connection, self._ended, self._settings)
+        return protocol
+
+
+def _request(
+    message: RawRequestMessage, payload: StreamReader, protocol: web.RequestHandler, writer: Any, task: "asyncio.Task[None]"
+) -> web.BaseRequest:
+    """aiohttp's parser knows no path of `CONNECT ` without one, and BaseRequest fails on it (found by fuzzing)."""
+    if not message.path:
+        message = message._replace(url=URL("/"), path="/")
+    return web.BaseRequest(message, payload, protocol, writer, task, asyncio.get_running_loop())
+
+
+class Protocol(web.RequestHandler):
+    __slots__ = ("_broken", "_ended", "connection")
+
+    def __init__(
+        self, http: Http, connection: Connection, ended: Callable[[Connection], None], settings: dict[str, object]
+    ) -> None:
+        super().__init__(http, loop=asyncio.get_running_loop(), **settings)  # type: ignore[arg-type]
+        self.connection = connection
+        self._ended = ended
+        self._broken = False
+
+    def data_received(self, data: bytes) -> None:
+        """Up to the first error: what is behind it is thrown away until its 400 has been taken, or the deadline is over."""
+        if self._broken:
+            return
+        super().data_received(data)
+        error = getattr(self._messages[-1][0], "exc", None) if self._messages else None
+        if error is not None:
+            self._broken = True
+            let_go(error)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        super().connection_lost(exc)
+        # The cycles of a connection, cut here: what it holds is free at once, whenever the collector runs.
+        self._messages.clear()
+        self.connection.protocol = None
+        self._ended(self.connection)
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """What is not HTTP, or breaks off, gets a 400 and no traceback in the log: the Internet sends it all day."""
+        if not isinstance(exc, (HttpProcessingError, web.RequestPayloadError, OSError)):
+            return super().handle_error(request, status, exc, message)
+        log.debug("not HTTP from %s: %r", self.connection.peer, exc)
+        what = exc.message if isinstance(exc, HttpProcessingError) else "it broke off"
+        body = {"error": "bad_request", "detail": f"not a valid HTTP request: {_first_line(what)}"}
+        return exchange.response(replace(json_answer(400, body), close=True))
+
+
+def _first_line(text: str) -> str:
+    return text.partition("\n")[0].rstrip(":")

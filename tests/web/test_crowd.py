@@ -1,0 +1,69 @@
+"""Who goes when there are too many: a flood pays for itself, whatever addresses it has."""
+
+import random
+import socket
+
+from pylb.web.crowd import Connection, Crowd
+from pylb.web.listener import Limits
+from pylb.web.source import network_of
+
+LIMITS = Limits(connections=64, per_address=8, patience=0.5)
+HONEST = "192.0.2.7"
+
+
+class Door:
+    """A listener without sockets, and a clock."""
+
+    def __init__(self) -> None:
+        self.crowd = Crowd(LIMITS, random.Random(7).choice)
+        self.sock = socket.socket()
+        self.sock.close()
+        self.now = 0.0
+        self.refused = 0
+
+    def connect(self, ip: str) -> Connection:
+        source = network_of(ip)
+        connection = Connection(ip, source, self.sock, self.now)
+        if self.crowd.make_room(source, self.now, self.crowd.discard):
+            self.crowd.add(connection)
+        else:
+            self.refused += 1
+        return connection
+
+
+def test_a_flood_from_one_64_takes_no_place_of_anybody_else() -> None:
+    door = Door()
+    honest = [door.connect(f"192.0.2.{number}") for number in range(1, 9)]
+    for number in range(10_000):
+        door.now += 0.0003
+        door.connect(f"2001:db8::{number:x}")
+        assert len(door.crowd) <= LIMITS.connections
+    assert all(one in list(door.crowd) for one in honest)
+
+
+def test_a_flood_from_a_thousand_64s_beside_each_other_takes_no_place_of_anybody_else() -> None:
+    door = Door()
+    honest = door.connect(HONEST)
+    for number in range(10_000):
+        door.connect(f"2001:db8:0:{number % 1000:x}::{number:x}")
+    assert honest in list(door.crowd)
+
+
+def test_a_crowd_member_that_goes_is_any_of_them() -> None:
+    """The newest has the chance of the oldest: an honest client in the middle of a flood gets its moment."""
+    door = Door()
+    first = [door.connect(f"2001:db8::{number:x}") for number in range(LIMITS.connections)]
+    for number in range(LIMITS.connections // 2):
+        door.connect(f"2001:db8::1:{number:x}")
+    present = [one in list(door.crowd) for one in first]
+    assert True in present[:32]
+    assert False in present[32:]
+
+
+def test_who_is_being_answered_is_never_cut() -> None:
+    door = Door()
+    for number in range(LIMITS.connections):
+        door.connect(f"2001:db8::{number:x}").busy = True
+    door.now += 10
+    door.connect(HONEST)
+    assert (len(door.crowd), door.refused) == (LIMITS.connections, 1)
