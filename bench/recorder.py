@@ -46,7 +46,7 @@ def costs(seconds: float, folder: Path) -> list[list[float]]:
     """CPU microseconds per connection, of each slice, by its place in ORDER. Raises BenchError."""
     wiring = wired(folder, 10_000)
     ended, recorder = _Ended(), Recorder(SIZE)
-    engine = Engine(observer=ended, max_connections=1000, on_fault=_raise)
+    engine = Engine(observer=ended, max_connections=1000, on_fault=_fail)
     listen = Listen("tcp", wiring.proxy_http.host, wiring.proxy_http.port)
     server = Server("origin", Address(wiring.origin_http.host, wiring.origin_http.port))
     engine.apply(make_table(1, {listen: Frontend("http", listen, Policy(), (server,))}))
@@ -60,7 +60,7 @@ def costs(seconds: float, folder: Path) -> list[list[float]]:
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             for place, is_on in enumerate(ORDER):
-                engine._life.recorder = recorder if is_on else None  # noqa: SLF001 - no caller of pylb's own needs that
+                engine._accounts.recorder = recorder if is_on else None  # noqa: SLF001 - no caller of pylb's own needs that
                 before, began = ended.count, time.thread_time()
                 _turn(engine, SLICE)
                 if ended.count > before:
@@ -81,8 +81,8 @@ def _turn(engine: Engine, seconds: float) -> None:
         busy = engine.on_ready(0 if busy else due - now)
 
 
-def _raise(error: Exception) -> None:
-    raise error
+def _fail(what: str, error: Exception) -> None:
+    raise SystemExit(what) from error  # an Exception would be kept from the loop
 
 
 def main(argv: list[str]) -> int:

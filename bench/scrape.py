@@ -72,15 +72,15 @@ def servers() -> Iterator[int]:
             thread.join()
 
 
-def _raise(error: Exception) -> None:
-    raise error
+def _fail(what: str, error: Exception) -> None:
+    raise SystemExit(what) from error  # an Exception would be kept from the loop
 
 
 @asynccontextmanager
 async def forwarding(workers: int, hooks: Hooks) -> AsyncIterator[Driver | Fleet]:
     """As the app makes it."""
     if not workers:
-        driver = Driver(Engine(observer=hooks, max_connections=MOST, on_fault=_raise))
+        driver = Driver(Engine(observer=hooks, max_connections=MOST, on_fault=_fail))
         try:
             yield driver
         finally:

@@ -830,5 +830,5 @@ def _who(error: OSError, listen: Listen, what: str) -> str:
     return f"The {what} cannot be served without it: "
 
 
-def _log_fault(error: Exception) -> None:
-    log.error("a session ended by a fault of pylb (code I)", exc_info=error)
+def _log_fault(what: str, error: Exception) -> None:
+    log.error("%s", what, exc_info=error)

@@ -117,7 +117,7 @@ class Counters:
         self.reserve = 0  # of max_connections, that each frontend has for itself
         self.shared = 0  # open sessions beyond the reserves of their frontends
         self.accept_errors: Counter[str] = Counter()  # errno names
-        self.faults = 0  # sessions ended by a fault of our own
+        self.faults = 0  # of our own; each ended one session at most, or held up one port for a moment
         self.pipe_fallbacks = 0  # sessions that wanted a pipe and got none
         self.bytes_spliced = 0  # through pipes that were given back
         self.pipes_lent = 0  # at the last tick

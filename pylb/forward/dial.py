@@ -13,9 +13,11 @@ from typing import Protocol
 from pylb.core.address import Address
 from pylb.core.proxy_protocol import MOST_HEADER, BadHeader, parse
 from pylb.core.recorder import Attempt
-from pylb.core.session import Cause, Event, Observer, State
+from pylb.core.session import Cause, Event, State
 from pylb.forward import sockets
+from pylb.forward.accounts import Accounts
 from pylb.forward.door import Admission
+from pylb.forward.faults import Faults
 from pylb.forward.session import FULL, FrontendState, Half, ServerState, Session
 from pylb.forward.turn import DIAL, Turn
 
@@ -48,10 +50,19 @@ class Life(Protocol):
 class Dialer:
     """Of all sessions of an engine."""
 
-    def __init__(self, life: Life, epoll: select.epoll, observer: Observer, clock: Callable[[], float], turn: Turn) -> None:
+    def __init__(  # noqa: PLR0917 - the parts of one engine, each of another type
+        self,
+        life: Life,
+        epoll: select.epoll,
+        accounts: Accounts,
+        faults: Faults,
+        clock: Callable[[], float],
+        turn: Turn,
+    ) -> None:
         self._life = life
         self._epoll = epoll
-        self._observer = observer
+        self._accounts = accounts
+        self._faults = faults
         self._clock = clock
         self._turn = turn
         self.queues: dict[FrontendState, None] = {}  # frontends whose servers are full, with sessions that wait
@@ -135,7 +146,10 @@ class Dialer:
         self.queues[frontend] = None
 
     def unqueue(self, session: Session) -> None:
+        """Idempotent."""
         frontend, admission = session.frontend, session.admission
+        if session not in frontend.queue:
+            return
         del frontend.queue[session]
         frontend.counters.queued = len(frontend.queue)
         if not frontend.queue:
@@ -149,8 +163,8 @@ class Dialer:
         """A server of it has a session fewer, or the table is a new one: who waits longest tries again."""
         while frontend.queue:
             session = next(iter(frontend.queue))
-            self.unqueue(session)
             try:
+                self.unqueue(session)
                 self._life.fire(session, Event.ROOM)
             except Exception as error:  # noqa: BLE001 - the boundary of one session, as in Engine.on_ready
                 self._life.fault(session, error)
@@ -160,10 +174,10 @@ class Dialer:
     def leave(self, session: Session, server: ServerState) -> None:
         """`server` has a session fewer."""
         server.sessions -= 1
-        if server.pool is not None:
-            server.pool.ended(server)
         if session.frontend.queue:
             self._freed[session.frontend] = None
+        if server.pool is not None:
+            server.pool.ended(server)
 
     def dial(self, session: Session) -> None:
         frontend, now = session.frontend, self._clock()
@@ -222,7 +236,7 @@ class Dialer:
         session.tried = [*(session.tried or ()), server]
         took = round((self._clock() - session.dialed) * 1000)
         _note(session, Attempt(server.server.name, server.server.address, reason, errno.errorcode.get(error, ""), took))
-        self._observer.connect_ended(session.frontend.frontend.listen, server.server, reason)
+        self._accounts.connect_ended(session, server.server, reason)
 
     def fail_connect(self, session: Session, reason: str, error: int = 0) -> None:
         """The server under dial refused, was unreachable or did not answer in time. `error`: errno; 0 for our own timeout."""

@@ -5,6 +5,7 @@ True) and `tick()` every 100 ms. Or let it be the loop: `watch` what else there 
 `apply(table)` is the only way in for decisions.
 """
 
+import errno
 import os
 import random
 import select
@@ -17,8 +18,10 @@ from pylb.core.policy import AdminState, OnDown
 from pylb.core.recorder import SCAN, Query, Recorder, Story, first_number, session_id, story
 from pylb.core.session import Cause, Event, Observer, SessionView, State
 from pylb.core.table import DOWN, Frontend, Server, Table, diff
+from pylb.forward.accounts import Accounts
 from pylb.forward.counters import Counters
 from pylb.forward.elsewhere import Elsewhere
+from pylb.forward.faults import Faults, Report
 from pylb.forward.lifecycle import Lifecycle
 from pylb.forward.listener import Port, Ports
 from pylb.forward.pipes import Pipes
@@ -62,7 +65,7 @@ class Engine:
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
         draw: Callable[[], float] = random.random,
-        on_fault: Callable[[Exception], None],
+        on_fault: Report,
         splice: bool = True,
         max_buffered: int = MAX_BUFFERED,
         sweep_period: float = LONGEST_PERIOD,
@@ -79,29 +82,37 @@ class Engine:
         self._pipes = Pipes(max_pipes)
         self._turn = Turn()
         self._relay = Relay(self._turn, self.counters, self._pipes, splice=splice, max_buffered=max_buffered)
+        self._faults = Faults(self.counters, on_fault)
+        self._accounts = Accounts(
+            counters=self.counters,
+            faults=self._faults,
+            observer=observer,
+            recorder=Recorder(recorded) if recorded else None,
+            clock=clock,
+            wall=wall,
+        )
         self._life = Lifecycle(
             epoll=self._epoll,
             relay=self._relay,
             turn=self._turn,
             counters=self.counters,
-            observer=observer,
+            faults=self._faults,
+            accounts=self._accounts,
             clock=clock,
-            wall=wall,
-            on_fault=on_fault,
             unique_id=partial(os.urandom, 16),
-            recorder=Recorder(recorded) if recorded else None,
             number=first_number(seat),
         )
         self._random = draw
-        self._ports = Ports(self._epoll, self.counters, self._life.begin, opener, self._turn)
+        self._ports = Ports(self._epoll, self.counters, self._faults, self._life.begin, opener, self._turn)
         self._life.on_end = self._ports.session_ended
         self._life.on_exhausted = self._ports.exhausted
         self.elsewhere = Elsewhere(self._ports, self._life.dialer)
-        self._timers = Timers(self._life, unanswered)
+        self._timers = Timers(self._life, self._faults, unanswered)
         self._sweep_period = self._timers.period = sweep_period
         self._clock = clock
         self._drain_at: float | None = None
         self._watched: dict[int, Callable[[], None]] = {}
+        self._resting: list[int] = []  # watched descriptors whose callback failed: not looked at before the next tick
 
     def fileno(self) -> int:
         """Readable (level-triggered) while any of the engine's sockets has news."""
@@ -113,8 +124,21 @@ class Engine:
         self._watched[fd] = on_ready
 
     def unwatch(self, fd: int) -> None:
-        self._epoll.unregister(fd)
         del self._watched[fd]
+        if fd in self._resting:
+            self._resting.remove(fd)
+        else:
+            self._epoll.unregister(fd)
+
+    def _call(self, fd: int, watched: Callable[[], None]) -> None:
+        """It is level-triggered: a callback that fails before it has read would be called for ever."""
+        if not self._faults.guard("what came in on a watched descriptor was not dealt with", watched) and fd in self._watched:
+            self._epoll.unregister(fd)
+            self._resting.append(fd)
+
+    def _wake(self) -> None:
+        while self._resting:
+            self._epoll.register(self._resting.pop(), select.EPOLLIN)
 
     def on_ready(self, wait: float = 0.0) -> bool:
         """Do one turn of what is to be done now, or within `wait` seconds. True: there is more, call again soon."""
@@ -131,7 +155,7 @@ class Engine:
             elif (port := self._ports.by_fd.get(fd)) is not None:
                 turn.add(port)
             elif (watched := self._watched.get(fd)) is not None:
-                watched()
+                self._call(fd, watched)
         self._run()
         life.end_batch()
         return bool(turn.queue)
@@ -154,6 +178,8 @@ class Engine:
     def tick(self, now: float) -> None:
         """Deadlines, the sweep, and ports that were paused for want of descriptors. `now` is the clock's."""
         elapsed = self._timers.tick(now)
+        self._faults.tick(elapsed)
+        self._faults.guard("a watched descriptor is not watched", self._wake)
         if self._drain_at is not None and now >= self._drain_at:
             self._kill_all()
         self._ports.resume(elapsed)
@@ -189,17 +215,16 @@ class Engine:
             port = self._ports.by_listen.get(listen)
             if port is None or port.frontend is None:
                 try:
-                    port = self._ports.open(listen, freebind=frontend.policy.freebind)
+                    self._serve(listen, frontend)
                 except OSError as error:
                     failed[listen] = error
-                    continue
-                state = FrontendState(frontend, self._random)
-                self.counters.frontends[listen] = state.counters
-                self._ports.serve(port, state)
+                except Exception as error:  # noqa: BLE001 - the boundary of one port: the rest of the table is served
+                    self._faults.add(f"{listen} is not served", error)
+                    failed[listen] = OSError(errno.EIO, f"a fault of pylb: {error!r}")
         for _old, new in change.changed:
             port = self._ports.by_listen.get(new.listen)
             if port is not None and port.frontend is not None:
-                self._change(port, port.frontend, new)
+                self._faults.guard(f"{new.listen} goes on as it was", self._change, port, port.frontend, new)
         if self._nofile:
             self.counters.max_connections = min(self._most, connection_limit(self._nofile, len(self._ports.by_listen)))
         self._ports.reserve()
@@ -242,26 +267,27 @@ class Engine:
     @property
     def recording(self) -> bool:
         """Are ended sessions kept?"""
-        return self._life.recorder is not None
+        return self._accounts.recorder is not None
 
     def ended(self, query: Query) -> Iterator[list[Story]]:
         """Ended sessions that are meant, the newest first, in steps; none without a recorder."""
-        recorder = self._life.recorder
+        recorder = self._accounts.recorder
         return iter(()) if recorder is None else recorder.search(query)
 
     def story(self, number: int) -> Story | None:
         """All that is known of one session, live or ended, with the servers it might have had."""
         for session in self._life.sessions:
             if session.number == number:
-                return story(self._life.keep(session, self._life.record(session, "", self._clock())), whole=True)
-        recorder = self._life.recorder
+                record = self._accounts.record(session, "", self._clock(), ended=False)
+                return story(self._accounts.keep(session, record), whole=True)
+        recorder = self._accounts.recorder
         return None if recorder is None else recorder.find(number)
 
     def shutdown_session(self, client: Address) -> int:
         """Reset the sessions of that client's address and port, code KD. Returns how many."""
         found = [session for session in self._life.sessions if _client(session) == client]
         for session in found:
-            self._life.fire(session, Event.KILLED, Cause.KILLED)
+            self._life.fire_safely(session, Event.KILLED, Cause.KILLED)
         self._life.end_batch()
         return len(found)
 
@@ -277,6 +303,13 @@ class Engine:
         for state in states:
             self._timers.evict(state, Cause.KILLED, self._clock(), RESET_RATE)
         return sum(state.sessions for state in states)
+
+    def _serve(self, listen: Listen, frontend: Frontend) -> None:
+        """Raises OSError: it cannot be opened."""
+        port = self._ports.open(listen, freebind=frontend.policy.freebind)
+        state = FrontendState(frontend, self._random)
+        self.counters.frontends[listen] = state.counters
+        self._ports.serve(port, state)
 
     def _change(self, port: Port, state: FrontendState, new: Frontend) -> None:
         for server, before in state.update(new):
@@ -303,7 +336,7 @@ class Engine:
 
     def _kill_all(self) -> None:
         for session in list(self._life.sessions):
-            self._life.fire(session, Event.KILLED, Cause.KILLED)
+            self._life.fire_safely(session, Event.KILLED, Cause.KILLED)
 
     def _period(self, table: Table) -> float:
         """Short timeouts want a quicker sweep: an idle session is cut at most a quarter of its timeout late."""

@@ -2,8 +2,6 @@
 
 Sockets of ended sessions are closed at the end of the batch (`end_batch`): a descriptor's number can therefore not be reused
 while old events for it are still in the batch, and a new connection never gets a stranger's event.
-
-One class over 300 lines: transitions and deliveries call each other both ways, cut apart they would only point at each other.
 """
 
 import select
@@ -15,14 +13,15 @@ from socket import SHUT_WR, SocketType
 from pylb.core.address import Address
 from pylb.core.policy import ProxyProtocol
 from pylb.core.proxy_protocol import header
-from pylb.core.recorder import Kept, Recorder
-from pylb.core.session import TRANSITIONS, Action, Cause, Event, Observer, SessionRecord, State, termination_code
+from pylb.core.session import TRANSITIONS, Action, Cause, Event, State, termination_code
 from pylb.forward import sockets
-from pylb.forward.counters import Counters, ServerCounters
+from pylb.forward.accounts import Accounts
+from pylb.forward.counters import Counters
 from pylb.forward.dial import READ_ON, READABLE, WATCHED, Dialer
 from pylb.forward.door import Admission
+from pylb.forward.faults import Faults
 from pylb.forward.relay import AGAIN, DESTINATION_RESET, FIN, FIRST, WAIT, Relay
-from pylb.forward.session import FrontendState, Half, ServerState, Session
+from pylb.forward.session import FrontendState, Half, Session
 from pylb.forward.turn import QUANTUM, Turn
 
 # A class attribute of an enum is looked up through its metaclass, which costs as much as a call; these are read per event.
@@ -30,9 +29,6 @@ _RESETTING, _CLOSED, _AWAITING_HEADER = State.RESETTING, State.CLOSED, State.AWA
 _CLIENT_DONE = State.CLIENT_DONE
 _CLIENT_FIN, _SERVER_FIN = Event.CLIENT_FIN, Event.SERVER_FIN
 _NORMAL, _NO_PROXY = Cause.NORMAL, ProxyProtocol.NONE
-
-SHORT = 100  # milliseconds
-_DENIED = termination_code(Cause.PROXY, _AWAITING_HEADER)
 
 
 class Lifecycle:
@@ -45,30 +41,26 @@ class Lifecycle:
         relay: Relay,
         turn: Turn,
         counters: Counters,
-        observer: Observer,
+        faults: Faults,
+        accounts: Accounts,
         clock: Callable[[], float],
-        wall: Callable[[], float],
-        on_fault: Callable[[Exception], None],
         unique_id: Callable[[], bytes],
-        recorder: Recorder | None,
         number: int,
     ) -> None:
         self._epoll = epoll
         self._relay = relay
         self._turn = turn
         self._counters = counters
-        self._observer = observer
+        self._faults = faults
+        self.accounts = accounts
         self._clock = clock
-        self._wall = wall
-        self._on_fault = on_fault
         self._unique_id = unique_id
-        self.recorder = recorder
         self._number = number  # the last session's
         self.halves: dict[int, Half] = {}
         # In the order of their last sweep. A plain dict finds its first key by walking over all that were deleted before it.
         self.sessions: OrderedDict[Session, None] = OrderedDict()
         self.hurried: dict[Session, None] = {}  # those with a deadline: awaiting a header, dialing, resetting
-        self.dialer = Dialer(self, epoll, observer, clock, turn)
+        self.dialer = Dialer(self, epoll, accounts, faults, clock, turn)
         self._fins: list[Half] = []  # whose peer's stream is delivered
         self._graveyard: list[tuple[SocketType, bool]] = []
         self.on_end: Callable[[], None] = lambda: None  # tells the ports that there is room again
@@ -88,19 +80,41 @@ class Lifecycle:
     # ------------------------------------------------------------ from the loop
 
     def begin(self, frontend: FrontendState, sock: SocketType, address: tuple[str, int]) -> None:
-        """A client was accepted: dial at once, the server may be the one who speaks first (SMTP, SSH)."""
+        """A client was accepted: dial at once, the server may be the one who speaks first (SMTP, SSH). Never raises."""
+        session, admission, awaits = None, None, False
         frontend.counters.connections += 1
-        admission, awaits = None, False
-        if (door := frontend.door) is not None:
-            admission = Admission()
-            awaits = door.awaits_header(address[0])
-            if not awaits and (refusal := door.admit(address[0], admission, self._clock())):
-                self._refuse(frontend, sock, address, refusal)
-                return
+        try:
+            if (door := frontend.door) is not None:
+                admission = Admission()
+                awaits = door.awaits_header(address[0])
+                if not awaits and (refusal := door.admit(address[0], admission, self._clock())):
+                    sockets.close(sock)
+                    self._number += 1
+                    self.accounts.refused(frontend, address, refusal, self._number, self.dialer.generation)
+                    return
+            session = self._enter(frontend, sock, address)
+            session.admission = admission
+            self._epoll.register(sock.fileno(), WATCHED)
+            if awaits:
+                session.state = _AWAITING_HEADER
+                session.deadline = session.accepted + frontend.frontend.policy.accept_proxy.timeout
+                self.hurried[session] = None
+            else:
+                self.dialer.dial(session)
+        except Exception as error:  # noqa: BLE001 - the boundary of one session, as in Engine.on_ready
+            if session is not None:
+                self.fault(session, error)
+            else:
+                sockets.close(sock)  # idempotent
+                if admission is not None:
+                    admission.leave()
+                self._faults.add("a client was turned away by a fault of pylb", error)
+
+    def _enter(self, frontend: FrontendState, sock: SocketType, address: tuple[str, int]) -> Session:
+        """From here on it is a session, and ends as one."""
         counters = self._counters
+        session = Session(frontend, address, self._clock(), self._number + 1)
         self._number += 1
-        session = Session(frontend, address, self._clock(), self._number)
-        session.admission = admission
         client = session.client = Half(sock, session, True)
         self.halves[client.fd] = client
         self.sessions[session] = None
@@ -110,32 +124,7 @@ class Lifecycle:
             counters.shared += 1
         frontend.counters.sessions += 1
         frontend.counters.sessions_total += 1
-        try:
-            self._epoll.register(client.fd, WATCHED)
-            if awaits:
-                session.state = _AWAITING_HEADER
-                session.deadline = session.accepted + frontend.frontend.policy.accept_proxy.timeout
-                self.hurried[session] = None
-            else:
-                self.dialer.dial(session)
-        except Exception as error:  # noqa: BLE001 - the boundary of one session, as in Engine.on_ready
-            self.fault(session, error)
-
-    def _refuse(self, frontend: FrontendState, sock: SocketType, address: tuple[str, int], reason: str) -> None:
-        """Reset at the door. It never becomes a session: it is counted as denied, and logged."""
-        sock.close()
-        frontend.counters.denied[reason] += 1
-        name, port, now = frontend.frontend.name, frontend.frontend.listen.port, self._wall()
-        client, times, moved = (sockets.folded(address[0]), address[1]), (-1, -1, 0), (0, 0)
-        active = (self._counters.open_sessions + 1, frontend.sessions + 1, 0)  # with this one
-        self._number += 1
-        record = SessionRecord(name, "", *client, port, now, *times, *moved, _DENIED, 0, False, *active, 0, "", self._number)
-        if self.recorder is not None:
-            generation = self.dialer.generation
-            self.recorder.add(
-                Kept(record, _CLOSED, frontend.frontend, generation, None, (), None, Event.REFUSED, 0.0, b"", b"")
-            )
-        self._tell(record)
+        return session
 
     def on_event(self, half: Half, events: int) -> None:
         session = half.session
@@ -193,20 +182,26 @@ class Lifecycle:
         session.state, actions = TRANSITIONS[state, event]
         if cause is not _NORMAL and not session.code:
             session.code = termination_code(cause, state, last=_is_last(session, state, cause))
-            self._note_first(session, event)
+            self.accounts.note_first(session, event)
         for action in actions:
             self._act[action](session)
 
+    def fire_safely(self, session: Session, event: Event, cause: Cause = _NORMAL) -> None:
+        """`fire` for whoever acts on several sessions in a row: a fault ends this one, and the next one has its turn."""
+        try:
+            self.fire(session, event, cause)
+        except Exception as error:  # noqa: BLE001 - the boundary of one session, as in Engine.on_ready
+            self.fault(session, error)
+
     def fault(self, session: Session, error: Exception) -> None:
-        """An exception of our own: this session ends with code I, the loop and all others go on."""
-        self._counters.faults += 1
-        self._on_fault(error)
+        """An exception of our own: this session ends with code I, the loop and all others go on. Never raises."""
         if session.state is not _CLOSED:
             session.code = session.code or termination_code(Cause.INTERNAL, session.state)
-            session.state = State.CLOSED
-            self._note_first(session, Event.KILLED)
+            session.state = _CLOSED
+            self._faults.guard("the time of a fault is not known", self.accounts.note_first, session, Event.KILLED)
         if session in self.sessions:
             self._end(session, in_order=False)
+        self._faults.add("a session ended by a fault of pylb (code I)", error)
 
     def look_again(self, session: Session) -> None:
         """A reset that waits for the living side's kernel to deliver what came before it."""
@@ -232,15 +227,21 @@ class Lifecycle:
             if half.peer is None:
                 continue  # ended meanwhile: the close is the FIN, or a reset has overtaken it
             try:
-                half.sock.shutdown(SHUT_WR)
-            except OSError:  # ENOTCONN: reset a moment ago
-                self._broke(half.session, half)
+                self._shut(half)
+            except Exception as error:  # noqa: BLE001 - the boundary of one session, as in Engine.on_ready
+                self.fault(half.session, error)
         while self._graveyard:
             sock, in_order = self._graveyard.pop()
             if in_order:
                 sockets.close_in_order(sock)
             else:
-                sock.close()  # SO_LINGER is armed: this is the reset
+                sockets.close(sock)  # SO_LINGER is armed: this is the reset
+
+    def _shut(self, half: Half) -> None:
+        try:
+            half.sock.shutdown(SHUT_WR)
+        except OSError:  # ENOTCONN: reset a moment ago
+            self._broke(half.session, half)
 
     def _start(self, session: Session) -> None:
         """A server accepted: from here on no retry. Its PROXY header goes first, then whatever has come meanwhile."""
@@ -249,21 +250,7 @@ class Lifecycle:
             return
         del self.hurried[session]
         session.connected = session.quiet_since = self._clock()
-        took, counters = session.connected - session.accepted, server.counters
-        session.frontend.counters.connect_seconds.add(took)
-        if session.admission is not None and (waited := session.admission.waited):
-            took -= waited
-            counters.queue_seconds += waited
-            counters.longest_queue = max(counters.longest_queue, waited)
-        counters.connect_seconds += took
-        if took > counters.longest_connect:  # noqa: PLR1730 - max() is a call, and this is paid per session
-            counters.longest_connect = took
-        counters.last_at = session.connected
-        counters.sessions += 1
-        counters.sessions_total += 1
-        if server.failing:
-            server.failing = False
-            self._observer.connect_ended(session.frontend.frontend.listen, server.server, None)
+        self.accounts.connected(session, server)
         client.read_on = client.early & READ_ON != 0
         upstream.read_on = upstream.early & READ_ON != 0
         if server.server.send_proxy is not _NO_PROXY:
@@ -305,20 +292,15 @@ class Lifecycle:
             else:
                 self.advance(source, most)
 
-    def _note_first(self, session: Session, event: Event) -> None:
-        if session.first is None and self.recorder is not None:
-            session.first = event
-            session.first_at = self._clock()
-
     def _fin_to_server(self, session: Session) -> None:
-        if self.recorder is not None:
+        if self.accounts.recorder is not None:
             session.first = _CLIENT_FIN
             session.first_at = self._clock()
         if session.upstream is not None:
             self._fins.append(session.upstream)
 
     def _fin_to_client(self, session: Session) -> None:
-        if self.recorder is not None:
+        if self.accounts.recorder is not None:
             session.first = _SERVER_FIN
             session.first_at = self._clock()
         if session.client is not None:
@@ -374,121 +356,40 @@ class Lifecycle:
     def part(self, half: Half, *, in_order: bool) -> None:
         """Cut `half` out of everything that knows it: map, pipe, peer. epoll forgets it with its close."""
         self.halves.pop(half.fd, None)
-        self._relay.release(half)
-        if half.held:
-            self._relay.free(half)
         self._graveyard.append((half.sock, in_order))
         if half.peer is not None:
             half.peer.peer = None
             half.peer = None
+        if half.held:
+            self._relay.free(half)
+        self._relay.release(half)
 
     def _end(self, session: Session, *, in_order: bool) -> None:
-        """Descriptors, pipes, references and counters of the session are settled in this call."""
+        """First all is free that others wait for, then it is counted and told: what fails there leaks nothing."""
+        self._release(session, in_order=in_order)
+        self._faults.guard("the end of a session could not be counted or told", self.accounts.ended, session)
+        session.client = session.upstream = None
+        self._faults.guard("the room of an ended session could not be used", self.on_end)
+
+    def _release(self, session: Session, *, in_order: bool) -> None:
+        """Places, descriptors, pipes, references. Nobody else is asked before all of it is done."""
         client, upstream, server = session.client, session.upstream, session.server
+        frontend, admission = session.frontend, session.admission
         del self.sessions[session]
         self.hurried.pop(session, None)
-        frontend, admission = session.frontend, session.admission
-        if admission is not None:
-            if session in frontend.queue:
-                self.dialer.unqueue(session)
-            admission.leave()
-        settle(session)
-        now = self._clock()
-        code = session.code or "--"
-        closed = self._closed_counter(frontend, server)
-        closed.closed[code] += 1
-        total = now - session.accepted
-        frontend.counters.session_seconds.add(total)
-        closed.total_seconds += total
-        if total > closed.longest_total:  # noqa: PLR1730 - as above
-            closed.longest_total = total
-        record = self.record(session, code, now)
-        if self.recorder is not None:
-            self.recorder.add(self.keep(session, record))
-        if server is not None and upstream is not None:
-            self.dialer.leave(session, server)
-            if session.connected:
-                server.counters.sessions -= 1
         if frontend.sessions > self._counters.reserve:
             self._counters.shared -= 1
         frontend.sessions -= 1
         frontend.counters.sessions -= 1
         self._counters.open_sessions -= 1
-        session.client = session.upstream = None
         for half in (client, upstream):
             if half is not None:
                 self.part(half, in_order=in_order)
-        self.on_end()
-        self._tell(record)
-
-    def _tell(self, record: SessionRecord) -> None:
-        try:
-            self._observer.session_ended(record)
-        except Exception as error:  # noqa: BLE001 - the session is over and settled: nothing is left to end
-            self._counters.faults += 1
-            self._on_fault(error)
-
-    def _closed_counter(self, frontend: FrontendState, server: ServerState | None) -> ServerCounters:
-        # One that refused, and left the table while the session waited, is no label any more.
-        if server is not None and frontend.counters.servers.get(server.server.name) is server.counters:
-            return server.counters
-        return frontend.counters.servers.setdefault("", ServerCounters())
-
-    def record(self, session: Session, code: str, now: float) -> SessionRecord:
-        """Of a session that ends with `code`, or as it is now."""
-        frontend, server, tried = session.frontend, session.server, session.tried
-        client, upstream, admission = session.client, session.upstream, session.admission
-        waited = admission.waited if admission is not None else 0.0
-        retries = len(tried) if tried is not None else 0
-        if upstream is None and retries:
-            retries -= 1  # the first attempt is no retry
-        # By position: a NamedTuple takes keywords at twice the cost, and this is paid per session.
-        return SessionRecord(
-            frontend.frontend.name,
-            server.server.name if server is not None else "",
-            sockets.folded(session.address[0]),
-            session.address[1],
-            frontend.frontend.listen.port,
-            self._wall() - (now - session.accepted),
-            round(waited * 1000) if server is not None or waited else -1,
-            round((session.connected - session.accepted - waited) * 1000) if session.connected else -1,
-            round((now - session.accepted) * 1000),
-            client.received if client is not None else 0,
-            upstream.received if upstream is not None else 0,
-            code,
-            retries,
-            retries > 0,
-            self._counters.open_sessions,
-            frontend.sessions,
-            server.sessions - (upstream is not None) if server is not None else 0,
-            admission.ahead if admission is not None else 0,
-            admission.unique_id.hex() if admission is not None else "",
-            session.number,
-        )
-
-    def keep(self, session: Session, record: SessionRecord) -> Kept:
-        """What the recorder is to know of it, while its sockets are still there."""
-        server, client, upstream = session.server, session.client, session.upstream
-        client_tcp = server_tcp = b""
-        # The two calls are 3 % of a short connection (python -m bench recorder). One as short as this that ended well cannot
-        # have waited for a retransmission: the least timeout is 200 ms (TCP_RTO_MIN, include/net/tcp.h).
-        if record.total_ms >= SHORT or record.code != "--":
-            client_tcp = sockets.tcp_info(client.sock) if client is not None else b""
-            server_tcp = sockets.tcp_info(upstream.sock) if upstream is not None else b""
-        kept = (
-            record,
-            session.state,
-            session.picture or session.frontend.frontend,
-            session.generation,
-            server.server.address if server is not None else None,
-            session.attempts or (),
-            session.connected - session.dialed if session.connected else None,
-            session.first,
-            session.first_at - session.accepted,
-            client_tcp,
-            server_tcp,
-        )
-        return tuple.__new__(Kept, kept)  # what Kept(…) does, in half the time: this is paid per session
+        if server is not None and upstream is not None:
+            self._faults.guard("a server's place could not be given back", self.dialer.leave, session, server)
+        if admission is not None:
+            self._faults.guard("a place in the queue could not be given back", self.dialer.unqueue, session)
+            self._faults.guard("a source's place could not be given back", admission.leave)
 
 
 def _is_last(session: Session, state: State, cause: Cause) -> bool:
@@ -497,21 +398,3 @@ def _is_last(session: Session, state: State, cause: Cause) -> bool:
     if state is not _CLIENT_DONE or upstream is None or cause in (Cause.SERVER, Cause.SERVER_TIMEOUT):
         return False
     return sockets.has_finished(upstream.sock)
-
-
-def settle(session: Session) -> bool:
-    """Add the live bytes to the frontend's and the server's counters. True if any moved since the last time."""
-    client, upstream, counters, server = session.client, session.upstream, session.frontend.counters, session.server
-    moved_in = (client.received if client is not None else 0) - session.seen_in
-    moved_out = (upstream.received if upstream is not None else 0) - session.seen_out
-    if not (moved_in or moved_out):
-        return False
-    session.seen_in += moved_in
-    session.seen_out += moved_out
-    session.last_from_client = not moved_out
-    counters.bytes_in += moved_in
-    counters.bytes_out += moved_out
-    if server is not None:
-        server.counters.bytes_in += moved_in
-        server.counters.bytes_out += moved_out
-    return True

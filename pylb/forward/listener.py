@@ -4,25 +4,69 @@ import errno
 import os
 import select
 from collections.abc import Callable
+from enum import Enum
 from select import EPOLLIN
 from socket import SOCK_STREAM, SocketType
 
 from pylb.core.address import Listen
 from pylb.forward.counters import Counters
+from pylb.forward.faults import Faults
 from pylb.forward.session import FrontendState
-from pylb.forward.sockets import Opener
+from pylb.forward.sockets import Opener, close
 from pylb.forward.turn import ACCEPT, Turn
 
 RESERVE = 16  # sessions that a frontend has for itself
 BATCH = 8  # accepts in a row, then others get their turn
-# Out of descriptors or memory: level-triggered, the port would be reported at once again. Paused until the next tick.
-_EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+
+
+class Verdict(Enum):
+    """What an error of accept() means for the port."""
+
+    EMPTY = "empty"  # nobody waits any more
+    CLIENT = "client"  # of that one client, which is gone: the next one may be fine
+    EXHAUSTED = "exhausted"  # descriptors or memory: it is reported at once again, so no port accepts before the next tick
+    PORT = "port"  # of the listening socket: it is reported at once again, and for ever; tried later, ever less often
+
+
+_EMPTY, _CLIENT, _EXHAUSTED, _PORT = Verdict.EMPTY, Verdict.CLIENT, Verdict.EXHAUSTED, Verdict.PORT
+
+# Every errno that accept(2) of Linux man-pages names; what it does not name is taken for the port's. Some have two meanings
+# (EPERM, EOPNOTSUPP, EPROTO): they are the client's, unless a whole batch meets nothing but errors.
+ACCEPT_ERRORS = {
+    errno.EAGAIN: _EMPTY,
+    errno.ECONNABORTED: _CLIENT,
+    errno.EINTR: _CLIENT,
+    errno.EPERM: _CLIENT,  # a firewall forbids this connection
+    errno.EPROTO: _CLIENT,
+    errno.ETIMEDOUT: _CLIENT,
+    # errors of the network that waited for the new socket
+    errno.EHOSTDOWN: _CLIENT,
+    errno.EHOSTUNREACH: _CLIENT,
+    errno.ENETDOWN: _CLIENT,
+    errno.ENETUNREACH: _CLIENT,
+    errno.ENONET: _CLIENT,
+    errno.ENOPROTOOPT: _CLIENT,
+    errno.EOPNOTSUPP: _CLIENT,
+    errno.EMFILE: _EXHAUSTED,
+    errno.ENFILE: _EXHAUSTED,
+    errno.ENOBUFS: _EXHAUSTED,
+    errno.ENOMEM: _EXHAUSTED,
+    errno.ENOSR: _EXHAUSTED,
+    errno.EBADF: _PORT,
+    errno.EFAULT: _PORT,
+    errno.EINVAL: _PORT,  # it does not listen any more: somebody who shares it has shut it down
+    errno.ENOTSOCK: _PORT,
+    errno.EPROTONOSUPPORT: _PORT,
+    errno.ESOCKTNOSUPPORT: _PORT,
+}
+FIRST_REST, LONGEST_REST = 0.1, 30.0  # seconds between two attempts of a port that cannot be accepted from
+REPORTED_REST = 1.0  # from this rest on it is no race with a table that is about to close the port: reported, once
 
 
 class Port:
     """A listening socket. Without a frontend it was opened ahead of its table: clients wait in its backlog."""
 
-    __slots__ = ("family", "fd", "frontend", "listen", "queued", "sock", "watched")
+    __slots__ = ("family", "fd", "frontend", "listen", "queued", "rest", "resting", "sock", "watched")
 
     def __init__(self, listen: Listen, sock: SocketType) -> None:
         self.listen = listen
@@ -32,6 +76,8 @@ class Port:
         self.frontend: FrontendState | None = None
         self.watched = False
         self.queued = False  # it waits for its share of a turn
+        self.rest = 0.0  # seconds from the last failure to the next attempt; 0: it works
+        self.resting = 0.0  # seconds that are left of it
 
 
 class Reserve:
@@ -54,22 +100,27 @@ class Reserve:
         """True if there is a free descriptor now that was not before."""
         if self._fd < 0:
             return False
-        os.close(self._fd)
-        self._fd = -1
+        fd, self._fd = self._fd, -1
+        try:
+            os.close(fd)
+        except OSError:
+            pass  # it is free all the same (close(2), NOTES)
         return True
 
 
 class Ports:
-    def __init__(
+    def __init__(  # noqa: PLR0917 - the parts of one engine, each of another type
         self,
         epoll: select.epoll,
         counters: Counters,
+        faults: Faults,
         begin: Callable[[FrontendState, SocketType, tuple[str, int]], None],
         opener: Opener,
         turn: Turn,
     ) -> None:
         self._epoll = epoll
         self._counters = counters
+        self._faults = faults
         self._begin = begin
         self._opener = opener
         self._turn = turn
@@ -80,6 +131,7 @@ class Ports:
         self._retired: list[FrontendState] = []  # their ports are closed, they still have sessions
         self.shareable = counters.max_connections  # sessions beyond the frontends' reserves
         self._reserve = Reserve()
+        self._resting: dict[Port, None] = {}  # whose sockets are in error
         self._paused = False  # descriptors or memory ran out: nobody accepts before the next tick
 
     def open(self, listen: Listen, *, freebind: bool) -> Port:
@@ -104,11 +156,10 @@ class Ports:
             self._rated.pop(port, None)
             if port.frontend is not None and port.frontend.sessions:
                 self._retired.append(port.frontend)
-            if (
-                port.watched
-            ):  # by hand: while main, a successor or systemd holds the same socket, close() leaves it in epoll (epoll(7))
-                self._epoll.unregister(port.fd)
-            port.sock.close()
+            self._resting.pop(port, None)
+            if port.watched:
+                self._unwatch(port)
+            close(port.sock)
 
     def serve(self, port: Port, frontend: FrontendState) -> None:
         """From its opening on, and again when its policy may have changed."""
@@ -121,16 +172,43 @@ class Ports:
 
     def rewatch(self, port: Port) -> None:
         """Watch the port if it may accept, stop watching if not. Clients then wait in the backlog, nothing spins."""
-        wanted = self._has_room(port)
+        wanted = port not in self._resting and self._has_room(port)
         if wanted and not port.watched:
-            self._epoll.register(port.fd, EPOLLIN)
+            wanted = self._watch(port)
         elif port.watched and not wanted:
-            self._epoll.unregister(port.fd)
+            self._unwatch(port)
         port.watched = wanted
         if wanted:
             self._waiting.pop(port, None)
         else:
             self._waiting[port] = None
+
+    def _watch(self, port: Port) -> bool:
+        try:
+            self._epoll.register(port.fd, EPOLLIN)
+        except FileExistsError:
+            pass
+        except OSError as error:  # ENOMEM, ENOSPC: more than fs.epoll.max_user_watches
+            self._let_rest(port, error)
+            return False
+        return True
+
+    def _unwatch(self, port: Port) -> None:
+        """By hand also before a close(): epoll keeps it while main, a successor or systemd has the same socket (epoll(7))."""
+        port.watched = False
+        try:
+            self._epoll.unregister(port.fd)
+        except FileNotFoundError:
+            pass
+
+    def _let_rest(self, port: Port, error: Exception) -> None:
+        """Nothing can be accepted there just now: it is not watched before its rest is over, each longer than the last."""
+        if port.watched:
+            self._unwatch(port)
+        port.rest = port.resting = min(LONGEST_REST, max(FIRST_REST, 2 * port.rest))
+        self._resting[port] = None
+        if port.rest / 2 < REPORTED_REST <= port.rest:
+            self._faults.report(f"nobody can be accepted on {port.listen}; retries are at most {LONGEST_REST:g} s apart", error)
 
     def reserve(self) -> None:
         """Share max_connections out anew: a quarter of it is divided among the frontends, at most RESERVE for each.
@@ -150,16 +228,24 @@ class Ports:
 
         A frontend that was quiet may accept a second's worth at once.
         """
+        for port in list(self._resting):
+            port.resting -= elapsed
+            if port.resting <= 0:
+                del self._resting[port]
+                self._try_again(port)
         for port in self._rated:
             if port.frontend is not None:
                 rate = port.frontend.frontend.policy.limits.rate
                 port.frontend.allowance = min(float(rate), port.frontend.allowance + rate * elapsed)
                 if not port.watched:
-                    self.rewatch(port)
+                    self._try_again(port)
         if self._paused and self._reserve.hold():
             self._paused = False
             for port in self.by_listen.values():
-                self.rewatch(port)
+                self._try_again(port)
+
+    def _try_again(self, port: Port) -> None:
+        self._faults.guard(f"{port.listen} is not watched", self.rewatch, port)
 
     def exhausted(self) -> bool:
         """No descriptor was left for the server's side of an accepted client. True: there is one now, from the reserve."""
@@ -170,12 +256,21 @@ class Ports:
         """There is room for one more: free of charge unless a port waits for just that."""
         if self._waiting and not self._paused:
             for port in list(self._waiting):
-                self.rewatch(port)
+                self._try_again(port)
 
     def accept(self, port: Port) -> bool:
-        """Up to BATCH clients. True: there may be more."""
+        """Up to BATCH clients. True: there may be more. Never raises."""
+        try:
+            return self._accept(port)
+        except Exception as error:  # noqa: BLE001 - the boundary of one port: it rests, the others go on
+            self._faults.add(f"clients of {port.listen} wait", error)
+            self._let_rest(port, error)
+            return False
+
+    def _accept(self, port: Port) -> bool:
         frontend = port.frontend
-        rated = port in self._rated
+        rated, accepted = port in self._rated, False
+        failure: OSError | None = None
         for _ in range(BATCH):
             if frontend is None or not self._has_room(port):
                 self.rewatch(port)
@@ -187,16 +282,25 @@ class Ports:
                 return False
             except OSError as error:
                 self._counters.accept_errors[errno.errorcode.get(error.errno or 0, "?")] += 1
-                if error.errno in _EXHAUSTED:
+                failure, verdict = error, ACCEPT_ERRORS.get(error.errno or 0, _PORT)
+                if verdict is _CLIENT:
+                    continue
+                if verdict is _EXHAUSTED:
                     self._paused = True
                     self.rewatch(port)
-                    return False
-                continue  # ECONNABORTED and network errors of that one client (accept(2))
+                else:
+                    self._let_rest(port, error)
+                return False
+            accepted = True
+            port.rest = 0.0
             self._turn.left -= ACCEPT
             if rated:
                 frontend.allowance -= 1
                 frontend.accepted += 1
             self._begin(frontend, SocketType(port.family, SOCK_STREAM, 0, fd), address)
+        if failure is not None and not accepted:  # nothing but errors: whatever they are, they may be there for ever
+            self._let_rest(port, failure)
+            return False
         return True
 
     def _has_room(self, port: Port) -> bool:

@@ -19,8 +19,11 @@ class Pipe:
         self.count = 0  # bytes inside, by the return values of splice alone: a pipe's capacity in bytes cannot be told
 
     def close(self) -> None:
-        os.close(self.read_fd)
-        os.close(self.write_fd)
+        for fd in (self.read_fd, self.write_fd):
+            try:
+                os.close(fd)
+            except OSError:
+                pass  # the descriptor is free all the same (close(2), NOTES)
 
 
 class Pipes:

@@ -176,11 +176,11 @@ class Relay:
             source.full_reads = 0  # asked again after as many full reads
             self._counters.pipe_fallbacks += 1
             return False
+        pipe.mark = source.received
+        source.pipe = pipe  # from here on it is given back with the session, whatever fails below
         # SPLICE_F_NONBLOCK speaks of the pipe alone: without O_NONBLOCK on the socket splice blocks (measured).
         os.set_blocking(source.fd, False)
         os.set_blocking(destination.fd, False)
-        pipe.mark = source.received
-        source.pipe = pipe
         return True
 
     def _splice(self, source: Half, most: int) -> int:

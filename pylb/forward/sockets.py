@@ -130,8 +130,8 @@ def dial(address: Address, source: str = "") -> tuple[SocketType | None, int]:
         sock = SocketType(socket.AF_INET6 if address.is_ipv6 else socket.AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0)
     except OSError as error:
         return None, error.errno or errno.EIO
-    _for_life(sock)
     try:
+        _for_life(sock)
         if source:
             sock.setsockopt(socket.IPPROTO_IP, _IP_BIND_ADDRESS_NO_PORT, 1)
             sock.bind((source, 0))
@@ -140,7 +140,7 @@ def dial(address: Address, source: str = "") -> tuple[SocketType | None, int]:
         failed = error.errno or errno.EADDRNOTAVAIL
     if failed in (0, errno.EINPROGRESS):
         return sock, 0
-    sock.close()
+    close(sock)
     return None, failed
 
 
@@ -195,7 +195,15 @@ def close_in_order(sock: SocketType) -> None:
         sock.setsockopt(SOL_SOCKET, socket.SO_LINGER, _LINGER_OFF)
     except OSError:
         pass  # already reset by the peer: there is nothing left to deliver
-    sock.close()
+    close(sock)
+
+
+def close(sock: SocketType) -> None:
+    """Idempotent. Linux frees the descriptor whatever close() answers (close(2), NOTES)."""
+    try:
+        sock.close()
+    except OSError:
+        pass  # EIO, ENOSPC: of files; a socket has nothing more to say
 
 
 def folded(ip: str) -> str:

@@ -5,7 +5,9 @@ per period, a slice per tick, and its byte counters are compared with the last v
 """
 
 from pylb.core.session import Cause, Event, State
-from pylb.forward.lifecycle import Lifecycle, settle
+from pylb.forward.accounts import settle
+from pylb.forward.faults import Faults
+from pylb.forward.lifecycle import Lifecycle
 from pylb.forward.session import Half, ServerState, Session
 from pylb.forward.sockets import keep_alive, transmission, unacknowledged
 
@@ -29,8 +31,9 @@ class Eviction:
 
 
 class Timers:
-    def __init__(self, life: Lifecycle, unanswered: float) -> None:
+    def __init__(self, life: Lifecycle, faults: Faults, unanswered: float) -> None:
         self._life = life
+        self._faults = faults
         self._unanswered = unanswered
         self._last_tick: float | None = None
         self.period = LONGEST_PERIOD
@@ -43,7 +46,7 @@ class Timers:
         elapsed = TICK if self._last_tick is None else max(0.0, now - self._last_tick)
         self._last_tick = now
         for eviction in list(self._evictions.values()):
-            self._evict(eviction, now, elapsed)
+            self._faults.guard("the sessions of a server could not be ended", self._evict, eviction, now, elapsed)
         self._sweep(now, elapsed)
         return elapsed
 
@@ -67,7 +70,7 @@ class Timers:
             session = eviction.sessions.pop()
             if session.state is not State.CLOSED:
                 eviction.owed -= 1
-                self._life.fire(session, Event.KILLED, eviction.cause)
+                self._life.fire_safely(session, Event.KILLED, eviction.cause)
         if not eviction.sessions:
             self._evictions.pop(eviction.server, None)
 
@@ -80,7 +83,7 @@ class Timers:
         for frontend in list(self._life.dialer.queues):
             # In the order they came; only the first can be due.
             while frontend.queue and now >= (session := next(iter(frontend.queue))).deadline:
-                self._life.fire(session, Event.TIMED_OUT, Cause.SERVER_TIMEOUT)
+                self._life.fire_safely(session, Event.TIMED_OUT, Cause.SERVER_TIMEOUT)
 
     def _look_at(self, session: Session, now: float) -> None:
         if session.state is State.DIALING:

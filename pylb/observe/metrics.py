@@ -179,7 +179,11 @@ class Metrics:
             "How many there may be, of all workers. A quarter is shared out: some for each frontend alone.",
             value=counters.max_connections,
         )
-        yield from counter("pylb_faults_total", "Sessions that ended by a fault of pylb itself.", value=counters.faults)
+        yield from counter(
+            "pylb_faults_total",
+            "Faults of pylb itself in forwarding: each ended one session at most.",
+            value=counters.faults,
+        )
         yield from counter(
             "pylb_task_failures_total",
             "Failures of pylb's own work beside forwarding and the writer; it begins again.",

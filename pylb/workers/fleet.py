@@ -364,7 +364,7 @@ class Fleet:
             case Uses():
                 self._tell_others(seat, Others(seat.index, message.uses, gone=False))
             case Fault():
-                log.error("a session ended by a fault of pylb (code I), in worker %d:\n%s", seat.index, message.text)
+                log.error("worker %d: %s:\n%s", seat.index, message.what, message.text)
             case _:
                 raise BadFrame(f"{type(message).__name__} from a worker")
 

@@ -109,8 +109,8 @@ class Link:
         if len(self.connects) < MOST_CONNECTS:
             self.connects.append(Connect(listen, server, failure))
 
-    def fault(self, error: Exception) -> None:
-        self._say(Fault("".join(traceback.format_exception(error))))
+    def fault(self, what: str, error: Exception) -> None:
+        self._say(Fault(what, "".join(traceback.format_exception(error))))
 
     # ------------------------------------------------------------ from main
 
@@ -174,8 +174,8 @@ class Link:
         for number in change.forget:
             del self._policies[number]
         failed = self._engine.apply(make_table(change.generation, frontends))
-        for error in failed.values():
-            self.fault(error)
+        for listen, error in failed.items():
+            self.fault(f"{listen} could not be opened", error)
         if self._hello.workers > 1:
             self._engine.elsewhere.follow()
         self._say(Applied(change.generation))

@@ -20,7 +20,7 @@ from pylb.forward.counters import Counters, FrontendCounters, Histogram, ServerC
 from pylb.forward.elsewhere import Use
 from pylb.workers.channel import BadFrame, Frame
 
-VERSION = f"{__version__}/3"
+VERSION = f"{__version__}/4"
 
 
 # ------------------------------------------------------------ main to worker
@@ -131,8 +131,9 @@ class Connect(NamedTuple):
 
 
 class Fault(NamedTuple):
-    """A session ended by a fault of pylb; the traceback."""
+    """Something failed in the worker, and it goes on: what, and the traceback."""
 
+    what: str
     text: str
 
 

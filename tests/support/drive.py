@@ -166,7 +166,7 @@ class Drive:
             max_connections=max_connections,
             max_pipes=max_pipes,
             clock=self.clock,
-            on_fault=lambda error: self.faults.append(repr(error)),
+            on_fault=lambda _what, error: self.faults.append(repr(error)),
             splice=splice,
             max_buffered=max_buffered,
             nofile=nofile,

@@ -93,7 +93,7 @@ class Showcase:
 
     async def _serve(self) -> None:
         self._loop, self._over = asyncio.get_running_loop(), asyncio.Event()
-        driver = Driver(Engine(observer=_Watcher(), max_connections=1000, on_fault=lambda _error: None))
+        driver = Driver(Engine(observer=_Watcher(), max_connections=1000, on_fault=lambda _what, _error: None))
         self.registry = registry = Registry(
             rules=self._rules,
             keyring=self._keyring,

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from ipaddress import ip_network
 from pathlib import Path
 
+import pytest
+
 from pylb.control.registry import Registry
 from pylb.control.store import Store
 from pylb.core.address import Listen, Ports
@@ -69,14 +71,14 @@ class _Watcher:
             self.registry.connect_ended(listen, server, failure)
 
 
-def _raise(error: Exception) -> None:
-    raise error
+def _fail(what: str, error: Exception) -> None:
+    pytest.fail(f"{what}: {error!r}")
 
 
 @asynccontextmanager
 async def running(state_dir: Path, rules: Rules | None = None, recorded: int = 100) -> AsyncIterator[Control]:
     watcher = _Watcher()
-    engine = Engine(observer=watcher, max_connections=1000, on_fault=_raise, recorded=recorded)
+    engine = Engine(observer=watcher, max_connections=1000, on_fault=_fail, recorded=recorded)
     keys = keyring()
     driver = Driver(engine)
     registry = Registry(

@@ -1,0 +1,190 @@
+"""What is counted of sessions and said about them: counters, the recorder, one record per session to the observer.
+
+All of it may fail without harm to forwarding: a session's descriptors and places are free before anything here is called.
+"""
+
+from collections.abc import Callable
+
+from pylb.core.recorder import Kept, Recorder
+from pylb.core.session import Cause, Event, Observer, SessionRecord, State, termination_code
+from pylb.core.table import Server
+from pylb.forward import sockets
+from pylb.forward.counters import Counters, ServerCounters
+from pylb.forward.faults import Faults
+from pylb.forward.session import FrontendState, ServerState, Session
+
+SHORT = 100  # milliseconds
+_CLOSED = State.CLOSED
+_DENIED = termination_code(Cause.PROXY, State.AWAITING_HEADER)
+
+
+class Accounts:
+    """Of one engine. `recorder`: None if ended sessions are not to be remembered."""
+
+    def __init__(
+        self,
+        *,
+        counters: Counters,
+        faults: Faults,
+        observer: Observer,
+        recorder: Recorder | None,
+        clock: Callable[[], float],
+        wall: Callable[[], float],
+    ) -> None:
+        self._counters = counters
+        self._faults = faults
+        self._observer = observer
+        self.recorder = recorder
+        self._clock = clock
+        self._wall = wall
+
+    def note_first(self, session: Session, event: Event) -> None:
+        """`event` ends the session, or began to, unless something did before it."""
+        if session.first is None and self.recorder is not None:
+            session.first = event
+            session.first_at = self._clock()
+
+    def connected(self, session: Session, server: ServerState) -> None:
+        took, counters = session.connected - session.accepted, server.counters
+        session.frontend.counters.connect_seconds.add(took)
+        if session.admission is not None and (waited := session.admission.waited):
+            took -= waited
+            counters.queue_seconds += waited
+            counters.longest_queue = max(counters.longest_queue, waited)
+        counters.connect_seconds += took
+        if took > counters.longest_connect:  # noqa: PLR1730 - max() is a call, and this is paid per session
+            counters.longest_connect = took
+        counters.last_at = session.connected
+        counters.sessions += 1
+        counters.sessions_total += 1
+        if server.failing:
+            server.failing = False
+            self.connect_ended(session, server.server, None)
+
+    def connect_ended(self, session: Session, server: Server, failure: str | None) -> None:
+        """Tell the observer. A fault of its own is not the session's."""
+        listen = session.frontend.frontend.listen
+        self._faults.guard(
+            "the outcome of a connect could not be passed on", self._observer.connect_ended, listen, server, failure
+        )
+
+    def ended(self, session: Session) -> None:
+        """The session is over and nothing of it is held any more, but its halves still know what they moved."""
+        server, frontend = session.server, session.frontend
+        if server is not None and session.connected:
+            server.counters.sessions -= 1
+        settle(session)
+        code = session.code or "--"
+        try:
+            now = self._clock()
+        except Exception as error:  # noqa: BLE001 - a clock of no use: the session is counted all the same
+            self._faults.add("the clock failed", error)
+            now = session.accepted
+        total = now - session.accepted
+        closed = self._closed_counter(frontend, server)
+        closed.closed[code] += 1
+        frontend.counters.session_seconds.add(total)
+        closed.total_seconds += total
+        if total > closed.longest_total:  # noqa: PLR1730 - as above
+            closed.longest_total = total
+        record = self.record(session, code, now, ended=True)
+        if self.recorder is not None:
+            self._faults.guard("an ended session could not be recorded", self._remember, session, record)
+        self._observer.session_ended(record)
+
+    def _remember(self, session: Session, record: SessionRecord) -> None:
+        if self.recorder is not None:
+            self.recorder.add(self.keep(session, record))
+
+    def refused(self, frontend: FrontendState, address: tuple[str, int], reason: str, number: int, generation: int) -> None:
+        """A client that was reset at the door and never became a session: it is counted as denied, and logged."""
+        frontend.counters.denied[reason] += 1
+        name, port, now = frontend.frontend.name, frontend.frontend.listen.port, self._wall()
+        client, times, moved = (sockets.folded(address[0]), address[1]), (-1, -1, 0), (0, 0)
+        active = (self._counters.open_sessions + 1, frontend.sessions + 1, 0)  # with this one
+        record = SessionRecord(name, "", *client, port, now, *times, *moved, _DENIED, 0, False, *active, 0, "", number)
+        if self.recorder is not None:
+            self.recorder.add(
+                Kept(record, _CLOSED, frontend.frontend, generation, None, (), None, Event.REFUSED, 0.0, b"", b"")
+            )
+        self._observer.session_ended(record)
+
+    def _closed_counter(self, frontend: FrontendState, server: ServerState | None) -> ServerCounters:
+        # One that refused, and left the table while the session waited, is no label any more.
+        if server is not None and frontend.counters.servers.get(server.server.name) is server.counters:
+            return server.counters
+        return frontend.counters.servers.setdefault("", ServerCounters())
+
+    def record(self, session: Session, code: str, now: float, *, ended: bool) -> SessionRecord:
+        """Of a session that `ended` with `code`, or as it is now. Its counts of sessions include it either way."""
+        frontend, server, tried = session.frontend, session.server, session.tried
+        client, upstream, admission = session.client, session.upstream, session.admission
+        waited = admission.waited if admission is not None else 0.0
+        retries = len(tried) if tried is not None else 0
+        if upstream is None and retries:
+            retries -= 1  # the first attempt is no retry
+        # By position: a NamedTuple takes keywords at twice the cost, and this is paid per session.
+        return SessionRecord(
+            frontend.frontend.name,
+            server.server.name if server is not None else "",
+            sockets.folded(session.address[0]),
+            session.address[1],
+            frontend.frontend.listen.port,
+            self._wall() - (now - session.accepted),
+            round(waited * 1000) if server is not None or waited else -1,
+            round((session.connected - session.accepted - waited) * 1000) if session.connected else -1,
+            round((now - session.accepted) * 1000),
+            client.received if client is not None else 0,
+            upstream.received if upstream is not None else 0,
+            code,
+            retries,
+            retries > 0,
+            self._counters.open_sessions + ended,
+            frontend.sessions + ended,
+            server.sessions - (upstream is not None and not ended) if server is not None else 0,
+            admission.ahead if admission is not None else 0,
+            admission.unique_id.hex() if admission is not None else "",
+            session.number,
+        )
+
+    def keep(self, session: Session, record: SessionRecord) -> Kept:
+        """What the recorder is to know of it, while its sockets are still there."""
+        server, client, upstream = session.server, session.client, session.upstream
+        client_tcp = server_tcp = b""
+        # The two calls are 3 % of a short connection (python -m bench recorder). One as short as this that ended well cannot
+        # have waited for a retransmission: the least timeout is 200 ms (TCP_RTO_MIN, include/net/tcp.h).
+        if record.total_ms >= SHORT or record.code != "--":
+            client_tcp = sockets.tcp_info(client.sock) if client is not None else b""
+            server_tcp = sockets.tcp_info(upstream.sock) if upstream is not None else b""
+        kept = (
+            record,
+            session.state,
+            session.picture or session.frontend.frontend,
+            session.generation,
+            server.server.address if server is not None else None,
+            session.attempts or (),
+            session.connected - session.dialed if session.connected else None,
+            session.first,
+            session.first_at - session.accepted,
+            client_tcp,
+            server_tcp,
+        )
+        return tuple.__new__(Kept, kept)  # what Kept(…) does, in half the time: this is paid per session
+
+
+def settle(session: Session) -> bool:
+    """Add the live bytes to the frontend's and the server's counters. True if any moved since the last time."""
+    client, upstream, counters, server = session.client, session.upstream, session.frontend.counters, session.server
+    moved_in = (client.received if client is not None else 0) - session.seen_in
+    moved_out = (upstream.received if upstream is not None else 0) - session.seen_out
+    if not (moved_in or moved_out):
+        return False
+    session.seen_in += moved_in
+    session.seen_out += moved_out
+    session.last_from_client = not moved_out
+    counters.bytes_in += moved_in
+    counters.bytes_out += moved_out
+    if server is not None:
+        server.counters.bytes_in += moved_in
+        server.counters.bytes_out += moved_out
+    return True
