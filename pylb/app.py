@@ -17,7 +17,6 @@ import os
 import resource
 import signal
 import socket
-import ssl
 import sys
 import time
 from collections.abc import Callable, Coroutine, Iterator, Mapping
@@ -170,6 +169,7 @@ class App:
         self._hurried = False  # one came while the last sessions had all the time of an upgrade
         self._started = False
         self._started_at = time.time()
+        self._called = program(source.path)
         self._reload_wanted = False  # SIGHUP during the start
         self._connlog: ConnectionLog | None = None
         self._log_out: Out | None = None
@@ -202,8 +202,8 @@ class App:
         left, number = await self._inherit(), 0
         sockets = self._bind_all(stack)
         self._make_state_dir()
-        self._generations = Generations(config.state_dir)
-        self._keys = self._make_keys(config)
+        self._generations = await asyncio.to_thread(Generations, config.state_dir)
+        self._keys = await asyncio.to_thread(self._make_keys, config)
         self._keyring = self._keys.keyring()
         self._connlog = connlog = self._make_connlog()
         stack.callback(connlog.close, LOG_FLUSH)
@@ -219,13 +219,18 @@ class App:
         self._registry.webhook_is_up()
         stack.callback(self._registry.webhook_is_down)
         self._keep(self._registry.run(), self._tasks, self._control_ended)
-        self._serve_for_ever(Part.KEYS, Watch(self._key_files, self.read_keys).run)
-        self._serve_for_ever(Part.CERTIFICATES, Watch(self._certificate_files, self._read_certificates).run)
+        for part, files, read in (
+            (Part.KEYS, self._key_files, self.read_keys),
+            (Part.CERTIFICATES, self._certificate_files, self._read_certificates),
+        ):
+            self._serve_for_ever(part, (await asyncio.to_thread(Watch, files, read)).run)
         self._serve_for_ever(Part.ADDRESSES, Addresses(self._read_addresses).run)
         self._serve_for_ever(Part.BEAT, self._beat)
         self._serve_for_ever(Part.RATES, self._lookout.run)
         self._serve_for_ever(Part.PAGE, self._feed.run)
         self._greet(limit)
+        if not self._complaint:
+            await asyncio.to_thread(self._keep_config)
         if self._service.watchdog:
             self._serve_for_ever(Part.WATCHDOG, self._show_life)
         if left is not None:
@@ -324,7 +329,7 @@ class App:
             log_ = config.log
             return Hello(VERSION, index, count, limit, pipes, shared, log_.format, *lives, recorded, log_.selection)
 
-        told = Told(hooks.connect_ended, connlog.lines.put, self._generations.note)
+        told = Told(hooks.connect_ended, connlog.lines.put, self._note_process)
         self._forwarding = fleet = Fleet(count, hello, told, self._listeners, Program())
         stack.callback(fleet.close)
         try:
@@ -373,7 +378,7 @@ class App:
             registry, self._estate.counters, self._estate.parts, partial(self._facts, dropped), self._forwarding_pids
         )
         self._page = page = Page(self._feed.stream, self._forwarding.sessions)
-        self._about()  # what it shows is read from the installation now, and never again
+        await asyncio.to_thread(self._about)  # what it shows is read from the installation now, and never again
         self._admin = admin = Admin(
             registry,
             self._estate.counters,
@@ -385,9 +390,11 @@ class App:
             compat=config.metrics.compat == "haproxy",
         )
         self._webhooks = [self._webhook(one) for one in config.webhook]
+        certificates = [await asyncio.to_thread(self._tls, one) for one in config.webhook]
+        self._certificates = [one for one in certificates if one is not None]
         self._estate.servers = servers = [
-            HttpServer(sock, webhook.handler(), limits=self._limits(one), tls=self._tls(one))
-            for sock, one, webhook in zip(sockets, config.webhook, self._webhooks, strict=False)
+            HttpServer(sock, webhook.handler(), limits=self._limits(one), tls=certificate)
+            for sock, one, webhook, certificate in zip(sockets, config.webhook, self._webhooks, certificates, strict=False)
         ]
         servers.append(HttpServer(sockets[len(config.webhook)], admin.handler()))
         if config.metrics.listen is not None:
@@ -444,23 +451,20 @@ class App:
     def _limits(self, listener: WebhookListener) -> Limits:
         return Limits(connections=listener.limits.connections, per_address=listener.limits.per_address)
 
-    def _tls(self, listener: WebhookListener) -> ssl.SSLContext | None:
-        """The listener's TLS context, or None for plain HTTP. Raises CannotStart."""
+    def _tls(self, listener: WebhookListener) -> Certificate | None:
+        """The listener's, or None for plain HTTP. For a thread. Raises CannotStart."""
         tls = listener.tls
         if tls is None:
             return None
         config = self._config
         try:
             if tls.self_signed:
-                certificate = self_signed(config.state_dir / TLS_FOLDER, names_of_machine(config))
-            elif tls.certificate is not None and tls.key is not None:
-                certificate = Certificate(tls.certificate, tls.key)
-            else:
-                return None
+                return self_signed(config.state_dir / TLS_FOLDER, names_of_machine(config))
+            if tls.certificate is not None and tls.key is not None:
+                return Certificate(tls.certificate, tls.key)
         except (OSError, ValueError) as error:
             raise CannotStart(f"the webhook's certificate cannot be used: {error}") from None
-        self._certificates.append(certificate)
-        return certificate.context
+        return None
 
     def _greet(self, limit: int) -> None:
         config = self._config
@@ -468,12 +472,10 @@ class App:
             log.warning("%s", warning)
         if self._complaint:
             log.error("the config is broken, the last good one is in force:\n%s", self._complaint)
-        else:
-            self._keep_config()
         restored = len(self._registry.table.frontends)
         terminal = sys.stdout.isatty()
-        called = program(self._source.path)
-        text = banner(config, limit=limit, restored=restored, secret=self._keys.secret, terminal=terminal, called=called)
+        secret, called = self._keys.secret, self._called
+        text = banner(config, limit=limit, restored=restored, secret=secret, terminal=terminal, called=called)
         try:
             print(text, file=sys.stdout if terminal else sys.stderr, flush=True)
         except OSError:
@@ -572,7 +574,7 @@ class App:
         check_fixed(self._config, config)
         had_tokens = bool(self._config.tokens)
         try:
-            keys = self._make_keys(config)
+            keys = await asyncio.to_thread(self._make_keys, config)
         except CannotStart as reason:
             raise Refused(Code.INVALID, str(reason)) from None
         keyring = keys.keyring()
@@ -583,10 +585,9 @@ class App:
         for webhook in self._webhooks:
             webhook.trusted_proxies = config.trusted_proxies
         self._admin.set_hosts(config.own_names)
-        for certificate in self._certificates:
-            reload_certificate(certificate)
+        await self._read_certificates()
         self.reloaded = True
-        self._keep_config()
+        await asyncio.to_thread(self._keep_config)
         log.info("reloaded: %s", in_words(change))
         for step in planned:
             log.info("reloaded: %s", step["text"])
@@ -616,7 +617,7 @@ class App:
         return self._told_about[1]
 
     def _make_about(self, config: Config, generated: bool, workers: int) -> dict[str, Any]:
-        command, option = program(self._source.path)
+        command, option = self._called
         return {
             "version": __version__,
             "page": self._page.version,
@@ -672,7 +673,10 @@ class App:
 
     async def _read_certificates(self) -> None:
         for certificate in self._certificates:
-            reload_certificate(certificate)
+            await asyncio.to_thread(reload_certificate, certificate)
+
+    def _note_process(self, pid: int) -> None:
+        self._follow(Part.PROCESSES, asyncio.to_thread(self._generations.note, pid))
 
     async def _read_addresses(self) -> None:
         """This machine may have other addresses: servers at them may be pylb itself now, or no longer."""
@@ -798,7 +802,7 @@ class App:
         # Where systemd holds the sockets, who waits in them is for the next pylb: it would be reset here in a moment.
         self._forwarding.drain(time.monotonic() + seconds, accept=not self._service.listens)
         self._before.stop(time.monotonic() + seconds)
-        self._generations.stop_those_before()
+        await asyncio.to_thread(self._generations.stop_those_before)
 
     async def _drain(self) -> None:
         """The doors are closed. Live sessions have the rest of timeouts.shutdown; a second signal cuts that short."""

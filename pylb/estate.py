@@ -58,7 +58,7 @@ class Estate:
     async def take_back(self) -> None:
         """As if `hold` had not been. Raises Lost."""
         try:
-            self._registry.take_back()
+            await self._registry.take_back()
         except (OSError, StateLocked) as error:
             raise Lost(f"the state directory cannot be taken back from the pylb that was to follow: {error}") from None
         await self._serve_again()

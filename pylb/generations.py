@@ -6,30 +6,43 @@ A main process that died cannot tell its successor whom it left. So each one wri
 import logging
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+
+from pylb.control.files import read_regular, set_aside, write_private
 
 log = logging.getLogger("pylb")
 
 FILE = "processes"
+_MOST_BYTES = 1 << 20
+_DIGITS = 7  # of a pid: PID_MAX_LIMIT is 4,194,304 (proc(5))
 
 
 class Generations:
-    """Kept in a file of lines `PID START`, START in clock ticks since the boot: a number given anew is no longer it."""
+    """Kept in a file of lines `PID START`, START in clock ticks since the boot: a number given anew is no longer it.
+
+    All of it is for threads: it touches files.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / FILE
         self._ours: dict[int, str] = {}
+        self._lock = threading.Lock()
         self.note(os.getpid())
 
     def note(self, pid: int) -> None:
         """One of ours: this process, or a worker."""
+        with self._lock:
+            self._note(pid)
+
+    def _note(self, pid: int) -> None:
         if (start := _start(pid)) is not None:
             self._ours[pid] = start
         known = dict(_read(self._path)) | self._ours  # of the file as it is now: a successor may have written there
         living = {pid: start for pid, start in known.items() if _start(pid) == start}
         try:
-            self._path.write_text("".join(f"{pid} {start}\n" for pid, start in living.items()))
+            write_private(self._path, "".join(f"{pid} {start}\n" for pid, start in living.items()).encode())
         except OSError as error:
             log.warning("%s cannot be written (%s): a stop may miss processes of before", self._path, error.strerror)
 
@@ -53,12 +66,15 @@ class Generations:
 
 def _read(path: Path) -> Iterator[tuple[int, str]]:
     try:
-        lines = path.read_text().splitlines()
-    except (OSError, ValueError):
+        lines = read_regular(path, _MOST_BYTES).decode("ascii").splitlines()
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError) as error:
+        log.warning("%s cannot be used: %s%s; a stop may miss processes of before", path, error, set_aside(path))
         return
     for line in lines:
         pid, _, start = line.partition(" ")
-        if pid.isascii() and pid.isdigit() and int(pid) != os.getpid():
+        if pid.isdigit() and 0 < len(pid) <= _DIGITS and int(pid) != os.getpid():
             yield int(pid), start
 
 

@@ -10,13 +10,14 @@ from pathlib import Path
 
 from pylb.config import Config, first_run_token, read_secrets_again
 from pylb.config.made import Found, paths, read_made
+from pylb.control.files import read_regular, set_aside, write_private
 from pylb.core.auth import STRONG, Keyring, Token
 from pylb.machine import local_addresses
-from pylb.web.certificate import write_private
 
 log = logging.getLogger("pylb")
 
 TOKEN_FILE = "token"  # noqa: S105 - a file's name
+_MOST_BYTES = 4096
 TLS_FOLDER = "tls"  # the self-signed key and certificate
 
 
@@ -36,7 +37,8 @@ class Keys:
 
     def use(self, config: Config) -> None:
         """Raises OSError."""
-        self.secret = generated_secret(config.state_dir) if first_run_in_force(config, self._made) else None
+        in_force = first_run_in_force(config, self._made)
+        self.secret = generated_secret(config.state_dir, self.secret) if in_force else None
         self._config = config
 
     def read_again(self) -> None:
@@ -88,21 +90,33 @@ def first_run_in_force(config: Config, made: Found) -> bool:
     return not config.tokens and (not made.tokens or (config.state_dir / TOKEN_FILE).exists())
 
 
-def generated_secret(state_dir: Path) -> str:
+def generated_secret(state_dir: Path, before: str | None = None) -> str:
     """The token of a machine without other ones: read from the state directory, made at the first run (0600).
 
-    Raises OSError.
+    Of a file that is garbage the secret in force (`before`) goes on; without one the file is set aside for a new secret:
+    whoever has the old one is refused, and every port serves. Raises OSError: no secret can be kept.
     """
     path = state_dir / TOKEN_FILE
     try:
-        kept = path.read_text().strip()
+        return _secret(read_regular(path, _MOST_BYTES))
     except FileNotFoundError:
-        kept = ""
-    if len(kept) >= STRONG:
-        return kept
+        pass
+    except (OSError, ValueError) as error:
+        if before is not None:
+            log.error("%s cannot be used: %s; its secret stays as it was", path, error)
+            return before
+        log.error("%s cannot be used: %s%s; a new secret takes its place", path, error, set_aside(path))
     made = secrets.token_urlsafe(24)
     write_private(path, made.encode() + b"\n")
     return made
+
+
+def _secret(data: bytes) -> str:
+    """Raises ValueError."""
+    text = data.decode("ascii").strip()
+    if len(text) < STRONG or not text.isprintable():
+        raise ValueError(f"it has {len(text)} characters, {STRONG} printable ones are needed")
+    return text
 
 
 def names_of_machine(config: Config) -> list[str]:

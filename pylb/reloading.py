@@ -43,7 +43,7 @@ def check_fixed(old: Config, new: Config) -> None:
 
 
 def reload_certificate(certificate: Certificate) -> None:
-    """A renewed one serves new handshakes; a broken one changes nothing, loudly."""
+    """A renewed one serves new handshakes; a broken one changes nothing, loudly. For a thread."""
     try:
         certificate.reload()
     except (OSError, ValueError) as error:

@@ -15,11 +15,11 @@ from typing import Any, NamedTuple
 
 from pylb.config import Config, ConfigErrors, default_state_dir, load, parse
 from pylb.config.models import TokenEntry
+from pylb.control.files import write_private
 from pylb.core.address import ANY, is_loopback
 from pylb.core.auth import NODE_PORTS
 from pylb.keys import TOKEN_FILE
 from pylb.machine import outgoing_address
-from pylb.web.certificate import write_private
 
 LAST_GOOD = "config.last-good"
 _STATE_DIR_LINE = re.compile(r"""^[ \t{]*["']?state_dir["']?\s*:\s*["']?([^"'#\n]+?)["']?,?\s*(?:#.*)?$""", re.MULTILINE)

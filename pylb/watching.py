@@ -10,7 +10,10 @@ _Signature = dict[Path, tuple[int, int, int, int] | None]
 
 
 class Watch:
-    """Calls `on_change` when one of `files()` is another, is gone, or is new, compared with the moment of its making."""
+    """Calls `on_change` when one of `files()` is another, is gone, or is new, compared with the moment of its making.
+
+    To be made in a thread, where `files` is called too.
+    """
 
     def __init__(self, files: Callable[[], Iterable[Path]], on_change: Callable[[], Awaitable[None]]) -> None:
         self._files = files
@@ -27,8 +30,8 @@ class Watch:
         """One look. A file that changes while `on_change` reads it is seen by the next one."""
         now = await asyncio.to_thread(lambda: signature(self._files()))
         if now != self._seen:
-            self._seen = now
             await self._on_change()
+            self._seen = now  # after it: what failed is tried again
 
 
 def signature(files: Iterable[Path]) -> _Signature:

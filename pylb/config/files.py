@@ -9,6 +9,7 @@ from pylb.config import models as m
 from pylb.config.parts import Finding, Parts
 from pylb.config.root import Secrets
 from pylb.config.yamlplace import Loc
+from pylb.control.files import read_regular
 from pylb.core.auth import STRONG
 
 _MAX_SECRETS = 4096  # bytes of a file
@@ -69,23 +70,6 @@ def _strength(at: Loc | None, entry: m.TokenEntry, secret: str) -> Iterator[Find
         yield Finding(at, f"{message}: it works on the legacy route only", "make one with: pylb token", "warning")
     else:
         yield Finding(at, message, "make one with: pylb token; or allow_weak: true, for the legacy route only")
-
-
-def read_regular(path: Path, most: int) -> bytes:
-    """Never blocks: a FIFO or device in its place is refused (O_NONBLOCK, then fstat of what was opened).
-
-    Raises OSError, ValueError for what is no regular file or larger than `most` bytes.
-    """
-    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    try:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise ValueError("not a regular file")
-        raw = os.read(fd, most + 1)
-    finally:
-        os.close(fd)
-    if len(raw) > most:
-        raise ValueError(f"larger than {most} bytes")
-    return raw
 
 
 def _read_secrets(at: Loc | None, path: Path) -> tuple[tuple[str, ...], list[Finding]]:

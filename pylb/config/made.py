@@ -16,8 +16,8 @@ from pydantic import Field, ValidationError
 
 from pylb.config import models as m
 from pylb.config import values as v
-from pylb.config.files import read_regular
 from pylb.config.root import token_of
+from pylb.control.files import read_regular
 from pylb.core.auth import Token
 
 FOLDER = "tokens"

@@ -84,7 +84,7 @@ class Ledger:
     async def restore(self) -> None:
         """Raises StateLocked. Anything else that is wrong with the state is an alarm, and the start goes on."""
         try:
-            self._store.open()
+            await asyncio.to_thread(self._store.open)
         except OSError as error:
             self.journal.note("state", f"the state directory cannot be used: {error}", alarm=True)
         payload, complaints = await asyncio.to_thread(self._store.load)

@@ -147,9 +147,9 @@ class Registry:
         self._handed_over = True
         self._store.unlock()
 
-    def take_back(self) -> None:
+    async def take_back(self) -> None:
         """The successor did not come. Raises StateLocked, OSError."""
-        self._store.open()
+        await asyncio.to_thread(self._store.open)
         self._handed_over = False
         self._ledger.unsaved = True  # it may have written
         self._ledger.writer.resume()

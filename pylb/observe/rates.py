@@ -164,7 +164,7 @@ class Rates:
         sums = [gone + sum(last[place] for last in self._last.values()) for place, gone in enumerate(self._gone)]
         for meter, total in zip((self.sessions, self.connections, self.bytes), sums, strict=True):
             meter.look(total, live, seconds)
-        self._look_at_processors(pids, seconds)
+        self._look_at_processors(await asyncio.to_thread(lambda: [_cpu_seconds(pid) for pid in pids]), seconds)
 
     def _look(self, proxy: ProxyRates, listen: Listen, found: Sequence[AnyFrontend], seconds: float) -> None:
         self._last[listen] = last = _sums(found)
@@ -186,8 +186,7 @@ class Rates:
         for label in proxy.servers.keys() - servers.keys():
             del proxy.servers[label]
 
-    def _look_at_processors(self, pids: Sequence[int], seconds: float) -> None:
-        used = [_cpu_seconds(pid) for pid in pids]
+    def _look_at_processors(self, used: Sequence[float], seconds: float) -> None:
         before, self._cpu = self._cpu, (len(used), sum(used))
         if seconds and before[0] == len(used) and used:
             share = (self._cpu[1] - before[1]) / seconds / len(used)

@@ -17,7 +17,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from pylb.control.files import read_regular, write_private
+
 CERTIFICATE, KEY, NEXT_KEY = "cert.pem", "key.pem", "next-key.pem"  # in the folder of a certificate of ours
+MOST_BYTES = 1 << 20  # of a file; a chain of ten certificates is 20 KB
 YEARS = 10  # its readers pin the key; a public name with a public certificate is the other way
 CLOCK_SKEW = timedelta(days=1)  # a node whose clock is behind must not refuse a new certificate
 
@@ -28,18 +31,29 @@ class Certificate:
     def __init__(self, certificate: Path, key: Path) -> None:
         self.path = certificate
         self.key = key
-        self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        self.context.minimum_version = ssl.TLSVersion.TLSv1_2
-        self.expires_at = 0.0  # unix time
-        self.reload()
+        self.context, self.expires_at = _load(certificate, key)  # the end: unix time
 
     def reload(self) -> None:
-        """Raises OSError (ssl.SSLError is one) or ValueError; then what was served before goes on being served."""
-        expires = x509.load_pem_x509_certificate(self.path.read_bytes()).not_valid_after_utc.timestamp()
-        # A trial first: OpenSSL would keep the new certificate with the old key if the key does not match.
-        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(self.path, self.key)
-        self.context.load_cert_chain(self.path, self.key)
-        self.expires_at = expires
+        """Raises OSError (ssl.SSLError is one) or ValueError; then what was served before goes on being served.
+
+        For a thread: it reads files. The context in use is never touched, another one takes its place.
+        """
+        self.context, self.expires_at = _load(self.path, self.key)
+
+
+def _load(certificate: Path, key: Path) -> tuple[ssl.SSLContext, float]:
+    """Raises OSError, ValueError."""
+    read_regular(key, MOST_BYTES)  # OpenSSL would wait for whoever writes into a FIFO
+    found = x509.load_pem_x509_certificate(read_regular(certificate, MOST_BYTES))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.load_cert_chain(certificate, key, password=_encrypted)
+    return context, found.not_valid_after_utc.timestamp()
+
+
+def _encrypted() -> str:
+    """In place of OpenSSL's question on the terminal."""
+    raise ValueError("the key is encrypted: pylb needs it without a passphrase, readable for its user alone")
 
 
 def self_signed(directory: Path, names: Iterable[str]) -> Certificate:
@@ -173,18 +187,3 @@ def _san(name: str) -> x509.GeneralName:
         return x509.IPAddress(ip_address(name))
     except ValueError:
         return x509.DNSName(name)
-
-
-def write_private(path: Path, data: bytes) -> None:
-    """0600 from its first byte, whole or not there. Raises OSError."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    try:
-        with open(fd, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.rename(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise

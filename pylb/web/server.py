@@ -10,7 +10,6 @@ import asyncio
 import errno
 import logging
 import socket
-import ssl
 from collections.abc import AsyncGenerator
 from dataclasses import replace
 from typing import cast
@@ -22,6 +21,7 @@ from pylb.core.errors import Refused
 from pylb.web import exchange
 from pylb.web.answers import refusal
 from pylb.web.call import Answer, Handler, json_answer
+from pylb.web.certificate import Certificate
 from pylb.web.crowd import Connection, Crowd
 from pylb.web.listener import Limits, check_aiohttp
 from pylb.web.protocol import Http, Protocol
@@ -55,7 +55,7 @@ class HttpServer:
     """Serves `handler` on one listening socket, which it takes over (and closes at `stop`)."""
 
     def __init__(
-        self, sock: socket.socket, handler: Handler, *, limits: Limits | None = None, tls: ssl.SSLContext | None = None
+        self, sock: socket.socket, handler: Handler, *, limits: Limits | None = None, tls: Certificate | None = None
     ) -> None:
         check_aiohttp()
         self._sock = sock
@@ -197,10 +197,11 @@ class HttpServer:
     async def _set_up(self, connection: Connection) -> None:
         """Give the socket to the loop, with TLS where it is on. Whatever goes wrong here ends this connection alone."""
         limit = self._limits.deadline
-        tls_limits = {"ssl_handshake_timeout": limit, "ssl_shutdown_timeout": 1.0} if self._tls else {}
+        context = None if self._tls is None else self._tls.context  # of now: a renewed one is another
+        tls_limits = {"ssl_handshake_timeout": limit, "ssl_shutdown_timeout": 1.0} if context else {}
         try:
             await self._loop.connect_accepted_socket(
-                lambda: self._http.protocol(connection), connection.sock, ssl=self._tls, **tls_limits
+                lambda: self._http.protocol(connection), connection.sock, ssl=context, **tls_limits
             )
         except (OSError, TimeoutError) as error:
             # Port scanners and half-open clients: nothing an operator can act on. ssl.SSLError is an OSError.

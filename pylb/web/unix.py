@@ -34,10 +34,7 @@ class UnixServer:
 
     async def start(self) -> None:
         """Raises OSError; FileExistsError if another pylb answers there. A file nobody listens on is replaced."""
-        if _alive(self._path):
-            raise FileExistsError(f"another pylb is running with this state directory: {self._path} answers")
-        sock = _listen(self._path)
-        self._inode = self._path.stat().st_ino
+        sock, self._inode = await asyncio.to_thread(_take, self._path)
         self._server = await asyncio.start_unix_server(self._client, sock=sock, limit=self._line_bytes)
 
     def leave(self) -> None:
@@ -100,6 +97,14 @@ def _alive(path: Path) -> bool:
         except (TimeoutError, BlockingIOError):
             return True  # its backlog is full: somebody is there, and busy
         return True
+
+
+def _take(path: Path) -> tuple[socket.socket, int]:
+    """The listening socket, and the inode of its file. Raises OSError."""
+    if _alive(path):
+        raise FileExistsError(f"another pylb is running with this state directory: {path} answers")
+    sock = _listen(path)
+    return sock, path.stat().st_ino
 
 
 def _listen(path: Path) -> socket.socket:

@@ -286,10 +286,13 @@ def test_a_reload_without_tokens_refuses_beats_and_keeps_what_is_registered(pylb
 
 def test_a_reload_that_needs_a_token_it_cannot_keep_is_refused(pylb: Instance, echo_port: int) -> None:
     pylb.start()
-    (pylb.state_dir / TOKEN_FILE).mkdir()  # so that not even root can write it
+    away = pylb.state_dir.rename(pylb.folder / "away")
+    pylb.state_dir.write_text("")  # a file in its place, so that not even root can write there
     pylb.configure(tokens=[])
     pylb.reload("reload refused")
     assert "no token is configured and none can be kept" in pylb.running.text()
+    pylb.state_dir.unlink()
+    away.rename(pylb.state_dir)
     assert pylb.register(pylb.port, echo_port).status == 201
 
 

@@ -34,6 +34,7 @@ PLACES: dict[Part, tuple[type, str]] = {
     Part.NAMES: (Resolver, "is_due"),
     Part.KEYS: (App, "_key_files"),
     Part.CERTIFICATES: (App, "_certificate_files"),
+    Part.ADDRESSES: (App, "_read_addresses"),
     Part.BEAT: (Pulse, "beat"),
     Part.RATES: (Lookout, "sample"),
     Part.PAGE: (Feed, "look"),

@@ -30,7 +30,7 @@ def test_a_client_that_pins_the_certificate_is_served(tmp_path: Path) -> None:
     certificate = self_signed(tmp_path / "tls", ["lb.example.net", "127.0.0.1", "localhost"])
 
     async def main() -> None:
-        async with serving(hello, tls=certificate.context) as server:
+        async with serving(hello, tls=certificate) as server:
             reply = await ask(server.port, "GET", "/", tls=_client(certificate.path))
             assert reply.body == b"hello"
             with pytest.raises(ssl.SSLCertVerificationError):
@@ -89,7 +89,7 @@ def test_a_reload_serves_the_new_certificate_and_a_broken_one_changes_nothing(tm
     renewed = self_signed(tmp_path / "b", ["localhost", "127.0.0.1"])
 
     async def main() -> None:
-        async with serving(hello, tls=served.context) as server:
+        async with serving(hello, tls=served) as server:
             key = tmp_path / "a" / "key.pem"
             old_key = key.read_bytes()
             key.write_bytes((tmp_path / "b" / "key.pem").read_bytes())
@@ -110,7 +110,7 @@ def test_a_client_that_stops_in_its_handshake_is_cut_at_the_deadline_and_others_
 
     async def main() -> None:
         limits = Limits(deadline=0.5)
-        async with serving(hello, tls=certificate.context, limits=limits) as server:
+        async with serving(hello, tls=certificate, limits=limits) as server:
             silent = socket.create_connection(("127.0.0.1", server.port))
             begun = socket.create_connection(("127.0.0.1", server.port))
             begun.sendall(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc")  # the start of a ClientHello
@@ -132,7 +132,7 @@ def test_plain_http_on_a_tls_port_is_answered_in_plain_text_and_leaves_no_word_i
     certificate = self_signed(tmp_path, ["127.0.0.1"])
 
     async def main() -> None:
-        async with serving(hello, tls=certificate.context) as server:
+        async with serving(hello, tls=certificate) as server:
             for body in (None, b"x" * 1_000_000):
                 reply = await ask(server.port, "PUT", "/", body=body)
                 assert (reply.status, reply.body) == (400, b"this port speaks TLS: use https://\n")
@@ -146,7 +146,7 @@ def test_plain_http_without_an_end_on_a_tls_port_is_cut_within_a_second(tmp_path
     certificate = self_signed(tmp_path, ["127.0.0.1"])
 
     async def main() -> None:
-        async with serving(hello, tls=certificate.context) as server:
+        async with serving(hello, tls=certificate) as server:
             reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
             writer.write(b"GET / HTTP/1.1\r\n")
             assert (await read_reply(reader)).status == 400
