@@ -183,10 +183,10 @@ def first_steps(config: Config, *, generated: bool) -> dict[str, str]:
     secret += [f"--from-file=ca.pem={door.certificate}"] if door.certificate else []
     node_port = trial.target_port if trial.target_port in NODE_PORTS else node_port_of(trial.port)
     sidecar = _sidecar().substitute(
-        URL=door.there,
+        URL=scalar(door.there),
         CA="      - {name: PYLB_CA, value: /run/secrets/pylb/ca.pem}\n" if door.certificate else "",
-        NAME=trial.name if trial.name != "try" else "my-app",
-        FRONTENDS=f"{trial.port}:{node_port}",
+        NAME=scalar(trial.name if trial.name != "try" else "my-app"),
+        FRONTENDS=scalar(f"{trial.port}:{node_port}"),
     )
     return {
         "curl": "\n".join(_curl(door, door.here if trial.address else door.there, token, trial)),
@@ -195,6 +195,12 @@ def first_steps(config: Config, *, generated: bool) -> dict[str, str]:
         "secret": " ".join(secret),
         "sidecar": sidecar,
     }
+
+
+def scalar(text: str) -> str:
+    """As YAML has a text that nobody may take for anything else. `yes`, `1234`, `0x10`, `null` and `1e3` are no texts without
+    quotes, and each reader (YAML 1.1, 1.2, kubectl's) has a list of its own. JSON's strings are YAML's in double quotes."""
+    return json.dumps(text)
 
 
 @cache

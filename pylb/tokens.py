@@ -1,6 +1,7 @@
 """`pylb token`: who may register. Made tokens are files in the state directory; a running pylb reads them at once."""
 
 import json
+import re
 import secrets
 from collections.abc import Sequence
 from pathlib import Path
@@ -307,7 +308,7 @@ def _join(config: "Config", host: str | None, made: "MadeToken") -> str:
 
 def _manifests(made: "MadeToken", join: str, options: dict[str, Any]) -> str:
     from pylb.machine import deployed  # noqa: PLC0415
-    from pylb.startup import node_port_of  # noqa: PLC0415
+    from pylb.startup import node_port_of, scalar  # noqa: PLC0415
 
     frontends = options["frontends"] or [f"{low}:{node_port_of(low)}" for low, high in made.ports if low == high]
     if not frontends:
@@ -316,25 +317,39 @@ def _manifests(made: "MadeToken", join: str, options: dict[str, Any]) -> str:
     if not all(len(pair) == 2 and all(port.isdigit() for port in pair) and int(pair[1]) in NODE_PORTS for pair in pairs):
         die(f"--frontends: {' '.join(frontends)!r} is not a list of PORT:NODEPORT (NodePorts are 30000-32767)")
     ports = "\n".join(
-        f'    - {{name: "p{port}", port: {port}, targetPort: {port}, nodePort: {node_port}}}' for port, node_port in pairs
+        f"    - {{name: {scalar(f'p{port}')}, port: {port}, targetPort: {port}, nodePort: {node_port}}}"
+        for port, node_port in pairs
     )
+    base, namespace = _service_name(made.name), _label("--namespace", options["namespace"])
+    app = options["app"] or made.name
+    if not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?", app):
+        die(f"--app: {app!r} is no value of a label (letters, digits, inside '.', '_', '-'; at most 63)")
     text = Template(deployed("kubernetes/join.yaml.in")).substitute(
-        NAME=_label(made.name),
-        NAMESPACE=options["namespace"],
-        JOIN=join,
-        FRONTENDS=" ".join(frontends),
-        APP=options["app"] or made.name,
+        SERVICE=scalar(_label("NAME", f"{base}-pylb")),
+        PHONEHOME=scalar(_label("NAME", f"{base}-phonehome")),
+        NAMESPACE=scalar(namespace),
+        JOIN=scalar(join),
+        FRONTENDS=scalar(" ".join(frontends)),
+        APP=scalar(app),
         PORTS=ports,
     )
     config_map = deployed("kubernetes/phonehome-configmap.yaml").replace(
-        "  name: phonehome\n", f"  name: phonehome\n  namespace: {options['namespace']}\n", 1
+        "  name: phonehome\n", f"  name: phonehome\n  namespace: {scalar(namespace)}\n", 1
     )
     return f"{text}---\n{config_map}"
 
 
-def _label(name: str) -> str:
-    """An object's name in Kubernetes (RFC 1123): lower case, no underscores."""
-    return name.lower().replace("_", "-")
+def _service_name(name: str) -> str:
+    """What a Service may be called (RFC 1035): lower case, no dots, no underscores, a letter first."""
+    found = re.sub(r"[._]", "-", name.lower())
+    return found if found[0].isalpha() else f"app-{found}"
+
+
+def _label(option: str, name: str) -> str:
+    """RFC 1123, as names of objects are."""
+    if not re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", name):
+        die(f"{option}: {name!r} is no name for Kubernetes (lower case, digits, inside '-'; at most 63)")
+    return name
 
 
 def _row(entry: Any, origin: str, count: int) -> dict[str, Any]:

@@ -183,6 +183,9 @@ def test_a_broken_file_of_a_made_token_costs_nobody_and_is_said(tls: Instance) -
         (("create", "app", "--ports", "443", "--sources", "nowhere"), "sources: 'nowhere' is not a network"),
         (("create", "app", "--ports", "20-30", "--kubernetes"), '--frontends "443:30443" is needed'),
         (("create", "app", "--ports", "443", "--kubernetes", "--frontends", "443:443"), "NodePorts are 30000-32767"),
+        (("create", "app", "--ports", "443", "--kubernetes", "--app", "a: b"), "--app: 'a: b' is no value of a label"),
+        (("create", "app", "--ports", "443", "--kubernetes", "--namespace", "a\nb"), "is no name for Kubernetes"),
+        (("create", "a" * 60, "--ports", "443", "--kubernetes"), "NAME: "),
         (("rotate", "nobody"), "there is no token called 'nobody'"),
         (("revoke", "nobody"), "there is no token called 'nobody'"),
     ],
@@ -222,6 +225,33 @@ def test_kubernetes_gets_everything_in_one_piece(tls: Instance) -> None:
     environ = {one["name"]: one.get("value") for one in container["env"]}
     assert environ["PYLB_FRONTENDS"] == "443:30443 8443:30843"
     assert documents["Secret"]["stringData"]["join"].startswith("pylb://Web_1:")
+
+
+@pytest.mark.parametrize(
+    "name", ["yes", "no", "null", "True", "1234", "0x10", "0o17", "1e3", "1_000", "2024-01-01", "12.5", "Y"]
+)
+def test_a_name_that_yaml_has_a_meaning_for_stays_a_name(tls: Instance, name: str) -> None:
+    """Whatever the reader's list of such texts is: each stands in quotes."""
+    ended = tls.ask("token", "create", name, "--ports", "443", "--kubernetes", "--namespace", "1e3")
+    assert ended.returncode == 0, ended.stderr
+    documents = list(yaml.safe_load_all(ended.stdout))
+    for one in documents:
+        kubernetes_validate.validate(one, "1.31", strict=True)
+    texts = {name, "1e3", *(one["metadata"]["name"] for one in documents if one["kind"] != "ConfigMap")}
+    nodes = [node for root in yaml.compose_all(ended.stdout, yaml.SafeLoader) for node in scalars(root)]
+    found = [node for node in nodes if node.value in texts]
+    assert {node.value for node in found} == texts
+    assert {node.style for node in found} == {'"'}
+    service = next(one for one in documents if one["kind"] == "Service")
+    assert service["spec"]["selector"] == {"app": name}
+    assert re.fullmatch(r"[a-z][a-z0-9-]*", service["metadata"]["name"])
+
+
+def scalars(node: yaml.Node) -> list[yaml.ScalarNode]:
+    if isinstance(node, yaml.ScalarNode):
+        return [node]
+    inside = [one for pair in node.value for one in pair] if isinstance(node, yaml.MappingNode) else node.value
+    return [found for one in inside for found in scalars(one)]
 
 
 @pytest.mark.root
