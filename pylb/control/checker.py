@@ -4,9 +4,10 @@ A probe never delays anything: it runs beside the single writer, and only its fi
 """
 
 import asyncio
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
+from heapq import heappop, heappush
+from math import inf
 
 from pylb.control.probe import Ask, Question
 from pylb.core.address import Address, Listen
@@ -27,6 +28,7 @@ from pylb.core.health import (
     unproven,
     watched,
 )
+from pylb.core.persistent import Frozen
 from pylb.core.policy import AdminState, HealthMode
 from pylb.core.table import Frontend, Server, Table
 
@@ -52,15 +54,17 @@ class Checker:
         self._probing: set[Place | Address] = set()  # due, and being asked
         self._checks: dict[Place | Address, tuple[float, str]] = {}  # the last finding of each, and when
         self._servers: dict[Place, Server] = {}
-        self._uses: Counter[Address] = Counter()  # by how many frontends
-        self._down: frozenset[Place] = frozenset()
-        self._proven: frozenset[Address] = frozenset()
+        self._users: dict[Address, dict[Listen, None]] = {}  # the frontends that have it
+        self._down: Frozen[Place, bool] = Frozen()
+        self.proven: Frozen[Address, bool] = Frozen()  # addresses that have answered once
+        self._agenda: list[tuple[float, int, Place | Address]] = []  # a heap of when to ask; what is out of date is skipped
+        self._planned = 0
         self.table = Table()
         self.interval = 2.0  # seconds between two dials of an unproven target, at first
 
     @property
     def sight(self) -> Sight:
-        return Sight(self._proven, self._down)
+        return Sight(self.proven, self._down)
 
     def proof(self, address: Address) -> Proof | None:
         return self._proofs.get(address)
@@ -84,7 +88,11 @@ class Checker:
 
     def restore(self, proven: Iterable[Address]) -> None:
         self._proofs.update(dict.fromkeys(proven, PROVEN))
-        self._proven |= frozenset(self._proofs)
+        self.proven = Frozen(dict.fromkeys(self._proofs, True))
+
+    def unknown(self, addresses: Iterable[Address]) -> bool:
+        """Is there any that nobody has dialled yet?"""
+        return any(address not in self._proofs for address in addresses)
 
     async def dial_new(self, addresses: Iterable[Address]) -> None:
         """Dials those nothing is known of, all at once (<= 1 s). What is found is kept; ranks follow with the next table."""
@@ -111,37 +119,51 @@ class Checker:
             known = self._proofs.get(address)
             self._checks[address] = (self._clock(), found)
             self._proofs[address] = prove(known, found, self.interval, self._clock(), jitter=self._jitter())
-            if found == YES:
-                self._proven |= {address}
+            self._plan(address)
+            if found == YES and address not in self.proven:
+                self.proven = self.proven.edited({address: True})
         return found
 
     def forget_unused(self, addresses: Iterable[Address]) -> None:
         """Of a call that was refused after its dial."""
         for address in addresses:
-            if address not in self._uses:
+            if address not in self._users:
                 self._proofs.pop(address, None)
                 self._dials.pop(address, None)
                 self._checks.pop(address, None)
-                self._proven -= {address}
+                self.proven = self.proven.edited({address: None})
 
     def sync(self, table: Table, touched: Iterable[Listen] | None) -> None:
-        """After a new table: watch what active mode wants, ask who is not known, forget what is gone."""
-        before, self.table = self.table, table
-        gone: set[Address] = set()
-        for listen in {**before.frontends, **table.frontends} if touched is None else set(touched):
-            old, new = _addresses(before, listen), _addresses(table, listen)
-            self._uses.update(new - old)
-            self._uses.subtract(old - new)
-            gone |= old - new
-            for address in old - new:
-                self._forget(listen, address)
-                self._records.pop((listen, address), None)
-            for server in table.frontends[listen].servers if listen in table.frontends else ():
-                self._watch(table.frontends[listen], server)
-        for address in gone:
-            if self._uses[address] <= 0:
-                del self._uses[address]
+        """After a new table: watch what active mode wants, ask who is not known, forget what is gone. None: all frontends."""
+        for _ in self.syncing(table, touched):
+            pass
+
+    def syncing(self, table: Table, touched: Iterable[Listen] | None) -> Iterator[None]:
+        """`sync` in steps of one frontend. Until the last one what is new is not asked yet, and gone servers still are."""
+        before = self.table
+        for listen in (
+            list({**dict.fromkeys(before.frontends), **dict.fromkeys(table.frontends)}) if touched is None else touched
+        ):
+            self._sync(listen, before.frontends.get(listen), table.frontends.get(listen))
+            yield
+        self.table = table
+
+    def _sync(self, listen: Listen, old: Frontend | None, new: Frontend | None) -> None:
+        known = {server.address: server for server in old.servers} if old else {}
+        now = {server.address: server for server in new.servers} if new else {}
+        same_policy = old is not None and new is not None and old.policy is new.policy
+        for address in known.keys() - now.keys():
+            self._forget(listen, address)
+            self._records.pop((listen, address), None)
+            users = self._users.get(address, {})
+            users.pop(listen, None)
+            if not users:
+                self._users.pop(address, None)
                 self.forget_unused([address])
+        for address, server in now.items():
+            if new is not None and not (same_policy and known.get(address) == server):
+                self._users.setdefault(address, {})[listen] = None
+                self._watch(new, server)
 
     def _forget(self, listen: Listen, address: Address) -> None:
         place = (listen, address)
@@ -149,7 +171,7 @@ class Checker:
         self._health.pop(place, None)
         self._checks.pop(place, None)
         if place in self._down:
-            self._down -= {place}
+            self._down = self._down.edited({place: None})
             self._turn(place, down=False)
 
     def _turn(self, place: Place, *, down: bool) -> None:
@@ -158,7 +180,9 @@ class Checker:
 
     def _watch(self, frontend: Frontend, server: Server) -> None:
         now, address = self._clock(), server.address
-        self._proofs.setdefault(address, unproven(now))
+        if address not in self._proofs:
+            self._proofs[address] = unproven(now)
+            self._plan(address)
         if server.admin is AdminState.MAINT:  # left in peace; once it is ready, nothing is known of it
             self._forget(frontend.listen, address)
         self._servers[frontend.listen, address] = server
@@ -166,7 +190,10 @@ class Checker:
         policy = frontend.policy.health
         if policy.mode is HealthMode.ACTIVE and server.admin is not AdminState.MAINT:
             # The first probes are spread over a whole interval: a thousand servers come with one reload.
-            self._health.setdefault((frontend.listen, address), watched(policy, now, self._uniform(0.0, 1.0)))
+            place = (frontend.listen, address)
+            if place not in self._health:
+                self._health[place] = watched(policy, now, self._uniform(0.0, 1.0))
+                self._plan(place)
 
     def connect_ended(self, listen: Listen, address: Address, failure: str | None) -> None:
         """What a client's session met. Cheap; news are given in the same call."""
@@ -183,36 +210,46 @@ class Checker:
         else:
             after = failed(before, policy, failure, now, probe=probe, jitter=self._jitter())
         self._health[place] = after
+        if after.probe_at != before.probe_at:
+            self._plan(place)
         self._checks[place] = (now, failure or YES)
         if after.down is before.down:
             return
         self._turn(place, down=after.down)
         fields = {"frontend": frontend.name, "address": str(address)}
         if after.down:
-            self._down |= {place}
+            self._down = self._down.edited({place: True})
             text = f"{frontend.name}: server {address} is out after {after.failures} failures ({failure})"
             self._on_news([frontend.listen], "server_down", text, fields)
         else:
-            self._down -= {place}
+            self._down = self._down.edited({place: None})
             self._on_news([frontend.listen], "server_up", f"{frontend.name}: server {address} is back", fields)
 
+    def _asked_at(self, place: Place | Address) -> float:
+        """When it is to be asked next; inf: it is not."""
+        known = self._proofs.get(place) if isinstance(place, Address) else self._health.get(place)
+        return inf if known is None else known.probe_at
+
+    def _plan(self, place: Place | Address) -> None:
+        at = self._asked_at(place)
+        if at < inf:
+            self._planned += 1  # among equals the first one; places themselves have no order
+            heappush(self._agenda, (at, self._planned, place))
+
     def is_due(self) -> bool:
-        now = self._clock()
-        return any(
-            probe.probe_at <= now and place not in self._probing
-            for probes in (self._health, self._proofs)
-            for place, probe in probes.items()
-        )
+        now, agenda = self._clock(), self._agenda
+        while agenda and agenda[0][0] <= now:
+            at, _, place = agenda[0]
+            if self._asked_at(place) == at and place not in self._probing:
+                return True
+            heappop(agenda)  # asked again since, or gone, or being asked: then `probe` plans it anew
+        return False
 
     async def probe(self) -> None:
         """All probes that are due; returns when the last has its finding. The loop gets its turn after every few."""
-        now, loop = self._clock(), asyncio.get_running_loop()
-        due = [
-            place
-            for probes in (self._health, self._proofs)
-            for place, probe in probes.items()
-            if probe.probe_at <= now and place not in self._probing
-        ]
+        loop, due = asyncio.get_running_loop(), dict[Place | Address, None]()
+        while self.is_due():
+            due[heappop(self._agenda)[2]] = None
         self._probing.update(due)
         try:
             questions = await self._questions(due)
@@ -224,6 +261,10 @@ class Checker:
             await asyncio.gather(*running)
         finally:
             self._probing.difference_update(due)
+            now = self._clock()
+            for place in due:
+                if self._asked_at(place) <= now:  # nothing was found
+                    self._plan(place)
 
     async def _questions(self, due: Iterable[Place | Address]) -> dict[Question, list[Place | Address]]:
         """What to ask, and for whom: an address by itself is its proof's, a place is health's."""
@@ -231,7 +272,7 @@ class Checker:
         for number, place in enumerate(due, 1):
             if isinstance(place, Address):
                 questions.setdefault(Question(place), []).append(place)
-            elif place in self._servers:
+            elif place in self._servers and place[0] in self.table.frontends:
                 questions.setdefault(self._question(place), []).append(place)
             if number % BATCH == 0:
                 await asyncio.sleep(0)
@@ -243,7 +284,7 @@ class Checker:
 
     async def _probe(self, question: Question, places: Iterable[Place | Address]) -> None:
         address = question.server
-        proven_before, began = address in self._proven, self._clock()
+        proven_before, began = address in self.proven, self._clock()
         try:
             found = await self._answer(question)
         finally:
@@ -253,8 +294,8 @@ class Checker:
                 known = self._records.get(place, Record(began))
                 self._records[place] = checked(known, found, self._clock() - began)
                 self._heed(self.table.frontends[place[0]], address, None if found == YES else found, probe=True)
-        if found == YES and not proven_before and self._uses[address] > 0:
-            at = [listen for listen in self.table.frontends if (listen, address) in self._servers]
+        if found == YES and not proven_before and address in self._users:
+            at = list(self._users[address])
             text = f"server {address} has answered for the first time"
             self._on_news(at, "server_proven", text, {"address": str(address)})
 
@@ -267,8 +308,3 @@ class Checker:
 
     def _jitter(self) -> float:
         return self._uniform(0.9, 1.1)
-
-
-def _addresses(table: Table, listen: Listen) -> set[Address]:
-    frontend = table.frontends.get(listen)
-    return {server.address for server in frontend.servers} if frontend else set()

@@ -5,8 +5,8 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from functools import partial
 
 from pylb.control.ledger import Ledger, with_claims
+from pylb.control.scene import Scene, Step
 from pylb.control.tasks import Part
-from pylb.control.turn import Scene, Step
 from pylb.core.claims import Change, become, release, settle
 from pylb.core.errors import Refused
 from pylb.core.registration import Key, State
@@ -77,9 +77,9 @@ class Clockwork:
         if ledger.unsettled:
             ledger.unsettled = False
             await self._turn(lambda scene: with_claims(scene, settle(scene.claims, ledger.checker.sight.proven)), ())
-        if ledger.unbound and self._clock() >= self._rebind_at:
+        if ledger.publisher.unbound and self._clock() >= self._rebind_at:
             self._rebind_at = self._clock() + REBIND
-            ledger.apply(ledger.writer.table)
+            ledger.publisher.apply()
 
     async def _end(self, keys: tuple[Key, ...]) -> None:
         tenure = self._ledger.tenure

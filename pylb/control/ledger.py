@@ -5,7 +5,7 @@ The registry (what may be asked) and the clockwork (what time asks) both change 
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 
@@ -14,18 +14,19 @@ from pylb.control.checker import Checker
 from pylb.control.events import Event, Journal, Wanderers
 from pylb.control.history import History
 from pylb.control.probe import Ask
+from pylb.control.publisher import Publisher
 from pylb.control.resolver import Resolve, Resolver
-from pylb.control.snapshot import Snapshot, decode, encode
+from pylb.control.scene import Scene, Sink
+from pylb.control.snapshot import Encoder, Snapshot, decode
+from pylb.control.steps import in_turns, stepwise
 from pylb.control.store import Store
 from pylb.control.tasks import Part, Tasks
 from pylb.control.tenure import Tenure
-from pylb.control.turn import Scene, Sink, Step, Writer
+from pylb.control.turn import Writer
 from pylb.control.views import FrontendOutcome, Outcome, title
 from pylb.core.address import Address, Listen
 from pylb.core.auth import Caller, Keyring
-from pylb.core.changes import lines
-from pylb.core.claims import Change, Claims, announce, loop, loops, readmit, release
-from pylb.core.compose import compose
+from pylb.core.claims import Change, Claims, announce, loop, loops, readmitting, release
 from pylb.core.errors import Code, Refused
 from pylb.core.layout import Layout
 from pylb.core.overrides import kept
@@ -34,6 +35,7 @@ from pylb.core.registration import Key, Registration, State
 from pylb.core.table import Table
 
 MOST_REGISTRATIONS = 2000  # of one token
+LEASES = 500  # restored between two turns of the loop: 1 ms
 
 
 class Ledger:
@@ -52,7 +54,6 @@ class Ledger:
         on_event: Callable[[Event], None],
         tasks: Tasks,
     ) -> None:
-        self._sink = sink
         self._store = store
         self._clock = clock
         self._wall = wall
@@ -63,21 +64,21 @@ class Ledger:
         self.checker = Checker(ask, clock, uniform, self._on_news)
         self.checker.interval = rules.defaults.health.interval
         self.resolver = Resolver(resolve, clock, uniform, lambda kind, text, alarm: self.journal.note(kind, text, alarm=alarm))
-        self.writer = Writer(Scene(Claims(), Layout(rules), keyring), sink, self._save, self._publish, tasks)
-        self._wanderers = Wanderers(clock)
         self.history = History(wall, store.history)
+        scene = Scene(Claims(), Layout(rules), keyring)
+        self.publisher = Publisher(scene, sink, checker=self.checker, journal=self.journal, history=self.history, clock=clock)
+        self.writer = Writer(self.publisher, sink, self._save, tasks)
+        self._wanderers = Wanderers(clock)
+        self._encoder = Encoder()
         self._looped: Mapping[Key, str] = {}
-        self._news: set[Listen] = set()
-        self.unbound: dict[Listen, str] = {}
         self.totals: Counter[str] = Counter()
         self.unsettled = False  # a new server has answered: the one it displaced may leave
         self.unsaved = False  # something worth a snapshot, but no answer hangs on it
         self.write_failures = 0
-        self.apply_seconds = 0.0  # the last swap
 
     @property
     def scene(self) -> Scene:
-        return self.writer.scene
+        return self.publisher.scene
 
     # ------------------------------------------------------------ start
 
@@ -94,19 +95,19 @@ class Ledger:
         self.resolver.restore(snapshot.resolved)
         self.resolver.follow(rules.hosts, rules.resolve_interval)
         layout = Layout(rules, self.resolver.answers)
-        claims, refusals = readmit(snapshot.registrations, layout)
+        claims, refusals = await stepwise(readmitting(snapshot.registrations.values(), layout))
         for text in (*complaints, *more):
             self.journal.note("state", text, alarm=True)
         for refused in refusals:
             self.journal.note("not_restored", str(refused), alarm=True)
         self.unsaved = bool(complaints or more or refusals)
-        for one in claims.registrations.values():
+        async for one in in_turns(claims.registrations.values(), LEASES):
             self.tenure.restore(one, snapshot.learned.get(one.key), snapshot.stale_for.get(one.key, 0.0))
         self.checker.restore(snapshot.proven)
         overrides = kept(snapshot.overrides, claims, layout)
-        self.writer.scene = replace(self.scene, claims=claims, layout=layout, overrides=overrides)
-        self.writer.table = Table(snapshot.generation)
-        self.writer.republish(None, ["start"])
+        self.publisher.table = Table(snapshot.generation)
+        scene = replace(self.scene, claims=claims, layout=layout, overrides=overrides)
+        await self.publisher.publish(scene, None, ["start"])
         self.tell_of_loops()
 
     # ------------------------------------------------------------ calls
@@ -121,9 +122,10 @@ class Ledger:
         takeover = caller.token.takeover
         targets = [wanted.address(item) for item in wanted.wanted]
         try:
-            _, rehearsed = self.announcing(wanted, caller, takeover=takeover)(self.scene)
-            if wanted.key in rehearsed.claims.registrations:
-                await self.checker.dial_new(targets)
+            if self.checker.unknown(targets):  # then a call that would be refused is not to dial them
+                _, rehearsed = self.announce(self.scene, wanted, caller, takeover=takeover)
+                if wanted.key in rehearsed.claims.registrations:
+                    await self.checker.dial_new(targets)
             change, durable = await self.take_turn(wanted, caller, takeover=takeover)
         finally:
             self.checker.forget_unused(targets)
@@ -131,17 +133,25 @@ class Ledger:
 
     async def take_turn(self, wanted: Registration, caller: Caller | None, *, takeover: bool) -> tuple[Change, bool]:
         """Raises Refused."""
+        return await self.submit(wanted, caller, takeover=takeover)
+
+    def submit(self, wanted: Registration, caller: Caller | None, *, takeover: bool) -> asyncio.Future[tuple[Change, bool]]:
+        """As `take_turn`, for who has many of them. Raises Refused."""
         before = self.scene.claims.registrations.get(wanted.key)
+
+        def step(scene: Scene) -> tuple[Scene, Change]:
+            return self.announce(scene, wanted, caller, takeover=takeover)
 
         def done(change: Change) -> None:
             self.totals[change.result] += 1
+            self.tenure.forget(change.removed)  # those that a takeover left without a port
             one = change.claims.registrations.get(wanted.key)
             if one is not None:
                 self._beat(one, moved=change.result == "moved")
                 self._tell(before, one, change)
 
         by = "import" if caller is None else called_by(caller)
-        return await self.writer.turn(self.announcing(wanted, caller, takeover=takeover), [wanted.key], done, by=by)
+        return self.writer.submit(step, [wanted.key], done, by=by)
 
     async def leave(self, key: Key, caller: Caller) -> Outcome:
         """Releases one registration; idempotent. Raises Refused."""
@@ -153,21 +163,19 @@ class Ledger:
     def left(self, change: Change) -> None:
         """The `done` of every release."""
         self.totals[change.result] += 1
-        self.tenure.forget_released(change.claims)
+        self.tenure.forget(change.removed)
         if change.touched:
             ports = ", ".join(str(listen.port) for listen in sorted(change.touched))
             closed = ", ".join(str(listen.port) for listen in sorted(change.touched) if not self.scene.has(listen))
             self.journal.note("released", f"released on port {ports}; " + (f"closed: {closed}" if closed else "none closed"))
 
-    def announcing(self, wanted: Registration, caller: Caller | None, *, takeover: bool) -> Step:
-        def step(scene: Scene) -> tuple[Scene, Change]:
-            if caller is not None and caller.token not in scene.keyring.tokens:  # reloaded away while it was dialled
-                raise Refused(Code.UNAUTHORIZED, f"token {caller.token.name!r} is no longer valid as it was", "call again")
-            _room_for_one_more(scene.claims, wanted.key)
-            proven = self.checker.sight.proven
-            return with_claims(scene, announce(scene.claims, scene.layout, wanted, takeover=takeover, proven=proven))
-
-        return step
+    def announce(self, scene: Scene, wanted: Registration, caller: Caller | None, *, takeover: bool) -> tuple[Scene, Change]:
+        """The step of every call that registers. Raises Refused."""
+        if caller is not None and caller.token not in scene.keyring.tokens:  # reloaded away while it was dialled
+            raise Refused(Code.UNAUTHORIZED, f"token {caller.token.name!r} is no longer valid as it was", "call again")
+        _room_for_one_more(scene.claims, wanted.key)
+        proven = self.checker.sight.proven
+        return with_claims(scene, announce(scene.claims, scene.layout, wanted, takeover=takeover, proven=proven))
 
     def _beat(self, one: Registration, *, moved: bool) -> None:
         before = self.tenure.get(one.key)
@@ -217,14 +225,15 @@ class Ledger:
 
     def outcome(self, result: str, one: Registration | None, *, durable: bool, note: str = "") -> Outcome:
         """The answer as of now. `one` None: nothing is registered."""
-        generation = self.writer.table.generation
+        generation = self.publisher.table.generation
         if one is None:
             return Outcome(result, generation, durable, note=note)
         lease = self.tenure.get(one.key)
         notes = [note] if note else []
         if (why := loop(self.scene.claims, self.scene.layout, one)) is not None:
             notes.append(f"out of service: {why}")
-        notes += [f"port {place.port} is not open: {self.unbound[place]}" for place in one.places if place in self.unbound]
+        unbound = self.publisher.unbound
+        notes += [f"port {place.port} is not open: {unbound[place]}" for place in one.places if place in unbound]
         ttl = lease.ttl if lease else one.ttl
         left = lease.expires - self._clock() if lease and lease.ttl is not None else None
         return Outcome(result, generation, durable, ttl, left, self._targets(one), "; ".join(notes))
@@ -242,18 +251,18 @@ class Ledger:
     async def _save(self, scene: Scene) -> None:
         """Raises OSError, after saying so."""
         snapshot = Snapshot(
-            self.writer.table.generation + 1,
+            self.publisher.table.generation + 1,
             self._wall(),
-            tuple(scene.claims.registrations.values()),
-            self.tenure.learned(),
-            self.tenure.stale_for(),
-            self.checker.sight.proven,
+            scene.claims.registrations,
+            self.tenure.learned,
+            self.tenure.stale_for(scene.claims),
+            self.checker.proven,
             scene.overrides,
             dict(self.resolver.answers),
         )
         self.unsaved = False
         try:
-            await self._store.save(lambda: encode(snapshot))
+            await self._store.save(lambda: self._encoder.encode(snapshot))
         except OSError as error:
             self.unsaved = True
             self.write_failures += 1
@@ -274,31 +283,6 @@ class Ledger:
             with suppress(OSError):
                 await asyncio.to_thread(self.history.write)
 
-    def composed(self, scene: Scene, touched: Iterable[Listen] | None) -> Table:
-        """The table that `scene` would give; the one in force if nothing differs."""
-        sight = replace(self.checker.sight, overrides=scene.overrides)
-        return compose(scene.claims, scene.layout, sight, self.writer.table, touched)
-
-    def _publish(self, scene: Scene, touched: set[Listen] | None, by: Iterable[str]) -> Table:
-        started, base = self._clock(), self.writer.table
-        table = self.composed(scene, touched)
-        if table is not base:
-            self.apply(table)
-            self.checker.sync(table, touched)
-            self.apply_seconds = self._clock() - started
-            self.history.note(table.generation, by, lines(base, table))
-        return table
-
-    def apply(self, table: Table) -> None:
-        """Hands the table to the sink; again for one that is in force, to retry the ports that are not open."""
-        failed = {listen: error.strerror or str(error) for listen, error in self._sink.apply(table).items()}
-        for listen in failed.keys() - self.unbound.keys():
-            self.journal.note("unbound", f"{listen} cannot be opened: {failed[listen]}; retried", alarm=True)
-        for listen in self.unbound.keys() - failed.keys():
-            if listen in table.frontends:
-                self.journal.note("bound", f"{listen} is open now")
-        self.unbound = failed
-
     async def resolve(self) -> None:
         """Asks for the host names that are due; a new answer is a turn like any other change."""
         changed = await self.resolver.ask()
@@ -317,16 +301,9 @@ class Ledger:
             pass  # pylb is stopping
 
     def _on_news(self, listens: list[Listen], kind: str, text: str, fields: Mapping[str, str | int]) -> None:
-        """May be called from inside the engine's own turn: the swap waits for the next one of the loop."""
         self.journal.note(kind, text, fields)
         self.unsettled |= kind == "server_proven"
-        if not self._news:
-            asyncio.get_running_loop().call_soon(self._heed_news)
-        self._news.update(listens)
-
-    def _heed_news(self) -> None:
-        news, self._news = self._news, set()
-        self.writer.republish(news, ["health"])
+        self.publisher.news(listens)
 
 
 def _ip(line: StaticServer) -> str:
@@ -349,4 +326,6 @@ def with_claims(scene: Scene, change: Change) -> tuple[Scene, Change]:
     """The next scene; the same one if nothing changed."""
     if change.claims is scene.claims:
         return scene, change
-    return replace(scene, claims=change.claims, overrides=kept(scene.overrides, change.claims, scene.layout)), change
+    closed = [listen for listen in change.touched if listen not in change.claims.holders and listen not in scene.layout.statics]
+    overrides = kept(scene.overrides, change.claims, scene.layout) if closed else scene.overrides
+    return replace(scene, claims=change.claims, overrides=overrides), change

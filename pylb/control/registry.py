@@ -8,7 +8,7 @@ before it.
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import TypeVar
 
@@ -20,14 +20,15 @@ from pylb.control.ledger import Ledger, with_claims
 from pylb.control.probe import Ask, Question
 from pylb.control.probe import ask as ask_server
 from pylb.control.resolver import Resolve
+from pylb.control.scene import Judged, Scene, Sink
+from pylb.control.steps import in_turns
 from pylb.control.store import Store
 from pylb.control.tasks import Tasks
-from pylb.control.turn import Scene, Sink, Step
 from pylb.control.views import LegacyUse, Outcome, RegistrationView, ServerView, registration_view, server_views, title
 from pylb.core.address import Address, Listen
 from pylb.core.auth import Caller, Keyring, check_source
 from pylb.core.changes import Line, lines
-from pylb.core.claims import Change, Claims, adopt, loops, release
+from pylb.core.claims import Change, Claims, adopting, finished, loops, release
 from pylb.core.errors import Code, Refused
 from pylb.core.health import HINTS
 from pylb.core.layout import Layout
@@ -40,6 +41,7 @@ from pylb.core.table import Diff, Server, Table, diff
 T = TypeVar("T")
 
 
+IMPORTED = 50  # entries submitted, or answered, between two turns of the loop: 1 ms
 VIEWS = 250  # of servers, between two turns of the loop: 1.5 ms
 
 
@@ -237,15 +239,24 @@ class Registry:
     async def import_legacy(self, items: Iterable[Imported], token: str | None = None) -> list[str]:
         """Old HAProxy servers as legacy registrations: a line for each, also for those refused."""
 
-        async def one_line(item: Imported) -> str:
+        answers: list[tuple[Imported, asyncio.Future[tuple[Change, bool]] | Refused]] = []
+        async for item in in_turns(items, IMPORTED):
             try:
                 one = imported_registration(item, self._scene.keyring, token, self._scene.layout.rules)
-                change, _ = await self._ledger.take_turn(one, None, takeover=False)
+                answers.append((item, self._ledger.submit(one, None, takeover=False)))
             except Refused as refused:
-                return f"refused {item.port} -> {item.address}: {refused}"
-            return f"{change.result} {item.port} -> {item.address}"
-
-        return list(await asyncio.gather(*(one_line(item) for item in items)))
+                answers.append((item, refused))
+        lines: list[str] = []
+        async for item, answer in in_turns(answers, IMPORTED):
+            where = f"{item.port} -> {item.address}"
+            try:
+                if isinstance(answer, Refused):
+                    raise answer
+                change, _ = await answer
+                lines.append(f"{change.result} {where}")
+            except Refused as refused:
+                lines.append(f"refused {where}: {refused}")
+        return lines
 
     async def set_admin(self, target: str, state: AdminState) -> list[str]:
         """`FRONTEND/SERVER`, or a node's IP: a line for each server that it names. Raises Refused NOT_FOUND."""
@@ -259,9 +270,8 @@ class Registry:
         lines: list[str] = []
 
         def step(scene: Scene) -> tuple[Scene, Change]:
-            found, overrides = find(self.table, target), scene.overrides
-            for frontend, server in found:
-                overrides = changed(overrides, (frontend.listen, server.address), **said)
+            found = find(self.table, target)
+            overrides = changed(scene.overrides, [(frontend.listen, server.address) for frontend, server in found], **said)
             lines[:] = [f"{word}: {frontend.name}/{server.name} ({server.address})" for frontend, server in found]
             after = scene if overrides == scene.overrides else replace(scene, overrides=overrides)
             return after, Change(scene.claims, "updated", frozenset(frontend.listen for frontend, _ in found))
@@ -298,11 +308,11 @@ class Registry:
         await self._ledger.writer.turn(self._reloading(rules, keyring), (), done, by="reload")
         return diff(before, self.table)
 
-    def _reloading(self, rules: Rules, keyring: Keyring) -> Step:
-        def step(scene: Scene) -> tuple[Scene, Change]:
+    def _reloading(self, rules: Rules, keyring: Keyring) -> Callable[[Scene], Generator[None, None, Judged]]:
+        def step(scene: Scene) -> Generator[None, None, Judged]:
             layout = Layout(rules, self._ledger.resolver.answers)
             before = Layout(replace(scene.layout.rules, own_ips=rules.own_ips), self._ledger.resolver.answers)
-            change = adopt(scene.claims, layout, loops(scene.claims, before))
+            change = yield from adopting(scene.claims, layout, loops(scene.claims, before))
             touched = change.touched | scene.layout.statics.keys() | layout.statics.keys()
             overrides = kept(scene.overrides, change.claims, layout)
             return Scene(change.claims, layout, keyring, overrides), Change(change.claims, change.result, touched)
@@ -313,16 +323,15 @@ class Registry:
 
     def plan_reload(self, rules: Rules, keyring: Keyring) -> list[Line]:
         """What `reload` would change. Raises Refused as it would."""
-        return self._planned(self._reloading(rules, keyring))
+        return self._planned(*finished(self._reloading(rules, keyring)(self._scene)))
 
     def plan_announce(self, name: str, instance: str, announcement: Announcement, caller: Caller) -> list[Line]:
         """What `announce` would change; whether the ports are free and the targets answer is not tried. Raises Refused."""
         wanted = native_registration(name, instance, announcement, caller, self._scene.layout.rules)
-        return self._planned(self._ledger.announcing(wanted, caller, takeover=caller.token.takeover))
+        return self._planned(*self._ledger.announce(self._scene, wanted, caller, takeover=caller.token.takeover))
 
-    def _planned(self, step: Step) -> list[Line]:
-        scene, change = step(self._scene)
-        return lines(self.table, self._ledger.composed(scene, change.touched))
+    def _planned(self, scene: Scene, change: Change) -> list[Line]:
+        return lines(self.table, self._ledger.publisher.composed(scene, change.touched))
 
     async def dial_now(self, listens: Iterable[Listen]) -> dict[str, dict[str, str]]:
         """What each server of these frontends answers to a connect at this moment: `found` and a `hint`. <= 1 s."""
@@ -351,7 +360,7 @@ class Registry:
 
     @property
     def table(self) -> Table:
-        return self._ledger.writer.table
+        return self._ledger.publisher.table
 
     @property
     def ready(self) -> bool:
@@ -375,7 +384,7 @@ class Registry:
     @property
     def apply_seconds(self) -> float:
         """The last swap of the table."""
-        return self._ledger.apply_seconds
+        return self._ledger.publisher.apply_seconds
 
     @property
     def registrations_total(self) -> Mapping[str, int]:
@@ -411,16 +420,11 @@ class Registry:
 
     async def all_servers(self) -> list[ServerView]:
         """As `servers`, in steps: three thousand at once would hold the loop for 17 ms."""
-        found: list[ServerView] = []
-        for view in self.each_server():
-            found.append(view)
-            if len(found) % VIEWS == 0:
-                await asyncio.sleep(0)
-        return found
+        return [view async for view in in_turns(self.each_server(), VIEWS)]
 
     def unbound(self) -> dict[Listen, str]:
         """Ports of the table that could not be opened, with the reason; retried every 5 s."""
-        return dict(self._ledger.unbound)
+        return dict(self._ledger.publisher.unbound)
 
     def events(self) -> list[Event]:
         """The last 1,000, oldest first."""

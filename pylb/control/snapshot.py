@@ -4,46 +4,86 @@ Unknown keys are ignored and missing ones have defaults, so one version back and
 are not in it: they mean nothing after a restart; only for how long a stale one has been stale.
 """
 
-from collections.abc import Mapping
-from collections.abc import Set as AbstractSet
+import time
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from operator import itemgetter
+from typing import Any, NamedTuple, TypeVar
 
+from pylb.control.store import Json, canonical
 from pylb.core.address import Address, parse_address, parse_ip, parse_listen
 from pylb.core.checks import parse_check, written
 from pylb.core.overrides import NONE, Override, Overrides, Place
+from pylb.core.persistent import Frozen, Part, frozen_set
 from pylb.core.policy import AdminState, Check, ProxyProtocol
 from pylb.core.registration import Displaced, Key, Registration, State, Wanted
+
+K = TypeVar("K")
+V = TypeVar("V")
+T = TypeVar("T")
+
+PAUSE = 0.0001  # seconds; the thread lets go of the GIL for as long after each part that it encodes
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
     generation: int = 0
     written_at: float = 0.0  # unix time, for humans
-    registrations: tuple[Registration, ...] = ()
+    registrations: Frozen[Key, Registration] = field(default_factory=Frozen)
     learned: Mapping[Key, float] = field(default_factory=dict)  # legacy: the TTL in seconds
     stale_for: Mapping[Key, float] = field(default_factory=dict)  # seconds
-    proven: AbstractSet[Address] = frozenset()
+    proven: Frozen[Address, bool] = field(default_factory=Frozen)
     overrides: Overrides = field(default_factory=lambda: NONE)
     resolved: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # addresses by host name
 
 
-def encode(snapshot: Snapshot) -> dict[str, Any]:
-    return {
-        "generation": snapshot.generation,
-        "written_at": snapshot.written_at,
-        "registrations": [_encode_one(snapshot, one) for one in snapshot.registrations],
-        "proven": sorted(str(address) for address in snapshot.proven),
-        "resolved": {host: list(ips) for host, ips in snapshot.resolved.items()},
-        "overrides": [
-            {"listen": str(listen), "address": str(address), "state": str(override.state), "weight": override.weight}
-            for (listen, address), override in snapshot.overrides.items()
-        ],
-    }
+class Encoder:
+    """Snapshots as JSON, in the store's thread. It keeps the text of every part of the large mappings (persistent.py), so
+    the next snapshot costs what has changed since; and a thread that computes for long would slow down every system call
+    of the others, each of which takes the GIL anew (up to 5 ms): so it pauses after each part.
+    """
+
+    def __init__(self) -> None:
+        self._registrations: _Texts = {}
+        self._proven: _Texts = {}
+
+    def encode(self, snapshot: Snapshot) -> dict[str, Any]:
+        self._registrations, registrations = _by_part(snapshot.registrations, self._registrations, _encode_one)
+        self._proven, proven = _by_part(snapshot.proven, self._proven, lambda _place, address, _: f"{address}")
+        both = dict.fromkeys((*snapshot.learned, *snapshot.stale_for))
+        return {
+            "generation": snapshot.generation,
+            "written_at": snapshot.written_at,
+            "registrations": registrations,
+            "leases": [_encode_lease(key, snapshot.learned.get(key), snapshot.stale_for.get(key, 0.0)) for key in both],
+            "proven": proven,
+            "resolved": {host: list(ips) for host, ips in snapshot.resolved.items()},
+            "overrides": [
+                {"listen": str(listen), "address": str(address), "state": str(override.state), "weight": override.weight}
+                for (listen, address), override in snapshot.overrides.items()
+            ],
+        }
 
 
-def _encode_one(snapshot: Snapshot, one: Registration) -> dict[str, Any]:
+_Texts = dict[int, tuple[Part[Any, Any], str]]  # by the identity of the part, which is held so that it stays its own
+
+
+def _by_part(entries: Frozen[K, V], known: _Texts, encoded: Callable[[int, K, V], Any]) -> tuple[_Texts, Json]:
+    texts: _Texts = {}
+    for part in filter(None, entries.parts):
+        texts[id(part)] = known.get(id(part)) or (part, _text_of(part, encoded))
+    return texts, Json("[" + ",".join([text for _, text in texts.values()]) + "]")
+
+
+def _text_of(part: Part[K, V], encoded: Callable[[int, K, V], Any]) -> str:
+    text = ",".join([canonical(encoded(place, key, value)) for key, (place, value) in part.items()])
+    time.sleep(PAUSE)  # noqa: TID251 - in the store's thread, never on the loop
+    return text
+
+
+def _encode_one(place: int, _key: Key, one: Registration) -> dict[str, Any]:
     return {
+        "order": place,
         "token": one.key.token,
         "name": one.name,
         "instance": one.key.instance,
@@ -53,9 +93,11 @@ def _encode_one(snapshot: Snapshot, one: Registration) -> dict[str, Any]:
         "state": str(one.state),
         "frontends": [_encode_wanted(item) for item in one.wanted],
         "displaced": [_encode_displaced(old) for old in one.displaced],
-        "learned_ttl": snapshot.learned.get(one.key),
-        "stale_for": snapshot.stale_for.get(one.key, 0.0),
     }
+
+
+def _encode_lease(key: Key, learned: float | None, stale_for: float) -> dict[str, Any]:
+    return {**key._asdict(), "learned_ttl": learned, "stale_for": stale_for}
 
 
 def _encode_wanted(item: Wanted) -> dict[str, Any]:
@@ -80,51 +122,62 @@ def _encode_displaced(old: Displaced) -> dict[str, Any]:
     }
 
 
+_UNUSABLE = (ValueError, LookupError, TypeError, AttributeError)
+
+
 def decode(payload: Mapping[str, Any]) -> tuple[Snapshot, list[str]]:
     """(the snapshot, what had to be left out of it). One bad entry does not cost the others."""
-    registrations, learned, stale_for, complaints = [], {}, {}, []
-    for index, item in enumerate(_list(payload.get("registrations"))):
-        try:
-            one = _decode_one(item)
-            if item.get("learned_ttl") is not None:
-                learned[one.key] = float(item["learned_ttl"])
-            stale_for[one.key] = float(item.get("stale_for", 0.0))
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
-            complaints.append(f"registration {index} of the snapshot is left out: {error}")
-        else:
-            registrations.append(one)
-    proven = set()
-    for text in _list(payload.get("proven")):
-        try:
-            proven.add(parse_address(str(text)))
-        except ValueError as error:
-            complaints.append(f"a proven address of the snapshot is left out: {error}")
-    overrides = {}
-    for item in _list(payload.get("overrides")):
-        try:
-            place, override = _decode_override(item)
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
-            complaints.append(f"a word of the operator in the snapshot is left out: {error}")
-        else:
-            overrides[place] = override
+    complaints: list[str] = []
+
+    def each(key: str, what: str, decoded: Callable[[int, Any], T]) -> Iterator[T]:
+        for index, item in enumerate(_list(payload.get(key))):
+            try:
+                yield decoded(index, item)
+            except _UNUSABLE as error:
+                complaints.append(f"{what.format(index)} of the snapshot is left out: {error}")
+
+    entries = list(each("registrations", "registration {}", _decode_entry))
+    leases = {one.key: lease for _, one, lease in entries} | dict(each("leases", "lease {}", _decode_lease))
+    proven = frozen_set(each("proven", "proven address {}", lambda _, text: parse_address(str(text))))
+    overrides = dict(each("overrides", "the operator's word {}", _decode_override))
     resolved = {}
     found = payload.get("resolved")
     for host, ips in found.items() if isinstance(found, dict) else ():
         try:
             resolved[host] = tuple(parse_ip(ip) for ip in ips)
-        except (ValueError, TypeError) as error:
+        except _UNUSABLE as error:
             complaints.append(f"the addresses of {host} in the snapshot are left out: {error}")
     generation = payload.get("generation")
     return Snapshot(
         generation if isinstance(generation, int) else 0,
         0.0,
-        tuple(registrations),
-        learned,
-        stale_for,
-        frozenset(proven),
+        Frozen({one.key: one for _, one, _ in sorted(entries, key=itemgetter(0))}),
+        {key: lease.learned for key, lease in leases.items() if lease.learned is not None},
+        {key: lease.stale_for for key, lease in leases.items()},
+        proven,
         overrides or NONE,
         resolved,
     ), complaints
+
+
+class _Lease(NamedTuple):
+    learned: float | None
+    stale_for: float
+
+
+def _decode_entry(index: int, item: Mapping[str, Any]) -> tuple[int, Registration, _Lease]:
+    """Its place in the order, and its lease: where the pylb before had that."""
+    return int(item.get("order", index)), _decode_one(item), _read_lease(item)
+
+
+def _decode_lease(_index: int, item: Mapping[str, Any]) -> tuple[Key, _Lease]:
+    key = Key(str(item["token"]), str(item["name"]), str(item["instance"]), int(item["legacy_port"]))
+    return key, _read_lease(item)
+
+
+def _read_lease(item: Mapping[str, Any]) -> _Lease:
+    learned = item.get("learned_ttl")
+    return _Lease(None if learned is None else float(learned), float(item.get("stale_for", 0.0)))
 
 
 def _list(value: object) -> list[Any]:
@@ -147,7 +200,7 @@ def _decode_one(item: Mapping[str, Any]) -> Registration:
     )
 
 
-def _decode_override(item: Mapping[str, Any]) -> tuple[Place, Override]:
+def _decode_override(_index: int, item: Mapping[str, Any]) -> tuple[Place, Override]:
     weight = item.get("weight")
     if weight is not None and not (isinstance(weight, int) and 0 <= weight <= 256):
         raise ValueError(f"{weight!r} is not a weight")

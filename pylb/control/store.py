@@ -26,6 +26,12 @@ WRITE_TIMEOUT = 10.0  # seconds: a disk that hangs is a disk that fails
 Payload = dict[str, Any]
 
 
+class Json(str):
+    """A value of the payload that is written already: a list of items, each as `canonical` writes it."""
+
+    __slots__ = ()
+
+
 class StateLocked(Exception):  # noqa: N818 - the state, not the program, is in this condition
     """Another pylb uses the state directory."""
 
@@ -151,15 +157,18 @@ def _canonical(payload: Mapping[str, Any]) -> bytes:
     Lists are encoded item by item: one call of the C encoder never lets go of the GIL, and 20,000 registrations in one
     piece would hold the loop for a tenth of a second.
     """
-    parts = [f"{_json(key)}:{_items(value)}" for key, value in sorted(payload.items())]
+    parts = [f"{canonical(key)}:{_items(value)}" for key, value in sorted(payload.items())]
     return ("{" + ",".join(parts) + "}").encode()
 
 
 def _items(value: Any) -> str:
-    return "[" + ",".join([_json(item) for item in value]) + "]" if isinstance(value, list) else _json(value)
+    if isinstance(value, Json):
+        return value
+    return "[" + ",".join([canonical(item) for item in value]) + "]" if isinstance(value, list) else canonical(value)
 
 
-def _json(value: Any) -> str:
+def canonical(value: Any) -> str:
+    """The one way to write it."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 

@@ -2,10 +2,21 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from heapq import heappop, heappush
 from math import inf
 
 from pylb.core.claims import Claims
-from pylb.core.lease import Lease, Verdict, at_least_a_ttl, judge, legacy_beat, legacy_lease, native_lease
+from pylb.core.lease import (
+    Lease,
+    Verdict,
+    at_least_a_ttl,
+    judge,
+    lapsed_within_its_ttl,
+    legacy_beat,
+    legacy_lease,
+    native_lease,
+)
+from pylb.core.persistent import Frozen
 from pylb.core.registration import Key, Registration, State
 
 STALL = 5.0  # seconds without a tick: we were stopped, and nobody could call
@@ -30,9 +41,14 @@ class Tenure:
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._leases: dict[Key, Lease] = {}
+        self._ending = 0  # how many of them can end
+        self._agenda: list[tuple[float, Key]] = []  # a heap: the earliest moment at which each may be over
+        self._planned: dict[Key, float] = {}  # where it is in the heap: one valid entry each
+        self._over: dict[Key, None] = {}
         self._goodbyes: set[Key] = set()  # who fell silent after saying so: no sign of a fault
         self._listening = False
         self._last_tick: float | None = None
+        self.learned: Frozen[Key, float] = Frozen()  # legacy registrations' TTLs, for the snapshot
         self.preserving = False
 
     def get(self, key: Key) -> Lease | None:
@@ -42,10 +58,43 @@ class Tenure:
         lease = self._leases.get(key)
         return lease is not None and lease.is_over(self._clock())
 
-    def forget_released(self, claims: Claims) -> None:
-        for key in [key for key in self._leases if key not in claims.registrations]:
-            del self._leases[key]
+    def forget(self, keys: Iterable[Key]) -> None:
+        """They were released."""
+        for key in keys:
+            self._set(key, None)
             self._goodbyes.discard(key)
+
+    def _set(self, key: Key, lease: Lease | None) -> None:
+        before = self._leases.pop(key, None) if lease is None else self._leases.get(key)
+        if lease is not None:
+            self._leases[key] = lease
+        self._ending += (lease is not None and lease.ttl is not None) - (before is not None and before.ttl is not None)
+        self._over.pop(key, None)
+        learned = lease.ttl if lease is not None and key.is_legacy else None
+        if learned != self.learned.get(key):
+            self.learned = self.learned.edited({key: learned})
+        if lease is not None and lease.expires < self._planned.get(
+            key, inf
+        ):  # a beat only moves it on: `_now_over` looks again
+            self._plan(key, lease.expires)
+
+    def _plan(self, key: Key, at: float) -> None:
+        self._planned[key] = at
+        heappush(self._agenda, (at, key))
+
+    def _now_over(self, now: float) -> Iterable[Key]:
+        """All leases that are over. Each is looked at when it might be, not at each tick."""
+        while self._agenda and self._agenda[0][0] <= now:
+            at, key = heappop(self._agenda)
+            if self._planned.get(key) != at:
+                continue
+            del self._planned[key]
+            lease = self._leases.get(key)
+            if lease is not None and lease.is_over(now):
+                self._over[key] = None
+            elif lease is not None and lease.expires < inf:
+                self._plan(key, lease.expires)
+        return self._over
 
     def restore(self, one: Registration, learned: float | None, stale_for: float) -> None:
         now = self._clock()
@@ -53,7 +102,7 @@ class Tenure:
         lease = native_lease(ttl, now)
         if one.state is State.STALE:
             lease = replace(lease, expires=now - stale_for)
-        self._leases[one.key] = replace(lease, last_beat=NOT_SEEN)
+        self._set(one.key, replace(lease, last_beat=NOT_SEEN))
 
     def beat(self, one: Registration, *, moved: bool) -> Lease:
         """The registration has called. A legacy one that moved is learned anew: it may be another client."""
@@ -67,7 +116,7 @@ class Tenure:
             lease = legacy_lease(now, known.ttl)
         else:
             lease = legacy_beat(known, now)
-        self._leases[one.key] = lease
+        self._set(one.key, lease)
         return lease
 
     def webhook_is_up(self, claims: Claims) -> None:
@@ -81,42 +130,43 @@ class Tenure:
 
     def due(self, claims: Claims, keep_stale: float) -> Due:
         now = self._clock()
-        self.forget_released(claims)  # also those that a takeover left without a port
         before, self._last_tick = self._last_tick, now
         if before is not None and now - before > STALL:
             self._grant(self._fresh(claims))
         if not self._listening:
             return Due(Verdict(preserving=self.preserving))
-        held = claims.registrations
-        draining = {key for key in self._leases if held[key].state is State.DRAINING}
-        gone = tuple(key for key in draining if self._leases[key].is_over(now))
+        over = self._now_over(now)
+        draining = {key for key, state in claims.not_fresh.items() if state is State.DRAINING}
+        stale = {key: None for key, state in claims.not_fresh.items() if state is State.STALE}
+        gone = tuple(key for key in over if key in draining)
         self._goodbyes.update(gone)
         expected = draining | self._goodbyes
-        stale = [key for key, one in held.items() if one.state is State.STALE]
-        counted = {key: lease for key, lease in self._leases.items() if key not in expected}
-        verdict = judge(counted, stale, now, preserving=self.preserving)
+        silent = [key for key in over if key not in stale and key not in expected]
+        counted = [key for key in stale if key not in expected]
+        recent = [key for key in counted if key in self._leases and lapsed_within_its_ttl(self._leases[key], now)]
+        others = sum(self._can_end(key) for key in expected) + sum(self._can_end(key) for key in counted)
+        verdict = judge(silent, recent, self._ending - others, preserving=self.preserving)
         self._grant(verdict.grace)
         overstayed = () if verdict.preserving else tuple(key for key in stale if self._stale_for(key, now) >= keep_stale)
         return Due(verdict, gone, overstayed)
 
+    def _can_end(self, key: Key) -> bool:
+        lease = self._leases.get(key)
+        return lease is not None and lease.ttl is not None
+
     def _fresh(self, claims: Claims) -> list[Key]:
-        held = claims.registrations
-        return [key for key in self._leases if key in held and held[key].state is not State.STALE]
+        return [key for key in self._leases if claims.not_fresh.get(key) is not State.STALE]
 
     def _grant(self, keys: Iterable[Key]) -> None:
         now = self._clock()
         for key in keys:
-            self._leases[key] = at_least_a_ttl(self._leases[key], now)
+            self._set(key, at_least_a_ttl(self._leases[key], now))
 
     def _stale_for(self, key: Key, now: float) -> float:
         lease = self._leases.get(key)
         return 0.0 if lease is None or lease.expires == inf else max(0.0, now - lease.expires)
 
-    def learned(self) -> dict[Key, float]:
-        """Legacy registrations' TTLs, for the snapshot."""
-        return {key: lease.ttl for key, lease in self._leases.items() if key.is_legacy and lease.ttl is not None}
-
-    def stale_for(self) -> dict[Key, float]:
-        """Seconds since each ended lease ended, for the snapshot."""
+    def stale_for(self, claims: Claims) -> dict[Key, float]:
+        """Seconds since the lease of each stale registration ended, for the snapshot."""
         now = self._clock()
-        return {key: past for key in self._leases if (past := self._stale_for(key, now)) > 0}
+        return {key: self._stale_for(key, now) for key, state in claims.not_fresh.items() if state is State.STALE}

@@ -1,61 +1,31 @@
 """The single writer's turn: judge, open, make durable, publish, answer. One order, one answer each.
 
 Calls that arrive while a snapshot is being written wait for its end and share the next one (group commit): however many
-come at once, the disk sees two writes. All calls of a batch are judged one after the other, each on top of those before it.
+come at once, the disk sees two writes. All calls of a batch are judged one after the other, each on top of those before it,
+and the loop has its turn after every few: a batch is one swap, but never one step.
 
 Not atomic: ports are opened one by one before the write, and closed again if it fails; nothing is accepted on them yet.
 """
 
 import asyncio
 import errno
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
+from collections import Counter
+from collections.abc import Awaitable, Callable, Collection, Generator, Iterable
 from dataclasses import dataclass, field
-from typing import Protocol
 
+from pylb.control.publisher import Publisher
+from pylb.control.scene import Scene, Sink, Step
+from pylb.control.steps import in_turns, stepwise
 from pylb.control.tasks import Part, Tasks
-from pylb.core.address import Listen
-from pylb.core.auth import Keyring
-from pylb.core.claims import Change, Claims
+from pylb.core.address import Listen, by_address
+from pylb.core.claims import Change
 from pylb.core.errors import Code, Refused
-from pylb.core.layout import Layout
-from pylb.core.overrides import NONE, Overrides
 from pylb.core.registration import Key
-from pylb.core.table import Table
+
+CALLS = 10  # judged, or answered, between two turns of the loop: 1 ms
 
 
-class Sink(Protocol):
-    """What serves the tables: the in-process engine, or the workers."""
-
-    def open(self, listen: Listen, *, freebind: bool) -> None:
-        """Binds and listens, accepts nothing yet. Idempotent. Raises OSError."""
-
-    def discard(self, listen: Listen) -> None:
-        """Closes what `open` opened and no table has published; anything else is left alone."""
-
-    def apply(self, table: Table) -> Mapping[Listen, OSError]:
-        """Publishes. What cannot be opened is returned, and tried again with the next table."""
-
-    async def applied(self) -> None:
-        """Until what was published last is in force everywhere."""
-
-
-@dataclass(frozen=True, slots=True)
-class Scene:
-    """What a call is judged against; the next call sees the next one."""
-
-    claims: Claims
-    layout: Layout
-    keyring: Keyring
-    overrides: Overrides = field(default_factory=lambda: NONE)
-
-    def has(self, listen: Listen) -> bool:
-        return listen in self.claims.holders or listen in self.layout.statics
-
-
-Step = Callable[[Scene], tuple[Scene, Change]]
-
-
-Admit = Callable[[Scene, Scene, Change], None]  # (before, after, change); raises Refused
+Admit = Callable[[Scene, Scene, Change], Awaitable[None]]  # (before, after, change); raises Refused
 
 
 @dataclass(slots=True)
@@ -88,43 +58,42 @@ class _Batch:
 
 
 class Writer:
-    """`scene` is what is in force. `save` raises OSError; `publish` swaps the table, and never fails."""
+    """`save` raises OSError."""
 
-    def __init__(
-        self,
-        scene: Scene,
-        sink: Sink,
-        save: Callable[[Scene], Awaitable[None]],
-        publish: Callable[[Scene, set[Listen] | None, Iterable[str]], Table],
-        tasks: Tasks,
-    ) -> None:
-        self.scene = scene
-        self.table = Table()
+    def __init__(self, publisher: Publisher, sink: Sink, save: Callable[[Scene], Awaitable[None]], tasks: Tasks) -> None:
         self.durable = True  # what is in force is on disk
+        self._publisher = publisher
         self._sink = sink
         self._save = save
-        self._publish = publish
         self._tasks = tasks
         self._queue: list[Call] = []
         self._busy: list[Call] = []  # the batch under way
+        self._about: Counter[Key] = Counter()  # the keys of both
         self._work = asyncio.Event()
         self._turn = asyncio.Lock()  # held while a batch is under way, or by `hold`
         self._stopped = False
 
     def is_busy_with(self, key: Key) -> bool:
         """Is a call about it waiting? Then nothing about it may be answered out of turn."""
-        return any(key in call.keys for call in (*self._busy, *self._queue))
+        return key in self._about
 
     async def turn(
         self, step: Step, keys: Iterable[Key], done: Callable[[Change], None] | None = None, *, by: str, write: bool = False
     ) -> tuple[Change, bool]:
         """Runs `step` in its turn. Returns (what changed, whether it is on disk). Raises Refused: nothing changed."""
+        return await self.submit(step, keys, done, by=by, write=write)
+
+    def submit(
+        self, step: Step, keys: Iterable[Key], done: Callable[[Change], None] | None = None, *, by: str, write: bool = False
+    ) -> asyncio.Future[tuple[Change, bool]]:
+        """As `turn`, for who has many of them: the answer may be awaited later. Raises Refused."""
         if self._stopped:
             raise _stopping()
         call = Call(step, frozenset(keys), asyncio.get_running_loop().create_future(), done, by, write)
         self._queue.append(call)
+        self._about.update(call.keys)
         self._work.set()
-        return await call.answer
+        return call.answer
 
     async def run(self) -> None:
         """Until cancelled; then the calls that still wait are told so."""
@@ -135,6 +104,7 @@ class Writer:
                 async with self._turn:
                     self._busy, self._queue = self._queue, []
                     await self._commit(self._busy)
+                    self._forget(self._busy)
                     self._busy = []
         finally:
             self._stopped = True
@@ -149,44 +119,51 @@ class Writer:
     def resume(self) -> None:
         self._turn.release()
 
-    def republish(self, touched: set[Listen] | None, by: Iterable[str]) -> Table:
-        """The same claims with what is known of the servers now. None: all frontends."""
-        self.table = self._publish(self.scene, touched, by)
-        return self.table
+    def _forget(self, calls: Iterable[Call]) -> None:
+        for call in calls:
+            for key in call.keys:
+                self._about[key] -= 1
+                if not self._about[key]:
+                    del self._about[key]
 
     async def _commit(self, calls: list[Call]) -> None:
-        live, opened = self.scene, set[Listen]()
-        batch = _judge(live, calls, lambda *step: opened.update(self._open(*step)))
+        live, opened = self._publisher.scene, set[Listen]()
+
+        async def opening(before: Scene, after: Scene, change: Change) -> None:
+            opened.update(await self._open(before, after, change))
+
+        batch = await _judge(live, calls, opening)
         if batch.must_write(live):
             try:
                 await self._save(batch.scene)
                 self.durable = True
             except OSError as error:
                 self.durable = False
-                refusal = _not_writable(error)
-                again = _judge(live, [call for call, _ in batch.decided], lambda *step: _needs_no_disk(refusal, *step))
+                again = await _judge(live, [call for call, _ in batch.decided], _without_disk(_not_writable(error)))
                 again.refused += batch.refused
                 batch = again
-        self.scene = batch.scene
-        table = self.republish(batch.touched, dict.fromkeys(call.by for call, change in batch.decided if change.touched))
-        for listen in opened - table.frontends.keys():
-            self._sink.discard(listen)
+        by = dict.fromkeys(call.by for call, change in batch.decided if change.touched)
+        await self._publisher.publish(batch.scene, batch.touched, by)
+        for listen in opened:
+            if listen not in self._publisher.table.frontends:
+                self._sink.discard(listen)
         await self._sink.applied()
         for call, refused in batch.refused:
             _fail(call, refused)
-        for call, change in batch.decided:
+        async for call, change in in_turns(batch.decided, CALLS):
             if call.done is not None:
                 with self._tasks.surviving(Part.ANSWERS):  # it is in force, whatever becomes of the rest
                     call.done(change)
             if not call.answer.done():
                 call.answer.set_result((change, self.durable))
 
-    def _open(self, before: Scene, after: Scene, change: Change) -> set[Listen]:
+    async def _open(self, before: Scene, after: Scene, change: Change) -> set[Listen]:
         """Opens what `after` has and the published table has not. All or nothing: raises Refused."""
-        wanted = {listen for listen in change.touched if after.has(listen) and listen not in self.table.frontends}
-        closing = [listen for listen in change.touched if listen in self.table.frontends and not after.has(listen)]
+        published = self._publisher.table.frontends
+        wanted = [listen for listen in change.touched if after.has(listen) and listen not in published]
+        closing = [listen for listen in change.touched if listen in published and not after.has(listen)]
         done: set[Listen] = set()
-        for listen in sorted(wanted):
+        async for listen in in_turns(sorted(wanted, key=by_address), CALLS):
             if any(listen.overlaps(other) for other in closing):
                 continue  # the kernel would refuse the two side by side: the swap closes one and opens the other
             try:
@@ -200,13 +177,14 @@ class Writer:
         return done
 
 
-def _judge(live: Scene, calls: Iterable[Call], admit: Admit) -> _Batch:
+async def _judge(live: Scene, calls: Iterable[Call], admit: Admit) -> _Batch:
     """One call after the other, each on top of those before it that were not refused."""
     batch = _Batch(live)
-    for call in calls:
+    async for call in in_turns(calls, CALLS):
         try:
-            scene, change = call.step(batch.scene)
-            admit(batch.scene, scene, change)
+            judged = call.step(batch.scene)
+            scene, change = await stepwise(judged) if isinstance(judged, Generator) else judged
+            await admit(batch.scene, scene, change)
         except Refused as refused:
             batch.refused.append((call, refused))
         except Exception as bug:  # noqa: BLE001 - the task boundary: a bug in one call must not end the writer
@@ -216,10 +194,13 @@ def _judge(live: Scene, calls: Iterable[Call], admit: Admit) -> _Batch:
     return batch
 
 
-def _needs_no_disk(refusal: Refused, _before: Scene, _after: Scene, change: Change) -> None:
-    """What a restart would forget is refused; a move, or one more instance of a known name, is worth having for now."""
-    if change.opened or change.new_name:
-        raise refusal
+def _without_disk(refusal: Refused) -> Admit:
+    async def admit(_before: Scene, _after: Scene, change: Change) -> None:
+        """What a restart would forget is refused; a move, or one more instance of a known name, is worth having for now."""
+        if change.opened or change.new_name:
+            raise refusal
+
+    return admit
 
 
 def _stopping() -> Refused:

@@ -60,6 +60,11 @@ class Listen:
         return (":" in one) is (":" in two) and not {"0.0.0.0", "::"}.isdisjoint((one, two))
 
 
+def by_address(listen: Listen) -> tuple[str, str, int]:
+    """The order of `Listen` itself, as a key: to sort a thousand by their own comparison takes 10 ms."""
+    return listen.protocol, listen.ip, listen.port
+
+
 @dataclass(frozen=True, slots=True)
 class Ports:
     """A set of ports as inclusive ranges."""

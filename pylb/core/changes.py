@@ -1,6 +1,6 @@
 """What differs between two tables, line by line: for the history, the log of a reload, and `pylb plan`."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -42,12 +42,23 @@ class Line:
 
 def lines(old: Table, new: Table) -> list[Line]:
     """In the order of the ports. Live sessions are touched by CLOSED, and by a drain."""
+    return in_order(line for group in changes(old, new) for line in group)
+
+
+def changes(old: Table, new: Table) -> Iterator[list[Line]]:
+    """The same, frontend by frontend: in steps, and not in order."""
     found = diff(old, new)
-    out = [_opened(frontend) for frontend in found.opened]
-    out += [Line(What.CLOSED, one.listen, one.name, f"port {one.listen.port} ({one.name}) closed") for one in found.closed]
+    for frontend in found.opened:
+        yield [_opened(frontend)]
+    for one in found.closed:
+        yield [Line(What.CLOSED, one.listen, one.name, f"port {one.listen.port} ({one.name}) closed")]
     for before, after in found.changed:
-        out += _changed(before, after)
-    return sorted(out, key=lambda line: (line.listen.port, line.listen.ip))
+        yield list(_changed(before, after))
+
+
+def in_order(found: Iterable[Line]) -> list[Line]:
+    """Of the ports."""
+    return sorted(found, key=lambda line: (line.listen.port, line.listen.ip))
 
 
 def _opened(frontend: Frontend) -> Line:

@@ -65,7 +65,7 @@ class Change:
     note: str = ""
 
 
-Proven = AbstractSet[Address]
+Proven = Container[Address]
 
 
 def announce(claims: Claims, layout: Layout, wanted: Registration, *, takeover: bool, proven: Proven) -> Change:

@@ -5,8 +5,7 @@ as good as its best holder says, and leaves with the last one. Ranks, see `table
 fresh and proven 0 · fresh, has not answered yet 1 · backup 2 · stale or draining 3 · down 4 · taken out by the operator 5.
 """
 
-from collections.abc import Iterable, Iterator
-from collections.abc import Set as AbstractSet
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import cast
 
@@ -16,15 +15,15 @@ from pylb.core.layout import Layout
 from pylb.core.overrides import NONE, Overrides, applied
 from pylb.core.policy import ProxyProtocol
 from pylb.core.registration import Registration, State
-from pylb.core.table import BACKUP, DOWN, LAST_RESORT, PROVEN, UNPROVEN, Frontend, Server, Table, make_table
+from pylb.core.table import BACKUP, DOWN, LAST_RESORT, PROVEN, UNPROVEN, Frontend, Server, Table
 
 
 @dataclass(frozen=True, slots=True)
 class Sight:
     """What is known of the servers: who has ever answered, who is out at which frontend, and what the operator said."""
 
-    proven: AbstractSet[Address] = frozenset()
-    down: AbstractSet[tuple[Listen, Address]] = frozenset()
+    proven: Container[Address] = frozenset()
+    down: Container[tuple[Listen, Address]] = frozenset()
     overrides: Overrides = field(default_factory=lambda: NONE)  # what the operator said
 
 
@@ -33,14 +32,19 @@ def compose(
 ) -> Table:
     """The table after `base`, which is returned itself when nothing differs. `touched` None: work out all frontends."""
     old = base or Table()
-    frontends = dict(old.frontends) if touched is not None else {}
-    for listen in {**layout.statics, **claims.holders} if touched is None else touched:
-        made = frontend(claims, layout, sight, listen)
-        if made is not None:
-            frontends[listen] = made
-        else:
-            frontends.pop(listen, None)
-    return old if frontends == old.frontends else make_table(old.generation + 1, frontends)
+    listens = every_listen(claims, layout, old) if touched is None else touched
+    return composed(old, {listen: frontend(claims, layout, sight, listen) for listen in listens})
+
+
+def every_listen(claims: Claims, layout: Layout, base: Table) -> list[Listen]:
+    """All that the next table may have, and all that `base` has."""
+    return list({**layout.statics, **dict.fromkeys(claims.holders), **dict.fromkeys(base.frontends)})
+
+
+def composed(base: Table, made: Mapping[Listen, Frontend | None]) -> Table:
+    """`base` with these frontends, or the very same table if they do not differ from its own. None: nobody holds it."""
+    edits = {listen: one for listen, one in made.items() if one != base.frontends.get(listen)}
+    return base.edited(base.generation + 1, edits) if edits else base
 
 
 def frontend(claims: Claims, layout: Layout, sight: Sight, listen: Listen) -> Frontend | None:

@@ -4,7 +4,7 @@ A lease that ends closes nothing: its registration becomes stale, a last resort 
 `keep_stale`. When most phone-homes fall silent together the fault is more likely ours or the network's: none is demoted.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from math import inf
 from typing import Generic, TypeVar
@@ -68,23 +68,20 @@ class Verdict(Generic[K]):
     preserving: bool = False
 
 
-def judge(leases: Mapping[K, Lease], stale: Iterable[K], now: float, *, preserving: bool) -> Verdict[K]:
-    """Whom to demote now, given who is `stale` already and whether the last verdict was a mass lapse.
+def judge(silent: Collection[K], recent: Collection[K], fresh: int, *, preserving: bool) -> Verdict[K]:
+    """Which to demote now, given whether the last verdict was a mass lapse.
 
-    More than half of all leases, and at least three, silent within one TTL of each is a mass lapse: nobody is demoted,
-    and who was demoted within that TTL (the first of the many) is taken back. It lasts until half of them call again.
+    `fresh` leases can end and are not stale; `silent` are those of them that are over. `recent` are stale already, for less
+    than their own TTL. More than half of all, and at least three, silent within one TTL of each is a mass lapse: nobody is
+    demoted, and who was demoted within that TTL (the first of the many) is taken back. It lasts until half of them call again.
     """
-    was_stale = frozenset(stale)
-    fresh = {key: lease for key, lease in leases.items() if lease.ttl is not None and key not in was_stale}
-    silent = tuple(key for key, lease in fresh.items() if lease.is_over(now))
-    recent = tuple(key for key in was_stale if key in leases and _lapsed_within_its_ttl(leases[key], now))
     count = len(silent) + len(recent)
-    if count >= MASS and 2 * count > len(fresh) + len(recent):
-        return Verdict(revived=recent, preserving=True)
+    if count >= MASS and 2 * count > fresh + len(recent):
+        return Verdict(revived=tuple(recent), preserving=True)
     if preserving:
-        return Verdict(grace=silent)
-    return Verdict(lapsed=silent)
+        return Verdict(grace=tuple(silent))
+    return Verdict(lapsed=tuple(silent))
 
 
-def _lapsed_within_its_ttl(lease: Lease, now: float) -> bool:
+def lapsed_within_its_ttl(lease: Lease, now: float) -> bool:
     return lease.ttl is not None and now - lease.expires < lease.ttl

@@ -4,7 +4,7 @@ An override belongs to a frontend and an address, not to a registration: a pod t
 drained. It goes with its frontend.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
@@ -38,11 +38,16 @@ def applied(server: Server, listen: Listen, overrides: Overrides) -> Server:
     return server if override.weight is None else replace(server, weight=override.weight)
 
 
-def changed(overrides: Overrides, place: Place, **said: AdminState | int | None) -> Overrides:
-    """With a new word about one server; what says nothing any more is left out."""
-    after = replace(overrides.get(place, _AS_IT_IS), **said)  # type: ignore[arg-type]
-    rest = {key: value for key, value in overrides.items() if key != place}
-    return MappingProxyType(rest if after == _AS_IT_IS else {**rest, place: after})
+def changed(overrides: Overrides, places: Iterable[Place], **said: AdminState | int | None) -> Overrides:
+    """With a new word about these servers; what says nothing any more is left out."""
+    found = dict(overrides)
+    for place in places:
+        after = replace(found.get(place, _AS_IT_IS), **said)  # type: ignore[arg-type]
+        if after == _AS_IT_IS:
+            found.pop(place, None)
+        else:
+            found[place] = after
+    return MappingProxyType(found)
 
 
 def kept(overrides: Overrides, claims: Claims, layout: Layout) -> Overrides:
@@ -58,14 +63,12 @@ def find(table: Table, target: str) -> list[tuple[Frontend, Server]]:
 
     Raises Refused NOT_FOUND.
     """
-    frontend, slash, server = target.partition("/")
-    found = [
-        (one, other)
-        for one in table.frontends.values()
-        for other in one.servers
-        if (names(frontend, one.name, one.listen) and server in (other.name, str(other.address)))
-        or (not slash and target == other.address.ip)
-    ]
+    name, slash, server = target.partition("/")
+    if slash:
+        meant = [one for one in table.frontends.values() if names(name, one.name, one.listen)]
+        found = [(one, other) for one in meant for other in one.servers if server in (other.name, str(other.address))]
+    else:
+        found = [(one, other) for one in table.frontends.values() for other in one.servers if target == other.address.ip]
     if not found:
         there = sorted(f"{one.name}/{other.name}" for one in table.frontends.values() for other in one.servers)
         hint = f"there are {', '.join(there[:8])}" + (f" and {len(there) - 8} more" if len(there) > 8 else "")

@@ -5,9 +5,9 @@ Control composes a table, the engine applies it. What a live session uses was ta
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 
-from pylb.core.address import Address, Listen
+from pylb.core.address import Address, Listen, by_address
+from pylb.core.persistent import Frozen
 from pylb.core.policy import AdminState, Check, Policy, ProxyProtocol
 
 PROVEN, UNPROVEN, BACKUP, LAST_RESORT, DOWN, OUT = range(6)
@@ -42,13 +42,22 @@ class Frontend:
 
 @dataclass(frozen=True, slots=True)
 class Table:
+    """`touched` is what may differ from the table it was made from, the one with the mark `since`: see `diff`."""
+
     generation: int = 0
-    frontends: Mapping[Listen, Frontend] = field(default_factory=lambda: MappingProxyType({}))
+    frontends: Frozen[Listen, Frontend] = field(default_factory=Frozen)
+    mark: object = field(default_factory=object, compare=False, repr=False)  # its own; by identity
+    since: object = field(default=None, compare=False, repr=False)
+    touched: frozenset[Listen] = field(default=frozenset(), compare=False, repr=False)
+
+    def edited(self, generation: int, edits: Mapping[Listen, Frontend | None]) -> "Table":
+        """The next table. None: that frontend is closed."""
+        return Table(generation, self.frontends.edited(edits), since=self.mark, touched=frozenset(edits))
 
 
 def make_table(generation: int, frontends: Mapping[Listen, Frontend]) -> Table:
     """A table that nobody can edit, not even through the mapping it was made from."""
-    return Table(generation, MappingProxyType(dict(frontends)))
+    return Table(generation, Frozen(frontends))
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,12 +75,15 @@ class Diff:
 def diff(old: Table, new: Table) -> Diff:
     """From `old` to `new`. Applying it to `old` gives `new`; the diff of a table and itself is empty."""
     have, want = old.frontends, new.frontends
-    # Most frontends of two tables are the same objects; only what differs is compared and sorted (1,000 frontends: 0.1 ms).
-    differ = [key for key, frontend in want.items() if have.get(key) is not frontend]
+    # Of a table and the one made from it only what was touched is compared, of any other two all of it.
+    differ = sorted(new.touched if new.since is old.mark else have.keys() | want.keys(), key=by_address)
+    before, after = {key: have.get(key) for key in differ}, {key: want.get(key) for key in differ}
     return Diff(
-        opened=tuple(want[key] for key in sorted(key for key in differ if key not in have)),
-        closed=tuple(have[key] for key in sorted(have.keys() - want.keys())),
+        opened=tuple(made for key, made in after.items() if made is not None and before[key] is None),
+        closed=tuple(gone for key, gone in before.items() if gone is not None and after[key] is None),
         changed=tuple(
-            (have[key], want[key]) for key in sorted(key for key in differ if key in have and have[key] != want[key])
+            (one, other)
+            for key, one in before.items()
+            if one is not None and (other := after[key]) is not None and one is not other and one != other
         ),
     )

@@ -74,7 +74,7 @@ async def test_a_wrong_answer_takes_a_server_out_and_says_what_it_was() -> None:
     )
     del checked.says[server().address]
     await checked.pass_time(10)
-    assert checked.checker.sight.down == frozenset()
+    assert checked.checker.sight.down == {}
     assert [kind for kind, _ in checked.news] == ["server_proven", "server_down", "server_up"]
     address = {"address": "192.0.2.1:30443"}
     assert checked.fields == [address, {"frontend": "web-443"} | address, {"frontend": "web-443"} | address]
@@ -117,7 +117,7 @@ async def test_in_passive_mode_only_servers_that_are_out_are_asked_and_by_the_ch
         checked.checker.connect_ended(LISTEN, server().address, "refused")
     await checked.pass_time(10)
     assert checked.checks() == [Question(server().address, HTTP)] * 2
-    assert checked.checker.sight.down == frozenset()
+    assert checked.checker.sight.down == {}
 
 
 @aio

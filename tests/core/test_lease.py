@@ -1,6 +1,8 @@
 """Leases, given the clock."""
 
+from collections.abc import Iterable, Mapping
 from math import inf
+from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,6 +13,7 @@ from pylb.core.lease import (
     Verdict,
     at_least_a_ttl,
     judge,
+    lapsed_within_its_ttl,
     legacy_beat,
     legacy_lease,
     native_lease,
@@ -75,44 +78,53 @@ def leases(**ends: float) -> dict[str, Lease]:
     return {name: Lease(60.0, end - 60, end) for name, end in ends.items()}
 
 
+def judged(leases: Mapping[Any, Lease], stale: Iterable[Any], now: float, *, preserving: bool) -> Verdict[Any]:
+    """`judge` on what a look at all leases finds."""
+    known = [key for key in stale if key in leases]
+    fresh = {key: lease for key, lease in leases.items() if lease.ttl is not None and key not in known}
+    silent = [key for key, lease in fresh.items() if lease.is_over(now)]
+    recent = [key for key in known if lapsed_within_its_ttl(leases[key], now)]
+    return judge(silent, recent, len(fresh), preserving=preserving)
+
+
 def test_a_silent_lease_lapses_alone() -> None:
-    assert judge(leases(a=10, b=99), [], 20.0, preserving=False) == Verdict(lapsed=("a",))
+    assert judged(leases(a=10, b=99), [], 20.0, preserving=False) == Verdict(lapsed=("a",))
 
 
 def test_two_of_two_lapse_because_two_are_no_mass() -> None:
-    assert judge(leases(a=10, b=10), [], 20.0, preserving=False).lapsed == ("a", "b")
+    assert judged(leases(a=10, b=10), [], 20.0, preserving=False).lapsed == ("a", "b")
 
 
 def test_when_more_than_half_and_at_least_three_fall_silent_none_is_demoted() -> None:
-    verdict = judge(leases(a=10, b=11, c=12, d=99, e=99), [], 20.0, preserving=False)
+    verdict = judged(leases(a=10, b=11, c=12, d=99, e=99), [], 20.0, preserving=False)
     assert verdict == Verdict(preserving=True)
 
 
 def test_the_first_of_many_that_were_demoted_before_are_taken_back() -> None:
-    verdict = judge(leases(a=10, b=11, c=20, d=99), ["a", "b", "unknown"], 20.0, preserving=False)
+    verdict = judged(leases(a=10, b=11, c=20, d=99), ["a", "b", "unknown"], 20.0, preserving=False)
     assert verdict.preserving
     assert set(verdict.revived) == {"a", "b"}
 
 
 def test_who_was_demoted_longer_than_its_ttl_ago_does_not_count() -> None:
-    assert judge(leases(a=10, b=11, c=100), ["a", "b"], 100.0, preserving=False).lapsed == ("c",)
+    assert judged(leases(a=10, b=11, c=100), ["a", "b"], 100.0, preserving=False).lapsed == ("c",)
 
 
 def test_half_is_no_mass() -> None:
-    assert judge(leases(a=1, b=1, c=1, d=99, e=99, f=99), [], 2.0, preserving=False).lapsed == ("a", "b", "c")
+    assert judged(leases(a=1, b=1, c=1, d=99, e=99, f=99), [], 2.0, preserving=False).lapsed == ("a", "b", "c")
 
 
 def test_leases_without_end_neither_lapse_nor_count() -> None:
     eternal = {"x": native_lease(None, 0.0), "y": native_lease(None, 0.0)}
-    assert judge(eternal | leases(a=1, b=1, c=1), ["y"], 2.0, preserving=False).preserving
+    assert judged(eternal | leases(a=1, b=1, c=1), ["y"], 2.0, preserving=False).preserving
 
 
 def test_a_mass_lapse_lasts_until_half_of_them_call_and_the_rest_get_a_whole_ttl() -> None:
     long_after = 1e6
     silent = leases(a=1, b=1, c=1)
-    assert judge(silent, [], long_after, preserving=True).preserving
+    assert judged(silent, [], long_after, preserving=True).preserving
     back = silent | leases(d=2e6, e=2e6, f=2e6)
-    assert judge(back, [], long_after, preserving=True) == Verdict(grace=("a", "b", "c"))
+    assert judged(back, [], long_after, preserving=True) == Verdict(grace=("a", "b", "c"))
 
 
 @given(
@@ -123,7 +135,7 @@ def test_a_mass_lapse_lasts_until_half_of_them_call_and_the_rest_get_a_whole_ttl
 )
 def test_nobody_whose_lease_runs_is_ever_demoted(ends: dict[int, float], stale: set[int], now: float, preserving: bool) -> None:
     held = {key: Lease(60.0, end - 60, end) for key, end in ends.items()}
-    verdict = judge(held, stale, now, preserving=preserving)
+    verdict = judged(held, stale, now, preserving=preserving)
     assert all(held[key].is_over(now) and key not in stale for key in verdict.lapsed)
     assert set(verdict.revived) <= stale
     assert not (verdict.preserving and verdict.lapsed)

@@ -33,17 +33,17 @@ def statics(*listens: Listen) -> Layout:
 
 @pytest.mark.parametrize("state", [AdminState.DRAIN, AdminState.MAINT])
 def test_a_server_out_of_service_has_no_weight_whatever_was_said_of_it(state: AdminState) -> None:
-    said = changed(changed(NONE, (WEB, ONE), weight=9), (WEB, ONE), state=state)
+    said = changed(changed(NONE, [(WEB, ONE)], weight=9), [(WEB, ONE)], state=state)
     assert applied(Server("a", ONE, 5), WEB, said) == Server("a", ONE, 0, OUT, admin=state)
     assert applied(Server("a", ONE, 5), MAIL, said) == Server("a", ONE, 5)
-    again = changed(said, (WEB, ONE), state=AdminState.READY)
+    again = changed(said, [(WEB, ONE)], state=AdminState.READY)
     assert applied(Server("a", ONE, 5), WEB, again) == Server("a", ONE, 9)
 
 
 def test_a_word_taken_back_leaves_nothing_behind() -> None:
-    said = changed(changed(NONE, (WEB, ONE), weight=0), (WEB, TWO), state=AdminState.DRAIN)
+    said = changed(changed(NONE, [(WEB, ONE)], weight=0), [(WEB, TWO)], state=AdminState.DRAIN)
     assert applied(Server("a", ONE, 5), WEB, said).weight == 0
-    assert changed(changed(said, (WEB, ONE), weight=None), (WEB, TWO), state=AdminState.READY) == {}
+    assert changed(changed(said, [(WEB, ONE)], weight=None), [(WEB, TWO)], state=AdminState.READY) == {}
 
 
 def test_words_go_with_their_frontend() -> None:
@@ -100,7 +100,7 @@ def test_the_last_word_on_each_thing_counts_in_every_table(
     states: dict[Listen, AdminState] = {}
     weights: dict[Listen, int | None] = {}
     for place, word in words:
-        said = changed(said, place, **word)
+        said = changed(said, [place], **word)
         if place[1] == ONE:
             states[place[0]] = word.get("state", states.get(place[0], AdminState.READY))
             weights[place[0]] = word.get("weight", weights.get(place[0]))

@@ -1,0 +1,123 @@
+"""From a picture of the claims to the table in force, in steps: a thousand frontends are a tenth of a second of work.
+
+One batch is one swap, however many steps it took to prepare: until then the table and the scene before it are in force, and
+from then on the new ones. Health has swaps of its own. While a batch is under way its news wait for the end of the batch.
+"""
+
+import asyncio
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+
+from pylb.control.checker import Checker
+from pylb.control.events import Journal
+from pylb.control.history import History
+from pylb.control.scene import Scene, Sink
+from pylb.control.steps import in_turns
+from pylb.core.address import Listen
+from pylb.core.changes import changes, in_order
+from pylb.core.compose import composed, every_listen, frontend
+from pylb.core.table import Frontend, Table
+
+FRONTENDS = 20  # composed, watched or described between two turns of the loop: with ten servers each, 1 ms
+
+
+class Publisher:
+    """`scene` and `table` are what is in force."""
+
+    def __init__(
+        self, scene: Scene, sink: Sink, *, checker: Checker, journal: Journal, history: History, clock: Callable[[], float]
+    ) -> None:
+        self.scene = scene
+        self.table = Table()
+        self.unbound: dict[Listen, str] = {}  # ports of the table that are not open, with the reason
+        self.apply_seconds = 0.0  # the last swap
+        self._sink = sink
+        self._checker = checker
+        self._journal = journal
+        self._history = history
+        self._clock = clock
+        self._under_way = False
+        self._news: dict[Listen, None] = {}  # whose servers went down, came back or were proven
+
+    def composed(self, scene: Scene, touched: Iterable[Listen] | None) -> Table:
+        """The table that `scene` would give; the one in force if nothing differs. None: look at all frontends."""
+        listens = every_listen(scene.claims, scene.layout, self.table) if touched is None else touched
+        return composed(self.table, {listen: self._made(scene, listen) for listen in listens})
+
+    async def publish(self, scene: Scene, touched: Iterable[Listen] | None, by: Iterable[str]) -> None:
+        """`scene` in force, and the table that it gives. One caller at a time."""
+        self._under_way = True
+        try:
+            listens = every_listen(scene.claims, scene.layout, self.table) if touched is None else touched
+            made: dict[Listen, Frontend | None] = {}
+            async for listen in in_turns(listens, FRONTENDS):
+                one = self._made(scene, listen)
+                if one != self.table.frontends.get(listen):
+                    made[listen] = one
+            base = self.table
+            self._swap(scene, made)
+            await self._follow(base, by)
+        finally:
+            self._under_way = False
+            self._heed_soon()
+
+    def news(self, listens: Iterable[Listen]) -> None:
+        """The checker knows something new. May be called from inside the engine's own turn: the swap waits for the next one."""
+        quiet = not self._news
+        self._news.update(dict.fromkeys(listens))
+        if quiet and not self._under_way:
+            self._heed_soon()
+
+    def _heed_soon(self) -> None:
+        if self._news:
+            asyncio.get_running_loop().call_soon(self._heed_news)
+
+    def _heed_news(self) -> None:
+        """Some of them, so that a node with a thousand servers holds nobody up."""
+        if self._under_way:
+            return  # `publish` sees to it when it ends
+        some = list(self._news)[:FRONTENDS]
+        for listen in some:
+            del self._news[listen]
+        base = self.table
+        made = {listen: self._made(self.scene, listen) for listen in some}
+        self._swap(self.scene, {listen: one for listen, one in made.items() if one != base.frontends.get(listen)})
+        if self.table is not base:
+            self._checker.sync(self.table, self.table.touched)
+            groups = changes(base, self.table)
+            self._history.note(self.table.generation, ["health"], in_order(line for group in groups for line in group))
+        self._heed_soon()
+
+    def _made(self, scene: Scene, listen: Listen) -> Frontend | None:
+        sight = replace(self._checker.sight, overrides=scene.overrides)
+        return frontend(scene.claims, scene.layout, sight, listen)
+
+    def _swap(self, scene: Scene, made: Mapping[Listen, Frontend | None]) -> None:
+        started = self._clock()
+        self.scene = scene
+        if made:
+            self.table = self.table.edited(self.table.generation + 1, made)
+            self.apply()
+            self.apply_seconds = self._clock() - started
+
+    async def _follow(self, base: Table, by: Iterable[str]) -> None:
+        """What is to be known of the new table, in steps: nobody is sent anywhere by it."""
+        table = self.table
+        if table is base:
+            return
+        async for _ in in_turns(self._checker.syncing(table, table.touched), FRONTENDS):
+            pass
+        lines = []
+        async for group in in_turns(changes(base, table), FRONTENDS):
+            lines += group
+        self._history.note(table.generation, by, in_order(lines))
+
+    def apply(self) -> None:
+        """Hands the table to the sink; again for one that is in force, to retry the ports that are not open."""
+        failed = {listen: error.strerror or str(error) for listen, error in self._sink.apply(self.table).items()}
+        for listen in failed.keys() - self.unbound.keys():
+            self._journal.note("unbound", f"{listen} cannot be opened: {failed[listen]}; retried", alarm=True)
+        for listen in self.unbound.keys() - failed.keys():
+            if listen in self.table.frontends:
+                self._journal.note("bound", f"{listen} is open now")
+        self.unbound = failed

@@ -1,0 +1,45 @@
+"""What a call is judged against, and what serves the tables: the words that the parts of control share."""
+
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from pylb.core.address import Listen
+from pylb.core.auth import Keyring
+from pylb.core.claims import Change, Claims
+from pylb.core.layout import Layout
+from pylb.core.overrides import NONE, Overrides
+from pylb.core.table import Table
+
+
+class Sink(Protocol):
+    """What serves the tables: the in-process engine, or the workers."""
+
+    def open(self, listen: Listen, *, freebind: bool) -> None:
+        """Binds and listens, accepts nothing yet. Idempotent. Raises OSError."""
+
+    def discard(self, listen: Listen) -> None:
+        """Closes what `open` opened and no table has published; anything else is left alone."""
+
+    def apply(self, table: Table) -> Mapping[Listen, OSError]:
+        """Publishes. What cannot be opened is returned, and tried again with the next table."""
+
+    async def applied(self) -> None:
+        """Until what was published last is in force everywhere."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """What a call is judged against; the next call sees the next one."""
+
+    claims: Claims
+    layout: Layout
+    keyring: Keyring
+    overrides: Overrides = field(default_factory=lambda: NONE)
+
+    def has(self, listen: Listen) -> bool:
+        return listen in self.claims.holders or listen in self.layout.statics
+
+
+Judged = tuple[Scene, Change]
+Step = Callable[[Scene], Judged | Generator[None, None, Judged]]  # a generator: one that is long, in pieces
