@@ -60,12 +60,13 @@ from pylb.observe.metrics import Metrics
 from pylb.observe.processinfo import Facts
 from pylb.observe.summary import troubles
 from pylb.observe.targets import LogFile, open_target
+from pylb.phases import Action, Life, Phase, Trigger
 from pylb.plans import steps
 from pylb.pulse import Pulse
 from pylb.reloading import check_fixed, in_words, own_ips_of, reload_certificate, rules_of
 from pylb.service import Service
 from pylb.startup import ConfigSource, banner, first_steps, program
-from pylb.upgrade import ANSWER, Left, Predecessors, Refusal, Talk, hand_over, inherit, report_to, tell
+from pylb.upgrade import ANSWER, Left, Predecessors, Refusal, Successor, Talk, hand_over, inherit, report_to, tell
 from pylb.upgrade import VARIABLE as HAND_OVER
 from pylb.verbs import verbs
 from pylb.watching import Watch
@@ -86,6 +87,11 @@ from pylb.workers.program import Program
 log = logging.getLogger("pylb")
 
 LOG_FLUSH = 2.0  # seconds for the last lines at the end
+# Seconds that a pylb with a successor stays at least: whoever looked up the pid of the service just before may
+# send it a signal just after, and systemd hears of the new one a moment later.
+LINGER = 1.0
+# Turns of the loop after which a signal that had arrived before them has been handled: one to read it, one to call for it.
+SIGNAL_TURNS = 3
 # With the heap of the start frozen and sessions that leave no cycles, collections may be rare; what calls leave is cut where
 # it is made (core.errors.let_go). Measured under 51 clients of malformed streams beside 1,500 registrations: 161 young
 # collections, 38 ms in all, and 47 MiB; with (5_000, 10, 50) 413 of them, 566 ms, 41 MiB; with (2_000, 10, 50) 1,558, 455 ms,
@@ -93,6 +99,13 @@ LOG_FLUSH = 2.0  # seconds for the last lines at the end
 GC_THRESHOLDS = (10_000, 20, 100)
 WORKERS_WINDOW = 3  # samples of the history that a rate is taken over: workers report once a second, at moments of their own
 _LEVELS = {True: logging.WARNING, False: logging.INFO}  # of an event, by its alarm
+_SIGNALS = {
+    signal.SIGHUP: Trigger.RELOAD,
+    signal.SIGUSR1: Trigger.REOPEN,
+    signal.SIGUSR2: Trigger.UPGRADE,
+    signal.SIGTERM: Trigger.STOP,
+    signal.SIGINT: Trigger.STOP,
+}
 
 
 class CannotStart(Exception):  # noqa: N818 - a condition, told to the operator in one line
@@ -110,8 +123,9 @@ def run(path: Path | None, environ: Mapping[str, str]) -> None:
     """
     hold_standard_descriptors()
     faulthandler.enable()  # where all threads were, on a crash and on the SIGABRT of systemd's watchdog
-    for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):  # until the loop heeds them: by default they kill,
-        signal.signal(number, signal.SIG_IGN)  # and config, log and code are about to be read and opened anyway
+    # Until the loop has handlers for them: by default they kill. The kernel keeps one of each for us, even of those that
+    # whoever started us ignores, so that a change of the file after it was read here is not missed.
+    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS.keys())
     source, complaint = ConfigSource(path, environ), ""
     try:
         config = source.load()
@@ -156,21 +170,18 @@ class App:
         self._service = Service(environ)
         self._listeners = Listeners(self._service)
         self._before = Predecessors()
-        self._successor: Talk | None = None
-        self._upgrading = False
-        self._stop_wanted = False  # a signal came while a successor was starting
+        self._life = Life()
+        self._successor: Successor | None = None  # from the moment on that it is in charge
         self._config = config
         self._complaint = complaint
         self.reloaded = not complaint  # did the last reading of the config succeed?
         self._keyring = Keyring(())
         self._certificates: list[Certificate] = []
         self._stop = asyncio.Event()
-        self._at_once = asyncio.Event()  # a second signal came
-        self._hurried = False  # one came while the last sessions had all the time of an upgrade
-        self._started = False
+        self._at_once = asyncio.Event()  # the last sessions are reset now
+        self._may_end = asyncio.Event()  # LINGER is over, or need not be waited for
         self._started_at = time.time()
         self._called = program(source.path)
-        self._reload_wanted = False  # SIGHUP during the start
         self._connlog: ConnectionLog | None = None
         self._log_out: Out | None = None
         self._reloading = asyncio.Lock()  # one after the other, in their order
@@ -183,12 +194,18 @@ class App:
     async def serve(self) -> None:
         """Everything from the first socket to the last line. Raises CannotStart, ConfigErrors or Broken."""
         async with AsyncExitStack() as stack:
-            await self._start(stack)
+            # As the last thing: by default a signal would make a failure of the moment between the loop's end and ours.
+            stack.callback(signal.pthread_sigmask, signal.SIG_BLOCK, _SIGNALS.keys())
+            try:
+                await self._start(stack)
+            except BaseException:
+                self._at_once.set()  # it may have accepted clients already: they must not keep it alive
+                raise
             await self._stop.wait()
             if self._successor is None:
                 await self._stop_accepting()
             else:
-                await self._leave(self._successor)
+                await self._leave(self._successor.talk)
         if self._broken:
             raise Broken
 
@@ -198,7 +215,7 @@ class App:
         config = self._config
         messages = install(config.log.format, config.log.level)
         stack.callback(messages.lines.close, LOG_FLUSH)
-        self._heed_signals()
+        self._handle_signals()
         left, number = await self._inherit(), 0
         sockets = self._bind_all(stack)
         self._make_state_dir()
@@ -237,10 +254,7 @@ class App:
             await self._take_over(left.talk, number)
         self._listeners.forget_left()
         self._service.ready(self._state())
-        self._started = True
-        if self._reload_wanted:
-            self._reload_wanted = False
-            self._on_reload_signal()
+        self._on(Trigger.STARTED)
         gc.collect()
         gc.freeze()
         gc.set_threshold(*GC_THRESHOLDS)
@@ -483,33 +497,46 @@ class App:
 
     # ------------------------------------------------------------ while it runs
 
-    def _heed_signals(self) -> None:
+    def _handle_signals(self) -> None:
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._on_stop_signal)
-        loop.add_signal_handler(signal.SIGHUP, self._on_reload_signal)
-        loop.add_signal_handler(signal.SIGUSR1, self._on_reopen_signal)
-        loop.add_signal_handler(signal.SIGUSR2, self._on_upgrade_signal)
+        for number, trigger in _SIGNALS.items():
+            loop.add_signal_handler(number, self._on, trigger)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS.keys())  # blocked by `run`
 
-    def _on_stop_signal(self) -> None:
-        if self._upgrading and self._successor is None:
-            self._stop_wanted = True  # whichever of the two is the service then
-        elif not self._stop.is_set():
-            self._stop.set()
-        elif self._successor is not None and not self._hurried:
-            self._hurried = True
-            self._forwarding.drain(time.monotonic() + self._config.defaults.timeouts.shutdown)
-        elif not self._at_once.is_set():
-            log.warning("stopping at once")
-            self._at_once.set()
+    def _on(self, trigger: Trigger) -> None:
+        for action, about in self._life.on(trigger):
+            self._do(action, about)
 
-    def _on_reload_signal(self) -> None:
-        if self._started and not self._upgrading:
-            self._follow(Part.RELOAD, self._reload_and_say())
-        else:
-            self._reload_wanted = True
+    def _do(self, action: Action, about: Trigger) -> None:
+        match action:
+            case Action.RELOAD:
+                self._follow(Part.RELOAD, self._reload_and_say())
+            case Action.REOPEN:
+                self._reopen_log()
+            case Action.UPGRADE:
+                self._follow(Part.UPGRADE, self._upgrade_and_say())
+            case Action.STOP | Action.LEAVE:
+                self._stop.set()
+            case Action.HASTEN:
+                self._may_end.set()
+                self._forwarding.drain(time.monotonic() + self._config.defaults.timeouts.shutdown)
+            case Action.END_NOW:
+                if not self._at_once.is_set():
+                    log.warning("stopping at once")
+                    self._at_once.set()
+            case Action.FORWARD:
+                self._forward(about)
+            case Action.REFUSE:
+                log.warning("%s has no effect: this pylb is %s", about, self._life.phase)
+            case _:
+                raise RuntimeError(f"{action} is done by the table itself")
 
-    def _on_reopen_signal(self) -> None:
+    def _forward(self, about: Trigger) -> None:
+        """A signal that was meant for the service."""
+        if self._successor is None or not self._successor.signal(signal.Signals[about.value]):
+            log.warning("%s has no effect: process %d only ends its sessions, and its successor has ended", about, os.getpid())
+
+    def _reopen_log(self) -> None:
         if self._connlog is not None:  # else it is about to be opened
             self._connlog.flush()  # to the old file
             self._connlog.lines.reopen()
@@ -538,7 +565,7 @@ class App:
         if not task.cancelled() and (error := task.exception()) is not None:
             log.critical("pylb ends: a part of it failed", exc_info=error)
             self._broken = True
-            self._stop.set()
+            self._on(Trigger.FAILED)
 
     async def _reload_and_say(self) -> None:
         try:
@@ -694,50 +721,45 @@ class App:
 
     async def upgrade(self) -> str:
         """Start the pylb that is installed now, and leave it everything but the live sessions. Raises Refused."""
-        if self._upgrading or not self._started or self._stop.is_set():
+        if self._life.phase is not Phase.SERVING:
             raise Refused(Code.UNAVAILABLE, "pylb is starting, stopping or upgrading already", "call again")
-        self._upgrading = True
+        self._life.on(Trigger.UPGRADE)  # its one action is what follows
+        return await self._hand_over()
+
+    async def _hand_over(self) -> str:
+        """Raises Refused: this pylb stays in charge, or ends if it cannot be."""
         try:
-            talk, pid = await hand_over(self._estate, self._environ)
+            successor = await hand_over(self._estate, self._environ)
         except Refusal as refusal:
-            self._upgrade_failed()
+            self._on(Trigger.UPGRADE_FAILED)
             text = f"the upgrade failed, process {os.getpid()} stays in charge: {refusal}"
             raise Refused(Code.UNAVAILABLE, text, "its log says what the new one had to say") from None
         except Lost as lost:
             log.critical("%s", lost)
             self._broken = True
-            self._stop.set()
+            self._on(Trigger.FAILED)
+            self._on(Trigger.UPGRADE_FAILED)
             raise Refused(Code.UNAVAILABLE, str(lost)) from None
         except BaseException:
-            self._upgrade_failed()
+            self._on(Trigger.UPGRADE_FAILED)
             raise
-        self._service.successor(pid)
-        talk.say("go")
-        live, seconds = (await self._estate.counters()).open_sessions, self._config.defaults.timeouts.upgrade
-        self._successor = talk
-        self._stop.set()  # the last step: with the doors goes whoever waits for this answer
-        # What was meant for the service is the new one's.
-        for number, wanted in ((signal.SIGHUP, self._reload_wanted), (signal.SIGTERM, self._stop_wanted)):
-            if wanted:
-                os.kill(pid, number)
-        return f"process {pid} serves; process {os.getpid()} ends with its {live} sessions, in {seconds:g} s at the latest"
-
-    def _upgrade_failed(self) -> None:
-        """We stay in charge, and heed what came meanwhile."""
-        self._upgrading = False
-        if self._stop_wanted:
-            self._stop.set()
-        elif self._reload_wanted:
-            self._reload_wanted = False
-            self._on_reload_signal()
-
-    def _on_upgrade_signal(self) -> None:
-        if self._started:
-            self._follow(Part.UPGRADE, self._upgrade_and_say())
+        # Nothing may be awaited from here to the next phase: two would be in charge, or none.
+        self._service.successor(successor.pid)
+        successor.talk.say("go")
+        self._successor = successor
+        self._on(Trigger.TAKEN_OVER)
+        try:
+            for _ in range(SIGNAL_TURNS):
+                await asyncio.sleep(0)
+        finally:
+            self._on(Trigger.PARTED)
+        live, seconds = self._forwarding.open_sessions, self._config.defaults.timeouts.upgrade
+        ends = f"process {os.getpid()} ends with its {live} sessions, in {seconds:g} s at the latest"
+        return f"process {successor.pid} serves; {ends}"
 
     async def _upgrade_and_say(self) -> None:
         try:
-            log.info("upgrade: %s", await self.upgrade())
+            log.info("upgrade: %s", await self._hand_over())
         except Refused as refused:
             log.error("%s", refused)
 
@@ -770,7 +792,8 @@ class App:
 
     async def _leave(self, successor: Talk) -> None:
         """Only the live sessions are left to us."""
-        seconds = self._config.defaults.timeouts.upgrade
+        timeouts = self._config.defaults.timeouts
+        seconds = timeouts.shutdown if self._life.phase is Phase.HASTENED else timeouts.upgrade
         self._service.muted = True
         self._hooks.registry = None
         self._forwarding.drain(time.monotonic() + seconds)
@@ -781,12 +804,15 @@ class App:
         self._serve_for_ever(Part.BEAT, self._beat)
         self._follow(Part.SUCCESSOR, report_to(successor, self._estate.counted))
         self._follow(Part.SUCCESSOR, self._heed_successor(successor))
+        asyncio.get_running_loop().call_later(LINGER, self._may_end.set)
 
     async def _heed_successor(self, successor: Talk) -> None:
         try:
             said, _ = await successor.expect("stop", None)
         except Refusal:
             return  # it ended by a fault: no reason to end our sessions
+        finally:
+            self._may_end.set()  # the service ends, or has ended
         self._forwarding.drain(float(said["deadline"]))
         self._before.stop(float(said["deadline"]))
 
@@ -805,16 +831,23 @@ class App:
         await asyncio.to_thread(self._generations.stop_those_before)
 
     async def _drain(self) -> None:
-        """The doors are closed. Live sessions have the rest of timeouts.shutdown; a second signal cuts that short."""
+        """The doors are closed. Live sessions have the rest of timeouts.shutdown; a second signal cuts that short.
+
+        After a start that failed they have no time at all.
+        """
+        if self._life.phase is Phase.STARTING:
+            self._forwarding.drain(time.monotonic(), accept=False)
         await self._forwarding.drained(at_once=self._at_once)
         await self._before.ended(at_once=self._at_once)
+        if self._successor is not None:
+            await self._may_end.wait()
         self._end_tasks()
         for task in self._lasting:
             task.cancel()
         await asyncio.gather(*self._tasks, *self._lasting, return_exceptions=True)
         if self._successor is not None:
-            await tell(self._successor, self._estate.counted())
-            self._successor.close()
+            await tell(self._successor.talk, self._estate.counted())
+            self._successor.talk.close()
 
     def _end_tasks(self) -> None:
         for task in list(self._tasks):

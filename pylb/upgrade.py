@@ -145,8 +145,8 @@ class Running(Protocol):
         """As Registry.totals."""
 
 
-async def hand_over(old: Running, environ: Mapping[str, str]) -> tuple[Talk, int]:
-    """Start a successor and give it everything. Returns the way to it and its pid. Raises Refusal: nothing has changed."""
+async def hand_over(old: Running, environ: Mapping[str, str]) -> "Successor":
+    """Start a successor and give it everything: it serves and waits for "go". Raises Refusal: nothing has changed."""
     if os.getpid() == 1:
         raise Refusal("this pylb is process 1 of a container: start a new container instead")
     try:
@@ -154,46 +154,52 @@ async def hand_over(old: Running, environ: Mapping[str, str]) -> tuple[Talk, int
     except OSError as error:
         raise Refusal(f"no channel to a successor: {error.strerror}") from None
     try:
-        successor = await _start(theirs, environ)
+        pid = await _start(theirs, environ)
+        successor = Successor(pid, Talk(ours))
     except OSError as error:
         ours.close()
         raise Refusal(f"{command()[0]} cannot be started: {error.strerror}") from None
     finally:
         theirs.close()
-    talk = Talk(ours)
     try:
-        await _give(old, talk, successor)
+        await _give(old, successor)
     except BaseException:
         await successor.end()
-        talk.close()
-        raise
-    finally:
         successor.close()
-    return talk, successor.pid
+        raise
+    return successor
 
 
-class _Successor:
-    """Its process, which is nobody's child of ours."""
+class Successor:
+    """Its process, which is nobody's child of ours, and the way to it."""
 
-    def __init__(self, pid: int) -> None:
+    def __init__(self, pid: int, talk: Talk) -> None:
         """Raises OSError."""
         self.pid = pid
+        self.talk = talk
         self._fd = os.pidfd_open(pid)
+
+    def signal(self, number: signal.Signals) -> bool:
+        """False: it has ended. Never another process that was given its number."""
+        try:
+            signal.pidfd_send_signal(self._fd, number)
+        except ProcessLookupError:
+            return False
+        return True
 
     async def end(self) -> None:
         """It is not the service, and its workers end with their sessions. Idempotent."""
-        try:
-            signal.pidfd_send_signal(self._fd, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
+        self.signal(signal.SIGKILL)
         await asyncio.to_thread(select.select, [self._fd], [], [], ENDED)
 
     def close(self) -> None:
+        self.talk.close()
         os.close(self._fd)
 
 
-async def _give(old: Running, talk: Talk, successor: _Successor) -> None:
+async def _give(old: Running, successor: Successor) -> None:
     """Raises Refusal."""
+    talk = successor.talk
     said, _ = await talk.expect("ready", READY)
     if said.get("protocol") != PROTOCOL:
         raise Refusal(f"it speaks version {said.get('protocol')} of the hand-over, this pylb {PROTOCOL}: restart instead")
@@ -214,8 +220,8 @@ async def _give(old: Running, talk: Talk, successor: _Successor) -> None:
         raise
 
 
-async def _start(channel: socket.socket, environ: Mapping[str, str]) -> _Successor:
-    """Raises OSError."""
+async def _start(channel: socket.socket, environ: Mapping[str, str]) -> int:
+    """Its pid. Raises OSError."""
     left_out = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "WATCHDOG_PID")  # all about this process
     environment = {key: value for key, value in environ.items() if key not in left_out}
     environment[VARIABLE] = str(channel.fileno())
@@ -230,7 +236,7 @@ async def _start(channel: socket.socket, environ: Mapping[str, str]) -> _Success
         await launcher.wait()
         if not pid:
             raise OSError(errno.ECHILD, "its launcher has failed")
-        return _Successor(int(pid))
+        return int(pid)
     finally:
         os.close(heard)
 

@@ -1,5 +1,7 @@
 """Each test has its own pylb process on loopback, its own folder, and an echo server to send connections to."""
 
+import os
+import signal
 import socketserver
 import threading
 from collections.abc import Iterator
@@ -9,7 +11,9 @@ from pathlib import Path
 import pytest
 
 from tests.app.instance import Instance
+from tests.app.versions import gone, known
 from tests.support.processes import Processes
+from tests.support.waiting import eventually
 
 
 @pytest.fixture
@@ -19,9 +23,26 @@ def processes(tmp_path: Path) -> Iterator[Processes]:
 
 
 @pytest.fixture
-def pylb(processes: Processes, tmp_path: Path) -> Instance:
-    """Configured with one token, not running."""
-    return Instance(processes, tmp_path)
+def pylb(processes: Processes, tmp_path: Path) -> Iterator[Instance]:
+    """Configured with one token, not running. At the end nothing of it runs, whatever became of its successors and workers."""
+    found = Instance(processes, tmp_path)
+    yield found
+    processes.stop()
+    for pid in known(found):
+        if not gone(pid):
+            os.kill(pid, signal.SIGKILL)
+
+
+@pytest.fixture
+def successors() -> Iterator[list[int]]:
+    """Pids to be stopped at the end: nobody else knows of them."""
+    found: list[int] = []
+    yield found
+    for pid in found:
+        if not gone(pid):
+            os.kill(pid, signal.SIGTERM)
+    for pid in found:
+        eventually(lambda pid=pid: gone(pid), within=20, what=f"{pid} has stopped")  # type: ignore[misc]
 
 
 class _Echo(socketserver.BaseRequestHandler):

@@ -9,10 +9,8 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
-from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Self
@@ -26,7 +24,7 @@ from pylb.upgrade import Predecessors, Refusal, Talk
 from pylb.workers.messages import counted, report
 from tests.app.instance import SECRET, Instance, echo, fetch
 from tests.app.systemd import Systemd
-from tests.support.processes import ROOT
+from tests.app.versions import Tree, gone
 from tests.support.waiting import eventually, pause
 
 BOTH = pytest.mark.parametrize("workers", [0, 2])
@@ -41,25 +39,6 @@ def upgrade(pylb: Instance) -> int:
     done = pylb.ask("upgrade")
     assert done.returncode == 0, done.stderr + pylb.running.text()
     return int(done.stdout.split()[1])
-
-
-def gone(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except FileNotFoundError:
-        return True
-
-
-@pytest.fixture
-def successors() -> Iterator[list[int]]:
-    """Pids to be stopped at the end: nobody else knows of them."""
-    found: list[int] = []
-    yield found
-    for pid in found:
-        if not gone(pid):
-            os.kill(pid, signal.SIGTERM)
-    for pid in found:
-        eventually(lambda pid=pid: gone(pid), within=20, what=f"{pid} has stopped")  # type: ignore[misc]
 
 
 class Load:
@@ -203,25 +182,6 @@ def test_a_new_version_that_dies_on_the_way_gives_everything_back(pylb: Instance
     assert process.terminate() == 0
 
 
-def test_an_old_one_that_dies_on_the_way_leaves_it_to_systemd(pylb: Instance, echo_port: int, tmp_path: Path) -> None:
-    """For systemd the service is dead then, and the next one is on its way to the sockets in its store."""
-    tree, systemd = Tree(tmp_path / "versions"), Systemd(tmp_path)
-    tree.install("1", ("pylb/app.py", "self._service.successor(pid)", "os._exit(9)"))
-    tree.install("2")
-    try:
-        pylb.start(argv=tree.command(pylb), env=systemd.environ)
-        pylb.register(pylb.port, echo_port)
-        while len(systemd.store) < 3:
-            systemd.hear()
-        tree.use("2")
-        assert pylb.ask("upgrade").returncode != 0
-        with socket.create_connection(("127.0.0.1", pylb.port), timeout=20) as early:
-            systemd.start(pylb)  # it would find the state locked by an orphan
-            assert echo(early) == b"ping"
-    finally:
-        systemd.close()
-
-
 def test_at_the_limit_of_open_files_an_upgrade_is_refused_and_possible_later(
     pylb: Instance, echo_port: int, successors: list[int]
 ) -> None:
@@ -290,40 +250,6 @@ def test_counters_of_another_form_begin_anew_and_end_nothing(caplog: pytest.LogC
 
     asyncio.run(follow())
     assert caplog.text.count("begin anew") == 1
-
-
-class Tree:
-    """Installed versions side by side, and a link to the one that counts, as `pylb install-service` lays them out."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._link = folder / "current"
-
-    def install(self, version: str, *edits: tuple[str, str, str]) -> Path:
-        """This source as another version, with edits: file, text, and what is in its place. The first one counts."""
-        root = self._folder / version
-        shutil.copytree(ROOT / "pylb", root / "pylb", ignore=shutil.ignore_patterns("__pycache__"))
-        (root / "bin").mkdir()
-        program = root / "bin" / "pylb"
-        path = f"import sys; sys.path.insert(0, {str(root)!r})"
-        program.write_text(f"#!{sys.executable}\n{path}\nfrom pylb.cli import main\nmain()\n")
-        program.chmod(0o755)
-        for name, text, instead in (("pylb/__init__.py", '__version__ = "', f'__version__ = "{version}-'), *edits):
-            file = root / name
-            assert text in file.read_text()
-            file.write_text(file.read_text().replace(text, instead))
-        if not self._link.exists():
-            self.use(version)
-        return root
-
-    def use(self, version: str) -> None:
-        """As `ln -sfn` does, in one step."""
-        draft = self._folder / ".current"
-        draft.symlink_to(version)
-        draft.replace(self._link)
-
-    def command(self, pylb: Instance) -> tuple[str, ...]:
-        return (str(self._link / "bin" / "pylb"), "run", "-c", str(pylb.file))
 
 
 def version(pylb: Instance) -> str:
