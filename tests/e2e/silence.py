@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable
 
 MOST_OPEN = 800  # of the flood, the oldest go: the limit of descriptors is often 1024
-AWAY = 0.1  # seconds before each thing the honest one sends, as if the network took them
+AWAY = 0.3  # seconds before each thing the honest one sends, as if the network took them
 WITHIN = 10.0  # seconds for a call
 _pause = threading.Event()
 
