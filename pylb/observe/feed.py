@@ -39,6 +39,7 @@ PERIOD = 1.0  # seconds between two looks
 SOON = 0.1  # seconds after an event, so that a burst of them is one message
 SLICE = 40  # frontends between two turns of the loop: ~2 ms
 MOST_STREAMS = 16
+MOST_OF_ONE = 8  # of one source: nobody takes all places
 BACKLOG = 8  # messages that wait for a reader: eight seconds
 EVENTS = 300  # of the last, in the first message
 
@@ -48,7 +49,8 @@ T = TypeVar("T")
 class _Reader:
     """Whoever watches. Its queue is bounded, and so are the messages: all readers share them."""
 
-    def __init__(self) -> None:
+    def __init__(self, source: bytes) -> None:
+        self.source = source
         self.queue: asyncio.Queue[bytes | None] = asyncio.Queue(BACKLOG)
         self.knows = False  # has it had a whole picture?
 
@@ -89,11 +91,14 @@ class Feed:
         self.history.note(event)
         self._wake.set()
 
-    def stream(self) -> AsyncGenerator[bytes]:
-        """Messages as server-sent events, the first one whole; to be closed. Raises Refused when too many watch."""
-        if len(self._readers) >= MOST_STREAMS:
-            raise Refused(Code.TOO_MANY, f"{MOST_STREAMS} pages are open already", "close one", retry_after=5)
-        reader = _Reader()
+    def stream(self, source: bytes = b"") -> AsyncGenerator[bytes]:
+        """Messages as server-sent events, the first one whole; to be closed. Raises Refused when too many watch, or too many
+        of one source (web.source.network_of)."""
+        most = [one.source for one in self._readers].count(source) >= MOST_OF_ONE
+        if most or len(self._readers) >= MOST_STREAMS:
+            count = f"{MOST_OF_ONE} pages from your address" if most else f"{MOST_STREAMS} pages"
+            raise Refused(Code.TOO_MANY, f"{count} are open already", "close one", retry_after=5)
+        reader = _Reader(source)
         self._readers.append(reader)
         self._wake.set()
         return self._messages(reader)

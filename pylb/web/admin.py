@@ -97,8 +97,10 @@ class Admin:
         if origin is not None and not self._is_ours(_hostname(origin), call.local):
             raise _forbidden(f"Origin {origin[:80]!r} is not this machine")
         # It could not read the answer of such a request, but hold streams open and have long ones made (Fetch Metadata).
+        # A link that somebody follows is a document of its own; frames navigate too, a hundred of them unseen.
         foreign = call.headers.get("sec-fetch-site") in {"cross-site", "same-site"}
-        if foreign and call.headers.get("sec-fetch-mode") != "navigate":
+        followed = call.headers.get("sec-fetch-mode") == "navigate" and call.headers.get("sec-fetch-dest") == "document"
+        if foreign and not followed:
             raise _forbidden("a page of another site asks")
 
     def _is_ours(self, host: str | None, local: str) -> bool:

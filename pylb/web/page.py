@@ -16,6 +16,7 @@ from pylb.core.address import Address
 from pylb.core.errors import Code, Refused
 from pylb.core.session import SessionView
 from pylb.web.call import Answer, Call, Handler, json_answer
+from pylb.web.source import network_of
 
 TYPES = {
     "css": "text/css; charset=utf-8",
@@ -87,11 +88,11 @@ def _read(folder: Traversable, below: str) -> Iterator[tuple[str, bytes]]:
 
 
 class Page:
-    """`stream`: a new reader's messages, raises Refused when too many watch. `sessions`: the live ones."""
+    """`stream`: the messages of a new reader from a source, raises Refused when too many watch. `sessions`: the live ones."""
 
     def __init__(
         self,
-        stream: Callable[[], AsyncGenerator[bytes]],
+        stream: Callable[[bytes], AsyncGenerator[bytes]],
         sessions: Callable[[], Awaitable[Sequence[SessionView]]],
         found: Files | None = None,
     ) -> None:
@@ -122,9 +123,13 @@ class Page:
         return self._files.file(call, version, "/".join(name))
 
     async def _events(self, call: Call) -> Answer:
+        # A page reads it by script. Whoever navigates to it holds a place without a reader: a frame, or a window that a page
+        # of another site opened (Fetch Metadata; only a browser sends the header).
+        if call.headers.get("sec-fetch-dest", "empty") != "empty":
+            raise Refused(Code.SOURCE_FORBIDDEN, "the stream is read by the page's script alone", "open / instead")
         if call.method == "HEAD":
             return Answer(200, b"", "text/event-stream")
-        return Answer(200, b"", "text/event-stream", chunks=self._stream())
+        return Answer(200, b"", "text/event-stream", chunks=self._stream(network_of(call.peer)))
 
     async def _live(self, call: Call) -> Answer:
         """The first MOST_SESSIONS, `?by=bytes` or `?by=age`, of those in which `?text=` occurs."""

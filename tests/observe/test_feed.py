@@ -18,7 +18,7 @@ from pylb.core.errors import Refused
 from pylb.core.policy import AdminState
 from pylb.core.registration import parse_native
 from pylb.forward.counters import FrontendCounters
-from pylb.observe.feed import BACKLOG, MOST_STREAMS, Feed
+from pylb.observe.feed import BACKLOG, MOST_OF_ONE, MOST_STREAMS, Feed
 from tests.ui.many import FRONTENDS, SERVERS, blank, busy, rules
 from tests.web.loopback import run
 from tests.web.running import Control, free_port, running
@@ -48,8 +48,8 @@ async def watched(folder: Path) -> AsyncIterator[Watched]:
 
 
 class Reader:
-    def __init__(self, feed: Feed) -> None:
-        self.messages = feed.stream()
+    def __init__(self, feed: Feed, source: bytes = b"") -> None:
+        self.messages = feed.stream(source)
 
     async def next(self) -> Any:
         async with asyncio.timeout(5):
@@ -154,12 +154,26 @@ def test_a_reader_that_takes_nothing_is_dropped_with_what_waited_for_it(tmp_path
 def test_so_many_may_watch_and_a_place_is_free_again_when_one_leaves(tmp_path: Path) -> None:
     async def main() -> None:
         async with watched(tmp_path) as here:
-            readers = [Reader(here.feed) for _ in range(MOST_STREAMS)]
+            readers = [Reader(here.feed, bytes([number // MOST_OF_ONE])) for number in range(MOST_STREAMS)]
             with pytest.raises(Refused, match="are open already"):
                 here.feed.stream()
             await _joined(here, readers[0])
             await readers[0].messages.aclose()
             here.feed.stream()
+
+    run(main())
+
+
+def test_one_source_has_half_of_the_places(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with watched(tmp_path) as here:
+            readers = [Reader(here.feed, b"one") for _ in range(MOST_OF_ONE)]
+            with pytest.raises(Refused, match="pages from your address are open already"):
+                here.feed.stream(b"one")
+            readers.append(Reader(here.feed, b"another"))
+            for reader in readers:
+                await _joined(here, reader)
+                await reader.messages.aclose()
 
     run(main())
 

@@ -319,6 +319,9 @@ def test_ready_means_restored(tmp_path: Path) -> None:
     run(main())
 
 
+_LINK = {"Host": "localhost", "Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}
+
+
 @pytest.mark.parametrize(
     ("headers", "status"),
     [
@@ -339,7 +342,10 @@ def test_ready_means_restored(tmp_path: Path) -> None:
         ({"Host": "localhost", "Origin": "null"}, 403),
         ({"Host": "localhost", "Origin": "http://[bad"}, 403),
         ({"Host": "localhost", "Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors"}, 403),
-        ({"Host": "localhost", "Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}, 200),
+        ({**_LINK, "Sec-Fetch-Dest": "document"}, 200),
+        ({**_LINK, "Sec-Fetch-Dest": "iframe"}, 403),
+        ({**_LINK, "Sec-Fetch-Dest": "object"}, 403),
+        (_LINK, 403),
         ({"Host": "localhost", "Sec-Fetch-Site": "same-origin", "Sec-Fetch-Mode": "cors"}, 200),
         ({"Host": "localhost", "Sec-Fetch-Site": "none", "Sec-Fetch-Mode": "navigate"}, 200),
     ],

@@ -1,13 +1,18 @@
 """The certificate of a TLS listener, met by real handshakes."""
 
 import asyncio
+import os
+import pty
 import socket
 import ssl
 import stat
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives import serialization
 
 from pylb.web.call import Answer, Call, text_answer
 from pylb.web.certificate import next_pin, pin, self_signed, switch
@@ -161,3 +166,36 @@ def _is_over(sock: socket.socket) -> bool:
         return sock.recv(1) == b""
     except ConnectionResetError:
         return True
+
+
+def test_an_encrypted_key_is_refused_and_nobody_is_asked_for_its_pass_phrase(tmp_path: Path) -> None:
+    """In a process with a terminal, where OpenSSL would ask (and hold the loop until somebody answers)."""
+    certificate = self_signed(tmp_path, ["127.0.0.1"])
+    key = serialization.load_pem_private_key(certificate.key.read_bytes(), None)
+    sealed = serialization.BestAvailableEncryption(b"secret")
+    text = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, sealed)
+    code = f"""
+from pathlib import Path
+from pylb.web.certificate import Certificate
+try:
+    Certificate(Path({str(certificate.path)!r}), Path({str(certificate.key)!r}))
+except ValueError as error:
+    print(error)
+"""
+    certificate.key.write_bytes(text)
+    ours, theirs = pty.openpty()
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            stdin=theirs,
+            stderr=theirs,
+            stdout=subprocess.PIPE,
+            text=True,
+            timeout=20,
+            check=False,
+            start_new_session=True,
+        )
+    finally:
+        os.close(theirs)
+        os.close(ours)
+    assert done.stdout.startswith("the key is encrypted")

@@ -42,7 +42,8 @@ async def facing(
     async def nothing() -> AsyncGenerator[bytes]:
         yield b"data: {}\n\n"
 
-    def stream() -> AsyncGenerator[bytes]:
+    def stream(source: bytes) -> AsyncGenerator[bytes]:
+        assert source == bytes((127, 0, 0, 1))
         return _watched((chunks or nothing)(), face.served)
 
     async def sessions() -> list[SessionView]:
@@ -140,6 +141,10 @@ def test_a_stranger_gets_neither_page_nor_stream(tmp_path: Path) -> None:
             for path in ("/", "/v1/stream", "/v1/sessions/live"):
                 assert (await face.get(path, Host="evil.example")).status == 403
                 assert (await face.get(path, Origin="http://evil.example")).status == 403
+            for site in ("cross-site", "same-origin", "none"):
+                for kind in ("document", "iframe", "embed"):
+                    fetched = {"Sec-Fetch-Site": site, "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": kind}
+                    assert (await ask(face.port, "GET", "/v1/stream", headers=fetched)).status == 403
             assert face.served == []
 
     run(main())
