@@ -129,13 +129,19 @@ def test_the_health_check_of_pylb_fails_where_nobody_listens() -> None:
     assert run([word.replace("8404", "1") for word in health_command("pylb")]) == 1
 
 
-def test_the_health_check_of_the_phonehome_knows_whether_it_runs(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "where",
+    [
+        {"PYLB_URL": "http://127.0.0.1:1", "PYLB_TOKEN": "a-token-for-this-test-only", "PYLB_NAME": f"health-{os.getpid()}"},
+        {"PYLB_JOIN": f"pylb://health-{os.getpid()}:a-token-for-this-test-only@127.0.0.1:1"},
+    ],
+    ids=["url", "join string"],
+)
+def test_the_health_check_of_the_phonehome_knows_whether_it_runs(tmp_path: Path, where: dict[str, str]) -> None:
     zipapp = tmp_path / "phonehome.pyz"
     subprocess.run([sys.executable, DEPLOY / "zipapp.py", zipapp], check=True, capture_output=True, timeout=30)
     environ = {
-        "PYLB_URL": "http://127.0.0.1:1",  # nobody there: health is about the process, not about the load balancer
-        "PYLB_TOKEN": "a-token-for-this-test-only",
-        "PYLB_NAME": f"health-{os.getpid()}",
+        **where,  # nobody there: health is about the process, not about the load balancer
         "PYLB_FRONTENDS": "443:30443",
         "PYTHONUNBUFFERED": "1",
     }

@@ -168,6 +168,22 @@ def test_drain_tells_the_running_process_which_stays_and_never_says_ready_again(
         assert load_balancer.next().state == "draining"
 
 
+def test_drain_by_a_neighbour_who_knows_name_and_instance_but_no_token_reaches_nobody(
+    load_balancers: Callable[..., LoadBalancer], start: Start
+) -> None:
+    """Two pods with hostNetwork run as the same user in the same network namespace."""
+    ours, theirs = load_balancers(), load_balancers()
+    environ = environment(ours.url)
+    process = start(environ)
+    process.wait_for("registered")
+    assert verb({**environ, "PYLB_URL": theirs.url, "PYLB_TOKEN": "a-token-of-another-app-altogether"}, "drain").returncode == 0
+    assert theirs.next().state == "draining"  # where its own token counts
+
+    assert verb(environ, "drain").returncode == 0  # the door is open, and nothing came before this
+    assert [ours.next().state for _ in range(2)] == ["ready", "draining"]
+    assert sum("told to drain" in line for line in process.output) == 1
+
+
 def test_drain_without_a_running_process_says_goodbye_itself(load_balancer: LoadBalancer) -> None:
     done = verb(environment(load_balancer.url), "drain")
     assert (done.returncode, load_balancer.next().state) == (0, "draining")
