@@ -21,6 +21,7 @@ import os
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable, Sequence
 
 MAX_LINE = 16 * 1024  # bytes
@@ -86,7 +87,7 @@ def ring(name: str, instance: str, tokens: Sequence[str], timeout: float) -> lis
         try:
             sock.settimeout(timeout)
             sock.sendall(" ".join(["drain", *talk.proofs("caller")]).encode() + b"\n")
-            answer = json.loads(_line(sock, MAX_LINE))
+            answer = json.loads(_line(sock, timeout))
             return [str(line) for line in answer["lines"]]
         except (OSError, ValueError, KeyError, TypeError) as exc:
             raise BusyError(f"the running phonehome did not answer ({type(exc).__name__})") from None
@@ -164,17 +165,18 @@ class Doorbell:
 
 def _words(sock: socket.socket) -> list[str]:
     """Of one line of our own. Raise ValueError when it is none: not ASCII, or not a word in it."""
-    words = _line(sock, MAX_LINE).decode("ascii").split()
+    words = _line(sock, LINE_TIMEOUT).decode("ascii").split()
     if not words:
         raise ValueError("nothing was said")
     return words
 
 
-def _line(sock: socket.socket, limit: int) -> bytes:
-    """One line without its end; what came before the other side closed or `limit` was reached."""
-    data = b""
-    while b"\n" not in data and len(data) < limit:
-        chunk = sock.recv(limit)
+def _line(sock: socket.socket, timeout: float) -> bytes:
+    """One line without its end; what came before the other side closed or said too much. Raise OSError."""
+    deadline, data = time.monotonic() + timeout, b""
+    while b"\n" not in data and len(data) < MAX_LINE:
+        sock.settimeout(max(deadline - time.monotonic(), 0.001))  # what is left for the whole line
+        chunk = sock.recv(MAX_LINE)
         if not chunk:
             break
         data += chunk

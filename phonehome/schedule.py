@@ -44,7 +44,7 @@ class Schedule:
         """Time of the next try: full jitter under a ceiling that doubles up to a third of the lease.
 
         It comes on top of `retry_after`, since everybody was told the same number. Of that number a third of the lease
-        counts: whoever is told to wait longer would lose the lease by obeying.
+        counts: whoever waited longer would lose the lease by obeying.
         """
         self.failures += 1
         third = self._granted / 3

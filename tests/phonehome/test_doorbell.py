@@ -87,6 +87,27 @@ def test_anything_but_the_order_is_ignored(bell: Doorbell, instance: str, orders
     assert orders == []
 
 
+def test_a_caller_that_speaks_drop_by_drop_is_sent_away_with_the_deadline_of_its_line(
+    bell: Doorbell, instance: str, orders: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doorbell_module, "LINE_TIMEOUT", 0.3)
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.settimeout(0.05)  # the pause between two drops
+        sock.connect(door("app", instance, os.getuid()))
+        for _ in range(400):
+            try:
+                sock.sendall(b"a")
+                assert sock.recv(1) == b""
+            except TimeoutError:
+                continue
+            except (BrokenPipeError, ConnectionResetError):
+                pass  # it hung up with our last drop unread
+            break
+        else:
+            pytest.fail("it is listened to for ever")
+    assert ring("app", instance, TOKENS, 10) == ["lb: draining"]
+
+
 def test_a_caller_that_leaves_at_once_does_no_harm(bell: Doorbell, instance: str) -> None:
     for _ in range(3):
         with socket.socket(socket.AF_UNIX) as sock:
