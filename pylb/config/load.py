@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from pylb.config.checks import findings
 from pylb.config.explain import explain
 from pylb.config.files import read_again, secrets, unreadable
+from pylb.config.hiding import hidden
 from pylb.config.models import TokenEntry
 from pylb.config.parts import Finding, Parts, readable_parts
 from pylb.config.problems import ConfigErrors, Place, Problem
@@ -73,7 +74,8 @@ def _parse(text: str, filename: str, environ: Mapping[str, str], *, read_files: 
         parts.public_addresses = frozenset(config.public_addresses)
     found_secrets, about_secrets = secrets(parts, read_files=read_files)
     about = [*findings(parts), *about_secrets, *(unreadable(parts) if read_files else ())]
-    noted = _placed(about, parts)
+    problems = hidden(problems, document.data)
+    noted = hidden(_placed(about, parts), document.data)
     problems += [problem for problem in noted if problem.severity == "error"]
     if problems or config is None:
         raise ConfigErrors(problems)

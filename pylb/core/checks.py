@@ -81,6 +81,10 @@ def _port(value: object) -> int:
 def _text(value: object, what: str) -> str:
     if not isinstance(value, str) or len(value) > MOST_TEXT:
         raise BadCheck(f"{_shown(value)} is not {what}", f"text, at most {MOST_TEXT} characters")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise BadCheck(f"{_shown(value)} has half of a surrogate pair: no UTF-8 can be made of it", "text") from None
     return value
 
 

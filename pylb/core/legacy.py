@@ -14,6 +14,7 @@ from typing import Any, Literal, cast
 from pylb.core.address import parse_ip, parse_port
 from pylb.core.errors import Code, Refused
 from pylb.core.policy import ProxyProtocol
+from pylb.core.registration import unique_keys
 
 _SEND_PROXY = {"": ProxyProtocol.NONE, "send-proxy": ProxyProtocol.V1, "send-proxy-v2": ProxyProtocol.V2}
 _HEAD = re.compile(r'\s*\{\s*"dst-ip"\s*:\s*"')
@@ -61,10 +62,10 @@ def parse_legacy(body: bytes) -> LegacyCall:
 
 
 def _fields(body: bytes) -> tuple[Mapping[str, Any], bool]:
-    """(the fields, whether they had to be salvaged)"""
+    """(the fields, whether they had to be salvaged). Raises Refused."""
     text = body.decode("utf-8", "replace")
     try:
-        data = json.loads(text)
+        data = json.loads(text, object_pairs_hook=unique_keys)
     except (ValueError, RecursionError):
         return _salvage(text), True
     if not isinstance(data, dict):

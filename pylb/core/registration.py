@@ -114,6 +114,7 @@ class Announcement:
     draining: bool = False
 
 
+MOST_TTL = 8784 * 3600  # seconds: the longest duration that the config knows; `leases.max_ttl` may say less
 _STRICT = ConfigDict(strict=True, extra="forbid", frozen=True)
 _Port = Annotated[int, Field(ge=1, le=65535)]
 
@@ -170,8 +171,14 @@ def parse_native(body: bytes) -> Announcement:
         raise _readable(next((one for one in found if one["type"] == "extra_forbidden"), found[0])) from None
     wanted = tuple(_wanted(index, item) for index, item in enumerate(parsed.frontends))
     _no_port_twice(wanted)
-    ttl = None if parsed.ttl is None else float(parsed.ttl)
-    return Announcement(wanted, parsed.address, ttl, parsed.state == "draining")
+    return Announcement(wanted, parsed.address, _seconds(parsed.ttl), parsed.state == "draining")
+
+
+def _seconds(ttl: int | None) -> float | None:
+    """Before it becomes a float, which cannot hold an int of 400 digits. `check_ttl` knows the operator's bounds."""
+    if ttl is not None and not 1 <= ttl <= MOST_TTL:
+        raise Refused(Code.INVALID, f"ttl: it is not within 1-{MOST_TTL} seconds", "or null, for never stale")
+    return None if ttl is None else float(ttl)
 
 
 def _wanted(index: int, item: FrontendBody) -> Wanted:
@@ -192,20 +199,30 @@ def _no_port_twice(wanted: tuple[Wanted, ...]) -> None:
 
 
 def strict_json(body: bytes) -> Any:
-    """JSON as RFC 8259 means it: UTF-8, no NaN, no key twice. Raises Refused INVALID_JSON."""
+    """JSON as RFC 8259 means it: UTF-8, no NaN, no key twice, no half of a surrogate pair.
+
+    Raises Refused: INVALID_JSON, or INVALID for a text that nothing can be made of.
+    """
     try:
-        return json.loads(body.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant)
+        data = json.loads(body.decode("utf-8"), object_pairs_hook=unique_keys, parse_constant=_no_constant)
+        json.dumps(data, ensure_ascii=False).encode()  # answers, logs and the snapshot are UTF-8, too
     except RecursionError:
         raise Refused(Code.INVALID_JSON, "the body is nested too deeply") from None
+    except UnicodeEncodeError:
+        detail = "a text of the body has half of a surrogate pair: no UTF-8 can be made of it"
+        raise Refused(Code.INVALID, detail, r"write the character itself, or both halves: \ud83d\ude00") from None
     except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
         raise Refused(Code.INVALID_JSON, f"the body is not JSON: {error}") from None
+    return data
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON, for `object_pairs_hook`. Raises Refused INVALID_JSON for a key that is there twice: whoever reads
+    the first and whoever reads the last would see two calls."""
     found = dict(pairs)
     if len(found) != len(pairs):
         twice = next(key for index, (key, _) in enumerate(pairs) if key in dict(pairs[:index]))
-        raise ValueError(f"the key {twice[:40]!r} is there twice")
+        raise Refused(Code.INVALID_JSON, f"the body is not JSON: the key {twice[:40]!r} is there twice")
     return found
 
 

@@ -53,6 +53,8 @@ def test_a_check_is_read_and_written_again(text: Any, check: Check) -> None:
         ({"send": "x", "host": "y"}, "host without http"),
         ({"send": 5}, "5 is not what to send"),
         ({"send": "x" * (MOST_TEXT + 1)}, "is not what to send"),
+        ({"send": "\ud800"}, "half of a surrogate pair"),
+        ({"http": "/", "host": "\udfff"}, "half of a surrogate pair"),
     ],
 )
 def test_a_mistake_is_told(text: Any, why: str) -> None:

@@ -120,6 +120,25 @@ def test_what_cannot_be_salvaged_is_refused(body: bytes) -> None:
     assert refused(parse_legacy, body).code is Code.INVALID_JSON
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"frontend-port":"443","backend-port":"30443","action":"add","name":"a","frontend-port":"22"}',
+        b'{"dst-ip":"203.0.113.7","frontend-port":"443","backend-port":"30443","action":"add","name":"a","dst-ip":"127.0.0.1"}',
+        b'{"frontend-port":"443","backend-port":"30443","action":"add","x":{"y":1,"y":2}}',
+    ],
+)
+def test_a_key_that_is_there_twice_is_refused_as_in_a_native_call(body: bytes) -> None:
+    found = refused(parse_legacy, body)
+    assert (found.code, "there twice" in found.detail) == (Code.INVALID_JSON, True)
+
+
+@pytest.mark.parametrize("number", [b"1" * 5000, b"1e999", b"NaN", b"-Infinity", b"1" * 4000, b'"\\ud800"'])
+def test_a_number_that_is_none_is_refused(number: bytes) -> None:
+    body = b'{"frontend-port":%s,"backend-port":"30443","action":"add","name":"a"}' % number
+    assert refused(parse_legacy, body).code in {Code.INVALID, Code.INVALID_JSON}
+
+
 def test_a_body_that_is_no_object_is_refused() -> None:
     assert refused(parse_legacy, b"[1]").code is Code.INVALID
 

@@ -82,6 +82,7 @@ def test_a_wrong_field_is_named(fields: dict[str, Any], detail: str, hint: str) 
         b'{"frontends":[],"frontends":[]}',
         b'{"frontends":[{"port":1,"port":2}]}',
         b'{"ttl":NaN}',
+        b'{"ttl":' + b"1" * 5000 + b"}",
         b'{"ttl":-Infinity}',
         b"[" * 100_000,
     ],
@@ -123,6 +124,22 @@ def test_names_are_those_of_hosts_and_pods(name: str) -> None:
 def test_other_names_are_refused(name: str) -> None:
     with pytest.raises(Refused, match="instance"):
         check_name("instance", name)
+
+
+@pytest.mark.parametrize("ttl", [10**3000, -(10**3000), 0, 31_622_401])
+def test_a_ttl_that_no_clock_can_count_is_refused(ttl: int) -> None:
+    with pytest.raises(Refused, match="ttl") as caught:
+        parse_native(body(frontends=[{"port": 443, "target_port": 30443}], ttl=ttl))
+    assert caught.value.code is Code.INVALID
+    assert len(caught.value.detail) < 200
+
+
+@pytest.mark.parametrize("half", [r"\ud800", r"\udfff", r"a\udc00b"])
+def test_half_of_a_surrogate_pair_is_refused_wherever_it_stands(half: str) -> None:
+    for text in (f'{{"frontends":"{half}"}}', f'{{"{half}":1}}', f'{{"frontends":[{{"health":{{"send":"{half}"}}}}]}}'):
+        with pytest.raises(Refused, match="surrogate") as caught:
+            parse_native(text.encode())
+        assert caught.value.code is Code.INVALID
 
 
 def test_a_ttl_is_within_the_bounds_or_none() -> None:
