@@ -144,7 +144,8 @@ class Driver:
             self._warned = True
             log.warning("%s", NO_PIPE)
         self._timer = self._loop.call_later(TICK, self._tick)
-        self._engine.tick(time.monotonic())
+        if self._engine.tick(time.monotonic()) and self._soon is None:
+            self._soon = self._loop.call_soon(self._turn)
         self._on_tick()
 
 

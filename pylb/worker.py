@@ -99,7 +99,7 @@ def run(channel: Channel, hello: Hello) -> None:
                 break
             due = now + TICK
             pulse.beat(now)
-            engine.tick(now)
+            busy |= engine.tick(now)
             link.tick(now, pulse.lag)
         busy = on_ready(0 if busy or link.has_work else due - now)
         if link.has_work:

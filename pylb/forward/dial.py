@@ -16,6 +16,7 @@ from pylb.core.recorder import Attempt
 from pylb.core.session import Cause, Event, State
 from pylb.forward import sockets
 from pylb.forward.accounts import Accounts
+from pylb.forward.deadlines import Deadlines
 from pylb.forward.door import Admission
 from pylb.forward.faults import Faults
 from pylb.forward.session import FULL, FrontendState, Half, ServerState, Session
@@ -37,7 +38,7 @@ class Life(Protocol):
     """What is needed of the lifecycle."""
 
     halves: dict[int, Half]
-    hurried: dict[Session, None]
+    deadlines: Deadlines
     on_exhausted: Callable[[], bool]
 
     def fire(self, session: Session, event: Event, cause: Cause = ...) -> None: ...
@@ -128,7 +129,7 @@ class Dialer:
         """All servers are full: first come, first served. Who has waited before goes to the front."""
         frontend, now = session.frontend, self._clock()
         policy, queue = frontend.frontend.policy, frontend.queue
-        self._life.hurried.pop(session, None)
+        self._life.deadlines.clear(session)
         if policy.max_queue and len(queue) >= policy.max_queue:
             self._deny(session, "queue")
             return
@@ -214,8 +215,7 @@ class Dialer:
         self._life.halves[upstream.fd] = upstream
         # After connect(): an unconnected socket would report HUP at once.
         self._epoll.register(upstream.fd, WATCHED)
-        session.deadline = now + policy.timeouts.connect
-        self._life.hurried[session] = None
+        self._life.deadlines.set(session, policy.timeouts.connect, now)
 
     def _connect(self, frontend: FrontendState, address: Address) -> tuple[SocketType | None, int]:
         """As `sockets.dial`, from each of the frontend's source addresses until one has a port left."""

@@ -28,7 +28,7 @@ from pylb.forward.pipes import Pipes
 from pylb.forward.relay import Relay
 from pylb.forward.session import FrontendState, Half, ServerState, Session
 from pylb.forward.sockets import Opener, folded, open_listener
-from pylb.forward.timers import DRAIN_RATE, LONGEST_PERIOD, RESET_RATE, TICK, Timers
+from pylb.forward.timers import DRAIN_RATE, LONGEST_PERIOD, RESET_RATE, Timers
 from pylb.forward.turn import BUDGET, EVENT, Turn
 
 EVENTS = 64  # per poll; what is behind them comes first the next time, the kernel's list is in order (epoll(7))
@@ -107,8 +107,7 @@ class Engine:
         self._life.on_end = self._ports.session_ended
         self._life.on_exhausted = self._ports.exhausted
         self.elsewhere = Elsewhere(self._ports, self._life.dialer)
-        self._timers = Timers(self._life, self._faults, unanswered)
-        self._sweep_period = self._timers.period = sweep_period
+        self._timers = Timers(self._life, self._turn, self._faults, sweep_period, unanswered)
         self._clock = clock
         self._drain_at: float | None = None
         self._watched: dict[int, Callable[[], None]] = {}
@@ -170,21 +169,27 @@ class Engine:
                     life.run(one)
                 except Exception as error:  # noqa: BLE001 - the boundary of one session
                     life.fault(one.session, error)
-            elif isinstance(one, Port) and self._ports.by_fd.get(one.fd) is one and self._ports.accept(one):
-                turn.add(one)
+            elif isinstance(one, Port):
+                if self._ports.by_fd.get(one.fd) is one and self._ports.accept(one):
+                    turn.add(one)
+            elif self._timers.run():
+                turn.add(self._timers)
             if turn.left <= 0:
                 return
 
-    def tick(self, now: float) -> None:
-        """Deadlines, the sweep, and ports that were paused for want of descriptors. `now` is the clock's."""
+    def tick(self, now: float) -> bool:
+        """Deadlines, the sweep, and ports that were paused for want of descriptors. `now` is the clock's.
+
+        True: there is more to do, call `on_ready` soon.
+        """
+        self._timers.kill = self._drain_at is not None and now >= self._drain_at
         elapsed = self._timers.tick(now)
         self._faults.tick(elapsed)
         self._faults.guard("a watched descriptor is not watched", self._wake)
-        if self._drain_at is not None and now >= self._drain_at:
-            self._kill_all()
         self._ports.resume(elapsed)
         self._life.end_batch()
         self.counters.pipes_lent, self.counters.runnable = self._pipes.lent, len(self._turn.queue)
+        return bool(self._turn.queue)
 
     def open(self, listen: Listen, *, freebind: bool = False) -> None:
         """Bind and listen ahead of the table that needs it; accept nothing yet. Idempotent. Raises OSError.
@@ -208,8 +213,9 @@ class Engine:
             return {}
         self._life.dialer.generation = table.generation
         change = diff(self.table, table)
+        regroup = False
         for old in change.closed:
-            self._remove(old.listen)
+            regroup |= self._remove(old.listen)
         failed: dict[Listen, OSError] = {}
         for listen, frontend in table.frontends.items():
             port = self._ports.by_listen.get(listen)
@@ -225,11 +231,13 @@ class Engine:
             port = self._ports.by_listen.get(new.listen)
             if port is not None and port.frontend is not None:
                 self._faults.guard(f"{new.listen} goes on as it was", self._change, port, port.frontend, new)
+                regroup |= self._regroup(port.frontend, removed=False)
         if self._nofile:
             self.counters.max_connections = min(self._most, connection_limit(self._nofile, len(self._ports.by_listen)))
         self._ports.reserve()
         self.table = table
-        self._timers.period = self._period(table)
+        if regroup:
+            self._timers.regroup()
         return failed
 
     def drain(self, deadline: float, *, accept: bool = True) -> None:
@@ -308,6 +316,7 @@ class Engine:
         """Raises OSError: it cannot be opened."""
         port = self._ports.open(listen, freebind=frontend.policy.freebind)
         state = FrontendState(frontend, self._random)
+        state.ring = self._timers.ring(frontend.policy.timeouts, removed=False)
         self.counters.frontends[listen] = state.counters
         self._ports.serve(port, state)
 
@@ -327,22 +336,24 @@ class Engine:
         elif before.admin is AdminState.DRAIN is not after.admin:
             self._timers.spare(server)
 
-    def _remove(self, listen: Listen) -> None:
+    def _regroup(self, state: FrontendState, *, removed: bool) -> bool:
+        """True: the live sessions of the frontend are in a ring that is not theirs any more."""
+        before, state.ring = state.ring, self._timers.ring(state.frontend.policy.timeouts, removed=removed)
+        return state.ring is not before and state.sessions > 0
+
+    def _remove(self, listen: Listen) -> bool:
+        regroup = False
         port = self._ports.by_listen.get(listen)
         if port is not None and port.frontend is not None:
             port.frontend.kill_at = self._clock() + port.frontend.frontend.policy.timeouts.drain
+            regroup = self._regroup(port.frontend, removed=True)
         self.counters.frontends.pop(listen, None)
         self._ports.close(listen)
+        return regroup
 
     def _kill_all(self) -> None:
         for session in list(self._life.sessions):
             self._life.fire_safely(session, Event.KILLED, Cause.KILLED)
-
-    def _period(self, table: Table) -> float:
-        """Short timeouts want a quicker sweep: an idle session is cut at most a quarter of its timeout late."""
-        timeouts = [frontend.policy.timeouts for frontend in table.frontends.values()]
-        shortest = min((min(t.idle, t.half_close, t.drain) for t in timeouts), default=self._sweep_period * 4)
-        return max(TICK, min(self._sweep_period, shortest / 4))
 
 
 def _client(session: Session) -> Address:

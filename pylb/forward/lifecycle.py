@@ -17,12 +17,13 @@ from pylb.core.session import TRANSITIONS, Action, Cause, Event, State, terminat
 from pylb.forward import sockets
 from pylb.forward.accounts import Accounts
 from pylb.forward.counters import Counters
+from pylb.forward.deadlines import Deadlines
 from pylb.forward.dial import READ_ON, READABLE, WATCHED, Dialer
 from pylb.forward.door import Admission
 from pylb.forward.faults import Faults
 from pylb.forward.relay import AGAIN, DESTINATION_RESET, FIN, FIRST, WAIT, Relay
 from pylb.forward.session import FrontendState, Half, Session
-from pylb.forward.turn import QUANTUM, Turn
+from pylb.forward.turn import END, QUANTUM, Turn
 
 # A class attribute of an enum is looked up through its metaclass, which costs as much as a call; these are read per event.
 _RESETTING, _CLOSED, _AWAITING_HEADER = State.RESETTING, State.CLOSED, State.AWAITING_HEADER
@@ -57,9 +58,9 @@ class Lifecycle:
         self._unique_id = unique_id
         self._number = number  # the last session's
         self.halves: dict[int, Half] = {}
-        # In the order of their last sweep. A plain dict finds its first key by walking over all that were deleted before it.
+        # In the order of their last sweep, as a ring's.
         self.sessions: OrderedDict[Session, None] = OrderedDict()
-        self.hurried: dict[Session, None] = {}  # those with a deadline: awaiting a header, dialing, resetting
+        self.deadlines = Deadlines()
         self.dialer = Dialer(self, epoll, accounts, faults, clock, turn)
         self._fins: list[Half] = []  # whose peer's stream is delivered
         self._graveyard: list[tuple[SocketType, bool]] = []
@@ -97,8 +98,7 @@ class Lifecycle:
             self._epoll.register(sock.fileno(), WATCHED)
             if awaits:
                 session.state = _AWAITING_HEADER
-                session.deadline = session.accepted + frontend.frontend.policy.accept_proxy.timeout
-                self.hurried[session] = None
+                self.deadlines.set(session, frontend.frontend.policy.accept_proxy.timeout, session.accepted)
             else:
                 self.dialer.dial(session)
         except Exception as error:  # noqa: BLE001 - the boundary of one session, as in Engine.on_ready
@@ -118,6 +118,9 @@ class Lifecycle:
         client = session.client = Half(sock, session, True)
         self.halves[client.fd] = client
         self.sessions[session] = None
+        if (ring := frontend.ring) is not None:
+            ring.sessions[session] = None
+            session.ring = ring
         counters.open_sessions += 1
         frontend.sessions += 1
         if frontend.sessions > counters.reserve:
@@ -248,7 +251,7 @@ class Lifecycle:
         client, upstream, server = session.client, session.upstream, session.server
         if client is None or upstream is None or server is None:
             return
-        del self.hurried[session]
+        self.deadlines.clear(session)
         session.connected = session.quiet_since = self._clock()
         self.accounts.connected(session, server)
         client.read_on = client.early & READ_ON != 0
@@ -338,8 +341,7 @@ class Lifecycle:
         self._relay.free(dead)
         self._relay.release(living)  # bytes in its pipe were for the dead
         session.delivered = None
-        session.deadline = self._clock() + session.frontend.frontend.policy.timeouts.flush
-        self.hurried[session] = None
+        self.deadlines.flush(session, session.frontend.frontend.policy.timeouts.flush, self._clock())
         if dead.eof:
             self._delivered(session, living)
         else:
@@ -376,7 +378,10 @@ class Lifecycle:
         client, upstream, server = session.client, session.upstream, session.server
         frontend, admission = session.frontend, session.admission
         del self.sessions[session]
-        self.hurried.pop(session, None)
+        if session.ring is not None:
+            del session.ring.sessions[session]
+        self.deadlines.clear(session)
+        self._turn.left -= END
         if frontend.sessions > self._counters.reserve:
             self._counters.shared -= 1
         frontend.sessions -= 1

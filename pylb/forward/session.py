@@ -71,6 +71,18 @@ class Half:
         self.silence: tuple[float, int] | None = None
 
 
+class Ring:
+    """Sessions that are visited once in `period` seconds, in the order of their last visit."""
+
+    __slots__ = ("owed", "period", "sessions")
+
+    def __init__(self, period: float, sessions: "OrderedDict[Session, None]") -> None:
+        self.period = period
+        # A plain dict finds its first key by walking over all that were deleted before it.
+        self.sessions = sessions
+        self.owed = 0.0  # visits that are due, a fraction included
+
+
 class ServerState:
     """A server of a frontend as the engine sees it; it outlives a table as long as label and address stay."""
 
@@ -120,6 +132,7 @@ class FrontendState:
         "kill_at",
         "others",
         "queue",
+        "ring",
         "servers",
         "sessions",
     )
@@ -129,6 +142,7 @@ class FrontendState:
         self.sessions = 0
         self.others = 0  # sessions in other processes, see elsewhere.py
         self.accepted = 0  # since they were told, if the rate is limited
+        self.ring: Ring | None = None  # of its sessions, if short timeouts want them visited more often than others
         self.kill_at: float | None = None  # monotonic; set when the frontend was removed
         self.servers: dict[tuple[str, Address], ServerState] = {}
         self.queue: OrderedDict[Session, None] = OrderedDict()  # those that wait for a server, in the order they came
@@ -236,6 +250,7 @@ class Session:
         "number",
         "picture",
         "quiet_since",
+        "ring",
         "seen",
         "seen_in",
         "seen_out",
@@ -243,6 +258,7 @@ class Session:
         "state",
         "tried",
         "upstream",
+        "waits_among",
     )
 
     def __init__(self, frontend: FrontendState, address: tuple[str, int], accepted: float, number: int) -> None:
@@ -266,6 +282,8 @@ class Session:
         self.dialed = 0.0  # monotonic; the last time
         self.attempts: list[Attempt] | None = None  # those that failed, and waits in the queue
         self.deadline = 0.0  # monotonic; of the header, the queue, the dial or the flush, whichever is under way
+        self.waits_among: dict[Session, None] | None = None  # those that have a deadline too, see deadlines.py
+        self.ring: Ring | None = None
         self.delivered: int | None = None  # bytes that were delivered at the last look before a deadline
         self.seen = False  # by the sweep
         self.at_rest = False  # all bytes were found confirmed by the peers, and none moved since

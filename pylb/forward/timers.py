@@ -1,17 +1,24 @@
 """Deadlines without a timer per session.
 
-Sessions with a near deadline (a dial, a flush) are few and looked at on every tick. All others are swept: each is visited once
-per period, a slice per tick, and its byte counters are compared with the last visit. No clock is read per chunk.
+Dials and headers are due in the order of their deadlines (deadlines.py). All sessions are swept: each is visited once per
+period, a slice per tick, and its byte counters are compared with the last visit. No clock is read per chunk. Those of a
+frontend with short timeouts are swept in a ring of their own, so that nobody else is visited more often for it.
 """
 
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator
+
+from pylb.core.policy import Timeouts
 from pylb.core.session import Cause, Event, State
 from pylb.forward.accounts import settle
 from pylb.forward.faults import Faults
 from pylb.forward.lifecycle import Lifecycle
-from pylb.forward.session import Half, ServerState, Session
+from pylb.forward.session import FrontendState, Half, Ring, ServerState, Session
 from pylb.forward.sockets import keep_alive, transmission, unacknowledged
+from pylb.forward.turn import BUDGET, QUANTUM, VISIT, Turn
 
 TICK = 0.1  # seconds between two ticks, as the loop calls them
+SCAN = 128  # units, to look at a session in a row of many
 LONGEST_PERIOD = 5.0  # seconds in which every session is visited once
 _HALF_CLOSED = (State.CLIENT_DONE, State.SERVER_DONE)
 DRAIN_RATE = 100.0  # sessions a second that are ended when the time of a drained server is over: clients come back as slowly
@@ -31,24 +38,75 @@ class Eviction:
 
 
 class Timers:
-    def __init__(self, life: Lifecycle, faults: Faults, unanswered: float) -> None:
+    """What is due, in steps: a tick does as much of it as a turn's budget allows, and the rest waits in the run queue.
+
+    So nothing is lost after a stall, and no tick makes up for it at once.
+    """
+
+    def __init__(self, life: Lifecycle, turn: Turn, faults: Faults, period: float, unanswered: float) -> None:
         self._life = life
+        self._turn = turn
         self._faults = faults
         self._unanswered = unanswered
+        self._now = 0.0
         self._last_tick: float | None = None
-        self.period = LONGEST_PERIOD
-        self._owed = 0.0  # sessions the sweep is behind, a fraction included
+        self._whole = Ring(period, life.sessions)
+        self._rings: dict[float, Ring] = {}  # of those that short timeouts want visited more often, by period
         self._evictions: dict[ServerState, Eviction] = {}
+        self._work: Iterator[None] | None = None  # what the last ticks found due and is not done yet
+        self.kill = False  # all that lives is to end now
+        self.queued = False
 
     def tick(self, now: float) -> float:
         """Returns the seconds since the last one."""
-        self._hurry(now)
         elapsed = TICK if self._last_tick is None else max(0.0, now - self._last_tick)
-        self._last_tick = now
-        for eviction in list(self._evictions.values()):
-            self._faults.guard("the sessions of a server could not be ended", self._evict, eviction, now, elapsed)
-        self._sweep(now, elapsed)
+        self._now = self._last_tick = now
+        for eviction in self._evictions.values():
+            if now >= eviction.at:
+                eviction.owed = min(eviction.owed + eviction.rate * elapsed, eviction.rate)
+        for ring in (self._whole, *self._rings.values()):
+            ring.owed = min(ring.owed + len(ring.sessions) * elapsed / ring.period, len(ring.sessions))
+        if self._work is None:
+            self._work = self._due()
+        self._turn.left = BUDGET
+        if self.run(BUDGET):
+            self._turn.add(self)
         return elapsed
+
+    def run(self, share: int = QUANTUM) -> bool:
+        """A share of what is due. True: there is more."""
+        if self._work is None:
+            return False
+        end = self._turn.left - share
+        try:
+            for _ in self._work:
+                if self._turn.left <= end:
+                    return True
+        except Exception as error:  # noqa: BLE001 - the next tick begins anew
+            self._faults.add("what is due waits for the next tick", error)
+        self._work = None
+        return False
+
+    def ring(self, timeouts: Timeouts, *, removed: bool) -> Ring | None:
+        """Whose sessions end at most a quarter of a timeout late. None: the sweep of all will do."""
+        shortest = min(timeouts.idle, timeouts.half_close, *([timeouts.drain] if removed else []))
+        if shortest / 4 >= self._whole.period:
+            return None
+        period = TICK
+        while period * 2 <= shortest / 4:  # few rings, however many timeouts there are
+            period *= 2
+        return self._rings.setdefault(period, Ring(period, OrderedDict()))
+
+    def regroup(self) -> None:
+        """Frontends have other rings than before: their live sessions follow."""
+        for session in self._life.sessions:
+            wanted, has = session.frontend.ring, session.ring
+            if has is not wanted:
+                if has is not None:
+                    del has.sessions[session]
+                if wanted is not None:
+                    wanted.sessions[session] = None
+                session.ring = wanted
 
     def evict(self, server: ServerState, cause: Cause, at: float, rate: float) -> None:
         """End the sessions that `server` has at `at` (monotonic), idle ones first. Replaces an earlier word about it."""
@@ -58,65 +116,86 @@ class Timers:
         """Let its sessions live on. Idempotent."""
         self._evictions.pop(server, None)
 
-    def _evict(self, eviction: Eviction, now: float, elapsed: float) -> None:
-        if now < eviction.at:
-            return
-        if eviction.sessions is None:
-            server = eviction.server
-            eviction.sessions = [session for session in self._life.sessions if session.server is server and session.connected]
-            eviction.sessions.sort(key=lambda session: session.quiet_since, reverse=True)
-        eviction.owed += eviction.rate * elapsed
-        while eviction.owed >= 1 and eviction.sessions:
-            session = eviction.sessions.pop()
-            if session.state is not State.CLOSED:
-                eviction.owed -= 1
-                self._life.fire_safely(session, Event.KILLED, eviction.cause)
-        if not eviction.sessions:
-            self._evictions.pop(eviction.server, None)
+    # ------------------------------------------------------------ what is due, a piece at each yield
 
-    def _hurry(self, now: float) -> None:
-        for session in list(self._life.hurried):
+    def _due(self) -> Iterator[None]:
+        if self.kill:
+            # Those that wait first: no place that becomes free is worth a dial for them.
+            waiting = [session for frontend in self._life.dialer.queues for session in frontend.queue]
+            yield from self._each([*waiting, *self._life.sessions], self._kill)
+        deadlines = self._life.deadlines
+        yield from self._each(deadlines.due(self._now), self._expire)
+        yield from self._each(list(deadlines.flushing), self._look_at)
+        for frontend in list(self._life.dialer.queues):
+            yield from self._each(_overdue(frontend, self._now), self._unqueue)
+        for eviction in list(self._evictions.values()):
+            yield from self._evict(eviction)
+        for ring in (self._whole, *self._rings.values()):
+            yield from self._sweep(ring)
+
+    def _each(self, sessions: Iterable[Session], act: Callable[[Session], None]) -> Iterator[None]:
+        for session in sessions:
+            if session.state is State.CLOSED:
+                continue
+            self._turn.left -= VISIT
             try:
-                self._look_at(session, now)
+                act(session)
             except Exception as error:  # noqa: BLE001 - the boundary of one session, as in Engine.on_ready
                 self._life.fault(session, error)
-        for frontend in list(self._life.dialer.queues):
-            # In the order they came; only the first can be due.
-            while frontend.queue and now >= (session := next(iter(frontend.queue))).deadline:
-                self._life.fire_safely(session, Event.TIMED_OUT, Cause.SERVER_TIMEOUT)
+            yield
 
-    def _look_at(self, session: Session, now: float) -> None:
+    def _kill(self, session: Session) -> None:
+        self._life.fire(session, Event.KILLED, Cause.KILLED)
+
+    def _expire(self, session: Session) -> None:
         if session.state is State.DIALING:
-            if now >= session.deadline:
-                self._life.dialer.fail_connect(session, "timeout")
-            return
-        if session.state is State.AWAITING_HEADER:
-            if now >= session.deadline:
-                self._life.fire(session, Event.TIMED_OUT, Cause.CLIENT_TIMEOUT)
-            return
+            self._life.dialer.fail_connect(session, "timeout")
+        else:
+            self._life.fire(session, Event.TIMED_OUT, Cause.CLIENT_TIMEOUT)
+
+    def _unqueue(self, session: Session) -> None:
+        self._life.fire(session, Event.TIMED_OUT, Cause.SERVER_TIMEOUT)
+
+    def _look_at(self, session: Session) -> None:
         self._life.look_again(session)
         if session.state is State.CLOSED:
             return
         if (delivered := _delivered(session)) != session.delivered:  # a flush that moves is not cut
             session.delivered = delivered
-            session.deadline = now + session.frontend.frontend.policy.timeouts.flush
-        elif now >= session.deadline:
+            session.deadline = self._now + session.frontend.frontend.policy.timeouts.flush
+        elif self._now >= session.deadline:
             self._life.fire(session, Event.TIMED_OUT, _blocked_on(session))
 
-    def _sweep(self, now: float, elapsed: float) -> None:
-        sessions = self._life.sessions
-        self._owed = min(self._owed + len(sessions) * elapsed / self.period, len(sessions))
-        while self._owed >= 1 and sessions:
-            self._owed -= 1
-            session = next(iter(sessions))
-            sessions.move_to_end(session)  # the next visit comes after all others
-            try:
-                self._visit(session, now)
-            except Exception as error:  # noqa: BLE001 - the boundary of one session, as in Engine.on_ready
-                self._life.fault(session, error)
+    def _evict(self, eviction: Eviction) -> Iterator[None]:
+        if self._now < eviction.at:
+            return
+        if eviction.sessions is None:
+            server, sessions = eviction.server, self._life.sessions
+            eviction.sessions = [session for session in sessions if session.server is server and session.connected]
+            eviction.sessions.sort(key=lambda session: session.quiet_since, reverse=True)
+            self._turn.left -= len(sessions) * SCAN
+            yield
+        while eviction.owed >= 1 and eviction.sessions:
+            session = eviction.sessions.pop()
+            if session.state is not State.CLOSED:
+                eviction.owed -= 1
+                self._life.fire_safely(session, Event.KILLED, eviction.cause)
+                yield
+        if not eviction.sessions and self._evictions.get(eviction.server) is eviction:
+            del self._evictions[eviction.server]
 
-    def _visit(self, session: Session, now: float) -> None:
-        upstream = session.upstream
+    def _sweep(self, ring: Ring) -> Iterator[None]:
+        while ring.owed >= 1 and ring.sessions:
+            ring.owed -= 1
+            session = next(iter(ring.sessions))
+            ring.sessions.move_to_end(session)  # the next visit comes after all others
+            if ring is (session.ring or self._whole):
+                yield from self._each([session], self._visit)
+                if session.state is State.CLOSED:
+                    ring.owed += 1  # the others' round is as long as before, and so none is visited late for those that end
+
+    def _visit(self, session: Session) -> None:
+        upstream, now = session.upstream, self._now
         if not session.seen and session.connected and upstream is not None:
             # Here and not at the dial: short connections, the many, are spared four system calls.
             session.seen = True
@@ -139,7 +218,7 @@ class Timers:
         timeouts = session.frontend.frontend.policy.timeouts
         longest = timeouts.half_close if half_closed else timeouts.idle
         quiet = now - session.quiet_since
-        if quiet >= longest - 3 * self.period and _drains(session):
+        if quiet >= longest - 3 * (session.ring or self._whole).period and _drains(session):
             session.quiet_since = now
         elif quiet >= longest:
             self._life.fire(session, Event.TIMED_OUT, _waited_for(session))
@@ -166,6 +245,14 @@ class Timers:
         else:
             return now - half.silence[0] >= self._unanswered
         return False
+
+
+def _overdue(frontend: FrontendState, now: float) -> Iterator[Session]:
+    """Of its queue. In the order they came; only the first can be due, and each is given out once."""
+    last = None
+    while frontend.queue and (session := next(iter(frontend.queue))) is not last and now >= session.deadline:
+        last = session
+        yield session
 
 
 def _drains(session: Session) -> bool:

@@ -15,12 +15,12 @@ BUDGET = 1024 * 1024  # units a turn, about half a millisecond
 QUANTUM = 256 * 1024  # bytes a session may move before the next one's turn; with 1 MiB small ones waited three times as long
 EVENT = 8 * 1024  # a request or an answer that fits into one read
 STEP = 8 * 1024  # what each visit costs, however little there is to move
-ACCEPT = 64 * 1024
-DIAL = 64 * 1024
+VISIT = 4 * 1024  # of the sweep
+ACCEPT = DIAL = END = 64 * 1024
 
 
 class Runnable(Protocol):
-    """A session's half or a port."""
+    """A session's half, a port, or the timers' work."""
 
     queued: bool  # it waits for its share: each is in the queue once, or the fastest would get the most
 

@@ -19,9 +19,10 @@ def test_a_want_of_pipes_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
             ticks: asyncio.Queue[None] = asyncio.Queue()
             tick = engine.tick
 
-            def counted(now: float) -> None:
-                tick(now)
+            def counted(now: float) -> bool:
+                more = tick(now)
                 ticks.put_nowait(None)
+                return more
 
             engine.tick = counted  # type: ignore[method-assign]
             for _ in range(4):

@@ -223,7 +223,7 @@ def test_the_letters_of_an_ending(make_drive: Callable[..., Drive], code: str, p
     play(drive)
     drive.run_until(lambda: drive.records)
     codes = [record.code for record in drive.records]
-    assert codes == (["KD", "KQ"] if code == "KQ" else [code])  # before the one who waits goes the one who has the place
+    assert codes == (["KQ", "KD"] if code == "KQ" else [code])  # who waits goes first: nobody is dialled for it any more
     [counters] = drive.engine.counters.frontends.values()
     counted = sum((server.closed for server in counters.servers.values()), Counter())
     assert counted == Counter(codes), "the metric's label is not the log's"

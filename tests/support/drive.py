@@ -387,7 +387,7 @@ def assert_settled(engine: Engine, frontends: Iterable[FrontendCounters]) -> Non
     life = engine._life
     assert not life.halves
     assert not life.sessions
-    assert not life.hurried
+    assert not life.deadlines
     assert not life.dialer.queues
     assert not life._graveyard
     assert engine._pipes.lent == 0
