@@ -75,6 +75,7 @@ def test_with_fewer_workers_than_before_every_client_is_served(
     """A socket too many in the store would get its share of the clients for ever (SO_REUSEPORT): nobody would accept them."""
     pylb.configure(workers=2)
     first = pylb.start(env=environ(systemd))
+    systemd.until("READY")  # or it would be taken for the second one's
     pylb.register(pylb.port, echo_port)
     while len(systemd.store) < 4:
         systemd.hear()
