@@ -32,6 +32,7 @@ from pylb.addresses import Addresses
 from pylb.config import Config, ConfigErrors
 from pylb.config.models import WebhookListener
 from pylb.control.events import Event
+from pylb.control.probe import at_most
 from pylb.control.registry import Registry
 from pylb.control.store import StateLocked, Store
 from pylb.control.tasks import Part, Tasks
@@ -41,6 +42,7 @@ from pylb.core.changes import Line
 from pylb.core.errors import Code, Refused
 from pylb.core.session import SessionRecord
 from pylb.core.table import Diff, Server
+from pylb.descriptors import budget
 from pylb.driver import Driver
 from pylb.estate import Estate, Lost
 from pylb.forward.counters import Counters
@@ -317,7 +319,8 @@ class App:
     async def _make_forwarding(self, stack: AsyncExitStack, connlog: ConnectionLog) -> int:
         """An engine here, or workers that have one each. Returns the connection limit."""
         nofile, count = raise_descriptor_limit(), worker_count(self._config.workers)
-        limit, pipes = connection_limit(nofile), pipe_limit(nofile)
+        self._budget = budget(self._config, nofile, count)
+        limit, pipes = connection_limit(nofile) if count else self._budget.sessions, pipe_limit(nofile)
         self._hooks = hooks = Hooks(connlog, self._helpers)
         self._forwarding: Driver | Fleet
         if count == 0:
@@ -328,6 +331,7 @@ class App:
                 on_fault=_log_fault,
                 opener=self._listeners.open,
                 nofile=nofile,
+                reserve=self._budget.reserve,
                 recorded=self._config.recorder.sessions,
             )
             self._forwarding = Driver(engine, self._listeners.closed, connlog.flush)
@@ -361,6 +365,7 @@ class App:
             sink=self._forwarding,
             store=Store(config.state_dir),
             resolve=resolve,
+            ask=at_most(self._budget.probes),
             on_event=self._heed_event,
             tasks=self._helpers,
         )
@@ -410,9 +415,10 @@ class App:
             HttpServer(sock, webhook.handler(), limits=self._limits(one), tls=certificate)
             for sock, one, webhook, certificate in zip(sockets, config.webhook, self._webhooks, certificates, strict=False)
         ]
-        servers.append(HttpServer(sockets[len(config.webhook)], admin.handler()))
+        pages = Limits(connections=self._budget.pages)
+        servers.append(HttpServer(sockets[len(config.webhook)], admin.handler(), limits=pages))
         if config.metrics.listen is not None:
-            servers.append(HttpServer(sockets[-1], admin.metrics_handler(config.metrics.allow)))
+            servers.append(HttpServer(sockets[-1], admin.metrics_handler(config.metrics.allow), limits=pages))
         offered = verbs(registry, self, self._forwarding)
         control = ControlSocket(config.state_dir / "control.sock", offered)
         runtime = RuntimeSocket(
@@ -463,7 +469,8 @@ class App:
         )
 
     def _limits(self, listener: WebhookListener) -> Limits:
-        return Limits(connections=listener.limits.connections, per_address=listener.limits.per_address)
+        connections = self._budget.webhook[self._config.webhook.index(listener)]
+        return Limits(connections=connections, per_address=listener.limits.per_address)
 
     def _tls(self, listener: WebhookListener) -> Certificate | None:
         """The listener's, or None for plain HTTP. For a thread. Raises CannotStart."""
@@ -489,7 +496,9 @@ class App:
         restored = len(self._registry.table.frontends)
         terminal = sys.stdout.isatty()
         secret, called = self._keys.secret, self._called
-        text = banner(config, limit=limit, restored=restored, secret=secret, terminal=terminal, called=called)
+        text = banner(
+            config, room=(limit, self._budget.reserve), restored=restored, secret=secret, terminal=terminal, called=called
+        )
         try:
             print(text, file=sys.stdout if terminal else sys.stderr, flush=True)
         except OSError:

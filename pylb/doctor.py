@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pylb.config import Config
-from pylb.machine import listener_of
+from pylb.descriptors import budget
+from pylb.forward.engine import connection_limit
+from pylb.machine import listener_of, worker_count
 from pylb.web.certificate import Certificate
 
 FEWEST_DESCRIPTORS = 8192  # 4,000 sessions
@@ -44,11 +46,14 @@ def examine(config: Config) -> list[Finding]:
     return [finding for look in looks for finding in look(config)]
 
 
-def _descriptors(_config: Config) -> Iterator[Finding]:
+def _descriptors(config: Config) -> Iterator[Finding]:
     _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    found = f"{hard} (about {max(0, hard - 200) // 2} sessions)"
+    workers = worker_count(config.workers)
+    found = budget(config, hard, workers)
+    sessions = connection_limit(hard) * workers if workers else found.sessions
+    text = f"{hard}: {sessions} sessions, {found.reserve} descriptors for calls, pages, checks and files"
     remedy = "LimitNOFILE= in the unit, ulimit -Hn in a shell, --ulimit nofile= for a container"
-    yield Finding("open files", hard >= FEWEST_DESCRIPTORS, found, remedy)
+    yield Finding("open files", hard >= FEWEST_DESCRIPTORS, text, remedy)
 
 
 def _low_ports(config: Config) -> Iterator[Finding]:

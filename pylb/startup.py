@@ -85,14 +85,23 @@ def program(path: Path | None) -> tuple[str, str]:
 
 
 def banner(
-    config: Config, *, limit: int, restored: int, secret: str | None, terminal: bool, called: tuple[str, str] = ("pylb", "")
+    config: Config,
+    *,
+    room: tuple[int, int],
+    restored: int,
+    secret: str | None,
+    terminal: bool,
+    called: tuple[str, str] = ("pylb", ""),
 ) -> str:
-    """What `pylb run` prints when it is up. The token itself is shown on a terminal only: a journal keeps what it is told."""
+    """What `pylb run` prints when it is up. The token itself is shown on a terminal only: a journal keeps what it is told.
+
+    `room`: sessions, and descriptors beside them.
+    """
     doors = ", ".join(str(one.listen) for one in config.webhook)
     ports = "1 port" if restored == 1 else f"{restored} ports"
     lines = [
         f"pylb is up: webhook on {doors}, admin on http://{config.admin.listen}, state in {config.state_dir}",
-        f"{ports} served from the state directory and the config, room for {limit} sessions",
+        f"{ports} served from the state directory and the config, {_room(*room)}",
     ]
     if secret is not None:
         kept = shlex.quote(str(config.state_dir / TOKEN_FILE))
@@ -127,6 +136,10 @@ def _first_steps(config: Config, token: str, called: tuple[str, str]) -> list[st
 def _page(config: Config) -> str:
     ip, port = config.admin.listen.ip, config.admin.listen.port
     return _url("http", "localhost" if ip in EVERYWHERE else ip, port) + "/"
+
+
+def _room(sessions: int, descriptors: int) -> str:
+    return f"room for {sessions} sessions beside {descriptors} descriptors for calls, pages, checks and files"
 
 
 EVERYWHERE = (ANY, "0.0.0.0", "::")

@@ -65,6 +65,17 @@ async def ask(question: Question) -> str:
         return FAILURES.get(error.errno or errno.EMFILE, "resource")
 
 
+def at_most(count: int) -> Ask:
+    """`ask`, so many at a time; a question's timeout begins with its turn."""
+    turns = asyncio.Semaphore(count)
+
+    async def ask_in_turn(question: Question) -> str:
+        async with turns:
+            return await ask(question)
+
+    return ask_in_turn
+
+
 async def _converse(epoll: select.epoll, sock: socket.socket, question: Question) -> str:
     check = question.check
     unsent, answer, ended = question.hello + request(check, question.target), b"", False

@@ -34,12 +34,12 @@ from pylb.forward.turn import BUDGET, EVENT, Turn
 EVENTS = 64  # per poll; what is behind them comes first the next time, the kernel's list is in order (epoll(7))
 MAX_BUFFERED = 256 << 20  # bytes
 PIPES = 512  # most pipes lent at a time
-RESERVE = 192  # descriptors left to the webhook, the admin port, files, probes, and the listeners of a small table
+RESERVE = 192  # descriptors of a process that only forwards, for all that is no session (else see pylb.descriptors)
 
 
-def connection_limit(nofile: int, listeners: int = 0) -> int:
+def connection_limit(nofile: int, listeners: int = 0, reserve: int = RESERVE) -> int:
     """Sessions that fit under RLIMIT_NOFILE: two sockets each, after the pipes, the reserve and the listeners had theirs."""
-    return max(1, (nofile - RESERVE - 2 * pipe_limit(nofile) - listeners) // 2)
+    return max(1, (nofile - reserve - 2 * pipe_limit(nofile) - listeners) // 2)
 
 
 def pipe_limit(nofile: int) -> int:
@@ -52,7 +52,8 @@ class Engine:
     `max_buffered`: bytes in memory and pipes, over all sessions, that may wait for blocked destinations. Above it nothing is
     read before its destination takes it. `unanswered`: seconds after which a peer is dead that acknowledges nothing of what is
     on its way to it, although its window is open (the kernel itself takes about 15 minutes, tcp_retries2 in tcp(7)).
-    `nofile`: the process's limit of descriptors, of which every listener takes one from the sessions; 0: it is no matter.
+    `nofile`: the process's limit of descriptors, of which every listener takes one from the sessions, and `reserve` are for
+    other things; 0: it is no matter.
     `seat`: of this worker, for its sessions' ids. `recorded`: ended sessions that are kept to be asked about; 0: none.
     """
 
@@ -72,11 +73,12 @@ class Engine:
         unanswered: float = 30.0,
         opener: Opener = open_listener,
         nofile: int = 0,
+        reserve: int = RESERVE,
         seat: int = 0,
         recorded: int = 0,
     ) -> None:
         self.counters = Counters(max_connections)
-        self._most, self._nofile = max_connections, nofile
+        self._most, self._nofile, self._reserve = max_connections, nofile, reserve
         self.table = Table()
         self._epoll = select.epoll()
         self._pipes = Pipes(max_pipes)
@@ -233,7 +235,9 @@ class Engine:
                 self._faults.guard(f"{new.listen} goes on as it was", self._change, port, port.frontend, new)
                 regroup |= self._regroup(port.frontend, removed=False)
         if self._nofile:
-            self.counters.max_connections = min(self._most, connection_limit(self._nofile, len(self._ports.by_listen)))
+            self.counters.max_connections = min(
+                self._most, connection_limit(self._nofile, len(self._ports.by_listen), self._reserve)
+            )
         self._ports.reserve()
         self.table = table
         if regroup:

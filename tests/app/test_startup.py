@@ -18,7 +18,7 @@ def config(text: str, tmp_path: Path) -> Config:
 
 
 def said(config: Config, *, terminal: bool = True, secret: str | None = SECRET, restored: int = 0, option: str = "") -> str:
-    return banner(config, limit=100, restored=restored, secret=secret, terminal=terminal, called=("pylb", option))
+    return banner(config, room=(100, 300), restored=restored, secret=secret, terminal=terminal, called=("pylb", option))
 
 
 # ------------------------------------------------------------ the generated token
