@@ -6,6 +6,7 @@ Everything here ends in an event for the table; what follows from that is the li
 import errno
 import select
 from collections.abc import Callable
+from itertools import islice, takewhile
 from select import EPOLLERR, EPOLLET, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLPRI, EPOLLRDHUP
 from socket import AF_INET, AF_INET6, MSG_DONTWAIT, MSG_PEEK, SocketType
 from typing import Protocol
@@ -67,6 +68,7 @@ class Dialer:
         self._clock = clock
         self._turn = turn
         self.queues: dict[FrontendState, None] = {}  # frontends whose servers are full, with sessions that wait
+        self._offered: Session | None = None  # the one of a queue that tries just now
         self._freed: dict[FrontendState, None] = {}  # of them, those that have a session fewer
         self.generation = 0  # of the table in force
 
@@ -126,7 +128,7 @@ class Dialer:
         self._life.fire(session, Event.REFUSED, Cause.PROXY)
 
     def queue(self, session: Session) -> None:
-        """All servers are full: first come, first served. Who has waited before goes to the front."""
+        """All servers are full: first come, first served, in the order of their accepts."""
         frontend, now = session.frontend, self._clock()
         policy, queue = frontend.frontend.policy, frontend.queue
         self._life.deadlines.clear(session)
@@ -138,11 +140,16 @@ class Dialer:
             admission = session.admission = Admission()
         session.deadline = now - admission.waited + policy.timeouts.queue
         admission.queued_at = now
+        earlier = len(queue)
         queue[session] = None
-        if admission.waited:
-            queue.move_to_end(session, last=False)
-        else:
-            admission.ahead = len(queue) - 1
+        if earlier and next(islice(reversed(queue), 1, None)).number > session.number:
+            # It was served before, or came through a PROXY header later than others: back to its place.
+            before = list(takewhile(lambda one: one.number < session.number, queue))
+            for one in (session, *reversed(before)):
+                queue.move_to_end(one, last=False)
+            earlier = len(before)
+        if not admission.waited:
+            admission.ahead = earlier
         frontend.counters.queued = len(queue)
         self.queues[frontend] = None
 
@@ -161,16 +168,36 @@ class Dialer:
             _note(session, Attempt("", None, "waited", "", round(waited * 1000)))
 
     def serve_queue(self, frontend: FrontendState) -> None:
-        """A server of it has a session fewer, or the table is a new one: who waits longest tries again."""
-        while frontend.queue:
-            session = next(iter(frontend.queue))
-            try:
-                self.unqueue(session)
-                self._life.fire(session, Event.ROOM)
-            except Exception as error:  # noqa: BLE001 - the boundary of one session, as in Engine.on_ready
-                self._life.fault(session, error)
-            if session.state is _QUEUED:
-                return
+        """A server of it has a session fewer, or the table is a new one: who waits longest tries first.
+
+        Whoever has tried all servers that have room is passed by and stays where it is. With one that has tried none the
+        search is over: what has no room for it has room for nobody. Afterwards nobody waits for a place that is free.
+        """
+        self._freed.pop(frontend, None)
+        queue = frontend.queue
+        while queue and self._offer(next(iter(queue))):
+            pass
+        full: list[list[ServerState]] = []  # nobody who tried one of these sets of servers, or more than it, is served
+        for session in list(queue):
+            tried = session.tried or []
+            if full and any(all(server in tried for server in known) for known in full):
+                continue
+            if not full or not self._offer(session):
+                if not tried:
+                    return
+                full.append(tried)
+
+    def _offer(self, session: Session) -> bool:
+        """Let it try. False: it waits on."""
+        before, self._offered = self._offered, session
+        try:
+            self.unqueue(session)
+            self._life.fire(session, Event.ROOM)
+        except Exception as error:  # noqa: BLE001 - the boundary of one session, as in Engine.on_ready
+            self._life.fault(session, error)
+        finally:
+            self._offered = before
+        return session.state is not _QUEUED
 
     def leave(self, session: Session, server: ServerState) -> None:
         """`server` has a session fewer."""
@@ -186,6 +213,8 @@ class Dialer:
         session.generation = self.generation
         session.dialed = now
         policy = frontend.frontend.policy
+        if frontend in self._freed and self._offered is None:
+            self.serve_queue(frontend)  # those who wait come before whoever is new
         while True:
             tries = len(session.tried) if session.tried is not None else 0
             server = frontend.pick(session.address[0], session.tried) if tries <= policy.retries else None
@@ -251,7 +280,7 @@ class Dialer:
     def end_batch(self) -> None:
         """Give the places that became free to those that wait."""
         while self._freed:
-            self.serve_queue(self._freed.popitem()[0])
+            self.serve_queue(next(iter(self._freed)))
 
 
 def _note(session: Session, attempt: Attempt) -> None:
