@@ -7,13 +7,14 @@ raises a new event. It is no end when the event carried RDHUP, HUP, ERR or PRI (
 behind the short read, and no further event will tell (measured; pitfalls of every proxy before this one).
 """
 
+import errno
 import os
 from collections.abc import Callable
 from os import SPLICE_F_MOVE, SPLICE_F_NONBLOCK
 from socket import MSG_DONTWAIT, MSG_PEEK
 
 from pylb.forward.counters import Counters
-from pylb.forward.pipes import SIZE, Pipes
+from pylb.forward.pipes import SIZE, Pipe, Pipes
 from pylb.forward.session import Half
 from pylb.forward.turn import Turn
 
@@ -28,6 +29,20 @@ READ_STALLED = 16 * 1024  # the same once the destination was blocked before
 FIRST = READ  # bytes at an event; what is more goes on from the run queue
 FULL_READS = 4  # in a row, then splice: below that the switch costs more than it saves
 SHORT_SPLICE = 16 * 1024  # a splice that moves less has lost its advantage
+# Errors of splice itself (splice(2); a seccomp filter or a security module, capabilities(7)) that say nothing about the peer.
+# Any other one is the connection's, and must not be asked again: the kernel reports it once, and then a read says 0, the FIN.
+UNSPLICEABLE = frozenset(
+    (
+        errno.EACCES,
+        errno.EBADF,
+        errno.EINVAL,
+        errno.ENOMEM,
+        errno.ENOSYS,
+        errno.EOPNOTSUPP,
+        errno.EPERM,
+        errno.ESPIPE,
+    )
+)
 
 
 class Relay:
@@ -138,7 +153,8 @@ class Relay:
 
     def flush(self, destination: Half) -> int:
         """Write what waits for `destination`: WAIT and `blocked` cleared, WAIT and still blocked, or DESTINATION_RESET."""
-        pending = destination.pending
+        pending, source = destination.pending, destination.peer
+        behind = source.pipe.count if source is not None and source.pipe is not None else 0
         if pending is not None:
             try:
                 sent = destination.send(pending, MSG_DONTWAIT)
@@ -148,11 +164,10 @@ class Relay:
                 return DESTINATION_RESET
             if sent < len(pending):
                 destination.pending = pending[sent:]
-                self._hold(destination, len(pending) - sent)
+                self._hold(destination, len(pending) - sent + behind)
                 return WAIT
             destination.pending = None
-        source = destination.peer
-        if source is not None and source.pipe is not None and source.pipe.count:
+        if source is not None and behind:
             return self._drain(source, destination)
         self.free(destination)
         return WAIT
@@ -171,6 +186,9 @@ class Relay:
             self.pipes.give_back(pipe)
 
     def _start_splice(self, source: Half, destination: Half) -> bool:
+        if source.copies:
+            source.full_reads = 0
+            return False
         pipe = self.pipes.borrow()
         if pipe is None:
             source.full_reads = 0  # asked again after as many full reads
@@ -188,6 +206,8 @@ class Relay:
         destination, pipe = source.peer, source.pipe
         if destination is None or pipe is None or destination.blocked:
             return WAIT
+        if source.copies:
+            return self._back_to_recv(source)
         short = 0
         while True:
             try:
@@ -195,8 +215,8 @@ class Relay:
             except BlockingIOError:
                 # The pipe is empty here (see below), so it is the source that has nothing, or has an urgent byte next.
                 return self._back_to_recv(source) if source.read_on else WAIT
-            except OSError:
-                return SOURCE_RESET
+            except OSError as error:
+                return self._give_up_splice(source) if error.errno in UNSPLICEABLE else SOURCE_RESET
             if not count:
                 return self._back_to_recv(source)
             pipe.count += count
@@ -206,7 +226,7 @@ class Relay:
             if outcome or destination.blocked:
                 return outcome
             short = short + 1 if count < SHORT_SPLICE else 0
-            if short > 2:
+            if short > 2 or source.copies:
                 return self._back_to_recv(source)
             most -= count
             if most <= 0:
@@ -220,19 +240,49 @@ class Relay:
         source.full_reads = 0
         return AGAIN
 
+    def _give_up_splice(self, source: Half) -> int:
+        """It is forbidden or unknown here: this direction goes on by recv and send for good, which say what is wrong."""
+        self._counters.pipe_fallbacks += 1
+        source.copies = True
+        return AGAIN
+
     def _drain(self, source: Half, destination: Half) -> int:
         """All that is in the pipe, not what the last read brought. Afterwards the pipe is empty or `destination` blocked."""
         pipe = source.pipe
         if pipe is None:
             return WAIT
+        if source.copies:
+            return self._drain_by_copy(pipe, destination)
         while pipe.count:
             try:
                 pipe.count -= os.splice(pipe.read_fd, destination.fd, pipe.count, flags=SPLICE_F_MOVE | SPLICE_F_NONBLOCK)
             except BlockingIOError:
                 self._hold(destination, pipe.count)
                 return WAIT
+            except OSError as error:
+                if error.errno not in UNSPLICEABLE:
+                    return DESTINATION_RESET
+                self._give_up_splice(source)
+                return self._drain_by_copy(pipe, destination)
+        if destination.blocked:
+            self.free(destination)
+        return WAIT
+
+    def _drain_by_copy(self, pipe: Pipe, destination: Half) -> int:
+        """The same once splice has failed with bytes in the pipe."""
+        while pipe.count:
+            data = os.read(pipe.read_fd, min(READ, pipe.count))
+            pipe.count -= len(data)
+            try:
+                sent = destination.send(data, MSG_DONTWAIT)
+            except BlockingIOError:
+                sent = 0
             except OSError:
                 return DESTINATION_RESET
+            if sent != len(data):
+                destination.pending = data[sent:]
+                self._hold(destination, len(data) - sent + pipe.count)
+                return WAIT
         if destination.blocked:
             self.free(destination)
         return WAIT

@@ -26,6 +26,7 @@ class Half:
         "blocked",
         "broken",
         "bulk",
+        "copies",
         "early",
         "eof",
         "fd",
@@ -59,6 +60,7 @@ class Half:
         self.received = 0  # bytes read from this half
         self.held = 0  # bytes that waited for this half when it last blocked, as counted in counters.buffered
         self.full_reads = 0  # in a row; many of them mean bulk
+        self.copies = False  # splice does not work for it
         self.bulk = False  # its last read was a full one, or it has a pipe: it moves its bytes from the run queue
         self.queued = False  # it waits there for its share of a turn
         self.early = 0  # epoll events that came while the session was still dialing
