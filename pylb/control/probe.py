@@ -12,16 +12,10 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from pylb.core.address import Address
+from pylb.core.connect_failures import RESOURCE, failure_name
 from pylb.core.health import MOST_ANSWER, YES, judge, request
 from pylb.core.policy import CONNECT, Check, ProxyProtocol
 from pylb.core.proxy_protocol import local_header
-
-FAILURES = {
-    errno.ECONNREFUSED: "refused",
-    errno.ECONNRESET: "refused",
-    errno.ETIMEDOUT: "timeout",
-    **dict.fromkeys((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL), "resource"),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +52,11 @@ async def ask(question: Question) -> str:
                 if code == errno.EINPROGRESS:
                     await _ready(epoll, sock, select.EPOLLOUT)
                     code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-                return FAILURES.get(code, "unreachable") if code else await _converse(epoll, sock, question)
+                return failure_name(code) if code else await _converse(epoll, sock, question)
     except TimeoutError:
         return "timeout"
     except OSError as error:  # no socket to be had: nothing is known of the target, it is asked again later
-        return FAILURES.get(error.errno or errno.EMFILE, "resource")
+        return RESOURCE if error.errno is None else failure_name(error.errno)
 
 
 def at_most(count: int) -> Ask:

@@ -12,6 +12,7 @@ from socket import AF_INET, AF_INET6, MSG_DONTWAIT, MSG_PEEK, SocketType
 from typing import Protocol
 
 from pylb.core.address import Address
+from pylb.core.connect_failures import RESOURCE, TIMEOUT, failure_name
 from pylb.core.proxy_protocol import MOST_HEADER, BadHeader, parse
 from pylb.core.recorder import Attempt
 from pylb.core.session import Cause, Event, State
@@ -32,7 +33,7 @@ _FAILED = EPOLLERR | EPOLLHUP
 # A class attribute of an enum is looked up through its metaclass, which costs as much as a call; these are read per event.
 _AWAITING_HEADER, _QUEUED = State.AWAITING_HEADER, State.QUEUED
 _CONNECTED = Event.CONNECTED
-_CAUSE_OF_FAILURE = {"timeout": Cause.SERVER_TIMEOUT, "resource": Cause.RESOURCE}
+_CAUSE_OF_FAILURE = {TIMEOUT: Cause.SERVER_TIMEOUT, RESOURCE: Cause.RESOURCE}
 
 
 class Life(Protocol):
@@ -84,7 +85,7 @@ class Dialer:
         if events & _FAILED:
             error = sockets.connect_error(half.sock)
             if error and error not in sockets.AFTER_ACCEPT:
-                self.fail_connect(session, sockets.failure_name(error), error)
+                self.fail_connect(session, failure_name(error), error)
                 return
             half.broken = error != 0
         elif not events & EPOLLOUT:
@@ -234,7 +235,7 @@ class Dialer:
                 sock, error = self._connect(frontend, server.server.address)
             if sock is not None:
                 break
-            self._note_failure(session, server, sockets.failure_name(error), error)
+            self._note_failure(session, server, failure_name(error), error)
         server.sessions += 1
         upstream, client = Half(sock, session, False), session.client
         session.upstream = upstream
@@ -259,7 +260,7 @@ class Dialer:
 
     def _note_failure(self, session: Session, server: ServerState, reason: str, error: int) -> None:
         server.counters.failures[reason] += 1
-        if reason != "resource":  # a want of our own says nothing about the server
+        if reason != RESOURCE:  # a want of our own says nothing about the server
             server.failing = True
         session.failure = reason
         session.tried = [*(session.tried or ()), server]

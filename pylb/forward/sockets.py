@@ -30,22 +30,10 @@ _U32 = struct.Struct("=I")
 _TCP_INFO_OFFSETS = (24, 140, 228)  # tcpi_unacked, tcpi_segs_in, tcpi_snd_wnd: the struct only ever grew at its end
 _TCP_INFO_SIZE = 232
 
-# Any ICMP answer or local route that says "not there"; the next server may be.
-_UNREACHABLE = {errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN, errno.EHOSTDOWN, errno.EACCES, errno.EPERM}
 NO_DESCRIPTOR = {errno.EMFILE, errno.ENFILE}
-_RESOURCE = {errno.EADDRNOTAVAIL, errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM, *NO_DESCRIPTOR}
 
 # Errors of a connection that was established first: in SYN_SENT a reset is ECONNREFUSED (tcp_reset, net/ipv4/tcp_input.c).
 AFTER_ACCEPT = {errno.ECONNRESET, errno.EPIPE}
-
-
-def failure_name(error: int) -> str:
-    """The closed list of reasons of a failed connect: a metric label and what control reads."""
-    if error == errno.ETIMEDOUT:
-        return "timeout"
-    if error in _UNREACHABLE:
-        return "unreachable"
-    return "resource" if error in _RESOURCE else "refused"
 
 
 class Opener(Protocol):

@@ -8,7 +8,6 @@ import pytest
 
 from pylb.core.address import Address, Listen
 from pylb.core.policy import Balance, Policy, ProxyProtocol
-from pylb.forward.sockets import failure_name
 from tests.support.drive import Drive, free_port, policy, server_at
 from tests.support.netns import Namespace
 
@@ -259,15 +258,6 @@ def test_a_change_of_a_servers_address_is_a_new_server(drive: Drive) -> None:
     drive.serve(replace(server, address=Address(*second.getsockname())), listen=listen)
     drive.connect(listen)
     drive.accept(second)
-
-
-def test_errors_of_a_connect_have_a_closed_list_of_names() -> None:
-    names = {code: failure_name(code) for code in errno.errorcode}
-    assert set(names.values()) == {"refused", "timeout", "unreachable", "resource"}
-    assert names[errno.ECONNREFUSED] == "refused"
-    assert names[errno.ETIMEDOUT] == "timeout"
-    assert names[errno.EHOSTUNREACH] == "unreachable"
-    assert names[errno.EADDRNOTAVAIL] == "resource"
 
 
 def test_the_counters_of_a_server_that_left_go_with_its_last_session(drive: Drive) -> None:

@@ -69,7 +69,7 @@ def test_what_splice_says_of_the_connection_is_a_reset_and_never_a_fin(
     monkeypatch.setattr(os, "splice", splice)
     server.say(DATA)
     drive.run_until(lambda: splice.failed)
-    drive.pass_time(61)  # what a real error would say of the client at the next read; here timeouts.flush is the end
+    drive.pass_time(90, step=1.0)  # what a real error would say of the client at the next read; here timeouts.flush is the end
     drive.run_until(lambda: client.error or client.eof)
     assert client.error == "ECONNRESET"
     assert splice.failed == 1

@@ -1,0 +1,39 @@
+"""Why a connect failed, in a word: the label of a metric, and what control reads. One table for traffic, probes and checks."""
+
+import errno
+
+REFUSED = "refused"  # somebody is there, and nothing listens on the port
+TIMEOUT = "timeout"
+UNREACHABLE = "unreachable"  # no way to it, and whatever the manual does not name
+RESOURCE = "resource"  # a want of our own, which says nothing about the server
+
+# Every errno that connect(2), tcp(7) and ip(7) name for a connect.
+_NAMES = {
+    errno.ECONNREFUSED: REFUSED,
+    errno.ECONNRESET: REFUSED,
+    errno.ECONNABORTED: REFUSED,
+    errno.EPIPE: REFUSED,
+    errno.ETIMEDOUT: TIMEOUT,
+    errno.EHOSTUNREACH: UNREACHABLE,
+    errno.EHOSTDOWN: UNREACHABLE,
+    errno.ENETUNREACH: UNREACHABLE,
+    errno.ENETDOWN: UNREACHABLE,
+    errno.ENONET: UNREACHABLE,
+    errno.EACCES: UNREACHABLE,  # a firewall or a prohibiting route
+    errno.EPERM: UNREACHABLE,
+    errno.EINVAL: UNREACHABLE,
+    errno.EPROTO: UNREACHABLE,
+    errno.EADDRINUSE: RESOURCE,
+    errno.EADDRNOTAVAIL: RESOURCE,  # no local port is left, or the source address is not ours
+    errno.EAFNOSUPPORT: RESOURCE,
+    errno.EAGAIN: RESOURCE,  # no local port is left
+    errno.EMFILE: RESOURCE,
+    errno.ENFILE: RESOURCE,
+    errno.ENOBUFS: RESOURCE,
+    errno.ENOMEM: RESOURCE,
+}
+
+
+def failure_name(error: int) -> str:
+    """Of an errno."""
+    return _NAMES.get(error, UNREACHABLE)
