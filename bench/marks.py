@@ -27,9 +27,9 @@ def _ratio(scenario: str, metric: str, ours: str = OURS, theirs: str = THEIRS) -
     return lambda samples: ratio(values(samples, scenario, ours, metric), values(samples, scenario, theirs, metric))
 
 
-def _plain(scenario: str, metric: str) -> Callable[[Sequence[Sample]], Spread | None]:
+def _plain(scenario: str, metric: str, ours: str = OURS) -> Callable[[Sequence[Sample]], Spread | None]:
     def figure(samples: Sequence[Sample]) -> Spread | None:
-        found = values(samples, scenario, OURS, metric)
+        found = values(samples, scenario, ours, metric)
         return spread(found.values()) if found else None
 
     return figure
@@ -48,6 +48,15 @@ def _with_workers(count: str, ours: str, theirs: str) -> tuple[Mark, ...]:
     )
 
 
+def _beside(streams: int, scenario: str, count: str, ours: str) -> tuple[Mark, ...]:
+    where = f"beside {streams} downloads, {count}"
+    return (
+        Mark(f"p99 of a ping-pong {where}", 2.0, False, _ratio(scenario, "ping_p99_ms", ours)),
+        Mark(f"p95 of /livez {where}", 20.0, False, _plain(scenario, "livez_p95_ms", ours), " ms"),
+        Mark(f"p99 of the loops' lag {where}", 10.0, False, _plain(scenario, "lag_p99_ms", ours), " ms"),
+    )
+
+
 MARKS = (
     Mark("keep-alive requests/s, 64 connections", 0.90, True, _ratio("keepalive", "requests_per_second")),
     Mark("keep-alive requests/s, 1 connection", 0.90, True, _ratio("keepalive-1", "requests_per_second")),
@@ -61,6 +70,10 @@ MARKS = (
     Mark("requests/s of 1,000 frontends against 10", 0.9, True, _own("frontends", "requests_1000", "requests_10")),
     Mark("connections/s of 1,000 frontends against 10", 0.9, True, _own("frontends", "connections_1000", "connections_10")),
     Mark("failed connections during table swaps", 0, False, _plain("swaps", "failed_connections"), ""),
+    *_beside(8, "bulk-beside", "workers 0", "pylb"),
+    *_beside(8, "bulk-beside", "1 worker", "pylb1"),
+    *_beside(64, "bulk-beside-64", "workers 0", "pylb"),
+    *_beside(64, "bulk-beside-64", "1 worker", "pylb1"),
     *_with_workers("1 worker", "pylb1", "haproxy"),
     *_with_workers("2 workers beside 2 threads", "pylb2", "haproxy2"),
 )
