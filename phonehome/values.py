@@ -89,9 +89,12 @@ def parse_join(text: str) -> tuple[str, Endpoint]:
 def _ascii_host(url: SplitResult) -> str:
     host = url.hostname or ""
     try:
-        return host if host.isascii() else host.encode("idna").decode()
+        host = host if host.isascii() else host.encode("idna").decode()
     except UnicodeError:
         raise NotationError(f"{host!r} is not a host name") from None
+    if not re.fullmatch(r"[!-~]+", host):  # a NUL would end the name for the resolver
+        raise NotationError(f"{host!r} is not a host name")
+    return host
 
 
 def _path(url: SplitResult) -> str:

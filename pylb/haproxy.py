@@ -5,15 +5,15 @@ Values of `defaults` sections count for the proxies behind them, as in HAProxy; 
 """
 
 import re
-import shlex
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import yaml
 
+from pylb.config.yamlplace import MAX_CHARACTERS
 from pylb.core.address import parse_address
-from pylb.importer import Note, shortened
+from pylb.importer import Note, shortened, split_words
 
 _PROXIES = frozenset(("frontend", "backend", "listen"))
 _OTHER_SECTIONS = "userlist peers resolvers mailers program cache ring log-forward http-errors fcgi-app"
@@ -36,6 +36,9 @@ _SERVER_FLAGS = frozenset(_FLAG_WORDS.split())
 _VALUE_WORDS = "fastinter downinter observe error-limit id slowstart cookie minconn maxqueue track init-addr resolvers"
 _SERVER_VALUES = frozenset(_VALUE_WORDS.split())
 _NO_TCP = ("/", "unix@", "abns@", "fd@")
+LEAST_FRONTEND = 40  # characters in pylb.yaml, beside its name and its servers
+MOST_TEXT = 1024  # characters that a check sends, as core.checks
+MOST_NAME = 253  # characters, as in the config
 _UNITS = {"us": 0.001, "ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 
 
@@ -82,7 +85,8 @@ def translate(texts: Iterable[tuple[str, str]]) -> Translation:
 
 class _Reading:
     def __init__(self) -> None:
-        self.notes: list[Note] = []
+        self.notes: dict[Note, None] = {}  # a backend is read once for each place where its frontend listens
+        self._room = MAX_CHARACTERS
         self._proxies: list[_Proxy] = []
         self._defaults = _Proxy("defaults", "", "", 0, mode="tcp")
         self._named: dict[str, _Proxy] = {}
@@ -115,6 +119,8 @@ class _Reading:
         elif kind in _PROXIES:
             parent = self._named.get(words[3], self._defaults) if words[2:3] == ["from"] and len(words) > 3 else self._defaults
             self._current = parent.heir(kind, name, file, line)
+            if not self._has_room(self._current, line, _length(self._current.default_server)):
+                self._current.default_server.clear()
             self._proxies.append(self._current)
         elif kind != "global":
             self._note(file, line, f"section {kind} {shortened(name)}: not translated")
@@ -124,9 +130,16 @@ class _Reading:
             self._note(file, line, "global maxconn: pylb derives its limit from the limit of open files (LimitNOFILE)")
 
     def _note(self, file: str, line: int, message: str) -> None:
-        note = Note(file, line, message)
-        if note not in self.notes:  # a backend is read once for each place where its frontend listens
-            self.notes.append(note)
+        self.notes[Note(file, line, message)] = None
+
+    def _has_room(self, proxy: _Proxy, line: int, characters: int) -> bool:
+        """In a pylb.yaml. A `bind *:1-65535` and a hundred servers would be hundreds of megabytes."""
+        if characters > self._room:
+            what = f"not translated to its end: with it pylb.yaml has more than the {MAX_CHARACTERS} characters that pylb reads"
+            self._note(proxy.file, line, f"{proxy.kind} {shortened(proxy.name)} is {what}")
+            return False
+        self._room -= characters
+        return True
 
     def _lost(self, proxy: _Proxy, line: int, words: Iterable[str], why: str = "") -> None:
         text = f"not translated: {shortened(' '.join(words))}"
@@ -140,7 +153,7 @@ class _Reading:
                 proxy.binds += [(line, one, options) for one in where.split(",")]
             case ["server", *rest] if len(rest) >= 2:
                 proxy.servers.append((line, rest))
-            case ["default-server", *options]:
+            case ["default-server", *options] if self._has_room(proxy, line, _length(options)):
                 proxy.default_server += options
             case ["default_backend", name]:
                 proxy.backend = name
@@ -207,7 +220,7 @@ class _Reading:
 
     def _check_step(self, proxy: _Proxy, line: int, kind: str, step: list[str]) -> None:
         match step:
-            case ["send", text]:
+            case ["send", text] if len(proxy.check.get("send", "")) + len(text) <= MOST_TEXT:
                 proxy.check["send"] = proxy.check.get("send", "") + text
             case ["expect", "string", text]:
                 proxy.check["expect"] = text
@@ -255,7 +268,11 @@ class _Reading:
             self._note(proxy.file, proxy.line, f"{where} is left out: nothing it binds can be translated")
         policy = self._policy(proxy, backend)
         found: list[dict[str, Any]] = []
+        defaults = _length(backend.default_server)
+        servers = sum(_length(words) + defaults for _, words in backend.servers)
         for listen, options in listens:
+            if not self._has_room(proxy, proxy.line, servers):
+                break
             entry: dict[str, Any] = {"name": name if not found else f"{name}-{listen.rpartition(':')[2]}", "listen": listen}
             entry |= policy | options
             pool = _Pool([], set(), {}, {})
@@ -290,6 +307,8 @@ class _Reading:
         host = "*" if host in ("", "*", "0.0.0.0", "::", "[::]", ":::") else host
         if not re.fullmatch(r"\*|[0-9.]+|\[[0-9a-fA-F:.]+\]", host) or not 1 <= first <= last <= 65535:
             self._lost(proxy, line, ["bind", where], "write the address as an IP")
+            return []
+        if not self._has_room(proxy, line, (last - first + 1) * (len(_name(proxy.name)) + LEAST_FRONTEND)):
             return []
         return [(f"{host}:{port}", settings) for port in range(first, last + 1)]
 
@@ -362,7 +381,11 @@ def _words(line: str) -> list[str]:
     Raises ValueError.
     """
     marked = line.replace("\\r", "\ue00d").replace("\\n", "\ue00a")  # private use: in no config
-    return [word.replace("\ue00d", "\r").replace("\ue00a", "\n") for word in shlex.split(marked, comments=True)]
+    return [word.replace("\ue00d", "\r").replace("\ue00a", "\n") for word in split_words(marked)]
+
+
+def _length(words: Iterable[str]) -> int:
+    return sum(len(word) + 1 for word in words)
 
 
 class _Pool(NamedTuple):
@@ -397,7 +420,7 @@ def duration(ms: int) -> str:
 
 def _name(text: str) -> str:
     """Letters, digits and inside '.', '_', '-'."""
-    return re.sub(r"^[^A-Za-z0-9]+|[^A-Za-z0-9]+$", "", re.sub(r"[^A-Za-z0-9._-]", "-", text)) or "frontend"
+    return re.sub(r"[^A-Za-z0-9._-]", "-", text[:MOST_NAME]).strip("._-") or "frontend"
 
 
 def _factored(frontends: list[dict[str, Any]]) -> dict[str, Any]:

@@ -16,7 +16,6 @@ HAProxy's, so those lines are passed over in silence.
 
 import json
 import re
-import shlex
 import stat
 from collections import Counter
 from collections.abc import Iterable
@@ -30,6 +29,7 @@ from pylb.core.legacy import parse_legacy
 from pylb.core.policy import ProxyProtocol
 
 MAX_BYTES = 1 << 20  # per file
+MOST_NAME = 1000  # characters of a name; the legacy route takes 63, and each port of a frontend gets a copy
 MAX_NOTES = 20  # per file; a page of HTML pasted into one would make hundreds
 
 _PASSED_OVER = frozenset(
@@ -43,7 +43,17 @@ _SECTIONS = frozenset(
 )
 _SEND_PROXY = {"": ProxyProtocol.NONE, "send-proxy": ProxyProtocol.V1, "send-proxy-v2": ProxyProtocol.V2}
 _KEYWORDS = {protocol: keyword for keyword, protocol in _SEND_PROXY.items()}
-_USED_BY = re.compile(r"#.*>> Used to run (.*):([0-9]{1,5})\s*")
+_USED_BY = ">> Used to run "
+_PIECE = re.compile(
+    r"""([ \t\r\n]+)            # between words
+      | (\#)                   # the rest is a comment
+      | ([^ \t\r\n#'"\\]+)
+      | '([^']*)'
+      | "((?:[^"\\]|\\.)*+)"
+      | \\(.)
+      """,
+    re.VERBOSE | re.DOTALL,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,11 +164,11 @@ class _Reading:
     def read(self, file: str, text: str) -> None:
         current: _Stanza | None = None
         for number, line in enumerate(text.split("\n"), 1):
-            if (used := _USED_BY.fullmatch(line.strip())) is not None:
-                self.names[int(used[2])] = used[1]
+            if (used := _used_by(line)) is not None:
+                self.names[used[0]] = used[1][:MOST_NAME]
                 continue
             try:
-                words = shlex.split(line, comments=True)
+                words = split_words(line)
             except ValueError as error:
                 self.note(file, number, f"not understood: {str(error).lower()}")
                 continue
@@ -218,6 +228,10 @@ class _Reading:
 
     def finish(self) -> Found:
         backends = {stanza.name: stanza for stanza in self.stanzas if stanza.kind in ("backend", "listen")}
+        for one in backends.values():
+            for line, address, _ in one.servers[1:]:
+                self.note(one.file, line, f"only one server per port: {address} is left out")
+            del one.servers[1:]
         items: dict[int, OldServer] = {}
         for stanza in self.stanzas:
             if stanza.kind not in ("frontend", "listen"):
@@ -242,8 +256,6 @@ class _Reading:
         elif not stanza.binds:
             self.note(stanza.file, stanza.line, f"{_label(stanza)} listens nowhere")
         else:
-            for line, address, _ in backend.servers[1:]:
-                self.note(backend.file, line, f"only one server per port: {address} is left out")
             return stanza.binds
         return []
 
@@ -253,12 +265,49 @@ class _Reading:
             return
         server_line, address, send = backend.servers[0]
         target = address if isinstance(address, Address) else Address(address, port)
-        name = self.names.get(port) or re.sub(r"[-_.]?(frontend|front|fe)$", "", stanza.name)
+        name = self.names.get(port) or re.sub(r"[-_.]?(frontend|front|fe)$", "", stanza.name[:MOST_NAME])
         item = OldServer(port, target, "" if name.isdigit() else name, _SEND_PROXY[send])
         try:  # through the route's own parser: what an import yields is what a call could have
             items[port] = replace(item, name=parse_legacy(json.dumps(item.as_call()).encode()).name)
         except Refused as refused:
             self.note(backend.file, server_line, shortened(refused.detail))
+
+
+def split_words(line: str) -> list[str]:
+    """As a shell splits a line: quotes, backslashes, a comment. Raises ValueError.
+
+    As shlex.split with comments, which takes a word of 1 MiB letter by letter into ever longer copies.
+    """
+    words: list[str] = []
+    pieces: list[str] | None = None  # of the word under way
+    place = 0
+    while place < len(line):
+        found = _PIECE.match(line, place)
+        if found is None:
+            raise ValueError("No escaped character" if line[place] == "\\" else "No closing quotation")
+        place = found.end()
+        blank, comment, bare, single, double, escaped = found.groups()
+        if comment:
+            break
+        if blank:
+            if pieces is not None:
+                words.append("".join(pieces))
+            pieces = None
+            continue
+        if double is not None:
+            double = re.sub(r'\\(["\\])', r"\1", double)  # before anything else a backslash stands for itself
+        pieces = pieces or []
+        pieces.append(next(piece for piece in (bare, single, double, escaped) if piece is not None))
+    return words if pieces is None else [*words, "".join(pieces)]
+
+
+def _used_by(line: str) -> tuple[int, str] | None:
+    """(port, name) of `# … >> Used to run NAME:PORT`. The last such words of a line count."""
+    before, found, rest = line.strip().rpartition(_USED_BY)
+    name, colon, port = rest.rpartition(":")
+    if not (found and colon and before.startswith("#") and re.fullmatch("[0-9]{1,5}", port)):
+        return None
+    return int(port), name
 
 
 def _label(stanza: _Stanza) -> str:

@@ -4,8 +4,10 @@ One place knows them all, so that a successor can be given every one, and system
 connects while pylb is started anew waits instead of being refused (sd_listen_fds(3), FDSTORE in sd_notify(3)).
 """
 
+import errno
 import logging
 import os
+import re
 import socket
 from collections.abc import Iterable, Mapping
 from socket import SocketType
@@ -33,8 +35,9 @@ class Listeners:
         for fd in descriptors:
             try:
                 sock = SocketType(-1, -1, -1, fd)
-            except OSError:  # no socket: systemd passes what a unit told it to
-                os.close(fd)
+            except OSError as error:
+                if error.errno != errno.EBADF:  # no socket: systemd passes what a unit told it to
+                    os.close(fd)
                 continue
             if not _listens(sock):
                 sock.close()
@@ -143,7 +146,7 @@ def passed(environ: Mapping[str, str]) -> range:
     if environ.get("LISTEN_PID") != str(os.getpid()):
         return range(0)
     count = environ.get("LISTEN_FDS", "")
-    return range(FIRST, FIRST + int(count)) if count.isascii() and count.isdigit() else range(0)
+    return range(FIRST, FIRST + int(count)) if re.fullmatch("[0-9]{1,6}", count) else range(0)  # no process has a million
 
 
 def _listens(sock: SocketType) -> bool:

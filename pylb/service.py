@@ -5,6 +5,7 @@ The protocol is one datagram of KEY=VALUE lines to the socket in $NOTIFY_SOCKET;
 
 import array
 import os
+import re
 import socket
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -82,4 +83,4 @@ def _seconds(environ: Mapping[str, str]) -> float:
     if environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
         return 0.0
     text = environ.get("WATCHDOG_USEC", "")
-    return int(text) / 1e6 if text.isascii() and text.isdigit() else 0.0
+    return int(text) / 1e6 if re.fullmatch("[0-9]{1,20}", text) else 0.0  # it has 64 bits

@@ -29,7 +29,7 @@ from typing import Any, NamedTuple, Protocol
 
 from pylb.core.wire import Malformed, made, plain
 from pylb.forward.counters import Counters
-from pylb.workers.channel import MOST_FDS, BadFrame, Channel, ChannelClosed
+from pylb.workers.channel import MOST_FDS, BadFrame, Channel, ChannelClosed, Frame
 from pylb.workers.messages import Counted, Report
 from pylb.workers.tally import Tally
 
@@ -120,10 +120,23 @@ class Talk:
     def _on_readable(self) -> None:
         try:
             for frame in self._channel.receive():
-                self._heard.put_nowait((dict(json.loads(frame.body)), frame.fds))
-        except (ChannelClosed, BadFrame, ValueError, TypeError):
+                self._heard.put_nowait((word(frame), frame.fds))
+        except (ChannelClosed, BadFrame):
             self._loop.remove_reader(self._channel.fileno())
             self._heard.put_nowait(None)
+
+
+def word(frame: Frame) -> dict[str, Any]:
+    """What the other one says. Raises BadFrame: nothing of ours, and its descriptors are closed."""
+    try:
+        said = json.loads(frame.body)
+    except (ValueError, RecursionError):
+        said = None
+    if not isinstance(said, dict):
+        for fd in frame.fds:
+            os.close(fd)
+        raise BadFrame("no word of a hand-over")
+    return said
 
 
 class Running(Protocol):
@@ -264,10 +277,14 @@ class Left(NamedTuple):
 async def inherit(environ: Mapping[str, str]) -> Left | None:
     """Once it has let go of it; None: there was none before. Raises Refusal: it is still in charge."""
     text = environ.get(VARIABLE, "")
-    if not text.isdigit():
+    if not text:
         return None
-    os.set_inheritable(int(text), False)
-    talk = Talk(socket.socket(fileno=int(text)))
+    try:
+        fd = int(text[:9])
+        os.set_inheritable(fd, False)
+        talk = Talk(socket.socket(fileno=fd))
+    except (OSError, ValueError):
+        raise Refusal(f"{VARIABLE} is set, and no channel to another pylb") from None
     talk.say("ready", protocol=PROTOCOL)
     descriptors: list[int] = []
     counts: list[dict[str, Any]] = []

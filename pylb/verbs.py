@@ -1,6 +1,7 @@
 """What the control socket offers: the changes that only this machine may make, and the views of the CLI."""
 
 import json
+import re
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -102,8 +103,9 @@ def _views(registry: Registry, service: Service, live: Sessions) -> dict[str, Ve
         if "body" in request:
             lines = _planned_call(registry, service, request)
         else:
+            path, text = _path(request), _unicode("text", request.get("text", ""))
             try:
-                lines = await service.plan(Path(_text(request, "path")), str(request.get("text", "")))
+                lines = await service.plan(path, text)
             except ConfigErrors as errors:
                 raise Refused(Code.INVALID, str(errors), "nothing was changed") from None
         return {"generation": registry.table.generation, "steps": steps(lines, await live.sessions())}
@@ -165,7 +167,7 @@ def _planned_call(registry: Registry, service: Service, request: Mapping[str, An
         ip = parse_ip(_text(request, "address"))
     except ValueError as error:
         raise Refused(Code.INVALID, f"address: {error}") from None
-    announcement = parse_native(_text(request, "body").encode())
+    announcement = parse_native(_unicode("body", _text(request, "body")).encode())
     return registry.plan_announce(_text(request, "name"), _text(request, "instance"), announcement, Caller(ip, token))
 
 
@@ -257,9 +259,27 @@ def _text(request: Mapping[str, Any], key: str) -> str:
     return value
 
 
+def _unicode(key: str, value: object) -> str:
+    """JSON may hold one half of a pair of surrogates (RFC 8259, 8.2), which no file has. Raises Refused."""
+    if not isinstance(value, str) or re.search("[\ud800-\udfff]", value):
+        raise Refused(Code.INVALID, f"{key}: text in Unicode is needed")
+    return value
+
+
+def _path(request: Mapping[str, Any]) -> Path:
+    text = _unicode("path", _text(request, "path"))
+    if "\0" in text:
+        raise Refused(Code.INVALID, "path: no file has such a name")
+    return Path(text)
+
+
 def _imported(item: Any) -> Imported:
     """One body of the legacy route, which names its address. Raises Refused."""
-    call = parse_legacy(json.dumps(item).encode())
+    try:
+        body = json.dumps(item).encode()
+    except RecursionError:
+        raise Refused(Code.INVALID, "an item is nested too deeply") from None
+    call = parse_legacy(body)
     if call.address is None:
         raise Refused(Code.INVALID, f"port {call.port}: dst-ip is no address")
     return Imported(call.port, Address(call.address, call.target_port), call.name, call.send_proxy)

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pylb.config import ConfigErrors, parse
-from pylb.haproxy import Translation, translate
+from pylb.config.yamlplace import MAX_CHARACTERS
+from pylb.haproxy import Translation, _name, translate
 from tests.app.instance import cli
 from tests.support.drive import free_port
 from tests.support.peers import need
@@ -247,3 +248,23 @@ def _first_bytes(port: int, app: socket.socket) -> bytes:
                 session.settimeout(10)
                 if first := session.recv(100):  # a health check says nothing
                     return first
+
+
+def test_what_would_be_larger_than_pylb_reads_is_noted_and_the_rest_translated() -> None:
+    """A few hundred bytes asked for a hundred million lines."""
+    servers = "".join(f" server s{number} 192.0.2.7:{number}\n" for number in range(1, 1001))
+    text = f"listen small\n bind *:1\n server s 192.0.2.7:1\nlisten wide\n bind *:2-65535\n bind *:2-65535\n{servers}"
+    found = translate([("haproxy.cfg", text)])
+    assert "listen wide is not translated to its end: with it pylb.yaml has more than" in "\n".join(map(str, found.notes))
+    assert len(found.text) < MAX_CHARACTERS
+    assert [one["name"] for one in yaml.safe_load(found.text)["frontends"]][:1] == ["small"]
+
+
+@pytest.mark.parametrize("line", ["listen " + "-" * (1 << 20), "listen a" + "-" * (1 << 20) + "a", "listen " + "a" * (1 << 20)])
+def test_a_name_of_1_mib_is_read_in_one_pass(line: str) -> None:
+    assert len(_name(line.partition(" ")[2])) <= 253
+
+
+def test_a_note_is_not_searched_among_all_others() -> None:
+    lines = "listen a\n" + "".join(f" nonsense{number}\n" for number in range(20_000))
+    assert len(translate([("haproxy.cfg", lines)]).notes) == 20_001

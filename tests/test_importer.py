@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,9 @@ from hypothesis import strategies as st
 from pylb.core.address import Address
 from pylb.core.legacy import LegacyCall, parse_legacy
 from pylb.core.policy import ProxyProtocol
-from pylb.importer import MAX_NOTES, Found, OldServer, parse_haproxy, read_files
+from pylb.importer import MAX_NOTES, Found, OldServer, parse_haproxy, read_files, split_words
+
+LONG = 1 << 20
 
 
 def stanza(name: str, port: int, server: str) -> str:
@@ -184,3 +187,43 @@ def test_no_text_makes_it_raise_and_every_note_has_a_line_of_the_file(text: str)
     for item in found.items:
         call = parse_legacy(json.dumps(item.as_call()).encode())
         assert call == LegacyCall("add", item.port, item.address.port, item.name, item.send_proxy, item.address.ip)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "server " + "a" * LONG,
+        "server '" + "a" * LONG,
+        'server "' + "\\" * LONG,
+        "# >> Used to run " * (LONG // 17) + "x",
+        "#" + ">> Used to run :1" * (LONG // 17),
+    ],
+    ids=["a word", "an open quote", "backslashes", "comments of the script", "and ports in them"],
+)
+def test_a_line_of_1_mib_is_read_in_one_pass(line: str) -> None:
+    """Each took minutes to hours."""
+    assert parse(stanza("x", 443, "203.0.113.7:30443") + "\n" + line).items
+
+
+@given(st.text(alphabet="ab'\"\\# \t\r-", max_size=20))
+def test_words_are_those_of_a_shell(line: str) -> None:
+    try:
+        words = shlex.split(line, comments=True)
+    except ValueError:
+        with pytest.raises(ValueError, match=r"No (closing|escaped)"):
+            split_words(line)
+    else:
+        assert split_words(line) == words
+
+
+def test_servers_that_are_left_out_are_noted_once_however_many_frontends_use_them() -> None:
+    frontends = "".join(f"frontend f{port}\n bind *:{port}\n default_backend b\n" for port in range(1000, 1010))
+    found = parse(frontends + "backend b\n server a 203.0.113.7:1\n server b 203.0.113.8:1\n")
+    assert [str(note) for note in found.notes] == ["a.inc:33: only one server per port: 203.0.113.8:1 is left out"]
+    assert len(found.items) == 10
+
+
+def test_each_port_of_a_frontend_gets_a_short_copy_of_its_name() -> None:
+    binds = "".join(f" bind *:{port}\n" for port in range(1, 2001))
+    found = parse(f"listen {'n' * LONG}\n{binds} server s 203.0.113.7:1\n")
+    assert {item.name for item in found.items} == {"n" * 63}

@@ -1,6 +1,5 @@
 """What no single value shows: ports taken twice, tokens alike, loops, plain HTTP on the open network."""
 
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -100,14 +99,20 @@ def _takers(parts: Parts) -> Iterator[_Taker]:
 
 def _taken_ports(parts: Parts) -> Iterator[Finding]:
     """What the kernel would not let stand side by side, reported at the later one of the file with the first it meets."""
-    by_port: defaultdict[int, list[_Taker]] = defaultdict(list)
-    for taker in sorted(_takers(parts), key=lambda taker: parts.place(taker.loc)):
-        before = by_port[taker.listen.port]
-        first = next((other for other in before if other.listen.overlaps(taker.listen)), None)
-        if first is not None:
+    # By (port, ip): the first that takes that address. "4", "6" and "any" in place of the ip: that takes any of them.
+    first_of: dict[tuple[int, str], tuple[int, _Taker]] = {}
+    for number, taker in enumerate(sorted(_takers(parts), key=lambda taker: parts.place(taker.loc))):
+        ip, port = taker.listen.ip, taker.listen.port
+        families = ("4", "6") if ip == ANY else ("6",) if ":" in ip else ("4",)
+        wildcards = {"4": "0.0.0.0", "6": "::"}
+        meets = ("any",) if ip == ANY else families if ip in wildcards.values() else (ip, wildcards[families[0]], ANY)
+        found = [first_of[port, one] for one in meets if (port, one) in first_of]
+        if found:
+            first = min(found, key=lambda one: one[0])[1]
             message = f"{taker.what} cannot listen on {taker.listen}: {first.what} does on {first.listen}"
             yield Finding(taker.loc, message, f"see {parts.where(first.loc)}")
-        before.append(taker)
+        for one in (ip, "any", *families):
+            first_of.setdefault((port, one), (number, taker))
 
 
 def _frontend(part: Part[m.FrontendEntry]) -> Iterator[Finding]:
@@ -125,22 +130,25 @@ def _frontend(part: Part[m.FrontendEntry]) -> Iterator[Finding]:
 
 def _loops(parts: Parts) -> Iterator[Finding]:
     """A server that is one of the frontends again would feed sessions to itself until no fd is left."""
-    by_port: defaultdict[int, list[m.FrontendEntry]] = defaultdict(list)
-    for part in parts.frontends:
-        by_port[part.entry.listen.port].append(part.entry)
+    frontends: dict[tuple[int, str], tuple[int, m.FrontendEntry]] = {}  # the first of those that listen there
+    for number, part in enumerate(parts.frontends):
+        frontends.setdefault((part.entry.listen.port, part.entry.listen.ip), (number, part.entry))
     for part in parts.frontends:
         for index, server in enumerate(part.entry.servers):
             if isinstance(server.address, HostPort):
                 continue  # its addresses are looked at when they are known
-            looped = next((e for e in by_port[server.address.port] if _reaches(server.address.ip, e.listen, parts)), None)
-            if looped is not None:
-                message = f"{server.address} is frontend {looped.name!r} of pylb itself: a loop"
+            places = [(server.address.port, ip) for ip in _reached(server.address.ip, parts)]
+            looped = [frontends[place] for place in places if place in frontends]
+            if looped:
+                first = min(looped, key=lambda one: one[0])[1]
+                message = f"{server.address} is frontend {first.name!r} of pylb itself: a loop"
                 yield Finding(part.at("servers", index, "address"), message)
 
 
-def _reaches(ip: str, listen: Listen, parts: Parts) -> bool:
+def _reached(ip: str, parts: Parts) -> tuple[str, ...]:
+    """Where a frontend listens whom a connect to `ip` would find."""
     local = ip in parts.public_addresses or is_loopback(ip)
-    return listen.ip == ip or (local and listen.ip in (ANY, "::" if ":" in ip else "0.0.0.0"))
+    return (ip, ANY, "::" if ":" in ip else "0.0.0.0") if local else (ip,)
 
 
 def _on_loopback(listen: Listen) -> bool:

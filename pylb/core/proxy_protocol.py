@@ -5,7 +5,7 @@ a server is sent, `local_header` what a check of our own sends, `parse` reads wh
 """
 
 from dataclasses import dataclass
-from ipaddress import AddressValueError, IPv4Address, IPv6Address, ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from pylb.core.address import Address, parse_ip
 from pylb.core.policy import ProxyProtocol
@@ -90,10 +90,10 @@ def _parse_v1(data: bytes) -> Received | None:
         raise BadHeader("not PROXY, TCP4 or TCP6, two addresses and two ports, one space between each")
     version = IPv4Address if words[1] == b"TCP4" else IPv6Address
     try:
-        client, local = (str(version(word.decode("ascii"))) for word in words[2:4])
-    except (AddressValueError, UnicodeDecodeError):
+        client, local = (parse_ip(str(version(word.decode("ascii")))) for word in words[2:4])
+    except ValueError:  # AddressValueError, UnicodeDecodeError, and parse_ip's for a zone ("fe80::1%eth0")
         raise BadHeader("not two addresses of the family") from None
-    return Received(size, _address(client, _port(words[4])), _address(local, _port(words[5])))
+    return Received(size, Address(client, _port(words[4])), Address(local, _port(words[5])))
 
 
 def _port(word: bytes) -> int:
@@ -123,25 +123,28 @@ def _parse_v2(data: bytes) -> Received | None:
         return Received(size)
     tlvs = _tlvs(data[:size], 16 + addresses)
     width = 4 if family == _TCP4 else 16
-    client, local = (str(ip_address(ip)) for ip in (body[:width], body[width : 2 * width]))
+    client, local = (parse_ip(str(ip_address(ip))) for ip in (body[:width], body[width : 2 * width]))
     ports = body[2 * width : addresses]
     return Received(
         size,
-        _address(client, int.from_bytes(ports[:2], "big")),
-        _address(local, int.from_bytes(ports[2:], "big")),
+        Address(client, int.from_bytes(ports[:2], "big")),
+        Address(local, int.from_bytes(ports[2:], "big")),
         tlvs.get(_TYPE_UNIQUE_ID, b""),
     )
 
 
 def _tlvs(whole: bytes, start: int) -> dict[int, bytes]:
     """Those of a header, by type. Raises BadHeader if they do not fill it exactly, or a CRC32C is wrong (2.2.3)."""
-    found, place = {}, start
+    found: dict[int, bytes] = {}
+    place = start
     while place < len(whole):
         value = place + 3
         end = value + int.from_bytes(whole[place + 1 : value], "big")
         if value > len(whole) or end > len(whole):
             raise BadHeader("a TLV goes beyond the header")
         if whole[place] == _TYPE_CRC32C:
+            if _TYPE_CRC32C in found:  # each costs a walk over the whole header
+                raise BadHeader("two CRC32C")
             given = whole[value:end]
             if len(given) != 4 or crc32c_of(whole[:value] + bytes(4) + whole[end:]) != int.from_bytes(given, "big"):
                 raise BadHeader("wrong CRC32C")
@@ -154,11 +157,6 @@ def _tlvs(whole: bytes, start: int) -> dict[int, bytes]:
 
 def _tlv(kind: int, value: bytes) -> bytes:
     return bytes([kind]) + len(value).to_bytes(2, "big") + value
-
-
-def _address(ip: str, port: int) -> Address:
-    """Mapped IPv4 is folded, as everywhere."""
-    return Address(parse_ip(ip), port)
 
 
 def _mapped(ip: str) -> str:

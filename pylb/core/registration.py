@@ -219,10 +219,11 @@ def strict_json(body: bytes) -> Any:
 def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """An object of JSON, for `object_pairs_hook`. Raises Refused INVALID_JSON for a key that is there twice: whoever reads
     the first and whoever reads the last would see two calls."""
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        twice = next(key for index, (key, _) in enumerate(pairs) if key in dict(pairs[:index]))
-        raise Refused(Code.INVALID_JSON, f"the body is not JSON: the key {twice[:40]!r} is there twice")
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise Refused(Code.INVALID_JSON, f"the body is not JSON: the key {key[:40]!r} is there twice")
+        found[key] = value
     return found
 
 

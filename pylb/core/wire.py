@@ -90,7 +90,10 @@ def _scalar(wanted: type[Any]) -> _Made:
 def _float(value: Any) -> float:
     if type(value) is not float and type(value) is not int:
         raise Malformed(f"{value!r:.80} is no number")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:
+        raise Malformed("a number of more than 308 digits") from None
 
 
 def _bytes(value: Any) -> bytes:

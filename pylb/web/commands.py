@@ -3,6 +3,7 @@
 What is changed here is changed by the verbs of `pylb ctl`: one writer, kept over restarts, seen in `pylb history`.
 """
 
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -280,12 +281,13 @@ def _number(text: str) -> int:
 def _weight(text: str, initial: int) -> int | None:
     """None: as registered or configured. Raises Complaint."""
     digits = text.removesuffix("%")
-    if not digits.lstrip("-").isdecimal() or not digits.isascii():
+    if not re.fullmatch("-?[0-9]+", digits):
         garbage = (
             "Trailing garbage in weight string" if text[:1].isdigit() else "Empty weight string empty or preceded by garbage"
         )
         raise Complaint(f"{garbage}\n")
-    weight = int(digits)
+    sign = -1 if digits.startswith("-") else 1
+    weight = sign * int(digits.lstrip("-0")[:9] or "0")  # a longer one is as much too large
     if not text.endswith("%"):
         if not 0 <= weight <= MOST_WEIGHT:
             raise Complaint("Absolute weight can only be between 0 and 256 inclusive.\n")

@@ -22,8 +22,9 @@ LONGEST_IDLE = 86400.0
 DEADLINE = 10.0  # seconds for a piece of an answer to be taken
 PROMPT = "> "
 
-_COMMAND = re.compile(r"(?:\\.|[^;\\])+")
-_WORD = re.compile(r"(?:\\.|[^\s\\])+")
+# Possessive, and runs of plain characters in one step: else each character would take memory of the matcher.
+_COMMAND = re.compile(r"(?:\\.|[^;\\]++)++")
+_WORD = re.compile(r"(?:\\.|[^\s\\]++)++")
 
 
 class RuntimeSocket:

@@ -134,7 +134,14 @@ class Channel:
             pass
         except (OSError, ChannelClosed):
             closed = True
-        frames = self._frames()
+        frames: list[Frame] = []
+        try:
+            self._frames(frames)
+        except BadFrame:
+            for frame in frames:  # those before it: nobody gets them
+                for fd in frame.fds:
+                    os.close(fd)
+            raise
         if closed and not frames:
             raise ChannelClosed("end of the channel")
         return frames  # the end is met again by the next call
@@ -155,8 +162,9 @@ class Channel:
         self._in += data
         return len(data)
 
-    def _frames(self) -> list[Frame]:
-        frames, start = [], 0
+    def _frames(self, frames: list[Frame]) -> None:
+        """Appends the whole ones. Raises BadFrame."""
+        start = 0
         while len(self._in) - start >= _HEAD.size:
             magic, kind, count, length, checksum = _HEAD.unpack_from(self._in, start)
             if magic != _MAGIC or length > MOST_BODY:
@@ -172,4 +180,3 @@ class Channel:
             frames.append(Frame(kind, body, [self._fds.popleft() for _ in range(count)]))
             start = end
         del self._in[:start]
-        return frames

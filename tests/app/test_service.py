@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from pylb.listeners import Listeners, passed
 from pylb.service import Service
 from tests.app.instance import Instance, echo
 from tests.app.systemd import Systemd
@@ -189,7 +190,18 @@ def test_an_abstract_address_is_one(tmp_path: Path) -> None:
         ({"WATCHDOG_USEC": "30000000"}, 30.0),
         ({"WATCHDOG_USEC": "30000000", "WATCHDOG_PID": "1"}, 0.0),
         ({"WATCHDOG_USEC": "x"}, 0.0),
+        ({"WATCHDOG_USEC": "9" * 400}, 0.0),
+        ({"WATCHDOG_USEC": "9" * 5000}, 0.0),
     ],
 )
 def test_the_watchdog_counts_if_it_is_ours(variables: dict[str, str], seconds: float) -> None:
     assert Service(variables).watchdog == seconds
+
+
+@pytest.mark.parametrize("count", ["-1", "", "x", "²", "9" * 20, "9" * 5000])
+def test_what_no_supervisor_says_is_no_number_of_descriptors(count: str) -> None:
+    assert passed({"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": count}) == range(0)
+
+
+def test_a_descriptor_that_is_not_there_is_none_of_those_that_were_passed() -> None:
+    Listeners(Service({})).inherit([999_999])

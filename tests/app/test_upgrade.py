@@ -20,11 +20,13 @@ import pytest
 from pylb.core.address import Listen
 from pylb.core.wire import plain
 from pylb.forward.counters import Counters, FrontendCounters
-from pylb.upgrade import Predecessors, Refusal, Talk
+from pylb.upgrade import VARIABLE, Predecessors, Refusal, Talk, inherit
+from pylb.workers.channel import Channel
 from pylb.workers.messages import counted, report
 from tests.app.instance import SECRET, Instance, echo, fetch
 from tests.app.systemd import Systemd
 from tests.app.versions import Tree, gone
+from tests.support.baseline import descriptors
 from tests.support.waiting import eventually, pause
 
 BOTH = pytest.mark.parametrize("workers", [0, 2])
@@ -232,6 +234,28 @@ def test_the_end_of_the_other_one_is_noticed_while_it_takes_nothing() -> None:
         talk.close()
 
     asyncio.run(told())
+
+
+@pytest.mark.parametrize("body", [b"", b"[]", b'[["say", "ready"]]', b"[" * 100_000, b"\xff"])
+def test_what_is_no_word_is_its_end_and_costs_no_descriptor(body: bytes) -> None:
+    async def told() -> None:
+        ours, theirs = socket.socketpair()
+        talk, other = Talk(ours), Channel(theirs)
+        other.send(0, body, [0, 0])
+        with pytest.raises(Refusal):
+            await talk.hear(10)
+        talk.close()
+        other.close()
+
+    before = descriptors()
+    asyncio.run(told())
+    assert descriptors() == before
+
+
+@pytest.mark.parametrize("text", ["x", "-1", "²", "99999999999", "999999"])
+def test_a_channel_to_nobody_is_a_refusal(text: str) -> None:
+    with pytest.raises(Refusal, match="no channel"):
+        asyncio.run(inherit({VARIABLE: text}))
 
 
 def test_counters_of_another_form_begin_anew_and_end_nothing(caplog: pytest.LogCaptureFixture) -> None:

@@ -172,6 +172,8 @@ def test_a_header_without_addresses_of_tcp_leaves_those_of_the_connection(data: 
         (b"PROXY TCP6 192.0.2.1 192.0.2.2 1 2\r\n", "of the family"),
         (b"PROXY TCP4 192.0.2.01 192.0.2.2 1 2\r\n", "of the family"),
         (b"PROXY TCP4 192.0.2.\xe9 192.0.2.2 1 2\r\n", "of the family"),
+        (b"PROXY TCP6 fe80::1%eth0 2001:db8::1 1 2\r\n", "of the family"),
+        (b"PROXY TCP6 2001:db8::1 fe80::1%1 1 2\r\n", "of the family"),
         (b"PROXY TCP4 192.0.2.1 192.0.2.2 01 2\r\n", "not a port"),
         (b"PROXY TCP4 192.0.2.1 192.0.2.2 1 65536\r\n", "not a port"),
         (b"PROXY TCP4 192.0.2.1 192.0.2.2 -1 2\r\n", "not a port"),
@@ -257,3 +259,11 @@ def test_we_read_what_the_oracle_makes(version: ProxyProtocol, ends: tuple[Addre
     made = theirs(version).pack(their_result(ends, unique_id))
     expected = unique_id if version is ProxyProtocol.V2 else b""
     assert parse(made) == Received(len(made), folded(ends[0]), folded(ends[1]), expected)
+
+
+def test_a_second_checksum_is_refused_before_it_is_computed() -> None:
+    """CRC-32 is linear: whoever likes can make hundreds in one header that are all right, each a walk over 4 KiB."""
+    empty = b"\x03\x00\x04" + bytes(4)
+    right = b"\x03\x00\x04" + crc32c_of(v2(0x21, 0x11, ENDS4 + empty + empty)).to_bytes(4, "big")
+    with pytest.raises(BadHeader, match="two CRC32C"):
+        parse(v2(0x21, 0x11, ENDS4 + right + empty))

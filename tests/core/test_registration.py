@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pylb.core.checks import HINT as CHECK_HINT
 from pylb.core.errors import Code, Refused
 from pylb.core.policy import Check, CheckKind, LeaseBounds, ProxyProtocol
-from pylb.core.registration import Announcement, Wanted, check_name, check_ttl, parse_native
+from pylb.core.registration import Announcement, Wanted, check_name, check_ttl, parse_native, strict_json
 
 ONE = {"port": 443, "target_port": 30443}
 
@@ -149,3 +149,10 @@ def test_a_ttl_is_within_the_bounds_or_none() -> None:
     for ttl in (9.0, 86401.0):
         with pytest.raises(Refused, match="ttl"):
             check_ttl(ttl, bounds)
+
+
+def test_a_key_that_is_there_twice_is_found_in_one_pass() -> None:
+    """Of a body of the control socket, which may have 8 MiB."""
+    keys = ",".join(f'"k{number}":1' for number in range(100_000))
+    with pytest.raises(Refused, match="'k99999' is there twice"):
+        strict_json(f'{{{keys},"k99999":1}}'.encode())

@@ -342,6 +342,7 @@ def test_each_load_balancer_has_a_join_string_of_its_own() -> None:
     [
         ({"PYLB_JOIN": f"http://mqtt:{TOKEN}@lb:9000"}, "PYLB_JOIN: number 1: not a join string"),
         ({"PYLB_JOIN": f"pylb://{TOKEN}@lb:9000"}, "PYLB_JOIN: number 1: not a join string"),
+        ({"PYLB_JOIN": f"pylb://mqtt:{TOKEN}@lb\0.example.net:9000"}, "is not a host name"),
         ({"PYLB_JOIN": JOIN[:-1]}, "not one pin of a key or two (43 characters each): was it cut?"),
         ({"PYLB_JOIN": f"{JOIN}/{PIN[:-1]}"}, "not one pin of a key or two (43 characters each): was it cut?"),
         ({"PYLB_JOIN": f"{JOIN}/{PIN}/{PIN}"}, "not one pin of a key or two (43 characters each): was it cut?"),

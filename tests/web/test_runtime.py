@@ -16,6 +16,7 @@ from pylb.core.session import SessionView
 from pylb.web.commands import Commands, Text
 from pylb.web.dialect import client_of, session_id
 from pylb.web.runtime import LINE_BYTES, RuntimeSocket, split
+from tests.fuzz.measures import memory
 from tests.support.peers import need_root
 from tests.web.loopback import run
 
@@ -140,6 +141,10 @@ def test_the_file_is_private_and_gone_at_the_end(path: Path) -> None:
 def test_a_backslash_takes_the_next_character_as_it_is() -> None:
     assert split(r"set server a\ b/c\;d state\\x ; show  stat") == [["set", "server", "a b/c;d", "state\\x"], ["show", "stat"]]
     assert split(" ;; ") == []
+
+
+def test_a_long_command_takes_no_memory_for_each_of_its_characters() -> None:
+    assert memory(split, "x" * LINE_BYTES) < 20 * LINE_BYTES
 
 
 @pytest.mark.parametrize("client", ["192.0.2.7", "2001:db8::7"])

@@ -14,6 +14,7 @@ import pytest
 
 from pylb.core.errors import Code, Refused
 from pylb.web.socket import LINE_BYTES, ControlSocket, call
+from tests.fuzz.sockets import control
 from tests.web.loopback import run
 
 
@@ -163,3 +164,18 @@ def test_another_user_is_refused_even_if_the_file_lets_it_in(tmp_path: Path) -> 
             await control.stop()
 
     assert b'"error":"unauthorized"' in run(main())
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'{"verb":"plan","path":"/etc/\\u0000","text":""}',
+        b'{"verb":"plan","path":"/etc/pylb.yaml","text":"\\ud800"}',
+        b'{"verb":"plan","path":"/etc/pylb.yaml","text":[]}',
+        b'{"verb":"plan","token":"t","name":"a","instance":"b","address":"192.0.2.7","body":"\\ud800"}',
+        b'{"verb":"import","token":"t","items":[' + b"[" * 900 + b"]" * 900 + b"]}",
+    ],
+)
+def test_a_request_that_means_nothing_is_refused_and_no_fault(line: bytes) -> None:
+    answer: Any = control(line)
+    assert answer["error"].startswith("invalid") or answer["error"] == "not_found"

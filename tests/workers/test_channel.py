@@ -23,6 +23,7 @@ from pylb.workers.messages import (
     Applied,
     Ask,
     Connect,
+    Drain,
     FrontendLines,
     Hello,
     Ready,
@@ -246,9 +247,24 @@ def test_a_message_arrives_as_it_was_sent(message: Any) -> None:
         (KINDS.index(Applied), b"\xff"),
         (KINDS.index(Applied), b"[" * 100_000),
         (KINDS.index(TablePart), b"[[[3,[]]],[]]"),
+        (KINDS.index(Drain), b"[1" + b"0" * 400 + b",true]"),  # no float
         (len(KINDS), b"[]"),
     ],
 )
 def test_a_malformed_message_is_a_bad_frame(kind: int, body: bytes) -> None:
     with pytest.raises(BadFrame):
         decoded(Frame(kind, body, []))
+
+
+def test_descriptors_of_the_frames_before_a_bad_one_are_closed(raw: tuple[socket.socket, Channel]) -> None:
+    sock, channel = raw
+    before = descriptors()
+    sender = Channel(sock.dup())
+    sender.send(1, b"whole", [0, 0])
+    sender.send(2, b"too", [0])
+    sock.send(b"garbage that is no head")
+    with pytest.raises(BadFrame):
+        channel.receive()
+    sender.close()
+    channel.close()
+    assert len(descriptors()) == len(before) - 1  # the channel's own
