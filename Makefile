@@ -1,7 +1,7 @@
 # make run   a virtual environment, everything installed, pylb serving with its embedded defaults
 # make test  lint, types, import contracts, all tests          make help  the rest
 .DEFAULT_GOAL := help
-.PHONY: help run test test-long core lint format demo bench soak fuzz fuzz-webhook zipapp docs screenshots clean python
+.PHONY: help run test test-long core lint format demo bench soak fuzz fuzz-webhook fuzz-parsers zipapp docs screenshots clean python
 
 VENV   := .venv
 PY     := $(VENV)/bin/python
@@ -57,6 +57,9 @@ fuzz: $(VENV)/.dev ## 50,000 steps of the engine's state machine, in any order
 
 fuzz-webhook: $(VENV)/.dev ## ten minutes of whatever bytes against a live webhook
 	$(PY) -W error -m tests.contract.test_fuzz 10
+
+fuzz-parsers: $(VENV)/.dev ## ten minutes of whatever bytes, up to 1 MiB, for every parser of pylb and the phone-home (ARGS="--help")
+	$(PY) -W error -m tests.fuzz $(ARGS)
 
 zipapp: $(VENV)/.run ## the phone-home as one file: dist/phonehome.pyz
 	$(PY) deploy/zipapp.py
