@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from functools import partial
 
-from pylb.control.ledger import Ledger, with_claims
+from pylb.control.ledger import RESERVE, Ledger, with_claims
 from pylb.control.scene import Scene, Step
 from pylb.control.tasks import Part
 from pylb.core.claims import Change, become, release, settle
@@ -115,12 +115,19 @@ class Clockwork:
     async def save_again(self, *, force: bool = False) -> None:
         """A snapshot that failed, or that nobody waits for; at first every second, then up to every 30."""
         ledger, now = self._ledger, self._clock()
+        ledger.unsaved |= ledger.publisher.table.generation + RESERVE // 2 > ledger.reserved
         if ledger.writer.durable and not ledger.unsaved:
             self._save_wait = 1.0
             return
         if force or now >= self._save_at:
             self._save_at = now + self._save_wait
             self._save_wait = min(self._save_wait * 2, SAVE_AGAIN_MAX)
+            if ledger.writer.hangs and not force:  # beside the turns: in one of them it would hold up all calls
+                try:
+                    await ledger.save_now()
+                except OSError:
+                    return
+                ledger.writer.hangs = False
             await self._turn(lambda scene: (scene, Change(scene.claims, "unchanged")), (), write=True)
 
     async def _turn(

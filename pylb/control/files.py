@@ -41,7 +41,7 @@ def set_aside(path: Path) -> str:
     return f"; it is kept as {place.name}"
 
 
-def write_private(path: Path, data: bytes) -> None:
+def write_private(path: Path, data: bytes, *, sync: bool = True) -> None:
     """0600 from its first byte, whole or not there; what was there, of whatever kind, gives way. Raises OSError."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     with suppress(FileNotFoundError):
@@ -51,7 +51,8 @@ def write_private(path: Path, data: bytes) -> None:
         with open(fd, "wb") as file:
             file.write(data)
             file.flush()
-            os.fsync(file.fileno())
+            if sync:
+                os.fsync(file.fileno())
         try:
             temporary.rename(path)
         except IsADirectoryError:

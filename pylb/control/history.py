@@ -4,16 +4,19 @@ import json
 import os
 from collections import deque
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
+from pylb.control.files import read_regular, set_aside, write_private
 from pylb.core.address import parse_address, parse_listen
 from pylb.core.changes import PASSING, Line, What
 
 KEPT = 1000  # of each kind
-MOST_BYTES = 8 << 20  # of the file; then it is written anew with what is kept
+MOST_BYTES = 2 << 20  # of each kind
+MOST_FILE = 8 << 20
+_BROKEN = (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,20 +27,46 @@ class Generation:
     lines: tuple[Line, ...]
 
 
+class _Kind:
+    """The newest, bounded in number and in bytes: a start with a thousand frontends is 100 KB by itself."""
+
+    def __init__(self) -> None:
+        self._weights: deque[int] = deque()
+        self._bytes = 0
+        self.found: deque[Generation] = deque()
+
+    def add(self, one: Generation) -> None:
+        weight = _weight(one)
+        self.found.append(one)
+        self._weights.append(weight)
+        self._bytes += weight
+        while len(self.found) > KEPT or (self._bytes > MOST_BYTES and len(self.found) > 1):
+            self.found.popleft()
+            self._bytes -= self._weights.popleft()
+
+
+def _weight(one: Generation) -> int:
+    """About its bytes in the file."""
+    return 100 + sum(90 + len(line.text) + len(line.frontend) for line in one.lines)
+
+
 class History:
     """The last 1,000 that somebody asked for, and apart from them the last 1,000 moves and changes of state: an app that
-    wanders must not push out who opened its port.
+    wanders must not push out who opened its port. Of either 2 MiB at most.
 
     Kept over restarts in a file with a JSON object a line. It is a record, not the state: lines are appended without fsync,
-    and a crash may cost the last half second.
+    and a crash may cost the last half second. Written anew now and then: when the file is twice as long as it was after
+    that, and over 8 MiB.
     """
 
     def __init__(self, wall: Callable[[], float], path: Path) -> None:
         self._wall = wall
         self._path = path
-        self._asked: deque[Generation] = deque(maxlen=KEPT)
-        self._passing: deque[Generation] = deque(maxlen=KEPT)
+        self._asked = _Kind()
+        self._passing = _Kind()
         self._unwritten: deque[Generation] = deque(maxlen=2 * KEPT)
+        self._anew = False  # the file has lines that cannot be read
+        self._anew_at = MOST_FILE  # bytes
 
     def note(self, number: int, by: Iterable[str], lines: Iterable[Line]) -> None:
         one = Generation(number, self._wall(), tuple(by), tuple(lines))
@@ -46,39 +75,55 @@ class History:
 
     def _keep(self, one: Generation) -> None:
         kind = self._passing if all(line.what in PASSING for line in one.lines) else self._asked
-        kind.append(one)
+        kind.add(one)
 
-    def restore(self) -> None:
-        """What the file has; a line that cannot be read costs only itself, a file that cannot is no history."""
-        with suppress(OSError), self._path.open("rb") as file:
-            for line in file.read(2 * MOST_BYTES).split(b"\n"):
-                with suppress(ValueError, LookupError, TypeError):
-                    self._keep(_decoded(json.loads(line)))
+    def restore(self) -> list[str]:
+        """What the file has. A line that cannot be read costs only itself; the file is set aside then. Returns complaints."""
+        try:
+            data = read_regular(self._path, 4 * MOST_FILE, follow=False)
+        except FileNotFoundError:
+            return []
+        except (OSError, ValueError) as error:
+            return [f"{self._path.name} is not usable: {error}{set_aside(self._path)}"]
+        bad, rows = 0, data.split(b"\n")
+        for row in rows[:-1]:
+            try:
+                self._keep(_decoded(json.loads(row)))
+            except _BROKEN:
+                bad += 1
+        self._anew = bool(rows[-1])  # the last one has no end: a crash in mid-write
+        if not bad:
+            return []
+        self._anew = True
+        return [f"{bad} lines of {self._path.name} cannot be read, the others count{set_aside(self._path)}"]
 
     @property
     def has_news(self) -> bool:
-        return bool(self._unwritten)
+        return bool(self._unwritten) or self._anew
 
     def write(self) -> None:
         """Appends what is new; to be run in a thread. Raises OSError: it stays new."""
         new = list(self._unwritten)
-        mode = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-        fd = os.open(self._path, mode | os.O_APPEND, 0o600)
-        with open(fd, "wb") as file:
-            anew = os.fstat(file.fileno()).st_size > MOST_BYTES
-            if not anew:
-                file.write(_encoded(new))
-        if anew:
-            temporary = self._path.with_name(f"{self._path.name}.new-{os.getpid()}")
-            with open(os.open(temporary, mode | os.O_TRUNC, 0o600), "wb") as file:
-                file.write(_encoded(self.generations()))
-            temporary.rename(self._path)
+        if self._anew or not self._append(new):
+            write_private(self._path, _encoded(self.generations()), sync=False)
+            self._anew = False
+            self._anew_at = max(MOST_FILE, 2 * self._path.stat().st_size)
         for _ in new:
             self._unwritten.popleft()
 
+    def _append(self, new: Iterable[Generation]) -> bool:
+        """False: it is long enough to be written anew."""
+        flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_APPEND | os.O_NONBLOCK
+        fd = os.open(self._path, flags, 0o600)
+        with open(fd, "wb") as file:
+            if os.fstat(fd).st_size > self._anew_at:
+                return False
+            file.write(_encoded(new))
+        return True
+
     def generations(self, what: str | None = None) -> list[Generation]:
         """Oldest first; of a port, or of a frontend's name or the name that registered it."""
-        found = sorted((*self._asked, *self._passing), key=lambda one: one.number)
+        found = sorted((*self._asked.found, *self._passing.found), key=lambda one: one.number)
         return found if what is None else [one for one in found if any(_is_about(line, what) for line in one.lines)]
 
 
@@ -99,9 +144,12 @@ def _plain(one: Generation) -> dict[str, Any]:
 
 
 def _decoded(item: dict[str, Any]) -> Generation:
-    """Raises ValueError, LookupError or TypeError."""
+    """Raises what _BROKEN has."""
     lines = tuple(
         Line(What(what), parse_listen(listen), str(name), str(text), None if server is None else parse_address(server))
         for what, listen, name, text, server in item["lines"]
     )
-    return Generation(int(item["generation"]), float(item["time"]), tuple(map(str, item["by"])), lines)
+    number, at = item["generation"], float(item["time"])
+    if not isinstance(number, int) or not isfinite(at):
+        raise ValueError("no generation")
+    return Generation(number, at, tuple(map(str, item["by"])), lines)

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
+from errno import EINVAL
 
 from pylb.control.admission import same_call
 from pylb.control.checker import Checker
@@ -36,6 +37,9 @@ from pylb.core.table import Table
 
 MOST_REGISTRATIONS = 2000  # of one token
 LEASES = 500  # restored between two turns of the loop: 1 ms
+
+
+RESERVE = 1000  # generations
 
 
 class Ledger:
@@ -73,6 +77,9 @@ class Ledger:
         self._looped: Mapping[Key, str] = {}
         self.totals: Counter[str] = Counter()
         self.unsettled = False  # a new server has answered: the one it displaced may leave
+        # Numbers of generations that no other table will have, not even after a crash: those of health are in no snapshot.
+        self.reserve = RESERVE  # with each snapshot; 0 for the last one
+        self.reserved = 0  # the first one that is not
         self.unsaved = False  # something worth a snapshot, but no answer hangs on it
         self.write_failures = 0
 
@@ -90,7 +97,7 @@ class Ledger:
             self.journal.note("state", f"the state directory cannot be used: {error}", alarm=True)
         payload, complaints = await asyncio.to_thread(self._store.load)
         snapshot, more = decode(payload or {})
-        await asyncio.to_thread(self.history.restore)
+        more += await asyncio.to_thread(self.history.restore)
         rules = self.scene.layout.rules
         self.resolver.restore(snapshot.resolved)
         self.resolver.follow(rules.hosts, rules.resolve_interval)
@@ -105,7 +112,7 @@ class Ledger:
             self.tenure.restore(one, snapshot.learned.get(one.key), snapshot.stale_for.get(one.key, 0.0))
         self.checker.restore(snapshot.proven)
         overrides = kept(snapshot.overrides, claims, layout)
-        self.publisher.table = Table(snapshot.generation)
+        self.publisher.table = Table(max(snapshot.generation, snapshot.reserved))
         scene = replace(self.scene, claims=claims, layout=layout, overrides=overrides)
         await self.publisher.publish(scene, None, ["start"])
         self.tell_of_loops()
@@ -259,10 +266,11 @@ class Ledger:
             self.checker.proven,
             scene.overrides,
             dict(self.resolver.answers),
+            self.publisher.table.generation + 1 + self.reserve,
         )
         self.unsaved = False
         try:
-            await self._store.save(lambda: self._encoder.encode(snapshot))
+            await self._encoded_and_saved(snapshot)
         except OSError as error:
             self.unsaved = True
             self.write_failures += 1
@@ -270,18 +278,29 @@ class Ledger:
                 text = f"the state cannot be written: {error}; new registrations are refused until it can"
                 self.journal.note("state_not_durable", text, alarm=True)
             raise
-        if not self.writer.durable:
+        if not self.writer.durable and not self.writer.hangs:
             self.journal.note("state_durable", "the state is on disk again")
 
+    async def _encoded_and_saved(self, snapshot: Snapshot) -> None:
+        """Raises OSError."""
+        try:
+            await self._store.save(lambda: self._encoder.encode(snapshot))
+        except OSError:
+            raise
+        except Exception as bug:  # noqa: BLE001 - a bug there is a disk that fails, not the end of the writer
+            self.tasks.failed(Part.SNAPSHOT, bug)
+            raise OSError(EINVAL, f"it cannot be encoded ({type(bug).__name__}: {bug})") from None
+        self.reserved = snapshot.reserved
+
     async def save_now(self) -> None:
-        """Outside of a turn, while nobody has one. Raises OSError."""
+        """Outside of a turn: what is in force as it is now. Raises OSError."""
         await self._save(self.scene)
 
     async def write_history(self) -> None:
         """A record that cannot be written is no reason to refuse anything: the alarm is the snapshot's."""
         if self.history.has_news:
             with suppress(OSError):
-                await asyncio.to_thread(self.history.write)
+                await self._store.run(self.history.write)
 
     async def resolve(self) -> None:
         """Asks for the host names that are due; a new answer is a turn like any other change."""

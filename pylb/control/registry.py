@@ -16,7 +16,7 @@ from pylb.control.admission import Imported, imported_registration, legacy_regis
 from pylb.control.clockwork import Clockwork
 from pylb.control.events import Event, Rejection
 from pylb.control.history import Generation
-from pylb.control.ledger import Ledger, with_claims
+from pylb.control.ledger import RESERVE, Ledger, with_claims
 from pylb.control.probe import Ask, Question
 from pylb.control.probe import ask as ask_server
 from pylb.control.resolver import Resolve
@@ -140,10 +140,12 @@ class Registry:
         Raises OSError: it could not be written, and everything goes on as before.
         """
         await self._ledger.writer.hold()
+        self._ledger.reserve = 0  # the successor goes on where this table ends
         try:
             await self._ledger.save_now()
             await self._ledger.write_history()
         except OSError:
+            self._ledger.reserve = RESERVE
             self._ledger.writer.resume()
             raise
         self._handed_over = True
@@ -153,6 +155,7 @@ class Registry:
         """The successor did not come. Raises StateLocked, OSError."""
         await asyncio.to_thread(self._store.open)
         self._handed_over = False
+        self._ledger.reserve = RESERVE
         self._ledger.unsaved = True  # it may have written
         self._ledger.writer.resume()
 
@@ -169,7 +172,7 @@ class Registry:
     async def stop(self) -> None:
         """The final snapshot; then calls are refused. The sink is left as it is. Idempotent."""
         if self.ready and not self._handed_over:
-            self._ledger.unsaved = True
+            self._ledger.unsaved, self._ledger.reserve = True, 0
             await self._clockwork.save_again(force=True)
             await self._ledger.write_history()
         if self._writing is not None:

@@ -23,6 +23,9 @@ V = TypeVar("V")
 T = TypeVar("T")
 
 PAUSE = 0.0001  # seconds; the thread lets go of the GIL for as long after each part that it encodes
+_MOST_GENERATION = 1 << 53  # a float has each of them, and so has JSON
+_MOST_SECONDS = 1e9
+_UNUSABLE = (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +38,7 @@ class Snapshot:
     proven: Frozen[Address, bool] = field(default_factory=Frozen)
     overrides: Overrides = field(default_factory=lambda: NONE)
     resolved: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # addresses by host name
+    reserved: int = 0  # the first generation that a start after this one may use
 
 
 class Encoder:
@@ -53,6 +57,7 @@ class Encoder:
         both = dict.fromkeys((*snapshot.learned, *snapshot.stale_for))
         return {
             "generation": snapshot.generation,
+            "reserved": snapshot.reserved,
             "written_at": snapshot.written_at,
             "registrations": registrations,
             "leases": [_encode_lease(key, snapshot.learned.get(key), snapshot.stale_for.get(key, 0.0)) for key in both],
@@ -122,9 +127,6 @@ def _encode_displaced(old: Displaced) -> dict[str, Any]:
     }
 
 
-_UNUSABLE = (ValueError, LookupError, TypeError, AttributeError)
-
-
 def decode(payload: Mapping[str, Any]) -> tuple[Snapshot, list[str]]:
     """(the snapshot, what had to be left out of it). One bad entry does not cost the others."""
     complaints: list[str] = []
@@ -147,9 +149,8 @@ def decode(payload: Mapping[str, Any]) -> tuple[Snapshot, list[str]]:
             resolved[host] = tuple(parse_ip(ip) for ip in ips)
         except _UNUSABLE as error:
             complaints.append(f"the addresses of {host} in the snapshot are left out: {error}")
-    generation = payload.get("generation")
     return Snapshot(
-        generation if isinstance(generation, int) else 0,
+        _generation(payload.get("generation")),
         0.0,
         Frozen({one.key: one for _, one, _ in sorted(entries, key=itemgetter(0))}),
         {key: lease.learned for key, lease in leases.items() if lease.learned is not None},
@@ -157,7 +158,20 @@ def decode(payload: Mapping[str, Any]) -> tuple[Snapshot, list[str]]:
         proven,
         overrides or NONE,
         resolved,
+        _generation(payload.get("reserved")),
     ), complaints
+
+
+def _generation(value: object) -> int:
+    return value if isinstance(value, int) and 0 <= value <= _MOST_GENERATION else 0
+
+
+def _seconds(value: object) -> float:
+    """Raises ValueError, TypeError, OverflowError."""
+    found = float(value)  # type: ignore[arg-type]
+    if not 0 <= found <= _MOST_SECONDS:  # NaN is neither
+        raise ValueError(f"{value!r:.40} is no time in seconds")
+    return found
 
 
 class _Lease(NamedTuple):
@@ -177,7 +191,7 @@ def _decode_lease(_index: int, item: Mapping[str, Any]) -> tuple[Key, _Lease]:
 
 def _read_lease(item: Mapping[str, Any]) -> _Lease:
     learned = item.get("learned_ttl")
-    return _Lease(None if learned is None else float(learned), float(item.get("stale_for", 0.0)))
+    return _Lease(None if learned is None else _seconds(learned), _seconds(item.get("stale_for", 0.0)))
 
 
 def _list(value: object) -> list[Any]:
@@ -194,7 +208,7 @@ def _decode_one(item: Mapping[str, Any]) -> Registration:
         name,
         parse_ip(item["address"]),
         tuple(_decode_wanted(wanted) for wanted in item["frontends"]),
-        None if ttl is None else float(ttl),
+        None if ttl is None else _seconds(ttl),
         State(item.get("state", "fresh")),
         displaced=tuple(_decode_displaced(old) for old in _list(item.get("displaced"))),
     )

@@ -5,23 +5,23 @@ is kept as `state.json.previous`. A checksum over the canonical payload finds wh
 N-1 and N+1 (which may only add keys), so one step of upgrade can be taken back. Only this process may write: `open` locks.
 """
 
-import asyncio
 import fcntl
 import json
 import os
 import stat
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from errno import EINVAL, EIO, ENOTSUP
 from hashlib import sha256
 from pathlib import Path
-from threading import Event
 from typing import Any
+
+from pylb.control.disk import Disk, Job, Unsynced
+from pylb.control.files import read_regular, set_aside
 
 VERSION = 1
 READABLE = range(VERSION - 1, VERSION + 2)
 MAX_BYTES = 64 << 20  # 20,000 registrations are 8 MiB
-WRITE_TIMEOUT = 10.0  # seconds: a disk that hangs is a disk that fails
 
 Payload = dict[str, Any]
 
@@ -47,13 +47,12 @@ class Store:
         self.history = state_dir / "history.jsonl"
         self._dir = state_dir
         self._lock: int | None = None
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="state")  # one: writes keep their order
+        self._disk = Disk()
 
     def open(self) -> None:
         """Makes the directory (0700) and locks it. Raises StateLocked, OSError."""
         self._dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        # read-only is enough to lock, and works where the disk has turned read-only under us
-        fd = os.open(self._dir / "lock", os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        fd = _open_lock(self._dir / "lock")
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -61,8 +60,13 @@ class Store:
             hint = "stop it, or give this one its own state_dir"
             raise StateLocked(f"another pylb uses the state directory {self._dir} ({hint})") from None
         self._lock = fd
-        for leftover in self._dir.glob("state.json.new-*"):  # of a crash in mid-write; the lock says nobody writes now
-            leftover.unlink(missing_ok=True)
+        for pattern in (
+            "state.json.new-*",
+            f".{self.history.name}.*",
+        ):  # of a crash in mid-write; the lock says nobody writes now
+            for leftover in self._dir.glob(pattern):
+                with suppress(OSError):
+                    leftover.unlink(missing_ok=True)
 
     def unlock(self) -> None:
         """Another process may `open` it now. Idempotent."""
@@ -71,8 +75,8 @@ class Store:
             self._lock = None
 
     def close(self) -> None:
-        """Waits for a write under way. Idempotent."""
-        self._thread.shutdown(wait=True)
+        """Nothing is written from here on; a write that hangs is not waited for. Idempotent."""
+        self._disk.close()
         self.unlock()
 
     def load(self) -> tuple[Payload | None, list[str]]:
@@ -80,40 +84,30 @@ class Store:
         complaints: list[str] = []
         for path in (self.path, self.previous):
             try:
-                return _read(path), complaints
+                payload = _read(path)
             except FileNotFoundError:
                 continue
             except (_Bad, OSError) as error:
-                complaints.append(f"{path.name} is not usable: {error}" + self._set_aside(path))
+                complaints.append(f"{path.name} is not usable: {error}{set_aside(path)}")
+                continue
+            if path is self.previous and not complaints:  # nobody but a hand removes it: a write never leaves none
+                complaints.append(f"{self.path.name} is missing: {path.name}, the generation before it, is used")
+            return payload, complaints
         return None, complaints
 
-    def _set_aside(self, path: Path) -> str:
-        for number in range(1, 100):
-            aside = self._dir / f"state.json.bad-{number}"
-            if not os.path.lexists(aside):
-                try:
-                    path.rename(aside)
-                except OSError as error:
-                    return f"; it could not be moved aside: {error}"
-                return f"; it is kept as {aside.name}"
-        return "; it is left where it is, there are 99 bad ones already"
-
     async def save(self, make: Callable[[], Payload]) -> None:
-        """Returns when the payload is on disk. `make` runs in the writer's thread: it must only read frozen values.
+        """Returns when the payload is on disk. `make` runs in the disk's thread: it must only read frozen values.
 
-        Raises OSError: nothing on disk has changed, or will. A write that hangs past its timeout is called off.
+        Raises Unsynced: it is there for whoever reads it, and only a loss of power may still undo it. Raises OSError: nothing
+        on disk has changed, or will; a TimeoutError, if the disk hangs.
         """
-        called_off = Event()
-        writing = asyncio.get_running_loop().run_in_executor(self._thread, self._write, make, called_off)
-        try:
-            async with asyncio.timeout(WRITE_TIMEOUT):
-                await asyncio.shield(writing)
-        except TimeoutError:
-            called_off.set()
-            writing.add_done_callback(lambda done: done.exception())  # its end is nobody's surprise any more
-            raise TimeoutError("the disk did not answer in time") from None  # TimeoutError is an OSError
+        await self._disk.run(lambda job: self._write(make, job))
 
-    def _write(self, make: Callable[[], Payload], called_off: Event) -> None:
+    async def run(self, work: Callable[[], None]) -> None:
+        """Something else that is written there, in its turn. Raises OSError; after a TimeoutError it may still happen."""
+        await self._disk.run(lambda _job: work())
+
+    def _write(self, make: Callable[[], Payload], job: Job) -> None:
         data = _encode(make())
         temporary = self._dir / f"state.json.new-{os.getpid()}"
         try:
@@ -122,23 +116,33 @@ class Store:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            if called_off.is_set():
-                raise TimeoutError("called off")
             self._keep_previous()
+            job.commit()
             temporary.rename(self.path)
         finally:
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
-        self._sync_directory()
+        try:
+            self._sync_directory()
+        except OSError as error:
+            raise Unsynced(error.errno, f"{error.strerror}, for the directory") from None
 
     def _keep_previous(self) -> None:
-        """A second name for the old generation, by rename too: at no instant is there none."""
+        """The old generation under a second name, by rename too: at no instant is there none."""
         spare = self._dir / f"state.json.new-{os.getpid()}-previous"
         try:
-            os.link(self.path, spare, follow_symlinks=False)
+            try:
+                os.link(self.path, spare, follow_symlinks=False)
+            except FileNotFoundError:
+                raise
+            except OSError:  # FAT and SMB have no hard links
+                spare.write_bytes(read_regular(self.path, MAX_BYTES, follow=False))
+                spare.chmod(0o600)
             spare.rename(self.previous)
         except FileNotFoundError:
             pass  # the first snapshot
+        except ValueError as error:
+            raise OSError(EIO, f"{self.path.name} is {error}") from None
         finally:
             with suppress(OSError):
                 spare.unlink(missing_ok=True)
@@ -147,8 +151,20 @@ class Store:
         fd = os.open(self._dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             os.fsync(fd)
+        except OSError as error:
+            if error.errno not in (EINVAL, ENOTSUP):  # file systems that cannot say it of a directory
+                raise
         finally:
             os.close(fd)
+
+
+def _open_lock(path: Path) -> int:
+    """Raises OSError. What is no file there is garbage: nobody can have locked it."""
+    # Read-only is enough to lock, and works where the disk has turned read-only under us.
+    flags = os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    if os.path.lexists(path) and not stat.S_ISREG(path.lstat().st_mode):
+        set_aside(path)
+    return os.open(path, flags, 0o600)
 
 
 def _canonical(payload: Mapping[str, Any]) -> bytes:
@@ -180,22 +196,18 @@ def _encode(payload: Payload) -> bytes:
 
 def _read(path: Path) -> Payload:
     """Raises _Bad, OSError."""
-    # no symlink may lead us elsewhere, and a FIFO must not make the start wait for a writer
-    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    with open(fd, "rb") as file:
-        info = os.fstat(fd)
-        if not stat.S_ISREG(info.st_mode):
-            raise _Bad("it is no regular file")
-        if info.st_size > MAX_BYTES:
-            raise _Bad(f"it is {info.st_size} bytes long")
-        data = file.read()
+    try:
+        data = read_regular(path, MAX_BYTES, follow=False)  # no symlink may lead us elsewhere
+    except ValueError as error:
+        raise _Bad(f"it is {error}") from None
     try:
         outer = json.loads(data)
         version, checksum, payload = outer["version"], outer["sha256"], outer["payload"]
+        if version not in READABLE:
+            raise _Bad(f"it is of version {version!r:.40}, this pylb reads {READABLE[0]} to {READABLE[-1]}")
+        # NaN and 1e999, which json reads, have no canonical form: a ValueError
+        if not isinstance(payload, dict) or sha256(_canonical(payload)).hexdigest() != checksum:
+            raise _Bad("its checksum does not match")
     except (ValueError, RecursionError, LookupError, TypeError) as error:
         raise _Bad(f"it is empty, cut or garbage ({error})") from None
-    if version not in READABLE:
-        raise _Bad(f"it is of version {version!r}, this pylb reads {READABLE[0]} to {READABLE[-1]}")
-    if not isinstance(payload, dict) or sha256(_canonical(payload)).hexdigest() != checksum:
-        raise _Bad("its checksum does not match")
     return payload

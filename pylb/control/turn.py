@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Generator, Iterable
 from dataclasses import dataclass, field
 
+from pylb.control.disk import Unsynced
 from pylb.control.publisher import Publisher
 from pylb.control.scene import Scene, Sink, Step
 from pylb.control.steps import in_turns, stepwise
@@ -62,6 +63,7 @@ class Writer:
 
     def __init__(self, publisher: Publisher, sink: Sink, save: Callable[[Scene], Awaitable[None]], tasks: Tasks) -> None:
         self.durable = True  # what is in force is on disk
+        self.hangs = False  # the disk: nobody waits for it again before a write beside the turns has succeeded
         self._publisher = publisher
         self._sink = sink
         self._save = save
@@ -135,10 +137,10 @@ class Writer:
         batch = await _judge(live, calls, opening)
         if batch.must_write(live):
             try:
-                await self._save(batch.scene)
-                self.durable = True
+                await self._write(batch)
+            except Unsynced:
+                pass  # on disk as far as anybody can see: to refuse it would be a lie
             except OSError as error:
-                self.durable = False
                 again = await _judge(live, [call for call, _ in batch.decided], _without_disk(_not_writable(error)))
                 again.refused += batch.refused
                 batch = again
@@ -156,6 +158,17 @@ class Writer:
                     call.done(change)
             if not call.answer.done():
                 call.answer.set_result((change, self.durable))
+
+    async def _write(self, batch: _Batch) -> None:
+        """Raises OSError; Unsynced is one."""
+        if self.hangs and not any(call.write for call, _ in batch.decided):
+            raise TimeoutError("the disk does not answer")
+        try:
+            await self._save(batch.scene)
+        except OSError as error:
+            self.durable, self.hangs = False, isinstance(error, TimeoutError)
+            raise
+        self.durable, self.hangs = True, False
 
     async def _open(self, before: Scene, after: Scene, change: Change) -> set[Listen]:
         """Opens what `after` has and the published table has not. All or nothing: raises Refused."""

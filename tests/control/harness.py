@@ -140,6 +140,7 @@ class Control:
         self.sink = PortSink()
         self.store = CountingStore(state_dir)
         self.heard: list[Event] = []
+        self.heard_by: Callable[[Event], None] = lambda _event: None
         self.dns: dict[str, list[str] | Exception] = {}
         self.keyring = Keyring(tokens or (token(),))
         self.registry = Registry(
@@ -151,8 +152,12 @@ class Control:
             wall=lambda: 1_700_000_000.0 + self.clock(),
             uniform=lambda _low, _high: 1.0,
             resolve=self._resolve,
-            on_event=self.heard.append,
+            on_event=self._hear,
         )
+
+    def _hear(self, event: Event) -> None:
+        self.heard.append(event)
+        self.heard_by(event)
 
     async def _resolve(self, host: str) -> list[str]:
         found = self.dns.get(host, [])

@@ -1,10 +1,17 @@
 """The disk fails, pylb restarts: what was answered stays true."""
 
 import asyncio
+import errno
+import os
+import stat
+import threading
 from pathlib import Path
 
 import pytest
 
+from pylb.control import disk
+from pylb.control.ledger import RESERVE
+from pylb.control.snapshot import Encoder
 from pylb.control.store import StateLocked, Store
 from pylb.core.errors import Code, Refused
 from pylb.core.policy import Check, CheckKind, Rules
@@ -20,6 +27,7 @@ from tests.control.harness import (
     free_ports,
     target,
     token,
+    until,
 )
 from tests.core.claiming import static
 
@@ -295,3 +303,168 @@ async def test_a_registrations_own_check_outlives_a_restart(tmp_path: Path) -> N
             await c.registry.announce("web", "pod-1", said, c.caller())
     async with control(tmp_path) as c:
         assert c.server(port)[1].check == check
+
+
+class Hanging:
+    """Every fsync waits until `release`."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self._event, self._real, self.waiting = threading.Event(), os.fsync, 0
+        self._event.set()
+        patch.setattr(os, "fsync", self._fsync)
+        patch.setattr(disk, "WRITE_TIMEOUT", 0.2)
+
+    def _fsync(self, fd: int) -> None:
+        self.waiting += 1
+        self._event.wait(30)
+        self.waiting -= 1
+        self._real(fd)
+
+    def hang(self) -> None:
+        self._event.clear()
+
+    def release(self) -> None:
+        self._event.set()
+
+
+@aio
+async def test_a_hanging_disk_is_waited_for_once_and_then_every_call_is_judged_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port, other = free_ports(2)
+    hanging = Hanging(monkeypatch)
+    async with control(tmp_path) as c:
+        await c.put({port: 30001})
+        hanging.hang()
+        saves = c.store.saves
+        moved = await c.put({port: 30001}, NODE_B)
+        assert (moved.result, moved.durable) == ("moved", False)
+        monkeypatch.setattr(disk, "WRITE_TIMEOUT", 30.0)  # whoever waited for it now would be too late for the test
+        for node in (NODE_A, NODE_C, NODE_B):
+            assert not (await c.put({port: 30001}, node)).durable
+        with pytest.raises(Refused, match="state_not_writable"):
+            await c.put({other: 30001}, name="new")
+        assert c.store.saves == saves + 1
+        await c.pass_time(10)  # retries beside, which fail at once while the first write hangs
+        hanging.release()
+        await until(lambda: all(job.ended for job in c.store._disk._late))
+        await c.pass_time(40)
+        assert c.registry.durable
+        assert c.kinds().count("state_not_durable") == c.kinds().count("state_durable") == 1
+        assert f'"address":"{NODE_B}"' in c.store.path.read_text()
+        assert (await c.put({other: 30001}, name="new")).durable
+
+
+@aio
+async def test_while_the_disk_hangs_the_retry_is_made_beside_and_holds_up_no_call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (port,) = free_ports(1)
+    hanging = Hanging(monkeypatch)
+    async with control(tmp_path) as c:
+        await c.put({port: 30001})
+        hanging.hang()
+        await c.put({port: 30001}, NODE_B)
+        hanging.release()
+        await until(lambda: all(job.ended for job in c.store._disk._late))
+        hanging.hang()
+        monkeypatch.setattr(disk, "WRITE_TIMEOUT", 30.0)
+        c.clock.now += 5
+        retry = asyncio.get_running_loop().create_task(c.registry.tick())
+        await until(lambda: hanging.waiting)
+        assert not (await c.put({port: 30001}, NODE_C)).durable  # while the retry waits for its fsync
+        assert not retry.done()
+        hanging.release()
+        await retry
+        assert c.registry.durable
+        assert f'"address":"{NODE_C}"' in c.store.path.read_text()
+
+
+@aio
+async def test_stop_does_not_wait_for_a_disk_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (port,) = free_ports(1)
+    hanging = Hanging(monkeypatch)
+    async with control(tmp_path) as c:
+        await c.put({port: 30001})
+        hanging.hang()
+    assert hanging.waiting == 1  # it is still there, and nobody waits
+    hanging.release()
+
+
+@aio
+async def test_what_only_the_directory_did_not_take_is_in_force_and_not_durable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (port,) = free_ports(1)
+    real = os.fsync
+
+    def fsync(fd: int) -> None:
+        if stat.S_ISDIR(os.fstat(fd).st_mode):
+            raise OSError(errno.EIO, "Input/output error")
+        real(fd)
+
+    async with control(tmp_path) as c:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", fsync)
+            created = await c.put({port: 30001})
+        assert (created.result, created.durable) == ("created", False)
+        assert c.sink.ports == {port}
+        assert f'"port":{port}' in c.store.path.read_text()  # a 503 would have been a lie
+        await c.pass_time(10)
+        assert c.registry.durable
+
+
+@aio
+async def test_no_number_of_a_generation_is_used_twice_even_after_a_crash(tmp_path: Path) -> None:
+    (port,) = free_ports(1)
+    crashed = Control(tmp_path, Rules())
+    await crashed.registry.start()
+    with target(30001, NODE_A):
+        await crashed.put({port: 30001})
+    listen, server = crashed.server(port)
+    first = crashed.registry.table.generation
+    while crashed.registry.table.generation < first + 2 * RESERVE:  # of health: nobody waits for a snapshot of them
+        for failure in ("refused", "refused", "refused", None, None, None):
+            crashed.registry.connect_ended(listen, server, failure)
+            await asyncio.sleep(0)
+        if crashed.registry.table.generation % (RESERVE // 4) < 3:
+            crashed.clock.now += 1
+            await crashed.registry.tick()
+    last = crashed.registry.table.generation
+    crashed.registry._writing.cancel()  # type: ignore[union-attr]
+    crashed.store.close()
+    crashed.sink.close()
+    async with control(tmp_path) as c:
+        assert c.registry.table.generation > last
+        stopped = c.registry.table.generation
+    async with control(tmp_path) as c:
+        assert stopped < c.registry.table.generation <= stopped + 2  # an orderly stop leaves no gap
+
+
+@aio
+async def test_who_is_told_of_events_may_raise_and_every_call_is_answered(tmp_path: Path) -> None:
+    (port,) = free_ports(1)
+    async with control(tmp_path) as c:
+
+        def hook(_event: object) -> None:
+            raise RuntimeError("a bug")
+
+        c.heard_by = hook
+        assert (await c.put({port: 30001})).result == "created"
+        assert (await c.put({port: 30001}, NODE_B)).result == "moved"
+        assert c.registry.task_failures["events"] == 3  # the two, and the alarm about them
+        assert [event.kind for event in c.registry.events()][-1] in ("moved", "task_failed")
+
+
+@aio
+async def test_a_bug_in_the_snapshot_is_a_disk_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    port, other = free_ports(2)
+    async with control(tmp_path) as c:
+        await c.put({port: 30001})
+        with monkeypatch.context() as patch:
+            patch.setattr(Encoder, "encode", lambda *_: {"a": float("nan")})
+            assert not (await c.put({port: 30001}, NODE_B)).durable
+            with pytest.raises(Refused, match="state_not_writable"):
+                await c.put({other: 30001}, name="new")
+        assert c.registry.task_failures["snapshot"] == 2
+        assert (await c.put({port: 30001}, NODE_C)).durable

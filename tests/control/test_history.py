@@ -1,5 +1,7 @@
 """The record of generations: kept over restarts, bounded, and no fault of it is anybody's fault."""
 
+import os
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -50,23 +52,84 @@ def test_moves_do_not_push_out_who_asked(tmp_path: Path) -> None:
     assert len(numbers) == history.KEPT + 1
 
 
-def test_garbage_costs_its_own_line_and_a_file_that_is_too_long_is_written_anew(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+BAD = (
+    b"\xff",
+    b'{"generation":',
+    b"{}",
+    b"[1]",
+    b'{"generation":9,"time":1,"by":[],"lines":[["x"]]}',
+    b'{"generation":1e999,"time":1,"by":[],"lines":[]}',
+    b'{"generation":9,"time":NaN,"by":[],"lines":[]}',
+    b"[" * 100_000,
+)
+
+
+@pytest.mark.parametrize("bad", BAD, ids=range(len(BAD)))
+def test_garbage_costs_its_own_line_and_the_file_is_set_aside_and_written_anew(tmp_path: Path, bad: bytes) -> None:
     path = tmp_path / "history.jsonl"
     first = record(path)
     first.note(1, ["admin"], [line()])
+    first.note(2, ["admin"], [line()])
     first.write()
-    path.write_bytes(path.read_bytes() + b'\xff{"generation":\n{}\n[1]\n{"generation":9,"time":1,"by":[],"lines":[["x"]]}\n')
-    again = record(path)
-    assert [one.number for one in again.generations()] == [1]
-    monkeypatch.setattr(history, "MOST_BYTES", 10)
-    again.note(2, ["admin"], [line()])
+    one, two = path.read_bytes().splitlines()
+    path.write_bytes(b"\n".join((one, bad, two, b"")))
+    again = History(lambda: 1000.0, path)
+    (complaint,) = again.restore()
+    assert complaint.startswith("1 lines of history.jsonl cannot be read, the others count; it is kept as history.jsonl.bad-1")
+    assert [found.number for found in again.generations()] == [1, 2]
+    assert again.has_news
     again.write()
-    monkeypatch.undo()
-    assert path.read_bytes().count(b"\n") == 2
-    assert [one.number for one in record(path).generations()] == [1, 2]
+    assert record(path).restore() == []
+    assert path.read_bytes().splitlines() == [one, two]
+
+
+def test_a_line_that_a_crash_cut_is_no_garbage_and_the_next_one_does_not_stick_to_it(tmp_path: Path) -> None:
+    path = tmp_path / "history.jsonl"
+    first = record(path)
+    first.note(1, ["admin"], [line()])
+    first.note(2, ["admin"], [line()])
+    first.write()
+    path.write_bytes(path.read_bytes()[:-9])
+    again = History(lambda: 1000.0, path)
+    assert again.restore() == []
+    again.note(3, ["admin"], [line()])
+    again.write()
+    assert [one.number for one in record(path).generations()] == [1, 3]
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_file_is_bounded_in_bytes_and_written_anew_only_now_and_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, anew = tmp_path / "history.jsonl", []
+    real = history.write_private
+    monkeypatch.setattr(history, "write_private", lambda *args, **more: (anew.append(args), real(*args, **more)))
+    start = [line(port=port) for port in range(1, 1001)]
+    found, sizes = record(path), []
+    for number in range(300):  # each is a start with a thousand frontends
+        found.note(number, ["start"], start)
+        found.write()
+        sizes.append(path.stat().st_size)
+    assert max(sizes) <= history.MOST_FILE + sizes[0]
+    assert sum(a > b for a, b in pairwise(sizes)) == len(anew) <= 300 * sizes[0] // (history.MOST_FILE // 2)
+    many = len(anew)
+    for number in range(300, 1000):
+        found.note(number, ["admin"], [line()])
+        found.write()
+    assert len(anew) == many  # an event appends
+    assert found.generations()[-1].number == 999
+    assert sum(len(one.lines) for one in found.generations()) * 90 < 2 * history.MOST_BYTES
+
+
+def test_what_is_no_file_is_set_aside(tmp_path: Path) -> None:
+    path = tmp_path / "history.jsonl"
+    os.mkfifo(path)
+    found = History(lambda: 1000.0, path)
+    (complaint,) = found.restore()
+    assert "not a regular file; it is kept as history.jsonl.bad-1" in complaint
+    found.note(1, ["admin"], [line()])
+    found.write()
+    assert [one.number for one in record(path).generations()] == [1]
 
 
 def test_what_cannot_be_written_stays_new(tmp_path: Path) -> None:

@@ -2,18 +2,22 @@
 
 # ruff: noqa: ASYNC240 - a test may look at its own small files from a coroutine
 
+import errno
 import json
 import os
+import stat
 import threading
 from collections.abc import Callable
+from contextlib import nullcontext
 from hashlib import sha256
 from pathlib import Path
 
 import pytest
 
-from pylb.control import store as store_module
+from pylb.control import disk, files
+from pylb.control.disk import Unsynced
 from pylb.control.store import MAX_BYTES, VERSION, StateLocked, Store
-from tests.control.harness import aio, disk_full
+from tests.control.harness import aio, disk_full, until
 
 Damage = Callable[[Path], object]
 
@@ -93,6 +97,9 @@ DAMAGES: dict[str, Damage] = {
     "no payload": lambda path: path.write_bytes(b'{"version":1,"sha256":"","payload":7}'),
     "the version after next": lambda path: _version(path, VERSION + 2),
     "a version that is no number": lambda path: _version(path, "1"),
+    "NaN": lambda path: path.write_bytes(b'{"version":1,"sha256":"","payload":{"a":NaN}}'),
+    "no number": lambda path: path.write_bytes(b'{"version":1,"sha256":"","payload":{"a":1e999}}'),
+    "not UTF-8": lambda path: path.write_bytes(b'{"version":1,"sha256":"\xff","payload":{}}'),
     "huge": _huge,
     "a symlink": _symlink,
     "a FIFO": _fifo,
@@ -122,7 +129,7 @@ async def test_with_both_generations_damaged_the_start_is_empty_and_says_so(tmp_
     payload, complaints = store.load()
     assert payload is None
     assert len(complaints) == 2
-    assert {path.name for path in tmp_path.glob("*.bad-*")} == {"state.json.bad-1", "state.json.bad-2"}
+    assert {path.name for path in tmp_path.glob("*.bad-*")} == {"state.json.bad-1", "state.json.previous.bad-1"}
     await store.save(lambda: {"a": 3})
     assert store.load() == ({"a": 3}, [])
     store.close()
@@ -184,12 +191,100 @@ async def test_a_disk_that_hangs_is_a_disk_that_fails_and_its_late_write_is_call
         hangs.wait(30)
         return {"a": 2}
 
-    monkeypatch.setattr(store_module, "WRITE_TIMEOUT", 0.05)
+    monkeypatch.setattr(disk, "WRITE_TIMEOUT", 0.05)
     with pytest.raises(TimeoutError, match="in time"):
         await store.save(late)
+    monkeypatch.setattr(disk, "WRITE_TIMEOUT", 30.0)
+    with pytest.raises(TimeoutError, match="has not answered yet"):
+        await store.save(lambda: {"a": 3})  # at once: the test's own limit is sooner
     hangs.set()
-    monkeypatch.setattr(store_module, "WRITE_TIMEOUT", 10.0)
-    await store.save(lambda: {"a": 3})  # behind the late one in the same thread
+    await until(lambda: all(job.ended for job in store._disk._late))
+    await store.save(lambda: {"a": 3})
     assert store.load() == ({"a": 3}, [])
     assert json.loads(store.previous.read_bytes())["payload"] == {"a": 1}
     store.close()
+
+
+@aio
+async def test_a_file_that_is_missing_gives_way_to_the_generation_before_and_that_is_said(tmp_path: Path) -> None:
+    store = await saved(tmp_path, {"a": 1}, {"a": 2})
+    store.path.unlink()
+    payload, complaints = store.load()
+    assert payload == {"a": 1}
+    assert complaints == ["state.json is missing: state.json.previous, the generation before it, is used"]
+    store.close()
+
+
+@aio
+async def test_without_hard_links_the_generation_before_is_kept_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def link(*_args: object, **_more: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")  # of FAT
+
+    monkeypatch.setattr(os, "link", link)
+    store = await saved(tmp_path, {"a": 1}, {"a": 2}, {"a": 3})
+    assert [json.loads(path.read_bytes())["payload"]["a"] for path in (store.path, store.previous)] == [3, 2]
+    assert store.previous.stat().st_mode & 0o777 == 0o600
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["lock", "state.json", "state.json.previous"]
+    store.close()
+
+
+@pytest.mark.parametrize(("code", "heard"), [(errno.EIO, True), (errno.EINVAL, False)])
+@aio
+async def test_what_only_the_directory_did_not_take_is_on_disk_and_said_to_be_unsynced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, heard: bool
+) -> None:
+    store = await saved(tmp_path, {"a": 1})
+    real = os.fsync
+
+    def fsync(fd: int) -> None:
+        if stat.S_ISDIR(os.fstat(fd).st_mode):
+            raise OSError(code, os.strerror(code))
+        real(fd)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(Unsynced) if heard else nullcontext():  # EINVAL: a file system that syncs no directory
+        await store.save(lambda: {"a": 2})
+    assert store.load() == ({"a": 2}, [])
+    store.close()
+
+
+@aio
+async def test_a_write_that_hangs_behind_its_rename_is_unsynced_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = await saved(tmp_path, {"a": 1})
+    hangs, real = threading.Event(), os.fsync
+
+    def fsync(fd: int) -> None:
+        if stat.S_ISDIR(os.fstat(fd).st_mode):
+            hangs.wait(30)
+        real(fd)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(disk, "WRITE_TIMEOUT", 0.2)
+    with pytest.raises(Unsynced, match="in time"):
+        await store.save(lambda: {"a": 2})
+    assert store.load() == ({"a": 2}, [])
+    hangs.set()
+    store.close()
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: os.symlink("elsewhere", path)])
+def test_a_lock_that_is_no_file_is_set_aside(tmp_path: Path, make: Damage) -> None:
+    make(tmp_path / "lock")
+    first, second = Store(tmp_path), Store(tmp_path)
+    first.open()
+    with pytest.raises(StateLocked):
+        second.open()
+    assert os.path.lexists(tmp_path / "lock.bad-1")
+    first.close()
+
+
+def test_garbage_set_aside_is_bounded_and_the_oldest_gives_way(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    for number in range(files.MOST_ASIDE + 3):
+        path.write_text(str(number))
+        os.utime(path, (number, number))
+        assert "it is kept as" in files.set_aside(path)
+    found = sorted(int(one.read_text()) for one in tmp_path.iterdir())
+    assert found == [*range(3, files.MOST_ASIDE + 3)]

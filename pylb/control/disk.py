@@ -1,0 +1,105 @@
+"""The disk's thread: it may hang, and nobody but who waits for the disk is held up by that, for two seconds at most."""
+
+import asyncio
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from queue import SimpleQueue
+
+WRITE_TIMEOUT = 2.0  # seconds: a disk that hangs is a disk that fails; a phone-home waits 15 s for its answer
+
+
+class Unsynced(OSError):  # noqa: N818 - the state, not the program, is in this condition
+    """It is written and in its place; whether it would outlive a loss of power, the disk does not say."""
+
+
+class Job:
+    """Work for the thread, that its caller may call off. Of `commit` and `call_off` the first one counts.
+
+    Safe without a lock: each side says its own word first and then looks at the other's. Should both speak at once, the
+    thread does nothing and the caller says "perhaps", which is true as well.
+    """
+
+    def __init__(self, work: Callable[["Job"], None], loop: asyncio.AbstractEventLoop) -> None:
+        self.work = work
+        self.loop = loop
+        self.done: asyncio.Future[None] = loop.create_future()
+        self.ended = False  # the thread has done with it
+        self._committed = False
+        self._called_off = False
+
+    def commit(self) -> None:
+        """In the thread, before what cannot be undone. Raises TimeoutError: it is not wanted any more."""
+        self._committed = True
+        if self._called_off:
+            raise TimeoutError("called off")
+
+    def call_off(self) -> bool:
+        """Is it certain that nothing of it will be seen?"""
+        self._called_off = True
+        return not self._committed
+
+    def run(self) -> None:
+        error: BaseException | None = None
+        try:
+            if not self._called_off:
+                self.work(self)
+        except BaseException as found:  # noqa: BLE001 - its caller is told, whatever it is
+            error = found
+        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            self.loop.call_soon_threadsafe(self._tell, error)
+
+    def _tell(self, error: BaseException | None) -> None:
+        if self.done.done():
+            return
+        if error is None:
+            self.done.set_result(None)
+        else:
+            self.done.set_exception(error)
+
+
+class Disk:
+    """One thread: writes keep their order. A daemon: a write that hangs keeps no process from ending."""
+
+    def __init__(self) -> None:
+        self._jobs: SimpleQueue[Job | None] = SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._late: list[Job] = []  # given up
+
+    async def run(self, work: Callable[[Job], None]) -> None:
+        """Raises what `work` does, or TimeoutError (an OSError). While an earlier one hangs that is at once.
+
+        Raises Unsynced when it was too late to call it off.
+        """
+        self._late = [job for job in self._late if not job.ended]
+        if self._late:
+            raise TimeoutError("the disk has not answered yet")
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._serve, name="pylb-state", daemon=True)
+            self._thread.start()
+        job = Job(work, asyncio.get_running_loop())
+        self._jobs.put(job)
+        try:
+            async with asyncio.timeout(WRITE_TIMEOUT):
+                await job.done
+        except TimeoutError as error:
+            if not job.done.cancelled():
+                raise  # its own
+            self._late.append(job)
+            if job.call_off():
+                raise TimeoutError("the disk did not answer in time") from None
+            raise Unsynced(None, "the disk did not answer in time") from error
+        except asyncio.CancelledError:
+            job.call_off()
+            raise
+
+    def close(self) -> None:
+        """Idempotent."""
+        if self._thread is not None:
+            self._jobs.put(None)
+            self._thread = None
+
+    def _serve(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            job.run()
+            job.ended = True
