@@ -3,8 +3,11 @@
 from collections import Counter, deque
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
+from typing import Generic, TypeVar
 
 from pylb.core.errors import Refused
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,6 +17,7 @@ class Event:
     text: str
     fields: Mapping[str, str | int] = field(default_factory=dict)
     alarm: bool = False  # somebody should look
+    number: int = 0  # from 1 on, since the start
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,29 +32,59 @@ class Rejection:
     detail: str
 
 
+class Ring(Generic[T]):
+    """The last so many things, each of an owner. When it is full, who has most of it loses the oldest: nobody can flush out
+    what is another's, however much is said about him."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._next = 0
+        self._items: dict[int, T] = {}
+        self._of: dict[str, deque[int]] = {}
+
+    def add(self, owner: str, item: T) -> None:
+        """Costs O(owners) once it is full."""
+        self._items[self._next] = item
+        self._of.setdefault(owner, deque()).append(self._next)
+        self._next += 1
+        if len(self._items) > self._size:
+            loser = max(self._of, key=lambda one: (len(self._of[one]), -self._of[one][0]))
+            del self._items[self._of[loser].popleft()]
+            if not self._of[loser]:
+                del self._of[loser]
+
+    def items(self) -> list[T]:
+        """Oldest first."""
+        return list(self._items.values())
+
+
+STRANGERS = "?"  # no name of a token; "" is what happened to pylb itself
+
+
 class Journal:
-    """The last 1,000 events and 100 rejections. `log` is given each event and must not raise."""
+    """The last 1,000 events and 100 rejections, of each token its share. `log` is given each event and must not raise."""
 
     def __init__(self, wall: Callable[[], float], log: Callable[[Event], None]) -> None:
         self._wall = wall
         self._log = log
-        self._events: deque[Event] = deque(maxlen=1000)
+        self._events: Ring[Event] = Ring(1000)
         self.noted = 0  # events since the start
-        self._rejections: deque[Rejection] = deque(maxlen=100)
+        self._rejections: Ring[Rejection] = Ring(100)
         self.refused: Counter[str] = Counter()  # by code
         self._told: deque[tuple[str, str]] = deque(maxlen=1000)
 
     def note(self, kind: str, text: str, fields: Mapping[str, str | int] | None = None, *, alarm: bool = False) -> None:
-        event = Event(self._wall(), kind, text, fields or {}, alarm)
-        self._events.append(event)
         self.noted += 1
+        event = Event(self._wall(), kind, text, fields or {}, alarm, self.noted)
+        token = event.fields.get("token")
+        self._events.add(STRANGERS if token == "" else str(token or ""), event)
         self._log(event)
 
-    def note_once(self, kind: str, text: str, subject: str) -> None:
+    def note_once(self, kind: str, text: str, subject: str, token: str) -> None:
         """As `note`, once per subject: of what every beat would say again. The last 1,000 subjects are remembered."""
         if (kind, subject) not in self._told:
             self._told.append((kind, subject))
-            self.note(kind, text, {"client": subject})
+            self.note(kind, text, {"client": subject, "token": token})
 
     def reject(self, refused: Refused, ip: str, token: str, what: str, *, tell: bool = True) -> None:
         """`token` is its name, "" where the call had no valid one. Without `tell` it is only counted."""
@@ -58,18 +92,18 @@ class Journal:
         if not tell:
             return
         detail = refused.detail + (f" ({refused.hint})" if refused.hint else "")
-        self._rejections.append(Rejection(self._wall(), ip, token, what, str(refused.code), detail))
+        self._rejections.add(token, Rejection(self._wall(), ip, token, what, str(refused.code), detail))
         whom = f"with token {token!r}" if token else "without a valid token"
         text = f"refused {what} from {ip} {whom}: {refused.code}: {detail}"
         self.note("refused", text, {"client": ip, "token": token, "code": str(refused.code)})
 
     def events(self) -> list[Event]:
         """Oldest first."""
-        return list(self._events)
+        return self._events.items()
 
     def rejected(self) -> list[Rejection]:
         """Oldest first."""
-        return list(self._rejections)
+        return self._rejections.items()
 
 
 class Wanderers:

@@ -5,7 +5,7 @@ The registry (what may be asked) and the clockwork (what time asks) both change 
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from errno import EINVAL
@@ -174,7 +174,8 @@ class Ledger:
         if change.touched:
             ports = ", ".join(str(listen.port) for listen in sorted(change.touched))
             closed = ", ".join(str(listen.port) for listen in sorted(change.touched) if not self.scene.has(listen))
-            self.journal.note("released", f"released on port {ports}; " + (f"closed: {closed}" if closed else "none closed"))
+            text = f"released on port {ports}; " + (f"closed: {closed}" if closed else "none closed")
+            self.journal.note("released", text, _whose(change.removed))
 
     def announce(self, scene: Scene, wanted: Registration, caller: Caller | None, *, takeover: bool) -> tuple[Scene, Change]:
         """The step of every call that registers. Raises Refused."""
@@ -320,9 +321,16 @@ class Ledger:
             pass  # pylb is stopping
 
     def _on_news(self, listens: list[Listen], kind: str, text: str, fields: Mapping[str, str | int]) -> None:
-        self.journal.note(kind, text, fields)
+        held = (key for listen in listens[:1] for key in self.scene.claims.holders.get(listen, ()))
+        self.journal.note(kind, text, {**fields, **_whose(held)})
         self.unsettled |= kind == "server_proven"
         self.publisher.news(listens)
+
+
+def _whose(keys: Iterable[Key]) -> dict[str, str]:
+    """The `token` of an event, if all that it is about is one's: its share of the journal."""
+    tokens = {key.token for key in keys}
+    return {"token": tokens.pop()} if len(tokens) == 1 else {}
 
 
 def _ip(line: StaticServer) -> str:

@@ -214,7 +214,7 @@ class Registry:
                 1 + (before.calls if before else 0), self._wall(), caller.ip, call.name
             )
             if note:
-                self._ledger.journal.note_once("dst_ip", f"legacy call from {caller.ip}: {note}", caller.ip)
+                self._ledger.journal.note_once("dst_ip", f"legacy call from {caller.ip}: {note}", caller.ip, caller.token.name)
             return _line(call.port, outcome, note)
 
         async def delete() -> str:

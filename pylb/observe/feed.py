@@ -169,7 +169,7 @@ class Feed:
             self._about_told = about
             head["about"] = about
         if any(reader.knows for reader in readers):
-            news = events[len(events) - min(len(events), noted - self._told) :]
+            news = [event for event in events if event.number > self._told]
             message = _framed(self._news(point, news) | head, delta)
             for reader in readers:
                 if reader.knows and reader in self._readers:

@@ -1,0 +1,55 @@
+"""The memory of events: bounded, and shared fairly among the tokens."""
+
+from collections import Counter
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pylb.control.events import Journal, Ring
+from pylb.core.errors import Code, Refused
+
+
+def journal() -> Journal:
+    return Journal(lambda: 0.0, lambda _event: None)
+
+
+def test_one_tokens_events_do_not_flush_out_anothers() -> None:
+    book = journal()
+    book.note("reloaded", "of pylb itself")
+    for number in range(300):
+        book.note("created", f"honest {number}", {"token": "honest"})
+    for number in range(20_000):
+        book.note("moved", f"noise {number}", {"token": "noisy"})
+        book.reject(Refused(Code.UNAUTHORIZED, "no token"), f"2001:db8::{number:x}", "", "PUT")
+    events = book.events()
+    assert len(events) == 1000
+    assert [event.text for event in events if event.fields.get("token") == "honest"] == [f"honest {n}" for n in range(300)]
+    assert events[0].text == "of pylb itself"
+    assert events[-2].text == "noise 19999"
+    assert [event.number for event in events] == sorted(event.number for event in events)
+    assert book.noted == events[-1].number == 40_301
+
+
+def test_one_tokens_refusals_do_not_flush_out_anothers() -> None:
+    book = journal()
+    for number in range(40):
+        book.reject(Refused(Code.PORT_OWNED, str(number)), "192.0.2.1", "honest", "PUT")
+    for number in range(1000):
+        book.reject(Refused(Code.PORT_OWNED, str(number)), "192.0.2.2", "noisy", "PUT")
+    shown = Counter(one.token for one in book.rejected())
+    assert shown == {"honest": 40, "noisy": 60}
+
+
+@given(st.lists(st.sampled_from("abcdef"), max_size=300), st.integers(1, 40))
+def test_a_ring_is_never_larger_and_owes_each_a_fair_share(owners: list[str], size: int) -> None:
+    ring: Ring[tuple[str, int]] = Ring(size)
+    for number, owner in enumerate(owners):
+        ring.add(owner, (owner, number))
+    items = ring.items()
+    assert len(items) == min(size, len(owners))
+    assert [number for _, number in items] == sorted(number for _, number in items)
+    kept, said = Counter(owner for owner, _ in items), Counter(owners)
+    for owner in said:
+        assert kept[owner] >= min(said[owner], size // len(said))
+        newest = [number for number, one in enumerate(owners) if one == owner][-kept[owner] :] if kept[owner] else []
+        assert [number for one, number in items if one == owner] == newest
