@@ -19,6 +19,7 @@ from pylb.core.log import Format, Selection, Target
 
 LATER = "not available in this version yet"
 _TIMEOUTS, _HEALTH, _LEASES = core.Timeouts(), core.HealthPolicy(), core.LeaseBounds()
+_BOUNDS = core.Bounds()
 _ACCEPT, _LIMITS, _CALLS = core.ProxyAccept(), core.Limits(), core.CallLimits()
 
 
@@ -145,6 +146,18 @@ class Leases(Section):
     keep_stale: v.Duration = Field(
         _LEASES.keep_stale, description="how long a registration whose lease ended stays as the last resort"
     )
+
+
+class Bounds(Section):
+    servers_per_frontend: v.AtLeastOne = Field(
+        _BOUNDS.servers_per_frontend, description="of a port, static ones included; another registration is refused (429)"
+    )
+    ports_per_token: v.AtLeastOne = Field(
+        _BOUNDS.ports_per_token, description="of all registrations of one token together; of these there may be 2,000"
+    )
+
+    def bounds(self) -> core.Bounds:
+        return core.Bounds(self.servers_per_frontend, self.ports_per_token)
 
 
 class TokenEntry(Section):

@@ -52,6 +52,7 @@ class Config(m.Section):
     log: m.Log = Field(default_factory=m.Log)
     recorder: m.Recorder = Field(default_factory=m.Recorder)
     leases: m.Leases = Field(default_factory=m.Leases)
+    bounds: m.Bounds = Field(default_factory=m.Bounds, description="what registrations may add up to")
     tokens: tuple[m.TokenEntry, ...] = Field(
         default_factory=tuple, description="who may register; none: one is generated at the first run"
     )
@@ -113,6 +114,7 @@ class Config(m.Section):
             frontends=tuple(entry.frontend(defaults) for entry in self.frontends),
             defaults=defaults,
             leases=LeaseBounds(self.leases.min_ttl, self.leases.max_ttl, self.leases.keep_stale),
+            bounds=self.bounds.bounds(),
             reserved_ports=self.reserved_ports,
             own_ips=own_ips | self.own_ips,
             resolve_interval=self.defaults.resolve_interval,

@@ -27,7 +27,7 @@ from pylb.control.turn import Writer
 from pylb.control.views import FrontendOutcome, Outcome, title
 from pylb.core.address import Address, Listen
 from pylb.core.auth import Caller, Keyring
-from pylb.core.claims import Change, Claims, announce, loop, loops, readmitting, release
+from pylb.core.claims import Change, Claims, announce, check_bounds, loop, loops, readmitting, release
 from pylb.core.errors import Code, Refused
 from pylb.core.layout import Layout
 from pylb.core.overrides import kept
@@ -183,7 +183,9 @@ class Ledger:
             raise Refused(Code.UNAUTHORIZED, f"token {caller.token.name!r} is no longer valid as it was", "call again")
         _room_for_one_more(scene.claims, wanted.key)
         proven = self.checker.sight.proven
-        return with_claims(scene, announce(scene.claims, scene.layout, wanted, takeover=takeover, proven=proven))
+        change = announce(scene.claims, scene.layout, wanted, takeover=takeover, proven=proven)
+        check_bounds(scene.claims, change.claims, scene.layout, wanted.key)
+        return with_claims(scene, change)
 
     def _beat(self, one: Registration, *, moved: bool) -> None:
         before = self.tenure.get(one.key)

@@ -40,6 +40,7 @@ class Claims:
     sent_to: Frozen[Address, int] = field(default_factory=Frozen)  # how many aim there; all of loopback as LOOPBACK
     owners: Frozen[Owner, int] = field(default_factory=Frozen)  # how many each has
     of_token: Frozen[str, int] = field(default_factory=Frozen)  # how many each has
+    ports_of_token: Frozen[str, int] = field(default_factory=Frozen)  # and their frontends, one by one
     not_fresh: Frozen[Key, State] = field(default_factory=Frozen)
     waiting: Frozen[Key, bool] = field(default_factory=Frozen)  # those with displaced servers
 
@@ -331,6 +332,28 @@ def _moved_along(one: Registration, places: Mapping[int, Listen]) -> tuple[Displ
     return tuple(replace(old, listen=places[old.listen.port]) for old in one.displaced if old.listen.port in places)
 
 
+# ---------------------------------------------------------------- how many there may be
+
+
+def check_bounds(before: Claims, after: Claims, layout: Layout, key: Key) -> None:
+    """After a call of `key` that gave `after`: what has grown is within the operator's bounds. Raises Refused.
+
+    What is there already stays, whatever the bounds are now.
+    """
+    bounds = layout.rules.bounds
+    one, old = after.registrations.get(key), before.registrations.get(key)
+    for listen in one.places if one is not None else ():
+        static = layout.statics.get(listen)
+        servers = len(after.holders[listen]) + (len(static.servers) if static else 0)
+        if servers > bounds.servers_per_frontend and (old is None or listen not in old.places):
+            detail = f"port {listen.port} may have {bounds.servers_per_frontend} servers (bounds.servers_per_frontend)"
+            raise Refused(Code.TOO_MANY, detail, "release those that are gone, or raise the bound", retry_after=60)
+    ports, most = after.ports_of_token.get(key.token, 0), bounds.ports_per_token
+    if ports > most and ports > before.ports_of_token.get(key.token, 0):
+        detail = f"the registrations of token {key.token!r} may hold {most} ports in all (bounds.ports_per_token)"
+        raise Refused(Code.TOO_MANY, detail, "release those that are gone, or raise the bound", retry_after=60)
+
+
 # ---------------------------------------------------------------- making the next picture
 
 
@@ -372,6 +395,7 @@ def _picture(claims: Claims, edits: Mapping[Key, Registration | None]) -> Claims
         _counted(claims.sent_to, pairs, _targets),
         _counted(claims.owners, pairs, lambda one: (_owner(one),)),
         _counted(claims.of_token, pairs, lambda one: (one.key.token,)),
+        _counted(claims.ports_of_token, pairs, lambda one: (one.key.token,) * len(one.places)),
         claims.not_fresh.edited(
             {key: None if after is None or after.state is State.FRESH else after.state for key, _, after in pairs}
         ),

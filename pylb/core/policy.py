@@ -187,12 +187,21 @@ class LeaseBounds:
 
 
 @dataclass(frozen=True, slots=True)
+class Bounds:
+    """What registrations may add up to: one stolen token must not slow down everybody's calls and scrapes."""
+
+    servers_per_frontend: int = 512
+    ports_per_token: int = 4000  # over all its registrations; each counts for itself
+
+
+@dataclass(frozen=True, slots=True)
 class Rules:
     """All that control needs of the config. A reload replaces it whole."""
 
     frontends: tuple[StaticFrontend, ...] = ()
     defaults: Policy = Policy()
     leases: LeaseBounds = LeaseBounds()
+    bounds: Bounds = Bounds()
     reserved_ports: frozenset[int] = frozenset()  # pylb's own (webhook, admin, metrics): never a frontend of a registration
     own_ips: frozenset[str] = field(default_factory=frozenset)  # this machine's and `advertise`d addresses, for loops
     resolve_interval: float = 30.0  # seconds between two look-ups of a server's host name

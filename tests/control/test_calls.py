@@ -12,7 +12,7 @@ from pylb.core.address import Address, parse_network, parse_ports
 from pylb.core.auth import Keyring
 from pylb.core.claims import Change
 from pylb.core.errors import Code, Refused
-from pylb.core.policy import AdminState, Rules, StaticFrontend
+from pylb.core.policy import AdminState, Bounds, Rules, StaticFrontend
 from tests.control.harness import NODE_A, NODE_B, NODE_C, Control, aio, black_hole, control, free_ports, target, token, until
 from tests.core.claiming import on, static
 
@@ -283,6 +283,22 @@ async def test_a_token_has_at_most_so_many_registrations(tmp_path: Path, monkeyp
         assert (await c.put({other: node_port}, token="u", name="u")).result == "created"
         await c.delete(instance="b")
         assert (await c.put({port: node_port}, instance="d")).result == "created"
+
+
+@aio
+async def test_what_a_token_may_add_up_to_is_bounded_and_a_refusal_names_the_bound(tmp_path: Path) -> None:
+    port, other, node_port = free_ports(3)
+    rules = Rules(bounds=Bounds(servers_per_frontend=2, ports_per_token=3))
+    async with control(tmp_path, token(), token("u"), rules=rules) as c:
+        await c.put({port: node_port}, instance="a")
+        await c.put({port: node_port}, NODE_B, instance="b")
+        for call, bound in (({port: node_port}, "servers_per_frontend"), ({port: 1, other: 2}, "servers_per_frontend")):
+            found = await refused(c, c.put(call, NODE_C, instance="c"))
+            assert (found.code, bound in found.detail) == (Code.TOO_MANY, True)
+        assert (await c.put({port: node_port, other: node_port}, instance="a")).result == "moved"
+        found = await refused(c, c.put({other: node_port}, NODE_C, instance="c"))
+        assert (found.code, "ports_per_token" in found.detail) == (Code.TOO_MANY, True)
+        assert c.sink.ports == {port, other}
 
 
 @aio

@@ -6,10 +6,11 @@ from dataclasses import replace
 import pytest
 
 from pylb.core.address import parse_listen
-from pylb.core.claims import Change, Claims, adopt, announce, become, loops, readmit, release, settle
+from pylb.core.claims import Change, Claims, adopt, announce, become, check_bounds, loops, readmit, release, settle
 from pylb.core.errors import Code, Refused
-from pylb.core.policy import Check, HealthPolicy, Joining, Policy
-from pylb.core.registration import Displaced, Key, State, legacy_key
+from pylb.core.layout import Layout
+from pylb.core.policy import Bounds, Check, HealthPolicy, Joining, Policy
+from pylb.core.registration import Displaced, Key, Registration, State, legacy_key
 from tests.core.claiming import FREE, A, B, C, at, enter, having, layout, legacy, native, on, static
 
 
@@ -211,6 +212,39 @@ def test_a_legacy_call_joins_no_other_static_frontend_but_the_one_of_its_name() 
 def test_pylbs_own_ports_are_nobodys() -> None:
     rules = layout(reserved_ports=frozenset({9000}))
     assert refused(lambda: enter(Claims(), native(ports={9000: 30000}), rules)).code is Code.PORT_FORBIDDEN
+
+
+# ---------------------------------------------------------------- bounds
+
+
+def bounded(claims: Claims, one: Registration, rules: Layout) -> Change:
+    change = enter(claims, one, rules)
+    check_bounds(claims, change.claims, rules, one.key)
+    return change
+
+
+def test_a_frontend_has_so_many_servers_static_lines_included() -> None:
+    rules = layout(static("web", "*:443", "198.51.100.7:30443"), bounds=Bounds(servers_per_frontend=3))
+    claims = having(native(), native(instance="pod-2", ip=B), layout=rules)
+    found = refused(lambda: bounded(claims, native(instance="pod-3", ip=C), rules))
+    assert (found.code, "bounds.servers_per_frontend" in found.detail, found.retry_after) == (Code.TOO_MANY, True, 60)
+    assert bounded(claims, native(ip=C), rules).result == "moved"
+    narrower = layout(static("web", "*:443", "198.51.100.7:30443"), bounds=Bounds(servers_per_frontend=1))
+    assert bounded(claims, native(ip=C), narrower).result == "moved"  # who is there stays, and moves
+
+
+def test_a_tokens_registrations_have_so_many_ports_in_all() -> None:
+    rules = layout(bounds=Bounds(ports_per_token=3))
+    claims = having(native(ports={443: 30443, 80: 30080}), legacy(25), layout=rules)
+    assert claims.ports_of_token == {"t": 3}
+    for more in (native(instance="pod-2", ip=B), native(ports={443: 30443, 80: 30080, 8080: 31000}), legacy(110)):
+        found = refused(lambda more=more: bounded(claims, more, rules))
+        assert (found.code, "bounds.ports_per_token" in found.detail) == (Code.TOO_MANY, True)
+    assert bounded(claims, native(name="x", token="u", ports={8443: 30443}), rules).result == "created"
+    fewer = bounded(claims, native(ports={443: 30443}), rules).claims
+    assert bounded(fewer, native(name="x", ports={8443: 30443}), rules).result == "created"
+    tiny = layout(bounds=Bounds(ports_per_token=1))
+    assert bounded(claims, native(ip=B, ports={443: 30443, 80: 30080}), tiny).result == "moved"
 
 
 # ---------------------------------------------------------------- loops
