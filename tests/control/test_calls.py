@@ -292,9 +292,9 @@ async def test_what_a_token_may_add_up_to_is_bounded_and_a_refusal_names_the_bou
     async with control(tmp_path, token(), token("u"), rules=rules) as c:
         await c.put({port: node_port}, instance="a")
         await c.put({port: node_port}, NODE_B, instance="b")
-        for call, bound in (({port: node_port}, "servers_per_frontend"), ({port: 1, other: 2}, "servers_per_frontend")):
+        for call in ({port: node_port}, {other: node_port, port: node_port}):
             found = await refused(c, c.put(call, NODE_C, instance="c"))
-            assert (found.code, bound in found.detail) == (Code.TOO_MANY, True)
+            assert (found.code, "servers_per_frontend" in found.detail) == (Code.TOO_MANY, True)
         assert (await c.put({port: node_port, other: node_port}, instance="a")).result == "moved"
         found = await refused(c, c.put({other: node_port}, NODE_C, instance="c"))
         assert (found.code, "ports_per_token" in found.detail) == (Code.TOO_MANY, True)
