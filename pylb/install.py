@@ -164,7 +164,11 @@ def _environment(host: Host, venv: Path) -> list[Step]:
     # -I: no PYTHONPATH and no user site of whoever calls sudo.
     make = (str(host.interpreter), "-I", "-m", "venv", str(venv))
     pip = (str(venv / "bin/python"), "-I", "-m", "pip", "install", "--disable-pip-version-check", "--no-input")
+    writable = "see that /opt is writable"
     return [
+        # By themselves, with a mode of their own: another umask would shut the service out, or let others in.
+        Step("make the program's directory", Directory(venv.parent.parent, 0o755, "root"), writable),
+        Step("make the directory of its versions", Directory(venv.parent, 0o755, "root"), writable),
         Step("make the virtual environment", Command(make), "apt install python3-venv"),
         Step(
             "install pylb into it",

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Literal
 
 RESOLVE_SECONDS = 2.0
+MOST_LOOKUPS = 32  # at once, and so many threads
+_LOOKUPS = threading.BoundedSemaphore(MOST_LOOKUPS)
 
 
 def raise_descriptor_limit() -> int:
@@ -66,8 +68,11 @@ def local_addresses(proc: Path = Path("/proc/net")) -> frozenset[str]:
 async def resolve(host: str) -> frozenset[str]:
     """The addresses of a name, empty when it has none just now. Raises TimeoutError after RESOLVE_SECONDS.
 
-    In a daemon thread of its own: getaddrinfo cannot be called off, and a loop's executor is waited for at the end.
+    In a daemon thread of its own: getaddrinfo cannot be called off, and a loop's executor is waited for at the end. So a
+    DNS server that says nothing holds on to threads (for 10 s, resolv.conf(5)): with MOST_LOOKUPS of them, at once.
     """
+    if not _LOOKUPS.acquire(blocking=False):
+        raise TimeoutError(f"{MOST_LOOKUPS} names are being asked for already")
     loop = asyncio.get_running_loop()
     answer: asyncio.Future[frozenset[str]] = loop.create_future()
 
@@ -80,8 +85,14 @@ async def resolve(host: str) -> frozenset[str]:
             loop.call_soon_threadsafe(tell, _resolve(host))
         except RuntimeError:
             pass  # the loop was closed meanwhile: nobody waits any more
+        finally:
+            _LOOKUPS.release()
 
-    threading.Thread(target=ask, name="pylb-resolve", daemon=True).start()
+    try:
+        threading.Thread(target=ask, name="pylb-resolve", daemon=True).start()
+    except RuntimeError as error:  # no thread is to be had
+        _LOOKUPS.release()
+        raise TimeoutError(str(error)) from None
     async with asyncio.timeout(RESOLVE_SECONDS):
         return await answer
 
@@ -174,12 +185,25 @@ def listener_of(port: int, proc: Path = Path("/proc")) -> str:
     return ""
 
 
+def _first_of_another(directory: Path) -> os.stat_result | None:
+    """The nearest of a path's parts that is not root's: itself, what it is a link to, and all that they are in."""
+    for start in (directory.absolute(), directory.resolve()):
+        for part in (start, *start.parents):
+            try:
+                found = part.lstat()
+            except OSError:
+                continue  # it is not there yet
+            if found.st_uid != 0:
+                return found
+    return None
+
+
 @contextmanager
 def as_owner(directory: Path) -> Iterator[None]:
-    """Root acts as whoever owns `directory` (or would make it): what it writes there is readable for the service, and a
-    link planted there by a service that was broken into leads root nowhere."""
-    found = directory.stat() if directory.exists() else None
-    if found is None or os.geteuid() != 0 or found.st_uid == 0:
+    """Root acts as whoever owns `directory` or decides where it leads: what it writes there is readable for the service, and
+    a link planted by a service that was broken into, there or in place of the directory, leads root nowhere."""
+    found = _first_of_another(directory)
+    if found is None or os.geteuid() != 0:
         yield
         return
     groups = os.getgroups()

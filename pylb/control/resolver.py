@@ -7,12 +7,14 @@ in the snapshot too, so that a start without DNS serves.
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
+from itertools import islice
 
 from pylb.core.address import parse_ip
 
 Resolve = Callable[[str], Awaitable[Iterable[str]]]
 Note = Callable[[str, str, bool], None]  # kind, text, alarm
 
+AT_ONCE = 8  # of those that are due; the others a moment later
 RETRY_MAX = 300.0  # seconds between two tries of a name that does not resolve
 
 
@@ -54,9 +56,9 @@ class Resolver:
         return any(host.ask_at <= now and not host.asking for host in self._hosts.values())
 
     async def ask(self) -> set[str]:
-        """Asks for all that are due, at once. Returns the hosts whose answer is another one now."""
+        """Asks for some that are due, at once. Returns the hosts whose answer is another one now."""
         now = self._clock()
-        due = [name for name, host in self._hosts.items() if host.ask_at <= now and not host.asking]
+        due = list(islice((name for name, host in self._hosts.items() if host.ask_at <= now and not host.asking), AT_ONCE))
         found = await asyncio.gather(*(self._ask_one(name, self._hosts[name]) for name in due))
         return {name for name, changed in zip(due, found, strict=True) if changed}
 

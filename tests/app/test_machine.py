@@ -3,12 +3,24 @@
 import asyncio
 import os
 import resource
+import socket
 import subprocess
 import sys
+import threading
 from ipaddress import ip_address
 from pathlib import Path
 
-from pylb.machine import local_addresses, outgoing_address, raise_descriptor_limit, resolve
+import pytest
+
+from pylb import machine
+from pylb.machine import (
+    MOST_LOOKUPS,
+    as_owner,
+    local_addresses,
+    outgoing_address,
+    raise_descriptor_limit,
+    resolve,
+)
 
 # As the kernel prints them (net/ipv4/fib_trie.c, net/ipv6/addrconf.c), shortened.
 FIB_TRIE = """\
@@ -100,3 +112,55 @@ def test_closed_standard_descriptors_are_held_so_that_no_socket_gets_their_numbe
     finally:
         for fd in (read, write):
             os.close(fd)
+
+
+def test_names_that_dns_does_not_answer_hold_so_many_threads_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers, asked = threading.Event(), []
+
+    def silent(host: str, *_args: object, **_more: object) -> list[object]:
+        asked.append(host)
+        answers.wait(30)
+        return []
+
+    async def main() -> None:
+        found = await asyncio.gather(*(resolve(f"{number}.example.net") for number in range(200)), return_exceptions=True)
+        assert all(isinstance(one, TimeoutError) for one in found)
+        assert len(asked) == MOST_LOOKUPS
+        answers.set()
+        while threads():  # noqa: ASYNC110 - a thread's end has no event of the loop's
+            await asyncio.sleep(0.01)
+        assert await resolve("after.example.net") == frozenset()
+
+    def threads() -> int:
+        return sum(thread.name == "pylb-resolve" for thread in threading.enumerate())
+
+    monkeypatch.setattr(socket, "getaddrinfo", silent)
+    monkeypatch.setattr(machine, "RESOLVE_SECONDS", 0.2)
+    asyncio.run(main())
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as somebody else")
+@pytest.mark.parametrize("planted", ["the directory", "one above it", "its target"])
+def test_root_acts_as_whoever_decides_where_a_directory_leads(tmp_path: Path, planted: str) -> None:
+    """tmp_path is reachable for root alone, which is enough: only the identity matters."""
+    somebody = 65534
+    roots, theirs = tmp_path / "roots", tmp_path / "theirs"
+    (roots / "state").mkdir(parents=True)
+    theirs.mkdir()
+    os.chown(theirs, somebody, somebody)
+    match planted:
+        case "the directory":
+            directory = theirs / "state"
+            directory.symlink_to(roots / "state")
+            os.lchown(directory, somebody, somebody)
+        case "one above it":
+            (theirs / "link").symlink_to(roots)
+            directory = theirs / "link" / "state"
+        case _:
+            directory = roots / "link"
+            directory.symlink_to(theirs)
+    with as_owner(directory):
+        assert (os.geteuid(), os.getegid()) == (somebody, somebody)
+    assert (os.geteuid(), os.getegid()) == (0, 0)
+    with as_owner(roots / "state"):
+        assert os.geteuid() == 0

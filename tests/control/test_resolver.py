@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pylb.control.resolver import Resolver
+from pylb.control.resolver import AT_ONCE, Resolver
 from pylb.core.address import HostPort, Listen
 from pylb.core.auth import Keyring
 from pylb.core.policy import Rules, StaticFrontend, StaticServer
@@ -143,6 +143,27 @@ async def test_a_name_whose_answer_does_not_come_holds_up_no_other() -> None:
     never.set()
     assert await first == {"fast"}
     assert resolver.answers == {"fast": (ONE,)}
+
+
+@aio
+async def test_of_a_thousand_names_some_are_asked_for_at_a_time() -> None:
+    asking = most = 0
+
+    async def answer(_host: str) -> list[str]:
+        nonlocal asking, most
+        asking += 1
+        most = max(most, asking)
+        await asyncio.sleep(0)
+        asking -= 1
+        return [ONE]
+
+    resolver = Resolver(answer, Clock(), lambda _low, _high: 1.0, lambda _kind, _text, _alarm: None)
+    resolver.follow([f"{number}.example.net" for number in range(1000)], 30.0)
+    rounds = 0
+    while resolver.is_due():
+        await resolver.ask()
+        rounds += 1
+    assert (len(resolver.answers), most, rounds) == (1000, AT_ONCE, 1000 // AT_ONCE)
 
 
 @aio

@@ -52,6 +52,8 @@ def test_the_plan_names_every_file_with_its_mode_and_group() -> None:
         "/etc/pylb/tokens/default": ("0640", "pylb"),
         "/etc/pylb/pylb.yaml": ("0640", "pylb"),
         "/etc/systemd/system/pylb.service": ("0644", "root"),
+        "/opt/pylb": ("0755", "root"),
+        "/opt/pylb/versions": ("0755", "root"),
     }
 
 
@@ -225,6 +227,18 @@ def test_it_lays_out_user_config_token_and_unit(prefix: Path, run: Runner) -> No
 
 
 @pytest.mark.usefixtures("as_root")
+@pytest.mark.parametrize("umask", [0, 0o077])
+def test_the_programs_directories_have_their_modes_whatever_roots_umask_is(prefix: Path, run: Runner, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        assert install_service(print_only=False, prefix=prefix, run=run[0]) == 0
+    finally:
+        os.umask(before)
+    for name in ("opt/pylb", "opt/pylb/versions"):
+        assert (prefix / name).stat().st_mode & 0o7777 == 0o755
+
+
+@pytest.mark.usefixtures("as_root")
 def test_doing_it_twice_changes_nothing(prefix: Path, run: Runner) -> None:
     assert install_service(print_only=False, prefix=prefix, run=run[0]) == 0
     first = tree(prefix)
@@ -278,7 +292,7 @@ def test_a_failed_step_is_named_with_what_to_do_and_the_rest_is_not_done(
 
     assert install_service(print_only=False, prefix=prefix, run=execute) == 1
     said = capsys.readouterr()
-    assert "step 7, make the virtual environment: `false` ended with 1" in said.err
+    assert "step 9, make the virtual environment: `false` ended with 1" in said.err
     assert "what to do: apt install python3-venv; then run this again" in said.err
     assert "Installed" not in said.out
     assert not (prefix / "etc/systemd/system/pylb.service").exists()

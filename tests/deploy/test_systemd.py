@@ -120,6 +120,11 @@ def test_it_keeps_the_sockets_over_a_restart_and_leaves_sessions_to_whoever_has_
     assert only("KillMode") == "process"
 
 
+def test_a_crash_leaves_no_core_with_its_secrets_and_a_leak_does_not_take_the_machine() -> None:
+    assert only("LimitCORE") == "0"
+    assert only("MemoryMax") == "75%"
+
+
 def test_it_has_descriptors_and_more_time_to_stop_than_sessions_get() -> None:
     soft, hard = only("LimitNOFILE").split(":")
     assert soft == hard == "1048576"
