@@ -23,6 +23,7 @@ import select
 import signal
 import socket
 import sys
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -98,6 +99,8 @@ class Talk:
     async def expect(self, word: str, within: float | None) -> tuple[dict[str, Any], list[int]]:
         """Raises Refusal."""
         said, fds = await self.hear(within)
+        while fds:  # none is wanted with it
+            os.close(fds.pop())
         if said.get("say") != word:
             raise Refusal(f"it said {said.get('say')!r:.40} where {word!r} was to come")
         return said, fds
@@ -108,6 +111,9 @@ class Talk:
             self._open = False
             self._loop.remove_reader(self._channel.fileno())
             self._channel.close()
+            while not self._heard.empty():
+                for fd in (self._heard.get_nowait() or ({}, []))[1]:
+                    os.close(fd)
 
     async def _flush(self) -> None:
         """Raises Refusal."""
@@ -119,8 +125,14 @@ class Talk:
 
     def _on_readable(self) -> None:
         try:
-            for frame in self._channel.receive():
-                self._heard.put_nowait((word(frame), frame.fds))
+            frames = deque(self._channel.receive())
+            try:
+                while frames:
+                    frame = frames.popleft()
+                    self._heard.put_nowait((word(frame), frame.fds))
+            finally:
+                for frame in frames:  # behind one that is bad
+                    frame.close()
         except (ChannelClosed, BadFrame):
             self._loop.remove_reader(self._channel.fileno())
             self._heard.put_nowait(None)
@@ -133,8 +145,7 @@ def word(frame: Frame) -> dict[str, Any]:
     except (ValueError, RecursionError):
         said = None
     if not isinstance(said, dict):
-        for fd in frame.fds:
-            os.close(fd)
+        frame.close()
         raise BadFrame("no word of a hand-over")
     return said
 

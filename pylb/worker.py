@@ -100,7 +100,7 @@ def run(channel: Channel, hello: Hello) -> None:
             due = now + TICK
             pulse.beat(now)
             busy |= engine.tick(now)
-            link.tick(now, pulse.lag)
+            engine.faults.guard("a worker's tick failed", link.tick, now, pulse.lag)
         busy = on_ready(0 if busy or link.has_work else due - now)
         if link.has_work:
             link.work()

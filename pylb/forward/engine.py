@@ -84,10 +84,10 @@ class Engine:
         self._pipes = Pipes(max_pipes)
         self._turn = Turn()
         self._relay = Relay(self._turn, self.counters, self._pipes, splice=splice, max_buffered=max_buffered)
-        self._faults = Faults(self.counters, on_fault)
+        self.faults = Faults(self.counters, on_fault)
         self._accounts = Accounts(
             counters=self.counters,
-            faults=self._faults,
+            faults=self.faults,
             observer=observer,
             recorder=Recorder(recorded) if recorded else None,
             clock=clock,
@@ -98,18 +98,18 @@ class Engine:
             relay=self._relay,
             turn=self._turn,
             counters=self.counters,
-            faults=self._faults,
+            faults=self.faults,
             accounts=self._accounts,
             clock=clock,
             unique_id=partial(os.urandom, 16),
             number=first_number(seat),
         )
         self._random = draw
-        self._ports = Ports(self._epoll, self.counters, self._faults, self._life.begin, opener, self._turn)
+        self._ports = Ports(self._epoll, self.counters, self.faults, self._life.begin, opener, self._turn)
         self._life.on_end = self._ports.session_ended
         self._life.on_exhausted = self._ports.exhausted
         self.elsewhere = Elsewhere(self._ports, self._life.dialer)
-        self._timers = Timers(self._life, self._turn, self._faults, sweep_period, unanswered)
+        self._timers = Timers(self._life, self._turn, self.faults, sweep_period, unanswered)
         self._clock = clock
         self._drain_at: float | None = None
         self._watched: dict[int, Callable[[], None]] = {}
@@ -133,7 +133,7 @@ class Engine:
 
     def _call(self, fd: int, watched: Callable[[], None]) -> None:
         """It is level-triggered: a callback that fails before it has read would be called for ever."""
-        if not self._faults.guard("what came in on a watched descriptor was not dealt with", watched) and fd in self._watched:
+        if not self.faults.guard("what came in on a watched descriptor was not dealt with", watched) and fd in self._watched:
             self._epoll.unregister(fd)
             self._resting.append(fd)
 
@@ -186,8 +186,8 @@ class Engine:
         """
         self._timers.kill = self._drain_at is not None and now >= self._drain_at
         elapsed = self._timers.tick(now)
-        self._faults.tick(elapsed)
-        self._faults.guard("a watched descriptor is not watched", self._wake)
+        self.faults.tick(elapsed)
+        self.faults.guard("a watched descriptor is not watched", self._wake)
         self._ports.resume(elapsed)
         self._life.end_batch()
         self.counters.pipes_lent, self.counters.runnable = self._pipes.lent, len(self._turn.queue)
@@ -227,12 +227,12 @@ class Engine:
                 except OSError as error:
                     failed[listen] = error
                 except Exception as error:  # noqa: BLE001 - the boundary of one port: the rest of the table is served
-                    self._faults.add(f"{listen} is not served", error)
+                    self.faults.add(f"{listen} is not served", error)
                     failed[listen] = OSError(errno.EIO, f"a fault of pylb: {error!r}")
         for _old, new in change.changed:
             port = self._ports.by_listen.get(new.listen)
             if port is not None and port.frontend is not None:
-                self._faults.guard(f"{new.listen} goes on as it was", self._change, port, port.frontend, new)
+                self.faults.guard(f"{new.listen} goes on as it was", self._change, port, port.frontend, new)
                 regroup |= self._regroup(port.frontend, removed=False)
         if self._nofile:
             self.counters.max_connections = min(

@@ -33,6 +33,11 @@ class Frame(NamedTuple):
     body: bytes
     fds: list[int]  # ours to close
 
+    def close(self) -> None:
+        """Close the descriptors that nobody took out of it."""
+        while self.fds:
+            os.close(self.fds.pop())
+
 
 class _Waiting:
     """The rest of a frame. Its descriptors are duplicates: the caller may close its own meanwhile."""
@@ -139,8 +144,7 @@ class Channel:
             self._frames(frames)
         except BadFrame:
             for frame in frames:  # those before it: nobody gets them
-                for fd in frame.fds:
-                    os.close(fd)
+                frame.close()
             raise
         if closed and not frames:
             raise ChannelClosed("end of the channel")

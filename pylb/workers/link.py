@@ -71,6 +71,7 @@ class Link:
         self._changed: list[Listen] = []  # still to be told
         self._asked: list[int] = []  # questions that are answered once all is told
         self._reporting = False
+        self._bad: BadFrame | None = None  # what came on the channel last
         self._searches: deque[Iterator[Answer]] = deque()  # long answers, under way
         self._report_at = 0.0
         self._lag = 0.0
@@ -121,21 +122,36 @@ class Link:
             while self._frames:
                 self._heed_frame(self._frames.popleft())
             self._be_orphan()
+        except BadFrame as error:
+            self._engine.unwatch(self._channel.fileno())
+            self._bad = error
 
     @property
     def has_work(self) -> bool:
-        return self._reporting or bool(self._frames) or bool(self._searches)
+        return self._reporting or bool(self._frames) or bool(self._searches) or self._bad is not None
 
     def work(self) -> None:
-        """A piece of it: a large table, a report of many frontends or a long answer would hold up the bytes."""
+        """A piece of it: a large table, a report of many frontends or a long answer would hold up the bytes.
+
+        Raises BadFrame: main and this worker do not understand each other, which only a new worker can mend.
+        """
         if self._frames:
             self._heed_frame(self._frames.popleft())
-        if self._reporting:
-            self._report_some()
-        if self._searches:
-            self._search_some()
+        elif self._bad is not None:
+            raise self._bad
+        if self._reporting and not self._engine.faults.guard("a report failed", self._report_some):
+            self._reporting = False
+        if self._searches and not self._engine.faults.guard("an answer to main failed", self._search_some):
+            self._searches.popleft()
 
     def _heed_frame(self, frame: Frame) -> None:
+        """Raises BadFrame."""
+        try:
+            self._obey(frame)
+        finally:
+            frame.close()  # what nobody took
+
+    def _obey(self, frame: Frame) -> None:
         """Raises BadFrame."""
         message = decoded(frame)
         if isinstance(message, Listeners):
@@ -146,9 +162,9 @@ class Link:
         elif isinstance(message, TableChange):
             self._apply(message)
         elif isinstance(message, Ask):
-            self._answer(message)
+            self._engine.faults.guard("an answer to main failed", self._answer, message)
         elif isinstance(message, Others):
-            self._heed(message)
+            self._engine.faults.guard("the limits of the other workers are not known", self._heed, message)
         elif isinstance(message, Retell):
             self._say(Uses(self._engine.elsewhere.uses(whole=True)))
         elif isinstance(message, Drain):
@@ -159,8 +175,12 @@ class Link:
     def _take(self, message: Listeners, fds: list[int]) -> None:
         if len(message.listens) != len(fds):
             raise BadFrame(f"{len(fds)} sockets for {len(message.listens)} ports")
-        for listen, fd in zip(message.listens, fds, strict=True):
-            self._listeners[listen] = SocketType(-1, -1, -1, fd)  # the kernel says what it is
+        for listen in message.listens:
+            try:
+                self._listeners[listen] = SocketType(-1, -1, -1, fds[0])  # the kernel says what it is
+            except OSError as error:
+                raise BadFrame(f"no socket for {listen}: {error.strerror}") from None
+            del fds[0]  # it is the socket's now
 
     def _apply(self, change: TableChange) -> None:
         if change.base != self._engine.table.generation:

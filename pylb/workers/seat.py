@@ -133,8 +133,8 @@ class Seat:
         """Was there anything? Reads so many bytes. Raises ChannelClosed, BadFrame."""
         frames, loop = channel.receive(most), asyncio.get_running_loop()
         for frame in frames:
-            for fd in frame.fds:
-                os.close(fd)
+            frame.close()  # a worker has none to give; all of them, before one of the frames is found to be bad
+        for frame in frames:
             self.heard, self.doubts = loop.time(), 0
             message = decoded(frame)
             if isinstance(message, Ready):

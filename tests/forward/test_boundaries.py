@@ -198,12 +198,12 @@ def test_reports_of_faults_are_few_and_the_count_is_whole(drive: Drive) -> None:
     before = len(drive.faults)
     errors = [RuntimeError(str(number)) for number in range(1000)]
     for error in errors:
-        drive.engine._faults.add("a test", error)
+        drive.engine.faults.add("a test", error)
     assert drive.engine.counters.faults == 1000
     assert len(drive.faults) - before == faults.BURST
     drive.pass_time(1.2)
     last = RuntimeError("the last")
-    drive.engine._faults.add("a test", last)
+    drive.engine.faults.add("a test", last)
     assert drive.faults[-1] == "RuntimeError('the last')"
     assert "990 more" in last.__notes__[0]
 

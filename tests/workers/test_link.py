@@ -10,9 +10,9 @@ from pylb.core.log import Selection
 from pylb.core.session import SessionRecord
 from pylb.forward.engine import Engine
 from pylb.observe.form import BURST, Gathered, tcplog
-from pylb.workers.channel import Channel
+from pylb.workers.channel import BadFrame, Channel
 from pylb.workers.link import Link
-from pylb.workers.messages import VERSION, Hello, Lines, decoded
+from pylb.workers.messages import VERSION, Answer, Ask, Fault, Hello, Lines, decoded, encoded
 
 RECORD = SessionRecord("web", "a", "203.0.113.7", 51234, 443, 0.0, 0, 1, 2, 10, 20, "--", 0, False, 1, 1, 0)
 
@@ -68,3 +68,30 @@ def test_more_than_may_wait_is_dropped_and_told(worker: Worker, monkeypatch: pyt
     assert [(said.lines, said.dropped) for said in worker.said()] == [(BURST, 2 * BURST)]
     worker.link.session_ended(RECORD)
     assert [(said.lines, said.dropped) for said in worker.said()] == [(1, 0)]
+
+
+def test_what_is_no_frame_is_met_after_the_batch_and_ends_the_worker(worker: Worker) -> None:
+    worker.main._sock.send(b"no frame of ours, whatever it is")
+    worker.engine.on_ready()
+    assert worker.engine.counters.faults == 0
+    assert worker.link.has_work
+    with pytest.raises(BadFrame, match="no head of a frame"):
+        worker.link.work()
+
+
+def test_a_question_that_fails_is_a_fault_and_the_worker_goes_on(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    def boom(*_args: object) -> None:
+        raise RuntimeError("boom")
+
+    monkeypatch.setattr(worker.engine, "story", boom)
+    monkeypatch.setattr(worker.link, "_report_some", boom)
+    for what in ("story", "counters", "sessions"):
+        worker.main.send(*encoded(Ask(1, what, None, None, None, 7)))
+    worker.engine.on_ready()
+    for _ in range(20):
+        worker.link.work()
+    assert not worker.link.has_work
+    assert worker.engine.counters.faults == 2
+    said = [decoded(frame) for frame in worker.main.receive()]
+    assert [one.what for one in said if isinstance(one, Fault)] == ["an answer to main failed", "a report failed"]
+    assert any(isinstance(one, Answer) for one in said), "the third question has its answer"
