@@ -73,10 +73,10 @@ def shutdown() -> None:
 @shutdown.command("session")
 @CONFIG
 @JSON
-@click.argument("client", metavar="CLIENT_IP:PORT")
-def shutdown_session(config_path: Path | None, as_json: bool, client: str) -> None:
-    """The session of one client, as `pylb ctl sessions` shows it."""
-    _show(ask(config_path, {"verb": "shutdown session", "client": client})["lines"], as_json=as_json)
+@click.argument("session", metavar="ID|CLIENT_IP:PORT")
+def shutdown_session(config_path: Path | None, as_json: bool, session: str) -> None:
+    """One session, by its id as `pylb sessions` shows it, or by its client's address if that has only one."""
+    _show(ask(config_path, {"verb": "shutdown session", "session": session})["lines"], as_json=as_json)
 
 
 @shutdown.command("sessions")

@@ -114,8 +114,8 @@ class Driver:
     async def story(self, number: int) -> Story | None:
         return self._engine.story(number)
 
-    async def shutdown_session(self, client: Address) -> int:
-        return self._engine.shutdown_session(client)
+    async def shutdown_session(self, number: int) -> int:
+        return self._engine.shutdown_session(number)
 
     async def shutdown_sessions(self, listen: Listen, server: Address) -> int:
         return self._engine.shutdown_sessions(listen, server)

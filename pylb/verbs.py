@@ -47,7 +47,7 @@ class Sessions(Protocol):
 
     async def story(self, number: int) -> Story | None: ...
 
-    async def shutdown_session(self, client: Address) -> int: ...
+    async def shutdown_session(self, number: int) -> int: ...
 
     async def shutdown_sessions(self, listen: Listen, server: Address) -> int: ...
 
@@ -204,13 +204,10 @@ def _operator(registry: Registry, live: Sessions) -> dict[str, Verb]:
         return {"total": len(views), "sessions": [session_json(one) for one in views[: query.limit]]}
 
     async def shutdown_session(request: Mapping[str, Any]) -> dict[str, Any]:
-        try:
-            client = parse_address(_text(request, "client"))
-        except ValueError as error:
-            raise Refused(Code.INVALID, f"client: {error}", "as `pylb ctl sessions` shows it") from None
-        if not await live.shutdown_session(client):
-            raise Refused(Code.NOT_FOUND, f"{client} has no session", "`pylb ctl sessions` shows who has one")
-        return {"lines": [f"reset: the session of {client}"]}
+        found = the_session(_text(request, "session"), await live.sessions())
+        if not await live.shutdown_session(parse_session_id(found.id)):
+            raise Refused(Code.NOT_FOUND, f"session {found.id} has just ended", "`pylb sessions` shows who has one")
+        return {"lines": [f"reset: session {found.id} of {Address(found.client, found.client_port)}"]}
 
     async def shutdown_sessions(request: Mapping[str, Any]) -> dict[str, Any]:
         frontend, _, server = _text(request, "target").partition("/")
@@ -233,6 +230,24 @@ def _operator(registry: Registry, live: Sessions) -> dict[str, Verb]:
         "shutdown session": shutdown_session,
         "shutdown sessions": shutdown_sessions,
     }
+
+
+def the_session(text: str, views: Sequence[SessionView]) -> SessionView:
+    """By its id, or by its client's address if that has only one. Raises Refused."""
+    try:
+        found = [one for one in views if parse_session_id(one.id) == parse_session_id(text)]
+    except ValueError:
+        try:
+            client = parse_address(text)
+        except ValueError:
+            raise Refused(Code.INVALID, f"{text[:60]!r} is neither a session's id nor IP:PORT of a client") from None
+        found = [one for one in views if (one.client, one.client_port) == (client.ip, client.port)]
+    if not found:
+        raise Refused(Code.NOT_FOUND, f"{text} has no session", "`pylb sessions` shows who has one")
+    if len(found) > 1:  # through two ports, or two clients behind proxies that name the same address
+        ids = ", ".join(sorted(one.id for one in found))
+        raise Refused(Code.INVALID, f"{text} has {len(found)} sessions", f"name one of them by its id: {ids}")
+    return found[0]
 
 
 async def _story(live: Sessions, text: str) -> dict[str, Any]:

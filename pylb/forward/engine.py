@@ -295,9 +295,9 @@ class Engine:
         recorder = self._accounts.recorder
         return None if recorder is None else recorder.find(number)
 
-    def shutdown_session(self, client: Address) -> int:
-        """Reset the sessions of that client's address and port, code KD. Returns how many."""
-        found = [session for session in self._life.sessions if _client(session) == client]
+    def shutdown_session(self, number: int) -> int:
+        """Reset the session of that number, code KD. Returns how many: 0 or 1."""
+        found = [session for session in self._life.sessions if session.number == number]
         for session in found:
             self._life.fire_safely(session, Event.KILLED, Cause.KILLED)
         self._life.end_batch()
@@ -358,10 +358,6 @@ class Engine:
     def _kill_all(self) -> None:
         for session in list(self._life.sessions):
             self._life.fire_safely(session, Event.KILLED, Cause.KILLED)
-
-
-def _client(session: Session) -> Address:
-    return Address(folded(session.address[0]), session.address[1])
 
 
 def _view(session: Session, now: float) -> SessionView:

@@ -193,8 +193,8 @@ class Commands:
         if not args:
             raise Complaint("Session pointer expected (use 'show sess').\n")
         try:
-            await self._verbs["shutdown session"]({"client": str(client_of(args[0]))})
-        except (ValueError, Refused):
+            await self._verbs["shutdown session"]({"session": str(client_of(args[0]))})
+        except (ValueError, Refused):  # also where the client has two: HAProxy's socket has no words for that
             raise Complaint("No such session (use 'show sess').\n") from None
         return ""
 

@@ -294,8 +294,8 @@ class Fleet:
         found = [story for answer in await self._ask("story", session=number) for story in answer.ended]
         return found[0] if found else None
 
-    async def shutdown_session(self, client: Address) -> int:
-        return sum(answer.touched for answer in await self._ask("shutdown session", address=client))
+    async def shutdown_session(self, number: int) -> int:
+        return sum(answer.touched for answer in await self._ask("shutdown session", session=number))
 
     async def shutdown_sessions(self, listen: Listen, server: Address) -> int:
         return sum(answer.touched for answer in await self._ask("shutdown sessions", listen, server))

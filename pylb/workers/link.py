@@ -219,8 +219,8 @@ class Link:
             self._asked.append(ask.number)
             self._begin_report()
             return
-        elif ask.what == "shutdown session" and ask.address is not None:
-            touched = engine.shutdown_session(ask.address)
+        elif ask.what == "shutdown session":
+            touched = engine.shutdown_session(ask.session)
         elif ask.what == "shutdown sessions" and ask.listen is not None and ask.address is not None:
             touched = engine.shutdown_sessions(ask.listen, ask.address)
         else:

@@ -20,7 +20,7 @@ from pylb.forward.counters import Counters, FrontendCounters, Histogram, ServerC
 from pylb.forward.elsewhere import Use
 from pylb.workers.channel import BadFrame, Frame
 
-VERSION = f"{__version__}/4"
+VERSION = f"{__version__}/5"
 
 
 # ------------------------------------------------------------ main to worker
@@ -81,7 +81,7 @@ class Ask(NamedTuple):
     listen: Listen | None
     address: Address | None
     query: Query | None = None  # of "ended"
-    session: int = 0  # its number, of "story"
+    session: int = 0  # its number, of "story" and "shutdown session"
 
 
 class Others(NamedTuple):

@@ -9,6 +9,7 @@ import pytest
 
 from pylb.core.address import Address, Listen
 from pylb.core.policy import AdminState, Balance, OnDown, Policy, Timeouts
+from pylb.core.recorder import parse_session_id
 from pylb.core.table import DOWN
 from tests.support.drive import Drive, Peer, policy, server_at
 from tests.support.netns import Namespace
@@ -343,7 +344,7 @@ def test_an_eviction_takes_none_that_came_later_and_outlives_the_server_in_the_t
     assert not later.error
 
 
-def test_sessions_are_listed_and_shut_down_by_client_or_server(drive: Drive) -> None:
+def test_sessions_are_listed_and_shut_down_by_number_or_server(drive: Drive) -> None:
     live = sessions(drive, 3)
     live.clients[0].say(b"hello")
     drive.run_until(lambda: live.servers[0].got)
@@ -351,8 +352,9 @@ def test_sessions_are_listed_and_shut_down_by_client_or_server(drive: Drive) -> 
     [view] = [one for one in drive.engine.sessions() if one.client_port == live.clients[0].local.port]
     assert view[:7] == ("127.0.0.1", live.clients[0].local.port, "web", live.listen, "a", live.where, "relaying")
     assert (view.age, view.bytes_in, view.bytes_out) == (2.5, 5, 0)
-    assert drive.engine.shutdown_session(live.clients[0].local) == 1
-    assert drive.engine.shutdown_session(live.clients[0].local) == 0
+    number = parse_session_id(view.id)
+    assert drive.engine.shutdown_session(number) == 1
+    assert drive.engine.shutdown_session(number) == 0
     drive.run_until(lambda: live.clients[0].error)
     assert drive.engine.shutdown_sessions(live.listen, Address("127.0.0.1", 1)) == 0
     assert drive.engine.shutdown_sessions(live.listen, live.where) == 2

@@ -81,9 +81,10 @@ def test_a_timeout_and_a_kill_are_pylbs_own(make_drive: Make) -> None:
     assert (closed_first(story), story.record.code) == (("pylb", "timed out"), "cD")  # nobody ever spoke
     assert 10_000 <= story.closed_ms <= 15_000
     killed = make_drive(splice=False)
-    client, _ = killed.session()
+    killed.session()
     killed.run_until(lambda: killed.engine.sessions()[0].state == "relaying")
-    killed.engine.shutdown_session(client.local)
+    [live] = killed.engine.sessions()
+    killed.engine.shutdown_session(parse_session_id(live.id))
     story = killed.story()
     assert (closed_first(story), story.record.code) == (("pylb", "killed"), "KD")
 
