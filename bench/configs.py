@@ -105,7 +105,7 @@ def pylb_all(wiring: Wiring) -> str:
     denied = [{"deny": f"10.{number >> 8}.{number & 255}.0/24"} for number in range(1000)]
     everything["defaults"] |= {
         "access": [{"allow": "0.0.0.0/0"}, {"allow": "::/0"}, *denied],
-        "limits": {"per_source": 1_000_000, "per_source_rate": 1_000_000, "rate": 1_000_000},
+        "limits": {"per_source": 1_000_000, "per_source_rate": 1_000_000, "rate": 1_000_000, "source_share": 100},
         "source_addresses": [wiring.proxy_http.host],
         "max_queue": 1000,
         "on_down": "close",
@@ -148,7 +148,8 @@ def pylb(wiring: Wiring, workers: int = 0) -> str:
                 "target_ports": [wiring.origin_http.port, wiring.origin_other.port],
             }
         ],
-        "defaults": {"bind": wiring.proxy_http.host},
+        # source_share: all the load comes from one address
+        "defaults": {"bind": wiring.proxy_http.host, "limits": {"source_share": 100}},
         "frontends": [
             {"name": name, "listen": str(listen), "servers": [str(server)]} for name, listen, server in wiring.routes
         ],

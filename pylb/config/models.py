@@ -228,6 +228,9 @@ class LimitsSection(Section):
     per_source: v.Connections = Field(0, description="connections of one client at once; 0: no limit")
     per_source_rate: v.Rate = Field(0, description="new connections of one client, and as many at once; 0: no limit")
     ipv6_prefix: v.Prefix = Field(_LIMITS.ipv6_prefix, description="bits of an IPv6 address that are one client")
+    source_share: v.Percent = Field(
+        50, description="percent of the process's connections one client may have while three quarters are in use; 100: all"
+    )
 
 
 class PolicySection(Section):

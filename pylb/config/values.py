@@ -369,6 +369,7 @@ CheckSpec = Annotated[
     Shape("`tcp`, `{http: PATH, expect: 200, host: NAME}`, `{send: TEXT, expect: TEXT}`; each with `port: N`", _CHECK),
 ]
 Rate = Annotated[int, PlainValidator(_whole(0, 1_000_000)), Shape("per second", _numbers(0, 1_000_000))]
+Percent = Annotated[int, PlainValidator(_whole(1, 100)), Shape("1-100", _numbers(1, 100))]
 Prefix = Annotated[int, PlainValidator(_whole(1, 128)), Shape("1-128", _numbers(1, 128))]
 AccessEntry = Annotated[AccessRule, PlainValidator(_access_rule), Shape("`{allow: CIDR}` or `{deny: CIDR}`", _RULE)]
 AccessEntries = Annotated[

@@ -103,12 +103,13 @@ class CallLimits:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """0: no limit. A source is an IPv4 address, or an IPv6 network of `ipv6_prefix` bits."""
+    """0: no limit (of `source_share` 100). A source is an IPv4 address, or an IPv6 network of `ipv6_prefix` bits."""
 
     rate: int = 0  # new connections per second of a frontend; more wait in its backlog
     per_source: int = 0  # connections at once
     per_source_rate: int = 0  # new connections per second, and as many at once
     ipv6_prefix: int = 64
+    source_share: int = 100  # percent of all connections that one client may have once three quarters of them are in use
 
     @property
     def by_source(self) -> bool:

@@ -18,6 +18,7 @@ from pylb.core.recorder import Attempt
 from pylb.core.session import Cause, Event, State
 from pylb.forward import sockets
 from pylb.forward.accounts import Accounts
+from pylb.forward.crowd import Crowd
 from pylb.forward.deadlines import Deadlines
 from pylb.forward.door import Admission
 from pylb.forward.faults import Faults
@@ -41,6 +42,7 @@ class Life(Protocol):
 
     halves: dict[int, Half]
     deadlines: Deadlines
+    crowd: Crowd
     on_exhausted: Callable[[], bool]
 
     def fire(self, session: Session, event: Event, cause: Cause = ...) -> None: ...
@@ -119,7 +121,8 @@ class Dialer:
             session.address = (found.client.ip, found.client.port)
             admission.local = found.local
         admission.unique_id = found.unique_id
-        if refusal := door.admit(session.address[0], admission, self._clock()):
+        refusal = door.admit(session.address[0], admission, self._clock())
+        if refusal := refusal or self._life.crowd.refusal(session.frontend, session.address[0]):
             self._deny(session, refusal)
         else:
             self._life.fire(session, Event.HEADER_READ)

@@ -52,11 +52,11 @@ class Door:
 
     def awaits_header(self, ip: str) -> bool:
         """Does this peer speak for others?"""
-        return bool(self._trusted) and _packed(ip) in self._trusted
+        return bool(self._trusted) and pack(ip) in self._trusted
 
     def admit(self, ip: str, admission: Admission, now: float) -> str:
         """ "" and the client is counted until `admission.leave()`; else why it is refused: a metric's label."""
-        address = _packed(ip)
+        address = pack(ip)
         if self._access is not None and not self._access.allows(address):
             return "access"
         sources = self.sources
@@ -72,7 +72,8 @@ def wanted(policy: Policy) -> bool:
     return bool(policy.access or policy.limits.by_source or policy.accept_proxy.networks)
 
 
-def _packed(ip: str) -> bytes:
+def pack(ip: str) -> bytes:
+    """The address of a client as the kernel gives it, 4 bytes or 16."""
     if ":" not in ip:
         return socket.inet_pton(AF_INET, ip)
     # the zone of a link-local one is the kernel's, not the client's

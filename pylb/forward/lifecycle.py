@@ -17,6 +17,7 @@ from pylb.core.session import TRANSITIONS, Action, Cause, Event, State, terminat
 from pylb.forward import sockets
 from pylb.forward.accounts import Accounts
 from pylb.forward.counters import Counters
+from pylb.forward.crowd import Crowd
 from pylb.forward.deadlines import Deadlines
 from pylb.forward.dial import READ_ON, READABLE, WATCHED, Dialer
 from pylb.forward.door import Admission
@@ -61,6 +62,7 @@ class Lifecycle:
         # In the order of their last sweep, as a ring's.
         self.sessions: OrderedDict[Session, None] = OrderedDict()
         self.deadlines = Deadlines()
+        self.crowd = Crowd(counters)
         self.dialer = Dialer(self, epoll, accounts, faults, clock, turn)
         self._fins: list[Half] = []  # whose peer's stream is delivered
         self._graveyard: list[tuple[SocketType, bool]] = []
@@ -82,17 +84,23 @@ class Lifecycle:
 
     def begin(self, frontend: FrontendState, sock: SocketType, address: tuple[str, int]) -> None:
         """A client was accepted: dial at once, the server may be the one who speaks first (SMTP, SSH). Never raises."""
-        session, admission, awaits = None, None, False
+        session, admission, awaits, refusal = None, None, False, ""
         frontend.counters.connections += 1
         try:
             if (door := frontend.door) is not None:
                 admission = Admission()
                 awaits = door.awaits_header(address[0])
-                if not awaits and (refusal := door.admit(address[0], admission, self._clock())):
-                    sockets.close(sock)
-                    self._number += 1
-                    self.accounts.refused(frontend, address, refusal, self._number, self.dialer.generation)
-                    return
+                if not awaits:
+                    refusal = door.admit(address[0], admission, self._clock())
+            if self.crowd.shares and not awaits and not refusal:
+                refusal = self.crowd.refusal(frontend, address[0])
+            if refusal:
+                sockets.close(sock)
+                if admission is not None:
+                    admission.leave()
+                self._number += 1
+                self.accounts.refused(frontend, address, refusal, self._number, self.dialer.generation)
+                return
             session = self._enter(frontend, sock, address)
             session.admission = admission
             self._epoll.register(sock.fileno(), WATCHED)

@@ -18,7 +18,7 @@ from pylb.forward.sockets import keep_alive, transmission, unacknowledged
 from pylb.forward.turn import BUDGET, QUANTUM, VISIT, Turn
 
 TICK = 0.1  # seconds between two ticks, as the loop calls them
-SCAN = 128  # units, to look at a session in a row of many
+SCAN = 1024  # units, to look at a session in a row of many
 LONGEST_PERIOD = 5.0  # seconds in which every session is visited once
 _HALF_CLOSED = (State.CLIENT_DONE, State.SERVER_DONE)
 DRAIN_RATE = 100.0  # sessions a second that are ended when the time of a drained server is over: clients come back as slowly
@@ -132,6 +132,9 @@ class Timers:
             yield from self._evict(eviction)
         for ring in (self._whole, *self._rings.values()):
             yield from self._sweep(ring)
+        for counted in self._life.crowd.count(self._life.sessions):
+            self._turn.left -= counted * SCAN
+            yield
 
     def _each(self, sessions: Iterable[Session], act: Callable[[Session], None]) -> Iterator[None]:
         for session in sessions:

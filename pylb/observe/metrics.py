@@ -303,6 +303,7 @@ def _reasons(policy: Policy, servers: Iterable[Server]) -> list[str]:
         "per_source": limits.per_source,
         "per_source_rate": limits.per_source_rate,
         "proxy_header": policy.accept_proxy.networks,
+        "source_share": limits.source_share < 100,
         "queue": policy.max_queue and any(server.max_connections for server in servers),
     }
     return [reason for reason, wanted in may.items() if wanted]

@@ -21,7 +21,9 @@ from pylb.observe.rates import ProxyRates, Rates
 FRONTEND, BACKEND, SERVER = range(3)  # the column `type`
 Row = dict[str, Any]  # int, str or None by column; what is not there is empty
 _NO_SERVER = ServerCounters()
-_DOOR = frozenset({"access", "per_source", "per_source_rate"})  # of `denied`: before a session, or right behind its header
+_DOOR = frozenset(
+    {"access", "per_source", "per_source_rate", "source_share"}
+)  # of `denied`: before a session, or right behind its header
 
 
 @dataclass(frozen=True)
