@@ -470,6 +470,9 @@ class App:
 
     def _limits(self, listener: WebhookListener) -> Limits:
         connections = self._budget.webhook[self._config.webhook.index(listener)]
+        if connections < (wanted := listener.limits.connections):
+            text = "webhook %s: at most %d connections instead of %d, for want of open files (LimitNOFILE=)"
+            log.warning(text, listener.listen, connections, wanted)
         return Limits(connections=connections, per_address=listener.limits.per_address)
 
     def _tls(self, listener: WebhookListener) -> Certificate | None:

@@ -10,6 +10,8 @@ from typing import Any, NoReturn
 
 import click
 
+from pylb.core.text import visible_lines
+
 FAILED, UNUSABLE = 1, 2
 CLEAR = "\x1b[H\x1b[2J"  # home, erase (ECMA-48 CUP, ED)
 HEAD_LINES = 7  # of a terminal, around a list
@@ -74,7 +76,7 @@ def state_dir(config_path: Path | None) -> Path:
         if config_path is None or not os.access(config_path, os.R_OK):
             die(str(errors))
         found = ConfigSource(config_path, os.environ).state_dir()
-        click.echo(f"{config_path} is broken (pylb check -c {config_path}); asking the pylb that uses {found}", err=True)
+        say(f"{config_path} is broken (pylb check -c {config_path}); asking the pylb that uses {found}", err=True)
         return found
 
 
@@ -94,7 +96,9 @@ def watching(
     while True:
         if now is not None:
             rows = max(1, shutil.get_terminal_size().lines - HEAD_LINES) if terminal else None
-            click.echo((CLEAR if terminal else "") + text(now, then, rows))
+            if terminal:
+                click.echo(CLEAR, nl=False)
+            say(text(now, then, rows))
             then = now
         pause(every)
         try:
@@ -103,6 +107,11 @@ def watching(
             now = None
 
 
+def say(text: str = "", *, err: bool = False, nl: bool = True) -> None:
+    """The only way to the terminal: names, paths and answers in `text` come from outside and must not drive it."""
+    click.echo(visible_lines(text), err=err, nl=nl)
+
+
 def die(text: str, code: int = UNUSABLE) -> NoReturn:
-    click.echo(text, err=True)
+    say(text, err=True)
     sys.exit(code)

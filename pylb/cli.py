@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from pylb import __version__
-from pylb.asking import CONFIG, FAILED, JSON, ask, die, pause, watching
+from pylb.asking import CONFIG, FAILED, JSON, ask, die, pause, say, watching
 from pylb.ctl import ctl
 from pylb.sessions import sessions
 from pylb.tokens import token
@@ -72,7 +72,7 @@ def upgrade(config_path: Path | None) -> None:
     SIGUSR2. It goes both ways: install the older version and call it again.
     """
     for line in ask(config_path, {"verb": "upgrade"}, timeout=UPGRADE_SECONDS)["lines"]:
-        click.echo(line)
+        say(line)
 
 
 @main.command()
@@ -86,18 +86,18 @@ def check(config_path: Path | None, as_json: bool) -> None:
         config = load(config_path, os.environ)
     except ConfigErrors as errors:
         if as_json:
-            click.echo(json.dumps([_problem(problem) for problem in errors.problems], indent=2))
+            say(json.dumps([_problem(problem) for problem in errors.problems], indent=2))
         else:
-            click.echo(str(errors), err=True)
-            click.echo(_count(len(errors.problems), "mistake"), err=True)
+            say(str(errors), err=True)
+            say(_count(len(errors.problems), "mistake"), err=True)
         sys.exit(FAILED)
     if as_json:
-        click.echo("[]")
+        say("[]")
         return
     for warning in config.warnings:
-        click.echo(warning, err=True)
+        say(warning, err=True)
     what = f"{_count(len(config.frontends), 'static frontend')}, {_count(len(config.tokens), 'token')}"
-    click.echo(f"{config_path or 'the embedded defaults'}: ok ({what})")
+    say(f"{config_path or 'the embedded defaults'}: ok ({what})")
 
 
 @main.command()
@@ -105,7 +105,7 @@ def schema() -> None:
     """Print the JSON Schema of pylb.yaml, for editors and for programs that write it."""
     from pylb.config import schema as text  # noqa: PLC0415
 
-    click.echo(text(), nl=False)
+    say(text(), nl=False)
 
 
 @main.command()
@@ -126,16 +126,16 @@ def status(config_path: Path | None, as_json: bool, watch: bool, every: float) -
 
     before = look()
     if as_json and not watch:
-        click.echo(json.dumps(before, indent=2))
+        say(json.dumps(before, indent=2))
         return
     try:
         if not watch:
             pause(1.0)
-            click.echo(view.text(look(), before))
+            say(view.text(look(), before))
             return
         watching(look, before, lambda now, then, rows: json.dumps(now) if as_json else view.text(now, then, rows=rows), every)
     except KeyboardInterrupt:
-        click.echo()
+        say()
 
 
 @main.command()
@@ -151,13 +151,13 @@ def routes(config_path: Path | None, as_json: bool, rejected: bool) -> None:
 
     answer = ask(config_path, {"verb": "rejected" if rejected else "routes"})
     if as_json:
-        click.echo(json.dumps(answer["rejected" if rejected else "routes"], indent=2))
+        say(json.dumps(answer["rejected" if rejected else "routes"], indent=2))
     elif rejected:
-        click.echo(view.rejections(answer["rejected"]))
+        say(view.rejections(answer["rejected"]))
     else:
-        click.echo(view.table(answer["routes"]))
+        say(view.table(answer["routes"]))
         for note in answer["notes"]:
-            click.echo(note, err=True)
+            say(note, err=True)
 
 
 @main.command()
@@ -187,17 +187,17 @@ def explain(config_path: Path | None, as_json: bool, what: str) -> None:
     holder = listener_of(port)
     if as_json:
         verdict = explaining.verdict(found, reachable)
-        click.echo(json.dumps({"verdict": verdict, "reachable": reachable, "holder": holder, **found}, indent=2))
+        say(json.dumps({"verdict": verdict, "reachable": reachable, "holder": holder, **found}, indent=2))
         return
     for line in explaining.told(found, reachable, holder):
-        click.echo(line)
+        say(line)
 
 
 def _tell(config_path: Path | None, session: str, *, as_json: bool) -> None:
     from pylb.stories import told  # noqa: PLC0415
 
     found = ask(config_path, {"verb": "explain", "session": session})["explained"]
-    click.echo(json.dumps(found, indent=2) if as_json else "\n".join(told(found)))
+    say(json.dumps(found, indent=2) if as_json else "\n".join(told(found)))
 
 
 @main.command()
@@ -217,12 +217,12 @@ def doctor(config_path: Path | None, as_json: bool) -> None:
         die(f"{errors}\nthe config comes first: pylb check", FAILED)
     findings = examine.examine(config)
     if as_json:
-        click.echo(json.dumps([one._asdict() for one in findings], indent=2))
+        say(json.dumps([one._asdict() for one in findings], indent=2))
     else:
         for one in findings:
-            click.echo(f"{'ok  ' if one.ok else 'LOOK'}  {one.what:<20} {one.found}")
+            say(f"{'ok  ' if one.ok else 'LOOK'}  {one.what:<20} {one.found}")
             if not one.ok:
-                click.echo(f"      {'':<20} {one.remedy}")
+                say(f"      {'':<20} {one.remedy}")
     if not all(one.ok for one in findings):
         sys.exit(FAILED)
 
@@ -238,15 +238,15 @@ def history(config_path: Path | None, as_json: bool, what: str | None) -> None:
     """
     answer = ask(config_path, {"verb": "history", "what": what})
     if as_json:
-        click.echo(json.dumps(answer["generations"], indent=2))
+        say(json.dumps(answer["generations"], indent=2))
         return
     if not answer["generations"]:
-        click.echo(f"nothing has changed{f' about {what}' if what else ''} yet")
+        say(f"nothing has changed{f' about {what}' if what else ''} yet")
     for one in answer["generations"]:
         when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(one["time"]))
-        click.echo(f"{one['generation']}  {when}  {', '.join(one['by'])}")
+        say(f"{one['generation']}  {when}  {', '.join(one['by'])}")
         for change in one["changes"]:
-            click.echo(f"    {change['text']}")
+            say(f"    {change['text']}")
 
 
 @main.command()
@@ -284,12 +284,12 @@ def plan(config_path: Path | None, running: Path | None, body: Any, as_json: boo
         request = {"verb": "plan", "path": str(config_path.absolute()), "text": config_path.read_text(errors="replace")}
     answer = ask(running or config_path, request)
     if as_json:
-        click.echo(json.dumps({"generation": answer["generation"], "steps": answer["steps"]}, indent=2))
+        say(json.dumps({"generation": answer["generation"], "steps": answer["steps"]}, indent=2))
         return
     for step in answer["steps"]:
-        click.echo(step["text"])
+        say(step["text"])
     touched = sum(step["touched"] for step in answer["steps"])
-    click.echo(f"{_count(len(answer['steps']), 'change')}, {_count(touched, 'live session')} touched; nothing was done")
+    say(f"{_count(len(answer['steps']), 'change')}, {_count(touched, 'live session')} touched; nothing was done")
 
 
 @main.command()
@@ -303,10 +303,10 @@ def release(config_path: Path | None, as_json: bool, what: str) -> None:
     """
     answer = ask(config_path, {"verb": "release", "what": what})
     if as_json:
-        click.echo(json.dumps(answer["released"]))
+        say(json.dumps(answer["released"]))
     else:
         for line in answer["released"]:
-            click.echo(line)
+            say(line)
 
 
 @main.command("import")
@@ -339,16 +339,16 @@ def _translate(files: tuple[Path, ...]) -> None:
     texts, unread = read_texts(files, "*.cfg")
     found = translate(texts)
     for note in (*unread, *found.notes):
-        click.echo(str(note), err=True)
+        say(str(note), err=True)
     if not found.frontends:
         die("nothing to import", FAILED)
-    click.echo(found.text, nl=False)
+    say(found.text, nl=False)
     lost = len(unread) + len(found.notes)
-    click.echo(f"{_count(found.frontends, 'frontend')} translated, {_count(lost, 'note')}", err=True)
+    say(f"{_count(found.frontends, 'frontend')} translated, {_count(lost, 'note')}", err=True)
     try:
         parse(found.text, "pylb.yaml")
     except ConfigErrors as errors:
-        click.echo(f"the result needs your hand before pylb takes it:\n{errors}", err=True)
+        say(f"the result needs your hand before pylb takes it:\n{errors}", err=True)
         sys.exit(FAILED)
 
 
@@ -357,9 +357,9 @@ def _register(config_path: Path | None, token: str, dry_run: bool, files: tuple[
 
     items, notes = read_files(files)
     for note in notes:
-        click.echo(str(note), err=True)
+        say(str(note), err=True)
     for item in items:
-        click.echo(str(item))
+        say(str(item))
     if dry_run:
         return
     if not items:
@@ -367,8 +367,8 @@ def _register(config_path: Path | None, token: str, dry_run: bool, files: tuple[
     answer = ask(config_path, {"verb": "import", "token": token, "items": [item.as_call() for item in items]})
     refused = [line for line in answer["lines"] if line.startswith("refused")]
     for line in answer["lines"]:
-        click.echo(line, err=line in refused)
-    click.echo(f"{_count(len(answer['lines']) - len(refused), 'registration')} imported, {len(refused)} refused")
+        say(line, err=line in refused)
+    say(f"{_count(len(answer['lines']) - len(refused), 'registration')} imported, {len(refused)} refused")
     if refused:
         sys.exit(FAILED)
 
@@ -383,7 +383,7 @@ def demo(moves: int, every: float) -> None:
     from pylb.demo import Demo, DemoFailed  # noqa: PLC0415
 
     try:
-        sys.exit(asyncio.run(Demo(moves=moves, every=every, say=click.echo).run()))
+        sys.exit(asyncio.run(Demo(moves=moves, every=every, say=say).run()))
     except DemoFailed as reason:
         die(f"the demo did not run: {reason}")
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from pylb.asking import CONFIG, JSON, ask
+from pylb.asking import CONFIG, JSON, ask, say
 from pylb.sessions import show
 
 
@@ -89,4 +89,4 @@ def shutdown_sessions(config_path: Path | None, as_json: bool, target: str) -> N
 
 
 def _show(lines: list[str], *, as_json: bool) -> None:
-    click.echo(json.dumps(lines) if as_json else "\n".join(lines))
+    say(json.dumps(lines) if as_json else "\n".join(lines))

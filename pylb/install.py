@@ -24,8 +24,7 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
-import click
-
+from pylb.asking import say
 from pylb.machine import deployed
 
 USER = "pylb"
@@ -109,7 +108,7 @@ def install_service(*, print_only: bool, prefix: Path = Path("/"), run: Run | No
         else:
             _install(steps, prefix, run or _run)
     except InstallError as exc:
-        click.echo(f"pylb install-service: {exc}\n  what to do: {exc.remedy}", err=True)
+        say(f"pylb install-service: {exc}\n  what to do: {exc.remedy}", err=True)
         return 1
     return 0
 
@@ -264,10 +263,10 @@ def _need_root() -> None:
 
 def _show(steps: Sequence[Step]) -> None:
     for number, step in enumerate(steps, 1):
-        click.echo(f"{number}. {step.title}: {_describe(step.action)}")
+        say(f"{number}. {step.title}: {_describe(step.action)}")
     for step in steps:
         if isinstance(step.action, File) and not step.action.secret:
-            click.echo(f"\n# ---- {step.action.path}\n{step.action.text}", nl=False)
+            say(f"\n# ---- {step.action.path}\n{step.action.text}", nl=False)
 
 
 def _describe(action: Action) -> str:
@@ -280,15 +279,15 @@ def _describe(action: Action) -> str:
 
 def _install(steps: Sequence[Step], prefix: Path, run: Run) -> None:
     for number, step in enumerate(steps, 1):
-        click.echo(f"{number}/{len(steps)} {step.title}: {_describe(step.action)}")
+        say(f"{number}/{len(steps)} {step.title}: {_describe(step.action)}")
         try:
             outcome = _perform(step.action, prefix, run)
         except (InstallError, OSError, KeyError) as exc:
             again = "what is done stays done and may be repeated"
             raise InstallError(f"step {number}, {step.title}: {exc}", f"{step.remedy}; then run this again ({again})") from exc
         if outcome:
-            click.echo(f"    {outcome}")
-    click.echo(NEXT_STEPS)
+            say(f"    {outcome}")
+    say(NEXT_STEPS)
 
 
 def _perform(action: Action, prefix: Path, run: Run) -> str:

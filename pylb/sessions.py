@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from pylb.asking import CONFIG, JSON, ask
+from pylb.asking import CONFIG, JSON, ask, say
 
 
 def _seconds(_ctx: click.Context, _param: click.Parameter, value: str | None) -> float | None:
@@ -48,16 +48,16 @@ def show(config_path: Path | None, asked: dict[str, Any], *, as_json: bool) -> N
     answer = ask(config_path, {"verb": "sessions"} | asked)
     found = answer["sessions"]
     if as_json:
-        click.echo(json.dumps(found, indent=2))
+        say(json.dumps(found, indent=2))
     elif asked.get("ended"):
         from pylb.stories import ended_table  # noqa: PLC0415
 
-        click.echo("\n".join(ended_table(found)))
+        say("\n".join(ended_table(found)))
     else:
         form = "{:<46} {:<20} {:<20} {:<12} {:>9} {:>14} {:>14}  {}"
-        click.echo(form.format("CLIENT", "FRONTEND", "SERVER", "STATE", "SECONDS", "BYTES IN", "BYTES OUT", "ID"))
+        say(form.format("CLIENT", "FRONTEND", "SERVER", "STATE", "SECONDS", "BYTES IN", "BYTES OUT", "ID"))
         for one in found:
             row = (one["client"], one["frontend"], one["server"] or "-", one["state"], f"{one['age']:.0f}")
-            click.echo(form.format(*row, one["bytes_in"], one["bytes_out"], one["id"]))
+            say(form.format(*row, one["bytes_in"], one["bytes_out"], one["id"]))
     if (more := answer["total"] - len(found)) > 0 and not as_json:
-        click.echo(f"and {more} more", err=True)
+        say(f"and {more} more", err=True)

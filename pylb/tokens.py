@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pylb.asking import CONFIG, FAILED, JSON, ask, die, loaded, running, state_dir
+from pylb.asking import CONFIG, FAILED, JSON, ask, die, loaded, running, say, state_dir
 
 if TYPE_CHECKING:
     from pylb.config import Config
@@ -39,13 +39,13 @@ def token(context: click.Context, config_path: Path | None, show: bool) -> None:
     if context.invoked_subcommand is not None:
         return
     if not show:
-        click.echo(_new_secret())
+        say(_new_secret())
         return
     from pylb.keys import TOKEN_FILE  # noqa: PLC0415
 
     path = state_dir(config_path) / TOKEN_FILE
     try:
-        click.echo(path.read_text().strip())
+        say(path.read_text().strip())
     except OSError as error:
         die(f"{path}: {error.strerror}. It is made by the first `pylb run` without configured tokens.")
 
@@ -96,11 +96,11 @@ def create(config_path: Path | None, name: str, **options: Any) -> None:
         die(f"{config.state_dir}: {error.strerror}. Run it as root or as pylb's own user.")
     in_force = _tell(config_path, config.state_dir)
     if options["as_json"]:
-        click.echo(json.dumps({"name": name, "join": join, "in_force": in_force}))
+        say(json.dumps({"name": name, "join": join, "in_force": in_force}))
     elif manifests:
-        click.echo(manifests, nl=False)
+        say(manifests, nl=False)
     else:
-        click.echo(f"PYLB_JOIN={join}")
+        say(f"PYLB_JOIN={join}")
 
 
 @token.command("list")
@@ -119,18 +119,18 @@ def list_(config_path: Path | None, as_json: bool) -> None:
     if first_run_in_force(config, found):
         rows.append({"name": "generated", "from": "first run", "ports": "any", "names": "*", "sources": "any", "secrets": 1})
     for text in found.complaints:
-        click.echo(text, err=True)
+        say(text, err=True)
     if as_json:
-        click.echo(json.dumps(rows, indent=2))
+        say(json.dumps(rows, indent=2))
         return
     form = "{:<20} {:<10} {:<24} {:<20} {:<24} {}"
-    click.echo(form.format("NAME", "FROM", "PORTS", "NAMES", "SOURCES", "SECRETS"))
+    say(form.format("NAME", "FROM", "PORTS", "NAMES", "SOURCES", "SECRETS"))
     for row in rows:
         texts = (row[key] for key in ("name", "from", "ports", "names", "sources"))
-        click.echo(form.format(*texts, f"{row['secrets']}{', being rotated' if row['secrets'] > 1 else ''}"))
+        say(form.format(*texts, f"{row['secrets']}{', being rotated' if row['secrets'] > 1 else ''}"))
     if rows and rows[-1]["from"] == "first run":
         hint = "pylb token revoke generated, once your apps have tokens of their own"
-        click.echo(f"`generated` may open any port: {hint}", err=True)
+        say(f"`generated` may open any port: {hint}", err=True)
 
 
 @token.command()
@@ -161,11 +161,11 @@ def rotate(config_path: Path | None, name: str, done: bool, host: str | None, as
         die(f"{config.state_dir}: {error.strerror}. Run it as root or as pylb's own user.")
     _tell(config_path, config.state_dir)
     if as_json:
-        click.echo(json.dumps({"name": name, "join": join, "secrets": len(kept)}))
+        say(json.dumps({"name": name, "join": join, "secrets": len(kept)}))
     elif done:
-        click.echo(f"token {name!r}: the old secret is refused from now on")
+        say(f"token {name!r}: the old secret is refused from now on")
     else:
-        click.echo(f"PYLB_JOIN={join}")
+        say(f"PYLB_JOIN={join}")
 
 
 @token.command()
@@ -199,7 +199,7 @@ def revoke(config_path: Path | None, name: str) -> None:
         except OSError as error:
             die(f"{config.state_dir}: {error.strerror}. Run it as root or as pylb's own user.")
     _tell(config_path, config.state_dir)
-    click.echo(f"token {name!r} is refused from now on; `pylb release NAME` frees what it registered")
+    say(f"token {name!r} is refused from now on; `pylb release NAME` frees what it registered")
 
 
 @token.command("switch-key")
@@ -226,7 +226,7 @@ def switch_key(config_path: Path | None) -> None:
         die("no join string pins a next key yet: make new ones (pylb token rotate), roll them out, then switch", FAILED)
     except (OSError, ValueError) as error:
         die(f"the key cannot be switched: {error}. Run it as root or as pylb's own user.")
-    click.echo(f"the webhook has the key {key} from now on; a running pylb notices within seconds")
+    say(f"the webhook has the key {key} from now on; a running pylb notices within seconds")
 
 
 def _new_secret() -> str:
@@ -290,7 +290,7 @@ def _join(config: "Config", host: str | None, made: "MadeToken") -> str:
     if called is None:
         called = outgoing_address() if everywhere else listener.listen.ip
         if everywhere and not is_loopback(called):
-            click.echo(f"the join string says {called}: set `advertise`, or --host, if others call this machine differently",
+            say(f"the join string says {called}: set `advertise`, or --host, if others call this machine differently",
                        err=True)  # fmt: skip
     try:
         if listener.tls.self_signed:
@@ -370,7 +370,7 @@ def _ranges(ranges: Sequence[tuple[int, int]]) -> str:
 def _tell(config_path: Path | None, directory: Path) -> bool:
     """A running pylb reads the tokens at once."""
     if not running(directory):
-        click.echo("pylb is not running here (or not with this config): it counts from its next start", err=True)
+        say("pylb is not running here (or not with this config): it counts from its next start", err=True)
         return False
     ask(config_path, {"verb": "tokens"})
     return True

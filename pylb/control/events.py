@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from pylb.core.errors import Refused
+from pylb.core.text import visible
 
 T = TypeVar("T")
 
@@ -75,7 +76,7 @@ class Journal:
 
     def note(self, kind: str, text: str, fields: Mapping[str, str | int] | None = None, *, alarm: bool = False) -> None:
         self.noted += 1
-        event = Event(self._wall(), kind, text, fields or {}, alarm, self.noted)
+        event = Event(self._wall(), kind, visible(text), fields or {}, alarm, self.noted)
         token = event.fields.get("token")
         self._events.add(STRANGERS if token == "" else str(token or ""), event)
         self._log(event)
@@ -91,7 +92,8 @@ class Journal:
         self.refused[str(refused.code)] += 1
         if not tell:
             return
-        detail = refused.detail + (f" ({refused.hint})" if refused.hint else "")
+        detail = visible(refused.detail + (f" ({refused.hint})" if refused.hint else ""))
+        what = visible(what)
         self._rejections.add(token, Rejection(self._wall(), ip, token, what, str(refused.code), detail))
         whom = f"with token {token!r}" if token else "without a valid token"
         text = f"refused {what} from {ip} {whom}: {refused.code}: {detail}"

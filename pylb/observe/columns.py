@@ -6,6 +6,8 @@ Behind "-" come those of HAProxy's modules (TLS, HTTP/2, HTTP/1): pylb has nothi
 from collections.abc import Mapping
 from typing import Any
 
+from pylb.core.text import visible
+
 _GENERAL = """
 pxname svname qcur qmax scur smax slim stot bin bout dreq dresp ereq econ eresp wretr wredis status weight act bck chkfail
 chkdown lastchg downtime qlimit pid iid sid throttle lbtot tracked type rate rate_lim rate_max check_status check_code
@@ -29,14 +31,14 @@ HEADER = "# " + ",".join(COLUMNS) + ","
 
 
 def csv_line(row: Mapping[str, Any]) -> str:
-    """One line of `show stat`. What has a comma, a quote or a line break is quoted (RFC 4180), as HAProxy does."""
+    """One line of `show stat`. What has a comma or a quote is quoted (RFC 4180), as HAProxy does."""
     return ",".join([_cell(row.get(column)) for column in _FILLED]) + _EMPTY
 
 
 def _cell(value: Any) -> str:
     if value is None:
         return ""
-    text = str(value)
-    if "," in text or '"' in text or "\n" in text:
+    text = visible(str(value))
+    if "," in text or '"' in text:
         return '"' + text.replace('"', '""') + '"'
     return text

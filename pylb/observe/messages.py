@@ -6,13 +6,14 @@ import os
 import sys
 
 from pylb.core.log import Format
+from pylb.core.text import ESCAPES
 from pylb.observe.form import stamp, word
 from pylb.observe.lines import QUEUE_LINES, LineWriter
 from pylb.observe.targets import Stream
 
 # A message may quote what a stranger sent. Line breaks and escapes in it must not forge a line or drive a terminal: a
 # line that does not start with two spaces is ours.
-_CONTROL = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0))} | {ord("\n"): "\n  "}
+_CONTROL = ESCAPES | {ord("\n"): "\n  "}
 
 
 class MessageHandler(logging.Handler):

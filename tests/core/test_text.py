@@ -1,0 +1,37 @@
+"""Text from outside drives no terminal, forges no line and hides nothing."""
+
+import unicodedata
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pylb.core.text import visible, visible_lines
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("\x1b[2J\x07", "\\x1b[2J\\x07"),
+        ("\x9b2J", "\\x9b2J"),
+        ("a\r\nb", "a\\x0d\\x0ab"),
+        ("abc\u202etxt.exe", "abc\\u202etxt.exe"),
+        ("a\u200bb\ufeff", "a\\u200bb\\ufeff"),
+        ("\U000e0041", "\\U000e0041"),
+        ("\udc9b", "\\udc9b"),
+        ("Grüße, 世界 ☃ [a-b_c]", "Grüße, 世界 ☃ [a-b_c]"),
+    ],
+)
+def test_what_drives_a_terminal_or_is_unseen_becomes_an_escape_and_the_rest_stays(text: str, shown: str) -> None:
+    assert visible(text) == shown
+
+
+def test_lines_keep_their_breaks_and_nothing_else() -> None:
+    assert visible_lines("a\nb\r\x1b") == "a\nb\\x0d\\x1b"
+
+
+@given(st.text())
+def test_no_character_of_a_kind_that_is_not_seen_is_left(text: str) -> None:
+    """Whatever Unicode counts as control, surrogate, or separator of lines; of formats those that this version knows."""
+    assert not {unicodedata.category(char) for char in visible(text)} & {"Cc", "Cs", "Zl", "Zp"}
+    visible(text).encode()
