@@ -5,6 +5,7 @@ import stat
 from contextlib import suppress
 from pathlib import Path
 
+PIECE = 1 << 16  # bytes that are read at once: a buffer is made for all that are asked for, however short the file is
 MOST_ASIDE = 9  # of one file; then the oldest gives way
 
 
@@ -20,13 +21,14 @@ def read_regular(path: Path, most: int, *, follow: bool = True) -> bytes:
             raise ValueError("not a regular file")
         if info.st_size > most:
             raise ValueError(f"larger than {most} bytes")
-        with open(fd, "rb", closefd=False) as file:
-            data = file.read(most + 1)
+        data = bytearray()
+        while len(data) <= most and (piece := os.read(fd, min(PIECE, most + 1 - len(data)))):
+            data += piece
     finally:
         os.close(fd)
     if len(data) > most:  # it grew meanwhile, or is of a file system that knows no sizes
         raise ValueError(f"larger than {most} bytes")
-    return data
+    return bytes(data)
 
 
 def set_aside(path: Path) -> str:

@@ -18,7 +18,7 @@ from urllib.parse import parse_qsl
 import yaml
 from pydantic_core import PydanticCustomError
 
-from pylb import haproxy, importer
+from pylb import generations, haproxy, importer
 from pylb.config import ConfigErrors, parse
 from pylb.config import values as v
 from pylb.config.made import read_made
@@ -149,6 +149,10 @@ def _history(found: Any) -> None:
     assert in_file("history.jsonl", _restored)(lines) == found
 
 
+def _processes(path: Path) -> object:
+    return list(generations._read(path))
+
+
 def config(data: bytes) -> object:
     return parse(text(data), "pylb.yaml")
 
@@ -264,6 +268,10 @@ PARSERS: tuple[Parser, ...] = (
     Parser("frames", frames, (BadFrame,), x.FRAMES, (b"LB\x00\x00", bytes(8)), memory=1000),
     Parser("message", message, (BadFrame,), x.MESSAGES, _WORDS_OF_JSON, _message, memory=1000),
     Parser("upgrade", _upgrade, (BadFrame, Malformed), x.UPGRADE, _WORDS_OF_JSON, memory=1000),
+    Parser("state.json", in_file("state.json", _loaded), (), x.STATE, _WORDS_OF_JSON, memory=1000),
+    Parser("snapshot", _of_json(snapshot.decode), (), x.SNAPSHOT, _WORDS_OF_JSON, _snapshot, memory=1000),
+    Parser("history", in_file("history.jsonl", _restored), (), x.HISTORY, (*_WORDS_OF_JSON, b"\n"), _history, memory=1000),
+    Parser("processes", in_file("processes", _processes), (), (b"12 345\n678 9\n",), (b" ",)),
     Parser("token file", in_file("tokens/web", lambda path: read_made(path.parent.parent)), (), x.MADE, _WORDS_OF_JSON),
     Parser("config", config, (ConfigErrors,), x.CONFIG, x.YAML_WORDS, memory=10_000, most=1 << 18, slow=True),
     Parser("values", _scalars, (PydanticCustomError,), x.VALUES, x.VALUE_WORDS, memory=1000),
