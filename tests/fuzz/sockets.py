@@ -1,11 +1,12 @@
 """The parsers behind the two unix sockets: lines for the control socket, commands for HAProxy's runtime socket."""
 
 import asyncio
+import atexit
 import json
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from tempfile import mkdtemp
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from pylb.config import load
@@ -87,7 +88,9 @@ def _has_an_id(found: Any) -> None:
 @cache
 def _loop() -> asyncio.AbstractEventLoop:
     """One for all: to make one is most of the work."""
-    return asyncio.new_event_loop()
+    loop = asyncio.new_event_loop()
+    atexit.register(loop.close)
+    return loop
 
 
 class _Service:
@@ -143,7 +146,9 @@ class _Sessions:
 
 @cache
 def _control() -> ControlSocket:
-    folder = Path(mkdtemp())
+    held = TemporaryDirectory()
+    atexit.register(held.cleanup)
+    folder = Path(held.name)
     registry = Registry(rules=Rules(), keyring=Keyring(()), sink=PortSink(), store=Store(folder))
     return ControlSocket(folder / "control.sock", verbs(registry, _Service(), _Sessions()))  # type: ignore[arg-type]
 
