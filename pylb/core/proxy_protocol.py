@@ -18,6 +18,11 @@ _LOCAL, _PROXY = b"\x20", b"\x21"  # version 2 and the command
 _UNSPEC, _TCP4, _TCP6 = b"\x00", b"\x11", b"\x21"  # family and STREAM
 _SIZES = {_TCP4: 12, _TCP6: 36, b"\x12": 12, b"\x22": 36, b"\x31": 216, b"\x32": 216}  # of the addresses; UDP, unix
 _TYPE_CRC32C, _TYPE_UNIQUE_ID = 0x03, 0x05
+# Of our own (0xE0 to 0xEF are for that, 2.2.8): the pylbs that a connection came through, PATH_ID bytes each. Two that send to
+# each other would otherwise take all of each other's sessions for one client.
+_TYPE_PATH = 0xE7
+PATH_ID = 8
+MOST_HOPS = 16
 
 
 class BadHeader(ValueError):  # noqa: N818 - a condition of the peer's making
@@ -32,13 +37,28 @@ class Received:
     client: Address | None = None
     local: Address | None = None  # where the client had connected to
     unique_id: bytes = b""
+    path: bytes = b""
 
 
-def header(version: ProxyProtocol, client: Address, local: Address, *, crc32c: bool = False, unique_id: bytes = b"") -> bytes:
+def goes_in_circles(path: bytes, own_id: bytes) -> bool:
+    """Has a connection that came on `path` been here before, or been through more proxies than anybody builds?"""
+    hops = [path[start : start + PATH_ID] for start in range(0, len(path), PATH_ID)]
+    return own_id in hops or len(hops) > MOST_HOPS
+
+
+def header(
+    version: ProxyProtocol,
+    client: Address,
+    local: Address,
+    *,
+    crc32c: bool = False,
+    unique_id: bytes = b"",
+    path: bytes = b"",
+) -> bytes:
     """The header for a connection from `client` to our address `local`; b"" for NONE.
 
     Mixed families (cannot be one TCP connection, but a mapped address can look so) are written as IPv6, IPv4 mapped.
-    `crc32c` and `unique_id` are TLVs of version 2 (2.2.3, 2.2.5). Raises ValueError for a unique ID over 128 bytes.
+    `crc32c`, `unique_id` and `path` are TLVs of version 2 (2.2.3, 2.2.5, 2.2.8). Raises ValueError: too long a unique ID.
     """
     if version is ProxyProtocol.NONE:
         return b""
@@ -54,6 +74,8 @@ def header(version: ProxyProtocol, client: Address, local: Address, *, crc32c: b
         if len(unique_id) > MOST_UNIQUE_ID:
             raise ValueError(f"a unique ID of {len(unique_id)} bytes: at most {MOST_UNIQUE_ID}")
         body += _tlv(_TYPE_UNIQUE_ID, unique_id)
+    if path:
+        body += _tlv(_TYPE_PATH, path)
     if crc32c:
         body += _tlv(_TYPE_CRC32C, bytes(4))
     head = SIGNATURE + _PROXY + (_TCP6 if wide else _TCP4) + len(body).to_bytes(2, "big") + body
@@ -130,6 +152,7 @@ def _parse_v2(data: bytes) -> Received | None:
         Address(client, int.from_bytes(ports[:2], "big")),
         Address(local, int.from_bytes(ports[2:], "big")),
         tlvs.get(_TYPE_UNIQUE_ID, b""),
+        tlvs.get(_TYPE_PATH, b""),
     )
 
 

@@ -4,8 +4,9 @@ Everything here ends in an event for the table; what follows from that is the li
 """
 
 import errno
+import os
 import select
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from itertools import islice, takewhile
 from select import EPOLLERR, EPOLLET, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLPRI, EPOLLRDHUP
 from socket import AF_INET, AF_INET6, MSG_DONTWAIT, MSG_PEEK, SocketType
@@ -13,7 +14,7 @@ from typing import Protocol
 
 from pylb.core.address import Address
 from pylb.core.connect_failures import RESOURCE, TIMEOUT, failure_name
-from pylb.core.proxy_protocol import MOST_HEADER, BadHeader, parse
+from pylb.core.proxy_protocol import MOST_HEADER, PATH_ID, BadHeader, goes_in_circles, parse
 from pylb.core.recorder import Attempt
 from pylb.core.session import Cause, Event, State
 from pylb.forward import sockets
@@ -74,6 +75,11 @@ class Dialer:
         self._offered: Session | None = None  # the one of a queue that tries just now
         self._freed: dict[FrontendState, None] = {}  # of them, those that have a session fewer
         self.generation = 0  # of the table in force
+        self.our_ports: Container[int] = ()  # that we listen on
+        # Where we dial from, of sessions to a port that is also one of ours: one of them may reach us, by an address that
+        # this machine was given after the start, or by a firewall's rule. All others are spared the system call.
+        self._from_us: dict[tuple[str, int], None] = {}
+        self.own_id = os.urandom(PATH_ID)  # in PROXY headers between proxies, see core/proxy_protocol
 
     def on_early(self, session: Session, half: Half, events: int) -> None:
         if half.is_client:
@@ -120,12 +126,19 @@ class Dialer:
         if found.client is not None:
             session.address = (found.client.ip, found.client.port)
             admission.local = found.local
-        admission.unique_id = found.unique_id
+        admission.unique_id, admission.path = found.unique_id, found.path
+        if goes_in_circles(found.path, self.own_id):
+            self._deny(session, "loop")
+            return
         refusal = door.admit(session.address[0], admission, self._clock())
         if refusal := refusal or self._life.crowd.refusal(session.frontend, session.address[0]):
             self._deny(session, refusal)
         else:
             self._life.fire(session, Event.HEADER_READ)
+
+    def is_ours(self, address: tuple[str, int]) -> bool:
+        """Does this client, as accept() gave it, sit in this process?"""
+        return bool(self._from_us) and (sockets.folded(address[0]), address[1]) in self._from_us
 
     def _deny(self, session: Session, reason: str) -> None:
         session.frontend.counters.denied[reason] += 1
@@ -206,6 +219,9 @@ class Dialer:
     def leave(self, session: Session, server: ServerState) -> None:
         """`server` has a session fewer."""
         server.sessions -= 1
+        if session.dialed_from is not None:
+            self._from_us.pop(session.dialed_from, None)
+            session.dialed_from = None
         if session.frontend.queue:
             self._freed[session.frontend] = None
         if server.pool is not None:
@@ -246,6 +262,10 @@ class Dialer:
         if client is not None:
             client.peer = upstream
         self._life.halves[upstream.fd] = upstream
+        if server.server.address.port in self.our_ports:
+            ip, port = sock.getsockname()[:2]
+            session.dialed_from = (sockets.folded(ip), port)
+            self._from_us[session.dialed_from] = None
         # After connect(): an unconnected socket would report HUP at once.
         self._epoll.register(upstream.fd, WATCHED)
         self._life.deadlines.set(session, policy.timeouts.connect, now)

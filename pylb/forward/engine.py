@@ -108,6 +108,7 @@ class Engine:
         self._ports = Ports(self._epoll, self.counters, self.faults, self._life.begin, opener, self._turn)
         self._life.on_end = self._ports.session_ended
         self._life.on_exhausted = self._ports.exhausted
+        self._life.dialer.our_ports = self._ports.numbers
         self.elsewhere = Elsewhere(self._ports, self._life.dialer)
         self._timers = Timers(self._life, self._turn, self.faults, sweep_period, unanswered)
         self._clock = clock

@@ -87,6 +87,9 @@ class Lifecycle:
         session, admission, awaits, refusal = None, None, False, ""
         frontend.counters.connections += 1
         try:
+            if self.dialer.is_ours(address):
+                self._refuse(frontend, sock, address, "loop")
+                return
             if (door := frontend.door) is not None:
                 admission = Admission()
                 awaits = door.awaits_header(address[0])
@@ -95,11 +98,9 @@ class Lifecycle:
             if self.crowd.shares and not awaits and not refusal:
                 refusal = self.crowd.refusal(frontend, address[0])
             if refusal:
-                sockets.close(sock)
                 if admission is not None:
                     admission.leave()
-                self._number += 1
-                self.accounts.refused(frontend, address, refusal, self._number, self.dialer.generation)
+                self._refuse(frontend, sock, address, refusal)
                 return
             session = self._enter(frontend, sock, address)
             session.admission = admission
@@ -117,6 +118,11 @@ class Lifecycle:
                 if admission is not None:
                     admission.leave()
                 self._faults.add("a client was turned away by a fault of pylb", error)
+
+    def _refuse(self, frontend: FrontendState, sock: SocketType, address: tuple[str, int], reason: str) -> None:
+        sockets.close(sock)
+        self._number += 1
+        self.accounts.refused(frontend, address, reason, self._number, self.dialer.generation)
 
     def _enter(self, frontend: FrontendState, sock: SocketType, address: tuple[str, int]) -> Session:
         """From here on it is a session, and ends as one."""
@@ -289,6 +295,8 @@ class Lifecycle:
             local if admission is None or admission.local is None else admission.local,
             crc32c=policy.send_crc32c,
             unique_id=admission.unique_id if admission is not None and policy.send_unique_id else b"",
+            # Only behind another proxy: whoever has none in front is sent the header that HAProxy would send.
+            path=admission.path + self.dialer.own_id if admission is not None and admission.local is not None else b"",
         )
 
     # ------------------------------------------------------------ delivering

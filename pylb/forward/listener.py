@@ -3,6 +3,7 @@
 import errno
 import os
 import select
+from collections import Counter
 from collections.abc import Callable
 from enum import Enum
 from select import EPOLLIN
@@ -126,6 +127,7 @@ class Ports:
         self._turn = turn
         self.by_listen: dict[Listen, Port] = {}
         self.by_fd: dict[int, Port] = {}
+        self.numbers: Counter[int] = Counter()  # on how many addresses each port number is listened
         self._waiting: dict[Port, None] = {}  # unwatched for want of room
         self._rated: dict[Port, None] = {}  # whose frontend limits its rate
         self._retired: list[FrontendState] = []  # their ports are closed, they still have sessions
@@ -140,6 +142,7 @@ class Ports:
         if port is None:
             port = Port(listen, self._opener(listen, freebind=freebind))
             self.by_listen[listen] = self.by_fd[port.fd] = port
+            self.numbers[listen.port] += 1
         return port
 
     def close_all(self) -> None:
@@ -152,6 +155,9 @@ class Ports:
         port = self.by_listen.pop(listen, None)
         if port is not None:
             del self.by_fd[port.fd]
+            self.numbers[listen.port] -= 1
+            if not self.numbers[listen.port]:
+                del self.numbers[listen.port]
             self._waiting.pop(port, None)
             self._rated.pop(port, None)
             if port.frontend is not None and port.frontend.sessions:

@@ -243,6 +243,7 @@ class Session:
         "deadline",
         "delivered",
         "dialed",
+        "dialed_from",
         "failure",
         "first",
         "first_at",
@@ -282,6 +283,7 @@ class Session:
         self.picture: Frontend | None = None  # the frontend that its server was last picked from
         self.generation = 0  # of the table it was in
         self.dialed = 0.0  # monotonic; the last time
+        self.dialed_from: tuple[str, int] | None = None  # known only of those that might come back to us
         self.attempts: list[Attempt] | None = None  # those that failed, and waits in the queue
         self.deadline = 0.0  # monotonic; of the header, the queue, the dial or the flush, whichever is under way
         self.waits_among: dict[Session, None] | None = None  # those that have a deadline too, see deadlines.py
