@@ -74,7 +74,7 @@ from pylb.verbs import verbs
 from pylb.watching import Watch
 from pylb.web import openapi
 from pylb.web.admin import Admin
-from pylb.web.certificate import Certificate, self_signed
+from pylb.web.certificate import Certificate, repaired
 from pylb.web.commands import Commands
 from pylb.web.listener import Limits, bind
 from pylb.web.page import Page
@@ -483,7 +483,10 @@ class App:
         config = self._config
         try:
             if tls.self_signed:
-                return self_signed(config.state_dir / TLS_FOLDER, names_of_machine(config))
+                certificate, complaint = repaired(config.state_dir / TLS_FOLDER, names_of_machine(config))
+                if complaint:
+                    log.error("%s", complaint)
+                return certificate
             if tls.certificate is not None and tls.key is not None:
                 return Certificate(tls.certificate, tls.key)
         except (OSError, ValueError) as error:

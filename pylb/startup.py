@@ -15,13 +15,14 @@ from typing import Any, NamedTuple
 
 from pylb.config import Config, ConfigErrors, default_state_dir, load, parse
 from pylb.config.models import TokenEntry
-from pylb.control.files import write_private
+from pylb.control.files import read_regular, write_private
 from pylb.core.address import ANY, is_loopback
 from pylb.core.auth import NODE_PORTS
 from pylb.keys import TOKEN_FILE
 from pylb.machine import outgoing_address
 
 LAST_GOOD = "config.last-good"
+MOST_BYTES = 64 << 20
 _STATE_DIR_LINE = re.compile(r"""^[ \t{]*["']?state_dir["']?\s*:\s*["']?([^"'#\n]+?)["']?,?\s*(?:#.*)?$""", re.MULTILINE)
 
 
@@ -49,7 +50,7 @@ class ConfigSource:
             return None
         kept = self.state_dir() / LAST_GOOD
         try:
-            text = kept.read_text()
+            text = read_regular(kept, MOST_BYTES).decode()
             try:
                 return load(self.path, self._environ, text=text)
             except ConfigErrors:

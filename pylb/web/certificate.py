@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from pylb.control.files import read_regular, write_private
+from pylb.control.files import read_regular, set_aside, write_private
 
 CERTIFICATE, KEY, NEXT_KEY = "cert.pem", "key.pem", "next-key.pem"  # in the folder of a certificate of ours
 MOST_BYTES = 1 << 20  # of a file; a chain of ten certificates is 20 KB
@@ -78,6 +78,30 @@ def self_signed(directory: Path, names: Iterable[str]) -> Certificate:
     return Certificate(certificate, key)
 
 
+def repaired(directory: Path, names: Iterable[str]) -> tuple[Certificate, str]:
+    """As `self_signed`, whatever is in the way: garbage is set aside and made anew. What became of what, "" if all was well.
+
+    A start that ends over it would close every port; phone-homes that refuse a new key close none. The key is saved where
+    it can be: with it every pin holds. Raises OSError, ValueError: nothing can be made there.
+    """
+    try:
+        return self_signed(directory, names), ""
+    except (OSError, ValueError) as error:
+        said = f"the webhook's own certificate cannot be used: {error}"
+    if os.path.lexists(directory) and not directory.is_dir():
+        said += set_aside(directory)
+    try:
+        found = _read_key(directory / KEY)
+        write_private(directory / KEY, _key_pem(found))  # OpenSSL is stricter with what stands around it
+        ending = "another one for the same key takes its place, and every pin holds"
+        broken = [directory / CERTIFICATE]
+    except (OSError, ValueError):
+        ending = "a new key takes its place: phone-homes that pin the old one need a new join string (pylb token create)"
+        broken = [directory / KEY, directory / CERTIFICATE]
+    said += "".join(set_aside(path) for path in broken if os.path.lexists(path))
+    return self_signed(directory, names), f"{said}; {ending}"
+
+
 def next_pin(directory: Path) -> str:
     """The pin of the key that `switch` will serve; it is made if there is none yet. Raises OSError, ValueError."""
     path = directory / NEXT_KEY
@@ -116,7 +140,7 @@ def pin(certificate: Path) -> str:
 
     A renewed certificate of the same key has the same one. Raises OSError, ValueError.
     """
-    return _pin(x509.load_pem_x509_certificate(certificate.read_bytes()).public_key())
+    return _pin(x509.load_pem_x509_certificate(read_regular(certificate, MOST_BYTES)).public_key())
 
 
 def _pin(key: CertificatePublicKeyTypes) -> str:
@@ -126,14 +150,14 @@ def _pin(key: CertificatePublicKeyTypes) -> str:
 
 def is_self_signed(certificate: Path) -> bool:
     """No authority vouches for it. Raises OSError, ValueError."""
-    found = x509.load_pem_x509_certificate(certificate.read_bytes())
+    found = x509.load_pem_x509_certificate(read_regular(certificate, MOST_BYTES))
     return found.issuer == found.subject
 
 
 def _read_key(path: Path) -> ec.EllipticCurvePrivateKey:
     """Raises OSError, ValueError."""
     try:
-        key = serialization.load_pem_private_key(path.read_bytes(), password=None)
+        key = serialization.load_pem_private_key(read_regular(path, MOST_BYTES), password=None)
     except TypeError:
         raise ValueError(f"{path} is encrypted") from None
     if not isinstance(key, ec.EllipticCurvePrivateKey):

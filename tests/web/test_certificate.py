@@ -15,7 +15,7 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 
 from pylb.web.call import Answer, Call, text_answer
-from pylb.web.certificate import next_pin, pin, self_signed, switch
+from pylb.web.certificate import next_pin, pin, repaired, self_signed, switch
 from pylb.web.listener import Limits
 from tests.web.loopback import ask, read_reply, run, serving, until
 
@@ -60,6 +60,25 @@ def test_a_certificate_without_its_key_is_an_error_and_is_not_replaced(tmp_path:
     with pytest.raises(FileNotFoundError, match=r"key\.pem is missing"):
         self_signed(tmp_path, ["localhost"])
     assert certificate.path.exists()
+
+
+@pytest.mark.parametrize(
+    ("spoilt", "pins_hold"), [("cert.pem", True), ("key.pem", False), ("both", False), ("key.pem missing", False)]
+)
+def test_a_start_makes_garbage_anew_and_saves_the_key_where_it_can(tmp_path: Path, spoilt: str, pins_hold: bool) -> None:
+    folder = tmp_path / "tls"
+    assert repaired(folder, ["localhost"])[1] == ""
+    before = pin(folder / "cert.pem")
+    for name in ("cert.pem", "key.pem") if spoilt == "both" else (spoilt.split(maxsplit=1)[0],):
+        (folder / name).unlink()
+        if "missing" not in spoilt:
+            (folder / name).write_bytes(b"garbage")
+    certificate, complaint = repaired(folder, ["localhost"])
+    assert (pin(certificate.path) == before) == pins_hold
+    assert ("every pin holds" in complaint) == pins_hold
+    assert ("need a new join string" in complaint) != pins_hold
+    assert list(folder.glob("*.bad-1"))
+    assert repaired(folder, ["localhost"])[1] == ""
 
 
 def test_a_key_left_alone_by_a_crash_is_made_anew(tmp_path: Path) -> None:
