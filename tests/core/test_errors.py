@@ -1,6 +1,8 @@
 """Refused: one closed list of codes, and what is shown of them."""
 
-from pylb.core.errors import Code, Refused
+import pytest
+
+from pylb.core.errors import Code, Refused, let_go
 
 
 def test_codes_are_lower_case_words_because_they_are_part_of_the_api() -> None:
@@ -15,3 +17,17 @@ def test_a_refusal_shows_what_and_the_hint_if_there_is_one() -> None:
     hinted = Refused(Code.TOO_MANY, "slow down", "once per second", retry_after=1.5)
     assert str(hinted) == "too_many_requests: slow down (once per second)"
     assert hinted.retry_after == 1.5
+
+
+def test_an_error_that_is_let_go_holds_nothing_of_where_it_came_from() -> None:
+    def refuse() -> None:
+        try:
+            raise ValueError
+        except ValueError as error:
+            refused = Refused(Code.INVALID, "what")
+            raise refused from error
+
+    with pytest.raises(Refused) as caught:
+        refuse()
+    let_go(caught.value)
+    assert (caught.value.__traceback__, caught.value.__context__, caught.value.__cause__) == (None, None, None)
