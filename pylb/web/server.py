@@ -104,9 +104,9 @@ class HttpServer:
             if connection.streams or not connection.busy:
                 self._cut(connection)
         await self._http.shutdown(grace)
+        handshakes = [connection.task for connection in self._open if connection.task is not None]
         for connection in self._open:
             self._cut(connection)
-        handshakes = [connection.task for connection in self._open if connection.task is not None]
         await asyncio.gather(*handshakes, return_exceptions=True)
 
     # ------------------------------------------------------------ accepting

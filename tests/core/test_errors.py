@@ -22,7 +22,7 @@ def test_a_refusal_shows_what_and_the_hint_if_there_is_one() -> None:
 def test_an_error_that_is_let_go_holds_nothing_of_where_it_came_from() -> None:
     def refuse() -> None:
         try:
-            raise ValueError
+            int("x")
         except ValueError as error:
             refused = Refused(Code.INVALID, "what")
             raise refused from error
