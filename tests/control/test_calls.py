@@ -369,6 +369,7 @@ async def test_old_haproxy_servers_are_imported_as_legacy_registrations(tmp_path
         assert "no token that may open port 22" in lines[2]
         assert (await c.registry.import_legacy(items[:1], "a")) == [f"created {one} -> {NODE_A}:30443"]
         assert "no target" in (await c.registry.import_legacy([Imported(two, Address("169.254.1.1", 1))]))[0]
+        assert "may not aim at port 22" in (await c.registry.import_legacy([Imported(two, Address(NODE_A, 22))]))[0]
         with target(30443, NODE_A):
             await c.pass_time(2, probing=True)
         assert c.ranks(one) == {NODE_A: 0}

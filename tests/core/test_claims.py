@@ -209,6 +209,12 @@ def test_a_legacy_call_joins_no_other_static_frontend_but_the_one_of_its_name() 
     assert (native_too.code, "`registrations: any`" in native_too.hint) == (Code.PORT_OWNED, True)
 
 
+def test_a_legacy_name_is_the_tokens_matter_only_where_it_opens_a_static_frontend() -> None:
+    rules = layout(static("web", "*:443"), static("old", "*:80", joining=Joining.LEGACY))
+    asked = ((443, "web"), (443, "other"), (80, "old"), (8443, "web"))
+    assert [rules.joins_by_name(port, name) for port, name in asked] == [True, False, False, False]
+
+
 def test_pylbs_own_ports_are_nobodys() -> None:
     rules = layout(reserved_ports=frozenset({9000}))
     assert refused(lambda: enter(Claims(), native(ports={9000: 30000}), rules)).code is Code.PORT_FORBIDDEN
