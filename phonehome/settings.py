@@ -146,6 +146,7 @@ def parse_joins(text: str, wrong: Callable[[str], None]) -> tuple[tuple[Endpoint
     `export` may stand before them, as where they were pasted from.
     """
     found: list[Endpoint] = []
+    labels: set[str] = set()
     names: list[str] = []
     parts = [part for part in text.replace(",", " ").split() if part != "export"]
     for number, part in enumerate(parts, 1):
@@ -154,8 +155,9 @@ def parse_joins(text: str, wrong: Callable[[str], None]) -> tuple[tuple[Endpoint
         except NotationError as exc:
             wrong(f"number {number}: {exc}")  # not its text: that is a secret
             continue
-        if any(endpoint.label == other.label for other in found):
+        if endpoint.label in labels:
             wrong(f"{endpoint.label} is listed twice")
+        labels.add(endpoint.label)
         found.append(endpoint)
         names.append(name)
     return tuple(found), names
@@ -168,7 +170,7 @@ def _endpoints(env: _Environment) -> tuple[Endpoint, ...]:
         what = "missing; the address of the load balancer, or a comma list of several"
         env.wrong(name, f"{what}; or PYLB_JOIN with what `pylb token create` printed, which is all of it", example)
         return ()
-    found: list[Endpoint] = []
+    found: dict[Endpoint, None] = {}
     for text in filter(None, (part.strip() for part in value.split(","))):
         try:
             # Of a legacy WEBHOOK only scheme, host and port are meant: its path belongs to the old protocol.
@@ -178,7 +180,7 @@ def _endpoints(env: _Environment) -> tuple[Endpoint, ...]:
             continue
         if endpoint in found:
             env.wrong(name, f"{endpoint.label} is listed twice", example)
-        found.append(endpoint)
+        found[endpoint] = None
     return tuple(found)
 
 
@@ -220,17 +222,17 @@ def _frontends(env: _Environment, needed: bool) -> tuple[Frontend, ...]:
     text, example = env.get("PYLB_FRONTENDS"), '"443:30443 25:30025/proxy=v2"'
     if not text:
         return _legacy_frontend(env, needed, example)
-    found: list[Frontend] = []
+    found: dict[int, Frontend] = {}
     for entry in text.split():
         try:
             frontend = parse_frontend(entry)
         except NotationError as exc:
             env.wrong("PYLB_FRONTENDS", f"{entry!r}: {exc}", example)
             continue
-        if any(frontend.port == other.port for other in found):
+        if frontend.port in found:
             env.wrong("PYLB_FRONTENDS", f"port {frontend.port} is listed twice", example)
-        found.append(frontend)
-    return _checked(env, found)
+        found[frontend.port] = frontend
+    return _checked(env, list(found.values()))
 
 
 def _checked(env: _Environment, frontends: list[Frontend]) -> tuple[Frontend, ...]:

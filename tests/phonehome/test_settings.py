@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from phonehome.settings import Settings, SettingsError, parse
 from phonehome.values import Endpoint, Frontend, parse_frontend, parse_url
+from tests.fuzz.measures import events
 from tests.phonehome.peer import ENVIRON, TOKEN, no_files
 
 LEGACY = {
@@ -384,3 +385,18 @@ def test_any_environment_gives_settings_or_a_list_of_problems(changes: dict[str,
         found = exc.problems
     assert bool(found) != bool(settings)
     assert all("; example: " in line or "remove one of them" in line for line in found)
+
+
+@pytest.mark.parametrize("variable", ["PYLB_FRONTENDS", "PYLB_URL", "PYLB_JOIN"])
+def test_an_entry_is_not_searched_among_all_others(variable: str) -> None:
+    entry = {
+        "PYLB_FRONTENDS": "{}:30443 ",
+        "PYLB_URL": "https://lb{}.example.net,",
+        "PYLB_JOIN": f"pylb://mqtt:{TOKEN}@lb{{}}.example.net ",
+    }[variable]
+
+    def work(many: int) -> int:
+        environ = {variable: "".join(entry.format(number) for number in range(1, many + 1))}
+        return events(problems, environ)
+
+    assert work(400) <= 2.6 * work(200)
