@@ -3,12 +3,10 @@
 from collections import Counter, deque
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
 
+from pylb.control.ring import Ring
 from pylb.core.errors import Refused
 from pylb.core.text import visible
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,32 +29,6 @@ class Rejection:
     what: str
     code: str
     detail: str
-
-
-class Ring(Generic[T]):
-    """The last so many things, each of an owner. When it is full, who has most of it loses the oldest: nobody can flush out
-    what is another's, however much is said about him."""
-
-    def __init__(self, size: int) -> None:
-        self._size = size
-        self._next = 0
-        self._items: dict[int, T] = {}
-        self._of: dict[str, deque[int]] = {}
-
-    def add(self, owner: str, item: T) -> None:
-        """Costs O(owners) once it is full."""
-        self._items[self._next] = item
-        self._of.setdefault(owner, deque()).append(self._next)
-        self._next += 1
-        if len(self._items) > self._size:
-            loser = max(self._of, key=lambda one: (len(self._of[one]), -self._of[one][0]))
-            del self._items[self._of[loser].popleft()]
-            if not self._of[loser]:
-                del self._of[loser]
-
-    def items(self) -> list[T]:
-        """Oldest first."""
-        return list(self._items.values())
 
 
 STRANGERS = "?"  # no name of a token; "" is what happened to pylb itself

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pylb.control.files import read_regular, set_aside, write_private
+from pylb.control.ring import Ring
 from pylb.core.address import parse_address, parse_listen
 from pylb.core.changes import PASSING, Line, What
 
@@ -27,24 +28,6 @@ class Generation:
     lines: tuple[Line, ...]
 
 
-class _Kind:
-    """The newest, bounded in number and in bytes: a start with a thousand frontends is 100 KB by itself."""
-
-    def __init__(self) -> None:
-        self._weights: deque[int] = deque()
-        self._bytes = 0
-        self.found: deque[Generation] = deque()
-
-    def add(self, one: Generation) -> None:
-        weight = _weight(one)
-        self.found.append(one)
-        self._weights.append(weight)
-        self._bytes += weight
-        while len(self.found) > KEPT or (self._bytes > MOST_BYTES and len(self.found) > 1):
-            self.found.popleft()
-            self._bytes -= self._weights.popleft()
-
-
 def _weight(one: Generation) -> int:
     """About its bytes in the file."""
     return 100 + sum(90 + len(line.text) + len(line.frontend) for line in one.lines)
@@ -52,7 +35,7 @@ def _weight(one: Generation) -> int:
 
 class History:
     """The last 1,000 that somebody asked for, and apart from them the last 1,000 moves and changes of state: an app that
-    wanders must not push out who opened its port. Of either 2 MiB at most.
+    wanders must not push out who opened its port. Of either 2 MiB at most, and of each token a fair share.
 
     Kept over restarts in a file with a JSON object a line. It is a record, not the state: lines are appended without fsync,
     and a crash may cost the last half second. Written anew now and then: when the file is twice as long as it was after
@@ -62,8 +45,8 @@ class History:
     def __init__(self, wall: Callable[[], float], path: Path) -> None:
         self._wall = wall
         self._path = path
-        self._asked = _Kind()
-        self._passing = _Kind()
+        self._asked: Ring[Generation] = Ring(KEPT, MOST_BYTES)
+        self._passing: Ring[Generation] = Ring(KEPT, MOST_BYTES)
         self._unwritten: deque[Generation] = deque(maxlen=2 * KEPT)
         self._anew = False  # the file has lines that cannot be read
         self._anew_at = MOST_FILE  # bytes
@@ -75,7 +58,8 @@ class History:
 
     def _keep(self, one: Generation) -> None:
         kind = self._passing if all(line.what in PASSING for line in one.lines) else self._asked
-        kind.add(one)
+        whose = one.by[0].partition(" from ")[0] if one.by else ""
+        kind.add(whose, one, _weight(one))
 
     def restore(self) -> list[str]:
         """What the file has. A line that cannot be read costs only itself; the file is set aside then. Returns complaints."""
@@ -123,7 +107,7 @@ class History:
 
     def generations(self, what: str | None = None) -> list[Generation]:
         """Oldest first; of a port, or of a frontend's name or the name that registered it."""
-        found = sorted((*self._asked.found, *self._passing.found), key=lambda one: one.number)
+        found = sorted((*self._asked.items(), *self._passing.items()), key=lambda one: one.number)
         return found if what is None else [one for one in found if any(_is_about(line, what) for line in one.lines)]
 
 

@@ -5,7 +5,8 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pylb.control.events import Journal, Ring
+from pylb.control.events import Journal
+from pylb.control.ring import Ring
 from pylb.core.errors import Code, Refused
 
 

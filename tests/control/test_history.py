@@ -42,6 +42,16 @@ def test_what_was_written_is_there_again(tmp_path: Path) -> None:
     assert [one.number for one in again.generations("other")] == [2]
 
 
+def test_one_tokens_generations_do_not_push_out_anothers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(history, "KEPT", 10)
+    found = record(tmp_path / "history.jsonl")
+    for number in range(1, 4):
+        found.note(number, ["token 'honest' from 192.0.2.7"], [line(port=number)])
+    for number in range(4, 100):
+        found.note(number, [f"token 'noisy' from 192.0.2.{number}"], [line(port=number)])
+    assert [one.number for one in found.generations()] == [1, 2, 3, *range(93, 100)]
+
+
 def test_moves_do_not_push_out_who_asked(tmp_path: Path) -> None:
     found = record(tmp_path / "history.jsonl")
     found.note(0, ["token"], [line()])
