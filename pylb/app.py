@@ -249,7 +249,7 @@ class App:
         self._serve_for_ever(Part.PAGE, self._feed.run)
         self._greet(limit)
         if not self._complaint:
-            await asyncio.to_thread(self._keep_config)
+            await self._keep_config()
         if self._service.watchdog:
             self._serve_for_ever(Part.WATCHDOG, self._show_life)
         if left is not None:
@@ -359,11 +359,12 @@ class App:
 
     async def _make_registry(self, stack: AsyncExitStack) -> None:
         config = self._config
+        self._store = Store(config.state_dir)
         self._registry = Registry(
             rules=await rules_of(config),
             keyring=self._keyring,
             sink=self._forwarding,
-            store=Store(config.state_dir),
+            store=self._store,
             resolve=resolve,
             ask=at_most(self._budget.probes),
             on_event=self._heed_event,
@@ -629,7 +630,7 @@ class App:
         self._admin.set_hosts(config.own_names)
         await self._read_certificates()
         self.reloaded = True
-        await asyncio.to_thread(self._keep_config)
+        await self._keep_config()
         log.info("reloaded: %s", in_words(change))
         for step in planned:
             log.info("reloaded: %s", step["text"])
@@ -726,9 +727,10 @@ class App:
             with suppress(Refused):  # pylb is stopping
                 await self._registry.readdress(await own_ips_of(self._config))
 
-    def _keep_config(self) -> None:
+    async def _keep_config(self) -> None:
+        """By the disk's thread, which may hang and is not waited for at the end."""
         try:
-            self._source.keep(self._config)
+            await self._store.run(partial(self._source.keep, self._config))
         except OSError as error:
             log.warning("the config could not be remembered for a start with a broken one: %s", error)
 

@@ -42,7 +42,7 @@ class Generations:
         known = dict(_read(self._path)) | self._ours  # of the file as it is now: a successor may have written there
         living = {pid: start for pid, start in known.items() if _start(pid) == start}
         try:
-            write_private(self._path, "".join(f"{pid} {start}\n" for pid, start in living.items()).encode())
+            write_private(self._path, "".join(f"{pid} {start}\n" for pid, start in living.items()).encode(), sync=False)
         except OSError as error:
             log.warning("%s cannot be written (%s): a stop may miss processes of before", self._path, error.strerror)
 
