@@ -20,6 +20,10 @@ from pylb.core.tcp_info import SIZE
 _IP_FREEBIND = 15
 _IP_BIND_ADDRESS_NO_PORT = 24
 BACKLOG = 4096  # the kernel cuts it to net.core.somaxconn (4096 since Linux 5.4)
+_TCP_NOTSENT_LOWAT = 25  # linux/tcp.h
+# Bytes that the kernel takes for a client beyond what is on its way to it: without a bound a reader that stalls holds 4 MB of
+# kernel memory (net.ipv4.tcp_wmem), with this one an eighth. With 128 or 256 KiB bulk cost a fifth more CPU.
+UNSENT = 512 * 1024
 # Armed for life: whatever ends this process, kill -9 included, the kernel answers with RST instead of a FIN that would make
 # half a download look whole. shutdown(SHUT_WR) still delivers everything that was queued.
 _LINGER_RESET = struct.pack("ii", 1, 0)
@@ -92,6 +96,7 @@ def inheritable(sock: SocketType) -> None:
     """What the sockets of a listener's clients are to have from it."""
     _for_life(sock)
     keep_alive(sock)
+    sock.setsockopt(socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, UNSENT)
 
 
 def _for_life(sock: SocketType) -> None:
