@@ -1,21 +1,26 @@
 # Two images from one file:
 #   docker build --target pylb -t pylb:0.1.0 .
 #   docker build --target phonehome -t pylb-phonehome:0.1.0 .
-# deploy/README.md says how to run them, and what was (and was not) checked about this file.
+# deploy/README.md says how to run them. tests/system/test_image.py builds and runs both, on a base of Debian's own packages.
 
-FROM python:3.13-slim AS build
+# Whoever has a mirror, or a base image of their own, names it with --build-arg. PYLB_BASE also builds the environment that is
+# copied into it: a virtual environment works only with the interpreter it was made with.
+ARG PYLB_BASE=python:3.13-slim
+ARG PHONEHOME_BASE=python:3.13-alpine
+
+FROM ${PYLB_BASE} AS build
 WORKDIR /src
 COPY pyproject.toml requirements.lock README.md LICENSE ./
 COPY pylb pylb
 COPY phonehome phonehome
 COPY deploy deploy
 # requirements.lock as constraints: the exact versions that were tested, and of those only what pylb needs.
-RUN python -m venv /opt/pylb \
+RUN python3 -m venv /opt/pylb \
  && /opt/pylb/bin/python -m pip install --no-cache-dir --constraint requirements.lock . \
- && python deploy/zipapp.py /opt/phonehome.pyz
+ && python3 deploy/zipapp.py /opt/phonehome.pyz
 
 
-FROM python:3.13-alpine AS phonehome
+FROM ${PHONEHOME_BASE} AS phonehome
 COPY --from=build /opt/phonehome.pyz /opt/phonehome/phonehome.pyz
 ENV PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 # By number, so that runAsNonRoot can judge it.
@@ -27,7 +32,7 @@ HEALTHCHECK --interval=30s --timeout=5s --start-period=5s --retries=3 \
 ENTRYPOINT ["python3", "/opt/phonehome/phonehome.pyz"]
 
 
-FROM python:3.13-slim AS pylb
+FROM ${PYLB_BASE} AS pylb
 RUN useradd --system --uid 65532 --user-group --no-create-home --home-dir /var/lib/pylb --shell /usr/sbin/nologin pylb \
  && install -d -o pylb -g pylb -m 0700 /var/lib/pylb
 COPY --from=build /opt/pylb /opt/pylb

@@ -1,7 +1,7 @@
 # make run   a virtual environment, everything installed, pylb serving with its embedded defaults
 # make test  lint, types, import contracts, all tests          make help  the rest
 .DEFAULT_GOAL := help
-.PHONY: help run test test-long core lint format demo bench soak fuzz fuzz-webhook fuzz-parsers zipapp docs screenshots clean python
+.PHONY: help run test test-long test-system core lint format demo bench soak fuzz fuzz-webhook fuzz-parsers zipapp docs screenshots clean python
 
 VENV   := .venv
 PY     := $(VENV)/bin/python
@@ -12,6 +12,8 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 
 # What measures time, processors or descriptors, or has the machine's network: one at a time. The rest uses both cores.
 ALONE  := tests/forward tests/bench tests/e2e
+# Whole systems in a folder, as root: minutes to make. `make test-system` runs them, and `make test` does not.
+SYSTEM := tests/system
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -22,15 +24,19 @@ run: $(VENV)/.run ## start pylb here and now: webhook on 9000, admin on 8404, no
 demo: $(VENV)/.run ## watch a node move under load, on loopback
 	@exec $(VENV)/bin/pylb demo
 
-test: $(VENV)/.dev ## everything; long cases scaled down
-	@$(MAKE) --no-print-directory -j2 -Otarget lint core
-	$(PY) -m pytest -n 2 tests --ignore=tests/core $(ALONE:%=--ignore=%) -q
-	$(PY) -m pytest $(ALONE) -q
+# All parts run even if one fails, and the last line says which.
+test: $(VENV)/.dev ## everything but test-system; long cases scaled down
+	@failed=; \
+	$(MAKE) --no-print-directory -j2 -Otarget -k lint core || failed="lint-or-core"; \
+	$(PY) -m pytest -n 2 tests --ignore=tests/core $(ALONE:%=--ignore=%) $(SYSTEM:%=--ignore=%) -q $(LONG) || failed="$$failed side-by-side"; \
+	$(PY) -m pytest $(ALONE) -q $(LONG) || failed="$$failed alone"; \
+	test -z "$$failed" || { echo "FAILED: $$failed"; exit 1; }
 
-test-long: $(VENV)/.dev ## everything, with the full figures
-	@$(MAKE) --no-print-directory -j2 -Otarget lint core LONG=--long
-	$(PY) -m pytest -n 2 tests --ignore=tests/core $(ALONE:%=--ignore=%) -q --long
-	$(PY) -m pytest $(ALONE) -q --long
+test-long: ## everything but test-system, with the full figures
+	@$(MAKE) --no-print-directory test LONG=--long
+
+test-system: $(VENV)/.dev ## images, systemd and what else needs a whole system of its own (as root)
+	$(PY) -m pytest $(SYSTEM) -q $(LONG)
 
 core: $(VENV)/.dev ## tests/core alone, which must cover every branch of pylb/core
 	$(PY) -m coverage run -m pytest tests/core -q $(LONG)

@@ -1,4 +1,7 @@
-"""Options and profiles of the whole suite."""
+"""Options, profiles and the summary of the whole suite."""
+
+from collections import Counter
+from pathlib import PurePath
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -34,3 +37,23 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("root"):
         need_root()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Where the time went, and what was skipped for which reason: a line each."""
+    seconds: Counter[str] = Counter()
+    skipped: Counter[str] = Counter()
+    for kind, reports in terminalreporter.stats.items():
+        for report in reports:
+            if isinstance(report, pytest.TestReport):
+                seconds["/".join(PurePath(report.nodeid.partition("::")[0]).parts[:2])] += report.duration
+                if kind == "skipped" and isinstance(report.longrepr, tuple):
+                    skipped[report.longrepr[2].removeprefix("Skipped: ")] += 1
+    if seconds:
+        terminalreporter.line(
+            "seconds: "
+            + ", ".join(f"{folder} {spent:.0f}" for folder, spent in seconds.most_common())
+            + " (added over all workers)"
+        )
+    for reason, count in skipped.most_common():
+        terminalreporter.line(f"skipped: {count} tests: {reason}")
