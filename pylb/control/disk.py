@@ -44,12 +44,12 @@ class Job:
         try:
             if not self._called_off:
                 self.work(self)
-        except BaseException as found:  # noqa: BLE001 - its caller is told, whatever it is
+        except BaseException as found:  # noqa: BLE001 - it is its caller's, whatever it is
             error = found
         with suppress(RuntimeError):  # the loop is closed: nobody waits any more
-            self.loop.call_soon_threadsafe(self._tell, error)
+            self.loop.call_soon_threadsafe(self._end, error)
 
-    def _tell(self, error: BaseException | None) -> None:
+    def _end(self, error: BaseException | None) -> None:
         if self.done.done():
             return
         if error is None:

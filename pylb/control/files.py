@@ -40,7 +40,7 @@ def set_aside(path: Path) -> str:
         path.rename(place)
     except OSError as error:
         return f"; it could not be moved aside: {error}"
-    return f"; it is kept as {place.name}"
+    return f"; it is now {place.name}"
 
 
 def write_private(path: Path, data: bytes, *, sync: bool = True) -> None:

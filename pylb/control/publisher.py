@@ -79,6 +79,7 @@ class Publisher:
         some = list(self._news)[:FRONTENDS]
         for listen in some:
             del self._news[listen]
+        self._heed_soon()  # before all that may fail: else the rest, and all that comes, would wait for the next call
         base = self.table
         made = {listen: self._made(self.scene, listen) for listen in some}
         self._swap(self.scene, {listen: one for listen, one in made.items() if one != base.frontends.get(listen)})
@@ -86,7 +87,6 @@ class Publisher:
             self._checker.sync(self.table, self.table.touched)
             groups = changes(base, self.table)
             self._history.note(self.table.generation, ["health"], in_order(line for group in groups for line in group))
-        self._heed_soon()
 
     def _made(self, scene: Scene, listen: Listen) -> Frontend | None:
         sight = replace(self._checker.sight, overrides=scene.overrides)

@@ -45,7 +45,7 @@ class Part(StrEnum):
     SNAPSHOT = "snapshot"
     PROCESSES = "processes"  # the file that names them
     # called by somebody who must go on
-    EVENTS = "events"  # who is told of each
+    EVENTS = "events"  # who listens to them
     ANSWERS = "answers"  # what follows from a change that is in force
     SESSIONS = "sessions"  # what control and the log learn from the engine
     WORKERS = "workers"  # what a worker says
@@ -53,7 +53,7 @@ class Part(StrEnum):
 
 
 class Tasks:
-    """`on_failure` is told the part and a text."""
+    """`on_failure` is given the part and a text."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -107,7 +107,7 @@ class Tasks:
         if self._complaining or now < self._complain_at.get(part, now):
             return
         self._complain_at[part] = now + COMPLAIN
-        self._complaining = True  # who is told may fail too, and that would be told again
+        self._complaining = True  # who listens may fail too, and would hear of that
         try:
             log.error("%s failed, everything else goes on%s", part, where and f": {where}", exc_info=error)
             self.on_failure(part, f"{part} failed, everything else goes on: {type(error).__name__}: {error}")

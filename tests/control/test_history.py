@@ -85,7 +85,7 @@ def test_garbage_costs_its_own_line_and_the_file_is_set_aside_and_written_anew(t
     path.write_bytes(b"\n".join((one, bad, two, b"")))
     again = History(lambda: 1000.0, path)
     (complaint,) = again.restore()
-    assert complaint.startswith("1 lines of history.jsonl cannot be read, the others count; it is kept as history.jsonl.bad-1")
+    assert complaint.startswith("1 lines of history.jsonl cannot be read, the others count; it is now history.jsonl.bad-1")
     assert [found.number for found in again.generations()] == [1, 2]
     assert again.has_news
     again.write()
@@ -136,7 +136,7 @@ def test_what_is_no_file_is_set_aside(tmp_path: Path) -> None:
     os.mkfifo(path)
     found = History(lambda: 1000.0, path)
     (complaint,) = found.restore()
-    assert "not a regular file; it is kept as history.jsonl.bad-1" in complaint
+    assert "not a regular file; it is now history.jsonl.bad-1" in complaint
     found.note(1, ["admin"], [line()])
     found.write()
     assert [one.number for one in record(path).generations()] == [1]

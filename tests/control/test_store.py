@@ -285,6 +285,6 @@ def test_garbage_set_aside_is_bounded_and_the_oldest_gives_way(tmp_path: Path) -
     for number in range(files.MOST_ASIDE + 3):
         path.write_text(str(number))
         os.utime(path, (number, number))
-        assert "it is kept as" in files.set_aside(path)
+        assert "it is now" in files.set_aside(path)
     found = sorted(int(one.read_text()) for one in tmp_path.iterdir())
     assert found == [*range(3, files.MOST_ASIDE + 3)]
