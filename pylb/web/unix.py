@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pylb.core.errors import Code, Refused
+from pylb.core.errors import Code, Refused, let_go
 
 log = logging.getLogger(__name__)
 
@@ -71,6 +71,7 @@ class UnixServer:
             await self._converse(reader, writer)
         except (OSError, TimeoutError) as error:
             log.debug("%s: a client went away or fell silent: %r", self._path.name, error)
+            let_go(error)  # its reader keeps it, and it its reader, with all that came and was not read
             writer.transport.abort()  # close would wait for a client that takes nothing
         finally:
             self._clients.discard(writer)
