@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from pylb.core.address import Address, Listen
 from pylb.core.recorder import Query, Story
 from pylb.core.session import SessionView
-from pylb.core.table import Table
+from pylb.core.table import Table, diff
 from pylb.forward.counters import Counters, FrontendCounters
 from pylb.forward.engine import Engine
 from pylb.forward.timers import TICK
@@ -72,8 +72,8 @@ class Driver:
 
     def apply(self, table: Table) -> Mapping[Listen, OSError]:
         if not self._draining:
-            for listen in self._engine.table.frontends.keys() - table.frontends.keys():
-                self._closed(listen)
+            for frontend in diff(self._engine.table, table).closed:
+                self._closed(frontend.listen)
         return self._engine.apply(table)
 
     async def applied(self) -> None:

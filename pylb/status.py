@@ -1,6 +1,5 @@
 """`pylb status`: the picture of a running pylb as a plain value, and that picture as text for people."""
 
-import asyncio
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -8,6 +7,7 @@ from typing import Any, Protocol
 
 from pylb import __version__
 from pylb.control.registry import Registry
+from pylb.control.steps import in_turns
 from pylb.core.address import Listen
 from pylb.forward.counters import FrontendCounters
 from pylb.observe.summary import Health, Seen, condition, said, seen, since_down, span, troubles
@@ -36,11 +36,9 @@ async def status(registry: Registry, counters: Counted, workers: int, *, reloade
     now, down_at = time.time(), since_down(registry.events())
     conditions: list[tuple[Health, str]] = []
     rows: list[dict[str, Any]] = []
-    for number, one in enumerate(seen(registry.table, views, registry.unbound()), 1):
+    async for one in in_turns(seen(registry.table, views, registry.unbound()), FRONTENDS):
         conditions.append(condition(one, down_at, now))
         rows.append(_frontend(one, counters.frontends.get(one.listen), conditions[-1]))
-        if number % FRONTENDS == 0:
-            await asyncio.sleep(0)
     wrong = troubles(durable=registry.durable, preserving=registry.preserving, reloaded=reloaded)
     return {
         "health": said(conditions, wrong),

@@ -93,10 +93,11 @@ class Wanderers:
     def moved(self, key: Hashable) -> bool:
         """True once per `MOVES` moves within `WITHIN`."""
         now = self._clock()
-        for other in [other for other, times in self._moves.items() if now - times[-1] > self.WITHIN]:
-            del self._moves[other]
-        times = self._moves.setdefault(key, deque(maxlen=self.MOVES))
+        times = self._moves.pop(key, deque(maxlen=self.MOVES))
         times.append(now)
+        self._moves[key] = times  # the last to move is last, so the first are those that may be forgotten
+        while now - self._moves[first := next(iter(self._moves))][-1] > self.WITHIN:
+            del self._moves[first]
         if len(times) < self.MOVES or now - times[0] > self.WITHIN:
             return False
         del self._moves[key]

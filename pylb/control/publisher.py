@@ -1,7 +1,8 @@
 """From a picture of the claims to the table in force, in steps: a thousand frontends are a tenth of a second of work.
 
 One batch is one swap, however many steps it took to prepare: until then the table and the scene before it are in force, and
-from then on the new ones. Health has swaps of its own. While a batch is under way its news wait for the end of the batch.
+from then on the new ones. Only the sink takes a large one in slices, before its calls are answered. Health has swaps of its
+own. While a batch is under way its news wait for the end of the batch.
 """
 
 import asyncio
@@ -55,8 +56,9 @@ class Publisher:
                 if one != self.table.frontends.get(listen):
                     made[listen] = one
             base = self.table
-            self._swap(scene, made)
-            await self._follow(base, by)
+            touched = list(made)
+            await self._swap_in_turns(scene, made)
+            await self._follow(base, touched, by)
         finally:
             self._under_way = False
             self._heed_soon()
@@ -92,20 +94,34 @@ class Publisher:
         sight = replace(self._checker.sight, overrides=scene.overrides)
         return frontend(scene.claims, scene.layout, sight, listen)
 
-    def _swap(self, scene: Scene, made: Mapping[Listen, Frontend | None]) -> None:
+    def _swap(self, scene: Scene, made: Mapping[Listen, Frontend | None], served: Table | None = None) -> None:
+        """`served`: the table in force with the rest of the changes, which the sink has already."""
         started = self._clock()
         self.scene = scene
         if made:
-            self.table = self.table.edited(self.table.generation + 1, made)
+            self.table = (served or self.table).edited(self.table.generation + 1, made)
             self.apply()
             self.apply_seconds = self._clock() - started
 
-    async def _follow(self, base: Table, by: Iterable[str]) -> None:
+    async def _swap_in_turns(self, scene: Scene, made: dict[Listen, Frontend | None]) -> None:
+        """Up to FRONTENDS at once are one swap. Of more, the sink serves some before the others, which no client can tell
+        from being a little later; what closes comes first, as what opens may want its place."""
+        table = self.table
+        order = sorted(made, key=lambda listen: made[listen] is not None)
+        for start in range(0, len(order) - FRONTENDS, FRONTENDS):
+            table = table.edited(
+                self.table.generation + 1, {listen: made.pop(listen) for listen in order[start : start + FRONTENDS]}
+            )
+            self._sink.apply(table)
+            await asyncio.sleep(0)
+        self._swap(scene, made, table)
+
+    async def _follow(self, base: Table, touched: Iterable[Listen], by: Iterable[str]) -> None:
         """What is to be known of the new table, in steps: nobody is sent anywhere by it."""
         table = self.table
         if table is base:
             return
-        async for _ in in_turns(self._checker.syncing(table, table.touched), FRONTENDS):
+        async for _ in in_turns(self._checker.syncing(table, touched), FRONTENDS):
             pass
         lines = []
         async for group in in_turns(changes(base, table), FRONTENDS):

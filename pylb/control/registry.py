@@ -314,7 +314,9 @@ class Registry:
     def _reloading(self, rules: Rules, keyring: Keyring) -> Callable[[Scene], Generator[None, None, Judged]]:
         def step(scene: Scene) -> Generator[None, None, Judged]:
             layout = Layout(rules, self._ledger.resolver.answers)
+            yield
             before = Layout(replace(scene.layout.rules, own_ips=rules.own_ips), self._ledger.resolver.answers)
+            yield
             change = yield from adopting(scene.claims, layout, loops(scene.claims, before))
             touched = change.touched | scene.layout.statics.keys() | layout.statics.keys()
             overrides = kept(scene.overrides, change.claims, layout)
@@ -405,9 +407,17 @@ class Registry:
         return dict(self._ledger.journal.refused)
 
     def registrations(self) -> list[RegistrationView]:
-        now, tenure = self._clock(), self._ledger.tenure
-        held = self._scene.claims.registrations.values()
-        return [registration_view(one, tenure.get(one.key), now, self._wall()) for one in held]
+        return list(self.each_registration())
+
+    def each_registration(self) -> Iterator[RegistrationView]:
+        """As `registrations`, for who lets the loop turn meanwhile: those at the first step, each with its lease as it is."""
+        tenure = self._ledger.tenure
+        for one in self._scene.claims.registrations.values():
+            yield registration_view(one, tenure.get(one.key), self._clock(), self._wall())
+
+    async def all_registrations(self) -> list[RegistrationView]:
+        """As `registrations`, in steps."""
+        return [view async for view in in_turns(self.each_registration(), VIEWS)]
 
     def servers(self) -> list[ServerView]:
         return list(self.each_server())

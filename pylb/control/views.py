@@ -114,10 +114,11 @@ def registration_view(one: Registration, lease: Lease | None, now: float, wall: 
 
 
 def server_views(table: Table, claims: Claims, layout: Layout, checker: Checker) -> Iterator[ServerView]:
-    """In the order of the ports. Each is made when it is asked for: 6 µs."""
+    """In the order of the ports. Each is made when it is asked for: 6 µs, and a frontend's holders are looked at once."""
     for listen, frontend in sorted(table.frontends.items(), key=lambda item: (item[0].port, item[0].ip)):
+        holders = _holders(claims, layout, listen)
         for server in frontend.servers:
-            yield _server_view(frontend.name, listen, server, _holders(claims, layout, listen, server.address), checker)
+            yield _server_view(frontend.name, listen, server, holders.get(server.address, _DISPLACED), checker)
 
 
 def _server_view(name: str, listen: Listen, server: Server, held: Held, checker: Checker) -> ServerView:
@@ -155,24 +156,28 @@ def _state(server: Server, *, proven: bool) -> Literal["up", "down", "unproven",
     return "up" if proven else "unproven"
 
 
-def _holders(claims: Claims, layout: Layout, listen: Listen, address: Address) -> Held:
+def _holders(claims: Claims, layout: Layout, listen: Listen) -> dict[Address, Held]:
+    """Of all its servers."""
+    found: dict[Address, list[str]] = {}
+    said: dict[Address, tuple[int, bool]] = {}  # by the first of them
     static = layout.statics.get(listen)
-    held: list[str] = []
-    said: list[tuple[int, bool]] = []
     for line in static.servers if static else ():
-        if line.address == address:
-            held[:] = ["static"]
-            said.append((line.weight, line.backup))
+        if isinstance(line.address, Address):  # a layout's always are
+            found[line.address] = ["static"]
+            said.setdefault(line.address, (line.weight, line.backup))
     for key in claims.holders.get(listen, ()):
         one = claims.registrations[key]
         wanted = one.wanted[one.places.index(listen)]
-        if one.address(wanted) == address:
-            held.append(title(one))
-            said.append((wanted.weight, wanted.backup))
-        elif any(old.address == address and old.listen == listen for old in one.displaced):
-            held.append(f"{title(one)} (until its new address has answered)")
-    weight, backup = said[0] if said else (None, False)
-    return Held(tuple(held), weight, backup)
+        address, name = one.address(wanted), title(one)
+        found.setdefault(address, []).append(name)
+        said.setdefault(address, (wanted.weight, wanted.backup))
+        for old in {old.address: old for old in one.displaced if old.listen == listen}.values():
+            if old.address != address:
+                found.setdefault(old.address, []).append(f"{name} (until its new address has answered)")
+    return {address: Held(tuple(by), *said.get(address, (None, False))) for address, by in found.items()}
+
+
+_DISPLACED = Held((), None, False)
 
 
 def title(one: Registration) -> str:

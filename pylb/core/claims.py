@@ -140,6 +140,7 @@ def adopt(claims: Claims, layout: Layout, looped: Container[Key] = ()) -> Change
 def adopting(claims: Claims, layout: Layout, looped: Container[Key] = ()) -> Generator[None, None, Change]:
     """`adopt` in steps. It says nothing of what is `opened`: the ports of a reload are those of its layout."""
     fresh, refusals = yield from readmitting(claims.registrations.values(), layout)
+    yield
     for key, why in loops(fresh, layout).items():
         if key not in looped:
             refusals.append(Refused(Code.TARGET_REFUSED, f"{fresh.registrations[key].owner}: {why}"))

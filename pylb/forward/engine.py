@@ -80,6 +80,7 @@ class Engine:
         self.counters = Counters(max_connections)
         self._most, self._nofile, self._reserve = max_connections, nofile, reserve
         self.table = Table()
+        self._unserved: tuple[Listen, ...] = ()  # ports of the table that could not be opened
         self._epoll = select.epoll()
         self._pipes = Pipes(max_pipes)
         self._turn = Turn()
@@ -220,27 +221,27 @@ class Engine:
         for old in change.closed:
             regroup |= self._remove(old.listen)
         failed: dict[Listen, OSError] = {}
-        for listen, frontend in table.frontends.items():
-            port = self._ports.by_listen.get(listen)
-            if port is None or port.frontend is None:
-                try:
-                    self._serve(listen, frontend)
-                except OSError as error:
-                    failed[listen] = error
-                except Exception as error:  # noqa: BLE001 - the boundary of one port: the rest of the table is served
-                    self.faults.add(f"{listen} is not served", error)
-                    failed[listen] = OSError(errno.EIO, f"a fault of pylb: {error!r}")
+        again = (table.frontends[listen] for listen in self._unserved if listen in table.frontends)
+        for frontend in (*change.opened, *again):
+            listen = frontend.listen
+            try:
+                self._serve(listen, frontend)
+            except OSError as error:
+                failed[listen] = error
+            except Exception as error:  # noqa: BLE001 - the boundary of one port: the rest of the table is served
+                self.faults.add(f"{listen} is not served", error)
+                failed[listen] = OSError(errno.EIO, f"a fault of pylb: {error!r}")
         for _old, new in change.changed:
             port = self._ports.by_listen.get(new.listen)
             if port is not None and port.frontend is not None:
                 self.faults.guard(f"{new.listen} goes on as it was", self._change, port, port.frontend, new)
                 regroup |= self._regroup(port.frontend, removed=False)
-        if self._nofile:
-            self.counters.max_connections = min(
-                self._most, connection_limit(self._nofile, len(self._ports.by_listen), self._reserve)
-            )
-        self._ports.reserve()
-        self.table = table
+        if change.opened or change.closed or self._unserved:
+            if self._nofile:
+                limit = connection_limit(self._nofile, len(self._ports.by_listen), self._reserve)
+                self.counters.max_connections = min(self._most, limit)
+            self._ports.reserve()
+        self.table, self._unserved = table, tuple(failed)
         if regroup:
             self._timers.regroup()
         return failed

@@ -37,7 +37,7 @@ from pylb.workers.messages import Counted
 
 PERIOD = 1.0  # seconds between two looks
 SOON = 0.1  # seconds after an event, so that a burst of them is one message
-SLICE = 40  # frontends between two turns of the loop: ~2 ms
+SLICE = 10  # frontends between two turns of the loop: with ten servers each, ~2 ms
 MOST_STREAMS = 16
 MOST_OF_ONE = 8  # of one source: nobody takes all places
 BACKLOG = 8  # messages that wait for a reader: eight seconds
@@ -208,7 +208,7 @@ class Feed:
             if fields := changed(old[table].get(key, NOTHING), record):
                 delta.append((table, _pair(key, fields)))
 
-        for people in _sliced(self._registry.registrations(), SLICE * 5):
+        for people in _sliced(self._registry.each_registration(), SLICE * 5):
             for person in people:
                 put("registrations", registration_key(person), registration_record(person))
             await asyncio.sleep(0)

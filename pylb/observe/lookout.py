@@ -5,6 +5,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 from pylb.control.registry import Registry
+from pylb.control.steps import in_turns
 from pylb.control.views import ServerView
 from pylb.core.address import Listen
 from pylb.forward.counters import Counters
@@ -47,19 +48,15 @@ class Lookout:
     async def picture(self) -> Picture:
         counters, servers = await self._counters(), dict[Listen, list[ServerView]]()
         table, unbound = self._registry.table, self._registry.unbound()
-        for number, view in enumerate(self._registry.each_server(), 1):
+        async for view in in_turns(self._registry.each_server(), PER_TURN):
             servers.setdefault(view.listen, []).append(view)
-            if number % PER_TURN == 0:
-                await asyncio.sleep(0)
         return Picture(table, counters, servers, unbound, self.rates, time.monotonic())
 
     @staticmethod
     async def proxies(picture: Picture) -> AsyncIterator[list[Row]]:
         """Picture.proxies, and the loop has its turn between them."""
-        for number, rows in enumerate(picture.proxies(), 1):
+        async for rows in in_turns(picture.proxies(), PER_TURN):
             yield rows
-            if number % PER_TURN == 0:
-                await asyncio.sleep(0)
 
     async def info(self) -> dict[str, int | str]:
         """As show_info."""

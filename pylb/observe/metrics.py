@@ -113,8 +113,15 @@ class Metrics:
 
     def _control(self) -> Pieces:
         registry = self._registry
-        views = registry.registrations()
-        states = Counter(str(view.state) for view in views)
+        states, leases = Counter[str](), dict[tuple[str, str], float]()
+        for view in paused(registry.each_registration()):
+            if view is None:
+                yield None
+                continue
+            states[view.state] += 1
+            if view.expires_at_wall is not None:
+                place = (view.name, view.instance)  # two tokens may share it: the one that ends first matters
+                leases[place] = min(view.expires_at_wall, leases.get(place, view.expires_at_wall))
         yield from gauge("pylb_registrations", "Registrations by state.", ("state",), simple({s: states[s] for s in State}))
         yield from counter(
             "pylb_registrations_total",
@@ -138,11 +145,6 @@ class Metrics:
             ("token",),
             simple({token: use.last_at for token, use in uses.items()}),
         )
-        leases: dict[tuple[str, str], float] = {}
-        for view in views:
-            if view.expires_at_wall is not None:
-                place = (view.name, view.instance)  # two tokens may share it: the one that ends first matters
-                leases[place] = min(view.expires_at_wall, leases.get(place, view.expires_at_wall))
         yield from gauge(
             "pylb_lease_expires_timestamp_seconds",
             "When the lease of a registration ends, unix time.",

@@ -1,6 +1,5 @@
 """The read-only pages for operators and Prometheus. Whatever changes something goes through the admin socket."""
 
-import asyncio
 import json
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
@@ -10,6 +9,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from pylb.control.registry import Registry
+from pylb.control.steps import in_turns
 from pylb.control.views import RegistrationView, ServerView
 from pylb.core.address import Listen, Network, in_networks, is_loopback, parse_ip
 from pylb.core.checks import written
@@ -148,7 +148,7 @@ class Admin:
         )
 
     async def _registrations(self, _call: Call) -> Answer:
-        return await _long({}, "registrations", self._registry.registrations(), _registration_json)
+        return await _long({}, "registrations", self._registry.each_registration(), _registration_json)
 
     async def _sessions(self, call: Call) -> Answer:
         """Counts; with `?live=1` and `?ended=1` sessions too, those that fit the other words of the query."""
@@ -242,7 +242,7 @@ def _hostname(url: str) -> str | None:
 
 
 async def _long(
-    head: dict[str, Any], name: str, items: Sequence[Any], form: Callable[[Any], Any], lists: Mapping[str, str] = _NOTHING
+    head: dict[str, Any], name: str, items: Iterable[Any], form: Callable[[Any], Any], lists: Mapping[str, str] = _NOTHING
 ) -> Answer:
     """`{…head, name: [form(item), …]}`, and `lists` that are JSON already, behind it."""
     begin = json.dumps(head, separators=(",", ":"))[:-1] + ("," if head else "")
@@ -250,13 +250,9 @@ async def _long(
     return Answer(200, f'{begin}"{name}":{await _listed(items, form)}{more}}}\n'.encode())
 
 
-async def _listed(items: Sequence[Any], form: Callable[[Any], Any]) -> str:
+async def _listed(items: Iterable[Any], form: Callable[[Any], Any]) -> str:
     """`[form(item), …]`, made in steps: a thousand frontends must not hold the loop for their JSON."""
-    parts = []
-    for number, item in enumerate(items, 1):
-        parts.append(json.dumps(form(item), separators=(",", ":")))
-        if number % ITEMS_PER_TURN == 0:
-            await asyncio.sleep(0)
+    parts = [json.dumps(form(item), separators=(",", ":")) async for item in in_turns(items, ITEMS_PER_TURN)]
     return f"[{','.join(parts)}]"
 
 

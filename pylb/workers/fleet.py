@@ -18,7 +18,7 @@ from pylb.core.address import Address, Listen
 from pylb.core.policy import Policy
 from pylb.core.recorder import Query, Story
 from pylb.core.session import SessionView
-from pylb.core.table import Frontend, Server, Table, diff, make_table
+from pylb.core.table import Frontend, Server, Table, diff
 from pylb.forward.counters import Counters, FrontendCounters
 from pylb.forward.sockets import share
 from pylb.workers.channel import BadFrame
@@ -110,6 +110,8 @@ class Fleet:
         self._told = told
         self._ports = ports
         self._seats = [Seat(index, self._program, self._on_message, self._on_end) for index in range(1, count + 1)]
+        self._given = Table()  # the last one that `apply` was given
+        self._unopened: tuple[Listen, ...] = ()  # its ports that could not be opened
         self._table = Table()  # without the ports that could not be opened
         self._policies = Policies()
         self._tally = Tally()
@@ -198,27 +200,35 @@ class Fleet:
         """Opens and closes here, tells the workers. `applied` waits for them."""
         if self._draining:
             return {}
-        before = self._table
-        for listen in before.frontends.keys() - table.frontends.keys():
-            self._close(listen)
+        before, asked = self._table, diff(self._given, table)
+        edits: dict[Listen, Frontend | None] = {new.listen: new for _, new in asked.changed}
+        for frontend in asked.closed:
+            if frontend.listen in before.frontends:
+                self._close(frontend.listen)
+            edits[frontend.listen] = None
         failed: dict[Listen, OSError] = {}
-        for listen, frontend in table.frontends.items():
-            if listen not in before.frontends:
-                try:
-                    self.open(listen, freebind=frontend.policy.freebind)
-                except OSError as error:
-                    failed[listen] = error
-        self._table = make_table(
-            table.generation, {listen: one for listen, one in table.frontends.items() if listen not in failed}
-        )
+        again = (table.frontends[listen] for listen in self._unopened if listen in table.frontends)
+        for frontend in (*asked.opened, *again):
+            try:
+                self.open(frontend.listen, freebind=frontend.policy.freebind)
+            except OSError as error:
+                failed[frontend.listen] = error
+                edits.pop(frontend.listen, None)  # it may have changed while it is not open
+            else:
+                edits[frontend.listen] = frontend
+        self._given, self._unopened = table, tuple(failed)
+        self._table = before.edited(table.generation, edits)
         change = diff(before, self._table)
         opened = [frontend.listen for frontend in change.opened]
         frontends, closed = [*change.opened, *(new for _, new in change.changed)], change.closed
-        pieces = self._pieces(before.generation, frontends, tuple(frontend.listen for frontend in closed))
+        other_policy = bool(closed) or any(old.policy is not new.policy for old, new in change.changed)
+        listens = tuple(frontend.listen for frontend in closed)
+        pieces = self._pieces(before.generation, frontends, listens, forgetting=other_policy)
         for seat in self._seats:
             if seat.serves:
                 seat.tell(pieces, opened)
-        self._tally.follow(self._table)
+        same_ports = not (change.opened or change.closed)
+        self._tally.follow(self._table, [new.listen for _, new in change.changed] if same_ports else None)
         return failed
 
     async def applied(self) -> None:
@@ -233,9 +243,16 @@ class Fleet:
                     log.error("worker %d (pid %d) has not applied the table within %g s", seat.index, seat.pid, APPLY)
 
     def _pieces(
-        self, base: int, frontends: Iterable[Frontend], closed: tuple[Listen, ...], *, whole: bool = False
+        self,
+        base: int,
+        frontends: Iterable[Frontend],
+        closed: tuple[Listen, ...],
+        *,
+        whole: bool = False,
+        forgetting: bool = True,
     ) -> list[tuple[int, bytes]]:
-        """The way from `base` to the table in force, encoded once for all. `whole`: for one who knows no policy yet."""
+        """The way from `base` to the table in force, encoded once for all. `whole`: for one who knows no policy yet.
+        `forgetting`: some policy may be used no more."""
         pieces, told = [], set[int]()
         rest = iter(frontends)
         while some := tuple(islice(rest, PIECE)):
@@ -247,7 +264,7 @@ class Fleet:
                     policies[number] = frontend.policy
                 lines.append(lines_of(frontend, number))
             pieces.append(encoded(TablePart(policies, tuple(lines))))
-        forget = self._policies.forget_unused(self._table)
+        forget = self._policies.forget_unused(self._table) if forgetting else ()
         pieces.append(encoded(TableChange(base, self._table.generation, forget, closed)))
         return pieces
 

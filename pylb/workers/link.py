@@ -16,7 +16,7 @@ from pylb.core.address import Listen
 from pylb.core.policy import Policy
 from pylb.core.recorder import Story
 from pylb.core.session import SessionRecord
-from pylb.core.table import Frontend, Server, make_table
+from pylb.core.table import Frontend, Server
 from pylb.forward.engine import Engine
 from pylb.observe.form import Gathered
 from pylb.workers.channel import BadFrame, Channel, ChannelClosed, Frame
@@ -185,15 +185,13 @@ class Link:
     def _apply(self, change: TableChange) -> None:
         if change.base != self._engine.table.generation:
             raise BadFrame(f"a table on top of {change.base}, while {self._engine.table.generation} is in force")
-        frontends = dict(self._engine.table.frontends)
-        for listen in change.closed:
-            frontends.pop(listen, None)
+        edits: dict[Listen, Frontend | None] = dict.fromkeys(change.closed)
         for one in self._parts:
-            frontends[one.listen] = Frontend(one.name, one.listen, self._policies[one.policy], one.servers)
+            edits[one.listen] = Frontend(one.name, one.listen, self._policies[one.policy], one.servers)
         self._parts = []
         for number in change.forget:
             del self._policies[number]
-        failed = self._engine.apply(make_table(change.generation, frontends))
+        failed = self._engine.apply(self._engine.table.edited(change.generation, edits))
         for listen, error in failed.items():
             self.fault(f"{listen} could not be opened", error)
         if self._hello.workers > 1:

@@ -2,9 +2,10 @@
 
 import asyncio
 from collections import Counter
+from collections.abc import Iterable
 
 from pylb.core.address import Listen
-from pylb.core.table import Table
+from pylb.core.table import Frontend, Table
 from pylb.forward.counters import Counters, FrontendCounters
 from pylb.workers.messages import PIECE, Counted, FrontendCount, Report, add, counted
 
@@ -50,17 +51,27 @@ class Tally:
             self._spliced += report.bytes_spliced
             self._accept_errors.update(report.accept_errors)
 
-    def follow(self, table: Table) -> None:
-        """Counters of a frontend go with it, those of a server with its label."""
+    def follow(self, table: Table, changed: Iterable[Listen] | None = None) -> None:
+        """Counters of a frontend go with it, those of a server with its label. `changed`: the ports are the same, and only
+        the servers of these may differ."""
+        if changed is not None:
+            for listen in changed:
+                if listen in self._gone:
+                    self._follow(self._gone[listen], table.frontends[listen])
+            return
         for known in self._frontends.values():
             for listen in known.keys() - table.frontends.keys():
                 del known[listen]
         for listen in self._gone.keys() - table.frontends.keys():
             del self._gone[listen]
         for listen, gone in self._gone.items():
-            kept = {server.name for server in table.frontends[listen].servers} | {""}
-            for label in gone.servers.keys() - kept:
-                gone.forgotten += gone.servers.pop(label).closed.total()
+            self._follow(gone, table.frontends[listen])
+
+    @staticmethod
+    def _follow(gone: FrontendCounters, frontend: Frontend) -> None:
+        labels = {server.name for server in frontend.servers} | {""}
+        for label in gone.servers.keys() - labels:
+            gone.forgotten += gone.servers.pop(label).closed.total()
 
     def parts(self) -> list[Counted]:
         """What each source said last, and what those had counted that are gone."""

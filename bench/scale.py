@@ -1,0 +1,274 @@
+"""What control costs at size: `python -m bench scale`.
+
+10,000 registrations on 1,000 frontends, ten instances each, in this process: a registry, the real engine with its ports, the
+page's stream and the metrics; nothing is dialled. For each piece of work it says the CPU time that the loop's thread needed
+and the longest step that the loop was held for: CPU time between two turns, so what other processes do does not count. Then
+the snapshot: how late a watch in the same loop is while the store's thread encodes and writes, in wall time, which a thread
+that keeps the GIL would move.
+"""
+
+import argparse
+import asyncio
+import gc
+import json
+import random
+import resource
+import statistics
+import tempfile
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from bench import report
+from bench.processes import BenchError
+from bench.report import aligned, progress
+from pylb.app import GC_THRESHOLDS, Hooks
+from pylb.control.admission import Imported
+from pylb.control.probe import Question
+from pylb.control.registry import Registry
+from pylb.control.snapshot import Encoder
+from pylb.control.store import Store
+from pylb.control.tasks import Tasks
+from pylb.core.address import Address, Listen, parse_network, parse_ports
+from pylb.core.auth import Caller, Keyring, Token
+from pylb.core.policy import AdminState, Policy, Rules, StaticFrontend, StaticServer
+from pylb.core.registration import Announcement, Wanted
+from pylb.driver import Driver
+from pylb.forward.engine import Engine
+from pylb.forward.sockets import open_listener
+from pylb.machine import raise_descriptor_limit
+from pylb.observe.connlog import ConnectionLog
+from pylb.observe.feed import Feed
+from pylb.observe.metrics import Metrics
+from pylb.observe.targets import Stream
+from pylb.routes import rows
+
+FRONTENDS, INSTANCES = 1000, 10
+TOKENS = 20  # a token may hold 2,000 registrations
+LONGEST = 10.0  # ms: the mark of a step
+ANNOUNCE = 0.5  # ms: the mark of one announce
+
+
+@dataclass(frozen=True)
+class Figure:
+    what: str
+    cpu_ms: float  # of the loop's thread, for all of it
+    step_ms: float  # the longest step
+    mark_ms: float | None  # what the step, or with `each` the CPU of one, may take
+    each: int = 1  # how many calls it was
+
+    @property
+    def reached(self) -> bool:
+        figure = self.cpu_ms / self.each if self.mark_ms == ANNOUNCE else self.step_ms
+        return self.mark_ms is None or figure <= self.mark_ms
+
+
+@contextmanager
+def watched() -> Iterator[Callable[[], tuple[float, float]]]:
+    """While the block runs each step of the loop is timed; the call gives the CPU seconds of all of them and of the longest."""
+    run, steps = asyncio.Handle._run, list[float]()  # noqa: SLF001 - the one place that every callback passes
+
+    def timed(handle: asyncio.Handle) -> None:
+        began = time.thread_time()
+        run(handle)
+        steps.append(time.thread_time() - began)
+
+    asyncio.Handle._run = timed  # type: ignore[method-assign,assignment]  # noqa: SLF001
+    try:
+        yield lambda: (sum(steps), max(steps, default=0.0))
+    finally:
+        asyncio.Handle._run = run  # type: ignore[method-assign]  # noqa: SLF001
+
+
+class World:
+    """A registry, full, and what is measured on it."""
+
+    def __init__(self, registry: Registry, tokens: list[Token], ports: list[int], driver: Driver) -> None:
+        self.registry = registry
+        self.tokens = tokens
+        self.ports = ports
+        self.driver = driver
+        self.keyring = Keyring(tokens)
+        self.figures: list[Figure] = []
+        self.said: list[str] = []
+
+    async def put(self, number: int, *, move: int = 0) -> None:
+        """The instance of that number registers, with its node's address or another one."""
+        frontend = number % len(self.ports)
+        node = f"10.{move}.0.{1 + number // len(self.ports)}"
+        caller = Caller(node, self.tokens[frontend % TOKENS])
+        wanted = (Wanted(self.ports[frontend], 30000 + frontend),)
+        await self.registry.announce(f"app-{frontend}", f"pod-{number}", Announcement(wanted, None, 3600.0), caller)
+
+    async def fill(self) -> None:
+        total = len(self.ports) * INSTANCES
+        for start in range(0, total, 500):
+            await asyncio.gather(*(self.put(number) for number in range(start, min(total, start + 500))))
+
+    async def measure(self, what: str, work: Awaitable[object], mark: float | None = LONGEST, each: int = 1) -> None:
+        gc.collect()
+        await asyncio.sleep(0)
+        with watched() as taken:
+            await asyncio.get_running_loop().create_task(_done(work))
+            await asyncio.sleep(0)
+            cpu, step = taken()
+        self.figures.append(Figure(what, 1000 * cpu, 1000 * step, mark, each))
+        progress(f"{what}: {1000 * cpu:.1f} ms of CPU, longest step {1000 * step:.2f} ms")
+
+    async def several(self, count: int, call: Callable[[int], Awaitable[object]]) -> None:
+        for number in range(count):
+            await call(number)
+
+    async def at_once(self, count: int, call: Callable[[int], Awaitable[object]]) -> None:
+        await asyncio.gather(*(call(number) for number in range(count)))
+
+
+async def _done(work: Awaitable[object]) -> None:
+    """As a task of its own, so that its steps are steps of the loop."""
+    await work
+
+
+async def _answers(_question: Question) -> str:
+    return "yes"
+
+
+def _token(number: int) -> Token:
+    return Token(
+        name=f"token-{number}",
+        secrets=(f"a-secret-of-a-bench-token-{number}",),
+        ports=parse_ports(["1-65535"]),
+        names=("*",),
+        targets=(parse_network("10.0.0.0/8"),),
+        target_ports=parse_ports(["1-65535"]),
+    )
+
+
+def _fail(what: str, error: Exception) -> None:
+    raise SystemExit(what) from error
+
+
+@asynccontextmanager
+async def running(folder: Path, ports: list[int]) -> AsyncIterator[World]:
+    tokens = [_token(number) for number in range(TOKENS)]
+    hooks = Hooks(ConnectionLog(Stream(1), "none"), Tasks())
+    driver = Driver(Engine(observer=hooks, max_connections=1000, on_fault=_fail))
+    registry = Registry(rules=Rules(), keyring=Keyring(tokens), sink=driver, store=Store(folder), ask=_answers)
+    await registry.start()
+    registry.webhook_is_up()
+    try:
+        yield World(registry, tokens, ports, driver)
+    finally:
+        await registry.stop()
+        driver.close()
+
+
+def statics(ports: Sequence[int]) -> Rules:
+    lines = tuple(StaticServer(Address(f"10.200.0.{one}", 30000)) for one in range(1, 4))
+    return Rules(frontends=tuple(StaticFrontend(f"static-{port}", Listen("tcp", "*", port), lines, Policy()) for port in ports))
+
+
+async def measured(world: World, spare: Sequence[int], before: int) -> None:
+    """In the order in which they are printed. `spare`: 2,000 more ports."""
+    registry = world.registry
+    await world.measure("fill: 10,000 calls, 500 at once", world.fill(), each=len(world.ports) * INSTANCES)
+    gc.collect()
+    registrations = len(world.ports) * INSTANCES
+    each = (resident() - before) / registrations / 1024
+    world.said.append(f"memory: {each:.1f} KiB for each of {registrations:,} registrations, ports and engine included")
+    await world.measure("beat (200)", world.several(200, world.put), ANNOUNCE, 200)
+    await world.measure("move (200)", world.several(200, lambda n: world.put(n, move=1)), ANNOUNCE, 200)
+    await world.measure("100 moves at once", world.at_once(100, lambda n: world.put(500 + n, move=2)))
+    metrics = Metrics(
+        counters=world.driver.counters,
+        registry=registry,
+        lines_dropped=lambda: 0,
+        processes=world.driver.workers,
+        reloaded=lambda: True,
+    )
+    await world.measure("metrics", metrics.render())
+    await world.measure("routes", rows(registry))
+    feed = Feed(registry, world.driver.parts, dict)
+    stream = feed.stream()
+    await world.measure("page, the first picture", feed.look(sample=True))
+    await world.measure("page, the next one", feed.look(sample=True))
+    await stream.aclose()
+    await world.measure("drain of a node with 1,000 servers", registry.set_admin("10.0.0.6", AdminState.DRAIN))
+    await world.measure("reload that opens 1,000 static frontends", registry.reload(statics(spare[:1000]), world.keyring))
+    await world.measure("reload that changes nothing", registry.reload(statics(spare[:1000]), world.keyring))
+    await world.measure("reload that closes them", registry.reload(Rules(), world.keyring))
+    items = [Imported(port, Address("10.100.0.1", 30000)) for port in spare]
+    await world.measure(f"import of {len(items):,}", registry.import_legacy(items, "token-0"))
+    await world.measure("history", _history(registry))
+    for what in ("all of it", "what one call changed"):
+        if what == "all of it":
+            registry._ledger._encoder = Encoder()  # noqa: SLF001 - it knows nothing of the snapshots before
+        late = await lag(world.put(7, move=3 + (what == "all of it")))
+        worst, median = late[-1], statistics.median(late)
+        world.said.append(f"snapshot, {what}: the loop is late by {median:.2f} ms in the median, {worst:.2f} ms at most")
+
+
+async def _history(registry: Registry) -> None:
+    registry.history()
+
+
+def free(count: int) -> list[int]:
+    """Ports that pylb can open: by opening them as it does."""
+    found: list[int] = []
+    for port in random.sample(range(10_000, 32_000), 22_000):
+        try:
+            open_listener(Listen("tcp", "*", port)).close()
+        except OSError:
+            continue
+        found.append(port)
+        if len(found) == count:
+            return found
+    raise BenchError(f"fewer than {count} free ports")
+
+
+def main(argv: list[str]) -> int:
+    """`python -m bench scale`."""
+    parser = argparse.ArgumentParser("python -m bench scale", description=__doc__)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="keep the figures here")
+    options = parser.parse_args(argv)
+    started, machine = report.now(), report.machine()
+    raise_descriptor_limit()
+    ports = free(FRONTENDS + 2000)
+    with tempfile.TemporaryDirectory(prefix="pylb-bench-") as folder:
+        world = asyncio.run(scale(Path(folder), ports))
+    table = [("what", "CPU ms", "each ms", "longest step ms", "mark ms", "")]
+    for one in world.figures:
+        each = f"{one.cpu_ms / one.each:.3f}" if one.each > 1 else ""
+        mark = "" if one.mark_ms is None else f"{one.mark_ms:g}"
+        verdict = "" if one.mark_ms is None else "reached" if one.reached else "MISSED"
+        table.append((one.what, f"{one.cpu_ms:.1f}", each, f"{one.step_ms:.2f}", mark, verdict))
+    print("\n".join([*aligned(table), "", *(f"  {text}" for text in world.said)]))
+    if options.json:
+        found = {"started": started, "machine": machine, "said": world.said, "figures": [asdict(one) for one in world.figures]}
+        options.json.write_text(json.dumps(found, indent=1, default=str) + "\n")
+    return int(not all(one.reached for one in world.figures))
+
+
+async def scale(folder: Path, ports: list[int]) -> World:
+    gc.set_threshold(*GC_THRESHOLDS)
+    before = resident()
+    async with running(folder, ports[:FRONTENDS]) as world:
+        await measured(world, ports[FRONTENDS:], before)
+        return world
+
+
+def resident() -> int:
+    """Bytes of memory of this process (proc(5): statm, in pages)."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+async def lag(work: Awaitable[object]) -> list[float]:
+    """Milliseconds of wall time by which a watch of the loop that wants a turn each millisecond is late meanwhile."""
+    task, late = asyncio.get_running_loop().create_task(_done(work)), list[float]()
+    while not task.done():
+        due = time.perf_counter() + 0.001
+        await asyncio.sleep(0.001)
+        late.append(1000 * (time.perf_counter() - due))
+    await task
+    return sorted(late)

@@ -1,0 +1,160 @@
+"""What control's work costs, counted and not timed: an announce, a beat, a move, a goodbye and a release cost with 10,000
+registrations what they cost with 200; what looks at all of them costs so much for each.
+
+Counted are Python's own calls (sys.setprofile: functions, and those written in C), which are the same in every run.
+"""
+
+import sys
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+from pylb.control.registry import Registry
+from pylb.control.store import Store
+from pylb.core.address import Listen
+from pylb.core.auth import Caller, Keyring
+from pylb.core.claims import Claims, announce
+from pylb.core.policy import AdminState, Rules
+from pylb.core.registration import Announcement, Key, Registration, Wanted
+from pylb.core.table import Table
+from pylb.routes import rows
+from tests.control.harness import aio, token
+from tests.core.claiming import FREE
+
+TOKENS = [token(f"t{number}", names=("*",)) for number in range(8)]
+INSTANCES = 5  # of each frontend
+SLACK = 1.3  # a dict that grows, a hash that collides
+
+
+class Nowhere:
+    """A sink that keeps the table: no port is opened."""
+
+    def open(self, listen: Listen, *, freebind: bool) -> None:
+        pass
+
+    def discard(self, listen: Listen) -> None:
+        pass
+
+    def apply(self, table: Table) -> dict[Listen, OSError]:
+        self.table = table
+        return {}
+
+    async def applied(self) -> None:
+        pass
+
+
+@contextmanager
+def counting() -> Iterator[Callable[[], int]]:
+    calls = 0
+
+    def profile(_frame: FrameType, event: str, _arg: object) -> None:
+        nonlocal calls
+        calls += event in ("call", "c_call")
+
+    sys.setprofile(profile)
+    try:
+        yield lambda: calls
+    finally:
+        sys.setprofile(None)
+
+
+async def _yes(_question: object) -> str:
+    return "yes"
+
+
+class Full:
+    """A registry with so many frontends, five instances each."""
+
+    def __init__(self, folder: Path, frontends: int) -> None:
+        self.frontends = frontends
+        self.registry = Registry(
+            rules=Rules(),
+            keyring=Keyring(TOKENS),
+            sink=Nowhere(),
+            store=Store(folder),
+            ask=_yes,
+            clock=lambda: 1000.0,
+            uniform=lambda _low, _high: 1.0,
+        )
+
+    async def fill(self) -> None:
+        """Without a write for each: the claims are what announces make, and a start restores them."""
+        claims = Claims()
+        for frontend in range(self.frontends):
+            for instance in range(INSTANCES):
+                owner, ip = TOKENS[frontend % 8].name, f"127.0.{frontend % 250}.{10 + instance}"
+                key = Key(owner, f"app-{frontend}", f"pod-{instance}")
+                one = Registration(key, key.name, ip, (Wanted(1024 + frontend, 30000),), 3600.0)
+                claims = announce(claims, FREE, one, takeover=False, proven=frozenset()).claims
+        await self.registry.start()
+        publisher = self.registry._ledger.publisher
+        publisher.scene = type(publisher.scene)(claims, publisher.scene.layout, publisher.scene.keyring)
+        for one in claims.registrations.values():
+            self.registry._ledger.tenure.restore(one, None, 0.0)
+        await publisher.publish(publisher.scene, None, ["test"])
+        self.registry.webhook_is_up()
+
+    async def put(self, ip: str, *, instance: str = "pod-1", draining: bool = False) -> None:
+        announcement = Announcement((Wanted(1024 + 3, 30000),), None, 3600.0, draining)
+        await self.registry.announce("app-3", instance, announcement, Caller(ip, TOKENS[3]))
+
+    async def cost(self, work: Callable[[], Awaitable[object]]) -> int:
+        with counting() as calls:
+            await work()
+            return calls()
+
+
+CALLS: dict[str, Callable[[Full], Awaitable[object]]] = {
+    "a beat": lambda full: full.put("127.0.3.11"),
+    "a move": lambda full: full.put("127.0.3.99"),
+    "one more instance": lambda full: full.put("127.0.3.98", instance="pod-new"),
+    "a goodbye": lambda full: full.put("127.0.3.99", draining=True),
+    "a release": lambda full: full.registry.release("app-3", "pod-1", Caller("127.0.3.99", TOKENS[3])),
+    "a round of leases": lambda full: full.registry._clockwork._leases(),
+}
+
+
+async def _costs(folder: Path, frontends: int) -> dict[str, int]:
+    full = Full(folder, frontends)
+    await full.fill()
+    try:
+        await full.put("127.0.3.97", instance="pod-first")  # whatever is made only once
+        return {what: await full.cost(lambda call=call: call(full)) for what, call in CALLS.items()}  # type: ignore[misc]
+    finally:
+        await full.registry.stop()
+
+
+@aio
+async def test_a_call_costs_what_it_touches_however_many_registrations_there_are(tmp_path: Path) -> None:
+    few = await _costs(tmp_path / "few", 40)
+    many = await _costs(tmp_path / "many", 2000)
+    assert {what: (few[what], many[what]) for what in CALLS if many[what] > SLACK * few[what] + 50} == {}
+
+
+@aio
+async def test_what_looks_at_all_of_them_costs_the_same_for_each(tmp_path: Path) -> None:
+    """Also where many hold one frontend: to ask for each server who holds it would look at all holders for each."""
+    costs: dict[str, dict[int, float]] = {}
+    for instances in (50, 400):
+        full = Full(tmp_path / str(instances), 1)
+        await full.registry.start()
+        try:
+            claims = Claims()
+            for number in range(instances):
+                key = Key("t0", "app", f"pod-{number}")
+                ip = f"10.0.{number // 250}.{number % 250 + 1}"
+                one = Registration(key, "app", ip, (Wanted(1024, 30000),), 3600.0)
+                claims = announce(claims, FREE, one, takeover=False, proven=frozenset()).claims
+            publisher = full.registry._ledger.publisher
+            await publisher.publish(type(publisher.scene)(claims, FREE, Keyring(TOKENS)), None, ["test"])
+            assert len(full.registry.servers()) == instances
+            for what, work in {
+                "views": full.registry.all_servers,
+                "routes": lambda: rows(full.registry),  # noqa: B023 - run at once
+                "a drain": lambda: full.registry.set_admin("10.0.0.7", AdminState.DRAIN),  # noqa: B023
+            }.items():
+                costs.setdefault(what, {})[instances] = await full.cost(work) / instances
+        finally:
+            await full.registry.stop()
+    assert {what: found for what, found in costs.items() if found[400] > SLACK * found[50]} == {}
