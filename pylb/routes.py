@@ -4,7 +4,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pylb.control.registry import Registry
+from pylb.control.registry import VIEWS, Registry
 from pylb.control.steps import in_turns
 from pylb.control.views import RegistrationView, ServerView
 from pylb.core.address import Listen
@@ -24,7 +24,7 @@ async def rows(registry: Registry, port: int | None = None) -> list[dict[str, An
     for view in await registry.all_servers():
         views.setdefault(view.listen, []).append(view)
     people: People = {}
-    for one in await registry.all_registrations():
+    async for one in in_turns(registry.each_registration(), VIEWS):
         people.setdefault(_title(one), []).append(one)
     unbound = registry.unbound()
     found: list[dict[str, Any]] = []

@@ -407,17 +407,19 @@ class Registry:
         return dict(self._ledger.journal.refused)
 
     def registrations(self) -> list[RegistrationView]:
-        return list(self.each_registration())
+        """In the order in which they came."""
+        return [self._view(one) for one in self._scene.claims.registrations.values()]
 
     def each_registration(self) -> Iterator[RegistrationView]:
-        """As `registrations`, for who lets the loop turn meanwhile: those at the first step, each with its lease as it is."""
-        tenure = self._ledger.tenure
-        for one in self._scene.claims.registrations.values():
-            yield registration_view(one, tenure.get(one.key), self._clock(), self._wall())
+        """In any order, for who lets the loop turn meanwhile: those at the first step, each with its lease as it is."""
+        return map(self._view, self._scene.claims.registrations.in_any_order())
 
     async def all_registrations(self) -> list[RegistrationView]:
         """As `registrations`, in steps."""
-        return [view async for view in in_turns(self.each_registration(), VIEWS)]
+        return [self._view(one) async for one in in_turns(self._scene.claims.registrations.values(), VIEWS)]
+
+    def _view(self, one: Registration) -> RegistrationView:
+        return registration_view(one, self._ledger.tenure.get(one.key), self._clock(), self._wall())
 
     def servers(self) -> list[ServerView]:
         return list(self.each_server())

@@ -148,7 +148,7 @@ class Admin:
         )
 
     async def _registrations(self, _call: Call) -> Answer:
-        return await _long({}, "registrations", self._registry.each_registration(), _registration_json)
+        return await _long({}, "registrations", await self._registry.all_registrations(), _registration_json)
 
     async def _sessions(self, call: Call) -> Answer:
         """Counts; with `?live=1` and `?ended=1` sessions too, those that fit the other words of the query."""

@@ -31,6 +31,7 @@ def test_any_edits_give_what_a_dict_would_hold_and_leave_the_versions_before_as_
         assert list(frozen.items()) == list(expected.items())  # in the same order
         assert list(frozen) == list(expected)
         assert list(frozen.values()) == list(expected.values())
+        assert sorted(frozen.in_any_order()) == sorted(expected.values())
         assert len(frozen) == len(expected)
         assert frozen == expected
         for key in range(6):
