@@ -272,9 +272,11 @@ class Registry:
     async def _overrule(self, target: str, word: str, **said: AdminState | int | None) -> list[str]:
         lines: list[str] = []
 
-        def step(scene: Scene) -> tuple[Scene, Change]:
+        def step(scene: Scene) -> Generator[None, None, Judged]:
             found = find(self.table, target)
+            yield
             overrides = changed(scene.overrides, [(frontend.listen, server.address) for frontend, server in found], **said)
+            yield
             lines[:] = [f"{word}: {frontend.name}/{server.name} ({server.address})" for frontend, server in found]
             after = scene if overrides == scene.overrides else replace(scene, overrides=overrides)
             return after, Change(scene.claims, "updated", frozenset(frontend.listen for frontend, _ in found))
