@@ -1,6 +1,7 @@
 """A fault in any work beside the writer costs that work a moment: sessions live, it is counted, and it works again."""
 
 import json
+import os
 import signal
 import socket
 from collections.abc import Callable
@@ -42,6 +43,7 @@ TRIGGERS: dict[Part, Callable[[Instance, int], object]] = {
     Part.ANSWERS: lambda pylb, target: call(pylb, "two", target),
     Part.SESSIONS: lambda pylb, _: visit(pylb),
     Part.UPGRADE: lambda pylb, _: pylb.running.signal(signal.SIGUSR2),
+    Part.PROCESSES: lambda pylb, _: [os.kill(worker, signal.SIGKILL) for worker in pylb.running.children()],
 }
 AT_START = {Part.ADDRESSES}  # and then only when this machine has another address
 HERE = [part for part in Part if part in PLACES and part not in (Part.WORKERS, Part.PREDECESSOR, Part.PROCESSES)]
@@ -95,3 +97,12 @@ def test_a_fault_in_what_a_worker_says_ends_no_session(pylb: Instance, echo_port
         one_fault(pylb, echo_port, tmp_path / "faults", Part.WORKERS)
         assert echo(session) == b"ping"
         assert "\npylb_worker_restarts_total 0.0\n" in pylb.get("/metrics").body.decode()
+
+
+def test_a_new_worker_that_cannot_be_written_down_serves_all_the_same(pylb: Instance, echo_port: int, tmp_path: Path) -> None:
+    (tmp_path / "faults").mkdir()
+    pylb.configure(workers=1)
+    pylb.start(argv=python("tests.support.faulty", "run", "-c", str(pylb.file)), env={"FAULTS": str(tmp_path / "faults")})
+    assert pylb.register(pylb.port, echo_port).status == 201
+    one_fault(pylb, echo_port, tmp_path / "faults", Part.PROCESSES)
+    eventually(lambda: visit(pylb) is None, what="the worker serves")

@@ -8,8 +8,10 @@ import functools
 import os
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
+from pylb import app
 from pylb.app import App
 from pylb.cli import main
 from pylb.control import tasks
@@ -27,7 +29,7 @@ from pylb.pulse import Pulse
 from pylb.upgrade import Predecessors
 from pylb.workers.fleet import Fleet
 
-PLACES: dict[Part, tuple[type, str]] = {
+PLACES: dict[Part, tuple[type | ModuleType, str]] = {
     Part.LEASES: (Clockwork, "_leases"),
     Part.SNAPSHOT: (Clockwork, "save_again"),
     Part.PROBES: (Checker, "is_due"),
@@ -40,7 +42,7 @@ PLACES: dict[Part, tuple[type, str]] = {
     Part.PAGE: (Feed, "look"),
     Part.WATCHDOG: (App, "_state"),
     Part.RELOAD: (App, "reload"),
-    Part.UPGRADE: (App, "upgrade"),
+    Part.UPGRADE: (app, "hand_over"),
     Part.PREDECESSOR: (Predecessors, "follow"),
     Part.PROCESSES: (Generations, "note"),
     Part.EVENTS: (App, "_heed_event"),
@@ -51,7 +53,7 @@ PLACES: dict[Part, tuple[type, str]] = {
 }
 
 
-def order(owner: type, name: str, armed: Path) -> None:
+def order(owner: type | ModuleType, name: str, armed: Path) -> None:
     """From now on `owner.name` fails once, whenever there is a file `armed`."""
     inner: Callable[..., Any] = getattr(owner, name)
     failed = armed.with_suffix(".failed")
