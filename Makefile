@@ -60,6 +60,7 @@ soak: $(VENV)/.dev ## 30 minutes of random streams with SHA-256 on each, while w
 
 fuzz: $(VENV)/.dev ## 50,000 steps of the engine's state machine, in any order
 	$(PY) -W error -m tests.forward.test_any_order 50000
+	$(PY) -W error -m tests.forward.test_any_fault 10000
 
 fuzz-webhook: $(VENV)/.dev ## ten minutes of whatever bytes against a live webhook
 	$(PY) -W error -m tests.contract.test_fuzz 10
