@@ -8,7 +8,9 @@ import os
 import re
 import socket
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+
+MOST_WAITING = 2048  # messages that systemd has not taken yet: a large table at the start, while it is busy
 
 
 class Service:
@@ -54,10 +56,31 @@ class Service:
         if not self._address or self.muted:
             return
         if self._waiting or not self._send(text, fds):
+            self._wait(text, fds)
+
+    def _wait(self, text: str, fds: Sequence[int]) -> None:
+        """Say it later. Of a status, a sign of life or a removal only the last counts; a removal takes what waits to be stored.
+
+        Of the store's messages at most MOST_WAITING: what is beyond is not said. A port that is not stored refuses its clients
+        while pylb starts anew, one that is not removed is closed by the next pylb.
+        """
+        key = text.partition("=")[0]
+        if key == "FDSTOREREMOVE":
+            name = text.partition("\n")[2]
+            self._forget(lambda waiting: waiting in (text, f"FDSTORE=1\n{name}"))
+        elif key != "FDSTORE":
+            self._forget(lambda waiting: waiting.partition("=")[0] == key)
+        if not key.startswith("FDSTORE") or len(self._waiting) < MOST_WAITING:
             try:
                 self._waiting.append((text, [os.dup(fd) for fd in fds]))
             except OSError:
                 pass  # no descriptor for a copy to keep
+
+    def _forget(self, meant: Callable[[str], bool]) -> None:
+        for waiting in [one for one in self._waiting if meant(one[0])]:
+            self._waiting.remove(waiting)
+            for fd in waiting[1]:
+                os.close(fd)
 
     def flush(self) -> None:
         """What a supervisor that was busy did not take: its queue holds some hundred datagrams (net.unix.max_dgram_qlen)."""

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pylb.listeners import Listeners, passed
-from pylb.service import Service
+from pylb.service import MOST_WAITING, Service
 from tests.app.instance import Instance, echo
 from tests.app.systemd import Systemd
 from tests.support.baseline import descriptors
@@ -205,3 +205,34 @@ def test_what_no_supervisor_says_is_no_number_of_descriptors(count: str) -> None
 
 def test_a_descriptor_that_is_not_there_is_none_of_those_that_were_passed() -> None:
     Listeners(Service({})).inherit([999_999])
+
+
+def test_what_a_supervisor_does_not_take_is_bounded_and_holds_few_descriptors(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as deaf:
+        deaf.bind(str(tmp_path / "notify"))
+        service = Service({"NOTIFY_SOCKET": str(tmp_path / "notify")})
+        before = descriptors()
+        reader, writer = os.pipe()
+        for number in range(3000):
+            service.alive()
+            service.status(f"status {number}")
+            service.store(f"tcp-any-{number}", reader)
+        assert MOST_WAITING <= len(service._waiting) <= MOST_WAITING + 5
+        assert len(descriptors()) - len(before) <= MOST_WAITING + 2
+        for number in range(3000):
+            service.unstore(f"tcp-any-{number}")
+        assert not any(text.startswith("FDSTORE=") for text, _ in service._waiting)
+        os.close(reader)
+        os.close(writer)
+        assert descriptors() == before
+        service.status("the last")
+        said = []
+        deaf.setblocking(False)
+        for _ in range(1000):
+            try:
+                while True:
+                    said.append(deaf.recv(4096).decode())
+            except BlockingIOError:
+                service.flush()
+        assert said[-1] == "STATUS=the last"
+        assert not service._waiting
