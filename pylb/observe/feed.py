@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 from pylb.control.events import Event
 from pylb.control.registry import Registry
+from pylb.control.steps import in_turns
 from pylb.control.tasks import Part
 from pylb.control.views import ServerView
 from pylb.core.address import Listen
@@ -170,12 +171,12 @@ class Feed:
             head["about"] = about
         if any(reader.knows for reader in readers):
             news = [event for event in events if event.number > self._told]
-            message = _framed(self._news(point, news) | head, delta)
+            message = await _framed(self._news(point, news) | head, delta)
             for reader in readers:
                 if reader.knows and reader in self._readers:
                     self._tell(reader, message)
         if not all(reader.knows for reader in readers):
-            message = _framed(self._everything(events[-EVENTS:]) | head, await self._whole())
+            message = await _framed(self._everything(events[-EVENTS:]) | head, await self._whole())
             for reader in readers:
                 if not reader.knows and reader in self._readers:
                     reader.knows = True
@@ -284,10 +285,10 @@ def _pair(key: str, fields: Record) -> bytes:
     return b"%s:%s" % (json.dumps(key).encode(), json.dumps(fields, separators=(",", ":")).encode())
 
 
-def _framed(head: Mapping[str, Any], pairs: Iterable[tuple[str, bytes]]) -> bytes:
+async def _framed(head: Mapping[str, Any], pairs: Iterable[tuple[str, bytes]]) -> bytes:
     """One message of text/event-stream: JSON has no line breaks of its own."""
     tables: dict[str, list[bytes]] = {}
-    for name, pair in pairs:
+    async for name, pair in in_turns(pairs, SLICE * 100):
         tables.setdefault(name, []).append(pair)
     parts = [json.dumps(head, separators=(",", ":")).encode()[:-1]]
     for name in TABLES:
