@@ -4,6 +4,7 @@ Their files are read again when they change, so that a secret is replaced withou
 """
 
 import logging
+import os
 import secrets
 from collections.abc import Iterable
 from pathlib import Path
@@ -87,7 +88,7 @@ def _complained(found: Found, name: str) -> bool:
 
 def first_run_in_force(config: Config, made: Found) -> bool:
     """It goes on counting beside those that `pylb token create` makes, until it is revoked."""
-    return not config.tokens and (not made.tokens or (config.state_dir / TOKEN_FILE).exists())
+    return not config.tokens and (not made.tokens or os.path.lexists(config.state_dir / TOKEN_FILE))
 
 
 def generated_secret(state_dir: Path, before: str | None = None) -> str:
@@ -99,13 +100,18 @@ def generated_secret(state_dir: Path, before: str | None = None) -> str:
     path = state_dir / TOKEN_FILE
     try:
         return _secret(read_regular(path, _MOST_BYTES))
-    except FileNotFoundError:
-        pass
     except (OSError, ValueError) as error:
+        if not os.path.lexists(path):
+            return _new_secret(path)
         if before is not None:
             log.error("%s cannot be used: %s; its secret stays as it was", path, error)
             return before
         log.error("%s cannot be used: %s%s; a new secret takes its place", path, error, set_aside(path))
+    return _new_secret(path)
+
+
+def _new_secret(path: Path) -> str:
+    """Raises OSError."""
     made = secrets.token_urlsafe(24)
     write_private(path, made.encode() + b"\n")
     return made
