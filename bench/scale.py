@@ -110,12 +110,6 @@ class World:
     async def measure(self, what: str, work: Awaitable[object], mark: float | None = LONGEST, each: int = 1) -> None:
         gc.collect()
         await asyncio.sleep(0)
-        if mark == ANNOUNCE:  # to time each step would cost as much as a step: here the sum is what counts
-            began = time.thread_time()
-            await work
-            cpu = time.thread_time() - began
-            self.figures.append(Figure(what, 1000 * cpu, 0.0, mark, each))
-            return
         with watched() as taken:
             await asyncio.get_running_loop().create_task(_done(work))
             await asyncio.sleep(0)
