@@ -119,7 +119,8 @@ class Dialer:
             if not data or client.early & EPOLLRDHUP:  # it said its last byte: there will be no more of it
                 self._life.fire(session, Event.CLIENT_RESET, Cause.CLIENT)
             return
-        client.sock.recv(found.size, MSG_DONTWAIT)
+        if not self._take(session, client, found.size):
+            return
         if admission is None or door is None:  # the policy of the day asks nothing any more
             self._life.fire(session, Event.HEADER_READ)
             return
@@ -135,6 +136,15 @@ class Dialer:
             self._deny(session, refusal)
         else:
             self._life.fire(session, Event.HEADER_READ)
+
+    def _take(self, session: Session, client: Half, size: int) -> bool:
+        """Out of the kernel's buffer, where it was looked at. False: the client is gone."""
+        try:
+            client.sock.recv(size, MSG_DONTWAIT)
+        except OSError:
+            self._life.fire(session, Event.CLIENT_RESET, Cause.CLIENT)
+            return False
+        return True
 
     def is_ours(self, address: tuple[str, int]) -> bool:
         """Does this client, as accept() gave it, sit in this process?"""
