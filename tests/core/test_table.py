@@ -54,6 +54,16 @@ def test_applying_the_diff_to_the_old_table_gives_the_new_one(old: Table, new: T
     assert applied(diff(old, new), old) == new.frontends
 
 
+@given(tables(), tables(), tables())
+def test_the_diff_of_an_edited_table_looks_at_the_edits_and_finds_what_a_look_at_all_would(
+    old: Table, new: Table, other: Table
+) -> None:
+    edits = {listen: new.frontends.get(listen) for listen in {**old.frontends, **new.frontends}}
+    edited = old.edited(old.generation + 1, edits)
+    assert diff(old, edited) == diff(old, make_table(edited.generation, edited.frontends))
+    assert applied(diff(other, edited), other) == edited.frontends  # from any table but its own base
+
+
 @given(tables())
 def test_the_diff_of_a_table_and_itself_is_empty(table: Table) -> None:
     assert not diff(table, table)
