@@ -63,9 +63,9 @@ from pylb.observe.processinfo import Facts
 from pylb.observe.summary import troubles
 from pylb.observe.targets import LogFile, open_target
 from pylb.phases import Action, Life, Phase, Trigger
-from pylb.plans import steps
+from pylb.plans import in_words, steps
 from pylb.pulse import Pulse
-from pylb.reloading import check_fixed, in_words, own_ips_of, reload_certificate, rules_of
+from pylb.reloading import check_fixed, own_ips_of, reload_certificate, rules_of
 from pylb.service import Service
 from pylb.startup import ConfigSource, banner, first_steps, program
 from pylb.upgrade import ANSWER, Left, Predecessors, Refusal, Successor, Talk, hand_over, inherit, report_to, tell
@@ -187,6 +187,7 @@ class App:
         self._connlog: ConnectionLog | None = None
         self._log_out: Out | None = None
         self._reloading = asyncio.Lock()  # one after the other, in their order
+        self._started = asyncio.Event()
         self._broken = False
         self._told_about: tuple[tuple[Config, bool, int], dict[str, Any]] | None = None
         self._helpers = Tasks()  # what they do may fail
@@ -257,6 +258,7 @@ class App:
         self._listeners.forget_left()
         self._service.ready(self._state())
         self._on(Trigger.STARTED)
+        self._started.set()
         gc.collect()
         gc.freeze()
         gc.set_threshold(*GC_THRESHOLDS)
@@ -606,8 +608,17 @@ class App:
     def token(self, name: str) -> Token | None:
         return next((token for token in self._keyring.tokens if token.name == name), None)
 
-    async def reload(self) -> Diff:
-        """Read the config again: all or nothing. Raises ConfigErrors or Refused."""
+    async def reload(self) -> Diff | None:
+        """Read the config again: all or nothing. None: during an upgrade, where whoever is in charge afterwards does it.
+
+        Raises ConfigErrors or Refused.
+        """
+        await self._started.wait()  # before, the one that started us may still have to take everything back
+        if self._life.phase is Phase.STOPPING:
+            raise Refused(Code.UNAVAILABLE, "pylb is stopping")
+        if self._life.phase is not Phase.SERVING:  # the successor may have read the file before it changed
+            self._on(Trigger.RELOAD)
+            return None
         async with self._reloading:
             return await self._reload_now()
 

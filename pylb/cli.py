@@ -19,6 +19,7 @@ from pylb.sessions import sessions
 from pylb.tokens import token
 
 UPGRADE_SECONDS = 60.0  # longer than all that upgrade.py waits for
+RELOAD_SECONDS = 60.0  # ten thousand lines of access take a while, and so may the names of `advertise`
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -72,6 +73,23 @@ def upgrade(config_path: Path | None) -> None:
     SIGUSR2. It goes both ways: install the older version and call it again.
     """
     for line in ask(config_path, {"verb": "upgrade"}, timeout=UPGRADE_SECONDS)["lines"]:
+        say(line)
+
+
+@main.command()
+@CONFIG
+@JSON
+def reload(config_path: Path | None, as_json: bool) -> None:
+    """Have the running pylb read its config and secrets again, whole or not at all, and print what that changed.
+
+    The same as SIGHUP, with an answer. Exit code 1: refused, with every mistake of the file; nothing was changed.
+    During an upgrade it is left to the pylb that serves afterwards, which logs the result.
+    """
+    answer = ask(config_path, {"verb": "reload"}, timeout=RELOAD_SECONDS)
+    if as_json:
+        say(json.dumps({key: value for key, value in answer.items() if key != "ok"}))
+        return
+    for line in answer["lines"]:
         say(line)
 
 

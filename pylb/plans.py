@@ -6,6 +6,7 @@ from typing import Any
 
 from pylb.core.changes import Line, What
 from pylb.core.session import SessionView
+from pylb.core.table import Diff
 
 _FATE = {
     What.CLOSED: "reset after timeouts.drain",
@@ -35,3 +36,12 @@ def _step(line: Line, live: int) -> dict[str, Any]:
         "touched": live if line.what in _FATE else 0,
         "text": line.text if line.what is What.OPENED else f"{line.text}; {fate}",
     }
+
+
+def in_words(change: Diff) -> str:
+    parts = [
+        f"opened {', '.join(str(one.listen) for one in change.opened)}" if change.opened else "",
+        f"closed {', '.join(str(one.listen) for one in change.closed)}" if change.closed else "",
+        f"changed {', '.join(str(new.listen) for _, new in change.changed)}" if change.changed else "",
+    ]
+    return "; ".join(filter(None, parts)) or "nothing in the table changed"

@@ -6,7 +6,6 @@ import logging
 from pylb.config import Config
 from pylb.core.errors import Code, Refused
 from pylb.core.policy import Rules
-from pylb.core.table import Diff
 from pylb.machine import RESOLVE_SECONDS, local_addresses, resolve
 from pylb.web.certificate import Certificate
 
@@ -48,12 +47,3 @@ def reload_certificate(certificate: Certificate) -> None:
         certificate.reload()
     except (OSError, ValueError) as error:
         log.error("%s: the new certificate cannot be used, the old one goes on: %s", certificate.path, error)
-
-
-def in_words(change: Diff) -> str:
-    parts = [
-        f"opened {', '.join(str(one.listen) for one in change.opened)}" if change.opened else "",
-        f"closed {', '.join(str(one.listen) for one in change.closed)}" if change.closed else "",
-        f"changed {', '.join(str(new.listen) for _, new in change.changed)}" if change.changed else "",
-    ]
-    return "; ".join(filter(None, parts)) or "nothing in the table changed"

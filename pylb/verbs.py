@@ -23,7 +23,7 @@ from pylb.core.registration import parse_native
 from pylb.core.session import SessionView
 from pylb.core.table import Diff
 from pylb.explaining import explain, recorded_of
-from pylb.plans import steps
+from pylb.plans import in_words, steps
 from pylb.routes import legacy_notes, rows
 from pylb.status import Counted, status
 from pylb.web.sessions import ended, meant, query_of, session_json, story_json
@@ -57,7 +57,7 @@ class Service(Protocol):
 
     async def counters(self) -> Counted: ...
 
-    async def reload(self) -> Diff: ...
+    async def reload(self) -> Diff | None: ...
 
     async def upgrade(self) -> str: ...
 
@@ -146,7 +146,11 @@ def _changes(registry: Registry, service: Service) -> dict[str, Verb]:
             change = await service.reload()
         except ConfigErrors as errors:
             raise Refused(Code.INVALID, str(errors), "nothing was changed") from None
-        return {"opened": len(change.opened), "closed": len(change.closed), "changed": len(change.changed)}
+        if change is None:
+            later = "an upgrade is on its way: the pylb that serves afterwards reads the config again, and logs the result"
+            return {"lines": [later]}
+        counts = {"opened": len(change.opened), "closed": len(change.closed), "changed": len(change.changed)}
+        return {**counts, "lines": [f"reloaded: {in_words(change)}"]}
 
     async def upgrade(_request: Mapping[str, Any]) -> dict[str, Any]:
         return {"lines": [await service.upgrade()]}

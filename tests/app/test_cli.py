@@ -210,11 +210,26 @@ def test_reload_by_the_control_socket_tells_what_changed_or_every_mistake(pylb: 
     path = pylb.state_dir / "control.sock"
     static = {"name": "echo", "listen": f"127.0.0.1:{pylb.port}", "servers": [f"127.0.0.1:{echo_port}"]}
     pylb.configure(frontends=[static])
-    assert call(path, {"verb": "reload"}) == {"ok": True, "opened": 1, "closed": 0, "changed": 0}
+    lines = [f"reloaded: opened 127.0.0.1:{pylb.port}"]
+    assert call(path, {"verb": "reload"}) == {"ok": True, "opened": 1, "closed": 0, "changed": 0, "lines": lines}
+    pylb.configure(frontends=[static | {"balance": "random"}])
+    ended = pylb.ask("reload")
+    assert (ended.returncode, ended.stdout) == (0, f"reloaded: changed 127.0.0.1:{pylb.port}\n")
+    ended = pylb.ask("reload", "--json")
+    assert json.loads(ended.stdout) == {
+        "opened": 0,
+        "closed": 0,
+        "changed": 0,
+        "lines": ["reloaded: nothing in the table changed"],
+    }
     pylb.configure(frontends=[static | {"balance": "fastest"}])
     answer = call(path, {"verb": "reload"})
     assert answer["error"] == "invalid"
     assert f"{pylb.file}:" in answer["detail"]
+    ended = pylb.ask("reload")
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert f"{pylb.file}:" in ended.stderr
+    assert "fastest" in ended.stderr
 
 
 # ------------------------------------------------------------ token

@@ -200,13 +200,27 @@ def test_at_the_limit_of_open_files_an_upgrade_is_refused_and_possible_later(
     assert process.wait() == 0
 
 
-def test_a_reload_during_an_upgrade_is_the_new_ones(pylb: Instance, echo_port: int, successors: list[int]) -> None:
-    process = pylb.start()
+@pytest.mark.parametrize("way", ["signal", "verb"])
+def test_a_reload_during_an_upgrade_is_the_new_ones(
+    pylb: Instance, echo_port: int, tmp_path: Path, successors: list[int], way: str
+) -> None:
+    """The file changes when the successor has read it, and the old one is still in charge."""
+    tree, gate = Tree(tmp_path / "versions"), tmp_path / "gate"
+    os.mkfifo(gate)
+    wait = f"await asyncio.to_thread(Path({str(gate)!r}).read_text)"  # until who writes closes
+    tree.install("1", ("pylb/upgrade.py", "await old.hold()", f"{wait}; await old.hold()"))
+    tree.install("2")
+    process = pylb.start(argv=tree.command(pylb))
+    tree.use("2")
     process.signal(signal.SIGUSR2)
-    eventually(lambda: (pylb.state_dir / "processes").read_text().count("\n") > 1, what="the successor has begun")
-    static = {"name": "echo", "listen": f"127.0.0.1:{pylb.port}", "servers": [f"127.0.0.1:{echo_port}"]}
-    pylb.configure(frontends=[static])
-    process.signal(signal.SIGHUP)
+    with gate.open("w"):  # returns once it waits there
+        static = {"name": "echo", "listen": f"127.0.0.1:{pylb.port}", "servers": [f"127.0.0.1:{echo_port}"]}
+        pylb.configure(frontends=[static])
+        if way == "signal":
+            process.signal(signal.SIGHUP)
+        else:
+            done = pylb.ask("reload")
+            assert (done.returncode, done.stdout.startswith("an upgrade is on its way")) == (0, True), done
     process.has_said("upgrade: process ")
     successors.append(int(process.text().partition("upgrade: process ")[2].split()[0]))
     eventually(lambda: _serves(pylb), what="what the reload brought")

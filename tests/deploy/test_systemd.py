@@ -98,6 +98,14 @@ def members(program: str, group: str) -> set[str]:
     return found
 
 
+def test_it_may_use_every_family_of_addresses_that_pylb_uses() -> None:
+    """Without netlink a new address of the machine would be noticed after half a minute."""
+    used = {
+        name for file in (DEPLOY.parent / "pylb").rglob("*.py") for name in re.findall(r"\bAF_[A-Z0-9]+\b", file.read_text())
+    }
+    assert set(only("RestrictAddressFamilies").split()) == used - {"AF_UNSPEC"}
+
+
 def test_it_runs_as_its_own_user_with_one_capability() -> None:
     assert (only("User"), only("Group")) == ("pylb", "pylb")
     assert only("CapabilityBoundingSet") == only("AmbientCapabilities") == "CAP_NET_BIND_SERVICE"
@@ -111,7 +119,7 @@ def test_it_starts_the_installed_pylb_with_the_config_and_waits_for_its_word() -
     assert only("Type") == "notify"
     assert only("NotifyAccess") == "main"
     assert only("WatchdogSec") == "30s"
-    assert only("ExecReload") == "/bin/kill -HUP $MAINPID"
+    assert only("ExecReload") == "/opt/pylb/bin/pylb reload -c /etc/pylb/pylb.yaml"
 
 
 def test_it_keeps_the_sockets_over_a_restart_and_leaves_sessions_to_whoever_has_them() -> None:
