@@ -139,7 +139,7 @@ def test_a_server_is_drained_weighed_and_put_back_and_its_sessions_ended(pylb: I
         assert own in pylb.ask("ctl", "sessions").stdout
         assert pylb.ask("ctl", "sessions", "other").stdout.count("\n") == 1
         ended = pylb.ask("ctl", "shutdown", "session", own)
-        assert (ended.returncode, ended.stdout) == (0, f"reset: the session of {own}\n")
+        assert (ended.returncode, ended.stdout) == (0, f"reset: session {live['id']} of {own}\n")
         with pytest.raises(ConnectionResetError):
             client.recv(100)
     assert pylb.ask("ctl", "shutdown", "session", own).returncode == 1
