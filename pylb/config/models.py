@@ -187,7 +187,7 @@ class TokenEntry(Section):
 class TimeoutsSection(Section):
     connect: v.LongerThanZero = Field(_TIMEOUTS.connect, description="to reach a server, then the next one is tried")
     queue: v.LongerThanZero = Field(_TIMEOUTS.queue, description="for a client that waits because all servers are full")
-    idle: v.LongerThanZero = Field(_TIMEOUTS.idle, description="a session without a byte either way ends")
+    idle: v.ZeroIsNever = Field(_TIMEOUTS.idle, description="a session without a byte either way ends; `0`: never")
     half_close: v.Duration = Field(_TIMEOUTS.half_close, description="without a byte after one side has ended its stream")
     flush: v.Duration = Field(_TIMEOUTS.flush, description="to deliver what was received before a reset")
     drain: v.Duration = Field(_TIMEOUTS.drain, description="for live sessions of a frontend that was closed")
@@ -216,6 +216,11 @@ class ProxyProtocolSection(Section):
     crc32c: v.Flag = Field(False, description="v2: with a checksum")
     unique_id: v.Flag = Field(
         False, description="v2: with an ID of the session, which the JSON log has too; one that came in is passed on"
+    )
+    pass_tlvs: v.Flag = Field(
+        False,
+        description="v2: what came in a v2 header beside the addresses (a cloud's endpoint id, TLS, ALPN) is sent on, 3 KiB at "
+        "most; checksums are made anew",
     )
     accept_from: v.Networks = Field(
         (), description="proxies that must send a PROXY header; the client it names counts in log, limits and balance"
@@ -290,6 +295,8 @@ class PolicySection(Section):
             changed["send_crc32c"] = section.crc32c
         if "unique_id" in written:
             changed["send_unique_id"] = section.unique_id
+        if "pass_tlvs" in written:
+            changed["pass_tlvs"] = section.pass_tlvs
         return changed
 
 

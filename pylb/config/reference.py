@@ -19,7 +19,8 @@ _HEAD = """# Config reference
 Generated from the models (docs/generate.py). Every key is optional unless it says *required*; no file at all is a
 valid config. `pylb check -c pylb.yaml` prints every mistake with its line. A JSON file works as well.
 
-Durations are one whole number and a unit: `500ms`, `5s`, `10m`, `1h`. Ports are numbers or ranges: `8443`, `"8883-8899"`.
+Durations are one whole number and a unit: `500ms`, `5s`, `10m`, `1h`, `7d`, at most
+`366d`. Ports are numbers or ranges: `8443`, `"8883-8899"`.
 One value may stand for a list of one. Relative paths start at the config file's directory.
 Quote what YAML would read as something else: `"*:443"`, `"22:30"`, `"010"`, `"no"`.
 """

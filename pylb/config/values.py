@@ -3,6 +3,7 @@
 Every parser raises `wrong(what, hint)`; the place is added later. `Shape` is the type's name in the generated reference.
 """
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -21,7 +22,8 @@ from pylb.core.log import FACILITIES, Target, parse_target
 from pylb.core.policy import Balance, Check
 
 _T = TypeVar("_T")
-_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+NEVER = math.inf  # seconds
 MAX_DURATION = 366 * 24 * 3600.0
 NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,251}[A-Za-z0-9])?")  # as core.registration: names meet there
 _HOST = re.compile(r"(?=.{1,253}\Z)[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?(\.[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)*", re.IGNORECASE)
@@ -62,7 +64,7 @@ def _listed(item: Json) -> Json:
     return _either(item, {"type": "array", "items": item})
 
 
-_DURATION: Json = {"anyOf": [{"type": "string", "pattern": "^[0-9]+(ms|s|m|h)$"}, {"const": 0}]}
+_DURATION: Json = {"anyOf": [{"type": "string", "pattern": "^[0-9]+(ms|s|m|h|d)$"}, {"const": 0}]}
 _PORT: Json = {
     "anyOf": [{"type": "integer", "minimum": 1, "maximum": 65535}, {"type": "string", "pattern": "^[0-9]+(-[0-9]+)?$"}]
 }
@@ -87,22 +89,26 @@ _RULE: Json = {
 
 
 def parse_duration(value: object) -> float:
-    """`500ms`, `5s`, `10m`, `1h` and plain `0`, as seconds."""
+    """`500ms`, `5s`, `10m`, `1h`, `7d` and plain `0`, as seconds."""
     if isinstance(value, int) and not isinstance(value, bool):
         if value == 0:
             return 0.0
-        raise wrong(f"{value} is a duration without a unit", f"write {value}s, or 500ms, 10m, 1h")
-    match = re.fullmatch(r"([0-9]{1,12})(ms|s|m|h)", value) if isinstance(value, str) else None
+        raise wrong(f"{value} is a duration without a unit", f"write {value}s, or 500ms, 10m, 1h, 7d")
+    match = re.fullmatch(r"([0-9]{1,12})(ms|s|m|h|d)", value) if isinstance(value, str) else None
     if match is None:
-        raise wrong(f"{show(value)} is not a duration", "one whole number and a unit: 500ms, 5s, 10m or 1h")
+        raise wrong(f"{show(value)} is not a duration", "one whole number and a unit: 500ms, 5s, 10m, 1h or 7d")
     seconds = int(match[1]) * _UNITS[match[2]] if match[2] != "ms" else int(match[1]) / 1000
     if seconds > MAX_DURATION:
-        raise wrong(f"{value} is longer than a year", "at most 8784h")
+        raise wrong(f"{value} is longer than a year", "at most 366d")
     return seconds
 
 
 def duration_text(seconds: float) -> str:
-    """The shortest text that `parse_duration` reads as this. Whole milliseconds only."""
+    """As people write it, and `parse_duration` reads it. Whole milliseconds only; "never" for NEVER."""
+    if seconds == NEVER:
+        return "never"
+    if seconds >= 2 * _UNITS["d"] and seconds % _UNITS["d"] == 0:
+        return f"{int(seconds / _UNITS['d'])}d"
     for unit in ("h", "m", "s"):
         if seconds and seconds % _UNITS[unit] == 0:
             return f"{int(seconds / _UNITS[unit])}{unit}"
@@ -266,6 +272,10 @@ def _positive(seconds: float) -> float:
     return seconds
 
 
+def _or_never(seconds: float) -> float:
+    return seconds or NEVER
+
+
 def _probe_interval(seconds: float) -> float:
     if seconds < 0.1:
         raise wrong(f"{duration_text(seconds)} is too short an interval", "at least 100ms")
@@ -327,6 +337,9 @@ LegacyFrom = Annotated[
     Shape("true, false, or list of CIDR", _EVERYBODY),
 ]
 LongerThanZero = Annotated[float, PlainValidator(parse_duration), AfterValidator(_positive), Shape("duration > 0", _DURATION)]
+ZeroIsNever = Annotated[
+    float, PlainValidator(parse_duration), AfterValidator(_or_never), Shape("duration; 0: never", _DURATION)
+]
 ProbeInterval = Annotated[float, PlainValidator(parse_duration), AfterValidator(_probe_interval), Shape("duration", _DURATION)]
 UpgradeTimeout = Annotated[float, PlainValidator(_upgrade), Shape("duration", _DURATION)]
 ListenAt = Annotated[core.Listen, PlainValidator(_listen), Shape("`ADDRESS:PORT`, `*` for all addresses")]

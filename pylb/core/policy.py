@@ -144,6 +144,7 @@ class Policy:
     send_proxy: ProxyProtocol = ProxyProtocol.NONE
     send_crc32c: bool = False  # in v2 headers
     send_unique_id: bool = False
+    pass_tlvs: bool = False  # of v2 headers that came in, on in those that are sent
     accept_proxy: ProxyAccept = ProxyAccept()
     access: AccessList = EVERYBODY
     limits: Limits = Limits()

@@ -13,16 +13,20 @@ from pylb.core.policy import ProxyProtocol
 SIGNATURE = b"\r\n\r\n\x00\r\nQUIT\n"
 MOST_HEADER = 4096  # bytes; the specification allows 64 KiB of TLVs, nobody sends them, and they would have to be kept
 MOST_UNIQUE_ID = 128  # bytes (2.2.5)
+MOST_PASSED_ON = 3072  # bytes of TLVs: with all that is added, the next proxy's header has less than MOST_HEADER
 _LINE = 107  # the longest version 1 line, CRLF included (2.1)
 _LOCAL, _PROXY = b"\x20", b"\x21"  # version 2 and the command
 _UNSPEC, _TCP4, _TCP6 = b"\x00", b"\x11", b"\x21"  # family and STREAM
 _SIZES = {_TCP4: 12, _TCP6: 36, b"\x12": 12, b"\x22": 36, b"\x31": 216, b"\x32": 216}  # of the addresses; UDP, unix
-_TYPE_CRC32C, _TYPE_UNIQUE_ID = 0x03, 0x05
+_TYPE_CRC32C, _TYPE_NOOP, _TYPE_UNIQUE_ID = 0x03, 0x04, 0x05
 # Of our own (0xE0 to 0xEF are for that, 2.2.8): the pylbs that a connection came through, PATH_ID bytes each. Two that send to
 # each other would otherwise take all of each other's sessions for one client.
 _TYPE_PATH = 0xE7
 PATH_ID = 8
 MOST_HOPS = 16
+# Made anew for each header, or only of a meaning for one hop. All others are those of whoever made them: ALPN and TLS of a
+# proxy, 0xEA of AWS (the VPC endpoint), 0xEE of Azure (the private link), 0xE0 of Google Cloud (the connection's id).
+_OF_ONE_HOP = frozenset({_TYPE_CRC32C, _TYPE_NOOP, _TYPE_UNIQUE_ID, _TYPE_PATH})
 
 
 class BadHeader(ValueError):  # noqa: N818 - a condition of the peer's making
@@ -38,6 +42,8 @@ class Received:
     local: Address | None = None  # where the client had connected to
     unique_id: bytes = b""
     path: bytes = b""
+    tlvs: bytes = b""  # all other ones, as they came: type, length, value; whole ones, MOST_PASSED_ON bytes at most
+    crc32c: bool = False  # it had a checksum, and that was right
 
 
 def goes_in_circles(path: bytes, own_id: bytes) -> bool:
@@ -54,11 +60,13 @@ def header(
     crc32c: bool = False,
     unique_id: bytes = b"",
     path: bytes = b"",
+    tlvs: bytes = b"",
 ) -> bytes:
     """The header for a connection from `client` to our address `local`; b"" for NONE.
 
     Mixed families (cannot be one TCP connection, but a mapped address can look so) are written as IPv6, IPv4 mapped.
-    `crc32c`, `unique_id` and `path` are TLVs of version 2 (2.2.3, 2.2.5, 2.2.8). Raises ValueError: too long a unique ID.
+    `crc32c`, `unique_id` and `path` are TLVs of version 2 (2.2.3, 2.2.5, 2.2.8), `tlvs` those of a header that came in.
+    Raises ValueError: too long a unique ID.
     """
     if version is ProxyProtocol.NONE:
         return b""
@@ -69,7 +77,7 @@ def header(
         family = "TCP6" if wide else "TCP4"
         return f"PROXY {family} {source} {destination} {client.port} {local.port}\r\n".encode("ascii")
     ips = ip_address(source).packed + ip_address(destination).packed
-    body = ips + client.port.to_bytes(2, "big") + local.port.to_bytes(2, "big")
+    body = ips + client.port.to_bytes(2, "big") + local.port.to_bytes(2, "big") + tlvs
     if unique_id:
         if len(unique_id) > MOST_UNIQUE_ID:
             raise ValueError(f"a unique ID of {len(unique_id)} bytes: at most {MOST_UNIQUE_ID}")
@@ -112,9 +120,12 @@ def _parse_v1(data: bytes) -> Received | None:
         raise BadHeader("not PROXY, TCP4 or TCP6, two addresses and two ports, one space between each")
     version = IPv4Address if words[1] == b"TCP4" else IPv6Address
     try:
-        client, local = (parse_ip(str(version(word.decode("ascii")))) for word in words[2:4])
+        # The family is the client's. nginx on an IPv4 socket, with an IPv6 client by its own proxy's header, writes
+        # "TCP6 2001:db8::1 127.0.0.1": where the client had connected to is of the other one then.
+        client = parse_ip(str(version(words[2].decode("ascii"))))
+        local = parse_ip(str(ip_address(words[3].decode("ascii"))))
     except ValueError:  # AddressValueError, UnicodeDecodeError, and parse_ip's for a zone ("fe80::1%eth0")
-        raise BadHeader("not two addresses of the family") from None
+        raise BadHeader("not a client of the family and an address that it connected to") from None
     return Received(size, Address(client, _port(words[4])), Address(local, _port(words[5])))
 
 
@@ -143,7 +154,7 @@ def _parse_v2(data: bytes) -> Received | None:
     if command == _LOCAL or family not in (_TCP4, _TCP6):
         # LOCAL: the rest is to be skipped, whatever it is. Others: no TCP, the connection's own addresses count (2.2).
         return Received(size)
-    tlvs = _tlvs(data[:size], 16 + addresses)
+    tlvs, others = _tlvs(data[:size], 16 + addresses)
     width = 4 if family == _TCP4 else 16
     client, local = (parse_ip(str(ip_address(ip))) for ip in (body[:width], body[width : 2 * width]))
     ports = body[2 * width : addresses]
@@ -153,12 +164,17 @@ def _parse_v2(data: bytes) -> Received | None:
         Address(local, int.from_bytes(ports[2:], "big")),
         tlvs.get(_TYPE_UNIQUE_ID, b""),
         tlvs.get(_TYPE_PATH, b""),
+        others,
+        _TYPE_CRC32C in tlvs,
     )
 
 
-def _tlvs(whole: bytes, start: int) -> dict[int, bytes]:
-    """Those of a header, by type. Raises BadHeader if they do not fill it exactly, or a CRC32C is wrong (2.2.3)."""
+def _tlvs(whole: bytes, start: int) -> tuple[dict[int, bytes], bytes]:
+    """Those of a header that are of one hop, by type, and the others as they came; of these, what goes beyond MOST_PASSED_ON
+    is not taken. Raises BadHeader if they do not fill the header exactly, or a CRC32C is wrong (2.2.3)."""
     found: dict[int, bytes] = {}
+    others: list[bytes] = []
+    room = MOST_PASSED_ON
     place = start
     while place < len(whole):
         value = place + 3
@@ -171,11 +187,15 @@ def _tlvs(whole: bytes, start: int) -> dict[int, bytes]:
             given = whole[value:end]
             if len(given) != 4 or crc32c_of(whole[:value] + bytes(4) + whole[end:]) != int.from_bytes(given, "big"):
                 raise BadHeader("wrong CRC32C")
-        found[whole[place]] = whole[value:end]
+        if whole[place] in _OF_ONE_HOP:
+            found[whole[place]] = whole[value:end]
+        elif end - place <= room:
+            others.append(whole[place:end])
+            room -= end - place
         place = end
     if len(found.get(_TYPE_UNIQUE_ID, b"")) > MOST_UNIQUE_ID:
         raise BadHeader("a unique ID over 128 bytes")
-    return found
+    return found, b"".join(others)
 
 
 def _tlv(kind: int, value: bytes) -> bytes:

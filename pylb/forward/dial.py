@@ -128,6 +128,7 @@ class Dialer:
             session.address = (found.client.ip, found.client.port)
             admission.local = found.local
         admission.unique_id, admission.path = found.unique_id, found.path
+        admission.tlvs, admission.crc32c = found.tlvs, found.crc32c
         if goes_in_circles(found.path, self.own_id):
             self._deny(session, "loop")
             return

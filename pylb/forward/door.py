@@ -15,7 +15,7 @@ from pylb.core.sources import Sources
 class Admission:
     """What few sessions have: how they came in, how long they waited in the queue."""
 
-    __slots__ = ("ahead", "local", "path", "queued_at", "source", "sources", "unique_id", "waited")
+    __slots__ = ("ahead", "crc32c", "local", "path", "queued_at", "source", "sources", "tlvs", "unique_id", "waited")
 
     def __init__(self) -> None:
         self.sources: Sources | None = None
@@ -23,6 +23,7 @@ class Admission:
         self.local: Address | None = None  # where the client of a PROXY header had connected to
         self.unique_id = b""
         self.path = b""  # the pylbs that it came through, by its PROXY header
+        self.tlvs, self.crc32c = b"", False  # what else that had
         self.queued_at = 0.0  # monotonic
         self.ahead = 0  # sessions in the queue before it
         self.waited = 0.0  # seconds in the queue

@@ -293,10 +293,11 @@ class Lifecycle:
             version,
             Address(sockets.folded(session.address[0]), session.address[1]),
             local if admission is None or admission.local is None else admission.local,
-            crc32c=policy.send_crc32c,
-            unique_id=admission.unique_id if admission is not None and policy.send_unique_id else b"",
+            crc32c=policy.send_crc32c or (admission is not None and policy.pass_tlvs and admission.crc32c),
+            unique_id=admission.unique_id if admission is not None and (policy.send_unique_id or policy.pass_tlvs) else b"",
             # Only behind another proxy: whoever has none in front is sent the header that HAProxy would send.
             path=admission.path + self.dialer.own_id if admission is not None and admission.local is not None else b"",
+            tlvs=admission.tlvs if admission is not None and policy.pass_tlvs else b"",
         )
 
     # ------------------------------------------------------------ delivering

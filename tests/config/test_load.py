@@ -1,5 +1,6 @@
 """From a file to the values the other layers take: defaults, policies, tokens, paths."""
 
+import math
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -130,6 +131,15 @@ frontends:
         send_proxy=ProxyProtocol.NONE,
         accept_proxy=ProxyAccept(timeout=2.0),
     )
+
+
+def test_an_idle_timeout_of_0_is_none_over_the_defaults_too() -> None:
+    text = """
+defaults: {timeouts: {idle: 7d}}
+frontends: [{name: a, listen: "*:1", timeouts: {idle: 0}}, {name: b, listen: "*:2"}]
+"""
+    a, b = (one.policy.timeouts.idle for one in parse(text, "pylb.yaml").rules().frontends)
+    assert (a, b) == (math.inf, 7 * 86400)
 
 
 def test_what_a_frontend_says_wins_over_the_defaults_key_by_key() -> None:

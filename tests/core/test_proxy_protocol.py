@@ -13,7 +13,18 @@ from proxyprotocol.v2 import ProxyProtocolV2
 
 from pylb.core.address import Address, parse_ip
 from pylb.core.policy import ProxyProtocol
-from pylb.core.proxy_protocol import SIGNATURE, BadHeader, Received, crc32c_of, header, local_header, parse
+from pylb.core.proxy_protocol import (
+    MOST_HEADER,
+    MOST_PASSED_ON,
+    PATH_ID,
+    SIGNATURE,
+    BadHeader,
+    Received,
+    crc32c_of,
+    header,
+    local_header,
+    parse,
+)
 
 V4, LOCAL4 = Address("192.0.2.1", 56324), Address("198.51.100.7", 443)
 V6, LOCAL6 = Address("2001:db8::1", 65535), Address("2001:db8::2", 1)
@@ -118,8 +129,9 @@ def test_what_is_made_is_read_again_whatever_follows(
     version: ProxyProtocol, ends: tuple[Address, Address], crc32c: bool, unique_id: bytes, rest: bytes
 ) -> None:
     made = header(version, *ends, crc32c=crc32c, unique_id=unique_id)
-    expected = unique_id if version is ProxyProtocol.V2 else b""
-    assert parse(made + rest) == Received(len(made), folded(ends[0]), folded(ends[1]), expected)
+    second = version is ProxyProtocol.V2
+    expected = Received(len(made), folded(ends[0]), folded(ends[1]), unique_id if second else b"", crc32c=second and crc32c)
+    assert parse(made + rest) == expected
 
 
 @given(BOTH, ENDS, st.booleans(), IDS, st.data())
@@ -199,6 +211,51 @@ def test_what_is_no_header_is_refused_with_its_reason(data: bytes, why: str) -> 
 
 def test_port_0_is_legal_on_the_wire_and_mapped_ipv4_is_folded() -> None:
     assert parse(b"PROXY TCP6 ::ffff:192.0.2.1 ::1 0 65535\r\n") == Received(41, Address("192.0.2.1", 0), Address("::1", 65535))
+
+
+@pytest.mark.parametrize(
+    ("line", "client", "local"),
+    [
+        (b"PROXY TCP6 2001:db8::1 127.0.0.1 4000 443\r\n", "2001:db8::1", "127.0.0.1"),  # nginx 1.22 on an IPv4 socket
+        (b"PROXY TCP4 192.0.2.1 2001:db8::2 4000 443\r\n", "192.0.2.1", "2001:db8::2"),  # and on an IPv6 one
+        (b"PROXY TCP6 ::ffff:192.0.2.1 192.0.2.2 4000 443\r\n", "192.0.2.1", "192.0.2.2"),
+    ],
+)
+def test_a_client_of_the_other_family_than_where_it_connected_to_counts(line: bytes, client: str, local: str) -> None:
+    assert parse(line) == Received(len(line), Address(client, 4000), Address(local, 443))
+
+
+def tlv(kind: int, value: bytes) -> bytes:
+    return bytes([kind]) + len(value).to_bytes(2, "big") + value
+
+
+AWS, AZURE, GOOGLE = tlv(0xEA, b"\x01vpce-08d2bf15fac5001c9"), tlv(0xEE, b"\x01\x04\x03\x02\x01"), tlv(0xE0, bytes(8))
+
+
+def test_the_tlvs_of_clouds_come_as_they_were_without_those_of_one_hop() -> None:
+    mine = tlv(0x04, b"padding") + tlv(0x05, b"id") + tlv(0xE7, bytes(8))
+    found = parse(v2(0x21, 0x11, ENDS4 + AWS + mine[:10] + AZURE + mine[10:] + GOOGLE + AWS))
+    assert found is not None
+    assert found.tlvs == AWS + AZURE + GOOGLE + AWS
+    assert (found.unique_id, found.path, found.crc32c) == (b"id", bytes(8), False)
+    sent = header(ProxyProtocol.V2, V6, LOCAL4, crc32c=True, unique_id=b"id", path=bytes(16), tlvs=found.tlvs)
+    again = parse(sent)
+    assert again is not None
+    assert (again.tlvs, again.unique_id, again.path, again.crc32c) == (found.tlvs, b"id", bytes(16), True)
+    assert AWS not in header(ProxyProtocol.V1, V4, LOCAL4, tlvs=AWS)
+
+
+def test_what_is_passed_on_is_bounded_so_that_the_next_proxy_takes_it() -> None:
+    small = tlv(0xEE, b"small")
+    most = MOST_HEADER - 16 - len(ENDS4) - len(small)
+    found = parse(v2(0x21, 0x11, ENDS4 + tlv(0x20, bytes(most - 3)) + small))
+    assert found is not None
+    assert found.tlvs == small  # the large one alone is over the bound
+    full = parse(v2(0x21, 0x11, ENDS4 + tlv(0xEA, bytes(MOST_PASSED_ON - 3))))
+    assert full is not None
+    assert len(full.tlvs) == MOST_PASSED_ON
+    longest = header(ProxyProtocol.V2, V6, LOCAL6, crc32c=True, unique_id=bytes(128), path=bytes(PATH_ID * 17), tlvs=full.tlvs)
+    assert parse(longest) is not None
 
 
 @given(BOTH, ENDS, st.booleans(), IDS, st.data())

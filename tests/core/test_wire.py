@@ -1,6 +1,7 @@
 """Values over the channel: what is sent is what arrives, and nothing else is taken for it."""
 
 import json
+import math
 from dataclasses import dataclass, field
 from ipaddress import ip_network
 from typing import Any, Literal, NamedTuple
@@ -26,7 +27,9 @@ networks = st.one_of(st.ip_addresses(v=4), st.ip_addresses(v=6)).map(ip_network)
 policies = st.builds(
     Policy,
     balance=st.sampled_from(Balance),
-    timeouts=st.builds(Timeouts, connect=st.floats(0.1, 60), drain=st.integers(1, 9).map(float)),
+    timeouts=st.builds(
+        Timeouts, connect=st.floats(0.1, 60), idle=st.sampled_from([60.0, math.inf]), drain=st.integers(1, 9).map(float)
+    ),
     bind=st.sampled_from(["*", "::1"]),
     freebind=st.booleans(),
     access=st.lists(st.builds(AccessRule, st.booleans(), networks), max_size=3).map(AccessList),

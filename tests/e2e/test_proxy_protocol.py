@@ -33,7 +33,7 @@ NGINX = """
 {module}
 daemon off; pid {folder}/nginx.pid; error_log stderr; user root; worker_processes 1;
 events {{ worker_connections 256; }}
-stream {{ server {{ listen {client}:{front}; proxy_pass {lb}:{port}; proxy_protocol on; }} }}
+stream {{ server {{ listen {client}:{front}{listen}; proxy_pass {lb}:{port}; proxy_protocol on; }} }}
 """
 
 
@@ -78,21 +78,41 @@ def test_the_client_of_a_haproxy_in_front_is_the_client_everywhere(
     assert (record["client"], record["code"], record["bytes_in"]) == (ip, "--", 4)
 
 
+def nginx_in_front(world: World, folder: Path, listen: str = "") -> None:
+    """Of pylb, on the client's machine. `listen`: what stands behind its address."""
+    need("nginx")
+    module = Path("/usr/lib/nginx/modules/ngx_stream_module.so")
+    line = f"load_module {module};" if module.exists() else ""
+    config = folder / "front.conf"
+    places = {"client": CLIENT, "front": FRONT, "listen": listen, "lb": LB, "port": PORT}
+    config.write_text(NGINX.format(module=line, folder=folder, **places))
+    world.serve("nginx", (need("nginx"), "-e", "stderr", "-c", str(config)), world.lab.client, (CLIENT, FRONT))
+
+
 def test_the_client_of_an_nginx_in_front_is_the_client_everywhere(
     lab: Lab, balancer: Balancer, world: World, tmp_path: Path
 ) -> None:
-    need("nginx")
     serve_behind(balancer, world)
-    module = Path("/usr/lib/nginx/modules/ngx_stream_module.so")
-    line = f"load_module {module};" if module.exists() else ""
-    config = tmp_path / "front.conf"
-    config.write_text(NGINX.format(module=line, folder=tmp_path, client=CLIENT, front=FRONT, lb=LB, port=PORT))
-    world.serve("nginx", (need("nginx"), "-e", "stderr", "-c", str(config)), lab.client, (CLIENT, FRONT))
+    nginx_in_front(world, tmp_path)
     with connect(lab.b, FRONT, CLIENT) as sock:
         ip, port = sock.getsockname()
         assert greeting(sock)[2:] == [ip, str(port)]
         assert echo(sock) == b"ping"
     assert logged(balancer, port)["client"] == ip
+
+
+def test_an_ipv6_client_of_an_nginx_on_an_ipv4_socket_is_the_client_everywhere(
+    lab: Lab, balancer: Balancer, world: World, tmp_path: Path
+) -> None:
+    """It has the client by another proxy's header, and where that connected to by its own socket: TCP6, and one address of
+    each family."""
+    serve_behind(balancer, world)
+    nginx_in_front(world, tmp_path, f" proxy_protocol; set_real_ip_from {lab.b.address}")
+    with connect(lab.b, FRONT, CLIENT) as sock:
+        sock.sendall(b"PROXY TCP6 2001:db8::1 2001:db8::2 4711 443\r\n")
+        assert greeting(sock)[2:] == ["2001:db8::1", "4711"]
+        assert echo(sock) == b"ping"
+    assert logged(balancer, 4711)["client"] == "2001:db8::1"
 
 
 def test_who_is_not_trusted_is_who_it_is(lab: Lab, balancer: Balancer, world: World) -> None:

@@ -1,11 +1,24 @@
 """Idle, half-close, flush, drain and shutdown, with a clock moved by hand."""
 
+import math
+
 import pytest
 
 from tests.support.drive import Drive, Peer, policy, readable, server_at
 from tests.support.netns import Namespace
 
 MIB = 1 << 20
+
+
+def test_an_idle_session_without_a_timeout_lives_on(drive: Drive) -> None:
+    client, server = drive.session(policy(idle=math.inf))
+    client.say(b"hi")
+    drive.run_until(lambda: server.got)
+    drive.run_until_confirmed()
+    drive.pass_time(400 * 86400, step=86400)
+    assert not drive.records
+    client.say(b"still here")
+    drive.run_until(lambda: server.got == b"histill here")
 
 
 def test_an_idle_session_ends_at_its_timeout_and_not_before(drive: Drive) -> None:

@@ -241,6 +241,25 @@ def test_a_unique_id_is_made_passed_on_and_logged(drive: Drive) -> None:
     assert drive.record().unique_id == made.unique_id.hex()
 
 
+VPC_ENDPOINT = b"\xea\x00\x05\x01vpce"
+
+
+@pytest.mark.parametrize("passes", [True, False])
+def test_the_tlvs_of_a_cloud_are_passed_on_to_servers_that_get_v2_if_that_is_wanted(drive: Drive, *, passes: bool) -> None:
+    policy = replace(TRUSTING, pass_tlvs=passes)
+    backend = drive.backend()
+    listen = drive.serve(server_at(backend, proxy=ProxyProtocol.V2), policy=policy)
+    client = drive.connect(listen)
+    client.say(header(ProxyProtocol.V2, FAR, HERE, crc32c=True, unique_id=b"theirs", tlvs=VPC_ENDPOINT) + b"hello")
+    server = drive.accept(backend)
+    drive.run_until(lambda: bytes(server.got).endswith(b"hello"))
+    sent_on = parse(bytes(server.got))
+    assert sent_on is not None
+    assert (sent_on.client, sent_on.local) == (FAR, HERE)
+    expected = (VPC_ENDPOINT, b"theirs", True) if passes else (b"", b"", False)
+    assert (sent_on.tlvs, sent_on.unique_id, sent_on.crc32c) == expected
+
+
 def test_a_policy_that_asks_nothing_any_more_lets_waiting_clients_in(drive: Drive) -> None:
     backend = drive.backend()
     listen = drive.serve(server_at(backend), policy=TRUSTING)
