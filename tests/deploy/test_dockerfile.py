@@ -1,4 +1,4 @@
-"""The Dockerfile, linted and read: there may be no engine to build it. Its health checks are run for real."""
+"""The Dockerfile, linted and read, and its health checks run for real. tests/system builds it, which takes minutes and root."""
 
 from __future__ import annotations
 
@@ -22,13 +22,15 @@ SCRIPTS = Path(sys.executable).parent
 
 
 def stages() -> dict[str, list[str]]:
-    """Stage name -> its instructions, continuation lines joined, comments left out."""
+    """Stage name -> its instructions, continuation lines joined, comments left out, ARGs in their default."""
     joined = re.sub(r"\\\n\s*", "", "\n".join(line for line in TEXT.splitlines() if not line.startswith("#")))
+    defaults = dict(re.findall(r"^ARG (\w+)=(\S+)$", joined, re.MULTILINE))
     found: dict[str, list[str]] = {}
     for line in filter(None, joined.splitlines()):
         if match := re.fullmatch(r"FROM (\S+) AS (\S+)", line):
             found[match[2]] = []
-        found[list(found)[-1]].append(line)
+        if found:
+            found[list(found)[-1]].append(re.sub(r"\$\{(\w+)\}", lambda name: defaults[name[1]], line))
     return found
 
 
