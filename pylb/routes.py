@@ -26,7 +26,7 @@ async def rows(registry: Registry, port: int | None = None) -> list[dict[str, An
     people: People = {}
     async for one in in_turns(registry.each_registration(), VIEWS):
         people.setdefault(_title(one), []).append(one)
-    unbound = registry.unbound()
+    unbound, now = registry.unbound(), time.monotonic()
     found: list[dict[str, Any]] = []
     frontends = sorted(registry.table.frontends.items(), key=lambda item: (item[0].port, item[0].ip))
     async for listen, frontend in in_turns(frontends, FRONTENDS):
@@ -34,7 +34,7 @@ async def rows(registry: Registry, port: int | None = None) -> list[dict[str, An
             continue
         head = {"port": listen.port, "listen": str(listen), "frontend": frontend.name, "unbound": unbound.get(listen)}
         servers = views.get(listen, [])
-        found += [head | _server(view, people) for view in servers] or [head | _no_server()]
+        found += [head | _server(view, people, now) for view in servers] or [head | _no_server()]
     return found
 
 
@@ -47,7 +47,7 @@ def legacy_notes(registry: Registry) -> list[str]:
     ]
 
 
-def _server(view: ServerView, people: People) -> dict[str, Any]:
+def _server(view: ServerView, people: People, now: float) -> dict[str, Any]:
     holders = [one for held in view.held_by for one in people.get(_held(held), ())]
     ends = [one.expires_in for one in holders if one.expires_in is not None]
     states = {one.state for one in holders}
@@ -60,6 +60,7 @@ def _server(view: ServerView, people: People) -> dict[str, Any]:
         "held_by": list(view.held_by),
         "lease_expires_in": None if not ends else round(max(ends), 1),
         "reachable": view.reachable,
+        "asked_ago": None if view.asked_at is None else round(max(0.0, now - view.asked_at), 1),
         "why": "; ".join(filter(None, (view.reason, view.hint if view.reachable != "yes" else ""))),
     }
 
@@ -83,6 +84,7 @@ def _no_server() -> dict[str, Any]:
         "held_by": [],
         "lease_expires_in": None,
         "reachable": None,
+        "asked_ago": None,
         "why": "a static frontend without servers: clients are reset until a registration joins",
     }
 
@@ -107,9 +109,17 @@ def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
         row["state"],
         ", ".join(row["held_by"]) or "-",
         _left(row["lease_expires_in"]),
-        row["reachable"] or "-",
+        _answers(row),
         why or "",
     )
+
+
+def _answers(row: Mapping[str, Any]) -> str:
+    """The last answer, and when it was: of a server that nobody has asked since, nothing newer is known."""
+    if row["reachable"] is None:
+        return "-"
+    ago = row.get("asked_ago")
+    return row["reachable"] if ago is None else f"{row['reachable']} {_span(ago)} ago"
 
 
 def _left(seconds: float | None) -> str:

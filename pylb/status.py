@@ -36,7 +36,7 @@ async def status(registry: Registry, counters: Counted, workers: int, *, reloade
     now, down_at = time.time(), since_down(registry.events())
     conditions: list[tuple[Health, str]] = []
     rows: list[dict[str, Any]] = []
-    async for one in in_turns(seen(registry.table, views, registry.unbound()), FRONTENDS):
+    async for one in in_turns(seen(registry.table, views, registry.unbound(), registry.closing()), FRONTENDS):
         conditions.append(condition(one, down_at, now))
         rows.append(_frontend(one, counters.frontends.get(one.listen), conditions[-1]))
     wrong = troubles(durable=registry.durable, preserving=registry.preserving, reloaded=reloaded)

@@ -143,8 +143,15 @@ class Recorder(Section):
 class Leases(Section):
     min_ttl: v.LongerThanZero = Field(_LEASES.min_ttl, description="a shorter TTL is refused")
     max_ttl: v.LongerThanZero = Field(_LEASES.max_ttl, description="a longer one is refused")
-    keep_stale: v.Duration = Field(
-        _LEASES.keep_stale, description="how long a registration whose lease ended stays as the last resort"
+    keep_stale: v.DurationOrNever = Field(
+        _LEASES.keep_stale,
+        description="how long a registration whose lease ended stays as the last resort; with its last one a port closes. "
+        "An alarm comes after an hour, and another one a day before the end",
+    )
+    yield_after: v.LongerThanZero = Field(
+        _LEASES.yield_after,
+        description="a port whose registrations all called no more (or said goodbye) and whose servers accepted no "
+        "connection for so long, in one piece, goes to whoever asks for it",
     )
 
 

@@ -113,7 +113,7 @@ class Config(m.Section):
         return Rules(
             frontends=tuple(entry.frontend(defaults) for entry in self.frontends),
             defaults=defaults,
-            leases=LeaseBounds(self.leases.min_ttl, self.leases.max_ttl, self.leases.keep_stale),
+            leases=LeaseBounds(self.leases.min_ttl, self.leases.max_ttl, self.leases.keep_stale, self.leases.yield_after),
             bounds=self.bounds.bounds(),
             reserved_ports=self.reserved_ports,
             own_ips=own_ips | self.own_ips,

@@ -282,6 +282,10 @@ def _probe_interval(seconds: float) -> float:
     return seconds
 
 
+def _duration_or_never(value: object) -> float:
+    return NEVER if value == "never" else _positive(parse_duration(value))
+
+
 def _at_least_a_second(seconds: float) -> float:
     if seconds < 1:
         raise wrong(f"{duration_text(seconds)} is too short an interval", "at least 1s")
@@ -331,6 +335,9 @@ def one_or_more(value: Any) -> Any:
 
 
 Duration = Annotated[float, PlainValidator(parse_duration), Shape("duration", _DURATION)]
+DurationOrNever = Annotated[
+    float, PlainValidator(_duration_or_never), Shape("duration > 0, or `never`", _either(_DURATION, {"const": "never"}))
+]
 LegacyFrom = Annotated[
     tuple[core.Network, ...],
     PlainValidator(_legacy_from),

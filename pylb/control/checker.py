@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from heapq import heappop, heappush
 from math import inf
+from typing import NamedTuple
 
 from pylb.control.probe import Ask, Question
 from pylb.core.address import Address, Listen
@@ -29,12 +30,23 @@ from pylb.core.health import (
     watched,
 )
 from pylb.core.persistent import Frozen
-from pylb.core.policy import AdminState, HealthMode
+from pylb.core.policy import AdminState, CheckKind, HealthMode
 from pylb.core.table import Frontend, Server, Table
 
+AGAIN = 20.0  # seconds between two connects to a server of somebody who no longer calls
 BATCH = 16  # probes begun at once, a tenth of a millisecond each; then the loop gets its turn
 
 Place = tuple[Listen, Address]
+
+
+class Answer(NamedTuple):
+    """The last that an address said to a connect of anybody: a dial, a check of its own port, a client's session."""
+
+    found: str  # YES, or why not
+    at: float
+    accepted_at: float  # the last YES; -inf: never yet
+
+
 News = Callable[[list[Listen], str, str, Mapping[str, str | int]], None]
 
 
@@ -50,6 +62,8 @@ class Checker:
         self._proofs: dict[Address, Proof] = {}
         self._records: dict[Place, Record] = {}
         self._dials: dict[Address, Record] = {}  # of the connects that are to prove an address
+        self._answers: dict[Address, Answer] = {}
+        self._again: dict[Address, float] = {}  # when to ask those of `ask_on` next, whatever they have answered
         self._asking: dict[Question, asyncio.Task[str]] = {}
         self._probing: set[Place | Address] = set()  # due, and being asked
         self._checks: dict[Place | Address, tuple[float, str]] = {}  # the last finding of each, and when
@@ -68,6 +82,33 @@ class Checker:
 
     def proof(self, address: Address) -> Proof | None:
         return self._proofs.get(address)
+
+    def answer(self, address: Address) -> Answer | None:
+        """None: nobody has tried yet, since pylb started."""
+        return self._answers.get(address)
+
+    def reachable(self, address: Address) -> tuple[str, str, float | None]:
+        """(the last answer: yes, refused, timeout or unknown; a hint; when, None: before this pylb started)."""
+        answer, proof = self._answers.get(address), self._proofs.get(address)
+        if answer is None:
+            return (proof.reachable, proof.hint, None) if proof else ("unknown", "", None)
+        last = Proof(answer.found)
+        return last.reachable, last.hint, answer.at
+
+    def in_maintenance(self, listen: Listen, address: Address) -> bool:
+        server = self._servers.get((listen, address))
+        return server is not None and server.admin is AdminState.MAINT
+
+    def ask_on(self, addresses: Iterable[Address]) -> None:
+        """These, and no others, are asked on whether they answer, every AGAIN seconds: nobody else would find out."""
+        wanted = {address for address in addresses if address in self._users}
+        now = self._clock()
+        for address in wanted - self._again.keys():
+            self._again[address] = now
+            self._plan(address)
+        for address in self._again.keys() - wanted:
+            del self._again[address]
+            self._plan(address)
 
     def health(self, listen: Listen, address: Address) -> Health | None:
         """None: never a failure, and never probed."""
@@ -99,6 +140,10 @@ class Checker:
         unknown = {address for address in addresses if address not in self._proofs}
         await asyncio.gather(*(self._answer(Question(address)) for address in unknown))
 
+    async def dial(self, addresses: Iterable[Address]) -> None:
+        """Asks these now, all at once (<= 1 s), whatever is known of them."""
+        await asyncio.gather(*(self._answer(Question(address)) for address in {*addresses}))
+
     async def _answer(self, question: Question) -> str:
         """Two that ask the same share one connection, and it goes on if one of them gives up."""
         running = self._asking.get(question)
@@ -113,7 +158,10 @@ class Checker:
             found = await self._ask(question)
         finally:
             del self._asking[question]
+        self._learn(question, found)
         if question == Question(address):
+            if address in self._again:
+                self._again[address] = self._clock() + AGAIN * self._jitter()
             self._dials[address] = checked(self._dials.get(address, UNRECORDED), found, self._clock() - began)
         if found == YES or question == Question(address):  # whoever passes a check has answered; a wrong answer is no refusal
             known = self._proofs.get(address)
@@ -124,6 +172,17 @@ class Checker:
                 self.proven = self.proven.edited({address: True})
         return found
 
+    def _learn(self, question: Question, found: str) -> None:
+        """What a check says of connects to the server: nothing from another port, nor when it takes too long to be passed."""
+        if question.check.port or (found == "timeout" and question.check.kind is not CheckKind.TCP):
+            return
+        self._heard(question.server, YES if found.startswith("wrong answer") else found)
+
+    def _heard(self, address: Address, found: str) -> None:
+        now, before = self._clock(), self._answers.get(address)
+        accepted = now if found == YES else before.accepted_at if before else -inf
+        self._answers[address] = Answer(found, now, accepted)
+
     def forget_unused(self, addresses: Iterable[Address]) -> None:
         """Of a call that was refused after its dial."""
         for address in addresses:
@@ -131,6 +190,7 @@ class Checker:
                 self._proofs.pop(address, None)
                 self._dials.pop(address, None)
                 self._checks.pop(address, None)
+                self._answers.pop(address, None)
                 self.proven = self.proven.edited({address: None})
 
     def sync(self, table: Table, touched: Iterable[Listen] | None) -> None:
@@ -200,6 +260,7 @@ class Checker:
         frontend = self.table.frontends.get(listen)
         server = self._servers.get((listen, address))
         if frontend is not None and server is not None and server.admin is not AdminState.MAINT:
+            self._heard(address, failure or YES)
             self._heed(frontend, address, failure, probe=False)
 
     def _heed(self, frontend: Frontend, address: Address, failure: str | None, *, probe: bool) -> None:
@@ -227,8 +288,11 @@ class Checker:
 
     def _asked_at(self, place: Place | Address) -> float:
         """When it is to be asked next; inf: it is not."""
-        known = self._proofs.get(place) if isinstance(place, Address) else self._health.get(place)
-        return inf if known is None else known.probe_at
+        if isinstance(place, Address):
+            proof = self._proofs.get(place)
+            return min(self._again.get(place, inf), inf if proof is None else proof.probe_at)
+        health = self._health.get(place)
+        return inf if health is None else health.probe_at
 
     def _plan(self, place: Place | Address) -> None:
         at = self._asked_at(place)

@@ -4,10 +4,13 @@ import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from functools import partial
 
-from pylb.control.ledger import RESERVE, Ledger, with_claims
+from pylb.control.ledger import RESERVE, Ledger, whose, with_claims
 from pylb.control.scene import Scene, Step
+from pylb.control.silence import moment
 from pylb.control.tasks import Part
-from pylb.core.claims import Change, become, release, settle
+from pylb.control.tenure import FALLBACK
+from pylb.control.views import title
+from pylb.core.claims import Change, become, give_up, release, settle
 from pylb.core.errors import Refused
 from pylb.core.registration import Key, State
 
@@ -66,14 +69,20 @@ class Clockwork:
 
     async def _leases(self) -> None:
         ledger = self._ledger
+        await ledger.silence.look(ledger.scene.claims)
         due = ledger.tenure.due(ledger.scene.claims, ledger.scene.layout.rules.leases.keep_stale)
         self._tell_of_mass_lapse(now_preserving=due.verdict.preserving)
         if due.verdict.lapsed or due.gone:
             await self._end((*due.verdict.lapsed, *due.gone))
         if due.verdict.revived:
             await self._turn(lambda scene: _becoming(scene, due.verdict.revived, State.FRESH), due.verdict.revived)
+        self._warn(due.late, due.closing)
         if due.overstayed:
             await self._overstay(due.overstayed)
+        if superfluous := [key for key in ledger.silence.dead() if ledger.is_superfluous(key)]:
+            await self._turn(lambda scene: with_claims(scene, release(scene.claims, superfluous)), superfluous, ledger.left)
+        if due.fallen_back:
+            await self._give_up(due.fallen_back)
         if ledger.unsettled:
             ledger.unsettled = False
             await self._turn(lambda scene: with_claims(scene, settle(scene.claims, ledger.checker.sight.proven)), ())
@@ -102,6 +111,32 @@ class Clockwork:
             return with_claims(scene, release(scene.claims, still))
 
         await self._turn(step, keys, self._ledger.left)
+
+    def _warn(self, late: Iterable[Key], closing: Iterable[Key]) -> None:
+        """Of those without whom a port has nobody that calls: one of many that fell silent is no alarm."""
+        ledger, claims = self._ledger, self._ledger.scene.claims
+        for kind, keys in (("still_silent", late), ("closing", closing)):
+            for one in (claims.registrations[key] for key in keys if key in claims.registrations):
+                if not (ports := ledger.silent_ports(one)):
+                    continue
+                where = ", ".join(str(listen.port) for listen in ports)
+                ends = max(filter(None, map(ledger.closes_at, ports)), default=None)
+                text = f"{title(one)} has not called for over an hour, and nobody else holds port {where}"
+                if ends is not None:
+                    text += f", which closes at {moment(ends)} if it stays so (leases.keep_stale)"
+                fields = {"token": one.key.token, "name": one.name, "instance": one.key.instance}
+                ledger.journal.note(kind, text, fields, alarm=True)
+
+    async def _give_up(self, keys: tuple[Key, ...]) -> None:
+        """An old address is no fallback for ever: nodes' addresses are given to others."""
+
+        def done(change: Change) -> None:
+            if change.touched:
+                names = ", ".join(title(change.claims.registrations[key]) for key in keys if key in change.claims.registrations)
+                text = f"the new address has not answered in {FALLBACK:.0f} s, and the old one no longer serves for it: {names}"
+                self._ledger.journal.note("fallback_over", text, whose(keys), alarm=True)
+
+        await self._turn(lambda scene: with_claims(scene, give_up(scene.claims, keys)), keys, done)
 
     def _tell_of_mass_lapse(self, *, now_preserving: bool) -> None:
         tenure = self._ledger.tenure

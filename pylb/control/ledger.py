@@ -18,11 +18,12 @@ from pylb.control.probe import Ask
 from pylb.control.publisher import Publisher
 from pylb.control.resolver import Resolve, Resolver
 from pylb.control.scene import Scene, Sink
+from pylb.control.silence import Silence, addresses
 from pylb.control.snapshot import Encoder, Snapshot, decode
 from pylb.control.steps import in_turns, stepwise
 from pylb.control.store import Store
 from pylb.control.tasks import Part, Tasks
-from pylb.control.tenure import Tenure
+from pylb.control.tenure import LeaseRecord, Tenure
 from pylb.control.turn import Writer
 from pylb.control.views import FrontendOutcome, Outcome, title
 from pylb.core.address import Address, Listen
@@ -66,7 +67,8 @@ class Ledger:
         tasks.on_failure = lambda part, text: self.journal.note("task_failed", text, {"task": str(part)}, alarm=True)
         self.tenure = Tenure(clock)
         self.checker = Checker(ask, clock, uniform, self._on_news)
-        self.checker.interval = rules.defaults.health.interval
+        self.silence = Silence(self.checker, self.tenure, clock, wall)
+        self.follow(rules)
         self.resolver = Resolver(resolve, clock, uniform, lambda kind, text, alarm: self.journal.note(kind, text, alarm=alarm))
         self.history = History(wall, store.history)
         scene = Scene(Claims(), Layout(rules), keyring)
@@ -82,6 +84,11 @@ class Ledger:
         self.reserved = 0  # the first one that is not
         self.unsaved = False  # something worth a snapshot, but no answer hangs on it
         self.write_failures = 0
+
+    def follow(self, rules: Rules) -> None:
+        """What the parts know of the rules."""
+        self.checker.interval = rules.defaults.health.interval
+        self.silence.leases = rules.leases
 
     @property
     def scene(self) -> Scene:
@@ -109,7 +116,7 @@ class Ledger:
             self.journal.note("not_restored", str(refused), alarm=True)
         self.unsaved = bool(complaints or more or refusals)
         async for one in in_turns(claims.registrations.values(), LEASES):
-            self.tenure.restore(one, snapshot.learned.get(one.key), snapshot.stale_for.get(one.key, 0.0))
+            self.tenure.restore(one, snapshot.leases.get(one.key, LeaseRecord()))
         self.checker.restore(snapshot.proven)
         overrides = kept(snapshot.overrides, claims, layout)
         self.publisher.table = Table(max(snapshot.generation, snapshot.reserved))
@@ -128,6 +135,7 @@ class Ledger:
             return self.outcome("unchanged", before, durable=self.writer.durable)
         takeover = caller.token.takeover
         targets = [wanted.address(item) for item in wanted.wanted]
+        await self._ask_once_more(wanted)
         try:
             if self.checker.unknown(targets):  # then a call that would be refused is not to dial them
                 _, rehearsed = self.announce(self.scene, wanted, caller, takeover=takeover)
@@ -138,6 +146,15 @@ class Ledger:
             self.checker.forget_unused(targets)
         return self.outcome(change.result, change.claims.registrations.get(wanted.key), durable=durable, note=change.note)
 
+    async def _ask_once_more(self, wanted: Registration) -> None:
+        """Before a call may take a port from somebody who seems to be gone: the last moment at which that may be wrong."""
+        claims = self.scene.claims
+        there = {one.key: one for item in wanted.wanted for one in claims.on_port(item.port)}
+        gone = [one for key, one in there.items() if key != wanted.key and self.silence.is_abandoned(one)]
+        if gone:
+            await self.checker.dial(address for one in gone for address in addresses(one))
+            self.silence.look_again(gone)
+
     async def take_turn(self, wanted: Registration, caller: Caller | None, *, takeover: bool) -> tuple[Change, bool]:
         """Raises Refused."""
         return await self.submit(wanted, caller, takeover=takeover)
@@ -145,13 +162,17 @@ class Ledger:
     def submit(self, wanted: Registration, caller: Caller | None, *, takeover: bool) -> asyncio.Future[tuple[Change, bool]]:
         """As `take_turn`, for who has many of them. Raises Refused."""
         before = self.scene.claims.registrations.get(wanted.key)
+        known: dict[Key, Registration] = {}  # those that leave for it
 
         def step(scene: Scene) -> tuple[Scene, Change]:
-            return self.announce(scene, wanted, caller, takeover=takeover)
+            after, change = self.announce(scene, wanted, caller, takeover=takeover)
+            known.update({key: scene.claims.registrations[key] for key in change.evicted})
+            return after, change
 
         def done(change: Change) -> None:
             self.totals[change.result] += 1
             self.tenure.forget(change.removed)  # those that a takeover left without a port
+            self._tell_of_evicted(wanted, known, change)
             one = change.claims.registrations.get(wanted.key)
             if one is not None:
                 self._beat(one, moved=change.result == "moved")
@@ -175,19 +196,98 @@ class Ledger:
             ports = ", ".join(str(listen.port) for listen in sorted(change.touched))
             closed = ", ".join(str(listen.port) for listen in sorted(change.touched) if not self.scene.has(listen))
             text = f"released on port {ports}; " + (f"closed: {closed}" if closed else "none closed")
-            self.journal.note("released", text, _whose(change.removed))
+            self.journal.note("released", text, whose(change.removed))
 
     def announce(self, scene: Scene, wanted: Registration, caller: Caller | None, *, takeover: bool) -> tuple[Scene, Change]:
         """The step of every call that registers. Raises Refused."""
         if caller is not None and caller.token not in scene.keyring.tokens:  # reloaded away while it was dialled
             raise Refused(Code.UNAUTHORIZED, f"token {caller.token.name!r} is no longer valid as it was", "call again")
-        _room_for_one_more(scene.claims, wanted.key)
         proven = self.checker.sight.proven
-        change = announce(scene.claims, scene.layout, wanted, takeover=takeover, proven=proven)
-        check_bounds(scene.claims, change.claims, scene.layout, wanted.key)
+        wanted = replace(wanted, since=self._wall())
+        claims, gone = scene.claims, list[Key]()
+        contest, change = self.silence.contest, None
+        while change is None:
+            try:
+                _room_for_one_more(claims, wanted.key)
+                change = announce(claims, scene.layout, wanted, takeover=takeover, proven=proven, contest=contest)
+                check_bounds(claims, change.claims, scene.layout, wanted.key)
+            except Refused as refused:
+                change = None
+                # The dead of an orderly goodbye count for nothing: they make room, the oldest first.
+                one = self._gone(claims, wanted.key.token) if refused.code is Code.TOO_MANY else None
+                if one is None:
+                    raise
+                gone.append(one)
+                claims = release(claims, [one]).claims
+        if gone:
+            touched = change.touched.union(*(scene.claims.registrations[key].places for key in gone))
+            change = replace(change, touched=touched, removed=(*change.removed, *gone))
         return with_claims(scene, change)
 
+    def _gone(self, claims: Claims, token: str) -> Key | None:
+        """The oldest registration of the token that said goodbye, whose lease is over, and whose servers do not answer."""
+        found = (key for key in self.silence.dead() if key.token == token and self.tenure.said_goodbye(key))
+        return next((key for key in found if claims.not_fresh.get(key) is State.STALE), None)
+
+    def _tell_of_evicted(self, wanted: Registration, known: Mapping[Key, Registration], change: Change) -> None:
+        for key, places in change.evicted.items():
+            held = known[key]
+            ports = ", ".join(str(listen.port) for listen in sorted(places))
+            fields = {"token": key.token, "name": held.name, "instance": key.instance, "by": title(wanted)}
+            if key.token == wanted.key.token and key.is_legacy:
+                text = f"port {ports}: {title(wanted)} takes the place of {title(held)}"
+                self.journal.note("taken_over", text, fields)
+                continue
+            began = self.silence.since(key)
+            kind, why = "taken_over", "its token may (takeover: true)"
+            if held.state is not State.FRESH and began is not None and self.silence.is_abandoned(held):
+                silent = f"{self._clock() - began:.0f} s"
+                kind, why = "yielded", f"{title(held)} has neither called nor answered for {silent} (leases.yield_after)"
+            text = f"port {ports} goes from {title(held)} to {title(wanted)}: {why}"
+            self.journal.note(kind, text, fields, alarm=True)
+        for key in change.removed:
+            self.silence.called(key)
+
+    def is_superfluous(self, key: Key) -> bool:
+        """It said goodbye, its lease is over, nothing of it answers, and others who call hold each of its ports."""
+        claims = self.scene.claims
+        one = claims.registrations.get(key)
+        if one is None or not self.tenure.said_goodbye(key) or one.state is not State.STALE:
+            return False
+        return all(any(other not in claims.not_fresh for other in claims.holders[place]) for place in one.places)
+
+    def silent_ports(self, one: Registration) -> tuple[Listen, ...]:
+        """Those of its ports that no line of the config and nobody who calls holds."""
+        claims, statics = self.scene.claims, self.scene.layout.statics
+        return tuple(
+            place
+            for place in one.places
+            if place not in statics and all(claims.not_fresh.get(key) is State.STALE for key in claims.holders[place])
+        )
+
+    def closes_at(self, listen: Listen) -> float | None:
+        """When a port that only stale registrations hold closes, as unix time; None: it does not, as far as is known."""
+        claims, keep = self.scene.claims, self.scene.layout.rules.leases.keep_stale
+        keys = claims.holders.get(listen, ())
+        if not keys or listen in self.scene.layout.statics or self.tenure.preserving:
+            return None
+        if any(claims.not_fresh.get(key) is not State.STALE for key in keys):
+            return None
+        ends = [self.tenure.closes_at(key, keep) for key in keys]
+        if None in ends:
+            return None
+        return self._wall() + max(end for end in ends if end is not None) - self._clock()
+
+    def closing(self) -> dict[Listen, float | None]:
+        """Of each port whose registrations are all stale: when it closes."""
+        claims = self.scene.claims
+        stale = [key for key, state in claims.not_fresh.items() if state is State.STALE]
+        places = dict.fromkeys(place for key in stale for place in self.silent_ports(claims.registrations[key]))
+        return {place: self.closes_at(place) for place in places}
+
     def _beat(self, one: Registration, *, moved: bool) -> None:
+        if one.state is State.FRESH:
+            self.silence.called(one.key)
         before = self.tenure.get(one.key)
         after = self.tenure.beat(one, moved=moved)
         if one.key.is_legacy and after.ttl is not None and (before is None or before.ttl is None):
@@ -251,8 +351,7 @@ class Ledger:
     def _targets(self, one: Registration) -> tuple[FrontendOutcome, ...]:
         found = []
         for item in one.wanted:
-            proof = self.checker.proof(one.address(item))
-            reachable, hint = (proof.reachable, proof.hint) if proof else ("unknown", "")
+            reachable, hint, _ = self.checker.reachable(one.address(item))
             found.append(FrontendOutcome(item.port, one.ip, item.target_port, reachable, hint))
         return tuple(found)
 
@@ -264,8 +363,7 @@ class Ledger:
             self.publisher.table.generation + 1,
             self._wall(),
             scene.claims.registrations,
-            self.tenure.learned,
-            self.tenure.stale_for(scene.claims),
+            self.tenure.records(scene.claims),
             self.checker.proven,
             scene.overrides,
             dict(self.resolver.answers),
@@ -324,12 +422,12 @@ class Ledger:
 
     def _on_news(self, listens: list[Listen], kind: str, text: str, fields: Mapping[str, str | int]) -> None:
         held = (key for listen in listens[:1] for key in self.scene.claims.holders.get(listen, ()))
-        self.journal.note(kind, text, {**fields, **_whose(held)})
+        self.journal.note(kind, text, {**fields, **whose(held)})
         self.unsettled |= kind == "server_proven"
         self.publisher.news(listens)
 
 
-def _whose(keys: Iterable[Key]) -> dict[str, str]:
+def whose(keys: Iterable[Key]) -> dict[str, str]:
     """The `token` of an event, if all that it is about is one's: its share of the journal."""
     tokens = {key.token for key in keys}
     return {"token": tokens.pop()} if len(tokens) == 1 else {}

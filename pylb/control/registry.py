@@ -304,7 +304,7 @@ class Registry:
         before = self.table
 
         def done(_change: Change) -> None:
-            self._ledger.checker.interval = rules.defaults.health.interval
+            self._ledger.follow(rules)
             self._ledger.resolver.follow(rules.hosts, rules.resolve_interval)
             text = f"static frontends: {len(rules.frontends)}, tokens: {len(keyring.tokens)}"
             self._ledger.journal.note("reloaded", text)
@@ -421,14 +421,18 @@ class Registry:
         return [self._view(one) async for one in in_turns(self._scene.claims.registrations.values(), VIEWS)]
 
     def _view(self, one: Registration) -> RegistrationView:
-        return registration_view(one, self._ledger.tenure.get(one.key), self._clock(), self._wall())
+        tenure = self._ledger.tenure
+        goodbye = tenure.said_goodbye(one.key)
+        return registration_view(one, tenure.get(one.key), self._clock(), self._wall(), said_goodbye=goodbye)
 
     def servers(self) -> list[ServerView]:
         return list(self.each_server())
 
     def each_server(self) -> Iterator[ServerView]:
         """As `servers`, for who lets the loop turn meanwhile: of the table at the first step, with the health of each."""
-        return server_views(self.table, self._scene.claims, self._scene.layout, self._ledger.checker)
+        return server_views(
+            self.table, self._scene.claims, self._scene.layout, self._ledger.checker, self._ledger.tenure.said_goodbye
+        )
 
     def last_check(self, listen: Listen, address: Address) -> tuple[float, str] | None:
         """When (the clock's time) a server was last dialled, probed, or a client's connect told something new, and what it
@@ -442,6 +446,10 @@ class Registry:
     def unbound(self) -> dict[Listen, str]:
         """Ports of the table that could not be opened, with the reason; retried every 5 s."""
         return dict(self._ledger.publisher.unbound)
+
+    def closing(self) -> dict[Listen, float | None]:
+        """Ports that only stale registrations hold, and when each closes (unix time; None: not for that)."""
+        return self._ledger.closing()
 
     def events(self) -> list[Event]:
         """The last 1,000, oldest first."""

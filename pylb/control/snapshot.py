@@ -8,9 +8,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from operator import itemgetter
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from pylb.control.store import Json, canonical
+from pylb.control.tenure import LeaseRecord
 from pylb.core.address import Address, parse_address, parse_ip, parse_listen
 from pylb.core.checks import parse_check, written
 from pylb.core.overrides import NONE, Override, Overrides, Place
@@ -25,6 +26,7 @@ T = TypeVar("T")
 PAUSE = 0.0001  # seconds; the thread lets go of the GIL for as long after each part that it encodes
 _MOST_GENERATION = 1 << 53  # a float has each of them, and so has JSON
 _MOST_SECONDS = 1e9
+_MOST_MOMENT = 1e11  # unix time: 3,000 years
 _UNUSABLE = (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError)
 
 
@@ -33,8 +35,7 @@ class Snapshot:
     generation: int = 0
     written_at: float = 0.0  # unix time, for humans
     registrations: Frozen[Key, Registration] = field(default_factory=Frozen)
-    learned: Mapping[Key, float] = field(default_factory=dict)  # legacy: the TTL in seconds
-    stale_for: Mapping[Key, float] = field(default_factory=dict)  # seconds
+    leases: Mapping[Key, LeaseRecord] = field(default_factory=dict)  # of those with something to be remembered
     proven: Frozen[Address, bool] = field(default_factory=Frozen)
     overrides: Overrides = field(default_factory=lambda: NONE)
     resolved: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # addresses by host name
@@ -54,13 +55,12 @@ class Encoder:
     def encode(self, snapshot: Snapshot) -> dict[str, Any]:
         self._registrations, registrations = _by_part(snapshot.registrations, self._registrations, _encode_one)
         self._proven, proven = _by_part(snapshot.proven, self._proven, lambda _place, address, _: f"{address}")
-        both = dict.fromkeys((*snapshot.learned, *snapshot.stale_for))
         return {
             "generation": snapshot.generation,
             "reserved": snapshot.reserved,
             "written_at": snapshot.written_at,
             "registrations": registrations,
-            "leases": [_encode_lease(key, snapshot.learned.get(key), snapshot.stale_for.get(key, 0.0)) for key in both],
+            "leases": [_encode_lease(key, lease) for key, lease in snapshot.leases.items()],
             "proven": proven,
             "resolved": {host: list(ips) for host, ips in snapshot.resolved.items()},
             "overrides": [
@@ -96,13 +96,20 @@ def _encode_one(place: int, _key: Key, one: Registration) -> dict[str, Any]:
         "address": one.ip,
         "ttl": one.ttl,
         "state": str(one.state),
+        "since": one.since,
         "frontends": [_encode_wanted(item) for item in one.wanted],
         "displaced": [_encode_displaced(old) for old in one.displaced],
     }
 
 
-def _encode_lease(key: Key, learned: float | None, stale_for: float) -> dict[str, Any]:
-    return {**key._asdict(), "learned_ttl": learned, "stale_for": stale_for}
+def _encode_lease(key: Key, lease: LeaseRecord) -> dict[str, Any]:
+    return {
+        **key._asdict(),
+        "learned_ttl": lease.learned,
+        "stale_for": lease.stale_for,
+        "displaced_for": lease.displaced_for,
+        "goodbye": lease.goodbye,
+    }
 
 
 def _encode_wanted(item: Wanted) -> dict[str, Any]:
@@ -153,8 +160,7 @@ def decode(payload: Mapping[str, Any]) -> tuple[Snapshot, list[str]]:
         _generation(payload.get("generation")),
         0.0,
         Frozen({one.key: one for _, one, _ in sorted(entries, key=itemgetter(0))}),
-        {key: lease.learned for key, lease in leases.items() if lease.learned is not None},
-        {key: lease.stale_for for key, lease in leases.items()},
+        leases,
         proven,
         overrides or NONE,
         resolved,
@@ -174,24 +180,32 @@ def _seconds(value: object) -> float:
     return found
 
 
-class _Lease(NamedTuple):
-    learned: float | None
-    stale_for: float
-
-
-def _decode_entry(index: int, item: Mapping[str, Any]) -> tuple[int, Registration, _Lease]:
+def _decode_entry(index: int, item: Mapping[str, Any]) -> tuple[int, Registration, LeaseRecord]:
     """Its place in the order, and its lease: where the pylb before had that."""
     return int(item.get("order", index)), _decode_one(item), _read_lease(item)
 
 
-def _decode_lease(_index: int, item: Mapping[str, Any]) -> tuple[Key, _Lease]:
+def _decode_lease(_index: int, item: Mapping[str, Any]) -> tuple[Key, LeaseRecord]:
     key = Key(str(item["token"]), str(item["name"]), str(item["instance"]), int(item["legacy_port"]))
     return key, _read_lease(item)
 
 
-def _read_lease(item: Mapping[str, Any]) -> _Lease:
+def _read_lease(item: Mapping[str, Any]) -> LeaseRecord:
     learned = item.get("learned_ttl")
-    return _Lease(None if learned is None else _seconds(learned), _seconds(item.get("stale_for", 0.0)))
+    return LeaseRecord(
+        None if learned is None else _seconds(learned),
+        _seconds(item.get("stale_for", 0.0)),
+        _seconds(item.get("displaced_for", 0.0)),
+        bool(item.get("goodbye", False)),
+    )
+
+
+def _moment(value: object) -> float:
+    """A unix time. Raises as `_seconds`."""
+    found = float(value)  # type: ignore[arg-type]
+    if not 0 <= found <= _MOST_MOMENT:
+        raise ValueError(f"{value!r:.40} is no unix time")
+    return found
 
 
 def _list(value: object) -> list[Any]:
@@ -211,6 +225,7 @@ def _decode_one(item: Mapping[str, Any]) -> Registration:
         None if ttl is None else _seconds(ttl),
         State(item.get("state", "fresh")),
         displaced=tuple(_decode_displaced(old) for old in _list(item.get("displaced"))),
+        since=_moment(item.get("since", 0.0)),
     )
 
 

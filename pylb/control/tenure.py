@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from heapq import heappop, heappush
 from math import inf
+from typing import NamedTuple
 
 from pylb.core.claims import Claims
 from pylb.core.lease import (
@@ -20,6 +21,9 @@ from pylb.core.persistent import Frozen
 from pylb.core.registration import Key, Registration, State
 
 STALL = 5.0  # seconds without a tick: we were stopped, and nobody could call
+LATE = 3600.0  # seconds: stale for so long is no restart; somebody should look
+CLOSING = 86400.0  # seconds before a port closes for its owner's silence that it is said once more
+FALLBACK = 600.0  # seconds: for how long the server at an old address stands in for one that has never answered
 NOT_SEEN = -inf  # the last beat of a restored registration
 
 
@@ -30,6 +34,18 @@ class Due:
     verdict: Verdict[Key]
     gone: tuple[Key, ...] = ()  # said goodbye, and their lease is over
     overstayed: tuple[Key, ...] = ()  # stale for longer than `keep_stale`
+    late: tuple[Key, ...] = ()  # stale for LATE now
+    closing: tuple[Key, ...] = ()  # to be released in less than CLOSING
+    fallen_back: tuple[Key, ...] = ()  # whose displaced servers have been the fallback for FALLBACK
+
+
+class LeaseRecord(NamedTuple):
+    """What of a lease outlives a restart: times in seconds, as a clock means nothing after it."""
+
+    learned: float | None = None  # a legacy registration's TTL
+    stale_for: float = 0.0
+    displaced_for: float = 0.0  # others have stood in for its servers
+    goodbye: bool = False  # it is stale because it said goodbye
 
 
 class Tenure:
@@ -46,7 +62,9 @@ class Tenure:
         self._planned: dict[Key, float] = {}  # where it is in the heap: one valid entry each
         self._over: dict[Key, None] = {}
         self._goodbyes: set[Key] = set()  # who fell silent after saying so: no sign of a fault
-        self._listening = False
+        self.listening = False
+        self._late: dict[Key, bool] = {}  # of which it was said that they are stale, and whether also when they will close
+        self._displaced_since: dict[Key, float] = {}
         self._last_tick: float | None = None
         self.learned: Frozen[Key, float] = Frozen()  # legacy registrations' TTLs, for the snapshot
         self.preserving = False
@@ -63,6 +81,8 @@ class Tenure:
         for key in keys:
             self._set(key, None)
             self._goodbyes.discard(key)
+            self._late.pop(key, None)
+            self._displaced_since.pop(key, None)
 
     def _set(self, key: Key, lease: Lease | None) -> None:
         before = self._leases.pop(key, None) if lease is None else self._leases.get(key)
@@ -96,12 +116,16 @@ class Tenure:
                 self._plan(key, lease.expires)
         return self._over
 
-    def restore(self, one: Registration, learned: float | None, stale_for: float) -> None:
+    def restore(self, one: Registration, known: LeaseRecord) -> None:
         now = self._clock()
-        ttl = learned if one.key.is_legacy else one.ttl
+        if known.goodbye and one.state is State.STALE:
+            self._goodbyes.add(one.key)
+        if one.displaced:
+            self._displaced_since[one.key] = now - known.displaced_for
+        ttl = known.learned if one.key.is_legacy else one.ttl
         lease = native_lease(ttl, now)
         if one.state is State.STALE:
-            lease = replace(lease, expires=now - stale_for)
+            lease = replace(lease, expires=now - known.stale_for)
         self._set(one.key, replace(lease, last_beat=NOT_SEEN))
 
     def beat(self, one: Registration, *, moved: bool) -> Lease:
@@ -121,20 +145,20 @@ class Tenure:
 
     def webhook_is_up(self, claims: Claims) -> None:
         """Phone-homes can call: each lease that has not ended gets at least a whole TTL from now."""
-        self._listening = True
+        self.listening = True
         self._grant(self._fresh(claims))
 
     def webhook_is_down(self) -> None:
         """Nobody can call us: nobody's lease ends."""
-        self._listening = False
+        self.listening = False
 
     def due(self, claims: Claims, keep_stale: float) -> Due:
         now = self._clock()
         before, self._last_tick = self._last_tick, now
         if before is not None and now - before > STALL:
             self._grant(self._fresh(claims))
-        if not self._listening:
-            return Due(Verdict(preserving=self.preserving))
+        if not self.listening:
+            return Due(Verdict(preserving=self.preserving), fallen_back=self._fallen_back(claims, now))
         over = self._now_over(now)
         draining = {key for key, state in claims.not_fresh.items() if state is State.DRAINING}
         stale = {key: None for key, state in claims.not_fresh.items() if state is State.STALE}
@@ -147,8 +171,27 @@ class Tenure:
         others = sum(self._can_end(key) for key in expected) + sum(self._can_end(key) for key in counted)
         verdict = judge(silent, recent, self._ending - others, preserving=self.preserving)
         self._grant(verdict.grace)
-        overstayed = () if verdict.preserving else tuple(key for key in stale if self._stale_for(key, now) >= keep_stale)
-        return Due(verdict, gone, overstayed)
+        if verdict.preserving:
+            return Due(verdict, gone, fallen_back=self._fallen_back(claims, now))
+        overstayed = tuple(key for key in stale if self._stale_for(key, now) >= keep_stale)
+        late, closing = self._warnings(stale, keep_stale, now)
+        return Due(verdict, gone, overstayed, late, closing, self._fallen_back(claims, now))
+
+    def _warnings(self, stale: Iterable[Key], keep_stale: float, now: float) -> tuple[tuple[Key, ...], tuple[Key, ...]]:
+        """Of whom it is to be said now that it is late, and that it will close. Nobody waits for those who said goodbye."""
+        stale = {key: self._stale_for(key, now) for key in stale if key not in self._goodbyes}
+        for key in [key for key in self._late if key not in stale]:
+            del self._late[key]
+        late = tuple(key for key, age in stale.items() if age >= LATE and key not in self._late)
+        self._late.update(dict.fromkeys(late, False))
+        closing = tuple(key for key, told in self._late.items() if not told and keep_stale - stale[key] <= CLOSING)
+        self._late.update(dict.fromkeys(closing, True))
+        return late, closing
+
+    def _fallen_back(self, claims: Claims, now: float) -> tuple[Key, ...]:
+        for key in [key for key in self._displaced_since if key not in claims.waiting]:
+            del self._displaced_since[key]
+        return tuple(key for key in claims.waiting if now - self._displaced_since.setdefault(key, now) >= FALLBACK)
 
     def _can_end(self, key: Key) -> bool:
         lease = self._leases.get(key)
@@ -166,7 +209,27 @@ class Tenure:
         lease = self._leases.get(key)
         return 0.0 if lease is None or lease.expires == inf else max(0.0, now - lease.expires)
 
-    def stale_for(self, claims: Claims) -> dict[Key, float]:
-        """Seconds since the lease of each stale registration ended, for the snapshot."""
+    def said_goodbye(self, key: Key) -> bool:
+        """And its lease has ended since."""
+        return key in self._goodbyes
+
+    def closes_at(self, key: Key, keep_stale: float) -> float | None:
+        """When a stale registration is released for its silence, on the clock; None: never, or nobody knows yet."""
+        lease = self._leases.get(key)
+        if lease is None or inf in (lease.expires, keep_stale) or not lease.is_over(self._clock()):
+            return None
+        return lease.expires + keep_stale
+
+    def records(self, claims: Claims) -> dict[Key, LeaseRecord]:
+        """Of those of whom there is something to be remembered beside their registration, for the snapshot."""
         now = self._clock()
-        return {key: self._stale_for(key, now) for key, state in claims.not_fresh.items() if state is State.STALE}
+        stale = [key for key, state in claims.not_fresh.items() if state is State.STALE]
+        return {
+            key: LeaseRecord(
+                self.learned.get(key),
+                self._stale_for(key, now) if claims.not_fresh.get(key) is State.STALE else 0.0,
+                now - self._displaced_since.get(key, now),
+                key in self._goodbyes,
+            )
+            for key in dict.fromkeys((*self.learned, *stale, *self._displaced_since))
+        }

@@ -1,6 +1,6 @@
 """What control shows of itself: answers to calls, and read-only pictures for the status page, the metrics and the CLI."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -11,7 +11,7 @@ from pylb.core.health import UNRECORDED, UP, Health, Record
 from pylb.core.layout import Layout
 from pylb.core.lease import Lease
 from pylb.core.policy import AdminState, ProxyProtocol
-from pylb.core.registration import Registration, Wanted
+from pylb.core.registration import Key, Registration, State, Wanted
 from pylb.core.table import DOWN, Server, Table
 
 
@@ -52,6 +52,7 @@ class RegistrationView:
     legacy: bool
     seen_at: float | None = None  # on the registry's clock, as the next: they stand still from one beat to the next
     ends_at: float | None = None
+    goodbye: bool = False  # it called to say that it leaves, and has not called since
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +84,8 @@ class ServerView:
     backup: bool = False
     health: Health = UP
     record: Record = UNRECORDED  # of its checks
+    asked_at: float | None = None  # when `reachable` was found, on the registry's clock; None: before this pylb started
+    gone: bool = False  # all its registrations have said goodbye
 
 
 class Held(NamedTuple):
@@ -91,9 +94,12 @@ class Held(NamedTuple):
     by: tuple[str, ...]
     weight: int | None
     backup: bool
+    gone: bool
 
 
-def registration_view(one: Registration, lease: Lease | None, now: float, wall: float) -> RegistrationView:
+def registration_view(
+    one: Registration, lease: Lease | None, now: float, wall: float, *, said_goodbye: bool = False
+) -> RegistrationView:
     ends = lease is not None and lease.ttl is not None
     left = lease.expires - now if lease is not None and ends else None
     return RegistrationView(
@@ -110,13 +116,16 @@ def registration_view(one: Registration, lease: Lease | None, now: float, wall: 
         one.key.is_legacy,
         None if lease is None or lease.last_beat < 0 else lease.last_beat,
         lease.expires if lease is not None and ends else None,
+        one.state is State.DRAINING or said_goodbye,
     )
 
 
-def server_views(table: Table, claims: Claims, layout: Layout, checker: Checker) -> Iterator[ServerView]:
+def server_views(
+    table: Table, claims: Claims, layout: Layout, checker: Checker, said_goodbye: Callable[[Key], bool]
+) -> Iterator[ServerView]:
     """In the order of the ports. Each is made when it is asked for: 6 µs, and a frontend's holders are looked at once."""
     for listen, frontend in sorted(table.frontends.items(), key=lambda item: (item[0].port, item[0].ip)):
-        holders = _holders(claims, layout, listen)
+        holders = _holders(claims, layout, listen, said_goodbye)
         for server in frontend.servers:
             yield _server_view(frontend.name, listen, server, holders.get(server.address, _DISPLACED), checker)
 
@@ -125,6 +134,7 @@ def _server_view(name: str, listen: Listen, server: Server, held: Held, checker:
     proof, health = checker.proof(server.address), checker.health(listen, server.address)
     known = proof is not None and proof.found != "unknown"
     proven = server.address in checker.sight.proven
+    reachable, hint, asked_at = checker.reachable(server.address)
     return ServerView(
         name,
         listen,
@@ -135,14 +145,16 @@ def _server_view(name: str, listen: Listen, server: Server, held: Held, checker:
         server.rank,
         _state(server, proven=proven),
         known or health is not None,
-        proof.reachable if proof else "unknown",
-        proof.hint if proof else "",
+        reachable,
+        hint,
         health.reason if health else "",
         held.by,
         server.weight if held.weight is None else held.weight,
         held.backup,
         health or UP,
         checker.record(listen, server.address),
+        asked_at,
+        held.gone,
     )
 
 
@@ -156,28 +168,34 @@ def _state(server: Server, *, proven: bool) -> Literal["up", "down", "unproven",
     return "up" if proven else "unproven"
 
 
-def _holders(claims: Claims, layout: Layout, listen: Listen) -> dict[Address, Held]:
+def _holders(claims: Claims, layout: Layout, listen: Listen, said_goodbye: Callable[[Key], bool]) -> dict[Address, Held]:
     """Of all its servers."""
     found: dict[Address, list[str]] = {}
+    stay: set[Address] = set()  # of somebody who has not said goodbye
     said: dict[Address, tuple[int, bool]] = {}  # by the first of them
     static = layout.statics.get(listen)
     for line in static.servers if static else ():
         if isinstance(line.address, Address):  # a layout's always are
             found[line.address] = ["static"]
+            stay.add(line.address)
             said.setdefault(line.address, (line.weight, line.backup))
     for key in claims.holders.get(listen, ()):
         one = claims.registrations[key]
         wanted = one.wanted[one.places.index(listen)]
         address, name = one.address(wanted), title(one)
         found.setdefault(address, []).append(name)
+        if one.state is not State.DRAINING and not said_goodbye(key):
+            stay.add(address)
         said.setdefault(address, (wanted.weight, wanted.backup))
         for old in {old.address: old for old in one.displaced if old.listen == listen}.values():
             if old.address != address:
                 found.setdefault(old.address, []).append(f"{name} (until its new address has answered)")
-    return {address: Held(tuple(by), *said.get(address, (None, False))) for address, by in found.items()}
+                stay.add(old.address)
+    nothing: tuple[int | None, bool] = (None, False)
+    return {at: Held(tuple(by), *said.get(at, nothing), at not in stay) for at, by in found.items()}
 
 
-_DISPLACED = Held((), None, False)
+_DISPLACED = Held((), None, backup=False, gone=False)
 
 
 def title(one: Registration) -> str:

@@ -63,21 +63,36 @@ class Change:
     opened: tuple[Listen, ...] = ()  # no registration held it before
     new_name: bool = False  # the first registration of its token and name
     removed: tuple[Key, ...] = ()  # registrations that are no longer there
+    evicted: Mapping[Key, AbstractSet[Listen]] = field(default_factory=dict)  # who had to leave which ports for the caller
     note: str = ""
 
 
 Proven = Container[Address]
 
 
-def announce(claims: Claims, layout: Layout, wanted: Registration, *, takeover: bool, proven: Proven) -> Change:
+@dataclass(frozen=True, slots=True)
+class Contest:
+    """What the holder of a port is asked when somebody else wants it."""
+
+    yields: Callable[[Registration], bool] = lambda _one: False  # is it dead for so long that it gives way?
+    words: Callable[[Registration], str] = lambda _one: ""  # since when it holds the port and until when, for a refusal
+
+
+CONTEST = Contest()
+
+
+def announce(
+    claims: Claims, layout: Layout, wanted: Registration, *, takeover: bool, proven: Proven, contest: Contest = CONTEST
+) -> Change:
     """A native call, or a legacy add (with a legacy key): `wanted` has no places yet. Raises Refused."""
     before = claims.registrations.get(wanted.key)
     if wanted.key.is_legacy and (owner := _native_of_token(claims, wanted)):
         return Change(claims, "superseded", note=f"port {wanted.key.legacy_port} is held by {owner.owner}")
     if before is None and wanted.state is State.DRAINING:
         return Change(claims, "unchanged", note="nothing is registered under this name: a goodbye opens nothing")
-    after = replace(wanted, places=tuple(layout.place(item.port, wanted) for item in wanted.wanted))
-    evicted = _conflicts(claims, layout, after, takeover=takeover)
+    places = tuple(layout.place(item.port, wanted) for item in wanted.wanted)
+    after = replace(wanted, places=places, since=before.since if before else wanted.since)
+    evicted = _conflicts(claims, layout, after, contest, takeover=takeover)
     _no_loop(claims, layout, after)
     _opens_no_loop(claims, layout, after)
     after = replace(after, displaced=_displaced(claims, before, after, evicted, proven))
@@ -91,6 +106,7 @@ def announce(claims: Claims, layout: Layout, wanted: Registration, *, takeover: 
         tuple(listen for listen in after.places if listen not in claims.holders),
         before is None and _owner(after) not in claims.owners,
         _removed(edits),
+        evicted,
     )
 
 
@@ -127,6 +143,15 @@ def settle(claims: Claims, proven: Proven) -> Change:
     if not touched:
         return Change(claims, "unchanged")
     return Change(_picture(claims, edits), "updated", frozenset(touched))
+
+
+def give_up(claims: Claims, keys: Iterable[Key]) -> Change:
+    """The displaced servers of these have been the fallback for long enough: they leave, whoever has answered."""
+    waiting = [claims.registrations[key] for key in keys if key in claims.waiting]
+    if not waiting:
+        return Change(claims, "unchanged")
+    edits = {one.key: replace(one, displaced=()) for one in waiting}
+    return Change(_picture(claims, edits), "updated", frozenset(place for one in waiting for place in one.places))
 
 
 def adopt(claims: Claims, layout: Layout, looped: Container[Key] = ()) -> Change:
@@ -197,7 +222,7 @@ def finished(steps: Generator[None, None, T]) -> T:
 def _readmitted(claims: Claims, layout: Layout, one: Registration) -> Listen:
     """The place of its only frontend. Raises Refused."""
     listen = layout.place(one.wanted[0].port, one)
-    for key in _conflicts(claims, layout, replace(one, places=(listen,)), takeover=False):
+    for key in _conflicts(claims, layout, replace(one, places=(listen,)), CONTEST, takeover=False):
         raise Refused(Code.PORT_OWNED, f"port {listen.port} is owned by {claims.registrations[key].owner}")
     return listen
 
@@ -216,16 +241,21 @@ def _owner(one: Registration) -> Owner:
     return one.key.token, one.key.name, one.key.is_legacy
 
 
-def _conflicts(claims: Claims, layout: Layout, wanted: Registration, *, takeover: bool) -> Mapping[Key, frozenset[Listen]]:
-    """Who has to leave which ports for `wanted`. Raises Refused if somebody may stay."""
+def _conflicts(
+    claims: Claims, layout: Layout, wanted: Registration, contest: Contest, *, takeover: bool
+) -> Mapping[Key, frozenset[Listen]]:
+    """Who has to leave which ports for `wanted`. Raises Refused if somebody may stay.
+
+    Whoever is fresh stays, whatever the contest says of it: its call may have come since.
+    """
     leaving: dict[Key, frozenset[Listen]] = {}
     for listen in wanted.places:
         for key in _in_the_way(claims, layout, wanted.key, listen):
             held = claims.registrations[key]
             of_own_token = key.is_legacy and key.token == wanted.key.token
-            if not (of_own_token or takeover):
-                hint = "use another port, ask its owner, or give the token `takeover: true`"
-                raise Refused(Code.PORT_OWNED, f"port {listen.port} is owned by {held.owner}", hint)
+            if not (of_own_token or takeover or (held.state is not State.FRESH and contest.yields(held))):
+                hint = f"use another port, ask its owner, `pylb release {listen.port}`, or give the token `takeover: true`"
+                raise Refused(Code.PORT_OWNED, f"port {listen.port} is owned by {held.owner}{contest.words(held)}", hint)
             leaving[key] = leaving.get(key, frozenset()) | {listen}
     return leaving
 
@@ -323,9 +353,15 @@ def _displaced(
 
 
 def _still_needed(one: Registration, displaced: tuple[Displaced, ...], proven: Proven) -> tuple[Displaced, ...]:
+    """Only an address that changed is worth a fallback: behind another target port is another application."""
     now = {place: one.address(item) for place, item in zip(one.places, one.wanted, strict=True)}
     return tuple(
-        old for old in displaced if old.listen in now and now[old.listen] not in proven and old.address != now[old.listen]
+        old
+        for old in displaced
+        if old.listen in now
+        and now[old.listen] not in proven
+        and old.address != now[old.listen]
+        and old.address.port == now[old.listen].port
     )
 
 

@@ -185,7 +185,8 @@ class LeaseBounds:
 
     min_ttl: float = 10.0
     max_ttl: float = 86400.0
-    keep_stale: float = 86400.0
+    keep_stale: float = 7 * 86400.0  # inf: for ever
+    yield_after: float = 900.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ The pydantic models are the body of `PUT /v1/registrations/{name}/{instance}`, a
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from enum import StrEnum
 from typing import Annotated, Any, Literal, NamedTuple
@@ -88,6 +88,7 @@ class Registration:
     state: State = State.FRESH
     places: tuple[Listen, ...] = ()  # where each of `wanted` listens, by the rules of the day
     displaced: tuple[Displaced, ...] = ()
+    since: float = field(default=0.0, compare=False)  # unix time at which it was first made, for people; 0: unknown
 
     @property
     def label(self) -> str:

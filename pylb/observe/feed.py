@@ -214,12 +214,12 @@ class Feed:
                 put("registrations", registration_key(person), registration_record(person))
             await asyncio.sleep(0)
         seen, registry = [], self._registry
-        unbound, down_at = registry.unbound(), since_down(registry.events())
+        unbound, down_at, closing = registry.unbound(), since_down(registry.events()), registry.closing()
         for frontends in _sliced(_with_servers(registry.table, registry.each_server()), SLICE):
             now = self._wall()
             for frontend, views in frontends:
                 listen = frontend.listen
-                one = Seen(frontend.name, listen, views, unbound.get(listen))
+                one = Seen(frontend.name, listen, views, unbound.get(listen), closing.get(listen))
                 seen.append(one)
                 counted, rates = self._counts.get(listen, Count()), self._server_rates.get(listen, {})
                 health = str(condition(one, down_at, now)[0])

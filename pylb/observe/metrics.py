@@ -106,8 +106,9 @@ class Metrics:
         for view in paused(registry.each_server()):
             if view is None:
                 yield None
-            elif view.tried:
-                place, answers = (view.frontend, view.server), view.reachable not in ("refused", "timeout")
+            elif view.tried and not view.gone:  # who said goodbye is not missed
+                silent = view.state == "unproven" and view.reachable in ("refused", "timeout")
+                place, answers = (view.frontend, view.server), not silent
                 up[place] = up.get(place, True) and view.state != "down" and answers
         yield from gauge("pylb_server_up", "1 if a server that was ever tried answers.", ("frontend", "server"), up.items())
 
@@ -119,7 +120,7 @@ class Metrics:
                 yield None
                 continue
             states[view.state] += 1
-            if view.expires_at_wall is not None:
+            if view.expires_at_wall is not None and not view.goodbye:  # it is over because it was to be over
                 place = (view.name, view.instance)  # two tokens may share it: the one that ends first matters
                 leases[place] = min(view.expires_at_wall, leases.get(place, view.expires_at_wall))
         yield from gauge("pylb_registrations", "Registrations by state.", ("state",), simple({s: states[s] for s in State}))
@@ -150,6 +151,17 @@ class Metrics:
             "When the lease of a registration ends, unix time.",
             ("name", "instance"),
             leases.items(),
+        )
+        closing = {
+            registry.table.frontends[at].name: end
+            for at, end in registry.closing().items()
+            if end is not None and at in registry.table.frontends
+        }
+        yield from gauge(
+            "pylb_frontend_closes_timestamp_seconds",
+            "When the port closes, because none of its registrations calls any more, unix time.",
+            ("frontend",),
+            simple(closing),
         )
         yield from gauge(
             "pylb_leases_preserved",

@@ -6,9 +6,11 @@ by a fresh registration (or by the config); degraded: one that serves, but not f
 
 from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
+from types import MappingProxyType
 from typing import NamedTuple
 
 from pylb.control.events import Event
+from pylb.control.silence import moment
 from pylb.control.views import ServerView
 from pylb.core.address import Listen
 from pylb.core.table import LAST_RESORT, Table
@@ -29,15 +31,24 @@ class Seen(NamedTuple):
     listen: Listen
     servers: Sequence[ServerView]
     unbound: str | None = None  # why its port is not open
+    closes: float | None = None  # unix time, if none of its registrations calls any more
 
 
-def seen(table: Table, servers: Iterable[ServerView], unbound: Mapping[Listen, str]) -> list[Seen]:
-    """All frontends in the order of their ports."""
+def seen(
+    table: Table,
+    servers: Iterable[ServerView],
+    unbound: Mapping[Listen, str],
+    closing: Mapping[Listen, float | None] = MappingProxyType({}),
+) -> list[Seen]:
+    """All frontends in the order of their ports. `closing`: when those close of which no registration calls any more."""
     by_listen: dict[Listen, list[ServerView]] = {}
     for view in servers:
         by_listen.setdefault(view.listen, []).append(view)
     frontends = sorted(table.frontends.values(), key=lambda one: (one.listen.port, one.listen.ip))
-    return [Seen(one.name, one.listen, by_listen.get(one.listen, ()), unbound.get(one.listen)) for one in frontends]
+    return [
+        Seen(one.name, one.listen, by_listen.get(one.listen, ()), unbound.get(one.listen), closing.get(one.listen))
+        for one in frontends
+    ]
 
 
 def since_down(events: Iterable[Event]) -> dict[tuple[str, str], float]:
@@ -54,6 +65,13 @@ def since_down(events: Iterable[Event]) -> dict[tuple[str, str], float]:
 
 def condition(one: Seen, down_at: Mapping[tuple[str, str], float], now: float) -> tuple[Health, str]:
     """In a word, and what is the matter ("" when healthy). `down_at`: as of `since_down`; `now`: unix time."""
+    health, text = _condition(one, down_at, now)
+    if one.closes is not None and one.unbound is None:
+        text += f"; nobody calls for it any more: its port closes at {moment(one.closes)}"
+    return health, text
+
+
+def _condition(one: Seen, down_at: Mapping[tuple[str, str], float], now: float) -> tuple[Health, str]:
     if one.unbound is not None:
         return Health.DOWN, f"{one.name} cannot open its port: {one.unbound}"
     if not one.servers:
@@ -61,6 +79,7 @@ def condition(one: Seen, down_at: Mapping[tuple[str, str], float], now: float) -
     serving = [view for view in one.servers if view.state not in ("drain", "maint") and view.weight]
     if not serving:
         return Health.DOWN, f"{one.name} has no server in service (pylb ctl ready brings one back)"
+    serving = [view for view in serving if not view.gone] or serving  # who said goodbye is not missed while others serve
     lost = [view for view in serving if view.state == "down"]
     silent = [view for view in serving if view.state == "unproven" and view.reachable in ("refused", "timeout")]
     if lost or silent:

@@ -14,7 +14,7 @@ from pylb.control.ledger import RESERVE
 from pylb.control.snapshot import Encoder
 from pylb.control.store import StateLocked, Store
 from pylb.core.errors import Code, Refused
-from pylb.core.policy import Check, CheckKind, Rules
+from pylb.core.policy import Check, CheckKind, LeaseBounds, Rules
 from pylb.core.registration import Announcement, Wanted
 from tests.control.harness import (
     NODE_A,
@@ -175,11 +175,11 @@ async def test_everything_answered_is_there_after_a_restart_and_serves_before_an
 @aio
 async def test_a_stale_one_is_still_stale_after_a_restart_and_its_time_goes_on(tmp_path: Path) -> None:
     (port,) = free_ports(1)
-    async with control(tmp_path) as c:
+    async with control(tmp_path, rules=Rules(leases=LeaseBounds(keep_stale=86_400))) as c:
         await c.put({port: 30001})
         await c.pass_time(3660)
         assert c.registry.registrations()[0].state == "stale"
-    async with control(tmp_path) as c:
+    async with control(tmp_path, rules=Rules(leases=LeaseBounds(keep_stale=86_400))) as c:
         (view,) = c.registry.registrations()
         assert view.state == "stale"
         assert view.expires_in == pytest.approx(-3600, abs=5)

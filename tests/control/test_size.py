@@ -12,6 +12,7 @@ from types import FrameType
 
 from pylb.control.registry import Registry
 from pylb.control.store import Store
+from pylb.control.tenure import LeaseRecord
 from pylb.core.address import Listen
 from pylb.core.auth import Caller, Keyring
 from pylb.core.claims import Claims, announce
@@ -91,7 +92,7 @@ class Full:
         publisher = self.registry._ledger.publisher
         publisher.scene = type(publisher.scene)(claims, publisher.scene.layout, publisher.scene.keyring)
         for one in claims.registrations.values():
-            self.registry._ledger.tenure.restore(one, None, 0.0)
+            self.registry._ledger.tenure.restore(one, LeaseRecord())
         await publisher.publish(publisher.scene, None, ["test"])
         self.registry.webhook_is_up()
 

@@ -4,7 +4,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from pylb.control.tenure import Tenure
+from pylb.control.tenure import LeaseRecord, Tenure
 from pylb.core.claims import Claims, become, release
 from pylb.core.lease import judge, lapsed_within_its_ttl
 from pylb.core.registration import Key, State
@@ -52,7 +52,9 @@ class Leases(RuleBasedStateMachine):
     def a_restart_finds_one_stale(self, data: st.DataObject) -> None:
         key = data.draw(st.sampled_from(list(self.claims.registrations)))
         self.claims = become(self.claims, [key], State.STALE).claims
-        self.tenure.restore(self.claims.registrations[key], None, data.draw(st.sampled_from((0.0, 5.0, 400.0))))
+        self.tenure.restore(
+            self.claims.registrations[key], LeaseRecord(stale_for=data.draw(st.sampled_from((0.0, 5.0, 400.0))))
+        )
 
     @rule(seconds=st.sampled_from((0.5, 1.0, 4.0)), rounds=st.integers(1, 40))
     def time_goes_by(self, seconds: float, rounds: int) -> None:

@@ -3,7 +3,7 @@
 import asyncio
 from pathlib import Path
 
-from pylb.core.policy import HealthMode, HealthPolicy, Policy, Rules
+from pylb.core.policy import HealthMode, HealthPolicy, LeaseBounds, Policy, Rules
 from tests.control.harness import NODE_A, NODE_B, NODE_C, Control, aio, control, free_ports, target, until
 from tests.core.claiming import static
 
@@ -33,7 +33,7 @@ async def test_a_silent_registration_becomes_the_last_resort_and_its_port_stays_
 @aio
 async def test_a_stale_registration_is_released_after_keep_stale(tmp_path: Path) -> None:
     (port,) = free_ports(1)
-    async with control(tmp_path) as c:
+    async with control(tmp_path, rules=Rules(leases=LeaseBounds(keep_stale=86_400))) as c:
         await c.put({port: 30001})
         await c.pass_time(60 + 86_390)
         assert c.sink.ports == {port}

@@ -6,7 +6,20 @@ from dataclasses import replace
 import pytest
 
 from pylb.core.address import parse_listen
-from pylb.core.claims import Change, Claims, adopt, announce, become, check_bounds, loops, readmit, release, settle
+from pylb.core.claims import (
+    Change,
+    Claims,
+    Contest,
+    adopt,
+    announce,
+    become,
+    check_bounds,
+    give_up,
+    loops,
+    readmit,
+    release,
+    settle,
+)
 from pylb.core.errors import Code, Refused
 from pylb.core.layout import Layout
 from pylb.core.policy import Bounds, Check, HealthPolicy, Joining, Policy
@@ -333,6 +346,40 @@ def test_who_was_evicted_stays_behind_an_unproven_newcomer_too() -> None:
     claims = enter(having(legacy()), native(ip=B), proven=proven).claims
     (old,) = claims.registrations["t", "web", "pod-1", 0].displaced
     assert (old.server, str(old.address)) == ("legacy", f"{A}:30443")
+
+
+def test_another_target_port_leaves_no_fallback_for_it_is_another_application() -> None:
+    proven = frozenset({at(f"{A}:30443")})
+    moved = enter(having(native()), native(ports={443: 30999}), proven=proven).claims
+    assert moved.registrations["t", "web", "pod-1", 0].displaced == ()
+    elsewhere = enter(having(native()), native(ip=B, ports={443: 30999}), proven=proven).claims
+    assert elsewhere.registrations["t", "web", "pod-1", 0].displaced == ()
+    waiting = enter(having(native()), native(ip=B), proven=proven).claims
+    then = enter(waiting, native(ip=B, ports={443: 30999}), proven=proven).claims
+    assert then.registrations["t", "web", "pod-1", 0].displaced == ()
+
+
+def test_a_fallback_is_given_up_whoever_has_answered() -> None:
+    proven = frozenset({at(f"{A}:30443")})
+    waiting = enter(having(native()), native(ip=B), proven=proven).claims
+    change = give_up(waiting, list(waiting.registrations))
+    assert change.touched == {on(443)}
+    assert change.claims.registrations["t", "web", "pod-1", 0].displaced == ()
+    assert give_up(change.claims, list(waiting.registrations)).result == "unchanged"
+
+
+def test_who_seems_dead_gives_way_and_a_fresh_one_never() -> None:
+    rival, contest = native("mail", token="u"), Contest(yields=lambda _one: True, words=lambda _one: " (words)")
+    silent = become(having(native()), [Key("t", "web", "pod-1")], State.STALE).claims
+
+    def asks(claims: Claims) -> Change:
+        return announce(claims, FREE, rival, takeover=False, proven=frozenset(), contest=contest)
+
+    refusal = refused(lambda: asks(having(native())))
+    assert refusal.detail == "port 443 is owned by registration 'web' of token 't' (words)"
+    change = asks(silent)
+    assert change.removed == (Key("t", "web", "pod-1"),)
+    assert change.evicted == {Key("t", "web", "pod-1"): {on(443)}}
 
 
 def test_the_displaced_leave_when_the_new_one_has_answered() -> None:

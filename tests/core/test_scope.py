@@ -48,7 +48,7 @@ NO_REACH = {
     Imported: {"port", "name", "send_proxy"},
     Wanted: {"port", "send_proxy", "weight", "backup"},
     Check: {"kind", "send", "expect", "path", "host", "status"},  # bytes of the question, and what to make of the answer
-    Registration: {"key", "name", "ttl", "state", "places"},
+    Registration: {"key", "name", "ttl", "state", "places", "since"},
 }
 REACHING = {
     AnnouncementBody: {"address"},

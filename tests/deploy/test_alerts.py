@@ -68,7 +68,8 @@ class Sick:
             {"name": "full", "listen": f"127.0.0.1:{self.full}", "servers": well, "max_connections": 2},
             {"name": "guarded", "listen": f"127.0.0.1:{self.guarded}", "servers": well, "access": [{"deny": "127.0.0.0/8"}]},
         ]
-        pylb.configure(webhook=listeners, frontends=frontends, tokens=[token(names=["*"])], leases={"min_ttl": "1s"})
+        leases = {"min_ttl": "1s", "keep_stale": "12h"}  # so that a port closes within the day
+        pylb.configure(webhook=listeners, frontends=frontends, tokens=[token(names=["*"])], leases=leases)
 
     def launch(self, stack: ExitStack) -> None:
         stack.enter_context(socket.create_server(("127.0.0.1", self.taken)))
@@ -143,6 +144,7 @@ def expected(sick: Sick) -> list[dict[str, str]]:
         {"alertname": "PylbServerDown", "instance": "sick", "frontend": "dead"},
         {"alertname": "PylbPortNotOpen", "instance": "sick", "frontend": "taken"},
         {"alertname": "PylbStaleLease", "instance": "sick", "name": "silent"},
+        {"alertname": "PylbPortCloses", "instance": "sick", "frontend": f"silent-{sick.pylb.port}"},
         {"alertname": "PylbCallsRefused", "instance": "sick", "reason": "port_forbidden"},
         {"alertname": "PylbReloadFailed", "instance": "sick"},
         {"alertname": "PylbCertificateExpiresSoon", "instance": "sick"},

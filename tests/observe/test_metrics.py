@@ -68,6 +68,7 @@ LIMITS = {
     "pylb_max_connections",
     "pylb_frontend_max_connections",
     "pylb_frontend_open",
+    "pylb_frontend_closes_timestamp_seconds",
     "pylb_leases_preserved",
     "pylb_faults_total",
 }

@@ -1,0 +1,130 @@
+"""Registrations whose owner is gone: since when each has neither called nor answered, and whether it gives way to another.
+
+A claim yields only after `leases.yield_after` in one piece in which it was draining or stale *and* none of its servers
+accepted a connection: an app that restarts is away for seconds, and a rival that tries again and again would win such a gap.
+Whatever says that it lives, or that we could not know, begins the time anew: its call, an answer, a client's connect that
+succeeded, a lack of descriptors of ours, a stall of ours, a webhook that is down, most phone-homes silent together.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+
+from pylb.control.checker import Checker
+from pylb.control.steps import in_turns
+from pylb.control.tenure import STALL, Tenure
+from pylb.core.address import Address
+from pylb.core.claims import Claims, Contest
+from pylb.core.health import OURS, YES
+from pylb.core.policy import LeaseBounds
+from pylb.core.registration import Key, Registration, State
+
+JUST_NOW = 10.0  # seconds: a claim yields only if nothing answered so shortly before; who calls has it asked once more
+LOOKS = 200  # registrations between two turns of the loop: 1 ms
+
+
+class Silence:
+    def __init__(self, checker: Checker, tenure: Tenure, clock: Callable[[], float], wall: Callable[[], float]) -> None:
+        self._checker = checker
+        self._tenure = tenure
+        self._clock = clock
+        self._wall = wall
+        self.leases = LeaseBounds()
+        self._since: dict[Key, float] = {}
+        self._looked: float | None = None
+
+    async def look(self, claims: Claims) -> None:
+        """Once a tick: who is silent and dead now, and who no longer is. Their servers are asked on, beside everything else."""
+        now, before = self._clock(), self._looked
+        self._looked = now
+        self._checker.ask_on(address for key in claims.not_fresh for address in addresses(claims.registrations[key]))
+        if not self._tenure.listening or self._tenure.preserving or (before is not None and now - before > STALL):
+            self._since.clear()  # nobody could tell us that he lives
+        for key in [key for key in self._since if key not in claims.not_fresh]:
+            self.called(key)
+        async for key in in_turns(claims.not_fresh, LOOKS):
+            self._look_at(claims.registrations[key])
+
+    def look_again(self, ones: Iterable[Registration]) -> None:
+        """Their servers have just been asked."""
+        for one in ones:
+            self._look_at(one)
+
+    def called(self, key: Key) -> None:
+        """It lives, or has been released."""
+        self._since.pop(key, None)
+
+    def since(self, key: Key) -> float | None:
+        """When it began, on the clock; None: it is not silent and dead."""
+        return self._since.get(key)
+
+    def dead(self) -> list[Key]:
+        """All that are silent and dead, those that are so for longest first."""
+        return list(self._since)
+
+    @property
+    def contest(self) -> Contest:
+        return Contest(self._yields, self._words)
+
+    def _look_at(self, one: Registration) -> None:
+        began = self._since.get(one.key)
+        if not self._is_dead(one):
+            self._since.pop(one.key, None)
+        elif began is None or any(self._accepted_at(address) > began for address in addresses(one)):
+            self._since[one.key] = self._clock()
+
+    def _is_dead(self, one: Registration) -> bool:
+        """Nothing of it answers, as far as was asked; of servers in maintenance nobody asks."""
+        found = [self._checker.answer(address) for address in addresses(one)]
+        return not any(answer is None or answer.found == YES or answer.found in OURS for answer in found) and not any(
+            self._checker.in_maintenance(place, one.address(item)) for place, item in zip(one.places, one.wanted, strict=True)
+        )
+
+    def _accepted_at(self, address: Address) -> float:
+        answer = self._checker.answer(address)
+        return 0.0 if answer is None else answer.accepted_at
+
+    def is_abandoned(self, one: Registration) -> bool:
+        """For long enough to give way, if its servers are asked once more and do not answer."""
+        began = self._since.get(one.key)
+        return one.state is not State.FRESH and began is not None and self._clock() - began >= self.leases.yield_after
+
+    def _yields(self, one: Registration) -> bool:
+        found = [self._checker.answer(address) for address in addresses(one)]
+        asked = all(answer is not None and self._clock() - answer.at <= JUST_NOW for answer in found)
+        return asked and self._is_dead(one) and self.is_abandoned(one)
+
+    def _words(self, one: Registration) -> str:
+        """Since when it owns the port, how it is, and until when."""
+        parts = [f"since {moment(one.since)}"] if one.since else []
+        lease, began = self._tenure.get(one.key), self._since.get(one.key)
+        if one.state is State.FRESH:
+            if lease is not None and lease.last_beat >= 0:
+                parts.append(f"it last called {self._clock() - lease.last_beat:.0f} s ago")
+            return f" ({'; '.join(parts)})" if parts else ""
+        if one.state is State.DRAINING:
+            parts.append("it said goodbye")
+        elif lease is not None:
+            parts.append(f"silent since {self._at(lease.expires)}")
+        if began is not None:
+            parts.append(f"it has not answered since {self._at(began)}")
+            parts.append(f"gives way from {self._at(began + self.leases.yield_after)} on, if nothing of it comes back")
+        else:
+            ends = self._tenure.closes_at(one.key, self.leases.keep_stale)
+            parts.append("its server answers, or has not been asked yet")
+            if ends is not None:
+                parts.append(f"it is released at {self._at(ends)}")
+        return f" ({'; '.join(parts)})"
+
+    def _at(self, when: float) -> str:
+        return moment(self._wall() + when - self._clock())
+
+
+def addresses(one: Registration) -> Iterator[Address]:
+    """Its servers, and those that serve in their place until they have answered."""
+    yield from (one.address(item) for item in one.wanted)
+    yield from (old.address for old in one.displaced)
+
+
+def moment(at: float) -> str:
+    """A unix time, for people."""
+    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(at))

@@ -1,0 +1,150 @@
+"""What becomes of those who no longer call: fallbacks, warnings, and goodbyes that count for nothing."""
+
+from pathlib import Path
+
+import pytest
+
+from pylb.control import ledger
+from pylb.core.errors import Refused
+from pylb.core.policy import LeaseBounds, Rules
+from pylb.observe.summary import Health, condition, seen
+from tests.control.harness import NODE_A, NODE_B, NODE_C, Control, aio, control, free_ports, target
+
+HOUR, DAY = 3600.0, 86_400.0
+
+
+@aio
+async def test_an_old_address_stands_in_for_ten_minutes_at_most_over_restarts_too(tmp_path: Path) -> None:
+    (port,) = free_ports(1)
+    with target(30001):
+        async with control(tmp_path) as c:
+            await c.put({port: 30001}, ttl=None)
+            await c.put({port: 30001}, NODE_B, ttl=None)
+            await c.pass_time(400, probing=True)
+            assert c.ranks(port) == {NODE_A: 0, NODE_B: 1}
+        async with control(tmp_path) as c:
+            await c.pass_time(190, probing=True)
+            assert c.ranks(port) == {NODE_A: 0, NODE_B: 1}
+            await c.pass_time(20, probing=True)
+            assert set(c.ranks(port)) == {NODE_B}
+            assert [event.alarm for event in c.heard if event.kind == "fallback_over"] == [True]
+
+
+@aio
+async def test_the_server_behind_another_target_port_gets_nobody_any_more(tmp_path: Path) -> None:
+    (port,) = free_ports(1)
+    async with control(tmp_path) as c:
+        with target(30001):
+            await c.put({port: 30001})
+            await c.put({port: 30002})
+            (frontend,) = c.registry.table.frontends.values()
+            assert [server.address.port for server in frontend.servers] == [30002]
+
+
+@aio
+async def test_a_silent_port_is_an_alarm_after_an_hour_with_its_closing_time_and_again_a_day_before(tmp_path: Path) -> None:
+    (port,) = free_ports(1)
+    async with control(tmp_path, rules=Rules(leases=LeaseBounds(keep_stale=2 * DAY))) as c:
+        await c.put({port: 30001})
+        await c.pass_time(60 + HOUR - 10)
+        assert "still_silent" not in c.kinds()
+        await c.pass_time(20)
+        (late,) = [event for event in c.heard if event.kind == "still_silent"]
+        assert late.alarm
+        (end,) = c.registry.closing().values()
+        assert end == pytest.approx(1_700_001_000 + 60 + 2 * DAY, abs=3)
+        assert f"port {port}, which closes at 2023-11-16 22:31:" in late.text
+        await c.pass_time(DAY - HOUR - 30)
+        assert "closing" not in c.kinds()
+        await c.pass_time(30)
+        (last,) = [event for event in c.heard if event.kind == "closing"]
+        assert last.alarm
+        assert "closes at 2023-11-16 22:31:" in last.text
+        (one,) = seen(c.registry.table, c.registry.servers(), {}, c.registry.closing())
+        assert "closes at 2023-11-16 22:31:" in condition(one, {}, 0.0)[1]
+
+
+@aio
+async def test_never_closes_nothing_and_is_an_alarm_all_the_same(tmp_path: Path) -> None:
+    (port,) = free_ports(1)
+    async with control(tmp_path, rules=Rules(leases=LeaseBounds(keep_stale=float("inf")))) as c:
+        await c.put({port: 30001})
+        await c.pass_time(60 + HOUR + 10)
+        assert c.kinds().count("still_silent") == 1
+        assert set(c.registry.closing().values()) == {None}
+        await c.put({port: 30001})
+        assert c.registry.closing() == {}
+
+
+@aio
+async def test_who_said_goodbye_is_missed_by_nobody_and_goes_when_it_is_dead_and_others_serve(tmp_path: Path) -> None:
+    (port,) = free_ports(1)
+    async with control(tmp_path) as c:
+        with target(30001, NODE_A, NODE_B):
+            await c.put({port: 30001}, instance="old")
+            await c.put({port: 30001}, NODE_B, instance="new", ttl=None)
+            await c.put({port: 30001}, instance="old", draining=True)
+        with target(30001, NODE_B):
+            await c.pass_time(30, probing=True)
+            (one,) = seen(c.registry.table, c.registry.servers(), {})
+            assert condition(one, {}, 0.0)[0] is Health.HEALTHY
+            assert [view.goodbye for view in c.registry.registrations() if view.instance == "old"] == [True]
+            await c.pass_time(60, probing=True)
+            assert [view.instance for view in c.registry.registrations()] == ["new"]
+            assert c.sink.ports == {port}
+
+
+@aio
+async def test_a_goodbye_whose_server_answers_stays_as_the_last_resort(tmp_path: Path) -> None:
+    (port,) = free_ports(1)
+    async with control(tmp_path) as c:
+        with target(30001, NODE_A, NODE_B):
+            await c.put({port: 30001}, instance="old")
+            await c.put({port: 30001}, NODE_B, instance="new", ttl=None)
+            await c.put({port: 30001}, instance="old", draining=True)
+            await c.pass_time(600, probing=True)
+            assert c.ranks(port) == {NODE_A: 3, NODE_B: 0}
+
+
+@aio
+async def test_dead_goodbyes_count_toward_no_bound_and_the_oldest_make_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ledger, "MOST_REGISTRATIONS", 3)
+    ports = free_ports(5)
+    async with control(tmp_path) as c:
+        for number in range(2):
+            await c.put({ports[number]: 30001}, name=f"app-{number}")
+            await c.put({ports[number]: 30001}, name=f"app-{number}", draining=True)
+        await c.put({ports[2]: 30001}, NODE_C, name="app-2", ttl=None)
+        with pytest.raises(Refused):  # they may still come back
+            await c.put({ports[3]: 30001}, name="app-3", ttl=None)
+        await c.pass_time(120, probing=True)
+        await c.put({ports[3]: 30001}, name="app-3", ttl=None)
+        assert names(c) == ["app-1", "app-2", "app-3"]
+        await c.put({ports[4]: 30001}, name="app-4", ttl=None)
+        assert names(c) == ["app-2", "app-3", "app-4"]
+        with pytest.raises(Refused):
+            await c.put({ports[0]: 30001}, name="app-5", ttl=None)
+        assert c.sink.ports == {ports[2], ports[3], ports[4]}
+
+
+def names(c: Control) -> list[str]:
+    return [view.name for view in c.registry.registrations()]
+
+
+@aio
+async def test_reachable_is_the_last_answer_and_when_it_was(tmp_path: Path) -> None:
+    (port,) = free_ports(1)
+    async with control(tmp_path) as c:
+        with target(30001):
+            outcome = await c.put({port: 30001})
+            assert outcome.frontends[0].reachable == "yes"
+        await c.pass_time(10)
+        listen, server = c.server(port)
+        c.registry.connect_ended(listen, server, "refused")
+        assert (await c.put({port: 30001})).frontends[0].reachable == "refused"
+        (view,) = c.registry.servers()
+        assert (view.reachable, view.asked_at) == ("refused", c.clock.now)
+        c.registry.connect_ended(listen, server, None)
+        assert (await c.put({port: 30001})).frontends[0].reachable == "yes"
