@@ -1,5 +1,6 @@
 """Text from outside drives no terminal, forges no line and hides nothing."""
 
+import sys
 import unicodedata
 
 import pytest
@@ -18,6 +19,7 @@ from pylb.core.text import visible, visible_lines
         ("abc\u202etxt.exe", "abc\\u202etxt.exe"),
         ("a\u200bb\ufeff", "a\\u200bb\\ufeff"),
         ("\U000e0041", "\\U000e0041"),
+        ("a\U000e0100\ufe0f\u034f\u3164b", "a\\U000e0100\\ufe0f\\u034f\\u3164b"),  # a text can be hidden in selectors
         ("\udc9b", "\\udc9b"),
         ("Grüße, 世界 ☃ [a-b_c]", "Grüße, 世界 ☃ [a-b_c]"),
     ],
@@ -32,6 +34,13 @@ def test_lines_keep_their_breaks_and_nothing_else() -> None:
 
 @given(st.text())
 def test_no_character_of_a_kind_that_is_not_seen_is_left(text: str) -> None:
-    """Whatever Unicode counts as control, surrogate, or separator of lines; of formats those that this version knows."""
+    """Whatever Unicode counts as control, surrogate, or separator of lines."""
     assert not {unicodedata.category(char) for char in visible(text)} & {"Cc", "Cs", "Zl", "Zp"}
     visible(text).encode()
+
+
+def test_of_formats_those_are_left_that_are_seen() -> None:
+    """All of this Python's Unicode: signs of Arabic, Syriac and Kaithi that stand around a number."""
+    seen = "".join(map(chr, [*range(0x600, 0x606), 0x6DD, 0x70F, 0x890, 0x891, 0x8E2, 0x110BD, 0x110CD]))
+    formats = [char for char in map(chr, range(sys.maxunicode + 1)) if unicodedata.category(char) == "Cf"]
+    assert {char for char in formats if visible(char) == char} == set(seen)
