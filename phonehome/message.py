@@ -21,6 +21,7 @@ from phonehome.foreign import shown
 from phonehome.settings import SOURCES, Settings
 from phonehome.values import NotationError, parse_url
 
+MOST_FRONTENDS = 64  # of a registration (the server's rule); an answer with more is not pylb's
 MOST_NUMBER = 1 << 62  # JSON has no end of digits; no number of pylb's is larger
 READY, DRAINING = "ready", "draining"  # `state` on the wire
 RELEASED = "released"  # what a DELETE leaves behind
@@ -157,7 +158,7 @@ def _foreign(reply: Reply) -> Refused:
 
 def _accepted(document: dict[str, Any], token: str) -> Accepted:
     lease, placed = document.get("lease"), document.get("frontends")
-    items = (item for item in (placed if isinstance(placed, list) else ()) if isinstance(item, dict))
+    items = [item for item in (placed if isinstance(placed, list) else ()) if isinstance(item, dict)][:MOST_FRONTENDS]
     return Accepted(
         result=shown(document.get("result"), token),
         generation=_number(document.get("generation")) or 0,

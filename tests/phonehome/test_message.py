@@ -92,6 +92,12 @@ def test_an_answer_with_less_in_it_is_still_an_answer(document: object) -> None:
     assert (answer.generation, answer.durable, answer.ttl) == (0, True, None)
 
 
+def test_of_an_answer_with_more_ports_than_a_call_may_have_the_first_are_read() -> None:
+    answer = read(reply(200, {"frontends": [{"port": port} for port in range(1, 2000)]}), NOW, TOKEN)
+    assert isinstance(answer, Accepted)
+    assert [placed.port for placed in answer.frontends] == [*range(1, 65)]
+
+
 def test_a_refusal_keeps_error_detail_and_hint() -> None:
     answer = refused(read(reply(409, {"error": "port_owned", "detail": "443 is mqtt's", "hint": "takeover"}), NOW, TOKEN))
     assert answer == Refused(409, "port_owned", "443 is mqtt's", "takeover", None)
