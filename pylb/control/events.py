@@ -5,7 +5,8 @@ from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 
 from pylb.control.ring import Ring
-from pylb.core.errors import Refused
+from pylb.core.errors import Code, Refused
+from pylb.core.limit import Buckets
 from pylb.core.text import visible
 
 
@@ -31,6 +32,7 @@ class Rejection:
     detail: str
 
 
+MOST_DETAIL = 500  # characters of a refused call in the log: it may repeat 4 KiB of what was sent
 STRANGERS = "?"  # no name of a token; "" is what happened to pylb itself
 
 
@@ -64,8 +66,8 @@ class Journal:
         self.refused[str(refused.code)] += 1
         if not tell:
             return
-        detail = visible(refused.detail + (f" ({refused.hint})" if refused.hint else ""))
-        what = visible(what)
+        detail = _short(refused.detail + (f" ({refused.hint})" if refused.hint else ""))
+        what = _short(what)
         self._rejections.add(token, Rejection(self._wall(), ip, token, what, str(refused.code), detail))
         whom = f"with token {token!r}" if token else "without a valid token"
         text = f"refused {what} from {ip} {whom}: {refused.code}: {detail}"
@@ -78,6 +80,25 @@ class Journal:
     def rejected(self) -> list[Rejection]:
         """Oldest first."""
         return self._rejections.items()
+
+
+def _short(text: str) -> str:
+    shown = visible(text)
+    return shown if len(shown) <= MOST_DETAIL else shown[: MOST_DETAIL - 1] + "…"
+
+
+class Worth:
+    """Which of a token's refused calls get a line: a token may be refused a hundred times a second, for days."""
+
+    BURST, RATE = 10.0, 1 / 6  # lines of a caller and a code; then ten a minute
+    ALL = 10  # times as many of all that a token does
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._of_one = Buckets(self.BURST, self.RATE, clock)
+        self._of_all = Buckets(self.ALL * self.BURST, self.ALL * self.RATE, clock)
+
+    def a_line(self, token: str, ip: str, code: Code) -> bool:
+        return self._of_one.take((token, ip, code)) == 0 and self._of_all.take(token) == 0
 
 
 class Wanderers:

@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from pylb.control.admission import Imported, imported_registration, legacy_registration, native_registration
 from pylb.control.clockwork import Clockwork
-from pylb.control.events import Event, Rejection
+from pylb.control.events import Event, Rejection, Worth
 from pylb.control.history import Generation
 from pylb.control.ledger import RESERVE, Ledger, with_claims
 from pylb.control.probe import Ask, Question
@@ -89,6 +89,7 @@ class Registry:
             tasks=self.tasks,
         )
         self._clockwork = Clockwork(self._ledger, clock)
+        self._worth = Worth(clock)
         self._legacy_uses: dict[str, LegacyUse] = {}
         self._writing: asyncio.Task[None] | None = None
         self._handed_over = False
@@ -355,8 +356,8 @@ class Registry:
         try:
             return await call()
         except Refused as refused:
-            self._ledger.totals["refused"] += 1
-            self._ledger.journal.reject(refused, caller.ip, caller.token.name, what)
+            token = caller.token.name
+            self.reject(refused, caller.ip, token, what, tell=self._worth.a_line(token, caller.ip, refused.code))
             raise
 
     # ------------------------------------------------------------ views

@@ -14,12 +14,12 @@ from pylb.core.address import Network, in_networks
 from pylb.core.auth import ANYWHERE, STRONG, Caller, Door, Keyring, Token
 from pylb.core.errors import Code, Refused, let_go
 from pylb.core.legacy import LegacyCall, parse_legacy
+from pylb.core.limit import Buckets
 from pylb.core.policy import CallLimits
 from pylb.core.registration import parse_native
 from pylb.web import openapi
 from pylb.web.answers import LEGACY_NOT_FOUND, legacy_refusal, one_line, refusal
 from pylb.web.call import Answer, Call, Handler, NoRoute, Router, json_answer, text_answer
-from pylb.web.limit import Buckets
 from pylb.web.listener import Limits
 from pylb.web.source import bearer, caller_ip, network_of
 

@@ -445,6 +445,16 @@ async def test_a_call_without_a_valid_token_is_counted_and_shown_too(tmp_path: P
 
 
 @aio
+async def test_a_token_that_is_refused_again_and_again_is_counted_each_time_and_shown_a_few_times(tmp_path: Path) -> None:
+    async with control(tmp_path) as c:
+        for number in range(50):
+            with pytest.raises(Refused):
+                await c.put({free_ports(1)[0]: 30001}, address=f"no address {number}")
+        assert c.registry.registrations_total["refused"] == 50
+        assert len(c.registry.rejected()) == 10
+
+
+@aio
 async def test_a_bug_in_one_call_ends_that_call_only(tmp_path: Path) -> None:
     port, other = free_ports(2)
 

@@ -5,7 +5,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pylb.control.events import Journal
+from pylb.control.events import MOST_DETAIL, Journal, Worth
 from pylb.control.ring import Ring
 from pylb.core.errors import Code, Refused
 
@@ -39,6 +39,27 @@ def test_one_tokens_refusals_do_not_flush_out_anothers() -> None:
         book.reject(Refused(Code.PORT_OWNED, str(number)), "192.0.2.2", "noisy", "PUT")
     shown = Counter(one.token for one in book.rejected())
     assert shown == {"honest": 40, "noisy": 60}
+
+
+def test_what_a_refused_call_repeats_is_cut() -> None:
+    book = journal()
+    book.reject(Refused(Code.INVALID, "\x7f" * 4000), "192.0.2.1", "t", "PUT " + "\U000e0001" * 4000)
+    (last,) = book.rejected()
+    assert len(last.detail) == len(last.what) == MOST_DETAIL
+    assert len(book.events()[-1].text) < 3 * MOST_DETAIL
+
+
+def test_a_token_that_is_refused_without_end_gets_few_lines_and_takes_nobody_elses() -> None:
+    now = 0.0
+    worth = Worth(lambda: now)
+    lines = 0
+    for second in range(3600):
+        now = float(second)
+        lines += sum(worth.a_line("noisy", f"2001:db8::{second:x}:{number:x}", Code.INVALID) for number in range(100))
+    assert lines <= 100 + 2 * 3600
+    assert [worth.a_line("honest", "192.0.2.1", Code.INVALID) for _ in range(11)] == [True] * 10 + [False]
+    assert worth.a_line("honest", "192.0.2.2", Code.INVALID)
+    assert worth.a_line("honest", "192.0.2.1", Code.PORT_OWNED)
 
 
 @given(st.lists(st.sampled_from("abcdef"), max_size=300), st.integers(1, 40))

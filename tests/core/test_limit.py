@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pylb.web.limit import Buckets
+from pylb.core.limit import Buckets
 
 
 class Clock:
