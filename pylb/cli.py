@@ -34,7 +34,7 @@ def main() -> None:
     pylb status                   how it is; --watch: all the time
     pylb routes                   what goes where, and why
     pylb explain 443              why a port does not answer
-    pylb sessions --ended         who was connected; pylb explain 0-1a2b: what became of one
+    pylb sessions --ended         who was connected; pylb explain 0x1a2b: what became of one
     pylb token create mosquitto --ports 8443
                                   a token for an app, with the join string for its phone-home
     pylb plan -c new.yaml         what a change would do
@@ -172,6 +172,7 @@ def routes(config_path: Path | None, as_json: bool, rejected: bool) -> None:
         say(json.dumps(answer["rejected" if rejected else "routes"], indent=2))
     elif rejected:
         say(view.rejections(answer["rejected"]))
+        _reach(answer, "every refusal")
     else:
         say(view.table(answer["routes"]))
         for note in answer["notes"]:
@@ -191,11 +192,11 @@ def explain(config_path: Path | None, as_json: bool, what: str) -> None:
     With the id of a session, as `pylb sessions` and `pylb sessions --ended` show it: why it went to this server, what was
     tried before, who closed first, and what the kernel knew of both connections.
     """
-    if "-" in what:
+    if what.startswith("0x"):
         _tell(config_path, what, as_json=as_json)
         return
     if not (what.isascii() and what.isdigit() and 1 <= int(what) <= 65535):
-        raise click.BadParameter(f"{what!r} is neither a port nor a session, as in 443 or 0-1a2b", param_hint="PORT|SESSION")
+        raise click.BadParameter(f"{what!r} is neither a port nor a session, as in 443 or 0x1a2b", param_hint="PORT|SESSION")
     port = int(what)
     from pylb import explaining  # noqa: PLC0415
     from pylb.machine import knock, listener_of  # noqa: PLC0415
@@ -265,6 +266,7 @@ def history(config_path: Path | None, as_json: bool, what: str | None) -> None:
         say(f"{one['generation']}  {when}  {', '.join(one['by'])}")
         for change in one["changes"]:
             say(f"    {change['text']}")
+    _reach(answer, "every change")
 
 
 @main.command()
@@ -429,6 +431,12 @@ def _problem(problem: Any) -> dict[str, Any]:
         "message": problem.message,
         "hint": problem.hint,
     }
+
+
+def _reach(answer: dict[str, Any], what: str) -> None:
+    """How far back the list reaches that was just shown."""
+    if (since := answer.get("reach", {}).get("since")) is not None:
+        say(f"{what} since {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(since))}", err=True)
 
 
 def _count(number: int, noun: str) -> str:

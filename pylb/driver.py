@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 
 from pylb.core.address import Address, Listen
-from pylb.core.recorder import Query, Story
+from pylb.core.recorder import Ended, Query, Story, joined
 from pylb.core.session import SessionView
 from pylb.core.table import Table, diff
 from pylb.forward.counters import Counters, FrontendCounters
@@ -104,12 +104,12 @@ class Driver:
             await asyncio.sleep(0)
         return found
 
-    async def ended(self, query: Query) -> list[Story]:
+    async def ended(self, query: Query) -> Ended:
         found: list[Story] = []
         for some in self._engine.ended(query):
             found += some
             await asyncio.sleep(0)
-        return found
+        return Ended(found, joined([self._engine.reach], query.codes))
 
     async def story(self, number: int) -> Story | None:
         return self._engine.story(number)

@@ -36,9 +36,10 @@ def sessions(config_path: Path | None, as_json: bool, ended: bool, **asked: Any)
     \b
     pylb sessions --ended --code SC --since 10m       whom no server accepted
     pylb sessions --ended --client 192.0.2.0/24
-    pylb explain 0-1a2b                               the whole story of one, by its id
+    pylb explain 0x1a2b                               the whole story of one, by its id
 
-    Each pylb remembers the last `recorder.sessions` (1000) of its own, until it ends.
+    Each pylb remembers the last `recorder.sessions` (1000) of its own of each code, until it ends; the last line says since
+    when none is missing.
     """
     show(config_path, {"ended": ended} | asked, as_json=as_json)
 
@@ -59,5 +60,9 @@ def show(config_path: Path | None, asked: dict[str, Any], *, as_json: bool) -> N
         for one in found:
             row = (one["client"], one["frontend"], one["server"] or "-", one["state"], f"{one['age']:.0f}")
             say(form.format(*row, one["bytes_in"], one["bytes_out"], one["id"]))
+    if "reach" in answer:
+        from pylb.stories import reach  # noqa: PLC0415
+
+        say(reach(answer["reach"]), err=True)
     if (more := answer["total"] - len(found)) > 0 and not as_json:
         say(f"and {more} more", err=True)

@@ -165,9 +165,18 @@ def _clock(unix: float, *, day: bool = False) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S" if day else "%H:%M:%S", time.localtime(unix))
 
 
+def reach(found: Mapping[str, Any]) -> str:
+    """How far back a list of ended sessions goes, of the JSON that says so."""
+    began = _clock(found["began"], day=True)
+    if not found["codes"]:
+        return f"all that ended since {began}"
+    parts = [f"{code} since {_clock(since, day=True)}" for code, since in found["codes"].items()]
+    return f"all that ended since {began}, but of these only the last: {', '.join(parts)} (recorder.sessions)"
+
+
 def ended_table(stories: Sequence[Mapping[str, Any]]) -> list[str]:
     """A line each, and a head."""
-    form = "{:<8} {:<10} {:<46} {:<20} {:<20} {:<4} {:>14} {:>12} {:>12}  {}"
+    form = "{:<8} {:<17} {:<46} {:<20} {:<20} {:<4} {:>14} {:>12} {:>12}  {}"
     head = ("ENDED", "ID", "CLIENT", "FRONTEND", "SERVER", "CODE", "Q/C/T MS", "BYTES IN", "BYTES OUT", "CLOSED FIRST BY")
     lines = [form.format(*head)]
     for one in stories:

@@ -11,14 +11,14 @@ from pylb.config import ConfigErrors
 from pylb.control.admission import Imported
 from pylb.control.history import Generation
 from pylb.control.registry import Registry
-from pylb.core.address import Address, Listen, parse_address, parse_ip
+from pylb.core.address import Address, Listen, parse_ip
 from pylb.core.auth import Caller, Token
 from pylb.core.changes import Line
 from pylb.core.errors import Code, Refused
 from pylb.core.legacy import parse_legacy
 from pylb.core.overrides import names
 from pylb.core.policy import AdminState
-from pylb.core.recorder import Query, Story, parse_session_id
+from pylb.core.recorder import Ended, Query, Story, parse_session_id
 from pylb.core.registration import parse_native
 from pylb.core.session import SessionView
 from pylb.core.table import Diff
@@ -26,7 +26,7 @@ from pylb.explaining import explain, recorded_of
 from pylb.plans import in_words, steps
 from pylb.routes import legacy_notes, rows
 from pylb.status import Counted, status
-from pylb.web.sessions import ended, meant, query_of, session_json, story_json
+from pylb.web.sessions import ended, meant, named, query_of, reach_json, session_json, story_json
 from pylb.web.socket import Verb
 
 MOST_IMPORTED = 10_000
@@ -43,7 +43,7 @@ class Sessions(Protocol):
 
     async def sessions(self) -> Sequence[SessionView]: ...
 
-    async def ended(self, query: Query) -> Sequence[Story]: ...
+    async def ended(self, query: Query) -> Ended: ...
 
     async def story(self, number: int) -> Story | None: ...
 
@@ -92,12 +92,12 @@ def _views(registry: Registry, service: Service, live: Sessions) -> dict[str, Ve
         return {"routes": await rows(registry), "notes": [*service.notes(), *legacy_notes(registry)]}
 
     async def rejected(_request: Mapping[str, Any]) -> dict[str, Any]:
-        return {"rejected": [_rejection(one) for one in registry.rejected()]}
+        return {"rejected": [_rejection(one) for one in registry.rejected()], "reach": {"since": registry.since.rejected}}
 
     async def history(request: Mapping[str, Any]) -> dict[str, Any]:
         what = request.get("what")
         found = registry.history(None if what is None else str(what))
-        return {"generations": [_generation(one) for one in found]}
+        return {"generations": [_generation(one) for one in found], "reach": {"since": registry.since.history}}
 
     async def plan(request: Mapping[str, Any]) -> dict[str, Any]:
         if "body" in request:
@@ -116,7 +116,9 @@ def _views(registry: Registry, service: Service, live: Sessions) -> dict[str, Ve
         port = request.get("port")
         if type(port) is not int or not 1 <= port <= 65535:
             raise Refused(Code.INVALID, "port: a port is needed")
-        return {"explained": await explain(registry, await service.counters(), await live.ended(recorded_of(port)), port)}
+        return {
+            "explained": await explain(registry, await service.counters(), (await live.ended(recorded_of(port))).stories, port)
+        }
 
     return {
         "explain": explain_,
@@ -202,7 +204,8 @@ def _operator(registry: Registry, live: Sessions) -> dict[str, Verb]:
     async def sessions(request: Mapping[str, Any]) -> dict[str, Any]:
         if request.get("ended"):
             found = await ended(live, query_of(request, time.time(), MOST_ENDED))
-            return {"total": len(found), "sessions": [story_json(one) for one in found]}
+            stories = [story_json(one) for one in found.stories]
+            return {"total": len(stories), "sessions": stories, "reach": reach_json(found.reach)}
         query = query_of(request, time.time())
         views = await meant(query, await live.sessions())
         return {"total": len(views), "sessions": [session_json(one) for one in views[: query.limit]]}
@@ -239,13 +242,9 @@ def _operator(registry: Registry, live: Sessions) -> dict[str, Verb]:
 def the_session(text: str, views: Sequence[SessionView]) -> SessionView:
     """By its id, or by its client's address if that has only one. Raises Refused."""
     try:
-        found = [one for one in views if parse_session_id(one.id) == parse_session_id(text)]
+        found = named(text, views)
     except ValueError:
-        try:
-            client = parse_address(text)
-        except ValueError:
-            raise Refused(Code.INVALID, f"{text[:60]!r} is neither a session's id nor IP:PORT of a client") from None
-        found = [one for one in views if (one.client, one.client_port) == (client.ip, client.port)]
+        raise Refused(Code.INVALID, f"{text[:60]!r} is neither a session's id nor IP:PORT of a client") from None
     if not found:
         raise Refused(Code.NOT_FOUND, f"{text} has no session", "`pylb sessions` shows who has one")
     if len(found) > 1:  # through two ports, or two clients behind proxies that name the same address

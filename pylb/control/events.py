@@ -41,6 +41,7 @@ class Journal:
 
     def __init__(self, wall: Callable[[], float], log: Callable[[Event], None]) -> None:
         self._wall = wall
+        self._began = wall()
         self._log = log
         self._events: Ring[Event] = Ring(1000)
         self.noted = 0  # events since the start
@@ -80,6 +81,16 @@ class Journal:
     def rejected(self) -> list[Rejection]:
         """Oldest first."""
         return self._rejections.items()
+
+    @property
+    def events_since(self) -> float:
+        """Unix time: what happened after it is all in `events()`."""
+        return self._began if self._events.dropped is None else self._events.dropped.at
+
+    @property
+    def rejected_since(self) -> float:
+        """Unix time: what was refused after it is all in `rejected()`, but for floods."""
+        return self._began if self._rejections.dropped is None else self._rejections.dropped.at
 
 
 def _short(text: str) -> str:

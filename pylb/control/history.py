@@ -4,7 +4,7 @@ import json
 import os
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -106,9 +106,20 @@ class History:
         return True
 
     def generations(self, what: str | None = None) -> list[Generation]:
-        """Oldest first; of a port, or of a frontend's name or the name that registered it."""
+        """Oldest first; of a port, or of a frontend's name or the name that registered it, and then only their lines."""
         found = sorted((*self._asked.items(), *self._passing.items()), key=lambda one: one.number)
-        return found if what is None else [one for one in found if any(_is_about(line, what) for line in one.lines)]
+        if what is None:
+            return found
+        meant = ((one, tuple(line for line in one.lines if _is_about(line, what))) for one in found)
+        return [replace(one, lines=lines) for one, lines in meant if lines]
+
+    @property
+    def since(self) -> float | None:
+        """Unix time: what changed after it is all there. None: nothing has changed yet."""
+        rings = [(ring, ring.items()) for ring in (self._asked, self._passing)]
+        gone = [ring.dropped.at for ring, _ in rings if ring.dropped is not None]
+        gone += [items[0].at for ring, items in rings if ring.dropped is None and len(items) == KEPT]  # by an earlier pylb
+        return max(gone, default=min((items[0].at for _, items in rings if items), default=None))
 
 
 def _is_about(line: Line, what: str) -> bool:

@@ -24,7 +24,7 @@ from pylb.control.scene import Judged, Scene, Sink
 from pylb.control.steps import in_turns
 from pylb.control.store import Store
 from pylb.control.tasks import Tasks
-from pylb.control.views import LegacyUse, Outcome, RegistrationView, ServerView, registration_view, server_views, title
+from pylb.control.views import LegacyUse, Outcome, RegistrationView, ServerView, Since, registration_view, server_views, title
 from pylb.core.address import Address, Listen
 from pylb.core.auth import Caller, Keyring, check_source
 from pylb.core.changes import Line, lines
@@ -469,6 +469,12 @@ class Registry:
     def history(self, what: str | None = None) -> list[Generation]:
         """What changed the table, oldest first; of a port or a name."""
         return self._ledger.history.generations(what)
+
+    @property
+    def since(self) -> Since:
+        """How far back `events`, `rejected` and `history` go."""
+        journal = self._ledger.journal
+        return Since(journal.events_since, journal.rejected_since, self._ledger.history.since)
 
     def rejected(self) -> list[Rejection]:
         """The last 100 refused calls, oldest first."""

@@ -27,6 +27,8 @@ class Ring(Generic[T]):
         self._next = 0
         self._items: dict[int, T] = {}
         self._shares: dict[str, _Share] = {}
+        self._dropped = -1
+        self.dropped: T | None = None  # the newest that is gone: what came after it is all there
 
     def add(self, owner: str, item: T, weight: float = 1.0) -> None:
         """Costs O(owners) once it is full."""
@@ -47,7 +49,9 @@ class Ring(Generic[T]):
         owner = max(candidates)[-1]
         share = self._shares[owner]
         number, weight = share.numbers.popleft()
-        del self._items[number]
+        gone = self._items.pop(number)
+        if number > self._dropped:
+            self._dropped, self.dropped = number, gone
         share.weight -= weight
         self._weight -= weight
         if not share.numbers:

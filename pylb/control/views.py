@@ -37,6 +37,14 @@ class Outcome:
     note: str = ""
 
 
+class Since(NamedTuple):
+    """Unix times: what came after each is all in its list."""
+
+    events: float
+    rejected: float
+    history: float | None  # None: nothing has changed yet
+
+
 @dataclass(frozen=True, slots=True)
 class RegistrationView:
     token: str

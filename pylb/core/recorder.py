@@ -6,8 +6,8 @@ done for whoever asks.
 """
 
 import re
-from collections import deque
-from collections.abc import Iterator, Sequence
+from collections import defaultdict, deque
+from collections.abc import Iterable, Iterator, Sequence
 from heapq import merge
 from itertools import islice
 from typing import NamedTuple
@@ -18,10 +18,9 @@ from pylb.core.table import Frontend, Server
 from pylb.core.tcp_info import TcpInfo, parse_tcp_info
 
 SCAN = 64  # sessions looked at in one step of a search: at most 1 ms
-REFUSED_SHARE = 4  # clients refused by pylb have room of their own, a quarter: a flood of them must not push out the others
+REFUSED_SHARE = 4  # clients refused by pylb have a quarter of the room: a flood of them is all alike
 _SEAT_SHIFT = 48
-_COUNT = (1 << _SEAT_SHIFT) - 1
-_ID = re.compile(r"([0-9]{1,4})-([0-9a-f]{1,12})")
+_ID = re.compile(r"0x([0-9a-fA-F]{1,16})")
 
 
 def first_number(seat: int) -> int:
@@ -30,16 +29,16 @@ def first_number(seat: int) -> int:
 
 
 def session_id(number: int) -> str:
-    """As people see it: `SEAT-COUNT`, the count in hex."""
-    return f"{number >> _SEAT_SHIFT}-{number & _COUNT:x}"
+    """As people see it, everywhere."""
+    return f"0x{number:x}"
 
 
 def parse_session_id(text: str) -> int:
     """Raises ValueError."""
     found = _ID.fullmatch(text)
     if found is None:
-        raise ValueError(f"{text[:40]!r} is no session, as in 0-1a2b")
-    return int(found[1]) << _SEAT_SHIFT | int(found[2], 16)
+        raise ValueError(f"{text[:40]!r} is no session, as in 0x1a2b")
+    return int(found[1], 16)
 
 
 class Attempt(NamedTuple):
@@ -164,20 +163,67 @@ def _fits(query: Query, one: SessionRecord | SessionView, listen: Listen, addres
     return not query.client or in_networks(one.client.partition("%")[0], query.client)
 
 
-class Recorder:
-    """The last `size` sessions that this process ended."""
+class Bound(NamedTuple):
+    code: str
+    since: float
 
-    def __init__(self, size: int) -> None:
-        self._ended: deque[Kept] = deque(maxlen=size)
-        self._refused: deque[Kept] = deque(maxlen=max(1, size // REFUSED_SHARE))
+
+class Reach(NamedTuple):
+    """How far back a recorder goes. Unix times, seconds."""
+
+    began: float  # every session that ended since then was added
+    full: tuple[Bound, ...] = ()  # endings of which only those since a later time are still there
+
+
+class Ended(NamedTuple):
+    """The answer to a Query."""
+
+    stories: Sequence[Story]  # the newest first
+    reach: Reach
+
+
+def joined(reaches: Iterable[Reach], codes: Sequence[str] = ()) -> Reach:
+    """Of several recorders: what all of them have. Of these codes only, if there are any."""
+    began, full = 0.0, defaultdict[str, float](float)
+    for one in reaches:
+        began = max(began, one.began)
+        for bound in one.full:
+            if not codes or bound.code in codes:
+                full[bound.code] = max(full[bound.code], bound.since)
+    return Reach(began, tuple(Bound(code, since) for code, since in sorted(full.items()) if since > began))
+
+
+class Recorder:
+    """The last `size` sessions of each ending that this process had: a failure is not pushed out by what goes well, nor by a
+    failure of another kind. There are some 25 endings, and on a bad day a few of them are frequent.
+
+    `now`: unix time.
+    """
+
+    def __init__(self, size: int, now: float = 0.0) -> None:
+        self._began = now
+        self._size = size
+        self._rings: dict[str, deque[Kept]] = {}  # by code
 
     def add(self, kept: Kept) -> None:
-        (self._refused if kept.record.code[0] == "P" else self._ended).append(kept)
+        code = kept.record.code
+        try:
+            ring = self._rings[code]
+        except KeyError:
+            most = max(1, self._size // REFUSED_SHARE) if code[0] == "P" else self._size
+            ring = self._rings[code] = deque(maxlen=most)
+        ring.append(kept)
+
+    @property
+    def reach(self) -> Reach:
+        """A ring that is full may have lost what ended before its oldest."""
+        bounds = (Bound(code, ended_at(ring[0].record)) for code, ring in self._rings.items() if len(ring) == ring.maxlen)
+        return joined([Reach(self._began, tuple(bounds))])
 
     def search(self, query: Query) -> Iterator[list[Story]]:
         """Those that are meant, the newest first, at most query.limit; in steps, between which others may have their turn."""
         left = query.limit
-        rings = [list(reversed(ring)) for ring in (self._ended, self._refused)]
+        rings = [list(reversed(ring)) for code, ring in self._rings.items() if not query.codes or code in query.codes]
         newest_first = merge(*rings, key=lambda kept: -ended_at(kept.record))
         while left > 0 and (some := list(islice(newest_first, SCAN))):
             found = [kept for kept in some if is_meant(query, kept)][:left]
@@ -185,7 +231,7 @@ class Recorder:
             yield [story(kept) for kept in found]
 
     def find(self, number: int) -> Story | None:
-        for ring in (self._ended, self._refused):
+        for ring in self._rings.values():
             for kept in reversed(ring):
                 if kept.record.number == number:
                     return story(kept, whole=True)

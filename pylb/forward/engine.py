@@ -15,7 +15,7 @@ from functools import partial
 
 from pylb.core.address import Address, Listen
 from pylb.core.policy import AdminState, OnDown
-from pylb.core.recorder import SCAN, Query, Recorder, Story, first_number, session_id, story
+from pylb.core.recorder import SCAN, Query, Reach, Recorder, Story, first_number, session_id, story
 from pylb.core.session import Cause, Event, Observer, SessionView, State
 from pylb.core.table import DOWN, Frontend, Server, Table, diff
 from pylb.forward.accounts import Accounts
@@ -90,7 +90,7 @@ class Engine:
             counters=self.counters,
             faults=self.faults,
             observer=observer,
-            recorder=Recorder(recorded) if recorded else None,
+            recorder=Recorder(recorded, wall()) if recorded else None,
             clock=clock,
             wall=wall,
         )
@@ -287,6 +287,12 @@ class Engine:
         """Ended sessions that are meant, the newest first, in steps; none without a recorder."""
         recorder = self._accounts.recorder
         return iter(()) if recorder is None else recorder.search(query)
+
+    @property
+    def reach(self) -> Reach:
+        """How far back `ended` goes."""
+        recorder = self._accounts.recorder
+        return Reach(0.0) if recorder is None else recorder.reach
 
     def story(self, number: int) -> Story | None:
         """All that is known of one session, live or ended, with the servers it might have had."""

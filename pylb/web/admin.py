@@ -20,7 +20,7 @@ from pylb.forward.counters import Counters
 from pylb.observe.metrics import CONTENT_TYPE
 from pylb.web.answers import json_refusal
 from pylb.web.call import Answer, Call, Handler, NoRoute, Router, json_answer
-from pylb.web.sessions import FILTERS, Sessions, ended, meant, query_of, session_json, story_json
+from pylb.web.sessions import FILTERS, Sessions, ended, meant, query_of, reach_json, session_json, story_json
 
 HAPROXY = "haproxy"  # ?compat= of a scrape
 ITEMS_PER_TURN = 50  # of a long list, between two turns of the loop: ~1 ms
@@ -179,12 +179,14 @@ class Admin:
             live = await meant(query, await self._live.sessions())
             lists["live"] = await _listed(live[: query.limit], session_json)
         if "ended" in wanted:
-            lists["ended"] = await _listed(await ended(self._live, query), story_json)
+            found = await ended(self._live, query)
+            lists["ended"] = await _listed(found.stories, story_json)
+            lists["ended_reach"] = json.dumps(reach_json(found.reach))
         return lists
 
     async def _events(self, _call: Call) -> Answer:
         return await _long(
-            {},
+            {"reach": {"since": round(self._registry.since.events, 3)}},
             "events",
             self._registry.events(),
             lambda event: {
@@ -198,7 +200,7 @@ class Admin:
 
     async def _rejected(self, _call: Call) -> Answer:
         return await _long(
-            {},
+            {"reach": {"since": round(self._registry.since.rejected, 3)}},
             "rejected",
             self._registry.rejected(),
             lambda one: {

@@ -15,7 +15,8 @@ from pylb.core.table import Frontend
 from pylb.observe.columns import HEADER, csv_line
 from pylb.observe.lookout import Lookout
 from pylb.observe.stats import BACKEND, FRONTEND, SERVER, Picture, Row, is_up
-from pylb.web.dialect import STATE_COLUMNS, client_of, session_lines, state_line
+from pylb.web.dialect import STATE_COLUMNS, session_lines, state_line
+from pylb.web.sessions import named
 from pylb.web.socket import Verb
 
 Text = str | AsyncIterator[str]
@@ -149,10 +150,9 @@ class Commands:
         found = await self._sessions()
         if args and args[0] != "all":
             try:
-                wanted = client_of(args[0])
+                found = named(args[0], found)
             except ValueError:
                 raise Complaint("Session not found.\n") from None
-            found = [one for one in found if (one.client, one.client_port) == (wanted.ip, wanted.port)]
             if not found:
                 raise Complaint("Session not found.\n")
         return session_lines(found)
@@ -193,8 +193,8 @@ class Commands:
         if not args:
             raise Complaint("Session pointer expected (use 'show sess').\n")
         try:
-            await self._verbs["shutdown session"]({"session": str(client_of(args[0]))})
-        except (ValueError, Refused):  # also where the client has two: HAProxy's socket has no words for that
+            await self._verbs["shutdown session"]({"session": args[0]})
+        except Refused:  # also where the client has two: HAProxy's socket has no words for that
             raise Complaint("No such session (use 'show sess').\n") from None
         return ""
 

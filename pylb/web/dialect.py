@@ -1,28 +1,14 @@
 """Lines of HAProxy's runtime socket: sessions and their ids, weights, and what `show servers state` says of a server."""
 
 from collections.abc import AsyncIterator, Sequence
-from ipaddress import ip_address
 
-from pylb.core.address import Address, parse_address
+from pylb.core.address import Address
 from pylb.core.session import SessionView
 from pylb.observe.stats import Row, is_up
 
 SESSIONS_PER_PIECE = 100  # lines, ~1 ms
 
 # ------------------------------------------------------------ sessions
-
-
-def session_id(one: SessionView) -> str:
-    """A number that says whose session it is: the client's address and port, which is how pylb names a session."""
-    return f"0x{(ip_address(one.client).packed + one.client_port.to_bytes(2, 'big')).hex()}"
-
-
-def client_of(text: str) -> Address:
-    """The client of a session_id, or of an address with its port. Raises ValueError."""
-    if not text.startswith("0x"):
-        return parse_address(text)
-    packed = bytes.fromhex(text[2:])
-    return Address(str(ip_address(packed[:-2])), int.from_bytes(packed[-2:], "big"))
 
 
 async def session_lines(found: Sequence[SessionView]) -> AsyncIterator[str]:
@@ -33,7 +19,7 @@ async def session_lines(found: Sequence[SessionView]) -> AsyncIterator[str]:
 def _session_line(one: SessionView) -> str:
     kind = "tcpv6" if ":" in one.client else "tcpv4"
     return (
-        f"{session_id(one)}: proto={kind} src={Address(one.client, one.client_port)} fe={one.frontend} be={one.frontend} "
+        f"{one.id}: proto={kind} src={Address(one.client, one.client_port)} fe={one.frontend} be={one.frontend} "
         f"srv={one.server or '<none>'} age={int(one.age)}s state={one.state.replace(' ', '_')} "
         f"in={one.bytes_in} out={one.bytes_out}\n"
     )

@@ -4,9 +4,9 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from pylb.core.address import Address, parse_network
+from pylb.core.address import Address, parse_address, parse_network
 from pylb.core.errors import Code, Refused
-from pylb.core.recorder import Attempt, Query, Story, is_meant_live
+from pylb.core.recorder import Attempt, Ended, Query, Reach, Story, is_meant_live, parse_session_id, session_id
 from pylb.core.session import SessionView
 from pylb.core.table import Server
 from pylb.core.tcp_info import TcpInfo
@@ -25,7 +25,7 @@ class Sessions(Protocol):
 
     async def sessions(self) -> Sequence[SessionView]: ...
 
-    async def ended(self, query: Query) -> Sequence[Story]: ...
+    async def ended(self, query: Query) -> Ended: ...
 
 
 def query_of(asked: Mapping[str, Any], now: float, limit: int = MOST) -> Query:
@@ -68,11 +68,27 @@ async def meant(query: Query, views: Sequence[SessionView]) -> list[SessionView]
     return sorted(found, key=lambda one: -one.age)
 
 
-async def ended(live: Sessions, query: Query) -> Sequence[Story]:
+def named(text: str, views: Sequence[SessionView]) -> list[SessionView]:
+    """The live session of this id, or those of this client (IP:PORT). Raises ValueError."""
+    try:
+        wanted = session_id(parse_session_id(text))
+    except ValueError:
+        client = parse_address(text)
+        return [one for one in views if (one.client, one.client_port) == (client.ip, client.port)]
+    return [one for one in views if one.id == wanted]
+
+
+async def ended(live: Sessions, query: Query) -> Ended:
     """Raises Refused where none are kept."""
     if not live.recording:
         raise Refused(Code.NOT_FOUND, "ended sessions are not recorded", "recorder.sessions is 0 in the config")
     return await live.ended(query)
+
+
+def reach_json(reach: Reach) -> dict[str, Any]:
+    """From when on every ended session is there, whatever its code; and of which codes those since an earlier time are."""
+    since = max((reach.began, *(bound.since for bound in reach.full)))
+    return {"since": round(since, 3), "began": round(reach.began, 3), "codes": {code: round(at, 3) for code, at in reach.full}}
 
 
 def session_json(one: SessionView) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from pylb.core.address import Address, Listen
 from pylb.core.policy import Policy
-from pylb.core.recorder import Query, Story
+from pylb.core.recorder import Ended, Query, Story, joined
 from pylb.core.session import SessionView
 from pylb.core.table import Frontend, Server, Table, diff
 from pylb.forward.counters import Counters, FrontendCounters
@@ -301,10 +301,12 @@ class Fleet:
     async def sessions(self) -> list[SessionView]:
         return [view for answer in await self._ask("sessions") for view in answer.sessions]
 
-    async def ended(self, query: Query) -> list[Story]:
+    async def ended(self, query: Query) -> Ended:
         """Those that are meant, the newest first. Of workers that live; what a dead one had recorded went with it."""
-        found = [story for answer in await self._ask("ended", query=query) for story in answer.ended]
-        return sorted(found, key=lambda one: -one.ended_at)[: query.limit]
+        answers = await self._ask("ended", query=query)
+        found = sorted((story for answer in answers for story in answer.ended), key=lambda one: -one.ended_at)
+        reach = joined((answer.reach for answer in answers if answer.reach is not None), query.codes)
+        return Ended(found[: query.limit], reach)
 
     async def story(self, number: int) -> Story | None:
         """All that is known of one session, live or ended."""

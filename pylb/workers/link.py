@@ -208,7 +208,7 @@ class Link:
         if ask.what == "ended" and ask.query is not None:
             found = engine.ended(ask.query)
             self._searches.append(Answer(ask.number, 0, (), tuple(some), more=True) for some in found)
-            self._searches.append(iter((Answer(ask.number, 0, ()),)))
+            self._searches.append(iter((Answer(ask.number, 0, (), reach=engine.reach),)))
             return
         if ask.what == "story":
             story = engine.story(ask.session)

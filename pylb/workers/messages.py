@@ -12,7 +12,7 @@ from pylb import __version__
 from pylb.core.address import Address, Listen
 from pylb.core.log import Format, Selection
 from pylb.core.policy import Policy
-from pylb.core.recorder import Query, Story
+from pylb.core.recorder import Query, Reach, Story
 from pylb.core.session import SessionView
 from pylb.core.table import Frontend, Server
 from pylb.core.wire import Malformed, made, plain
@@ -203,6 +203,7 @@ class Answer(NamedTuple):
     sessions: tuple[SessionView, ...]
     ended: tuple[Story, ...] = ()
     more: bool = False  # it goes on in another
+    reach: Reach | None = None  # of "ended", in its last part
 
 
 KINDS: tuple[type[Any], ...] = (

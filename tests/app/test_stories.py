@@ -21,7 +21,7 @@ TCP = dict.fromkeys(TcpInfo._fields) | {"state": "CLOSE_WAIT", "retransmits": 0,
 def story(**changed: Any) -> dict[str, Any]:
     names = ("server", "address", "rank", "weight", "admin", "max_connections")
     return {
-        "id": "1-1a2b",
+        "id": "0x1000000001a2b",
         "client": "198.51.100.9:51000",
         "frontend": "web",
         "listen": "*:443",
@@ -64,7 +64,7 @@ def test_one_that_was_refused_has_no_time_in_the_queue() -> None:
 def test_the_whole_way_of_a_session_is_told_in_order() -> None:
     text = "\n".join(stories.told(story()))
     expected = [
-        "session 1-1a2b of 198.51.100.9:51000 ended at ",
+        "session 0x1000000001a2b of 198.51.100.9:51000 ended at ",
         " with SD: the server reset",
         " from 198.51.100.9:51000 to *:443",
         "frontend   web, by the table of generation 7",
@@ -104,7 +104,7 @@ def test_every_candidate_says_why_it_was_or_was_not_picked() -> None:
         ),
         (
             {"code": None, "total_ms": 900, "state": "relaying"},
-            "session 1-1a2b of 198.51.100.9:51000 lives, for 900 ms now: relaying",
+            "session 0x1000000001a2b of 198.51.100.9:51000 lives, for 900 ms now: relaying",
         ),
         ({"closed_first": None}, "closed     by nobody yet"),
         ({"closed_first": {"by": "pylb", "how": "killed", "ms": 5}}, "closed     first by pylb (killed), 5 ms after it came"),
@@ -130,7 +130,7 @@ def test_a_session_that_asked_for_no_server_says_so_of_each() -> None:
 
 
 def test_a_session_on_one_line() -> None:
-    assert stories.line(story()).endswith(" 1-1a2b 198.51.100.9:51000 to pod-2: SD after 120.0 s, the server reset")
+    assert stories.line(story()).endswith(" 0x1000000001a2b 198.51.100.9:51000 to pod-2: SD after 120.0 s, the server reset")
     head, row = stories.ended_table([story(closed_first=None, server=None)])
     assert head.split()[:3] == ["ENDED", "ID", "CLIENT"]
-    assert row.split()[1:] == ["1-1a2b", "198.51.100.9:51000", "web", "-", "SD", "40/7/120000", "1234", "5678900", "-"]
+    assert row.split()[1:] == ["0x1000000001a2b", "198.51.100.9:51000", "web", "-", "SD", "40/7/120000", "1234", "5678900", "-"]

@@ -75,3 +75,15 @@ def test_a_ring_is_never_larger_and_owes_each_a_fair_share(owners: list[str], si
         assert kept[owner] >= min(said[owner], size // len(said))
         newest = [number for number, one in enumerate(owners) if one == owner][-kept[owner] :] if kept[owner] else []
         assert [number for one, number in items if one == owner] == newest
+
+
+def test_the_lists_say_how_far_back_they_reach() -> None:
+    now = 1000.0
+    book = Journal(lambda: now, lambda _event: None)
+    now = 1001.0
+    book.note("moved", "first")
+    assert (book.events_since, book.rejected_since) == (1000.0, 1000.0)
+    for second in range(1, 1001):
+        now = 1001.0 + second
+        book.note("moved", "another")
+    assert (book.events_since, book.rejected_since, book.events()[0].at) == (1001.0, 1000.0, 1002.0)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pylb.control import history
-from pylb.control.history import History
+from pylb.control.history import KEPT, History
 from pylb.core.address import Address, Listen
 from pylb.core.changes import Line, What
 
@@ -40,6 +40,20 @@ def test_what_was_written_is_there_again(tmp_path: Path) -> None:
     assert [one.number for one in record(path).generations()] == [1, 2, 3]
     assert [one.number for one in again.generations("80")] == [2]
     assert [one.number for one in again.generations("other")] == [2]
+
+
+def test_what_is_asked_of_a_name_has_its_lines_alone_and_says_since_when(tmp_path: Path) -> None:
+    found = record(tmp_path / "history.jsonl")
+    assert found.since is None
+    found.note(1, ["app from 192.0.2.1"], [line(), line(port=80, name="other")])
+    [of_web] = found.generations("web")
+    assert [one.frontend for one in of_web.lines] == ["web"]
+    assert len(found.generations()[0].lines) == 2
+    assert found.since == found.generations()[0].at
+    for number in range(2, KEPT + 3):
+        found.note(number, ["app from 192.0.2.1"], [line()])
+    assert found.generations()[0].number == 3
+    assert found.since is not None
 
 
 def test_one_tokens_generations_do_not_push_out_anothers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

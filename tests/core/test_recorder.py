@@ -9,12 +9,15 @@ from pylb.core.policy import Balance, Policy
 from pylb.core.recorder import (
     SCAN,
     Attempt,
+    Bound,
     Kept,
     Query,
+    Reach,
     Recorder,
     Story,
     first_number,
     is_meant_live,
+    joined,
     parse_session_id,
     session_id,
     story,
@@ -52,31 +55,59 @@ def filled(*sessions: Kept, size: int = 1000) -> Recorder:
 
 def test_the_last_ones_are_kept_and_the_newest_comes_first() -> None:
     recorder = filled(*(kept(number) for number in range(1, 6)), size=3)
-    assert found(recorder) == ["0-5", "0-4", "0-3"]
+    assert found(recorder) == ["0x5", "0x4", "0x3"]
 
 
 def test_a_flood_of_refused_clients_pushes_no_others_out() -> None:
     recorder = filled(kept(1), kept(2), *(kept(number, code="PR") for number in range(3, 100)), kept(100), size=8)
-    assert found(recorder) == ["0-64", "0-63", "0-62", "0-2", "0-1"]
+    assert found(recorder) == ["0x64", "0x63", "0x62", "0x2", "0x1"]
+
+
+def test_failures_are_pushed_out_neither_by_what_goes_well_nor_by_other_failures() -> None:
+    killed = [kept(number, code="KD") for number in (1, 2, 3)]
+    well = [kept(number) for number in range(10, 50)]
+    resets = [kept(number, code="CD") for number in range(50, 90)]
+    recorder = filled(*killed, *well, *resets, size=4)
+    assert found(recorder, Query(codes=("KD",))) == ["0x3", "0x2", "0x1"]
+    assert len(found(recorder)) == 3 + 4 + 4
+
+
+def test_a_recorder_says_how_far_back_it_goes_for_each_ending() -> None:
+    recorder = Recorder(3, now=1000.0)
+    assert recorder.reach == Reach(1000.0)
+    for one in (kept(1), kept(2), kept(3, code="KD")):
+        recorder.add(one)
+    assert recorder.reach == Reach(1000.0)
+    for one in (kept(4), kept(5), kept(6, code="KD")):
+        recorder.add(one)
+    assert recorder.reach == Reach(1000.0, (Bound("--", 1002.5),))
+
+
+def test_the_reach_of_several_is_what_all_of_them_have() -> None:
+    one = Reach(1000.0, (Bound("--", 1500.0), Bound("KD", 1200.0)))
+    young = Reach(1300.0, (Bound("--", 1400.0), Bound("SC", 1350.0)))
+    assert joined([one, young]) == Reach(1300.0, (Bound("--", 1500.0), Bound("SC", 1350.0)))
+    assert joined([one, young], ("KD", "SC")) == Reach(1300.0, (Bound("SC", 1350.0),))
+    assert joined([]) == Reach(0.0)
 
 
 @pytest.mark.parametrize(
     ("query", "ids"),
     [
-        (Query(), ["0-3", "0-2", "0-1"]),
-        (Query(limit=2), ["0-3", "0-2"]),
+        (Query(), ["0x3", "0x2", "0x1"]),
+        (Query(limit=2), ["0x3", "0x2"]),
         (Query(limit=0), []),
-        (Query(client=(ip_network("192.0.2.0/24"),)), ["0-2", "0-1"]),
-        (Query(client=(ip_network("192.0.2.2"), ip_network("2001:db8::/32"))), ["0-3", "0-2"]),
+        (Query(client=(ip_network("192.0.2.0/24"),)), ["0x2", "0x1"]),
+        (Query(client=(ip_network("192.0.2.2"), ip_network("2001:db8::/32"))), ["0x3", "0x2"]),
         (Query(client=(ip_network("198.51.100.0/24"),)), []),
-        (Query(frontend="web", server="pod-1"), ["0-3", "0-2", "0-1"]),
-        (Query(frontend="443", server="203.0.113.7:30443"), ["0-3", "0-2", "0-1"]),
-        (Query(frontend="*:443"), ["0-3", "0-2", "0-1"]),
+        (Query(frontend="web", server="pod-1"), ["0x3", "0x2", "0x1"]),
+        (Query(frontend="443", server="203.0.113.7:30443"), ["0x3", "0x2", "0x1"]),
+        (Query(frontend="*:443"), ["0x3", "0x2", "0x1"]),
         (Query(frontend="44"), []),
         (Query(server="pod-2"), []),
-        (Query(codes=("SC", "sC")), ["0-2"]),
+        (Query(codes=("SC", "sC")), ["0x2"]),
         (Query(codes=("SC",), since=1002.6), []),
-        (Query(since=1002.5), ["0-3", "0-2"]),
+        (Query(since=1002.5), ["0x3", "0x2"]),
     ],
 )
 def test_those_are_found_that_fit_every_word_of_the_question(query: Query, ids: list[str]) -> None:
@@ -91,8 +122,8 @@ def test_a_search_goes_in_steps_and_sees_what_was_there_when_it_began() -> None:
     recorder.add(kept(9999))
     steps += search
     assert [len(step) for step in steps] == [SCAN] * 3
-    assert steps[-1][-1].id == "0-1"
-    rare = recorder.search(Query(codes=("SC",)))
+    assert steps[-1][-1].id == "0x1"
+    rare = recorder.search(Query(server="pod-9"))
     assert [len(step) for step in rare] == [0, 0, 0]
 
 
@@ -106,13 +137,13 @@ def test_one_is_found_by_its_number_with_the_servers_it_might_have_had() -> None
     one, refused = recorder.find(1), recorder.find(2)
     assert one is not None
     assert refused is not None
-    assert (one.id, one.candidates, refused.record.code) == ("0-1", WEB.servers, "PR")
+    assert (one.id, one.candidates, refused.record.code) == ("0x1", WEB.servers, "PR")
     assert recorder.find(3) is None
 
 
 def test_a_story_is_what_was_kept_in_plain_words_and_survives_the_channel() -> None:
     told = story(kept(0x1A2B), whole=True)
-    assert (told.id, told.listen, told.balance, told.generation) == ("0-1a2b", LISTEN, "first", 7)
+    assert (told.id, told.listen, told.balance, told.generation) == ("0x1a2b", LISTEN, "first", 7)
     assert (told.dial_ms, told.ended_at) == (2, 1000.5 + 0x1A2B)
     assert told.client_tcp is not None
     assert (told.client_tcp.state, told.client_tcp.retransmits, told.server_tcp) == ("ESTABLISHED", 3, None)
@@ -139,19 +170,20 @@ def test_who_closed_first_is_a_side_or_pylb_itself(first: Event | None, closed: 
     assert (told.closed_by, told.closed_how, told.closed_ms) == closed
 
 
-@pytest.mark.parametrize(("seat", "count", "text"), [(0, 1, "0-1"), (0, 0x1A2B, "0-1a2b"), (31, 1 << 40, "31-10000000000")])
+@pytest.mark.parametrize(("seat", "count", "text"), [(0, 1, "0x1"), (0, 0x1A2B, "0x1a2b"), (31, 1 << 40, "0x1f010000000000")])
 def test_an_id_is_read_as_it_is_written_and_no_two_workers_share_one(seat: int, count: int, text: str) -> None:
     assert session_id(first_number(seat) + count) == text
     assert parse_session_id(text) == first_number(seat) + count
+    assert parse_session_id("0x" + text[2:].upper()) == first_number(seat) + count
 
 
-@pytest.mark.parametrize("text", ["", "443", "-1", "0-", "0-xyz", "a-1", "0-1-2", "0-1A", "0-" + "1" * 13, "12345-1", "٣-1"])
+@pytest.mark.parametrize("text", ["", "443", "0-1a2b", "0x", "0xyz", "x1", "0X1", "-0x1", "0x1 ", "0x" + "1" * 17, "0x٣"])
 def test_what_is_no_id_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="no session, as in 0-1a2b"):
+    with pytest.raises(ValueError, match="no session, as in 0x1a2b"):
         parse_session_id(text)
 
 
 def test_live_sessions_are_found_by_the_same_words() -> None:
-    view = SessionView("192.0.2.1", 51000, "web", LISTEN, "pod-1", SERVER.address, "relaying", 1.0, 1, 2, "0-1")
+    view = SessionView("192.0.2.1", 51000, "web", LISTEN, "pod-1", SERVER.address, "relaying", 1.0, 1, 2, "0x1")
     assert is_meant_live(Query(client=(ip_network("192.0.2.0/24"),), frontend="443", server="pod-1"), view)
     assert not is_meant_live(Query(server="pod-2"), view)

@@ -300,15 +300,15 @@ def test_ids_are_the_same_in_life_in_the_record_and_afterwards(drive: Drive) -> 
     [[story]] = drive.engine.ended(Query())
     assert (story.id, story.record.number) == (one.id, record.number)
     other.reset()
-    assert drive.engine.story(parse_session_id("0-ffff")) is None
+    assert drive.engine.story(parse_session_id("0xffff")) is None
 
 
 def test_a_worker_numbers_its_sessions_by_its_seat(make_drive: Make) -> None:
     drive = make_drive(splice=False, seat=3)
     client, _ = drive.session()
-    assert [view.id for view in drive.engine.sessions()] == ["3-1"]
+    assert [view.id for view in drive.engine.sessions()] == ["0x3000000000001"]
     client.reset()
-    assert drive.story().id == "3-1"
+    assert drive.story().id == "0x3000000000001"
 
 
 def test_without_a_recorder_nothing_is_kept_and_live_ones_can_still_be_asked_about(make_drive: Make) -> None:

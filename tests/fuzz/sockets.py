@@ -170,7 +170,7 @@ _LINES = (
     b'{"verb":"history","what":"443"}',
     b'{"verb":"plan","path":"/etc/pylb.yaml","text":"frontends: []"}',
     b'{"verb":"plan","token":"t","name":"a","instance":"b","address":"192.0.2.7","body":"{}"}',
-    b'{"verb":"explain","session":"0-1a2b"}',
+    b'{"verb":"explain","session":"0x1a2b"}',
     b'{"verb":"sessions","client":"192.0.2.0/24","limit":5}',
     b'{"verb":"sessions","ended":true,"since":600,"code":"SC"}',
     b'{"verb":"shutdown session","client":"192.0.2.7:50000"}',

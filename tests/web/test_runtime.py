@@ -14,8 +14,8 @@ import pytest
 from pylb.core.address import Address, Listen
 from pylb.core.session import SessionView
 from pylb.web.commands import Commands, Text
-from pylb.web.dialect import client_of, session_id
 from pylb.web.runtime import LINE_BYTES, RuntimeSocket, split
+from pylb.web.sessions import named
 from tests.fuzz.measures import memory
 from tests.support.peers import need_root
 from tests.web.loopback import run
@@ -148,12 +148,14 @@ def test_a_long_command_takes_no_memory_for_each_of_its_characters() -> None:
 
 
 @pytest.mark.parametrize("client", ["192.0.2.7", "2001:db8::7"])
-def test_a_sessions_id_says_whose_it_is(client: str) -> None:
-    view = SessionView(client, 40123, "web", Listen("tcp", "*", 443), "a", None, "relaying", 1.0, 0, 0)
-    assert client_of(session_id(view)) == client_of(str(Address(client, 40123))) == Address(client, 40123)
-    for text in ("0x12", "0xzz", "7", ""):
+def test_a_session_is_named_by_its_id_or_by_its_client(client: str) -> None:
+    view = SessionView(client, 40123, "web", Listen("tcp", "*", 443), "a", None, "relaying", 1.0, 0, 0, "0x1a2b")
+    for text in ("0x1a2b", "0x1A2B", str(Address(client, 40123))):
+        assert named(text, [view]) == [view]
+    assert named("0x12", [view]) == []
+    for text in ("0xzz", "7", ""):
         with pytest.raises(ValueError):  # noqa: PT011 - whatever it is, it is no session
-            client_of(text)
+            named(text, [view])
 
 
 def test_it_can_be_asked_with_a_plain_socket(path: Path) -> None:

@@ -202,7 +202,7 @@ def test_what_is_no_frame_of_ours_is_never_guessed_at(raw: tuple[socket.socket, 
 SERVER = Server("a", Address("192.0.2.1", 30443))
 LISTEN = Listen("tcp", "*", 443)
 STORY = Story(
-    "1-7",
+    "0x1000000000007",
     SessionRecord("web", "a", "192.0.2.9", 51000, 443, 1.5, 0, -1, 2, 3, 4, "SC", 1, True, 1, 1, 1, number=7),
     "closed",
     LISTEN,
