@@ -26,7 +26,7 @@ PREFIXES = (10, 10_000)
 @dataclass(eq=False)
 class _Server:
     identity: str
-    weight: int = 1
+    weight: float = 1
     sessions: int = 0
     most: int = 0
     turn: float = 0.0

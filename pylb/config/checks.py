@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from pylb.config import models as m
 from pylb.config import values as v
+from pylb.config.health import health_findings
 from pylb.config.parts import Finding, Part, Parts
 from pylb.config.yamlplace import Loc
 from pylb.core.address import ANY, Address, HostPort, Listen, is_loopback
@@ -21,6 +22,7 @@ def findings(parts: Parts) -> Iterator[Finding]:
     yield from _taken_ports(parts)
     for frontend in parts.frontends:
         yield from _frontend(frontend)
+    yield from health_findings(parts)
     yield from _loops(parts)
 
 

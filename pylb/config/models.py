@@ -205,17 +205,55 @@ class TimeoutsSection(Section):
 
 
 class HealthSection(Section):
-    mode: Literal["passive", "active", "none"] = Field(
-        _HEALTH.mode.value, description="`passive` probes servers that are out, `active` all of them"
+    mode: Literal["passive", "active", "none"] | None = Field(
+        None,
+        description="`passive` asks servers that are out, `active` all of them; unset: `active` where the check is more than "
+        "a connect, else `passive`",
     )
     check: v.CheckSpec = Field(  # type: ignore[assignment]  # what the reference shows; only keys that are written count
         "tcp",
-        description="what a server is asked: a connect, a GET and its status (200-399), or text and what the answer contains",
+        description="what a server is asked: a connect, a GET and its status (200-399), or text and what the answer contains, "
+        "in one step or several",
     )
     timeout: v.LongerThanZero = Field(_HEALTH.timeout, description="for a whole check")
-    interval: v.ProbeInterval = Field(_HEALTH.interval, description="between probes; doubles to 30s while a server is out")
-    rise: v.SmallCount = Field(_HEALTH.rise, description="answers in a row that bring a server back")
-    fall: v.SmallCount = Field(_HEALTH.fall, description="failed connects in a row that take it out")
+    interval: v.ProbeInterval = Field(_HEALTH.interval, description="between two checks of a server, up or down")
+    max_interval: v.ProbeInterval | None = Field(
+        None,
+        description="for a server that is out and says nothing at all (a black hole) the interval doubles up to this; unset: "
+        "it stays",
+    )
+    rise: v.SmallCount = Field(_HEALTH.rise, description="checks in a row that it must pass to be back")
+    fall: v.SmallCount = Field(
+        _HEALTH.fall, description="failed checks, or clients' failed connects, in a row that take it out"
+    )
+    when_all_down: Literal["try", "refuse"] = Field(
+        _HEALTH.when_all_down.value,
+        description="`try`: servers that are down are tried when all are; `refuse`: a server serves only while it passes its "
+        "check, and with none that does clients are reset",
+    )
+
+    def said(self) -> dict[str, Any]:
+        """Of a HealthPolicy: what is written here."""
+        found = {key: getattr(self, key) for key in self.model_fields_set}
+        if "mode" in found:
+            mode = found.pop("mode")
+            found["wanted"] = None if mode is None else core.HealthMode(mode)
+        if "max_interval" in found:
+            found["max_interval"] = found["max_interval"] or 0.0
+        if "when_all_down" in found:
+            found["when_all_down"] = core.WhenAllDown(self.when_all_down)
+        return found
+
+
+class ServerHealth(Section):
+    check: v.CheckSpec | None = Field(None, description="in place of the frontend's")
+    port: v.Port | None = Field(None, description="of the check; default: the check's own, else the server's")
+    interval: v.ProbeInterval | None = Field(None, description="in place of the frontend's, as what follows")
+    rise: v.SmallCount | None = Field(None, description="checks in a row that it must pass to be back")
+    fall: v.SmallCount | None = Field(None, description="failed ones in a row that take it out")
+
+    def own(self) -> core.OwnHealth:
+        return core.OwnHealth(self.check, self.port or 0, self.interval, self.rise, self.fall)
 
 
 class ProxyProtocolSection(Section):
@@ -253,6 +291,13 @@ class PolicySection(Section):
     retries: v.Retries = Field(3, description="other servers tried when one does not answer")
     max_connections: v.Connections = Field(0, description="sessions at once; 0: only the process's limit, from its fd limit")
     max_queue: v.Connections = Field(0, description="clients that may wait while all servers are full; 0: no limit")
+    backups: Literal["first", "all"] = Field(
+        "first",
+        description="while no other server is usable: `first`: the first backup in the order of the file; `all`: all of them",
+    )
+    slow_start: v.Duration = Field(
+        0.0, description="a server that is back, or new in an open frontend, gets its whole share only after this time"
+    )
     freebind: v.Flag = Field(False, description="listen also on an address that this machine does not have yet (VRRP)")
     on_down: Literal["keep", "close"] = Field(
         "keep", description="live sessions of a server that is found down: `close` resets them, code DD"
@@ -270,12 +315,11 @@ class PolicySection(Section):
         written = self.model_fields_set
         plain = {key: getattr(self, key) for key in _PLAIN if key in written}
         timeouts = {key: getattr(self.timeouts, key) for key in self.timeouts.model_fields_set}
-        health = {key: getattr(self.health, key) for key in self.health.model_fields_set}
-        if "mode" in health:
-            health["mode"] = core.HealthMode(health["mode"])
         limits = {key: getattr(self.limits, key) for key in self.limits.model_fields_set}
         if "on_down" in written:
             plain["on_down"] = core.OnDown(self.on_down)
+        if "backups" in written:
+            plain["backups"] = core.Backups(self.backups)
         if "access" in written:
             plain["access"] = AccessList(self.access)
         return replace(
@@ -283,7 +327,7 @@ class PolicySection(Section):
             **plain,
             **self._proxy(base),
             timeouts=replace(base.timeouts, **timeouts),
-            health=replace(base.health, **health),
+            health=replace(base.health, **self.health.said()),
             limits=replace(base.limits, **limits),
         )
 
@@ -307,7 +351,7 @@ class PolicySection(Section):
         return changed
 
 
-_PLAIN = ("balance", "retries", "max_connections", "max_queue", "freebind", "source_addresses")
+_PLAIN = ("balance", "retries", "max_connections", "max_queue", "freebind", "source_addresses", "slow_start")
 
 
 class Defaults(PolicySection):
@@ -328,6 +372,8 @@ class ServerEntry(Section):
     max_connections: v.Connections = Field(
         0, description="sessions of it at once; while all are full, clients wait; 0: no limit"
     )
+    health: ServerHealth = Field(default_factory=ServerHealth)
+    resolve: Literal["ipv4", "ipv6", "any"] = Field("any", description="which addresses of a host name are servers")
 
     @model_validator(mode="before")
     @classmethod
@@ -350,7 +396,15 @@ class FrontendEntry(PolicySection):
 
     def frontend(self, defaults: core.Policy) -> core.StaticFrontend:
         servers = tuple(
-            core.StaticServer(entry.address, entry.weight, entry.backup, entry.max_connections) for entry in self.servers
+            core.StaticServer(
+                entry.address,
+                entry.weight,
+                entry.backup,
+                entry.max_connections,
+                health=entry.health.own(),
+                resolve=core.Family(entry.resolve),
+            )
+            for entry in self.servers
         )
         return core.StaticFrontend(
             self.name, self.listen, servers, self.policy(defaults), joining=core.Joining(self.registrations)

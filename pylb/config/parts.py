@@ -50,6 +50,7 @@ class Parts:
     metrics: m.Metrics | None = None
     leases: m.Leases | None = None
     log: m.Log | None = None
+    defaults: m.Defaults | None = None
     tokens: list[Part[m.TokenEntry]] = field(default_factory=list)
     frontends: list[Part[m.FrontendEntry]] = field(default_factory=list)
     public_addresses: frozenset[str] = frozenset()
@@ -75,6 +76,7 @@ def readable_parts(document: Document, base: Path) -> Parts:
         metrics=_section(m.Metrics, data.get("metrics"), base),
         leases=_section(m.Leases, data.get("leases"), base),
         log=_section(m.Log, data.get("log"), base),
+        defaults=_section(m.Defaults, data.get("defaults"), base),
         tokens=list(_entries(m.TokenEntry, "tokens", data.get("tokens"), base, _SOME_PORTS)),
         frontends=list(_entries(m.FrontendEntry, "frontends", data.get("frontends"), base)),
     )

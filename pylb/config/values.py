@@ -75,7 +75,7 @@ _CHECK: Json = _either(
     {"const": "tcp"},
     {
         "type": "object",
-        "properties": {key: {} for key in ("http", "expect", "host", "send", "port")},
+        "properties": {key: {} for key in ("http", "expect", "host", "send", "steps", "port")},
         "additionalProperties": False,
     },
 )
@@ -386,8 +386,13 @@ Workers = Annotated[
 CheckSpec = Annotated[
     Check,
     PlainValidator(_check),
-    Shape("`tcp`, `{http: PATH, expect: 200, host: NAME}`, `{send: TEXT, expect: TEXT}`; each with `port: N`", _CHECK),
+    Shape(
+        "`tcp`, `{http: PATH, expect: 200, host: NAME}`, `{send: TEXT, expect: TEXT}`, "
+        "`{steps: [{send: TEXT, expect: TEXT}, …]}`; each with `port: N`",
+        _CHECK,
+    ),
 ]
+Port = Annotated[int, PlainValidator(_whole(1, 65535)), Shape("1-65535", _numbers(1, 65535))]
 Rate = Annotated[int, PlainValidator(_whole(0, 1_000_000)), Shape("per second", _numbers(0, 1_000_000))]
 Percent = Annotated[int, PlainValidator(_whole(1, 100)), Shape("1-100", _numbers(1, 100))]
 Prefix = Annotated[int, PlainValidator(_whole(1, 128)), Shape("1-128", _numbers(1, 128))]

@@ -1,20 +1,22 @@
-"""Who is to be asked, and when: the dial that proves a new target, the probes that find out when a server is back.
+"""Who is to be asked: the dial that proves a new target, the checks that find out who goes out and who is back.
 
-A probe never delays anything: it runs beside the single writer, and only its finding is handed over, by `on_news`.
+A probe never delays anything: it runs beside the single writer, and only its finding is handed over, by `on_news`. However
+many frontends ask the same of a server, it is asked once, and all of them learn the answer.
 """
 
 import asyncio
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
-from heapq import heappop, heappush
 from math import inf
 from typing import NamedTuple
 
+from pylb.control.agenda import Agenda
 from pylb.control.probe import Ask, Question
 from pylb.core.address import Address, Listen
 from pylb.core.compose import Sight
 from pylb.core.health import (
     PROVEN,
+    SILENT,
     UNRECORDED,
     UP,
     YES,
@@ -25,12 +27,14 @@ from pylb.core.health import (
     checked,
     failed,
     prove,
+    remembered,
     turned,
+    unasked,
     unproven,
     watched,
 )
 from pylb.core.persistent import Frozen
-from pylb.core.policy import AdminState, CheckKind, HealthMode
+from pylb.core.policy import AdminState, CheckKind, HealthMode, HealthPolicy
 from pylb.core.table import Frontend, Server, Table
 
 AGAIN = 20.0  # seconds between two connects to a server of somebody who no longer calls
@@ -64,21 +68,25 @@ class Checker:
         self._dials: dict[Address, Record] = {}  # of the connects that are to prove an address
         self._answers: dict[Address, Answer] = {}
         self._again: dict[Address, float] = {}  # when to ask those of `ask_on` next, whatever they have answered
-        self._asking: dict[Question, asyncio.Task[str]] = {}
+        self._asking: dict[Question, asyncio.Task[tuple[str, bool]]] = {}
         self._probing: set[Place | Address] = set()  # due, and being asked
         self._checks: dict[Place | Address, tuple[float, str]] = {}  # the last finding of each, and when
         self._servers: dict[Place, Server] = {}
         self._users: dict[Address, dict[Listen, None]] = {}  # the frontends that have it
-        self._down: Frozen[Place, bool] = Frozen()
+        self._groups: dict[Question, dict[Place, None]] = {}  # of places that ask the same
+        self._questions: dict[Place, Question] = {}
+        self._last_asked: dict[Place | Address, float] = {}
+        self.down: Frozen[Place, bool] = Frozen()
+        self.passed: Frozen[Place, bool] = Frozen()  # up, and the last check said so
         self.proven: Frozen[Address, bool] = Frozen()  # addresses that have answered once
-        self._agenda: list[tuple[float, int, Place | Address]] = []  # a heap of when to ask; what is out of date is skipped
-        self._planned = 0
+        self.agenda: Agenda[Place | Address] = Agenda(clock, self._asked_at, self._probing)
         self.table = Table()
-        self.interval = 2.0  # seconds between two dials of an unproven target, at first
+        self.defaults = HealthPolicy()  # how unproven targets are dialled
+        self._synced = False
 
     @property
     def sight(self) -> Sight:
-        return Sight(self.proven, self._down)
+        return Sight(self.proven, self.down, self.passed)
 
     def proof(self, address: Address) -> Proof | None:
         return self._proofs.get(address)
@@ -127,9 +135,11 @@ class Checker:
         both = self._checks.get((listen, address)), self._checks.get(address)
         return max((check for check in both if check is not None), default=None)
 
-    def restore(self, proven: Iterable[Address]) -> None:
+    def restore(self, proven: Iterable[Address], down: Frozen[Place, bool], passed: Frozen[Place, bool]) -> None:
+        """What a snapshot remembers, before the first `sync`: a start neither opens a closed door nor closes an open one."""
         self._proofs.update(dict.fromkeys(proven, PROVEN))
         self.proven = Frozen(dict.fromkeys(self._proofs, True))
+        self.down, self.passed = down, passed
 
     def unknown(self, addresses: Iterable[Address]) -> bool:
         """Is there any that nobody has dialled yet?"""
@@ -144,16 +154,19 @@ class Checker:
         """Asks these now, all at once (<= 1 s), whatever is known of them."""
         await asyncio.gather(*(self._answer(Question(address)) for address in {*addresses}))
 
-    async def _answer(self, question: Question) -> str:
-        """Two that ask the same share one connection, and it goes on if one of them gives up."""
+    async def _answer(self, question: Question) -> tuple[str, bool]:
+        """What was found, and whether it proves the address.
+
+        Two that ask the same share one connection, and it goes on if one of them gives up.
+        """
         running = self._asking.get(question)
         if running is None:
             running = asyncio.get_running_loop().create_task(self._ask_and_learn(question))
             self._asking[question] = running
         return await asyncio.shield(running)
 
-    async def _ask_and_learn(self, question: Question) -> str:
-        address, began = question.server, self._clock()
+    async def _ask_and_learn(self, question: Question) -> tuple[str, bool]:
+        address, began, proves = question.server, self._clock(), False
         try:
             found = await self._ask(question)
         finally:
@@ -166,11 +179,12 @@ class Checker:
         if found == YES or question == Question(address):  # whoever passes a check has answered; a wrong answer is no refusal
             known = self._proofs.get(address)
             self._checks[address] = (self._clock(), found)
-            self._proofs[address] = prove(known, found, self.interval, self._clock(), jitter=self._jitter())
+            self._proofs[address] = prove(known, found, self.defaults, self._clock(), jitter=self._jitter())
             self._plan(address)
-            if found == YES and address not in self.proven:
+            proves = found == YES and address not in self.proven
+            if proves:
                 self.proven = self.proven.edited({address: True})
-        return found
+        return found, proves
 
     def _learn(self, question: Question, found: str) -> None:
         """What a check says of connects to the server: nothing from another port, nor when it takes too long to be passed."""
@@ -191,6 +205,7 @@ class Checker:
                 self._dials.pop(address, None)
                 self._checks.pop(address, None)
                 self._answers.pop(address, None)
+                self._last_asked.pop(address, None)
                 self.proven = self.proven.edited({address: None})
 
     def sync(self, table: Table, touched: Iterable[Listen] | None) -> None:
@@ -207,13 +222,19 @@ class Checker:
             self._sync(listen, before.frontends.get(listen), table.frontends.get(listen))
             yield
         self.table = table
+        if not self._synced:  # of what a snapshot remembered, the rest belongs to nobody
+            self._synced = True
+            self.down, self.passed = (
+                known.edited({place: None for place in known if place not in self._servers})
+                for known in (self.down, self.passed)
+            )
 
     def _sync(self, listen: Listen, old: Frontend | None, new: Frontend | None) -> None:
         known = {server.address: server for server in old.servers} if old else {}
         now = {server.address: server for server in new.servers} if new else {}
         same_policy = old is not None and new is not None and old.policy is new.policy
         for address in known.keys() - now.keys():
-            self._forget(listen, address)
+            self._forget((listen, address))
             self._records.pop((listen, address), None)
             users = self._users.get(address, {})
             users.pop(listen, None)
@@ -225,13 +246,17 @@ class Checker:
                 self._users.setdefault(address, {})[listen] = None
                 self._watch(new, server)
 
-    def _forget(self, listen: Listen, address: Address) -> None:
-        place = (listen, address)
+    def _forget(self, place: Place) -> None:
+        """As if it had never been asked."""
         self._servers.pop(place, None)
         self._health.pop(place, None)
         self._checks.pop(place, None)
-        if place in self._down:
-            self._down = self._down.edited({place: None})
+        self._last_asked.pop(place, None)
+        self._leave_group(place)
+        if place in self.passed:
+            self.passed = self.passed.edited({place: None})
+        if place in self.down:
+            self.down = self.down.edited({place: None})
             self._turn(place, down=False)
 
     def _turn(self, place: Place, *, down: bool) -> None:
@@ -240,20 +265,75 @@ class Checker:
 
     def _watch(self, frontend: Frontend, server: Server) -> None:
         now, address = self._clock(), server.address
+        place, policy = (frontend.listen, address), frontend.health(server)
         if address not in self._proofs:
             self._proofs[address] = unproven(now)
             self._plan(address)
-        if server.admin is AdminState.MAINT:  # left in peace; once it is ready, nothing is known of it
-            self._forget(frontend.listen, address)
-        self._servers[frontend.listen, address] = server
-        self._records.setdefault((frontend.listen, address), Record(now))
-        policy = frontend.policy.health
-        if policy.mode is HealthMode.ACTIVE and server.admin is not AdminState.MAINT:
-            # The first probes are spread over a whole interval: a thousand servers come with one reload.
-            place = (frontend.listen, address)
-            if place not in self._health:
-                self._health[place] = watched(policy, now, self._uniform(0.0, 1.0))
-                self._plan(place)
+        in_peace = server.admin is AdminState.MAINT or policy.mode is HealthMode.NONE
+        if in_peace:  # once it is asked again, nothing is known of it
+            self._forget(place)
+        self._servers[place] = server
+        self._records.setdefault(place, Record(now))
+        if in_peace:
+            return
+        question = Question(address, policy.check, server.send_proxy, policy.timeout)
+        if self._questions.get(place) != question:
+            self._leave_group(place)
+            self._questions[place] = question
+            self._groups.setdefault(question, {})[place] = None
+        before = self._health.get(place)
+        after = self._expected(place, policy, before, now)
+        if after != (before or UP):  # of a server that nobody asked there is nothing to know
+            self._health[place] = after
+            self._plan(place)
+        if after.down and place not in self.down:
+            self.down = self.down.edited({place: True})
+
+    def _leave_group(self, place: Place) -> None:
+        question = self._questions.pop(place, None)
+        if question is not None:
+            group = self._groups[question]
+            del group[place]
+            if not group:
+                del self._groups[question]
+
+    def _expected(self, place: Place, policy: HealthPolicy, before: Health | None, now: float) -> Health:
+        """Its health under a new policy, or of a server that has just come."""
+        # The first probes are spread over a whole interval: a thousand servers come with one reload.
+        jitter = self._uniform(0.0, 1.0)
+        if policy.refuses and place not in self.passed and (before is None or not before.down):
+            return remembered(policy, now, jitter) if place in self.down else unasked(policy, now)
+        if before is None:
+            fresh = remembered(policy, now, jitter) if place in self.down else watched(policy, now, jitter)
+        else:
+            asks = before.down or policy.mode is HealthMode.ACTIVE
+            soon = min(before.probe_at, now + policy.interval * jitter) if asks else inf
+            fresh = replace(before, wait=policy.interval, probe_at=soon)
+        group = self._groups[self._questions[place]]
+        other = self._health.get(next(iter(group)))
+        if other is not None and now < other.probe_at <= now + policy.interval and fresh.probe_at < inf:
+            return replace(fresh, probe_at=other.probe_at)  # together with those that ask the same
+        return fresh
+
+    def called(self, listens: Iterable[Listen], addresses: Iterable[Address]) -> None:
+        """A phone-home has called from there: what is down there, or never answered, is asked at once, once per interval."""
+        now, wanted = self._clock(), list(addresses)
+        for listen in listens:
+            frontend = self.table.frontends.get(listen)
+            for address in wanted if frontend is not None else ():
+                place = (listen, address)
+                health, server = self._health.get(place), self._servers.get(place)
+                if frontend is None or health is None or server is None or not health.down:
+                    continue
+                if now - self._last_asked.get(place, -inf) >= frontend.health(server).interval and health.probe_at > now:
+                    self._health[place] = replace(health, probe_at=now)
+                    self._plan(place, silent=False)
+        for address in wanted:
+            proof = self._proofs.get(address)
+            long_ago = now - self._last_asked.get(address, -inf) >= self.defaults.interval
+            if proof is not None and long_ago and now < proof.probe_at < inf:
+                self._proofs[address] = replace(proof, probe_at=now)
+                self._plan(address, silent=False)
 
     def connect_ended(self, listen: Listen, address: Address, failure: str | None) -> None:
         """What a client's session met. Cheap; news are given in the same call."""
@@ -261,30 +341,35 @@ class Checker:
         server = self._servers.get((listen, address))
         if frontend is not None and server is not None and server.admin is not AdminState.MAINT:
             self._heard(address, failure or YES)
-            self._heed(frontend, address, failure, probe=False)
+            self._heed(frontend, server, failure, probe=False)
 
-    def _heed(self, frontend: Frontend, address: Address, failure: str | None, *, probe: bool) -> None:
-        place, now, policy = (frontend.listen, address), self._clock(), frontend.policy.health
+    def _heed(self, frontend: Frontend, server: Server, failure: str | None, *, probe: bool) -> None:
+        address, now, policy = server.address, self._clock(), frontend.health(server)
+        place = (frontend.listen, address)
         before = self._health.get(place, UP)
         if failure is None:
-            after = answered(before, policy, now, jitter=self._jitter())
+            after = answered(before, policy, now, probe=probe, jitter=self._jitter())
         else:
             after = failed(before, policy, failure, now, probe=probe, jitter=self._jitter())
         self._health[place] = after
         if after.probe_at != before.probe_at:
             self._plan(place)
         self._checks[place] = (now, failure or YES)
+        passes = not after.down and ((probe and failure is None) or place in self.passed)
+        if passes is not (place in self.passed):
+            self.passed = self.passed.edited({place: True if passes else None})
         if after.down is before.down:
             return
         self._turn(place, down=after.down)
         fields = {"frontend": frontend.name, "address": str(address)}
         if after.down:
-            self._down = self._down.edited({place: True})
+            self.down = self.down.edited({place: True})
             text = f"{frontend.name}: server {address} is out after {after.failures} failures ({failure})"
             self._on_news([frontend.listen], "server_down", text, fields)
         else:
-            self._down = self._down.edited({place: None})
-            self._on_news([frontend.listen], "server_up", f"{frontend.name}: server {address} is back", fields)
+            self.down = self.down.edited({place: None})
+            what = "has passed its check" if policy.refuses else "is back"
+            self._on_news([frontend.listen], "server_up", f"{frontend.name}: server {address} {what}", fields)
 
     def _asked_at(self, place: Place | Address) -> float:
         """When it is to be asked next; inf: it is not."""
@@ -294,74 +379,79 @@ class Checker:
         health = self._health.get(place)
         return inf if health is None else health.probe_at
 
-    def _plan(self, place: Place | Address) -> None:
-        at = self._asked_at(place)
-        if at < inf:
-            self._planned += 1  # among equals the first one; places themselves have no order
-            heappush(self._agenda, (at, self._planned, place))
+    def _plan(self, place: Place | Address, *, silent: bool | None = None) -> None:
+        if silent is None:
+            known = self._proofs.get(place) if isinstance(place, Address) else self._health.get(place)
+            found = known.found if isinstance(known, Proof) else known.reason if known and known.down else ""
+            silent = found == SILENT
+        self.agenda.plan(place, silent=silent)
 
     def is_due(self) -> bool:
-        now, agenda = self._clock(), self._agenda
-        while agenda and agenda[0][0] <= now:
-            at, _, place = agenda[0]
-            if self._asked_at(place) == at and place not in self._probing:
-                return True
-            heappop(agenda)  # asked again since, or gone, or being asked: then `probe` plans it anew
-        return False
+        return self.agenda.is_due()
 
     async def probe(self) -> None:
-        """All probes that are due; returns when the last has its finding. The loop gets its turn after every few."""
-        loop, due = asyncio.get_running_loop(), dict[Place | Address, None]()
-        while self.is_due():
-            due[heappop(self._agenda)[2]] = None
-        self._probing.update(due)
+        """All probes that are due and within the budget; returns when the last has its finding. The loop gets its turn
+        after every few."""
+        loop, due = asyncio.get_running_loop(), self._take()
         try:
-            questions = await self._questions(due)
             running = []
-            for number, (question, places) in enumerate(questions.items(), 1):
-                running.append(loop.create_task(self._probe(question, places)))
+            for number, (question, (places, silent)) in enumerate(due.items(), 1):
+                running.append(loop.create_task(self._probe(question, places, silent=silent)))
                 if number % BATCH == 0:
                     await asyncio.sleep(0)
             await asyncio.gather(*running)
         finally:
-            self._probing.difference_update(due)
             now = self._clock()
-            for place in due:
-                if self._asked_at(place) <= now:  # nothing was found
-                    self._plan(place)
+            for places, _ in due.values():
+                self._probing.difference_update(places)
+                for place in places:
+                    if self._asked_at(place) <= now:  # nothing was found
+                        self._plan(place)
 
-    async def _questions(self, due: Iterable[Place | Address]) -> dict[Question, list[Place | Address]]:
-        """What to ask, and for whom: an address by itself is its proof's, a place is health's."""
-        questions: dict[Question, list[Place | Address]] = {}
-        for number, place in enumerate(due, 1):
-            if isinstance(place, Address):
-                questions.setdefault(Question(place), []).append(place)
-            elif place in self._servers and place[0] in self.table.frontends:
-                questions.setdefault(self._question(place), []).append(place)
-            if number % BATCH == 0:
-                await asyncio.sleep(0)
-        return questions
+    def _take(self) -> dict[Question, tuple[list[Place | Address], bool]]:
+        """What to ask, for whom, and whether silence is expected: an address by itself is its proof's, a place is health's."""
+        due: dict[Question, tuple[list[Place | Address], bool]] = {}
+        now = self._clock()
+        while (taken := self.agenda.take()) is not None:
+            place, silent = taken
+            question = Question(place) if isinstance(place, Address) else self._questions.get(place)
+            if question is None:
+                continue
+            if question in due:
+                due[question][0].append(place)
+            else:
+                due[question] = ([place], silent)
+                self.agenda.spend()
+                self.agenda.silent_running += silent
+            self._probing.add(place)
+            self._last_asked[place] = now
+        return due
 
-    def _question(self, place: Place) -> Question:
-        policy, server = self.table.frontends[place[0]].policy.health, self._servers[place]
-        return Question(server.address, server.check or policy.check, server.send_proxy, policy.timeout)
-
-    async def _probe(self, question: Question, places: Iterable[Place | Address]) -> None:
-        address = question.server
-        proven_before, began = address in self.proven, self._clock()
+    async def _probe(self, question: Question, places: Iterable[Place | Address], *, silent: bool) -> None:
+        address, began = question.server, self._clock()
         try:
-            found = await self._answer(question)
+            found, proves = await self._answer(question)
         finally:
             self._probing.difference_update(places)  # the others of its round may take longer
-        for place in places:
-            if not isinstance(place, Address) and place in self._health:
-                known = self._records.get(place, Record(began))
-                self._records[place] = checked(known, found, self._clock() - began)
-                self._heed(self.table.frontends[place[0]], address, None if found == YES else found, probe=True)
-        if found == YES and not proven_before and address in self._users:
+            self.agenda.silent_running -= silent
+        now = self._clock()
+        asked = {place for place in places if not isinstance(place, Address)}
+        for place in list(self._groups.get(question, ())):
+            if place in asked or self._shares(place, now):
+                self._records[place] = checked(self._records.get(place, Record(began)), found, now - began)
+                self._last_asked[place] = began
+                frontend = self.table.frontends.get(place[0])
+                if frontend is not None:
+                    self._heed(frontend, self._servers[place], None if found == YES else found, probe=True)
+        if proves and address in self._users:
             at = list(self._users[address])
             text = f"server {address} has answered for the first time"
             self._on_news(at, "server_proven", text, {"address": str(address)})
+
+    def _shares(self, place: Place, now: float) -> bool:
+        """Would it ask the same soon? Then this answer is its own: a server is asked once, however many ask."""
+        health = self._health.get(place, UP)
+        return health.probe_at - now <= health.wait / 2
 
     async def stop(self) -> None:
         """Ends the probes under way."""
@@ -371,4 +461,5 @@ class Checker:
         await asyncio.gather(*running, return_exceptions=True)
 
     def _jitter(self) -> float:
-        return self._uniform(0.9, 1.1)
+        """Never later than people were told."""
+        return self._uniform(0.8, 0.95)

@@ -87,7 +87,7 @@ class Ledger:
 
     def follow(self, rules: Rules) -> None:
         """What the parts know of the rules."""
-        self.checker.interval = rules.defaults.health.interval
+        self.checker.defaults = rules.defaults.health
         self.silence.leases = rules.leases
 
     @property
@@ -117,7 +117,7 @@ class Ledger:
         self.unsaved = bool(complaints or more or refusals)
         async for one in in_turns(claims.registrations.values(), LEASES):
             self.tenure.restore(one, snapshot.leases.get(one.key, LeaseRecord()))
-        self.checker.restore(snapshot.proven)
+        self.checker.restore(snapshot.proven, snapshot.down, snapshot.passed)
         overrides = kept(snapshot.overrides, claims, layout)
         self.publisher.table = Table(max(snapshot.generation, snapshot.reserved))
         scene = replace(self.scene, claims=claims, layout=layout, overrides=overrides)
@@ -131,6 +131,7 @@ class Ledger:
         before = self.scene.claims.registrations.get(wanted.key)
         if before is not None and same_call(before, wanted) and not self.writer.is_busy_with(wanted.key):
             self._beat(before, moved=False)  # nothing to write, to swap or to wait for
+            self._ask_at_once(before)
             self.totals["unchanged"] += 1
             return self.outcome("unchanged", before, durable=self.writer.durable)
         takeover = caller.token.takeover
@@ -176,6 +177,7 @@ class Ledger:
             one = change.claims.registrations.get(wanted.key)
             if one is not None:
                 self._beat(one, moved=change.result == "moved")
+                self._ask_at_once(one)
                 self._tell(before, one, change)
 
         by = "import" if caller is None else called_by(caller)
@@ -223,6 +225,9 @@ class Ledger:
             touched = change.touched.union(*(scene.claims.registrations[key].places for key in gone))
             change = replace(change, touched=touched, removed=(*change.removed, *gone))
         return with_claims(scene, change)
+
+    def _ask_at_once(self, one: Registration) -> None:
+        self.checker.called(one.places, (one.address(item) for item in one.wanted))
 
     def _gone(self, claims: Claims, token: str) -> Key | None:
         """The oldest registration of the token that said goodbye, whose lease is over, and whose servers do not answer."""
@@ -365,6 +370,8 @@ class Ledger:
             scene.claims.registrations,
             self.tenure.records(scene.claims),
             self.checker.proven,
+            self.checker.down,
+            self.checker.passed,
             scene.overrides,
             dict(self.resolver.answers),
             self.publisher.table.generation + 1 + self.reserve,
@@ -424,6 +431,7 @@ class Ledger:
         held = (key for listen in listens[:1] for key in self.scene.claims.holders.get(listen, ()))
         self.journal.note(kind, text, {**fields, **whose(held)})
         self.unsettled |= kind == "server_proven"
+        self.unsaved |= kind in ("server_down", "server_up")
         self.publisher.news(listens)
 
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 from pylb.core.address import Address
 from pylb.core.connect_failures import RESOURCE, failure_name
-from pylb.core.health import MOST_ANSWER, YES, judge, request
-from pylb.core.policy import CONNECT, Check, ProxyProtocol
+from pylb.core.health import MOST_ANSWER, YES, conversation, judge
+from pylb.core.policy import CONNECT, Check, ProxyProtocol, Step
 from pylb.core.proxy_protocol import local_header
 
 
@@ -71,21 +71,33 @@ def at_most(count: int) -> Ask:
 
 
 async def _converse(epoll: select.epoll, sock: socket.socket, question: Question) -> str:
-    check = question.check
-    unsent, answer, ended = question.hello + request(check, question.target), b"", False
-    try:
-        while unsent:
-            unsent = unsent[sock.send(unsent) :]
-            if unsent:
-                await _ready(epoll, sock, select.EPOLLOUT)
-        while (verdict := judge(check, answer, ended=ended)) is None:
+    """Step by step; what came beyond a step's text is the next one's."""
+    check, unsaid, answer, gone = question.check, question.hello, b"", False
+    for step in conversation(check, question.target) or (Step(),):
+        try:
+            await _say(epoll, sock, unsaid + step.send)
+        except (ConnectionError, BlockingIOError):  # a send buffer that is full from the start is no server's
+            gone = True  # what it said before it went still counts
+        unsaid = b""
+        verdict, answer = judge(check, step, answer, ended=gone)
+        while verdict is None:
             await _ready(epoll, sock, select.EPOLLIN)
-            piece = sock.recv(MOST_ANSWER)
-            answer += piece
-            ended = not piece or len(answer) >= MOST_ANSWER
-    except (ConnectionError, BlockingIOError):  # a send buffer that is full from the start is no server's
-        return judge(check, answer, ended=True) or YES
-    return verdict
+            try:
+                piece = sock.recv(MOST_ANSWER)
+            except ConnectionError:
+                piece = b""
+            gone, answer = not piece, answer + piece
+            verdict, answer = judge(check, step, answer, ended=gone or len(answer) >= MOST_ANSWER)
+        if verdict != YES:
+            return verdict
+    return YES
+
+
+async def _say(epoll: select.epoll, sock: socket.socket, text: bytes) -> None:
+    while text:
+        text = text[sock.send(text) :]
+        if text:
+            await _ready(epoll, sock, select.EPOLLOUT)
 
 
 async def _ready(epoll: select.epoll, sock: socket.socket, events: int) -> None:

@@ -13,10 +13,10 @@ from typing import Any, TypeVar
 from pylb.control.store import Json, canonical
 from pylb.control.tenure import LeaseRecord
 from pylb.core.address import Address, parse_address, parse_ip, parse_listen
-from pylb.core.checks import parse_check, written
+from pylb.core.checks import parse_health, written_health
 from pylb.core.overrides import NONE, Override, Overrides, Place
 from pylb.core.persistent import Frozen, Part, frozen_set
-from pylb.core.policy import AdminState, Check, ProxyProtocol
+from pylb.core.policy import UNSAID, AdminState, OwnHealth, ProxyProtocol
 from pylb.core.registration import Displaced, Key, Registration, State, Wanted
 
 K = TypeVar("K")
@@ -37,6 +37,8 @@ class Snapshot:
     registrations: Frozen[Key, Registration] = field(default_factory=Frozen)
     leases: Mapping[Key, LeaseRecord] = field(default_factory=dict)  # of those with something to be remembered
     proven: Frozen[Address, bool] = field(default_factory=Frozen)
+    down: Frozen[Place, bool] = field(default_factory=Frozen)
+    passed: Frozen[Place, bool] = field(default_factory=Frozen)  # their check, and serve where only that lets them
     overrides: Overrides = field(default_factory=lambda: NONE)
     resolved: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # addresses by host name
     reserved: int = 0  # the first generation that a start after this one may use
@@ -51,10 +53,14 @@ class Encoder:
     def __init__(self) -> None:
         self._registrations: _Texts = {}
         self._proven: _Texts = {}
+        self._down: _Texts = {}
+        self._passed: _Texts = {}
 
     def encode(self, snapshot: Snapshot) -> dict[str, Any]:
         self._registrations, registrations = _by_part(snapshot.registrations, self._registrations, _encode_one)
         self._proven, proven = _by_part(snapshot.proven, self._proven, lambda _place, address, _: f"{address}")
+        self._down, down = _by_part(snapshot.down, self._down, _encode_place)
+        self._passed, passed = _by_part(snapshot.passed, self._passed, _encode_place)
         return {
             "generation": snapshot.generation,
             "reserved": snapshot.reserved,
@@ -62,6 +68,8 @@ class Encoder:
             "registrations": registrations,
             "leases": [_encode_lease(key, lease) for key, lease in snapshot.leases.items()],
             "proven": proven,
+            "down": down,
+            "passed": passed,
             "resolved": {host: list(ips) for host, ips in snapshot.resolved.items()},
             "overrides": [
                 {"listen": str(listen), "address": str(address), "state": str(override.state), "weight": override.weight}
@@ -84,6 +92,11 @@ def _text_of(part: Part[K, V], encoded: Callable[[int, K, V], Any]) -> str:
     text = ",".join([canonical(encoded(place, key, value)) for key, (place, value) in part.items()])
     time.sleep(PAUSE)  # noqa: TID251 - in the store's thread, never on the loop
     return text
+
+
+def _encode_place(_order: int, place: Place, _: bool) -> list[str]:
+    listen, address = place
+    return [str(listen), str(address)]
 
 
 def _encode_one(place: int, _key: Key, one: Registration) -> dict[str, Any]:
@@ -119,7 +132,7 @@ def _encode_wanted(item: Wanted) -> dict[str, Any]:
         "proxy_protocol": None if item.send_proxy is None else str(item.send_proxy),
         "weight": item.weight,
         "backup": item.backup,
-        "health": None if item.check is None else written(item.check),
+        "health": written_health(item.health),
     }
 
 
@@ -130,7 +143,7 @@ def _encode_displaced(old: Displaced) -> dict[str, Any]:
         "address": str(old.address),
         "proxy_protocol": None if old.send_proxy is None else str(old.send_proxy),
         "weight": old.weight,
-        "health": None if old.check is None else written(old.check),
+        "health": written_health(old.health),
     }
 
 
@@ -148,6 +161,8 @@ def decode(payload: Mapping[str, Any]) -> tuple[Snapshot, list[str]]:
     entries = list(each("registrations", "registration {}", _decode_entry))
     leases = {one.key: lease for _, one, lease in entries} | dict(each("leases", "lease {}", _decode_lease))
     proven = frozen_set(each("proven", "proven address {}", lambda _, text: parse_address(str(text))))
+    down = frozen_set(each("down", "server {} that was down", _decode_place))
+    passed = frozen_set(each("passed", "server {} that had passed its check", _decode_place))
     overrides = dict(each("overrides", "the operator's word {}", _decode_override))
     resolved = {}
     found = payload.get("resolved")
@@ -162,6 +177,8 @@ def decode(payload: Mapping[str, Any]) -> tuple[Snapshot, list[str]]:
         Frozen({one.key: one for _, one, _ in sorted(entries, key=itemgetter(0))}),
         leases,
         proven,
+        down,
+        passed,
         overrides or NONE,
         resolved,
         _generation(payload.get("reserved")),
@@ -229,6 +246,11 @@ def _decode_one(item: Mapping[str, Any]) -> Registration:
     )
 
 
+def _decode_place(_index: int, pair: object) -> Place:
+    listen, address = _list(pair)
+    return parse_listen(listen), parse_address(address)
+
+
 def _decode_override(_index: int, item: Mapping[str, Any]) -> tuple[Place, Override]:
     weight = item.get("weight")
     if weight is not None and not (isinstance(weight, int) and 0 <= weight <= 256):
@@ -243,15 +265,15 @@ def _decode_wanted(item: Mapping[str, Any]) -> Wanted:
         _proxy(item.get("proxy_protocol")),
         int(item.get("weight", 1)),
         bool(item.get("backup", False)),
-        _check(item.get("health")),
+        _health(item.get("health")),
     )
 
 
 def _decode_displaced(old: Mapping[str, Any]) -> Displaced:
     listen = parse_listen(old["listen"])
     address = parse_address(old["address"])
-    send, weight, check = _proxy(old.get("proxy_protocol")), int(old.get("weight", 1)), _check(old.get("health"))
-    return Displaced(listen, str(old["server"]), address, send, weight, check)
+    send, weight, health = _proxy(old.get("proxy_protocol")), int(old.get("weight", 1)), _health(old.get("health"))
+    return Displaced(listen, str(old["server"]), address, send, weight, health)
 
 
 def _port(value: object) -> int:
@@ -260,8 +282,8 @@ def _port(value: object) -> int:
     return value
 
 
-def _check(value: object) -> Check | None:
-    return None if value is None else parse_check(value)
+def _health(value: object) -> OwnHealth:
+    return UNSAID if value is None else parse_health(value)
 
 
 def _proxy(value: object) -> ProxyProtocol | None:

@@ -22,7 +22,7 @@ from pylb.core.policy import Balance
 class Load(Protocol):
     """A server as the balance sees it."""
 
-    weight: int  # 0: no new sessions
+    weight: float  # 0: no new sessions
     sessions: int  # live ones
     most: int  # sessions at once; 0: no limit
     turn: float  # whose turn it is among equals, the lowest first; owned by this module, kept from table to table

@@ -104,6 +104,6 @@ def _server_changed(head: str, listen: Listen, name: str, old: Server, new: Serv
     keys = {"name", "send_proxy", "max_connections"} | ({"weight"} if OUT not in (old.rank, new.rank) else set())
     other = [key for key in sorted(keys) if getattr(old, key) != getattr(new, key)]
     said = [f"{key.replace('_', ' ')} {getattr(old, key)} -> {getattr(new, key)}" for key in other]
-    said += ["another check"] if old.check != new.check else []
+    said += ["another check"] if old.health != new.health else []
     if said:
         yield Line(What.CHANGED, listen, name, f"{who}: {', '.join(said)}", new.address)

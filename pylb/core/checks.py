@@ -1,17 +1,19 @@
 """Health checks as people write them, in the config and in a registration: `tcp`, or a mapping.
 
-`{"http": PATH, "expect": 200, "host": NAME, "port": N}` or `{"send": TEXT, "expect": TEXT, "port": N}`.
+`{"http": PATH, "expect": 200, "host": NAME, "port": N}`, `{"send": TEXT, "expect": TEXT, "port": N}`, or several of these one
+after the other: `{"steps": [{"send": TEXT, "expect": TEXT}, …], "port": N}`. A registration may add `"when_all_down"`.
 """
 
 import re
 from collections.abc import Mapping
 from typing import Any
 
-from pylb.core.policy import CONNECT, Check, CheckKind
+from pylb.core.policy import CONNECT, UNSAID, Check, CheckKind, OwnHealth, Step, WhenAllDown
 
-HINT = "tcp, {http: /health}, {send: TEXT, expect: TEXT}; each may have a port"
-_KEYS = {"http", "host", "send", "expect", "port"}
+HINT = "tcp, {http: /health}, {send: TEXT, expect: TEXT}, {steps: [{send: TEXT, expect: TEXT}]}; each may have a port"
+_KEYS = {"http", "host", "send", "expect", "port", "steps"}
 MOST_TEXT = 1024  # characters of a text
+MOST_STEPS = 16
 
 
 class BadCheck(ValueError):  # noqa: N818 - a mistake of whoever wrote it
@@ -34,13 +36,45 @@ def parse_check(value: object) -> Check:
     if "http" in value:
         if "send" in value:
             raise BadCheck("a check is http or send, not both")
+        if "steps" in value:
+            raise BadCheck("a check is http or steps, not both")
         return _http(value, port)
     if "host" in value:
         raise BadCheck("host without http")
-    send, expect = (_text(value.get(key, ""), f"what to {key}").encode() for key in ("send", "expect"))
-    if not (send or expect or port):
-        raise BadCheck("a check that sends nothing and expects nothing", "tcp")
-    return Check(CheckKind.SEND if send or expect else CheckKind.TCP, send, expect, port=port)
+    if "steps" in value:
+        return Check(CheckKind.SEND, _steps(value), port=port)
+    step = _step(value)
+    if step == Step():
+        if not port:
+            raise BadCheck("a check that sends nothing and expects nothing", "tcp")
+        return Check(port=port)
+    return Check(CheckKind.SEND, (step,), port=port)
+
+
+def parse_health(value: object) -> OwnHealth:
+    """What a registration says of its server's health: a check, `when_all_down`, or both. Raises BadCheck.
+
+    Beside it the keys of a check stand as they are, and `tcp`, which has none, as `{"check": "tcp"}`.
+    """
+    if not isinstance(value, Mapping) or "when_all_down" not in value:
+        return OwnHealth(parse_check(value))
+    word = value["when_all_down"]
+    if not isinstance(word, str) or word not in list(WhenAllDown):
+        raise BadCheck(f"when_all_down: {_shown(word)} is neither try nor refuse", "try, or refuse")
+    rest = {key: item for key, item in value.items() if key != "when_all_down"}
+    check = rest["check"] if rest.keys() == {"check"} else rest
+    return OwnHealth(parse_check(check) if check else None, when_all_down=WhenAllDown(word))
+
+
+def written_health(health: OwnHealth) -> str | dict[str, Any] | None:
+    """As `parse_health` reads it; None: nothing is said."""
+    if health == UNSAID:
+        return None
+    check = None if health.check is None else written(health.check)
+    if health.when_all_down is None:
+        return check
+    asked = {} if check is None else check if isinstance(check, dict) else {"check": check}
+    return {**asked, "when_all_down": str(health.when_all_down)}
 
 
 def written(check: Check) -> str | dict[str, Any]:
@@ -51,8 +85,30 @@ def written(check: Check) -> str | dict[str, Any]:
         host = {"host": check.host} if check.host else {}
         return {"http": check.path, "expect": f"{low}-{high}", **host, **port}
     if check.kind is CheckKind.SEND:
-        return {"send": check.send.decode(), "expect": check.expect.decode(), **port}
+        steps = [{"send": step.send.decode(), "expect": step.expect.decode()} for step in check.steps]
+        return {**(steps[0] if len(steps) == 1 else {"steps": steps}), **port}
     return port or "tcp"
+
+
+def _steps(value: Mapping[str, Any]) -> tuple[Step, ...]:
+    if "send" in value or "expect" in value:
+        raise BadCheck("send and expect belong into the steps", "steps: [{send: TEXT, expect: TEXT}, …]")
+    steps = value["steps"]
+    if not isinstance(steps, list) or not 1 <= len(steps) <= MOST_STEPS:
+        raise BadCheck(f"{_shown(steps)} is not a list of 1 to {MOST_STEPS} steps", "steps: [{send: TEXT, expect: TEXT}, …]")
+    found = []
+    for number, step in enumerate(steps, 1):
+        if not isinstance(step, Mapping) or not step or step.keys() - {"send", "expect"}:
+            raise BadCheck(f"step {number} is not a mapping of send and expect", "{send: TEXT, expect: TEXT}, or one of them")
+        found.append(_step(step))
+        if found[-1] == Step():
+            raise BadCheck(f"step {number} sends nothing and expects nothing", "{send: TEXT, expect: TEXT}, or one of them")
+    return tuple(found)
+
+
+def _step(value: Mapping[str, Any]) -> Step:
+    send, expect = (_text(value.get(key, ""), f"what to {key}").encode() for key in ("send", "expect"))
+    return Step(send, expect)
 
 
 def _http(value: Mapping[str, Any], port: int) -> Check:

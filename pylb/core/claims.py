@@ -344,7 +344,7 @@ def _displaced(
     left += [(claims.registrations[key], places) for key, places in evicted.items()]
     found = [old for one, _ in left for old in one.displaced]
     found += [
-        Displaced(place, one.label, one.address(item), item.send_proxy, item.weight, item.check)
+        Displaced(place, one.label, one.address(item), item.send_proxy, item.weight, item.health)
         for one, places in left
         for item, place in zip(one.wanted, one.places, strict=True)
         if place in places and one.address(item) in proven

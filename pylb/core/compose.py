@@ -13,17 +13,19 @@ from pylb.core.address import Address, Listen
 from pylb.core.claims import Claims, loop
 from pylb.core.layout import Layout
 from pylb.core.overrides import NONE, Overrides, applied
-from pylb.core.policy import ProxyProtocol
+from pylb.core.policy import HealthPolicy, ProxyProtocol
 from pylb.core.registration import Registration, State
 from pylb.core.table import BACKUP, DOWN, LAST_RESORT, PROVEN, UNPROVEN, Frontend, Server, Table
 
 
 @dataclass(frozen=True, slots=True)
 class Sight:
-    """What is known of the servers: who has ever answered, who is out at which frontend, and what the operator said."""
+    """What is known of the servers: who has ever answered, who is out at which frontend or has passed its check there, and what
+    the operator said."""
 
     proven: Container[Address] = frozenset()
     down: Container[tuple[Listen, Address]] = frozenset()
+    passed: Container[tuple[Listen, Address]] = frozenset()  # their check, the last time that it told
     overrides: Overrides = field(default_factory=lambda: NONE)  # what the operator said
 
 
@@ -59,8 +61,9 @@ def frontend(claims: Claims, layout: Layout, sight: Sight, listen: Listen) -> Fr
         known = found.get(offer.address)
         if known is None or offer.rank < known.rank:
             found[offer.address] = offer
-    servers = _trusted([_seen(server, sight, listen) for server in found.values()], sight)
-    return Frontend(name, listen, layout.policy(listen), tuple(_distinct(servers)))
+    policy = layout.policy(listen)
+    servers = _trusted([_seen(server, sight, listen, policy.health) for server in found.values()], sight)
+    return Frontend(name, listen, policy, tuple(_distinct(servers)))
 
 
 def _offers(claims: Claims, layout: Layout, held: list[Registration], sight: Sight, listen: Listen) -> Iterator[Server]:
@@ -75,7 +78,16 @@ def _offers(claims: Claims, layout: Layout, held: list[Registration], sight: Sig
         address = cast("Address", line.address)  # a layout's always are
         if layout.comes_back(address, claims.holders):
             continue
-        yield Server(line.name or str(address), address, line.weight, rank, policy.send_proxy, line.max_connections)
+        yield Server(
+            line.name or str(address),
+            address,
+            line.weight,
+            rank,
+            policy.send_proxy,
+            line.max_connections,
+            backup=line.backup,
+            health=line.health.over(policy.health),
+        )
     held = [one for one in held if loop(claims, layout, one, listen) is None]
     for one in reversed(held):
         item = one.wanted[one.places.index(listen)]
@@ -85,21 +97,23 @@ def _offers(claims: Claims, layout: Layout, held: list[Registration], sight: Sig
         elif item.backup:
             rank = BACKUP
         send = _send(item.send_proxy, policy.send_proxy)
-        yield Server(one.label, one.address(item), item.weight, rank, send, check=item.check)
+        health = item.health.over(policy.health)
+        yield Server(one.label, one.address(item), item.weight, rank, send, backup=item.backup, health=health)
     for one in held:
         waits = one.address(one.wanted[one.places.index(listen)]) not in sight.proven
         for old in one.displaced if waits else ():
             if old.listen == listen and not layout.comes_back(old.address, claims.holders):
                 send = _send(old.send_proxy, policy.send_proxy)
-                yield Server(old.server, old.address, old.weight, PROVEN, send, check=old.check)
+                yield Server(old.server, old.address, old.weight, PROVEN, send, health=old.health.over(policy.health))
 
 
 def _send(wanted: ProxyProtocol | None, default: ProxyProtocol) -> ProxyProtocol:
     return default if wanted is None else wanted
 
 
-def _seen(server: Server, sight: Sight, listen: Listen) -> Server:
-    if (listen, server.address) in sight.down:
+def _seen(server: Server, sight: Sight, listen: Listen, health: HealthPolicy) -> Server:
+    place = (listen, server.address)
+    if place in sight.down or ((server.health or health).refuses and place not in sight.passed):
         server = replace(server, rank=DOWN)
     return applied(server, listen, sight.overrides)
 

@@ -1,8 +1,9 @@
 """Is a server up, and has it ever answered: two small state machines, fed with what connects and probes found.
 
 Health is of a frontend's server: `fall` failures in a row take it out, `rise` answers bring it back. Proof is of an
-address: it has answered once, or it has not and is asked again. Both ask at `interval`, doubling to 30 s while it fails.
-`jitter` is a factor around 1, drawn by the caller, so that many servers are not asked at the same instant.
+address: it has answered once, or it has not and is asked again. Both ask at `interval`. Only who says nothing at all, a black
+hole, is asked less often, up to `max_interval`: whoever answers, be it wrongly, may be right the next time.
+`jitter` is a factor of at most 1, drawn by the caller, so that many servers are not asked at the same instant.
 """
 
 import re
@@ -10,10 +11,10 @@ from dataclasses import dataclass, replace
 from math import inf
 
 from pylb.core.address import Address
-from pylb.core.policy import Check, CheckKind, HealthMode, HealthPolicy
+from pylb.core.policy import CONNECT, Check, CheckKind, HealthMode, HealthPolicy, Step
 
-PROBE_MAX = 30.0  # seconds between two probes of a server that is out
 OURS = frozenset({"resource"})  # failures that say nothing of the server: we were out of fds or ports
+SILENT = "timeout"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,24 +39,47 @@ def watched(policy: HealthPolicy, now: float, jitter: float) -> Health:
     return Health(wait=policy.interval, probe_at=now + policy.interval * jitter)
 
 
-def request(check: Check, server: Address) -> bytes:
-    """What is sent; b"" for a mere connect."""
+def unasked(policy: HealthPolicy, now: float) -> Health:
+    """Of a server that must pass before it serves: asked now, and its first answer counts by itself."""
+    return Health(True, 0, policy.rise - 1, policy.interval, now, "not checked yet")
+
+
+def remembered(policy: HealthPolicy, now: float, jitter: float) -> Health:
+    """Of a server that was down when pylb ended: it still is, and is asked soon."""
+    return Health(True, policy.fall, 0, policy.interval, now + policy.interval * jitter, "down since before the start")
+
+
+def conversation(check: Check, server: Address) -> tuple[Step, ...]:
+    """What is said and what must come back, one after the other; () for a mere connect. Of an HTTP check what must come
+    back is its status line, see `judge`."""
     if check.kind is not CheckKind.HTTP:
-        return check.send
+        return check.steps
     host = check.host or str(server)
     # 1.0 and close: the answer is one piece, however old the server is.
-    return f"GET {check.path} HTTP/1.0\r\nHost: {host}\r\nUser-Agent: pylb-check\r\nConnection: close\r\n\r\n".encode()
+    get = f"GET {check.path} HTTP/1.0\r\nHost: {host}\r\nUser-Agent: pylb-check\r\nConnection: close\r\n\r\n"
+    return (Step(get.encode()),)
 
 
-MOST_ANSWER = 16 * 1024  # bytes that are read for it
+MOST_ANSWER = 16 * 1024  # bytes that are read for one step
 
 
-def judge(check: Check, answer: bytes, *, ended: bool) -> str | None:
-    """YES, "wrong answer: …", or None: what came so far does not tell. `ended`: no more will come, or be read."""
-    if check.kind is CheckKind.TCP or (check.kind is CheckKind.SEND and check.expect in answer):
-        return YES
-    if check.kind is CheckKind.SEND:
-        return _wrong(f"{check.expect[:40]!r} is not in {answer[:40]!r}") if ended else None
+def judge(check: Check, step: Step, answer: bytes, *, ended: bool) -> tuple[str | None, bytes]:
+    """(YES, "wrong answer: …", or None: what came so far does not tell; what of the answer is for the next step).
+
+    `ended`: no more will come, or be read.
+    """
+    if check.kind is CheckKind.HTTP:
+        return _status(check, answer, ended=ended), b""
+    before, found, rest = answer.partition(step.expect) if step.expect else (b"", b"", answer)
+    if found or not step.expect:
+        return YES, rest
+    if not ended:
+        return None, answer
+    number = f"step {check.steps.index(step) + 1}: " if len(check.steps) > 1 else ""
+    return _wrong(f"{number}{step.expect[:40]!r} is not in {before[:40]!r}"), b""
+
+
+def _status(check: Check, answer: bytes, *, ended: bool) -> str | None:
     line, end, _ = answer.partition(b"\r\n")
     if not end and not ended:
         return None
@@ -82,15 +106,26 @@ def failed(health: Health, policy: HealthPolicy, reason: str, now: float, *, pro
     if health.down:
         if not probe:  # all are out and all are tried: no reason to ask later, or sooner
             return replace(health, failures=failures, answers=0, reason=reason)
-        wait = min(health.wait * 2, PROBE_MAX)
+        wait = _wait(health.wait, policy.interval, policy.max_interval, reason)
         return Health(True, failures, 0, wait, now + wait * jitter, reason)
     down = failures >= policy.fall
+    if not probe and policy.mode is HealthMode.ACTIVE and not down:
+        return replace(health, failures=failures, answers=0, reason=reason)  # its probe comes when it would have come
     asks = down or policy.mode is HealthMode.ACTIVE
     return Health(down, failures, 0, policy.interval, now + policy.interval * jitter if asks else inf, reason)
 
 
-def answered(health: Health, policy: HealthPolicy, now: float, *, jitter: float) -> Health:
-    """A connect succeeded."""
+def _wait(before: float, interval: float, most: float, found: str) -> float:
+    """Until it is asked again. Whoever answers is asked at `interval`, a black hole less and less often, up to `most`."""
+    return max(interval, min(before * 2, most)) if found == SILENT else interval
+
+
+def answered(health: Health, policy: HealthPolicy, now: float, *, probe: bool, jitter: float) -> Health:
+    """A connect (of a client's session), or a check, succeeded. A connect is no answer to a check that asks for more."""
+    if not probe and policy.check != CONNECT and (health.down or policy.mode is HealthMode.ACTIVE):
+        return health
+    if not probe and not health.down and policy.mode is HealthMode.ACTIVE:
+        return replace(health, failures=0)  # its probe comes when it would have come
     answers = health.answers + 1
     if not health.down or answers >= policy.rise:
         return watched(policy, now, jitter)
@@ -157,11 +192,11 @@ def unproven(now: float) -> Proof:
     return Proof("unknown", 0.0, now)
 
 
-def prove(before: Proof | None, found: str, interval: float, now: float, *, jitter: float) -> Proof:
+def prove(before: Proof | None, found: str, policy: HealthPolicy, now: float, *, jitter: float) -> Proof:
     """After a dial. Who has answered once stays proven: from then on it is health's matter."""
     if found == YES or before == PROVEN:
         return PROVEN
-    wait = min(before.wait * 2, PROBE_MAX) if before and before.wait else interval
+    wait = _wait(before.wait if before else 0.0, policy.interval, policy.max_interval, found)
     return Proof(found, wait, now + wait * jitter)
 
 

@@ -6,7 +6,7 @@ from types import MappingProxyType
 
 from pylb.core.address import ANY, Address, Listen, is_loopback, refused_class
 from pylb.core.errors import Code, Refused
-from pylb.core.policy import Joining, Policy, Rules, StaticFrontend, StaticServer
+from pylb.core.policy import Family, Joining, Policy, Rules, StaticFrontend, StaticServer
 from pylb.core.registration import Registration
 
 
@@ -31,7 +31,9 @@ class Layout:
             if isinstance(line.address, Address) and self.is_here(line.address.ip)
         )
         policies = (rules.defaults, *(frontend.policy for frontend in rules.frontends))
-        self.check_ports = frozenset(policy.health.check.port for policy in policies) - {0}  # of the config's own checks
+        self.check_ports = frozenset(policy.health.check.port for policy in policies) - {
+            0
+        }  # of checks that others may take over
         self._names = frozenset(frontend.name for frontend in rules.frontends)
         self._by_port: dict[int, list[StaticFrontend]] = {}
         for frontend in rules.frontends:
@@ -45,7 +47,8 @@ class Layout:
                 continue
             for ip in resolved.get(line.address.host, ()):
                 loop = line.address.port in self.own_ports and self.is_here(ip)
-                if not loop and refused_class(ip) is None:
+                wanted = line.resolve is Family.ANY or (line.resolve is Family.IPV6) is (":" in ip)
+                if wanted and not loop and refused_class(ip) is None:
                     yield replace(line, address=Address(ip, line.address.port), name=f"{line.address}@{ip}")
 
     def place(self, port: int, one: Registration) -> Listen:

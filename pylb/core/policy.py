@@ -1,6 +1,6 @@
 """What the operator decided: policies of frontends, static frontends, tokens, bounds. Parsed once from the config."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from pylb.core.access import AccessList, Networks
@@ -27,6 +27,28 @@ class HealthMode(StrEnum):
     PASSIVE = "passive"  # only servers that are out are probed
     ACTIVE = "active"  # all are
     NONE = "none"
+
+
+class WhenAllDown(StrEnum):
+    """What becomes of clients when every server is down."""
+
+    TRY = "try"  # those that are down are tried
+    REFUSE = "refuse"  # a server that has not passed its check is nobody's, not even the last resort
+
+
+class Backups(StrEnum):
+    """Which backups serve while no other server is usable."""
+
+    FIRST = "first"  # in their order: the first that is usable and has room
+    ALL = "all"
+
+
+class Family(StrEnum):
+    """Which addresses of a host name are servers."""
+
+    IPV4 = "ipv4"
+    IPV6 = "ipv6"
+    ANY = "any"
 
 
 class AdminState(StrEnum):
@@ -60,8 +82,16 @@ class Timeouts:
 
 class CheckKind(StrEnum):
     TCP = "tcp"  # a connect
-    SEND = "send"  # bytes, and bytes that the answer must contain
+    SEND = "send"  # bytes, and bytes that the answer must contain, once or several times
     HTTP = "http"  # a GET, and the status it must have
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Of a conversation: what is sent, and what must come back before the next step."""
+
+    send: bytes = b""
+    expect: bytes = b""  # b"": any answer, or none
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +99,7 @@ class Check:
     """What a server is asked."""
 
     kind: CheckKind = CheckKind.TCP
-    send: bytes = b""
-    expect: bytes = b""  # b"": any answer, or none
+    steps: tuple[Step, ...] = ()  # of SEND: at least one
     path: str = "/"
     host: str = ""  # of the Host header; "": the server's address
     status: tuple[int, int] = (200, 399)
@@ -82,12 +111,55 @@ CONNECT = Check()
 
 @dataclass(frozen=True, slots=True)
 class HealthPolicy:
-    mode: HealthMode = HealthMode.PASSIVE
+    """Of a frontend, or of one server where that differs."""
+
+    wanted: HealthMode | None = None  # None: as the check needs it, see `mode`
     check: Check = CONNECT
     timeout: float = 1.0  # seconds, for a whole check
     interval: float = 2.0  # seconds
+    max_interval: float = 0.0  # seconds, between probes of a server that says nothing at all; 0: as `interval`
     rise: int = 2
     fall: int = 3
+    when_all_down: WhenAllDown = WhenAllDown.TRY
+
+    @property
+    def mode(self) -> HealthMode:
+        """A check that is more than a connect is asked of every server: clients' connects say nothing about it."""
+        if self.wanted is not None:
+            return self.wanted
+        return HealthMode.PASSIVE if self.check == CONNECT else HealthMode.ACTIVE
+
+    @property
+    def refuses(self) -> bool:
+        """Is a server that has not passed its check out of bounds? Without checks none ever could pass."""
+        return self.when_all_down is WhenAllDown.REFUSE and self.mode is not HealthMode.NONE
+
+
+@dataclass(frozen=True, slots=True)
+class OwnHealth:
+    """What one server says of its own health; None: as its frontend says."""
+
+    check: Check | None = None
+    port: int = 0  # of the check; 0: the check's own
+    interval: float | None = None
+    rise: int | None = None
+    fall: int | None = None
+    when_all_down: WhenAllDown | None = None
+
+    def over(self, base: HealthPolicy) -> HealthPolicy | None:
+        """`base` with it on top; None: it says nothing."""
+        if self == UNSAID:
+            return None
+        check = base.check if self.check is None else self.check
+        said = {key: getattr(self, key) for key in ("interval", "rise", "fall", "when_all_down")}
+        return replace(
+            base,
+            check=replace(check, port=self.port) if self.port else check,
+            **{key: value for key, value in said.items() if value is not None},
+        )
+
+
+UNSAID = OwnHealth()
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +211,8 @@ class Policy:
     retries: int = 3  # other servers tried after the first
     max_connections: int = 0  # 0: only the process's own limit
     max_queue: int = 0  # clients that may wait while all servers are full; 0: as many as there are connections
+    backups: Backups = Backups.FIRST
+    slow_start: float = 0.0  # seconds until a server that came to an open frontend has its whole weight
     health: HealthPolicy = HealthPolicy()
     on_down: OnDown = OnDown.KEEP
     send_proxy: ProxyProtocol = ProxyProtocol.NONE
@@ -160,6 +234,8 @@ class StaticServer:
     backup: bool = False
     max_connections: int = 0  # 0: no limit
     name: str = ""  # its label; "": its address
+    health: OwnHealth = UNSAID
+    resolve: Family = Family.ANY  # of a host name
 
 
 class Joining(StrEnum):

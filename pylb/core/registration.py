@@ -15,9 +15,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
 from pylb.core.address import Address, Listen
-from pylb.core.checks import BadCheck, parse_check
+from pylb.core.checks import BadCheck, parse_health
 from pylb.core.errors import Code, Refused
-from pylb.core.policy import CONNECT, Check, LeaseBounds, ProxyProtocol
+from pylb.core.policy import CONNECT, UNSAID, Check, LeaseBounds, OwnHealth, ProxyProtocol
 
 # Host and pod names (RFC 1123), and the underscore and capitals people use anyway. No slash, no `@`, no leading dot:
 # a name is a path segment, a log field and a label.
@@ -56,14 +56,14 @@ class Wanted:
     send_proxy: ProxyProtocol | None = None
     weight: int = 1
     backup: bool = False
-    check: Check | None = None  # None: as the frontend's policy says
+    health: OwnHealth = UNSAID
 
     def dialled(self, configured: Check = CONNECT) -> Iterator[tuple[str, int]]:
         """(the field, the port) of all that pylb connects to for it. `configured`: the check of the frontend's policy."""
         yield "target_port", self.target_port
-        check = self.check or configured
-        if check.port:
-            yield "health.port", check.port
+        port = self.health.port or (self.health.check or configured).port
+        if port:
+            yield "health.port", port
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +75,7 @@ class Displaced:
     address: Address
     send_proxy: ProxyProtocol | None = None
     weight: int = 1
-    check: Check | None = None
+    health: OwnHealth = UNSAID
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,8 +128,10 @@ class FrontendBody(BaseModel):
     proxy_protocol: Literal["none", "v1", "v2"] | None = Field(None, description="PROXY header sent to the server")
     weight: int = Field(1, ge=1, le=256)
     backup: bool = Field(False, description="used only while no other server is")
-    health: str | dict[str, str | int] | None = Field(
-        None, description="how the server is checked: `tcp`, `{http, expect, host, port}` or `{send, expect, port}`"
+    health: str | dict[str, str | int | list[dict[str, str]]] | None = Field(
+        None,
+        description="how the server is checked: `tcp`, `{http, expect, host, port}`, `{send, expect, port}` or "
+        "`{steps: [{send, expect}, …], port}`; with `when_all_down: refuse` it serves only while it passes",
     )
 
 
@@ -185,10 +187,10 @@ def _seconds(ttl: int | None) -> float | None:
 def _wanted(index: int, item: FrontendBody) -> Wanted:
     send = None if item.proxy_protocol is None else ProxyProtocol(item.proxy_protocol)
     try:
-        check = None if item.health is None else parse_check(item.health)
+        health = UNSAID if item.health is None else parse_health(item.health)
     except BadCheck as bad:
         raise Refused(Code.INVALID, f"frontends[{index}].health: {bad}", bad.hint) from None
-    return Wanted(item.port, item.target_port, send, item.weight, item.backup, check)
+    return Wanted(item.port, item.target_port, send, item.weight, item.backup, health)
 
 
 def _no_port_twice(wanted: tuple[Wanted, ...]) -> None:

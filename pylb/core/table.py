@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from pylb.core.address import Address, Listen, by_address
 from pylb.core.persistent import Frozen
-from pylb.core.policy import AdminState, Check, Policy, ProxyProtocol
+from pylb.core.policy import AdminState, HealthPolicy, Policy, ProxyProtocol
 
 PROVEN, UNPROVEN, BACKUP, LAST_RESORT, DOWN, OUT = range(6)
 
@@ -19,7 +19,8 @@ class Server:
 
     `rank` is control's whole opinion of it: a connect goes to the servers of the lowest rank that has an untried one.
     0 fresh, up and proven · 1 fresh, but has not answered yet · 2 backup · 3 stale or draining · 4 down · 5 taken out by the
-    operator, and of weight 0.
+    operator, and of weight 0. Within the rank of the down ones backups come last; and those whose health refuses while down
+    have no rank at all for a connect, see `Frontend.serves`.
     """
 
     name: str  # the label: static address, instance, or "legacy"
@@ -29,7 +30,8 @@ class Server:
     send_proxy: ProxyProtocol = ProxyProtocol.NONE
     max_connections: int = 0  # 0: no limit
     admin: AdminState = AdminState.READY  # while drain or maint, `weight` is 0
-    check: Check | None = None  # None: the policy's
+    backup: bool = False
+    health: HealthPolicy | None = None  # None: the frontend's
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +40,14 @@ class Frontend:
     listen: Listen
     policy: Policy
     servers: tuple[Server, ...]
+
+    def health(self, server: Server) -> HealthPolicy:
+        """Of one of its servers."""
+        return server.health or self.policy.health
+
+    def serves(self, server: Server) -> bool:
+        """May it be dialled at all, be it as the last one? Where `when_all_down` is refuse: only while it is up."""
+        return server.rank != DOWN or not self.health(server).refuses
 
 
 @dataclass(frozen=True, slots=True)

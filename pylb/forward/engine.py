@@ -33,6 +33,7 @@ from pylb.forward.turn import BUDGET, EVENT, Turn
 
 EVENTS = 64  # per poll; what is behind them comes first the next time, the kernel's list is in order (epoll(7))
 MAX_BUFFERED = 256 << 20  # bytes
+RAMP_STEP = 1.0  # seconds between two steps of a slow start
 PIPES = 512  # most pipes lent at a time
 RESERVE = 192  # descriptors of a process that only forwards, for all that is no session (else see pylb.descriptors)
 
@@ -114,6 +115,8 @@ class Engine:
         self._timers = Timers(self._life, self._turn, self.faults, sweep_period, unanswered)
         self._clock = clock
         self._drain_at: float | None = None
+        self._ramping: dict[FrontendState, None] = {}  # those with servers that start slowly
+        self._ramp_at = 0.0  # monotonic
         self._watched: dict[int, Callable[[], None]] = {}
         self._resting: list[int] = []  # watched descriptors whose callback failed: not looked at before the next tick
 
@@ -191,6 +194,9 @@ class Engine:
         self.faults.tick(elapsed)
         self.faults.guard("a watched descriptor is not watched", self._wake)
         self._ports.resume(elapsed)
+        if self._ramping and now >= self._ramp_at:
+            self._ramp_at = now + RAMP_STEP
+            self._ramping = {frontend: None for frontend in self._ramping if frontend.ramp(now)}
         self._life.end_batch()
         self.counters.pipes_lent, self.counters.runnable = self._pipes.lent, len(self._turn.queue)
         return bool(self._turn.queue)
@@ -335,6 +341,8 @@ class Engine:
     def _change(self, port: Port, state: FrontendState, new: Frontend) -> None:
         for server, before in state.update(new):
             self._heed(state, server, before)
+        if state.ramping:
+            self._ramping[state] = None
         self._life.dialer.serve_queue(state)
         self._ports.serve(port, state)
 

@@ -7,9 +7,10 @@ from socket import AF_INET, AF_INET6, SocketType
 
 from pylb.core.address import Address
 from pylb.core.balance import Balancer, balancer
+from pylb.core.policy import Backups, Balance
 from pylb.core.recorder import Attempt
 from pylb.core.session import Event, State
-from pylb.core.table import Frontend, Server
+from pylb.core.table import DOWN, Frontend, Server
 from pylb.forward import door
 from pylb.forward.counters import FrontendCounters, ServerCounters
 from pylb.forward.door import Admission, Door
@@ -88,12 +89,13 @@ class Ring:
 class ServerState:
     """A server of a frontend as the engine sees it; it outlives a table as long as label and address stay."""
 
-    __slots__ = ("counters", "failing", "identity", "most", "pool", "server", "sessions", "turn", "weight")
+    __slots__ = ("counters", "failing", "identity", "most", "pool", "server", "sessions", "share", "turn", "weight")
 
     def __init__(self, server: Server, counters: ServerCounters) -> None:
         self.server = server
         self.counters = counters
-        self.weight = server.weight
+        self.weight: float = server.weight
+        self.share = 1.0  # of its weight that counts; less while it starts slowly
         self.most = server.max_connections
         self.identity = str(server.address)
         self.sessions = 0  # dialing ones included: leastconn must see them
@@ -106,6 +108,13 @@ class ServerState:
         before, self.most = self.most, max(most, -1) or -1  # 0 would mean no limit
         if self.most > before and self.pool is not None:
             self.pool.ended(self)
+
+
+LEAST_SHARE = 0.1  # of its weight, for a server that begins to start slowly
+
+
+def _in_use(server: Server) -> bool:
+    return server.rank < DOWN and server.weight > 0
 
 
 class Nobody(Enum):
@@ -126,6 +135,7 @@ class FrontendState:
         "_only",
         "_pools",
         "_random",
+        "_tiers",
         "accepted",
         "allowance",
         "counters",
@@ -134,6 +144,7 @@ class FrontendState:
         "kill_at",
         "others",
         "queue",
+        "ramping",
         "ring",
         "servers",
         "sessions",
@@ -154,6 +165,7 @@ class FrontendState:
         self._random = random
         self._next_source = 0
         self._leaving: list[ServerState] = []  # left the table, still have sessions
+        self.ramping: dict[ServerState, float | None] = {}  # those that start slowly, and since when; None: just now
         self.update(frontend)
 
     def update(self, frontend: Frontend) -> list[tuple[ServerState, Server]]:
@@ -171,18 +183,29 @@ class FrontendState:
             self.door.update(frontend.policy)
         known, self.servers = self.servers, {}
         changed = []
-        tiers: dict[int, list[ServerState]] = {}
+        tiers: dict[tuple[int, bool], list[ServerState]] = {}
         for server in frontend.servers:
             key = (server.name, server.address)
             state = known.get(key)
             if state is None:
                 state = ServerState(server, self.counters.servers.setdefault(server.name, ServerCounters()))
-            elif state.server != server:
-                changed.append((state, state.server))
-            state.server, state.weight, state.most = server, server.weight, server.max_connections
+                comes = bool(known)  # the first servers of a frontend have nobody to leave the load to
+            else:
+                comes = _in_use(server) and not _in_use(state.server)
+                if state.server != server:
+                    changed.append((state, state.server))
+            if comes and frontend.policy.slow_start:
+                state.share = LEAST_SHARE
+                self.ramping[state] = None
+            state.server, state.most = server, server.max_connections
+            state.weight = server.weight if state.share == 1.0 else server.weight * state.share
             self.servers[key] = state
-            tiers.setdefault(server.rank, []).append(state)
-        self._pool([tiers[rank] for rank in sorted(tiers)])
+            if frontend.serves(server):
+                tiers.setdefault((server.rank, server.backup), []).append(state)
+            else:
+                state.pool = None
+        self._tiers = sorted(tiers.items())
+        self._pool()
         # Every new pod is a new label: its counters go with its last session, at the next table.
         gone = [state for key, state in known.items() if key not in self.servers]
         for state in gone:
@@ -193,16 +216,33 @@ class FrontendState:
             self.counters.forgotten += self.counters.servers.pop(label).closed.total()
         return changed
 
-    def _pool(self, tiers: list[list[ServerState]]) -> None:
+    def ramp(self, now: float) -> bool:
+        """Servers that start slowly get a little more. False: none does any more."""
+        slow = self.frontend.policy.slow_start
+        for state, since in list(self.ramping.items()):
+            begun = now if since is None else since
+            state.share = min(1.0, max(LEAST_SHARE, (now - begun) / slow)) if slow else 1.0
+            state.weight = state.server.weight if state.share == 1.0 else state.server.weight * state.share
+            if state.share == 1.0 or self.servers.get((state.server.name, state.server.address)) is not state:
+                del self.ramping[state]
+            else:
+                self.ramping[state] = begun
+        self._pool()
+        return bool(self.ramping)
+
+    def _pool(self) -> None:
+        """The balancers anew, one for each rank; of backups, which are used in their order, the algorithm may be another."""
         self._only: ServerState | None = None
         self._pools: list[Balancer[ServerState]] = []
-        for tier in tiers:
-            pool = balancer(self.frontend.policy.balance, tier, self._random)
+        policy = self.frontend.policy
+        for (_rank, backup), tier in self._tiers:
+            algorithm = Balance.FIRST if backup and policy.backups is Backups.FIRST else policy.balance
+            pool = balancer(algorithm, tier, self._random)
             self._pools.append(pool)
             for state in tier:
                 state.pool = pool
-        if len(self.servers) == 1:  # the usual case
-            [state] = tiers[0]
+        if len(self.servers) == 1 and self._tiers:  # the usual case
+            [(_, [state])] = self._tiers
             if state.weight and not state.most:
                 self._only, state.pool = state, None
 

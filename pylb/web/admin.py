@@ -12,7 +12,7 @@ from pylb.control.registry import Registry
 from pylb.control.steps import in_turns
 from pylb.control.views import RegistrationView, ServerView
 from pylb.core.address import Listen, Network, in_networks, is_loopback, parse_ip
-from pylb.core.checks import written
+from pylb.core.checks import written_health
 from pylb.core.errors import Code, Refused, let_go
 from pylb.core.registration import Wanted
 from pylb.core.table import Frontend
@@ -305,7 +305,7 @@ def _wanted_json(wanted: Wanted) -> dict[str, Any]:
         "proxy_protocol": None if wanted.send_proxy is None else str(wanted.send_proxy),
         "weight": wanted.weight,
         "backup": wanted.backup,
-        "health": None if wanted.check is None else written(wanted.check),
+        "health": written_health(wanted.health),
     }
 
 

@@ -20,11 +20,13 @@ from pylb.core.policy import (
     LeaseBounds,
     Limits,
     OnDown,
+    OwnHealth,
     Policy,
     ProxyAccept,
     ProxyProtocol,
     Rules,
     StaticServer,
+    Step,
     Timeouts,
 )
 
@@ -68,7 +70,7 @@ def test_the_example_uses_every_key_and_loads() -> None:
     assert mqtt.policy == Policy()
     assert https.servers == (
         StaticServer(Address("198.51.100.7", 30443), weight=2, max_connections=500),
-        StaticServer(Address("198.51.100.8", 30443), backup=True),
+        StaticServer(Address("198.51.100.8", 30443), backup=True, health=OwnHealth(interval=10.0)),
     )
     lines = [(False, "192.0.2.0/24"), (True, "0.0.0.0/0"), (True, "::/0")]
     assert https.policy == Policy(
@@ -106,7 +108,7 @@ frontends:
     proxy_protocol: {send: none, accept_from: []}
 """
     a, b = parse(text, "pylb.yaml").rules().frontends
-    check = Check(CheckKind.SEND, send=b"EHLO x\r\n", expect=b"250 ", port=30026)
+    check = Check(CheckKind.SEND, (Step(b"EHLO x\r\n", b"250 "),), port=30026)
     assert a.policy == Policy(
         balance=Balance.SOURCE,
         timeouts=Timeouts(queue=10.0),
@@ -162,7 +164,7 @@ frontends:
         bind="192.0.2.1",
         freebind=True,
         timeouts=Timeouts(connect=0.5, idle=600.0),
-        health=HealthPolicy(mode=HealthMode.ACTIVE, fall=5),
+        health=HealthPolicy(HealthMode.ACTIVE, fall=5),
         send_proxy=ProxyProtocol.V1,
     )
     assert rules.defaults == rules.frontends[0].policy == base
@@ -172,7 +174,7 @@ frontends:
         retries=0,
         freebind=False,
         timeouts=Timeouts(connect=0.5),
-        health=HealthPolicy(mode=HealthMode.NONE, fall=5),
+        health=HealthPolicy(HealthMode.NONE, fall=5),
         send_proxy=ProxyProtocol.NONE,
     )
     assert rules.frontends[1].joining is Joining.ANY

@@ -14,7 +14,7 @@ from pylb.control.ledger import RESERVE
 from pylb.control.snapshot import Encoder
 from pylb.control.store import StateLocked, Store
 from pylb.core.errors import Code, Refused
-from pylb.core.policy import Check, CheckKind, LeaseBounds, Rules
+from pylb.core.policy import Check, CheckKind, LeaseBounds, OwnHealth, Rules, WhenAllDown
 from pylb.core.registration import Announcement, Wanted
 from tests.control.harness import (
     NODE_A,
@@ -297,12 +297,14 @@ async def test_many_calls_at_once_share_their_writes(tmp_path: Path) -> None:
 async def test_a_registrations_own_check_outlives_a_restart(tmp_path: Path) -> None:
     (port,) = free_ports(1)
     check = Check(CheckKind.HTTP, path="/up")
-    said = Announcement((Wanted(port, 30001, check=check),))
+    said = Announcement((Wanted(port, 30001, health=OwnHealth(check, when_all_down=WhenAllDown.REFUSE)),))
     async with control(tmp_path) as c:
         with target(30001):
             await c.registry.announce("web", "pod-1", said, c.caller())
     async with control(tmp_path) as c:
-        assert c.server(port)[1].check == check
+        health = c.server(port)[1].health
+        assert health is not None
+        assert (health.check, health.when_all_down) == (check, WhenAllDown.REFUSE)
 
 
 class Hanging:

@@ -14,7 +14,7 @@ import uvloop
 
 from pylb.control.probe import Question, ask
 from pylb.core.address import Address
-from pylb.core.policy import Check, CheckKind, ProxyProtocol
+from pylb.core.policy import Check, CheckKind, ProxyProtocol, Step
 from tests.control.harness import NODE_A, black_hole, free_ports, target
 
 Run = Callable[[Coroutine[Any, Any, object]], object]
@@ -83,7 +83,7 @@ def test_without_descriptors_nothing_is_said_of_the_target(run: Run) -> None:
 # ---------------------------------------------------------------- questions and answers
 
 HTTP = Check(CheckKind.HTTP, path="/up", host="app.example.net")
-SMTP = Check(CheckKind.SEND, send=b"EHLO check\r\n", expect=b"250 ")
+SMTP = Check(CheckKind.SEND, (Step(b"EHLO check\r\n", b"250 "),))
 
 
 @contextmanager
@@ -143,13 +143,13 @@ def hears(connection: socket.socket, heard: list[bytes]) -> None:
         (HTTP, [b"x" * 1_000_000], "wrong answer: b'" + "x" * 40 + "' is no status line"),
         (SMTP, [b"220 mx ESMTP\r\n", b"250 mx\r\n"], "yes"),
         (SMTP, [b"421 busy\r\n"], "wrong answer: b'250 ' is not in b'421 busy\\r\\n'"),
-        (Check(CheckKind.SEND, send=b"ping"), [], "yes"),
-        (Check(CheckKind.SEND, expect=b"220 "), [b"220 hello\r\n"], "yes"),
+        (Check(CheckKind.SEND, (Step(b"ping"),)), [], "yes"),
+        (Check(CheckKind.SEND, (Step(expect=b"220 "),)), [b"220 hello\r\n"], "yes"),
     ],
 )
 def test_what_a_server_answers_decides(run: Run, check: Check, pieces: list[bytes], found: str) -> None:
     def reply(connection: socket.socket, heard: list[bytes]) -> None:
-        if check.send or check is HTTP:
+        if check is HTTP or check.steps[0].send:
             heard.append(connection.recv(4096))
         for piece in pieces:
             connection.sendall(piece)
@@ -192,13 +192,13 @@ def test_a_server_that_wants_proxy_headers_is_told_whose_connection_it_is(
         assert run(ask(Question(server, Check(), version))) == "yes"
     assert b"".join(heard) == expected
     with app(hears) as (server, heard):
-        assert run(ask(Question(server, Check(CheckKind.SEND, send=b"ping"), version))) == "yes"
+        assert run(ask(Question(server, Check(CheckKind.SEND, (Step(b"ping"),)), version))) == "yes"
     assert b"".join(heard) == expected + b"ping"
 
 
 @loops
 def test_another_port_is_asked_without_a_proxy_header(run: Run) -> None:
     with app(hears) as (checked, heard):
-        question = Question(Address(NODE_A, 1), Check(CheckKind.SEND, send=b"ping", port=checked.port), ProxyProtocol.V2)
+        question = Question(Address(NODE_A, 1), Check(CheckKind.SEND, (Step(b"ping"),), port=checked.port), ProxyProtocol.V2)
         assert run(ask(question)) == "yes"
     assert heard == [b"ping"]

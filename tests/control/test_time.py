@@ -201,7 +201,7 @@ async def test_a_server_that_moved_away_and_back_starts_anew(tmp_path: Path) -> 
 @aio
 async def test_in_active_mode_a_silent_death_is_found_without_a_client(tmp_path: Path) -> None:
     (port,) = free_ports(1)
-    active = Policy(health=HealthPolicy(mode=HealthMode.ACTIVE, interval=2.0))
+    active = Policy(health=HealthPolicy(HealthMode.ACTIVE, interval=2.0))
     async with control(tmp_path, rules=Rules(defaults=active)) as c:
         with target(30001):
             await c.put({port: 30001})

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from pylb.core.address import Address, Listen
 from pylb.core.changes import PASSING, What, lines
-from pylb.core.policy import CONNECT, AdminState, Policy
+from pylb.core.policy import AdminState, HealthPolicy, Policy
 from pylb.core.table import LAST_RESORT, OUT, Frontend, Server, Table, make_table
 
 HTTPS, MQTT = Listen("tcp", "*", 443), Listen("tcp", "*", 8883)
@@ -54,7 +54,7 @@ def test_what_becomes_of_a_server() -> None:
     assert said(table(ONE), table(drained)) == [
         ("state", "port 443 (web): pod-1 192.0.2.1:30443 is taken out (drain), was in service")
     ]
-    assert said(table(ONE), table(replace(ONE, weight=5, check=CONNECT))) == [
+    assert said(table(ONE), table(replace(ONE, weight=5, health=HealthPolicy()))) == [
         ("changed", "port 443 (web): pod-1 192.0.2.1:30443: weight 1 -> 5, another check")
     ]
     assert said(table(ONE), table(ONE, name="other", policy=Policy(retries=1))) == [

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pylb.core.checks import MOST_TEXT, BadCheck, parse_check, written
-from pylb.core.policy import CONNECT, Check, CheckKind
+from pylb.core.checks import MOST_STEPS, MOST_TEXT, BadCheck, parse_check, parse_health, written, written_health
+from pylb.core.policy import CONNECT, UNSAID, Check, CheckKind, OwnHealth, Step, WhenAllDown
 
 
 @pytest.mark.parametrize(
@@ -21,8 +21,12 @@ from pylb.core.policy import CONNECT, Check, CheckKind
             {"http": "/up?a=b", "expect": "200-299", "host": "a.example", "port": 1},
             Check(CheckKind.HTTP, path="/up?a=b", host="a.example", status=(200, 299), port=1),
         ),
-        ({"send": "PING\r\n", "expect": "PONG"}, Check(CheckKind.SEND, send=b"PING\r\n", expect=b"PONG")),
-        ({"expect": "220 "}, Check(CheckKind.SEND, expect=b"220 ")),
+        ({"send": "PING\r\n", "expect": "PONG"}, Check(CheckKind.SEND, (Step(b"PING\r\n", b"PONG"),))),
+        (
+            {"steps": [{"expect": "220 "}, {"send": "QUIT\r\n"}], "port": 25},
+            Check(CheckKind.SEND, (Step(expect=b"220 "), Step(b"QUIT\r\n")), port=25),
+        ),
+        ({"expect": "220 "}, Check(CheckKind.SEND, (Step(expect=b"220 "),))),
     ],
 )
 def test_a_check_is_read_and_written_again(text: Any, check: Check) -> None:
@@ -54,6 +58,14 @@ def test_a_check_is_read_and_written_again(text: Any, check: Check) -> None:
         ({"send": 5}, "5 is not what to send"),
         ({"send": "x" * (MOST_TEXT + 1)}, "is not what to send"),
         ({"send": "\ud800"}, "half of a surrogate pair"),
+        ({"steps": []}, "1 to 16 steps"),
+        ({"steps": [{"send": "x"}] * 17}, "1 to 16 steps"),
+        ({"steps": ["PING"]}, "step 1 is not a mapping"),
+        ({"steps": [{"send": "x"}, {"sent": "x"}]}, "step 2 is not a mapping"),
+        ({"steps": [{"send": "x"}, {"send": ""}]}, "step 2 sends nothing"),
+        ({"steps": [{"send": "x"}], "expect": "y"}, "belong into the steps"),
+        ({"steps": [{"send": "x"}], "http": "/"}, "not both"),
+        ({"steps": [{"send": 1}]}, "is not what to send"),
         ({"http": "/", "host": "\udfff"}, "half of a surrogate pair"),
     ],
 )
@@ -67,9 +79,10 @@ def test_a_mistake_is_told(text: Any, why: str) -> None:
 PORTS = st.just(0) | st.integers(1, 65535)
 TEXTS = st.text(st.characters(codec="utf-8"), min_size=1, max_size=20).map(str.encode)
 STATUS = st.tuples(st.integers(100, 599), st.integers(100, 599)).map(lambda pair: (min(pair), max(pair)))
+STEPS = st.lists(st.builds(Step, TEXTS, TEXTS), min_size=1, max_size=MOST_STEPS).map(tuple)
 CHECKS = (
     st.builds(Check, port=PORTS)
-    | st.builds(Check, st.just(CheckKind.SEND), TEXTS, TEXTS, port=PORTS)
+    | st.builds(Check, st.just(CheckKind.SEND), STEPS, port=PORTS)
     | st.builds(
         Check,
         st.just(CheckKind.HTTP),
@@ -84,3 +97,37 @@ CHECKS = (
 @given(CHECKS)
 def test_every_check_survives_the_snapshot(check: Check) -> None:
     assert parse_check(written(check)) == check
+
+
+@pytest.mark.parametrize(
+    ("text", "health"),
+    [
+        ("tcp", OwnHealth(CONNECT)),
+        ({"http": "/up"}, OwnHealth(Check(CheckKind.HTTP, path="/up"))),
+        ({"when_all_down": "refuse"}, OwnHealth(when_all_down=WhenAllDown.REFUSE)),
+        ({"check": "tcp", "when_all_down": "refuse"}, OwnHealth(CONNECT, when_all_down=WhenAllDown.REFUSE)),
+        (
+            {"http": "/up", "when_all_down": "try"},
+            OwnHealth(Check(CheckKind.HTTP, path="/up"), when_all_down=WhenAllDown.TRY),
+        ),
+    ],
+)
+def test_what_a_registration_says_of_its_health_is_read_and_written_again(text: Any, health: OwnHealth) -> None:
+    assert parse_health(text) == health
+    assert parse_health(written_health(health)) == health
+
+
+@pytest.mark.parametrize("word", ["never", None, True, {}, ["try"]])
+def test_when_all_down_is_try_or_refuse(word: Any) -> None:
+    with pytest.raises(BadCheck, match="neither try nor refuse"):
+        parse_health({"http": "/up", "when_all_down": word})
+
+
+def test_who_says_nothing_of_its_health_writes_nothing() -> None:
+    assert written_health(UNSAID) is None
+
+
+@given(CHECKS | st.none(), st.sampled_from(WhenAllDown))
+def test_what_is_said_of_health_survives_the_snapshot(check: Check | None, word: WhenAllDown) -> None:
+    health = OwnHealth(check, when_all_down=word)
+    assert parse_health(written_health(health)) == health

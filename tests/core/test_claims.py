@@ -22,7 +22,7 @@ from pylb.core.claims import (
 )
 from pylb.core.errors import Code, Refused
 from pylb.core.layout import Layout
-from pylb.core.policy import Bounds, Check, HealthPolicy, Joining, Policy
+from pylb.core.policy import Bounds, Check, HealthPolicy, Joining, OwnHealth, Policy
 from pylb.core.registration import Displaced, Key, Registration, State, legacy_key
 from tests.core.claiming import FREE, A, B, C, at, enter, having, layout, legacy, native, on, static
 
@@ -300,7 +300,7 @@ def test_a_check_of_pylb_itself_is_refused_whoever_chose_its_port(port: int) -> 
     rules = layout(static("s", "*:80"), own_ips=frozenset({A}), reserved_ports=frozenset({9000}))
     claims = having(native(name="x", ip=B, ports={8443: 30843}), layout=rules)
     one = native(ip=A)
-    one = replace(one, wanted=tuple(replace(item, check=asked) for item in one.wanted))
+    one = replace(one, wanted=tuple(replace(item, health=OwnHealth(asked)) for item in one.wanted))
     assert "health.port" in refused(lambda: enter(claims, one, rules)).detail
     defaults = Policy(health=HealthPolicy(check=asked))
     rules = layout(static("s", "*:80"), own_ips=frozenset({A}), reserved_ports=frozenset({9000}), defaults=defaults)

@@ -8,39 +8,90 @@ from hypothesis import strategies as st
 
 from pylb.core.address import Address
 from pylb.core.health import (
-    PROBE_MAX,
     PROVEN,
     UP,
     YES,
     Health,
+    Proof,
     Record,
     answered,
     checked,
+    conversation,
     failed,
     judge,
     prove,
-    request,
+    remembered,
     turned,
+    unasked,
     unproven,
     watched,
 )
-from pylb.core.policy import CONNECT, Check, CheckKind, HealthMode, HealthPolicy
+from pylb.core.policy import CONNECT, Check, CheckKind, HealthMode, HealthPolicy, OwnHealth, Step, WhenAllDown
 
 PASSIVE = HealthPolicy()
-ACTIVE = HealthPolicy(mode=HealthMode.ACTIVE)
-NONE = HealthPolicy(mode=HealthMode.NONE)
+ACTIVE = HealthPolicy(HealthMode.ACTIVE)
+NONE = HealthPolicy(HealthMode.NONE)
 
 
-def fails(health: Health, times: int, policy: HealthPolicy = PASSIVE, *, now: float = 0.0, probe: bool = False) -> Health:
+HTTP_CHECK = Check(CheckKind.HTTP, path="/primary")
+
+
+def fails(
+    health: Health,
+    times: int,
+    policy: HealthPolicy = PASSIVE,
+    *,
+    now: float = 0.0,
+    probe: bool = False,
+    reason: str = "refused",
+) -> Health:
     for _ in range(times):
-        health = failed(health, policy, "refused", now, probe=probe, jitter=1.0)
+        health = failed(health, policy, reason, now, probe=probe, jitter=1.0)
     return health
+
+
+def passes(health: Health, policy: HealthPolicy = PASSIVE, now: float = 0.0, *, probe: bool = True) -> Health:
+    return answered(health, policy, now, probe=probe, jitter=1.0)
+
+
+@pytest.mark.parametrize(
+    ("policy", "mode"),
+    [
+        (HealthPolicy(), HealthMode.PASSIVE),
+        (HealthPolicy(check=HTTP_CHECK), HealthMode.ACTIVE),
+        (HealthPolicy(check=Check(CheckKind.SEND, (Step(b"PING", b"PONG"),))), HealthMode.ACTIVE),
+        (HealthPolicy(check=Check(port=8008)), HealthMode.ACTIVE),
+        (HealthPolicy(HealthMode.PASSIVE, HTTP_CHECK), HealthMode.PASSIVE),
+        (HealthPolicy(HealthMode.NONE, HTTP_CHECK), HealthMode.NONE),
+        (HealthPolicy(when_all_down=WhenAllDown.REFUSE), HealthMode.PASSIVE),
+    ],
+)
+def test_a_check_that_is_more_than_a_connect_makes_health_active_unless_the_mode_is_said(
+    policy: HealthPolicy, mode: HealthMode
+) -> None:
+    assert policy.mode is mode
+
+
+def test_a_servers_own_health_is_put_over_its_frontends() -> None:
+    base = HealthPolicy(check=HTTP_CHECK, interval=5.0, fall=4)
+    assert OwnHealth().over(base) is None
+    own = OwnHealth(port=8008, interval=1.0, rise=1, when_all_down=WhenAllDown.REFUSE).over(base)
+    check = Check(CheckKind.HTTP, path="/primary", port=8008)
+    assert own == HealthPolicy(None, check, interval=1.0, rise=1, fall=4, when_all_down=WhenAllDown.REFUSE)
+    asked = OwnHealth(Check(port=1), fall=1).over(base)
+    assert asked == HealthPolicy(None, Check(port=1), interval=5.0, fall=1)
+
+
+def test_without_checks_nobody_is_refused_for_not_having_passed_one() -> None:
+    assert HealthPolicy(when_all_down=WhenAllDown.REFUSE).refuses
+    assert not HealthPolicy(HealthMode.NONE, when_all_down=WhenAllDown.REFUSE).refuses
+    assert not HealthPolicy().refuses
 
 
 def test_fall_failures_in_a_row_take_a_server_out() -> None:
     assert not fails(UP, 2).down
     assert fails(UP, 3).down
-    assert not fails(answered(fails(UP, 2), PASSIVE, 0.0, jitter=1.0), 2).down
+    assert not fails(passes(fails(UP, 2), probe=False), 2).down
 
 
 def test_in_passive_mode_only_a_server_that_is_out_is_probed() -> None:
@@ -51,16 +102,65 @@ def test_in_passive_mode_only_a_server_that_is_out_is_probed() -> None:
 
 def test_in_active_mode_every_server_is_probed() -> None:
     assert watched(ACTIVE, 10.0, 1.1).probe_at == 10.0 + 2.2
-    assert fails(UP, 1, ACTIVE, now=10.0).probe_at == 12.0
-    assert answered(UP, ACTIVE, 10.0, jitter=1.0).probe_at == 12.0
+    assert fails(UP, 1, ACTIVE, now=10.0, probe=True).probe_at == 12.0
+    assert passes(UP, ACTIVE, 10.0).probe_at == 12.0
 
 
-def test_probes_of_a_dead_server_back_off_to_half_a_minute() -> None:
-    health, waits = fails(UP, 3), []
+@pytest.mark.parametrize("reason", ["refused", "unreachable", "reset", "wrong answer: HTTP status 503"])
+def test_a_server_that_answers_is_asked_at_the_interval_however_long_its_answers_are_wrong(reason: str) -> None:
+    policy = HealthPolicy(max_interval=30.0)
+    health = fails(UP, 3, policy, reason=reason)
+    for _ in range(20):
+        health = fails(health, 1, policy, probe=True, reason=reason)
+        assert health.probe_at == policy.interval
+
+
+def test_a_black_hole_is_asked_less_and_less_often_up_to_max_interval() -> None:
+    policy, waits = HealthPolicy(max_interval=30.0), []
+    health = fails(UP, 3, policy, reason="timeout")
     for _ in range(6):
-        health = fails(health, 1, probe=True)
+        health = fails(health, 1, policy, probe=True, reason="timeout")
         waits.append(health.probe_at)
     assert waits == [4.0, 8.0, 16.0, 30.0, 30.0, 30.0]
+    assert fails(health, 1, policy, probe=True, reason="refused").probe_at == 2.0
+
+
+def test_without_max_interval_a_black_hole_is_asked_like_all_others() -> None:
+    assert fails(UP, 9, probe=True, reason="timeout").probe_at == PASSIVE.interval
+
+
+def test_a_connect_is_no_answer_to_a_check_that_asks_for_more() -> None:
+    policy = HealthPolicy(check=HTTP_CHECK)
+    out = fails(UP, 3, policy, probe=True, reason="wrong answer: HTTP status 503")
+    assert passes(out, policy, probe=False) is out
+    failing = fails(UP, 2, policy, probe=True)
+    assert passes(failing, policy, probe=False) is failing
+    assert passes(fails(UP, 2, HealthPolicy(HealthMode.PASSIVE, HTTP_CHECK)), policy, probe=True).failures == 0
+
+
+def test_in_active_mode_clients_move_no_probe() -> None:
+    known = watched(ACTIVE, 0.0, 1.0)
+    after = fails(known, 2, ACTIVE, now=1.9)
+    assert (after.failures, after.probe_at) == (2, known.probe_at)
+    after = passes(after, ACTIVE, 1.9, probe=False)
+    assert (after.failures, after.probe_at) == (0, known.probe_at)
+
+
+def test_a_server_that_must_pass_first_is_asked_now_and_its_first_answer_counts() -> None:
+    policy = HealthPolicy(check=HTTP_CHECK, rise=3, when_all_down=WhenAllDown.REFUSE)
+    fresh = unasked(policy, 10.0)
+    assert (fresh.down, fresh.probe_at) == (True, 10.0)
+    assert not passes(fresh, policy).down
+    out = fails(fresh, 1, policy, probe=True)
+    assert passes(passes(out, policy), policy).down
+    assert not passes(passes(passes(out, policy), policy), policy).down
+
+
+def test_a_server_that_was_down_before_a_restart_still_is() -> None:
+    known = remembered(PASSIVE, 10.0, 0.5)
+    assert (known.down, known.probe_at) == (True, 11.0)
+    assert passes(known).down
+    assert not passes(passes(known)).down
 
 
 def test_a_client_that_meets_a_server_that_is_out_does_not_move_its_probe() -> None:
@@ -70,11 +170,11 @@ def test_a_client_that_meets_a_server_that_is_out_does_not_move_its_probe() -> N
 
 
 def test_rise_answers_in_a_row_bring_it_back() -> None:
-    once = answered(fails(fails(UP, 3), 3, probe=True), PASSIVE, 5.0, jitter=1.0)
+    once = passes(fails(fails(UP, 3), 3, probe=True), now=5.0)
     assert once.down
     assert once.probe_at == 7.0
     assert fails(once, 1, probe=True).answers == 0
-    assert answered(once, PASSIVE, 7.0, jitter=1.0) == UP
+    assert passes(once, now=7.0) == UP
 
 
 def test_what_is_our_own_fault_or_unwanted_does_not_count() -> None:
@@ -87,19 +187,18 @@ def test_it_is_out_exactly_between_fall_failures_and_rise_answers(ends: list[boo
     policy = HealthPolicy(fall=fall, rise=rise)
     health, down, row = UP, False, 0
     for ok in ends:
-        health = (
-            answered(health, policy, 0.0, jitter=1.0) if ok else failed(health, policy, "reset", 0.0, probe=True, jitter=1.0)
-        )
+        failure = failed(health, policy, "reset", 0.0, probe=True, jitter=1.0)
+        health = passes(health, policy) if ok else failure
         row = row + 1 if ok is down else 0
         if row >= (rise if down else fall):
             down, row = not down, 0
         assert health.down is down
-        assert health.wait <= PROBE_MAX
+        assert health.wait <= policy.interval
 
 
 def test_an_address_that_answered_once_is_proven_for_good() -> None:
-    assert prove(None, "yes", 2.0, 0.0, jitter=1.0) is PROVEN
-    assert prove(PROVEN, "timeout", 2.0, 0.0, jitter=1.0) is PROVEN
+    assert prove(None, "yes", PASSIVE, 0.0, jitter=1.0) is PROVEN
+    assert prove(PROVEN, "timeout", PASSIVE, 0.0, jitter=1.0) is PROVEN
     assert PROVEN.reachable == "yes"
     assert PROVEN.hint == ""
 
@@ -109,20 +208,28 @@ def test_an_address_never_dialled_is_due_now_and_then_backs_off() -> None:
     assert (proof.reachable, proof.probe_at) == ("unknown", 100.0)
     waits = []
     for _ in range(6):
-        proof = prove(proof, "timeout", 2.0, 0.0, jitter=1.0)
+        proof = prove(proof, "timeout", HealthPolicy(max_interval=30.0), 0.0, jitter=1.0)
         waits.append(proof.probe_at)
     assert waits == [2.0, 4.0, 8.0, 16.0, 30.0, 30.0]
     assert "firewall" in proof.hint
 
 
+@pytest.mark.parametrize("found", ["refused", "unreachable"])
+def test_an_address_that_refuses_is_dialled_at_the_interval_until_it_answers(found: str) -> None:
+    proof: Proof | None = None
+    for _ in range(6):
+        proof = prove(proof, found, HealthPolicy(max_interval=30.0), 0.0, jitter=1.0)
+        assert proof.probe_at == 2.0
+
+
 def test_unreachable_is_said_as_a_refusal_with_a_hint_of_its_own() -> None:
-    proof = prove(None, "unreachable", 2.0, 0.0, jitter=1.0)
+    proof = prove(None, "unreachable", PASSIVE, 0.0, jitter=1.0)
     assert proof.reachable == "refused"
     assert "no route" in proof.hint
 
 
 def test_a_lack_of_our_own_says_nothing_of_the_target() -> None:
-    proof = prove(None, "resource", 2.0, 0.0, jitter=1.0)
+    proof = prove(None, "resource", PASSIVE, 0.0, jitter=1.0)
     assert (proof.reachable, proof.probe_at) == ("unknown", 2.0)
     assert "pylb could not try" in proof.hint
 
@@ -133,27 +240,34 @@ SERVER = Address("192.0.2.7", 30443)
 
 
 def test_a_connect_sends_nothing_and_text_is_sent_as_it_is() -> None:
-    assert request(CONNECT, SERVER) == b""
-    assert request(Check(CheckKind.SEND, send=b"PING"), SERVER) == b"PING"
+    assert conversation(CONNECT, SERVER) == ()
+    steps = (Step(b"PING", b"PONG"), Step(b"QUIT"))
+    assert conversation(Check(CheckKind.SEND, steps), SERVER) == steps
+
+
+def sent(check: Check) -> bytes:
+    [step] = conversation(check, SERVER)
+    return step.send
 
 
 def test_a_get_names_its_host() -> None:
-    asked = request(Check(CheckKind.HTTP, path="/up"), SERVER)
+    asked = sent(Check(CheckKind.HTTP, path="/up"))
     assert asked.startswith(b"GET /up HTTP/1.0\r\nHost: 192.0.2.7:30443\r\n")
     assert asked.endswith(b"\r\n\r\n")
-    assert b"Host: app\r\n" in request(Check(CheckKind.HTTP, host="app"), SERVER)
+    assert b"Host: app\r\n" in sent(Check(CheckKind.HTTP, host="app"))
 
 
 HTTP = Check(CheckKind.HTTP, status=(200, 299))
+PONG = Check(CheckKind.SEND, (Step(expect=b"PONG"),))
 
 
 @pytest.mark.parametrize(
     ("check", "answer", "ended", "verdict"),
     [
         (CONNECT, b"", False, YES),
-        (Check(CheckKind.SEND, expect=b"PONG"), b"+PO", False, None),
-        (Check(CheckKind.SEND, expect=b"PONG"), b"+PONG", False, YES),
-        (Check(CheckKind.SEND, expect=b"PONG"), b"-ERR", True, "wrong answer: b'PONG' is not in b'-ERR'"),
+        (PONG, b"+PO", False, None),
+        (PONG, b"+PONG", False, YES),
+        (PONG, b"-ERR", True, "wrong answer: b'PONG' is not in b'-ERR'"),
         (HTTP, b"HTTP/1.1 20", False, None),
         (HTTP, b"HTTP/1.1 204 No Content\r\n", False, YES),
         (HTTP, b"HTTP/1.0 200", True, YES),
@@ -163,7 +277,18 @@ HTTP = Check(CheckKind.HTTP, status=(200, 299))
     ],
 )
 def test_an_answer_is_judged_as_soon_as_it_tells(check: Check, answer: bytes, ended: bool, verdict: str | None) -> None:
-    assert judge(check, answer, ended=ended) == verdict
+    step = check.steps[0] if check.steps else Step()
+    assert judge(check, step, answer, ended=ended)[0] == verdict
+
+
+def test_what_comes_after_the_text_of_a_step_is_the_next_steps() -> None:
+    steps = Step(b"PING", b"+PONG\r\n"), Step(b"info", b"role:master")
+    check = Check(CheckKind.SEND, steps)
+    verdict, rest = judge(check, steps[0], b"+PONG\r\nrole:", ended=False)
+    assert (verdict, rest) == (YES, b"role:")
+    assert judge(check, steps[1], rest + b"slave", ended=False) == (None, b"role:slave")
+    verdict, _ = judge(check, steps[1], rest + b"slave", ended=True)
+    assert verdict == "wrong answer: step 2: b'role:master' is not in b'role:slave'"
 
 
 def test_a_record_counts_checks_that_failed_and_keeps_the_last_finding() -> None:

@@ -9,7 +9,7 @@ from pylb.core.address import Network, parse_network, parse_ports
 from pylb.core.auth import Caller, Token
 from pylb.core.errors import Code, Refused
 from pylb.core.legacy import LegacyCall
-from pylb.core.policy import Check, CheckKind
+from pylb.core.policy import UNSAID, Check, CheckKind, OwnHealth, Step
 from pylb.core.registration import AnnouncementBody, FrontendBody, Key, Registration, Wanted, legacy_key
 from pylb.core.scope import check_dials, legacy_target, native_target
 
@@ -22,8 +22,8 @@ def token(*targets: str, ports: str = "30000-32767") -> Token:
     return Token("app", ("x" * 22,), parse_ports([443]), targets=networks, target_ports=parse_ports([ports]))
 
 
-def wants(ip: str = HERE, port: int = 30443, check: Check | None = None) -> Registration:
-    return Registration(Key("app", "web", "pod"), "web", ip, (Wanted(443, port, check=check),))
+def wants(ip: str = HERE, port: int = 30443, health: OwnHealth = UNSAID) -> Registration:
+    return Registration(Key("app", "web", "pod"), "web", ip, (Wanted(443, port, health=health),))
 
 
 def refusal(one: Registration, by: Token, ip: str = HERE) -> Refused:
@@ -47,7 +47,8 @@ NO_REACH = {
     LegacyCall: {"action", "port", "name", "send_proxy", "address_note"},
     Imported: {"port", "name", "send_proxy"},
     Wanted: {"port", "send_proxy", "weight", "backup"},
-    Check: {"kind", "send", "expect", "path", "host", "status"},  # bytes of the question, and what to make of the answer
+    Check: {"kind", "steps", "path", "host", "status"},  # bytes of the question, and what to make of the answer
+    OwnHealth: {"interval", "rise", "fall", "when_all_down"},
     Registration: {"key", "name", "ttl", "state", "places", "since"},
 }
 REACHING = {
@@ -55,7 +56,8 @@ REACHING = {
     FrontendBody: {"target_port", "health"},
     LegacyCall: {"address", "target_port"},
     Imported: {"address"},
-    Wanted: {"target_port", "check"},
+    Wanted: {"target_port", "health"},
+    OwnHealth: {"check", "port"},
     Check: {"port"},
     Registration: {"ip", "wanted", "displaced"},  # displaced: what passed when it was registered, never from a call
 }
@@ -68,7 +70,7 @@ def test_every_field_of_a_call_is_known_to_reach_the_network_or_not(model: type)
 
 
 def test_all_ports_that_a_registration_makes_pylb_dial_are_listed() -> None:
-    asked = Wanted(443, 30443, check=Check(CheckKind.TCP, port=30444))
+    asked = Wanted(443, 30443, health=OwnHealth(Check(CheckKind.TCP, port=30444)))
     assert dict(asked.dialled()) == {"target_port": 30443, "health.port": 30444}
     assert dict(Wanted(443, 30443).dialled()) == {"target_port": 30443}
     assert dict(Wanted(443, 30443).dialled(Check(port=8008))) == {"target_port": 30443, "health.port": 8008}
@@ -83,9 +85,9 @@ def test_a_token_aims_only_at_its_target_ports_also_with_its_check(port: int) ->
     assert passes(wants(port=30443), token())
     refused = refusal(wants(port=port), token())
     assert (refused.code, "frontends[0].target_port" in refused.detail) == (Code.TARGET_FORBIDDEN, True)
-    refused = refusal(wants(check=Check(CheckKind.SEND, b"x", b"SSH-2", port=port)), token())
+    refused = refusal(wants(health=OwnHealth(Check(CheckKind.SEND, (Step(b"x", b"SSH-2"),), port=port))), token())
     assert (refused.code, "frontends[0].health.port" in refused.detail) == (Code.TARGET_FORBIDDEN, True)
-    assert passes(wants(check=Check(CheckKind.SEND, b"x", port=30001)), token())
+    assert passes(wants(health=OwnHealth(Check(CheckKind.SEND, (Step(b"x"),), port=30001))), token())
 
 
 def test_a_legacy_call_is_refused_in_the_words_of_its_protocol() -> None:

@@ -12,7 +12,20 @@ from hypothesis import strategies as st
 
 from pylb.core.access import AccessList, AccessRule, Networks
 from pylb.core.address import Address, Listen
-from pylb.core.policy import AdminState, Balance, Check, CheckKind, Limits, Policy, ProxyAccept, ProxyProtocol, Timeouts
+from pylb.core.policy import (
+    AdminState,
+    Balance,
+    Check,
+    CheckKind,
+    HealthMode,
+    HealthPolicy,
+    Limits,
+    Policy,
+    ProxyAccept,
+    ProxyProtocol,
+    Step,
+    Timeouts,
+)
 from pylb.core.session import SessionView
 from pylb.core.table import Server
 from pylb.core.wire import Malformed, made, plain
@@ -37,13 +50,16 @@ policies = st.builds(
     limits=st.builds(Limits, rate=st.integers(0, 9)),
     source_addresses=st.lists(st.text(max_size=5), max_size=2).map(tuple),
 )
+steps = st.lists(st.builds(Step, st.binary(), st.binary()), max_size=2).map(tuple)
+checks = st.builds(Check, st.sampled_from(CheckKind), steps, status=st.tuples(st.integers(), st.integers()))
 servers = st.builds(
     Server,
     name=st.text(),
     address=st.builds(Address, st.text(), st.integers(0, 65535)),
     send_proxy=st.sampled_from(ProxyProtocol),
     admin=st.sampled_from(AdminState),
-    check=st.none() | st.builds(Check, st.sampled_from(CheckKind), st.binary(), status=st.tuples(st.integers(), st.integers())),
+    backup=st.booleans(),
+    health=st.none() | st.builds(HealthPolicy, st.none() | st.sampled_from(HealthMode), check=checks),
 )
 views = st.builds(
     SessionView,

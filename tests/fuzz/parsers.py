@@ -32,7 +32,7 @@ from pylb.core.errors import Refused
 from pylb.core.health import judge
 from pylb.core.legacy import parse_legacy
 from pylb.core.log import parse_target
-from pylb.core.policy import Check, CheckKind, ProxyProtocol
+from pylb.core.policy import Check, CheckKind, ProxyProtocol, Step
 from pylb.core.recorder import parse_session_id
 from pylb.core.registration import check_name, parse_native
 from pylb.core.tcp_info import parse_tcp_info
@@ -233,8 +233,9 @@ def _check_is_written(found: Any) -> None:
 def _answer(data: bytes) -> object:
     """Of a health check."""
     for kind in CheckKind:
-        judge(Check(kind, b"ping", b"pong", path="/"), data, ended=False)
-        judge(Check(kind, b"ping", b"pong", path="/"), data, ended=True)
+        step = Step(b"ping", b"pong")
+        judge(Check(kind, (step,)), step, data, ended=False)
+        judge(Check(kind, (step,)), step, data, ended=True)
     return parse_tcp_info(data[:300])
 
 

@@ -98,7 +98,7 @@ def test_counters_are_where_haproxy_has_them() -> None:
     ]
 
 
-ACTIVE = HealthPolicy(mode=HealthMode.ACTIVE, fall=3, rise=2)
+ACTIVE = HealthPolicy(HealthMode.ACTIVE, fall=3, rise=2)
 
 
 @pytest.mark.parametrize(
@@ -111,8 +111,8 @@ ACTIVE = HealthPolicy(mode=HealthMode.ACTIVE, fall=3, rise=2)
         ({"state": "unproven", "reachable": "unknown"}, ACTIVE, "UP"),
         ({"state": "unproven", "reachable": "refused"}, ACTIVE, "DOWN"),
         ({"state": "drain", "weight": 0}, ACTIVE, "DRAIN"),
-        ({"state": "maint", "weight": 0}, HealthPolicy(mode=HealthMode.NONE), "MAINT"),
-        ({"state": "down"}, HealthPolicy(mode=HealthMode.NONE), "no check"),
+        ({"state": "maint", "weight": 0}, HealthPolicy(HealthMode.NONE), "MAINT"),
+        ({"state": "down"}, HealthPolicy(HealthMode.NONE), "no check"),
     ],
 )
 def test_the_status_is_haproxys_word(given: dict[str, Any], policy: HealthPolicy, word: str) -> None:

@@ -40,7 +40,7 @@ def test_pylb_understands_the_check_of_a_phonehome() -> None:
     settings = settings_for(PYLB_HEALTH='{"http": "/health", "expect": 200, "port": 30880}')
     [wanted] = parse_native(registration(settings, READY).body or b"").frontends
 
-    assert wanted.check == Check(CheckKind.HTTP, path="/health", status=(200, 200), port=30880)
+    assert wanted.health.check == Check(CheckKind.HTTP, path="/health", status=(200, 200), port=30880)
 
 
 def test_pylb_understands_the_goodbye_and_a_lease_without_an_end() -> None:

@@ -1,0 +1,81 @@
+"""When to ask whom, within a budget: so many questions a second, and only some of them to those who never say anything.
+
+Each is asked when it is due, the one that waits longest first. Where the budget does not suffice everybody's interval
+stretches by the same factor; those that are silent have what the others leave, and at least a tenth.
+"""
+
+from collections.abc import Callable, Collection
+from heapq import heappop, heappush
+from math import inf
+from typing import Generic, TypeVar
+
+PER_SECOND = 1000.0  # questions: half a core's work
+AT_ONCE = 200.0  # after a quiet while
+FOR_SILENT = 10  # one question in so many is theirs, however busy it is
+
+W = TypeVar("W")
+
+
+class Agenda(Generic[W]):
+    """`asked_at` says when somebody wants to be asked; entries that differ from it are out of date, and skipped."""
+
+    def __init__(self, clock: Callable[[], float], asked_at: Callable[[W], float], busy: Collection[W]) -> None:
+        self._clock = clock
+        self._asked_at = asked_at
+        self._busy = busy  # being asked: planned anew once that is over
+        self._heaps: tuple[list[tuple[float, int, W]], list[tuple[float, int, W]]] = ([], [])  # who answers, who is silent
+        self._planned = 0
+        self._left = AT_ONCE
+        self._filled_at = clock()
+        self.asked = 0  # questions since the start
+        self.silent_running = 0
+        self.most_silent = 128  # at once: each takes a place until its timeout
+
+    def plan(self, who: W, *, silent: bool) -> None:
+        at = self._asked_at(who)
+        if at < inf:
+            self._planned += 1  # among equals the first one; who is asked has no order
+            heappush(self._heaps[silent], (at, self._planned, who))
+
+    def is_due(self) -> bool:
+        return self._next_heap() is not None
+
+    def take(self) -> tuple[W, bool] | None:
+        """The next that is due, and whether it is a silent one. None: nobody is, or the budget is used up."""
+        silent = self._next_heap()
+        if silent is None:
+            return None
+        return heappop(self._heaps[silent])[2], silent
+
+    def spend(self) -> None:
+        """A question is asked, for however many."""
+        self._left -= 1
+        self.asked += 1
+
+    @property
+    def lag(self) -> float:
+        """Seconds that the one that waits longest has been due."""
+        heads = [heap[0][0] for silent, heap in enumerate(self._heaps) if self._is_due(bool(silent))]
+        return self._clock() - min(heads, default=self._clock())
+
+    def _next_heap(self) -> bool | None:
+        """False: of those who answer; True: of the silent."""
+        now = self._clock()
+        self._left = min(AT_ONCE, self._left + (now - self._filled_at) * PER_SECOND)
+        self._filled_at = now
+        if self._left < 1:
+            return None
+        answering = self._is_due(silent=False)
+        silent = self.silent_running < self.most_silent and self._is_due(silent=True)
+        if answering and not (silent and self.asked % FOR_SILENT == 0):
+            return False
+        return True if silent else None
+
+    def _is_due(self, silent: bool) -> bool:
+        heap, now = self._heaps[silent], self._clock()
+        while heap and heap[0][0] <= now:
+            at, _, who = heap[0]
+            if self._asked_at(who) == at and who not in self._busy:
+                return True
+            heappop(heap)  # asked again since, gone, or being asked
+        return False
