@@ -687,7 +687,12 @@ class App:
 
     def _troubles(self) -> list[str]:
         registry = self._registry
-        return troubles(durable=registry.durable, preserving=registry.preserving, reloaded=self.reloaded)
+        return troubles(
+            durable=registry.durable,
+            preserving=registry.preserving,
+            reloaded=self.reloaded,
+            unserved=[one.name for one in registry.unserved()],
+        )
 
     async def _beat(self) -> None:
         """How late the loop is; a stall of five seconds leaves its stacks on stderr. And what a process 1 has to do."""

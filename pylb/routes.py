@@ -35,6 +35,14 @@ async def rows(registry: Registry, port: int | None = None) -> list[dict[str, An
         head = {"port": listen.port, "listen": str(listen), "frontend": frontend.name, "unbound": unbound.get(listen)}
         servers = views.get(listen, [])
         found += [head | _server(view, people, now) for view in servers] or [head | _no_server()]
+    for later in registry.unserved():
+        why = f"needs {', '.join(later.needs)}, which this version of pylb does not know; the entry is kept"
+        head = {"frontend": later.name, "unbound": None}
+        found += [
+            {"port": number, "listen": None, **head} | _no_server() | {"state": "not served", "why": why}
+            for number in later.ports
+            if port in (None, number)
+        ]
     return found
 
 

@@ -39,7 +39,12 @@ async def status(registry: Registry, counters: Counted, workers: int, *, reloade
     async for one in in_turns(seen(registry.table, views, registry.unbound(), registry.closing()), FRONTENDS):
         conditions.append(condition(one, down_at, now))
         rows.append(_frontend(one, counters.frontends.get(one.listen), conditions[-1]))
-    wrong = troubles(durable=registry.durable, preserving=registry.preserving, reloaded=reloaded)
+    wrong = troubles(
+        durable=registry.durable,
+        preserving=registry.preserving,
+        reloaded=reloaded,
+        unserved=[one.name for one in registry.unserved()],
+    )
     return {
         "health": said(conditions, wrong),
         "version": __version__,

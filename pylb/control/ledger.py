@@ -16,7 +16,7 @@ from pylb.control.events import Event, Journal, Wanderers
 from pylb.control.history import History
 from pylb.control.probe import Ask
 from pylb.control.publisher import Publisher
-from pylb.control.resolver import Resolve, Resolver
+from pylb.control.resolver import FIRST_LOOK, Resolve, Resolver
 from pylb.control.scene import Scene, Sink
 from pylb.control.silence import Silence, addresses
 from pylb.control.snapshot import Encoder, Snapshot, decode
@@ -107,6 +107,7 @@ class Ledger:
         more += await asyncio.to_thread(self.history.restore)
         rules = self.scene.layout.rules
         self.resolver.restore(snapshot.resolved)
+        await self.resolver.first_look(rules.hosts, FIRST_LOOK)
         self.resolver.follow(rules.hosts, rules.resolve_interval)
         layout = Layout(rules, self.resolver.answers)
         claims, refusals = await stepwise(readmitting(snapshot.registrations.values(), layout))
@@ -120,7 +121,11 @@ class Ledger:
         self.checker.restore(snapshot.proven, snapshot.down, snapshot.passed)
         overrides = kept(snapshot.overrides, claims, layout)
         self.publisher.table = Table(max(snapshot.generation, snapshot.reserved))
-        scene = replace(self.scene, claims=claims, layout=layout, overrides=overrides)
+        for later in snapshot.unserved.values():
+            text = f"not served: {later.name} on port {', '.join(map(str, later.ports))} needs {', '.join(later.needs)}, "
+            self.journal.note("unserved", text + "which this version of pylb does not know; its entry is kept", alarm=True)
+        unserved = snapshot.unserved
+        scene = replace(self.scene, claims=claims, layout=layout, overrides=overrides, unserved=unserved)
         await self.publisher.publish(scene, None, ["start"])
         self.tell_of_loops()
 
@@ -186,7 +191,10 @@ class Ledger:
     async def leave(self, key: Key, caller: Caller) -> Outcome:
         """Releases one registration; idempotent. Raises Refused."""
         change, durable = await self.writer.turn(
-            lambda scene: with_claims(scene, release(scene.claims, [key])), [key], self.left, by=called_by(caller)
+            lambda scene: with_claims(without(scene, [key]), release(scene.claims, [key])),
+            [key],
+            self.left,
+            by=called_by(caller),
         )
         return self.outcome(change.result, None, durable=durable, note=change.note)
 
@@ -224,6 +232,8 @@ class Ledger:
         if gone:
             touched = change.touched.union(*(scene.claims.registrations[key].places for key in gone))
             change = replace(change, touched=touched, removed=(*change.removed, *gone))
+        if wanted.key in change.claims.registrations:
+            scene = without(scene, [wanted.key])
         return with_claims(scene, change)
 
     def _ask_at_once(self, one: Registration) -> None:
@@ -374,6 +384,7 @@ class Ledger:
             self.checker.passed,
             scene.overrides,
             dict(self.resolver.answers),
+            scene.unserved,
             self.publisher.table.generation + 1 + self.reserve,
         )
         self.unsaved = False
@@ -443,6 +454,12 @@ def whose(keys: Iterable[Key]) -> dict[str, str]:
 
 def _ip(line: StaticServer) -> str:
     return line.address.ip if isinstance(line.address, Address) else ""
+
+
+def without(scene: Scene, keys: Iterable[Key]) -> Scene:
+    """Without what a newer pylb wrote of these: they are released, or have registered what this one serves."""
+    left = {key: one for key, one in scene.unserved.items() if key not in set(keys)}
+    return scene if len(left) == len(scene.unserved) else replace(scene, unserved=left)
 
 
 def _room_for_one_more(claims: Claims, key: Key) -> None:

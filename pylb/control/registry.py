@@ -16,11 +16,11 @@ from pylb.control.admission import Imported, imported_registration, legacy_regis
 from pylb.control.clockwork import Clockwork
 from pylb.control.events import Event, Rejection, Worth
 from pylb.control.history import Generation
-from pylb.control.ledger import RESERVE, Ledger, with_claims
+from pylb.control.ledger import RESERVE, Ledger, with_claims, without
 from pylb.control.probe import Ask, Question
 from pylb.control.probe import ask as ask_server
-from pylb.control.resolver import Resolve
-from pylb.control.scene import Judged, Scene, Sink
+from pylb.control.resolver import FIRST_LOOK, Resolve
+from pylb.control.scene import Judged, Scene, Sink, Unserved
 from pylb.control.steps import in_turns
 from pylb.control.store import Store
 from pylb.control.tasks import Tasks
@@ -232,10 +232,12 @@ class Registry:
 
         def step(scene: Scene) -> tuple[Scene, Change]:
             found = scene.claims.on_port(port) if port is not None else _named(scene.claims, what)
-            if not found:
+            kept_aside = {key: one for key, one in scene.unserved.items() if _is_meant(key, one, port, what)}
+            if not found and not kept_aside:
                 raise Refused(Code.NOT_FOUND, f"nothing is registered as {what[:300]!r}", "`pylb routes` shows what is")
             lines[:] = [f"released {title(one)}" + (f", port {port}" if port else "") for one in found]
-            return with_claims(scene, release(scene.claims, [one.key for one in found], port))
+            lines.extend(f"released {one.name}, which a newer pylb had registered" for one in kept_aside.values())
+            return with_claims(without(scene, kept_aside), release(scene.claims, [one.key for one in found], port))
 
         await self._ledger.writer.turn(step, (), self._ledger.left, by="admin")
         return lines
@@ -302,6 +304,7 @@ class Registry:
 
     async def reload(self, rules: Rules, keyring: Keyring) -> Diff:
         """New rules and tokens, all or nothing. Returns what changed in the table. Raises Refused."""
+        await self._ledger.resolver.first_look(rules.hosts, FIRST_LOOK)
         before = self.table
 
         def done(_change: Change) -> None:
@@ -323,7 +326,8 @@ class Registry:
             change = yield from adopting(scene.claims, layout, loops(scene.claims, before))
             touched = change.touched | scene.layout.statics.keys() | layout.statics.keys()
             overrides = kept(scene.overrides, change.claims, layout)
-            return Scene(change.claims, layout, keyring, overrides), Change(change.claims, change.result, touched)
+            after = replace(scene, claims=change.claims, layout=layout, keyring=keyring, overrides=overrides)
+            return after, Change(change.claims, change.result, touched)
 
         return step
 
@@ -448,6 +452,10 @@ class Registry:
         """Ports of the table that could not be opened, with the reason; retried every 5 s."""
         return dict(self._ledger.publisher.unbound)
 
+    def unserved(self) -> list[Unserved]:
+        """What a newer pylb wrote and this one cannot serve."""
+        return list(self._scene.unserved.values())
+
     def closing(self) -> dict[Listen, float | None]:
         """Ports that only stale registrations hold, and when each closes (unix time; None: not for that)."""
         return self._ledger.closing()
@@ -485,6 +493,12 @@ class Registry:
         are enough). `token`: "" without a valid one."""
         self._ledger.totals["refused"] += 1
         self._ledger.journal.reject(refused, ip, token, what, tell=tell)
+
+
+def _is_meant(key: Key, one: Unserved, port: int | None, what: str) -> bool:
+    """By `PORT` or `NAME[/INSTANCE]`? It goes as a whole: nobody here knows what half of it would be."""
+    name, _, instance = what.partition("/")
+    return port in one.ports if port is not None else one.name == name and instance in ("", key.instance)
 
 
 def _named(claims: Claims, what: str) -> tuple[Registration, ...]:

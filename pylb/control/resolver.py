@@ -6,6 +6,7 @@ in the snapshot too, so that a start without DNS serves.
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 
@@ -14,6 +15,7 @@ from pylb.core.address import parse_ip
 Resolve = Callable[[str], Awaitable[Iterable[str]]]
 Note = Callable[[str, str, bool], None]  # kind, text, alarm
 
+FIRST_LOOK = 2.0  # seconds that a start or a reload waits for addresses of new names
 AT_ONCE = 8  # of those that are due; the others a moment later
 RETRY_MAX = 300.0  # seconds between two tries of a name that does not resolve
 
@@ -50,6 +52,22 @@ class Resolver:
     def restore(self, answers: Mapping[str, Iterable[str]]) -> None:
         """What a snapshot remembers, before `follow`."""
         self.answers = {host: tuple(ips) for host, ips in answers.items()}
+
+    async def first_look(self, hosts: Iterable[str], within: float) -> None:
+        """The addresses of those that nobody has asked for, AT_ONCE at a time, before a table names them. Who does not answer
+        in time has them with its next answer, as any other that is due."""
+        new = iter({host for host in hosts if host not in self.answers})
+
+        async def ask_some() -> None:
+            for name in new:
+                with suppress(OSError, ValueError):  # a TimeoutError is one; whoever asks next says so
+                    if ips := {parse_ip(ip) for ip in await self._resolve(name)}:
+                        self.answers[name] = tuple(sorted(ips))
+                        self._note("resolved", f"{name} is {', '.join(self.answers[name])}", False)
+
+        with suppress(TimeoutError):
+            async with asyncio.timeout(within):
+                await asyncio.gather(*(ask_some() for _ in range(AT_ONCE)))
 
     def is_due(self) -> bool:
         now = self._clock()

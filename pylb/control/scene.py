@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from pylb.core.address import Listen
 from pylb.core.auth import Keyring
 from pylb.core.claims import Change, Claims
 from pylb.core.layout import Layout
 from pylb.core.overrides import NONE, Overrides
+from pylb.core.registration import Key
 from pylb.core.table import Table
 
 
@@ -29,6 +30,21 @@ class Sink(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Unserved:
+    """An entry of the snapshot that a newer pylb wrote, with words in its `needs` that this one does not know.
+
+    To serve it without what it needs might send clients elsewhere than its owner said. So it is written again as it came,
+    for the pylb that knows, until it is released or its owner registers what this one can serve.
+    """
+
+    entry: Mapping[str, Any]
+    lease: Mapping[str, Any] | None  # what the snapshot has of it beside
+    needs: tuple[str, ...]  # that are not known
+    name: str
+    ports: tuple[int, ...]  # as far as they can be read
+
+
+@dataclass(frozen=True, slots=True)
 class Scene:
     """What a call is judged against; the next call sees the next one."""
 
@@ -36,6 +52,7 @@ class Scene:
     layout: Layout
     keyring: Keyring
     overrides: Overrides = field(default_factory=lambda: NONE)
+    unserved: Mapping[Key, Unserved] = field(default_factory=dict)
 
     def has(self, listen: Listen) -> bool:
         return listen in self.claims.holders or listen in self.layout.statics

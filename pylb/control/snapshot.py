@@ -1,15 +1,17 @@
 """The payload of the snapshot: registrations, what was learned of their leases, and which servers had answered.
 
-Unknown keys are ignored and missing ones have defaults, so one version back and one forth can read it. Times of leases
-are not in it: they mean nothing after a restart; only for how long a stale one has been stale.
+Unknown keys are ignored and missing ones have defaults, so one version back and one forth can read it. A word in the
+`needs` of an entry must not be ignored: a version that does not know it keeps the entry as it is and does not serve it.
+Times of leases are not in it: they mean nothing after a restart; only for how long a stale one has been stale.
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from operator import itemgetter
 from typing import Any, TypeVar
 
+from pylb.control.scene import Unserved
 from pylb.control.store import Json, canonical
 from pylb.control.tenure import LeaseRecord
 from pylb.core.address import Address, parse_address, parse_ip, parse_listen
@@ -23,6 +25,7 @@ K = TypeVar("K")
 V = TypeVar("V")
 T = TypeVar("T")
 
+KNOWN_NEEDS: frozenset[str] = frozenset()  # words of `needs` that this version serves
 PAUSE = 0.0001  # seconds; the thread lets go of the GIL for as long after each part that it encodes
 _MOST_GENERATION = 1 << 53  # a float has each of them, and so has JSON
 _MOST_SECONDS = 1e9
@@ -41,6 +44,7 @@ class Snapshot:
     passed: Frozen[Place, bool] = field(default_factory=Frozen)  # their check, and serve where only that lets them
     overrides: Overrides = field(default_factory=lambda: NONE)
     resolved: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # addresses by host name
+    unserved: Mapping[Key, Unserved] = field(default_factory=dict)
     reserved: int = 0  # the first generation that a start after this one may use
 
 
@@ -65,8 +69,11 @@ class Encoder:
             "generation": snapshot.generation,
             "reserved": snapshot.reserved,
             "written_at": snapshot.written_at,
-            "registrations": registrations,
-            "leases": [_encode_lease(key, lease) for key, lease in snapshot.leases.items()],
+            "registrations": _with(registrations, [one.entry for one in snapshot.unserved.values()]),
+            "leases": [
+                *(_encode_lease(key, lease) for key, lease in snapshot.leases.items()),
+                *(one.lease for one in snapshot.unserved.values() if one.lease is not None),
+            ],
             "proven": proven,
             "down": down,
             "passed": passed,
@@ -88,6 +95,12 @@ def _by_part(entries: Frozen[K, V], known: _Texts, encoded: Callable[[int, K, V]
     return texts, Json("[" + ",".join([text for _, text in texts.values()]) + "]")
 
 
+def _with(entries: Json, more: Iterable[Mapping[str, Any]]) -> Json:
+    """The list with these behind its own."""
+    own = entries[1:-1]
+    return Json("[" + ",".join([*([own] if own else []), *map(canonical, more)]) + "]")
+
+
 def _text_of(part: Part[K, V], encoded: Callable[[int, K, V], Any]) -> str:
     text = ",".join([canonical(encoded(place, key, value)) for key, (place, value) in part.items()])
     time.sleep(PAUSE)  # noqa: TID251 - in the store's thread, never on the loop
@@ -102,6 +115,7 @@ def _encode_place(_order: int, place: Place, _: bool) -> list[str]:
 def _encode_one(place: int, _key: Key, one: Registration) -> dict[str, Any]:
     return {
         "order": place,
+        "needs": [],  # what whoever reads it must know to serve it as it was meant; of all that there is, nothing yet
         "token": one.key.token,
         "name": one.name,
         "instance": one.key.instance,
@@ -158,7 +172,15 @@ def decode(payload: Mapping[str, Any]) -> tuple[Snapshot, list[str]]:
             except _UNUSABLE as error:
                 complaints.append(f"{what.format(index)} of the snapshot is left out: {error}")
 
-    entries = list(each("registrations", "registration {}", _decode_entry))
+    entries, unserved = list[tuple[int, Registration, LeaseRecord]](), dict[Key, Unserved]()
+    for found_one in each("registrations", "registration {}", _decode_or_keep):
+        if isinstance(found_one, Unserved):
+            unserved[_key(found_one.entry)] = found_one
+        else:
+            entries.append(found_one)
+    for item in _list(payload.get("leases")):  # as they came, too
+        if isinstance(item, dict) and (one := unserved.get(_key(item))) is not None:
+            unserved[_key(item)] = replace(one, lease=item)
     leases = {one.key: lease for _, one, lease in entries} | dict(each("leases", "lease {}", _decode_lease))
     proven = frozen_set(each("proven", "proven address {}", lambda _, text: parse_address(str(text))))
     down = frozen_set(each("down", "server {} that was down", _decode_place))
@@ -175,12 +197,13 @@ def decode(payload: Mapping[str, Any]) -> tuple[Snapshot, list[str]]:
         _generation(payload.get("generation")),
         0.0,
         Frozen({one.key: one for _, one, _ in sorted(entries, key=itemgetter(0))}),
-        leases,
+        {key: lease for key, lease in leases.items() if key not in unserved and lease != LeaseRecord()},
         proven,
         down,
         passed,
         overrides or NONE,
         resolved,
+        unserved,
         _generation(payload.get("reserved")),
     ), complaints
 
@@ -195,6 +218,22 @@ def _seconds(value: object) -> float:
     if not 0 <= found <= _MOST_SECONDS:  # NaN is neither
         raise ValueError(f"{value!r:.40} is no time in seconds")
     return found
+
+
+def _decode_or_keep(index: int, item: Mapping[str, Any]) -> tuple[int, Registration, LeaseRecord] | Unserved:
+    needs = tuple(str(word) for word in _list(item.get("needs")) if word not in KNOWN_NEEDS)
+    if not needs:
+        return _decode_entry(index, item)
+    frontends = [one for one in _list(item.get("frontends")) if isinstance(one, dict)]
+    ports = tuple(one["port"] for one in frontends if isinstance(one.get("port"), int))
+    return Unserved(item, None, needs, str(item.get("name", "")), ports)
+
+
+def _key(item: Mapping[str, Any]) -> Key:
+    """Of an entry, or of a lease: which have no name for a legacy one."""
+    port = item.get("legacy_port", 0)
+    port = port if isinstance(port, int) else 0
+    return Key(str(item.get("token", "")), "" if port else str(item.get("name", "")), str(item.get("instance", "")), port)
 
 
 def _decode_entry(index: int, item: Mapping[str, Any]) -> tuple[int, Registration, LeaseRecord]:

@@ -54,7 +54,9 @@ class _Batch:
         self.touched |= change.touched
 
     def must_write(self, live: Scene) -> bool:
-        same = self.scene.claims.registrations is live.claims.registrations and self.scene.overrides is live.overrides
+        now = self.scene
+        same = now.claims.registrations is live.claims.registrations and now.overrides is live.overrides
+        same = same and now.unserved is live.unserved
         return not same or any(call.write for call, _ in self.decided)
 
 

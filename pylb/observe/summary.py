@@ -124,14 +124,15 @@ def said(found: Sequence[tuple[Health, str]], also: Iterable[str] = ()) -> str:
     return "; ".join([head, *told])
 
 
-def troubles(*, durable: bool, preserving: bool, reloaded: bool) -> list[str]:
-    """What is wrong with pylb itself, for `also`."""
+def troubles(*, durable: bool, preserving: bool, reloaded: bool, unserved: Sequence[str] = ()) -> list[str]:
+    """What is wrong with pylb itself, for `also`. `unserved`: names of registrations that it is too old for."""
     found = {
         "the state cannot be written to disk": not durable,
         "most phone-homes fell silent at once": preserving,
         "the config on disk was refused, the one before is in force": not reloaded,
     }
-    return [text for text, is_so in found.items() if is_so]
+    texts = [text for text, is_so in found.items() if is_so]
+    return [*texts, *([f"this version is too old to serve {', '.join(unserved)} (pylb routes)"] if unserved else [])]
 
 
 def span(seconds: float) -> str:

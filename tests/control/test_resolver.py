@@ -42,6 +42,39 @@ async def test_all_addresses_of_a_name_are_servers_as_its_line_says(tmp_path: Pa
 
 
 @aio
+async def test_a_new_name_has_its_addresses_in_the_first_table_that_has_it(tmp_path: Path) -> None:
+    port, other = free_ports(2)
+    made = Control(tmp_path, rules(port, NODES))
+    made.dns["nodes.example.net"] = [ONE]
+    made.dns["late.example.net"] = [TWO]
+    await made.registry.start()
+    try:
+        assert [list(one.servers) != [] for one in made.sink.tables[0].frontends.values()] == [True]
+        await made.registry.reload(rules(other, HostPort("late.example.net", 30443)), made.keyring)
+        assert set(servers(made).values()) == {f"{TWO}:30443"}
+        assert all(one.servers for table in made.sink.tables for one in table.frontends.values())
+    finally:
+        await made.registry.stop()
+        made.sink.close()
+
+
+@aio
+async def test_names_that_do_not_answer_delay_a_start_only_so_long_and_no_other_names(tmp_path: Path) -> None:
+    asked: list[str] = []
+
+    async def resolve(host: str) -> list[str]:
+        asked.append(host)
+        if host.startswith("silent"):
+            await asyncio.Event().wait()
+        return [ONE]
+
+    resolver = Resolver(resolve, lambda: 0.0, lambda _low, _high: 1.0, lambda *_: None)
+    await resolver.first_look([*(f"silent-{number}" for number in range(AT_ONCE - 1)), "fast-1", "fast-2"], 0.05)
+    assert set(resolver.answers) == {"fast-1", "fast-2"}
+    assert len(asked) == AT_ONCE + 1
+
+
+@aio
 async def test_an_address_that_goes_leaves_and_the_others_keep_their_labels(tmp_path: Path) -> None:
     (port,) = free_ports(1)
     async with control(tmp_path, rules=rules(port, NODES)) as c:
@@ -102,7 +135,7 @@ async def test_a_reload_keeps_what_is_known_and_forgets_what_nobody_needs(tmp_pa
         c.dns = {"nodes.example.net": [ONE], "other.example.net": [TWO]}
         await c.registry.resolve()
         await c.registry.reload(rules(port, NODES, other), Keyring(()))
-        assert servers(c) == {f"{NODES}@{ONE}": f"{ONE}:30443"}
+        assert servers(c) == {f"{NODES}@{ONE}": f"{ONE}:30443", f"{other}@{TWO}": f"{TWO}:1"}
         await c.registry.resolve()
         assert set(servers(c)) == {f"{NODES}@{ONE}", f"{other}@{TWO}"}
         await c.registry.reload(rules(port, other), Keyring(()))

@@ -1,0 +1,122 @@
+"""An entry of the snapshot that this version cannot serve is kept for the one that can, whatever happens meanwhile."""
+
+import json
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from pylb.control.store import _canonical
+from pylb.core.policy import Rules
+from pylb.observe.summary import troubles
+from pylb.routes import rows
+from tests.control.harness import Control, aio, control, free_ports
+
+NEW = {
+    "order": 7,
+    "needs": ["teleportation"],
+    "token": "t",
+    "name": "later",
+    "instance": "pod-9",
+    "legacy_port": 0,
+    "address": {"somewhere": ["no", "ip"]},
+    "frontends": [{"port": 4433, "target_port": "any", "beam": True}],
+}
+LEASE = {"token": "t", "name": "later", "instance": "pod-9", "legacy_port": 0, "learned_ttl": None, "stale_for": 3.5, "x": 1}
+
+
+def payload(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "state.json").read_text())["payload"]
+    return found
+
+
+def written_by_a_newer_pylb(folder: Path) -> None:
+    """The snapshot as it is, with one entry more."""
+    data = payload(folder)
+    data["registrations"].append(NEW)
+    data["leases"].append(LEASE)
+    body = _canonical(data)
+    head = {"version": 1, "sha256": sha256(body).hexdigest()}
+    (folder / "state.json").write_text(json.dumps(head | {"payload": data}))
+
+
+def is_there(folder: Path) -> bool:
+    data = payload(folder)
+    return NEW in data["registrations"] and LEASE in data["leases"]
+
+
+async def prepared(folder: Path) -> int:
+    (port,) = free_ports(1)
+    async with control(folder) as c:
+        await c.put({port: 30001})
+    written_by_a_newer_pylb(folder)
+    return port
+
+
+@aio
+async def test_it_is_neither_served_nor_changed_by_calls_reloads_restarts_and_a_hand_over(tmp_path: Path) -> None:
+    port = await prepared(tmp_path)
+    others = free_ports(2)
+    async with control(tmp_path) as c:
+        assert c.sink.ports == {port}
+        await c.put({others[0]: 30001}, name="mail")
+        await c.put({port: 30001}, draining=True)
+        assert is_there(tmp_path)
+        await c.registry.reload(Rules(), c.keyring)
+        await c.put({others[1]: 30001}, name="www")
+        assert is_there(tmp_path)
+        await c.registry.hand_over()
+        assert is_there(tmp_path)
+        await c.registry.take_back()
+    async with control(tmp_path) as c:
+        assert c.sink.ports == {port, *others}
+        await c.delete()
+        assert is_there(tmp_path)
+
+
+@aio
+async def test_it_is_shown_with_what_it_needs_and_is_an_alarm(tmp_path: Path) -> None:
+    await prepared(tmp_path)
+    async with control(tmp_path) as c:
+        (row,) = [row for row in await rows(c.registry) if row["port"] == 4433]
+        assert (row["state"], row["frontend"]) == ("not served", "later")
+        assert "teleportation" in row["why"]
+        (event,) = [event for event in c.heard if event.kind == "unserved"]
+        assert event.alarm
+        said = troubles(durable=True, preserving=False, reloaded=True, unserved=[one.name for one in c.registry.unserved()])
+        assert said == ["this version is too old to serve later (pylb routes)"]
+
+
+@aio
+async def test_it_goes_when_it_is_released_by_name_by_port_or_by_its_owner(tmp_path: Path) -> None:
+    for number, release in enumerate((by_name, by_port, by_its_owner)):
+        folder = tmp_path / str(number)
+        await prepared(folder)
+        async with control(folder) as c:
+            await release(c)
+            assert not is_there(folder)
+            assert c.registry.unserved() == []
+            assert len(c.registry.registrations()) == 1
+
+
+async def by_name(c: Control) -> None:
+    await c.registry.release_any("later/pod-9")
+
+
+async def by_port(c: Control) -> None:
+    await c.registry.release_any("4433")
+
+
+async def by_its_owner(c: Control) -> None:
+    await c.delete(name="later", instance="pod-9")
+
+
+@aio
+async def test_its_owner_may_register_what_this_version_can_serve_and_a_goodbye_changes_nothing(tmp_path: Path) -> None:
+    await prepared(tmp_path)
+    (other,) = free_ports(1)
+    async with control(tmp_path) as c:
+        await c.put({other: 30001}, name="later", instance="pod-9", draining=True)
+        assert is_there(tmp_path)
+        await c.put({other: 30001}, name="later", instance="pod-9")
+        assert not is_there(tmp_path)
+        assert other in c.sink.ports
