@@ -10,10 +10,8 @@ import signal
 import socket
 import subprocess
 import threading
-import time
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Self
 
 import pytest
 
@@ -27,7 +25,8 @@ from tests.app.instance import SECRET, Instance, echo, fetch
 from tests.app.systemd import Systemd
 from tests.app.versions import Tree, gone
 from tests.support.baseline import descriptors
-from tests.support.waiting import eventually, pause
+from tests.support.load import Load
+from tests.support.waiting import eventually
 
 BOTH = pytest.mark.parametrize("workers", [0, 2])
 
@@ -43,43 +42,6 @@ def upgrade(pylb: Instance) -> int:
     return int(done.stdout.split()[1])
 
 
-class Load:
-    """New connections at a steady rate, each an echo, from a few threads."""
-
-    THREADS = 8
-
-    def __init__(self, port: int, rate: float) -> None:
-        self._port = port
-        self._pause = self.THREADS / rate
-        self._over = threading.Event()
-        self.done = 0
-        self.failed: list[str] = []
-        self._threads = [threading.Thread(target=self._run) for _ in range(self.THREADS)]
-
-    def __enter__(self) -> Self:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_failure: object) -> None:
-        self._over.set()
-        for thread in self._threads:
-            thread.join(20)
-
-    def _run(self) -> None:
-        due = time.monotonic()
-        while not self._over.is_set():
-            try:
-                with socket.create_connection(("127.0.0.1", self._port), timeout=10) as sock:
-                    if echo(sock) != b"ping":
-                        self.failed.append("cut")
-            except OSError as error:
-                self.failed.append(repr(error))
-            self.done += 1
-            due += self._pause
-            pause(max(0.0, due - time.monotonic()))
-
-
 @BOTH
 def test_upgrades_in_a_row_cost_no_connection_and_no_count(
     pylb: Instance, echo_port: int, successors: list[int], workers: int, request: pytest.FixtureRequest
@@ -91,7 +53,7 @@ def test_upgrades_in_a_row_cost_no_connection_and_no_count(
     pylb.register(pylb.port, echo_port)
     with connect(pylb) as live:
         assert echo(live) == b"ping"
-        with Load(pylb.port, rate) as load:
+        with Load(("127.0.0.1", pylb.port), rate, lambda sock: echo(sock) == b"ping") as load:
             for _ in range(rounds):
                 before = load.done
                 successors.append(upgrade(pylb))
