@@ -462,4 +462,4 @@ class Checker:
 
     def _jitter(self) -> float:
         """Never later than people were told."""
-        return self._uniform(0.8, 0.95)
+        return self._uniform(0.8, 0.9)

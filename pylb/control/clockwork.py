@@ -15,7 +15,7 @@ from pylb.core.errors import Refused
 from pylb.core.registration import Key, State
 
 PERIOD = 0.5  # seconds between two rounds: fine enough for leases of >= 10 s
-PROBE_PERIOD = 0.1
+PROBE_PERIOD = 0.05
 REBIND = 5.0  # seconds between two tries of ports that are not open
 SAVE_AGAIN_MAX = 30.0  # seconds between two tries of a failed snapshot, at most
 

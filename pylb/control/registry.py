@@ -390,6 +390,16 @@ class Registry:
         return self._ledger.tenure.preserving
 
     @property
+    def checks(self) -> int:
+        """Questions asked of servers since the start, but for the first dial of a call's targets."""
+        return self._ledger.checker.agenda.asked
+
+    @property
+    def check_lag(self) -> float:
+        """Seconds that the check that waits longest has been due: the budget, or the machine, does not suffice."""
+        return self._ledger.checker.agenda.lag
+
+    @property
     def write_failures(self) -> int:
         return self._ledger.write_failures
 

@@ -1,6 +1,6 @@
 """What control shows of itself: answers to calls, and read-only pictures for the status page, the metrics and the CLI."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -10,9 +10,9 @@ from pylb.core.claims import Claims
 from pylb.core.health import UNRECORDED, UP, Health, Record
 from pylb.core.layout import Layout
 from pylb.core.lease import Lease
-from pylb.core.policy import AdminState, ProxyProtocol
+from pylb.core.policy import AdminState, HealthPolicy, ProxyProtocol
 from pylb.core.registration import Key, Registration, State, Wanted
-from pylb.core.table import DOWN, Server, Table
+from pylb.core.table import DOWN, Frontend, Server, Table
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +73,9 @@ class LegacyUse:
     last_name: str
 
 
+ASKED_BY_DEFAULT = HealthPolicy()
+
+
 @dataclass(frozen=True, slots=True)
 class ServerView:
     frontend: str
@@ -93,7 +96,8 @@ class ServerView:
     health: Health = UP
     record: Record = UNRECORDED  # of its checks
     asked_at: float | None = None  # when `reachable` was found, on the registry's clock; None: before this pylb started
-    gone: bool = False  # all its registrations have said goodbye
+    policy: HealthPolicy = ASKED_BY_DEFAULT  # of its health: its own, or its frontend's
+    not_missed: bool = False  # its registrations have all said goodbye, or other addresses of its host name answer
 
 
 class Held(NamedTuple):
@@ -102,7 +106,7 @@ class Held(NamedTuple):
     by: tuple[str, ...]
     weight: int | None
     backup: bool
-    gone: bool
+    not_missed: bool
 
 
 def registration_view(
@@ -133,12 +137,13 @@ def server_views(
 ) -> Iterator[ServerView]:
     """In the order of the ports. Each is made when it is asked for: 6 µs, and a frontend's holders are looked at once."""
     for listen, frontend in sorted(table.frontends.items(), key=lambda item: (item[0].port, item[0].ip)):
-        holders = _holders(claims, layout, listen, said_goodbye)
+        holders = _holders(claims, layout, listen, said_goodbye, checker.sight.proven)
         for server in frontend.servers:
-            yield _server_view(frontend.name, listen, server, holders.get(server.address, _DISPLACED), checker)
+            yield _server_view(frontend, server, holders.get(server.address, _DISPLACED), checker)
 
 
-def _server_view(name: str, listen: Listen, server: Server, held: Held, checker: Checker) -> ServerView:
+def _server_view(frontend: Frontend, server: Server, held: Held, checker: Checker) -> ServerView:
+    name, listen = frontend.name, frontend.listen
     proof, health = checker.proof(server.address), checker.health(listen, server.address)
     known = proof is not None and proof.found != "unknown"
     proven = server.address in checker.sight.proven
@@ -162,7 +167,8 @@ def _server_view(name: str, listen: Listen, server: Server, held: Held, checker:
         health or UP,
         checker.record(listen, server.address),
         asked_at,
-        held.gone,
+        frontend.health(server),
+        held.not_missed,
     )
 
 
@@ -176,16 +182,22 @@ def _state(server: Server, *, proven: bool) -> Literal["up", "down", "unproven",
     return "up" if proven else "unproven"
 
 
-def _holders(claims: Claims, layout: Layout, listen: Listen, said_goodbye: Callable[[Key], bool]) -> dict[Address, Held]:
+def _holders(
+    claims: Claims, layout: Layout, listen: Listen, said_goodbye: Callable[[Key], bool], proven: Container[Address]
+) -> dict[Address, Held]:
     """Of all its servers."""
     found: dict[Address, list[str]] = {}
     stay: set[Address] = set()  # of somebody who has not said goodbye
     said: dict[Address, tuple[int, bool]] = {}  # by the first of them
     static = layout.statics.get(listen)
-    for line in static.servers if static else ():
+    lines = static.servers if static else ()
+    # Host names of which an address has answered: another that never did (an AAAA record that nobody serves) is no loss.
+    answering = {line.of_host for line in lines if line.of_host and line.address in proven}
+    for line in lines:
         if isinstance(line.address, Address):  # a layout's always are
             found[line.address] = ["static"]
-            stay.add(line.address)
+            if line.address in proven or line.of_host not in answering:
+                stay.add(line.address)
             said.setdefault(line.address, (line.weight, line.backup))
     for key in claims.holders.get(listen, ()):
         one = claims.registrations[key]
@@ -203,7 +215,7 @@ def _holders(claims: Claims, layout: Layout, listen: Listen, said_goodbye: Calla
     return {at: Held(tuple(by), *said.get(at, nothing), at not in stay) for at, by in found.items()}
 
 
-_DISPLACED = Held((), None, backup=False, gone=False)
+_DISPLACED = Held((), None, backup=False, not_missed=False)
 
 
 def title(one: Registration) -> str:

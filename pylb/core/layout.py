@@ -49,7 +49,9 @@ class Layout:
                 loop = line.address.port in self.own_ports and self.is_here(ip)
                 wanted = line.resolve is Family.ANY or (line.resolve is Family.IPV6) is (":" in ip)
                 if wanted and not loop and refused_class(ip) is None:
-                    yield replace(line, address=Address(ip, line.address.port), name=f"{line.address}@{ip}")
+                    yield replace(
+                        line, address=Address(ip, line.address.port), name=f"{line.address}@{ip}", of_host=str(line.address)
+                    )
 
     def place(self, port: int, one: Registration) -> Listen:
         """Where the registration's port listens: at the static frontend that it joins, else at `defaults.bind`.

@@ -236,6 +236,7 @@ class StaticServer:
     name: str = ""  # its label; "": its address
     health: OwnHealth = UNSAID
     resolve: Family = Family.ANY  # of a host name
+    of_host: str = ""  # in a Layout: the host name and port that its address was found for
 
 
 class Joining(StrEnum):

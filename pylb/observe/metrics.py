@@ -106,7 +106,7 @@ class Metrics:
         for view in paused(registry.each_server()):
             if view is None:
                 yield None
-            elif view.tried and not view.gone:  # who said goodbye is not missed
+            elif view.tried and not view.not_missed:
                 silent = view.state == "unproven" and view.reachable in ("refused", "timeout")
                 place, answers = (view.frontend, view.server), not silent
                 up[place] = up.get(place, True) and view.state != "down" and answers
@@ -170,6 +170,12 @@ class Metrics:
         )
         yield from gauge("pylb_table_generation", "Generation of the table in force.", value=registry.table.generation)
         yield from gauge("pylb_table_apply_seconds", "Seconds the last table took to apply.", value=registry.apply_seconds)
+        yield from counter("pylb_checks_total", "Questions asked of servers, also to prove a new one.", value=registry.checks)
+        yield from gauge(
+            "pylb_check_lag_seconds",
+            "How late the check is that waits longest: more than 1,000 a second are stretched.",
+            value=registry.check_lag,
+        )
         yield from counter("pylb_state_write_failures_total", "Failed writes of the snapshot.", value=registry.write_failures)
         yield from gauge("pylb_state_durable", "1 if all that was answered is on disk.", value=registry.durable)
 

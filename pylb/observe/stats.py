@@ -96,7 +96,7 @@ class Picture:
     def _server(self, frontend: Frontend, view: ServerView, counted: FrontendCounters, proxy: ProxyRates) -> Row:
         """Long, because it is one literal, column by column; so is the backend's."""
         one, rates = counted.servers.get(view.server, _NO_SERVER), proxy.server(view.server)
-        ended, status = _ended([one]), status_of(view, frontend.policy.health)
+        ended, status = _ended([one]), status_of(view, view.policy)
         record = view.record
         is_down = status.startswith("DOWN")
         most = next((server.max_connections for server in frontend.servers if server.name == view.server), 0)
@@ -142,7 +142,7 @@ class Picture:
                 "addr": str(view.address),
                 "initial_weight": view.initial_weight,  # of no column
             }
-            | _check(view, frontend.policy.health)
+            | _check(view, view.policy)
         )
 
     def _backend(self, frontend: Frontend, counted: FrontendCounters, rates: ProxyRates, rows: Sequence[Row]) -> Row:

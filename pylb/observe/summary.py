@@ -79,7 +79,7 @@ def _condition(one: Seen, down_at: Mapping[tuple[str, str], float], now: float) 
     serving = [view for view in one.servers if view.state not in ("drain", "maint") and view.weight]
     if not serving:
         return Health.DOWN, f"{one.name} has no server in service (pylb ctl ready brings one back)"
-    serving = [view for view in serving if not view.gone] or serving  # who said goodbye is not missed while others serve
+    serving = [view for view in serving if not view.not_missed] or serving  # as long as others serve
     lost = [view for view in serving if view.state == "down"]
     silent = [view for view in serving if view.state == "unproven" and view.reachable in ("refused", "timeout")]
     if lost or silent:

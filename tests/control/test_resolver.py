@@ -8,9 +8,10 @@ import pytest
 from pylb.control.resolver import AT_ONCE, Resolver
 from pylb.core.address import HostPort, Listen
 from pylb.core.auth import Keyring
-from pylb.core.policy import Rules, StaticFrontend, StaticServer
+from pylb.core.policy import Family, Rules, StaticFrontend, StaticServer
 from pylb.machine import resolve
-from tests.control.harness import Clock, Control, aio, control, free_ports
+from pylb.observe.summary import Health, condition, seen
+from tests.control.harness import NODE_A, NODE_C, Clock, Control, aio, control, free_ports, target
 
 NODES = HostPort("nodes.example.net", 30443)
 ONE, TWO, THREE = "198.51.100.7", "198.51.100.8", "2001:db8::9"
@@ -39,6 +40,45 @@ async def test_all_addresses_of_a_name_are_servers_as_its_line_says(tmp_path: Pa
         }
         assert {(view.weight, view.rank, view.held_by) for view in c.registry.servers()} == {(2, 2, ("static",))}
         assert [event.text for event in c.heard if event.kind == "resolved"] == [f"nodes.example.net is {ONE}, {TWO}, {THREE}"]
+
+
+@aio
+@pytest.mark.parametrize(
+    ("family", "expected"), [(Family.IPV4, {ONE, TWO}), (Family.IPV6, {THREE}), (Family.ANY, {ONE, TWO, THREE})]
+)
+async def test_a_line_may_want_the_addresses_of_one_family_alone(tmp_path: Path, family: Family, expected: set[str]) -> None:
+    (port,) = free_ports(1)
+    lines = (StaticServer(NODES, resolve=family),)
+    async with control(tmp_path, rules=Rules((StaticFrontend("web", Listen("tcp", "*", port), lines),))) as c:
+        c.dns["nodes.example.net"] = [ONE, TWO, THREE]
+        await c.registry.resolve()
+        assert {view.address.ip for view in c.registry.servers()} == expected
+
+
+@aio
+async def test_an_address_that_never_answered_is_no_trouble_while_another_of_its_name_does(tmp_path: Path) -> None:
+    (port,) = free_ports(1)
+    lines = (StaticServer(HostPort("nodes.example.net", 30443)),)
+    async with control(tmp_path, rules=Rules((StaticFrontend("web", Listen("tcp", "*", port), lines),))) as c:
+
+        def word() -> Health:
+            [one] = seen(c.registry.table, c.registry.servers(), c.registry.unbound())
+            return condition(one, {}, 0.0)[0]
+
+        c.dns["nodes.example.net"] = [NODE_A, NODE_C]
+        await c.registry.resolve()
+        await c.pass_time(4, probing=True)
+        assert word() is Health.DOWN
+        with target(30443, NODE_A):
+            await c.pass_time(4, probing=True)
+            assert {view.address.ip: view.not_missed for view in c.registry.servers()} == {NODE_A: False, NODE_C: True}
+            assert word() is Health.HEALTHY
+            with target(30443, NODE_C):
+                await c.pass_time(4, probing=True)
+            for _ in range(3):
+                c.registry.connect_ended(*c.server(port, NODE_C), "refused")
+            await c.pass_time(2)
+            assert word() is Health.DEGRADED  # it has answered once: now it is missed
 
 
 @aio

@@ -8,10 +8,10 @@ from itertools import pairwise
 import pytest
 
 from pylb.core.address import Address, Listen
-from pylb.core.policy import AdminState, Balance, OnDown, Policy, Timeouts
+from pylb.core.policy import AdminState, Backups, Balance, HealthPolicy, OnDown, Policy, Timeouts, WhenAllDown
 from pylb.core.recorder import parse_session_id
-from pylb.core.table import DOWN
-from tests.support.drive import Drive, Peer, policy, server_at
+from pylb.core.table import BACKUP, DOWN
+from tests.support.drive import Drive, Peer, policy, readable, server_at
 from tests.support.netns import Namespace
 
 BALANCES = list(Balance)
@@ -55,6 +55,93 @@ def test_the_preferred_rank_serves_as_long_as_it_has_a_server(drive: Drive, bala
     for _ in range(3):
         end(drive, drive.connect(listen), drive.accept(second))
     assert Counter(record.server for record in drive.records) == {"fresh": 3, "last": 3}
+
+
+REFUSE = HealthPolicy(when_all_down=WhenAllDown.REFUSE)
+
+
+@pytest.mark.parametrize("balance", BALANCES)
+def test_where_down_means_not_permitted_no_connect_goes_to_a_server_that_is_down(drive: Drive, balance: Balance) -> None:
+    replica = drive.backend()
+    refuse = Policy(balance=balance, health=REFUSE)
+    for servers in (
+        [server_at(replica, "replica", rank=DOWN)],
+        [server_at(drive.nobody(), "primary"), server_at(replica, "replica", rank=DOWN)],  # nor does a retry
+        [server_at(drive.nobody(), "primary", rank=DOWN), server_at(replica, "backup", rank=DOWN, backup=True)],
+    ):
+        listen = drive.serve(*servers, policy=refuse)
+        client = drive.connect(listen)
+        drive.run_until(lambda client=client: client.error or client.eof)
+        assert drive.records[-1].code == "SC"
+        assert not readable(replica)
+    assert drive.engine.counters.frontends[listen].servers["backup"].attempts == 0
+
+
+@pytest.mark.parametrize("balance", BALANCES)
+def test_one_server_alone_may_refuse_while_it_is_down(drive: Drive, balance: Balance) -> None:
+    """A registration says it of its own server; the others are tried when all are down."""
+    tried, spared = drive.backend(), drive.backend()
+    servers = [replace(server_at(spared, "refuses", rank=DOWN), health=REFUSE), server_at(tried, "tries", rank=DOWN)]
+    listen = drive.serve(*servers, policy=Policy(balance=balance))
+    for _ in range(4):
+        end(drive, drive.connect(listen), drive.accept(tried))
+
+
+@pytest.mark.parametrize("balance", [balance for balance in BALANCES if balance is not Balance.SOURCE])
+@pytest.mark.parametrize(("backups", "served"), [(Backups.FIRST, {"b1"}), (Backups.ALL, {"b1", "b2", "b3"})])
+def test_of_backups_the_first_serves_or_all(drive: Drive, balance: Balance, backups: Backups, served: set[str]) -> None:
+    if (balance, backups) == (Balance.FIRST, Backups.ALL):
+        served = {"b1"}
+    backend = drive.backend("0.0.0.0")
+    at = [Address(f"127.0.0.{number}", backend.getsockname()[1]) for number in (1, 2, 3)]
+    lines = [server_at(address, f"b{number}", rank=BACKUP, backup=True) for number, address in enumerate(at, 1)]
+    listen = drive.serve(server_at(drive.nobody(), "main"), *lines, policy=Policy(balance=balance, backups=backups))
+    for _ in range(24):
+        end(drive, drive.connect(listen), drive.accept(backend))
+    assert {record.server for record in drive.records} == served
+
+
+def test_the_next_backup_serves_while_the_first_is_down(drive: Drive) -> None:
+    first, second = drive.backend(), drive.backend()
+    lines = [server_at(first, "b1", rank=DOWN, backup=True), server_at(second, "b2", rank=BACKUP, backup=True)]
+    listen = drive.serve(server_at(drive.nobody(), "main", rank=DOWN), *lines)
+    end(drive, drive.connect(listen), drive.accept(second))
+
+
+def test_of_those_that_are_down_backups_are_tried_last(drive: Drive) -> None:
+    main, backup = drive.backend(), drive.backend()
+    listen = drive.serve(server_at(backup, "b", rank=DOWN, backup=True), server_at(main, "main", rank=DOWN))
+    for _ in range(3):
+        end(drive, drive.connect(listen), drive.accept(main))
+
+
+def test_a_server_that_is_back_gets_its_share_little_by_little(drive: Drive) -> None:
+    one, two = drive.backend(), drive.backend()
+    slow = Policy(balance=Balance.ROUNDROBIN, slow_start=30.0)
+
+    def share(count: int = 110) -> float:
+        """Of `two`, of that many sessions."""
+        before = len(drive.records)
+        for _ in range(count):
+            client = drive.connect(listen)
+            drive.run_until(lambda: readable(one) or readable(two))
+            end(drive, client, drive.accept(one if readable(one) else two))
+        return sum(record.server == "two" for record in drive.records[before:]) / count
+
+    listen = drive.serve(server_at(one, "one"), server_at(two, "two"), policy=slow)
+    assert share(20) == 0.5  # the first servers of a frontend have nobody to leave the load to
+    drive.serve(server_at(one, "one"), server_at(two, "two", rank=DOWN), policy=slow, listen=listen)
+    assert share(20) == 0.0
+    drive.serve(server_at(one, "one"), server_at(two, "two"), policy=slow, listen=listen)
+    drive.pass_time(0.1)
+    assert share() == pytest.approx(0.1 / 1.1, abs=0.02)
+    drive.pass_time(15)
+    assert share() == pytest.approx(0.5 / 1.5, abs=0.03)
+    drive.serve(server_at(one, "one", weight=1), server_at(two, "two", weight=1), policy=slow, listen=listen)
+    assert share() == pytest.approx(0.5 / 1.5, abs=0.03)  # another table does not begin anew
+    drive.pass_time(16)
+    assert share(20) == 0.5
+    assert not drive.engine._ramping
 
 
 def test_a_client_stays_with_its_server_by_source(drive: Drive) -> None:

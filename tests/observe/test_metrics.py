@@ -57,6 +57,8 @@ NAMES = {
 
 # what the design does not name: the engine's limits, each of which an operator must be able to see reached
 LIMITS = {
+    "pylb_checks_total",
+    "pylb_check_lag_seconds",
     "pylb_log_reopen_failures_total",
     "pylb_accept_errors_total",
     "pylb_pipe_fallbacks_total",

@@ -415,9 +415,11 @@ def server_at(  # noqa: PLR0917 - the first two are given by position
     proxy: ProxyProtocol = ProxyProtocol.NONE,
     most: int = 0,
     admin: AdminState = AdminState.READY,
+    *,
+    backup: bool = False,
 ) -> Server:
     address = where if isinstance(where, Address) else Address(*where.getsockname()[:2])
-    return Server(name, address, weight=weight, rank=rank, send_proxy=proxy, max_connections=most, admin=admin)
+    return Server(name, address, weight=weight, rank=rank, send_proxy=proxy, max_connections=most, admin=admin, backup=backup)
 
 
 def policy(**seconds: float) -> Policy:
