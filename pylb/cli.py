@@ -182,12 +182,13 @@ def routes(config_path: Path | None, as_json: bool, rejected: bool) -> None:
 @main.command()
 @CONFIG
 @JSON
-@click.argument("what", metavar="PORT|SESSION")
+@click.argument("what", metavar="PORT|NAME|SESSION")
 def explain(config_path: Path | None, as_json: bool, what: str) -> None:
-    """Why a port does not answer: is it open, and by whom; who registered it, who was refused and why; what each of its
-    servers answers right now; how its sessions ended.
+    """Why a port does not answer: is it open, and by whom; who registered it, who was refused and why; whether each of its
+    servers accepts connections and passes its check right now; how its sessions ended.
 
-    The first line is the first thing that is wrong. Exit code 1: nothing is known of the port.
+    The first line is the first thing that is wrong. Exit code 1: nothing is known of the port. NAME is a frontend's or a
+    registration's: then of each of its ports.
 
     With the id of a session, as `pylb sessions` and `pylb sessions --ended` show it: why it went to this server, what was
     tried before, who closed first, and what the kernel knew of both connections.
@@ -195,21 +196,22 @@ def explain(config_path: Path | None, as_json: bool, what: str) -> None:
     if what.startswith("0x"):
         _tell(config_path, what, as_json=as_json)
         return
-    if not (what.isascii() and what.isdigit() and 1 <= int(what) <= 65535):
-        raise click.BadParameter(f"{what!r} is neither a port nor a session, as in 443 or 0x1a2b", param_hint="PORT|SESSION")
-    port = int(what)
+    if what.isascii() and what.isdigit() and not 1 <= int(what) <= 65535:
+        raise click.BadParameter(f"{what} is no port: 1 to 65535", param_hint="PORT")
     from pylb import explaining  # noqa: PLC0415
-    from pylb.machine import knock, listener_of  # noqa: PLC0415
+    from pylb.machine import listeners_of  # noqa: PLC0415
 
-    found = ask(config_path, {"verb": "explain", "port": port})["explained"]
-    reachable = knock(found["binds"][0], port) if found["binds"] else "not tried"
-    holder = listener_of(port)
+    answers = ask(config_path, {"verb": "explain", "what": what})["all"]
+    holders = listeners_of([one["port"] for one in answers])
     if as_json:
-        verdict = explaining.verdict(found, reachable)
-        say(json.dumps({"verdict": verdict, "reachable": reachable, "holder": holder, **found}, indent=2))
+        told = [{"verdict": explaining.verdict(one), "holder": holders.get(one["port"], "")} | one for one in answers]
+        say(json.dumps(told[0] if len(told) == 1 else told, indent=2))
         return
-    for line in explaining.told(found, reachable, holder):
-        say(line)
+    for number, one in enumerate(answers):
+        if number:
+            say()
+        for line in explaining.told(one, holders.get(one["port"], "")):
+            say(line)
 
 
 def _tell(config_path: Path | None, session: str, *, as_json: bool) -> None:

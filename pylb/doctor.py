@@ -11,7 +11,7 @@ from typing import NamedTuple
 from pylb.config import Config
 from pylb.descriptors import budget
 from pylb.forward.engine import connection_limit
-from pylb.machine import listener_of, worker_count
+from pylb.machine import listeners_of, worker_count
 from pylb.web.certificate import Certificate
 
 FEWEST_DESCRIPTORS = 8192  # 4,000 sessions
@@ -69,10 +69,10 @@ def _low_ports(config: Config) -> Iterator[Finding]:
 
 
 def _ports(config: Config) -> Iterator[Finding]:
-    for listen in [*(one.listen for one in config.webhook), config.admin.listen, *(one.listen for one in config.frontends)]:
-        holder = listener_of(listen.port)
-        if holder and not holder.startswith(("pylb", "python")):
-            yield Finding(f"port {listen.port}", False, f"{holder} has it", "stop that process, or choose another port")
+    own = [*(one.listen for one in config.webhook), config.admin.listen, *(one.listen for one in config.frontends)]
+    for port, holder in sorted(listeners_of({listen.port for listen in own}).items()):
+        if not holder.startswith(("pylb", "python")):
+            yield Finding(f"port {port}", False, f"{holder} has it", "stop that process, or choose another port")
 
 
 def _ephemeral(config: Config) -> Iterator[Finding]:

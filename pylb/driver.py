@@ -114,6 +114,9 @@ class Driver:
     async def story(self, number: int) -> Story | None:
         return self._engine.story(number)
 
+    async def expect(self, client: Address) -> None:
+        self._engine.expect(client)
+
     async def shutdown_session(self, number: int) -> int:
         return self._engine.shutdown_session(number)
 

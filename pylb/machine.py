@@ -7,11 +7,13 @@ import resource
 import socket
 import sys
 import threading
-from collections.abc import Collection, Iterator
+from collections.abc import Awaitable, Callable, Collection, Iterator
 from contextlib import contextmanager
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Literal
+
+from pylb.core.address import Address
 
 RESOLVE_SECONDS = 2.0
 MOST_LOOKUPS = 32  # at once, and so many threads
@@ -151,38 +153,60 @@ def deployed(name: str) -> str:
     return (Path(__file__).resolve().parent.parent / "deploy" / name).read_text(encoding="utf-8")
 
 
-def knock(ip: str, port: int) -> str:
-    """What a connect from this machine meets: yes, refused, timeout, or the kernel's words."""
+async def knock(ip: str, port: int, expect: Callable[[Address], Awaitable[None]]) -> str:
+    """What a connect from this machine meets: yes, refused, timeout, or the kernel's words. `expect` hears first from where
+    it will come."""
     where = {"*": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(ip, ip)
-    try:
-        socket.create_connection((where, port), timeout=2.0).close()
-    except ConnectionRefusedError:
-        return "refused"
-    except TimeoutError:
-        return "timeout"
-    except OSError as error:
-        return error.strerror or str(error)
+    with socket.socket(socket.AF_INET6 if ":" in where else socket.AF_INET) as sock:
+        sock.settimeout(2.0)
+        try:
+            sock.bind((where, 0))  # an address of our own, as the port is
+            await expect(Address(where, sock.getsockname()[1]))
+            await asyncio.to_thread(sock.connect, (where, port))
+        except ConnectionRefusedError:
+            return "refused"
+        except ConnectionResetError:
+            pass  # it was accepted, and closed at once
+        except TimeoutError:
+            return "timeout"
+        except OSError as error:
+            return error.strerror or str(error)
     return "yes"
 
 
 def listener_of(port: int, proc: Path = Path("/proc")) -> str:
     """`NAME, pid N` of a process that listens on the TCP port, "" if it cannot be seen (only root sees others')."""
-    inodes = {
-        fields[9]
+    return listeners_of([port], proc).get(port, "")
+
+
+def listeners_of(ports: Collection[int], proc: Path = Path("/proc")) -> dict[int, str]:
+    """The same of many at once, those that can be seen: each table and each process is read once."""
+    port_of = {
+        f"socket:[{fields[9]}]": port
         for table in ("net/tcp", "net/tcp6")
         for line in _lines(proc / table)[1:]
-        if len(fields := line.split()) > 9 and fields[3] == "0A" and int(fields[1].rpartition(":")[2], 16) == port  # LISTEN
+        if len(fields := line.split()) > 9 and fields[3] == "0A"  # LISTEN
+        if (port := int(fields[1].rpartition(":")[2], 16)) in ports
     }
-    wanted = {f"socket:[{inode}]" for inode in inodes}
-    for process in proc.iterdir() if wanted else ():
+    found: dict[int, str] = {}
+    for process in proc.iterdir() if port_of else ():
         if not process.name.isdigit():
             continue
-        try:
-            if any(os.readlink(fd) in wanted for fd in (process / "fd").iterdir()):
-                return f"{(process / 'comm').read_text().strip()}, pid {process.name}"
-        except OSError:
-            continue  # not ours to see, or gone
-    return ""
+        for port in {port_of[link] for link in _links(process / "fd") if link in port_of} - found.keys():
+            found[port] = f"{''.join(_lines(process / 'comm')).strip()}, pid {process.name}"
+    return found
+
+
+def _links(folder: Path) -> Iterator[str]:
+    """What is not ours to see, or has gone meanwhile, is not among them."""
+    try:
+        for one in folder.iterdir():
+            try:
+                yield os.readlink(one)
+            except OSError:
+                continue
+    except OSError:
+        return
 
 
 def _first_of_another(directory: Path) -> os.stat_result | None:

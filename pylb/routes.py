@@ -8,11 +8,12 @@ from pylb.control.registry import VIEWS, Registry
 from pylb.control.steps import in_turns
 from pylb.control.views import RegistrationView, ServerView
 from pylb.core.address import Listen
+from pylb.core.health import WRONG, YES
 
 FRONTENDS = 20  # between two turns of the loop: with ten servers each, ~2 ms
 LEGACY = " (legacy)"
 People = dict[str, list[RegistrationView]]  # by title
-_HEADINGS = ("PORT", "FRONTEND", "SERVER", "ADDRESS", "WEIGHT", "STATE", "REGISTERED BY", "LEASE", "ANSWERS", "WHY")
+_HEADINGS = ("PORT", "FRONTEND", "SERVER", "ADDRESS", "WEIGHT", "STATE", "REGISTERED BY", "LEASE", "ACCEPTS", "CHECK", "WHY")
 
 
 async def rows(registry: Registry, port: int | None = None) -> list[dict[str, Any]]:
@@ -68,9 +69,29 @@ def _server(view: ServerView, people: People, now: float) -> dict[str, Any]:
         "held_by": list(view.held_by),
         "lease_expires_in": None if not ends else round(max(ends), 1),
         "reachable": view.reachable,
+        "accepts": accepts(view),
+        "check": passes(view),
         "asked_ago": None if view.asked_at is None else round(max(0.0, now - view.asked_at), 1),
         "why": "; ".join(filter(None, (view.reason, view.hint if view.reachable != "yes" else ""))),
     }
+
+
+def accepts(view: ServerView) -> str:
+    """Does it accept connections, by the last that was tried? "yes", or what it met; "unknown": none was."""
+    last = _last(view)
+    if last == YES or last.startswith(WRONG):  # an answer, also a wrong one, came over a connection
+        return YES
+    return last or view.reachable
+
+
+def passes(view: ServerView) -> str:
+    """Does it pass its check? "yes", or what that found; "unknown": nobody asked since its last failure, or ever."""
+    return _last(view) or "unknown"
+
+
+def _last(view: ServerView) -> str:
+    """What the last check found, or a client's connect after it; "": neither."""
+    return view.health.reason if view.health.failures else view.record.found
 
 
 def _title(one: RegistrationView) -> str:
@@ -92,6 +113,8 @@ def _no_server() -> dict[str, Any]:
         "held_by": [],
         "lease_expires_in": None,
         "reachable": None,
+        "accepts": None,
+        "check": None,
         "asked_ago": None,
         "why": "a static frontend without servers: clients are reset until a registration joins",
     }
@@ -117,17 +140,16 @@ def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
         row["state"],
         ", ".join(row["held_by"]) or "-",
         _left(row["lease_expires_in"]),
-        _answers(row),
+        row["accepts"] or "-",
+        _checked(row),
         why or "",
     )
 
 
-def _answers(row: Mapping[str, Any]) -> str:
+def _checked(row: Mapping[str, Any]) -> str:
     """The last answer, and when it was: of a server that nobody has asked since, nothing newer is known."""
-    if row["reachable"] is None:
-        return "-"
-    ago = row.get("asked_ago")
-    return row["reachable"] if ago is None else f"{row['reachable']} {_span(ago)} ago"
+    ago = row["asked_ago"]
+    return row["check"] or "-" if ago is None or row["check"] is None else f"{row['check']} {_span(ago)} ago"
 
 
 def _left(seconds: float | None) -> str:

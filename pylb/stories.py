@@ -34,6 +34,15 @@ LETTERS = {  # first what happened, then what it usually means
     "IC": "a fault of pylb itself: its log has the traceback",
     "ID": "a fault of pylb itself: its log has the traceback",
 }
+REASONS = {  # why pylb refused a client: the labels of pylb_frontend_denied_total
+    "access": "refused by the frontend's access list",
+    "per_source": "its source has as many connections as limits.per_source allows",
+    "per_source_rate": "its source opens connections faster than limits.per_source_rate allows",
+    "source_share": "its source has its limits.source_share of all connections",
+    "proxy_header": "what it sent first is no PROXY header, and proxy_protocol.accept_from demands one of it",
+    "queue": "max_queue clients were waiting already",
+    "loop": "it came from pylb itself, or in a circle of proxies",
+}
 _FORM = "           {:<24} {:<24} {:<20} {:>6}  {}"
 
 
@@ -57,7 +66,7 @@ def line(story: Mapping[str, Any]) -> str:
     """The same in one line."""
     return (
         f"{_clock(story['ended_at'])} {story['id']} {story['client']} to {story['server'] or 'no server'}: "
-        f"{story['code']} after {_duration(story['total_ms'])}, {LETTERS.get(story['code'], 'see docs/engine.md')}"
+        f"{story['code']} after {_duration(story['total_ms'])}, {meaning(story)}"
     )
 
 
@@ -65,8 +74,12 @@ def _headline(story: Mapping[str, Any]) -> str:
     who = f"session {story['id']} of {story['client']}"
     if story["code"] is None:
         return f"{who} lives, for {_duration(story['total_ms'])} now: {story['state']}"
-    meaning = LETTERS.get(story["code"], "see docs/engine.md")
-    return f"{who} ended at {_clock(story['ended_at'])} with {story['code']}: {meaning}"
+    return f"{who} ended at {_clock(story['ended_at'])} with {story['code']}: {meaning(story)}"
+
+
+def meaning(story: Mapping[str, Any]) -> str:
+    """Of its two letters, and of why it was refused where that is known."""
+    return REASONS.get(story["reason"] or "") or LETTERS.get(story["code"], "see docs/engine.md")
 
 
 def _candidates(story: Mapping[str, Any]) -> list[str]:

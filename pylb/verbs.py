@@ -22,7 +22,9 @@ from pylb.core.recorder import Ended, Query, Story, parse_session_id
 from pylb.core.registration import parse_native
 from pylb.core.session import SessionView
 from pylb.core.table import Diff
-from pylb.explaining import explain, recorded_of
+from pylb.core.text import counted
+from pylb.explaining import explain, ports_of, recorded_of
+from pylb.machine import knock
 from pylb.plans import in_words, steps
 from pylb.routes import legacy_notes, rows
 from pylb.status import Counted, status
@@ -46,6 +48,8 @@ class Sessions(Protocol):
     async def ended(self, query: Query) -> Ended: ...
 
     async def story(self, number: int) -> Story | None: ...
+
+    async def expect(self, client: Address) -> None: ...
 
     async def shutdown_session(self, number: int) -> int: ...
 
@@ -74,7 +78,12 @@ class Service(Protocol):
 
 
 def verbs(registry: Registry, service: Service, live: Sessions) -> dict[str, Verb]:
-    return _views(registry, service, live) | _changes(registry, service) | _operator(registry, live)
+    return (
+        _views(registry, service, live)
+        | _stories(registry, service, live)
+        | _changes(registry, service)
+        | _operator(registry, live)
+    )
 
 
 def _views(registry: Registry, service: Service, live: Sessions) -> dict[str, Verb]:
@@ -94,11 +103,6 @@ def _views(registry: Registry, service: Service, live: Sessions) -> dict[str, Ve
     async def rejected(_request: Mapping[str, Any]) -> dict[str, Any]:
         return {"rejected": [_rejection(one) for one in registry.rejected()], "reach": {"since": registry.since.rejected}}
 
-    async def history(request: Mapping[str, Any]) -> dict[str, Any]:
-        what = request.get("what")
-        found = registry.history(None if what is None else str(what))
-        return {"generations": [_generation(one) for one in found], "reach": {"since": registry.since.history}}
-
     async def plan(request: Mapping[str, Any]) -> dict[str, Any]:
         if "body" in request:
             lines = _planned_call(registry, service, request)
@@ -110,25 +114,38 @@ def _views(registry: Registry, service: Service, live: Sessions) -> dict[str, Ve
                 raise Refused(Code.INVALID, str(errors), "nothing was changed") from None
         return {"generation": registry.table.generation, "steps": steps(lines, await live.sessions())}
 
-    async def explain_(request: Mapping[str, Any]) -> dict[str, Any]:
-        if "session" in request:
-            return {"explained": await _story(live, _text(request, "session"))}
-        port = request.get("port")
-        if type(port) is not int or not 1 <= port <= 65535:
-            raise Refused(Code.INVALID, "port: a port is needed")
-        return {
-            "explained": await explain(registry, await service.counters(), (await live.ended(recorded_of(port))).stories, port)
-        }
-
     return {
-        "explain": explain_,
-        "history": history,
         "ping": ping,
         "plan": plan,
         "rejected": rejected,
         "routes": routes,
         "status": status_,
     }
+
+
+def _stories(registry: Registry, service: Service, live: Sessions) -> dict[str, Verb]:
+    """Why it is as it is: what changed, and what is wrong."""
+
+    async def history(request: Mapping[str, Any]) -> dict[str, Any]:
+        what = request.get("what")
+        found = registry.history(None if what is None else str(what))
+        return {"generations": [_generation(one) for one in found], "reach": {"since": registry.since.history}}
+
+    async def explain_(request: Mapping[str, Any]) -> dict[str, Any]:
+        if "session" in request:
+            return {"explained": await _story(live, _text(request, "session"))}
+        what = str(request["port"]) if type(request.get("port")) is int else _text(request, "what")
+        counters = await service.counters()
+        found = []
+        for port in ports_of(registry, what):
+            recorded = await live.ended(recorded_of(port))
+            found.append(await explain(registry, counters, recorded.stories, knocks, port))
+        return {"explained": found[0], "all": found}
+
+    async def knocks(listen: Listen) -> str:
+        return await knock(listen.ip, listen.port, live.expect)
+
+    return {"explain": explain_, "history": history}
 
 
 def _changes(registry: Registry, service: Service) -> dict[str, Verb]:
@@ -228,7 +245,7 @@ def _operator(registry: Registry, live: Sessions) -> dict[str, Verb]:
         if not found:
             raise Refused(Code.NOT_FOUND, f"{frontend}/{server} has no sessions", "`pylb ctl sessions` shows who has")
         counts = {name: await live.shutdown_sessions(listen, address) for (listen, address), name in found.items()}
-        return {"lines": [f"reset: {count} sessions of {name}" for name, count in counts.items()]}
+        return {"lines": [f"reset: {counted(count, 'session')} of {name}" for name, count in counts.items()]}
 
     return {
         "admin": admin,
@@ -267,7 +284,16 @@ async def _story(live: Sessions, text: str) -> dict[str, Any]:
 
 
 def _rejection(one: Any) -> dict[str, Any]:
-    return {"time": one.at, "address": one.ip, "token": one.token, "what": one.what, "error": one.code, "detail": one.detail}
+    return {
+        "time": one.at,
+        "address": one.ip,
+        "token": one.token,
+        "what": one.what,
+        "error": one.code,
+        "detail": one.detail,
+        "name": one.name,
+        "ports": list(one.ports),
+    }
 
 
 def _text(request: Mapping[str, Any], key: str) -> str:

@@ -54,6 +54,12 @@ class Answer(NamedTuple):
 News = Callable[[list[Listen], str, str, Mapping[str, str | int]], None]
 
 
+def question_of(frontend: Frontend, server: Server) -> Question:
+    """Its check."""
+    policy = frontend.health(server)
+    return Question(server.address, policy.check, server.send_proxy, policy.timeout)
+
+
 class Checker:
     """What is known of all servers. `on_news(listens, kind, text, fields)` is called when a rank may differ."""
 
@@ -276,7 +282,7 @@ class Checker:
         self._records.setdefault(place, Record(now))
         if in_peace:
             return
-        question = Question(address, policy.check, server.send_proxy, policy.timeout)
+        question = question_of(frontend, server)
         if self._questions.get(place) != question:
             self._leave_group(place)
             self._questions[place] = question

@@ -1,7 +1,7 @@
 """What happened, for the operator: a bounded memory of transitions and of refused calls, each with its reason."""
 
 from collections import Counter, deque
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from pylb.control.ring import Ring
@@ -30,9 +30,12 @@ class Rejection:
     what: str
     code: str
     detail: str
+    name: str = ""  # of the registration that was wanted, as far as it is known
+    ports: tuple[int, ...] = ()  # frontend ports that the call was about
 
 
 MOST_DETAIL = 500  # characters of a refused call in the log: it may repeat 4 KiB of what was sent
+MOST_PORTS = 64  # that are noted of one refused call
 STRANGERS = "?"  # no name of a token; "" is what happened to pylb itself
 
 
@@ -62,14 +65,18 @@ class Journal:
             self._told.append((kind, subject))
             self.note(kind, text, {"client": subject, "token": token})
 
-    def reject(self, refused: Refused, ip: str, token: str, what: str, *, tell: bool = True) -> None:
+    def reject(
+        self, refused: Refused, ip: str, token: str, what: str, *, name: str = "", ports: Iterable[int] = (), tell: bool = True
+    ) -> None:
         """`token` is its name, "" where the call had no valid one. Without `tell` it is only counted."""
         self.refused[str(refused.code)] += 1
         if not tell:
             return
         detail = _short(refused.detail + (f" ({refused.hint})" if refused.hint else ""))
         what = _short(what)
-        self._rejections.add(token, Rejection(self._wall(), ip, token, what, str(refused.code), detail))
+        about = tuple(ports)[:MOST_PORTS]
+        rejection = Rejection(self._wall(), ip, token, what, str(refused.code), detail, visible(name), about)
+        self._rejections.add(token, rejection)
         whom = f"with token {token!r}" if token else "without a valid token"
         text = f"refused {what} from {ip} {whom}: {refused.code}: {detail}"
         self.note("refused", text, {"client": ip, "token": token, "code": str(refused.code)})

@@ -8,11 +8,12 @@ before it.
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Collection, Generator, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import TypeVar
 
 from pylb.control.admission import Imported, imported_registration, legacy_registration, native_registration
+from pylb.control.checker import question_of
 from pylb.control.clockwork import Clockwork
 from pylb.control.events import Event, Rejection, Worth
 from pylb.control.history import Generation
@@ -30,7 +31,6 @@ from pylb.core.auth import Caller, Keyring, check_source
 from pylb.core.changes import Line, lines
 from pylb.core.claims import Change, Claims, adopting, finished, loops, release
 from pylb.core.errors import Code, Refused
-from pylb.core.health import HINTS
 from pylb.core.layout import Layout
 from pylb.core.legacy import LegacyCall
 from pylb.core.overrides import changed, find, kept
@@ -191,7 +191,8 @@ class Registry:
             wanted = native_registration(name, instance, announcement, caller, self._scene.layout.rules)
             return await self._ledger.enter(wanted, caller)
 
-        return await self._heard(call, caller, f"PUT {name[:64]}/{instance[:64]}")
+        ports = [wanted.port for wanted in announcement.frontends]
+        return await self._heard(call, caller, f"PUT {name[:64]}/{instance[:64]}", name, ports)
 
     async def release(self, name: str, instance: str, caller: Caller) -> Outcome:
         """Releases the caller's own registration; one that is not there is released already. Raises Refused."""
@@ -202,7 +203,7 @@ class Registry:
             check_name("instance", instance)
             return await self._ledger.leave(Key(caller.token.name, name, instance), caller)
 
-        return await self._heard(call, caller, f"DELETE {name[:64]}/{instance[:64]}")
+        return await self._heard(call, caller, f"DELETE {name[:64]}/{instance[:64]}", name, ())
 
     async def legacy(self, call: LegacyCall, caller: Caller) -> str:
         """The one line to answer with. Raises Refused."""
@@ -223,7 +224,8 @@ class Registry:
             outcome = await self._ledger.leave(legacy_key(caller.token.name, call.port), caller)
             return _line(call.port, outcome, "")
 
-        return await self._heard(add if call.action == "add" else delete, caller, f"legacy {call.action} {call.port}")
+        what = f"legacy {call.action} {call.port}"
+        return await self._heard(add if call.action == "add" else delete, caller, what, call.name, (call.port,))
 
     async def release_any(self, what: str) -> list[str]:
         """`PORT` (that port, of whoever holds it) or `NAME[/INSTANCE]`: a line for each. Raises Refused NOT_FOUND."""
@@ -345,23 +347,28 @@ class Registry:
     def _planned(self, scene: Scene, change: Change) -> list[Line]:
         return lines(self.table, self._ledger.publisher.composed(scene, change.touched))
 
-    async def dial_now(self, listens: Iterable[Listen]) -> dict[str, dict[str, str]]:
-        """What each server of these frontends answers to a connect at this moment: `found` and a `hint`. <= 1 s."""
-        addresses = [*{server.address for listen in listens for server in self.table.frontends[listen].servers}]
-        found = await asyncio.gather(*(self._ask(Question(address)) for address in addresses))
-        both = zip(addresses, found, strict=True)
-        return {str(address): {"found": answer, "hint": HINTS.get(answer, "")} for address, answer in both}
+    async def ask_now(self, listen: Listen) -> dict[Address, tuple[str, str]]:
+        """Of each server of this frontend: what a connect meets at this moment, and what its own check finds. Nothing is
+        learned from it. Within the check's timeout.
+        """
+        frontend = self.table.frontends[listen]
+        connects = [Question(server.address) for server in frontend.servers]
+        checks = [question_of(frontend, server) for server in frontend.servers]
+        found = await asyncio.gather(*(self._ask(question) for question in (*connects, *checks)))
+        both = zip(found[: len(connects)], found[len(connects) :], strict=True)
+        return dict(zip((server.address for server in frontend.servers), both, strict=True))
 
     def connect_ended(self, listen: Listen, server: Server, failure: str | None) -> None:
         """What a session met, told by the engine from inside its turn: the table is swapped in a later one."""
         self._ledger.checker.connect_ended(listen, server.address, failure)
 
-    async def _heard(self, call: Callable[[], Awaitable[T]], caller: Caller, what: str) -> T:
+    async def _heard(self, call: Callable[[], Awaitable[T]], caller: Caller, what: str, name: str, ports: Collection[int]) -> T:
         try:
             return await call()
         except Refused as refused:
             token = caller.token.name
-            self.reject(refused, caller.ip, token, what, tell=self._worth.a_line(token, caller.ip, refused.code))
+            tell = self._worth.a_line(token, caller.ip, refused.code)
+            self.reject(refused, caller.ip, token, what, name=name[:64], ports=ports, tell=tell)
             raise
 
     # ------------------------------------------------------------ views
@@ -498,11 +505,13 @@ class Registry:
         """The last 100 refused calls, oldest first."""
         return self._ledger.journal.rejected()
 
-    def reject(self, refused: Refused, ip: str, token: str, what: str, *, tell: bool = True) -> None:
+    def reject(
+        self, refused: Refused, ip: str, token: str, what: str, *, name: str = "", ports: Iterable[int] = (), tell: bool = True
+    ) -> None:
         """A call that the web layer refused: it counts like any other, and is shown where `tell` says so (of a flood, some
         are enough). `token`: "" without a valid one."""
         self._ledger.totals["refused"] += 1
-        self._ledger.journal.reject(refused, ip, token, what, tell=tell)
+        self._ledger.journal.reject(refused, ip, token, what, name=name, ports=ports, tell=tell)
 
 
 def _is_meant(key: Key, one: Unserved, port: int | None, what: str) -> bool:

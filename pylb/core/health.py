@@ -95,7 +95,10 @@ _STATUS = re.compile(rb"HTTP/1\.[01] ([0-9]{3})(?: |$)")
 
 
 def _wrong(what: str) -> str:
-    return f"wrong answer: {what}"
+    return f"{WRONG}{what}"
+
+
+WRONG = "wrong answer: "  # begins what a check found that got an answer
 
 
 def failed(health: Health, policy: HealthPolicy, reason: str, now: float, *, probe: bool, jitter: float) -> Health:

@@ -65,6 +65,7 @@ class Kept(NamedTuple):
     first_at: float  # when, from the accept on
     client_tcp: bytes  # TCP_INFO, b"" without one
     server_tcp: bytes
+    reason: str = ""  # the last thing that went wrong: of a refused client the label of pylb_frontend_denied_total
 
 
 class Story(NamedTuple):
@@ -85,6 +86,7 @@ class Story(NamedTuple):
     client_tcp: TcpInfo | None
     server_tcp: TcpInfo | None
     candidates: tuple[Server, ...] = ()  # only of a session that was asked for by its id
+    reason: str = ""  # why pylb refused the client
 
     @property
     def ended_at(self) -> float:
@@ -137,6 +139,7 @@ def story(kept: Kept, *, whole: bool = False) -> Story:
         parse_tcp_info(kept.client_tcp),
         parse_tcp_info(kept.server_tcp),
         kept.frontend.servers if whole else (),
+        kept.reason if kept.record.code[:1] == "P" else "",
     )
 
 

@@ -219,6 +219,20 @@ def strict_json(body: bytes) -> Any:
     return data
 
 
+def ports_named(body: bytes) -> list[int]:
+    """The frontend ports that a refused body is about, as far as it can be read: of a call of either protocol."""
+    try:
+        data = json.loads(body)
+    except (ValueError, RecursionError):
+        return []
+    if not isinstance(data, dict):
+        return []
+    frontends = data.get("frontends")
+    said = [one.get("port") for one in frontends if isinstance(one, dict)] if isinstance(frontends, list) else []
+    texts = (str(one)[:6] for one in (*said, data.get("frontend-port")))
+    return [int(text) for text in texts if text.isascii() and text.isdigit() and 1 <= int(text) <= 65535]
+
+
 def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """An object of JSON, for `object_pairs_hook`. Raises Refused INVALID_JSON for a key that is there twice: whoever reads
     the first and whoever reads the last would see two calls."""

@@ -47,3 +47,8 @@ def visible(text: str) -> str:
 def visible_lines(text: str) -> str:
     """With the line breaks that it has: for what was put together from lines that are `visible`."""
     return text.translate(_BETWEEN_LINES)
+
+
+def counted(number: int, noun: str) -> str:
+    """ "1 session", "2 sessions"."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

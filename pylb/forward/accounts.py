@@ -105,7 +105,7 @@ class Accounts:
         record = SessionRecord(name, "", *client, port, now, *times, *moved, _DENIED, 0, False, *active, 0, "", number)
         if self.recorder is not None:
             self.recorder.add(
-                Kept(record, _CLOSED, frontend.frontend, generation, None, (), None, Event.REFUSED, 0.0, b"", b"")
+                Kept(record, _CLOSED, frontend.frontend, generation, None, (), None, Event.REFUSED, 0.0, b"", b"", reason)
             )
         self._observer.session_ended(record)
 
@@ -168,6 +168,7 @@ class Accounts:
             session.first_at - session.accepted,
             client_tcp,
             server_tcp,
+            session.failure,
         )
         return tuple.__new__(Kept, kept)  # what Kept(…) does, in half the time: this is paid per session
 

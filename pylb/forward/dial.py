@@ -35,6 +35,7 @@ _FAILED = EPOLLERR | EPOLLHUP
 # A class attribute of an enum is looked up through its metaclass, which costs as much as a call; these are read per event.
 _AWAITING_HEADER, _QUEUED = State.AWAITING_HEADER, State.QUEUED
 _CONNECTED = Event.CONNECTED
+PROBE, MOST_PROBES = 10.0, 64  # seconds in which an accept has followed its connect; at once
 _CAUSE_OF_FAILURE = {TIMEOUT: Cause.SERVER_TIMEOUT, RESOURCE: Cause.RESOURCE}
 
 
@@ -79,6 +80,7 @@ class Dialer:
         # Where we dial from, of sessions to a port that is also one of ours: one of them may reach us, by an address that
         # this machine was given after the start, or by a firewall's rule. All others are spared the system call.
         self._from_us: dict[tuple[str, int], None] = {}
+        self._probes: dict[tuple[str, int], float] = {}  # connects of our own that only look whether a port is open; until when
         self.own_id = os.urandom(PATH_ID)  # in PROXY headers between proxies, see core/proxy_protocol
 
     def on_early(self, session: Session, half: Half, events: int) -> None:
@@ -151,8 +153,29 @@ class Dialer:
         """Does this client, as accept() gave it, sit in this process?"""
         return bool(self._from_us) and (sockets.folded(address[0]), address[1]) in self._from_us
 
+    def expect(self, client: Address) -> None:
+        """Whoever comes from there within PROBE seconds is a look of our own at a port, and no client."""
+        now = self._clock()
+        for place, until in list(self._probes.items()):
+            if until < now or len(self._probes) >= MOST_PROBES:
+                self._from_us.pop(place, None)
+                del self._probes[place]
+        place = (client.ip, client.port)
+        self._probes[place] = now + PROBE
+        self._from_us[place] = None
+
+    def is_probe(self, address: tuple[str, int]) -> bool:
+        """Of one that `is_ours`. True once for each."""
+        place = (sockets.folded(address[0]), address[1])
+        until = self._probes.pop(place, None)
+        if until is None:
+            return False
+        self._from_us.pop(place, None)
+        return self._clock() <= until
+
     def _deny(self, session: Session, reason: str) -> None:
         session.frontend.counters.denied[reason] += 1
+        session.failure = reason
         self._life.fire(session, Event.REFUSED, Cause.PROXY)
 
     def queue(self, session: Session) -> None:

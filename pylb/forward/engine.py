@@ -309,6 +309,10 @@ class Engine:
         recorder = self._accounts.recorder
         return None if recorder is None else recorder.find(number)
 
+    def expect(self, client: Address) -> None:
+        """The next connection from there is a look of pylb's own at a port: closed at once, neither counted nor recorded."""
+        self._life.dialer.expect(client)
+
     def shutdown_session(self, number: int) -> int:
         """Reset the session of that number, code KD. Returns how many: 0 or 1."""
         found = [session for session in self._life.sessions if session.number == number]

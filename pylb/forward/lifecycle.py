@@ -88,6 +88,10 @@ class Lifecycle:
         frontend.counters.connections += 1
         try:
             if self.dialer.is_ours(address):
+                if self.dialer.is_probe(address):
+                    frontend.counters.connections -= 1
+                    sockets.close(sock)
+                    return
                 self._refuse(frontend, sock, address, "loop")
                 return
             if (door := frontend.door) is not None:

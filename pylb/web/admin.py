@@ -210,6 +210,8 @@ class Admin:
                 "what": one.what,
                 "error": one.code,
                 "detail": one.detail,
+                "name": one.name,
+                "ports": list(one.ports),
             },
         )
 

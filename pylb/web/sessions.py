@@ -119,6 +119,7 @@ def story_json(one: Story) -> dict[str, Any]:
         "address": _written(one.address),
         "state": str(one.state),
         "code": record.code or None,  # null: it lives
+        "reason": one.reason or None,  # why pylb refused it, as in pylb_frontend_denied_total
         "accepted_at": round(record.accepted_at, 3),
         "ended_at": round(one.ended_at, 3) if record.code else None,
         "queue_ms": record.queue_ms,

@@ -16,7 +16,7 @@ from pylb.core.errors import Code, Refused, let_go
 from pylb.core.legacy import LegacyCall, parse_legacy
 from pylb.core.limit import Buckets
 from pylb.core.policy import CallLimits
-from pylb.core.registration import parse_native
+from pylb.core.registration import parse_native, ports_named
 from pylb.web import openapi
 from pylb.web.answers import LEGACY_NOT_FOUND, legacy_refusal, one_line, refusal
 from pylb.web.call import Answer, Call, Handler, NoRoute, Router, json_answer, text_answer
@@ -204,7 +204,10 @@ class Webhook:
     def _note(self, call: Call, ip: str, token: str, refused: Refused) -> Refused:
         """What is refused before the registry hears of it. A wrong token is worth a line, a flood of them is not."""
         tell = self._notes.take((network_of(ip), refused.code)) == 0 and self._all_notes.take(refused.code) == 0
-        self._registry.reject(refused, ip, token, f"{call.method} {call.path[:160]}", tell=tell)
+        ports = ports_named(call.body) if tell else ()
+        name = call.args[0] if call.args else ""
+        what = f"{call.method} {call.path[:160]}"
+        self._registry.reject(refused, ip, token, what, name=name[:64], ports=ports, tell=tell)
         return refused
 
 

@@ -313,6 +313,9 @@ class Fleet:
         found = [story for answer in await self._ask("story", session=number) for story in answer.ended]
         return found[0] if found else None
 
+    async def expect(self, client: Address) -> None:
+        await self._ask("expect", address=client)
+
     async def shutdown_session(self, number: int) -> int:
         return sum(answer.touched for answer in await self._ask("shutdown session", session=number))
 

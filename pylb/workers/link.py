@@ -217,6 +217,8 @@ class Link:
             self._asked.append(ask.number)
             self._begin_report()
             return
+        elif ask.what == "expect" and ask.address is not None:
+            engine.expect(ask.address)
         elif ask.what == "shutdown session":
             touched = engine.shutdown_session(ask.session)
         elif ask.what == "shutdown sessions" and ask.listen is not None and ask.address is not None:

@@ -77,7 +77,7 @@ class Ask(NamedTuple):
     """A question; its answer has the same number."""
 
     number: int
-    what: str  # sessions, counters, shutdown session, shutdown sessions, ended, story
+    what: str  # sessions, counters, shutdown session, shutdown sessions, ended, story, expect
     listen: Listen | None
     address: Address | None
     query: Query | None = None  # of "ended"

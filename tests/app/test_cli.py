@@ -94,8 +94,11 @@ def test_routes_release_and_rejected_of_a_running_pylb(pylb: Instance, echo_port
         "held_by": ["app/app/one"],
         "lease_expires_in": None,
         "reachable": "yes",
+        "accepts": "yes",
+        "check": "yes",
         "why": "",
     }
+    assert row.pop("asked_ago") >= 0
     assert row == expected
     (refused,) = json.loads(pylb.ask("routes", "--rejected", "--json").stdout)
     assert (refused["error"], refused["token"], refused["what"]) == ("port_forbidden", "app", "PUT app/one")
@@ -147,7 +150,7 @@ def test_a_server_is_drained_weighed_and_put_back_and_its_sessions_ended(pylb: I
     with socket.create_connection(("127.0.0.1", pylb.port), timeout=10) as client:
         client.sendall(b"hello")
         assert client.recv(100) == b"hello"
-        assert pylb.ask("ctl", "shutdown", "sessions", name).stdout == f"reset: 1 sessions of {name}\n"
+        assert pylb.ask("ctl", "shutdown", "sessions", name).stdout == f"reset: 1 session of {name}\n"
         with pytest.raises(ConnectionResetError):
             client.recv(100)
     assert pylb.ask("ctl", "shutdown", "sessions", name).returncode == 1

@@ -3,6 +3,10 @@
 import json
 import os
 import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +18,45 @@ from pylb.machine import listener_of
 from tests.app.instance import Instance
 from tests.support.certificate import self_signed
 from tests.support.drive import free_port
+from tests.support.waiting import eventually
 
 
 def explained(pylb: Instance, port: int) -> list[str]:
     ended = pylb.ask("explain", str(port))
     assert ended.returncode == 0, ended.stderr
     return ended.stdout.splitlines()
+
+
+def explained_of(pylb: Instance, what: str) -> list[str]:
+    ended = pylb.ask("explain", what)
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout.splitlines()
+
+
+def routes(pylb: Instance) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads(pylb.ask("routes", "--json").stdout)
+    return found
+
+
+@contextmanager
+def sick_app() -> Iterator[int]:
+    """Accepts every connection and answers 503."""
+
+    class Sick(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_error(503)
+
+        def log_message(self, *_args: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Sick) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield server.server_port
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 def test_a_port_nobody_knows_is_exit_1(pylb: Instance) -> None:
@@ -33,12 +70,101 @@ def test_what_works_is_said_with_where_to_look_next(pylb: Instance, echo_port: i
     pylb.start()
     pylb.register(pylb.port, echo_port)
     lines = explained(pylb, pylb.port)
-    assert lines[0].startswith(f"port {pylb.port} is open here and its servers answer. If it does not answer from outside")
+    open_here = f"port {pylb.port} is open here, and its servers accept connections and pass their checks."
+    assert lines[0].startswith(f"{open_here} If it does not answer from outside")
     assert f"pid {pylb.running.pid}" in lines[2]
     assert lines[2].endswith("from here: yes")
-    assert any(f"127.0.0.1:{echo_port}: up, dialled now: yes; by app/app/one" in line for line in lines)
+    assert any(f"127.0.0.1:{echo_port}: up, accepts connections now: yes; by app/app/one" in line for line in lines)
     found = json.loads(pylb.ask("explain", str(pylb.port), "--json").stdout)
     assert (found["reachable"], found["unbound"]) == ("yes", {})
+
+
+def test_its_own_look_at_the_port_is_no_session(pylb: Instance, echo_port: int) -> None:
+    pylb.start()
+    pylb.register(pylb.port, echo_port)
+    for _ in range(3):
+        assert "from here: yes" in explained(pylb, pylb.port)[2]
+    counts = pylb.get("/v1/sessions?ended=1").json
+    assert (counts["ended"], counts["frontends"][0]["sessions_total"]) == ([], 0)
+    row = pylb.runtime("show stat\n").splitlines()[1].split(",")
+    head = pylb.runtime("show stat\n").splitlines()[0].lstrip("# ").split(",")
+    assert (row[head.index("stot")], row[head.index("conn_tot")], row[head.index("dcon")]) == ("0", "0", "0")
+
+
+@pytest.mark.parametrize("workers", [2])
+def test_its_own_look_is_no_session_of_a_worker_either(pylb: Instance, echo_port: int, workers: int) -> None:
+    pylb.configure(workers=workers)
+    pylb.start()
+    pylb.register(pylb.port, echo_port)
+    assert "from here: yes" in explained(pylb, pylb.port)[2]
+    assert pylb.get("/v1/sessions?ended=1").json["ended"] == []
+
+
+def test_servers_that_accept_and_fail_their_check_are_named_with_what_the_check_found(pylb: Instance) -> None:
+    with sick_app() as port:
+        static = {
+            "name": "web",
+            "listen": f"127.0.0.1:{pylb.port}",
+            "servers": [f"127.0.0.1:{port}"],
+            "health": {"mode": "active", "check": {"http": "/healthz"}, "interval": "100ms", "fall": 1},
+        }
+        pylb.configure(frontends=[static])
+        pylb.start()
+        lines = explained(pylb, pylb.port)
+        why = f"(127.0.0.1:{port}: wrong answer: HTTP status 503)"
+        assert lines[0].startswith(f"its server accepts connections, but none passes its check {why}")
+        assert any("accepts connections now: yes, passes its check now: wrong answer: HTTP status 503" in one for one in lines)
+        assert "it is before this machine" not in "\n".join(lines)
+        row = eventually(
+            lambda: [one for one in routes(pylb) if one["check"] == "wrong answer: HTTP status 503"], what="a check"
+        )[0]
+        assert row["accepts"] == "yes"
+
+
+def test_a_frontend_or_a_registration_is_explained_by_its_name(pylb: Instance, echo_port: int) -> None:
+    pylb.start()
+    pylb.register(pylb.port, echo_port)
+    for name in ("app", f"app-{pylb.port}"):
+        ended = pylb.ask("explain", name)
+        assert ended.stdout.startswith(f"port {pylb.port} is open here"), ended.stderr
+    unknown = pylb.ask("explain", "nobody")
+    assert (unknown.returncode, "'nobody' is no frontend, no registration" in unknown.stderr) == (1, True)
+
+
+def test_a_refusal_is_of_its_frontend_ports_and_of_no_other_number_in_its_text(pylb: Instance, echo_port: int) -> None:
+    """Its target port and what else stands in the text are no frontend ports; a wrong token's call has its ports, too."""
+    pylb.start()
+    pylb.register(pylb.port, echo_port)
+    assert pylb.register(22, 30022).status == 403
+    assert pylb.ask("explain", "30022").returncode == 1
+    found = json.loads(pylb.ask("explain", "22", "--json").stdout)
+    assert [one["code"] for one in found["refused"]] == ["port_forbidden"]
+    stranger = pylb.register(4321, 30443, name="web", secret="x" * 40)
+    assert stranger.status == 401
+    for what in ("4321", "web"):
+        assert explained_of(pylb, what)[0].startswith(
+            "nobody has port 4321: the last call that wanted it was refused (unauthorized"
+        )
+
+
+def test_a_client_without_its_proxy_header_is_refused_for_that_and_nothing_else(pylb: Instance, echo_port: int) -> None:
+    static = {
+        "name": "web",
+        "listen": f"127.0.0.1:{pylb.port}",
+        "servers": [f"127.0.0.1:{echo_port}"],
+        "proxy_protocol": {"accept_from": ["127.0.0.0/8"]},
+    }
+    pylb.configure(frontends=[static])
+    pylb.start()
+    with socket.create_connection(("127.0.0.1", pylb.port)) as client:
+        client.sendall(b"GET / HTTP/1.1\r\n")
+        with pytest.raises(ConnectionResetError):
+            client.recv(1)
+    lines = explained(pylb, pylb.port)
+    assert lines[0].startswith("most clients are refused: 1 (proxy_header): what it sent first is no PROXY header")
+    [one] = pylb.get("/v1/sessions?ended=1").json["ended"]
+    assert (one["code"], one["reason"]) == ("PR", "proxy_header")
+    assert "what it sent first is no PROXY header" in pylb.ask("explain", one["id"]).stdout.splitlines()[0]
 
 
 def test_servers_that_refuse_are_the_first_thing_said(pylb: Instance) -> None:
@@ -104,7 +230,7 @@ def test_a_frontend_inside_the_ephemeral_range_is_named_with_the_sysctl(tmp_path
 
 
 def test_a_port_that_another_program_has_is_named_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "listener_of", lambda port: "haproxy, pid 7" if port == 443 else "")
+    monkeypatch.setattr(doctor, "listeners_of", lambda ports: {443: "haproxy, pid 7"} if 443 in ports else {})
     web = {"name": "web", "listen": "*:443", "servers": ["192.0.2.7:30443"]}
     assert findings(tmp_path, frontends=[web])["port 443"].found == "haproxy, pid 7 has it"
 

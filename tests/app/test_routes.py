@@ -20,6 +20,9 @@ ROW: dict[str, Any] = {
     "held_by": ["apps/traefik/pod-1"],
     "lease_expires_in": 42.4,
     "reachable": "yes",
+    "accepts": "yes",
+    "check": "yes",
+    "asked_ago": 3.2,
     "why": "",
 }
 
@@ -40,10 +43,22 @@ def test_each_server_is_a_line_under_its_headings() -> None:
         "REGISTERED",
         "BY",
         "LEASE",
-        "ANSWERS",
+        "ACCEPTS",
+        "CHECK",
         "WHY",
     ]
-    assert cells(line) == ["443", "traefik-443", "pod-1", "203.0.113.7:30443", "1", "up", "apps/traefik/pod-1", "42s", "yes"]
+    assert cells(line) == [
+        "443",
+        "traefik-443",
+        "pod-1",
+        "203.0.113.7:30443",
+        "1",
+        "up",
+        "apps/traefik/pod-1",
+        "42s",
+        "yes",
+        "yes 3s ago",
+    ]
     assert line.index("traefik-443") == head.index("FRONTEND")
 
 
@@ -65,9 +80,11 @@ def test_what_is_unknown_is_a_dash() -> None:
         "held_by": [],
         "lease_expires_in": None,
         "reachable": None,
+        "accepts": None,
+        "check": None,
     }
     line = table([ROW | empty | {"why": "because"}]).splitlines()[1]
-    assert cells(line) == ["443", "traefik-443", "-", "-", "-", "no server", "-", "-", "-", "because"]
+    assert cells(line) == ["443", "traefik-443", "-", "-", "-", "no server", "-", "-", "-", "-", "because"]
 
 
 @pytest.mark.parametrize(

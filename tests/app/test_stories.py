@@ -29,6 +29,7 @@ def story(**changed: Any) -> dict[str, Any]:
         "address": "192.0.2.2:30443",
         "state": "closed",
         "code": "SD",
+        "reason": None,
         "accepted_at": 1_795_576_879.0,
         "ended_at": 1_795_576_999.0,
         "queue_ms": 40,
