@@ -188,6 +188,7 @@ class App:
         self._log_out: Out | None = None
         self._reloading = asyncio.Lock()  # one after the other, in their order
         self._started = asyncio.Event()
+        self._ends_at = 0.0  # when the live sessions of a service that stops are over
         self._broken = False
         self._told_about: tuple[tuple[Config, bool, int], dict[str, Any]] | None = None
         self._helpers = Tasks()  # what they do may fail
@@ -853,6 +854,7 @@ class App:
 
     async def _stop_accepting(self) -> None:
         live, seconds = (await self._estate.counters()).open_sessions, self._config.defaults.timeouts.shutdown
+        self._ends_at = time.monotonic() + seconds
         self._service.stopping(f"stopping: {live} sessions have {seconds:g} s")
         if live:
             log.info("stopping: %d live sessions have %g s; a second signal ends them now", live, seconds)
@@ -874,6 +876,8 @@ class App:
         await self._before.ended(at_once=self._at_once)
         if self._successor is not None:
             await self._may_end.wait()
+        elif self._life.phase is Phase.STOPPING:
+            await self._outlive_those_before()
         self._end_tasks()
         for task in self._lasting:
             task.cancel()
@@ -881,6 +885,15 @@ class App:
         if self._successor is not None:
             await tell(self._successor.talk, self._estate.counted())
             self._successor.talk.close()
+
+    async def _outlive_those_before(self) -> None:
+        """For systemd the end of main is the end of the service. They have had their signal, and the same time as we."""
+        while time.monotonic() < self._ends_at + LINGER and not self._at_once.is_set():
+            if not await asyncio.to_thread(self._generations.those_before):
+                return
+            await asyncio.sleep(0.05)
+        if left := await asyncio.to_thread(self._generations.those_before):
+            log.warning("%s of before have not ended yet", ", ".join(f"process {pid}" for pid in left))
 
     def _end_tasks(self) -> None:
         for task in list(self._tasks):

@@ -63,6 +63,10 @@ class Generations:
             finally:
                 os.close(pidfd)
 
+    def those_before(self) -> list[int]:
+        """Pids of those that have not ended."""
+        return [pid for pid, start in _read(self._path) if pid not in self._ours and _start(pid) == start]
+
 
 def _read(path: Path) -> Iterator[tuple[int, str]]:
     try:

@@ -377,6 +377,7 @@ def test_a_stop_ends_one_whose_successor_died(pylb: Instance, echo_port: int) ->
         third = pylb.start()
         assert echo(live) == b"ping"
         assert third.terminate() == 0
+        assert not first.alive  # for systemd the service has ended
         assert first.wait() == 0
         with pytest.raises(ConnectionResetError):
             live.recv(1)
