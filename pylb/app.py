@@ -73,7 +73,7 @@ from pylb.upgrade import VARIABLE as HAND_OVER
 from pylb.verbs import verbs
 from pylb.watching import Watch
 from pylb.web import openapi
-from pylb.web.admin import Admin
+from pylb.web.admin import Admin, stats_routes
 from pylb.web.certificate import Certificate, repaired
 from pylb.web.commands import Commands
 from pylb.web.listener import Limits, bind
@@ -407,7 +407,7 @@ class App:
             self._estate.counters,
             metrics.render,
             config.own_names,
-            page.routes(),
+            page.routes() | stats_routes(self._lookout.csv),
             live=self._forwarding,
             haproxy=Exporter(self._lookout).render,
             compat=config.metrics.compat == "haproxy",
@@ -601,10 +601,6 @@ class App:
         config = await asyncio.to_thread(self._source.read, path, text)
         check_fixed(self._config, config)
         return self._registry.plan_reload(await rules_of(config), self._keyring)
-
-    def notes(self) -> list[str]:
-        """What works and should not stay so."""
-        return list(self._config.warnings)
 
     def token(self, name: str) -> Token | None:
         return next((token for token in self._keyring.tokens if token.name == name), None)

@@ -1,10 +1,11 @@
 """Asking a running pylb from the command line: how it is found, the options that every verb has, and how a verb ends."""
 
+import json
 import os
 import shutil
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -41,7 +42,8 @@ def ask(config_path: Path | None, request: dict[str, Any], timeout: float = 30.0
         die(f"{path}: {error}")
     if not answer["ok"]:
         hint = f" ({answer['hint']})" if answer.get("hint") else ""
-        die(f"{answer['detail']}{hint}", FAILED)
+        failed = {key: answer.get(key, "") for key in ("error", "detail", "hint")}
+        die(f"{answer['detail']}{hint}", FAILED, failed)
     return answer
 
 
@@ -109,9 +111,20 @@ def watching(
 
 def say(text: str = "", *, err: bool = False, nl: bool = True) -> None:
     """The only way to the terminal: names, paths and answers in `text` come from outside and must not drive it."""
-    click.echo(visible_lines(text), err=err, nl=nl)
+    try:
+        click.echo(visible_lines(text), err=err, nl=nl)
+    except BrokenPipeError:
+        raise  # click ends quietly: whoever read it has seen enough
+    except OSError as error:  # a full disk
+        if not err:
+            say(f"the output could not be written: {error.strerror}", err=True)
+        os._exit(UNUSABLE)  # at an ordinary exit Python would try to write the rest again, and complain
 
 
-def die(text: str, code: int = UNUSABLE) -> NoReturn:
+def die(text: str, code: int = UNUSABLE, failed: Mapping[str, str] | None = None) -> NoReturn:
+    """`failed`: what a verb that was asked for JSON says of it."""
+    context = click.get_current_context(silent=True)
+    if context is not None and context.params.get("as_json"):
+        say(json.dumps(failed or {"error": "failed" if code == FAILED else "unusable", "detail": text, "hint": ""}))
     say(text, err=True)
     sys.exit(code)

@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from pylb import __version__
-from pylb.asking import CONFIG, FAILED, JSON, ask, die, pause, say, watching
+from pylb.asking import CONFIG, FAILED, JSON, ask, die, pause, running, say, state_dir, watching
 from pylb.ctl import ctl
 from pylb.sessions import sessions
 from pylb.tokens import token
@@ -383,6 +383,10 @@ def _register(config_path: Path | None, token: str, dry_run: bool, files: tuple[
     for item in items:
         say(str(item))
     if dry_run:
+        if running(state_dir(config_path)):
+            ask(config_path, {"verb": "import", "token": token, "items": []})
+        else:
+            say(f"no pylb is running: whether it has a token called {token!r} is not known", err=True)
         return
     if not items:
         die("nothing to import", FAILED)

@@ -34,11 +34,10 @@ def check_fixed(old: Config, new: Config) -> None:
     fixed = ("webhook", "admin", "metrics", "state_dir", "runtime_socket", "workers", "log", "recorder")
     changed = [key for key in fixed if getattr(old, key) != getattr(new, key)]
     if changed:
-        raise Refused(
-            Code.INVALID,
-            f"{', '.join(changed)} cannot change while pylb runs",
-            "restart it: the ports come back by themselves",
-        )
+        how = "pylb upgrade: the same version with the new config, and no connection is lost"
+        if "state_dir" in changed:  # what takes over finds the one before by it
+            how = "restart it: the ports come back by themselves"
+        raise Refused(Code.INVALID, f"{', '.join(changed)} cannot change while pylb runs", how)
 
 
 def reload_certificate(certificate: Certificate) -> None:

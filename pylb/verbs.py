@@ -69,8 +69,6 @@ class Service(Protocol):
 
     async def plan(self, path: Path, text: str) -> list[Line]: ...
 
-    def notes(self) -> list[str]: ...
-
     @property
     def reloaded(self) -> bool: ...
 
@@ -98,7 +96,7 @@ def _views(registry: Registry, service: Service, live: Sessions) -> dict[str, Ve
         return {"generation": registry.table.generation}
 
     async def routes(_request: Mapping[str, Any]) -> dict[str, Any]:
-        return {"routes": await rows(registry), "notes": [*service.notes(), *legacy_notes(registry)]}
+        return {"routes": await rows(registry), "notes": legacy_notes(registry)}
 
     async def rejected(_request: Mapping[str, Any]) -> dict[str, Any]:
         return {"rejected": [_rejection(one) for one in registry.rejected()], "reach": {"since": registry.since.rejected}}
@@ -158,7 +156,10 @@ def _changes(registry: Registry, service: Service) -> dict[str, Verb]:
         items = request.get("items")
         if not isinstance(items, list) or len(items) > MOST_IMPORTED:
             raise Refused(Code.INVALID, f"items: a list of at most {MOST_IMPORTED} legacy bodies is needed")
-        return {"lines": await registry.import_legacy([_imported(item) for item in items], _text(request, "token"))}
+        token = _text(request, "token")
+        if not items and service.token(token) is None:  # of a dry run
+            raise Refused(Code.NOT_FOUND, f"there is no token called {token!r}", "`pylb token list`")
+        return {"lines": await registry.import_legacy([_imported(item) for item in items], token)}
 
     async def reload(_request: Mapping[str, Any]) -> dict[str, Any]:
         try:

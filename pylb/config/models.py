@@ -126,7 +126,7 @@ class Log(Section):
     tag: v.Name = Field("pylb", description="the program's name in syslog messages; `haproxy` for rules made for HAProxy")
     level: Literal["debug", "info", "warning", "error"] = Field("info", description="of pylb's own messages")
     calls: Literal["all", "changes"] = Field(
-        "all", description="accepted calls of phone-homes: a line for each, or not for those that change nothing"
+        "changes", description="accepted calls of phone-homes: a line for each, or not for those that change nothing"
     )
 
     @property

@@ -9,6 +9,7 @@ from pylb.control.steps import in_turns
 from pylb.control.views import ServerView
 from pylb.core.address import Listen
 from pylb.forward.counters import Counters
+from pylb.observe.columns import HEADER, csv_line
 from pylb.observe.processinfo import Facts, show_info
 from pylb.observe.rates import Rates
 from pylb.observe.stats import Picture, Row
@@ -51,6 +52,13 @@ class Lookout:
         async for view in in_turns(self._registry.each_server(), PER_TURN):
             servers.setdefault(view.listen, []).append(view)
         return Picture(table, counters, servers, unbound, self.rates, time.monotonic())
+
+    async def csv(self) -> str:
+        """All of `show stat`."""
+        lines = [HEADER]
+        async for rows in self.proxies(await self.picture()):
+            lines += [csv_line(row) for row in rows]
+        return "\n".join(lines) + "\n"
 
     @staticmethod
     async def proxies(picture: Picture) -> AsyncIterator[list[Row]]:

@@ -216,6 +216,18 @@ class Admin:
         )
 
 
+def stats_routes(csv: Callable[[], Awaitable[str]]) -> dict[str, Handler]:
+    """Where HAProxy's statistics are asked for: its CSV, and the way to the page."""
+
+    async def as_csv(_call: Call) -> Answer:
+        return Answer(200, (await csv()).encode(), "text/plain; charset=utf-8")
+
+    async def page(_call: Call) -> Answer:
+        return Answer(302, headers={"Location": "/"})
+
+    return {"GET /stats;csv": as_csv, "GET /;csv": as_csv, "GET /stats": page}
+
+
 def _pages(router: Router, check: Callable[[Call], None]) -> Handler:
     async def answer(call: Call) -> Answer:
         try:

@@ -3,6 +3,7 @@
 import json
 import os
 import socket
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from pylb.config import default_state_dir
 from pylb.keys import TOKEN_FILE
 from pylb.web.socket import call
 from tests.app.instance import Instance, cli
+from tests.support.processes import python
 
 INC = """\
 ### >> Used to run mqtt:{port}
@@ -272,3 +274,46 @@ def test_a_demo_that_cannot_start_its_pylb_shows_why(tmp_path: Path) -> None:
     assert ended.returncode == 2
     assert "the demo did not run: pylb ended" in ended.stderr
     assert "no interpreter today" in ended.stderr
+
+
+def test_a_verb_that_was_asked_for_json_says_no_in_json(pylb: Instance) -> None:
+    gone = pylb.ask("routes", "--json")
+    assert (gone.returncode, json.loads(gone.stdout)["error"]) == (2, "unusable")
+    pylb.start()
+    no = pylb.ask("release", "nobody", "--json")
+    said = json.loads(no.stdout)
+    assert (no.returncode, said["error"], "nobody" in said["detail"], bool(said["hint"])) == (1, "not_found", True, True)
+
+
+def test_a_full_disk_is_one_sentence(pylb: Instance) -> None:
+    with Path("/dev/full").open("w") as full:
+        ended = subprocess.run(
+            python("pylb", "schema"), check=False, stdout=full, stderr=subprocess.PIPE, text=True, timeout=40
+        )
+    assert (ended.returncode, ended.stderr) == (2, "the output could not be written: No space left on device\n")
+
+
+def test_warnings_of_the_config_are_said_by_check_and_not_by_every_verb(pylb: Instance) -> None:
+    pylb.start()
+    assert "stands in the config" in pylb.ask("check").stderr
+    for verb in ("routes", "status", "history"):
+        assert "stands in the config" not in pylb.ask(verb).stderr
+
+
+def test_a_dry_run_of_an_import_knows_which_tokens_there_are(pylb: Instance, tmp_path: Path) -> None:
+    file = tmp_path / "call.json"
+    file.write_text(json.dumps({"frontend-port": "7001", "backend-port": "30443", "dst-ip": "203.0.113.7", "action": "add"}))
+    pylb.start()
+    ended = pylb.ask("import", "--token", "nobody", "--dry-run", str(file))
+    assert (ended.returncode, "there is no token called 'nobody'" in ended.stderr) == (1, True)
+
+
+def test_haproxys_statistics_are_where_they_are_asked_for(pylb: Instance) -> None:
+    pylb.start()
+    pylb.register(pylb.port, 30443)
+    csv = pylb.get("/stats;csv")
+    lines = csv.body.decode().splitlines()
+    assert (csv.status, lines[0][:17]) == (200, "# pxname,svname,q")
+    rows = pylb.runtime("show stat\n").rstrip("\n").splitlines()
+    assert [line.split(",")[:2] for line in lines] == [row.split(",")[:2] for row in rows]
+    assert pylb.get("/stats").status == 302
