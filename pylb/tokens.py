@@ -3,6 +3,7 @@
 import json
 import re
 import secrets
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from string import Template
@@ -62,6 +63,7 @@ def _split(_context: click.Context, _option: click.Parameter, value: str | None)
 @click.option("--sources", callback=_split, help="Networks it may be used from; default: anywhere.")
 @click.option("--targets", callback=_split, help="Addresses it may name; default: only the one it calls from.")
 @click.option("--target-ports", callback=_split, help="Server ports it may name; default: 30000-32767.")
+@click.option("--from", "replaces", metavar="OTHER", help="What token OTHER registered of these is its own from now on.")
 @click.option("--takeover", is_flag=True, help="It may take ports that another token or name owns.")
 @click.option("--legacy", is_flag=True, help="It may be used on the legacy route, too.")
 @click.option("--host", help="What the join string calls this machine; default: advertise.")
@@ -74,6 +76,10 @@ def create(config_path: Path | None, name: str, **options: Any) -> None:
     """Make a token, and print the join string for PYLB_JOIN of its phone-home.
 
     The join string holds the address, the public key of the webhook's certificate and the secret: treat it as a password.
+
+    With --from OTHER (`generated` is the first run's token) apps get tokens of their own without a gap: registrations of
+    OTHER whose names and ports are this token's too become its own at once, their ports go on serving, and calls with either
+    secret keep them fresh. Roll the new join string out, look at `pylb token list`, then `pylb token revoke OTHER`.
     """
     from pylb import keys  # noqa: F401, PLC0415 - all that is needed, before root acts as somebody who may not read it
     from pylb.config.made import read_made, write_made  # noqa: PLC0415
@@ -82,6 +88,9 @@ def create(config_path: Path | None, name: str, **options: Any) -> None:
     config = loaded(config_path)
     if name in {entry.name for entry in config.tokens}:
         die(f"a token called {name!r} is in the config", FAILED)
+    other = options["replaces"]
+    if other is not None:
+        _known(config, other)
     if name in read_made(config.state_dir).tokens:
         die(f"there is a token called {name!r} already (pylb token rotate {name}, or revoke)", FAILED)
     made = _made(name, options)
@@ -114,20 +123,27 @@ def list_(config_path: Path | None, as_json: bool) -> None:
     config = loaded(config_path)
     found = read_made(config.state_dir)
     configured = {entry.name for entry in config.tokens}
-    rows = [_row(entry, "config", len(config.secrets_of(entry.name))) for entry in config.tokens]
-    rows += [_row(made, "made", len(made.secrets)) for name, made in found.tokens.items() if name not in configured]
+    uses = _uses(config.state_dir)
+    rows = [_row(entry, "config", config.secrets_of(entry.name), uses) for entry in config.tokens]
+    rows += [_row(made, "made", made.secrets, uses) for name, made in found.tokens.items() if name not in configured]
     if first_run_in_force(config, found):
-        rows.append({"name": "generated", "from": "first run", "ports": "any", "names": "*", "sources": "any", "secrets": 1})
+        rows.append({"name": "generated", "from": "first run", "ports": "any", "names": "*", "sources": "any", "secrets": 1,
+                     "last_used": [max(uses.get("generated", {}).values(), default=None)]})  # fmt: skip
     for text in found.complaints:
         say(text, err=True)
     if as_json:
         say(json.dumps(rows, indent=2))
         return
+    running_here = running(config.state_dir)
     form = "{:<20} {:<10} {:<24} {:<20} {:<24} {}"
     say(form.format("NAME", "FROM", "PORTS", "NAMES", "SOURCES", "SECRETS"))
     for row in rows:
         texts = (row[key] for key in ("name", "from", "ports", "names", "sources"))
         say(form.format(*texts, f"{row['secrets']}{', being rotated' if row['secrets'] > 1 else ''}"))
+        if running_here:
+            for number, at in enumerate(row["last_used"]):
+                which = ("the new secret" if number == 0 else "the old secret") if row["secrets"] > 1 else "its secret"
+                say(f"{'':<20} {which}: {_last(at)}")
     if rows and rows[-1]["from"] == "first run":
         hint = "pylb token revoke generated, once your apps have tokens of their own"
         say(f"`generated` may open any port: {hint}", err=True)
@@ -151,7 +167,11 @@ def rotate(config_path: Path | None, name: str, done: bool, host: str | None, as
     config, made = _find(config_path, name)
     if done and len(made.secrets) == 1:
         die(f"token {name!r} has one secret: nothing is being rotated", FAILED)
-    kept = made.secrets[:1] if done else (_new_secret(), *made.secrets[:1])
+    used = _used(made.secrets, _uses(config.state_dir).get(name, {}))
+    if not done and len(made.secrets) > 1:
+        die(f"token {name!r} is being rotated: its old secret would be refused at once ({_last(used[-1])}). "
+            f"When nobody calls with it any more: pylb token rotate {name} --done", FAILED)  # fmt: skip
+    kept = made.secrets[:1] if done else (_new_secret(), *made.secrets)
     changed = made.model_copy(update={"secrets": kept})
     try:
         with as_owner(config.state_dir):
@@ -163,7 +183,7 @@ def rotate(config_path: Path | None, name: str, done: bool, host: str | None, as
     if as_json:
         say(json.dumps({"name": name, "join": join, "secrets": len(kept)}))
     elif done:
-        say(f"token {name!r}: the old secret is refused from now on")
+        say(f"token {name!r}: the old secret is refused from now on ({_last(used[-1])})")
     else:
         say(f"PYLB_JOIN={join}")
 
@@ -233,6 +253,41 @@ def _new_secret() -> str:
     return secrets.token_urlsafe(24)
 
 
+def _known(config: "Config", name: str) -> None:
+    """Ends the program where there is no such token."""
+    from pylb.config.made import read_made  # noqa: PLC0415
+    from pylb.keys import first_run_in_force  # noqa: PLC0415
+
+    found = read_made(config.state_dir)
+    names = {entry.name for entry in config.tokens} | found.tokens.keys()
+    if name not in names | ({"generated"} if first_run_in_force(config, found) else set()):
+        die(f"there is no token called {name!r} (pylb token list)", FAILED)
+
+
+def _uses(directory: Path) -> dict[str, dict[str, float]]:
+    """When the secrets of each token were last called with, as far as a running pylb knows."""
+    from pylb.web.socket import call  # noqa: PLC0415
+
+    try:
+        found = call(directory / "control.sock", {"verb": "token uses"}, timeout=5.0).get("uses", {})
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _used(secrets_: Sequence[str], uses: dict[str, float]) -> list[float | None]:
+    """Of each secret the unix time of its last call; None: none since pylb started, or pylb is not running."""
+    from pylb.core.auth import fingerprint  # noqa: PLC0415
+
+    return [uses.get(fingerprint(secret)) for secret in secrets_]
+
+
+def _last(at: float | None) -> str:
+    from pylb.observe.summary import span  # noqa: PLC0415
+
+    return "not used since pylb started, as far as is known" if at is None else f"used {span(time.time() - at)} ago"
+
+
 def _find(config_path: Path | None, name: str) -> "tuple[Config, MadeToken]":
     from pylb.config.made import read_made  # noqa: PLC0415
 
@@ -254,6 +309,7 @@ def _made(name: str, options: dict[str, Any]) -> "MadeToken":
 
     given = {key: options[key] for key in ("ports", "names", "sources", "targets", "target_ports") if options[key]}
     given |= {key: True for key in ("takeover",) if options[key]}
+    given |= {"replaces": [options["replaces"]]} if options["replaces"] else {}
     try:
         return MadeToken.model_validate(
             {"name": name, "secrets": [_new_secret()], "legacy": options["legacy"], "created": now(), **given}
@@ -352,14 +408,15 @@ def _label(option: str, name: str) -> str:
     return name
 
 
-def _row(entry: Any, origin: str, count: int) -> dict[str, Any]:
+def _row(entry: Any, origin: str, secrets_: Sequence[str], uses: dict[str, dict[str, float]]) -> dict[str, Any]:
     return {
         "name": entry.name,
         "from": origin,
         "ports": _ranges(entry.ports),
         "names": ",".join(entry.names or (entry.name,)),
         "sources": "any" if "sources" not in entry.model_fields_set else ",".join(map(str, entry.sources)),
-        "secrets": count,
+        "secrets": len(secrets_),
+        "last_used": _used(secrets_, uses.get(entry.name, {})),
     }
 
 

@@ -175,11 +175,14 @@ def _changes(registry: Registry, service: Service) -> dict[str, Verb]:
     async def upgrade(_request: Mapping[str, Any]) -> dict[str, Any]:
         return {"lines": [await service.upgrade()]}
 
+    async def uses(_request: Mapping[str, Any]) -> dict[str, Any]:
+        return {"uses": registry.uses()}
+
     async def tokens(_request: Mapping[str, Any]) -> dict[str, Any]:
         await service.read_keys()
         return {}
 
-    return {"release": release, "import": import_, "reload": reload, "tokens": tokens, "upgrade": upgrade}
+    return {"release": release, "import": import_, "reload": reload, "tokens": tokens, "token uses": uses, "upgrade": upgrade}
 
 
 def _planned_call(registry: Registry, service: Service, request: Mapping[str, Any]) -> list[Line]:

@@ -75,7 +75,9 @@ class WebhookLimits(Section):
         _CALLS.per_address, description="of one IPv4 address or IPv6 /64; more only while they are complete"
     )
     burst: v.AtLeastOne = Field(
-        _CALLS.burst, description="calls that a token may make at once from one address or /64; five times as many from all"
+        _CALLS.burst,
+        description="changes that a token may make at once from one address or /64; five times as many from all. "
+        "Beats that change nothing have limits of their own: 1,000 at once, 200 a second",
     )
     rate: v.AtLeastOne = Field(_CALLS.rate, description="and a second in the long run; more get a 429 with Retry-After")
     lockout: v.AtLeastOne = Field(
@@ -189,6 +191,12 @@ class TokenEntry(Section):
     )
     sources: v.Networks = Field(ANYWHERE, description="who may call with it")
     legacy: v.Flag = Field(True, description="may it be used on the legacy route?")
+    replaces: v.Names = Field(
+        (),
+        description="tokens whose registrations are this one's from now on, as far as it might have made them: their ports go "
+        "on serving, and calls with either secret are calls of this one until the other token is removed. `generated`: the "
+        "first run's",
+    )
 
 
 class TimeoutsSection(Section):

@@ -161,5 +161,6 @@ def token_of(entry: m.TokenEntry, secrets: tuple[str, ...]) -> Token:
         sources=entry.sources,
         allow_weak=entry.allow_weak,
         legacy=entry.legacy,
+        replaces=entry.replaces,
         any_port_except=None,
     )

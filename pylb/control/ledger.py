@@ -28,7 +28,7 @@ from pylb.control.turn import Writer
 from pylb.control.views import FrontendOutcome, Outcome, title
 from pylb.core.address import Address, Listen
 from pylb.core.auth import Caller, Keyring
-from pylb.core.claims import Change, Claims, announce, check_bounds, loop, loops, readmitting, release
+from pylb.core.claims import Change, Claims, announce, check_bounds, loop, loops, pass_on, readmitting, release
 from pylb.core.errors import Code, Refused
 from pylb.core.layout import Layout
 from pylb.core.overrides import kept
@@ -116,8 +116,10 @@ class Ledger:
         for refused in refusals:
             self.journal.note("not_restored", str(refused), alarm=True)
         self.unsaved = bool(complaints or more or refusals)
+        scene, _, moved = self.passed_on(replace(self.scene, claims=claims))
+        claims, was = scene.claims, {new: old for old, new in moved.items()}
         async for one in in_turns(claims.registrations.values(), LEASES):
-            self.tenure.restore(one, snapshot.leases.get(one.key, LeaseRecord()))
+            self.tenure.restore(one, snapshot.leases.get(was.get(one.key, one.key), LeaseRecord()))
         self.checker.restore(snapshot.proven, snapshot.down, snapshot.passed)
         overrides = kept(snapshot.overrides, claims, layout)
         self.publisher.table = Table(max(snapshot.generation, snapshot.reserved))
@@ -133,8 +135,9 @@ class Ledger:
 
     async def enter(self, wanted: Registration, caller: Caller) -> Outcome:
         """A registration, native or legacy, that its token may make. Raises Refused."""
+        wanted = replace(wanted, key=heir_of(wanted, self.scene.keyring))
         before = self.scene.claims.registrations.get(wanted.key)
-        if before is not None and same_call(before, wanted) and not self.writer.is_busy_with(wanted.key):
+        if before is not None and self.is_beat(wanted):
             self._beat(before, moved=False)  # nothing to write, to swap or to wait for
             self._ask_at_once(before)
             self.totals["unchanged"] += 1
@@ -151,6 +154,12 @@ class Ledger:
         finally:
             self.checker.forget_unused(targets)
         return self.outcome(change.result, change.claims.registrations.get(wanted.key), durable=durable, note=change.note)
+
+    def is_beat(self, wanted: Registration) -> bool:
+        """Is it what is registered already, with nothing about it under way?"""
+        wanted = replace(wanted, key=heir_of(wanted, self.scene.keyring))
+        before = self.scene.claims.registrations.get(wanted.key)
+        return before is not None and same_call(before, wanted) and not self.writer.is_busy_with(wanted.key)
 
     async def _ask_once_more(self, wanted: Registration) -> None:
         """Before a call may take a port from somebody who seems to be gone: the last moment at which that may be wrong."""
@@ -190,6 +199,7 @@ class Ledger:
 
     async def leave(self, key: Key, caller: Caller) -> Outcome:
         """Releases one registration; idempotent. Raises Refused."""
+        key = self._inherited(key)
         change, durable = await self.writer.turn(
             lambda scene: with_claims(without(scene, [key]), release(scene.claims, [key])),
             [key],
@@ -197,6 +207,44 @@ class Ledger:
             by=called_by(caller),
         )
         return self.outcome(change.result, None, durable=durable, note=change.note)
+
+    def _inherited(self, key: Key) -> Key:
+        """The registration that is meant by somebody whose token another one replaces."""
+        held = self.scene.claims.registrations
+        if key in held:
+            return key
+        heirs = (key._replace(token=one.name) for one in self.scene.keyring.tokens if key.token in one.replaces)
+        return next((new for new in heirs if new in held), key)
+
+    def tell_of_tokens(self, before: Keyring, after: Keyring, moved: Mapping[Key, Key]) -> None:
+        """Tokens that came, went, or are called otherwise, and whose registrations are another's now."""
+        old, new = ({one.name: one for one in ring.tokens} for ring in (before, after))
+        gone, come = old.keys() - new.keys(), new.keys() - old.keys()
+        for name in sorted(gone):
+            same = next((other for other in come if set(new[other].secrets) & set(old[name].secrets)), None)
+            count = self.scene.claims.of_token.get(name, 0)
+            rest = f"; {count} registrations of it become stale (`pylb release` frees their ports)" if count else ""
+            text = f"token {name!r} is removed: its calls are refused{rest}"
+            if same is not None:
+                text = f"token {name!r} is called {same!r} now{rest}; `replaces: [{name}]` would pass them on"
+            self.journal.note("token_renamed" if same else "token_removed", text, {"token": name}, alarm=bool(count))
+        for name in sorted(come):
+            self.journal.note("token_added", f"token {name!r} is in force", {"token": name})
+        for name in sorted(old.keys() & new.keys()):
+            if set(old[name].secrets) != set(new[name].secrets):
+                text = f"token {name!r} has {len(new[name].secrets)} secrets now, and other ones than before"
+                self.journal.note("token_rotated", text, {"token": name})
+        for key, given in moved.items():
+            text = f"{title_of(key)} is a registration of token {given.token!r} now, which replaces {key.token!r}"
+            self.journal.note("passed_on", text, {"token": given.token, "name": given.name, "instance": given.instance})
+
+    def passed_on(self, scene: Scene) -> tuple[Scene, Change, dict[Key, Key]]:
+        """`scene` with the registrations of replaced tokens as their heirs'."""
+        registrations = scene.claims.registrations
+        keys = {one.key: heir_of(one, scene.keyring) for one in registrations.in_any_order()} if scene.keyring.has_heirs else {}
+        keys = {old: new for old, new in keys.items() if new != old and new not in registrations}
+        change = pass_on(scene.claims, keys)
+        return replace(scene, claims=change.claims), change, keys
 
     def left(self, change: Change) -> None:
         """The `done` of every release."""
@@ -468,6 +516,18 @@ def _room_for_one_more(claims: Claims, key: Key) -> None:
     if key not in claims.registrations and claims.of_token.get(key.token, 0) >= most:
         hint = f"`pylb release NAME` those that are gone, or use another token ({key.token!r} has them all)"
         raise Refused(Code.TOO_MANY, f"a token may hold {most} registrations", hint, retry_after=60)
+
+
+def heir_of(one: Registration, keyring: Keyring) -> Key:
+    """Its key, under the token whose it is."""
+    if not keyring.has_heirs:
+        return one.key
+    ports = [item.port for item in one.wanted]
+    return one.key._replace(token=keyring.heir(one.key.token, one.key.name, ports, legacy=one.key.is_legacy))
+
+
+def title_of(key: Key) -> str:
+    return f"{key.token}/{key.name or key.legacy_port}" + (f"/{key.instance}" if key.instance else "")
 
 
 def called_by(caller: Caller) -> str:

@@ -10,6 +10,7 @@ import random
 import time
 from collections.abc import Awaitable, Callable, Collection, Generator, Iterable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import TypeVar
 
 from pylb.control.admission import Imported, imported_registration, legacy_registration, native_registration
@@ -27,10 +28,10 @@ from pylb.control.store import Store
 from pylb.control.tasks import Tasks
 from pylb.control.views import LegacyUse, Outcome, RegistrationView, ServerView, Since, registration_view, server_views, title
 from pylb.core.address import Address, Listen
-from pylb.core.auth import Caller, Keyring, check_source
+from pylb.core.auth import Caller, Keyring, Token, check_source, fingerprint
 from pylb.core.changes import Line, lines
 from pylb.core.claims import Change, Claims, adopting, finished, loops, release
-from pylb.core.errors import Code, Refused
+from pylb.core.errors import Code, Refused, let_go
 from pylb.core.layout import Layout
 from pylb.core.legacy import LegacyCall
 from pylb.core.overrides import changed, find, kept
@@ -91,6 +92,7 @@ class Registry:
         self._clockwork = Clockwork(self._ledger, clock)
         self._worth = Worth(clock)
         self._legacy_uses: dict[str, LegacyUse] = {}
+        self._uses: dict[tuple[str, str], float] = {}  # of valid secrets alone
         self._writing: asyncio.Task[None] | None = None
         self._handed_over = False
 
@@ -295,10 +297,18 @@ class Registry:
     async def set_keyring(self, keyring: Keyring) -> None:
         """Other tokens, the same rules. What a token that is gone registered stays, and becomes stale."""
 
-        def step(scene: Scene) -> tuple[Scene, Change]:
-            return replace(scene, keyring=keyring), Change(scene.claims, "unchanged")
+        before, moved = self._scene.keyring, dict[Key, Key]()
 
-        await self._ledger.writer.turn(step, (), by="reload")
+        def step(scene: Scene) -> tuple[Scene, Change]:
+            after, change, keys = self._ledger.passed_on(replace(scene, keyring=keyring))
+            moved.update(keys)
+            return after, change
+
+        await self._ledger.writer.turn(step, (), partial(self._with_tokens, before, keyring, moved), by="reload")
+
+    def _with_tokens(self, before: Keyring, after: Keyring, moved: Mapping[Key, Key], _change: Change) -> None:
+        self._ledger.tenure.pass_on(moved)
+        self._ledger.tell_of_tokens(before, after, moved)
 
     async def readdress(self, own_ips: frozenset[str]) -> None:
         """The addresses of this machine, and those it is called by, are these now. Raises Refused: pylb is stopping."""
@@ -307,19 +317,24 @@ class Registry:
     async def reload(self, rules: Rules, keyring: Keyring) -> Diff:
         """New rules and tokens, all or nothing. Returns what changed in the table. Raises Refused."""
         await self._ledger.resolver.first_look(rules.hosts, FIRST_LOOK)
-        before = self.table
+        before, tokens, moved = self.table, self._scene.keyring, dict[Key, Key]()
 
-        def done(_change: Change) -> None:
+        def done(change: Change) -> None:
+            self._with_tokens(tokens, keyring, moved, change)
             self._ledger.follow(rules)
             self._ledger.resolver.follow(rules.hosts, rules.resolve_interval)
             text = f"static frontends: {len(rules.frontends)}, tokens: {len(keyring.tokens)}"
             self._ledger.journal.note("reloaded", text)
             self._ledger.tell_of_loops()
 
-        await self._ledger.writer.turn(self._reloading(rules, keyring), (), done, by="reload")
+        await self._ledger.writer.turn(self._reloading(rules, keyring, moved), (), done, by="reload")
         return diff(before, self.table)
 
-    def _reloading(self, rules: Rules, keyring: Keyring) -> Callable[[Scene], Generator[None, None, Judged]]:
+    def _reloading(
+        self, rules: Rules, keyring: Keyring, moved: dict[Key, Key]
+    ) -> Callable[[Scene], Generator[None, None, Judged]]:
+        """`moved`: to be filled with those that are another token's afterwards."""
+
         def step(scene: Scene) -> Generator[None, None, Judged]:
             layout = Layout(rules, self._ledger.resolver.answers)
             yield
@@ -329,7 +344,9 @@ class Registry:
             touched = change.touched | scene.layout.statics.keys() | layout.statics.keys()
             overrides = kept(scene.overrides, change.claims, layout)
             after = replace(scene, claims=change.claims, layout=layout, keyring=keyring, overrides=overrides)
-            return after, Change(change.claims, change.result, touched)
+            after, given, keys = self._ledger.passed_on(after)
+            moved.update(keys)
+            return after, Change(given.claims, change.result, touched | given.touched)
 
         return step
 
@@ -337,7 +354,7 @@ class Registry:
 
     def plan_reload(self, rules: Rules, keyring: Keyring) -> list[Line]:
         """What `reload` would change. Raises Refused as it would."""
-        return self._planned(*finished(self._reloading(rules, keyring)(self._scene)))
+        return self._planned(*finished(self._reloading(rules, keyring, {})(self._scene)))
 
     def plan_announce(self, name: str, instance: str, announcement: Announcement, caller: Caller) -> list[Line]:
         """What `announce` would change; whether the ports are free and the targets answer is not tried. Raises Refused."""
@@ -357,6 +374,37 @@ class Registry:
         found = await asyncio.gather(*(self._ask(question) for question in (*connects, *checks)))
         both = zip(found[: len(connects)], found[len(connects) :], strict=True)
         return dict(zip((server.address for server in frontend.servers), both, strict=True))
+
+    def is_beat(self, name: str, instance: str, announcement: Announcement, caller: Caller) -> bool:
+        """Would it change nothing? Cheap, for it is asked before every call."""
+        try:
+            one = native_registration(name, instance, announcement, caller, self._scene.layout.rules)
+        except Refused as refused:
+            let_go(refused)
+            return False
+        return self._ledger.is_beat(one)
+
+    def is_legacy_beat(self, call: LegacyCall, caller: Caller) -> bool:
+        """As `is_beat`."""
+        if call.action != "add":
+            return False
+        try:
+            one, _ = legacy_registration(call, caller, self._scene.layout)
+        except Refused as refused:
+            let_go(refused)
+            return False
+        return self._ledger.is_beat(one)
+
+    def note_use(self, token: Token, secret: str) -> None:
+        """A call has come with this secret."""
+        self._uses[token.name, fingerprint(secret)] = self._wall()
+
+    def uses(self) -> dict[str, dict[str, float]]:
+        """When each secret was last called with (unix time), by token and fingerprint, since pylb started."""
+        found: dict[str, dict[str, float]] = {}
+        for (name, print_), at in self._uses.items():
+            found.setdefault(name, {})[print_] = at
+        return found
 
     def connect_ended(self, listen: Listen, server: Server, failure: str | None) -> None:
         """What a session met, told by the engine from inside its turn: the table is swapped in a later one."""

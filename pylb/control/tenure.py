@@ -1,6 +1,6 @@
 """All leases, and the one question of the clock: whose silence counts."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from heapq import heappop, heappush
 from math import inf
@@ -83,6 +83,25 @@ class Tenure:
             self._goodbyes.discard(key)
             self._late.pop(key, None)
             self._displaced_since.pop(key, None)
+
+    def pass_on(self, keys: Mapping[Key, Key]) -> None:
+        """Registrations have other keys now."""
+        for old, new in keys.items():
+            lease, said, late, since = (
+                self._leases.get(old),
+                old in self._goodbyes,
+                self._late.get(old),
+                self._displaced_since.get(old),
+            )
+            self.forget([old])
+            if lease is not None:
+                self._set(new, lease)
+            if said:
+                self._goodbyes.add(new)
+            if late is not None:
+                self._late[new] = late
+            if since is not None:
+                self._displaced_since[new] = since
 
     def _set(self, key: Key, lease: Lease | None) -> None:
         before = self._leases.pop(key, None) if lease is None else self._leases.get(key)

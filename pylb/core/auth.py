@@ -34,6 +34,7 @@ class Token:
     sources: tuple[Network, ...] = ANYWHERE
     allow_weak: bool = False
     legacy: bool = True  # may it be used on the legacy route?
+    replaces: tuple[str, ...] = ()  # tokens whose registrations, as far as it could have made them, are its own
     any_port_except: frozenset[int] | None = None  # the first run's token: every port but these, `ports` does not count
 
     def may_open(self, port: int) -> bool:
@@ -59,7 +60,25 @@ class Keyring:
         self.tokens = tuple(tokens)
         # strip: a secret file usually ends with a newline, which no header can carry
         stripped = [(secret.strip(), token) for token in self.tokens for secret in token.secrets]
+        self._heirs = [token for token in self.tokens if token.replaces]
         self._known = [(_digest(secret), len(secret) < STRONG, token) for secret, token in stripped if secret]
+
+    @property
+    def has_heirs(self) -> bool:
+        """Does any token replace another?"""
+        return bool(self._heirs)
+
+    def heir(self, token: str, name: str, ports: Iterable[int], *, legacy: bool) -> str:
+        """Whose the registrations of `token` are: its own, or those of the token that replaces it and might have made them.
+
+        One that could not be its heir's as a whole stays where it is.
+        The name of a legacy one is for people.
+        """
+        for one in self._heirs:
+            may = one.legacy if legacy else one.may_use_name(name)
+            if token in one.replaces and may and all(one.may_open(port) for port in ports):
+                return one.name
+        return token
 
     def find(self, secret: str, at: Door = "native") -> Token | None:
         """The token of `secret`; "" is nobody's. The native API knows no short secrets, the legacy route only those of
@@ -69,6 +88,11 @@ class Keyring:
             if hmac.compare_digest(offered, known) and (token.legacy if at == "legacy" else not is_weak):
                 found = token
         return found
+
+
+def fingerprint(secret: str) -> str:
+    """To tell the secrets of one token apart, for people; it is no help to guess one."""
+    return _digest(secret).hex()[:8]
 
 
 def _digest(secret: str) -> bytes:

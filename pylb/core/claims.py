@@ -121,6 +121,18 @@ def release(claims: Claims, keys: Iterable[Key], port: int | None = None) -> Cha
     return Change(_picture(claims, edits), "released", touched, removed=_removed(edits))
 
 
+def pass_on(claims: Claims, keys: Mapping[Key, Key]) -> Change:
+    """Registrations become another token's, with all that they have. Nothing of what is served differs but who holds it."""
+    given = {old: new for old, new in keys.items() if old in claims.registrations and new not in claims.registrations}
+    if not given:
+        return Change(claims, "unchanged")
+    ones = {old: claims.registrations[old] for old in given}
+    edits: dict[Key, Registration | None] = dict.fromkeys(given)
+    edits |= {new: replace(ones[old], key=new) for old, new in given.items()}
+    touched = frozenset(place for one in ones.values() for place in one.places)
+    return Change(_picture(claims, edits), "updated", touched)
+
+
 def become(claims: Claims, keys: Iterable[Key], state: State) -> Change:
     """Leases ended (STALE), or were taken back (FRESH). Those that said goodbye lose that word with their lease."""
     changed = [claims.registrations[key] for key in keys if key in claims.registrations]

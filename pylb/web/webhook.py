@@ -30,6 +30,9 @@ LEGACY_HEADER = "x-funkypenguin-token"
 # A client without REPEAT_INTERVAL calls in a hot loop. The same call again is cheap, but not for ever: one that beats
 # every few seconds is never refused, one in a loop leaves most of its token's calls to the others behind its address.
 REPEAT_BURST, REPEAT_RATE = 30.0, 5.0
+# A beat that changes nothing costs a look into a dictionary: a cluster behind one NAT is one source. What is refused here is
+# refused before its body is read.
+BEATS, BEAT_RATE = 1000.0, 200.0
 BODY = Limits().body
 NOTE_BURST, NOTE_RATE = 5.0, 1 / 60  # lines of the log per source and kind of refusal
 ALL_NOTES = 20  # times as many of all sources together
@@ -66,8 +69,10 @@ class Webhook:
         self._legacy_from = legacy  # who may use the legacy route; nobody: it does not exist
         self._log_beats = log_beats
         self._repeats = Buckets(REPEAT_BURST, REPEAT_RATE, clock)
-        self._calls = Buckets(limits.burst, limits.rate, clock)  # of a token and source
-        self._all_calls = Buckets(ALL_SOURCES * limits.burst, ALL_SOURCES * limits.rate, clock)  # of a token
+        self._beats = Buckets(BEATS, BEAT_RATE, clock)  # any calls of a token and source
+        self._all_beats = Buckets(ALL_SOURCES * BEATS, ALL_SOURCES * BEAT_RATE, clock)  # of a token
+        self._changes = Buckets(limits.burst, limits.rate, clock)  # of a token and source: what is no beat
+        self._all_changes = Buckets(ALL_SOURCES * limits.burst, ALL_SOURCES * limits.rate, clock)  # of a token
         self._failures = Buckets(limits.lockout, limits.lockout / 60, clock)  # of a source: calls without a valid token
         self._guesses = Buckets(GUESSES, GUESS_RATE, clock)
         self._guessed = Buckets(1, 1 / A_DAY, clock)
@@ -105,6 +110,8 @@ class Webhook:
         caller = self._caller(call, bearer(call.headers), "native")
         name, instance = call.args
         announcement = self._parsed(call, caller, parse_native)
+        if not self._registry.is_beat(name, instance, announcement, caller):
+            self._count_change(call, caller)
         outcome = await self._registry.announce(name, instance, announcement, caller)
         self._audit(call, caller, outcome.result)
         return json_answer(201 if outcome.result == "created" else 200, outcome_json(outcome))
@@ -112,6 +119,7 @@ class Webhook:
     async def _release(self, call: Call) -> Answer:
         caller = self._caller(call, bearer(call.headers), "native")
         name, instance = call.args
+        self._count_change(call, caller)
         outcome = await self._registry.release(name, instance, caller)
         self._audit(call, caller, outcome.result)
         return json_answer(200, outcome_json(outcome))
@@ -125,6 +133,8 @@ class Webhook:
     async def _legacy(self, call: Call) -> Answer:
         caller = self._legacy_caller(call)
         said = self._parsed(call, caller, _parse_legacy)
+        if not self._registry.is_legacy_beat(said, caller):
+            self._count_change(call, caller)
         line = one_line(await self._registry.legacy(said, caller))
         self._audit(call, caller, line.partition(":")[0])
         return text_answer(200, line + "\n")
@@ -155,9 +165,16 @@ class Webhook:
         if wait := self._repeats.take((token.name, source, call.method, call.path, hash(call.body))):
             hint = "set REPEAT_INTERVAL in the container" if at == "legacy" else "call at a third of the TTL"
             raise self._note(call, ip, token.name, _too_many("the same call again and again", hint, wait))
-        if wait := self._calls.take((token.name, source)) or self._all_calls.take(token.name):
+        if wait := self._beats.take((token.name, source)) or self._all_beats.take(token.name):
             raise self._note(call, ip, token.name, _too_many("too many calls with this token", "call less often", wait))
+        self._registry.note_use(token, secret)
         return Caller(ip, token, at)
+
+    def _count_change(self, call: Call, caller: Caller) -> None:
+        """Of a call that is more than a beat. Raises Refused."""
+        name, source = caller.token.name, network_of(caller.ip)
+        if wait := self._changes.take((name, source)) or self._all_changes.take(name):
+            raise self._note(call, caller.ip, name, _too_many("too many changes with this token", "call less often", wait))
 
     def _unless_guessed(self, call: Call, secret: str, ip: str, token: Token | None) -> Token | None:
         """`token`, found by a short secret. Raises Refused while too many were guessed, in the same words for right and wrong;

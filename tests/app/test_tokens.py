@@ -78,6 +78,42 @@ def test_a_rotation_accepts_both_secrets_until_it_is_done(tls: Instance) -> None
     assert (again.returncode, "nothing is being rotated" in again.stderr) == (1, True)
 
 
+def test_a_second_rotation_waits_for_the_end_of_the_first_and_the_list_says_who_is_used(tls: Instance) -> None:
+    tls.start()
+    old = create(tls)
+    new = tls.ask("token", "rotate", "app").stdout.strip().removeprefix("PYLB_JOIN=")
+    assert phone(tls, PYLB_JOIN=old).returncode == 0
+    [row] = [row for row in json.loads(tls.ask("token", "list", "--json").stdout) if row["name"] == "app"]
+    assert (row["last_used"][0], isinstance(row["last_used"][1], float)) == (None, True)
+    assert "the old secret: used" in tls.ask("token", "list").stdout
+    again = tls.ask("token", "rotate", "app")
+    assert (again.returncode, "its old secret would be refused at once (used" in again.stderr) == (1, True)
+    assert phone(tls, PYLB_JOIN=old).returncode == phone(tls, PYLB_JOIN=new).returncode == 0
+    assert "(used" in tls.ask("token", "rotate", "app", "--done").stdout
+    assert tls.ask("token", "rotate", "app").returncode == 0
+
+
+def test_an_app_gets_a_token_of_its_own_without_a_gap(tls: Instance) -> None:
+    tls.start()
+    generated = (tls.state_dir / TOKEN_FILE).read_text().strip()
+    pin = create(tls, "other").split("/", 3)[3]
+    first = f"pylb://generated:{generated}@127.0.0.1:{tls.webhook}/{pin}"
+    environ = {"PYLB_NAME": "web", "PYLB_INSTANCE": "pod-1"}
+    assert phone(tls, PYLB_JOIN=first, **environ).returncode == 0
+    join = create(tls, "web", "--from", "generated", "--target-ports", "1024-65535")
+    [row] = tls.routes()
+    assert row["held_by"] == ["web/web/pod-1"]
+    for one in (first, join, first):  # pods with the old secret and pods with the new one, in any order
+        ended = phone(tls, PYLB_JOIN=one, **environ)
+        assert ended.returncode == 0, ended.stdout
+    assert [row["held_by"] for row in tls.routes()] == [["web/web/pod-1"]]
+    assert tls.ask("token", "revoke", "generated").returncode == 0
+    assert "401" in phone(tls, PYLB_JOIN=first, **environ).stdout
+    assert phone(tls, PYLB_JOIN=join, **environ).returncode == 0
+    kinds = [event["kind"] for event in json.loads(tls.get("/v1/events").body)["events"]]
+    assert {"token_added", "passed_on", "token_removed"} <= set(kinds)
+
+
 def test_the_key_is_changed_without_an_outage_for_whoever_pins_the_next_one(tls: Instance) -> None:
     tls.start()
     join = create(tls)
@@ -187,6 +223,7 @@ def test_a_broken_file_of_a_made_token_costs_nobody_and_is_said(tls: Instance) -
         (("create", "app", "--ports", "443", "--kubernetes", "--app", "a: b"), "--app: 'a: b' is no value of a label"),
         (("create", "app", "--ports", "443", "--kubernetes", "--namespace", "a\nb"), "is no name for Kubernetes"),
         (("create", "a" * 60, "--ports", "443", "--kubernetes"), "NAME: "),
+        (("create", "app", "--ports", "443", "--from", "nobody"), "there is no token called 'nobody'"),
         (("rotate", "nobody"), "there is no token called 'nobody'"),
         (("revoke", "nobody"), "there is no token called 'nobody'"),
     ],

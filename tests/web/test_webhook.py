@@ -408,6 +408,27 @@ def test_a_token_in_a_frenzy_is_slowed_and_the_others_are_not(tmp_path: Path) ->
     run(main())
 
 
+def test_beats_that_change_nothing_are_not_limited_as_changes_are(tmp_path: Path) -> None:
+    """400 pods behind one NAT, all at the same moment."""
+
+    async def main() -> None:
+        now = 1000.0
+        limits = CallLimits(burst=50, rate=20)
+        async with facing(tmp_path, clock=lambda: now, limits=limits) as face:
+            port = free_port()
+            for number in range(400):
+                if number % 40 == 0:
+                    now += 10.0
+                assert (await face.put(f"mosquitto/{number}", body_for(port))).status == 201
+            now += 10.0
+            found = [(await face.put(f"mosquitto/{number}", body_for(port))).status for number in range(400)]
+            assert found == [200] * 400
+            changes = [(await face.put(f"mosquitto/{number}", body_for(free_port()))).status for number in range(60)]
+            assert changes == [200] * 50 + [429] * 10
+
+    run(main())
+
+
 def test_a_source_is_an_ipv4_address_or_an_ipv6_network() -> None:
     assert network_of("192.0.2.7") == bytes((192, 0, 2, 7)) != network_of("192.0.2.8")
     assert network_of("2001:db8::1:2:3:4") == network_of("2001:db8::ffff:0:0:1") != network_of("2001:db8:0:1::1")
