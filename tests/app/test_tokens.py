@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import stat
 import subprocess
@@ -15,6 +16,8 @@ import yaml
 from pylb.config.made import FOLDER
 from pylb.keys import TOKEN_FILE
 from tests.app.instance import SECRET, Instance, cli, token
+from tests.app.test_cli import INC
+from tests.support.drive import free_port
 from tests.support.peers import need_root
 from tests.support.processes import python
 from tests.support.waiting import eventually
@@ -156,18 +159,40 @@ def test_a_token_made_while_pylb_is_down_counts_from_its_start(tls: Instance) ->
     assert phone(tls, PYLB_JOIN=join).returncode == 0
 
 
-def test_key_and_tokens_restored_on_a_rebuilt_machine_take_the_same_join_string(tls: Instance, tmp_path: Path) -> None:
-    """docs/security.md, Backup: the two folders are all that is needed."""
+def test_a_backup_as_the_page_says_serves_everything_on_another_machine(tls: Instance, tmp_path: Path) -> None:
+    """docs/security.md, Backup: its own commands, on other folders. No phone-home calls before all of it is looked at."""
+    page = (Path(__file__).parents[2] / "docs" / "security.md").read_text().split("## Backup")[1]
+    back_up, restore = (next(line for line in page.splitlines() if flag in line) for flag in SAVES)
     tls.start()
     join = create(tls)
+    assert phone(tls, PYLB_JOIN=join, PYLB_INSTANCE="pod-1").returncode == 0
+    old = tmp_path / "old.inc"
+    old.write_text(INC.format(port=free_port(), target=30001))
+    done = tls.ask("import", "--token", "generated", str(old))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert tls.ask("ctl", "drain", "127.0.0.1").returncode == 0
+    before = {row["port"]: (row["address"], row["state"], row["held_by"]) for row in tls.routes()}
+    assert {state for _, state, _ in before.values()} == {"drain"}
+    files = {name: (tls.state_dir / name).read_bytes() for name in (TOKEN_FILE, "tls/key.pem", f"{FOLDER}/app")}
+    as_root_says(back_up, tls.state_dir, tmp_path)
     tls.running.stop()
-    backup = tmp_path / "backup"
-    for folder in ("tls", FOLDER):
-        shutil.copytree(tls.state_dir / folder, backup / folder)
     shutil.rmtree(tls.state_dir)
-    shutil.copytree(backup, tls.state_dir)
+    elsewhere = tmp_path / "another-machine"
+    elsewhere.mkdir()
+    as_root_says(restore.split(" && ")[0], elsewhere, tmp_path)
+    shutil.copytree(elsewhere, tls.state_dir)
     tls.start()
-    assert phone(tls, PYLB_JOIN=join).returncode == 0
+    assert {row["port"]: (row["address"], row["state"], row["held_by"]) for row in tls.routes()} == before
+    assert {name: (tls.state_dir / name).read_bytes() for name in files} == files
+    assert phone(tls, PYLB_JOIN=join, PYLB_INSTANCE="pod-1").returncode == 0
+
+
+SAVES = ("-czf pylb-state.tar.gz", "-xzf pylb-state.tar.gz")
+
+
+def as_root_says(command: str, state_dir: Path, folder: Path) -> None:
+    words = [str(state_dir) if word == "/var/lib/pylb" else word for word in shlex.split(command.removeprefix("sudo "))]
+    subprocess.run(words, cwd=folder, check=True, timeout=30)
 
 
 def test_the_first_runs_token_counts_until_it_is_revoked_and_is_not_made_again(tls: Instance) -> None:
