@@ -281,13 +281,17 @@ class ProxyProtocolSection(Section):
     accept_timeout: v.LongerThanZero = Field(_ACCEPT.timeout, description="for that header to be there")
 
 
+SOURCE_SHARE = 50  # of a config that says nothing; an engine without a config has no such limit
+
+
 class LimitsSection(Section):
     rate: v.Rate = Field(0, description="new connections of the frontend; more wait in its backlog; 0: no limit")
     per_source: v.Connections = Field(0, description="connections of one client at once; 0: no limit")
     per_source_rate: v.Rate = Field(0, description="new connections of one client, and as many at once; 0: no limit")
     ipv6_prefix: v.Prefix = Field(_LIMITS.ipv6_prefix, description="bits of an IPv6 address that are one client")
     source_share: v.Percent = Field(
-        50, description="percent of the process's connections one client may have while three quarters are in use; 100: all"
+        SOURCE_SHARE,
+        description="percent of the process's connections one client may have while three quarters are in use; 100: all",
     )
 
 

@@ -11,7 +11,7 @@ from pylb.config import values as v
 from pylb.config.problems import Problem, wrong
 from pylb.core.address import ANY, Ports, parse_ip, parse_network
 from pylb.core.auth import ANYWHERE, Keyring, Token
-from pylb.core.policy import LeaseBounds, Policy, Rules
+from pylb.core.policy import LeaseBounds, Limits, Policy, Rules
 
 _LOOPBACK = (parse_network("127.0.0.0/8"), parse_network("::1/128"))
 _LOOPBACK_IPS = ("127.0.0.1", "::1")
@@ -109,7 +109,7 @@ class Config(m.Section):
 
     def rules(self, own_ips: frozenset[str] = frozenset()) -> Rules:
         """What control needs. `own_ips`: the addresses of this machine's interfaces and those `advertise` resolves to."""
-        defaults = self.defaults.policy(Policy())
+        defaults = self.defaults.policy(Policy(limits=Limits(source_share=m.SOURCE_SHARE)))
         return Rules(
             frontends=tuple(entry.frontend(defaults) for entry in self.frontends),
             defaults=defaults,
