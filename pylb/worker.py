@@ -12,8 +12,10 @@ import signal
 import socket
 import sys
 import time
+from mmap import mmap
 
 from pylb.forward.engine import Engine
+from pylb.forward.origins import SIZE, Origins
 from pylb.forward.timers import TICK
 from pylb.observe.form import Gathered
 from pylb.pulse import Pulse
@@ -25,8 +27,8 @@ HELLO = 10.0  # seconds to wait for main's first word
 GC_THRESHOLDS = (10_000, 20, 100)  # sessions leave no cycles, messages leave a few
 
 
-def main(fd: int) -> int:
-    """The process. Returns its exit code."""
+def main(fd: int, shared: int) -> int:
+    """The process; descriptors of its channel to main and of what workers share. Returns its exit code."""
     # A terminal's Ctrl-C goes to all of its processes; what a stop means for sessions, main says.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
@@ -36,7 +38,7 @@ def main(fd: int) -> int:
     try:
         hello = _hello(channel)
         _name(f"pylb-worker-{hello.seat}")
-        run(channel, hello)
+        run(channel, hello, Origins(hello.seat, mmap(shared, SIZE)))
     except (BadFrame, ChannelClosed) as error:
         sys.stderr.write(f"pylb worker: {error}\n")
         return 1
@@ -70,7 +72,7 @@ def _name(text: str) -> None:
         pass  # a comfort only
 
 
-def run(channel: Channel, hello: Hello) -> None:
+def run(channel: Channel, hello: Hello, origins: Origins) -> None:
     """Until all is over. Raises BadFrame."""
     link = Link(channel, hello, Gathered(hello.log_format, hello.log_selection))
     engine = Engine(
@@ -82,6 +84,7 @@ def run(channel: Channel, hello: Hello) -> None:
         opener=link.open_listener,
         nofile=resource.getrlimit(resource.RLIMIT_NOFILE)[0],
         seat=hello.seat,
+        origins=origins,
         recorded=hello.recorded,
     )
     link.begin(engine)

@@ -1,11 +1,16 @@
 """The last quarter of the connections is not for whoever has half of all already (`limits.source_share`).
 
-Below that nobody is refused: a whole office behind one NAT, or another proxy in front, may have three quarters. So nothing is
-counted before; then the sessions are, by source, on every tick, in steps.
+Below that nobody is refused: a whole office behind one NAT, or another proxy in front, may have three quarters. So sources are
+counted only while half of the connections are in use. From then on the count is exact at every accept, and not only at every
+tick: two pylbs that send to each other fill a table between two ticks.
+
+Those that came before are counted a few at a time, with each accept and with each tick: from a half to three quarters it takes
+half as many accepts as there were sessions, so the count is whole before it is asked.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator
+from itertools import islice
 
 from pylb.core.session import State
 from pylb.forward.counters import Counters
@@ -13,34 +18,68 @@ from pylb.forward.door import pack
 from pylb.forward.session import FrontendState, Session
 
 _STEP = 256  # sessions, a tenth of a millisecond
+_PER_ACCEPT = 8  # earlier sessions that are counted with each accept: two would do
 _NETWORK = 8  # bytes of an IPv6 address that are one client: its /64
 
 
 class Crowd:
     """Of one engine, and so each worker's own, as its descriptors are."""
 
-    def __init__(self, counters: Counters) -> None:
+    def __init__(self, counters: Counters, sessions: Collection[Session]) -> None:
         self._counters = counters
-        self.shares: dict[bytes, int] = {}  # percent of all connections, of sources with one or more; {}: there is room
+        self._sessions = sessions
+        self._live: Counter[bytes] = Counter()  # counted sessions, by source
+        self._uncounted: Iterator[Session] = iter(())  # those that were here when the counting began
+        self.counting = False  # each new session is to be counted
 
     def refusal(self, frontend: FrontendState, ip: str) -> str:
-        """Why this client is refused, a metric's label: it has its share, and there is no room to be generous. Or ""."""
-        share = frontend.frontend.policy.limits.source_share
-        return "source_share" if self.shares.get(source(ip), 0) >= share < 100 else ""
+        """Why this client is refused, a metric's label: it has its share, and there is no room to be generous. Or "".
 
-    def count(self, sessions: Iterable[Session]) -> Iterator[int]:
-        """Until it ends the shares are those of the last time. Yields how many were counted since the last step."""
-        most = self._counters.max_connections
-        if self._counters.open_sessions * 4 < most * 3:
-            self.shares = {}
+        To be asked while `counting`, or from the half on.
+        """
+        most, used = self._counters.max_connections, self._counters.open_sessions
+        if not self.counting:
+            if used * 2 < most:
+                return ""
+            self.counting, self._uncounted = True, iter(list(self._sessions))
+        self._count(_PER_ACCEPT)
+        share = frontend.frontend.policy.limits.source_share
+        if used * 4 < most * 3 or share == 100:
+            return ""
+        return "source_share" if self._live[source(ip)] * 100 >= share * most else ""
+
+    def enter(self, session: Session) -> None:
+        """While `counting`, and once the client is known: a trusted proxy is not the client. Idempotent."""
+        if session.source is None:
+            session.source = source(session.address[0])
+            self._live[session.source] += 1
+
+    def leave(self, session: Session) -> None:
+        """One that was counted is over. Idempotent."""
+        found, session.source = session.source, None
+        if found is not None:
+            self._live[found] -= 1
+            if not self._live[found]:
+                del self._live[found]
+
+    def tick(self) -> Iterator[int]:
+        """Go on counting, or stop. Yields how many were counted since the last step."""
+        if not self.counting:
             return
-        found: Counter[bytes] = Counter()
-        for number, session in enumerate(list(sessions), 1):
-            if session.state is not State.AWAITING_HEADER:  # a trusted proxy is not the client
-                found[source(session.address[0])] += 1
-            if number % _STEP == 0:
-                yield _STEP
-        self.shares = {one: percent for one, count in found.items() if (percent := count * 100 // most)}
+        if self._counters.open_sessions * 8 < self._counters.max_connections * 3:  # well below the half: it may come and go
+            # Who is counted stays so, and is found counted when it begins again.
+            self.counting, self._uncounted = False, iter(())
+        while counted := self._count(_STEP):
+            yield counted
+
+    def _count(self, most: int) -> int:
+        """How many were looked at: 0, and all are counted."""
+        looked = 0
+        for session in islice(self._uncounted, most):
+            looked += 1
+            if session.state is not State.CLOSED and session.state is not State.AWAITING_HEADER:
+                self.enter(session)
+        return looked
 
 
 def source(ip: str) -> bytes:

@@ -6,7 +6,8 @@ Everything here ends in an event for the table; what follows from that is the li
 import errno
 import os
 import select
-from collections.abc import Callable, Container
+from collections import Counter
+from collections.abc import Callable, Container, Iterable
 from itertools import islice, takewhile
 from select import EPOLLERR, EPOLLET, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLPRI, EPOLLRDHUP
 from socket import AF_INET, AF_INET6, MSG_DONTWAIT, MSG_PEEK, SocketType
@@ -17,12 +18,14 @@ from pylb.core.connect_failures import RESOURCE, TIMEOUT, failure_name
 from pylb.core.proxy_protocol import MOST_HEADER, PATH_ID, BadHeader, goes_in_circles, parse
 from pylb.core.recorder import Attempt
 from pylb.core.session import Cause, Event, State
+from pylb.core.table import Server
 from pylb.forward import sockets
 from pylb.forward.accounts import Accounts
 from pylb.forward.crowd import Crowd
 from pylb.forward.deadlines import Deadlines
 from pylb.forward.door import Admission
 from pylb.forward.faults import Faults
+from pylb.forward.origins import Origins
 from pylb.forward.session import FULL, FrontendState, Half, ServerState, Session
 from pylb.forward.turn import DIAL, Turn
 
@@ -33,7 +36,7 @@ READABLE = EPOLLIN | READ_ON
 _FAILED = EPOLLERR | EPOLLHUP
 
 # A class attribute of an enum is looked up through its metaclass, which costs as much as a call; these are read per event.
-_AWAITING_HEADER, _QUEUED = State.AWAITING_HEADER, State.QUEUED
+_AWAITING_HEADER, _QUEUED, _DIALING = State.AWAITING_HEADER, State.QUEUED, State.DIALING
 _CONNECTED = Event.CONNECTED
 PROBE, MOST_PROBES = 10.0, 64  # seconds in which an accept has followed its connect; at once
 _CAUSE_OF_FAILURE = {TIMEOUT: Cause.SERVER_TIMEOUT, RESOURCE: Cause.RESOURCE}
@@ -65,6 +68,7 @@ class Dialer:
         faults: Faults,
         clock: Callable[[], float],
         turn: Turn,
+        origins: Origins,
     ) -> None:
         self._life = life
         self._epoll = epoll
@@ -77,20 +81,40 @@ class Dialer:
         self._freed: dict[FrontendState, None] = {}  # of them, those that have a session fewer
         self.generation = 0  # of the table in force
         self.our_ports: Container[int] = ()  # that we listen on
-        # Where we dial from, of sessions to a port that is also one of ours: one of them may reach us, by an address that
-        # this machine was given after the start, or by a firewall's rule. All others are spared the system call.
-        self._from_us: dict[tuple[str, int], None] = {}
-        self._probes: dict[tuple[str, int], float] = {}  # connects of our own that only look whether a port is open; until when
+        self.origins = origins  # of dials to a port that is also one of ours; all others are spared the system call
+        self.server_ips: Counter[str] = Counter()  # of the table in force, as accept() writes them
+        self.probes: dict[tuple[str, int], float] = {}  # connects of our own that only look whether a port is open; until when
         self.own_id = os.urandom(PATH_ID)  # in PROXY headers between proxies, see core/proxy_protocol
 
+    def know(self, before: Iterable[Server], after: Iterable[Server]) -> None:
+        """A frontend has other servers."""
+        for servers, step in ((before, -1), (after, 1)):
+            for server in servers:
+                ip = server.address.ip
+                for written in (ip,) if ":" in ip else (ip, f"::ffff:{ip}"):
+                    self.server_ips[written] += step
+                    if not self.server_ips[written]:
+                        del self.server_ips[written]
+
     def on_early(self, session: Session, half: Half, events: int) -> None:
+        """News of a session that has no server yet.
+
+        A client from one of our servers' addresses is dialled for here, when epoll has said that it lives, and not when it is
+        accepted. It may be a pod that calls its own node, and then this is one turn more. Or two pylbs send to each other, and
+        it is a connection of ours that came around: then a reset (the client that left, or a refusal) passes a hop in one turn
+        and the end that grows takes two, so the reset catches up with it, and the whole chain is gone. Where both took one, a
+        client that left at once would leave a piece behind that goes around for ever.
+        """
         if half.is_client:
             half.early |= events  # read once a server is there; until then the kernel's buffer is the back-pressure
             if events & EPOLLERR:
                 half.broken = True
                 self._life.fire(session, Event.CLIENT_RESET, Cause.CLIENT)
-            elif session.state is _AWAITING_HEADER and events & READABLE:
-                self._read_header(session, half)
+            elif session.state is _AWAITING_HEADER:
+                if events & READABLE:
+                    self._read_header(session, half)
+            elif session.server is None and session.state is _DIALING:
+                self.dial(session)
             return
         if events & _FAILED:
             error = sockets.connect_error(half.sock)
@@ -135,10 +159,13 @@ class Dialer:
             self._deny(session, "loop")
             return
         refusal = door.admit(session.address[0], admission, self._clock())
-        if refusal := refusal or self._life.crowd.refusal(session.frontend, session.address[0]):
+        crowd = self._life.crowd
+        if refusal := refusal or crowd.refusal(session.frontend, session.address[0]):
             self._deny(session, refusal)
-        else:
-            self._life.fire(session, Event.HEADER_READ)
+            return
+        if crowd.counting:
+            crowd.enter(session)
+        self._life.fire(session, Event.HEADER_READ)
 
     def _take(self, session: Session, client: Half, size: int) -> bool:
         """Out of the kernel's buffer, where it was looked at. False: the client is gone."""
@@ -149,29 +176,18 @@ class Dialer:
             return False
         return True
 
-    def is_ours(self, address: tuple[str, int]) -> bool:
-        """Does this client, as accept() gave it, sit in this process?"""
-        return bool(self._from_us) and (sockets.folded(address[0]), address[1]) in self._from_us
-
     def expect(self, client: Address) -> None:
         """Whoever comes from there within PROBE seconds is a look of our own at a port, and no client."""
-        now = self._clock()
-        for place, until in list(self._probes.items()):
-            if until < now or len(self._probes) >= MOST_PROBES:
-                self._from_us.pop(place, None)
-                del self._probes[place]
-        place = (client.ip, client.port)
-        self._probes[place] = now + PROBE
-        self._from_us[place] = None
+        while len(self.probes) >= MOST_PROBES:
+            del self.probes[next(iter(self.probes))]
+        self.probes[client.ip, client.port] = self._clock() + PROBE
 
     def is_probe(self, address: tuple[str, int]) -> bool:
-        """Of one that `is_ours`. True once for each."""
-        place = (sockets.folded(address[0]), address[1])
-        until = self._probes.pop(place, None)
-        if until is None:
-            return False
-        self._from_us.pop(place, None)
-        return self._clock() <= until
+        """Asked while `probes` are expected. True once for each."""
+        now = self._clock()
+        for place in [place for place, until in self.probes.items() if until < now]:
+            del self.probes[place]
+        return self.probes.pop((sockets.folded(address[0]), address[1]), None) is not None
 
     def _deny(self, session: Session, reason: str) -> None:
         session.frontend.counters.denied[reason] += 1
@@ -254,7 +270,7 @@ class Dialer:
         """`server` has a session fewer."""
         server.sessions -= 1
         if session.dialed_from is not None:
-            self._from_us.pop(session.dialed_from, None)
+            self.origins.remove(*session.dialed_from)
             session.dialed_from = None
         if session.frontend.queue:
             self._freed[session.frontend] = None
@@ -297,9 +313,8 @@ class Dialer:
             client.peer = upstream
         self._life.halves[upstream.fd] = upstream
         if server.server.address.port in self.our_ports:
-            ip, port = sock.getsockname()[:2]
-            session.dialed_from = (sockets.folded(ip), port)
-            self._from_us[session.dialed_from] = None
+            session.dialed_from = sock.getsockname()[:2]
+            self.origins.add(*session.dialed_from)
         # After connect(): an unconnected socket would report HUP at once.
         self._epoll.register(upstream.fd, WATCHED)
         self._life.deadlines.set(session, policy.timeouts.connect, now)

@@ -24,6 +24,7 @@ from pylb.forward.elsewhere import Elsewhere
 from pylb.forward.faults import Faults, Report
 from pylb.forward.lifecycle import Lifecycle
 from pylb.forward.listener import Port, Ports
+from pylb.forward.origins import Origins
 from pylb.forward.pipes import Pipes
 from pylb.forward.relay import Relay
 from pylb.forward.session import FrontendState, Half, ServerState, Session
@@ -55,7 +56,8 @@ class Engine:
     on its way to it, although its window is open (the kernel itself takes about 15 minutes, tcp_retries2 in tcp(7)).
     `nofile`: the process's limit of descriptors, of which every listener takes one from the sessions, and `reserve` are for
     other things; 0: it is no matter.
-    `seat`: of this worker, for its sessions' ids. `recorded`: ended sessions that are kept to be asked about; 0: none.
+    `seat`: of this worker, for its sessions' ids. `origins`: what it shares with the other workers. `recorded`: ended sessions
+    that are kept to be asked about; 0: none.
     """
 
     def __init__(
@@ -76,6 +78,7 @@ class Engine:
         nofile: int = 0,
         reserve: int = RESERVE,
         seat: int = 0,
+        origins: Origins | None = None,
         recorded: int = 0,
     ) -> None:
         self.counters = Counters(max_connections)
@@ -104,6 +107,7 @@ class Engine:
             accounts=self._accounts,
             clock=clock,
             unique_id=partial(os.urandom, 16),
+            origins=origins or Origins(seat),
             number=first_number(seat),
         )
         self._random = draw
@@ -340,9 +344,11 @@ class Engine:
         state = FrontendState(frontend, self._random)
         state.ring = self._timers.ring(frontend.policy.timeouts, removed=False)
         self.counters.frontends[listen] = state.counters
+        self._life.dialer.know((), frontend.servers)
         self._ports.serve(port, state)
 
     def _change(self, port: Port, state: FrontendState, new: Frontend) -> None:
+        self._life.dialer.know(state.frontend.servers, new.servers)
         for server, before in state.update(new):
             self._heed(state, server, before)
         if state.ramping:
@@ -369,6 +375,7 @@ class Engine:
         regroup = False
         port = self._ports.by_listen.get(listen)
         if port is not None and port.frontend is not None:
+            self._life.dialer.know(port.frontend.frontend.servers, ())
             port.frontend.kill_at = self._clock() + port.frontend.frontend.policy.timeouts.drain
             regroup = self._regroup(port.frontend, removed=True)
         self.counters.frontends.pop(listen, None)

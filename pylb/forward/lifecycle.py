@@ -22,6 +22,7 @@ from pylb.forward.deadlines import Deadlines
 from pylb.forward.dial import READ_ON, READABLE, WATCHED, Dialer
 from pylb.forward.door import Admission
 from pylb.forward.faults import Faults
+from pylb.forward.origins import Origins
 from pylb.forward.relay import AGAIN, DESTINATION_RESET, FIN, FIRST, WAIT, Relay
 from pylb.forward.session import FrontendState, Half, Session
 from pylb.forward.turn import END, QUANTUM, Turn
@@ -47,6 +48,7 @@ class Lifecycle:
         accounts: Accounts,
         clock: Callable[[], float],
         unique_id: Callable[[], bytes],
+        origins: Origins,
         number: int,
     ) -> None:
         self._epoll = epoll
@@ -62,8 +64,8 @@ class Lifecycle:
         # In the order of their last sweep, as a ring's.
         self.sessions: OrderedDict[Session, None] = OrderedDict()
         self.deadlines = Deadlines()
-        self.crowd = Crowd(counters)
-        self.dialer = Dialer(self, epoll, accounts, faults, clock, turn)
+        self.crowd = Crowd(counters, self.sessions)
+        self.dialer = Dialer(self, epoll, accounts, faults, clock, turn, origins)
         self._fins: list[Half] = []  # whose peer's stream is delivered
         self._graveyard: list[tuple[SocketType, bool]] = []
         self.on_end: Callable[[], None] = lambda: None  # tells the ports that there is room again
@@ -83,28 +85,25 @@ class Lifecycle:
     # ------------------------------------------------------------ from the loop
 
     def begin(self, frontend: FrontendState, sock: SocketType, address: tuple[str, int]) -> None:
-        """A client was accepted: dial at once, the server may be the one who speaks first (SMTP, SSH). Never raises."""
+        """A client was accepted: dial at once, the server may be the one who speaks first (SMTP, SSH). Never raises.
+
+        Unless it has the address of one of our servers: such a one is dialled for in the next turn, see `Dialer.on_early`.
+        """
         session, admission, awaits, refusal = None, None, False, ""
+        dialer, crowd, counters = self.dialer, self.crowd, self._counters
         frontend.counters.connections += 1
         try:
-            if self.dialer.is_ours(address):
-                if self.dialer.is_probe(address):
-                    frontend.counters.connections -= 1
-                    sockets.close(sock)
-                    return
-                self._refuse(frontend, sock, address, "loop")
+            if (dialer.probes or dialer.origins.owners[address[1]]) and self._turn_back(frontend, sock, address):
                 return
             if (door := frontend.door) is not None:
                 admission = Admission()
                 awaits = door.awaits_header(address[0])
                 if not awaits:
                     refusal = door.admit(address[0], admission, self._clock())
-            if self.crowd.shares and not awaits and not refusal:
-                refusal = self.crowd.refusal(frontend, address[0])
+            if (crowd.counting or counters.open_sessions * 2 >= counters.max_connections) and not awaits and not refusal:
+                refusal = crowd.refusal(frontend, address[0])
             if refusal:
-                if admission is not None:
-                    admission.leave()
-                self._refuse(frontend, sock, address, refusal)
+                self._refuse(frontend, sock, address, refusal, admission)
                 return
             session = self._enter(frontend, sock, address)
             session.admission = admission
@@ -112,8 +111,11 @@ class Lifecycle:
             if awaits:
                 session.state = _AWAITING_HEADER
                 self.deadlines.set(session, frontend.frontend.policy.accept_proxy.timeout, session.accepted)
-            else:
-                self.dialer.dial(session)
+                return
+            if crowd.counting:
+                crowd.enter(session)
+            if address[0] not in dialer.server_ips:
+                dialer.dial(session)
         except Exception as error:  # noqa: BLE001 - the boundary of one session, as in Engine.on_ready
             if session is not None:
                 self.fault(session, error)
@@ -123,7 +125,22 @@ class Lifecycle:
                     admission.leave()
                 self._faults.add("a client was turned away by a fault of pylb", error)
 
-    def _refuse(self, frontend: FrontendState, sock: SocketType, address: tuple[str, int], reason: str) -> None:
+    def _turn_back(self, frontend: FrontendState, sock: SocketType, address: tuple[str, int]) -> bool:
+        """Is this client a connection of our own, and not to be served?"""
+        if self.dialer.is_probe(address):
+            frontend.counters.connections -= 1
+            sockets.close(sock)
+            return True
+        if self.dialer.origins.has(address[0], address[1]):
+            self._refuse(frontend, sock, address, "loop", None)
+            return True
+        return False
+
+    def _refuse(
+        self, frontend: FrontendState, sock: SocketType, address: tuple[str, int], reason: str, admission: Admission | None
+    ) -> None:
+        if admission is not None:
+            admission.leave()
         sockets.close(sock)
         self._number += 1
         self.accounts.refused(frontend, address, reason, self._number, self.dialer.generation)
@@ -333,7 +350,7 @@ class Lifecycle:
     def _delivered(self, session: Session, destination: Half | None) -> None:
         """All that the broken half said is with `destination`'s kernel, unless it is blocked: then `_unblock` comes back."""
         # The reset would destroy what its kernel still has to send. No event tells when that is done: the tick looks again.
-        if destination is not None and not destination.blocked and not sockets.unacknowledged(destination.sock):
+        if destination is not None and not destination.blocked and not sockets.would_be_lost(destination.sock):
             self.fire(session, Event.FLUSHED)
 
     def _broke(self, session: Session, half: Half) -> None:
@@ -413,6 +430,8 @@ class Lifecycle:
                 self.part(half, in_order=in_order)
         if server is not None and upstream is not None:
             self._faults.guard("a server's place could not be given back", self.dialer.leave, session, server)
+        if session.source is not None:
+            self.crowd.leave(session)
         if admission is not None:
             self._faults.guard("a place in the queue could not be given back", self.dialer.unqueue, session)
             self._faults.guard("a source's place could not be given back", admission.leave)

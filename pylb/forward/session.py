@@ -298,6 +298,7 @@ class Session:
         "seen_in",
         "seen_out",
         "server",
+        "source",
         "state",
         "tried",
         "upstream",
@@ -312,6 +313,7 @@ class Session:
         self.connected = 0.0  # monotonic; 0: not yet
         self.state = _DIALING
         self.admission: Admission | None = None
+        self.source: bytes | None = None  # as counted in crowd.py, while that counts
         self.client: Half | None = None
         self.upstream: Half | None = None
         self.server: ServerState | None = None

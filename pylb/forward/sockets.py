@@ -147,6 +147,19 @@ def unacknowledged(sock: SocketType) -> int:
     return int.from_bytes(ioctl(sock.fileno(), TIOCOUTQ, _NO_BYTES), sys.byteorder)
 
 
+# States of TCP behind our FIN while the peer has not confirmed it (include/net/tcp_states.h): FIN_WAIT1, LAST_ACK, CLOSING.
+_FINISHING = frozenset((4, 9, 11))
+
+
+def would_be_lost(sock: SocketType) -> bool:
+    """Would a reset now destroy bytes on their way? Our FIN, which counts as one, is none of them.
+
+    The peer may take 40 ms to confirm a lone FIN (a delayed acknowledgement), and the reset says all that it said.
+    """
+    waiting = unacknowledged(sock)
+    return waiting > 1 or (waiting == 1 and sock.getsockopt(_TCP, _TCP_INFO, 1)[0] not in _FINISHING)
+
+
 # States of TCP behind the peer's FIN, the first byte of TCP_INFO (include/net/tcp_states.h): TIME_WAIT, CLOSE, CLOSE_WAIT,
 # LAST_ACK, CLOSING.
 _FINISHED = frozenset((6, 7, 8, 9, 11))

@@ -132,7 +132,7 @@ class Timers:
             yield from self._evict(eviction)
         for ring in (self._whole, *self._rings.values()):
             yield from self._sweep(ring)
-        for counted in self._life.crowd.count(self._life.sessions):
+        for counted in self._life.crowd.tick():
             self._turn.left -= counted * SCAN
             yield
 

@@ -398,6 +398,7 @@ class Fleet:
     def _on_end(self, seat: Seat, status: int, fault: str) -> None:
         lost = self._tally.open_sessions(seat.pid)
         self._tally.retire(seat.pid)
+        self._program.origins.forget(seat.index)
         self._tell_others(seat, Others(seat.index, (), gone=True))
         self._news.set()
         if self._draining:

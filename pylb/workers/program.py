@@ -12,7 +12,10 @@ import signal
 import subprocess
 import sys
 import zipfile
+from mmap import mmap
 from pathlib import Path
+
+from pylb.forward.origins import SIZE, Origins
 
 # What a worker imports, and nothing else: a test starts one and compares.
 MODULES = (
@@ -29,16 +32,21 @@ MODULES = (
     "pylb.observe.form",
 )
 SPARED = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)  # what a whole service may be sent while a worker starts
-_BOOT = "import sys; sys.path.insert(0, '/proc/self/fd/{code}'); from pylb.worker import main; sys.exit(main({channel}))"
+_BOOT = (
+    "import sys; sys.path.insert(0, '/proc/self/fd/{code}'); from pylb.worker import main; sys.exit(main({channel}, {origins}))"
+)
 
 
 class Program:
-    """Owns the memfd."""
+    """Owns the memfd, and the one that the workers share (forward/origins.py)."""
 
     def __init__(self) -> None:
         self.fd = os.memfd_create("pylb-worker", os.MFD_CLOEXEC)
         with os.fdopen(os.dup(self.fd), "wb") as stream:
             stream.write(archive())
+        self._shared = os.memfd_create("pylb-origins", os.MFD_CLOEXEC)
+        os.ftruncate(self._shared, SIZE)
+        self.origins = Origins(0, mmap(self._shared, SIZE))
 
     def start(self, channel: int) -> "subprocess.Popen[bytes]":
         """A worker whose end of the channel is the descriptor `channel`. Raises OSError.
@@ -46,16 +54,18 @@ class Program:
         In a session of its own: the scheduler shares CPU by session where autogroups are on (sched(7)), and a terminal's
         signals go to its session.
         """
-        boot = _BOOT.format(code=self.fd, channel=channel)
+        boot = _BOOT.format(code=self.fd, channel=channel, origins=self._shared)
         argv = [sys.executable, "-I", "-S", "-c", boot]
         before = signal.pthread_sigmask(signal.SIG_BLOCK, SPARED)  # it unblocks them once it heeds them: by default they kill
         try:
-            return subprocess.Popen(argv, pass_fds=(self.fd, channel), stdin=subprocess.DEVNULL, start_new_session=True)  # noqa: S603
+            fds = (self.fd, self._shared, channel)
+            return subprocess.Popen(argv, pass_fds=fds, stdin=subprocess.DEVNULL, start_new_session=True)  # noqa: S603
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def close(self) -> None:
         os.close(self.fd)
+        os.close(self._shared)
 
 
 def archive() -> bytes:

@@ -1,17 +1,23 @@
 """Sessions that would come back to pylb: found also when an address comes to its machine later."""
 
+import socket
+import struct
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.support.balancer import NODEPORT, Balancer, ask
-from tests.support.netns import Lab
+from tests.support.balancer import DEFAULTS, NODEPORT, Balancer, ask, connect
+from tests.support.netns import LB, Lab, Namespace
+from tests.support.processes import Processes
 from tests.support.waiting import eventually
 from tests.support.world import World
 
 pytestmark = [pytest.mark.e2e, pytest.mark.root]
 
-PORT = 8443
+PORT, RING, LIMITED = 8443, 8500, 8501
+FEW = ("prlimit", "--nofile=1024")  # a process has room for some 330 sessions
 
 
 def servers(pylb: Balancer) -> list[str]:
@@ -44,3 +50,87 @@ def test_a_server_whose_address_comes_to_pylbs_machine_goes_out_and_comes_back(l
     eventually(lambda: servers(pylb) == [f"{lab.a.address}:{NODEPORT}"], within=10, what="the server is back")
     assert len(said(pylb, "loop_over")) == 1
     assert ask(lab.client, PORT)[0] == "a"
+
+
+class Other(Balancer):
+    """A second pylb, on what is otherwise a node."""
+
+    @property
+    def at(self) -> Namespace:
+        return self.lab.b
+
+
+@pytest.fixture
+def other(lab: Lab, processes: Processes, tmp_path: Path, balancer: Balancer) -> Balancer:
+    """Each of the two sends RING and LIMITED to the other, in plain TCP."""
+    app = {"name": "app", "listen": f"*:{PORT}", "servers": [f"{lab.a.address}:{NODEPORT}"]}
+    (tmp_path / "other").mkdir()
+    other = Other(lab, processes, tmp_path / "other", workers=balancer.workers)
+    # The first probe of each server goes around too, and says its FIN; checks would do so again and again.
+    defaults = dict(DEFAULTS) | {"health": {"mode": "none"}, "timeouts": {**DEFAULTS["timeouts"], "half_close": "1s"}}
+    for one, peer in ((balancer, lab.b.address), (other, LB)):
+        ring = {"name": "ring", "listen": f"*:{RING}", "servers": [f"{peer}:{RING}"]}
+        limited = {"name": "limited", "listen": f"*:{LIMITED}", "servers": [f"{peer}:{LIMITED}"], "max_connections": 50}
+        one.configure(defaults=defaults, frontends=[ring, limited, app])
+        one.start(wrapper=FEW)
+    eventually(lambda: not opened(balancer) and not opened(other), within=30, what="the probes' chains are gone")
+    return other
+
+
+def opened(pylb: Balancer) -> int:
+    found: int = pylb.admin("/v1/sessions").json["open"]
+    return found
+
+
+def total(pylb: Balancer, name: str) -> float:
+    return pylb.metric(f'pylb_frontend_sessions_total{{frontend="{name}"}}')
+
+
+def reset(sock: socket.socket) -> None:
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    sock.close()
+
+
+@pytest.mark.workers
+def test_two_pylbs_that_send_to_each_other_reset_a_client_and_serve_the_others(
+    lab: Lab, balancer: Balancer, other: Balancer, world: World
+) -> None:
+    world.app(lab.a, "a")
+    before = [total(one, "ring") for one in (balancer, other)]
+    with connect(lab.client, RING, timeout=20) as sock:
+        assert ask(lab.client, PORT)[0] == "a"
+        with pytest.raises(ConnectionResetError):
+            sock.recv(1)
+    eventually(lambda: not opened(balancer) and not opened(other), within=10, what="the chain is gone")
+    assert ask(lab.client, PORT)[0] == "a"
+    for one, came_before in zip((balancer, other), before, strict=True):
+        room = 512 * (one.workers or 1)  # of 1,024 descriptors
+        assert 1 < total(one, "ring") - came_before < room
+    shares = [one.metric('pylb_frontend_denied_total{frontend="ring",reason="source_share"}') for one in (balancer, other)]
+    assert sum(shares) >= 1
+
+
+@pytest.mark.workers
+@pytest.mark.parametrize("leave", [reset, socket.socket.close], ids=["reset", "close"])
+def test_a_chain_between_two_pylbs_is_gone_after_its_client_left(
+    lab: Lab, balancer: Balancer, other: Balancer, world: World, leave: Callable[[socket.socket], None]
+) -> None:
+    """It holds one frontend's limit while the client stays, and nothing goes around afterwards."""
+    world.app(lab.a, "a")
+    sock = connect(lab.client, LIMITED)
+    eventually(lambda: max(opened(balancer), opened(other)) >= 50, within=10, what="one of them is full")
+    assert ask(lab.client, PORT)[0] == "a"
+    leave(sock)
+    eventually(lambda: not opened(balancer) and not opened(other), within=20, what="the chain is gone")
+    before = [total(one, "limited") for one in (balancer, other)]
+    for _ in range(10):  # each asks both twice: some thousand hops would have been made
+        assert [total(one, "limited") for one in (balancer, other)] == before
+    assert ask(lab.client, PORT)[0] == "a"
+
+
+def test_a_client_that_resets_at_once_leaves_nothing_that_goes_around_between_two_pylbs(
+    lab: Lab, balancer: Balancer, other: Balancer
+) -> None:
+    for _ in range(5):
+        reset(connect(lab.client, RING))
+        eventually(lambda: not opened(balancer) and not opened(other), within=10, what="nothing goes around")

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
+from pylb.config.load import parse
 from pylb.config.models import LimitsSection
 from pylb.core.policy import Limits, Policy
 from pylb.forward.crowd import source
@@ -25,7 +26,7 @@ def crowd(drive: Drive, count: int, policy: Policy, source: str = "127.0.0.1") -
 
 
 def join(drive: Drive, count: int, source: str = "127.0.0.1") -> list[Peer]:
-    """A tick after each: the sources are counted then."""
+    """No tick comes between: each is counted as it comes."""
     [listen] = drive.engine.table.frontends
     clients = []
     for _ in range(count):
@@ -33,7 +34,6 @@ def join(drive: Drive, count: int, source: str = "127.0.0.1") -> list[Peer]:
         clients.append(client)
         seen = drive.engine.counters.frontends[listen].connections + 1
         drive.run_until(lambda seen=seen: drive.engine.counters.frontends[listen].connections >= seen)
-        drive.pass_time(0.1)
     return clients
 
 
@@ -54,7 +54,6 @@ def test_there_is_room_for_it_again_when_others_have_left_or_it_has_less(drive: 
     assert counters.sessions == MOST * 3 // 4
     clients[0].reset()
     drive.run_until(lambda: counters.sessions == MOST * 3 // 4 - 1)
-    drive.pass_time(0.1)
     [again] = join(drive, 1)
     assert counters.sessions == MOST * 3 // 4
     assert not again.error
@@ -75,8 +74,9 @@ def test_a_share_of_100_is_none(drive: Drive) -> None:
     assert counters.sessions == MOST
 
 
-def test_half_is_the_default_of_the_config() -> None:
+def test_half_is_the_default_and_in_force_without_a_line_about_it() -> None:
     assert LimitsSection().source_share == 50
+    assert parse("", "pylb.yaml").rules().defaults.limits.source_share == 50
 
 
 def test_a_client_is_an_ipv4_address_or_the_first_half_of_an_ipv6_one() -> None:

@@ -1,15 +1,30 @@
 """A connection that comes back to where it was dialled from takes one session, not all of them."""
 
+from collections.abc import Callable
+from dataclasses import replace
 from ipaddress import ip_network
+from mmap import mmap
+from typing import Any
 
 import pytest
 
 from pylb.core.access import Networks
 from pylb.core.address import Address, Listen
-from pylb.core.policy import Policy, ProxyAccept, ProxyProtocol
+from pylb.core.policy import Limits, Policy, ProxyAccept, ProxyProtocol, Timeouts
 from pylb.core.proxy_protocol import MOST_HOPS, PATH_ID, goes_in_circles, header, parse
 from pylb.core.table import Server
-from tests.support.drive import Drive, free_port, server_at
+from pylb.forward.origins import SIZE, Origins
+from tests.support.drive import Drive, Peer, free_port, server_at
+
+FEW = 60
+SHARED = Limits(source_share=50)
+UNSHARED = Policy(limits=Limits(source_share=100))
+
+
+def remembered(drive: Drive) -> list[int]:
+    """Local ports of dials that might come back."""
+    owners = bytes(drive.engine._life.dialer.origins.owners)
+    return [port for port, owner in enumerate(owners) if owner]
 
 
 def test_one_client_of_a_frontend_that_points_at_itself_takes_one_session(drive: Drive) -> None:
@@ -19,7 +34,7 @@ def test_one_client_of_a_frontend_that_points_at_itself_takes_one_session(drive:
     drive.run_until(lambda: client.error)
     counters = drive.engine.counters.frontends[listen]
     assert (counters.sessions_total, counters.denied) == (1, {"loop": 1})
-    assert not drive.engine._life.dialer._from_us
+    assert not remembered(drive)
 
 
 def test_a_circle_over_several_frontends_ends_where_it_began(drive: Drive) -> None:
@@ -35,7 +50,7 @@ def test_a_circle_over_several_frontends_ends_where_it_began(drive: Drive) -> No
 
 def test_who_dials_elsewhere_costs_no_entry(drive: Drive) -> None:
     client, server = drive.session()
-    assert not drive.engine._life.dialer._from_us
+    assert not remembered(drive)
     client.say(b"x")
     drive.run_until(lambda: server.got)
 
@@ -46,14 +61,151 @@ def test_a_server_on_a_port_number_of_ours_is_no_loop_by_itself(drive: Drive) ->
     listen = drive.serve(server_at(backend), listen=Listen("tcp", "127.0.0.1", port))
     clients = [drive.connect(listen) for _ in range(3)]
     servers = [drive.accept(backend) for _ in clients]
-    assert len(drive.engine._life.dialer._from_us) == 3
+    assert len(remembered(drive)) == 3
     for client in clients:
         client.say(b"x")
     drive.run_until(lambda: all(server.got for server in servers))
     for client in clients:
         client.reset()
     drive.run_until(lambda: not drive.engine.counters.open_sessions)
-    assert not drive.engine._life.dialer._from_us
+    assert not remembered(drive)
+
+
+class Pair:
+    """Two that send to each other, each another machine: neither knows where the other dials from."""
+
+    def __init__(self, make_drive: Callable[..., Drive], policy: Policy, **arguments: Any) -> None:
+        self.drives = [make_drive(splice=False, **arguments) for _ in range(2)]
+        self.listens = [Listen("tcp", "127.0.0.1", free_port()) for _ in self.drives]
+        for drive, listen, other in zip(self.drives, self.listens, reversed(self.listens), strict=True):
+            drive.serve(Server("other", Address("127.0.0.1", other.port)), listen=listen, policy=policy)
+        self.most = 0  # sessions that one of them had
+
+    @property
+    def sessions(self) -> list[int]:
+        return [drive.engine.counters.open_sessions for drive in self.drives]
+
+    def connect(self) -> Peer:
+        return self.drives[0].connect(self.listens[0])
+
+    def run_until(self, done: Callable[[], object]) -> None:
+        """Both have their turns; no tick comes between."""
+
+        def step() -> bool:
+            self.drives[1].turn()
+            self.most = max(self.most, *self.sessions)
+            return bool(done())
+
+        self.drives[0].run_until(step)
+
+    def pass_time(self, seconds: float) -> None:
+        for drive in self.drives:
+            drive.clock.now += seconds
+        for _ in range(200):
+            for drive in self.drives:
+                drive.engine.tick(drive.clock.now)
+                drive.turn()
+
+
+def test_two_that_send_to_each_other_are_reset_at_three_quarters_though_no_tick_came(make_drive: Callable[..., Drive]) -> None:
+    """The refusal travels back along the chain, to the client too, and nothing is left."""
+    pair = Pair(make_drive, Policy(limits=SHARED), max_connections=FEW)
+    client = pair.connect()
+    pair.run_until(lambda: client.error)
+    pair.run_until(lambda: not any(pair.sessions))
+    assert pair.most <= FEW * 3 // 4
+    denied = [one.denied["source_share"] for drive in pair.drives for one in drive.engine.counters.frontends.values()]
+    assert sum(denied) == 1
+
+
+@pytest.mark.parametrize("limit", ["all", "frontend"])
+def test_a_chain_that_fills_a_limit_is_gone_when_its_client_resets(make_drive: Callable[..., Drive], limit: str) -> None:
+    """Its end waits in a backlog, and grows into the places that become free; the reset is faster."""
+    policy = UNSHARED if limit == "all" else Policy(max_connections=FEW // 2, limits=SHARED)
+    pair = Pair(make_drive, policy, max_connections=FEW)
+    client = pair.connect()
+    full = FEW if limit == "all" else FEW // 2
+    pair.run_until(lambda: pair.sessions == [full, full])
+    client.reset()
+    pair.run_until(lambda: not any(pair.sessions))
+    for _ in range(100):
+        pair.drives[0].turn()
+        pair.drives[1].turn()
+    assert not any(pair.sessions)
+
+
+@pytest.mark.parametrize("said", [b"", b"GET / HTTP/1.1\r\n\r\n"])
+@pytest.mark.parametrize("fin", [False, True])
+def test_a_client_that_resets_at_once_leaves_nothing_that_goes_around(
+    make_drive: Callable[..., Drive], said: bytes, fin: bool
+) -> None:
+    pair = Pair(make_drive, Policy())
+    for length in (1, 2, 3, 10, 50):
+        client = pair.connect()
+        client.say(said)
+        if fin:
+            client.finish()
+        pair.run_until(lambda length=length: sum(pair.sessions) >= length)
+        client.reset()
+        pair.run_until(lambda: not any(pair.sessions))
+
+
+def test_a_chain_whose_client_said_its_fin_is_gone_after_the_half_close_timeout(make_drive: Callable[..., Drive]) -> None:
+    pair = Pair(make_drive, replace(UNSHARED, timeouts=Timeouts(half_close=2.0)), max_connections=FEW)
+    client = pair.connect()
+    pair.run_until(lambda: pair.sessions == [FEW, FEW])
+    client.finish()
+    pair.run_until(lambda: "client done" in {view.state for drive in pair.drives for view in drive.engine.sessions()})
+    for _ in range(10):
+        pair.pass_time(0.5)
+    pair.run_until(lambda: not any(pair.sessions))
+
+
+def test_a_client_at_a_servers_address_is_served_as_others_are(make_drive: Callable[..., Drive]) -> None:
+    """A pod that calls its own node."""
+    drive = make_drive(splice=False)
+    client, server = drive.session()
+    assert "127.0.0.1" in drive.engine._life.dialer.server_ips
+    server.say(b"I speak first")
+    drive.run_until(lambda: client.got)
+    [listen] = drive.engine.table.frontends
+    drive.remove(listen)
+    assert not drive.engine._life.dialer.server_ips
+
+
+def test_a_dial_of_one_worker_is_known_to_the_others(make_drive: Callable[..., Drive]) -> None:
+    shared = mmap(-1, SIZE)
+    drives = [make_drive(splice=False, seat=seat, origins=Origins(seat, shared)) for seat in (1, 2)]
+    port = free_port()
+    for drive, ip, other in zip(drives, ("127.0.0.1", "127.0.0.2"), ("127.0.0.2", "127.0.0.1"), strict=True):
+        drive.serve(Server("other", Address(other, port)), listen=Listen("tcp", ip, port))
+    client = drives[0].connect(Listen("tcp", "127.0.0.1", port))
+
+    def over() -> bool:
+        drives[1].turn()
+        return bool(client.error) and not drives[0].engine.counters.open_sessions
+
+    drives[0].run_until(over)
+    found = [one for drive in drives for one in drive.engine.counters.frontends.values()]
+    assert [(one.sessions_total, one.denied["loop"]) for one in found] == [(1, 0), (0, 1)]
+    assert not remembered(drives[0])
+
+
+def test_the_dials_of_a_worker_that_died_are_forgotten() -> None:
+    shared = mmap(-1, SIZE)
+    main, one, other = (Origins(seat, shared) for seat in range(3))
+    one.add("192.0.2.1", 40000)
+    other.add("192.0.2.1", 40001)
+    other.add("2001:db8::1", 40002)
+    main.forget(1)
+    assert not main.has("192.0.2.1", 40000)
+    assert main.has("::ffff:192.0.2.1", 40001)
+    assert not main.has("192.0.2.2", 40001)
+    one.remove("2001:db8::1", 40002)
+    other.remove("2001:db8::2", 40002)
+    assert main.has("2001:db8::1", 40002)
+    other.remove("2001:db8::1", 40002)
+    assert not main.has("2001:db8::1", 40002)
 
 
 def test_two_that_point_at_each_other_find_it_out_by_their_proxy_headers() -> None:

@@ -21,6 +21,7 @@ from pylb.core.session import SessionRecord
 from pylb.core.table import Frontend, Server, make_table
 from pylb.forward.counters import FrontendCounters
 from pylb.forward.engine import MAX_BUFFERED, Engine
+from pylb.forward.origins import Origins
 from pylb.forward.session import ServerState
 from pylb.forward.sockets import transmission, unacknowledged
 from tests.support.ports import PORTS
@@ -157,6 +158,7 @@ class Drive:
         nofile: int = 0,
         recorded: int = 16,
         seat: int = 0,
+        origins: Origins | None = None,
     ) -> None:
         self.clock = Clock()
         self.witness = observer if observer is not None else Witness()
@@ -172,6 +174,7 @@ class Drive:
             nofile=nofile,
             recorded=recorded,
             seat=seat,
+            origins=origins,
         )
         self._peers: list[Peer] = []
         self._listeners: list[socket.socket] = []

@@ -15,6 +15,7 @@ import pytest
 from pylb.core.address import Listen
 from pylb.core.policy import Policy
 from pylb.core.table import Frontend, make_table
+from pylb.forward.origins import Origins
 from pylb.listeners import Listeners
 from pylb.service import Service
 from pylb.workers import fleet as fleet_module
@@ -41,6 +42,7 @@ class Impostor(Program):
     def __init__(self, script: str) -> None:
         self._script = textwrap.dedent(self.HEAD) + textwrap.dedent(script)
         self.started = 0
+        self.origins = Origins(0)
 
     def start(self, channel: int) -> "subprocess.Popen[bytes]":
         self.started += 1
