@@ -102,6 +102,12 @@ class Listeners:
                 listen in self._open
             ):  # there were more workers before: in the store it would get its share of the clients for ever
                 self._store(listen)
+            elif listen.ip == "::" and Listen(listen.protocol, ANY, listen.port) in self._open:
+                text = (
+                    "IPv6 clients of *:%d are refused: of the two sockets left to us the one for IPv6 alone is closed. In the "
+                    "socket unit BindIPv6Only=both and one ListenStream=%d; or two frontends, 0.0.0.0:%d and [::]:%d"
+                )
+                log.error(text, *(4 * [listen.port]))
             else:
                 log.info("%s was left open for us, and is closed: nothing listens there now", listen)
             for sock in socks:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from pylb.core.address import Listen
 from pylb.listeners import Listeners, passed
 from pylb.service import MOST_WAITING, Service
 from tests.app.instance import Instance, echo
@@ -236,3 +237,24 @@ def test_what_a_supervisor_does_not_take_is_bounded_and_holds_few_descriptors(tm
                 service.flush()
         assert said[-1] == "STATUS=the last"
         assert not service._waiting
+
+
+@pytest.mark.parametrize("both", [True, False])
+def test_a_socket_for_ipv6_alone_beside_one_for_ipv4_is_served_by_its_own_frontend_or_loudly_closed(
+    caplog: pytest.LogCaptureFixture, *, both: bool
+) -> None:
+    four = socket.create_server(("0.0.0.0", 0))
+    port = four.getsockname()[1]
+    six = socket.create_server(("::", port), family=socket.AF_INET6, dualstack_ipv6=False)
+    listeners = Listeners(Service({}))
+    listeners.inherit([four.detach(), six.detach()])
+    wanted = ["0.0.0.0", "::"] if both else ["*"]
+    opened = [listeners.open(Listen("tcp", ip, port)) for ip in wanted]
+    listeners.forget_left()
+    try:
+        refused = f"IPv6 clients of *:{port} are refused" in caplog.text
+        assert refused is not both
+        assert len({sock.family for sock in opened}) == len(wanted)
+    finally:
+        for sock in opened:
+            sock.close()
