@@ -379,6 +379,7 @@ class Defaults(PolicySection):
 class ServerEntry(Section):
     short = {"type": "string"}
     address: v.ServerAt = Field(description="where it is")
+    name: v.Name | None = Field(None, description="its label everywhere; unset: its address")
     weight: v.Weight = Field(1, description="its share; 0: no new sessions")
     backup: v.Flag = Field(False, description="used only while no other server is usable")
     max_connections: v.Connections = Field(
@@ -413,6 +414,7 @@ class FrontendEntry(PolicySection):
                 entry.weight,
                 entry.backup,
                 entry.max_connections,
+                entry.name or "",
                 health=entry.health.own(),
                 resolve=core.Family(entry.resolve),
             )

@@ -323,3 +323,9 @@ def test_the_first_runs_token_can_be_tried_from_loopback_and_opens_any_port_but_
     assert 8080 in token.target_ports
     assert not token.takeover
     assert load(None, {}).keyring(token).find(STRONG, "native") is token
+
+
+def test_a_server_of_the_config_may_have_a_name() -> None:
+    text = 'frontends: [{name: mqtt, listen: "*:1", servers: [{address: "192.0.2.1:2", name: m1}, "192.0.2.2:2"]}]'
+    [frontend] = parse(text, "pylb.yaml").rules().frontends
+    assert [server.name for server in frontend.servers] == ["m1", ""]
