@@ -18,7 +18,7 @@ from urllib.parse import parse_qsl
 import yaml
 from pydantic_core import PydanticCustomError
 
-from pylb import generations, haproxy, importer
+from pylb import generations
 from pylb.config import ConfigErrors, parse
 from pylb.config import values as v
 from pylb.config.made import read_made
@@ -37,6 +37,8 @@ from pylb.core.recorder import parse_session_id
 from pylb.core.registration import check_name, parse_native
 from pylb.core.tcp_info import parse_tcp_info
 from pylb.core.wire import Malformed
+from pylb.haproxy import legacy_import
+from pylb.haproxy.translate import translate
 from pylb.listeners import passed
 from pylb.service import Service
 from pylb.upgrade import report_of, word
@@ -278,7 +280,7 @@ PARSERS: tuple[Parser, ...] = (
     Parser("values", _scalars, (PydanticCustomError,), x.VALUES, x.VALUE_WORDS, memory=1000),
     Parser(
         "haproxy.cfg",
-        lambda data: haproxy.translate([("h", text(data))]),
+        lambda data: translate([("h", text(data))]),
         (),
         x.HAPROXY,
         x.HAPROXY_WORDS,
@@ -288,7 +290,7 @@ PARSERS: tuple[Parser, ...] = (
     ),
     Parser(
         "old files",
-        lambda data: importer.parse_haproxy([("h", text(data))]),
+        lambda data: legacy_import.parse_haproxy([("h", text(data))]),
         (),
         x.OLD,
         x.HAPROXY_WORDS,

@@ -27,6 +27,7 @@ from pylb.core.address import Address, parse_address, parse_port
 from pylb.core.errors import Refused
 from pylb.core.legacy import parse_legacy
 from pylb.core.policy import ProxyProtocol
+from pylb.haproxy.config_parser import SECTIONS, Note, shortened, split_words
 
 MAX_BYTES = 1 << 20  # per file
 MOST_NAME = 1000  # characters of a name; the legacy route takes 63, and each port of a frontend gets a copy
@@ -38,34 +39,9 @@ _PASSED_OVER = frozenset(
 _SERVER_WITH_VALUE = frozenset(
     ("inter", "fastinter", "downinter", "fall", "rise", "maxconn", "maxqueue", "slowstart", "weight", "id")
 )
-_SECTIONS = frozenset(
-    ("global", "defaults", "frontend", "backend", "listen", "userlist", "peers", "resolvers", "mailers", "program", "cache")
-)
 _SEND_PROXY = {"": ProxyProtocol.NONE, "send-proxy": ProxyProtocol.V1, "send-proxy-v2": ProxyProtocol.V2}
 _KEYWORDS = {protocol: keyword for keyword, protocol in _SEND_PROXY.items()}
 _USED_BY = ">> Used to run "
-_PIECE = re.compile(
-    r"""([ \t\r\n]+)            # between words
-      | (\#)                   # the rest is a comment
-      | ([^ \t\r\n#'"\\]+)
-      | '([^']*)'
-      | "((?:[^"\\]|\\.)*+)"
-      | \\(.)
-      """,
-    re.VERBOSE | re.DOTALL,
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Note:
-    """What was not taken over, and where it stands."""
-
-    file: str
-    line: int  # 0: the file as a whole
-    message: str
-
-    def __str__(self) -> str:
-        return f"{self.file}:{self.line}: {self.message}" if self.line else f"{self.file}: {self.message}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +150,7 @@ class _Reading:
                 continue
             if not words:
                 continue
-            if words[0] in _SECTIONS:
+            if words[0] in SECTIONS:
                 current = _Stanza(words[0], words[1] if len(words) > 1 else "", file, number)
                 self.stanzas.append(current)
             elif current is None:
@@ -273,34 +249,6 @@ class _Reading:
             self.note(backend.file, server_line, shortened(refused.detail))
 
 
-def split_words(line: str) -> list[str]:
-    """As a shell splits a line: quotes, backslashes, a comment. Raises ValueError.
-
-    As shlex.split with comments, which takes a word of 1 MiB letter by letter into ever longer copies.
-    """
-    words: list[str] = []
-    pieces: list[str] | None = None  # of the word under way
-    place = 0
-    while place < len(line):
-        found = _PIECE.match(line, place)
-        if found is None:
-            raise ValueError("No escaped character" if line[place] == "\\" else "No closing quotation")
-        place = found.end()
-        blank, comment, bare, single, double, escaped = found.groups()
-        if comment:
-            break
-        if blank:
-            if pieces is not None:
-                words.append("".join(pieces))
-            pieces = None
-            continue
-        if double is not None:
-            double = re.sub(r'\\(["\\])', r"\1", double)  # before anything else a backslash stands for itself
-        pieces = pieces or []
-        pieces.append(next(piece for piece in (bare, single, double, escaped) if piece is not None))
-    return words if pieces is None else [*words, "".join(pieces)]
-
-
 def _used_by(line: str) -> tuple[int, str] | None:
     """(port, name) of `# … >> Used to run NAME:PORT`. The last such words of a line count."""
     before, found, rest = line.strip().rpartition(_USED_BY)
@@ -312,9 +260,3 @@ def _used_by(line: str) -> tuple[int, str] | None:
 
 def _label(stanza: _Stanza) -> str:
     return f"{stanza.kind} {shortened(stanza.name)}"
-
-
-def shortened(text: str) -> str:
-    """Printable, whatever was pasted."""
-    text = ascii(text)[1:-1]
-    return text if len(text) <= 60 else text[:57] + "..."

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shlex
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,7 @@ from hypothesis import strategies as st
 from pylb.core.address import Address
 from pylb.core.legacy import LegacyCall, parse_legacy
 from pylb.core.policy import ProxyProtocol
-from pylb.importer import MAX_NOTES, Found, OldServer, parse_haproxy, read_files, split_words
+from pylb.haproxy.legacy_import import MAX_NOTES, Found, OldServer, parse_haproxy, read_files
 
 LONG = 1 << 20
 
@@ -203,17 +202,6 @@ def test_no_text_makes_it_raise_and_every_note_has_a_line_of_the_file(text: str)
 def test_a_line_of_1_mib_is_read_in_one_pass(line: str) -> None:
     """Each took minutes to hours."""
     assert parse(stanza("x", 443, "203.0.113.7:30443") + "\n" + line).items
-
-
-@given(st.text(alphabet="ab'\"\\# \t\r-", max_size=20))
-def test_words_are_those_of_a_shell(line: str) -> None:
-    try:
-        words = shlex.split(line, comments=True)
-    except ValueError:
-        with pytest.raises(ValueError, match=r"No (closing|escaped)"):
-            split_words(line)
-    else:
-        assert split_words(line) == words
 
 
 def test_servers_that_are_left_out_are_noted_once_however_many_frontends_use_them() -> None:

@@ -1,0 +1,288 @@
+"""The servers of a backend as one place of a frontend has them, with their health."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from ipaddress import AddressValueError, IPv6Address, ip_address
+from math import inf
+from typing import Any
+
+from pylb.haproxy.config_parser import Line, Notes, Parser, shortened, word_set
+from pylb.haproxy.health_checks import check_of
+from pylb.haproxy.proxies import Proxy, is_number, milliseconds
+
+MOST_NAME = 253  # characters, as in the config
+LONGEST = 366 * 86_400_000  # milliseconds, as in the config: what stands for "no timeout" where pylb must have one
+_SEND = {
+    "send-proxy": "v1",
+    "send-proxy-v2": "v2",
+    "send-proxy-v2-ssl": "v2",
+    "send-proxy-v2-ssl-cn": "v2",
+    "no-send-proxy": "none",
+}
+_FLAGS = word_set(
+    """
+    check no-check backup no-backup disabled enabled check-send-proxy no-check-send-proxy non-stick stick no-agent-check
+    tfo no-tfo no-ssl no-check-ssl no-verifyhost no-send-proxy-v2 allow-0rtt ssl-reuse no-ssl-reuse
+    """
+)
+_WITH_VALUE = word_set(
+    """
+    weight maxconn inter rise fall port fastinter downinter error-limit on-error id cookie init-addr init-state resolvers
+    resolve-opts resolve-net resolve-prefer slowstart on-marked-down on-marked-up agent-port agent-inter agent-addr
+    agent-send verify ca-file ca-verify-file crt crl-file sni alpn ciphers ciphersuites ssl-min-ver ssl-max-ver verifyhost
+    check-sni check-alpn check-proto proto npn pool-low-conn pool-max-conn pool-purge-delay max-reuse tcp-ut log-proto ws
+    guid hash-key proxy-v2-options set-proxy-v2-tlv-fmt curves sigalgs client-sigalgs log-bufsize shard cc
+    """
+)
+_OPEN = {  # words that change who gets a connection, and how many words follow
+    "minconn": (1, "HAProxy would let it have fewer connections while there are few clients"),
+    "maxqueue": (1, "HAProxy would let so many clients wait for it, and send others elsewhere"),
+    "track": (1, "HAProxy would take it for up while that one is"),
+    "observe": (1, "HAProxy would judge it by its traffic in that way; pylb counts failed connects"),
+    "addr": (1, "HAProxy would ask that address whether it is well; pylb asks the server's own"),
+    "source": (1, "HAProxy would call it from that address"),
+    "usesrc": (1, "it would see the client's address; send it the PROXY header instead"),
+    "interface": (1, "HAProxy would call it by that interface"),
+    "socks4": (1, "HAProxy would call it by that proxy"),
+    "namespace": (1, "HAProxy would call it in that network namespace"),
+    "agent-check": (0, "HAProxy would ask an agent for its weight and state"),
+    "check-ssl": (0, "HAProxy would check it by TLS; pylb only connects"),
+    "check-via-socks4": (0, "HAProxy would check it by that proxy"),
+}
+
+
+_FIELDS = {"check": "checked", "backup": "backup", "disabled": "disabled", "enabled": "disabled"}
+_NO_TCP = ("/", "unix@", "abns@", "abnsz@", "fd@", "sockpair@", "udp@", "quic", "rhttp@", "@")
+
+
+@dataclass(slots=True)
+class Server:
+    """What a line says of it."""
+
+    line: Line
+    name: str
+    address: str
+    options: dict[str, str] = field(default_factory=dict)
+    sends: str = "none"
+    checked: bool = False
+    backup: bool = False
+    disabled: bool = False
+
+    @property
+    def label(self) -> str:
+        return f"server {shortened(self.name)}"
+
+    @property
+    def health(self) -> dict[str, Any]:
+        """Its own, in the keys of `servers[].health`; as in HAProxy where nothing is said."""
+        found: dict[str, Any] = {"interval": duration(max(100, milliseconds(self.options.get("inter", "")) or 2000))}
+        for key, default in (("rise", 2), ("fall", 3), ("port", 0)):
+            number = self.options.get(key, "")
+            found[key] = int(number) if is_number(number) else default
+        return found
+
+
+def servers_of(proxy: Proxy, parser: Parser, notes: Notes) -> list[Server]:
+    """Those that pylb can have; of the others a difference is noted."""
+    found = (_server(proxy, line, parser, notes) for line in proxy.servers)
+    return [one for one in found if one is not None]
+
+
+def _server(proxy: Proxy, line: Line, parser: Parser, notes: Notes) -> Server | None:
+    template = line.words[0] == "server-template"
+    name, address, options = line.words[1], line.words[3 if template else 2], line.words[4 if template else 3 :]
+    made = Server(line, name, parser.address(line, address))
+    rest = iter([*proxy.default_server, *options])
+    for option in rest:
+        _option(made, option, rest, notes)
+    if "ssl" in made.options:
+        notes.differs(line, f"{made.label}: HAProxy would encrypt for it; pylb passes bytes on as they are, and leaves it out")
+        return None
+    if made.address.startswith(_NO_TCP):
+        what = f"HAProxy would use {shortened(made.address)}; pylb leaves it out: a server is HOST:PORT"
+        notes.differs(line, f"{made.label}: {what}")
+        return None
+    if template:
+        what = "HAProxy would use as many of the name's addresses; pylb uses all of them"
+        notes.differs(line, f"server-template {shortened(name)} {line.words[2]}: {what}")
+    return made
+
+
+def _option(made: Server, option: str, rest: Iterator[str], notes: Notes) -> None:
+    if option in _OPEN:
+        count, why = _OPEN[option]
+        values = [next(rest, "") for _ in range(count)]
+        notes.differs(made.line, f"{made.label}: {' '.join((option, *values))}: {why}; pylb would do without it")
+    elif option in _WITH_VALUE:
+        made.options[option] = next(rest, "")
+    elif option in _SEND:
+        made.sends = _SEND[option]
+    elif option in ("ssl", "no-ssl"):
+        made.options = {key: value for key, value in made.options.items() if key != "ssl"}
+        made.options |= {"ssl": ""} if option == "ssl" else {}
+    elif option.removeprefix("no-") in ("check", "backup", "disabled") or option == "enabled":
+        setattr(made, _FIELDS[option.removeprefix("no-")], option in ("check", "backup", "disabled"))
+    elif option not in _FLAGS and not re.match(r"(no|force)-(ssl|tls)", option):
+        notes.differs(made.line, f"{made.label}: {shortened(option)}: pylb has nothing like it, and would do without it")
+
+
+def split_address(server: Server, port: int, notes: Notes) -> tuple[str, int, str] | None:
+    """(host, port, family) for a client of `port`: without a port it is the client's, +N and -N are counted from it."""
+    family, _, text = server.address.rpartition("@")
+    host, colon, digits = text.rpartition(":")
+    if not colon or text.endswith("]"):
+        host, digits = text, ""
+    match = re.fullmatch(r"([+-]?)([0-9]{1,5})|", digits)
+    number = int(match[2] or 0) if match else -1
+    if match and (match[1] or not digits):
+        number = port - number if match[1] == "-" else port + number
+    host = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    label = server.label
+    if family not in ("", "ipv4", "ipv6", "tcp", "tcp4", "tcp6") or not 1 <= number <= 65535:
+        notes.differs(server.line, f"{label}: {shortened(server.address)} is not understood, and left out")
+        return None
+    if host in ("", "*", "0.0.0.0", "::"):
+        what = "HAProxy would go where the client wanted to go; pylb leaves it out: it is not transparent"
+        notes.differs(server.line, f"{label}: {what}")
+        return None
+    try:
+        IPv6Address(host)
+    except AddressValueError:
+        return host, number, family
+    return f"[{host}]", number, family
+
+
+def entries(servers: list[Server], port: int, notes: Notes) -> Iterator[tuple[Server, dict[str, Any]]]:
+    """As `servers` has them, for a place at `port`."""
+    taken: set[str] = set()
+    for one in servers:
+        found = split_address(one, port, notes)
+        if found is None:
+            continue
+        host, number, family = found
+        entry: dict[str, Any] = {"name": plain_name(one.name), "address": f"{host}:{number}"}
+        if entry["address"] in taken:
+            what = f"HAProxy would have {shortened(entry['address'])} twice, with two shares; pylb has it once"
+            notes.differs(one.line, f"{one.label}: {what}")
+            continue
+        taken.add(entry["address"])
+        if entry["name"] != one.name:
+            notes.note(one.line, f"{one.label} is called {shortened(entry['name'])}")
+        if not _is_ip(host):
+            what = "HAProxy would look the name up when it starts and use one address; pylb uses all of them, as they change"
+            notes.differs(one.line, f"{one.label}: {what}")
+            prefers = family or one.options.get("resolve-prefer", "")
+            if prefers[:4] in ("ipv4", "tcp4", "ipv6", "tcp6"):
+                entry["resolve"] = f"ipv{prefers[3]}"
+        weight, most = one.options.get("weight", "1"), one.options.get("maxconn", "0")
+        if one.disabled:
+            notes.note(one.line, f"{one.label} is disabled: weight 0, no new connections, until you change it")
+            entry["weight"] = 0
+        elif is_number(weight) and weight != "1":
+            entry["weight"] = int(weight)
+        if one.backup:
+            entry["backup"] = True
+        if is_number(most) and int(most):
+            entry["max_connections"] = int(most)
+        yield one, entry
+
+
+def _is_ip(host: str) -> bool:
+    try:
+        ip_address(host.strip("[]"))
+    except ValueError:
+        return False
+    return True
+
+
+# ---------------------------------------------------------------- health, and what servers have in common
+
+
+def shared(proxy: Proxy, found: list[tuple[Server, dict[str, Any]]], notes: Notes) -> dict[str, Any]:
+    """What pylb says at the frontend; what is a server's own goes into its entry."""
+    servers = [one for one, _ in found]
+    policy: dict[str, Any] = {"health": _health(proxy, found, notes)}
+    if (sends := _same(servers, "send-proxy", [one.sends for one in servers], notes, "the PROXY header")) != "none":
+        policy["proxy_protocol"] = {"send": sends}
+        options = {word for one in servers for word in one.options.get("proxy-v2-options", "").split(",")}
+        if "crc32c" in options and sends == "v2":
+            policy["proxy_protocol"]["crc32c"] = True
+    checked = [one for one in servers if one.checked]
+    marks = [one.options.get("on-marked-down", "") for one in checked]
+    if _same(checked, "on-marked-down", marks, notes, "what happens to sessions") == "shutdown-sessions":
+        policy["on_down"] = "close"
+    for one in servers:
+        if (mark := one.options.get("on-marked-up", "none")) != "none":
+            what = "HAProxy would end sessions of backups when it is back; pylb lets them end by themselves"
+            notes.differs(one.line, f"{one.label}: on-marked-up {mark}: {what}")
+    slow = [one.options.get("slowstart", "0") for one in checked]
+    if (ms := milliseconds(_same(checked, "slowstart", slow, notes, "slow start") or "0")) and ms:
+        policy["slow_start"] = duration(ms)
+    if sum(one.backup for one in servers) > 1:
+        policy["backups"] = "all" if proxy.all_backups else "first"
+    return policy
+
+
+def _same(servers: list[Server], word: str, values: list[str], notes: Notes, what: str) -> str:
+    """The value that all have; else a difference, and the first one's."""
+    for one, value in zip(servers, values, strict=True):
+        if value != values[0]:
+            notes.differs(one.line, f"{one.label}: {word} is another than its neighbour's; {what} is the frontend's here")
+    return values[0] if values else "none"
+
+
+def _health(proxy: Proxy, found: list[tuple[Server, dict[str, Any]]], notes: Notes) -> dict[str, Any]:
+    """Where nobody is checked nobody is ever down."""
+    checked = [(one, entry) for one, entry in found if one.checked]
+    if not checked:
+        return {"mode": "none"}
+    for one, _ in found:
+        if not one.checked and not one.disabled and len(found) > 1:
+            what = "HAProxy would not check it and take it for up at all times; pylb checks all servers of a frontend"
+            notes.differs(one.line, f"{one.label}: {what}")
+    common = checked[0][0].health
+    for one, entry in found:
+        own = {key: value for key, value in one.health.items() if one.checked and value != common[key]}
+        if own and own.get("port") == 0:
+            own["port"] = int(entry["address"].rpartition(":")[2])
+        if own:
+            entry["health"] = own
+    check = check_of(proxy.asked, notes)
+    if port := common.pop("port"):
+        check["port"] = port
+    defaults = {"interval": "2s", "rise": 2, "fall": 3}
+    written = {key: value for key, value in common.items() if value != defaults[key]}
+    timeout = _check_timeout(proxy, [one for one, _ in checked], plain=not check.keys() - {"port"})
+    return {
+        "mode": "active",
+        **({"check": check} if check else {}),
+        "timeout": duration(timeout),
+        **written,
+        "when_all_down": "refuse",
+    }
+
+
+def _check_timeout(proxy: Proxy, servers: list[Server], *, plain: bool) -> float:
+    """Milliseconds for a whole check. HAProxy: `inter`; with `timeout check` that long for the answer, and for the connect
+    `timeout connect`, at most `inter`."""
+    inter = max(milliseconds(one.options.get("inter", "")) or 2000 for one in servers)
+    answer = proxy.timeouts.get("check")
+    if answer is None:
+        return inter
+    connect = min(proxy.timeouts.get("connect", inf), inter)
+    return min(connect if plain else connect + answer, LONGEST)
+
+
+def duration(ms: float) -> str:
+    """As pylb.yaml has it."""
+    ms = int(min(ms, LONGEST))
+    for size, unit in ((3_600_000, "h"), (60_000, "m"), (1000, "s")):
+        if ms % size == 0:
+            return f"{ms // size}{unit}"
+    return f"{ms}ms"
+
+
+def plain_name(text: str) -> str:
+    """Letters, digits and inside '.', '_', '-'."""
+    return re.sub(r"[^A-Za-z0-9._-]", "-", text[:MOST_NAME]).strip("._-") or "frontend"

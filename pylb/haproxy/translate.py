@@ -1,0 +1,317 @@
+"""The TCP frontends of an haproxy.cfg as pylb.yaml. (HAProxy 2.6 to 3.4, Configuration Manual.)
+
+A note with `differs` says what HAProxy would have done and what pylb would do: who gets a connection, or who may connect,
+is not the same. What all frontends have in common becomes `defaults` of pylb.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from math import inf
+from typing import Any, NamedTuple
+
+import yaml
+
+from pylb.config.yamlplace import MAX_CHARACTERS
+from pylb.core.address import parse_ip
+from pylb.haproxy.clients import EVERYBODY, NOBODY, Clients, Conditions, access_entries
+from pylb.haproxy.config_parser import PROXIES, Note, Notes, Parser, shortened
+from pylb.haproxy.places import Bind, Place, bind_of, places
+from pylb.haproxy.proxies import Proxy, Switch, proxy_of
+from pylb.haproxy.servers import duration, entries, plain_name, servers_of, shared
+
+LEAST_FRONTEND = 40  # characters in pylb.yaml, beside its name and its servers
+_BALANCE = {
+    **{name: name for name in ("roundrobin", "leastconn", "source", "first", "random")},
+    "static-rr": "roundrobin",
+    "hash src": "source",
+}
+_TIMEOUTS = {"connect": "connect", "queue": "queue", "client-fin": "half_close", "server-fin": "half_close"}
+# HAProxy's `retries` go to other servers at once with these; with the others to the same one, and the last to another.
+_REDISPATCHED = ("roundrobin", "random")
+_GLOBAL = {
+    "maxconnrate": "HAProxy would take so many new connections a second in all; pylb has a rate for each frontend: `limits`",
+    "maxsessrate": "HAProxy would take so many new connections a second in all; pylb has a rate for each frontend: `limits`",
+}
+
+
+class Translation(NamedTuple):
+    text: str  # pylb.yaml
+    notes: tuple[Note, ...]
+    frontends: int
+
+    @property
+    def differences(self) -> tuple[Note, ...]:
+        return tuple(note for note in self.notes if note.differs)
+
+
+def translate(texts: Iterable[tuple[str, str]], environ: Mapping[str, str] | None = None) -> Translation:
+    """`(file name, text)` of files that HAProxy reads as one, with the environment that it would have."""
+    notes = Notes()
+    parser = Parser(notes, environ or {})
+    for file, text in texts:
+        parser.read(file, text)
+    frontends = _Translator(parser, notes).frontends()
+    return Translation(_rendered(_factored(frontends)), tuple(notes), len(frontends))
+
+
+class _Translator:
+    def __init__(self, parser: Parser, notes: Notes) -> None:
+        self._parser, self._notes = parser, notes
+        self._conditions = Conditions(notes)
+        self._room = MAX_CHARACTERS
+        self._proxies = [proxy_of(section) for section in parser.sections if section.kind in PROXIES]
+        self._backends = {one.section.name: one for one in self._proxies if one.section.kind in ("backend", "listen")}
+        self._used: dict[str, int] = {}  # backend -> places that send to it
+
+    def frontends(self) -> list[dict[str, Any]]:
+        self._other_sections()
+        found: list[dict[str, Any]] = []
+        for proxy in self._proxies:
+            if proxy.section.kind != "backend" and self._serves(proxy):
+                found += self._frontend(proxy)
+        for name, backend in self._backends.items():
+            if backend.section.kind == "backend" and name not in self._used and not backend.is_page:
+                self._notes.note(backend.section.head, f"backend {shortened(name)} is left out: no frontend sends to it")
+            if self._used.get(name, 0) > 1:
+                self._counted_together(backend)
+        return found
+
+    def _other_sections(self) -> None:
+        for section in self._parser.sections:
+            if section.kind == "global":
+                for line in section.lines:
+                    if line.words[0] in _GLOBAL:
+                        self._notes.differs(line, f"global {line.text}: {_GLOBAL[line.words[0]]}")
+                    elif line.words[0] == "maxconn":
+                        what = "pylb derives its limit from the limit of open files (LimitNOFILE)"
+                        self._notes.note(line, f"global maxconn: {what}")
+            elif section.kind == "log-forward":
+                self._notes.differs(section.head, f"section {section.label}: HAProxy would take log messages; pylb does not")
+            elif section.kind not in PROXIES and section.kind != "defaults":
+                self._notes.note(section.head, f"section {section.label}: not translated")
+
+    def _serves(self, proxy: Proxy) -> bool:
+        head, label = proxy.section.head, proxy.section.label
+        if not proxy.enabled:
+            self._notes.note(head, f"{label} is left out: it is disabled")
+        elif proxy.is_page:
+            what = "pylb has its status page and /metrics at admin.listen, 127.0.0.1:8404"
+            self._notes.note(head, f"{label} is left out: {what}")
+        elif proxy.mode != "tcp":
+            what = f"HAProxy would serve it in mode {shortened(proxy.mode)}; pylb forwards TCP and would not listen there"
+            self._notes.differs(head, f"{label} is left out: {what}. With mode tcp it passes HTTP through to one backend")
+        else:
+            return True
+        return False
+
+    # ------------------------------------------------------------ a frontend
+
+    def _frontend(self, proxy: Proxy) -> list[dict[str, Any]]:
+        head, label = proxy.section.head, proxy.section.label
+        binds = [bind for bind in self._binds(proxy) if self._has_room(proxy, _size_of(bind, proxy))]
+        found: list[dict[str, Any]] = []
+        listens = places(binds)
+        if not listens:
+            self._notes.note(head, f"{label} is left out: it listens nowhere")
+        for line, why in proxy.odd if listens else ():
+            self._notes.differs(line, f"{line.text}: {why}")
+        for place in listens:
+            backend = self._backend(proxy, place.port)
+            if backend is None or not self._has_room(proxy, backend.size):
+                continue
+            name = plain_name(proxy.section.name)
+            entry: dict[str, Any] = {"name": name if not found else f"{name}-{place.port}", "listen": place.listen}
+            found.append(entry | self._policy(proxy, backend, place))
+        if len(listens) > 1:
+            for limit in (proxy.max_connections, proxy.rate):
+                if limit is not None:
+                    what = "HAProxy would count all its places together; pylb counts each"
+                    self._notes.differs(limit[1], f"{label}: {limit[1].text}: {what}")
+        return found
+
+    def _binds(self, proxy: Proxy) -> Iterator[Bind]:
+        for line, where, options in proxy.binds:
+            for one in self._parser.address(line, where).split(","):
+                if (bind := bind_of(line, one, options, self._notes)) is not None:
+                    yield bind
+
+    def _has_room(self, proxy: Proxy, characters: int) -> bool:
+        """In a pylb.yaml. A `bind *:1-65535` and a hundred servers would be hundreds of megabytes."""
+        if characters > self._room:
+            what = f"with it pylb.yaml has more than the {MAX_CHARACTERS} characters that pylb reads"
+            self._notes.differs(proxy.section.head, f"{proxy.section.label} is not translated to its end: {what}")
+            return False
+        self._room -= characters
+        return True
+
+    def _backend(self, proxy: Proxy, port: int) -> Proxy | None:
+        """Where a client of `port` is sent."""
+        head, label = proxy.section.head, proxy.section.label
+        unsure: list[Switch] = []
+        name = proxy.default_backend
+        for switch in proxy.switches:
+            clients = None if "%" in switch.backend else self._conditions.clients(switch.condition, proxy.acls, port)
+            if clients == EVERYBODY:
+                name = switch.backend
+                break
+            if clients != NOBODY:
+                unsure.append(switch)
+        for switch in unsure:
+            what = f"HAProxy would send some connections to {shortened(switch.backend)}"
+            other = f"all to {shortened(name)}" if name else "none there"
+            self._notes.differs(switch.line, f"{switch.line.text}: {what}; pylb sends {other}")
+        if name is None and proxy.section.kind == "listen":
+            backend: Proxy | None = proxy
+        else:
+            backend = self._backends.get(name or "")
+        if backend is None:
+            what = f"it has no backend called {shortened(name)}" if name else "it has no default_backend"
+            self._notes.differs(head, f"{label} is left out: {what}")
+            return None
+        if backend.mode != "tcp" or not backend.enabled:
+            why = "it is disabled" if not backend.enabled else f"it is in mode {shortened(backend.mode)}; pylb forwards TCP"
+            self._notes.differs(backend.section.head, f"{label} is left out, and {backend.section.label}: {why}")
+            return None
+        self._used[backend.section.name] = self._used.get(backend.section.name, 0) + 1
+        return backend
+
+    def _counted_together(self, backend: Proxy) -> None:
+        """Several frontends of pylb have these servers."""
+        for line in backend.servers:
+            if "maxconn" in line.words or "maxconn" in backend.default_server:
+                what = "HAProxy would count its connections of all places together; pylb counts each place by itself"
+                self._notes.differs(line, f"server {shortened(line.words[1])}: maxconn: {what}")
+
+    # ------------------------------------------------------------ its policy
+
+    def _policy(self, proxy: Proxy, backend: Proxy, place: Place) -> dict[str, Any]:
+        if backend is not proxy:
+            for line, why in backend.odd:
+                self._notes.differs(line, f"{line.text}: {why}")
+        found = list(entries(servers_of(backend, self._parser, self._notes), place.port, self._notes))
+        if not found:
+            what = "HAProxy would accept connections and close them: there is no server"
+            self._notes.note(backend.section.head, f"{backend.section.label}: {what}, as here")
+        policy: dict[str, Any] = {"balance": self._balance(backend, len(found))}
+        policy["retries"] = self._retries(backend, policy["balance"])
+        if proxy.max_connections is not None and proxy.max_connections[0]:
+            policy["max_connections"] = proxy.max_connections[0]
+        if proxy.rate is not None:
+            policy["limits"] = {"rate": proxy.rate[0]}
+        if source := self._source(backend):
+            policy["source_addresses"] = [source]
+        if entered := access_entries(self._accepted(proxy, backend, place)):
+            policy["access"] = entered
+        policy |= shared(backend, found, self._notes)
+        limited = any("max_connections" in entry for _, entry in found)
+        if timeouts := _timeouts(proxy, backend, limited=limited):
+            policy["timeouts"] = timeouts
+        for key, value in place.settings.items():
+            policy[key] = policy.get(key, {}) | value if isinstance(value, dict) else value
+        return policy | {"servers": [entry for _, entry in found]}
+
+    def _balance(self, backend: Proxy, servers: int) -> str:
+        how, line = backend.balance
+        name = _BALANCE.get(how) or _BALANCE.get(how.partition("(")[0])
+        if servers < 2:
+            return name or "roundrobin"
+        if name is None and line is not None:
+            what = f"HAProxy would choose servers so; pylb has {', '.join(sorted(set(_BALANCE.values())))}"
+            self._notes.differs(line, f"{line.text}: {what}, and takes roundrobin")
+        if name == "source" and line is not None:
+            self._notes.note(line, f"{line.text}: each client has its server, by another hash than HAProxy's")
+            if backend.hash_balance is not None:
+                what = "HAProxy would send clients elsewhere while their server has more than its share"
+                self._notes.differs(backend.hash_balance, f"{backend.hash_balance.text}: {what}; pylb does not")
+        for stick in backend.sticks:
+            what = "HAProxy would remember the server of each; pylb remembers none"
+            by_client = stick.words[1:3] == ["on", "src"]
+            instead = "`balance: source`" if by_client else f"`balance: {name or 'roundrobin'}`"
+            self._notes.differs(stick, f"{stick.text}: {what}, and takes {instead}")
+            name = "source" if by_client else name
+        return name or "roundrobin"
+
+    def _retries(self, backend: Proxy, balance: str) -> int:
+        """Other servers that are tried. Without `option redispatch` HAProxy tries the same one again."""
+        if not backend.redispatch or not backend.retries or balance == "source":
+            return 0
+        return min(backend.retries, 100) if balance in _REDISPATCHED else 1
+
+    def _source(self, backend: Proxy) -> str:
+        if backend.source is None:
+            return ""
+        line = backend.source
+        address = self._parser.address(line, line.words[1] if len(line.words) > 1 else "")
+        if len(line.words) > 2:
+            what = "servers would see the client's address, or be called by an interface; pylb cannot: send the PROXY header"
+            self._notes.differs(line, f"{line.text}: {what}")
+            return ""
+        for text in (address, address.rpartition(":")[0].strip("[]"), address.strip("[]")):
+            try:
+                found = parse_ip(text)
+            except ValueError:
+                continue
+            return "" if found in ("0.0.0.0", "::") else found
+        if address not in ("*", ""):
+            self._notes.differs(line, f"{line.text}: HAProxy would call servers from there; write the address as an IP")
+        return ""
+
+    def _accepted(self, proxy: Proxy, backend: Proxy, place: Place) -> Clients:
+        found = EVERYBODY
+        for one in (proxy,) if backend is proxy else (proxy, backend):
+            for level, rules in one.rules.items():
+                if "proxy_protocol" in place.settings and rules:
+                    what = "HAProxy compares the address on the wire, or the one in the header; pylb cannot say which"
+                    self._notes.differs(rules[0].line, f"{rules[0].line.text}: with accept-proxy: {what}, and asks neither")
+                elif level != "connection" or one is proxy:
+                    found &= self._conditions.accepted(rules, one.acls, place.port)
+        return found
+
+
+def _size_of(bind: Bind, proxy: Proxy) -> int:
+    return (bind.last - bind.first + 1) * (len(plain_name(proxy.section.name)) + LEAST_FRONTEND)
+
+
+def _timeouts(proxy: Proxy, backend: Proxy, *, limited: bool) -> dict[str, str]:
+    client = {key: ms for key, ms in proxy.timeouts.items() if key.startswith("client")}
+    timeouts = {**{key: ms for key, ms in backend.timeouts.items() if not key.startswith("client")}, **client}
+    found = {_TIMEOUTS[key]: ms for key, ms in timeouts.items() if key in _TIMEOUTS}
+    if limited and "queue" not in timeouts:
+        found["queue"] = timeouts.get("connect", inf)
+    sides = [timeouts[key] for key in ("client", "server") if key in timeouts]
+    if idle := timeouts.get("tunnel", max(sides, default=0)):
+        found["idle"] = idle
+    return {key: "0s" if key == "idle" and ms == inf else duration(ms) for key, ms in sorted(found.items())}
+
+
+def _factored(frontends: list[dict[str, Any]]) -> dict[str, Any]:
+    """What all have in common stands once, under `defaults`."""
+    common: dict[str, Any] = {}
+    if len(frontends) > 1:
+        for key in ("balance", "retries", "timeouts", "health", "source_addresses", "max_connections"):
+            first = frontends[0].get(key)
+            if first is not None and all(one.get(key) == first for one in frontends):
+                common[key] = first
+                for one in frontends:
+                    del one[key]
+    names: dict[str, int] = {}
+    for one in frontends:
+        names[one["name"]] = names.get(one["name"], 0) + 1
+        if names[one["name"]] > 1:
+            one["name"] += f"-{names[one['name']]}"
+    return {**({"defaults": common} if common else {}), "frontends": frontends}
+
+
+def _rendered(document: dict[str, Any]) -> str:
+    head = (
+        "# Translated by `pylb import` from an haproxy.cfg. What was not translated was printed beside it.\n"
+        "# Add tokens (pylb token create), then: pylb check -c pylb.yaml; pylb run -c pylb.yaml\n"
+    )
+    dump: Callable[..., str] = yaml.dump
+    return head + dump(document, Dumper=_Plain, sort_keys=False, default_flow_style=None, width=120)
+
+
+class _Plain(yaml.SafeDumper):
+    """Without anchors, which pylb's own reader does not take."""
+
+    def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002
+        return True

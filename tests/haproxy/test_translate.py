@@ -1,0 +1,461 @@
+"""haproxy.cfg as pylb.yaml: what is translated means the same, what is not is named with its line, nothing raises."""
+
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pylb.config import ConfigErrors, parse
+from pylb.config.yamlplace import MAX_CHARACTERS
+from pylb.haproxy.servers import plain_name
+from pylb.haproxy.translate import Translation, translate
+from tests.app.instance import cli
+from tests.support.drive import free_port
+from tests.support.peers import need
+from tests.support.processes import Processes, python
+from tests.support.waiting import eventually
+
+
+def read(text: str) -> Translation:
+    return translate([("haproxy.cfg", text)])
+
+
+def frontends(text: str) -> list[dict[str, Any]]:
+    document = yaml.safe_load(read(text).text)
+    parse(read(text).text, "pylb.yaml")  # pylb takes it
+    shared = document.get("defaults", {})
+    return [{**shared, **one} for one in document["frontends"]]
+
+
+def one(*lines: str, server: str = "s1 192.0.2.7:30443", top: str = "") -> dict[str, Any]:
+    """A listen section with these lines."""
+    [found] = frontends(f"{top}\nlisten web\n  bind *:443\n  server {server}\n" + "".join(f"  {line}\n" for line in lines))
+    return found
+
+
+def differences(text: str) -> list[str]:
+    return [str(note).removeprefix("haproxy.cfg:") for note in read(text).differences]
+
+
+def notes(text: str) -> list[str]:
+    return [str(note).removeprefix("haproxy.cfg:") for note in read(text).notes]
+
+
+def test_a_frontend_with_its_backend() -> None:
+    text = "frontend https\n bind *:443\n default_backend apps\nbackend apps\n server a 192.0.2.7:30443\n"
+    assert frontends(text) == [
+        {
+            "name": "https",
+            "listen": "0.0.0.0:443",  # their * is IPv4
+            "balance": "roundrobin",
+            "retries": 0,  # without `option redispatch` no other server is tried
+            "health": {"mode": "none"},  # whoever is not checked is never down
+            "servers": [{"name": "a", "address": "192.0.2.7:30443"}],
+        }
+    ]
+    assert notes(text) == []
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("balance leastconn", {"balance": "leastconn"}),
+        ("balance static-rr", {"balance": "roundrobin"}),
+        ("balance random(3)", {"balance": "random"}),
+        ("maxconn 100", {"max_connections": 100}),
+        ("retries 1", {"retries": 0}),
+        ("option redispatch", {"retries": 3}),
+        ("balance source\n  option redispatch", {"retries": 0}),
+        ("balance leastconn\n  option redispatch", {"retries": 1}),
+        ("option redispatch\n  no option redispatch", {"retries": 0}),
+        ("timeout tunnel 0", {"timeouts": {"idle": "0s"}}),
+        ("timeout connect 0", {"timeouts": {"connect": "8784h"}}),
+        ("rate-limit sessions 50", {"limits": {"rate": 50}}),
+        ("timeout connect 4000", {"timeouts": {"connect": "4s"}}),
+        ("timeout tunnel 1h", {"timeouts": {"idle": "1h"}}),
+        ("timeout client-fin 90s", {"timeouts": {"half_close": "90s"}}),
+        ("timeout queue 1500us", {"timeouts": {"queue": "2ms"}}),
+        ("source 192.0.2.1", {"source_addresses": ["192.0.2.1"]}),
+        ("balance hash src", {"balance": "source"}),
+        ("tcp-request connection reject if { src 10.0.0.0/8 }", {"access": [{"deny": "10.0.0.0/8"}]}),
+        ("tcp-request content reject if !{ src 10.0.0.0/8 }", {"access": [{"allow": "10.0.0.0/8"}]}),
+        (
+            "acl a src 10.0.0.0/8\n  tcp-request connection accept if a\n  tcp-request connection reject",
+            {"access": [{"allow": "10.0.0.0/8"}]},
+        ),
+    ],
+)
+def test_settings(line: str, expected: dict[str, Any]) -> None:
+    assert expected.items() <= one(line).items()
+
+
+def test_tunnel_replaces_client_and_server_and_of_those_two_the_longer_counts() -> None:
+    assert one("timeout client 30s", "timeout server 50s")["timeouts"] == {"idle": "50s"}
+    assert one("timeout client 30s", "timeout server 50s", "timeout tunnel 2h")["timeouts"] == {"idle": "2h"}
+
+
+@pytest.mark.parametrize(
+    ("server", "expected"),
+    [
+        ("s1 192.0.2.7:30443 weight 5", {"servers": [{"name": "s1", "address": "192.0.2.7:30443", "weight": 5}]}),
+        (
+            "s1 192.0.2.7:30443 backup maxconn 9",
+            {"servers": [{"name": "s1", "address": "192.0.2.7:30443", "backup": True, "max_connections": 9}]},
+        ),
+        ("s1 192.0.2.7", {"servers": [{"name": "s1", "address": "192.0.2.7:443"}]}),
+        ("s1 192.0.2.7:+1000", {"servers": [{"name": "s1", "address": "192.0.2.7:1443"}]}),
+        ("s1 ipv4@192.0.2.7:1", {"servers": [{"name": "s1", "address": "192.0.2.7:1"}]}),
+        ("s1 app.example.net:30443", {"servers": [{"name": "s1", "address": "app.example.net:30443"}]}),
+        ("s1 ipv6@app.example.net:1", {"servers": [{"name": "s1", "address": "app.example.net:1", "resolve": "ipv6"}]}),
+        ("s1 [2001:db8::7]:30443", {"servers": [{"name": "s1", "address": "[2001:db8::7]:30443"}]}),
+        ("s1 2001:db8::7:30443", {"servers": [{"name": "s1", "address": "[2001:db8::7]:30443"}]}),
+        ("s1 192.0.2.7:30443 disabled", {"servers": [{"name": "s1", "address": "192.0.2.7:30443", "weight": 0}]}),
+        ("s1 192.0.2.7:30443 send-proxy-v2", {"proxy_protocol": {"send": "v2"}}),
+        (
+            "s1 192.0.2.7:30443 check inter 5s rise 1 fall 2",
+            {
+                "health": {
+                    "mode": "active",
+                    "timeout": "5s",
+                    "interval": "5s",
+                    "rise": 1,
+                    "fall": 2,
+                    "when_all_down": "refuse",
+                }
+            },
+        ),
+        (
+            "s1 192.0.2.7:30443 check port 80",
+            {"health": {"mode": "active", "check": {"port": 80}, "timeout": "2s", "when_all_down": "refuse"}},
+        ),
+        ("s1 192.0.2.7:30443 check on-marked-down shutdown-sessions", {"on_down": "close"}),
+        ("s1 192.0.2.7:30443 check slowstart 30s", {"slow_start": "30s"}),
+    ],
+)
+def test_servers(server: str, expected: dict[str, Any]) -> None:
+    assert expected.items() <= one(server=server).items()
+
+
+@pytest.mark.parametrize(
+    ("lines", "check"),
+    [
+        ("option httpchk GET /health\nhttp-check expect status 200", {"http": "/health", "expect": "200"}),
+        ("option httpchk GET /h\nhttp-check expect rstatus ^2", {"http": "/h", "expect": "200-299"}),
+        ("option httpchk GET /h HTTP/1.1\\r\\nHost:\\ a.example", {"http": "/h", "expect": "200-399", "host": "a.example"}),
+        (
+            "option httpchk OPTIONS /primary\nhttp-check expect status 200",
+            {"send": "OPTIONS /primary HTTP/1.0\r\n\r\n", "expect": " 200 "},
+        ),
+        (
+            "option httpchk\nhttp-check send meth HEAD uri /x hdr A b\nhttp-check expect status 204",
+            {"send": "HEAD /x HTTP/1.0\r\nA: b\r\n\r\n", "expect": " 204 "},
+        ),
+        ("option tcp-check\ntcp-check send PING\\r\\n\ntcp-check expect string PONG", {"send": "PING\r\n", "expect": "PONG"}),
+        (
+            (
+                "option tcp-check\ntcp-check connect port 7\ntcp-check send a\ntcp-check send b\ntcp-check expect string c\n"
+                "tcp-check expect comment x binary 64\ntcp-check send-binary 65"
+            ),
+            {"steps": [{"send": "ab", "expect": "c"}, {"expect": "d"}, {"send": "e"}], "port": 7},
+        ),
+        ("option redis-check", {"send": "*1\r\n$4\r\nPING\r\n", "expect": "+PONG\r\n"}),
+        ("option smtpchk", {"steps": [{"expect": "220"}, {"send": "HELO localhost\r\n", "expect": "250"}]}),
+        (
+            "option pgsql-check user ab",
+            {"send": "\0\0\0\x11\0\3\0\0user\0ab\0\0", "expect": "R\0\0\0"},
+        ),
+    ],
+)
+def test_checks(lines: str, check: dict[str, Any]) -> None:
+    found = one(*lines.split("\n"), server="s1 192.0.2.7:30443 check")
+    assert found["health"]["check"] == check
+    assert differences(f"listen w\n bind *:1\n server s1 192.0.2.7:1 check\n {lines}\n".replace("\n", "\n ")) == []
+
+
+def test_rules_of_tcp_check_without_its_option_count_for_nothing() -> None:
+    assert "check" not in one("tcp-check send PING", server="s1 192.0.2.7:30443 check")["health"]
+
+
+def test_rules_of_a_section_take_the_place_of_those_of_its_defaults() -> None:
+    top = "defaults\n option tcp-check\n tcp-check send a\n"
+    checked = "s1 192.0.2.7:30443 check"
+    assert one(server=checked, top=top)["health"]["check"]["send"] == "a"
+    assert one("tcp-check send b", server=checked, top=top)["health"]["check"]["send"] == "b"
+
+
+def test_each_server_has_its_own_check_where_they_differ() -> None:
+    found = one("server s2 192.0.2.8:30443 check inter 1s rise 3", server="s1 192.0.2.7:30443 check port 80")
+    assert found["health"]["check"] == {"port": 80}
+    assert [server["health"] for server in found["servers"] if "health" in server] == [
+        {"interval": "1s", "rise": 3, "port": 30443}
+    ]
+
+
+@pytest.mark.parametrize(("lines", "backups"), [("", "first"), ("option allbackups", "all")])
+def test_one_backup_serves_or_all_do(lines: str, backups: str) -> None:
+    found = one(lines, "server s2 192.0.2.8:1 backup", "server s3 192.0.2.9:1 backup")
+    assert found["backups"] == backups
+
+
+def test_timeout_check_is_for_the_answer_alone() -> None:
+    checked = "s1 192.0.2.7:30443 check inter 3s"
+    assert one("timeout check 5s", "timeout connect 1s", server=checked)["health"]["timeout"] == "1s"
+    asked = one("timeout check 5s", "timeout connect 1s", "option redis-check", server=checked)
+    assert asked["health"]["timeout"] == "6s"
+
+
+def test_defaults_count_for_what_is_behind_them_and_what_all_share_stands_once() -> None:
+    text = "defaults\n timeout connect 3s\n" + "".join(
+        f"listen {name}\n bind *:{port}\n server s 192.0.2.7:{port}\n" for name, port in (("a", 81), ("b", 82))
+    )
+    assert yaml.safe_load(read(text).text)["defaults"] == {
+        "balance": "roundrobin",
+        "retries": 0,
+        "timeouts": {"connect": "3s"},
+        "health": {"mode": "none"},
+    }
+    again = text + "defaults\n timeout connect 9s\nlisten c\n bind *:83\n server s 192.0.2.7:83\n"
+    assert [found["timeouts"]["connect"] for found in frontends(again)] == ["3s", "3s", "9s"]
+
+
+def test_each_place_of_a_bind_is_a_frontend() -> None:
+    text = "listen web\n bind *:80,192.0.2.1:8080\n bind [2001:db8::1]:9100-9101\n server s 192.0.2.7:80\n"
+    assert [(found["name"], found["listen"]) for found in frontends(text)] == [
+        ("web", "0.0.0.0:80"),
+        ("web-8080", "192.0.2.1:8080"),
+        ("web-9100", "[2001:db8::1]:9100"),
+        ("web-9101", "[2001:db8::1]:9101"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("binds", "listen"),
+    [
+        ("*:80", ["0.0.0.0:80"]),
+        (":80", ["0.0.0.0:80"]),
+        (":::80", ["*:80"]),
+        ("[::]:80 v4v6", ["*:80"]),
+        (":::80 v6only", ["[::]:80"]),
+        ("0.0.0.0:80\n bind :::80 v6only", ["*:80"]),
+        ("*:80\n bind :::80 v4v6", ["*:80"]),
+        ("ipv4@192.0.2.1:80-81", ["192.0.2.1:80", "192.0.2.1:81"]),
+        ("ipv6@2001:db8::1:80", ["[2001:db8::1]:80"]),
+    ],
+)
+def test_families(binds: str, listen: list[str]) -> None:
+    assert [found["listen"] for found in frontends(f"listen w\n bind {binds}\n server s 192.0.2.7:1\n")] == listen
+
+
+LISTEN = "listen w\n bind *:80\n server s 192.0.2.7:80\n server t 192.0.2.8:80\n"
+ONE = "listen w\n bind *:80\n server s 192.0.2.7:80"
+
+
+@pytest.mark.parametrize(
+    ("text", "difference"),
+    [
+        (f"{LISTEN} mode http", "1: listen w is left out: HAProxy would serve it in mode http"),
+        ("listen w\n bind *:443 ssl crt x\n server s 192.0.2.7:80", "2: bind *:443 ssl: HAProxy would decrypt TLS there"),
+        ("listen w\n bind /run/x.sock\n server s 192.0.2.7:80", "2: bind /run/x.sock: HAProxy would listen there"),
+        ("listen w\n bind *:80 interface eth0\n server s 192.0.2.7:80", "2: bind *:80 interface eth0: HAProxy would take"),
+        ("listen w\n bind *:80 accept-netscaler-cip 1\n server s 192.0.2.7:80", "2: bind *:80 accept-netscaler-cip"),
+        (f"{ONE} ssl verify none", "3: server s: HAProxy would encrypt for it"),
+        (f"{ONE} check check-ssl", "3: server s: check-ssl: HAProxy would check it by TLS"),
+        (f"{ONE} check observe layer4", "3: server s: observe layer4"),
+        (f"{ONE} track other/x", "3: server s: track other/x"),
+        (f"{ONE} maxqueue 5", "3: server s: maxqueue 5"),
+        (f"{ONE} unheard-of", "3: server s: unheard-of: pylb has nothing like it"),
+        ("listen w\n bind *:80\n server s app.example.net:80", "3: server s: HAProxy would look the name up when it starts"),
+        ("listen w\n bind *:80\n server s /run/app.sock", "3: server s: HAProxy would use /run/app.sock"),
+        ("listen w\n bind *:80\n server s 0.0.0.0:80", "3: server s: HAProxy would go where the client wanted"),
+        ("listen w\n bind *:80\n server-template s 1-3 app.example.net:80 check", "3: server-template s 1-3: HAProxy would"),
+        (f"{LISTEN} server u 192.0.2.8:80", "5: server u: HAProxy would have 192.0.2.8:80 twice"),
+        (f"{LISTEN} server u 192.0.2.9:80 check", "3: server s: HAProxy would not check it"),
+        (f"{LISTEN} server u 192.0.2.9:80 send-proxy", "5: server u: send-proxy is another"),
+        (f"{LISTEN} use_backend x if {{ req.ssl_sni a.example }}", "5: use_backend x if { req.ssl_sni a.example }: HAProxy"),
+        (f"{LISTEN} use_backend x if {{ src 10.0.0.1 }}", "5: use_backend x if { src 10.0.0.1 }: HAProxy would send some"),
+        (f"{LISTEN} use_backend bk_%[req.ssl_sni]", "5: use_backend bk_%[req.ssl_sni]: HAProxy would send some"),
+        (f"{LISTEN} use-server s if TRUE", "5: use-server s if TRUE: pylb has nothing like"),
+        (f"{LISTEN} tcp-request connection reject if {{ src_conn_rate gt 10 }}", "5: tcp-request connection reject if"),
+        (f"{LISTEN} tcp-request connection reject if {{ src -f /etc/bad }}", "5: tcp-request connection reject if { src -f"),
+        (f"{LISTEN} tcp-request content set-dst str(1)", "5: tcp-request content set-dst str(1): pylb has nothing"),
+        (f"{LISTEN} tcp-response content reject", "5: tcp-response content reject: pylb has nothing like"),
+        (f"{LISTEN} stick-table type ip size 1m\n stick on dst", "6: stick on dst: HAProxy would remember the server of each"),
+        (f"{LISTEN} stick on src", "5: stick on src: HAProxy would remember the server of each"),
+        (f"{LISTEN} balance uri", "5: balance uri: HAProxy would choose servers so"),
+        (f"{LISTEN} balance source\n hash-balance-factor 150", "6: hash-balance-factor 150: HAProxy would send clients"),
+        (f"{LISTEN} dispatch 192.0.2.1:1", "5: dispatch 192.0.2.1:1: pylb has nothing like dispatch"),
+        (f"{LISTEN} option transparent", "5: option transparent: pylb has no option transparent"),
+        (f"{LISTEN} source 0.0.0.0 usesrc clientip", "5: source 0.0.0.0 usesrc clientip: servers would see"),
+        (f"{LISTEN} bind *:81\n maxconn 10", "6: listen w: maxconn 10: HAProxy would count all its places"),
+        (f"{LISTEN} bind *:81\n default-server maxconn 5", "3: server s: maxconn: HAProxy would count"),
+        (f"{ONE} check\n option mysql-check user x", "4: option mysql-check user x: HAProxy would ask servers in that"),
+        (f"{ONE} check\n option tcp-check\n tcp-check expect ! string x", "5: tcp-check expect ! string x: HAProxy would"),
+        (f"{ONE} check\n option tcp-check\n tcp-check send-binary ff", "5: tcp-check send-binary ff: HAProxy would send"),
+        (f"{ONE} check\n option httpchk", "4: option httpchk: HAProxy would send OPTIONS and take any status of 200-399"),
+        (f"{ONE} check\n option httpchk GET /\n http-check expect ! status 500", "5: http-check expect ! status 500"),
+        ("frontend w\n bind *:80\n default_backend x", "1: frontend w is left out: it has no backend called x"),
+        ("frontend w\n bind *:80", "1: frontend w is left out: it has no default_backend"),
+        ("nonsense", "1: not understood: nonsense"),
+        (f"global\n maxconnrate 5\n{LISTEN}", "2: global maxconnrate 5: HAProxy would take"),
+        ("log-forward x\n bind *:514", "1: section log-forward x: HAProxy would take log messages"),
+    ],
+)
+def test_what_would_change_who_gets_a_connection_is_a_difference(text: str, difference: str) -> None:
+    assert any(found.startswith(difference) for found in differences(text)), differences(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "note"),
+    [
+        ("backend b\n server s 192.0.2.7:80", "1: backend b is left out: no frontend sends to it"),
+        ("peers p\n peer a 192.0.2.7:80", "1: section peers p: not translated"),
+        ("global\n maxconn 100", "2: global maxconn: pylb derives its limit"),
+        ("listen w\n bind *:80 accept-proxy\n server s 192.0.2.7:80", "2: accept-proxy: accept_from is everybody"),
+        (f"{ONE} disabled", "3: server s is disabled: weight 0"),
+        ("listen stats\n mode http\n bind *:8404\n stats enable", "1: listen stats is left out: pylb has its status page"),
+        (f"{LISTEN} disabled", "1: listen w is left out: it is disabled"),
+        (f"{LISTEN} balance source", "5: balance source: each client has its server, by another hash"),
+        ("program p\n command x", "1: section program p: not translated"),
+    ],
+)
+def test_what_changes_nothing_for_clients_is_a_note(text: str, note: str) -> None:
+    assert any(found.startswith(note) for found in notes(text)), notes(text)
+    assert differences(text) == []
+
+
+SAME = """
+    log global|nbthread 4|option tcplog|hash-type consistent|fullconn 100|stick-table type ip size 1m store conn_rate(3s)
+    tcp-request connection track-sc0 src|tcp-request inspect-delay 5s|tcp-request content accept if { req.ssl_hello_type 1 }
+    acl unused req.ssl_sni a.example|http-request deny|option forwardfor|cookie X insert|timeout http-request 5s|id 7
+"""
+
+
+@pytest.mark.parametrize("line", [one.strip() for one in SAME.replace("\n", "|").split("|") if one.strip()])
+def test_what_says_nothing_about_connections_is_passed_over_in_silence(line: str) -> None:
+    text = f"global\n {line}\n{LISTEN}" if line.startswith("nbthread") else f"{LISTEN} {line}\n"
+    assert notes(text) == []
+
+
+def test_with_one_server_stickiness_changes_nothing() -> None:
+    assert differences(f"{ONE}\n stick on src\n balance uri\n") == []
+
+
+SOME = """
+    global defaults listen frontend backend bind server balance mode timeout option check weight * : *:80 192.0.2.1:80 443
+    default_backend source from tcp-check send expect string http-check status maxconn ssl port inter 5s x ' " \\ # -1
+"""
+WORDS = st.sampled_from(SOME.split())
+
+
+@given(st.lists(st.lists(WORDS, max_size=6).map(" ".join), max_size=12).map("\n".join) | st.text(max_size=200))
+def test_nothing_raises_and_what_comes_out_is_yaml(text: str) -> None:
+    document = yaml.safe_load(read(text).text)
+    assert isinstance(document["frontends"], list)
+    try:
+        parse(read(text).text, "pylb.yaml")
+    except ConfigErrors:
+        pass  # two frontends on one port, a server that is none: the command says so
+
+
+def test_the_command_writes_only_what_is_the_same_unless_differences_are_accepted(tmp_path: Path) -> None:
+    file = tmp_path / "haproxy.cfg"
+    file.write_text("listen web\n  bind *:443\n  use_backend x if { src 10.0.0.1 }\n  server s1 192.0.2.7:30443\n")
+    ended = cli(tmp_path, "import", str(file))
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert (
+        f"difference: {file}:3: use_backend x if {{ src 10.0.0.1 }}: HAProxy would send some connections to x" in ended.stderr
+    )
+    assert "1 difference: nothing was written" in ended.stderr
+    accepted = cli(tmp_path, "import", "--accept-differences", str(file))
+    assert accepted.returncode == 0
+    assert yaml.safe_load(accepted.stdout)["frontends"][0]["listen"] == "0.0.0.0:443"
+    assert "1 frontend translated, 1 difference, 0 notes" in accepted.stderr
+    file.write_text("listen web\n  bind *:443\n  server s1 192.0.2.7:30443\n")
+    assert cli(tmp_path, "import", str(file)).returncode == 0
+    file.write_text("global\n")
+    assert cli(tmp_path, "import", str(file)).returncode == 1
+
+
+@pytest.fixture
+def processes(tmp_path: Path) -> Iterator[Processes]:
+    with Processes(tmp_path) as found:
+        yield found
+
+
+@pytest.mark.e2e
+def test_pylb_serves_what_haproxy_served_from_the_same_file(processes: Processes, tmp_path: Path) -> None:
+    ports, target, dead = [free_port() for _ in range(3)], free_port(), free_port()
+    haproxy, mqtt, ranged = ports
+    text = (
+        "defaults\n  mode tcp\n  timeout connect 2s\n  timeout client 1m\n  timeout server 1m\n  option redispatch\n"
+        f"frontend first\n  bind 127.0.0.1:{haproxy}\n  default_backend apps\n"
+        f"backend apps\n  balance first\n  server dead 127.0.0.1:{dead}\n  server live 127.0.0.1:{target}\n"
+        f"listen mqtt\n  bind 127.0.0.1:{mqtt}\n  server live 127.0.0.1:{target} check backup\n"
+        f"listen third\n  bind 127.0.0.1:{ranged}\n  server live 127.0.0.1:{target} send-proxy\n"
+    )
+    file = tmp_path / "haproxy.cfg"
+    file.write_text(text)
+    with ExitStack() as stack:
+        app = stack.enter_context(socket.create_server(("127.0.0.1", target)))
+        old = processes.start("haproxy", [need("haproxy"), "-f", str(file), "-db"])
+        before = [_first_bytes(port, app) for port in ports]
+        old.stop()
+        ended = cli(tmp_path, "import", str(file))
+        assert ended.returncode == 0, ended.stderr
+        config = tmp_path / "pylb.yaml"
+        faces = {"webhook": {"listen": f"127.0.0.1:{free_port()}"}, "admin": {"listen": f"127.0.0.1:{free_port()}"}}
+        extra = yaml.safe_dump(faces | {"state_dir": "state"})
+        config.write_text(extra + ended.stdout)
+        processes.start("pylb", python("pylb", "run", "-c", str(config)))
+        after = [_first_bytes(port, app) for port in ports]
+    assert before[:2] == after[:2] == [b"hello", b"hello"]
+    assert before[2].startswith(b"PROXY TCP4 127.0.0.1")
+    assert after[2].startswith(b"PROXY TCP4 127.0.0.1")
+
+
+def _first_bytes(port: int, app: socket.socket) -> bytes:
+    """What the app gets when a client says hello at `port`. Until its first check has passed nobody is served."""
+
+    def served() -> bytes | None:
+        try:
+            with socket.create_connection(("127.0.0.1", port), timeout=5) as client:
+                client.sendall(b"hello")
+                while True:
+                    session, _ = app.accept()
+                    with session:
+                        session.settimeout(5)
+                        if first := session.recv(100):  # a health check says nothing
+                            return first
+        except (OSError, TimeoutError):
+            return None  # it is starting
+
+    app.settimeout(1)
+    found = eventually(served, what=f"port {port} is served")
+    assert found is not None
+    return found
+
+
+def test_what_would_be_larger_than_pylb_reads_is_noted_and_the_rest_translated() -> None:
+    """A few hundred bytes asked for a hundred million lines."""
+    servers = "".join(f" server s{number} 192.0.2.7:{number}\n" for number in range(1, 1001))
+    text = f"listen small\n bind *:1\n server s 192.0.2.7:1\nlisten wide\n bind *:2-65535\n bind *:2-65535\n{servers}"
+    found = translate([("haproxy.cfg", text)])
+    assert "listen wide is not translated to its end: with it pylb.yaml has more than" in "\n".join(map(str, found.notes))
+    assert len(found.text) < MAX_CHARACTERS
+    assert [one["name"] for one in yaml.safe_load(found.text)["frontends"]][:1] == ["small"]
+
+
+@pytest.mark.parametrize("line", ["listen " + "-" * (1 << 20), "listen a" + "-" * (1 << 20) + "a", "listen " + "a" * (1 << 20)])
+def test_a_name_of_1_mib_is_read_in_one_pass(line: str) -> None:
+    assert len(plain_name(line.partition(" ")[2])) <= 253
+
+
+def test_a_note_is_not_searched_among_all_others() -> None:
+    lines = "listen a\n bind *:1\n server s 192.0.2.7:1\n" + "".join(f" nonsense{number}\n" for number in range(20_000))
+    assert len(translate([("haproxy.cfg", lines)]).notes) == 20_000
