@@ -147,12 +147,23 @@ class Listeners:
         return None
 
 
-def passed(environ: Mapping[str, str]) -> range:
-    """The descriptors that systemd passed to this process (sd_listen_fds(3))."""
-    if environ.get("LISTEN_PID") != str(os.getpid()):
-        return range(0)
+def passed(environ: Mapping[str, str]) -> list[int]:
+    """The descriptors that systemd passed to this process (sd_listen_fds(3)).
+
+    Only what came through exec: all that this process opened itself is close-on-exec (PEP 446, and libuv), such as the
+    loop's own descriptors, which a wrong count would have closed.
+    """
     count = environ.get("LISTEN_FDS", "")
-    return range(FIRST, FIRST + int(count)) if re.fullmatch("[0-9]{1,6}", count) else range(0)  # no process has a million
+    if environ.get("LISTEN_PID") != str(os.getpid()) or not re.fullmatch("[0-9]{1,6}", count):  # no process has a million
+        return []
+    return [fd for fd in range(FIRST, FIRST + int(count)) if _came_through_exec(fd)]
+
+
+def _came_through_exec(fd: int) -> bool:
+    try:
+        return os.get_inheritable(fd)
+    except OSError:
+        return False
 
 
 def _listens(sock: SocketType) -> bool:

@@ -559,6 +559,9 @@ class Registry:
         """A call that the web layer refused: it counts like any other, and is shown where `tell` says so (of a flood, some
         are enough). `token`: "" without a valid one."""
         self._ledger.totals["refused"] += 1
+        if tell:
+            clean = self._scene.keyring.without_secrets
+            refused, what, name = Refused(refused.code, clean(refused.detail), clean(refused.hint)), clean(what), clean(name)
         self._ledger.journal.reject(refused, ip, token, what, name=name, ports=ports, tell=tell)
 
 

@@ -61,6 +61,7 @@ class Keyring:
         # strip: a secret file usually ends with a newline, which no header can carry
         stripped = [(secret.strip(), token) for token in self.tokens for secret in token.secrets]
         self._heirs = [token for token in self.tokens if token.replaces]
+        self._strong = [secret for secret, _ in stripped if len(secret) >= STRONG]
         self._known = [(_digest(secret), len(secret) < STRONG, token) for secret, token in stripped if secret]
 
     @property
@@ -88,6 +89,22 @@ class Keyring:
             if hmac.compare_digest(offered, known) and (token.legacy if at == "legacy" else not is_weak):
                 found = token
         return found
+
+    def without_secrets(self, text: str) -> str:
+        """For a log: whoever puts a secret where none belongs, such as the name, gets it refused, and quoted, maybe cut.
+
+        Strong ones alone: a short one may be the name of its app, and what a text is about.
+        """
+        for secret in self._strong:
+            pieces = text.split(secret[:STRONG])
+            text = "[secret]".join(pieces[:1] + [_behind(secret[STRONG:], piece) for piece in pieces[1:]])
+        return text
+
+
+def _behind(rest: str, text: str) -> str:
+    """`text` without as much of `rest` as it begins with."""
+    same = next((place for place, (one, other) in enumerate(zip(rest, text, strict=False)) if one != other), None)
+    return text[min(len(rest), len(text)) if same is None else same :]
 
 
 def fingerprint(secret: str) -> str:

@@ -201,7 +201,17 @@ def test_the_watchdog_counts_if_it_is_ours(variables: dict[str, str], seconds: f
 
 @pytest.mark.parametrize("count", ["-1", "", "x", "²", "9" * 20, "9" * 5000])
 def test_what_no_supervisor_says_is_no_number_of_descriptors(count: str) -> None:
-    assert passed({"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": count}) == range(0)
+    assert passed({"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": count}) == []
+
+
+def test_a_wrong_count_of_descriptors_names_none_that_pylb_opened_itself() -> None:
+    environ = {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "999999"}
+    with socket.create_server(("127.0.0.1", 0)) as own, socket.create_server(("127.0.0.1", 0)) as came:
+        os.set_inheritable(came.fileno(), True)
+        found = passed(environ)
+        assert came.fileno() in found
+        assert own.fileno() not in found
+        assert all(os.get_inheritable(fd) for fd in found)
 
 
 def test_a_descriptor_that_is_not_there_is_none_of_those_that_were_passed() -> None:

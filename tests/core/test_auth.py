@@ -62,6 +62,14 @@ def test_a_token_never_shows_its_secrets() -> None:
     assert STRONG not in repr(token())
 
 
+def test_a_secret_where_none_belongs_is_not_quoted_cut_or_whole() -> None:
+    long, other, short = "first-secret-of-the-mail-token-0123456789", "second-secret-of-the-mail-token-012345678", "mail"
+    keyring = Keyring([token(secrets=(long + "\n", other)), token(secrets=(short,), allow_weak=True)])
+    text = f"mail: {long}, {long[:40]}…, {other[:22]}/{long}; {long[:21]}"
+    assert keyring.without_secrets(text) == f"mail: [secret], [secret]…, [secret]/[secret]; {long[:21]}"
+    assert keyring.without_secrets("") == ""
+
+
 def test_sources_bound_from_where_a_token_may_be_used() -> None:
     inside = token(sources=(parse_network("203.0.113.0/24"),))
     check_source(Caller("203.0.113.7", inside))

@@ -323,6 +323,20 @@ def test_wrong_tokens_are_remembered_without_the_secret_and_a_flood_is_not(tmp_p
     run(main())
 
 
+def test_a_secret_in_the_wrong_place_of_a_call_is_not_remembered(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with facing(tmp_path) as face:
+            for name, body in ((SECRET, body_for(free_port())), ("mosquitto", {SECRET: 1}), (SECRET, {})):
+                assert (await face.put(f"{name}/p", body)).status in (400, 403, 422)
+            assert (await face.put(f"{SECRET}/p", {}, {"Authorization": "Bearer wrong"})).status == 401
+            rejected = face.control.registry.rejected()
+            assert len(rejected) == 4
+            assert "[secret]" in repr(rejected[0])
+            assert SECRET not in repr(rejected) + repr(face.control.registry.events())
+
+    run(main())
+
+
 def test_a_reload_that_replaces_the_keyring_acts_on_the_next_call(tmp_path: Path) -> None:
     async def main() -> None:
         async with facing(tmp_path) as face:
