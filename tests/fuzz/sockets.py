@@ -18,6 +18,7 @@ from pylb.core.auth import Keyring
 from pylb.core.errors import Code, Refused
 from pylb.core.overrides import find
 from pylb.core.policy import Policy, ProxyProtocol, Rules
+from pylb.core.recorder import session_id
 from pylb.core.session import SessionView
 from pylb.core.table import Frontend, Server, Table
 from pylb.forward.counters import Counters
@@ -26,14 +27,18 @@ from pylb.observe.rates import Rates
 from pylb.observe.stats import Picture
 from pylb.verbs import verbs
 from pylb.web.commands import Commands
-from pylb.web.dialect import client_of, session_id
 from pylb.web.runtime import split
+from pylb.web.sessions import named
 from pylb.web.socket import LINE_BYTES, ControlSocket
 from tests.fuzz.inputs import Parser
 from tests.support.sink import PortSink
 
 LISTEN, SERVER = Listen("tcp", "*", 443), Server("one", Address("192.0.2.7", 30443))
 TABLE = Table(1, {LISTEN: Frontend("web", LISTEN, Policy(), (SERVER,))})
+SESSIONS = tuple(
+    SessionView(ip, port, "web", LISTEN, "one", SERVER.address, "relaying", 0.0, 0, 0, session_id(number))
+    for number, (ip, port) in enumerate((("192.0.2.7", 50000), ("2001:db8::7", 1)), 1)
+)
 VIEW = ServerView("web", LISTEN, "one", SERVER.address, 1, ProxyProtocol.NONE, 0, "up", True, "yes", "", "", ("static",))
 
 
@@ -76,13 +81,12 @@ def commands(data: bytes) -> object:
     return _loop().run_until_complete(_commanded(data.decode("utf-8", "replace")))
 
 
-def _client(data: bytes) -> Address:
-    return client_of(data.decode("utf-8", "replace"))
+def _session(data: bytes) -> list[SessionView]:
+    return named(data.decode("utf-8", "replace"), SESSIONS)
 
 
-def _has_an_id(found: Any) -> None:
-    view = SessionView(found.ip, found.port, "web", LISTEN, "one", SERVER.address, "relaying", 0.0, 0, 0, 1)
-    assert client_of(session_id(view)) == found
+def _is_one_alone(found: Any) -> None:
+    assert found in ([], [SESSIONS[0]], [SESSIONS[1]])
 
 
 @cache
@@ -213,12 +217,12 @@ SOCKETS = (
         memory=2000,
     ),
     Parser(
-        "client",
-        _client,
+        "session",
+        _session,
         (ValueError,),
-        (b"0xc0000207c350", b"192.0.2.7:50000", b"[2001:db8::7]:1"),
+        (session_id(1).encode(), session_id(7).encode(), b"192.0.2.7:50000", b"[2001:db8::7]:1"),
         (b"0x", b"00", b":"),
-        _has_an_id,
+        _is_one_alone,
     ),
     Parser("target", _target, (Refused,), (b"web/one", b"443/192.0.2.7:30443", b"192.0.2.7"), (b"/", b"web")),
 )
