@@ -600,7 +600,9 @@ class App:
         """What a reload with this file would change. Raises ConfigErrors or Refused, as the reload would."""
         config = await asyncio.to_thread(self._source.read, path, text)
         check_fixed(self._config, config)
-        return self._registry.plan_reload(await rules_of(config), self._keyring)
+        rules = await rules_of(config)
+        planned = self._registry.plan_reload(rules, self._keyring)
+        return [*planned, *await self._registry.plan_checks(rules, self._keyring)]
 
     def token(self, name: str) -> Token | None:
         return next((token for token in self._keyring.tokens if token.name == name), None)

@@ -1,5 +1,6 @@
 """`pylb doctor`: what of this machine would go wrong, before it does."""
 
+import asyncio
 import os
 import pwd
 import resource
@@ -9,11 +10,22 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pylb.config import Config
+from pylb.config.health import random_pod
+from pylb.control.probe import at_most
+from pylb.control.rehearsal import failing, has_check
+from pylb.core.auth import NODE_PORTS
+from pylb.core.changes import Line
+from pylb.core.claims import Claims
+from pylb.core.compose import Sight, frontend
+from pylb.core.layout import Layout
+from pylb.core.policy import Rules
+from pylb.core.table import Frontend
 from pylb.descriptors import budget
 from pylb.forward.engine import connection_limit
-from pylb.machine import listeners_of, worker_count
+from pylb.machine import listeners_of, resolve, worker_count
 from pylb.web.certificate import Certificate
 
+CHECKS_AT_ONCE = 64
 FEWEST_DESCRIPTORS = 8192  # 4,000 sessions
 LOW_PORT = 1024
 SOON = 14 * 86400.0  # seconds
@@ -42,6 +54,7 @@ def examine(config: Config) -> list[Finding]:
         _conntrack,
         _pipes,
         _advertise,
+        _checks,
     ]
     return [finding for look in looks for finding in look(config)]
 
@@ -166,6 +179,32 @@ def _pipes(_config: Config) -> Iterator[Finding]:
 def _advertise(config: Config) -> Iterator[Finding]:
     found = config.advertise or "not set: join strings have this machine's own address"
     yield Finding("advertise", True, found)
+
+
+def _checks(config: Config) -> Iterator[Finding]:
+    """Each check of the config is asked once: who does not pass it would be out of service."""
+    frontends, failed = asyncio.run(_asked(config.rules(frozenset())))
+    for line in failed:
+        remedy = "mend the server or its check; a check that is more than a connect is always asked"
+        yield Finding(f"check of {line.frontend}", False, line.text, remedy)
+    for one in frontends:
+        if not any(line.listen == one.listen for line in failed):
+            yield Finding(f"check of {one.name}", True, "all its servers pass")
+        ports = (one.health(server).check.port or server.address.port for server in one.servers if has_check(one, server))
+        port = next((port for port in ports if port in NODE_PORTS), None)
+        if port is not None:
+            yield Finding(f"check of {one.name}", False, *random_pod(port))
+
+
+async def _asked(rules: Rules) -> tuple[list[Frontend], list[Line]]:
+    """The frontends of the config that have checks, with what their host names are now, and what fails."""
+    hosts = sorted(rules.hosts)
+    found = await asyncio.gather(*map(resolve, hosts), return_exceptions=True)
+    known = {host: tuple(ips) for host, ips in zip(hosts, found, strict=True) if not isinstance(ips, BaseException)}
+    layout = Layout(rules, known)
+    made = [one for listen in layout.statics if (one := frontend(Claims(), layout, Sight(), listen)) is not None]
+    checked = [one for one in made if any(has_check(one, server) for server in one.servers)]
+    return checked, await failing(checked, at_most(CHECKS_AT_ONCE))
 
 
 def _has_capability(number: int) -> bool:

@@ -32,7 +32,7 @@ from pylb.core.claims import Change, Claims, announce, check_bounds, loop, loops
 from pylb.core.errors import Code, Refused
 from pylb.core.layout import Layout
 from pylb.core.overrides import kept
-from pylb.core.policy import Rules, StaticServer
+from pylb.core.policy import UNSAID, HealthMode, Rules, StaticServer
 from pylb.core.registration import Key, Registration, State
 from pylb.core.table import Table
 
@@ -405,6 +405,13 @@ class Ledger:
         notes = [note] if note else []
         if (why := loop(self.scene.claims, self.scene.layout, one)) is not None:
             notes.append(f"out of service: {why}")
+        policy = self.scene.layout.policy
+        asked = zip(one.wanted, one.places, strict=True)
+        notes += [
+            f"health of port {item.port} has no effect: the mode of its frontend is none, so nothing is asked"
+            for item, place in asked
+            if item.health != UNSAID and policy(place).health.mode is HealthMode.NONE
+        ]
         unbound = self.publisher.unbound
         notes += [f"port {place.port} is not open: {unbound[place]}" for place in one.places if place in unbound]
         ttl = lease.ttl if lease else one.ttl

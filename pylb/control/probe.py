@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from pylb.core.address import Address
 from pylb.core.connect_failures import RESOURCE, failure_name
-from pylb.core.health import MOST_ANSWER, YES, conversation, judge
+from pylb.core.health import MOST_ANSWER, SILENT, YES, conversation, judge
 from pylb.core.policy import CONNECT, Check, ProxyProtocol, Step
 from pylb.core.proxy_protocol import local_header
 
@@ -43,6 +43,7 @@ Ask = Callable[[Question], Awaitable[str]]
 async def ask(question: Question) -> str:
     """ "yes", "refused", "timeout", "unreachable", "wrong answer: …", or "resource" when the fault is ours."""
     target = question.target
+    so_far: list[str] = []
     family = socket.AF_INET6 if target.is_ipv6 else socket.AF_INET
     try:
         with socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as sock, select.epoll(1) as epoll:
@@ -52,9 +53,9 @@ async def ask(question: Question) -> str:
                 if code == errno.EINPROGRESS:
                     await _ready(epoll, sock, select.EPOLLOUT)
                     code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-                return failure_name(code) if code else await _converse(epoll, sock, question)
+                return failure_name(code) if code else await _converse(epoll, sock, question, so_far)
     except TimeoutError:
-        return "timeout"
+        return so_far[0] if so_far else SILENT
     except OSError as error:  # no socket to be had: nothing is known of the target, it is asked again later
         return RESOURCE if error.errno is None else failure_name(error.errno)
 
@@ -70,8 +71,11 @@ def at_most(count: int) -> Ask:
     return ask_in_turn
 
 
-async def _converse(epoll: select.epoll, sock: socket.socket, question: Question) -> str:
-    """Step by step; what came beyond a step's text is the next one's."""
+async def _converse(epoll: select.epoll, sock: socket.socket, question: Question, so_far: list[str]) -> str:
+    """Step by step; what came beyond a step's text is the next one's.
+
+    `so_far` has what its words would mean if no more came: a replica that says so and stays connected is not silent.
+    """
     check, unsaid, answer, gone = question.check, question.hello, b"", False
     for step in conversation(check, question.target) or (Step(),):
         try:
@@ -87,7 +91,9 @@ async def _converse(epoll: select.epoll, sock: socket.socket, question: Question
             except ConnectionError:
                 piece = b""
             gone, answer = not piece, answer + piece
+            so_far[:] = [found for found in (judge(check, step, answer, ended=True)[0],) if answer and found and found != YES]
             verdict, answer = judge(check, step, answer, ended=gone or len(answer) >= MOST_ANSWER)
+        so_far.clear()
         if verdict != YES:
             return verdict
     return YES

@@ -21,6 +21,7 @@ from pylb.control.history import Generation
 from pylb.control.ledger import RESERVE, Ledger, with_claims, without
 from pylb.control.probe import Ask, Question
 from pylb.control.probe import ask as ask_server
+from pylb.control.rehearsal import failing
 from pylb.control.resolver import FIRST_LOOK, Resolve
 from pylb.control.scene import Judged, Scene, Sink, Unserved
 from pylb.control.steps import in_turns
@@ -355,6 +356,12 @@ class Registry:
     def plan_reload(self, rules: Rules, keyring: Keyring) -> list[Line]:
         """What `reload` would change. Raises Refused as it would."""
         return self._planned(*finished(self._reloading(rules, keyring, {})(self._scene)))
+
+    async def plan_checks(self, rules: Rules, keyring: Keyring) -> list[Line]:
+        """Who would go out with these rules, because it does not pass its check now. Raises Refused as `reload` would."""
+        scene, change = finished(self._reloading(rules, keyring, {})(self._scene))
+        table = self._ledger.publisher.composed(scene, change.touched)
+        return await failing(table.frontends.values(), self._ask)
 
     def plan_announce(self, name: str, instance: str, announcement: Announcement, caller: Caller) -> list[Line]:
         """What `announce` would change; whether the ports are free and the targets answer is not tried. Raises Refused."""

@@ -26,6 +26,7 @@ class What(StrEnum):
     CHANGED = "changed"  # weight, PROXY header, limits, check: of new sessions
     STATE = "state"  # stale, down, proven, drained
     POLICY = "policy"
+    FAILS = "fails"  # its check, now: only in plans
 
 
 PASSING = frozenset({What.MOVED, What.STATE})  # what apps, nodes and time do; everything else somebody asked for

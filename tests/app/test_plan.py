@@ -149,3 +149,23 @@ def fingerprint(port: int) -> str:
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     with socket.create_connection(("127.0.0.1", port)) as plain, context.wrap_socket(plain) as sock:
         return sha256(sock.getpeercert(binary_form=True) or b"").hexdigest()
+
+
+def test_plan_and_doctor_ask_the_checks_and_name_who_would_go_out(pylb: Instance, echo_port: int) -> None:
+    port, nobody = free_port(), free_port()
+    pylb.configure(frontends=[static(port, echo_port, nobody)])
+    pylb.start()
+    assert planned(pylb) == []
+    frontend = static(port, echo_port, nobody) | {"health": {"check": {"send": "ping", "expect": "ping"}}}
+    pylb.configure(frontends=[frontend])
+    [_, fails] = planned(pylb)
+    assert (fails["what"], fails["server"]) == ("fails", f"127.0.0.1:{nobody}")
+    assert f"127.0.0.1:{nobody} does not pass its check (refused): it goes out of service while that is so" in fails["text"]
+    pylb.configure(frontends=[frontend | {"health": frontend["health"] | {"when_all_down": "refuse"}}])
+    assert "it gets no connection while that is so" in planned(pylb)[-1]["text"]
+    found = json.loads(pylb.ask("doctor", "--json").stdout)
+    [bad] = [one for one in found if one["what"] == "check of web"]
+    assert (bad["ok"], f"127.0.0.1:{nobody} does not pass its check (refused)" in bad["found"]) == (False, True)
+    pylb.configure(frontends=[static(port, echo_port) | {"health": {"check": {"send": "ping", "expect": "ping"}}}])
+    found = json.loads(pylb.ask("doctor", "--json").stdout)
+    assert [(one["ok"], one["found"]) for one in found if one["what"] == "check of web"] == [(True, "all its servers pass")]

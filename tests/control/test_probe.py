@@ -202,3 +202,45 @@ def test_another_port_is_asked_without_a_proxy_header(run: Run) -> None:
         question = Question(Address(NODE_A, 1), Check(CheckKind.SEND, (Step(b"ping"),), port=checked.port), ProxyProtocol.V2)
         assert run(ask(question)) == "yes"
     assert heard == [b"ping"]
+
+
+REDIS = Check(
+    CheckKind.SEND,
+    (Step(b"PING\r\n", b"+PONG"), Step(b"info replication\r\n", b"role:master"), Step(b"QUIT\r\n", b"+OK")),
+)
+
+
+@loops
+@pytest.mark.parametrize(
+    ("answers", "found"),
+    [
+        ([b"+PONG\r\n", b"$9\r\nrole:master\r\n", b"+OK\r\n"], "yes"),
+        ([b"+PONG\r\nrole:slave"], "wrong answer: step 2: b'role:master' is not in b'\\r\\nrole:slave'"),
+        ([b"-NOAUTH\r\n"], "wrong answer: step 1: b'+PONG' is not in b'-NOAUTH\\r\\n'"),
+        ([b"+PONG\r\nrole:master\r\n+OK"], "yes"),
+        ([], "wrong answer: step 1: b'+PONG' is not in b''"),
+    ],
+)
+def test_a_check_goes_step_by_step_and_says_which_one_failed(run: Run, answers: list[bytes], found: str) -> None:
+    def reply(connection: socket.socket, heard: list[bytes]) -> None:
+        for answer in answers:
+            heard.append(connection.recv(4096))
+            connection.sendall(answer)
+        if found == "yes":
+            connection.recv(4096)  # until it hangs up
+
+    with app(reply) as (server, _):
+        assert run(ask(Question(server, REDIS, timeout=10.0))) == found
+
+
+@loops
+def test_a_replica_that_says_so_and_stays_connected_is_wrong_and_not_silent(run: Run) -> None:
+    def reply(connection: socket.socket, _heard: list[bytes]) -> None:
+        for answer in (b"+PONG\r\n", b"role:slave\r\n"):
+            connection.recv(4096)
+            connection.sendall(answer)
+        connection.recv(4096)  # until it hangs up
+
+    with app(reply) as (server, _):
+        found = run(ask(Question(server, REDIS, timeout=1.0)))
+    assert found == "wrong answer: step 2: b'role:master' is not in b'\\r\\nrole:slave\\r\\n'"
