@@ -1,12 +1,25 @@
 """`pylb ctl`: what an operator does to servers and sessions of the running pylb."""
 
 import json
+import time
 from pathlib import Path
 
 import click
 
 from pylb.asking import CONFIG, JSON, ask, say
 from pylb.sessions import show
+
+
+def _duration(_context: click.Context, _option: click.Parameter, text: str | None) -> float | None:
+    from pylb.config.values import parse_duration  # noqa: PLC0415
+
+    try:
+        return None if text is None else parse_duration(text)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+
+
+FOR = click.option("--for", "seconds", metavar="DURATION", callback=_duration, help="How long; a node: 24h unless said.")
 
 
 @click.group()
@@ -22,7 +35,8 @@ def ctl() -> None:
     pylb ctl ready 203.0.113.7          when it is back
     pylb ctl weight https/pod-1 5
 
-    What is said here is kept over restarts, and counts for a server that registers again.
+    What is said here is kept over restarts. About a node it follows that IP for a day (--for says otherwise),
+    whatever registers there; about a server it ends when its registration moves or leaves. pylb ctl list shows all.
     """
 
 
@@ -30,9 +44,11 @@ def _states(state: str, text: str) -> None:
     @ctl.command(state, help=text)
     @CONFIG
     @JSON
+    @FOR
     @click.argument("target", metavar="TARGET")
-    def say(config_path: Path | None, as_json: bool, target: str) -> None:
-        _show(ask(config_path, {"verb": "admin", "target": target, "state": state})["lines"], as_json=as_json)
+    def say(config_path: Path | None, as_json: bool, seconds: float | None, target: str) -> None:
+        request = {"verb": "admin", "target": target, "state": state, "for": seconds}
+        _show(ask(config_path, request)["lines"], as_json=as_json)
 
 
 _states(
@@ -43,17 +59,38 @@ _states("maint", "No new sessions and no health checks. Live sessions are left a
 _states("ready", "Serve again. Nothing that a drain has not ended yet is ended any more.")
 
 
+@ctl.command("list")
+@CONFIG
+@JSON
+def list_(config_path: Path | None, as_json: bool) -> None:
+    """All that was said here and counts: about whom, what, until when, and the servers that it hits now."""
+    found = ask(config_path, {"verb": "words"})["words"]
+    if as_json:
+        say(json.dumps(found, indent=2))
+        return
+    for one in found:
+        until = "until its registration moves or leaves" if one["until"] is None else f"until {_moment(one['until'])}"
+        say(f"{one['target']}  {one['word']}  {until}  hits: {', '.join(one['hits']) or 'nothing now'}")
+    if not found:
+        say("nothing: all servers are as they are configured or registered")
+
+
+def _moment(at: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at))
+
+
 @ctl.command()
 @CONFIG
 @JSON
+@FOR
 @click.argument("target", metavar="TARGET")
 @click.argument("weight", metavar="0-256|default")
-def weight(config_path: Path | None, as_json: bool, target: str, weight: str) -> None:
+def weight(config_path: Path | None, as_json: bool, seconds: float | None, target: str, weight: str) -> None:
     """Overrule a server's weight; `default`: as configured or registered. 0: no new sessions, live ones stay."""
     if weight != "default" and not (weight.isascii() and weight.isdigit() and int(weight) <= 256):
         raise click.BadParameter(f"{weight!r} is neither 0-256 nor default", param_hint="weight")
     number = None if weight == "default" else int(weight)
-    _show(ask(config_path, {"verb": "weight", "target": target, "weight": number})["lines"], as_json=as_json)
+    _show(ask(config_path, {"verb": "weight", "target": target, "weight": number, "for": seconds})["lines"], as_json=as_json)
 
 
 @ctl.command()

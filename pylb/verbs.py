@@ -16,7 +16,7 @@ from pylb.core.auth import Caller, Token
 from pylb.core.changes import Line
 from pylb.core.errors import Code, Refused
 from pylb.core.legacy import parse_legacy
-from pylb.core.overrides import names
+from pylb.core.overrides import Override, names
 from pylb.core.policy import AdminState
 from pylb.core.recorder import Ended, Query, Story, parse_session_id
 from pylb.core.registration import parse_native
@@ -214,13 +214,17 @@ def _operator(registry: Registry, live: Sessions) -> dict[str, Verb]:
         state = _text(request, "state")
         if state not in list(AdminState):
             raise Refused(Code.INVALID, f"state: {state[:40]!r} is none of {', '.join(AdminState)}")
-        return {"lines": await registry.set_admin(_text(request, "target"), AdminState(state))}
+        return {"lines": await registry.set_admin(_text(request, "target"), AdminState(state), _seconds(request))}
+
+    async def words(_request: Mapping[str, Any]) -> dict[str, Any]:
+        found = registry.words()
+        return {"words": [{"target": who, "word": _said(word), "until": word.until, "hits": hits} for who, word, hits in found]}
 
     async def weight(request: Mapping[str, Any]) -> dict[str, Any]:
         wanted = request.get("weight")
         if wanted is not None and not (type(wanted) is int and 0 <= wanted <= 256):
             raise Refused(Code.INVALID, "weight: 0-256 or null is needed")
-        return {"lines": await registry.set_weight(_text(request, "target"), wanted)}
+        return {"lines": await registry.set_weight(_text(request, "target"), wanted, _seconds(request))}
 
     async def sessions(request: Mapping[str, Any]) -> dict[str, Any]:
         if request.get("ended"):
@@ -254,10 +258,29 @@ def _operator(registry: Registry, live: Sessions) -> dict[str, Verb]:
     return {
         "admin": admin,
         "weight": weight,
+        "words": words,
         "sessions": sessions,
         "shutdown session": shutdown_session,
         "shutdown sessions": shutdown_sessions,
     }
+
+
+def _seconds(request: Mapping[str, Any]) -> float | None:
+    """`for` of a request. Raises Refused."""
+    found = request.get("for")
+    if found is not None and not (type(found) in (int, float) and 0 < found <= MOST_WORD):
+        raise Refused(Code.INVALID, "for: seconds up to a year are needed")
+    return found
+
+
+def _said(word: Override) -> str:
+    weight = None if word.weight is None else f"weight {word.weight}"
+    if word.exempt and word.weight is None:
+        return "serves although its node is taken out"
+    return ", ".join(filter(None, (None if word.state is AdminState.READY else str(word.state), weight)))
+
+
+MOST_WORD = 366 * 86_400  # seconds
 
 
 def the_session(text: str, views: Sequence[SessionView]) -> SessionView:

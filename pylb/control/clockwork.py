@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from dataclasses import replace
 from functools import partial
 
 from pylb.control.ledger import RESERVE, Ledger, whose, with_claims
@@ -12,6 +13,7 @@ from pylb.control.tenure import FALLBACK
 from pylb.control.views import title
 from pylb.core.claims import Change, become, give_up, release, settle
 from pylb.core.errors import Refused
+from pylb.core.overrides import Whom, hit, without
 from pylb.core.registration import Key, State
 
 PERIOD = 0.5  # seconds between two rounds: fine enough for leases of >= 10 s
@@ -83,6 +85,8 @@ class Clockwork:
             await self._turn(lambda scene: with_claims(scene, release(scene.claims, superfluous)), superfluous, ledger.left)
         if due.fallen_back:
             await self._give_up(due.fallen_back)
+        if ended := ledger.ended_words():
+            await self._end_words(ended)
         if ledger.unsettled:
             ledger.unsettled = False
             await self._turn(lambda scene: with_claims(scene, settle(scene.claims, ledger.checker.sight.proven)), ())
@@ -126,6 +130,19 @@ class Clockwork:
                     text += f", which closes at {moment(ends)} if it stays so (leases.keep_stale)"
                 fields = {"token": one.key.token, "name": one.name, "instance": one.key.instance}
                 ledger.journal.note(kind, text, fields, alarm=True)
+
+    async def _end_words(self, whom: tuple[Whom, ...]) -> None:
+        ledger = self._ledger
+
+        def step(scene: Scene) -> tuple[Scene, Change]:
+            touched = frozenset(one.listen for each in whom for one, _ in hit(ledger.publisher.table, each))
+            return replace(scene, overrides=without(scene.overrides, whom)), Change(scene.claims, "updated", touched)
+
+        def done(_change: Change) -> None:
+            names = ", ".join(one if isinstance(one, str) else f"{one[0]}/{one[1]}" for one in whom)
+            ledger.journal.note("admin_over", f"what was said of it has ended, as it was to: {names}")
+
+        await self._turn(step, (), done)
 
     async def _give_up(self, keys: tuple[Key, ...]) -> None:
         """An old address is no fallback for ever: nodes' addresses are given to others."""

@@ -31,7 +31,7 @@ from pylb.core.auth import Caller, Keyring
 from pylb.core.claims import Change, Claims, announce, check_bounds, loop, loops, pass_on, readmitting, release
 from pylb.core.errors import Code, Refused
 from pylb.core.layout import Layout
-from pylb.core.overrides import kept
+from pylb.core.overrides import Whom, kept
 from pylb.core.policy import UNSAID, HealthMode, Rules, StaticServer
 from pylb.core.registration import Key, Registration, State
 from pylb.core.table import Table
@@ -311,6 +311,11 @@ class Ledger:
         for key in change.removed:
             self.silence.called(key)
 
+    def ended_words(self) -> tuple[Whom, ...]:
+        """Of the operator, whose time is over."""
+        now = self._wall()
+        return tuple(one for one, word in self.scene.overrides.items() if word.until is not None and word.until <= now)
+
     def is_superfluous(self, key: Key) -> bool:
         """It said goodbye, its lease is over, nothing of it answers, and others who call hold each of its ports."""
         claims = self.scene.claims
@@ -545,6 +550,5 @@ def with_claims(scene: Scene, change: Change) -> tuple[Scene, Change]:
     """The next scene; the same one if nothing changed."""
     if change.claims is scene.claims:
         return scene, change
-    closed = [listen for listen in change.touched if listen not in change.claims.holders and listen not in scene.layout.statics]
-    overrides = kept(scene.overrides, change.claims, scene.layout) if closed else scene.overrides
+    overrides = kept(scene.overrides, change.claims, scene.layout)
     return replace(scene, claims=change.claims, overrides=overrides), change

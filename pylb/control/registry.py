@@ -35,7 +35,7 @@ from pylb.core.claims import Change, Claims, adopting, finished, loops, release
 from pylb.core.errors import Code, Refused, let_go
 from pylb.core.layout import Layout
 from pylb.core.legacy import LegacyCall
-from pylb.core.overrides import changed, find, kept
+from pylb.core.overrides import Override, Whom, changed, find, hit, kept
 from pylb.core.policy import AdminState, Rules
 from pylb.core.registration import Announcement, Key, Registration, check_name, legacy_key
 from pylb.core.table import Diff, Server, Table, diff
@@ -44,6 +44,7 @@ T = TypeVar("T")
 
 
 IMPORTED = 50  # entries submitted, or answered, between two turns of the loop: 1 ms
+NODE_WORD = 86_400.0  # seconds that a word about a node counts unless it says otherwise: the next node may have its address
 VIEWS = 250  # of servers, between two turns of the loop: 1.5 ms
 
 
@@ -269,21 +270,49 @@ class Registry:
                 lines.append(f"refused {where}: {refused}")
         return lines
 
-    async def set_admin(self, target: str, state: AdminState) -> list[str]:
-        """`FRONTEND/SERVER`, or a node's IP: a line for each server that it names. Raises Refused NOT_FOUND."""
-        return await self._overrule(target, f"{state}", state=state)
+    async def set_admin(self, target: str, state: AdminState, seconds: float | None = None) -> list[str]:
+        """`FRONTEND/SERVER`, or a node's IP: a line for each server that it names. Raises Refused NOT_FOUND.
 
-    async def set_weight(self, target: str, weight: int | None) -> list[str]:
+        `seconds`: for how long; None: a day for a node, and without an end for a server.
+        """
+        return await self._overrule(target, f"{state}", seconds, state=state)
+
+    async def set_weight(self, target: str, weight: int | None, seconds: float | None = None) -> list[str]:
         """0-256, None: as registered or configured. As `set_admin`."""
-        return await self._overrule(target, "default weight" if weight is None else f"weight {weight}", weight=weight)
+        word = "default weight" if weight is None else f"weight {weight}"
+        return await self._overrule(target, word, seconds, weight=weight)
 
-    async def _overrule(self, target: str, word: str, **said: AdminState | int | None) -> list[str]:
+    def words(self) -> list[tuple[str, Override, list[str]]]:
+        """All that the operator said and that counts: about whom, what, and the servers that it is about now."""
+        return [
+            (
+                whom if isinstance(whom, str) else f"{whom[0]}/{whom[1]}",
+                word,
+                [f"{frontend.name}/{server.name}" for frontend, server in hit(self.table, whom)],
+            )
+            for whom, word in self._scene.overrides.items()
+        ]
+
+    async def _overrule(self, target: str, word: str, seconds: float | None, **said: AdminState | int | None) -> list[str]:
         lines: list[str] = []
+        node = "/" not in target
+        seconds = NODE_WORD if seconds is None and node else seconds
+        until = None if seconds is None else self._wall() + seconds
 
         def step(scene: Scene) -> Generator[None, None, Judged]:
             found = find(self.table, target)
             yield
-            overrides = changed(scene.overrides, [(frontend.listen, server.address) for frontend, server in found], **said)
+            places: list[Whom] = [(frontend.listen, server.address) for frontend, server in found]
+            before = scene.overrides
+            if node and said.get("state") is AdminState.READY:  # then nothing that was said of its servers alone holds either
+                before = changed(before, [place for place in places if place in before], state=AdminState.READY, exempt=False)
+            overrides = changed(before, [target] if node else places, until, **said)
+            if not node and "state" in said:  # the narrower word wins over one about the node
+                out = {ip: word for ip, word in before.items() if isinstance(ip, str) and word.state is not AdminState.READY}
+                for place in ((one.listen, server.address) for one, server in found):
+                    taken_out = out.get(place[1].ip) if said["state"] is AdminState.READY else None
+                    ends = until if taken_out is None else taken_out.until
+                    overrides = changed(overrides, [place], ends, exempt=taken_out is not None)
             yield
             lines[:] = [f"{word}: {frontend.name}/{server.name} ({server.address})" for frontend, server in found]
             after = scene if overrides == scene.overrides else replace(scene, overrides=overrides)

@@ -16,7 +16,7 @@ from pylb.control.store import Json, canonical
 from pylb.control.tenure import LeaseRecord
 from pylb.core.address import Address, parse_address, parse_ip, parse_listen
 from pylb.core.checks import parse_health, written_health
-from pylb.core.overrides import NONE, Override, Overrides, Place
+from pylb.core.overrides import NONE, Override, Overrides, Place, Whom
 from pylb.core.persistent import Frozen, Part, frozen_set
 from pylb.core.policy import UNSAID, AdminState, OwnHealth, ProxyProtocol
 from pylb.core.registration import Displaced, Key, Registration, State, Wanted
@@ -79,8 +79,12 @@ class Encoder:
             "passed": passed,
             "resolved": {host: list(ips) for host, ips in snapshot.resolved.items()},
             "overrides": [
-                {"listen": str(listen), "address": str(address), "state": str(override.state), "weight": override.weight}
-                for (listen, address), override in snapshot.overrides.items()
+                {"listen": str(one[0]), "address": str(one[1]), **_encode_word(word)}
+                for one, word in snapshot.overrides.items()
+                if not isinstance(one, str)
+            ],
+            "node_overrides": [
+                {"node": one, **_encode_word(word)} for one, word in snapshot.overrides.items() if isinstance(one, str)
             ],
         }
 
@@ -185,7 +189,8 @@ def decode(payload: Mapping[str, Any]) -> tuple[Snapshot, list[str]]:
     proven = frozen_set(each("proven", "proven address {}", lambda _, text: parse_address(str(text))))
     down = frozen_set(each("down", "server {} that was down", _decode_place))
     passed = frozen_set(each("passed", "server {} that had passed its check", _decode_place))
-    overrides = dict(each("overrides", "the operator's word {}", _decode_override))
+    overrides: dict[Whom, Override] = dict(each("overrides", "the operator's word {}", _decode_override))
+    overrides |= dict(each("node_overrides", "the operator's word {} about a node", _decode_node))
     resolved = {}
     found = payload.get("resolved")
     for host, ips in found.items() if isinstance(found, dict) else ():
@@ -290,11 +295,26 @@ def _decode_place(_index: int, pair: object) -> Place:
     return parse_listen(listen), parse_address(address)
 
 
-def _decode_override(_index: int, item: Mapping[str, Any]) -> tuple[Place, Override]:
+def _encode_word(word: Override) -> dict[str, Any]:
+    return {"state": str(word.state), "weight": word.weight, "until": word.until, "exempt": word.exempt}
+
+
+def _decode_node(_index: int, item: Mapping[str, Any]) -> tuple[Whom, Override]:
+    return parse_ip(item["node"]), _decode_word(item)
+
+
+def _decode_override(_index: int, item: Mapping[str, Any]) -> tuple[Whom, Override]:
+    return (parse_listen(item["listen"]), parse_address(item["address"])), _decode_word(item)
+
+
+def _decode_word(item: Mapping[str, Any]) -> Override:
     weight = item.get("weight")
     if weight is not None and not (isinstance(weight, int) and 0 <= weight <= 256):
         raise ValueError(f"{weight!r} is not a weight")
-    return (parse_listen(item["listen"]), parse_address(item["address"])), Override(AdminState(item["state"]), weight)
+    until = item.get("until")
+    return Override(
+        AdminState(item["state"]), weight, None if until is None else _moment(until), bool(item.get("exempt", False))
+    )
 
 
 def _decode_wanted(item: Mapping[str, Any]) -> Wanted:

@@ -1,7 +1,7 @@
 """What the operator said of servers (`pylb ctl`): it overrules weights, and outlives re-registrations and restarts.
 
-An override belongs to a frontend and an address, not to a registration: a pod that comes back to a drained node stays
-drained. It goes with its frontend.
+A word about a node's IP follows that IP, whatever registers there, until it ends. A word about a frontend's server belongs to
+the frontend and the address, and ends when nobody has a server there any more: when its registration moves or leaves.
 """
 
 from collections.abc import Iterable, Mapping
@@ -20,42 +20,73 @@ from pylb.core.table import OUT, Frontend, Server, Table
 class Override:
     state: AdminState = AdminState.READY
     weight: int | None = None  # None: as registered or configured
+    until: float | None = None  # unix time; None: it has no end of its own
+    exempt: bool = False  # a server that serves although its node is taken out
 
 
 Place = tuple[Listen, Address]
-Overrides = Mapping[Place, Override]
+Whom = Place | str  # a frontend's server, or a node's IP
+Overrides = Mapping[Whom, Override]
 NONE: Overrides = MappingProxyType({})
 _AS_IT_IS = Override()
 
 
 def applied(server: Server, listen: Listen, overrides: Overrides) -> Server:
     """The server as the table shows it."""
-    override = overrides.get((listen, server.address))
-    if override is None:
+    if not overrides:
         return server
-    if override.state is not AdminState.READY:
-        return replace(server, weight=0, rank=OUT, admin=override.state)
-    return server if override.weight is None else replace(server, weight=override.weight)
+    words = [overrides.get((listen, server.address)), overrides.get(server.address.ip)]  # the narrower one first
+    own = words[0]
+    for word in words[:1] if own is not None and own.exempt else words:
+        if word is not None and word.state is not AdminState.READY:
+            return replace(server, weight=0, rank=OUT, admin=word.state)
+    weights = [word.weight for word in words if word is not None and word.weight is not None]
+    return replace(server, weight=weights[0]) if weights else server
 
 
-def changed(overrides: Overrides, places: Iterable[Place], **said: AdminState | int | None) -> Overrides:
-    """With a new word about these servers; what says nothing any more is left out."""
+def changed(
+    overrides: Overrides, whom: Iterable[Whom], until: float | None = None, **said: AdminState | int | bool | None
+) -> Overrides:
+    """With a new word about these; what says nothing any more is left out."""
     found = dict(overrides)
-    for place in places:
-        after = replace(found.get(place, _AS_IT_IS), **said)  # type: ignore[arg-type]
-        if after == _AS_IT_IS:
-            found.pop(place, None)
+    for one in whom:
+        after = replace(found.get(one, _AS_IT_IS), until=until, **said)  # type: ignore[arg-type]
+        if replace(after, until=None) == _AS_IT_IS:
+            found.pop(one, None)
         else:
-            found[place] = after
+            found[one] = after
     return MappingProxyType(found)
 
 
 def kept(overrides: Overrides, claims: Claims, layout: Layout) -> Overrides:
-    """Those whose frontends are still there; the very mapping that came in when all are."""
-    gone = [place for place in overrides if place[0] not in claims.holders and place[0] not in layout.statics]
-    if not gone:
-        return overrides
-    return MappingProxyType({place: override for place, override in overrides.items() if place not in gone})
+    """Those about nodes, and about servers that somebody still has; the very mapping that came in when nothing ends."""
+    gone = [one for one in overrides if not isinstance(one, str) and not _is_there(one, claims, layout)]
+    return without(overrides, gone) if gone else overrides
+
+
+def without(overrides: Overrides, whom: Iterable[Whom]) -> Overrides:
+    ended = set(whom)
+    return MappingProxyType({one: override for one, override in overrides.items() if one not in ended})
+
+
+def _is_there(place: Place, claims: Claims, layout: Layout) -> bool:
+    """A line of the config stays, also while its host name is not this address."""
+    listen, address = place
+    if listen in layout.statics:
+        return True
+    held = (claims.registrations[key] for key in claims.holders.get(listen, ()))
+    return any(
+        address == one.address(one.wanted[one.places.index(listen)]) or any(address == old.address for old in one.displaced)
+        for one in held
+    )
+
+
+def hit(table: Table, whom: Whom) -> list[tuple[Frontend, Server]]:
+    """The servers that a word is about now."""
+    if isinstance(whom, str):
+        return [(one, other) for one in table.frontends.values() for other in one.servers if other.address.ip == whom]
+    one = table.frontends.get(whom[0])
+    return [] if one is None else [(one, other) for other in one.servers if other.address == whom[1]]
 
 
 def find(table: Table, target: str) -> list[tuple[Frontend, Server]]:
