@@ -333,6 +333,7 @@ class App:
                 max_pipes=pipes,
                 on_fault=_log_fault,
                 opener=self._listeners.open,
+                twin=self._listeners.twin,
                 nofile=nofile,
                 reserve=self._budget.reserve,
                 recorded=self._config.recorder.sessions,

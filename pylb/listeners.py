@@ -59,6 +59,18 @@ class Listeners:
         self._note(listen, sock)
         return sock
 
+    def twin(self, listen: Listen) -> SocketType | None:
+        """The socket for IPv6 alone that was left to us beside the one for IPv4, which is open as `*`."""
+        left = self._left.get(Listen(listen.protocol, "::", listen.port)) if listen.ip == ANY else None
+        if not left or not any(sock.family == socket.AF_INET for sock in self._open.get(listen, ())):
+            return None
+        sock = self._take(Listen(listen.protocol, "::", listen.port))
+        if sock is not None:
+            sock.setblocking(False)
+            inheritable(sock)
+            self._note(listen, sock)
+        return sock
+
     def adopt(self, listen: Listen) -> socket.socket | None:
         """The socket for an HTTP listener, if one was left to us."""
         sock = self._take(listen)
@@ -85,14 +97,17 @@ class Listeners:
 
     def give_back(self, listen: Listen) -> None:
         """Not all that were needed could be opened. What others may hold stays as it was, what is new is closed. Idempotent."""
+        places = {listen}
         for sock in self._open.pop(listen, ()):
             if sock in self._inherited:
-                self._left.setdefault(listen, []).append(sock)
+                places.add(place := _listen(sock))  # of two for a family each, each has its own
+                self._left.setdefault(place, []).append(sock)
             else:
                 sock.close()
         self._service.unstore(_name(listen))
-        for sock in self._left.get(listen, ()):
-            self._service.store(_name(listen), sock.fileno())
+        for place in places:
+            for sock in self._left.get(place, ()):
+                self._service.store(_name(place), sock.fileno())
 
     def forget_left(self) -> None:
         """Close what nobody has asked for since the start: ports that are not in the table any more."""
@@ -104,7 +119,7 @@ class Listeners:
                 self._store(listen)
             elif listen.ip == "::" and Listen(listen.protocol, ANY, listen.port) in self._open:
                 text = (
-                    "IPv6 clients of *:%d are refused: of the two sockets left to us the one for IPv6 alone is closed. In the "
+                    "IPv6 clients of *:%d are refused: workers share one socket, and the one for IPv6 alone is closed. In the "
                     "socket unit BindIPv6Only=both and one ListenStream=%d; or two frontends, 0.0.0.0:%d and [::]:%d"
                 )
                 log.error(text, *(4 * [listen.port]))

@@ -12,6 +12,7 @@ import select
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
+from socket import SocketType
 
 from pylb.core.address import Address, Listen
 from pylb.core.policy import AdminState, OnDown
@@ -48,6 +49,11 @@ def pipe_limit(nofile: int) -> int:
     return min(PIPES, nofile // 16)
 
 
+def _no_twin(_listen: Listen) -> SocketType | None:
+    """Each port has one socket, for both families."""
+    return None
+
+
 class Engine:
     """`splice=False` keeps to recv and send. `sweep_period`: seconds in which every session is visited once.
 
@@ -75,6 +81,7 @@ class Engine:
         sweep_period: float = LONGEST_PERIOD,
         unanswered: float = 30.0,
         opener: Opener = open_listener,
+        twin: Callable[[Listen], SocketType | None] = _no_twin,
         nofile: int = 0,
         reserve: int = RESERVE,
         seat: int = 0,
@@ -111,7 +118,7 @@ class Engine:
             number=first_number(seat),
         )
         self._random = draw
-        self._ports = Ports(self._epoll, self.counters, self.faults, self._life.begin, opener, self._turn)
+        self._ports = Ports(self._epoll, self.counters, self.faults, self._life.begin, opener, twin, self._turn)
         self._life.on_end = self._ports.session_ended
         self._life.on_exhausted = self._ports.exhausted
         self._life.dialer.our_ports = self._ports.numbers

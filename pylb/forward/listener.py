@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable
 from enum import Enum
 from select import EPOLLIN
-from socket import SOCK_STREAM, SocketType
+from socket import AF_INET6, SOCK_STREAM, SocketType
 
 from pylb.core.address import Listen
 from pylb.forward.counters import Counters
@@ -65,13 +65,17 @@ REPORTED_REST = 1.0  # from this rest on it is no race with a table that is abou
 
 
 class Port:
-    """A listening socket. Without a frontend it was opened ahead of its table: clients wait in its backlog."""
+    """A listening socket. Without a frontend it was opened ahead of its table: clients wait in its backlog.
 
-    __slots__ = ("family", "fd", "frontend", "listen", "queued", "rest", "resting", "sock", "watched")
+    `twin`: the one for IPv6 alone, where a socket unit has two in place of one for both families.
+    """
 
-    def __init__(self, listen: Listen, sock: SocketType) -> None:
+    __slots__ = ("family", "fd", "frontend", "listen", "queued", "rest", "resting", "sock", "twin", "watched")
+
+    def __init__(self, listen: Listen, sock: SocketType, twin: SocketType | None = None) -> None:
         self.listen = listen
         self.sock = sock
+        self.twin = twin
         self.fd = sock.fileno()
         self.family = sock.family
         self.frontend: FrontendState | None = None
@@ -79,6 +83,10 @@ class Port:
         self.queued = False  # it waits for its share of a turn
         self.rest = 0.0  # seconds from the last failure to the next attempt; 0: it works
         self.resting = 0.0  # seconds that are left of it
+
+
+def _fds(port: Port) -> tuple[int, ...]:
+    return (port.fd,) if port.twin is None else (port.fd, port.twin.fileno())
 
 
 class Reserve:
@@ -117,6 +125,7 @@ class Ports:
         faults: Faults,
         begin: Callable[[FrontendState, SocketType, tuple[str, int]], None],
         opener: Opener,
+        twin: Callable[[Listen], SocketType | None],
         turn: Turn,
     ) -> None:
         self._epoll = epoll
@@ -124,6 +133,7 @@ class Ports:
         self._faults = faults
         self._begin = begin
         self._opener = opener
+        self._twin = twin
         self._turn = turn
         self.by_listen: dict[Listen, Port] = {}
         self.by_fd: dict[int, Port] = {}
@@ -140,8 +150,10 @@ class Ports:
         """Bind and listen; idempotent. Raises OSError."""
         port = self.by_listen.get(listen)
         if port is None:
-            port = Port(listen, self._opener(listen, freebind=freebind))
+            port = Port(listen, self._opener(listen, freebind=freebind), self._twin(listen))
             self.by_listen[listen] = self.by_fd[port.fd] = port
+            if port.twin is not None:
+                self.by_fd[port.twin.fileno()] = port
             self.numbers[listen.port] += 1
         return port
 
@@ -165,6 +177,9 @@ class Ports:
             self._resting.pop(port, None)
             if port.watched:
                 self._unwatch(port)
+            if port.twin is not None:
+                del self.by_fd[port.twin.fileno()]
+                close(port.twin)
             close(port.sock)
 
     def serve(self, port: Port, frontend: FrontendState) -> None:
@@ -190,22 +205,24 @@ class Ports:
             self._waiting[port] = None
 
     def _watch(self, port: Port) -> bool:
-        try:
-            self._epoll.register(port.fd, EPOLLIN)
-        except FileExistsError:
-            pass
-        except OSError as error:  # ENOMEM, ENOSPC: more than fs.epoll.max_user_watches
-            self._let_rest(port, error)
-            return False
+        for fd in _fds(port):
+            try:
+                self._epoll.register(fd, EPOLLIN)
+            except FileExistsError:
+                pass
+            except OSError as error:  # ENOMEM, ENOSPC: more than fs.epoll.max_user_watches
+                self._let_rest(port, error)
+                return False
         return True
 
     def _unwatch(self, port: Port) -> None:
         """By hand also before a close(): epoll keeps it while main, a successor or systemd has the same socket (epoll(7))."""
         port.watched = False
-        try:
-            self._epoll.unregister(port.fd)
-        except FileNotFoundError:
-            pass
+        for fd in _fds(port):
+            try:
+                self._epoll.unregister(fd)
+            except FileNotFoundError:
+                pass
 
     def _let_rest(self, port: Port, error: Exception) -> None:
         """Nothing can be accepted there just now: it is not watched before its rest is over, each longer than the last."""
@@ -274,7 +291,7 @@ class Ports:
             return False
 
     def _accept(self, port: Port) -> bool:
-        frontend = port.frontend
+        frontend, sock, family = port.frontend, port.sock, port.family
         rated, accepted = port in self._rated, False
         failure: OSError | None = None
         for _ in range(BATCH):
@@ -283,8 +300,11 @@ class Ports:
                 return False
             try:
                 # Below socket.socket.accept(): that one builds two Python objects and asks for the timeout.
-                fd, address = port.sock._accept()  # type: ignore[attr-defined]  # noqa: SLF001
+                fd, address = sock._accept()  # type: ignore[attr-defined]  # noqa: SLF001
             except BlockingIOError:
+                if port.twin is not None and sock is not port.twin:
+                    sock, family = port.twin, AF_INET6
+                    continue
                 return False
             except OSError as error:
                 self._counters.accept_errors[errno.errorcode.get(error.errno or 0, "?")] += 1
@@ -303,7 +323,7 @@ class Ports:
             if rated:
                 frontend.allowance -= 1
                 frontend.accepted += 1
-            self._begin(frontend, SocketType(port.family, SOCK_STREAM, 0, fd), address)
+            self._begin(frontend, SocketType(family, SOCK_STREAM, 0, fd), address)
         if failure is not None and not accepted:  # nothing but errors: whatever they are, they may be there for ever
             self._let_rest(port, failure)
             return False

@@ -249,22 +249,24 @@ def test_what_a_supervisor_does_not_take_is_bounded_and_holds_few_descriptors(tm
         assert not service._waiting
 
 
-@pytest.mark.parametrize("both", [True, False])
-def test_a_socket_for_ipv6_alone_beside_one_for_ipv4_is_served_by_its_own_frontend_or_loudly_closed(
-    caplog: pytest.LogCaptureFixture, *, both: bool
+@pytest.mark.parametrize("place", ["engine", "worker", "two frontends"])
+def test_a_socket_for_ipv6_alone_beside_one_for_ipv4_is_served_or_loudly_closed(
+    caplog: pytest.LogCaptureFixture, place: str
 ) -> None:
     four = socket.create_server(("0.0.0.0", 0))
     port = four.getsockname()[1]
     six = socket.create_server(("::", port), family=socket.AF_INET6, dualstack_ipv6=False)
     listeners = Listeners(Service({}))
     listeners.inherit([four.detach(), six.detach()])
-    wanted = ["0.0.0.0", "::"] if both else ["*"]
-    opened = [listeners.open(Listen("tcp", ip, port)) for ip in wanted]
+    wanted = [Listen("tcp", ip, port) for ip in (["0.0.0.0", "::"] if place == "two frontends" else ["*"])]
+    opened = [listeners.open(listen) for listen in wanted]
+    if place == "engine" and (twin := listeners.twin(wanted[0])) is not None:
+        opened.append(twin)
     listeners.forget_left()
     try:
-        refused = f"IPv6 clients of *:{port} are refused" in caplog.text
-        assert refused is not both
-        assert len({sock.family for sock in opened}) == len(wanted)
+        assert (f"IPv6 clients of *:{port} are refused" in caplog.text) is (place == "worker")
+        assert len({sock.family for sock in opened}) == (1 if place == "worker" else 2)
+        assert len(listeners.all()) == len(opened)  # a successor gets both
     finally:
         for sock in opened:
             sock.close()
