@@ -39,7 +39,9 @@ class Frozen(Mapping[K, V], Generic[K, V]):
         return self._added
 
     def edited(self, edits: Mapping[K, V | None]) -> "Frozen[K, V]":
-        """With other values for some keys, and without those whose new value is None. No edits: the very same mapping."""
+        """With other values for some keys, and without those whose new value is None. The very same mapping if nothing differs
+        by that: to copy parts for a key that was not there anyway was half of all the copies of a move."""
+        edits = {key: value for key, value in edits.items() if self.get(key) is not value}
         if not edits:
             return self
         made = Frozen(base=self)

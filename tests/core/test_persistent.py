@@ -52,6 +52,8 @@ def test_an_edit_shares_all_parts_that_it_does_not_touch(edits: list[dict[int, i
 def test_no_edit_is_the_same_mapping_and_an_unknown_key_is_a_key_error() -> None:
     some = frozen_set(["a"])
     assert some.edited({}) is some
+    assert some.edited({"b": None}) is some
+    assert some.edited({"a": True}) is some
     with pytest.raises(KeyError):
         some["b"]
     with pytest.raises(TypeError):
