@@ -89,7 +89,7 @@ def _default(key: str, field: FieldInfo) -> str:
         return f"`{duration_text(value)}`"
     if isinstance(value, bool):
         return f"`{str(value).lower()}`"
-    if isinstance(value, tuple) and not isinstance(value, Target):
+    if isinstance(value, tuple) and not isinstance(value, Target | Listen):
         items = (f"{item[0]}-{item[1]}" if isinstance(item, tuple) else str(item) for item in value)
         return "`[" + ", ".join(f'"{item}"' for item in items) + "]`"
     return f'`"{value}"`' if isinstance(value, Listen) or value == "*" else f"`{value}`"

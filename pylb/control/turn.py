@@ -18,7 +18,7 @@ from pylb.control.publisher import Publisher
 from pylb.control.scene import Scene, Sink, Step
 from pylb.control.steps import in_turns, stepwise
 from pylb.control.tasks import Part, Tasks
-from pylb.core.address import Listen, by_address
+from pylb.core.address import Listen
 from pylb.core.claims import Change
 from pylb.core.errors import Code, Refused
 from pylb.core.registration import Key
@@ -178,7 +178,7 @@ class Writer:
         wanted = [listen for listen in change.touched if after.has(listen) and listen not in published]
         closing = [listen for listen in change.touched if listen in published and not after.has(listen)]
         done: set[Listen] = set()
-        async for listen in in_turns(sorted(wanted, key=by_address), CALLS):
+        async for listen in in_turns(sorted(wanted), CALLS):
             if any(listen.overlaps(other) for other in closing):
                 continue  # the kernel would refuse the two side by side: the swap closes one and opens the other
             try:

@@ -6,7 +6,7 @@ Control composes a table, the engine applies it. What a live session uses was ta
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from pylb.core.address import Address, Listen, by_address
+from pylb.core.address import Address, Listen
 from pylb.core.persistent import Frozen
 from pylb.core.policy import AdminState, HealthPolicy, Policy, ProxyProtocol
 
@@ -86,7 +86,7 @@ def diff(old: Table, new: Table) -> Diff:
     """From `old` to `new`. Applying it to `old` gives `new`; the diff of a table and itself is empty."""
     have, want = old.frontends, new.frontends
     # Of a table and the one made from it only what was touched is compared, of any other two all of it.
-    differ = sorted(new.touched if new.since is old.mark else have.keys() | want.keys(), key=by_address)
+    differ = sorted(new.touched if new.since is old.mark else have.keys() | want.keys())
     before, after = {key: have.get(key) for key in differ}, {key: want.get(key) for key in differ}
     return Diff(
         opened=tuple(made for key, made in after.items() if made is not None and before[key] is None),

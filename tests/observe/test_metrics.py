@@ -6,7 +6,6 @@ import resource
 import socket
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from ipaddress import ip_network
 from pathlib import Path
 
@@ -277,7 +276,7 @@ def test_what_may_be_denied_or_refused_is_a_zero_before_it_was(tmp_path: Path) -
         )
         listen = Listen("tcp", "127.0.0.1", free_port())
         guarded = StaticFrontend("guarded", listen, (), policy)
-        open_ = StaticFrontend("open", replace(listen, port=free_port()), (), Policy())
+        open_ = StaticFrontend("open", listen._replace(port=free_port()), (), Policy())
         async with running(tmp_path, Rules(frontends=(guarded, open_))) as control:
             found = samples(await metrics_of(control).render())
             denied = {(s.labels["frontend"], s.labels["reason"]): s.value for s in found["pylb_frontend_denied_total"]}
