@@ -173,7 +173,9 @@ class Ports:
             self._waiting.pop(port, None)
             self._rated.pop(port, None)
             if port.frontend is not None and port.frontend.sessions:
-                self._retired.append(port.frontend)
+                self._retired.append(port.frontend)  # those that still look for a server may find one
+            elif port.frontend is not None:
+                port.frontend.let_go()
             self._resting.pop(port, None)
             if port.watched:
                 self._unwatch(port)
@@ -241,7 +243,12 @@ class Ports:
         counters, serving = self._counters, [port.frontend for port in self.by_listen.values() if port.frontend is not None]
         reserve = min(RESERVE, counters.max_connections // (4 * max(1, len(serving))))
         self.shareable = counters.max_connections - reserve * len(serving)
-        self._retired = [frontend for frontend in self._retired if frontend.sessions]
+        retired, self._retired = self._retired, []
+        for frontend in retired:
+            if frontend.sessions:
+                self._retired.append(frontend)
+            else:
+                frontend.let_go()
         if reserve != counters.reserve:
             counters.reserve = reserve
             counters.shared = sum(max(0, frontend.sessions - reserve) for frontend in (*serving, *self._retired))

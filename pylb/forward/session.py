@@ -246,6 +246,13 @@ class FrontendState:
             if state.weight and not state.most:
                 self._only, state.pool = state, None
 
+    def let_go(self) -> None:
+        """Its port is closed and its last session is over. Its pools and servers know each other: such cycles, of a thousand
+        frontends that a reload closes, would wait for the garbage collector, and be a pause of it."""
+        for state in self.servers.values():
+            state.pool = None
+        self._only, self._pools = None, []
+
     def pick(self, client: str, tried: list[ServerState] | None) -> ServerState | Nobody | None:
         """The balance's choice within the lowest rank that has an untried server of weight; FULL: it has, and none has room.
 

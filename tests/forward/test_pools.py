@@ -1,5 +1,6 @@
 """Several servers: limits and the queue in front of them, what happens to live sessions, and where they are dialled from."""
 
+import gc
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -11,6 +12,7 @@ from pylb.core.address import Address, Listen
 from pylb.core.policy import AdminState, Backups, Balance, HealthPolicy, OnDown, Policy, Timeouts, WhenAllDown
 from pylb.core.recorder import parse_session_id
 from pylb.core.table import BACKUP, DOWN
+from pylb.forward.session import ServerState
 from tests.support.drive import Drive, Peer, policy, readable, server_at
 from tests.support.netns import Namespace
 
@@ -553,3 +555,23 @@ def test_one_server_takes_more_connections_than_one_source_has_ports(
     drive.run_until(lambda: last.error)
     assert drive.record().code == "RC"
     assert not any(client.error for client in with_ports)
+
+
+@pytest.mark.parametrize("balance", BALANCES)
+@pytest.mark.parametrize("busy", [False, True], ids=["idle", "busy"])
+def test_what_a_closed_frontend_had_is_gone_with_its_last_session(drive: Drive, balance: Balance, busy: bool) -> None:
+    """Without the garbage collector, which the base line turned off."""
+    backend = drive.backend()
+    servers = [server_at(backend), server_at(drive.nobody(), "other", rank=DOWN), server_at(drive.nobody(), "more", rank=DOWN)]
+    listen = drive.serve(*servers, policy=Policy(balance=balance))
+    if busy:
+        client, server = drive.connect(listen), drive.accept(backend)
+        client.say(b"x")
+        drive.run_until(lambda: server.got)
+    drive.remove(listen)
+    if busy:
+        end(drive, client, server)
+        drive.turn()
+        drive.remove(drive.serve(server_at(backend)))  # at the next change of a port
+    assert not gc.isenabled()
+    assert not [each for each in gc.get_objects() if isinstance(each, ServerState)]
