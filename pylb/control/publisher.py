@@ -121,10 +121,12 @@ class Publisher:
         table = self.table
         if table is base:
             return
+        touched = frozenset(touched)
+        whole = replace(table, since=base.mark, touched=touched)  # it was made in slices: compared with `base` at once
         async for _ in in_turns(self._checker.syncing(table, touched), FRONTENDS):
             pass
         lines = []
-        async for group in in_turns(changes(base, table), FRONTENDS):
+        async for group in in_turns(changes(base, whole), FRONTENDS):
             lines += group
         self._history.note(table.generation, by, in_order(lines))
 

@@ -370,7 +370,10 @@ class Registry:
             yield
             before = Layout(replace(scene.layout.rules, own_ips=rules.own_ips), self._ledger.resolver.answers)
             yield
-            change = yield from adopting(scene.claims, layout, loops(scene.claims, before))
+            looped = loops(scene.claims, before)
+            yield
+            change = yield from adopting(scene.claims, layout, looped)
+            yield
             touched = change.touched | scene.layout.statics.keys() | layout.statics.keys()
             overrides = kept(scene.overrides, change.claims, layout)
             after = replace(scene, claims=change.claims, layout=layout, keyring=keyring, overrides=overrides)

@@ -208,13 +208,11 @@ def readmitting(registrations: Iterable[Registration], layout: Layout) -> Genera
                     refusals.append(Refused(refused.code, f"{one.owner}: {refused.detail}", refused.hint))
             if kept:
                 listens = {item.port: listen for item, listen in kept}
-                admitted = replace(
-                    one,
-                    wanted=tuple(item for item, _ in kept),
-                    places=tuple(listens.values()),
-                    displaced=_moved_along(one, listens),
-                )
-                claims = _picture(claims, {one.key: admitted})
+                places = tuple(listens.values())
+                if len(kept) < len(one.wanted) or places != one.places:  # else the very same: nothing to make, or to free
+                    wanted, displaced = tuple(item for item, _ in kept), _moved_along(one, listens)
+                    one = replace(one, wanted=wanted, places=places, displaced=displaced)  # noqa: PLW2901
+                claims = _picture(claims, {one.key: one})
         yield
     return claims, refusals
 
@@ -316,7 +314,7 @@ def loop(claims: Claims, layout: Layout, one: Registration, at: Listen | None = 
 def loops(claims: Claims, layout: Layout) -> dict[Key, str]:
     """Registrations that aim at pylb itself, and why: an address of theirs has become ours since they called, or a static
     frontend has come. compose.py leaves their servers out."""
-    ports = layout.own_ports.union(claims.ports)
+    ports = layout.own_ports.union(listens[0].port for listens in claims.ports.in_any_order())
     here = (LOOPBACK, *layout.own_ips)
     aimed = any(Address(ip, port) in claims.sent_to for port in ports for ip in here)
     if not aimed and ports.isdisjoint(layout.check_ports):
