@@ -15,6 +15,7 @@ import time
 import uvloop
 
 from bench.report import aligned
+from pylb.app import GC_THRESHOLDS
 from pylb.control.checker import Checker
 from pylb.control.probe import ask
 from pylb.core.address import Address, Listen
@@ -55,7 +56,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--seconds", type=float, default=10.0, metavar="S", help="for each pool (10)")
     seconds = parser.parse_args(argv).seconds
     gc.freeze()
-    gc.set_threshold(10_000, 20, 100)  # as pylb does
+    gc.set_threshold(*GC_THRESHOLDS)
     rows = []
     for size in POOLS:
         taken = uvloop.run(turns(size, seconds))
