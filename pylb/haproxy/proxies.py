@@ -85,6 +85,12 @@ class Proxy:
         return self.page and not self.servers and self.default_backend is None
 
     @property
+    def lines(self) -> int:
+        """Those that are gone through for each place."""
+        rules = sum(map(len, self.rules.values()))
+        return 1 + len(self.switches) + rules + len(self.odd) + len(self.asked.rules) + len(self.servers) + len(self.sticks)
+
+    @property
     def size(self) -> int:
         """Characters of its servers in pylb.yaml, at most."""
         defaults = length(self.default_server)

@@ -18,6 +18,7 @@ from pylb.haproxy.places import Bind, Place, bind_of, places
 from pylb.haproxy.proxies import Proxy, Switch, proxy_of
 from pylb.haproxy.servers import duration, entries, plain_name, servers_of, shared
 
+MOST_LINES = 1_000_000  # of proxies, each counted for each place that has it: some seconds
 LEAST_FRONTEND = 40  # characters in pylb.yaml, beside its name and its servers
 _BALANCE = {
     **{name: name for name in ("roundrobin", "leastconn", "source", "first", "random")},
@@ -58,6 +59,7 @@ class _Translator:
         self._parser, self._notes = parser, notes
         self._conditions = Conditions(notes)
         self._room = MAX_CHARACTERS
+        self._lines = MOST_LINES
         self._proxies = [proxy_of(section) for section in parser.sections if section.kind in PROXIES]
         self._backends = {one.section.name: one for one in self._proxies if one.section.kind in ("backend", "listen")}
         self._used: dict[str, int] = {}  # backend -> places that send to it
@@ -115,8 +117,10 @@ class _Translator:
         for line, why in proxy.odd if listens else ():
             self._notes.differs(line, f"{line.text}: {why}")
         for place in listens:
+            if not self._has_time(proxy, proxy):
+                break
             backend = self._backend(proxy, place.port)
-            if backend is None or not self._has_room(proxy, backend.size):
+            if backend is None or not self._has_room(proxy, backend.size) or not self._has_time(proxy, backend):
                 continue
             name = plain_name(proxy.section.name)
             entry: dict[str, Any] = {"name": name if not found else f"{name}-{place.port}", "listen": place.listen}
@@ -142,6 +146,14 @@ class _Translator:
             return False
         self._room -= characters
         return True
+
+    def _has_time(self, proxy: Proxy, read: Proxy) -> bool:
+        """To go through the lines of `read` once more. Thousands of ports times thousands of rules would take hours."""
+        self._lines -= read.lines
+        if self._lines < 0:
+            what = "its lines times its ports are too many"
+            self._notes.differs(proxy.section.head, f"{proxy.section.label} is not translated to its end: {what}")
+        return self._lines >= 0
 
     def _backend(self, proxy: Proxy, port: int) -> Proxy | None:
         """Where a client of `port` is sent."""

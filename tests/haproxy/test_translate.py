@@ -459,3 +459,10 @@ def test_a_name_of_1_mib_is_read_in_one_pass(line: str) -> None:
 def test_a_note_is_not_searched_among_all_others() -> None:
     lines = "listen a\n bind *:1\n server s 192.0.2.7:1\n" + "".join(f" nonsense{number}\n" for number in range(20_000))
     assert len(translate([("haproxy.cfg", lines)]).notes) == 20_000
+
+
+@pytest.mark.parametrize("line", ["use_backend x if { dst_port 1 }", "tcp-request connection reject if FALSE", "nonsense"])
+def test_thousands_of_lines_for_thousands_of_ports_are_not_gone_through(line: str) -> None:
+    """They took hours."""
+    text = "listen w\n bind 192.0.2.1:1-9000\n server s 192.0.2.7\n" + f" {line}\n" * 20_000
+    assert any("its lines times its ports are too many" in found for found in differences(text))
