@@ -40,7 +40,7 @@ class Frozen(Mapping[K, V], Generic[K, V]):
 
     def edited(self, edits: Mapping[K, V | None]) -> "Frozen[K, V]":
         """With other values for some keys, and without those whose new value is None. The very same mapping if nothing differs
-        by that: to copy parts for a key that was not there anyway was half of all the copies of a move."""
+        by that: to copy parts for a key that was not there anyway was wasted at each move."""
         edits = {key: value for key, value in edits.items() if self.get(key) is not value}
         if not edits:
             return self
