@@ -42,6 +42,7 @@ from pylb.core.changes import Line
 from pylb.core.errors import Code, Refused
 from pylb.core.session import SessionRecord
 from pylb.core.table import Diff, Server
+from pylb.core.text import counted, span
 from pylb.descriptors import budget
 from pylb.driver import Driver
 from pylb.estate import Estate, Lost
@@ -788,7 +789,7 @@ class App:
         finally:
             self._on(Trigger.PARTED)
         live, seconds = self._forwarding.open_sessions, self._config.defaults.timeouts.upgrade
-        ends = f"process {os.getpid()} ends with its {live} sessions, in {seconds:g} s at the latest"
+        ends = f"process {os.getpid()} ends with its {counted(live, 'session')}, in {span(seconds)} at the latest"
         return f"process {successor.pid} serves; {ends}"
 
     async def _upgrade_and_say(self) -> None:
@@ -834,7 +835,7 @@ class App:
         self._end_tasks()
         await self._registry.stop()
         if live := (await self._estate.counters()).open_sessions:
-            log.info("process %d ends with its %d sessions, in %g s at the latest", os.getpid(), live, seconds)
+            log.info("process %d ends with its %s, in %s at the latest", os.getpid(), counted(live, "session"), span(seconds))
         self._serve_for_ever(Part.BEAT, self._beat)
         self._follow(Part.SUCCESSOR, report_to(successor, self._estate.counted))
         self._follow(Part.SUCCESSOR, self._heed_successor(successor))
@@ -855,9 +856,10 @@ class App:
     async def _stop_accepting(self) -> None:
         live, seconds = (await self._estate.counters()).open_sessions, self._config.defaults.timeouts.shutdown
         self._ends_at = time.monotonic() + seconds
-        self._service.stopping(f"stopping: {live} sessions have {seconds:g} s")
+        text = f"stopping: {counted(live, 'live session')} {'has' if live == 1 else 'have'} {span(seconds)}"
+        self._service.stopping(text)
         if live:
-            log.info("stopping: %d live sessions have %g s; a second signal ends them now", live, seconds)
+            log.info("%s; a second signal ends them now", text)
         else:
             log.info("stopping")
         # Where systemd holds the sockets, who waits in them is for the next pylb: it would be reset here in a moment.

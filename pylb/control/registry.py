@@ -314,7 +314,7 @@ class Registry:
                     ends = until if taken_out is None else taken_out.until
                     overrides = changed(overrides, [place], ends, exempt=taken_out is not None)
             yield
-            lines[:] = [f"{word}: {frontend.name}/{server.name} ({server.address})" for frontend, server in found]
+            lines[:] = [f"{word}: {frontend.name}/{_titled(server)}" for frontend, server in found]
             after = scene if overrides == scene.overrides else replace(scene, overrides=overrides)
             return after, Change(scene.claims, "updated", frozenset(frontend.listen for frontend, _ in found))
 
@@ -614,6 +614,11 @@ def _named(claims: Claims, what: str) -> tuple[Registration, ...]:
     name, _, instance = what.partition("/")
     held = claims.registrations.values()
     return tuple(one for one in held if one.name == name and instance in ("", one.key.instance))
+
+
+def _titled(server: Server) -> str:
+    """Its label, and its address where that is another text."""
+    return server.name if server.name == str(server.address) else f"{server.name} ({server.address})"
 
 
 def _line(port: int, outcome: Outcome, note: str) -> str:

@@ -52,3 +52,11 @@ def visible_lines(text: str) -> str:
 def counted(number: int, noun: str) -> str:
     """ "1 session", "2 sessions"."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def span(seconds: float) -> str:
+    """As people write it: "12 h", "10 min", "5 s"."""
+    for size, unit in ((86400, "days"), (3600, "h"), (60, "min")):
+        if seconds >= (2 * size if unit == "days" else size) and seconds % size == 0:
+            return f"{seconds / size:g} {unit}"
+    return f"{seconds:g} s"

@@ -99,7 +99,7 @@ class Metrics:
             is_open[name] = is_open.get(name, True) and one.listen not in unbound
             if one.policy.max_connections:
                 most[name] += one.policy.max_connections
-        yield from gauge("pylb_frontend_usable_servers", "Servers of a frontend that are not down.", label, simple(usable))
+        yield from gauge("pylb_frontend_usable_servers", "Servers of a frontend that are in service.", label, simple(usable))
         yield from gauge("pylb_frontend_open", "1 if the port is open; it is tried again if not.", label, simple(is_open))
         yield from gauge("pylb_frontend_max_connections", "Its limit of sessions, where it has one.", label, simple(most))
         up: dict[tuple[str, str], bool] = {}
@@ -110,7 +110,12 @@ class Metrics:
                 silent = view.state == "unproven" and view.reachable in ("refused", "timeout")
                 place, answers = (view.frontend, view.server), not silent
                 up[place] = up.get(place, True) and view.state != "down" and answers
-        yield from gauge("pylb_server_up", "1 if a server that was ever tried answers.", ("frontend", "server"), up.items())
+        yield from gauge(
+            "pylb_server_up",
+            "0 if a server is out of service or has accepted nothing yet.",
+            ("frontend", "server"),
+            up.items(),
+        )
 
     def _control(self) -> Pieces:
         registry = self._registry

@@ -143,7 +143,7 @@ def test_a_stop_closes_the_doors_gives_live_sessions_their_time_and_then_resets_
     with connected(pylb) as client:
         begin = time.monotonic()
         process.signal(signal.SIGTERM)
-        process.has_said("stopping: 1 live sessions have 1 s")
+        process.has_said("stopping: 1 live session has 1 s")
         with pytest.raises(ConnectionRefusedError):
             fetch(("127.0.0.1", pylb.webhook), "GET", "/v1/whoami")
         assert echo(client, b"still alive") == b"still alive"
@@ -166,7 +166,7 @@ def test_a_session_that_ends_by_itself_ends_the_waiting(pylb: Instance, echo_por
     with connected(pylb):
         begin = time.monotonic()
         process.signal(signal.SIGTERM)
-        process.has_said("stopping: 1 live sessions have 5 s")
+        process.has_said("stopping: 1 live session has 5 s")
     assert process.wait() == 0
     assert time.monotonic() - begin < 4
 

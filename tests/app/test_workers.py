@@ -260,7 +260,7 @@ def test_a_stop_gives_the_sessions_their_time_and_a_second_one_does_not(pylb: In
         assert is_open(live)
         children = workers(process)
         process.signal(signal.SIGTERM)
-        process.has_said("1 live sessions have 60 s")
+        process.has_said("1 live session has 1 min")
         eventually(lambda: _refused(pylb.port), what="the port is closed")
         assert is_open(live)
         process.signal(signal.SIGTERM)

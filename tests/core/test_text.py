@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pylb.core.text import visible, visible_lines
+from pylb.core.text import counted, span, visible, visible_lines
 
 
 @pytest.mark.parametrize(
@@ -44,3 +44,15 @@ def test_of_formats_those_are_left_that_are_seen() -> None:
     seen = "".join(map(chr, [*range(0x600, 0x606), 0x6DD, 0x70F, 0x890, 0x891, 0x8E2, 0x110BD, 0x110CD]))
     formats = [char for char in map(chr, range(sys.maxunicode + 1)) if unicodedata.category(char) == "Cf"]
     assert {char for char in formats if visible(char) == char} == set(seen)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(43200, "12 h"), (600, "10 min"), (5, "5 s"), (0.5, "0.5 s"), (90, "90 s"), (604800, "7 days"), (86400, "24 h")],
+)
+def test_a_duration_as_people_write_it(seconds: float, text: str) -> None:
+    assert span(seconds) == text
+
+
+def test_one_is_no_plural() -> None:
+    assert [counted(number, "session") for number in (0, 1, 2)] == ["0 sessions", "1 session", "2 sessions"]
