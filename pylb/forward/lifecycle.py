@@ -30,7 +30,7 @@ from pylb.forward.turn import END, QUANTUM, Turn
 # A class attribute of an enum is looked up through its metaclass, which costs as much as a call; these are read per event.
 _RESETTING, _CLOSED, _AWAITING_HEADER = State.RESETTING, State.CLOSED, State.AWAITING_HEADER
 _CLIENT_DONE = State.CLIENT_DONE
-_CLIENT_FIN, _SERVER_FIN = Event.CLIENT_FIN, Event.SERVER_FIN
+_CLIENT_FIN, _SERVER_FIN, _CLIENT_RESET = Event.CLIENT_FIN, Event.SERVER_FIN, Event.CLIENT_RESET
 _NORMAL, _NO_PROXY = Cause.NORMAL, ProxyProtocol.NONE
 
 
@@ -87,7 +87,7 @@ class Lifecycle:
     def begin(self, frontend: FrontendState, sock: SocketType, address: tuple[str, int]) -> None:
         """A client was accepted: dial at once, the server may be the one who speaks first (SMTP, SSH). Never raises.
 
-        Unless it has the address of one of our servers: such a one is dialled for in the next turn, see `Dialer.on_early`.
+        Unless it might be a piece of a chain that resets: such a one is dialled for in the next turn, see `Dialer.on_early`.
         """
         session, admission, awaits, refusal = None, None, False, ""
         dialer, crowd, counters = self.dialer, self.crowd, self._counters
@@ -114,7 +114,7 @@ class Lifecycle:
                 return
             if crowd.counting:
                 crowd.enter(session)
-            if address[0] not in dialer.server_ips:
+            if address[0] not in dialer.wary or not dialer.is_wary(address[0]):
                 dialer.dial(session)
         except Exception as error:  # noqa: BLE001 - the boundary of one session, as in Engine.on_ready
             if session is not None:
@@ -221,6 +221,8 @@ class Lifecycle:
         if cause is not _NORMAL and not session.code:
             session.code = termination_code(cause, state, last=_is_last(session, state, cause))
             self.accounts.note_first(session, event)
+            if event is _CLIENT_RESET:
+                self.dialer.note_reset(session)
         for action in actions:
             self._act[action](session)
 

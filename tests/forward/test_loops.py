@@ -13,6 +13,7 @@ from pylb.core.address import Address, Listen
 from pylb.core.policy import Limits, Policy, ProxyAccept, ProxyProtocol, Timeouts
 from pylb.core.proxy_protocol import MOST_HOPS, PATH_ID, goes_in_circles, header, parse
 from pylb.core.table import Server
+from pylb.forward.dial import WARY
 from pylb.forward.origins import SIZE, Origins
 from tests.support.drive import Drive, Peer, free_port, server_at
 
@@ -161,16 +162,67 @@ def test_a_chain_whose_client_said_its_fin_is_gone_after_the_half_close_timeout(
     pair.run_until(lambda: not any(pair.sessions))
 
 
-def test_a_client_at_a_servers_address_is_served_as_others_are(make_drive: Callable[..., Drive]) -> None:
-    """A pod that calls its own node."""
-    drive = make_drive(splice=False)
-    client, server = drive.session()
-    assert "127.0.0.1" in drive.engine._life.dialer.server_ips
-    server.say(b"I speak first")
-    drive.run_until(lambda: client.got)
-    [listen] = drive.engine.table.frontends
+def accept_one(drive: Drive, listen: Listen) -> int:
+    """Dials that were begun in the very turn that accepted a client."""
+    [server] = drive.states(listen)
+    before, seen = server.counters.attempts, drive.engine.counters.frontends[listen].connections
+    while drive.engine.counters.frontends[listen].connections == seen:
+        drive.engine.on_ready(1.0)
+    return server.counters.attempts - before
+
+
+def test_a_client_at_a_servers_address_is_dialled_for_at_once(drive: Drive) -> None:
+    """A pod that calls its own node; whatever is tried out on one machine."""
+    backend = drive.backend()
+    listen = drive.serve(server_at(backend))
+    for _ in range(2):
+        client = drive.connect(listen)
+        assert accept_one(drive, listen) == 1
+        server = drive.accept(backend)
+        client.finish()
+        server.finish()
+        drive.run_until(lambda: not drive.engine.counters.open_sessions)
+
+
+def test_one_that_reset_is_served_a_turn_later_for_a_while(drive: Drive) -> None:
+    """It may be a chain; if it is not, it is served as others are, also by a server that speaks first."""
+    backend = drive.backend()
+    listen = drive.serve(server_at(backend))
+    first = drive.connect(listen)
+    drive.accept(backend)
+    first.reset()
+    drive.run_until(lambda: not drive.engine.counters.open_sessions)
+    later = drive.connect(listen)
+    assert accept_one(drive, listen) == 0
+    drive.accept(backend).say(b"I speak first")
+    drive.run_until(lambda: later.got)
+    drive.clock.now += WARY
+    drive.connect(listen)
+    assert accept_one(drive, listen) == 1
+
+
+def test_one_that_reset_elsewhere_than_at_a_servers_address_is_dialled_for_at_once(drive: Drive) -> None:
+    backend = drive.backend()
+    listen = drive.serve(server_at(backend))
+    first = drive.connect(listen, source="127.0.0.9")
+    drive.accept(backend)
+    first.reset()
+    drive.run_until(lambda: not drive.engine.counters.open_sessions)
+    drive.connect(listen, source="127.0.0.9")
+    assert accept_one(drive, listen) == 1
+
+
+def test_nothing_is_remembered_of_a_server_that_is_gone(drive: Drive) -> None:
+    backend = drive.backend()
+    listen = drive.serve(server_at(backend))
+    client = drive.connect(listen)
+    drive.accept(backend)
+    client.reset()
+    dialer = drive.engine._life.dialer
+    drive.run_until(lambda: dialer.wary)
     drive.remove(listen)
-    assert not drive.engine._life.dialer.server_ips
+    assert not dialer.server_ips
+    assert not dialer.wary
 
 
 def test_a_dial_of_one_worker_is_known_to_the_others(make_drive: Callable[..., Drive]) -> None:
