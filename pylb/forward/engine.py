@@ -264,15 +264,15 @@ class Engine:
         return failed
 
     def drain(self, deadline: float, *, accept: bool = True) -> None:
-        """Close the ports, so that new clients are refused and try elsewhere; who waits in a backlog is still taken.
+        """Close the ports, so that new clients are refused and try elsewhere; who waits in a backlog by now is still taken.
 
         Without `accept` not even that: for where the next process, or systemd for it, holds the same sockets. Sessions that
         live at `deadline` (the clock's) are reset. Called again it only moves the deadline; no later table opens a port.
         """
         self._drain_at = deadline
         for listen, port in list(self._ports.by_listen.items()):
-            while accept and self._ports.accept(port):
-                pass
+            if accept:
+                self.faults.guard(f"clients of {listen} are not taken any more", self._ports.empty, port)
             self._ports.close(listen)
 
     def close(self) -> None:

@@ -13,7 +13,7 @@ from pylb.core.address import Listen
 from pylb.forward.counters import Counters
 from pylb.forward.faults import Faults
 from pylb.forward.session import FrontendState
-from pylb.forward.sockets import Opener, close
+from pylb.forward.sockets import Opener, backlog, close
 from pylb.forward.turn import ACCEPT, Turn
 
 RESERVE = 16  # sessions that a frontend has for itself
@@ -296,6 +296,13 @@ class Ports:
             self._faults.add(f"clients of {port.listen} wait", error)
             self._let_rest(port, error)
             return False
+
+    def empty(self, port: Port) -> None:
+        """Accept those who wait now, before the port closes. Not whoever comes meanwhile: under load that had no end."""
+        waiting = backlog(port.sock) + (0 if port.twin is None else backlog(port.twin))
+        for _ in range(0, waiting, BATCH - 1):  # going on to the twin takes one of a batch
+            if not self.accept(port):
+                return
 
     def _accept(self, port: Port) -> bool:
         frontend, sock, family = port.frontend, port.sock, port.family

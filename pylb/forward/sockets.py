@@ -179,6 +179,11 @@ def transmission(sock: SocketType) -> Transmission:
     return Transmission(*(_U32.unpack_from(info, offset)[0] for offset in _TCP_INFO_OFFSETS))
 
 
+def backlog(listener: SocketType) -> int:
+    """Clients that wait to be accepted: of a listening socket TCP_INFO gives them in the same place. Raises OSError."""
+    return transmission(listener).unacknowledged
+
+
 def tcp_info(sock: SocketType) -> bytes:
     """TCP_INFO as the kernel gives it (core.tcp_info reads it); b"" from one that has none."""
     try:

@@ -19,7 +19,7 @@ from pylb.core.table import Server
 from pylb.forward.engine import connection_limit, pipe_limit
 from pylb.forward.listener import BATCH
 from pylb.forward.pipes import Pipe, Pipes
-from pylb.forward.session import Half, Session
+from pylb.forward.session import FrontendState, Half, Session
 from pylb.forward.sockets import open_listener
 from tests.support.drive import LIMIT, Drive, Peer, Witness, free_port, policy, readable, server_at
 from tests.support.peers import need_root
@@ -107,6 +107,24 @@ def test_who_waits_at_a_drain_is_served_however_many_there_are(drive: Drive) -> 
     clients = [drive.connect(listen) for _ in range(BATCH + 10)]
     drive.engine.drain(drive.clock() + 1000)
     assert drive.engine.counters.open_sessions == len(clients)
+
+
+def test_whoever_comes_during_a_drain_does_not_hold_it_up(drive: Drive, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many come as are accepted, for as long as that goes on."""
+    listen = drive.serve(server_at(drive.backend()))
+    begin, first, enough = drive.engine._ports._begin, [drive.connect(listen) for _ in range(2 * BATCH)], 10 * BATCH
+    came: list[tuple[str, int]] = []
+
+    def begin_and_send_another(frontend: FrontendState, sock: socket.socket, address: tuple[str, int]) -> None:
+        came.append(address)
+        if len(came) < enough:
+            drive.connect(listen)
+        begin(frontend, sock, address)
+
+    monkeypatch.setattr(drive.engine._ports, "_begin", begin_and_send_another)
+    drive.engine.drain(drive.clock() + 1000)
+    assert {client.local.port for client in first} <= {port for _ip, port in came}
+    assert len(came) < len(first) + 2 * BATCH
 
 
 def test_listeners_take_their_descriptors_from_the_sessions() -> None:
