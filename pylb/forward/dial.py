@@ -39,7 +39,7 @@ _FAILED = EPOLLERR | EPOLLHUP
 _AWAITING_HEADER, _QUEUED, _DIALING = State.AWAITING_HEADER, State.QUEUED, State.DIALING
 _CONNECTED = Event.CONNECTED
 PROBE, MOST_PROBES = 10.0, 64  # seconds in which an accept has followed its connect; at once
-WARY = 10.0  # seconds; what goes around resets a thousand times as often
+SUSPICION = 10.0  # seconds; what goes around resets a thousand times as often
 _CAUSE_OF_FAILURE = {TIMEOUT: Cause.SERVER_TIMEOUT, RESOURCE: Cause.RESOURCE}
 
 
@@ -84,31 +84,31 @@ class Dialer:
         self.our_ports: Container[int] = ()  # that we listen on
         self.origins = origins  # of dials to a port that is also one of ours; all others are spared the system call
         self.server_ips: Counter[str] = Counter()  # of the table in force, as accept() writes them
-        self.wary: dict[str, float] = {}  # of them, those that reset a session of ours as its client; until when
+        self.suspects: dict[str, float] = {}  # of them, those that reset a session of ours as its client; until when
         self.probes: dict[tuple[str, int], float] = {}  # connects of our own that only look whether a port is open; until when
         self.own_id = os.urandom(PATH_ID)  # in PROXY headers between proxies, see core/proxy_protocol
 
     def know(self, before: Iterable[Server], after: Iterable[Server]) -> None:
         """A frontend has other servers."""
-        for servers, step in ((before, -1), (after, 1)):
+        for servers, step in ((after, 1), (before, -1)):
             for server in servers:
                 ip = server.address.ip
                 for written in (ip,) if ":" in ip else (ip, f"::ffff:{ip}"):
                     self.server_ips[written] += step
                     if not self.server_ips[written]:
                         del self.server_ips[written]
-                        self.wary.pop(written, None)
+                        self.suspects.pop(written, None)
 
     def note_reset(self, session: Session) -> None:
         """By its client. Where that has the address of one of our servers, its next ones are dialled for a turn later."""
         if session.address[0] in self.server_ips:
-            self.wary[session.address[0]] = self._clock() + WARY
+            self.suspects[session.address[0]] = self._clock() + SUSPICION
 
-    def is_wary(self, ip: str) -> bool:
-        """Asked of those that are in `wary`."""
-        if self._clock() < self.wary[ip]:
+    def is_suspect(self, ip: str) -> bool:
+        """Asked of those that are in `suspects`."""
+        if self._clock() < self.suspects[ip]:
             return True
-        del self.wary[ip]
+        del self.suspects[ip]
         return False
 
     def on_early(self, session: Session, half: Half, events: int) -> None:
@@ -119,7 +119,7 @@ class Dialer:
         then this is one turn more. Or two pylbs send to each other, and it is a connection of ours that came around: then a
         reset (of the client that left) passes a hop in one turn and the end that grows takes two, so the reset catches up with
         it, and the whole chain is gone. Where both took one, a client that left at once would leave a piece behind that goes
-        around for ever; and that resets without end, so whoever it goes through is wary until it is gone.
+        around for ever; and that resets without end, so whoever it goes through suspects it until it is gone.
         """
         if half.is_client:
             half.early |= events  # read once a server is there; until then the kernel's buffer is the back-pressure

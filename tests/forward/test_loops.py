@@ -13,7 +13,7 @@ from pylb.core.address import Address, Listen
 from pylb.core.policy import Limits, Policy, ProxyAccept, ProxyProtocol, Timeouts
 from pylb.core.proxy_protocol import MOST_HOPS, PATH_ID, goes_in_circles, header, parse
 from pylb.core.table import Server
-from pylb.forward.dial import WARY
+from pylb.forward.dial import SUSPICION
 from pylb.forward.origins import SIZE, Origins
 from tests.support.drive import Drive, Peer, free_port, server_at
 
@@ -196,7 +196,7 @@ def test_one_that_reset_is_served_a_turn_later_for_a_while(drive: Drive) -> None
     assert accept_one(drive, listen) == 0
     drive.accept(backend).say(b"I speak first")
     drive.run_until(lambda: later.got)
-    drive.clock.now += WARY
+    drive.clock.now += SUSPICION
     drive.connect(listen)
     assert accept_one(drive, listen) == 1
 
@@ -219,10 +219,12 @@ def test_nothing_is_remembered_of_a_server_that_is_gone(drive: Drive) -> None:
     drive.accept(backend)
     client.reset()
     dialer = drive.engine._life.dialer
-    drive.run_until(lambda: dialer.wary)
+    drive.run_until(lambda: dialer.suspects)
+    drive.serve(server_at(backend, "renamed"), listen=listen)
+    assert dialer.suspects
     drive.remove(listen)
     assert not dialer.server_ips
-    assert not dialer.wary
+    assert not dialer.suspects
 
 
 def test_a_dial_of_one_worker_is_known_to_the_others(make_drive: Callable[..., Drive]) -> None:
