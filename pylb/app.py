@@ -721,8 +721,8 @@ class App:
     def _state(self) -> str:
         """For `systemctl status`."""
         ports, unbound = len(self._registry.table.frontends), len(self._registry.unbound())
-        text = f"{ports} ports, {self._forwarding.open_sessions} sessions"
-        return f"{text}, {unbound} ports cannot be opened" if unbound else text
+        text = f"{counted(ports, 'port')}, {counted(self._forwarding.open_sessions, 'session')}"
+        return f"{text}, {counted(unbound, 'port')} cannot be opened" if unbound else text
 
     def _key_files(self) -> Iterator[Path]:
         yield from self._keys.files()  # of the config in force

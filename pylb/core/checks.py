@@ -15,6 +15,36 @@ _KEYS = {"http", "host", "send", "expect", "port", "steps"}
 MOST_TEXT = 1024  # characters of a text
 MOST_STEPS = 16
 
+_TEXT = {"type": "string", "maxLength": MOST_TEXT}
+_SAID = {"send": _TEXT, "expect": _TEXT}
+# What `parse_health` takes, as JSON Schema, as far as that can say it: which keys go together is in the texts of BadCheck.
+HEALTH_SCHEMA: Mapping[str, Any] = {
+    "anyOf": [
+        {"const": "tcp"},
+        {
+            "type": "object",
+            "minProperties": 1,
+            "additionalProperties": False,
+            "properties": {
+                "http": _TEXT | {"pattern": "^/[!-~]*$"},
+                "host": _TEXT | {"pattern": "^[!-~]*$"},
+                "send": _TEXT,
+                "expect": {"anyOf": [_TEXT, {"type": "integer", "minimum": 100, "maximum": 599}]},
+                "port": {"type": "integer", "minimum": 1, "maximum": 65535},
+                "steps": {
+                    "type": "array",
+                    "minItems": 1,
+                    "maxItems": MOST_STEPS,
+                    "items": {"type": "object", "minProperties": 1, "additionalProperties": False, "properties": _SAID},
+                },
+                "check": {"const": "tcp"},
+                "when_all_down": {"enum": [str(word) for word in WhenAllDown]},
+            },
+        },
+        {"type": "null"},
+    ]
+}
+
 
 class BadCheck(ValueError):  # noqa: N818 - a mistake of whoever wrote it
     """The text says what is wrong, `hint` what to write."""

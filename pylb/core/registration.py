@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
 from pylb.core.address import Address, Listen
-from pylb.core.checks import BadCheck, parse_health
+from pylb.core.checks import HEALTH_SCHEMA, BadCheck, parse_health
 from pylb.core.errors import Code, Refused
 from pylb.core.policy import CONNECT, UNSAID, Check, LeaseBounds, OwnHealth, ProxyProtocol
 
@@ -120,6 +120,11 @@ _STRICT = ConfigDict(strict=True, extra="forbid", frozen=True)
 _Port = Annotated[int, Field(ge=1, le=65535)]
 
 
+def _exactly(schema: dict[str, Any]) -> None:
+    """In place of what the type says of `health`."""
+    schema |= HEALTH_SCHEMA
+
+
 class FrontendBody(BaseModel):
     model_config = _STRICT
 
@@ -132,6 +137,7 @@ class FrontendBody(BaseModel):
         None,
         description="how the server is checked: `tcp`, `{http, expect, host, port}`, `{send, expect, port}` or "
         "`{steps: [{send, expect}, …], port}`; with `when_all_down: refuse` it serves only while it passes",
+        json_schema_extra=_exactly,
     )
 
 

@@ -17,9 +17,12 @@ from pylb.forward.counters import Counters
 from pylb.forward.door import pack
 from pylb.forward.session import FrontendState, Session
 
+_NETWORK = 8  # bytes of an IPv6 address that are one client: its /64
+# Never refused for their share: a proxy on this machine (stunnel, nginx) carries everybody's connections, and whoever can run
+# programs here needs no connection to do harm.
+LOCAL = (b"\x7f", bytes(_NETWORK))  # of 127.0.0.0/8, and of ::1
 _STEP = 256  # sessions, a tenth of a millisecond
 _PER_ACCEPT = 8  # earlier sessions that are counted with each accept: two would do
-_NETWORK = 8  # bytes of an IPv6 address that are one client: its /64
 
 
 class Crowd:
@@ -46,7 +49,8 @@ class Crowd:
         share = frontend.frontend.policy.limits.source_share
         if used * 4 < most * 3 or share == 100:
             return ""
-        return "source_share" if self._live[source(ip)] * 100 >= share * most else ""
+        client = source(ip)
+        return "source_share" if self._live[client] * 100 >= share * most and not client.startswith(LOCAL) else ""
 
     def enter(self, session: Session) -> None:
         """While `counting`, and once the client is known: a trusted proxy is not the client. Idempotent."""

@@ -59,9 +59,12 @@ def test_check_without_a_file_checks_the_embedded_defaults(tmp_path: Path) -> No
 @pytest.mark.parametrize("verb", [("routes",), ("routes", "--json"), ("release", "443")])
 def test_without_a_running_pylb_a_question_is_2_and_names_the_socket(verb: tuple[str, ...], tmp_path: Path) -> None:
     ended = cli(tmp_path, *verb)
-    assert (ended.returncode, ended.stdout) == (2, "")
     socket = default_state_dir({"HOME": str(tmp_path)}) / "control.sock"
-    assert ended.stderr == f"no pylb is running with {socket}. Start it, or name its config with -c.\n"
+    text = f"no pylb is running with {socket}. Start it, or name its config with -c."
+    if "--json" in verb:
+        assert (ended.returncode, json.loads(ended.stdout)["detail"]) == (2, text)
+    else:
+        assert (ended.returncode, ended.stdout, ended.stderr) == (2, "", f"{text}\n")
 
 
 def test_a_config_that_is_not_there_is_2_and_nobody_else_is_asked(tmp_path: Path) -> None:

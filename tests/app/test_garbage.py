@@ -184,7 +184,7 @@ def test_files_that_nobody_may_read_end_no_start(used: Path, pylb: Instance, ech
     without = ("setpriv", "--bounding-set=-dac_override,-dac_read_search", "--inh-caps=-dac_override,-dac_read_search")
     process = pylb.start(argv=(*without, *pylb.command("run")))
     visit(pylb)
-    assert "state.json is not usable: [Errno 13] Permission denied" in process.text()
+    process.has_said("state.json is not usable: [Errno 13] Permission denied")
     assert process.terminate() == 0
 
 

@@ -119,7 +119,7 @@ def test_refused_calls_are_counted_by_reason_and_plain_http_is_a_metric(pylb: In
     metrics = pylb.get("/metrics").body.decode()
     assert 'pylb_calls_refused_total{reason="unauthorized"} 1.0' in metrics
     assert "pylb_webhook_insecure 1.0" in metrics
-    assert "plain HTTP" in pylb.ask("routes").stderr
+    assert "plain HTTP" in pylb.ask("check").stderr
 
 
 def test_a_renewed_certificate_is_served_without_a_reload_and_a_broken_one_is_not(pylb: Instance, tmp_path: Path) -> None:

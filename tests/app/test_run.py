@@ -294,7 +294,7 @@ def test_a_reload_that_needs_a_token_it_cannot_keep_is_refused(pylb: Instance, e
     assert "no token is configured and none can be kept" in pylb.running.text()
     pylb.state_dir.unlink()
     away.rename(pylb.state_dir)
-    assert pylb.register(pylb.port, echo_port).status == 201
+    eventually(lambda: pylb.register(pylb.port, echo_port).status == 201, what="the retry that writes the state again")
 
 
 def test_a_registered_port_that_becomes_static_adopts_a_registration_of_its_name_only(pylb: Instance, echo_port: int) -> None:

@@ -34,9 +34,9 @@ def test_ready_means_that_restored_ports_serve(pylb: Instance, systemd: Systemd,
     assert systemd.until("READY") == {"READY": "1", "STATUS": "0 ports, 0 sessions"}
     pylb.register(pylb.port, echo_port)
     pylb.running.stop()
-    assert systemd.until("STOPPING")["STATUS"].startswith("stopping: 0 sessions")
+    assert systemd.until("STOPPING")["STATUS"].startswith("stopping: 0 live sessions")
     systemd.start(pylb)
-    assert systemd.until("READY")["STATUS"] == "1 ports, 0 sessions"
+    assert systemd.until("READY")["STATUS"] == "1 port, 0 sessions"
     with socket.create_connection(("127.0.0.1", pylb.port), timeout=5):
         pass  # no wait, no retry: READY was said
 

@@ -355,7 +355,7 @@ def test_a_stop_ends_those_before_too(pylb: Instance, echo_port: int) -> None:
     with connect(pylb) as live:
         assert echo(live) == b"ping"
         pid = upgrade(pylb)
-        process.has_said("ends with its 1 sessions")
+        process.has_said("ends with its 1 session,")
         os.kill(pid, signal.SIGTERM)
         assert process.wait() == 0
         with pytest.raises(ConnectionResetError):
@@ -371,7 +371,7 @@ def test_a_stop_ends_one_whose_successor_died(pylb: Instance, echo_port: int) ->
     with connect(pylb) as live:
         assert echo(live) == b"ping"
         second = upgrade(pylb)
-        first.has_said("ends with its 1 sessions")
+        first.has_said("ends with its 1 session,")
         os.kill(second, signal.SIGKILL)
         eventually(lambda: gone(second), what="the successor is dead")
         third = pylb.start()

@@ -10,6 +10,8 @@ from pylb.core.policy import Limits, Policy
 from pylb.forward.crowd import source
 from tests.support.drive import Drive, Peer, server_at
 
+pytestmark = pytest.mark.usefixtures("strangers")
+
 Make = Callable[..., Drive]
 SHARED = Policy(limits=Limits(source_share=50))
 MOST = 40
@@ -83,3 +85,11 @@ def test_a_client_is_an_ipv4_address_or_the_first_half_of_an_ipv6_one() -> None:
     assert source("192.0.2.1") == source("::ffff:192.0.2.1") != source("192.0.2.2")
     assert source("2001:db8::1") == source("2001:db8::ffff:1") != source("2001:db8:0:1::1")
     assert source("fe80::1%eth0") == source("fe80::2")
+
+
+def test_a_program_of_this_machine_may_have_all_of_them(drive: Drive, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a TLS proxy in front on the same machine has, which carries everybody's connections."""
+    monkeypatch.undo()
+    crowd(drive, MOST, SHARED)
+    [counters] = drive.engine.counters.frontends.values()
+    assert (counters.sessions, counters.denied) == (MOST, {})

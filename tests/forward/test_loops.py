@@ -17,6 +17,7 @@ from pylb.forward.dial import SUSPICION
 from pylb.forward.origins import SIZE, Origins
 from tests.support.drive import Drive, Peer, free_port, server_at
 
+pytestmark = pytest.mark.usefixtures("strangers")
 FEW = 60
 SHARED = Limits(source_share=50)
 UNSHARED = Policy(limits=Limits(source_share=100))

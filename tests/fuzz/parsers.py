@@ -312,7 +312,7 @@ PARSERS: tuple[Parser, ...] = (
         "check's answer", _answer, (), (b"HTTP/1.1 200 OK\r\nServer: x\r\n\r\n", b"pong"), (b"HTTP/1.0 ", b"\r\n"), most=16384
     ),
     Parser("environment", _environment, (), (b"3", b"60000000"), (b"1", b"99999999999999999999")),
-    Parser("session id", lambda data: parse_session_id(text(data)), (ValueError,), (b"0x1a2b", b"3-ff"), (b"-", b"0x")),
+    Parser("session id", lambda data: parse_session_id(text(data)), (ValueError,), (b"0x1a2b", b"0xff"), (b"-", b"0x")),
     Parser("log target", lambda data: parse_target(text(data)), (ValueError,), x.TARGETS, (b"udp:", b"unix:", b"file:", b":")),
     *SOCKETS,
     *PHONEHOME,

@@ -18,7 +18,7 @@ from pylb.core.auth import Keyring
 from pylb.core.errors import Code, Refused
 from pylb.core.overrides import find
 from pylb.core.policy import Policy, ProxyProtocol, Rules
-from pylb.core.recorder import session_id
+from pylb.core.recorder import Ended, Reach, session_id
 from pylb.core.session import SessionView
 from pylb.core.table import Frontend, Server, Table
 from pylb.forward.counters import Counters
@@ -135,8 +135,8 @@ class _Sessions:
     async def sessions(self) -> Sequence[Any]:
         return ()
 
-    async def ended(self, _query: object) -> Sequence[Any]:
-        return ()
+    async def ended(self, _query: object) -> Ended:
+        return Ended((), Reach(0.0))
 
     async def story(self, _number: int) -> None:
         return None

@@ -87,7 +87,7 @@ def test_the_commands_of_the_readme_make_a_service_that_serves(service: Service)
     assert service.serves()
     assert service.show("ActiveState") == "active"
     assert service.systemctl("is-enabled", "pylb").stdout.strip() == "enabled"
-    eventually(lambda: service.show("StatusText").startswith("1 ports, "), within=60, what="status text")
+    eventually(lambda: service.show("StatusText").startswith("1 port, "), within=60, what="status text")
     assert int(service.show("NFileDescriptorStore")) >= 3  # webhook, admin and the port
     assert [line for line in service.journal().splitlines() if line.startswith(("warning", "error", "critical"))] == []
     service.alone()
