@@ -192,13 +192,14 @@ def test_a_worker_that_stands_still_is_reported_and_replaced(pylb: Instance, ech
         assert all(is_open(stack.enter_context(connect(pylb))) for _ in range(16))
 
 
-def test_a_worker_in_an_endless_loop_leaves_its_stacks(pylb: Instance) -> None:
+def test_a_worker_in_an_endless_loop_leaves_its_stacks(pylb: Instance, echo_port: int) -> None:
     """SIGABRT, which main sends to one that is silent: faulthandler writes where it stands."""
     process = start(pylb, workers=1)
+    assert pylb.register(pylb.port, echo_port).status == 201  # answered when the worker has its table, so it is in its loop
     os.kill(workers(process)[0], signal.SIGABRT)
     process.has_said("Fatal Python error: Aborted")
     process.has_said("ended by signal 6")
-    assert "in on_ready" in process.text()
+    assert " in run\n" in process.text()  # wherever in its loop it stood just then
 
 
 def test_workers_that_do_not_live_are_started_ever_more_slowly_and_loudly(pylb: Instance) -> None:

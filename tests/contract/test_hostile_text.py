@@ -11,7 +11,8 @@ from pylb.core.text import ESCAPES
 from tests.contract.instance import Pylb, call, free_port, raw, secret, wants
 from tests.support.processes import Processes
 
-HOSTILE = ("\x1b[31mred", "\x9b2Jclear", "\u202eexe.txt", "un\u200bseen", "a\r\n9999 info pylb: forged", "\x07bell,;|\x7f")
+# The first two are those that are looked for: of a caller who is refused again and again some ten lines are logged.
+HOSTILE = ("a\r\n9999 info pylb: forged", "\x1b[31mred", "\x9b2Jclear", "\u202eexe.txt", "un\u200bseen", "\x07bell,;|\x7f")
 VERBS = (
     ("routes",),
     ("routes", "--rejected"),
@@ -79,8 +80,8 @@ def _shown(pylb: Pylb) -> dict[str, str]:
 def test_hostile_text_reaches_no_terminal_log_metric_or_socket(style: str, processes: Processes, tmp_path: Path) -> None:
     pylb = Pylb(processes, tmp_path, log={"format": style}).start()
     _say(pylb)
+    pylb.running.has_said("forged")
     shown = _shown(pylb)
-    assert "forged" in shown["log"]
     assert not [line for line in shown["log"].splitlines() if line.startswith("9999")]
     if style == "tcplog":
         for verb in VERBS:
