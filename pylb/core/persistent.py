@@ -63,7 +63,7 @@ class Frozen(Mapping[K, V], Generic[K, V]):
                 part[key] = (self._added if known is None else known[0], value)
                 self._added += known is None
                 self._length += known is None
-            elif known is not None:
+            else:  # `edited` lets nothing through that is not there
                 del part[key]
                 self._length -= 1
         self.parts = tuple(parts)

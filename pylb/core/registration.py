@@ -120,11 +120,6 @@ _STRICT = ConfigDict(strict=True, extra="forbid", frozen=True)
 _Port = Annotated[int, Field(ge=1, le=65535)]
 
 
-def _exactly(schema: dict[str, Any]) -> None:
-    """In place of what the type says of `health`."""
-    schema |= HEALTH_SCHEMA
-
-
 class FrontendBody(BaseModel):
     model_config = _STRICT
 
@@ -137,7 +132,7 @@ class FrontendBody(BaseModel):
         None,
         description="how the server is checked: `tcp`, `{http, expect, host, port}`, `{send, expect, port}` or "
         "`{steps: [{send, expect}, …], port}`; with `when_all_down: refuse` it serves only while it passes",
-        json_schema_extra=_exactly,
+        json_schema_extra=dict(HEALTH_SCHEMA),
     )
 
 

@@ -10,6 +10,7 @@ from pylb.core.auth import (
     check_name,
     check_port,
     check_source,
+    fingerprint,
 )
 from pylb.core.errors import Code, Refused
 
@@ -98,3 +99,20 @@ def test_the_first_runs_token_opens_any_port_but_some() -> None:
     first = token(ports=Ports(()), any_port_except=frozenset({22, 9000}))
     check_port(first, 443, frozenset())
     assert "any except 22, 9000" in refusal(check_port, first, 22, frozenset()).detail
+
+
+def test_the_registrations_of_a_replaced_token_are_its_heirs_if_it_might_have_made_them() -> None:
+    heir = token(name="new", names=("web",), replaces=("old",), legacy=False)
+    keyring = Keyring([token(name="old"), heir])
+    assert keyring.has_heirs
+    assert not Keyring([token()]).has_heirs
+    assert keyring.heir("old", "web", [8443], legacy=False) == "new"
+    assert keyring.heir("old", "web", [22], legacy=False) == "old"  # a port that the new one may not open
+    assert keyring.heir("old", "mail", [8443], legacy=False) == "old"  # a name
+    assert keyring.heir("old", "web", [8443], legacy=True) == "old"  # the new one is not for the legacy route
+    assert keyring.heir("other", "web", [8443], legacy=False) == "other"
+
+
+def test_a_secret_is_told_apart_by_a_fingerprint_that_does_not_show_it() -> None:
+    assert fingerprint(STRONG) == fingerprint(STRONG) != fingerprint(STRONG + "x")
+    assert len(fingerprint(STRONG)) == 8

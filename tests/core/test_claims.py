@@ -16,6 +16,7 @@ from pylb.core.claims import (
     check_bounds,
     give_up,
     loops,
+    pass_on,
     readmit,
     release,
     settle,
@@ -474,3 +475,13 @@ def test_a_picture_cannot_be_edited() -> None:
         claims.registrations[Key("t", "x", "y")] = native()  # type: ignore[index]
     assert parse_listen("*:443") in claims.holders
     assert replace(claims) == claims
+
+
+def test_what_passes_on_to_another_token_keeps_all_it_has_and_what_cannot_stays() -> None:
+    claims = having(native(), native("mail", ports={25: 30025}))
+    change = pass_on(claims, {Key("t", "web", "pod-1"): Key("u", "web", "pod-1")})
+    assert change.result == "updated"
+    assert {key.token for key in change.claims.registrations} == {"t", "u"}
+    assert change.touched == {on(443)}
+    again = pass_on(change.claims, {Key("t", "web", "pod-1"): Key("u", "web", "pod-1")})
+    assert (again.result, again.claims) == ("unchanged", change.claims)

@@ -44,3 +44,10 @@ def test_never_more_than_burst_plus_rate_times_time(waits: list[float], burst: i
         clock.now += wait
         allowed += buckets.take("a") == 0
     assert allowed <= burst + rate * (clock.now - 100) + 1e-6
+
+
+def test_a_look_takes_nothing() -> None:
+    buckets = Buckets(1, 2.0, Clock())
+    assert [buckets.wait("a") for _ in range(3)] == [0, 0, 0]
+    buckets.take("a")
+    assert buckets.wait("a") == 0.5

@@ -11,7 +11,7 @@ from pylb.core.claims import Claims
 from pylb.core.compose import Sight, compose
 from pylb.core.errors import Code, Refused
 from pylb.core.layout import Layout
-from pylb.core.overrides import NONE, Override, Overrides, applied, changed, find, kept
+from pylb.core.overrides import NONE, Override, Overrides, applied, changed, find, hit, kept
 from pylb.core.policy import AdminState, Policy, Rules, StaticFrontend, StaticServer
 from pylb.core.table import OUT, Frontend, Server, Table, make_table
 
@@ -112,3 +112,9 @@ def test_the_last_word_on_each_thing_counts_in_every_table(
         weight = weights.get(listen)
         usual = 3 if weight is None else weight
         assert server.weight == (usual if server.admin is AdminState.READY else 0)
+
+
+def test_a_word_is_about_a_node_on_every_frontend_or_about_one_server_of_one() -> None:
+    assert [(one.name, other.name) for one, other in hit(table(), ONE.ip)] == [("web", "pod-1"), ("mail", "pod-1")]
+    assert [(one.name, other.name) for one, other in hit(table(), (WEB, TWO))] == [("web", "pod-2")]
+    assert hit(table(), (Listen("tcp", "*", 1), TWO)) == []

@@ -15,12 +15,14 @@ from pylb.core.address import Address, parse_ip
 from pylb.core.policy import ProxyProtocol
 from pylb.core.proxy_protocol import (
     MOST_HEADER,
+    MOST_HOPS,
     MOST_PASSED_ON,
     PATH_ID,
     SIGNATURE,
     BadHeader,
     Received,
     crc32c_of,
+    goes_in_circles,
     header,
     local_header,
     parse,
@@ -324,3 +326,11 @@ def test_a_second_checksum_is_refused_before_it_is_computed() -> None:
     right = b"\x03\x00\x04" + crc32c_of(v2(0x21, 0x11, ENDS4 + empty + empty)).to_bytes(4, "big")
     with pytest.raises(BadHeader, match="two CRC32C"):
         parse(v2(0x21, 0x11, ENDS4 + right + empty))
+
+
+def test_a_path_that_was_here_before_or_has_no_end_goes_in_circles() -> None:
+    own, other = b"o" * PATH_ID, b"x" * PATH_ID
+    assert not goes_in_circles(b"", own)
+    assert not goes_in_circles(other * MOST_HOPS, own)
+    assert goes_in_circles(other + own, own)
+    assert goes_in_circles(other * (MOST_HOPS + 1), own)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pylb.core.checks import HINT as CHECK_HINT
 from pylb.core.errors import Code, Refused
 from pylb.core.policy import Check, CheckKind, LeaseBounds, OwnHealth, ProxyProtocol
-from pylb.core.registration import Announcement, Wanted, check_name, check_ttl, parse_native, strict_json
+from pylb.core.registration import Announcement, Wanted, check_name, check_ttl, parse_native, ports_named, strict_json
 
 ONE = {"port": 443, "target_port": 30443}
 
@@ -156,3 +156,18 @@ def test_a_key_that_is_there_twice_is_found_in_one_pass() -> None:
     keys = ",".join(f'"k{number}":1' for number in range(100_000))
     with pytest.raises(Refused, match="'k99999' is there twice"):
         strict_json(f'{{{keys},"k99999":1}}'.encode())
+
+
+@pytest.mark.parametrize(
+    ("text", "ports"),
+    [
+        (body(frontends=[{"port": 443, "target_port": 1}, {"port": 8883}, 7, {"port": "x"}]), [443, 8883]),
+        (b'{"frontend-port": "25", "dst-ip": "x"}', [25]),
+        (b'{"frontends": 1, "frontend-port": 70000}', []),
+        (b"[1]", []),
+        (b"not JSON", []),
+        (b"[" * 100_000, []),
+    ],
+)
+def test_a_refused_body_is_about_the_ports_that_can_be_read_in_it(text: bytes, ports: list[int]) -> None:
+    assert ports_named(text) == ports

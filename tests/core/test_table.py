@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pylb.core.address import Address, Listen
-from pylb.core.policy import Policy, ProxyProtocol
-from pylb.core.table import Diff, Frontend, Server, Table, diff, make_table
+from pylb.core.policy import Check, CheckKind, HealthPolicy, Policy, ProxyProtocol, WhenAllDown
+from pylb.core.table import DOWN, Diff, Frontend, Server, Table, diff, make_table
 
 LISTENS = st.builds(Listen, st.just("tcp"), st.sampled_from(["*", "203.0.113.9", "2001:db8::9"]), st.integers(1, 6))
 SERVERS = st.builds(
@@ -91,3 +91,13 @@ def test_nobody_can_edit_a_table_not_even_through_what_it_was_made_of() -> None:
         table.generation = 2  # type: ignore[misc]
     with pytest.raises(TypeError):
         Table().frontends[listen] = table.frontends[listen]  # type: ignore[index]
+
+
+def test_a_server_that_is_down_is_dialled_as_a_last_resort_unless_its_check_permits_it() -> None:
+    down, up = (Server("a", Address("198.51.100.7", 1), rank=rank) for rank in (DOWN, 0))
+    refusing = HealthPolicy(check=Check(CheckKind.HTTP, path="/primary"), when_all_down=WhenAllDown.REFUSE)
+    for policy, served in ((Policy(), [True, True]), (Policy(health=refusing), [False, True])):
+        frontend = Frontend("web", Listen("tcp", "*", 443), policy, (down, up))
+        assert [frontend.serves(server) for server in frontend.servers] == served
+    own = Server("b", Address("198.51.100.8", 1), rank=DOWN, health=refusing)
+    assert not Frontend("web", Listen("tcp", "*", 443), Policy(), (own,)).serves(own)

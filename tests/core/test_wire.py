@@ -153,3 +153,8 @@ def test_a_whole_number_is_a_float_where_one_is_wanted() -> None:
 def test_anything_else_is_malformed(wanted: Any, value: Any) -> None:
     with pytest.raises(Malformed):
         made(wanted, value)
+
+
+def test_a_number_beyond_any_float_is_malformed() -> None:
+    with pytest.raises(Malformed, match="308 digits"):
+        made(float, 10**400)
