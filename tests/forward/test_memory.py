@@ -40,8 +40,8 @@ def test_over_the_limit_bytes_stay_in_the_kernel_and_all_arrive_later(make_drive
     assert all(client.got == STREAM for client, _ in pairs)
 
 
-def test_a_reader_that_stalls_holds_an_eighth_of_what_the_kernel_would_keep_for_it(make_drive: Make) -> None:
-    """Measured without the bound: 3.6 to 4.1 MB each, with it 0.4 to 0.9."""
+def test_a_reader_that_stalls_holds_half_of_what_the_kernel_would_keep_for_it(make_drive: Make) -> None:
+    """Measured without the bound: 3.6 to 4.1 MB each."""
     drive = make_drive(splice=True)
     client, server = drive.session()
     client.reading = False
@@ -49,7 +49,7 @@ def test_a_reader_that_stalls_holds_an_eighth_of_what_the_kernel_would_keep_for_
     drive.run_until_quiet()
     [half] = [half for half in drive.engine._life.halves.values() if half.is_client]
     queued = struct.unpack("9I", half.sock.getsockopt(socket.SOL_SOCKET, SO_MEMINFO, 36))[5]
-    assert UNSENT // 4 < queued < 3 * UNSENT
+    assert UNSENT // 4 < queued < UNSENT * 3 // 2
     server.give_up()
     client.reset()
 
