@@ -88,7 +88,7 @@ async def forwarding(workers: int, hooks: Hooks) -> AsyncIterator[Driver | Fleet
         return
 
     def hello(seat: int) -> Hello:
-        return Hello(VERSION, seat, workers, MOST, 100, 1 << 26, "none", 0.0, 0.0)
+        return Hello(VERSION, seat, workers, MOST, 100, 1 << 26, "none")
 
     told = Told(hooks.connect_ended, lambda _line, _count: None, lambda _pid: None)
     fleet = Fleet(workers, hello, told, Listeners(Service({})), Program())

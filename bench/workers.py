@@ -48,7 +48,7 @@ def starts() -> list[float]:
         process = program.start(theirs.fileno())
         theirs.close()
         channel = Channel(ours)
-        channel.send(*encoded(Hello(VERSION, 1, 1, 100, 10, 1 << 20, "none", 0.0, 0.0)))
+        channel.send(*encoded(Hello(VERSION, 1, 1, 100, 10, 1 << 20, "none")))
         ours.setblocking(True)
         ours.recv(1, socket.MSG_PEEK)
         taken.append((time.perf_counter() - began) * 1e3)

@@ -347,11 +347,9 @@ class App:
         def hello(index: int) -> Hello:
             config = self._config
             shared = MAX_BUFFERED // count
-            timeouts = config.defaults.timeouts
-            lives = (timeouts.upgrade, timeouts.shutdown)
             recorded = -(-config.recorder.sessions // count)
             log_ = config.log
-            return Hello(VERSION, index, count, limit, pipes, shared, log_.format, *lives, recorded, log_.selection)
+            return Hello(VERSION, index, count, limit, pipes, shared, log_.format, recorded, log_.selection)
 
         told = Told(hooks.connect_ended, connlog.lines.put, self._note_process)
         self._forwarding = fleet = Fleet(count, hello, told, self._listeners, Program())

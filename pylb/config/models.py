@@ -1,7 +1,7 @@
 """The keys of pylb.yaml: names, types, defaults and meanings. The reference in docs/ is generated from here.
 
-A key that is not in force in this version is refused: `reserved` names the ones that later versions have, the types in
-`values` refuse the values. The defaults of policies are those of `pylb.core.policy`.
+Every key has its effect; a key of another section is refused with the reason that `reserved` gives. The defaults of policies
+are those of `pylb.core.policy`.
 """
 
 from dataclasses import replace
@@ -17,7 +17,6 @@ from pylb.core.address import Listen
 from pylb.core.auth import ANYWHERE, NODE_PORTS
 from pylb.core.log import Format, Selection, Target
 
-LATER = "not available in this version yet"
 _TIMEOUTS, _HEALTH, _LEASES = core.Timeouts(), core.HealthPolicy(), core.LeaseBounds()
 _BOUNDS = core.Bounds()
 _ACCEPT, _LIMITS, _CALLS = core.ProxyAccept(), core.Limits(), core.CallLimits()
@@ -207,8 +206,10 @@ class TimeoutsSection(Section):
     flush: v.Duration = Field(_TIMEOUTS.flush, description="to deliver what was received before a reset")
     drain: v.Duration = Field(_TIMEOUTS.drain, description="for live sessions of a frontend that was closed")
     shutdown: v.Duration = Field(_TIMEOUTS.shutdown, description="for live sessions at SIGTERM; only under `defaults`")
-    upgrade: v.UpgradeTimeout = Field(
-        _TIMEOUTS.upgrade, description="for live sessions in an old worker; only the default, only under `defaults`"
+    upgrade: v.Duration = Field(
+        _TIMEOUTS.upgrade,
+        description="for live sessions of a process that takes no new ones: after an upgrade, or when its main process died; "
+        "only under `defaults`",
     )
 
 

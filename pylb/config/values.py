@@ -314,13 +314,6 @@ def _check(value: object) -> Check:
         raise wrong(str(bad), bad.hint) from None
 
 
-def _upgrade(value: object) -> float:
-    seconds = parse_duration(value)
-    if seconds != 43200.0:
-        raise wrong("another upgrade timeout than 12h is not available in this version yet", "remove the line")
-    return seconds
-
-
 def _access_rule(value: object) -> AccessRule:
     hint = "as in {allow: 192.0.2.0/24} or {deny: 2001:db8::/32}"
     if not isinstance(value, dict) or len(value) != 1 or not value.keys() <= {"allow", "deny"}:
@@ -348,7 +341,6 @@ ZeroIsNever = Annotated[
     float, PlainValidator(parse_duration), AfterValidator(_or_never), Shape("duration; 0: never", _DURATION)
 ]
 ProbeInterval = Annotated[float, PlainValidator(parse_duration), AfterValidator(_probe_interval), Shape("duration", _DURATION)]
-UpgradeTimeout = Annotated[float, PlainValidator(_upgrade), Shape("duration", _DURATION)]
 ListenAt = Annotated[core.Listen, PlainValidator(_listen), Shape("`ADDRESS:PORT`, `*` for all addresses")]
 ServerAt = Annotated[core.Address | core.HostPort, PlainValidator(_server), Shape("`IP:PORT` or `HOST:PORT`")]
 ResolveInterval = Annotated[

@@ -13,7 +13,7 @@ from socket import SocketType
 from typing import Any
 
 from pylb.core.address import Listen
-from pylb.core.policy import Policy
+from pylb.core.policy import Policy, Timeouts
 from pylb.core.recorder import Story
 from pylb.core.session import SessionRecord
 from pylb.core.table import Frontend, Server
@@ -61,6 +61,7 @@ class Link:
         self._gathered = gathered
         self._listeners: dict[Listen, SocketType] = {}
         self._policies: dict[int, Policy] = {}
+        self._timeouts = Timeouts()  # of the policy that came last: what is asked of them here is the same in all
         self._parts: list[FrontendLines] = []  # of the table to come
         self._frames: deque[Frame] = deque()  # from main, to be heeded
         self._texts: list[str] = []  # lines that wait for the next tick
@@ -158,6 +159,8 @@ class Link:
             self._take(message, frame.fds)
         elif isinstance(message, TablePart):
             self._policies.update(message.policies)
+            for policy in message.policies.values():
+                self._timeouts = policy.timeouts
             self._parts += message.frontends
         elif isinstance(message, TableChange):
             self._apply(message)
@@ -247,7 +250,7 @@ class Link:
         self._engine.unwatch(self._channel.fileno())
         self._channel.close()
         if not self.draining:
-            self.drain(time.monotonic() + self._hello.linger)
+            self.drain(time.monotonic() + self._timeouts.upgrade)
 
     # ------------------------------------------------------------ to main
 
@@ -264,7 +267,7 @@ class Link:
         if self._hurried:
             self._hurried = False
             if self.orphaned:
-                self.drain(now + self._hello.shutdown)
+                self.drain(now + self._timeouts.shutdown)
         self._flush()
         self._make_lines()
         if self._waiting or self._dropped:

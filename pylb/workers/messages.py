@@ -20,7 +20,7 @@ from pylb.forward.counters import Counters, FrontendCounters, Histogram, ServerC
 from pylb.forward.elsewhere import Use
 from pylb.workers.channel import BadFrame, Frame
 
-VERSION = f"{__version__}/5"
+VERSION = f"{__version__}/6"
 
 
 # ------------------------------------------------------------ main to worker
@@ -36,8 +36,6 @@ class Hello(NamedTuple):
     max_pipes: int
     max_buffered: int  # bytes
     log_format: Format
-    linger: float  # seconds that sessions live on should main be gone
-    shutdown: float  # seconds that they have after a SIGTERM then
     recorded: int = 0  # ended sessions that it keeps to be asked about
     log_selection: Selection = Selection()
 

@@ -20,7 +20,7 @@ OTHER = {
     "balance": "random", "retries": 1, "max_connections": 7, "max_queue": 7, "backups": "all", "slow_start": "9s",
     "freebind": True, "on_down": "close", "access": [{"allow": "192.0.2.0/24"}], "source_addresses": ["192.0.2.1"],
     "timeouts.connect": "9s", "timeouts.queue": "9s", "timeouts.idle": "9s", "timeouts.half_close": "9s",
-    "timeouts.flush": "9s", "timeouts.drain": "9s", "timeouts.shutdown": "9s", "timeouts.upgrade": None,
+    "timeouts.flush": "9s", "timeouts.drain": "9s", "timeouts.shutdown": "9s", "timeouts.upgrade": "9s",
     "limits.rate": 9, "limits.per_source": 9, "limits.per_source_rate": 9, "limits.ipv6_prefix": 48, "limits.source_share": 9,
     "health.mode": "active", "health.check": {"http": "/up"}, "health.timeout": "9s", "health.interval": "9s",
     "health.max_interval": "9s", "health.rise": 9, "health.fall": 9, "health.when_all_down": "refuse",
@@ -30,7 +30,6 @@ OTHER = {
     "weight": 9, "backup": True, "name": "other", "resolve": "ipv4",
     "health.port": 9,
 }  # fmt: skip
-ONLY_ONE_VALUE = {"timeouts.upgrade"}  # the type takes no other than the default
 
 
 def keys(section: type[Section], within: str = "") -> list[str]:
@@ -59,7 +58,7 @@ PLAIN = parse(
     '{"frontends": [{"name": "web", "listen": "*:443", "servers": [{"address": "app.example.net:8080"}]}]}', "pylb.yaml"
 ).rules()
 WRITTEN = [
-    *(("defaults", key) for key in keys(Defaults) if key not in ONLY_ONE_VALUE),
+    *(("defaults", key) for key in keys(Defaults)),
     *(("frontends", key) for key in keys(PolicySection) if not key.startswith(("timeouts.shutdown", "timeouts.upgrade"))),
     *(("servers", key) for key in keys(ServerEntry) if key != "address"),
 ]

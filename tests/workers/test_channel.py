@@ -223,7 +223,7 @@ STORY = Story(
 @pytest.mark.parametrize(
     "message",
     [
-        Hello(VERSION, 1, 2, 100, 10, 1 << 20, "json", 3.5, 0.5),
+        Hello(VERSION, 1, 2, 100, 10, 1 << 20, "json", 5),
         Ready(VERSION),
         Applied(7),
         Connect(LISTEN, SERVER, None),

@@ -54,7 +54,7 @@ class Impostor(Program):
 
 
 def hello(seat: int) -> Hello:
-    return Hello(VERSION, seat, 1, 100, 10, 1 << 20, "none", 1.0, 0.1)
+    return Hello(VERSION, seat, 1, 100, 10, 1 << 20, "none")
 
 
 @asynccontextmanager

@@ -22,7 +22,9 @@ class Worker:
 
     def __init__(self, selection: Selection) -> None:
         self.main, own = map(Channel, socket.socketpair())
-        self.link = Link(own, Hello(VERSION, 1, 1, 10, 1, 1 << 20, "tcplog", 1.0, selection), Gathered("tcplog", selection))
+        self.link = Link(
+            own, Hello(VERSION, 1, 1, 10, 1, 1 << 20, "tcplog", log_selection=selection), Gathered("tcplog", selection)
+        )
         self.engine = Engine(observer=self.link, max_connections=10, on_fault=self.link.fault)
         self.link.begin(self.engine)
         self._own = own

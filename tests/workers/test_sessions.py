@@ -19,7 +19,7 @@ LIVE, ENDED, KEPT = 100, 300, 120  # KEPT: by each of the two
 
 
 def hello(seat: int) -> Hello:
-    return Hello(VERSION, seat, 2, 1000, 10, 1 << 20, "none", 1.0, 1.0, KEPT)
+    return Hello(VERSION, seat, 2, 1000, 10, 1 << 20, "none", KEPT)
 
 
 async def _ends(listen: Listen) -> None:
