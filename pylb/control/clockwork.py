@@ -37,11 +37,11 @@ class Clockwork:
             # Each by itself: a disk that hangs delays no lease.
             for part, work in ((Part.LEASES, self._leases), (Part.SNAPSHOT, self._disk)):
                 group.create_task(tasks.forever(part, partial(self._rounds, work)))
-            for part, is_due, ask in (
-                (Part.PROBES, ledger.checker.is_due, ledger.checker.probe),
-                (Part.NAMES, ledger.resolver.is_due, ledger.resolve),
+            for part, is_due, ask, pause in (
+                (Part.PROBES, ledger.checker.is_due, ledger.checker.probe, PROBE_PERIOD),
+                (Part.NAMES, ledger.resolver.is_due, ledger.resolve, PERIOD),
             ):
-                group.create_task(tasks.forever(part, partial(self._ask, group, part, is_due, ask)))
+                group.create_task(tasks.forever(part, partial(self._ask, group, part, is_due, ask, pause)))
 
     async def _rounds(self, work: Callable[[], Awaitable[None]]) -> None:
         while True:
@@ -54,11 +54,12 @@ class Clockwork:
         part: Part,
         is_due: Callable[[], bool],
         ask: Callable[[], Coroutine[object, object, None]],
+        pause: float,
     ) -> None:
         while True:
             if is_due():  # not awaited: a probe of a black hole lasts a second, and others are due meanwhile
                 group.create_task(self._ledger.tasks.once(part, ask()))
-            await asyncio.sleep(PROBE_PERIOD)
+            await asyncio.sleep(pause)
 
     async def tick(self) -> None:
         """One round of all of it but probes."""

@@ -189,9 +189,11 @@ class Feed:
         rates: dict[Listen, dict[str, float]] = {}
         for some in _sliced(list(self._registry.table.frontends), SLICE):
             for listen in some:
-                one = count(listen, parts)
+                known = before.get(listen)
+                one = count(listen, parts, known)
                 sample.add(listen, one)
-                rates[listen] = _server_rates(one, before.get(listen)) if before else {}
+                if before and one is not known:
+                    rates[listen] = _server_rates(one, known)
             await asyncio.sleep(0)
         self._counts, self._server_rates = sample.counts, rates
         return self.history.end(sample, self._wall())

@@ -78,10 +78,12 @@ class ProxyRates:
 
     __slots__ = (
         "_numbers",
+        "busy",
         "changed_at",
         "connections",
         "down_seconds",
         "downs",
+        "frontend",
         "number",
         "queue",
         "servers",
@@ -94,6 +96,8 @@ class ProxyRates:
         self.sessions, self.connections, self.queue = Meter(), Meter(), Meter()
         self.servers: dict[str, ServerRates] = {}
         self._numbers = count(1)
+        self.frontend: Frontend | None = None  # as it was at the last look
+        self.busy = True  # had it a client, or a new one, then?
         self.usable = True
         self.changed_at = now  # monotonic
         self.downs = 0
@@ -156,9 +160,16 @@ class Rates:
         for number, (listen, frontend) in enumerate(list(table.frontends.items()), 1):
             found = [part[listen] for part in parts if listen in part]
             proxy = self.proxy(listen, now)
-            proxy.judge(frontend, now)
-            self._look(proxy, listen, found, seconds)
-            live += sum(one.sessions for one in found)
+            sessions = sum([one.sessions for one in found])
+            live += sessions
+            seen, before = _sums(found), self._last.get(listen)
+            busy = bool(sessions) or seen != before or any(one.queued for one in found)
+            # One look more after the last client, for rates that go to 0. Most of a thousand frontends are quiet: this is all
+            # they cost.
+            if busy or proxy.busy or frontend is not proxy.frontend:
+                self._last[listen], proxy.busy, proxy.frontend = seen, busy, frontend
+                proxy.judge(frontend, now)
+                self._look(proxy, seen, found, seconds)
             if number % STEP == 0:
                 await asyncio.sleep(0)
         sums = [gone + sum(last[place] for last in self._last.values()) for place, gone in enumerate(self._gone)]
@@ -166,10 +177,10 @@ class Rates:
             meter.look(total, live, seconds)
         self._look_at_processors(await asyncio.to_thread(lambda: [_cpu_seconds(pid) for pid in pids]), seconds)
 
-    def _look(self, proxy: ProxyRates, listen: Listen, found: Sequence[AnyFrontend], seconds: float) -> None:
-        self._last[listen] = last = _sums(found)
-        proxy.sessions.look(last[0], sum(one.sessions for one in found), seconds)
-        proxy.connections.look(last[1], 0, seconds)
+    @staticmethod
+    def _look(proxy: ProxyRates, seen: Sums, found: Sequence[AnyFrontend], seconds: float) -> None:
+        proxy.sessions.look(seen[0], sum(one.sessions for one in found), seconds)
+        proxy.connections.look(seen[1], 0, seconds)
         proxy.queue.look(0, sum(one.queued for one in found), seconds)
         servers: dict[str, list[AnyServer]] = defaultdict(list)
         for one in found:

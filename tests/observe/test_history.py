@@ -124,3 +124,23 @@ def test_a_flood_of_refused_calls_does_not_push_out_the_marks() -> None:
     for at in range(2 * MARKS):
         history.note(Event(float(at), "server_down", ""))
     assert len(history.marks(0.0)) == MARKS
+
+
+def test_where_nothing_happened_the_count_is_the_same_object_and_where_anything_did_it_is_not() -> None:
+    here = counters(0, 10, 100, {0.002: 3})
+    known = count(A, [{A: here}])
+    assert count(A, [{A: here}], known) is known
+    here.denied["address"] += 1
+    assert count(A, [{A: here}], known).denied == known.denied + 1
+    known = count(A, [{A: here}])
+    here.sessions_total += 1  # came and went between two looks
+    here.bytes_in += 5
+    assert count(A, [{A: here}], known)[1:3] == (11, 105)
+    here.sessions = 1
+    known = count(A, [{A: here}])
+    here.bytes_out += 7  # of one that is there
+    assert count(A, [{A: here}], known).bytes_out == known.bytes_out + 7
+    here.sessions = 0  # it left: the one look at it that is still due
+    assert count(A, [{A: here}], count(A, [{A: counters(1, 11, 105)}])).sessions == 0
+    here.queued = 1
+    assert count(A, [{A: here}], count(A, [{A: counters(0, 11)}])).queued == 1

@@ -114,3 +114,21 @@ def test_the_share_of_idle_time_is_that_of_the_processes_that_forward() -> None:
     busy._cpu = (1, busy._cpu[1] - 0.75)
     asyncio.run(busy.sample([], table(WEB), 11.0, [1]))
     assert busy.idle == pytest.approx(25, abs=5)
+
+
+def test_a_quiet_frontend_is_looked_at_once_more_for_its_rates_and_then_when_it_or_its_servers_change() -> None:
+    rates, quiet = Rates(), frontend(130)
+    table_now = table(WEB)
+    look(rates, 10.0, frontend(100), what=table_now)
+    look(rates, 11.0, quiet, what=table_now)
+    web = rates.proxies[WEB]
+    assert (web.sessions.rate, web.busy) == (30, True)
+    look(rates, 12.0, quiet, what=table_now)
+    assert (web.sessions.rate, web.servers["a"].sessions.rate, web.busy) == (0, 0, False)
+    quiet.servers["b"] = ServerCounters()
+    look(rates, 13.0, quiet, what=table_now)
+    assert list(web.servers) == ["a"]  # not looked at: neither is another
+    look(rates, 14.0, quiet, what=table(WEB, rank=DOWN))
+    assert (list(web.servers), web.usable) == (["a", "b"], False)
+    look(rates, 15.0, frontend(131), what=table_now)
+    assert (web.sessions.rate, web.usable) == (1, True)
