@@ -214,11 +214,18 @@ class Successor:
     async def end(self) -> None:
         """It is not the service, and its workers end with their sessions. Idempotent."""
         self.signal(signal.SIGKILL)
-        await asyncio.to_thread(select.select, [self._fd], [], [], ENDED)
+        await asyncio.to_thread(_wait_for, self._fd, ENDED)
 
     def close(self) -> None:
         self.talk.close()
         os.close(self._fd)
+
+
+def _wait_for(pidfd: int, seconds: float) -> None:
+    """The end of a process. Not select(2): it takes no descriptor above 1023, and ours may be a hundred thousand."""
+    waiting = select.poll()
+    waiting.register(pidfd, select.POLLIN)
+    waiting.poll(seconds * 1000)
 
 
 async def _give(old: Running, successor: Successor) -> None:

@@ -18,7 +18,7 @@ import pytest
 from pylb.core.address import Listen
 from pylb.core.wire import plain
 from pylb.forward.counters import Counters, FrontendCounters
-from pylb.upgrade import VARIABLE, Predecessors, Refusal, Talk, inherit
+from pylb.upgrade import VARIABLE, Predecessors, Refusal, Successor, Talk, inherit
 from pylb.workers.channel import Channel
 from pylb.workers.messages import counted, report
 from tests.app.instance import SECRET, Instance, echo, fetch
@@ -210,6 +210,32 @@ def test_the_end_of_the_other_one_is_noticed_while_it_takes_nothing() -> None:
         talk.close()
 
     asyncio.run(told())
+
+
+def test_a_successor_is_ended_by_a_pylb_with_more_than_a_thousand_descriptors_too() -> None:
+    """What failed there left the state held and the doors closed: `take_back` comes behind it."""
+
+    async def end(pid: int) -> None:
+        ours, theirs = socket.socketpair()
+        successor = Successor(pid, Talk(ours))
+        try:
+            await successor.end()
+        finally:
+            successor.close()
+            theirs.close()
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 2048), hard))
+    with ExitStack() as stack:
+        stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+        fd = 0
+        while fd <= 1023:
+            fd = os.open(os.devnull, os.O_RDONLY)
+            stack.callback(os.close, fd)
+        process = stack.enter_context(subprocess.Popen(["sleep", "60"]))
+        stack.callback(process.kill)
+        asyncio.run(end(process.pid))
+        assert process.wait(0) == -signal.SIGKILL
 
 
 @pytest.mark.parametrize("body", [b"", b"[]", b'[["say", "ready"]]', b"[" * 100_000, b"\xff"])
