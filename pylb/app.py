@@ -69,7 +69,7 @@ from pylb.pulse import Pulse
 from pylb.reloading import check_fixed, own_ips_of, reload_certificate, rules_of
 from pylb.service import Service
 from pylb.startup import ConfigSource, banner, first_steps, program
-from pylb.upgrade import ANSWER, Left, Predecessors, Refusal, Successor, Talk, hand_over, inherit, report_to, tell
+from pylb.upgrade import ANSWER, Left, Predecessors, Refusal, Successor, Talk, hand_over, inherit, report_to, tell_the_last
 from pylb.upgrade import VARIABLE as HAND_OVER
 from pylb.verbs import verbs
 from pylb.watching import Watch
@@ -883,8 +883,7 @@ class App:
             task.cancel()
         await asyncio.gather(*self._tasks, *self._lasting, return_exceptions=True)
         if self._successor is not None:
-            await tell(self._successor.talk, self._estate.counted())
-            self._successor.talk.close()
+            await tell_the_last(self._successor.talk, self._estate.counted())
 
     async def _outlive_those_before(self) -> None:
         """For systemd the end of main is the end of the service. They have had their signal, and the same time as we."""

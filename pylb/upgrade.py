@@ -25,6 +25,7 @@ import socket
 import sys
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -55,6 +56,7 @@ SERVING = 20.0  # and to serve from then on: it may have a thousand ports to ope
 ENDED = 10.0  # for a killed process to be gone
 ANSWER = 30.0  # seconds for the old one's answers
 REPORT = 1.0
+LAST = 5.0  # seconds for a successor to take the last counts
 
 
 class Refusal(Exception):  # noqa: N818 - a condition, told in one line
@@ -87,14 +89,21 @@ class Talk:
         """The next word and its descriptors. Raises Refusal: the other one is gone, or silent for that many seconds."""
         try:
             async with asyncio.timeout(within):
-                while self._channel.backlog:
-                    await self._flush()
+                await self._flushed()
                 said = await self._heard.get()
         except TimeoutError:
             raise Refusal(f"nothing was heard of it for {within:g} s") from None
         if said is None:
             raise Refusal("it has ended")
         return said
+
+    async def taken(self, within: float | None = None) -> None:
+        """Until the other one has all that was said. Raises Refusal: it is gone, or takes nothing for that many seconds."""
+        try:
+            async with asyncio.timeout(within):
+                await self._flushed()
+        except TimeoutError:
+            raise Refusal(f"it has not taken what was said for {within:g} s") from None
 
     async def expect(self, word: str, within: float | None) -> tuple[dict[str, Any], list[int]]:
         """Raises Refusal."""
@@ -115,13 +124,14 @@ class Talk:
                 for fd in (self._heard.get_nowait() or ({}, []))[1]:
                     os.close(fd)
 
-    async def _flush(self) -> None:
+    async def _flushed(self) -> None:
         """Raises Refusal."""
-        try:
-            self._channel.flush()
-        except ChannelClosed:
-            raise Refusal("it has ended") from None
-        await asyncio.sleep(0.01)
+        while self.backlog:
+            try:
+                self._channel.flush()
+            except ChannelClosed:
+                raise Refusal("it has ended") from None
+            await asyncio.sleep(0.01)
 
     def _on_readable(self) -> None:
         try:
@@ -382,12 +392,21 @@ async def tell(talk: Talk, counted: AsyncIterator[Report]) -> None:
         talk.say("count", count=plain(tuple(report)))
 
 
+async def tell_the_last(talk: Talk, counted: AsyncIterator[Report]) -> None:
+    """And end the talk: what is not taken by then is lost with us."""
+    await tell(talk, counted)
+    with suppress(Refusal):
+        await talk.taken(LAST)
+    talk.close()
+
+
 async def report_to(successor: Talk, counted: Callable[[], AsyncIterator[Report]]) -> None:
-    """Once a second, until cancelled."""
-    while True:
-        if not successor.backlog:  # what it has not taken yet says enough
+    """Once a second, and not before it has taken the last one; until it has ended."""
+    with suppress(Refusal):
+        while True:
             await tell(successor, counted())
-        await asyncio.sleep(REPORT)
+            await successor.taken()
+            await asyncio.sleep(REPORT)
 
 
 def report_of(said: Mapping[str, Any]) -> Report:

@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import threading
+from collections.abc import AsyncIterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -18,9 +19,9 @@ import pytest
 from pylb.core.address import Listen
 from pylb.core.wire import plain
 from pylb.forward.counters import Counters, FrontendCounters
-from pylb.upgrade import VARIABLE, Predecessors, Refusal, Successor, Talk, inherit
+from pylb.upgrade import VARIABLE, Predecessors, Refusal, Successor, Talk, inherit, report_of, report_to, tell_the_last
 from pylb.workers.channel import Channel
-from pylb.workers.messages import counted, report
+from pylb.workers.messages import Report, counted, report
 from tests.app.instance import SECRET, Instance, echo, fetch
 from tests.app.systemd import Systemd
 from tests.app.versions import Tree, gone
@@ -208,6 +209,39 @@ def test_the_end_of_the_other_one_is_noticed_while_it_takes_nothing() -> None:
         with pytest.raises(Refusal):
             await talk.hear(10)
         talk.close()
+
+    asyncio.run(told())
+
+
+def test_counts_go_on_after_more_at_once_than_a_successor_takes_and_the_last_ones_arrive(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Those of a thousand busy frontends are three times what the socket holds; what was left of them was never sent."""
+    listens = [Listen("tcp", "*", port) for port in range(1, 3000)]
+    many = tuple(counted(listen, FrontendCounters(f"web-{listen.port}")) for listen in listens)
+    monkeypatch.setattr("pylb.upgrade.REPORT", 0.0)
+
+    async def some() -> AsyncIterator[Report]:
+        yield report(Counters(1), 0.0, many)
+
+    async def told() -> None:
+        ours, theirs = socket.socketpair()
+        old, new = Talk(ours), Talk(theirs)
+        listening = asyncio.get_running_loop().create_task(old.hear())  # for a stop, as long as it lives
+        reporting = asyncio.get_running_loop().create_task(report_to(old, some))
+        try:
+            await new.expect("count", 10)
+            await new.expect("count", 10)
+        finally:
+            for task in (reporting, listening):
+                task.cancel()
+            await asyncio.gather(reporting, listening, return_exceptions=True)
+        await tell_the_last(old, some())
+        with pytest.raises(Refusal, match="ended"):
+            while True:
+                said, _ = await new.expect("count", 10)
+        assert report_of(said).max_connections == 1
+        new.close()
 
     asyncio.run(told())
 
