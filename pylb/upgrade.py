@@ -188,8 +188,7 @@ async def hand_over(old: Running, environ: Mapping[str, str]) -> "Successor":
     except OSError as error:
         raise Refusal(f"no channel to a successor: {error.strerror}") from None
     try:
-        pid = await _start(theirs, environ)
-        successor = Successor(pid, Talk(ours))
+        successor = Successor(await _start(theirs, environ), ours)
     except OSError as error:
         ours.close()
         raise Refusal(f"{command()[0]} cannot be started: {error.strerror}") from None
@@ -207,11 +206,11 @@ async def hand_over(old: Running, environ: Mapping[str, str]) -> "Successor":
 class Successor:
     """Its process, which is nobody's child of ours, and the way to it."""
 
-    def __init__(self, pid: int, talk: Talk) -> None:
-        """Raises OSError."""
+    def __init__(self, pid: int, channel: socket.socket) -> None:
+        """Raises OSError: it has ended already. The channel is taken over only if there is somebody at its other end."""
         self.pid = pid
-        self.talk = talk
         self._fd = os.pidfd_open(pid)
+        self.talk = Talk(channel)
 
     def signal(self, number: signal.Signals) -> bool:
         """False: it has ended. Never another process that was given its number."""
