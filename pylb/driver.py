@@ -74,7 +74,10 @@ class Driver:
         if not self._draining:
             for frontend in diff(self._engine.table, table).closed:
                 self._closed(frontend.listen)
-        return self._engine.apply(table)
+        failed = self._engine.apply(table)
+        if self._engine.busy:
+            self._go_on()
+        return failed
 
     async def applied(self) -> None:
         """It is, once `apply` returns."""
@@ -140,6 +143,10 @@ class Driver:
     def _turn(self) -> None:
         self._soon = None
         if self._engine.on_ready():
+            self._go_on()
+
+    def _go_on(self) -> None:
+        if self._soon is None:
             self._soon = self._loop.call_soon(self._turn)
 
     def _tick(self) -> None:
@@ -147,8 +154,8 @@ class Driver:
             self._warned = True
             log.warning("%s", NO_PIPE)
         self._timer = self._loop.call_later(TICK, self._tick)
-        if self._engine.tick(time.monotonic()) and self._soon is None:
-            self._soon = self._loop.call_soon(self._turn)
+        if self._engine.tick(time.monotonic()):
+            self._go_on()
         self._on_tick()
 
 

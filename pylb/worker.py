@@ -93,7 +93,7 @@ def run(channel: Channel, hello: Hello, origins: Origins) -> None:
     gc.freeze()
     gc.set_threshold(*GC_THRESHOLDS)
     clock, on_ready = time.monotonic, engine.on_ready
-    due, busy = clock(), False
+    due = clock()
     pulse = Pulse(TICK, due)
     while True:
         now = clock()
@@ -102,9 +102,9 @@ def run(channel: Channel, hello: Hello, origins: Origins) -> None:
                 break
             due = now + TICK
             pulse.beat(now)
-            busy |= engine.tick(now)
+            engine.tick(now)
             engine.faults.guard("a worker's tick failed", link.tick, now, pulse.lag)
-        busy = on_ready(0 if busy or link.has_work else due - now)
+        on_ready(0 if engine.busy or link.has_work else due - now)
         if link.has_work:
             link.work()
         if link.connects:

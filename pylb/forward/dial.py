@@ -8,7 +8,6 @@ import os
 import select
 from collections import Counter
 from collections.abc import Callable, Container, Iterable
-from itertools import islice, takewhile
 from select import EPOLLERR, EPOLLET, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLPRI, EPOLLRDHUP
 from socket import AF_INET, AF_INET6, MSG_DONTWAIT, MSG_PEEK, SocketType
 from typing import Protocol
@@ -27,7 +26,7 @@ from pylb.forward.door import Admission
 from pylb.forward.faults import Faults
 from pylb.forward.origins import Origins
 from pylb.forward.session import FULL, FrontendState, Half, ServerState, Session
-from pylb.forward.turn import DIAL, Turn
+from pylb.forward.turn import DIAL, QUANTUM, Turn
 
 # Registered once, for life. Nothing is ever re-armed, so a reset is always seen, even while a side is paused.
 WATCHED = EPOLLIN | EPOLLOUT | EPOLLPRI | EPOLLRDHUP | EPOLLET
@@ -36,7 +35,7 @@ READABLE = EPOLLIN | READ_ON
 _FAILED = EPOLLERR | EPOLLHUP
 
 # A class attribute of an enum is looked up through its metaclass, which costs as much as a call; these are read per event.
-_AWAITING_HEADER, _QUEUED, _DIALING = State.AWAITING_HEADER, State.QUEUED, State.DIALING
+_AWAITING_HEADER, _DIALING = State.AWAITING_HEADER, State.DIALING
 _CONNECTED = Event.CONNECTED
 PROBE, MOST_PROBES = 10.0, 64  # seconds in which an accept has followed its connect; at once
 SUSPICION = 10.0  # seconds; what goes around resets a thousand times as often
@@ -79,7 +78,7 @@ class Dialer:
         self._turn = turn
         self.queues: dict[FrontendState, None] = {}  # frontends whose servers are full, with sessions that wait
         self._offered: Session | None = None  # the one of a queue that tries just now
-        self._freed: dict[FrontendState, None] = {}  # of them, those that have a session fewer
+        self._freed: dict[FrontendState, None] = {}  # of them, those that may have room, while that is not found out
         self.generation = 0  # of the table in force
         self.our_ports: Container[int] = ()  # that we listen on
         self.origins = origins  # of dials to a port that is also one of ours; all others are spared the system call
@@ -214,6 +213,8 @@ class Dialer:
         """All servers are full: first come, first served, in the order of their accepts."""
         frontend, now = session.frontend, self._clock()
         policy, queue = frontend.frontend.policy, frontend.queue
+        if session in queue:
+            return  # it has looked for room in vain, and keeps its place
         self._life.deadlines.clear(session)
         if policy.max_queue and len(queue) >= policy.max_queue:
             self._deny(session, "queue")
@@ -223,16 +224,9 @@ class Dialer:
             admission = session.admission = Admission()
         session.deadline = now - admission.waited + policy.timeouts.queue
         admission.queued_at = now
-        earlier = len(queue)
-        queue[session] = None
-        if earlier and next(islice(reversed(queue), 1, None)).number > session.number:
-            # It was served before, or came through a PROXY header later than others: back to its place.
-            before = list(takewhile(lambda one: one.number < session.number, queue))
-            for one in (session, *reversed(before)):
-                queue.move_to_end(one, last=False)
-            earlier = len(before)
+        ahead = queue.add(session)
         if not admission.waited:
-            admission.ahead = earlier
+            admission.ahead = ahead
         frontend.counters.queued = len(queue)
         self.queues[frontend] = None
 
@@ -241,7 +235,7 @@ class Dialer:
         frontend, admission = session.frontend, session.admission
         if session not in frontend.queue:
             return
-        del frontend.queue[session]
+        frontend.queue.remove(session)
         frontend.counters.queued = len(frontend.queue)
         if not frontend.queue:
             self.queues.pop(frontend, None)
@@ -250,37 +244,36 @@ class Dialer:
             admission.waited += waited
             _note(session, Attempt("", None, "waited", "", round(waited * 1000)))
 
-    def serve_queue(self, frontend: FrontendState) -> None:
-        """A server of it has a session fewer, or the table is a new one: who waits longest tries first.
+    def make_room(self, frontend: FrontendState) -> None:
+        """Many of its servers may have room at once: those who wait look for it from the run queue, a few in each turn."""
+        if frontend.queue:
+            self._freed[frontend] = None
+            self._turn.add(frontend)
 
-        Whoever has tried all servers that have room is passed by and stays where it is. With one that has tried none the
-        search is over: what has no room for it has room for nobody. Afterwards nobody waits for a place that is free.
+    def serve_queue(self, frontend: FrontendState, share: int = QUANTUM) -> bool:
+        """Let those who wait look for room, until `share` units are spent. True: they have not found out yet.
+
+        Afterwards nobody waits for a place that is free. What counts is the dials: those who find no room cost a few
+        microseconds, and are one for each set of servers that some of the waiting have tried.
         """
         self._freed.pop(frontend, None)
-        queue = frontend.queue
-        while queue and self._offer(next(iter(queue))):
-            pass
-        full: list[list[ServerState]] = []  # nobody who tried one of these sets of servers, or more than it, is served
-        for session in list(queue):
-            tried = session.tried or []
-            if full and any(all(server in tried for server in known) for known in full):
-                continue
-            if not full or not self._offer(session):
-                if not tried:
-                    return
-                full.append(tried)
+        end = self._turn.left - share
+        for session in frontend.queue.offers():
+            if self._turn.left <= end:
+                self._freed[frontend] = None
+                break
+            self._offer(session)
+        return frontend in self._freed
 
-    def _offer(self, session: Session) -> bool:
-        """Let it try. False: it waits on."""
+    def _offer(self, session: Session) -> None:
+        """Let it try. It keeps its place until it has found a server."""
         before, self._offered = self._offered, session
         try:
-            self.unqueue(session)
             self._life.fire(session, Event.ROOM)
         except Exception as error:  # noqa: BLE001 - the boundary of one session, as in Engine.on_ready
             self._life.fault(session, error)
         finally:
             self._offered = before
-        return session.state is not _QUEUED
 
     def leave(self, session: Session, server: ServerState) -> None:
         """`server` has a session fewer."""
@@ -299,8 +292,9 @@ class Dialer:
         session.generation = self.generation
         session.dialed = now
         policy = frontend.frontend.policy
-        if frontend in self._freed and self._offered is None:
-            self.serve_queue(frontend)  # those who wait come before whoever is new
+        if frontend in self._freed and self._offered is None and self.serve_queue(frontend, DIAL):
+            self._life.fire(session, Event.SERVERS_FULL)  # those who wait come before whoever is new
+            return
         while True:
             tries = len(session.tried) if session.tried is not None else 0
             server = frontend.pick(session.address[0], session.tried) if tries <= policy.retries else None
@@ -310,6 +304,8 @@ class Dialer:
             if server is FULL:
                 self._life.fire(session, Event.SERVERS_FULL)
                 return
+            if session is self._offered:
+                self.unqueue(session)
             session.server = server
             self._turn.left -= DIAL
             server.counters.attempts += 1
@@ -368,8 +364,9 @@ class Dialer:
 
     def end_batch(self) -> None:
         """Give the places that became free to those that wait."""
-        while self._freed:
-            self.serve_queue(next(iter(self._freed)))
+        for frontend in list(self._freed):
+            if not frontend.queued and self.serve_queue(frontend):
+                self._turn.add(frontend)
 
 
 def _note(session: Session, attempt: Attempt) -> None:

@@ -114,7 +114,7 @@ class Elsewhere:
                 state.allow(state.server.max_connections - sum(one.servers.get(state.identity, 0) for one in others))
         if frontend.door is not None and (sources := frontend.door.sources) is not None:
             sources.elsewhere = [one.sources for one in others]
-        self._dialer.serve_queue(frontend)
+        self._dialer.make_room(frontend)
         if not port.watched:
             self._ports.rewatch(port)
 

@@ -157,6 +157,11 @@ class Engine:
         while self._resting:
             self._epoll.register(self._resting.pop(), select.EPOLLIN)
 
+    @property
+    def busy(self) -> bool:
+        """There is more to do: call `on_ready` soon."""
+        return bool(self._turn.queue)
+
     def on_ready(self, wait: float = 0.0) -> bool:
         """Do one turn of what is to be done now, or within `wait` seconds. True: there is more, call again soon."""
         life, turn = self._life, self._turn
@@ -175,7 +180,7 @@ class Engine:
                 self._call(fd, watched)
         self._run()
         life.end_batch()
-        return bool(turn.queue)
+        return self.busy
 
     def _run(self) -> None:
         """Give the run queue what the turn has left, but always one its share, and none a second one."""
@@ -189,6 +194,9 @@ class Engine:
                     life.fault(one.session, error)
             elif isinstance(one, Port):
                 if self._ports.by_fd.get(one.fd) is one and self._ports.accept(one):
+                    turn.add(one)
+            elif isinstance(one, FrontendState):
+                if life.dialer.serve_queue(one):
                     turn.add(one)
             elif self._timers.run():
                 turn.add(self._timers)
@@ -210,7 +218,7 @@ class Engine:
             self._ramping = {frontend: None for frontend in self._ramping if frontend.ramp(now)}
         self._life.end_batch()
         self.counters.pipes_lent, self.counters.runnable = self._pipes.lent, len(self._turn.queue)
-        return bool(self._turn.queue)
+        return self.busy
 
     def open(self, listen: Listen, *, freebind: bool = False) -> None:
         """Bind and listen ahead of the table that needs it; accept nothing yet. Idempotent. Raises OSError.
@@ -360,7 +368,7 @@ class Engine:
             self._heed(state, server, before)
         if state.ramping:
             self._ramping[state] = None
-        self._life.dialer.serve_queue(state)
+        self._life.dialer.make_room(state)
         self._ports.serve(port, state)
 
     def _heed(self, frontend: FrontendState, server: ServerState, before: Server) -> None:

@@ -15,6 +15,7 @@ from pylb.forward import door
 from pylb.forward.counters import FrontendCounters, ServerCounters
 from pylb.forward.door import Admission, Door
 from pylb.forward.pipes import Pipe
+from pylb.forward.queue import Queue
 from pylb.forward.sockets import folded
 
 _DIALING = State.DIALING
@@ -144,6 +145,7 @@ class FrontendState:
         "kill_at",
         "others",
         "queue",
+        "queued",
         "ramping",
         "ring",
         "servers",
@@ -158,7 +160,8 @@ class FrontendState:
         self.ring: Ring | None = None  # of its sessions, if short timeouts want them visited more often than others
         self.kill_at: float | None = None  # monotonic; set when the frontend was removed
         self.servers: dict[tuple[str, Address], ServerState] = {}
-        self.queue: OrderedDict[Session, None] = OrderedDict()  # those that wait for a server, in the order they came
+        self.queue: Queue[Session] = Queue()  # those that wait for a server
+        self.queued = False  # they wait for their share of a turn, to look for room
         self.allowance = float(frontend.policy.limits.rate)  # connections it may accept now, if its rate is limited
         self.door: Door | None = None
         self.frontend = frontend

@@ -253,7 +253,7 @@ class Timers:
 def _overdue(frontend: FrontendState, now: float) -> Iterator[Session]:
     """Of its queue. In the order they came; only the first can be due, and each is given out once."""
     last = None
-    while frontend.queue and (session := next(iter(frontend.queue))) is not last and now >= session.deadline:
+    while (session := frontend.queue.first()) is not None and session is not last and now >= session.deadline:
         last = session
         yield session
 

@@ -20,7 +20,7 @@ ACCEPT = DIAL = END = 64 * 1024
 
 
 class Runnable(Protocol):
-    """A session's half, a port, or the timers' work."""
+    """A session's half, a port, a frontend with clients that wait for its servers, or the timers' work."""
 
     queued: bool  # it waits for its share: each is in the queue once, or the fastest would get the most
 

@@ -2,14 +2,19 @@
 
 import socket
 from collections.abc import Callable
+from typing import NamedTuple
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pylb.core.address import Address, Listen
 from pylb.core.policy import Policy
+from pylb.core.session import Cause, Event
+from pylb.forward.elsewhere import Use
+from pylb.forward.queue import Queue
 from pylb.forward.session import Session
-from tests.support.drive import Drive, free_port, policy, server_at
+from pylb.forward.turn import BUDGET, DIAL, QUANTUM
+from tests.support.drive import Drive, Peer, free_port, policy, server_at
 
 Make = Callable[..., Drive]
 
@@ -65,6 +70,144 @@ class Switch:
 
     def open(self) -> None:
         self.sock.listen()
+
+
+WAITING = 100
+
+
+def crowd(drive: Drive, backend: socket.socket, **limits: int) -> tuple[Listen, list[Peer]]:
+    """One client is served, WAITING others wait in their order and say their number."""
+    listen = drive.serve(server_at(backend, most=1), policy=Policy(**limits))
+    drive.connect(listen)
+    drive.accept(backend)
+    waiting = []
+    for number in range(WAITING):
+        waiting.append(drive.connect(listen))
+        waiting[-1].say(b"%d" % number)
+        drive.run_until(lambda: drive.engine.counters.frontends[listen].queued == len(waiting))
+    return listen, waiting
+
+
+def dials(drive: Drive, listen: Listen) -> int:
+    return sum(state.counters.attempts for state in drive.states(listen))
+
+
+def in_order(drive: Drive, backend: socket.socket, count: int) -> list[int]:
+    """The numbers that clients say to the server, in the order in which they came to it."""
+    servers = [drive.accept(backend) for _ in range(count)]
+    drive.run_until(lambda: all(server.got for server in servers))
+    return [int(server.got) for server in servers]
+
+
+def test_a_table_that_makes_room_for_many_serves_a_few_in_each_turn_and_all_in_their_order(drive: Drive) -> None:
+    backend = drive.backend(backlog=WAITING)
+    listen, _ = crowd(drive, backend)
+    before = dials(drive, listen)
+    drive.serve(server_at(backend), listen=listen)
+    assert drive.engine.busy
+    assert dials(drive, listen) == before, "a table dials for nobody by itself"
+    turns = 0
+    while drive.engine.counters.frontends[listen].queued:
+        drive.engine.on_ready()
+        assert 0 < dials(drive, listen) - before <= QUANTUM // DIAL
+        before, turns = dials(drive, listen), turns + 1
+    assert turns == WAITING // (QUANTUM // DIAL)
+    assert in_order(drive, backend, WAITING) == list(range(WAITING))
+
+
+def test_what_other_processes_leave_is_given_to_those_who_wait_in_the_same_way(drive: Drive) -> None:
+    backend = drive.backend(backlog=WAITING)
+    listen, _ = crowd(drive, backend)
+    server = server_at(backend, most=WAITING + 10)
+    elsewhere = drive.engine.elsewhere
+    use = Use(listen, 0, 0, {str(server.address): WAITING + 9}, {})
+    elsewhere.heed(2, (use,), drive.clock.now)
+    drive.serve(server, listen=listen)
+    elsewhere.follow()
+    elsewhere.heed(2, (use,), drive.clock.now)
+    drive.run_until_quiet()
+    assert drive.engine.counters.frontends[listen].queued == WAITING
+    before = dials(drive, listen)
+    elsewhere.forget(2)
+    drive.engine.on_ready()
+    assert 0 < dials(drive, listen) - before <= QUANTUM // DIAL
+    assert in_order(drive, backend, WAITING) == list(range(WAITING))
+
+
+def test_who_comes_while_many_find_a_place_is_behind_them_all(drive: Drive) -> None:
+    backend = drive.backend(backlog=2 * WAITING)
+    listen, _ = crowd(drive, backend, max_queue=WAITING)
+    drive.serve(server_at(backend), listen=listen, policy=Policy(max_queue=WAITING))
+    late = 0
+    while drive.engine.counters.frontends[listen].queued:
+        drive.connect(listen).say(b"%d" % (WAITING + late))
+        late += 1
+        before = dials(drive, listen)
+        drive.engine.on_ready()
+        assert dials(drive, listen) - before <= BUDGET // DIAL
+        assert late < WAITING, "they come faster than they are served"
+    assert not drive.engine.counters.frontends[listen].denied, "the queue is full for nobody, while it is being served"
+    assert in_order(drive, backend, WAITING + late) == list(range(WAITING + late))
+
+
+def test_a_place_is_offered_once_to_those_who_have_tried_the_same(drive: Drive) -> None:
+    """Not to each of them: thousands may wait that found one server down, and it is back and full."""
+    down, up = Switch(drive), drive.backend(backlog=WAITING)
+    servers = (server_at(down.address, "x", most=1), server_at(up, "y", most=1))
+    listen = drive.serve(*servers, policy=Policy(balance=policy().balance, retries=3))
+    down.close()
+    drive.connect(listen)
+    drive.accept(up)
+    waiting = [drive.connect(listen) for _ in range(WAITING)]
+    drive.run_until(lambda: drive.engine.counters.frontends[listen].queued == WAITING)
+    down.open()
+    drive.connect(listen)
+    drive.accept(down.sock)
+    fire, offers = drive.engine._life.fire, []
+
+    def watched(session: Session, event: Event, *cause: Cause) -> None:
+        offers.extend([session.number] * (event is Event.ROOM))
+        fire(session, event, *cause)
+
+    drive.engine._life.fire = watched  # type: ignore[method-assign]
+    drive.engine._life.dialer.make_room(next(iter(drive.engine._life.dialer.queues)))
+    drive.run_until_quiet()
+    assert len(offers) == 1
+    for client in waiting:
+        client.reset()
+
+
+@given(st.lists(st.tuples(st.integers(0, 30), st.sets(st.sampled_from("abc"))), max_size=40), st.sets(st.sampled_from("abc")))
+def test_offers_come_in_order_once_to_a_line_and_go_on_where_there_was_room(
+    arrivals: list[tuple[int, set[str]]], room: set[str]
+) -> None:
+    """Room at some servers, without an end: who has not tried all of them gets it, and of the others one is asked in vain."""
+    queue: Queue[One] = Queue()
+    model: dict[int, One] = {}
+    for number, tried in arrivals:
+        if number in model:
+            queue.remove(model.pop(number))
+        else:
+            one = model[number] = One(number, sorted(tried))
+            assert queue.add(one) == sum(other < number for other in model)
+        assert list(queue) == [model[number] for number in sorted(model)]
+        assert queue.first() is (model[min(model)] if model else None)
+    served, in_vain = [], []
+    for one in queue.offers():
+        if room - set(one.tried):
+            queue.remove(one)
+            served.append(one.number)
+        else:
+            in_vain.append(one.tried)
+    if room:
+        assert served == [number for number in sorted(model) if room - set(model[number].tried)]
+    assert not served or room
+    assert len(in_vain) == len({tuple(tried) for tried in in_vain})
+
+
+class One(NamedTuple):
+    number: int
+    tried: list[str]
 
 
 STEPS = st.lists(
