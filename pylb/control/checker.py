@@ -5,7 +5,9 @@ many frontends ask the same of a server, it is asked once, and all of them learn
 """
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from math import inf
 from typing import NamedTuple
@@ -79,6 +81,7 @@ class Checker:
         self._checks: dict[Place | Address, tuple[float, str]] = {}  # the last finding of each, and when
         self._servers: dict[Place, Server] = {}
         self._users: dict[Address, dict[Listen, None]] = {}  # the frontends that have it
+        self._considered: Counter[Address] = Counter()  # by calls that are not in force yet
         self._groups: dict[Question, dict[Place, None]] = {}  # of places that ask the same
         self._questions: dict[Place, Question] = {}
         self._last_asked: dict[Place | Address, float] = {}
@@ -177,6 +180,8 @@ class Checker:
             found = await self._ask(question)
         finally:
             del self._asking[question]
+        if address not in self._users and address not in self._considered:
+            return found, False  # it has left while it was asked: to learn of it now would be to ask it for ever
         self._learn(question, found)
         if question == Question(address):
             if address in self._again:
@@ -203,10 +208,19 @@ class Checker:
         accepted = now if found == YES else before.accepted_at if before else -inf
         self._answers[address] = Answer(found, now, accepted)
 
-    def forget_unused(self, addresses: Iterable[Address]) -> None:
-        """Of a call that was refused after its dial."""
+    @contextmanager
+    def considering(self, addresses: Collection[Address]) -> Iterator[None]:
+        """While a call is judged that names these. What was found of them is forgotten then, unless it is in force."""
+        self._considered.update(addresses)
+        try:
+            yield
+        finally:
+            self._considered -= Counter(addresses)
+            self._forget_unused(addresses)
+
+    def _forget_unused(self, addresses: Iterable[Address]) -> None:
         for address in addresses:
-            if address not in self._users:
+            if address not in self._users and address not in self._considered:
                 self._proofs.pop(address, None)
                 self._dials.pop(address, None)
                 self._checks.pop(address, None)
@@ -246,7 +260,7 @@ class Checker:
             users.pop(listen, None)
             if not users:
                 self._users.pop(address, None)
-                self.forget_unused([address])
+                self._forget_unused([address])
         for address, server in now.items():
             if new is not None and not (same_policy and known.get(address) == server):
                 self._users.setdefault(address, {})[listen] = None

@@ -145,14 +145,12 @@ class Ledger:
         takeover = caller.token.takeover
         targets = [wanted.address(item) for item in wanted.wanted]
         await self._ask_once_more(wanted)
-        try:
+        with self.checker.considering(targets):
             if self.checker.unknown(targets):  # then a call that would be refused is not to dial them
                 _, rehearsed = self.announce(self.scene, wanted, caller, takeover=takeover)
                 if wanted.key in rehearsed.claims.registrations:
                     await self.checker.dial_new(targets)
             change, durable = await self.take_turn(wanted, caller, takeover=takeover)
-        finally:
-            self.checker.forget_unused(targets)
         return self.outcome(change.result, change.claims.registrations.get(wanted.key), durable=durable, note=change.note)
 
     def is_beat(self, wanted: Registration) -> bool:

@@ -247,3 +247,28 @@ async def test_a_server_that_is_taken_into_maintenance_is_not_down_any_more() ->
     checked.serve(HealthPolicy(), server(admin=AdminState.MAINT))
     record = checked.checker.record(LISTEN, server().address)
     assert (record.downs, record.down_seconds) == (1, pytest.approx(5))
+
+
+@pytest.mark.parametrize("found", ["timeout", "yes"])
+@aio
+async def test_a_server_that_leaves_while_it_is_asked_is_asked_no_more_and_forgotten(found: str) -> None:
+    """A black hole was dialled for ever, and one that answered stayed proven, in every snapshot from then on."""
+    c, answers = Checked(), asyncio.Event()
+    ask, one = c.checker._ask, server()
+
+    async def slow(question: Question) -> str:
+        await answers.wait()
+        return await ask(question)
+
+    c.checker._ask, c.says = slow, {one.address: found}
+    c.serve(HealthPolicy(), one)
+    asking = asyncio.get_running_loop().create_task(c.checker.probe())
+    await asyncio.sleep(0)
+    c.serve(HealthPolicy())
+    answers.set()
+    await asking
+    assert c.asked.pop() == Question(one.address)
+    await c.pass_time(60)
+    assert not c.asked
+    assert one.address not in c.checker.proven
+    assert c.checker.answer(one.address) is None
