@@ -135,7 +135,7 @@ class Ledger:
 
     async def enter(self, wanted: Registration, caller: Caller) -> Outcome:
         """A registration, native or legacy, that its token may make. Raises Refused."""
-        wanted = replace(wanted, key=heir_of(wanted, self.scene.keyring))
+        wanted = replace(wanted, key=self._key_of(wanted))
         before = self.scene.claims.registrations.get(wanted.key)
         if before is not None and self.is_beat(wanted):
             self._beat(before, moved=False)  # nothing to write, to swap or to wait for
@@ -155,7 +155,7 @@ class Ledger:
 
     def is_beat(self, wanted: Registration) -> bool:
         """Is it what is registered already, with nothing about it under way?"""
-        wanted = replace(wanted, key=heir_of(wanted, self.scene.keyring))
+        wanted = replace(wanted, key=self._key_of(wanted))
         before = self.scene.claims.registrations.get(wanted.key)
         return before is not None and same_call(before, wanted) and not self.writer.is_busy_with(wanted.key)
 
@@ -206,6 +206,10 @@ class Ledger:
         )
         return self.outcome(change.result, None, durable=durable, note=change.note)
 
+    def _key_of(self, wanted: Registration) -> Key:
+        """The registration that a call is about. One that stayed its old token's goes on being so."""
+        return wanted.key if wanted.key in self.scene.claims.registrations else heir_of(wanted, self.scene.keyring)
+
     def _inherited(self, key: Key) -> Key:
         """The registration that is meant by somebody whose token another one replaces."""
         held = self.scene.claims.registrations
@@ -237,10 +241,16 @@ class Ledger:
             self.journal.note("passed_on", text, {"token": given.token, "name": given.name, "instance": given.instance})
 
     def passed_on(self, scene: Scene) -> tuple[Scene, Change, dict[Key, Key]]:
-        """`scene` with the registrations of replaced tokens as their heirs'."""
+        """`scene` with the registrations of replaced tokens as their heirs'.
+
+        One whose heir has another of that name and instance stays where it is: two cannot be one, and neither may be lost.
+        """
         registrations = scene.claims.registrations
-        keys = {one.key: heir_of(one, scene.keyring) for one in registrations.in_any_order()} if scene.keyring.has_heirs else {}
-        keys = {old: new for old, new in keys.items() if new != old and new not in registrations}
+        heirs: dict[Key, Key] = {}
+        for one in registrations.in_any_order() if scene.keyring.has_heirs else ():
+            if (new := heir_of(one, scene.keyring)) not in registrations:
+                heirs.setdefault(new, one.key)
+        keys = {old: new for new, old in heirs.items()}
         change = pass_on(scene.claims, keys)
         return replace(scene, claims=change.claims), change, keys
 

@@ -56,6 +56,25 @@ async def test_what_its_heir_could_not_have_made_stays(tmp_path: Path) -> None:
 
 
 @aio
+async def test_two_of_the_same_name_and_instance_are_both_served_whoever_replaces_their_tokens(tmp_path: Path) -> None:
+    """Pods of two StatefulSets are both called web-0: the port of one of them closed without an event."""
+    one, two = free_ports(2)
+    old = token("staging"), token("prod")
+    new = token("new", replaces=("staging", "prod"))
+    async with control(tmp_path, *old) as c:
+        await c.put({one: 30001}, instance="web-0", token="staging")
+        await c.put({two: 30001}, instance="web-0", token="prod")
+        await c.registry.set_keyring(use(c, *old, new))
+        for _ in range(2):
+            assert sorted(owner for owner, _, _ in held(c)) in (["new", "prod"], ["new", "staging"])
+            assert c.sink.ports == {one, two}
+            await c.put({one: 30001}, instance="web-0", token="staging")
+            await c.put({two: 30001}, instance="web-0", token="prod")
+    async with control(tmp_path, *old, new) as c:
+        assert c.sink.ports == {one, two}
+
+
+@aio
 async def test_a_start_passes_on_what_an_edited_config_says(tmp_path: Path) -> None:
     port, legacy = free_ports(2)
     async with control(tmp_path, token("old")) as c:
