@@ -264,7 +264,9 @@ def pylb_config(
         server = [{"address": str(servers[name]), "max_connections": int(name == "limited")}] if name in servers else []
         seconds = f"{round((SHORT if name == 'short' else LIMIT) * 1000)}ms"
         short = f"{round(SHORT * 1000)}ms"
-        timeouts = {"connect": short, "queue": short, "idle": seconds, "half_close": seconds}
+        timeouts = {"connect": short, "idle": seconds, "half_close": seconds}
+        if name == "limited":
+            timeouts["queue"] = short
         frontend: dict[str, object] = {"name": name, "listen": str(listen), "servers": server, "timeouts": timeouts}
         if name == "denied":
             frontend["access"] = [{"deny": "127.0.0.0/8"}]

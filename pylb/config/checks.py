@@ -7,6 +7,7 @@ from pylb.config import models as m
 from pylb.config import values as v
 from pylb.config.health import health_findings
 from pylb.config.parts import Finding, Part, Parts
+from pylb.config.without_effect import without_effect
 from pylb.config.yamlplace import Loc
 from pylb.core.address import ANY, Address, HostPort, Listen, is_loopback
 
@@ -23,6 +24,7 @@ def findings(parts: Parts) -> Iterator[Finding]:
     for frontend in parts.frontends:
         yield from _frontend(frontend)
     yield from health_findings(parts)
+    yield from without_effect(parts)
     yield from _loops(parts)
 
 

@@ -1,4 +1,4 @@
-"""What of health would be accepted and have no effect, and checks that do not test what they seem to."""
+"""Intervals that contradict each other, and checks that do not test what they seem to."""
 
 from collections.abc import Iterator
 
@@ -7,7 +7,6 @@ from pylb.config import values as v
 from pylb.config.parts import Finding, Part, Parts
 from pylb.config.yamlplace import Loc
 from pylb.core import policy as core
-from pylb.core.address import Address
 from pylb.core.auth import NODE_PORTS
 
 
@@ -34,24 +33,13 @@ def _max_interval(health: core.HealthPolicy, loc: Loc | None) -> Iterator[Findin
 
 
 def _health(part: Part[m.FrontendEntry], defaults: core.Policy) -> Iterator[Finding]:
-    """What would be accepted and have no effect, and a check that does not test what it seems to."""
     entry, frontend = part.entry, part.entry.frontend(defaults)
     health = frontend.policy.health
     if "max_interval" in entry.health.model_fields_set or "interval" in entry.health.model_fields_set:
         yield from _max_interval(health, part.at("health"))
-    if health.mode is core.HealthMode.NONE:
-        hint = "mode: active or passive, or leave both out"
-        for key in sorted(entry.health.model_fields_set - {"mode"}):
-            yield Finding(part.at("health", key), f"health.{key} has no effect: the mode is none, so nothing is asked", hint)
     asked: dict[int, int | None] = {}
-    for index, (server, line) in enumerate(zip(entry.servers, frontend.servers, strict=True)):
+    for index, line in enumerate(frontend.servers):
         own = line.health.over(health)
-        if own is not None and own.mode is core.HealthMode.NONE:
-            message = f"health of {line.address} has no effect: the frontend's mode is none, so nothing is asked"
-            yield Finding(part.at("servers", index, "health"), message, "mode: active or passive, for the frontend")
-        if "resolve" in server.model_fields_set and isinstance(line.address, Address):
-            message = f"resolve has no effect: {line.address} is an address, not a host name"
-            yield Finding(part.at("servers", index, "resolve"), message, "remove the line")
         used = own or health
         port = used.check.port or line.address.port
         if used.check != core.CONNECT and used.mode is not core.HealthMode.NONE and port in NODE_PORTS:

@@ -53,6 +53,7 @@ class Parts:
     defaults: m.Defaults | None = None
     tokens: list[Part[m.TokenEntry]] = field(default_factory=list)
     frontends: list[Part[m.FrontendEntry]] = field(default_factory=list)
+    written_frontends: int = 0  # those that cannot be read at all included
     public_addresses: frozenset[str] = frozenset()
 
     def place(self, loc: Loc | None) -> Place:
@@ -79,6 +80,7 @@ def readable_parts(document: Document, base: Path) -> Parts:
         defaults=_section(m.Defaults, data.get("defaults"), base),
         tokens=list(_entries(m.TokenEntry, "tokens", data.get("tokens"), base, _SOME_PORTS)),
         frontends=list(_entries(m.FrontendEntry, "frontends", data.get("frontends"), base)),
+        written_frontends=len(one_or_more(data.get("frontends")) or ()),
     )
 
 

@@ -143,7 +143,6 @@ def first_run_token(secret: str, reserved_ports: frozenset[int]) -> Token:
         targets=_LOOPBACK,
         target_ports=_EVERY_PORT,
         sources=ANYWHERE,
-        allow_weak=False,
         any_port_except=reserved_ports | {22},
     )
 
@@ -159,7 +158,6 @@ def token_of(entry: m.TokenEntry, secrets: tuple[str, ...]) -> Token:
         targets=entry.targets,
         target_ports=Ports(tuple(sorted(entry.target_ports))),
         sources=entry.sources,
-        allow_weak=entry.allow_weak,
         legacy=entry.legacy,
         replaces=entry.replaces,
         any_port_except=None,

@@ -5,7 +5,7 @@ The registry (what may be asked) and the clockwork (what time asks) both change 
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from errno import EINVAL
@@ -32,8 +32,8 @@ from pylb.core.claims import Change, Claims, announce, check_bounds, loop, loops
 from pylb.core.errors import Code, Refused
 from pylb.core.layout import Layout
 from pylb.core.overrides import Whom, kept
-from pylb.core.policy import UNSAID, HealthMode, Rules, StaticServer
-from pylb.core.registration import Key, Registration, State
+from pylb.core.policy import UNSAID, Balance, HealthMode, Policy, Rules, StaticServer
+from pylb.core.registration import Key, Registration, State, Wanted
 from pylb.core.table import Table
 
 MOST_REGISTRATIONS = 2000  # of one token
@@ -418,13 +418,8 @@ class Ledger:
         notes = [note] if note else []
         if (why := loop(self.scene.claims, self.scene.layout, one)) is not None:
             notes.append(f"out of service: {why}")
-        policy = self.scene.layout.policy
-        asked = zip(one.wanted, one.places, strict=True)
-        notes += [
-            f"health of port {item.port} has no effect: the mode of its frontend is none, so nothing is asked"
-            for item, place in asked
-            if item.health != UNSAID and policy(place).health.mode is HealthMode.NONE
-        ]
+        for item, place in zip(one.wanted, one.places, strict=True):
+            notes += _without_effect(item, self.scene.layout.policy(place))
         unbound = self.publisher.unbound
         notes += [f"port {place.port} is not open: {unbound[place]}" for place in one.places if place in unbound]
         ttl = lease.ttl if lease else one.ttl
@@ -512,6 +507,14 @@ class Ledger:
         self.unsettled |= kind == "server_proven"
         self.unsaved |= kind in ("server_down", "server_up")
         self.publisher.news(listens)
+
+
+def _without_effect(item: Wanted, policy: Policy) -> Iterator[str]:
+    """For whoever announced it: what of it the frontend's own settings leave without effect."""
+    if item.health != UNSAID and policy.health.mode is HealthMode.NONE:
+        yield f"health of port {item.port} has no effect: the mode of its frontend is none, so nothing is asked"
+    if item.weight > 1 and policy.balance is Balance.FIRST:
+        yield f"weight of port {item.port} has no effect: with the balance of its frontend, first, there are no shares"
 
 
 def whose(keys: Iterable[Key]) -> dict[str, str]:

@@ -32,7 +32,6 @@ class Token:
     targets: tuple[Network, ...] = ()
     target_ports: Ports = NODE_PORTS
     sources: tuple[Network, ...] = ANYWHERE
-    allow_weak: bool = False
     legacy: bool = True  # may it be used on the legacy route?
     replaces: tuple[str, ...] = ()  # tokens whose registrations, as far as it could have made them, are its own
     any_port_except: frozenset[int] | None = None  # the first run's token: every port but these, `ports` does not count

@@ -16,7 +16,7 @@ from pylb.haproxy.clients import EVERYBODY, NOBODY, Clients, Conditions, access_
 from pylb.haproxy.config_parser import PROXIES, Note, Notes, Parser, shortened
 from pylb.haproxy.places import Bind, Place, bind_of, places
 from pylb.haproxy.proxies import Proxy, Switch, proxy_of
-from pylb.haproxy.servers import duration, entries, plain_name, servers_of, shared
+from pylb.haproxy.servers import Server, duration, entries, plain_name, servers_of, shared
 
 MOST_LINES = 1_000_000  # of proxies, each counted for each place that has it: some seconds
 LEAST_FRONTEND = 40  # characters in pylb.yaml, beside its name and its servers
@@ -214,6 +214,8 @@ class _Translator:
         if entered := access_entries(self._accepted(proxy, backend, place)):
             policy["access"] = entered
         policy |= shared(backend, found, self._notes)
+        if policy["balance"] == "first":
+            _without_shares(policy, found)
         limited = any("max_connections" in entry for _, entry in found)
         if timeouts := _timeouts(proxy, backend, limited=limited):
             policy["timeouts"] = timeouts
@@ -283,11 +285,21 @@ def _size_of(bind: Bind, proxy: Proxy) -> int:
     return (bind.last - bind.first + 1) * (len(plain_name(proxy.section.name)) + LEAST_FRONTEND)
 
 
+def _without_shares(policy: dict[str, Any], found: list[tuple[Server, dict[str, Any]]]) -> None:
+    """`balance first` asks for none, there as here."""
+    policy.pop("slow_start", None)
+    for _, entry in found:
+        if entry.get("weight"):
+            del entry["weight"]
+
+
 def _timeouts(proxy: Proxy, backend: Proxy, *, limited: bool) -> dict[str, str]:
     client = {key: ms for key, ms in proxy.timeouts.items() if key.startswith("client")}
     timeouts = {**{key: ms for key, ms in backend.timeouts.items() if not key.startswith("client")}, **client}
     found = {_TIMEOUTS[key]: ms for key, ms in timeouts.items() if key in _TIMEOUTS}
-    if limited and "queue" not in timeouts:
+    if not limited:
+        found.pop("queue", None)  # no server is ever full
+    elif "queue" not in timeouts:
         found["queue"] = timeouts.get("connect", inf)
     sides = [timeouts[key] for key in ("client", "server") if key in timeouts]
     if idle := timeouts.get("tunnel", max(sides, default=0)):

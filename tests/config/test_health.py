@@ -1,4 +1,4 @@
-"""What of health is refused because it would have no effect, what is warned of, and what a server may say of its own."""
+"""What of health contradicts itself, what is warned of, and what a server may say of its own."""
 
 import pytest
 
@@ -17,34 +17,17 @@ SERVER = 'servers: [{address: "192.0.2.1:8080"'
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (frontend("health: {mode: none, check: {http: /up}}"), "health.check has no effect: the mode is none"),
-        (frontend("health: {mode: none, when_all_down: refuse}"), "health.when_all_down has no effect: the mode is none"),
-        (frontend("health: {interval: 5s}", "{health: {mode: none}}"), "health.interval has no effect: the mode is none"),
-        (frontend(f"health: {{mode: none}}, {SERVER}, health: {{port: 1}}}}]"), "health of 192.0.2.1:8080 has no effect"),
-        (frontend(f"{SERVER}, resolve: ipv4}}]"), "resolve has no effect: 192.0.2.1:8080 is an address"),
         (frontend("health: {interval: 5s, max_interval: 2s}"), "max_interval is shorter than interval"),
         (frontend("", "{health: {max_interval: 1s}}"), "max_interval is shorter than interval"),
         (frontend("health: {when_all_down: never}"), "'never' is no value of 'when_all_down'"),
         (frontend("health: {check: {steps: []}}"), "is not a list of 1 to 16 steps"),
     ],
 )
-def test_what_would_have_no_effect_is_refused(text: str, message: str) -> None:
+def test_what_cannot_be_is_refused(text: str, message: str) -> None:
     with pytest.raises(ConfigErrors) as caught:
         parse(text, "pylb.yaml")
     [line] = str(caught.value).splitlines()
     assert message in line
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        frontend("health: {mode: none}", "{health: {check: {http: /up}, when_all_down: refuse}}"),  # the frontend goes without
-        frontend("health: {mode: active, interval: 5s}", "{health: {mode: none}}"),
-        frontend(f"health: {{check: {{http: /up}}}}, {SERVER}}}]"),
-    ],
-)
-def test_what_has_an_effect_is_taken_without_a_word(text: str) -> None:
-    assert not [warning for warning in parse(text, "pylb.yaml").warnings if "check" in warning or "health" in warning]
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pylb.core.policy import UNSAID, Check, HealthMode, HealthPolicy, OwnHealth, Policy, Rules, WhenAllDown
+from pylb.core.policy import UNSAID, Balance, Check, HealthMode, HealthPolicy, OwnHealth, Policy, Rules, WhenAllDown
 from pylb.core.registration import Announcement, Wanted
 from pylb.core.table import DOWN
 from tests.control.harness import NODE_A, NODE_B, Control, aio, control, free_ports, target
@@ -91,3 +91,12 @@ async def test_a_check_that_nobody_will_ask_is_said_in_the_answer(tmp_path: Path
         assert "the mode of its frontend is none" in await announce(c, port)
         assert serving(c, port) == {NODE_A}
         assert await announce(c, port, health=UNSAID) == ""
+
+
+@aio
+async def test_a_weight_that_nobody_will_look_at_is_said_in_the_answer(tmp_path: Path) -> None:
+    (port,) = free_ports(1)
+    async with control(tmp_path, rules=Rules(defaults=Policy(balance=Balance.FIRST))) as c:
+        wanted = Wanted(port, 30001, weight=2)
+        answer = await c.registry.announce("db", "pod-1", Announcement((wanted,)), c.caller(NODE_A))
+        assert f"weight of port {port} has no effect" in answer.note

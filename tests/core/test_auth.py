@@ -48,7 +48,7 @@ def test_a_trailing_newline_of_the_configured_secret_does_not_count() -> None:
 
 
 def test_a_weak_secret_is_known_only_where_weak_ones_are_allowed() -> None:
-    keyring = Keyring([token(secrets=("short",), allow_weak=True)])
+    keyring = Keyring([token(secrets=("short",))])
     assert keyring.find("short", "legacy") is not None
     assert keyring.find("short", "native") is None
 
@@ -65,7 +65,7 @@ def test_a_token_never_shows_its_secrets() -> None:
 
 def test_a_secret_where_none_belongs_is_not_quoted_cut_or_whole() -> None:
     long, other, short = "first-secret-of-the-mail-token-0123456789", "second-secret-of-the-mail-token-012345678", "mail"
-    keyring = Keyring([token(secrets=(long + "\n", other)), token(secrets=(short,), allow_weak=True)])
+    keyring = Keyring([token(secrets=(long + "\n", other)), token(secrets=(short,))])
     text = f"mail: {long}, {long[:40]}…, {other[:22]}/{long}; {long[:21]}"
     assert keyring.without_secrets(text) == f"mail: [secret], [secret]…, [secret]/[secret]; {long[:21]}"
     assert keyring.without_secrets("") == ""

@@ -80,7 +80,7 @@ def test_a_frontend_with_its_backend() -> None:
         ("timeout connect 4000", {"timeouts": {"connect": "4s"}}),
         ("timeout tunnel 1h", {"timeouts": {"idle": "1h"}}),
         ("timeout client-fin 90s", {"timeouts": {"half_close": "90s"}}),
-        ("timeout queue 1500us", {"timeouts": {"queue": "2ms"}}),
+        ("timeout queue 1500us\n  default-server maxconn 5", {"timeouts": {"queue": "2ms"}}),
         ("source 192.0.2.1", {"source_addresses": ["192.0.2.1"]}),
         ("balance hash src", {"balance": "source"}),
         ("tcp-request connection reject if { src 10.0.0.0/8 }", {"access": [{"deny": "10.0.0.0/8"}]}),
@@ -340,6 +340,18 @@ SAME = """
 def test_what_says_nothing_about_connections_is_passed_over_in_silence(line: str) -> None:
     text = f"global\n {line}\n{LISTEN}" if line.startswith("nbthread") else f"{LISTEN} {line}\n"
     assert notes(text) == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"{ONE}\n timeout queue 30s\n",
+        f"{ONE} check slowstart 9s weight 7\n balance first\n",
+        "listen web\n bind *:443 transparent\n server a 192.0.2.7:80\n",
+    ],
+)
+def test_what_has_no_effect_in_pylb_is_not_written(text: str) -> None:
+    assert parse(yaml.safe_dump({"frontends": frontends(text)}), "pylb.yaml").warnings == ()
 
 
 def test_with_one_server_stickiness_changes_nothing() -> None:

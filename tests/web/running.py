@@ -41,7 +41,7 @@ def keyring() -> Keyring:
     return Keyring(
         [
             Token("mosquitto", (SECRET,), PORTS, targets=LOOPBACK, target_ports=targets),
-            Token("old", (WEAK,), PORTS, targets=LOOPBACK, target_ports=targets, allow_weak=True),
+            Token("old", (WEAK,), PORTS, targets=LOOPBACK, target_ports=targets),
         ]
     )
 

@@ -1,0 +1,173 @@
+"""Settings that nobody would read, because another one is missing: each is an error that names the other one.
+
+A line that says what holds anyway is no mistake: whoever writes all of a section down means nothing by it.
+"""
+
+from collections.abc import Callable, Iterator
+from operator import attrgetter
+from typing import Any, NamedTuple
+
+from pylb.config import models as m
+from pylb.config.parts import Finding, Part, Parts
+from pylb.core.address import ANY, Address, HostPort, Listen
+from pylb.core.policy import UNSAID, Balance, HealthMode, Policy, ProxyProtocol, StaticFrontend
+
+
+class _Need(NamedTuple):
+    """What a key of a frontend needs to have an effect."""
+
+    key: str
+    met: Callable[[StaticFrontend], bool]
+    why: str
+    hint: str
+
+
+def _sends_v2(frontend: StaticFrontend) -> bool:
+    """A registration says for its own server what is sent."""
+    return frontend.policy.send_proxy is ProxyProtocol.V2 or not frontend.servers
+
+
+def _accepts_proxy(frontend: StaticFrontend) -> bool:
+    return bool(frontend.policy.accept_proxy.networks)
+
+
+def _has_limited_servers(frontend: StaticFrontend) -> bool:
+    return any(server.max_connections for server in frontend.servers)
+
+
+def _asks(frontend: StaticFrontend) -> bool:
+    return frontend.policy.health.mode is not HealthMode.NONE
+
+
+_NO_V2 = ("servers are sent no PROXY header of version 2", "send: v2")
+_NO_PROXIES = ("no proxy is named from which a header is accepted", 'accept_from: ["192.0.2.0/24"]')
+_NO_FULL = ("no server has max_connections, so none is ever full", "{address: …, max_connections: 100} at a server")
+_NO_CHECKS = ("the mode is none, so nothing is asked", "mode: active or passive, or leave both out")
+
+_NEEDS = (
+    _Need("proxy_protocol.crc32c", _sends_v2, *_NO_V2),
+    _Need("proxy_protocol.unique_id", _sends_v2, *_NO_V2),
+    _Need("proxy_protocol.pass_tlvs", _accepts_proxy, *_NO_PROXIES),
+    _Need("proxy_protocol.pass_tlvs", _sends_v2, *_NO_V2),
+    _Need("proxy_protocol.accept_timeout", _accepts_proxy, *_NO_PROXIES),
+    _Need("max_queue", _has_limited_servers, *_NO_FULL),
+    _Need("timeouts.queue", _has_limited_servers, *_NO_FULL),
+    _Need(
+        "limits.ipv6_prefix",
+        lambda one: one.policy.limits.by_source,
+        "neither limits.per_source nor limits.per_source_rate is set",
+        "per_source: 100",
+    ),
+    _Need(
+        "slow_start",
+        lambda one: one.policy.balance is not Balance.FIRST,
+        "with balance: first there are no shares",
+        "balance: leastconn, or remove the line",
+    ),
+    _Need(
+        "freebind",
+        lambda one: one.listen.ip not in (ANY, "0.0.0.0", "::"),
+        "it listens on all addresses, also those that come later",
+        "remove the line, or name the address",
+    ),
+    _Need("on_down", _asks, "health.mode is none, so no server is ever found down", _NO_CHECKS[1]),
+    *(_Need(f"health.{key}", _asks, *_NO_CHECKS) for key in m.HealthSection.model_fields if key != "mode"),
+)
+
+
+_PLAIN = m.PolicySection()
+
+
+def without_effect(parts: Parts) -> Iterator[Finding]:
+    yield from _log(parts.log)
+    yield from _tokens(parts)
+    if parts.defaults is None:
+        return
+    defaults = parts.defaults.policy(Policy())
+    readable = [part for part in parts.frontends if not part.broken]
+    for part in readable:
+        frontend = part.entry.frontend(defaults)
+        for need in _NEEDS:
+            if _says(part.entry, need.key) and not need.met(frontend):
+                yield _finding(part, need)
+        yield from _servers(part, frontend)
+    if len(readable) == parts.written_frontends:  # of one with mistakes nobody knows what it needs
+        yield from _defaults(parts.defaults, defaults, [part.entry for part in readable])
+
+
+def _finding(part: Part[Any], need: _Need, severity: str = "error") -> Finding:
+    return Finding(part.at(*need.key.split(".")), f"{need.key} has no effect: {need.why}", need.hint, severity)
+
+
+def _value(section: m.Section, key: str) -> Any:
+    """None: it is not written."""
+    value: Any = section
+    for step in key.split("."):
+        value = getattr(value, step) if step in value.model_fields_set else None
+        if value is None:
+            break
+    return value
+
+
+def _says(section: m.Section, key: str) -> bool:
+    """Is it written, and something else than what holds anyway?"""
+    value, default = _value(section, key), attrgetter(key)(_PLAIN)
+    return value is not None and value != default
+
+
+def _defaults(section: m.Defaults, defaults: Policy, frontends: list[m.FrontendEntry]) -> Iterator[Finding]:
+    """A line has its effect on ports that registrations open, or on a frontend that does not say something of its own.
+
+    A frontend that comes later may need the value, so it is a warning; a switch that is on is meant for now.
+    """
+    part = Part(("defaults",), section)
+    registered = StaticFrontend("", Listen("tcp", defaults.bind, 1), (), defaults)
+    static = [(entry, entry.frontend(defaults)) for entry in frontends]
+    for need in _NEEDS:
+        heirs = [registered, *(one for entry, one in static if _value(entry, need.key) is None)]
+        if _says(section, need.key) and not any(map(need.met, heirs)):
+            yield _finding(part, need, "error" if _value(section, need.key) is True else "warning")
+    if "resolve_interval" in section.model_fields_set:
+        servers = (server.address for entry in frontends for server in entry.servers)
+        if not any(isinstance(address, HostPort) for address in servers):
+            message = "resolve_interval has no effect: no server is a host name"
+            yield Finding(part.at("resolve_interval"), message, "remove the line", "warning")
+
+
+def _servers(part: Part[m.FrontendEntry], frontend: StaticFrontend) -> Iterator[Finding]:
+    for index, (entry, server) in enumerate(zip(part.entry.servers, frontend.servers, strict=True)):
+        if entry.weight > 1 and frontend.policy.balance is Balance.FIRST:
+            message = f"weight of {server.address} has no effect: with balance: first there are no shares"
+            yield Finding(part.at("servers", index, "weight"), message, "balance: leastconn, or remove the line")
+        if entry.health.check is not None and entry.health.check.port and entry.health.port:
+            message = f"the port of {server.address}'s check is said twice: {entry.health.check.port} and {entry.health.port}"
+            yield Finding(part.at("servers", index, "health", "port"), message, "remove one of them")
+        if server.health != UNSAID and not _asks(frontend):
+            message = f"health of {server.address} has no effect: the frontend's mode is none, so nothing is asked"
+            yield Finding(part.at("servers", index, "health"), message, "mode: active or passive, for the frontend")
+        if entry.resolve != "any" and isinstance(server.address, Address):
+            message = f"resolve has no effect: {server.address} is an address, not a host name"
+            yield Finding(part.at("servers", index, "resolve"), message, "remove the line")
+
+
+def _log(log: m.Log | None) -> Iterator[Finding]:
+    if log is None:
+        return
+    plain, lines = m.Log(), ("target", "sample", "dontlognull")
+    for key in (*lines, "facility", "tag"):
+        if getattr(log, key) == getattr(plain, key):
+            continue
+        if log.format == "none":
+            why, hint = "the format is none, so no session has a line", "format: tcplog"
+        elif key not in lines and log.target.kind not in ("udp", "unix"):
+            why, hint = f"{log.target} is no syslog", "target: udp:192.0.2.1:514, or unix:/dev/log"
+        else:
+            continue
+        yield Finding(("log", key), f"log.{key} has no effect: {why}", hint)
+
+
+def _tokens(parts: Parts) -> Iterator[Finding]:
+    for part in parts.tokens:
+        if part.entry.allow_weak and not part.entry.legacy:
+            message = f"allow_weak of token {part.entry.name!r} has no effect: weak secrets work on the legacy route only"
+            yield Finding(part.at("allow_weak"), message, "legacy: true, or a secret from: pylb token")
