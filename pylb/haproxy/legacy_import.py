@@ -16,13 +16,13 @@ HAProxy's, so those lines are passed over in silence.
 
 import json
 import re
-import stat
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
+from pylb.control.files import read_regular
 from pylb.core.address import Address, parse_address, parse_port
 from pylb.core.errors import Refused
 from pylb.core.legacy import parse_legacy
@@ -88,9 +88,11 @@ def read_texts(paths: Iterable[Path], inside: str = "*.inc") -> tuple[list[tuple
     for path in paths:
         for file in sorted(path.glob(inside)) if path.is_dir() else [path]:
             try:
-                texts.append((str(file), _read(file)))
+                texts.append((str(file), read_regular(file, MAX_BYTES).decode("utf-8", "replace")))
             except OSError as error:
                 notes.append(Note(str(file), 0, f"cannot be read: {error.strerror or error}"))
+            except ValueError as error:
+                notes.append(Note(str(file), 0, f"cannot be read: {error}"))
     return texts, notes
 
 
@@ -100,13 +102,6 @@ def parse_haproxy(texts: Iterable[tuple[str, str]]) -> Found:
     for file, text in texts:
         reading.read(file, text)
     return reading.finish()
-
-
-def _read(file: Path) -> str:
-    if not stat.S_ISREG(file.stat().st_mode):  # a FIFO would block for ever
-        raise OSError(0, "not a regular file", str(file))
-    with file.open("rb") as stream:
-        return stream.read(MAX_BYTES).decode("utf-8", "replace")
 
 
 @dataclass(slots=True)

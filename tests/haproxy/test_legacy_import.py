@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pylb.core.address import Address
 from pylb.core.legacy import LegacyCall, parse_legacy
 from pylb.core.policy import ProxyProtocol
-from pylb.haproxy.legacy_import import MAX_NOTES, Found, OldServer, parse_haproxy, read_files
+from pylb.haproxy.legacy_import import MAX_BYTES, MAX_NOTES, Found, OldServer, parse_haproxy, read_files
 
 LONG = 1 << 20
 
@@ -149,11 +149,14 @@ def test_a_pasted_html_page_harms_no_other_file_and_floods_no_terminal() -> None
 
 def test_what_cannot_be_read_is_noted_and_the_rest_imported(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "1.inc")
+    end = stanza("late", 9443, "203.0.113.7:30943")
+    (tmp_path / "2.inc").write_text(end.rjust(MAX_BYTES + 1, "\n"))  # to read the beginning only would lose what follows
     (tmp_path / "8443.inc").write_text(stanza("mqtt", 8443, "203.0.113.7:30843"))
     found = read_files([tmp_path / "missing", tmp_path])
     assert [note.message for note in found.notes] == [
         "cannot be read: No such file or directory",
         "cannot be read: not a regular file",
+        f"cannot be read: larger than {MAX_BYTES} bytes",
     ]
     assert [item.port for item in found.items] == [8443]
 
