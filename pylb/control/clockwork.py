@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from dataclasses import replace
 from functools import partial
 
-from pylb.control.ledger import RESERVE, Ledger, whose, with_claims
+from pylb.control.ledger import RESERVE, Ledger, title_of, whose, with_claims
 from pylb.control.scene import Scene, Step
 from pylb.control.silence import moment
 from pylb.control.tasks import Part
@@ -75,25 +75,29 @@ class Clockwork:
         await ledger.silence.look(ledger.scene.claims)
         due = ledger.tenure.due(ledger.scene.claims, ledger.scene.layout.rules.leases.keep_stale)
         self._tell_of_mass_lapse(now_preserving=due.verdict.preserving)
-        if due.verdict.lapsed or due.gone:
-            await self._end((*due.verdict.lapsed, *due.gone))
+        if ended := self._silent((*due.verdict.lapsed, *due.gone)):
+            await self._end(ended)
         if due.verdict.revived:
             await self._turn(lambda scene: _becoming(scene, due.verdict.revived, State.FRESH), due.verdict.revived)
         self._warn(due.late, due.closing)
         if due.overstayed:
             await self._overstay(due.overstayed)
-        if superfluous := [key for key in ledger.silence.dead() if ledger.is_superfluous(key)]:
+        if superfluous := self._silent(key for key in ledger.silence.dead() if ledger.is_superfluous(key)):
             await self._turn(lambda scene: with_claims(scene, release(scene.claims, superfluous)), superfluous, ledger.left)
         if due.fallen_back:
             await self._give_up(due.fallen_back)
-        if ended := ledger.ended_words():
-            await self._end_words(ended)
+        if words := ledger.ended_words():
+            await self._end_words(words)
         if ledger.unsettled:
             ledger.unsettled = False
             await self._turn(lambda scene: with_claims(scene, settle(scene.claims, ledger.checker.sight.proven)), ())
         if ledger.publisher.unbound and self._clock() >= self._rebind_at:
             self._rebind_at = self._clock() + REBIND
             ledger.publisher.apply()
+
+    def _silent(self, keys: Iterable[Key]) -> tuple[Key, ...]:
+        """Without those of whom a call waits for its turn: it is judged before what is asked for here, and would be undone."""
+        return tuple(key for key in keys if not self._ledger.writer.is_busy_with(key))
 
     async def _end(self, keys: tuple[Key, ...]) -> None:
         tenure = self._ledger.tenure
@@ -103,9 +107,10 @@ class Clockwork:
             return _becoming(scene, silent, State.STALE)
 
         def done(change: Change) -> None:
-            names = ", ".join(f"{key.token}/{key.name or key.legacy_port}/{key.instance}" for key in keys)
-            if change.touched:
-                self._ledger.journal.note("stale", f"silent for its TTL, now the last resort: {names}", {"count": len(keys)})
+            ended = [key for key in keys if change.claims.not_fresh.get(key) is State.STALE]
+            if ended:
+                names = ", ".join(map(title_of, ended))
+                self._ledger.journal.note("stale", f"silent for its TTL, now the last resort: {names}", {"count": len(ended)})
 
         await self._turn(step, keys, done)
 

@@ -1,14 +1,18 @@
 """What becomes of those who no longer call: fallbacks, warnings, and goodbyes that count for nothing."""
 
+import asyncio
+from collections.abc import Coroutine
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pylb.control import ledger
 from pylb.core.errors import Refused
 from pylb.core.policy import LeaseBounds, Rules
+from pylb.core.registration import Key
 from pylb.observe.summary import Health, condition, seen
-from tests.control.harness import NODE_A, NODE_B, NODE_C, Control, aio, control, free_ports, target
+from tests.control.harness import NODE_A, NODE_B, NODE_C, Control, aio, control, free_ports, target, until
 
 HOUR, DAY = 3600.0, 86_400.0
 
@@ -92,6 +96,36 @@ async def test_who_said_goodbye_is_missed_by_nobody_and_goes_when_it_is_dead_and
             await c.pass_time(60, probing=True)
             assert [view.instance for view in c.registry.registrations()] == ["new"]
             assert c.sink.ports == {port}
+
+
+@aio
+async def test_who_calls_while_it_is_found_superfluous_or_silent_is_neither(tmp_path: Path) -> None:
+    """Its call waited for its turn, and what was found of it before was carried out after: 200, and released."""
+    (port,) = free_ports(1)
+    async with control(tmp_path) as c:
+        await c.put({port: 30001}, instance="old")
+        await c.put({port: 30001}, instance="old", draining=True)
+        await c.pass_time(70)
+        await c.put({port: 30001}, NODE_B, instance="new", ttl=None)
+        await _tick_behind(c, c.put({port: 30001}, instance="old"), "old")
+        assert {view.instance: view.state for view in c.registry.registrations()} == {"old": "fresh", "new": "fresh"}
+        await c.pass_time(59)
+        c.clock.now += 2
+        await _tick_behind(c, c.put({port: 30002}, instance="old"), "old")
+        assert {view.instance: view.state for view in c.registry.registrations()} == {"old": "fresh", "new": "fresh"}
+        assert c.kinds().count("stale") == 1
+
+
+async def _tick_behind(c: Control, call: Coroutine[Any, Any, object], instance: str) -> None:
+    """A round of the clock that begins when `call` waits for its turn already."""
+    writer = c.registry._ledger.writer
+    await writer.hold()
+    calling = asyncio.get_running_loop().create_task(call)
+    await until(lambda: writer.is_busy_with(Key("t", "web", instance)))
+    ticking = asyncio.get_running_loop().create_task(c.registry.tick())
+    await until(lambda: ticking.done() or len(writer._queue) > 1)
+    writer.resume()
+    await asyncio.gather(calling, ticking)
 
 
 @aio
