@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from math import inf
 from typing import NamedTuple
 
@@ -24,6 +24,7 @@ STALL = 5.0  # seconds without a tick: we were stopped, and nobody could call
 LATE = 3600.0  # seconds: stale for so long is no restart; somebody should look
 CLOSING = 86400.0  # seconds before a port closes for its owner's silence that it is said once more
 FALLBACK = 600.0  # seconds: for how long the server at an old address stands in for one that has never answered
+FEW = 64  # entries of the agenda that nobody clears away
 NOT_SEEN = -inf  # the last beat of a restored registration
 
 
@@ -80,6 +81,7 @@ class Tenure:
         """They were released."""
         for key in keys:
             self._set(key, None)
+            self._planned.pop(key, None)
             self._goodbyes.discard(key)
             self._late.pop(key, None)
             self._displaced_since.pop(key, None)
@@ -120,6 +122,9 @@ class Tenure:
     def _plan(self, key: Key, at: float) -> None:
         self._planned[key] = at
         heappush(self._agenda, (at, key))
+        if len(self._agenda) > 2 * len(self._planned) + FEW:  # mostly of those that have left, some for a day to come
+            self._agenda = [(moment, one) for one, moment in self._planned.items()]
+            heapify(self._agenda)
 
     def _now_over(self, now: float) -> Iterable[Key]:
         """All leases that are over. Each is looked at when it might be, not at each tick."""

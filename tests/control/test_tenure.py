@@ -98,3 +98,15 @@ class Leases(RuleBasedStateMachine):
 
 Leases.TestCase.settings = settings(max_examples=100, stateful_step_count=30, deadline=None)
 test_what_is_due_is_what_a_look_at_all_leases_finds = Leases.TestCase
+
+
+def test_the_agenda_is_of_those_that_are_registered_however_many_come_and_go() -> None:
+    """Names that are used once each left an entry behind until their TTL was over: a day, at a hundred a second."""
+    tenure, stays = Tenure(lambda: 1000.0), native(instance="stays", ttl=86_400.0)
+    tenure.beat(stays, moved=False)
+    for number in range(1000):
+        one = native(instance=f"pod-{number}", ttl=86_400.0)
+        tenure.beat(one, moved=False)
+        tenure.forget([one.key])
+    assert len(tenure._agenda) < 100
+    assert list(tenure._planned) == [stays.key]
