@@ -1,11 +1,13 @@
 """Options, profiles and the summary of the whole suite."""
 
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import PurePath
 
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.support.leftovers import Run
 from tests.support.peers import need_root
 
 _SLOW_IS_FINE = [HealthCheck.too_slow, HealthCheck.data_too_large]
@@ -37,6 +39,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("root"):
         need_root()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _nothing_is_left(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Made before all other fixtures, and so the last to end. With xdist, of each worker on its own."""
+    run = Run(tmp_path_factory.getbasetemp())
+    yield
+    left = run.end()
+    assert not left, "the tests are over, and still there:\n" + "\n".join(left)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Self
@@ -113,7 +114,8 @@ class Processes:
         self, name: str, argv: Sequence[str], *, at: Namespace | None = None, env: Mapping[str, str] | None = None
     ) -> Process:
         """`env` comes on top of a small environment; nothing of the tester's own settings leaks in."""
-        environ = {"PATH": os.environ["PATH"], "HOME": str(self.folder), "PYTHONUNBUFFERED": "1", "LC_ALL": "C.UTF-8"}
+        folders = {"HOME": str(self.folder), "TMPDIR": tempfile.gettempdir()}
+        environ = {"PATH": os.environ["PATH"], **folders, "PYTHONUNBUFFERED": "1", "LC_ALL": "C.UTF-8"}
         command = at.command(*argv) if at is not None else argv
         process = Process(name, command, self.folder / f"{len(self.all)}-{name}.log", {**environ, **(env or {})})
         self.all.append(process)
