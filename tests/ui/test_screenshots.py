@@ -25,14 +25,15 @@ from pylb.core.session import SessionView
 from pylb.core.table import Server
 from pylb.forward.counters import FrontendCounters
 from pylb.observe.history import POINTS, count
+from tests.support.ports import free_port
 from tests.support.processes import ROOT
 from tests.ui.showcase import Showcase
 from tests.ui.watching import Watcher
 
 IMAGES = ROOT / "docs" / "img"
 MOST_BYTES = 200_000
-BIND = "127.0.7.1"  # nobody else's, so that the ports may be those of real services
-SSH = StaticFrontend("ssh", Listen("tcp", BIND, 2222), (StaticServer(Address("203.0.113.7", 30022)),))
+BIND = "127.0.7.1"  # nobody else's, so that the ports of a picture may be those of real services
+SERVICES = (25, 80, 443, 587, 2222, 8883)
 SECRET = "a-secret-of-more-than-22-characters"
 NODE_A, NODE_B = "203.0.113.7", "203.0.113.8"
 
@@ -41,17 +42,20 @@ def token(name: str, *ports: int) -> Token:
     return Token(name, (SECRET,), Ports(tuple((port, port) for port in ports)))
 
 
-TRAEFIK, MOSQUITTO, MAIL = token("traefik", 80, 443), token("mosquitto", 8883), token("mail", 25, 587)
-
-
 PICTURES = ("light", "dark")
 LEFT = {(8883, "mosquitto-0"): 31, (443, "node-b"): 2}  # sessions on a server that is drained, and on one that is down
 
 
 class Quarter:
-    """The last fifteen minutes, and the traffic that goes on."""
+    """The last fifteen minutes, and the traffic that goes on. `ports`: where each of SERVICES listens."""
 
-    def __init__(self) -> None:
+    def __init__(self, ports: Mapping[int, int]) -> None:
+        self.ports = ports
+        self.service = {port: service for service, port in ports.items()}
+        self.traefik = token("traefik", ports[80], ports[443])
+        self.mosquitto = token("mosquitto", ports[8883])
+        self.mail = token("mail", ports[25], ports[587])
+        self.ssh = StaticFrontend("ssh", Listen("tcp", BIND, ports[2222]), (StaticServer(Address(NODE_A, 30022)),))
         self.draw = random.Random(7)
         self.at = 0
 
@@ -59,16 +63,17 @@ class Quarter:
         self.at += 1
         wave = 1 + 0.45 * math.sin(self.at / 90) + 0.15 * math.sin(self.at / 13)
         for listen, one in counters.items():
-            level = {443: 38.0, 80: 4.0, 8883: 9.0, 25: 1.2, 587: 0.8, 2222: 0.1}.get(listen.port, 1.0)
+            service = self.service[listen.port]
+            level = {443: 38.0, 80: 4.0, 8883: 9.0, 25: 1.2, 587: 0.8, 2222: 0.1}[service]
             new = int(level * wave * self.draw.uniform(0.9, 1.1) + self.draw.random())
             one.sessions_total += new
-            one.sessions = int(level * wave * 6 + (310 if listen.port == 8883 else 0))
+            one.sessions = int(level * wave * 6 + (310 if service == 8883 else 0))
             one.bytes_in += int(new * 2_400 * self.draw.uniform(0.8, 1.2))
             one.bytes_out += int(new * 31_000 * self.draw.uniform(0.9, 1.1))
             for _ in range(new):
                 slow = self.draw.random() < 0.02
                 one.connect_seconds.add(self.draw.uniform(0.004, 0.03) if slow else self.draw.uniform(0.0003, 0.0011))
-            rest = {label: LEFT[listen.port, label] for label in one.servers if (listen.port, label) in LEFT}
+            rest = {label: LEFT[service, label] for label in one.servers if (service, label) in LEFT}
             serving = one.servers.keys() - rest.keys()
             for label, server in one.servers.items():
                 server.sessions = rest.get(label, (one.sessions - sum(rest.values())) // max(1, len(serving)))
@@ -76,11 +81,13 @@ class Quarter:
 
     def sessions(self) -> list[SessionView]:
         draw = random.Random(11)
-        https, mqtt = Listen("tcp", BIND, 443), Listen("tcp", BIND, 8883)
+        https, mqtt = (Listen("tcp", BIND, self.ports[service]) for service in (443, 8883))
         found = []
         for number in range(346):
             listen, name, server, port = (
-                (mqtt, "mosquitto-8883", "mosquitto-1", 30883) if number % 3 else (https, "traefik-443", "node-a", 30443)
+                (mqtt, f"mosquitto-{mqtt.port}", "mosquitto-1", 30883)
+                if number % 3
+                else (https, f"traefik-{https.port}", "node-a", 30443)
             )
             place = Address(NODE_B if listen is mqtt else NODE_A, port)
             age, size = draw.uniform(1, 40_000), int(draw.paretovariate(0.6) * 2000)
@@ -104,33 +111,35 @@ async def _announce(show: Showcase, token: Token, instance: str, ip: str, ports:
 
 
 async def _quarter(show: Showcase, quarter: Quarter) -> None:
-    web, mqtt, mail = {80: 30080, 443: 30443}, {8883: 30883}, {25: 30025, 587: 30587}
+    ports, traefik, mosquitto, mail_pod = quarter.ports, quarter.traefik, quarter.mosquitto, quarter.mail
+    web, mqtt = {ports[80]: 30080, ports[443]: 30443}, {ports[8883]: 30883}
+    mail = {ports[25]: 30025, ports[587]: 30587}
     show.ago(seconds=780, clock=41)
     await show.registry.probe()
-    await _announce(show, TRAEFIK, "node-a", NODE_A, web)
-    await _announce(show, TRAEFIK, "node-b", NODE_B, web)
-    await _announce(show, MAIL, "mail-0", NODE_A, mail)
+    await _announce(show, traefik, "node-a", NODE_A, web)
+    await _announce(show, traefik, "node-b", NODE_B, web)
+    await _announce(show, mail_pod, "mail-0", NODE_A, mail)
     show.ago(seconds=640, clock=41)
-    await _announce(show, MOSQUITTO, "mosquitto-0", NODE_A, mqtt)
+    await _announce(show, mosquitto, "mosquitto-0", NODE_A, mqtt)
     show.ago(seconds=402, clock=41)
-    await _announce(show, MAIL, "mail-0", NODE_B, mail)  # its pod is on another node now
+    await _announce(show, mail_pod, "mail-0", NODE_B, mail)  # its pod is on another node now
     show.ago(seconds=333, clock=41)
-    with pytest.raises(Refused, match="443"):
-        await _announce(show, MOSQUITTO, "mosquitto-0", NODE_A, {443: 30443})
+    with pytest.raises(Refused, match=str(ports[443])):
+        await _announce(show, mosquitto, "mosquitto-0", NODE_A, {ports[443]: 30443})
     show.ago(seconds=250, clock=38)
-    await _announce(show, MOSQUITTO, "mosquitto-1", NODE_B, mqtt)
+    await _announce(show, mosquitto, "mosquitto-1", NODE_B, mqtt)
     show.ago(seconds=236, clock=38)
-    await show.registry.set_admin("mosquitto-8883/mosquitto-0", AdminState.DRAIN)
-    for clock, (token, instance, ip, ports) in {
-        31: (MAIL, "mail-0", NODE_B, mail),
-        17: (TRAEFIK, "node-a", NODE_A, web),
-        12: (MOSQUITTO, "mosquitto-0", NODE_A, mqtt),
-        9: (TRAEFIK, "node-b", NODE_B, web),
-        4: (MOSQUITTO, "mosquitto-1", NODE_B, mqtt),
+    await show.registry.set_admin(f"mosquitto-{ports[8883]}/mosquitto-0", AdminState.DRAIN)
+    for clock, (token, instance, ip, frontends) in {
+        31: (mail_pod, "mail-0", NODE_B, mail),
+        17: (traefik, "node-a", NODE_A, web),
+        12: (mosquitto, "mosquitto-0", NODE_A, mqtt),
+        9: (traefik, "node-b", NODE_B, web),
+        4: (mosquitto, "mosquitto-1", NODE_B, mqtt),
     }.items():
         show.ago(seconds=12, clock=clock)
-        await _announce(show, token, instance, ip, ports)
-    lost = Listen("tcp", BIND, 443)
+        await _announce(show, token, instance, ip, frontends)
+    lost = Listen("tcp", BIND, ports[443])
     server = next(one for one in show.registry.table.frontends[lost].servers if one.address.ip == NODE_B)
     _lose(show, lost, server)
     await asyncio.sleep(0.05)  # the table follows in a later turn of the loop
@@ -148,12 +157,13 @@ def _lose(show: Showcase, listen: Listen, server: Server) -> None:
 
 @pytest.mark.timeout(120)
 def test_the_pictures_of_the_readme(request: pytest.FixtureRequest, tmp_path: Path, browser: Browser) -> None:
-    """Without --screenshots the first is made all the same, and thrown away: so they can be made at any time."""
+    """Without --screenshots the first is made all the same, on ports anybody may open, and thrown away: so they can be made
+    at any time."""
     wanted = request.config.getoption("--screenshots")
     folder = IMAGES if wanted else tmp_path
-    quarter = Quarter()
-    rules = Rules((SSH,), Policy(bind=BIND))
-    keyring = Keyring((TRAEFIK, MOSQUITTO, MAIL))
+    quarter = Quarter({service: service if wanted else free_port() for service in SERVICES})
+    rules = Rules((quarter.ssh,), Policy(bind=BIND))
+    keyring = Keyring((quarter.traefik, quarter.mosquitto, quarter.mail))
 
     async def prepare(show: Showcase) -> None:
         await _quarter(show, quarter)
@@ -165,7 +175,7 @@ def test_the_pictures_of_the_readme(request: pytest.FixtureRequest, tmp_path: Pa
             context = browser.new_context(viewport={"width": 1280, "height": 900}, color_scheme=scheme)
             watcher = Watcher(context.new_page())
             watcher.open(show.port)
-            watcher.sees(watcher.page.locator("#sentence"), "traefik-443 lost 203.0.113.8:30443")
+            watcher.sees(watcher.page.locator("#sentence"), f"traefik-{quarter.ports[443]} lost 203.0.113.8:30443")
             watcher.page.get_by_role("button", name="Show").click()
             watcher.sees(watcher.page.locator("#sessions-count"), "the first 100 of 346")
             watcher.page.evaluate("document.activeElement.blur()")
