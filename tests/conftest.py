@@ -1,5 +1,7 @@
 """Options, profiles and the summary of the whole suite."""
 
+import os
+import signal
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import PurePath
@@ -39,6 +41,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("root"):
         need_root()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _as_from_a_roots_shell() -> None:
+    """What the tests start inherits it: signals that `nohup` and `&` ignore, and programs a user's PATH does not lead to."""
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, lambda _number, _frame: None)  # ignored here all the same; exec makes it the default
+    os.environ["PATH"] += ":/usr/local/sbin:/usr/sbin:/sbin"
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -18,7 +18,7 @@ def missing(what: str) -> NoReturn:
 
 def need(program: str) -> str:
     """The path of an installed program."""
-    path = shutil.which(program, path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin:/usr/local/sbin")
+    path = shutil.which(program)
     return path if path is not None else missing(f"{program} is not installed")
 
 
