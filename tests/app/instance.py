@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tests.support.drive import free_port
+from tests.support.ports import free_port
 from tests.support.processes import EndedError, Process, Processes, python
 from tests.support.waiting import eventually
 

@@ -17,7 +17,7 @@ from pylb.config import load
 from pylb.machine import listener_of
 from tests.app.instance import Instance
 from tests.support.certificate import self_signed
-from tests.support.drive import free_port
+from tests.support.ports import free_port
 from tests.support.waiting import eventually
 
 

@@ -15,8 +15,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.app.conftest import echo_server
 from tests.app.haproxy_queries import EMPTY, FIRING, PANELS, QUIET, VARIABLES
 from tests.app.instance import Instance, echo, fetch
-from tests.support.drive import free_port
 from tests.support.peers import need
+from tests.support.ports import free_port
 from tests.support.processes import Processes
 from tests.support.waiting import eventually
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.app.instance import Answer, Instance, echo, fetch
-from tests.support.drive import free_port
 from tests.support.peers import need_root
+from tests.support.ports import free_port
 from tests.support.processes import Processes
 from tests.support.waiting import eventually
 

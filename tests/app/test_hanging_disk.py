@@ -5,7 +5,7 @@ import socket
 from pathlib import Path
 
 from tests.app.instance import Instance, echo
-from tests.support.drive import free_port
+from tests.support.ports import free_port
 from tests.support.processes import python
 from tests.support.waiting import eventually
 

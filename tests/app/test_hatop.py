@@ -5,8 +5,8 @@ from pathlib import Path
 
 from tests.app.instance import Instance, echo
 from tests.app.terminal import DOWN, Terminal
-from tests.support.drive import free_port
 from tests.support.peers import need
+from tests.support.ports import free_port
 from tests.support.waiting import eventually
 
 

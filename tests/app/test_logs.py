@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from tests.app.instance import Instance, echo
-from tests.support.drive import free_port
 from tests.support.peers import need
+from tests.support.ports import free_port
 from tests.support.processes import ROOT
 from tests.support.waiting import eventually
 

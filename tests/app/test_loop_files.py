@@ -13,7 +13,7 @@ import pytest
 
 from tests.app.instance import SECRET, Instance, echo, token
 from tests.support.certificate import self_signed
-from tests.support.drive import free_port
+from tests.support.ports import free_port
 from tests.support.processes import ROOT, python
 from tests.support.waiting import eventually
 

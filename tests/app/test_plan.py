@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.app.instance import Instance, echo, fetch
-from tests.support.drive import free_port
+from tests.support.ports import free_port
 from tests.support.waiting import eventually
 
 

@@ -18,8 +18,8 @@ import pytest
 from pylb.keys import TOKEN_FILE
 from pylb.startup import LAST_GOOD
 from tests.app.instance import Instance, echo, fetch, token
-from tests.support.drive import free_port
 from tests.support.peers import need
+from tests.support.ports import free_port
 from tests.support.processes import Processes
 from tests.support.waiting import eventually
 

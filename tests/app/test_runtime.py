@@ -11,8 +11,8 @@ import pytest
 from tests.app.conftest import echo_server
 from tests.app.instance import Instance, echo
 from tests.app.instance import converse as say
-from tests.support.drive import free_port
 from tests.support.peers import need
+from tests.support.ports import free_port
 from tests.support.processes import Processes
 from tests.support.waiting import eventually
 

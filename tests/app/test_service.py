@@ -15,7 +15,7 @@ from pylb.service import MOST_WAITING, Service
 from tests.app.instance import Instance, echo
 from tests.app.systemd import Systemd
 from tests.support.baseline import descriptors
-from tests.support.drive import free_port
+from tests.support.ports import free_port
 
 
 @pytest.fixture

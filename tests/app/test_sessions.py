@@ -11,7 +11,7 @@ from click.testing import CliRunner, Result
 
 from pylb.cli import main
 from tests.app.instance import Instance, echo
-from tests.support.drive import free_port
+from tests.support.ports import free_port
 from tests.support.waiting import eventually
 
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)

@@ -16,7 +16,7 @@ import pytest
 from pylb.status import text
 from pylb.web.socket import call
 from tests.app.instance import Instance, echo
-from tests.support.drive import free_port
+from tests.support.ports import free_port
 from tests.support.processes import ROOT
 from tests.support.waiting import eventually
 

@@ -13,8 +13,8 @@ from typing import Self
 import pytest
 
 from tests.app.instance import Instance
-from tests.support.drive import free_port
 from tests.support.peers import need
+from tests.support.ports import free_port
 from tests.support.processes import Processes
 from tests.support.waiting import eventually
 

@@ -17,8 +17,8 @@ from pylb.config.made import FOLDER
 from pylb.keys import TOKEN_FILE
 from tests.app.instance import SECRET, Instance, cli, token
 from tests.app.test_cli import INC
-from tests.support.drive import free_port
 from tests.support.peers import need_root
+from tests.support.ports import free_port
 from tests.support.processes import python
 from tests.support.waiting import eventually
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.app.instance import Instance, echo
-from tests.support.drive import free_port
+from tests.support.ports import free_port
 from tests.support.processes import Process
 from tests.support.waiting import eventually, pause
 

@@ -5,7 +5,6 @@ Every address of 127.0.0.0/8 is a machine of its own here: a phone-home calls fr
 
 import http.client
 import json
-import random
 import signal
 import socket
 import socketserver
@@ -16,13 +15,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tests.support.ports import PORTS
+from tests.support.ports import free_port
 from tests.support.processes import EndedError, Process, Processes, python
 from tests.support.waiting import eventually
 
 START_SECONDS = 15.0
 ANSWER_SECONDS = 10.0
-_taken: set[int] = set()
 
 
 def secret(name: str) -> str:
@@ -50,24 +48,6 @@ class Answer(NamedTuple):
         assert all(isinstance(each, str) for each in found.values()), found
         code: str = found["error"]
         return code
-
-
-def free_port() -> int:
-    """Outside the ephemeral range, never the same twice."""
-    while True:
-        port = random.choice(PORTS)
-        with socket.socket() as sock:
-            try:
-                sock.bind(("", port))
-            except OSError:
-                continue
-        if port not in _taken:
-            _taken.add(port)
-            return port
-
-
-def free_ports(count: int) -> list[int]:
-    return [free_port() for _ in range(count)]
 
 
 class Pylb:

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.contract.instance import Pylb, free_port, raw, secret, token, wants
+from tests.contract.instance import Pylb, raw, secret, token, wants
+from tests.support.ports import free_port
 from tests.support.processes import Processes
 
 CLOSED = "Connection: close"

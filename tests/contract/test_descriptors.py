@@ -11,7 +11,8 @@ import pytest
 
 from pylb.config import parse
 from pylb.descriptors import budget
-from tests.contract.instance import Pylb, free_port, free_ports, serving, token, wants
+from tests.contract.instance import Pylb, serving, token, wants
+from tests.support.ports import free_port, free_ports
 from tests.support.processes import Processes
 from tests.support.waiting import eventually
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.contract.instance import Pylb, call, free_port, wants
+from tests.contract.instance import Pylb, call, wants
+from tests.support.ports import free_port
 from tests.support.processes import Processes
 
 FLOODER, SILENT = "127.0.0.66", "127.0.0.67"

@@ -16,7 +16,8 @@ from typing import Any
 
 import pytest
 
-from tests.contract.instance import Pylb, free_port, secret, token, wants
+from tests.contract.instance import Pylb, secret, token, wants
+from tests.support.ports import free_port
 from tests.support.processes import Processes
 
 MANY = 1_000_000

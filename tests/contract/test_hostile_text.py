@@ -8,7 +8,8 @@ from urllib.parse import quote
 import pytest
 
 from pylb.core.text import ESCAPES
-from tests.contract.instance import Pylb, call, free_port, raw, secret, wants
+from tests.contract.instance import Pylb, call, raw, secret, wants
+from tests.support.ports import free_port
 from tests.support.processes import Processes
 
 # The first two are those that are looked for: of a caller who is refused again and again some ten lines are logged.

@@ -5,7 +5,8 @@ import socket
 
 import pytest
 
-from tests.contract.instance import Pylb, call, free_port, raw, secret, split, wants
+from tests.contract.instance import Pylb, call, raw, secret, split, wants
+from tests.support.ports import free_port
 
 PATH = "/v1/registrations/app/one"
 BEARER = {"Authorization": f"Bearer {secret('app')}"}

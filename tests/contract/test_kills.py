@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from tests.contract.instance import Pylb, free_ports
+from tests.contract.instance import Pylb
+from tests.support.ports import free_ports
 from tests.support.processes import Processes
 from tests.support.waiting import eventually
 

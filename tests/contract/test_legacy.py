@@ -14,14 +14,13 @@ from tests.contract.instance import (
     call,
     connect,
     echoes,
-    free_port,
-    free_ports,
     is_open,
     secret,
     serving,
     token,
     wants,
 )
+from tests.support.ports import free_port, free_ports
 from tests.support.processes import Processes
 from tests.support.waiting import eventually
 

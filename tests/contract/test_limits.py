@@ -3,8 +3,9 @@
 from contextlib import ExitStack
 from pathlib import Path
 
-from tests.contract.instance import Pylb, banner, connect, free_port, serving, wants
+from tests.contract.instance import Pylb, banner, connect, serving, wants
 from tests.support.baseline import IDLE_CPU, idle_cpu
+from tests.support.ports import free_port
 from tests.support.processes import Processes
 from tests.support.waiting import eventually
 

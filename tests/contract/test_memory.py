@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.contract.instance import Pylb, free_port
+from tests.contract.instance import Pylb
 from tests.contract.malformed import CONTROL, HTTP, RUNTIME, TLS, Client, Stream, tcp, tls, unix
+from tests.support.ports import free_port
 from tests.support.processes import Processes
 from tests.support.waiting import eventually
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from tests.contract.instance import Pylb, answers, call, free_port, free_ports, is_open, secret, serving, wants
+from tests.contract.instance import Pylb, answers, call, is_open, secret, serving, wants
+from tests.support.ports import free_port, free_ports
 from tests.support.waiting import eventually
 
 BEARER = {"Authorization": f"Bearer {secret('app')}"}

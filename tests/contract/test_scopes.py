@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from tests.contract.instance import Pylb, answers, call, free_port, free_ports, is_open, secret, serving, token, wants
+from tests.contract.instance import Pylb, answers, call, is_open, secret, serving, token, wants
+from tests.support.ports import free_port, free_ports
 from tests.support.processes import Processes
 
 STATIC, OPEN_STATIC, EMPTY_STATIC, LEGACY_STATIC, LABEL, LABELLED = free_ports(6)

@@ -3,7 +3,6 @@
 import asyncio
 import functools
 import os
-import random
 import resource
 import socket
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
@@ -21,7 +20,6 @@ from pylb.core.legacy import parse_legacy
 from pylb.core.policy import Rules
 from pylb.core.registration import Announcement, Wanted
 from pylb.core.table import Server
-from tests.support.ports import PORTS
 from tests.support.sink import PortSink
 
 # Loopback has 16 million addresses: each test process has three "nodes" of its own, so that they run side by side.
@@ -56,21 +54,6 @@ def token(name: str = "t", **changes: object) -> Token:
         "target_ports": parse_ports(["20000-32767"]),
     }
     return Token(**(given | changes))  # type: ignore[arg-type]
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports nobody listens on, on any address, outside the ephemeral range."""
-    found: list[int] = []
-    while len(found) < count:
-        port = random.choice(PORTS)
-        with socket.socket() as probe:
-            try:
-                probe.bind(("", port))
-            except OSError:
-                continue
-        if port not in found:
-            found.append(port)
-    return found
 
 
 @contextmanager

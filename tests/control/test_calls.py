@@ -13,8 +13,9 @@ from pylb.core.auth import Keyring
 from pylb.core.claims import Change
 from pylb.core.errors import Code, Refused
 from pylb.core.policy import AdminState, Bounds, Rules, StaticFrontend
-from tests.control.harness import NODE_A, NODE_B, NODE_C, Control, aio, black_hole, control, free_ports, target, token, until
+from tests.control.harness import NODE_A, NODE_B, NODE_C, Control, aio, black_hole, control, target, token, until
 from tests.core.claiming import on, static
+from tests.support.ports import free_ports
 
 
 async def refused(c: Control, call: object) -> Refused:

@@ -24,12 +24,12 @@ from tests.control.harness import (
     aio,
     control,
     disk_full,
-    free_ports,
     target,
     token,
     until,
 )
 from tests.core.claiming import static
+from tests.support.ports import free_ports
 
 
 @aio

@@ -9,7 +9,8 @@ from pylb.control.store import _canonical
 from pylb.core.policy import Rules
 from pylb.observe.summary import troubles
 from pylb.routes import rows
-from tests.control.harness import Control, aio, control, free_ports
+from tests.control.harness import Control, aio, control
+from tests.support.ports import free_ports
 
 NEW = {
     "order": 7,

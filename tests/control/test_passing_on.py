@@ -7,7 +7,8 @@ import pytest
 from pylb.core.address import parse_ports
 from pylb.core.auth import Keyring
 from pylb.core.errors import Refused
-from tests.control.harness import Control, aio, control, free_ports, token
+from tests.control.harness import Control, aio, control, token
+from tests.support.ports import free_ports
 
 
 def use(c: Control, *tokens: object) -> Keyring:

@@ -15,7 +15,8 @@ import uvloop
 from pylb.control.probe import Question, ask
 from pylb.core.address import Address
 from pylb.core.policy import Check, CheckKind, ProxyProtocol, Step
-from tests.control.harness import NODE_A, black_hole, free_ports, target
+from tests.control.harness import NODE_A, black_hole, target
+from tests.support.ports import free_ports
 
 Run = Callable[[Coroutine[Any, Any, object]], object]
 loops = pytest.mark.parametrize("run", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])

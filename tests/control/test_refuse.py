@@ -7,7 +7,8 @@ import pytest
 from pylb.core.policy import UNSAID, Balance, Check, HealthMode, HealthPolicy, OwnHealth, Policy, Rules, WhenAllDown
 from pylb.core.registration import Announcement, Wanted
 from pylb.core.table import DOWN
-from tests.control.harness import NODE_A, NODE_B, Control, aio, control, free_ports, target
+from tests.control.harness import NODE_A, NODE_B, Control, aio, control, target
+from tests.support.ports import free_ports
 
 REFUSE = OwnHealth(Check(), when_all_down=WhenAllDown.REFUSE)
 

@@ -11,7 +11,8 @@ from pylb.core.auth import Keyring
 from pylb.core.policy import Family, Rules, StaticFrontend, StaticServer
 from pylb.machine import resolve
 from pylb.observe.summary import Health, condition, seen
-from tests.control.harness import NODE_A, NODE_C, Clock, Control, aio, control, free_ports, target
+from tests.control.harness import NODE_A, NODE_C, Clock, Control, aio, control, target
+from tests.support.ports import free_ports
 
 NODES = HostPort("nodes.example.net", 30443)
 ONE, TWO, THREE = "198.51.100.7", "198.51.100.8", "2001:db8::9"

@@ -12,7 +12,8 @@ from pylb.core.errors import Refused
 from pylb.core.policy import LeaseBounds, Rules
 from pylb.core.registration import Key
 from pylb.observe.summary import Health, condition, seen
-from tests.control.harness import NODE_A, NODE_B, NODE_C, Control, aio, control, free_ports, target, until
+from tests.control.harness import NODE_A, NODE_B, NODE_C, Control, aio, control, target, until
+from tests.support.ports import free_ports
 
 HOUR, DAY = 3600.0, 86_400.0
 

@@ -8,7 +8,8 @@ import pytest
 
 from pylb.control import publisher, tasks
 from pylb.control.tasks import Part, Tasks
-from tests.control.harness import NODE_A, NODE_B, Clock, aio, control, free_ports, target, until
+from tests.control.harness import NODE_A, NODE_B, Clock, aio, control, target, until
+from tests.support.ports import free_ports
 
 
 def bug() -> None:

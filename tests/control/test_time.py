@@ -4,8 +4,9 @@ import asyncio
 from pathlib import Path
 
 from pylb.core.policy import HealthMode, HealthPolicy, LeaseBounds, Policy, Rules
-from tests.control.harness import NODE_A, NODE_B, NODE_C, Control, aio, control, free_ports, target, until
+from tests.control.harness import NODE_A, NODE_B, NODE_C, Control, aio, control, target, until
 from tests.core.claiming import static
+from tests.support.ports import free_ports
 
 
 def states(c: Control) -> dict[str, str]:

@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from pylb.core.policy import AdminState
-from tests.control.harness import NODE_A, NODE_B, Control, aio, control, free_ports, target
+from tests.control.harness import NODE_A, NODE_B, Control, aio, control, target
+from tests.support.ports import free_ports
 
 DAY = 86_400.0
 

@@ -18,7 +18,8 @@ from pylb.core.auth import Caller, Keyring, Token
 from pylb.core.errors import Refused
 from pylb.core.policy import Rules
 from pylb.core.registration import Announcement, Wanted
-from tests.control.harness import NODE_A, NODE_B, Clock, Control, aio, control, free_ports, target, token
+from tests.control.harness import NODE_A, NODE_B, Clock, Control, aio, control, target, token
+from tests.support.ports import free_ports
 from tests.support.sink import PortSink
 
 YIELD_AFTER = 900.0

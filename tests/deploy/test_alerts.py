@@ -25,7 +25,7 @@ from tests.deploy.dashboard import expressions
 from tests.deploy.prometheus import WINDOW, Prometheus
 from tests.deploy.test_prometheus import alerts as rules
 from tests.support.certificate import self_signed
-from tests.support.drive import free_port
+from tests.support.ports import free_port
 from tests.support.processes import Processes, python
 from tests.support.waiting import eventually, pause
 

@@ -9,7 +9,8 @@ from pylb.core.access import AccessList, AccessRule, Networks
 from pylb.core.address import Address, Listen
 from pylb.core.policy import Limits, Policy, ProxyAccept, ProxyProtocol
 from pylb.core.proxy_protocol import header, parse
-from tests.support.drive import Drive, free_port, server_at
+from tests.support.drive import Drive, server_at
+from tests.support.ports import free_port
 
 EVERYBODY = Networks([ip_network("0.0.0.0/0"), ip_network("::/0")])
 TRUSTING = Policy(accept_proxy=ProxyAccept(EVERYBODY))

@@ -21,8 +21,9 @@ from pylb.forward.listener import BATCH
 from pylb.forward.pipes import Pipe, Pipes
 from pylb.forward.session import FrontendState, Half, Session
 from pylb.forward.sockets import open_listener
-from tests.support.drive import LIMIT, Drive, Peer, Witness, free_port, policy, readable, server_at
+from tests.support.drive import LIMIT, Drive, Peer, Witness, policy, readable, server_at
 from tests.support.peers import need_root
+from tests.support.ports import free_port
 
 MIB = 1 << 20
 Make = Callable[..., Drive]

@@ -15,7 +15,8 @@ from pylb.core.proxy_protocol import MOST_HOPS, PATH_ID, goes_in_circles, header
 from pylb.core.table import Server
 from pylb.forward.dial import SUSPICION
 from pylb.forward.origins import SIZE, Origins
-from tests.support.drive import Drive, Peer, free_port, server_at
+from tests.support.drive import Drive, Peer, server_at
+from tests.support.ports import free_port
 
 pytestmark = pytest.mark.usefixtures("strangers")
 FEW = 60

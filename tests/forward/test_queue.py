@@ -14,7 +14,8 @@ from pylb.forward.elsewhere import Use
 from pylb.forward.queue import Queue
 from pylb.forward.session import Session
 from pylb.forward.turn import BUDGET, DIAL, QUANTUM
-from tests.support.drive import Drive, Peer, free_port, policy, server_at
+from tests.support.drive import Drive, Peer, policy, server_at
+from tests.support.ports import free_port
 
 Make = Callable[..., Drive]
 

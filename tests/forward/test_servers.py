@@ -8,8 +8,9 @@ import pytest
 
 from pylb.core.address import Address, Listen
 from pylb.core.policy import Balance, Policy, ProxyProtocol
-from tests.support.drive import Drive, free_port, policy, server_at
+from tests.support.drive import Drive, policy, server_at
 from tests.support.netns import Namespace
+from tests.support.ports import free_port
 
 
 def test_a_refusing_server_is_passed_over_without_telling_the_client(drive: Drive) -> None:

@@ -7,7 +7,8 @@ import pytest
 
 from pylb.core.address import Listen
 from pylb.forward.sockets import inheritable
-from tests.support.drive import Drive, free_port, server_at
+from tests.support.drive import Drive, server_at
+from tests.support.ports import free_port
 
 
 def listening(family: socket.AddressFamily, ip: str, port: int) -> SocketType:

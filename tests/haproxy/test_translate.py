@@ -16,8 +16,8 @@ from pylb.config.yamlplace import MAX_CHARACTERS
 from pylb.haproxy.servers import plain_name
 from pylb.haproxy.translate import Translation, translate
 from tests.app.instance import cli
-from tests.support.drive import free_port
 from tests.support.peers import need
+from tests.support.ports import free_port
 from tests.support.processes import Processes, python
 from tests.support.waiting import eventually
 

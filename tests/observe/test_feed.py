@@ -19,9 +19,10 @@ from pylb.core.policy import AdminState
 from pylb.core.registration import parse_native
 from pylb.forward.counters import FrontendCounters
 from pylb.observe.feed import BACKLOG, MOST_OF_ONE, MOST_STREAMS, Feed
+from tests.support.ports import free_port
 from tests.ui.many import FRONTENDS, SERVERS, blank, busy, rules
 from tests.web.loopback import run
-from tests.web.running import Control, free_port, running
+from tests.web.running import Control, running
 
 
 @dataclass

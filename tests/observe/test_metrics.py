@@ -23,8 +23,9 @@ from pylb.core.registration import Announcement, Wanted
 from pylb.forward.counters import Counters, FrontendCounters, ServerCounters
 from pylb.observe.metrics import Metrics
 from pylb.routes import rows
+from tests.support.ports import free_port
 from tests.web.loopback import run
-from tests.web.running import Control, free_port, running
+from tests.web.running import Control, running
 
 # design.md, section 8
 NAMES = {

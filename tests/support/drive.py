@@ -5,8 +5,6 @@ end of a TCP connection outside the engine, a client or a server; it remembers w
 """
 
 import errno
-import os
-import random
 import select
 import socket
 import struct
@@ -24,14 +22,13 @@ from pylb.forward.engine import MAX_BUFFERED, Engine
 from pylb.forward.origins import Origins
 from pylb.forward.session import ServerState
 from pylb.forward.sockets import transmission, unacknowledged
-from tests.support.ports import PORTS
+from tests.support.ports import free_port
 
 LIMIT = 8.0  # seconds of wall time until something that should happen has failed
 PATIENCE = 0.005  # seconds in select; others' packets come from the kernel, which signals no predicate
 _IP_BIND_ADDRESS_NO_PORT = 24
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 _CHUNK = 256 * 1024
-_ports = iter(random.Random(os.getpid()).sample(PORTS, len(PORTS)))
 
 
 class Clock:
@@ -432,19 +429,6 @@ def policy(**seconds: float) -> Policy:
 
 def readable(what: socket.socket | Engine) -> bool:
     return bool(select.select([what], [], [], 0)[0])
-
-
-def free_port() -> int:
-    """A port nobody listens on, outside the ephemeral range."""
-    for port in _ports:
-        with socket.socket(socket.AF_INET6) as probe:
-            try:
-                probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-                probe.bind(("::", port))
-            except OSError:
-                continue
-            return port
-    raise AssertionError(f"no free port in {PORTS}")
 
 
 def _resize(sock: socket.socket, sndbuf: int, rcvbuf: int) -> None:

@@ -1,11 +1,53 @@
-"""The ports that tests listen on: outside the ephemeral range, and each worker of xdist has a part of its own.
+"""The ports that tests listen on: outside the ephemeral range, and each process that runs tests has a share of its own.
 
+Whoever else runs tests on this machine, as another worker of xdist, another user or from another clone, has another share:
+the name that a process holds is one for the whole network namespace, as ports are, and goes with the process.
 20000 to 20099 are left out: whatever a fuzzer opens.
 """
 
 import os
+import random
+import socket
+from itertools import cycle
 
-_WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-_NUMBER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
-_SHARE = 9900 // _WORKERS
-PORTS = range(20100 + _SHARE * _NUMBER, 20100 + _SHARE * (_NUMBER + 1))
+_FIRST, _SHARES, _SIZE = 20100, 9, 1100
+
+
+def _hold(share: int) -> socket.socket | None:
+    holder = socket.socket(socket.AF_UNIX)
+    try:
+        holder.bind(f"\0pylb-tests-ports-{share}")
+    except OSError:
+        holder.close()
+        return None
+    return holder
+
+
+def _share() -> tuple[socket.socket | None, range]:
+    """The first that nobody has; any, if all are taken: then as careful as `free_port` is."""
+    held = ((share, _hold(share)) for share in range(_SHARES))
+    share, holder = next((each for each in held if each[1] is not None), (os.getpid() % _SHARES, None))
+    first = _FIRST + share * _SIZE
+    return holder, range(first, first + _SIZE)
+
+
+_holder, PORTS = _share()
+_in_turn = cycle(random.Random(os.getpid()).sample(PORTS, len(PORTS)))
+
+
+def free_port() -> int:
+    """A port nobody listens on. Each is given once before any is given again."""
+    for _ in PORTS:
+        port = next(_in_turn)
+        with socket.socket(socket.AF_INET6) as probe:
+            try:
+                probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+                probe.bind(("::", port))
+            except OSError:
+                continue
+            return port
+    raise AssertionError(f"no free port in {PORTS}")
+
+
+def free_ports(count: int) -> list[int]:
+    return [free_port() for _ in range(count)]

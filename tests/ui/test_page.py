@@ -19,7 +19,7 @@ from click.testing import CliRunner
 from phonehome.settings import parse as settings_of
 from pylb.cli import main
 from tests.app.instance import SECRET, Instance, echo, fetch, token
-from tests.support.drive import free_port
+from tests.support.ports import free_port
 from tests.support.processes import ROOT
 from tests.support.waiting import eventually
 from tests.ui.many import busy, rules

@@ -1,7 +1,5 @@
 """A real registry and a real engine on the test's own loop, as the app joins them."""
 
-import random
-import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -19,7 +17,6 @@ from pylb.core.session import SessionRecord
 from pylb.core.table import Server
 from pylb.driver import Driver
 from pylb.forward.engine import Engine
-from tests.support.ports import PORTS as FREE_PORTS
 
 SECRET = "a-secret-of-more-than-22-characters"
 WEAK = "shared"
@@ -44,18 +41,6 @@ def keyring() -> Keyring:
             Token("old", (WEAK,), PORTS, targets=LOOPBACK, target_ports=targets),
         ]
     )
-
-
-def free_port() -> int:
-    """Outside the ephemeral range, so that no outgoing connection has it by chance."""
-    while True:
-        port = random.choice(FREE_PORTS)
-        with socket.socket(socket.AF_INET6) as sock:
-            try:
-                sock.bind(("::", port))
-            except OSError:
-                continue
-            return port
 
 
 class _Watcher:

@@ -21,8 +21,9 @@ from pylb.core.registration import parse_native
 from pylb.forward.counters import Counters
 from pylb.web.admin import Admin
 from pylb.web.call import Handler
+from tests.support.ports import free_port
 from tests.web.loopback import Reply, ask, run, serving, until
-from tests.web.running import Control, free_port, running
+from tests.web.running import Control, running
 
 PAGES = ["/metrics", "/livez", "/readyz", "/v1/table", "/v1/registrations", "/v1/sessions", "/v1/events", "/v1/rejected"]
 

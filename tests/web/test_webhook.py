@@ -19,8 +19,9 @@ from pylb.core.policy import CallLimits
 from pylb.web.call import Call, Handler
 from pylb.web.source import network_of
 from pylb.web.webhook import ALL_NOTES, ALL_SOURCES, GUESS_RATE, GUESSES, NOTE_BURST, REPEAT_BURST, Webhook
+from tests.support.ports import free_port
 from tests.web.loopback import Reply, ask, run, serving
-from tests.web.running import SECRET, WEAK, Control, free_port, running
+from tests.web.running import SECRET, WEAK, Control, running
 
 NATIVE = {"Authorization": f"Bearer {SECRET}"}
 LEGACY = {"X-Funkypenguin-Token": SECRET}

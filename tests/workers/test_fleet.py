@@ -22,7 +22,7 @@ from pylb.workers import fleet as fleet_module
 from pylb.workers.fleet import Fleet, Told
 from pylb.workers.messages import VERSION, Hello
 from pylb.workers.program import Program
-from tests.support.drive import free_port
+from tests.support.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 

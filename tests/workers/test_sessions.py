@@ -13,7 +13,7 @@ from pylb.service import Service
 from pylb.workers.fleet import Fleet, Told
 from pylb.workers.messages import VERSION, Hello
 from pylb.workers.program import Program
-from tests.support.drive import free_port
+from tests.support.ports import free_port
 
 LIVE, ENDED, KEPT = 100, 300, 120  # KEPT: by each of the two
 
