@@ -244,6 +244,7 @@ class Checker:
         self.table = table
         if not self._synced:  # of what a snapshot remembered, the rest belongs to nobody
             self._synced = True
+            self._forget_unused(list(self._proofs))
             self.down, self.passed = (
                 known.edited({place: None for place in known if place not in self._servers})
                 for known in (self.down, self.passed)

@@ -210,8 +210,9 @@ async def test_a_server_that_must_pass_first_is_down_until_its_first_answer() ->
 async def test_what_a_snapshot_remembers_opens_no_closed_door_and_closes_no_open_one() -> None:
     up, down, gone = ((LISTEN, server(number).address) for number in (1, 2, 3))
     checked = Checked()
-    checked.checker.restore([], Frozen({down: True, gone: True}), Frozen({up: True, gone: True}))
+    checked.checker.restore([up[1], gone[1]], Frozen({down: True, gone: True}), Frozen({up: True, gone: True}))
     checked.serve(SWITCHING, server(1), server(2))
+    assert dict(checked.checker.proven) == {up[1]: True}
     assert dict(checked.checker.down) == {down: True}
     assert dict(checked.checker.passed) == {up: True}
     assert checked.news == []
