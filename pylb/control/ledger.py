@@ -5,7 +5,7 @@ The registry (what may be asked) and the clockwork (what time asks) both change 
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from errno import EINVAL
@@ -179,13 +179,16 @@ class Ledger:
 
         def step(scene: Scene) -> tuple[Scene, Change]:
             after, change = self.announce(scene, wanted, caller, takeover=takeover)
-            known.update({key: scene.claims.registrations[key] for key in change.evicted})
+            known.update({key: scene.claims.registrations[key] for key in {*change.evicted, *change.removed}})
             return after, change
 
         def done(change: Change) -> None:
             self.totals[change.result] += 1
             self.tenure.forget(change.removed)  # those that a takeover left without a port
             self._tell_of_evicted(wanted, known, change)
+            if room := [key for key in change.removed if key not in change.evicted]:
+                places = {place for key in room for place in known[key].places}
+                self._tell_of_released(places, room, f" to make room for {title(wanted)}")
             one = change.claims.registrations.get(wanted.key)
             if one is not None:
                 self._beat(one, moved=change.result == "moved")
@@ -259,10 +262,13 @@ class Ledger:
         self.totals[change.result] += 1
         self.tenure.forget(change.removed)
         if change.touched:
-            ports = ", ".join(str(listen.port) for listen in sorted(change.touched))
-            closed = ", ".join(str(listen.port) for listen in sorted(change.touched) if not self.scene.has(listen))
-            text = f"released on port {ports}; " + (f"closed: {closed}" if closed else "none closed")
-            self.journal.note("released", text, whose(change.removed))
+            self._tell_of_released(change.touched, change.removed)
+
+    def _tell_of_released(self, places: Collection[Listen], keys: Iterable[Key], why: str = "") -> None:
+        ports = ", ".join(str(listen.port) for listen in sorted(places))
+        closed = ", ".join(str(listen.port) for listen in sorted(places) if not self.scene.has(listen))
+        text = f"released on port {ports}{why}; " + (f"closed: {closed}" if closed else "none closed")
+        self.journal.note("released", text, whose(keys))
 
     def announce(self, scene: Scene, wanted: Registration, caller: Caller | None, *, takeover: bool) -> tuple[Scene, Change]:
         """The step of every call that registers. Raises Refused."""

@@ -157,6 +157,8 @@ async def test_dead_goodbyes_count_toward_no_bound_and_the_oldest_make_room(
         await c.pass_time(120, probing=True)
         await c.put({ports[3]: 30001}, name="app-3", ttl=None)
         assert names(c) == ["app-1", "app-2", "app-3"]
+        (left,) = [event.text for event in c.heard if event.kind == "released"]
+        assert left == f"released on port {ports[0]} to make room for t/app-3/pod-1; closed: {ports[0]}"
         await c.put({ports[4]: 30001}, name="app-4", ttl=None)
         assert names(c) == ["app-2", "app-3", "app-4"]
         with pytest.raises(Refused):
