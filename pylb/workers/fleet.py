@@ -339,15 +339,16 @@ class Fleet:
         asked = [seat for seat in self._seats if seat.serves]
         answers: list[Answer] = []
         self._answers[number] = answers
-        for seat in asked:
-            seat.say(Ask(number, what, listen, address, query, session))
         try:
+            for seat in asked:
+                seat.say(Ask(number, what, listen, address, query, session))
             async with asyncio.timeout(APPLY):
                 while sum(not answer.more for answer in answers) < sum(seat.serves for seat in asked):
                     await self._changed()
         except TimeoutError:
             log.error("a worker has not answered within %g s: %s", APPLY, what)
-        del self._answers[number]
+        finally:
+            del self._answers[number]  # also if nobody waits for it any more
         return answers
 
     async def _changed(self) -> None:

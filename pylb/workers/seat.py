@@ -52,14 +52,20 @@ class Seat:
         """A fresh process. Raises OSError."""
         ours, theirs = socket.socketpair()
         try:
-            self._process = process = self._program.start(theirs.fileno())
-            self._pidfd = os.pidfd_open(process.pid)
+            process = self._program.start(theirs.fileno())
+            try:
+                self._pidfd = os.pidfd_open(process.pid)
+            except OSError:  # no descriptor is left for it
+                process.kill()
+                process.wait()
+                raise
         except OSError:
             ours.close()
             raise
         finally:
             theirs.close()
         loop = asyncio.get_running_loop()
+        self._process = process
         self.pid, self.serves, self.pending, self._fault, self.doubts = process.pid, False, 0, "", 0
         self.heard = self.started = loop.time()
         self._channel = Channel(ours)

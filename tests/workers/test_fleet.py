@@ -1,7 +1,10 @@
 """Workers that are none: what main does with a process that lies, dies, or says nothing."""
 
 import asyncio
+import errno
 import logging
+import os
+import signal
 import socket
 import subprocess
 import sys
@@ -22,6 +25,7 @@ from pylb.workers import fleet as fleet_module
 from pylb.workers.fleet import Fleet, Told
 from pylb.workers.messages import VERSION, Hello
 from pylb.workers.program import Program
+from pylb.workers.seat import Seat
 from tests.support.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -142,6 +146,31 @@ def test_a_program_that_cannot_be_started_ends_the_start() -> None:
                 await fleet.start()
 
     asyncio.run(main())
+
+
+def test_a_worker_that_cannot_be_watched_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It seemed to run, and nobody would have seen its end; what was sent to it raised."""
+    program = Impostor("time.sleep(20)")
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(channel: int) -> "subprocess.Popen[bytes]":
+        started.append(Impostor.start(program, channel))
+        return started[0]
+
+    def no_descriptor_left(_pid: int) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    async def check() -> None:
+        seat = Seat(0, program, lambda *_: None, lambda *_: None)
+        with pytest.raises(OSError, match="Too many open files"):
+            seat.start(hello(0))
+        assert not seat.runs
+        seat.signal(signal.SIGTERM)
+        assert started[0].returncode == -signal.SIGKILL
+
+    monkeypatch.setattr(program, "start", start)
+    monkeypatch.setattr(os, "pidfd_open", no_descriptor_left)
+    asyncio.run(check())
 
 
 def test_a_real_worker_serves_what_it_is_told_and_only_that(caplog: pytest.LogCaptureFixture) -> None:
