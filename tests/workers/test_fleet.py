@@ -129,6 +129,11 @@ def test_one_that_applies_nothing_holds_a_call_for_a_second(caplog: pytest.LogCa
             await fleet.applied()
             assert await fleet.sessions() == []
             assert 1.9 < loop.time() - started < 4
+            asking = loop.create_task(fleet.sessions())
+            await asyncio.sleep(0)
+            asking.cancel()
+            await asyncio.gather(asking, return_exceptions=True)
+            assert not fleet._answers  # nobody waits for one any more
 
     asyncio.run(main())
     assert "has not applied the table within 1 s" in caplog.text
