@@ -34,17 +34,23 @@ WIDTH = 100  # columns; not those of whoever runs this
 def cli_reference() -> str:
     """`--help` of every verb."""
     parts = ["# The command line\n\nGenerated from `--help` (docs/generate.py).\n"]
-    context = click.Context(cli, info_name="pylb", terminal_width=WIDTH, max_content_width=WIDTH)
+    context = _context(cli, "pylb")
     parts.append(_block("pylb", cli.get_help(context)))
     parts += _verbs("pylb", cli)
     return "\n".join(parts)
+
+
+def _context(command: click.Command, path: str) -> click.Context:
+    """As below the CLI itself: a command makes its --help once, for whoever asks first."""
+    names = cli.context_settings["help_option_names"]
+    return click.Context(command, info_name=path, terminal_width=WIDTH, max_content_width=WIDTH, help_option_names=names)
 
 
 def _verbs(path: str, group: click.Group) -> list[str]:
     found = []
     for name, command in sorted(group.commands.items()):
         inner = f"{path} {name}"
-        context = click.Context(command, info_name=inner, terminal_width=WIDTH, max_content_width=WIDTH)
+        context = _context(command, inner)
         found.append(_block(inner, command.get_help(context)))
         found += _verbs(inner, command) if isinstance(command, click.Group) else []
     return found

@@ -8,7 +8,6 @@ from pylb.control.registry import VIEWS, Registry
 from pylb.control.steps import in_turns
 from pylb.control.views import RegistrationView, ServerView
 from pylb.core.address import Listen
-from pylb.core.health import WRONG, YES
 
 FRONTENDS = 20  # between two turns of the loop: with ten servers each, ~2 ms
 LEGACY = " (legacy)"
@@ -69,29 +68,11 @@ def _server(view: ServerView, people: People, now: float) -> dict[str, Any]:
         "held_by": list(view.held_by),
         "lease_expires_in": None if not ends else round(max(ends), 1),
         "reachable": view.reachable,
-        "accepts": accepts(view),
-        "check": passes(view),
+        "accepts": view.accepts,
+        "check": view.passes,
         "asked_ago": None if view.asked_at is None else round(max(0.0, now - view.asked_at), 1),
         "why": "; ".join(filter(None, (view.reason, view.hint if view.reachable != "yes" else ""))),
     }
-
-
-def accepts(view: ServerView) -> str:
-    """Does it accept connections, by the last that was tried? "yes", or what it met; "unknown": none was."""
-    last = _last(view)
-    if last == YES or last.startswith(WRONG):  # an answer, also a wrong one, came over a connection
-        return YES
-    return last or view.reachable
-
-
-def passes(view: ServerView) -> str:
-    """Does it pass its check? "yes", or what that found; "unknown": nobody asked since its last failure, or ever."""
-    return _last(view) or "unknown"
-
-
-def _last(view: ServerView) -> str:
-    """What the last check found, or a client's connect after it; "": neither."""
-    return view.health.reason if view.health.failures else view.record.found
 
 
 def _title(one: RegistrationView) -> str:

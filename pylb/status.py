@@ -9,11 +9,26 @@ from pylb import __version__
 from pylb.control.registry import Registry
 from pylb.control.steps import in_turns
 from pylb.core.address import Listen
+from pylb.core.health import YES
 from pylb.forward.counters import FrontendCounters
 from pylb.observe.summary import Health, Seen, condition, said, seen, since_down, span, troubles
 
 FRONTENDS = 100  # between two turns of the loop: ~1 ms
-_HEADINGS = ("PORT", "FRONTEND", "HEALTH", "SERVERS", "SESSIONS", "WAITING", "NEW/s", "IN/s", "OUT/s", "FAILED/s", "DENIED/s")
+_HEADINGS = (
+    "PORT",
+    "FRONTEND",
+    "HEALTH",
+    "SERVERS",
+    "ACCEPT",
+    "PASS",
+    "SESSIONS",
+    "WAITING",
+    "NEW/s",
+    "IN/s",
+    "OUT/s",
+    "FAILED/s",
+    "DENIED/s",
+)
 _LEFT = 3  # columns that are text
 _COUNTS = ("sessions_total", "bytes_in", "bytes_out", "failures", "denied")  # that only grow
 _WORST_FIRST = {Health.DOWN: 0, Health.DEGRADED: 1, Health.HEALTHY: 2}
@@ -71,6 +86,8 @@ def _frontend(one: Seen, counters: FrontendCounters | None, found: tuple[Health,
         "why": found[1],
         "servers": len(one.servers),
         "servers_up": sum(view.state in ("up", "unproven") for view in one.servers),
+        "accepting": sum(view.accepts == YES for view in one.servers),
+        "passing": sum(view.passes == YES for view in one.servers),
         "sessions": counted.sessions,
         "queued": counted.queued,
         "sessions_total": counted.sessions_total,
@@ -138,9 +155,9 @@ def _totals(now: Mapping[str, Any], rates: Rates) -> str:
 def _cells(one: Mapping[str, Any], rates: Rates) -> tuple[str, ...]:
     own = rates.get(one["listen"])
     new, came, went, failed, denied = ("-",) * 5 if own is None else _written([own[count] for count in _COUNTS])
-    servers = f"{one['servers_up']}/{one['servers']}"
-    head = (str(one["port"]), one["frontend"], one["health"], servers, f"{one['sessions']:,}", f"{one['queued']:,}")
-    return (*head, new, came, went, failed, denied)
+    head = (str(one["port"]), one["frontend"], one["health"], f"{one['servers_up']}/{one['servers']}")
+    two = (str(one.get("accepting", "-")), str(one.get("passing", "-")))  # the pylb that runs may be older
+    return (*head, *two, f"{one['sessions']:,}", f"{one['queued']:,}", new, came, went, failed, denied)
 
 
 def _written(rates: Sequence[float]) -> tuple[str, ...]:

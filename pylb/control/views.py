@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 from pylb.control.checker import Checker
 from pylb.core.address import Address, Listen
 from pylb.core.claims import Claims
-from pylb.core.health import UNRECORDED, UP, Health, Record
+from pylb.core.health import REMEMBERED, UNRECORDED, UP, WRONG, YES, Health, Record
 from pylb.core.layout import Layout
 from pylb.core.lease import Lease
 from pylb.core.policy import AdminState, HealthPolicy, ProxyProtocol
@@ -98,6 +98,23 @@ class ServerView:
     asked_at: float | None = None  # when `reachable` was found, on the registry's clock; None: before this pylb started
     policy: HealthPolicy = ASKED_BY_DEFAULT  # of its health: its own, or its frontend's
     not_missed: bool = False  # its registrations have all said goodbye, or other addresses of its host name answer
+
+    @property
+    def accepts(self) -> str:
+        """Does it accept connections, by the last that was tried? "yes", or what it met; "unknown": none was."""
+        if self._last == YES or self._last.startswith(WRONG):  # an answer, also a wrong one, came over a connection
+            return YES
+        return self._last or self.reachable
+
+    @property
+    def passes(self) -> str:
+        """Does it pass its check? "yes", or what that found; "unknown": nobody asked since its last failure, or ever."""
+        return self._last or "unknown"
+
+    @property
+    def _last(self) -> str:
+        """What the last check found, or a client's connect after it; "": neither."""
+        return self.health.reason if self.health.failures and self.health.reason != REMEMBERED else self.record.found
 
 
 class Held(NamedTuple):

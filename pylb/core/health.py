@@ -46,7 +46,10 @@ def unasked(policy: HealthPolicy, now: float) -> Health:
 
 def remembered(policy: HealthPolicy, now: float, jitter: float) -> Health:
     """Of a server that was down when pylb ended: it still is, and is asked soon."""
-    return Health(True, policy.fall, 0, policy.interval, now + policy.interval * jitter, "down since before the start")
+    return Health(True, policy.fall, 0, policy.interval, now + policy.interval * jitter, REMEMBERED)
+
+
+REMEMBERED = "down since before the start"  # a reason that this pylb has not seen itself
 
 
 def conversation(check: Check, server: Address) -> tuple[Step, ...]:

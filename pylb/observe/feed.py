@@ -230,7 +230,8 @@ class Feed:
                 most = {server.address: server.max_connections for server in frontend.servers}
                 for view in views:
                     check = registry.last_check(listen, view.address)
-                    record = server_record(view, most[view.address], check, counted, rates.get(view.server, 0.0))
+                    asked_at = check[0] if check else None
+                    record = server_record(view, most[view.address], asked_at, counted, rates.get(view.server, 0.0))
                     put("servers", f"{listen}|{view.address}", record)
             await asyncio.sleep(0)
         for name in TABLES:

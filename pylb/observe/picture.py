@@ -38,8 +38,8 @@ def frontend_record(frontend: Frontend, health: str, unbound: str | None, counte
     }
 
 
-def server_record(view: ServerView, most: int, check: tuple[float, str] | None, counted: Count, sessions_rate: float) -> Record:
-    """`most`: its max_connections, 0 for none. `check`: as Registry.last_check."""
+def server_record(view: ServerView, most: int, checked_at: float | None, counted: Count, sessions_rate: float) -> Record:
+    """`most`: its max_connections, 0 for none. `checked_at`: when it was asked last."""
     live, total = counted.servers.get(view.server, (0, 0))
     return {
         "frontend": str(view.listen),
@@ -50,12 +50,12 @@ def server_record(view: ServerView, most: int, check: tuple[float, str] | None, 
         "state": view.state,
         "proxy_protocol": str(view.send_proxy),
         "max": most,
-        "reachable": view.reachable,
+        "accepts": view.accepts,
+        "check": view.passes,
         "hint": view.hint if view.reachable != "yes" else "",
         "reason": view.reason,
         "held_by": [holder(held, view.listen.port) for held in view.held_by],
-        "checked": check[1] if check else "",
-        "checked_at": _tenths(check[0] if check else None),
+        "checked_at": _tenths(checked_at),
         "sessions": live,
         "total": total,
         "rate": _rounded(sessions_rate),

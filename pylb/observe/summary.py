@@ -13,6 +13,7 @@ from pylb.control.events import Event
 from pylb.control.silence import moment
 from pylb.control.views import ServerView
 from pylb.core.address import Listen
+from pylb.core.health import YES
 from pylb.core.table import LAST_RESORT, Table
 
 MOST_TOLD = 3  # troubles in the sentence; the rest are counted
@@ -96,12 +97,22 @@ def _lost(name: str, lost: Sequence[ServerView], down_at: Mapping[tuple[str, str
     times = {view.address: down_at.get((name, str(view.address)), 0.0) for view in lost}
     latest = max(times, key=lambda address: times[address])
     what = str(latest) if len(lost) == 1 else f"{len(lost)} servers, {latest} last,"
-    return f"lost {what}" + (f" {span(now - times[latest])} ago" if times[latest] else "")
+    why = _missing(next(view for view in lost if view.address == latest))
+    return f"lost {what}" + (f" {span(now - times[latest])} ago" if times[latest] else "") + (f" ({why})" if why else "")
+
+
+def _missing(view: ServerView) -> str:
+    """Which of the two it lacks."""
+    if view.passes in (YES, "unknown"):
+        return ""
+    if view.accepts == YES:
+        return f"it accepts connections and does not pass its check: {view.passes}"
+    return f"it accepts no connections: {view.accepts}"
 
 
 def _silent(silent: Sequence[ServerView]) -> str:
     what = str(silent[0].address) if len(silent) == 1 else f"{len(silent)} servers"
-    return f"has had no answer from {what} yet ({silent[0].reachable})"
+    return f"waits for {what}, which accepted no connection yet ({silent[0].reachable})"
 
 
 def sentence(frontends: Sequence[Seen], events: Iterable[Event], now: float, also: Iterable[str] = ()) -> str:

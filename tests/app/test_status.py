@@ -26,7 +26,7 @@ CLEAR = "\x1b[H\x1b[2J"
 def frontend(port: int, **given: Any) -> dict[str, Any]:
     counts = {"sessions": 0, "queued": 0, "sessions_total": 0, "bytes_in": 0, "bytes_out": 0, "failures": 0, "denied": 0}
     head = {"port": port, "listen": f"*:{port}", "frontend": f"web-{port}", "health": "healthy", "why": ""}
-    return head | {"servers": 2, "servers_up": 2} | counts | given
+    return head | {"servers": 2, "servers_up": 2, "accepting": 2, "passing": 1} | counts | given
 
 
 def picture(*frontends: dict[str, Any], clock: float = 100.0, **given: Any) -> dict[str, Any]:
@@ -58,8 +58,8 @@ def test_without_an_earlier_look_there_are_no_rates() -> None:
         "1,234 of 20,000 sessions",
         "",
     ]
-    assert cells(lines[4])[:5] == ["PORT", "FRONTEND", "HEALTH", "SERVERS", "SESSIONS"]
-    assert cells(lines[5]) == ["443", "web-443", "healthy", "2/2", "1,234", "0", "-", "-", "-", "-", "-"]
+    assert cells(lines[4])[:7] == ["PORT", "FRONTEND", "HEALTH", "SERVERS", "ACCEPT", "PASS", "SESSIONS"]
+    assert cells(lines[5]) == ["443", "web-443", "healthy", "2/2", "2", "1", "1,234", "0", "-", "-", "-", "-", "-"]
     assert lines[5].index("web-443") == lines[4].index("FRONTEND")
     assert text(picture()).splitlines()[-1] == "0 of 20,000 sessions"
 
@@ -69,15 +69,15 @@ def test_rates_are_of_the_time_between_two_looks() -> None:
     later = frontend(443, sessions_total=30, bytes_in=3_001_000, bytes_out=2_400_000_000, failures=2, denied=8)
     lines = text(picture(later, frontend(444), clock=102.0), before).splitlines()
     assert lines[2] == "0 of 20,000 sessions, 10.0 new/s, in 1.5 MB/s, out 1.2 GB/s"
-    assert cells(lines[5])[6:] == ["10.0", "1.5 MB", "1.2 GB", "0.5", "4.0"]
-    assert cells(lines[6])[6:] == ["-"] * 5  # it was not there before
+    assert cells(lines[5])[8:] == ["10.0", "1.5 MB", "1.2 GB", "0.5", "4.0"]
+    assert cells(lines[6])[8:] == ["-"] * 5  # it was not there before
 
 
 def test_counts_that_begin_anew_are_no_rates() -> None:
     before = picture(frontend(443, sessions_total=10), clock=100.0, pid=76)
     assert "-" in cells(text(picture(frontend(443, sessions_total=3), clock=102.0), before).splitlines()[5])
     reused = picture(frontend(443, sessions_total=10), clock=100.0)  # the port was closed and opened again
-    assert cells(text(picture(frontend(443, sessions_total=3), clock=102.0), reused).splitlines()[5])[6] == "0.0"
+    assert cells(text(picture(frontend(443, sessions_total=3), clock=102.0), reused).splitlines()[5])[8] == "0.0"
 
 
 def test_where_there_is_no_room_for_all_the_unwell_and_the_busy_are_shown() -> None:
@@ -107,7 +107,8 @@ def test_a_running_pylb_says_how_it_is(workers: int, pylb: Instance, echo_port: 
 
         def said() -> dict[str, Any]:
             found: dict[str, Any] = call(pylb.state_dir / "control.sock", {"verb": "status"})["status"]
-            text = r"1 of 2 frontends healthy; web lost 127\.0\.0\.1:\d+ \d+ s ago and has no other"
+            text = r"1 of 2 frontends healthy; web lost 127\.0\.0\.1:\d+ \d+ s ago "
+            text += r"\(it accepts no connections: refused\) and has no other"
             assert re.fullmatch(text, found["health"])
             return found
 
@@ -116,6 +117,7 @@ def test_a_running_pylb_says_how_it_is(workers: int, pylb: Instance, echo_port: 
         own, other = sorted(found["frontends"], key=lambda one: one["port"] == lost)
         assert (own["frontend"], own["health"], own["servers_up"], own["sessions"]) == (f"app-{pylb.port}", "healthy", 1, 1)
         assert (other["health"], other["servers_up"], other["servers"], other["failures"]) == ("down", 0, 1, 3)
+        assert (own["accepting"], own["passing"], other["accepting"], other["passing"]) == (1, 1, 0, 0)
         pylb.configure(frontends=[static], workers=workers + 1)
         pylb.reload("reload refused")
         assert said_first(

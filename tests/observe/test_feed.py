@@ -78,7 +78,7 @@ def test_the_first_message_is_whole_and_the_next_only_what_changed(tmp_path: Pat
             assert (listen, frontend["name"]) == (f"127.0.0.1:{port}", f"mosquitto-{port}")
             [(place, server)] = whole["servers"].items()
             assert place == f"{listen}|127.0.0.1:30843"
-            assert (server["frontend"], server["checked"]) == (listen, "refused")
+            assert (server["frontend"], server["accepts"], server["check"]) == (listen, "refused", "refused")
             assert server["held_by"] == [["mosquitto/mosquitto/pod-1", ""]]
             assert list(whole["registrations"]) == ["mosquitto/mosquitto/pod-1"]
             assert whole["events"][-1]["kind"] == "created"

@@ -7,6 +7,8 @@ import pytest
 from pylb.control.events import Event
 from pylb.control.views import ServerView
 from pylb.core.address import Address, Listen
+from pylb.core.health import REMEMBERED, WRONG
+from pylb.core.health import Health as ServerHealth
 from pylb.core.policy import Policy, ProxyProtocol
 from pylb.core.table import DOWN, LAST_RESORT, Frontend, make_table
 from pylb.observe.summary import Health, Seen, condition, seen, sentence, since_down, span, troubles
@@ -36,6 +38,10 @@ def view(number: int = 7, **given: Any) -> ServerView:
 
 def down(number: int = 7) -> ServerView:
     return view(number, state="down", rank=DOWN)
+
+
+def failing(found: str) -> ServerView:
+    return view(7, state="down", rank=DOWN, health=ServerHealth(True, 3, reason=found))
 
 
 def web(*servers: ServerView, unbound: str | None = None) -> Seen:
@@ -74,13 +80,24 @@ def test_what_is_well_is_said_in_few_words() -> None:
         (
             web(view(state="unproven", reachable="refused")),
             Health.DOWN,
-            "web-443 has had no answer from 10.0.0.7:30443 yet (refused) and has no other",
+            "web-443 waits for 10.0.0.7:30443, which accepted no connection yet (refused) and has no other",
         ),
         (
             web(view(), view(8, state="unproven", reachable="timeout"), view(9, state="unproven", reachable="timeout")),
             Health.DEGRADED,
-            "web-443 has had no answer from 2 servers yet (timeout)",
+            "web-443 waits for 2 servers, which accepted no connection yet (timeout)",
         ),
+        (
+            web(view(), failing(WRONG + "503")),
+            Health.DEGRADED,
+            "web-443 lost 10.0.0.7:30443 12 s ago (it accepts connections and does not pass its check: wrong answer: 503)",
+        ),
+        (
+            web(failing("refused")),
+            Health.DOWN,
+            "web-443 lost 10.0.0.7:30443 12 s ago (it accepts no connections: refused) and has no other",
+        ),
+        (web(failing(REMEMBERED)), Health.DOWN, "web-443 lost 10.0.0.7:30443 12 s ago and has no other"),  # not asked yet
         (web(view(state="unproven", reachable="unknown")), Health.HEALTHY, ""),  # it is being asked
         (web(down(), view(8, state="maint", weight=0)), Health.DOWN, "web-443 lost 10.0.0.7:30443 12 s ago and has no other"),
         (web(view(rank=LAST_RESORT)), Health.DEGRADED, "web-443 is served by registrations that no longer call"),

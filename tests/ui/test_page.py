@@ -111,7 +111,8 @@ def test_from_nothing_to_a_row_down_a_move_and_a_drain(serving: Instance, watche
             _look_at_sessions(pylb, watcher, client)
     # The app is gone.
     watcher.sees(row.locator(".pill"), "down")
-    watcher.sees(row.locator(".check"), "refused")
+    watcher.sees(row.locator(".accepts"), "refused")
+    watcher.sees(row.locator(".passes"), "refused")
     watcher.sees(page.locator("#sentence"), f"web-{port} lost 127.0.0.1:{target}")
     assert page.locator("#health").get_attribute("data-health") == "down"
     assert "lost 127.0.0.1" in page.locator("#spoken").inner_text()
@@ -140,6 +141,24 @@ def test_from_nothing_to_a_row_down_a_move_and_a_drain(serving: Instance, watche
         watcher.sees(page.locator("#sentence"), "has no server in service")
         assert taken(watcher.copied_by(row.get_by_role("button", name="ready"))).startswith("ready: ")
         watcher.sees(row.locator(".pill"), "up")
+
+
+def test_a_server_that_accepts_connections_and_does_not_pass_its_check_has_a_word_for_each(
+    serving: Instance, watcher: Watcher
+) -> None:
+    pylb, port, target = serving, serving.port, free_port()
+    with answering("127.0.0.1", target):
+        wanted = {"port": port, "target_port": target, "health": {"send": "PING", "expect": "PONG"}}
+        body = json.dumps({"frontends": [wanted], "address": "127.0.0.1"})
+        headers = {"Authorization": f"Bearer {SECRET}", "Content-Type": "application/json"}
+        assert fetch(("127.0.0.1", pylb.webhook), "PUT", "/v1/registrations/web/pod-1", body, headers).status == 201
+        watcher.open(pylb.admin)
+        row = watcher.row(port, "pod-1")
+        watcher.sees(row.locator(".pill"), "down")
+        watcher.sees(row.locator(".accepts"), "yes")
+        watcher.sees(row.locator(".passes"), "wrong answer")
+        watcher.sees(watcher.page.locator("#sentence"), "(it accepts connections and does not pass its check: wrong answer")
+    assert watcher.violations() == []
 
 
 def _look_at_sessions(pylb: Instance, watcher: Watcher, client: socket.socket) -> None:

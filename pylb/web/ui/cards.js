@@ -7,7 +7,7 @@ import { bytes, found, number, span } from "./words.js";
 
 const BUDGET = 25; // ms of script for one update
 const STATES = { unproven: "unproven", drain: "draining", maint: "maintenance" };
-const COLUMNS = ["Server", "State", "Registered", "Sessions", "New/s", "Last check", ""];
+const COLUMNS = ["Server", "State", "Registered", "Sessions", "New/s", "Accepts, check", ""];
 
 export class Cards {
   constructor(model) {
@@ -202,6 +202,8 @@ function notesOf(frontend) {
   return words.join(" · ");
 }
 
+const line = (label, ...parts) => make("span", { class: "line" }, make("span", { class: "label" }, label), " ", ...parts);
+
 class Row {
   constructor(model) {
     this.model = model;
@@ -214,11 +216,12 @@ class Row {
       bar: make("i"),
       sessions: make("td", { role: "cell", class: "number", "data-label": "sessions" }),
       rate: make("td", { role: "cell", class: "number", "data-label": "new/s" }),
-      check: make("span"),
+      accepts: make("span", { class: "accepts" }),
+      check: make("span", { class: "passes" }),
       ago: make("span", { class: "ago" }),
       why: make("span", { class: "why" }),
     };
-    const { name, address, state, seen, lease, bar, sessions, rate, check, ago, why } = this.parts;
+    const { name, address, state, seen, lease, bar, sessions, rate, accepts, check, ago, why } = this.parts;
     this.bar = make("span", { class: "lease", "aria-hidden": "true" }, bar);
     this.quick = copyButton("drain", "", () => this.quickCommand);
     this.more = make("button", { type: "button", class: "copy", title: "More commands" }, "more");
@@ -231,14 +234,14 @@ class Row {
       make("td", { role: "cell", class: "held" }, seen, this.bar, lease),
       sessions,
       rate,
-      make("td", { role: "cell", class: "check", "data-label": "last check" }, check, ago, why),
+      make("td", { role: "cell", class: "check" }, line("accepts", accepts), line("check", check, ago), why),
       make("td", { role: "cell", class: "buttons" }, this.quick, this.more),
     );
   }
 
   render(frontend, server, all) {
     Object.assign(this, { frontend, server, all });
-    const { name, address, state, sessions, rate, check, why } = this.parts;
+    const { name, address, state, sessions, rate, accepts, check, why } = this.parts;
     write(name, server.name);
     write(address, server.address);
     address.hidden = server.name === server.address;
@@ -249,8 +252,9 @@ class Row {
     flag(state, "state", server.state === "up" && server.rank === 3 ? "stale" : server.state);
     write(sessions, server.max ? `${number(server.sessions)}/${server.max}` : number(server.sessions));
     write(rate, number(server.rate));
-    write(check, found(server.checked));
-    const reason = server.reason === server.checked ? "" : server.reason;
+    write(accepts, found(server.accepts));
+    write(check, found(server.check));
+    const reason = server.reason === server.check ? "" : server.reason;
     write(why, [reason, server.hint].filter(Boolean).join("; "));
     why.hidden = why.textContent === "";
     this.holders = server.held_by.map(([key, note]) => ({ key, note, record: this.model.tables.registrations.get(key) }));

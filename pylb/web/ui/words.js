@@ -44,9 +44,9 @@ export function time(unix) {
   return date.toDateString() === new Date().toDateString() ? text : `${DAY.format(date)} ${text}`;
 }
 
-/** What a server's last check found, in a word that needs no legend. */
+/** Whether a server accepts connections, or passes its check: "yes", or what was met instead. */
 export function found(word) {
-  return word === "yes" ? "answered" : word || "not yet asked";
+  return word === "unknown" ? "not yet asked" : word;
 }
 
 /** A word of a POSIX shell. */
