@@ -47,6 +47,16 @@ def ask(config_path: Path | None, request: dict[str, Any], timeout: float = 30.0
     return answer
 
 
+def duration(_context: click.Context, _option: click.Parameter, text: str | None) -> float | None:
+    """The callback of an option that is one, such as 90s."""
+    from pylb.config.values import parse_duration  # noqa: PLC0415 - pydantic need not load for `pylb --help`
+
+    try:
+        return None if text is None else parse_duration(text)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+
+
 def running(directory: Path) -> bool:
     """Does a pylb with this state directory answer?"""
     from pylb.web.socket import call  # noqa: PLC0415

@@ -6,7 +6,6 @@ Exit codes: 0 done, 1 the answer is no (a bad config, nothing to release, failed
 import json
 import os
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,10 @@ import click
 
 from pylb import __version__
 from pylb.asking import CONFIG, FAILED, JSON, ask, die, pause, running, say, state_dir, watching
+from pylb.core.text import counted
 from pylb.ctl import ctl
 from pylb.sessions import sessions
+from pylb.stories import local_time
 from pylb.tokens import token
 
 UPGRADE_SECONDS = 60.0  # longer than all that upgrade.py waits for
@@ -58,7 +59,7 @@ def run(config_path: Path | None) -> None:
     except app.Broken:
         die("pylb ended: a part of it failed, the log above says which (this is a bug of pylb)", FAILED)
     except ConfigErrors as errors:
-        die(f"{errors}\npylb did not start: {_count(len(errors.problems), 'mistake')} in the config")
+        die(f"{errors}\npylb did not start: {counted(len(errors.problems), 'mistake')} in the config")
     except app.CannotStart as reason:
         die(f"pylb did not start: {reason}")
 
@@ -107,14 +108,14 @@ def check(config_path: Path | None, as_json: bool) -> None:
             say(json.dumps([_problem(problem) for problem in errors.problems], indent=2))
         else:
             say(str(errors), err=True)
-            say(_count(len(errors.problems), "mistake"), err=True)
+            say(counted(len(errors.problems), "mistake"), err=True)
         sys.exit(FAILED)
     if as_json:
         say("[]")
         return
     for warning in config.warnings:
         say(warning, err=True)
-    what = f"{_count(len(config.frontends), 'static frontend')}, {_count(len(config.tokens), 'token')}"
+    what = f"{counted(len(config.frontends), 'static frontend')}, {counted(len(config.tokens), 'token')}"
     say(f"{config_path or 'the embedded defaults'}: ok ({what})")
 
 
@@ -264,8 +265,7 @@ def history(config_path: Path | None, as_json: bool, what: str | None) -> None:
     if not answer["generations"]:
         say(f"nothing has changed{f' about {what}' if what else ''} yet")
     for one in answer["generations"]:
-        when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(one["time"]))
-        say(f"{one['generation']}  {when}  {', '.join(one['by'])}")
+        say(f"{one['generation']}  {local_time(one['time'])}  {', '.join(one['by'])}")
         for change in one["changes"]:
             say(f"    {change['text']}")
     _reach(answer, "every change")
@@ -311,7 +311,7 @@ def plan(config_path: Path | None, running: Path | None, body: Any, as_json: boo
     for step in answer["steps"]:
         say(step["text"])
     touched = sum(step["touched"] for step in answer["steps"])
-    say(f"{_count(len(answer['steps']), 'change')}, {_count(touched, 'live session')} touched; nothing was done")
+    say(f"{counted(len(answer['steps']), 'change')}, {counted(touched, 'live session')} touched; nothing was done")
 
 
 @main.command()
@@ -371,13 +371,13 @@ def _translate(files: tuple[Path, ...], accept_differences: bool) -> None:
     differences = len(found.differences) + len(unread)
     if differences and not accept_differences:
         what = "nothing was written. Change haproxy.cfg, or accept what differs: --accept-differences"
-        die(f"{_count(differences, 'difference')}: {what}", FAILED)
+        die(f"{counted(differences, 'difference')}: {what}", FAILED)
     if not found.frontends:
         die("nothing to import", FAILED)
     say(found.text, nl=False)
     lost = len(found.notes) - len(found.differences)
     say(
-        f"{_count(found.frontends, 'frontend')} translated, {_count(differences, 'difference')}, {_count(lost, 'note')}",
+        f"{counted(found.frontends, 'frontend')} translated, {counted(differences, 'difference')}, {counted(lost, 'note')}",
         err=True,
     )
     try:
@@ -407,7 +407,7 @@ def _register(config_path: Path | None, token: str, dry_run: bool, files: tuple[
     refused = [line for line in answer["lines"] if line.startswith("refused")]
     for line in answer["lines"]:
         say(line, err=line in refused)
-    say(f"{_count(len(answer['lines']) - len(refused), 'registration')} imported, {len(refused)} refused")
+    say(f"{counted(len(answer['lines']) - len(refused), 'registration')} imported, {len(refused)} refused")
     if refused:
         sys.exit(FAILED)
 
@@ -455,8 +455,4 @@ def _problem(problem: Any) -> dict[str, Any]:
 def _reach(answer: dict[str, Any], what: str) -> None:
     """How far back the list reaches that was just shown."""
     if (since := answer.get("reach", {}).get("since")) is not None:
-        say(f"{what} since {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(since))}", err=True)
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" + ("" if number == 1 else "s")
+        say(f"{what} since {local_time(since)}", err=True)

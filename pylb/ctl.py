@@ -1,25 +1,15 @@
 """`pylb ctl`: what an operator does to servers and sessions of the running pylb."""
 
 import json
-import time
 from pathlib import Path
 
 import click
 
-from pylb.asking import CONFIG, JSON, ask, say
+from pylb.asking import CONFIG, JSON, ask, duration, say
 from pylb.sessions import show
+from pylb.stories import local_time
 
-
-def _duration(_context: click.Context, _option: click.Parameter, text: str | None) -> float | None:
-    from pylb.config.values import parse_duration  # noqa: PLC0415
-
-    try:
-        return None if text is None else parse_duration(text)
-    except ValueError as error:
-        raise click.BadParameter(str(error)) from None
-
-
-FOR = click.option("--for", "seconds", metavar="DURATION", callback=_duration, help="How long; a node: 24h unless said.")
+FOR = click.option("--for", "seconds", metavar="DURATION", callback=duration, help="How long; a node: 24h unless said.")
 
 
 @click.group()
@@ -69,14 +59,10 @@ def list_(config_path: Path | None, as_json: bool) -> None:
         say(json.dumps(found, indent=2))
         return
     for one in found:
-        until = "until its registration moves or leaves" if one["until"] is None else f"until {_moment(one['until'])}"
+        until = "until its registration moves or leaves" if one["until"] is None else f"until {local_time(one['until'])}"
         say(f"{one['target']}  {one['word']}  {until}  hits: {', '.join(one['hits']) or 'nothing now'}")
     if not found:
         say("nothing: all servers are as they are configured or registered")
-
-
-def _moment(at: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at))
 
 
 @ctl.command()

@@ -8,6 +8,7 @@ from pylb.control.registry import VIEWS, Registry
 from pylb.control.steps import in_turns
 from pylb.control.views import RegistrationView, ServerView
 from pylb.core.address import Listen
+from pylb.stories import local_time
 
 FRONTENDS = 20  # between two turns of the loop: with ten servers each, ~2 ms
 LEGACY = " (legacy)"
@@ -153,7 +154,6 @@ def rejections(found: Sequence[Mapping[str, Any]]) -> str:
     if not found:
         return "no call was refused since pylb started"
     return "\n".join(
-        f"{time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(one['time']))}  {one['address']}  "
-        f"token {one['token']}  {one['what']}  {one['error']}: {one['detail']}"
+        f"{local_time(one['time'])}  {one['address']}  token {one['token']}  {one['what']}  {one['error']}: {one['detail']}"
         for one in found
     )

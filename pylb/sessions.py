@@ -6,18 +6,7 @@ from typing import Any
 
 import click
 
-from pylb.asking import CONFIG, JSON, ask, say
-
-
-def _seconds(_ctx: click.Context, _param: click.Parameter, value: str | None) -> float | None:
-    from pylb.config.values import parse_duration  # noqa: PLC0415 - pydantic need not load for `pylb --help`
-
-    if value is None:
-        return None
-    try:
-        return parse_duration(value)
-    except ValueError as error:
-        raise click.BadParameter(str(error)) from None
+from pylb.asking import CONFIG, JSON, ask, duration, say
 
 
 @click.command()
@@ -28,7 +17,7 @@ def _seconds(_ctx: click.Context, _param: click.Parameter, value: str | None) ->
 @click.option("--frontend", metavar="NAME|PORT", help="Of this frontend.")
 @click.option("--server", metavar="LABEL|IP:PORT", help="Of this server.")
 @click.option("--code", metavar="SC[,sC…]", help="With --ended: that ended so.")
-@click.option("--since", callback=_seconds, metavar="10m", help="With --ended: not longer ago than that.")
+@click.option("--since", callback=duration, metavar="10m", help="With --ended: not longer ago than that.")
 @click.option("--limit", type=click.IntRange(1, 1000), help="At most so many; default: 1000, with --ended 100.")
 def sessions(config_path: Path | None, as_json: bool, ended: bool, **asked: Any) -> None:
     """Live sessions, the oldest first, or with --ended the last ones that ended.

@@ -18,6 +18,7 @@ from pylb.config.models import TokenEntry
 from pylb.control.files import read_regular, write_private
 from pylb.core.address import ANY, is_loopback
 from pylb.core.auth import NODE_PORTS
+from pylb.core.text import counted
 from pylb.keys import TOKEN_FILE
 from pylb.machine import outgoing_address
 
@@ -99,10 +100,9 @@ def banner(
     `room`: sessions, and descriptors beside them.
     """
     doors = ", ".join(str(one.listen) for one in config.webhook)
-    ports = "1 port" if restored == 1 else f"{restored} ports"
     lines = [
         f"pylb is up: webhook on {doors}, admin on http://{config.admin.listen}, state in {config.state_dir}",
-        f"{ports} served from the state directory and the config, {_room(*room)}",
+        f"{counted(restored, 'port')} served from the state directory and the config, {_room(*room)}",
     ]
     if secret is not None:
         kept = shlex.quote(str(config.state_dir / TOKEN_FILE))

@@ -51,7 +51,7 @@ def told(story: Mapping[str, Any]) -> list[str]:
     return [
         _headline(story),
         "",
-        f"came       {_clock(story['accepted_at'], day=True)} from {story['client']} to {story['listen']}",
+        f"came       {local_time(story['accepted_at'])} from {story['client']} to {story['listen']}",
         f"frontend   {story['frontend']}, by the table of generation {story['generation']} (`pylb history` has its changes)",
         *_candidates(story),
         *_attempts(story),
@@ -65,7 +65,7 @@ def told(story: Mapping[str, Any]) -> list[str]:
 def line(story: Mapping[str, Any]) -> str:
     """The same in one line."""
     return (
-        f"{_clock(story['ended_at'])} {story['id']} {story['client']} to {story['server'] or 'no server'}: "
+        f"{local_time(story['ended_at'], day=False)} {story['id']} {story['client']} to {story['server'] or 'no server'}: "
         f"{story['code']} after {_duration(story['total_ms'])}, {meaning(story)}"
     )
 
@@ -74,7 +74,7 @@ def _headline(story: Mapping[str, Any]) -> str:
     who = f"session {story['id']} of {story['client']}"
     if story["code"] is None:
         return f"{who} lives, for {_duration(story['total_ms'])} now: {story['state']}"
-    return f"{who} ended at {_clock(story['ended_at'])} with {story['code']}: {meaning(story)}"
+    return f"{who} ended at {local_time(story['ended_at'], day=False)} with {story['code']}: {meaning(story)}"
 
 
 def meaning(story: Mapping[str, Any]) -> str:
@@ -173,17 +173,17 @@ def _duration(ms: int) -> str:
     return f"{ms} ms" if ms < 10_000 else f"{ms / 1000:,.1f} s"
 
 
-def _clock(unix: float, *, day: bool = False) -> str:
-    """Local time, as in the log."""
+def local_time(unix: float, *, day: bool = True) -> str:
+    """As in the log."""
     return time.strftime("%Y-%m-%d %H:%M:%S" if day else "%H:%M:%S", time.localtime(unix))
 
 
 def reach(found: Mapping[str, Any]) -> str:
     """How far back a list of ended sessions goes, of the JSON that says so."""
-    began = _clock(found["began"], day=True)
+    began = local_time(found["began"])
     if not found["codes"]:
         return f"all that ended since {began}"
-    parts = [f"{code} since {_clock(since, day=True)}" for code, since in found["codes"].items()]
+    parts = [f"{code} since {local_time(since)}" for code, since in found["codes"].items()]
     return f"all that ended since {began}, but of these only the last: {', '.join(parts)} (recorder.sessions)"
 
 
@@ -196,6 +196,13 @@ def ended_table(stories: Sequence[Mapping[str, Any]]) -> list[str]:
         times = f"{one['queue_ms']}/{one['connect_ms']}/{one['total_ms']}"
         first = one["closed_first"]
         closed = f"{first['by']} ({first['how']})" if first else "-"
-        who = (_clock(one["ended_at"]), one["id"], one["client"], one["frontend"], one["server"] or "-", one["code"])
+        who = (
+            local_time(one["ended_at"], day=False),
+            one["id"],
+            one["client"],
+            one["frontend"],
+            one["server"] or "-",
+            one["code"],
+        )
         lines.append(form.format(*who, times, one["bytes_in"], one["bytes_out"], closed))
     return lines

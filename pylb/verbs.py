@@ -28,6 +28,7 @@ from pylb.machine import knock
 from pylb.plans import in_words, steps
 from pylb.routes import legacy_notes, rows
 from pylb.status import Counted, status
+from pylb.web.admin import rejection_json
 from pylb.web.sessions import ended, meant, named, query_of, reach_json, session_json, story_json
 from pylb.web.socket import Verb
 
@@ -99,7 +100,7 @@ def _views(registry: Registry, service: Service, live: Sessions) -> dict[str, Ve
         return {"routes": await rows(registry), "notes": legacy_notes(registry)}
 
     async def rejected(_request: Mapping[str, Any]) -> dict[str, Any]:
-        return {"rejected": [_rejection(one) for one in registry.rejected()], "reach": {"since": registry.since.rejected}}
+        return {"rejected": [rejection_json(one) for one in registry.rejected()], "reach": {"since": registry.since.rejected}}
 
     async def plan(request: Mapping[str, Any]) -> dict[str, Any]:
         if "body" in request:
@@ -308,19 +309,6 @@ async def _story(live: Sessions, text: str) -> dict[str, Any]:
         hint = "only the last ones are kept: recorder.sessions" if live.recording else "recorder.sessions is 0 in the config"
         raise Refused(Code.NOT_FOUND, f"session {text} does not live, and is not among the recorded ones", hint)
     return story_json(found)
-
-
-def _rejection(one: Any) -> dict[str, Any]:
-    return {
-        "time": one.at,
-        "address": one.ip,
-        "token": one.token,
-        "what": one.what,
-        "error": one.code,
-        "detail": one.detail,
-        "name": one.name,
-        "ports": list(one.ports),
-    }
 
 
 def _text(request: Mapping[str, Any], key: str) -> str:

@@ -4,7 +4,6 @@ The keys are those of `tokens:` in the config, with `secrets` in place of `secre
 """
 
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -17,7 +16,7 @@ from pydantic import Field, ValidationError
 from pylb.config import models as m
 from pylb.config import values as v
 from pylb.config.root import token_of
-from pylb.control.files import read_regular
+from pylb.control.files import read_regular, write_private
 from pylb.core.auth import Token
 
 FOLDER = "tokens"
@@ -70,18 +69,7 @@ def write_made(state_dir: Path, made: MadeToken) -> None:
     """Whole or not at all. Raises OSError."""
     folder = state_dir / FOLDER
     folder.mkdir(mode=0o700, exist_ok=True)
-    temporary = folder / f".{made.name}.{os.getpid()}"
-    temporary.unlink(missing_ok=True)
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    try:
-        with open(fd, "w") as file:
-            json.dump(dict(_written(made)), file, indent=1)
-            file.flush()
-            os.fsync(fd)
-        temporary.rename(folder / made.name)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    write_private(folder / made.name, json.dumps(dict(_written(made)), indent=1).encode())
 
 
 def remove_made(state_dir: Path, name: str) -> None:

@@ -9,12 +9,11 @@ from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr
 from pylb.config import models as m
 from pylb.config import values as v
 from pylb.config.problems import Problem, wrong
-from pylb.core.address import ANY, Ports, parse_ip, parse_network
+from pylb.core.address import ANY, Ports, is_loopback, parse_ip, parse_network
 from pylb.core.auth import ANYWHERE, Keyring, Token
 from pylb.core.policy import LeaseBounds, Limits, Policy, Rules
 
 _LOOPBACK = (parse_network("127.0.0.0/8"), parse_network("::1/128"))
-_LOOPBACK_IPS = ("127.0.0.1", "::1")
 _EVERY_PORT = Ports(((1, 65535),))
 
 Secrets = dict[str, tuple[str, ...]]  # of each token by its name; several while one replaces another
@@ -91,7 +90,7 @@ class Config(m.Section):
     @property
     def insecure(self) -> bool:
         """Does a webhook take tokens in plain HTTP from beyond loopback?"""
-        return any(one.tls is None and one.insecure and one.listen.ip not in _LOOPBACK_IPS for one in self.webhook)
+        return any(one.tls is None and one.insecure and not is_loopback(one.listen.ip) for one in self.webhook)
 
     @property
     def own_names(self) -> tuple[str, ...]:

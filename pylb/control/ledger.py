@@ -35,6 +35,7 @@ from pylb.core.overrides import Whom, kept
 from pylb.core.policy import UNSAID, Balance, HealthMode, Policy, Rules, StaticServer
 from pylb.core.registration import Key, Registration, State, Wanted
 from pylb.core.table import Table
+from pylb.core.text import counted
 
 MOST_REGISTRATIONS = 2000  # of one token
 LEASES = 500  # restored between two turns of the loop: 1 ms
@@ -228,7 +229,7 @@ class Ledger:
         for name in sorted(gone):
             same = next((other for other in come if set(new[other].secrets) & set(old[name].secrets)), None)
             count = self.scene.claims.of_token.get(name, 0)
-            rest = f"; {count} registrations of it become stale (`pylb release` frees their ports)" if count else ""
+            rest = f"; {counted(count, 'registration')} of it will be stale (`pylb release` frees their ports)" if count else ""
             text = f"token {name!r} is removed: its calls are refused{rest}"
             if same is not None:
                 text = f"token {name!r} is called {same!r} now{rest}; `replaces: [{name}]` would pass them on"
@@ -237,7 +238,7 @@ class Ledger:
             self.journal.note("token_added", f"token {name!r} is in force", {"token": name})
         for name in sorted(old.keys() & new.keys()):
             if set(old[name].secrets) != set(new[name].secrets):
-                text = f"token {name!r} has {len(new[name].secrets)} secrets now, and other ones than before"
+                text = f"token {name!r} has {counted(len(new[name].secrets), 'secret')} now, and not the same as before"
                 self.journal.note("token_rotated", text, {"token": name})
         for key, given in moved.items():
             text = f"{title_of(key)} is a registration of token {given.token!r} now, which replaces {key.token!r}"

@@ -39,6 +39,7 @@ from pylb.core.overrides import Override, Whom, changed, find, hit, kept
 from pylb.core.policy import AdminState, Rules
 from pylb.core.registration import Announcement, Key, Registration, check_name, legacy_key
 from pylb.core.table import Diff, Server, Table, diff
+from pylb.core.text import counted
 
 T = TypeVar("T")
 
@@ -105,7 +106,7 @@ class Registry:
         await self._ledger.restore()
         self._writing = asyncio.get_running_loop().create_task(self._ledger.writer.run())
         count = len(self._scene.claims.registrations)
-        text = f"restored: {count} registrations, serving: {len(self.table.frontends)} frontends"
+        text = f"restored: {counted(count, 'registration')}, serving: {counted(len(self.table.frontends), 'frontend')}"
         self._ledger.journal.note("started", text, {"registrations": count})
 
     def webhook_is_up(self) -> None:

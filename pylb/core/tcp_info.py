@@ -7,6 +7,8 @@ did not tell is None.
 from struct import Struct
 from typing import NamedTuple
 
+from pylb.core.text import counted
+
 SIZE = 192  # bytes that are asked for: up to tcpi_sndbuf_limited
 
 _STATES = (  # include/net/tcp_states.h, from 1 on
@@ -89,15 +91,15 @@ def in_words(info: TcpInfo) -> str:
     if info.rtt:
         parts.append(f"rtt {_ms(info.rtt)} ms" + (f" ± {_ms(info.rttvar)}" if info.rttvar else ""))
     if info.total_retrans is not None:
-        parts.append(_counted(info.total_retrans, "retransmit"))
+        parts.append(counted(info.total_retrans, "retransmit"))
     if info.lost:
-        parts.append(f"{_counted(info.lost, 'segment')} lost")
+        parts.append(f"{counted(info.lost, 'segment')} lost")
     if info.unacked:
-        parts.append(f"{_counted(info.unacked, 'segment')} unacknowledged")
+        parts.append(f"{counted(info.unacked, 'segment')} unacknowledged")
     if info.notsent_bytes:
-        parts.append(f"{_counted(info.notsent_bytes, 'byte')} not sent")
+        parts.append(f"{counted(info.notsent_bytes, 'byte')} not sent")
     if info.retransmits:
-        parts.append(f"the last one sent {_counted(info.retransmits, 'time')} again without an answer")
+        parts.append(f"the last one sent {counted(info.retransmits, 'time')} again without an answer")
     if info.snd_cwnd:
         parts.append(f"cwnd {info.snd_cwnd}")
     if info.pmtu:
@@ -110,7 +112,3 @@ def in_words(info: TcpInfo) -> str:
 
 def _ms(microseconds: int) -> str:
     return f"{microseconds / 1000:.1f}" if microseconds >= 1000 else f"{microseconds / 1000:.2g}"
-
-
-def _counted(number: int, noun: str) -> str:
-    return f"{number} {noun}" + ("" if number == 1 else "s")

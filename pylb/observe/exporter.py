@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from pylb.observe.lookout import Lookout
+from pylb.observe.pieces import escaped
 from pylb.observe.stats import BACKEND, FRONTEND, SERVER, Row, is_up
 
 PIECE = 128 * 1024  # characters that are joined at once
@@ -240,13 +241,9 @@ def _process_lines(info: Mapping[str, int | str]) -> Iterator[str]:
     yield f'{_head(name)}{name}{{version="{info["Version"]}"}} 1\n'
 
 
-def _escaped(text: str) -> str:
-    return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
-
-
 def _labels(row: Row) -> str:
-    proxy = f'proxy="{_escaped(row["pxname"])}"'
-    return f'{proxy},server="{_escaped(row["svname"])}"' if row["type"] == SERVER else proxy
+    proxy = f'proxy="{escaped(row["pxname"])}"'
+    return f'{proxy},server="{escaped(row["svname"])}"' if row["type"] == SERVER else proxy
 
 
 def _add(found: Lines, row: Row) -> None:

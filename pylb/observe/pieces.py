@@ -71,7 +71,7 @@ def paused(items: Iterable[T]) -> Iterator[T | None]:
 def _written(family: Family, rows: Iterable[Row]) -> Pieces:
     places = _shape(family.labels)
     shape = f"{family.name}{{{places}}} %s\n" if places else f"{family.name} %s\n"
-    return _in_pieces(family, ((shape % (*map(_escaped, labels), _number(value)),) for labels, value in rows))
+    return _in_pieces(family, ((shape % (*map(escaped, labels), _number(value)),) for labels, value in rows))
 
 
 def _shape(labels: Iterable[str]) -> str:
@@ -79,7 +79,7 @@ def _shape(labels: Iterable[str]) -> str:
 
 
 def _buckets(name: str, shape: str, labels: Sequence[str], buckets: Sequence[tuple[float, int]], total: float) -> list[str]:
-    place = shape % tuple(map(_escaped, labels))
+    place = shape % tuple(map(escaped, labels))
     lines = [f'{name}_bucket{{{place},le="{_number(bound)}"}} {_number(count)}\n' for bound, count in buckets]
     return [*lines, f"{name}_sum{{{place}}} {_number(total)}\n", f"{name}_count{{{place}}} {_number(buckets[-1][1])}\n"]
 
@@ -95,7 +95,7 @@ def _in_pieces(family: Family, groups: Iterable[Sequence[str]]) -> Pieces:
     yield Piece(family, "".join(lines))
 
 
-def _escaped(value: str) -> str:
+def escaped(value: str) -> str:
     return value.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")
 
 

@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import Any
 from urllib.parse import urlsplit
 
+from pylb.control.events import Rejection
 from pylb.control.registry import Registry
 from pylb.control.steps import in_turns
 from pylb.control.views import RegistrationView, ServerView
@@ -203,17 +204,21 @@ class Admin:
             {"reach": {"since": round(self._registry.since.rejected, 3)}},
             "rejected",
             self._registry.rejected(),
-            lambda one: {
-                "time": one.at,
-                "address": one.ip,
-                "token": one.token,
-                "what": one.what,
-                "error": one.code,
-                "detail": one.detail,
-                "name": one.name,
-                "ports": list(one.ports),
-            },
+            rejection_json,
         )
+
+
+def rejection_json(one: Rejection) -> dict[str, Any]:
+    return {
+        "time": one.at,
+        "address": one.ip,
+        "token": one.token,
+        "what": one.what,
+        "error": one.code,
+        "detail": one.detail,
+        "name": one.name,
+        "ports": list(one.ports),
+    }
 
 
 def stats_routes(csv: Callable[[], Awaitable[str]]) -> dict[str, Handler]:

@@ -10,12 +10,12 @@ import heapq
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from importlib.resources import files
 from importlib.resources.abc import Traversable
-from typing import Any
 
 from pylb.core.address import Address
 from pylb.core.errors import Code, Refused
 from pylb.core.session import SessionView
 from pylb.web.call import Answer, Call, Handler, json_answer
+from pylb.web.sessions import session_json
 from pylb.web.source import network_of
 
 TYPES = {
@@ -138,7 +138,7 @@ class Page:
             raise Refused(Code.INVALID, f"by: {by[:40]!r} is none of {', '.join(_ORDER)}")
         views = await self._sessions()
         found, matching = await _first(views, text, _ORDER[by])
-        return json_answer(200, {"total": len(views), "matching": matching, "sessions": [_session(one) for one in found]})
+        return json_answer(200, {"total": len(views), "matching": matching, "sessions": [session_json(one) for one in found]})
 
 
 _ORDER: dict[str, Callable[[SessionView], float]] = {
@@ -163,16 +163,3 @@ async def _first(
 
 def _words(one: SessionView) -> tuple[str, ...]:
     return f"{Address(one.client, one.client_port)}", one.frontend, one.server, str(one.address or ""), one.state
-
-
-def _session(one: SessionView) -> dict[str, Any]:
-    return {
-        "client": str(Address(one.client, one.client_port)),
-        "frontend": one.frontend,
-        "server": one.server or None,
-        "address": str(one.address) if one.address is not None else None,
-        "state": one.state,
-        "age": round(one.age, 1),
-        "bytes_in": one.bytes_in,
-        "bytes_out": one.bytes_out,
-    }

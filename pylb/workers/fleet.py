@@ -19,6 +19,7 @@ from pylb.core.policy import Policy
 from pylb.core.recorder import Ended, Query, Story, joined
 from pylb.core.session import SessionView
 from pylb.core.table import Frontend, Server, Table, diff
+from pylb.core.text import counted
 from pylb.forward.counters import Counters, FrontendCounters
 from pylb.forward.sockets import share
 from pylb.workers.channel import BadFrame
@@ -397,14 +398,14 @@ class Fleet:
                 other.say(message)
 
     def _on_end(self, seat: Seat, status: int, fault: str) -> None:
-        lost = self._tally.open_sessions(seat.pid)
+        lost = counted(self._tally.open_sessions(seat.pid), "session")
         self._tally.retire(seat.pid)
         self._program.origins.forget(seat.index)
         self._tell_others(seat, Others(seat.index, (), gone=True))
         self._news.set()
         if self._draining:
             if status:
-                log.error("worker %d (pid %d) ended with %d: about %d sessions were reset", seat.index, seat.pid, status, lost)
+                log.error("worker %d (pid %d) ended with %d; reset: about %s", seat.index, seat.pid, status, lost)
             return
         loop = asyncio.get_running_loop()
         lived = loop.time() - seat.started >= SETTLED
@@ -414,7 +415,7 @@ class Fleet:
         how = f"ended by signal {-status}" if status < 0 else f"ended with {status}"
         again = "another takes its place" if not wait else f"start {tries} in a row that did not last: again in {wait:g} s"
         log.error(
-            "worker %d (pid %d) %s%s: about %d sessions were reset; %s",
+            "worker %d (pid %d) %s%s; reset: about %s; %s",
             seat.index,
             seat.pid,
             how,

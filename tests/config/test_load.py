@@ -188,6 +188,14 @@ def test_one_webhook_listener_may_stand_without_a_list() -> None:
     assert config.warnings == ()
 
 
+@pytest.mark.parametrize(
+    ("ip", "insecure"), [("127.0.0.1", False), ("127.8.9.10", False), ("[::1]", False), ("192.0.2.1", True), ("*", True)]
+)
+def test_plain_http_is_insecure_beyond_loopback_only(ip: str, *, insecure: bool) -> None:
+    text = f'webhook: {{listen: "{ip}:9000", insecure: true}}'
+    assert parse(text, "pylb.yaml").insecure is insecure
+
+
 def test_faces_that_are_open_or_closed_by_mistake_warn() -> None:
     config = parse('webhook: {listen: "127.0.0.1:1"}\nadmin: {listen: "*:2"}\nmetrics: {listen: "127.0.0.1:3"}\n', "pylb.yaml")
     assert [line.split(" (")[0] for line in config.warnings] == [

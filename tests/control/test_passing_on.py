@@ -104,4 +104,4 @@ async def test_tokens_that_go_are_renamed_or_rotated_leave_events_and_takeovers_
         await c.registry.set_keyring(use(c, renamed))
         (gone,) = [event for event in c.heard if event.kind == "token_removed" and event.fields["token"] == "strong"]
         assert gone.alarm
-        assert "1 registrations of it become stale" in gone.text
+        assert "1 registration of it will be stale" in gone.text
