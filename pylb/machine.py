@@ -174,13 +174,8 @@ async def knock(ip: str, port: int, expect: Callable[[Address], Awaitable[None]]
     return "yes"
 
 
-def listener_of(port: int, proc: Path = Path("/proc")) -> str:
-    """`NAME, pid N` of a process that listens on the TCP port, "" if it cannot be seen (only root sees others')."""
-    return listeners_of([port], proc).get(port, "")
-
-
 def listeners_of(ports: Collection[int], proc: Path = Path("/proc")) -> dict[int, str]:
-    """The same of many at once, those that can be seen: each table and each process is read once."""
+    """`NAME, pid N` of the processes that listen on these TCP ports, those that can be seen (only root sees others')."""
     port_of = {
         f"socket:[{fields[9]}]": port
         for table in ("net/tcp", "net/tcp6")

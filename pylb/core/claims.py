@@ -166,16 +166,12 @@ def give_up(claims: Claims, keys: Iterable[Key]) -> Change:
     return Change(_picture(claims, edits), "updated", frozenset(place for one in waiting for place in one.places))
 
 
-def adopt(claims: Claims, layout: Layout, looped: Container[Key] = ()) -> Change:
-    """All registrations under new rules: ports that became static adopt theirs. Raises Refused, naming the owner.
+def adopting(claims: Claims, layout: Layout, looped: Container[Key] = ()) -> Generator[None, None, Change]:
+    """All registrations under new rules, in steps: ports that became static adopt theirs. Raises Refused, naming the owner.
 
     `looped`: those that aim at pylb itself already and are out of service; others must not begin to.
+    It says nothing of what is `opened`: the ports of a reload are those of its layout.
     """
-    return finished(adopting(claims, layout, looped))
-
-
-def adopting(claims: Claims, layout: Layout, looped: Container[Key] = ()) -> Generator[None, None, Change]:
-    """`adopt` in steps. It says nothing of what is `opened`: the ports of a reload are those of its layout."""
     fresh, refusals = yield from readmitting(claims.registrations.values(), layout)
     yield
     for key, why in loops(fresh, layout).items():
@@ -188,13 +184,8 @@ def adopting(claims: Claims, layout: Layout, looped: Container[Key] = ()) -> Gen
     return Change(fresh, "updated", frozenset(fresh.holders) | frozenset(claims.holders))
 
 
-def readmit(registrations: Iterable[Registration], layout: Layout) -> tuple[Claims, list[Refused]]:
-    """A picture made from nothing, in order: after a restart, or under new rules. What no longer fits is left out."""
-    return finished(readmitting(registrations, layout))
-
-
 def readmitting(registrations: Iterable[Registration], layout: Layout) -> Generator[None, None, tuple[Claims, list[Refused]]]:
-    """`readmit` in steps of STEP registrations."""
+    """A picture made from nothing, in steps: after a restart, or under new rules. What no longer fits is left out."""
     everyone = tuple(registrations)
     yield  # ten thousand take 5 ms to be put in order
     claims, refusals = Claims(), list[Refused]()

@@ -5,7 +5,7 @@ as good as its best holder says, and leaves with the last one. Ranks, see `table
 fresh and proven 0 · fresh, has not answered yet 1 · backup 2 · stale or draining 3 · down 4 · taken out by the operator 5.
 """
 
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import cast
 
@@ -27,15 +27,6 @@ class Sight:
     down: Container[tuple[Listen, Address]] = frozenset()
     passed: Container[tuple[Listen, Address]] = frozenset()  # their check, the last time that it told
     overrides: Overrides = field(default_factory=lambda: NONE)  # what the operator said
-
-
-def compose(
-    claims: Claims, layout: Layout, sight: Sight, base: Table | None = None, touched: Iterable[Listen] | None = None
-) -> Table:
-    """The table after `base`, which is returned itself when nothing differs. `touched` None: work out all frontends."""
-    old = base or Table()
-    listens = every_listen(claims, layout, old) if touched is None else touched
-    return composed(old, {listen: frontend(claims, layout, sight, listen) for listen in listens})
 
 
 def every_listen(claims: Claims, layout: Layout, base: Table) -> list[Listen]:

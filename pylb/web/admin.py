@@ -222,7 +222,7 @@ def rejection_json(one: Rejection) -> dict[str, Any]:
 
 
 def stats_routes(csv: Callable[[], Awaitable[str]]) -> dict[str, Handler]:
-    """Where HAProxy's statistics are asked for: its CSV, and the way to the page."""
+    """Where HAProxy's statistics are asked for: its CSV, and the way to the page, where its users look."""
 
     async def as_csv(_call: Call) -> Answer:
         return Answer(200, (await csv()).encode(), "text/plain; charset=utf-8")

@@ -108,7 +108,6 @@ class Page:
     def routes(self) -> dict[str, Handler]:
         return {
             "GET /": self._index,
-            "GET /stats": self._index,  # where HAProxy's users look
             "GET /ui/{}/{}": self._file,
             "GET /ui/{}/{}/{}": self._file,
             "GET /v1/stream": self._events,

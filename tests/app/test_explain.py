@@ -14,7 +14,7 @@ import pytest
 
 from pylb import doctor
 from pylb.config import load
-from pylb.machine import listener_of
+from pylb.machine import listeners_of
 from tests.app.instance import Instance
 from tests.support.certificate import self_signed
 from tests.support.ports import free_port
@@ -193,7 +193,7 @@ def test_a_port_that_somebody_else_has(pylb: Instance) -> None:
         pylb.configure(frontends=[static])
         pylb.start()
         assert explained(pylb, pylb.port)[0].startswith(f"port {pylb.port} is not open: Address")
-        assert listener_of(pylb.port).endswith(f"pid {os.getpid()}")
+        assert listeners_of([pylb.port])[pylb.port].endswith(f"pid {os.getpid()}")
 
 
 def test_what_the_operator_took_out_and_what_was_released(pylb: Instance, echo_port: int) -> None:

@@ -1,12 +1,16 @@
 """Short words for the tests of claims and tables."""
 
+from collections.abc import Container, Iterable
 from dataclasses import replace
 
 from pylb.core.address import Address, Listen, parse_address, parse_listen
-from pylb.core.claims import Change, Claims, announce
+from pylb.core.claims import Change, Claims, adopting, announce, finished, readmitting
+from pylb.core.compose import Sight, composed, every_listen, frontend
+from pylb.core.errors import Refused
 from pylb.core.layout import Layout
 from pylb.core.policy import Joining, ProxyProtocol, Rules, StaticFrontend, StaticServer
 from pylb.core.registration import Key, Registration, State, Wanted, legacy_key
+from pylb.core.table import Table
 
 A, B, C = "203.0.113.1", "203.0.113.2", "203.0.113.3"
 FREE = Layout(Rules())
@@ -48,6 +52,23 @@ def having(*ones: Registration, layout: Layout = FREE, proven: frozenset[Address
     for one in ones:
         claims = enter(claims, one, layout, proven=proven).claims
     return claims
+
+
+def adopt(claims: Claims, layout: Layout, looped: Container[Key] = ()) -> Change:
+    return finished(adopting(claims, layout, looped))
+
+
+def readmit(registrations: Iterable[Registration], layout: Layout) -> tuple[Claims, list[Refused]]:
+    return finished(readmitting(registrations, layout))
+
+
+def compose(
+    claims: Claims, layout: Layout, sight: Sight, base: Table | None = None, touched: Iterable[Listen] | None = None
+) -> Table:
+    """The table after `base`. `touched` None: all frontends are worked out."""
+    old = base or Table()
+    listens = every_listen(claims, layout, old) if touched is None else touched
+    return composed(old, {listen: frontend(claims, layout, sight, listen) for listen in listens})
 
 
 def at(text: str) -> Address:

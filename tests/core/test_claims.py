@@ -10,14 +10,12 @@ from pylb.core.claims import (
     Change,
     Claims,
     Contest,
-    adopt,
     announce,
     become,
     check_bounds,
     give_up,
     loops,
     pass_on,
-    readmit,
     release,
     settle,
 )
@@ -25,7 +23,7 @@ from pylb.core.errors import Code, Refused
 from pylb.core.layout import Layout
 from pylb.core.policy import Bounds, Check, HealthPolicy, Joining, OwnHealth, Policy
 from pylb.core.registration import Displaced, Key, Registration, State, legacy_key
-from tests.core.claiming import FREE, A, B, C, at, enter, having, layout, legacy, native, on, static
+from tests.core.claiming import FREE, A, B, C, adopt, at, enter, having, layout, legacy, native, on, readmit, static
 
 
 def refused(call: Callable[[], Change]) -> Refused:

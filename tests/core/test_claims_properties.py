@@ -8,13 +8,13 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from pylb.core.address import Address, Listen, is_loopback
-from pylb.core.claims import Claims, adopt, announce, become, readmit, release, settle
-from pylb.core.compose import Sight, compose
+from pylb.core.claims import Claims, announce, become, release, settle
+from pylb.core.compose import Sight
 from pylb.core.errors import Refused
 from pylb.core.policy import Joining
 from pylb.core.registration import Key, Registration, State
 from pylb.core.table import DOWN, Table
-from tests.core.claiming import FREE, A, B, layout, legacy, native, static
+from tests.core.claiming import FREE, A, B, adopt, compose, layout, legacy, native, readmit, static
 
 TOKENS, NAMES, INSTANCES, IPS, PORTS = ("t", "u"), ("web", "mail"), ("old", "new"), (A, B), (443, 25, 80)
 LAYOUTS = (FREE, layout(static("web", "*:443", f"{A}:30001")), layout(static("x", "*:25", joining=Joining.ANY)))

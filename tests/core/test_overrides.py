@@ -8,12 +8,13 @@ from hypothesis import strategies as st
 
 from pylb.core.address import Address, Listen
 from pylb.core.claims import Claims
-from pylb.core.compose import Sight, compose
+from pylb.core.compose import Sight
 from pylb.core.errors import Code, Refused
 from pylb.core.layout import Layout
 from pylb.core.overrides import NONE, Override, Overrides, applied, changed, find, hit, kept
 from pylb.core.policy import AdminState, Policy, Rules, StaticFrontend, StaticServer
 from pylb.core.table import OUT, Frontend, Server, Table, make_table
+from tests.core.claiming import compose
 
 WEB, MAIL = Listen("tcp", "*", 443), Listen("tcp", "203.0.113.9", 25)
 ONE, TWO = Address("198.51.100.7", 30443), Address("198.51.100.8", 30443)
