@@ -173,7 +173,8 @@ class App:
         self._environ = environ
         self._service = Service(environ)
         self._listeners = Listeners(self._service)
-        self._before = Predecessors()
+        self._helpers = Tasks()  # what they do may fail
+        self._before = Predecessors(self._helpers.failed_before)
         self._life = Life()
         self._successor: Successor | None = None  # from the moment on that it is in charge
         self._config = config
@@ -193,7 +194,6 @@ class App:
         self._ends_at = 0.0  # when the live sessions of a service that stops are over
         self._broken = False
         self._told_about: tuple[tuple[Config, bool, int], dict[str, Any]] | None = None
-        self._helpers = Tasks()  # what they do may fail
         self._tasks: set[asyncio.Task[None]] = set()
         self._lasting: set[asyncio.Task[None]] = set()  # that go on when a successor has the rest
 
@@ -762,13 +762,13 @@ class App:
     async def _hand_over(self) -> str:
         """Raises Refused: this pylb stays in charge, or ends if it cannot be."""
         try:
-            successor = await hand_over(self._estate, self._environ)
+            successor = await hand_over(self._estate, self._environ, self._service.successor)
         except Refusal as refusal:
             self._on(Trigger.UPGRADE_FAILED)
             text = f"the upgrade failed, process {os.getpid()} stays in charge: {refusal}"
             raise Refused(Code.UNAVAILABLE, text, "its log says what the new one had to say") from None
         except Lost as lost:
-            log.critical("%s", lost)
+            log.critical("%s", lost, exc_info=lost.__cause__)
             self._broken = True
             self._on(Trigger.FAILED)
             self._on(Trigger.UPGRADE_FAILED)
@@ -776,12 +776,9 @@ class App:
         except BaseException:
             self._on(Trigger.UPGRADE_FAILED)
             raise
-        # Nothing may be awaited from here to the next phase: two would be in charge, or none.
-        self._service.successor(successor.pid)
-        successor.talk.say("go")
         self._successor = successor
-        self._on(Trigger.TAKEN_OVER)
         try:
+            self._on(Trigger.TAKEN_OVER)
             for _ in range(SIGNAL_TURNS):
                 await asyncio.sleep(0)
         finally:
@@ -819,9 +816,11 @@ class App:
             log.warning("the pylb before is gone before its time: %s", refusal)
             self._before.part(number)
         else:
-            self._keep(self._helpers.once(Part.PREDECESSOR, self._before.follow(number)), self._lasting)
+            follow = partial(self._before.follow, number)
+            self._keep(self._helpers.forever(Part.PREDECESSOR, follow), self._lasting)
         self._service.muted = False
-        self._listeners.store()
+        with self._helpers.surviving(Part.PREDECESSOR):  # nobody else is in charge any more
+            self._listeners.store()
 
     async def _leave(self, successor: Talk) -> None:
         """Only the live sessions are left to us."""
@@ -829,13 +828,18 @@ class App:
         seconds = timeouts.shutdown if self._life.phase is Phase.HASTENED else timeouts.upgrade
         self._service.muted = True
         self._hooks.registry = None
-        self._forwarding.drain(time.monotonic() + seconds)
+        with self._helpers.surviving(Part.SUCCESSOR):  # the sessions live, whatever becomes of the rest
+            self._forwarding.drain(time.monotonic() + seconds)
         self._end_tasks()
-        await self._registry.stop()
-        if live := (await self._estate.counters()).open_sessions:
-            log.info("process %d ends with its %s, in %s at the latest", os.getpid(), counted(live, "session"), span(seconds))
+        with self._helpers.surviving(Part.SUCCESSOR):
+            await self._registry.stop()
+        with self._helpers.surviving(Part.SUCCESSOR):
+            if live := (await self._estate.counters()).open_sessions:
+                log.info(
+                    "process %d ends with its %s, in %s at the latest", os.getpid(), counted(live, "session"), span(seconds)
+                )
         self._serve_for_ever(Part.BEAT, self._beat)
-        self._follow(Part.SUCCESSOR, report_to(successor, self._estate.counted))
+        self._serve_for_ever(Part.SUCCESSOR, partial(report_to, successor, self._estate))
         self._follow(Part.SUCCESSOR, self._heed_successor(successor))
         asyncio.get_running_loop().call_later(LINGER, self._may_end.set)
 
@@ -883,7 +887,8 @@ class App:
             task.cancel()
         await asyncio.gather(*self._tasks, *self._lasting, return_exceptions=True)
         if self._successor is not None:
-            await tell_the_last(self._successor.talk, self._estate.counted())
+            with self._helpers.surviving(Part.SUCCESSOR):
+                await tell_the_last(self._successor.talk, self._estate)
 
     async def _outlive_those_before(self) -> None:
         """For systemd the end of main is the end of the service. They have had their signal, and the same time as we."""

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from pylb.control.registry import Registry
 from pylb.control.store import StateLocked
+from pylb.control.tasks import Part
 from pylb.forward.counters import Counters
 from pylb.listeners import Listeners
 from pylb.upgrade import Predecessors
@@ -43,15 +44,15 @@ class Estate:
         self.local: list[ControlSocket | RuntimeSocket] = []
 
     async def hold(self) -> None:
-        """Callers wait, nothing changes, and everything is on disk. Raises OSError: nothing was held."""
+        """Callers wait, nothing changes, and everything is on disk. Raises OSError. Whatever it raises: nothing was held."""
         self._changes = Changes()
-        for server in self.servers:
-            server.pause()
-        for sock in self.local:
-            sock.leave()
         try:
+            for server in self.servers:
+                server.pause()
+            for sock in self.local:
+                sock.leave()
             await self._registry.hand_over()
-        except OSError:
+        except BaseException:
             await self._serve_again()
             raise
 
@@ -61,16 +62,24 @@ class Estate:
             await self._registry.take_back()
         except (OSError, StateLocked) as error:
             raise Lost(f"the state directory cannot be taken back from the pylb that was to follow: {error}") from None
+        except Exception as bug:
+            raise Lost("the state cannot be taken back from the pylb that was to follow, by a fault of pylb") from bug
         await self._serve_again()
 
     async def _serve_again(self) -> None:
         for server in self.servers:
-            server.resume()
+            with self._registry.tasks.surviving(Part.UPGRADE):  # the other doors are needed all the same
+                server.resume()
         for sock in self.local:
-            try:
-                await sock.start()
-            except OSError as error:
-                log.error("a local socket is gone: %s", error)
+            with self._registry.tasks.surviving(Part.UPGRADE):
+                try:
+                    await sock.start()
+                except OSError as error:
+                    log.error("a local socket is gone: %s", error)
+
+    def failures(self) -> Mapping[str, int]:
+        """Of work beside the single writer, by part."""
+        return self._registry.task_failures
 
     def descriptors(self) -> list[int]:
         """All listening sockets."""

@@ -8,10 +8,11 @@ The words, each a frame (workers/channel.py) of one JSON object; they stay as th
     old  {"say": "yours", "totals": {...}}       that was all
     new  {"say": "serving"}                      its ports serve
     old  {"say": "go"}                           systemd knows who the service is; the old one only ends its sessions
-    old  {"say": "count", "count": [...]}        what changes, once a second until it ends
+    old  {"say": "count", "count": [...]}        what changes, once a second until it ends; and "failures", see below
     new  {"say": "stop", "deadline": SECONDS}    end them by then (monotonic)
 
-Whoever of the two ends before "go" leaves the other one in charge.
+Whoever of the two ends before "go" leaves the other one in charge. With each count go the "failures" of tasks since the old
+one's start, by part (control/tasks.py): nobody else can ask it for them.
 """
 
 import asyncio
@@ -94,6 +95,7 @@ class Talk:
         except TimeoutError:
             raise Refusal(f"nothing was heard of it for {within:g} s") from None
         if said is None:
+            self._heard.put_nowait(None)  # for whoever asks again
             raise Refusal("it has ended")
         return said
 
@@ -178,9 +180,15 @@ class Running(Protocol):
     def totals(self) -> Mapping[str, Mapping[str, int]]:
         """As Registry.totals."""
 
+    def failures(self) -> Mapping[str, int]:
+        """Of work beside the single writer, by part."""
 
-async def hand_over(old: Running, environ: Mapping[str, str]) -> "Successor":
-    """Start a successor and give it everything: it serves and waits for "go". Raises Refusal: nothing has changed."""
+
+async def hand_over(old: Running, environ: Mapping[str, str], introduce: Callable[[int], None]) -> "Successor":
+    """Start a successor and leave it everything: it is in charge when this returns, and nothing was awaited since it is.
+
+    `introduce`: tells systemd its pid. Raises Refusal; whatever it raises, the old one is in charge as before.
+    """
     if os.getpid() == 1:
         raise Refusal("this pylb is process 1 of a container: start a new container instead")
     try:
@@ -195,10 +203,12 @@ async def hand_over(old: Running, environ: Mapping[str, str]) -> "Successor":
     finally:
         theirs.close()
     try:
-        await _give(old, successor)
+        await _give(old, successor, introduce)
     except BaseException:
-        await successor.end()
-        successor.close()
+        try:
+            await successor.end()
+        finally:
+            successor.close()
         raise
     return successor
 
@@ -237,7 +247,7 @@ def _wait_for(pidfd: int, seconds: float) -> None:
     waiting.poll(seconds * 1000)
 
 
-async def _give(old: Running, successor: Successor) -> None:
+async def _give(old: Running, successor: Successor, introduce: Callable[[int], None]) -> None:
     """Raises Refusal."""
     talk = successor.talk
     said, _ = await talk.expect("ready", READY)
@@ -251,12 +261,20 @@ async def _give(old: Running, successor: Successor) -> None:
         fds = old.descriptors()
         for start in range(0, len(fds), MOST_FDS):
             talk.say("listeners", fds[start : start + MOST_FDS])
-        await tell(talk, old.counted())
+        await tell(talk, old)
         talk.say("yours", totals=old.totals())
         await talk.expect("serving", SERVING)
+        introduce(successor.pid)
+        try:
+            talk.say("go")  # with nothing awaited behind it: two would be in charge
+        except BaseException:
+            introduce(os.getpid())
+            raise
     except BaseException:
-        await successor.end()  # its lock on the state goes with it, and that may be after its end of the talk
-        await old.take_back()
+        try:
+            await successor.end()  # its lock on the state goes with it, and that may be after its end of the talk
+        finally:
+            await old.take_back()
         raise
 
 
@@ -325,9 +343,14 @@ async def inherit(environ: Mapping[str, str]) -> Left | None:
 
 
 class Predecessors:
-    """Those that only end their sessions still, each with a process of its own: what they count, and their end."""
+    """Those that only end their sessions still, each with a process of its own: what they count, and their end.
 
-    def __init__(self) -> None:
+    `failed` is told how often a part has failed there.
+    """
+
+    def __init__(self, failed: Callable[[str, int], None] = lambda _part, _count: None) -> None:
+        self._failed = failed
+        self._failures: dict[int, dict[str, int]] = {}  # of each, by part
         self._tally = Tally()
         self._living: dict[int, Talk] = {}
         self._next = 0
@@ -345,25 +368,36 @@ class Predecessors:
         """One more, which has said `counts`: before anybody looks at a sum, or its past were read as a burst. Its number."""
         self._next = number = self._next + 1
         self._living[number] = talk
+        counts = list(counts)
+        self._failures[number] = next((found for said in reversed(counts) if (found := _failures(said))), {})
         self._readable = self._hear(number, *counts)
         return number
 
     async def follow(self, number: int) -> None:
-        """Hear what it says until its end."""
+        """Hear what it says until its end. After a failure of ours it may be called again."""
         readable = self._readable
         try:
             while True:
                 said, _ = await self._living[number].hear()
+                self._hear_failures(number, said)
                 readable = readable and self._hear(number, said)
-        except Refusal:
-            pass  # its end
-        finally:
+        except (Refusal, asyncio.CancelledError) as end:
             self.part(number)
+            if not isinstance(end, Refusal):
+                raise
 
     def part(self, number: int) -> None:
         """It has ended: what it had counted stays."""
-        self._tally.retire(number)
         self._living.pop(number).close()
+        self._failures.pop(number, None)
+        self._tally.retire(number)
+
+    def _hear_failures(self, number: int, said: Mapping[str, Any]) -> None:
+        before = self._failures[number]
+        self._failures[number] = before | _failures(said)
+        for part, count in self._failures[number].items():
+            if (more := count - before.get(part, 0)) > 0:
+                self._failed(part, more)
 
     def _hear(self, number: int, *counts: Mapping[str, Any]) -> bool:
         """False: of a version that counts otherwise."""
@@ -386,24 +420,30 @@ class Predecessors:
             await asyncio.sleep(0.05)
 
 
-async def tell(talk: Talk, counted: AsyncIterator[Report]) -> None:
-    async for report in counted:
-        talk.say("count", count=plain(tuple(report)))
+def _failures(said: Mapping[str, Any]) -> dict[str, int]:
+    """Of the old one's tasks; older versions do not say them."""
+    found = said.get("failures")
+    return {part: count for part, count in found.items() if isinstance(count, int)} if isinstance(found, dict) else {}
 
 
-async def tell_the_last(talk: Talk, counted: AsyncIterator[Report]) -> None:
+async def tell(talk: Talk, old: Running) -> None:
+    async for report in old.counted():
+        talk.say("count", count=plain(tuple(report)), failures=dict(old.failures()))
+
+
+async def tell_the_last(talk: Talk, old: Running) -> None:
     """And end the talk: what is not taken by then is lost with us."""
-    await tell(talk, counted)
+    await tell(talk, old)
     with suppress(Refusal):
         await talk.taken(LAST)
     talk.close()
 
 
-async def report_to(successor: Talk, counted: Callable[[], AsyncIterator[Report]]) -> None:
+async def report_to(successor: Talk, old: Running) -> None:
     """Once a second, and not before it has taken the last one; until it has ended."""
     with suppress(Refusal):
         while True:
-            await tell(successor, counted())
+            await tell(successor, old)
             await successor.taken()
             await asyncio.sleep(REPORT)
 

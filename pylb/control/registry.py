@@ -143,19 +143,19 @@ class Registry:
     async def hand_over(self) -> None:
         """All of it on disk and the disk let go of, for a successor; calls wait. Then `take_back` or `stop`.
 
-        Raises OSError: it could not be written, and everything goes on as before.
+        Raises OSError: it could not be written, and everything goes on as before; as after any other failure.
         """
         await self._ledger.writer.hold()
         self._ledger.reserve = 0  # the successor goes on where this table ends
         try:
             await self._ledger.save_now()
             await self._ledger.write_history()
-        except OSError:
+            self._store.unlock()
+        except BaseException:
             self._ledger.reserve = RESERVE
             self._ledger.writer.resume()
             raise
         self._handed_over = True
-        self._store.unlock()
 
     async def take_back(self) -> None:
         """The successor did not come. Raises StateLocked, OSError."""

@@ -117,6 +117,12 @@ class Tasks:
         finally:
             self._complaining = False
 
+    def failed_before(self, part: str, count: int) -> None:
+        """In the pylb before this one, which wrote the traceback. `part` may be a word of another version."""
+        if part in set(Part):
+            self.failures[Part(part)] += count
+            self.on_failure(Part(part), f"{part} failed in the pylb before this one, everything else goes on; its log says why")
+
     def on_loop_error(self, loop: asyncio.AbstractEventLoop, context: Mapping[str, Any]) -> None:
         """The loop's exception handler: of callbacks, and of tasks that nobody waits for."""
         error = context.get("exception")

@@ -33,7 +33,9 @@ class UnixServer:
         self._clients: set[asyncio.StreamWriter] = set()
 
     async def start(self) -> None:
-        """Raises OSError; FileExistsError if another pylb answers there. A file nobody listens on is replaced."""
+        """Idempotent. Raises OSError; FileExistsError if another pylb answers there. A file nobody listens on is replaced."""
+        if self._server is not None:
+            return
         sock, self._inode = await asyncio.to_thread(_take, self._path)
         self._server = await asyncio.start_unix_server(self._client, sock=sock, limit=self._line_bytes)
 

@@ -5,6 +5,7 @@ The moments are places in the source: the old version does something to itself t
 
 import json
 import os
+import signal
 import socket
 from pathlib import Path
 
@@ -13,6 +14,8 @@ import pytest
 from tests.app.instance import Instance, echo
 from tests.app.systemd import Systemd
 from tests.app.versions import Tree, gone, known
+from tests.support import faulty
+from tests.support.processes import python
 from tests.support.waiting import eventually
 
 # (file, the statement before which it happens), in the order of an upgrade. Before "go" the old one is in charge.
@@ -20,7 +23,7 @@ BEFORE_GO = {
     "the successor is there": ("pylb/upgrade.py", 'said, _ = await talk.expect("ready", READY)'),
     "the state is about to be held": ("pylb/upgrade.py", "await old.hold()"),
     "everything was handed over": ("pylb/upgrade.py", 'await talk.expect("serving", SERVING)'),
-    "the successor serves": ("pylb/app.py", "self._service.successor(successor.pid)"),
+    "the successor serves": ("pylb/upgrade.py", "introduce(successor.pid)"),
 }
 AFTER_GO = {
     "the successor is in charge": ("pylb/app.py", "live, seconds = self._forwarding.open_sessions"),
@@ -105,6 +108,48 @@ def test_when_the_old_one_dies_at_most_one_goes_on(
         eventually(lambda: not living(pylb), what="nobody is in charge")
         pylb.start(argv=tree.command(pylb))
         assert serves(pylb)
+
+
+def in_charge(pylb: Instance, target: int) -> None:
+    """One pylb, whose doors are all open."""
+    assert serves(pylb)
+    assert pylb.register(pylb.port, target).json["result"] == "unchanged"
+    assert [route["port"] for route in pylb.routes()] == [pylb.port]
+    assert pylb.get("/readyz").status == 200
+
+
+@pytest.mark.parametrize("step", [*faulty.BEFORE_GO, *faulty.AFTER_GO])
+def test_a_fault_in_any_step_leaves_one_pylb_in_charge_with_open_doors_and_ends_no_session(
+    pylb: Instance, echo_port: int, tmp_path: Path, step: str, successors: list[int]
+) -> None:
+    faults = tmp_path / "faults"
+    faults.mkdir()
+    process = pylb.start(argv=python("tests.support.faulty", "run", "-c", str(pylb.file)), env={"FAULTS": str(faults)})
+    pylb.register(pylb.port, echo_port)
+    with socket.create_connection(("127.0.0.1", pylb.port), timeout=5) as live:
+        assert echo(live) == b"ping"
+        (faults / step).touch()
+        done = pylb.ask("upgrade")
+        successors += [pid for pid in living(pylb) if pid != process.pid]
+        assert (done.returncode == 0) == (step in faulty.AFTER_GO), done.stdout + done.stderr + process.text()
+        assert echo(live) == b"ping"
+        eventually(lambda: in_charge(pylb, echo_port) is None, what=f"one is in charge\n{process.text()}")
+        if step in faulty.BEFORE_GO:
+            assert living(pylb) == [process.pid]
+            assert pylb.ask("upgrade").returncode == 0, "the next one works"
+            successors += [pid for pid in living(pylb) if pid != process.pid]
+            assert echo(live) == b"ping"
+            in_charge(pylb, echo_port)
+        elif step == "forward a signal":
+            process.signal(signal.SIGHUP)
+            eventually(lambda: not (faults / step).exists(), what="it was passed")
+    assert process.wait() == 0
+    assert not (faults / step).exists(), "it was passed"
+    assert "RuntimeError: a fault to order" in process.text()
+    in_charge(pylb, echo_port)
+    [pid] = living(pylb)
+    os.kill(pid, signal.SIGTERM)
+    eventually(lambda: not living(pylb), what="nothing of it is there any more")
 
 
 @pytest.mark.parametrize(("moment", "workers"), [("everything was handed over", 0), ("the successor serves", 2)])

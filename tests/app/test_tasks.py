@@ -46,11 +46,11 @@ TRIGGERS: dict[Part, Callable[[Instance, int], object]] = {
     Part.PROCESSES: lambda pylb, _: [os.kill(worker, signal.SIGKILL) for worker in pylb.running.children()],
 }
 AT_START = {Part.ADDRESSES}  # and then only when this machine has another address
-HERE = [part for part in Part if part in PLACES and part not in (Part.WORKERS, Part.PREDECESSOR, Part.PROCESSES)]
+HERE = [part for part in Part if part not in (Part.WORKERS, Part.PREDECESSOR, Part.SUCCESSOR, Part.PROCESSES)]
 
 
 def test_every_part_has_a_fault_to_order() -> None:
-    assert set(Part) - set(PLACES) == {Part.SUCCESSOR}  # in a pylb that only ends its sessions: nobody asks it for metrics
+    assert set(PLACES) == set(Part)
 
 
 @pytest.mark.parametrize("part", HERE)
@@ -97,6 +97,28 @@ def test_a_fault_in_what_a_worker_says_ends_no_session(pylb: Instance, echo_port
         one_fault(pylb, echo_port, tmp_path / "faults", Part.WORKERS)
         assert echo(session) == b"ping"
         assert "\npylb_worker_restarts_total 0.0\n" in pylb.get("/metrics").body.decode()
+
+
+@pytest.mark.parametrize("part", [Part.SUCCESSOR, Part.PREDECESSOR])
+def test_a_fault_between_two_pylbs_ends_no_session_and_is_counted_by_the_new_one(
+    pylb: Instance, echo_port: int, tmp_path: Path, part: Part, successors: list[int]
+) -> None:
+    """SUCCESSOR is work of the old one, which nobody can ask for metrics any more."""
+    (tmp_path / "faults").mkdir()
+    pylb.start(argv=python("tests.support.faulty", "run", "-c", str(pylb.file)), env={"FAULTS": str(tmp_path / "faults")})
+    assert pylb.register(pylb.port, echo_port).status == 201
+    with socket.create_connection(("127.0.0.1", pylb.port), 5) as session:
+        assert echo(session) == b"ping"
+        done = pylb.ask("upgrade")
+        assert done.returncode == 0, done.stderr
+        successors.append(int(done.stdout.split()[1]))
+        one_fault(pylb, echo_port, tmp_path / "faults", part)
+        failed = [event for event in pylb.get("/v1/events").json["events"] if event["kind"] == "task_failed"]
+        assert [(event["fields"]["task"], event["alarm"]) for event in failed] == [(part, True)]
+        assert echo(session) == b"ping"
+        visit(pylb)
+        assert pylb.running.alive
+    assert pylb.running.wait() == 0
 
 
 def test_a_new_worker_that_cannot_be_written_down_serves_all_the_same(pylb: Instance, echo_port: int, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import threading
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -23,6 +24,7 @@ from pylb.upgrade import (
     VARIABLE,
     Predecessors,
     Refusal,
+    Running,
     Successor,
     Talk,
     hand_over,
@@ -232,8 +234,14 @@ def test_counts_go_on_after_more_at_once_than_a_successor_takes_and_the_last_one
     many = tuple(counted(listen, FrontendCounters(f"web-{listen.port}")) for listen in listens)
     monkeypatch.setattr("pylb.upgrade.REPORT", 0.0)
 
-    async def some() -> AsyncIterator[Report]:
-        yield report(Counters(1), 0.0, many)
+    class Old:
+        async def counted(self) -> AsyncIterator[Report]:
+            yield report(Counters(1), 0.0, many)
+
+        def failures(self) -> dict[str, int]:
+            return {}
+
+    some = cast("Running", Old())
 
     async def until_its_end(talk: Talk) -> int:
         """How many whole reports came."""
@@ -257,7 +265,7 @@ def test_counts_go_on_after_more_at_once_than_a_successor_takes_and_the_last_one
             for task in (reporting, listening):
                 task.cancel()
             await asyncio.gather(reporting, listening, return_exceptions=True)
-        await tell_the_last(old, some())
+        await tell_the_last(old, some)
         assert await until_its_end(new) >= 1
         new.close()
 
@@ -280,7 +288,7 @@ def test_a_successor_that_has_ended_at_once_leaves_no_watch_on_a_descriptor_that
     async def over() -> None:
         monkeypatch.setattr("pylb.upgrade._start", start)
         with pytest.raises(Refusal, match="cannot be started"):
-            await hand_over(None, {})  # type: ignore[arg-type]
+            await hand_over(cast("Running", None), {}, lambda _pid: None)
         assert not asyncio.get_running_loop().remove_reader(channels[0])
 
     asyncio.run(over())

@@ -1,35 +1,44 @@
 """`pylb` with faults to order: `python -m tests.support.faulty run -c FILE`, with a folder in $FAULTS.
 
 A file there named as a part of tasks.py makes that part fail once, in a place of its own that it passes again and again. The
-file is then NAME.failed, and NAME.well once the same place was passed again.
+file is then NAME.failed, and NAME.well once the same place was passed again. The steps of an upgrade are such places too, in
+whichever of the two processes passes them first.
 """
 
 import functools
+import inspect
 import os
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from pylb import app
+from pylb import app, upgrade
 from pylb.app import App
 from pylb.cli import main
 from pylb.control import tasks
 from pylb.control.checker import Checker
 from pylb.control.clockwork import Clockwork
 from pylb.control.ledger import Ledger
+from pylb.control.registry import Registry
 from pylb.control.resolver import Resolver
+from pylb.control.store import Store
 from pylb.control.tasks import Part
+from pylb.estate import Estate
 from pylb.forward.engine import Engine
 from pylb.generations import Generations
+from pylb.listeners import Listeners
 from pylb.observe.connlog import ConnectionLog
 from pylb.observe.feed import Feed
 from pylb.observe.lookout import Lookout
 from pylb.pulse import Pulse
+from pylb.service import Service
 from pylb.upgrade import Predecessors
+from pylb.web.server import HttpServer
+from pylb.web.unix import UnixServer
 from pylb.workers.fleet import Fleet
 
-PLACES: dict[Part, tuple[type | ModuleType, str]] = {
+PLACES: dict[str, tuple[type | ModuleType, str]] = {
     Part.LEASES: (Clockwork, "_leases"),
     Part.SNAPSHOT: (Clockwork, "save_again"),
     Part.PROBES: (Checker, "is_due"),
@@ -43,7 +52,8 @@ PLACES: dict[Part, tuple[type | ModuleType, str]] = {
     Part.WATCHDOG: (App, "_state"),
     Part.RELOAD: (App, "reload"),
     Part.UPGRADE: (app, "hand_over"),
-    Part.PREDECESSOR: (Predecessors, "follow"),
+    Part.PREDECESSOR: (Predecessors, "_hear_failures"),
+    Part.SUCCESSOR: (upgrade, "tell"),
     Part.PROCESSES: (Generations, "note"),
     Part.EVENTS: (App, "_heed_event"),
     Part.ANSWERS: (Ledger, "_tell"),
@@ -52,26 +62,64 @@ PLACES: dict[Part, tuple[type | ModuleType, str]] = {
     Part.CALLBACK: (Engine, "tick"),
 }
 
+# In their order. Up to "go" the old one is in charge, and it stays so.
+BEFORE_GO: dict[str, tuple[type | ModuleType, str]] = {
+    "begin": (upgrade, "_start"),
+    "the successor's pid": (upgrade.Successor, "__init__"),
+    "close the doors": (HttpServer, "pause"),
+    "leave the local sockets": (UnixServer, "leave"),
+    "hold the state": (Registry, "hand_over"),
+    "write the state": (Ledger, "save_now"),
+    "let go of the state": (Store, "unlock"),
+    "list the sockets": (Listeners, "all"),
+    "count": (Estate, "counted"),
+    "tell the counts": (upgrade, "tell"),
+    "tell the totals": (Registry, "totals"),
+    "inherit the sockets": (Listeners, "inherit"),
+    "meet": (Predecessors, "meet"),
+    "go on from the totals": (Registry, "go_on_from"),
+    "take over": (App, "_take_over"),
+    "introduce": (Service, "successor"),
+}
+AFTER_GO: dict[str, tuple[type | ModuleType, str]] = {
+    "forward a signal": (App, "_forward"),
+    "drain": (Engine, "drain"),
+    "stop the registry": (Registry, "stop"),
+    "hear of a stop": (App, "_heed_successor"),
+    "report": (app, "report_to"),
+    "follow": (Predecessors, "follow"),
+    "fill the store": (Listeners, "store"),
+    "the last counts": (app, "tell_the_last"),
+}
+
 
 def order(owner: type | ModuleType, name: str, armed: Path) -> None:
     """From now on `owner.name` fails once, whenever there is a file `armed`."""
     inner: Callable[..., Any] = getattr(owner, name)
     failed = armed.with_suffix(".failed")
 
-    @functools.wraps(inner)
-    def call(*args: Any, **kwargs: Any) -> Any:
+    def passed() -> None:
         if failed.exists():
             failed.rename(armed.with_suffix(".well"))
         if armed.exists():
             armed.rename(failed)
             raise RuntimeError(f"a fault to order, in {owner.__name__}.{name}")
+
+    @functools.wraps(inner)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        passed()
         return inner(*args, **kwargs)
 
-    setattr(owner, name, call)
+    @functools.wraps(inner)
+    async def run(*args: Any, **kwargs: Any) -> Any:
+        passed()
+        return await inner(*args, **kwargs)
+
+    setattr(owner, name, run if inspect.iscoroutinefunction(inner) else call)
 
 
 if __name__ == "__main__":
     tasks.PAUSE = 0.05
-    for part, (owner, name) in PLACES.items():
+    for part, (owner, name) in (PLACES | BEFORE_GO | AFTER_GO).items():
         order(owner, name, Path(os.environ["FAULTS"]) / part)
     main()
