@@ -97,8 +97,12 @@ def reload(config_path: Path | None, as_json: bool) -> None:
 @main.command()
 @CONFIG
 @JSON
-def check(config_path: Path | None, as_json: bool) -> None:
-    """Print every mistake of a config as FILE:LINE:COL: error: what (hint). Exit code 1 if there is one."""
+@click.option("--all", "every", is_flag=True, help="All of them, each with its remedy; otherwise the first 20 of a file.")
+def check(config_path: Path | None, as_json: bool, every: bool) -> None:
+    """Print the mistakes of a config as FILE:LINE:COL: error: what (remedy). Exit code 1 if there is one.
+
+    A remedy that is the same for many is said once. --json has all of everything.
+    """
     from pylb.config import ConfigErrors, load  # noqa: PLC0415
 
     try:
@@ -107,14 +111,14 @@ def check(config_path: Path | None, as_json: bool) -> None:
         if as_json:
             say(json.dumps([_problem(problem) for problem in errors.problems], indent=2))
         else:
-            say(str(errors), err=True)
+            say("\n".join(map(str, errors.problems)) if every else str(errors), err=True)
             say(counted(len(errors.problems), "mistake"), err=True)
         sys.exit(FAILED)
     if as_json:
         say("[]")
         return
-    for warning in config.warnings:
-        say(warning, err=True)
+    for warning in config.all_warnings if every else config.warnings:
+        say(str(warning), err=True)
     what = f"{counted(len(config.frontends), 'static frontend')}, {counted(len(config.tokens), 'token')}"
     say(f"{config_path or 'the embedded defaults'}: ok ({what})")
 

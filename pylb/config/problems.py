@@ -1,7 +1,8 @@
 """What is wrong with a config, and where: values that print as compilers do, so that editors can jump to them."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 
 from pydantic_core import PydanticCustomError
 
@@ -29,12 +30,28 @@ class Problem:
         return f"{where}: {self.severity}: {self.message}" + (f" ({self.hint})" if self.hint else "")
 
 
+MOST_SHOWN = 20  # problems of one file that are printed: who has more has made one mistake in many places
+
+
 class ConfigErrors(Exception):  # noqa: N818 - it is all of them
-    """Every mistake that was found, in the order of the file."""
+    """Every mistake that was found, in the order of the file. As a text it is the first of them, see `in_short`."""
 
     def __init__(self, problems: Iterable[Problem]) -> None:
         self.problems = sorted(problems, key=lambda problem: problem.place)
-        super().__init__("\n".join(map(str, self.problems)))
+        super().__init__("\n".join(in_short(self.problems)))
+
+
+def in_short(problems: Iterable[Problem]) -> Iterator[str]:
+    """A line for each of the first MOST_SHOWN of a file, and how many more there are. A remedy is said with its first one."""
+    seen, remedies = Counter[str](), set[str]()
+    for problem in problems:
+        seen[problem.filename] += 1
+        if seen[problem.filename] <= MOST_SHOWN:
+            yield str(replace(problem, hint="") if problem.hint in remedies else problem)
+            remedies.add(problem.hint)
+    for filename, count in seen.items():
+        if count > MOST_SHOWN:
+            yield f"{filename}: and {count - MOST_SHOWN:,} more (pylb check --all)"
 
 
 def wrong(message: str, hint: str = "") -> PydanticCustomError:

@@ -8,7 +8,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr
 
 from pylb.config import models as m
 from pylb.config import values as v
-from pylb.config.problems import Problem, wrong
+from pylb.config.problems import Problem, in_short, wrong
 from pylb.core.address import ANY, Ports, is_loopback, parse_ip, parse_network
 from pylb.core.auth import ANYWHERE, Keyring, Token
 from pylb.core.policy import LeaseBounds, Limits, Policy, Rules
@@ -77,8 +77,12 @@ class Config(m.Section):
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What works but should not stay so, one printable line each."""
-        return tuple(map(str, self._warnings))
+        """What works but should not stay so, in printable lines; `all_warnings` has more than the first ones."""
+        return tuple(in_short(self._warnings))
+
+    @property
+    def all_warnings(self) -> tuple[Problem, ...]:
+        return self._warnings
 
     @property
     def reserved_ports(self) -> frozenset[int]:

@@ -6,6 +6,7 @@ after the other: `{"steps": [{"send": TEXT, "expect": TEXT}, …], "port": N}`. 
 
 import re
 from collections.abc import Mapping
+from difflib import get_close_matches
 from typing import Any
 
 from pylb.core.policy import CONNECT, UNSAID, Check, CheckKind, OwnHealth, Step, WhenAllDown
@@ -61,7 +62,9 @@ def parse_check(value: object) -> Check:
     if not isinstance(value, Mapping) or not value:
         raise BadCheck(f"{_shown(value)} is not a check")
     if unknown := value.keys() - _KEYS:
-        raise BadCheck(f"{_shown(min(unknown, key=str))} is no key of a check")
+        key = min(unknown, key=str)
+        near = get_close_matches(str(key), _KEYS, n=1)
+        raise BadCheck(f"{_shown(key)} is no key of a check", HINT + (f"; did you mean {near[0]!r}?" if near else ""))
     port = _port(value["port"]) if "port" in value else 0
     if "http" in value:
         if "send" in value:

@@ -48,6 +48,19 @@ def test_check_of_a_bad_config_is_1_and_names_every_place(tmp_path: Path) -> Non
     assert [(one["file"], one["line"], one["col"]) for one in found] == [(str(file), 1, 1), (str(file), 2, 17)]
 
 
+def test_of_many_mistakes_check_prints_the_first_unless_all_are_asked_for(tmp_path: Path) -> None:
+    file = tmp_path / "pylb.yaml"
+    file.write_text("".join(f"xyzzy{number}: 1\n" for number in range(50)))
+    lines = cli(tmp_path, "check", "-c", str(file)).stderr.splitlines()
+    assert len(lines) == 22
+    assert lines[20:] == [f"{file}: and 30 more (pylb check --all)", "50 mistakes"]
+    assert sum("known here: webhook, " in line for line in lines) == 1
+    every = cli(tmp_path, "check", "--all", "-c", str(file)).stderr.splitlines()
+    assert (len(every), every[-1]) == (51, "50 mistakes")
+    assert sum("known here: webhook, " in line for line in every) == 50
+    assert len(json.loads(cli(tmp_path, "check", "--json", "-c", str(file)).stdout)) == 50
+
+
 def test_check_without_a_file_checks_the_embedded_defaults(tmp_path: Path) -> None:
     ended = cli(tmp_path, "check", "--json")
     assert (ended.returncode, ended.stdout) == (0, "[]\n")

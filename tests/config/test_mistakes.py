@@ -20,7 +20,7 @@ GOLDEN = Path(__file__).parent / "golden"
 def mistakes(text: str, filename: str = "pylb.yaml") -> list[str]:
     with pytest.raises(ConfigErrors) as caught:
         parse(text, filename)
-    return str(caught.value).splitlines()
+    return [str(problem) for problem in caught.value.problems]
 
 
 def test_a_file_full_of_mistakes_gets_all_of_them_in_the_order_of_its_lines() -> None:
@@ -122,11 +122,34 @@ def test_a_file_full_of_mistakes_gets_all_of_them_in_the_order_of_its_lines() ->
         ("log: {dontlognull: yes please}", "'yes please' is not true or false"),
         ("log: {facility: local8}", "1:17: error: 'local8' is no facility of syslog (did you mean local"),
         ("log: {tag: 'a b'}", "1:12: error: 'a b' is not a name"),
+        ("defaults: {health: {check: {htpp: /up}}}", "each may have a port; did you mean 'http'?)"),
         ("log: {format: logfm}", "1:15: error: 'logfm' is no value of 'format' (did you mean 'logfmt'?)"),
     ],
 )
 def test_each_mistake_says_where_it_is_and_what_to_write(text: str, message: str) -> None:
     assert any(message in line for line in mistakes(text)), mistakes(text)
+
+
+def test_of_thousands_the_first_are_printed_and_a_remedy_with_the_first_of_them() -> None:
+    frontends = "".join(f'  - {{name: "a{number}", listen: "*:{number + 1}", xyzzy: 1}}\n' for number in range(3000))
+    with pytest.raises(ConfigErrors) as caught:
+        parse(f"frontends:\n{frontends}", "pylb.yaml")
+    lines = str(caught.value).splitlines()
+    assert len(caught.value.problems) == 3000
+    assert len(lines) == 21
+    assert "unknown key 'xyzzy' (known here: " in lines[0]
+    assert lines[1] == "pylb.yaml:3:33: error: unknown key 'xyzzy'"
+    assert lines[-1] == "pylb.yaml: and 2,980 more (pylb check --all)"
+
+
+def test_warnings_are_as_many() -> None:
+    server = '{address: "192.0.2.1:30443", health: {check: {http: /up}}}'
+    frontends = "".join(f'  - {{name: "a{number}", listen: "*:{number + 1}", servers: [{server}]}}\n' for number in range(100))
+    config = parse(f"frontends:\n{frontends}", "pylb.yaml")
+    assert len(config.all_warnings) == 100
+    assert len(config.warnings) == 21
+    assert config.warnings[-1] == "pylb.yaml: and 80 more (pylb check --all)"
+    assert sum("externalTrafficPolicy: Local, or a port" in line for line in config.warnings) == 1
 
 
 @pytest.mark.parametrize(
