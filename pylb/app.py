@@ -602,8 +602,8 @@ class App:
         config = await asyncio.to_thread(self._source.read, path, text)
         check_fixed(self._config, config)
         rules = await rules_of(config)
-        planned = self._registry.plan_reload(rules, self._keyring)
-        return [*planned, *await self._registry.plan_checks(rules, self._keyring)]
+        table, planned = await self._registry.plan_reload(rules, self._keyring)
+        return [*planned, *await self._registry.plan_checks(table)]
 
     def token(self, name: str) -> Token | None:
         return next((token for token in self._keyring.tokens if token.name == name), None)
@@ -633,7 +633,8 @@ class App:
             raise Refused(Code.INVALID, str(reason)) from None
         keyring = keys.keyring()
         rules = await rules_of(config)
-        planned = steps(self._registry.plan_reload(rules, keyring), await self._forwarding.sessions())
+        _, lines = await self._registry.plan_reload(rules, keyring)
+        planned = steps(lines, await self._forwarding.sessions())
         change = await self._registry.reload(rules, keyring)
         self._config, self._keys, self._keyring = config, keys, keyring
         for webhook in self._webhooks:

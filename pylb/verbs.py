@@ -104,7 +104,7 @@ def _views(registry: Registry, service: Service, live: Sessions) -> dict[str, Ve
 
     async def plan(request: Mapping[str, Any]) -> dict[str, Any]:
         if "body" in request:
-            lines = _planned_call(registry, service, request)
+            lines = await _planned_call(registry, service, request)
         else:
             path, text = _path(request), _unicode("text", request.get("text", ""))
             try:
@@ -186,7 +186,7 @@ def _changes(registry: Registry, service: Service) -> dict[str, Verb]:
     return {"release": release, "import": import_, "reload": reload, "tokens": tokens, "token uses": uses, "upgrade": upgrade}
 
 
-def _planned_call(registry: Registry, service: Service, request: Mapping[str, Any]) -> list[Line]:
+async def _planned_call(registry: Registry, service: Service, request: Mapping[str, Any]) -> list[Line]:
     """As if the phone-home of `name`/`instance` had called from `address`. Raises Refused."""
     token = service.token(_text(request, "token"))
     if token is None:
@@ -196,7 +196,7 @@ def _planned_call(registry: Registry, service: Service, request: Mapping[str, An
     except ValueError as error:
         raise Refused(Code.INVALID, f"address: {error}") from None
     announcement = parse_native(_unicode("body", _text(request, "body")).encode())
-    return registry.plan_announce(_text(request, "name"), _text(request, "instance"), announcement, Caller(ip, token))
+    return await registry.plan_announce(_text(request, "name"), _text(request, "instance"), announcement, Caller(ip, token))
 
 
 def _generation(one: Generation) -> dict[str, Any]:

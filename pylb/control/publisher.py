@@ -15,7 +15,7 @@ from pylb.control.history import History
 from pylb.control.scene import Scene, Sink
 from pylb.control.steps import in_turns
 from pylb.core.address import Listen
-from pylb.core.changes import changes, in_order
+from pylb.core.changes import Line, changes, in_order, lines
 from pylb.core.compose import composed, every_listen, frontend
 from pylb.core.table import Frontend, Table
 
@@ -40,22 +40,18 @@ class Publisher:
         self._under_way = False
         self._news: dict[Listen, None] = {}  # whose servers went down, came back or were proven
 
-    def composed(self, scene: Scene, touched: Iterable[Listen] | None) -> Table:
-        """The table that `scene` would give; the one in force if nothing differs. None: look at all frontends."""
-        listens = every_listen(scene.claims, scene.layout, self.table) if touched is None else touched
-        return composed(self.table, {listen: self._made(scene, listen) for listen in listens})
+    async def planned(self, base: Table, scene: Scene, touched: Iterable[Listen]) -> tuple[Table, list[Line]]:
+        """The table after `base` that `scene` would give, and what would differ."""
+        table = composed(base, await self._made_in_turns(base, scene, touched))
+        return table, await _lines(base, table)
 
     async def publish(self, scene: Scene, touched: Iterable[Listen] | None, by: Iterable[str]) -> None:
         """`scene` in force, and the table that it gives. One caller at a time."""
         self._under_way = True
         try:
-            listens = every_listen(scene.claims, scene.layout, self.table) if touched is None else touched
-            made: dict[Listen, Frontend | None] = {}
-            async for listen in in_turns(listens, FRONTENDS):
-                one = self._made(scene, listen)
-                if one != self.table.frontends.get(listen):
-                    made[listen] = one
             base = self.table
+            listens = every_listen(scene.claims, scene.layout, base) if touched is None else touched
+            made = await self._made_in_turns(base, scene, listens)
             touched = list(made)
             await self._swap_in_turns(scene, made)
             await self._follow(base, touched, by)
@@ -87,8 +83,16 @@ class Publisher:
         self._swap(self.scene, {listen: one for listen, one in made.items() if one != base.frontends.get(listen)})
         if self.table is not base:
             self._checker.sync(self.table, self.table.touched)
-            groups = changes(base, self.table)
-            self._history.note(self.table.generation, ["health"], in_order(line for group in groups for line in group))
+            self._history.note(self.table.generation, ["health"], lines(base, self.table))
+
+    async def _made_in_turns(self, base: Table, scene: Scene, listens: Iterable[Listen]) -> dict[Listen, Frontend | None]:
+        """Those that differ from the ones of `base`."""
+        made: dict[Listen, Frontend | None] = {}
+        async for listen in in_turns(listens, FRONTENDS):
+            one = self._made(scene, listen)
+            if one != base.frontends.get(listen):
+                made[listen] = one
+        return made
 
     def _made(self, scene: Scene, listen: Listen) -> Frontend | None:
         sight = replace(self._checker.sight, overrides=scene.overrides)
@@ -125,10 +129,7 @@ class Publisher:
         whole = replace(table, since=base.mark, touched=touched)  # it was made in slices: compared with `base` at once
         async for _ in in_turns(self._checker.syncing(table, touched), FRONTENDS):
             pass
-        lines = []
-        async for group in in_turns(changes(base, whole), FRONTENDS):
-            lines += group
-        self._history.note(table.generation, by, in_order(lines))
+        self._history.note(table.generation, by, await _lines(base, whole))
 
     def apply(self) -> None:
         """Hands the table to the sink; again for one that is in force, to retry the ports that are not open."""
@@ -139,3 +140,11 @@ class Publisher:
             if listen in self.table.frontends:
                 self._journal.note("bound", f"{listen} is open now")
         self.unbound = failed
+
+
+async def _lines(old: Table, new: Table) -> list[Line]:
+    """As `lines`, in steps."""
+    found = list[Line]()
+    async for group in in_turns(changes(old, new), FRONTENDS):
+        found += group
+    return in_order(found)

@@ -24,14 +24,14 @@ from pylb.control.probe import ask as ask_server
 from pylb.control.rehearsal import failing
 from pylb.control.resolver import FIRST_LOOK, Resolve
 from pylb.control.scene import Judged, Scene, Sink, Unserved
-from pylb.control.steps import in_turns
+from pylb.control.steps import in_turns, stepwise
 from pylb.control.store import Store
 from pylb.control.tasks import Tasks
 from pylb.control.views import LegacyUse, Outcome, RegistrationView, ServerView, Since, registration_view, server_views, title
 from pylb.core.address import Address, Listen
 from pylb.core.auth import Caller, Keyring, Token, check_source, fingerprint
-from pylb.core.changes import Line, lines
-from pylb.core.claims import Change, Claims, adopting, finished, loops, release
+from pylb.core.changes import Line
+from pylb.core.claims import Change, Claims, adopting, loops, release
 from pylb.core.errors import Code, Refused, let_go
 from pylb.core.layout import Layout
 from pylb.core.legacy import LegacyCall
@@ -386,23 +386,22 @@ class Registry:
 
     # ------------------------------------------------------------ plans: the same steps, without their turn
 
-    def plan_reload(self, rules: Rules, keyring: Keyring) -> list[Line]:
-        """What `reload` would change. Raises Refused as it would."""
-        return self._planned(*finished(self._reloading(rules, keyring, {})(self._scene)))
+    async def plan_reload(self, rules: Rules, keyring: Keyring) -> tuple[Table, list[Line]]:
+        """The table that `reload` would give, and what it would change. Raises Refused as it would."""
+        base = self.table
+        scene, change = await stepwise(self._reloading(rules, keyring, {})(self._scene))
+        return await self._ledger.publisher.planned(base, scene, change.touched)
 
-    async def plan_checks(self, rules: Rules, keyring: Keyring) -> list[Line]:
-        """Who would go out with these rules, because it does not pass its check now. Raises Refused as `reload` would."""
-        scene, change = finished(self._reloading(rules, keyring, {})(self._scene))
-        table = self._ledger.publisher.composed(scene, change.touched)
-        return await failing(table.frontends.values(), self._ask)
+    async def plan_checks(self, planned: Table) -> list[Line]:
+        """Who would go out with this table, because it does not pass its check now."""
+        return await failing(planned.frontends.values(), self._ask)
 
-    def plan_announce(self, name: str, instance: str, announcement: Announcement, caller: Caller) -> list[Line]:
+    async def plan_announce(self, name: str, instance: str, announcement: Announcement, caller: Caller) -> list[Line]:
         """What `announce` would change; whether the ports are free and the targets answer is not tried. Raises Refused."""
         wanted = native_registration(name, instance, announcement, caller, self._scene.layout.rules)
-        return self._planned(*self._ledger.announce(self._scene, wanted, caller, takeover=caller.token.takeover))
-
-    def _planned(self, scene: Scene, change: Change) -> list[Line]:
-        return lines(self.table, self._ledger.publisher.composed(scene, change.touched))
+        scene, change = self._ledger.announce(self._scene, wanted, caller, takeover=caller.token.takeover)
+        _, planned = await self._ledger.publisher.planned(self.table, scene, change.touched)
+        return planned
 
     async def ask_now(self, listen: Listen) -> dict[Address, tuple[str, str]]:
         """Of each server of this frontend: what a connect meets at this moment, and what its own check finds. Nothing is

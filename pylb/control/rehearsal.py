@@ -4,6 +4,8 @@ import asyncio
 from collections.abc import Iterable
 
 from pylb.control.probe import Ask, Question
+from pylb.control.publisher import FRONTENDS
+from pylb.control.steps import in_turns
 from pylb.core.changes import Line, What
 from pylb.core.health import OURS, YES
 from pylb.core.policy import CONNECT, AdminState, HealthMode
@@ -21,7 +23,7 @@ def has_check(frontend: Frontend, server: Server) -> bool:
 async def failing(frontends: Iterable[Frontend], ask: Ask) -> list[Line]:
     """A line for each server that is in service and does not pass its check now, of the first MOST that have one."""
     questions: dict[Question, list[tuple[Frontend, Server]]] = {}
-    for frontend in frontends:
+    async for frontend in in_turns(frontends, FRONTENDS):
         for server in frontend.servers:
             health = frontend.health(server)
             question = Question(server.address, health.check, server.send_proxy, health.timeout)

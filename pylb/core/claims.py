@@ -208,18 +208,6 @@ def readmitting(registrations: Iterable[Registration], layout: Layout) -> Genera
     return claims, refusals
 
 
-T = TypeVar("T")
-
-
-def finished(steps: Generator[None, None, T]) -> T:
-    """What comes out of it, for who does not let others have their turn between the steps."""
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            return end.value  # type: ignore[no-any-return]
-
-
 def _readmitted(claims: Claims, layout: Layout, one: Registration) -> Listen:
     """The place of its only frontend. Raises Refused."""
     listen = layout.place(one.wanted[0].port, one)

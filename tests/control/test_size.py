@@ -4,9 +4,11 @@ registrations what they cost with 200; what looks at all of them costs so much f
 Counted are Python's own calls (sys.setprofile: functions, and those written in C), which are the same in every run.
 """
 
+import asyncio
 import sys
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from types import FrameType
 
@@ -105,6 +107,23 @@ class Full:
             await work()
             return calls()
 
+    async def longest(self, work: Callable[[], Awaitable[object]]) -> int:
+        """What it costs between two turns of the loop, at most."""
+
+        async def watch() -> None:
+            while True:
+                turns.append(calls())
+                await asyncio.sleep(0)
+
+        with counting() as calls:
+            turns = [calls()]
+            watching = asyncio.get_running_loop().create_task(watch())
+            await work()
+            turns.append(calls())
+            watching.cancel()
+            await asyncio.gather(watching, return_exceptions=True)
+        return max(after - before for before, after in pairwise(turns))
+
 
 CALLS: dict[str, Callable[[Full], Awaitable[object]]] = {
     "a beat": lambda full: full.put("127.0.3.11"),
@@ -159,3 +178,19 @@ async def test_what_looks_at_all_of_them_costs_the_same_for_each(tmp_path: Path)
         finally:
             await full.registry.stop()
     assert {what: found for what, found in costs.items() if found[400] > SLACK * found[50]} == {}
+
+
+@aio
+async def test_a_plan_holds_the_loop_no_longer_the_more_there_is_to_plan(tmp_path: Path) -> None:
+    """It did for as long as it took: at each SIGHUP, too, as what a reload does is logged."""
+    longest = {}
+    for frontends in (100, 400):
+        full = Full(tmp_path / str(frontends), frontends)
+        await full.fill()
+        try:
+            longest[frontends] = await full.longest(lambda: full.registry.plan_reload(Rules(), Keyring(TOKENS)))  # noqa: B023
+            table, _ = await full.registry.plan_reload(Rules(), Keyring(TOKENS))
+            longest[frontends] += await full.longest(lambda: full.registry.plan_checks(table))  # noqa: B023
+        finally:
+            await full.registry.stop()
+    assert longest[400] < SLACK * longest[100]

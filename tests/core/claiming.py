@@ -1,10 +1,11 @@
 """Short words for the tests of claims and tables."""
 
-from collections.abc import Container, Iterable
+from collections.abc import Container, Generator, Iterable
 from dataclasses import replace
+from typing import TypeVar
 
 from pylb.core.address import Address, Listen, parse_address, parse_listen
-from pylb.core.claims import Change, Claims, adopting, announce, finished, readmitting
+from pylb.core.claims import Change, Claims, adopting, announce, readmitting
 from pylb.core.compose import Sight, composed, every_listen, frontend
 from pylb.core.errors import Refused
 from pylb.core.layout import Layout
@@ -52,6 +53,18 @@ def having(*ones: Registration, layout: Layout = FREE, proven: frozenset[Address
     for one in ones:
         claims = enter(claims, one, layout, proven=proven).claims
     return claims
+
+
+T = TypeVar("T")
+
+
+def finished(steps: Generator[None, None, T]) -> T:
+    """What comes out of it."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return end.value  # type: ignore[no-any-return]
 
 
 def adopt(claims: Claims, layout: Layout, looped: Container[Key] = ()) -> Change:
