@@ -191,6 +191,7 @@ class App:
         self._log_out: Out | None = None
         self._reloading = asyncio.Lock()  # one after the other, in their order
         self._started = asyncio.Event()
+        self._pulse = Pulse(TICK, time.monotonic())  # a scrape asks for it before its first beat
         self._ends_at = 0.0  # when the live sessions of a service that stops are over
         self._broken = False
         self._told_about: tuple[tuple[Config, bool, int], dict[str, Any]] | None = None
