@@ -10,10 +10,9 @@ PIP    := $(PY) -m pip --disable-pip-version-check install -q -c requirements.lo
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && echo $$p && break; done)
 
-# What measures time, processors or descriptors, or has the machine's network: one at a time. The rest uses both cores.
-ALONE  := tests/forward tests/bench tests/e2e
 # Whole systems in a folder, as root: minutes to make. `make test-system` runs them, and `make test` does not.
 SYSTEM := tests/system
+REST   := tests --ignore=tests/core --ignore=$(SYSTEM)
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -28,8 +27,8 @@ demo: $(VENV)/.run ## watch a node move under load, on loopback
 test: $(VENV)/.dev ## everything but test-system; long cases scaled down
 	@failed=; \
 	$(MAKE) --no-print-directory -j2 -Otarget -k lint core || failed="lint-or-core"; \
-	$(PY) -m pytest -n 2 tests --ignore=tests/core $(ALONE:%=--ignore=%) $(SYSTEM:%=--ignore=%) -q $(LONG) || failed="$$failed side-by-side"; \
-	$(PY) -m pytest $(ALONE) -q $(LONG) || failed="$$failed alone"; \
+	$(PY) -m pytest -n 2 -m "not alone" $(REST) -q $(LONG) || failed="$$failed side-by-side"; \
+	$(PY) -m pytest -m alone $(REST) -q $(LONG) || failed="$$failed alone"; \
 	test -z "$$failed" || { echo "FAILED: $$failed"; exit 1; }
 
 test-long: ## everything but test-system, with the full figures

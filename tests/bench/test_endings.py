@@ -7,8 +7,12 @@ import pytest
 
 from bench import endings
 
+MEASURED = "1,000 rounds of 64 bytes"  # how long they take
 
-@pytest.mark.parametrize("case", endings.CASES)
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=[pytest.mark.alone] if case == MEASURED else []) for case in endings.CASES]
+)
 @pytest.mark.timeout(200)
 def test_pylb_shows_both_ends_the_truth(case: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     [(_, seen)] = endings.column("pylb", tmp_path, [case], long=request.config.getoption("--long"))

@@ -12,6 +12,7 @@ import pytest
 from bench import letters
 from tests.support.peers import need
 
+pytestmark = pytest.mark.alone  # who gives up first, by timeouts of both
 ANY_PORT = re.compile(r"127\.0\.0\.1:\d+")  # each proxy has servers of its own
 
 # What is compared to the letter; the rest is milliseconds, and counts that may still have the session before in them.

@@ -1,5 +1,6 @@
 """The namespaces of a run: packets go where they should, and nothing is left."""
 
+import os
 import socket
 import subprocess
 import sys
@@ -23,7 +24,8 @@ def _namespaces() -> None:
 
 
 def ours() -> list[str]:
-    return [path.name for path in HERE.iterdir() if path.name.startswith("pylb-bench-")] if HERE.is_dir() else []
+    """And not those of a bench that somebody else runs meanwhile."""
+    return [path.name for path in HERE.glob(f"pylb-bench-{os.getpid()}-*")]
 
 
 def test_load_reaches_proxy_and_origin_and_all_is_gone_afterwards(tmp_path: Path) -> None:
@@ -42,9 +44,11 @@ def test_load_reaches_proxy_and_origin_and_all_is_gone_afterwards(tmp_path: Path
 def test_what_a_killed_run_left_is_removed_by_the_next() -> None:
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait(10)
-    subprocess.run(["ip", "netns", "add", f"pylb-bench-{dead.pid}-load"], check=True, timeout=10)
+    left = HERE / f"pylb-bench-{dead.pid}-load"
+    subprocess.run(["ip", "netns", "add", left.name], check=True, timeout=10)
+    assert left.exists()
     with network.namespaces():
-        assert f"pylb-bench-{dead.pid}-load" not in ours()
+        assert not left.exists()
     assert ours() == []
 
 

@@ -13,17 +13,21 @@ import pytest
 
 from bench import processes
 from bench.processes import Address, BenchError, Process, free_ports
+from tests.support.ports import free_port
 
 LISTEN = "import socket, sys, time; s = socket.create_server(('127.0.0.1', int(sys.argv[1])))"
-# Listens only after its worker has burnt 0.3 s and taken 64 MiB.
+# Listens only after its worker has burnt 0.3 s and taken 64 MiB. The worker ends with it: nobody writes into `life`.
 WORKER = """
 import os, time
 read, write = os.pipe()
+life, held = os.pipe()
 if os.fork() == 0:
+    os.close(held)
     block = bytearray(b"x") * (64 << 20)
     while time.process_time() < 0.3: pass
     os.write(write, b".")
-    time.sleep(3600)
+    os.read(life, 1)
+    os._exit(0)
 os.read(read, 1)
 """
 BURN = "import time\nwhile time.process_time() < {seconds}: pass"
@@ -32,7 +36,7 @@ BURN = "import time\nwhile time.process_time() < {seconds}: pass"
 @contextmanager
 def child(code: str, folder: Path) -> Iterator[tuple[Process, Address]]:
     """A Python child that runs `code`, then listens on argv[1] and waits to be stopped."""
-    (port,) = free_ports("127.0.0.1", 1, iter(range(26000, 27000)))
+    port = free_port()
     script = f"{code}\n{LISTEN}\ntime.sleep(3600)"
     with Process.started("child", [sys.executable, "-c", script, str(port)], folder) as process:
         yield process, Address("127.0.0.1", port)
