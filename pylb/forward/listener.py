@@ -305,7 +305,7 @@ class Ports:
                 return
 
     def _accept(self, port: Port) -> bool:
-        frontend, sock, family = port.frontend, port.sock, port.family
+        frontend, sock, other = port.frontend, port.sock, port.twin
         rated, accepted = port in self._rated, False
         failure: OSError | None = None
         for _ in range(BATCH):
@@ -316,10 +316,10 @@ class Ports:
                 # Below socket.socket.accept(): that one builds two Python objects and asks for the timeout.
                 fd, address = sock._accept()  # type: ignore[attr-defined]  # noqa: SLF001
             except BlockingIOError:
-                if port.twin is not None and sock is not port.twin:
-                    sock, family = port.twin, AF_INET6
-                    continue
-                return False
+                if other is None:
+                    return False
+                sock, other = other, None
+                continue
             except OSError as error:
                 self._counters.accept_errors[errno.errorcode.get(error.errno or 0, "?")] += 1
                 failure, verdict = error, ACCEPT_ERRORS.get(error.errno or 0, _PORT)
@@ -337,7 +337,10 @@ class Ports:
             if rated:
                 frontend.allowance -= 1
                 frontend.accepted += 1
+            family = port.family if sock is not port.twin else AF_INET6
             self._begin(frontend, SocketType(family, SOCK_STREAM, 0, fd), address)
+            if other is not None:  # by turns: a flood by one of them must not lock out those who come by the other
+                sock, other = other, sock
         if failure is not None and not accepted:  # nothing but errors: whatever they are, they may be there for ever
             self._let_rest(port, failure)
             return False
