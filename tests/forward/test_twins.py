@@ -12,7 +12,6 @@ from pylb.forward.sockets import inheritable
 from tests.support.drive import Drive, server_at
 from tests.support.ports import free_port
 
-
 Twins = tuple[int, SocketType, SocketType]  # the port, the socket for IPv4, the one for IPv6
 
 
