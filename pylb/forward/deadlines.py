@@ -1,4 +1,4 @@
-"""Deadlines that a session has for a short time: of its PROXY header, a dial, a flush.
+"""Deadlines that a session has for a short time: of its PROXY header, a dial that is put off, a dial, a flush.
 
 Those with the same timeout are due in the order in which they got it, so a tick looks at the first of each timeout and not at
 all that wait. A flush is looked at on every tick all the same: no event tells when the kernel has delivered.
@@ -23,7 +23,7 @@ class Deadlines:
         return len(self.flushing) + sum(map(len, self._by_timeout.values()))
 
     def set(self, session: Session, seconds: float, now: float) -> None:
-        """Of a header or a dial. It replaces the one before."""
+        """Of a header, or of or before a dial. It replaces the one before."""
         same = self._by_timeout.get(seconds)
         if same is None:
             same = self._by_timeout[seconds] = {}

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Container, Iterable
 from select import EPOLLERR, EPOLLET, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLPRI, EPOLLRDHUP
 from socket import AF_INET, AF_INET6, MSG_DONTWAIT, MSG_PEEK, SocketType
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from pylb.core.address import Address
 from pylb.core.connect_failures import RESOURCE, TIMEOUT, failure_name
@@ -39,7 +39,20 @@ _AWAITING_HEADER, _DIALING = State.AWAITING_HEADER, State.DIALING
 _CONNECTED = Event.CONNECTED
 PROBE, MOST_PROBES = 10.0, 64  # seconds in which an accept has followed its connect; at once
 SUSPICION = 10.0  # seconds; what goes around resets a thousand times as often
+MANY_RESETS, FORGOTTEN = 50, 10  # by one suspect; and how many of them with each second
+PUT_OFF = 0.1  # seconds, and up to a tick more
 _CAUSE_OF_FAILURE = {TIMEOUT: Cause.SERVER_TIMEOUT, RESOURCE: Cause.RESOURCE}
+
+
+class Suspect(NamedTuple):
+    at: float  # monotonic; of its last reset
+    resets: float  # by then, as far as they were not forgotten
+
+    def remembered(self, now: float) -> float:
+        return self.resets - (now - self.at) * FORGOTTEN
+
+
+_NOBODY = Suspect(0.0, 0.0)
 
 
 class Life(Protocol):
@@ -83,7 +96,7 @@ class Dialer:
         self.our_ports: Container[int] = ()  # that we listen on
         self.origins = origins  # of dials to a port that is also one of ours; all others are spared the system call
         self.server_ips: Counter[str] = Counter()  # of the table in force, as accept() writes them
-        self.suspects: dict[str, float] = {}  # of them, those that reset a session of ours as its client; until when
+        self.suspects: dict[str, Suspect] = {}  # of them, those that reset a session of ours as its client
         self.probes: dict[tuple[str, int], float] = {}  # connects of our own that only look whether a port is open; until when
         self.own_id = os.urandom(PATH_ID)  # in PROXY headers between proxies, see core/proxy_protocol
 
@@ -100,15 +113,22 @@ class Dialer:
 
     def note_reset(self, session: Session) -> None:
         """By its client. Where that has the address of one of our servers, its next ones are dialled for a turn later."""
-        if session.address[0] in self.server_ips:
-            self.suspects[session.address[0]] = self._clock() + SUSPICION
+        ip = session.address[0]
+        if ip in self.server_ips:
+            now = self._clock()
+            before = self.suspects.get(ip, _NOBODY)
+            self.suspects[ip] = Suspect(now, 1 + max(0.0, before.remembered(now)))
 
-    def is_suspect(self, ip: str) -> bool:
-        """Asked of those that are in `suspects`."""
-        if self._clock() < self.suspects[ip]:
-            return True
-        del self.suspects[ip]
-        return False
+    def suspects_now(self, session: Session) -> bool:
+        """Is its client, one of `suspects`, to be dialled for later? See `on_early`."""
+        ip, now = session.address[0], session.accepted
+        suspect = self.suspects[ip]
+        if now >= suspect.at + SUSPICION:
+            del self.suspects[ip]
+            return False
+        if suspect.remembered(now) > MANY_RESETS:
+            self._life.deadlines.set(session, PUT_OFF, now)
+        return True
 
     def on_early(self, session: Session, half: Half, events: int) -> None:
         """News of a session that has no server yet.
@@ -119,6 +139,10 @@ class Dialer:
         reset (of the client that left) passes a hop in one turn and the end that grows takes two, so the reset catches up with
         it, and the whole chain is gone. Where both took one, a client that left at once would leave a piece behind that goes
         around for ever; and that resets without end, so whoever it goes through suspects it until it is gone.
+
+        A turn is no time, though: on a busy machine a process has several in a row, and the end may grow as fast as the reset
+        follows. So a suspect that has reset MANY_RESETS times of late is not dialled for before PUT_OFF has passed: a reset
+        that is on its way is there by then. That bounds the connections that one client of a chain can cause.
         """
         if half.is_client:
             half.early |= events  # read once a server is there; until then the kernel's buffer is the back-pressure
@@ -128,7 +152,7 @@ class Dialer:
             elif session.state is _AWAITING_HEADER:
                 if events & READABLE:
                     self._read_header(session, half)
-            elif session.server is None and session.state is _DIALING:
+            elif session.server is None and session.state is _DIALING and session.waits_among is None:
                 self.dial(session)
             return
         if events & _FAILED:

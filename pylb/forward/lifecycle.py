@@ -114,7 +114,7 @@ class Lifecycle:
                 return
             if crowd.counting:
                 crowd.enter(session)
-            if address[0] not in dialer.suspects or not dialer.is_suspect(address[0]):
+            if address[0] not in dialer.suspects or not dialer.suspects_now(session):
                 dialer.dial(session)
         except Exception as error:  # noqa: BLE001 - the boundary of one session, as in Engine.on_ready
             if session is not None:

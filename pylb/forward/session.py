@@ -337,7 +337,7 @@ class Session:
         self.dialed = 0.0  # monotonic; the last time
         self.dialed_from: tuple[str, int] | None = None  # known only of those that might come back to us
         self.attempts: list[Attempt] | None = None  # those that failed, and waits in the queue
-        self.deadline = 0.0  # monotonic; of the header, the queue, the dial or the flush, whichever is under way
+        self.deadline = 0.0  # monotonic; of the header, the queue, the dial, the flush, or of being put off
         self.waits_among: dict[Session, None] | None = None  # those that have a deadline too, see deadlines.py
         self.ring: Ring | None = None
         self.delivered: int | None = None  # bytes that were delivered at the last look before a deadline

@@ -151,7 +151,9 @@ class Timers:
         self._life.fire(session, Event.KILLED, Cause.KILLED)
 
     def _expire(self, session: Session) -> None:
-        if session.state is State.DIALING:
+        if session.state is State.DIALING and session.server is None:
+            self._life.dialer.dial(session)  # it was put off
+        elif session.state is State.DIALING:
             self._life.dialer.fail_connect(session, "timeout")
         else:
             self._life.fire(session, Event.TIMED_OUT, Cause.CLIENT_TIMEOUT)

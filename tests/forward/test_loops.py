@@ -13,7 +13,7 @@ from pylb.core.address import Address, Listen
 from pylb.core.policy import Limits, Policy, ProxyAccept, ProxyProtocol, Timeouts
 from pylb.core.proxy_protocol import MOST_HOPS, PATH_ID, goes_in_circles, header, parse
 from pylb.core.table import Server
-from pylb.forward.dial import SUSPICION
+from pylb.forward.dial import MANY_RESETS, PUT_OFF, SUSPICION
 from pylb.forward.origins import SIZE, Origins
 from tests.support.drive import Drive, Peer, server_at
 from tests.support.ports import free_port
@@ -151,6 +151,70 @@ def test_a_client_that_resets_at_once_leaves_nothing_that_goes_around(
         pair.run_until(lambda length=length: sum(pair.sessions) >= length)
         client.reset()
         pair.run_until(lambda: not any(pair.sessions))
+
+
+@pytest.mark.parametrize("hops", [0, 1, 2, 3, 5, 20])
+@pytest.mark.parametrize("turns", [1, 2, 5])
+def test_a_client_that_resets_makes_a_bounded_number_of_connections_however_many_turns_come_in_a_row(
+    make_drive: Callable[..., Drive], turns: int, hops: int
+) -> None:
+    """As on a busy machine: each process does all it can, then it is the other one's turn."""
+    pair = Pair(make_drive, Policy())
+
+    def slices(count: int) -> None:
+        for _ in range(count):
+            for drive in pair.drives:
+                for _ in range(turns):
+                    drive.engine.on_ready()
+
+    client = pair.connect()
+    slices(hops)
+    client.reset()
+    slices(500)
+    assert not any(pair.sessions)
+    made = sum(one.connections for drive in pair.drives for one in drive.engine.counters.frontends.values())
+    assert made <= 2 * (hops * (1 + turns) + MANY_RESETS + 2)
+
+
+def test_one_that_has_reset_many_times_is_served_a_little_later_and_not_for_long(drive: Drive) -> None:
+    backend = drive.backend()
+    listen = drive.serve(server_at(backend))
+    for _ in range(MANY_RESETS + 1):
+        client = drive.connect(listen)
+        drive.accept(backend)
+        client.reset()
+        drive.run_until(lambda: not drive.engine.counters.open_sessions)
+    later = drive.connect(listen)
+    later.say(b"and speaks first")
+    drive.run_until_quiet()
+    [server] = drive.states(listen)
+    before = server.counters.attempts
+    assert drive.engine.counters.open_sessions == 1
+    drive.pass_time(PUT_OFF + 0.1)
+    assert server.counters.attempts == before + 1
+    there = drive.accept(backend)
+    drive.run_until(lambda: there.got == b"and speaks first")
+    drive.pass_time(1)  # some of them are forgotten
+    drive.connect(listen)
+    drive.run_until(lambda: server.counters.attempts == before + 2)
+
+
+def test_one_that_is_put_off_and_leaves_is_never_dialled_for(drive: Drive) -> None:
+    backend = drive.backend()
+    listen = drive.serve(server_at(backend))
+    for _ in range(MANY_RESETS + 1):
+        client = drive.connect(listen)
+        drive.accept(backend)
+        client.reset()
+        drive.run_until(lambda: not drive.engine.counters.open_sessions)
+    later = drive.connect(listen)
+    drive.run_until(lambda: drive.engine.counters.open_sessions)
+    [server] = drive.states(listen)
+    before = server.counters.attempts
+    later.reset()
+    drive.run_until(lambda: not drive.engine.counters.open_sessions)
+    drive.pass_time(1)
+    assert server.counters.attempts == before
 
 
 def test_a_chain_whose_client_said_its_fin_is_gone_after_the_half_close_timeout(make_drive: Callable[..., Drive]) -> None:
