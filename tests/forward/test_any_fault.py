@@ -170,7 +170,11 @@ class Epoll:
         self._epoll, self._sick = epoll, sick
 
     def register(self, fd: int, events: int) -> None:
-        self._sick.meet("epoll_ctl")
+        try:
+            self._sick.meet("epoll_ctl")
+        except FileExistsError:
+            self._epoll.register(fd, events)  # it says so only of one that is watched (epoll_ctl(2), EEXIST)
+            raise
         self._epoll.register(fd, events)
 
     def unregister(self, fd: int) -> None:
