@@ -5,6 +5,7 @@
     python -m bench.endpoints pace HOST:PORT RATE SECONDS CONNS   requests at a fixed rate; prints JSON
     python -m bench.endpoints ping HOST:PORT SECONDS [ADMIN]      64-byte requests, and GET /livez there; prints JSON
     python -m bench.endpoints sip HOST:PORT READERS               reads a byte a second from each, till stdin ends
+    python -m bench.endpoints knock HOST:PORT RATE                connects at a fixed rate, says nothing, till stdin ends
     python -m bench.endpoints hold SESSIONS HOST:PORT...          opens sessions, prints "ready", holds till stdin ends
 
 They are cheap on purpose, so that the proxy is what is measured: the source sends one big buffer again and again, the
@@ -13,6 +14,7 @@ HAProxy between them moves 1.4. Not sendfile: its 4 KiB fragments cost a proxy m
 against 0.6-0.8), and servers that speak TLS write from buffers too.
 """
 
+import errno
 import itertools
 import json
 import select
@@ -32,6 +34,7 @@ REQUEST = b"GET / HTTP/1.1\r\nHost: bench\r\n\r\n"
 PING = b"GET / HTTP/1.1\r\nHost: bench\r\nPadding: ".ljust(60, b"x") + b"\r\n\r\n"  # 64 bytes
 PROBE = b"GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
 PROBE_SECONDS = 0.02  # between two
+STAY = 1.0  # seconds, of one that says nothing
 
 
 def address(text: str) -> Address:
@@ -182,6 +185,36 @@ def sip(server: Address, readers: int) -> None:
             client.recv(1)
 
 
+def knock(server: Address, rate: int) -> None:
+    """Connects `rate` times a second, says nothing and closes after STAY; prints "ready" when as many stay as ever will.
+
+    When stdin ends: JSON of connects per second since then, and how many of them had not been accepted when they were closed.
+    """
+    living = deque[tuple[float, socket.socket]]()
+    began = time.perf_counter()
+    sent = closed = failed = before = 0
+    since = 0.0  # when it was ready
+    while True:
+        now = time.perf_counter() - began
+        while sent < rate * now:
+            client = socket.socket()
+            client.setblocking(False)
+            client.connect_ex(server)
+            living.append((now, client))
+            sent += 1
+        while living and now - living[0][0] >= STAY:
+            client = living.popleft()[1]
+            failed += client.connect_ex(server) not in (0, errno.EISCONN)  # 0: it was not asked since
+            client.close()
+            closed += 1
+        if not since and now >= 2 * STAY:
+            print("ready", flush=True)
+            before, failed, closed, since = sent, 0, 0, now
+        if select.select([sys.stdin], [], [], 0.001)[0]:
+            break
+    print(json.dumps({"rate": (sent - before) / (time.perf_counter() - began - since), "closed": closed, "failed": failed}))
+
+
 def hold(servers: list[Address], sessions: int) -> None:
     """Opens `sessions` connections over `servers` in turn, one request and answer each; holds them till stdin ends."""
     clients = []
@@ -215,6 +248,8 @@ def main(argv: list[str]) -> None:
                 print(json.dumps([found.result() for found in rounds]))
         case ["sip", server, readers]:
             sip(address(server), int(readers))
+        case ["knock", server, rate]:
+            knock(address(server), int(rate))
         case ["hold", sessions, *servers]:
             hold([address(server) for server in servers], int(sessions))
         case _:

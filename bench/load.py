@@ -3,7 +3,7 @@
 import json
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from subprocess import PIPE, Popen, TimeoutExpired
@@ -127,14 +127,37 @@ def sipping(server: Address, readers: int) -> Iterator[None]:
         yield
 
 
+@dataclass(frozen=True)
+class Knocks:
+    """Connects that said nothing: per second, how many were closed again, and how many of those nobody had accepted."""
+
+    rate: float
+    closed: int
+    failed: int
+
+
 @contextmanager
-def _ready(*arguments: str) -> Iterator[None]:
+def knocking(server: Address, rate: int) -> Iterator[Callable[[], Knocks]]:
+    """`rate` silent connects a second while the block runs, or until what it is given is called."""
+    with _ready("knock", str(server), str(rate)) as child:
+
+        def end() -> Knocks:
+            out, err = child.communicate(timeout=GRACE_SECONDS)
+            if child.returncode:
+                raise BenchError(f"knock ended with code {child.returncode}:\n{err}")
+            return Knocks(**json.loads(out))
+
+        yield end
+
+
+@contextmanager
+def _ready(*arguments: str) -> Iterator[Popen[str]]:
     argv = [sys.executable, "-m", "bench.endpoints", *arguments]
     with started(argv, stdin=PIPE, stdout=PIPE, stderr=PIPE) as child:
         out, err = _pipes(child)
         if out.readline() != "ready\n":
             raise BenchError(f"{' '.join(arguments[:2])}: could not open all sessions:\n{err.read()}")
-        yield
+        yield child
 
 
 def _pipes(child: Popen[str]) -> tuple[IO[str], IO[str]]:

@@ -14,6 +14,7 @@ from bench.processes import Address
 from bench.registrations import SWAPPED_PORT, register, swapping
 from bench.targets import DIRECT, Target
 
+SILENT_RATE = 3000
 IDLE_WARM_UP = 20  # sessions that make a proxy allocate what it needs once, before the base line is read
 
 
@@ -147,6 +148,24 @@ def _mixed(target: Target, effort: Effort) -> Outcome:
 
 def _bulk_beside(streams: int, target: Target, effort: Effort) -> Outcome:
     return Outcome(*beside.measure(target, streams, effort.beside_seconds))
+
+
+def _silent(target: Target, effort: Effort) -> Outcome:
+    alone, before = load.ping(target.http, 1, None)[0], target.process.memory_bytes() if target.process else 0
+    with _Cpu(target) as cpu, load.knocking(target.http, SILENT_RATE) as end:
+        [ping] = load.ping(target.http, effort.beside_seconds, None)
+        after = target.process.memory_bytes() if target.process else 0
+        knocks = end()
+    metrics = {
+        "ping_p99_ms": 1e3 * ping.p99,
+        "ping_p50_ms": 1e3 * ping.p50,
+        "alone_p99_ms": 1e3 * alone.p99,
+        "connects_per_second": knocks.rate,
+        **cpu.per("cpu_us_per_connect", 1e6, knocks.closed),
+    }
+    if target.process:
+        metrics |= {"grown_mib": (after - before) / 2**20, "mib_process": after / 2**20}
+    return Outcome(metrics, knocks.failed)
 
 
 def _half_rate(target: Target, effort: Effort) -> Outcome:
@@ -292,6 +311,20 @@ SCENARIOS = {
         ),
         _bulk_beside_scenario("bulk-beside", 8),
         _bulk_beside_scenario("bulk-beside-64", 64),
+        Scenario(
+            "silent",
+            f"a 64-byte ping-pong beside {SILENT_RATE:,} connects a second that say nothing and close after a second",
+            (
+                Metric("ping_p99_ms", "ping-pong p99 ms", 2),
+                Metric("ping_p50_ms", "p50 ms", 2),
+                Metric("alone_p99_ms", "p99 ms alone", 2),
+                Metric("connects_per_second", "connects/s"),
+                Metric("cpu_us_per_connect", "CPU µs/connect"),
+                Metric("grown_mib", "MiB more", 1),
+                Metric("mib_process", "process MiB then", 1),
+            ),
+            _silent,
+        ),
         Scenario(
             "slow-readers",
             "one bulk stream beside many that are read at a byte a second: how much of its rate it keeps",

@@ -95,3 +95,25 @@ def test_held_sessions_are_open_after_one_answer_each_and_gone_after_the_block()
 def test_sessions_that_cannot_be_opened_are_an_error_that_says_why(wiring):
     with pytest.raises(BenchError, match=r"hold 5: could not open all(.|\n)*refused"), load.held([wiring.proxy_http], 5):
         pytest.fail("nobody listens there")
+
+
+def test_silent_connects_come_at_their_rate_say_nothing_and_are_closed_after_a_second():
+    with socket.create_server(("127.0.0.1", 0), backlog=1024) as server:
+        said: list[bytes] = []
+
+        def accept() -> None:
+            while True:
+                client, _ = server.accept()
+                with client:
+                    said.append(client.recv(1))
+                if len(said) == 60:
+                    return
+
+        thread = threading.Thread(target=accept)
+        thread.start()
+        with load.knocking(Address(*server.getsockname()), rate=50) as end:
+            thread.join()
+            knocks = end()
+    assert said == [b""] * 60
+    assert knocks.failed == 0
+    assert knocks.rate > 0
