@@ -115,6 +115,23 @@ def test_a_caller_that_leaves_at_once_does_no_harm(bell: Doorbell, instance: str
     assert ring("app", instance, TOKENS, 10) == ["lb: draining"]
 
 
+def test_a_neighbour_that_fills_the_backlog_keeps_callers_out_and_no_longer_than_it_stays(
+    bell: Doorbell, instance: str, orders: list[str]
+) -> None:
+    """What remains of an attack (docs/security.md): `phonehome drain` then says goodbye to the load balancer itself."""
+    crowd = [socket.socket(socket.AF_UNIX) for _ in range(20)]
+    for sock in crowd:
+        sock.setblocking(False)
+        sock.connect_ex(door("app", instance, os.getuid()))
+    assert ring("app", instance, TOKENS, 10) is None
+    assert orders == []
+    for sock in crowd:
+        sock.close()
+    while ring("app", instance, TOKENS, 10) is None:
+        pass  # those that hung up are still being accepted
+    assert orders == ["drain"]
+
+
 @pytest.mark.parametrize("tokens", [[], ["guessed"], ["q7Zk"], ["", "\u00e9"]])
 def test_who_does_not_know_a_token_is_not_obeyed(bell: Doorbell, instance: str, orders: list[str], tokens: list[str]) -> None:
     """The user and the network namespace are the same, as of a stranger's container with hostNetwork."""
