@@ -13,7 +13,7 @@ from pathlib import Path
 from string import Template
 from typing import Any, NamedTuple
 
-from pylb.config import Config, ConfigErrors, default_state_dir, load, parse
+from pylb.config import Config, ConfigErrors, default_state_dir, load, parse, read_text
 from pylb.config.models import TokenEntry
 from pylb.control.files import read_regular, write_private
 from pylb.core.address import ANY, is_loopback
@@ -33,10 +33,14 @@ class ConfigSource:
     def __init__(self, path: Path | None, environ: Mapping[str, str]) -> None:
         self.path = path
         self._environ = environ
+        self._text = ""
 
     def load(self) -> Config:
         """What the file says now. Raises ConfigErrors."""
-        return load(self.path, self._environ)
+        text = None if self.path is None else read_text(self.path)
+        config = load(self.path, self._environ, text=text)
+        self._text = text or ""
+        return config
 
     def read(self, path: Path, text: str) -> Config:
         """What `text`, as the file at `path`, would mean. Raises ConfigErrors."""
@@ -60,9 +64,12 @@ class ConfigSource:
             return None
 
     def keep(self, config: Config) -> None:
-        """Remember the file as it is now, for a start with a broken one. Raises OSError."""
+        """Remember what `config` was loaded from just before, whatever the file holds by now: for a start with a broken one.
+
+        Raises OSError.
+        """
         if self.path is not None:
-            write_private(config.state_dir / LAST_GOOD, self.path.read_bytes())
+            write_private(config.state_dir / LAST_GOOD, self._text.encode())
 
     def state_dir(self) -> Path:
         """Of a file that may not even be YAML: its state_dir line, else the default."""

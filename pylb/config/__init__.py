@@ -4,7 +4,7 @@
 across entries and at the disk, `load` puts it together. Below here nobody sees YAML, the environment or a raw duration.
 """
 
-from pylb.config.load import default_state_dir, load, parse, read_secrets_again
+from pylb.config.load import default_state_dir, load, parse, read_secrets_again, read_text
 from pylb.config.problems import ConfigErrors, Place, Problem
 from pylb.config.reference import reference
 from pylb.config.root import Config, first_run_token
@@ -20,6 +20,7 @@ __all__ = [
     "load",
     "parse",
     "read_secrets_again",
+    "read_text",
     "reference",
     "schema",
 ]

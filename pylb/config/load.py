@@ -27,7 +27,7 @@ def load(path: Path | None, environ: Mapping[str, str], *, text: str | None = No
     """
     if path is None:
         return parse("", DEFAULTS, environ)
-    return _parse(_read_text(path) if text is None else text, str(path), environ, read_files=True)
+    return _parse(read_text(path) if text is None else text, str(path), environ, read_files=True)
 
 
 def parse(text: str, filename: str, environ: Mapping[str, str] = MappingProxyType({})) -> Config:
@@ -95,7 +95,7 @@ def _placed(about: Iterable[Finding], parts: Parts) -> list[Problem]:
     return [Problem(name, parts.place(found.loc), found.message, found.hint, found.severity) for found in about]
 
 
-def _read_text(path: Path) -> str:
+def read_text(path: Path) -> str:
     """Raises ConfigErrors for what cannot be read or is not UTF-8."""
     try:
         with path.open("rb") as file:

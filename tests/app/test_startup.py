@@ -73,13 +73,14 @@ def test_without_such_a_line_or_a_file_it_is_the_default_directory(tmp_path: Pat
     assert ConfigSource(path, {"HOME": "/home/x"}).state_dir() == Path("/home/x/.local/state/pylb")
 
 
-def test_the_last_good_config_is_what_was_kept_not_what_the_file_holds_now(tmp_path: Path) -> None:
+def test_the_last_good_config_is_what_was_loaded_not_what_the_file_holds_now(tmp_path: Path) -> None:
     path = tmp_path / "pylb.yaml"
     path.write_text(f"state_dir: {tmp_path}\nadvertise: lb.example.net\n")
     source = ConfigSource(path, {})
     assert source.last_good() is None
-    source.keep(source.load())
-    path.write_text(f"state_dir: {tmp_path}\nadvertise: [\n")
+    loaded = source.load()
+    path.write_text(f"state_dir: {tmp_path}\nadvertise: [\n")  # somebody goes on writing while it is loaded
+    source.keep(loaded)
     kept = source.last_good()
     assert kept is not None
     assert kept.advertise == "lb.example.net"
