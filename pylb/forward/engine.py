@@ -244,7 +244,10 @@ class Engine:
         change = diff(self.table, table)
         regroup = False
         for old in change.closed:
-            regroup |= self._remove(old.listen)
+            try:
+                regroup |= self._remove(old.listen)
+            except Exception as error:  # noqa: BLE001 - the boundary of one port: the rest of the table is in force
+                self.faults.add(f"{old.listen} is closed, but not all that belongs to it", error)
         failed: dict[Listen, OSError] = {}
         again = (table.frontends[listen] for listen in self._unserved if listen in table.frontends)
         for frontend in (*change.opened, *again):
@@ -389,12 +392,14 @@ class Engine:
     def _remove(self, listen: Listen) -> bool:
         regroup = False
         port = self._ports.by_listen.get(listen)
-        if port is not None and port.frontend is not None:
-            self._life.dialer.know(port.frontend.frontend.servers, ())
-            port.frontend.kill_at = self._clock() + port.frontend.frontend.policy.timeouts.drain
-            regroup = self._regroup(port.frontend, removed=True)
-        self.counters.frontends.pop(listen, None)
-        self._ports.close(listen)
+        try:
+            if port is not None and port.frontend is not None:
+                self._life.dialer.know(port.frontend.frontend.servers, ())
+                port.frontend.kill_at = self._clock() + port.frontend.frontend.policy.timeouts.drain
+                regroup = self._regroup(port.frontend, removed=True)
+        finally:
+            self.counters.frontends.pop(listen, None)
+            self._ports.close(listen)
         return regroup
 
     def _kill_all(self) -> None:

@@ -223,8 +223,8 @@ class Ports:
         for fd in _fds(port):
             try:
                 self._epoll.unregister(fd)
-            except FileNotFoundError:
-                pass
+            except OSError:
+                pass  # it was not watched: taking away needs nothing that could be missing (epoll_ctl(2))
 
     def _let_rest(self, port: Port, error: Exception) -> None:
         """Nothing can be accepted there just now: it is not watched before its rest is over, each longer than the last."""

@@ -274,3 +274,46 @@ def test_a_port_that_somebody_shut_down_costs_a_few_calls(drive: Drive) -> None:
     other = drive.serve(server_at(backend), name="other")
     drive.connect(other)
     drive.accept(backend)
+
+
+def test_a_port_that_cannot_be_taken_from_epoll_is_closed_all_the_same(
+    make_drive: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What epoll_ctl(2) says then means that it was not there."""
+    drive = make_drive(splice=False)
+    backend = drive.backend()
+    listens = [drive.serve(server_at(backend), name=name) for name in ("one", "two")]
+    epoll = drive.engine._epoll
+
+    class Failing:
+        def unregister(self, fd: int) -> None:
+            epoll.unregister(fd)
+            raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(epoll, name)
+
+    monkeypatch.setattr(drive.engine._ports, "_epoll", Failing())
+    drive.remove(listens[0])
+    assert list(drive.engine._ports.by_listen) == [listens[1]]
+    with pytest.raises(ConnectionRefusedError):
+        drive.connect(listens[0])
+    assert not drive.faults
+
+
+def test_a_fault_in_the_closing_of_a_port_keeps_no_other_part_of_a_table_out_of_force(
+    make_drive: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would end the process: a sink that does not apply what control decided cannot go on."""
+    drive = make_drive(splice=False)
+    backend = drive.backend()
+    one, two = (drive.serve(server_at(backend), name=name) for name in ("one", "two"))
+    monkeypatch.setattr(drive.engine._timers, "ring", boom)
+    del drive._frontends[two]
+    drive.remove(one)
+    monkeypatch.undo()
+    assert len(drive.faults) == 2
+    assert drive.engine.table.frontends == {}
+    fresh = drive.serve(server_at(backend), name="three")
+    drive.connect(fresh)
+    drive.accept(backend)
