@@ -63,9 +63,10 @@ def self_signed(directory: Path, names: Iterable[str]) -> Certificate:
     one; and a key without its certificate, as a crash leaves it, is given one.
     """
     certificate, key = directory / CERTIFICATE, directory / KEY
-    if certificate.exists() and not key.exists():
+    there = os.path.lexists(certificate)  # a link that leads nowhere is no first start: what it led to is lost
+    if there and not os.path.lexists(key):
         raise FileNotFoundError(f"{key} is missing; without it {certificate} is useless: restore it, or remove both")
-    if not certificate.exists():
+    if not there:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         try:
             found = _read_key(key)

@@ -151,6 +151,10 @@ def test_garbage_in_place_of_any_one_file_ends_no_start(used: Path, pylb: Instan
         starts(pylb, used, [name], kind)
 
 
+# What an operator must know of: registrations and the pinned key are gone.
+LOSSES = {"state.json": "state.json is not usable: ", "tls/cert.pem": "the webhook's own certificate cannot be used: "}
+
+
 def starts(pylb: Instance, used: Path, names: Sequence[str], kind: str) -> None:
     shutil.rmtree(pylb.state_dir, ignore_errors=True)
     shutil.copytree(used, pylb.state_dir, ignore=lambda _folder, found: [one for one in found if one.endswith(".sock")])
@@ -162,6 +166,9 @@ def starts(pylb: Instance, used: Path, names: Sequence[str], kind: str) -> None:
     visit(pylb)
     eventually(lambda: register(pylb, "again").status in (200, 201), what=f"{names}: {kind}\n{process.text()}")
     assert "Traceback" not in process.text()
+    for name, said in LOSSES.items():
+        if name in names:
+            assert said in process.text(), (name, kind)
     assert process.terminate() == 0
     again = pylb.start()  # and what it wrote is no garbage
     visit(pylb)

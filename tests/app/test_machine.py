@@ -127,19 +127,20 @@ def test_names_that_dns_does_not_answer_hold_so_many_threads_and_no_more(monkeyp
         assert all(isinstance(one, TimeoutError) for one in found)
         assert len(asked) == MOST_LOOKUPS
         answers.set()
-        while threads():  # noqa: ASYNC110 - a thread's end has no event of the loop's
-            await asyncio.sleep(0.01)
+        for thread in threads():
+            await asyncio.to_thread(thread.join, 10)
+        assert threads() == []
         assert await resolve("after.example.net") == frozenset()
 
-    def threads() -> int:
-        return sum(thread.name == "pylb-resolve" for thread in threading.enumerate())
+    def threads() -> list[threading.Thread]:
+        return [thread for thread in threading.enumerate() if thread.name == "pylb-resolve"]
 
     monkeypatch.setattr(socket, "getaddrinfo", silent)
     monkeypatch.setattr(machine, "RESOLVE_SECONDS", 0.2)
     asyncio.run(main())
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as somebody else")
+@pytest.mark.root
 @pytest.mark.parametrize("planted", ["the directory", "one above it", "its target"])
 def test_root_acts_as_whoever_decides_where_a_directory_leads(tmp_path: Path, planted: str) -> None:
     """tmp_path is reachable for root alone, which is enough: only the identity matters."""

@@ -147,12 +147,21 @@ def test_a_config_that_is_wrong_is_never_ready(pylb: Instance, systemd: Systemd)
         systemd.hear()
 
 
-def test_without_a_supervisor_or_with_a_deaf_one_nothing_is_told_and_nothing_fails(tmp_path: Path) -> None:
-    for address in ("", str(tmp_path / "nobody"), "@pylb-nobody-listens-here"):
-        service = Service({"NOTIFY_SOCKET": address})
-        service.ready("x")
-        service.alive()
-        service.stopping("x")
+@pytest.mark.parametrize("address", ["", "nobody", "@pylb-nobody-listens-here"])
+def test_without_a_supervisor_or_with_a_deaf_one_nothing_is_told_and_nothing_is_left(tmp_path: Path, address: str) -> None:
+    place = str(tmp_path / address) if address == "nobody" else address
+    service = Service({"NOTIFY_SOCKET": place})
+    before = descriptors()
+    reader, writer = os.pipe()
+    service.ready("x")
+    service.alive()
+    service.store("port", writer)
+    service.stopping("x")
+    held = [fd for _, fd in service._waiting]
+    os.close(reader)
+    os.close(writer)
+    assert held == []  # nobody will ever take it
+    assert descriptors() == before
 
 
 def test_what_a_busy_supervisor_does_not_take_is_said_later_in_its_order(systemd: Systemd) -> None:
@@ -215,7 +224,16 @@ def test_a_wrong_count_of_descriptors_names_none_that_pylb_opened_itself() -> No
 
 
 def test_a_descriptor_that_is_not_there_is_none_of_those_that_were_passed() -> None:
-    Listeners(Service({})).inherit([999_999])
+    came = socket.create_server(("127.0.0.1", 0))
+    listen, fd = Listen("tcp", *came.getsockname()), came.detach()
+    listeners = Listeners(Service({}))
+    listeners.inherit([999_999, fd])
+    sock = listeners.open(listen)  # the one that is there, not another one on its port
+    try:
+        assert sock.fileno() == fd
+        assert listeners.all() == [fd]
+    finally:
+        sock.close()
 
 
 def test_what_a_supervisor_does_not_take_is_bounded_and_holds_few_descriptors(tmp_path: Path) -> None:

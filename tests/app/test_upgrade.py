@@ -40,6 +40,7 @@ from tests.app.systemd import Systemd
 from tests.app.versions import Tree, gone
 from tests.support.baseline import descriptors
 from tests.support.load import Load
+from tests.support.peers import need, need_root
 from tests.support.waiting import eventually
 
 BOTH = pytest.mark.parametrize("workers", [0, 2])
@@ -523,8 +524,8 @@ def test_systemd_knows_who_the_service_is(pylb: Instance, tmp_path: Path, succes
 
 def test_a_container_is_replaced_not_upgraded(pylb: Instance) -> None:
     """As process 1 of its pid namespace: it serves, reaps, heeds signals; an upgrade is refused and says what to do."""
-    if shutil.which("unshare") is None or os.geteuid() != 0:
-        pytest.skip("needs unshare and root")
+    need_root()
+    need("unshare")
     pylb.configure(workers=2)
     process = pylb.start(argv=("unshare", "--pid", "--fork", "--mount-proc", "--kill-child=SIGTERM", *pylb.command("run")))
     done = pylb.ask("upgrade")

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from tests.contract.instance import Pylb, answers, call, is_open, secret, serving, token, wants
+from tests.support.peers import missing
 from tests.support.ports import free_port, free_ports
 from tests.support.processes import Processes
 
@@ -130,7 +131,7 @@ def test_a_wide_network_of_targets_does_not_hold_loopback(pylb: Pylb, address: s
 def test_nor_does_it_hold_an_address_of_pylbs_own_machine(pylb: Pylb) -> None:
     address = own_address()
     if address is None:
-        pytest.skip("this machine has only loopback")
+        missing("this machine has only loopback")
     port, target = free_ports(2)
     with serving("never", target, address) as app:
         answer = pylb.put("wide/one", wants((port, target), address=address), by="wide")

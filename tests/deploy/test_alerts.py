@@ -25,6 +25,7 @@ from tests.deploy.dashboard import expressions
 from tests.deploy.prometheus import WINDOW, Prometheus
 from tests.deploy.test_prometheus import alerts as rules
 from tests.support.certificate import self_signed
+from tests.support.peers import need
 from tests.support.ports import free_port
 from tests.support.processes import Processes, python
 from tests.support.waiting import eventually, pause
@@ -39,8 +40,8 @@ EMPTY = {"Calls of phone-homes B", "Faults D", "Starts and upgrades"}
 
 
 @pytest.fixture
-def prometheus(binary: Callable[[str], str], processes: Processes, tmp_path: Path) -> Prometheus:
-    return Prometheus(processes, tmp_path, binary("prometheus"), free_port())
+def prometheus(processes: Processes, tmp_path: Path) -> Prometheus:
+    return Prometheus(processes, tmp_path, need("prometheus"), free_port())
 
 
 @pytest.fixture
@@ -167,7 +168,7 @@ def covers(wanted: dict[str, str], fired: dict[str, Any]) -> bool:
 
 @pytest.mark.timeout(120)
 def test_every_alert_fires_on_its_fault_and_none_where_all_is_well(
-    prometheus: Prometheus, instances: Callable[[str], Instance], echo_port: int, binary: Callable[[str], str], tmp_path: Path
+    prometheus: Prometheus, instances: Callable[[str], Instance], echo_port: int, tmp_path: Path
 ) -> None:
     sick, worn, well = Sick(instances("sick"), echo_port, tmp_path), Worn(instances("worn"), echo_port), instances("well")
     with ExitStack() as stack:
@@ -205,7 +206,7 @@ def test_every_alert_fires_on_its_fault_and_none_where_all_is_well(
 
         unshown = [place for place, query in expressions(WINDOW) if not prometheus.query(query)]
         assert set(unshown) <= EMPTY
-        assert _linted(binary("promtool"), sick.pylb.get("/metrics").body) == []
+        assert _linted(need("promtool"), sick.pylb.get("/metrics").body) == []
 
 
 def _linted(promtool: str, scrape: bytes) -> list[str]:

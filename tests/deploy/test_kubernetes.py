@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import re
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 
 import kubernetes_validate  # type: ignore[import-untyped]
@@ -27,6 +26,7 @@ from tests.deploy.manifests import (
     validate,
     workloads,
 )
+from tests.support.peers import need
 
 NEWEST = "1.37"  # the newest schema of the pinned kubernetes-validate
 NATIVE = "1.29"  # the first version with native sidecars by default
@@ -343,9 +343,10 @@ def test_the_table_of_ports_in_the_readme_is_the_one_tested_here() -> None:
     assert shown == {folder: PORTS[folder] for folder in ("mosquitto", "traefik", "unifi", "mail")}
 
 
-def test_the_firewall_recipe_in_the_readme_is_valid(binary: Callable[[str], str], as_root: None) -> None:
+@pytest.mark.root
+def test_the_firewall_recipe_in_the_readme_is_valid() -> None:
     (recipe,) = re.findall(r"```nft\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     result = subprocess.run(
-        [binary("nft"), "--check", "--file", "-"], input=recipe, capture_output=True, text=True, check=False, timeout=30
+        [need("nft"), "--check", "--file", "-"], input=recipe, capture_output=True, text=True, check=False, timeout=30
     )
     assert (result.returncode, result.stderr) == (0, "")

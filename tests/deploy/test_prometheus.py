@@ -12,6 +12,7 @@ import yaml
 
 from tests.deploy.exported import names, used
 from tests.deploy.manifests import DEPLOY, parse
+from tests.support.peers import need
 
 FOLDER = DEPLOY / "prometheus"
 RULES, SCRAPE, TESTS = FOLDER / "rules.yaml", FOLDER / "scrape.yaml", FOLDER / "rules.test.yaml"
@@ -24,8 +25,8 @@ def alerts() -> list[dict[str, Any]]:
 
 
 @pytest.fixture
-def promtool(binary: Callable[[str], str]) -> Callable[..., subprocess.CompletedProcess[str]]:
-    program = binary("promtool")
+def promtool() -> Callable[..., subprocess.CompletedProcess[str]]:
+    program = need("promtool")
 
     def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
         return subprocess.run([program, *arguments], capture_output=True, text=True, check=False, timeout=40)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.deploy.manifests import DEPLOY
+from tests.support.peers import need
 
 UNIT = DEPLOY / "systemd/pylb.service"
 EXPOSURE = 20  # of 100; measured 17, most of it being on the network, which is the job
@@ -45,18 +45,18 @@ def analyze(program: str, *arguments: str | Path) -> subprocess.CompletedProcess
     return subprocess.run([program, *arguments], capture_output=True, text=True, check=False, timeout=30)
 
 
-def test_systemd_finds_no_fault_in_the_unit(runnable: Path, binary: Callable[[str], str]) -> None:
-    result = analyze(binary("systemd-analyze"), "verify", "--man=no", runnable)
+def test_systemd_finds_no_fault_in_the_unit(runnable: Path) -> None:
+    result = analyze(need("systemd-analyze"), "verify", "--man=no", runnable)
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
 
 
-def test_systemd_finds_the_fault_in_a_broken_unit(runnable: Path, binary: Callable[[str], str]) -> None:
+def test_systemd_finds_the_fault_in_a_broken_unit(runnable: Path) -> None:
     runnable.write_text(runnable.read_text().replace("TimeoutStopSec=15s", "TimeoutStopSeconds=15s"))
-    assert "TimeoutStopSeconds" in analyze(binary("systemd-analyze"), "verify", "--man=no", runnable).stderr
+    assert "TimeoutStopSeconds" in analyze(need("systemd-analyze"), "verify", "--man=no", runnable).stderr
 
 
-def test_the_unit_is_well_locked_in(runnable: Path, binary: Callable[[str], str]) -> None:
-    program = binary("systemd-analyze")
+def test_the_unit_is_well_locked_in(runnable: Path) -> None:
+    program = need("systemd-analyze")
     result = analyze(program, "security", "--offline=true", "--no-pager", f"--threshold={EXPOSURE}", runnable)
     assert result.returncode == 0, result.stdout
     open_unit = runnable.with_name("open.service")
@@ -82,9 +82,9 @@ def test_the_unit_is_well_locked_in(runnable: Path, binary: Callable[[str], str]
         "fsync",
     ],
 )
-def test_the_system_calls_pylb_lives_on_pass_the_filter(call: str, binary: Callable[[str], str]) -> None:
+def test_the_system_calls_pylb_lives_on_pass_the_filter(call: str) -> None:
     assert service()["SystemCallFilter"] == ["@system-service", "~@privileged"]
-    program = binary("systemd-analyze")
+    program = need("systemd-analyze")
     assert call in members(program, "@system-service") - members(program, "@privileged")
 
 

@@ -29,6 +29,7 @@ from pylb.forward.session import Half, Session
 from tests.forward.test_any_order import stream
 from tests.support.baseline import descriptors
 from tests.support.drive import Drive, Peer, Witness, policy, server_at
+from tests.support.longrun import until
 
 # Of man-pages 6: the ERRORS of each page, with those that tcp(7), ip(7) and socket(7) add. Without EFAULT, which needs a bug in
 # Python itself, and without EAGAIN, which is no failure.
@@ -436,14 +437,5 @@ def live(machine: Faults, fault: tuple[str, int]) -> None:
     machine.the_books_balance()
 
 
-def main(wanted: int) -> None:
-    """`make fuzz`: at least `wanted` steps, another beginning each time."""
-    began = time.monotonic()
-    while Faults.steps < wanted:
-        run(examples=40, steps=50)
-        sys.stdout.write(f"{Faults.steps:,} steps with faults, {time.monotonic() - began:.0f} s, nothing found\n")
-        sys.stdout.flush()
-
-
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    until(int(sys.argv[1]), lambda: Faults.steps, lambda: run(examples=40, steps=50), "steps with faults")

@@ -3,7 +3,6 @@
 import gc
 import socket
 import sys
-import time
 from dataclasses import replace
 from ipaddress import ip_network
 
@@ -30,6 +29,7 @@ from pylb.forward.engine import MAX_BUFFERED
 from pylb.forward.session import Half, Session
 from tests.support.baseline import descriptors
 from tests.support.drive import Drive, Peer, policy, readable, server_at
+from tests.support.longrun import until
 
 SIZES = st.one_of(st.integers(1, 5000), st.sampled_from([16384, 65536, 65537, 300_000, 1_500_000]))
 BUFFERS = st.sampled_from([0, 2048, 16384])
@@ -361,14 +361,5 @@ def test_any_order_of_events_loses_nothing_and_leaves_nothing() -> None:
     run(examples=30, steps=40)
 
 
-def main(wanted: int) -> None:
-    """`make fuzz`: at least `wanted` steps, another beginning each time."""
-    began = time.monotonic()
-    while Sessions.steps < wanted:
-        run(examples=40, steps=60)
-        sys.stdout.write(f"{Sessions.steps:,} steps, {time.monotonic() - began:.0f} s, nothing found\n")
-        sys.stdout.flush()
-
-
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    until(int(sys.argv[1]), lambda: Sessions.steps, lambda: run(examples=40, steps=60), "steps")
