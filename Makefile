@@ -13,6 +13,8 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 # Whole systems in a folder, as root: minutes to make. `make test-system` runs them, and `make test` does not.
 SYSTEM := tests/system
 REST   := tests --ignore=tests/core --ignore=$(SYSTEM)
+# One more than processors, for much of a test is waiting for others; at most as many as tests/support/ports.py has shares.
+BESIDE := $(shell n=$$(($$(nproc) + 1)); echo $$((n < 9 ? n : 9)))
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -27,7 +29,7 @@ demo: $(VENV)/.run ## watch a node move under load, on loopback
 test: $(VENV)/.dev ## everything but test-system; long cases scaled down
 	@failed=; \
 	$(MAKE) --no-print-directory -j2 -Otarget -k lint core || failed="lint-or-core"; \
-	$(PY) -m pytest -n 2 -m "not alone" $(REST) -q $(LONG) || failed="$$failed side-by-side"; \
+	$(PY) -m pytest -n $(BESIDE) -m "not alone" $(REST) -q $(LONG) || failed="$$failed side-by-side"; \
 	$(PY) -m pytest -m alone $(REST) -q $(LONG) || failed="$$failed alone"; \
 	test -z "$$failed" || { echo "FAILED: $$failed"; exit 1; }
 
