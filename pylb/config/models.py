@@ -221,8 +221,8 @@ class HealthSection(Section):
     )
     check: v.CheckSpec = Field(  # type: ignore[assignment]  # what the reference shows; only keys that are written count
         "tcp",
-        description="what a server is asked: a connect, a GET and its status (200-399), or text and what the answer contains, "
-        "in one step or several",
+        description="what a server is asked: a connect, an HTTP request (GET) and its status (200-399), or text and what the "
+        "answer contains, in one step or several",
     )
     timeout: v.LongerThanZero = Field(_HEALTH.timeout, description="for a whole check")
     interval: v.ProbeInterval = Field(_HEALTH.interval, description="between two checks of a server, up or down")

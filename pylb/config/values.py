@@ -75,7 +75,7 @@ _CHECK: Json = _either(
     {"const": "tcp"},
     {
         "type": "object",
-        "properties": {key: {} for key in ("http", "expect", "host", "send", "steps", "port")},
+        "properties": {key: {} for key in ("http", "method", "expect", "host", "send", "steps", "port")},
         "additionalProperties": False,
     },
 )
@@ -379,7 +379,7 @@ CheckSpec = Annotated[
     Check,
     PlainValidator(_check),
     Shape(
-        "`tcp`, `{http: PATH, expect: 200, host: NAME}`, `{send: TEXT, expect: TEXT}`, "
+        "`tcp`, `{http: PATH, method: GET, expect: 200, host: NAME}`, `{send: TEXT, expect: TEXT}`, "
         "`{steps: [{send: TEXT, expect: TEXT}, …]}`; each with `port: N`",
         _CHECK,
     ),

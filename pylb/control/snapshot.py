@@ -15,7 +15,7 @@ from pylb.control.scene import Unserved
 from pylb.control.store import Json, canonical
 from pylb.control.tenure import LeaseRecord
 from pylb.core.address import Address, parse_address, parse_ip, parse_listen
-from pylb.core.checks import parse_health, written_health
+from pylb.core.checks import GET, parse_health, written_health
 from pylb.core.overrides import NONE, Override, Overrides, Place, Whom
 from pylb.core.persistent import Frozen, Part, frozen_set
 from pylb.core.policy import UNSAID, AdminState, OwnHealth, ProxyProtocol
@@ -25,7 +25,9 @@ K = TypeVar("K")
 V = TypeVar("V")
 T = TypeVar("T")
 
-KNOWN_NEEDS: frozenset[str] = frozenset()  # words of `needs` that this version serves
+# Words of `needs` that this version serves: fields of a health check that came after the first form of an entry.
+STEPS, REFUSE, METHOD = "check in steps", "when_all_down", "check with a method"
+KNOWN_NEEDS = frozenset({STEPS, REFUSE, METHOD})
 PAUSE = 0.0001  # seconds; the thread lets go of the GIL for as long after each part that it encodes
 _MOST_GENERATION = 1 << 53  # a float has each of them, and so has JSON
 _MOST_SECONDS = 1e9
@@ -119,7 +121,7 @@ def _encode_place(_order: int, place: Place, _: bool) -> list[str]:
 def _encode_one(place: int, _key: Key, one: Registration) -> dict[str, Any]:
     return {
         "order": place,
-        "needs": [],  # what whoever reads it must know to serve it as it was meant; of all that there is, nothing yet
+        "needs": _needs(one),
         "token": one.key.token,
         "name": one.name,
         "instance": one.key.instance,
@@ -131,6 +133,19 @@ def _encode_one(place: int, _key: Key, one: Registration) -> dict[str, Any]:
         "frontends": [_encode_wanted(item) for item in one.wanted],
         "displaced": [_encode_displaced(old) for old in one.displaced],
     }
+
+
+def _needs(one: Registration) -> list[str]:
+    """What whoever reads it must know to serve it as it was meant."""
+    found: set[str] = set()
+    said = [*(item.health for item in one.wanted), *(old.health for old in one.displaced)]
+    for health in said:
+        if health.when_all_down is not None:
+            found.add(REFUSE)
+        if (check := health.check) is not None:
+            found |= {STEPS} if len(check.steps) > 1 else set()
+            found |= {METHOD} if check.method != GET else set()
+    return sorted(found)
 
 
 def _encode_lease(key: Key, lease: LeaseRecord) -> dict[str, Any]:

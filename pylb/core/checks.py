@@ -1,7 +1,8 @@
 """Health checks as people write them, in the config and in a registration: `tcp`, or a mapping.
 
-`{"http": PATH, "expect": 200, "host": NAME, "port": N}`, `{"send": TEXT, "expect": TEXT, "port": N}`, or several of these one
-after the other: `{"steps": [{"send": TEXT, "expect": TEXT}, …], "port": N}`. A registration may add `"when_all_down"`.
+`{"http": PATH, "method": "GET", "expect": 200, "host": NAME, "port": N}`, `{"send": TEXT, "expect": TEXT, "port": N}`, or
+several of these one after the other: `{"steps": [{"send": TEXT, "expect": TEXT}, …], "port": N}`. A registration may add
+`"when_all_down"`.
 """
 
 import re
@@ -12,9 +13,10 @@ from typing import Any
 from pylb.core.policy import CONNECT, UNSAID, Check, CheckKind, OwnHealth, Step, WhenAllDown
 
 HINT = "tcp, {http: /health}, {send: TEXT, expect: TEXT}, {steps: [{send: TEXT, expect: TEXT}]}; each may have a port"
-_KEYS = {"http", "host", "send", "expect", "port", "steps"}
+_KEYS = {"http", "method", "host", "send", "expect", "port", "steps"}
 MOST_TEXT = 1024  # characters of a text
 MOST_STEPS = 16
+GET = Check().method
 
 _TEXT = {"type": "string", "maxLength": MOST_TEXT}
 _SAID = {"send": _TEXT, "expect": _TEXT}
@@ -28,6 +30,7 @@ HEALTH_SCHEMA: Mapping[str, Any] = {
             "additionalProperties": False,
             "properties": {
                 "http": _TEXT | {"pattern": "^/[!-~]*$"},
+                "method": {"type": "string", "pattern": "^[A-Z]{1,20}$"},
                 "host": _TEXT | {"pattern": "^[!-~]*$"},
                 "send": _TEXT,
                 "expect": {"anyOf": [_TEXT, {"type": "integer", "minimum": 100, "maximum": 599}]},
@@ -72,8 +75,9 @@ def parse_check(value: object) -> Check:
         if "steps" in value:
             raise BadCheck("a check is http or steps, not both")
         return _http(value, port)
-    if "host" in value:
-        raise BadCheck("host without http")
+    for key in ("host", "method"):
+        if key in value:
+            raise BadCheck(f"{key} without http")
     if "steps" in value:
         return Check(CheckKind.SEND, _steps(value), port=port)
     step = _step(value)
@@ -115,8 +119,9 @@ def written(check: Check) -> str | dict[str, Any]:
     port = {"port": check.port} if check.port else {}
     if check.kind is CheckKind.HTTP:
         low, high = check.status
+        method = {"method": check.method} if check.method != GET else {}
         host = {"host": check.host} if check.host else {}
-        return {"http": check.path, "expect": f"{low}-{high}", **host, **port}
+        return {"http": check.path, **method, "expect": f"{low}-{high}", **host, **port}
     if check.kind is CheckKind.SEND:
         steps = [{"send": step.send.decode(), "expect": step.expect.decode()} for step in check.steps]
         return {**(steps[0] if len(steps) == 1 else {"steps": steps}), **port}
@@ -150,7 +155,10 @@ def _http(value: Mapping[str, Any], port: int) -> Check:
         raise BadCheck(f"{_shown(path)} is not a path", "as in /health: a slash, then printable ASCII without blanks")
     if not re.fullmatch(r"[!-~]*", host):
         raise BadCheck(f"{_shown(host)} is not a host name", "as in app.example.net, or app.example.net:8080")
-    return Check(CheckKind.HTTP, path=path, host=host, status=_status(value.get("expect", "200-399")), port=port)
+    method = _text(value.get("method", GET), "a method")
+    if not re.fullmatch(r"[A-Z]{1,20}", method):
+        raise BadCheck(f"{_shown(method)} is not a method", "GET, HEAD, OPTIONS or another one, in capitals")
+    return Check(CheckKind.HTTP, path=path, method=method, host=host, status=_status(value.get("expect", "200-399")), port=port)
 
 
 def _status(value: object) -> tuple[int, int]:

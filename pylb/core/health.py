@@ -59,8 +59,8 @@ def conversation(check: Check, server: Address) -> tuple[Step, ...]:
         return check.steps
     host = check.host or str(server)
     # 1.0 and close: the answer is one piece, however old the server is.
-    get = f"GET {check.path} HTTP/1.0\r\nHost: {host}\r\nUser-Agent: pylb-check\r\nConnection: close\r\n\r\n"
-    return (Step(get.encode()),)
+    request = f"{check.method} {check.path} HTTP/1.0\r\nHost: {host}\r\nUser-Agent: pylb-check\r\nConnection: close\r\n\r\n"
+    return (Step(request.encode()),)
 
 
 MOST_ANSWER = 16 * 1024  # bytes that are read for one step

@@ -83,7 +83,7 @@ class Timeouts:
 class CheckKind(StrEnum):
     TCP = "tcp"  # a connect
     SEND = "send"  # bytes, and bytes that the answer must contain, once or several times
-    HTTP = "http"  # a GET, and the status it must have
+    HTTP = "http"  # a request, and the status that its answer must have
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +101,7 @@ class Check:
     kind: CheckKind = CheckKind.TCP
     steps: tuple[Step, ...] = ()  # of SEND: at least one
     path: str = "/"
+    method: str = "GET"
     host: str = ""  # of the Host header; "": the server's address
     status: tuple[int, int] = (200, 399)
     port: int = 0  # 0: the traffic's

@@ -130,7 +130,7 @@ class FrontendBody(BaseModel):
     backup: bool = Field(False, description="used only while no other server is")
     health: str | dict[str, str | int | list[dict[str, str]]] | None = Field(
         None,
-        description="how the server is checked: `tcp`, `{http, expect, host, port}`, `{send, expect, port}` or "
+        description="how the server is checked: `tcp`, `{http, method, expect, host, port}`, `{send, expect, port}` or "
         "`{steps: [{send, expect}, …], port}`; with `when_all_down: refuse` it serves only while it passes",
         json_schema_extra=dict(HEALTH_SCHEMA),
     )

@@ -201,9 +201,11 @@ def _http(kind: Line, words: Sequence[str], rules: list[Line]) -> dict[str, Any]
             case _:
                 raise Untranslatable(line, "HAProxy would do this in its check")
     hosts = [value for name, value in request.headers if name.lower() == "host"]
-    plain = request.method == "GET" and len(hosts) == len(request.headers) <= 1
-    if plain and not text and re.fullmatch(r"/[!-~]*", request.uri) and re.fullmatch(r"[!-~]*", "".join(hosts)):
-        return {"http": request.uri, "expect": status, **({"host": hosts[0]} if hosts else {})}
+    plain = re.fullmatch(r"[A-Z]{1,20}", request.method) is not None and len(hosts) == len(request.headers) <= 1
+    is_range = request.method == "GET" or "-" in status  # one status is known by its digits, and all is sent as there
+    if plain and is_range and not text and re.fullmatch(r"/[!-~]*", request.uri) and re.fullmatch(r"[!-~]*", "".join(hosts)):
+        asked = {"http": request.uri, **({} if request.method == "GET" else {"method": request.method})}
+        return {**asked, "expect": status, **({"host": hosts[0]} if hosts else {})}
     if not text and "-" in status:
         raise Untranslatable(request.line, f"HAProxy would send {request.method} and take any status of {status}")
     return _steps(request.line, [{"send": request.text, "expect": text or f" {status} "}])

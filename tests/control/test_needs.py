@@ -5,8 +5,13 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from pylb.control import snapshot
 from pylb.control.store import _canonical
+from pylb.core.checks import parse_health
 from pylb.core.policy import Rules
+from pylb.core.registration import Announcement, Wanted
 from pylb.observe.summary import troubles
 from pylb.routes import rows
 from tests.control.harness import Control, aio, control
@@ -121,3 +126,34 @@ async def test_its_owner_may_register_what_this_version_can_serve_and_a_goodbye_
         await c.put({other: 30001}, name="later", instance="pod-9")
         assert not is_there(tmp_path)
         assert other in c.sink.ports
+
+
+@pytest.mark.parametrize(
+    ("health", "needs"),
+    [
+        ({"http": "/up"}, []),
+        ({"send": "PING", "expect": "PONG"}, []),
+        ({"steps": [{"send": "a"}, {"expect": "b"}]}, ["check in steps"]),
+        ({"http": "/up", "method": "HEAD"}, ["check with a method"]),
+        ({"http": "/up", "method": "HEAD", "when_all_down": "refuse"}, ["check with a method", "when_all_down"]),
+    ],
+)
+@aio
+async def test_a_check_of_a_later_form_says_so_and_an_older_pylb_keeps_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, health: dict[str, Any], needs: list[str]
+) -> None:
+    (port,) = free_ports(1)
+    async with control(tmp_path) as c:
+        wanted = Announcement((Wanted(port, 30001, health=parse_health(health)),))
+        await c.registry.announce("web", "pod-1", wanted, c.caller("127.0.0.1"))
+    [entry] = payload(tmp_path)["registrations"]
+    assert entry["needs"] == needs
+    with monkeypatch.context() as older:
+        older.setattr(snapshot, "KNOWN_NEEDS", frozenset())
+        async with control(tmp_path) as c:
+            assert c.sink.ports == (set() if needs else {port})
+    assert payload(tmp_path)["registrations"] == [entry]
+    async with control(tmp_path) as c:
+        assert c.sink.ports == {port}
+        [one] = c.registry.registrations()
+        assert one.frontends[0].health == parse_health(health)

@@ -145,6 +145,8 @@ def test_servers(server: str, expected: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("lines", "check"),
     [
+        ("option httpchk", {"http": "/", "method": "OPTIONS", "expect": "200-399"}),
+        ("option httpchk HEAD /up\nhttp-check expect rstatus ^2", {"http": "/up", "method": "HEAD", "expect": "200-299"}),
         ("option httpchk GET /health\nhttp-check expect status 200", {"http": "/health", "expect": "200"}),
         ("option httpchk GET /h\nhttp-check expect rstatus ^2", {"http": "/h", "expect": "200-299"}),
         ("option httpchk GET /h HTTP/1.1\\r\\nHost:\\ a.example", {"http": "/h", "expect": "200-399", "host": "a.example"}),
@@ -297,7 +299,10 @@ ONE = "listen w\n bind *:80\n server s 192.0.2.7:80"
         (f"{ONE} check\n option mysql-check user x", "4: option mysql-check user x: HAProxy would ask servers in that"),
         (f"{ONE} check\n option tcp-check\n tcp-check expect ! string x", "5: tcp-check expect ! string x: HAProxy would"),
         (f"{ONE} check\n option tcp-check\n tcp-check send-binary ff", "5: tcp-check send-binary ff: HAProxy would send"),
-        (f"{ONE} check\n option httpchk", "4: option httpchk: HAProxy would send OPTIONS and take any status of 200-399"),
+        (
+            f"{ONE} check\n option httpchk\n http-check send meth HEAD uri / hdr X-A b",
+            "5: http-check send meth HEAD uri / hdr X-A b: HAProxy would send HEAD and take any status of 200-399",
+        ),
         (f"{ONE} check\n option httpchk GET /\n http-check expect ! status 500", "5: http-check expect ! status 500"),
         ("frontend w\n bind *:80\n default_backend x", "1: frontend w is left out: it has no backend called x"),
         ("frontend w\n bind *:80", "1: frontend w is left out: it has no default_backend"),
