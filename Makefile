@@ -13,6 +13,8 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 # Whole systems in a folder, as root: minutes to make. `make test-system` runs them, and `make test` does not.
 SYSTEM := tests/system
 REST   := tests --ignore=tests/core --ignore=$(SYSTEM)
+# Those that measure time that passes. The files alone, for to collect all tests takes longer than these do.
+ALONE  := $(shell grep -rl --include='test_*.py' 'mark\.alone' tests)
 # One more than processors, for much of a test is waiting for others; at most as many as tests/support/ports.py has shares.
 BESIDE := $(shell n=$$(($$(nproc) + 1)); echo $$((n < 9 ? n : 9)))
 
@@ -30,7 +32,7 @@ test: $(VENV)/.dev ## everything but test-system; long cases scaled down
 	@failed=; \
 	$(MAKE) --no-print-directory -j2 -Otarget -k lint core || failed="lint-or-core"; \
 	$(PY) -m pytest -n $(BESIDE) -m "not alone" $(REST) -q $(LONG) || failed="$$failed side-by-side"; \
-	$(PY) -m pytest -m alone $(REST) -q $(LONG) || failed="$$failed alone"; \
+	$(PY) -m pytest -m alone $(ALONE) -q $(LONG) || failed="$$failed alone"; \
 	test -z "$$failed" || { echo "FAILED: $$failed"; exit 1; }
 
 test-long: ## everything but test-system, with the full figures
