@@ -13,7 +13,7 @@ import click
 
 from pylb import __version__
 from pylb.asking import CONFIG, FAILED, JSON, ask, die, pause, running, say, state_dir, watching
-from pylb.core.text import counted
+from pylb.core.text import counted, whole_number
 from pylb.ctl import ctl
 from pylb.sessions import sessions
 from pylb.stories import local_time
@@ -201,7 +201,7 @@ def explain(config_path: Path | None, as_json: bool, what: str) -> None:
     if what.startswith("0x"):
         _tell(config_path, what, as_json=as_json)
         return
-    if what.isascii() and what.isdigit() and not 1 <= int(what) <= 65535:
+    if what.isascii() and what.isdigit() and not whole_number(what, 65535):
         raise click.BadParameter(f"{what} is no port: 1 to 65535", param_hint="PORT")
     from pylb import explaining  # noqa: PLC0415
     from pylb.machine import listeners_of  # noqa: PLC0415

@@ -6,6 +6,7 @@ from pathlib import Path
 import click
 
 from pylb.asking import CONFIG, JSON, ask, duration, say
+from pylb.core.text import whole_number
 from pylb.sessions import show
 from pylb.stories import local_time
 
@@ -73,9 +74,9 @@ def list_(config_path: Path | None, as_json: bool) -> None:
 @click.argument("weight", metavar="0-256|default")
 def weight(config_path: Path | None, as_json: bool, seconds: float | None, target: str, weight: str) -> None:
     """Overrule a server's weight; `default`: as configured or registered. 0: no new sessions, live ones stay."""
-    if weight != "default" and not (weight.isascii() and weight.isdigit() and int(weight) <= 256):
+    number = None if weight == "default" else whole_number(weight, 256)
+    if number is None and weight != "default":
         raise click.BadParameter(f"{weight!r} is neither 0-256 nor default", param_hint="weight")
-    number = None if weight == "default" else int(weight)
     _show(ask(config_path, {"verb": "weight", "target": target, "weight": number, "for": seconds})["lines"], as_json=as_json)
 
 

@@ -16,6 +16,7 @@ from pylb.core.errors import Code, Refused
 from pylb.core.health import HINTS, YES
 from pylb.core.policy import CONNECT, HealthMode
 from pylb.core.recorder import Query, Story
+from pylb.core.text import whole_number
 from pylb.forward.counters import FrontendCounters
 from pylb.routes import rows
 from pylb.stories import LETTERS, REASONS, line
@@ -39,9 +40,9 @@ def recorded_of(port: int) -> Query:
 def ports_of(registry: Registry, what: str) -> list[int]:
     """Those that a port, or the name of a frontend or of a registration, is about. Raises Refused NOT_FOUND, INVALID."""
     if what.isascii() and what.isdigit():
-        if not 1 <= int(what[:6]) <= 65535:
+        if not (port := whole_number(what, 65535)):
             raise Refused(Code.INVALID, f"{what[:20]}: no port", "1 to 65535")
-        return [int(what)]
+        return [port]
     ports = {listen.port for listen, frontend in registry.table.frontends.items() if frontend.name == what}
     ports |= {wanted.port for one in registry.each_registration() if one.name == what for wanted in one.frontends}
     if not ports:  # it has none; did it want one, or had it one?

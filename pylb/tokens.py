@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pylb.asking import CONFIG, FAILED, JSON, ask, die, loaded, running, say, state_dir
+from pylb.core.text import whole_number
 
 if TYPE_CHECKING:
     from pylb.config import Config
@@ -49,6 +50,8 @@ def token(context: click.Context, config_path: Path | None, show: bool) -> None:
         say(path.read_text().strip())
     except OSError as error:
         die(f"{path}: {error.strerror}. It is made by the first `pylb run` without configured tokens.")
+    except UnicodeDecodeError:
+        die(f"{path} is not text. Move it away: the next start of pylb makes another one.")
 
 
 def _split(_context: click.Context, _option: click.Parameter, value: str | None) -> list[str] | None:
@@ -369,8 +372,10 @@ def _manifests(made: "MadeToken", join: str, options: dict[str, Any]) -> str:
     frontends = options["frontends"] or [f"{low}:{node_port_of(low)}" for low, high in made.ports if low == high]
     if not frontends:
         die('--frontends "443:30443" is needed: the ports of the token are ranges')
-    pairs = [frontend.split("/")[0].split(":") for frontend in frontends]
-    if not all(len(pair) == 2 and all(port.isdigit() for port in pair) and int(pair[1]) in NODE_PORTS for pair in pairs):
+    pairs = [frontend.split("/")[0].split(":") for frontend in frontends]  # PORT, NODEPORT
+    if not all(
+        len(pair) == 2 and whole_number(pair[0], 65535) and whole_number(pair[1], 65535) in NODE_PORTS for pair in pairs
+    ):
         die(f"--frontends: {' '.join(frontends)!r} is not a list of PORT:NODEPORT (NodePorts are 30000-32767)")
     ports = "\n".join(
         f"    - {{name: {scalar(f'p{port}')}, port: {port}, targetPort: {port}, nodePort: {node_port}}}"

@@ -39,7 +39,7 @@ from pylb.core.overrides import Override, Whom, changed, find, hit, kept
 from pylb.core.policy import AdminState, Rules
 from pylb.core.registration import Announcement, Key, Registration, check_name, legacy_key
 from pylb.core.table import Diff, Server, Table, diff
-from pylb.core.text import counted
+from pylb.core.text import counted, whole_number
 
 T = TypeVar("T")
 
@@ -234,7 +234,7 @@ class Registry:
 
     async def release_any(self, what: str) -> list[str]:
         """`PORT` (that port, of whoever holds it) or `NAME[/INSTANCE]`: a line for each. Raises Refused NOT_FOUND."""
-        port = int(what) if what.isascii() and what.isdigit() else None
+        port = whole_number(what, 65535)
         lines: list[str] = []
 
         def step(scene: Scene) -> tuple[Scene, Change]:

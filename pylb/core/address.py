@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import NamedTuple
 
+from pylb.core.text import whole_number
+
 Network = IPv4Network | IPv6Network
 ANY = "*"
 
@@ -92,9 +94,9 @@ def parse_ip(text: str) -> str:
 
 def parse_port(text: str) -> int:
     """A port 1-65535 in plain decimal. Raises ValueError."""
-    if not (text.isascii() and text.isdigit() and len(text) <= 5 and 1 <= int(text) <= 65535):
+    if not (port := whole_number(text, 65535)):
         raise ValueError(f"{text!r} is not a port (1-65535)")
-    return int(text)
+    return port
 
 
 def _split(text: str) -> tuple[str, int]:

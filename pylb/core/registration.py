@@ -18,6 +18,7 @@ from pylb.core.address import Address, Listen
 from pylb.core.checks import HEALTH_SCHEMA, BadCheck, parse_health
 from pylb.core.errors import Code, Refused
 from pylb.core.policy import CONNECT, UNSAID, Check, LeaseBounds, OwnHealth, ProxyProtocol
+from pylb.core.text import whole_number
 
 # Host and pod names (RFC 1123), and the underscore and capitals people use anyway. No slash, no `@`, no leading dot:
 # a name is a path segment, a log field and a label.
@@ -231,7 +232,7 @@ def ports_named(body: bytes) -> list[int]:
     frontends = data.get("frontends")
     said = [one.get("port") for one in frontends if isinstance(one, dict)] if isinstance(frontends, list) else []
     texts = (str(one)[:6] for one in (*said, data.get("frontend-port")))
-    return [int(text) for text in texts if text.isascii() and text.isdigit() and 1 <= int(text) <= 65535]
+    return [port for text in texts if (port := whole_number(text, 65535))]
 
 
 def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

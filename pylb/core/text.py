@@ -49,6 +49,14 @@ def visible_lines(text: str) -> str:
     return text.translate(_BETWEEN_LINES)
 
 
+def whole_number(text: str, most: int) -> int | None:
+    """0 to `most` in plain decimal; None for anything else, however long. (`int` takes the digits of all scripts, `isdigit`
+    some that `int` does not, and more than 4,300 of them are a ValueError.)"""
+    if not (text.isascii() and text.isdigit() and len(text) <= len(str(most))):
+        return None
+    return number if (number := int(text)) <= most else None
+
+
 def counted(number: int, noun: str) -> str:
     """ "1 session", "2 sessions"."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

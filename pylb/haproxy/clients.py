@@ -197,7 +197,7 @@ def _ports(patterns: Sequence[str], port: int) -> Clients | None:
         if word in ("eq", "-m", "int", "--"):
             continue
         low, colon, high = word.partition(":")
-        if not low.isdigit() or (colon and not high.isdigit()) or len(word) > 11:
+        if not word.isascii() or not low.isdigit() or (colon and not high.isdigit()) or len(word) > 11:
             return None
         if int(low) <= port <= int(high or low):
             return EVERYBODY

@@ -307,7 +307,7 @@ def holds(condition: str, variables: Variables) -> bool | None:
             tokens.append(truth)
             place = end + 1
         elif found[1].isdigit():
-            tokens.append(int(found[1]) != 0)
+            tokens.append(found[1].strip("0") != "")
         else:
             tokens.append(found[1])
     return _value(tokens)

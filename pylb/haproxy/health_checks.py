@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from pylb.core.text import whole_number
 from pylb.haproxy.config_parser import Line, Notes, Section, word_set
 
 MOST_TEXT = 1024  # characters that a check sends, as core.checks
@@ -120,8 +121,8 @@ def _connect(line: Line, options: Sequence[str]) -> dict[str, int]:
     match list(options):
         case [] | ["default"] | ["comment", _] | ["linger"]:
             return {}
-        case ["port", number] if number.isdigit() and 1 <= int(number[:6]) <= 65535:
-            return {"port": int(number)}
+        case ["port", number] if port := whole_number(number, 65535):
+            return {"port": port}
     raise Untranslatable(line, "HAProxy would connect so for its check")
 
 

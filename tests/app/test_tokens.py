@@ -245,6 +245,8 @@ def test_a_broken_file_of_a_made_token_costs_nobody_and_is_said(tls: Instance) -
         (("create", "app", "--ports", "443", "--sources", "nowhere"), "sources: 'nowhere' is not a network"),
         (("create", "app", "--ports", "20-30", "--kubernetes"), '--frontends "443:30443" is needed'),
         (("create", "app", "--ports", "443", "--kubernetes", "--frontends", "443:443"), "NodePorts are 30000-32767"),
+        (("create", "app", "--ports", "443", "--kubernetes", "--frontends", "443:\u00b2"), "NodePorts are 30000-32767"),
+        (("create", "app", "--ports", "443", "--kubernetes", "--frontends", "443:" + "9" * 5000), "NodePorts are 30000-32767"),
         (("create", "app", "--ports", "443", "--kubernetes", "--app", "a: b"), "--app: 'a: b' is no value of a label"),
         (("create", "app", "--ports", "443", "--kubernetes", "--namespace", "a\nb"), "is no name for Kubernetes"),
         (("create", "a" * 60, "--ports", "443", "--kubernetes"), "NAME: "),

@@ -354,8 +354,9 @@ async def test_the_operator_releases_a_port_or_a_name(tmp_path: Path) -> None:
         assert await c.registry.release_any("web") == ["released t/web/pod-1"]
         assert await c.registry.release_any("old") == ["released t/old (legacy)"]
         assert c.sink.ports == set()
-        with pytest.raises(Refused, match="not_found"):
-            await c.registry.release_any("web")
+        for nobody in ("web", "65536", "9" * 5000):
+            with pytest.raises(Refused, match="not_found"):
+                await c.registry.release_any(nobody)
 
 
 @aio

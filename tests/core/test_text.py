@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pylb.core.text import counted, span, visible, visible_lines
+from pylb.core.text import counted, span, visible, visible_lines, whole_number
 
 
 @pytest.mark.parametrize(
@@ -56,3 +56,20 @@ def test_a_duration_as_people_write_it(seconds: float, text: str) -> None:
 
 def test_one_is_no_plural() -> None:
     assert [counted(number, "session") for number in (0, 1, 2)] == ["0 sessions", "1 session", "2 sessions"]
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        *(("0", 0), ("443", 443), ("65535", 65535), ("65536", None), ("00443", 443), ("000443", None)),
+        *(("", None), ("-1", None), ("+1", None), ("1_0", None), (" 1", None), ("4.0", None), ("9" * 5000, None)),
+        *(("\u00b2", None), ("\u0664\u0664", None)),  # a raised two is a digit for `isdigit` alone, Arabic ones for `int` too
+    ],
+)
+def test_a_whole_number_is_plain_digits_up_to_the_most(text: str, number: int | None) -> None:
+    assert whole_number(text, 65535) == number
+
+
+@given(st.integers(0, 70000), st.integers(0, 70000))
+def test_a_whole_number_is_what_int_says_up_to_the_most(number: int, most: int) -> None:
+    assert whole_number(str(number), most) == (number if number <= most else None)
