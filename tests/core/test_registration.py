@@ -59,7 +59,11 @@ def test_a_port_is_a_whole_number_between_1_and_65535(port: Any, says: str) -> N
         ({"frontends": [ONE, ONE]}, "frontends[1].port: 443 is there twice", "one entry per port"),
         ({"frontends": [ONE | {"weight": 0}]}, "frontends[0].weight: ", ""),
         ({"frontends": [ONE | {"proxy_protocol": "v3"}]}, "frontends[0].proxy_protocol: ", ""),
-        ({"frontends": [ONE | {"health": {"htp": "/"}}]}, "frontends[0].health: 'htp' is no key of a check", CHECK_HINT),
+        (
+            {"frontends": [ONE | {"health": {"htp": "/"}}]},
+            "frontends[0].health: 'htp' is no key of a check",
+            f"{CHECK_HINT}; did you mean 'http'?",
+        ),
         ({"state": "down" * 99}, "state: ", ""),
         ({"ttl": 60.5}, "ttl: ", ""),
         ({"address": 7}, "address: ", ""),
