@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.app.instance import Instance
+from tests.app.systemd import Systemd
 from tests.app.versions import gone, known
 from tests.support.processes import Processes
 from tests.support.waiting import eventually
@@ -31,6 +32,13 @@ def pylb(processes: Processes, tmp_path: Path) -> Iterator[Instance]:
     for pid in known(found):
         if not gone(pid):
             os.kill(pid, signal.SIGKILL)
+
+
+@pytest.fixture
+def systemd(tmp_path: Path) -> Iterator[Systemd]:
+    found = Systemd(tmp_path)
+    yield found
+    found.close()
 
 
 @pytest.fixture

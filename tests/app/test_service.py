@@ -3,7 +3,6 @@
 import os
 import signal
 import socket
-from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -16,13 +15,6 @@ from tests.app.instance import Instance, echo
 from tests.app.systemd import Systemd
 from tests.support.baseline import descriptors
 from tests.support.ports import free_port
-
-
-@pytest.fixture
-def systemd(tmp_path: Path) -> Iterator[Systemd]:
-    found = Systemd(tmp_path)
-    yield found
-    found.close()
 
 
 def environ(systemd: Systemd, **more: str) -> dict[str, str]:
