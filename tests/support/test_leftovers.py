@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.cgroups import ROOTS, end, end_those_of_dead_runs
 from tests.support.leftovers import Run
 from tests.support.netns import run as command
-from tests.support.peers import need_netns
+from tests.support.peers import missing, need_netns
 
 SLEEPS = "import time; time.sleep(60)"
 Start = Callable[..., int]
@@ -100,3 +101,30 @@ def test_a_network_namespace_is_named_and_those_of_others_are_not(tmp_path: Path
     finally:
         for name in (ours, others):
             command("ip", "netns", "delete", name)
+
+
+@pytest.mark.root
+def test_machines_of_a_run_that_was_killed_are_ended_and_those_of_others_are_not(start: Start) -> None:
+    """As systemd-nspawn leaves them: a group with groups below it, and processes in each."""
+    roots = [root for root in ROOTS if (root / "cgroup.procs").exists()]
+    if not roots or not os.access(roots[0], os.W_OK):
+        missing("needs control groups that root may make")
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait(10)  # its number is nobody's now
+    dead, living, foreign = f"pylb-test-{gone.pid}", f"pylb-test-{os.getpid()}", f"pylb-test-{gone.pid}-of-another"
+    pids = {}
+    try:
+        for name in (dead, living, foreign):
+            for folder in (roots[0] / name, roots[0] / name / "payload"):
+                folder.mkdir()
+                pids[folder] = start()
+                (folder / "cgroup.procs").write_text(str(pids[folder]))
+
+        end_those_of_dead_runs()
+
+        assert not (roots[0] / dead).exists()
+        states = {folder: Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] for folder, pid in pids.items()}
+        assert {folder for folder, state in states.items() if state == "Z"} == {one for one in pids if dead in one.parts}
+    finally:
+        for name in (dead, living, foreign):
+            end(name)

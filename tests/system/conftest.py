@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.cgroups import end_those_of_dead_runs
 from tests.support.netns import Lab, remove_leftovers
 from tests.support.peers import need_netns
 from tests.support.processes import Processes
@@ -14,6 +15,7 @@ from tests.system.images import debootstrap
 @pytest.fixture(scope="session", autouse=True)
 def _machine() -> None:
     need_netns()
+    end_those_of_dead_runs()  # first: what they hold of a network keeps its namespace
     remove_leftovers()
 
 

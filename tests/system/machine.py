@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
+from tests.support import cgroups
 from tests.support.netns import Namespace
 from tests.support.peers import need
 from tests.support.processes import Process, Processes
@@ -50,7 +51,7 @@ class Machine:
         self.root = root
         self.network = network
         self._processes = processes
-        self._group = f"pylb-test-{os.getpid()}"
+        self._group = cgroups.own()
 
     def __enter__(self) -> Self:
         nspawn = [need("systemd-nspawn"), "--quiet", f"--directory={self.root}", "--machine=pylb", "--boot"]
@@ -68,13 +69,7 @@ class Machine:
     def __exit__(self, *_: object) -> None:
         os.kill(self._init, STOP)
         self._nspawn.wait(60)
-        for root in ("/sys/fs/cgroup/systemd", "/sys/fs/cgroup/unified", "/sys/fs/cgroup"):
-            below = Path(root, self._group)
-            for folder in sorted(below.rglob("*"), reverse=True) if below.is_dir() else ():
-                if folder.is_dir():
-                    folder.rmdir()
-            if below.is_dir():
-                below.rmdir()
+        cgroups.remove(self._group)
 
     def _systemd(self) -> int:
         """Among the children of nspawn, of which others only prepare, the one that is process 1 inside. 0: not yet."""
