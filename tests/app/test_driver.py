@@ -2,12 +2,14 @@
 
 import asyncio
 import logging
+from dataclasses import replace
 
 import pytest
 
+from pylb.core.table import make_table
 from pylb.driver import Driver
 from pylb.forward.engine import Engine
-from tests.support.drive import Drive, Witness
+from tests.support.drive import Drive, Witness, server_at
 
 
 def test_a_want_of_pipes_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
@@ -66,3 +68,33 @@ def test_the_engine_has_one_turn_in_each_turn_of_the_loop() -> None:
         asyncio.run(run())
     drive.finish()
     assert rounds - 1 <= turns <= rounds + 1
+
+
+def test_a_table_that_gives_the_engine_more_to_do_is_followed_by_a_turn_at_once() -> None:
+    """Not only by the next tick: clients that waited have room now."""
+    drive = Drive(splice=False)
+    engine, backend = drive.engine, drive.backend()
+    listen = drive.serve(server_at(backend, most=1))
+    drive.connect(listen)
+    drive.accept(backend)
+    for _ in range(20):
+        drive.connect(listen)
+    drive.run_until(lambda: engine.counters.frontends[listen].queued == 20)
+    roomy = make_table(9, {listen: replace(engine.table.frontends[listen], servers=(server_at(backend),))})
+
+    async def run() -> None:
+        driver = Driver(engine)
+        try:
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(engine, "tick", lambda _now: False)
+                driver.apply(roomy)
+                for _ in range(20):
+                    await asyncio.sleep(0)  # one turn of the loop
+        finally:
+            driver.close()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine, "close", lambda: None)  # the drive does
+        asyncio.run(run())
+    assert engine.counters.frontends[listen].queued == 0
+    drive.finish()

@@ -276,9 +276,7 @@ def test_a_port_that_somebody_shut_down_costs_a_few_calls(drive: Drive) -> None:
     drive.accept(backend)
 
 
-def test_a_port_that_cannot_be_taken_from_epoll_is_closed_all_the_same(
-    make_drive: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_port_that_cannot_be_taken_from_epoll_is_closed(make_drive: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """What epoll_ctl(2) says then means that it was not there."""
     drive = make_drive(splice=False)
     backend = drive.backend()
@@ -314,6 +312,7 @@ def test_a_fault_in_the_closing_of_a_port_keeps_no_other_part_of_a_table_out_of_
     monkeypatch.undo()
     assert len(drive.faults) == 2
     assert drive.engine.table.frontends == {}
+    assert not drive.engine._ports.by_listen
     fresh = drive.serve(server_at(backend), name="three")
     drive.connect(fresh)
     drive.accept(backend)
