@@ -53,7 +53,7 @@ VERBS = {
 }
 DEFAULT_TARGETS = ("direct", "pylb", "haproxy", "haproxy2", "nginx")
 EXAMPLES = """examples:
-  python -m bench                    everything, about 25 minutes; the raw JSON is kept under bench/results/
+  python -m bench                    everything, about an hour; the raw JSON is kept under bench/results/
   python -m bench --quick            does it run, is it roughly right? one short round, nothing kept
   python -m bench --scenarios bulk --targets pylb,haproxy,haproxy-splice --rounds 9
   python -m bench --scenarios keepalive-1,keepalive-256 --json out.json

@@ -161,11 +161,12 @@ def _silent(target: Target, effort: Effort) -> Outcome:
         "ping_p50_ms": 1e3 * ping.p50,
         "alone_p99_ms": 1e3 * alone.p99,
         "connects_per_second": knocks.rate,
+        "late_percent": 100 * knocks.failed / max(1, knocks.closed),
         **cpu.per("cpu_us_per_connect", 1e6, knocks.closed),
     }
     if target.process:
         metrics |= {"grown_mib": (after - before) / 2**20, "mib_process": after / 2**20}
-    return Outcome(metrics, knocks.failed)
+    return Outcome(metrics)
 
 
 def _half_rate(target: Target, effort: Effort) -> Outcome:
@@ -319,6 +320,7 @@ SCENARIOS = {
                 Metric("ping_p50_ms", "p50 ms", 2),
                 Metric("alone_p99_ms", "p99 ms alone", 2),
                 Metric("connects_per_second", "connects/s"),
+                Metric("late_percent", "% not accepted in theirs", 1),
                 Metric("cpu_us_per_connect", "CPU µs/connect"),
                 Metric("grown_mib", "MiB more", 1),
                 Metric("mib_process", "process MiB then", 1),
