@@ -129,6 +129,7 @@ def test_routes_release_and_rejected_of_a_running_pylb(pylb: Instance, echo_port
     assert pylb.routes() == []
 
 
+@pytest.mark.timeout(120)  # two dozen starts of the command
 def test_a_server_is_drained_weighed_and_put_back_and_its_sessions_ended(pylb: Instance, echo_port: int) -> None:
     pylb.start()
     assert pylb.register(pylb.port, echo_port).status == 201

@@ -235,13 +235,23 @@ def test_a_port_that_another_program_has_is_named_with_it(tmp_path: Path, monkey
     assert findings(tmp_path, frontends=[web])["port 443"].found == "haproxy, pid 7 has it"
 
 
-def test_a_certificate_that_ends_soon_or_cannot_be_used_is_named(tmp_path: Path) -> None:
+def test_a_certificate_that_ends_soon_or_cannot_be_used_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "SERVICE_USER", "nobody-has-this-name")  # pylb may be installed here
     made = self_signed(tmp_path, "localhost")  # ends within the hour
     tls = {"certificate": str(made.certificate), "key": str(made.key)}
     found = findings(tmp_path, webhook={"listen": "*:9000", "tls": tls})["certificate"]
     assert (found.ok, "0 days left" in found.found) == (False, True)
     made.certificate.write_text("garbage")
     assert not findings(tmp_path, webhook={"listen": "*:9000", "tls": tls})["certificate"].ok
+
+
+def test_a_key_that_the_services_user_cannot_reach_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "SERVICE_USER", "nobody")
+    made = self_signed(tmp_path, "localhost")
+    tmp_path.chmod(0o700)
+    tls = {"certificate": str(made.certificate), "key": str(made.key)}
+    found = findings(tmp_path, webhook={"listen": "*:9000", "tls": tls})["certificate"]
+    assert (found.ok, "the user nobody cannot enter" in found.found) == (False, True)
 
 
 def test_the_command_prints_what_to_do_and_says_so_by_its_exit_code(pylb: Instance) -> None:
