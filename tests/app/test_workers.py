@@ -133,7 +133,7 @@ def test_a_killed_worker_resets_its_downloads_and_refuses_nobody(
         ends = [_end(sock) for sock in running]
         assert set(ends) == {"reset", "goes on"}
         assert 0.2 < ends.count("reset") / downloads < 0.8
-        process.has_said(f"worker 1 (pid {victim}) ended by signal 9: about ")
+        process.has_said(f"worker 1 (pid {victim}) ended by signal 9; reset: about ")
     successor = next(pid for pid in workers(process) if pid != other)
     assert successor != victim
 

@@ -6,7 +6,6 @@ import json
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from pylb.config import load
@@ -150,9 +149,7 @@ class _Sessions:
 
 @cache
 def _control() -> ControlSocket:
-    held = TemporaryDirectory()
-    atexit.register(held.cleanup)
-    folder = Path(held.name)
+    folder = Path("/nonexistent")  # nothing is written: neither the store nor the socket is opened
     registry = Registry(rules=Rules(), keyring=Keyring(()), sink=PortSink(), store=Store(folder))
     return ControlSocket(folder / "control.sock", verbs(registry, _Service(), _Sessions()))  # type: ignore[arg-type]
 
