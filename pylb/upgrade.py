@@ -343,13 +343,10 @@ async def inherit(environ: Mapping[str, str]) -> Left | None:
 
 
 class Predecessors:
-    """Those that only end their sessions still, each with a process of its own: what they count, and their end.
-
-    `failed` is told how often a part has failed there.
-    """
+    """Those that only end their sessions still, each with a process of its own: what they count, and their end."""
 
     def __init__(self, failed: Callable[[str, int], None] = lambda _part, _count: None) -> None:
-        self._failed = failed
+        self._failed = failed  # a part of theirs, so many times
         self._failures: dict[int, dict[str, int]] = {}  # of each, by part
         self._tally = Tally()
         self._living: dict[int, Talk] = {}
