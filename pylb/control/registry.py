@@ -309,7 +309,7 @@ class Registry:
                 before = changed(before, [place for place in places if place in before], state=AdminState.READY, exempt=False)
             overrides = changed(before, [target] if node else places, until, **said)
             if not node and "state" in said:  # the narrower word wins over one about the node
-                out = {ip: word for ip, word in before.items() if isinstance(ip, str) and word.state is not AdminState.READY}
+                out = {ip: old for ip, old in before.items() if isinstance(ip, str) and old.state is not AdminState.READY}
                 for place in ((one.listen, server.address) for one, server in found):
                     taken_out = out.get(place[1].ip) if said["state"] is AdminState.READY else None
                     ends = until if taken_out is None else taken_out.until

@@ -97,6 +97,9 @@ def used(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return pylb.state_dir
 
 
+REGISTERED = free_port()  # held by the state that all tests start with
+
+
 def configure(pylb: Instance, target: int) -> None:
     """A static frontend, self-signed TLS and plain HTTP, and the token of the first run."""
     webhook = [
@@ -110,7 +113,7 @@ def configure(pylb: Instance, target: int) -> None:
 def register(pylb: Instance, instance: str) -> Answer:
     """With the secret of the first run."""
     secret = (pylb.state_dir / "token").read_text().strip()
-    body = {"frontends": [{"port": 29999, "target_port": 1}], "ttl": None, "address": "127.0.0.1"}
+    body = {"frontends": [{"port": REGISTERED, "target_port": 1}], "ttl": None, "address": "127.0.0.1"}
     headers = {"Authorization": f"Bearer {secret}", "Content-Type": "application/json"}
     return fetch(("127.0.0.1", pylb.webhook), "PUT", f"/v1/registrations/app/{instance}", json.dumps(body), headers)
 
