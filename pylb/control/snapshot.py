@@ -91,26 +91,25 @@ class Encoder:
         }
 
 
-_Texts = dict[int, tuple[Part[Any, Any], str]]  # by the identity of the part, which is held so that it stays its own
+_Texts = dict[int, tuple[Part[Any, Any], bytes]]  # by the identity of the part, which is held so that it stays its own
 
 
 def _by_part(entries: Frozen[K, V], known: _Texts, encoded: Callable[[int, K, V], Any]) -> tuple[_Texts, Json]:
     texts: _Texts = {}
     for part in filter(None, entries.parts):
         texts[id(part)] = known.get(id(part)) or (part, _text_of(part, encoded))
-    return texts, Json("[" + ",".join([text for _, text in texts.values()]) + "]")
+    return texts, Json([text for _, text in texts.values()])
 
 
 def _with(entries: Json, more: Iterable[Mapping[str, Any]]) -> Json:
     """The list with these behind its own."""
-    own = entries[1:-1]
-    return Json("[" + ",".join([*([own] if own else []), *map(canonical, more)]) + "]")
+    return Json([*entries.pieces, *(canonical(one).encode() for one in more)])
 
 
-def _text_of(part: Part[K, V], encoded: Callable[[int, K, V], Any]) -> str:
+def _text_of(part: Part[K, V], encoded: Callable[[int, K, V], Any]) -> bytes:
     text = ",".join([canonical(encoded(place, key, value)) for key, (place, value) in part.items()])
     time.sleep(PAUSE)  # noqa: TID251 - in the store's thread, never on the loop
-    return text
+    return text.encode()
 
 
 def _encode_place(_order: int, place: Place, _: bool) -> list[str]:

@@ -40,7 +40,7 @@ def written_by_a_newer_pylb(folder: Path) -> None:
     data = payload(folder)
     data["registrations"].append(NEW)
     data["leases"].append(LEASE)
-    body = _canonical(data)
+    body = b"".join(_canonical(data))
     head = {"version": 1, "sha256": sha256(body).hexdigest()}
     (folder / "state.json").write_text(json.dumps(head | {"payload": data}))
 

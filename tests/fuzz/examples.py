@@ -76,7 +76,7 @@ _SNAPSHOT = """{"generation":7,"written_at":1700000000.0,"registrations":[
 "proven":["192.0.2.7:50000"],"resolved":{"app.example.net":["192.0.2.9"]},
 "overrides":[{"listen":"*:443","address":"192.0.2.7:50000","state":"drain","weight":5}]}"""
 SNAPSHOT = (_SNAPSHOT.encode(),)
-STATE = (_encode(json.loads(_SNAPSHOT)), b'{"version":1,"sha256":"","payload":{}}')
+STATE = (b"".join(_encode(json.loads(_SNAPSHOT))), b'{"version":1,"sha256":"","payload":{}}')
 HISTORY = (
     b'{"generation":3,"time":1.5,"by":["admin"],"lines":[["opened","*:443","web-443","opened",null]]}\n',
     b'{"generation":4,"time":2,"by":[],"lines":[["moved","*:443","web-443","from x","192.0.2.7:30443"]]}\n',

@@ -134,10 +134,10 @@ def _of_json(work: Callable[[Mapping[str, Any]], object]) -> Callable[[bytes], o
 def _snapshot(found: Any) -> None:
     if found is None:
         return
-    text = _canonical(snapshot.Encoder().encode(found[0]))
+    text = b"".join(_canonical(snapshot.Encoder().encode(found[0])))
     again, complaints = snapshot.decode(json.loads(text))
     assert not complaints
-    assert _canonical(snapshot.Encoder().encode(again)) == text
+    assert b"".join(_canonical(snapshot.Encoder().encode(again))) == text
 
 
 def _restored(path: Path) -> list[history.Generation]:
