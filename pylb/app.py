@@ -97,10 +97,10 @@ LINGER = 1.0
 SIGNAL_TURNS = 3
 # With the heap of the start frozen and sessions that leave no cycles, collections find next to nothing; what calls leave is
 # cut where it is made (core.errors.let_go). What counts is how long each holds the loop. 10,000 new registrations, CPU of the
-# longest young and middle collection on a busy machine: 15 and 83 ms with (10_000, 20, 100), 17 and 40 with (10_000, 2, 1000),
-# 6 and 13 with these, for 6 % more CPU in all. A whole one sees all that came since the start: some 0.1 s for each 100,000
+# longest young and middle collection on a busy machine: 15 and 83 ms with (10_000, 20, 100), 4 and 12 with (2_000, 5, 2_000),
+# 4 and 6 with these, for the same CPU in all. A whole one sees all that came since the start: some 0.1 s for each 100,000
 # objects, and a registration is 27. So they are rare: there is one after some 24 million more objects than were freed.
-GC_THRESHOLDS = (2_000, 5, 2_000)
+GC_THRESHOLDS = (1_000, 2, 8_000)
 WORKERS_WINDOW = 3  # samples of the history that a rate is taken over: workers report once a second, at moments of their own
 _LEVELS = {True: logging.WARNING, False: logging.INFO}  # of an event, by its alarm
 _SIGNALS = {

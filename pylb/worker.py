@@ -24,7 +24,7 @@ from pylb.workers.link import Link
 from pylb.workers.messages import VERSION, Hello, decoded
 
 HELLO = 10.0  # seconds to wait for main's first word
-GC_THRESHOLDS = (2_000, 5, 2_000)  # as app.py's: sessions leave no cycles, messages leave a few
+GC_THRESHOLDS = (1_000, 2, 8_000)  # as app.py's: sessions leave no cycles, messages leave a few
 
 
 def main(fd: int, shared: int) -> int:

@@ -82,4 +82,4 @@ def _token_for(port: int, keyring: Keyring, name: str | None) -> Token:
 
 def same_call(before: Registration | None, wanted: Registration) -> bool:
     """Is `wanted`, which has no places yet, what `before` already is?"""
-    return before is not None and replace(before, places=(), displaced=()) == wanted
+    return before is not None and before.ip == wanted.ip and replace(before, places=(), displaced=()) == wanted

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from pylb.control.agenda import Agenda
 from pylb.control.probe import Ask, Question
+from pylb.control.steps import in_turns
 from pylb.core.address import Address, Listen
 from pylb.core.compose import Sight
 from pylb.core.health import (
@@ -156,12 +157,15 @@ class Checker:
 
     async def dial_new(self, addresses: Iterable[Address]) -> None:
         """Dials those nothing is known of, all at once (<= 1 s). What is found is kept; ranks follow with the next table."""
-        unknown = {address for address in addresses if address not in self._proofs}
-        await asyncio.gather(*(self._answer(Question(address)) for address in unknown))
+        await self.dial(address for address in addresses if address not in self._proofs)
 
     async def dial(self, addresses: Iterable[Address]) -> None:
         """Asks these now, all at once (<= 1 s), whatever is known of them."""
-        await asyncio.gather(*(self._answer(Question(address)) for address in {*addresses}))
+        questions = [Question(address) for address in {*addresses}]
+        if len(questions) == 1:  # as nearly always: no task and no future of a group for it
+            await self._answer(questions[0])
+        else:
+            await asyncio.gather(*map(self._answer, questions))
 
     async def _answer(self, question: Question) -> tuple[str, bool]:
         """What was found, and whether it proves the address.
@@ -263,7 +267,8 @@ class Checker:
                 self._users.pop(address, None)
                 self._forget_unused([address])
         for address, server in now.items():
-            if new is not None and not (same_policy and known.get(address) == server):
+            old_one = known.get(address)
+            if new is not None and not (same_policy and (old_one is server or old_one == server)):
                 self._users.setdefault(address, {})[listen] = None
                 self._watch(new, server)
 
@@ -416,10 +421,8 @@ class Checker:
         loop, due = asyncio.get_running_loop(), self._take()
         try:
             running = []
-            for number, (question, (places, silent)) in enumerate(due.items(), 1):
+            async for question, (places, silent) in in_turns(due.items(), BATCH):
                 running.append(loop.create_task(self._probe(question, places, silent=silent)))
-                if number % BATCH == 0:
-                    await asyncio.sleep(0)
             await asyncio.gather(*running)
         finally:
             now = self._clock()

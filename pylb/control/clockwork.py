@@ -100,14 +100,15 @@ class Clockwork:
         return tuple(key for key in keys if not self._ledger.writer.is_busy_with(key))
 
     async def _end(self, keys: tuple[Key, ...]) -> None:
-        tenure = self._ledger.tenure
+        tenure, ended = self._ledger.tenure, list[Key]()
 
         def step(scene: Scene) -> tuple[Scene, Change]:
             silent = [key for key in keys if tenure.is_over(key)]  # who called since has not lapsed
-            return _becoming(scene, silent, State.STALE)
+            after, change = _becoming(scene, silent, State.STALE)
+            ended[:] = [key for key in keys if after.claims.not_fresh.get(key) is State.STALE]
+            return after, change
 
-        def done(change: Change) -> None:
-            ended = [key for key in keys if change.claims.not_fresh.get(key) is State.STALE]
+        def done(_change: Change) -> None:
             if ended:
                 names = ", ".join(map(title_of, ended))
                 self._ledger.journal.note("stale", f"silent for its TTL, now the last resort: {names}", {"count": len(ended)})
@@ -155,7 +156,8 @@ class Clockwork:
 
         def done(change: Change) -> None:
             if change.touched:
-                names = ", ".join(title(change.claims.registrations[key]) for key in keys if key in change.claims.registrations)
+                held = self._ledger.scene.claims.registrations
+                names = ", ".join(title(held[key]) for key in keys if key in held)
                 text = f"the new address has not answered in {FALLBACK:.0f} s, and the old one no longer serves for it: {names}"
                 self._ledger.journal.note("fallback_over", text, whose(keys), alarm=True)
 

@@ -9,6 +9,8 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from errno import EINVAL
+from functools import partial
+from typing import TypeVar
 
 from pylb.control.admission import same_call
 from pylb.control.checker import Checker
@@ -28,7 +30,7 @@ from pylb.control.turn import Writer
 from pylb.control.views import FrontendOutcome, Outcome, title
 from pylb.core.address import Address, Listen
 from pylb.core.auth import Caller, Keyring
-from pylb.core.claims import Change, Claims, announce, check_bounds, loop, loops, pass_on, readmitting, release
+from pylb.core.claims import Change, Claims, admit, announce, loop, loops, pass_on, readmitting, release
 from pylb.core.errors import Code, Refused
 from pylb.core.layout import Layout
 from pylb.core.overrides import Whom, kept
@@ -39,7 +41,7 @@ from pylb.core.text import counted
 
 MOST_REGISTRATIONS = 2000  # of one token
 LEASES = 500  # restored between two turns of the loop: 1 ms
-
+T = TypeVar("T")
 
 RESERVE = 1000  # generations
 
@@ -136,9 +138,9 @@ class Ledger:
 
     async def enter(self, wanted: Registration, caller: Caller) -> Outcome:
         """A registration, native or legacy, that its token may make. Raises Refused."""
-        wanted = replace(wanted, key=self._key_of(wanted))
+        wanted = self._inheriting(wanted)
         before = self.scene.claims.registrations.get(wanted.key)
-        if before is not None and self.is_beat(wanted):
+        if before is not None and self._repeats(before, wanted):
             self._beat(before, moved=False)  # nothing to write, to swap or to wait for
             self._ask_at_once(before)
             self.totals["unchanged"] += 1
@@ -148,33 +150,36 @@ class Ledger:
         await self._ask_once_more(wanted)
         with self.checker.considering(targets):
             if self.checker.unknown(targets):  # then a call that would be refused is not to dial them
-                _, rehearsed = self.announce(self.scene, wanted, caller, takeover=takeover)
-                if wanted.key in rehearsed.claims.registrations:
+                admitted, _ = self._judged(
+                    self.scene, wanted, caller, partial(admit, takeover=takeover, contest=self.silence.contest)
+                )
+                if not isinstance(admitted, Change):
                     await self.checker.dial_new(targets)
-            change, durable = await self.take_turn(wanted, caller, takeover=takeover)
-        return self.outcome(change.result, change.claims.registrations.get(wanted.key), durable=durable, note=change.note)
+            change, durable = await self.submit(wanted, caller, takeover=takeover)
+        return self.outcome(change.result, change.registered, durable=durable, note=change.note)
 
     def is_beat(self, wanted: Registration) -> bool:
         """Is it what is registered already, with nothing about it under way?"""
-        wanted = replace(wanted, key=self._key_of(wanted))
+        wanted = self._inheriting(wanted)
         before = self.scene.claims.registrations.get(wanted.key)
-        return before is not None and same_call(before, wanted) and not self.writer.is_busy_with(wanted.key)
+        return before is not None and self._repeats(before, wanted)
+
+    def _repeats(self, before: Registration, wanted: Registration) -> bool:
+        return same_call(before, wanted) and not self.writer.is_busy_with(wanted.key)
 
     async def _ask_once_more(self, wanted: Registration) -> None:
         """Before a call may take a port from somebody who seems to be gone: the last moment at which that may be wrong."""
         claims = self.scene.claims
+        if not self.silence.dead():
+            return
         there = {one.key: one for item in wanted.wanted for one in claims.on_port(item.port)}
         gone = [one for key, one in there.items() if key != wanted.key and self.silence.is_abandoned(one)]
         if gone:
             await self.checker.dial(address for one in gone for address in addresses(one))
             self.silence.look_again(gone)
 
-    async def take_turn(self, wanted: Registration, caller: Caller | None, *, takeover: bool) -> tuple[Change, bool]:
-        """Raises Refused."""
-        return await self.submit(wanted, caller, takeover=takeover)
-
     def submit(self, wanted: Registration, caller: Caller | None, *, takeover: bool) -> asyncio.Future[tuple[Change, bool]]:
-        """As `take_turn`, for who has many of them. Raises Refused."""
+        """Its turn, to be awaited. Raises Refused."""
         before = self.scene.claims.registrations.get(wanted.key)
         known: dict[Key, Registration] = {}  # those that leave for it
 
@@ -190,7 +195,7 @@ class Ledger:
             if room := [key for key in change.removed if key not in change.evicted]:
                 places = {place for key in room for place in known[key].places}
                 self._tell_of_released(places, room, f" to make room for {title(wanted)}")
-            one = change.claims.registrations.get(wanted.key)
+            one = change.registered
             if one is not None:
                 self._beat(one, moved=change.result == "moved")
                 self._ask_at_once(one)
@@ -210,9 +215,12 @@ class Ledger:
         )
         return self.outcome(change.result, None, durable=durable, note=change.note)
 
-    def _key_of(self, wanted: Registration) -> Key:
-        """The registration that a call is about. One that stayed its old token's goes on being so."""
-        return wanted.key if wanted.key in self.scene.claims.registrations else heir_of(wanted, self.scene.keyring)
+    def _inheriting(self, wanted: Registration) -> Registration:
+        """As the registration that a call is about. One that stayed its old token's goes on being so."""
+        keyring = self.scene.keyring
+        if not keyring.has_heirs or wanted.key in self.scene.claims.registrations:
+            return wanted
+        return replace(wanted, key=heir_of(wanted, keyring))
 
     def _inherited(self, key: Key) -> Key:
         """The registration that is meant by somebody whose token another one replaces."""
@@ -273,31 +281,35 @@ class Ledger:
 
     def announce(self, scene: Scene, wanted: Registration, caller: Caller | None, *, takeover: bool) -> tuple[Scene, Change]:
         """The step of every call that registers. Raises Refused."""
-        if caller is not None and caller.token not in scene.keyring.tokens:  # reloaded away while it was dialled
-            raise Refused(Code.UNAUTHORIZED, f"token {caller.token.name!r} is no longer valid as it was", "call again")
-        proven = self.checker.sight.proven
-        wanted = replace(wanted, since=self._wall())
-        claims, gone = scene.claims, list[Key]()
-        contest, change = self.silence.contest, None
-        while change is None:
-            try:
-                _room_for_one_more(claims, wanted.key)
-                change = announce(claims, scene.layout, wanted, takeover=takeover, proven=proven, contest=contest)
-                check_bounds(claims, change.claims, scene.layout, wanted.key)
-            except Refused as refused:
-                change = None
-                # The dead of an orderly goodbye count for nothing: they make room, the oldest first.
-                one = self._gone(claims, wanted.key.token) if refused.code is Code.TOO_MANY else None
-                if one is None:
-                    raise
-                gone.append(one)
-                claims = release(claims, [one]).claims
+        if wanted.key not in scene.claims.registrations:
+            wanted = replace(wanted, since=self._wall())
+        judge = partial(announce, takeover=takeover, proven=self.checker.proven, contest=self.silence.contest)
+        change, gone = self._judged(scene, wanted, caller, judge)
         if gone:
             touched = change.touched.union(*(scene.claims.registrations[key].places for key in gone))
             change = replace(change, touched=touched, removed=(*change.removed, *gone))
         if wanted.key in change.claims.registrations:
             scene = without(scene, [wanted.key])
         return with_claims(scene, change)
+
+    def _judged(
+        self, scene: Scene, wanted: Registration, caller: Caller | None, judge: Callable[[Claims, Layout, Registration], T]
+    ) -> tuple[T, list[Key]]:
+        """What `judge` says, and who is released for it. Raises Refused."""
+        if caller is not None and not scene.keyring.has(caller.token):  # reloaded away while it was dialled
+            raise Refused(Code.UNAUTHORIZED, f"token {caller.token.name!r} is no longer valid as it was", "call again")
+        claims, gone = scene.claims, list[Key]()
+        while True:
+            try:
+                _room_for_one_more(claims, wanted.key)
+                return judge(claims, scene.layout, wanted), gone
+            except Refused as refused:
+                # The dead of an orderly goodbye count for nothing: they make room, the oldest first.
+                one = self._gone(claims, wanted.key.token) if refused.code is Code.TOO_MANY else None
+                if one is None:
+                    raise
+                gone.append(one)
+                claims = release(claims, [one]).claims
 
     def _ask_at_once(self, one: Registration) -> None:
         self.checker.called(one.places, (one.address(item) for item in one.wanted))
@@ -536,6 +548,8 @@ def _ip(line: StaticServer) -> str:
 
 def without(scene: Scene, keys: Iterable[Key]) -> Scene:
     """Without what a newer pylb wrote of these: they are released, or have registered what this one serves."""
+    if not scene.unserved:
+        return scene
     left = {key: one for key, one in scene.unserved.items() if key not in set(keys)}
     return scene if len(left) == len(scene.unserved) else replace(scene, unserved=left)
 

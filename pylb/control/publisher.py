@@ -16,7 +16,7 @@ from pylb.control.scene import Scene, Sink
 from pylb.control.steps import in_turns
 from pylb.core.address import Listen
 from pylb.core.changes import Line, changes, in_order, lines
-from pylb.core.compose import composed, every_listen, frontend
+from pylb.core.compose import Sight, composed, every_listen, frontend
 from pylb.core.table import Frontend, Table
 
 FRONTENDS = 20  # composed, watched or described between two turns of the loop: with ten servers each, 1 ms
@@ -79,8 +79,11 @@ class Publisher:
             del self._news[listen]
         self._heed_soon()  # before all that may fail: else the rest, and all that comes, would wait for the next call
         base = self.table
-        made = {listen: self._made(self.scene, listen) for listen in some}
-        self._swap(self.scene, {listen: one for listen, one in made.items() if one != base.frontends.get(listen)})
+        sight = self._sight(self.scene)
+        scene, sight = self.scene, self._sight(self.scene)
+        before = {listen: base.frontends.get(listen) for listen in some}
+        made = {listen: frontend(scene.claims, scene.layout, sight, listen, one) for listen, one in before.items()}
+        self._swap(scene, {listen: one for listen, one in made.items() if one is not before[listen]})
         if self.table is not base:
             self._checker.sync(self.table, self.table.touched)
             self._history.note(self.table.generation, ["health"], lines(base, self.table))
@@ -88,15 +91,16 @@ class Publisher:
     async def _made_in_turns(self, base: Table, scene: Scene, listens: Iterable[Listen]) -> dict[Listen, Frontend | None]:
         """Those that differ from the ones of `base`."""
         made: dict[Listen, Frontend | None] = {}
+        sight = self._sight(scene)
         async for listen in in_turns(listens, FRONTENDS):
-            one = self._made(scene, listen)
-            if one != base.frontends.get(listen):
+            before = base.frontends.get(listen)
+            one = frontend(scene.claims, scene.layout, sight, listen, before)
+            if one is not before:
                 made[listen] = one
         return made
 
-    def _made(self, scene: Scene, listen: Listen) -> Frontend | None:
-        sight = replace(self._checker.sight, overrides=scene.overrides)
-        return frontend(scene.claims, scene.layout, sight, listen)
+    def _sight(self, scene: Scene) -> Sight:
+        return replace(self._checker.sight, overrides=scene.overrides)
 
     def _swap(self, scene: Scene, made: Mapping[Listen, Frontend | None], served: Table | None = None) -> None:
         """`served`: the table in force with the rest of the changes, which the sink has already."""

@@ -11,7 +11,7 @@ import asyncio
 import errno
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Generator, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from pylb.control.disk import Unsynced
 from pylb.control.publisher import Publisher
@@ -19,7 +19,7 @@ from pylb.control.scene import Scene, Sink, Step
 from pylb.control.steps import in_turns, stepwise
 from pylb.control.tasks import Part, Tasks
 from pylb.core.address import Listen
-from pylb.core.claims import Change
+from pylb.core.claims import Change, Claims
 from pylb.core.errors import Code, Refused
 from pylb.core.registration import Key
 
@@ -41,16 +41,23 @@ class Call:
     write: bool = False  # even if nothing changed: the retry of a failed snapshot
 
 
+_NONE = Claims()
+
+
 @dataclass(slots=True)
 class _Batch:
+    """`decided` without the pictures, see `accept`."""
+
     scene: Scene
     decided: list[tuple[Call, Change]] = field(default_factory=list)
     touched: set[Listen] = field(default_factory=set)
     refused: list[tuple[Call, Refused]] = field(default_factory=list)
 
     def accept(self, call: Call, scene: Scene, change: Change) -> None:
+        """The picture that a call gave is kept until the next one is judged, no longer: 500 of them at once are a pause of the
+        garbage collector, which looks at each of their thousands of parts."""
         self.scene = scene
-        self.decided.append((call, change))
+        self.decided.append((call, replace(change, claims=_NONE)))
         self.touched |= change.touched
 
     def must_write(self, live: Scene) -> bool:
@@ -84,7 +91,8 @@ class Writer:
     async def turn(
         self, step: Step, keys: Iterable[Key], done: Callable[[Change], None] | None = None, *, by: str, write: bool = False
     ) -> tuple[Change, bool]:
-        """Runs `step` in its turn. Returns (what changed, whether it is on disk). Raises Refused: nothing changed."""
+        """Runs `step` in its turn. Returns (what changed, without the picture; whether it is on disk). Raises Refused: nothing
+        changed."""
         return await self.submit(step, keys, done, by=by, write=write)
 
     def submit(

@@ -57,11 +57,16 @@ class Keyring:
 
     def __init__(self, tokens: Iterable[Token]) -> None:
         self.tokens = tuple(tokens)
+        self._by_name = {token.name: token for token in self.tokens}
         # strip: a secret file usually ends with a newline, which no header can carry
         stripped = [(secret.strip(), token) for token in self.tokens for secret in token.secrets]
         self._heirs = [token for token in self.tokens if token.replaces]
         self._strong = [secret for secret, _ in stripped if len(secret) >= STRONG]
         self._known = [(_digest(secret), len(secret) < STRONG, token) for secret, token in stripped if secret]
+
+    def has(self, token: Token) -> bool:
+        """Is it one of these, just as it is?"""
+        return self._by_name.get(token.name) == token
 
     @property
     def has_heirs(self) -> bool:

@@ -65,6 +65,7 @@ class Change:
     removed: tuple[Key, ...] = ()  # registrations that are no longer there
     evicted: Mapping[Key, AbstractSet[Listen]] = field(default_factory=dict)  # who had to leave which ports for the caller
     note: str = ""
+    registered: Registration | None = None  # whom a call was about, as it is now
 
 
 Proven = Container[Address]
@@ -85,19 +86,14 @@ def announce(
     claims: Claims, layout: Layout, wanted: Registration, *, takeover: bool, proven: Proven, contest: Contest = CONTEST
 ) -> Change:
     """A native call, or a legacy add (with a legacy key): `wanted` has no places yet. Raises Refused."""
-    before = claims.registrations.get(wanted.key)
-    if wanted.key.is_legacy and (owner := _native_of_token(claims, wanted)):
-        return Change(claims, "superseded", note=f"port {wanted.key.legacy_port} is held by {owner.owner}")
-    if before is None and wanted.state is State.DRAINING:
-        return Change(claims, "unchanged", note="nothing is registered under this name: a goodbye opens nothing")
-    places = tuple(layout.place(item.port, wanted) for item in wanted.wanted)
-    after = replace(wanted, places=places, since=before.since if before else wanted.since)
-    evicted = _conflicts(claims, layout, after, contest, takeover=takeover)
-    _no_loop(claims, layout, after)
-    _opens_no_loop(claims, layout, after)
-    after = replace(after, displaced=_displaced(claims, before, after, evicted, proven))
+    admitted = admit(claims, layout, wanted, takeover=takeover, contest=contest)
+    if isinstance(admitted, Change):
+        return admitted
+    before, after, evicted = admitted
+    if displaced := _displaced(claims, before, after, evicted, proven):
+        after = replace(after, displaced=displaced)
     if before == after and not evicted:
-        return Change(claims, "unchanged")
+        return Change(claims, "unchanged", registered=before)
     edits = {**_without_ports(claims, evicted), after.key: after}
     return Change(
         _picture(claims, edits),
@@ -107,7 +103,33 @@ def announce(
         before is None and _owner(after) not in claims.owners,
         _removed(edits),
         evicted,
+        registered=after,
     )
+
+
+Admitted = tuple[Registration | None, Registration, Mapping[Key, frozenset[Listen]]]  # before, after, who leaves which ports
+
+
+def admit(
+    claims: Claims, layout: Layout, wanted: Registration, *, takeover: bool, contest: Contest = CONTEST
+) -> Admitted | Change:
+    """What `announce` would refuse, without the picture that it would make. A Change: there is nothing to register.
+
+    Raises Refused.
+    """
+    before = claims.registrations.get(wanted.key)
+    if wanted.key.is_legacy and (owner := _native_of_token(claims, wanted)):
+        note = f"port {wanted.key.legacy_port} is held by {owner.owner}"
+        return Change(claims, "superseded", note=note, registered=before)
+    if before is None and wanted.state is State.DRAINING:
+        return Change(claims, "unchanged", note="nothing is registered under this name: a goodbye opens nothing")
+    places = tuple(layout.place(item.port, wanted) for item in wanted.wanted)
+    after = replace(wanted, places=places, displaced=(), since=before.since if before else wanted.since)
+    evicted = _conflicts(claims, layout, after, contest, takeover=takeover)
+    _no_loop(claims, layout, after)
+    _opens_no_loop(claims, layout, after)
+    _check_bounds(claims, layout, before, after, evicted)
+    return before, after, evicted
 
 
 def release(claims: Claims, keys: Iterable[Key], port: int | None = None) -> Change:
@@ -362,22 +384,30 @@ def _moved_along(one: Registration, places: Mapping[int, Listen]) -> tuple[Displ
 # ---------------------------------------------------------------- how many there may be
 
 
-def check_bounds(before: Claims, after: Claims, layout: Layout, key: Key) -> None:
-    """After a call of `key` that gave `after`: what has grown is within the operator's bounds. Raises Refused.
+def _check_bounds(
+    claims: Claims,
+    layout: Layout,
+    before: Registration | None,
+    after: Registration,
+    evicted: Mapping[Key, AbstractSet[Listen]],
+) -> None:
+    """What would grow is within the operator's bounds. Raises Refused.
 
     What is there already stays, whatever the bounds are now.
     """
-    bounds = layout.rules.bounds
-    one, old = after.registrations.get(key), before.registrations.get(key)
-    for listen in one.places if one is not None else ():
+    bounds, had = layout.rules.bounds, before.places if before is not None else ()
+    for listen in after.places:
+        if listen in had:
+            continue
         static = layout.statics.get(listen)
-        servers = len(after.holders[listen]) + (len(static.servers) if static else 0)
-        if servers > bounds.servers_per_frontend and (old is None or listen not in old.places):
+        servers = 1 + sum(listen not in evicted.get(key, ()) for key in claims.holders.get(listen, ()))
+        if servers + (len(static.servers) if static else 0) > bounds.servers_per_frontend:
             detail = f"port {listen.port} may have {bounds.servers_per_frontend} servers (bounds.servers_per_frontend)"
             raise Refused(Code.TOO_MANY, detail, "release those that are gone, or raise the bound", retry_after=60)
-    ports, most = after.ports_of_token.get(key.token, 0), bounds.ports_per_token
-    if ports > most and ports > before.ports_of_token.get(key.token, 0):
-        detail = f"the registrations of token {key.token!r} may hold {most} ports in all (bounds.ports_per_token)"
+    token, most = after.key.token, bounds.ports_per_token
+    more = len(after.places) - len(had) - sum(len(places) for key, places in evicted.items() if key.token == token)
+    if more > 0 and claims.ports_of_token.get(token, 0) + more > most:
+        detail = f"the registrations of token {token!r} may hold {most} ports in all (bounds.ports_per_token)"
         raise Refused(Code.TOO_MANY, detail, "release those that are gone, or raise the bound", retry_after=60)
 
 
@@ -414,15 +444,18 @@ def _removed(edits: Mapping[Key, Registration | None]) -> tuple[Key, ...]:
 def _picture(claims: Claims, edits: Mapping[Key, Registration | None]) -> Claims:
     """The next picture, each part of it by what differs. None: that registration leaves."""
     pairs = [(key, claims.registrations.get(key), after) for key, after in edits.items()]
-    holders = _holders(claims.holders, pairs)
+    # A call that moves a server, or a lease that ends, is all that most edits are: no port and no owner differs by those.
+    come_or_gone = [pair for pair in pairs if pair[1] is None or pair[2] is None]
+    placed = [pair for pair in pairs if pair[1] is None or pair[2] is None or pair[1].places != pair[2].places]
+    holders = _holders(claims.holders, placed)
     return Claims(
         claims.registrations.edited(edits),
         claims.holders.edited(holders),
         claims.ports.edited(_ports(claims, holders)),
         _counted(claims.sent_to, pairs, _targets),
-        _counted(claims.owners, pairs, lambda one: (_owner(one),)),
-        _counted(claims.of_token, pairs, lambda one: (one.key.token,)),
-        _counted(claims.ports_of_token, pairs, lambda one: (one.key.token,) * len(one.places)),
+        _counted(claims.owners, come_or_gone, lambda one: (_owner(one),)),
+        _counted(claims.of_token, come_or_gone, lambda one: (one.key.token,)),
+        _counted(claims.ports_of_token, placed, lambda one: (one.key.token,) * len(one.places)),
         claims.not_fresh.edited(
             {key: None if after is None or after.state is State.FRESH else after.state for key, _, after in pairs}
         ),

@@ -40,8 +40,11 @@ def composed(base: Table, made: Mapping[Listen, Frontend | None]) -> Table:
     return base.edited(base.generation + 1, edits) if edits else base
 
 
-def frontend(claims: Claims, layout: Layout, sight: Sight, listen: Listen) -> Frontend | None:
-    """None: nobody holds it, it is closed. A static frontend may have no servers."""
+def frontend(claims: Claims, layout: Layout, sight: Sight, listen: Listen, before: Frontend | None = None) -> Frontend | None:
+    """None: nobody holds it, it is closed. A static frontend may have no servers.
+
+    What is the same `before` is the very same: whoever compares the two looks only at what differs.
+    """
     static = layout.statics.get(listen)
     held = [claims.registrations[key] for key in claims.holders.get(listen, ())]
     if static is None and not held:
@@ -54,7 +57,17 @@ def frontend(claims: Claims, layout: Layout, sight: Sight, listen: Listen) -> Fr
             found[offer.address] = offer
     policy = layout.policy(listen)
     servers = _trusted([_seen(server, sight, listen, policy.health) for server in found.values()], sight)
-    return Frontend(name, listen, policy, tuple(_distinct(servers)))
+    return _unchanged(before, Frontend(name, listen, policy, tuple(_distinct(servers))))
+
+
+def _unchanged(before: Frontend | None, after: Frontend) -> Frontend:
+    """`after`, with each object of `before` that is equal to its own."""
+    if before is None:
+        return after
+    known = {server: server for server in before.servers}
+    policy = before.policy if before.policy == after.policy else after.policy
+    after = Frontend(after.name, after.listen, policy, tuple(known.get(server, server) for server in after.servers))
+    return before if after == before else after
 
 
 def _offers(claims: Claims, layout: Layout, held: list[Registration], sight: Sight, listen: Listen) -> Iterator[Server]:
@@ -79,21 +92,22 @@ def _offers(claims: Claims, layout: Layout, held: list[Registration], sight: Sig
             backup=line.backup,
             health=line.health.over(policy.health),
         )
-    held = [one for one in held if loop(claims, layout, one, listen) is None]
+    held = [one for one in held if not layout.is_here(one.ip) or loop(claims, layout, one, listen) is None]
     for one in reversed(held):
         item = one.wanted[one.places.index(listen)]
-        rank = UNPROVEN if one.address(item) not in sight.proven else PROVEN
+        address = one.address(item)
+        rank = UNPROVEN if address not in sight.proven else PROVEN
         if one.state is not State.FRESH:
             rank = LAST_RESORT
         elif item.backup:
             rank = BACKUP
         send = _send(item.send_proxy, policy.send_proxy)
         health = item.health.over(policy.health)
-        yield Server(one.label, one.address(item), item.weight, rank, send, backup=item.backup, health=health)
+        yield Server(one.label, address, item.weight, rank, send, backup=item.backup, health=health)
     for one in held:
-        waits = one.address(one.wanted[one.places.index(listen)]) not in sight.proven
-        for old in one.displaced if waits else ():
-            if old.listen == listen and not layout.comes_back(old.address, claims.holders):
+        for old in one.displaced:
+            waits = one.address(one.wanted[one.places.index(listen)]) not in sight.proven
+            if waits and old.listen == listen and not layout.comes_back(old.address, claims.holders):
                 send = _send(old.send_proxy, policy.send_proxy)
                 yield Server(old.server, old.address, old.weight, PROVEN, send, health=old.health.over(policy.health))
 

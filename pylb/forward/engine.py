@@ -366,7 +366,9 @@ class Engine:
         self._ports.serve(port, state)
 
     def _change(self, port: Port, state: FrontendState, new: Frontend) -> None:
-        self._life.dialer.know(state.frontend.servers, new.servers)
+        have, want = state.frontend.servers, new.servers
+        stay = set(map(id, have)) & set(map(id, want))
+        self._life.dialer.know(*([one for one in servers if id(one) not in stay] for servers in (have, want)))
         for server, before in state.update(new):
             self._heed(state, server, before)
         if state.ramping:

@@ -195,7 +195,7 @@ class FrontendState:
                 comes = bool(known)  # the first servers of a frontend have nobody to leave the load to
             else:
                 comes = _in_use(server) and not _in_use(state.server)
-                if state.server != server:
+                if state.server is not server and state.server != server:
                     changed.append((state, state.server))
             if comes and frontend.policy.slow_start:
                 state.share = LEAST_SHARE

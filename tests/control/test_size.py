@@ -5,6 +5,7 @@ Counted are Python's own calls (sys.setprofile: functions, and those written in 
 """
 
 import asyncio
+import gc
 import sys
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -13,11 +14,14 @@ from pathlib import Path
 from types import FrameType
 
 from pylb.control.registry import Registry
-from pylb.control.store import Store
+from pylb.control.scene import Scene
+from pylb.control.snapshot import Encoder, Snapshot
+from pylb.control.store import Store, _encode
 from pylb.control.tenure import LeaseRecord
 from pylb.core.address import Listen
 from pylb.core.auth import Caller, Keyring
 from pylb.core.claims import Claims, announce
+from pylb.core.persistent import Frozen
 from pylb.core.policy import AdminState, Rules
 from pylb.core.registration import Announcement, Key, Registration, Wanted
 from pylb.core.table import Table
@@ -194,3 +198,35 @@ async def test_a_plan_holds_the_loop_no_longer_the_more_there_is_to_plan(tmp_pat
         finally:
             await full.registry.stop()
     assert longest[400] < SLACK * longest[100]
+
+
+@aio
+async def test_a_batch_of_calls_holds_no_picture_for_each(tmp_path: Path) -> None:
+    """Each has thousands of parts: 500 of them at once were a pause of the garbage collector."""
+    full = Full(tmp_path, 40)
+    await full.fill()
+    most = 0
+    save = full.registry._ledger.writer._save
+
+    async def counted(scene: Scene) -> None:
+        nonlocal most
+        most = max(most, sum(isinstance(one, Claims) for one in gc.get_objects()))
+        await save(scene)
+
+    full.registry._ledger.writer._save = counted
+    try:
+        await full.put("127.0.3.96", instance="pod-first")
+        alone, most = most, 0
+        await asyncio.gather(*(full.put("127.0.3.98", instance=f"pod-{number}") for number in range(50)))
+        assert most <= alone + 2
+    finally:
+        await full.registry.stop()
+
+
+def test_no_piece_of_a_snapshot_is_a_copy_of_all_of_it() -> None:
+    ones = {}
+    for number in range(4000):
+        key = Key("t0", f"app-{number}", "pod")
+        ones[key] = Registration(key, key.name, "10.0.0.1", (Wanted(1024 + number, 30000),), 3600.0)
+    encoded = _encode(Encoder().encode(Snapshot(registrations=Frozen(ones))))
+    assert max(map(len, encoded)) < sum(map(len, encoded)) / 50

@@ -81,7 +81,7 @@ def compose(
     """The table after `base`. `touched` None: all frontends are worked out."""
     old = base or Table()
     listens = every_listen(claims, layout, old) if touched is None else touched
-    return composed(old, {listen: frontend(claims, layout, sight, listen) for listen in listens})
+    return composed(old, {listen: frontend(claims, layout, sight, listen, old.frontends.get(listen)) for listen in listens})
 
 
 def at(text: str) -> Address:

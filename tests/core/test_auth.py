@@ -37,6 +37,13 @@ def test_a_secret_finds_its_token_and_nothing_else_does() -> None:
     assert keyring.find("\udcff\udcfe") is None  # bytes of a header that are no UTF-8
 
 
+def test_a_keyring_has_a_token_only_just_as_it_is() -> None:
+    keyring = Keyring([token(), token(name="other")])
+    assert keyring.has(token())
+    assert not keyring.has(token(takeover=True))
+    assert not keyring.has(token(name="third"))
+
+
 def test_an_empty_secret_is_nobodys_even_if_a_token_has_an_empty_one() -> None:
     keyring = Keyring([token(secrets=("", "\n"))])
     assert keyring.find("") is None

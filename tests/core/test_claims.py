@@ -12,7 +12,6 @@ from pylb.core.claims import (
     Contest,
     announce,
     become,
-    check_bounds,
     give_up,
     loops,
     pass_on,
@@ -20,9 +19,8 @@ from pylb.core.claims import (
     settle,
 )
 from pylb.core.errors import Code, Refused
-from pylb.core.layout import Layout
 from pylb.core.policy import Bounds, Check, HealthPolicy, Joining, OwnHealth, Policy
-from pylb.core.registration import Displaced, Key, Registration, State, legacy_key
+from pylb.core.registration import Displaced, Key, State, legacy_key
 from tests.core.claiming import FREE, A, B, C, adopt, at, enter, having, layout, legacy, native, on, readmit, static
 
 
@@ -235,20 +233,14 @@ def test_pylbs_own_ports_are_nobodys() -> None:
 # ---------------------------------------------------------------- bounds
 
 
-def bounded(claims: Claims, one: Registration, rules: Layout) -> Change:
-    change = enter(claims, one, rules)
-    check_bounds(claims, change.claims, rules, one.key)
-    return change
-
-
 def test_a_frontend_has_so_many_servers_static_lines_included() -> None:
     rules = layout(static("web", "*:443", "198.51.100.7:30443"), bounds=Bounds(servers_per_frontend=3))
     claims = having(native(), native(instance="pod-2", ip=B), layout=rules)
-    found = refused(lambda: bounded(claims, native(instance="pod-3", ip=C), rules))
+    found = refused(lambda: enter(claims, native(instance="pod-3", ip=C), rules))
     assert (found.code, "bounds.servers_per_frontend" in found.detail, found.retry_after) == (Code.TOO_MANY, True, 60)
-    assert bounded(claims, native(ip=C), rules).result == "moved"
+    assert enter(claims, native(ip=C), rules).result == "moved"
     narrower = layout(static("web", "*:443", "198.51.100.7:30443"), bounds=Bounds(servers_per_frontend=1))
-    assert bounded(claims, native(ip=C), narrower).result == "moved"  # who is there stays, and moves
+    assert enter(claims, native(ip=C), narrower).result == "moved"  # who is there stays, and moves
 
 
 def test_a_tokens_registrations_have_so_many_ports_in_all() -> None:
@@ -256,13 +248,20 @@ def test_a_tokens_registrations_have_so_many_ports_in_all() -> None:
     claims = having(native(ports={443: 30443, 80: 30080}), legacy(25), layout=rules)
     assert claims.ports_of_token == {"t": 3}
     for more in (native(instance="pod-2", ip=B), native(ports={443: 30443, 80: 30080, 8080: 31000}), legacy(110)):
-        found = refused(lambda more=more: bounded(claims, more, rules))
+        found = refused(lambda more=more: enter(claims, more, rules))
         assert (found.code, "bounds.ports_per_token" in found.detail) == (Code.TOO_MANY, True)
-    assert bounded(claims, native(name="x", token="u", ports={8443: 30443}), rules).result == "created"
-    fewer = bounded(claims, native(ports={443: 30443}), rules).claims
-    assert bounded(fewer, native(name="x", ports={8443: 30443}), rules).result == "created"
+    assert enter(claims, native(name="x", token="u", ports={8443: 30443}), rules).result == "created"
+    fewer = enter(claims, native(ports={443: 30443}), rules).claims
+    assert enter(fewer, native(name="x", ports={8443: 30443}), rules).result == "created"
     tiny = layout(bounds=Bounds(ports_per_token=1))
-    assert bounded(claims, native(ip=B, ports={443: 30443, 80: 30080}), tiny).result == "moved"
+    assert enter(claims, native(ip=B, ports={443: 30443, 80: 30080}), tiny).result == "moved"
+
+
+def test_who_leaves_for_a_call_makes_room_for_it() -> None:
+    full = layout(bounds=Bounds(servers_per_frontend=1, ports_per_token=1))
+    claims = having(legacy(443), layout=full)
+    assert enter(claims, native(), full).removed == (legacy(443).key,)
+    assert enter(claims, native(name="mail", token="u"), full, takeover=True).removed == (legacy(443).key,)
 
 
 # ---------------------------------------------------------------- loops

@@ -147,6 +147,22 @@ def test_what_is_not_touched_is_the_same_object() -> None:
 NAMED, LB = HostPort("nodes.example.net", 30443), HostPort("lb.example.net", 443)
 
 
+def test_what_is_the_same_as_before_is_the_very_same() -> None:
+    """Who compares the two looks only at what differs: the checker, the engine, the history."""
+    claims = having(native(), native(instance="pod-2", ip=B))
+    before = frontend(claims, FREE, Sight(), on(443))
+    assert before is not None
+    assert frontend(claims, Layout(Rules()), Sight(), on(443), before) is before
+    moved = frontend(enter(claims, native(instance="pod-2", ip=C)).claims, Layout(Rules()), Sight(), on(443), before)
+    assert moved is not None
+    assert [server in before.servers for server in moved.servers] == [server.name == "pod-1" for server in moved.servers]
+    assert {id(server) for server in moved.servers} & {id(server) for server in before.servers}
+    assert moved.policy is before.policy
+    other = frontend(claims, layout(defaults=Policy(retries=7)), Sight(), on(443), before)
+    assert other is not None
+    assert other.policy.retries == 7
+
+
 def named(resolved: dict[str, tuple[str, ...]]) -> Layout:
     lines = (StaticServer(NAMED, weight=3), StaticServer(LB), StaticServer(Address("192.0.2.1", 1)))
     return Layout(Rules((StaticFrontend("web", Listen("tcp", "*", 443), lines),), own_ips=frozenset({"203.0.113.9"})), resolved)
