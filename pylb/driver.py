@@ -8,6 +8,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 
+from pylb.control.steps import in_turns
 from pylb.core.address import Address, Listen
 from pylb.core.recorder import Ended, Query, Story, joined
 from pylb.core.session import SessionView
@@ -102,16 +103,14 @@ class Driver:
 
     async def sessions(self) -> list[SessionView]:
         found: list[SessionView] = []
-        for some in self._engine.live():
+        async for some in in_turns(self._engine.live(), 1):
             found += some
-            await asyncio.sleep(0)
         return found
 
     async def ended(self, query: Query) -> Ended:
         found: list[Story] = []
-        for some in self._engine.ended(query):
+        async for some in in_turns(self._engine.ended(query), 1):
             found += some
-            await asyncio.sleep(0)
         return Ended(found, joined([self._engine.reach], query.codes))
 
     async def story(self, number: int) -> Story | None:

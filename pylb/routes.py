@@ -1,18 +1,18 @@
 """`pylb routes`: rows from the registry's views, and those rows as a table for people."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pylb.control.registry import VIEWS, Registry
 from pylb.control.steps import in_turns
-from pylb.control.views import RegistrationView, ServerView
-from pylb.core.address import Listen
+from pylb.control.views import RegistrationView, ServerView, by_port
+from pylb.core.table import Frontend, Table
 from pylb.stories import local_time
 
-FRONTENDS = 20  # between two turns of the loop: with ten servers each, ~2 ms
+ROWS = 100  # between two turns of the loop: ~2 ms
 LEGACY = " (legacy)"
-People = dict[str, list[RegistrationView]]  # by title
+People = dict[str, list[tuple[str, float | None]]]  # by title: the state of each, and in how many seconds its lease ends
 _HEADINGS = ("PORT", "FRONTEND", "SERVER", "ADDRESS", "WEIGHT", "STATE", "REGISTERED BY", "LEASE", "ACCEPTS", "CHECK", "WHY")
 
 
@@ -21,21 +21,17 @@ async def rows(registry: Registry, port: int | None = None) -> list[dict[str, An
 
     Made in steps: a thousand frontends must not hold the loop.
     """
-    views: dict[Listen, list[ServerView]] = {}
-    for view in await registry.all_servers():
-        views.setdefault(view.listen, []).append(view)
     people: People = {}
     async for one in in_turns(registry.each_registration(), VIEWS):
-        people.setdefault(_title(one), []).append(one)
+        people.setdefault(_title(one), []).append((one.state, one.expires_in))
     unbound, now = registry.unbound(), time.monotonic()
     found: list[dict[str, Any]] = []
-    frontends = sorted(registry.table.frontends.items(), key=lambda item: (item[0].port, item[0].ip))
-    async for listen, frontend in in_turns(frontends, FRONTENDS):
+    async for frontend, view in in_turns(_places(registry.table, registry.each_server()), ROWS):
+        listen = frontend.listen
         if port is not None and listen.port != port:
             continue
         head = {"port": listen.port, "listen": str(listen), "frontend": frontend.name, "unbound": unbound.get(listen)}
-        servers = views.get(listen, [])
-        found += [head | _server(view, people, now) for view in servers] or [head | _no_server()]
+        found.append(head | (_no_server() if view is None else _server(view, people, now)))
     for later in registry.unserved():
         why = f"needs {', '.join(later.needs)}, which this version of pylb does not know; the entry is kept"
         head = {"frontend": later.name, "unbound": None}
@@ -45,6 +41,15 @@ async def rows(registry: Registry, port: int | None = None) -> list[dict[str, An
             if port in (None, number)
         ]
     return found
+
+
+def _places(table: Table, views: Iterator[ServerView]) -> Iterator[tuple[Frontend, ServerView | None]]:
+    """Each frontend with each of its servers, which come in the same order; None: it has none."""
+    for frontend in by_port(table):
+        if not frontend.servers:
+            yield frontend, None
+        for _ in frontend.servers:
+            yield frontend, next(views)
 
 
 def legacy_notes(registry: Registry) -> list[str]:
@@ -58,8 +63,8 @@ def legacy_notes(registry: Registry) -> list[str]:
 
 def _server(view: ServerView, people: People, now: float) -> dict[str, Any]:
     holders = [one for held in view.held_by for one in people.get(_held(held), ())]
-    ends = [one.expires_in for one in holders if one.expires_in is not None]
-    states = {one.state for one in holders}
+    ends = [expires_in for _, expires_in in holders if expires_in is not None]
+    states = {state for state, _ in holders}
     lives = "fresh" in states or "static" in view.held_by or not states
     return {
         "server": view.server,

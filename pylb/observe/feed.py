@@ -8,19 +8,16 @@ buffered for: the browser comes back and gets a whole picture.
 import asyncio
 import json
 import time
-from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from itertools import islice
-from typing import Any, TypeVar
+from typing import Any
 
 from pylb.control.events import Event
 from pylb.control.registry import Registry
 from pylb.control.steps import in_turns
 from pylb.control.tasks import Part
-from pylb.control.views import ServerView
 from pylb.core.address import Listen
 from pylb.core.errors import Code, Refused
-from pylb.core.table import Frontend, Table
 from pylb.observe.history import MARKED, POINTS, Count, History, Point, Rate, count, plain
 from pylb.observe.picture import (
     NOTHING,
@@ -28,12 +25,11 @@ from pylb.observe.picture import (
     Record,
     changed,
     frontend_record,
-    gone,
     registration_key,
     registration_record,
     server_record,
 )
-from pylb.observe.summary import Seen, condition, sentence, since_down
+from pylb.observe.summary import Health, condition, said, seen, since_down
 from pylb.workers.messages import Counted
 
 PERIOD = 1.0  # seconds between two looks
@@ -43,8 +39,6 @@ MOST_STREAMS = 16
 MOST_OF_ONE = 8  # of one source: nobody takes all places
 BACKLOG = 8  # messages that wait for a reader: eight seconds
 EVENTS = 300  # of the last, in the first message
-
-T = TypeVar("T")
 
 
 class _Reader:
@@ -163,20 +157,20 @@ class Feed:
             self._tables = {name: {} for name in TABLES}  # nobody needs to be told what changed since
             return
         readers = list(self._readers)
-        delta, seen = await self._paint()
-        head = await self._head(seen)
+        delta, found = await self._paint()
+        head = self._head(found)
         events, noted, about = self._registry.events(), self._registry.noted, self._about()
         if about != self._about_told:
             self._about_told = about
             head["about"] = about
         if any(reader.knows for reader in readers):
             news = [event for event in events if event.number > self._told]
-            message = await _framed(self._news(point, news) | head, delta)
+            message = await _framed(self._news(point, news) | head, in_turns(delta, SLICE * 100))
             for reader in readers:
                 if reader.knows and reader in self._readers:
                     self._tell(reader, message)
         if not all(reader.knows for reader in readers):
-            message = await _framed(self._everything(events[-EVENTS:]) | head, await self._whole())
+            message = await _framed(self._everything(events[-EVENTS:]) | head, self._whole())
             for reader in readers:
                 if not reader.knows and reader in self._readers:
                     reader.knows = True
@@ -187,73 +181,65 @@ class Feed:
         parts, before = self._parts(), self._counts
         sample = self.history.begin(self._clock())
         rates: dict[Listen, dict[str, float]] = {}
-        for some in _sliced(list(self._registry.table.frontends), SLICE):
-            for listen in some:
-                known = before.get(listen)
-                one = count(listen, parts, known)
-                sample.add(listen, one)
-                if before and one is not known:
-                    rates[listen] = _server_rates(one, known)
-            await asyncio.sleep(0)
+        async for listen in in_turns(self._registry.table.frontends, SLICE):
+            known = before.get(listen)
+            one = count(listen, parts, known)
+            sample.add(listen, one)
+            if before and one is not known:
+                rates[listen] = _server_rates(one, known)
         self._counts, self._server_rates = sample.counts, rates
         return self.history.end(sample, self._wall())
 
     # ------------------------------------------------------------ the picture
 
-    async def _paint(self) -> tuple[list[tuple[str, bytes]], list[Seen]]:
-        """The tables anew, and what changed in them: (name of the table, `"key":{fields}`), and `key` alone of what is gone."""
-        old = self._tables
+    async def _paint(self) -> tuple[list[tuple[str, bytes]], list[tuple[Health, str]]]:
+        """The tables anew; and what changed in them, if anybody wants that: (name of the table, `"key":{fields}`), and `key`
+        alone of what is gone. And how each frontend is.
+
+        The old tables are emptied one record after the other: to free ten thousand at once would hold the loop for 10 ms.
+        """
+        old, wanted = self._tables, any(reader.knows for reader in self._readers)
         tables: dict[str, dict[str, Record]] = {name: {} for name in TABLES}
         delta: list[tuple[str, bytes]] = []
 
         def put(table: str, key: str, record: Record) -> None:
             tables[table][key] = record
-            if fields := changed(old[table].get(key, NOTHING), record):
+            before = old[table].pop(key, NOTHING)
+            if wanted and (fields := changed(before, record)):
                 delta.append((table, _pair(key, fields)))
 
-        for people in _sliced(self._registry.each_registration(), SLICE * 5):
-            for person in people:
-                put("registrations", registration_key(person), registration_record(person))
-            await asyncio.sleep(0)
-        seen, registry = [], self._registry
+        async for person in in_turns(self._registry.each_registration(), SLICE * 5):
+            put("registrations", registration_key(person), registration_record(person))
+        conditions, registry = [], self._registry
         unbound, down_at, closing = registry.unbound(), since_down(registry.events()), registry.closing()
-        for frontends in _sliced(_with_servers(registry.table, registry.each_server()), SLICE):
-            now = self._wall()
-            for frontend, views in frontends:
-                listen = frontend.listen
-                one = Seen(frontend.name, listen, views, unbound.get(listen), closing.get(listen))
-                seen.append(one)
-                counted, rates = self._counts.get(listen, Count()), self._server_rates.get(listen, {})
-                health = str(condition(one, down_at, now)[0])
-                rate = self.history.rates.get(listen, Rate())
-                put("frontends", str(listen), frontend_record(frontend, health, one.unbound, counted, rate))
-                most = {server.address: server.max_connections for server in frontend.servers}
-                for view in views:
-                    check = registry.last_check(listen, view.address)
-                    asked_at = check[0] if check else None
-                    record = server_record(view, most[view.address], asked_at, counted, rates.get(view.server, 0.0))
-                    put("servers", f"{listen}|{view.address}", record)
-            await asyncio.sleep(0)
-        for name in TABLES:
-            delta += [(f"gone.{name}", json.dumps(key).encode()) for key in gone(old[name], tables[name])]
+        table = registry.table
+        async for one in in_turns(seen(table, registry.each_server(), unbound, closing), SLICE):
+            listen, frontend = one.listen, table.frontends[one.listen]
+            conditions.append(condition(one, down_at, self._wall()))
+            counted, rates = self._counts.get(listen, Count()), self._server_rates.get(listen, {})
+            rate = self.history.rates.get(listen, Rate())
+            put("frontends", str(listen), frontend_record(frontend, str(conditions[-1][0]), one.unbound, counted, rate))
+            most = {server.address: server.max_connections for server in frontend.servers}
+            async for view in in_turns(one.servers, SLICE * 10):
+                check = registry.last_check(listen, view.address)
+                asked_at = check[0] if check else None
+                record = server_record(view, most[view.address], asked_at, counted, rates.get(view.server, 0.0))
+                put("servers", f"{listen}|{view.address}", record)
+        if wanted:
+            delta += [(f"gone.{name}", json.dumps(key).encode()) for name in TABLES for key in old[name]]
         self._tables = tables
-        return delta, seen
+        return delta, conditions
 
-    async def _whole(self) -> list[tuple[str, bytes]]:
+    async def _whole(self) -> AsyncIterator[tuple[str, bytes]]:
         """All of the tables, as `_paint` gives what changed."""
-        found = []
         for name, table in self._tables.items():
-            for some in _sliced(list(table.items()), SLICE * 5):
-                found += [(name, _pair(key, record)) for key, record in some]
-                await asyncio.sleep(0)
-        return found
+            async for key, record in in_turns(table.items(), SLICE * 5):
+                yield name, _pair(key, record)
 
-    async def _head(self, seen: Sequence[Seen]) -> dict[str, Any]:
+    def _head(self, conditions: Sequence[tuple[Health, str]]) -> dict[str, Any]:
         """What each message begins with."""
         registry = self._registry
-        await asyncio.sleep(0)
-        said = sentence(seen, registry.events(), self._wall(), self._also())
-        head = {"clock": round(self._clock(), 2), "now": round(self._wall(), 2), "sentence": said}
+        head = {"clock": round(self._clock(), 2), "now": round(self._wall(), 2), "sentence": said(conditions, self._also())}
         return head | {"generation": registry.table.generation, "durable": registry.durable}
 
     def _everything(self, events: Iterable[Event]) -> dict[str, Any]:
@@ -288,32 +274,17 @@ def _pair(key: str, fields: Record) -> bytes:
     return b"%s:%s" % (json.dumps(key).encode(), json.dumps(fields, separators=(",", ":")).encode())
 
 
-async def _framed(head: Mapping[str, Any], pairs: Iterable[tuple[str, bytes]]) -> bytes:
-    """One message of text/event-stream: JSON has no line breaks of its own."""
-    tables: dict[str, list[bytes]] = {}
-    async for name, pair in in_turns(pairs, SLICE * 100):
-        tables.setdefault(name, []).append(pair)
-    parts = [json.dumps(head, separators=(",", ":")).encode()[:-1]]
+async def _framed(head: Mapping[str, Any], pairs: AsyncIterator[tuple[str, bytes]]) -> bytes:
+    """One message of text/event-stream: JSON has no line breaks of its own. Each table grows in a buffer of its own: megabytes
+    of pairs would be joined, and freed, in one piece."""
+    tables: dict[str, bytearray] = {}
+    async for name, pair in pairs:
+        table = tables.setdefault(name, bytearray())
+        table += b",%s" % pair if table else pair
+    parts: list[bytes | bytearray] = [b"data: ", json.dumps(head, separators=(",", ":")).encode()[:-1]]
     for name in TABLES:
         if found := tables.get(name):
-            parts.append(b',"%s":{%s}' % (name.encode(), b",".join(found)))
+            parts += [b',"%s":{' % name.encode(), found, b"}"]
         if keys := tables.get(f"gone.{name}"):
-            parts.append(b',"gone_%s":[%s]' % (name.encode(), b",".join(keys)))
-    return b"data: %s}\n\n" % b"".join(parts)
-
-
-def _sliced(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    rest = iter(items)
-    while some := list(islice(rest, size)):
-        yield some
-
-
-def _with_servers(table: Table, views: Iterator[ServerView]) -> Iterator[tuple[Frontend, list[ServerView]]]:
-    """Each frontend with its servers; both come in the order of the ports."""
-    view = next(views, None)
-    for listen, frontend in sorted(table.frontends.items(), key=lambda item: (item[0].port, item[0].ip)):
-        found = []
-        while view is not None and view.listen == listen:
-            found.append(view)
-            view = next(views, None)
-        yield frontend, found
+            parts += [b',"gone_%s":[' % name.encode(), keys, b"]"]
+    return b"".join([*parts, b"}\n\n"])

@@ -15,6 +15,7 @@ from math import inf
 
 from pylb import __version__
 from pylb.control.registry import Registry
+from pylb.control.steps import in_turns
 from pylb.core.errors import Code
 from pylb.core.policy import Policy
 from pylb.core.registration import State
@@ -57,12 +58,8 @@ class Metrics:
         """Prometheus' text format 0.0.4. It holds the loop for a few milliseconds at a time."""
         counters, processes = await self._counters(), self._processes()
         found = await asyncio.to_thread(vitals, {name: pid for name, (pid, _) in processes.items()})
-        parts: list[bytes] = []
-        for piece in self._pieces(counters, processes, found):
-            if piece is not None:
-                parts.append(piece.lines.encode())
-            await asyncio.sleep(0)
-        return b"".join(parts)
+        pieces = in_turns(self._pieces(counters, processes, found), 1)
+        return b"".join([piece.lines.encode() async for piece in pieces if piece is not None])
 
     def reference(self) -> str:
         """docs/metrics.md: a Markdown table of all families."""

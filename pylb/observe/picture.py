@@ -4,7 +4,7 @@ Times in records are seconds of pylb's monotonic clock: they stand still until a
 counts from them by itself.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from pylb.control.views import RegistrationView, ServerView
@@ -106,10 +106,6 @@ def limits(policy: Policy) -> dict[str, int]:
 def changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> Record:
     """The fields of `new` that differ."""
     return {name: value for name, value in new.items() if name not in old or old[name] != value}
-
-
-def gone(old: Iterable[str], new: Mapping[str, Any]) -> list[str]:
-    return [key for key in old if key not in new]
 
 
 def _rounded(value: float) -> float:

@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from itertools import count
 
+from pylb.control.steps import in_turns
 from pylb.core.address import Listen
 from pylb.core.table import DOWN, Frontend, Table
 from pylb.forward.counters import FrontendCounters, ServerCounters
@@ -157,7 +158,7 @@ class Rates:
         for listen in self.proxies.keys() - table.frontends.keys():
             self._numbers.discard(self.proxies.pop(listen).number)
         live = 0
-        for number, (listen, frontend) in enumerate(list(table.frontends.items()), 1):
+        async for listen, frontend in in_turns(table.frontends.items(), STEP):
             found = [part[listen] for part in parts if listen in part]
             proxy = self.proxy(listen, now)
             sessions = sum([one.sessions for one in found])
@@ -170,8 +171,6 @@ class Rates:
                 self._last[listen], proxy.busy, proxy.frontend = seen, busy, frontend
                 proxy.judge(frontend, now)
                 self._look(proxy, seen, found, seconds)
-            if number % STEP == 0:
-                await asyncio.sleep(0)
         sums = [gone + sum(last[place] for last in self._last.values()) for place, gone in enumerate(self._gone)]
         for meter, total in zip((self.sessions, self.connections, self.bytes), sums, strict=True):
             meter.look(total, live, seconds)

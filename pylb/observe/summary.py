@@ -4,14 +4,14 @@ Healthy is a frontend whose port is open and whose servers, as far as the operat
 by a fresh registration (or by the config); degraded: one that serves, but not from all of them; down: nobody is served.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import StrEnum
 from types import MappingProxyType
 from typing import NamedTuple
 
 from pylb.control.events import Event
 from pylb.control.silence import moment
-from pylb.control.views import ServerView
+from pylb.control.views import ServerView, by_port
 from pylb.core.address import Listen
 from pylb.core.health import YES
 from pylb.core.table import LAST_RESORT, Table
@@ -37,19 +37,15 @@ class Seen(NamedTuple):
 
 def seen(
     table: Table,
-    servers: Iterable[ServerView],
+    servers: Iterator[ServerView],
     unbound: Mapping[Listen, str],
     closing: Mapping[Listen, float | None] = MappingProxyType({}),
-) -> list[Seen]:
-    """All frontends in the order of their ports. `closing`: when those close of which no registration calls any more."""
-    by_listen: dict[Listen, list[ServerView]] = {}
-    for view in servers:
-        by_listen.setdefault(view.listen, []).append(view)
-    frontends = sorted(table.frontends.values(), key=lambda one: (one.listen.port, one.listen.ip))
-    return [
-        Seen(one.name, one.listen, by_listen.get(one.listen, ()), unbound.get(one.listen), closing.get(one.listen))
-        for one in frontends
-    ]
+) -> Iterator[Seen]:
+    """All frontends in the order of their ports, as are `servers`: one after the other, so that nobody has to hold the views
+    of all, and to free those in one piece. `closing`: when those close of which no registration calls any more."""
+    for one in by_port(table):
+        views = [next(servers) for _ in one.servers]
+        yield Seen(one.name, one.listen, views, unbound.get(one.listen), closing.get(one.listen))
 
 
 def since_down(events: Iterable[Event]) -> dict[tuple[str, str], float]:
@@ -115,14 +111,9 @@ def _silent(silent: Sequence[ServerView]) -> str:
     return f"waits for {what}, which accepted no connection yet ({silent[0].reachable})"
 
 
-def sentence(frontends: Sequence[Seen], events: Iterable[Event], now: float, also: Iterable[str] = ()) -> str:
-    """ "3 of 4 frontends healthy; web-443 lost 10.0.0.7:30443 12 s ago". `also`: what is wrong with pylb itself, first."""
-    down_at = since_down(events)
-    return said([condition(one, down_at, now) for one in frontends], also)
-
-
 def said(found: Sequence[tuple[Health, str]], also: Iterable[str] = ()) -> str:
-    """As `sentence`, of the conditions of all frontends."""
+    """ "3 of 4 frontends healthy; web-443 lost 10.0.0.7:30443 12 s ago", of the conditions of all frontends. `also`: what is
+    wrong with pylb itself, first."""
     troubles = [*also, *(text for wanted in (Health.DOWN, Health.DEGRADED) for health, text in found if health is wanted)]
     told = troubles if len(troubles) <= MOST_TOLD + 1 else [*troubles[:MOST_TOLD], f"{len(troubles) - MOST_TOLD} more"]
     healthy = sum(health is Health.HEALTHY for health, _ in found)

@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 from urllib.parse import urlsplit
@@ -12,19 +13,21 @@ from pylb.control.events import Rejection
 from pylb.control.registry import Registry
 from pylb.control.steps import in_turns
 from pylb.control.views import RegistrationView, ServerView
-from pylb.core.address import Listen, Network, in_networks, is_loopback, parse_ip
+from pylb.core.address import Network, in_networks, is_loopback, parse_ip
 from pylb.core.checks import written_health
 from pylb.core.errors import Code, Refused, let_go
 from pylb.core.registration import Wanted
-from pylb.core.table import Frontend
+from pylb.core.table import Table
 from pylb.forward.counters import Counters
 from pylb.observe.metrics import CONTENT_TYPE
+from pylb.observe.summary import Seen, seen
 from pylb.web.answers import json_refusal
 from pylb.web.call import Answer, Call, Handler, NoRoute, Router, json_answer
 from pylb.web.sessions import FILTERS, Sessions, ended, meant, query_of, reach_json, session_json, story_json
 
 HAPROXY = "haproxy"  # ?compat= of a scrape
 ITEMS_PER_TURN = 50  # of a long list, between two turns of the loop: ~1 ms
+FRONTENDS_PER_TURN = 10  # with ten servers each, which are looked at and written: ~2 ms
 MOST_LISTED = 100  # sessions, unless more are wanted
 _NOTHING: Mapping[str, str] = MappingProxyType({})
 
@@ -136,17 +139,10 @@ class Admin:
     # ------------------------------------------------------------ views
 
     async def _table(self, _call: Call) -> Answer:
-        table, unbound = self._registry.table, self._registry.unbound()
-        servers: dict[Listen, list[ServerView]] = {}
-        for view in await self._registry.all_servers():
-            servers.setdefault(view.listen, []).append(view)
-        frontends = sorted(table.frontends.values(), key=lambda frontend: (frontend.listen.port, frontend.listen.ip))
-        return await _long(
-            {"generation": table.generation},
-            "frontends",
-            frontends,
-            lambda one: _frontend_json(one, servers.get(one.listen, []), unbound.get(one.listen)),
-        )
+        table = self._registry.table
+        frontends = seen(table, self._registry.each_server(), self._registry.unbound())
+        form = partial(_frontend_json, table)
+        return await _long({"generation": table.generation}, "frontends", frontends, form, every=FRONTENDS_PER_TURN)
 
     async def _registrations(self, _call: Call) -> Answer:
         return await _long({}, "registrations", await self._registry.all_registrations(), _registration_json)
@@ -263,28 +259,34 @@ def _hostname(url: str) -> str | None:
 
 
 async def _long(
-    head: dict[str, Any], name: str, items: Iterable[Any], form: Callable[[Any], Any], lists: Mapping[str, str] = _NOTHING
+    head: dict[str, Any],
+    name: str,
+    items: Iterable[Any],
+    form: Callable[[Any], Any],
+    lists: Mapping[str, str] = _NOTHING,
+    *,
+    every: int = ITEMS_PER_TURN,
 ) -> Answer:
     """`{…head, name: [form(item), …]}`, and `lists` that are JSON already, behind it."""
     begin = json.dumps(head, separators=(",", ":"))[:-1] + ("," if head else "")
     more = "".join(f',"{key}":{text}' for key, text in lists.items())
-    return Answer(200, f'{begin}"{name}":{await _listed(items, form)}{more}}}\n'.encode())
+    return Answer(200, f'{begin}"{name}":{await _listed(items, form, every)}{more}}}\n'.encode())
 
 
-async def _listed(items: Iterable[Any], form: Callable[[Any], Any]) -> str:
+async def _listed(items: Iterable[Any], form: Callable[[Any], Any], every: int = ITEMS_PER_TURN) -> str:
     """`[form(item), …]`, made in steps: a thousand frontends must not hold the loop for their JSON."""
-    parts = [json.dumps(form(item), separators=(",", ":")) async for item in in_turns(items, ITEMS_PER_TURN)]
+    parts = [json.dumps(form(item), separators=(",", ":")) async for item in in_turns(items, every)]
     return f"[{','.join(parts)}]"
 
 
-def _frontend_json(frontend: Frontend, servers: Iterable[ServerView], unbound: str | None) -> dict[str, Any]:
+def _frontend_json(table: Table, one: Seen) -> dict[str, Any]:
     return {
-        "name": frontend.name,
-        "listen": str(frontend.listen),
-        "port": frontend.listen.port,
-        "balance": str(frontend.policy.balance),
-        "unbound": unbound,  # why the port could not be opened; null: it is open
-        "servers": [_server_json(view) for view in servers],
+        "name": one.name,
+        "listen": str(one.listen),
+        "port": one.listen.port,
+        "balance": str(table.frontends[one.listen].policy.balance),
+        "unbound": one.unbound,  # why the port could not be opened; null: it is open
+        "servers": [_server_json(view) for view in one.servers],
     }
 
 

@@ -1,9 +1,9 @@
 """Sessions as JSON, live ones and those the recorder has, and what may be asked about them."""
 
-import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+from pylb.control.steps import in_turns
 from pylb.core.address import Address, parse_address, parse_network
 from pylb.core.errors import Code, Refused
 from pylb.core.recorder import Attempt, Ended, Query, Reach, Story, is_meant_live, parse_session_id, session_id
@@ -61,10 +61,7 @@ async def meant(query: Query, views: Sequence[SessionView]) -> list[SessionView]
     """The live sessions that fit, the oldest first, all of them; looked at in steps."""
     if query.codes or query.since:
         raise Refused(Code.INVALID, "code and since are of ended sessions")
-    found = []
-    for start in range(0, len(views), _VIEWS_PER_TURN):
-        found += [one for one in views[start : start + _VIEWS_PER_TURN] if is_meant_live(query, one)]
-        await asyncio.sleep(0)
+    found = [one async for one in in_turns(views, _VIEWS_PER_TURN) if is_meant_live(query, one)]
     return sorted(found, key=lambda one: -one.age)
 
 

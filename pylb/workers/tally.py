@@ -1,9 +1,9 @@
 """The counters of all workers as one: what each said last, and what those that are gone had counted."""
 
-import asyncio
 from collections import Counter
 from collections.abc import Iterable
 
+from pylb.control.steps import in_turns
 from pylb.core.address import Listen
 from pylb.core.table import Frontend, Table
 from pylb.forward.counters import Counters, FrontendCounters
@@ -80,9 +80,7 @@ class Tally:
     async def added(self, base: Counters) -> Counters:
         """`base` and all of this, of the frontends that `base` has. The loop gets its turn between them: 20 µs each."""
         total = Counters(base.max_connections)
-        for number, (listen, own) in enumerate(list(base.frontends.items()), 1):
-            if number % PIECE == 0:
-                await asyncio.sleep(0)
+        async for listen, own in in_turns(list(base.frontends.items()), PIECE):
             into = total.frontends[listen] = FrontendCounters(own.name)
             add(into, counted(listen, own))
             if (gone := self._gone.get(listen)) is not None:

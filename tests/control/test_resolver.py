@@ -63,7 +63,7 @@ async def test_an_address_that_never_answered_is_no_trouble_while_another_of_its
     async with control(tmp_path, rules=Rules((StaticFrontend("web", Listen("tcp", "*", port), lines),))) as c:
 
         def word() -> Health:
-            [one] = seen(c.registry.table, c.registry.servers(), c.registry.unbound())
+            [one] = seen(c.registry.table, c.registry.each_server(), c.registry.unbound())
             return condition(one, {}, 0.0)[0]
 
         c.dns["nodes.example.net"] = [NODE_A, NODE_C]

@@ -8,7 +8,7 @@ from pylb.core.policy import Limits, Policy
 from pylb.core.registration import Wanted
 from pylb.core.table import Frontend
 from pylb.observe.history import Count, Rate
-from pylb.observe.picture import changed, frontend_record, gone, holder, limits, registration_key, registration_record
+from pylb.observe.picture import changed, frontend_record, holder, limits, registration_key, registration_record
 
 WEB = Frontend("web", Listen("tcp", "*", 443), Policy(), ())
 
@@ -25,7 +25,6 @@ def test_only_the_fields_that_differ_are_told_again() -> None:
     assert changed(before, after) == {"sessions": 2, "total": 11, "rate": 1.0}
     assert changed(after, after) == {}
     assert changed({}, after) == after
-    assert gone(["a", "b"], {"b": {}}) == ["a"]
 
 
 def test_a_registration_stands_still_from_one_beat_to_the_next() -> None:

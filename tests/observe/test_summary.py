@@ -10,8 +10,8 @@ from pylb.core.address import Address, Listen
 from pylb.core.health import REMEMBERED, WRONG
 from pylb.core.health import Health as ServerHealth
 from pylb.core.policy import Policy, ProxyProtocol
-from pylb.core.table import DOWN, LAST_RESORT, Frontend, make_table
-from pylb.observe.summary import Health, Seen, condition, seen, sentence, since_down, span, troubles
+from pylb.core.table import DOWN, LAST_RESORT, Frontend, Server, make_table
+from pylb.observe.summary import Health, Seen, condition, said, seen, since_down, span, troubles
 
 NOW = 1_795_000_000.0
 
@@ -56,10 +56,14 @@ def event(kind: str, ago: float, number: int = 7, frontend: str = "web-443") -> 
     return Event(NOW - ago, kind, "", {"frontend": frontend, "address": f"10.0.0.{number}:30443"})
 
 
+def sentence(frontends: list[Seen], events: list[Event], now: float, also: list[str] | None = None) -> str:
+    return said([condition(one, since_down(events), now) for one in frontends], also or ())
+
+
 def test_a_lost_server_is_named_with_its_time() -> None:
     frontends = [well(1), well(2), well(3), web(view(8), down())]
-    said = sentence(frontends, [event("server_down", 12.0)], NOW)
-    assert said == "3 of 4 frontends healthy; web-443 lost 10.0.0.7:30443 12 s ago"
+    told = sentence(frontends, [event("server_down", 12.0)], NOW)
+    assert told == "3 of 4 frontends healthy; web-443 lost 10.0.0.7:30443 12 s ago"
 
 
 def test_what_is_well_is_said_in_few_words() -> None:
@@ -123,8 +127,8 @@ def test_a_server_that_came_back_is_forgotten() -> None:
 def test_pylbs_own_troubles_come_first_then_the_worst_and_no_list_is_endless() -> None:
     frontends = [Seen(f"app-{number}", Listen("tcp", "*", number), ()) for number in range(5)]
     frontends.insert(0, web(view(8), down()))
-    said = sentence(frontends, [], NOW, ["the state is not on disk"])
-    assert said == (
+    told = sentence(frontends, [], NOW, ["the state is not on disk"])
+    assert told == (
         "0 of 6 frontends healthy; the state is not on disk; app-0 has no server yet; app-1 has no server yet; 4 more"
     )
     assert sentence([well(1), *frontends[:3]], [], NOW).endswith("; web-443 lost 10.0.0.7:30443")
@@ -138,8 +142,9 @@ def test_what_is_wrong_with_pylb_itself() -> None:
 
 def test_frontends_come_in_the_order_of_their_ports_with_their_servers() -> None:
     https, smtp = Listen("tcp", "*", 443), Listen("tcp", "*", 25)
-    table = make_table(1, {at: Frontend(f"app-{at.port}", at, Policy(), ()) for at in (https, smtp)})
-    found = seen(table, [view(7), view(8)], {smtp: "Permission denied"})
+    pools = {https: (Server("pod-7", view(7).address), Server("pod-8", view(8).address)), smtp: ()}
+    table = make_table(1, {at: Frontend(f"app-{at.port}", at, Policy(), pool) for at, pool in pools.items()})
+    found = seen(table, iter([view(7), view(8)]), {smtp: "Permission denied"})
     assert [(one.name, len(one.servers), one.unbound) for one in found] == [
         ("app-25", 0, "Permission denied"),
         ("app-443", 2, None),

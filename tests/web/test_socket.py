@@ -1,6 +1,7 @@
 """The admin socket and its client."""
 
 import asyncio
+import json
 import os
 import socket
 import stat
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 
 from pylb.core.errors import Code, Refused
-from pylb.web.socket import LINE_BYTES, ControlSocket, call
+from pylb.web.socket import ITEMS, LINE_BYTES, ControlSocket, call, pieces
 from tests.fuzz.sockets import control
 from tests.web.loopback import run
 
@@ -43,6 +44,22 @@ def conversation(path: Path, *requests: Mapping[str, Any], deadline: float = 5.0
             await control.stop()
 
     return run(main())
+
+
+def test_a_long_answer_is_written_in_pieces_and_its_rows_are_let_go_on_the_way() -> None:
+    """`pylb routes` of ten thousand servers: its JSON in one step would hold the loop, and so would the end of the rows."""
+    rows = [{"port": number} for number in range(5 * ITEMS + 1)]
+    answer = {"ok": True, "rows": rows.copy(), "none": [], "left": 7}
+
+    found = run(_all(answer))
+    assert json.loads(b"".join(found)) == {"ok": True, "rows": rows, "none": [], "left": 7}
+    assert [piece.count(b"port") for piece in found] == [ITEMS] * 5 + [1]
+    assert set(answer["rows"]) == {None}  # type: ignore[arg-type]
+    assert len(run(_all({"ok": True, "text": "one"}))) == 1
+
+
+async def _all(answer: Mapping[str, Any]) -> list[bytes]:
+    return [piece async for piece in pieces(answer)]
 
 
 def test_a_verb_is_answered_and_the_file_is_private_and_gone_at_the_end(tmp_path: Path) -> None:
