@@ -156,7 +156,7 @@ async def running(folder: Path, ports: list[int]) -> AsyncIterator[World]:
     driver = Driver(Engine(observer=hooks, max_connections=1000, on_fault=_fail))
     registry = Registry(rules=Rules(), keyring=Keyring(tokens), sink=driver, store=Store(folder), ask=_answers)
     await registry.start()
-    registry.webhook_is_up()
+    await registry.webhook_is_up()
     try:
         yield World(registry, tokens, ports, driver)
     finally:

@@ -240,7 +240,7 @@ class App:
         await self._open_doors(
             stack, sockets, lambda: connlog.lines.dropped + messages.lines.dropped + self._forwarding.lines_dropped
         )
-        self._registry.webhook_is_up()
+        await self._registry.webhook_is_up()
         stack.callback(self._registry.webhook_is_down)
         self._keep(self._registry.run(), self._tasks, self._control_ended)
         for part, files, read in (

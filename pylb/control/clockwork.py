@@ -73,7 +73,7 @@ class Clockwork:
     async def _leases(self) -> None:
         ledger = self._ledger
         await ledger.silence.look(ledger.scene.claims)
-        due = ledger.tenure.due(ledger.scene.claims, ledger.scene.layout.rules.leases.keep_stale)
+        due = await ledger.tenure.due(ledger.scene.claims, ledger.scene.layout.rules.leases.keep_stale)
         self._tell_of_mass_lapse(now_preserving=due.verdict.preserving)
         if ended := self._silent((*due.verdict.lapsed, *due.gone)):
             await self._end(ended)

@@ -109,9 +109,9 @@ class Registry:
         text = f"restored: {counted(count, 'registration')}, serving: {counted(len(self.table.frontends), 'frontend')}"
         self._ledger.journal.note("started", text, {"registrations": count})
 
-    def webhook_is_up(self) -> None:
+    async def webhook_is_up(self) -> None:
         """Phone-homes can call from now on: leases run, and each lasts at least a whole TTL more."""
-        self._ledger.tenure.webhook_is_up(self._scene.claims)
+        await self._ledger.tenure.webhook_is_up(self._scene.claims)
 
     def webhook_is_down(self) -> None:
         """Nobody can call: no lease ends."""

@@ -5,6 +5,7 @@ They tell once a tick, and only what changed. So a limit may be exceeded by what
 the queue, whose order is that of each process.
 """
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from pylb.core.address import Listen
@@ -43,17 +44,19 @@ class Elsewhere:
         self._others: dict[int, dict[Listen, _Others]] = {}
         self._told: dict[Listen, tuple[int, dict[str, int]]] = {}
 
-    def follow(self) -> None:
-        """A new table is in force."""
-        ports = self._ports.by_listen.items()
-        self._limited = found = {listen: port for listen, port in ports if port.frontend and _is_limited(port.frontend)}
-        for listen in self._told.keys() - found.keys():
-            del self._told[listen]
-        for known in self._others.values():
-            for listen in known.keys() - self._ports.by_listen.keys():
-                del known[listen]
-        for listen in found:
-            self._heed(listen)
+    def follow(self, touched: Iterable[Listen]) -> None:
+        """A new table is in force, and these are all that may differ."""
+        for listen in touched:
+            port = self._ports.by_listen.get(listen)
+            if port is None:
+                for known in self._others.values():
+                    known.pop(listen, None)
+            if port is not None and port.frontend and _is_limited(port.frontend):
+                self._limited[listen] = port
+                self._heed(listen)
+            else:
+                self._limited.pop(listen, None)
+                self._told.pop(listen, None)
 
     def uses(self, *, whole: bool = False) -> tuple[Use, ...]:
         """What changed since the last time; `whole`: everything, for one who knows nothing yet."""

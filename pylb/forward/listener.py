@@ -140,6 +140,7 @@ class Ports:
         self.numbers: Counter[int] = Counter()  # on how many addresses each port number is listened
         self._waiting: dict[Port, None] = {}  # unwatched for want of room
         self._rated: dict[Port, None] = {}  # whose frontend limits its rate
+        self._serving = 0  # ports with a frontend
         self._retired: list[FrontendState] = []  # their ports are closed, they still have sessions
         self.shareable = counters.max_connections  # sessions beyond the frontends' reserves
         self._reserve = Reserve()
@@ -172,6 +173,7 @@ class Ports:
                 del self.numbers[listen.port]
             self._waiting.pop(port, None)
             self._rated.pop(port, None)
+            self._serving -= port.frontend is not None
             if port.frontend is not None and port.frontend.sessions:
                 self._retired.append(port.frontend)  # those that still look for a server may find one
             elif port.frontend is not None:
@@ -186,6 +188,7 @@ class Ports:
 
     def serve(self, port: Port, frontend: FrontendState) -> None:
         """From its opening on, and again when its policy may have changed."""
+        self._serving += port.frontend is None
         port.frontend = frontend
         if frontend.frontend.policy.limits.rate:
             self._rated[port] = None
@@ -238,11 +241,11 @@ class Ports:
     def reserve(self) -> None:
         """Share max_connections out anew: a quarter of it is divided among the frontends, at most RESERVE for each.
 
-        So no frontend takes what the others need to be reached at all.
+        So no frontend takes what the others need to be reached at all. All of them are looked at only when their shares differ.
         """
-        counters, serving = self._counters, [port.frontend for port in self.by_listen.values() if port.frontend is not None]
-        reserve = min(RESERVE, counters.max_connections // (4 * max(1, len(serving))))
-        self.shareable = counters.max_connections - reserve * len(serving)
+        counters = self._counters
+        reserve = min(RESERVE, counters.max_connections // (4 * max(1, self._serving)))
+        self.shareable = counters.max_connections - reserve * self._serving
         retired, self._retired = self._retired, []
         for frontend in retired:
             if frontend.sessions:
@@ -251,6 +254,7 @@ class Ports:
                 frontend.let_go()
         if reserve != counters.reserve:
             counters.reserve = reserve
+            serving = [port.frontend for port in self.by_listen.values() if port.frontend is not None]
             counters.shared = sum(max(0, frontend.sessions - reserve) for frontend in (*serving, *self._retired))
 
     def resume(self, elapsed: float) -> None:

@@ -8,6 +8,7 @@ import asyncio
 import logging
 import signal
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import islice
@@ -18,7 +19,7 @@ from pylb.core.address import Address, Listen
 from pylb.core.policy import Policy
 from pylb.core.recorder import Ended, Query, Story, joined
 from pylb.core.session import SessionView
-from pylb.core.table import Frontend, Server, Table, diff
+from pylb.core.table import Diff, Frontend, Server, Table, diff
 from pylb.core.text import counted
 from pylb.forward.counters import Counters, FrontendCounters
 from pylb.forward.sockets import share
@@ -87,6 +88,7 @@ class Policies:
     def __init__(self) -> None:
         self._numbers: dict[int, tuple[int, Policy]] = {}  # by identity: to hash ten thousand rules costs more
         self._next = 0
+        self._uses: Counter[int] = Counter()  # by how many frontends of the table in force; by identity, too
 
     def number(self, policy: Policy) -> tuple[int, bool]:
         """Its number, and whether it is new."""
@@ -97,9 +99,22 @@ class Policies:
         self._numbers[id(policy)] = (self._next, policy)
         return self._next, True
 
-    def forget_unused(self, table: Table) -> tuple[int, ...]:
-        used = {id(frontend.policy) for frontend in table.frontends.values()}
-        return tuple(self._numbers.pop(key)[0] for key in self._numbers.keys() - used)
+    def unused(self, change: Diff) -> tuple[int, ...]:
+        """The numbers of those that no frontend has any more, which are forgotten. To be asked of each change, once its new
+        policies have their numbers."""
+        come, gone = (Counter(id(frontend.policy) for frontend in some) for some in _sides(change))
+        self._uses.update(come)
+        self._uses.subtract(gone)
+        ended = [key for key in gone if not self._uses[key]]
+        for key in ended:
+            del self._uses[key]
+        return tuple(self._numbers.pop(key)[0] for key in ended)
+
+
+def _sides(change: Diff) -> tuple[list[Frontend], list[Frontend]]:
+    """What comes and what goes."""
+    come, gone = [new for _, new in change.changed], [old for old, _ in change.changed]
+    return [*change.opened, *come], [*change.closed, *gone]
 
 
 class Fleet:
@@ -221,15 +236,13 @@ class Fleet:
         self._table = before.edited(table.generation, edits)
         change = diff(before, self._table)
         opened = [frontend.listen for frontend in change.opened]
-        frontends, closed = [*change.opened, *(new for _, new in change.changed)], change.closed
-        other_policy = bool(closed) or any(old.policy is not new.policy for old, new in change.changed)
-        listens = tuple(frontend.listen for frontend in closed)
-        pieces = self._pieces(before.generation, frontends, listens, forgetting=other_policy)
+        pieces = self._parts([*change.opened, *(new for _, new in change.changed)])
+        closed = tuple(frontend.listen for frontend in change.closed)
+        pieces.append(encoded(TableChange(before.generation, table.generation, self._policies.unused(change), closed)))
         for seat in self._seats:
             if seat.serves:
                 seat.tell(pieces, opened)
-        same_ports = not (change.opened or change.closed)
-        self._tally.follow(self._table, [new.listen for _, new in change.changed] if same_ports else None)
+        self._tally.follow(self._table, change)
         return failed
 
     async def applied(self) -> None:
@@ -243,17 +256,8 @@ class Fleet:
                 if seat.pending:
                     log.error("worker %d (pid %d) has not applied the table within %g s", seat.index, seat.pid, APPLY)
 
-    def _pieces(
-        self,
-        base: int,
-        frontends: Iterable[Frontend],
-        closed: tuple[Listen, ...],
-        *,
-        whole: bool = False,
-        forgetting: bool = True,
-    ) -> list[tuple[int, bytes]]:
-        """The way from `base` to the table in force, encoded once for all. `whole`: for one who knows no policy yet.
-        `forgetting`: some policy may be used no more."""
+    def _parts(self, frontends: Iterable[Frontend], *, whole: bool = False) -> list[tuple[int, bytes]]:
+        """These, encoded once for all. `whole`: for one who knows no policy yet."""
         pieces, told = [], set[int]()
         rest = iter(frontends)
         while some := tuple(islice(rest, PIECE)):
@@ -265,8 +269,6 @@ class Fleet:
                     policies[number] = frontend.policy
                 lines.append(lines_of(frontend, number))
             pieces.append(encoded(TablePart(policies, tuple(lines))))
-        forget = self._policies.forget_unused(self._table) if forgetting else ()
-        pieces.append(encoded(TableChange(base, self._table.generation, forget, closed)))
         return pieces
 
     def _close(self, listen: Listen) -> None:
@@ -382,7 +384,8 @@ class Fleet:
                     seat.say(Drain(time.monotonic(), accept=False))
                 else:
                     frontends = self._table.frontends
-                    seat.tell(self._pieces(0, frontends.values(), (), whole=True), list(frontends))
+                    change = TableChange(0, self._table.generation, (), ())
+                    seat.tell([*self._parts(frontends.values(), whole=True), encoded(change)], list(frontends))
                     self._tell_others(seat, Retell())
                 self._news.set()
             case Uses():

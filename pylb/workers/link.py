@@ -8,7 +8,7 @@ import select
 import time
 import traceback
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from socket import SocketType
 from typing import Any
 
@@ -63,6 +63,7 @@ class Link:
         self._policies: dict[int, Policy] = {}
         self._timeouts = Timeouts()  # of the policy that came last: what is asked of them here is the same in all
         self._parts: list[FrontendLines] = []  # of the table to come
+        self._failed: Mapping[Listen, OSError] = {}  # ports that the table before could not open
         self._frames: deque[Frame] = deque()  # from main, to be heeded
         self._texts: list[str] = []  # lines that wait for the next tick
         self._waiting = 0  # how many they are
@@ -198,7 +199,8 @@ class Link:
         for listen, error in failed.items():
             self.fault(f"{listen} could not be opened", error)
         if self._hello.workers > 1:
-            self._engine.elsewhere.follow()
+            self._engine.elsewhere.follow({**edits, **self._failed})
+        self._failed = failed
         self._say(Applied(change.generation))
 
     def _answer(self, ask: Ask) -> None:

@@ -1,11 +1,11 @@
 """The counters of all workers as one: what each said last, and what those that are gone had counted."""
 
 from collections import Counter
-from collections.abc import Iterable
+from typing import Any
 
 from pylb.control.steps import in_turns
 from pylb.core.address import Listen
-from pylb.core.table import Frontend, Table
+from pylb.core.table import Diff, Frontend, Table
 from pylb.forward.counters import Counters, FrontendCounters
 from pylb.workers.messages import PIECE, Counted, FrontendCount, Report, add, counted
 
@@ -51,21 +51,18 @@ class Tally:
             self._spliced += report.bytes_spliced
             self._accept_errors.update(report.accept_errors)
 
-    def follow(self, table: Table, changed: Iterable[Listen] | None = None) -> None:
-        """Counters of a frontend go with it, those of a server with its label. `changed`: the ports are the same, and only
-        the servers of these may differ."""
-        if changed is not None:
-            for listen in changed:
-                if listen in self._gone:
-                    self._follow(self._gone[listen], table.frontends[listen])
-            return
-        for known in self._frontends.values():
-            for listen in known.keys() - table.frontends.keys():
-                del known[listen]
-        for listen in self._gone.keys() - table.frontends.keys():
-            del self._gone[listen]
-        for listen, gone in self._gone.items():
-            self._follow(gone, table.frontends[listen])
+    def follow(self, table: Table, change: Diff) -> None:
+        """Counters of a frontend go with it, those of a server with its label. `change`: what is new in the table."""
+        counts: list[dict[Listen, Any]] = [*self._frontends.values(), self._gone]
+        for known in counts:
+            for closed in change.closed:
+                known.pop(closed.listen, None)
+            if len(known) > len(table.frontends):  # a report that was under way has brought some back
+                for listen in [listen for listen in known if listen not in table.frontends]:
+                    del known[listen]
+        for _, new in change.changed:
+            if new.listen in self._gone:
+                self._follow(self._gone[new.listen], new)
 
     @staticmethod
     def _follow(gone: FrontendCounters, frontend: Frontend) -> None:

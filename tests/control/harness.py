@@ -217,7 +217,7 @@ class CountingStore(Store):
 async def control(state_dir: Path, *tokens: Token, rules: Rules | None = None) -> AsyncIterator[Control]:
     made = Control(state_dir, rules or Rules(), *tokens)
     await made.registry.start()
-    made.registry.webhook_is_up()
+    await made.registry.webhook_is_up()
     try:
         yield made
     finally:

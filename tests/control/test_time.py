@@ -118,13 +118,13 @@ async def test_no_lease_ends_while_nobody_can_call(tmp_path: Path) -> None:
     await restarted.registry.start()
     await restarted.pass_time(7200)
     assert states(restarted) == {"web/pod-1": "fresh"}
-    restarted.registry.webhook_is_up()
+    await restarted.registry.webhook_is_up()
     await restarted.pass_time(58)
     assert states(restarted) == {"web/pod-1": "fresh"}
     restarted.registry.webhook_is_down()
     await restarted.pass_time(100)
     assert states(restarted) == {"web/pod-1": "fresh"}
-    restarted.registry.webhook_is_up()
+    await restarted.registry.webhook_is_up()
     await restarted.pass_time(62)
     assert states(restarted) == {"web/pod-1": "stale"}
     await restarted.registry.stop()

@@ -168,7 +168,7 @@ class Rivals(RuleBasedStateMachine):
             uniform=lambda _low, _high: 1.0,
         )
         self.run(self.registry.start())
-        self.registry.webhook_is_up()
+        self.run(self.registry.webhook_is_up())
         (self.port,) = free_ports(1)
         self.the_owner_calls(draining=False)
 

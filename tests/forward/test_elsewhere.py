@@ -20,7 +20,7 @@ def heed(drive: Drive, *uses: Use) -> None:
 
 def follow(drive: Drive, *args: object, **more: object) -> Listen:
     listen = drive.serve(*args, **more)  # type: ignore[arg-type]
-    drive.engine.elsewhere.follow()
+    drive.engine.elsewhere.follow([listen])
     return listen
 
 
@@ -145,5 +145,5 @@ def test_a_frontend_without_limits_is_never_told_of(drive: Drive) -> None:
     assert drive.engine.elsewhere.uses(whole=True) == ()
     heed(drive, use(listen, 9))  # of a moment ago
     drive.remove(listen)
-    drive.engine.elsewhere.follow()
+    drive.engine.elsewhere.follow([listen])
     heed(drive, use(listen, 9))

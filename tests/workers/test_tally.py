@@ -6,7 +6,7 @@ import pytest
 
 from pylb.core.address import Address, Listen
 from pylb.core.policy import Policy
-from pylb.core.table import Frontend, Server, Table, make_table
+from pylb.core.table import Diff, Frontend, Server, Table, diff, make_table
 from pylb.forward.counters import Counters, FrontendCounters, ServerCounters
 from pylb.workers.channel import BadFrame
 from pylb.workers.messages import Report, counted, report
@@ -47,7 +47,6 @@ def blank(*listens: Listen) -> Counters:
 
 def test_workers_are_added_up() -> None:
     tally = Tally()
-    tally.follow(table(WEB))
     tally.heard(1, said(2, ended=3))
     tally.heard(2, said(1, ended=5, server="b"))
     tally.heard(2, said(1, ended=6, server="b"))  # the last word counts
@@ -63,7 +62,6 @@ def test_workers_are_added_up() -> None:
 
 def test_of_one_that_is_gone_the_past_stays_and_the_present_does_not() -> None:
     tally = Tally()
-    tally.follow(table(WEB))
     tally.heard(1, said(2, ended=3))
     tally.retire(1)
     tally.retire(1)
@@ -77,15 +75,25 @@ def test_of_one_that_is_gone_the_past_stays_and_the_present_does_not() -> None:
 
 def test_counters_go_with_their_frontend_and_labels_with_their_server() -> None:
     tally = Tally()
-    tally.follow(table(WEB, MAIL))
     tally.heard(1, said(0, ended=3))
     tally.heard(1, said(0, ended=2, listen=MAIL))
     tally.retire(1)
-    tally.follow(table(WEB, servers="b"))
+    before, after = table(WEB, MAIL), table(WEB, servers="b")
+    tally.follow(after, diff(before, after))
     found = asyncio.run(tally.added(blank(WEB, MAIL)))
     assert found.frontends[MAIL].sessions_total == 0
     web = found.frontends[WEB]
     assert (web.servers, web.forgotten, web.sessions_total) == ({}, 3, 3)
+
+
+def test_a_frontend_that_a_late_report_brings_back_goes_with_the_next_table() -> None:
+    before, after = table(WEB, MAIL), table(WEB)
+    tally = Tally()
+    tally.heard(1, said(0, ended=1))
+    tally.follow(after, diff(before, after))
+    tally.heard(1, said(0, ended=2, listen=MAIL))  # it had not heard yet
+    tally.follow(after, Diff((), (), ()))
+    assert [sorted(part) for part in tally.parts()] == [[WEB], []]
 
 
 def test_what_is_added_to_is_left_alone() -> None:
