@@ -1,4 +1,4 @@
-"""What control costs at size: `python -m bench scale`.
+"""What control costs at size: `python -m bench scale`. A pylb that runs is asked in its second half (live.py).
 
 10,000 registrations on 1,000 frontends, ten instances each, in this process: a registry, the real engine with its ports, the
 page's stream and the metrics; nothing is dialled. For each piece of work it says the CPU time that the loop's thread needed
@@ -21,7 +21,7 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from bench import report
+from bench import live, report
 from bench.processes import BenchError
 from bench.report import aligned, progress
 from pylb.app import GC_THRESHOLDS, Hooks
@@ -234,20 +234,28 @@ def main(argv: list[str]) -> int:
     options = parser.parse_args(argv)
     started, machine = report.now(), report.machine()
     raise_descriptor_limit()
-    ports = free(FRONTENDS + 2000)
+    ports = free(live.PORTS)
     with tempfile.TemporaryDirectory(prefix="pylb-bench-") as folder:
-        world = asyncio.run(scale(Path(folder), ports))
+        world = asyncio.run(scale(Path(folder), ports[: FRONTENDS + 2000]))
+        running_ones = live.run(Path(folder), ports)
     table = [("what", "CPU ms", "each ms", "longest step ms", "mark ms", "")]
     for one in world.figures:
         each = f"{one.cpu_ms / one.each:.3f}" if one.each > 1 else ""
         mark = "" if one.mark_ms is None else f"{one.mark_ms:g}"
         verdict = "" if one.mark_ms is None else "reached" if one.reached else "MISSED"
         table.append((one.what, f"{one.cpu_ms:.1f}", each, f"{one.step_ms:.2f}", mark, verdict))
-    print("\n".join([*aligned(table), "", *(f"  {text}" for text in world.said)]))
+    print("\n".join([*aligned(table), "", *(f"  {text}" for text in world.said), ""]))
+    table = [("a pylb that runs", "ms", "each ms", "CPU ms of the longest turn", "late by ms at most", "")]
+    for found in running_ones:
+        each = f"{found.took_ms / found.calls:.2f}" if found.calls > 1 else ""
+        verdict = "reached" if found.reached else "MISSED"
+        table.append((found.what, f"{found.took_ms:.0f}", each, f"{found.turn_ms:.1f}", f"{found.late_ms:.1f}", verdict))
+    print("\n".join(aligned(table)))
     if options.json:
-        found = {"started": started, "machine": machine, "said": world.said, "figures": [asdict(one) for one in world.figures]}
-        options.json.write_text(json.dumps(found, indent=1, default=str) + "\n")
-    return int(not all(one.reached for one in world.figures))
+        here, there = [asdict(one) for one in world.figures], [asdict(one) for one in running_ones]
+        kept = {"started": started, "machine": machine, "said": world.said, "figures": here, "running": there}
+        options.json.write_text(json.dumps(kept, indent=1, default=str) + "\n")
+    return int(not all([*(one.reached for one in world.figures), *(one.reached for one in running_ones)]))
 
 
 async def scale(folder: Path, ports: list[int]) -> World:

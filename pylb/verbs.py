@@ -11,6 +11,7 @@ from pylb.config import ConfigErrors
 from pylb.control.admission import Imported
 from pylb.control.history import Generation
 from pylb.control.registry import Registry
+from pylb.control.steps import in_turns
 from pylb.core.address import Address, Listen, parse_ip
 from pylb.core.auth import Caller, Token
 from pylb.core.changes import Line
@@ -32,6 +33,7 @@ from pylb.web.admin import rejection_json
 from pylb.web.sessions import ended, meant, named, query_of, reach_json, session_json, story_json
 from pylb.web.socket import Verb
 
+ITEMS = 50  # of an import, read between two turns of the loop: 1 ms
 MOST_IMPORTED = 10_000
 MOST_ENDED = 100  # in one answer, unless more are wanted
 
@@ -160,7 +162,8 @@ def _changes(registry: Registry, service: Service) -> dict[str, Verb]:
         token = _text(request, "token")
         if not items and service.token(token) is None:  # of a dry run
             raise Refused(Code.NOT_FOUND, f"there is no token called {token!r}", "`pylb token list`")
-        return {"lines": await registry.import_legacy([_imported(item) for item in items], token)}
+        read = [_imported(item) async for item in in_turns(items, ITEMS)]
+        return {"lines": await registry.import_legacy(read, token)}
 
     async def reload(_request: Mapping[str, Any]) -> dict[str, Any]:
         try:
