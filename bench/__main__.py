@@ -65,7 +65,7 @@ EXAMPLES = """examples:
   python -m bench balance            what a pick, a look-up and a limit cost, with 2 and with 1,000 servers
   python -m bench probes             how long the loop is held while 1,000 servers are checked
   python -m bench recorder           what the flight recorder costs a short connection
-  python -m bench scale              what control costs with 10,000 registrations on 1,000 frontends
+  python -m bench scale              what control costs with 10,000 registrations, in parts and in a pylb that runs
   python -m bench scrape             how long a scrape of 1,000 frontends takes, and holds the loop
   python -m bench workers            start and memory of workers, and what a busy main process does to the p99
   python -m bench --scenarios connections,keepalive --targets pylb,pylb-all,haproxy   what all features together cost

@@ -33,7 +33,7 @@ from pylb.web.admin import rejection_json
 from pylb.web.sessions import ended, meant, named, query_of, reach_json, session_json, story_json
 from pylb.web.socket import Verb
 
-ITEMS = 50  # of an import, read between two turns of the loop: 1 ms
+ITEMS = 50  # of an import, or generations, between two turns of the loop: 1 ms
 MOST_IMPORTED = 10_000
 MOST_ENDED = 100  # in one answer, unless more are wanted
 
@@ -130,7 +130,10 @@ def _stories(registry: Registry, service: Service, live: Sessions) -> dict[str, 
     async def history(request: Mapping[str, Any]) -> dict[str, Any]:
         what = request.get("what")
         found = registry.history(None if what is None else str(what))
-        return {"generations": [_generation(one) for one in found], "reach": {"since": registry.since.history}}
+        return {
+            "generations": [_generation(one) async for one in in_turns(found, ITEMS)],
+            "reach": {"since": registry.since.history},
+        }
 
     async def explain_(request: Mapping[str, Any]) -> dict[str, Any]:
         if "session" in request:
