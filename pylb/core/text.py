@@ -4,6 +4,8 @@ Characters that drive a terminal, break a line, or are there without being seen 
 escapes as in Python: `\\x1b`, `\\u202e`. Everything else stays as it is.
 """
 
+import re
+
 _RANGES = (
     (0x00, 0x1F),  # C0
     (0x7F, 0x9F),  # DEL and C1: 0x9b is a CSI of one character
@@ -31,22 +33,24 @@ _RANGES = (
 )
 
 
-def _escape(code: int) -> str:
+# Not a table for str.translate: its 6,600 entries would be 1.2 MiB in every worker.
+_HARMFUL = re.compile("[" + "".join(f"{chr(low)}-{chr(high)}" for low, high in _RANGES) + "]")
+_HARMFUL_IN_LINES = re.compile(f"(?!\n){_HARMFUL.pattern}")
+
+
+def _escape(found: re.Match[str]) -> str:
+    code = ord(found[0])
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
-
-
-ESCAPES = {code: _escape(code) for low, high in _RANGES for code in range(low, high + 1)}
-_BETWEEN_LINES = {code: escape for code, escape in ESCAPES.items() if code != ord("\n")}
 
 
 def visible(text: str) -> str:
     """One line of it."""
-    return text.translate(ESCAPES)
+    return _HARMFUL.sub(_escape, text)
 
 
 def visible_lines(text: str) -> str:
     """With the line breaks that it has: for what was put together from lines that are `visible`."""
-    return text.translate(_BETWEEN_LINES)
+    return _HARMFUL_IN_LINES.sub(_escape, text)
 
 
 def whole_number(text: str, most: int) -> int | None:

@@ -6,14 +6,10 @@ import os
 import sys
 
 from pylb.core.log import Format
-from pylb.core.text import ESCAPES
+from pylb.core.text import visible_lines
 from pylb.observe.form import stamp, word
 from pylb.observe.lines import QUEUE_LINES, LineWriter
 from pylb.observe.targets import Stream
-
-# A message may quote what a stranger sent. Line breaks and escapes in it must not forge a line or drive a terminal: a
-# line that does not start with two spaces is ours.
-_CONTROL = ESCAPES | {ord("\n"): "\n  "}
 
 
 class MessageHandler(logging.Handler):
@@ -46,7 +42,7 @@ def install(style: Format, level: str, fd: int | None = None) -> MessageHandler:
 def _text_message(record: logging.LogRecord) -> str:
     # Under systemd the journal has its own time stamp.
     when = "" if "JOURNAL_STREAM" in os.environ else f"{stamp(record.created)} "
-    line = f"{when}{record.levelname.lower()} {record.name}: {record.getMessage().translate(_CONTROL)}"
+    line = f"{when}{record.levelname.lower()} {record.name}: {_indented(record.getMessage())}"
     return line + _traceback(record)
 
 
@@ -72,7 +68,13 @@ def _traceback(record: logging.LogRecord) -> str:
         return ""
     # Indented, so that a reader of lines sees it belongs to the message above.
     lines = _FORMATTER.formatException(record.exc_info).splitlines()
-    return "".join(f"\n  {line.translate(_CONTROL)}" for line in lines)
+    return "".join(f"\n  {_indented(line)}" for line in lines)
+
+
+def _indented(text: str) -> str:
+    """A message may quote what a stranger sent. Line breaks and escapes in it must not forge a line or drive a terminal: a line
+    that does not start with two spaces is ours."""
+    return visible_lines(text).replace("\n", "\n  ")
 
 
 _FORMATTER = logging.Formatter()

@@ -7,7 +7,7 @@ from urllib.parse import quote
 
 import pytest
 
-from pylb.core.text import ESCAPES
+from pylb.core.text import visible
 from tests.contract.instance import Pylb, call, raw, secret, wants
 from tests.support.ports import free_port
 from tests.support.processes import Processes
@@ -65,7 +65,7 @@ def _runtime(pylb: Pylb, command: str) -> str:
 
 
 def _harmful(text: str) -> set[str]:
-    return {char for char in text if ord(char) in ESCAPES} - {"\n"}
+    return {char for char in text if visible(char) != char} - {"\n"}
 
 
 def _shown(pylb: Pylb) -> dict[str, str]:

@@ -47,7 +47,7 @@ NO_REACH = {
     LegacyCall: {"action", "port", "name", "send_proxy", "address_note"},
     Imported: {"port", "name", "send_proxy"},
     Wanted: {"port", "send_proxy", "weight", "backup"},
-    Check: {"kind", "steps", "path", "host", "status"},  # bytes of the question, and what to make of the answer
+    Check: {"kind", "steps", "path", "host", "method", "status"},  # bytes of the question, and what to make of the answer
     OwnHealth: {"interval", "rise", "fall", "when_all_down"},
     Registration: {"key", "name", "ttl", "state", "places", "since"},
 }
