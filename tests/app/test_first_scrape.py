@@ -18,7 +18,7 @@ PAGES = (
 )
 # What a start does from its open doors on, a line of app.py each: it is held just before.
 STAGES = {
-    "nothing runs": "self._registry.webhook_is_up()",
+    "nothing runs": "await self._registry.webhook_is_up()",
     "no beat": "self._serve_for_ever(Part.BEAT, self._beat)",
     "no sample": "self._serve_for_ever(Part.RATES, self._lookout.run)",
     "no page": "self._serve_for_ever(Part.PAGE, self._feed.run)",
