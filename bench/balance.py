@@ -16,7 +16,7 @@ from bench.report import aligned
 from pylb.core.access import AccessList, AccessRule
 from pylb.core.balance import balancer
 from pylb.core.policy import Balance, Limits
-from pylb.core.sources import Sources
+from pylb.core.rate_limits import Sources
 
 SESSIONS, LIVE = 20_000, 100
 POOLS = (2, 1000)

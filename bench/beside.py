@@ -1,7 +1,7 @@
 """How long small things wait while bulk flows: a 64-byte ping-pong, `/livez`, and pylb's own loops.
 
-The lag of a loop is how much later than after its 100 ms its beat came (pylb/pulse.py). Each process of pylb writes it down
-at every beat, because the metric shows only the worst of late.
+The lag of a loop is how much later than after its 100 ms its beat came (pylb/host/loop_lag.py). Each process of pylb writes
+it down at every beat, because the metric shows only the worst of late.
 """
 
 import sys
@@ -17,7 +17,7 @@ from bench.targets import Kind, Target
 SETTLE = 1.0  # seconds in which the streams come to their full rate
 _LAGS = """
 import os, time
-from pylb.pulse import Pulse
+from pylb.host.loop_lag import Pulse
 beat, last, out = Pulse.beat, [time.monotonic()], open(%r + str(os.getpid()), "w", buffering=1)
 def noted(self, now):
     came = time.monotonic()
@@ -27,10 +27,10 @@ def noted(self, now):
 Pulse.beat = noted
 """
 _MAIN = """
-from pylb.workers import program
-start = "from pylb.worker import main"
+from pylb.workers import archive as program
+start = "from pylb.workers.worker import main"
 program._BOOT = program._BOOT.replace(start, "exec(" + repr({lags!r}) + "); " + start)
-from pylb.cli import main
+from pylb.cli.main import main
 main()
 """
 

@@ -24,7 +24,7 @@ import yaml
 
 from bench.processes import Address, BenchError, Process
 from bench.report import progress
-from pylb.web.socket import call
+from pylb.web.control_socket import call
 
 FRONTENDS, INSTANCES = 765, 13
 SPARE = 1000  # static frontends that a reload opens
@@ -36,7 +36,7 @@ STEP = 10.0  # ms: the mark
 PATIENCE = 120.0  # seconds for an answer
 _WATCHED = """
 import asyncio, time
-from pylb.app import App
+from pylb.app.app import App
 beat, out = App._beat, open(%r, "w", buffering=1)
 async def watch():
     while True:
@@ -49,7 +49,7 @@ async def watched(self):
         tasks.create_task(watch())
         await beat(self)
 App._beat = watched
-from pylb.cli import main
+from pylb.cli.main import main
 main()
 """
 

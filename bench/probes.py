@@ -15,9 +15,9 @@ import time
 import uvloop
 
 from bench.report import aligned
-from pylb.app import GC_THRESHOLDS
-from pylb.control.checker import Checker
-from pylb.control.probe import ask
+from pylb.app.app import GC_THRESHOLDS
+from pylb.control.health.checker import Checker
+from pylb.control.health.prober import ask
 from pylb.core.address import Address, Listen
 from pylb.core.policy import HealthMode, HealthPolicy, Policy
 from pylb.core.table import Frontend, Server, make_table

@@ -24,26 +24,26 @@ from pathlib import Path
 from bench import live, report
 from bench.processes import BenchError
 from bench.report import aligned, progress
-from pylb.app import GC_THRESHOLDS, Hooks
+from pylb.api.routes import rows
+from pylb.app.app import GC_THRESHOLDS, Hooks
 from pylb.control.admission import Imported
-from pylb.control.probe import Question
+from pylb.control.health.prober import Question
 from pylb.control.registry import Registry
-from pylb.control.snapshot import Encoder
-from pylb.control.store import Store
+from pylb.control.storage.snapshot import Encoder
+from pylb.control.storage.store import Store
 from pylb.control.tasks import Tasks
 from pylb.core.address import Address, Listen, parse_network, parse_ports
 from pylb.core.auth import Caller, Keyring, Token
 from pylb.core.policy import AdminState, Policy, Rules, StaticFrontend, StaticServer
 from pylb.core.registration import Announcement, Wanted
-from pylb.driver import Driver
 from pylb.forward.engine import Engine
 from pylb.forward.sockets import open_listener
-from pylb.machine import raise_descriptor_limit
-from pylb.observe.connlog import ConnectionLog
-from pylb.observe.feed import Feed
-from pylb.observe.metrics import Metrics
-from pylb.observe.targets import Stream
-from pylb.routes import rows
+from pylb.host.machine import raise_descriptor_limit
+from pylb.logs.session_log import ConnectionLog
+from pylb.logs.targets import Stream
+from pylb.metrics.collector import Metrics
+from pylb.statuspage.stream import Feed
+from pylb.workers.in_process import Driver
 
 FRONTENDS, INSTANCES = 1000, 10
 TOKENS = 20  # a token may hold 2,000 registrations

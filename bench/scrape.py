@@ -25,24 +25,24 @@ import uvloop
 from bench.processes import free_ports
 from bench.report import aligned, progress
 from bench.targets import OWN_PORTS
-from pylb.app import GC_THRESHOLDS, Hooks
+from pylb.app.app import GC_THRESHOLDS, Hooks
 from pylb.control.registry import Registry
-from pylb.control.store import Store
+from pylb.control.storage.store import Store
 from pylb.control.tasks import Tasks
 from pylb.core.address import Address, Listen
 from pylb.core.auth import Keyring
 from pylb.core.policy import Policy, Rules, StaticFrontend, StaticServer
-from pylb.driver import Driver
 from pylb.forward.engine import Engine
-from pylb.listeners import Listeners
-from pylb.machine import raise_descriptor_limit
-from pylb.observe.connlog import ConnectionLog
-from pylb.observe.metrics import Metrics
-from pylb.observe.targets import Stream
-from pylb.service import Service
+from pylb.host.machine import raise_descriptor_limit
+from pylb.host.systemd import Service
+from pylb.logs.session_log import ConnectionLog
+from pylb.logs.targets import Stream
+from pylb.metrics.collector import Metrics
+from pylb.upgrade.sockets import Listeners
+from pylb.workers.archive import Program
 from pylb.workers.fleet import Fleet, Told
+from pylb.workers.in_process import Driver
 from pylb.workers.messages import VERSION, Hello
-from pylb.workers.program import Program
 
 SERVERS = 3  # of each frontend
 HOST = "127.0.0.1"

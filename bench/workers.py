@@ -28,9 +28,9 @@ from bench.processes import Address, free_ports
 from bench.registrations import register, swapping
 from bench.report import aligned, progress
 from bench.targets import OWN_PORTS, Kind, Target
+from pylb.workers.archive import Program
 from pylb.workers.channel import Channel
 from pylb.workers.messages import VERSION, Hello, encoded
-from pylb.workers.program import Program
 
 STARTS = 15
 RATE = 4000.0  # requests a second: a fraction of what one process can do
@@ -125,7 +125,7 @@ SLOW_DISK = """
 import os, time
 fsync = os.fsync
 os.fsync = lambda fd: (time.sleep(0.5), fsync(fd))[1]  # in the thread that writes, as the real one
-from pylb.cli import main
+from pylb.cli.main import main
 main()
 """
 

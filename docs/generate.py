@@ -5,27 +5,27 @@ from pathlib import Path
 
 import click
 
-from pylb.app import Hooks
-from pylb.cli import main as cli
+from pylb.api.stories import LETTERS
+from pylb.app.app import Hooks
+from pylb.cli.main import main as cli
 from pylb.config import reference, schema
 from pylb.control.registry import Registry
-from pylb.control.store import Store
+from pylb.control.storage.store import Store
 from pylb.control.tasks import Tasks
 from pylb.core.auth import Keyring
 from pylb.core.policy import Rules
 from pylb.core.session import SessionView, mermaid
 from pylb.forward.counters import Counters
 from pylb.forward.engine import Engine
-from pylb.observe import exporter
-from pylb.observe.connlog import ConnectionLog
-from pylb.observe.lookout import Lookout
-from pylb.observe.metrics import Metrics
-from pylb.observe.processinfo import Facts
-from pylb.observe.targets import Stream
-from pylb.stories import LETTERS
+from pylb.haproxy import exporter
+from pylb.haproxy.commands import Commands
+from pylb.haproxy.info import Facts
+from pylb.haproxy.sampler import Lookout
+from pylb.logs.session_log import ConnectionLog
+from pylb.logs.targets import Stream
+from pylb.metrics.collector import Metrics
 from pylb.web import openapi
 from pylb.web.answers import STATUS
-from pylb.web.commands import Commands
 
 DOCS = Path(__file__).parent
 WIDTH = 100  # columns; not those of whoever runs this

@@ -8,13 +8,18 @@ Words
     registration  what a phone-home said, under a lease     table    the immutable picture of all frontends and servers
     session       one client connection and its server's: two halves, downstream and upstream
 
-Layers, upper ones import lower ones, never the reverse (pyproject.toml holds this as contracts)
-    cli, app        the composition root: builds the parts, starts them in order, stops them in reverse; worker is another
-    upgrade         one pylb follows another
-    config          pylb.yaml, parsed once into frozen values
-    web, observe    what the outside calls; what the outside sees          workers   several processes that forward
-    control         who holds which port, since when, for how long; what is kept on disk     | siblings: they meet
-    forward         the engine: the only code that touches a client's bytes                  | in app.py
+Folders, by layer: each imports only what is below it (pyproject.toml holds this as contracts)
+    cli             what a person types; asks the running pylb over its control socket
+    app             one running pylb: builds the parts, starts them in order, stops them in reverse; phases, settings
+    upgrade         one pylb follows another: sockets, state and counters pass from the old process to the new one
+    haproxy         HAProxy's dialect: import of haproxy.cfg, the runtime socket, `show stat`, its exporter's names
+    api             what the CLI and the control socket may ask, as plain values
+    statuspage      the page, and the stream of what changed
+    web             HTTP: the webhook, the admin pages, the control socket           workers    several processes that forward
+    metrics         pylb's own metrics
+    config          pylb.yaml, parsed once into frozen values     host    the kernel and systemd     logs    lines and messages
+    control         who holds which port, since when, for how long; what is kept on disk
+    forward         the engine: the only code that touches a client's bytes (a sibling of control: they meet in app)
     core            values and decisions: no I/O, no clock, no randomness
 
 One call's way: web/webhook → control/registry (validate, bind, make durable, swap) → engine.apply(table) → the answer.

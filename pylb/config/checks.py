@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from pylb.config import models as m
 from pylb.config import values as v
+from pylb.config.entries import Finding, Part, Parts
 from pylb.config.health import health_findings
-from pylb.config.parts import Finding, Part, Parts
 from pylb.config.without_effect import without_effect
 from pylb.config.yamlplace import Loc
 from pylb.core.address import ANY, Address, HostPort, Listen, is_loopback

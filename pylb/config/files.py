@@ -6,10 +6,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from pylb.config import models as m
-from pylb.config.parts import Finding, Parts
+from pylb.config.entries import Finding, Parts
 from pylb.config.root import Secrets
 from pylb.config.yamlplace import Loc
-from pylb.control.files import read_regular
+from pylb.control.storage.files import read_regular
 from pylb.core.auth import STRONG
 
 _MAX_SECRETS = 4096  # bytes of a file

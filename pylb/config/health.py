@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from pylb.config import models as m
 from pylb.config import values as v
-from pylb.config.parts import Finding, Part, Parts
+from pylb.config.entries import Finding, Part, Parts
 from pylb.config.yamlplace import Loc
 from pylb.core import policy as core
 from pylb.core.auth import NODE_PORTS

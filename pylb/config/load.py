@@ -7,11 +7,11 @@ from types import MappingProxyType
 from pydantic import ValidationError
 
 from pylb.config.checks import findings
+from pylb.config.entries import Finding, Parts, readable_parts
 from pylb.config.explain import explain
 from pylb.config.files import read_again, secrets, unreadable
 from pylb.config.hiding import hidden
 from pylb.config.models import TokenEntry
-from pylb.config.parts import Finding, Parts, readable_parts
 from pylb.config.problems import ConfigErrors, Place, Problem
 from pylb.config.root import Config, Secrets
 from pylb.config.yamlplace import MAX_CHARACTERS, Document, read

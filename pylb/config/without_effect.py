@@ -8,7 +8,7 @@ from operator import attrgetter
 from typing import Any, NamedTuple
 
 from pylb.config import models as m
-from pylb.config.parts import Finding, Part, Parts
+from pylb.config.entries import Finding, Part, Parts
 from pylb.core.address import ANY, Address, HostPort, Listen
 from pylb.core.policy import UNSAID, Balance, HealthMode, Policy, ProxyProtocol, StaticFrontend
 

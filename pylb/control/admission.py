@@ -5,12 +5,12 @@ from dataclasses import dataclass, replace
 from pylb.core.address import Address
 from pylb.core.auth import Caller, Keyring, Token, check_name, check_port, check_source
 from pylb.core.errors import Code, Refused
-from pylb.core.layout import Layout
 from pylb.core.legacy import LegacyCall
 from pylb.core.policy import ProxyProtocol, Rules
 from pylb.core.registration import Announcement, Key, Registration, State, Wanted, check_ttl, legacy_key
 from pylb.core.registration import check_name as check_spelling
 from pylb.core.scope import check_dials, legacy_target, native_target
+from pylb.core.static_frontends import Layout
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,15 +9,15 @@ import asyncio
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
-from pylb.control.checker import Checker
-from pylb.control.events import Journal
-from pylb.control.history import History
+from pylb.control.event_log import Journal
+from pylb.control.health.checker import Checker
 from pylb.control.scene import Scene, Sink
 from pylb.control.steps import in_turns
+from pylb.control.storage.table_history import History
 from pylb.core.address import Listen
-from pylb.core.changes import Line, changes, in_order, lines
 from pylb.core.compose import Sight, composed, every_listen, frontend
 from pylb.core.table import Frontend, Table
+from pylb.core.table_diff import Line, changes, in_order, lines
 
 FRONTENDS = 20  # composed, watched or described between two turns of the loop: with ten servers each, 1 ms
 

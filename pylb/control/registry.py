@@ -14,31 +14,31 @@ from functools import partial
 from typing import TypeVar
 
 from pylb.control.admission import Imported, imported_registration, legacy_registration, native_registration
-from pylb.control.checker import question_of
-from pylb.control.clockwork import Clockwork
-from pylb.control.events import Event, Rejection, Worth
-from pylb.control.history import Generation
-from pylb.control.ledger import RESERVE, Ledger, with_claims, without
-from pylb.control.probe import Ask, Question
-from pylb.control.probe import ask as ask_server
-from pylb.control.rehearsal import failing
-from pylb.control.resolver import FIRST_LOOK, Resolve
+from pylb.control.event_log import Event, Rejection, Worth
+from pylb.control.health.checker import question_of
+from pylb.control.health.prober import Ask, Question
+from pylb.control.health.prober import ask as ask_server
+from pylb.control.health.rehearsal import failing
+from pylb.control.health.resolver import FIRST_LOOK, Resolve
+from pylb.control.maintenance import Clockwork
 from pylb.control.scene import Judged, Scene, Sink, Unserved
+from pylb.control.state import RESERVE, Ledger, with_claims, without
 from pylb.control.steps import in_turns, stepwise
-from pylb.control.store import Store
+from pylb.control.storage.store import Store
+from pylb.control.storage.table_history import Generation
 from pylb.control.tasks import Tasks
 from pylb.control.views import LegacyUse, Outcome, RegistrationView, ServerView, Since, registration_view, server_views, title
 from pylb.core.address import Address, Listen
 from pylb.core.auth import Caller, Keyring, Token, check_source, fingerprint
-from pylb.core.changes import Line
-from pylb.core.claims import Change, Claims, adopting, loops, release
 from pylb.core.errors import Code, Refused, let_go
-from pylb.core.layout import Layout
 from pylb.core.legacy import LegacyCall
-from pylb.core.overrides import Override, Whom, changed, find, hit, kept
+from pylb.core.operator_overrides import Override, Whom, changed, find, hit, kept
+from pylb.core.ownership import Change, Claims, adopting, loops, release
 from pylb.core.policy import AdminState, Rules
 from pylb.core.registration import Announcement, Key, Registration, check_name, legacy_key
+from pylb.core.static_frontends import Layout
 from pylb.core.table import Diff, Server, Table, diff
+from pylb.core.table_diff import Line
 from pylb.core.text import counted, whole_number
 
 T = TypeVar("T")

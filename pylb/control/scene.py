@@ -6,10 +6,10 @@ from typing import Any, Protocol
 
 from pylb.core.address import Listen
 from pylb.core.auth import Keyring
-from pylb.core.claims import Change, Claims
-from pylb.core.layout import Layout
-from pylb.core.overrides import NONE, Overrides
+from pylb.core.operator_overrides import NONE, Overrides
+from pylb.core.ownership import Change, Claims
 from pylb.core.registration import Key
+from pylb.core.static_frontends import Layout
 from pylb.core.table import Table
 
 

@@ -9,12 +9,12 @@ succeeded, a lack of descriptors of ours, a stall of ours, a webhook that is dow
 import time
 from collections.abc import Callable, Iterable, Iterator
 
-from pylb.control.checker import Checker
+from pylb.control.health.checker import Checker
+from pylb.control.leases import STALL, Tenure
 from pylb.control.steps import in_turns
-from pylb.control.tenure import STALL, Tenure
 from pylb.core.address import Address
-from pylb.core.claims import Claims, Contest
 from pylb.core.health import OURS, YES
+from pylb.core.ownership import Claims, Contest
 from pylb.core.policy import LeaseBounds
 from pylb.core.registration import Key, Registration, State
 

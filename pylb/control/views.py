@@ -4,14 +4,14 @@ from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from pylb.control.checker import Checker
+from pylb.control.health.checker import Checker
 from pylb.core.address import Address, Listen
-from pylb.core.claims import Claims
 from pylb.core.health import REMEMBERED, UNRECORDED, UP, WRONG, YES, Health, Record
-from pylb.core.layout import Layout
 from pylb.core.lease import Lease
+from pylb.core.ownership import Claims
 from pylb.core.policy import AdminState, HealthPolicy, ProxyProtocol
 from pylb.core.registration import Key, Registration, State, Wanted
+from pylb.core.static_frontends import Layout
 from pylb.core.table import DOWN, Frontend, Server, Table
 
 

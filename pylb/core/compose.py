@@ -10,11 +10,11 @@ from dataclasses import dataclass, field, replace
 from typing import cast
 
 from pylb.core.address import Address, Listen
-from pylb.core.claims import Claims, loop
-from pylb.core.layout import Layout
-from pylb.core.overrides import NONE, Overrides, applied
+from pylb.core.operator_overrides import NONE, Overrides, applied
+from pylb.core.ownership import Claims, loop
 from pylb.core.policy import HealthPolicy, ProxyProtocol
 from pylb.core.registration import Registration, State
+from pylb.core.static_frontends import Layout
 from pylb.core.table import BACKUP, DOWN, LAST_RESORT, PROVEN, UNPROVEN, Frontend, Server, Table
 
 

@@ -13,8 +13,8 @@ from collections.abc import Collection, Iterator
 from itertools import islice
 
 from pylb.core.session import State
+from pylb.forward.admission import pack
 from pylb.forward.counters import Counters
-from pylb.forward.door import pack
 from pylb.forward.session import FrontendState, Session
 
 _NETWORK = 8  # bytes of an IPv6 address that are one client: its /64

@@ -20,9 +20,9 @@ from pylb.core.session import Cause, Event, State
 from pylb.core.table import Server
 from pylb.forward import sockets
 from pylb.forward.accounts import Accounts
+from pylb.forward.admission import Admission
 from pylb.forward.crowd import Crowd
 from pylb.forward.deadlines import Deadlines
-from pylb.forward.door import Admission
 from pylb.forward.faults import Faults
 from pylb.forward.origins import Origins
 from pylb.forward.session import FULL, FrontendState, Half, ServerState, Session

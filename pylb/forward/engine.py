@@ -21,7 +21,6 @@ from pylb.core.session import Cause, Event, Observer, SessionView, State
 from pylb.core.table import DOWN, Frontend, Server, Table, diff
 from pylb.forward.accounts import Accounts
 from pylb.forward.counters import Counters
-from pylb.forward.elsewhere import Elsewhere
 from pylb.forward.faults import Faults, Report
 from pylb.forward.lifecycle import Lifecycle
 from pylb.forward.listener import Port, Ports
@@ -29,6 +28,7 @@ from pylb.forward.origins import Origins
 from pylb.forward.pipes import Pipes
 from pylb.forward.relay import Relay
 from pylb.forward.session import FrontendState, Half, ServerState, Session
+from pylb.forward.shared_limits import Elsewhere
 from pylb.forward.sockets import Opener, folded, open_listener
 from pylb.forward.timers import DRAIN_RATE, LONGEST_PERIOD, RESET_RATE, Timers
 from pylb.forward.turn import BUDGET, EVENT, Turn
@@ -37,7 +37,7 @@ EVENTS = 64  # per poll; what is behind them comes first the next time, the kern
 MAX_BUFFERED = 256 << 20  # bytes
 RAMP_STEP = 1.0  # seconds between two steps of a slow start
 PIPES = 512  # most pipes lent at a time
-RESERVE = 192  # descriptors of a process that only forwards, for all that is no session (else see pylb.descriptors)
+RESERVE = 192  # descriptors of a process that only forwards, for all that is no session (else see pylb.app.descriptors)
 
 
 def connection_limit(nofile: int, listeners: int = 0, reserve: int = RESERVE) -> int:

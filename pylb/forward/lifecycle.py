@@ -16,11 +16,11 @@ from pylb.core.proxy_protocol import header
 from pylb.core.session import TRANSITIONS, Action, Cause, Event, State, termination_code
 from pylb.forward import sockets
 from pylb.forward.accounts import Accounts
+from pylb.forward.admission import Admission
 from pylb.forward.counters import Counters
 from pylb.forward.crowd import Crowd
 from pylb.forward.deadlines import Deadlines
 from pylb.forward.dial import READ_ON, READABLE, WATCHED, Dialer
-from pylb.forward.door import Admission
 from pylb.forward.faults import Faults
 from pylb.forward.origins import Origins
 from pylb.forward.relay import AGAIN, DESTINATION_RESET, FIN, FIRST, WAIT, Relay

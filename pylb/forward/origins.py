@@ -13,7 +13,7 @@ mark that is not its own.
 import mmap
 from hashlib import blake2b
 
-from pylb.forward.door import pack
+from pylb.forward.admission import pack
 
 PORTS = 65536
 MARK = 8  # bytes

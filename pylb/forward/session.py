@@ -11,9 +11,9 @@ from pylb.core.policy import Backups, Balance
 from pylb.core.recorder import Attempt
 from pylb.core.session import Event, State
 from pylb.core.table import DOWN, Frontend, Server
-from pylb.forward import door
+from pylb.forward import admission as door
+from pylb.forward.admission import Admission, Door
 from pylb.forward.counters import FrontendCounters, ServerCounters
-from pylb.forward.door import Admission, Door
 from pylb.forward.pipes import Pipe
 from pylb.forward.queue import Queue
 from pylb.forward.sockets import folded

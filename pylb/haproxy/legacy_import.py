@@ -22,7 +22,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from pylb.control.files import read_regular
+from pylb.control.storage.files import read_regular
 from pylb.core.address import Address, parse_address, parse_port
 from pylb.core.errors import Refused
 from pylb.core.legacy import parse_legacy

@@ -9,7 +9,8 @@ from types import MappingProxyType
 from typing import Any
 from urllib.parse import urlsplit
 
-from pylb.control.events import Rejection
+from pylb.control.event_log import Rejection
+from pylb.control.health_sentence import Seen, seen
 from pylb.control.registry import Registry
 from pylb.control.steps import in_turns
 from pylb.control.views import RegistrationView, ServerView
@@ -19,11 +20,10 @@ from pylb.core.errors import Code, Refused, let_go
 from pylb.core.registration import Wanted
 from pylb.core.table import Table
 from pylb.forward.counters import Counters
-from pylb.observe.metrics import CONTENT_TYPE
-from pylb.observe.summary import Seen, seen
+from pylb.metrics.collector import CONTENT_TYPE
 from pylb.web.answers import json_refusal
-from pylb.web.call import Answer, Call, Handler, NoRoute, Router, json_answer
 from pylb.web.sessions import FILTERS, Sessions, ended, meant, query_of, reach_json, session_json, story_json
+from pylb.web.types import Answer, Call, Handler, NoRoute, Router, json_answer
 
 HAPROXY = "haproxy"  # ?compat= of a scrape
 ITEMS_PER_TURN = 50  # of a long list, between two turns of the loop: ~1 ms

@@ -3,7 +3,7 @@
 import math
 
 from pylb.core.errors import Code, Refused
-from pylb.web.call import Answer, json_answer, text_answer
+from pylb.web.types import Answer, json_answer, text_answer
 
 STATUS: dict[Code, int] = {
     Code.INVALID_JSON: 400,

@@ -8,8 +8,8 @@ import aiohttp
 from aiohttp import web
 
 from pylb.core.errors import Code, Refused
-from pylb.web.call import Answer, Call
 from pylb.web.listener import Limits
+from pylb.web.types import Answer, Call
 
 DISCARD_BYTES = 1 << 20  # how much of a refused body is read away, so that our close is no reset that eats the answer
 DISCARD_SECONDS = 1.0

@@ -17,9 +17,9 @@ from yarl import URL
 
 from pylb.core.errors import let_go
 from pylb.web import exchange
-from pylb.web.call import json_answer
 from pylb.web.crowd import Connection
 from pylb.web.listener import Limits
+from pylb.web.types import json_answer
 
 log = logging.getLogger(__name__)
 

@@ -20,12 +20,12 @@ from pylb.core.address import parse_ip
 from pylb.core.errors import Refused
 from pylb.web import exchange
 from pylb.web.answers import refusal
-from pylb.web.call import Answer, Handler, json_answer
-from pylb.web.certificate import Certificate
+from pylb.web.client_address import network_of
 from pylb.web.crowd import Connection, Crowd
 from pylb.web.listener import Limits, check_aiohttp
 from pylb.web.protocol import Http, Protocol
-from pylb.web.source import network_of
+from pylb.web.tls import Certificate
+from pylb.web.types import Answer, Handler, json_answer
 
 log = logging.getLogger(__name__)
 

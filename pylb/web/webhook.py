@@ -19,9 +19,9 @@ from pylb.core.policy import CallLimits
 from pylb.core.registration import parse_native, ports_named
 from pylb.web import openapi
 from pylb.web.answers import LEGACY_NOT_FOUND, legacy_refusal, one_line, refusal
-from pylb.web.call import Answer, Call, Handler, NoRoute, Router, json_answer, text_answer
+from pylb.web.client_address import bearer, caller_ip, network_of
 from pylb.web.listener import Limits
-from pylb.web.source import bearer, caller_ip, network_of
+from pylb.web.types import Answer, Call, Handler, NoRoute, Router, json_answer, text_answer
 
 audit = logging.getLogger("pylb.audit")
 

@@ -23,6 +23,7 @@ from pylb.core.table import Diff, Frontend, Server, Table, diff
 from pylb.core.text import counted
 from pylb.forward.counters import Counters, FrontendCounters
 from pylb.forward.sockets import share
+from pylb.workers.archive import Program
 from pylb.workers.channel import BadFrame
 from pylb.workers.messages import (
     PIECE,
@@ -45,9 +46,8 @@ from pylb.workers.messages import (
     encoded,
     lines_of,
 )
-from pylb.workers.program import Program
-from pylb.workers.seat import Seat
-from pylb.workers.tally import Tally
+from pylb.workers.process import Seat
+from pylb.workers.totals import Tally
 
 log = logging.getLogger("pylb")
 

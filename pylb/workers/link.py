@@ -18,7 +18,7 @@ from pylb.core.recorder import Story
 from pylb.core.session import SessionRecord
 from pylb.core.table import Frontend, Server
 from pylb.forward.engine import Engine
-from pylb.observe.form import Gathered
+from pylb.logs.formats import Gathered
 from pylb.workers.channel import BadFrame, Channel, ChannelClosed, Frame
 from pylb.workers.messages import (
     PIECE,

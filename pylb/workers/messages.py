@@ -1,7 +1,7 @@
 """What main and a worker say to each other, and how it is written into a frame.
 
 Every message is a NamedTuple of core's types; its place in KINDS is the frame's kind. What arrives is checked field by field
-(core/wire.py) before anything is done with it. Both ends are of one version: Hello and Ready say which.
+(core/codec.py) before anything is done with it. Both ends are of one version: Hello and Ready say which.
 """
 
 import json
@@ -10,14 +10,14 @@ from typing import Any, NamedTuple
 
 from pylb import __version__
 from pylb.core.address import Address, Listen
+from pylb.core.codec import Malformed, made, plain
 from pylb.core.log import Format, Selection
 from pylb.core.policy import Policy
 from pylb.core.recorder import Query, Reach, Story
 from pylb.core.session import SessionView
 from pylb.core.table import Frontend, Server
-from pylb.core.wire import Malformed, made, plain
 from pylb.forward.counters import Counters, FrontendCounters, Histogram, ServerCounters
-from pylb.forward.elsewhere import Use
+from pylb.forward.shared_limits import Use
 from pylb.workers.channel import BadFrame, Frame
 
 VERSION = f"{__version__}/6"

@@ -1,4 +1,4 @@
-"""cli.py and verbs.py: what each verb says, and its exit code: 0 done, 1 the answer is no, 2 could not ask or start."""
+"""The verbs (pylb/cli/main.py, pylb/api/verbs.py): what each says; exit 0 done, 1 the answer is no, 2 could not ask."""
 
 import json
 import os
@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from pylb.app.keys import TOKEN_FILE
 from pylb.config import default_state_dir
-from pylb.keys import TOKEN_FILE
-from pylb.web.socket import call
+from pylb.web.control_socket import call
 from tests.app.instance import Instance, cli
 from tests.support.processes import python
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 
 from pylb.core.table import make_table
-from pylb.driver import Driver
 from pylb.forward.engine import Engine
+from pylb.workers.in_process import Driver
 from tests.support.drive import Drive, Witness, server_at
 
 

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from pylb import doctor
+from pylb.cli import doctor
 from pylb.config import load
-from pylb.machine import listeners_of
+from pylb.host.machine import listeners_of
 from tests.app.instance import Instance
 from tests.support.certificate import self_signed
 from tests.support.ports import free_port

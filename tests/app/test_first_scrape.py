@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pylb.web.socket import call
+from pylb.web.control_socket import call
 from tests.app.instance import Instance
 from tests.app.versions import Tree
 from tests.support.waiting import eventually
@@ -33,7 +33,7 @@ def held(pylb: Instance, folder: Path, line: str) -> Iterator[None]:
     os.mkfifo(gate)
     wait = f"await asyncio.to_thread(Path({str(gate)!r}).read_text)"  # until who writes closes
     tree = Tree(folder / "versions")
-    tree.install("1", ("pylb/app.py", f"        {line}\n", f"        {wait}\n        {line}\n"))
+    tree.install("1", ("pylb/app/app.py", f"        {line}\n", f"        {wait}\n        {line}\n"))
     pylb.launch(argv=tree.command(pylb))
     with gate.open("w"):  # returns once it waits there
         yield

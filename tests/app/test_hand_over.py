@@ -20,15 +20,15 @@ from tests.support.waiting import eventually
 
 # (file, the statement before which it happens), in the order of an upgrade. Before "go" the old one is in charge.
 BEFORE_GO = {
-    "the successor is there": ("pylb/upgrade.py", 'said, _ = await talk.expect("ready", READY)'),
-    "the state is about to be held": ("pylb/upgrade.py", "await old.hold()"),
-    "everything was handed over": ("pylb/upgrade.py", 'await talk.expect("serving", SERVING)'),
-    "the successor serves": ("pylb/upgrade.py", "introduce(successor.pid)"),
+    "the successor is there": ("pylb/upgrade/handover.py", 'said, _ = await talk.expect("ready", READY)'),
+    "the state is about to be held": ("pylb/upgrade/handover.py", "await old.hold()"),
+    "everything was handed over": ("pylb/upgrade/handover.py", 'await talk.expect("serving", SERVING)'),
+    "the successor serves": ("pylb/upgrade/handover.py", "introduce(successor.pid)"),
 }
 AFTER_GO = {
-    "the successor is in charge": ("pylb/app.py", "live, seconds = self._forwarding.open_sessions"),
-    "the doors are about to be closed": ("pylb/app.py", "timeouts = self._config.defaults.timeouts\n"),
-    "the last session has ended": ("pylb/app.py", "await self._before.ended(at_once=self._at_once)"),
+    "the successor is in charge": ("pylb/app/app.py", "live, seconds = self._forwarding.open_sessions"),
+    "the doors are about to be closed": ("pylb/app/app.py", "timeouts = self._config.defaults.timeouts\n"),
+    "the last session has ended": ("pylb/app/app.py", "await self._before.ended(at_once=self._at_once)"),
 }
 
 
@@ -196,7 +196,7 @@ def test_a_start_that_fails_late_ends_with_the_clients_it_had_accepted(pylb: Ins
     wait = "sock = __import__('socket').create_server(('127.0.0.1', 0)); print('go on at', sock.getsockname()[1], flush=True)"
     accept = "await __import__('asyncio').get_running_loop().sock_accept((sock.setblocking(False), sock)[1])"
     statement = "offered = verbs(registry, self, self._forwarding)"
-    tree.install("1", ("pylb/app.py", statement, f"{wait}; {accept}; raise CannotStart('on purpose')"))
+    tree.install("1", ("pylb/app/app.py", statement, f"{wait}; {accept}; raise CannotStart('on purpose')"))
     process = pylb.launch(argv=tree.command(pylb))
     process.has_said("go on at ")
     with socket.create_connection(("127.0.0.1", pylb.port), timeout=10) as client:
@@ -219,7 +219,7 @@ def test_a_reload_between_the_reading_of_the_file_and_the_loop_is_not_lost(
     }
     later = f"Path({str(pylb.file)!r}).write_text({json.dumps(changed)!r}); os.kill(os.getpid(), signal.SIGHUP)"
     statement = "with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:"
-    tree.install("1", ("pylb/app.py", statement, f"{later}\n    {statement}"))
+    tree.install("1", ("pylb/app/app.py", statement, f"{later}\n    {statement}"))
     pylb.start(argv=tree.command(pylb))
     eventually(lambda: serves(pylb), what="what the reload brought")
 

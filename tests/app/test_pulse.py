@@ -6,12 +6,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from pylb.pulse import LAG_DECAY, Pulse
+from pylb.host.loop_lag import LAG_DECAY, Pulse
 from tests.support.processes import ROOT
 
 STALLED = """
 import time
-from pylb.pulse import Pulse
+from pylb.host.loop_lag import Pulse
 
 def stand_still():
     end = time.monotonic() + 1.0

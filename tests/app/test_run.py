@@ -1,4 +1,4 @@
-"""app.py as a process: its start, its signals, its reloads, its end."""
+"""pylb/app/app.py as a process: its start, its signals, its reloads, its end."""
 
 import os
 import pty
@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from pylb.keys import TOKEN_FILE
-from pylb.startup import LAST_GOOD
+from pylb.app.keys import TOKEN_FILE
+from pylb.app.startup import LAST_GOOD
 from tests.app.instance import Instance, echo, fetch, token
 from tests.support.peers import need
 from tests.support.ports import free_port
@@ -199,7 +199,7 @@ def test_a_part_that_fails_by_a_bug_ends_pylb_with_1_so_that_it_is_started_again
         "import sys; from pylb.control.registry import Registry\n"
         "async def run(self): raise RuntimeError('a bug')\n"
         "Registry.run = run\n"
-        "from pylb.cli import main; main()"
+        "from pylb.cli.main import main; main()"
     )
     process = pylb.launch(argv=(sys.executable, "-c", code, *pylb.command("run")[3:]))
     assert process.wait() == 1

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from pylb.core.address import Listen
-from pylb.listeners import Listeners, passed
-from pylb.service import MOST_WAITING, Service
+from pylb.host.systemd import MOST_WAITING, Service
+from pylb.upgrade.sockets import Listeners, passed
 from tests.app.instance import Instance, echo
 from tests.app.systemd import Systemd
 from tests.support.baseline import descriptors

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from pylb.cli import main
+from pylb.cli.main import main
 from tests.app.instance import Instance, echo
 from tests.support.ports import free_port
 from tests.support.waiting import eventually

@@ -2,10 +2,10 @@
 
 import pytest
 
+from pylb.api.verbs import the_session
 from pylb.core.address import Listen
 from pylb.core.errors import Code, Refused
 from pylb.core.session import SessionView
-from pylb.verbs import the_session
 
 
 def view(number: int, port: int, client: str = "192.0.2.7") -> SessionView:

@@ -1,4 +1,4 @@
-"""startup.py: the generated token, the last good config, and what the person in front is told."""
+"""pylb/app/startup.py: the generated token, the last good config, and what the person in front is told."""
 
 import re
 import stat
@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from pylb.app.keys import TOKEN_FILE, generated_secret
+from pylb.app.startup import LAST_GOOD, ConfigSource, banner, first_steps, program
 from pylb.config import Config, parse
-from pylb.keys import TOKEN_FILE, generated_secret
-from pylb.startup import LAST_GOOD, ConfigSource, banner, first_steps, program
 
 SECRET = "0123456789abcdefghijklmnopqrstuv"
 

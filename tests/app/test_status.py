@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from pylb.status import text
-from pylb.web.socket import call
+from pylb.api.status import text
+from pylb.web.control_socket import call
 from tests.app.instance import Instance, echo
 from tests.support.ports import free_port
 from tests.support.processes import ROOT

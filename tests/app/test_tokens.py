@@ -13,8 +13,8 @@ import kubernetes_validate  # type: ignore[import-untyped]
 import pytest
 import yaml
 
-from pylb.config.made import FOLDER
-from pylb.keys import TOKEN_FILE
+from pylb.app.keys import TOKEN_FILE
+from pylb.config.generated_tokens import FOLDER
 from tests.app.instance import SECRET, Instance, cli, token
 from tests.app.test_cli import INC
 from tests.support.peers import need_root

@@ -18,9 +18,9 @@ from typing import cast
 import pytest
 
 from pylb.core.address import Listen
-from pylb.core.wire import plain
+from pylb.core.codec import plain
 from pylb.forward.counters import Counters, FrontendCounters
-from pylb.upgrade import (
+from pylb.upgrade.handover import (
     VARIABLE,
     Predecessors,
     Refusal,
@@ -147,7 +147,7 @@ def test_a_new_version_that_dies_on_the_way_gives_everything_back(pylb: Instance
     """After the sockets were handed over and the state was let go of: the worst moment."""
     tree = Tree(tmp_path / "versions")
     tree.install("1")
-    tree.install("2", ("pylb/app.py", "await self._make_registry(stack)", "await self._make_registry(stack); os._exit(3)"))
+    tree.install("2", ("pylb/app/app.py", "await self._make_registry(stack)", "await self._make_registry(stack); os._exit(3)"))
     process = pylb.start(argv=tree.command(pylb))
     pylb.register(pylb.port, echo_port)
     tree.use("2")
@@ -185,7 +185,7 @@ def test_a_reload_during_an_upgrade_is_the_new_ones(
     tree, gate = Tree(tmp_path / "versions"), tmp_path / "gate"
     os.mkfifo(gate)
     wait = f"await asyncio.to_thread(Path({str(gate)!r}).read_text)"  # until who writes closes
-    tree.install("1", ("pylb/upgrade.py", "await old.hold()", f"{wait}; await old.hold()"))
+    tree.install("1", ("pylb/upgrade/handover.py", "await old.hold()", f"{wait}; await old.hold()"))
     tree.install("2")
     process = pylb.start(argv=tree.command(pylb))
     tree.use("2")
@@ -233,7 +233,7 @@ def test_counts_go_on_after_more_at_once_than_a_successor_takes_and_the_last_one
     """Those of a thousand busy frontends are three times what the socket holds; what was left of them was never sent."""
     listens = [Listen("tcp", "*", port) for port in range(1, 3000)]
     many = tuple(counted(listen, FrontendCounters(f"web-{listen.port}")) for listen in listens)
-    monkeypatch.setattr("pylb.upgrade.REPORT", 0.0)
+    monkeypatch.setattr("pylb.upgrade.handover.REPORT", 0.0)
 
     class Old:
         async def counted(self) -> AsyncIterator[Report]:
@@ -287,7 +287,7 @@ def test_a_successor_that_has_ended_at_once_leaves_no_watch_on_a_descriptor_that
         return process.pid
 
     async def over() -> None:
-        monkeypatch.setattr("pylb.upgrade._start", start)
+        monkeypatch.setattr("pylb.upgrade.handover._start", start)
         with pytest.raises(Refusal, match="cannot be started"):
             await hand_over(cast("Running", None), {}, lambda _pid: None)
         assert not asyncio.get_running_loop().remove_reader(channels[0])
@@ -395,7 +395,7 @@ def test_replacing_the_files_of_a_running_pylb_is_harmless(pylb: Instance, echo_
     process = pylb.start(argv=tree.command(pylb))
     for file in (root / "pylb").rglob("*.py"):
         file.write_text("raise RuntimeError('half installed')\n")
-    shutil.rmtree(root / "pylb" / "web" / "ui")
+    shutil.rmtree(root / "pylb" / "statuspage" / "ui")
     assert pylb.register(pylb.port, echo_port).status == 201
     victim = process.children()[0]
     os.kill(victim, signal.SIGKILL)

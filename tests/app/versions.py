@@ -35,7 +35,7 @@ class Tree:
         (root / "bin").mkdir()
         program = root / "bin" / "pylb"
         path = f"import sys; sys.path.insert(0, {str(root)!r})"
-        program.write_text(f"#!{sys.executable}\n{path}\nfrom pylb.cli import main\nmain()\n")
+        program.write_text(f"#!{sys.executable}\n{path}\nfrom pylb.cli.main import main\nmain()\n")
         program.chmod(0o755)
         for name, text, instead in (("pylb/__init__.py", '__version__ = "', f'__version__ = "{version}-'), *edits):
             file = root / name

@@ -10,7 +10,7 @@ import pytest
 
 from pylb.config import ConfigErrors, parse
 from pylb.config.checks import findings
-from pylb.config.parts import readable_parts
+from pylb.config.entries import readable_parts
 from pylb.config.yamlplace import read
 from tests.fuzz.measures import events
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from pylb.app.descriptors import budget
 from pylb.config import parse
-from pylb.descriptors import budget
 from tests.contract.instance import Pylb, serving, token, wants
 from tests.support.ports import free_port, free_ports
 from tests.support.processes import Processes

@@ -10,9 +10,9 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
-from pylb.control.events import Event
+from pylb.control.event_log import Event
 from pylb.control.registry import Registry
-from pylb.control.store import Store
+from pylb.control.storage.store import Store
 from pylb.control.views import Outcome
 from pylb.core.address import Listen, parse_network, parse_ports
 from pylb.core.auth import Caller, Keyring, Token

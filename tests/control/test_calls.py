@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from pylb.control import ledger
+from pylb.control import state as ledger
 from pylb.control.admission import Imported
-from pylb.control.turn import Scene, cannot_bind
+from pylb.control.writer import Scene, cannot_bind
 from pylb.core.address import Address, parse_network, parse_ports
 from pylb.core.auth import Keyring
-from pylb.core.claims import Change
 from pylb.core.errors import Code, Refused
+from pylb.core.ownership import Change
 from pylb.core.policy import AdminState, Bounds, Rules, StaticFrontend
 from tests.control.harness import NODE_A, NODE_B, NODE_C, Control, aio, black_hole, control, target, token, until
 from tests.core.claiming import on, static

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from pylb.control import disk
-from pylb.control.ledger import RESERVE
-from pylb.control.snapshot import Encoder
-from pylb.control.store import StateLocked, Store
+from pylb.control.state import RESERVE
+from pylb.control.storage import disk
+from pylb.control.storage.snapshot import Encoder
+from pylb.control.storage.store import StateLocked, Store
 from pylb.core.errors import Code, Refused
 from pylb.core.policy import Check, CheckKind, LeaseBounds, OwnHealth, Rules, WhenAllDown
 from pylb.core.registration import Announcement, Wanted

@@ -5,7 +5,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pylb.control.events import MOST_DETAIL, Journal, Worth
+from pylb.control.event_log import MOST_DETAIL, Journal, Worth
 from pylb.control.ring import Ring
 from pylb.core.errors import Code, Refused
 

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from pylb.control import snapshot
-from pylb.control.store import _canonical
+from pylb.api.routes import rows
+from pylb.control.health_sentence import troubles
+from pylb.control.storage import snapshot
+from pylb.control.storage.store import _canonical
 from pylb.core.checks import parse_health
 from pylb.core.policy import Rules
 from pylb.core.registration import Announcement, Wanted
-from pylb.observe.summary import troubles
-from pylb.routes import rows
 from tests.control.harness import Control, aio, control
 from tests.support.ports import free_ports
 

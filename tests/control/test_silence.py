@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from pylb.control import ledger
+from pylb.control import state as ledger
+from pylb.control.health_sentence import Health, condition, seen
 from pylb.core.errors import Refused
 from pylb.core.policy import LeaseBounds, Rules
 from pylb.core.registration import Key
-from pylb.observe.summary import Health, condition, seen
 from tests.control.harness import NODE_A, NODE_B, NODE_C, Control, aio, control, target, until
 from tests.support.ports import free_ports
 

@@ -8,19 +8,19 @@ from collections.abc import Awaitable, Callable
 from itertools import pairwise
 from pathlib import Path
 
+from pylb.api.routes import rows
+from pylb.control.leases import LeaseRecord
 from pylb.control.registry import Registry
 from pylb.control.scene import Scene
-from pylb.control.snapshot import Encoder, Snapshot
-from pylb.control.store import Store, _encode
-from pylb.control.tenure import LeaseRecord
+from pylb.control.storage.snapshot import Encoder, Snapshot
+from pylb.control.storage.store import Store, _encode
 from pylb.core.address import Listen
 from pylb.core.auth import Caller, Keyring
-from pylb.core.claims import Claims, announce
+from pylb.core.ownership import Claims, announce
 from pylb.core.persistent import Frozen
 from pylb.core.policy import AdminState, Rules
 from pylb.core.registration import Announcement, Key, Registration, Wanted
 from pylb.core.table import Table
-from pylb.routes import rows
 from tests.control.harness import aio, token
 from tests.core.claiming import FREE
 from tests.support.counting import counting

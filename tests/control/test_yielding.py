@@ -11,9 +11,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule
 
-from pylb.control.probe import Question
+from pylb.control.health.prober import Question
 from pylb.control.registry import Registry
-from pylb.control.store import Store
+from pylb.control.storage.store import Store
 from pylb.core.auth import Caller, Keyring, Token
 from pylb.core.errors import Refused
 from pylb.core.policy import Rules

@@ -5,12 +5,12 @@ from dataclasses import replace
 from typing import TypeVar
 
 from pylb.core.address import Address, Listen, parse_address, parse_listen
-from pylb.core.claims import Change, Claims, adopting, announce, readmitting
 from pylb.core.compose import Sight, composed, every_listen, frontend
 from pylb.core.errors import Refused
-from pylb.core.layout import Layout
+from pylb.core.ownership import Change, Claims, adopting, announce, readmitting
 from pylb.core.policy import Joining, ProxyProtocol, Rules, StaticFrontend, StaticServer
 from pylb.core.registration import Key, Registration, State, Wanted, legacy_key
+from pylb.core.static_frontends import Layout
 from pylb.core.table import Table
 
 A, B, C = "203.0.113.1", "203.0.113.2", "203.0.113.3"

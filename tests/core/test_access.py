@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pylb.core.access import AccessList, AccessRule, Networks, canonical
 from pylb.core.address import Network
 from pylb.core.policy import Limits
-from pylb.core.sources import MOST_SOURCES, Sources
+from pylb.core.rate_limits import MOST_SOURCES, Sources
 
 
 def at(text: str) -> bytes:

@@ -3,11 +3,11 @@
 from dataclasses import replace
 
 from pylb.core.address import Address, HostPort, Listen
-from pylb.core.claims import Claims, become, release
 from pylb.core.compose import Sight, frontend
-from pylb.core.layout import Layout
+from pylb.core.ownership import Claims, become, release
 from pylb.core.policy import Joining, Limits, Policy, ProxyProtocol, Rules, StaticFrontend, StaticServer
 from pylb.core.registration import Key, State
+from pylb.core.static_frontends import Layout
 from pylb.core.table import Table
 from tests.core.claiming import FREE, A, B, C, at, compose, enter, having, layout, legacy, native, on, static
 

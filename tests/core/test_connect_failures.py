@@ -26,6 +26,6 @@ def test_every_errno_of_the_manuals_has_its_word(names: str, word: str) -> None:
 
 def test_an_unknown_errno_has_the_same_word_everywhere() -> None:
     assert {failure_name(code) for code in (errno.EXDEV, errno.EIO, 12345)} == {"unreachable"}
-    for path in ("forward/sockets.py", "forward/dial.py", "control/probe.py"):
+    for path in ("forward/sockets.py", "forward/dial.py", "control/health/prober.py"):
         named = {node.attr for node in ast.walk(ast.parse((ROOT / path).read_text())) if isinstance(node, ast.Attribute)}
         assert "ECONNREFUSED" not in named, f"{path} has a list of its own again"

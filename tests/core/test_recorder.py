@@ -5,6 +5,7 @@ from ipaddress import ip_network
 import pytest
 
 from pylb.core.address import Address, Listen
+from pylb.core.codec import made, plain
 from pylb.core.policy import Balance, Policy
 from pylb.core.recorder import (
     SCAN,
@@ -25,7 +26,6 @@ from pylb.core.recorder import (
 )
 from pylb.core.session import Event, SessionRecord, SessionView, State
 from pylb.core.table import Frontend, Server
-from pylb.core.wire import made, plain
 
 LISTEN = Listen("tcp", "*", 443)
 EVERYTHING = Query()

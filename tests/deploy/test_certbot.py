@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pylb.web.certificate import Certificate
+from pylb.web.tls import Certificate
 from tests.support.certificate import self_signed
 from tests.support.peers import need_root
 

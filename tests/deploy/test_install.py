@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pylb import config, install
-from pylb.install import Command, Directory, File, Host, InstallError, Step, install_service, origin, plan
+from pylb import config
+from pylb.cli import install
+from pylb.cli.install import Command, Directory, File, Host, InstallError, Step, install_service, origin, plan
 from tests.deploy.manifests import DEPLOY
 from tests.support.peers import need
 
@@ -344,7 +345,7 @@ def test_without_root_it_says_so_and_does_nothing(tmp_path: Path) -> None:
     prefix.mkdir()
     program = (
         "import os, sys, pathlib\n"
-        "from pylb.install import install_service\n"
+        "from pylb.cli.install import install_service\n"
         "os.geteuid() or os.seteuid(65534)\n"
         "sys.exit(install_service(print_only=False, prefix=pathlib.Path(sys.argv[1])))\n"
     )

@@ -7,11 +7,11 @@ from ipaddress import ip_network
 
 import pytest
 
+from pylb.api.explain import LETTERS
 from pylb.core.access import Networks
 from pylb.core.address import Listen
 from pylb.core.policy import OnDown, Policy, ProxyAccept
 from pylb.core.table import DOWN
-from pylb.explaining import LETTERS
 from pylb.forward.sockets import unacknowledged
 from tests.support.drive import Drive, Peer, policy, server_at
 

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from pylb.core.address import Address, Listen
 from pylb.core.policy import Policy
 from pylb.core.session import Cause, Event
-from pylb.forward.elsewhere import Use
 from pylb.forward.queue import Queue
 from pylb.forward.session import Session
+from pylb.forward.shared_limits import Use
 from pylb.forward.turn import BUDGET, DIAL, QUANTUM
 from tests.support.drive import Drive, Peer, policy, server_at
 from tests.support.ports import free_port

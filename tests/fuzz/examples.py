@@ -4,7 +4,7 @@ import json
 import socket
 from typing import Any
 
-from pylb.control.store import _encode
+from pylb.control.storage.store import _encode
 from pylb.core.address import Address, parse_listen
 from pylb.core.policy import ProxyProtocol
 from pylb.core.proxy_protocol import header, local_header

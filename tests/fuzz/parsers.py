@@ -18,16 +18,17 @@ from urllib.parse import parse_qsl
 import yaml
 from pydantic_core import PydanticCustomError
 
-from pylb import generations
 from pylb.config import ConfigErrors, parse
 from pylb.config import values as v
-from pylb.config.made import read_made
+from pylb.config.generated_tokens import read_made
 from pylb.config.yamlplace import read
-from pylb.control import history, snapshot
-from pylb.control.store import Store, _canonical
+from pylb.control.storage import snapshot
+from pylb.control.storage import table_history as history
+from pylb.control.storage.store import Store, _canonical
 from pylb.core import proxy_protocol
 from pylb.core.address import parse_network
 from pylb.core.checks import BadCheck, parse_check, written
+from pylb.core.codec import Malformed
 from pylb.core.errors import Refused
 from pylb.core.health import judge
 from pylb.core.legacy import parse_legacy
@@ -36,15 +37,15 @@ from pylb.core.policy import Check, CheckKind, ProxyProtocol, Step
 from pylb.core.recorder import parse_session_id
 from pylb.core.registration import check_name, parse_native
 from pylb.core.tcp_info import parse_tcp_info
-from pylb.core.wire import Malformed
 from pylb.haproxy import legacy_import
 from pylb.haproxy.translate import translate
-from pylb.listeners import passed
-from pylb.service import Service
-from pylb.upgrade import report_of, word
-from pylb.web.call import NoRoute, Router
+from pylb.host.systemd import Service
+from pylb.upgrade import processes as generations
+from pylb.upgrade.handover import report_of, word
+from pylb.upgrade.sockets import passed
+from pylb.web.client_address import bearer, caller_ip
 from pylb.web.sessions import query_of
-from pylb.web.source import bearer, caller_ip
+from pylb.web.types import NoRoute, Router
 from pylb.workers.channel import BadFrame, Channel, ChannelClosed, Frame
 from pylb.workers.messages import KINDS, decoded, encoded
 from tests.fuzz import examples as x

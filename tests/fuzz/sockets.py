@@ -8,27 +8,27 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from pylb.api.verbs import verbs
 from pylb.config import load
 from pylb.control.registry import Registry
-from pylb.control.store import Store
+from pylb.control.storage.store import Store
 from pylb.control.views import ServerView
 from pylb.core.address import Address, Listen
 from pylb.core.auth import Keyring
 from pylb.core.errors import Code, Refused
-from pylb.core.overrides import find
+from pylb.core.operator_overrides import find
 from pylb.core.policy import Policy, ProxyProtocol, Rules
 from pylb.core.recorder import Ended, Reach, session_id
 from pylb.core.session import SessionView
 from pylb.core.table import Frontend, Server, Table
 from pylb.forward.counters import Counters
-from pylb.observe.lookout import Lookout
-from pylb.observe.rates import Rates
-from pylb.observe.stats import Picture
-from pylb.verbs import verbs
-from pylb.web.commands import Commands
-from pylb.web.runtime import split
+from pylb.haproxy.commands import Commands
+from pylb.haproxy.rates import Rates
+from pylb.haproxy.runtime_socket import split
+from pylb.haproxy.sampler import Lookout
+from pylb.haproxy.stats import Picture
+from pylb.web.control_socket import LINE_BYTES, ControlSocket
 from pylb.web.sessions import named
-from pylb.web.socket import LINE_BYTES, ControlSocket
 from tests.fuzz.inputs import Parser
 from tests.support.sink import PortSink
 

@@ -83,9 +83,9 @@ def _imported(path: Path) -> Iterator[str]:
 # Why the table has no line for it.
 ELSEWHERE = {
     "phonehome.doorbell": "the other end knows the token of this phone-home",
-    "pylb.demo": "its own phone-homes and its own echo server",
+    "pylb.cli.demo": "its own phone-homes and its own echo server",
     "pylb.forward.sockets": "what the kernel says of a socket",
-    "pylb.install": "what pip wrote of this very installation",
+    "pylb.cli.install": "what pip wrote of this very installation",
     "pylb.web.admin": "Host and Origin, of which it takes urlsplit's host or nothing",
     "pylb.web.exchange": "the query, by parse_qsl as in the line `request`",
     "pylb.web.webhook": "whether a body is JSON at all; then the lines of the two bodies",

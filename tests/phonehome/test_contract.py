@@ -14,7 +14,7 @@ from pylb.core.errors import Refused as ServerRefused
 from pylb.core.policy import Check, CheckKind, LeaseBounds, ProxyProtocol
 from pylb.core.registration import Wanted, check_name, parse_native
 from pylb.web.answers import json_refusal
-from pylb.web.call import json_answer
+from pylb.web.types import json_answer
 from pylb.web.webhook import outcome_json
 from tests.phonehome.peer import TOKEN, settings_for
 

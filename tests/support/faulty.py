@@ -13,27 +13,28 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from pylb import app, upgrade
-from pylb.app import App
-from pylb.cli import main
+from pylb.app import app
+from pylb.app.app import App
+from pylb.cli.main import main
 from pylb.control import tasks
-from pylb.control.checker import Checker
-from pylb.control.clockwork import Clockwork
-from pylb.control.ledger import Ledger
+from pylb.control.health.checker import Checker
+from pylb.control.health.resolver import Resolver
+from pylb.control.maintenance import Clockwork
 from pylb.control.registry import Registry
-from pylb.control.resolver import Resolver
-from pylb.control.store import Store
+from pylb.control.state import Ledger
+from pylb.control.storage.store import Store
 from pylb.control.tasks import Part
-from pylb.estate import Estate
 from pylb.forward.engine import Engine
-from pylb.generations import Generations
-from pylb.listeners import Listeners
-from pylb.observe.connlog import ConnectionLog
-from pylb.observe.feed import Feed
-from pylb.observe.lookout import Lookout
-from pylb.pulse import Pulse
-from pylb.service import Service
-from pylb.upgrade import Predecessors
+from pylb.haproxy.sampler import Lookout
+from pylb.host.loop_lag import Pulse
+from pylb.host.systemd import Service
+from pylb.logs.session_log import ConnectionLog
+from pylb.statuspage.stream import Feed
+from pylb.upgrade import handover as upgrade
+from pylb.upgrade.handover import Predecessors
+from pylb.upgrade.leaving import Estate
+from pylb.upgrade.processes import Generations
+from pylb.upgrade.sockets import Listeners
 from pylb.web.server import HttpServer
 from pylb.web.unix import UnixServer
 from pylb.workers.fleet import Fleet

@@ -7,7 +7,7 @@ import os
 import time
 from pathlib import Path
 
-from pylb.cli import main
+from pylb.cli.main import main
 
 HANGS = Path(os.environ["HANGS"])
 _fsync = os.fsync

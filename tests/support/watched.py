@@ -13,8 +13,8 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-from pylb.cli import main
-from pylb.service import Service
+from pylb.cli.main import main
+from pylb.host.systemd import Service
 
 EVENTS = ("open", "socket.getaddrinfo", "socket.gethostbyname", "socket.gethostbyaddr", "subprocess.Popen", "shutil.", "glob.")
 OF_OS = ("listdir", "scandir", "rename", "remove", "mkdir", "rmdir", "chmod", "chown", "link", "symlink", "truncate", "utime")

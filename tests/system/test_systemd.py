@@ -241,7 +241,7 @@ def test_a_main_that_stands_still_is_replaced_by_the_watchdog(service: Service) 
 
 WAYS_TO_FAIL: dict[str, tuple[str, str, str]] = {
     "at once": ("pylb/__init__.py", '__version__ = "', 'raise SystemExit(3); __version__ = "'),
-    "with everything in its hands": ("pylb/app.py", "await self._make_registry(stack)", "os._exit(3)"),
+    "with everything in its hands": ("pylb/app/app.py", "await self._make_registry(stack)", "os._exit(3)"),
 }
 
 
@@ -260,8 +260,8 @@ def test_a_successor_that_fails_leaves_the_old_one_in_charge(service: Service, w
 
 
 MOMENTS: dict[str, tuple[str, str]] = {
-    "everything was handed over": ("pylb/upgrade.py", 'await talk.expect("serving", SERVING)'),
-    "the successor serves": ("pylb/app.py", "self._service.successor(successor.pid)"),
+    "everything was handed over": ("pylb/upgrade/handover.py", 'await talk.expect("serving", SERVING)'),
+    "the successor serves": ("pylb/app/app.py", "self._service.successor(successor.pid)"),
 }
 
 

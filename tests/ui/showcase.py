@@ -9,22 +9,22 @@ from typing import Any, Self
 
 import uvloop
 
-from pylb.control.events import Event
-from pylb.control.probe import Ask
-from pylb.control.probe import ask as ask_server
+from pylb.control.event_log import Event
+from pylb.control.health.prober import Ask
+from pylb.control.health.prober import ask as ask_server
 from pylb.control.registry import Registry
-from pylb.control.store import Store
+from pylb.control.storage.store import Store
 from pylb.core.address import Listen
 from pylb.core.auth import Keyring
 from pylb.core.policy import Rules
 from pylb.core.session import SessionView
-from pylb.driver import Driver
 from pylb.forward.counters import FrontendCounters
 from pylb.forward.engine import Engine
-from pylb.observe.feed import Feed
+from pylb.statuspage.page import Page
+from pylb.statuspage.stream import Feed
 from pylb.web.admin import Admin
-from pylb.web.page import Page
 from pylb.web.server import HttpServer
+from pylb.workers.in_process import Driver
 from tests.ui.many import blank
 from tests.web.loopback import bind_free
 from tests.web.running import _Watcher

@@ -17,7 +17,7 @@ import yaml
 from click.testing import CliRunner
 
 from phonehome.settings import parse as settings_of
-from pylb.cli import main
+from pylb.cli.main import main
 from tests.app.instance import SECRET, Instance, echo, fetch, token
 from tests.support.ports import free_port
 from tests.support.processes import ROOT

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Browser
 
-from pylb.control.probe import Question
+from pylb.control.health.prober import Question
 from pylb.core.address import Address, Listen, Ports
 from pylb.core.auth import Caller, Keyring, Token
 from pylb.core.errors import Refused
@@ -24,7 +24,7 @@ from pylb.core.registration import parse_native
 from pylb.core.session import SessionView
 from pylb.core.table import Server
 from pylb.forward.counters import FrontendCounters
-from pylb.observe.history import POINTS, count
+from pylb.statuspage.timeseries import POINTS, count
 from tests.support.ports import free_port
 from tests.support.processes import ROOT
 from tests.ui.showcase import Showcase

@@ -11,10 +11,10 @@ from typing import Any, TypeVar
 import uvloop
 
 from pylb.core.address import Listen
-from pylb.web.call import Handler
-from pylb.web.certificate import Certificate
 from pylb.web.listener import Limits, bind
 from pylb.web.server import HttpServer
+from pylb.web.tls import Certificate
+from pylb.web.types import Handler
 
 T = TypeVar("T")
 

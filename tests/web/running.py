@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 
 from pylb.control.registry import Registry
-from pylb.control.store import Store
+from pylb.control.storage.store import Store
 from pylb.core.address import Listen, Ports
 from pylb.core.auth import Keyring, Token
 from pylb.core.policy import Policy, Rules
 from pylb.core.session import SessionRecord
 from pylb.core.table import Server
-from pylb.driver import Driver
 from pylb.forward.engine import Engine
+from pylb.workers.in_process import Driver
 
 SECRET = "a-secret-of-more-than-22-characters"
 WEAK = "shared"

@@ -20,7 +20,7 @@ from pylb.core.policy import Policy, Rules, StaticFrontend
 from pylb.core.registration import parse_native
 from pylb.forward.counters import Counters
 from pylb.web.admin import Admin
-from pylb.web.call import Handler
+from pylb.web.types import Handler
 from tests.support.ports import free_port
 from tests.web.loopback import Reply, ask, run, serving, until
 from tests.web.running import Control, running

@@ -10,8 +10,8 @@ import time
 
 import pytest
 
-from pylb.web.call import Answer, Call, json_answer, text_answer
 from pylb.web.listener import Limits
+from pylb.web.types import Answer, Call, json_answer, text_answer
 from tests.web.loopback import ask, read_head, read_reply, run, serving, until
 
 QUICK = Limits(deadline=0.4, keepalive=0.4, answer=0.5)

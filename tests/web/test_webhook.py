@@ -16,8 +16,8 @@ import pytest
 
 from pylb.core.auth import ANYWHERE
 from pylb.core.policy import CallLimits
-from pylb.web.call import Call, Handler
-from pylb.web.source import network_of
+from pylb.web.client_address import network_of
+from pylb.web.types import Call, Handler
 from pylb.web.webhook import ALL_NOTES, ALL_SOURCES, GUESS_RATE, GUESSES, NOTE_BURST, REPEAT_BURST, Webhook
 from tests.support.ports import free_port
 from tests.web.loopback import Reply, ask, run, serving

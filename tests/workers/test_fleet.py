@@ -19,13 +19,13 @@ from pylb.core.address import Listen
 from pylb.core.policy import Policy
 from pylb.core.table import Frontend, make_table
 from pylb.forward.origins import Origins
-from pylb.listeners import Listeners
-from pylb.service import Service
+from pylb.host.systemd import Service
+from pylb.upgrade.sockets import Listeners
 from pylb.workers import fleet as fleet_module
+from pylb.workers.archive import Program
 from pylb.workers.fleet import Fleet, Told
 from pylb.workers.messages import VERSION, Hello
-from pylb.workers.program import Program
-from pylb.workers.seat import Seat
+from pylb.workers.process import Seat
 from tests.support.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -212,7 +212,7 @@ def test_the_archive_holds_what_a_worker_imports_and_nothing_more() -> None:
     program = Program()
     try:
         script = (
-            f"import sys; sys.path.insert(0, '/proc/self/fd/{program.fd}'); import pylb.worker; "
+            f"import sys; sys.path.insert(0, '/proc/self/fd/{program.fd}'); import pylb.workers.worker; "
             "print(*sorted(name for name in sys.modules))"
         )
         done = subprocess.run(
@@ -223,5 +223,5 @@ def test_the_archive_holds_what_a_worker_imports_and_nothing_more() -> None:
     loaded = set(done.stdout.split())
     assert not loaded & {"asyncio", "uvloop", "threading", "logging", "aiohttp", "pydantic", "yaml", "ssl"}
     own = {name for name in loaded if name.startswith("pylb.")}
-    assert own >= {"pylb.forward.engine", "pylb.workers.link", "pylb.observe.form"}
+    assert own >= {"pylb.forward.engine", "pylb.workers.link", "pylb.logs.formats"}
     assert not {name for name in own if name.startswith(("pylb.control", "pylb.web", "pylb.config", "pylb.app"))}

@@ -9,7 +9,7 @@ import pytest
 from pylb.core.log import Selection
 from pylb.core.session import SessionRecord
 from pylb.forward.engine import Engine
-from pylb.observe.form import BURST, Gathered, tcplog
+from pylb.logs.formats import BURST, Gathered, tcplog
 from pylb.workers.channel import BadFrame, Channel
 from pylb.workers.link import Link
 from pylb.workers.messages import VERSION, Answer, Ask, Fault, Hello, Lines, decoded, encoded

@@ -8,11 +8,11 @@ from pylb.core.address import Address, Listen
 from pylb.core.policy import Policy
 from pylb.core.recorder import Query, parse_session_id
 from pylb.core.table import Frontend, Server, make_table
-from pylb.listeners import Listeners
-from pylb.service import Service
+from pylb.host.systemd import Service
+from pylb.upgrade.sockets import Listeners
+from pylb.workers.archive import Program
 from pylb.workers.fleet import Fleet, Told
 from pylb.workers.messages import VERSION, Hello
-from pylb.workers.program import Program
 from tests.support.ports import free_port
 
 LIVE, ENDED, KEPT = 100, 300, 120  # KEPT: by each of the two

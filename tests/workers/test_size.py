@@ -14,12 +14,12 @@ from pylb.core.table import Frontend, Server, Table
 from pylb.forward.counters import Counters, FrontendCounters
 from pylb.forward.engine import Engine
 from pylb.forward.origins import Origins
-from pylb.observe.form import Gathered
+from pylb.logs.formats import Gathered
+from pylb.workers.archive import Program
 from pylb.workers.channel import Channel
 from pylb.workers.fleet import Fleet, Told
 from pylb.workers.link import Link
 from pylb.workers.messages import PIECE, VERSION, Hello, TableChange, TablePart, counted, encoded, lines_of, report
-from pylb.workers.program import Program
 from tests.support.counting import counting
 
 FEW, MANY = 20, 400

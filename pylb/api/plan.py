@@ -1,0 +1,47 @@
+"""What a change would do, with the live sessions it touches: for `pylb plan`, and for the log of a reload."""
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+from pylb.core.session import SessionView
+from pylb.core.table import Diff
+from pylb.core.table_diff import Line, What
+
+_FATE = {
+    What.CLOSED: "reset after timeouts.drain",
+    What.REMOVED: "which stay on it until they end",
+    What.MOVED: "which stay on the old address until they end",
+}
+
+
+def steps(lines: Iterable[Line], sessions: Iterable[SessionView]) -> list[dict[str, Any]]:
+    """One a line: what, port, frontend, text, and how many live sessions it is about."""
+    by_port: Counter[Any] = Counter()
+    by_server: Counter[Any] = Counter()
+    for one in sessions:
+        by_port[one.listen] += 1
+        by_server[one.listen, one.address] += 1
+    return [_step(line, by_port[line.listen] if line.server is None else by_server[line.listen, line.server]) for line in lines]
+
+
+def _step(line: Line, live: int) -> dict[str, Any]:
+    fate = f"live sessions: {live}, {_FATE.get(line.what, 'untouched')}"
+    return {
+        "what": str(line.what),
+        "port": line.listen.port,
+        "frontend": line.frontend,
+        "server": None if line.server is None else str(line.server),
+        "sessions": live,
+        "touched": live if line.what in _FATE else 0,
+        "text": line.text if line.what is What.OPENED else f"{line.text}; {fate}",
+    }
+
+
+def in_words(change: Diff) -> str:
+    parts = [
+        f"opened {', '.join(str(one.listen) for one in change.opened)}" if change.opened else "",
+        f"closed {', '.join(str(one.listen) for one in change.closed)}" if change.closed else "",
+        f"changed {', '.join(str(new.listen) for _, new in change.changed)}" if change.changed else "",
+    ]
+    return "; ".join(filter(None, parts)) or "nothing in the table changed"

@@ -1,0 +1,164 @@
+"""`pylb routes`: rows from the registry's views, and those rows as a table for people."""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from pylb.api.stories import local_time
+from pylb.control.registry import VIEWS, Registry
+from pylb.control.steps import in_turns
+from pylb.control.views import RegistrationView, ServerView, by_port
+from pylb.core.table import Frontend, Table
+
+ROWS = 100  # between two turns of the loop: ~2 ms
+LEGACY = " (legacy)"
+People = dict[str, list[tuple[str, float | None]]]  # by title: the state of each, and in how many seconds its lease ends
+_HEADINGS = ("PORT", "FRONTEND", "SERVER", "ADDRESS", "WEIGHT", "STATE", "REGISTERED BY", "LEASE", "ACCEPTS", "CHECK", "WHY")
+
+
+async def rows(registry: Registry, port: int | None = None) -> list[dict[str, Any]]:
+    """One per frontend (of `port` only) and server, in the order of the ports; a frontend without servers has one with nulls.
+
+    Made in steps: a thousand frontends must not hold the loop.
+    """
+    people: People = {}
+    async for one in in_turns(registry.each_registration(), VIEWS):
+        people.setdefault(_title(one), []).append((one.state, one.expires_in))
+    unbound, now = registry.unbound(), time.monotonic()
+    found: list[dict[str, Any]] = []
+    async for frontend, view in in_turns(_places(registry.table, registry.each_server()), ROWS):
+        listen = frontend.listen
+        if port is not None and listen.port != port:
+            continue
+        head = {"port": listen.port, "listen": str(listen), "frontend": frontend.name, "unbound": unbound.get(listen)}
+        found.append(head | (_no_server() if view is None else _server(view, people, now)))
+    for later in registry.unserved():
+        why = f"needs {', '.join(later.needs)}, which this version of pylb does not know; the entry is kept"
+        head = {"frontend": later.name, "unbound": None}
+        found += [
+            {"port": number, "listen": None, **head} | _no_server() | {"state": "not served", "why": why}
+            for number in later.ports
+            if port in (None, number)
+        ]
+    return found
+
+
+def _places(table: Table, views: Iterator[ServerView]) -> Iterator[tuple[Frontend, ServerView | None]]:
+    """Each frontend with each of its servers, which come in the same order; None: it has none."""
+    for frontend in by_port(table):
+        if not frontend.servers:
+            yield frontend, None
+        for _ in frontend.servers:
+            yield frontend, next(views)
+
+
+def legacy_notes(registry: Registry) -> list[str]:
+    """Who still uses the legacy route: when nobody does, the last old container is gone."""
+    return [
+        f"legacy calls with token {token!r}: {use.calls} since the start, the last "
+        f"{_span(max(0.0, time.time() - use.last_at))} ago from {use.last_ip} ({use.last_name})"
+        for token, use in sorted(registry.legacy_uses().items())
+    ]
+
+
+def _server(view: ServerView, people: People, now: float) -> dict[str, Any]:
+    holders = [one for held in view.held_by for one in people.get(_held(held), ())]
+    ends = [expires_in for _, expires_in in holders if expires_in is not None]
+    states = {state for state, _ in holders}
+    lives = "fresh" in states or "static" in view.held_by or not states
+    return {
+        "server": view.server,
+        "address": str(view.address),
+        "weight": view.weight,
+        "state": view.state if view.state in ("down", "drain", "maint") or lives else min(states),
+        "held_by": list(view.held_by),
+        "lease_expires_in": None if not ends else round(max(ends), 1),
+        "reachable": view.reachable,
+        "accepts": view.accepts,
+        "check": view.passes,
+        "asked_ago": None if view.asked_at is None else round(max(0.0, now - view.asked_at), 1),
+        "why": "; ".join(filter(None, (view.reason, view.hint if view.reachable != "yes" else ""))),
+    }
+
+
+def _title(one: RegistrationView) -> str:
+    return f"{one.token}/{one.name}{LEGACY}" if one.legacy else f"{one.token}/{one.name}/{one.instance}"
+
+
+def _held(held: str) -> str:
+    """`held_by` carries titles: token/name/instance, or token/name (legacy), and may say more behind them."""
+    title, _, more = held.partition(" (")
+    return title + LEGACY if more.startswith("legacy)") else title
+
+
+def _no_server() -> dict[str, Any]:
+    return {
+        "server": None,
+        "address": None,
+        "weight": None,
+        "state": "no server",
+        "held_by": [],
+        "lease_expires_in": None,
+        "reachable": None,
+        "accepts": None,
+        "check": None,
+        "asked_ago": None,
+        "why": "a static frontend without servers: clients are reset until a registration joins",
+    }
+
+
+def table(found: Sequence[Mapping[str, Any]]) -> str:
+    """The rows as aligned columns."""
+    if not found:
+        return "no frontends: nothing is registered, and the config has no static ones"
+    cells = [_HEADINGS, *(_cells(row) for row in found)]
+    widths = [max(len(line[column]) for line in cells) for column in range(len(_HEADINGS))]
+    return "\n".join("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip() for line in cells)
+
+
+def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+    why = f"PORT NOT OPEN: {row['unbound']}" if row["unbound"] else row["why"]
+    return (
+        str(row["port"]),
+        row["frontend"],
+        row["server"] or "-",
+        row["address"] or "-",
+        "-" if row["weight"] is None else str(row["weight"]),
+        row["state"],
+        ", ".join(row["held_by"]) or "-",
+        _left(row["lease_expires_in"]),
+        row["accepts"] or "-",
+        _checked(row),
+        why or "",
+    )
+
+
+def _checked(row: Mapping[str, Any]) -> str:
+    """The last answer, and when it was: of a server that nobody has asked since, nothing newer is known."""
+    ago = row["asked_ago"]
+    return row["check"] or "-" if ago is None or row["check"] is None else f"{row['check']} {_span(ago)} ago"
+
+
+def _left(seconds: float | None) -> str:
+    if seconds is None:
+        return "-"
+    if seconds < 0:
+        return f"over for {_span(-seconds)}"
+    return _span(seconds)
+
+
+def _span(seconds: float) -> str:
+    for size, unit in ((3600, "h"), (60, "m")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f}{unit}"
+    return f"{seconds:.0f}s"
+
+
+def rejections(found: Sequence[Mapping[str, Any]]) -> str:
+    """The last refused calls, newest last."""
+    if not found:
+        return "no call was refused since pylb started"
+    return "\n".join(
+        f"{local_time(one['time'])}  {one['address']}  token {one['token']}  {one['what']}  {one['error']}: {one['detail']}"
+        for one in found
+    )

@@ -1,0 +1,350 @@
+"""What the control socket offers: the changes that only this machine may make, and the views of the CLI."""
+
+import json
+import re
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from pylb.api.explain import explain, ports_of, recorded_of
+from pylb.api.plan import in_words, steps
+from pylb.api.routes import legacy_notes, rows
+from pylb.api.status import Counted, status
+from pylb.config import ConfigErrors
+from pylb.control.admission import Imported
+from pylb.control.registry import Registry
+from pylb.control.steps import in_turns
+from pylb.control.storage.table_history import Generation
+from pylb.core.address import Address, Listen, parse_ip
+from pylb.core.auth import Caller, Token
+from pylb.core.errors import Code, Refused
+from pylb.core.legacy import parse_legacy
+from pylb.core.operator_overrides import Override, names
+from pylb.core.policy import AdminState
+from pylb.core.recorder import Ended, Query, Story, parse_session_id
+from pylb.core.registration import parse_native
+from pylb.core.session import SessionView
+from pylb.core.table import Diff
+from pylb.core.table_diff import Line
+from pylb.core.text import counted
+from pylb.host.machine import knock
+from pylb.web.admin import rejection_json
+from pylb.web.control_socket import Verb
+from pylb.web.sessions import ended, meant, named, query_of, reach_json, session_json, story_json
+
+ITEMS = 50  # of an import, or generations, between two turns of the loop: 1 ms
+MOST_IMPORTED = 10_000
+MOST_ENDED = 100  # in one answer, unless more are wanted
+
+
+class Sessions(Protocol):
+    """Live and ended ones: the engine's, or all workers'."""
+
+    @property
+    def recording(self) -> bool: ...
+
+    def workers(self) -> Mapping[str, tuple[int, float]]: ...
+
+    async def sessions(self) -> Sequence[SessionView]: ...
+
+    async def ended(self, query: Query) -> Ended: ...
+
+    async def story(self, number: int) -> Story | None: ...
+
+    async def expect(self, client: Address) -> None: ...
+
+    async def shutdown_session(self, number: int) -> int: ...
+
+    async def shutdown_sessions(self, listen: Listen, server: Address) -> int: ...
+
+
+class Service(Protocol):
+    """The running pylb: what it reads from files, how it reads them again, and what it and those before it have counted."""
+
+    async def counters(self) -> Counted: ...
+
+    async def reload(self) -> Diff | None: ...
+
+    async def upgrade(self) -> str: ...
+
+    async def read_keys(self) -> None: ...
+
+    async def plan(self, path: Path, text: str) -> list[Line]: ...
+
+    @property
+    def reloaded(self) -> bool: ...
+
+    def token(self, name: str) -> Token | None: ...
+
+
+def verbs(registry: Registry, service: Service, live: Sessions) -> dict[str, Verb]:
+    return (
+        _views(registry, service, live)
+        | _stories(registry, service, live)
+        | _changes(registry, service)
+        | _operator(registry, live)
+    )
+
+
+def _views(registry: Registry, service: Service, live: Sessions) -> dict[str, Verb]:
+    """What changes nothing."""
+    started_at = time.time()
+
+    async def status_(_request: Mapping[str, Any]) -> dict[str, Any]:
+        counters, workers = await service.counters(), len(live.workers())
+        return {"status": await status(registry, counters, workers, reloaded=service.reloaded, started_at=started_at)}
+
+    async def ping(_request: Mapping[str, Any]) -> dict[str, Any]:
+        return {"generation": registry.table.generation}
+
+    async def routes(_request: Mapping[str, Any]) -> dict[str, Any]:
+        return {"routes": await rows(registry), "notes": legacy_notes(registry)}
+
+    async def rejected(_request: Mapping[str, Any]) -> dict[str, Any]:
+        return {"rejected": [rejection_json(one) for one in registry.rejected()], "reach": {"since": registry.since.rejected}}
+
+    async def plan(request: Mapping[str, Any]) -> dict[str, Any]:
+        if "body" in request:
+            lines = await _planned_call(registry, service, request)
+        else:
+            path, text = _path(request), _unicode("text", request.get("text", ""))
+            try:
+                lines = await service.plan(path, text)
+            except ConfigErrors as errors:
+                raise Refused(Code.INVALID, str(errors), "nothing was changed") from None
+        return {"generation": registry.table.generation, "steps": steps(lines, await live.sessions())}
+
+    return {
+        "ping": ping,
+        "plan": plan,
+        "rejected": rejected,
+        "routes": routes,
+        "status": status_,
+    }
+
+
+def _stories(registry: Registry, service: Service, live: Sessions) -> dict[str, Verb]:
+    """Why it is as it is: what changed, and what is wrong."""
+
+    async def history(request: Mapping[str, Any]) -> dict[str, Any]:
+        what = request.get("what")
+        found = registry.history(None if what is None else str(what))
+        return {
+            "generations": [_generation(one) async for one in in_turns(found, ITEMS)],
+            "reach": {"since": registry.since.history},
+        }
+
+    async def explain_(request: Mapping[str, Any]) -> dict[str, Any]:
+        if "session" in request:
+            return {"explained": await _story(live, _text(request, "session"))}
+        what = str(request["port"]) if type(request.get("port")) is int else _text(request, "what")
+        counters = await service.counters()
+        found = []
+        for port in ports_of(registry, what):
+            recorded = await live.ended(recorded_of(port))
+            found.append(await explain(registry, counters, recorded.stories, knocks, port))
+        return {"explained": found[0], "all": found}
+
+    async def knocks(listen: Listen) -> str:
+        return await knock(listen.ip, listen.port, live.expect)
+
+    return {"explain": explain_, "history": history}
+
+
+def _changes(registry: Registry, service: Service) -> dict[str, Verb]:
+    """What changes registrations, or reads files again."""
+
+    async def release(request: Mapping[str, Any]) -> dict[str, Any]:
+        return {"released": await registry.release_any(_text(request, "what"))}
+
+    async def import_(request: Mapping[str, Any]) -> dict[str, Any]:
+        items = request.get("items")
+        if not isinstance(items, list) or len(items) > MOST_IMPORTED:
+            raise Refused(Code.INVALID, f"items: a list of at most {MOST_IMPORTED} legacy bodies is needed")
+        token = _text(request, "token")
+        if not items and service.token(token) is None:  # of a dry run
+            raise Refused(Code.NOT_FOUND, f"there is no token called {token!r}", "`pylb token list`")
+        read = [_imported(item) async for item in in_turns(items, ITEMS)]
+        return {"lines": await registry.import_legacy(read, token)}
+
+    async def reload(_request: Mapping[str, Any]) -> dict[str, Any]:
+        try:
+            change = await service.reload()
+        except ConfigErrors as errors:
+            raise Refused(Code.INVALID, str(errors), "nothing was changed") from None
+        if change is None:
+            later = "an upgrade is on its way: the pylb that serves afterwards reads the config again, and logs the result"
+            return {"lines": [later]}
+        counts = {"opened": len(change.opened), "closed": len(change.closed), "changed": len(change.changed)}
+        return {**counts, "lines": [f"reloaded: {in_words(change)}"]}
+
+    async def upgrade(_request: Mapping[str, Any]) -> dict[str, Any]:
+        return {"lines": [await service.upgrade()]}
+
+    async def uses(_request: Mapping[str, Any]) -> dict[str, Any]:
+        return {"uses": registry.uses()}
+
+    async def tokens(_request: Mapping[str, Any]) -> dict[str, Any]:
+        await service.read_keys()
+        return {}
+
+    return {"release": release, "import": import_, "reload": reload, "tokens": tokens, "token uses": uses, "upgrade": upgrade}
+
+
+async def _planned_call(registry: Registry, service: Service, request: Mapping[str, Any]) -> list[Line]:
+    """As if the phone-home of `name`/`instance` had called from `address`. Raises Refused."""
+    token = service.token(_text(request, "token"))
+    if token is None:
+        raise Refused(Code.NOT_FOUND, f"there is no token called {request['token']!r}", "`pylb token list`")
+    try:
+        ip = parse_ip(_text(request, "address"))
+    except ValueError as error:
+        raise Refused(Code.INVALID, f"address: {error}") from None
+    announcement = parse_native(_unicode("body", _text(request, "body")).encode())
+    return await registry.plan_announce(_text(request, "name"), _text(request, "instance"), announcement, Caller(ip, token))
+
+
+def _generation(one: Generation) -> dict[str, Any]:
+    return {
+        "generation": one.number,
+        "time": one.at,
+        "by": list(one.by),
+        "changes": [{"what": str(line.what), "port": line.listen.port, "text": line.text} for line in one.lines],
+    }
+
+
+def _operator(registry: Registry, live: Sessions) -> dict[str, Verb]:
+    """What `pylb ctl` asks."""
+
+    async def admin(request: Mapping[str, Any]) -> dict[str, Any]:
+        state = _text(request, "state")
+        if state not in list(AdminState):
+            raise Refused(Code.INVALID, f"state: {state[:40]!r} is none of {', '.join(AdminState)}")
+        return {"lines": await registry.set_admin(_text(request, "target"), AdminState(state), _seconds(request))}
+
+    async def words(_request: Mapping[str, Any]) -> dict[str, Any]:
+        found = registry.words()
+        return {"words": [{"target": who, "word": _said(word), "until": word.until, "hits": hits} for who, word, hits in found]}
+
+    async def weight(request: Mapping[str, Any]) -> dict[str, Any]:
+        wanted = request.get("weight")
+        if wanted is not None and not (type(wanted) is int and 0 <= wanted <= 256):
+            raise Refused(Code.INVALID, "weight: 0-256 or null is needed")
+        return {"lines": await registry.set_weight(_text(request, "target"), wanted, _seconds(request))}
+
+    async def sessions(request: Mapping[str, Any]) -> dict[str, Any]:
+        if request.get("ended"):
+            found = await ended(live, query_of(request, time.time(), MOST_ENDED))
+            stories = [story_json(one) for one in found.stories]
+            return {"total": len(stories), "sessions": stories, "reach": reach_json(found.reach)}
+        query = query_of(request, time.time())
+        views = await meant(query, await live.sessions())
+        return {"total": len(views), "sessions": [session_json(one) for one in views[: query.limit]]}
+
+    async def shutdown_session(request: Mapping[str, Any]) -> dict[str, Any]:
+        found = the_session(_text(request, "session"), await live.sessions())
+        if not await live.shutdown_session(parse_session_id(found.id)):
+            raise Refused(Code.NOT_FOUND, f"session {found.id} has just ended", "`pylb sessions` shows who has one")
+        return {"lines": [f"reset: session {found.id} of {Address(found.client, found.client_port)}"]}
+
+    async def shutdown_sessions(request: Mapping[str, Any]) -> dict[str, Any]:
+        frontend, _, server = _text(request, "target").partition("/")
+        found = {
+            (one.listen, one.address): f"{one.frontend}/{one.server}"
+            for one in await live.sessions()
+            if one.address is not None
+            and names(frontend, one.frontend, one.listen)
+            and server in (one.server, str(one.address))
+        }
+        if not found:
+            raise Refused(Code.NOT_FOUND, f"{frontend}/{server} has no sessions", "`pylb ctl sessions` shows who has")
+        counts = {name: await live.shutdown_sessions(listen, address) for (listen, address), name in found.items()}
+        return {"lines": [f"reset: {counted(count, 'session')} of {name}" for name, count in counts.items()]}
+
+    return {
+        "admin": admin,
+        "weight": weight,
+        "words": words,
+        "sessions": sessions,
+        "shutdown session": shutdown_session,
+        "shutdown sessions": shutdown_sessions,
+    }
+
+
+def _seconds(request: Mapping[str, Any]) -> float | None:
+    """`for` of a request. Raises Refused."""
+    found = request.get("for")
+    if found is not None and not (type(found) in (int, float) and 0 < found <= MOST_WORD):
+        raise Refused(Code.INVALID, "for: seconds up to a year are needed")
+    return found
+
+
+def _said(word: Override) -> str:
+    weight = None if word.weight is None else f"weight {word.weight}"
+    if word.exempt and word.weight is None:
+        return "serves although its node is taken out"
+    return ", ".join(filter(None, (None if word.state is AdminState.READY else str(word.state), weight)))
+
+
+MOST_WORD = 366 * 86_400  # seconds
+
+
+def the_session(text: str, views: Sequence[SessionView]) -> SessionView:
+    """By its id, or by its client's address if that has only one. Raises Refused."""
+    try:
+        found = named(text, views)
+    except ValueError:
+        raise Refused(Code.INVALID, f"{text[:60]!r} is neither a session's id nor IP:PORT of a client") from None
+    if not found:
+        raise Refused(Code.NOT_FOUND, f"{text} has no session", "`pylb sessions` shows who has one")
+    if len(found) > 1:  # through two ports, or two clients behind proxies that name the same address
+        ids = ", ".join(sorted(one.id for one in found))
+        raise Refused(Code.INVALID, f"{text} has {len(found)} sessions", f"name one of them by its id: {ids}")
+    return found[0]
+
+
+async def _story(live: Sessions, text: str) -> dict[str, Any]:
+    """Raises Refused."""
+    try:
+        number = parse_session_id(text)
+    except ValueError as error:
+        raise Refused(Code.INVALID, str(error), "`pylb sessions` and `pylb sessions --ended` show the ids") from None
+    found = await live.story(number)
+    if found is None:
+        hint = "only the last ones are kept: recorder.sessions" if live.recording else "recorder.sessions is 0 in the config"
+        raise Refused(Code.NOT_FOUND, f"session {text} does not live, and is not among the recorded ones", hint)
+    return story_json(found)
+
+
+def _text(request: Mapping[str, Any], key: str) -> str:
+    value = request.get(key)
+    if not isinstance(value, str) or not value:
+        raise Refused(Code.INVALID, f"{key}: text is needed")
+    return value
+
+
+def _unicode(key: str, value: object) -> str:
+    """JSON may hold one half of a pair of surrogates (RFC 8259, 8.2), which no file has. Raises Refused."""
+    if not isinstance(value, str) or re.search("[\ud800-\udfff]", value):
+        raise Refused(Code.INVALID, f"{key}: text in Unicode is needed")
+    return value
+
+
+def _path(request: Mapping[str, Any]) -> Path:
+    text = _unicode("path", _text(request, "path"))
+    if "\0" in text:
+        raise Refused(Code.INVALID, "path: no file has such a name")
+    return Path(text)
+
+
+def _imported(item: Any) -> Imported:
+    """One body of the legacy route, which names its address. Raises Refused."""
+    try:
+        body = json.dumps(item).encode()
+    except RecursionError:
+        raise Refused(Code.INVALID, "an item is nested too deeply") from None
+    call = parse_legacy(body)
+    if call.address is None:
+        raise Refused(Code.INVALID, f"port {call.port}: dst-ip is no address")
+    return Imported(call.port, Address(call.address, call.target_port), call.name, call.send_proxy)

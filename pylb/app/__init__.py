@@ -1,0 +1,1 @@
+"""One running pylb: the composition root, its phases, its settings."""

@@ -1,0 +1,130 @@
+"""The tokens in force: those of the config, those that `pylb token` made, and the one of a first run.
+
+Their files are read again when they change, so that a secret is replaced without a reload.
+"""
+
+import logging
+import os
+import secrets
+from collections.abc import Iterable
+from pathlib import Path
+
+from pylb.config import Config, first_run_token, read_secrets_again
+from pylb.config.generated_tokens import Found, paths, read_made
+from pylb.control.storage.files import read_regular, set_aside, write_private
+from pylb.core.auth import STRONG, Keyring, Token
+from pylb.host.machine import local_addresses
+
+log = logging.getLogger("pylb")
+
+TOKEN_FILE = "token"  # noqa: S105 - a file's name
+_MOST_BYTES = 4096
+TLS_FOLDER = "tls"  # the self-signed key and certificate
+
+
+class Keys:
+    """`secret` is the first run's; None: it does not count, because other tokens are there."""
+
+    def __init__(self, config: Config) -> None:
+        """Raises OSError: no token is there, and none can be kept."""
+        self._made = read_made(config.state_dir)
+        self._told: list[str] = []
+        self.secret: str | None = None
+        self.use(config)
+
+    @property
+    def made(self) -> Found:
+        return self._made
+
+    def use(self, config: Config) -> None:
+        """Raises OSError."""
+        in_force = first_run_in_force(config, self._made)
+        self.secret = generated_secret(config.state_dir, self.secret) if in_force else None
+        self._config = config
+
+    def read_again(self) -> None:
+        """What cannot be read stays as it was, and is said once."""
+        self._config, complaints = read_secrets_again(self._config)
+        found = read_made(self._config.state_dir)
+        kept = {name: made for name, made in self._made.tokens.items() if _complained(found, name)}
+        self._made = Found(kept | found.tokens, found.complaints)
+        self._say([*complaints, *found.complaints])
+        try:
+            self.use(self._config)
+        except OSError as error:
+            log.error("the first run's token cannot be kept: %s", error)
+
+    def keyring(self) -> Keyring:
+        config, found = self._config, list(self._unshadowed())
+        if self.secret is not None:
+            found.append(first_run_token(self.secret, config.reserved_ports))
+        return config.keyring(*found)
+
+    def files(self) -> Iterable[Path]:
+        """Whose change is a reason to read again."""
+        state_dir = self._config.state_dir
+        yield from (entry.secret_file for entry in self._config.tokens if entry.secret_file is not None)
+        yield state_dir / TOKEN_FILE
+        yield from paths(state_dir)
+
+    def _unshadowed(self) -> Iterable[Token]:
+        configured = {entry.name for entry in self._config.tokens}
+        self._say(
+            f"token {name!r} is in the config too, which counts; `pylb token revoke {name}` removes the other one"
+            for name in sorted(self._made.tokens.keys() & configured)
+        )
+        return (made.token() for name, made in self._made.tokens.items() if name not in configured)
+
+    def _say(self, texts: Iterable[str]) -> None:
+        for text in texts:
+            if text not in self._told:
+                self._told = [*self._told[-100:], text]
+                log.error("%s", text)
+
+
+def _complained(found: Found, name: str) -> bool:
+    return any(f"/{name} is left out" in text for text in found.complaints)
+
+
+def first_run_in_force(config: Config, made: Found) -> bool:
+    """It goes on counting beside those that `pylb token create` makes, until it is revoked."""
+    return not config.tokens and (not made.tokens or os.path.lexists(config.state_dir / TOKEN_FILE))
+
+
+def generated_secret(state_dir: Path, before: str | None = None) -> str:
+    """The token of a machine without other ones: read from the state directory, made at the first run (0600).
+
+    Of a file that is garbage the secret in force (`before`) goes on; without one the file is set aside for a new secret:
+    whoever has the old one is refused, and every port serves. Raises OSError: no secret can be kept.
+    """
+    path = state_dir / TOKEN_FILE
+    try:
+        return _secret(read_regular(path, _MOST_BYTES))
+    except (OSError, ValueError) as error:
+        if not os.path.lexists(path):
+            return _new_secret(path)
+        if before is not None:
+            log.error("%s cannot be used: %s; its secret stays as it was", path, error)
+            return before
+        log.error("%s cannot be used: %s%s; a new secret takes its place", path, error, set_aside(path))
+    return _new_secret(path)
+
+
+def _new_secret(path: Path) -> str:
+    """Raises OSError."""
+    made = secrets.token_urlsafe(24)
+    write_private(path, made.encode() + b"\n")
+    return made
+
+
+def _secret(data: bytes) -> str:
+    """Raises ValueError."""
+    text = data.decode("ascii").strip()
+    if len(text) < STRONG or not text.isprintable():
+        raise ValueError(f"it has {len(text)} characters, {STRONG} printable ones are needed")
+    return text
+
+
+def names_of_machine(config: Config) -> list[str]:
+    """What a certificate of ours is made for."""
+    return [*config.own_names, *sorted(local_addresses()), "localhost", "127.0.0.1", "::1"]

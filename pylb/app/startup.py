@@ -1,0 +1,249 @@
+"""The first minute: which config counts, the token that a first run makes, and what is printed for the person in front."""
+
+import json
+import re
+import shlex
+import shutil
+import sys
+from collections.abc import Mapping
+from functools import cache
+from importlib.resources import files
+from ipaddress import ip_address
+from pathlib import Path
+from string import Template
+from typing import Any, NamedTuple
+
+from pylb.app.keys import TOKEN_FILE
+from pylb.config import Config, ConfigErrors, default_state_dir, load, parse, read_text
+from pylb.config.models import TokenEntry
+from pylb.control.storage.files import read_regular, write_private
+from pylb.core.address import ANY, is_loopback
+from pylb.core.auth import NODE_PORTS
+from pylb.core.text import counted
+from pylb.host.machine import outgoing_address
+
+LAST_GOOD = "config.last-good"
+MOST_BYTES = 64 << 20
+_STATE_DIR_LINE = re.compile(r"""^[ \t{]*["']?state_dir["']?\s*:\s*["']?([^"'#\n]+?)["']?,?\s*(?:#.*)?$""", re.MULTILINE)
+
+
+class ConfigSource:
+    """Where the config comes from: a file, or nothing. Remembers the last good one in the state directory."""
+
+    def __init__(self, path: Path | None, environ: Mapping[str, str]) -> None:
+        self.path = path
+        self._environ = environ
+        self._text = ""
+
+    def load(self) -> Config:
+        """What the file says now. Raises ConfigErrors."""
+        text = None if self.path is None else read_text(self.path)
+        config = load(self.path, self._environ, text=text)
+        self._text = text or ""
+        return config
+
+    def read(self, path: Path, text: str) -> Config:
+        """What `text`, as the file at `path`, would mean. Raises ConfigErrors."""
+        return load(path, self._environ, text=text)
+
+    def last_good(self) -> Config | None:
+        """What was in force when pylb last ran with this file, if it is remembered and still valid.
+
+        A secret file that is gone costs its token's calls, not the ports: they serve what is registered.
+        """
+        if self.path is None:
+            return None
+        kept = self.state_dir() / LAST_GOOD
+        try:
+            text = read_regular(kept, MOST_BYTES).decode()
+            try:
+                return load(self.path, self._environ, text=text)
+            except ConfigErrors:
+                return parse(text, str(self.path), self._environ)
+        except (OSError, ValueError, ConfigErrors):
+            return None
+
+    def keep(self, config: Config) -> None:
+        """Remember what `config` was loaded from just before, whatever the file holds by now: for a start with a broken one.
+
+        Raises OSError.
+        """
+        if self.path is not None:
+            write_private(config.state_dir / LAST_GOOD, self._text.encode())
+
+    def state_dir(self) -> Path:
+        """Of a file that may not even be YAML: its state_dir line, else the default."""
+        try:
+            found = _STATE_DIR_LINE.search(self.path.read_text()) if self.path is not None else None
+        except (OSError, ValueError):
+            found = None
+        if found is None or self.path is None:
+            return default_state_dir(self._environ)
+        return self.path.absolute().parent / found.group(1).strip()  # an absolute one stays as it is
+
+
+def program(path: Path | None) -> tuple[str, str]:
+    """How the CLI was called, to be typed again: the command, and the option that names the config."""
+    called = sys.argv[0]
+    name = Path(called).name
+    if name == "__main__.py":
+        name = called = f"{Path(sys.executable).name} -m pylb"
+    elif (found := shutil.which(name)) is not None and Path(found).absolute() == Path(called).absolute():
+        called = name
+    return called, "" if path is None else f" -c {shlex.quote(str(path))}"
+
+
+def banner(
+    config: Config,
+    *,
+    room: tuple[int, int],
+    restored: int,
+    secret: str | None,
+    terminal: bool,
+    called: tuple[str, str] = ("pylb", ""),
+) -> str:
+    """What `pylb run` prints when it is up. The token itself is shown on a terminal only: a journal keeps what it is told.
+
+    `room`: sessions, and descriptors beside them.
+    """
+    doors = ", ".join(str(one.listen) for one in config.webhook)
+    lines = [
+        f"pylb is up: webhook on {doors}, admin on http://{config.admin.listen}, state in {config.state_dir}",
+        f"{counted(restored, 'port')} served from the state directory and the config, {_room(*room)}",
+    ]
+    if secret is not None:
+        kept = shlex.quote(str(config.state_dir / TOKEN_FILE))
+        lines += _first_steps(config, secret if terminal else f"$(cat {kept})", called)
+    return "\n".join(lines)
+
+
+def _first_steps(config: Config, token: str, called: tuple[str, str]) -> list[str]:
+    door = Door(config)
+    command, option = called
+    lines = [
+        "",
+        "Try it here: port 8443 to whatever listens on this machine's port 8000 (python3 -m http.server 8000)",
+        *(f"  {line}" for line in _curl(door, door.here, token, Trial())),
+        f"  curl http://localhost:8443/    and see it with: {command} routes{option}",
+        f"  or in a browser, where it appears by itself: {_page(config)}",
+        "",
+        "From this machine only, for the webhook listens on loopback, a phone-home's environment:"
+        if not door.everywhere and is_loopback(config.webhook[0].listen.ip)
+        else "From a pod, the phone-home's environment (deploy/kubernetes has it ready to apply):",
+        f"  PYLB_URL={door.there}",
+        f"  PYLB_TOKEN={token}",
+        "  PYLB_NAME=traefik",
+        '  PYLB_FRONTENDS="443:30443 80:30080"',
+    ]
+    if door.certificate:
+        lines.append(f"  PYLB_CA={door.certificate}    a copy of that file, or its text")
+    create = f"{command} token create traefik --ports 80,443{option}"
+    return [*lines, "", f"Better, one text instead of all that, with a token for this app alone: {create}", ""]
+
+
+def _page(config: Config) -> str:
+    ip, port = config.admin.listen.ip, config.admin.listen.port
+    return _url("http", "localhost" if ip in EVERYWHERE else ip, port) + "/"
+
+
+def _room(sessions: int, descriptors: int) -> str:
+    return f"room for {sessions} sessions beside {descriptors} descriptors for calls, pages, checks and files"
+
+
+EVERYWHERE = (ANY, "0.0.0.0", "::")
+
+
+class Door:
+    """The first webhook, as it is called from here and from elsewhere."""
+
+    def __init__(self, config: Config) -> None:
+        webhook = config.webhook[0]
+        scheme = "http" if webhook.tls is None else "https"
+        self.everywhere = webhook.listen.ip in EVERYWHERE
+        self.here = _url(scheme, "localhost" if self.everywhere else webhook.listen.ip, webhook.listen.port)
+        named = config.advertise or outgoing_address()
+        self.there = _url(scheme, named, webhook.listen.port) if self.everywhere else self.here
+        own = webhook.tls is not None and webhook.tls.self_signed
+        self.certificate = shlex.quote(str(config.state_dir / "tls" / "cert.pem")) if own else ""
+
+
+class Trial(NamedTuple):
+    """A registration to try. `address`: what the token may name; "": the caller's own."""
+
+    name: str = "try"
+    port: int = 8443
+    target_port: int = 8000
+    address: str = "127.0.0.1"
+
+
+def _curl(door: Door, url: str, token: str, trial: Trial) -> list[str]:
+    """`token` as a shell may read it inside double quotes."""
+    body: dict[str, Any] = {"frontends": [{"port": trial.port, "target_port": trial.target_port}]}
+    body |= {"address": trial.address} if trial.address else {}
+    text = json.dumps(body | {"ttl": None}, separators=(",", ":"))
+    return [
+        f"curl{f' --cacert {door.certificate}' if door.certificate else ''} -X PUT {url}/v1/registrations/{trial.name}/me \\",
+        f'  -H "Authorization: Bearer {token}" -H "Content-Type: application/json" \\',
+        f"  -d '{text}'",
+    ]
+
+
+def first_steps(config: Config, *, generated: bool) -> dict[str, str]:
+    """What the status page shows while nothing is registered: with this machine's address, and never with a secret.
+
+    `generated`: does the first run's token count?
+    """
+    door, kept, trial = Door(config), str(config.state_dir / TOKEN_FILE), Trial()
+    if not generated:
+        found = next((one for one in config.tokens if one.secret_file is not None), None)
+        kept = str(found.secret_file) if found is not None else ""
+        if any_token := found or next(iter(config.tokens), None):
+            trial = _trial(any_token)
+    token = f"$(cat {shlex.quote(kept)})" if kept else "$PYLB_TOKEN"
+    secret = ["kubectl create secret generic pylb", f"--from-file=token={shlex.quote(kept) if kept else 'FILE'}"]
+    secret += [f"--from-file=ca.pem={door.certificate}"] if door.certificate else []
+    node_port = trial.target_port if trial.target_port in NODE_PORTS else node_port_of(trial.port)
+    sidecar = _sidecar().substitute(
+        URL=scalar(door.there),
+        CA="      - {name: PYLB_CA, value: /run/secrets/pylb/ca.pem}\n" if door.certificate else "",
+        NAME=scalar(trial.name if trial.name != "try" else "my-app"),
+        FRONTENDS=scalar(f"{trial.port}:{node_port}"),
+    )
+    return {
+        "curl": "\n".join(_curl(door, door.here if trial.address else door.there, token, trial)),
+        "try": f"port {trial.port} to whatever listens on port {trial.target_port} of "
+        + ("this machine" if trial.address else "the machine it is called from"),
+        "secret": " ".join(secret),
+        "sidecar": sidecar,
+    }
+
+
+def scalar(text: str) -> str:
+    """As YAML has a text that nobody may take for anything else. `yes`, `1234`, `0x10`, `null` and `1e3` are no texts without
+    quotes, and each reader (YAML 1.1, 1.2, kubectl's) has a list of its own. JSON's strings are YAML's in double quotes."""
+    return json.dumps(text)
+
+
+@cache
+def _sidecar() -> Template:
+    """Read once: whoever replaces the files of a running pylb changes nothing until the next start."""
+    return Template((files("pylb.statuspage") / "ui" / "sidecar.yaml.in").read_text(encoding="utf-8"))
+
+
+def _trial(token: TokenEntry) -> Trial:
+    """What that token may register."""
+    names = token.names or (token.name,)
+    port = 8443 if any(low <= 8443 <= high for low, high in token.ports) else token.ports[0][0]
+    targets = [low for low, high in token.target_ports]
+    target = 8000 if any(low <= 8000 <= high for low, high in token.target_ports) else targets[0]
+    here = any(ip_address("127.0.0.1") in network for network in token.targets)
+    return Trial("try" if ANY in names else names[0], port, target, "127.0.0.1" if here else "")
+
+
+def node_port_of(port: int) -> int:
+    """443 -> 30443, 8443 -> 30843, as the manifests in deploy/ have it."""
+    return 30000 + (port if port < 1000 else port // 1000 * 100 + port % 100)
+
+
+def _url(scheme: str, host: str, port: int) -> str:
+    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"

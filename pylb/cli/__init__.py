@@ -1,0 +1,1 @@
+"""What a person types. Asks the running pylb over its control socket and prints; decides nothing."""

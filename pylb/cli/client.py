@@ -1,0 +1,140 @@
+"""Asking a running pylb from the command line: how it is found, the options that every verb has, and how a verb ends."""
+
+import json
+import os
+import shutil
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+
+from pylb.core.text import visible_lines
+
+FAILED, UNUSABLE = 1, 2
+CLEAR = "\x1b[H\x1b[2J"  # home, erase (ECMA-48 CUP, ED)
+HEAD_LINES = 7  # of a terminal, around a list
+Answer = dict[str, Any]
+CONFIG = click.option(
+    "-c",
+    "--config",
+    "config_path",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="pylb.yaml; without it the embedded defaults.",
+)
+JSON = click.option("--json", "as_json", is_flag=True, help="For a machine to read.")
+
+
+def ask(config_path: Path | None, request: dict[str, Any], timeout: float = 30.0) -> dict[str, Any]:
+    """One request to the running pylb's control socket; ends the program where it cannot be asked or says no."""
+    from pylb.web.control_socket import call  # noqa: PLC0415
+
+    path = state_dir(config_path) / "control.sock"
+    try:
+        answer = call(path, request, timeout)
+    except (FileNotFoundError, ConnectionRefusedError):
+        die(f"no pylb is running with {path}. Start it, or name its config with -c.")
+    except PermissionError:
+        die(f"{path}: permission denied. Ask as root or as the user that pylb runs as.")
+    except (OSError, ValueError) as error:
+        die(f"{path}: {error}")
+    if not answer["ok"]:
+        hint = f" ({answer['hint']})" if answer.get("hint") else ""
+        failed = {key: answer.get(key, "") for key in ("error", "detail", "hint")}
+        die(f"{answer['detail']}{hint}", FAILED, failed)
+    return answer
+
+
+def duration(_context: click.Context, _option: click.Parameter, text: str | None) -> float | None:
+    """The callback of an option that is one, such as 90s."""
+    from pylb.config.values import parse_duration  # noqa: PLC0415 - pydantic need not load for `pylb --help`
+
+    try:
+        return None if text is None else parse_duration(text)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+
+
+def running(directory: Path) -> bool:
+    """Does a pylb with this state directory answer?"""
+    from pylb.web.control_socket import call  # noqa: PLC0415
+
+    try:
+        return bool(call(directory / "control.sock", {"verb": "ping"}, timeout=5.0)["ok"])
+    except (OSError, ValueError):
+        return False
+
+
+def loaded(config_path: Path | None) -> Any:
+    """The config; ends the program with its mistakes."""
+    from pylb.config import ConfigErrors, load  # noqa: PLC0415
+
+    try:
+        return load(config_path, os.environ)
+    except ConfigErrors as errors:
+        die(str(errors))
+
+
+def state_dir(config_path: Path | None) -> Path:
+    """Where the running pylb is to be found; also through a broken file, for that is when one wants to look."""
+    from pylb.app.startup import ConfigSource  # noqa: PLC0415
+    from pylb.config import ConfigErrors, load  # noqa: PLC0415
+
+    try:
+        return load(config_path, os.environ).state_dir
+    except ConfigErrors as errors:
+        if config_path is None or not os.access(config_path, os.R_OK):
+            die(str(errors))
+        found = ConfigSource(config_path, os.environ).state_dir()
+        say(f"{config_path} is broken (pylb check -c {config_path}); asking the pylb that uses {found}", err=True)
+        return found
+
+
+def pause(seconds: float) -> None:
+    threading.Event().wait(seconds)  # Ctrl-C ends it
+
+
+def watching(
+    look: Callable[[], Answer], before: Answer, text: Callable[[Answer, Answer | None, int | None], str], every: float
+) -> NoReturn:
+    """Show what `look` finds, every so many seconds, until Ctrl-C. On a terminal each takes the place of the one before, and
+    `text` is told how many rows there are for a list; else they follow one another. A pylb that does not answer is waited for.
+    """
+    now: Answer | None = before
+    then: Answer | None = None
+    terminal = sys.stdout.isatty()
+    while True:
+        if now is not None:
+            rows = max(1, shutil.get_terminal_size().lines - HEAD_LINES) if terminal else None
+            if terminal:
+                click.echo(CLEAR, nl=False)
+            say(text(now, then, rows))
+            then = now
+        pause(every)
+        try:
+            now = look()
+        except SystemExit:  # it has said why
+            now = None
+
+
+def say(text: str = "", *, err: bool = False, nl: bool = True) -> None:
+    """The only way to the terminal: names, paths and answers in `text` come from outside and must not drive it."""
+    try:
+        click.echo(visible_lines(text), err=err, nl=nl)
+    except BrokenPipeError:
+        raise  # click ends quietly: whoever read it has seen enough
+    except OSError as error:  # a full disk
+        if not err:
+            say(f"the output could not be written: {error.strerror}", err=True)
+        os._exit(UNUSABLE)  # at an ordinary exit Python would try to write the rest again, and complain
+
+
+def die(text: str, code: int = UNUSABLE, failed: Mapping[str, str] | None = None) -> NoReturn:
+    """`failed`: what a verb that was asked for JSON says of it."""
+    context = click.get_current_context(silent=True)
+    if context is not None and context.params.get("as_json"):
+        say(json.dumps(failed or {"error": "failed" if code == FAILED else "unusable", "detail": text, "hint": ""}))
+    say(text, err=True)
+    sys.exit(code)

@@ -1,0 +1,116 @@
+"""`pylb ctl`: what an operator does to servers and sessions of the running pylb."""
+
+import json
+from pathlib import Path
+
+import click
+
+from pylb.api.stories import local_time
+from pylb.cli.client import CONFIG, JSON, ask, duration, say
+from pylb.cli.sessions import show
+from pylb.core.text import whole_number
+
+FOR = click.option("--for", "seconds", metavar="DURATION", callback=duration, help="How long; a node: 24h unless said.")
+
+
+@click.group()
+def ctl() -> None:
+    """Take servers out of service and back, weigh them, and end sessions.
+
+    \b
+    TARGET is FRONTEND/SERVER (a frontend's name or port, a server's label or ip:port, as `pylb routes`
+    shows them) or a node's IP: then all servers on it, in all frontends.
+
+    \b
+    pylb ctl drain 203.0.113.7          before a node is rebooted
+    pylb ctl ready 203.0.113.7          when it is back
+    pylb ctl weight https/pod-1 5
+
+    What is said here is kept over restarts. About a node it follows that IP for a day (--for says otherwise),
+    whatever registers there; about a server it ends when its registration moves or leaves. pylb ctl list shows all.
+    """
+
+
+def _states(state: str, text: str) -> None:
+    @ctl.command(state, help=text)
+    @CONFIG
+    @JSON
+    @FOR
+    @click.argument("target", metavar="TARGET")
+    def say(config_path: Path | None, as_json: bool, seconds: float | None, target: str) -> None:
+        request = {"verb": "admin", "target": target, "state": state, "for": seconds}
+        _show(ask(config_path, request)["lines"], as_json=as_json)
+
+
+_states(
+    "drain",
+    "No new sessions. Live ones have timeouts.drain (10m); those left then are ended, idle ones first, 100 a second.",
+)
+_states("maint", "No new sessions and no health checks. Live sessions are left alone.")
+_states("ready", "Serve again. Nothing that a drain has not ended yet is ended any more.")
+
+
+@ctl.command("list")
+@CONFIG
+@JSON
+def list_(config_path: Path | None, as_json: bool) -> None:
+    """All that was said here and counts: about whom, what, until when, and the servers that it hits now."""
+    found = ask(config_path, {"verb": "words"})["words"]
+    if as_json:
+        say(json.dumps(found, indent=2))
+        return
+    for one in found:
+        until = "until its registration moves or leaves" if one["until"] is None else f"until {local_time(one['until'])}"
+        say(f"{one['target']}  {one['word']}  {until}  hits: {', '.join(one['hits']) or 'nothing now'}")
+    if not found:
+        say("nothing: all servers are as they are configured or registered")
+
+
+@ctl.command()
+@CONFIG
+@JSON
+@FOR
+@click.argument("target", metavar="TARGET")
+@click.argument("weight", metavar="0-256|default")
+def weight(config_path: Path | None, as_json: bool, seconds: float | None, target: str, weight: str) -> None:
+    """Overrule a server's weight; `default`: as configured or registered. 0: no new sessions, live ones stay."""
+    number = None if weight == "default" else whole_number(weight, 256)
+    if number is None and weight != "default":
+        raise click.BadParameter(f"{weight!r} is neither 0-256 nor default", param_hint="weight")
+    _show(ask(config_path, {"verb": "weight", "target": target, "weight": number, "for": seconds})["lines"], as_json=as_json)
+
+
+@ctl.command()
+@CONFIG
+@JSON
+@click.argument("frontend", required=False)
+def sessions(config_path: Path | None, as_json: bool, frontend: str | None) -> None:
+    """Live sessions, the oldest first: of a frontend, by name or port, or all. At most 1,000 are shown."""
+    show(config_path, {"frontend": frontend}, as_json=as_json)
+
+
+@ctl.group()
+def shutdown() -> None:
+    """End live sessions by a reset, code KD."""
+
+
+@shutdown.command("session")
+@CONFIG
+@JSON
+@click.argument("session", metavar="ID|CLIENT_IP:PORT")
+def shutdown_session(config_path: Path | None, as_json: bool, session: str) -> None:
+    """One session, by its id as `pylb sessions` shows it, or by its client's address if that has only one."""
+    _show(ask(config_path, {"verb": "shutdown session", "session": session})["lines"], as_json=as_json)
+
+
+@shutdown.command("sessions")
+@CONFIG
+@JSON
+@click.argument("target", metavar="FRONTEND/SERVER")
+def shutdown_sessions(config_path: Path | None, as_json: bool, target: str) -> None:
+    """All sessions of a server, also of one that has left the table. New ones still go there: drain it first."""
+    _show(ask(config_path, {"verb": "shutdown sessions", "target": target})["lines"], as_json=as_json)
+
+
+def _show(lines: list[str], *, as_json: bool) -> None:
+    say(json.dumps(lines) if as_json else "\n".join(lines))

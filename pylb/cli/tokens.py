@@ -1,0 +1,438 @@
+"""`pylb token`: who may register. Made tokens are files in the state directory; a running pylb reads them at once."""
+
+import json
+import re
+import secrets
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from string import Template
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pylb.cli.client import CONFIG, FAILED, JSON, ask, die, loaded, running, say, state_dir
+from pylb.core.text import whole_number
+
+if TYPE_CHECKING:
+    from pylb.config import Config
+    from pylb.config.generated_tokens import MadeToken
+
+NODE_PORTS = range(30000, 32768)
+
+
+@click.group(invoke_without_command=True)
+@CONFIG
+@click.option("--show", is_flag=True, help="Print the token that the first run made instead of a new one.")
+@click.pass_context
+def token(context: click.Context, config_path: Path | None, show: bool) -> None:
+    """Who may register. Alone: print a new secret, ready for a secret_file (32 characters, 192 bits).
+
+    \b
+    pylb token create mosquitto --ports 8443
+                       a token for one app, and the join string that its phone-home needs
+    pylb token create mosquitto --ports 8443 --kubernetes | kubectl apply -f -
+    pylb token list
+    pylb token rotate mosquitto          a second secret beside the old one; roll it out, then
+    pylb token rotate mosquitto --done   the old one is refused
+    pylb token revoke mosquitto
+    pylb token switch-key                the webhook serves the next key, which join strings pin already
+    """
+    if context.invoked_subcommand is not None:
+        return
+    if not show:
+        say(_new_secret())
+        return
+    from pylb.app.keys import TOKEN_FILE  # noqa: PLC0415
+
+    path = state_dir(config_path) / TOKEN_FILE
+    try:
+        say(path.read_text().strip())
+    except OSError as error:
+        die(f"{path}: {error.strerror}. It is made by the first `pylb run` without configured tokens.")
+    except UnicodeDecodeError:
+        die(f"{path} is not text. Move it away: the next start of pylb makes another one.")
+
+
+def _split(_context: click.Context, _option: click.Parameter, value: str | None) -> list[str] | None:
+    return None if value is None else [item for item in value.replace(",", " ").split() if item]
+
+
+@token.command()
+@CONFIG
+@click.argument("name")
+@click.option("--ports", callback=_split, required=True, help="Frontend ports it may open: 443,8883-8899")
+@click.option("--names", callback=_split, help="Names it may register; default: its own; * for any.")
+@click.option("--sources", callback=_split, help="Networks it may be used from; default: anywhere.")
+@click.option("--targets", callback=_split, help="Addresses it may name; default: only the one it calls from.")
+@click.option("--target-ports", callback=_split, help="Server ports it may name; default: 30000-32767.")
+@click.option("--from", "replaces", metavar="OTHER", help="What token OTHER registered of these is its own from now on.")
+@click.option("--takeover", is_flag=True, help="It may take ports that another token or name owns.")
+@click.option("--legacy", is_flag=True, help="It may be used on the legacy route, too.")
+@click.option("--host", help="What the join string calls this machine; default: advertise.")
+@click.option("--kubernetes", is_flag=True, help="Print Secret, ConfigMap, phone-home and Service instead, for kubectl.")
+@click.option("--frontends", callback=_split, help='With --kubernetes: "443:30443", as in PYLB_FRONTENDS.')
+@click.option("--app", help="With --kubernetes: the label `app` of your pods; default: NAME.")
+@click.option("--namespace", default="default", show_default=True, help="With --kubernetes.")
+@JSON
+def create(config_path: Path | None, name: str, **options: Any) -> None:
+    """Make a token, and print the join string for PYLB_JOIN of its phone-home.
+
+    The join string holds the address, the public key of the webhook's certificate and the secret: treat it as a password.
+
+    With --from OTHER (`generated` is the first run's token) apps get tokens of their own without a gap: registrations of
+    OTHER whose names and ports are this token's too become its own at once, their ports go on serving, and calls with either
+    secret keep them fresh. Roll the new join string out, look at `pylb token list`, then `pylb token revoke OTHER`.
+    """
+    from pylb.app import keys  # noqa: F401, PLC0415 - all that is needed, before root acts as somebody who may not read it
+    from pylb.config.generated_tokens import read_made, write_made  # noqa: PLC0415
+    from pylb.host.machine import as_owner  # noqa: PLC0415
+
+    config = loaded(config_path)
+    if name in {entry.name for entry in config.tokens}:
+        die(f"a token called {name!r} is in the config", FAILED)
+    other = options["replaces"]
+    if other is not None:
+        _known(config, other)
+    if name in read_made(config.state_dir).tokens:
+        die(f"there is a token called {name!r} already (pylb token rotate {name}, or revoke)", FAILED)
+    made = _made(name, options)
+    try:
+        config.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with as_owner(config.state_dir):
+            join = _join(config, options["host"], made)
+        manifests = _manifests(made, join, options) if options["kubernetes"] else ""
+        with as_owner(config.state_dir):
+            write_made(config.state_dir, made)
+    except OSError as error:
+        die(f"{config.state_dir}: {error.strerror}. Run it as root or as pylb's own user.")
+    in_force = _tell(config_path, config.state_dir)
+    if options["as_json"]:
+        say(json.dumps({"name": name, "join": join, "in_force": in_force}))
+    elif manifests:
+        say(manifests, nl=False)
+    else:
+        say(f"PYLB_JOIN={join}")
+
+
+@token.command("list")
+@CONFIG
+@JSON
+def list_(config_path: Path | None, as_json: bool) -> None:
+    """All tokens with their scopes: of the config, made ones, and the first run's."""
+    from pylb.app.keys import first_run_in_force  # noqa: PLC0415
+    from pylb.config.generated_tokens import read_made  # noqa: PLC0415
+
+    config = loaded(config_path)
+    found = read_made(config.state_dir)
+    configured = {entry.name for entry in config.tokens}
+    uses = _uses(config.state_dir)
+    rows = [_row(entry, "config", config.secrets_of(entry.name), uses) for entry in config.tokens]
+    rows += [_row(made, "made", made.secrets, uses) for name, made in found.tokens.items() if name not in configured]
+    if first_run_in_force(config, found):
+        rows.append({"name": "generated", "from": "first run", "ports": "any", "names": "*", "sources": "any", "secrets": 1,
+                     "last_used": [max(uses.get("generated", {}).values(), default=None)]})  # fmt: skip
+    for text in found.complaints:
+        say(text, err=True)
+    if as_json:
+        say(json.dumps(rows, indent=2))
+        return
+    running_here = running(config.state_dir)
+    form = "{:<20} {:<10} {:<24} {:<20} {:<24} {}"
+    say(form.format("NAME", "FROM", "PORTS", "NAMES", "SOURCES", "SECRETS"))
+    for row in rows:
+        texts = (row[key] for key in ("name", "from", "ports", "names", "sources"))
+        say(form.format(*texts, f"{row['secrets']}{', being rotated' if row['secrets'] > 1 else ''}"))
+        if running_here:
+            for number, at in enumerate(row["last_used"]):
+                which = ("the new secret" if number == 0 else "the old secret") if row["secrets"] > 1 else "its secret"
+                say(f"{'':<20} {which}: {_last(at)}")
+    if rows and rows[-1]["from"] == "first run":
+        hint = "pylb token revoke generated, once your apps have tokens of their own"
+        say(f"`generated` may open any port: {hint}", err=True)
+
+
+@token.command()
+@CONFIG
+@click.argument("name")
+@click.option("--done", is_flag=True, help="End a rotation: only the newest secret counts from now on.")
+@click.option("--host", help="What the join string calls this machine; default: advertise.")
+@JSON
+def rotate(config_path: Path | None, name: str, done: bool, host: str | None, as_json: bool) -> None:
+    """A new secret beside the old one, which goes on counting until `--done`. Prints the new join string.
+
+    A token of the config is rotated in its secret_file: one secret a line, read again when the file changes.
+    """
+    from pylb.app import keys  # noqa: F401, PLC0415 - as in create
+    from pylb.config.generated_tokens import write_made  # noqa: PLC0415
+    from pylb.host.machine import as_owner  # noqa: PLC0415
+
+    config, made = _find(config_path, name)
+    if done and len(made.secrets) == 1:
+        die(f"token {name!r} has one secret: nothing is being rotated", FAILED)
+    used = _used(made.secrets, _uses(config.state_dir).get(name, {}))
+    if not done and len(made.secrets) > 1:
+        die(f"token {name!r} is being rotated: its old secret would be refused at once ({_last(used[-1])}). "
+            f"When nobody calls with it any more: pylb token rotate {name} --done", FAILED)  # fmt: skip
+    kept = made.secrets[:1] if done else (_new_secret(), *made.secrets)
+    changed = made.model_copy(update={"secrets": kept})
+    try:
+        with as_owner(config.state_dir):
+            join = _join(config, host, changed)
+            write_made(config.state_dir, changed)
+    except OSError as error:
+        die(f"{config.state_dir}: {error.strerror}. Run it as root or as pylb's own user.")
+    _tell(config_path, config.state_dir)
+    if as_json:
+        say(json.dumps({"name": name, "join": join, "secrets": len(kept)}))
+    elif done:
+        say(f"token {name!r}: the old secret is refused from now on ({_last(used[-1])})")
+    else:
+        say(f"PYLB_JOIN={join}")
+
+
+@token.command()
+@CONFIG
+@click.argument("name")
+def revoke(config_path: Path | None, name: str) -> None:
+    """Refuse a token from now on. What it registered becomes stale, and is served as the last resort for leases.keep_stale.
+
+    `pylb release NAME` gives its ports up at once. `generated` is the token of the first run.
+    """
+    from pylb.app.keys import TOKEN_FILE, first_run_in_force  # noqa: PLC0415
+    from pylb.config.generated_tokens import read_made, remove_made  # noqa: PLC0415
+    from pylb.host.machine import as_owner  # noqa: PLC0415
+
+    config = loaded(config_path)
+    found = read_made(config.state_dir)
+    if name == "generated" and first_run_in_force(config, found):
+        if not found.tokens:
+            die("there is no other token: pylb would make a new one. `pylb token create` comes first.", FAILED)
+        path = config.state_dir / TOKEN_FILE
+        try:
+            with as_owner(config.state_dir):
+                path.unlink()
+        except OSError as error:
+            die(f"{path}: {error.strerror}. Run it as root or as pylb's own user.")
+    else:
+        _find(config_path, name)
+        try:
+            with as_owner(config.state_dir):
+                remove_made(config.state_dir, name)
+        except OSError as error:
+            die(f"{config.state_dir}: {error.strerror}. Run it as root or as pylb's own user.")
+    _tell(config_path, config.state_dir)
+    say(f"token {name!r} is refused from now on; `pylb release NAME` frees what it registered")
+
+
+@token.command("switch-key")
+@CONFIG
+def switch_key(config_path: Path | None) -> None:
+    """Give the webhook's own certificate (tls: self-signed) the next key, whose pin join strings hold beside the present one.
+
+    Nobody notices who has a join string with both pins. Afterwards `pylb token rotate` makes join strings that pin the new
+    key and the one after it: roll them out before the next switch. Clients that were given the old certificate (PYLB_CA)
+    need the new one.
+    """
+    from pylb.app.keys import TLS_FOLDER, names_of_machine  # noqa: PLC0415
+    from pylb.host.machine import as_owner  # noqa: PLC0415
+    from pylb.web.tls import switch  # noqa: PLC0415
+
+    config = loaded(config_path)
+    if not any(listener.tls is not None and listener.tls.self_signed for listener in config.webhook):
+        die("no webhook listener has tls: self-signed; the key of another certificate is its owner's to change", FAILED)
+    folder = config.state_dir / TLS_FOLDER
+    try:
+        with as_owner(config.state_dir):
+            key = switch(folder, names_of_machine(config))
+    except FileNotFoundError:
+        die("no join string pins a next key yet: make new ones (pylb token rotate), roll them out, then switch", FAILED)
+    except (OSError, ValueError) as error:
+        die(f"the key cannot be switched: {error}. Run it as root or as pylb's own user.")
+    say(f"the webhook has the key {key} from now on; a running pylb notices within seconds")
+
+
+def _new_secret() -> str:
+    return secrets.token_urlsafe(24)
+
+
+def _known(config: "Config", name: str) -> None:
+    """Ends the program where there is no such token."""
+    from pylb.app.keys import first_run_in_force  # noqa: PLC0415
+    from pylb.config.generated_tokens import read_made  # noqa: PLC0415
+
+    found = read_made(config.state_dir)
+    names = {entry.name for entry in config.tokens} | found.tokens.keys()
+    if name not in names | ({"generated"} if first_run_in_force(config, found) else set()):
+        die(f"there is no token called {name!r} (pylb token list)", FAILED)
+
+
+def _uses(directory: Path) -> dict[str, dict[str, float]]:
+    """When the secrets of each token were last called with, as far as a running pylb knows."""
+    from pylb.web.control_socket import call  # noqa: PLC0415
+
+    try:
+        found = call(directory / "control.sock", {"verb": "token uses"}, timeout=5.0).get("uses", {})
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _used(secrets_: Sequence[str], uses: dict[str, float]) -> list[float | None]:
+    """Of each secret the unix time of its last call; None: none since pylb started, or pylb is not running."""
+    from pylb.core.auth import fingerprint  # noqa: PLC0415
+
+    return [uses.get(fingerprint(secret)) for secret in secrets_]
+
+
+def _last(at: float | None) -> str:
+    from pylb.control.health_sentence import span  # noqa: PLC0415
+
+    return "not used since pylb started, as far as is known" if at is None else f"used {span(time.time() - at)} ago"
+
+
+def _find(config_path: Path | None, name: str) -> "tuple[Config, MadeToken]":
+    from pylb.config.generated_tokens import read_made  # noqa: PLC0415
+
+    config: Config = loaded(config_path)
+    made = read_made(config.state_dir).tokens.get(name)
+    if made is None:
+        entry = next((entry for entry in config.tokens if entry.name == name), None)
+        if entry is not None:
+            where = f"its secret_file is {entry.secret_file}" if entry.secret_file else "its secret stands there"
+            die(f"token {name!r} is of the config ({where}): change it there", FAILED)
+        die(f"there is no token called {name!r} (pylb token list)", FAILED)
+    return config, made
+
+
+def _made(name: str, options: dict[str, Any]) -> "MadeToken":
+    from pydantic import ValidationError  # noqa: PLC0415
+
+    from pylb.config.generated_tokens import MadeToken, now  # noqa: PLC0415
+
+    given = {key: options[key] for key in ("ports", "names", "sources", "targets", "target_ports") if options[key]}
+    given |= {key: True for key in ("takeover",) if options[key]}
+    given |= {"replaces": [options["replaces"]]} if options["replaces"] else {}
+    try:
+        return MadeToken.model_validate(
+            {"name": name, "secrets": [_new_secret()], "legacy": options["legacy"], "created": now(), **given}
+        )
+    except ValidationError as error:
+        problems = error.errors(include_input=False, include_url=False)
+        texts = (f"{problem['loc'][0] if problem['loc'] else 'token'}: {_said(problem)}" for problem in problems)
+        die("\n".join(texts))
+
+
+def _said(problem: Any) -> str:
+    context = problem.get("ctx", {})
+    hint = f" ({context['hint']})" if context.get("hint") else ""
+    return f"{problem['msg']}{hint}"
+
+
+def _join(config: "Config", host: str | None, made: "MadeToken") -> str:
+    """`pylb://NAME:SECRET@HOST:PORT/PIN/NEXT_PIN`: what a phone-home needs, with nothing that a shell or a URL would change.
+
+    The pins are the public key of a self-signed certificate and, if it is ours, the key that `switch-key` will serve;
+    without any the certificate is judged as any public one.
+    """
+    from pylb.app.keys import TLS_FOLDER, names_of_machine  # noqa: PLC0415
+    from pylb.core.address import is_loopback  # noqa: PLC0415
+    from pylb.host.machine import outgoing_address  # noqa: PLC0415
+    from pylb.web.tls import is_self_signed, next_pin, pin, self_signed  # noqa: PLC0415
+
+    listener = next((one for one in config.webhook if one.tls is not None), None)
+    if listener is None or listener.tls is None:
+        die("no webhook listener has TLS, so a join string would show its secret to whoever is on the way: "
+            "set tls: self-signed on one", FAILED)  # fmt: skip
+    everywhere = listener.listen.ip in ("*", "0.0.0.0", "::")
+    called = host or (config.advertise if everywhere or config.advertise else None)
+    if called is None:
+        called = outgoing_address() if everywhere else listener.listen.ip
+        if everywhere and not is_loopback(called):
+            say(f"the join string says {called}: set `advertise`, or --host, if others call this machine differently",
+                       err=True)  # fmt: skip
+    try:
+        if listener.tls.self_signed:
+            folder = config.state_dir / TLS_FOLDER
+            keys = [pin(self_signed(folder, names_of_machine(config)).path), next_pin(folder)]
+        elif listener.tls.certificate is not None and is_self_signed(listener.tls.certificate):
+            keys = [pin(listener.tls.certificate)]
+        else:
+            keys = []
+    except (OSError, ValueError) as error:
+        die(f"the webhook's certificate cannot be used: {error}. Run it as root or as pylb's own user.")
+    where = f"[{called}]" if ":" in called else called
+    return "/".join([f"pylb://{made.name}:{made.secrets[0]}@{where}:{listener.listen.port}", *keys])
+
+
+def _manifests(made: "MadeToken", join: str, options: dict[str, Any]) -> str:
+    from pylb.app.startup import node_port_of, scalar  # noqa: PLC0415
+    from pylb.host.machine import deployed  # noqa: PLC0415
+
+    frontends = options["frontends"] or [f"{low}:{node_port_of(low)}" for low, high in made.ports if low == high]
+    if not frontends:
+        die('--frontends "443:30443" is needed: the ports of the token are ranges')
+    pairs = [frontend.split("/")[0].split(":") for frontend in frontends]  # PORT, NODEPORT
+    if not all(
+        len(pair) == 2 and whole_number(pair[0], 65535) and whole_number(pair[1], 65535) in NODE_PORTS for pair in pairs
+    ):
+        die(f"--frontends: {' '.join(frontends)!r} is not a list of PORT:NODEPORT (NodePorts are 30000-32767)")
+    ports = "\n".join(
+        f"    - {{name: {scalar(f'p{port}')}, port: {port}, targetPort: {port}, nodePort: {node_port}}}"
+        for port, node_port in pairs
+    )
+    base, namespace = _service_name(made.name), _label("--namespace", options["namespace"])
+    app = options["app"] or made.name
+    if not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?", app):
+        die(f"--app: {app!r} is no value of a label (letters, digits, inside '.', '_', '-'; at most 63)")
+    text = Template(deployed("kubernetes/join.yaml.in")).substitute(
+        SERVICE=scalar(_label("NAME", f"{base}-pylb")),
+        PHONEHOME=scalar(_label("NAME", f"{base}-phonehome")),
+        NAMESPACE=scalar(namespace),
+        JOIN=scalar(join),
+        FRONTENDS=scalar(" ".join(frontends)),
+        APP=scalar(app),
+        PORTS=ports,
+    )
+    config_map = deployed("kubernetes/phonehome-configmap.yaml").replace(
+        "  name: phonehome\n", f"  name: phonehome\n  namespace: {scalar(namespace)}\n", 1
+    )
+    return f"{text}---\n{config_map}"
+
+
+def _service_name(name: str) -> str:
+    """What a Service may be called (RFC 1035): lower case, no dots, no underscores, a letter first."""
+    found = re.sub(r"[._]", "-", name.lower())
+    return found if found[0].isalpha() else f"app-{found}"
+
+
+def _label(option: str, name: str) -> str:
+    """RFC 1123, as names of objects are."""
+    if not re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", name):
+        die(f"{option}: {name!r} is no name for Kubernetes (lower case, digits, inside '-'; at most 63)")
+    return name
+
+
+def _row(entry: Any, origin: str, secrets_: Sequence[str], uses: dict[str, dict[str, float]]) -> dict[str, Any]:
+    return {
+        "name": entry.name,
+        "from": origin,
+        "ports": _ranges(entry.ports),
+        "names": ",".join(entry.names or (entry.name,)),
+        "sources": "any" if "sources" not in entry.model_fields_set else ",".join(map(str, entry.sources)),
+        "secrets": len(secrets_),
+        "last_used": _used(secrets_, uses.get(entry.name, {})),
+    }
+
+
+def _ranges(ranges: Sequence[tuple[int, int]]) -> str:
+    return ",".join(str(low) if low == high else f"{low}-{high}" for low, high in ranges)
+
+
+def _tell(config_path: Path | None, directory: Path) -> bool:
+    """A running pylb reads the tokens at once."""
+    if not running(directory):
+        say("pylb is not running here (or not with this config): it counts from its next start", err=True)
+        return False
+    ask(config_path, {"verb": "tokens"})
+    return True

@@ -1,0 +1,96 @@
+"""Tokens that `pylb token create` makes: one file each in `{state_dir}/tokens`, 0600.
+
+The keys are those of `tokens:` in the config, with `secrets` in place of `secret`. A token of the config with that name wins.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from ipaddress import IPv4Network, IPv6Network
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, ValidationError
+
+from pylb.config import models as m
+from pylb.config import values as v
+from pylb.config.root import token_of
+from pylb.control.storage.files import read_regular, write_private
+from pylb.core.auth import Token
+
+FOLDER = "tokens"
+_MOST_BYTES = 64 * 1024
+
+
+class MadeToken(m.TokenEntry):
+    """The newest secret is the first; the others are on their way out."""
+
+    secrets: Annotated[tuple[v.Secret, ...], Field(min_length=1, repr=False)]
+    created: str = ""  # ISO 8601, for people
+
+    def token(self) -> Token:
+        return token_of(self, self.secrets)
+
+
+@dataclass(slots=True)
+class Found:
+    tokens: dict[str, MadeToken] = field(default_factory=dict)
+    complaints: list[str] = field(default_factory=list)  # of files that cannot be used; the others count
+
+
+def read_made(state_dir: Path) -> Found:
+    found = Found()
+    for path in paths(state_dir):
+        try:
+            made = MadeToken.model_validate(json.loads(read_regular(path, _MOST_BYTES)))
+            if path.name != made.name:
+                raise ValueError(f"it is the file of a token called {made.name!r}")  # noqa: TRY301 - one place says it
+        except ValidationError as error:
+            first = error.errors(include_input=False, include_url=False)[0]
+            place = ".".join(map(str, first["loc"]))
+            found.complaints.append(f"{path} is left out: {place}: {first['msg']}")
+        except (OSError, ValueError, RecursionError) as error:
+            found.complaints.append(f"{path} is left out: {error}")
+        else:
+            found.tokens[made.name] = made
+    return found
+
+
+def paths(state_dir: Path) -> list[Path]:
+    """The files, as they are just now."""
+    try:
+        return sorted(path for path in (state_dir / FOLDER).iterdir() if not path.name.startswith("."))
+    except OSError:
+        return []
+
+
+def write_made(state_dir: Path, made: MadeToken) -> None:
+    """Whole or not at all. Raises OSError."""
+    folder = state_dir / FOLDER
+    folder.mkdir(mode=0o700, exist_ok=True)
+    write_private(folder / made.name, json.dumps(dict(_written(made)), indent=1).encode())
+
+
+def remove_made(state_dir: Path, name: str) -> None:
+    """Raises OSError."""
+    (state_dir / FOLDER / name).unlink()
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _written(made: MadeToken) -> Iterator[tuple[str, Any]]:
+    for key in MadeToken.model_fields:
+        if key in made.model_fields_set:
+            yield key, _plain(getattr(made, key))
+
+
+def _plain(value: Any) -> Any:
+    """As the config's parsers read it."""
+    if isinstance(value, tuple) and len(value) == 2 and all(type(item) is int for item in value):
+        return f"{value[0]}-{value[1]}"
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, IPv4Network | IPv6Network) else value

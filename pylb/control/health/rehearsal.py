@@ -1,0 +1,47 @@
+"""Who would go out: the checks of some frontends, each asked once, outside of all books. For `pylb plan` and `pylb doctor`."""
+
+import asyncio
+from collections.abc import Iterable
+
+from pylb.control.health.prober import Ask, Question
+from pylb.control.publisher import FRONTENDS
+from pylb.control.steps import in_turns
+from pylb.core.health import OURS, YES
+from pylb.core.policy import CONNECT, AdminState, HealthMode
+from pylb.core.table import DOWN, Frontend, Server
+from pylb.core.table_diff import Line, What
+
+MOST = 1000  # questions: so many a second all checks may ask
+
+
+def has_check(frontend: Frontend, server: Server) -> bool:
+    """Is it asked more than a connect?"""
+    health = frontend.health(server)
+    return health.mode is not HealthMode.NONE and health.check != CONNECT and server.admin is not AdminState.MAINT
+
+
+async def failing(frontends: Iterable[Frontend], ask: Ask) -> list[Line]:
+    """A line for each server that is in service and does not pass its check now, of the first MOST that have one."""
+    questions: dict[Question, list[tuple[Frontend, Server]]] = {}
+    async for frontend in in_turns(frontends, FRONTENDS):
+        for server in frontend.servers:
+            health = frontend.health(server)
+            question = Question(server.address, health.check, server.send_proxy, health.timeout)
+            asked = len(questions) < MOST or question in questions
+            if asked and has_check(frontend, server) and (server.rank < DOWN or health.refuses):
+                questions.setdefault(question, []).append((frontend, server))
+    answers = await asyncio.gather(*map(ask, questions))
+    both = zip(questions.values(), answers, strict=True)
+    return [
+        _line(frontend, server, found)
+        for places, found in both
+        for frontend, server in places
+        if found != YES and found not in OURS
+    ]
+
+
+def _line(frontend: Frontend, server: Server, found: str) -> Line:
+    head = f"port {frontend.listen.port} ({frontend.name}): {server.name} {server.address}"
+    what = "gets no connection" if frontend.health(server).refuses else "goes out of service"
+    text = f"{head} does not pass its check ({found}): it {what} while that is so"
+    return Line(What.FAILS, frontend.listen, frontend.name, text, server.address)

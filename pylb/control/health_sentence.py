@@ -1,0 +1,145 @@
+"""How it is, in one sentence, and each frontend in one word: for the status page and `pylb status`. Pure.
+
+Healthy is a frontend whose port is open and whose servers, as far as the operator left them in service, are all up and held
+by a fresh registration (or by the config); degraded: one that serves, but not from all of them; down: nobody is served.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from enum import StrEnum
+from types import MappingProxyType
+from typing import NamedTuple
+
+from pylb.control.event_log import Event
+from pylb.control.silence import moment
+from pylb.control.views import ServerView, by_port
+from pylb.core.address import Listen
+from pylb.core.health import YES
+from pylb.core.table import LAST_RESORT, Table
+
+MOST_TOLD = 3  # troubles in the sentence; the rest are counted
+
+
+class Health(StrEnum):
+    HEALTHY = "healthy"
+    DEGRADED = "degraded"
+    DOWN = "down"
+
+
+class Seen(NamedTuple):
+    """A frontend and its servers, as of now."""
+
+    name: str
+    listen: Listen
+    servers: Sequence[ServerView]
+    unbound: str | None = None  # why its port is not open
+    closes: float | None = None  # unix time, if none of its registrations calls any more
+
+
+def seen(
+    table: Table,
+    servers: Iterator[ServerView],
+    unbound: Mapping[Listen, str],
+    closing: Mapping[Listen, float | None] = MappingProxyType({}),
+) -> Iterator[Seen]:
+    """All frontends in the order of their ports, as are `servers`: one after the other, so that nobody has to hold the views
+    of all, and to free those in one piece. `closing`: when those close of which no registration calls any more."""
+    for one in by_port(table):
+        views = [next(servers) for _ in one.servers]
+        yield Seen(one.name, one.listen, views, unbound.get(one.listen), closing.get(one.listen))
+
+
+def since_down(events: Iterable[Event]) -> dict[tuple[str, str], float]:
+    """Unix time by (frontend, server's ip:port) of those that went down and are not back. `events`: oldest first."""
+    found: dict[tuple[str, str], float] = {}
+    for event in events:
+        place = str(event.fields.get("frontend")), str(event.fields.get("address"))
+        if event.kind == "server_down":
+            found[place] = event.at
+        elif event.kind == "server_up":
+            found.pop(place, None)
+    return found
+
+
+def condition(one: Seen, down_at: Mapping[tuple[str, str], float], now: float) -> tuple[Health, str]:
+    """In a word, and what is the matter ("" when healthy). `down_at`: as of `since_down`; `now`: unix time."""
+    health, text = _condition(one, down_at, now)
+    if one.closes is not None and one.unbound is None:
+        text += f"; nobody calls for it any more: its port closes at {moment(one.closes)}"
+    return health, text
+
+
+def _condition(one: Seen, down_at: Mapping[tuple[str, str], float], now: float) -> tuple[Health, str]:
+    if one.unbound is not None:
+        return Health.DOWN, f"{one.name} cannot open its port: {one.unbound}"
+    if not one.servers:
+        return Health.DOWN, f"{one.name} has no server yet"
+    serving = [view for view in one.servers if view.state not in ("drain", "maint") and view.weight]
+    if not serving:
+        return Health.DOWN, f"{one.name} has no server in service (pylb ctl ready brings one back)"
+    serving = [view for view in serving if not view.not_missed] or serving  # as long as others serve
+    lost = [view for view in serving if view.state == "down"]
+    silent = [view for view in serving if view.state == "unproven" and view.reachable in ("refused", "timeout")]
+    if lost or silent:
+        text = f"{one.name} {_lost(one.name, lost, down_at, now)}" if lost else f"{one.name} {_silent(silent)}"
+        if len(lost) + len(silent) == len(serving):
+            return Health.DOWN, f"{text} and has no other" if len(serving) == 1 else f"{text} and has none left"
+        return Health.DEGRADED, text
+    if all(view.rank == LAST_RESORT for view in serving):
+        return Health.DEGRADED, f"{one.name} is served by registrations that no longer call"
+    return Health.HEALTHY, ""
+
+
+def _lost(name: str, lost: Sequence[ServerView], down_at: Mapping[tuple[str, str], float], now: float) -> str:
+    times = {view.address: down_at.get((name, str(view.address)), 0.0) for view in lost}
+    latest = max(times, key=lambda address: times[address])
+    what = str(latest) if len(lost) == 1 else f"{len(lost)} servers, {latest} last,"
+    why = _missing(next(view for view in lost if view.address == latest))
+    return f"lost {what}" + (f" {span(now - times[latest])} ago" if times[latest] else "") + (f" ({why})" if why else "")
+
+
+def _missing(view: ServerView) -> str:
+    """Which of the two it lacks."""
+    if view.passes in (YES, "unknown"):
+        return ""
+    if view.accepts == YES:
+        return f"it accepts connections and does not pass its check: {view.passes}"
+    return f"it accepts no connections: {view.accepts}"
+
+
+def _silent(silent: Sequence[ServerView]) -> str:
+    what = str(silent[0].address) if len(silent) == 1 else f"{len(silent)} servers"
+    return f"waits for {what}, which accepted no connection yet ({silent[0].reachable})"
+
+
+def said(found: Sequence[tuple[Health, str]], also: Iterable[str] = ()) -> str:
+    """ "3 of 4 frontends healthy; web-443 lost 10.0.0.7:30443 12 s ago", of the conditions of all frontends. `also`: what is
+    wrong with pylb itself, first."""
+    troubles = [*also, *(text for wanted in (Health.DOWN, Health.DEGRADED) for health, text in found if health is wanted)]
+    told = troubles if len(troubles) <= MOST_TOLD + 1 else [*troubles[:MOST_TOLD], f"{len(troubles) - MOST_TOLD} more"]
+    healthy = sum(health is Health.HEALTHY for health, _ in found)
+    if not found:
+        head = "no frontends yet"
+    elif len(found) == 1:
+        head = "the one frontend is " + found[0][0]
+    else:
+        head = f"{'all' if healthy == len(found) else f'{healthy} of'} {len(found)} frontends healthy"
+    return "; ".join([head, *told])
+
+
+def troubles(*, durable: bool, preserving: bool, reloaded: bool, unserved: Sequence[str] = ()) -> list[str]:
+    """What is wrong with pylb itself, for `also`. `unserved`: names of registrations that it is too old for."""
+    found = {
+        "the state cannot be written to disk": not durable,
+        "most phone-homes fell silent at once": preserving,
+        "the config on disk was refused, the one before is in force": not reloaded,
+    }
+    texts = [text for text, is_so in found.items() if is_so]
+    return [*texts, *([f"this version is too old to serve {', '.join(unserved)} (pylb routes)"] if unserved else [])]
+
+
+def span(seconds: float) -> str:
+    """ "12 s", "3 min", "5 h", "4 d"."""
+    for size, unit in ((86_400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{max(0.0, seconds):.0f} s"

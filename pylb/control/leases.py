@@ -1,0 +1,263 @@
+"""All leases, and the one question of the clock: whose silence counts."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from heapq import heapify, heappop, heappush
+from math import inf
+from typing import NamedTuple
+
+from pylb.control.steps import in_turns
+from pylb.core.lease import (
+    Lease,
+    Verdict,
+    at_least_a_ttl,
+    judge,
+    lapsed_within_its_ttl,
+    legacy_beat,
+    legacy_lease,
+    native_lease,
+)
+from pylb.core.ownership import Claims
+from pylb.core.persistent import Frozen
+from pylb.core.registration import Key, Registration, State
+
+STALL = 5.0  # seconds without a tick: we were stopped, and nobody could call
+LATE = 3600.0  # seconds: stale for so long is no restart; somebody should look
+CLOSING = 86400.0  # seconds before a port closes for its owner's silence that it is said once more
+FALLBACK = 600.0  # seconds: for how long the server at an old address stands in for one that has never answered
+FEW = 64  # entries of the agenda that nobody clears away
+GRANTS = 250  # leases between two turns of the loop: 1 ms
+NOT_SEEN = -inf  # the last beat of a restored registration
+
+
+@dataclass(frozen=True, slots=True)
+class Due:
+    """What the clock asks of the claims now."""
+
+    verdict: Verdict[Key]
+    gone: tuple[Key, ...] = ()  # said goodbye, and their lease is over
+    overstayed: tuple[Key, ...] = ()  # stale for longer than `keep_stale`
+    late: tuple[Key, ...] = ()  # stale for LATE now
+    closing: tuple[Key, ...] = ()  # to be released in less than CLOSING
+    fallen_back: tuple[Key, ...] = ()  # whose displaced servers have been the fallback for FALLBACK
+
+
+class LeaseRecord(NamedTuple):
+    """What of a lease outlives a restart: times in seconds, as a clock means nothing after it."""
+
+    learned: float | None = None  # a legacy registration's TTL
+    stale_for: float = 0.0
+    displaced_for: float = 0.0  # others have stood in for its servers
+    goodbye: bool = False  # it is stale because it said goodbye
+
+
+class Tenure:
+    """Leases are not part of the picture: a beat that changes nothing writes one number here and touches nothing else.
+
+    They only run while phone-homes can reach us: from `webhook_is_up` on, and never for a time we did not run.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._leases: dict[Key, Lease] = {}
+        self._ending = 0  # how many of them can end
+        self._agenda: list[tuple[float, Key]] = []  # a heap: the earliest moment at which each may be over
+        self._planned: dict[Key, float] = {}  # where it is in the heap: one valid entry each
+        self._over: dict[Key, None] = {}
+        self._goodbyes: set[Key] = set()  # who fell silent after saying so: no sign of a fault
+        self.listening = False
+        self._late: dict[Key, bool] = {}  # of which it was said that they are stale, and whether also when they will close
+        self._displaced_since: dict[Key, float] = {}
+        self._last_tick: float | None = None
+        self.learned: Frozen[Key, float] = Frozen()  # legacy registrations' TTLs, for the snapshot
+        self.preserving = False
+
+    def get(self, key: Key) -> Lease | None:
+        return self._leases.get(key)
+
+    def is_over(self, key: Key) -> bool:
+        lease = self._leases.get(key)
+        return lease is not None and lease.is_over(self._clock())
+
+    def forget(self, keys: Iterable[Key]) -> None:
+        """They were released."""
+        for key in keys:
+            self._set(key, None)
+            self._planned.pop(key, None)
+            self._goodbyes.discard(key)
+            self._late.pop(key, None)
+            self._displaced_since.pop(key, None)
+
+    def pass_on(self, keys: Mapping[Key, Key]) -> None:
+        """Registrations have other keys now."""
+        for old, new in keys.items():
+            lease, said, late, since = (
+                self._leases.get(old),
+                old in self._goodbyes,
+                self._late.get(old),
+                self._displaced_since.get(old),
+            )
+            self.forget([old])
+            if lease is not None:
+                self._set(new, lease)
+            if said:
+                self._goodbyes.add(new)
+            if late is not None:
+                self._late[new] = late
+            if since is not None:
+                self._displaced_since[new] = since
+
+    def _set(self, key: Key, lease: Lease | None) -> None:
+        before = self._leases.pop(key, None) if lease is None else self._leases.get(key)
+        if lease is not None:
+            self._leases[key] = lease
+        self._ending += (lease is not None and lease.ttl is not None) - (before is not None and before.ttl is not None)
+        self._over.pop(key, None)
+        learned = lease.ttl if lease is not None and key.is_legacy else None
+        if learned != self.learned.get(key):
+            self.learned = self.learned.edited({key: learned})
+        if lease is not None and lease.expires < self._planned.get(
+            key, inf
+        ):  # a beat only moves it on: `_now_over` looks again
+            self._plan(key, lease.expires)
+
+    def _plan(self, key: Key, at: float) -> None:
+        self._planned[key] = at
+        heappush(self._agenda, (at, key))
+        if len(self._agenda) > 2 * len(self._planned) + FEW:  # mostly of those that have left, some for a day to come
+            self._agenda = [(moment, one) for one, moment in self._planned.items()]
+            heapify(self._agenda)
+
+    def _now_over(self, now: float) -> Iterable[Key]:
+        """All leases that are over. Each is looked at when it might be, not at each tick."""
+        while self._agenda and self._agenda[0][0] <= now:
+            at, key = heappop(self._agenda)
+            if self._planned.get(key) != at:
+                continue
+            del self._planned[key]
+            lease = self._leases.get(key)
+            if lease is not None and lease.is_over(now):
+                self._over[key] = None
+            elif lease is not None and lease.expires < inf:
+                self._plan(key, lease.expires)
+        return self._over
+
+    def restore(self, one: Registration, known: LeaseRecord) -> None:
+        now = self._clock()
+        if known.goodbye and one.state is State.STALE:
+            self._goodbyes.add(one.key)
+        if one.displaced:
+            self._displaced_since[one.key] = now - known.displaced_for
+        ttl = known.learned if one.key.is_legacy else one.ttl
+        lease = native_lease(ttl, now)
+        if one.state is State.STALE:
+            lease = replace(lease, expires=now - known.stale_for)
+        self._set(one.key, replace(lease, last_beat=NOT_SEEN))
+
+    def beat(self, one: Registration, *, moved: bool) -> Lease:
+        """The registration has called. A legacy one that moved is learned anew: it may be another client."""
+        now, known = self._clock(), self._leases.get(one.key)
+        self._goodbyes.discard(one.key)
+        if not one.key.is_legacy:
+            lease = native_lease(one.ttl, now)
+        elif known is None or moved:
+            lease = legacy_lease(now)
+        elif known.last_beat == NOT_SEEN:
+            lease = legacy_lease(now, known.ttl)
+        else:
+            lease = legacy_beat(known, now)
+        self._set(one.key, lease)
+        return lease
+
+    async def webhook_is_up(self, claims: Claims) -> None:
+        """Phone-homes can call: each lease that has not ended gets at least a whole TTL from now, and then they run."""
+        await self._grant_all(claims)
+        self.listening = True
+
+    def webhook_is_down(self) -> None:
+        """Nobody can call us: nobody's lease ends."""
+        self.listening = False
+
+    async def due(self, claims: Claims, keep_stale: float) -> Due:
+        now = self._clock()
+        before, self._last_tick = self._last_tick, now
+        if before is not None and now - before > STALL:
+            await self._grant_all(claims)
+        if not self.listening:
+            return Due(Verdict(preserving=self.preserving), fallen_back=self._fallen_back(claims, now))
+        over = self._now_over(now)
+        draining = {key for key, state in claims.not_fresh.items() if state is State.DRAINING}
+        stale = {key: None for key, state in claims.not_fresh.items() if state is State.STALE}
+        gone = tuple(key for key in over if key in draining)
+        self._goodbyes.update(gone)
+        expected = draining | self._goodbyes
+        silent = [key for key in over if key not in stale and key not in expected]
+        counted = [key for key in stale if key not in expected]
+        recent = [key for key in counted if key in self._leases and lapsed_within_its_ttl(self._leases[key], now)]
+        others = sum(self._can_end(key) for key in expected) + sum(self._can_end(key) for key in counted)
+        verdict = judge(silent, recent, self._ending - others, preserving=self.preserving)
+        await self._grant(verdict.grace)
+        if verdict.preserving:
+            return Due(verdict, gone, fallen_back=self._fallen_back(claims, now))
+        overstayed = tuple(key for key in stale if self._stale_for(key, now) >= keep_stale)
+        late, closing = self._warnings(stale, keep_stale, now)
+        return Due(verdict, gone, overstayed, late, closing, self._fallen_back(claims, now))
+
+    def _warnings(self, stale: Iterable[Key], keep_stale: float, now: float) -> tuple[tuple[Key, ...], tuple[Key, ...]]:
+        """Of whom it is to be said now that it is late, and that it will close. Nobody waits for those who said goodbye."""
+        stale = {key: self._stale_for(key, now) for key in stale if key not in self._goodbyes}
+        for key in [key for key in self._late if key not in stale]:
+            del self._late[key]
+        late = tuple(key for key, age in stale.items() if age >= LATE and key not in self._late)
+        self._late.update(dict.fromkeys(late, False))
+        closing = tuple(key for key, told in self._late.items() if not told and keep_stale - stale[key] <= CLOSING)
+        self._late.update(dict.fromkeys(closing, True))
+        return late, closing
+
+    def _fallen_back(self, claims: Claims, now: float) -> tuple[Key, ...]:
+        for key in [key for key in self._displaced_since if key not in claims.waiting]:
+            del self._displaced_since[key]
+        return tuple(key for key in claims.waiting if now - self._displaced_since.setdefault(key, now) >= FALLBACK)
+
+    def _can_end(self, key: Key) -> bool:
+        lease = self._leases.get(key)
+        return lease is not None and lease.ttl is not None
+
+    async def _grant_all(self, claims: Claims) -> None:
+        """But those that are over for good."""
+        await self._grant(key for key in tuple(self._leases) if claims.not_fresh.get(key) is not State.STALE)
+
+    async def _grant(self, keys: Iterable[Key]) -> None:
+        """In steps: ten thousand are 30 ms. Who is released meanwhile gets nothing."""
+        async for key in in_turns(keys, GRANTS):
+            if (lease := self._leases.get(key)) is not None:
+                self._set(key, at_least_a_ttl(lease, self._clock()))
+
+    def _stale_for(self, key: Key, now: float) -> float:
+        lease = self._leases.get(key)
+        return 0.0 if lease is None or lease.expires == inf else max(0.0, now - lease.expires)
+
+    def said_goodbye(self, key: Key) -> bool:
+        """And its lease has ended since."""
+        return key in self._goodbyes
+
+    def closes_at(self, key: Key, keep_stale: float) -> float | None:
+        """When a stale registration is released for its silence, on the clock; None: never, or nobody knows yet."""
+        lease = self._leases.get(key)
+        if lease is None or inf in (lease.expires, keep_stale) or not lease.is_over(self._clock()):
+            return None
+        return lease.expires + keep_stale
+
+    def records(self, claims: Claims) -> dict[Key, LeaseRecord]:
+        """Of those of whom there is something to be remembered beside their registration, for the snapshot."""
+        now = self._clock()
+        stale = [key for key, state in claims.not_fresh.items() if state is State.STALE]
+        return {
+            key: LeaseRecord(
+                self.learned.get(key),
+                self._stale_for(key, now) if claims.not_fresh.get(key) is State.STALE else 0.0,
+                now - self._displaced_since.get(key, now),
+                key in self._goodbyes,
+            )
+            for key in dict.fromkeys((*self.learned, *stale, *self._displaced_since))
+        }

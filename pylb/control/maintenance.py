@@ -1,0 +1,203 @@
+"""What time asks of control: leases that end, probes, ports to open and a snapshot to write once more."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from dataclasses import replace
+from functools import partial
+
+from pylb.control.leases import FALLBACK
+from pylb.control.scene import Scene, Step
+from pylb.control.silence import moment
+from pylb.control.state import RESERVE, Ledger, title_of, whose, with_claims
+from pylb.control.tasks import Part
+from pylb.control.views import title
+from pylb.core.errors import Refused
+from pylb.core.operator_overrides import Whom, hit, without
+from pylb.core.ownership import Change, become, give_up, release, settle
+from pylb.core.registration import Key, State
+
+PERIOD = 0.5  # seconds between two rounds: fine enough for leases of >= 10 s
+PROBE_PERIOD = 0.05
+REBIND = 5.0  # seconds between two tries of ports that are not open
+SAVE_AGAIN_MAX = 30.0  # seconds between two tries of a failed snapshot, at most
+
+
+class Clockwork:
+    def __init__(self, ledger: Ledger, clock: Callable[[], float]) -> None:
+        self._ledger = ledger
+        self._clock = clock
+        self._rebind_at = clock() + REBIND
+        self._save_at = clock()
+        self._save_wait = 1.0
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        tasks, ledger = self._ledger.tasks, self._ledger
+        async with asyncio.TaskGroup() as group:
+            # Each by itself: a disk that hangs delays no lease.
+            for part, work in ((Part.LEASES, self._leases), (Part.SNAPSHOT, self._disk)):
+                group.create_task(tasks.forever(part, partial(self._rounds, work)))
+            for part, is_due, ask, pause in (
+                (Part.PROBES, ledger.checker.is_due, ledger.checker.probe, PROBE_PERIOD),
+                (Part.NAMES, ledger.resolver.is_due, ledger.resolve, PERIOD),
+            ):
+                group.create_task(tasks.forever(part, partial(self._ask, group, part, is_due, ask, pause)))
+
+    async def _rounds(self, work: Callable[[], Awaitable[None]]) -> None:
+        while True:
+            await work()
+            await asyncio.sleep(PERIOD)
+
+    async def _ask(
+        self,
+        group: asyncio.TaskGroup,
+        part: Part,
+        is_due: Callable[[], bool],
+        ask: Callable[[], Coroutine[object, object, None]],
+        pause: float,
+    ) -> None:
+        while True:
+            if is_due():  # not awaited: a probe of a black hole lasts a second, and others are due meanwhile
+                group.create_task(self._ledger.tasks.once(part, ask()))
+            await asyncio.sleep(pause)
+
+    async def tick(self) -> None:
+        """One round of all of it but probes."""
+        await self._leases()
+        await self._disk()
+
+    async def _disk(self) -> None:
+        await self.save_again()
+        await self._ledger.write_history()
+
+    async def _leases(self) -> None:
+        ledger = self._ledger
+        await ledger.silence.look(ledger.scene.claims)
+        due = await ledger.tenure.due(ledger.scene.claims, ledger.scene.layout.rules.leases.keep_stale)
+        self._tell_of_mass_lapse(now_preserving=due.verdict.preserving)
+        if ended := self._silent((*due.verdict.lapsed, *due.gone)):
+            await self._end(ended)
+        if due.verdict.revived:
+            await self._turn(lambda scene: _becoming(scene, due.verdict.revived, State.FRESH), due.verdict.revived)
+        self._warn(due.late, due.closing)
+        if due.overstayed:
+            await self._overstay(due.overstayed)
+        if superfluous := self._silent(key for key in ledger.silence.dead() if ledger.is_superfluous(key)):
+            await self._turn(lambda scene: with_claims(scene, release(scene.claims, superfluous)), superfluous, ledger.left)
+        if due.fallen_back:
+            await self._give_up(due.fallen_back)
+        if words := ledger.ended_words():
+            await self._end_words(words)
+        if ledger.unsettled:
+            ledger.unsettled = False
+            await self._turn(lambda scene: with_claims(scene, settle(scene.claims, ledger.checker.sight.proven)), ())
+        if ledger.publisher.unbound and self._clock() >= self._rebind_at:
+            self._rebind_at = self._clock() + REBIND
+            ledger.publisher.apply()
+
+    def _silent(self, keys: Iterable[Key]) -> tuple[Key, ...]:
+        """Without those of whom a call waits for its turn: it is judged before what is asked for here, and would be undone."""
+        return tuple(key for key in keys if not self._ledger.writer.is_busy_with(key))
+
+    async def _end(self, keys: tuple[Key, ...]) -> None:
+        tenure, ended = self._ledger.tenure, list[Key]()
+
+        def step(scene: Scene) -> tuple[Scene, Change]:
+            silent = [key for key in keys if tenure.is_over(key)]  # who called since has not lapsed
+            after, change = _becoming(scene, silent, State.STALE)
+            ended[:] = [key for key in keys if after.claims.not_fresh.get(key) is State.STALE]
+            return after, change
+
+        def done(_change: Change) -> None:
+            if ended:
+                names = ", ".join(map(title_of, ended))
+                self._ledger.journal.note("stale", f"silent for its TTL, now the last resort: {names}", {"count": len(ended)})
+
+        await self._turn(step, keys, done)
+
+    async def _overstay(self, keys: tuple[Key, ...]) -> None:
+        def step(scene: Scene) -> tuple[Scene, Change]:
+            held = scene.claims.registrations
+            still = [key for key in keys if key in held and held[key].state is State.STALE]
+            return with_claims(scene, release(scene.claims, still))
+
+        await self._turn(step, keys, self._ledger.left)
+
+    def _warn(self, late: Iterable[Key], closing: Iterable[Key]) -> None:
+        """Of those without whom a port has nobody that calls: one of many that fell silent is no alarm."""
+        ledger, claims = self._ledger, self._ledger.scene.claims
+        for kind, keys in (("still_silent", late), ("closing", closing)):
+            for one in (claims.registrations[key] for key in keys if key in claims.registrations):
+                if not (ports := ledger.silent_ports(one)):
+                    continue
+                where = ", ".join(str(listen.port) for listen in ports)
+                ends = max(filter(None, map(ledger.closes_at, ports)), default=None)
+                text = f"{title(one)} has not called for over an hour, and nobody else holds port {where}"
+                if ends is not None:
+                    text += f", which closes at {moment(ends)} if it stays so (leases.keep_stale)"
+                fields = {"token": one.key.token, "name": one.name, "instance": one.key.instance}
+                ledger.journal.note(kind, text, fields, alarm=True)
+
+    async def _end_words(self, whom: tuple[Whom, ...]) -> None:
+        ledger = self._ledger
+
+        def step(scene: Scene) -> tuple[Scene, Change]:
+            touched = frozenset(one.listen for each in whom for one, _ in hit(ledger.publisher.table, each))
+            return replace(scene, overrides=without(scene.overrides, whom)), Change(scene.claims, "updated", touched)
+
+        def done(_change: Change) -> None:
+            names = ", ".join(one if isinstance(one, str) else f"{one[0]}/{one[1]}" for one in whom)
+            ledger.journal.note("admin_over", f"what was said of it has ended, as it was to: {names}")
+
+        await self._turn(step, (), done)
+
+    async def _give_up(self, keys: tuple[Key, ...]) -> None:
+        """An old address is no fallback for ever: nodes' addresses are given to others."""
+
+        def done(change: Change) -> None:
+            if change.touched:
+                held = self._ledger.scene.claims.registrations
+                names = ", ".join(title(held[key]) for key in keys if key in held)
+                text = f"the new address has not answered in {FALLBACK:.0f} s, and the old one no longer serves for it: {names}"
+                self._ledger.journal.note("fallback_over", text, whose(keys), alarm=True)
+
+        await self._turn(lambda scene: with_claims(scene, give_up(scene.claims, keys)), keys, done)
+
+    def _tell_of_mass_lapse(self, *, now_preserving: bool) -> None:
+        tenure = self._ledger.tenure
+        before, tenure.preserving = tenure.preserving, now_preserving
+        if now_preserving and not before:
+            text = "more than half of all phone-homes fell silent together: none is demoted (network, DNS, a certificate?)"
+            self._ledger.journal.note("mass_lapse", text, alarm=True)
+        elif before and not now_preserving:
+            self._ledger.journal.note("mass_lapse_over", "most phone-homes call again")
+
+    async def save_again(self, *, force: bool = False) -> None:
+        """A snapshot that failed, or that nobody waits for; at first every second, then up to every 30."""
+        ledger, now = self._ledger, self._clock()
+        ledger.unsaved |= ledger.publisher.table.generation + RESERVE // 2 > ledger.reserved
+        if ledger.writer.durable and not ledger.unsaved:
+            self._save_wait = 1.0
+            return
+        if force or now >= self._save_at:
+            self._save_at = now + self._save_wait
+            self._save_wait = min(self._save_wait * 2, SAVE_AGAIN_MAX)
+            if ledger.writer.hangs and not force:  # beside the turns: in one of them it would hold up all calls
+                try:
+                    await ledger.save_now()
+                except OSError:
+                    return
+                ledger.writer.hangs = False
+            await self._turn(lambda scene: (scene, Change(scene.claims, "unchanged")), (), write=True)
+
+    async def _turn(
+        self, step: Step, keys: Iterable[Key], done: Callable[[Change], None] | None = None, *, write: bool = False
+    ) -> None:
+        try:
+            await self._ledger.writer.turn(step, keys, done, by="leases", write=write)
+        except Refused:
+            pass  # pylb is stopping: the next start judges again
+
+
+def _becoming(scene: Scene, keys: Iterable[Key], state: State) -> tuple[Scene, Change]:
+    return with_claims(scene, become(scene.claims, keys, state))

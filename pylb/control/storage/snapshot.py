@@ -1,0 +1,363 @@
+"""The payload of the snapshot: registrations, what was learned of their leases, and which servers had answered.
+
+Unknown keys are ignored and missing ones have defaults, so one version back and one forth can read it. A word in the
+`needs` of an entry must not be ignored: a version that does not know it keeps the entry as it is and does not serve it.
+Times of leases are not in it: they mean nothing after a restart; only for how long a stale one has been stale.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from operator import itemgetter
+from typing import Any, TypeVar
+
+from pylb.control.leases import LeaseRecord
+from pylb.control.scene import Unserved
+from pylb.control.storage.store import Json, canonical
+from pylb.core.address import Address, parse_address, parse_ip, parse_listen
+from pylb.core.checks import GET, parse_health, written_health
+from pylb.core.operator_overrides import NONE, Override, Overrides, Place, Whom
+from pylb.core.persistent import Frozen, Part, frozen_set
+from pylb.core.policy import UNSAID, AdminState, OwnHealth, ProxyProtocol
+from pylb.core.registration import Displaced, Key, Registration, State, Wanted
+
+K = TypeVar("K")
+V = TypeVar("V")
+T = TypeVar("T")
+
+# Words of `needs` that this version serves: fields of a health check that came after the first form of an entry.
+STEPS, REFUSE, METHOD = "check in steps", "when_all_down", "check with a method"
+KNOWN_NEEDS = frozenset({STEPS, REFUSE, METHOD})
+PAUSE = 0.0001  # seconds; the thread lets go of the GIL for as long after each part that it encodes
+_MOST_GENERATION = 1 << 53  # a float has each of them, and so has JSON
+_MOST_SECONDS = 1e9
+_MOST_MOMENT = 1e11  # unix time: 3,000 years
+_UNUSABLE = (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError)
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    generation: int = 0
+    written_at: float = 0.0  # unix time, for humans
+    registrations: Frozen[Key, Registration] = field(default_factory=Frozen)
+    leases: Mapping[Key, LeaseRecord] = field(default_factory=dict)  # of those with something to be remembered
+    proven: Frozen[Address, bool] = field(default_factory=Frozen)
+    down: Frozen[Place, bool] = field(default_factory=Frozen)
+    passed: Frozen[Place, bool] = field(default_factory=Frozen)  # their check, and serve where only that lets them
+    overrides: Overrides = field(default_factory=lambda: NONE)
+    resolved: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # addresses by host name
+    unserved: Mapping[Key, Unserved] = field(default_factory=dict)
+    reserved: int = 0  # the first generation that a start after this one may use
+
+
+class Encoder:
+    """Snapshots as JSON, in the store's thread. It keeps the text of every part of the large mappings (persistent.py), so
+    the next snapshot costs what has changed since; and a thread that computes for long would slow down every system call
+    of the others, each of which takes the GIL anew (up to 5 ms): so it pauses after each part.
+    """
+
+    def __init__(self) -> None:
+        self._registrations: _Texts = {}
+        self._proven: _Texts = {}
+        self._down: _Texts = {}
+        self._passed: _Texts = {}
+
+    def encode(self, snapshot: Snapshot) -> dict[str, Any]:
+        self._registrations, registrations = _by_part(snapshot.registrations, self._registrations, _encode_one)
+        self._proven, proven = _by_part(snapshot.proven, self._proven, lambda _place, address, _: f"{address}")
+        self._down, down = _by_part(snapshot.down, self._down, _encode_place)
+        self._passed, passed = _by_part(snapshot.passed, self._passed, _encode_place)
+        return {
+            "generation": snapshot.generation,
+            "reserved": snapshot.reserved,
+            "written_at": snapshot.written_at,
+            "registrations": _with(registrations, [one.entry for one in snapshot.unserved.values()]),
+            "leases": [
+                *(_encode_lease(key, lease) for key, lease in snapshot.leases.items()),
+                *(one.lease for one in snapshot.unserved.values() if one.lease is not None),
+            ],
+            "proven": proven,
+            "down": down,
+            "passed": passed,
+            "resolved": {host: list(ips) for host, ips in snapshot.resolved.items()},
+            "overrides": [
+                {"listen": str(one[0]), "address": str(one[1]), **_encode_word(word)}
+                for one, word in snapshot.overrides.items()
+                if not isinstance(one, str)
+            ],
+            "node_overrides": [
+                {"node": one, **_encode_word(word)} for one, word in snapshot.overrides.items() if isinstance(one, str)
+            ],
+        }
+
+
+_Texts = dict[int, tuple[Part[Any, Any], bytes]]  # by the identity of the part, which is held so that it stays its own
+
+
+def _by_part(entries: Frozen[K, V], known: _Texts, encoded: Callable[[int, K, V], Any]) -> tuple[_Texts, Json]:
+    texts: _Texts = {}
+    for part in filter(None, entries.parts):
+        texts[id(part)] = known.get(id(part)) or (part, _text_of(part, encoded))
+    return texts, Json([text for _, text in texts.values()])
+
+
+def _with(entries: Json, more: Iterable[Mapping[str, Any]]) -> Json:
+    """The list with these behind its own."""
+    return Json([*entries.pieces, *(canonical(one).encode() for one in more)])
+
+
+def _text_of(part: Part[K, V], encoded: Callable[[int, K, V], Any]) -> bytes:
+    text = ",".join([canonical(encoded(place, key, value)) for key, (place, value) in part.items()])
+    time.sleep(PAUSE)  # noqa: TID251 - in the store's thread, never on the loop
+    return text.encode()
+
+
+def _encode_place(_order: int, place: Place, _: bool) -> list[str]:
+    listen, address = place
+    return [str(listen), str(address)]
+
+
+def _encode_one(place: int, _key: Key, one: Registration) -> dict[str, Any]:
+    return {
+        "order": place,
+        "needs": _needs(one),
+        "token": one.key.token,
+        "name": one.name,
+        "instance": one.key.instance,
+        "legacy_port": one.key.legacy_port,
+        "address": one.ip,
+        "ttl": one.ttl,
+        "state": str(one.state),
+        "since": one.since,
+        "frontends": [_encode_wanted(item) for item in one.wanted],
+        "displaced": [_encode_displaced(old) for old in one.displaced],
+    }
+
+
+def _needs(one: Registration) -> list[str]:
+    """What whoever reads it must know to serve it as it was meant."""
+    found: set[str] = set()
+    said = [*(item.health for item in one.wanted), *(old.health for old in one.displaced)]
+    for health in said:
+        if health.when_all_down is not None:
+            found.add(REFUSE)
+        if (check := health.check) is not None:
+            found |= {STEPS} if len(check.steps) > 1 else set()
+            found |= {METHOD} if check.method != GET else set()
+    return sorted(found)
+
+
+def _encode_lease(key: Key, lease: LeaseRecord) -> dict[str, Any]:
+    return {
+        **key._asdict(),
+        "learned_ttl": lease.learned,
+        "stale_for": lease.stale_for,
+        "displaced_for": lease.displaced_for,
+        "goodbye": lease.goodbye,
+    }
+
+
+def _encode_wanted(item: Wanted) -> dict[str, Any]:
+    return {
+        "port": item.port,
+        "target_port": item.target_port,
+        "proxy_protocol": None if item.send_proxy is None else str(item.send_proxy),
+        "weight": item.weight,
+        "backup": item.backup,
+        "health": written_health(item.health),
+    }
+
+
+def _encode_displaced(old: Displaced) -> dict[str, Any]:
+    return {
+        "listen": str(old.listen),
+        "server": old.server,
+        "address": str(old.address),
+        "proxy_protocol": None if old.send_proxy is None else str(old.send_proxy),
+        "weight": old.weight,
+        "health": written_health(old.health),
+    }
+
+
+def decode(payload: Mapping[str, Any]) -> tuple[Snapshot, list[str]]:
+    """(the snapshot, what had to be left out of it). One bad entry does not cost the others."""
+    complaints: list[str] = []
+
+    def each(key: str, what: str, decoded: Callable[[int, Any], T]) -> Iterator[T]:
+        for index, item in enumerate(_list(payload.get(key))):
+            try:
+                yield decoded(index, item)
+            except _UNUSABLE as error:
+                complaints.append(f"{what.format(index)} of the snapshot is left out: {error}")
+
+    entries, unserved = list[tuple[int, Registration, LeaseRecord]](), dict[Key, Unserved]()
+    for found_one in each("registrations", "registration {}", _decode_or_keep):
+        if isinstance(found_one, Unserved):
+            unserved[_key(found_one.entry)] = found_one
+        else:
+            entries.append(found_one)
+    for item in _list(payload.get("leases")):  # as they came, too
+        if isinstance(item, dict) and (one := unserved.get(_key(item))) is not None:
+            unserved[_key(item)] = replace(one, lease=item)
+    leases = {one.key: lease for _, one, lease in entries} | dict(each("leases", "lease {}", _decode_lease))
+    proven = frozen_set(each("proven", "proven address {}", lambda _, text: parse_address(str(text))))
+    down = frozen_set(each("down", "server {} that was down", _decode_place))
+    passed = frozen_set(each("passed", "server {} that had passed its check", _decode_place))
+    overrides: dict[Whom, Override] = dict(each("overrides", "the operator's word {}", _decode_override))
+    overrides |= dict(each("node_overrides", "the operator's word {} about a node", _decode_node))
+    resolved = {}
+    found = payload.get("resolved")
+    for host, ips in found.items() if isinstance(found, dict) else ():
+        try:
+            resolved[host] = tuple(parse_ip(ip) for ip in ips)
+        except _UNUSABLE as error:
+            complaints.append(f"the addresses of {host} in the snapshot are left out: {error}")
+    return Snapshot(
+        _generation(payload.get("generation")),
+        0.0,
+        Frozen({one.key: one for _, one, _ in sorted(entries, key=itemgetter(0))}),
+        {key: lease for key, lease in leases.items() if key not in unserved and lease != LeaseRecord()},
+        proven,
+        down,
+        passed,
+        overrides or NONE,
+        resolved,
+        unserved,
+        _generation(payload.get("reserved")),
+    ), complaints
+
+
+def _generation(value: object) -> int:
+    return value if isinstance(value, int) and 0 <= value <= _MOST_GENERATION else 0
+
+
+def _seconds(value: object) -> float:
+    """Raises ValueError, TypeError, OverflowError."""
+    found = float(value)  # type: ignore[arg-type]
+    if not 0 <= found <= _MOST_SECONDS:  # NaN is neither
+        raise ValueError(f"{value!r:.40} is no time in seconds")
+    return found
+
+
+def _decode_or_keep(index: int, item: Mapping[str, Any]) -> tuple[int, Registration, LeaseRecord] | Unserved:
+    needs = tuple(str(word) for word in _list(item.get("needs")) if word not in KNOWN_NEEDS)
+    if not needs:
+        return _decode_entry(index, item)
+    frontends = [one for one in _list(item.get("frontends")) if isinstance(one, dict)]
+    ports = tuple(one["port"] for one in frontends if isinstance(one.get("port"), int))
+    return Unserved(item, None, needs, str(item.get("name", "")), ports)
+
+
+def _key(item: Mapping[str, Any]) -> Key:
+    """Of an entry, or of a lease: which have no name for a legacy one."""
+    port = item.get("legacy_port", 0)
+    port = port if isinstance(port, int) else 0
+    return Key(str(item.get("token", "")), "" if port else str(item.get("name", "")), str(item.get("instance", "")), port)
+
+
+def _decode_entry(index: int, item: Mapping[str, Any]) -> tuple[int, Registration, LeaseRecord]:
+    """Its place in the order, and its lease: where the pylb before had that."""
+    return int(item.get("order", index)), _decode_one(item), _read_lease(item)
+
+
+def _decode_lease(_index: int, item: Mapping[str, Any]) -> tuple[Key, LeaseRecord]:
+    key = Key(str(item["token"]), str(item["name"]), str(item["instance"]), int(item["legacy_port"]))
+    return key, _read_lease(item)
+
+
+def _read_lease(item: Mapping[str, Any]) -> LeaseRecord:
+    learned = item.get("learned_ttl")
+    return LeaseRecord(
+        None if learned is None else _seconds(learned),
+        _seconds(item.get("stale_for", 0.0)),
+        _seconds(item.get("displaced_for", 0.0)),
+        bool(item.get("goodbye", False)),
+    )
+
+
+def _moment(value: object) -> float:
+    """A unix time. Raises as `_seconds`."""
+    found = float(value)  # type: ignore[arg-type]
+    if not 0 <= found <= _MOST_MOMENT:
+        raise ValueError(f"{value!r:.40} is no unix time")
+    return found
+
+
+def _list(value: object) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _decode_one(item: Mapping[str, Any]) -> Registration:
+    port = int(item.get("legacy_port", 0))
+    name = str(item["name"])
+    key = Key(str(item["token"]), "" if port else name, str(item.get("instance", "")), port)
+    ttl = item.get("ttl")
+    return Registration(
+        key,
+        name,
+        parse_ip(item["address"]),
+        tuple(_decode_wanted(wanted) for wanted in item["frontends"]),
+        None if ttl is None else _seconds(ttl),
+        State(item.get("state", "fresh")),
+        displaced=tuple(_decode_displaced(old) for old in _list(item.get("displaced"))),
+        since=_moment(item.get("since", 0.0)),
+    )
+
+
+def _decode_place(_index: int, pair: object) -> Place:
+    listen, address = _list(pair)
+    return parse_listen(listen), parse_address(address)
+
+
+def _encode_word(word: Override) -> dict[str, Any]:
+    return {"state": str(word.state), "weight": word.weight, "until": word.until, "exempt": word.exempt}
+
+
+def _decode_node(_index: int, item: Mapping[str, Any]) -> tuple[Whom, Override]:
+    return parse_ip(item["node"]), _decode_word(item)
+
+
+def _decode_override(_index: int, item: Mapping[str, Any]) -> tuple[Whom, Override]:
+    return (parse_listen(item["listen"]), parse_address(item["address"])), _decode_word(item)
+
+
+def _decode_word(item: Mapping[str, Any]) -> Override:
+    weight = item.get("weight")
+    if weight is not None and not (isinstance(weight, int) and 0 <= weight <= 256):
+        raise ValueError(f"{weight!r} is not a weight")
+    until = item.get("until")
+    return Override(
+        AdminState(item["state"]), weight, None if until is None else _moment(until), bool(item.get("exempt", False))
+    )
+
+
+def _decode_wanted(item: Mapping[str, Any]) -> Wanted:
+    return Wanted(
+        _port(item["port"]),
+        _port(item["target_port"]),
+        _proxy(item.get("proxy_protocol")),
+        int(item.get("weight", 1)),
+        bool(item.get("backup", False)),
+        _health(item.get("health")),
+    )
+
+
+def _decode_displaced(old: Mapping[str, Any]) -> Displaced:
+    listen = parse_listen(old["listen"])
+    address = parse_address(old["address"])
+    send, weight, health = _proxy(old.get("proxy_protocol")), int(old.get("weight", 1)), _health(old.get("health"))
+    return Displaced(listen, str(old["server"]), address, send, weight, health)
+
+
+def _port(value: object) -> int:
+    if not isinstance(value, int) or not 1 <= value <= 65535:
+        raise ValueError(f"{value!r} is not a port")
+    return value
+
+
+def _health(value: object) -> OwnHealth:
+    return UNSAID if value is None else parse_health(value)
+
+
+def _proxy(value: object) -> ProxyProtocol | None:
+    return None if value is None else ProxyProtocol(str(value))

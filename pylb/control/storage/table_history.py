@@ -1,0 +1,150 @@
+"""The generations of the table: what each changed, who asked for it, and when."""
+
+import json
+import os
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+from pylb.control.ring import Ring
+from pylb.control.storage.files import read_regular, set_aside, write_private
+from pylb.core.address import parse_address, parse_listen
+from pylb.core.table_diff import PASSING, Line, What
+
+KEPT = 1000  # of each kind
+MOST_BYTES = 2 << 20  # of each kind
+MOST_FILE = 8 << 20
+_BROKEN = (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError)
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    number: int
+    at: float  # unix time
+    by: tuple[str, ...]  # who: tokens with their addresses, admin, reload, leases, health, names
+    lines: tuple[Line, ...]
+
+
+def _weight(one: Generation) -> int:
+    """About its bytes in the file."""
+    return 100 + sum(90 + len(line.text) + len(line.frontend) for line in one.lines)
+
+
+class History:
+    """The last 1,000 that somebody asked for, and apart from them the last 1,000 moves and changes of state: an app that
+    wanders must not push out who opened its port. Of either 2 MiB at most, and of each token a fair share.
+
+    Kept over restarts in a file with a JSON object a line. It is a record, not the state: lines are appended without fsync,
+    and a crash may cost the last half second. Written anew now and then: when the file is twice as long as it was after
+    that, and over 8 MiB.
+    """
+
+    def __init__(self, wall: Callable[[], float], path: Path) -> None:
+        self._wall = wall
+        self._path = path
+        self._asked: Ring[Generation] = Ring(KEPT, MOST_BYTES)
+        self._passing: Ring[Generation] = Ring(KEPT, MOST_BYTES)
+        self._unwritten: deque[Generation] = deque(maxlen=2 * KEPT)
+        self._anew = False  # the file has lines that cannot be read
+        self._anew_at = MOST_FILE  # bytes
+
+    def note(self, number: int, by: Iterable[str], lines: Iterable[Line]) -> None:
+        one = Generation(number, self._wall(), tuple(by), tuple(lines))
+        self._keep(one)
+        self._unwritten.append(one)
+
+    def _keep(self, one: Generation) -> None:
+        kind = self._passing if all(line.what in PASSING for line in one.lines) else self._asked
+        whose = one.by[0].partition(" from ")[0] if one.by else ""
+        kind.add(whose, one, _weight(one))
+
+    def restore(self) -> list[str]:
+        """What the file has. A line that cannot be read costs only itself; the file is set aside then. Returns complaints."""
+        try:
+            data = read_regular(self._path, 4 * MOST_FILE, follow=False)
+        except FileNotFoundError:
+            return []
+        except (OSError, ValueError) as error:
+            return [f"{self._path.name} is not usable: {error}{set_aside(self._path)}"]
+        bad, rows = 0, data.split(b"\n")
+        for row in rows[:-1]:
+            try:
+                self._keep(_decoded(json.loads(row)))
+            except _BROKEN:
+                bad += 1
+        self._anew = bool(rows[-1])  # the last one has no end: a crash in mid-write
+        if not bad:
+            return []
+        self._anew = True
+        return [f"{bad} lines of {self._path.name} cannot be read, the others count{set_aside(self._path)}"]
+
+    @property
+    def has_news(self) -> bool:
+        return bool(self._unwritten) or self._anew
+
+    def write(self) -> None:
+        """Appends what is new; to be run in a thread. Raises OSError: it stays new."""
+        new = list(self._unwritten)
+        if self._anew or not self._append(new):
+            write_private(self._path, _encoded(self.generations()), sync=False)
+            self._anew = False
+            self._anew_at = max(MOST_FILE, 2 * self._path.stat().st_size)
+        for _ in new:
+            self._unwritten.popleft()
+
+    def _append(self, new: Iterable[Generation]) -> bool:
+        """False: it is long enough to be written anew."""
+        flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_APPEND | os.O_NONBLOCK
+        fd = os.open(self._path, flags, 0o600)
+        with open(fd, "wb") as file:
+            if os.fstat(fd).st_size > self._anew_at:
+                return False
+            file.write(_encoded(new))
+        return True
+
+    def generations(self, what: str | None = None) -> list[Generation]:
+        """Oldest first; of a port, or of a frontend's name or the name that registered it, and then only their lines."""
+        found = sorted((*self._asked.items(), *self._passing.items()), key=lambda one: one.number)
+        if what is None:
+            return found
+        meant = ((one, tuple(line for line in one.lines if _is_about(line, what))) for one in found)
+        return [replace(one, lines=lines) for one, lines in meant if lines]
+
+    @property
+    def since(self) -> float | None:
+        """Unix time: what changed after it is all there. None: nothing has changed yet."""
+        rings = [(ring, ring.items()) for ring in (self._asked, self._passing)]
+        gone = [ring.dropped.at for ring, _ in rings if ring.dropped is not None]
+        gone += [items[0].at for ring, items in rings if ring.dropped is None and len(items) == KEPT]  # by an earlier pylb
+        return max(gone, default=min((items[0].at for _, items in rings if items), default=None))
+
+
+def _is_about(line: Line, what: str) -> bool:
+    return what in (str(line.listen.port), str(line.listen), line.frontend, line.frontend.rpartition("-")[0])
+
+
+def _encoded(generations: Iterable[Generation]) -> bytes:
+    return b"".join(json.dumps(_plain(one), separators=(",", ":")).encode() + b"\n" for one in generations)
+
+
+def _plain(one: Generation) -> dict[str, Any]:
+    lines = [
+        [str(line.what), str(line.listen), line.frontend, line.text, None if line.server is None else str(line.server)]
+        for line in one.lines
+    ]
+    return {"generation": one.number, "time": one.at, "by": list(one.by), "lines": lines}
+
+
+def _decoded(item: dict[str, Any]) -> Generation:
+    """Raises what _BROKEN has."""
+    lines = tuple(
+        Line(What(what), parse_listen(listen), str(name), str(text), None if server is None else parse_address(server))
+        for what, listen, name, text, server in item["lines"]
+    )
+    number, at = item["generation"], float(item["time"])
+    if not isinstance(number, int) or not isfinite(at):
+        raise ValueError("no generation")
+    return Generation(number, at, tuple(map(str, item["by"])), lines)

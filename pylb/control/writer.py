@@ -1,0 +1,259 @@
+"""The single writer's turn: judge, open, make durable, publish, answer. One order, one answer each.
+
+Calls that arrive while a snapshot is being written wait for its end and share the next one (group commit): however many
+come at once, the disk sees two writes. All calls of a batch are judged one after the other, each on top of those before it,
+and the loop has its turn after every few: a batch is one swap, but never one step.
+
+Not atomic: ports are opened one by one before the write, and closed again if it fails; nothing is accepted on them yet.
+"""
+
+import asyncio
+import errno
+from collections import Counter
+from collections.abc import Awaitable, Callable, Collection, Generator, Iterable
+from dataclasses import dataclass, field, replace
+
+from pylb.control.publisher import Publisher
+from pylb.control.scene import Scene, Sink, Step
+from pylb.control.steps import in_turns, stepwise
+from pylb.control.storage.disk import Unsynced
+from pylb.control.tasks import Part, Tasks
+from pylb.core.address import Listen
+from pylb.core.errors import Code, Refused
+from pylb.core.ownership import Change, Claims
+from pylb.core.registration import Key
+
+CALLS = 10  # judged, or answered, between two turns of the loop: 1 ms
+
+
+Admit = Callable[[Scene, Scene, Change], Awaitable[None]]  # (before, after, change); raises Refused
+
+
+@dataclass(slots=True)
+class Call:
+    """`step` is pure and may run twice. `done` runs once, when it is in force, whether or not the caller still waits."""
+
+    step: Step
+    keys: Collection[Key]  # the registrations that it is about
+    answer: asyncio.Future[tuple[Change, bool]]
+    done: Callable[[Change], None] | None
+    by: str  # who asks, for the history
+    write: bool = False  # even if nothing changed: the retry of a failed snapshot
+
+
+_NONE = Claims()
+
+
+@dataclass(slots=True)
+class _Batch:
+    """`decided` without the pictures, see `accept`."""
+
+    scene: Scene
+    decided: list[tuple[Call, Change]] = field(default_factory=list)
+    touched: set[Listen] = field(default_factory=set)
+    refused: list[tuple[Call, Refused]] = field(default_factory=list)
+
+    def accept(self, call: Call, scene: Scene, change: Change) -> None:
+        """The picture that a call gave is kept until the next one is judged, no longer: 500 of them at once are a pause of the
+        garbage collector, which looks at each of their thousands of parts."""
+        self.scene = scene
+        self.decided.append((call, replace(change, claims=_NONE)))
+        self.touched |= change.touched
+
+    def must_write(self, live: Scene) -> bool:
+        now = self.scene
+        same = now.claims.registrations is live.claims.registrations and now.overrides is live.overrides
+        same = same and now.unserved is live.unserved
+        return not same or any(call.write for call, _ in self.decided)
+
+
+class Writer:
+    """`save` raises OSError."""
+
+    def __init__(self, publisher: Publisher, sink: Sink, save: Callable[[Scene], Awaitable[None]], tasks: Tasks) -> None:
+        self.durable = True  # what is in force is on disk
+        self.hangs = False  # the disk: nobody waits for it again before a write beside the turns has succeeded
+        self._publisher = publisher
+        self._sink = sink
+        self._save = save
+        self._tasks = tasks
+        self._queue: list[Call] = []
+        self._busy: list[Call] = []  # the batch under way
+        self._about: Counter[Key] = Counter()  # the keys of both
+        self._work = asyncio.Event()
+        self._turn = asyncio.Lock()  # held while a batch is under way, or by `hold`
+        self._stopped = False
+
+    def is_busy_with(self, key: Key) -> bool:
+        """Is a call about it waiting? Then nothing about it may be answered out of turn."""
+        return key in self._about
+
+    async def turn(
+        self, step: Step, keys: Iterable[Key], done: Callable[[Change], None] | None = None, *, by: str, write: bool = False
+    ) -> tuple[Change, bool]:
+        """Runs `step` in its turn. Returns (what changed, without the picture; whether it is on disk). Raises Refused: nothing
+        changed."""
+        return await self.submit(step, keys, done, by=by, write=write)
+
+    def submit(
+        self, step: Step, keys: Iterable[Key], done: Callable[[Change], None] | None = None, *, by: str, write: bool = False
+    ) -> asyncio.Future[tuple[Change, bool]]:
+        """As `turn`, for who has many of them: the answer may be awaited later. Raises Refused."""
+        if self._stopped:
+            raise _stopping()
+        call = Call(step, frozenset(keys), asyncio.get_running_loop().create_future(), done, by, write)
+        self._queue.append(call)
+        self._about.update(call.keys)
+        self._work.set()
+        return call.answer
+
+    async def run(self) -> None:
+        """Until cancelled; then the calls that still wait are told so."""
+        try:
+            while True:
+                await self._work.wait()
+                self._work.clear()
+                async with self._turn:
+                    self._busy, self._queue = self._queue, []
+                    await self._commit(self._busy)
+                    self._forget(self._busy)
+                    self._busy = []
+        finally:
+            self._stopped = True
+            for call in (*self._busy, *self._queue):
+                _fail(call, _stopping())
+            self._busy, self._queue = [], []
+
+    async def hold(self) -> None:
+        """From here on nothing changes: calls wait, until `resume`."""
+        await self._turn.acquire()
+
+    def resume(self) -> None:
+        self._turn.release()
+
+    def _forget(self, calls: Iterable[Call]) -> None:
+        for call in calls:
+            for key in call.keys:
+                self._about[key] -= 1
+                if not self._about[key]:
+                    del self._about[key]
+
+    async def _commit(self, calls: list[Call]) -> None:
+        live, opened = self._publisher.scene, set[Listen]()
+
+        async def opening(before: Scene, after: Scene, change: Change) -> None:
+            opened.update(await self._open(before, after, change))
+
+        batch = await _judge(live, calls, opening)
+        if batch.must_write(live):
+            try:
+                await self._write(batch)
+            except Unsynced:
+                pass  # on disk as far as anybody can see: to refuse it would be a lie
+            except OSError as error:
+                again = await _judge(live, [call for call, _ in batch.decided], _without_disk(_not_writable(error)))
+                again.refused += batch.refused
+                batch = again
+        by = dict.fromkeys(call.by for call, change in batch.decided if change.touched)
+        await self._publisher.publish(batch.scene, batch.touched, by)
+        for listen in opened:
+            if listen not in self._publisher.table.frontends:
+                self._sink.discard(listen)
+        await self._sink.applied()
+        for call, refused in batch.refused:
+            _fail(call, refused)
+        async for call, change in in_turns(batch.decided, CALLS):
+            if call.done is not None:
+                with self._tasks.surviving(Part.ANSWERS):  # it is in force, whatever becomes of the rest
+                    call.done(change)
+            if not call.answer.done():
+                call.answer.set_result((change, self.durable))
+
+    async def _write(self, batch: _Batch) -> None:
+        """Raises OSError; Unsynced is one."""
+        if self.hangs and not any(call.write for call, _ in batch.decided):
+            raise TimeoutError("the disk does not answer")
+        try:
+            await self._save(batch.scene)
+        except OSError as error:
+            self.durable, self.hangs = False, isinstance(error, TimeoutError)
+            raise
+        self.durable, self.hangs = True, False
+
+    async def _open(self, before: Scene, after: Scene, change: Change) -> set[Listen]:
+        """Opens what `after` has and the published table has not. All or nothing: raises Refused."""
+        published = self._publisher.table.frontends
+        wanted = [listen for listen in change.touched if after.has(listen) and listen not in published]
+        closing = [listen for listen in change.touched if listen in published and not after.has(listen)]
+        done: set[Listen] = set()
+        async for listen in in_turns(sorted(wanted), CALLS):
+            if any(listen.overlaps(other) for other in closing):
+                continue  # the kernel would refuse the two side by side: the swap closes one and opens the other
+            try:
+                self._sink.open(listen, freebind=after.layout.policy(listen).freebind)
+            except OSError as error:
+                for other in done:
+                    if not before.has(other):  # else an earlier call of this batch needs it
+                        self._sink.discard(other)
+                raise cannot_bind(listen, error) from None
+            done.add(listen)
+        return done
+
+
+async def _judge(live: Scene, calls: Iterable[Call], admit: Admit) -> _Batch:
+    """One call after the other, each on top of those before it that were not refused."""
+    batch = _Batch(live)
+    async for call in in_turns(calls, CALLS):
+        try:
+            judged = call.step(batch.scene)
+            scene, change = await stepwise(judged) if isinstance(judged, Generator) else judged
+            await admit(batch.scene, scene, change)
+        except Refused as refused:
+            batch.refused.append((call, refused))
+        except Exception as bug:  # noqa: BLE001 - the task boundary: a bug in one call must not end the writer
+            _fail(call, bug)
+        else:
+            batch.accept(call, scene, change)
+    return batch
+
+
+def _without_disk(refusal: Refused) -> Admit:
+    async def admit(_before: Scene, _after: Scene, change: Change) -> None:
+        """What a restart would forget is refused; a move, or one more instance of a known name, is worth having for now."""
+        if change.opened or change.new_name:
+            raise refusal
+
+    return admit
+
+
+def _stopping() -> Refused:
+    return Refused(Code.UNAVAILABLE, "pylb is stopping", "call again", retry_after=1)
+
+
+def _not_writable(error: OSError) -> Refused:
+    return Refused(
+        Code.STATE_NOT_WRITABLE,
+        f"the state directory cannot be written ({error.strerror or error}): nothing new is accepted",
+        "free or repair the disk of state_dir; what is registered keeps working and may move",
+        retry_after=10,
+    )
+
+
+def _fail(call: Call, error: Exception) -> None:
+    if not call.answer.done():  # its caller may have gone
+        call.answer.set_exception(error)
+
+
+def cannot_bind(listen: Listen, error: OSError) -> Refused:
+    """Why the kernel refused a port, for the caller."""
+    if error.errno == errno.EADDRINUSE:
+        return Refused(
+            Code.PORT_IN_USE,
+            f"port {listen.port} is in use by another process, or by an outgoing connection of this machine",
+            "`ss -tanp` shows which; keep ports of your own inside net.ipv4.ip_local_port_range by "
+            "net.ipv4.ip_local_reserved_ports",
+        )
+    if error.errno in (errno.EACCES, errno.EPERM):
+        hint = "start it with CAP_NET_BIND_SERVICE (the systemd unit does), or use a higher port"
+        return Refused(Code.PORT_PRIVILEGED, f"pylb may not open port {listen.port}", hint)
+    return Refused(Code.CANNOT_BIND, f"{listen} cannot be opened: {error.strerror or error}")

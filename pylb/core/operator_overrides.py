@@ -1,0 +1,112 @@
+"""What the operator said of servers (`pylb ctl`): it overrules weights, and outlives re-registrations and restarts.
+
+A word about a node's IP follows that IP, whatever registers there, until it ends. A word about a frontend's server belongs to
+the frontend and the address, and ends when nobody has a server there any more: when its registration moves or leaves.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+
+from pylb.core.address import Address, Listen
+from pylb.core.errors import Code, Refused
+from pylb.core.ownership import Claims
+from pylb.core.policy import AdminState
+from pylb.core.static_frontends import Layout
+from pylb.core.table import OUT, Frontend, Server, Table
+
+
+@dataclass(frozen=True, slots=True)
+class Override:
+    state: AdminState = AdminState.READY
+    weight: int | None = None  # None: as registered or configured
+    until: float | None = None  # unix time; None: it has no end of its own
+    exempt: bool = False  # a server that serves although its node is taken out
+
+
+Place = tuple[Listen, Address]
+Whom = Place | str  # a frontend's server, or a node's IP
+Overrides = Mapping[Whom, Override]
+NONE: Overrides = MappingProxyType({})
+_AS_IT_IS = Override()
+
+
+def applied(server: Server, listen: Listen, overrides: Overrides) -> Server:
+    """The server as the table shows it."""
+    if not overrides:
+        return server
+    words = [overrides.get((listen, server.address)), overrides.get(server.address.ip)]  # the narrower one first
+    own = words[0]
+    for word in words[:1] if own is not None and own.exempt else words:
+        if word is not None and word.state is not AdminState.READY:
+            return replace(server, weight=0, rank=OUT, admin=word.state)
+    weights = [word.weight for word in words if word is not None and word.weight is not None]
+    return replace(server, weight=weights[0]) if weights else server
+
+
+def changed(
+    overrides: Overrides, whom: Iterable[Whom], until: float | None = None, **said: AdminState | int | bool | None
+) -> Overrides:
+    """With a new word about these; what says nothing any more is left out."""
+    found = dict(overrides)
+    for one in whom:
+        after = replace(found.get(one, _AS_IT_IS), until=until, **said)  # type: ignore[arg-type]
+        if replace(after, until=None) == _AS_IT_IS:
+            found.pop(one, None)
+        else:
+            found[one] = after
+    return MappingProxyType(found)
+
+
+def kept(overrides: Overrides, claims: Claims, layout: Layout) -> Overrides:
+    """Those about nodes, and about servers that somebody still has; the very mapping that came in when nothing ends."""
+    gone = [one for one in overrides if not isinstance(one, str) and not _is_there(one, claims, layout)]
+    return without(overrides, gone) if gone else overrides
+
+
+def without(overrides: Overrides, whom: Iterable[Whom]) -> Overrides:
+    ended = set(whom)
+    return MappingProxyType({one: override for one, override in overrides.items() if one not in ended})
+
+
+def _is_there(place: Place, claims: Claims, layout: Layout) -> bool:
+    """A line of the config stays, also while its host name is not this address."""
+    listen, address = place
+    if listen in layout.statics:
+        return True
+    held = (claims.registrations[key] for key in claims.holders.get(listen, ()))
+    return any(
+        address == one.address(one.wanted[one.places.index(listen)]) or any(address == old.address for old in one.displaced)
+        for one in held
+    )
+
+
+def hit(table: Table, whom: Whom) -> list[tuple[Frontend, Server]]:
+    """The servers that a word is about now."""
+    if isinstance(whom, str):
+        return [(one, other) for one in table.frontends.values() for other in one.servers if other.address.ip == whom]
+    one = table.frontends.get(whom[0])
+    return [] if one is None else [(one, other) for other in one.servers if other.address == whom[1]]
+
+
+def find(table: Table, target: str) -> list[tuple[Frontend, Server]]:
+    """The servers that `FRONTEND/SERVER` or a node's IP names; a frontend by name or port, a server by label or ip:port.
+
+    Raises Refused NOT_FOUND.
+    """
+    name, slash, server = target.partition("/")
+    if slash:
+        meant = [one for one in table.frontends.values() if names(name, one.name, one.listen)]
+        found = [(one, other) for one in meant for other in one.servers if server in (other.name, str(other.address))]
+    else:
+        found = [(one, other) for one in table.frontends.values() for other in one.servers if target == other.address.ip]
+    if not found:
+        there = sorted(f"{one.name}/{other.name}" for one in table.frontends.values() for other in one.servers)
+        hint = f"there are {', '.join(there[:8])}" + (f" and {len(there) - 8} more" if len(there) > 8 else "")
+        raise Refused(Code.NOT_FOUND, f"no server is {target[:300]!r}", hint if there else "the table has no servers")
+    return found
+
+
+def names(text: str, name: str, listen: Listen) -> bool:
+    """Is this frontend meant?"""
+    return text in (name, str(listen.port), str(listen))

@@ -1,0 +1,139 @@
+"""Limits that hold over several processes: each tells the others what it has of a limited frontend, server or source.
+
+They tell once a tick, and only what changed. So a limit may be exceeded by what the others admit within about two ticks
+(0.2 s), and is free of charge for frontends without one. What is not shared: the limit of a process's own descriptors, and
+the queue, whose order is that of each process.
+"""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from pylb.core.address import Listen
+from pylb.core.rate_limits import Sources
+from pylb.forward.dial import Dialer
+from pylb.forward.listener import Port, Ports
+from pylb.forward.session import FrontendState
+
+
+class Use(NamedTuple):
+    """What one process has of a limited frontend. `accepted` and `entered` count from one telling to the next."""
+
+    listen: Listen
+    sessions: int
+    accepted: int
+    servers: dict[str, int]  # sessions, by address; of servers with a limit
+    sources: dict[bytes, tuple[int, int]]  # live and entered, of those that changed
+
+
+class _Others:
+    """What another process has of a frontend."""
+
+    def __init__(self) -> None:
+        self.sessions = 0
+        self.servers: dict[str, int] = {}
+        self.sources: dict[bytes, int] = {}
+
+
+class Elsewhere:
+    """Of one engine. Processes are told apart by a number."""
+
+    def __init__(self, ports: Ports, dialer: Dialer) -> None:
+        self._ports = ports
+        self._dialer = dialer
+        self._limited: dict[Listen, Port] = {}
+        self._others: dict[int, dict[Listen, _Others]] = {}
+        self._told: dict[Listen, tuple[int, dict[str, int]]] = {}
+
+    def follow(self, touched: Iterable[Listen]) -> None:
+        """A new table is in force, and these are all that may differ."""
+        for listen in touched:
+            port = self._ports.by_listen.get(listen)
+            if port is None:
+                for known in self._others.values():
+                    known.pop(listen, None)
+            if port is not None and port.frontend and _is_limited(port.frontend):
+                self._limited[listen] = port
+                self._heed(listen)
+            else:
+                self._limited.pop(listen, None)
+                self._told.pop(listen, None)
+
+    def uses(self, *, whole: bool = False) -> tuple[Use, ...]:
+        """What changed since the last time; `whole`: everything, for one who knows nothing yet."""
+        found = []
+        for listen, port in self._limited.items():
+            if (frontend := port.frontend) is None:
+                continue
+            servers = {state.identity: state.sessions for state in frontend.servers.values() if state.server.max_connections}
+            sources = frontend.door.sources if frontend.door is not None else None
+            changed = _changed(sources, whole=whole)
+            accepted, frontend.accepted = frontend.accepted, 0
+            mark = (frontend.sessions, servers)
+            if whole or accepted or changed or self._told.get(listen) != mark:
+                self._told[listen] = mark
+                found.append(Use(listen, frontend.sessions, accepted, servers, changed))
+        return tuple(found)
+
+    def heed(self, process: int, uses: tuple[Use, ...], now: float) -> None:
+        """Another process has said this. `now` is the clock's."""
+        known = self._others.setdefault(process, {})
+        for use in uses:
+            others = known.setdefault(use.listen, _Others())
+            others.sessions, others.servers = use.sessions, use.servers
+            for source, (live, _) in use.sources.items():
+                if live:
+                    others.sources[source] = live
+                else:
+                    others.sources.pop(source, None)
+            port = self._limited.get(use.listen)
+            if port is not None and port.frontend is not None:
+                self._spend(port.frontend, use, now)
+                self._heed(use.listen)
+
+    def forget(self, process: int) -> None:
+        """It is gone, and its sessions with it. Idempotent."""
+        for listen in self._others.pop(process, {}):
+            if listen in self._limited:
+                self._heed(listen)
+
+    def _spend(self, frontend: FrontendState, use: Use, now: float) -> None:
+        """Rates: what the others let in is let in."""
+        if frontend.frontend.policy.limits.rate:
+            frontend.allowance -= use.accepted
+        if frontend.door is not None and (sources := frontend.door.sources) is not None:
+            for source, (_, entered) in use.sources.items():
+                sources.spend(source, entered, now)
+
+    def _heed(self, listen: Listen) -> None:
+        """Set what the others have together, and let those in that wait for less of it."""
+        port = self._limited[listen]
+        frontend = port.frontend
+        if frontend is None:
+            return
+        others = [known[listen] for known in self._others.values() if listen in known]
+        frontend.others = sum(one.sessions for one in others)
+        for state in frontend.servers.values():
+            if state.server.max_connections:
+                state.allow(state.server.max_connections - sum(one.servers.get(state.identity, 0) for one in others))
+        if frontend.door is not None and (sources := frontend.door.sources) is not None:
+            sources.elsewhere = [one.sources for one in others]
+        self._dialer.make_room(frontend)
+        if not port.watched:
+            self._ports.rewatch(port)
+
+
+def _is_limited(frontend: FrontendState) -> bool:
+    policy = frontend.frontend.policy
+    if policy.max_connections or policy.limits.rate or policy.limits.by_source:
+        return True
+    return any(server.max_connections for server in frontend.frontend.servers)
+
+
+def _changed(sources: Sources | None, *, whole: bool) -> dict[bytes, tuple[int, int]]:
+    if sources is None:
+        return {}
+    entered = sources.changed or {}
+    if whole or sources.changed is None:  # from now on it keeps count
+        entered = dict.fromkeys(sources.live, 0) | entered
+    sources.changed = {}
+    return {source: (sources.live.get(source, 0), count) for source, count in entered.items()}

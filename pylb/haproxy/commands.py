@@ -1,0 +1,302 @@
+"""The commands of HAProxy's runtime socket, with its words, its answers and its complaints (management guide, 9.3).
+
+What is changed here is changed by the verbs of `pylb ctl`: one writer, kept over restarts, seen in `pylb history`.
+"""
+
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from pylb import __version__
+from pylb.core.errors import Code, Refused
+from pylb.core.policy import AdminState
+from pylb.core.session import SessionView
+from pylb.core.table import Frontend
+from pylb.haproxy.columns import HEADER, csv_line
+from pylb.haproxy.output import STATE_COLUMNS, session_lines, state_line
+from pylb.haproxy.sampler import Lookout
+from pylb.haproxy.stats import BACKEND, FRONTEND, SERVER, Picture, Row, is_up
+from pylb.web.control_socket import Verb
+from pylb.web.sessions import named
+
+Text = str | AsyncIterator[str]
+Handler = Callable[[Sequence[str]], Awaitable[Text]]
+
+
+class Complaint(Exception):  # noqa: N818 - an answer of the dialect, not an error of ours
+    """The text is the answer."""
+
+
+class Command(NamedTuple):
+    words: tuple[str, ...]
+    usage: str
+    meaning: str
+    handler: Handler
+
+
+# What HAProxy can and pylb will not: why, and what to do instead.
+_ELSEWHERE = {
+    "add server": "servers come by registrations or the config (systemctl reload pylb)",
+    "clear counters": "counters never go back here, Prometheus takes rates of them; maxima are since the start",
+    "del server": "pylb release PORT|NAME, or the config (systemctl reload pylb)",
+    "disable agent": "there are no agents",
+    "disable frontend": "a frontend is taken away by the config (systemctl reload pylb), or pylb release PORT",
+    "disable health": "set server <bk>/<srv> state maint ends the checks of a server",
+    "enable agent": "there are no agents",
+    "enable frontend": "a frontend is opened by the config (systemctl reload pylb), or by a registration",
+    "enable health": "set server <bk>/<srv> state ready",
+    "set maxconn": "max_connections of the config (systemctl reload pylb)",
+    "set rate-limit": "limits of the config (systemctl reload pylb)",
+    "shutdown frontend": "a frontend is taken away by the config (systemctl reload pylb), or pylb release PORT",
+}
+_SET_SERVER = "usage: set server <backend>/<server> state | weight\n"
+_STATES = "'set server <srv> state' expects 'ready', 'drain' and 'maint'.\n"
+
+
+class Commands:
+    """`sessions` are the live ones; `verbs` those of the control socket."""
+
+    def __init__(
+        self, lookout: Lookout, verbs: Mapping[str, Verb], sessions: Callable[[], Awaitable[Sequence[SessionView]]]
+    ) -> None:
+        self._lookout = lookout
+        self._verbs = verbs
+        self._sessions = sessions
+        self._commands = [
+            Command(("disable", "server"), "<bk>/<srv>", "disable a server for maintenance", self._disable),
+            Command(("enable", "server"), "<bk>/<srv>", "enable a disabled server", self._enable),
+            Command(("get", "weight"), "<bk>/<srv>", "report a server's current weight", self._get_weight),
+            Command(("set", "server"), "<bk>/<srv> [opts]", "change a server's state or weight", self._set_server),
+            Command(("set", "timeout", "cli"), "<delay>", "change the timeout of this session, in seconds", self._nothing),
+            Command(("set", "weight"), "<bk>/<srv> <n>[%]", "change a server's weight", self._set_weight),
+            Command(("show", "backend"), "", "list backends", self._show_backend),
+            Command(("show", "errors"), "", "report protocol errors: TCP has none", self._show_errors),
+            Command(("show", "info"), "", "report information about the running process", self._show_info),
+            Command(("show", "servers", "state"), "[<backend>]", "dump volatile server information", self._show_state),
+            Command(("show", "sess"), "[id]", "report the list of current sessions or one", self._show_sess),
+            Command(("show", "stat"), "[no-maint|up] [<px> <type> <sid>]", "counters of proxies and servers", self._show_stat),
+            Command(("show", "version"), "", "show version of the current process", self._show_version),
+            Command(("shutdown", "session"), "<id>", "kill a specific session", self._shutdown_session),
+            Command(("shutdown", "sessions", "server"), "<bk>/<srv>", "kill sessions on a server", self._shutdown_sessions),
+            Command(("help",), "[<command>]", "list matching or all commands", self._help),
+            Command(("prompt",), "", "toggle interactive mode with prompt", self._nothing),
+            Command(("quit",), "", "disconnect", self._nothing),
+        ]
+
+    async def answer(self, words: Sequence[str]) -> Text:
+        """Of one command; text ends with a line break or is empty."""
+        for command in self._commands:
+            if tuple(words[: len(command.words)]) == command.words:
+                try:
+                    return await command.handler(words[len(command.words) :])
+                except Complaint as complaint:
+                    return str(complaint)
+                except Refused as refused:
+                    return f"{refused}\n"
+        if (why := _ELSEWHERE.get(" ".join(words[:2]))) is not None:
+            return f"Not here: {why}.\n"
+        return "Unknown command. Please enter one of the following commands only:\n" + self._listed(())
+
+    def reference(self) -> str:
+        """docs/haproxy.md: Markdown tables of what there is, and of what there is not."""
+        here = "".join(f"| `{' '.join((*one.words, one.usage)).strip()}` | {one.meaning} |\n" for one in self._commands)
+        there = "".join(f"| `{words}` | {instead} |\n" for words, instead in _ELSEWHERE.items())
+        here, there = here.replace("[no-maint|up]", "[no-maint\\|up]"), there.replace("PORT|NAME", "PORT\\|NAME")
+        return f"| command | |\n|---|---|\n{here}\n| answered with what to do instead | |\n|---|---|\n{there}"
+
+    # ------------------------------------------------------------ show
+
+    async def _show_info(self, args: Sequence[str]) -> Text:
+        if args:
+            raise Complaint("Only the plain form is known: show info.\n")
+        return "".join(f"{key}: {value}\n" for key, value in (await self._lookout.info()).items())
+
+    async def _show_version(self, _args: Sequence[str]) -> Text:
+        return f"{__version__}\n"
+
+    async def _show_errors(self, _args: Sequence[str]) -> Text:
+        return "Total events captured : 0\n"
+
+    async def _show_backend(self, _args: Sequence[str]) -> Text:
+        return "# name\n" + "".join(f"{name}\n" for name in (await self._lookout.picture()).names.values())
+
+    async def _show_stat(self, args: Sequence[str]) -> Text:
+        wanted = _Filter(args)
+        picture = await self._lookout.picture()
+        if wanted.proxy and not any(wanted.names(name, 0) for name in picture.names.values()):
+            raise Complaint("No such proxy.\n")
+        return self._stat_lines(picture, wanted)
+
+    async def _stat_lines(self, picture: Picture, wanted: "_Filter") -> AsyncIterator[str]:
+        yield HEADER + "\n"
+        async for rows in self._lookout.proxies(picture):
+            if lines := "".join([csv_line(row) + "\n" for row in rows if wanted.takes(row)]):
+                yield lines
+
+    async def _show_state(self, args: Sequence[str]) -> Text:
+        picture = await self._lookout.picture()
+        if args and args[0] not in picture.names.values():
+            raise Complaint("Can't find backend.\n")
+        return self._state_lines(picture, args[0] if args else "")
+
+    async def _state_lines(self, picture: Picture, proxy: str) -> AsyncIterator[str]:
+        yield f"1\n# {STATE_COLUMNS}\n"
+        async for rows in self._lookout.proxies(picture):
+            lines = [state_line(row) for row in rows if row["type"] == SERVER and proxy in ("", row["pxname"])]
+            if lines:
+                yield "".join(lines)
+
+    async def _show_sess(self, args: Sequence[str]) -> Text:
+        found = await self._sessions()
+        if args and args[0] != "all":
+            try:
+                found = named(args[0], found)
+            except ValueError:
+                raise Complaint("Session not found.\n") from None
+            if not found:
+                raise Complaint("Session not found.\n")
+        return session_lines(found)
+
+    # ------------------------------------------------------------ changes
+
+    async def _set_server(self, args: Sequence[str]) -> Text:
+        target, _ = await self._server(args)
+        match args[1:]:
+            case ["state", state] if state in list(AdminState):
+                await self._verbs["admin"]({"target": target, "state": state})
+            case ["state", *_]:
+                raise Complaint(_STATES)
+            case ["weight", weight]:
+                return await self._set_weight([args[0], weight])
+            case _:
+                raise Complaint(_SET_SERVER)
+        return ""
+
+    async def _enable(self, args: Sequence[str]) -> Text:
+        return await self._set_server([*args[:1], "state", "ready"])
+
+    async def _disable(self, args: Sequence[str]) -> Text:
+        return await self._set_server([*args[:1], "state", "maint"])
+
+    async def _set_weight(self, args: Sequence[str]) -> Text:
+        target, row = await self._server(args)
+        if len(args) < 2:
+            raise Complaint("Require <weight> or <weight%>.\n")
+        await self._verbs["weight"]({"target": target, "weight": _weight(args[1], row["initial"])})
+        return ""
+
+    async def _get_weight(self, args: Sequence[str]) -> Text:
+        _, row = await self._server(args)
+        return f"{row['weight']} (initial {row['initial']})\n"
+
+    async def _shutdown_session(self, args: Sequence[str]) -> Text:
+        if not args:
+            raise Complaint("Session pointer expected (use 'show sess').\n")
+        try:
+            await self._verbs["shutdown session"]({"session": args[0]})
+        except Refused:  # also where the client has two: HAProxy's socket has no words for that
+            raise Complaint("No such session (use 'show sess').\n") from None
+        return ""
+
+    async def _shutdown_sessions(self, args: Sequence[str]) -> Text:
+        target, _ = await self._server(args)
+        try:
+            await self._verbs["shutdown sessions"]({"target": target})
+        except Refused as refused:
+            if refused.code is not Code.NOT_FOUND:  # it has none
+                raise
+        return ""
+
+    async def _nothing(self, _args: Sequence[str]) -> Text:
+        """What concerns the conversation is heeded there."""
+        return ""
+
+    # ------------------------------------------------------------ finding
+
+    async def _server(self, args: Sequence[str]) -> tuple[str, dict[str, Any]]:
+        """The target of a verb, and the server's weights. A proxy by name or port, a server by label or ip:port."""
+        proxy, slash, label = (args[0] if args else "").partition("/")
+        if not slash:
+            raise Complaint("Require 'backend/server'.\n")
+        picture = await self._lookout.picture()
+        frontend = _frontend(picture, proxy)
+        for view in picture.servers.get(frontend.listen, ()):
+            if label in (view.server, str(view.address)):
+                weights = {"weight": view.weight, "initial": view.initial_weight}
+                return f"{frontend.listen}/{view.address}", weights
+        raise Complaint("No such server.\n")
+
+    async def _help(self, args: Sequence[str]) -> Text:
+        return "The following commands are valid at this level:\n" + self._listed(tuple(args))
+
+    def _listed(self, words: tuple[str, ...]) -> str:
+        found = [
+            f"  {' '.join((*one.words, one.usage)).strip():<40}: {one.meaning}\n"
+            for one in self._commands
+            if one.words[: len(words)] == words or len(one.words) == 1
+        ]
+        return "".join(found)
+
+
+def _frontend(picture: Picture, text: str) -> Frontend:
+    for listen, name in picture.names.items():
+        if text in (name, str(listen.port), str(listen)):
+            return picture.table.frontends[listen]
+    raise Complaint("No such backend.\n")
+
+
+class _Filter:
+    """`[no-maint|up] [<iid>|<proxy> <type> <sid>]` of show stat; type: 1 frontends, 2 backends, 4 servers, -1 all."""
+
+    def __init__(self, args: Sequence[str]) -> None:
+        words = [arg for arg in args if arg not in ("no-maint", "up")]
+        self.proxy, self._types, self._sid = "", -1, -1
+        self._no_maint, self._up = "no-maint" in args, "up" in args
+        if words and words[0] in ("typed", "json", "desc"):
+            raise Complaint("Only CSV is known: show stat [no-maint|up] [<iid>|<proxy> <type> <sid>].\n")
+        if len(words) >= 3:
+            self.proxy = "" if words[0] == "-1" else words[0]
+            self._types, self._sid = _number(words[1]), _number(words[2])
+
+    def names(self, name: str, iid: int) -> bool:
+        return not self.proxy or self.proxy in (name, str(iid)) or (iid == 0 and self.proxy.isdigit())
+
+    def takes(self, row: Row) -> bool:
+        if not self.names(row["pxname"], row["iid"]) or not self._types & {FRONTEND: 1, BACKEND: 2, SERVER: 4}[row["type"]]:
+            return False
+        if self._sid != -1 and row["type"] == SERVER and row["sid"] != self._sid:
+            return False
+        if row["type"] != SERVER:
+            return True
+        return not (self._no_maint and row["status"] == "MAINT") and not (self._up and not is_up(row["status"]))
+
+
+def _number(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        return 0  # as atoi, which HAProxy reads it with
+
+
+def _weight(text: str, initial: int) -> int | None:
+    """None: as registered or configured. Raises Complaint."""
+    digits = text.removesuffix("%")
+    if not re.fullmatch("-?[0-9]+", digits):
+        garbage = (
+            "Trailing garbage in weight string" if text[:1].isdigit() else "Empty weight string empty or preceded by garbage"
+        )
+        raise Complaint(f"{garbage}\n")
+    sign = -1 if digits.startswith("-") else 1
+    weight = sign * int(digits.lstrip("-0")[:9] or "0")  # a longer one is as much too large
+    if not text.endswith("%"):
+        if not 0 <= weight <= MOST_WEIGHT:
+            raise Complaint("Absolute weight can only be between 0 and 256 inclusive.\n")
+        return weight
+    if weight < 0:
+        raise Complaint("Relative weight must be positive.\n")
+    if weight == WHOLE:
+        return None
+    return 0 if weight == 0 else max(1, min(MOST_WEIGHT, round(initial * weight / WHOLE)))
+
+
+MOST_WEIGHT, WHOLE = 256, 100

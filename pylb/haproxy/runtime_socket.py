@@ -1,0 +1,125 @@
+"""HAProxy's runtime socket: `{state_dir}/haproxy.sock`, for hatop, socat and what else speaks to HAProxy. Text both ways.
+
+A connection is asked one line of commands, separated by `;`, and closed behind the answers; or, after `prompt`, line after
+line until `quit`. An empty line ends every answer. The file is 0600 and the kernel says who is at the other end.
+"""
+
+import asyncio
+import logging
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from pylb.core.errors import Refused
+from pylb.haproxy.commands import Commands, Text
+from pylb.web.unix import UnixServer, check_peer
+
+log = logging.getLogger(__name__)
+
+LINE_BYTES = 16384  # HAProxy's tune.bufsize
+IDLE = 10.0  # seconds without a command, as HAProxy's `stats timeout`; `set timeout cli` changes it for a connection
+LONGEST_IDLE = 86400.0
+DEADLINE = 10.0  # seconds for a piece of an answer to be taken
+PROMPT = "> "
+
+# Possessive, and runs of plain characters in one step: else each character would take memory of the matcher.
+_COMMAND = re.compile(r"(?:\\.|[^;\\]++)++")
+_WORD = re.compile(r"(?:\\.|[^\s\\]++)++")
+
+
+class RuntimeSocket:
+    """Serves `commands` on `path`."""
+
+    def __init__(self, path: Path, commands: Commands, *, idle: float = IDLE) -> None:
+        self._commands = commands
+        self._idle = idle
+        server = UnixServer(path, self._converse, LINE_BYTES)
+        self.start, self.leave, self.stop = server.start, server.leave, server.stop
+
+    async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        talk = _Talk(reader, writer, self._idle)
+        try:
+            lines = await talk.lines()
+            check_peer(writer)  # after the line: closing with unread input would eat the answer
+            while lines:
+                for line in lines:
+                    if not await self._obey(talk, line):
+                        return
+                lines = await talk.lines() if talk.interactive else []
+        except Refused as refused:
+            await talk.say(f"{refused.detail}\n")
+
+    async def _obey(self, talk: "_Talk", line: str) -> bool:
+        """All commands of the line. False: it was the last one."""
+        if talk.interactive and not line.strip():
+            await talk.say("")
+        for words in split(line):
+            if words[:1] == ["quit"]:
+                return False
+            if words[:1] == ["prompt"]:
+                talk.interactive = not talk.interactive
+            if words[:3] == ["set", "timeout", "cli"]:
+                await talk.say(talk.set_idle(words[3:]))
+            else:
+                await talk.say(await self._answer(words))
+        if talk.interactive:
+            await talk.say(PROMPT, end="")
+        return True
+
+    async def _answer(self, words: Sequence[str]) -> Text:
+        try:
+            return await self._commands.answer(words)
+        except Exception:
+            # The task boundary of a command: the client gets an answer and the server goes on.
+            log.exception("runtime socket: %s failed", " ".join(words)[:80])
+            return "pylb failed to answer: its log says why.\n"
+
+
+class _Talk:
+    """One connection."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, idle: float) -> None:
+        self._reader = reader
+        self._writer = writer
+        self._idle = idle
+        self._rest = ""
+        self.interactive = False
+
+    async def lines(self) -> list[str]:
+        """Those that came, at least one; [] at the end. Raises TimeoutError."""
+        while True:
+            async with asyncio.timeout(self._idle):
+                data = await self._reader.read(LINE_BYTES)
+            *lines, self._rest = (self._rest + data.decode("utf-8", "replace")).split("\n")
+            if not data:
+                rest, self._rest = self._rest, ""
+                return [rest] if rest else []
+            if lines:
+                return lines
+            if len(self._rest) > LINE_BYTES:
+                return []
+
+    def set_idle(self, args: Sequence[str]) -> str:
+        if not args or not args[0].isdecimal():
+            return "Expects an integer value.\n"
+        self._idle = min(max(1.0, float(args[0])), LONGEST_IDLE)
+        return ""
+
+    async def say(self, text: Text, end: str = "\n") -> None:
+        if isinstance(text, str):
+            await self._write(text + end)
+            return
+        async for piece in text:
+            await self._write(piece)
+        await self._write(end)
+
+    async def _write(self, text: str) -> None:
+        self._writer.write(text.encode())
+        async with asyncio.timeout(DEADLINE):
+            await self._writer.drain()
+
+
+def split(line: str) -> list[list[str]]:
+    """A line's commands as words; a backslash takes the next character as it is."""
+    commands = [_WORD.findall(command) for command in _COMMAND.findall(line)]
+    return [[re.sub(r"\\(.)", r"\1", word) for word in words] for words in commands if words]

@@ -1,0 +1,71 @@
+"""Who looks at everything for HAProxy's dialect: once a second for rates, and when asked for a picture."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+
+from pylb.control.registry import Registry
+from pylb.control.steps import in_turns
+from pylb.control.views import ServerView
+from pylb.core.address import Listen
+from pylb.forward.counters import Counters
+from pylb.haproxy.columns import HEADER, csv_line
+from pylb.haproxy.info import Facts, show_info
+from pylb.haproxy.rates import Rates
+from pylb.haproxy.stats import Picture, Row
+from pylb.workers.messages import Counted
+
+PERIOD = 1.0  # seconds between two samples
+PER_TURN = 25  # frontends or servers between two turns of the loop: ~2 ms
+
+
+class Lookout:
+    """`counters` asks everybody, `parts` nobody; `pids`: of the processes that forward."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        counters: Callable[[], Awaitable[Counters]],
+        parts: Callable[[], Sequence[Counted]],
+        facts: Callable[[], Facts],
+        pids: Callable[[], Sequence[int]] = tuple,
+    ) -> None:
+        self._registry = registry
+        self._counters = counters
+        self._parts = parts
+        self._facts = facts
+        self._pids = pids
+        self.rates = Rates()
+
+    async def run(self) -> None:
+        """For ever."""
+        while True:
+            await self.sample(time.monotonic())
+            await asyncio.sleep(PERIOD)
+
+    async def sample(self, now: float) -> None:
+        await self.rates.sample(self._parts(), self._registry.table, now, self._pids())
+
+    async def picture(self) -> Picture:
+        counters, servers = await self._counters(), dict[Listen, list[ServerView]]()
+        table, unbound = self._registry.table, self._registry.unbound()
+        async for view in in_turns(self._registry.each_server(), PER_TURN):
+            servers.setdefault(view.listen, []).append(view)
+        return Picture(table, counters, servers, unbound, self.rates, time.monotonic())
+
+    async def csv(self) -> str:
+        """All of `show stat`."""
+        lines = [HEADER]
+        async for rows in self.proxies(await self.picture()):
+            lines += [csv_line(row) for row in rows]
+        return "\n".join(lines) + "\n"
+
+    @staticmethod
+    async def proxies(picture: Picture) -> AsyncIterator[list[Row]]:
+        """Picture.proxies, and the loop has its turn between them."""
+        async for rows in in_turns(picture.proxies(), PER_TURN):
+            yield rows
+
+    async def info(self) -> dict[str, int | str]:
+        """As show_info."""
+        return show_info(self._facts(), await self._counters(), self.rates, time.time())

@@ -1,0 +1,33 @@
+"""The log of sessions: a line for each that gets one, made by the loop and written by a thread."""
+
+from pylb.core.log import Format, Selection
+from pylb.core.session import SessionRecord
+from pylb.logs.async_writer import QUEUE_LINES, LineWriter, Out
+from pylb.logs.formats import Gathered
+
+ALL = Selection()
+
+
+class ConnectionLog:
+    """`session_ended` is the observer's. Nothing is written before `flush`, which the loop calls at every tick.
+
+    A line at a time would wake the thread for each, and every wake-up takes the interpreter lock away from the loop.
+    """
+
+    def __init__(self, out: Out, style: Format, selection: Selection = ALL, limit: int = QUEUE_LINES) -> None:
+        self.lines = LineWriter(out, limit=limit, name="connlog")
+        self._gathered = Gathered(style, selection)
+
+    def session_ended(self, record: SessionRecord) -> None:
+        if self._gathered.add(record):
+            self.flush()
+
+    def flush(self) -> None:
+        text, count = self._gathered.take()
+        if count:
+            self.lines.put(text, count)
+
+    def close(self, timeout: float) -> bool:
+        """As LineWriter.close."""
+        self.flush()
+        return self.lines.close(timeout)

@@ -1,0 +1,1 @@
+"""Prometheus: pylb's own metrics, read from counters and views at the moment of a scrape."""

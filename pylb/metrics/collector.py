@@ -1,0 +1,362 @@
+"""All metrics, read from the engine's ints and the registry's views at the moment of a scrape (names: design.md 8).
+
+Nothing is counted here. A thousand frontends are 40,000 lines, a fifth of a second of work: families come in pieces and
+the loop gets its turn between them. So a scrape is not one instant; every single number is right at its own.
+"""
+
+import asyncio
+import platform
+import resource
+import time
+from collections import Counter, defaultdict
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from itertools import accumulate
+from math import inf
+
+from pylb import __version__
+from pylb.control.registry import Registry
+from pylb.control.steps import in_turns
+from pylb.core.errors import Code
+from pylb.core.policy import Policy
+from pylb.core.registration import State
+from pylb.core.table import DOWN, Server, Table
+from pylb.forward.counters import Counters, FrontendCounters, Histogram, ServerCounters
+from pylb.metrics.process import Vitals, vitals
+from pylb.metrics.text import Buckets, Pieces, Row, counter, gauge, histogram, paused, simple
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+class Metrics:
+    """`render` is one scrape. The arguments without a module of their own are told by the app, each as a callable."""
+
+    def __init__(
+        self,
+        *,
+        counters: Callable[[], Awaitable[Counters]],
+        registry: Registry,
+        lines_dropped: Callable[[], int],
+        processes: Callable[[], Mapping[str, tuple[int, float]]],  # pid and loop lag in seconds, by name
+        reloaded: Callable[[], bool],  # did the last reload of the config succeed?
+        certificate_expires_at: Callable[[], float | None] = lambda: None,  # unix time; None without TLS
+        insecure: Callable[[], bool] = lambda: False,  # is a webhook without TLS beyond loopback?
+        worker_restarts: Callable[[], int] = lambda: 0,
+        reopen_failures: Callable[[], int] = lambda: 0,  # of the log's file
+    ) -> None:
+        self._counters = counters
+        self._registry = registry
+        self._lines_dropped = lines_dropped
+        self._processes = processes
+        self._reloaded = reloaded
+        self._certificate_expires_at = certificate_expires_at
+        self._insecure = insecure
+        self._worker_restarts = worker_restarts
+        self._started_at = time.time()
+        self._reopen_failures = reopen_failures
+
+    async def render(self) -> bytes:
+        """Prometheus' text format 0.0.4. It holds the loop for a few milliseconds at a time."""
+        counters, processes = await self._counters(), self._processes()
+        found = await asyncio.to_thread(vitals, {name: pid for name, (pid, _) in processes.items()})
+        pieces = in_turns(self._pieces(counters, processes, found), 1)
+        return b"".join([piece.lines.encode() async for piece in pieces if piece is not None])
+
+    def reference(self) -> str:
+        """docs/metrics.md: a Markdown table of all families."""
+        families = dict.fromkeys(piece.family for piece in self._pieces(Counters(0), {}, {}) if piece is not None)
+        return "".join(
+            f"| `{one.name}` | {one.kind} | {', '.join(f'`{label}`' for label in one.labels)} | {one.text} |\n"
+            for one in families
+        )
+
+    def _pieces(self, counted: Counters, processes: Mapping[str, tuple[int, float]], found: Mapping[str, Vitals]) -> Pieces:
+        # Copied and grouped first: while the loop has its turn frontends come and go. Names are unique by intent only,
+        # and one series given twice would cost the whole scrape: equal names are added up.
+        frontends: dict[str, list[FrontendCounters]] = defaultdict(list)
+        for counters in counted.frontends.values():
+            frontends[counters.name].append(counters)
+        yield from _traffic(frontends, self._registry.table)
+        yield from _servers(frontends)
+        yield from self._frontends()
+        yield from self._control()
+        yield from self._process(counted)
+        yield from _processes(processes, found)
+
+    def _frontends(self) -> Pieces:
+        """What control knows of frontends and servers."""
+        registry, label = self._registry, ("frontend",)
+        unbound = registry.unbound()
+        usable, is_open, most = Counter[str](), dict[str, bool](), Counter[str]()
+        for one in paused(registry.table.frontends.values()):
+            if one is None:
+                yield None
+                continue
+            name = one.name
+            usable[name] += sum(server.rank < DOWN for server in one.servers)
+            is_open[name] = is_open.get(name, True) and one.listen not in unbound
+            if one.policy.max_connections:
+                most[name] += one.policy.max_connections
+        yield from gauge("pylb_frontend_usable_servers", "Servers of a frontend that are in service.", label, simple(usable))
+        yield from gauge("pylb_frontend_open", "1 if the port is open; it is tried again if not.", label, simple(is_open))
+        yield from gauge("pylb_frontend_max_connections", "Its limit of sessions, where it has one.", label, simple(most))
+        up: dict[tuple[str, str], bool] = {}
+        for view in paused(registry.each_server()):
+            if view is None:
+                yield None
+            elif view.tried and not view.not_missed:
+                silent = view.state == "unproven" and view.reachable in ("refused", "timeout")
+                place, answers = (view.frontend, view.server), not silent
+                up[place] = up.get(place, True) and view.state != "down" and answers
+        yield from gauge(
+            "pylb_server_up",
+            "0 if a server is out of service or has accepted nothing yet.",
+            ("frontend", "server"),
+            up.items(),
+        )
+
+    def _control(self) -> Pieces:
+        registry = self._registry
+        states, leases = Counter[str](), dict[tuple[str, str], float]()
+        for view in paused(registry.each_registration()):
+            if view is None:
+                yield None
+                continue
+            states[view.state] += 1
+            if view.expires_at_wall is not None and not view.goodbye:  # it is over because it was to be over
+                place = (view.name, view.instance)  # two tokens may share it: the one that ends first matters
+                leases[place] = min(view.expires_at_wall, leases.get(place, view.expires_at_wall))
+        yield from gauge("pylb_registrations", "Registrations by state.", ("state",), simple({s: states[s] for s in State}))
+        yield from counter(
+            "pylb_registrations_total",
+            "Calls of phone-homes by result.",
+            ("result",),
+            simple(dict(registry.registrations_total)),
+        )
+        # All codes from the start on: a series that begins at 1 has no increase that Prometheus could see.
+        refused = {str(code): registry.refused_total.get(str(code), 0) for code in Code}
+        yield from counter("pylb_calls_refused_total", "Refused calls by error code.", ("reason",), simple(refused))
+        uses = registry.legacy_uses()
+        yield from counter(
+            "pylb_legacy_calls_total",
+            "Accepted calls of the legacy protocol.",
+            ("token",),
+            simple({t: u.calls for t, u in uses.items()}),
+        )
+        yield from gauge(
+            "pylb_legacy_last_call_timestamp_seconds",
+            "The last one of them, unix time.",
+            ("token",),
+            simple({token: use.last_at for token, use in uses.items()}),
+        )
+        yield from gauge(
+            "pylb_lease_expires_timestamp_seconds",
+            "When the lease of a registration ends, unix time.",
+            ("name", "instance"),
+            leases.items(),
+        )
+        closing = {
+            registry.table.frontends[at].name: end
+            for at, end in registry.closing().items()
+            if end is not None and at in registry.table.frontends
+        }
+        yield from gauge(
+            "pylb_frontend_closes_timestamp_seconds",
+            "When the port closes, because none of its registrations calls any more, unix time.",
+            ("frontend",),
+            simple(closing),
+        )
+        yield from gauge(
+            "pylb_leases_preserved",
+            "1 while most phone-homes are silent at once, and none is demoted for it.",
+            value=registry.preserving,
+        )
+        yield from gauge("pylb_table_generation", "Generation of the table in force.", value=registry.table.generation)
+        yield from gauge("pylb_table_apply_seconds", "Seconds the last table took to apply.", value=registry.apply_seconds)
+        yield from counter("pylb_checks_total", "Questions asked of servers, also to prove a new one.", value=registry.checks)
+        yield from gauge(
+            "pylb_check_lag_seconds",
+            "How late the check is that waits longest: more than 1,000 a second are stretched.",
+            value=registry.check_lag,
+        )
+        yield from counter("pylb_state_write_failures_total", "Failed writes of the snapshot.", value=registry.write_failures)
+        yield from gauge("pylb_state_durable", "1 if all that was answered is on disk.", value=registry.durable)
+
+    def _process(self, counters: Counters) -> Pieces:
+        labels = {"version": __version__, "python": platform.python_version()}
+        yield from gauge("pylb_build_info", "Which pylb this is.", tuple(labels), [(tuple(labels.values()), 1)])
+        yield from gauge(
+            "pylb_config_last_reload_successful", "1 if the config in force is the one on disk.", value=self._reloaded()
+        )
+        yield from gauge("pylb_webhook_insecure", "1 if tokens travel in plain HTTP beyond loopback.", value=self._insecure())
+        if (expires_at := self._certificate_expires_at()) is not None:
+            yield from gauge(
+                "pylb_certificate_expiry_timestamp_seconds",
+                "When the webhook's certificate ends, unix time.",
+                value=expires_at,
+            )
+        yield from gauge("pylb_start_time_seconds", "When pylb started, unix time.", value=self._started_at)
+        yield from gauge("pylb_sessions", "Live sessions of all frontends, also of removed ones.", value=counters.open_sessions)
+        yield from gauge(
+            "pylb_max_connections",
+            "How many there may be, of all workers. A quarter is shared out: some for each frontend alone.",
+            value=counters.max_connections,
+        )
+        yield from counter(
+            "pylb_faults_total",
+            "Faults of pylb itself in forwarding: each ended one session at most.",
+            value=counters.faults,
+        )
+        yield from counter(
+            "pylb_task_failures_total",
+            "Failures of pylb's own work beside forwarding and the writer; it begins again.",
+            ("task",),
+            simple(dict(self._registry.task_failures)),
+        )
+        yield from counter("pylb_log_lines_dropped_total", "Log lines nobody took in time.", value=self._lines_dropped())
+        yield from counter(
+            "pylb_log_reopen_failures_total",
+            "Times the log's file could not be opened again.",
+            value=self._reopen_failures(),
+        )
+        yield from counter("pylb_worker_restarts_total", "Workers that ended and were replaced.", value=self._worker_restarts())
+        yield from counter(
+            "pylb_accept_errors_total", "Accepts that failed, by errno.", ("reason",), simple(dict(counters.accept_errors))
+        )
+        yield from counter(
+            "pylb_pipe_fallbacks_total",
+            "Times bulk went on by recv and send for want of a pipe.",
+            value=counters.pipe_fallbacks,
+        )
+        yield from gauge("pylb_buffered_bytes", "Bytes that wait for blocked destinations.", value=counters.buffered)
+
+
+def _processes(processes: Mapping[str, tuple[int, float]], found: Mapping[str, Vitals]) -> Pieces:
+    label, limit = ("process",), resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+
+    def of(read: Callable[[Vitals], float | None]) -> Iterator[Row]:
+        return simple({name: value for name, one in found.items() if (value := read(one)) is not None})
+
+    lags = simple({name: lag for name, (_, lag) in processes.items()})
+    yield from gauge("pylb_loop_lag_seconds", "Worst delay of a process's event loop of late.", label, lags)
+    yield from gauge("pylb_open_fds", "Open file descriptors of a process.", label, of(lambda one: one.open_fds))
+    yield from gauge("pylb_max_fds", "Limit of file descriptors of a process.", label, of(lambda _: limit))
+    yield from counter(
+        "pylb_cpu_seconds_total", "CPU time of a process, user and system.", label, of(lambda one: one.cpu_seconds)
+    )
+    yield from gauge("pylb_resident_memory_bytes", "Memory of a process.", label, of(lambda one: one.resident_bytes))
+
+
+Grouped = Mapping[str, list[FrontendCounters]]
+
+
+def _traffic(frontends: Grouped, table: Table) -> Pieces:
+    label = ("frontend",)
+
+    def summed(read: Callable[[FrontendCounters], int]) -> Iterator[Row]:
+        return (((name,), sum(map(read, group))) for name, group in frontends.items())
+
+    yield from gauge("pylb_frontend_sessions", "Live sessions.", label, summed(lambda f: f.sessions))
+    yield from gauge("pylb_frontend_queue", "Sessions that wait for a server with room.", label, summed(lambda f: f.queued))
+    yield from counter("pylb_frontend_sessions_total", "Accepted sessions.", label, summed(lambda f: f.sessions_total))
+    yield from counter("pylb_bytes_total", "Bytes of clients: in, and out.", ("frontend", "direction"), _bytes(frontends))
+    yield from counter("pylb_frontend_denied_total", "Refused clients.", ("frontend", "reason"), _denied(frontends, table))
+    yield from histogram(
+        "pylb_connect_duration_seconds",
+        "Time until a server had accepted.",
+        label,
+        _buckets(frontends, lambda f: f.connect_seconds),
+    )
+    yield from histogram(
+        "pylb_session_duration_seconds", "Length of ended sessions.", label, _buckets(frontends, lambda f: f.session_seconds)
+    )
+
+
+def _servers(frontends: Grouped) -> Pieces:
+    place = ("frontend", "server")
+    yield from gauge(
+        "pylb_server_sessions",
+        "Live sessions that a server has accepted.",
+        place,
+        _per_server(frontends, lambda server: server.sessions),
+    )
+    yield from counter(
+        "pylb_server_sessions_total",
+        "Sessions that a server has accepted.",
+        place,
+        _per_server(frontends, lambda server: server.sessions_total),
+    )
+    yield from counter(
+        "pylb_sessions_closed_total",
+        "Ended sessions by HAProxy's two letters.",
+        (*place, "code"),
+        _by_word(frontends, lambda server: server.closed),
+    )
+    yield from counter(
+        "pylb_connect_failures_total",
+        "Failed connects by reason.",
+        (*place, "reason"),
+        _by_word(frontends, lambda server: server.failures),
+    )
+
+
+def _bytes(frontends: Grouped) -> Iterator[Row]:
+    for name, group in frontends.items():
+        yield (name, "in"), sum(f.bytes_in for f in group)
+        yield (name, "out"), sum(f.bytes_out for f in group)
+
+
+def _denied(frontends: Grouped, table: Table) -> Iterator[Row]:
+    """Also what was not denied yet and might be: a series that begins at 1 has no increase that Prometheus could see."""
+    possible: dict[str, set[str]] = {}
+    for one in table.frontends.values():
+        if reasons := _reasons(one.policy, one.servers):
+            possible.setdefault(one.name, set()).update(reasons)
+    for name, group in frontends.items():
+        counts = sum((f.denied for f in group), Counter[str]())
+        for reason in sorted(counts.keys() | possible.get(name, set())):
+            yield (name, reason), counts[reason]
+
+
+def _reasons(policy: Policy, servers: Iterable[Server]) -> list[str]:
+    """Why a client of such a frontend may be refused."""
+    limits = policy.limits
+    may = {
+        "access": policy.access,
+        "per_source": limits.per_source,
+        "per_source_rate": limits.per_source_rate,
+        "proxy_header": policy.accept_proxy.networks,
+        "source_share": limits.source_share < 100,
+        "queue": policy.max_queue and any(server.max_connections for server in servers),
+    }
+    return [reason for reason, wanted in may.items() if wanted]
+
+
+def _per_server(frontends: Grouped, read: Callable[[ServerCounters], int]) -> Iterator[Row]:
+    for name, group in frontends.items():
+        counts: Counter[str] = Counter()
+        for frontend in group:
+            for server, counters in frontend.servers.items():
+                counts[server] += read(counters)
+        for server, count in counts.items():
+            if server:  # "": sessions that never had one
+                yield (name, server), count
+
+
+def _by_word(frontends: Grouped, read: Callable[[ServerCounters], Counter[str]]) -> Iterator[Row]:
+    for name, group in frontends.items():
+        counts: Counter[tuple[str, str]] = Counter()
+        for frontend in group:
+            for server, counters in frontend.servers.items():
+                for word, count in read(counters).items():
+                    counts[server, word] += count
+        for (server, word), count in counts.items():
+            yield (name, server, word), count
+
+
+def _buckets(frontends: Grouped, read: Callable[[FrontendCounters], Histogram]) -> Iterator[Buckets]:
+    """Cumulative, as Prometheus wants them; ours are not."""
+    for name, group in frontends.items():
+        histograms = [read(frontend) for frontend in group]
+        counts = accumulate(map(sum, zip(*(histogram.counts for histogram in histograms), strict=True)))
+        total = sum(histogram.total for histogram in histograms)
+        yield (name,), list(zip((*histograms[0].bounds, inf), counts, strict=True)), total

@@ -1,0 +1,164 @@
+"""The status page: its files, read once at the start, and what it is told while it is open.
+
+The files are below a folder named after their content, so a browser may keep them for ever, and those of another version are
+never mixed in. They live in memory: whoever replaces them on disk changes nothing until the next start.
+"""
+
+import asyncio
+import hashlib
+import heapq
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+
+from pylb.core.address import Address
+from pylb.core.errors import Code, Refused
+from pylb.core.session import SessionView
+from pylb.web.client_address import network_of
+from pylb.web.sessions import session_json
+from pylb.web.types import Answer, Call, Handler, json_answer
+
+TYPES = {
+    "css": "text/css; charset=utf-8",
+    "html": "text/html; charset=utf-8",
+    "js": "text/javascript; charset=utf-8",
+    "svg": "image/svg+xml",
+    "LICENSE": "text/plain; charset=utf-8",
+}
+INDEX = "index.html"
+MOST_SESSIONS = 100  # in one answer
+PIECE = 1000  # sessions looked at between two turns of the loop: ~3 ms
+
+# Everything comes from this machine and nothing may be put into a frame; styles are set by script one property at a time,
+# which a policy for inline styles does not concern (CSP3 8.3: CSSOM).
+SECURITY = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+FOR_EVER = "public, max-age=31536000, immutable"
+
+
+class Files:
+    """What a browser gets. Raises OSError when they cannot be read: the installation is broken."""
+
+    def __init__(self) -> None:
+        found = dict(_read(files("pylb.statuspage") / "ui", ""))
+        whole = hashlib.sha256()
+        for name, content in sorted(found.items()):
+            whole.update(name.encode() + b"\0" + content + b"\0")
+        self.version = whole.hexdigest()[:16]
+        self._index = found.pop(INDEX).replace(b"{version}", self.version.encode())
+        self._files = found
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return len(self._index) + sum(map(len, self._files.values()))
+
+    def index(self, call: Call) -> Answer:
+        return self._answer(call, self._index, TYPES["html"], "no-cache")
+
+    def file(self, call: Call, version: str, name: str) -> Answer:
+        """Raises Refused."""
+        content = self._files.get(name)
+        if content is None or version != self.version:
+            raise Refused(Code.NOT_FOUND, "there is nothing at this path", "load the page anew")
+        return self._answer(call, content, TYPES[name.rpartition(".")[2]], FOR_EVER)
+
+    def _answer(self, call: Call, content: bytes, kind: str, cache: str) -> Answer:
+        tag = f'"{self.version}"'
+        headers = SECURITY | {"ETag": tag, "Cache-Control": cache}
+        known = [one.strip().removeprefix("W/") for one in call.headers.get("if-none-match", "").split(",")]
+        if tag in known:
+            return Answer(304, b"", kind, headers)
+        return Answer(200, content, kind, headers)
+
+
+def _read(folder: Traversable, below: str) -> Iterator[tuple[str, bytes]]:
+    for one in folder.iterdir():
+        name = f"{below}{one.name}"
+        if one.is_dir():
+            yield from _read(one, f"{name}/")
+        elif one.name.rpartition(".")[2] in TYPES:
+            yield name, one.read_bytes()
+
+
+class Page:
+    """`stream`: the messages of a new reader from a source, raises Refused when too many watch. `sessions`: the live ones."""
+
+    def __init__(
+        self,
+        stream: Callable[[bytes], AsyncGenerator[bytes]],
+        sessions: Callable[[], Awaitable[Sequence[SessionView]]],
+        found: Files | None = None,
+    ) -> None:
+        self._stream = stream
+        self._sessions = sessions
+        self._files = found or Files()
+
+    @property
+    def version(self) -> str:
+        """Of its files: a page of another one has to be loaded anew."""
+        return self._files.version
+
+    def routes(self) -> dict[str, Handler]:
+        return {
+            "GET /": self._index,
+            "GET /ui/{}/{}": self._file,
+            "GET /ui/{}/{}/{}": self._file,
+            "GET /v1/stream": self._events,
+            "GET /v1/sessions/live": self._live,
+        }
+
+    async def _index(self, call: Call) -> Answer:
+        return self._files.index(call)
+
+    async def _file(self, call: Call) -> Answer:
+        version, *name = call.args
+        return self._files.file(call, version, "/".join(name))
+
+    async def _events(self, call: Call) -> Answer:
+        # A page reads it by script. Whoever navigates to it holds a place without a reader: a frame, or a window that a page
+        # of another site opened (Fetch Metadata; only a browser sends the header).
+        if call.headers.get("sec-fetch-dest", "empty") != "empty":
+            raise Refused(Code.SOURCE_FORBIDDEN, "the stream is read by the page's script alone", "open / instead")
+        if call.method == "HEAD":
+            return Answer(200, b"", "text/event-stream")
+        return Answer(200, b"", "text/event-stream", chunks=self._stream(network_of(call.peer)))
+
+    async def _live(self, call: Call) -> Answer:
+        """The first MOST_SESSIONS, `?by=bytes` or `?by=age`, of those in which `?text=` occurs."""
+        by, text = call.query.get("by", "bytes"), call.query.get("text", "")
+        if by not in _ORDER:
+            raise Refused(Code.INVALID, f"by: {by[:40]!r} is none of {', '.join(_ORDER)}")
+        views = await self._sessions()
+        found, matching = await _first(views, text, _ORDER[by])
+        return json_answer(200, {"total": len(views), "matching": matching, "sessions": [session_json(one) for one in found]})
+
+
+_ORDER: dict[str, Callable[[SessionView], float]] = {
+    "bytes": lambda one: one.bytes_in + one.bytes_out,
+    "age": lambda one: one.age,
+}
+
+
+async def _first(
+    views: Sequence[SessionView], text: str, order: Callable[[SessionView], float]
+) -> tuple[list[SessionView], int]:
+    """The largest by `order` of those that hold `text`, and how many do."""
+    first: list[SessionView] = []
+    matching = 0
+    for start in range(0, len(views), PIECE):
+        some = [one for one in views[start : start + PIECE] if not text or any(text in word for word in _words(one))]
+        matching += len(some)
+        first = heapq.nlargest(MOST_SESSIONS, first + some, key=order)
+        await asyncio.sleep(0)
+    return first, matching
+
+
+def _words(one: SessionView) -> tuple[str, ...]:
+    return f"{Address(one.client, one.client_port)}", one.frontend, one.server, str(one.address or ""), one.state

@@ -1,0 +1,116 @@
+"""What the status page shows, as three tables of flat records by their keys, so that a change is a field of a record. Pure.
+
+Times in records are seconds of pylb's monotonic clock: they stand still until a beat or a check moves them, and the page
+counts from them by itself.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pylb.control.views import RegistrationView, ServerView
+from pylb.core.policy import Policy
+from pylb.core.table import Frontend
+from pylb.statuspage.timeseries import Count, Rate
+
+Record = dict[str, Any]
+TABLES = ("frontends", "servers", "registrations")
+NOTHING: Mapping[str, Any] = {}
+
+_UNTIL = " (until"  # of a holder: views.py
+
+
+def frontend_record(frontend: Frontend, health: str, unbound: str | None, counted: Count, rate: Rate) -> Record:
+    return {
+        "name": frontend.name,
+        "listen": str(frontend.listen),
+        "port": frontend.listen.port,
+        "balance": str(frontend.policy.balance),
+        "health": health,
+        "unbound": unbound,
+        "limits": limits(frontend.policy),
+        "sessions": counted.sessions,
+        "total": counted.total,
+        "queued": counted.queued,
+        "denied": counted.denied,
+        "rate": _rounded(rate.connections),
+        "in": round(rate.bytes_in),
+        "out": round(rate.bytes_out),
+    }
+
+
+def server_record(view: ServerView, most: int, checked_at: float | None, counted: Count, sessions_rate: float) -> Record:
+    """`most`: its max_connections, 0 for none. `checked_at`: when it was asked last."""
+    live, total = counted.servers.get(view.server, (0, 0))
+    return {
+        "frontend": str(view.listen),
+        "name": view.server,
+        "address": str(view.address),
+        "weight": view.weight,
+        "rank": view.rank,
+        "state": view.state,
+        "proxy_protocol": str(view.send_proxy),
+        "max": most,
+        "accepts": view.accepts,
+        "check": view.passes,
+        "hint": view.hint if view.reachable != "yes" else "",
+        "reason": view.reason,
+        "held_by": [holder(held, view.listen.port) for held in view.held_by],
+        "checked_at": _tenths(checked_at),
+        "sessions": live,
+        "total": total,
+        "rate": _rounded(sessions_rate),
+    }
+
+
+def registration_record(view: RegistrationView) -> Record:
+    return {
+        "token": view.token,
+        "name": view.name,
+        "instance": view.instance,
+        "legacy": view.legacy,
+        "state": view.state,
+        "address": view.address,
+        "ttl": view.ttl,
+        "ends_at": _tenths(view.ends_at),
+        "seen_at": _tenths(view.seen_at),
+    }
+
+
+def registration_key(view: RegistrationView) -> str:
+    """As `holder` names it."""
+    if view.legacy:
+        return f"{view.token}/{view.name} (legacy) {view.frontends[0].port}"
+    return f"{view.token}/{view.name}/{view.instance}"
+
+
+def holder(held: str, port: int) -> list[str]:
+    """A registration's key (or "static"), and what is to be said of it there."""
+    key, until, note = held.partition(_UNTIL)
+    if key.endswith(" (legacy)"):
+        key = f"{key} {port}"  # the legacy protocol has no instance: a token may hold many ports under one name
+    return [key, f"until{note.rstrip(')')}" if until else ""]
+
+
+def limits(policy: Policy) -> dict[str, int]:
+    """Those that are set."""
+    found = {
+        "connections": policy.max_connections,
+        "queue": policy.max_queue,
+        "rate": policy.limits.rate,
+        "per source": policy.limits.per_source,
+        "rate per source": policy.limits.per_source_rate,
+    }
+    return {name: value for name, value in found.items() if value}
+
+
+def changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> Record:
+    """The fields of `new` that differ."""
+    return {name: value for name, value in new.items() if name not in old or old[name] != value}
+
+
+def _rounded(value: float) -> float:
+    return round(value, 1 if value < 100 else 0)
+
+
+def _tenths(value: float | None) -> float | None:
+    return None if value is None else round(value, 1)

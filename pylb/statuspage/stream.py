@@ -1,0 +1,290 @@
+"""What the status page is told: everything at first, then what changed, once a second and at every event.
+
+One task looks, whether anybody watches or not (the history needs it), and makes each message once for all who watch. It
+works in slices: a thousand frontends must not hold the loop. A reader that does not take its messages is dropped, not
+buffered for: the browser comes back and gets a whole picture.
+"""
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+from pylb.control.event_log import Event
+from pylb.control.health_sentence import Health, condition, said, seen, since_down
+from pylb.control.registry import Registry
+from pylb.control.steps import in_turns
+from pylb.control.tasks import Part
+from pylb.core.address import Listen
+from pylb.core.errors import Code, Refused
+from pylb.statuspage.records import (
+    NOTHING,
+    TABLES,
+    Record,
+    changed,
+    frontend_record,
+    registration_key,
+    registration_record,
+    server_record,
+)
+from pylb.statuspage.timeseries import MARKED, POINTS, Count, History, Point, Rate, count, plain
+from pylb.workers.messages import Counted
+
+PERIOD = 1.0  # seconds between two looks
+SOON = 0.1  # seconds after an event, so that a burst of them is one message
+SLICE = 10  # frontends between two turns of the loop: with ten servers each, ~2 ms
+MOST_STREAMS = 16
+MOST_OF_ONE = 8  # of one source: nobody takes all places
+BACKLOG = 8  # messages that wait for a reader: eight seconds
+EVENTS = 300  # of the last, in the first message
+
+
+class _Reader:
+    """Whoever watches. Its queue is bounded, and so are the messages: all readers share them."""
+
+    def __init__(self, source: bytes) -> None:
+        self.source = source
+        self.queue: asyncio.Queue[bytes | None] = asyncio.Queue(BACKLOG)
+        self.knows = False  # has it had a whole picture?
+
+
+class Feed:
+    """`parts`: whose counts are added up. `about`: what does not change while pylb runs, or only by a reload."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        parts: Callable[[], Sequence[Counted]],
+        about: Callable[[], Mapping[str, Any]],
+        *,
+        also: Callable[[], Iterable[str]] = lambda: (),
+        window: int = 1,
+        clock: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        self._registry = registry
+        self._parts = parts
+        self._about = about
+        self._also = also
+        self._clock = clock
+        self._wall = wall
+        self.history = History(window)
+        self._readers: list[_Reader] = []
+        self._wake = asyncio.Event()
+        self._counts: dict[Listen, Count] = {}
+        self._server_rates: dict[Listen, dict[str, float]] = {}
+        self._tables: dict[str, dict[str, Record]] = {name: {} for name in TABLES}
+        self._told = 0  # events of the journal that readers know
+        self._about_told: Mapping[str, Any] = NOTHING
+
+    # ------------------------------------------------------------ who watches
+
+    def note(self, event: Event) -> None:
+        """To be told of every event. Cheap."""
+        self.history.note(event)
+        self._wake.set()
+
+    def stream(self, source: bytes = b"") -> AsyncGenerator[bytes]:
+        """Messages as server-sent events, the first one whole; to be closed. Raises Refused when too many watch, or too many
+        of one source (web.source.network_of)."""
+        most = [one.source for one in self._readers].count(source) >= MOST_OF_ONE
+        if most or len(self._readers) >= MOST_STREAMS:
+            count = f"{MOST_OF_ONE} pages from your address" if most else f"{MOST_STREAMS} pages"
+            raise Refused(Code.TOO_MANY, f"{count} are open already", "close one", retry_after=5)
+        reader = _Reader(source)
+        self._readers.append(reader)
+        self._wake.set()
+        return self._messages(reader)
+
+    async def _messages(self, reader: _Reader) -> AsyncGenerator[bytes]:
+        try:
+            while (message := await reader.queue.get()) is not None:
+                yield message
+        finally:
+            with suppress(ValueError):
+                self._readers.remove(reader)
+
+    def _tell(self, reader: _Reader, message: bytes) -> None:
+        try:
+            reader.queue.put_nowait(message)
+        except asyncio.QueueFull:
+            self._drop(reader)
+
+    def _drop(self, reader: _Reader) -> None:
+        """What waits for it is forgotten: it will want a whole picture anyway."""
+        self._readers.remove(reader)
+        while not reader.queue.empty():
+            reader.queue.get_nowait()
+        reader.queue.put_nowait(None)
+
+    # ------------------------------------------------------------ the task
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        loop = asyncio.get_running_loop()
+        due = loop.time()
+        try:
+            while True:
+                now = loop.time()
+                sampled = now >= due
+                if sampled:
+                    due = max(due + PERIOD, now)  # a stall is no reason to hurry afterwards
+                await self._look_and_survive(sample=sampled)
+                with suppress(TimeoutError):
+                    async with asyncio.timeout_at(due):
+                        await self._wake.wait()
+                        await asyncio.sleep(SOON)
+        finally:
+            for reader in list(self._readers):
+                self._drop(reader)
+
+    async def _look_and_survive(self, *, sample: bool) -> None:
+        """A bug here must cost the page, and nothing that is forwarded."""
+        try:
+            await self.look(sample=sample)
+        except Exception as error:  # noqa: BLE001 - the task boundary, for the sake of its rhythm
+            self._registry.tasks.failed(Part.PAGE, error)
+            for reader in list(self._readers):
+                self._drop(reader)
+
+    async def look(self, *, sample: bool) -> None:
+        """One look; tells all who watch. `sample`: a point of the history too, which wants a steady rhythm."""
+        self._wake.clear()
+        point = await self._sample() if sample else None
+        if not self._readers:
+            self._tables = {name: {} for name in TABLES}  # nobody needs to be told what changed since
+            return
+        readers = list(self._readers)
+        delta, found = await self._paint()
+        head = self._head(found)
+        events, noted, about = self._registry.events(), self._registry.noted, self._about()
+        if about != self._about_told:
+            self._about_told = about
+            head["about"] = about
+        if any(reader.knows for reader in readers):
+            news = [event for event in events if event.number > self._told]
+            message = await _framed(self._news(point, news) | head, in_turns(delta, SLICE * 100))
+            for reader in readers:
+                if reader.knows and reader in self._readers:
+                    self._tell(reader, message)
+        if not all(reader.knows for reader in readers):
+            message = await _framed(self._everything(events[-EVENTS:]) | head, self._whole())
+            for reader in readers:
+                if not reader.knows and reader in self._readers:
+                    reader.knows = True
+                    self._tell(reader, message)
+        self._told = noted
+
+    async def _sample(self) -> Point | None:
+        parts, before = self._parts(), self._counts
+        sample = self.history.begin(self._clock())
+        rates: dict[Listen, dict[str, float]] = {}
+        async for listen in in_turns(self._registry.table.frontends, SLICE):
+            known = before.get(listen)
+            one = count(listen, parts, known)
+            sample.add(listen, one)
+            if before and one is not known:
+                rates[listen] = _server_rates(one, known)
+        self._counts, self._server_rates = sample.counts, rates
+        return self.history.end(sample, self._wall())
+
+    # ------------------------------------------------------------ the picture
+
+    async def _paint(self) -> tuple[list[tuple[str, bytes]], list[tuple[Health, str]]]:
+        """The tables anew; and what changed in them, if anybody wants that: (name of the table, `"key":{fields}`), and `key`
+        alone of what is gone. And how each frontend is.
+
+        The old tables are emptied one record after the other: to free ten thousand at once would hold the loop for 10 ms.
+        """
+        old, wanted = self._tables, any(reader.knows for reader in self._readers)
+        tables: dict[str, dict[str, Record]] = {name: {} for name in TABLES}
+        delta: list[tuple[str, bytes]] = []
+
+        def put(table: str, key: str, record: Record) -> None:
+            tables[table][key] = record
+            before = old[table].pop(key, NOTHING)
+            if wanted and (fields := changed(before, record)):
+                delta.append((table, _pair(key, fields)))
+
+        async for person in in_turns(self._registry.each_registration(), SLICE * 5):
+            put("registrations", registration_key(person), registration_record(person))
+        conditions, registry = [], self._registry
+        unbound, down_at, closing = registry.unbound(), since_down(registry.events()), registry.closing()
+        table = registry.table
+        async for one in in_turns(seen(table, registry.each_server(), unbound, closing), SLICE):
+            listen, frontend = one.listen, table.frontends[one.listen]
+            conditions.append(condition(one, down_at, self._wall()))
+            counted, rates = self._counts.get(listen, Count()), self._server_rates.get(listen, {})
+            rate = self.history.rates.get(listen, Rate())
+            put("frontends", str(listen), frontend_record(frontend, str(conditions[-1][0]), one.unbound, counted, rate))
+            most = {server.address: server.max_connections for server in frontend.servers}
+            async for view in in_turns(one.servers, SLICE * 10):
+                check = registry.last_check(listen, view.address)
+                asked_at = check[0] if check else None
+                record = server_record(view, most[view.address], asked_at, counted, rates.get(view.server, 0.0))
+                put("servers", f"{listen}|{view.address}", record)
+        if wanted:
+            delta += [(f"gone.{name}", json.dumps(key).encode()) for name in TABLES for key in old[name]]
+        self._tables = tables
+        return delta, conditions
+
+    async def _whole(self) -> AsyncIterator[tuple[str, bytes]]:
+        """All of the tables, as `_paint` gives what changed."""
+        for name, table in self._tables.items():
+            async for key, record in in_turns(table.items(), SLICE * 5):
+                yield name, _pair(key, record)
+
+    def _head(self, conditions: Sequence[tuple[Health, str]]) -> dict[str, Any]:
+        """What each message begins with."""
+        registry = self._registry
+        head = {"clock": round(self._clock(), 2), "now": round(self._wall(), 2), "sentence": said(conditions, self._also())}
+        return head | {"generation": registry.table.generation, "durable": registry.durable}
+
+    def _everything(self, events: Iterable[Event]) -> dict[str, Any]:
+        marks = self.history.marks(self._wall() - POINTS)
+        return {
+            "whole": True,
+            "about": self._about_told,
+            "history": self.history.columns(),
+            "marks": [list(mark) for mark in marks],
+            "events": [_event(event) for event in events],
+        }
+
+    def _news(self, point: Point | None, events: Iterable[Event]) -> dict[str, Any]:
+        news: dict[str, Any] = {"events": [_event(event) for event in events]}
+        if point is not None:
+            news["point"] = {name: plain(name, value) for name, value in zip(Point._fields, point, strict=True)}
+        return news
+
+
+def _server_rates(new: Count, old: Count | None) -> dict[str, float]:
+    """Sessions since the last look, by label; looks are a second apart."""
+    known = old.servers if old is not None else {}
+    return {label: float(max(0, ever - known.get(label, (0, 0))[1])) for label, (_, ever) in new.servers.items()}
+
+
+def _event(event: Event) -> dict[str, Any]:
+    found = {"time": round(event.at, 2), "kind": event.kind, "text": event.text}
+    return found | {name: True for name, is_so in (("alarm", event.alarm), ("mark", event.kind in MARKED)) if is_so}
+
+
+def _pair(key: str, fields: Record) -> bytes:
+    return b"%s:%s" % (json.dumps(key).encode(), json.dumps(fields, separators=(",", ":")).encode())
+
+
+async def _framed(head: Mapping[str, Any], pairs: AsyncIterator[tuple[str, bytes]]) -> bytes:
+    """One message of text/event-stream: JSON has no line breaks of its own. Each table grows in a buffer of its own: megabytes
+    of pairs would be joined, and freed, in one piece."""
+    tables: dict[str, bytearray] = {}
+    async for name, pair in pairs:
+        table = tables.setdefault(name, bytearray())
+        table += b",%s" % pair if table else pair
+    parts: list[bytes | bytearray] = [b"data: ", json.dumps(head, separators=(",", ":")).encode()[:-1]]
+    for name in TABLES:
+        if found := tables.get(name):
+            parts += [b',"%s":{' % name.encode(), found, b"}"]
+        if keys := tables.get(f"gone.{name}"):
+            parts += [b',"gone_%s":[' % name.encode(), keys, b"]"]
+    return b"".join([*parts, b"}\n\n"])

@@ -1,0 +1,1 @@
+"""One pylb follows another: how listening sockets, state and counters pass from the old process to the new one."""

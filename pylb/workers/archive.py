@@ -1,0 +1,95 @@
+"""The code of a worker, kept in memory from main's start on: replacing the files under a running pylb changes nothing.
+
+A zip of compiled modules in a memfd (memfd_create(2)), which a fresh interpreter imports from (zipimport). It starts without
+site-packages, environment or user directory: `-I -S`.
+"""
+
+import importlib.util
+import io
+import marshal
+import os
+import signal
+import subprocess
+import sys
+import zipfile
+from mmap import mmap
+from pathlib import Path
+
+from pylb.forward.origins import SIZE, Origins
+
+# What a worker imports, and nothing else: a test starts one and compares.
+MODULES = (
+    "pylb",
+    "pylb.core",
+    "pylb.forward",
+    "pylb.host",
+    "pylb.host.loop_lag",
+    "pylb.workers.worker",
+    "pylb.workers",
+    "pylb.workers.channel",
+    "pylb.workers.link",
+    "pylb.workers.messages",
+    "pylb.logs",
+    "pylb.logs.formats",
+)
+SPARED = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)  # what a whole service may be sent while a worker starts
+_BOOT = (
+    "import sys; sys.path.insert(0, '/proc/self/fd/{code}'); from pylb.workers.worker import main; "
+    "sys.exit(main({channel}, {origins}))"
+)
+
+
+class Program:
+    """Owns the memfd, and the one that the workers share (forward/origins.py)."""
+
+    def __init__(self) -> None:
+        self.fd = os.memfd_create("pylb-worker", os.MFD_CLOEXEC)
+        with os.fdopen(os.dup(self.fd), "wb") as stream:
+            stream.write(archive())
+        self._shared = os.memfd_create("pylb-origins", os.MFD_CLOEXEC)
+        os.ftruncate(self._shared, SIZE)
+        self.origins = Origins(0, mmap(self._shared, SIZE))
+
+    def start(self, channel: int) -> "subprocess.Popen[bytes]":
+        """A worker whose end of the channel is the descriptor `channel`. Raises OSError.
+
+        In a session of its own: the scheduler shares CPU by session where autogroups are on (sched(7)), and a terminal's
+        signals go to its session.
+        """
+        boot = _BOOT.format(code=self.fd, channel=channel, origins=self._shared)
+        argv = [sys.executable, "-I", "-S", "-c", boot]
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, SPARED)  # it unblocks them once it heeds them: by default they kill
+        try:
+            fds = (self.fd, self._shared, channel)
+            return subprocess.Popen(argv, pass_fds=fds, stdin=subprocess.DEVNULL, start_new_session=True)  # noqa: S603
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    def close(self) -> None:
+        os.close(self.fd)
+        os.close(self._shared)
+
+
+def archive() -> bytes:
+    """The zip."""
+    data = io.BytesIO()
+    with zipfile.ZipFile(data, "w") as packed:
+        for name in _names():
+            spec = importlib.util.find_spec(name)
+            if spec is None or spec.loader is None:
+                raise ModuleNotFoundError(name)
+            path = name.replace(".", "/") + ("/__init__" if spec.submodule_search_locations else "") + ".pyc"
+            code = spec.loader.get_code(name)  # type: ignore[attr-defined]
+            # magic, no flags, no time and no size of a source: never compared (PEP 552)
+            packed.writestr(path, importlib.util.MAGIC_NUMBER + bytes(12) + marshal.dumps(code))
+    return data.getvalue()
+
+
+def _names() -> list[str]:
+    """MODULES, and all of core and forward."""
+    found = list(MODULES)
+    for package in ("pylb.core", "pylb.forward"):
+        spec = importlib.util.find_spec(package)
+        for folder in spec.submodule_search_locations or () if spec is not None else ():
+            found += [f"{package}.{file.stem}" for file in sorted(Path(folder).glob("*.py")) if file.stem != "__init__"]
+    return found

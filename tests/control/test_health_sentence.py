@@ -1,0 +1,159 @@
+"""The sentence of health, for every way in which a frontend can be unwell."""
+
+from typing import Any
+
+import pytest
+
+from pylb.control.event_log import Event
+from pylb.control.health_sentence import Health, Seen, condition, said, seen, since_down, span, troubles
+from pylb.control.views import ServerView
+from pylb.core.address import Address, Listen
+from pylb.core.health import REMEMBERED, WRONG
+from pylb.core.health import Health as ServerHealth
+from pylb.core.policy import Policy, ProxyProtocol
+from pylb.core.table import DOWN, LAST_RESORT, Frontend, Server, make_table
+
+NOW = 1_795_000_000.0
+
+
+def view(number: int = 7, **given: Any) -> ServerView:
+    address = Address(f"10.0.0.{number}", 30443)
+    fields: dict[str, Any] = {
+        "frontend": "web-443",
+        "listen": Listen("tcp", "*", 443),
+        "server": f"pod-{number}",
+        "address": address,
+        "weight": 1,
+        "send_proxy": ProxyProtocol.NONE,
+        "rank": 0,
+        "state": "up",
+        "tried": True,
+        "reachable": "yes",
+        "hint": "",
+        "reason": "",
+        "held_by": ("app/web/pod",),
+    }
+    return ServerView(**fields | given)
+
+
+def down(number: int = 7) -> ServerView:
+    return view(number, state="down", rank=DOWN)
+
+
+def failing(found: str) -> ServerView:
+    return view(7, state="down", rank=DOWN, health=ServerHealth(True, 3, reason=found))
+
+
+def web(*servers: ServerView, unbound: str | None = None) -> Seen:
+    return Seen("web-443", Listen("tcp", "*", 443), servers, unbound)
+
+
+def well(number: int) -> Seen:
+    return Seen(f"app-{number}", Listen("tcp", "*", number), [view()])
+
+
+def event(kind: str, ago: float, number: int = 7, frontend: str = "web-443") -> Event:
+    return Event(NOW - ago, kind, "", {"frontend": frontend, "address": f"10.0.0.{number}:30443"})
+
+
+def sentence(frontends: list[Seen], events: list[Event], now: float, also: list[str] | None = None) -> str:
+    return said([condition(one, since_down(events), now) for one in frontends], also or ())
+
+
+def test_a_lost_server_is_named_with_its_time() -> None:
+    frontends = [well(1), well(2), well(3), web(view(8), down())]
+    told = sentence(frontends, [event("server_down", 12.0)], NOW)
+    assert told == "3 of 4 frontends healthy; web-443 lost 10.0.0.7:30443 12 s ago"
+
+
+def test_what_is_well_is_said_in_few_words() -> None:
+    assert sentence([well(1), well(2)], [], NOW) == "all 2 frontends healthy"
+    assert sentence([web(view())], [], NOW) == "the one frontend is healthy"
+    assert sentence([], [], NOW) == "no frontends yet"
+
+
+@pytest.mark.parametrize(
+    ("one", "health", "text"),
+    [
+        (web(view(), unbound="Address in use"), Health.DOWN, "web-443 cannot open its port: Address in use"),
+        (web(), Health.DOWN, "web-443 has no server yet"),
+        (web(view(state="drain", weight=0)), Health.DOWN, "web-443 has no server in service (pylb ctl ready brings one back)"),
+        (web(down()), Health.DOWN, "web-443 lost 10.0.0.7:30443 12 s ago and has no other"),
+        (web(down(), down(8)), Health.DOWN, "web-443 lost 2 servers, 10.0.0.7:30443 last, 12 s ago and has none left"),
+        (web(down(9)), Health.DOWN, "web-443 lost 10.0.0.9:30443 and has no other"),  # nobody remembers when
+        (
+            web(view(state="unproven", reachable="refused")),
+            Health.DOWN,
+            "web-443 waits for 10.0.0.7:30443, which accepted no connection yet (refused) and has no other",
+        ),
+        (
+            web(view(), view(8, state="unproven", reachable="timeout"), view(9, state="unproven", reachable="timeout")),
+            Health.DEGRADED,
+            "web-443 waits for 2 servers, which accepted no connection yet (timeout)",
+        ),
+        (
+            web(view(), failing(WRONG + "503")),
+            Health.DEGRADED,
+            "web-443 lost 10.0.0.7:30443 12 s ago (it accepts connections and does not pass its check: wrong answer: 503)",
+        ),
+        (
+            web(failing("refused")),
+            Health.DOWN,
+            "web-443 lost 10.0.0.7:30443 12 s ago (it accepts no connections: refused) and has no other",
+        ),
+        (web(failing(REMEMBERED)), Health.DOWN, "web-443 lost 10.0.0.7:30443 12 s ago and has no other"),  # not asked yet
+        (web(view(state="unproven", reachable="unknown")), Health.HEALTHY, ""),  # it is being asked
+        (web(down(), view(8, state="maint", weight=0)), Health.DOWN, "web-443 lost 10.0.0.7:30443 12 s ago and has no other"),
+        (web(view(rank=LAST_RESORT)), Health.DEGRADED, "web-443 is served by registrations that no longer call"),
+        (web(view(rank=LAST_RESORT), view(8)), Health.HEALTHY, ""),
+    ],
+)
+def test_each_condition_has_its_word_and_its_reason(one: Seen, health: Health, text: str) -> None:
+    down_at = since_down([event("server_down", 60.0, 8), event("server_down", 12.0)])
+    assert condition(one, down_at, NOW) == (health, text)
+
+
+def test_a_server_that_came_back_is_forgotten() -> None:
+    events = [
+        event("server_down", 90.0),
+        event("server_up", 60.0),
+        event("server_down", 50.0, 8),
+        event("moved", 40.0, 8),
+        event("server_down", 30.0, 8, frontend="mail-25"),
+    ]
+    assert since_down(events) == {("web-443", "10.0.0.8:30443"): NOW - 50, ("mail-25", "10.0.0.8:30443"): NOW - 30}
+
+
+def test_pylbs_own_troubles_come_first_then_the_worst_and_no_list_is_endless() -> None:
+    frontends = [Seen(f"app-{number}", Listen("tcp", "*", number), ()) for number in range(5)]
+    frontends.insert(0, web(view(8), down()))
+    told = sentence(frontends, [], NOW, ["the state is not on disk"])
+    assert told == (
+        "0 of 6 frontends healthy; the state is not on disk; app-0 has no server yet; app-1 has no server yet; 4 more"
+    )
+    assert sentence([well(1), *frontends[:3]], [], NOW).endswith("; web-443 lost 10.0.0.7:30443")
+
+
+def test_what_is_wrong_with_pylb_itself() -> None:
+    assert troubles(durable=True, preserving=False, reloaded=True) == []
+    assert len(troubles(durable=False, preserving=True, reloaded=False)) == 3
+    assert troubles(durable=False, preserving=False, reloaded=True) == ["the state cannot be written to disk"]
+
+
+def test_frontends_come_in_the_order_of_their_ports_with_their_servers() -> None:
+    https, smtp = Listen("tcp", "*", 443), Listen("tcp", "*", 25)
+    pools = {https: (Server("pod-7", view(7).address), Server("pod-8", view(8).address)), smtp: ()}
+    table = make_table(1, {at: Frontend(f"app-{at.port}", at, Policy(), pool) for at, pool in pools.items()})
+    found = seen(table, iter([view(7), view(8)]), {smtp: "Permission denied"})
+    assert [(one.name, len(one.servers), one.unbound) for one in found] == [
+        ("app-25", 0, "Permission denied"),
+        ("app-443", 2, None),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(-3.0, "0 s"), (119.0, "119 s"), (120.0, "2 min"), (7200.0, "2 h"), (172_800.0, "2 d")],
+)
+def test_a_span_is_said_in_the_unit_that_fits(seconds: float, text: str) -> None:
+    assert span(seconds) == text

@@ -1,0 +1,484 @@
+"""Who holds what: the transitions of the picture of all registrations."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from pylb.core.address import parse_listen
+from pylb.core.errors import Code, Refused
+from pylb.core.ownership import (
+    Change,
+    Claims,
+    Contest,
+    announce,
+    become,
+    give_up,
+    loops,
+    pass_on,
+    release,
+    settle,
+)
+from pylb.core.policy import Bounds, Check, HealthPolicy, Joining, OwnHealth, Policy
+from pylb.core.registration import Displaced, Key, State, legacy_key
+from tests.core.claiming import FREE, A, B, C, adopt, at, enter, having, layout, legacy, native, on, readmit, static
+
+
+def refused(call: Callable[[], Change]) -> Refused:
+    with pytest.raises(Refused) as caught:
+        call()
+    return caught.value
+
+
+# ---------------------------------------------------------------- native registrations
+
+
+def test_the_first_call_creates_and_opens_its_ports() -> None:
+    change = enter(Claims(), native(ports={443: 30443, 80: 30080}))
+    assert change.result == "created"
+    assert change.opened == (on(443), on(80))
+    assert change.new_name
+    assert change.touched == {on(443), on(80)}
+
+
+def test_the_same_call_again_is_no_change_at_all() -> None:
+    claims = having(native())
+    again = enter(claims, native())
+    assert again.result == "unchanged"
+    assert again.claims is claims
+    assert again.touched == frozenset()
+
+
+def test_another_address_or_other_frontends_are_a_move() -> None:
+    claims = having(native(ports={443: 30443, 80: 30080}))
+    assert enter(claims, native(ip=B, ports={443: 30443, 80: 30080})).result == "moved"
+    fewer = enter(claims, native(ports={443: 30443}))
+    assert fewer.result == "moved"
+    assert fewer.touched == {on(443), on(80)}
+    assert set(fewer.claims.holders) == {on(443)}
+
+
+def test_another_ttl_is_an_update() -> None:
+    assert enter(having(native()), native(ttl=90.0)).result == "updated"
+
+
+def test_another_instance_is_one_more_holder_and_opens_nothing() -> None:
+    change = enter(having(native()), native(instance="pod-2", ip=B))
+    assert (change.result, change.opened, change.new_name) == ("created", (), False)
+    assert change.claims.holders[on(443)] == (Key("t", "web", "pod-1"), Key("t", "web", "pod-2"))
+
+
+@pytest.mark.parametrize("intruder", [native(name="other"), native(token="u"), legacy(token="u")])
+def test_somebody_elses_port_is_refused_naming_the_owner(intruder: object) -> None:
+    claims = having(native())
+    found = refused(lambda: enter(claims, intruder))  # type: ignore[arg-type]
+    assert found.code is Code.PORT_OWNED
+    assert "registration 'web' of token 't'" in found.detail
+
+
+def test_one_port_of_several_that_is_owned_refuses_all_of_them() -> None:
+    claims = having(native(ports={443: 30443}))
+    found = refused(lambda: enter(claims, native(name="other", ports={80: 30080, 443: 30443})))
+    assert found.code is Code.PORT_OWNED
+
+
+def test_a_token_with_takeover_takes_the_port_from_everybody_on_it() -> None:
+    claims = having(native(ports={443: 30443, 80: 30080}), native(instance="pod-2", ip=B))
+    change = enter(claims, native(name="other", token="u", ip=C), takeover=True)
+    assert set(change.claims.registrations) == {Key("t", "web", "pod-1"), Key("u", "other", "pod-1")}
+    assert change.claims.registrations["t", "web", "pod-1", 0].places == (on(80),)
+    assert change.claims.holders == {on(80): (Key("t", "web", "pod-1"),), on(443): (Key("u", "other", "pod-1"),)}
+
+
+def test_a_goodbye_drains_and_a_call_ends_the_draining() -> None:
+    claims = having(native())
+    goodbye = enter(claims, native(state=State.DRAINING))
+    assert goodbye.result == "updated"
+    assert goodbye.claims.registrations["t", "web", "pod-1", 0].state is State.DRAINING
+    assert enter(goodbye.claims, native()).result == "updated"
+
+
+def test_a_goodbye_of_somebody_unknown_opens_nothing() -> None:
+    change = enter(Claims(), native(state=State.DRAINING))
+    assert change.claims == Claims()
+    assert "goodbye" in change.note
+
+
+def test_a_stale_one_that_calls_again_is_a_beat_that_changes_the_picture() -> None:
+    claims = become(having(native()), [Key("t", "web", "pod-1")], State.STALE).claims
+    change = enter(claims, native())
+    assert change.result == "unchanged"
+    assert change.touched == {on(443)}
+    assert change.claims.registrations["t", "web", "pod-1", 0].state is State.FRESH
+
+
+# ---------------------------------------------------------------- leaving
+
+
+def test_a_port_closes_with_its_last_registration_only() -> None:
+    claims = having(native(), native(instance="pod-2"))
+    one = release(claims, [Key("t", "web", "pod-1")]).claims
+    assert set(one.holders) == {on(443)}
+    assert release(one, [Key("t", "web", "pod-2")]).claims == Claims()
+
+
+def test_releasing_what_is_not_there_changes_nothing() -> None:
+    claims = having(native())
+    change = release(claims, [Key("t", "web", "pod-9")])
+    assert (change.result, change.claims) == ("released", claims)
+    assert change.claims is claims
+    assert release(claims, [Key("t", "web", "pod-1")], port=80).claims is claims
+
+
+def test_one_port_of_a_registration_can_be_released() -> None:
+    claims = having(native(ports={443: 30443, 80: 30080}))
+    assert set(release(claims, list(claims.registrations), port=80).claims.holders) == {on(443)}
+
+
+def test_who_holds_a_port_number_is_found_on_every_address() -> None:
+    two = layout(static("web", "203.0.113.9:443"))
+    claims = having(native(), layout=two)
+    assert [one.name for one in claims.on_port(443)] == ["web"]
+    assert claims.on_port(80) == ()
+
+
+def test_a_state_that_is_already_so_is_no_change() -> None:
+    claims = having(native())
+    assert become(claims, [Key("t", "web", "pod-1"), Key("t", "web", "gone")], State.FRESH).claims is claims
+
+
+# ---------------------------------------------------------------- legacy registrations
+
+
+def test_the_last_legacy_writer_of_a_token_wins_whatever_its_name() -> None:
+    change = enter(having(legacy(name="one")), legacy(ip=B, name="two"))
+    assert change.result == "moved"
+    assert change.claims.registrations[legacy_key("t", 443)].ip == B
+    assert len(change.claims.holders[on(443)]) == 1
+
+
+def test_a_native_registration_of_the_same_token_takes_a_legacy_one_over_for_good() -> None:
+    claims = enter(having(legacy()), native(ip=B)).claims
+    assert set(claims.registrations) == {Key("t", "web", "pod-1")}
+    again = enter(claims, legacy())
+    assert (again.result, again.claims) == ("superseded", claims)
+    assert again.claims is claims
+    assert "registration 'web'" in again.note
+
+
+def test_legacy_ports_of_a_token_are_one_owner_each_its_own_registration() -> None:
+    claims = having(legacy(25), legacy(110))
+    assert set(release(claims, [legacy_key("t", 25)]).claims.holders) == {on(110)}
+    assert not enter(claims, legacy(143)).new_name
+
+
+# ---------------------------------------------------------------- static frontends
+
+
+def test_a_registration_joins_a_static_frontend_of_its_name() -> None:
+    rules = layout(static("web", "203.0.113.9:443"))
+    change = enter(Claims(), native(), rules)
+    assert change.claims.registrations["t", "web", "pod-1", 0].places == (on(443, "203.0.113.9"),)
+
+
+def test_another_name_may_not_join_unless_the_frontend_says_any() -> None:
+    closed, open_ = layout(static("https", "*:443")), layout(static("https", "*:443", joining=Joining.ANY))
+    found = refused(lambda: enter(Claims(), native(), closed))
+    assert found.code is Code.PORT_OWNED
+    assert "static frontend 'https'" in found.detail
+    several = having(native(), native(name="other", token="u"), legacy(token="v"), layout=open_)
+    assert len(several.holders[on(443)]) == 3
+
+
+def test_a_port_beside_a_static_frontend_on_another_address_is_free() -> None:
+    rules = layout(static("https", "203.0.113.9:443"), defaults=Policy(bind="203.0.113.10"))
+    assert enter(Claims(), native(), rules).opened == (on(443, "203.0.113.10"),)
+
+
+def test_a_second_token_of_the_same_name_may_not_join() -> None:
+    rules = layout(static("web", "*:443"))
+    assert refused(lambda: enter(having(native(), layout=rules), native(token="u"), rules)).code is Code.PORT_OWNED
+
+
+@pytest.mark.parametrize("joining", [Joining.LEGACY, Joining.ANY])
+def test_a_static_frontend_for_legacy_calls_has_one_legacy_server_whatever_it_calls_itself(joining: Joining) -> None:
+    rules = layout(static("https", "*:443", "198.51.100.7:30443", joining=joining))
+    claims = having(legacy(name="whatever"), layout=rules)
+    assert claims.holders[on(443)] == (legacy_key("t", 443),)
+    assert refused(lambda: enter(claims, legacy(token="u"), rules)).code is Code.PORT_OWNED
+
+
+def test_a_legacy_call_joins_no_other_static_frontend_but_the_one_of_its_name() -> None:
+    rules = layout(static("https", "*:443"))
+    found = refused(lambda: enter(Claims(), legacy(name="whatever"), rules))
+    assert (found.code, "`registrations: legacy`" in found.hint) == (Code.PORT_OWNED, True)
+    assert enter(Claims(), legacy(name="https"), rules).result == "created"
+    native_too = refused(
+        lambda: enter(Claims(), native(name="whatever"), layout(static("https", "*:443", joining=Joining.LEGACY)))
+    )
+    assert (native_too.code, "`registrations: any`" in native_too.hint) == (Code.PORT_OWNED, True)
+
+
+def test_a_legacy_name_is_the_tokens_matter_only_where_it_opens_a_static_frontend() -> None:
+    rules = layout(static("web", "*:443"), static("old", "*:80", joining=Joining.LEGACY))
+    asked = ((443, "web"), (443, "other"), (80, "old"), (8443, "web"))
+    assert [rules.joins_by_name(port, name) for port, name in asked] == [True, False, False, False]
+
+
+def test_pylbs_own_ports_are_nobodys() -> None:
+    rules = layout(reserved_ports=frozenset({9000}))
+    assert refused(lambda: enter(Claims(), native(ports={9000: 30000}), rules)).code is Code.PORT_FORBIDDEN
+
+
+# ---------------------------------------------------------------- bounds
+
+
+def test_a_frontend_has_so_many_servers_static_lines_included() -> None:
+    rules = layout(static("web", "*:443", "198.51.100.7:30443"), bounds=Bounds(servers_per_frontend=3))
+    claims = having(native(), native(instance="pod-2", ip=B), layout=rules)
+    found = refused(lambda: enter(claims, native(instance="pod-3", ip=C), rules))
+    assert (found.code, "bounds.servers_per_frontend" in found.detail, found.retry_after) == (Code.TOO_MANY, True, 60)
+    assert enter(claims, native(ip=C), rules).result == "moved"
+    narrower = layout(static("web", "*:443", "198.51.100.7:30443"), bounds=Bounds(servers_per_frontend=1))
+    assert enter(claims, native(ip=C), narrower).result == "moved"  # who is there stays, and moves
+
+
+def test_a_tokens_registrations_have_so_many_ports_in_all() -> None:
+    rules = layout(bounds=Bounds(ports_per_token=3))
+    claims = having(native(ports={443: 30443, 80: 30080}), legacy(25), layout=rules)
+    assert claims.ports_of_token == {"t": 3}
+    for more in (native(instance="pod-2", ip=B), native(ports={443: 30443, 80: 30080, 8080: 31000}), legacy(110)):
+        found = refused(lambda more=more: enter(claims, more, rules))
+        assert (found.code, "bounds.ports_per_token" in found.detail) == (Code.TOO_MANY, True)
+    assert enter(claims, native(name="x", token="u", ports={8443: 30443}), rules).result == "created"
+    fewer = enter(claims, native(ports={443: 30443}), rules).claims
+    assert enter(fewer, native(name="x", ports={8443: 30443}), rules).result == "created"
+    tiny = layout(bounds=Bounds(ports_per_token=1))
+    assert enter(claims, native(ip=B, ports={443: 30443, 80: 30080}), tiny).result == "moved"
+
+
+def test_who_leaves_for_a_call_makes_room_for_it() -> None:
+    full = layout(bounds=Bounds(servers_per_frontend=1, ports_per_token=1))
+    claims = having(legacy(443), layout=full)
+    assert enter(claims, native(), full).removed == (legacy(443).key,)
+    assert enter(claims, native(name="mail", token="u"), full, takeover=True).removed == (legacy(443).key,)
+
+
+# ---------------------------------------------------------------- loops
+
+
+def test_a_target_that_is_a_port_of_pylb_itself_is_refused() -> None:
+    rules = layout(static("s", "*:80"), own_ips=frozenset({A}), reserved_ports=frozenset({9000}))
+    claims = having(native(name="x", ip=B, ports={8443: 30843}), layout=rules)
+    for port in (443, 8443, 80, 9000):
+        found = refused(lambda port=port: enter(claims, native(ip=A, ports={443: port}), rules))
+        assert found.code is Code.TARGET_REFUSED
+    assert enter(claims, native(ip=A, ports={443: 30443}), rules).result == "created"
+    assert refused(lambda: enter(claims, native(ip="127.0.0.1", ports={443: 8443}), rules)).code is Code.TARGET_REFUSED
+
+
+def test_a_port_that_another_target_on_this_machine_uses_is_not_opened() -> None:
+    rules = layout(own_ips=frozenset({A}))
+    claims = having(native(ip=A, ports={443: 30443}), layout=rules)
+    found = refused(lambda: enter(claims, native(name="x", ip=B, ports={30443: 31000}), rules))
+    assert found.code is Code.TARGET_REFUSED
+    assert enter(claims, native(name="x", ip=B, ports={30444: 31000}), rules).result == "created"
+
+
+def test_who_leaves_this_machine_may_open_the_port_that_was_aimed_at() -> None:
+    rules = layout(own_ips=frozenset({A}))
+    claims = having(native(ip=A, ports={443: 30443}), native(name="x", ip=B, ports={80: 30443}), layout=rules)
+    assert enter(claims, native(ip=B, ports={30443: 31000}), rules).result == "moved"
+
+
+@pytest.mark.parametrize("port", [443, 8443, 80, 9000])
+def test_a_check_of_pylb_itself_is_refused_whoever_chose_its_port(port: int) -> None:
+    """It would answer for the server: one that is dead would count as up."""
+    asked = Check(port=port)
+    rules = layout(static("s", "*:80"), own_ips=frozenset({A}), reserved_ports=frozenset({9000}))
+    claims = having(native(name="x", ip=B, ports={8443: 30843}), layout=rules)
+    one = native(ip=A)
+    one = replace(one, wanted=tuple(replace(item, health=OwnHealth(asked)) for item in one.wanted))
+    assert "health.port" in refused(lambda: enter(claims, one, rules)).detail
+    defaults = Policy(health=HealthPolicy(check=asked))
+    rules = layout(static("s", "*:80"), own_ips=frozenset({A}), reserved_ports=frozenset({9000}), defaults=defaults)
+    assert "health.port" in refused(lambda: enter(claims, native(ip=A), rules)).detail
+    assert enter(claims, native(ip=B), rules).result == "created"
+
+
+def test_a_port_that_a_static_line_aims_at_on_this_machine_is_not_opened() -> None:
+    rules = layout(static("s", "203.0.113.9:80", "127.0.0.1:8080", "127.0.0.1:80"))
+    assert refused(lambda: enter(Claims(), native(ports={8080: 30080}), rules)).code is Code.TARGET_REFUSED
+    assert enter(Claims(), native(name="s", ports={80: 30080}), rules).result == "created"  # nothing new is opened
+
+
+# ---------------------------------------------------------------- proven before trusted
+
+
+def test_a_proven_server_stays_behind_an_unproven_one_that_replaces_it() -> None:
+    proven = frozenset({at(f"{A}:30443")})
+    moved = enter(having(native()), native(ip=B), proven=proven).claims
+    old = Displaced(on(443), "pod-1", at(f"{A}:30443"))
+    assert moved.registrations["t", "web", "pod-1", 0].displaced == (old,)
+    again = enter(moved, native(ip=C), proven=proven).claims
+    assert again.registrations["t", "web", "pod-1", 0].displaced == (old,)
+    back = enter(again, native(ip=A), proven=proven).claims
+    assert back.registrations["t", "web", "pod-1", 0].displaced == ()
+
+
+def test_a_beat_of_the_unproven_one_changes_nothing() -> None:
+    proven = frozenset({at(f"{A}:30443")})
+    moved = enter(having(native()), native(ip=B), proven=proven).claims
+    assert enter(moved, native(ip=B), proven=proven).claims is moved
+
+
+def test_an_unproven_server_leaves_at_once_and_so_does_a_proven_one_replaced_by_a_proven_one() -> None:
+    moved = enter(having(native()), native(ip=B)).claims
+    assert moved.registrations["t", "web", "pod-1", 0].displaced == ()
+    both = frozenset({at(f"{A}:30443"), at(f"{B}:30443")})
+    assert enter(having(native()), native(ip=B), proven=both).claims.registrations["t", "web", "pod-1", 0].displaced == ()
+
+
+def test_who_was_evicted_stays_behind_an_unproven_newcomer_too() -> None:
+    proven = frozenset({at(f"{A}:30443")})
+    claims = enter(having(legacy()), native(ip=B), proven=proven).claims
+    (old,) = claims.registrations["t", "web", "pod-1", 0].displaced
+    assert (old.server, str(old.address)) == ("legacy", f"{A}:30443")
+
+
+def test_another_target_port_leaves_no_fallback_for_it_is_another_application() -> None:
+    proven = frozenset({at(f"{A}:30443")})
+    moved = enter(having(native()), native(ports={443: 30999}), proven=proven).claims
+    assert moved.registrations["t", "web", "pod-1", 0].displaced == ()
+    elsewhere = enter(having(native()), native(ip=B, ports={443: 30999}), proven=proven).claims
+    assert elsewhere.registrations["t", "web", "pod-1", 0].displaced == ()
+    waiting = enter(having(native()), native(ip=B), proven=proven).claims
+    then = enter(waiting, native(ip=B, ports={443: 30999}), proven=proven).claims
+    assert then.registrations["t", "web", "pod-1", 0].displaced == ()
+
+
+def test_a_fallback_is_given_up_whoever_has_answered() -> None:
+    proven = frozenset({at(f"{A}:30443")})
+    waiting = enter(having(native()), native(ip=B), proven=proven).claims
+    change = give_up(waiting, list(waiting.registrations))
+    assert change.touched == {on(443)}
+    assert change.claims.registrations["t", "web", "pod-1", 0].displaced == ()
+    assert give_up(change.claims, list(waiting.registrations)).result == "unchanged"
+
+
+def test_who_seems_dead_gives_way_and_a_fresh_one_never() -> None:
+    rival, contest = native("mail", token="u"), Contest(yields=lambda _one: True, words=lambda _one: " (words)")
+    silent = become(having(native()), [Key("t", "web", "pod-1")], State.STALE).claims
+
+    def asks(claims: Claims) -> Change:
+        return announce(claims, FREE, rival, takeover=False, proven=frozenset(), contest=contest)
+
+    refusal = refused(lambda: asks(having(native())))
+    assert refusal.detail == "port 443 is owned by registration 'web' of token 't' (words)"
+    change = asks(silent)
+    assert change.removed == (Key("t", "web", "pod-1"),)
+    assert change.evicted == {Key("t", "web", "pod-1"): {on(443)}}
+
+
+def test_the_displaced_leave_when_the_new_one_has_answered() -> None:
+    proven = frozenset({at(f"{A}:30443"), at(f"{A}:30080")})
+    ports = {443: 30443, 80: 30080}
+    moved = enter(having(native(ports=ports)), native(ip=B, ports=ports), proven=proven).claims
+    assert settle(moved, proven).claims is moved
+    half = settle(moved, proven | {at(f"{B}:30443")})
+    assert half.touched == {on(443), on(80)}
+    (left,) = half.claims.registrations["t", "web", "pod-1", 0].displaced
+    assert left.listen == on(80)
+
+
+def test_the_displaced_go_with_the_port_that_they_were_on() -> None:
+    proven = frozenset({at(f"{A}:30443"), at(f"{A}:30080")})
+    ports = {443: 30443, 80: 30080}
+    moved = enter(having(native(ports=ports)), native(ip=B, ports=ports), proven=proven).claims
+    rest = release(moved, list(moved.registrations), port=80).claims
+    assert [old.listen for old in rest.registrations["t", "web", "pod-1", 0].displaced] == [on(443)]
+
+
+# ---------------------------------------------------------------- reload and restart
+
+
+def test_a_reload_that_makes_a_registered_port_static_adopts_it() -> None:
+    proven = frozenset({at(f"{A}:30443")})
+    claims = enter(having(native()), native(ip=B), proven=proven).claims
+    change = adopt(claims, layout(static("web", "203.0.113.9:443")))
+    one = change.claims.registrations["t", "web", "pod-1", 0]
+    assert one.places == (on(443, "203.0.113.9"),)
+    assert one.displaced[0].listen == on(443, "203.0.113.9")
+    assert change.touched == {on(443), on(443, "203.0.113.9")}
+
+
+def test_a_reload_that_takes_a_port_from_its_owner_is_refused_whole() -> None:
+    claims = having(native(), native(name="x", ports={80: 30080}))
+    found = refused(lambda: adopt(claims, layout(static("https", "*:443"), static("x", "*:80"))))
+    assert found.code is Code.PORT_OWNED
+    assert "registration 'web' of token 't'" in found.detail
+
+
+def test_a_restart_leaves_out_only_what_no_longer_fits() -> None:
+    claims = having(native(ports={443: 30443, 80: 30080}), native(name="x", ports={81: 30081}))
+    fresh, refusals = readmit(claims.registrations.values(), layout(static("https", "*:443"), static("y", "*:81")))
+    assert set(fresh.holders) == {on(80)}
+    assert len(refusals) == 2
+
+
+def test_a_restart_under_the_same_rules_is_the_same_picture() -> None:
+    claims = having(native(), native(instance="pod-2", ip=B), legacy(25))
+    assert readmit(claims.registrations.values(), FREE) == (claims, [])
+
+
+def test_a_snapshot_that_gives_one_port_to_two_keeps_the_first() -> None:
+    twice = [legacy(), native()], [native(), native(name="other")]
+    for pair in twice:
+        fresh, refusals = readmit(pair, FREE)
+        assert len(fresh.holders[on(443)]) == 1
+        assert refusals[0].code is Code.PORT_OWNED
+
+
+def test_a_restart_keeps_a_registration_whose_target_has_become_pylb_itself() -> None:
+    """Its servers are out (compose.py) until the address is somebody else's again; losing it would be an outage for good."""
+    ones = [native(ip=A, ports={443: 30443}), native(name="x", ip=B, ports={30443: 31000})]
+    rules = layout(own_ips=frozenset({A}))
+    fresh, refusals = readmit(ones, rules)
+    assert set(fresh.holders) == {on(443), on(30443)}
+    assert refusals == []
+    assert list(loops(fresh, rules)) == [ones[0].key]
+    assert loops(fresh, FREE) == {}
+
+
+def test_a_reload_that_would_begin_a_loop_is_refused_and_one_that_finds_it_is_not() -> None:
+    claims = having(native(ip=A, ports={443: 30443}))
+    rules = layout(static("new", "*:30443"), own_ips=frozenset({A}))
+    found = refused(lambda: adopt(claims, rules))
+    assert (found.code, "'web'" in found.detail) == (Code.TARGET_REFUSED, True)
+    assert adopt(claims, rules, looped=loops(claims, rules)).claims.registrations == claims.registrations
+
+
+def test_a_refused_call_leaves_the_picture_as_it_was() -> None:
+    claims = having(native())
+    before = (dict(claims.registrations), dict(claims.holders))
+    with pytest.raises(Refused):
+        announce(claims, FREE, native(name="other", ports={80: 1, 443: 2}), takeover=False, proven=frozenset())
+    assert (dict(claims.registrations), dict(claims.holders)) == before
+
+
+def test_a_picture_cannot_be_edited() -> None:
+    claims = having(native())
+    with pytest.raises(TypeError):
+        claims.registrations[Key("t", "x", "y")] = native()  # type: ignore[index]
+    assert parse_listen("*:443") in claims.holders
+    assert replace(claims) == claims
+
+
+def test_what_passes_on_to_another_token_keeps_all_it_has_and_what_cannot_stays() -> None:
+    claims = having(native(), native("mail", ports={25: 30025}))
+    change = pass_on(claims, {Key("t", "web", "pod-1"): Key("u", "web", "pod-1")})
+    assert change.result == "updated"
+    assert {key.token for key in change.claims.registrations} == {"t", "u"}
+    assert change.touched == {on(443)}
+    again = pass_on(change.claims, {Key("t", "web", "pod-1"): Key("u", "web", "pod-1")})
+    assert (again.result, again.claims) == ("unchanged", change.claims)

@@ -1,0 +1,38 @@
+"""Who follows the addresses of this machine; with netlink in tests/e2e/test_loops.py."""
+
+import asyncio
+import logging
+import socket
+
+import pytest
+
+from pylb.host import addresses
+from pylb.host.addresses import Addresses
+
+
+def test_where_there_is_no_netlink_the_addresses_are_looked_at_now_and_then(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refused(*_: object) -> socket.socket:
+        raise OSError(93, "Protocol not supported")
+
+    async def three_looks() -> None:
+        looks, done = 0, asyncio.Event()
+
+        async def look() -> None:
+            nonlocal looks
+            looks += 1
+            if looks == 3:
+                done.set()
+
+        with monkeypatch.context() as patched:
+            patched.setattr(socket, "socket", refused)
+            patched.setattr(addresses, "LOOK", 0.001)
+            task = asyncio.get_running_loop().create_task(Addresses(look).run())
+            await done.wait()
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    with caplog.at_level(logging.WARNING):
+        asyncio.run(three_looks())
+    assert "there is no netlink" in caplog.text
