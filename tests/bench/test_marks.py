@@ -46,13 +46,13 @@ def test_a_chart_is_one_drawing_with_a_bar_and_a_figure_for_each_target() -> Non
     assert {"a title & more", "new connections/s", "1.22", "0.50", "HAProxy = 1"} <= set(texts)
 
 
-def test_the_charts_of_the_readme_are_drawn_from_a_kept_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    root, page = charts.ROOT, charts.README.read_text()
-    (tmp_path / "README.md").write_text(page)
+def test_the_charts_of_the_page_are_drawn_from_a_kept_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root, page = charts.ROOT, charts.PAGE.read_text()
+    (tmp_path / "performance.md").write_text(page)
     monkeypatch.setattr(charts, "FOLDER", tmp_path)
-    monkeypatch.setattr(charts, "README", tmp_path / "README.md")
+    monkeypatch.setattr(charts, "PAGE", tmp_path / "performance.md")
     assert charts.main([]) == 0
-    assert (tmp_path / "README.md").read_text() == page, "python -m bench charts"
+    assert (tmp_path / "performance.md").read_text() == page, "python -m bench charts"
     for name in ("more.svg", "less.svg"):
         committed = root / "docs" / "charts" / name
         assert (tmp_path / name).read_text() == committed.read_text()

@@ -1,4 +1,4 @@
-"""pylb as a service on a machine with systemd: installed by the commands of the README, and asked by systemctl."""
+"""pylb as a service on a machine with systemd: installed by the commands of docs/install.md, and asked by systemctl."""
 
 import http.client
 import os

@@ -22,8 +22,8 @@ from tests.system.machine import Machine, install
 from tests.system.service import PORT, Service, commands, config, exchange, flows
 
 pytestmark = pytest.mark.timeout(600)  # the first one makes a Debian, boots it and installs pylb
-FIRST_STEPS = commands("README.md", "install-service")
-AFTER_A_CHANGE = commands("README.md", "systemctl reload")
+FIRST_STEPS = commands("docs/install.md", "install-service")
+AFTER_A_CHANGE = commands("docs/install.md", "systemctl reload")
 UPGRADE = commands("docs/operations.md", "install-service")
 WAY_BACK = commands("docs/operations.md", "versions/OLD")
 ANOTHER = "\nfrontends:\n  - {name: another, listen: '*:2222', servers: ['203.0.113.10:30843']}\n"
@@ -50,7 +50,7 @@ def machine(debian: Path, lab: Lab, processes: Processes, tmp_path_factory: pyte
 
 @pytest.fixture(scope="module")
 def installed(machine: Machine, lab: Lab, processes: Processes) -> Service:
-    """By the README: a clone, install-service, the config, systemctl, a token; and an app that phones home with it."""
+    """By docs/install.md: a clone, install-service, the config, systemctl, a token; and an app that phones home with it."""
     service = Service(machine, lab.client)
     service.checkout()
     joins = []
