@@ -54,7 +54,11 @@ class Room:
         if rcvbuf:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, rcvbuf)
         sock.settimeout(LIMIT)
-        sock.connect(self.target.http)
+        try:
+            sock.connect(self.target.http)
+        except OSError:
+            sock.close()
+            raise
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return sock
 

@@ -120,7 +120,13 @@ class Phases:
         return list(zip(*ours, strict=True))
 
     def serve(self, key: str) -> None:
-        self._both(serve={place: kind for one in CONFIGS for place, kind in one.pairs(key).items()})
+        kinds = [(one, place, kind) for one in CONFIGS for place, kind in one.pairs(key).items()]
+        self._both(serve={self._used(one) if place == "used" else place: kind for one, place, kind in kinds})
+
+    def _used(self, config: Config) -> str:
+        """The one server that HAProxy's clients have: which one a hash gives them differs from start to start of HAProxy."""
+        [who] = set().union(*servers_of(self.found["start"][config.name][0]).values())
+        return str(who)
 
     def run(self, name: str, key: str) -> None:
         """After `serve(key)`: both have noticed what that changed before what they answer counts."""
