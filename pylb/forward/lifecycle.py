@@ -183,12 +183,13 @@ class Lifecycle:
             self.advance(half)
 
     def run(self, source: Half) -> None:
-        """Its share of a turn."""
-        destination = source.peer
+        """Its share of a turn: if nobody waits behind it, all that the turn has left."""
+        turn, destination = self._turn, source.peer
+        share = QUANTUM if turn.queue else max(QUANTUM, turn.left)
         if destination is not None and destination.blocked:
-            self._unblock(source.session, destination, QUANTUM)
+            self._unblock(source.session, destination, share)
         else:
-            self.advance(source, QUANTUM)
+            self.advance(source, share)
 
     def advance(self, source: Half, most: int = FIRST) -> None:
         """Move what `source` has to its peer, and tell the table how that ended. `most`: more than FIRST only from `run`."""

@@ -16,6 +16,7 @@ from socket import MSG_DONTWAIT, MSG_PEEK
 from pylb.forward.counters import Counters
 from pylb.forward.pipes import SIZE, Pipe, Pipes
 from pylb.forward.session import Half
+from pylb.forward.sockets import unbound_unsent
 from pylb.forward.turn import Turn
 
 WAIT = 0  # nothing more to do before the next event
@@ -28,6 +29,8 @@ READ = 64 * 1024  # one recv; also the most that waits in memory for a blocked d
 READ_STALLED = 16 * 1024  # the same once the destination was blocked before
 FIRST = READ  # bytes at an event; what is more goes on from the run queue
 FULL_READS = 4  # in a row, then splice: below that the switch costs more than it saves
+# Bytes: more than the kernels of both sides hold for a reader that stalls (tcp_wmem and tcp_rmem, 4 and 6 MiB at most).
+PROVEN = 16 << 20
 SHORT_SPLICE = 16 * 1024  # a splice that moves less has lost its advantage
 # Errors of splice itself (splice(2); a seccomp filter or a security module, capabilities(7)) that say nothing about the peer.
 # Any other one is the connection's, and must not be asked again: the kernel reports it once, and then a read says 0, the FIN.
@@ -208,6 +211,9 @@ class Relay:
             return WAIT
         if source.copies:
             return self._back_to_recv(source)
+        if source.received > PROVEN and not destination.reads:
+            destination.reads = True
+            unbound_unsent(destination.sock)
         short = 0
         while True:
             try:

@@ -40,6 +40,7 @@ class Half:
         "pipe",
         "queued",
         "read_on",
+        "reads",
         "received",
         "recv_into",
         "send",
@@ -60,6 +61,7 @@ class Half:
         self.pending: bytes | None = None
         self.pipe: Pipe | None = None  # bytes read from this half by splice, on their way to the peer
         self.received = 0  # bytes read from this half
+        self.reads = False  # it has taken more than kernels hold: it is no reader that stalls from its beginning
         self.held = 0  # bytes that waited for this half when it last blocked, as counted in counters.buffered
         self.full_reads = 0  # in a row; many of them mean bulk
         self.copies = False  # splice does not work for it

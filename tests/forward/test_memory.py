@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from pylb.forward.relay import READ
+from pylb.forward.relay import PROVEN, READ
 from pylb.forward.sockets import UNSENT
 from tests.support.drive import Drive, Peer
 
@@ -52,6 +52,19 @@ def test_a_reader_that_stalls_holds_half_of_what_the_kernel_would_keep_for_it(ma
     assert UNSENT // 4 < queued < UNSENT * 3 // 2
     server.give_up()
     client.reset()
+
+
+def test_a_reader_that_has_read_more_than_kernels_hold_may_have_all_that_the_kernel_takes(make_drive: Make) -> None:
+    """The bound costs bulk a tenth of its CPU."""
+    drive = make_drive(splice=True)
+    client, server = drive.session()
+    server.say(bytes(PROVEN + 8 * MIB))
+    drive.run_until(lambda: len(client.got) == PROVEN + 8 * MIB)
+    [half] = [half for half in drive.engine._life.halves.values() if half.is_client]
+    assert half.sock.getsockopt(socket.IPPROTO_TCP, 25) == 0  # TCP_NOTSENT_LOWAT: as the system says
+    server.finish()
+    client.finish()
+    drive.run_until(lambda: client.eof and server.eof)
 
 
 def test_below_the_limit_again_reading_ahead_starts_anew(make_drive: Make) -> None:
