@@ -13,7 +13,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 # Whole systems in a folder, as root: minutes to make. `make test-system` runs them, and `make test` does not.
 SYSTEM := tests/system
 REST   := tests --ignore=tests/core --ignore=$(SYSTEM)
-# Those that measure time that passes. The files alone, for to collect all tests takes longer than these do.
+# Those that measure time that passes. Only their files are given, because collecting all tests takes longer than running these.
 ALONE  := $(shell grep -rl --include='test_*.py' 'mark\.alone' tests)
 # One more than processors, for much of a test is waiting for others; at most as many as tests/support/ports.py has shares.
 BESIDE := $(shell n=$$(($$(nproc) + 1)); echo $$((n < 9 ? n : 9)))
