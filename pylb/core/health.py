@@ -72,7 +72,8 @@ def judge(check: Check, step: Step, answer: bytes, *, ended: bool) -> tuple[str 
     `ended`: no more will come, or be read.
     """
     if check.kind is CheckKind.HTTP:
-        return _status(check, answer, ended=ended), b""
+        verdict = _status(check, answer, ended=ended)
+        return verdict, answer if verdict is None else b""
     before, found, rest = answer.partition(step.expect) if step.expect else (b"", b"", answer)
     if found or not step.expect:
         return YES, rest

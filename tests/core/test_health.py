@@ -10,6 +10,7 @@ from pylb.core.address import Address
 from pylb.core.health import (
     PROVEN,
     UP,
+    WRONG,
     YES,
     Health,
     Proof,
@@ -279,6 +280,24 @@ PONG = Check(CheckKind.SEND, (Step(expect=b"PONG"),))
 def test_an_answer_is_judged_as_soon_as_it_tells(check: Check, answer: bytes, ended: bool, verdict: str | None) -> None:
     step = check.steps[0] if check.steps else Step()
     assert judge(check, step, answer, ended=ended)[0] == verdict
+
+
+@pytest.mark.parametrize(
+    ("check", "answer", "verdict"),
+    [
+        (Check(CheckKind.HTTP), b"HTTP/1.0 204\r\n", YES),
+        (Check(CheckKind.HTTP), b"HTTP/1.1 503 Service Unavailable\r\n", f"{WRONG}HTTP status 503"),
+        (Check(CheckKind.HTTP), b"SSH-2.0-OpenSSH_9.2\r\n", f"{WRONG}b'SSH-2.0-OpenSSH_9.2' is no status line"),
+        (Check(CheckKind.SEND, (Step(expect=b"220 "),)), b"220 ", YES),
+    ],
+)
+def test_the_segments_an_answer_comes_in_change_nothing(check: Check, answer: bytes, verdict: str) -> None:
+    (step,) = check.steps or (Step(),)
+    found, so_far = judge(check, step, b"", ended=False)
+    for byte in answer:
+        assert found is None, so_far
+        found, so_far = judge(check, step, so_far + bytes([byte]), ended=False)
+    assert found == verdict
 
 
 def test_what_comes_after_the_text_of_a_step_is_the_next_steps() -> None:
