@@ -9,6 +9,7 @@ from pathlib import PurePath
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.support.baseline import descriptors
 from tests.support.leftovers import Run
 from tests.support.peers import need_root
 
@@ -18,6 +19,8 @@ settings.register_profile(
     "default", derandomize=True, database=None, deadline=None, max_examples=100, suppress_health_check=_SLOW_IS_FINE
 )
 settings.register_profile("long", database=None, deadline=None, max_examples=2000, suppress_health_check=_SLOW_IS_FINE)
+
+MOST_DESCRIPTORS = 32  # that one test may leave open: fixtures of a module, which end later, have a browser's pipes
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -59,6 +62,14 @@ def _nothing_is_left(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
     yield
     left = run.end()
     assert not left, "the tests are over, and still there:\n" + "\n".join(left)
+
+
+@pytest.fixture(autouse=True)
+def _descriptors_are_given_back() -> Iterator[None]:
+    """A test that fails and keeps many would take every later one with it: the one at fault is named, the others are not."""
+    before = descriptors()
+    yield
+    assert len(descriptors()) - len(before) <= MOST_DESCRIPTORS, "descriptors that this test opened are still open"
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

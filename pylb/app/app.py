@@ -212,6 +212,7 @@ class App:
     async def serve(self) -> None:
         """Everything from the first socket to the last line. Raises CannotStart, ConfigErrors or Broken."""
         async with AsyncExitStack() as stack:
+            stack.callback(self._service.close)
             # As the last thing: by default a signal would make a failure of the moment between the loop's end and ours.
             stack.callback(signal.pthread_sigmask, signal.SIG_BLOCK, _SIGNALS.keys())
             try:

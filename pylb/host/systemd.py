@@ -4,6 +4,7 @@ The protocol is one datagram of KEY=VALUE lines to the socket in $NOTIFY_SOCKET;
 """
 
 import array
+import errno
 import os
 import re
 import socket
@@ -11,6 +12,8 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 
 MOST_WAITING = 2048  # messages that systemd has not taken yet: a large table at the start, while it is busy
+# unix(7), sendmsg(2): it is there, and takes no more for now. ETOOMANYREFS: too many descriptors are on their way to it.
+BUSY = {errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM, errno.ETOOMANYREFS}
 
 
 class Service:
@@ -19,6 +22,8 @@ class Service:
     def __init__(self, environ: Mapping[str, str]) -> None:
         address = environ.get("NOTIFY_SOCKET", "")
         self._address = "\0" + address[1:] if address.startswith("@") else address
+        # One socket for good: the signs of life go on when there is no descriptor for another one.
+        self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) if address else None
         self._waiting: deque[tuple[str, Sequence[int]]] = deque()  # with descriptors of our own
         self.muted = False  # while another process is the service: systemd heeds the main process alone (NotifyAccess=main)
         self.watchdog = _seconds(environ)  # between two signs of life that systemd waits for; 0: it does not
@@ -53,7 +58,7 @@ class Service:
         return bool(self._address)
 
     def _say(self, text: str, *fds: int) -> None:
-        if not self._address or self.muted:
+        if self._sock is None or self.muted:
             return
         if self._waiting or not self._send(text, fds):
             self._wait(text, fds)
@@ -88,16 +93,22 @@ class Service:
             for fd in self._waiting.popleft()[1]:
                 os.close(fd)
 
+    def close(self) -> None:
+        """Nothing more will be said."""
+        self._forget(lambda _waiting: True)
+        if self._sock is not None:
+            self._sock.close()
+            self._sock = None
+
     def _send(self, text: str, fds: Sequence[int]) -> bool:
         """False: not now."""
+        if self._sock is None:
+            return True
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
         try:
-            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC) as sock:
-                rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
-                sock.sendmsg([text.encode()], rights, 0, self._address)
-        except BlockingIOError:
-            return False
-        except OSError:
-            pass  # nobody is there
+            self._sock.sendmsg([text.encode()], rights, 0, self._address)
+        except OSError as error:
+            return error.errno not in BUSY  # else nobody is there
         return True
 
 

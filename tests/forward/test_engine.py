@@ -24,6 +24,7 @@ from pylb.forward.sockets import open_listener
 from tests.support.drive import LIMIT, Drive, Peer, Witness, policy, readable, server_at
 from tests.support.peers import need_root
 from tests.support.ports import free_port
+from tests.support.processes import run_python
 
 MIB = 1 << 20
 Make = Callable[..., Drive]
@@ -339,15 +340,6 @@ NO_PIPES_LEFT = """
 def test_an_unprivileged_user_whose_pipes_are_used_up_loses_nothing() -> None:
     need_root()
     assert run_python(NO_PIPES_LEFT).endswith("nothing lost\n")
-
-
-def run_python(source: str) -> str:
-    """Run `source` in a process of its own and return its output."""
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", textwrap.dedent(source)], capture_output=True, text=True, timeout=30, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 # ------------------------------------------------------------ pipes

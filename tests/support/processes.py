@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Self
@@ -22,6 +23,15 @@ _CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
 def python(module: str, *args: str) -> tuple[str, ...]:
     """`python -m module args`, by the interpreter of the tests."""
     return (sys.executable, "-m", module, *args)
+
+
+def run_python(source: str) -> str:
+    """Run `source` in a process of its own and return its output."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", textwrap.dedent(source)], capture_output=True, text=True, timeout=30, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 class Process:
