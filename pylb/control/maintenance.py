@@ -90,7 +90,7 @@ class Clockwork:
             await self._end_words(words)
         if ledger.unsettled:
             ledger.unsettled = False
-            await self._turn(lambda scene: with_claims(scene, settle(scene.claims, ledger.checker.sight.proven)), ())
+            await self._turn(lambda scene: with_claims(scene, settle(scene.claims, ledger.checker.findings.proven)), ())
         if ledger.publisher.unbound and self._clock() >= self._rebind_at:
             self._rebind_at = self._clock() + REBIND
             ledger.publisher.apply()

@@ -100,7 +100,7 @@ class Publisher:
         return made
 
     def _sight(self, scene: Scene) -> Sight:
-        return replace(self._checker.sight, overrides=scene.overrides)
+        return replace(self._checker.findings.sight, overrides=scene.overrides)
 
     def _swap(self, scene: Scene, made: Mapping[Listen, Frontend | None], served: Table | None = None) -> None:
         """`served`: the table in force with the rest of the changes, which the sink has already."""

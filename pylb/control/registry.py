@@ -15,8 +15,7 @@ from typing import TypeVar
 
 from pylb.control.admission import Imported, imported_registration, legacy_registration, native_registration
 from pylb.control.event_log import Event, Rejection, Worth
-from pylb.control.health.checker import question_of
-from pylb.control.health.prober import Ask, Question
+from pylb.control.health.prober import Ask, Question, question_of
 from pylb.control.health.prober import ask as ask_server
 from pylb.control.health.rehearsal import failing
 from pylb.control.health.resolver import FIRST_LOOK, Resolve
@@ -540,13 +539,13 @@ class Registry:
     def each_server(self) -> Iterator[ServerView]:
         """As `servers`, for who lets the loop turn meanwhile: of the table at the first step, with the health of each."""
         return server_views(
-            self.table, self._scene.claims, self._scene.layout, self._ledger.checker, self._ledger.tenure.said_goodbye
+            self.table, self._scene.claims, self._scene.layout, self._ledger.checker.findings, self._ledger.tenure.said_goodbye
         )
 
     def last_check(self, listen: Listen, address: Address) -> tuple[float, str] | None:
         """When (the clock's time) a server was last dialled, probed, or a client's connect told something new, and what it
         said: "yes", or why not."""
-        return self._ledger.checker.last_check(listen, address)
+        return self._ledger.checker.findings.last_check(listen, address)
 
     async def all_servers(self) -> list[ServerView]:
         """As `servers`, in steps: three thousand at once would hold the loop for 17 ms."""

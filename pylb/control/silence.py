@@ -25,6 +25,7 @@ LOOKS = 200  # registrations between two turns of the loop: 1 ms
 class Silence:
     def __init__(self, checker: Checker, tenure: Tenure, clock: Callable[[], float], wall: Callable[[], float]) -> None:
         self._checker = checker
+        self._findings = checker.findings
         self._tenure = tenure
         self._clock = clock
         self._wall = wall
@@ -74,13 +75,13 @@ class Silence:
 
     def _is_dead(self, one: Registration) -> bool:
         """Nothing of it answers, as far as was asked; of servers in maintenance nobody asks."""
-        found = [self._checker.answer(address) for address in addresses(one)]
+        found = [self._findings.answer(address) for address in addresses(one)]
         return not any(answer is None or answer.found == YES or answer.found in OURS for answer in found) and not any(
-            self._checker.in_maintenance(place, one.address(item)) for place, item in zip(one.places, one.wanted, strict=True)
+            self._findings.in_maintenance(place, one.address(item)) for place, item in zip(one.places, one.wanted, strict=True)
         )
 
     def _accepted_at(self, address: Address) -> float:
-        answer = self._checker.answer(address)
+        answer = self._findings.answer(address)
         return 0.0 if answer is None else answer.accepted_at
 
     def is_abandoned(self, one: Registration) -> bool:
@@ -89,7 +90,7 @@ class Silence:
         return one.state is not State.FRESH and began is not None and self._clock() - began >= self.leases.yield_after
 
     def _yields(self, one: Registration) -> bool:
-        found = [self._checker.answer(address) for address in addresses(one)]
+        found = [self._findings.answer(address) for address in addresses(one)]
         asked = all(answer is not None and self._clock() - answer.at <= JUST_NOW for answer in found)
         return asked and self._is_dead(one) and self.is_abandoned(one)
 

@@ -123,7 +123,7 @@ class Ledger:
         claims, was = scene.claims, {new: old for old, new in moved.items()}
         async for one in in_turns(claims.registrations.values(), LEASES):
             self.tenure.restore(one, snapshot.leases.get(was.get(one.key, one.key), LeaseRecord()))
-        self.checker.restore(snapshot.proven, snapshot.down, snapshot.passed)
+        self.checker.findings.restore(snapshot.proven, snapshot.down, snapshot.passed)
         overrides = kept(snapshot.overrides, claims, layout)
         self.publisher.table = Table(max(snapshot.generation, snapshot.reserved))
         for later in snapshot.unserved.values():
@@ -148,8 +148,8 @@ class Ledger:
         takeover = caller.token.takeover
         targets = [wanted.address(item) for item in wanted.wanted]
         await self._ask_once_more(wanted)
-        with self.checker.considering(targets):
-            if self.checker.unknown(targets):  # then a call that would be refused is not to dial them
+        with self.checker.findings.considering(targets):
+            if self.checker.findings.unknown(targets):  # then a call that would be refused is not to dial them
                 admitted, _ = self._judged(
                     self.scene, wanted, caller, partial(admit, takeover=takeover, contest=self.silence.contest)
                 )
@@ -283,7 +283,7 @@ class Ledger:
         """The step of every call that registers. Raises Refused."""
         if wanted.key not in scene.claims.registrations:
             wanted = replace(wanted, since=self._wall())
-        judge = partial(announce, takeover=takeover, proven=self.checker.proven, contest=self.silence.contest)
+        judge = partial(announce, takeover=takeover, proven=self.checker.findings.proven, contest=self.silence.contest)
         change, gone = self._judged(scene, wanted, caller, judge)
         if gone:
             touched = change.touched.union(*(scene.claims.registrations[key].places for key in gone))
@@ -448,7 +448,7 @@ class Ledger:
     def _targets(self, one: Registration) -> tuple[FrontendOutcome, ...]:
         found = []
         for item in one.wanted:
-            reachable, hint, _ = self.checker.reachable(one.address(item))
+            reachable, hint, _ = self.checker.findings.reachable(one.address(item))
             found.append(FrontendOutcome(item.port, one.ip, item.target_port, reachable, hint))
         return tuple(found)
 
@@ -461,9 +461,9 @@ class Ledger:
             self._wall(),
             scene.claims.registrations,
             self.tenure.records(scene.claims),
-            self.checker.proven,
-            self.checker.down,
-            self.checker.passed,
+            self.checker.findings.proven,
+            self.checker.findings.down,
+            self.checker.findings.passed,
             scene.overrides,
             dict(self.resolver.answers),
             scene.unserved,

@@ -4,7 +4,7 @@ from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from pylb.control.health.checker import Checker
+from pylb.control.health.findings import Findings
 from pylb.core.address import Address, Listen
 from pylb.core.health import REMEMBERED, UNRECORDED, UP, WRONG, YES, Health, Record
 from pylb.core.lease import Lease
@@ -150,25 +150,25 @@ def registration_view(
 
 
 def server_views(
-    table: Table, claims: Claims, layout: Layout, checker: Checker, said_goodbye: Callable[[Key], bool]
+    table: Table, claims: Claims, layout: Layout, findings: Findings, said_goodbye: Callable[[Key], bool]
 ) -> Iterator[ServerView]:
     """In the order of the ports. Each is made when it is asked for: 6 µs, and a frontend's holders are looked at once."""
     for frontend in by_port(table):
-        holders = _holders(claims, layout, frontend.listen, said_goodbye, checker.sight.proven)
+        holders = _holders(claims, layout, frontend.listen, said_goodbye, findings.proven)
         for server in frontend.servers:
-            yield _server_view(frontend, server, holders.get(server.address, _DISPLACED), checker)
+            yield _server_view(frontend, server, holders.get(server.address, _DISPLACED), findings)
 
 
 def by_port(table: Table) -> list[Frontend]:
     return sorted(table.frontends.values(), key=lambda one: (one.listen.port, one.listen.ip))
 
 
-def _server_view(frontend: Frontend, server: Server, held: Held, checker: Checker) -> ServerView:
+def _server_view(frontend: Frontend, server: Server, held: Held, findings: Findings) -> ServerView:
     name, listen = frontend.name, frontend.listen
-    proof, health = checker.proof(server.address), checker.health(listen, server.address)
+    proof, health = findings.proof(server.address), findings.health(listen, server.address)
     known = proof is not None and proof.found != "unknown"
-    proven = server.address in checker.sight.proven
-    reachable, hint, asked_at = checker.reachable(server.address)
+    proven = server.address in findings.proven
+    reachable, hint, asked_at = findings.reachable(server.address)
     return ServerView(
         name,
         listen,
@@ -186,7 +186,7 @@ def _server_view(frontend: Frontend, server: Server, held: Held, checker: Checke
         server.weight if held.weight is None else held.weight,
         held.backup,
         health or UP,
-        checker.record(listen, server.address),
+        findings.checks(listen, server.address),
         asked_at,
         frontend.health(server),
         held.not_missed,

@@ -421,7 +421,7 @@ async def test_a_token_that_was_reloaded_away_while_its_target_was_dialled_regis
             with pytest.raises(Refused, match="no longer valid"):
                 await call
         assert c.sink.ports == set()
-        assert c.registry._ledger.checker.proof(Address(NODE_A, hole)) is None
+        assert c.registry._ledger.checker.findings.proof(Address(NODE_A, hole)) is None
 
 
 @aio

@@ -16,6 +16,7 @@ from pylb.core.connect_failures import RESOURCE, failure_name
 from pylb.core.health import MOST_ANSWER, SILENT, YES, conversation, judge
 from pylb.core.policy import CONNECT, Check, ProxyProtocol, Step
 from pylb.core.proxy_protocol import local_header
+from pylb.core.table import Frontend, Server
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,12 @@ class Question:
     def hello(self) -> bytes:
         """A server that wants PROXY headers on its traffic's port is told that this connection is ours."""
         return b"" if self.check.port else local_header(self.send_proxy)
+
+
+def question_of(frontend: Frontend, server: Server) -> Question:
+    """The check of a frontend's server."""
+    policy = frontend.health(server)
+    return Question(server.address, policy.check, server.send_proxy, policy.timeout)
 
 
 Ask = Callable[[Question], Awaitable[str]]

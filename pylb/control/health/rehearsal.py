@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Iterable
 
-from pylb.control.health.prober import Ask, Question
+from pylb.control.health.prober import Ask, Question, question_of
 from pylb.control.publisher import FRONTENDS
 from pylb.control.steps import in_turns
 from pylb.core.health import OURS, YES
@@ -26,7 +26,7 @@ async def failing(frontends: Iterable[Frontend], ask: Ask) -> list[Line]:
     async for frontend in in_turns(frontends, FRONTENDS):
         for server in frontend.servers:
             health = frontend.health(server)
-            question = Question(server.address, health.check, server.send_proxy, health.timeout)
+            question = question_of(frontend, server)
             asked = len(questions) < MOST or question in questions
             if asked and has_check(frontend, server) and (server.rank < DOWN or health.refuses):
                 questions.setdefault(question, []).append((frontend, server))

@@ -68,14 +68,14 @@ async def test_a_wrong_answer_takes_a_server_out_and_says_what_it_was() -> None:
     await checked.pass_time(3)
     checked.says[server().address] = "wrong answer: HTTP status 503"
     await checked.pass_time(6)
-    assert (LISTEN, server().address) in checked.checker.sight.down
+    assert (LISTEN, server().address) in checked.checker.findings.down
     assert checked.news[-1] == (
         "server_down",
         "web-443: server 192.0.2.1:30443 is out after 3 failures (wrong answer: HTTP status 503)",
     )
     del checked.says[server().address]
     await checked.pass_time(10)
-    assert checked.checker.sight.down == {}
+    assert checked.checker.findings.down == {}
     assert [kind for kind, _ in checked.news] == ["server_proven", "server_down", "server_up"]
     address = {"address": "192.0.2.1:30443"}
     assert checked.fields == [address, {"frontend": "web-443"} | address, {"frontend": "web-443"} | address]
@@ -84,17 +84,18 @@ async def test_a_wrong_answer_takes_a_server_out_and_says_what_it_was() -> None:
 @aio
 async def test_the_last_check_of_a_server_is_known_with_its_time_until_the_server_is_gone() -> None:
     checked, place = Checked(), (LISTEN, server().address)
-    assert checked.checker.last_check(*place) is None
+    assert checked.checker.findings.last_check(*place) is None
     checked.serve(HealthPolicy(), server())
     await checked.pass_time(0.1)  # the dial that proves it
     proven_at = checked.clock.now
-    assert checked.checker.last_check(*place) == (pytest.approx(proven_at, abs=0.2), "yes")
+    assert checked.checker.findings.last_check(*place) == (pytest.approx(proven_at, abs=0.2), "yes")
     await checked.pass_time(5)
     checked.checker.connect_ended(*place, "timeout")  # what a client's session met
-    assert checked.checker.last_check(*place) == (checked.clock.now, "timeout")
+    assert checked.checker.findings.last_check(*place) == (checked.clock.now, "timeout")
     checked.serve(HealthPolicy())
-    assert checked.checker.last_check(*place) is None
-    assert not checked.checker._checks
+    assert checked.checker.findings.last_check(*place) is None
+    assert not checked.checker.findings.servers
+    assert not checked.checker.findings.addresses
 
 
 @aio
@@ -105,7 +106,7 @@ async def test_a_server_that_fails_its_check_has_answered_all_the_same() -> None
     await checked.pass_time(0.1)
     checked.says[server().address] = "wrong answer: HTTP status 503"
     await checked.pass_time(10)
-    assert server().address in checked.checker.sight.proven
+    assert server().address in checked.checker.findings.proven
 
 
 @aio
@@ -118,7 +119,7 @@ async def test_in_passive_mode_only_servers_that_are_out_are_asked_and_by_the_ch
         checked.checker.connect_ended(LISTEN, server().address, "refused")
     await checked.pass_time(10)
     assert checked.checks() == [Question(server().address, HTTP)] * 2
-    assert checked.checker.sight.down == {}
+    assert checked.checker.findings.down == {}
 
 
 @aio
@@ -164,9 +165,9 @@ def test_a_server_in_maintenance_is_left_in_peace(admin: AdminState, asked: bool
         checked.says[server().address] = "refused"
         checked.serve(ACTIVE, server())
         await checked.pass_time(10)
-        assert checked.checker.sight.down
+        assert checked.checker.findings.down
         checked.serve(ACTIVE, server(admin=admin, weight=0))
-        assert bool(checked.checker.sight.down) == asked
+        assert bool(checked.checker.findings.down) == asked
         checked.asked.clear()
         checked.checker.connect_ended(LISTEN, server().address, "refused")
         await checked.pass_time(31)
@@ -210,21 +211,21 @@ async def test_checks_downtimes_and_the_last_finding_are_on_record() -> None:
     address = server().address
     checked.serve(ACTIVE, server())
     await checked.pass_time(3)
-    known = checked.checker.record(LISTEN, address)
+    known = checked.checker.findings.checks(LISTEN, address)
     assert (known.failures, known.downs, known.found) == (0, 0, "yes")
     checked.says[address] = "wrong answer: HTTP status 503"
     await checked.pass_time(6)
     went_down = checked.clock.now
-    found = checked.checker.record(LISTEN, address)
+    found = checked.checker.findings.checks(LISTEN, address)
     assert (found.failures, found.downs, found.found) == (3, 1, "wrong answer: HTTP status 503")
     assert found.changed_at == pytest.approx(went_down, abs=3)
     del checked.says[address]
     await checked.pass_time(10)
-    back = checked.checker.record(LISTEN, address)
+    back = checked.checker.findings.checks(LISTEN, address)
     assert (back.downs, back.found) == (1, "yes")
     assert back.down_seconds == pytest.approx(back.changed_at - found.changed_at)
     checked.serve(ACTIVE, server(2))
-    assert checked.checker.record(LISTEN, address) == type(back)()
+    assert checked.checker.findings.checks(LISTEN, address) == type(back)()
 
 
 @aio
@@ -233,7 +234,7 @@ async def test_the_connects_that_are_to_prove_a_server_are_its_checks_until_ther
     checked.says[server().address] = "refused"
     checked.serve(HealthPolicy(), server())
     await checked.pass_time(5)
-    record = checked.checker.record(LISTEN, server().address)
+    record = checked.checker.findings.checks(LISTEN, server().address)
     assert (record.found, record.failures) == ("refused", len(checked.asked))
 
 
@@ -245,7 +246,7 @@ async def test_a_server_that_is_taken_into_maintenance_is_not_down_any_more() ->
         checked.checker.connect_ended(LISTEN, server().address, "refused")
     checked.clock.now += 5
     checked.serve(HealthPolicy(), server(admin=AdminState.MAINT))
-    record = checked.checker.record(LISTEN, server().address)
+    record = checked.checker.findings.checks(LISTEN, server().address)
     assert (record.downs, record.down_seconds) == (1, pytest.approx(5))
 
 
@@ -270,5 +271,5 @@ async def test_a_server_that_leaves_while_it_is_asked_is_asked_no_more_and_forgo
     assert c.asked.pop() == Question(one.address)
     await c.pass_time(60)
     assert not c.asked
-    assert one.address not in c.checker.proven
-    assert c.checker.answer(one.address) is None
+    assert one.address not in c.checker.findings.proven
+    assert c.checker.findings.answer(one.address) is None

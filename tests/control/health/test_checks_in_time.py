@@ -21,7 +21,7 @@ SWITCHING = HealthPolicy(check=PRIMARY, when_all_down=WhenAllDown.REFUSE)
 
 async def seconds_until_up(checked: Checked, address: Address) -> float:
     began = checked.clock.now
-    while (LISTEN, address) in checked.checker.down:
+    while (LISTEN, address) in checked.checker.findings.down:
         await checked.pass_time(0.1)
         assert checked.clock.now < began + 100
     return checked.clock.now - began
@@ -50,7 +50,7 @@ async def test_a_server_that_was_away_for_40_seconds_is_back_within_two_interval
         for _ in range(policy.fall):
             checked.checker.connect_ended(LISTEN, server().address, meanwhile)
         await checked.pass_time(40 + 0.1 * seed)
-        assert (LISTEN, server().address) in checked.checker.down
+        assert (LISTEN, server().address) in checked.checker.findings.down
         del checked.says[server().address]
         assert await seconds_until_up(checked, server().address) <= 2 * policy.interval
 
@@ -84,10 +84,10 @@ async def test_a_frontend_that_asks_seldom_does_not_judge_faster_for_another_tha
     await checked.pass_time(130)
     checked.says[server().address] = REPLICA
     await checked.pass_time(20)
-    assert (LISTEN, server().address) in checked.checker.down
-    assert (other, server().address) not in checked.checker.down
+    assert (LISTEN, server().address) in checked.checker.findings.down
+    assert (other, server().address) not in checked.checker.findings.down
     await checked.pass_time(180)
-    assert (other, server().address) in checked.checker.down
+    assert (other, server().address) in checked.checker.findings.down
 
 
 @aio
@@ -114,7 +114,7 @@ async def test_a_call_of_its_phone_home_asks_a_server_that_is_down_at_once_and_o
     del checked.says[address]
     checked.checker.called([LISTEN], [address])
     await checked.pass_time(0.1)
-    assert (LISTEN, address) not in checked.checker.down
+    assert (LISTEN, address) not in checked.checker.findings.down
 
 
 @aio
@@ -134,7 +134,7 @@ async def test_a_call_dials_a_server_that_has_never_answered() -> None:
     del checked.says[address]
     checked.checker.called([LISTEN], [address])
     await checked.pass_time(0.1)
-    assert address in checked.checker.proven
+    assert address in checked.checker.findings.proven
 
 
 # ---------------------------------------------------------------- the budget
@@ -195,13 +195,13 @@ async def test_a_server_that_must_pass_first_is_down_until_its_first_answer() ->
     checked, place = Checked(), (LISTEN, server().address)
     checked.says[server().address] = REPLICA
     checked.serve(SWITCHING, server())
-    assert (place in checked.checker.down, place in checked.checker.passed) == (True, False)
+    assert (place in checked.checker.findings.down, place in checked.checker.findings.passed) == (True, False)
     await checked.pass_time(0.1)
-    assert place in checked.checker.down
+    assert place in checked.checker.findings.down
     assert [kind for kind, _ in checked.news] == []  # it was never up
     del checked.says[server().address]
     await checked.pass_time(2 * SWITCHING.interval)
-    assert (place in checked.checker.down, place in checked.checker.passed) == (False, True)
+    assert (place in checked.checker.findings.down, place in checked.checker.findings.passed) == (False, True)
     assert [kind for kind, _ in checked.news] == ["server_proven", "server_up"]
     assert checked.news[-1][1] == "web-443: server 192.0.2.1:30443 has passed its check"
 
@@ -210,16 +210,16 @@ async def test_a_server_that_must_pass_first_is_down_until_its_first_answer() ->
 async def test_what_a_snapshot_remembers_opens_no_closed_door_and_closes_no_open_one() -> None:
     up, down, gone = ((LISTEN, server(number).address) for number in (1, 2, 3))
     checked = Checked()
-    checked.checker.restore([up[1], gone[1]], Frozen({down: True, gone: True}), Frozen({up: True, gone: True}))
+    checked.checker.findings.restore([up[1], gone[1]], Frozen({down: True, gone: True}), Frozen({up: True, gone: True}))
     checked.serve(SWITCHING, server(1), server(2))
-    assert dict(checked.checker.proven) == {up[1]: True}
-    assert dict(checked.checker.down) == {down: True}
-    assert dict(checked.checker.passed) == {up: True}
+    assert dict(checked.checker.findings.proven) == {up[1]: True}
+    assert dict(checked.checker.findings.down) == {down: True}
+    assert dict(checked.checker.findings.passed) == {up: True}
     assert checked.news == []
     checked.says[server(1).address] = REPLICA
     await checked.pass_time(SWITCHING.interval * (SWITCHING.fall + 1))
-    assert dict(checked.checker.down) == {up: True}
-    assert dict(checked.checker.passed) == {down: True}
+    assert dict(checked.checker.findings.down) == {up: True}
+    assert dict(checked.checker.findings.passed) == {down: True}
 
 
 @aio
@@ -228,8 +228,8 @@ async def test_a_reload_to_refuse_keeps_those_in_that_have_passed_their_check() 
     checked.serve(HealthPolicy(check=PRIMARY), server())
     await checked.pass_time(5)
     checked.serve(SWITCHING, server())
-    assert place in checked.checker.passed
-    assert place not in checked.checker.down
+    assert place in checked.checker.findings.passed
+    assert place not in checked.checker.findings.down
 
 
 @aio
@@ -238,9 +238,9 @@ async def test_without_checks_nothing_is_asked_and_nobody_is_down() -> None:
     checked.says[server().address] = REPLICA
     checked.serve(HealthPolicy(check=PRIMARY), server())
     await checked.pass_time(10)
-    assert place in checked.checker.down
+    assert place in checked.checker.findings.down
     checked.serve(HealthPolicy(HealthMode.NONE, PRIMARY), server())
-    assert place not in checked.checker.down
+    assert place not in checked.checker.findings.down
     checked.asked.clear()
     await checked.pass_time(30)
     assert checked.checks() == []
@@ -272,13 +272,13 @@ async def test_after_maintenance_a_server_must_pass_again() -> None:
     checked, place = Checked(), (LISTEN, server().address)
     checked.serve(SWITCHING, server())
     await checked.pass_time(5)
-    assert place in checked.checker.passed
+    assert place in checked.checker.findings.passed
     checked.serve(SWITCHING, server(admin=AdminState.MAINT, weight=0))
     checked.says[server().address] = REPLICA
     checked.serve(SWITCHING, server())
     await checked.pass_time(5)
-    assert place not in checked.checker.passed
-    assert place in checked.checker.down
+    assert place not in checked.checker.findings.passed
+    assert place in checked.checker.findings.down
 
 
 @aio
@@ -290,8 +290,8 @@ async def test_a_client_that_reaches_a_replica_does_not_make_it_primary() -> Non
     for _ in range(100):
         checked.checker.connect_ended(*place, None)
         await checked.pass_time(0.1)
-    assert place in checked.checker.down
-    assert place not in checked.checker.passed
+    assert place in checked.checker.findings.down
+    assert place not in checked.checker.findings.passed
 
 
 def test_probing_survives_a_frontend_that_leaves_while_its_server_is_asked() -> None:
@@ -305,7 +305,7 @@ def test_probing_survives_a_frontend_that_leaves_while_its_server_is_asked() -> 
         checked.serve(SWITCHING)
         answer.set_result("yes")
         await probing
-        assert not checked.checker.passed
-        assert not checked.checker._groups
+        assert not checked.checker.findings.passed
+        assert not checked.checker.findings.groups
 
     asyncio.run(main())

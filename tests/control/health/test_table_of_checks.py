@@ -76,7 +76,7 @@ class Watched:
 
     @property
     def is_down(self) -> bool:
-        return (LISTEN, self.one.address) in self.checker.down
+        return (LISTEN, self.one.address) in self.checker.findings.down
 
     async def step(self) -> None:
         self.clock.now += PROBE_PERIOD

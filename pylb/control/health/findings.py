@@ -1,0 +1,270 @@
+"""What is known of each server and of each address: what checks, dials and clients' connects found. Nothing is asked here.
+
+A server is an address in a frontend: its record has the health that decides. An address has one record for all frontends that
+have it: whether it has ever answered, and what it answered last. Who is down, who has passed the check and which addresses
+are proven is published besides, as mappings that never change: they go into the next table and into the snapshot.
+"""
+
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from math import inf
+from typing import NamedTuple
+
+from pylb.control.health.prober import Question
+from pylb.core.address import Address, Listen
+from pylb.core.compose import Sight
+from pylb.core.health import PROVEN, SILENT, UNRECORDED, YES, Health, Proof, Record, turned
+from pylb.core.persistent import Frozen
+from pylb.core.policy import AdminState
+from pylb.core.table import Server
+
+Place = tuple[Listen, Address]
+
+
+class Answer(NamedTuple):
+    """The last that an address said to a connect of anybody: a dial, a check of its own port, a client's session."""
+
+    found: str  # YES, or why not
+    at: float
+    accepted_at: float  # the last YES; -inf: never yet
+
+
+@dataclass(slots=True)
+class ServerRecord:
+    """What is known of a frontend's server."""
+
+    server: Server
+    checks: Record  # and how long it was down
+    health: Health | None = None  # None: never a failure, and never probed
+    question: Question | None = None  # its check; None: nobody asks
+    last_check: tuple[float, str] | None = None  # when, and what was found
+    last_asked: float = -inf
+
+    @property
+    def due_at(self) -> float:
+        """When it is to be asked next; inf: it is not."""
+        return inf if self.health is None else self.health.probe_at
+
+    @property
+    def is_silent(self) -> bool:
+        return self.health is not None and self.health.down and self.health.reason == SILENT
+
+
+@dataclass(slots=True)
+class AddressRecord:
+    """What is known of an address, whichever frontends have it."""
+
+    address: Address
+    frontends: dict[Listen, None] = field(default_factory=dict)  # that have it
+    considered: int = 0  # by so many calls that are not in force yet
+    proof: Proof | None = None  # None: nobody has dialled it yet
+    dials: Record = UNRECORDED  # of the connects that are to prove it
+    answer: Answer | None = None
+    again_at: float = inf  # when to ask it next, whatever it has answered: see Checker.ask_on
+    last_check: tuple[float, str] | None = None  # when, and what was found
+    last_asked: float = -inf
+
+    @property
+    def in_use(self) -> bool:
+        """Does a frontend have it, or a call that is being judged?"""
+        return bool(self.frontends) or self.considered > 0
+
+    @property
+    def question(self) -> Question:
+        """A mere connect, which proves it."""
+        return Question(self.address)
+
+    @property
+    def due_at(self) -> float:
+        """When it is to be asked next; inf: it is not."""
+        return min(self.again_at, inf if self.proof is None else self.proof.probe_at)
+
+    @property
+    def is_silent(self) -> bool:
+        return self.proof is not None and self.proof.found == SILENT
+
+    def connected(self, found: str, now: float) -> None:
+        """A connect of anybody has ended like this."""
+        accepted = now if found == YES else self.answer.accepted_at if self.answer else -inf
+        self.answer = Answer(found, now, accepted)
+
+
+class Findings:
+    """All records. Those who ask write them; everybody else only reads."""
+
+    def __init__(self) -> None:
+        self.servers: dict[Place, ServerRecord] = {}
+        self.addresses: dict[Address, AddressRecord] = {}
+        self.groups: dict[Question, dict[Place, None]] = {}  # the servers that ask the same
+        self.down: Frozen[Place, bool] = Frozen()
+        self.passed: Frozen[Place, bool] = Frozen()  # up, and the last check said so
+        self.proven: Frozen[Address, bool] = Frozen()  # addresses that have answered once
+
+    # ------------------------------------------------------------ reading
+
+    @property
+    def sight(self) -> Sight:
+        return Sight(self.proven, self.down, self.passed)
+
+    def of(self, asked: Place | Address) -> ServerRecord | AddressRecord | None:
+        return self.addresses.get(asked) if isinstance(asked, Address) else self.servers.get(asked)
+
+    def due_at(self, asked: Place | Address) -> float:
+        """When it is to be asked next; inf: it is not."""
+        known = self.of(asked)
+        return inf if known is None else known.due_at
+
+    def proof(self, address: Address) -> Proof | None:
+        known = self.addresses.get(address)
+        return None if known is None else known.proof
+
+    def unknown(self, addresses: Iterable[Address]) -> bool:
+        """Is there any that nobody has dialled yet?"""
+        return any(self.proof(address) is None for address in addresses)
+
+    def answer(self, address: Address) -> Answer | None:
+        """None: nobody has tried yet, since pylb started."""
+        known = self.addresses.get(address)
+        return None if known is None else known.answer
+
+    def reachable(self, address: Address) -> tuple[str, str, float | None]:
+        """(the last answer: yes, refused, timeout or unknown; a hint; when, None: before this pylb started)."""
+        answer, proof = self.answer(address), self.proof(address)
+        if answer is None:
+            return (proof.reachable, proof.hint, None) if proof else ("unknown", "", None)
+        last = Proof(answer.found)
+        return last.reachable, last.hint, answer.at
+
+    def in_maintenance(self, listen: Listen, address: Address) -> bool:
+        known = self.servers.get((listen, address))
+        return known is not None and known.server.admin is AdminState.MAINT
+
+    def health(self, listen: Listen, address: Address) -> Health | None:
+        """None: never a failure, and never probed."""
+        known = self.servers.get((listen, address))
+        return None if known is None else known.health
+
+    def checks(self, listen: Listen, address: Address) -> Record:
+        """Of its checks, and of the connects that were to prove it; the last finding is a check's, where there was one."""
+        known, of_address = self.servers.get((listen, address)), self.addresses.get(address)
+        checks, dials = known.checks if known else UNRECORDED, of_address.dials if of_address else UNRECORDED
+        failures = checks.failures + dials.failures
+        if checks.found:
+            return replace(checks, failures=failures)
+        return replace(checks, failures=failures, found=dials.found, seconds=dials.seconds)
+
+    def last_check(self, listen: Listen, address: Address) -> tuple[float, str] | None:
+        """As Registry.last_check."""
+        both = self.servers.get((listen, address)), self.addresses.get(address)
+        return max((one.last_check for one in both if one is not None and one.last_check is not None), default=None)
+
+    def group_due_at(self, known: ServerRecord) -> float:
+        """When the first of those that ask the same is to be asked next."""
+        return inf if known.question is None else self.due_at(next(iter(self.groups[known.question])))
+
+    # ------------------------------------------------------------ writing: which servers and addresses there are
+
+    def restore(self, proven: Iterable[Address], down: Frozen[Place, bool], passed: Frozen[Place, bool]) -> None:
+        """What a snapshot remembers, before the first table: a start neither opens a closed door nor closes an open one."""
+        for address in proven:
+            self._address(address).proof = PROVEN
+        self.proven = Frozen(dict.fromkeys(self.addresses, True))
+        self.down, self.passed = down, passed
+
+    def forget_what_no_table_has(self) -> None:
+        """Of what the snapshot remembers, once the first table is in force."""
+        self._forget_unused(list(self.addresses))
+        self.down, self.passed = (
+            known.edited({place: None for place in known if place not in self.servers}) for known in (self.down, self.passed)
+        )
+
+    def add(self, place: Place, server: Server, now: float) -> ServerRecord:
+        """A frontend has this server, or has other words for it."""
+        listen, address = place
+        self._address(address).frontends[listen] = None
+        known = self.servers.get(place)
+        if known is None:
+            known = self.servers[place] = ServerRecord(server, Record(now))
+        known.server = server
+        return known
+
+    def remove(self, place: Place, now: float) -> None:
+        """The frontend no longer has this server."""
+        listen, address = place
+        self.unlearn(place, now)
+        del self.servers[place]
+        self.addresses[address].frontends.pop(listen, None)
+        self._forget_unused([address])
+
+    @contextmanager
+    def considering(self, addresses: Collection[Address]) -> Iterator[None]:
+        """While a call is judged that names these. What was found of them is forgotten then, unless it is in force."""
+        for address in addresses:
+            self._address(address).considered += 1
+        try:
+            yield
+        finally:
+            for address in addresses:
+                self.addresses[address].considered -= 1
+            self._forget_unused(addresses)
+
+    def _address(self, address: Address) -> AddressRecord:
+        known = self.addresses.get(address)
+        if known is None:
+            known = self.addresses[address] = AddressRecord(address)
+        return known
+
+    def _forget_unused(self, addresses: Iterable[Address]) -> None:
+        for address in addresses:
+            known = self.addresses.get(address)
+            if known is not None and not known.in_use:
+                del self.addresses[address]
+                self.proven = self.proven.edited({address: None})
+
+    # ------------------------------------------------------------ writing: what was found
+
+    def unlearn(self, place: Place, now: float) -> None:
+        """As if it had never been asked."""
+        known = self.servers[place]
+        known.health, known.last_check, known.last_asked = None, None, -inf
+        self.group(place, None)
+        self.set_passed(place, passed=False)
+        if place in self.down:
+            self.turn(place, now, down=False)
+
+    def group(self, place: Place, question: Question | None) -> None:
+        """It asks this from now on, together with all others that ask the same."""
+        known = self.servers[place]
+        if known.question == question:
+            return
+        if known.question is not None:
+            group = self.groups[known.question]
+            del group[place]
+            if not group:
+                del self.groups[known.question]
+        if question is not None:
+            self.groups.setdefault(question, {})[place] = None
+        known.question = question
+
+    def set_passed(self, place: Place, *, passed: bool) -> None:
+        if passed is not (place in self.passed):
+            self.passed = self.passed.edited({place: True if passed else None})
+
+    def set_down(self, place: Place) -> None:
+        """It may not serve until it has passed, which is no change of its health."""
+        self.down = self.down.edited({place: True})
+
+    def turn(self, place: Place, now: float, *, down: bool) -> None:
+        """It goes down, or is back."""
+        known = self.servers[place]
+        known.checks = turned(known.checks, now, down=down)
+        self.down = self.down.edited({place: True if down else None})
+
+    def set_proof(self, known: AddressRecord, proof: Proof) -> bool:
+        """Has it answered now for the first time?"""
+        known.proof = proof
+        if proof != PROVEN or known.address in self.proven:
+            return False
+        self.proven = self.proven.edited({known.address: True})
+        return True
