@@ -13,25 +13,25 @@ from itertools import cycle
 _FIRST, _SHARES, _SIZE = 20100, 9, 1100
 
 
-def _hold(share: int) -> socket.socket | None:
-    holder = socket.socket(socket.AF_UNIX)
-    try:
-        holder.bind(f"\0pylb-tests-ports-{share}")
-    except OSError:
-        holder.close()
-        return None
-    return holder
+def _hold(share: int) -> bool:
+    """For as long as this process lives: nothing but its end closes the descriptor."""
+    with socket.socket(socket.AF_UNIX) as holder:
+        try:
+            holder.bind(f"\0pylb-tests-ports-{share}")
+        except OSError:
+            return False
+        holder.detach()
+        return True
 
 
-def _share() -> tuple[socket.socket | None, range]:
+def _share() -> range:
     """The first that nobody has; any, if all are taken: then as careful as `free_port` is."""
-    held = ((share, _hold(share)) for share in range(_SHARES))
-    share, holder = next((each for each in held if each[1] is not None), (os.getpid() % _SHARES, None))
+    share = next(filter(_hold, range(_SHARES)), os.getpid() % _SHARES)
     first = _FIRST + share * _SIZE
-    return holder, range(first, first + _SIZE)
+    return range(first, first + _SIZE)
 
 
-_holder, PORTS = _share()
+PORTS = _share()
 _in_turn = cycle(random.Random(os.getpid()).sample(PORTS, len(PORTS)))
 
 
