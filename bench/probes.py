@@ -7,7 +7,6 @@ what other processes of the machine do does not count.
 
 import argparse
 import asyncio
-import gc
 import random
 import statistics
 import time
@@ -15,12 +14,12 @@ import time
 import uvloop
 
 from bench.report import aligned
-from pylb.app.app import GC_THRESHOLDS
 from pylb.control.health.checker import Checker
 from pylb.control.health.prober import ask
 from pylb.core.address import Address, Listen
 from pylb.core.policy import HealthMode, HealthPolicy, Policy
 from pylb.core.table import Frontend, Server, make_table
+from pylb.host.loop_lag import collect_rarely
 
 POOLS = (1, 1000)
 TICK = 0.1  # seconds between two looks at what is due, as in pylb itself
@@ -55,8 +54,7 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser("python -m bench probes", description=__doc__)
     parser.add_argument("--seconds", type=float, default=10.0, metavar="S", help="for each pool (10)")
     seconds = parser.parse_args(argv).seconds
-    gc.freeze()
-    gc.set_threshold(*GC_THRESHOLDS)
+    collect_rarely()
     rows = []
     for size in POOLS:
         taken = uvloop.run(turns(size, seconds))

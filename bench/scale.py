@@ -25,7 +25,7 @@ from bench import live, report
 from bench.processes import BenchError
 from bench.report import aligned, progress
 from pylb.api.routes import rows
-from pylb.app.app import GC_THRESHOLDS, Hooks
+from pylb.app.app import Hooks
 from pylb.control.admission import Imported
 from pylb.control.health.prober import Question
 from pylb.control.registry import Registry
@@ -38,6 +38,7 @@ from pylb.core.policy import AdminState, Policy, Rules, StaticFrontend, StaticSe
 from pylb.core.registration import Announcement, Wanted
 from pylb.forward.engine import Engine
 from pylb.forward.sockets import open_listener
+from pylb.host.loop_lag import collect_rarely
 from pylb.host.machine import raise_descriptor_limit
 from pylb.logs.session_log import ConnectionLog
 from pylb.logs.targets import Stream
@@ -259,7 +260,7 @@ def main(argv: list[str]) -> int:
 
 
 async def scale(folder: Path, ports: list[int]) -> World:
-    gc.set_threshold(*GC_THRESHOLDS)
+    collect_rarely()
     before = resident()
     async with running(folder, ports[:FRONTENDS]) as world:
         await measured(world, ports[FRONTENDS:], before)

@@ -8,7 +8,6 @@ the same uvloop: no step of it can have taken more, and what other processes of 
 
 import argparse
 import asyncio
-import gc
 import random
 import socket
 import statistics
@@ -25,7 +24,7 @@ import uvloop
 from bench.processes import free_ports
 from bench.report import aligned, progress
 from bench.targets import OWN_PORTS
-from pylb.app.app import GC_THRESHOLDS, Hooks
+from pylb.app.app import Hooks
 from pylb.control.registry import Registry
 from pylb.control.storage.store import Store
 from pylb.control.tasks import Tasks
@@ -33,6 +32,7 @@ from pylb.core.address import Address, Listen
 from pylb.core.auth import Keyring
 from pylb.core.policy import Policy, Rules, StaticFrontend, StaticServer
 from pylb.forward.engine import Engine
+from pylb.host.loop_lag import collect_rarely
 from pylb.host.machine import raise_descriptor_limit
 from pylb.host.systemd import Service
 from pylb.logs.session_log import ConnectionLog
@@ -143,9 +143,7 @@ async def scrapes(workers: int, ports: Sequence[int], rounds: int) -> tuple[Figu
                 processes=forward.workers,
                 reloaded=lambda: True,
             )
-            gc.collect()
-            gc.freeze()
-            gc.set_threshold(*GC_THRESHOLDS)
+            collect_rarely()
             for turn in range(rounds + 1):
                 await asyncio.to_thread(visit, ports)
                 began, worked = time.perf_counter(), time.thread_time()

@@ -11,7 +11,6 @@ and startup.
 import asyncio
 import errno
 import faulthandler
-import gc
 import logging
 import os
 import resource
@@ -60,7 +59,7 @@ from pylb.haproxy.runtime_socket import RuntimeSocket
 from pylb.haproxy.sampler import Lookout
 from pylb.host.addresses import Addresses
 from pylb.host.files import Watch
-from pylb.host.loop_lag import Pulse
+from pylb.host.loop_lag import Pulse, collect_rarely
 from pylb.host.machine import hold_standard_descriptors, raise_descriptor_limit, reap_strangers, resolve, worker_count
 from pylb.host.systemd import Service
 from pylb.logs.async_writer import Out
@@ -106,12 +105,6 @@ LOG_FLUSH = 2.0  # seconds for the last lines at the end
 LINGER = 1.0
 # Turns of the loop after which a signal that had arrived before them has been handled: one to read it, one to call for it.
 SIGNAL_TURNS = 3
-# With the heap of the start frozen and sessions that leave no cycles, collections find next to nothing; what calls leave is
-# cut where it is made (core.errors.let_go). What counts is how long each holds the loop. 10,000 new registrations, CPU of the
-# longest young and middle collection on a busy machine: 15 and 83 ms with (10_000, 20, 100), 4 and 12 with (2_000, 5, 2_000),
-# 4 and 6 with these, for the same CPU in all. A whole one sees all that came since the start: some 0.1 s for each 100,000
-# objects, and a registration is 27. So they are rare: there is one after some 24 million more objects than were freed.
-GC_THRESHOLDS = (1_000, 2, 8_000)
 WORKERS_WINDOW = 3  # samples of the history that a rate is taken over: workers report once a second, at moments of their own
 _LEVELS = {True: logging.WARNING, False: logging.INFO}  # of an event, by its alarm
 _SIGNALS = {
@@ -275,9 +268,7 @@ class App:
         self._service.ready(self._state())
         self._on(Trigger.STARTED)
         self._started.set()
-        gc.collect()
-        gc.freeze()
-        gc.set_threshold(*GC_THRESHOLDS)
+        collect_rarely()
 
     def _bind_all(self, stack: AsyncExitStack) -> list[socket.socket]:
         """The webhook's, the admin's and the metrics' sockets. Only these end the start when they cannot be bound."""

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from pylb.config import Config
     from pylb.config.generated_tokens import MadeToken
 
-NODE_PORTS = range(30000, 32768)
-
 
 @click.group(invoke_without_command=True)
 @CONFIG
@@ -367,6 +365,7 @@ def _join(config: "Config", host: str | None, made: "MadeToken") -> str:
 
 def _manifests(made: "MadeToken", join: str, options: dict[str, Any]) -> str:
     from pylb.app.startup import node_port_of, scalar  # noqa: PLC0415
+    from pylb.core.auth import NODE_PORTS  # noqa: PLC0415
     from pylb.host.machine import deployed  # noqa: PLC0415
 
     frontends = options["frontends"] or [f"{low}:{node_port_of(low)}" for low, high in made.ports if low == high]
@@ -374,7 +373,7 @@ def _manifests(made: "MadeToken", join: str, options: dict[str, Any]) -> str:
         die('--frontends "443:30443" is needed: the ports of the token are ranges')
     pairs = [frontend.split("/")[0].split(":") for frontend in frontends]  # PORT, NODEPORT
     if not all(
-        len(pair) == 2 and whole_number(pair[0], 65535) and whole_number(pair[1], 65535) in NODE_PORTS for pair in pairs
+        len(pair) == 2 and whole_number(pair[0], 65535) and (whole_number(pair[1], 65535) or 0) in NODE_PORTS for pair in pairs
     ):
         die(f"--frontends: {' '.join(frontends)!r} is not a list of PORT:NODEPORT (NodePorts are 30000-32767)")
     ports = "\n".join(

@@ -516,16 +516,12 @@ class Registry:
         """Refused calls by code."""
         return dict(self._ledger.journal.refused)
 
-    def registrations(self) -> list[RegistrationView]:
-        """In the order in which they came."""
-        return [self._view(one) for one in self._scene.claims.registrations.values()]
-
     def each_registration(self) -> Iterator[RegistrationView]:
         """In any order, for who lets the loop turn meanwhile: those at the first step, each with its lease as it is."""
         return map(self._view, self._scene.claims.registrations.in_any_order())
 
     async def all_registrations(self) -> list[RegistrationView]:
-        """As `registrations`, in steps."""
+        """In the order in which they came; made in steps."""
         return [self._view(one) async for one in in_turns(self._scene.claims.registrations.values(), VIEWS)]
 
     def _view(self, one: Registration) -> RegistrationView:
@@ -533,11 +529,9 @@ class Registry:
         goodbye = tenure.said_goodbye(one.key)
         return registration_view(one, tenure.get(one.key), self._clock(), self._wall(), said_goodbye=goodbye)
 
-    def servers(self) -> list[ServerView]:
-        return list(self.each_server())
-
     def each_server(self) -> Iterator[ServerView]:
-        """As `servers`, for who lets the loop turn meanwhile: of the table at the first step, with the health of each."""
+        """In the order of the ports, for who lets the loop turn meanwhile: of the table at the first step, with each one's
+        health."""
         return server_views(
             self.table, self._scene.claims, self._scene.layout, self._ledger.checker.findings, self._ledger.tenure.said_goodbye
         )
@@ -546,10 +540,6 @@ class Registry:
         """When (the clock's time) a server was last dialled, probed, or a client's connect told something new, and what it
         said: "yes", or why not."""
         return self._ledger.checker.findings.last_check(listen, address)
-
-    async def all_servers(self) -> list[ServerView]:
-        """As `servers`, in steps: three thousand at once would hold the loop for 17 ms."""
-        return [view async for view in in_turns(self.each_server(), VIEWS)]
 
     def unbound(self) -> dict[Listen, str]:
         """Ports of the table that could not be opened, with the reason; retried every 5 s."""

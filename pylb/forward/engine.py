@@ -295,12 +295,8 @@ class Engine:
         self._pipes.close()
         self._epoll.close()
 
-    def sessions(self) -> list[SessionView]:
-        """Every live session, as of now."""
-        return [_view(session, self._clock()) for session in self._life.sessions]
-
     def live(self) -> Iterator[list[SessionView]]:
-        """The same in steps, between which others may have their turn."""
+        """Every live session, as of now, in steps between which others may have their turn."""
         sessions = list(self._life.sessions)
         for start in range(0, len(sessions), SCAN):
             some = sessions[start : start + SCAN]

@@ -4,11 +4,9 @@ import errno
 import os
 import resource
 from collections.abc import Mapping
-from pathlib import Path
 from typing import NamedTuple
 
-_TICKS = os.sysconf("SC_CLK_TCK")
-_PAGE = os.sysconf("SC_PAGE_SIZE")
+from pylb.host.process_stat import process_stat
 
 
 class Vitals(NamedTuple):
@@ -24,9 +22,11 @@ def vitals(pids: Mapping[str, int]) -> dict[str, Vitals]:
     found = {}
     for name, pid in pids.items():
         try:
-            found[name] = Vitals(_open_fds(pid), *_stat(pid))
+            open_fds = _open_fds(pid)
         except OSError:
             continue
+        stat = process_stat(pid)
+        found[name] = Vitals(open_fds) if stat is None else Vitals(open_fds, stat.cpu_seconds, stat.resident_bytes)
     return found
 
 
@@ -41,12 +41,3 @@ def _open_fds(pid: int) -> int:
         if error.errno == errno.EMFILE and pid == os.getpid():  # when it matters most
             return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         raise
-
-
-def _stat(pid: int) -> tuple[float | None, int | None]:
-    try:
-        # Behind the name, which may hold anything (proc(5)): state is field 3, utime and stime 14 and 15, rss 24.
-        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
-    except OSError:
-        return None, None
-    return (int(fields[11]) + int(fields[12])) / _TICKS, int(fields[21]) * _PAGE

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pylb.control.storage.files import read_regular, set_aside, write_private
+from pylb.host.process_stat import process_stat
 
 log = logging.getLogger("pylb")
 
@@ -83,9 +84,6 @@ def _read(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def _start(pid: int) -> str | None:
-    """When it was started (proc(5), /proc/PID/stat, the 22nd field); None if it is gone."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return None
-    return None if fields[0] == "Z" else fields[19]
+    """When it was started; None if it is gone."""
+    stat = process_stat(pid)
+    return None if stat is None or stat.ended else stat.started

@@ -5,7 +5,6 @@ and its sessions are over, or until main is gone and they are.
 """
 
 import faulthandler
-import gc
 import resource
 import select
 import signal
@@ -17,14 +16,13 @@ from mmap import mmap
 from pylb.forward.engine import Engine
 from pylb.forward.origins import SIZE, Origins
 from pylb.forward.timers import TICK
-from pylb.host.loop_lag import Pulse
+from pylb.host.loop_lag import Pulse, collect_rarely
 from pylb.logs.formats import Gathered
 from pylb.workers.channel import BadFrame, Channel, ChannelClosed, Frame
 from pylb.workers.link import Link
 from pylb.workers.messages import VERSION, Hello, decoded
 
 HELLO = 10.0  # seconds to wait for main's first word
-GC_THRESHOLDS = (1_000, 2, 8_000)  # as app.py's: sessions leave no cycles, messages leave a few
 
 
 def main(fd: int, shared: int) -> int:
@@ -89,9 +87,7 @@ def run(channel: Channel, hello: Hello, origins: Origins) -> None:
     )
     link.begin(engine)
     signal.signal(signal.SIGTERM, lambda _number, _frame: link.hurry())
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(*GC_THRESHOLDS)
+    collect_rarely()
     clock, on_ready = time.monotonic, engine.on_ready
     due = clock()
     pulse = Pulse(TICK, due)

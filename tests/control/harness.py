@@ -201,7 +201,7 @@ class Control:
     def picture(self) -> tuple[object, ...]:
         """All that a refused call must leave as it was."""
         state = self.store.path.read_bytes() if self.store.path.exists() else None
-        claims = self.registry.registrations(), [view.address for view in self.registry.servers()]
+        claims = list(self.registry.each_registration()), [view.address for view in self.registry.each_server()]
         return claims, self.registry.table, frozenset(self.sink.ports), state
 
 

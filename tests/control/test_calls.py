@@ -53,7 +53,7 @@ async def test_a_beat_touches_neither_disk_nor_table_but_the_lease(tmp_path: Pat
         outcome = await c.put({port: node_port})
         assert (outcome.result, outcome.expires_in) == ("unchanged", 60.0)
         assert (c.picture()[1:], c.store.saves, len(c.sink.tables)) == (before, saves, tables)
-        assert c.registry.registrations()[0].last_seen_ago == 0
+        assert next(iter(c.registry.each_registration())).last_seen_ago == 0
 
 
 @aio
@@ -99,7 +99,7 @@ async def test_after_a_move_to_a_node_that_does_not_answer_the_old_one_serves_un
             (frontend,) = outcome.frontends
             assert (frontend.reachable, bool(frontend.hint)) == ("refused", True)
             assert c.ranks(port) == {NODE_A: 0, NODE_B: 1}
-            held = {view.address.ip: view.held_by for view in c.registry.servers()}
+            held = {view.address.ip: view.held_by for view in c.registry.each_server()}
             assert "until its new address has answered" in held[NODE_A][0]
             with target(node_port, NODE_B):
                 await c.pass_time(4, probing=True)
@@ -145,7 +145,7 @@ async def test_another_name_or_token_on_an_owned_port_is_told_who_owns_it(tmp_pa
             assert found.code is Code.PORT_OWNED
             assert "registration 'web' of token 't'" in found.detail
         assert (await c.put({port: node_port}, NODE_B, token="boss")).result == "created"
-        assert [view.token for view in c.registry.registrations()] == ["boss"]
+        assert [view.token for view in c.registry.each_registration()] == ["boss"]
         assert (await refused(c, c.put({port: node_port}))).code is Code.PORT_OWNED
 
 
@@ -156,8 +156,8 @@ async def test_two_pods_of_a_rolling_update_share_a_server_until_the_last_one_le
         await c.put({port: node_port}, instance="old")
         await c.put({port: node_port}, instance="new")
         await c.put({port: node_port}, instance="old", draining=True)
-        assert c.registry.servers()[0].held_by == ("t/web/old", "t/web/new")
-        assert c.registry.servers()[0].rank == 1
+        assert next(iter(c.registry.each_server())).held_by == ("t/web/old", "t/web/new")
+        assert next(iter(c.registry.each_server())).rank == 1
         await c.delete(instance="old")
         assert c.ranks(port) == {NODE_A: 1}
         assert (await c.delete(instance="new")).result == "released"
@@ -238,7 +238,7 @@ async def test_the_last_legacy_writer_wins_and_a_native_one_supersedes_it(tmp_pa
         assert c.ranks(port) == {NODE_B: 1}
         await c.put({port: node_port}, NODE_C)
         assert (await c.legacy(port, node_port)).startswith(f"superseded: port {port}; ")
-        assert [view.address.ip for view in c.registry.servers()] == [NODE_C]
+        assert [view.address.ip for view in c.registry.each_server()] == [NODE_C]
         assert c.registry.registrations_total["superseded"] == 1
 
 
@@ -261,11 +261,11 @@ async def test_calls_that_race_for_a_port_have_one_order_and_one_winner(tmp_path
             calls = [c.put({port: node_port}, ip, token=one.name) for one in tokens for ip in (NODE_A, NODE_B)]
             answers = await asyncio.gather(*calls, return_exceptions=True)
             assert all(isinstance(answer, Refused) or not isinstance(answer, BaseException) for answer in answers)
-            (winner,) = c.registry.registrations()
+            (winner,) = c.registry.each_registration()
             accepted = [index for index, answer in enumerate(answers) if not isinstance(answer, Refused)]
             assert {tokens[index // 2].name for index in accepted} == {winner.token}
             assert f'"token":"{winner.token}"' in c.store.path.read_text()
-            assert [view.address.ip for view in c.registry.servers()] == [winner.address]
+            assert [view.address.ip for view in c.registry.each_server()] == [winner.address]
             await c.delete(token=winner.token)
             assert c.sink.ports == set()
 
@@ -311,7 +311,7 @@ async def test_a_caller_that_hangs_up_is_registered_all_the_same(tmp_path: Path)
         call.cancel()
         await asyncio.gather(call, return_exceptions=True)
         await c.delete(name="somebody-else")  # its turn comes after
-        (view,) = c.registry.registrations()
+        (view,) = c.registry.each_registration()
         assert view.expires_in == 60.0
         assert c.sink.ports == {port}
 
@@ -406,7 +406,7 @@ async def test_a_reload_opens_closes_and_adopts(tmp_path: Path) -> None:
         assert {frontend.name for frontend in diff.closed} == {f"web-{port}", "first"}
         assert c.sink.ports == {port, second}
         assert c.registry.unbound() == {}
-        assert {view.server for view in c.registry.servers()} == {f"{NODE_B}:30001", "pod-1"}
+        assert {view.server for view in c.registry.each_server()} == {f"{NODE_B}:30001", "pod-1"}
         assert (await c.put({port: 30001})).result == "unchanged"
 
 
@@ -488,7 +488,7 @@ async def test_a_call_that_changes_its_mind_in_one_batch_leaves_no_port_behind(t
             await c.put({other: 30001}, name="known")  # its target is known: nothing is dialled, all meet in one batch
             await asyncio.gather(c.put({port: 30001}), c.delete())
         assert c.sink.ports == {other}
-        assert [view.name for view in c.registry.registrations()] == ["known"]
+        assert [view.name for view in c.registry.each_registration()] == ["known"]
 
 
 # ---------------------------------------------------------------- what the operator says
@@ -514,7 +514,7 @@ async def test_a_drained_node_stays_drained_when_its_pod_comes_back_and_after_a_
         assert [event.text for event in c.heard if event.kind == "admin"] == [line]
     async with control(tmp_path) as c:
         assert weights(c, port) == {NODE_A: 0, NODE_B: 1}
-        assert {view.state for view in c.registry.servers()} == {"drain", "up"}
+        assert {view.state for view in c.registry.each_server()} == {"drain", "up"}
         await c.registry.set_admin(f"{port}/pod-3", AdminState.READY)
         await c.registry.set_weight(f"{port}/pod-2", 9)
         assert weights(c, port) == {NODE_A: 1, NODE_B: 9}

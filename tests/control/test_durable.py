@@ -156,7 +156,7 @@ async def test_everything_answered_is_there_after_a_restart_and_serves_before_an
         await crashed.legacy(ports[2], 30003)
         await crashed.put({ports[3]: 30004}, name="gone")
         await crashed.delete(name="gone")
-    held = [(view.token, view.name, view.instance, view.address) for view in crashed.registry.registrations()]
+    held = [(view.token, view.name, view.instance, view.address) for view in crashed.registry.each_registration()]
     ranks = crashed.ranks(ports[0])
     generation = crashed.registry.table.generation
     # a crash: no final snapshot, only the kernel closing the lock and the ports
@@ -165,11 +165,11 @@ async def test_everything_answered_is_there_after_a_restart_and_serves_before_an
     crashed.sink.close()
     async with control(tmp_path) as c:
         assert c.sink.ports == set(ports[:3])
-        assert [(v.token, v.name, v.instance, v.address) for v in c.registry.registrations()] == held
+        assert [(v.token, v.name, v.instance, v.address) for v in c.registry.each_registration()] == held
         assert c.ranks(ports[0]) == ranks == {NODE_A: 0, NODE_B: 1, NODE_C: 1}
         assert c.registry.table.generation > generation
-        assert {view.instance: view.ttl for view in c.registry.registrations()} == {"pod-1": 60.0, "pod-2": None, "": None}
-        assert [view.last_seen_ago for view in c.registry.registrations()] == [None, None, None]
+        assert {view.instance: view.ttl for view in c.registry.each_registration()} == {"pod-1": 60.0, "pod-2": None, "": None}
+        assert [view.last_seen_ago for view in c.registry.each_registration()] == [None, None, None]
 
 
 @aio
@@ -178,9 +178,9 @@ async def test_a_stale_one_is_still_stale_after_a_restart_and_its_time_goes_on(t
     async with control(tmp_path, rules=Rules(leases=LeaseBounds(keep_stale=86_400))) as c:
         await c.put({port: 30001})
         await c.pass_time(3660)
-        assert c.registry.registrations()[0].state == "stale"
+        assert next(iter(c.registry.each_registration())).state == "stale"
     async with control(tmp_path, rules=Rules(leases=LeaseBounds(keep_stale=86_400))) as c:
-        (view,) = c.registry.registrations()
+        (view,) = c.registry.each_registration()
         assert view.state == "stale"
         assert view.expires_in == pytest.approx(-3600, abs=5)
         await c.pass_time(82_000)
@@ -196,11 +196,11 @@ async def test_what_was_learned_of_a_legacy_client_outlives_a_restart(tmp_path: 
         for _ in range(3):
             await c.legacy(port, 30001)
             await c.pass_time(900)
-        assert c.registry.registrations()[0].ttl == pytest.approx(2700, abs=10)
+        assert next(iter(c.registry.each_registration())).ttl == pytest.approx(2700, abs=10)
     async with control(tmp_path) as c:
-        assert c.registry.registrations()[0].ttl == pytest.approx(2700, abs=10)
+        assert next(iter(c.registry.each_registration())).ttl == pytest.approx(2700, abs=10)
         await c.legacy(port, 30001)
-        assert c.registry.registrations()[0].expires_in == pytest.approx(2700, abs=10)
+        assert next(iter(c.registry.each_registration())).expires_in == pytest.approx(2700, abs=10)
 
 
 @aio
@@ -249,7 +249,7 @@ async def test_what_the_config_no_longer_allows_is_left_out_of_a_restart_loudly(
         await c.put({port: 30001, other: 30002})
     async with control(tmp_path, rules=Rules(frontends=(static("https", f"*:{port}"),))) as c:
         assert c.sink.ports == {port, other}
-        assert [view.frontends[0].port for view in c.registry.registrations()] == [other]
+        assert [view.frontends[0].port for view in c.registry.each_registration()] == [other]
         assert "not_restored" in c.kinds()
 
 

@@ -101,7 +101,7 @@ async def test_it_goes_when_it_is_released_by_name_by_port_or_by_its_owner(tmp_p
             await release(c)
             assert not is_there(folder)
             assert c.registry.unserved() == []
-            assert len(c.registry.registrations()) == 1
+            assert len(list(c.registry.each_registration())) == 1
 
 
 async def by_name(c: Control) -> None:
@@ -155,5 +155,5 @@ async def test_a_check_of_a_later_form_says_so_and_an_older_pylb_keeps_it(
     assert payload(tmp_path)["registrations"] == [entry]
     async with control(tmp_path) as c:
         assert c.sink.ports == {port}
-        [one] = c.registry.registrations()
+        [one] = c.registry.each_registration()
         assert one.frontends[0].health == parse_health(health)

@@ -17,7 +17,7 @@ def use(c: Control, *tokens: object) -> Keyring:
 
 
 def held(c: Control) -> list[tuple[str, str, str]]:
-    return sorted((view.token, view.name, view.state) for view in c.registry.registrations())
+    return sorted((view.token, view.name, view.state) for view in c.registry.each_registration())
 
 
 @aio
@@ -31,7 +31,7 @@ async def test_registrations_pass_on_at_once_with_their_lease_and_over_restarts(
         await c.registry.set_keyring(use(c, old, new))
         assert held(c) == [("new", "web", "fresh"), ("old", "mail", "fresh")]
         assert len(c.sink.tables) == tables  # nothing of what is served differs
-        assert next(view.expires_in for view in c.registry.registrations() if view.token == "new") == 60
+        assert next(view.expires_in for view in c.registry.each_registration() if view.token == "new") == 60
         await c.put({port: 30001}, token="old")  # a pod with the old secret
         await c.put({port: 30001}, token="new")
         await c.put({port: 30001}, instance="pod-2", token="old")
@@ -82,7 +82,7 @@ async def test_a_start_passes_on_what_an_edited_config_says(tmp_path: Path) -> N
         await c.put({port: 30001}, ttl=None)
         await c.legacy(legacy, 30001)
     async with control(tmp_path, token("new", replaces=("old",))) as c:
-        assert {view.token for view in c.registry.registrations()} == {"new"}
+        assert {view.token for view in c.registry.each_registration()} == {"new"}
         assert c.sink.ports == {port, legacy}
 
 

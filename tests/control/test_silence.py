@@ -93,9 +93,9 @@ async def test_who_said_goodbye_is_missed_by_nobody_and_goes_when_it_is_dead_and
             await c.pass_time(30, probing=True)
             (one,) = seen(c.registry.table, c.registry.each_server(), {})
             assert condition(one, {}, 0.0)[0] is Health.HEALTHY
-            assert [view.goodbye for view in c.registry.registrations() if view.instance == "old"] == [True]
+            assert [view.goodbye for view in c.registry.each_registration() if view.instance == "old"] == [True]
             await c.pass_time(60, probing=True)
-            assert [view.instance for view in c.registry.registrations()] == ["new"]
+            assert [view.instance for view in c.registry.each_registration()] == ["new"]
             assert c.sink.ports == {port}
 
 
@@ -109,11 +109,11 @@ async def test_who_calls_while_it_is_found_superfluous_or_silent_is_neither(tmp_
         await c.pass_time(70)
         await c.put({port: 30001}, NODE_B, instance="new", ttl=None)
         await _tick_behind(c, c.put({port: 30001}, instance="old"), "old")
-        assert {view.instance: view.state for view in c.registry.registrations()} == {"old": "fresh", "new": "fresh"}
+        assert {view.instance: view.state for view in c.registry.each_registration()} == {"old": "fresh", "new": "fresh"}
         await c.pass_time(59)
         c.clock.now += 2
         await _tick_behind(c, c.put({port: 30002}, instance="old"), "old")
-        assert {view.instance: view.state for view in c.registry.registrations()} == {"old": "fresh", "new": "fresh"}
+        assert {view.instance: view.state for view in c.registry.each_registration()} == {"old": "fresh", "new": "fresh"}
         assert c.kinds().count("stale") == 1
 
 
@@ -167,7 +167,8 @@ async def test_dead_goodbyes_count_toward_no_bound_and_the_oldest_make_room(
 
 
 def names(c: Control) -> list[str]:
-    return [view.name for view in c.registry.registrations()]
+    """In the order in which they came."""
+    return [one.name for one in c.registry._scene.claims.registrations.values()]
 
 
 @aio
@@ -181,7 +182,7 @@ async def test_reachable_is_the_last_answer_and_when_it_was(tmp_path: Path) -> N
         listen, server = c.server(port)
         c.registry.connect_ended(listen, server, "refused")
         assert (await c.put({port: 30001})).frontends[0].reachable == "refused"
-        (view,) = c.registry.servers()
+        (view,) = c.registry.each_server()
         assert (view.reachable, view.asked_at) == ("refused", c.clock.now)
         c.registry.connect_ended(listen, server, None)
         assert (await c.put({port: 30001})).frontends[0].reachable == "yes"

@@ -10,7 +10,7 @@ from tests.support.ports import free_ports
 
 
 def states(c: Control) -> dict[str, str]:
-    return {f"{view.name}/{view.instance}": view.state for view in c.registry.registrations()}
+    return {f"{view.name}/{view.instance}": view.state for view in c.registry.each_registration()}
 
 
 @aio
@@ -160,7 +160,7 @@ async def test_failed_connects_take_a_server_out_and_probes_bring_it_back(tmp_pa
         await asyncio.sleep(0)  # the swap is not made inside the engine's own call
         assert len(c.sink.tables) == tables + 1
         assert c.ranks(port) == {NODE_A: 4, NODE_B: 0}
-        down = next(view for view in c.registry.servers() if view.address.ip == NODE_A)
+        down = next(view for view in c.registry.each_server() if view.address.ip == NODE_A)
         assert (down.state, down.reason, down.tried) == ("down", "refused", True)
         await c.pass_time(10, probing=True)
         assert c.ranks(port)[NODE_A] == 4
@@ -217,10 +217,10 @@ async def test_static_servers_are_dialled_once_and_shown(tmp_path: Path) -> None
     (port,) = free_ports(1)
     rules = Rules(frontends=(static("web", f"*:{port}", f"{NODE_A}:30001", f"{NODE_C}:30001"),))
     async with control(tmp_path, rules=rules) as c:
-        assert {view.reachable for view in c.registry.servers()} == {"unknown"}
+        assert {view.reachable for view in c.registry.each_server()} == {"unknown"}
         with target(30001):
             await c.pass_time(2, probing=True)
-        found = {view.address.ip: (view.reachable, view.rank, view.held_by) for view in c.registry.servers()}
+        found = {view.address.ip: (view.reachable, view.rank, view.held_by) for view in c.registry.each_server()}
         assert found == {NODE_A: ("yes", 0, ("static",)), NODE_C: ("refused", 0, ("static",))}
 
 

@@ -10,7 +10,7 @@ DAY = 86_400.0
 
 
 def states(c: Control) -> dict[str, str]:
-    return {f"{view.server}@{view.address.ip}": view.state for view in c.registry.servers()}
+    return {f"{view.server}@{view.address.ip}": view.state for view in c.registry.each_server()}
 
 
 @aio

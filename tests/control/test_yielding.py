@@ -44,7 +44,7 @@ async def test_a_dead_claim_yields_after_its_time_with_an_alarm(tmp_path: Path) 
         assert await rival_asks(c, port) is not None
         await c.pass_time(20, probing=True)
         assert await rival_asks(c, port) is None
-        assert [(one.token, one.name) for one in c.registry.registrations()] == [("rival", "other")]
+        assert [(one.token, one.name) for one in c.registry.each_registration()] == [("rival", "other")]
         (event,) = [event for event in c.heard if event.kind == "yielded"]
         assert event.alarm
         assert event.fields["token"] == "owner"
@@ -191,7 +191,7 @@ class Rivals(RuleBasedStateMachine):
     @rule(draining=st.booleans())
     def the_owner_calls(self, draining: bool) -> None:
         self.call(OWNER, NODE_A, draining=draining)
-        self.lived = self.clock.now if self.registry.registrations()[0].state == "fresh" else self.lived
+        self.lived = self.clock.now if next(iter(self.registry.each_registration())).state == "fresh" else self.lived
         self.fresh_until = 0.0 if draining else self.clock.now + 60
 
     @rule(answers=st.booleans())

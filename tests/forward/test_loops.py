@@ -222,7 +222,7 @@ def test_a_chain_whose_client_said_its_fin_is_gone_after_the_half_close_timeout(
     client = pair.connect()
     pair.run_until(lambda: pair.sessions == [FEW, FEW])
     client.finish()
-    pair.run_until(lambda: "client done" in {view.state for drive in pair.drives for view in drive.engine.sessions()})
+    pair.run_until(lambda: "client done" in {view.state for drive in pair.drives for view in drive.sessions()})
     for _ in range(10):
         pair.pass_time(0.5)
     pair.run_until(lambda: not any(pair.sessions))

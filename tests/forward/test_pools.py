@@ -438,7 +438,7 @@ def test_sessions_are_listed_and_shut_down_by_number_or_server(drive: Drive) -> 
     live.clients[0].say(b"hello")
     drive.run_until(lambda: live.servers[0].got)
     drive.clock.now += 2.5
-    [view] = [one for one in drive.engine.sessions() if one.client_port == live.clients[0].local.port]
+    [view] = [one for one in drive.sessions() if one.client_port == live.clients[0].local.port]
     assert view[:7] == ("127.0.0.1", live.clients[0].local.port, "web", live.listen, "a", live.where, "relaying")
     assert (view.age, view.bytes_in, view.bytes_out) == (2.5, 5, 0)
     number = parse_session_id(view.id)
@@ -454,8 +454,8 @@ def test_sessions_are_listed_and_shut_down_by_number_or_server(drive: Drive) -> 
 
 def test_a_session_without_a_server_is_listed_too(drive: Drive) -> None:
     drive.connect(drive.serve(server_at(drive.black_hole())))
-    drive.run_until(drive.engine.sessions)
-    [view] = drive.engine.sessions()
+    drive.run_until(drive.sessions)
+    [view] = drive.sessions()
     assert (view.state, view.server) == ("dialing", "a")
 
 

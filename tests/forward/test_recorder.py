@@ -28,7 +28,7 @@ def closed_first(story: Story) -> tuple[str, str]:
 
 def live(drive: Drive) -> Story:
     """The only one."""
-    [view] = drive.engine.sessions()
+    [view] = drive.sessions()
     story = drive.engine.story(parse_session_id(view.id))
     assert story is not None
     return story
@@ -40,7 +40,7 @@ def live(drive: Drive) -> Story:
 @pytest.mark.parametrize("who", ["client", "server"])
 def test_the_first_fin_counts_and_when_it_came(drive: Drive, who: str) -> None:
     client, server = drive.session()
-    drive.run_until(lambda: drive.engine.sessions()[0].state == "relaying")
+    drive.run_until(lambda: drive.sessions()[0].state == "relaying")
     first, last = (client, server) if who == "client" else (server, client)
     drive.clock.now += 2
     first.finish()
@@ -56,7 +56,7 @@ def test_the_first_fin_counts_and_when_it_came(drive: Drive, who: str) -> None:
 @pytest.mark.parametrize(("who", "code"), [("client", "CD"), ("server", "SD")])
 def test_a_reset_is_told_from_a_fin(drive: Drive, who: str, code: str) -> None:
     client, server = drive.session()
-    drive.run_until(lambda: drive.engine.sessions()[0].state == "relaying")
+    drive.run_until(lambda: drive.sessions()[0].state == "relaying")
     (client if who == "client" else server).reset()
     story = drive.story()
     assert (closed_first(story), story.record.code) == ((who, "reset"), code)
@@ -74,7 +74,7 @@ def test_a_fin_comes_before_the_reset_that_follows_it(drive: Drive) -> None:
 def test_a_timeout_and_a_kill_are_pylbs_own(make_drive: Make) -> None:
     idle = make_drive(splice=False)
     idle.session(policy(idle=10))
-    idle.run_until(lambda: idle.engine.sessions()[0].state == "relaying")
+    idle.run_until(lambda: idle.sessions()[0].state == "relaying")
     idle.run_until_confirmed()
     idle.pass_time(15, step=0.5)
     story = idle.story()
@@ -82,8 +82,8 @@ def test_a_timeout_and_a_kill_are_pylbs_own(make_drive: Make) -> None:
     assert 10_000 <= story.closed_ms <= 15_000
     killed = make_drive(splice=False)
     killed.session()
-    killed.run_until(lambda: killed.engine.sessions()[0].state == "relaying")
-    [live] = killed.engine.sessions()
+    killed.run_until(lambda: killed.sessions()[0].state == "relaying")
+    [live] = killed.sessions()
     killed.engine.shutdown_session(parse_session_id(live.id))
     story = killed.story()
     assert (closed_first(story), story.record.code) == (("pylb", "killed"), "KD")
@@ -101,7 +101,7 @@ def test_a_half_closed_session_that_is_cut_was_left_by_its_client_first(drive: D
 
 def test_a_client_that_leaves_while_pylb_connects_was_first(drive: Drive) -> None:
     client = drive.connect(drive.serve(server_at(drive.black_hole())))
-    drive.run_until(drive.engine.sessions)
+    drive.run_until(drive.sessions)
     client.reset()
     story = drive.story()
     assert (closed_first(story), story.record.code, story.dial_ms) == (("client", "reset"), "CC", -1)
@@ -111,7 +111,7 @@ def test_a_client_that_leaves_while_pylb_connects_was_first(drive: Drive) -> Non
 
 def test_a_fault_of_our_own_is_pylbs(drive: Drive, monkeypatch: pytest.MonkeyPatch) -> None:
     client, _server = drive.session()
-    drive.run_until(lambda: drive.engine.sessions()[0].state == "relaying")
+    drive.run_until(lambda: drive.sessions()[0].state == "relaying")
 
     def broken(*_: Any) -> None:
         raise ZeroDivisionError
@@ -177,7 +177,7 @@ def test_who_looks_for_room_in_vain_has_waited_once_and_for_all_of_the_time(driv
     full = server_at(drive.backend(), most=1)
     listen = drive.serve(full)
     drive.connect(listen)
-    drive.run_until(drive.engine.sessions)
+    drive.run_until(drive.sessions)
     waiting = drive.connect(listen)
     drive.run_until(lambda: drive.engine.counters.frontends[listen].queued == 1)
     for _ in range(3):
@@ -292,7 +292,7 @@ def test_ids_are_the_same_in_life_in_the_record_and_afterwards(drive: Drive) -> 
     server = drive.accept(backend)
     other = drive.connect(listen)
     drive.accept(backend)
-    one, two = drive.engine.sessions()
+    one, two = drive.sessions()
     assert one.id != two.id
     client.finish()
     server.finish()
@@ -306,7 +306,7 @@ def test_ids_are_the_same_in_life_in_the_record_and_afterwards(drive: Drive) -> 
 def test_a_worker_numbers_its_sessions_by_its_seat(make_drive: Make) -> None:
     drive = make_drive(splice=False, seat=3)
     client, _ = drive.session()
-    assert [view.id for view in drive.engine.sessions()] == ["0x3000000000001"]
+    assert [view.id for view in drive.sessions()] == ["0x3000000000001"]
     client.reset()
     assert drive.story().id == "0x3000000000001"
 
@@ -337,7 +337,7 @@ def test_live_sessions_are_listed_in_steps_without_those_that_ended_between(make
     backend = drive.backend(backlog=200)
     listen = drive.serve(server_at(backend))
     clients = [drive.connect(listen) for _ in range(100)]
-    drive.run_until(lambda: len(drive.engine.sessions()) == 100)
+    drive.run_until(lambda: len(drive.sessions()) == 100)
     steps = drive.engine.live()
     seen = len(next(steps))
     for client in clients:

@@ -57,4 +57,4 @@ def test_many_of_one_family_lock_nobody_of_the_other_out(drive: Drive, twins: Tw
             clients.enter_context(socket.create_connection((ip, port)))
         ports = drive.engine._ports
         assert ports.accept(ports.by_listen[listen])
-        assert [one.client for one in drive.engine.sessions()].count("::1") == 1
+        assert [one.client for one in drive.sessions()].count("::1") == 1

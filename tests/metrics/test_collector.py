@@ -228,7 +228,7 @@ def test_controls_numbers_come_out(tmp_path: Path) -> None:
             assert value(found, "pylb_table_apply_seconds") > 0
             assert value(found, "pylb_state_durable") == 1
             assert value(found, "pylb_state_write_failures_total") == 0
-            [view] = registry.registrations()
+            [view] = registry.each_registration()
             lease = value(found, "pylb_lease_expires_timestamp_seconds", name="mosquitto", instance="pod-1")
             assert view.expires_at_wall is not None
             assert abs(lease - view.expires_at_wall) < 1
@@ -242,7 +242,7 @@ def test_a_server_is_up_or_down_only_once_it_was_tried(tmp_path: Path) -> None:
         servers = (StaticServer(Address("127.0.0.1", silent)),)
         static = StaticFrontend("web", Listen("tcp", "127.0.0.1", port), servers, Policy())
         async with running(tmp_path, Rules(frontends=(static,))) as control:
-            [view] = control.registry.servers()
+            [view] = control.registry.each_server()
             found = samples(await metrics_of(control).render())
             shown = [(s.labels["frontend"], s.labels["server"], s.value) for s in found.get("pylb_server_up", [])]
             assert shown == ([("web", f"127.0.0.1:{silent}", 0)] if view.tried else [])  # by the dial of a new target
@@ -254,7 +254,7 @@ def test_a_server_is_up_or_down_only_once_it_was_tried(tmp_path: Path) -> None:
                     pass
                 writer.close()
             async with asyncio.timeout(5):
-                while control.registry.servers()[0].state != "down":  # noqa: ASYNC110 - news travel by the writer
+                while next(iter(control.registry.each_server())).state != "down":  # noqa: ASYNC110 - news travel by the writer
                     await asyncio.sleep(0.01)
             found = samples(await metrics_of(control).render())
             assert value(found, "pylb_server_up", frontend="web", server=f"127.0.0.1:{silent}") == 0
@@ -362,7 +362,7 @@ def test_views_of_many_servers_are_made_in_steps_that_let_the_loop_turn(tmp_path
                     yield view
 
             control.registry.each_server = counted
-            for ask in (metrics_of(control).render(), rows(control.registry), control.registry.all_servers()):
+            for ask in (metrics_of(control).render(), rows(control.registry)):
                 made, most = 0, 0
                 task = asyncio.get_running_loop().create_task(ask)
                 while not task.done():

@@ -15,7 +15,7 @@ from dataclasses import replace
 from pylb.core.address import Address, Listen
 from pylb.core.policy import AdminState, Policy, ProxyProtocol, Timeouts
 from pylb.core.recorder import Query, Story
-from pylb.core.session import SessionRecord
+from pylb.core.session import SessionRecord, SessionView
 from pylb.core.table import Frontend, Server, make_table
 from pylb.forward.counters import FrontendCounters
 from pylb.forward.engine import MAX_BUFFERED, Engine
@@ -207,6 +207,9 @@ class Drive:
         for counters in self.engine.counters.frontends.values():
             self._counters[id(counters)] = counters
         return failed
+
+    def sessions(self) -> list[SessionView]:
+        return [view for some in self.engine.live() for view in some]
 
     def states(self, listen: Listen) -> list[ServerState]:
         """The servers of a frontend as the engine sees them."""

@@ -169,7 +169,7 @@ def test_refusals_say_what_and_change_nothing(tmp_path: Path) -> None:
                 reply = await face.put(path, body)
                 assert (reply.status, json.loads(reply.body)["error"]) == (status, error), (path, body)
             assert not face.control.registry.table.frontends
-            assert not face.control.registry.registrations()
+            assert not list(face.control.registry.each_registration())
 
     run(main())
 

@@ -24,7 +24,7 @@ def rules(port: int, *servers: HostPort, interval: float = 30.0) -> Rules:
 
 
 def servers(c: Control) -> dict[str, str]:
-    return {view.server: str(view.address) for view in c.registry.servers()}
+    return {view.server: str(view.address) for view in c.registry.each_server()}
 
 
 @aio
@@ -39,7 +39,7 @@ async def test_all_addresses_of_a_name_are_servers_as_its_line_says(tmp_path: Pa
             f"{NODES}@{TWO}": f"{TWO}:30443",
             f"{NODES}@{THREE}": f"[{THREE}]:30443",
         }
-        assert {(view.weight, view.rank, view.held_by) for view in c.registry.servers()} == {(2, 2, ("static",))}
+        assert {(view.weight, view.rank, view.held_by) for view in c.registry.each_server()} == {(2, 2, ("static",))}
         assert [event.text for event in c.heard if event.kind == "resolved"] == [f"nodes.example.net is {ONE}, {TWO}, {THREE}"]
 
 
@@ -53,7 +53,7 @@ async def test_a_line_may_want_the_addresses_of_one_family_alone(tmp_path: Path,
     async with control(tmp_path, rules=Rules((StaticFrontend("web", Listen("tcp", "*", port), lines),))) as c:
         c.dns["nodes.example.net"] = [ONE, TWO, THREE]
         await c.registry.resolve()
-        assert {view.address.ip for view in c.registry.servers()} == expected
+        assert {view.address.ip for view in c.registry.each_server()} == expected
 
 
 @aio
@@ -72,7 +72,7 @@ async def test_an_address_that_never_answered_is_no_trouble_while_another_of_its
         assert word() is Health.DOWN
         with target(30443, NODE_A):
             await c.pass_time(4, probing=True)
-            assert {view.address.ip: view.not_missed for view in c.registry.servers()} == {NODE_A: False, NODE_C: True}
+            assert {view.address.ip: view.not_missed for view in c.registry.each_server()} == {NODE_A: False, NODE_C: True}
             assert word() is Health.HEALTHY
             with target(30443, NODE_C):
                 await c.pass_time(4, probing=True)
