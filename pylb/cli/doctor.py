@@ -15,8 +15,8 @@ from pylb.config.health import random_pod
 from pylb.control.health.prober import at_most
 from pylb.control.health.rehearsal import failing, has_check
 from pylb.core.auth import NODE_PORTS
+from pylb.core.claims import Claims
 from pylb.core.compose import Sight, frontend
-from pylb.core.ownership import Claims
 from pylb.core.policy import Rules
 from pylb.core.static_frontends import Layout
 from pylb.core.table import Frontend

@@ -7,6 +7,7 @@ from math import inf
 from typing import NamedTuple
 
 from pylb.control.steps import in_turns
+from pylb.core.claims import Claims
 from pylb.core.lease import (
     Lease,
     Verdict,
@@ -17,7 +18,6 @@ from pylb.core.lease import (
     legacy_lease,
     native_lease,
 )
-from pylb.core.ownership import Claims
 from pylb.core.persistent import Frozen
 from pylb.core.registration import Key, Registration, State
 

@@ -29,10 +29,12 @@ from pylb.control.tasks import Tasks
 from pylb.control.views import LegacyUse, Outcome, RegistrationView, ServerView, Since, registration_view, server_views, title
 from pylb.core.address import Address, Listen
 from pylb.core.auth import Caller, Keyring, Token, check_source, fingerprint
+from pylb.core.claims import Claims
 from pylb.core.errors import Code, Refused, let_go
 from pylb.core.legacy import LegacyCall
+from pylb.core.loops import loops
 from pylb.core.operator_overrides import Override, Whom, changed, find, hit, kept
-from pylb.core.ownership import Change, Claims, adopting, loops, release
+from pylb.core.ownership import Change, adopting, release
 from pylb.core.policy import AdminState, Rules
 from pylb.core.registration import Announcement, Key, Registration, check_name, legacy_key
 from pylb.core.static_frontends import Layout

@@ -6,8 +6,9 @@ from typing import Any, Protocol
 
 from pylb.core.address import Listen
 from pylb.core.auth import Keyring
+from pylb.core.claims import Claims
 from pylb.core.operator_overrides import NONE, Overrides
-from pylb.core.ownership import Change, Claims
+from pylb.core.ownership import Change
 from pylb.core.registration import Key
 from pylb.core.static_frontends import Layout
 from pylb.core.table import Table

@@ -13,8 +13,9 @@ from pylb.control.health.checker import Checker
 from pylb.control.leases import STALL, Tenure
 from pylb.control.steps import in_turns
 from pylb.core.address import Address
+from pylb.core.claims import Claims
+from pylb.core.conflicts import Contest
 from pylb.core.health import OURS, YES
-from pylb.core.ownership import Claims, Contest
 from pylb.core.policy import LeaseBounds
 from pylb.core.registration import Key, Registration, State
 

@@ -30,9 +30,11 @@ from pylb.control.views import FrontendOutcome, Outcome, title
 from pylb.control.writer import Writer
 from pylb.core.address import Address, Listen
 from pylb.core.auth import Caller, Keyring
+from pylb.core.claims import Claims
 from pylb.core.errors import Code, Refused
+from pylb.core.loops import loop, loops
 from pylb.core.operator_overrides import Whom, kept
-from pylb.core.ownership import Change, Claims, admit, announce, loop, loops, pass_on, readmitting, release
+from pylb.core.ownership import Change, admit, announce, pass_on, readmitting, release
 from pylb.core.policy import UNSAID, Balance, HealthMode, Policy, Rules, StaticServer
 from pylb.core.registration import Key, Registration, State, Wanted
 from pylb.core.static_frontends import Layout

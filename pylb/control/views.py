@@ -6,9 +6,9 @@ from typing import Literal, NamedTuple
 
 from pylb.control.health.findings import Findings
 from pylb.core.address import Address, Listen
+from pylb.core.claims import Claims
 from pylb.core.health import REMEMBERED, UNRECORDED, UP, WRONG, YES, Health, Record
 from pylb.core.lease import Lease
-from pylb.core.ownership import Claims
 from pylb.core.policy import AdminState, HealthPolicy, ProxyProtocol
 from pylb.core.registration import Key, Registration, State, Wanted
 from pylb.core.static_frontends import Layout

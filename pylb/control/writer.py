@@ -19,8 +19,9 @@ from pylb.control.steps import in_turns, stepwise
 from pylb.control.storage.disk import Unsynced
 from pylb.control.tasks import Part, Tasks
 from pylb.core.address import Listen
+from pylb.core.claims import Claims
 from pylb.core.errors import Code, Refused
-from pylb.core.ownership import Change, Claims
+from pylb.core.ownership import Change
 from pylb.core.registration import Key
 
 CALLS = 10  # judged, or answered, between two turns of the loop: 1 ms

@@ -10,8 +10,9 @@ from dataclasses import dataclass, field, replace
 from typing import cast
 
 from pylb.core.address import Address, Listen
+from pylb.core.claims import Claims
+from pylb.core.loops import loop
 from pylb.core.operator_overrides import NONE, Overrides, applied
-from pylb.core.ownership import Claims, loop
 from pylb.core.policy import HealthPolicy, ProxyProtocol
 from pylb.core.registration import Registration, State
 from pylb.core.static_frontends import Layout

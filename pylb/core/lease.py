@@ -1,6 +1,6 @@
 """Leases: how long a registration counts as fresh, on the monotonic clock, and when silence is nobody's own fault.
 
-A lease that ends closes nothing: its registration becomes stale, a last resort (claims.py), and is released only after
+A lease that ends closes nothing: its registration becomes stale, a last resort (compose.py), and is released only after
 `keep_stale`. When most phone-homes fall silent together the fault is more likely ours or the network's: none is demoted.
 """
 

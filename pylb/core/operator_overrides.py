@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from pylb.core.address import Address, Listen
+from pylb.core.claims import Claims
 from pylb.core.errors import Code, Refused
-from pylb.core.ownership import Claims
 from pylb.core.policy import AdminState
 from pylb.core.static_frontends import Layout
 from pylb.core.table import OUT, Frontend, Server, Table

@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from pylb.control.leases import LeaseRecord, Tenure
+from pylb.core.claims import Claims
 from pylb.core.lease import judge, lapsed_within_its_ttl
-from pylb.core.ownership import Claims, become, release
+from pylb.core.ownership import become, release
 from pylb.core.registration import Key, State
 from tests.core.claiming import enter, legacy, native
 

@@ -16,7 +16,8 @@ from pylb.control.storage.snapshot import Encoder, Snapshot
 from pylb.control.storage.store import Store, _encode
 from pylb.core.address import Listen
 from pylb.core.auth import Caller, Keyring
-from pylb.core.ownership import Claims, announce
+from pylb.core.claims import Claims
+from pylb.core.ownership import announce
 from pylb.core.persistent import Frozen
 from pylb.core.policy import AdminState, Rules
 from pylb.core.registration import Announcement, Key, Registration, Wanted

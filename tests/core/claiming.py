@@ -1,13 +1,16 @@
 """Short words for the tests of claims and tables."""
 
-from collections.abc import Container, Generator, Iterable
+from collections.abc import Callable, Container, Generator, Iterable
 from dataclasses import replace
 from typing import TypeVar
 
+import pytest
+
 from pylb.core.address import Address, Listen, parse_address, parse_listen
+from pylb.core.claims import Claims
 from pylb.core.compose import Sight, composed, every_listen, frontend
 from pylb.core.errors import Refused
-from pylb.core.ownership import Change, Claims, adopting, announce, readmitting
+from pylb.core.ownership import Change, adopting, announce, readmitting
 from pylb.core.policy import Joining, ProxyProtocol, Rules, StaticFrontend, StaticServer
 from pylb.core.registration import Key, Registration, State, Wanted, legacy_key
 from pylb.core.static_frontends import Layout
@@ -53,6 +56,13 @@ def having(*ones: Registration, layout: Layout = FREE, proven: frozenset[Address
     for one in ones:
         claims = enter(claims, one, layout, proven=proven).claims
     return claims
+
+
+def refused(call: Callable[[], Change]) -> Refused:
+    """What it raises."""
+    with pytest.raises(Refused) as caught:
+        call()
+    return caught.value
 
 
 T = TypeVar("T")

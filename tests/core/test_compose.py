@@ -3,8 +3,9 @@
 from dataclasses import replace
 
 from pylb.core.address import Address, HostPort, Listen
+from pylb.core.claims import Claims
 from pylb.core.compose import Sight, frontend
-from pylb.core.ownership import Claims, become, release
+from pylb.core.ownership import become, release
 from pylb.core.policy import Joining, Limits, Policy, ProxyProtocol, Rules, StaticFrontend, StaticServer
 from pylb.core.registration import Key, State
 from pylb.core.static_frontends import Layout

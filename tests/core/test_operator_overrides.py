@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pylb.core.address import Address, Listen
+from pylb.core.claims import Claims
 from pylb.core.compose import Sight
 from pylb.core.errors import Code, Refused
 from pylb.core.operator_overrides import NONE, Override, Overrides, applied, changed, find, hit, kept
-from pylb.core.ownership import Claims
 from pylb.core.policy import AdminState, Policy, Rules, StaticFrontend, StaticServer
 from pylb.core.static_frontends import Layout
 from pylb.core.table import OUT, Frontend, Server, Table, make_table

@@ -1,34 +1,13 @@
-"""Who holds what: the transitions of the picture of all registrations."""
-
-from collections.abc import Callable
-from dataclasses import replace
+"""What may happen to registrations, and what changes by it."""
 
 import pytest
 
-from pylb.core.address import parse_listen
+from pylb.core.claims import Claims
 from pylb.core.errors import Code, Refused
-from pylb.core.ownership import (
-    Change,
-    Claims,
-    Contest,
-    announce,
-    become,
-    give_up,
-    loops,
-    pass_on,
-    release,
-    settle,
-)
-from pylb.core.policy import Bounds, Check, HealthPolicy, Joining, OwnHealth, Policy
+from pylb.core.ownership import announce, become, give_up, pass_on, release, settle
+from pylb.core.policy import Joining, Policy
 from pylb.core.registration import Displaced, Key, State, legacy_key
-from tests.core.claiming import FREE, A, B, C, adopt, at, enter, having, layout, legacy, native, on, readmit, static
-
-
-def refused(call: Callable[[], Change]) -> Refused:
-    with pytest.raises(Refused) as caught:
-        call()
-    return caught.value
-
+from tests.core.claiming import FREE, A, B, C, adopt, at, enter, having, layout, legacy, native, on, readmit, refused, static
 
 # ---------------------------------------------------------------- native registrations
 
@@ -66,28 +45,6 @@ def test_another_instance_is_one_more_holder_and_opens_nothing() -> None:
     change = enter(having(native()), native(instance="pod-2", ip=B))
     assert (change.result, change.opened, change.new_name) == ("created", (), False)
     assert change.claims.holders[on(443)] == (Key("t", "web", "pod-1"), Key("t", "web", "pod-2"))
-
-
-@pytest.mark.parametrize("intruder", [native(name="other"), native(token="u"), legacy(token="u")])
-def test_somebody_elses_port_is_refused_naming_the_owner(intruder: object) -> None:
-    claims = having(native())
-    found = refused(lambda: enter(claims, intruder))  # type: ignore[arg-type]
-    assert found.code is Code.PORT_OWNED
-    assert "registration 'web' of token 't'" in found.detail
-
-
-def test_one_port_of_several_that_is_owned_refuses_all_of_them() -> None:
-    claims = having(native(ports={443: 30443}))
-    found = refused(lambda: enter(claims, native(name="other", ports={80: 30080, 443: 30443})))
-    assert found.code is Code.PORT_OWNED
-
-
-def test_a_token_with_takeover_takes_the_port_from_everybody_on_it() -> None:
-    claims = having(native(ports={443: 30443, 80: 30080}), native(instance="pod-2", ip=B))
-    change = enter(claims, native(name="other", token="u", ip=C), takeover=True)
-    assert set(change.claims.registrations) == {Key("t", "web", "pod-1"), Key("u", "other", "pod-1")}
-    assert change.claims.registrations["t", "web", "pod-1", 0].places == (on(80),)
-    assert change.claims.holders == {on(80): (Key("t", "web", "pod-1"),), on(443): (Key("u", "other", "pod-1"),)}
 
 
 def test_a_goodbye_drains_and_a_call_ends_the_draining() -> None:
@@ -135,35 +92,12 @@ def test_one_port_of_a_registration_can_be_released() -> None:
     assert set(release(claims, list(claims.registrations), port=80).claims.holders) == {on(443)}
 
 
-def test_who_holds_a_port_number_is_found_on_every_address() -> None:
-    two = layout(static("web", "203.0.113.9:443"))
-    claims = having(native(), layout=two)
-    assert [one.name for one in claims.on_port(443)] == ["web"]
-    assert claims.on_port(80) == ()
-
-
 def test_a_state_that_is_already_so_is_no_change() -> None:
     claims = having(native())
     assert become(claims, [Key("t", "web", "pod-1"), Key("t", "web", "gone")], State.FRESH).claims is claims
 
 
 # ---------------------------------------------------------------- legacy registrations
-
-
-def test_the_last_legacy_writer_of_a_token_wins_whatever_its_name() -> None:
-    change = enter(having(legacy(name="one")), legacy(ip=B, name="two"))
-    assert change.result == "moved"
-    assert change.claims.registrations[legacy_key("t", 443)].ip == B
-    assert len(change.claims.holders[on(443)]) == 1
-
-
-def test_a_native_registration_of_the_same_token_takes_a_legacy_one_over_for_good() -> None:
-    claims = enter(having(legacy()), native(ip=B)).claims
-    assert set(claims.registrations) == {Key("t", "web", "pod-1")}
-    again = enter(claims, legacy())
-    assert (again.result, again.claims) == ("superseded", claims)
-    assert again.claims is claims
-    assert "registration 'web'" in again.note
 
 
 def test_legacy_ports_of_a_token_are_one_owner_each_its_own_registration() -> None:
@@ -181,31 +115,9 @@ def test_a_registration_joins_a_static_frontend_of_its_name() -> None:
     assert change.claims.registrations["t", "web", "pod-1", 0].places == (on(443, "203.0.113.9"),)
 
 
-def test_another_name_may_not_join_unless_the_frontend_says_any() -> None:
-    closed, open_ = layout(static("https", "*:443")), layout(static("https", "*:443", joining=Joining.ANY))
-    found = refused(lambda: enter(Claims(), native(), closed))
-    assert found.code is Code.PORT_OWNED
-    assert "static frontend 'https'" in found.detail
-    several = having(native(), native(name="other", token="u"), legacy(token="v"), layout=open_)
-    assert len(several.holders[on(443)]) == 3
-
-
 def test_a_port_beside_a_static_frontend_on_another_address_is_free() -> None:
     rules = layout(static("https", "203.0.113.9:443"), defaults=Policy(bind="203.0.113.10"))
     assert enter(Claims(), native(), rules).opened == (on(443, "203.0.113.10"),)
-
-
-def test_a_second_token_of_the_same_name_may_not_join() -> None:
-    rules = layout(static("web", "*:443"))
-    assert refused(lambda: enter(having(native(), layout=rules), native(token="u"), rules)).code is Code.PORT_OWNED
-
-
-@pytest.mark.parametrize("joining", [Joining.LEGACY, Joining.ANY])
-def test_a_static_frontend_for_legacy_calls_has_one_legacy_server_whatever_it_calls_itself(joining: Joining) -> None:
-    rules = layout(static("https", "*:443", "198.51.100.7:30443", joining=joining))
-    claims = having(legacy(name="whatever"), layout=rules)
-    assert claims.holders[on(443)] == (legacy_key("t", 443),)
-    assert refused(lambda: enter(claims, legacy(token="u"), rules)).code is Code.PORT_OWNED
 
 
 def test_a_legacy_call_joins_no_other_static_frontend_but_the_one_of_its_name() -> None:
@@ -228,88 +140,6 @@ def test_a_legacy_name_is_the_tokens_matter_only_where_it_opens_a_static_fronten
 def test_pylbs_own_ports_are_nobodys() -> None:
     rules = layout(reserved_ports=frozenset({9000}))
     assert refused(lambda: enter(Claims(), native(ports={9000: 30000}), rules)).code is Code.PORT_FORBIDDEN
-
-
-# ---------------------------------------------------------------- bounds
-
-
-def test_a_frontend_has_so_many_servers_static_lines_included() -> None:
-    rules = layout(static("web", "*:443", "198.51.100.7:30443"), bounds=Bounds(servers_per_frontend=3))
-    claims = having(native(), native(instance="pod-2", ip=B), layout=rules)
-    found = refused(lambda: enter(claims, native(instance="pod-3", ip=C), rules))
-    assert (found.code, "bounds.servers_per_frontend" in found.detail, found.retry_after) == (Code.TOO_MANY, True, 60)
-    assert enter(claims, native(ip=C), rules).result == "moved"
-    narrower = layout(static("web", "*:443", "198.51.100.7:30443"), bounds=Bounds(servers_per_frontend=1))
-    assert enter(claims, native(ip=C), narrower).result == "moved"  # who is there stays, and moves
-
-
-def test_a_tokens_registrations_have_so_many_ports_in_all() -> None:
-    rules = layout(bounds=Bounds(ports_per_token=3))
-    claims = having(native(ports={443: 30443, 80: 30080}), legacy(25), layout=rules)
-    assert claims.ports_of_token == {"t": 3}
-    for more in (native(instance="pod-2", ip=B), native(ports={443: 30443, 80: 30080, 8080: 31000}), legacy(110)):
-        found = refused(lambda more=more: enter(claims, more, rules))
-        assert (found.code, "bounds.ports_per_token" in found.detail) == (Code.TOO_MANY, True)
-    assert enter(claims, native(name="x", token="u", ports={8443: 30443}), rules).result == "created"
-    fewer = enter(claims, native(ports={443: 30443}), rules).claims
-    assert enter(fewer, native(name="x", ports={8443: 30443}), rules).result == "created"
-    tiny = layout(bounds=Bounds(ports_per_token=1))
-    assert enter(claims, native(ip=B, ports={443: 30443, 80: 30080}), tiny).result == "moved"
-
-
-def test_who_leaves_for_a_call_makes_room_for_it() -> None:
-    full = layout(bounds=Bounds(servers_per_frontend=1, ports_per_token=1))
-    claims = having(legacy(443), layout=full)
-    assert enter(claims, native(), full).removed == (legacy(443).key,)
-    assert enter(claims, native(name="mail", token="u"), full, takeover=True).removed == (legacy(443).key,)
-
-
-# ---------------------------------------------------------------- loops
-
-
-def test_a_target_that_is_a_port_of_pylb_itself_is_refused() -> None:
-    rules = layout(static("s", "*:80"), own_ips=frozenset({A}), reserved_ports=frozenset({9000}))
-    claims = having(native(name="x", ip=B, ports={8443: 30843}), layout=rules)
-    for port in (443, 8443, 80, 9000):
-        found = refused(lambda port=port: enter(claims, native(ip=A, ports={443: port}), rules))
-        assert found.code is Code.TARGET_REFUSED
-    assert enter(claims, native(ip=A, ports={443: 30443}), rules).result == "created"
-    assert refused(lambda: enter(claims, native(ip="127.0.0.1", ports={443: 8443}), rules)).code is Code.TARGET_REFUSED
-
-
-def test_a_port_that_another_target_on_this_machine_uses_is_not_opened() -> None:
-    rules = layout(own_ips=frozenset({A}))
-    claims = having(native(ip=A, ports={443: 30443}), layout=rules)
-    found = refused(lambda: enter(claims, native(name="x", ip=B, ports={30443: 31000}), rules))
-    assert found.code is Code.TARGET_REFUSED
-    assert enter(claims, native(name="x", ip=B, ports={30444: 31000}), rules).result == "created"
-
-
-def test_who_leaves_this_machine_may_open_the_port_that_was_aimed_at() -> None:
-    rules = layout(own_ips=frozenset({A}))
-    claims = having(native(ip=A, ports={443: 30443}), native(name="x", ip=B, ports={80: 30443}), layout=rules)
-    assert enter(claims, native(ip=B, ports={30443: 31000}), rules).result == "moved"
-
-
-@pytest.mark.parametrize("port", [443, 8443, 80, 9000])
-def test_a_check_of_pylb_itself_is_refused_whoever_chose_its_port(port: int) -> None:
-    """It would answer for the server: one that is dead would count as up."""
-    asked = Check(port=port)
-    rules = layout(static("s", "*:80"), own_ips=frozenset({A}), reserved_ports=frozenset({9000}))
-    claims = having(native(name="x", ip=B, ports={8443: 30843}), layout=rules)
-    one = native(ip=A)
-    one = replace(one, wanted=tuple(replace(item, health=OwnHealth(asked)) for item in one.wanted))
-    assert "health.port" in refused(lambda: enter(claims, one, rules)).detail
-    defaults = Policy(health=HealthPolicy(check=asked))
-    rules = layout(static("s", "*:80"), own_ips=frozenset({A}), reserved_ports=frozenset({9000}), defaults=defaults)
-    assert "health.port" in refused(lambda: enter(claims, native(ip=A), rules)).detail
-    assert enter(claims, native(ip=B), rules).result == "created"
-
-
-def test_a_port_that_a_static_line_aims_at_on_this_machine_is_not_opened() -> None:
-    rules = layout(static("s", "203.0.113.9:80", "127.0.0.1:8080", "127.0.0.1:80"))
-    assert refused(lambda: enter(Claims(), native(ports={8080: 30080}), rules)).code is Code.TARGET_REFUSED
-    assert enter(Claims(), native(name="s", ports={80: 30080}), rules).result == "created"  # nothing new is opened
 
 
 # ---------------------------------------------------------------- proven before trusted
@@ -364,20 +194,6 @@ def test_a_fallback_is_given_up_whoever_has_answered() -> None:
     assert change.touched == {on(443)}
     assert change.claims.registrations["t", "web", "pod-1", 0].displaced == ()
     assert give_up(change.claims, list(waiting.registrations)).result == "unchanged"
-
-
-def test_who_seems_dead_gives_way_and_a_fresh_one_never() -> None:
-    rival, contest = native("mail", token="u"), Contest(yields=lambda _one: True, words=lambda _one: " (words)")
-    silent = become(having(native()), [Key("t", "web", "pod-1")], State.STALE).claims
-
-    def asks(claims: Claims) -> Change:
-        return announce(claims, FREE, rival, takeover=False, proven=frozenset(), contest=contest)
-
-    refusal = refused(lambda: asks(having(native())))
-    assert refusal.detail == "port 443 is owned by registration 'web' of token 't' (words)"
-    change = asks(silent)
-    assert change.removed == (Key("t", "web", "pod-1"),)
-    assert change.evicted == {Key("t", "web", "pod-1"): {on(443)}}
 
 
 def test_the_displaced_leave_when_the_new_one_has_answered() -> None:
@@ -439,39 +255,12 @@ def test_a_snapshot_that_gives_one_port_to_two_keeps_the_first() -> None:
         assert refusals[0].code is Code.PORT_OWNED
 
 
-def test_a_restart_keeps_a_registration_whose_target_has_become_pylb_itself() -> None:
-    """Its servers are out (compose.py) until the address is somebody else's again; losing it would be an outage for good."""
-    ones = [native(ip=A, ports={443: 30443}), native(name="x", ip=B, ports={30443: 31000})]
-    rules = layout(own_ips=frozenset({A}))
-    fresh, refusals = readmit(ones, rules)
-    assert set(fresh.holders) == {on(443), on(30443)}
-    assert refusals == []
-    assert list(loops(fresh, rules)) == [ones[0].key]
-    assert loops(fresh, FREE) == {}
-
-
-def test_a_reload_that_would_begin_a_loop_is_refused_and_one_that_finds_it_is_not() -> None:
-    claims = having(native(ip=A, ports={443: 30443}))
-    rules = layout(static("new", "*:30443"), own_ips=frozenset({A}))
-    found = refused(lambda: adopt(claims, rules))
-    assert (found.code, "'web'" in found.detail) == (Code.TARGET_REFUSED, True)
-    assert adopt(claims, rules, looped=loops(claims, rules)).claims.registrations == claims.registrations
-
-
 def test_a_refused_call_leaves_the_picture_as_it_was() -> None:
     claims = having(native())
     before = (dict(claims.registrations), dict(claims.holders))
     with pytest.raises(Refused):
         announce(claims, FREE, native(name="other", ports={80: 1, 443: 2}), takeover=False, proven=frozenset())
     assert (dict(claims.registrations), dict(claims.holders)) == before
-
-
-def test_a_picture_cannot_be_edited() -> None:
-    claims = having(native())
-    with pytest.raises(TypeError):
-        claims.registrations[Key("t", "x", "y")] = native()  # type: ignore[index]
-    assert parse_listen("*:443") in claims.holders
-    assert replace(claims) == claims
 
 
 def test_what_passes_on_to_another_token_keeps_all_it_has_and_what_cannot_stays() -> None:

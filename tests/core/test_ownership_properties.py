@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from pylb.core.address import Address, Listen, is_loopback
+from pylb.core.claims import Claims
 from pylb.core.compose import Sight
 from pylb.core.errors import Refused
-from pylb.core.ownership import Claims, announce, become, release, settle
+from pylb.core.ownership import announce, become, release, settle
 from pylb.core.policy import Joining
 from pylb.core.registration import Key, Registration, State
 from pylb.core.table import DOWN, Table

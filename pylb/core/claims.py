@@ -1,0 +1,108 @@
+"""Who holds what: the immutable picture of all registrations, with what is worked out from it.
+
+A frontend (a `Listen`) is held by the *set* of the registrations on it: it closes when the last one leaves, and so does a
+server, see compose.py.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from pylb.core.address import Address, Listen, is_loopback
+from pylb.core.persistent import Frozen
+from pylb.core.registration import Key, Registration, State
+
+K = TypeVar("K")
+
+Owner = tuple[str, str, bool]  # token, name, whether it is legacy
+LOOPBACK = "loopback"  # 127.0.0.0/8 is one machine
+
+
+@dataclass(frozen=True, slots=True)
+class Claims:
+    """`registrations` is all of it. What follows is worked out from it, and kept up with each edit, see `edited`: so a
+    call costs what it touches, however many there are.
+
+    `holders` of a listen are in the order of their registration; a listen without holders is not in it.
+    """
+
+    registrations: Frozen[Key, Registration] = field(default_factory=Frozen)
+    holders: Frozen[Listen, tuple[Key, ...]] = field(default_factory=Frozen)
+    ports: Frozen[int, tuple[Listen, ...]] = field(default_factory=Frozen)  # of `holders`, by their number
+    sent_to: Frozen[Address, int] = field(default_factory=Frozen)  # how many aim there; all of loopback as LOOPBACK
+    owners: Frozen[Owner, int] = field(default_factory=Frozen)  # how many each has
+    of_token: Frozen[str, int] = field(default_factory=Frozen)  # how many each has
+    ports_of_token: Frozen[str, int] = field(default_factory=Frozen)  # and their frontends, one by one
+    not_fresh: Frozen[Key, State] = field(default_factory=Frozen)
+    waiting: Frozen[Key, bool] = field(default_factory=Frozen)  # those with displaced servers
+
+    def on_port(self, port: int) -> tuple[Registration, ...]:
+        """All that hold a frontend on the port number."""
+        keys = {key: None for listen in self.ports.get(port, ()) for key in self.holders[listen]}
+        return tuple(self.registrations[key] for key in keys)
+
+    def edited(self, edits: Mapping[Key, Registration | None]) -> "Claims":
+        """The next picture, each part of it by what differs. None: that registration leaves."""
+        pairs = [(key, self.registrations.get(key), after) for key, after in edits.items()]
+        # A call that moves a server, or a lease that ends, is all that most edits are: no port and no owner differs by those.
+        come_or_gone = [pair for pair in pairs if pair[1] is None or pair[2] is None]
+        placed = [pair for pair in pairs if pair[1] is None or pair[2] is None or pair[1].places != pair[2].places]
+        holders = _holders(self.holders, placed)
+        return Claims(
+            self.registrations.edited(edits),
+            self.holders.edited(holders),
+            self.ports.edited(_ports(self, holders)),
+            _counted(self.sent_to, pairs, _targets),
+            _counted(self.owners, come_or_gone, lambda one: (owner_of(one),)),
+            _counted(self.of_token, come_or_gone, lambda one: (one.key.token,)),
+            _counted(self.ports_of_token, placed, lambda one: (one.key.token,) * len(one.places)),
+            self.not_fresh.edited(
+                {key: None if after is None or after.state is State.FRESH else after.state for key, _, after in pairs}
+            ),
+            self.waiting.edited({key: True if after is not None and after.displaced else None for key, _, after in pairs}),
+        )
+
+
+def owner_of(one: Registration) -> Owner:
+    """The legacy calls of a token are one owner, whatever name they give."""
+    return one.key.token, one.key.name, one.key.is_legacy
+
+
+Pair = tuple[Key, Registration | None, Registration | None]  # before, after
+
+
+def _holders(known: Frozen[Listen, tuple[Key, ...]], pairs: Iterable[Pair]) -> dict[Listen, tuple[Key, ...] | None]:
+    found: dict[Listen, tuple[Key, ...]] = {}
+    for key, before, after in pairs:
+        old, new = before.places if before else (), after.places if after else ()
+        for listen in old:
+            if listen not in new:
+                now = found[listen] if listen in found else known[listen]
+                found[listen] = tuple(other for other in now if other != key)
+        for listen in new:
+            if listen not in old:
+                found[listen] = (*(found[listen] if listen in found else known.get(listen, ())), key)
+    return {listen: keys or None for listen, keys in found.items()}
+
+
+def _ports(claims: Claims, holders: Mapping[Listen, tuple[Key, ...] | None]) -> dict[int, tuple[Listen, ...] | None]:
+    found: dict[int, tuple[Listen, ...]] = {}
+    for listen, keys in holders.items():
+        if (keys is None) is (listen in claims.holders):
+            now = found[listen.port] if listen.port in found else claims.ports.get(listen.port, ())
+            found[listen.port] = tuple(one for one in now if one != listen) if keys is None else (*now, listen)
+    return {port: listens or None for port, listens in found.items()}
+
+
+def _counted(known: Frozen[K, int], pairs: Iterable[Pair], what: Callable[[Registration], Iterable[K]]) -> Frozen[K, int]:
+    found: dict[K, int] = {}
+    for _, before, after in pairs:
+        for one, by in ((before, -1), (after, 1)):
+            for item in what(one) if one is not None else ():
+                found[item] = found.get(item, known.get(item, 0)) + by
+    return known.edited({item: count or None for item, count in found.items() if count != known.get(item, 0)})
+
+
+def _targets(one: Registration) -> Iterator[Address]:
+    ip = LOOPBACK if is_loopback(one.ip) else one.ip
+    return (Address(ip, port) for item in one.wanted for _, port in item.dialled())

@@ -1,0 +1,99 @@
+"""Whose port is it: who has to leave for a call, or why the call is refused; and how many of each there may be.
+
+A port that only registrations opened belongs to one (token, name). A static frontend is joined by the registration of its
+name, or by any if it says so. A legacy registration is one server per port and token; a native one of the same token takes
+its place for good.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+
+from pylb.core.address import Listen
+from pylb.core.claims import Claims
+from pylb.core.errors import Code, Refused
+from pylb.core.registration import Key, Registration, State
+from pylb.core.static_frontends import Layout
+
+
+@dataclass(frozen=True, slots=True)
+class Contest:
+    """What the holder of a port is asked when somebody else wants it."""
+
+    yields: Callable[[Registration], bool] = lambda _one: False  # is it dead for so long that it gives way?
+    words: Callable[[Registration], str] = lambda _one: ""  # since when it holds the port and until when, for a refusal
+
+
+CONTEST = Contest()
+
+
+def native_of_token(claims: Claims, wanted: Registration) -> Registration | None:
+    keys = (key for listen in claims.ports.get(wanted.key.legacy_port, ()) for key in claims.holders[listen])
+    found = next((key for key in keys if key.token == wanted.key.token and not key.is_legacy), None)
+    return None if found is None else claims.registrations[found]
+
+
+def conflicts(
+    claims: Claims, layout: Layout, wanted: Registration, contest: Contest, *, takeover: bool
+) -> Mapping[Key, frozenset[Listen]]:
+    """Who has to leave which ports for `wanted`. Raises Refused if somebody may stay.
+
+    Whoever is fresh stays, whatever the contest says of it: its call may have come since.
+    """
+    leaving: dict[Key, frozenset[Listen]] = {}
+    for listen in wanted.places:
+        for key in _in_the_way(claims, layout, wanted.key, listen):
+            held = claims.registrations[key]
+            of_own_token = key.is_legacy and key.token == wanted.key.token
+            if not (of_own_token or takeover or (held.state is not State.FRESH and contest.yields(held))):
+                hint = f"use another port, ask its owner, `pylb release {listen.port}`, or give the token `takeover: true`"
+                raise Refused(Code.PORT_OWNED, f"port {listen.port} is owned by {held.owner}{contest.words(held)}", hint)
+            leaving[key] = leaving.get(key, frozenset()) | {listen}
+    return leaving
+
+
+def _in_the_way(claims: Claims, layout: Layout, wanted: Key, listen: Listen) -> Iterator[Key]:
+    """The holders that `wanted` cannot share the listen with."""
+    holders = claims.holders.get(listen, ())
+    if not layout.joined_by_any(listen) and holders and _share(holders[0], wanted):
+        return  # all holders of such a frontend have one owner: if the first may share it, the others may
+    for key in holders:
+        if key != wanted and not (_share(key, wanted) or (layout.joined_by_any(listen) and _may_join(key, wanted))):
+            yield key
+
+
+def _share(held: Key, wanted: Key) -> bool:
+    """Two instances of one owner. Of legacy registrations there is one for each port; a key holds one already."""
+    return not held.is_legacy and not wanted.is_legacy and (held.token, held.name) == (wanted.token, wanted.name)
+
+
+def _may_join(held: Key, wanted: Key) -> bool:
+    """On a frontend that anybody may join: not two legacy ones, and a native one takes over the legacy one of its token."""
+    return not held.is_legacy or not (wanted.is_legacy or held.token == wanted.token)
+
+
+def check_bounds(
+    claims: Claims,
+    layout: Layout,
+    before: Registration | None,
+    after: Registration,
+    evicted: Mapping[Key, AbstractSet[Listen]],
+) -> None:
+    """What would grow is within the operator's bounds. Raises Refused.
+
+    What is there already stays, whatever the bounds are now.
+    """
+    bounds, had = layout.rules.bounds, before.places if before is not None else ()
+    for listen in after.places:
+        if listen in had:
+            continue
+        static = layout.statics.get(listen)
+        servers = 1 + sum(listen not in evicted.get(key, ()) for key in claims.holders.get(listen, ()))
+        if servers + (len(static.servers) if static else 0) > bounds.servers_per_frontend:
+            detail = f"port {listen.port} may have {bounds.servers_per_frontend} servers (bounds.servers_per_frontend)"
+            raise Refused(Code.TOO_MANY, detail, "release those that are gone, or raise the bound", retry_after=60)
+    token, most = after.key.token, bounds.ports_per_token
+    more = len(after.places) - len(had) - sum(len(places) for key, places in evicted.items() if key.token == token)
+    if more > 0 and claims.ports_of_token.get(token, 0) + more > most:
+        detail = f"the registrations of token {token!r} may hold {most} ports in all (bounds.ports_per_token)"
+        raise Refused(Code.TOO_MANY, detail, "release those that are gone, or raise the bound", retry_after=60)

@@ -1,0 +1,75 @@
+"""What would make pylb send connections to itself."""
+
+from dataclasses import replace
+
+import pytest
+
+from pylb.core.claims import Claims
+from pylb.core.errors import Code
+from pylb.core.loops import loops
+from pylb.core.policy import Check, HealthPolicy, OwnHealth, Policy
+from tests.core.claiming import FREE, A, B, adopt, enter, having, layout, native, on, readmit, refused, static
+
+
+def test_a_target_that_is_a_port_of_pylb_itself_is_refused() -> None:
+    rules = layout(static("s", "*:80"), own_ips=frozenset({A}), reserved_ports=frozenset({9000}))
+    claims = having(native(name="x", ip=B, ports={8443: 30843}), layout=rules)
+    for port in (443, 8443, 80, 9000):
+        found = refused(lambda port=port: enter(claims, native(ip=A, ports={443: port}), rules))
+        assert found.code is Code.TARGET_REFUSED
+    assert enter(claims, native(ip=A, ports={443: 30443}), rules).result == "created"
+    assert refused(lambda: enter(claims, native(ip="127.0.0.1", ports={443: 8443}), rules)).code is Code.TARGET_REFUSED
+
+
+def test_a_port_that_another_target_on_this_machine_uses_is_not_opened() -> None:
+    rules = layout(own_ips=frozenset({A}))
+    claims = having(native(ip=A, ports={443: 30443}), layout=rules)
+    found = refused(lambda: enter(claims, native(name="x", ip=B, ports={30443: 31000}), rules))
+    assert found.code is Code.TARGET_REFUSED
+    assert enter(claims, native(name="x", ip=B, ports={30444: 31000}), rules).result == "created"
+
+
+def test_who_leaves_this_machine_may_open_the_port_that_was_aimed_at() -> None:
+    rules = layout(own_ips=frozenset({A}))
+    claims = having(native(ip=A, ports={443: 30443}), native(name="x", ip=B, ports={80: 30443}), layout=rules)
+    assert enter(claims, native(ip=B, ports={30443: 31000}), rules).result == "moved"
+
+
+@pytest.mark.parametrize("port", [443, 8443, 80, 9000])
+def test_a_check_of_pylb_itself_is_refused_whoever_chose_its_port(port: int) -> None:
+    """It would answer for the server: one that is dead would count as up."""
+    asked = Check(port=port)
+    rules = layout(static("s", "*:80"), own_ips=frozenset({A}), reserved_ports=frozenset({9000}))
+    claims = having(native(name="x", ip=B, ports={8443: 30843}), layout=rules)
+    one = native(ip=A)
+    one = replace(one, wanted=tuple(replace(item, health=OwnHealth(asked)) for item in one.wanted))
+    assert "health.port" in refused(lambda: enter(claims, one, rules)).detail
+    defaults = Policy(health=HealthPolicy(check=asked))
+    rules = layout(static("s", "*:80"), own_ips=frozenset({A}), reserved_ports=frozenset({9000}), defaults=defaults)
+    assert "health.port" in refused(lambda: enter(claims, native(ip=A), rules)).detail
+    assert enter(claims, native(ip=B), rules).result == "created"
+
+
+def test_a_port_that_a_static_line_aims_at_on_this_machine_is_not_opened() -> None:
+    rules = layout(static("s", "203.0.113.9:80", "127.0.0.1:8080", "127.0.0.1:80"))
+    assert refused(lambda: enter(Claims(), native(ports={8080: 30080}), rules)).code is Code.TARGET_REFUSED
+    assert enter(Claims(), native(name="s", ports={80: 30080}), rules).result == "created"  # nothing new is opened
+
+
+def test_a_restart_keeps_a_registration_whose_target_has_become_pylb_itself() -> None:
+    """Its servers are out (compose.py) until the address is somebody else's again; losing it would be an outage for good."""
+    ones = [native(ip=A, ports={443: 30443}), native(name="x", ip=B, ports={30443: 31000})]
+    rules = layout(own_ips=frozenset({A}))
+    fresh, refusals = readmit(ones, rules)
+    assert set(fresh.holders) == {on(443), on(30443)}
+    assert refusals == []
+    assert list(loops(fresh, rules)) == [ones[0].key]
+    assert loops(fresh, FREE) == {}
+
+
+def test_a_reload_that_would_begin_a_loop_is_refused_and_one_that_finds_it_is_not() -> None:
+    claims = having(native(ip=A, ports={443: 30443}))
+    rules = layout(static("new", "*:30443"), own_ips=frozenset({A}))
+    found = refused(lambda: adopt(claims, rules))
+    assert (found.code, "'web'" in found.detail) == (Code.TARGET_REFUSED, True)
+    assert adopt(claims, rules, looped=loops(claims, rules)).claims.registrations == claims.registrations
