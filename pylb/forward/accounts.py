@@ -1,6 +1,6 @@
-"""What is counted of sessions and said about them: counters, the recorder, one record per session to the observer.
+"""The bookkeeping of sessions: counters, the recorder of ended sessions, and one record per session for the observer.
 
-All of it may fail without harm to forwarding: a session's descriptors and places are free before anything here is called.
+All of it may fail without harm to forwarding: a session's descriptors and slots are free before anything here is called.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ _DENIED = termination_code(Cause.PROXY, State.AWAITING_HEADER)
 
 
 class Accounts:
-    """Of one engine. `recorder`: None if ended sessions are not to be remembered."""
+    """The bookkeeping of one engine. `recorder` is None if ended sessions are not recorded."""
 
     def __init__(
         self,
@@ -39,7 +39,7 @@ class Accounts:
         self._wall = wall
 
     def note_first(self, session: Session, event: Event) -> None:
-        """`event` ends the session, or began to, unless something did before it."""
+        """Note `event` as the one that ended the session or began its end, unless there was one before it."""
         if session.first is None and self.recorder is not None:
             session.first = event
             session.first_at = self._clock()
@@ -62,14 +62,14 @@ class Accounts:
             self.connect_ended(session, server.server, None)
 
     def connect_ended(self, session: Session, server: Server, failure: str | None) -> None:
-        """Tell the observer. A fault of its own is not the session's."""
+        """Report the outcome to the observer. If the observer fails, the session goes on."""
         listen = session.frontend.frontend.listen
         self._faults.guard(
             "the outcome of a connect could not be passed on", self._observer.connect_ended, listen, server, failure
         )
 
     def ended(self, session: Session) -> None:
-        """The session is over and nothing of it is held any more, but its halves still know what they moved."""
+        """Count and report a session that is over. Its resources are released, but its halves still know what they moved."""
         server, frontend = session.server, session.frontend
         if server is not None and session.connected:
             server.counters.sessions -= 1
@@ -77,7 +77,7 @@ class Accounts:
         code = session.code or "--"
         try:
             now = self._clock()
-        except Exception as error:  # noqa: BLE001 - a clock of no use: the session is counted all the same
+        except Exception as error:  # noqa: BLE001 - the clock is broken: the session is counted all the same
             self._faults.add("the clock failed", error)
             now = session.accepted
         total = now - session.accepted
@@ -97,11 +97,11 @@ class Accounts:
             self.recorder.add(self.keep(session, record))
 
     def refused(self, frontend: FrontendState, address: tuple[str, int], reason: str, number: int, generation: int) -> None:
-        """A client that was reset at the door and never became a session: it is counted as denied, and logged."""
+        """Count a client as denied, and log it: it was reset right after the accept and never became a session."""
         frontend.counters.denied[reason] += 1
         name, port, now = frontend.frontend.name, frontend.frontend.listen.port, self._wall()
         client, times, moved = (sockets.folded(address[0]), address[1]), (-1, -1, 0), (0, 0)
-        active = (self._counters.open_sessions + 1, frontend.sessions + 1, 0)  # with this one
+        active = (self._counters.open_sessions + 1, frontend.sessions + 1, 0)  # this one included
         record = SessionRecord(name, "", *client, port, now, *times, *moved, _DENIED, 0, False, *active, 0, "", number)
         if self.recorder is not None:
             self.recorder.add(
@@ -110,19 +110,19 @@ class Accounts:
         self._observer.session_ended(record)
 
     def _closed_counter(self, frontend: FrontendState, server: ServerState | None) -> ServerCounters:
-        # One that refused, and left the table while the session waited, is no label any more.
+        # A server that refused, and left the table while the session waited, has no counters any more.
         if server is not None and frontend.counters.servers.get(server.server.name) is server.counters:
             return server.counters
         return frontend.counters.servers.setdefault("", ServerCounters())
 
     def record(self, session: Session, code: str, now: float, *, ended: bool) -> SessionRecord:
-        """Of a session that `ended` with `code`, or as it is now. Its counts of sessions include it either way."""
+        """A record of a session that `ended` with `code`, or of a live one. Its counts of sessions include this one."""
         frontend, server, tried = session.frontend, session.server, session.tried
         client, upstream, admission = session.client, session.upstream, session.admission
         waited = admission.waited if admission is not None else 0.0
         retries = len(tried) if tried is not None else 0
         if upstream is None and retries:
-            retries -= 1  # the first attempt is no retry
+            retries -= 1  # the first attempt is not a retry
         # By position: a NamedTuple takes keywords at twice the cost, and this is paid per session.
         return SessionRecord(
             frontend.frontend.name,
@@ -148,11 +148,11 @@ class Accounts:
         )
 
     def keep(self, session: Session, record: SessionRecord) -> Kept:
-        """What the recorder is to know of it, while its sockets are still there."""
+        """What the recorder stores about a session. Call it while the session's sockets are still open."""
         server, client, upstream = session.server, session.client, session.upstream
         client_tcp = server_tcp = b""
-        # The two calls are 3 % of a short connection (python -m bench recorder). One as short as this that ended well cannot
-        # have waited for a retransmission: the least timeout is 200 ms (TCP_RTO_MIN, include/net/tcp.h).
+        # The two system calls are 3 % of a short connection (python -m bench recorder). A session this short that ended well
+        # cannot have waited for a retransmission: the shortest timeout is 200 ms (TCP_RTO_MIN, include/net/tcp.h).
         if record.total_ms >= SHORT or record.code != "--":
             client_tcp = sockets.tcp_info(client.sock) if client is not None else b""
             server_tcp = sockets.tcp_info(upstream.sock) if upstream is not None else b""
@@ -170,11 +170,11 @@ class Accounts:
             server_tcp,
             session.failure,
         )
-        return tuple.__new__(Kept, kept)  # what Kept(…) does, in half the time: this is paid per session
+        return tuple.__new__(Kept, kept)  # the same as Kept(…), in half the time: this is paid per session
 
 
 def settle(session: Session) -> bool:
-    """Add the live bytes to the frontend's and the server's counters. True if any moved since the last time."""
+    """Add the live bytes to the counters of the frontend and the server. True if any moved since the last call."""
     client, upstream, counters, server = session.client, session.upstream, session.frontend.counters, session.server
     moved_in = (client.received if client is not None else 0) - session.seen_in
     moved_out = (upstream.received if upstream is not None else 0) - session.seen_out

@@ -1,6 +1,6 @@
-"""What a frontend asks of a client before anything is done for it: access list, limits by source, PROXY header.
+"""The checks on a client before a server is chosen for it: access list, limits per source, PROXY header.
 
-A frontend that asks nothing has no door, and its sessions carry no admission: what is off costs one look at None.
+A frontend without such checks has no door, and its sessions have no `Admission`: a feature that is off costs one test for None.
 """
 
 import socket
@@ -13,30 +13,30 @@ from pylb.core.rate_limits import Sources
 
 
 class Admission:
-    """What few sessions have: how they came in, how long they waited in the queue."""
+    """What only some sessions have: data from the PROXY header, the limits they count against, their time in the queue."""
 
     __slots__ = ("ahead", "crc32c", "local", "path", "queued_at", "source", "sources", "tlvs", "unique_id", "waited")
 
     def __init__(self) -> None:
         self.sources: Sources | None = None
-        self.source = b""  # as counted there
-        self.local: Address | None = None  # where the client of a PROXY header had connected to
+        self.source = b""  # the key under which `sources` counts it
+        self.local: Address | None = None  # the address that the client of a PROXY header had connected to
         self.unique_id = b""
-        self.path = b""  # the pylbs that it came through, by its PROXY header
-        self.tlvs, self.crc32c = b"", False  # what else that had
+        self.path = b""  # the pylbs that it came through, according to its PROXY header
+        self.tlvs, self.crc32c = b"", False  # the rest of that header
         self.queued_at = 0.0  # monotonic
         self.ahead = 0  # sessions in the queue before it
         self.waited = 0.0  # seconds in the queue
 
     def leave(self) -> None:
-        """The session is over. Idempotent."""
+        """Stop counting the session against its source's limits. Idempotent."""
         sources, self.sources = self.sources, None
         if sources is not None:
             sources.leave(self.source)
 
 
 class Door:
-    """Of one frontend; it outlives a table, because its sources' connections do."""
+    """The checks of one frontend. It outlives a table, because the connections that it counts do."""
 
     def __init__(self, policy: Policy) -> None:
         self.sources: Sources | None = None
@@ -53,11 +53,11 @@ class Door:
             self.sources.limits = policy.limits
 
     def awaits_header(self, ip: str) -> bool:
-        """Does this peer speak for others?"""
+        """Is this peer a trusted proxy, which sends a PROXY header for its clients?"""
         return bool(self._trusted) and pack(ip) in self._trusted
 
     def admit(self, ip: str, admission: Admission, now: float) -> str:
-        """ "" and the client is counted until `admission.leave()`; else why it is refused: a metric's label."""
+        """Why the client is refused (the label of a metric), or "": then it counts until `admission.leave()`."""
         address = pack(ip)
         if self._access is not None and not self._access.allows(address):
             return "access"
@@ -75,7 +75,7 @@ def wanted(policy: Policy) -> bool:
 
 
 def pack(ip: str) -> bytes:
-    """The address of a client as the kernel gives it, 4 bytes or 16."""
+    """A client's address in the kernel's binary form, 4 or 16 bytes."""
     if ":" not in ip:
         return socket.inet_pton(AF_INET, ip)
     # the zone of a link-local one is the kernel's, not the client's

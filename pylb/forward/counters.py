@@ -1,4 +1,4 @@
-"""Plain ints, counted where things happen and read at a scrape. No metric object, no lock, no label on the hot path."""
+"""Plain integers, counted where things happen and read at a scrape. No metric objects, locks or labels on the hot path."""
 
 from bisect import bisect_left
 from collections import Counter
@@ -10,7 +10,7 @@ SESSION_BOUNDS = (0.01, 0.1, 0.5, 1.0, 5.0, 10.0, 60.0, 300.0, 1800.0, 3600.0, 1
 
 
 class Histogram:
-    """Counts per bucket, not cumulative: `counts[i]` are values ≤ bounds[i] and > bounds[i-1]; the last one is the rest."""
+    """Counts per bucket, not cumulative: `counts[i]` counts values in (bounds[i-1], bounds[i]], the last one the rest."""
 
     __slots__ = ("bounds", "counts", "total")
 
@@ -48,17 +48,17 @@ class ServerCounters:
         self.sessions_total = 0
         self.failures: Counter[str] = Counter()  # failed connects by reason
         self.closed: Counter[str] = Counter()  # ended sessions by termination code
-        self.bytes_in = 0  # as late as the frontend's
+        self.bytes_in = 0  # as current as the frontend's, see there
         self.bytes_out = 0
         self.attempts = 0  # times it was chosen and dialled
-        self.redispatches = 0  # times another was chosen because this one had failed
-        self.queue_seconds = 0.0  # sum over connected sessions, of those that waited for room
-        self.connect_seconds = 0.0  # sum over connected sessions, without the queue
+        self.redispatches = 0  # times another server was chosen because this one had failed
+        self.queue_seconds = 0.0  # sum over the connected sessions that waited in the queue
+        self.connect_seconds = 0.0  # sum over connected sessions, without their time in the queue
         self.total_seconds = 0.0  # sum over ended sessions
         self.longest_queue = 0.0
         self.longest_connect = 0.0
         self.longest_total = 0.0
-        self.last_at = 0.0  # the last connect, monotonic; 0: none yet
+        self.last_at = 0.0  # time of the last connect, monotonic; 0: none yet
 
 
 class FrontendCounters:
@@ -81,16 +81,16 @@ class FrontendCounters:
         self.name = name
         self.sessions = 0  # live
         self.sessions_total = 0
-        # Exact when a session ends; a live session's bytes are added by the sweep, so they are at most one period late.
+        # Exact once a session has ended. The sweep adds a live session's bytes, so these are at most one sweep period late.
         self.bytes_in = 0
         self.bytes_out = 0
-        self.denied: Counter[str] = Counter()  # clients refused by us, by reason
+        self.denied: Counter[str] = Counter()  # clients that pylb refused, by reason
         self.queued = 0  # sessions that wait for a server
         self.connect_seconds = Histogram(CONNECT_BOUNDS)
         self.session_seconds = Histogram(SESSION_BOUNDS)
-        self.servers: dict[str, ServerCounters] = {}  # by label; "" for sessions that never had one
-        self.connections = 0  # accepted ones: sessions, and those that were refused at the door
-        self.forgotten = 0  # ended sessions of servers that left the table: with those of `servers` all that ended
+        self.servers: dict[str, ServerCounters] = {}  # by label; "" for sessions that never had a server
+        self.connections = 0  # accepted: sessions, and clients that were refused right after the accept
+        self.forgotten = 0  # ended sessions of servers that left the table; with those of `servers` this makes all ended ones
 
 
 class Counters:
@@ -114,11 +114,11 @@ class Counters:
         self.open_sessions = 0
         self.buffered = 0  # bytes in memory and pipes that wait for blocked destinations
         self.max_connections = max_connections
-        self.reserve = 0  # of max_connections, that each frontend has for itself
+        self.reserve = 0  # the part of max_connections that each frontend has for itself
         self.shared = 0  # open sessions beyond the reserves of their frontends
         self.accept_errors: Counter[str] = Counter()  # errno names
-        self.faults = 0  # of our own; each ended one session at most, or held up one port for a moment
+        self.faults = 0  # pylb's own faults; each ended at most one session, or held up one port for a moment
         self.pipe_fallbacks = 0  # sessions that wanted a pipe and got none
-        self.bytes_spliced = 0  # through pipes that were given back
+        self.bytes_spliced = 0  # through pipes that were given back since
         self.pipes_lent = 0  # at the last tick
-        self.runnable = 0  # sessions and ports that waited for their share of a turn, at the last tick
+        self.runnable = 0  # sessions and ports in the run queue, at the last tick

@@ -1,7 +1,7 @@
-"""Deadlines that a session has for a short time: of its PROXY header, a dial that is put off, a dial, a flush.
+"""Short-lived deadlines of a session: for its PROXY header, a delayed dial, a dial, a flush.
 
-Those with the same timeout are due in the order in which they got it, so a tick looks at the first of each timeout and not at
-all that wait. A flush is looked at on every tick all the same: no event tells when the kernel has delivered.
+Deadlines with the same timeout fall due in the order in which they were set, so a tick looks at the first of each timeout
+instead of at all. Every flush is looked at on every tick all the same: no event says when the kernel has delivered.
 """
 
 from collections.abc import Iterator
@@ -9,11 +9,11 @@ from itertools import islice
 
 from pylb.forward.session import Session
 
-_TAKEN = 64  # at a time: a dict finds its first key by walking over all that were deleted before it
+_TAKEN = 64  # at a time: a dict finds its first key by walking over all entries deleted before it
 
 
 class Deadlines:
-    """A session waits for one of them at a time."""
+    """The deadlines of one engine's sessions. A session has at most one at a time."""
 
     def __init__(self) -> None:
         self._by_timeout: dict[float, dict[Session, None]] = {}
@@ -23,7 +23,7 @@ class Deadlines:
         return len(self.flushing) + sum(map(len, self._by_timeout.values()))
 
     def set(self, session: Session, seconds: float, now: float) -> None:
-        """Of a header, or of or before a dial. It replaces the one before."""
+        """Set the deadline of a header, a dial or a delayed dial. It replaces the session's previous one."""
         same = self._by_timeout.get(seconds)
         if same is None:
             same = self._by_timeout[seconds] = {}
@@ -40,13 +40,13 @@ class Deadlines:
         session.deadline = deadline
 
     def clear(self, session: Session) -> None:
-        """Idempotent."""
+        """Remove the session's deadline. Idempotent."""
         if session.waits_among is not None:
             del session.waits_among[session]
             session.waits_among = None
 
     def due(self, now: float) -> Iterator[Session]:
-        """Headers and dials whose time is over by `now`; they have no deadline any more."""
+        """Headers and dials whose deadline has passed by `now`; it is removed with that."""
         for seconds, same in list(self._by_timeout.items()):
             while some := [session for session in islice(same, _TAKEN) if session.deadline <= now]:
                 for session in some:

@@ -1,6 +1,6 @@
-"""Until a server has accepted: the PROXY header of a trusted client, the queue, the dials.
+"""A session until a server has accepted it: the PROXY header of a trusted client, the queue, the dials.
 
-Everything here ends in an event for the table; what follows from that is the lifecycle's.
+Everything here ends in an event for the state table; the lifecycle carries out what follows from it.
 """
 
 import errno
@@ -28,7 +28,7 @@ from pylb.forward.origins import Origins
 from pylb.forward.session import FULL, FrontendState, Half, ServerState, Session
 from pylb.forward.turn import DIAL, QUANTUM, Turn
 
-# Registered once, for life. Nothing is ever re-armed, so a reset is always seen, even while a side is paused.
+# Registered once, for life. Nothing is ever re-armed, so a reset is always noticed, even while a side is paused.
 WATCHED = EPOLLIN | EPOLLOUT | EPOLLPRI | EPOLLRDHUP | EPOLLET
 READ_ON = EPOLLRDHUP | EPOLLHUP | EPOLLERR | EPOLLPRI
 READABLE = EPOLLIN | READ_ON
@@ -37,16 +37,16 @@ _FAILED = EPOLLERR | EPOLLHUP
 # A class attribute of an enum is looked up through its metaclass, which costs as much as a call; these are read per event.
 _AWAITING_HEADER, _DIALING = State.AWAITING_HEADER, State.DIALING
 _CONNECTED = Event.CONNECTED
-PROBE, MOST_PROBES = 10.0, 64  # seconds in which an accept has followed its connect; at once
-SUSPICION = 10.0  # seconds; what goes around resets a thousand times as often
-MANY_RESETS, FORGOTTEN = 50, 10  # by one suspect; and how many of them with each second
-PUT_OFF = 0.1  # seconds, and up to a tick more
+PROBE, MOST_PROBES = 10.0, 64  # an accept follows its connect within so many seconds; most probes at a time
+SUSPICION = 10.0  # seconds; a connection that goes around resets a thousand times as often
+MANY_RESETS, FORGOTTEN = 50, 10  # resets by one suspect; and how many of them are forgotten per second
+PUT_OFF = 0.1  # seconds, plus up to one tick
 _CAUSE_OF_FAILURE = {TIMEOUT: Cause.SERVER_TIMEOUT, RESOURCE: Cause.RESOURCE}
 
 
 class Suspect(NamedTuple):
     at: float  # monotonic; of its last reset
-    resets: float  # by then, as far as they were not forgotten
+    resets: float  # at that time, minus those that were forgotten
 
     def remembered(self, now: float) -> float:
         return self.resets - (now - self.at) * FORGOTTEN
@@ -56,7 +56,7 @@ _NOBODY = Suspect(0.0, 0.0)
 
 
 class Life(Protocol):
-    """What is needed of the lifecycle."""
+    """The part of the lifecycle that is needed here."""
 
     halves: dict[int, Half]
     deadlines: Deadlines
@@ -71,7 +71,7 @@ class Life(Protocol):
 
 
 class Dialer:
-    """Of all sessions of an engine."""
+    """Finds a server for each session of an engine."""
 
     def __init__(  # noqa: PLR0917 - the parts of one engine, each of another type
         self,
@@ -89,19 +89,19 @@ class Dialer:
         self._faults = faults
         self._clock = clock
         self._turn = turn
-        self.queues: dict[FrontendState, None] = {}  # frontends whose servers are full, with sessions that wait
-        self._offered: Session | None = None  # the one of a queue that tries just now
-        self._freed: dict[FrontendState, None] = {}  # of them, those that may have room, while that is not found out
+        self.queues: dict[FrontendState, None] = {}  # frontends with a queue: their servers are full
+        self._offered: Session | None = None  # the session from a queue that is trying right now
+        self._freed: dict[FrontendState, None] = {}  # those of `queues` that may have room, until they have been served
         self.generation = 0  # of the table in force
-        self.our_ports: Container[int] = ()  # that we listen on
-        self.origins = origins  # of dials to a port that is also one of ours; all others are spared the system call
-        self.server_ips: Counter[str] = Counter()  # of the table in force, as accept() writes them
-        self.suspects: dict[str, Suspect] = {}  # of them, those that reset a session of ours as its client
-        self.probes: dict[tuple[str, int], float] = {}  # connects of our own that only look whether a port is open; until when
+        self.our_ports: Container[int] = ()  # ports that we listen on
+        self.origins = origins  # sources of dials to a port that is also ours; all other dials are spared the system call
+        self.server_ips: Counter[str] = Counter()  # IPs of the servers in force, as accept() writes them
+        self.suspects: dict[str, Suspect] = {}  # those of `server_ips` that, as a client, reset a session
+        self.probes: dict[tuple[str, int], float] = {}  # our own connects that only check a port; until when expected
         self.own_id = os.urandom(PATH_ID)  # in PROXY headers between proxies, see core/proxy_protocol
 
     def know(self, before: Iterable[Server], after: Iterable[Server]) -> None:
-        """A frontend has other servers."""
+        """The servers of a frontend have changed."""
         for servers, step in ((after, 1), (before, -1)):
             for server in servers:
                 ip = server.address.ip
@@ -112,7 +112,7 @@ class Dialer:
                         self.suspects.pop(written, None)
 
     def note_reset(self, session: Session) -> None:
-        """By its client. Where that has the address of one of our servers, its next ones are dialled for a turn later."""
+        """Its client reset the session. If that has a server's address, its next sessions are dialled a turn later."""
         ip = session.address[0]
         if ip in self.server_ips:
             now = self._clock()
@@ -120,7 +120,7 @@ class Dialer:
             self.suspects[ip] = Suspect(now, 1 + max(0.0, before.remembered(now)))
 
     def suspects_now(self, session: Session) -> bool:
-        """Is its client, one of `suspects`, to be dialled for later? See `on_early`."""
+        """Is the dial for this client, one of `suspects`, to be delayed? See `on_early`."""
         ip, now = session.address[0], session.accepted
         suspect = self.suspects[ip]
         if now >= suspect.at + SUSPICION:
@@ -131,18 +131,19 @@ class Dialer:
         return True
 
     def on_early(self, session: Session, half: Half, events: int) -> None:
-        """News of a session that has no server yet.
+        """Handle an event of a session that has no server yet.
 
-        A client is dialled for here, when epoll has said that it lives, and not when it is accepted, if another from the same
-        address has just reset a session and the address is one of our servers'. It may be a pod that calls its own node, and
-        then this is one turn more. Or two pylbs send to each other, and it is a connection of ours that came around: then a
-        reset (of the client that left) passes a hop in one turn and the end that grows takes two, so the reset catches up with
-        it, and the whole chain is gone. Where both took one, a client that left at once would leave a piece behind that goes
-        around for ever; and that resets without end, so whoever it goes through suspects it until it is gone.
+        Normally a server is dialled at the accept. The dial waits for epoll's first report on the client if another session
+        from the same address was just reset by its client, and the address is one of our servers'. The client may be a pod that
+        calls its own node; then this costs one turn. Or two pylbs send to each other, and this is a connection of ours that
+        came around. The reset by the client that left passes a hop per turn, and with this delay the growing end of the chain
+        needs two turns per hop, so the reset catches up with it and the whole chain ends. If both took one turn, a client that
+        leaves at once would leave behind a piece of the chain that goes around for ever. Such a piece resets all the time, so
+        every pylb that it passes suspects it until it is gone.
 
-        A turn is no time, though: on a busy machine a process has several in a row, and the end may grow as fast as the reset
-        follows. So a suspect that has reset MANY_RESETS times of late is not dialled for before PUT_OFF has passed: a reset
-        that is on its way is there by then. That bounds the connections that one client of a chain can cause.
+        Turns are not time, though: on a busy machine a process has several in a row, and the end may grow as fast as the reset
+        follows. So the dial for a suspect with more than MANY_RESETS recent resets waits for PUT_OFF: a reset that is on its
+        way arrives within that. This bounds the connections that one client of a chain can cause.
         """
         if half.is_client:
             half.early |= events  # read once a server is there; until then the kernel's buffer is the back-pressure
@@ -167,7 +168,7 @@ class Dialer:
         self._life.fire(session, _CONNECTED)
 
     def _read_header(self, session: Session, client: Half) -> None:
-        """Looked at in the kernel's buffer until it is whole, then taken from there: what is behind it is the server's."""
+        """Peek until the header is whole, then take it from the kernel's buffer: what follows it belongs to the server."""
         door, admission = session.frontend.door, session.admission
         try:
             data = client.sock.recv(MOST_HEADER, MSG_PEEK | MSG_DONTWAIT)
@@ -181,12 +182,12 @@ class Dialer:
             self._deny(session, "proxy_header")
             return
         if found is None:
-            if not data or client.early & EPOLLRDHUP:  # it said its last byte: there will be no more of it
+            if not data or client.early & EPOLLRDHUP:  # the client has sent its last byte: the header stays incomplete
                 self._life.fire(session, Event.CLIENT_RESET, Cause.CLIENT)
             return
         if not self._take(session, client, found.size):
             return
-        if admission is None or door is None:  # the policy of the day asks nothing any more
+        if admission is None or door is None:  # the policy has changed since: no header is asked for any more
             self._life.fire(session, Event.HEADER_READ)
             return
         if found.client is not None:
@@ -207,7 +208,7 @@ class Dialer:
         self._life.fire(session, Event.HEADER_READ)
 
     def _take(self, session: Session, client: Half, size: int) -> bool:
-        """Out of the kernel's buffer, where it was looked at. False: the client is gone."""
+        """Take `size` bytes, seen by a peek before, from the kernel's buffer. False: the client is gone."""
         try:
             client.sock.recv(size, MSG_DONTWAIT)
         except OSError:
@@ -216,13 +217,13 @@ class Dialer:
         return True
 
     def expect(self, client: Address) -> None:
-        """Whoever comes from there within PROBE seconds is a look of our own at a port, and no client."""
+        """A connection from there within PROBE seconds is our own check of a port, not a client."""
         while len(self.probes) >= MOST_PROBES:
             del self.probes[next(iter(self.probes))]
         self.probes[client.ip, client.port] = self._clock() + PROBE
 
     def is_probe(self, address: tuple[str, int]) -> bool:
-        """Asked while `probes` are expected. True once for each."""
+        """Is this accept one of the expected `probes`? True once for each."""
         now = self._clock()
         for place in [place for place, until in self.probes.items() if until < now]:
             del self.probes[place]
@@ -234,11 +235,11 @@ class Dialer:
         self._life.fire(session, Event.REFUSED, Cause.PROXY)
 
     def queue(self, session: Session) -> None:
-        """All servers are full: first come, first served, in the order of their accepts."""
+        """All servers are full: the session waits in the queue, in the order of the accepts."""
         frontend, now = session.frontend, self._clock()
         policy, queue = frontend.frontend.policy, frontend.queue
         if session in queue:
-            return  # it has looked for room in vain, and keeps its place
+            return  # it has found no room, and keeps its place
         self._life.deadlines.clear(session)
         if policy.max_queue and len(queue) >= policy.max_queue:
             self._deny(session, "queue")
@@ -255,7 +256,7 @@ class Dialer:
         self.queues[frontend] = None
 
     def unqueue(self, session: Session) -> None:
-        """Idempotent."""
+        """Take the session out of its queue. Idempotent."""
         frontend, admission = session.frontend, session.admission
         if session not in frontend.queue:
             return
@@ -269,16 +270,16 @@ class Dialer:
             _note(session, Attempt("", None, "waited", "", round(waited * 1000)))
 
     def make_room(self, frontend: FrontendState) -> None:
-        """Many of its servers may have room at once: those who wait look for it from the run queue, a few in each turn."""
+        """Many servers of the frontend may have room at once: the run queue lets the waiting sessions try, a few per turn."""
         if frontend.queue:
             self._freed[frontend] = None
             self._turn.add(frontend)
 
     def serve_queue(self, frontend: FrontendState, share: int = QUANTUM) -> bool:
-        """Let those who wait look for room, until `share` units are spent. True: they have not found out yet.
+        """Let waiting sessions look for room, until `share` units are spent. True: some have not looked yet.
 
-        Afterwards nobody waits for a place that is free. What counts is the dials: those who find no room cost a few
-        microseconds, and are one for each set of servers that some of the waiting have tried.
+        After that no session waits while a place is free. The cost is in the dials: a session that finds no room costs a few
+        microseconds, and only one is asked for each set of servers that waiting sessions have tried.
         """
         self._freed.pop(frontend, None)
         end = self._turn.left - share
@@ -290,7 +291,7 @@ class Dialer:
         return frontend in self._freed
 
     def _offer(self, session: Session) -> None:
-        """Let it try. It keeps its place until it has found a server."""
+        """Let the session try. It keeps its place in the queue until it has found a server."""
         before, self._offered = self._offered, session
         try:
             self._life.fire(session, Event.ROOM)
@@ -300,7 +301,7 @@ class Dialer:
             self._offered = before
 
     def leave(self, session: Session, server: ServerState) -> None:
-        """`server` has a session fewer."""
+        """`server` has one session fewer."""
         server.sessions -= 1
         if session.dialed_from is not None:
             self.origins.remove(*session.dialed_from)
@@ -317,7 +318,7 @@ class Dialer:
         session.dialed = now
         policy = frontend.frontend.policy
         if frontend in self._freed and self._offered is None and self.serve_queue(frontend, DIAL):
-            self._life.fire(session, Event.SERVERS_FULL)  # those who wait come before whoever is new
+            self._life.fire(session, Event.SERVERS_FULL)  # the waiting sessions come before a new one
             return
         while True:
             tries = len(session.tried) if session.tried is not None else 0
@@ -356,7 +357,7 @@ class Dialer:
         self._life.deadlines.set(session, policy.timeouts.connect, now)
 
     def _connect(self, frontend: FrontendState, address: Address) -> tuple[SocketType | None, int]:
-        """As `sockets.dial`, from each of the frontend's source addresses until one has a port left."""
+        """Like `sockets.dial`, from each of the frontend's source addresses until one has a free port."""
         if not frontend.frontend.policy.source_addresses:
             return sockets.dial(address)
         error = 0
@@ -368,7 +369,7 @@ class Dialer:
 
     def _note_failure(self, session: Session, server: ServerState, reason: str, error: int) -> None:
         server.counters.failures[reason] += 1
-        if reason != RESOURCE:  # a want of our own says nothing about the server
+        if reason != RESOURCE:  # a shortage on our side says nothing about the server
             server.failing = True
         session.failure = reason
         session.tried = [*(session.tried or ()), server]
@@ -377,7 +378,7 @@ class Dialer:
         self._accounts.connect_ended(session, server.server, reason)
 
     def fail_connect(self, session: Session, reason: str, error: int = 0) -> None:
-        """The server under dial refused, was unreachable or did not answer in time. `error`: errno; 0 for our own timeout."""
+        """The server refused, was unreachable or did not answer in time. `error`: errno; 0 for our own timeout."""
         upstream, server = session.upstream, session.server
         if upstream is not None and server is not None:
             session.upstream = None
@@ -387,14 +388,14 @@ class Dialer:
         self._life.fire(session, Event.CONNECT_FAILED)
 
     def end_batch(self) -> None:
-        """Give the places that became free to those that wait."""
+        """Offer the places that became free to the waiting sessions."""
         for frontend in list(self._freed):
             if not frontend.queued and self.serve_queue(frontend):
                 self._turn.add(frontend)
 
 
 def _note(session: Session, attempt: Attempt) -> None:
-    """Waits in a row are one: who is next in the queue may look for room many times."""
+    """Add the attempt. Waits in a row become one: the next session of the queue may look for room many times."""
     attempts = session.attempts
     if attempts is None:
         session.attempts = [attempt]

@@ -1,8 +1,8 @@
 """The engine: one edge-triggered epoll, the ports of the table in force, and the sessions they brought.
 
 A plain object for whoever owns the loop: watch `fileno()`, call `on_ready()` when it is readable (again soon while it returns
-True) and `tick()` every 100 ms. Or let it be the loop: `watch` what else there is, and call `on_ready(seconds)` for ever.
-`apply(table)` is the only way in for decisions.
+True) and `tick()` every 100 ms. Or let the engine be the loop: `watch` the other descriptors, and call `on_ready(seconds)` for
+ever. Decisions come in only through `apply(table)`.
 """
 
 import errno
@@ -33,15 +33,15 @@ from pylb.forward.sockets import Opener, folded, open_listener
 from pylb.forward.timers import DRAIN_RATE, LONGEST_PERIOD, RESET_RATE, Timers
 from pylb.forward.turn import BUDGET, EVENT, Turn
 
-EVENTS = 64  # per poll; what is behind them comes first the next time, the kernel's list is in order (epoll(7))
+EVENTS = 64  # per poll; later ones come first in the next poll, because the kernel's list is in order (epoll(7))
 MAX_BUFFERED = 256 << 20  # bytes
 RAMP_STEP = 1.0  # seconds between two steps of a slow start
 PIPES = 512  # most pipes lent at a time
-RESERVE = 192  # descriptors of a process that only forwards, for all that is no session (else see pylb.app.descriptors)
+RESERVE = 192  # descriptors that a process which only forwards needs besides its sessions (else see pylb.app.descriptors)
 
 
 def connection_limit(nofile: int, listeners: int = 0, reserve: int = RESERVE) -> int:
-    """Sessions that fit under RLIMIT_NOFILE: two sockets each, after the pipes, the reserve and the listeners had theirs."""
+    """Sessions that fit under RLIMIT_NOFILE: two sockets each, after the pipes, the reserve and the listeners."""
     return max(1, (nofile - reserve - 2 * pipe_limit(nofile) - listeners) // 2)
 
 
@@ -50,20 +50,20 @@ def pipe_limit(nofile: int) -> int:
 
 
 def _no_twin(_listen: Listen) -> SocketType | None:
-    """Each port has one socket, for both families."""
+    """By default a port has one socket, for both families."""
     return None
 
 
 class Engine:
-    """`splice=False` keeps to recv and send. `sweep_period`: seconds in which every session is visited once.
+    """Forwards the sessions of all ports.
 
+    `splice=False`: only recv and send are used. `sweep_period`: seconds in which every session is visited once.
     `max_buffered`: bytes in memory and pipes, over all sessions, that may wait for blocked destinations. Above it nothing is
-    read before its destination takes it. `unanswered`: seconds after which a peer is dead that acknowledges nothing of what is
-    on its way to it, although its window is open (the kernel itself takes about 15 minutes, tcp_retries2 in tcp(7)).
-    `nofile`: the process's limit of descriptors, of which every listener takes one from the sessions, and `reserve` are for
-    other things; 0: it is no matter.
-    `seat`: of this worker, for its sessions' ids. `origins`: what it shares with the other workers. `recorded`: ended sessions
-    that are kept to be asked about; 0: none.
+    read before its destination takes it. `unanswered`: a peer counts as dead if for so many seconds it acknowledges nothing of
+    what was sent to it, although its window is open (the kernel itself takes about 15 minutes, tcp_retries2 in tcp(7)).
+    `nofile`: the process's limit of descriptors. Each listener takes one from the sessions, and `reserve` are for other
+    things. 0: no such limit. `seat`: this worker's number, part of its sessions' ids. `origins`: shared with the other
+    workers. `recorded`: how many ended sessions are remembered; 0: none.
     """
 
     def __init__(
@@ -126,17 +126,17 @@ class Engine:
         self._timers = Timers(self._life, self._turn, self.faults, sweep_period, unanswered)
         self._clock = clock
         self._drain_at: float | None = None
-        self._ramping: dict[FrontendState, None] = {}  # those with servers that start slowly
+        self._ramping: dict[FrontendState, None] = {}  # those with servers in their slow start
         self._ramp_at = 0.0  # monotonic
         self._watched: dict[int, Callable[[], None]] = {}
-        self._resting: list[int] = []  # watched descriptors whose callback failed: not looked at before the next tick
+        self._resting: list[int] = []  # watched descriptors whose callback failed: ignored until the next tick
 
     def fileno(self) -> int:
-        """Readable (level-triggered) while any of the engine's sockets has news."""
+        """Readable (level-triggered) while any of the engine's sockets has an event."""
         return self._epoll.fileno()
 
     def watch(self, fd: int, on_ready: Callable[[], None]) -> None:
-        """Call `on_ready` from this epoll too, as long as `fd` is readable. Until the descriptor is closed."""
+        """From this epoll too, call `on_ready` as long as `fd` is readable, until the descriptor is closed."""
         self._epoll.register(fd, select.EPOLLIN)
         self._watched[fd] = on_ready
 
@@ -148,7 +148,7 @@ class Engine:
             self._epoll.unregister(fd)
 
     def _call(self, fd: int, watched: Callable[[], None]) -> None:
-        """It is level-triggered: a callback that fails before it has read would be called for ever."""
+        """Unwatch after a failure: epoll is level-triggered, and a callback that reads nothing would be called for ever."""
         if not self.faults.guard("what came in on a watched descriptor was not dealt with", watched) and fd in self._watched:
             self._epoll.unregister(fd)
             self._resting.append(fd)
@@ -159,11 +159,11 @@ class Engine:
 
     @property
     def busy(self) -> bool:
-        """There is more to do: call `on_ready` soon."""
+        """There is more work: call `on_ready` soon."""
         return bool(self._turn.queue)
 
     def on_ready(self, wait: float = 0.0) -> bool:
-        """Do one turn of what is to be done now, or within `wait` seconds. True: there is more, call again soon."""
+        """Do one turn of the work there is, or that comes within `wait` seconds. True: there is more, call again soon."""
         life, turn = self._life, self._turn
         halves, on_event = life.halves, life.on_event
         batch = self._epoll.poll(wait, EVENTS)
@@ -183,7 +183,7 @@ class Engine:
         return self.busy
 
     def _run(self) -> None:
-        """Give the run queue what the turn has left, but always one its share, and none a second one."""
+        """Serve the run queue from what is left of the turn: at least one entry, and none of them twice."""
         life, turn = self._life, self._turn
         for _ in range(len(turn.queue)):
             one = turn.take()
@@ -204,14 +204,14 @@ class Engine:
                 return
 
     def tick(self, now: float) -> bool:
-        """Deadlines, the sweep, and ports that were paused for want of descriptors. `now` is the clock's.
+        """Deadlines, the sweep, and ports that were paused because descriptors ran out. `now` is the clock's.
 
-        True: there is more to do, call `on_ready` soon.
+        True: there is more work, call `on_ready` soon.
         """
         self._timers.kill = self._drain_at is not None and now >= self._drain_at
         elapsed = self._timers.tick(now)
         self.faults.tick(elapsed)
-        self.faults.guard("a watched descriptor is not watched", self._wake)
+        self.faults.guard("a descriptor could not be watched again", self._wake)
         self._ports.resume(elapsed)
         if self._ramping and now >= self._ramp_at:
             self._ramp_at = now + RAMP_STEP
@@ -221,7 +221,7 @@ class Engine:
         return self.busy
 
     def open(self, listen: Listen, *, freebind: bool = False) -> None:
-        """Bind and listen ahead of the table that needs it; accept nothing yet. Idempotent. Raises OSError.
+        """Bind and listen before the table that needs it; accept nothing yet. Idempotent. Raises OSError.
 
         `freebind`: also on an address that this machine does not have yet.
         """
@@ -233,10 +233,10 @@ class Engine:
             self._ports.close(listen)
 
     def apply(self, table: Table) -> dict[Listen, OSError]:
-        """Put `table` in force and answer with the ports that could not be opened (the rest serves all the same).
+        """Put `table` in force and return the ports that could not be opened (the rest is served all the same).
 
-        A port that failed is tried again by the next apply. Live sessions are not touched: those of a removed frontend end by
-        themselves or at timeouts.drain. Not atomic across ports: each serves its new servers from its own assignment on.
+        The next apply tries a failed port again. Live sessions are not touched: those of a removed frontend end by themselves
+        or at timeouts.drain. Not atomic across ports: each serves its new servers as soon as it has been updated.
         """
         if self._drain_at is not None:
             return {}
@@ -247,7 +247,7 @@ class Engine:
             try:
                 regroup |= self._remove(old.listen)
             except Exception as error:  # noqa: BLE001 - the boundary of one port: the rest of the table is in force
-                self.faults.add(f"{old.listen} is closed, but not all that belongs to it", error)
+                self.faults.add(f"{old.listen} was closed, but not all of its state could be removed", error)
         failed: dict[Listen, OSError] = {}
         again = (table.frontends[listen] for listen in self._unserved if listen in table.frontends)
         for frontend in (*change.opened, *again):
@@ -262,7 +262,7 @@ class Engine:
         for _old, new in change.changed:
             port = self._ports.by_listen.get(new.listen)
             if port is not None and port.frontend is not None:
-                self.faults.guard(f"{new.listen} goes on as it was", self._change, port, port.frontend, new)
+                self.faults.guard(f"{new.listen} could not be changed", self._change, port, port.frontend, new)
                 regroup |= self._regroup(port.frontend, removed=False)
         if change.opened or change.closed or self._unserved:
             if self._nofile:
@@ -275,19 +275,19 @@ class Engine:
         return failed
 
     def drain(self, deadline: float, *, accept: bool = True) -> None:
-        """Close the ports, so that new clients are refused and try elsewhere; who waits in a backlog by now is still taken.
+        """Close the ports, so that new clients are refused and try elsewhere. Clients already in a backlog are still accepted.
 
-        Without `accept` not even that: for where the next process, or systemd for it, holds the same sockets. Sessions that
-        live at `deadline` (the clock's) are reset. Called again it only moves the deadline; no later table opens a port.
+        Without `accept` they are not: use that when the next process, or systemd on its behalf, has the same sockets. Sessions
+        still live at `deadline` (the clock's) are reset. A second call only moves the deadline. No later table opens a port.
         """
         self._drain_at = deadline
         for listen, port in list(self._ports.by_listen.items()):
             if accept:
-                self.faults.guard(f"clients of {listen} are not taken any more", self._ports.empty, port)
+                self.faults.guard(f"clients waiting for {listen} were not accepted", self._ports.empty, port)
             self._ports.close(listen)
 
     def close(self) -> None:
-        """Reset what lives and close everything."""
+        """Reset all live sessions and close everything."""
         self._kill_all()
         self._ports.close_all()
         self._life.end_batch()
@@ -296,7 +296,7 @@ class Engine:
         self._epoll.close()
 
     def live(self) -> Iterator[list[SessionView]]:
-        """Every live session, as of now, in steps between which others may have their turn."""
+        """Every live session, as of now, in steps, between which other work may run."""
         sessions = list(self._life.sessions)
         for start in range(0, len(sessions), SCAN):
             some = sessions[start : start + SCAN]
@@ -304,11 +304,11 @@ class Engine:
 
     @property
     def recording(self) -> bool:
-        """Are ended sessions kept?"""
+        """Are ended sessions recorded?"""
         return self._accounts.recorder is not None
 
     def ended(self, query: Query) -> Iterator[list[Story]]:
-        """Ended sessions that are meant, the newest first, in steps; none without a recorder."""
+        """The ended sessions that match, newest first, in steps; none without a recorder."""
         recorder = self._accounts.recorder
         return iter(()) if recorder is None else recorder.search(query)
 
@@ -319,7 +319,7 @@ class Engine:
         return Reach(0.0) if recorder is None else recorder.reach
 
     def story(self, number: int) -> Story | None:
-        """All that is known of one session, live or ended, with the servers it might have had."""
+        """All that is known of one session, live or ended, including the servers that it might have had."""
         for session in self._life.sessions:
             if session.number == number:
                 record = self._accounts.record(session, "", self._clock(), ended=False)
@@ -328,11 +328,11 @@ class Engine:
         return None if recorder is None else recorder.find(number)
 
     def expect(self, client: Address) -> None:
-        """The next connection from there is a look of pylb's own at a port: closed at once, neither counted nor recorded."""
+        """The next connection from there is pylb's own check of a port: it is closed at once, neither counted nor recorded."""
         self._life.dialer.expect(client)
 
     def shutdown_session(self, number: int) -> int:
-        """Reset the session of that number, code KD. Returns how many: 0 or 1."""
+        """Reset the session with that number, code KD. Returns how many were reset: 0 or 1."""
         found = [session for session in self._life.sessions if session.number == number]
         for session in found:
             self._life.fire_safely(session, Event.KILLED, Cause.KILLED)
@@ -340,7 +340,7 @@ class Engine:
         return len(found)
 
     def shutdown_sessions(self, listen: Listen, server: Address) -> int:
-        """Reset the sessions that a frontend's server has, code KD, from the next tick on. Returns how many."""
+        """Reset a frontend's sessions on that server, code KD, from the next tick on. Returns how many there are."""
         states = {
             session.server: None
             for session in self._life.sessions
@@ -353,7 +353,7 @@ class Engine:
         return sum(state.sessions for state in states)
 
     def _serve(self, listen: Listen, frontend: Frontend) -> None:
-        """Raises OSError: it cannot be opened."""
+        """Raises OSError if the port cannot be opened."""
         port = self._ports.open(listen, freebind=frontend.policy.freebind)
         state = FrontendState(frontend, self._random)
         state.ring = self._timers.ring(frontend.policy.timeouts, removed=False)
@@ -373,7 +373,7 @@ class Engine:
         self._ports.serve(port, state)
 
     def _heed(self, frontend: FrontendState, server: ServerState, before: Server) -> None:
-        """What a new table means for a server's live sessions. By itself: nothing."""
+        """Apply what a server's new state means for its live sessions. A change by itself means nothing for them."""
         after, policy, now = server.server, frontend.frontend.policy, self._clock()
         if after.rank == DOWN != before.rank and policy.on_down is OnDown.CLOSE:
             self._timers.evict(server, Cause.DOWN, now, RESET_RATE)
@@ -383,7 +383,7 @@ class Engine:
             self._timers.spare(server)
 
     def _regroup(self, state: FrontendState, *, removed: bool) -> bool:
-        """True: the live sessions of the frontend are in a ring that is not theirs any more."""
+        """True: the frontend's live sessions have to move to another ring."""
         before, state.ring = state.ring, self._timers.ring(state.frontend.policy.timeouts, removed=removed)
         return state.ring is not before and state.sessions > 0
 

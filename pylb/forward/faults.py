@@ -1,7 +1,7 @@
-"""Boundaries: a fault of our own is counted and reported, and only the session, port or call that it happened in suffers.
+"""Boundaries: a fault of pylb is counted and reported, and only the session, port or call in which it happened suffers.
 
 Whatever is triggered from outside runs inside a boundary: an event of a session, an accept, a watched descriptor, a deadline,
-a call out of this package. The batch it belongs to is finished in any case, because edge-triggered events do not come again.
+a call out of this package. The rest of its batch is processed in any case, because edge-triggered events do not come again.
 A boundary is `guard`, or where bytes flow a `try` whose handler is `Lifecycle.fault`, which costs nothing while nothing fails.
 """
 
@@ -13,11 +13,11 @@ from pylb.forward.counters import Counters
 BURST = 10  # faults reported in a row, then RATE a second: a traceback per event would drown the log and take the CPU
 RATE = 1.0
 
-Report = Callable[[str, Exception], None]  # what happened, as a sentence's beginning, and why
+Report = Callable[[str, Exception], None]  # the beginning of a sentence that says what happened, and why
 
 
 class Faults:
-    """Of one engine."""
+    """The faults of one engine."""
 
     def __init__(self, counters: Counters, report: Report) -> None:
         self._counters = counters
@@ -26,7 +26,7 @@ class Faults:
         self._unreported = 0
 
     def guard(self, what: str, call: Callable[..., Any], *args: Any) -> bool:
-        """Call it. False: it failed, which is counted and reported as `what`."""
+        """Call it. False: it failed; the fault is counted, and reported as `what`."""
         try:
             call(*args)
         except Exception as error:  # noqa: BLE001 - this is the boundary
@@ -35,22 +35,22 @@ class Faults:
         return True
 
     def add(self, what: str, error: Exception) -> None:
-        """A fault of our own. Never raises."""
+        """Count and report a fault. Never raises."""
         self._counters.faults += 1
         self.report(what, error)
 
     def report(self, what: str, error: Exception) -> None:
-        """Say it without counting it as a fault: the kernel refuses something. Never raises."""
+        """Report something that is not pylb's fault: the kernel refuses a request. Never raises."""
         if self._allowance < 1:
             self._unreported += 1
             return
         self._allowance -= 1
         if self._unreported:
-            error.add_note(f"{self._unreported} more before it were counted, but not reported one by one.")
+            error.add_note(f"{self._unreported} more were counted before it, but not reported one by one.")
             self._unreported = 0
         try:
             self._report(what, error)
-        except Exception:  # noqa: BLE001 - whoever is to hear of faults is broken itself: only the count is left
+        except Exception:  # noqa: BLE001 - the report itself failed: only the counter remains
             self._counters.faults += 1
 
     def tick(self, elapsed: float) -> None:

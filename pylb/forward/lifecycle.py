@@ -35,7 +35,7 @@ _NORMAL, _NO_PROXY = Cause.NORMAL, ProxyProtocol.NONE
 
 
 class Lifecycle:
-    """All live sessions of an engine. `now` is the time of the last tick, good to 100 ms; ends are read off the clock."""
+    """All live sessions of an engine. `now` is the time of the last tick, accurate to 100 ms; ends are timed by the clock."""
 
     def __init__(
         self,
@@ -59,14 +59,14 @@ class Lifecycle:
         self.accounts = accounts
         self._clock = clock
         self._unique_id = unique_id
-        self._number = number  # the last session's
+        self._number = number  # of the last session
         self.halves: dict[int, Half] = {}
-        # In the order of their last sweep, as a ring's.
+        # Ordered by their last sweep, like a ring's.
         self.sessions: OrderedDict[Session, None] = OrderedDict()
         self.deadlines = Deadlines()
         self.crowd = Crowd(counters, self.sessions)
         self.dialer = Dialer(self, epoll, accounts, faults, clock, turn, origins)
-        self._fins: list[Half] = []  # whose peer's stream is delivered
+        self._fins: list[Half] = []  # halves whose peer's stream is delivered: a FIN is due
         self._graveyard: list[tuple[SocketType, bool]] = []
         self.on_end: Callable[[], None] = lambda: None  # tells the ports that there is room again
         self.on_exhausted: Callable[[], bool] = lambda: False  # asks the ports for a descriptor
@@ -85,9 +85,9 @@ class Lifecycle:
     # ------------------------------------------------------------ from the loop
 
     def begin(self, frontend: FrontendState, sock: SocketType, address: tuple[str, int]) -> None:
-        """A client was accepted: dial at once, the server may be the one who speaks first (SMTP, SSH). Never raises.
+        """A client was accepted: dial at once, because the server may speak first (SMTP, SSH). Never raises.
 
-        Unless it might be a piece of a chain that resets: such a one is dialled for in the next turn, see `Dialer.on_early`.
+        The exception: a client that may be part of a chain that resets is dialled for in the next turn, see `Dialer.on_early`.
         """
         session, admission, awaits, refusal = None, None, False, ""
         dialer, crowd, counters = self.dialer, self.crowd, self._counters
@@ -123,10 +123,10 @@ class Lifecycle:
                 sockets.close(sock)  # idempotent
                 if admission is not None:
                     admission.leave()
-                self._faults.add("a client was turned away by a fault of pylb", error)
+                self._faults.add("a client was refused by a fault of pylb", error)
 
     def _turn_back(self, frontend: FrontendState, sock: SocketType, address: tuple[str, int]) -> bool:
-        """Is this client a connection of our own, and not to be served?"""
+        """Is this client one of our own connections, which is not to be served?"""
         if self.dialer.is_probe(address):
             frontend.counters.connections -= 1
             sockets.close(sock)
@@ -146,7 +146,7 @@ class Lifecycle:
         self.accounts.refused(frontend, address, reason, self._number, self.dialer.generation)
 
     def _enter(self, frontend: FrontendState, sock: SocketType, address: tuple[str, int]) -> Session:
-        """From here on it is a session, and ends as one."""
+        """From here on the client is a session, and ends as one."""
         counters = self._counters
         session = Session(frontend, address, self._clock(), self._number + 1)
         self._number += 1
@@ -183,7 +183,7 @@ class Lifecycle:
             self.advance(half)
 
     def run(self, source: Half) -> None:
-        """Its share of a turn: if nobody waits behind it, all that the turn has left."""
+        """Use the half's share of a turn, or all that is left of the turn if nothing else waits."""
         turn, destination = self._turn, source.peer
         share = QUANTUM if turn.queue else max(QUANTUM, turn.left)
         if destination is not None and destination.blocked:
@@ -192,12 +192,12 @@ class Lifecycle:
             self.advance(source, share)
 
     def advance(self, source: Half, most: int = FIRST) -> None:
-        """Move what `source` has to its peer, and tell the table how that ended. `most`: more than FIRST only from `run`."""
+        """Move what `source` has to its peer, and give the outcome to the state table. `most` exceeds FIRST only in `run`."""
         session = source.session
         if source.eof or session.state is _CLOSED:
             return
         if session.state is _RESETTING and not source.broken:
-            return  # nobody is left to read what the living half says
+            return  # the peer is gone: nobody reads what the living half sends
         outcome = self._relay.pump(source, most)
         if outcome == WAIT:
             return
@@ -228,45 +228,45 @@ class Lifecycle:
             self._act[action](session)
 
     def fire_safely(self, session: Session, event: Event, cause: Cause = _NORMAL) -> None:
-        """`fire` for whoever acts on several sessions in a row: a fault ends this one, and the next one has its turn."""
+        """Like `fire`, for a caller that acts on several sessions in a row: a fault ends this one, and the next one follows."""
         try:
             self.fire(session, event, cause)
         except Exception as error:  # noqa: BLE001 - the boundary of one session, as in Engine.on_ready
             self.fault(session, error)
 
     def fault(self, session: Session, error: Exception) -> None:
-        """An exception of our own: this session ends with code I, the loop and all others go on. Never raises."""
+        """An exception of pylb: this session ends with code I, the loop and all others go on. Never raises."""
         if session.state is not _CLOSED:
             session.code = session.code or termination_code(Cause.INTERNAL, session.state)
             session.state = _CLOSED
-            self._faults.guard("the time of a fault is not known", self.accounts.note_first, session, Event.KILLED)
+            self._faults.guard("the event of a fault could not be noted", self.accounts.note_first, session, Event.KILLED)
         if session in self.sessions:
             self._end(session, in_order=False)
         self._faults.add("a session ended by a fault of pylb (code I)", error)
 
     def look_again(self, session: Session) -> None:
-        """A reset that waits for the living side's kernel to deliver what came before it."""
+        """Check on a reset that waits until the living side's kernel has delivered what came before it."""
         for half in (session.client, session.upstream):
             if half is not None and half.broken and half.eof:
                 self._delivered(session, half.peer)
 
     def give_back_pipes(self, session: Session) -> None:
-        """A quiet session keeps no empty pipe: two descriptors that another could use."""
+        """Take empty pipes from a quiet session: each is two descriptors that another session could use."""
         for half in (session.client, session.upstream):
             if half is not None and half.pipe is not None and not half.pipe.count:
                 self._relay.release(half)
 
     def end_batch(self) -> None:
-        """Send the FINs that became due, then close the sockets of sessions that ended.
+        """Send the FINs that are due, then close the sockets of sessions that ended.
 
-        A FIN waits for the end of its batch because often the other side's is in there too, and then close() sends both:
-        two system calls less for a short connection.
+        A FIN waits for the end of its batch because the other side's FIN is often in the same batch, and then close() sends
+        both: two system calls less for a short connection.
         """
         self.dialer.end_batch()
         while self._fins:
             half = self._fins.pop()
             if half.peer is None:
-                continue  # ended meanwhile: the close is the FIN, or a reset has overtaken it
+                continue  # ended meanwhile: the close sends the FIN, or a reset has overtaken it
             try:
                 self._shut(half)
             except Exception as error:  # noqa: BLE001 - the boundary of one session, as in Engine.on_ready
@@ -285,7 +285,7 @@ class Lifecycle:
             self._broke(half.session, half)
 
     def _start(self, session: Session) -> None:
-        """A server accepted: from here on no retry. Its PROXY header goes first, then whatever has come meanwhile."""
+        """A server accepted: from here on no retry. Its PROXY header goes first, then what the client has sent meanwhile."""
         client, upstream, server = session.client, session.upstream, session.server
         if client is None or upstream is None or server is None:
             return
@@ -319,7 +319,7 @@ class Lifecycle:
             local if admission is None or admission.local is None else admission.local,
             crc32c=policy.send_crc32c or (admission is not None and policy.pass_tlvs and admission.crc32c),
             unique_id=admission.unique_id if admission is not None and (policy.send_unique_id or policy.pass_tlvs) else b"",
-            # Only behind another proxy: whoever has none in front is sent the header that HAProxy would send.
+            # Only behind another proxy. Without one in front, the server gets the header that HAProxy would send.
             path=admission.path + self.dialer.own_id if admission is not None and admission.local is not None else b"",
             tlvs=admission.tlvs if admission is not None and policy.pass_tlvs else b"",
         )
@@ -327,7 +327,7 @@ class Lifecycle:
     # ------------------------------------------------------------ delivering
 
     def _unblock(self, session: Session, destination: Half, most: int = FIRST) -> None:
-        """`destination` may be written again: what waited goes first, then the source is read on."""
+        """`destination` can be written again: what waited goes first, then reading from the source goes on."""
         if self._relay.flush(destination) == DESTINATION_RESET:
             self._broke(session, destination)
         elif not destination.blocked and (source := destination.peer) is not None:
@@ -351,17 +351,17 @@ class Lifecycle:
             self._fins.append(session.client)
 
     def _delivered(self, session: Session, destination: Half | None) -> None:
-        """All that the broken half said is with `destination`'s kernel, unless it is blocked: then `_unblock` comes back."""
-        # The reset would destroy what its kernel still has to send. No event tells when that is done: the tick looks again.
+        """Fire FLUSHED once `destination`'s peer has all that the broken half sent. While blocked, `_unblock` calls again."""
+        # The reset would destroy what the kernel still has to send. No event says when that is done: the tick looks again.
         if destination is not None and not destination.blocked and not sockets.would_be_lost(destination.sock):
             self.fire(session, Event.FLUSHED)
 
     def _broke(self, session: Session, half: Half) -> None:
-        """`half` is in error. Its last words are delivered (bounded by timeouts.flush), then the other side is reset."""
+        """`half` is in error. What it sent last is delivered (bounded by timeouts.flush), then the other side is reset."""
         if session.state is _CLOSED:
             return
         if session.state is _RESETTING and half.broken:
-            self.advance(half)  # a second error event of the same half says nothing new
+            self.advance(half)  # a second error event of the same half is nothing new
             return
         half.broken = True
         if half.is_client:
@@ -380,7 +380,7 @@ class Lifecycle:
             return
         dead.pending = None
         self._relay.free(dead)
-        self._relay.release(living)  # bytes in its pipe were for the dead
+        self._relay.release(living)  # the bytes in its pipe were for the dead half
         session.delivered = None
         self.deadlines.flush(session, session.frontend.frontend.policy.timeouts.flush, self._clock())
         if dead.eof:
@@ -397,7 +397,7 @@ class Lifecycle:
         self._end(session, in_order=False)
 
     def part(self, half: Half, *, in_order: bool) -> None:
-        """Cut `half` out of everything that knows it: map, pipe, peer. epoll forgets it with its close."""
+        """Remove `half` from everything that refers to it: map, pipe, peer. epoll forgets it at its close."""
         self.halves.pop(half.fd, None)
         self._graveyard.append((half.sock, in_order))
         if half.peer is not None:
@@ -408,14 +408,14 @@ class Lifecycle:
         self._relay.release(half)
 
     def _end(self, session: Session, *, in_order: bool) -> None:
-        """First all is free that others wait for, then it is counted and told: what fails there leaks nothing."""
+        """Release what others wait for, then count and report the end: a failure there leaks nothing."""
         self._release(session, in_order=in_order)
-        self._faults.guard("the end of a session could not be counted or told", self.accounts.ended, session)
+        self._faults.guard("the end of a session could not be counted or reported", self.accounts.ended, session)
         session.client = session.upstream = None
-        self._faults.guard("the room of an ended session could not be used", self.on_end)
+        self._faults.guard("the room that an ended session left could not be used", self.on_end)
 
     def _release(self, session: Session, *, in_order: bool) -> None:
-        """Places, descriptors, pipes, references. Nobody else is asked before all of it is done."""
+        """Release slots, descriptors, pipes and references. No other code is called before all of that is done."""
         client, upstream, server = session.client, session.upstream, session.server
         frontend, admission = session.frontend, session.admission
         del self.sessions[session]
@@ -432,16 +432,16 @@ class Lifecycle:
             if half is not None:
                 self.part(half, in_order=in_order)
         if server is not None and upstream is not None:
-            self._faults.guard("a server's place could not be given back", self.dialer.leave, session, server)
+            self._faults.guard("a server's slot could not be released", self.dialer.leave, session, server)
         if session.source is not None:
             self.crowd.leave(session)
         if admission is not None:
-            self._faults.guard("a place in the queue could not be given back", self.dialer.unqueue, session)
-            self._faults.guard("a source's place could not be given back", admission.leave)
+            self._faults.guard("a place in the queue could not be released", self.dialer.unqueue, session)
+            self._faults.guard("a source's slot could not be released", admission.leave)
 
 
 def _is_last(session: Session, state: State, cause: Cause) -> bool:
-    """Was only the end of the server's data missing, which the client does not take? The FIN is behind it, unread."""
+    """Was only the end of the server's data missing, and the client does not read? Then the FIN waits unread behind it."""
     upstream = session.upstream
     if state is not _CLIENT_DONE or upstream is None or cause in (Cause.SERVER, Cause.SERVER_TIMEOUT):
         return False

@@ -17,22 +17,22 @@ from pylb.forward.sockets import Opener, backlog, close
 from pylb.forward.turn import ACCEPT, Turn
 
 RESERVE = 16  # sessions that a frontend has for itself
-BATCH = 8  # accepts in a row, then others get their turn
+BATCH = 8  # accepts in a row, then other work gets its turn
 
 
 class Verdict(Enum):
     """What an error of accept() means for the port."""
 
-    EMPTY = "empty"  # nobody waits any more
+    EMPTY = "empty"  # no client waits any more
     CLIENT = "client"  # of that one client, which is gone: the next one may be fine
-    EXHAUSTED = "exhausted"  # descriptors or memory: it is reported at once again, so no port accepts before the next tick
-    PORT = "port"  # of the listening socket: it is reported at once again, and for ever; tried later, ever less often
+    EXHAUSTED = "exhausted"  # no descriptors or memory: epoll reports it again at once, so no port accepts before the next tick
+    PORT = "port"  # of the listening socket: epoll would report it for ever; retried later, at growing intervals
 
 
 _EMPTY, _CLIENT, _EXHAUSTED, _PORT = Verdict.EMPTY, Verdict.CLIENT, Verdict.EXHAUSTED, Verdict.PORT
 
-# Every errno that accept(2) of Linux man-pages names; what it does not name is taken for the port's. Some have two meanings
-# (EPERM, EOPNOTSUPP, EPROTO): they are the client's, unless a whole batch meets nothing but errors.
+# Every errno that accept(2) of Linux man-pages names. Any other one counts as the port's. Some have two meanings (EPERM,
+# EOPNOTSUPP, EPROTO): they count as the client's, unless a whole batch meets nothing but errors.
 ACCEPT_ERRORS = {
     errno.EAGAIN: _EMPTY,
     errno.ECONNABORTED: _CLIENT,
@@ -40,7 +40,7 @@ ACCEPT_ERRORS = {
     errno.EPERM: _CLIENT,  # a firewall forbids this connection
     errno.EPROTO: _CLIENT,
     errno.ETIMEDOUT: _CLIENT,
-    # errors of the network that waited for the new socket
+    # network errors that waited for the new socket
     errno.EHOSTDOWN: _CLIENT,
     errno.EHOSTUNREACH: _CLIENT,
     errno.ENETDOWN: _CLIENT,
@@ -55,19 +55,19 @@ ACCEPT_ERRORS = {
     errno.ENOSR: _EXHAUSTED,
     errno.EBADF: _PORT,
     errno.EFAULT: _PORT,
-    errno.EINVAL: _PORT,  # it does not listen any more: somebody who shares it has shut it down
+    errno.EINVAL: _PORT,  # it does not listen any more: another process that shares it has shut it down
     errno.ENOTSOCK: _PORT,
     errno.EPROTONOSUPPORT: _PORT,
     errno.ESOCKTNOSUPPORT: _PORT,
 }
-FIRST_REST, LONGEST_REST = 0.1, 30.0  # seconds between two attempts of a port that cannot be accepted from
-REPORTED_REST = 1.0  # from this rest on it is no race with a table that is about to close the port: reported, once
+FIRST_REST, LONGEST_REST = 0.1, 30.0  # seconds between two attempts on a port whose accept fails
+REPORTED_REST = 1.0  # a failure this long is not a race with a table that is about to close the port: it is reported, once
 
 
 class Port:
-    """A listening socket. Without a frontend it was opened ahead of its table: clients wait in its backlog.
+    """A listening socket. Without a frontend it was opened before its table, and clients wait in its backlog.
 
-    `twin`: the one for IPv6 alone, where a socket unit has two in place of one for both families.
+    `twin`: the second socket, for IPv6 only, of a systemd socket unit that has two instead of one for both families.
     """
 
     __slots__ = ("family", "fd", "frontend", "listen", "queued", "rest", "resting", "sock", "twin", "watched")
@@ -82,7 +82,7 @@ class Port:
         self.watched = False
         self.queued = False  # it waits for its share of a turn
         self.rest = 0.0  # seconds from the last failure to the next attempt; 0: it works
-        self.resting = 0.0  # seconds that are left of it
+        self.resting = 0.0  # seconds that are left of `rest`
 
 
 def _fds(port: Port) -> tuple[int, ...]:
@@ -90,14 +90,14 @@ def _fds(port: Port) -> tuple[int, ...]:
 
 
 class Reserve:
-    """One descriptor held back for the server's side of a client that took the last one."""
+    """One descriptor held in reserve, for the server's side of a client that took the last one."""
 
     def __init__(self) -> None:
         self._fd = -1
         self.hold()
 
     def hold(self) -> bool:
-        """Is there a descriptor to spare again?"""
+        """Open the reserve descriptor again. False: there is none to spare."""
         if self._fd < 0:
             try:
                 self._fd = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
@@ -106,7 +106,7 @@ class Reserve:
         return True
 
     def spend(self) -> bool:
-        """True if there is a free descriptor now that was not before."""
+        """Free the reserve descriptor. True: there is a free descriptor now that was not there before."""
         if self._fd < 0:
             return False
         fd, self._fd = self._fd, -1
@@ -137,15 +137,15 @@ class Ports:
         self._turn = turn
         self.by_listen: dict[Listen, Port] = {}
         self.by_fd: dict[int, Port] = {}
-        self.numbers: Counter[int] = Counter()  # on how many addresses each port number is listened
-        self._waiting: dict[Port, None] = {}  # unwatched for want of room
-        self._rated: dict[Port, None] = {}  # whose frontend limits its rate
-        self._serving = 0  # ports with a frontend
-        self._retired: list[FrontendState] = []  # their ports are closed, they still have sessions
-        self.shareable = counters.max_connections  # sessions beyond the frontends' reserves
+        self.numbers: Counter[int] = Counter()  # on how many addresses each port number listens
+        self._waiting: dict[Port, None] = {}  # not watched, because there is no room
+        self._rated: dict[Port, None] = {}  # those whose frontend limits its rate
+        self._serving = 0  # how many ports have a frontend
+        self._retired: list[FrontendState] = []  # frontends whose ports are closed and that still have sessions
+        self.shareable = counters.max_connections  # sessions possible beyond the frontends' reserves
         self._reserve = Reserve()
-        self._resting: dict[Port, None] = {}  # whose sockets are in error
-        self._paused = False  # descriptors or memory ran out: nobody accepts before the next tick
+        self._resting: dict[Port, None] = {}  # those whose sockets are in error
+        self._paused = False  # descriptors or memory ran out: no port accepts before the next tick
 
     def open(self, listen: Listen, *, freebind: bool) -> Port:
         """Bind and listen; idempotent. Raises OSError."""
@@ -175,7 +175,7 @@ class Ports:
             self._rated.pop(port, None)
             self._serving -= port.frontend is not None
             if port.frontend is not None and port.frontend.sessions:
-                self._retired.append(port.frontend)  # those that still look for a server may find one
+                self._retired.append(port.frontend)  # sessions that still look for a server may find one
             elif port.frontend is not None:
                 port.frontend.let_go()
             self._resting.pop(port, None)
@@ -187,7 +187,7 @@ class Ports:
             close(port.sock)
 
     def serve(self, port: Port, frontend: FrontendState) -> None:
-        """From its opening on, and again when its policy may have changed."""
+        """Serve `port` with `frontend`. Called when it is opened, and again when its policy may have changed."""
         self._serving += port.frontend is None
         port.frontend = frontend
         if frontend.frontend.policy.limits.rate:
@@ -197,7 +197,7 @@ class Ports:
         self.rewatch(port)
 
     def rewatch(self, port: Port) -> None:
-        """Watch the port if it may accept, stop watching if not. Clients then wait in the backlog, nothing spins."""
+        """Watch the port if it may accept, else stop watching: clients wait in the backlog, and the loop does not spin."""
         wanted = port not in self._resting and self._has_room(port)
         if wanted and not port.watched:
             wanted = self._watch(port)
@@ -221,16 +221,16 @@ class Ports:
         return True
 
     def _unwatch(self, port: Port) -> None:
-        """By hand also before a close(): epoll keeps it while main, a successor or systemd has the same socket (epoll(7))."""
+        """Needed before a close() too: epoll reports the socket while main, a successor or systemd has it open (epoll(7))."""
         port.watched = False
         for fd in _fds(port):
             try:
                 self._epoll.unregister(fd)
             except OSError:
-                pass  # it was not watched: taking away needs nothing that could be missing (epoll_ctl(2))
+                pass  # it was not watched
 
     def _let_rest(self, port: Port, error: Exception) -> None:
-        """Nothing can be accepted there just now: it is not watched before its rest is over, each longer than the last."""
+        """Accepting fails at the moment: the port is not watched until its rest is over. Each rest is longer than the last."""
         if port.watched:
             self._unwatch(port)
         port.rest = port.resting = min(LONGEST_REST, max(FIRST_REST, 2 * port.rest))
@@ -239,9 +239,9 @@ class Ports:
             self._faults.report(f"nobody can be accepted on {port.listen}; retries are at most {LONGEST_REST:g} s apart", error)
 
     def reserve(self) -> None:
-        """Share max_connections out anew: a quarter of it is divided among the frontends, at most RESERVE for each.
+        """Divide max_connections again: a quarter is split among the frontends, at most RESERVE for each.
 
-        So no frontend takes what the others need to be reached at all. All of them are looked at only when their shares differ.
+        So no frontend can take what the others need to be reachable at all. Costs a visit of all only when their shares change.
         """
         counters = self._counters
         reserve = min(RESERVE, counters.max_connections // (4 * max(1, self._serving)))
@@ -258,7 +258,7 @@ class Ports:
             counters.shared = sum(max(0, frontend.sessions - reserve) for frontend in (*serving, *self._retired))
 
     def resume(self, elapsed: float) -> None:
-        """The tick's: accept again, once the reserve descriptor is there, and as much as the rates allow.
+        """Called by the tick: accept again, once the reserve descriptor is back, and as much as the rates allow.
 
         A frontend that was quiet may accept a second's worth at once.
         """
@@ -279,15 +279,15 @@ class Ports:
                 self._try_again(port)
 
     def _try_again(self, port: Port) -> None:
-        self._faults.guard(f"{port.listen} is not watched", self.rewatch, port)
+        self._faults.guard(f"{port.listen} could not be watched", self.rewatch, port)
 
     def exhausted(self) -> bool:
-        """No descriptor was left for the server's side of an accepted client. True: there is one now, from the reserve."""
+        """No descriptor is left for the server's side of an accepted client. True: the reserve has freed one."""
         self._paused = True
         return self._reserve.spend()
 
     def session_ended(self) -> None:
-        """There is room for one more: free of charge unless a port waits for just that."""
+        """There is room for one more session. Costs nothing unless a port waits for that."""
         if self._waiting and not self._paused:
             for port in list(self._waiting):
                 self._try_again(port)
@@ -297,12 +297,12 @@ class Ports:
         try:
             return self._accept(port)
         except Exception as error:  # noqa: BLE001 - the boundary of one port: it rests, the others go on
-            self._faults.add(f"clients of {port.listen} wait", error)
+            self._faults.add(f"clients of {port.listen} have to wait", error)
             self._let_rest(port, error)
             return False
 
     def empty(self, port: Port) -> None:
-        """Accept those who wait now, before the port closes. Not whoever comes meanwhile: under load that had no end."""
+        """Accept the clients that wait now, before the port closes. Not later ones: under load there would be no end."""
         waiting = backlog(port.sock) + (0 if port.twin is None else backlog(port.twin))
         for _ in range(0, waiting, BATCH - 1):  # going on to the twin takes one of a batch
             if not self.accept(port):
@@ -317,7 +317,7 @@ class Ports:
                 self.rewatch(port)
                 return False
             try:
-                # Below socket.socket.accept(): that one builds two Python objects and asks for the timeout.
+                # One level below socket.socket.accept(), which builds two Python objects and asks for the timeout.
                 fd, address = sock._accept()  # type: ignore[attr-defined]  # noqa: SLF001
             except BlockingIOError:
                 if other is None:
@@ -343,9 +343,9 @@ class Ports:
                 frontend.accepted += 1
             family = port.family if sock is not port.twin else AF_INET6
             self._begin(frontend, SocketType(family, SOCK_STREAM, 0, fd), address)
-            if other is not None:  # by turns: a flood by one of them must not lock out those who come by the other
+            if other is not None:  # alternately: a flood on one socket must not lock out the clients of the other
                 sock, other = other, sock
-        if failure is not None and not accepted:  # nothing but errors: whatever they are, they may be there for ever
+        if failure is not None and not accepted:  # nothing but errors: whatever their kind, they may never end
             self._let_rest(port, failure)
             return False
         return True

@@ -15,8 +15,8 @@ class Pipe:
     def __init__(self, read_fd: int, write_fd: int) -> None:
         self.read_fd = read_fd
         self.write_fd = write_fd
-        self.mark = 0  # bytes that its half had received when it was lent
-        self.count = 0  # bytes inside, by the return values of splice alone: a pipe's capacity in bytes cannot be told
+        self.mark = 0  # bytes that its half had received when the pipe was lent
+        self.count = 0  # bytes inside, from the return values of splice alone: the kernel does not report how full a pipe is
 
     def close(self) -> None:
         for fd in (self.read_fd, self.write_fd):
@@ -27,7 +27,7 @@ class Pipe:
 
 
 class Pipes:
-    """At most `most` pipes lent at a time (they count in the descriptor limit); `keep` empty ones wait for reuse."""
+    """At most `most` pipes are lent at a time (they count in the descriptor limit); `keep` empty ones wait for reuse."""
 
     def __init__(self, most: int, keep: int = 16) -> None:
         self._most = most
@@ -36,7 +36,7 @@ class Pipes:
         self.lent = 0
 
     def borrow(self) -> Pipe | None:
-        """None when the cap or a kernel limit is reached: the session goes on with recv and send."""
+        """None when the cap or a kernel limit is reached: the session then goes on with recv and send."""
         if self._free:
             self.lent += 1
             return self._free.pop()
@@ -49,7 +49,7 @@ class Pipes:
         try:
             fcntl(pipe.write_fd, F_SETPIPE_SZ, SIZE)
         except OSError:
-            # EPERM: this user's pipes are beyond fs.pipe-user-pages-soft, and a new one has a page or two (pipe(7)).
+            # EPERM: this user's pipes exceed fs.pipe-user-pages-soft, so a new one has only a page or two (pipe(7)).
             pipe.close()
             return None
         self.lent += 1

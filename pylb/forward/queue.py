@@ -1,7 +1,7 @@
-"""Those that wait for a server while all are full: first come, first served, also past a head that cannot use the place.
+"""Sessions that wait for a server while all are full: first come, first served, but nobody waits behind one that cannot go.
 
-Whoever has tried the same servers stands in the same line: where its first finds no room, nobody behind it would. So a place
-is offered once to each line, the one whose first came first before the others, and it does not matter how many wait.
+Sessions that have tried the same servers stand in the same line: if the first of a line finds no room, nobody behind it would.
+So a free place is offered once to each line, oldest head first, and it does not matter how many sessions wait.
 """
 
 from bisect import bisect_left, insort
@@ -12,18 +12,18 @@ from typing import Any, Generic, Protocol, TypeVar
 
 class Waiting(Protocol):
     number: int  # in the order of the accepts
-    tried: Any  # a list of the servers that failed it, or None; not changed while it waits
+    tried: Any  # the servers that failed for it, or None; not changed while it waits
 
 
 W = TypeVar("W", bound=Waiting)
 
 
 class Queue(Generic[W]):
-    """Of one frontend."""
+    """The waiting sessions of one frontend."""
 
     def __init__(self) -> None:
         self._waiting: dict[int, W] = {}  # by number
-        self._lines: dict[frozenset[Hashable], list[int]] = {}  # numbers, sorted, by the servers that were tried
+        self._lines: dict[frozenset[Hashable], list[int]] = {}  # sorted numbers, by the set of servers that were tried
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -38,7 +38,7 @@ class Queue(Generic[W]):
         return self._waiting[min(line[0] for line in self._lines.values())] if self._waiting else None
 
     def add(self, one: W) -> int:
-        """Returns how many are before it: not all, if it tried a server first, or its PROXY header was late."""
+        """Returns how many are before it. That may not be all: it may have tried a server first, or its header was late."""
         insort(self._lines.setdefault(_line(one), []), one.number)
         self._waiting[one.number] = one
         return sum(bisect_left(line, one.number) for line in self._lines.values())
@@ -51,7 +51,7 @@ class Queue(Generic[W]):
             del self._lines[_line(one)]
 
     def offers(self) -> Iterator[W]:
-        """Each that is to look for room now. If it is still in its place when the next one is asked for, there was none."""
+        """Each session that should look for room now. If it is still queued when the next one is taken, it found none."""
         heads = [(line[0], key) for key, line in self._lines.items()]
         heapify(heads)
         while heads:
@@ -62,7 +62,7 @@ class Queue(Generic[W]):
             if line and line[0] != number:
                 heapreplace(heads, (line[0], key))
             elif line and not key:
-                return  # what has no room for one that has tried nothing has room for nobody
+                return  # no room for a session that has tried no server means no room for any
             else:
                 heappop(heads)
 

@@ -20,20 +20,20 @@ from pylb.forward.sockets import unbound_unsent
 from pylb.forward.turn import Turn
 
 WAIT = 0  # nothing more to do before the next event
-FIN = 1  # the source said its last byte, and all before it is with the destination or waits there
-SOURCE_RESET = 2  # the source is in error; what came before it was read
+FIN = 1  # the source has sent its last byte, and all before it is written to the destination or waits for it
+SOURCE_RESET = 2  # the source is in error; what came before that was read
 DESTINATION_RESET = 3
-AGAIN = 4  # it moved as much as it may now, there may be more
+AGAIN = 4  # it moved as much as it may for now; there may be more
 
 READ = 64 * 1024  # one recv; also the most that waits in memory for a blocked destination
-READ_STALLED = 16 * 1024  # the same once the destination was blocked before
-FIRST = READ  # bytes at an event; what is more goes on from the run queue
-FULL_READS = 4  # in a row, then splice: below that the switch costs more than it saves
+READ_STALLED = 16 * 1024  # the same for a destination that was blocked before
+FIRST = READ  # bytes moved at an event; the run queue moves the rest
+FULL_READS = 4  # in a row, then splice: with fewer the switch costs more than it saves
 # Bytes: more than the kernels of both sides hold for a reader that stalls (tcp_wmem and tcp_rmem, 4 and 6 MiB at most).
 PROVEN = 16 << 20
-SHORT_SPLICE = 16 * 1024  # a splice that moves less has lost its advantage
+SHORT_SPLICE = 16 * 1024  # a splice that moves less is no faster than recv and send
 # Errors of splice itself (splice(2); a seccomp filter or a security module, capabilities(7)) that say nothing about the peer.
-# Any other one is the connection's, and must not be asked again: the kernel reports it once, and then a read says 0, the FIN.
+# Any other error is the connection's. It must not be read again: the kernel reports it once, and the next read returns 0.
 UNSPLICEABLE = frozenset(
     (
         errno.EACCES,
@@ -58,13 +58,13 @@ class Relay:
         self.pipes = pipes
         self._full_reads = FULL_READS if splice else 1 << 62
         self._max_buffered = max_buffered
-        self.pump: Callable[[Half, int], int] = self._pump  # or _pump_unbuffered, chosen when the sum changes, not per chunk
+        self.pump: Callable[[Half, int], int] = self._pump  # or _pump_unbuffered; chosen when the sum changes, not per chunk
 
     # One tight function for both directions; every branch is an outcome.
     def _pump(self, source: Half, most: int) -> int:  # noqa: C901, PLR0912
-        """Move about `most` bytes from `source` to its peer, at an event FIRST.
+        """Move about `most` bytes from `source` to its peer; at an event that is FIRST.
 
-        Never reads while the peer is blocked: that is the back-pressure.
+        It never reads while the peer is blocked: that is the back-pressure.
         """
         if source.bulk:
             if most == FIRST:
@@ -112,11 +112,11 @@ class Relay:
                 return AGAIN
 
     def _pump_unbuffered(self, source: Half, most: int) -> int:
-        """The same while max_buffered is reached: nothing is taken from the source's kernel before the destination took it."""
+        """The same while max_buffered is reached: nothing is read from the source before the destination has taken it."""
         destination = source.peer
         if destination is None or destination.blocked:
             return WAIT
-        self.release(source)  # empty, or the destination would be blocked
+        self.release(source)  # it is empty, or the destination would be blocked
         buffer = self._buffer
         while most > 0:
             try:
@@ -145,7 +145,7 @@ class Relay:
         return AGAIN
 
     def _hold(self, destination: Half, waiting: int) -> None:
-        """`destination` is blocked, `waiting` bytes wait for it."""
+        """`destination` is blocked, and `waiting` bytes wait for it."""
         destination.blocked = destination.stalled = True
         self._count(destination, waiting)
 
@@ -194,18 +194,18 @@ class Relay:
             return False
         pipe = self.pipes.borrow()
         if pipe is None:
-            source.full_reads = 0  # asked again after as many full reads
+            source.full_reads = 0  # splice is tried again after as many full reads
             self._counters.pipe_fallbacks += 1
             return False
         pipe.mark = source.received
         source.pipe = pipe  # from here on it is given back with the session, whatever fails below
-        # SPLICE_F_NONBLOCK speaks of the pipe alone: without O_NONBLOCK on the socket splice blocks (measured).
+        # SPLICE_F_NONBLOCK concerns the pipe only: without O_NONBLOCK on the socket splice blocks (measured).
         os.set_blocking(source.fd, False)
         os.set_blocking(destination.fd, False)
         return True
 
     def _splice(self, source: Half, most: int) -> int:
-        """Socket to pipe to socket. EAGAIN of the first step means "pipe full" or "socket empty": the pipe's count tells."""
+        """From socket to pipe to socket. EAGAIN on the first step means "pipe full" or "socket empty": see the pipe's count."""
         destination, pipe = source.peer, source.pipe
         if destination is None or pipe is None or destination.blocked:
             return WAIT
@@ -219,7 +219,7 @@ class Relay:
             try:
                 count = os.splice(source.fd, pipe.write_fd, SIZE, flags=SPLICE_F_MOVE | SPLICE_F_NONBLOCK)
             except BlockingIOError:
-                # The pipe is empty here (see below), so it is the source that has nothing, or has an urgent byte next.
+                # The pipe is empty here (see below), so the source has no data, or has an urgent byte next.
                 return self._back_to_recv(source) if source.read_on else WAIT
             except OSError as error:
                 return self._give_up_splice(source) if error.errno in UNSPLICEABLE else SOURCE_RESET
@@ -239,21 +239,23 @@ class Relay:
                 return AGAIN
 
     def _back_to_recv(self, source: Half) -> int:
-        """recv finds out whether there is more. Only it can: splice never passes an urgent byte. It says EAGAIN before one, and
-        0 once a FIN is behind it (tcp_read_sock and tcp_splice_read; measured). The pipe is empty.
+        """Let recv find out whether there is more; the pipe is empty.
+
+        Only recv can: splice never passes an urgent byte. It says EAGAIN before one, and 0 if a FIN follows (tcp_read_sock and
+        tcp_splice_read; measured).
         """
         self.release(source)
         source.full_reads = 0
         return AGAIN
 
     def _give_up_splice(self, source: Half) -> int:
-        """It is forbidden or unknown here: this direction goes on by recv and send for good, which say what is wrong."""
+        """Splice is forbidden or unknown here: this direction uses recv and send for good, and they report what is wrong."""
         self._counters.pipe_fallbacks += 1
         source.copies = True
         return AGAIN
 
     def _drain(self, source: Half, destination: Half) -> int:
-        """All that is in the pipe, not what the last read brought. Afterwards the pipe is empty or `destination` blocked."""
+        """Write all that is in the pipe, not only what the last read brought. Then it is empty or `destination` is blocked."""
         pipe = source.pipe
         if pipe is None:
             return WAIT
@@ -275,7 +277,7 @@ class Relay:
         return WAIT
 
     def _drain_by_copy(self, pipe: Pipe, destination: Half) -> int:
-        """The same once splice has failed with bytes in the pipe."""
+        """The same after splice has failed with bytes in the pipe."""
         while pipe.count:
             data = os.read(pipe.read_fd, min(READ, pipe.count))
             pipe.count -= len(data)

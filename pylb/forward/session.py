@@ -1,4 +1,4 @@
-"""A live session: two mirrored halves and what is counted of them. Behaviour is elsewhere; this is what it works on."""
+"""A live session: two mirrored halves and their counters. This is only the data; the behaviour is elsewhere."""
 
 from collections import OrderedDict
 from collections.abc import Callable
@@ -22,7 +22,7 @@ _DIALING = State.DIALING
 
 
 class Half:
-    """One connection of a session. Bytes *read from* it go to its peer; `pending` are bytes that wait to be *written to* it."""
+    """One connection of a session. Bytes *read from* it go to its peer; `pending` bytes wait to be *written to* it."""
 
     __slots__ = (
         "blocked",
@@ -61,36 +61,36 @@ class Half:
         self.pending: bytes | None = None
         self.pipe: Pipe | None = None  # bytes read from this half by splice, on their way to the peer
         self.received = 0  # bytes read from this half
-        self.reads = False  # it has taken more than kernels hold: it is no reader that stalls from its beginning
+        self.reads = False  # it took more than kernels buffer: it is not a reader that has stalled from the start
         self.held = 0  # bytes that waited for this half when it last blocked, as counted in counters.buffered
         self.full_reads = 0  # in a row; many of them mean bulk
-        self.copies = False  # splice does not work for it
-        self.bulk = False  # its last read was a full one, or it has a pipe: it moves its bytes from the run queue
-        self.queued = False  # it waits there for its share of a turn
+        self.copies = False  # splice does not work for it: recv and send
+        self.bulk = False  # its last read was a full one, or it has a pipe: its bytes are moved from the run queue
+        self.queued = False  # it waits in the run queue for its share of a turn
         self.early = 0  # epoll events that came while the session was still dialing
-        self.blocked = False  # pending or the peer's pipe waits for this half to become writable
-        self.stalled = False  # was blocked once: read less ahead for it
+        self.blocked = False  # `pending` or the peer's pipe waits until this half becomes writable
+        self.stalled = False  # it was blocked once: read less ahead for it
         self.read_on = False  # an event said RDHUP, HUP, ERR or PRI: a short read no longer means "nothing more"
-        self.broken = False  # reset or otherwise in error: a read of 0 is no clean end
-        self.eof = False  # everything was read
-        # Since when (monotonic) something is on its way to a peer that says nothing, and its segments counted by then.
+        self.broken = False  # reset or otherwise in error: a read of 0 is not a clean end
+        self.eof = False  # everything has been read
+        # Since when (monotonic) bytes are on their way to a peer that is silent, and how many segments it had sent by then.
         self.silence: tuple[float, int] | None = None
 
 
 class Ring:
-    """Sessions that are visited once in `period` seconds, in the order of their last visit."""
+    """Sessions that are each visited once in `period` seconds, in the order of their last visit."""
 
     __slots__ = ("owed", "period", "sessions")
 
     def __init__(self, period: float, sessions: "OrderedDict[Session, None]") -> None:
         self.period = period
-        # A plain dict finds its first key by walking over all that were deleted before it.
+        # A plain dict finds its first key by walking over all entries deleted before it.
         self.sessions = sessions
         self.owed = 0.0  # visits that are due, a fraction included
 
 
 class ServerState:
-    """A server of a frontend as the engine sees it; it outlives a table as long as label and address stay."""
+    """A server of a frontend as the engine sees it. It outlives a table as long as its label and address stay."""
 
     __slots__ = ("counters", "failing", "identity", "most", "pool", "server", "sessions", "share", "turn", "weight")
 
@@ -98,22 +98,22 @@ class ServerState:
         self.server = server
         self.counters = counters
         self.weight: float = server.weight
-        self.share = 1.0  # of its weight that counts; less while it starts slowly
+        self.share = 1.0  # the part of its weight that counts; less than 1 during its slow start
         self.most = server.max_connections
         self.identity = str(server.address)
-        self.sessions = 0  # dialing ones included: leastconn must see them
+        self.sessions = 0  # includes those that are dialing: leastconn must count them
         self.turn = 0.0
-        self.failing = False  # the last connect failed: the next success is worth telling
-        self.pool: Balancer[ServerState] | None = None  # told when a session ends; None: it need not know
+        self.failing = False  # the last connect failed: the next success is worth a report
+        self.pool: Balancer[ServerState] | None = None  # informed when a session ends; None: it does not need that
 
     def allow(self, most: int) -> None:
-        """`most` sessions at once, of a server with a limit: what other processes leave of it."""
+        """Set how many sessions a server with a limit may have: what other processes leave of the limit."""
         before, self.most = self.most, max(most, -1) or -1  # 0 would mean no limit
         if self.most > before and self.pool is not None:
             self.pool.ended(self)
 
 
-LEAST_SHARE = 0.1  # of its weight, for a server that begins to start slowly
+LEAST_SHARE = 0.1  # of its weight, when a slow start begins
 
 
 def _in_use(server: Server) -> bool:
@@ -123,14 +123,14 @@ def _in_use(server: Server) -> bool:
 class Nobody(Enum):
     """Why there is no server for a session right now."""
 
-    FULL = "full"  # there will be
+    FULL = "full"  # there will be one
 
 
 FULL = Nobody.FULL
 
 
 class FrontendState:
-    """A frontend in force. `frontend` and what follows from it are replaced by a new table, never edited."""
+    """A frontend in force. A new table replaces `frontend` and what follows from it; neither is ever edited."""
 
     __slots__ = (
         "_leaving",
@@ -157,26 +157,26 @@ class FrontendState:
     def __init__(self, frontend: Frontend, random: Callable[[], float]) -> None:
         self.counters = FrontendCounters(frontend.name)
         self.sessions = 0
-        self.others = 0  # sessions in other processes, see elsewhere.py
-        self.accepted = 0  # since they were told, if the rate is limited
-        self.ring: Ring | None = None  # of its sessions, if short timeouts want them visited more often than others
+        self.others = 0  # sessions in other processes, see shared_limits.py
+        self.accepted = 0  # since the last report to the other processes, if the rate is limited
+        self.ring: Ring | None = None  # of its sessions, if short timeouts require more visits than usual
         self.kill_at: float | None = None  # monotonic; set when the frontend was removed
         self.servers: dict[tuple[str, Address], ServerState] = {}
-        self.queue: Queue[Session] = Queue()  # those that wait for a server
-        self.queued = False  # they wait for their share of a turn, to look for room
+        self.queue: Queue[Session] = Queue()  # sessions that wait for a server
+        self.queued = False  # the waiting sessions are in the run queue, to look for room
         self.allowance = float(frontend.policy.limits.rate)  # connections it may accept now, if its rate is limited
         self.door: Door | None = None
         self.frontend = frontend
         self._random = random
         self._next_source = 0
-        self._leaving: list[ServerState] = []  # left the table, still have sessions
-        self.ramping: dict[ServerState, float | None] = {}  # those that start slowly, and since when; None: just now
+        self._leaving: list[ServerState] = []  # servers that left the table and still have sessions
+        self.ramping: dict[ServerState, float | None] = {}  # servers in their slow start, and since when; None: just now
         self.update(frontend)
 
     def update(self, frontend: Frontend) -> list[tuple[ServerState, Server]]:
-        """Take over a new table's picture. Live sessions keep the ServerState they have.
+        """Take over a new table's frontend. Live sessions keep their ServerState.
 
-        Returns the servers that were there and changed, each with what it was.
+        Returns the servers that stayed but changed, each with its previous value.
         """
         self.frontend = frontend
         self.counters.name = frontend.name
@@ -194,7 +194,7 @@ class FrontendState:
             state = known.get(key)
             if state is None:
                 state = ServerState(server, self.counters.servers.setdefault(server.name, ServerCounters()))
-                comes = bool(known)  # the first servers of a frontend have nobody to leave the load to
+                comes = bool(known)  # the first servers of a frontend have no others to share the load with
             else:
                 comes = _in_use(server) and not _in_use(state.server)
                 if state.server is not server and state.server != server:
@@ -211,7 +211,7 @@ class FrontendState:
                 state.pool = None
         self._tiers = sorted(tiers.items())
         self._pool()
-        # Every new pod is a new label: its counters go with its last session, at the next table.
+        # Every new pod has a new label. Its counters are dropped with its last session, at the next table.
         gone = [state for key, state in known.items() if key not in self.servers]
         for state in gone:
             state.pool = None
@@ -222,7 +222,7 @@ class FrontendState:
         return changed
 
     def ramp(self, now: float) -> bool:
-        """Servers that start slowly get a little more. False: none does any more."""
+        """Give the servers in their slow start a little more. False: none is left."""
         slow = self.frontend.policy.slow_start
         for state, since in list(self.ramping.items()):
             begun = now if since is None else since
@@ -236,7 +236,7 @@ class FrontendState:
         return bool(self.ramping)
 
     def _pool(self) -> None:
-        """The balancers anew, one for each rank; of backups, which are used in their order, the algorithm may be another."""
+        """Rebuild the balancers, one per rank. Backups are used in their order, so their algorithm may differ."""
         self._only: ServerState | None = None
         self._pools: list[Balancer[ServerState]] = []
         policy = self.frontend.policy
@@ -252,14 +252,16 @@ class FrontendState:
                 self._only, state.pool = state, None
 
     def let_go(self) -> None:
-        """Its port is closed and its last session is over. Its pools and servers know each other: such cycles, of a thousand
-        frontends that a reload closes, would wait for the garbage collector, and be a pause of it."""
+        """Break the reference cycles between pools and servers, once the port is closed and the last session has ended.
+
+        A reload may close a thousand frontends. Their cycles would wait for the garbage collector and cause a pause.
+        """
         for state in self.servers.values():
             state.pool = None
         self._only, self._pools = None, []
 
     def pick(self, client: str, tried: list[ServerState] | None) -> ServerState | Nobody | None:
-        """The balance's choice within the lowest rank that has an untried server of weight; FULL: it has, and none has room.
+        """The balancer's choice in the lowest rank with an untried server of weight; FULL if that rank has no room.
 
         `client`: its IP address.
         """
@@ -274,7 +276,7 @@ class FrontendState:
         return None
 
     def sources(self, family: int) -> list[str]:
-        """Where to dial from, each once, starting with the next in turn. [""]: the kernel chooses."""
+        """Source addresses for a dial, each once, the next in turn first. [""]: the kernel chooses."""
         wanted = [ip for ip in self.frontend.policy.source_addresses if (AF_INET6 if ":" in ip else AF_INET) == family]
         if not wanted:
             return [""]
@@ -318,34 +320,34 @@ class Session:
     )
 
     def __init__(self, frontend: FrontendState, address: tuple[str, int], accepted: float, number: int) -> None:
-        self.number = number  # of all that this engine had
+        self.number = number  # the engine numbers all its sessions
         self.frontend = frontend
-        self.address = address  # as accept gave it, or as a PROXY header says
+        self.address = address  # from accept, or from the PROXY header
         self.accepted = accepted  # monotonic
         self.connected = 0.0  # monotonic; 0: not yet
         self.state = _DIALING
         self.admission: Admission | None = None
-        self.source: bytes | None = None  # as counted in crowd.py, while that counts
+        self.source: bytes | None = None  # the key under which crowd.py counts it, while it counts
         self.client: Half | None = None
         self.upstream: Half | None = None
         self.server: ServerState | None = None
         self.tried: list[ServerState] | None = None  # servers that failed this session
-        self.failure = ""  # why the last one did
-        self.code = ""  # set by what ended it first
-        self.first: Event | None = None  # a FIN, or what set the code: whichever came first
+        self.failure = ""  # why the last of them did
+        self.code = ""  # set by whatever ended the session first
+        self.first: Event | None = None  # a FIN, or the event that set the code, whichever came first
         self.first_at = 0.0  # monotonic
-        self.picture: Frontend | None = None  # the frontend that its server was last picked from
-        self.generation = 0  # of the table it was in
-        self.dialed = 0.0  # monotonic; the last time
-        self.dialed_from: tuple[str, int] | None = None  # known only of those that might come back to us
-        self.attempts: list[Attempt] | None = None  # those that failed, and waits in the queue
-        self.deadline = 0.0  # monotonic; of the header, the queue, the dial, the flush, or of being put off
-        self.waits_among: dict[Session, None] | None = None  # those that have a deadline too, see deadlines.py
+        self.picture: Frontend | None = None  # the frontend from which its server was last picked
+        self.generation = 0  # of the table that was in force
+        self.dialed = 0.0  # monotonic; time of the last dial
+        self.dialed_from: tuple[str, int] | None = None  # only known for dials that might come back to us
+        self.attempts: list[Attempt] | None = None  # failed attempts, and waits in the queue
+        self.deadline = 0.0  # monotonic; of the header, the queue, a delayed dial, the dial or the flush
+        self.waits_among: dict[Session, None] | None = None  # the others with the same timeout, see deadlines.py
         self.ring: Ring | None = None
-        self.delivered: int | None = None  # bytes that were delivered at the last look before a deadline
+        self.delivered: int | None = None  # bytes delivered, as of the last look before a deadline
         self.seen = False  # by the sweep
-        self.at_rest = False  # all bytes were found confirmed by the peers, and none moved since
+        self.at_rest = False  # the peers had confirmed all bytes, and none moved since
         self.seen_in = 0  # bytes already in the counters
         self.seen_out = 0
         self.quiet_since = accepted
-        self.last_from_client = False  # as long as nobody has spoken it is the client's turn
+        self.last_from_client = False  # as long as neither has sent anything, the client is expected to

@@ -1,8 +1,8 @@
-"""Limits that hold over several processes: each tells the others what it has of a limited frontend, server or source.
+"""Limits that hold over several processes: each reports to the others how much of a limited frontend, server or source it uses.
 
-They tell once a tick, and only what changed. So a limit may be exceeded by what the others admit within about two ticks
-(0.2 s), and is free of charge for frontends without one. What is not shared: the limit of a process's own descriptors, and
-the queue, whose order is that of each process.
+Reports are sent once a tick and contain only what changed. So the others may exceed a limit by what they admit within about
+two ticks (0.2 s), and frontends without a limit cost nothing. Two things are not shared: the limit of a process's own
+descriptors, and the queue, whose order is that of each process.
 """
 
 from collections.abc import Iterable
@@ -16,17 +16,17 @@ from pylb.forward.session import FrontendState
 
 
 class Use(NamedTuple):
-    """What one process has of a limited frontend. `accepted` and `entered` count from one telling to the next."""
+    """What one process uses of a limited frontend. `accepted` and `entered` count from one report to the next."""
 
     listen: Listen
     sessions: int
     accepted: int
     servers: dict[str, int]  # sessions, by address; of servers with a limit
-    sources: dict[bytes, tuple[int, int]]  # live and entered, of those that changed
+    sources: dict[bytes, tuple[int, int]]  # live and entered sessions, of those sources that changed
 
 
 class _Others:
-    """What another process has of a frontend."""
+    """What another process uses of a frontend."""
 
     def __init__(self) -> None:
         self.sessions = 0
@@ -35,7 +35,7 @@ class _Others:
 
 
 class Elsewhere:
-    """Of one engine. Processes are told apart by a number."""
+    """What the other processes use, for one engine. A number identifies each process."""
 
     def __init__(self, ports: Ports, dialer: Dialer) -> None:
         self._ports = ports
@@ -45,7 +45,7 @@ class Elsewhere:
         self._told: dict[Listen, tuple[int, dict[str, int]]] = {}
 
     def follow(self, touched: Iterable[Listen]) -> None:
-        """A new table is in force, and these are all that may differ."""
+        """A new table is in force; only these ports may differ."""
         for listen in touched:
             port = self._ports.by_listen.get(listen)
             if port is None:
@@ -59,7 +59,7 @@ class Elsewhere:
                 self._told.pop(listen, None)
 
     def uses(self, *, whole: bool = False) -> tuple[Use, ...]:
-        """What changed since the last time; `whole`: everything, for one who knows nothing yet."""
+        """What changed since the last report; `whole`: everything, for a process that has no report yet."""
         found = []
         for listen, port in self._limited.items():
             if (frontend := port.frontend) is None:
@@ -75,7 +75,7 @@ class Elsewhere:
         return tuple(found)
 
     def heed(self, process: int, uses: tuple[Use, ...], now: float) -> None:
-        """Another process has said this. `now` is the clock's."""
+        """Apply the report of another process. `now` is the clock's."""
         known = self._others.setdefault(process, {})
         for use in uses:
             others = known.setdefault(use.listen, _Others())
@@ -91,13 +91,13 @@ class Elsewhere:
                 self._heed(use.listen)
 
     def forget(self, process: int) -> None:
-        """It is gone, and its sessions with it. Idempotent."""
+        """That process and its sessions are gone. Idempotent."""
         for listen in self._others.pop(process, {}):
             if listen in self._limited:
                 self._heed(listen)
 
     def _spend(self, frontend: FrontendState, use: Use, now: float) -> None:
-        """Rates: what the others let in is let in."""
+        """Rates: what the others admitted is used up here too."""
         if frontend.frontend.policy.limits.rate:
             frontend.allowance -= use.accepted
         if frontend.door is not None and (sources := frontend.door.sources) is not None:
@@ -105,7 +105,7 @@ class Elsewhere:
                 sources.spend(source, entered, now)
 
     def _heed(self, listen: Listen) -> None:
-        """Set what the others have together, and let those in that wait for less of it."""
+        """Apply what the others use together, and admit those that waited for them to use less."""
         port = self._limited[listen]
         frontend = port.frontend
         if frontend is None:
@@ -133,7 +133,7 @@ def _changed(sources: Sources | None, *, whole: bool) -> dict[bytes, tuple[int, 
     if sources is None:
         return {}
     entered = sources.changed or {}
-    if whole or sources.changed is None:  # from now on it keeps count
+    if whole or sources.changed is None:  # from now on the source counters record changes
         entered = dict.fromkeys(sources.live, 0) | entered
     sources.changed = {}
     return {source: (sources.live.get(source, 0), count) for source, count in entered.items()}

@@ -1,7 +1,7 @@
-"""Sockets as the engine wants them: options set once, addresses in the kernel's form, the two ways to close.
+"""Sockets as the engine needs them: options set once, addresses in the kernel's form, the two ways to close.
 
-`SocketType` is the C type below `socket.socket`: the same calls without the Python class around them, whose making and closing
-stand in the path of every connection.
+`SocketType` is the C type below `socket.socket`: the same calls without the Python class around them. Creating and closing that
+class costs time on every connection.
 """
 
 import errno
@@ -22,23 +22,23 @@ _IP_FREEBIND = 15
 _IP_BIND_ADDRESS_NO_PORT = 24
 BACKLOG = 4096  # the kernel cuts it to net.core.somaxconn (4096 since Linux 5.4)
 _TCP_NOTSENT_LOWAT = 25  # linux/tcp.h
-# Bytes that the kernel takes for a client beyond what is on its way to it: without a bound a reader that stalls holds 4 MB of
-# kernel memory (net.ipv4.tcp_wmem), with this one half of that. It costs bulk a tenth of its CPU, so it is for those alone of
-# whom nobody knows yet whether they read: `unbound_unsent`.
+# Bytes that the kernel buffers for a client beyond those on their way to it. Without a bound a reader that stalls holds 4 MB of
+# kernel memory (net.ipv4.tcp_wmem), with this one half of that. It costs bulk transfers a tenth of their CPU, so it holds only
+# until a client has shown that it reads: `unbound_unsent`.
 UNSENT = 2048 * 1024
-# Armed for life: whatever ends this process, kill -9 included, the kernel answers with RST instead of a FIN that would make
-# half a download look whole. shutdown(SHUT_WR) still delivers everything that was queued.
+# SO_LINGER, set for life: whatever ends this process, kill -9 included, the kernel sends RST and not a FIN, which would make
+# half a download look complete. shutdown(SHUT_WR) still delivers everything that was queued.
 _LINGER_RESET = struct.pack("ii", 1, 0)
 _LINGER_OFF = struct.pack("ii", 0, 0)
 _NO_BYTES = bytes(4)
 _TCP, _TCP_INFO = socket.IPPROTO_TCP, socket.TCP_INFO
 _U32 = struct.Struct("=I")
-_TCP_INFO_OFFSETS = (24, 140, 228)  # tcpi_unacked, tcpi_segs_in, tcpi_snd_wnd: the struct only ever grew at its end
+_TCP_INFO_OFFSETS = (24, 140, 228)  # tcpi_unacked, tcpi_segs_in, tcpi_snd_wnd; the struct has only ever grown at its end
 _TCP_INFO_SIZE = 232
 
 NO_DESCRIPTOR = {errno.EMFILE, errno.ENFILE}
 
-# Errors of a connection that was established first: in SYN_SENT a reset is ECONNREFUSED (tcp_reset, net/ipv4/tcp_input.c).
+# Errors of a connection that had been established: in SYN_SENT a reset is ECONNREFUSED (tcp_reset, net/ipv4/tcp_input.c).
 AFTER_ACCEPT = {errno.ECONNRESET, errno.EPIPE}
 
 
@@ -54,8 +54,8 @@ def open_listener(listen: Listen, *, freebind: bool = False, shared: bool = Fals
 
     Accepted sockets inherit TCP_NODELAY, keep-alive, SO_OOBINLINE and SO_LINGER from here (not O_NONBLOCK).
     listen() is the probe for a taken port: with SO_REUSEADDR two binds both succeed. Raises OSError.
-    `shared`: others of ours listen there too, each its share of the clients (SO_REUSEPORT, socket(7)); then nothing is probed,
-    and a root process would silently join another service.
+    `shared`: other processes of ours listen there too, each with its share of the clients (SO_REUSEPORT, socket(7)). Nothing is
+    probed then, and a root process would silently join another service.
     """
     if listen.ip != ANY:
         family = socket.AF_INET6 if ":" in listen.ip else socket.AF_INET
@@ -90,19 +90,19 @@ def _listener(
 
 
 def share(sock: SocketType) -> None:
-    """Let others of ours listen beside it. Works also on one that listens already (measured, Linux 6.18)."""
+    """Allow our other processes to listen there too. Also works on a socket that already listens (measured, Linux 6.18)."""
     sock.setsockopt(SOL_SOCKET, socket.SO_REUSEPORT, 1)
 
 
 def inheritable(sock: SocketType) -> None:
-    """What the sockets of a listener's clients are to have from it."""
+    """Set the options that accepted sockets are to inherit from their listener."""
     _for_life(sock)
     keep_alive(sock)
     sock.setsockopt(socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, UNSENT)
 
 
 def unbound_unsent(sock: SocketType) -> None:
-    """The kernel takes for it what it would without UNSENT (0: as the system says). Never raises: it goes on as before."""
+    """Remove the bound UNSENT (0: the system's default). Never raises: on an error the bound stays."""
     with suppress(OSError):
         sock.setsockopt(socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, 0)
 
@@ -114,7 +114,7 @@ def _for_life(sock: SocketType) -> None:
 
 
 def keep_alive(sock: SocketType) -> None:
-    """A peer that is gone is noticed after 30 s of silence and three unanswered probes, 60 s in all."""
+    """A dead peer is noticed after 30 s of silence and three unanswered probes, 60 s in all."""
     sock.setsockopt(SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 30)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 10)
@@ -122,10 +122,10 @@ def keep_alive(sock: SocketType) -> None:
 
 
 def dial(address: Address, source: str = "") -> tuple[SocketType | None, int]:
-    """A non-blocking connect under way, or (None, errno). The outcome comes as the socket's first OUT or ERR event.
+    """Start a non-blocking connect; or (None, errno). The outcome comes as the socket's first OUT or ERR event.
 
-    `source`: the IP to dial from. Its port is chosen by connect, not by bind (ip(7), IP_BIND_ADDRESS_NO_PORT, also for IPv6),
-    so that each source and server have all ephemeral ports between them.
+    `source`: the IP to dial from. connect chooses its port, not bind (ip(7), IP_BIND_ADDRESS_NO_PORT, also for IPv6), so that
+    each pair of source and server has all ephemeral ports.
     """
     try:
         sock = SocketType(socket.AF_INET6 if address.is_ipv6 else socket.AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0)
@@ -151,49 +151,49 @@ def connect_error(sock: SocketType) -> int:
 
 
 def unacknowledged(sock: SocketType) -> int:
-    """Bytes the kernel took from us that the peer did not confirm yet (SIOCOUTQ, tcp(7)): a reset now would destroy them."""
+    """Bytes that the kernel took from us and the peer has not confirmed (SIOCOUTQ, tcp(7)): a reset now would destroy them."""
     return int.from_bytes(ioctl(sock.fileno(), TIOCOUTQ, _NO_BYTES), sys.byteorder)
 
 
-# States of TCP behind our FIN while the peer has not confirmed it (include/net/tcp_states.h): FIN_WAIT1, LAST_ACK, CLOSING.
+# TCP states after our FIN while the peer has not confirmed it (include/net/tcp_states.h): FIN_WAIT1, LAST_ACK, CLOSING.
 _FINISHING = frozenset((4, 9, 11))
 
 
 def would_be_lost(sock: SocketType) -> bool:
-    """Would a reset now destroy bytes on their way? Our FIN, which counts as one, is none of them.
+    """Would a reset now destroy bytes on their way? Our FIN counts as one, but does not matter here.
 
-    The peer may take 40 ms to confirm a lone FIN (a delayed acknowledgement), and the reset says all that it said.
+    The peer may take 40 ms to confirm a lone FIN (a delayed acknowledgement), and the reset says all that the FIN said.
     """
     waiting = unacknowledged(sock)
     return waiting > 1 or (waiting == 1 and sock.getsockopt(_TCP, _TCP_INFO, 1)[0] not in _FINISHING)
 
 
-# States of TCP behind the peer's FIN, the first byte of TCP_INFO (include/net/tcp_states.h): TIME_WAIT, CLOSE, CLOSE_WAIT,
+# TCP states after the peer's FIN, the first byte of TCP_INFO (include/net/tcp_states.h): TIME_WAIT, CLOSE, CLOSE_WAIT,
 # LAST_ACK, CLOSING.
 _FINISHED = frozenset((6, 7, 8, 9, 11))
 
 
 class Transmission(NamedTuple):
-    """What the kernel knows of the way to a peer (tcp(7), TCP_INFO; struct tcp_info of linux/tcp.h)."""
+    """What the kernel knows about the path to a peer (tcp(7), TCP_INFO; struct tcp_info of linux/tcp.h)."""
 
     unacknowledged: int  # segments on their way
     heard: int  # segments that came from the peer, acknowledgements included
-    window: int  # bytes the peer would take
+    window: int  # bytes that the peer would accept
 
 
 def transmission(sock: SocketType) -> Transmission:
-    """Raises OSError. On a kernel before 5.4, which does not tell the window, it is shown as shut."""
+    """Raises OSError. A kernel before 5.4 does not report the window; it then counts as closed."""
     info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_SIZE).ljust(_TCP_INFO_SIZE, b"\0")
     return Transmission(*(_U32.unpack_from(info, offset)[0] for offset in _TCP_INFO_OFFSETS))
 
 
 def backlog(listener: SocketType) -> int:
-    """Clients that wait to be accepted: of a listening socket TCP_INFO gives them in the same place. Raises OSError."""
+    """Clients that wait to be accepted: for a listening socket TCP_INFO has them in the same field. Raises OSError."""
     return transmission(listener).unacknowledged
 
 
 def tcp_info(sock: SocketType) -> bytes:
-    """TCP_INFO as the kernel gives it (core.tcp_info reads it); b"" from one that has none."""
+    """TCP_INFO as the kernel gives it (core.tcp_info reads it); b"" if there is none."""
     try:
         return sock.getsockopt(_TCP, _TCP_INFO, SIZE)
     except OSError:
@@ -209,11 +209,11 @@ def has_finished(sock: SocketType) -> bool:
 
 
 def close_in_order(sock: SocketType) -> None:
-    """Close behind a FIN: what is still queued is delivered by the kernel."""
+    """Close with a FIN: the kernel delivers what is still queued."""
     try:
         sock.setsockopt(SOL_SOCKET, socket.SO_LINGER, _LINGER_OFF)
     except OSError:
-        pass  # already reset by the peer: there is nothing left to deliver
+        pass  # already reset by the peer: nothing remains to be delivered
     close(sock)
 
 
@@ -222,9 +222,9 @@ def close(sock: SocketType) -> None:
     try:
         sock.close()
     except OSError:
-        pass  # EIO, ENOSPC: of files; a socket has nothing more to say
+        pass  # EIO, ENOSPC: errors of files; for a socket nothing remains to be done
 
 
 def folded(ip: str) -> str:
-    """The text of an address from the kernel, IPv4-mapped ones as IPv4: a dual-stack listener shows IPv4 clients so."""
+    """The text of an address from the kernel, with IPv4-mapped ones as IPv4: that is how a dual-stack listener sees them."""
     return ip[7:] if ip.startswith("::ffff:") and "." in ip else ip

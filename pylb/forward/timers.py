@@ -1,8 +1,8 @@
 """Deadlines without a timer per session.
 
-Dials and headers are due in the order of their deadlines (deadlines.py). All sessions are swept: each is visited once per
-period, a slice per tick, and its byte counters are compared with the last visit. No clock is read per chunk. Those of a
-frontend with short timeouts are swept in a ring of their own, so that nobody else is visited more often for it.
+Dials and headers fall due in the order of their deadlines (deadlines.py). All sessions are swept: each is visited once per
+period, a slice per tick, and its byte counters are compared with those of the last visit. No clock is read per chunk. Sessions
+of a frontend with short timeouts are swept in a separate ring, so that the others are not visited more often because of them.
 """
 
 from collections import OrderedDict
@@ -18,15 +18,15 @@ from pylb.forward.sockets import keep_alive, transmission, unacknowledged
 from pylb.forward.turn import BUDGET, QUANTUM, VISIT, Turn
 
 TICK = 0.1  # seconds between two ticks, as the loop calls them
-SCAN = 1024  # units, to look at a session in a row of many
+SCAN = 1024  # units, for a look at one session in a long list
 LONGEST_PERIOD = 5.0  # seconds in which every session is visited once
 _HALF_CLOSED = (State.CLIENT_DONE, State.SERVER_DONE)
-DRAIN_RATE = 100.0  # sessions a second that are ended when the time of a drained server is over: clients come back as slowly
-RESET_RATE = 5000.0  # where nobody is to be spared: each reset takes its 20 µs
+DRAIN_RATE = 100.0  # sessions ended per second once a drained server's time is over, so that clients come back at that rate
+RESET_RATE = 5000.0  # where clients need no such care: each reset takes 20 µs
 
 
 class Eviction:
-    """The sessions of one server are to end from `at` on, `rate` a second."""
+    """The sessions of one server end from `at` on, `rate` per second."""
 
     def __init__(self, server: ServerState, cause: Cause, at: float, rate: float) -> None:
         self.server = server
@@ -34,13 +34,13 @@ class Eviction:
         self.at = at  # monotonic
         self.rate = rate
         self.owed = 0.0
-        self.sessions: list[Session] | None = None  # once it has begun; the last one is the next
+        self.sessions: list[Session] | None = None  # None until it has begun; the last one is the next
 
 
 class Timers:
-    """What is due, in steps: a tick does as much of it as a turn's budget allows, and the rest waits in the run queue.
+    """The work that is due, done in steps: a tick does as much as a turn's budget allows, the rest waits in the run queue.
 
-    So nothing is lost after a stall, and no tick makes up for it at once.
+    So nothing is lost after a stall, and no tick does all of it at once.
     """
 
     def __init__(self, life: Lifecycle, turn: Turn, faults: Faults, period: float, unanswered: float) -> None:
@@ -51,14 +51,14 @@ class Timers:
         self._now = 0.0
         self._last_tick: float | None = None
         self._whole = Ring(period, life.sessions)
-        self._rings: dict[float, Ring] = {}  # of those that short timeouts want visited more often, by period
+        self._rings: dict[float, Ring] = {}  # rings for short timeouts, by period
         self._evictions: dict[ServerState, Eviction] = {}
         self._work: Iterator[None] | None = None  # what the last ticks found due and is not done yet
-        self.kill = False  # all that lives is to end now
+        self.kill = False  # end all live sessions now
         self.queued = False
 
     def tick(self, now: float) -> float:
-        """Returns the seconds since the last one."""
+        """Find what is due. Returns the seconds since the last tick."""
         elapsed = TICK if self._last_tick is None else max(0.0, now - self._last_tick)
         self._now = self._last_tick = now
         for eviction in self._evictions.values():
@@ -74,7 +74,7 @@ class Timers:
         return elapsed
 
     def run(self, share: int = QUANTUM) -> bool:
-        """A share of what is due. True: there is more."""
+        """Do a share of what is due. True: there is more."""
         if self._work is None:
             return False
         end = self._turn.left - share
@@ -82,13 +82,13 @@ class Timers:
             for _ in self._work:
                 if self._turn.left <= end:
                     return True
-        except Exception as error:  # noqa: BLE001 - the next tick begins anew
+        except Exception as error:  # noqa: BLE001 - the next tick starts again
             self._faults.add("what is due waits for the next tick", error)
         self._work = None
         return False
 
     def ring(self, timeouts: Timeouts, *, removed: bool) -> Ring | None:
-        """Whose sessions end at most a quarter of a timeout late. None: the sweep of all will do."""
+        """The ring whose sessions end at most a quarter of a timeout late. None: the common sweep is enough."""
         shortest = min(timeouts.idle, timeouts.half_close, *([timeouts.drain] if removed else []))
         if shortest / 4 >= self._whole.period:
             return None
@@ -98,7 +98,7 @@ class Timers:
         return self._rings.setdefault(period, Ring(period, OrderedDict()))
 
     def regroup(self) -> None:
-        """Frontends have other rings than before: their live sessions follow."""
+        """Some frontends have other rings than before: move their live sessions."""
         for session in self._life.sessions:
             wanted, has = session.frontend.ring, session.ring
             if has is not wanted:
@@ -109,18 +109,18 @@ class Timers:
                 session.ring = wanted
 
     def evict(self, server: ServerState, cause: Cause, at: float, rate: float) -> None:
-        """End the sessions that `server` has at `at` (monotonic), idle ones first. Replaces an earlier word about it."""
+        """End the sessions that `server` has at `at` (monotonic), idle ones first. Replaces an earlier call for that server."""
         self._evictions[server] = Eviction(server, cause, at, rate)
 
     def spare(self, server: ServerState) -> None:
-        """Let its sessions live on. Idempotent."""
+        """Cancel `evict`: the server's sessions live on. Idempotent."""
         self._evictions.pop(server, None)
 
-    # ------------------------------------------------------------ what is due, a piece at each yield
+    # ------------------------------------------------------------ what is due, one step per yield
 
     def _due(self) -> Iterator[None]:
         if self.kill:
-            # Those that wait first: no place that becomes free is worth a dial for them.
+            # The expired ones first, so that no free place is spent on dialing for them.
             waiting = [session for frontend in self._life.dialer.queues for session in frontend.queue]
             yield from self._each([*waiting, *self._life.sessions], self._kill)
         deadlines = self._life.deadlines
@@ -152,7 +152,7 @@ class Timers:
 
     def _expire(self, session: Session) -> None:
         if session.state is State.DIALING and session.server is None:
-            self._life.dialer.dial(session)  # it was put off
+            self._life.dialer.dial(session)  # its delay is over
         elif session.state is State.DIALING:
             self._life.dialer.fail_connect(session, "timeout")
         else:
@@ -165,7 +165,7 @@ class Timers:
         self._life.look_again(session)
         if session.state is State.CLOSED:
             return
-        if (delivered := _delivered(session)) != session.delivered:  # a flush that moves is not cut
+        if (delivered := _delivered(session)) != session.delivered:  # a flush that makes progress is not cut
             session.delivered = delivered
             session.deadline = self._now + session.frontend.frontend.policy.timeouts.flush
         elif self._now >= session.deadline:
@@ -193,16 +193,16 @@ class Timers:
         while ring.owed >= 1 and ring.sessions:
             ring.owed -= 1
             session = next(iter(ring.sessions))
-            ring.sessions.move_to_end(session)  # the next visit comes after all others
+            ring.sessions.move_to_end(session)  # to the end of the ring
             if ring is (session.ring or self._whole):
                 yield from self._each([session], self._visit)
                 if session.state is State.CLOSED:
-                    ring.owed += 1  # the others' round is as long as before, and so none is visited late for those that end
+                    ring.owed += 1  # the others' round takes as long as before, so no visit is late because sessions end
 
     def _visit(self, session: Session) -> None:
         upstream, now = session.upstream, self._now
         if not session.seen and session.connected and upstream is not None:
-            # Here and not at the dial: short connections, the many, are spared four system calls.
+            # Here and not at the dial, to spare short connections (most of them) four system calls.
             session.seen = True
             keep_alive(upstream.sock)
         kill_at = session.frontend.kill_at
@@ -229,7 +229,7 @@ class Timers:
             self._life.fire(session, Event.TIMED_OUT, _waited_for(session))
 
     def _find_dead(self, session: Session, now: float) -> bool:
-        """End the session if a peer is gone: keep-alive is no help while data is on its way to it."""
+        """End the session if a peer is gone: keep-alive does not help while data is on its way to the peer."""
         client, upstream = session.client, session.upstream
         session.at_rest = not _undelivered(client) and not _undelivered(upstream)
         if session.at_rest:
@@ -241,7 +241,7 @@ class Timers:
         return False
 
     def _is_dead(self, half: Half, now: float) -> bool:
-        """Not one that reads nothing: its window is shut, and the kernel's probes of it may be two minutes apart."""
+        """A peer that merely does not read is not dead: its window is closed, and its kernel's probes may be 2 min apart."""
         sent = transmission(half.sock)
         if not sent.unacknowledged or not sent.window:
             half.silence = None
@@ -253,7 +253,7 @@ class Timers:
 
 
 def _overdue(frontend: FrontendState, now: float) -> Iterator[Session]:
-    """Of its queue. In the order they came; only the first can be due, and each is given out once."""
+    """The expired sessions of its queue, each once. They expire in order, so only the first can be due."""
     last = None
     while (session := frontend.queue.first()) is not None and session is not last and now >= session.deadline:
         last = session
@@ -261,16 +261,16 @@ def _overdue(frontend: FrontendState, now: float) -> Iterator[Session]:
 
 
 def _drains(session: Session) -> bool:
-    """Does a slow reader still empty its kernel's queue, from which we hear nothing until a third of it is free?
+    """Does a slow reader still empty its kernel's queue? epoll reports nothing before a third of it is free.
 
-    Asked only in the last visits before a deadline: it costs two system calls. The first answer is the mark for the next.
+    Asked only in the last visits before a deadline, because it costs two system calls. The first answer serves as the mark.
     """
     before, session.delivered = session.delivered, _delivered(session)
     return before not in (None, session.delivered)
 
 
 def _undelivered(half: Half | None) -> int:
-    """Bytes on their way to `half`: those its kernel did not take yet, and those its peer did not confirm."""
+    """Bytes on their way to `half`: those that its kernel has not taken yet, and those that its peer has not confirmed."""
     if half is None or half.peer is None:
         return 0
     pipe = half.peer.pipe
@@ -278,7 +278,7 @@ def _undelivered(half: Half | None) -> int:
 
 
 def _delivered(session: Session) -> int:
-    """Bytes that reached a peer, both ways: a number that changes whenever something moves."""
+    """Bytes that reached a peer, in both directions: a number that changes whenever something moves."""
     client, upstream = session.client, session.upstream
     received = (client.received if client else 0) + (upstream.received if upstream else 0)
     return received - _undelivered(client) - _undelivered(upstream)
@@ -290,7 +290,7 @@ def _blocked_on(session: Session) -> Cause:
 
 
 def _waited_for(session: Session) -> Cause:
-    """Who let a session starve: the one that does not read, else the one that is not done, else the one whose turn it was."""
+    """The side that starved the session: the one that does not read, else the one that is not done, else the one to speak."""
     client, upstream = session.client, session.upstream
     if client is not None and client.blocked:
         return Cause.CLIENT_TIMEOUT

@@ -1,11 +1,11 @@
 """One turn of the engine: the run queue, and the one budget that all sessions and ports share.
 
-A turn first takes what the kernel reports: a message that fits into one read is delivered at once and costs little. Whatever
-is more work than that goes into the run queue, and is done in its order as far as the turn's budget goes: who did not get its
-share is first in the next turn, who got it and wants more is last.
+A turn first handles what the kernel reports: a message that fits into one read is delivered at once and costs little. Work
+beyond that goes into the run queue, and is done in order until the turn's budget is spent. Entries that did not get their share
+come first in the next turn; an entry that got it and wants more goes to the end.
 
-Work is counted in units, not in time, so that a turn is the same on every machine and in every test. A unit is a byte moved;
-what costs system calls instead is charged as many bytes as could be moved meanwhile (at about 2.5 GB/s).
+Work is counted in units, not in time, so that a turn is the same on every machine and in every test. A unit is one byte moved;
+a system call that moves none costs as many units as bytes could be moved meanwhile (at about 2.5 GB/s).
 """
 
 from collections import deque
@@ -14,7 +14,7 @@ from typing import Protocol
 BUDGET = 1024 * 1024  # units a turn, about half a millisecond
 QUANTUM = 256 * 1024  # bytes a session may move before the next one's turn; with 1 MiB small ones waited three times as long
 EVENT = 8 * 1024  # a request or an answer that fits into one read
-STEP = 8 * 1024  # what each visit costs, however little there is to move
+STEP = 8 * 1024  # the cost of each visit, however little there is to move
 VISIT = 4 * 1024  # of the sweep
 ACCEPT = DIAL = END = 64 * 1024
 
@@ -22,16 +22,16 @@ ACCEPT = DIAL = END = 64 * 1024
 class Runnable(Protocol):
     """A session's half, a port, a frontend with clients that wait for its servers, or the timers' work."""
 
-    queued: bool  # it waits for its share: each is in the queue once, or the fastest would get the most
+    queued: bool  # it waits for its share: each is queued at most once, or the fastest would get the most
 
 
 class Turn:
     def __init__(self) -> None:
-        self.left = 0  # units; below zero the turn is over
+        self.left = 0  # units; the turn is over below zero
         self.queue: deque[Runnable] = deque()
 
     def add(self, one: Runnable) -> None:
-        """To the end of the queue, unless it waits there already."""
+        """Append to the queue, unless it is in there already."""
         if not one.queued:
             one.queued = True
             self.queue.append(one)
