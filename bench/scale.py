@@ -109,8 +109,6 @@ class World:
             await asyncio.gather(*(self.put(number) for number in range(start, min(total, start + 500))))
 
     async def measure(self, what: str, work: Awaitable[object], mark: float | None = LONGEST, each: int = 1) -> None:
-        gc.collect()
-        await asyncio.sleep(0)
         with watched() as taken:
             await asyncio.get_running_loop().create_task(_done(work))
             await asyncio.sleep(0)

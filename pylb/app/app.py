@@ -40,6 +40,7 @@ from pylb.control.event_log import Event
 from pylb.control.health.prober import at_most
 from pylb.control.health_sentence import troubles
 from pylb.control.registry import Registry
+from pylb.control.steps import collect_young
 from pylb.control.storage.store import StateLocked, Store
 from pylb.control.tasks import Part, Tasks
 from pylb.core.address import Listen
@@ -707,6 +708,7 @@ class App:
             while True:
                 self._pulse.beat(loop.time())
                 self._service.flush()
+                collect_young()  # sessions that came in the places of others, too
                 if os.getpid() == 1:
                     reap_strangers([pid for pid, _ in self._forwarding.workers().values()])
                 await asyncio.sleep(TICK)

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pylb.control.event_log import Journal
 from pylb.control.health.checker import Checker
 from pylb.control.scene import Scene, Sink
-from pylb.control.steps import in_turns
+from pylb.control.steps import in_turns, turn
 from pylb.control.storage.table_history import History
 from pylb.core.address import Listen
 from pylb.core.compose import Sight, composed, every_listen, frontend
@@ -121,7 +121,7 @@ class Publisher:
                 self.table.generation + 1, {listen: made.pop(listen) for listen in order[start : start + FRONTENDS]}
             )
             self._sink.apply(table)
-            await asyncio.sleep(0)
+            await turn()
         self._swap(scene, made, table)
 
     async def _follow(self, base: Table, touched: Iterable[Listen], by: Iterable[str]) -> None:

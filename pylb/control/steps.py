@@ -1,6 +1,7 @@
 """Long work in steps, between which the loop has its turn: nothing here may hold it for more than a few milliseconds."""
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator, Generator, Iterable
 from typing import TypeVar
 
@@ -12,7 +13,7 @@ async def in_turns(items: Iterable[T], every: int) -> AsyncIterator[T]:
     for number, item in enumerate(items, 1):
         yield item
         if number % every == 0:
-            await asyncio.sleep(0)
+            await turn()
 
 
 async def stepwise(work: Generator[None, None, T]) -> T:
@@ -22,4 +23,22 @@ async def stepwise(work: Generator[None, None, T]) -> T:
             next(work)
         except StopIteration as end:
             return end.value  # type: ignore[no-any-return]
-        await asyncio.sleep(0)
+        await turn()
+
+
+async def turn() -> None:
+    """The loop has its turn, after a step of long work."""
+    collect_young()
+    await asyncio.sleep(0)
+
+
+def collect_young() -> None:
+    """What the garbage collector would do if it counted objects that are there.
+
+    It counts those that were made less those that were freed, whatever their age: so it never looks while work replaces old
+    objects by new ones. A drain of a node with 1,000 servers left 35,000 young ones that way, and the next collection, in
+    whoever's step, held the loop for 15 to 25 ms. To count them takes 8 ns for each, and here there are never many.
+    """
+    most, most_young, _ = gc.get_threshold()
+    if gc.isenabled() and len(gc.get_objects(generation=0)) > most:
+        gc.collect(1 if gc.get_count()[1] > most_young else 0)

@@ -5,10 +5,10 @@ are none for HAProxy's own TCP proxies. A thousand frontends with three servers 
 directly, and the loop gets its turn after every few rows.
 """
 
-import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+from pylb.control.steps import turn
 from pylb.haproxy.sampler import Lookout
 from pylb.haproxy.stats import BACKEND, FRONTEND, SERVER, Row, is_up
 from pylb.metrics.text import escaped
@@ -199,7 +199,7 @@ class Exporter:
                 yield _head(name).encode()
             for start in range(0, len(lines), 2000):
                 yield "".join(lines[start : start + 2000]).encode()
-                await asyncio.sleep(0)
+                await turn()
 
 
 def names() -> Iterator[str]:

@@ -4,13 +4,13 @@ The files are below a folder named after their content, so a browser may keep th
 never mixed in. They live in memory: whoever replaces them on disk changes nothing until the next start.
 """
 
-import asyncio
 import hashlib
 import heapq
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 
+from pylb.control.steps import turn
 from pylb.core.address import Address
 from pylb.core.errors import Code, Refused
 from pylb.core.session import SessionView
@@ -156,7 +156,7 @@ async def _first(
         some = [one for one in views[start : start + PIECE] if not text or any(text in word for word in _words(one))]
         matching += len(some)
         first = heapq.nlargest(MOST_SESSIONS, first + some, key=order)
-        await asyncio.sleep(0)
+        await turn()
     return first, matching
 
 

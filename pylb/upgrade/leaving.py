@@ -1,11 +1,11 @@
 """What one pylb leaves the next: its ports, its state, its counters, and how it lets go of them and takes them back."""
 
-import asyncio
 import logging
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Protocol
 
 from pylb.control.registry import Registry
+from pylb.control.steps import turn
 from pylb.control.storage.store import StateLocked
 from pylb.control.tasks import Part
 from pylb.forward.counters import Counters
@@ -104,4 +104,4 @@ class Estate:
         for start in range(0, max(1, len(changed)), PIECE):
             some = changed[start : start + PIECE]
             yield report(counters, 0.0, tuple(counted(listen, counters.frontends[listen]) for listen in some))
-            await asyncio.sleep(0)
+            await turn()

@@ -13,6 +13,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
+from pylb.control.steps import turn
 from pylb.core.errors import Code, Refused
 from pylb.web.answers import refusal_body
 from pylb.web.unix import UnixServer, check_peer, reachable
@@ -109,7 +110,7 @@ async def pieces(answer: Mapping[str, Any]) -> AsyncIterator[bytes]:
         for start in range(0, len(value), ITEMS):
             if start:
                 yield (text + ",").encode()
-                await asyncio.sleep(0)
+                await turn()
                 text = ""
             some = value[start : start + ITEMS]
             value[start : start + ITEMS] = [None] * len(some)

@@ -1,0 +1,45 @@
+"""What lies between two turns of the loop, counted and not timed."""
+
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from pylb.control.steps import in_turns
+from tests.control.harness import aio
+
+MADE = 60  # objects a step
+YOUNG, MIDDLE = 1_000, 2
+
+
+@contextmanager
+def collections() -> Iterator[list[int]]:
+    """How many objects each collection looks at while the block runs."""
+    looked: list[int] = []
+
+    def note(phase: str, info: dict[str, int]) -> None:
+        if phase == "start":
+            looked.append(sum(len(gc.get_objects(generation)) for generation in range(info["generation"] + 1)))
+
+    before = gc.get_threshold()
+    gc.collect()
+    gc.set_threshold(YOUNG, MIDDLE, 1_000_000)
+    gc.callbacks.append(note)
+    try:
+        yield looked
+    finally:
+        gc.callbacks.remove(note)
+        gc.set_threshold(*before)
+
+
+@aio
+async def test_no_collection_pays_for_the_steps_of_others_that_put_new_objects_in_the_places_of_old_ones() -> None:
+    """The collector counts objects made less those freed: it did not look once, and then at all 30,000 in one go."""
+    served = [[number] for number in range(500 * MADE)]
+    with collections() as looked:
+        async for start in in_turns(range(0, len(served), MADE), 1):
+            for place in range(start, start + MADE):
+                served[place] = [place]
+        some_step = [[number] for number in range(10 * YOUNG)]
+    assert len(some_step) == 10 * YOUNG
+    assert looked
+    assert max(looked) < (MIDDLE + 2) * (YOUNG + MADE) + 500
