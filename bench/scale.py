@@ -101,7 +101,7 @@ class World:
         node = f"10.{move}.0.{1 + number // len(self.ports)}"
         caller = Caller(node, self.tokens[frontend % TOKENS])
         wanted = (Wanted(self.ports[frontend], 30000 + frontend),)
-        await self.registry.announce(f"app-{frontend}", f"pod-{number}", Announcement(wanted, None, 3600.0), caller)
+        await self.registry.calls.announce(f"app-{frontend}", f"pod-{number}", Announcement(wanted, None, 3600.0), caller)
 
     async def fill(self) -> None:
         total = len(self.ports) * INSTANCES
@@ -193,12 +193,12 @@ async def measured(world: World, spare: Sequence[int], before: int) -> None:
     await world.measure("page, the first picture", feed.look(sample=True))
     await world.measure("page, the next one", feed.look(sample=True))
     await stream.aclose()
-    await world.measure("drain of a node with 1,000 servers", registry.set_admin("10.0.0.6", AdminState.DRAIN))
-    await world.measure("reload that opens 1,000 static frontends", registry.reload(statics(spare[:1000]), world.keyring))
-    await world.measure("reload that changes nothing", registry.reload(statics(spare[:1000]), world.keyring))
-    await world.measure("reload that closes them", registry.reload(Rules(), world.keyring))
+    await world.measure("drain of a node with 1,000 servers", registry.operator.set_admin("10.0.0.6", AdminState.DRAIN))
+    await world.measure("reload that opens 1,000 static frontends", registry.rules.reload(statics(spare[:1000]), world.keyring))
+    await world.measure("reload that changes nothing", registry.rules.reload(statics(spare[:1000]), world.keyring))
+    await world.measure("reload that closes them", registry.rules.reload(Rules(), world.keyring))
     items = [Imported(port, Address("10.100.0.1", 30000)) for port in spare]
-    await world.measure(f"import of {len(items):,}", registry.import_legacy(items, "token-0"))
+    await world.measure(f"import of {len(items):,}", registry.operator.import_legacy(items, "token-0"))
     await world.measure("history", _history(registry))
     for what in ("all of it", "what one call changed"):
         if what == "all of it":

@@ -22,7 +22,7 @@ Folders, by layer: each imports only what is below it (pyproject.toml holds this
     forward         the engine: the only code that touches a client's bytes (a sibling of control: they meet in app)
     core            values and decisions: no I/O, no clock, no randomness
 
-One call's way: web/webhook → control/registry (validate, bind, make durable, swap) → engine.apply(table) → the answer.
+One call's way: web/webhook → control/calls (validate, bind, make durable, swap) → engine.apply(table) → the answer.
 One byte's way: epoll → forward/engine → forward/relay: recv, send; splice when it comes in bulk.
 
 What pylb does not do: terminate TLS, speak HTTP to your users, balance UDP, keep your DNS.

@@ -57,7 +57,7 @@ def legacy_notes(registry: Registry) -> list[str]:
     return [
         f"legacy calls with token {token!r}: {use.calls} since the start, the last "
         f"{_span(max(0.0, time.time() - use.last_at))} ago from {use.last_ip} ({use.last_name})"
-        for token, use in sorted(registry.legacy_uses().items())
+        for token, use in sorted(registry.calls.legacy_uses().items())
     ]
 
 

@@ -156,7 +156,7 @@ def _changes(registry: Registry, service: Service) -> dict[str, Verb]:
     """What changes registrations, or reads files again."""
 
     async def release(request: Mapping[str, Any]) -> dict[str, Any]:
-        return {"released": await registry.release_any(_text(request, "what"))}
+        return {"released": await registry.operator.release_any(_text(request, "what"))}
 
     async def import_(request: Mapping[str, Any]) -> dict[str, Any]:
         items = request.get("items")
@@ -166,7 +166,7 @@ def _changes(registry: Registry, service: Service) -> dict[str, Verb]:
         if not items and service.token(token) is None:  # of a dry run
             raise Refused(Code.NOT_FOUND, f"there is no token called {token!r}", "`pylb token list`")
         read = [_imported(item) async for item in in_turns(items, ITEMS)]
-        return {"lines": await registry.import_legacy(read, token)}
+        return {"lines": await registry.operator.import_legacy(read, token)}
 
     async def reload(_request: Mapping[str, Any]) -> dict[str, Any]:
         try:
@@ -183,7 +183,7 @@ def _changes(registry: Registry, service: Service) -> dict[str, Verb]:
         return {"lines": [await service.upgrade()]}
 
     async def uses(_request: Mapping[str, Any]) -> dict[str, Any]:
-        return {"uses": registry.uses()}
+        return {"uses": registry.calls.uses()}
 
     async def tokens(_request: Mapping[str, Any]) -> dict[str, Any]:
         await service.read_keys()
@@ -202,7 +202,9 @@ async def _planned_call(registry: Registry, service: Service, request: Mapping[s
     except ValueError as error:
         raise Refused(Code.INVALID, f"address: {error}") from None
     announcement = parse_native(_unicode("body", _text(request, "body")).encode())
-    return await registry.plan_announce(_text(request, "name"), _text(request, "instance"), announcement, Caller(ip, token))
+    return await registry.calls.plan_announce(
+        _text(request, "name"), _text(request, "instance"), announcement, Caller(ip, token)
+    )
 
 
 def _generation(one: Generation) -> dict[str, Any]:
@@ -221,17 +223,17 @@ def _operator(registry: Registry, live: Sessions) -> dict[str, Verb]:
         state = _text(request, "state")
         if state not in list(AdminState):
             raise Refused(Code.INVALID, f"state: {state[:40]!r} is none of {', '.join(AdminState)}")
-        return {"lines": await registry.set_admin(_text(request, "target"), AdminState(state), _seconds(request))}
+        return {"lines": await registry.operator.set_admin(_text(request, "target"), AdminState(state), _seconds(request))}
 
     async def words(_request: Mapping[str, Any]) -> dict[str, Any]:
-        found = registry.words()
+        found = registry.operator.words()
         return {"words": [{"target": who, "word": _said(word), "until": word.until, "hits": hits} for who, word, hits in found]}
 
     async def weight(request: Mapping[str, Any]) -> dict[str, Any]:
         wanted = request.get("weight")
         if wanted is not None and not (type(wanted) is int and 0 <= wanted <= 256):
             raise Refused(Code.INVALID, "weight: 0-256 or null is needed")
-        return {"lines": await registry.set_weight(_text(request, "target"), wanted, _seconds(request))}
+        return {"lines": await registry.operator.set_weight(_text(request, "target"), wanted, _seconds(request))}
 
     async def sessions(request: Mapping[str, Any]) -> dict[str, Any]:
         if request.get("ended"):

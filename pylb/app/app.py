@@ -470,7 +470,7 @@ class App:
 
     def _webhook(self, listener: WebhookListener) -> Webhook:
         return Webhook(
-            self._registry,
+            self._registry.calls,
             lambda: self._keyring,
             trusted_proxies=self._config.trusted_proxies,
             legacy=listener.legacy,
@@ -607,8 +607,8 @@ class App:
         config = await asyncio.to_thread(self._source.read, path, text)
         check_fixed(self._config, config)
         rules = await rules_of(config)
-        table, planned = await self._registry.plan_reload(rules, self._keyring)
-        return [*planned, *await self._registry.plan_checks(table)]
+        table, planned = await self._registry.rules.plan(rules, self._keyring)
+        return [*planned, *await self._registry.rules.plan_checks(table)]
 
     def token(self, name: str) -> Token | None:
         return next((token for token in self._keyring.tokens if token.name == name), None)
@@ -638,9 +638,9 @@ class App:
             raise Refused(Code.INVALID, str(reason)) from None
         keyring = keys.keyring()
         rules = await rules_of(config)
-        _, lines = await self._registry.plan_reload(rules, keyring)
+        _, lines = await self._registry.rules.plan(rules, keyring)
         planned = steps(lines, await self._forwarding.sessions())
-        change = await self._registry.reload(rules, keyring)
+        change = await self._registry.rules.reload(rules, keyring)
         self._config, self._keys, self._keyring = config, keys, keyring
         for webhook in self._webhooks:
             webhook.trusted_proxies = config.trusted_proxies
@@ -661,7 +661,7 @@ class App:
             await asyncio.to_thread(self._keys.read_again)
             keyring = self._keys.keyring()
             if keyring.tokens != self._keyring.tokens:
-                await self._registry.set_keyring(keyring)
+                await self._registry.rules.set_keyring(keyring)
                 self._keyring = keyring
                 log.info("tokens read again: %d are in force", len(keyring.tokens))
 
@@ -748,7 +748,7 @@ class App:
         """This machine may have other addresses: servers at them may be pylb itself now, or no longer."""
         async with self._reloading:
             with suppress(Refused):  # pylb is stopping
-                await self._registry.readdress(await own_ips_of(self._config))
+                await self._registry.rules.readdress(await own_ips_of(self._config))
 
     async def _keep_config(self) -> None:
         """By the disk's thread, which may hang and is not waited for at the end."""

@@ -135,7 +135,7 @@ class Metrics:
         # All codes from the start on: a series that begins at 1 has no increase that Prometheus could see.
         refused = {str(code): registry.refused_total.get(str(code), 0) for code in Code}
         yield from counter("pylb_calls_refused_total", "Refused calls by error code.", ("reason",), simple(refused))
-        uses = registry.legacy_uses()
+        uses = registry.calls.legacy_uses()
         yield from counter(
             "pylb_legacy_calls_total",
             "Accepted calls of the legacy protocol.",

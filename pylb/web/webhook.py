@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from pylb.control.registry import Registry
+from pylb.control.calls import Calls
 from pylb.control.views import FrontendOutcome, Outcome
 from pylb.core.address import Network, in_networks
 from pylb.core.auth import ANYWHERE, STRONG, Caller, Door, Keyring, Token
@@ -52,7 +52,7 @@ class Webhook:
 
     def __init__(
         self,
-        registry: Registry,
+        calls: Calls,
         keyring: Callable[[], Keyring],
         *,
         trusted_proxies: Sequence[Network] = (),
@@ -62,7 +62,7 @@ class Webhook:
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
     ) -> None:
-        self._registry = registry
+        self._calls = calls
         self._keyring = keyring
         self._wall = wall
         self.trusted_proxies = trusted_proxies
@@ -110,9 +110,9 @@ class Webhook:
         caller = self._caller(call, bearer(call.headers), "native")
         name, instance = call.args
         announcement = self._parsed(call, caller, parse_native)
-        if not self._registry.is_beat(name, instance, announcement, caller):
+        if not self._calls.is_beat(name, instance, announcement, caller):
             self._count_change(call, caller)
-        outcome = await self._registry.announce(name, instance, announcement, caller)
+        outcome = await self._calls.announce(name, instance, announcement, caller)
         self._audit(call, caller, outcome.result)
         return json_answer(201 if outcome.result == "created" else 200, outcome_json(outcome))
 
@@ -120,7 +120,7 @@ class Webhook:
         caller = self._caller(call, bearer(call.headers), "native")
         name, instance = call.args
         self._count_change(call, caller)
-        outcome = await self._registry.release(name, instance, caller)
+        outcome = await self._calls.release(name, instance, caller)
         self._audit(call, caller, outcome.result)
         return json_answer(200, outcome_json(outcome))
 
@@ -133,9 +133,9 @@ class Webhook:
     async def _legacy(self, call: Call) -> Answer:
         caller = self._legacy_caller(call)
         said = self._parsed(call, caller, _parse_legacy)
-        if not self._registry.is_legacy_beat(said, caller):
+        if not self._calls.is_legacy_beat(said, caller):
             self._count_change(call, caller)
-        line = one_line(await self._registry.legacy(said, caller))
+        line = one_line(await self._calls.legacy(said, caller))
         self._audit(call, caller, line.partition(":")[0])
         return text_answer(200, line + "\n")
 
@@ -167,7 +167,7 @@ class Webhook:
             raise self._note(call, ip, token.name, _too_many("the same call again and again", hint, wait))
         if wait := self._beats.take((token.name, source)) or self._all_beats.take(token.name):
             raise self._note(call, ip, token.name, _too_many("too many calls with this token", "call less often", wait))
-        self._registry.note_use(token, secret)
+        self._calls.note_use(token, secret)
         return Caller(ip, token, at)
 
     def _count_change(self, call: Call, caller: Caller) -> None:
@@ -224,7 +224,7 @@ class Webhook:
         ports = ports_named(call.body) if tell else ()
         name = call.args[0] if call.args else ""
         what = f"{call.method} {call.path[:160]}"
-        self._registry.reject(refused, ip, token, what, name=name[:64], ports=ports, tell=tell)
+        self._calls.reject(refused, ip, token, what, name=name[:64], ports=ports, tell=tell)
         return refused
 
 

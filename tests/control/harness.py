@@ -166,16 +166,16 @@ class Control:
     ) -> Outcome:
         wanted = tuple(Wanted(port, to) for port, to in ports.items())
         announcement = Announcement(wanted, address, ttl, draining)
-        return await self.registry.announce(name, instance, announcement, self.caller(ip, token))
+        return await self.registry.calls.announce(name, instance, announcement, self.caller(ip, token))
 
     async def legacy(self, port: int, to: int, ip: str = NODE_A, *, action: str = "add", token: str = "") -> str:
         body = (
             f'{{"dst-ip":"","frontend-port":"{port}","backend-port":"{to}","action":"{action}","name":"old","send-proxy":""}}'
         )
-        return await self.registry.legacy(parse_legacy(body.encode()), self.caller(ip, token))
+        return await self.registry.calls.legacy(parse_legacy(body.encode()), self.caller(ip, token))
 
     async def delete(self, *, name: str = "web", instance: str = "pod-1", token: str = "") -> Outcome:
-        return await self.registry.release(name, instance, self.caller(NODE_A, token))
+        return await self.registry.calls.release(name, instance, self.caller(NODE_A, token))
 
     async def pass_time(self, seconds: float, *, probing: bool = False) -> None:
         """In steps that a running pylb would take."""

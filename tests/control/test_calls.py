@@ -345,18 +345,18 @@ async def test_the_operator_releases_a_port_or_a_name(tmp_path: Path) -> None:
         await c.put({one: 30001, two: 30002})
         await c.put({one: 30001, two: 30002}, NODE_B, instance="pod-2")
         await c.legacy(three, 30003)
-        assert await c.registry.release_any(str(two)) == [
+        assert await c.registry.operator.release_any(str(two)) == [
             f"released t/web/pod-1, port {two}",
             f"released t/web/pod-2, port {two}",
         ]
         assert c.sink.ports == {one, three}
-        assert await c.registry.release_any("web/pod-2") == ["released t/web/pod-2"]
-        assert await c.registry.release_any("web") == ["released t/web/pod-1"]
-        assert await c.registry.release_any("old") == ["released t/old (legacy)"]
+        assert await c.registry.operator.release_any("web/pod-2") == ["released t/web/pod-2"]
+        assert await c.registry.operator.release_any("web") == ["released t/web/pod-1"]
+        assert await c.registry.operator.release_any("old") == ["released t/old (legacy)"]
         assert c.sink.ports == set()
         for nobody in ("web", "65536", "9" * 5000):
             with pytest.raises(Refused, match="not_found"):
-                await c.registry.release_any(nobody)
+                await c.registry.operator.release_any(nobody)
 
 
 @aio
@@ -365,13 +365,13 @@ async def test_old_haproxy_servers_are_imported_as_legacy_registrations(tmp_path
     tokens = (token("a", ports=parse_ports([one])), token("b", ports=parse_ports([one, two])))
     async with control(tmp_path, *tokens) as c:
         items = [Imported(port, Address(NODE_A, 30443), "old") for port in (one, two, 22)]
-        lines = await c.registry.import_legacy(items, "")
+        lines = await c.registry.operator.import_legacy(items, "")
         assert "several tokens may open" in lines[0]
         assert lines[1] == f"created {two} -> {NODE_A}:30443"
         assert "no token that may open port 22" in lines[2]
-        assert (await c.registry.import_legacy(items[:1], "a")) == [f"created {one} -> {NODE_A}:30443"]
-        assert "no target" in (await c.registry.import_legacy([Imported(two, Address("169.254.1.1", 1))]))[0]
-        assert "may not aim at port 22" in (await c.registry.import_legacy([Imported(two, Address(NODE_A, 22))]))[0]
+        assert (await c.registry.operator.import_legacy(items[:1], "a")) == [f"created {one} -> {NODE_A}:30443"]
+        assert "no target" in (await c.registry.operator.import_legacy([Imported(two, Address("169.254.1.1", 1))]))[0]
+        assert "may not aim at port 22" in (await c.registry.operator.import_legacy([Imported(two, Address(NODE_A, 22))]))[0]
         with target(30443, NODE_A):
             await c.pass_time(2, probing=True)
         assert c.ranks(one) == {NODE_A: 0}
@@ -385,10 +385,12 @@ async def test_a_reload_is_all_or_nothing(tmp_path: Path) -> None:
         before = c.picture()
         steals = Rules(frontends=(static("https", f"*:{port}"), static("new", f"*:{static_port}")))
         with pytest.raises(Refused, match="registration 'web' of token 't'"):
-            await c.registry.reload(steals, c.keyring)
+            await c.registry.rules.reload(steals, c.keyring)
         assert c.picture() == before
         with target(taken, "0.0.0.0"), pytest.raises(Refused, match="port_in_use"):
-            await c.registry.reload(Rules(frontends=(static("a", f"*:{static_port}"), static("b", f"*:{taken}"))), c.keyring)
+            await c.registry.rules.reload(
+                Rules(frontends=(static("a", f"*:{static_port}"), static("b", f"*:{taken}"))), c.keyring
+            )
         assert c.picture() == before
 
 
@@ -402,7 +404,7 @@ async def test_a_reload_opens_closes_and_adopts(tmp_path: Path) -> None:
             static("web", f"127.0.0.1:{port}", f"{NODE_B}:30001"),
             static("second", f"*:{second}"),
         )
-        diff = await c.registry.reload(Rules(frontends=frontends), c.keyring)
+        diff = await c.registry.rules.reload(Rules(frontends=frontends), c.keyring)
         assert {frontend.name for frontend in diff.closed} == {f"web-{port}", "first"}
         assert c.sink.ports == {port, second}
         assert c.registry.unbound() == {}
@@ -417,7 +419,7 @@ async def test_a_token_that_was_reloaded_away_while_its_target_was_dialled_regis
         with black_hole(hole):
             call = asyncio.get_running_loop().create_task(c.put({port: hole}))
             await until(lambda: c.registry._ledger.checker._asking)
-            await c.registry.reload(Rules(), Keyring([token("u")]))
+            await c.registry.rules.reload(Rules(), Keyring([token("u")]))
             with pytest.raises(Refused, match="no longer valid"):
                 await call
         assert c.sink.ports == set()
@@ -439,7 +441,7 @@ async def test_a_second_instance_behind_a_static_frontend_joins_it(tmp_path: Pat
 @aio
 async def test_a_call_without_a_valid_token_is_counted_and_shown_too(tmp_path: Path) -> None:
     async with control(tmp_path) as c:
-        c.registry.reject(Refused(Code.UNAUTHORIZED, "no such token"), NODE_B, "", "PUT web/pod-1")
+        c.registry.calls.reject(Refused(Code.UNAUTHORIZED, "no such token"), NODE_B, "", "PUT web/pod-1")
         (last,) = c.registry.rejected()
         assert (last.ip, last.token, last.code, last.what) == (NODE_B, "", "unauthorized", "PUT web/pod-1")
         assert "without a valid token" in c.heard[-1].text
@@ -506,7 +508,7 @@ async def test_a_drained_node_stays_drained_when_its_pod_comes_back_and_after_a_
         with target(30001, NODE_A, NODE_B):
             await c.put({port: 30001})
             await c.put({port: 30001}, NODE_B, instance="pod-2")
-            (line,) = await c.registry.set_admin(NODE_A, AdminState.DRAIN)
+            (line,) = await c.registry.operator.set_admin(NODE_A, AdminState.DRAIN)
             assert line == f"drain: web-{port}/pod-1 ({NODE_A}:30001)"
             await c.delete()
             await c.put({port: 30001}, instance="pod-3")
@@ -515,10 +517,10 @@ async def test_a_drained_node_stays_drained_when_its_pod_comes_back_and_after_a_
     async with control(tmp_path) as c:
         assert weights(c, port) == {NODE_A: 0, NODE_B: 1}
         assert {view.state for view in c.registry.each_server()} == {"drain", "up"}
-        await c.registry.set_admin(f"{port}/pod-3", AdminState.READY)
-        await c.registry.set_weight(f"{port}/pod-2", 9)
+        await c.registry.operator.set_admin(f"{port}/pod-3", AdminState.READY)
+        await c.registry.operator.set_weight(f"{port}/pod-2", 9)
         assert weights(c, port) == {NODE_A: 1, NODE_B: 9}
-        await c.registry.set_weight(f"{port}/pod-2", None)
+        await c.registry.operator.set_weight(f"{port}/pod-2", None)
         assert weights(c, port) == {NODE_A: 1, NODE_B: 1}
 
 
@@ -528,7 +530,7 @@ async def test_a_word_of_the_operator_goes_with_its_frontend(tmp_path: Path) -> 
     async with control(tmp_path) as c:
         with target(30001):
             await c.put({port: 30001})
-            await c.registry.set_weight(f"{port}/pod-1", 9)
+            await c.registry.operator.set_weight(f"{port}/pod-1", 9)
             await c.delete()
             await c.put({port: 30001})
         assert weights(c, port) == {NODE_A: 1}
@@ -542,8 +544,8 @@ async def test_a_word_about_nobody_changes_nothing_and_one_that_says_nothing_new
             await c.put({port: 30001})
         before = c.picture()
         with pytest.raises(Refused, match="no server is 'web/pod-9'"):
-            await c.registry.set_admin("web/pod-9", AdminState.MAINT)
+            await c.registry.operator.set_admin("web/pod-9", AdminState.MAINT)
         assert c.picture() == before
         saves = c.store.saves
-        await c.registry.set_admin(f"{port}/pod-1", AdminState.READY)
+        await c.registry.operator.set_admin(f"{port}/pod-1", AdminState.READY)
         assert c.store.saves == saves

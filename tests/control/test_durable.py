@@ -300,7 +300,7 @@ async def test_a_registrations_own_check_outlives_a_restart(tmp_path: Path) -> N
     said = Announcement((Wanted(port, 30001, health=OwnHealth(check, when_all_down=WhenAllDown.REFUSE)),))
     async with control(tmp_path) as c:
         with target(30001):
-            await c.registry.announce("web", "pod-1", said, c.caller())
+            await c.registry.calls.announce("web", "pod-1", said, c.caller())
     async with control(tmp_path) as c:
         health = c.server(port)[1].health
         assert health is not None

@@ -67,7 +67,7 @@ async def test_it_is_neither_served_nor_changed_by_calls_reloads_restarts_and_a_
         await c.put({others[0]: 30001}, name="mail")
         await c.put({port: 30001}, draining=True)
         assert is_there(tmp_path)
-        await c.registry.reload(Rules(), c.keyring)
+        await c.registry.rules.reload(Rules(), c.keyring)
         await c.put({others[1]: 30001}, name="www")
         assert is_there(tmp_path)
         await c.registry.hand_over()
@@ -105,11 +105,11 @@ async def test_it_goes_when_it_is_released_by_name_by_port_or_by_its_owner(tmp_p
 
 
 async def by_name(c: Control) -> None:
-    await c.registry.release_any("later/pod-9")
+    await c.registry.operator.release_any("later/pod-9")
 
 
 async def by_port(c: Control) -> None:
-    await c.registry.release_any("4433")
+    await c.registry.operator.release_any("4433")
 
 
 async def by_its_owner(c: Control) -> None:
@@ -145,7 +145,7 @@ async def test_a_check_of_a_later_form_says_so_and_an_older_pylb_keeps_it(
     (port,) = free_ports(1)
     async with control(tmp_path) as c:
         wanted = Announcement((Wanted(port, 30001, health=parse_health(health)),))
-        await c.registry.announce("web", "pod-1", wanted, c.caller("127.0.0.1"))
+        await c.registry.calls.announce("web", "pod-1", wanted, c.caller("127.0.0.1"))
     [entry] = payload(tmp_path)["registrations"]
     assert entry["needs"] == needs
     with monkeypatch.context() as older:

@@ -28,7 +28,7 @@ async def test_registrations_pass_on_at_once_with_their_lease_and_over_restarts(
         await c.put({port: 30001})
         await c.put({mail: 30001}, name="mail")
         tables = len(c.sink.tables)
-        await c.registry.set_keyring(use(c, old, new))
+        await c.registry.rules.set_keyring(use(c, old, new))
         assert held(c) == [("new", "web", "fresh"), ("old", "mail", "fresh")]
         assert len(c.sink.tables) == tables  # nothing of what is served differs
         assert next(view.expires_in for view in c.registry.each_registration() if view.token == "new") == 60
@@ -50,7 +50,7 @@ async def test_what_its_heir_could_not_have_made_stays(tmp_path: Path) -> None:
     old, new = token("old"), token("new", ports=parse_ports([one]), replaces=("old",))
     async with control(tmp_path, old) as c:
         await c.put({one: 30001, two: 30001}, name="both")
-        await c.registry.set_keyring(use(c, old, new))
+        await c.registry.rules.set_keyring(use(c, old, new))
         assert held(c) == [("old", "both", "fresh")]
         with pytest.raises(Refused):
             await c.put({one: 30001}, token="new")
@@ -65,7 +65,7 @@ async def test_two_of_the_same_name_and_instance_are_both_served_whoever_replace
     async with control(tmp_path, *old) as c:
         await c.put({one: 30001}, instance="web-0", token="staging")
         await c.put({two: 30001}, instance="web-0", token="prod")
-        await c.registry.set_keyring(use(c, *old, new))
+        await c.registry.rules.set_keyring(use(c, *old, new))
         for _ in range(2):
             assert sorted(owner for owner, _, _ in held(c)) in (["new", "prod"], ["new", "staging"])
             assert c.sink.ports == {one, two}
@@ -96,12 +96,12 @@ async def test_tokens_that_go_are_renamed_or_rotated_leave_events_and_takeovers_
         (taken,) = [event for event in c.heard if event.kind == "taken_over"]
         assert (taken.alarm, taken.fields["token"], taken.fields["by"]) == (True, "a", "strong/mine/pod-1")
         renamed = token("z", secrets=b.secrets)
-        await c.registry.set_keyring(use(c, renamed, token("strong", secrets=("another-secret-of-that-token",))))
+        await c.registry.rules.set_keyring(use(c, renamed, token("strong", secrets=("another-secret-of-that-token",))))
         said = {event.kind: (event.text, event.alarm) for event in c.heard}
         assert said["token_removed"] == ("token 'a' is removed: its calls are refused", False)
         assert said["token_renamed"][0].startswith("token 'b' is called 'z' now")
         assert "token_rotated" in said
-        await c.registry.set_keyring(use(c, renamed))
+        await c.registry.rules.set_keyring(use(c, renamed))
         (gone,) = [event for event in c.heard if event.kind == "token_removed" and event.fields["token"] == "strong"]
         assert gone.alarm
         assert "1 registration of it will be stale" in gone.text

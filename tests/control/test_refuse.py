@@ -15,7 +15,7 @@ REFUSE = OwnHealth(Check(), when_all_down=WhenAllDown.REFUSE)
 
 async def announce(c: Control, port: int, ip: str = NODE_A, instance: str = "pod-1", health: OwnHealth = REFUSE) -> str:
     wanted = Announcement((Wanted(port, 30001, health=health),))
-    return (await c.registry.announce("db", instance, wanted, c.caller(ip))).note
+    return (await c.registry.calls.announce("db", instance, wanted, c.caller(ip))).note
 
 
 def serving(c: Control, port: int) -> set[str]:
@@ -99,5 +99,5 @@ async def test_a_weight_that_nobody_will_look_at_is_said_in_the_answer(tmp_path:
     (port,) = free_ports(1)
     async with control(tmp_path, rules=Rules(defaults=Policy(balance=Balance.FIRST))) as c:
         wanted = Wanted(port, 30001, weight=2)
-        answer = await c.registry.announce("db", "pod-1", Announcement((wanted,)), c.caller(NODE_A))
+        answer = await c.registry.calls.announce("db", "pod-1", Announcement((wanted,)), c.caller(NODE_A))
         assert f"weight of port {port} has no effect" in answer.note

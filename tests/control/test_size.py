@@ -86,7 +86,7 @@ class Full:
 
     async def put(self, ip: str, *, instance: str = "pod-1", draining: bool = False) -> None:
         announcement = Announcement((Wanted(1024 + 3, 30000),), None, 3600.0, draining)
-        await self.registry.announce("app-3", instance, announcement, Caller(ip, TOKENS[3]))
+        await self.registry.calls.announce("app-3", instance, announcement, Caller(ip, TOKENS[3]))
 
     async def cost(self, work: Callable[[], Awaitable[object]]) -> int:
         with counting() as calls:
@@ -116,7 +116,7 @@ CALLS: dict[str, Callable[[Full], Awaitable[object]]] = {
     "a move": lambda full: full.put("127.0.3.99"),
     "one more instance": lambda full: full.put("127.0.3.98", instance="pod-new"),
     "a goodbye": lambda full: full.put("127.0.3.99", draining=True),
-    "a release": lambda full: full.registry.release("app-3", "pod-1", Caller("127.0.3.99", TOKENS[3])),
+    "a release": lambda full: full.registry.calls.release("app-3", "pod-1", Caller("127.0.3.99", TOKENS[3])),
     "a round of leases": lambda full: full.registry._clockwork._leases(),
 }
 
@@ -163,7 +163,7 @@ async def test_what_looks_at_all_of_them_costs_the_same_for_each(tmp_path: Path)
             for what, work in {
                 "views": lambda: _views(full.registry),  # noqa: B023 - run at once
                 "routes": lambda: rows(full.registry),  # noqa: B023 - run at once
-                "a drain": lambda: full.registry.set_admin("10.0.0.7", AdminState.DRAIN),  # noqa: B023
+                "a drain": lambda: full.registry.operator.set_admin("10.0.0.7", AdminState.DRAIN),  # noqa: B023
             }.items():
                 costs.setdefault(what, {})[instances] = await full.cost(work) / instances
         finally:
@@ -180,10 +180,10 @@ async def test_what_looks_at_all_of_them_holds_the_loop_no_longer_the_more_there
         full = Full(tmp_path / str(frontends), frontends)
         await full.fill()
         try:
-            table, _ = await full.registry.plan_reload(Rules(), Keyring(TOKENS))
+            table, _ = await full.registry.rules.plan(Rules(), Keyring(TOKENS))
             for what, work in {
-                "a plan": lambda: full.registry.plan_reload(Rules(), Keyring(TOKENS)),  # noqa: B023 - run at once
-                "a plan of checks": lambda: full.registry.plan_checks(table),  # noqa: B023
+                "a plan": lambda: full.registry.rules.plan(Rules(), Keyring(TOKENS)),  # noqa: B023 - run at once
+                "a plan of checks": lambda: full.registry.rules.plan_checks(table),  # noqa: B023
                 "all leases": full.registry.webhook_is_up,
                 "routes": lambda: rows(full.registry),  # noqa: B023
             }.items():

@@ -186,7 +186,7 @@ class Rivals(RuleBasedStateMachine):
 
     def call(self, who: Token, ip: str, *, draining: bool) -> None:
         announcement = Announcement((Wanted(self.port, 30001),), None, 60.0, draining)
-        self.run(self.registry.announce(who.name, "pod-1", announcement, Caller(ip, who)))
+        self.run(self.registry.calls.announce(who.name, "pod-1", announcement, Caller(ip, who)))
 
     @rule(draining=st.booleans())
     def the_owner_calls(self, draining: bool) -> None:
@@ -223,7 +223,7 @@ class Rivals(RuleBasedStateMachine):
             return
         assert self.answers_since is None
         assert self.clock.now - self.lived >= YIELD_AFTER
-        self.run(self.registry.release_any("rival"))
+        self.run(self.registry.operator.release_any("rival"))
         self.the_owner_calls(draining=False)
 
 

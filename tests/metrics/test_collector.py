@@ -214,7 +214,7 @@ def test_controls_numbers_come_out(tmp_path: Path) -> None:
             caller = Caller("127.0.0.1", control.keyring.tokens[0], "native")
             mqtt = free_port()
             for _ in range(2):
-                await registry.announce("mosquitto", "pod-1", Announcement((Wanted(mqtt, 30843),)), caller)
+                await registry.calls.announce("mosquitto", "pod-1", Announcement((Wanted(mqtt, 30843),)), caller)
             found = samples(await metrics_of(control).render())
             assert value(found, "pylb_registrations", state="fresh") == 1
             assert value(found, "pylb_registrations", state="stale") == 0

@@ -34,7 +34,7 @@ class Watched:
     async def announce(self, port: int, instance: str = "pod-1", target: int = 30843) -> None:
         caller = Caller("127.0.0.1", self.control.keyring.tokens[0], "native")
         body = json.dumps({"frontends": [{"port": port, "target_port": target}], "ttl": 60})
-        await self.control.registry.announce("mosquitto", instance, parse_native(body.encode()), caller)
+        await self.control.registry.calls.announce("mosquitto", instance, parse_native(body.encode()), caller)
 
 
 @asynccontextmanager
@@ -86,7 +86,7 @@ def test_the_first_message_is_whole_and_the_next_only_what_changed(tmp_path: Pat
             quiet = await reader.next()
             assert not {"whole", "about", "frontends", "servers", "registrations"} & quiet.keys()
             assert quiet["point"]["connections"] == 0
-            await here.control.registry.set_admin(f"127.0.0.1:{port}/pod-1", AdminState.DRAIN)
+            await here.control.registry.operator.set_admin(f"127.0.0.1:{port}/pod-1", AdminState.DRAIN)
             await here.feed.look(sample=False)
             drained = await reader.next()
             assert drained["servers"] == {place: {"rank": 5, "weight": 0, "state": "drain"}}
@@ -104,7 +104,7 @@ def test_what_is_gone_is_named(tmp_path: Path) -> None:
             await here.announce(port)
             reader = Reader(here.feed)
             await _joined(here, reader)
-            await here.control.registry.release_any("mosquitto")
+            await here.control.registry.operator.release_any("mosquitto")
             await here.feed.look(sample=False)
             said = await reader.next()
             listen = f"127.0.0.1:{port}"

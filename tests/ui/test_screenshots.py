@@ -107,7 +107,7 @@ async def _answers(_question: Question) -> str:
 async def _announce(show: Showcase, token: Token, instance: str, ip: str, ports: dict[int, int], **more: object) -> None:
     frontends = [{"port": port, "target_port": target} for port, target in ports.items()]
     body = json.dumps({"frontends": frontends, "ttl": 60, **more}).encode()
-    await show.registry.announce(token.name, instance, parse_native(body), Caller(ip, token, "native"))
+    await show.registry.calls.announce(token.name, instance, parse_native(body), Caller(ip, token, "native"))
 
 
 async def _quarter(show: Showcase, quarter: Quarter) -> None:
@@ -129,7 +129,7 @@ async def _quarter(show: Showcase, quarter: Quarter) -> None:
     show.ago(seconds=250, clock=38)
     await _announce(show, mosquitto, "mosquitto-1", NODE_B, mqtt)
     show.ago(seconds=236, clock=38)
-    await show.registry.set_admin(f"mosquitto-{ports[8883]}/mosquitto-0", AdminState.DRAIN)
+    await show.registry.operator.set_admin(f"mosquitto-{ports[8883]}/mosquitto-0", AdminState.DRAIN)
     for clock, (token, instance, ip, frontends) in {
         31: (mail_pod, "mail-0", NODE_B, mail),
         17: (traefik, "node-a", NODE_A, web),

@@ -45,7 +45,7 @@ class Face:
     async def announce(self, port: int, instance: str = "pod-1", ttl: int | None = 60) -> None:
         caller = Caller("127.0.0.1", self.control.keyring.tokens[0], "native")
         body = json.dumps({"frontends": [{"port": port, "target_port": 30843}], "ttl": ttl})
-        await self.control.registry.announce("mosquitto", instance, parse_native(body.encode()), caller)
+        await self.control.registry.calls.announce("mosquitto", instance, parse_native(body.encode()), caller)
 
 
 async def _scrape() -> bytes:
@@ -138,7 +138,7 @@ def test_sessions_are_counted_per_frontend(tmp_path: Path) -> None:
             server = await asyncio.start_server(lambda _, writer: held.append(writer), "127.0.0.1", target)
             caller = Caller("127.0.0.1", face.control.keyring.tokens[0], "native")
             body = json.dumps({"frontends": [{"port": port, "target_port": target}]}).encode()
-            await face.control.registry.announce("mosquitto", "pod-1", parse_native(body), caller)
+            await face.control.registry.calls.announce("mosquitto", "pod-1", parse_native(body), caller)
             _, writer = await asyncio.open_connection("127.0.0.1", port)
             await until(lambda: face.control.engine.counters.open_sessions == 1)
             sessions = await face.json("/v1/sessions")
@@ -195,7 +195,7 @@ def test_live_sessions_are_listed_oldest_first(tmp_path: Path) -> None:
             server = await asyncio.start_server(lambda _, writer: held.append(writer), "127.0.0.1", target)
             caller = Caller("127.0.0.1", face.control.keyring.tokens[0], "native")
             body = json.dumps({"frontends": [{"port": port, "target_port": target}]}).encode()
-            await face.control.registry.announce("mosquitto", "pod-1", parse_native(body), caller)
+            await face.control.registry.calls.announce("mosquitto", "pod-1", parse_native(body), caller)
             clients = [(await asyncio.open_connection("127.0.0.1", port))[1] for _ in range(3)]
             await until(lambda: len(held) == 3)
             live = (await face.json("/v1/sessions?live=1&server=pod-1"))["live"]

@@ -60,7 +60,7 @@ def legacy_body(port: int, target: int, action: str = "add") -> dict[str, str]:
 async def facing(state_dir: Path, *, legacy: bool = True, legacy_from: str = "", **options: Any) -> AsyncIterator[Face]:
     networks = (ip_network(legacy_from),) if legacy_from else ANYWHERE if legacy else ()
     async with running(state_dir) as control:
-        webhook = Webhook(control.registry, lambda: control.keyring, legacy=networks, **options)
+        webhook = Webhook(control.registry.calls, lambda: control.keyring, legacy=networks, **options)
         handler: Handler = webhook.handler()
         async with serving(handler) as server:
             yield Face(control, webhook, server.port)

@@ -91,7 +91,7 @@ async def test_a_new_name_has_its_addresses_in_the_first_table_that_has_it(tmp_p
     await made.registry.start()
     try:
         assert [list(one.servers) != [] for one in made.sink.tables[0].frontends.values()] == [True]
-        await made.registry.reload(rules(other, HostPort("late.example.net", 30443)), made.keyring)
+        await made.registry.rules.reload(rules(other, HostPort("late.example.net", 30443)), made.keyring)
         assert set(servers(made).values()) == {f"{TWO}:30443"}
         assert all(one.servers for table in made.sink.tables for one in table.frontends.values())
     finally:
@@ -175,11 +175,11 @@ async def test_a_reload_keeps_what_is_known_and_forgets_what_nobody_needs(tmp_pa
     async with control(tmp_path, rules=rules(port, NODES)) as c:
         c.dns = {"nodes.example.net": [ONE], "other.example.net": [TWO]}
         await c.registry.resolve()
-        await c.registry.reload(rules(port, NODES, other), Keyring(()))
+        await c.registry.rules.reload(rules(port, NODES, other), Keyring(()))
         assert servers(c) == {f"{NODES}@{ONE}": f"{ONE}:30443", f"{other}@{TWO}": f"{TWO}:1"}
         await c.registry.resolve()
         assert set(servers(c)) == {f"{NODES}@{ONE}", f"{other}@{TWO}"}
-        await c.registry.reload(rules(port, other), Keyring(()))
+        await c.registry.rules.reload(rules(port, other), Keyring(()))
         assert set(servers(c)) == {f"{other}@{TWO}"}
         assert set(c.registry._ledger.resolver.answers) == {"other.example.net"}
 

@@ -1,0 +1,146 @@
+"""What phone-homes and old containers may ask of control: to register, to leave, and whether a call is only a beat.
+
+Before its turn a call is judged once without effect, and its new targets are dialled, so a black hole delays only the call
+that names it. In its turn it is judged again, on top of whatever came before it.
+"""
+
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
+from typing import TypeVar
+
+from pylb.control.admission import legacy_registration, native_registration
+from pylb.control.event_log import Worth
+from pylb.control.state import Ledger
+from pylb.control.views import LegacyUse, Outcome
+from pylb.core.auth import Caller, Token, check_source, fingerprint
+from pylb.core.errors import Refused, let_go
+from pylb.core.legacy import LegacyCall
+from pylb.core.registration import Announcement, Key, check_name, legacy_key
+from pylb.core.table_diff import Line
+
+T = TypeVar("T")
+
+
+class Calls:
+    def __init__(self, ledger: Ledger, clock: Callable[[], float], wall: Callable[[], float]) -> None:
+        self._ledger = ledger
+        self._wall = wall
+        self._worth = Worth(clock)
+        self._legacy_uses: dict[str, LegacyUse] = {}
+        self._uses: dict[tuple[str, str], float] = {}  # of valid secrets alone
+
+    async def announce(self, name: str, instance: str, announcement: Announcement, caller: Caller) -> Outcome:
+        """A native registration, beat, move or goodbye. In force when it returns. Raises Refused."""
+
+        async def call() -> Outcome:
+            wanted = native_registration(name, instance, announcement, caller, self._ledger.scene.layout.rules)
+            return await self._ledger.enter(wanted, caller)
+
+        ports = [wanted.port for wanted in announcement.frontends]
+        return await self._answered(call, caller, f"PUT {name[:64]}/{instance[:64]}", name, ports)
+
+    async def release(self, name: str, instance: str, caller: Caller) -> Outcome:
+        """Releases the caller's own registration; one that is not there is released already. Raises Refused."""
+
+        async def call() -> Outcome:
+            check_source(caller)
+            check_name("name", name)
+            check_name("instance", instance)
+            return await self._ledger.leave(Key(caller.token.name, name, instance), caller)
+
+        return await self._answered(call, caller, f"DELETE {name[:64]}/{instance[:64]}", name, ())
+
+    async def legacy(self, call: LegacyCall, caller: Caller) -> str:
+        """The one line to answer with. Raises Refused."""
+
+        async def add() -> str:
+            one, note = legacy_registration(call, caller, self._ledger.scene.layout)
+            outcome = await self._ledger.enter(one, caller)
+            before = self._legacy_uses.get(caller.token.name)
+            self._legacy_uses[caller.token.name] = LegacyUse(
+                1 + (before.calls if before else 0), self._wall(), caller.ip, call.name
+            )
+            if note:
+                self._ledger.journal.note_once("dst_ip", f"legacy call from {caller.ip}: {note}", caller.ip, caller.token.name)
+            return _line(call.port, outcome, note)
+
+        async def delete() -> str:
+            check_source(caller)
+            outcome = await self._ledger.leave(legacy_key(caller.token.name, call.port), caller)
+            return _line(call.port, outcome, "")
+
+        what = f"legacy {call.action} {call.port}"
+        return await self._answered(add if call.action == "add" else delete, caller, what, call.name, (call.port,))
+
+    async def plan_announce(self, name: str, instance: str, announcement: Announcement, caller: Caller) -> list[Line]:
+        """What `announce` would change; whether the ports are free and the targets answer is not tried. Raises Refused."""
+        wanted = native_registration(name, instance, announcement, caller, self._ledger.scene.layout.rules)
+        scene, change = self._ledger.announce(self._ledger.scene, wanted, caller, takeover=caller.token.takeover)
+        _, planned = await self._ledger.publisher.planned(self._ledger.publisher.table, scene, change.touched)
+        return planned
+
+    def is_beat(self, name: str, instance: str, announcement: Announcement, caller: Caller) -> bool:
+        """Would it change nothing? Cheap, for it is asked before every call."""
+        try:
+            one = native_registration(name, instance, announcement, caller, self._ledger.scene.layout.rules)
+        except Refused as refused:
+            let_go(refused)
+            return False
+        return self._ledger.is_beat(one)
+
+    def is_legacy_beat(self, call: LegacyCall, caller: Caller) -> bool:
+        """As `is_beat`."""
+        if call.action != "add":
+            return False
+        try:
+            one, _ = legacy_registration(call, caller, self._ledger.scene.layout)
+        except Refused as refused:
+            let_go(refused)
+            return False
+        return self._ledger.is_beat(one)
+
+    def note_use(self, token: Token, secret: str) -> None:
+        """A call has come with this secret."""
+        self._uses[token.name, fingerprint(secret)] = self._wall()
+
+    def uses(self) -> dict[str, dict[str, float]]:
+        """When each secret was last called with (unix time), by token and fingerprint, since pylb started."""
+        found: dict[str, dict[str, float]] = {}
+        for (name, print_), at in self._uses.items():
+            found.setdefault(name, {})[print_] = at
+        return found
+
+    def legacy_uses(self) -> Mapping[str, LegacyUse]:
+        """By token: when nothing is here any more, the last old container is gone."""
+        return dict(self._legacy_uses)
+
+    async def _answered(
+        self, call: Callable[[], Awaitable[T]], caller: Caller, what: str, name: str, ports: Collection[int]
+    ) -> T:
+        """What the call comes to; a refusal is counted and shown."""
+        try:
+            return await call()
+        except Refused as refused:
+            token = caller.token.name
+            tell = self._worth.a_line(token, caller.ip, refused.code)
+            self.reject(refused, caller.ip, token, what, name=name[:64], ports=ports, tell=tell)
+            raise
+
+    def reject(
+        self, refused: Refused, ip: str, token: str, what: str, *, name: str = "", ports: Iterable[int] = (), tell: bool = True
+    ) -> None:
+        """A call that the web layer refused: it counts like any other, and is shown where `tell` says so (of a flood, some
+        are enough). `token`: "" without a valid one."""
+        self._ledger.totals["refused"] += 1
+        if tell:
+            clean = self._ledger.scene.keyring.without_secrets
+            refused, what, name = Refused(refused.code, clean(refused.detail), clean(refused.hint)), clean(what), clean(name)
+        self._ledger.journal.reject(refused, ip, token, what, name=name, ports=ports, tell=tell)
+
+
+def _line(port: int, outcome: Outcome, note: str) -> str:
+    routes = "".join(
+        f" -> {one.address}:{one.target_port}, reachable: {one.reachable}" + (f" ({one.hint})" if one.hint else "")
+        for one in outcome.frontends
+    )
+    notes = [text for text in (note, outcome.note, "" if outcome.durable else "not on disk yet") if text]
+    return f"{outcome.result}: port {port}{routes}" + "".join(f"; {text}" for text in notes)

@@ -1,0 +1,138 @@
+"""What the operator may say over the control socket: release, drain, weights, and the import of old HAProxy servers."""
+
+import asyncio
+from collections.abc import Callable, Generator, Iterable
+from dataclasses import replace
+
+from pylb.control.admission import Imported, imported_registration
+from pylb.control.scene import Judged, Scene, Unserved
+from pylb.control.state import Ledger, with_claims, without
+from pylb.control.steps import in_turns
+from pylb.control.views import title
+from pylb.core.claims import Claims
+from pylb.core.errors import Code, Refused
+from pylb.core.operator_overrides import Override, Whom, changed, find, hit
+from pylb.core.ownership import Change, release
+from pylb.core.policy import AdminState
+from pylb.core.registration import Key, Registration
+from pylb.core.table import Server
+from pylb.core.text import whole_number
+
+IMPORTED = 50  # entries submitted, or answered, between two turns of the loop: 1 ms
+NODE_WORD = 86_400.0  # seconds that a word about a node counts unless it says otherwise: the next node may have its address
+
+
+class OperatorCommands:
+    def __init__(self, ledger: Ledger, wall: Callable[[], float]) -> None:
+        self._ledger = ledger
+        self._wall = wall
+
+    async def release_any(self, what: str) -> list[str]:
+        """`PORT` (that port, of whoever holds it) or `NAME[/INSTANCE]`: a line for each. Raises Refused NOT_FOUND."""
+        port = whole_number(what, 65535)
+        lines: list[str] = []
+
+        def step(scene: Scene) -> tuple[Scene, Change]:
+            found = scene.claims.on_port(port) if port is not None else _named(scene.claims, what)
+            kept_aside = {key: one for key, one in scene.unserved.items() if _is_meant(key, one, port, what)}
+            if not found and not kept_aside:
+                raise Refused(Code.NOT_FOUND, f"nothing is registered as {what[:300]!r}", "`pylb routes` shows what is")
+            lines[:] = [f"released {title(one)}" + (f", port {port}" if port else "") for one in found]
+            lines.extend(f"released {one.name}, which a newer pylb had registered" for one in kept_aside.values())
+            return with_claims(without(scene, kept_aside), release(scene.claims, [one.key for one in found], port))
+
+        await self._ledger.writer.turn(step, (), self._ledger.left, by="admin")
+        return lines
+
+    async def import_legacy(self, items: Iterable[Imported], token: str | None = None) -> list[str]:
+        """Old HAProxy servers as legacy registrations: a line for each, also for those refused."""
+
+        answers: list[tuple[Imported, asyncio.Future[tuple[Change, bool]] | Refused]] = []
+        async for item in in_turns(items, IMPORTED):
+            try:
+                one = imported_registration(item, self._ledger.scene.keyring, token, self._ledger.scene.layout.rules)
+                answers.append((item, self._ledger.submit(one, None, takeover=False)))
+            except Refused as refused:
+                answers.append((item, refused))
+        lines: list[str] = []
+        async for item, answer in in_turns(answers, IMPORTED):
+            where = f"{item.port} -> {item.address}"
+            try:
+                if isinstance(answer, Refused):
+                    raise answer
+                change, _ = await answer
+                lines.append(f"{change.result} {where}")
+            except Refused as refused:
+                lines.append(f"refused {where}: {refused}")
+        return lines
+
+    async def set_admin(self, target: str, state: AdminState, seconds: float | None = None) -> list[str]:
+        """`FRONTEND/SERVER`, or a node's IP: a line for each server that it names. Raises Refused NOT_FOUND.
+
+        `seconds`: for how long; None: a day for a node, and without an end for a server.
+        """
+        return await self._overrule(target, f"{state}", seconds, state=state)
+
+    async def set_weight(self, target: str, weight: int | None, seconds: float | None = None) -> list[str]:
+        """0-256, None: as registered or configured. As `set_admin`."""
+        word = "default weight" if weight is None else f"weight {weight}"
+        return await self._overrule(target, word, seconds, weight=weight)
+
+    def words(self) -> list[tuple[str, Override, list[str]]]:
+        """All that the operator said and that counts: about whom, what, and the servers that it is about now."""
+        return [
+            (
+                whom if isinstance(whom, str) else f"{whom[0]}/{whom[1]}",
+                word,
+                [f"{frontend.name}/{server.name}" for frontend, server in hit(self._ledger.publisher.table, whom)],
+            )
+            for whom, word in self._ledger.scene.overrides.items()
+        ]
+
+    async def _overrule(self, target: str, word: str, seconds: float | None, **said: AdminState | int | None) -> list[str]:
+        lines: list[str] = []
+        node = "/" not in target
+        seconds = NODE_WORD if seconds is None and node else seconds
+        until = None if seconds is None else self._wall() + seconds
+
+        def step(scene: Scene) -> Generator[None, None, Judged]:
+            found = find(self._ledger.publisher.table, target)
+            yield
+            places: list[Whom] = [(frontend.listen, server.address) for frontend, server in found]
+            before = scene.overrides
+            if node and said.get("state") is AdminState.READY:  # then nothing that was said of its servers alone holds either
+                before = changed(before, [place for place in places if place in before], state=AdminState.READY, exempt=False)
+            overrides = changed(before, [target] if node else places, until, **said)
+            if not node and "state" in said:  # the narrower word wins over one about the node
+                out = {ip: old for ip, old in before.items() if isinstance(ip, str) and old.state is not AdminState.READY}
+                for place in ((one.listen, server.address) for one, server in found):
+                    taken_out = out.get(place[1].ip) if said["state"] is AdminState.READY else None
+                    ends = until if taken_out is None else taken_out.until
+                    overrides = changed(overrides, [place], ends, exempt=taken_out is not None)
+            yield
+            lines[:] = [f"{word}: {frontend.name}/{_titled(server)}" for frontend, server in found]
+            after = scene if overrides == scene.overrides else replace(scene, overrides=overrides)
+            return after, Change(scene.claims, "updated", frozenset(frontend.listen for frontend, _ in found))
+
+        def done(_change: Change) -> None:
+            self._ledger.journal.note("admin", "; ".join(lines))
+
+        await self._ledger.writer.turn(step, (), done, by="admin")
+        return lines
+
+
+def _is_meant(key: Key, one: Unserved, port: int | None, what: str) -> bool:
+    """By `PORT` or `NAME[/INSTANCE]`? It goes as a whole: nobody here knows what half of it would be."""
+    name, _, instance = what.partition("/")
+    return port in one.ports if port is not None else one.name == name and instance in ("", key.instance)
+
+
+def _named(claims: Claims, what: str) -> tuple[Registration, ...]:
+    name, _, instance = what.partition("/")
+    held = claims.registrations.values()
+    return tuple(one for one in held if one.name == name and instance in ("", one.key.instance))
+
+
+def _titled(server: Server) -> str:
+    """Its label, and its address where that is another text."""
+    return server.name if server.name == str(server.address) else f"{server.name} ({server.address})"
