@@ -38,13 +38,16 @@ from pylb.core.policy import AdminState, Policy, Rules, StaticFrontend, StaticSe
 from pylb.core.registration import Announcement, Wanted
 from pylb.forward.engine import Engine
 from pylb.forward.sockets import open_listener
+from pylb.haproxy.rates import Rates
 from pylb.host.loop_lag import collect_rarely
 from pylb.host.machine import raise_descriptor_limit
 from pylb.logs.session_log import ConnectionLog
 from pylb.logs.targets import Stream
 from pylb.metrics.collector import Metrics
 from pylb.statuspage.stream import Feed
+from pylb.statuspage.timeseries import History
 from pylb.workers.in_process import Driver
+from pylb.workers.sampler import Sampler
 
 FRONTENDS, INSTANCES = 1000, 10
 TOKENS = 20  # a token may hold 2,000 registrations
@@ -188,10 +191,13 @@ async def measured(world: World, spare: Sequence[int], before: int) -> None:
     )
     await world.measure("metrics", metrics.render())
     await world.measure("routes", rows(registry))
-    feed = Feed(registry, world.driver.parts, dict)
+    history, rates = History(), Rates()
+    feed = Feed(registry, history, dict)
+    sampler = Sampler(lambda: registry.table, world.driver.parts, [history, rates], sampled=feed.sampled)
     stream = feed.stream()
-    await world.measure("page, the first picture", feed.look(sample=True))
-    await world.measure("page, the next one", feed.look(sample=True))
+    for what in ("first picture", "next one"):
+        await world.measure(f"sampler, before the {what}", sampler.sample())
+        await world.measure(f"page, the {what}", feed.look())
     await stream.aclose()
     await world.measure("drain of a node with 1,000 servers", registry.operator.set_admin("10.0.0.6", AdminState.DRAIN))
     await world.measure("reload that opens 1,000 static frontends", registry.rules.reload(statics(spare[:1000]), world.keyring))

@@ -20,7 +20,8 @@ from pylb.forward.engine import Engine
 from pylb.haproxy import exporter
 from pylb.haproxy.commands import Commands
 from pylb.haproxy.info import Facts
-from pylb.haproxy.sampler import Lookout
+from pylb.haproxy.rates import Rates
+from pylb.haproxy.view import View
 from pylb.logs.session_log import ConnectionLog
 from pylb.logs.targets import Stream
 from pylb.metrics.collector import Metrics
@@ -96,8 +97,7 @@ def commands() -> str:
         return []
 
     facts = Facts(0.0, 0, 0, 0, 0, 0, 0, False, "")
-    lookout = Lookout(registry, counters, lambda: [engine.counters.frontends], lambda: facts)
-    return Commands(lookout, {}, sessions).reference()
+    return Commands(View(registry, counters, lambda: facts, Rates()), {}, sessions).reference()
 
 
 def errors() -> str:

@@ -56,8 +56,9 @@ from pylb.forward.timers import TICK
 from pylb.haproxy.commands import Commands
 from pylb.haproxy.exporter import Exporter
 from pylb.haproxy.info import Facts
+from pylb.haproxy.rates import Rates
 from pylb.haproxy.runtime_socket import RuntimeSocket
-from pylb.haproxy.sampler import Lookout
+from pylb.haproxy.view import View
 from pylb.host.addresses import Addresses
 from pylb.host.files import Watch
 from pylb.host.loop_lag import Pulse, collect_rarely
@@ -70,6 +71,7 @@ from pylb.logs.targets import LogFile, open_target
 from pylb.metrics.collector import Metrics
 from pylb.statuspage.page import Page
 from pylb.statuspage.stream import Feed
+from pylb.statuspage.timeseries import History
 from pylb.upgrade.handover import (
     ANSWER,
     Left,
@@ -97,6 +99,7 @@ from pylb.workers.archive import Program
 from pylb.workers.fleet import Fleet, Told
 from pylb.workers.in_process import Driver
 from pylb.workers.messages import VERSION, Hello
+from pylb.workers.sampler import Sampler
 
 log = logging.getLogger("pylb")
 
@@ -106,7 +109,7 @@ LOG_FLUSH = 2.0  # seconds for the last lines at the end
 LINGER = 1.0
 # Turns of the loop after which a signal that had arrived before them has been handled: one to read it, one to call for it.
 SIGNAL_TURNS = 3
-WORKERS_WINDOW = 3  # samples of the history that a rate is taken over: workers report once a second, at moments of their own
+WORKERS_WINDOW = 3  # looks that a rate of the history is taken over: workers report once a second, each when it likes
 _LEVELS = {True: logging.WARNING, False: logging.INFO}  # of an event, by its alarm
 _SIGNALS = {
     signal.SIGHUP: Trigger.RELOAD,
@@ -256,7 +259,7 @@ class App:
             self._serve_for_ever(part, (await asyncio.to_thread(Watch, files, read)).run)
         self._serve_for_ever(Part.ADDRESSES, Addresses(self._read_addresses).run)
         self._serve_for_ever(Part.BEAT, self._beat)
-        self._serve_for_ever(Part.RATES, self._lookout.run)
+        self._serve_for_ever(Part.RATES, self._sampler.run)
         self._serve_for_ever(Part.PAGE, self._feed.run)
         self._greet(limit)
         if not self._complaint:
@@ -382,7 +385,15 @@ class App:
         asyncio.get_running_loop().set_exception_handler(self._helpers.on_loop_error)
         self._estate = estate = Estate(self._listeners, self._forwarding, self._registry, self._before)
         window = WORKERS_WINDOW if self._forwarding.workers() else 1
-        self._feed = Feed(self._registry, estate.parts, self._about, also=self._troubles, window=window)
+        history, self._rates = History(window), Rates()
+        self._feed = Feed(self._registry, history, self._about, also=self._troubles)
+        self._sampler = Sampler(
+            lambda: self._registry.table,
+            estate.parts,
+            (history, self._rates),
+            pids=self._forwarding_pids,
+            sampled=self._feed.sampled,
+        )
         try:
             await self._registry.start()
         except StateLocked as locked:
@@ -403,9 +414,7 @@ class App:
             insecure=lambda: self._config.insecure,
             certificate_expires_at=lambda: min((one.expires_at for one in self._certificates), default=None),
         )
-        self._lookout = Lookout(
-            registry, self._estate.counters, self._estate.parts, partial(self._facts, dropped), self._forwarding_pids
-        )
+        haproxy = View(registry, self._estate.counters, partial(self._facts, dropped), self._rates)
         self._page = page = Page(self._feed.stream, self._forwarding.sessions)
         await asyncio.to_thread(self._about)  # what it shows is read from the installation now, and never again
         self._admin = admin = Admin(
@@ -413,9 +422,9 @@ class App:
             self._estate.counters,
             metrics.render,
             config.own_names,
-            page.routes() | stats_routes(self._lookout.csv),
+            page.routes() | stats_routes(haproxy.csv),
             live=self._forwarding,
-            haproxy=Exporter(self._lookout).render,
+            haproxy=Exporter(haproxy).render,
             compat=config.metrics.compat == "haproxy",
         )
         self._webhooks = [self._webhook(one) for one in config.webhook]
@@ -433,7 +442,7 @@ class App:
         control = ControlSocket(config.state_dir / "control.sock", offered)
         runtime = RuntimeSocket(
             config.runtime_socket or config.state_dir / "haproxy.sock",
-            Commands(self._lookout, offered, self._forwarding.sessions),
+            Commands(haproxy, offered, self._forwarding.sessions),
         )
         for local, without in (
             (control, "pylb routes, release and import"),

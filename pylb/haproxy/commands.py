@@ -14,8 +14,8 @@ from pylb.core.session import SessionView
 from pylb.core.table import Frontend
 from pylb.haproxy.columns import HEADER, csv_line
 from pylb.haproxy.output import STATE_COLUMNS, session_lines, state_line
-from pylb.haproxy.sampler import Lookout
 from pylb.haproxy.stats import BACKEND, FRONTEND, SERVER, Picture, Row, is_up
+from pylb.haproxy.view import View
 from pylb.web.control_socket import Verb
 from pylb.web.sessions import named
 
@@ -56,10 +56,8 @@ _STATES = "'set server <srv> state' expects 'ready', 'drain' and 'maint'.\n"
 class Commands:
     """`sessions` are the live ones; `verbs` those of the control socket."""
 
-    def __init__(
-        self, lookout: Lookout, verbs: Mapping[str, Verb], sessions: Callable[[], Awaitable[Sequence[SessionView]]]
-    ) -> None:
-        self._lookout = lookout
+    def __init__(self, view: View, verbs: Mapping[str, Verb], sessions: Callable[[], Awaitable[Sequence[SessionView]]]) -> None:
+        self._view = view
         self._verbs = verbs
         self._sessions = sessions
         self._commands = [
@@ -109,7 +107,7 @@ class Commands:
     async def _show_info(self, args: Sequence[str]) -> Text:
         if args:
             raise Complaint("Only the plain form is known: show info.\n")
-        return "".join(f"{key}: {value}\n" for key, value in (await self._lookout.info()).items())
+        return "".join(f"{key}: {value}\n" for key, value in (await self._view.info()).items())
 
     async def _show_version(self, _args: Sequence[str]) -> Text:
         return f"{__version__}\n"
@@ -118,30 +116,30 @@ class Commands:
         return "Total events captured : 0\n"
 
     async def _show_backend(self, _args: Sequence[str]) -> Text:
-        return "# name\n" + "".join(f"{name}\n" for name in (await self._lookout.picture()).names.values())
+        return "# name\n" + "".join(f"{name}\n" for name in (await self._view.picture()).names.values())
 
     async def _show_stat(self, args: Sequence[str]) -> Text:
         wanted = _Filter(args)
-        picture = await self._lookout.picture()
+        picture = await self._view.picture()
         if wanted.proxy and not any(wanted.names(name, 0) for name in picture.names.values()):
             raise Complaint("No such proxy.\n")
         return self._stat_lines(picture, wanted)
 
     async def _stat_lines(self, picture: Picture, wanted: "_Filter") -> AsyncIterator[str]:
         yield HEADER + "\n"
-        async for rows in self._lookout.proxies(picture):
+        async for rows in self._view.proxies(picture):
             if lines := "".join([csv_line(row) + "\n" for row in rows if wanted.takes(row)]):
                 yield lines
 
     async def _show_state(self, args: Sequence[str]) -> Text:
-        picture = await self._lookout.picture()
+        picture = await self._view.picture()
         if args and args[0] not in picture.names.values():
             raise Complaint("Can't find backend.\n")
         return self._state_lines(picture, args[0] if args else "")
 
     async def _state_lines(self, picture: Picture, proxy: str) -> AsyncIterator[str]:
         yield f"1\n# {STATE_COLUMNS}\n"
-        async for rows in self._lookout.proxies(picture):
+        async for rows in self._view.proxies(picture):
             lines = [state_line(row) for row in rows if row["type"] == SERVER and proxy in ("", row["pxname"])]
             if lines:
                 yield "".join(lines)
@@ -218,7 +216,7 @@ class Commands:
         proxy, slash, label = (args[0] if args else "").partition("/")
         if not slash:
             raise Complaint("Require 'backend/server'.\n")
-        picture = await self._lookout.picture()
+        picture = await self._view.picture()
         frontend = _frontend(picture, proxy)
         for view in picture.servers.get(frontend.listen, ()):
             if label in (view.server, str(view.address)):

@@ -9,8 +9,8 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from pylb.control.steps import turn
-from pylb.haproxy.sampler import Lookout
 from pylb.haproxy.stats import BACKEND, FRONTEND, SERVER, Row, is_up
+from pylb.haproxy.view import View
 from pylb.metrics.text import escaped
 
 PIECE = 128 * 1024  # characters that are joined at once
@@ -174,8 +174,8 @@ Lines = dict[str, list[str]]
 class Exporter:
     """`render` is one scrape, in Prometheus' text format 0.0.4."""
 
-    def __init__(self, lookout: Lookout) -> None:
-        self._lookout = lookout
+    def __init__(self, view: View) -> None:
+        self._view = view
 
     async def render(self, found: bytearray) -> bytearray:
         """`found`, with these behind it: the 20 MB of a thousand frontends are not joined in one go."""
@@ -185,11 +185,11 @@ class Exporter:
 
     async def pieces(self) -> AsyncIterator[bytes]:
         """Each is some milliseconds of work, and the loop has its turn behind it."""
-        info = await self._lookout.info()
+        info = await self._view.info()
         yield "".join(_process_lines(info)).encode()
         found: Lines = {name: [] for name in names() if not name.startswith("haproxy_process_")}
-        picture = await self._lookout.picture()
-        async for rows in self._lookout.proxies(picture):
+        picture = await self._view.picture()
+        async for rows in self._view.proxies(picture):
             for row in rows:
                 _add(found, row)
             _add_sums(found, rows)

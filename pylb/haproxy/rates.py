@@ -1,26 +1,18 @@
 """What HAProxy shows and no counter holds: rates of the last second, their maxima, averages, and since when a backend is down.
 
-Looked at once a second. A maximum is the highest of these looks: a peak between two of them is not seen.
+The sampler looks once a second. A maximum is the highest of these looks: a peak between two of them is not seen.
 """
 
-import asyncio
-import os
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from itertools import count
 
-from pylb.control.steps import in_turns
 from pylb.core.address import Listen
 from pylb.core.table import DOWN, Frontend, Table
-from pylb.forward.counters import FrontendCounters, ServerCounters
-from pylb.workers.messages import Counted, FrontendCount, ServerCount
+from pylb.forward.counters import FrontendCounters
+from pylb.workers.sampler import FrontendSum, Moment
 
-STEP = 50  # frontends between two turns of the loop: ~1 ms
 WINDOW = 1024  # sessions that an average is taken over, as HAProxy's (TIME_STATS_SAMPLES)
-_TICKS = os.sysconf("SC_CLK_TCK")
 
-AnyFrontend = FrontendCounters | FrontendCount
-AnyServer = ServerCounters | ServerCount
 Sums = tuple[int, int, int]  # sessions, connections, bytes
 
 
@@ -84,7 +76,6 @@ class ProxyRates:
         "connections",
         "down_seconds",
         "downs",
-        "frontend",
         "number",
         "queue",
         "servers",
@@ -97,7 +88,6 @@ class ProxyRates:
         self.sessions, self.connections, self.queue = Meter(), Meter(), Meter()
         self.servers: dict[str, ServerRates] = {}
         self._numbers = count(1)
-        self.frontend: Frontend | None = None  # as it was at the last look
         self.busy = True  # had it a client, or a new one, then?
         self.usable = True
         self.changed_at = now  # monotonic
@@ -123,7 +113,7 @@ class ProxyRates:
 
 
 class Rates:
-    """`sample` once a second. What left the table is forgotten; in the sums of the process it stays."""
+    """A consumer of the sampler's looks. What left the table is forgotten; in the sums of the process it stays."""
 
     def __init__(self) -> None:
         self.proxies: dict[Listen, ProxyRates] = {}
@@ -131,9 +121,12 @@ class Rates:
         self.idle = 100  # percent of their time that the processes that forward had nothing to do
         self._numbers: set[int] = set()
         self._gone: Sums = (0, 0, 0)  # of frontends that left
-        self._last: dict[Listen, Sums] = {}
-        self._at = 0.0
-        self._cpu = (0, 0.0)  # processes, and seconds they had used
+        self._sums: Sums = (0, 0, 0)  # of all that ever were
+        self._live = 0
+        self._last: dict[Listen, FrontendSum] = {}
+        self._table: Table | None = None
+        self._moment = Moment(0.0, 0.0)
+        self._seconds = 0.0  # since the look before; 0: there was none
 
     def proxy(self, listen: Listen, now: float) -> ProxyRates:
         """Its iid is its port, which says something; or, where another address has that port too, a number above all ports."""
@@ -145,82 +138,72 @@ class Rates:
             known = self.proxies[listen] = ProxyRates(number, now)
         return known
 
-    def totals(self, frontends: Iterable[AnyFrontend]) -> Sums:
+    def totals(self, frontends: Iterable[FrontendCounters]) -> Sums:
         """Sessions, connections and bytes since the start, with those of frontends that are gone."""
-        return _added(self._gone, _sums(frontends))
+        sums = self._gone
+        for one in frontends:
+            sums = _added(sums, (one.sessions_total, one.connections, one.bytes_in + one.bytes_out))
+        return sums
 
-    async def sample(self, parts: Sequence[Counted], table: Table, now: float, pids: Sequence[int] = ()) -> None:
-        """`parts`: counts to be added up; `pids`: of the processes that forward."""
-        seconds = now - self._at if self._at else 0.0
-        self._at = now
-        for listen in self._last.keys() - table.frontends.keys():
-            self._gone = _added(self._gone, self._last.pop(listen))
-        for listen in self.proxies.keys() - table.frontends.keys():
-            self._numbers.discard(self.proxies.pop(listen).number)
-        live = 0
-        async for listen, frontend in in_turns(table.frontends.items(), STEP):
-            found = [part[listen] for part in parts if listen in part]
-            proxy = self.proxy(listen, now)
-            sessions = sum([one.sessions for one in found])
-            live += sessions
-            seen, before = _sums(found), self._last.get(listen)
-            busy = bool(sessions) or seen != before or any(one.queued for one in found)
-            # One look more after the last client, for rates that go to 0. Most of a thousand frontends are quiet: this is all
-            # they cost.
-            if busy or proxy.busy or frontend is not proxy.frontend:
-                self._last[listen], proxy.busy, proxy.frontend = seen, busy, frontend
-                proxy.judge(frontend, now)
-                self._look(proxy, seen, found, seconds)
-        sums = [gone + sum(last[place] for last in self._last.values()) for place, gone in enumerate(self._gone)]
-        for meter, total in zip((self.sessions, self.connections, self.bytes), sums, strict=True):
-            meter.look(total, live, seconds)
-        self._look_at_processors(await asyncio.to_thread(lambda: [_cpu_seconds(pid) for pid in pids]), seconds)
+    def begin(self, moment: Moment, table: Table) -> None:
+        if self._table is not None:
+            self._seconds = moment.clock - self._moment.clock
+            self._look_at_processors(moment.used)
+        if table is not self._table:
+            for listen in self._last.keys() - table.frontends.keys():
+                self._gone = _added(self._gone, _sums(self._last.pop(listen)))
+            for listen in self.proxies.keys() - table.frontends.keys():
+                self._numbers.discard(self.proxies.pop(listen).number)
+        self._moment, self._table, self._live = moment, table, 0
 
-    @staticmethod
-    def _look(proxy: ProxyRates, seen: Sums, found: Sequence[AnyFrontend], seconds: float) -> None:
-        proxy.sessions.look(seen[0], sum(one.sessions for one in found), seconds)
-        proxy.connections.look(seen[1], 0, seconds)
-        proxy.queue.look(0, sum(one.queued for one in found), seconds)
-        servers: dict[str, list[AnyServer]] = defaultdict(list)
-        for one in found:
-            for label, server in one.servers.items():
-                servers[label].append(server)
-        servers.pop("", None)
-        for label, group in servers.items():
-            rates = proxy.server(label)
-            begun = sum(one.sessions_total for one in group)
-            rates.sessions.look(begun, sum(one.sessions for one in group), seconds)
-            rates.queue.look(begun, sum(one.queue_seconds for one in group))
-            rates.connect.look(begun, sum(one.connect_seconds for one in group))
-            rates.total.look(sum(sum(one.closed.values()) for one in group), sum(one.total_seconds for one in group))
-        for label in proxy.servers.keys() - servers.keys():
+    def add(self, frontend: Frontend, new: FrontendSum) -> None:
+        listen = frontend.listen
+        self._live += new.sessions
+        proxy, old = self.proxy(listen, self._moment.clock), self._last.get(listen)
+        busy = new is not old
+        # One look more after the last client, for rates that go to 0. Most of a thousand frontends are quiet: this is all
+        # they cost.
+        if busy or proxy.busy:
+            self._last[listen], proxy.busy = new, busy
+            if old is not None:
+                self._sums = _less(self._sums, _sums(old))
+            self._sums = _added(self._sums, _sums(new))
+            proxy.judge(frontend, self._moment.clock)
+            self._look(proxy, new)
+
+    def end(self) -> None:
+        for meter, total in zip((self.sessions, self.connections, self.bytes), self._sums, strict=True):
+            meter.look(total, self._live, self._seconds)
+
+    def _look(self, proxy: ProxyRates, new: FrontendSum) -> None:
+        seconds = self._seconds
+        proxy.sessions.look(new.total, new.sessions, seconds)
+        proxy.connections.look(new.connections, 0, seconds)
+        proxy.queue.look(0, new.queued, seconds)
+        for label, server in new.servers.items():
+            if label:
+                rates = proxy.server(label)
+                rates.sessions.look(server.total, server.sessions, seconds)
+                rates.queue.look(server.total, server.queue_seconds)
+                rates.connect.look(server.total, server.connect_seconds)
+                rates.total.look(server.ended, server.total_seconds)
+        for label in proxy.servers.keys() - new.servers.keys():
             del proxy.servers[label]
 
-    def _look_at_processors(self, used: Sequence[float], seconds: float) -> None:
-        before, self._cpu = self._cpu, (len(used), sum(used))
-        if seconds and before[0] == len(used) and used:
-            share = (self._cpu[1] - before[1]) / seconds / len(used)
+    def _look_at_processors(self, used: Sequence[float]) -> None:
+        before = self._moment.used
+        if self._seconds and len(before) == len(used) and used:
+            share = (sum(used) - sum(before)) / self._seconds / len(used)
             self.idle = min(100, max(0, round(100 - 100 * share)))
 
 
-def _sums(frontends: Iterable[AnyFrontend]) -> Sums:
-    sessions = connections = moved = 0
-    for one in frontends:
-        sessions += one.sessions_total
-        connections += one.connections
-        moved += one.bytes_in + one.bytes_out
-    return sessions, connections, moved
+def _sums(one: FrontendSum) -> Sums:
+    return one.total, one.connections, one.bytes_in + one.bytes_out
 
 
 def _added(one: Sums, other: Sums) -> Sums:
     return one[0] + other[0], one[1] + other[1], one[2] + other[2]
 
 
-def _cpu_seconds(pid: int) -> float:
-    """User and system time of a process (proc(5), stat); 0 if it is gone."""
-    try:
-        with open(f"/proc/{pid}/stat") as file:
-            fields = file.read().rpartition(")")[2].split()
-    except OSError:
-        return 0.0
-    return (int(fields[11]) + int(fields[12])) / _TICKS
+def _less(one: Sums, other: Sums) -> Sums:
+    return one[0] - other[0], one[1] - other[1], one[2] - other[2]

@@ -10,16 +10,18 @@ from typing import Any
 from pylb.control.views import RegistrationView, ServerView
 from pylb.core.policy import Policy
 from pylb.core.table import Frontend
-from pylb.statuspage.timeseries import Count, Rate
+from pylb.statuspage.timeseries import Rate
+from pylb.workers.sampler import FrontendSum, ServerSum
 
 Record = dict[str, Any]
 TABLES = ("frontends", "servers", "registrations")
 NOTHING: Mapping[str, Any] = {}
+_NO_SESSIONS = ServerSum()
 
 _UNTIL = " (until"  # of a holder: views.py
 
 
-def frontend_record(frontend: Frontend, health: str, unbound: str | None, counted: Count, rate: Rate) -> Record:
+def frontend_record(frontend: Frontend, health: str, unbound: str | None, counted: FrontendSum, rate: Rate) -> Record:
     return {
         "name": frontend.name,
         "listen": str(frontend.listen),
@@ -38,9 +40,9 @@ def frontend_record(frontend: Frontend, health: str, unbound: str | None, counte
     }
 
 
-def server_record(view: ServerView, most: int, checked_at: float | None, counted: Count, sessions_rate: float) -> Record:
+def server_record(view: ServerView, most: int, checked_at: float | None, counted: FrontendSum, sessions_rate: float) -> Record:
     """`most`: its max_connections, 0 for none. `checked_at`: when it was asked last."""
-    live, total = counted.servers.get(view.server, (0, 0))
+    own = counted.servers.get(view.server, _NO_SESSIONS)
     return {
         "frontend": str(view.listen),
         "name": view.server,
@@ -56,8 +58,8 @@ def server_record(view: ServerView, most: int, checked_at: float | None, counted
         "reason": view.reason,
         "held_by": [holder(held, view.listen.port) for held in view.held_by],
         "checked_at": _tenths(checked_at),
-        "sessions": live,
-        "total": total,
+        "sessions": own.sessions,
+        "total": own.total,
         "rate": _rounded(sessions_rate),
     }
 

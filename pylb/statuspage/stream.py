@@ -1,7 +1,7 @@
 """What the status page is told: everything at first, then what changed, once a second and at every event.
 
-One task looks, whether anybody watches or not (the history needs it), and makes each message once for all who watch. It
-works in slices: a thousand frontends must not hold the loop. A reader that does not take its messages is dropped, not
+One task looks at what there is after each look of the sampler at the counters, and makes each message once for all who watch.
+It works in slices: a thousand frontends must not hold the loop. A reader that does not take its messages is dropped, not
 buffered for: the browser comes back and gets a whole picture.
 """
 
@@ -17,7 +17,6 @@ from pylb.control.health_sentence import Health, condition, said, seen, since_do
 from pylb.control.registry import Registry
 from pylb.control.steps import in_turns
 from pylb.control.tasks import Part
-from pylb.core.address import Listen
 from pylb.core.errors import Code, Refused
 from pylb.statuspage.records import (
     NOTHING,
@@ -29,10 +28,8 @@ from pylb.statuspage.records import (
     registration_record,
     server_record,
 )
-from pylb.statuspage.timeseries import MARKED, POINTS, Count, History, Point, Rate, count, plain
-from pylb.workers.messages import Counted
+from pylb.statuspage.timeseries import MARKED, POINTS, History, Point, plain
 
-PERIOD = 1.0  # seconds between two looks
 SOON = 0.1  # seconds after an event, so that a burst of them is one message
 SLICE = 10  # frontends between two turns of the loop: with ten servers each, ~2 ms
 MOST_STREAMS = 16
@@ -51,30 +48,28 @@ class _Reader:
 
 
 class Feed:
-    """`parts`: whose counts are added up. `about`: what does not change while pylb runs, or only by a reload."""
+    """`history`: what the sampler tells; after each of its looks it calls `sampled`. `about`: what does not change while pylb
+    runs, or only by a reload."""
 
     def __init__(
         self,
         registry: Registry,
-        parts: Callable[[], Sequence[Counted]],
+        history: History,
         about: Callable[[], Mapping[str, Any]],
         *,
         also: Callable[[], Iterable[str]] = lambda: (),
-        window: int = 1,
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
     ) -> None:
         self._registry = registry
-        self._parts = parts
+        self._history = history
         self._about = about
         self._also = also
         self._clock = clock
         self._wall = wall
-        self.history = History(window)
         self._readers: list[_Reader] = []
         self._wake = asyncio.Event()
-        self._counts: dict[Listen, Count] = {}
-        self._server_rates: dict[Listen, dict[str, float]] = {}
+        self._point: Point | None = None  # that readers do not know yet
         self._tables: dict[str, dict[str, Record]] = {name: {} for name in TABLES}
         self._told = 0  # events of the journal that readers know
         self._about_told: Mapping[str, Any] = NOTHING
@@ -83,7 +78,12 @@ class Feed:
 
     def note(self, event: Event) -> None:
         """To be told of every event. Cheap."""
-        self.history.note(event)
+        self._history.note(event)
+        self._wake.set()
+
+    def sampled(self) -> None:
+        """The history has one look more."""
+        self._point = self._history.point
         self._wake.set()
 
     def stream(self, source: bytes = b"") -> AsyncGenerator[bytes]:
@@ -123,36 +123,29 @@ class Feed:
 
     async def run(self) -> None:
         """Until cancelled."""
-        loop = asyncio.get_running_loop()
-        due = loop.time()
         try:
             while True:
-                now = loop.time()
-                sampled = now >= due
-                if sampled:
-                    due = max(due + PERIOD, now)  # a stall is no reason to hurry afterwards
-                await self._look_and_survive(sample=sampled)
-                with suppress(TimeoutError):
-                    async with asyncio.timeout_at(due):
-                        await self._wake.wait()
-                        await asyncio.sleep(SOON)
+                await self._wake.wait()
+                if self._point is None:
+                    await asyncio.sleep(SOON)
+                await self._look_and_survive()
         finally:
             for reader in list(self._readers):
                 self._drop(reader)
 
-    async def _look_and_survive(self, *, sample: bool) -> None:
+    async def _look_and_survive(self) -> None:
         """A bug here must cost the page, and nothing that is forwarded."""
         try:
-            await self.look(sample=sample)
+            await self.look()
         except Exception as error:  # noqa: BLE001 - the task boundary, for the sake of its rhythm
             self._registry.tasks.failed(Part.PAGE, error)
             for reader in list(self._readers):
                 self._drop(reader)
 
-    async def look(self, *, sample: bool) -> None:
-        """One look; tells all who watch. `sample`: a point of the history too, which wants a steady rhythm."""
+    async def look(self) -> None:
+        """One look; tells all who watch."""
         self._wake.clear()
-        point = await self._sample() if sample else None
+        point, self._point = self._point, None
         if not self._readers:
             self._tables = {name: {} for name in TABLES}  # nobody needs to be told what changed since
             return
@@ -177,19 +170,6 @@ class Feed:
                     self._tell(reader, message)
         self._told = noted
 
-    async def _sample(self) -> Point | None:
-        parts, before = self._parts(), self._counts
-        sample = self.history.begin(self._clock())
-        rates: dict[Listen, dict[str, float]] = {}
-        async for listen in in_turns(self._registry.table.frontends, SLICE):
-            known = before.get(listen)
-            one = count(listen, parts, known)
-            sample.add(listen, one)
-            if before and one is not known:
-                rates[listen] = _server_rates(one, known)
-        self._counts, self._server_rates = sample.counts, rates
-        return self.history.end(sample, self._wall())
-
     # ------------------------------------------------------------ the picture
 
     async def _paint(self) -> tuple[list[tuple[str, bytes]], list[tuple[Health, str]]]:
@@ -210,14 +190,13 @@ class Feed:
 
         async for person in in_turns(self._registry.each_registration(), SLICE * 5):
             put("registrations", registration_key(person), registration_record(person))
-        conditions, registry = [], self._registry
+        conditions, registry, history = [], self._registry, self._history
         unbound, down_at, closing = registry.unbound(), since_down(registry.events()), registry.closing()
         table = registry.table
         async for one in in_turns(seen(table, registry.each_server(), unbound, closing), SLICE):
             listen, frontend = one.listen, table.frontends[one.listen]
             conditions.append(condition(one, down_at, self._wall()))
-            counted, rates = self._counts.get(listen, Count()), self._server_rates.get(listen, {})
-            rate = self.history.rates.get(listen, Rate())
+            counted, rate, rates = history.count(listen), history.rate(listen), history.server_rates(listen)
             put("frontends", str(listen), frontend_record(frontend, str(conditions[-1][0]), one.unbound, counted, rate))
             most = {server.address: server.max_connections for server in frontend.servers}
             async for view in in_turns(one.servers, SLICE * 10):
@@ -243,11 +222,11 @@ class Feed:
         return head | {"generation": registry.table.generation, "durable": registry.durable}
 
     def _everything(self, events: Iterable[Event]) -> dict[str, Any]:
-        marks = self.history.marks(self._wall() - POINTS)
+        marks = self._history.marks(self._wall() - POINTS)
         return {
             "whole": True,
             "about": self._about_told,
-            "history": self.history.columns(),
+            "history": self._history.columns(),
             "marks": [list(mark) for mark in marks],
             "events": [_event(event) for event in events],
         }
@@ -257,12 +236,6 @@ class Feed:
         if point is not None:
             news["point"] = {name: plain(name, value) for name, value in zip(Point._fields, point, strict=True)}
         return news
-
-
-def _server_rates(new: Count, old: Count | None) -> dict[str, float]:
-    """Sessions since the last look, by label; looks are a second apart."""
-    known = old.servers if old is not None else {}
-    return {label: float(max(0, ever - known.get(label, (0, 0))[1])) for label, (_, ever) in new.servers.items()}
 
 
 def _event(event: Event) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Fifteen minutes of the whole machine, a point a second, and the moments worth a mark. Pure: times are arguments.
+"""Fifteen minutes of the whole machine, a point a second, and the moments worth a mark. It looks at nothing itself.
 
 Bounded: between 900 and 1,800 points of seven doubles (100 KB); 300 marks; and of each frontend the counts of the last
 `window` samples (some 500 bytes each).
@@ -6,15 +6,16 @@ Bounded: between 900 and 1,800 points of seven doubles (100 KB); 300 marks; and 
 
 from array import array
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from math import isnan, nan
 from operator import add
 from typing import NamedTuple
 
 from pylb.control.event_log import Event
 from pylb.core.address import Listen
-from pylb.forward.counters import CONNECT_BOUNDS, Histogram
-from pylb.workers.messages import Counted
+from pylb.core.table import Frontend, Table
+from pylb.forward.counters import CONNECT_BOUNDS
+from pylb.workers.sampler import NOTHING, FrontendSum, Moment
 
 POINTS = 900  # a second each
 LATELY = 10  # samples whose connects a quantile is made of: of one second's dozen the p99 would be the slowest
@@ -29,28 +30,15 @@ MARKED = frozenset(
 )
 
 
-class Count(NamedTuple):
-    """What was counted of one frontend, by all who count."""
-
-    sessions: int = 0  # live
-    total: int = 0
-    bytes_in: int = 0
-    bytes_out: int = 0
-    connects: tuple[int, ...] = (0,) * (len(CONNECT_BOUNDS) + 1)  # by the buckets of CONNECT_BOUNDS
-    queued: int = 0
-    denied: int = 0
-    servers: Mapping[str, tuple[int, int]] = {}  # by label: live, and in all
-
-
-_NOTHING = Count()
-
-
 class Rate(NamedTuple):
     """A second."""
 
     connections: float = 0.0
     bytes_in: float = 0.0
     bytes_out: float = 0.0
+
+
+_NO_RATE = Rate()
 
 
 class Point(NamedTuple):
@@ -71,53 +59,7 @@ class Mark(NamedTuple):
     text: str
 
 
-def count(listen: Listen, parts: Sequence[Counted], known: Count | None = None) -> Count:
-    """The sum over all parts; `known` itself, what was counted before, if nothing has happened there since."""
-    if known is not None and _quiet(listen, parts, known):
-        return known
-    sessions = total = bytes_in = bytes_out = queued = denied = 0
-    connects: Sequence[int] = ()
-    servers: dict[str, tuple[int, int]] = {}
-    for part in parts:
-        one = part.get(listen)
-        if one is None:
-            continue
-        sessions += one.sessions
-        total += one.sessions_total
-        bytes_in += one.bytes_in
-        bytes_out += one.bytes_out
-        queued += one.queued
-        denied += sum(one.denied.values())
-        seconds = one.connect_seconds
-        counts = seconds.counts if isinstance(seconds, Histogram) else seconds
-        connects = [a + b for a, b in zip(connects, counts, strict=True)] if connects else counts
-        for label, server in one.servers.items():
-            live, ever = servers.get(label, (0, 0))
-            servers[label] = live + server.sessions, ever + server.sessions_total
-    return Count(sessions, total, bytes_in, bytes_out, tuple(connects) or _NOTHING.connects, queued, denied, servers)
-
-
-def _quiet(listen: Listen, parts: Iterable[Counted], known: Count) -> bool:
-    """No client is there, none was, and none came: of a thousand frontends that is most, and must cost next to nothing.
-
-    Bytes, connects and servers' counts need a session, so these few tell.
-    """
-    if known.sessions or known.queued:
-        return False
-    total = denied = 0
-    for part in parts:
-        one = part.get(listen)
-        if one is None:
-            continue
-        if one.sessions or one.queued:
-            return False
-        total += one.sessions_total
-        if one.denied:
-            denied += sum(one.denied.values())
-    return total == known.total and denied == known.denied
-
-
-def rate(new: Count, old: Count, seconds: float) -> Rate:
+def rate(new: FrontendSum, old: FrontendSum, seconds: float) -> Rate:
     """Never negative: counters go back when what counted them has left."""
     pairs = (new.total, old.total), (new.bytes_in, old.bytes_in), (new.bytes_out, old.bytes_out)
     return Rate(*(max(0.0, (now - before) / seconds) for now, before in pairs))
@@ -140,28 +82,28 @@ def quantile(counts: Sequence[int], share: float, bounds: Sequence[float] = CONN
     return low
 
 
-class Sample:
-    """One look at all counters, compared with an older one (`old`; None: the first look) `seconds` ago."""
+class _Look:
+    """What was counted, compared with an older look `seconds` ago (`old`; None: this is the first one)."""
 
-    def __init__(self, clock: float, seconds: float, old: Mapping[Listen, Count] | None) -> None:
-        self.clock = clock
+    def __init__(self, moment: Moment, seconds: float, old: Mapping[Listen, FrontendSum] | None) -> None:
+        self.moment = moment
+        self.seconds = seconds
         self.old = old
-        self._seconds = seconds
-        self.counts: dict[Listen, Count] = {}
+        self.counts: dict[Listen, FrontendSum] = {}
         self.rates: dict[Listen, Rate] = {}
-        self.total = Rate()
+        self.total = _NO_RATE
         self.active = 0
         self.connects = [0] * (len(CONNECT_BOUNDS) + 1)
 
-    def add(self, listen: Listen, new: Count) -> None:
+    def add(self, listen: Listen, new: FrontendSum) -> None:
         self.counts[listen] = new
         self.active += new.sessions
         if self.old is None:
             return
-        old = self.old.get(listen, _NOTHING)
+        old = self.old.get(listen, NOTHING)
         if new is old:
             return
-        self.rates[listen] = one = rate(new, old, self._seconds)
+        self.rates[listen] = one = rate(new, old, self.seconds)
         self.total = Rate(*map(add, self.total, one))
         if new.connects != old.connects:
             both = zip(self.connects, new.connects, old.connects, strict=True)
@@ -169,15 +111,52 @@ class Sample:
 
 
 class History:
-    """`window`: over how many samples a rate is taken; workers report once a second, so one sample may miss a report."""
+    """A consumer of the sampler's looks. `window`: over how many of them a rate is taken; workers report once a second, at
+    moments of their own, so one look may miss a report."""
 
     def __init__(self, window: int = 1, points: int = POINTS) -> None:
         self._columns = [array("d") for _ in Point._fields]
         self._points = points
-        self._samples: deque[tuple[float, Mapping[Listen, Count]]] = deque(maxlen=window)
+        self._looks: deque[tuple[float, Mapping[Listen, FrontendSum]]] = deque(maxlen=window)
         self._marks: deque[Mark] = deque(maxlen=MARKS)
         self._connects: deque[list[int]] = deque(maxlen=LATELY)
-        self.rates: dict[Listen, Rate] = {}
+        self._new = self._last = _Look(Moment(0.0, 0.0), 0.0, None)
+        self.point: Point | None = None  # the last one; None until there were two looks
+
+    def begin(self, moment: Moment, _table: Table) -> None:
+        before, old = self._looks[0] if self._looks else (moment.clock, None)
+        self._new = _Look(moment, max(moment.clock - before, 0.001), old)
+
+    def add(self, frontend: Frontend, new: FrontendSum) -> None:
+        self._new.add(frontend.listen, new)
+
+    def end(self) -> None:
+        self._last = look = self._new
+        self._looks.append((look.moment.clock, look.counts))
+        if look.old is None:
+            return
+        self._connects.append(look.connects)
+        lately = [*map(sum, zip(*self._connects, strict=True))]
+        middle, high = quantile(lately, 0.5), quantile(lately, 0.99)
+        total = look.total
+        self.point = Point(look.moment.wall, total.connections, look.active, total.bytes_in, total.bytes_out, middle, high)
+        self._keep(self.point)
+
+    def count(self, listen: Listen) -> FrontendSum:
+        """At the last look."""
+        return self._last.counts.get(listen, NOTHING)
+
+    def rate(self, listen: Listen) -> Rate:
+        return self._last.rates.get(listen, _NO_RATE)
+
+    def server_rates(self, listen: Listen) -> dict[str, float]:
+        """Sessions a second by label; of a frontend where nothing happened, none."""
+        look, new = self._last, self.count(listen)
+        if look.old is None or (old := look.old.get(listen, NOTHING)) is new:
+            return {}
+        known = old.servers
+        gained = {label: one.total - (known[label].total if label in known else 0) for label, one in new.servers.items()}
+        return {label: max(0, more) / look.seconds for label, more in gained.items()}
 
     def note(self, event: Event) -> None:
         """To be told every event: a flood of others does not push the marks out."""
@@ -186,32 +165,6 @@ class History:
 
     def marks(self, since: float) -> list[Mark]:
         return [mark for mark in self._marks if mark.time >= since]
-
-    def sample(self, wall: float, clock: float, counts: Mapping[Listen, Count]) -> Point | None:
-        """As `begin`, all at once."""
-        sample = self.begin(clock)
-        for listen, one in counts.items():
-            sample.add(listen, one)
-        return self.end(sample, wall)
-
-    def begin(self, clock: float) -> "Sample":
-        """To be given what was counted of each frontend, in as many steps as it takes, and then to `end`."""
-        before, old = self._samples[0] if self._samples else (clock, None)
-        return Sample(clock, max(clock - before, 0.001), old)
-
-    def end(self, sample: "Sample", wall: float) -> Point | None:
-        """The point; None for the first sample, which has nothing to be compared with."""
-        self._samples.append((sample.clock, sample.counts))
-        self.rates = sample.rates
-        if sample.old is None:
-            return None
-        self._connects.append(sample.connects)
-        lately = [*map(sum, zip(*self._connects, strict=True))]
-        middle, high = quantile(lately, 0.5), quantile(lately, 0.99)
-        total = sample.total
-        point = Point(wall, total.connections, sample.active, total.bytes_in, total.bytes_out, middle, high)
-        self._keep(point)
-        return point
 
     def _keep(self, point: Point) -> None:
         for column, value in zip(self._columns, point, strict=True):

@@ -20,7 +20,7 @@ PAGES = (
 STAGES = {
     "nothing runs": "await self._registry.webhook_is_up()",
     "no beat": "self._serve_for_ever(Part.BEAT, self._beat)",
-    "no sample": "self._serve_for_ever(Part.RATES, self._lookout.run)",
+    "no sample": "self._serve_for_ever(Part.RATES, self._sampler.run)",
     "no page": "self._serve_for_ever(Part.PAGE, self._feed.run)",
     "all but the word": "self._greet(limit)",
 }

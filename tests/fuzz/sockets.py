@@ -25,8 +25,8 @@ from pylb.forward.counters import Counters
 from pylb.haproxy.commands import Commands
 from pylb.haproxy.rates import Rates
 from pylb.haproxy.runtime_socket import split
-from pylb.haproxy.sampler import Lookout
 from pylb.haproxy.stats import Picture
+from pylb.haproxy.view import View
 from pylb.web.control_socket import LINE_BYTES, ControlSocket
 from pylb.web.sessions import named
 from tests.fuzz.inputs import Parser
@@ -41,14 +41,14 @@ SESSIONS = tuple(
 VIEW = ServerView("web", LISTEN, "one", SERVER.address, 1, ProxyProtocol.NONE, 0, "up", True, "yes", "", "", ("static",))
 
 
-class _Still(Lookout):
-    """A lookout over one frontend where nothing happens."""
+class _Still(View):
+    """A view of one frontend where nothing happens."""
 
     def __init__(self) -> None:
-        self.rates = Rates()
+        self._rates = Rates()
 
     async def picture(self) -> Picture:
-        return Picture(TABLE, Counters(100), {LISTEN: [VIEW]}, {}, self.rates, 0.0)
+        return Picture(TABLE, Counters(100), {LISTEN: [VIEW]}, {}, self._rates, 0.0)
 
     async def info(self) -> dict[str, int | str]:
         return {}

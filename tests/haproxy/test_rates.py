@@ -1,16 +1,12 @@
 """What the once-a-second look makes of counters: rates, maxima, averages, and when a backend was down."""
 
-import asyncio
-from collections.abc import Sequence
-
-import pytest
-
 from pylb.core.address import Address, Listen
 from pylb.core.policy import Policy
 from pylb.core.table import DOWN, Frontend, Server, Table, make_table
 from pylb.forward.counters import FrontendCounters, ServerCounters
 from pylb.haproxy.rates import WINDOW, Average, Meter, Rates
 from pylb.workers.messages import Counted, counted
+from pylb.workers.sampler import FrontendSum, Moment, count
 
 WEB, MAIL = Listen("tcp", "*", 443), Listen("tcp", "*", 25)
 
@@ -32,9 +28,25 @@ def frontend(begun: int, live: int = 0) -> FrontendCounters:
     return one
 
 
-def look(rates: Rates, now: float, *found: FrontendCounters, listen: Listen = WEB, what: Table | None = None) -> None:
-    parts: Sequence[Counted] = [{listen: one} for one in found]
-    asyncio.run(rates.sample(parts, table(listen) if what is None else what, now))
+def look(
+    rates: Rates,
+    now: float,
+    *found: FrontendCounters,
+    listen: Listen = WEB,
+    what: Table | None = None,
+    used: tuple[float, ...] = (),
+    known: FrontendSum | None = None,
+) -> FrontendSum:
+    """As the sampler does, with one frontend. `known`: of the look before."""
+    new = count(listen, [{listen: one} for one in found], known)
+    sampled(rates, Moment(now, 0.0, used), what or table(listen), listen, new)
+    return new
+
+
+def sampled(rates: Rates, moment: Moment, what: Table, listen: Listen, new: FrontendSum) -> None:
+    rates.begin(moment, what)
+    rates.add(what.frontends[listen], new)
+    rates.end()
 
 
 def test_rates_are_what_was_gained_since_the_last_look() -> None:
@@ -54,8 +66,9 @@ def test_rates_are_what_was_gained_since_the_last_look() -> None:
 def test_processes_are_added_up_whether_they_count_here_or_reported() -> None:
     rates = Rates()
     there = {WEB: counted(WEB, frontend(40, live=2))}
-    asyncio.run(rates.sample([{WEB: frontend(10, live=1)}, there], table(WEB), 10.0))
-    asyncio.run(rates.sample([{WEB: frontend(20, live=1)}, there], table(WEB), 11.0))
+    for now, begun in ((10.0, 10), (11.0, 20)):
+        parts: list[Counted] = [{WEB: frontend(begun, live=1)}, there]
+        sampled(rates, Moment(now, 0.0), table(WEB), WEB, count(WEB, parts))
     assert (rates.proxies[WEB].sessions.rate, rates.proxies[WEB].sessions.peak) == (10, 3)
     assert rates.totals([frontend(20), frontend(40)]) == (60, 62, 6600)
 
@@ -106,29 +119,30 @@ def test_a_proxy_is_numbered_by_its_port_and_a_second_one_of_that_port_above_all
 
 def test_the_share_of_idle_time_is_that_of_the_processes_that_forward() -> None:
     rates = Rates()
-    asyncio.run(rates.sample([], table(WEB), 10.0, [1 << 30]))  # nobody has that pid
-    asyncio.run(rates.sample([], table(WEB), 11.0, [1 << 30]))
+    look(rates, 10.0, used=(0.0,))  # it has ended
+    look(rates, 11.0, used=(0.0,))
     assert rates.idle == 100
-    busy = Rates()
-    asyncio.run(busy.sample([], table(WEB), 10.0, [1]))
-    busy._cpu = (1, busy._cpu[1] - 0.75)
-    asyncio.run(busy.sample([], table(WEB), 11.0, [1]))
-    assert busy.idle == pytest.approx(25, abs=5)
+    look(rates, 13.0, used=(1.5,))
+    assert rates.idle == 25
+    look(rates, 14.0, used=(1.6, 0.3))  # one more: nobody knows what it had used
+    assert rates.idle == 25
+    look(rates, 15.0, used=(1.7, 0.6))
+    assert rates.idle == 80
 
 
 def test_a_quiet_frontend_is_looked_at_once_more_for_its_rates_and_then_when_it_or_its_servers_change() -> None:
     rates, quiet = Rates(), frontend(130)
     table_now = table(WEB)
     look(rates, 10.0, frontend(100), what=table_now)
-    look(rates, 11.0, quiet, what=table_now)
+    known = look(rates, 11.0, quiet, what=table_now)
     web = rates.proxies[WEB]
     assert (web.sessions.rate, web.busy) == (30, True)
-    look(rates, 12.0, quiet, what=table_now)
+    assert look(rates, 12.0, quiet, what=table_now, known=known) is known
     assert (web.sessions.rate, web.servers["a"].sessions.rate, web.busy) == (0, 0, False)
     quiet.servers["b"] = ServerCounters()
-    look(rates, 13.0, quiet, what=table_now)
+    look(rates, 13.0, quiet, what=table_now, known=known)
     assert list(web.servers) == ["a"]  # not looked at: neither is another
-    look(rates, 14.0, quiet, what=table(WEB, rank=DOWN))
+    look(rates, 14.0, quiet, what=table(WEB, rank=DOWN))  # of a frontend that changed the sampler knows nothing
     assert (list(web.servers), web.usable) == (["a", "b"], False)
     look(rates, 15.0, frontend(131), what=table_now)
     assert (web.sessions.rate, web.usable) == (1, True)

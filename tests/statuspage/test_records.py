@@ -8,7 +8,8 @@ from pylb.core.policy import Limits, Policy
 from pylb.core.registration import Wanted
 from pylb.core.table import Frontend
 from pylb.statuspage.records import changed, frontend_record, holder, limits, registration_key, registration_record
-from pylb.statuspage.timeseries import Count, Rate
+from pylb.statuspage.timeseries import Rate
+from pylb.workers.sampler import FrontendSum
 
 WEB = Frontend("web", Listen("tcp", "*", 443), Policy(), ())
 
@@ -20,8 +21,8 @@ def person(**given: object) -> RegistrationView:
 
 
 def test_only_the_fields_that_differ_are_told_again() -> None:
-    before = frontend_record(WEB, "healthy", None, Count(1, 10), Rate())
-    after = frontend_record(WEB, "healthy", None, Count(2, 11), Rate(1.0))
+    before = frontend_record(WEB, "healthy", None, FrontendSum(1, 10), Rate())
+    after = frontend_record(WEB, "healthy", None, FrontendSum(2, 11), Rate(1.0))
     assert changed(before, after) == {"sessions": 2, "total": 11, "rate": 1.0}
     assert changed(after, after) == {}
     assert changed({}, after) == after

@@ -18,7 +18,10 @@ from pylb.core.errors import Refused
 from pylb.core.policy import AdminState
 from pylb.core.registration import parse_native
 from pylb.forward.counters import FrontendCounters
+from pylb.haproxy.rates import Rates
 from pylb.statuspage.stream import BACKLOG, MOST_OF_ONE, MOST_STREAMS, Feed
+from pylb.statuspage.timeseries import History
+from pylb.workers.sampler import Sampler
 from tests.support.ports import free_port
 from tests.ui.many import FRONTENDS, SERVERS, blank, busy, rules
 from tests.web.loopback import run
@@ -29,6 +32,7 @@ from tests.web.running import Control, running
 class Watched:
     control: Control
     feed: Feed
+    sampler: Sampler
     about: dict[str, Any] = field(default_factory=lambda: {"host": "here"})
 
     async def announce(self, port: int, instance: str = "pod-1", target: int = 30843) -> None:
@@ -45,7 +49,9 @@ async def watched(folder: Path) -> AsyncIterator[Watched]:
         def parts() -> list[Mapping[Listen, FrontendCounters]]:
             return [control.engine.counters.frontends]
 
-        yield Watched(control, Feed(control.registry, parts, lambda: dict(about)), about)
+        history = History()
+        feed = Feed(control.registry, history, lambda: dict(about))
+        yield Watched(control, feed, Sampler(lambda: control.registry.table, parts, [history], sampled=feed.sampled), about)
 
 
 class Reader:
@@ -69,7 +75,8 @@ def test_the_first_message_is_whole_and_the_next_only_what_changed(tmp_path: Pat
             reader = Reader(here.feed)
             begun = asyncio.get_running_loop().create_task(reader.next())
             await asyncio.sleep(0)
-            await here.feed.look(sample=True)
+            await here.sampler.sample()
+            await here.feed.look()
             whole = await begun
             assert whole["whole"]
             assert whole["about"] == {"host": "here"}
@@ -82,12 +89,13 @@ def test_the_first_message_is_whole_and_the_next_only_what_changed(tmp_path: Pat
             assert server["held_by"] == [["mosquitto/mosquitto/pod-1", ""]]
             assert list(whole["registrations"]) == ["mosquitto/mosquitto/pod-1"]
             assert whole["events"][-1]["kind"] == "created"
-            await here.feed.look(sample=True)
+            await here.sampler.sample()
+            await here.feed.look()
             quiet = await reader.next()
             assert not {"whole", "about", "frontends", "servers", "registrations"} & quiet.keys()
             assert quiet["point"]["connections"] == 0
             await here.control.registry.operator.set_admin(f"127.0.0.1:{port}/pod-1", AdminState.DRAIN)
-            await here.feed.look(sample=False)
+            await here.feed.look()
             drained = await reader.next()
             assert drained["servers"] == {place: {"rank": 5, "weight": 0, "state": "drain"}}
             assert "point" not in drained
@@ -105,7 +113,7 @@ def test_what_is_gone_is_named(tmp_path: Path) -> None:
             reader = Reader(here.feed)
             await _joined(here, reader)
             await here.control.registry.operator.release_any("mosquitto")
-            await here.feed.look(sample=False)
+            await here.feed.look()
             said = await reader.next()
             listen = f"127.0.0.1:{port}"
             assert said["gone_frontends"] == [listen]
@@ -125,7 +133,7 @@ def test_who_comes_later_gets_a_whole_picture_and_the_others_only_what_changed(t
             second = Reader(here.feed)
             waiting = asyncio.get_running_loop().create_task(second.next())
             await asyncio.sleep(0)
-            await here.feed.look(sample=False)
+            await here.feed.look()
             whole, delta = await waiting, await first.next()
             assert whole["whole"]
             assert "whole" not in delta
@@ -142,11 +150,13 @@ def test_a_reader_that_takes_nothing_is_dropped_with_what_waited_for_it(tmp_path
             await _joined(here, slow)
             await _joined(here, quick)
             for _ in range(BACKLOG + 1):
-                await here.feed.look(sample=True)
+                await here.sampler.sample()
+                await here.feed.look()
                 await quick.next()
             with pytest.raises(StopAsyncIteration):
                 await slow.next()
-            await here.feed.look(sample=True)
+            await here.sampler.sample()
+            await here.feed.look()
             await quick.next()
 
     run(main())
@@ -185,9 +195,11 @@ def test_a_reload_that_changes_what_pylb_is_called_is_told_once(tmp_path: Path) 
             reader = Reader(here.feed)
             await _joined(here, reader)
             here.about["host"] = "lb.example.net"
-            await here.feed.look(sample=True)
+            await here.sampler.sample()
+            await here.feed.look()
             assert (await reader.next())["about"] == {"host": "lb.example.net"}
-            await here.feed.look(sample=True)
+            await here.sampler.sample()
+            await here.feed.look()
             assert "about" not in await reader.next()
 
     run(main())
@@ -197,7 +209,7 @@ def test_an_event_is_told_long_before_the_next_second(tmp_path: Path) -> None:
     async def main() -> None:
         async with watched(tmp_path) as here:
             loop = asyncio.get_running_loop()
-            running = loop.create_task(here.feed.run())
+            running = asyncio.gather(here.feed.run(), here.sampler.run())
             reader = Reader(here.feed)
             await reader.next()
             said = await reader.next()  # a point: the next one is a second away
@@ -226,7 +238,9 @@ def test_no_step_of_telling_it_holds_the_loop(tmp_path: Path) -> None:
     async def main() -> None:
         async with running(tmp_path, rules(FRONTENDS)) as control:
             counters = {listen: blank(frontend) for listen, frontend in control.registry.table.frontends.items()}
-            feed = Feed(control.registry, lambda: [counters], dict)
+            history = History()
+            feed = Feed(control.registry, history, dict)
+            sampler = Sampler(lambda: control.registry.table, lambda: [counters], [history, Rates()], sampled=feed.sampled)
             messages = feed.stream()
             reading = asyncio.get_running_loop().create_task(anext(messages))
             await asyncio.sleep(0)
@@ -235,7 +249,8 @@ def test_no_step_of_telling_it_holds_the_loop(tmp_path: Path) -> None:
             for _ in range(3):
                 busy(counters)  # ours, not the feed's: it is not watched
                 watching = asyncio.get_running_loop().create_task(_watch())
-                await feed.look(sample=True)
+                await sampler.sample()
+                await feed.look()
                 watching.cancel()
             assert len(await reading) > 1000 * FRONTENDS * SERVERS / 4
             await messages.aclose()
@@ -283,5 +298,5 @@ async def _joined(here: Watched, reader: Reader) -> None:
     """Its first message is taken."""
     waiting = asyncio.get_running_loop().create_task(reader.next())
     await asyncio.sleep(0)
-    await here.feed.look(sample=False)
+    await here.feed.look()
     assert (await waiting)["whole"]

@@ -9,69 +9,61 @@ from hypothesis import strategies as st
 
 from pylb.control.event_log import Event
 from pylb.core.address import Listen
-from pylb.forward.counters import CONNECT_BOUNDS, FrontendCounters, Histogram, ServerCounters
-from pylb.statuspage.timeseries import LATELY, MARKS, Count, History, Rate, count, quantile, rate
-from pylb.workers.messages import counted
+from pylb.core.policy import Policy
+from pylb.core.table import Frontend, make_table
+from pylb.forward.counters import CONNECT_BOUNDS, Histogram
+from pylb.statuspage.timeseries import LATELY, MARKS, History, Point, Rate, quantile, rate
+from pylb.workers.sampler import FrontendSum, Moment, ServerSum
 
 A, B = Listen("tcp", "*", 443), Listen("tcp", "*", 25)
 BUCKETS = len(CONNECT_BOUNDS) + 1
 
 
-def counters(
-    sessions: int = 0, total: int = 0, bytes_in: int = 0, connects: Mapping[float, int] | None = None
-) -> FrontendCounters:
-    found = FrontendCounters("web")
-    found.sessions, found.sessions_total, found.bytes_in = sessions, total, bytes_in
-    found.servers["pod"] = ServerCounters()
-    found.servers["pod"].sessions, found.servers["pod"].sessions_total = sessions, total
-    for seconds, times in (connects or {}).items():
-        for _ in range(times):
-            found.connect_seconds.add(seconds)
-    return found
+def counts(total: int, connects: tuple[int, ...] = (0,) * BUCKETS, sessions: int = 0) -> FrontendSum:
+    return FrontendSum(sessions, total, 100 * total, 200 * total, connects, servers={"pod": ServerSum(sessions, total)})
 
 
-def counts(total: int, connects: tuple[int, ...] = (0,) * BUCKETS, sessions: int = 0) -> Count:
-    return Count(sessions, total, 100 * total, 200 * total, connects)
-
-
-def test_what_an_engine_counts_and_what_workers_report_add_up() -> None:
-    own = {A: counters(2, 10, 100, {0.002: 3})}
-    reported = {A: counted(A, counters(1, 5, 50, {0.002: 1, 0.2: 1}))}
-    found = count(A, [own, reported, {}])
-    assert (found.sessions, found.total, found.bytes_in) == (3, 15, 150)
-    assert found.servers == {"pod": (3, 15)}
-    assert sum(found.connects) == 5
-    assert count(B, [own, reported]) == Count()
+def look(history: History, wall: float, clock: float, found: Mapping[Listen, FrontendSum]) -> Point | None:
+    """As the sampler does. The point of this look, if it made one."""
+    frontends = {listen: Frontend("web", listen, Policy(), ()) for listen in found}
+    history.point = None
+    history.begin(Moment(clock, wall), make_table(1, frontends))
+    for listen, one in found.items():
+        history.add(frontends[listen], one)
+    history.end()
+    return history.point
 
 
 def test_a_rate_is_a_difference_by_its_seconds() -> None:
     history = History()
-    assert history.sample(1000.0, 50.0, {A: counts(10), B: counts(5)}) is None  # nothing to be compared with
-    point = history.sample(1001.0, 51.0, {A: counts(16, sessions=4), B: counts(5, sessions=1)})
+    assert look(history, 1000.0, 50.0, {A: counts(10), B: counts(5)}) is None  # nothing to be compared with
+    point = look(history, 1001.0, 51.0, {A: counts(16, sessions=4), B: counts(5, sessions=1)})
     assert point is not None
     assert (point.time, point.connections, point.active) == (1001.0, 6.0, 5.0)
     assert (point.bytes_in, point.bytes_out) == (600.0, 1200.0)
     assert isnan(point.p50)  # nobody has connected
-    assert history.rates[A] == Rate(6.0, 600.0, 1200.0)
-    late = history.sample(1003.0, 53.0, {A: counts(16), B: counts(9)})
+    assert history.rate(A) == Rate(6.0, 600.0, 1200.0)
+    assert history.server_rates(A) == {"pod": 6.0}
+    assert history.count(A).sessions == 4
+    late = look(history, 1003.0, 53.0, {A: counts(16), B: counts(9)})
     assert late is not None
     assert late.connections == 2.0
 
 
 def test_a_window_of_samples_evens_out_reports_that_come_at_moments_of_their_own() -> None:
     history = History(window=3)
-    points = [history.sample(float(at), float(at), {A: counts(total)}) for at, total in enumerate((0, 0, 20, 20, 40, 40, 60))]
+    points = [look(history, float(at), float(at), {A: counts(total)}) for at, total in enumerate((0, 0, 20, 20, 40, 40, 60))]
     assert [point.connections for point in points[4:] if point is not None] == pytest.approx([40 / 3, 20 / 3, 40 / 3])
 
 
 def test_what_has_left_makes_no_negative_rate_and_what_is_new_starts_at_nothing() -> None:
     assert rate(counts(3), counts(10), 1.0) == Rate(0.0, 0.0, 0.0)
     history = History()
-    history.sample(0.0, 0.0, {A: counts(1_000_000)})
-    point = history.sample(1.0, 1.0, {B: counts(2)})
+    look(history, 0.0, 0.0, {A: counts(1_000_000)})
+    point = look(history, 1.0, 1.0, {B: counts(2)})
     assert point is not None
     assert point.connections == 2.0
-    assert list(history.rates) == [B]
+    assert (history.rate(A), history.rate(B)) == (Rate(), Rate(2.0, 200.0, 400.0))
 
 
 def test_quantiles_come_from_the_buckets_of_the_last_seconds_alone() -> None:
@@ -81,13 +73,13 @@ def test_quantiles_come_from_the_buckets_of_the_last_seconds_alone() -> None:
     new[CONNECT_BOUNDS.index(0.01)] += 98
     new[CONNECT_BOUNDS.index(1.0)] += 2
     history = History()
-    history.sample(0.0, 0.0, {A: counts(0, tuple(old))})
-    point = history.sample(1.0, 1.0, {A: counts(1, tuple(new))})
+    look(history, 0.0, 0.0, {A: counts(0, tuple(old))})
+    point = look(history, 1.0, 1.0, {A: counts(1, tuple(new))})
     assert point is not None
     assert 0.005 < point.p50 <= 0.01
     assert 0.5 < point.p99 <= 1.0
     for at in range(2, 2 + LATELY):
-        point = history.sample(float(at), float(at), {A: counts(1, tuple(new))})
+        point = look(history, float(at), float(at), {A: counts(1, tuple(new))})
     assert point is not None
     assert isnan(point.p99)  # nobody has connected for a while
 
@@ -106,7 +98,7 @@ def test_a_quantile_lies_in_the_bucket_of_the_value_it_stands_for(values: list[f
 def test_it_holds_fifteen_minutes_and_no_more() -> None:
     history = History(points=10)
     for at in range(100):
-        history.sample(float(at), float(at), {A: counts(at)})
+        look(history, float(at), float(at), {A: counts(at)})
         assert len(history._columns[0]) <= 20
     columns = history.columns()
     assert columns["time"] == [float(at) for at in range(90, 100)]
@@ -124,23 +116,3 @@ def test_a_flood_of_refused_calls_does_not_push_out_the_marks() -> None:
     for at in range(2 * MARKS):
         history.note(Event(float(at), "server_down", ""))
     assert len(history.marks(0.0)) == MARKS
-
-
-def test_where_nothing_happened_the_count_is_the_same_object_and_where_anything_did_it_is_not() -> None:
-    here = counters(0, 10, 100, {0.002: 3})
-    known = count(A, [{A: here}])
-    assert count(A, [{A: here}], known) is known
-    here.denied["address"] += 1
-    assert count(A, [{A: here}], known).denied == known.denied + 1
-    known = count(A, [{A: here}])
-    here.sessions_total += 1  # came and went between two looks
-    here.bytes_in += 5
-    assert count(A, [{A: here}], known)[1:3] == (11, 105)
-    here.sessions = 1
-    known = count(A, [{A: here}])
-    here.bytes_out += 7  # of one that is there
-    assert count(A, [{A: here}], known).bytes_out == known.bytes_out + 7
-    here.sessions = 0  # it left: the one look at it that is still due
-    assert count(A, [{A: here}], count(A, [{A: counters(1, 11, 105)}])).sessions == 0
-    here.queued = 1
-    assert count(A, [{A: here}], count(A, [{A: counters(0, 11)}])).queued == 1

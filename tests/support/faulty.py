@@ -25,7 +25,6 @@ from pylb.control.state import Ledger
 from pylb.control.storage.store import Store
 from pylb.control.tasks import Part
 from pylb.forward.engine import Engine
-from pylb.haproxy.sampler import Lookout
 from pylb.host.loop_lag import Pulse
 from pylb.host.systemd import Service
 from pylb.logs.session_log import ConnectionLog
@@ -38,6 +37,7 @@ from pylb.upgrade.sockets import Listeners
 from pylb.web.server import HttpServer
 from pylb.web.unix import UnixServer
 from pylb.workers.fleet import Fleet
+from pylb.workers.sampler import Sampler
 
 PLACES: dict[str, tuple[type | ModuleType, str]] = {
     Part.LEASES: (Clockwork, "_leases"),
@@ -48,7 +48,7 @@ PLACES: dict[str, tuple[type | ModuleType, str]] = {
     Part.CERTIFICATES: (App, "_certificate_files"),
     Part.ADDRESSES: (App, "_read_addresses"),
     Part.BEAT: (Pulse, "beat"),
-    Part.RATES: (Lookout, "sample"),
+    Part.RATES: (Sampler, "sample"),
     Part.PAGE: (Feed, "look"),
     Part.WATCHDOG: (App, "_state"),
     Part.RELOAD: (App, "reload"),

@@ -22,9 +22,11 @@ from pylb.forward.counters import FrontendCounters
 from pylb.forward.engine import Engine
 from pylb.statuspage.page import Page
 from pylb.statuspage.stream import Feed
+from pylb.statuspage.timeseries import History
 from pylb.web.admin import Admin
 from pylb.web.server import HttpServer
 from pylb.workers.in_process import Driver
+from pylb.workers.sampler import Sampler
 from tests.ui.many import blank
 from tests.web.loopback import bind_free
 from tests.web.running import _Watcher
@@ -105,18 +107,22 @@ class Showcase:
             clock=self.clock,
         )
         about = {**self._about, "started": round(time.time()) - 93_000}
-        self.feed = Feed(registry, self.parts, lambda: dict(about), wall=self.wall, clock=self.clock)
+        history = History()
+        self.feed = Feed(registry, history, lambda: dict(about), wall=self.wall, clock=self.clock)
+        sampled = self.feed.sampled
+        self.sampler = Sampler(lambda: registry.table, self.parts, [history], sampled=sampled, wall=self.wall, clock=self.clock)
         await registry.start()
         server = HttpServer(bind_free(), self._pages(driver))
         server.start()
         self.port = server.port
         if self._prepare is not None:
             await self._prepare(self)
-        running = self._loop.create_task(self.feed.run())
+        running = [self._loop.create_task(work()) for work in (self.feed.run, self.sampler.run)]
         self._up.set()
         await self._over.wait()
-        running.cancel()
-        await asyncio.gather(running, return_exceptions=True)
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
         await server.stop()
         await registry.stop()
         driver.close()

@@ -24,7 +24,7 @@ from pylb.core.registration import parse_native
 from pylb.core.session import SessionView
 from pylb.core.table import Server
 from pylb.forward.counters import FrontendCounters
-from pylb.statuspage.timeseries import POINTS, count
+from pylb.statuspage.timeseries import POINTS
 from tests.support.ports import free_port
 from tests.support.processes import ROOT
 from tests.ui.showcase import Showcase
@@ -143,11 +143,9 @@ async def _quarter(show: Showcase, quarter: Quarter) -> None:
     server = next(one for one in show.registry.table.frontends[lost].servers if one.address.ip == NODE_B)
     _lose(show, lost, server)
     await asyncio.sleep(0.05)  # the table follows in a later turn of the loop
-    show.ago(seconds=0, clock=0)
-    for second in range(-POINTS, 0):
-        parts = show.parts()
-        counts = {listen: count(listen, parts) for listen in show.registry.table.frontends}
-        show.feed.history.sample(show.wall() + second, show.clock() + second, counts)
+    for ago in range(POINTS, -1, -1):
+        show.ago(seconds=ago, clock=ago)
+        await show.sampler.sample()
 
 
 def _lose(show: Showcase, listen: Listen, server: Server) -> None:

@@ -15,7 +15,10 @@ from pylb.forward.counters import Counters, FrontendCounters, ServerCounters
 from pylb.haproxy.commands import Commands
 from pylb.haproxy.exporter import Exporter
 from pylb.haproxy.info import Facts
-from pylb.haproxy.sampler import Lookout
+from pylb.haproxy.rates import Rates
+from pylb.haproxy.view import View
+from pylb.statuspage.timeseries import History
+from pylb.workers.sampler import Sampler
 from tests.web.loopback import run
 
 FRONTENDS, SERVERS = 1000, 3
@@ -78,8 +81,10 @@ def test_no_step_holds_the_loop(tmp_path: Path) -> None:
         registry = Registry(rules=what, keyring=Keyring(()), sink=Sink(), store=Store(tmp_path), ask=answered)
         await registry.start()
         facts = Facts(0.0, 0, 1, 1, FRONTENDS, 1, 0, False, "here")
-        lookout = Lookout(registry, current, lambda: [counters.frontends], lambda: facts)
-        commands = Commands(lookout, {}, None)  # type: ignore[arg-type]
+        rates = Rates()
+        sampler = Sampler(lambda: registry.table, lambda: [counters.frontends], [rates, History()])
+        view = View(registry, current, lambda: facts, rates)
+        commands = Commands(view, {}, None)  # type: ignore[arg-type]
 
         async def show_stat() -> Sized:
             answer = await commands.answer(["show", "stat"])
@@ -87,11 +92,11 @@ def test_no_step_holds_the_loop(tmp_path: Path) -> None:
             return [piece async for piece in answer]
 
         async def export() -> Sized:
-            return await Exporter(lookout).render(bytearray())
+            return await Exporter(view).render(bytearray())
 
         async def sample() -> Sized:
-            await lookout.sample(time.monotonic())
-            return lookout.rates.proxies
+            await sampler.sample()
+            return rates.proxies
 
         for work, size in ((sample, FRONTENDS), (show_stat, FRONTENDS + 1), (export, 15_000_000)):
             tries = [await longest(work()) for _ in range(2)]

@@ -1,8 +1,7 @@
-"""Who looks at everything for HAProxy's dialect: once a second for rates, and when asked for a picture."""
+"""What HAProxy's commands, its CSV and its exporter show: made of registry, counters and rates when somebody asks."""
 
-import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 from pylb.control.registry import Registry
 from pylb.control.steps import in_turns
@@ -13,45 +12,27 @@ from pylb.haproxy.columns import HEADER, csv_line
 from pylb.haproxy.info import Facts, show_info
 from pylb.haproxy.rates import Rates
 from pylb.haproxy.stats import Picture, Row
-from pylb.workers.messages import Counted
 
-PERIOD = 1.0  # seconds between two samples
 PER_TURN = 25  # frontends or servers between two turns of the loop: ~2 ms
 
 
-class Lookout:
-    """`counters` asks everybody, `parts` nobody; `pids`: of the processes that forward."""
+class View:
+    """`counters` asks all workers. `rates`: a consumer of the sampler."""
 
     def __init__(
-        self,
-        registry: Registry,
-        counters: Callable[[], Awaitable[Counters]],
-        parts: Callable[[], Sequence[Counted]],
-        facts: Callable[[], Facts],
-        pids: Callable[[], Sequence[int]] = tuple,
+        self, registry: Registry, counters: Callable[[], Awaitable[Counters]], facts: Callable[[], Facts], rates: Rates
     ) -> None:
         self._registry = registry
         self._counters = counters
-        self._parts = parts
         self._facts = facts
-        self._pids = pids
-        self.rates = Rates()
-
-    async def run(self) -> None:
-        """For ever."""
-        while True:
-            await self.sample(time.monotonic())
-            await asyncio.sleep(PERIOD)
-
-    async def sample(self, now: float) -> None:
-        await self.rates.sample(self._parts(), self._registry.table, now, self._pids())
+        self._rates = rates
 
     async def picture(self) -> Picture:
         counters, servers = await self._counters(), dict[Listen, list[ServerView]]()
         table, unbound = self._registry.table, self._registry.unbound()
         async for view in in_turns(self._registry.each_server(), PER_TURN):
             servers.setdefault(view.listen, []).append(view)
-        return Picture(table, counters, servers, unbound, self.rates, time.monotonic())
+        return Picture(table, counters, servers, unbound, self._rates, time.monotonic())
 
     async def csv(self) -> str:
         """All of `show stat`."""
@@ -68,4 +49,4 @@ class Lookout:
 
     async def info(self) -> dict[str, int | str]:
         """As show_info."""
-        return show_info(self._facts(), await self._counters(), self.rates, time.time())
+        return show_info(self._facts(), await self._counters(), self._rates, time.time())

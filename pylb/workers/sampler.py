@@ -1,0 +1,176 @@
+"""Once a second: what all processes that forward have counted, frontend by frontend. Who shows rates takes them from here.
+
+Most of a thousand frontends are quiet. Where nothing happened since the last look, the count is the very same object: who
+compares two of them looks at that first.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple, Protocol
+
+from pylb.control.steps import in_turns
+from pylb.core.address import Listen
+from pylb.core.table import Frontend, Table
+from pylb.forward.counters import CONNECT_BOUNDS, FrontendCounters, Histogram
+from pylb.host.process_stat import process_stat
+from pylb.workers.messages import Counted, FrontendCount
+
+PERIOD = 1.0  # seconds between two looks
+PER_TURN = 20  # frontends between two turns of the loop: with ten servers each, ~2 ms
+
+
+class ServerSum(NamedTuple):
+    """Of a server, by all processes; times are sums in seconds."""
+
+    sessions: int = 0  # live
+    total: int = 0
+    ended: int = 0
+    queue_seconds: float = 0.0
+    connect_seconds: float = 0.0
+    total_seconds: float = 0.0
+
+
+class FrontendSum(NamedTuple):
+    """Of a frontend, by all processes."""
+
+    sessions: int = 0  # live
+    total: int = 0
+    bytes_in: int = 0
+    bytes_out: int = 0
+    connects: tuple[int, ...] = (0,) * (len(CONNECT_BOUNDS) + 1)  # by the buckets of CONNECT_BOUNDS
+    queued: int = 0
+    denied: int = 0
+    connections: int = 0  # sessions, and clients that were refused at the door
+    servers: Mapping[str, ServerSum] = {}  # by label
+
+
+NOTHING = FrontendSum()
+
+
+class Moment(NamedTuple):
+    clock: float  # monotonic
+    wall: float  # unix time
+    used: Sequence[float] = ()  # seconds of processor time of each process that forwards
+
+
+class Consumer(Protocol):
+    """Who is given each look: when it is, what each frontend of the table has, and that this was all."""
+
+    def begin(self, moment: Moment, table: Table) -> None: ...
+
+    def add(self, frontend: Frontend, new: FrontendSum) -> None: ...
+
+    def end(self) -> None: ...
+
+
+class Sampler:
+    """`parts`: counts to be added up. `pids`: of the processes that forward. `sampled` is called when a look is over."""
+
+    def __init__(
+        self,
+        table: Callable[[], Table],
+        parts: Callable[[], Sequence[Counted]],
+        consumers: Sequence[Consumer],
+        *,
+        pids: Callable[[], Sequence[int]] = tuple,
+        sampled: Callable[[], None] = lambda: None,
+        clock: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        self._table = table
+        self._parts = parts
+        self._consumers = consumers
+        self._pids = pids
+        self._sampled = sampled
+        self._clock = clock
+        self._wall = wall
+        self._frontends: Mapping[Listen, Frontend] = {}  # as of the last look
+        self._counts: Mapping[Listen, FrontendSum] = {}
+
+    async def run(self) -> None:
+        """For ever."""
+        loop = asyncio.get_running_loop()
+        due = loop.time()
+        while True:
+            await self.sample()
+            due = max(due + PERIOD, loop.time())  # a stall is no reason to hurry afterwards
+            await asyncio.sleep(due - loop.time())
+
+    async def sample(self) -> None:
+        """One look, in steps."""
+        used = await asyncio.to_thread(_cpu_seconds, self._pids())
+        moment, table, parts = Moment(self._clock(), self._wall(), used), self._table(), self._parts()
+        counts: dict[Listen, FrontendSum] = {}
+        for consumer in self._consumers:
+            consumer.begin(moment, table)
+        async for listen, frontend in in_turns(table.frontends.items(), PER_TURN):
+            # Of a frontend that changed all is looked at: labels of servers come and go without a session.
+            known = self._counts.get(listen) if self._frontends.get(listen) is frontend else None
+            counts[listen] = new = count(listen, parts, known)
+            for consumer in self._consumers:
+                consumer.add(frontend, new)
+        self._frontends, self._counts = table.frontends, counts
+        for consumer in self._consumers:
+            consumer.end()
+        self._sampled()
+
+
+def count(listen: Listen, parts: Sequence[Counted], known: FrontendSum | None = None) -> FrontendSum:
+    """The sum over all parts; `known` itself, what was counted before, if nothing has happened there since."""
+    found = [one for part in parts if (one := part.get(listen)) is not None]
+    if known is not None and _quiet(found, known):
+        return known
+    connects: Sequence[int] = ()
+    servers: dict[str, ServerSum] = {}
+    for one in found:
+        seconds = one.connect_seconds
+        counts = seconds.counts if isinstance(seconds, Histogram) else seconds
+        connects = [a + b for a, b in zip(connects, counts, strict=True)] if connects else counts
+        for label, server in one.servers.items():
+            before, ended = servers.get(label, _NO_SERVER), sum(server.closed.values())
+            servers[label] = ServerSum(
+                before.sessions + server.sessions,
+                before.total + server.sessions_total,
+                before.ended + ended,
+                before.queue_seconds + server.queue_seconds,
+                before.connect_seconds + server.connect_seconds,
+                before.total_seconds + server.total_seconds,
+            )
+    return FrontendSum(
+        sum([one.sessions for one in found]),
+        sum([one.sessions_total for one in found]),
+        sum([one.bytes_in for one in found]),
+        sum([one.bytes_out for one in found]),
+        tuple(connects) or NOTHING.connects,
+        sum([one.queued for one in found]),
+        sum([sum(one.denied.values()) for one in found]),
+        sum([one.connections for one in found]),
+        servers,
+    )
+
+
+_NO_SERVER = ServerSum()
+
+
+def _quiet(found: Iterable[FrontendCounters | FrontendCount], known: FrontendSum) -> bool:
+    """No client is there, none was, and none came: of a thousand frontends that is most, and must cost next to nothing.
+
+    Bytes, connects and servers' counts need a session, so these few tell.
+    """
+    if known.sessions or known.queued:
+        return False
+    total = denied = connections = 0
+    for one in found:
+        if one.sessions or one.queued:
+            return False
+        total += one.sessions_total
+        connections += one.connections
+        if one.denied:
+            denied += sum(one.denied.values())
+    return total == known.total and connections == known.connections and denied == known.denied
+
+
+def _cpu_seconds(pids: Sequence[int]) -> list[float]:
+    """0 of one that is gone."""
+    return [0.0 if (stat := process_stat(pid)) is None else stat.cpu_seconds for pid in pids]
