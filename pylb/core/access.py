@@ -1,6 +1,6 @@
-"""Who may come in: allow and deny lists of networks.
+"""Access lists: which networks may connect.
 
-Addresses are 4 or 16 bytes here (`canonical`): within a family they compare as the numbers they are.
+Addresses are 4 or 16 bytes here (`canonical`). Within a family, bytes compare like the numbers that they stand for.
 """
 
 from bisect import bisect_right
@@ -13,7 +13,7 @@ _MAPPED = bytes(10) + b"\xff\xff"
 
 
 def canonical(address: bytes) -> bytes:
-    """The 4 or 16 bytes of an address; 4 for an IPv4-mapped one (RFC 4291 2.5.5.2), as dual-stack ports see IPv4."""
+    """The 4 or 16 bytes of an address; an IPv4-mapped one (RFC 4291 2.5.5.2), as dual-stack ports see IPv4, becomes 4."""
     return address[12:] if address.startswith(_MAPPED) and len(address) == 16 else address
 
 
@@ -24,10 +24,10 @@ class AccessRule:
 
 
 class AccessList:
-    """The longest prefix that holds the address decides. Where none does: refused if the list allows anything at all.
+    """The longest prefix that contains the address decides. If none does, the client is refused if the list allows anything.
 
-    A look-up is one bisection, with 10 prefixes or 10,000. Made by whoever reads the config, not by the engine: 10,000
-    prefixes take a tenth of a second. Compares as its rules.
+    A look-up is one bisection, with 10 prefixes or with 10,000. The config reader builds the list, not the engine: 10,000
+    prefixes take a tenth of a second. Two lists are equal if their rules are.
     """
 
     def __init__(self, rules: Sequence[AccessRule] = ()) -> None:
@@ -54,10 +54,10 @@ class AccessList:
 
 
 def _ranges(rules: list[AccessRule], size: int, *, otherwise: bool) -> tuple[list[bytes], list[bool]]:
-    """The rules of one family as disjoint ranges: where each begins, and what it says."""
+    """The rules of one family as disjoint ranges: the start of each, and its verdict."""
     end = 1 << 8 * size
     starts, verdicts = [bytes(size)], [otherwise]
-    around: list[tuple[int, bool]] = []  # (last address, verdict) of the networks that hold the current place, wide ones first
+    around: list[tuple[int, bool]] = []  # (last address, verdict) of the networks around the current place, wide ones first
 
     def begin(place: int, *, verdict: bool) -> None:
         start = place.to_bytes(size, "big")
@@ -73,7 +73,7 @@ def _ranges(rules: list[AccessRule], size: int, *, otherwise: bool) -> tuple[lis
             if last + 1 < end:
                 begin(last + 1, verdict=around[-1][1] if around else otherwise)
 
-    # Wide before narrow where both begin; of two that are the same the later line counts (sorted is stable).
+    # Wide before narrow if both start there; of two identical networks the later line counts (sorted is stable).
     for rule in sorted(rules, key=lambda rule: (int(rule.network.network_address), rule.network.prefixlen)):
         low = int(rule.network.network_address)
         close(low)

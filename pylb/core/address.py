@@ -1,7 +1,7 @@
-"""Addresses, ports and networks as text parsed once into frozen values, and the classes of target that are refused.
+"""Addresses, ports and networks, parsed once from text into frozen values; and the kinds of address that are never a target.
 
-An IP is kept as its canonical text ("203.0.113.7", "2001:db8::7"): cheap to hash and compare, and what the kernel wants.
-IPv4-mapped IPv6 ("::ffff:203.0.113.7", RFC 4291 2.5.5.2) is folded to IPv4 at the edge, so no rule can be dodged by it.
+An IP is stored as its canonical text ("203.0.113.7", "2001:db8::7"): cheap to hash and compare, and what the kernel takes.
+IPv4-mapped IPv6 ("::ffff:203.0.113.7", RFC 4291 2.5.5.2) becomes IPv4 when it is parsed, so it cannot evade a rule.
 """
 
 from collections.abc import Iterable
@@ -17,8 +17,8 @@ ANY = "*"
 
 
 class Address(NamedTuple):
-    """One `ip:port` that bytes may be sent to. A tuple, because it is a key of nearly every mapping: the hash of a dataclass
-    is a function in Python, and a quarter of all calls that a move made were such hashes."""
+    """One `ip:port` that bytes may be sent to. A tuple, because it is the key of nearly every mapping: a dataclass's hash is a
+    function in Python, and such hashes were a quarter of all calls when a registration moved."""
 
     ip: str
     port: int
@@ -33,9 +33,9 @@ class Address(NamedTuple):
 
 @dataclass(frozen=True, slots=True, order=True)
 class HostPort:
-    """A server named in the config; control resolves it to addresses."""
+    """A server that the config names by host; control resolves it to addresses."""
 
-    host: str  # lower case, without a dot at its end
+    host: str  # lower case, without a dot at the end
     port: int
 
     def __str__(self) -> str:
@@ -43,7 +43,7 @@ class HostPort:
 
 
 class Listen(NamedTuple):
-    """Where a frontend listens: the key of the table. `ip` is `*` for dual-stack, all addresses. A tuple, as Address is."""
+    """Where a frontend listens: the key of the table. `ip` is `*` for all addresses, dual-stack. A tuple, like Address."""
 
     protocol: str
     ip: str
@@ -53,13 +53,13 @@ class Listen(NamedTuple):
         return f"[{self.ip}]:{self.port}" if ":" in self.ip else f"{self.ip}:{self.port}"
 
     def overlaps(self, other: "Listen") -> bool:
-        """Would the kernel refuse the two side by side?"""
+        """Would the kernel refuse to have both?"""
         if (self.protocol, self.port) != (other.protocol, other.port):
             return False
         one, two = self.ip, other.ip
         if one == two or ANY in (one, two):
             return True
-        # A wildcard takes every address of its family; only `*` takes both.
+        # A wildcard covers every address of its family; only `*` covers both families.
         return (":" in one) is (":" in two) and not {"0.0.0.0", "::"}.isdisjoint((one, two))
 
 
@@ -79,7 +79,7 @@ class Ports:
 def parse_ip(text: str) -> str:
     """The canonical text of an IP address. Zones ("fe80::1%eth0") are refused: they mean nothing to another machine.
 
-    Raises ValueError with what is wrong.
+    Raises ValueError that says what is wrong.
     """
     try:
         ip = ip_address(text)
@@ -144,7 +144,7 @@ def parse_network(text: str) -> Network:
         raise ValueError(f"{text!r} is not a network ({error})") from None
 
 
-# A phone-home calls from the same address every few seconds, and a call looks at it four times, 3 µs each.
+# A phone-home calls from the same address every few seconds, and each call checks it four times, at 3 µs.
 _parsed = lru_cache(maxsize=4096)(ip_address)
 
 
@@ -156,7 +156,7 @@ def in_networks(ip: str, networks: Iterable[Network]) -> bool:
 
 @lru_cache(maxsize=4096)
 def refused_class(ip: str) -> str | None:
-    """The class that makes the canonical `ip` no target for anybody, or None. (RFC 6890; loopback is the token's matter.)"""
+    """The reason why the canonical `ip` is never a target, or None. (RFC 6890; loopback depends on the token.)"""
     address = _parsed(ip)
     if address.is_unspecified:
         return "the unspecified address"
@@ -171,7 +171,7 @@ def refused_class(ip: str) -> str | None:
     if in_networks(ip, _METADATA):
         return "a cloud's metadata address"
     if isinstance(address, IPv6Address) and _embeds_ipv4(address):
-        return "an IPv4 address in IPv6 clothes"
+        return "an IPv4 address written as an IPv6 address"
     return None
 
 
@@ -179,7 +179,7 @@ _NOBODYS: tuple[Network, ...] = (
     IPv4Network("0.0.0.0/8"),  # "this network", RFC 791 3.2: Linux takes 0.0.0.0 for loopback
     IPv4Network("240.0.0.0/4"),  # reserved, RFC 1112 4
 )
-# Where clouds answer with credentials, beyond link-local, which holds most of them (169.254.169.254 of nearly all,
+# Where clouds hand out credentials, apart from link-local addresses, where most do (169.254.169.254 of nearly all,
 # 169.254.170.2 and .23 of ECS and EKS, 169.254.42.42 of Scaleway, 169.254.0.23 of Tencent, fe80::a9fe:a9fe of OpenStack).
 _METADATA: tuple[Network, ...] = (
     IPv4Network("100.100.100.200"),  # Alibaba ECS: alibabacloud.com/help/en/ecs/user-guide/view-instance-metadata
@@ -201,12 +201,12 @@ _METADATA: tuple[Network, ...] = (
 
 
 def is_loopback(ip: str) -> bool:
-    """Of a canonical `ip`: 127.0.0.0/8 and ::1."""
+    """Is the canonical `ip` in 127.0.0.0/8, or ::1?"""
     return ip.startswith("127.") or ip == "::1"
 
 
 def names_loopback(network: Network) -> bool:
-    """Does it lie inside loopback? A wider one merely contains it."""
+    """Does the network lie inside loopback? One that is wider merely contains loopback."""
     return network.subnet_of(_LOOPBACK[0]) if isinstance(network, IPv4Network) else network == _LOOPBACK[1]
 
 
@@ -214,7 +214,7 @@ _LOOPBACK = (IPv4Network("127.0.0.0/8"), IPv6Network("::1/128"))
 
 
 def _embeds_ipv4(address: IPv6Address) -> bool:
-    """Forms that reach an IPv4 host behind the rules' back: ::a.b.c.d, ::ffff:a.b.c.d, ::ffff:0:a.b.c.d, 6to4, Teredo, NAT64.
+    """Forms that reach an IPv4 host in spite of the rules: ::a.b.c.d, ::ffff:a.b.c.d, ::ffff:0:a.b.c.d, 6to4, Teredo, NAT64.
 
     RFC 4291 2.5.5, 2765 2.1, 3056, 4380, 6052, 8215.
     """

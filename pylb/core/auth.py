@@ -1,6 +1,7 @@
-"""Tokens: who calls, and what that token may open. What it may aim at is judged in scope.py.
+"""Tokens: who is calling, and which ports the token may open. scope.py decides which targets it may have.
 
-A scope is checked on every call and never stored with a registration, so a reload that narrows it acts at the next beat.
+A token's scope is checked on every call and never stored with a registration, so a reload that narrows it takes effect at the
+next heartbeat.
 """
 
 import hmac
@@ -13,7 +14,7 @@ from typing import Literal
 from pylb.core.address import Network, Ports, in_networks
 from pylb.core.errors import Code, Refused
 
-STRONG = 22  # characters: 128 bits in base64, what `secrets.token_urlsafe(16)` gives
+STRONG = 22  # characters: 128 bits in base64, as `secrets.token_urlsafe(16)` gives
 Door = Literal["native", "legacy"]
 ANY_NAME = ("*",)
 ANYWHERE: tuple[Network, ...] = (IPv4Network("0.0.0.0/0"), IPv6Network("::/0"))
@@ -22,7 +23,7 @@ NODE_PORTS = Ports(((30000, 32767),))  # Kubernetes' default service-node-port-r
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """One line of `tokens:`. `names` defaults to the token's own name; `("*",)` is any."""
+    """One entry of `tokens:`. `names` defaults to the token's own name; `("*",)` allows any."""
 
     name: str
     secrets: tuple[str, ...] = field(repr=False)
@@ -33,8 +34,8 @@ class Token:
     target_ports: Ports = NODE_PORTS
     sources: tuple[Network, ...] = ANYWHERE
     legacy: bool = True  # may it be used on the legacy route?
-    replaces: tuple[str, ...] = ()  # tokens whose registrations, as far as it could have made them, are its own
-    any_port_except: frozenset[int] | None = None  # the first run's token: every port but these, `ports` does not count
+    replaces: tuple[str, ...] = ()  # tokens whose registrations it takes over, as far as its own scope allows them
+    any_port_except: frozenset[int] | None = None  # the first run's token: every port except these; `ports` is ignored
 
     def may_open(self, port: int) -> bool:
         return port in self.ports if self.any_port_except is None else port not in self.any_port_except
@@ -45,7 +46,7 @@ class Token:
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who calls: the canonical IP of its TCP connection, its token, and through which door."""
+    """The caller: the canonical IP of its TCP connection, its token, and the API that it uses."""
 
     ip: str
     token: Token
@@ -53,19 +54,19 @@ class Caller:
 
 
 class Keyring:
-    """All tokens. Secrets are compared by digest, all of them on every call, so that time tells nothing."""
+    """All tokens. A secret is compared by digest with all of them on every call, so that timing reveals nothing."""
 
     def __init__(self, tokens: Iterable[Token]) -> None:
         self.tokens = tuple(tokens)
         self._by_name = {token.name: token for token in self.tokens}
-        # strip: a secret file usually ends with a newline, which no header can carry
+        # strip: a secret file usually ends with a newline, which no header can contain
         stripped = [(secret.strip(), token) for token in self.tokens for secret in token.secrets]
         self._heirs = [token for token in self.tokens if token.replaces]
         self._strong = [secret for secret, _ in stripped if len(secret) >= STRONG]
         self._known = [(_digest(secret), len(secret) < STRONG, token) for secret, token in stripped if secret]
 
     def has(self, token: Token) -> bool:
-        """Is it one of these, just as it is?"""
+        """Does the keyring contain exactly this token?"""
         return self._by_name.get(token.name) == token
 
     @property
@@ -74,10 +75,10 @@ class Keyring:
         return bool(self._heirs)
 
     def heir(self, token: str, name: str, ports: Iterable[int], *, legacy: bool) -> str:
-        """Whose the registrations of `token` are: its own, or those of the token that replaces it and might have made them.
+        """The owner of the registrations of `token`: itself, or the token that replaces it and could have made them.
 
-        One that could not be its heir's as a whole stays where it is.
-        The name of a legacy one is for people.
+        A registration that the replacing token could not own as a whole stays where it is.
+        The name of a legacy registration is only a description.
         """
         for one in self._heirs:
             may = one.legacy if legacy else one.may_use_name(name)
@@ -86,8 +87,8 @@ class Keyring:
         return token
 
     def find(self, secret: str, at: Door = "native") -> Token | None:
-        """The token of `secret`; "" is nobody's. The native API knows no short secrets, the legacy route only those of
-        tokens that may use it."""
+        """The token with `secret`; "" belongs to nobody. The native API accepts no short secrets, the legacy route accepts
+        those of tokens that may use it."""
         offered, found = _digest(secret), None
         for known, is_weak, token in self._known:
             if hmac.compare_digest(offered, known) and (token.legacy if at == "legacy" else not is_weak):
@@ -95,9 +96,10 @@ class Keyring:
         return found
 
     def without_secrets(self, text: str) -> str:
-        """For a log: whoever puts a secret where none belongs, such as the name, gets it refused, and quoted, maybe cut.
+        """`text` for a log, with secrets removed: a secret in the wrong place, such as the name, is refused and quoted, maybe
+        cut.
 
-        Strong ones alone: a short one may be the name of its app, and what a text is about.
+        Only strong secrets: a short one may be the name of an app, and then it is the subject of the text.
         """
         for secret in self._strong:
             pieces = text.split(secret[:STRONG])
@@ -106,23 +108,23 @@ class Keyring:
 
 
 def _behind(rest: str, text: str) -> str:
-    """`text` without as much of `rest` as it begins with."""
+    """`text` without the longest start that `rest` begins with too."""
     same = next((place for place, (one, other) in enumerate(zip(rest, text, strict=False)) if one != other), None)
     return text[min(len(rest), len(text)) if same is None else same :]
 
 
 def fingerprint(secret: str) -> str:
-    """To tell the secrets of one token apart, for people; it is no help to guess one."""
+    """Lets people tell the secrets of one token apart; it does not help to guess one."""
     return _digest(secret).hex()[:8]
 
 
 def _digest(secret: str) -> bytes:
-    # a header may hold bytes that are no UTF-8; aiohttp hands them over as surrogates, which a plain encode refuses
+    # A header may contain bytes that are not UTF-8; aiohttp passes them on as surrogates, which a plain encode refuses.
     return sha256(secret.encode("utf-8", "backslashreplace")).digest()
 
 
 def check_source(caller: Caller) -> None:
-    """May the token be used from there? Raises Refused."""
+    """May the token be used from the caller's address? Raises Refused."""
     if not in_networks(caller.ip, caller.token.sources):
         raise Refused(
             Code.SOURCE_FORBIDDEN,

@@ -1,10 +1,10 @@
-"""Which server is next. One small class per algorithm, made anew for each table, and told when a session of a server ends.
+"""Which server is next. One small class per algorithm; a balancer is rebuilt for each table.
 
-Picking among 1,000 servers costs what picking among two does, give or take a logarithm (`python -m bench balance`). Nothing
-here knows the time, and randomness is an argument.
+Picking among 1,000 servers costs about as much as picking among two, up to a logarithm (`python -m bench balance`). Nothing
+here reads the clock, and randomness is an argument.
 
-A server is *usable* for a session if it has weight, was not tried by it and is not full. A full one is nobody's fault: the
-session waits for it (`is_full`), rather than going to a server that is worse.
+A server is *usable* for a session if it has weight, the session has not tried it, and it is not full. A full server has done
+nothing wrong: the session waits for it (`is_full`) rather than go to a worse one.
 """
 
 from bisect import bisect_left, bisect_right
@@ -25,11 +25,11 @@ class Load(Protocol):
     weight: float  # 0: no new sessions
     sessions: int  # live ones
     most: int  # sessions at once; 0: no limit
-    turn: float  # whose turn it is among equals, the lowest first; owned by this module, kept from table to table
+    turn: float  # whose turn it is among equals, the lowest first; set only here, and carried from table to table
 
     @property
     def identity(self) -> str:
-        """Stable over restarts: what `source` hashes."""
+        """Stable over restarts: `source` hashes it."""
 
 
 L = TypeVar("L", bound=Load)
@@ -40,32 +40,32 @@ def has_room(server: Load) -> bool:
 
 
 class Balancer(Protocol[L]):
-    """The servers of one rank. `sessions` of a picked one is counted up by the caller, and down before `ended`."""
+    """The servers of one rank. The caller counts up `sessions` of a picked server, and down before `ended`."""
 
     def pick(self, client: str, tried: Collection[L]) -> L | None:
         """None: none is usable. `client`: its IP address."""
 
     def ended(self, server: L) -> None:
-        """It has a session fewer. To be called for these servers only, those of weight 0 included."""
+        """It has one session fewer. To be called for these servers only, including those of weight 0."""
 
     def is_full(self, tried: Collection[L]) -> bool:
-        """After a `pick` of None: would there be one, had it room?"""
+        """After a `pick` of None: would one be usable if it had room?"""
 
 
 class _Pool(Generic[L]):
-    """What all of them share."""
+    """What all algorithms share."""
 
     def __init__(self, servers: Sequence[L]) -> None:
         self._servers = [server for server in servers if server.weight > 0]
 
     def ended(self, server: L) -> None:
-        """Nothing was remembered of its load."""
+        """Nothing to do: this algorithm does not track loads."""
 
     def is_full(self, tried: Collection[L]) -> bool:
         return any(server not in tried for server in self._servers)
 
     def _first_usable(self, start: int, tried: Collection[L]) -> L | None:
-        """From place `start` on and around. O(n) only while most are full."""
+        """The first from position `start` on, around the end. O(n) only while most are full."""
         servers = self._servers
         for server in (*servers[start:], *servers[:start]):
             if server not in tried and has_room(server):
@@ -79,16 +79,16 @@ _Entry = tuple[float, float, int, L]  # load, turn, place, server
 class _Ordered(_Pool[L]):
     """Always the least loaded; equals take turns by weight. A heap with one valid entry per server.
 
-    Loads that grew are put right when they come up, loads that shrank at once, and what they leave behind is skipped: all
-    in all O(log n) a session. Turns are stride scheduling (Waldspurger 1995): a server's turn moves on by 1/weight, so that
-    shares follow weights and a heavy server's turns are spread out.
+    A load that grew is corrected when its entry comes up, one that shrank at once, and outdated entries are skipped: O(log n)
+    per session in all. Turns are stride scheduling (Waldspurger 1995): a server's turn advances by 1/weight, so that shares
+    follow the weights and a heavy server's turns are spread out.
     """
 
     def __init__(self, servers: Sequence[L], load: Callable[[L], float]) -> None:
         super().__init__(servers)
         self._load = load
         self._places = {server: place for place, server in enumerate(self._servers)}
-        # The turn of the last pick: who was away, or is new, starts there, and does not make up for its absence.
+        # The turn of the last pick. A server that is new or was away starts there, and does not make up for its absence.
         self._now = max((server.turn - 1 / server.weight for server in self._servers if server.turn), default=0.0)
         for server in self._servers:
             server.turn = max(server.turn, self._now) if server.turn else self._now + 0.5 / server.weight
@@ -104,7 +104,7 @@ class _Ordered(_Pool[L]):
     def _entry(self, server: L) -> _Entry[L]:
         return (self._load(server), server.turn, self._places[server], server)
 
-    def pick(self, client: str, tried: Collection[L]) -> L | None:  # noqa: ARG002 - whoever it is
+    def pick(self, client: str, tried: Collection[L]) -> L | None:  # noqa: ARG002 - the same for every client
         heap, valid, aside = self._heap, self._valid, []
         chosen = None
         while heap:
@@ -134,7 +134,7 @@ class _Ordered(_Pool[L]):
     def ended(self, server: L) -> None:
         known = self._valid.get(server)
         if server not in self._places or (known is not None and known[0] <= self._load(server)):
-            return  # it gets none anyway, or picks have not caught up with its sessions yet
+            return  # it gets no sessions anyway, or picks have not caught up with those it has
         server.turn = max(server.turn, self._now)
         self._valid[server] = entry = self._entry(server)
         heappush(self._heap, entry)
@@ -153,20 +153,20 @@ def roundrobin(servers: Sequence[L]) -> Balancer[L]:
 
 
 def first(servers: Sequence[L]) -> Balancer[L]:
-    """The first in the order of the table that has room: servers at its end can be switched off at night."""
+    """The first in the table's order that has room, so that servers at its end can be switched off at night."""
     places = {server: float(place) for place, server in enumerate(servers)}
     return _Ordered(servers, places.__getitem__)
 
 
 class _Random(_Pool[L]):
-    """The less loaded of two drawn by weight (Mitzenmacher 2001): nearly leastconn, and no herd when a server is new."""
+    """The less loaded of two drawn by weight (Mitzenmacher 2001): nearly leastconn, and a new server is not swamped."""
 
     def __init__(self, servers: Sequence[L], random: Callable[[], float]) -> None:
         super().__init__(servers)
         self._random = random  # uniform over [0, 1)
         self._sums = list(accumulate(server.weight for server in self._servers))
 
-    def pick(self, client: str, tried: Collection[L]) -> L | None:  # noqa: ARG002 - whoever it is
+    def pick(self, client: str, tried: Collection[L]) -> L | None:  # noqa: ARG002 - the same for every client
         if not self._servers:
             return None
         one, two = self._draw(), self._draw()
@@ -181,19 +181,19 @@ class _Random(_Pool[L]):
         return self._servers[bisect_right(self._sums, self._random() * self._sums[-1])]
 
 
-PROBES = 21  # of a client's hash
-POINTS = 16  # per server of mean weight: shares are within a tenth of the weights
-_PLACE_BITS = 16  # of a point; the rest is the hash
+PROBES = 21  # hashes per client
+POINTS = 16  # per server of mean weight: shares then differ from the weights by at most a tenth
+_PLACE_BITS = 16  # bits of a point that say which server it is; the rest is the hash
 _RING = 1 << 64
 _SPREAD = 0x9E3779B97F4A7C15  # 2^64 over the golden ratio: multiples of it are spread over the ring
 
 
 class _Source(_Pool[L]):
-    """A client's address decides: the server whose point on a ring is the next behind one of the client's probes.
+    """The client's address decides: its server is the one whose point on the ring follows one of the client's probes closest.
 
     Multi-probe consistent hashing (Appleton and O'Reilly 2015, arXiv:1505.00062): few points per server and several probes
-    per client, where a classic ring wants hundreds of points for the same balance. A server that leaves moves only its own
-    clients, one that comes takes over only its share; unless the mean weight crosses a power of two, which moves many.
+    per client, where a classic ring needs hundreds of points for the same balance. A server that leaves moves only its own
+    clients, and a new one takes over only its share; unless the mean weight crosses a power of two, which moves many.
     """
 
     def __init__(self, servers: Sequence[L]) -> None:
@@ -201,7 +201,7 @@ class _Source(_Pool[L]):
         self._points: list[int] = []
 
     def _make_ring(self) -> list[int]:
-        """With the first client: 1,000 servers take some milliseconds. A point is its hash, and in the low bits its server."""
+        """Built for the first client, as 1,000 servers take some milliseconds. A point's low bits are its server."""
         per_weight = 2.0 ** -floor(log2(sum(server.weight for server in self._servers) / len(self._servers))) * POINTS
         points = self._points
         for place, server in enumerate(self._servers):

@@ -20,7 +20,7 @@ GET = Check().method
 
 _TEXT = {"type": "string", "maxLength": MOST_TEXT}
 _SAID = {"send": _TEXT, "expect": _TEXT}
-# What `parse_health` takes, as JSON Schema, as far as that can say it: which keys go together is in the texts of BadCheck.
+# What `parse_health` takes, as JSON Schema, as far as a schema can say it: BadCheck says which keys go together.
 HEALTH_SCHEMA: Mapping[str, Any] = {
     "anyOf": [
         {"const": "tcp"},
@@ -50,8 +50,8 @@ HEALTH_SCHEMA: Mapping[str, Any] = {
 }
 
 
-class BadCheck(ValueError):  # noqa: N818 - a mistake of whoever wrote it
-    """The text says what is wrong, `hint` what to write."""
+class BadCheck(ValueError):  # noqa: N818 - a mistake of whoever wrote the check
+    """The text says what is wrong, `hint` what to write instead."""
 
     def __init__(self, text: str, hint: str = HINT) -> None:
         super().__init__(text)
@@ -67,7 +67,7 @@ def parse_check(value: object) -> Check:
     if unknown := value.keys() - _KEYS:
         key = min(unknown, key=str)
         near = get_close_matches(str(key), _KEYS, n=1)
-        raise BadCheck(f"{_shown(key)} is no key of a check", HINT + (f"; did you mean {near[0]!r}?" if near else ""))
+        raise BadCheck(f"{_shown(key)} is not a key of a check", HINT + (f"; did you mean {near[0]!r}?" if near else ""))
     port = _port(value["port"]) if "port" in value else 0
     if "http" in value:
         if "send" in value:
@@ -89,9 +89,9 @@ def parse_check(value: object) -> Check:
 
 
 def parse_health(value: object) -> OwnHealth:
-    """What a registration says of its server's health: a check, `when_all_down`, or both. Raises BadCheck.
+    """What a registration says about its server's health: a check, `when_all_down`, or both. Raises BadCheck.
 
-    Beside it the keys of a check stand as they are, and `tcp`, which has none, as `{"check": "tcp"}`.
+    With `when_all_down` the check's keys stand beside it; `tcp`, which has no keys, is written as `{"check": "tcp"}`.
     """
     if not isinstance(value, Mapping) or "when_all_down" not in value:
         return OwnHealth(parse_check(value))
@@ -104,7 +104,7 @@ def parse_health(value: object) -> OwnHealth:
 
 
 def written_health(health: OwnHealth) -> str | dict[str, Any] | None:
-    """As `parse_health` reads it; None: nothing is said."""
+    """The form that `parse_health` reads; None: nothing is specified."""
     if health == UNSAID:
         return None
     check = None if health.check is None else written(health.check)
@@ -115,7 +115,7 @@ def written_health(health: OwnHealth) -> str | dict[str, Any] | None:
 
 
 def written(check: Check) -> str | dict[str, Any]:
-    """As `parse_check` reads it."""
+    """The form that `parse_check` reads."""
     port = {"port": check.port} if check.port else {}
     if check.kind is CheckKind.HTTP:
         low, high = check.status
@@ -181,12 +181,12 @@ def _text(value: object, what: str) -> str:
     try:
         value.encode()
     except UnicodeEncodeError:
-        raise BadCheck(f"{_shown(value)} has half of a surrogate pair: no UTF-8 can be made of it", "text") from None
+        raise BadCheck(f"{_shown(value)} has half of a surrogate pair, so it cannot be written as UTF-8", "text") from None
     return value
 
 
 def _shown(value: object) -> str:
-    """Short, and printable whatever it holds."""
+    """Short, and printable whatever it contains."""
     if isinstance(value, Mapping | list):
         return "a mapping" if isinstance(value, Mapping) else "a list"
     text = ascii(value) if isinstance(value, str) else str(value)

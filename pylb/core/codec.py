@@ -1,8 +1,8 @@
 """Values as plain JSON, for the channel between pylb's processes: a table, a count, an answer.
 
 `plain(value)` needs no type; `made(type, plain)` checks every field against the type's annotations and raises Malformed for
-anything that is not exactly what the type says. The types are those of core: frozen dataclasses, NamedTuples, enums, and
-tuples and dicts of them. A dataclass travels as the list of its fields, so both ends must be of one version.
+anything that does not match them exactly. The types are those of core: frozen dataclasses, NamedTuples, enums, and tuples and
+dicts of them. A dataclass is sent as the list of its fields, so both ends must be of the same version.
 """
 
 import types
@@ -19,12 +19,12 @@ T = TypeVar("T")
 _Made = Callable[[Any], Any]
 
 
-class Malformed(ValueError):  # noqa: N818 - a condition, told in one line
-    """Not what the type says."""
+class Malformed(ValueError):  # noqa: N818 - a condition that one line describes
+    """The value does not match the type."""
 
 
 def plain(value: Any) -> Any:
-    """What json.dumps takes. Text stays, bytes become latin-1 text, a None stays."""
+    """The form that json.dumps takes. Text stays text, bytes become latin-1 text, None stays None."""
     if value is None or isinstance(value, (bool, int, float)):
         return value
     if isinstance(value, Enum):
@@ -47,7 +47,7 @@ def plain(value: Any) -> Any:
 
 
 def made(wanted: type[T], value: Any) -> T:
-    """The value of that type. Raises Malformed."""
+    """The value of type `wanted`. Raises Malformed."""
     return cast("T", _maker(cast("Any", wanted))(value))
 
 
@@ -100,7 +100,7 @@ def _bytes(value: Any) -> bytes:
     try:
         return bytes(_text(value).encode("latin-1"))
     except UnicodeEncodeError:
-        raise Malformed("text that is no bytes") from None
+        raise Malformed("text that does not stand for bytes") from None
 
 
 def _network(value: Any) -> IPv4Network | IPv6Network:

@@ -1,7 +1,7 @@
-"""From the claims, the rules and what is known of the servers to the routing table.
+"""From the claims, the rules and what is known about the servers to the routing table.
 
-A server (`ip:port`) is held by a *set*: a static line, registrations, and registrations that it was displaced by. It is
-as good as its best holder says, and leaves with the last one. Ranks, see `table.Server`:
+A server (`ip:port`) may be offered by several: a static line, registrations, and registrations from which it was displaced. It
+has the best rank that any of them gives it, and leaves with the last of them. Ranks, see `table.Server`:
 fresh and proven 0 · fresh, has not answered yet 1 · backup 2 · stale or draining 3 · down 4 · taken out by the operator 5.
 """
 
@@ -21,13 +21,13 @@ from pylb.core.table import BACKUP, DOWN, LAST_RESORT, PROVEN, UNPROVEN, Fronten
 
 @dataclass(frozen=True, slots=True)
 class Sight:
-    """What is known of the servers: who has ever answered, who is out at which frontend or has passed its check there, and what
-    the operator said."""
+    """What is known about the servers: which have ever answered, which are down at which frontend or have passed its check
+    there, and what the operator set."""
 
     proven: Container[Address] = frozenset()
     down: Container[tuple[Listen, Address]] = frozenset()
-    passed: Container[tuple[Listen, Address]] = frozenset()  # their check, the last time that it told
-    overrides: Overrides = field(default_factory=lambda: NONE)  # what the operator said
+    passed: Container[tuple[Listen, Address]] = frozenset()  # that passed their check the last time it was decided
+    overrides: Overrides = field(default_factory=lambda: NONE)  # what the operator set
 
 
 def every_listen(claims: Claims, layout: Layout, base: Table) -> list[Listen]:
@@ -36,15 +36,15 @@ def every_listen(claims: Claims, layout: Layout, base: Table) -> list[Listen]:
 
 
 def composed(base: Table, made: Mapping[Listen, Frontend | None]) -> Table:
-    """`base` with these frontends, or the very same table if they do not differ from its own. None: nobody holds it."""
+    """`base` with these frontends, or `base` itself if they equal its own. None: nobody has that frontend."""
     edits = {listen: one for listen, one in made.items() if one != base.frontends.get(listen)}
     return base.edited(base.generation + 1, edits) if edits else base
 
 
 def frontend(claims: Claims, layout: Layout, sight: Sight, listen: Listen, before: Frontend | None = None) -> Frontend | None:
-    """None: nobody holds it, it is closed. A static frontend may have no servers.
+    """None: nobody has it, it is closed. A static frontend may be without servers.
 
-    What is the same `before` is the very same: whoever compares the two looks only at what differs.
+    Objects that equal those of `before` are reused, so that a comparison looks only at what differs.
     """
     static = layout.statics.get(listen)
     held = [claims.registrations[key] for key in claims.holders.get(listen, ())]
@@ -62,7 +62,7 @@ def frontend(claims: Claims, layout: Layout, sight: Sight, listen: Listen, befor
 
 
 def _unchanged(before: Frontend | None, after: Frontend) -> Frontend:
-    """`after`, with each object of `before` that is equal to its own."""
+    """`after`, with objects of `before` wherever they are equal."""
     if before is None:
         return after
     known = {server: server for server in before.servers}
@@ -72,15 +72,15 @@ def _unchanged(before: Frontend | None, after: Frontend) -> Frontend:
 
 
 def _offers(claims: Claims, layout: Layout, held: list[Registration], sight: Sight, listen: Listen) -> Iterator[Server]:
-    """One per holder of a server. Among equals the first one speaks: static lines, then the newest registration.
+    """One per holder of a server. Among equals the first one counts: static lines, then the newest registration.
 
-    What has become pylb itself since it was accepted (an address of this machine that came later) is no server: one
-    session sent there would take the places of all.
+    A target that has become pylb itself since it was accepted (because this machine got a new address) is left out: one
+    session sent there would use up all connections.
     """
     static, policy = layout.statics.get(listen), layout.policy(listen)
     for line in static.servers if static else ():
         rank = BACKUP if line.backup else PROVEN
-        address = cast("Address", line.address)  # a layout's always are
+        address = cast("Address", line.address)  # a layout has no host names
         if layout.comes_back(address, claims.holders):
             continue
         yield Server(
@@ -136,10 +136,10 @@ def _trusted(servers: list[Server], sight: Sight) -> list[Server]:
 
 
 def _distinct(servers: list[Server]) -> Iterator[Server]:
-    """Labels are unique inside a frontend: from the second of a label on, the address is part of it."""
+    """Make labels unique inside a frontend: from the second server with a label on, the address is part of the label."""
     seen: set[str] = set()
     for server in servers:
-        if server.name in seen:  # "@" is no character of an instance, so the longer label is nobody else's
+        if server.name in seen:  # "@" cannot occur in an instance, so the longer label is unique
             yield replace(server, name=f"{server.name}@{server.address}")
         else:
             seen.add(server.name)

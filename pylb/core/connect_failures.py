@@ -1,11 +1,11 @@
-"""Why a connect failed, in a word: the label of a metric, and what control reads. One table for traffic, probes and checks."""
+"""Names for failed connects: a metric's label, and what control reads. One table for traffic, probes and checks."""
 
 import errno
 
-REFUSED = "refused"  # somebody is there, and nothing listens on the port
+REFUSED = "refused"  # the host answers, and nothing listens on the port
 TIMEOUT = "timeout"
-UNREACHABLE = "unreachable"  # no way to it, and whatever the manual does not name
-RESOURCE = "resource"  # a want of our own, which says nothing about the server
+UNREACHABLE = "unreachable"  # no route to it, and any errno that the manual does not name
+RESOURCE = "resource"  # a shortage on our side, which says nothing about the server
 
 # Every errno that connect(2), tcp(7) and ip(7) name for a connect.
 _NAMES = {
@@ -35,5 +35,5 @@ _NAMES = {
 
 
 def failure_name(error: int) -> str:
-    """Of an errno."""
+    """The name of an errno."""
     return _NAMES.get(error, UNREACHABLE)

@@ -1,4 +1,4 @@
-"""Why a call is refused: one closed list of codes, one exception.
+"""Why a call is refused: one closed list of codes, and one exception.
 
 The codes are part of the API (`{"error": code, "detail": …, "hint": …}`); the web layer maps each to a status in one table.
 """
@@ -33,9 +33,9 @@ class Code(StrEnum):
 
 
 class Refused(Exception):  # noqa: N818 - a refused call is an answer, not an error of ours
-    """A call that changes nothing.
+    """The call was refused and changes nothing.
 
-    `detail` says what and where, `hint` what to do; both are shown to the caller and to the operator and hold no secret.
+    `detail` says what and where, `hint` what to do; both are shown to the caller and to the operator and contain no secret.
     """
 
     def __init__(self, code: Code, detail: str, hint: str = "", *, retry_after: float | None = None) -> None:
@@ -50,9 +50,9 @@ class Refused(Exception):  # noqa: N818 - a refused call is an answer, not an er
 
 
 def let_go(error: BaseException) -> None:
-    """Cut it from the frames that it came through, and from the errors it was raised in the place of.
+    """Remove the exception's traceback and context.
 
-    Whoever raised it may hold it in a variable, and so in its own traceback: such a circle lives until the collector runs,
-    with everything that was in those frames, such as the body of a call.
+    Code that stores an exception in a local variable makes a reference cycle through its own traceback. The cycle would live
+    until the garbage collector runs, together with everything in those frames, such as the body of a call.
     """
     error.__traceback__ = error.__context__ = error.__cause__ = None

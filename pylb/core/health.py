@@ -1,8 +1,8 @@
-"""Is a server up, and has it ever answered: two small state machines, fed with what connects and probes found.
+"""Is a server up, and has it ever answered: two small state machines, fed with the outcomes of connects and probes.
 
-Health is of a frontend's server: `fall` failures in a row take it out, `rise` answers bring it back. Proof is of an
-address: it has answered once, or it has not and is asked again. Both ask at `interval`. Only who says nothing at all, a black
-hole, is asked less often, up to `max_interval`: whoever answers, be it wrongly, may be right the next time.
+Health belongs to a server of a frontend: `fall` failures in a row take it out, `rise` answers bring it back. Proof belongs
+to an address: either it has answered once, or it is asked again. Both ask at `interval`. Only a server that says nothing at
+all, a black hole, is asked less often, up to `max_interval`: one that answers, even wrongly, may be right the next time.
 `jitter` is a factor of at most 1, drawn by the caller, so that many servers are not asked at the same instant.
 """
 
@@ -13,13 +13,13 @@ from math import inf
 from pylb.core.address import Address
 from pylb.core.policy import CONNECT, Check, CheckKind, HealthMode, HealthPolicy, Step
 
-OURS = frozenset({"resource"})  # failures that say nothing of the server: we were out of fds or ports
+OURS = frozenset({"resource"})  # failures that say nothing about the server: we were out of descriptors or ports
 SILENT = "timeout"
 
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """`failures` and `answers` in a row; `probe_at` is monotonic, inf when nothing is to be asked."""
+    """`failures` and `answers` in a row; `probe_at` is monotonic, inf while no probe is due."""
 
     down: bool = False
     failures: int = 0
@@ -33,43 +33,43 @@ UP = Health()
 
 
 def watched(policy: HealthPolicy, now: float, jitter: float) -> Health:
-    """Of a server nothing is known of: probed only in active mode."""
+    """The health of a server that nothing is known about: it is probed only in active mode."""
     if policy.mode is not HealthMode.ACTIVE:
         return UP
     return Health(wait=policy.interval, probe_at=now + policy.interval * jitter)
 
 
 def unasked(policy: HealthPolicy, now: float) -> Health:
-    """Of a server that must pass before it serves: asked now, and its first answer counts by itself."""
+    """The health of a server that must pass before it serves: asked at once, and one passed check is enough."""
     return Health(True, 0, policy.rise - 1, policy.interval, now, "not checked yet")
 
 
 def remembered(policy: HealthPolicy, now: float, jitter: float) -> Health:
-    """Of a server that was down when pylb ended: it still is, and is asked soon."""
+    """The health of a server that was down when pylb ended: it is still down, and is asked soon."""
     return Health(True, policy.fall, 0, policy.interval, now + policy.interval * jitter, REMEMBERED)
 
 
-REMEMBERED = "down since before the start"  # a reason that this pylb has not seen itself
+REMEMBERED = "down since before the start"  # a reason that this process has not observed itself
 
 
 def conversation(check: Check, server: Address) -> tuple[Step, ...]:
-    """What is said and what must come back, one after the other; () for a mere connect. Of an HTTP check what must come
-    back is its status line, see `judge`."""
+    """What is sent and what must come back, step by step; () for a mere connect. An HTTP check waits for a status line, see
+    `judge`."""
     if check.kind is not CheckKind.HTTP:
         return check.steps
     host = check.host or str(server)
-    # 1.0 and close: the answer is one piece, however old the server is.
+    # HTTP/1.0 and close: the answer is not chunked, however old the server is.
     request = f"{check.method} {check.path} HTTP/1.0\r\nHost: {host}\r\nUser-Agent: pylb-check\r\nConnection: close\r\n\r\n"
     return (Step(request.encode()),)
 
 
-MOST_ANSWER = 16 * 1024  # bytes that are read for one step
+MOST_ANSWER = 16 * 1024  # bytes read for one step
 
 
 def judge(check: Check, step: Step, answer: bytes, *, ended: bool) -> tuple[str | None, bytes]:
-    """(YES, "wrong answer: …", or None: what came so far does not tell; what of the answer is for the next step).
+    """(YES, "wrong answer: …", or None: not decided by what came so far; the part of the answer that is for the next step).
 
-    `ended`: no more will come, or be read.
+    `ended`: no more will come, or will be read.
     """
     if check.kind is CheckKind.HTTP:
         verdict = _status(check, answer, ended=ended)
@@ -89,7 +89,7 @@ def _status(check: Check, answer: bytes, *, ended: bool) -> str | None:
         return None
     found = _STATUS.match(line)
     if found is None:
-        return _wrong(f"{line[:40]!r} is no status line" if line else "closed without an answer")
+        return _wrong(f"{line[:40]!r} is not a status line" if line else "closed without an answer")
     low, high = check.status
     status = int(found[1])
     return YES if low <= status <= high else _wrong(f"HTTP status {status}")
@@ -102,37 +102,37 @@ def _wrong(what: str) -> str:
     return f"{WRONG}{what}"
 
 
-WRONG = "wrong answer: "  # begins what a check found that got an answer
+WRONG = "wrong answer: "  # the prefix for a check that got an answer, but a wrong one
 
 
 def failed(health: Health, policy: HealthPolicy, reason: str, now: float, *, probe: bool, jitter: float) -> Health:
-    """A connect (of a client's session, or a probe) failed."""
+    """A connect failed: a client session's, or a probe's."""
     if policy.mode is HealthMode.NONE or reason in OURS:
         return health
     failures = health.failures + 1
     if health.down:
-        if not probe:  # all are out and all are tried: no reason to ask later, or sooner
+        if not probe:  # all are down and all are tried: no reason to ask later, or sooner
             return replace(health, failures=failures, answers=0, reason=reason)
         wait = _wait(health.wait, policy.interval, policy.max_interval, reason)
         return Health(True, failures, 0, wait, now + wait * jitter, reason)
     down = failures >= policy.fall
     if not probe and policy.mode is HealthMode.ACTIVE and not down:
-        return replace(health, failures=failures, answers=0, reason=reason)  # its probe comes when it would have come
+        return replace(health, failures=failures, answers=0, reason=reason)  # the next probe keeps its time
     asks = down or policy.mode is HealthMode.ACTIVE
     return Health(down, failures, 0, policy.interval, now + policy.interval * jitter if asks else inf, reason)
 
 
 def _wait(before: float, interval: float, most: float, found: str) -> float:
-    """Until it is asked again. Whoever answers is asked at `interval`, a black hole less and less often, up to `most`."""
+    """Seconds until the next probe: `interval` for a server that answers, longer and longer, up to `most`, for a black hole."""
     return max(interval, min(before * 2, most)) if found == SILENT else interval
 
 
 def answered(health: Health, policy: HealthPolicy, now: float, *, probe: bool, jitter: float) -> Health:
-    """A connect (of a client's session), or a check, succeeded. A connect is no answer to a check that asks for more."""
+    """A client session's connect, or a check, succeeded. A connect does not count where the check asks for more."""
     if not probe and policy.check != CONNECT and (health.down or policy.mode is HealthMode.ACTIVE):
         return health
     if not probe and not health.down and policy.mode is HealthMode.ACTIVE:
-        return replace(health, failures=0)  # its probe comes when it would have come
+        return replace(health, failures=0)  # the next probe keeps its time
     answers = health.answers + 1
     if not health.down or answers >= policy.rise:
         return watched(policy, now, jitter)
@@ -144,27 +144,27 @@ YES = "yes"
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What became of a server's checks since it is known; for people and dashboards, nothing is decided by it."""
+    """The results of a server's checks since it is known; for people and dashboards, nothing is decided by it."""
 
-    changed_at: float = 0.0  # monotonic; when it last went down or came back, or was first seen
+    changed_at: float = 0.0  # monotonic; when it last went down or came back, or was first known
     failures: int = 0  # checks that failed
     downs: int = 0  # times it went down
-    down_seconds: float = 0.0  # of the times that are over
-    found: str = ""  # by the last check; "": there was none
-    seconds: float = 0.0  # that it took
+    down_seconds: float = 0.0  # in all past outages
+    found: str = ""  # the result of the last check; "": there was none
+    seconds: float = 0.0  # the time that check took
 
 
 UNRECORDED = Record()
 
 
 def checked(record: Record, found: str, seconds: float) -> Record:
-    """After a check."""
+    """The record after a check."""
     failed = found != YES and found not in OURS
     return replace(record, failures=record.failures + failed, found=found, seconds=seconds)
 
 
 def turned(record: Record, now: float, *, down: bool) -> Record:
-    """It went down, or is down no more."""
+    """The record after the server went down or came back."""
     if down:
         return replace(record, downs=record.downs + 1, changed_at=now)
     return replace(record, down_seconds=record.down_seconds + now - record.changed_at, changed_at=now)
@@ -172,9 +172,9 @@ def turned(record: Record, now: float, *, down: bool) -> Record:
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """What dialling an address found: "yes", "refused", "timeout" or "unreachable".
+    """The result of dialling an address: "yes", "refused", "timeout" or "unreachable".
 
-    "resource" if we could not dial for a lack of our own, "unknown" if nobody has yet.
+    "resource" if pylb could not dial because it lacked something itself, "unknown" if nobody has tried.
     """
 
     found: str
@@ -183,7 +183,7 @@ class Proof:
 
     @property
     def reachable(self) -> str:
-        """For an answer: yes, refused, timeout, or unknown. Unreachable is a refusal by the network; the hint tells."""
+        """For an answer: yes, refused, timeout, or unknown. Unreachable means that the network refused; the hint says so."""
         return _SAID.get(self.found, "unknown")
 
     @property
@@ -195,12 +195,12 @@ PROVEN = Proof(YES)
 
 
 def unproven(now: float) -> Proof:
-    """Of an address that was never dialled: to be dialled now."""
+    """The proof of an address that was never dialled: to be dialled now."""
     return Proof("unknown", 0.0, now)
 
 
 def prove(before: Proof | None, found: str, policy: HealthPolicy, now: float, *, jitter: float) -> Proof:
-    """After a dial. Who has answered once stays proven: from then on it is health's matter."""
+    """The proof after a dial. An address that has answered once stays proven: from then on health takes care of it."""
     if found == YES or before == PROVEN:
         return PROVEN
     wait = _wait(before.wait if before else 0.0, policy.interval, policy.max_interval, found)

@@ -1,7 +1,7 @@
-"""Leases: how long a registration counts as fresh, on the monotonic clock, and when silence is nobody's own fault.
+"""Leases: how long a registration counts as fresh, on the monotonic clock, and when silence is not a client's own fault.
 
-A lease that ends closes nothing: its registration becomes stale, a last resort (compose.py), and is released only after
-`keep_stale`. When most phone-homes fall silent together the fault is more likely ours or the network's: none is demoted.
+The end of a lease closes nothing: its registration becomes stale, a last resort, and is released only after `keep_stale`.
+If most phone-homes fall silent together, the fault is more likely ours or the network's: then none is demoted.
 """
 
 from collections.abc import Collection
@@ -12,9 +12,9 @@ from typing import Generic, TypeVar
 K = TypeVar("K")
 
 LEGACY_TTL = 1800.0  # seconds: the least a learned lease lasts
-LEGACY_GAPS = 3  # a learned lease lasts that many gaps
+LEGACY_GAPS = 3  # a learned lease lasts that many gaps between calls
 SIMILAR = 0.25  # two gaps are similar if they differ by at most this share of the larger one, …
-SIMILAR_SECONDS = 5.0  # … or by so little that it is only the call's own time
+SIMILAR_SECONDS = 5.0  # … or by so little that the duration of the call explains it
 MASS = 3  # fewer silent leases than this are never a mass lapse
 
 
@@ -25,7 +25,7 @@ class Lease:
     ttl: float | None
     last_beat: float
     expires: float
-    previous_gap: float | None = None  # legacy only: what is learned from
+    previous_gap: float | None = None  # legacy only: the last gap between calls, to learn from
 
     def is_over(self, now: float) -> bool:
         return self.expires <= now
@@ -36,12 +36,12 @@ def native_lease(ttl: float | None, now: float) -> Lease:
 
 
 def legacy_lease(now: float, ttl: float | None = None) -> Lease:
-    """The first call of a legacy client: it may have been its only one. `ttl`: what an earlier pylb had learned."""
+    """A legacy client's first call, and maybe its only one. `ttl`: what an earlier pylb had learned."""
     return native_lease(ttl, now)
 
 
 def legacy_beat(lease: Lease, now: float) -> Lease:
-    """The same call again. The lease starts with the second of two similar gaps, and keeps what it learned after odd ones."""
+    """The same call again. The lease starts with the second of two similar gaps; odd gaps do not change what it learned."""
     gap = now - lease.last_beat
     ttl = lease.ttl
     if lease.previous_gap is not None and _similar(gap, lease.previous_gap):
@@ -54,13 +54,13 @@ def _similar(one: float, other: float) -> bool:
 
 
 def at_least_a_ttl(lease: Lease, now: float) -> Lease:
-    """For when pylb could not be called: nobody's lease may end before it had a whole TTL to call."""
+    """For when pylb could not be called: no lease may end before its client had a whole TTL to call."""
     return lease if lease.ttl is None else replace(lease, expires=max(lease.expires, now + lease.ttl))
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict(Generic[K]):
-    """What `judge` found. `grace`: get a whole TTL again, because a mass lapse is over."""
+    """The result of `judge`. `grace`: those that get a whole TTL again, because a mass lapse is over."""
 
     lapsed: tuple[K, ...] = ()
     revived: tuple[K, ...] = ()
@@ -69,11 +69,12 @@ class Verdict(Generic[K]):
 
 
 def judge(silent: Collection[K], recent: Collection[K], fresh: int, *, preserving: bool) -> Verdict[K]:
-    """Which to demote now, given whether the last verdict was a mass lapse.
+    """Which leases to demote now. `preserving`: the last verdict was a mass lapse.
 
-    `fresh` leases can end and are not stale; `silent` are those of them that are over. `recent` are stale already, for less
-    than their own TTL. More than half of all, and at least three, silent within one TTL of each is a mass lapse: nobody is
-    demoted, and who was demoted within that TTL (the first of the many) is taken back. It lasts until half of them call again.
+    `fresh` counts the leases that can end and are not stale; `silent` are those of them that are over. `recent` are stale
+    already, for less than their own TTL. If more than half of all, and at least three, fall silent within their TTL, it is a
+    mass lapse: nobody is demoted, and those demoted within that TTL (the first of the many) are taken back. It lasts until
+    half of them call again.
     """
     count = len(silent) + len(recent)
     if count >= MASS and 2 * count > fresh + len(recent):

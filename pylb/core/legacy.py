@@ -1,8 +1,8 @@
-"""The legacy phone-home's body, in whatever state it arrives.
+"""The legacy phone-home's body, however damaged it arrives.
 
 The client fills a shell template: every value is a string, unset ones are empty, and `dst-ip` is what `curl ifconfig.co`
-printed, today an HTML page whose raw quotes and newlines break the JSON. Then the other fields are taken by a strict
-pattern anchored at the end of the body, behind anything the page may hold.
+printed, today an HTML page whose raw quotes and newlines break the JSON. Then a strict pattern takes the other fields. It is
+anchored at the end of the body, so it does not matter what the page contains.
 """
 
 import json
@@ -30,7 +30,7 @@ _UNNAMEABLE = re.compile(r"[^A-Za-z0-9._-]+")
 class LegacyCall:
     action: Literal["add", "delete"]
     port: int
-    target_port: int  # 0 in a delete that does not say
+    target_port: int  # 0 in a delete that does not say it
     name: str
     send_proxy: ProxyProtocol
     address: str | None  # a valid dst-ip in canonical form; None: use the calling address
@@ -38,7 +38,7 @@ class LegacyCall:
 
 
 def parse_legacy(body: bytes) -> LegacyCall:
-    """Raises Refused: INVALID_JSON when nothing can be salvaged, INVALID naming the field."""
+    """Raises Refused: INVALID_JSON when nothing can be recovered, INVALID naming the field."""
     fields, broken = _fields(body)
     action = _text(fields, "action")
     if action not in ("add", "delete"):
@@ -62,7 +62,7 @@ def parse_legacy(body: bytes) -> LegacyCall:
 
 
 def _fields(body: bytes) -> tuple[Mapping[str, Any], bool]:
-    """(the fields, whether they had to be salvaged). Raises Refused."""
+    """The fields, and whether they had to be recovered. Raises Refused."""
     text = body.decode("utf-8", "replace")
     try:
         data = json.loads(text, object_pairs_hook=unique_keys)
@@ -99,7 +99,7 @@ def _port(fields: Mapping[str, Any], name: str) -> int:
 
 
 def _address(fields: Mapping[str, Any]) -> tuple[str | None, str]:
-    """A mistyped address is refused. Any other text is what a web site said instead of one, and no fault of the pod."""
+    """A mistyped address is refused. Any other text is what a web site said instead of one, and not the pod's fault."""
     text = _text(fields, "dst-ip").strip()
     if not text:
         return None, ""
@@ -112,5 +112,5 @@ def _address(fields: Mapping[str, Any]) -> tuple[str | None, str]:
 
 
 def _name(text: str) -> str:
-    """Only for humans: whatever is no name character becomes a dash."""
+    """Only a description: each character that a name cannot have becomes a dash."""
     return _UNNAMEABLE.sub("-", text).strip("-._")[:63].rstrip("-._") or "legacy"

@@ -9,8 +9,8 @@ MOST_KEYS = 4096
 class Buckets:
     """Each key may act `burst` times at once and `rate` times a second in the long run.
 
-    Only the caller's own doing fills its bucket: a key says who and what, so nobody is refused for another's calls.
-    Of too many keys the one unused for longest is forgotten, which at worst gives it a full bucket again.
+    A key says who acts and what it does, so nobody is refused because of another's calls.
+    Beyond the bound, the key unused for longest is forgotten; the worst effect is that it has a full bucket again.
     """
 
     def __init__(self, burst: float, rate: float, clock: Callable[[], float], most_keys: int = MOST_KEYS) -> None:
@@ -21,7 +21,7 @@ class Buckets:
         self._left: OrderedDict[Hashable, tuple[float, float]] = OrderedDict()  # key -> (tokens left, at)
 
     def take(self, key: Hashable) -> float:
-        """0 if allowed, else the seconds until the next one is."""
+        """0 if allowed, else the seconds until the next call is."""
         left, wait = self._look(key)
         self._left[key] = (left - 1 if wait == 0 else left, self._clock())
         self._left.move_to_end(key)
@@ -30,7 +30,7 @@ class Buckets:
         return wait
 
     def wait(self, key: Hashable) -> float:
-        """As `take`, but nothing is taken."""
+        """Like `take`, but takes nothing."""
         return self._look(key)[1]
 
     def _look(self, key: Hashable) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-"""The log of sessions: which of them get a line, and where it goes. Decided before it is made: a dropped line costs nothing."""
+"""The log of sessions: which of them get a line, and where it goes. Decided before one is made: a dropped line is free."""
 
 from collections.abc import Callable
 from typing import Literal, NamedTuple
@@ -8,7 +8,7 @@ from pylb.core.session import SessionRecord
 
 Format = Literal["tcplog", "logfmt", "json", "none"]
 
-# By number: what syslog calls them (RFC 5424, 6.2.1), as HAProxy's `log ADDRESS FACILITY` takes them.
+# By number: their names in syslog (RFC 5424, 6.2.1), as HAProxy's `log ADDRESS FACILITY` takes them.
 FACILITIES = (
     *("kern", "user", "mail", "daemon", "auth", "syslog", "lpr", "news", "uucp", "cron", "auth2", "ftp", "ntp", "audit"),
     *("alert", "cron2", "local0", "local1", "local2", "local3", "local4", "local5", "local6", "local7"),
@@ -30,7 +30,7 @@ class Target(NamedTuple):
 
 
 def parse_target(text: str) -> Target:
-    """`stdout`, `file:PATH`, `udp:HOST:PORT`, `unix:PATH`. Raises ValueError. Host and path are not looked at."""
+    """`stdout`, `file:PATH`, `udp:HOST:PORT`, `unix:PATH`. Raises ValueError. Does not check host and path."""
     if text == "stdout":
         return Target()
     kind, _, place = text.partition(":")
@@ -45,25 +45,26 @@ def parse_target(text: str) -> Target:
             host = host[1:-1] if bracketed else host
             if colon and host:
                 return Target("udp", host, parse_port(port))
-    raise ValueError(f"{text[:80]!r} is no target of the log")
+    raise ValueError(f"{text[:80]!r} is not a target for the log")
 
 
 def priority(facility: str) -> int:
-    """The number that a syslog message begins with."""
+    """The number at the start of a syslog message."""
     return FACILITIES.index(facility) * 8 + _INFO
 
 
 class Selection(NamedTuple):
     """Which sessions get a line."""
 
-    sample: int = 1  # one in this many of those that ended in order
+    sample: int = 1  # one in this many of those that ended normally
     dontlognull: bool = False
 
     def takes(self, record: SessionRecord, draw: Callable[[], float]) -> bool:
-        """`draw`: a random number below 1. By chance and not every n-th: clients that take turns would never be seen.
+        """`draw`: a random number below 1. Random and not every n-th: otherwise clients in a fixed rhythm might never be
+        logged.
 
-        Null as in HAProxy: the client sent no byte. But there a session whose server failed counts too, and here it has its
-        line: who is silent at a dead server's door is no scanner.
+        As in HAProxy, a session is null if its client sent no byte. But HAProxy counts a session whose server failed as null
+        too, and pylb logs it: a client that got no server is not a port scanner.
         """
         code = record.code
         if self.dontlognull and not record.bytes_in and code[0] in "-Cc":

@@ -1,7 +1,7 @@
-"""What the operator said of servers (`pylb ctl`): it overrules weights, and outlives re-registrations and restarts.
+"""What the operator set for servers (`pylb ctl`): it takes precedence over weights, and survives re-registrations and restarts.
 
-A word about a node's IP follows that IP, whatever registers there, until it ends. A word about a frontend's server belongs to
-the frontend and the address, and ends when nobody has a server there any more: when its registration moves or leaves.
+An override for a node's IP stays with that IP, whatever registers there, until it ends. An override for a frontend's server
+belongs to the frontend and the address, and ends when nobody has a server there any more: its registration moved or left.
 """
 
 from collections.abc import Iterable, Mapping
@@ -20,8 +20,8 @@ from pylb.core.table import OUT, Frontend, Server, Table
 class Override:
     state: AdminState = AdminState.READY
     weight: int | None = None  # None: as registered or configured
-    until: float | None = None  # unix time; None: it has no end of its own
-    exempt: bool = False  # a server that serves although its node is taken out
+    until: float | None = None  # unix time; None: until it is removed
+    exempt: bool = False  # a server that serves although its node is out of service
 
 
 Place = tuple[Listen, Address]
@@ -47,7 +47,7 @@ def applied(server: Server, listen: Listen, overrides: Overrides) -> Server:
 def changed(
     overrides: Overrides, whom: Iterable[Whom], until: float | None = None, **said: AdminState | int | bool | None
 ) -> Overrides:
-    """With a new word about these; what says nothing any more is left out."""
+    """With these settings changed; an override that sets nothing any more is removed."""
     found = dict(overrides)
     for one in whom:
         after = replace(found.get(one, _AS_IT_IS), until=until, **said)  # type: ignore[arg-type]
@@ -59,7 +59,7 @@ def changed(
 
 
 def kept(overrides: Overrides, claims: Claims, layout: Layout) -> Overrides:
-    """Those about nodes, and about servers that somebody still has; the very mapping that came in when nothing ends."""
+    """Overrides for nodes, and for servers that still exist; the same mapping if none ends."""
     gone = [one for one in overrides if not isinstance(one, str) and not _is_there(one, claims, layout)]
     return without(overrides, gone) if gone else overrides
 
@@ -70,7 +70,7 @@ def without(overrides: Overrides, whom: Iterable[Whom]) -> Overrides:
 
 
 def _is_there(place: Place, claims: Claims, layout: Layout) -> bool:
-    """A line of the config stays, also while its host name is not this address."""
+    """A server from the config stays, even while its host name resolves to another address."""
     listen, address = place
     if listen in layout.statics:
         return True
@@ -82,7 +82,7 @@ def _is_there(place: Place, claims: Claims, layout: Layout) -> bool:
 
 
 def hit(table: Table, whom: Whom) -> list[tuple[Frontend, Server]]:
-    """The servers that a word is about now."""
+    """The servers that an override affects now."""
     if isinstance(whom, str):
         return [(one, other) for one in table.frontends.values() for other in one.servers if other.address.ip == whom]
     one = table.frontends.get(whom[0])
@@ -108,5 +108,5 @@ def find(table: Table, target: str) -> list[tuple[Frontend, Server]]:
 
 
 def names(text: str, name: str, listen: Listen) -> bool:
-    """Is this frontend meant?"""
+    """Does `text` name this frontend?"""
     return text in (name, str(listen.port), str(listen))

@@ -1,7 +1,7 @@
 """An immutable mapping whose edited copy costs what the edit touches, however large the mapping is.
 
-The entries lie in a fixed number of small dicts by the hash of their keys. An edit copies the dicts that it touches and
-shares all others with the mapping it came from: of 10,000 entries about 40 are copied for each key that changes.
+The entries are in a fixed number of small dicts, by the hash of their keys. An edit copies the dicts that it touches and shares
+all others with the original: of 10,000 entries about 40 are copied for each key that changes.
 """
 
 from collections.abc import ItemsView, Iterable, Iterator, Mapping, ValuesView
@@ -21,8 +21,8 @@ Part = Mapping[K, tuple[int, V]]  # the value of each key, and its place in the 
 class Frozen(Mapping[K, V], Generic[K, V]):
     """In the order in which keys were first added, like a dict. No value is None: in an edit that means "no longer there".
 
-    `parts` never change and keep their identity from one mapping to the next unless an edit touched them: whoever works
-    something out for each part (the snapshot's text) may keep it.
+    `parts` never change, and keep their identity from one mapping to the next unless an edit touched them. So whatever is
+    computed per part (the snapshot's text) can be cached.
     """
 
     __slots__ = ("_added", "_length", "parts")
@@ -39,8 +39,8 @@ class Frozen(Mapping[K, V], Generic[K, V]):
         return self._added
 
     def edited(self, edits: Mapping[K, V | None]) -> "Frozen[K, V]":
-        """With other values for some keys, and without those whose new value is None. The very same mapping if nothing differs
-        by that: to copy parts for a key that was not there anyway was wasted at each move."""
+        """With other values for some keys, and without those whose new value is None. Returns the same mapping if nothing
+        differs: copying parts for a key that was not there anyway would be wasted work at each move."""
         edits = {key: value for key, value in edits.items() if self.get(key) is not value}
         if not edits:
             return self
@@ -49,7 +49,7 @@ class Frozen(Mapping[K, V], Generic[K, V]):
         return made
 
     def _edit(self, edits: Mapping[K, V | None]) -> None:
-        """While it is being made."""
+        """Used only while the mapping is being made."""
         parts = cast("list[dict[K, tuple[int, V]]]", list(self.parts))
         copied: set[int] = set()
         for key, value in edits.items():
@@ -63,7 +63,7 @@ class Frozen(Mapping[K, V], Generic[K, V]):
                 part[key] = (self._added if known is None else known[0], value)
                 self._added += known is None
                 self._length += known is None
-            else:  # `edited` lets nothing through that is not there
+            else:  # `edited` passes on only keys that are there
                 del part[key]
                 self._length -= 1
         self.parts = tuple(parts)
@@ -89,21 +89,21 @@ class Frozen(Mapping[K, V], Generic[K, V]):
         return (key for _, key, _ in self.ordered())
 
     def items(self) -> "ItemsView[K, V]":
-        """To sort 10,000 entries takes 3 ms, before the first is given; so for `values` and for the keys."""
+        """Sorting 10,000 entries takes 3 ms before the first one comes; the same holds for `values` and the keys."""
         return _Items(self)
 
     def values(self) -> "ValuesView[V]":
         return _Values(self)
 
     def in_any_order(self) -> Iterator[V]:
-        """The values, without the sorting: for who lets others have their turn between them."""
+        """The values, unsorted: for callers that let other work run between them."""
         return (value for part in self.parts for _, value in part.values())
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Mapping) and dict(self.items()) == dict(other)
 
     def __hash__(self) -> int:
-        raise TypeError("a mapping is no key")
+        raise TypeError("a mapping cannot be a key")
 
     def __repr__(self) -> str:
         return f"Frozen({dict(self.items())!r})"

@@ -30,10 +30,10 @@ class HealthMode(StrEnum):
 
 
 class WhenAllDown(StrEnum):
-    """What becomes of clients when every server is down."""
+    """What happens to clients when every server is down."""
 
-    TRY = "try"  # those that are down are tried
-    REFUSE = "refuse"  # a server that has not passed its check is nobody's, not even the last resort
+    TRY = "try"  # servers that are down are tried
+    REFUSE = "refuse"  # a server that has not passed its check is never used, not even as the last resort
 
 
 class Backups(StrEnum):
@@ -52,15 +52,15 @@ class Family(StrEnum):
 
 
 class AdminState(StrEnum):
-    """What the operator said of a server (`pylb ctl`)."""
+    """What the operator set for a server (`pylb ctl`)."""
 
     READY = "ready"
     DRAIN = "drain"  # no new sessions; live ones until timeouts.drain
-    MAINT = "maint"  # no new sessions, no probes; live ones are left alone
+    MAINT = "maint"  # no new sessions, no probes; live ones are not touched
 
 
 class OnDown(StrEnum):
-    """What becomes of the live sessions of a server that is found down."""
+    """What happens to the live sessions of a server that is found down."""
 
     KEEP = "keep"
     CLOSE = "close"
@@ -83,12 +83,12 @@ class Timeouts:
 class CheckKind(StrEnum):
     TCP = "tcp"  # a connect
     SEND = "send"  # bytes, and bytes that the answer must contain, once or several times
-    HTTP = "http"  # a request, and the status that its answer must have
+    HTTP = "http"  # a request, and the status that the answer must have
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """Of a conversation: what is sent, and what must come back before the next step."""
+    """A step of a conversation: what is sent, and what must come back before the next step."""
 
     send: bytes = b""
     expect: bytes = b""  # b"": any answer, or none
@@ -96,15 +96,15 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """What a server is asked."""
+    """What a health check asks a server."""
 
     kind: CheckKind = CheckKind.TCP
-    steps: tuple[Step, ...] = ()  # of SEND: at least one
+    steps: tuple[Step, ...] = ()  # for SEND: at least one
     path: str = "/"
     method: str = "GET"
-    host: str = ""  # of the Host header; "": the server's address
+    host: str = ""  # for the Host header; "": the server's address
     status: tuple[int, int] = (200, 399)
-    port: int = 0  # 0: the traffic's
+    port: int = 0  # 0: the port of the traffic
 
 
 CONNECT = Check()
@@ -112,33 +112,33 @@ CONNECT = Check()
 
 @dataclass(frozen=True, slots=True)
 class HealthPolicy:
-    """Of a frontend, or of one server where that differs."""
+    """Health settings of a frontend, or of one server where they differ."""
 
-    wanted: HealthMode | None = None  # None: as the check needs it, see `mode`
+    wanted: HealthMode | None = None  # None: what the check requires, see `mode`
     check: Check = CONNECT
     timeout: float = 1.0  # seconds, for a whole check
     interval: float = 2.0  # seconds
-    max_interval: float = 0.0  # seconds, between probes of a server that says nothing at all; 0: as `interval`
+    max_interval: float = 0.0  # seconds between probes of a server that says nothing at all; 0: the same as `interval`
     rise: int = 2
     fall: int = 3
     when_all_down: WhenAllDown = WhenAllDown.TRY
 
     @property
     def mode(self) -> HealthMode:
-        """A check that is more than a connect is asked of every server: clients' connects say nothing about it."""
+        """A check that is more than a connect is run on every server: clients' connects do not answer it."""
         if self.wanted is not None:
             return self.wanted
         return HealthMode.PASSIVE if self.check == CONNECT else HealthMode.ACTIVE
 
     @property
     def refuses(self) -> bool:
-        """Is a server that has not passed its check out of bounds? Without checks none ever could pass."""
+        """Is a server that has not passed its check never used? Without checks none could ever pass."""
         return self.when_all_down is WhenAllDown.REFUSE and self.mode is not HealthMode.NONE
 
 
 @dataclass(frozen=True, slots=True)
 class OwnHealth:
-    """What one server says of its own health; None: as its frontend says."""
+    """What one server specifies for its own health; None: as its frontend specifies."""
 
     check: Check | None = None
     port: int = 0  # of the check; 0: the check's own
@@ -148,7 +148,7 @@ class OwnHealth:
     when_all_down: WhenAllDown | None = None
 
     def over(self, base: HealthPolicy) -> HealthPolicy | None:
-        """`base` with it on top; None: it says nothing."""
+        """`base` with these settings on top; None: there are none."""
         if self == UNSAID:
             return None
         check = base.check if self.check is None else self.check
@@ -165,13 +165,13 @@ UNSAID = OwnHealth()
 
 @dataclass(frozen=True, slots=True)
 class CallLimits:
-    """What a webhook listener takes. A flood of one caller must not cost another's beat."""
+    """What a webhook listener accepts. A flood by one caller must not cost another caller's heartbeat."""
 
     connections: int = 256
     per_address: int = 32
-    burst: int = 100  # calls of one token from one address at once
-    rate: int = 20  # and a second
-    lockout: int = 20  # calls without a valid token, a minute and address
+    burst: int = 100  # calls of one token from one address, at once
+    rate: int = 20  # and per second
+    lockout: int = 20  # calls without a valid token, per minute and address
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +195,7 @@ NOBODY = Networks()
 
 @dataclass(frozen=True, slots=True)
 class ProxyAccept:
-    """From whom PROXY headers are demanded, and within how many seconds."""
+    """Which peers must send PROXY headers, and within how many seconds."""
 
     networks: Networks = NOBODY
     timeout: float = 5.0
@@ -203,7 +203,7 @@ class ProxyAccept:
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """How a frontend treats its sessions; `defaults:` of the config, or that with a static frontend's own lines on top."""
+    """How a frontend treats its sessions; `defaults:` of the config, with a static frontend's own settings on top."""
 
     balance: Balance = Balance.LEASTCONN
     timeouts: Timeouts = Timeouts()
@@ -213,13 +213,13 @@ class Policy:
     max_connections: int = 0  # 0: only the process's own limit
     max_queue: int = 0  # clients that may wait while all servers are full; 0: as many as there are connections
     backups: Backups = Backups.FIRST
-    slow_start: float = 0.0  # seconds until a server that came to an open frontend has its whole weight
+    slow_start: float = 0.0  # seconds until a server that joins an open frontend has its whole weight
     health: HealthPolicy = HealthPolicy()
     on_down: OnDown = OnDown.KEEP
     send_proxy: ProxyProtocol = ProxyProtocol.NONE
     send_crc32c: bool = False  # in v2 headers
     send_unique_id: bool = False
-    pass_tlvs: bool = False  # of v2 headers that came in, on in those that are sent
+    pass_tlvs: bool = False  # pass the TLVs of incoming v2 headers on in those that are sent
     accept_proxy: ProxyAccept = ProxyAccept()
     access: AccessList = EVERYBODY
     limits: Limits = Limits()
@@ -228,23 +228,23 @@ class Policy:
 
 @dataclass(frozen=True, slots=True)
 class StaticServer:
-    """A server of the config."""
+    """A server from the config."""
 
-    address: Address | HostPort  # in a Layout's frontends: an Address
+    address: Address | HostPort  # in a Layout's frontends: always an Address
     weight: int = 1
     backup: bool = False
     max_connections: int = 0  # 0: no limit
     name: str = ""  # its label; "": its address
     health: OwnHealth = UNSAID
     resolve: Family = Family.ANY  # of a host name
-    of_host: str = ""  # in a Layout: the host name and port that its address was found for
+    of_host: str = ""  # in a Layout: the host name and port that its address was resolved from
 
 
 class Joining(StrEnum):
     """Which registrations may join a static frontend: `registrations` of the config."""
 
-    NAME = "name"  # those of its name
-    LEGACY = "legacy"  # these, and legacy calls whatever name they give
+    NAME = "name"  # those with its name
+    LEGACY = "legacy"  # these, and legacy calls whatever their name is
     ANY = "any"
 
 
@@ -269,7 +269,7 @@ class LeaseBounds:
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """What registrations may add up to: one stolen token must not slow down everybody's calls and scrapes."""
+    """Bounds on all registrations together: one stolen token must not slow down everybody's calls and scrapes."""
 
     servers_per_frontend: int = 512
     ports_per_token: int = 4000  # over all its registrations; each counts for itself
@@ -277,7 +277,7 @@ class Bounds:
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """All that control needs of the config. A reload replaces it whole."""
+    """Everything that control needs from the config. A reload replaces it as a whole."""
 
     frontends: tuple[StaticFrontend, ...] = ()
     defaults: Policy = Policy()

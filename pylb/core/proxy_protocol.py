@@ -1,7 +1,7 @@
 """The PROXY protocol's headers, versions 1 and 2 (haproxy.org, proxy-protocol.txt, sections 2.1 and 2.2).
 
-A header is sent before the client's first byte, so that whoever is behind a proxy sees who the client is. `header` makes what
-a server is sent, `local_header` what a check of our own sends, `parse` reads what a trusted proxy in front of us sent.
+A header is sent before the client's first byte and says who the client is. `header` makes what a server is sent, `local_header`
+what our own checks send, and `parse` reads what a trusted proxy in front of us sent.
 """
 
 from dataclasses import dataclass
@@ -11,43 +11,43 @@ from pylb.core.address import Address, parse_ip
 from pylb.core.policy import ProxyProtocol
 
 SIGNATURE = b"\r\n\r\n\x00\r\nQUIT\n"
-MOST_HEADER = 4096  # bytes; the specification allows 64 KiB of TLVs, nobody sends them, and they would have to be kept
+MOST_HEADER = 4096  # bytes; the specification allows 64 KiB of TLVs, but nobody sends as many, and they would have to be stored
 MOST_UNIQUE_ID = 128  # bytes (2.2.5)
-MOST_PASSED_ON = 3072  # bytes of TLVs: with all that is added, the next proxy's header has less than MOST_HEADER
+MOST_PASSED_ON = 3072  # bytes of TLVs: with all that is added, the next proxy's header stays below MOST_HEADER
 _LINE = 107  # the longest version 1 line, CRLF included (2.1)
 _LOCAL, _PROXY = b"\x20", b"\x21"  # version 2 and the command
 _UNSPEC, _TCP4, _TCP6 = b"\x00", b"\x11", b"\x21"  # family and STREAM
 _SIZES = {_TCP4: 12, _TCP6: 36, b"\x12": 12, b"\x22": 36, b"\x31": 216, b"\x32": 216}  # of the addresses; UDP, unix
 _TYPE_CRC32C, _TYPE_NOOP, _TYPE_UNIQUE_ID = 0x03, 0x04, 0x05
-# Of our own (0xE0 to 0xEF are for that, 2.2.8): the pylbs that a connection came through, PATH_ID bytes each. Two that send to
-# each other would otherwise take all of each other's sessions for one client.
+# pylb's own type (0xE0 to 0xEF are for that, 2.2.8): the pylbs that a connection came through, PATH_ID bytes each. Without it,
+# two that send to each other would count all of each other's sessions as one client's.
 _TYPE_PATH = 0xE7
 PATH_ID = 8
 MOST_HOPS = 16
-# Made anew for each header, or only of a meaning for one hop. All others are those of whoever made them: ALPN and TLS of a
-# proxy, 0xEA of AWS (the VPC endpoint), 0xEE of Azure (the private link), 0xE0 of Google Cloud (the connection's id).
+# Made anew for each header, or only meaningful for one hop. All others belong to whoever made them: ALPN and TLS of a proxy,
+# 0xEA of AWS (the VPC endpoint), 0xEE of Azure (the private link), 0xE0 of Google Cloud (the connection's id).
 _OF_ONE_HOP = frozenset({_TYPE_CRC32C, _TYPE_NOOP, _TYPE_UNIQUE_ID, _TYPE_PATH})
 
 
-class BadHeader(ValueError):  # noqa: N818 - a condition of the peer's making
-    """It is no header, and more bytes would not make it one. The text says why."""
+class BadHeader(ValueError):  # noqa: N818 - caused by the peer
+    """It is not a header, and more bytes would not make it one. The text says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """A whole header. Without addresses (UNKNOWN, LOCAL, no TCP) those of the connection itself count."""
+    """A complete header. Without addresses (UNKNOWN, LOCAL, not TCP) those of the connection itself apply."""
 
     size: int  # bytes
     client: Address | None = None
     local: Address | None = None  # where the client had connected to
     unique_id: bytes = b""
     path: bytes = b""
-    tlvs: bytes = b""  # all other ones, as they came: type, length, value; whole ones, MOST_PASSED_ON bytes at most
-    crc32c: bool = False  # it had a checksum, and that was right
+    tlvs: bytes = b""  # all others, as they came: type, length, value; only whole ones, at most MOST_PASSED_ON bytes
+    crc32c: bool = False  # it had a checksum, and the checksum was correct
 
 
 def goes_in_circles(path: bytes, own_id: bytes) -> bool:
-    """Has a connection that came on `path` been here before, or been through more proxies than anybody builds?"""
+    """Has a connection with this `path` been here before, or come through more proxies than any real setup has?"""
     hops = [path[start : start + PATH_ID] for start in range(0, len(path), PATH_ID)]
     return own_id in hops or len(hops) > MOST_HOPS
 
@@ -64,8 +64,8 @@ def header(
 ) -> bytes:
     """The header for a connection from `client` to our address `local`; b"" for NONE.
 
-    Mixed families (cannot be one TCP connection, but a mapped address can look so) are written as IPv6, IPv4 mapped.
-    `crc32c`, `unique_id` and `path` are TLVs of version 2 (2.2.3, 2.2.5, 2.2.8), `tlvs` those of a header that came in.
+    Mixed families (impossible for one TCP connection, but a mapped address can look so) are written as IPv6, IPv4 mapped.
+    `crc32c`, `unique_id` and `path` are TLVs of version 2 (2.2.3, 2.2.5, 2.2.8), `tlvs` those of a received header.
     Raises ValueError: too long a unique ID.
     """
     if version is ProxyProtocol.NONE:
@@ -91,14 +91,14 @@ def header(
 
 
 def local_header(version: ProxyProtocol) -> bytes:
-    """For a connection of our own: a check. The server is to look at the connection's own addresses."""
+    """For our own connection, a check. It tells the server to use the connection's own addresses."""
     if version is ProxyProtocol.V2:
         return SIGNATURE + _LOCAL + _UNSPEC + bytes(2)
     return b"PROXY UNKNOWN\r\n" if version is ProxyProtocol.V1 else b""
 
 
 def parse(data: bytes) -> Received | None:
-    """The header that `data` begins with; None while bytes of it are missing. Raises BadHeader as soon as it is none."""
+    """The header that `data` begins with; None while it is incomplete. Raises BadHeader as soon as it cannot be one."""
     if data[: len(SIGNATURE)] == SIGNATURE[: len(data)]:
         return _parse_v2(data)
     if data[:6] == b"PROXY "[: len(data)]:
@@ -120,12 +120,12 @@ def _parse_v1(data: bytes) -> Received | None:
         raise BadHeader("not PROXY, TCP4 or TCP6, two addresses and two ports, one space between each")
     version = IPv4Address if words[1] == b"TCP4" else IPv6Address
     try:
-        # The family is the client's. nginx on an IPv4 socket, with an IPv6 client by its own proxy's header, writes
-        # "TCP6 2001:db8::1 127.0.0.1": where the client had connected to is of the other one then.
+        # The family is the client's. nginx on an IPv4 socket, with an IPv6 client from its own proxy's header, writes
+        # "TCP6 2001:db8::1 127.0.0.1": then the address that the client had connected to is of the other family.
         client = parse_ip(str(version(words[2].decode("ascii"))))
         local = parse_ip(str(ip_address(words[3].decode("ascii"))))
     except ValueError:  # AddressValueError, UnicodeDecodeError, and parse_ip's for a zone ("fe80::1%eth0")
-        raise BadHeader("not a client of the family and an address that it connected to") from None
+        raise BadHeader("not a client address of the family and the address that it connected to") from None
     return Received(size, Address(client, _port(words[4])), Address(local, _port(words[5])))
 
 
@@ -144,7 +144,7 @@ def _parse_v2(data: bytes) -> Received | None:
         return None
     size = 16 + int.from_bytes(data[14:16], "big")
     if size > MOST_HEADER:
-        raise BadHeader(f"{size} bytes: more than {MOST_HEADER} are not taken")
+        raise BadHeader(f"{size} bytes: more than {MOST_HEADER} are not accepted")
     if len(data) < size:
         return None
     body = data[16:size]
@@ -152,7 +152,7 @@ def _parse_v2(data: bytes) -> Received | None:
     if command == _PROXY and len(body) < addresses:
         raise BadHeader("too short for its addresses")
     if command == _LOCAL or family not in (_TCP4, _TCP6):
-        # LOCAL: the rest is to be skipped, whatever it is. Others: no TCP, the connection's own addresses count (2.2).
+        # LOCAL: skip the rest, whatever it is. Others: not TCP, the connection's own addresses apply (2.2).
         return Received(size)
     tlvs, others = _tlvs(data[:size], 16 + addresses)
     width = 4 if family == _TCP4 else 16
@@ -170,8 +170,10 @@ def _parse_v2(data: bytes) -> Received | None:
 
 
 def _tlvs(whole: bytes, start: int) -> tuple[dict[int, bytes], bytes]:
-    """Those of a header that are of one hop, by type, and the others as they came; of these, what goes beyond MOST_PASSED_ON
-    is not taken. Raises BadHeader if they do not fill the header exactly, or a CRC32C is wrong (2.2.3)."""
+    """The TLVs of a header: those for one hop, by type, and the others as they came, up to MOST_PASSED_ON bytes.
+
+    Raises BadHeader if they do not fill the header exactly, or if a CRC32C is wrong (2.2.3).
+    """
     found: dict[int, bytes] = {}
     others: list[bytes] = []
     room = MOST_PASSED_ON
@@ -182,7 +184,7 @@ def _tlvs(whole: bytes, start: int) -> tuple[dict[int, bytes], bytes]:
         if value > len(whole) or end > len(whole):
             raise BadHeader("a TLV goes beyond the header")
         if whole[place] == _TYPE_CRC32C:
-            if _TYPE_CRC32C in found:  # each costs a walk over the whole header
+            if _TYPE_CRC32C in found:  # checking it costs a walk over the whole header
                 raise BadHeader("two CRC32C")
             given = whole[value:end]
             if len(given) != 4 or crc32c_of(whole[:value] + bytes(4) + whole[end:]) != int.from_bytes(given, "big"):
@@ -207,7 +209,7 @@ def _mapped(ip: str) -> str:
 
 
 def _crc32c_table() -> tuple[int, ...]:
-    """Of the polynomial 0x1EDC6F41, reflected (RFC 3720, appendix B.4)."""
+    """For the polynomial 0x1EDC6F41, reflected (RFC 3720, appendix B.4)."""
     table = []
     for byte in range(256):
         for _ in range(8):
@@ -220,7 +222,7 @@ _CRC32C = _crc32c_table()
 
 
 def crc32c_of(data: bytes) -> int:
-    """CRC-32C (Castagnoli). A few dozen bytes a header: no reason for a compiled package."""
+    """CRC-32C (Castagnoli). A few dozen bytes per header are no reason for a compiled package."""
     register = 0xFFFFFFFF
     for byte in data:
         register = _CRC32C[(register ^ byte) & 0xFF] ^ register >> 8

@@ -1,6 +1,6 @@
-"""How many connections a client may have and make: limits by source. Pure; the time is an argument.
+"""Limits per source: how many connections a client may have and make. Pure; the time is an argument.
 
-A source is an IPv4 address or an IPv6 network: one customer has a /64 and uses a new address for every connection.
+A source is an IPv4 address or an IPv6 network: one customer has a /64 and can use a new address for every connection.
 """
 
 from collections import OrderedDict
@@ -8,22 +8,22 @@ from collections.abc import Mapping, Sequence
 
 from pylb.core.policy import Limits
 
-MOST_SOURCES = 65_536  # remembered for the rate, per frontend: about 10 MiB at most
+MOST_SOURCES = 65_536  # remembered for the rate, per frontend: at most about 10 MiB
 
 
 class Sources:
-    """Connections at once and new ones per second of each source of a frontend.
+    """The current connections and the new ones per second of each source of a frontend.
 
-    The rate is a generic cell rate algorithm (ITU-T I.371): one number per source, the time at which all it did is
-    accounted for. Sources are forgotten oldest first above MOST_SOURCES, and when their time has passed.
+    The rate is a generic cell rate algorithm (ITU-T I.371): one number per source, the time until which all that it did is paid
+    for. Above MOST_SOURCES the oldest sources are forgotten, and each one when its time has passed.
     """
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
-        self.live: dict[bytes, int] = {}  # as large as there are connections
-        # Other processes of ours: what they have of each source, and what changed here since they were told.
+        self.live: dict[bytes, int] = {}  # no larger than the number of connections
+        # Other processes of ours: what each source has there, and what changed here since the last report to them.
         self.elsewhere: Sequence[Mapping[bytes, int]] = ()
-        self.changed: dict[bytes, int] | None = None  # with how many were let in; None: nobody else is there
+        self.changed: dict[bytes, int] | None = None  # and how many were admitted; None: there are no others
         self._due: OrderedDict[bytes, float] = OrderedDict()
 
     def source(self, address: bytes) -> bytes:
@@ -34,7 +34,7 @@ class Sources:
         return (int.from_bytes(address, "big") >> (128 - bits) << (128 - bits)).to_bytes(16, "big")
 
     def enter(self, source: bytes, now: float) -> str:
-        """ "" if it may: it counts until `leave`. Else the limit that it met: "per_source" or "per_source_rate"."""
+        """ "" if admitted: it counts until `leave`. Else the limit that refused it: "per_source" or "per_source_rate"."""
         limits = self.limits
         live = self.live.get(source, 0)
         if limits.per_source and live + sum(other.get(source, 0) for other in self.elsewhere) >= limits.per_source:
@@ -56,13 +56,13 @@ class Sources:
             self.changed.setdefault(source, 0)
 
     def spend(self, source: bytes, count: int, now: float) -> None:
-        """So many of it were let in elsewhere."""
+        """So many of this source were admitted by other processes."""
         if count and self.limits.per_source_rate:
             self._due[source] = max(self._due.pop(source, now), now) + count / self.limits.per_source_rate
             self._forget(now)
 
     def _in_time(self, source: bytes, now: float) -> bool:
-        """A bucket that holds a second's worth."""
+        """A bucket that holds one second's worth."""
         due = max(self._due.pop(source, now), now)
         step = 1 / self.limits.per_source_rate
         allowed = due - now <= 1 - step + 1e-9
@@ -71,12 +71,12 @@ class Sources:
         return allowed
 
     def _forget(self, now: float) -> None:
-        """Two at a time, so that no single call pays for a flood."""
+        """Two entries per call, so that no single call pays for a flood."""
         for _ in range(2):
             oldest = next(iter(self._due))
             if self._due[oldest] > now and len(self._due) <= MOST_SOURCES:
                 return
-            del self._due[oldest]  # never the last one: that is the caller's, and lies ahead
+            del self._due[oldest]  # never the newest entry: that is the caller's, and not yet due
 
     def __len__(self) -> int:
         return len(self.live.keys() | self._due.keys())

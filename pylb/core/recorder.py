@@ -1,8 +1,8 @@
-"""The flight recorder: the last ended sessions in memory, and how they are found again.
+"""The flight recorder: the most recently ended sessions, in memory, and how to find them.
 
-Each process keeps those that it ended itself. What is kept of one are references to what was there anyway: its record, the
-frontend's picture at the time its server was picked, the kernel's raw bytes on both connections. Anything that takes time is
-done for whoever asks.
+Each process records the sessions that it ended itself. A record consists of references to what existed anyway: the session's
+record, the frontend as it was when the server was picked, the kernel's raw bytes on both connections. Anything that takes time
+is done only when somebody asks.
 """
 
 import re
@@ -18,18 +18,18 @@ from pylb.core.table import Frontend, Server
 from pylb.core.tcp_info import TcpInfo, parse_tcp_info
 
 SCAN = 64  # sessions looked at in one step of a search: at most 1 ms
-REFUSED_SHARE = 4  # clients refused by pylb have a quarter of the room: a flood of them is all alike
+REFUSED_SHARE = 4  # clients refused by pylb get a quarter of the room: in a flood of them all look the same
 _SEAT_SHIFT = 48
 _ID = re.compile(r"0x([0-9a-fA-F]{1,16})")
 
 
 def first_number(seat: int) -> int:
-    """Sessions of that worker (0: the main process) are numbered from the next one on: so no two workers share a number."""
+    """A worker (0: the main process) numbers its sessions from the next number on: no two workers share a number."""
     return seat << _SEAT_SHIFT
 
 
 def session_id(number: int) -> str:
-    """As people see it, everywhere."""
+    """The form that is shown everywhere."""
     return f"0x{number:x}"
 
 
@@ -37,22 +37,22 @@ def parse_session_id(text: str) -> int:
     """Raises ValueError."""
     found = _ID.fullmatch(text)
     if found is None:
-        raise ValueError(f"{text[:40]!r} is no session, as in 0x1a2b")
+        raise ValueError(f"{text[:40]!r} is not a session id, as in 0x1a2b")
     return int(found[1], 16)
 
 
 class Attempt(NamedTuple):
-    """A step on the way to a server that led to none."""
+    """A step on the way to a server that did not lead to one."""
 
     server: str  # its label; "" for a wait in the queue
     address: Address | None
     result: str  # refused, timeout, unreachable, resource; waited
-    error: str  # errno's name; "": our own timeout, and the queue
+    error: str  # name of the errno; "": our own timeout, or the queue
     ms: int
 
 
 class Kept(NamedTuple):
-    """One session as it was when it ended, or is now. Times in seconds: rounding is for whoever asks."""
+    """A session as it was when it ended, or as it is now. Times in seconds: whoever asks does the rounding."""
 
     record: SessionRecord
     state: str
@@ -61,11 +61,11 @@ class Kept(NamedTuple):
     address: Address | None  # the server's
     attempts: Sequence[Attempt]
     dial: float | None  # of the connect that succeeded
-    first: Event | None  # what ended it, or began to: None while nothing has
-    first_at: float  # when, from the accept on
+    first: Event | None  # the event that ended it or began its end; None while there is none
+    first_at: float  # when that was, from the accept on
     client_tcp: bytes  # TCP_INFO, b"" without one
     server_tcp: bytes
-    reason: str = ""  # the last thing that went wrong: of a refused client the label of pylb_frontend_denied_total
+    reason: str = ""  # the last thing that went wrong; for a refused client the label of pylb_frontend_denied_total
 
 
 class Story(NamedTuple):
@@ -80,12 +80,12 @@ class Story(NamedTuple):
     balance: str
     attempts: tuple[Attempt, ...]
     dial_ms: int
-    closed_by: str  # client, server, pylb; "": nobody yet
-    closed_how: str  # FIN, reset; of pylb: timed out, killed, refused, no server left
+    closed_by: str  # client, server, pylb; "": still open
+    closed_how: str  # FIN, reset; by pylb: timed out, killed, refused, no server left
     closed_ms: int  # from the accept on; -1: not yet
     client_tcp: TcpInfo | None
     server_tcp: TcpInfo | None
-    candidates: tuple[Server, ...] = ()  # only of a session that was asked for by its id
+    candidates: tuple[Server, ...] = ()  # only if the session was asked for by its id
     reason: str = ""  # why pylb refused the client
 
     @property
@@ -95,7 +95,7 @@ class Story(NamedTuple):
 
 
 class Query(NamedTuple):
-    """Which sessions are meant: those that fit every field that says something."""
+    """Selects sessions: those that match every field that is set."""
 
     client: tuple[Network, ...] = ()  # any of them
     frontend: str = ""  # name, port or ADDRESS:PORT
@@ -119,7 +119,7 @@ def ended_at(record: SessionRecord) -> float:
 
 
 def story(kept: Kept, *, whole: bool = False) -> Story:
-    """`whole`: with the candidates."""
+    """`whole`: including the candidates."""
     by, how = ("", "")
     if kept.first is not None:
         by, how = _PARTED.get(kept.first, ("pylb", kept.first.value))
@@ -144,7 +144,7 @@ def story(kept: Kept, *, whole: bool = False) -> Story:
 
 
 def is_meant(query: Query, kept: Kept) -> bool:
-    """An ended session."""
+    """Does an ended session match?"""
     record = kept.record
     if query.codes and record.code not in query.codes:
         return False
@@ -154,7 +154,7 @@ def is_meant(query: Query, kept: Kept) -> bool:
 
 
 def is_meant_live(query: Query, view: SessionView) -> bool:
-    """A live session: it has no code, and no end."""
+    """Does a live session match? It has no code, and no end."""
     return _fits(query, view, view.listen, view.address)
 
 
@@ -174,8 +174,8 @@ class Bound(NamedTuple):
 class Reach(NamedTuple):
     """How far back a recorder goes. Unix times, seconds."""
 
-    began: float  # every session that ended since then was added
-    full: tuple[Bound, ...] = ()  # endings of which only those since a later time are still there
+    began: float  # every session that ended since then was recorded
+    full: tuple[Bound, ...] = ()  # endings whose ring is full: only sessions since a later time are still there
 
 
 class Ended(NamedTuple):
@@ -186,7 +186,7 @@ class Ended(NamedTuple):
 
 
 def joined(reaches: Iterable[Reach], codes: Sequence[str] = ()) -> Reach:
-    """Of several recorders: what all of them have. Of these codes only, if there are any."""
+    """Of several recorders: the range that all of them cover. If there are `codes`, only for these."""
     began, full = 0.0, defaultdict[str, float](float)
     for one in reaches:
         began = max(began, one.began)
@@ -197,8 +197,8 @@ def joined(reaches: Iterable[Reach], codes: Sequence[str] = ()) -> Reach:
 
 
 class Recorder:
-    """The last `size` sessions of each ending that this process had: a failure is not pushed out by what goes well, nor by a
-    failure of another kind. There are some 25 endings, and on a bad day a few of them are frequent.
+    """The last `size` sessions of each kind of ending in this process. So a failure is not pushed out by sessions that end
+    well, or by failures of another kind. There are some 25 endings, and on a bad day a few of them are frequent.
 
     `now`: unix time.
     """
@@ -219,12 +219,12 @@ class Recorder:
 
     @property
     def reach(self) -> Reach:
-        """A ring that is full may have lost what ended before its oldest."""
+        """A full ring may have lost sessions that ended before its oldest one."""
         bounds = (Bound(code, ended_at(ring[0].record)) for code, ring in self._rings.items() if len(ring) == ring.maxlen)
         return joined([Reach(self._began, tuple(bounds))])
 
     def search(self, query: Query) -> Iterator[list[Story]]:
-        """Those that are meant, the newest first, at most query.limit; in steps, between which others may have their turn."""
+        """The sessions that match, newest first, at most query.limit; in steps, between which other work may run."""
         left = query.limit
         rings = [list(reversed(ring)) for code, ring in self._rings.items() if not query.codes or code in query.codes]
         newest_first = merge(*rings, key=lambda kept: -ended_at(kept.record))

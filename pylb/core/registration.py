@@ -20,13 +20,13 @@ from pylb.core.errors import Code, Refused
 from pylb.core.policy import CONNECT, UNSAID, Check, LeaseBounds, OwnHealth, ProxyProtocol
 from pylb.core.text import whole_number
 
-# Host and pod names (RFC 1123), and the underscore and capitals people use anyway. No slash, no `@`, no leading dot:
+# Host and pod names (RFC 1123), plus the underscore and capitals that are in use anyway. No slash, no `@`, no leading dot:
 # a name is a path segment, a log field and a label.
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,251}[A-Za-z0-9])?")
 
 
 class Key(NamedTuple):
-    """Who a registration is. The legacy protocol knows no instance: there it is the token and the port."""
+    """Identifies a registration. The legacy protocol has no instances: there the token and the port identify it."""
 
     token: str
     name: str
@@ -45,12 +45,12 @@ def legacy_key(token: str, port: int) -> Key:
 class State(StrEnum):
     FRESH = "fresh"
     STALE = "stale"  # its lease ended
-    DRAINING = "draining"  # its phone-home said goodbye for now
+    DRAINING = "draining"  # its phone-home announced a pause
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """One frontend a registration wants. `send_proxy` None: as the frontend's policy says."""
+    """One frontend that a registration asks for. `send_proxy` None: as the frontend's policy says."""
 
     port: int
     target_port: int
@@ -60,7 +60,7 @@ class Wanted:
     health: OwnHealth = UNSAID
 
     def dialled(self, configured: Check = CONNECT) -> Iterator[tuple[str, int]]:
-        """(the field, the port) of all that pylb connects to for it. `configured`: the check of the frontend's policy."""
+        """(field, port) of everything that pylb connects to for it. `configured`: the check of the frontend's policy."""
         yield "target_port", self.target_port
         port = self.health.port or (self.health.check or configured).port
         if port:
@@ -69,7 +69,7 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class Displaced:
-    """A proven server that a not yet proven one replaced: it stays in service until the new one has answered once."""
+    """A proven server whose replacement is not proven yet: it stays in service until the new one has answered once."""
 
     listen: Listen
     server: str
@@ -82,23 +82,23 @@ class Displaced:
 @dataclass(frozen=True, slots=True)
 class Registration:
     key: Key
-    name: str  # for a legacy one what its call said, for humans
+    name: str  # for a legacy one the name in its call, only a description
     ip: str  # where its servers are
     wanted: tuple[Wanted, ...]
-    ttl: float | None = 60.0  # seconds; None: never stale. A legacy one's is learned, see lease.py
+    ttl: float | None = 60.0  # seconds; None: never stale. A legacy registration's is learned, see lease.py
     state: State = State.FRESH
-    places: tuple[Listen, ...] = ()  # where each of `wanted` listens, by the rules of the day
+    places: tuple[Listen, ...] = ()  # where each of `wanted` listens, by the current rules
     displaced: tuple[Displaced, ...] = ()
-    since: float = field(default=0.0, compare=False)  # unix time at which it was first made, for people; 0: unknown
+    since: float = field(default=0.0, compare=False)  # unix time at which it was first made, only shown; 0: unknown
 
     @property
     def label(self) -> str:
-        """Its servers' label."""
+        """The label of its servers."""
         return self.key.instance or "legacy"
 
     @property
     def owner(self) -> str:
-        """For a refusal: who has the port."""
+        """Who has the port, for the text of a refusal."""
         kind = "legacy registration" if self.key.is_legacy else "registration"
         return f"{kind} {self.name!r} of token {self.key.token!r}"
 
@@ -108,7 +108,7 @@ class Registration:
 
 @dataclass(frozen=True, slots=True)
 class Announcement:
-    """A parsed body. `address` is still text: whether it may be named is the token's matter."""
+    """A parsed body. `address` is still text: the token decides whether it may be named."""
 
     frontends: tuple[Wanted, ...]
     address: str | None = None
@@ -116,7 +116,7 @@ class Announcement:
     draining: bool = False
 
 
-MOST_TTL = 8784 * 3600  # seconds: the longest duration that the config knows; `leases.max_ttl` may say less
+MOST_TTL = 8784 * 3600  # seconds: the longest duration that the config accepts; `leases.max_ttl` may be shorter
 _STRICT = ConfigDict(strict=True, extra="forbid", frozen=True)
 _Port = Annotated[int, Field(ge=1, le=65535)]
 
@@ -147,7 +147,7 @@ class AnnouncementBody(BaseModel):
 
 
 def check_name(what: str, text: str) -> str:
-    """A registration's name or instance. Raises Refused."""
+    """Check a registration's name or instance. Raises Refused."""
     if not _NAME.fullmatch(text):
         shown = text[:40] + ("…" if len(text) > 40 else "")
         hint = "letters, digits, '.', '_' and '-', up to 253, first and last a letter or digit"
@@ -171,7 +171,7 @@ def parse_native(body: bytes) -> Announcement:
     try:
         parsed = AnnouncementBody.model_validate(data)
     except ValidationError as error:
-        # The misspelt key explains the missing one beside it.
+        # The misspelt key explains the missing one next to it.
         found = error.errors(include_url=False, include_context=True)
         raise _readable(next((one for one in found if one["type"] == "extra_forbidden"), found[0])) from None
     wanted = tuple(_wanted(index, item) for index, item in enumerate(parsed.frontends))
@@ -180,9 +180,9 @@ def parse_native(body: bytes) -> Announcement:
 
 
 def _seconds(ttl: int | None) -> float | None:
-    """Before it becomes a float, which cannot hold an int of 400 digits. `check_ttl` knows the operator's bounds."""
+    """Check before it becomes a float, which cannot hold an int of 400 digits. `check_ttl` knows the operator's bounds."""
     if ttl is not None and not 1 <= ttl <= MOST_TTL:
-        raise Refused(Code.INVALID, f"ttl: it is not within 1-{MOST_TTL} seconds", "or null, for never stale")
+        raise Refused(Code.INVALID, f"ttl: not within 1-{MOST_TTL} seconds", "or null, for never stale")
     return None if ttl is None else float(ttl)
 
 
@@ -199,22 +199,22 @@ def _no_port_twice(wanted: tuple[Wanted, ...]) -> None:
     seen: set[int] = set()
     for index, item in enumerate(wanted):
         if item.port in seen:
-            raise Refused(Code.INVALID, f"frontends[{index}].port: {item.port} is there twice", "one entry per port")
+            raise Refused(Code.INVALID, f"frontends[{index}].port: {item.port} appears twice", "one entry per port")
         seen.add(item.port)
 
 
 def strict_json(body: bytes) -> Any:
-    """JSON as RFC 8259 means it: UTF-8, no NaN, no key twice, no half of a surrogate pair.
+    """JSON according to RFC 8259: UTF-8, no NaN, no duplicate key, no half of a surrogate pair.
 
-    Raises Refused: INVALID_JSON, or INVALID for a text that nothing can be made of.
+    Raises Refused: INVALID_JSON, or INVALID for a text that cannot be written as UTF-8.
     """
     try:
         data = json.loads(body.decode("utf-8"), object_pairs_hook=unique_keys, parse_constant=_no_constant)
-        json.dumps(data, ensure_ascii=False).encode()  # answers, logs and the snapshot are UTF-8, too
+        json.dumps(data, ensure_ascii=False).encode()  # answers, logs and the snapshot are UTF-8 too
     except RecursionError:
         raise Refused(Code.INVALID_JSON, "the body is nested too deeply") from None
     except UnicodeEncodeError:
-        detail = "a text of the body has half of a surrogate pair: no UTF-8 can be made of it"
+        detail = "a text of the body has half of a surrogate pair, so it cannot be written as UTF-8"
         raise Refused(Code.INVALID, detail, r"write the character itself, or both halves: \ud83d\ude00") from None
     except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
         raise Refused(Code.INVALID_JSON, f"the body is not JSON: {error}") from None
@@ -222,7 +222,7 @@ def strict_json(body: bytes) -> Any:
 
 
 def ports_named(body: bytes) -> list[int]:
-    """The frontend ports that a refused body is about, as far as it can be read: of a call of either protocol."""
+    """The frontend ports that a refused body of either protocol names, as far as it can be read."""
     try:
         data = json.loads(body)
     except (ValueError, RecursionError):
@@ -236,18 +236,18 @@ def ports_named(body: bytes) -> list[int]:
 
 
 def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of JSON, for `object_pairs_hook`. Raises Refused INVALID_JSON for a key that is there twice: whoever reads
-    the first and whoever reads the last would see two calls."""
+    """An object of JSON, for `object_pairs_hook`. Raises Refused INVALID_JSON for a duplicate key: a reader of the first and a
+    reader of the last would see two different calls."""
     found: dict[str, Any] = {}
     for key, value in pairs:
         if key in found:
-            raise Refused(Code.INVALID_JSON, f"the body is not JSON: the key {key[:40]!r} is there twice")
+            raise Refused(Code.INVALID_JSON, f"the body is not JSON: the key {key[:40]!r} appears twice")
         found[key] = value
     return found
 
 
 def _no_constant(text: str) -> Any:
-    raise ValueError(f"{text} is not a number of JSON")
+    raise ValueError(f"{text} is not a JSON number")
 
 
 def _readable(error: ErrorDetails) -> Refused:

@@ -1,10 +1,10 @@
-"""The gate: every address and port that a call makes pylb dial is judged here, before anything is dialled.
+"""The gate: every address and port that a call makes pylb dial is checked here, before anything is dialled.
 
-What of a call reaches the network: the address it names or comes from, each `target_port`, and each `health.port`
-(`registration.Wanted.dialled`). The rest is bytes for those: PROXY headers, paths, host names of HTTP checks. Whether a
-target is pylb itself depends on what else is registered, and is judged with the claims.
+These parts of a call reach the network: the address it names or comes from, each `target_port`, and each `health.port`
+(`registration.Wanted.dialled`). The rest are bytes sent there: PROXY headers, paths, host names of HTTP checks. Whether a
+target is pylb itself depends on the other registrations, so it is checked with the claims.
 
-Loopback and pylb's own addresses are inside no wide network of `targets`: whoever wrote 0.0.0.0/0 thought of nodes.
+A wide network in `targets` includes neither loopback nor pylb's own addresses: whoever wrote 0.0.0.0/0 thought of nodes.
 """
 
 from collections.abc import Set as AbstractSet
@@ -33,7 +33,7 @@ def check_dials(one: Registration, caller: Caller, own_ips: OwnIps) -> None:
 
 
 def native_target(caller: Caller, address: str | None) -> str:
-    """The canonical IP a native call aims at: what it names, by default where it comes from. Raises Refused."""
+    """The canonical IP that a native call aims at: the address it names, by default the one it comes from. Raises Refused."""
     if address is None:
         return caller.ip
     try:
@@ -43,9 +43,9 @@ def native_target(caller: Caller, address: str | None) -> str:
 
 
 def legacy_target(caller: Caller, address: str | None, own_ips: OwnIps) -> tuple[str, str]:
-    """(the IP a legacy call aims at, a note for its answer). An address it may not name falls back to the caller's.
+    """The IP that a legacy call aims at, and a note for its answer. An address that it may not name falls back to the caller's.
 
-    One of a class that is nobody's target does not: `check_dials` refuses it.
+    An address that is never a target does not fall back: `check_dials` refuses it.
     """
     if address is None or address == caller.ip:
         return caller.ip, ""
@@ -55,7 +55,7 @@ def legacy_target(caller: Caller, address: str | None, own_ips: OwnIps) -> tuple
 
 
 def covers(token: Token, ip: str, own_ips: OwnIps) -> bool:
-    """May the token name the address? Loopback and pylb's own only where `targets` means them."""
+    """May the token name the address? Loopback and pylb's own only where `targets` names them specifically."""
     if is_loopback(ip):
         return in_networks(ip, (network for network in token.targets if names_loopback(network)))
     if ip in own_ips:
@@ -70,7 +70,7 @@ def _check_ip(ip: str, caller: Caller, own_ips: OwnIps) -> None:
     if ip == caller.ip or covers(caller.token, ip, own_ips):
         return
     if ip in own_ips:
-        what = "it is an address of pylb's own machine, and `targets` does not have it by itself"
+        what = "it is an address of pylb's own machine, and `targets` does not name it by itself"
         hint = f"aim at the node, or add {ip} to `targets` of token {name!r}: a network around it does not count"
         raise Refused(Code.TARGET_REFUSED, f"{ip} is no target: {what}", hint)
     raise Refused(
@@ -81,7 +81,7 @@ def _check_ip(ip: str, caller: Caller, own_ips: OwnIps) -> None:
 
 
 def _never(ip: str, token: Token) -> tuple[str, str] | None:
-    """Why it is no target, whoever calls from where, and what to do."""
+    """Why it can never be a target, whatever the caller's address, and what to do instead."""
     if (kind := refused_class(ip)) is not None:
         return f"it is {kind}", "call from, or name, an address that pylb's machine can reach"
     if is_loopback(ip) and not covers(token, ip, frozenset()):

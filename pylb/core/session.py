@@ -1,10 +1,10 @@
-"""The life of a session as one literal table, and what is said of it when it is over.
+"""The life of a session as one literal table, and the record of it when it is over.
 
-Two halves, *downstream* (client side) and *upstream* (server side). The table sees about ten events per session; a chunk of
-data never enters it. An unknown (state, event) is a bug and raises KeyError.
+Two halves, *downstream* (client side) and *upstream* (server side). The table sees about ten events per session; chunks of
+data never go through it. An unknown (state, event) is a bug and raises KeyError.
 
-A FIN is an event only when all that came before it was written: a half is not read while its peer is blocked. So nothing is
-left to deliver when the second FIN is seen, and no state is needed for it: the kernel sends what it holds behind close().
+A FIN becomes an event only after all bytes before it were written, because a half is not read while its peer is blocked. So
+nothing remains to be delivered at the second FIN, and no state is needed for it: the kernel sends what it holds after close().
 """
 
 from enum import StrEnum
@@ -15,27 +15,27 @@ from pylb.core.table import Server
 
 
 class _Word(StrEnum):
-    """A key of the table. Enum's own hash is a Python function, called a dozen times per session; str's is not."""
+    """A key of the table. Enum's own hash is a Python function, called a dozen times per session; that of str is not."""
 
     __hash__ = str.__hash__
 
 
 class State(_Word):
-    AWAITING_HEADER = "awaiting header"  # a trusted client's PROXY header is not whole yet
+    AWAITING_HEADER = "awaiting header"  # a trusted client's PROXY header is incomplete
     QUEUED = "queued"  # all servers are full
-    DIALING = "dialing"  # the client is in, no server has accepted yet
+    DIALING = "dialing"  # the client is accepted, no server has accepted yet
     RELAYING = "relaying"  # bytes flow both ways
-    CLIENT_DONE = "client done"  # half-closed: the client sent FIN, the server still talks
-    SERVER_DONE = "server done"  # half-closed: the server sent FIN, the client still talks
-    RESETTING = "resetting"  # one side was reset; the other is given what came before, then the reset
+    CLIENT_DONE = "client done"  # half-closed: the client sent FIN, the server still sends
+    SERVER_DONE = "server done"  # half-closed: the server sent FIN, the client still sends
+    RESETTING = "resetting"  # one side was reset; the other gets what came before, then the reset
     CLOSED = "closed"
 
 
 class Event(_Word):
     HEADER_READ = "header read"
-    REFUSED = "refused"  # by us: the header, the access list, a limit
+    REFUSED = "refused"  # by pylb: the header, the access list, a limit
     SERVERS_FULL = "servers full"
-    ROOM = "room"  # a server has a session fewer
+    ROOM = "room"  # a server has one session fewer
     CONNECTED = "connected"
     CONNECT_FAILED = "connect failed"  # refused, unreachable or timed out, and another server may be tried
     NO_SERVER_LEFT = "no server left"
@@ -43,13 +43,13 @@ class Event(_Word):
     SERVER_FIN = "server FIN"
     CLIENT_RESET = "client reset"
     SERVER_RESET = "server reset"
-    FLUSHED = "flushed"  # what came before a reset is delivered
-    TIMED_OUT = "timed out"  # header, queue, idle, half-close or flush, or a peer that acknowledges nothing any more
-    KILLED = "killed"  # drain deadline, shutdown, or a fault of our own
+    FLUSHED = "flushed"  # everything before a reset is delivered
+    TIMED_OUT = "timed out"  # header, queue, idle, half-close or flush, or a peer that stopped acknowledging
+    KILLED = "killed"  # drain deadline, shutdown, or a fault of pylb
 
 
 class Action(_Word):
-    """What the engine does on the way into the next state, in this order."""
+    """What the engine does when it enters the next state, in this order."""
 
     QUEUE = "wait for a server"
     DIAL = "dial the next server"
@@ -111,19 +111,19 @@ class Cause(StrEnum):
     NORMAL = "-"
     CLIENT = "C"  # the client aborted
     SERVER = "S"  # the server aborted or refused
-    CLIENT_TIMEOUT = "c"  # we waited for the client
-    SERVER_TIMEOUT = "s"  # we waited for the server
+    CLIENT_TIMEOUT = "c"  # pylb waited for the client
+    SERVER_TIMEOUT = "s"  # pylb waited for the server
     RESOURCE = "R"  # local ports, descriptors or memory ran out
-    INTERNAL = "I"  # a fault of our own
+    INTERNAL = "I"  # a fault of pylb
     KILLED = "K"  # drain deadline, shutdown, `pylb ctl shutdown`
     DOWN = "D"  # the server was found down, and on_down says close
-    PROXY = "P"  # refused by us
+    PROXY = "P"  # refused by pylb
 
 
 def termination_code(cause: Cause, state: State, *, last: bool = False) -> str:
     """The two letters of a session that `cause` ended in `state`: log field and metric label.
 
-    `last`: both sides had said their FIN, and only the end of what the server said was still on its way to the client.
+    `last`: both sides had sent their FIN, and only the end of the server's data was still on its way to the client.
     """
     if cause is Cause.NORMAL:
         return "--"
@@ -134,7 +134,7 @@ _STAGES = {State.AWAITING_HEADER: "R", State.QUEUED: "Q", State.DIALING: "C"}
 
 
 def mermaid() -> str:
-    """The table as a Mermaid state diagram (docs/engine.md holds it, a test compares)."""
+    """The table as a Mermaid state diagram (docs/engine.md contains it, a test compares)."""
     lines = ["stateDiagram-v2", "    [*] --> dialing: accepted", "    [*] --> awaiting_header: accepted from a trusted proxy"]
     for (state, event), (target, actions) in TRANSITIONS.items():
         does = ", ".join(action.value for action in actions)
@@ -147,7 +147,7 @@ def _node(state: State) -> str:
 
 
 class SessionRecord(NamedTuple):
-    """One ended session. Times in milliseconds, -1 where a stage was not reached; counts include this session."""
+    """One ended session. Times in milliseconds, -1 for a stage that was not reached; counts include this session."""
 
     frontend: str
     server: str  # "" if none accepted or was tried
@@ -163,12 +163,12 @@ class SessionRecord(NamedTuple):
     code: str
     retries: int
     redispatched: bool
-    active: int  # sessions of the process and of the frontend at the end, and of the server then: without this one
+    active: int  # sessions of the process and the frontend at the end, and of the server then: this one not included
     frontend_active: int
     server_active: int
-    ahead: int = 0  # sessions that were before it in the queue, when it had to wait
+    ahead: int = 0  # sessions before it in the queue, if it had to wait
     unique_id: str = ""  # sent or received in a PROXY header, hex
-    number: int = 0  # of the session, over all workers: core.recorder writes it as its id
+    number: int = 0  # the session's number, unique over all workers: core.recorder writes it as its id
 
 
 class SessionView(NamedTuple):
@@ -188,9 +188,9 @@ class SessionView(NamedTuple):
 
 
 class Observer(Protocol):
-    """What the engine tells while it works. Both calls are cheap and never raise."""
+    """What the engine reports while it works. Both calls are cheap and never raise."""
 
     def session_ended(self, record: SessionRecord) -> None: ...
 
     def connect_ended(self, listen: Listen, server: Server, failure: str | None) -> None:
-        """`failure` is "refused", "timeout", "unreachable" or "resource"; None, a success, is told only after a failure."""
+        """`failure` is "refused", "timeout", "unreachable" or "resource"; None, a success, is reported only after a failure."""

@@ -11,7 +11,7 @@ from pylb.core.registration import Registration
 
 
 class Layout:
-    """Read-only after its making. A reload makes a new one, and so does a host name that resolves to something else.
+    """Read-only once it is made. A reload makes a new one, and so does a host name that resolves to other addresses.
 
     `resolved`: canonical addresses by host name.
     """
@@ -23,7 +23,7 @@ class Layout:
         self.statics = {
             frontend.listen: replace(frontend, servers=tuple(self._servers(frontend, resolved))) for frontend in rules.frontends
         }
-        # ports of this machine that static lines aim at: a registration that opened one of them would close a circle
+        # Ports of this machine that static servers aim at: a registration that opened one of them would close a loop.
         self.aimed_here = frozenset(
             line.address.port
             for frontend in self.statics.values()
@@ -33,14 +33,14 @@ class Layout:
         policies = (rules.defaults, *(frontend.policy for frontend in rules.frontends))
         self.check_ports = frozenset(policy.health.check.port for policy in policies) - {
             0
-        }  # of checks that others may take over
+        }  # of checks that other frontends may inherit
         self._names = frozenset(frontend.name for frontend in rules.frontends)
         self._by_port: dict[int, list[StaticFrontend]] = {}
         for frontend in rules.frontends:
             self._by_port.setdefault(frontend.listen.port, []).append(frontend)
 
     def _servers(self, frontend: StaticFrontend, resolved: Mapping[str, tuple[str, ...]]) -> Iterator[StaticServer]:
-        """With all addresses of each name; those that no static line may have are left out."""
+        """With all addresses of each host name, except those that a static server may not have."""
         for line in frontend.servers:
             if isinstance(line.address, Address):
                 yield line
@@ -56,7 +56,7 @@ class Layout:
     def place(self, port: int, one: Registration) -> Listen:
         """Where the registration's port listens: at the static frontend that it joins, else at `defaults.bind`.
 
-        Raises Refused if the port is pylb's own or a static frontend's that it may not join.
+        Raises Refused if the port is pylb's own, or a static frontend's that it may not join.
         """
         if port in self.rules.reserved_ports:
             raise Refused(Code.PORT_FORBIDDEN, f"port {port} is pylb's own (webhook, admin or metrics)", "use another port")
@@ -77,13 +77,13 @@ class Layout:
         return free
 
     def joins_by_name(self, port: int, name: str) -> bool:
-        """Is there a static frontend on the port that only its name opens?"""
+        """Is there a static frontend on the port that only a registration of its name may join?"""
         statics = self._by_port.get(port, ())
         return any(frontend.name == name and frontend.joining is Joining.NAME for frontend in statics)
 
     def label(self, name: str, port: int) -> str:
-        """Of a frontend that registrations opened. One that a static frontend is called already gets an "@", which is no
-        character of a name: whoever registers cannot pass for what the operator wrote, in logs, metrics and `pylb ctl`."""
+        """The label of a frontend that registrations opened. If a static frontend has that name already, it gets an "@", which
+        no name can contain: so in logs, metrics and `pylb ctl` no registration can pass for a frontend from the config."""
         label = f"{name}-{port}"
         return f"{name}@{port}" if label in self._names else label
 
@@ -92,8 +92,8 @@ class Layout:
         return is_loopback(ip) or ip in self.own_ips
 
     def comes_back(self, address: Address, registered: Container[Listen]) -> bool:
-        """Would a session that is sent there enter a frontend again? Exact, for static lines: theirs may be a service
-        on another address of this machine, or the admin port."""
+        """Would a session that is sent there enter a frontend again? Exact, because static servers may be a service on another
+        address of this machine, or the admin port."""
         free = Listen("tcp", self.rules.defaults.bind, address.port)
         listens = [frontend.listen for frontend in self._by_port.get(address.port, ())]
         wildcards = (ANY, "::" if address.is_ipv6 else "0.0.0.0")

@@ -1,6 +1,6 @@
-"""The routing table: an immutable picture of all frontends and their servers, replaced whole, never edited.
+"""The routing table: all frontends and their servers as one immutable value, replaced as a whole and never edited.
 
-Control composes a table, the engine applies it. What a live session uses was taken from the table it was accepted under.
+Control composes a table, the engine applies it. A live session uses what it took from the table under which it was accepted.
 """
 
 from collections.abc import Mapping
@@ -15,12 +15,12 @@ PROVEN, UNPROVEN, BACKUP, LAST_RESORT, DOWN, OUT = range(6)
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """One place a frontend's connections may go.
+    """One address that a frontend's connections may go to.
 
-    `rank` is control's whole opinion of it: a connect goes to the servers of the lowest rank that has an untried one.
+    `rank` sums up control's opinion of it: a connect goes to the servers of the lowest rank that has an untried one.
     0 fresh, up and proven · 1 fresh, but has not answered yet · 2 backup · 3 stale or draining · 4 down · 5 taken out by the
-    operator, and of weight 0. Within the rank of the down ones backups come last; and those whose health refuses while down
-    have no rank at all for a connect, see `Frontend.serves`.
+    operator, with weight 0. Among those that are down, backups come last. Those whose health says refuse while down are not
+    dialled at all, see `Frontend.serves`.
     """
 
     name: str  # the label: static address, instance, or "legacy"
@@ -42,21 +42,21 @@ class Frontend:
     servers: tuple[Server, ...]
 
     def health(self, server: Server) -> HealthPolicy:
-        """Of one of its servers."""
+        """The health policy of one of its servers."""
         return server.health or self.policy.health
 
     def serves(self, server: Server) -> bool:
-        """May it be dialled at all, be it as the last one? Where `when_all_down` is refuse: only while it is up."""
+        """May it be dialled at all, even as the last resort? Where `when_all_down` is refuse: only while it is up."""
         return server.rank != DOWN or not self.health(server).refuses
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """`touched` is what may differ from the table it was made from, the one with the mark `since`: see `diff`."""
+    """`touched` is what may differ from the table it was made from, whose mark is `since`: see `diff`."""
 
     generation: int = 0
     frontends: Frozen[Listen, Frontend] = field(default_factory=Frozen)
-    mark: object = field(default_factory=object, compare=False, repr=False)  # its own; by identity
+    mark: object = field(default_factory=object, compare=False, repr=False)  # identifies this table; compared by identity
     since: object = field(default=None, compare=False, repr=False)
     touched: frozenset[Listen] = field(default=frozenset(), compare=False, repr=False)
 
@@ -72,7 +72,7 @@ def make_table(generation: int, frontends: Mapping[Listen, Frontend]) -> Table:
 
 @dataclass(frozen=True, slots=True)
 class Diff:
-    """What `diff` found, each in the order of the listen address."""
+    """The result of `diff`, each field in the order of the listen address."""
 
     opened: tuple[Frontend, ...]
     closed: tuple[Frontend, ...]
@@ -85,7 +85,7 @@ class Diff:
 def diff(old: Table, new: Table) -> Diff:
     """From `old` to `new`. Applying it to `old` gives `new`; the diff of a table and itself is empty."""
     have, want = old.frontends, new.frontends
-    # Of a table and the one made from it only what was touched is compared, of any other two all of it.
+    # Between a table and its successor only what was touched is compared; between any other two, everything.
     differ = sorted(new.touched if new.since is old.mark else have.keys() | want.keys())
     before, after = {key: have.get(key) for key in differ}, {key: want.get(key) for key in differ}
     return Diff(

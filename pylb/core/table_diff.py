@@ -1,4 +1,4 @@
-"""What differs between two tables, line by line: for the history, the log of a reload, and `pylb plan`."""
+"""The differences between two tables, line by line: for the history, the log of a reload, and `pylb plan`."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -23,13 +23,13 @@ class What(StrEnum):
     ADDED = "added"
     REMOVED = "removed"
     MOVED = "moved"
-    CHANGED = "changed"  # weight, PROXY header, limits, check: of new sessions
+    CHANGED = "changed"  # weight, PROXY header, limits, check: for new sessions
     STATE = "state"  # stale, down, proven, drained
     POLICY = "policy"
-    FAILS = "fails"  # its check, now: only in plans
+    FAILS = "fails"  # its check fails now; only in plans
 
 
-PASSING = frozenset({What.MOVED, What.STATE})  # what apps, nodes and time do; everything else somebody asked for
+PASSING = frozenset({What.MOVED, What.STATE})  # caused by apps, nodes and time; everything else was asked for
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,16 +38,16 @@ class Line:
     listen: Listen
     frontend: str  # its name
     text: str
-    server: Address | None = None  # whose live sessions it is about; None: all of the frontend's
+    server: Address | None = None  # the server whose live sessions are affected; None: all of the frontend's
 
 
 def lines(old: Table, new: Table) -> list[Line]:
-    """In the order of the ports. Live sessions are touched by CLOSED, and by a drain."""
+    """In the order of the ports. CLOSED affects live sessions, and so does a drain."""
     return in_order(line for group in changes(old, new) for line in group)
 
 
 def changes(old: Table, new: Table) -> Iterator[list[Line]]:
-    """The same, frontend by frontend: in steps, and not in order."""
+    """The same, one frontend at a time: in steps, and not ordered."""
     found = diff(old, new)
     for frontend in found.opened:
         yield [_opened(frontend)]
@@ -58,7 +58,7 @@ def changes(old: Table, new: Table) -> Iterator[list[Line]]:
 
 
 def in_order(found: Iterable[Line]) -> list[Line]:
-    """Of the ports."""
+    """Sorted by port."""
     return sorted(found, key=lambda line: (line.listen.port, line.listen.ip))
 
 

@@ -1,7 +1,7 @@
-"""What the kernel knew of a TCP connection: the bytes of TCP_INFO (tcp(7)) as named numbers, and in words.
+"""What the kernel knew about a TCP connection: the bytes of TCP_INFO (tcp(7)) as named numbers, and in words.
 
-The layout is struct tcp_info of linux/tcp.h. It only ever grew at its end, so an older kernel gives fewer bytes, and what it
-did not tell is None.
+The layout is struct tcp_info of linux/tcp.h. It has only ever grown at its end, so an older kernel gives fewer bytes, and the
+missing fields are None.
 """
 
 from struct import Struct
@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from pylb.core.text import counted
 
-SIZE = 192  # bytes that are asked for: up to tcpi_sndbuf_limited
+SIZE = 192  # bytes asked for: up to tcpi_sndbuf_limited
 
 _STATES = (  # include/net/tcp_states.h, from 1 on
     "ESTABLISHED",
@@ -28,28 +28,28 @@ _U8, _U32, _U64 = Struct("=B"), Struct("=I"), Struct("=Q")
 
 
 class TcpInfo(NamedTuple):
-    """Times in microseconds. The peer is who the connection leads to."""
+    """Times in microseconds. The peer is the other end of the connection."""
 
     state: str
     retransmits: int  # of the segment that is unanswered right now
     rto: int | None
     unacked: int | None  # segments on their way
-    lost: int | None  # of them, those the kernel believes lost
+    lost: int | None  # those of them that the kernel believes lost
     pmtu: int | None  # bytes
     rtt: int | None
     rttvar: int | None
     snd_cwnd: int | None  # segments
-    total_retrans: int | None  # segments sent again, over its whole life
-    bytes_acked: int | None  # that the peer has confirmed
+    total_retrans: int | None  # segments sent again over the connection's whole life
+    bytes_acked: int | None  # bytes that the peer has confirmed
     bytes_received: int | None
-    notsent_bytes: int | None  # in the kernel, not on their way yet
+    notsent_bytes: int | None  # in the kernel, not sent yet
     min_rtt: int | None
-    busy_time: int | None  # with something to send, of it:
-    rwnd_limited: int | None  # while the peer's window was shut
-    sndbuf_limited: int | None  # while our buffer held no more
+    busy_time: int | None  # time with something to send; parts of it:
+    rwnd_limited: int | None  # while the peer's window was closed
+    sndbuf_limited: int | None  # while our send buffer was full
 
 
-# In the order of the fields behind `retransmits`.
+# In the order of the fields after `retransmits`.
 _PLACES = (
     (_U32, 8),
     (_U32, 24),
@@ -70,7 +70,7 @@ _PLACES = (
 
 
 def parse_tcp_info(data: bytes) -> TcpInfo | None:
-    """None: the kernel told nothing."""
+    """None: the kernel gave nothing."""
     if len(data) < 3:
         return None
     state = data[0]
@@ -86,7 +86,7 @@ def _number(data: bytes, form: Struct, place: int) -> int | None:
 
 
 def in_words(info: TcpInfo) -> str:
-    """What a person wants to know first: how far away, how lossy, how it stands; then what was held up."""
+    """First what people want to know first: how far away, how lossy, its current state; then what held it up."""
     parts = [info.state]
     if info.rtt:
         parts.append(f"rtt {_ms(info.rtt)} ms" + (f" ± {_ms(info.rttvar)}" if info.rttvar else ""))

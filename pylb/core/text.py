@@ -1,6 +1,6 @@
 """Text from outside, made safe to show: on a terminal, in a log, in an answer that is read line by line.
 
-Characters that drive a terminal, break a line, or are there without being seen (and may turn the order of what is) become
+Characters that control a terminal, break a line or are invisible (and may reverse the order of the visible ones) become
 escapes as in Python: `\\x1b`, `\\u202e`. Everything else stays as it is.
 """
 
@@ -9,11 +9,11 @@ import re
 _RANGES = (
     (0x00, 0x1F),  # C0
     (0x7F, 0x9F),  # DEL and C1: 0x9b is a CSI of one character
-    (0x2028, 0x202E),  # line and paragraph; embeddings and overrides of direction
-    (0xD800, 0xDFFF),  # surrogates: what was no UTF-8, and cannot be written as such
+    (0x2028, 0x202E),  # line and paragraph separators; embeddings and overrides of direction
+    (0xD800, 0xDFFF),  # surrogates: bytes that were not UTF-8, which cannot be written as UTF-8
     (0xFFF9, 0xFFFB),
-    (0x13430, 0x1343F),  # how hieroglyphs are put together
-    # What is shown as nothing: Default_Ignorable_Code_Point (Unicode 16, DerivedCoreProperties.txt).
+    (0x13430, 0x1343F),  # format controls of hieroglyphs
+    # Shown as nothing: Default_Ignorable_Code_Point (Unicode 16, DerivedCoreProperties.txt).
     (0xAD, 0xAD),
     (0x34F, 0x34F),
     (0x61C, 0x61C),
@@ -33,7 +33,7 @@ _RANGES = (
 )
 
 
-# Not a table for str.translate: its 6,600 entries would be 1.2 MiB in every worker.
+# Not a table for str.translate: its 6,600 entries would take 1.2 MiB in every worker.
 _HARMFUL = re.compile("[" + "".join(f"{chr(low)}-{chr(high)}" for low, high in _RANGES) + "]")
 _HARMFUL_IN_LINES = re.compile(f"(?!\n){_HARMFUL.pattern}")
 
@@ -44,18 +44,18 @@ def _escape(found: re.Match[str]) -> str:
 
 
 def visible(text: str) -> str:
-    """One line of it."""
+    """As one line."""
     return _HARMFUL.sub(_escape, text)
 
 
 def visible_lines(text: str) -> str:
-    """With the line breaks that it has: for what was put together from lines that are `visible`."""
+    """With its line breaks: for text that was assembled from lines that are `visible`."""
     return _HARMFUL_IN_LINES.sub(_escape, text)
 
 
 def whole_number(text: str, most: int) -> int | None:
-    """0 to `most` in plain decimal; None for anything else, however long. (`int` takes the digits of all scripts, `isdigit`
-    some that `int` does not, and more than 4,300 of them are a ValueError.)"""
+    """0 to `most` in plain decimal; None for anything else, however long. (`int` accepts the digits of all scripts, `isdigit`
+    accepts some that `int` does not, and more than 4,300 digits are a ValueError.)"""
     if not (text.isascii() and text.isdigit() and len(text) <= len(str(most))):
         return None
     return number if (number := int(text)) <= most else None

@@ -112,7 +112,7 @@ def test_a_recorder_that_is_off_says_so(pylb: Instance, echo_port: int) -> None:
     eventually(lambda: pylb.get("/v1/sessions").json["open"] == 0, what="it has ended")
     gone = ask(pylb, "explain", live["id"])
     assert (gone.exit_code, "does not live, and is not among the recorded ones" in gone.stderr) == (1, True)
-    assert "'0xyz' is no session" in ask(pylb, "explain", "0xyz").stderr
+    assert "'0xyz' is not a session id" in ask(pylb, "explain", "0xyz").stderr
 
 
 @pytest.mark.parametrize(

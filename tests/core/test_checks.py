@@ -42,7 +42,7 @@ def test_a_check_is_read_and_written_again(text: Any, check: Check) -> None:
         ("http", "'http' is not a check"),
         ([], "a list is not a check"),
         ({}, "a mapping is not a check"),
-        ({"htp": "/"}, "'htp' is no key"),
+        ({"htp": "/"}, "'htp' is not a key"),
         ({"http": "up"}, "'up' is not a path"),
         ({"http": "/a\r\nX: y"}, "is not a path"),
         ({"http": 1}, "1 is not a path"),

@@ -273,7 +273,7 @@ PONG = Check(CheckKind.SEND, (Step(expect=b"PONG"),))
         (HTTP, b"HTTP/1.1 204 No Content\r\n", False, YES),
         (HTTP, b"HTTP/1.0 200", True, YES),
         (HTTP, b"HTTP/1.1 301 Moved\r\n", False, "wrong answer: HTTP status 301"),
-        (HTTP, b"HTTP/2 200\r\n", False, "wrong answer: b'HTTP/2 200' is no status line"),
+        (HTTP, b"HTTP/2 200\r\n", False, "wrong answer: b'HTTP/2 200' is not a status line"),
         (HTTP, b"", True, "wrong answer: closed without an answer"),
     ],
 )
@@ -287,7 +287,7 @@ def test_an_answer_is_judged_as_soon_as_it_tells(check: Check, answer: bytes, en
     [
         (Check(CheckKind.HTTP), b"HTTP/1.0 204\r\n", YES),
         (Check(CheckKind.HTTP), b"HTTP/1.1 503 Service Unavailable\r\n", f"{WRONG}HTTP status 503"),
-        (Check(CheckKind.HTTP), b"SSH-2.0-OpenSSH_9.2\r\n", f"{WRONG}b'SSH-2.0-OpenSSH_9.2' is no status line"),
+        (Check(CheckKind.HTTP), b"SSH-2.0-OpenSSH_9.2\r\n", f"{WRONG}b'SSH-2.0-OpenSSH_9.2' is not a status line"),
         (Check(CheckKind.SEND, (Step(expect=b"220 "),)), b"220 ", YES),
     ],
 )

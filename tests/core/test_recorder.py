@@ -180,7 +180,7 @@ def test_an_id_is_read_as_it_is_written_and_no_two_workers_share_one(seat: int, 
 
 @pytest.mark.parametrize("text", ["", "443", "0-1a2b", "0x", "0xyz", "x1", "0X1", "-0x1", "0x1 ", "0x" + "1" * 17, "0x٣"])
 def test_what_is_no_id_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="no session, as in 0x1a2b"):
+    with pytest.raises(ValueError, match="not a session id, as in 0x1a2b"):
         parse_session_id(text)
 
 

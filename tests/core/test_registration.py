@@ -56,12 +56,12 @@ def test_a_port_is_a_whole_number_between_1_and_65535(port: Any, says: str) -> N
         ({"frontends": [{"port": 443}]}, "frontends[0].target_port: missing", ""),
         ({"frontends": []}, "frontends: list should have at least 1 item", ""),
         ({"frontends": [{"port": p, "target_port": 1} for p in range(1, 66)]}, "frontends: list should have at most 64", ""),
-        ({"frontends": [ONE, ONE]}, "frontends[1].port: 443 is there twice", "one entry per port"),
+        ({"frontends": [ONE, ONE]}, "frontends[1].port: 443 appears twice", "one entry per port"),
         ({"frontends": [ONE | {"weight": 0}]}, "frontends[0].weight: ", ""),
         ({"frontends": [ONE | {"proxy_protocol": "v3"}]}, "frontends[0].proxy_protocol: ", ""),
         (
             {"frontends": [ONE | {"health": {"htp": "/"}}]},
-            "frontends[0].health: 'htp' is no key of a check",
+            "frontends[0].health: 'htp' is not a key of a check",
             f"{CHECK_HINT}; did you mean 'http'?",
         ),
         ({"state": "down" * 99}, "state: ", ""),
@@ -158,7 +158,7 @@ def test_a_ttl_is_within_the_bounds_or_none() -> None:
 def test_a_key_that_is_there_twice_is_found_in_one_pass() -> None:
     """Of a body of the control socket, which may have 8 MiB."""
     keys = ",".join(f'"k{number}":1' for number in range(100_000))
-    with pytest.raises(Refused, match="'k99999' is there twice"):
+    with pytest.raises(Refused, match="'k99999' appears twice"):
         strict_json(f'{{{keys},"k99999":1}}'.encode())
 
 

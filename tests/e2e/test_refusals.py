@@ -119,7 +119,7 @@ BAD = (
     Bad("no JSON", 400, "invalid_json", "the body is not JSON: ", raw=b'{"frontends":[{"port":8443,'),
     Bad("no object", 422, "invalid", "the body is not a JSON object", raw=b"[]"),
     Bad("no UTF-8", 400, "invalid_json", "the body is not JSON: ", raw=b'{"frontends":"\xff"}'),
-    Bad("a key twice", 400, "invalid_json", "the key 'ttl' is there twice", raw=b'{"frontends":[],"ttl":60,"ttl":61}'),
+    Bad("a key twice", 400, "invalid_json", "the key 'ttl' appears twice", raw=b'{"frontends":[],"ttl":60,"ttl":61}'),
     Bad("an empty body", 400, "invalid_json", "the body is not JSON: ", raw=b""),
     Bad("a misspelt key", 422, "invalid", "tll: unknown key", "did you mean 'ttl'?", wants(tll=60)),
     Bad("a TTL too long", 422, "invalid", "ttl: 100000 is not within", body=wants(ttl=100000)),
