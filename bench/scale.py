@@ -43,6 +43,7 @@ from pylb.host.loop_lag import collect_rarely
 from pylb.host.machine import raise_descriptor_limit
 from pylb.logs.session_log import ConnectionLog
 from pylb.logs.targets import Stream
+from pylb.metrics import exposition
 from pylb.metrics.collector import Metrics
 from pylb.statuspage.stream import Feed
 from pylb.statuspage.timeseries import History
@@ -189,7 +190,7 @@ async def measured(world: World, spare: Sequence[int], before: int) -> None:
         processes=world.driver.workers,
         reloaded=lambda: True,
     )
-    await world.measure("metrics", metrics.render())
+    await world.measure("metrics", exposition.written([metrics.scrape], exposition.TEXT))
     await world.measure("routes", rows(registry))
     history, rates = History(), Rates()
     feed = Feed(registry, history, dict)

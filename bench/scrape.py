@@ -37,6 +37,7 @@ from pylb.host.machine import raise_descriptor_limit
 from pylb.host.systemd import Service
 from pylb.logs.session_log import ConnectionLog
 from pylb.logs.targets import Stream
+from pylb.metrics import exposition
 from pylb.metrics.collector import Metrics
 from pylb.upgrade.sockets import Listeners
 from pylb.workers.archive import Program
@@ -157,10 +158,10 @@ async def scrapes(workers: int, ports: Sequence[int], rounds: int) -> tuple[Figu
     return found, size
 
 
-async def watched(metrics: Metrics) -> tuple[float, bytes]:
+async def watched(metrics: Metrics) -> tuple[float, bytearray]:
     """The longest step of the loop during a scrape, in milliseconds of CPU, and the scrape."""
     longest = 0.0
-    scrape = asyncio.get_running_loop().create_task(metrics.render())
+    scrape = asyncio.get_running_loop().create_task(exposition.written([metrics.scrape], exposition.TEXT))
     while not scrape.done():
         before = time.thread_time()
         await asyncio.sleep(0)

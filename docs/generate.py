@@ -1,9 +1,11 @@
 """Write the generated parts of docs/: `python docs/generate.py`; with --check only say what is out of date (exit 1)."""
 
+import asyncio
 import sys
 from pathlib import Path
 
 import click
+from prometheus_client.metrics_core import Metric
 
 from pylb.api.stories import LETTERS
 from pylb.app.app import Hooks
@@ -82,8 +84,19 @@ def metrics_reference() -> str:
         "# Metrics\n\nGenerated from the collector (docs/generate.py). `code` is HAProxy's two letters, see engine.md. Alerts "
         "are in deploy/prometheus/rules.yaml, what to do when they fire in runbook.md, a dashboard in deploy/grafana. "
         "Prometheus has a label `instance` of its own: that of a registration becomes `exported_instance` there.\n\n"
+        "prometheus-client writes them: Prometheus' text format 0.0.4, or OpenMetrics 1.0 for a scraper that accepts it, and "
+        "gzip for one that accepts that. In OpenMetrics a counter may not have the name of a gauge before `_total`: the type "
+        "of `pylb_frontend_sessions_total`, `pylb_server_sessions_total` and `pylb_registrations_total` is `unknown` there.\n\n"
     )
-    return f"{head}| name | type | labels | meaning |\n|---|---|---|---|\n{metrics.reference()}"
+    families = {(family.name, family.type): family for family in asyncio.run(metrics.scrape()).collect()}
+    rows = "".join(map(_family, families.values()))
+    return f"{head}| name | type | labels | meaning |\n|---|---|---|---|\n{rows}"
+
+
+def _family(family: Metric) -> str:
+    name = f"{family.name}_total" if family.type == "counter" else family.name
+    labels = ", ".join(f"`{label}`" for label in family._labelnames)  # noqa: SLF001 - the library has no other place
+    return f"| `{name}` | {family.type} | {labels} | {family.documentation} |\n"
 
 
 def commands() -> str:

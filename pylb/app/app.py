@@ -420,11 +420,11 @@ class App:
         self._admin = admin = Admin(
             registry,
             self._estate.counters,
-            metrics.render,
+            metrics.scrape,
             config.own_names,
             page.routes() | stats_routes(haproxy.csv),
             live=self._forwarding,
-            haproxy=Exporter(haproxy).render,
+            haproxy=Exporter(haproxy).scrape,
             compat=config.metrics.compat == "haproxy",
         )
         self._webhooks = [self._webhook(one) for one in config.webhook]

@@ -1,7 +1,7 @@
 """All metrics, read from the engine's ints and the registry's views at the moment of a scrape (names: design.md 8).
 
-Nothing is counted here. A thousand frontends are 40,000 lines, a fifth of a second of work: families come in pieces and
-the loop gets its turn between them. So a scrape is not one instant; every single number is right at its own.
+Nothing is counted here. A thousand frontends are 50,000 samples, a quarter of a second of work: families come in parts,
+and the loop has its turn between them.
 """
 
 import asyncio
@@ -10,8 +10,11 @@ import resource
 import time
 from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
-from itertools import accumulate
-from math import inf
+from functools import cache
+from itertools import accumulate, chain
+
+from prometheus_client.metrics_core import Metric
+from prometheus_client.utils import floatToGoString
 
 from pylb import __version__
 from pylb.control.registry import Registry
@@ -21,14 +24,14 @@ from pylb.core.policy import Policy
 from pylb.core.registration import State
 from pylb.core.table import DOWN, Server, Table
 from pylb.forward.counters import Counters, FrontendCounters, Histogram, ServerCounters
+from pylb.metrics.families import PART, Buckets, Row, Scrape, counter, gauge, histogram, simple
 from pylb.metrics.process import Vitals, vitals
-from pylb.metrics.text import Buckets, Pieces, Row, counter, gauge, histogram, paused, simple
 
-CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+Families = Iterator[Metric]
 
 
 class Metrics:
-    """`render` is one scrape. The arguments without a module of their own are told by the app, each as a callable."""
+    """What a scrape exports of pylb. The arguments without a module of their own are told by the app, each as a callable."""
 
     def __init__(
         self,
@@ -54,78 +57,74 @@ class Metrics:
         self._started_at = time.time()
         self._reopen_failures = reopen_failures
 
-    async def render(self) -> bytes:
-        """Prometheus' text format 0.0.4. It holds the loop for a few milliseconds at a time."""
-        counters, processes = await self._counters(), self._processes()
+    async def scrape(self) -> Scrape:
+        """What is made from many views is made here, in steps; the rest while it is collected."""
+        counted, processes = await self._counters(), self._processes()
         found = await asyncio.to_thread(vitals, {name: pid for name, (pid, _) in processes.items()})
-        pieces = in_turns(self._pieces(counters, processes, found), 1)
-        return b"".join([piece.lines.encode() async for piece in pieces if piece is not None])
-
-    def reference(self) -> str:
-        """docs/metrics.md: a Markdown table of all families."""
-        families = dict.fromkeys(piece.family for piece in self._pieces(Counters(0), {}, {}) if piece is not None)
-        return "".join(
-            f"| `{one.name}` | {one.kind} | {', '.join(f'`{label}`' for label in one.labels)} | {one.text} |\n"
-            for one in families
-        )
-
-    def _pieces(self, counted: Counters, processes: Mapping[str, tuple[int, float]], found: Mapping[str, Vitals]) -> Pieces:
         # Copied and grouped first: while the loop has its turn frontends come and go. Names are unique by intent only,
         # and one series given twice would cost the whole scrape: equal names are added up.
         frontends: dict[str, list[FrontendCounters]] = defaultdict(list)
         for counters in counted.frontends.values():
             frontends[counters.name].append(counters)
-        yield from _traffic(frontends, self._registry.table)
-        yield from _servers(frontends)
-        yield from self._frontends()
-        yield from self._control()
-        yield from self._process(counted)
-        yield from _processes(processes, found)
+        return Scrape(
+            chain(
+                _traffic(frontends, self._registry.table),
+                _servers(frontends),
+                await self._frontends(),
+                await self._servers_up(),
+                await self._registrations(),
+                self._control(),
+                self._process(counted),
+                _processes(processes, found),
+            )
+        )
 
-    def _frontends(self) -> Pieces:
-        """What control knows of frontends and servers."""
+    async def _frontends(self) -> Families:
+        """What control knows of frontends."""
         registry, label = self._registry, ("frontend",)
         unbound = registry.unbound()
         usable, is_open, most = Counter[str](), dict[str, bool](), Counter[str]()
-        for one in paused(registry.table.frontends.values()):
-            if one is None:
-                yield None
-                continue
+        async for one in in_turns(registry.table.frontends.values(), PART):
             name = one.name
             usable[name] += sum(server.rank < DOWN for server in one.servers)
             is_open[name] = is_open.get(name, True) and one.listen not in unbound
             if one.policy.max_connections:
                 most[name] += one.policy.max_connections
-        yield from gauge("pylb_frontend_usable_servers", "Servers of a frontend that are in service.", label, simple(usable))
-        yield from gauge("pylb_frontend_open", "1 if the port is open; it is tried again if not.", label, simple(is_open))
-        yield from gauge("pylb_frontend_max_connections", "Its limit of sessions, where it has one.", label, simple(most))
+        return chain(
+            gauge("pylb_frontend_usable_servers", "Servers of a frontend that are in service.", label, simple(usable)),
+            gauge("pylb_frontend_open", "1 if the port is open; it is tried again if not.", label, simple(is_open)),
+            gauge("pylb_frontend_max_connections", "Its limit of sessions, where it has one.", label, simple(most)),
+        )
+
+    async def _servers_up(self) -> Families:
         up: dict[tuple[str, str], bool] = {}
-        for view in paused(registry.each_server()):
-            if view is None:
-                yield None
-            elif view.tried and not view.not_missed:
+        async for view in in_turns(self._registry.each_server(), PART):
+            if view.tried and not view.not_missed:
                 silent = view.state == "unproven" and view.reachable in ("refused", "timeout")
                 place, answers = (view.frontend, view.server), not silent
                 up[place] = up.get(place, True) and view.state != "down" and answers
-        yield from gauge(
-            "pylb_server_up",
-            "0 if a server is out of service or has accepted nothing yet.",
-            ("frontend", "server"),
-            up.items(),
-        )
+        text = "0 if a server is out of service or has accepted nothing yet."
+        return gauge("pylb_server_up", text, ("frontend", "server"), up.items())
 
-    def _control(self) -> Pieces:
-        registry = self._registry
+    async def _registrations(self) -> Families:
         states, leases = Counter[str](), dict[tuple[str, str], float]()
-        for view in paused(registry.each_registration()):
-            if view is None:
-                yield None
-                continue
+        async for view in in_turns(self._registry.each_registration(), PART):
             states[view.state] += 1
             if view.expires_at_wall is not None and not view.goodbye:  # it is over because it was to be over
                 place = (view.name, view.instance)  # two tokens may share it: the one that ends first matters
                 leases[place] = min(view.expires_at_wall, leases.get(place, view.expires_at_wall))
-        yield from gauge("pylb_registrations", "Registrations by state.", ("state",), simple({s: states[s] for s in State}))
+        return chain(
+            gauge("pylb_registrations", "Registrations by state.", ("state",), simple({s: states[s] for s in State})),
+            gauge(
+                "pylb_lease_expires_timestamp_seconds",
+                "When the lease of a registration ends, unix time.",
+                ("name", "instance"),
+                leases.items(),
+            ),
+        )
+
+    def _control(self) -> Families:
+        registry = self._registry
         yield from counter(
             "pylb_registrations_total",
             "Calls of phone-homes by result.",
@@ -147,12 +146,6 @@ class Metrics:
             "The last one of them, unix time.",
             ("token",),
             simple({token: use.last_at for token, use in uses.items()}),
-        )
-        yield from gauge(
-            "pylb_lease_expires_timestamp_seconds",
-            "When the lease of a registration ends, unix time.",
-            ("name", "instance"),
-            leases.items(),
         )
         closing = {
             registry.table.frontends[at].name: end
@@ -181,7 +174,7 @@ class Metrics:
         yield from counter("pylb_state_write_failures_total", "Failed writes of the snapshot.", value=registry.write_failures)
         yield from gauge("pylb_state_durable", "1 if all that was answered is on disk.", value=registry.durable)
 
-    def _process(self, counters: Counters) -> Pieces:
+    def _process(self, counters: Counters) -> Families:
         labels = {"version": __version__, "python": platform.python_version()}
         yield from gauge("pylb_build_info", "Which pylb this is.", tuple(labels), [(tuple(labels.values()), 1)])
         yield from gauge(
@@ -230,7 +223,7 @@ class Metrics:
         yield from gauge("pylb_buffered_bytes", "Bytes that wait for blocked destinations.", value=counters.buffered)
 
 
-def _processes(processes: Mapping[str, tuple[int, float]], found: Mapping[str, Vitals]) -> Pieces:
+def _processes(processes: Mapping[str, tuple[int, float]], found: Mapping[str, Vitals]) -> Families:
     label, limit = ("process",), resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
     def of(read: Callable[[Vitals], float | None]) -> Iterator[Row]:
@@ -249,7 +242,7 @@ def _processes(processes: Mapping[str, tuple[int, float]], found: Mapping[str, V
 Grouped = Mapping[str, list[FrontendCounters]]
 
 
-def _traffic(frontends: Grouped, table: Table) -> Pieces:
+def _traffic(frontends: Grouped, table: Table) -> Families:
     label = ("frontend",)
 
     def summed(read: Callable[[FrontendCounters], int]) -> Iterator[Row]:
@@ -271,7 +264,7 @@ def _traffic(frontends: Grouped, table: Table) -> Pieces:
     )
 
 
-def _servers(frontends: Grouped) -> Pieces:
+def _servers(frontends: Grouped) -> Families:
     place = ("frontend", "server")
     yield from gauge(
         "pylb_server_sessions",
@@ -359,4 +352,10 @@ def _buckets(frontends: Grouped, read: Callable[[FrontendCounters], Histogram]) 
         histograms = [read(frontend) for frontend in group]
         counts = accumulate(map(sum, zip(*(histogram.counts for histogram in histograms), strict=True)))
         total = sum(histogram.total for histogram in histograms)
-        yield (name,), list(zip((*histograms[0].bounds, inf), counts, strict=True)), total
+        yield (name,), list(zip(_bounds(histograms[0].bounds), counts, strict=True)), total
+
+
+@cache
+def _bounds(bounds: tuple[float, ...]) -> tuple[str, ...]:
+    """As values of the label `le`."""
+    return (*map(floatToGoString, bounds), "+Inf")

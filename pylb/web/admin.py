@@ -1,5 +1,7 @@
 """The read-only pages for operators and Prometheus. Whatever changes something goes through the admin socket."""
 
+import asyncio
+import gzip
 import json
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
@@ -8,6 +10,8 @@ from functools import partial
 from types import MappingProxyType
 from typing import Any
 from urllib.parse import urlsplit
+
+from prometheus_client.exposition import gzip_accepted
 
 from pylb.control.event_log import Rejection
 from pylb.control.health_sentence import Seen, seen
@@ -20,7 +24,8 @@ from pylb.core.errors import Code, Refused, let_go
 from pylb.core.registration import Wanted
 from pylb.core.table import Table
 from pylb.forward.counters import Counters
-from pylb.metrics.collector import CONTENT_TYPE
+from pylb.metrics import exposition
+from pylb.metrics.families import Scrape
 from pylb.web.answers import json_refusal
 from pylb.web.sessions import FILTERS, Sessions, ended, meant, query_of, reach_json, session_json, story_json
 from pylb.web.types import Answer, Call, Handler, NoRoute, Router, json_answer
@@ -35,7 +40,7 @@ _NOTHING: Mapping[str, str] = MappingProxyType({})
 class Admin:
     """Pages over the registry, the counters and a scrape. `hosts` are names this machine is called by (`advertise`).
 
-    `haproxy`: puts the metrics of HAProxy's exporter behind them, for a scrape that asks for them, or for every one (`compat`).
+    `haproxy`: the metrics of HAProxy's exporter, behind pylb's for a scrape that asks for them, or for every one (`compat`).
     `page`: more routes of admin.listen, for people.
     """
 
@@ -43,12 +48,12 @@ class Admin:
         self,
         registry: Registry,
         counters: Callable[[], Awaitable[Counters]],
-        scrape: Callable[[], Awaitable[bytes]],
+        scrape: Callable[[], Awaitable[Scrape]],
         hosts: Iterable[str] = (),
         page: Mapping[str, Handler] | None = None,
         *,
         live: Sessions,
-        haproxy: Callable[[bytearray], Awaitable[bytearray]] | None = None,
+        haproxy: Callable[[], Awaitable[Scrape]] | None = None,
         compat: bool = False,
     ) -> None:
         self._registry = registry
@@ -119,10 +124,16 @@ class Admin:
     # ------------------------------------------------------------ monitoring
 
     async def _metrics(self, call: Call) -> Answer:
-        found: bytes | bytearray = await self._scrape()
+        form = exposition.accepted(call.headers.get("accept", ""))
+        scrapes = [self._scrape]
         if self._haproxy is not None and (self._compat or call.query.get("compat") == HAPROXY):
-            found = await self._haproxy(bytearray(found))
-        return Answer(200, found, CONTENT_TYPE)
+            scrapes.append(self._haproxy)
+        body: bytes | bytearray = await exposition.written(scrapes, form)
+        headers = {"Vary": "Accept, Accept-Encoding"}
+        if gzip_accepted(call.headers.get("accept-encoding", "")):
+            headers["Content-Encoding"] = "gzip"
+            body = await asyncio.to_thread(gzip.compress, body, mtime=0)
+        return Answer(200, body, form.content_type, headers)
 
     async def _livez(self, _call: Call) -> Answer:
         return json_answer(200, {"status": "live"})

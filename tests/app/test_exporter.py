@@ -10,6 +10,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 import pytest
+from prometheus_client.openmetrics import parser as openmetrics_parser
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.app.conftest import echo_server
@@ -159,6 +160,14 @@ def test_the_names_are_only_there_when_they_are_asked_for(pylb: Instance) -> Non
     both = pylb.get("/metrics?compat=haproxy").body
     assert both.startswith(b"# HELP pylb_")
     assert pylb.get("/metrics?compat=nginx").body.count(b"haproxy_") == 0
+
+
+def test_both_are_one_openmetrics_document_without_a_fault(pylb: Instance) -> None:
+    headers = {"Accept": "application/openmetrics-text"}
+    answer = fetch(("127.0.0.1", pylb.admin), "GET", "/metrics?compat=haproxy", headers=headers)
+    families = list(openmetrics_parser.text_string_to_metric_families(answer.body.decode()))
+    theirs = {sample.name for family in families for sample in family.samples}
+    assert theirs == set(series(pylb.get("/metrics?compat=haproxy").body.decode()))
 
 
 def test_all_that_dashboards_and_alerts_ask_is_exported(pylb: Instance) -> None:

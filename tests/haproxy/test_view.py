@@ -17,6 +17,7 @@ from pylb.haproxy.exporter import Exporter
 from pylb.haproxy.info import Facts
 from pylb.haproxy.rates import Rates
 from pylb.haproxy.view import View
+from pylb.metrics.exposition import TEXT, written
 from pylb.statuspage.timeseries import History
 from pylb.workers.sampler import Sampler
 from tests.web.loopback import run
@@ -92,7 +93,7 @@ def test_no_step_holds_the_loop(tmp_path: Path) -> None:
             return [piece async for piece in answer]
 
         async def export() -> Sized:
-            return await Exporter(view).render(bytearray())
+            return await written([Exporter(view).scrape], TEXT)
 
         async def sample() -> Sized:
             await sampler.sample()

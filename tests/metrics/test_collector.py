@@ -23,6 +23,7 @@ from pylb.core.policy import Limits, Policy, Rules, StaticFrontend, StaticServer
 from pylb.core.registration import Announcement, Wanted
 from pylb.forward.counters import Counters, FrontendCounters, ServerCounters
 from pylb.metrics.collector import Metrics
+from pylb.metrics.exposition import TEXT, Format, written
 from tests.support.ports import free_port
 from tests.web.loopback import run
 from tests.web.running import Control, running
@@ -104,7 +105,11 @@ def metrics_of(control: Control, expires_at: float | None = 1795419669.0) -> Met
     )
 
 
-def samples(text: bytes) -> dict[str, list[Sample]]:
+async def scraped(metrics: Metrics, form: Format = TEXT) -> bytearray:
+    return await written([metrics.scrape], form)
+
+
+def samples(text: bytes | bytearray) -> dict[str, list[Sample]]:
     """By sample name. Raises if a series is there twice, which would cost Prometheus the whole scrape."""
     found: dict[str, list[Sample]] = {}
     seen = set()
@@ -142,11 +147,11 @@ def busy_frontend(name: str) -> FrontendCounters:
 def test_the_names_are_those_of_the_design_and_of_the_limits(tmp_path: Path) -> None:
     async def main() -> None:
         async with running(tmp_path) as control:
-            text = (await metrics_of(control).render()).decode()
+            text = (await scraped(metrics_of(control))).decode()
             described = {line.split()[2] for line in text.splitlines() if line.startswith("# TYPE ")}
             assert described == NAMES | LIMITS | SHARES | CALLS
             assert len(described) == text.count("# TYPE ") == text.count("# HELP ")
-            without_tls = (await metrics_of(control, None).render()).decode()
+            without_tls = (await scraped(metrics_of(control, None))).decode()
             assert "pylb_certificate_expiry" not in without_tls
 
     run(main())
@@ -156,7 +161,7 @@ def test_the_engines_numbers_come_out_with_their_labels(tmp_path: Path) -> None:
     async def main() -> None:
         async with running(tmp_path) as control:
             control.engine.counters.frontends[Listen("tcp", "*", 8443)] = busy_frontend("mqtt")
-            found = samples(await metrics_of(control).render())
+            found = samples(await scraped(metrics_of(control)))
             assert value(found, "pylb_frontend_sessions", frontend="mqtt") == 2
             assert value(found, "pylb_frontend_sessions_total", frontend="mqtt") == 9
             assert value(found, "pylb_bytes_total", frontend="mqtt", direction="in") == 100
@@ -185,12 +190,12 @@ def test_frontends_of_one_name_are_one_series_and_removed_ones_disappear(tmp_pat
             frontends = control.engine.counters.frontends
             for port in (1, 2):
                 frontends[Listen("tcp", "*", port)] = busy_frontend("mqtt")
-            found = samples(await metrics_of(control).render())
+            found = samples(await scraped(metrics_of(control)))
             assert value(found, "pylb_frontend_sessions_total", frontend="mqtt") == 18
             assert value(found, "pylb_connect_duration_seconds_count", frontend="mqtt") == 6
             assert value(found, "pylb_sessions_closed_total", frontend="mqtt", server="node-a", code="--") == 10
             frontends.clear()
-            assert "pylb_frontend_sessions" not in samples(await metrics_of(control).render())
+            assert "pylb_frontend_sessions" not in samples(await scraped(metrics_of(control)))
 
     run(main())
 
@@ -200,7 +205,7 @@ def test_labels_are_escaped(tmp_path: Path) -> None:
         async with running(tmp_path) as control:
             name = 'a"b\\c\nd'
             control.engine.counters.frontends[Listen("tcp", "*", 1)] = busy_frontend(name)
-            assert value(samples(await metrics_of(control).render()), "pylb_frontend_sessions", frontend=name) == 2
+            assert value(samples(await scraped(metrics_of(control))), "pylb_frontend_sessions", frontend=name) == 2
 
     run(main())
 
@@ -215,7 +220,7 @@ def test_controls_numbers_come_out(tmp_path: Path) -> None:
             mqtt = free_port()
             for _ in range(2):
                 await registry.calls.announce("mosquitto", "pod-1", Announcement((Wanted(mqtt, 30843),)), caller)
-            found = samples(await metrics_of(control).render())
+            found = samples(await scraped(metrics_of(control)))
             assert value(found, "pylb_registrations", state="fresh") == 1
             assert value(found, "pylb_registrations", state="stale") == 0
             assert value(found, "pylb_registrations", state="draining") == 0
@@ -243,7 +248,7 @@ def test_a_server_is_up_or_down_only_once_it_was_tried(tmp_path: Path) -> None:
         static = StaticFrontend("web", Listen("tcp", "127.0.0.1", port), servers, Policy())
         async with running(tmp_path, Rules(frontends=(static,))) as control:
             [view] = control.registry.each_server()
-            found = samples(await metrics_of(control).render())
+            found = samples(await scraped(metrics_of(control)))
             shown = [(s.labels["frontend"], s.labels["server"], s.value) for s in found.get("pylb_server_up", [])]
             assert shown == ([("web", f"127.0.0.1:{silent}", 0)] if view.tried else [])  # by the dial of a new target
             for _ in range(3):
@@ -256,7 +261,7 @@ def test_a_server_is_up_or_down_only_once_it_was_tried(tmp_path: Path) -> None:
             async with asyncio.timeout(5):
                 while next(iter(control.registry.each_server())).state != "down":  # noqa: ASYNC110 - news travel by the writer
                     await asyncio.sleep(0.01)
-            found = samples(await metrics_of(control).render())
+            found = samples(await scraped(metrics_of(control)))
             assert value(found, "pylb_server_up", frontend="web", server=f"127.0.0.1:{silent}") == 0
             assert value(found, "pylb_frontend_usable_servers", frontend="web") == 0
             assert (
@@ -279,7 +284,7 @@ def test_what_may_be_denied_or_refused_is_a_zero_before_it_was(tmp_path: Path) -
         guarded = StaticFrontend("guarded", listen, (), policy)
         open_ = StaticFrontend("open", listen._replace(port=free_port()), (), Policy())
         async with running(tmp_path, Rules(frontends=(guarded, open_))) as control:
-            found = samples(await metrics_of(control).render())
+            found = samples(await scraped(metrics_of(control)))
             denied = {(s.labels["frontend"], s.labels["reason"]): s.value for s in found["pylb_frontend_denied_total"]}
             assert denied == {("guarded", "access"): 0, ("guarded", "per_source"): 0}
             assert {s.labels["reason"] for s in found["pylb_calls_refused_total"]} == set(Code)
@@ -296,7 +301,7 @@ def test_a_port_that_cannot_be_opened_is_a_metric(tmp_path: Path) -> None:
         static = StaticFrontend("web", Listen("tcp", "127.0.0.1", port), (), Policy())
         with socket.create_server(("127.0.0.1", port)):
             async with running(tmp_path, Rules(frontends=(static,))) as control:
-                found = samples(await metrics_of(control).render())
+                found = samples(await scraped(metrics_of(control)))
                 assert value(found, "pylb_frontend_open", frontend="web") == 0
 
     run(main())
@@ -306,7 +311,7 @@ def test_the_process_says_what_it_is_and_has(tmp_path: Path) -> None:
     async def main() -> None:
         async with running(tmp_path) as control:
             before = len(os.listdir("/proc/self/fd")) - 1
-            found = samples(await metrics_of(control).render())
+            found = samples(await scraped(metrics_of(control)))
             [build] = found["pylb_build_info"]
             assert (build.labels["version"], build.value) == (__version__, 1)
             assert value(found, "pylb_open_fds", process="main") == before
@@ -332,7 +337,7 @@ def test_a_scrape_of_a_thousand_frontends_lets_the_loop_turn_and_survives_change
             for port in range(1000):
                 frontends[Listen("tcp", "*", port + 1)] = busy_frontend(f"frontend-{port}")
             turns = 0
-            scrape = asyncio.get_running_loop().create_task(metrics_of(control).render())
+            scrape = asyncio.get_running_loop().create_task(scraped(metrics_of(control)))
             while not scrape.done():
                 turns += 1
                 frontends.pop(Listen("tcp", "*", turns), None)
@@ -362,7 +367,7 @@ def test_views_of_many_servers_are_made_in_steps_that_let_the_loop_turn(tmp_path
                     yield view
 
             control.registry.each_server = counted
-            for ask in (metrics_of(control).render(), rows(control.registry)):
+            for ask in (scraped(metrics_of(control)), rows(control.registry)):
                 made, most = 0, 0
                 task = asyncio.get_running_loop().create_task(ask)
                 while not task.done():

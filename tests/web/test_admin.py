@@ -1,6 +1,7 @@
 """The read-only pages and the metrics listener, in front of a real registry."""
 
 import asyncio
+import gzip
 import json
 import socket
 import time
@@ -19,6 +20,7 @@ from pylb.core.errors import Refused
 from pylb.core.policy import Policy, Rules, StaticFrontend
 from pylb.core.registration import parse_native
 from pylb.forward.counters import Counters
+from pylb.metrics.families import Scrape, gauge
 from pylb.web.admin import Admin
 from pylb.web.types import Handler
 from tests.support.ports import free_port
@@ -48,8 +50,8 @@ class Face:
         await self.control.registry.calls.announce("mosquitto", instance, parse_native(body.encode()), caller)
 
 
-async def _scrape() -> bytes:
-    return b"pylb_state_durable 1.0\n"
+async def _scrape() -> Scrape:
+    return Scrape(gauge("pylb_state_durable", "Is it?", value=1))
 
 
 @asynccontextmanager
@@ -356,6 +358,22 @@ def test_only_a_host_and_origin_of_this_machine_may_read(tmp_path: Path, headers
         async with facing(tmp_path) as face:
             for path in ("/v1/table", "/metrics"):
                 assert (await face.get(path, **headers)).status == status
+
+    run(main())
+
+
+def test_a_scrape_is_openmetrics_or_compressed_for_those_who_accept_it(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with facing(tmp_path) as face:
+            plain = await face.get("/metrics")
+            assert plain.body == b"# HELP pylb_state_durable Is it?\n# TYPE pylb_state_durable gauge\npylb_state_durable 1.0\n"
+            assert "content-encoding" not in plain.headers
+            assert plain.headers["vary"] == "Accept, Accept-Encoding"
+            modern = {"Accept": "application/openmetrics-text;version=1.0.0,*/*;q=0.1", "Accept-Encoding": "gzip"}
+            packed = await face.get("/metrics", **modern)
+            assert packed.headers["content-type"] == "application/openmetrics-text; version=1.0.0; charset=utf-8"
+            assert packed.headers["content-encoding"] == "gzip"
+            assert gzip.decompress(packed.body) == plain.body + b"# EOF\n"
 
     run(main())
 
