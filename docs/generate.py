@@ -52,6 +52,8 @@ def _context(command: click.Command, path: str) -> click.Context:
 def _verbs(path: str, group: click.Group) -> list[str]:
     found = []
     for name, command in sorted(group.commands.items()):
+        if command.hidden:
+            continue
         inner = f"{path} {name}"
         context = _context(command, inner)
         found.append(_block(inner, command.get_help(context)))

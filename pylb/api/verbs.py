@@ -31,7 +31,7 @@ from pylb.core.text import counted
 from pylb.host.machine import knock
 from pylb.web.admin import rejection_json
 from pylb.web.control_socket import Verb
-from pylb.web.sessions import ended, meant, named, query_of, reach_json, session_json, story_json
+from pylb.web.sessions import ended, living, named, query_of, reach_json, session_json, story_json
 
 ITEMS = 50  # of an import, or generations, between two turns of the loop: 1 ms
 MOST_IMPORTED = 10_000
@@ -237,12 +237,11 @@ def _operator(registry: Registry, live: Sessions) -> dict[str, Verb]:
 
     async def sessions(request: Mapping[str, Any]) -> dict[str, Any]:
         if request.get("ended"):
-            found = await ended(live, query_of(request, time.time(), MOST_ENDED))
-            stories = [story_json(one) for one in found.stories]
-            return {"total": len(stories), "sessions": stories, "reach": reach_json(found.reach)}
-        query = query_of(request, time.time())
-        views = await meant(query, await live.sessions())
-        return {"total": len(views), "sessions": [session_json(one) for one in views[: query.limit]]}
+            past = await ended(live, query_of(request, time.time(), MOST_ENDED))
+            stories = [story_json(one) for one in past.stories]
+            return {"total": len(stories), "sessions": stories, "reach": reach_json(past.reach)}
+        found = await living(live, query_of(request, time.time()))
+        return {"total": found.matching, "sessions": [session_json(one) for one in found.sessions]}
 
     async def shutdown_session(request: Mapping[str, Any]) -> dict[str, Any]:
         found = the_session(_text(request, "session"), await live.sessions())
@@ -260,7 +259,7 @@ def _operator(registry: Registry, live: Sessions) -> dict[str, Verb]:
             and server in (one.server, str(one.address))
         }
         if not found:
-            raise Refused(Code.NOT_FOUND, f"{frontend}/{server} has no sessions", "`pylb ctl sessions` shows who has")
+            raise Refused(Code.NOT_FOUND, f"{frontend}/{server} has no sessions", "`pylb sessions` shows who has")
         counts = {name: await live.shutdown_sessions(listen, address) for (listen, address), name in found.items()}
         return {"lines": [f"reset: {counted(count, 'session')} of {name}" for name, count in counts.items()]}
 

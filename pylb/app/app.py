@@ -415,7 +415,7 @@ class App:
             certificate_expires_at=lambda: min((one.expires_at for one in self._certificates), default=None),
         )
         haproxy = View(registry, self._estate.counters, partial(self._facts, dropped), self._rates)
-        self._page = page = Page(self._feed.stream, self._forwarding.sessions)
+        self._page = page = Page(self._feed.stream)
         await asyncio.to_thread(self._about)  # what it shows is read from the installation now, and never again
         self._admin = admin = Admin(
             registry,

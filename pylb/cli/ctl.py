@@ -6,8 +6,7 @@ from pathlib import Path
 import click
 
 from pylb.api.stories import local_time
-from pylb.cli.client import CONFIG, JSON, ask, duration, say
-from pylb.cli.sessions import show
+from pylb.cli.client import CONFIG, JSON, ask, die, duration, say
 from pylb.core.text import whole_number
 
 FOR = click.option("--for", "seconds", metavar="DURATION", callback=duration, help="How long; a node: 24h unless said.")
@@ -80,13 +79,11 @@ def weight(config_path: Path | None, as_json: bool, seconds: float | None, targe
     _show(ask(config_path, {"verb": "weight", "target": target, "weight": number, "for": seconds})["lines"], as_json=as_json)
 
 
-@ctl.command()
-@CONFIG
-@JSON
-@click.argument("frontend", required=False)
-def sessions(config_path: Path | None, as_json: bool, frontend: str | None) -> None:
-    """Live sessions, the oldest first: of a frontend, by name or port, or all. At most 1,000 are shown."""
-    show(config_path, {"frontend": frontend}, as_json=as_json)
+@ctl.command(hidden=True, context_settings={"ignore_unknown_options": True})
+@click.argument("words", nargs=-1)
+def sessions(words: tuple[str, ...]) -> None:  # noqa: ARG001 - whatever is asked for, it is answered elsewhere
+    """For one version: it has moved."""
+    die("live sessions are listed by `pylb sessions`, those of one frontend by `pylb sessions --frontend NAME|PORT`")
 
 
 @ctl.group()

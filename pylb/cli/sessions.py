@@ -30,16 +30,11 @@ def sessions(config_path: Path | None, as_json: bool, ended: bool, **asked: Any)
     Each pylb remembers the last `recorder.sessions` (1000) of its own of each code, until it ends; the last line says since
     when none is missing.
     """
-    show(config_path, {"ended": ended} | asked, as_json=as_json)
-
-
-def show(config_path: Path | None, asked: dict[str, Any], *, as_json: bool) -> None:
-    """Also what `pylb ctl sessions` shows."""
-    answer = ask(config_path, {"verb": "sessions"} | asked)
+    answer = ask(config_path, {"verb": "sessions", "ended": ended} | asked)
     found = answer["sessions"]
     if as_json:
         say(json.dumps(found, indent=2))
-    elif asked.get("ended"):
+    elif ended:
         from pylb.api.stories import ended_table  # noqa: PLC0415
 
         say("\n".join(ended_table(found)))

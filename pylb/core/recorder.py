@@ -103,6 +103,8 @@ class Query(NamedTuple):
     codes: tuple[str, ...] = ()  # any of them
     since: float = 0.0  # unix time of the end, seconds
     limit: int = 100
+    text: str = ""  # occurs in the client's or the server's address, in a label, or in the state
+    by: str = "age"  # of live ones, which come first: the oldest ("age") or those that moved most ("bytes")
 
 
 _PARTED = {
@@ -150,19 +152,23 @@ def is_meant(query: Query, kept: Kept) -> bool:
         return False
     if ended_at(record) < query.since:
         return False
-    return _fits(query, record, kept.frontend.listen, kept.address)
+    return _fits(query, record, kept.frontend.listen, kept.address, kept.state)
 
 
 def is_meant_live(query: Query, view: SessionView) -> bool:
     """Does a live session match? It has no code, and no end."""
-    return _fits(query, view, view.listen, view.address)
+    return _fits(query, view, view.listen, view.address, view.state)
 
 
-def _fits(query: Query, one: SessionRecord | SessionView, listen: Listen, address: Address | None) -> bool:
+def _fits(query: Query, one: SessionRecord | SessionView, listen: Listen, address: Address | None, state: str) -> bool:
     if query.frontend and query.frontend not in (one.frontend, str(listen.port), str(listen)):
         return False
     if query.server and query.server not in (one.server, str(address)):
         return False
+    if query.text:
+        words = str(Address(one.client, one.client_port)), one.frontend, one.server, str(address or ""), state
+        if not any(query.text in word for word in words):
+            return False
     return not query.client or in_networks(one.client.partition("%")[0], query.client)
 
 

@@ -5,18 +5,13 @@ never mixed in. They live in memory: whoever replaces them on disk changes nothi
 """
 
 import hashlib
-import heapq
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 
-from pylb.control.steps import turn
-from pylb.core.address import Address
 from pylb.core.errors import Code, Refused
-from pylb.core.session import SessionView
 from pylb.web.client_address import network_of
-from pylb.web.sessions import session_json
-from pylb.web.types import Answer, Call, Handler, json_answer
+from pylb.web.types import Answer, Call, Handler
 
 TYPES = {
     "css": "text/css; charset=utf-8",
@@ -26,8 +21,6 @@ TYPES = {
     "LICENSE": "text/plain; charset=utf-8",
 }
 INDEX = "index.html"
-MOST_SESSIONS = 100  # in one answer
-PIECE = 1000  # sessions looked at between two turns of the loop: ~3 ms
 
 # Everything comes from this machine and nothing may be put into a frame; styles are set by script one property at a time,
 # which a policy for inline styles does not concern (CSP3 8.3: CSSOM).
@@ -88,16 +81,10 @@ def _read(folder: Traversable, below: str) -> Iterator[tuple[str, bytes]]:
 
 
 class Page:
-    """`stream`: the messages of a new reader from a source, raises Refused when too many watch. `sessions`: the live ones."""
+    """`stream`: the messages of a new reader from a source, raises Refused when too many watch."""
 
-    def __init__(
-        self,
-        stream: Callable[[bytes], AsyncGenerator[bytes]],
-        sessions: Callable[[], Awaitable[Sequence[SessionView]]],
-        found: Files | None = None,
-    ) -> None:
+    def __init__(self, stream: Callable[[bytes], AsyncGenerator[bytes]], found: Files | None = None) -> None:
         self._stream = stream
-        self._sessions = sessions
         self._files = found or Files()
 
     @property
@@ -111,7 +98,6 @@ class Page:
             "GET /ui/{}/{}": self._file,
             "GET /ui/{}/{}/{}": self._file,
             "GET /v1/stream": self._events,
-            "GET /v1/sessions/live": self._live,
         }
 
     async def _index(self, call: Call) -> Answer:
@@ -129,36 +115,3 @@ class Page:
         if call.method == "HEAD":
             return Answer(200, b"", "text/event-stream")
         return Answer(200, b"", "text/event-stream", chunks=self._stream(network_of(call.peer)))
-
-    async def _live(self, call: Call) -> Answer:
-        """The first MOST_SESSIONS, `?by=bytes` or `?by=age`, of those in which `?text=` occurs."""
-        by, text = call.query.get("by", "bytes"), call.query.get("text", "")
-        if by not in _ORDER:
-            raise Refused(Code.INVALID, f"by: {by[:40]!r} is none of {', '.join(_ORDER)}")
-        views = await self._sessions()
-        found, matching = await _first(views, text, _ORDER[by])
-        return json_answer(200, {"total": len(views), "matching": matching, "sessions": [session_json(one) for one in found]})
-
-
-_ORDER: dict[str, Callable[[SessionView], float]] = {
-    "bytes": lambda one: one.bytes_in + one.bytes_out,
-    "age": lambda one: one.age,
-}
-
-
-async def _first(
-    views: Sequence[SessionView], text: str, order: Callable[[SessionView], float]
-) -> tuple[list[SessionView], int]:
-    """The largest by `order` of those that hold `text`, and how many do."""
-    first: list[SessionView] = []
-    matching = 0
-    for start in range(0, len(views), PIECE):
-        some = [one for one in views[start : start + PIECE] if not text or any(text in word for word in _words(one))]
-        matching += len(some)
-        first = heapq.nlargest(MOST_SESSIONS, first + some, key=order)
-        await turn()
-    return first, matching
-
-
-def _words(one: SessionView) -> tuple[str, ...]:
-    return f"{Address(one.client, one.client_port)}", one.frontend, one.server, str(one.address or ""), one.state

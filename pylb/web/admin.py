@@ -27,7 +27,7 @@ from pylb.forward.counters import Counters
 from pylb.metrics import exposition
 from pylb.metrics.families import Scrape
 from pylb.web.answers import json_refusal
-from pylb.web.sessions import FILTERS, Sessions, ended, meant, query_of, reach_json, session_json, story_json
+from pylb.web.sessions import FILTERS, Sessions, ended, living, query_of, reach_json, session_json, story_json
 from pylb.web.types import Answer, Call, Handler, NoRoute, Router, json_answer
 
 HAPROXY = "haproxy"  # ?compat= of a scrape
@@ -75,6 +75,7 @@ class Admin:
             "GET /v1/table": self._table,
             "GET /v1/registrations": self._registrations,
             "GET /v1/sessions": self._sessions,
+            "GET /v1/sessions/live": self._moved,
             "GET /v1/events": self._events,
             "GET /v1/rejected": self._rejected,
             **self._page,
@@ -159,8 +160,11 @@ class Admin:
         return await _long({}, "registrations", await self._registry.all_registrations(), _registration_json)
 
     async def _sessions(self, call: Call) -> Answer:
-        """Counts; with `?live=1` and `?ended=1` sessions too, those that fit the other words of the query."""
+        """Counts; with `?live=1` and `?ended=1` also the sessions that fit the rest of it; with `?counts=0` these alone."""
         lists = await self._session_lists(call.query)
+        if call.query.get("counts", "1") == "0":
+            parts = ",".join(f'"{key}":{text}' for key, text in lists.items())
+            return Answer(200, f"{{{parts}}}\n".encode())
         counters = await self._counters()
         rows = [
             {
@@ -176,21 +180,27 @@ class Admin:
 
     async def _session_lists(self, asked: Mapping[str, str]) -> dict[str, str]:
         """`live`, and `ended`, as JSON. Raises Refused: a misspelt filter must not answer with everybody."""
-        wanted = {name for name in ("live", "ended") if asked.get(name, "0") != "0"}
-        unknown = [key for key in asked if key not in ({"live", "ended"} | FILTERS if wanted else {"live", "ended"})]
-        if unknown or any(asked[name] != "1" for name in wanted):
-            hint = f"live=1 or ended=1, with {', '.join(sorted(FILTERS))}"
+        switches = {name: asked[name] for name in ("live", "ended", "counts") if name in asked}
+        wanted = {name for name, value in switches.items() if value != "0"} - {"counts"}
+        unknown = [key for key in asked if key not in (switches.keys() | FILTERS if wanted else switches)]
+        if unknown or not set(switches.values()) <= {"0", "1"}:
+            hint = f"live=1 or ended=1, with {', '.join(sorted(FILTERS))}, and counts=0 for them alone"
             raise Refused(Code.INVALID, f"the query is not understood: {', '.join(asked)[:80]}", hint)
         query = query_of(asked, time.time(), MOST_LISTED)
         lists = {}
         if "live" in wanted:
-            live = await meant(query, await self._live.sessions())
-            lists["live"] = await _listed(live[: query.limit], session_json)
+            found = await living(self._live, query)
+            lists["live_total"], lists["live_matching"] = str(found.total), str(found.matching)
+            lists["live"] = await _listed(found.sessions, session_json)
         if "ended" in wanted:
-            found = await ended(self._live, query)
-            lists["ended"] = await _listed(found.stories, story_json)
-            lists["ended_reach"] = json.dumps(reach_json(found.reach))
+            past = await ended(self._live, query)
+            lists["ended"] = await _listed(past.stories, story_json)
+            lists["ended_reach"] = json.dumps(reach_json(past.reach))
         return lists
+
+    async def _moved(self, _call: Call) -> Answer:
+        hint = "GET /v1/sessions?live=1&counts=0 takes the same by and text"
+        raise Refused(Code.NOT_FOUND, "live sessions are listed at /v1/sessions since this version", hint)
 
     async def _events(self, _call: Call) -> Answer:
         return await _long(

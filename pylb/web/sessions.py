@@ -1,7 +1,8 @@
 """Sessions as JSON, live ones and those the recorder has, and what may be asked about them."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+import heapq
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 from pylb.control.steps import in_turns
 from pylb.core.address import Address, parse_address, parse_network
@@ -12,7 +13,7 @@ from pylb.core.table import Server
 from pylb.core.tcp_info import TcpInfo
 
 MOST = 1000  # sessions in one answer
-FILTERS = frozenset({"client", "frontend", "server", "code", "since", "limit"})
+FILTERS = frozenset({"client", "frontend", "server", "code", "since", "limit", "text", "by"})
 _VIEWS_PER_TURN = 500
 
 
@@ -30,13 +31,16 @@ class Sessions(Protocol):
 
 def query_of(asked: Mapping[str, Any], now: float, limit: int = MOST) -> Query:
     """`client`: an address or CIDR; `frontend`: name or port; `server`: label or ip:port; `code`: two letters, or several of
-    them with commas; `since`: seconds before `now` (unix time); `limit`. Raises Refused.
+    them with commas; `since`: seconds before `now` (unix time); `limit`; `text` that occurs anywhere in what is listed of it;
+    `by`: age or bytes. Raises Refused.
     """
     texts = {key: str(value) for key in FILTERS if (value := asked.get(key)) not in (None, "")}
     try:
         client = (parse_network(texts["client"]),) if "client" in texts else ()
     except ValueError as error:
         raise Refused(Code.INVALID, f"client: {error}", "as in 192.0.2.7 or 192.0.2.0/24") from None
+    if (by := texts.get("by", "age")) not in _ORDER:
+        raise Refused(Code.INVALID, f"by: {by[:40]!r} is none of {', '.join(_ORDER)}")
     return Query(
         client,
         texts.get("frontend", ""),
@@ -44,6 +48,8 @@ def query_of(asked: Mapping[str, Any], now: float, limit: int = MOST) -> Query:
         tuple(filter(None, texts.get("code", "").split(","))),
         now - _number("since", texts["since"], 1e9) if "since" in texts else 0.0,
         int(_number("limit", texts["limit"], MOST)) if "limit" in texts else limit,
+        texts.get("text", ""),
+        by,
     )
 
 
@@ -57,12 +63,32 @@ def _number(name: str, text: str, most: float) -> float:
     return found
 
 
-async def meant(query: Query, views: Sequence[SessionView]) -> list[SessionView]:
-    """The live sessions that fit, the oldest first, all of them; looked at in steps."""
+class Living(NamedTuple):
+    """The answer to a Query about live sessions."""
+
+    total: int  # live ones
+    matching: int
+    sessions: list[SessionView]  # the first query.limit of them
+
+
+async def living(live: Sessions, query: Query) -> Living:
+    """In steps. Raises Refused."""
     if query.codes or query.since:
         raise Refused(Code.INVALID, "code and since are of ended sessions")
-    found = [one async for one in in_turns(views, _VIEWS_PER_TURN) if is_meant_live(query, one)]
-    return sorted(found, key=lambda one: -one.age)
+    views, order = await live.sessions(), _ORDER[query.by]
+    first: list[SessionView] = []
+    matching = 0
+    async for start in in_turns(range(0, len(views), _VIEWS_PER_TURN), 1):
+        some = [one for one in views[start : start + _VIEWS_PER_TURN] if is_meant_live(query, one)]
+        matching += len(some)
+        first = heapq.nlargest(query.limit, first + some, key=order)
+    return Living(len(views), matching, first)
+
+
+_ORDER: dict[str, Callable[[SessionView], float]] = {
+    "age": lambda one: one.age,
+    "bytes": lambda one: one.bytes_in + one.bytes_out,
+}
 
 
 def named(text: str, views: Sequence[SessionView]) -> list[SessionView]:
@@ -77,6 +103,8 @@ def named(text: str, views: Sequence[SessionView]) -> list[SessionView]:
 
 async def ended(live: Sessions, query: Query) -> Ended:
     """Raises Refused where none are kept."""
+    if query.by != "age":
+        raise Refused(Code.INVALID, "by is of live sessions", "ended ones come with the newest first")
     if not live.recording:
         raise Refused(Code.NOT_FOUND, "ended sessions are not recorded", "recorder.sessions is 0 in the config")
     return await live.ended(query)

@@ -156,10 +156,12 @@ def test_a_server_is_drained_weighed_and_put_back_and_its_sessions_ended(pylb: I
         client.sendall(b"hello")
         assert client.recv(100) == b"hello"
         own = "{}:{}".format(*client.getsockname())
-        (live,) = json.loads(pylb.ask("ctl", "sessions", str(pylb.port), "--json").stdout)
+        (live,) = json.loads(pylb.ask("sessions", "--frontend", str(pylb.port), "--json").stdout)
         assert (live["client"], live["server"], live["state"]) == (own, "one", "relaying")
-        assert own in pylb.ask("ctl", "sessions").stdout
-        assert pylb.ask("ctl", "sessions", "other").stdout.count("\n") == 1
+        assert own in pylb.ask("sessions").stdout
+        assert pylb.ask("sessions", "--frontend", "other").stdout.count("\n") == 1
+        moved = pylb.ask("ctl", "sessions", str(pylb.port), "--json")
+        assert (moved.returncode, "`pylb sessions --frontend" in moved.stderr) == (2, True)
         ended = pylb.ask("ctl", "shutdown", "session", own)
         assert (ended.returncode, ended.stdout) == (0, f"reset: session {live['id']} of {own}\n")
         with pytest.raises(ConnectionResetError):

@@ -14,7 +14,7 @@ from tests.support.waiting import eventually
 
 PAGES = (
     *("/", "/metrics", "/metrics?compat=haproxy", "/stats;csv", "/livez", "/v1/table", "/v1/registrations"),
-    *("/v1/sessions", "/v1/sessions?live=1&ended=1", "/v1/sessions/live", "/v1/events", "/v1/rejected"),
+    *("/v1/sessions", "/v1/sessions?live=1&ended=1", "/v1/events", "/v1/rejected"),
 )
 # What a start does from its open doors on, a line of app.py each: it is held just before.
 STAGES = {

@@ -97,7 +97,6 @@ def test_what_became_of_each_session_can_be_asked(pylb: Instance, echo_port: int
     [live] = asked(pylb, "--client", "127.0.0.1")
     assert (live["client"], live["state"]) == ("{}:{}".format(*stays.getsockname()), "relaying")
     assert f"session {live['id']} of {live['client']} lives, for " in told(pylb, live["id"])
-    assert live["id"] in ask(pylb, "ctl", "sessions").stdout  # the same table
     stays.close()
 
 

@@ -421,7 +421,7 @@ def test_replacing_the_files_of_a_running_pylb_is_harmless(pylb: Instance, echo_
         ["routes"],
         ["explain", str(pylb.port)],
         ["history"],
-        ["ctl", "sessions"],
+        ["sessions"],
         ["plan"],
         ["release", str(pylb.port)],
     ):

@@ -276,7 +276,7 @@ def test_sessions_are_listed_and_ended_wherever_they_are(pylb: Instance, echo_po
     with ExitStack() as stack:
         socks = [stack.enter_context(connect(pylb)) for _ in range(12)]
         assert all(is_open(sock) for sock in socks)
-        listed = pylb.ask("ctl", "sessions").stdout
+        listed = pylb.ask("sessions").stdout
         own = [f"127.0.0.1:{sock.getsockname()[1]}" for sock in socks]
         assert all(name in listed for name in own)
         for name in own[:6]:

@@ -188,9 +188,16 @@ def test_live_sessions_are_found_by_the_same_words() -> None:
     view = SessionView("192.0.2.1", 51000, "web", LISTEN, "pod-1", SERVER.address, "relaying", 1.0, 1, 2, "0x1")
     assert is_meant_live(Query(client=(ip_network("192.0.2.0/24"),), frontend="443", server="pod-1"), view)
     assert not is_meant_live(Query(server="pod-2"), view)
+    for text in ("192.0.2.1:51", "we", "pod-", str(SERVER.address)[3:], "relay"):
+        assert is_meant_live(Query(text=text), view), text
+    assert not is_meant_live(Query(text="nobody"), view)
+    assert not is_meant_live(Query(text="pod", server="pod-2"), view)
+    assert is_meant_live(Query(text="web"), view._replace(server="", address=None))
 
 
 def test_an_ended_session_is_meant_by_its_code_and_its_end() -> None:
     assert is_meant(Query(codes=("--", "SC")), kept())
     assert not is_meant(Query(codes=("SC",)), kept())
     assert not is_meant(Query(since=2000.0), kept())
+    assert is_meant(Query(text="pod"), kept())
+    assert not is_meant(Query(text="nobody"), kept())

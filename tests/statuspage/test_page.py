@@ -14,8 +14,8 @@ from pylb.core.errors import Code, Refused
 from pylb.core.session import SessionView
 from pylb.forward.counters import Counters
 from pylb.statuspage import page as module
-from pylb.statuspage.page import MOST_SESSIONS, Files, Page
-from pylb.web.admin import Admin
+from pylb.statuspage.page import Files, Page
+from pylb.web.admin import MOST_LISTED, Admin
 from pylb.web.listener import Limits
 from tests.web.loopback import Reply, ask, read_head, run, serving, until
 from tests.web.running import running
@@ -56,7 +56,8 @@ async def facing(
         return b""
 
     async with running(folder) as control:
-        admin = Admin(control.registry, counters, scrape, page=Page(stream, sessions).routes(), live=control.driver)
+        control.driver.sessions = sessions
+        admin = Admin(control.registry, counters, scrape, page=Page(stream).routes(), live=control.driver)
         async with serving(admin.handler(), limits=limits) as server:
             face.port = server.port
             yield face
@@ -137,7 +138,7 @@ def test_files_of_another_version_and_files_that_are_none_are_not_there(tmp_path
 def test_a_stranger_gets_neither_page_nor_stream(tmp_path: Path) -> None:
     async def main() -> None:
         async with facing(tmp_path) as face:
-            for path in ("/", "/v1/stream", "/v1/sessions/live"):
+            for path in ("/", "/v1/stream", "/v1/sessions?live=1"):
                 assert (await face.get(path, Host="evil.example")).status == 403
                 assert (await face.get(path, Origin="http://evil.example")).status == 403
             for site in ("cross-site", "same-origin", "none"):
@@ -244,16 +245,17 @@ def test_live_sessions_are_the_largest_or_oldest_that_match(tmp_path: Path) -> N
             face.views = [view(1, bytes_out=5), view(2, bytes_in=9), view(3, frontend="mail", server="", address=None)]
 
             async def clients(query: str) -> list[str]:
-                answer = json.loads((await face.get(f"/v1/sessions/live{query}")).body)
-                assert answer["total"] == 3
-                assert answer["matching"] == len(answer["sessions"])
-                return [one["client"] for one in answer["sessions"]]
+                answer = json.loads((await face.get(f"/v1/sessions?live=1&counts=0{query}")).body)
+                assert answer.keys() == {"live_total", "live_matching", "live"}
+                assert answer["live_total"] == 3
+                assert answer["live_matching"] == len(answer["live"])
+                return [one["client"] for one in answer["live"]]
 
-            assert await clients("") == ["192.0.2.2:50000", "192.0.2.1:50000", "192.0.2.3:50000"]
-            assert await clients("?by=age") == ["192.0.2.3:50000", "192.0.2.2:50000", "192.0.2.1:50000"]
-            assert await clients("?text=mail&by=age") == ["192.0.2.3:50000"]
-            assert await clients("?text=10.0.0.7%3A304") == ["192.0.2.2:50000", "192.0.2.1:50000"]
-            assert (await face.get("/v1/sessions/live?by=name")).status == 422
+            assert await clients("&by=bytes") == ["192.0.2.2:50000", "192.0.2.1:50000", "192.0.2.3:50000"]
+            assert await clients("") == ["192.0.2.3:50000", "192.0.2.2:50000", "192.0.2.1:50000"]
+            assert await clients("&text=mail&by=age") == ["192.0.2.3:50000"]
+            assert await clients("&text=10.0.0.7%3A304") == ["192.0.2.2:50000", "192.0.2.1:50000"]
+            assert (await face.get("/v1/sessions?live=1&by=name")).status == 422
 
     run(main())
 
@@ -262,8 +264,18 @@ def test_of_many_live_sessions_only_the_first_are_sent(tmp_path: Path) -> None:
     async def main() -> None:
         async with facing(tmp_path) as face:
             face.views = [view(1, client_port=port, bytes_in=port) for port in range(1, 5001)]
-            answer = json.loads((await face.get("/v1/sessions/live")).body)
-            assert (answer["total"], answer["matching"], len(answer["sessions"])) == (5000, 5000, MOST_SESSIONS)
-            assert [one["bytes_in"] for one in answer["sessions"]] == list(range(5000, 5000 - MOST_SESSIONS, -1))
+            answer = json.loads((await face.get("/v1/sessions?live=1&by=bytes")).body)
+            assert (answer["live_total"], answer["live_matching"], len(answer["live"])) == (5000, 5000, MOST_LISTED)
+            assert [one["bytes_in"] for one in answer["live"]] == list(range(5000, 5000 - MOST_LISTED, -1))
+            assert answer["frontends"] == []
+
+    run(main())
+
+
+def test_where_live_sessions_were_listed_it_says_where_they_are_now(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with facing(tmp_path) as face:
+            reply = await face.get("/v1/sessions/live?by=bytes")
+            assert (reply.status, b"/v1/sessions?live=1" in reply.body) == (404, True)
 
     run(main())

@@ -137,7 +137,8 @@ class Showcase:
         async def scrape() -> bytes:
             return b""
 
-        routes = Page(self.feed.stream, sessions).routes()
+        driver.sessions = sessions
+        routes = Page(self.feed.stream).routes()
         return Admin(self.registry, driver.counters, scrape, page=routes, live=driver).handler()
 
     def ago(self, *, seconds: float, clock: float) -> None:

@@ -205,7 +205,7 @@ def test_each_command_of_a_server_and_of_a_frontend_is_one_that_the_cli_takes(
     watcher.sees(watcher.page.locator("#toast"), "Copy it from here: ")
     assert watcher.page.evaluate("getSelection().toString()") == of_frontend[0]
     verbs = [shlex.split(text)[3] for text in (*of_server, *of_frontend)]
-    assert verbs == ["ctl", "ctl", "ctl", "ctl", "release", "explain", "history", "ctl", "release"]
+    assert verbs == ["ctl", "ctl", "ctl", "ctl", "release", "explain", "history", "sessions", "release"]
     watcher.page.keyboard.press("Escape")
     watcher.page.locator("#welcome").wait_for()  # the last command was `release`: nothing is registered
 

@@ -225,6 +225,10 @@ def test_live_sessions_are_listed_oldest_first(tmp_path: Path) -> None:
         "ended=1&limit=many",
         "ended=1&since=-1",
         "live=1&code=SC",
+        "live=1&by=name",
+        "ended=1&by=bytes",
+        "live=1&counts=no",
+        "counts=0&text=web",  # of nothing
     ],
 )
 def test_a_query_that_is_not_understood_is_refused_and_not_answered_with_everybody(tmp_path: Path, query: str) -> None:

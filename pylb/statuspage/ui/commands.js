@@ -41,7 +41,7 @@ export function ofFrontend(frontend) {
   return [
     ["Why does it not answer?", command("explain", String(frontend.port))],
     ["What changed, and who asked", command("history", String(frontend.port))],
-    ["Its sessions", command("ctl sessions", frontend.name)],
+    ["Its sessions", command("sessions --frontend", frontend.name)],
     ["Forget what is registered on it", command("release", String(frontend.port))],
   ];
 }

@@ -31,9 +31,9 @@ export class Sessions {
   async #ask() {
     clearTimeout(this.timer);
     if (document.hidden || this.body.hidden) return;
-    const query = new URLSearchParams({ by: this.by.value, text: this.text.value.trim() });
+    const query = new URLSearchParams({ live: 1, counts: 0, by: this.by.value, text: this.text.value.trim() });
     try {
-      const answer = await fetch(`v1/sessions/live?${query}`);
+      const answer = await fetch(`v1/sessions?${query}`);
       if (!answer.ok) throw new Error(`HTTP ${answer.status}`);
       this.#render(await answer.json());
     } catch (error) {
@@ -43,13 +43,13 @@ export class Sessions {
     this.timer = setTimeout(() => this.#ask(), PERIOD);
   }
 
-  #render({ total, matching, sessions }) {
+  #render({ live_total: total, live_matching: matching, live: sessions }) {
     const shown = sessions.length < matching ? `the first ${sessions.length} of ${matching}` : String(matching);
     write(byId("sessions-count"), matching === total ? shown : `${shown} match, ${total} in all`);
     // A button that has the focus is kept: its row is only filled anew.
     const rows = this.rows ?? new Map();
-    this.rows = new Map(sessions.map((one) => [one.client, rows.get(one.client) ?? new Row(one.client)]));
-    sessions.forEach((one) => this.rows.get(one.client).render(one));
+    this.rows = new Map(sessions.map((one) => [one.id, rows.get(one.id) ?? new Row(one)]));
+    sessions.forEach((one) => this.rows.get(one.id).render(one));
     if (this.table === undefined) {
       const cells = COLUMNS.map((word) => make("th", { scope: "col" }, word || make("span", { class: "unseen" }, "Commands")));
       this.table = make("table", { class: "sessions" }, make("thead", {}, make("tr", {}, ...cells)), make("tbody"));
@@ -62,9 +62,9 @@ export class Sessions {
 }
 
 class Row {
-  constructor(client) {
+  constructor({ id, client }) {
     this.cells = COLUMNS.map((_word, place) => make("td", { class: place >= 2 && place <= 4 ? "number" : false }));
-    const text = () => command("ctl shutdown session", client);
+    const text = () => command("ctl shutdown session", id);
     this.cells[5].append(copyButton("shutdown", `shutdown the session of ${client}: copy the command`, text));
     this.element = make("tr", {}, ...this.cells);
   }
