@@ -1,7 +1,7 @@
-"""pylb.yaml: parsed once, at the edge, into frozen values; every mistake with its line and what to write instead.
+"""pylb.yaml: parsed once, at the edge, into frozen values; every mistake is reported with its line and a remedy.
 
-`yamlplace` reads the text and keeps the places, `models` and `values` say what may stand where, `checks` and `files` look
-across entries and at the disk, `load` puts it together. Below here nobody sees YAML, the environment or a raw duration.
+`yamlplace` reads the text and records the places, `models` and `values` say what is allowed where, `checks` and `files` look
+across entries and at the disk, and `load` combines them. No other folder sees YAML, the environment or a raw duration.
 """
 
 from pylb.config.load import default_state_dir, load, parse, read_secrets_again, read_text

@@ -1,4 +1,4 @@
-"""What no single value shows: ports taken twice, tokens alike, loops, plain HTTP on the open network."""
+"""Mistakes that no single value shows: a port used twice, tokens with one name, loops, plain HTTP on the open network."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from pylb.core.address import ANY, Address, HostPort, Listen, is_loopback
 
 
 def findings(parts: Parts) -> Iterator[Finding]:
-    """Errors and warnings that need no file but the config itself."""
+    """Errors and warnings that depend on nothing but the config itself."""
     for listener in parts.webhook:
         yield from _webhook(listener)
     yield from _faces(parts)
@@ -35,7 +35,7 @@ def _webhook(part: Part[m.WebhookListener]) -> Iterator[Finding]:
     if listener.tls is not None and listener.insecure:
         yield Finding(part.at("insecure"), "insecure: true contradicts tls", "remove one of them")
     elif listener.tls is None and listener.insecure and not _on_loopback(listener.listen):
-        message = f"plain HTTP on {listener.listen} shows every token to whoever is on the way"
+        message = f"plain HTTP on {listener.listen} shows every token to anyone on the path"
         yield Finding(part.at("listen"), message, "webhook: {listen: ADDRESS:PORT, tls: self-signed}", "warning")
     elif listener.tls is None and not _on_loopback(listener.listen):
         hint = "tls: self-signed, or listen on 127.0.0.1, or insecure: true for old containers without TLS"
@@ -44,7 +44,7 @@ def _webhook(part: Part[m.WebhookListener]) -> Iterator[Finding]:
 
 def _faces(parts: Parts) -> Iterator[Finding]:
     if parts.admin is not None and not _on_loopback(parts.admin.listen):
-        message = f"whoever reaches {parts.admin.listen} can read all routes and sessions"
+        message = f"anyone who can reach {parts.admin.listen} can read all routes and sessions"
         yield Finding(("admin", "listen"), message, "127.0.0.1:8404; metrics.listen is for a Prometheus elsewhere", "warning")
     if (metrics := parts.metrics) is not None:
         if metrics.listen is None and metrics.allow:
@@ -69,7 +69,7 @@ def _tokens(parts: Parts) -> Iterator[Finding]:
             yield Finding(part.at(), message, "exactly one; secret_file is better")
         elif entry.secret is not None:
             hint = "secret_file: FILE keeps it out of backups and screens"
-            yield Finding(part.at("secret"), f"the secret of token {entry.name!r} stands in the config", hint, "warning")
+            yield Finding(part.at("secret"), f"the secret of token {entry.name!r} is in the config", hint, "warning")
 
 
 def _same_names(
@@ -86,7 +86,7 @@ def _same_names(
 @dataclass(frozen=True, slots=True)
 class _Taker:
     what: str
-    loc: Loc | None  # None: by default, written nowhere
+    loc: Loc | None  # None: a default, not written in the file
     listen: Listen
 
 
@@ -102,8 +102,8 @@ def _takers(parts: Parts) -> Iterator[_Taker]:
 
 
 def _taken_ports(parts: Parts) -> Iterator[Finding]:
-    """What the kernel would not let stand side by side, reported at the later one of the file with the first it meets."""
-    # By (port, ip): the first that takes that address. "4", "6" and "any" in place of the ip: that takes any of them.
+    """Addresses that the kernel would not allow together: reported at the later one in the file, naming the earlier one."""
+    # By (port, ip): the first user of that address. "4", "6" and "any" in place of the ip: the first user of any such address.
     first_of: dict[tuple[int, str], tuple[int, _Taker]] = {}
     for number, taker in enumerate(sorted(_takers(parts), key=lambda taker: parts.place(taker.loc))):
         ip, port = taker.listen.ip, taker.listen.port
@@ -133,14 +133,14 @@ def _frontend(part: Part[m.FrontendEntry]) -> Iterator[Finding]:
 
 
 def _loops(parts: Parts) -> Iterator[Finding]:
-    """A server that is one of the frontends again would feed sessions to itself until no fd is left."""
-    frontends: dict[tuple[int, str], tuple[int, m.FrontendEntry]] = {}  # the first of those that listen there
+    """A server that is one of pylb's own frontends would send sessions in a loop until no descriptor is left."""
+    frontends: dict[tuple[int, str], tuple[int, m.FrontendEntry]] = {}  # by listen port and ip, the first of them
     for number, part in enumerate(parts.frontends):
         frontends.setdefault((part.entry.listen.port, part.entry.listen.ip), (number, part.entry))
     for part in parts.frontends:
         for index, server in enumerate(part.entry.servers):
             if isinstance(server.address, HostPort):
-                continue  # its addresses are looked at when they are known
+                continue  # its addresses are checked once they are resolved
             places = [(server.address.port, ip) for ip in _reached(server.address.ip, parts)]
             looped = [frontends[place] for place in places if place in frontends]
             if looped:
@@ -150,7 +150,7 @@ def _loops(parts: Parts) -> Iterator[Finding]:
 
 
 def _reached(ip: str, parts: Parts) -> tuple[str, ...]:
-    """Where a frontend listens whom a connect to `ip` would find."""
+    """The listen addresses of frontends that a connect to `ip` would reach."""
     local = ip in parts.public_addresses or is_loopback(ip)
     return (ip, ANY, "::" if ":" in ip else "0.0.0.0") if local else (ip,)
 

@@ -1,4 +1,4 @@
-"""The readable parts of a file, each entry on its own, so that one mistake does not hide another."""
+"""The readable parts of a file, entry by entry, so that one mistake does not hide another."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -30,9 +30,9 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Part(Generic[_S]):
-    """One entry. `broken` are its keys that do not validate: they have stand-ins, nothing may be concluded from them."""
+    """One entry. `broken` are the keys that do not validate: they hold stand-ins, from which nothing may be concluded."""
 
-    loc: Loc | None  # None: the default, written nowhere
+    loc: Loc | None  # None: the default, not written in the file
     entry: _S
     broken: frozenset[str] = frozenset()
 
@@ -53,7 +53,7 @@ class Parts:
     defaults: m.Defaults | None = None
     tokens: list[Part[m.TokenEntry]] = field(default_factory=list)
     frontends: list[Part[m.FrontendEntry]] = field(default_factory=list)
-    written_frontends: int = 0  # those that cannot be read at all included
+    written_frontends: int = 0  # includes those that cannot be read at all
     public_addresses: frozenset[str] = frozenset()
 
     def place(self, loc: Loc | None) -> Place:
@@ -65,7 +65,7 @@ class Parts:
 
 
 def readable_parts(document: Document, base: Path) -> Parts:
-    """What can be read of each entry; the errors of the rest come from the whole file's validation."""
+    """The parts of each entry that can be read; the validation of the whole file reports the errors in the rest."""
     data = document.data if isinstance(document.data, dict) else {}
     webhook = list(_entries(m.WebhookListener, "webhook", data.get("webhook"), base))
     if data.get("webhook") is None:

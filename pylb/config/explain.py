@@ -14,7 +14,7 @@ from pylb.config.yamlplace import Document, Loc
 
 
 def explain(error: ValidationError, document: Document, model: type[Section]) -> Iterator[Problem]:
-    """One problem for each finding; none where YAML itself already had one."""
+    """One problem for each finding, except where YAML itself already has one."""
     known = {problem.place for problem in document.problems}
     for detail in error.errors(include_url=False):
         loc = detail["loc"]
@@ -27,7 +27,7 @@ def explain(error: ValidationError, document: Document, model: type[Section]) ->
 
 
 def section_at(loc: Loc, model: type[Section]) -> type[Section]:
-    """The model whose keys stand at `loc`."""
+    """The model whose keys are at `loc`."""
     for step in loc:
         field = model.model_fields.get(step) if isinstance(step, str) else None
         inner = section_of(field.annotation) if field is not None else None
@@ -45,7 +45,7 @@ def section_of(annotation: Any) -> type[Section] | None:
 def _unknown_key(loc: Loc, model: type[Section]) -> tuple[str, str]:
     key, section = str(loc[-1]), section_at(loc[:-1], model)
     if key in section.reserved:
-        return f"{show(key)} is not to be set here: {section.reserved[key]}", "remove the line"
+        return f"{show(key)} cannot be set here: {section.reserved[key]}", "remove the line"
     keys = [name for name, field in section.model_fields.items() if not field.exclude]
     close = get_close_matches(key.lower().replace("-", "_"), keys, n=1, cutoff=0.6)
     hint = f"did you mean {close[0]!r}?" if close else "known here: " + ", ".join(keys)
@@ -66,7 +66,7 @@ def _words(detail: ErrorDetails) -> tuple[str, str]:
             expected = str(context["expected"]).replace("'", "")
             close = get_close_matches(str(value), expected.replace(" or ", ", ").split(", "), n=1)
             hint = f"did you mean {close[0]!r}?" if close else expected
-            return f"{show(value)} is no value of {key!r}", hint
+            return f"{show(value)} is not a value of {key!r}", hint
         case "tuple_type":
             return f"{key!r} is a list", f"begin each entry with '- ', or write {key}: [...]"
         case "model_type":

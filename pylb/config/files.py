@@ -1,4 +1,4 @@
-"""What the config names on disk: the tokens' secrets, certificates and keys."""
+"""The files that the config names: the tokens' secrets, certificates and keys."""
 
 import os
 import stat
@@ -16,7 +16,7 @@ _MAX_SECRETS = 4096  # bytes of a file
 
 
 def secrets(parts: Parts, *, read_files: bool) -> tuple[Secrets, list[Finding]]:
-    """The secrets of each token, and what is wrong with them. Without `read_files` only inline ones."""
+    """The secrets of each token, and the problems with them. Without `read_files` only inline secrets."""
     found: Secrets = {}
     owners: dict[str, tuple[str, Loc | None]] = {}
     out: list[Finding] = []
@@ -39,12 +39,12 @@ def secrets(parts: Parts, *, read_files: bool) -> tuple[Secrets, list[Finding]]:
             name, first = owners.setdefault(secret, (entry.name, at))
             if first != at:
                 message = f"tokens {name!r} and {entry.name!r} have the same secret"
-                out.append(Finding(at, message, f"the first is at {parts.where(first)}; a call could not be told apart"))
+                out.append(Finding(at, message, f"the first is at {parts.where(first)}; calls with it could belong to either"))
     return found, out
 
 
 def read_again(tokens: Iterable[m.TokenEntry], before: Secrets) -> tuple[Secrets, list[str]]:
-    """What the secret files hold now; of one that cannot be used the secrets stay as they were, and the text says so."""
+    """The current content of the secret files. If a file cannot be used, its token keeps its secrets and the text says so."""
     after, complaints = dict(before), list[str]()
     for entry in tokens:
         if entry.secret_file is None:
@@ -54,7 +54,7 @@ def read_again(tokens: Iterable[m.TokenEntry], before: Secrets) -> tuple[Secrets
         findings += [found for secret in several for found in _strength(None, entry, secret) if found.severity == "error"]
         taken = {secret for name, held in after.items() if name != entry.name for secret in held}
         if not findings and not taken.isdisjoint(several):
-            findings = [Finding(None, f"token {entry.name!r} has the secret of another one")]
+            findings = [Finding(None, f"token {entry.name!r} has the same secret as another token")]
         if findings:
             complaints += [f"{found.message}: the secret of token {entry.name!r} stays as it was" for found in findings]
         else:
@@ -73,7 +73,7 @@ def _strength(at: Loc | None, entry: m.TokenEntry, secret: str) -> Iterator[Find
 
 
 def _read_secrets(at: Loc | None, path: Path) -> tuple[tuple[str, ...], list[Finding]]:
-    """One a line; none if anything is wrong."""
+    """One secret per line; none if anything is wrong."""
     try:
         raw = read_regular(path, _MAX_SECRETS)
         mode = path.stat().st_mode
@@ -83,16 +83,16 @@ def _read_secrets(at: Loc | None, path: Path) -> tuple[tuple[str, ...], list[Fin
         return (), [Finding(at, f"{path} is {error}")]
     out = []
     if mode & stat.S_IROTH:
-        out.append(Finding(at, f"everybody on this machine can read {path}", f"chmod o-r {path}", "warning"))
+        out.append(Finding(at, f"every user of this machine can read {path}", f"chmod o-r {path}", "warning"))
     lines = tuple(dict.fromkeys(filter(None, raw.decode("ascii", "replace").replace("\r\n", "\n").split("\n"))))
     if not lines or not all(line.isascii() and line.isprintable() and line == line.strip() for line in lines):
-        hint = "one secret a line; several while one replaces another"
+        hint = "one secret per line; several while one replaces another"
         return (), [*out, Finding(at, f"{path} is empty, or a line of it is not printable ASCII", hint)]
     return lines, out
 
 
 def unreadable(parts: Parts) -> Iterator[Finding]:
-    """Certificates, keys and a log that pylb could not open at its start."""
+    """Certificates, keys and a log file that pylb could not open when it starts."""
     for part in parts.webhook:
         if (tls := part.entry.tls) is None:
             continue

@@ -1,6 +1,6 @@
 """Tokens that `pylb token create` makes: one file each in `{state_dir}/tokens`, 0600.
 
-The keys are those of `tokens:` in the config, with `secrets` in place of `secret`. A token of the config with that name wins.
+The keys are those of `tokens:` in the config, with `secrets` in place of `secret`. A token of that name in the config wins.
 """
 
 import json
@@ -24,10 +24,10 @@ _MOST_BYTES = 64 * 1024
 
 
 class MadeToken(m.TokenEntry):
-    """The newest secret is the first; the others are on their way out."""
+    """The newest secret comes first; the others are being phased out."""
 
     secrets: Annotated[tuple[v.Secret, ...], Field(min_length=1, repr=False)]
-    created: str = ""  # ISO 8601, for people
+    created: str = ""  # ISO 8601, only shown
 
     def token(self) -> Token:
         return token_of(self, self.secrets)
@@ -36,7 +36,7 @@ class MadeToken(m.TokenEntry):
 @dataclass(slots=True)
 class Found:
     tokens: dict[str, MadeToken] = field(default_factory=dict)
-    complaints: list[str] = field(default_factory=list)  # of files that cannot be used; the others count
+    complaints: list[str] = field(default_factory=list)  # about files that cannot be used; the others are valid
 
 
 def read_made(state_dir: Path) -> Found:
@@ -58,7 +58,7 @@ def read_made(state_dir: Path) -> Found:
 
 
 def paths(state_dir: Path) -> list[Path]:
-    """The files, as they are just now."""
+    """The files that exist at the moment."""
     try:
         return sorted(path for path in (state_dir / FOLDER).iterdir() if not path.name.startswith("."))
     except OSError:
@@ -66,7 +66,7 @@ def paths(state_dir: Path) -> list[Path]:
 
 
 def write_made(state_dir: Path, made: MadeToken) -> None:
-    """Whole or not at all. Raises OSError."""
+    """Atomic: the whole file or nothing. Raises OSError."""
     folder = state_dir / FOLDER
     folder.mkdir(mode=0o700, exist_ok=True)
     write_private(folder / made.name, json.dumps(dict(_written(made)), indent=1).encode())
@@ -88,7 +88,7 @@ def _written(made: MadeToken) -> Iterator[tuple[str, Any]]:
 
 
 def _plain(value: Any) -> Any:
-    """As the config's parsers read it."""
+    """The form that the config's parsers read."""
     if isinstance(value, tuple) and len(value) == 2 and all(type(item) is int for item in value):
         return f"{value[0]}-{value[1]}"
     if isinstance(value, tuple):

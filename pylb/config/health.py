@@ -21,7 +21,7 @@ def health_findings(parts: Parts) -> Iterator[Finding]:
 
 
 def random_pod(port: int) -> tuple[str, str]:
-    """What is wrong with a check through that port, and what to do."""
+    """What is wrong with a check through that port, and how to fix it."""
     what = f"the check through NodePort {port} asks a random pod, unless the Service says externalTrafficPolicy: Local"
     return f"{what}: one bad pod takes a node out now and then", "externalTrafficPolicy: Local, or a port of this pod alone"
 

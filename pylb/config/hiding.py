@@ -1,6 +1,6 @@
-"""What no message may show: texts of the file that are a secret, or may be one that stands in the wrong place.
+"""Hides texts from messages that are a secret, or may be a secret in the wrong place.
 
-A message names line, column and key, so whoever wrote it finds it; `pylb check` runs in CI, whose logs others read.
+A message names line, column and key, so its reader finds the text. `pylb check` runs in CI, whose logs others can read.
 """
 
 import re
@@ -15,14 +15,14 @@ from pylb.config.yamlplace import Plain
 
 HIDDEN = "(not shown)"
 _SECRET_KEY = re.compile(r"secret|token|passw|key$", re.IGNORECASE)
-# What keys of numbers and networks may hold in a token's entry and still be shown.
+# Characters that values with numbers and networks may have in a token's entry and still be shown.
 _PLAIN = re.compile(r"\s*[0-9][0-9a-fA-F.:/,\s-]{0,43}|\*")
 _NUMBERS = frozenset({"ports", "target_ports", "targets", "sources"})
 _RANDOM = re.compile(r"(?=.*[0-9])(?=.*[a-z])(?=.*[A-Z])[A-Za-z0-9+/_=~.-]{16,}|(?=.*[0-9])(?=.*[a-f])[0-9a-f]{16,}")
 
 
 def hidden(problems: Iterable[Problem], data: Plain) -> list[Problem]:
-    """The problems of a file whose plain value is `data`, without what may be a secret."""
+    """The problems of a file whose plain value is `data`, without texts that may be secrets."""
     several = list(problems)
     texts = sorted(set(_secretive(data)), key=len, reverse=True) if several else []
     return [replace(one, message=_masked(one.message, texts), hint=_masked(one.hint, texts)) for one in several]
@@ -32,7 +32,7 @@ def _masked(message: str, texts: Iterable[str]) -> str:
     for text in texts:
         for form in (show(text), repr(text)):
             message = message.replace(form, HIDDEN)
-        if len(text) >= 4 and not text.isalpha():  # what may be a word of ours is hidden only where it is quoted
+        if len(text) >= 4 and not text.isalpha():  # what may be an ordinary word is hidden only where it is quoted
             for form in (text, ascii(text)[1:-1][:60], text[:40]):
                 message = message.replace(form, HIDDEN)
     return message
@@ -55,7 +55,7 @@ def _secretive(value: Plain, key: str = "") -> Iterator[str]:
 
 
 def _of_tokens(value: Plain) -> Iterator[str]:
-    """Beside secrets all is suspect that is not what its key wants."""
+    """The secrets, and every text that is not what its key expects."""
     for entry in value if isinstance(value, list) else [value]:
         if not isinstance(entry, dict):
             yield from _with_pieces(_texts(entry))
@@ -88,7 +88,7 @@ def _texts(value: Plain) -> Iterator[str]:
 
 
 def _with_pieces(texts: Iterable[str]) -> Iterator[str]:
-    """Also as the parsers of ranges and addresses quote them."""
+    """Also in the forms in which the parsers of ranges and addresses quote them."""
     for text in texts:
         yield text
         pieces = (piece.strip() for sign in "-:" for piece in (*text.partition(sign), *text.rpartition(sign)))

@@ -20,10 +20,10 @@ DEFAULTS = "embedded defaults"
 
 
 def load(path: Path | None, environ: Mapping[str, str], *, text: str | None = None) -> Config:
-    """The config of a file (YAML or JSON), secrets included; without a file the defaults.
+    """The config from a file (YAML or JSON), including secrets; without a file the defaults.
 
-    `environ` is asked for STATE_DIRECTORY and HOME only. `text` is read in place of what the file holds now, as for the
-    last good one; places and relative paths are the file's. Raises ConfigErrors.
+    `environ` is only asked for STATE_DIRECTORY and HOME. `text` is used instead of the file's present content, for example the
+    last good one; places and relative paths are still the file's. Raises ConfigErrors.
     """
     if path is None:
         return parse("", DEFAULTS, environ)
@@ -31,12 +31,12 @@ def load(path: Path | None, environ: Mapping[str, str], *, text: str | None = No
 
 
 def parse(text: str, filename: str, environ: Mapping[str, str] = MappingProxyType({})) -> Config:
-    """As `load`, but opens no file: `keyring()` of the answer knows inline secrets only. Raises ConfigErrors."""
+    """Like `load`, but opens no file: `keyring()` of the result has inline secrets only. Raises ConfigErrors."""
     return _parse(text, filename, environ, read_files=False)
 
 
 def read_secrets_again(config: Config) -> tuple[Config, list[str]]:
-    """With what the secret files hold now, and what was wrong with them: there the old ones stay."""
+    """The config with the present content of the secret files, and problems with them: those files' old secrets stay."""
     complaints: list[str] = []
 
     def change(tokens: Iterable[TokenEntry], before: Secrets) -> Secrets:
@@ -96,7 +96,7 @@ def _placed(about: Iterable[Finding], parts: Parts) -> list[Problem]:
 
 
 def read_text(path: Path) -> str:
-    """Raises ConfigErrors for what cannot be read or is not UTF-8."""
+    """Raises ConfigErrors if the file cannot be read or is not UTF-8."""
     try:
         with path.open("rb") as file:
             raw = file.read(4 * MAX_CHARACTERS + 1)

@@ -1,7 +1,7 @@
 """The keys of pylb.yaml: names, types, defaults and meanings. The reference in docs/ is generated from here.
 
-Every key has its effect; a key of another section is refused with the reason that `reserved` gives. The defaults of policies
-are those of `pylb.core.policy`.
+Every key has an effect; a key that belongs to another section is refused with the reason in `reserved`. The defaults of
+policies are those of `pylb.core.policy`.
 """
 
 from dataclasses import replace
@@ -23,11 +23,11 @@ _ACCEPT, _LIMITS, _CALLS = core.ProxyAccept(), core.Limits(), core.CallLimits()
 
 
 class Section(BaseModel):
-    """A mapping of the file. Unknown keys are errors; an empty value counts as not written where a section stands."""
+    """A mapping in the file. Unknown keys are errors. An empty value where a section belongs counts as absent."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
-    reserved: ClassVar[dict[str, str]] = {}  # key -> why it is refused
-    short: ClassVar[dict[str, Any] | None] = None  # JSON Schema of what may stand in place of the mapping
+    reserved: ClassVar[dict[str, str]] = {}  # key -> why it is refused here
+    short: ClassVar[dict[str, Any] | None] = None  # JSON Schema of the short form that may replace the mapping
 
     @classmethod
     def __get_pydantic_json_schema__(cls, core_schema: Any, handler: Any) -> dict[str, Any]:
@@ -37,7 +37,7 @@ class Section(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _drop_empty_sections(cls, data: Any) -> Any:
-        """`frontends:` with every line below it commented out is no mistake; `sources:` left empty may be a grave one."""
+        """`frontends:` with all its lines commented out is harmless; an empty `sources:` may be a serious mistake."""
         if not isinstance(data, dict):
             return data
         return {key: value for key, value in data.items() if value is not None or not cls._may_be_empty(key)}
@@ -52,7 +52,7 @@ class Tls(Section):
     """`self-signed`, or the certificate and key to use."""
 
     short = {"const": "self-signed"}
-    self_signed: bool = Field(False, exclude=True)  # from the short form, never a key
+    self_signed: bool = Field(False, exclude=True)  # set by the short form, never a key
     certificate: v.FilePath | None = Field(None, description="PEM file: the certificate and its chain")
     key: v.FilePath | None = Field(None, description="PEM file: its private key")
 
@@ -68,7 +68,7 @@ class Tls(Section):
 
 class WebhookLimits(Section):
     connections: v.AtLeastOne = Field(
-        _CALLS.connections, description="at once; at the cap a waiting one of the largest crowd is cut"
+        _CALLS.connections, description="at once; at the cap a waiting one of the address with the most is closed"
     )
     per_address: v.AtLeastOne = Field(
         _CALLS.per_address, description="of one IPv4 address or IPv6 /64; more only while they are complete"
@@ -76,12 +76,12 @@ class WebhookLimits(Section):
     burst: v.AtLeastOne = Field(
         _CALLS.burst,
         description="changes that a token may make at once from one address or /64; five times as many from all. "
-        "Beats that change nothing have limits of their own: 1,000 at once, 200 a second",
+        "Heartbeats that change nothing have their own limits: 1,000 at once, 200 a second",
     )
-    rate: v.AtLeastOne = Field(_CALLS.rate, description="and a second in the long run; more get a 429 with Retry-After")
+    rate: v.AtLeastOne = Field(_CALLS.rate, description="and per second in the long run; more get a 429 with Retry-After")
     lockout: v.AtLeastOne = Field(
         _CALLS.lockout,
-        description="calls without a valid token a minute, from one address or /64; more get a 429. A valid one is served",
+        description="calls without a valid token per minute, from one address or /64; more get a 429. Valid ones are served",
     )
 
     def limits(self) -> core.CallLimits:
@@ -119,15 +119,13 @@ class Log(Section):
         "tcplog", description="one line per session: HAProxy's tcplog, logfmt or JSON; `none`: only pylb's own messages"
     )
     target: v.LogTarget = Field(Target(), description="where session lines go; a file is opened again on SIGUSR1; see logs.md")
-    sample: v.AtLeastOne = Field(
-        1, description="a line for one in so many sessions that ended in order; all others have theirs"
-    )
+    sample: v.AtLeastOne = Field(1, description="a line for one in so many sessions that ended normally; all others get a line")
     dontlognull: v.Flag = Field(False, description="no line for a client that sent no byte, unless something else went wrong")
     facility: v.Facility = Field("local0", description="of syslog messages")
     tag: v.Name = Field("pylb", description="the program's name in syslog messages; `haproxy` for rules made for HAProxy")
     level: Literal["debug", "info", "warning", "error"] = Field("info", description="of pylb's own messages")
     calls: Literal["all", "changes"] = Field(
-        "changes", description="accepted calls of phone-homes: a line for each, or not for those that change nothing"
+        "changes", description="accepted calls of phone-homes: a line for each, or only for those that change something"
     )
 
     @property
@@ -146,22 +144,22 @@ class Leases(Section):
     max_ttl: v.LongerThanZero = Field(_LEASES.max_ttl, description="a longer one is refused")
     keep_stale: v.DurationOrNever = Field(
         _LEASES.keep_stale,
-        description="how long a registration whose lease ended stays as the last resort; with its last one a port closes. "
-        "An alarm comes after an hour, and another one a day before the end",
+        description="how long a registration whose lease ended stays as the last resort; a port closes with its last one. "
+        "An alert fires after an hour, and another one a day before the end",
     )
     yield_after: v.LongerThanZero = Field(
         _LEASES.yield_after,
-        description="a port whose registrations all called no more (or said goodbye) and whose servers accepted no "
-        "connection for so long, in one piece, goes to whoever asks for it",
+        description="a port whose registrations are all silent (or said goodbye) and whose servers accepted no "
+        "connection, without a break for so long, goes to whoever asks for it",
     )
 
 
 class Bounds(Section):
     servers_per_frontend: v.AtLeastOne = Field(
-        _BOUNDS.servers_per_frontend, description="of a port, static ones included; another registration is refused (429)"
+        _BOUNDS.servers_per_frontend, description="per port, including static ones; a registration beyond that is refused (429)"
     )
     ports_per_token: v.AtLeastOne = Field(
-        _BOUNDS.ports_per_token, description="of all registrations of one token together; of these there may be 2,000"
+        _BOUNDS.ports_per_token, description="of all registrations of one token together; it may have 2,000 registrations"
     )
 
     def bounds(self) -> core.Bounds:
@@ -169,10 +167,10 @@ class Bounds(Section):
 
 
 class TokenEntry(Section):
-    name: v.Name = Field(description="who it is; part of a registration's identity")
-    secret: v.Secret | None = Field(None, repr=False, description="the token itself; warns: better in a file of its own")
+    name: v.Name = Field(description="the token's name; part of a registration's identity")
+    secret: v.Secret | None = Field(None, repr=False, description="the token itself; warns: a separate file is better")
     secret_file: v.FilePath | None = Field(
-        None, description="file that holds it, or several, one a line, while one replaces another; read again when it changes"
+        None, description="file with it, or with several, one per line, while one replaces another; read again when it changes"
     )
     allow_weak: v.Flag = Field(
         False, description="accept fewer than 22 characters; such a token works on the legacy route only"
@@ -192,8 +190,8 @@ class TokenEntry(Section):
     legacy: v.Flag = Field(True, description="may it be used on the legacy route?")
     replaces: v.Names = Field(
         (),
-        description="tokens whose registrations are this one's from now on, as far as it might have made them: their ports go "
-        "on serving, and calls with either secret are calls of this one until the other token is removed. `generated`: the "
+        description="tokens whose registrations this one takes over, as far as its scope allows them: their ports go "
+        "on serving, and calls with either secret count as this one's until the other token is removed. `generated`: the "
         "first run's",
     )
 
@@ -242,7 +240,7 @@ class HealthSection(Section):
     )
 
     def said(self) -> dict[str, Any]:
-        """Of a HealthPolicy: what is written here."""
+        """The fields of a HealthPolicy that are written in this section."""
         found = {key: getattr(self, key) for key in self.model_fields_set}
         if "mode" in found:
             mode = found.pop("mode")
@@ -282,7 +280,7 @@ class ProxyProtocolSection(Section):
     accept_timeout: v.LongerThanZero = Field(_ACCEPT.timeout, description="for that header to be there")
 
 
-SOURCE_SHARE = 50  # of a config that says nothing; an engine without a config has no such limit
+SOURCE_SHARE = 50  # without a setting; an engine without a config has no such limit
 
 
 class LimitsSection(Section):
@@ -324,7 +322,7 @@ class PolicySection(Section):
     proxy_protocol: ProxyProtocolSection = Field(default_factory=ProxyProtocolSection)
 
     def policy(self, base: core.Policy) -> core.Policy:
-        """`base` with the lines that are written here on top, key by key."""
+        """`base` with the keys that are written in this section on top."""
         written = self.model_fields_set
         plain = {key: getattr(self, key) for key in _PLAIN if key in written}
         timeouts = {key: getattr(self.timeouts, key) for key in self.timeouts.model_fields_set}
@@ -370,7 +368,7 @@ _PLAIN = ("balance", "retries", "max_connections", "max_queue", "freebind", "sou
 class Defaults(PolicySection):
     bind: v.Bind = Field("*", description="where ports opened by registrations listen")
     resolve_interval: v.ResolveInterval = Field(
-        30.0, description="between two look-ups of a server's host name; the last good answer counts"
+        30.0, description="between two look-ups of a server's host name; the last good answer stays valid"
     )
 
     def policy(self, base: core.Policy) -> core.Policy:
@@ -404,7 +402,7 @@ class FrontendEntry(PolicySection):
     )
     registrations: Literal["name", "legacy", "any"] = Field(
         "name",
-        description="which may join: `name`: those of the frontend's name; `legacy`: these, and calls of old containers "
+        description="which may join: `name`: those with the frontend's name; `legacy`: these, and calls of old containers "
         "whatever name they give; `any`: all",
     )
 

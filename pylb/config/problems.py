@@ -1,4 +1,4 @@
-"""What is wrong with a config, and where: values that print as compilers do, so that editors can jump to them."""
+"""What is wrong with a config, and where. Problems print like those of compilers, so that editors can jump to them."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -17,7 +17,7 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One mistake. `message` and `hint` never hold a secret."""
+    """One mistake. `message` and `hint` never contain a secret."""
 
     filename: str
     place: Place
@@ -30,11 +30,11 @@ class Problem:
         return f"{where}: {self.severity}: {self.message}" + (f" ({self.hint})" if self.hint else "")
 
 
-MOST_SHOWN = 20  # problems of one file that are printed: who has more has made one mistake in many places
+MOST_SHOWN = 20  # problems of one file that are printed: more are usually one mistake in many places
 
 
-class ConfigErrors(Exception):  # noqa: N818 - it is all of them
-    """Every mistake that was found, in the order of the file. As a text it is the first of them, see `in_short`."""
+class ConfigErrors(Exception):  # noqa: N818 - it holds all of them
+    """Every mistake that was found, in the order of the file. Its text is the first of them, see `in_short`."""
 
     def __init__(self, problems: Iterable[Problem]) -> None:
         self.problems = sorted(problems, key=lambda problem: problem.place)
@@ -42,7 +42,7 @@ class ConfigErrors(Exception):  # noqa: N818 - it is all of them
 
 
 def in_short(problems: Iterable[Problem]) -> Iterator[str]:
-    """A line for each of the first MOST_SHOWN of a file, and how many more there are. A remedy is said with its first one."""
+    """A line for each of a file's first MOST_SHOWN problems, and how many more there are. Each hint is shown only once."""
     seen, remedies = Counter[str](), set[str]()
     for problem in problems:
         seen[problem.filename] += 1
@@ -55,8 +55,8 @@ def in_short(problems: Iterable[Problem]) -> Iterator[str]:
 
 
 def wrong(message: str, hint: str = "") -> PydanticCustomError:
-    """What a validator raises: pydantic keeps message and hint apart for us and adds where it was.
+    """The exception for validators to raise: pydantic keeps message and hint apart and adds the place.
 
-    The text travels in the context, not in the template: braces in a user's value are no placeholders.
+    The text is in the context, not in the template, so that braces in a user's value are not placeholders.
     """
     return PydanticCustomError("config", "{message}", {"message": message, "hint": hint})

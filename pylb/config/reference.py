@@ -1,4 +1,4 @@
-"""The config reference as Markdown, generated from the models: it cannot say anything else than what is checked."""
+"""The config reference as Markdown, generated from the models, so that it always agrees with what is checked."""
 
 from collections.abc import Iterator
 from types import NoneType
@@ -27,7 +27,7 @@ Quote what YAML would read as something else: `"*:443"`, `"22:30"`, `"010"`, `"n
 
 
 def reference() -> str:
-    """One table of all keys for each section, in the order of the file."""
+    """A table of all keys for each section, in the order of the file."""
     return "\n".join([_HEAD, *_tables("", Config, "The file")])
 
 
@@ -45,7 +45,7 @@ def _tables(path: str, section: type[Section], title: str) -> Iterator[str]:
         yield f"| `{key}` | {_cell(_type(field, field.annotation))} | {_default(key, field)} | {_cell(meaning)} |"
     if section is FrontendEntry:
         keys = ", ".join(f"`{key}`" for key in PolicySection.model_fields)
-        yield f"\nOf [`defaults`](#defaults) also {keys}: what is written here wins, key by key."
+        yield f"\nOf [`defaults`](#defaults) also {keys}: keys that are written here win."
     for why in dict.fromkeys(section.reserved.values()):
         keys = ", ".join(f"`{key}`" for key, reason in section.reserved.items() if reason == why)
         yield f"\nRefused: {keys} ({why})."
@@ -55,7 +55,7 @@ def _tables(path: str, section: type[Section], title: str) -> Iterator[str]:
 
 
 def _anchor(name: str) -> str:
-    """As GitHub makes them from headings: lower case, punctuation gone."""
+    """The anchor that GitHub makes from a heading: lower case, no punctuation."""
     return "".join(char for char in name.lower() if char.isalnum() or char in "_-")
 
 

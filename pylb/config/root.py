@@ -1,4 +1,4 @@
-"""The whole file as one frozen value, and what the other layers take from it."""
+"""The whole file as one frozen value, and the parts that the other layers take from it."""
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -16,7 +16,7 @@ from pylb.core.policy import LeaseBounds, Limits, Policy, Rules
 _LOOPBACK = (parse_network("127.0.0.0/8"), parse_network("::1/128"))
 _EVERY_PORT = Ports(((1, 65535),))
 
-Secrets = dict[str, tuple[str, ...]]  # of each token by its name; several while one replaces another
+Secrets = dict[str, tuple[str, ...]]  # by the token's name; several while one replaces another
 
 
 def default_webhook() -> tuple[m.WebhookListener, ...]:
@@ -30,14 +30,14 @@ def _some(listeners: tuple[m.WebhookListener, ...]) -> tuple[m.WebhookListener, 
 
 
 class Config(m.Section):
-    """pylb.yaml. Made by `load` and `parse` only."""
+    """pylb.yaml. Made only by `load` and `parse`."""
 
     webhook: Annotated[tuple[m.WebhookListener, ...], BeforeValidator(v.one_or_more), AfterValidator(_some), v.OneOrMore()] = (
         Field(default_factory=default_webhook, description="one listener or a list; default: self-signed TLS on `*:9000`")
     )
-    advertise: v.Host | None = Field(None, description="what others call this machine")
+    advertise: v.Host | None = Field(None, description="the name or address by which others reach this machine")
     public_addresses: v.Ips = Field((), description="its public addresses behind 1:1 NAT")
-    trusted_proxies: v.Networks = Field((), description="whose word on the caller's address the webhook believes")
+    trusted_proxies: v.Networks = Field((), description="proxies whose word on the caller's address the webhook trusts")
     admin: m.Admin = Field(default_factory=m.Admin)
     metrics: m.Metrics = Field(default_factory=m.Metrics)
     state_dir: v.FilePath = Field(
@@ -51,7 +51,7 @@ class Config(m.Section):
     log: m.Log = Field(default_factory=m.Log)
     recorder: m.Recorder = Field(default_factory=m.Recorder)
     leases: m.Leases = Field(default_factory=m.Leases)
-    bounds: m.Bounds = Field(default_factory=m.Bounds, description="what registrations may add up to")
+    bounds: m.Bounds = Field(default_factory=m.Bounds, description="bounds on all registrations together")
     tokens: tuple[m.TokenEntry, ...] = Field(
         default_factory=tuple, description="who may register; none: one is generated at the first run"
     )
@@ -62,7 +62,7 @@ class Config(m.Section):
     _secrets: Secrets = PrivateAttr(default_factory=dict)
 
     def completed(self, secrets: Secrets, warnings: Iterable[Problem]) -> Self:
-        """A copy that knows the tokens' secrets and what was noted on the way."""
+        """A copy with the tokens' secrets and the warnings found on the way."""
         copy = self.model_copy()
         copy._secrets, copy._warnings = dict(secrets), tuple(warnings)  # noqa: SLF001 - our own class
         return copy
@@ -72,12 +72,12 @@ class Config(m.Section):
         return self.completed(change(self.tokens, self._secrets), self._warnings)
 
     def secrets_of(self, name: str) -> tuple[str, ...]:
-        """None where they were not read (`parse`)."""
+        """None if they were not read (`parse`)."""
         return self._secrets.get(name, ())
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What works but should not stay so, in printable lines; `all_warnings` has more than the first ones."""
+        """What works but should be changed, in printable lines; `all_warnings` has all of them."""
         return tuple(in_short(self._warnings))
 
     @property
@@ -93,17 +93,17 @@ class Config(m.Section):
 
     @property
     def insecure(self) -> bool:
-        """Does a webhook take tokens in plain HTTP from beyond loopback?"""
+        """Does a webhook accept tokens in plain HTTP from beyond loopback?"""
         return any(one.tls is None and one.insecure and not is_loopback(one.listen.ip) for one in self.webhook)
 
     @property
     def own_names(self) -> tuple[str, ...]:
-        """What others call this machine: `advertise` and `public_addresses`."""
+        """The names and addresses of this machine for others: `advertise` and `public_addresses`."""
         return (*((self.advertise,) if self.advertise else ()), *self.public_addresses)
 
     @property
     def own_ips(self) -> frozenset[str]:
-        """`advertise`, if it is an address, and `public_addresses`. A name is resolved by the caller: no network I/O here."""
+        """`advertise`, if it is an address, and `public_addresses`. The caller resolves names: no network I/O here."""
         try:
             named = {parse_ip(self.advertise)} if self.advertise is not None else set()
         except ValueError:
@@ -111,7 +111,7 @@ class Config(m.Section):
         return frozenset(named.union(self.public_addresses))
 
     def rules(self, own_ips: frozenset[str] = frozenset()) -> Rules:
-        """What control needs. `own_ips`: the addresses of this machine's interfaces and those `advertise` resolves to."""
+        """What control needs. `own_ips`: the addresses of this machine's interfaces, and those that `advertise` resolves to."""
         defaults = self.defaults.policy(Policy(limits=Limits(source_share=m.SOURCE_SHARE)))
         return Rules(
             frontends=tuple(entry.frontend(defaults) for entry in self.frontends),
@@ -133,9 +133,9 @@ class Config(m.Section):
 
 
 def first_run_token(secret: str, reserved_ports: frozenset[int]) -> Token:
-    """What pylb generates when no token is configured: any port but 22 and pylb's own, any name, loopback allowed.
+    """The token that pylb generates if none is configured: any port but 22 and pylb's own, any name, loopback allowed.
 
-    Loopback so that it can be tried with one curl; ports somebody else listens on cannot be bound anyway.
+    Loopback, so that one curl line can try it; ports that another program listens on cannot be bound anyway.
     """
     return Token(
         name="generated",

@@ -13,12 +13,12 @@ class _Generator(GenerateJsonSchema):
     schema_dialect = "https://json-schema.org/draft/2020-12/schema"
 
     def default_schema(self, schema: core_schema.WithDefaultSchema) -> dict[str, Any]:
-        """Defaults are parsed values, not what one writes; docs/config.md has them."""
+        """Leave defaults out: they are parsed values, not what people write; docs/config.md has them."""
         return self.generate_inner(schema["schema"])
 
 
 def schema() -> str:
-    """What it refuses pylb refuses too; pylb refuses more (loops, ports taken twice), with the place and a hint."""
+    """pylb refuses whatever the schema refuses, and more (loops, ports used twice), with the place and a hint."""
     found: dict[str, Any] = Config.model_json_schema(schema_generator=_Generator)
     whole = {"$schema": _Generator.schema_dialect, "title": "pylb.yaml"} | found
     return json.dumps(whole | {"title": "pylb.yaml"}, indent=1) + "\n"

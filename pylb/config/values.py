@@ -1,4 +1,4 @@
-"""The scalar types of the config: text as users write it, parsed once into what the core wants.
+"""The scalar types of the config: text as users write it, parsed once into what the core needs.
 
 Every parser raises `wrong(what, hint)`; the place is added later. `Shape` is the type's name in the generated reference.
 """
@@ -25,7 +25,7 @@ _T = TypeVar("_T")
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 NEVER = math.inf  # seconds
 MAX_DURATION = 366 * 24 * 3600.0
-NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,251}[A-Za-z0-9])?")  # as core.registration: names meet there
+NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,251}[A-Za-z0-9])?")  # as in core.registration: names are compared
 _HOST = re.compile(r"(?=.{1,253}\Z)[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?(\.[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)*", re.IGNORECASE)
 
 
@@ -35,7 +35,7 @@ _TEXT: Json = {"type": "string"}
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """How the reference names a type, and how the JSON Schema describes what may be written."""
+    """The reference's name for a type, and the JSON Schema of what may be written."""
 
     name: str
     json: Json = field(default_factory=lambda: dict(_TEXT), hash=False)
@@ -45,7 +45,7 @@ class Shape:
 
 
 class OneOrMore:
-    """A list that may be written as its one item."""
+    """A list with one item may be written as that item."""
 
     def __get_pydantic_json_schema__(self, core_schema: Any, handler: Any) -> Json:
         several = handler(core_schema)
@@ -104,7 +104,7 @@ def parse_duration(value: object) -> float:
 
 
 def duration_text(seconds: float) -> str:
-    """As people write it, and `parse_duration` reads it. Whole milliseconds only; "never" for NEVER."""
+    """As people write it, and as `parse_duration` reads it. Whole milliseconds only; "never" for NEVER."""
     if seconds == NEVER:
         return "never"
     if seconds >= 2 * _UNITS["d"] and seconds % _UNITS["d"] == 0:
@@ -116,7 +116,7 @@ def duration_text(seconds: float) -> str:
 
 
 def show(value: object) -> str:
-    """A value of the user's in a message: short, and printable whatever it holds."""
+    """A user's value for a message: short, and printable whatever it contains."""
     if isinstance(value, dict | list):
         return "a mapping" if isinstance(value, dict) else "a list"
     if isinstance(value, bool):
@@ -159,7 +159,7 @@ def _server(value: object) -> core.Address | core.HostPort:
     if colon and not re.fullmatch(r"[0-9.]+", host) and _HOST.fullmatch(host.removesuffix(".")):
         return core.HostPort(host.removesuffix(".").lower(), _parsed(core.parse_port, port, hint))
     if colon and not host.isascii():
-        raise wrong(f"{show(text)} is no host name of the DNS", "write its xn-- form")
+        raise wrong(f"{show(text)} is not a DNS host name", "write its xn-- form")
     address = _parsed(core.parse_address, text, hint)
     if (refused := core.refused_class(address.ip)) is not None:
         raise wrong(f"{address.ip} is {refused}: never a server", hint)
@@ -216,7 +216,7 @@ def _path(value: object, info: ValidationInfo) -> Path:
 
 def _log_target(value: object, info: ValidationInfo) -> Target:
     hint = "stdout, file:/var/log/pylb/sessions.log, udp:192.0.2.1:514, or unix:/dev/log"
-    target = _parsed(parse_target, _text(value, "a target of the log"), hint)
+    target = _parsed(parse_target, _text(value, "a target for the log"), hint)
     if target.kind == "udp":
         return target._replace(place=_host(target.place))
     return target if target.kind == "stdout" else target._replace(place=str(_path(target.place, info)))
@@ -226,13 +226,13 @@ def _facility(value: object) -> str:
     if value not in FACILITIES:
         near = get_close_matches(str(value), FACILITIES, n=1)
         raise wrong(
-            f"{show(value)} is no facility of syslog", f"did you mean {near[0]}?" if near else "local0 to local7, daemon"
+            f"{show(value)} is not a syslog facility", f"did you mean {near[0]}?" if near else "local0 to local7, daemon"
         )
     return str(value)
 
 
 def _secret(value: object) -> str:
-    """Printable ASCII, for it travels in an HTTP header (RFC 9110 5.5). Its text is in no message."""
+    """Printable ASCII, because it is sent in an HTTP header (RFC 9110 5.5). No message contains its text."""
     if not isinstance(value, str):
         raise wrong("the secret is not a text", "quote it")
     if not value or not value.isascii() or not value.isprintable() or value != value.strip():
@@ -317,13 +317,13 @@ def _check(value: object) -> Check:
 def _access_rule(value: object) -> AccessRule:
     hint = "as in {allow: 192.0.2.0/24} or {deny: 2001:db8::/32}"
     if not isinstance(value, dict) or len(value) != 1 or not value.keys() <= {"allow", "deny"}:
-        raise wrong(f"{show(value)} is not a rule of access", hint)
+        raise wrong(f"{show(value)} is not an access rule", hint)
     [(verb, network)] = value.items()
     return AccessRule(verb == "allow", _network(network))
 
 
 def one_or_more(value: Any) -> Any:
-    """One value stands for a list of one."""
+    """A single value stands for a list of one."""
     return value if isinstance(value, list) or value is None else [value]
 
 

@@ -1,6 +1,6 @@
-"""Settings that nobody would read, because another one is missing: each is an error that names the other one.
+"""Settings without effect, because another one is missing: each is an error that names the other one.
 
-A line that says what holds anyway is no mistake: whoever writes all of a section down means nothing by it.
+A line that repeats the default is not a mistake: people write down whole sections.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,7 +14,7 @@ from pylb.core.policy import UNSAID, Balance, HealthMode, Policy, ProxyProtocol,
 
 
 class _Need(NamedTuple):
-    """What a key of a frontend needs to have an effect."""
+    """What a frontend's key needs to have an effect."""
 
     key: str
     met: Callable[[StaticFrontend], bool]
@@ -23,7 +23,7 @@ class _Need(NamedTuple):
 
 
 def _sends_v2(frontend: StaticFrontend) -> bool:
-    """A registration says for its own server what is sent."""
+    """Always possible with registrations: each says what its own server is sent."""
     return frontend.policy.send_proxy is ProxyProtocol.V2 or not frontend.servers
 
 
@@ -39,10 +39,10 @@ def _asks(frontend: StaticFrontend) -> bool:
     return frontend.policy.health.mode is not HealthMode.NONE
 
 
-_NO_V2 = ("servers are sent no PROXY header of version 2", "send: v2")
+_NO_V2 = ("servers are not sent a PROXY header of version 2", "send: v2")
 _NO_PROXIES = ("no proxy is named from which a header is accepted", 'accept_from: ["192.0.2.0/24"]')
 _NO_FULL = ("no server has max_connections, so none is ever full", "{address: …, max_connections: 100} at a server")
-_NO_CHECKS = ("the mode is none, so nothing is asked", "mode: active or passive, or leave both out")
+_NO_CHECKS = ("the mode is none, so there are no checks", "mode: active or passive, or leave both out")
 
 _NEEDS = (
     _Need("proxy_protocol.crc32c", _sends_v2, *_NO_V2),
@@ -67,7 +67,7 @@ _NEEDS = (
     _Need(
         "freebind",
         lambda one: one.listen.ip not in (ANY, "0.0.0.0", "::"),
-        "it listens on all addresses, also those that come later",
+        "it listens on all addresses, including future ones",
         "remove the line, or name the address",
     ),
     _Need("on_down", _asks, "health.mode is none, so no server is ever found down", _NO_CHECKS[1]),
@@ -91,7 +91,7 @@ def without_effect(parts: Parts) -> Iterator[Finding]:
             if _says(part.entry, need.key) and not need.met(frontend):
                 yield _finding(part, need)
         yield from _servers(part, frontend)
-    if len(readable) == parts.written_frontends:  # of one with mistakes nobody knows what it needs
+    if len(readable) == parts.written_frontends:  # a frontend with mistakes may need the value
         yield from _defaults(parts.defaults, defaults, [part.entry for part in readable])
 
 
@@ -110,15 +110,15 @@ def _value(section: m.Section, key: str) -> Any:
 
 
 def _says(section: m.Section, key: str) -> bool:
-    """Is it written, and something else than what holds anyway?"""
+    """Is it written, with another value than the default?"""
     value, default = _value(section, key), attrgetter(key)(_PLAIN)
     return value is not None and value != default
 
 
 def _defaults(section: m.Defaults, defaults: Policy, frontends: list[m.FrontendEntry]) -> Iterator[Finding]:
-    """A line has its effect on ports that registrations open, or on a frontend that does not say something of its own.
+    """A default has an effect on ports opened by registrations, or on a frontend that does not set the key itself.
 
-    A frontend that comes later may need the value, so it is a warning; a switch that is on is meant for now.
+    A frontend added later may need the value, so it is only a warning; a switch that is turned on is meant for now.
     """
     part = Part(("defaults",), section)
     registered = StaticFrontend("", Listen("tcp", defaults.bind, 1), (), defaults)
@@ -140,10 +140,10 @@ def _servers(part: Part[m.FrontendEntry], frontend: StaticFrontend) -> Iterator[
             message = f"weight of {server.address} has no effect: with balance: first there are no shares"
             yield Finding(part.at("servers", index, "weight"), message, "balance: leastconn, or remove the line")
         if entry.health.check is not None and entry.health.check.port and entry.health.port:
-            message = f"the port of {server.address}'s check is said twice: {entry.health.check.port} and {entry.health.port}"
+            message = f"the port of {server.address}'s check is given twice: {entry.health.check.port} and {entry.health.port}"
             yield Finding(part.at("servers", index, "health", "port"), message, "remove one of them")
         if server.health != UNSAID and not _asks(frontend):
-            message = f"health of {server.address} has no effect: the frontend's mode is none, so nothing is asked"
+            message = f"health of {server.address} has no effect: the frontend's mode is none, so there are no checks"
             yield Finding(part.at("servers", index, "health"), message, "mode: active or passive, for the frontend")
         if entry.resolve != "any" and isinstance(server.address, Address):
             message = f"resolve has no effect: {server.address} is an address, not a host name"
@@ -158,9 +158,9 @@ def _log(log: m.Log | None) -> Iterator[Finding]:
         if getattr(log, key) == getattr(plain, key):
             continue
         if log.format == "none":
-            why, hint = "the format is none, so no session has a line", "format: tcplog"
+            why, hint = "the format is none, so no session gets a line", "format: tcplog"
         elif key not in lines and log.target.kind not in ("udp", "unix"):
-            why, hint = f"{log.target} is no syslog", "target: udp:192.0.2.1:514, or unix:/dev/log"
+            why, hint = f"{log.target} is not a syslog", "target: udp:192.0.2.1:514, or unix:/dev/log"
         else:
             continue
         yield Finding(("log", key), f"log.{key} has no effect: {why}", hint)

@@ -1,8 +1,8 @@
-"""YAML text as plain values plus the place of each, with YAML's own traps turned into errors that say what to write.
+"""YAML text as plain values, with the place of each; YAML's own traps become errors that say what to write.
 
-PyYAML's node graph is used instead of its objects: it keeps the marks, the duplicate keys and the text as it was written
-("22:30", not 1350). Bounds on size, depth and node count stand before aliases are followed, so that no file of a few
-lines grows into gigabytes ("billion laughs").
+PyYAML's node graph is used instead of its objects: it has the positions, the duplicate keys and the text as it was written
+("22:30", not 1350). Size, depth and node count are bounded before aliases are followed, so that a file of a few lines cannot
+grow to gigabytes ("billion laughs").
 """
 
 import re
@@ -18,19 +18,19 @@ from pylb.config.problems import Place, Problem
 MAX_CHARACTERS = 1 << 20
 MAX_DEPTH = 16  # the deepest documented key is at 6
 MAX_NODES = 100_000  # counted with aliases followed
-MAX_RECOVERIES = 100  # bare asterisks that are stepped over in search of further errors
+MAX_RECOVERIES = 100  # bare asterisks that are skipped in search of further errors
 
 Plain = None | bool | int | float | str | list["Plain"] | dict[str, "Plain"]
 Loc = tuple[int | str, ...]
 
 _TAG = "tag:yaml.org,2002:"
-_STAR = "\ue000"  # stands for a bare * while the rest of the file is read; private use, one column wide like the original
+_STAR = "\ue000"  # replaces a bare * while the rest of the file is read; private use, one column wide like the original
 _TRUE, _FALSE = {"yes", "true", "on"}, {"no", "false", "off"}
 
 
 @dataclass(slots=True)
 class Document:
-    """The plain value of a file; where each part of it stands; what YAML itself had to say."""
+    """The plain value of a file, the place of each part, and YAML's own errors."""
 
     filename: str
     data: Plain = None
@@ -44,8 +44,8 @@ class Document:
     def node(self, loc: Loc, *, key: bool = False) -> Node | None:
         """The node at `loc`, or the nearest one around it: a missing key is reported where its mapping begins.
 
-        `key`: the last key itself rather than its value. An index into what is no list means the thing itself: one
-        listener may stand where a list of them could.
+        `key`: the last key itself rather than its value. An index into something that is not a list means the thing itself,
+        because one listener may be written where a list of them could be.
         """
         node = self.root
         for depth, step in enumerate(loc):
@@ -69,7 +69,7 @@ class Document:
 
 
 def read(text: str, filename: str) -> Document:
-    """Never raises: whatever is wrong is in `problems` of the answer."""
+    """Never raises: `problems` of the result says what is wrong."""
     document = Document(filename)
     if len(text) > MAX_CHARACTERS:
         document.report(Place(1, 1), f"the file has more than {MAX_CHARACTERS} characters")
@@ -83,7 +83,7 @@ def read(text: str, filename: str) -> Document:
 
 
 class _Loader(yaml.SafeLoader):
-    """Composes nodes only to a sane depth: PyYAML recurses once per level."""
+    """Limits the depth: PyYAML recurses once per level."""
 
     depth = 0
 
@@ -123,7 +123,7 @@ def _compose(text: str, document: Document) -> Node | None:
 
 
 def _bare_star(text: str, error: yaml.MarkedYAMLError) -> yaml.Mark | None:
-    """Where an unquoted `*` was taken for an alias; None if the error is another one."""
+    """Where an unquoted `*` was read as an alias; None if the error is another one."""
     if error.context == "while scanning an alias":
         mark = error.context_mark
     elif (error.problem or "").startswith("found undefined alias"):
@@ -148,7 +148,7 @@ def _report_syntax(text: str, error: yaml.MarkedYAMLError, document: Document) -
 
 
 class _Reader:
-    """Turns nodes into plain values and reports what YAML would have misread in silence."""
+    """Turns nodes into plain values and reports what YAML would silently misread."""
 
     def __init__(self, document: Document) -> None:
         self.document = document
@@ -179,7 +179,7 @@ class _Reader:
                 before = first[key]
                 where = f"{self.document.filename}:{before.line}:{before.col}"
                 self.document.report(place, f"duplicate key {key!r}, first written at {where}", "remove one of them")
-            value = self._value(value_node, key, depth + 1)  # read even if it is a duplicate: its mistakes count too
+            value = self._value(value_node, key, depth + 1)  # read even if it is a duplicate: its mistakes are reported too
             if key not in first:
                 first[key] = place
                 plain[key] = value
@@ -200,7 +200,7 @@ class _Reader:
         return str(text)
 
     def _number(self, node: ScalarNode, text: str, key: str) -> Plain:
-        """A number, unless YAML 1.1 reads another one than was meant (its types int and float, yaml.org/type)."""
+        """A number, unless YAML 1.1 reads a different one than was meant (its types int and float, yaml.org/type)."""
         shown = "the secret" if key == "secret" else text  # a secret never appears in a message
         digits = text.replace("_", "").lstrip("+-")
         negative = text.startswith("-")
@@ -214,14 +214,14 @@ class _Reader:
             self.document.report(_place(node.start_mark), trap, hint)
             return text
         if len(digits) > 20:
-            return text  # no number of ours; Python refuses to print ones of more than 4300 digits
+            return text  # not a number that the config knows; Python refuses to print ones of more than 4300 digits
         try:
             if node.tag == _TAG + "int":
                 number = int(digits, 0)  # also 0x1f90 and 0b11
                 return -number if negative else number
             return float(text.replace("_", "").lower().replace(".inf", "inf").replace(".nan", "nan"))
         except ValueError:
-            return text  # an explicit tag on something else: the key's own check says what it wants
+            return text  # an explicit tag on something else: the key's own check reports it
 
 
 def _reading(value: float | None, key: str) -> str:

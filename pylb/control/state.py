@@ -533,7 +533,7 @@ class Ledger:
 def _without_effect(item: Wanted, policy: Policy) -> Iterator[str]:
     """For whoever announced it: what of it the frontend's own settings leave without effect."""
     if item.health != UNSAID and policy.health.mode is HealthMode.NONE:
-        yield f"health of port {item.port} has no effect: the mode of its frontend is none, so nothing is asked"
+        yield f"health of port {item.port} has no effect: the mode of its frontend is none, so there are no checks"
     if item.weight > 1 and policy.balance is Balance.FIRST:
         yield f"weight of port {item.port} has no effect: with the balance of its frontend, first, there are no shares"
 

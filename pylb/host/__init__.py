@@ -1,1 +1,1 @@
-"""The kernel and systemd: what this machine is and what it says. Nothing here knows of frontends or registrations."""
+"""The kernel and systemd: what this machine is, and what it reports. Nothing here knows about frontends or registrations."""

@@ -1,4 +1,4 @@
-"""Files whose change counts without a reload: looked at once a second (stat(2), in a thread: a disk may hang)."""
+"""Files whose changes count without a reload: checked once a second (stat(2), in a thread: a disk may hang)."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
@@ -10,9 +10,9 @@ _Signature = dict[Path, tuple[int, int, int, int] | None]
 
 
 class Watch:
-    """Calls `on_change` when one of `files()` is another, is gone, or is new, compared with the moment of its making.
+    """Calls `on_change` when one of `files()` has changed, disappeared or appeared since the watch was made.
 
-    To be made in a thread, where `files` is called too.
+    Create it in a thread: it calls `files` at once.
     """
 
     def __init__(self, files: Callable[[], Iterable[Path]], on_change: Callable[[], Awaitable[None]]) -> None:
@@ -21,21 +21,21 @@ class Watch:
         self._seen = signature(files())
 
     async def run(self) -> None:
-        """Until cancelled."""
+        """Runs until it is cancelled."""
         while True:
             await asyncio.sleep(PERIOD)
             await self.look()
 
     async def look(self) -> None:
-        """One look. A file that changes while `on_change` reads it is seen by the next one."""
+        """One look. The next one notices a file that changes while `on_change` reads it."""
         now = await asyncio.to_thread(lambda: signature(self._files()))
         if now != self._seen:
             await self._on_change()
-            self._seen = now  # after it: what failed is tried again
+            self._seen = now  # after `on_change`: if that fails, it is tried again
 
 
 def signature(files: Iterable[Path]) -> _Signature:
-    """What tells two states of a file apart: device, inode, size and time. Links are followed, as Kubernetes replaces them."""
+    """What changes with a file's state: device, inode, size and time. Links are followed, because Kubernetes replaces them."""
     return {path: _one(path) for path in files}
 
 

@@ -1,6 +1,6 @@
-"""How late a loop is, where it stands when it does not turn at all, and how seldom the garbage collector holds it up.
+"""How late a loop is, where it is stuck when it does not turn at all, and how rarely the garbage collector delays it.
 
-Of main's loop, and of each worker's own.
+For main's loop, and for each worker's own.
 """
 
 import faulthandler
@@ -8,7 +8,7 @@ import gc
 
 LAG_DECAY = 0.99  # per beat of 100 ms: a stall stays visible for a scrape or two (half after 7 s)
 STALL = 5.0  # seconds
-_ARM = 1.0  # seconds between two settings of the watch
+_ARM = 1.0  # seconds between two settings of the watchdog
 # With the heap of the start frozen and sessions that leave no cycles, collections find next to nothing; what calls leave is
 # cut where it is made (core.errors.let_go). What counts is how long each holds the loop. 10,000 new registrations, CPU of the
 # longest young and middle collection on a busy machine: 15 and 83 ms with (10_000, 20, 100), 4 and 12 with (2_000, 5, 2_000),
@@ -19,16 +19,17 @@ GC_THRESHOLDS = (1_000, 2, 1_000_000_000)
 
 
 def collect_rarely() -> None:
-    """To be called once, when everything of the start is there."""
+    """Call it once, when everything made at the start exists."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(*GC_THRESHOLDS)
 
 
 class Pulse:
-    """`beat` from the loop, every `period` seconds; `stall` seconds without one: the stacks of all threads go to stderr.
+    """`beat` is called from the loop every `period` seconds; after `stall` seconds without, all threads' stacks go to stderr.
 
-    The watch is faulthandler's: a thread that holds no lock of the interpreter's, and so sees also a loop that never yields.
+    The watchdog is faulthandler's: a thread that does not need the interpreter lock, so it also catches a loop that never
+    yields.
     """
 
     def __init__(self, period: float, now: float, stall: float = STALL) -> None:
@@ -36,7 +37,7 @@ class Pulse:
         self._stall = stall
         self._due = now
         self._arm_at = now
-        self.lag = 0.0  # seconds that beats came late, the worst of late
+        self.lag = 0.0  # seconds that beats were late, the worst of recent ones
 
     def beat(self, now: float) -> None:
         self.lag = max(now - self._due, self.lag * LAG_DECAY)

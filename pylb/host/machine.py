@@ -1,4 +1,4 @@
-"""What this machine is: its addresses, its descriptor limit, who we are on it. Linux only, read from /proc."""
+"""Facts about this machine: its addresses, its descriptor limit, our identity on it. Linux only, read from /proc."""
 
 import asyncio
 import importlib.resources
@@ -16,7 +16,7 @@ from typing import Literal
 from pylb.core.address import Address
 
 RESOLVE_SECONDS = 2.0
-MOST_LOOKUPS = 32  # at once, and so many threads
+MOST_LOOKUPS = 32  # at once, each in a thread
 _LOOKUPS = threading.BoundedSemaphore(MOST_LOOKUPS)
 
 
@@ -29,14 +29,14 @@ def raise_descriptor_limit() -> int:
 
 
 def worker_count(wanted: int | Literal["auto"]) -> int:
-    """Of the config's `workers`: `auto` is one for each processor that this process may run on (sched_getaffinity(2))."""
+    """The config's `workers`: `auto` is one per processor that this process may use (sched_getaffinity(2))."""
     return len(os.sched_getaffinity(0)) if wanted == "auto" else wanted
 
 
 def reap_strangers(ours: Collection[int]) -> None:
-    """As process 1 of a container: collect children that are not `ours`, orphans of whatever else ran in it (waitid(2)).
+    """As process 1 of a container: reap children that are not `ours`, orphans of whatever else ran in it (waitid(2)).
 
-    Ours are waited for by whoever started them; one of them that has just ended holds the others up until that is done.
+    Ours are reaped by whoever started them; one that has just ended delays the others until that is done.
     """
     try:
         while (ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)) is not None:
@@ -44,13 +44,13 @@ def reap_strangers(ours: Collection[int]) -> None:
                 return
             os.waitpid(ended.si_pid, 0)
     except ChildProcessError:
-        pass  # there is none
+        pass  # no such child
 
 
 def hold_standard_descriptors() -> None:
-    """Make 0, 1 and 2 exist: where one is closed, the next socket would get its number, and lines meant for stdout.
+    """Make sure that 0, 1 and 2 are open: the next socket would get the number of a closed one, and lines meant for stdout.
 
-    libuv ends the process over it (an assertion in uv__close).
+    libuv would abort the process because of it (an assertion in uv__close).
     """
     while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:  # open(2) gives the lowest free number
         os.set_inheritable(fd, True)
@@ -60,21 +60,21 @@ def hold_standard_descriptors() -> None:
 
 
 def local_addresses(proc: Path = Path("/proc/net")) -> frozenset[str]:
-    """The addresses of all interfaces, loopback left out, without netlink: from fib_trie (IPv4) and if_inet6.
+    """The addresses of all interfaces except loopback, without netlink: from fib_trie (IPv4) and if_inet6.
 
-    A kernel without one of the two files has none of that family.
+    A kernel that lacks one of the files has no addresses of that family.
     """
     return frozenset(_ipv4(_lines(proc / "fib_trie")) | _ipv6(_lines(proc / "if_inet6")))
 
 
 async def resolve(host: str) -> frozenset[str]:
-    """The addresses of a name, empty when it has none just now. Raises TimeoutError after RESOLVE_SECONDS.
+    """The addresses of a name, empty if it has none at the moment. Raises TimeoutError after RESOLVE_SECONDS.
 
-    In a daemon thread of its own: getaddrinfo cannot be called off, and a loop's executor is waited for at the end. So a
-    DNS server that says nothing holds on to threads (for 10 s, resolv.conf(5)): with MOST_LOOKUPS of them, at once.
+    In a separate daemon thread: getaddrinfo cannot be cancelled, and at the end a loop waits for its executor. So a DNS
+    server that does not answer occupies threads (for 10 s, resolv.conf(5)), at most MOST_LOOKUPS of them at once.
     """
     if not _LOOKUPS.acquire(blocking=False):
-        raise TimeoutError(f"{MOST_LOOKUPS} names are being asked for already")
+        raise TimeoutError(f"{MOST_LOOKUPS} names are already being looked up")
     loop = asyncio.get_running_loop()
     answer: asyncio.Future[frozenset[str]] = loop.create_future()
 
@@ -86,13 +86,13 @@ async def resolve(host: str) -> frozenset[str]:
         try:
             loop.call_soon_threadsafe(tell, _resolve(host))
         except RuntimeError:
-            pass  # the loop was closed meanwhile: nobody waits any more
+            pass  # the loop has been closed: nobody waits any more
         finally:
             _LOOKUPS.release()
 
     try:
         threading.Thread(target=ask, name="pylb-resolve", daemon=True).start()
-    except RuntimeError as error:  # no thread is to be had
+    except RuntimeError as error:  # no thread could be started
         _LOOKUPS.release()
         raise TimeoutError(str(error)) from None
     async with asyncio.timeout(RESOLVE_SECONDS):
@@ -115,7 +115,7 @@ def _lines(path: Path) -> list[str]:
 
 
 def _ipv4(lines: list[str]) -> set[str]:
-    """In fib_trie a leaf "|-- 192.0.2.1" is followed by its kinds; "/32 host LOCAL" marks an address of ours."""
+    """In fib_trie a leaf "|-- 192.0.2.1" is followed by its kinds; "/32 host LOCAL" marks one of our addresses."""
     found, leaf = set(), ""
     for line in lines:
         text = line.strip()
@@ -127,15 +127,15 @@ def _ipv4(lines: list[str]) -> set[str]:
 
 
 def _ipv6(lines: list[str]) -> set[str]:
-    """if_inet6 has 32 hex digits first (proc(5))."""
+    """Each line of if_inet6 starts with 32 hex digits (proc(5))."""
     addresses = (ip_address(bytes.fromhex(line.split()[0])) for line in lines if line.strip())
     return {str(address) for address in addresses if not (address.is_loopback or address.is_link_local)}
 
 
 def outgoing_address() -> str:
-    """The address that others would see, as the routing table says: connecting a UDP socket sends nothing (udp(7)).
+    """The address that others would see, according to the routing table: connecting a UDP socket sends nothing (udp(7)).
 
-    192.0.2.1 is documentation space (RFC 5737); only the route to it is asked for. Loopback where there is no route.
+    192.0.2.1 is documentation space (RFC 5737); only the route to it is looked up. Loopback if there is no route.
     """
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         try:
@@ -146,7 +146,7 @@ def outgoing_address() -> str:
 
 
 def deployed(name: str) -> str:
-    """The text of a file of deploy/, which a wheel carries below pylb/data (force-include in pyproject.toml)."""
+    """The text of a file from deploy/, which a wheel contains below pylb/data (force-include in pyproject.toml)."""
     packaged = importlib.resources.files("pylb") / "data" / name
     if packaged.is_file():
         return packaged.read_text(encoding="utf-8")
@@ -154,19 +154,19 @@ def deployed(name: str) -> str:
 
 
 async def knock(ip: str, port: int, expect: Callable[[Address], Awaitable[None]]) -> str:
-    """What a connect from this machine meets: yes, refused, timeout, or the kernel's words. `expect` hears first from where
-    it will come."""
+    """The outcome of a connect from this machine: yes, refused, timeout, or the kernel's words. `expect` is called first, with
+    the address that the connect will come from."""
     where = {"*": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(ip, ip)
     with socket.socket(socket.AF_INET6 if ":" in where else socket.AF_INET) as sock:
         sock.settimeout(2.0)
         try:
-            sock.bind((where, 0))  # an address of our own, as the port is
+            sock.bind((where, 0))  # one of our addresses, like that of the port
             await expect(Address(where, sock.getsockname()[1]))
             await asyncio.to_thread(sock.connect, (where, port))
         except ConnectionRefusedError:
             return "refused"
         except ConnectionResetError:
-            pass  # it was accepted, and closed at once
+            pass  # it was accepted and closed at once
         except TimeoutError:
             return "timeout"
         except OSError as error:
@@ -175,7 +175,7 @@ async def knock(ip: str, port: int, expect: Callable[[Address], Awaitable[None]]
 
 
 def listeners_of(ports: Collection[int], proc: Path = Path("/proc")) -> dict[int, str]:
-    """`NAME, pid N` of the processes that listen on these TCP ports, those that can be seen (only root sees others')."""
+    """`NAME, pid N` for the processes that listen on these TCP ports and are visible (only root sees those of others)."""
     port_of = {
         f"socket:[{fields[9]}]": port
         for table in ("net/tcp", "net/tcp6")
@@ -193,7 +193,7 @@ def listeners_of(ports: Collection[int], proc: Path = Path("/proc")) -> dict[int
 
 
 def _links(folder: Path) -> Iterator[str]:
-    """What is not ours to see, or has gone meanwhile, is not among them."""
+    """Leaves out what we may not read, or what has disappeared meanwhile."""
     try:
         for one in folder.iterdir():
             try:
@@ -205,13 +205,13 @@ def _links(folder: Path) -> Iterator[str]:
 
 
 def _first_of_another(directory: Path) -> os.stat_result | None:
-    """The nearest of a path's parts that is not root's: itself, what it is a link to, and all that they are in."""
+    """The nearest part of a path that does not belong to root: itself, the target of a link, or a directory around it."""
     for start in (directory.absolute(), directory.resolve()):
         for part in (start, *start.parents):
             try:
                 found = part.lstat()
             except OSError:
-                continue  # it is not there yet
+                continue  # it does not exist yet
             if found.st_uid != 0:
                 return found
     return None
@@ -219,8 +219,8 @@ def _first_of_another(directory: Path) -> os.stat_result | None:
 
 @contextmanager
 def as_owner(directory: Path) -> Iterator[None]:
-    """Root acts as whoever owns `directory` or decides where it leads: what it writes there is readable for the service, and
-    a link planted by a service that was broken into, there or in place of the directory, leads root nowhere."""
+    """Root acts as the user who owns `directory` or decides where it leads. So what it writes is readable for the service, and
+    a compromised service cannot plant a link, there or in place of the directory, that leads root astray."""
     found = _first_of_another(directory)
     if found is None or os.geteuid() != 0:
         yield

@@ -1,1 +1,1 @@
-"""One line per session, and the messages of pylb itself: formats, and writers that never hold up the loop."""
+"""One line per session, and pylb's own messages: formats, and writers that never delay the loop."""

@@ -1,4 +1,4 @@
-"""Lines to somewhere through a bounded queue and one thread, so that a stalled pipe or a dead syslog never stops the loop."""
+"""Writes lines through a bounded queue and a thread, so that a stalled pipe or a dead syslog never stops the loop."""
 
 import threading
 from collections import deque
@@ -7,33 +7,33 @@ from typing import Protocol
 
 QUEUE_LINES = 8192  # ~2 MiB of lines; a burst of a second at the engine's top rate
 BATCH_LINES = 512  # per write: joining them holds the interpreter lock for less than 0.1 ms
-GATHER_SECONDS = 0.02  # a line is late by this much; so a busy loop sees 50 wake-ups a second, not one per line
+GATHER_SECONDS = 0.02  # delay of a line, so that a busy loop causes 50 wake-ups a second and not one per line
 
 
 class Out(Protocol):
-    """Where lines end up. All calls but the constructor's come from the writer's thread."""
+    """Where lines end up. Only the writer's thread calls it, except for the constructor."""
 
     def write(self, text: str, count: int) -> int:
-        """`count` lines, without the last newline. How many of them were lost."""
+        """Write `count` lines (`text` has no newline at the end). Returns how many were lost."""
 
     def reopen(self) -> None:
-        """What was moved away is left, and its place opened anew."""
+        """Open the target anew, after its file was moved away."""
 
     def close(self) -> None: ...
 
 
 class LineWriter:
-    """Takes lines from any thread and writes them in its own, which does nothing else: work there would hold up the loop, for
-    every system call of the loop hands the interpreter lock over to whoever waits for it.
+    """Takes lines from any thread and writes them in a separate one. That thread does nothing else, since its work would delay
+    the loop: with every system call the loop gives the interpreter lock to a waiting thread.
 
-    `put` never blocks. Lines that are dropped (full queue, closed reader, or left at the end) are counted in `dropped`.
+    `put` never blocks. Lines that are dropped (queue full, reader gone, or unwritten at the end) are counted in `dropped`.
     """
 
     def __init__(self, out: Out, *, limit: int = QUEUE_LINES, name: str = "lines") -> None:
         self._out = out
         self._limit = limit
         self._queue: deque[tuple[str, int] | Callable[[], None]] = deque()
-        # Lines in the queue are the difference: each number is written by one side alone.
+        # Their difference is the number of lines in the queue: each number is written by one side only.
         self._put = 0
         self._taken = 0
         self._wake = threading.Event()
@@ -41,7 +41,7 @@ class LineWriter:
         self._asleep = False
         self._refused = 0
         self._lost = 0
-        # A daemon: stuck in a write to a stalled pipe it must not keep the process from ending.
+        # A daemon thread: stuck in a write to a stalled pipe, it must not keep the process from ending.
         self._thread = threading.Thread(target=self._run, name=f"pylb-{name}", daemon=True)
         self._thread.start()
 
@@ -50,7 +50,7 @@ class LineWriter:
         return self._refused + self._lost
 
     def put(self, text: str, count: int = 1) -> None:
-        """`count` lines, without the last newline."""
+        """Queue `count` lines; `text` has no newline at the end."""
         if self._put - self._taken >= self._limit or self._stop.is_set():
             self._refused += count
             return
@@ -59,18 +59,18 @@ class LineWriter:
         self._rouse()
 
     def reopen(self) -> None:
-        """After what was put before."""
+        """Takes effect after the lines that were put before."""
         self._queue.append(self._out.reopen)
         self._rouse()
 
     def _rouse(self) -> None:
-        # Safe without a lock: the thread says `asleep` first, then looks at the queue; we do it the other way round.
+        # Safe without a lock: the thread sets `asleep` first and then looks at the queue; this side does it in reverse order.
         if self._asleep:
             self._asleep = False
             self._wake.set()
 
     def close(self, timeout: float) -> bool:
-        """Write what is queued, for at most `timeout` seconds. False if lines were left; they count as dropped."""
+        """Write what is queued, for at most `timeout` seconds. False if lines remained; they count as dropped."""
         self._stop.set()
         self._wake.set()
         self._thread.join(timeout)
@@ -103,7 +103,7 @@ class LineWriter:
             try:
                 item = self._queue.popleft()
             except IndexError:
-                break  # close() gave up on us and cleared the queue
+                break  # close() has given up waiting and cleared the queue
             if isinstance(item, tuple):
                 texts.append(item[0])
                 lines += item[1]

@@ -1,7 +1,7 @@
-"""One line per session: HAProxy's TCP format, logfmt or JSON. Text only, written by whoever has a place for it.
+"""One line per session: HAProxy's TCP format, logfmt or JSON. Only the text; the caller writes it somewhere.
 
 tcplog is `%ci:%cp [%t] %ft %b/%s %Tw/%Tc/%Tt %B %ts %ac/%fc/%bc/%sc/%rc %sq/%bq` (HAProxy's configuration manual, 8.2.2
-"TCP log format"); `halog` and existing parsers read it. A frontend is its own backend here, and has the only queue.
+"TCP log format"); `halog` and existing parsers read it. Here a frontend is its own backend, and has the only queue.
 """
 
 import json
@@ -13,19 +13,19 @@ from functools import lru_cache
 from pylb.core.log import Format, Selection
 from pylb.core.session import SessionRecord
 
-BURST = 500  # records that become lines at once: ~1 ms of the loop
+BURST = 500  # records turned into lines at once: about 1 ms of the loop
 
-# Not strftime's %b: that one follows the locale, HAProxy does not.
+# Not strftime's %b, which follows the locale; HAProxy does not.
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 
 
 def tcplog(record: SessionRecord) -> str:
-    """HAProxy's line, without a newline. The date is local time, as there.
+    """HAProxy's line, without a newline. The date is local time, as in HAProxy.
 
-    Of a backend's and a server's sessions HAProxy counts those that are left when the line is made, of a frontend's and the
-    process's it counts the ended one too; and who waits first in a queue is number 1 (seen in 2.6, its manual leaves it open).
+    HAProxy counts the sessions of a backend and a server without the one that has just ended, and those of a frontend and the
+    process with it; and the first session in a queue has number 1 (observed in 2.6, the manual does not say).
     """
-    # All at once: looking a name up in the record costs as much as writing a number out.
+    # All fields at once: looking up a name in the record costs as much as formatting a number.
     frontend, server, client, port, _, accepted_at, queued, connect, total = record[:9]
     _, out, code, retries, redispatched, active, frontend_active, server_active, ahead = record[9:18]
     return (
@@ -36,7 +36,7 @@ def tcplog(record: SessionRecord) -> str:
 
 
 def logfmt(record: SessionRecord) -> str:
-    """The same as `key=value`, with the keys and the meaning of the JSON line; what is empty has no value."""
+    """The same as `key=value`, with the keys and meanings of the JSON line; an empty field has no value."""
     r = record
     return (
         f"time={stamp(r.accepted_at)} client={r.client} client_port={r.client_port} frontend={word(r.frontend)} "
@@ -48,7 +48,7 @@ def logfmt(record: SessionRecord) -> str:
 
 
 def json_line(record: SessionRecord) -> str:
-    """The same as one JSON object; `time` is UTC, times are milliseconds, -1 where a stage was not reached."""
+    """The same as one JSON object; `time` is UTC, durations are milliseconds, -1 for a stage that was not reached."""
     r = record
     # By hand: json.dumps takes three times as long, and this is paid per session.
     return (
@@ -66,7 +66,7 @@ _FORMS: dict[Format, Callable[[SessionRecord], str]] = {"tcplog": tcplog, "logfm
 
 
 class Gathered:
-    """Ended sessions that get a line, until somebody takes the lines: made together they cost less than each at its time."""
+    """Ended sessions that get a line, collected until the lines are taken: making them together is cheaper."""
 
     def __init__(self, style: Format, selection: Selection, draw: Callable[[], float] = random.random) -> None:
         self._form = _FORMS.get(style)
@@ -75,14 +75,14 @@ class Gathered:
         self._records: list[SessionRecord] = []
 
     def add(self, record: SessionRecord) -> bool:
-        """True: there are so many now that they should be taken."""
+        """True: there are enough now to be taken."""
         if self._form is None or (self._takes is not None and not self._takes(record, self._draw)):
             return False
         self._records.append(record)
         return len(self._records) >= BURST
 
     def take(self) -> tuple[str, int]:
-        """The lines as one text without the last newline, and how many they are."""
+        """The lines as one text without a newline at the end, and their number."""
         records, self._records = self._records, []
         return ("\n".join(map(self._form, records)) if self._form is not None else ""), len(records)
 
@@ -124,6 +124,6 @@ _quoted = lru_cache(maxsize=4096)(json.dumps)
 
 @lru_cache(maxsize=1024)
 def word(text: str) -> str:
-    """A value of logfmt: quoted where a reader would stop too early."""
+    """A logfmt value, quoted if a reader would otherwise stop too early."""
     plain = text.isascii() and text.isprintable() and not any(char in text for char in ' "=\\')
     return text if plain else json.dumps(text)

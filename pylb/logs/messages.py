@@ -1,4 +1,4 @@
-"""The messages of pylb itself: stdlib logging, written to stderr by a thread. (Session lines go to stdout.)"""
+"""pylb's own messages: stdlib logging, written to stderr by a thread. (Session lines go to stdout.)"""
 
 import json
 import logging
@@ -13,7 +13,7 @@ from pylb.logs.targets import Stream
 
 
 class MessageHandler(logging.Handler):
-    """Puts each message into a bounded queue; no logging call ever waits for whoever reads stderr."""
+    """Puts each message into a bounded queue; no logging call ever waits for the reader of stderr."""
 
     def __init__(self, fd: int, style: Format, limit: int = QUEUE_LINES) -> None:
         super().__init__()
@@ -21,10 +21,10 @@ class MessageHandler(logging.Handler):
         self.lines: LineWriter = LineWriter(Stream(fd), limit=limit, name="messages")
 
     def emit(self, record: logging.LogRecord) -> None:
-        # Formatted here, not in the thread: the arguments may change or hold what should be freed.
+        # Formatted here, not in the thread: the arguments may change, or keep objects alive.
         try:
             self.lines.put(self._form(record))
-        except Exception:  # noqa: BLE001 - as every handler of logging: a bad message must not break its caller
+        except Exception:  # noqa: BLE001 - like every logging handler: a bad message must not break its caller
             self.handleError(record)
 
 
@@ -40,7 +40,7 @@ def install(style: Format, level: str, fd: int | None = None) -> MessageHandler:
 
 
 def _text_message(record: logging.LogRecord) -> str:
-    # Under systemd the journal has its own time stamp.
+    # Under systemd the journal adds its own time stamp.
     when = "" if "JOURNAL_STREAM" in os.environ else f"{stamp(record.created)} "
     line = f"{when}{record.levelname.lower()} {record.name}: {_indented(record.getMessage())}"
     return line + _traceback(record)
@@ -66,14 +66,14 @@ def _logfmt_message(record: logging.LogRecord) -> str:
 def _traceback(record: logging.LogRecord) -> str:
     if record.exc_info is None or record.exc_info[0] is None:
         return ""
-    # Indented, so that a reader of lines sees it belongs to the message above.
+    # Indented, so that a reader of lines sees that they belong to the message above.
     lines = _FORMATTER.formatException(record.exc_info).splitlines()
     return "".join(f"\n  {_indented(line)}" for line in lines)
 
 
 def _indented(text: str) -> str:
-    """A message may quote what a stranger sent. Line breaks and escapes in it must not forge a line or drive a terminal: a line
-    that does not start with two spaces is ours."""
+    """A message may quote text from outside. Line breaks and escapes in it must not forge a line or control a terminal: only
+    lines that do not start with two spaces are pylb's."""
     return visible_lines(text).replace("\n", "\n  ")
 
 

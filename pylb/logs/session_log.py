@@ -1,4 +1,4 @@
-"""The log of sessions: a line for each that gets one, made by the loop and written by a thread."""
+"""The session log: the loop makes the lines, a thread writes them."""
 
 from pylb.core.log import Format, Selection
 from pylb.core.session import SessionRecord
@@ -9,9 +9,9 @@ ALL = Selection()
 
 
 class ConnectionLog:
-    """`session_ended` is the observer's. Nothing is written before `flush`, which the loop calls at every tick.
+    """`session_ended` is called by the observer. Nothing is written before `flush`, which the loop calls at every tick.
 
-    A line at a time would wake the thread for each, and every wake-up takes the interpreter lock away from the loop.
+    Writing each line at once would wake the thread each time, and every wake-up takes the interpreter lock from the loop.
     """
 
     def __init__(self, out: Out, style: Format, selection: Selection = ALL, limit: int = QUEUE_LINES) -> None:
@@ -28,6 +28,6 @@ class ConnectionLog:
             self.lines.put(text, count)
 
     def close(self, timeout: float) -> bool:
-        """As LineWriter.close."""
+        """Like LineWriter.close."""
         self.flush()
         return self.lines.close(timeout)

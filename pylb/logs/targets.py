@@ -1,6 +1,6 @@
-"""The ends of the log: a descriptor, a file that logrotate moves away, a syslog that may come and go.
+"""Log targets: a descriptor, a file that logrotate moves away, a syslog that may come and go.
 
-All of it happens in the writer's thread, and none of it can harm: what cannot be written is lost, and counted by the caller.
+Everything here runs in the writer's thread, and failures do no harm: what cannot be written is lost, and the caller counts it.
 """
 
 import logging
@@ -18,13 +18,13 @@ from pylb.logs.formats import syslog_date
 
 log = logging.getLogger("pylb")
 
-MODE = 0o640  # of a new file: root's, and its group's to read
-PATIENCE = 1.0  # seconds that a full syslog is waited for
-RETRY = 1.0  # seconds between two tries to reach one
+MODE = 0o640  # of a new file: root writes, its group may read
+PATIENCE = 1.0  # seconds to wait for a full syslog
+RETRY = 1.0  # seconds between two attempts to reach a syslog
 
 
 def open_target(target: Target, facility: str, tag: str) -> Out:
-    """Raises OSError for a file that cannot be opened. A syslog may be there later."""
+    """Raises OSError for a file that cannot be opened. A syslog may appear later."""
     if target.kind == "file":
         return LogFile(Path(target.place))
     if target.kind == "stdout":
@@ -33,11 +33,11 @@ def open_target(target: Target, facility: str, tag: str) -> Out:
 
 
 class Stream:
-    """A descriptor, which is not ours to close."""
+    """A descriptor that belongs to somebody else and is not closed here."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
-        self._torn = False  # the last line has no end: the disk was full
+        self._torn = False  # the last line is incomplete: the disk was full
 
     def write(self, text: str, count: int) -> int:
         data = f"{text}\n".encode("utf-8", "backslashreplace")
@@ -47,26 +47,26 @@ class Stream:
             try:
                 view = view[os.write(self._fd, view) :]
             except BlockingIOError:
-                # Somebody shares the descriptor and made it non-blocking.
+                # Another process shares the descriptor and made it non-blocking.
                 waiting = select.poll()
                 waiting.register(self._fd, select.POLLOUT)
                 waiting.poll()
             except OSError:
-                # The reader is gone (EPIPE) or the disk is full: nobody to tell, the counter is the report.
+                # The reader is gone (EPIPE) or the disk is full: no message would arrive either, only the counter shows it.
                 self._torn = self._torn or len(view) < whole
                 return count
         self._torn = False
         return 0
 
     def reopen(self) -> None:
-        """It is whose it is."""
+        """Nothing to do: the descriptor belongs to somebody else."""
 
     def close(self) -> None:
-        """Not ours."""
+        """Nothing to do, as above."""
 
 
 class LogFile(Stream):
-    """Appended to. Raises OSError."""
+    """A file that is appended to. Raises OSError."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(_open(path))
@@ -78,7 +78,7 @@ class LogFile(Stream):
             fd = _open(self._path)
         except OSError as error:
             self.reopen_failures += 1
-            log.error("log.target: %s cannot be opened again: %s; the old file goes on", self._path, error.strerror)
+            log.error("log.target: %s cannot be opened again: %s; the old file stays in use", self._path, error.strerror)
             return
         os.dup2(fd, self._fd, inheritable=False)
         os.close(fd)
@@ -90,22 +90,22 @@ class LogFile(Stream):
 
 
 def _open(path: Path) -> int:
-    """Raises OSError. O_NONBLOCK: a FIFO without a reader is an error, not a wait for one."""
+    """Raises OSError. O_NONBLOCK: a FIFO without a reader is an error, and does not block."""
     flags = os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
     try:
         fd = os.open(path, flags)
     except FileNotFoundError:
         fd = os.open(path, flags | os.O_CREAT, MODE)
-        os.fchmod(fd, MODE)  # the unit's umask leaves the group nothing
+        os.fchmod(fd, MODE)  # the unit's umask gives the group no access
     if stat.S_ISREG(os.fstat(fd).st_mode):
         os.set_blocking(fd, True)
     return fd
 
 
 class Syslog:
-    """RFC 3164 datagrams as HAProxy sends them: `<134>Nov 25 03:10:23 tag[pid]: line`, a newline at the end.
+    """RFC 3164 datagrams as HAProxy sends them: `<134>Nov 25 03:10:23 tag[pid]: line`, with a newline at the end.
 
-    Nobody there: lines are lost until somebody is. A syslog that was started anew has made its socket anew, and is found.
+    While no syslog is there, lines are lost. A restarted syslog makes a new socket, which is found.
     """
 
     def __init__(self, target: Target, priority: int, tag: str) -> None:
@@ -115,7 +115,7 @@ class Syslog:
         self._sock: socket.socket | None = None
         self._retry_at = 0.0  # monotonic
 
-    def write(self, text: str, count: int) -> int:  # noqa: ARG002 - each line is a message of its own
+    def write(self, text: str, count: int) -> int:  # noqa: ARG002 - each line is a separate message
         head = f"{self._head}{syslog_date(time.time())}{self._name}".encode()
         lost = 0
         for line in text.split("\n"):
@@ -123,7 +123,7 @@ class Syslog:
         return lost
 
     def _send(self, message: bytes) -> int:
-        """How many messages were lost, as far as it is known."""
+        """How many messages were lost, as far as is known."""
         lost = 0
         for _ in range(2):
             sock = self._sock or self._connect()
@@ -134,13 +134,13 @@ class Syslog:
             except BlockingIOError:
                 if not _writable(sock):
                     self._forget()
-                    self._retry_at = time.monotonic() + RETRY  # the lines until then are not waited with, one by one
+                    self._retry_at = time.monotonic() + RETRY  # lines until then are dropped without another wait for each
                     break
             except ConnectionRefusedError:
                 if self._target.kind == "udp":
-                    lost = 1  # the one before: what ICMP says of it is told by the next call (udp(7)), which did nothing else
+                    lost = 1  # the previous message: the next call reports its ICMP error (udp(7)), and sends nothing
                 else:
-                    self._forget(at_once=True)  # whoever listened has gone, and may have made the socket anew
+                    self._forget(at_once=True)  # the receiver is gone, and may have made a new socket
             except OSError:
                 self._forget(at_once=True)
             else:
@@ -177,7 +177,7 @@ class Syslog:
             self._retry_at = 0.0
 
     def reopen(self) -> None:
-        """It is found anew by the next line."""
+        """Nothing to do: the next line finds the socket anew."""
         self._forget(at_once=True)
 
     def close(self) -> None:

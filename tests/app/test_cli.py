@@ -314,9 +314,9 @@ def test_a_full_disk_is_one_sentence(pylb: Instance) -> None:
 
 def test_warnings_of_the_config_are_said_by_check_and_not_by_every_verb(pylb: Instance) -> None:
     pylb.start()
-    assert "stands in the config" in pylb.ask("check").stderr
+    assert "is in the config" in pylb.ask("check").stderr
     for verb in ("routes", "status", "history"):
-        assert "stands in the config" not in pylb.ask(verb).stderr
+        assert "is in the config" not in pylb.ask(verb).stderr
 
 
 def test_a_dry_run_of_an_import_knows_which_tokens_there_are(pylb: Instance, tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ def test_a_file_that_logrotate_moved_away_is_opened_anew_on_sigusr1(pylb: Instan
     path.rename(pylb.folder / "gone.log")
     path.mkdir()
     process.signal(signal.SIGUSR1)
-    process.has_said("sessions.log cannot be opened again: Is a directory; the old file goes on")
+    process.has_said("sessions.log cannot be opened again: Is a directory; the old file stays in use")
     assert "pylb_log_reopen_failures_total 1.0" in pylb.get("/metrics").body.decode()
     assert process.terminate() == 0
 

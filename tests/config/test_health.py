@@ -19,7 +19,7 @@ SERVER = 'servers: [{address: "192.0.2.1:8080"'
     [
         (frontend("health: {interval: 5s, max_interval: 2s}"), "max_interval is shorter than interval"),
         (frontend("", "{health: {max_interval: 1s}}"), "max_interval is shorter than interval"),
-        (frontend("health: {when_all_down: never}"), "'never' is no value of 'when_all_down'"),
+        (frontend("health: {when_all_down: never}"), "'never' is not a value of 'when_all_down'"),
         (frontend("health: {check: {steps: []}}"), "is not a list of 1 to 16 steps"),
     ],
 )

@@ -199,7 +199,7 @@ def test_plain_http_is_insecure_beyond_loopback_only(ip: str, *, insecure: bool)
 def test_faces_that_are_open_or_closed_by_mistake_warn() -> None:
     config = parse('webhook: {listen: "127.0.0.1:1"}\nadmin: {listen: "*:2"}\nmetrics: {listen: "127.0.0.1:3"}\n', "pylb.yaml")
     assert [line.split(" (")[0] for line in config.warnings] == [
-        "pylb.yaml:2:17: warning: whoever reaches *:2 can read all routes and sessions",
+        "pylb.yaml:2:17: warning: anyone who can reach *:2 can read all routes and sessions",
         "pylb.yaml:3:19: warning: nobody may read 127.0.0.1:3/metrics: allow is empty",
     ]
 
@@ -255,8 +255,8 @@ def test_a_secret_in_the_config_or_readable_by_all_warns_with_its_place(tmp_path
     text = f"tokens:\n  - {{name: a, ports: [1], secret_file: token}}\n  - {{name: b, ports: [2], secret: x{STRONG}}}\n"
     warnings = load(write(tmp_path / "pylb.yaml", text), {}).warnings
     assert [line.removeprefix(f"{tmp_path}/").split(" (")[0] for line in warnings] == [
-        f"pylb.yaml:2:40: warning: everybody on this machine can read {tmp_path}/token",
-        "pylb.yaml:3:35: warning: the secret of token 'b' stands in the config",
+        f"pylb.yaml:2:40: warning: every user of this machine can read {tmp_path}/token",
+        "pylb.yaml:3:35: warning: the secret of token 'b' is in the config",
     ]
 
 

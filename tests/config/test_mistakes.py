@@ -46,7 +46,7 @@ def test_a_file_full_of_mistakes_gets_all_of_them_in_the_order_of_its_lines() ->
             "frontends: {a: 1}",
             "pylb.yaml:1:12: error: 'frontends' is a list (begin each entry with '- ', or write frontends: [...])",
         ),
-        ("log: {level: warn}", "pylb.yaml:1:14: error: 'warn' is no value of 'level' (did you mean 'warning'?)"),
+        ("log: {level: warn}", "pylb.yaml:1:14: error: 'warn' is not a value of 'level' (did you mean 'warning'?)"),
         ("admin: {listen: ~}", "pylb.yaml:1:17: error: 'listen' has no value (write one, or remove the line)"),
         (
             "webhook: []",
@@ -78,13 +78,13 @@ def test_a_file_full_of_mistakes_gets_all_of_them_in_the_order_of_its_lines() ->
         ),
         ("defaults: {balance: xyz}", "'xyz' is not a way to balance (leastconn, roundrobin, random, source, first)"),
         ("defaults: {access: [{allow: 192.0.2.1/24}]}", "error: '192.0.2.1/24' is not a network"),
-        ("defaults: {access: {permit: 192.0.2.0/24}}", "a mapping is not a rule of access (as in {allow: 192.0.2.0/24}"),
-        ("defaults: {access: [192.0.2.0/24]}", "'192.0.2.0/24' is not a rule of access (as in {allow: 192.0.2.0/24}"),
+        ("defaults: {access: {permit: 192.0.2.0/24}}", "a mapping is not an access rule (as in {allow: 192.0.2.0/24}"),
+        ("defaults: {access: [192.0.2.0/24]}", "'192.0.2.0/24' is not an access rule (as in {allow: 192.0.2.0/24}"),
         ("frontends: [{name: a, listen: '*:1', servers: ['nodes.example.net']}]", "'nodes.example.net' is not HOST:PORT"),
         ("frontends: [{name: a, listen: '*:1', servers: ['1.2.3:80']}]", "'1.2.3' is not an IP address"),
         (
             "frontends: [{name: a, listen: '*:1', servers: ['b\u00fc.example:80']}]",
-            "is no host name of the DNS (write its xn-- form)",
+            "is not a DNS host name (write its xn-- form)",
         ),
         (
             "frontends: [{name: a, listen: '*:1', servers: ['b.example:80', 'B.example.:80']}]",
@@ -107,7 +107,7 @@ def test_a_file_full_of_mistakes_gets_all_of_them_in_the_order_of_its_lines() ->
         ("defaults: {health: {check: {http: /up, port: 0}}}", "0 is not a port (1 to 65535)"),
         ("defaults: {health: {check: {send: ''}}}", "a check that sends nothing and expects nothing (tcp)"),
         ("defaults: {health: {check: {send: x, host: y}}}", "host without http"),
-        ("defaults: {on_down: closed}", "'closed' is no value of 'on_down' (did you mean 'close'?)"),
+        ("defaults: {on_down: closed}", "'closed' is not a value of 'on_down' (did you mean 'close'?)"),
         ("webhook: {listen: '127.0.0.1:1', limits: {rate: 0}}", "1:49: error: 0 is out of range (1 to 1000000)"),
         (
             "log: {target: stderr}",
@@ -120,10 +120,10 @@ def test_a_file_full_of_mistakes_gets_all_of_them_in_the_order_of_its_lines() ->
         ("log: {sample: 0}", "1:15: error: 0 is out of range (1 to 1000000)"),
         ("log: {sample: 0.1}", "1:15: error: 0.1 is not a whole number (1 to 1000000)"),
         ("log: {dontlognull: yes please}", "'yes please' is not true or false"),
-        ("log: {facility: local8}", "1:17: error: 'local8' is no facility of syslog (did you mean local"),
+        ("log: {facility: local8}", "1:17: error: 'local8' is not a syslog facility (did you mean local"),
         ("log: {tag: 'a b'}", "1:12: error: 'a b' is not a name"),
         ("defaults: {health: {check: {htpp: /up}}}", "each may have a port; did you mean 'http'?)"),
-        ("log: {format: logfm}", "1:15: error: 'logfm' is no value of 'format' (did you mean 'logfmt'?)"),
+        ("log: {format: logfm}", "1:15: error: 'logfm' is not a value of 'format' (did you mean 'logfmt'?)"),
     ],
 )
 def test_each_mistake_says_where_it_is_and_what_to_write(text: str, message: str) -> None:

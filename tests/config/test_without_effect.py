@@ -15,9 +15,9 @@ def server(more: str) -> str:
 
 SERVERS = 'servers: ["192.0.2.1:8080"]'
 NO_PROXIES = "no proxy is named from which a header is accepted"
-NO_V2 = "servers are sent no PROXY header of version 2"
+NO_V2 = "servers are not sent a PROXY header of version 2"
 NO_FULL = "no server has max_connections, so none is ever full"
-NO_CHECKS = "the mode is none, so nothing is asked"
+NO_CHECKS = "the mode is none, so there are no checks"
 TLVS = "proxy_protocol: {pass_tlvs: true, send: v2}"
 
 
@@ -44,14 +44,14 @@ TLVS = "proxy_protocol: {pass_tlvs: true, send: v2}"
         (frontend(f"health: {{mode: none}}, {server('health: {port: 1}')}"), "health of 192.0.2.1:8080 has no effect"),
         (frontend(server("resolve: ipv4")), "resolve has no effect: 192.0.2.1:8080 is an address"),
         (frontend(f"balance: first, {server('weight: 2')}"), "weight of 192.0.2.1:8080 has no effect"),
-        (frontend(server("health: {check: {http: /up, port: 1}, port: 2}")), "check is said twice: 1 and 2 (remove one"),
+        (frontend(server("health: {check: {http: /up, port: 1}, port: 2}")), "check is given twice: 1 and 2 (remove one"),
         ("defaults: {proxy_protocol: {pass_tlvs: true}}", f"1:40: error: proxy_protocol.pass_tlvs has no effect: {NO_PROXIES}"),
         ("defaults: {freebind: true}", "1:22: error: freebind has no effect"),
         ("log: {format: none, target: 'file:/x'}", "1:29: error: log.target has no effect: the format is none"),
         ("log: {format: none, sample: 9}", "1:29: error: log.sample has no effect: the format is none"),
         ("log: {format: none, dontlognull: true}", "1:34: error: log.dontlognull has no effect: the format is none"),
-        ("log: {facility: local1}", "1:17: error: log.facility has no effect: stdout is no syslog (target: udp:"),
-        ("log: {tag: haproxy, target: 'file:/x'}", "1:12: error: log.tag has no effect: file:/x is no syslog"),
+        ("log: {facility: local1}", "1:17: error: log.facility has no effect: stdout is not a syslog (target: udp:"),
+        ("log: {tag: haproxy, target: 'file:/x'}", "1:12: error: log.tag has no effect: file:/x is not a syslog"),
         (
             "tokens: [{name: a, secret: hunter-2, ports: [1], allow_weak: true, legacy: false}]",
             "1:62: error: allow_weak of token 'a' has no effect: weak secrets work on the legacy route only",

@@ -10,7 +10,7 @@ from pylb.host import addresses
 from pylb.host.addresses import Addresses
 
 
-def test_where_there_is_no_netlink_the_addresses_are_looked_at_now_and_then(
+def test_without_netlink_the_addresses_are_checked_at_intervals(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def refused(*_: object) -> socket.socket:
@@ -35,4 +35,4 @@ def test_where_there_is_no_netlink_the_addresses_are_looked_at_now_and_then(
 
     with caplog.at_level(logging.WARNING):
         asyncio.run(three_looks())
-    assert "there is no netlink" in caplog.text
+    assert "netlink is not available" in caplog.text

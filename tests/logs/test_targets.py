@@ -72,7 +72,7 @@ def test_a_file_that_cannot_be_opened_again_goes_on_and_is_told(tmp_path: Path, 
     with caplog.at_level(logging.ERROR):
         out.reopen()
     assert out.reopen_failures == 1
-    assert "sessions.log cannot be opened again: No such file or directory; the old file goes on" in caplog.text
+    assert "sessions.log cannot be opened again: No such file or directory; the old file stays in use" in caplog.text
     assert out.write("still here", 1) == 0
     out.close()
     assert (tmp_path / "moved" / "sessions.log").read_text() == "still here\n"
