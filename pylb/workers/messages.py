@@ -6,6 +6,7 @@ Every message is a NamedTuple of core's types; its place in KINDS is the frame's
 
 import json
 from collections.abc import Mapping
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 from pylb import __version__
@@ -136,6 +137,8 @@ class Fault(NamedTuple):
 
 
 class ServerCount(NamedTuple):
+    """As forward.counters.ServerCounters."""
+
     sessions: int
     sessions_total: int
     failures: dict[str, int]
@@ -263,24 +266,15 @@ def counted(listen: Listen, counters: FrontendCounters) -> FrontendCount:
     )
 
 
+_server_values = attrgetter(*ServerCount._fields)
+_BY_WORD = tuple(place for place, kind in enumerate(ServerCount.__annotations__.values()) if kind == dict[str, int])
+
+
 def _server_count(one: ServerCounters) -> ServerCount:
-    return ServerCount(
-        one.sessions,
-        one.sessions_total,
-        dict(one.failures),
-        dict(one.closed),
-        one.bytes_in,
-        one.bytes_out,
-        one.attempts,
-        one.redispatches,
-        one.queue_seconds,
-        one.connect_seconds,
-        one.total_seconds,
-        one.longest_queue,
-        one.longest_connect,
-        one.longest_total,
-        one.last_at,
-    )
+    values = list(_server_values(one))
+    for place in _BY_WORD:
+        values[place] = dict(values[place])
+    return tuple.__new__(ServerCount, values)  # what ServerCount(…) does, without a call for it
 
 
 def report(counters: Counters, lag: float, changed: tuple[FrontendCount, ...]) -> Report:
@@ -321,38 +315,46 @@ def _mark(one: FrontendCounters) -> tuple[int, ...]:
     return (*seen, dials)
 
 
+class _Fields(NamedTuple):
+    """Names of counters, by how they add up."""
+
+    sums: tuple[str, ...]
+    lasting: tuple[str, ...]  # of the sums: what does not end with its process
+    by_word: tuple[str, ...]  # a count for each word
+    highest: tuple[str, ...] = ()
+
+
+_LIVE = ("sessions", "queued")
+
+
+def _fields(count: type, numbers: tuple[type, ...], highest: tuple[str, ...] = ()) -> _Fields:
+    kinds = count.__annotations__
+    sums = tuple(name for name, kind in kinds.items() if kind in numbers and name not in highest)
+    by_word = tuple(name for name, kind in kinds.items() if kind == dict[str, int])
+    return _Fields(sums, tuple(name for name in sums if name not in _LIVE), by_word, highest)
+
+
+_OF_SERVER = _fields(ServerCount, (int, float), ("longest_queue", "longest_connect", "longest_total", "last_at"))
+_OF_FRONTEND = _fields(FrontendCount, (int,))  # its floats belong to histograms
+
+
 def add(into: FrontendCounters, count: FrontendCount, *, live: bool = True) -> None:
     """Sums up. `live` False: of a process that is gone, so nothing of it lives. Raises BadFrame."""
     _add_histogram(into.connect_seconds, count.connect_seconds, count.connect_total)
     _add_histogram(into.session_seconds, count.session_seconds, count.session_total)
-    into.sessions += count.sessions if live else 0
-    into.queued += count.queued if live else 0
-    into.sessions_total += count.sessions_total
-    into.bytes_in += count.bytes_in
-    into.bytes_out += count.bytes_out
-    into.denied.update(count.denied)
-    into.forgotten += count.forgotten
-    into.connections += count.connections
+    _add_up(into, count, _OF_FRONTEND, live=live)
     for name, one in count.servers.items():
-        _add_server(into.servers.setdefault(name, ServerCounters()), one, live=live)
+        _add_up(into.servers.setdefault(name, ServerCounters()), one, _OF_SERVER, live=live)
 
 
-def _add_server(into: ServerCounters, one: ServerCount, *, live: bool) -> None:
-    into.sessions += one.sessions if live else 0
-    into.sessions_total += one.sessions_total
-    into.failures.update(one.failures)
-    into.closed.update(one.closed)
-    into.bytes_in += one.bytes_in
-    into.bytes_out += one.bytes_out
-    into.attempts += one.attempts
-    into.redispatches += one.redispatches
-    into.queue_seconds += one.queue_seconds
-    into.connect_seconds += one.connect_seconds
-    into.total_seconds += one.total_seconds
-    into.longest_queue = max(into.longest_queue, one.longest_queue)
-    into.longest_connect = max(into.longest_connect, one.longest_connect)
-    into.longest_total = max(into.longest_total, one.longest_total)
-    into.last_at = max(into.last_at, one.last_at)
+def _add_up(into: object, one: object, fields: _Fields, *, live: bool) -> None:
+    for name in fields.sums if live else fields.lasting:
+        setattr(into, name, getattr(into, name) + getattr(one, name))
+    for name in fields.by_word:
+        getattr(into, name).update(getattr(one, name))
+    for name in fields.highest:
+        if (value := getattr(one, name)) > getattr(into, name):
+            setattr(into, name, value)
 
 
 def _add_histogram(into: Histogram, counts: tuple[int, ...], total: float) -> None:

@@ -9,6 +9,10 @@ from pylb.core.table import Diff, Frontend, Table
 from pylb.forward.counters import Counters, FrontendCounters
 from pylb.workers.messages import PIECE, Counted, FrontendCount, Report, add, counted
 
+# Of Counters and Report: what stays when its process is gone, and what does not.
+_SINCE_THE_START = ("faults", "pipe_fallbacks", "bytes_spliced")
+_NOW = ("buffered", "pipes_lent", "runnable")
+
 
 class Tally:
     """A source is whoever counts, by its pid: a worker, or the pylb of before an upgrade."""
@@ -17,9 +21,7 @@ class Tally:
         self._frontends: dict[int, dict[Listen, FrontendCount]] = {}
         self._reports: dict[int, Report] = {}
         self._gone: dict[Listen, FrontendCounters] = {}  # summed up
-        self._faults = 0
-        self._fallbacks = 0
-        self._spliced = 0
+        self._ended: Counter[str] = Counter()  # of _SINCE_THE_START
         self._accept_errors: Counter[str] = Counter()
 
     def heard(self, source: int, report: Report) -> None:
@@ -46,9 +48,8 @@ class Tally:
             add(self._gone.setdefault(listen, FrontendCounters(one.name)), one, live=False)
         report = self._reports.pop(source, None)
         if report is not None:
-            self._faults += report.faults
-            self._fallbacks += report.pipe_fallbacks
-            self._spliced += report.bytes_spliced
+            for name in _SINCE_THE_START:
+                self._ended[name] += getattr(report, name)
             self._accept_errors.update(report.accept_errors)
 
     def follow(self, table: Table, change: Diff) -> None:
@@ -86,17 +87,10 @@ class Tally:
                 if listen in known:
                     add(into, known[listen])
         total.open_sessions = base.open_sessions + self.open_sessions()
-        total.buffered = base.buffered
-        total.faults, total.pipe_fallbacks = base.faults + self._faults, base.pipe_fallbacks + self._fallbacks
         total.accept_errors = base.accept_errors + self._accept_errors
-        total.bytes_spliced = base.bytes_spliced + self._spliced
-        total.pipes_lent, total.runnable = base.pipes_lent, base.runnable
         for report in self._reports.values():
-            total.buffered += report.buffered
-            total.faults += report.faults
-            total.pipe_fallbacks += report.pipe_fallbacks
             total.accept_errors.update(report.accept_errors)
-            total.bytes_spliced += report.bytes_spliced
-            total.pipes_lent += report.pipes_lent
-            total.runnable += report.runnable
+        for name in _SINCE_THE_START + _NOW:
+            reported = sum([getattr(report, name) for report in self._reports.values()])
+            setattr(total, name, getattr(base, name) + self._ended[name] + reported)
         return total

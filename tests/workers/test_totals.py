@@ -9,7 +9,7 @@ from pylb.core.policy import Policy
 from pylb.core.table import Diff, Frontend, Server, Table, diff, make_table
 from pylb.forward.counters import Counters, FrontendCounters, ServerCounters
 from pylb.workers.channel import BadFrame
-from pylb.workers.messages import Report, counted, report
+from pylb.workers.messages import Report, add, counted, report
 from pylb.workers.totals import Tally
 
 WEB, MAIL = Listen("tcp", "*", 443), Listen("tcp", "*", 25)
@@ -58,6 +58,37 @@ def test_workers_are_added_up() -> None:
     assert (found.open_sessions, found.faults, found.accept_errors["EMFILE"], found.max_connections) == (3, 9, 9, 200)
     assert (tally.open_sessions(), tally.open_sessions(1), tally.open_sessions(9)) == (3, 2, 0)
     assert (tally.lag(1), tally.lag(9)) == (0.25, 0.0)
+
+
+def full(of: int) -> FrontendCounters:
+    """Whatever is counted has a value of its own."""
+    one, server = FrontendCounters("web"), ServerCounters()
+    one.servers["a"] = server
+    for counters in (one, server):
+        for place, name in enumerate(sorted(counters.__slots__), of):
+            value = getattr(counters, name)
+            if isinstance(value, (int, float)):
+                setattr(counters, name, type(value)(place))
+            elif name in ("denied", "failures", "closed"):
+                value.update({"one": place})
+    return one
+
+
+@pytest.mark.parametrize("live", [True, False])
+def test_every_counter_of_a_frontend_and_its_servers_adds_up(live: bool) -> None:
+    into = FrontendCounters("web")
+    for of in (100, 200):
+        add(into, counted(WEB, full(of)), live=live)
+    small, large = full(100), full(200)
+    for whole, one, other in ((into, small, large), (into.servers["a"], small.servers["a"], large.servers["a"])):
+        for name in set(whole.__slots__) - {"name", "servers", "connect_seconds", "session_seconds"}:
+            first, second, found = getattr(one, name), getattr(other, name), getattr(whole, name)
+            if name in ("sessions", "queued"):
+                assert found == (first + second if live else 0), name
+            elif name.startswith(("longest_", "last_")):
+                assert found == second, name
+            else:
+                assert found == first + second, name
 
 
 def test_of_one_that_is_gone_the_past_stays_and_the_present_does_not() -> None:
