@@ -13,8 +13,8 @@ _ARM = 1.0  # seconds between two settings of the watchdog
 # cut where it is made (core.errors.let_go). What counts is how long each holds the loop. 10,000 new registrations, CPU of the
 # longest young and middle collection on a busy machine: 15 and 83 ms with (10_000, 20, 100), 4 and 12 with (2_000, 5, 2_000),
 # 4 and 6 with these, for the same CPU in all; but it counts too little, see control.steps.collect_young. A whole one sees all
-# that came since the start: some 0.1 s for each 100,000 objects, and a registration is 27. So there is none: a status page that
-# somebody looks at makes nine middle ones a second with 10,000 registrations.
+# that came since the start: some 0.1 s for each 100,000 objects, and a registration is 27. A status page that somebody looks at
+# makes nine middle ones a second with 10,000 registrations. So whole ones do not come by counting: WholeCollections says when.
 GC_THRESHOLDS = (1_000, 2, 1_000_000_000)
 
 
@@ -23,6 +23,32 @@ def collect_rarely() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(*GC_THRESHOLDS)
+
+
+WHOLE_EVERY = 600.0  # seconds between two decisions about a whole collection
+CHEAP = 10_000  # objects: a whole collection of so many takes about 10 ms
+
+
+class WholeCollections:
+    """Cycles that grew old before they became garbage, as an idle HTTP connection's may, are freed by a whole collection alone.
+
+    It runs while it is cheap. Where it is not, it runs once the old objects have doubled since the last one: either the table
+    has grown, which is rare, or it is garbage, and then a pause is better than memory that only grows.
+    """
+
+    def __init__(self, now: float) -> None:
+        self._due = now + WHOLE_EVERY
+        self._survivors = CHEAP // 2  # of the last one
+
+    def consider(self, now: float) -> None:
+        """To be called often; it decides every WHOLE_EVERY seconds."""
+        if now < self._due:
+            return
+        self._due = now + WHOLE_EVERY
+        old = len(gc.get_objects(generation=2))
+        if old <= CHEAP or old >= 2 * self._survivors:
+            gc.collect()
+            self._survivors = len(gc.get_objects(generation=2))
 
 
 class Pulse:
@@ -37,6 +63,7 @@ class Pulse:
         self._stall = stall
         self._due = now
         self._arm_at = now
+        self._collections = WholeCollections(now)
         self.lag = 0.0  # seconds that beats were late, the worst of recent ones
 
     def beat(self, now: float) -> None:
@@ -45,6 +72,7 @@ class Pulse:
         if now >= self._arm_at:
             self._arm_at = now + _ARM
             faulthandler.dump_traceback_later(self._stall)
+            self._collections.consider(now)
 
     def stop(self) -> None:
         faulthandler.cancel_dump_traceback_later()
