@@ -1,15 +1,12 @@
-"""What phone-homes and old containers may ask of control: to register, to leave, and whether a call is only a beat.
-
-Before its turn a call is judged once without effect, and its new targets are dialled, so a black hole delays only the call
-that names it. In its turn it is judged again, on top of whatever came before it.
-"""
+"""What phone-homes and old containers may ask of control: to register, to leave, and whether a call is only a beat."""
 
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from typing import TypeVar
 
 from pylb.control.admission import legacy_registration, native_registration
 from pylb.control.event_log import Worth
-from pylb.control.state import Ledger
+from pylb.control.registrar import Registrar
+from pylb.control.state import ControlState
 from pylb.control.views import LegacyUse, Outcome
 from pylb.core.auth import Caller, Token, check_source, fingerprint
 from pylb.core.errors import Refused, let_go
@@ -21,8 +18,11 @@ T = TypeVar("T")
 
 
 class Calls:
-    def __init__(self, ledger: Ledger, clock: Callable[[], float], wall: Callable[[], float]) -> None:
-        self._ledger = ledger
+    def __init__(
+        self, state: ControlState, registrar: Registrar, clock: Callable[[], float], wall: Callable[[], float]
+    ) -> None:
+        self._state = state
+        self._registrar = registrar
         self._wall = wall
         self._worth = Worth(clock)
         self._legacy_uses: dict[str, LegacyUse] = {}
@@ -32,8 +32,8 @@ class Calls:
         """A native registration, beat, move or goodbye. In force when it returns. Raises Refused."""
 
         async def call() -> Outcome:
-            wanted = native_registration(name, instance, announcement, caller, self._ledger.scene.layout.rules)
-            return await self._ledger.enter(wanted, caller)
+            wanted = native_registration(name, instance, announcement, caller, self._state.scene.layout.rules)
+            return await self._registrar.enter(wanted, caller)
 
         ports = [wanted.port for wanted in announcement.frontends]
         return await self._answered(call, caller, f"PUT {name[:64]}/{instance[:64]}", name, ports)
@@ -45,7 +45,7 @@ class Calls:
             check_source(caller)
             check_name("name", name)
             check_name("instance", instance)
-            return await self._ledger.leave(Key(caller.token.name, name, instance), caller)
+            return await self._registrar.leave(Key(caller.token.name, name, instance), caller)
 
         return await self._answered(call, caller, f"DELETE {name[:64]}/{instance[:64]}", name, ())
 
@@ -53,19 +53,19 @@ class Calls:
         """The one line to answer with. Raises Refused."""
 
         async def add() -> str:
-            one, note = legacy_registration(call, caller, self._ledger.scene.layout)
-            outcome = await self._ledger.enter(one, caller)
+            one, note = legacy_registration(call, caller, self._state.scene.layout)
+            outcome = await self._registrar.enter(one, caller)
             before = self._legacy_uses.get(caller.token.name)
             self._legacy_uses[caller.token.name] = LegacyUse(
                 1 + (before.calls if before else 0), self._wall(), caller.ip, call.name
             )
             if note:
-                self._ledger.journal.note_once("dst_ip", f"legacy call from {caller.ip}: {note}", caller.ip, caller.token.name)
+                self._state.journal.note_once("dst_ip", f"legacy call from {caller.ip}: {note}", caller.ip, caller.token.name)
             return _line(call.port, outcome, note)
 
         async def delete() -> str:
             check_source(caller)
-            outcome = await self._ledger.leave(legacy_key(caller.token.name, call.port), caller)
+            outcome = await self._registrar.leave(legacy_key(caller.token.name, call.port), caller)
             return _line(call.port, outcome, "")
 
         what = f"legacy {call.action} {call.port}"
@@ -73,30 +73,30 @@ class Calls:
 
     async def plan_announce(self, name: str, instance: str, announcement: Announcement, caller: Caller) -> list[Line]:
         """What `announce` would change; whether the ports are free and the targets answer is not tried. Raises Refused."""
-        wanted = native_registration(name, instance, announcement, caller, self._ledger.scene.layout.rules)
-        scene, change = self._ledger.announce(self._ledger.scene, wanted, caller, takeover=caller.token.takeover)
-        _, planned = await self._ledger.publisher.planned(self._ledger.publisher.table, scene, change.touched)
+        wanted = native_registration(name, instance, announcement, caller, self._state.scene.layout.rules)
+        scene, change = self._registrar.announce(self._state.scene, wanted, caller, takeover=caller.token.takeover)
+        _, planned = await self._state.publisher.planned(self._state.publisher.table, scene, change.touched)
         return planned
 
     def is_beat(self, name: str, instance: str, announcement: Announcement, caller: Caller) -> bool:
         """Would it change nothing? Cheap, for it is asked before every call."""
         try:
-            one = native_registration(name, instance, announcement, caller, self._ledger.scene.layout.rules)
+            one = native_registration(name, instance, announcement, caller, self._state.scene.layout.rules)
         except Refused as refused:
             let_go(refused)
             return False
-        return self._ledger.is_beat(one)
+        return self._registrar.is_beat(one)
 
     def is_legacy_beat(self, call: LegacyCall, caller: Caller) -> bool:
         """As `is_beat`."""
         if call.action != "add":
             return False
         try:
-            one, _ = legacy_registration(call, caller, self._ledger.scene.layout)
+            one, _ = legacy_registration(call, caller, self._state.scene.layout)
         except Refused as refused:
             let_go(refused)
             return False
-        return self._ledger.is_beat(one)
+        return self._registrar.is_beat(one)
 
     def note_use(self, token: Token, secret: str) -> None:
         """A call has come with this secret."""
@@ -130,11 +130,11 @@ class Calls:
     ) -> None:
         """A call that the web layer refused: it counts like any other, and is shown where `tell` says so (of a flood, some
         are enough). `token`: "" without a valid one."""
-        self._ledger.totals["refused"] += 1
+        self._state.totals["refused"] += 1
         if tell:
-            clean = self._ledger.scene.keyring.without_secrets
+            clean = self._state.scene.keyring.without_secrets
             refused, what, name = Refused(refused.code, clean(refused.detail), clean(refused.hint)), clean(what), clean(name)
-        self._ledger.journal.reject(refused, ip, token, what, name=name, ports=ports, tell=tell)
+        self._state.journal.reject(refused, ip, token, what, name=name, ports=ports, tell=tell)
 
 
 def _line(port: int, outcome: Outcome, note: str) -> str:

@@ -6,13 +6,15 @@ from dataclasses import replace
 from functools import partial
 
 from pylb.control.leases import FALLBACK
-from pylb.control.scene import Scene, Step
+from pylb.control.notices import title_of, whose
+from pylb.control.registrar import Registrar
+from pylb.control.scene import Scene, Step, with_claims
 from pylb.control.silence import moment
-from pylb.control.state import RESERVE, Ledger, title_of, whose, with_claims
+from pylb.control.state import ControlState
 from pylb.control.tasks import Part
 from pylb.control.views import title
 from pylb.core.errors import Refused
-from pylb.core.operator_overrides import Whom, hit, without
+from pylb.core.operator_overrides import Whom, ended, hit, without
 from pylb.core.ownership import Change, become, give_up, release, settle
 from pylb.core.registration import Key, State
 
@@ -22,24 +24,28 @@ REBIND = 5.0  # seconds between two tries of ports that are not open
 SAVE_AGAIN_MAX = 30.0  # seconds between two tries of a failed snapshot, at most
 
 
-class Clockwork:
-    def __init__(self, ledger: Ledger, clock: Callable[[], float]) -> None:
-        self._ledger = ledger
+class Maintenance:
+    def __init__(
+        self, state: ControlState, registrar: Registrar, clock: Callable[[], float], wall: Callable[[], float]
+    ) -> None:
+        self._state = state
+        self._registrar = registrar
         self._clock = clock
+        self._wall = wall
         self._rebind_at = clock() + REBIND
         self._save_at = clock()
         self._save_wait = 1.0
 
     async def run(self) -> None:
         """Until cancelled."""
-        tasks, ledger = self._ledger.tasks, self._ledger
+        tasks, control = self._state.tasks, self._state
         async with asyncio.TaskGroup() as group:
             # Each by itself: a disk that hangs delays no lease.
             for part, work in ((Part.LEASES, self._leases), (Part.SNAPSHOT, self._disk)):
                 group.create_task(tasks.forever(part, partial(self._rounds, work)))
             for part, is_due, ask, pause in (
-                (Part.PROBES, ledger.checker.is_due, ledger.checker.probe, PROBE_PERIOD),
-                (Part.NAMES, ledger.resolver.is_due, ledger.resolve, PERIOD),
+                (Part.PROBES, control.checker.is_due, control.checker.probe, PROBE_PERIOD),
+                (Part.NAMES, control.resolver.is_due, control.resolve, PERIOD),
             ):
                 group.create_task(tasks.forever(part, partial(self._ask, group, part, is_due, ask, pause)))
 
@@ -58,7 +64,7 @@ class Clockwork:
     ) -> None:
         while True:
             if is_due():  # not awaited: a probe of a black hole lasts a second, and others are due meanwhile
-                group.create_task(self._ledger.tasks.once(part, ask()))
+                group.create_task(self._state.tasks.once(part, ask()))
             await asyncio.sleep(pause)
 
     async def tick(self) -> None:
@@ -68,39 +74,40 @@ class Clockwork:
 
     async def _disk(self) -> None:
         await self.save_again()
-        await self._ledger.write_history()
+        await self._state.saving.write_history()
 
     async def _leases(self) -> None:
-        ledger = self._ledger
-        await ledger.silence.look(ledger.scene.claims)
-        due = await ledger.tenure.due(ledger.scene.claims, ledger.scene.layout.rules.leases.keep_stale)
+        control = self._state
+        await control.silence.look(control.scene.claims)
+        due = await control.tenure.due(control.scene.claims, control.scene.layout.rules.leases.keep_stale)
         self._tell_of_mass_lapse(now_preserving=due.verdict.preserving)
-        if ended := self._silent((*due.verdict.lapsed, *due.gone)):
-            await self._end(ended)
+        if silent := self._silent((*due.verdict.lapsed, *due.gone)):
+            await self._end(silent)
         if due.verdict.revived:
             await self._turn(lambda scene: _becoming(scene, due.verdict.revived, State.FRESH), due.verdict.revived)
         self._warn(due.late, due.closing)
         if due.overstayed:
             await self._overstay(due.overstayed)
-        if superfluous := self._silent(key for key in ledger.silence.dead() if ledger.is_superfluous(key)):
-            await self._turn(lambda scene: with_claims(scene, release(scene.claims, superfluous)), superfluous, ledger.left)
+        dead = control.silence.dead()
+        if gone := self._silent(key for key in dead if control.silence.is_superfluous(key, control.scene.claims)):
+            await self._turn(lambda scene: with_claims(scene, release(scene.claims, gone)), gone, self._registrar.left)
         if due.fallen_back:
             await self._give_up(due.fallen_back)
-        if words := ledger.ended_words():
+        if words := ended(control.scene.overrides, self._wall()):
             await self._end_words(words)
-        if ledger.unsettled:
-            ledger.unsettled = False
-            await self._turn(lambda scene: with_claims(scene, settle(scene.claims, ledger.checker.findings.proven)), ())
-        if ledger.publisher.unbound and self._clock() >= self._rebind_at:
+        if control.unsettled:
+            control.unsettled = False
+            await self._turn(lambda scene: with_claims(scene, settle(scene.claims, control.checker.findings.proven)), ())
+        if control.publisher.unbound and self._clock() >= self._rebind_at:
             self._rebind_at = self._clock() + REBIND
-            ledger.publisher.apply()
+            control.publisher.apply()
 
     def _silent(self, keys: Iterable[Key]) -> tuple[Key, ...]:
         """Without those of whom a call waits for its turn: it is judged before what is asked for here, and would be undone."""
-        return tuple(key for key in keys if not self._ledger.writer.is_busy_with(key))
+        return tuple(key for key in keys if not self._state.writer.is_busy_with(key))
 
     async def _end(self, keys: tuple[Key, ...]) -> None:
-        tenure, ended = self._ledger.tenure, list[Key]()
+        tenure, ended = self._state.tenure, list[Key]()
 
         def step(scene: Scene) -> tuple[Scene, Change]:
             silent = [key for key in keys if tenure.is_over(key)]  # who called since has not lapsed
@@ -111,7 +118,7 @@ class Clockwork:
         def done(_change: Change) -> None:
             if ended:
                 names = ", ".join(map(title_of, ended))
-                self._ledger.journal.note("stale", f"silent for its TTL, now the last resort: {names}", {"count": len(ended)})
+                self._state.journal.note("stale", f"silent for its TTL, now the last resort: {names}", {"count": len(ended)})
 
         await self._turn(step, keys, done)
 
@@ -121,33 +128,33 @@ class Clockwork:
             still = [key for key in keys if key in held and held[key].state is State.STALE]
             return with_claims(scene, release(scene.claims, still))
 
-        await self._turn(step, keys, self._ledger.left)
+        await self._turn(step, keys, self._registrar.left)
 
     def _warn(self, late: Iterable[Key], closing: Iterable[Key]) -> None:
         """Of those without whom a port has nobody that calls: one of many that fell silent is no alarm."""
-        ledger, claims = self._ledger, self._ledger.scene.claims
+        control, claims = self._state, self._state.scene.claims
         for kind, keys in (("still_silent", late), ("closing", closing)):
             for one in (claims.registrations[key] for key in keys if key in claims.registrations):
-                if not (ports := ledger.silent_ports(one)):
+                if not (ports := control.silence.silent_ports(one, control.scene)):
                     continue
                 where = ", ".join(str(listen.port) for listen in ports)
-                ends = max(filter(None, map(ledger.closes_at, ports)), default=None)
+                ends = max(filter(None, (control.silence.port_closes_at(port, control.scene) for port in ports)), default=None)
                 text = f"{title(one)} has not called for over an hour, and nobody else holds port {where}"
                 if ends is not None:
                     text += f", which closes at {moment(ends)} if it stays so (leases.keep_stale)"
                 fields = {"token": one.key.token, "name": one.name, "instance": one.key.instance}
-                ledger.journal.note(kind, text, fields, alarm=True)
+                control.journal.note(kind, text, fields, alarm=True)
 
     async def _end_words(self, whom: tuple[Whom, ...]) -> None:
-        ledger = self._ledger
+        control = self._state
 
         def step(scene: Scene) -> tuple[Scene, Change]:
-            touched = frozenset(one.listen for each in whom for one, _ in hit(ledger.publisher.table, each))
+            touched = frozenset(one.listen for each in whom for one, _ in hit(control.publisher.table, each))
             return replace(scene, overrides=without(scene.overrides, whom)), Change(scene.claims, "updated", touched)
 
         def done(_change: Change) -> None:
             names = ", ".join(one if isinstance(one, str) else f"{one[0]}/{one[1]}" for one in whom)
-            ledger.journal.note("admin_over", f"what was said of it has ended, as it was to: {names}")
+            control.journal.note("admin_over", f"what was said of it has ended, as it was to: {names}")
 
         await self._turn(step, (), done)
 
@@ -156,45 +163,44 @@ class Clockwork:
 
         def done(change: Change) -> None:
             if change.touched:
-                held = self._ledger.scene.claims.registrations
+                held = self._state.scene.claims.registrations
                 names = ", ".join(title(held[key]) for key in keys if key in held)
                 text = f"the new address has not answered in {FALLBACK:.0f} s, and the old one no longer serves for it: {names}"
-                self._ledger.journal.note("fallback_over", text, whose(keys), alarm=True)
+                self._state.journal.note("fallback_over", text, whose(keys), alarm=True)
 
         await self._turn(lambda scene: with_claims(scene, give_up(scene.claims, keys)), keys, done)
 
     def _tell_of_mass_lapse(self, *, now_preserving: bool) -> None:
-        tenure = self._ledger.tenure
+        tenure = self._state.tenure
         before, tenure.preserving = tenure.preserving, now_preserving
         if now_preserving and not before:
             text = "more than half of all phone-homes fell silent together: none is demoted (network, DNS, a certificate?)"
-            self._ledger.journal.note("mass_lapse", text, alarm=True)
+            self._state.journal.note("mass_lapse", text, alarm=True)
         elif before and not now_preserving:
-            self._ledger.journal.note("mass_lapse_over", "most phone-homes call again")
+            self._state.journal.note("mass_lapse_over", "most phone-homes call again")
 
     async def save_again(self, *, force: bool = False) -> None:
         """A snapshot that failed, or that nobody waits for; at first every second, then up to every 30."""
-        ledger, now = self._ledger, self._clock()
-        ledger.unsaved |= ledger.publisher.table.generation + RESERVE // 2 > ledger.reserved
-        if ledger.writer.durable and not ledger.unsaved:
+        control, now = self._state, self._clock()
+        if control.writer.durable and not control.saving.is_wanted():
             self._save_wait = 1.0
             return
         if force or now >= self._save_at:
             self._save_at = now + self._save_wait
             self._save_wait = min(self._save_wait * 2, SAVE_AGAIN_MAX)
-            if ledger.writer.hangs and not force:  # beside the turns: in one of them it would hold up all calls
+            if control.writer.hangs and not force:  # beside the turns: in one of them it would hold up all calls
                 try:
-                    await ledger.save_now()
+                    await control.save_now()
                 except OSError:
                     return
-                ledger.writer.hangs = False
+                control.writer.hangs = False
             await self._turn(lambda scene: (scene, Change(scene.claims, "unchanged")), (), write=True)
 
     async def _turn(
         self, step: Step, keys: Iterable[Key], done: Callable[[Change], None] | None = None, *, write: bool = False
     ) -> None:
         try:
-            await self._ledger.writer.turn(step, keys, done, by="leases", write=write)
+            await self._state.writer.turn(step, keys, done, by="leases", write=write)
         except Refused:
             pass  # pylb is stopping: the next start judges again
 

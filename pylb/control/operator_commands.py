@@ -5,8 +5,9 @@ from collections.abc import Callable, Generator, Iterable
 from dataclasses import replace
 
 from pylb.control.admission import Imported, imported_registration
-from pylb.control.scene import Judged, Scene, Unserved
-from pylb.control.state import Ledger, with_claims, without
+from pylb.control.registrar import Registrar
+from pylb.control.scene import Judged, Scene, Unserved, with_claims, without
+from pylb.control.state import ControlState
 from pylb.control.steps import in_turns
 from pylb.control.views import title
 from pylb.core.claims import Claims
@@ -23,8 +24,9 @@ NODE_WORD = 86_400.0  # seconds that a word about a node counts unless it says o
 
 
 class OperatorCommands:
-    def __init__(self, ledger: Ledger, wall: Callable[[], float]) -> None:
-        self._ledger = ledger
+    def __init__(self, state: ControlState, registrar: Registrar, wall: Callable[[], float]) -> None:
+        self._state = state
+        self._registrar = registrar
         self._wall = wall
 
     async def release_any(self, what: str) -> list[str]:
@@ -41,7 +43,7 @@ class OperatorCommands:
             lines.extend(f"released {one.name}, which a newer pylb had registered" for one in kept_aside.values())
             return with_claims(without(scene, kept_aside), release(scene.claims, [one.key for one in found], port))
 
-        await self._ledger.writer.turn(step, (), self._ledger.left, by="admin")
+        await self._state.writer.turn(step, (), self._registrar.left, by="admin")
         return lines
 
     async def import_legacy(self, items: Iterable[Imported], token: str | None = None) -> list[str]:
@@ -50,8 +52,8 @@ class OperatorCommands:
         answers: list[tuple[Imported, asyncio.Future[tuple[Change, bool]] | Refused]] = []
         async for item in in_turns(items, IMPORTED):
             try:
-                one = imported_registration(item, self._ledger.scene.keyring, token, self._ledger.scene.layout.rules)
-                answers.append((item, self._ledger.submit(one, None, takeover=False)))
+                one = imported_registration(item, self._state.scene.keyring, token, self._state.scene.layout.rules)
+                answers.append((item, self._registrar.submit(one, None, takeover=False)))
             except Refused as refused:
                 answers.append((item, refused))
         lines: list[str] = []
@@ -84,9 +86,9 @@ class OperatorCommands:
             (
                 whom if isinstance(whom, str) else f"{whom[0]}/{whom[1]}",
                 word,
-                [f"{frontend.name}/{server.name}" for frontend, server in hit(self._ledger.publisher.table, whom)],
+                [f"{frontend.name}/{server.name}" for frontend, server in hit(self._state.publisher.table, whom)],
             )
-            for whom, word in self._ledger.scene.overrides.items()
+            for whom, word in self._state.scene.overrides.items()
         ]
 
     async def _overrule(self, target: str, word: str, seconds: float | None, **said: AdminState | int | None) -> list[str]:
@@ -96,7 +98,7 @@ class OperatorCommands:
         until = None if seconds is None else self._wall() + seconds
 
         def step(scene: Scene) -> Generator[None, None, Judged]:
-            found = find(self._ledger.publisher.table, target)
+            found = find(self._state.publisher.table, target)
             yield
             places: list[Whom] = [(frontend.listen, server.address) for frontend, server in found]
             before = scene.overrides
@@ -115,9 +117,9 @@ class OperatorCommands:
             return after, Change(scene.claims, "updated", frozenset(frontend.listen for frontend, _ in found))
 
         def done(_change: Change) -> None:
-            self._ledger.journal.note("admin", "; ".join(lines))
+            self._state.journal.note("admin", "; ".join(lines))
 
-        await self._ledger.writer.turn(step, (), done, by="admin")
+        await self._state.writer.turn(step, (), done, by="admin")
         return lines
 
 

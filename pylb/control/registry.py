@@ -14,11 +14,13 @@ from pylb.control.event_log import Event, Rejection
 from pylb.control.health.prober import Ask, Question, question_of
 from pylb.control.health.prober import ask as ask_server
 from pylb.control.health.resolver import Resolve
-from pylb.control.maintenance import Clockwork
+from pylb.control.maintenance import Maintenance
 from pylb.control.operator_commands import OperatorCommands
+from pylb.control.registrar import Registrar
 from pylb.control.rules import RulesInForce
+from pylb.control.saving import RESERVE
 from pylb.control.scene import Scene, Sink, Unserved
-from pylb.control.state import RESERVE, Ledger
+from pylb.control.state import ControlState
 from pylb.control.steps import in_turns
 from pylb.control.storage.store import Store
 from pylb.control.storage.table_history import Generation
@@ -64,7 +66,7 @@ class Registry:
         self._store = store
         self._ask = ask
         self.tasks = tasks or Tasks()
-        self._ledger = Ledger(
+        self._state = ControlState(
             rules=rules,
             keyring=keyring,
             sink=sink,
@@ -77,10 +79,11 @@ class Registry:
             on_event=on_event,
             tasks=self.tasks,
         )
-        self._clockwork = Clockwork(self._ledger, clock)
-        self.calls = Calls(self._ledger, clock, wall)
-        self.operator = OperatorCommands(self._ledger, wall)
-        self.rules = RulesInForce(self._ledger, ask)
+        registrar = Registrar(self._state, clock, wall)
+        self._maintenance = Maintenance(self._state, registrar, clock, wall)
+        self.calls = Calls(self._state, registrar, clock, wall)
+        self.operator = OperatorCommands(self._state, registrar, wall)
+        self.rules = RulesInForce(self._state, ask)
         self._writing: asyncio.Task[None] | None = None
         self._handed_over = False
 
@@ -88,57 +91,57 @@ class Registry:
 
     async def start(self) -> None:
         """Restores the snapshot and publishes the first table: ports serve before anything else. Raises StateLocked."""
-        await self._ledger.restore()
-        self._writing = asyncio.get_running_loop().create_task(self._ledger.writer.run())
+        await self._state.restore()
+        self._writing = asyncio.get_running_loop().create_task(self._state.writer.run())
         count = len(self._scene.claims.registrations)
         text = f"restored: {counted(count, 'registration')}, serving: {counted(len(self.table.frontends), 'frontend')}"
-        self._ledger.journal.note("started", text, {"registrations": count})
+        self._state.journal.note("started", text, {"registrations": count})
 
     async def webhook_is_up(self) -> None:
         """Phone-homes can call from now on: leases run, and each lasts at least a whole TTL more."""
-        await self._ledger.tenure.webhook_is_up(self._scene.claims)
+        await self._state.tenure.webhook_is_up(self._scene.claims)
 
     def webhook_is_down(self) -> None:
         """Nobody can call: no lease ends."""
-        self._ledger.tenure.webhook_is_down()
+        self._state.tenure.webhook_is_down()
 
     async def run(self) -> None:
         """Leases, probes and retries, until cancelled. Raises what ended the writer, should a bug do that."""
         if self._writing is None:
             raise RuntimeError("start() comes first")
         async with asyncio.TaskGroup() as group:
-            clockwork = group.create_task(self._clockwork.run())
+            maintenance = group.create_task(self._maintenance.run())
             await asyncio.wait([self._writing])
-            clockwork.cancel()
+            maintenance.cancel()
         if not self._writing.cancelled():
             self._writing.result()
 
     async def tick(self) -> None:
         """One round of leases and retries; `run` does two a second."""
-        await self._clockwork.tick()
+        await self._maintenance.tick()
 
     async def resolve(self) -> None:
         """One round of the host names that are due; `run` does them as they come."""
-        await self._ledger.resolve()
+        await self._state.resolve()
 
     async def probe(self) -> None:
         """One round of the probes that are due; `run` does them as they come."""
-        await self._ledger.checker.probe()
+        await self._state.checker.probe()
 
     async def hand_over(self) -> None:
         """All of it on disk and the disk let go of, for a successor; calls wait. Then `take_back` or `stop`.
 
         Raises OSError: it could not be written, and everything goes on as before; as after any other failure.
         """
-        await self._ledger.writer.hold()
-        self._ledger.reserve = 0  # the successor goes on where this table ends
+        await self._state.writer.hold()
+        self._state.saving.reserve = 0  # the successor goes on where this table ends
         try:
-            await self._ledger.save_now()
-            await self._ledger.write_history()
+            await self._state.save_now()
+            await self._state.saving.write_history()
             self._store.unlock()
         except BaseException:
-            self._ledger.reserve = RESERVE
-            self._ledger.writer.resume()
+            self._state.saving.reserve = RESERVE
+            self._state.writer.resume()
             raise
         self._handed_over = True
 
@@ -146,37 +149,37 @@ class Registry:
         """The successor did not come. Raises StateLocked, OSError."""
         await asyncio.to_thread(self._store.open)
         self._handed_over = False
-        self._ledger.reserve = RESERVE
-        self._ledger.unsaved = True  # it may have written
-        self._ledger.writer.resume()
+        self._state.saving.reserve = RESERVE
+        self._state.saving.unsaved = True  # it may have written
+        self._state.writer.resume()
 
     def totals(self) -> dict[str, dict[str, int]]:
         """What was counted of calls, for a successor."""
-        return {"registrations": dict(self._ledger.totals), "refused": dict(self._ledger.journal.refused)}
+        return {"registrations": dict(self._state.totals), "refused": dict(self._state.journal.refused)}
 
     def go_on_from(self, totals: Mapping[str, Mapping[str, int]]) -> None:
         """What the pylb before had counted."""
-        self._ledger.totals.update(totals.get("registrations", {}))
-        self._ledger.journal.refused.update(totals.get("refused", {}))
-        self._ledger.journal.note("upgraded", "this pylb follows another: ports, state and counters are its now")
+        self._state.totals.update(totals.get("registrations", {}))
+        self._state.journal.refused.update(totals.get("refused", {}))
+        self._state.journal.note("upgraded", "this pylb follows another: ports, state and counters are its now")
 
     async def stop(self) -> None:
         """The final snapshot; then calls are refused. The sink is left as it is. Idempotent."""
         if self.ready and not self._handed_over:
-            self._ledger.unsaved, self._ledger.reserve = True, 0
-            await self._clockwork.save_again(force=True)
-            await self._ledger.write_history()
+            self._state.saving.unsaved, self._state.saving.reserve = True, 0
+            await self._maintenance.save_again(force=True)
+            await self._state.saving.write_history()
         if self._writing is not None:
             self._writing.cancel()
             await asyncio.gather(self._writing, return_exceptions=True)
-        await self._ledger.checker.stop()
+        await self._state.checker.stop()
         self._store.close()
 
     # ------------------------------------------------------------ what servers answer
 
     def connect_ended(self, listen: Listen, server: Server, failure: str | None) -> None:
         """What a session met, told by the engine from inside its turn: the table is swapped in a later one."""
-        self._ledger.checker.connect_ended(listen, server.address, failure)
+        self._state.checker.connect_ended(listen, server.address, failure)
 
     async def ask_now(self, listen: Listen) -> dict[Address, tuple[str, str]]:
         """Of each server of this frontend: what a connect meets at this moment, and what its own check finds. Nothing is
@@ -193,11 +196,11 @@ class Registry:
 
     @property
     def _scene(self) -> Scene:
-        return self._ledger.scene
+        return self._state.scene
 
     @property
     def table(self) -> Table:
-        return self._ledger.publisher.table
+        return self._state.publisher.table
 
     @property
     def ready(self) -> bool:
@@ -207,42 +210,42 @@ class Registry:
     @property
     def durable(self) -> bool:
         """What is in force is on disk."""
-        return self._ledger.writer.durable
+        return self._state.writer.durable
 
     @property
     def preserving(self) -> bool:
         """Most phone-homes are silent, and none is demoted for it."""
-        return self._ledger.tenure.preserving
+        return self._state.tenure.preserving
 
     @property
     def checks(self) -> int:
         """Questions asked of servers since the start, but for the first dial of a call's targets."""
-        return self._ledger.checker.agenda.asked
+        return self._state.checker.agenda.asked
 
     @property
     def check_lag(self) -> float:
         """Seconds that the check that waits longest has been due: the budget, or the machine, does not suffice."""
-        return self._ledger.checker.agenda.lag
+        return self._state.checker.agenda.lag
 
     @property
     def write_failures(self) -> int:
-        return self._ledger.write_failures
+        return self._state.saving.failures
 
     @property
     def apply_seconds(self) -> float:
         """The last swap of the table."""
-        return self._ledger.publisher.apply_seconds
+        return self._state.publisher.apply_seconds
 
     @property
     def registrations_total(self) -> Mapping[str, int]:
         """Calls by result."""
         results = ("created", "unchanged", "moved", "updated", "released", "refused", "superseded")
-        return {result: self._ledger.totals[result] for result in results}
+        return {result: self._state.totals[result] for result in results}
 
     @property
     def refused_total(self) -> Mapping[str, int]:
         """Refused calls by code."""
-        return dict(self._ledger.journal.refused)
+        return dict(self._state.journal.refused)
 
     def each_registration(self) -> Iterator[RegistrationView]:
         """In any order, for who lets the loop turn meanwhile: those at the first step, each with its lease as it is."""
@@ -253,7 +256,7 @@ class Registry:
         return [self._view(one) async for one in in_turns(self._scene.claims.registrations.values(), VIEWS)]
 
     def _view(self, one: Registration) -> RegistrationView:
-        tenure = self._ledger.tenure
+        tenure = self._state.tenure
         goodbye = tenure.said_goodbye(one.key)
         return registration_view(one, tenure.get(one.key), self._clock(), self._wall(), said_goodbye=goodbye)
 
@@ -261,17 +264,17 @@ class Registry:
         """In the order of the ports, for who lets the loop turn meanwhile: of the table at the first step, with each one's
         health."""
         return server_views(
-            self.table, self._scene.claims, self._scene.layout, self._ledger.checker.findings, self._ledger.tenure.said_goodbye
+            self.table, self._scene.claims, self._scene.layout, self._state.checker.findings, self._state.tenure.said_goodbye
         )
 
     def last_check(self, listen: Listen, address: Address) -> tuple[float, str] | None:
         """When (the clock's time) a server was last dialled, probed, or a client's connect told something new, and what it
         said: "yes", or why not."""
-        return self._ledger.checker.findings.last_check(listen, address)
+        return self._state.checker.findings.last_check(listen, address)
 
     def unbound(self) -> dict[Listen, str]:
         """Ports of the table that could not be opened, with the reason; retried every 5 s."""
-        return dict(self._ledger.publisher.unbound)
+        return dict(self._state.publisher.unbound)
 
     def unserved(self) -> list[Unserved]:
         """What a newer pylb wrote and this one cannot serve."""
@@ -279,11 +282,11 @@ class Registry:
 
     def closing(self) -> dict[Listen, float | None]:
         """Ports that only stale registrations hold, and when each closes (unix time; None: not for that)."""
-        return self._ledger.closing()
+        return self._state.silence.closing(self._scene)
 
     def events(self) -> list[Event]:
         """The last 1,000, oldest first."""
-        return self._ledger.journal.events()
+        return self._state.journal.events()
 
     @property
     def task_failures(self) -> Mapping[str, int]:
@@ -293,18 +296,18 @@ class Registry:
     @property
     def noted(self) -> int:
         """How many events there were; the last of them is the last of `events()`."""
-        return self._ledger.journal.noted
+        return self._state.journal.noted
 
     def history(self, what: str | None = None) -> list[Generation]:
         """What changed the table, oldest first; of a port or a name."""
-        return self._ledger.history.generations(what)
+        return self._state.history.generations(what)
 
     @property
     def since(self) -> Since:
         """How far back `events`, `rejected` and `history` go."""
-        journal = self._ledger.journal
-        return Since(journal.events_since, journal.rejected_since, self._ledger.history.since)
+        journal = self._state.journal
+        return Since(journal.events_since, journal.rejected_since, self._state.history.since)
 
     def rejected(self) -> list[Rejection]:
         """The last 100 refused calls, oldest first."""
-        return self._ledger.journal.rejected()
+        return self._state.journal.rejected()

@@ -10,14 +10,16 @@ from functools import partial
 from pylb.control.health.prober import Ask
 from pylb.control.health.rehearsal import failing
 from pylb.control.health.resolver import FIRST_LOOK
+from pylb.control.heirs import passed_on
 from pylb.control.scene import Judged, Scene
-from pylb.control.state import Ledger
+from pylb.control.state import ControlState
 from pylb.control.steps import stepwise
+from pylb.core.address import Address
 from pylb.core.auth import Keyring
 from pylb.core.loops import loops
 from pylb.core.operator_overrides import kept
 from pylb.core.ownership import Change, adopting
-from pylb.core.policy import Rules
+from pylb.core.policy import Rules, StaticServer
 from pylb.core.registration import Key
 from pylb.core.static_frontends import Layout
 from pylb.core.table import Diff, Table, diff
@@ -25,45 +27,60 @@ from pylb.core.table_diff import Line
 
 
 class RulesInForce:
-    def __init__(self, ledger: Ledger, ask: Ask) -> None:
-        self._ledger = ledger
+    def __init__(self, state: ControlState, ask: Ask) -> None:
+        self._state = state
         self._ask = ask
 
     async def set_keyring(self, keyring: Keyring) -> None:
         """Other tokens, the same rules. What a token that is gone registered stays, and becomes stale."""
 
-        before, moved = self._ledger.scene.keyring, dict[Key, Key]()
+        before, moved = self._state.scene.keyring, dict[Key, Key]()
 
         def step(scene: Scene) -> tuple[Scene, Change]:
-            after, change, keys = self._ledger.passed_on(replace(scene, keyring=keyring))
+            after, change, keys = passed_on(replace(scene, keyring=keyring))
             moved.update(keys)
             return after, change
 
-        await self._ledger.writer.turn(step, (), partial(self._with_tokens, before, keyring, moved), by="reload")
+        await self._state.writer.turn(step, (), partial(self._with_tokens, before, keyring, moved), by="reload")
 
     def _with_tokens(self, before: Keyring, after: Keyring, moved: Mapping[Key, Key], _change: Change) -> None:
-        self._ledger.tenure.pass_on(moved)
-        self._ledger.tell_of_tokens(before, after, moved)
+        self._state.tenure.pass_on(moved)
+        self._state.notices.tokens(before, after, moved, self._state.scene.claims)
 
     async def readdress(self, own_ips: frozenset[str]) -> None:
-        """The addresses of this machine, and those it is called by, are these now. Raises Refused: pylb is stopping."""
-        await self._ledger.readdress(own_ips)
+        """The addresses of this machine, and those it is called by, are these now: what aims at pylb itself goes out, and
+        what no longer does comes back. Raises Refused: pylb is stopping."""
+
+        def step(scene: Scene) -> tuple[Scene, Change]:
+            before, layout = scene.layout, Layout(replace(scene.layout.rules, own_ips=own_ips), self._state.resolver.answers)
+            changed = before.own_ips ^ own_ips
+            touched = {listen for listen, one in layout.statics.items() if one != before.statics.get(listen)}
+            touched |= {listen for listen, one in layout.statics.items() if any(_ip(line) in changed for line in one.servers)}
+            for one in scene.claims.registrations.values():
+                if one.ip in changed or any(old.address.ip in changed for old in one.displaced):
+                    touched.update(one.places)
+            return replace(scene, layout=layout), Change(scene.claims, "updated", frozenset(touched))
+
+        if own_ips != self._state.scene.layout.own_ips:
+            await self._state.writer.turn(
+                step, (), lambda _change: self._state.notices.loops(self._state.scene), by="addresses"
+            )
 
     async def reload(self, rules: Rules, keyring: Keyring) -> Diff:
         """New rules and tokens, all or nothing. Returns what changed in the table. Raises Refused."""
-        await self._ledger.resolver.first_look(rules.hosts, FIRST_LOOK)
-        before, tokens, moved = self._ledger.publisher.table, self._ledger.scene.keyring, dict[Key, Key]()
+        await self._state.resolver.first_look(rules.hosts, FIRST_LOOK)
+        before, tokens, moved = self._state.publisher.table, self._state.scene.keyring, dict[Key, Key]()
 
         def done(change: Change) -> None:
             self._with_tokens(tokens, keyring, moved, change)
-            self._ledger.follow(rules)
-            self._ledger.resolver.follow(rules.hosts, rules.resolve_interval)
+            self._state.follow(rules)
+            self._state.resolver.follow(rules.hosts, rules.resolve_interval)
             text = f"static frontends: {len(rules.frontends)}, tokens: {len(keyring.tokens)}"
-            self._ledger.journal.note("reloaded", text)
-            self._ledger.tell_of_loops()
+            self._state.journal.note("reloaded", text)
+            self._state.notices.loops(self._state.scene)
 
-        await self._ledger.writer.turn(self._reloading(rules, keyring, moved), (), done, by="reload")
-        return diff(before, self._ledger.publisher.table)
+        await self._state.writer.turn(self._reloading(rules, keyring, moved), (), done, by="reload")
+        return diff(before, self._state.publisher.table)
 
     def _reloading(
         self, rules: Rules, keyring: Keyring, moved: dict[Key, Key]
@@ -71,9 +88,9 @@ class RulesInForce:
         """`moved`: to be filled with those that are another token's afterwards."""
 
         def step(scene: Scene) -> Generator[None, None, Judged]:
-            layout = Layout(rules, self._ledger.resolver.answers)
+            layout = Layout(rules, self._state.resolver.answers)
             yield
-            before = Layout(replace(scene.layout.rules, own_ips=rules.own_ips), self._ledger.resolver.answers)
+            before = Layout(replace(scene.layout.rules, own_ips=rules.own_ips), self._state.resolver.answers)
             yield
             looped = loops(scene.claims, before)
             yield
@@ -82,7 +99,7 @@ class RulesInForce:
             touched = change.touched | scene.layout.statics.keys() | layout.statics.keys()
             overrides = kept(scene.overrides, change.claims, layout)
             after = replace(scene, claims=change.claims, layout=layout, keyring=keyring, overrides=overrides)
-            after, given, keys = self._ledger.passed_on(after)
+            after, given, keys = passed_on(after)
             moved.update(keys)
             return after, Change(given.claims, change.result, touched | given.touched)
 
@@ -90,10 +107,14 @@ class RulesInForce:
 
     async def plan(self, rules: Rules, keyring: Keyring) -> tuple[Table, list[Line]]:
         """The table that `reload` would give, and what it would change. Raises Refused as it would."""
-        base = self._ledger.publisher.table
-        scene, change = await stepwise(self._reloading(rules, keyring, {})(self._ledger.scene))
-        return await self._ledger.publisher.planned(base, scene, change.touched)
+        base = self._state.publisher.table
+        scene, change = await stepwise(self._reloading(rules, keyring, {})(self._state.scene))
+        return await self._state.publisher.planned(base, scene, change.touched)
 
     async def plan_checks(self, planned: Table) -> list[Line]:
         """Who would go out with this table, because it does not pass its check now."""
         return await failing(planned.frontends.values(), self._ask)
+
+
+def _ip(line: StaticServer) -> str:
+    return line.address.ip if isinstance(line.address, Address) else ""

@@ -1,13 +1,13 @@
 """What a call is judged against, and what serves the tables: the words that the parts of control share."""
 
-from collections.abc import Callable, Generator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from pylb.core.address import Listen
 from pylb.core.auth import Keyring
 from pylb.core.claims import Claims
-from pylb.core.operator_overrides import NONE, Overrides
+from pylb.core.operator_overrides import NONE, Overrides, kept
 from pylb.core.ownership import Change
 from pylb.core.registration import Key
 from pylb.core.static_frontends import Layout
@@ -61,3 +61,19 @@ class Scene:
 
 Judged = tuple[Scene, Change]
 Step = Callable[[Scene], Judged | Generator[None, None, Judged]]  # a generator: one that is long, in pieces
+
+
+def with_claims(scene: Scene, change: Change) -> tuple[Scene, Change]:
+    """The next scene; the same one if nothing changed."""
+    if change.claims is scene.claims:
+        return scene, change
+    overrides = kept(scene.overrides, change.claims, scene.layout)
+    return replace(scene, claims=change.claims, overrides=overrides), change
+
+
+def without(scene: Scene, keys: Iterable[Key]) -> Scene:
+    """Without what a newer pylb wrote of these: they are released, or have registered what this one serves."""
+    if not scene.unserved:
+        return scene
+    left = {key: one for key, one in scene.unserved.items() if key not in set(keys)}
+    return scene if len(left) == len(scene.unserved) else replace(scene, unserved=left)

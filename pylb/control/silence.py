@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterable, Iterator
 
 from pylb.control.health.checker import Checker
 from pylb.control.leases import STALL, Tenure
+from pylb.control.scene import Scene
 from pylb.control.steps import in_turns
-from pylb.core.address import Address
+from pylb.core.address import Address, Listen
 from pylb.core.claims import Claims
 from pylb.core.conflicts import Contest
 from pylb.core.health import OURS, YES
@@ -89,6 +90,43 @@ class Silence:
         """For long enough to give way, if its servers are asked once more and do not answer."""
         began = self._since.get(one.key)
         return one.state is not State.FRESH and began is not None and self._clock() - began >= self.leases.yield_after
+
+    def is_superfluous(self, key: Key, claims: Claims) -> bool:
+        """It said goodbye, its lease is over, nothing of it answers, and others who call hold each of its ports."""
+        one = claims.registrations.get(key)
+        if one is None or not self._tenure.said_goodbye(key) or one.state is not State.STALE:
+            return False
+        return all(any(other not in claims.not_fresh for other in claims.holders[place]) for place in one.places)
+
+    @staticmethod
+    def silent_ports(one: Registration, scene: Scene) -> tuple[Listen, ...]:
+        """Those of its ports that no line of the config and nobody who calls holds."""
+        claims, statics = scene.claims, scene.layout.statics
+        return tuple(
+            place
+            for place in one.places
+            if place not in statics and all(claims.not_fresh.get(key) is State.STALE for key in claims.holders[place])
+        )
+
+    def port_closes_at(self, listen: Listen, scene: Scene) -> float | None:
+        """When a port that only stale registrations hold closes, as unix time; None: it does not, as far as is known."""
+        claims, keep = scene.claims, scene.layout.rules.leases.keep_stale
+        keys = claims.holders.get(listen, ())
+        if not keys or listen in scene.layout.statics or self._tenure.preserving:
+            return None
+        if any(claims.not_fresh.get(key) is not State.STALE for key in keys):
+            return None
+        ends = [self._tenure.closes_at(key, keep) for key in keys]
+        if None in ends:
+            return None
+        return self._wall() + max(end for end in ends if end is not None) - self._clock()
+
+    def closing(self, scene: Scene) -> dict[Listen, float | None]:
+        """Of each port whose registrations are all stale: when it closes."""
+        claims = scene.claims
+        stale = [key for key, state in claims.not_fresh.items() if state is State.STALE]
+        places = dict.fromkeys(place for key in stale for place in self.silent_ports(claims.registrations[key], scene))
+        return {place: self.port_closes_at(place, scene) for place in places}
 
     def _yields(self, one: Registration) -> bool:
         found = [self._findings.answer(address) for address in addresses(one)]

@@ -64,9 +64,14 @@ def kept(overrides: Overrides, claims: Claims, layout: Layout) -> Overrides:
     return without(overrides, gone) if gone else overrides
 
 
+def ended(overrides: Overrides, now: float) -> tuple[Whom, ...]:
+    """Whose time is over, by the unix time."""
+    return tuple(whom for whom, one in overrides.items() if one.until is not None and one.until <= now)
+
+
 def without(overrides: Overrides, whom: Iterable[Whom]) -> Overrides:
-    ended = set(whom)
-    return MappingProxyType({one: override for one, override in overrides.items() if one not in ended})
+    gone = set(whom)
+    return MappingProxyType({one: override for one, override in overrides.items() if one not in gone})
 
 
 def _is_there(place: Place, claims: Claims, layout: Layout) -> bool:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pylb.control import state as ledger
+from pylb.control import registrar
 from pylb.control.admission import Imported
 from pylb.control.writer import Scene, cannot_bind
 from pylb.core.address import Address, parse_network, parse_ports
@@ -114,7 +114,7 @@ async def test_a_black_hole_delays_only_the_call_that_names_it(tmp_path: Path) -
     async with control(tmp_path) as c:
         with black_hole(hole), target(fine):
             slow = asyncio.get_running_loop().create_task(c.put({port: hole}))
-            await until(lambda: c.registry._ledger.checker._asking)
+            await until(lambda: c.registry._state.checker._asking)
             assert (await c.put({other: fine}, name="quick")).result == "created"
             assert not slow.done()
             assert (await slow).frontends[0].reachable == "timeout"
@@ -272,7 +272,7 @@ async def test_calls_that_race_for_a_port_have_one_order_and_one_winner(tmp_path
 
 @aio
 async def test_a_token_has_at_most_so_many_registrations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ledger, "MOST_REGISTRATIONS", 3)
+    monkeypatch.setattr(registrar, "MOST_REGISTRATIONS", 3)
     port, node_port, other = free_ports(3)
     async with control(tmp_path, token(), token("u")) as c:
         for instance in ("a", "b", "c"):
@@ -307,7 +307,7 @@ async def test_a_caller_that_hangs_up_is_registered_all_the_same(tmp_path: Path)
     port, node_port = free_ports(2)
     async with control(tmp_path) as c:
         call = asyncio.get_running_loop().create_task(c.put({port: node_port}))
-        await until(lambda: c.registry._ledger.writer._busy)
+        await until(lambda: c.registry._state.writer._busy)
         call.cancel()
         await asyncio.gather(call, return_exceptions=True)
         await c.delete(name="somebody-else")  # its turn comes after
@@ -418,12 +418,12 @@ async def test_a_token_that_was_reloaded_away_while_its_target_was_dialled_regis
     async with control(tmp_path) as c:
         with black_hole(hole):
             call = asyncio.get_running_loop().create_task(c.put({port: hole}))
-            await until(lambda: c.registry._ledger.checker._asking)
+            await until(lambda: c.registry._state.checker._asking)
             await c.registry.rules.reload(Rules(), Keyring([token("u")]))
             with pytest.raises(Refused, match="no longer valid"):
                 await call
         assert c.sink.ports == set()
-        assert c.registry._ledger.checker.findings.proof(Address(NODE_A, hole)) is None
+        assert c.registry._state.checker.findings.proof(Address(NODE_A, hole)) is None
 
 
 @aio
@@ -466,7 +466,7 @@ async def test_a_bug_in_one_call_ends_that_call_only(tmp_path: Path) -> None:
         raise ZeroDivisionError
 
     async with control(tmp_path) as c:
-        buggy = c.registry._ledger.writer.turn(bug, (), by="test")
+        buggy = c.registry._state.writer.turn(bug, (), by="test")
         answers = await asyncio.gather(c.put({port: 30001}), buggy, c.put({other: 30002}, name="o"), return_exceptions=True)
         assert isinstance(answers[1], ZeroDivisionError)
         assert c.sink.ports == {port, other}

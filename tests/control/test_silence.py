@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pylb.control import state as ledger
+from pylb.control import registrar
 from pylb.control.health_sentence import Health, condition, seen
 from pylb.core.errors import Refused
 from pylb.core.policy import LeaseBounds, Rules
@@ -119,7 +119,7 @@ async def test_who_calls_while_it_is_found_superfluous_or_silent_is_neither(tmp_
 
 async def _tick_behind(c: Control, call: Coroutine[Any, Any, object], instance: str) -> None:
     """A round of the clock that begins when `call` waits for its turn already."""
-    writer = c.registry._ledger.writer
+    writer = c.registry._state.writer
     await writer.hold()
     calling = asyncio.get_running_loop().create_task(call)
     await until(lambda: writer.is_busy_with(Key("t", "web", instance)))
@@ -145,7 +145,7 @@ async def test_a_goodbye_whose_server_answers_stays_as_the_last_resort(tmp_path:
 async def test_dead_goodbyes_count_toward_no_bound_and_the_oldest_make_room(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ledger, "MOST_REGISTRATIONS", 3)
+    monkeypatch.setattr(registrar, "MOST_REGISTRATIONS", 3)
     ports = free_ports(5)
     async with control(tmp_path) as c:
         for number in range(2):

@@ -77,10 +77,10 @@ class Full:
                 one = Registration(key, key.name, ip, (Wanted(1024 + frontend, 30000),), 3600.0)
                 claims = announce(claims, FREE, one, takeover=False, proven=frozenset()).claims
         await self.registry.start()
-        publisher = self.registry._ledger.publisher
+        publisher = self.registry._state.publisher
         publisher.scene = type(publisher.scene)(claims, publisher.scene.layout, publisher.scene.keyring)
         for one in claims.registrations.values():
-            self.registry._ledger.tenure.restore(one, LeaseRecord())
+            self.registry._state.tenure.restore(one, LeaseRecord())
         await publisher.publish(publisher.scene, None, ["test"])
         await self.registry.webhook_is_up()
 
@@ -117,7 +117,7 @@ CALLS: dict[str, Callable[[Full], Awaitable[object]]] = {
     "one more instance": lambda full: full.put("127.0.3.98", instance="pod-new"),
     "a goodbye": lambda full: full.put("127.0.3.99", draining=True),
     "a release": lambda full: full.registry.calls.release("app-3", "pod-1", Caller("127.0.3.99", TOKENS[3])),
-    "a round of leases": lambda full: full.registry._clockwork._leases(),
+    "a round of leases": lambda full: full.registry._maintenance._leases(),
 }
 
 
@@ -157,7 +157,7 @@ async def test_what_looks_at_all_of_them_costs_the_same_for_each(tmp_path: Path)
                 ip = f"10.0.{number // 250}.{number % 250 + 1}"
                 one = Registration(key, "app", ip, (Wanted(1024, 30000),), 3600.0)
                 claims = announce(claims, FREE, one, takeover=False, proven=frozenset()).claims
-            publisher = full.registry._ledger.publisher
+            publisher = full.registry._state.publisher
             await publisher.publish(type(publisher.scene)(claims, FREE, Keyring(TOKENS)), None, ["test"])
             assert len(list(full.registry.each_server())) == instances
             for what, work in {
@@ -199,14 +199,14 @@ async def test_a_batch_of_calls_holds_no_picture_for_each(tmp_path: Path) -> Non
     full = Full(tmp_path, 40)
     await full.fill()
     most = 0
-    save = full.registry._ledger.writer._save
+    save = full.registry._state.writer._save
 
     async def counted(scene: Scene) -> None:
         nonlocal most
         most = max(most, sum(isinstance(one, Claims) for one in gc.get_objects()))
         await save(scene)
 
-    full.registry._ledger.writer._save = counted
+    full.registry._state.writer._save = counted
     try:
         await full.put("127.0.3.96", instance="pod-first")
         alone, most = most, 0

@@ -174,7 +174,7 @@ class Rivals(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         self.run(self.registry.stop())
-        self.registry._ledger.publisher._sink.close()  # type: ignore[attr-defined]
+        self.registry._state.publisher._sink.close()  # type: ignore[attr-defined]
         self.loop.close()
         self.folder.cleanup()
 

@@ -10,7 +10,7 @@ from pylb.core.address import Address, Listen
 from pylb.core.claims import Claims
 from pylb.core.compose import Sight
 from pylb.core.errors import Code, Refused
-from pylb.core.operator_overrides import NONE, Override, Overrides, applied, changed, find, hit, kept
+from pylb.core.operator_overrides import NONE, Override, Overrides, applied, changed, ended, find, hit, kept
 from pylb.core.policy import AdminState, Policy, Rules, StaticFrontend, StaticServer
 from pylb.core.static_frontends import Layout
 from pylb.core.table import OUT, Frontend, Server, Table, make_table
@@ -119,3 +119,8 @@ def test_a_word_is_about_a_node_on_every_frontend_or_about_one_server_of_one() -
     assert [(one.name, other.name) for one, other in hit(table(), ONE.ip)] == [("web", "pod-1"), ("mail", "pod-1")]
     assert [(one.name, other.name) for one, other in hit(table(), (WEB, TWO))] == [("web", "pod-2")]
     assert hit(table(), (Listen("tcp", "*", 1), TWO)) == []
+
+
+def test_a_word_ends_at_its_time_and_one_without_a_time_does_not() -> None:
+    said = changed(changed(NONE, [ONE.ip], 100.0, state=AdminState.DRAIN), [(WEB, TWO)], weight=9)
+    assert [ended(said, now) for now in (99.9, 100.0)] == [(), (ONE.ip,)]

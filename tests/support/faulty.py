@@ -19,9 +19,10 @@ from pylb.cli.main import main
 from pylb.control import tasks
 from pylb.control.health.checker import Checker
 from pylb.control.health.resolver import Resolver
-from pylb.control.maintenance import Clockwork
+from pylb.control.maintenance import Maintenance
+from pylb.control.notices import Notices
 from pylb.control.registry import Registry
-from pylb.control.state import Ledger
+from pylb.control.state import ControlState
 from pylb.control.storage.store import Store
 from pylb.control.tasks import Part
 from pylb.forward.engine import Engine
@@ -40,8 +41,8 @@ from pylb.workers.fleet import Fleet
 from pylb.workers.sampler import Sampler
 
 PLACES: dict[str, tuple[type | ModuleType, str]] = {
-    Part.LEASES: (Clockwork, "_leases"),
-    Part.SNAPSHOT: (Clockwork, "save_again"),
+    Part.LEASES: (Maintenance, "_leases"),
+    Part.SNAPSHOT: (Maintenance, "save_again"),
     Part.PROBES: (Checker, "is_due"),
     Part.NAMES: (Resolver, "is_due"),
     Part.KEYS: (App, "_key_files"),
@@ -57,7 +58,7 @@ PLACES: dict[str, tuple[type | ModuleType, str]] = {
     Part.SUCCESSOR: (upgrade, "tell"),
     Part.PROCESSES: (Generations, "note"),
     Part.EVENTS: (App, "_heed_event"),
-    Part.ANSWERS: (Ledger, "_tell"),
+    Part.ANSWERS: (Notices, "registered"),
     Part.SESSIONS: (ConnectionLog, "session_ended"),
     Part.WORKERS: (Fleet, "_on_message"),
     Part.CALLBACK: (Engine, "tick"),
@@ -70,7 +71,7 @@ BEFORE_GO: dict[str, tuple[type | ModuleType, str]] = {
     "close the doors": (HttpServer, "pause"),
     "leave the local sockets": (UnixServer, "leave"),
     "hold the state": (Registry, "hand_over"),
-    "write the state": (Ledger, "save_now"),
+    "write the state": (ControlState, "save_now"),
     "let go of the state": (Store, "unlock"),
     "list the sockets": (Listeners, "all"),
     "count": (Estate, "counted"),

@@ -181,7 +181,7 @@ async def test_a_reload_keeps_what_is_known_and_forgets_what_nobody_needs(tmp_pa
         assert set(servers(c)) == {f"{NODES}@{ONE}", f"{other}@{TWO}"}
         await c.registry.rules.reload(rules(port, other), Keyring(()))
         assert set(servers(c)) == {f"{other}@{TWO}"}
-        assert set(c.registry._ledger.resolver.answers) == {"other.example.net"}
+        assert set(c.registry._state.resolver.answers) == {"other.example.net"}
 
 
 @aio

@@ -57,7 +57,7 @@ def rows() -> Iterator[Row]:
 
 
 class Watched:
-    """One server, asked by the checker as clockwork does it; a server that is silent costs a check its timeout."""
+    """One server, asked by the checker as maintenance does it; a server that is silent costs a check its timeout."""
 
     def __init__(self, row: Row, seed: int) -> None:
         self.clock, self.says = Clock(), "yes"

@@ -1,0 +1,210 @@
+"""How a registration comes and goes, whoever asks for it: judged without effect, dialled, judged in its turn, answered.
+
+Before its turn a call is judged once without effect, and its new targets are dialled, so a black hole delays only the call
+that names it. In its turn it is judged again, on top of whatever came before it.
+"""
+
+import asyncio
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from typing import TypeVar
+
+from pylb.control.admission import same_call
+from pylb.control.heirs import inherited, inheriting
+from pylb.control.scene import Scene, with_claims, without
+from pylb.control.silence import addresses
+from pylb.control.state import ControlState
+from pylb.control.views import FrontendOutcome, Outcome, title
+from pylb.core.auth import Caller
+from pylb.core.claims import Claims
+from pylb.core.errors import Code, Refused
+from pylb.core.loops import loop
+from pylb.core.ownership import Change, admit, announce, release
+from pylb.core.policy import UNSAID, Balance, HealthMode, Policy
+from pylb.core.registration import Key, Registration, State, Wanted
+from pylb.core.static_frontends import Layout
+
+MOST_REGISTRATIONS = 2000  # of one token
+T = TypeVar("T")
+
+
+class Registrar:
+    def __init__(self, state: ControlState, clock: Callable[[], float], wall: Callable[[], float]) -> None:
+        self._state = state
+        self._checker, self._findings = state.checker, state.checker.findings
+        self._silence, self._tenure = state.silence, state.tenure
+        self._writer, self._publisher, self._notices = state.writer, state.publisher, state.notices
+        self._clock = clock
+        self._wall = wall
+
+    async def enter(self, wanted: Registration, caller: Caller) -> Outcome:
+        """A registration, native or legacy, that its token may make. Raises Refused."""
+        wanted = inheriting(self._state.scene, wanted)
+        before = self._state.scene.claims.registrations.get(wanted.key)
+        if before is not None and self._repeats(before, wanted):
+            self._state.beat(before, moved=False)  # nothing to write, to swap or to wait for
+            self._ask_at_once(before)
+            self._state.totals["unchanged"] += 1
+            return self.outcome("unchanged", before, durable=self._writer.durable)
+        takeover = caller.token.takeover
+        targets = [wanted.address(item) for item in wanted.wanted]
+        await self._ask_once_more(wanted)
+        with self._findings.considering(targets):
+            if self._findings.unknown(targets):  # then a call that would be refused is not to dial them
+                judge = partial(admit, takeover=takeover, contest=self._silence.contest)
+                admitted, _ = self._judged(self._state.scene, wanted, caller, judge)
+                if not isinstance(admitted, Change):
+                    await self._checker.dial_new(targets)
+            change, durable = await self.submit(wanted, caller, takeover=takeover)
+        return self.outcome(change.result, change.registered, durable=durable, note=change.note)
+
+    def is_beat(self, wanted: Registration) -> bool:
+        """Is it what is registered already, with nothing about it under way?"""
+        wanted = inheriting(self._state.scene, wanted)
+        before = self._state.scene.claims.registrations.get(wanted.key)
+        return before is not None and self._repeats(before, wanted)
+
+    def _repeats(self, before: Registration, wanted: Registration) -> bool:
+        return same_call(before, wanted) and not self._writer.is_busy_with(wanted.key)
+
+    async def _ask_once_more(self, wanted: Registration) -> None:
+        """Before a call may take a port from somebody who seems to be gone: the last moment at which that may be wrong."""
+        claims = self._state.scene.claims
+        if not self._silence.dead():
+            return
+        there = {one.key: one for item in wanted.wanted for one in claims.on_port(item.port)}
+        gone = [one for key, one in there.items() if key != wanted.key and self._silence.is_abandoned(one)]
+        if gone:
+            await self._checker.dial(address for one in gone for address in addresses(one))
+            self._silence.look_again(gone)
+
+    def submit(self, wanted: Registration, caller: Caller | None, *, takeover: bool) -> asyncio.Future[tuple[Change, bool]]:
+        """Its turn, to be awaited. Raises Refused."""
+        before = self._state.scene.claims.registrations.get(wanted.key)
+        known: dict[Key, Registration] = {}  # those that leave for it
+
+        def step(scene: Scene) -> tuple[Scene, Change]:
+            after, change = self.announce(scene, wanted, caller, takeover=takeover)
+            known.update({key: scene.claims.registrations[key] for key in {*change.evicted, *change.removed}})
+            return after, change
+
+        def done(change: Change) -> None:
+            self._state.totals[change.result] += 1
+            self._tenure.forget(change.removed)  # those that a takeover left without a port
+            self._notices.evicted(wanted, known, change)
+            for key in change.removed:
+                self._silence.called(key)
+            if room := [key for key in change.removed if key not in change.evicted]:
+                places = {place for key in room for place in known[key].places}
+                self._notices.released(self._state.scene, places, room, f" to make room for {title(wanted)}")
+            one = change.registered
+            if one is not None:
+                self._state.beat(one, moved=change.result == "moved")
+                self._ask_at_once(one)
+                self._notices.registered(before, one, change)
+
+        by = "import" if caller is None else called_by(caller)
+        return self._writer.submit(step, [wanted.key], done, by=by)
+
+    async def leave(self, key: Key, caller: Caller) -> Outcome:
+        """Releases one registration; idempotent. Raises Refused."""
+        key = inherited(self._state.scene, key)
+        change, durable = await self._writer.turn(
+            lambda scene: with_claims(without(scene, [key]), release(scene.claims, [key])),
+            [key],
+            self.left,
+            by=called_by(caller),
+        )
+        return self.outcome(change.result, None, durable=durable, note=change.note)
+
+    def left(self, change: Change) -> None:
+        """The `done` of every release."""
+        self._state.totals[change.result] += 1
+        self._tenure.forget(change.removed)
+        if change.touched:
+            self._notices.released(self._state.scene, change.touched, change.removed)
+
+    def announce(self, scene: Scene, wanted: Registration, caller: Caller | None, *, takeover: bool) -> tuple[Scene, Change]:
+        """The step of every call that registers. Raises Refused."""
+        if wanted.key not in scene.claims.registrations:
+            wanted = replace(wanted, since=self._wall())
+        judge = partial(announce, takeover=takeover, proven=self._findings.proven, contest=self._silence.contest)
+        change, gone = self._judged(scene, wanted, caller, judge)
+        if gone:
+            touched = change.touched.union(*(scene.claims.registrations[key].places for key in gone))
+            change = replace(change, touched=touched, removed=(*change.removed, *gone))
+        if wanted.key in change.claims.registrations:
+            scene = without(scene, [wanted.key])
+        return with_claims(scene, change)
+
+    def _judged(
+        self, scene: Scene, wanted: Registration, caller: Caller | None, judge: Callable[[Claims, Layout, Registration], T]
+    ) -> tuple[T, list[Key]]:
+        """What `judge` says, and who is released for it. Raises Refused."""
+        if caller is not None and not scene.keyring.has(caller.token):  # reloaded away while it was dialled
+            raise Refused(Code.UNAUTHORIZED, f"token {caller.token.name!r} is no longer valid as it was", "call again")
+        claims, gone = scene.claims, list[Key]()
+        while True:
+            try:
+                _room_for_one_more(claims, wanted.key)
+                return judge(claims, scene.layout, wanted), gone
+            except Refused as refused:
+                # The dead of an orderly goodbye count for nothing: they make room, the oldest first.
+                one = self._gone(claims, wanted.key.token) if refused.code is Code.TOO_MANY else None
+                if one is None:
+                    raise
+                gone.append(one)
+                claims = release(claims, [one]).claims
+
+    def _ask_at_once(self, one: Registration) -> None:
+        self._checker.called(one.places, (one.address(item) for item in one.wanted))
+
+    def _gone(self, claims: Claims, token: str) -> Key | None:
+        """The oldest registration of the token that said goodbye, whose lease is over, and whose servers do not answer."""
+        found = (key for key in self._silence.dead() if key.token == token and self._tenure.said_goodbye(key))
+        return next((key for key in found if claims.not_fresh.get(key) is State.STALE), None)
+
+    def outcome(self, result: str, one: Registration | None, *, durable: bool, note: str = "") -> Outcome:
+        """The answer as of now. `one` None: nothing is registered."""
+        generation = self._publisher.table.generation
+        if one is None:
+            return Outcome(result, generation, durable, note=note)
+        lease = self._tenure.get(one.key)
+        notes = [note] if note else []
+        if (why := loop(self._state.scene.claims, self._state.scene.layout, one)) is not None:
+            notes.append(f"out of service: {why}")
+        for item, place in zip(one.wanted, one.places, strict=True):
+            notes += _without_effect(item, self._state.scene.layout.policy(place))
+        unbound = self._publisher.unbound
+        notes += [f"port {place.port} is not open: {unbound[place]}" for place in one.places if place in unbound]
+        ttl = lease.ttl if lease else one.ttl
+        left = lease.expires - self._clock() if lease and lease.ttl is not None else None
+        return Outcome(result, generation, durable, ttl, left, self._targets(one), "; ".join(notes))
+
+    def _targets(self, one: Registration) -> tuple[FrontendOutcome, ...]:
+        found = []
+        for item in one.wanted:
+            reachable, hint, _ = self._findings.reachable(one.address(item))
+            found.append(FrontendOutcome(item.port, one.ip, item.target_port, reachable, hint))
+        return tuple(found)
+
+
+def _without_effect(item: Wanted, policy: Policy) -> Iterator[str]:
+    """For whoever announced it: what of it the frontend's own settings leave without effect."""
+    if item.health != UNSAID and policy.health.mode is HealthMode.NONE:
+        yield f"health of port {item.port} has no effect: the mode of its frontend is none, so there are no checks"
+    if item.weight > 1 and policy.balance is Balance.FIRST:
+        yield f"weight of port {item.port} has no effect: with the balance of its frontend, first, there are no shares"
+
+
+def _room_for_one_more(claims: Claims, key: Key) -> None:
+    """A stolen token must not fill memory and disk with instances. Raises Refused."""
+    most = MOST_REGISTRATIONS
+    if key not in claims.registrations and claims.of_token.get(key.token, 0) >= most:
+        hint = f"`pylb release NAME` those that are gone, or use another token ({key.token!r} has them all)"
+        raise Refused(Code.TOO_MANY, f"a token may hold {most} registrations", hint, retry_after=60)
+
+
+def called_by(caller: Caller) -> str:
+    return f"token {caller.token.name!r} from {caller.ip}" + (" (legacy)" if caller.at == "legacy" else "")

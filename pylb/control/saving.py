@@ -1,0 +1,102 @@
+"""The state on disk: what a start finds there, and the snapshot of what is in force."""
+
+import asyncio
+from collections.abc import Callable
+from contextlib import suppress
+from errno import EINVAL
+
+from pylb.control.health.findings import Findings
+from pylb.control.health.resolver import Resolver
+from pylb.control.leases import Tenure
+from pylb.control.publisher import Publisher
+from pylb.control.scene import Scene
+from pylb.control.storage.snapshot import Encoder, Snapshot, decode
+from pylb.control.storage.store import Store
+from pylb.control.storage.table_history import History
+from pylb.control.tasks import Part, Tasks
+
+RESERVE = 1000  # generations
+
+
+class Saving:
+    def __init__(
+        self,
+        store: Store,
+        history: History,
+        *,
+        publisher: Publisher,
+        tenure: Tenure,
+        findings: Findings,
+        resolver: Resolver,
+        wall: Callable[[], float],
+        tasks: Tasks,
+    ) -> None:
+        self._store = store
+        self._history = history
+        self._publisher = publisher
+        self._tenure = tenure
+        self._findings = findings
+        self._resolver = resolver
+        self._wall = wall
+        self._tasks = tasks
+        self._encoder = Encoder()
+        # Numbers of generations that no other table will have, not even after a crash: those of health are in no snapshot.
+        self.reserve = RESERVE  # with each snapshot; 0 for the last one
+        self._reserved = 0  # the first one that is not
+        self.unsaved = False  # something worth a snapshot, but no answer hangs on it
+        self.failures = 0
+
+    async def load(self) -> tuple[Snapshot, list[str]]:
+        """What the disk has, and what is wrong with it. Raises StateLocked."""
+        complaints = list[str]()
+        try:
+            await asyncio.to_thread(self._store.open)
+        except OSError as error:
+            complaints.append(f"the state directory cannot be used: {error}")
+        payload, more = await asyncio.to_thread(self._store.load)
+        snapshot, wrong = decode(payload or {})
+        return snapshot, [*complaints, *more, *wrong, *await asyncio.to_thread(self._history.restore)]
+
+    def is_wanted(self) -> bool:
+        """Is there something to write that nobody waits for?"""
+        return self.unsaved or self._publisher.table.generation + RESERVE // 2 > self._reserved
+
+    async def save(self, scene: Scene) -> None:
+        """Raises OSError."""
+        snapshot = Snapshot(
+            self._publisher.table.generation + 1,
+            self._wall(),
+            scene.claims.registrations,
+            self._tenure.records(scene.claims),
+            self._findings.proven,
+            self._findings.down,
+            self._findings.passed,
+            scene.overrides,
+            dict(self._resolver.answers),
+            scene.unserved,
+            self._publisher.table.generation + 1 + self.reserve,
+        )
+        self.unsaved = False
+        try:
+            await self._encoded_and_saved(snapshot)
+        except OSError:
+            self.unsaved = True
+            self.failures += 1
+            raise
+
+    async def _encoded_and_saved(self, snapshot: Snapshot) -> None:
+        """Raises OSError."""
+        try:
+            await self._store.save(lambda: self._encoder.encode(snapshot))
+        except OSError:
+            raise
+        except Exception as bug:  # noqa: BLE001 - a bug there is a disk that fails, not the end of the writer
+            self._tasks.failed(Part.SNAPSHOT, bug)
+            raise OSError(EINVAL, f"it cannot be encoded ({type(bug).__name__}: {bug})") from None
+        self._reserved = snapshot.reserved
+
+    async def write_history(self) -> None:
+        """A record that cannot be written is no reason to refuse anything: the alarm is the snapshot's."""
+        if self._history.has_news:
+            with suppress(OSError):
+                await self._store.run(self._history.write)
