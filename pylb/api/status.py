@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from pylb import __version__
-from pylb.control.health_sentence import Health, Seen, condition, said, seen, since_down, span, troubles
+from pylb.control.health_sentence import Health, condition, said, since_down, span, troubles
 from pylb.control.registry import Registry
 from pylb.control.steps import in_turns
+from pylb.control.views import FrontendView
 from pylb.core.address import Listen
 from pylb.core.health import YES
 from pylb.forward.counters import FrontendCounters
@@ -50,7 +51,7 @@ async def status(registry: Registry, counters: Counted, workers: int, *, reloade
     now, down_at = time.time(), since_down(registry.events())
     conditions: list[tuple[Health, str]] = []
     rows: list[dict[str, Any]] = []
-    async for one in in_turns(seen(registry.table, registry.each_server(), registry.unbound(), registry.closing()), FRONTENDS):
+    async for one in in_turns(registry.each_frontend(), FRONTENDS):
         conditions.append(condition(one, down_at, now))
         rows.append(_frontend(one, counters.frontends.get(one.listen), conditions[-1]))
     wrong = troubles(
@@ -75,7 +76,7 @@ async def status(registry: Registry, counters: Counted, workers: int, *, reloade
     }
 
 
-def _frontend(one: Seen, counters: FrontendCounters | None, found: tuple[Health, str]) -> dict[str, Any]:
+def _frontend(one: FrontendView, counters: FrontendCounters | None, found: tuple[Health, str]) -> dict[str, Any]:
     counted = counters if counters is not None else FrontendCounters(one.name)  # its port is not open
     return {
         "port": one.listen.port,

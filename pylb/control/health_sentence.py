@@ -4,17 +4,14 @@ Healthy is a frontend whose port is open and whose servers, as far as the operat
 by a fresh registration (or by the config); degraded: one that serves, but not from all of them; down: nobody is served.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
-from types import MappingProxyType
-from typing import NamedTuple
 
 from pylb.control.event_log import Event
 from pylb.control.silence import moment
-from pylb.control.views import ServerView, by_port
-from pylb.core.address import Listen
+from pylb.control.views import FrontendView, ServerView
 from pylb.core.health import YES
-from pylb.core.table import LAST_RESORT, Table
+from pylb.core.table import LAST_RESORT
 
 MOST_TOLD = 3  # troubles in the sentence; the rest are counted
 
@@ -23,29 +20,6 @@ class Health(StrEnum):
     HEALTHY = "healthy"
     DEGRADED = "degraded"
     DOWN = "down"
-
-
-class Seen(NamedTuple):
-    """A frontend and its servers, as of now."""
-
-    name: str
-    listen: Listen
-    servers: Sequence[ServerView]
-    unbound: str | None = None  # why its port is not open
-    closes: float | None = None  # unix time, if none of its registrations calls any more
-
-
-def seen(
-    table: Table,
-    servers: Iterator[ServerView],
-    unbound: Mapping[Listen, str],
-    closing: Mapping[Listen, float | None] = MappingProxyType({}),
-) -> Iterator[Seen]:
-    """All frontends in the order of their ports, as are `servers`: one after the other, so that nobody has to hold the views
-    of all, and to free those in one piece. `closing`: when those close of which no registration calls any more."""
-    for one in by_port(table):
-        views = [next(servers) for _ in one.servers]
-        yield Seen(one.name, one.listen, views, unbound.get(one.listen), closing.get(one.listen))
 
 
 def since_down(events: Iterable[Event]) -> dict[tuple[str, str], float]:
@@ -60,7 +34,7 @@ def since_down(events: Iterable[Event]) -> dict[tuple[str, str], float]:
     return found
 
 
-def condition(one: Seen, down_at: Mapping[tuple[str, str], float], now: float) -> tuple[Health, str]:
+def condition(one: FrontendView, down_at: Mapping[tuple[str, str], float], now: float) -> tuple[Health, str]:
     """In a word, and what is the matter ("" when healthy). `down_at`: as of `since_down`; `now`: unix time."""
     health, text = _condition(one, down_at, now)
     if one.closes is not None and one.unbound is None:
@@ -68,7 +42,7 @@ def condition(one: Seen, down_at: Mapping[tuple[str, str], float], now: float) -
     return health, text
 
 
-def _condition(one: Seen, down_at: Mapping[tuple[str, str], float], now: float) -> tuple[Health, str]:
+def _condition(one: FrontendView, down_at: Mapping[tuple[str, str], float], now: float) -> tuple[Health, str]:
     if one.unbound is not None:
         return Health.DOWN, f"{one.name} cannot open its port: {one.unbound}"
     if not one.servers:

@@ -25,7 +25,15 @@ from pylb.control.steps import in_turns
 from pylb.control.storage.store import Store
 from pylb.control.storage.table_history import Generation
 from pylb.control.tasks import Tasks
-from pylb.control.views import RegistrationView, ServerView, Since, registration_view, server_views
+from pylb.control.views import (
+    FrontendView,
+    RegistrationView,
+    ServerView,
+    Since,
+    frontend_views,
+    registration_view,
+    server_views,
+)
 from pylb.core.address import Address, Listen
 from pylb.core.auth import Keyring
 from pylb.core.policy import Rules
@@ -266,6 +274,10 @@ class Registry:
         return server_views(
             self.table, self._scene.claims, self._scene.layout, self._state.checker.findings, self._state.tenure.said_goodbye
         )
+
+    def each_frontend(self) -> Iterator[FrontendView]:
+        """Each with its servers, as `each_server`."""
+        return frontend_views(self.table, self.each_server(), self.unbound(), self.closing())
 
     def last_check(self, listen: Listen, address: Address) -> tuple[float, str] | None:
         """When (the clock's time) a server was last dialled, probed, or a client's connect told something new, and what it

@@ -1,6 +1,6 @@
 """What control shows of itself: answers to calls, and read-only pictures for the status page, the metrics and the CLI."""
 
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -117,6 +117,23 @@ class ServerView:
         return self.health.reason if self.health.failures and self.health.reason != REMEMBERED else self.record.found
 
 
+class FrontendView(NamedTuple):
+    """A frontend of the table and its servers, as of now: what the pages, `pylb status` and HAProxy's rows are made of."""
+
+    frontend: Frontend
+    servers: Sequence[ServerView]
+    unbound: str | None = None  # why its port is not open
+    closes: float | None = None  # unix time, if none of its registrations calls any more
+
+    @property
+    def name(self) -> str:
+        return self.frontend.name
+
+    @property
+    def listen(self) -> Listen:
+        return self.frontend.listen
+
+
 class Held(NamedTuple):
     """Who holds a server, and what the first of them says of it; None: only what it was displaced by."""
 
@@ -157,6 +174,15 @@ def server_views(
         holders = _holders(claims, layout, frontend.listen, said_goodbye, findings.proven)
         for server in frontend.servers:
             yield _server_view(frontend, server, holders.get(server.address, _DISPLACED), findings)
+
+
+def frontend_views(
+    table: Table, servers: Iterator[ServerView], unbound: Mapping[Listen, str], closing: Mapping[Listen, float | None]
+) -> Iterator[FrontendView]:
+    """All frontends in the order of their ports, as are `servers`: one after the other, so that nobody has to hold the views
+    of all, and to free those in one piece. `closing`: when those close of which no registration calls any more."""
+    for one in by_port(table):
+        yield FrontendView(one, [next(servers) for _ in one.servers], unbound.get(one.listen), closing.get(one.listen))
 
 
 def by_port(table: Table) -> list[Frontend]:

@@ -8,10 +8,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from typing import Any, NamedTuple
 
 from pylb import __version__
+from pylb.control.views import FrontendView
 from pylb.core.errors import Code, Refused
 from pylb.core.policy import AdminState
 from pylb.core.session import SessionView
-from pylb.core.table import Frontend
 from pylb.haproxy.columns import HEADER, csv_line
 from pylb.haproxy.output import STATE_COLUMNS, session_lines, state_line
 from pylb.haproxy.stats import BACKEND, FRONTEND, SERVER, Picture, Row, is_up
@@ -218,7 +218,7 @@ class Commands:
             raise Complaint("Require 'backend/server'.\n")
         picture = await self._view.picture()
         frontend = _frontend(picture, proxy)
-        for view in picture.servers.get(frontend.listen, ()):
+        for view in frontend.servers:
             if label in (view.server, str(view.address)):
                 weights = {"weight": view.weight, "initial": view.initial_weight}
                 return f"{frontend.listen}/{view.address}", weights
@@ -236,10 +236,10 @@ class Commands:
         return "".join(found)
 
 
-def _frontend(picture: Picture, text: str) -> Frontend:
-    for listen, name in picture.names.items():
-        if text in (name, str(listen.port), str(listen)):
-            return picture.table.frontends[listen]
+def _frontend(picture: Picture, text: str) -> FrontendView:
+    for one in picture.frontends:
+        if text in (picture.names[one.listen], str(one.listen.port), str(one.listen)):
+            return one
     raise Complaint("No such backend.\n")
 
 

@@ -6,15 +6,15 @@ server counts sessions that were connected to it, `lbtot` and `connect` the dial
 `wretr` and `wredis` agree.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pylb.control.views import ServerView
+from pylb.control.views import FrontendView, ServerView
 from pylb.core.address import Listen
 from pylb.core.health import YES
 from pylb.core.policy import CheckKind, HealthMode, HealthPolicy
-from pylb.core.table import Frontend, Table
+from pylb.core.table import Frontend
 from pylb.forward.counters import Counters, FrontendCounters, ServerCounters
 from pylb.haproxy.rates import ProxyRates, Rates
 
@@ -30,37 +30,31 @@ _DOOR = frozenset(
 class Picture:
     """Of one moment. `proxies` makes its rows when they are asked for, some 60 µs for a frontend of three servers."""
 
-    table: Table
+    frontends: Sequence[FrontendView]  # in the order of their ports
     counters: Counters
-    servers: Mapping[Listen, Sequence[ServerView]]
-    unbound: Mapping[Listen, str]
     rates: Rates
     now: float  # monotonic
     names: dict[Listen, str] = field(default_factory=dict)  # unique ones
 
     def __post_init__(self) -> None:
         taken: set[str] = set()
-        for frontend in self.frontends():
-            name = frontend.name if frontend.name not in taken else f"{frontend.name}@{frontend.listen}"
+        for one in self.frontends:
+            name = one.name if one.name not in taken else f"{one.name}@{one.listen}"
             taken.add(name)
-            self.names[frontend.listen] = name
-
-    def frontends(self) -> list[Frontend]:
-        return sorted(self.table.frontends.values(), key=lambda one: (one.listen.port, one.listen.ip))
+            self.names[one.listen] = name
 
     def proxies(self) -> Iterator[list[Row]]:
         """FRONTEND, servers, BACKEND, for each frontend in the order of the ports."""
-        for frontend in self.frontends():
-            yield self.proxy(frontend)
+        return map(self.proxy, self.frontends)
 
-    def proxy(self, frontend: Frontend) -> list[Row]:
-        listen = frontend.listen
-        counted = self.counters.frontends.get(listen) or FrontendCounters(frontend.name)
-        rates, views = self.rates.proxy(listen, self.now), self.servers.get(listen, ())
+    def proxy(self, view: FrontendView) -> list[Row]:
+        frontend, listen = view.frontend, view.listen
+        counted = self.counters.frontends.get(listen) or FrontendCounters(view.name)
+        rates = self.rates.proxy(listen, self.now)
         head = {"pxname": self.names[listen], "pid": 1, "iid": rates.number, "mode": "tcp"}
-        rows = [head | self._server(frontend, view, counted, rates) for view in views]
+        rows = [head | self._server(frontend, one, counted, rates) for one in view.servers]
         return [
-            head | self._frontend(frontend, counted, rates),
+            head | self._frontend(view, counted, rates),
             *rows,
             head | self._backend(frontend, counted, rates, rows),
         ]
@@ -68,14 +62,15 @@ class Picture:
     def _limit(self, frontend: Frontend) -> int:
         return min(frontend.policy.max_connections or self.counters.max_connections, self.counters.max_connections)
 
-    def _frontend(self, frontend: Frontend, counted: FrontendCounters, rates: ProxyRates) -> Row:
+    def _frontend(self, view: FrontendView, counted: FrontendCounters, rates: ProxyRates) -> Row:
+        frontend = view.frontend
         limit, ended = self._limit(frontend), _ended(counted.servers.values())
         at_limit = counted.sessions >= limit or self.counters.open_sessions >= self.counters.max_connections
         return _ZERO_FRONTEND | {
             "svname": "FRONTEND",
             "type": FRONTEND,
             "sid": 0,
-            "status": "STOP" if frontend.listen in self.unbound else "FULL" if at_limit else "OPEN",
+            "status": "STOP" if view.unbound is not None else "FULL" if at_limit else "OPEN",
             "scur": counted.sessions,
             "smax": max(rates.sessions.peak, counted.sessions),
             "slim": limit,

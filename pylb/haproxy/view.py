@@ -5,15 +5,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 
 from pylb.control.registry import Registry
 from pylb.control.steps import in_turns
-from pylb.control.views import ServerView
-from pylb.core.address import Listen
 from pylb.forward.counters import Counters
 from pylb.haproxy.columns import HEADER, csv_line
 from pylb.haproxy.info import Facts, show_info
 from pylb.haproxy.rates import Rates
 from pylb.haproxy.stats import Picture, Row
 
-PER_TURN = 25  # frontends or servers between two turns of the loop: ~2 ms
+PER_TURN = 25  # frontends between two turns of the loop: ~2 ms
 
 
 class View:
@@ -28,11 +26,9 @@ class View:
         self._rates = rates
 
     async def picture(self) -> Picture:
-        counters, servers = await self._counters(), dict[Listen, list[ServerView]]()
-        table, unbound = self._registry.table, self._registry.unbound()
-        async for view in in_turns(self._registry.each_server(), PER_TURN):
-            servers.setdefault(view.listen, []).append(view)
-        return Picture(table, counters, servers, unbound, self._rates, time.monotonic())
+        counters = await self._counters()
+        frontends = [one async for one in in_turns(self._registry.each_frontend(), PER_TURN)]
+        return Picture(frontends, counters, self._rates, time.monotonic())
 
     async def csv(self) -> str:
         """All of `show stat`."""

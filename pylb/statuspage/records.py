@@ -7,10 +7,10 @@ counts from them by itself.
 from collections.abc import Mapping
 from typing import Any
 
-from pylb.control.views import RegistrationView, ServerView
+from pylb.control.views import FrontendView, RegistrationView, ServerView
 from pylb.core.policy import Policy
-from pylb.core.table import Frontend
 from pylb.statuspage.timeseries import Rate
+from pylb.web.views import frontend_json, registration_json, server_json, tenths
 from pylb.workers.sampler import FrontendSum, ServerSum
 
 Record = dict[str, Any]
@@ -21,15 +21,10 @@ _NO_SESSIONS = ServerSum()
 _UNTIL = " (until"  # of a holder: views.py
 
 
-def frontend_record(frontend: Frontend, health: str, unbound: str | None, counted: FrontendSum, rate: Rate) -> Record:
-    return {
-        "name": frontend.name,
-        "listen": str(frontend.listen),
-        "port": frontend.listen.port,
-        "balance": str(frontend.policy.balance),
+def frontend_record(view: FrontendView, health: str, counted: FrontendSum, rate: Rate) -> Record:
+    return frontend_json(view) | {
         "health": health,
-        "unbound": unbound,
-        "limits": limits(frontend.policy),
+        "limits": limits(view.frontend.policy),
         "sessions": counted.sessions,
         "total": counted.total,
         "queued": counted.queued,
@@ -43,21 +38,14 @@ def frontend_record(frontend: Frontend, health: str, unbound: str | None, counte
 def server_record(view: ServerView, most: int, checked_at: float | None, counted: FrontendSum, sessions_rate: float) -> Record:
     """`most`: its max_connections, 0 for none. `checked_at`: when it was asked last."""
     own = counted.servers.get(view.server, _NO_SESSIONS)
-    return {
+    return server_json(view) | {
         "frontend": str(view.listen),
-        "name": view.server,
-        "address": str(view.address),
-        "weight": view.weight,
-        "rank": view.rank,
-        "state": view.state,
-        "proxy_protocol": str(view.send_proxy),
         "max": most,
         "accepts": view.accepts,
         "check": view.passes,
         "hint": view.hint if view.reachable != "yes" else "",
-        "reason": view.reason,
         "held_by": [holder(held, view.listen.port) for held in view.held_by],
-        "checked_at": _tenths(checked_at),
+        "checked_at": tenths(checked_at),
         "sessions": own.sessions,
         "total": own.total,
         "rate": _rounded(sessions_rate),
@@ -65,16 +53,10 @@ def server_record(view: ServerView, most: int, checked_at: float | None, counted
 
 
 def registration_record(view: RegistrationView) -> Record:
-    return {
-        "token": view.token,
-        "name": view.name,
-        "instance": view.instance,
-        "legacy": view.legacy,
-        "state": view.state,
-        "address": view.address,
+    return registration_json(view) | {
         "ttl": view.ttl,
-        "ends_at": _tenths(view.ends_at),
-        "seen_at": _tenths(view.seen_at),
+        "ends_at": tenths(view.ends_at),
+        "seen_at": tenths(view.seen_at),
     }
 
 
@@ -112,7 +94,3 @@ def changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> Record:
 
 def _rounded(value: float) -> float:
     return round(value, 1 if value < 100 else 0)
-
-
-def _tenths(value: float | None) -> float | None:
-    return None if value is None else round(value, 1)

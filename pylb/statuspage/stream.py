@@ -13,7 +13,7 @@ from contextlib import suppress
 from typing import Any
 
 from pylb.control.event_log import Event
-from pylb.control.health_sentence import Health, condition, said, seen, since_down
+from pylb.control.health_sentence import Health, condition, said, since_down
 from pylb.control.registry import Registry
 from pylb.control.steps import in_turns
 from pylb.control.tasks import Part
@@ -191,14 +191,13 @@ class Feed:
         async for person in in_turns(self._registry.each_registration(), SLICE * 5):
             put("registrations", registration_key(person), registration_record(person))
         conditions, registry, history = [], self._registry, self._history
-        unbound, down_at, closing = registry.unbound(), since_down(registry.events()), registry.closing()
-        table = registry.table
-        async for one in in_turns(seen(table, registry.each_server(), unbound, closing), SLICE):
-            listen, frontend = one.listen, table.frontends[one.listen]
+        down_at = since_down(registry.events())
+        async for one in in_turns(registry.each_frontend(), SLICE):
+            listen = one.listen
             conditions.append(condition(one, down_at, self._wall()))
             counted, rate, rates = history.count(listen), history.rate(listen), history.server_rates(listen)
-            put("frontends", str(listen), frontend_record(frontend, str(conditions[-1][0]), one.unbound, counted, rate))
-            most = {server.address: server.max_connections for server in frontend.servers}
+            put("frontends", str(listen), frontend_record(one, str(conditions[-1][0]), counted, rate))
+            most = {server.address: server.max_connections for server in one.frontend.servers}
             async for view in in_turns(one.servers, SLICE * 10):
                 check = registry.last_check(listen, view.address)
                 asked_at = check[0] if check else None

@@ -6,7 +6,6 @@ import json
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from types import MappingProxyType
 from typing import Any
 from urllib.parse import urlsplit
@@ -14,21 +13,20 @@ from urllib.parse import urlsplit
 from prometheus_client.exposition import gzip_accepted
 
 from pylb.control.event_log import Rejection
-from pylb.control.health_sentence import Seen, seen
 from pylb.control.registry import Registry
 from pylb.control.steps import in_turns
-from pylb.control.views import RegistrationView, ServerView
+from pylb.control.views import FrontendView, RegistrationView, ServerView
 from pylb.core.address import Network, in_networks, is_loopback, parse_ip
 from pylb.core.checks import written_health
 from pylb.core.errors import Code, Refused, let_go
 from pylb.core.registration import Wanted
-from pylb.core.table import Table
 from pylb.forward.counters import Counters
 from pylb.metrics import exposition
 from pylb.metrics.families import Scrape
 from pylb.web.answers import json_refusal
 from pylb.web.sessions import FILTERS, Sessions, ended, living, query_of, reach_json, session_json, story_json
 from pylb.web.types import Answer, Call, Handler, NoRoute, Router, json_answer
+from pylb.web.views import frontend_json, registration_json, server_json, tenths
 
 HAPROXY = "haproxy"  # ?compat= of a scrape
 ITEMS_PER_TURN = 50  # of a long list, between two turns of the loop: ~1 ms
@@ -151,10 +149,8 @@ class Admin:
     # ------------------------------------------------------------ views
 
     async def _table(self, _call: Call) -> Answer:
-        table = self._registry.table
-        frontends = seen(table, self._registry.each_server(), self._registry.unbound())
-        form = partial(_frontend_json, table)
-        return await _long({"generation": table.generation}, "frontends", frontends, form, every=FRONTENDS_PER_TURN)
+        head, frontends = {"generation": self._registry.table.generation}, self._registry.each_frontend()
+        return await _long(head, "frontends", frontends, _frontend_json, every=FRONTENDS_PER_TURN)
 
     async def _registrations(self, _call: Call) -> Answer:
         return await _long({}, "registrations", await self._registry.all_registrations(), _registration_json)
@@ -300,42 +296,22 @@ async def _listed(items: Iterable[Any], form: Callable[[Any], Any], every: int =
     return f"[{','.join(parts)}]"
 
 
-def _frontend_json(table: Table, one: Seen) -> dict[str, Any]:
-    return {
-        "name": one.name,
-        "listen": str(one.listen),
-        "port": one.listen.port,
-        "balance": str(table.frontends[one.listen].policy.balance),
-        "unbound": one.unbound,  # why the port could not be opened; null: it is open
-        "servers": [_server_json(view) for view in one.servers],
-    }
+def _frontend_json(view: FrontendView) -> dict[str, Any]:
+    return frontend_json(view) | {"servers": [_server_json(one) for one in view.servers]}
 
 
 def _server_json(view: ServerView) -> dict[str, Any]:
-    return {
-        "name": view.server,
-        "address": str(view.address),
-        "weight": view.weight,
-        "rank": view.rank,
-        "state": view.state,
-        "proxy_protocol": str(view.send_proxy),
+    return server_json(view) | {
         "reachable": view.reachable,
         "hint": view.hint,
-        "reason": view.reason,
         "held_by": list(view.held_by),
     }
 
 
 def _registration_json(view: RegistrationView) -> dict[str, Any]:
-    return {
-        "token": view.token,
-        "name": view.name,
-        "instance": view.instance,
-        "legacy": view.legacy,
-        "state": view.state,
-        "address": view.address,
-        "lease": {"ttl": view.ttl, "expires_in": _tenths(view.expires_in)},
-        "last_seen_ago": _tenths(view.last_seen_ago),
+    return registration_json(view) | {
+        "lease": {"ttl": view.ttl, "expires_in": tenths(view.expires_in)},
+        "last_seen_ago": tenths(view.last_seen_ago),
         "frontends": [_wanted_json(wanted) for wanted in view.frontends],
     }
 
@@ -349,7 +325,3 @@ def _wanted_json(wanted: Wanted) -> dict[str, Any]:
         "backup": wanted.backup,
         "health": written_health(wanted.health),
     }
-
-
-def _tenths(seconds: float | None) -> float | None:
-    return None if seconds is None else round(seconds, 1)

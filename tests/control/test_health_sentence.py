@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from pylb.control.event_log import Event
-from pylb.control.health_sentence import Health, Seen, condition, said, seen, since_down, span, troubles
-from pylb.control.views import ServerView
+from pylb.control.health_sentence import Health, condition, said, since_down, span, troubles
+from pylb.control.views import FrontendView, ServerView, frontend_views
 from pylb.core.address import Address, Listen
 from pylb.core.health import REMEMBERED, WRONG
 from pylb.core.health import Health as ServerHealth
@@ -44,19 +44,23 @@ def failing(found: str) -> ServerView:
     return view(7, state="down", rank=DOWN, health=ServerHealth(True, 3, reason=found))
 
 
-def web(*servers: ServerView, unbound: str | None = None) -> Seen:
-    return Seen("web-443", Listen("tcp", "*", 443), servers, unbound)
+def frontend(name: str, port: int, *servers: ServerView, unbound: str | None = None) -> FrontendView:
+    return FrontendView(Frontend(name, Listen("tcp", "*", port), Policy(), ()), servers, unbound)
 
 
-def well(number: int) -> Seen:
-    return Seen(f"app-{number}", Listen("tcp", "*", number), [view()])
+def web(*servers: ServerView, unbound: str | None = None) -> FrontendView:
+    return frontend("web-443", 443, *servers, unbound=unbound)
+
+
+def well(number: int) -> FrontendView:
+    return frontend(f"app-{number}", number, view())
 
 
 def event(kind: str, ago: float, number: int = 7, frontend: str = "web-443") -> Event:
     return Event(NOW - ago, kind, "", {"frontend": frontend, "address": f"10.0.0.{number}:30443"})
 
 
-def sentence(frontends: list[Seen], events: list[Event], now: float, also: list[str] | None = None) -> str:
+def sentence(frontends: list[FrontendView], events: list[Event], now: float, also: list[str] | None = None) -> str:
     return said([condition(one, since_down(events), now) for one in frontends], also or ())
 
 
@@ -108,7 +112,7 @@ def test_what_is_well_is_said_in_few_words() -> None:
         (web(view(rank=LAST_RESORT), view(8)), Health.HEALTHY, ""),
     ],
 )
-def test_each_condition_has_its_word_and_its_reason(one: Seen, health: Health, text: str) -> None:
+def test_each_condition_has_its_word_and_its_reason(one: FrontendView, health: Health, text: str) -> None:
     down_at = since_down([event("server_down", 60.0, 8), event("server_down", 12.0)])
     assert condition(one, down_at, NOW) == (health, text)
 
@@ -125,7 +129,7 @@ def test_a_server_that_came_back_is_forgotten() -> None:
 
 
 def test_pylbs_own_troubles_come_first_then_the_worst_and_no_list_is_endless() -> None:
-    frontends = [Seen(f"app-{number}", Listen("tcp", "*", number), ()) for number in range(5)]
+    frontends = [frontend(f"app-{number}", number) for number in range(5)]
     frontends.insert(0, web(view(8), down()))
     told = sentence(frontends, [], NOW, ["the state is not on disk"])
     assert told == (
@@ -144,10 +148,10 @@ def test_frontends_come_in_the_order_of_their_ports_with_their_servers() -> None
     https, smtp = Listen("tcp", "*", 443), Listen("tcp", "*", 25)
     pools = {https: (Server("pod-7", view(7).address), Server("pod-8", view(8).address)), smtp: ()}
     table = make_table(1, {at: Frontend(f"app-{at.port}", at, Policy(), pool) for at, pool in pools.items()})
-    found = seen(table, iter([view(7), view(8)]), {smtp: "Permission denied"})
-    assert [(one.name, len(one.servers), one.unbound) for one in found] == [
-        ("app-25", 0, "Permission denied"),
-        ("app-443", 2, None),
+    found = frontend_views(table, iter([view(7), view(8)]), {smtp: "Permission denied"}, {https: NOW})
+    assert [(one.name, len(one.servers), one.unbound, one.closes) for one in found] == [
+        ("app-25", 0, "Permission denied", None),
+        ("app-443", 2, None, NOW),
     ]
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pylb.control import registrar
-from pylb.control.health_sentence import Health, condition, seen
+from pylb.control.health_sentence import Health, condition
 from pylb.core.errors import Refused
 from pylb.core.policy import LeaseBounds, Rules
 from pylb.core.registration import Key
@@ -65,7 +65,7 @@ async def test_a_silent_port_is_an_alarm_after_an_hour_with_its_closing_time_and
         (last,) = [event for event in c.heard if event.kind == "closing"]
         assert last.alarm
         assert "closes at 2023-11-16 22:31:" in last.text
-        (one,) = seen(c.registry.table, c.registry.each_server(), {}, c.registry.closing())
+        (one,) = c.registry.each_frontend()
         assert "closes at 2023-11-16 22:31:" in condition(one, {}, 0.0)[1]
 
 
@@ -91,7 +91,7 @@ async def test_who_said_goodbye_is_missed_by_nobody_and_goes_when_it_is_dead_and
             await c.put({port: 30001}, instance="old", draining=True)
         with target(30001, NODE_B):
             await c.pass_time(30, probing=True)
-            (one,) = seen(c.registry.table, c.registry.each_server(), {})
+            (one,) = c.registry.each_frontend()
             assert condition(one, {}, 0.0)[0] is Health.HEALTHY
             assert [view.goodbye for view in c.registry.each_registration() if view.instance == "old"] == [True]
             await c.pass_time(60, probing=True)

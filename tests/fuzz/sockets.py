@@ -12,7 +12,7 @@ from pylb.api.verbs import verbs
 from pylb.config import load
 from pylb.control.registry import Registry
 from pylb.control.storage.store import Store
-from pylb.control.views import ServerView
+from pylb.control.views import FrontendView, ServerView
 from pylb.core.address import Address, Listen
 from pylb.core.auth import Keyring
 from pylb.core.errors import Code, Refused
@@ -33,12 +33,13 @@ from tests.fuzz.inputs import Parser
 from tests.support.sink import PortSink
 
 LISTEN, SERVER = Listen("tcp", "*", 443), Server("one", Address("192.0.2.7", 30443))
-TABLE = Table(1, {LISTEN: Frontend("web", LISTEN, Policy(), (SERVER,))})
 SESSIONS = tuple(
     SessionView(ip, port, "web", LISTEN, "one", SERVER.address, "relaying", 0.0, 0, 0, session_id(number))
     for number, (ip, port) in enumerate((("192.0.2.7", 50000), ("2001:db8::7", 1)), 1)
 )
 VIEW = ServerView("web", LISTEN, "one", SERVER.address, 1, ProxyProtocol.NONE, 0, "up", True, "yes", "", "", ("static",))
+FRONTEND = FrontendView(Frontend("web", LISTEN, Policy(), (SERVER,)), [VIEW])
+TABLE = Table(1, {LISTEN: FRONTEND.frontend})
 
 
 class _Still(View):
@@ -48,7 +49,7 @@ class _Still(View):
         self._rates = Rates()
 
     async def picture(self) -> Picture:
-        return Picture(TABLE, Counters(100), {LISTEN: [VIEW]}, {}, self._rates, 0.0)
+        return Picture([FRONTEND], Counters(100), self._rates, 0.0)
 
     async def info(self) -> dict[str, int | str]:
         return {}

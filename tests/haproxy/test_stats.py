@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from pylb.control.views import ServerView
+from pylb.control.views import FrontendView, ServerView
 from pylb.core.address import Address, Listen
 from pylb.core.health import UP, Health, Record
 from pylb.core.policy import CheckKind, HealthMode, HealthPolicy, Limits, Policy, ProxyProtocol
-from pylb.core.table import BACKUP, DOWN, Frontend, Server, make_table
+from pylb.core.table import BACKUP, DOWN, Frontend, Server
 from pylb.forward.counters import Counters, FrontendCounters, ServerCounters
 from pylb.haproxy.columns import COLUMNS, HEADER, csv_line
 from pylb.haproxy.rates import Rates
@@ -45,11 +45,11 @@ def view(label: str = "a", **given: Any) -> ServerView:
 
 def rows(*views: ServerView, policy: Policy | None = None, counted: FrontendCounters | None = None, **given: Any) -> list[Row]:
     servers = tuple(Server(one.server, one.address, one.weight, one.rank, max_connections=50) for one in views)
-    table = make_table(1, {WEB: Frontend("web", WEB, policy or Policy(), servers)})
+    view = FrontendView(Frontend("web", WEB, policy or Policy(), servers), views, given.get("unbound"))
     counters = Counters(100)
     counters.frontends[WEB] = counted or FrontendCounters("web")
     counters.open_sessions = counters.frontends[WEB].sessions
-    picture = Picture(table, counters, {WEB: views}, given.get("unbound", {}), Rates(), NOW)
+    picture = Picture([view], counters, Rates(), NOW)
     [found] = picture.proxies()
     return found
 
@@ -157,13 +157,13 @@ def test_a_frontend_is_open_full_or_stopped() -> None:
     counted = FrontendCounters("web")
     counted.sessions = 2
     assert rows(policy=Policy(max_connections=2), counted=counted)[0]["status"] == "FULL"
-    assert rows(unbound={WEB: "taken"})[0]["status"] == "STOP"
+    assert rows(unbound="taken")[0]["status"] == "STOP"
 
 
 def test_two_frontends_of_one_name_have_two() -> None:
     other = Listen("tcp", "*", 444)
-    table = make_table(1, {listen: Frontend("web", listen, Policy(), ()) for listen in (other, WEB)})
-    picture = Picture(table, Counters(1), {}, {}, Rates(), NOW)
+    views = [FrontendView(Frontend("web", listen, Policy(), ()), ()) for listen in (WEB, other)]
+    picture = Picture(views, Counters(1), Rates(), NOW)
     assert [found[0]["pxname"] for found in picture.proxies()] == ["web", "web@*:444"]
     assert [found[0]["iid"] for found in picture.proxies()] == [443, 444]
 

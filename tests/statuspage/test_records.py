@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from pylb.control.views import RegistrationView
+from pylb.control.views import FrontendView, RegistrationView
 from pylb.core.address import Listen
 from pylb.core.policy import Limits, Policy
 from pylb.core.registration import Wanted
@@ -11,7 +11,7 @@ from pylb.statuspage.records import changed, frontend_record, holder, limits, re
 from pylb.statuspage.timeseries import Rate
 from pylb.workers.sampler import FrontendSum
 
-WEB = Frontend("web", Listen("tcp", "*", 443), Policy(), ())
+WEB = FrontendView(Frontend("web", Listen("tcp", "*", 443), Policy(), ()), ())
 
 
 def person(**given: object) -> RegistrationView:
@@ -21,8 +21,8 @@ def person(**given: object) -> RegistrationView:
 
 
 def test_only_the_fields_that_differ_are_told_again() -> None:
-    before = frontend_record(WEB, "healthy", None, FrontendSum(1, 10), Rate())
-    after = frontend_record(WEB, "healthy", None, FrontendSum(2, 11), Rate(1.0))
+    before = frontend_record(WEB, "healthy", FrontendSum(1, 10), Rate())
+    after = frontend_record(WEB, "healthy", FrontendSum(2, 11), Rate(1.0))
     assert changed(before, after) == {"sessions": 2, "total": 11, "rate": 1.0}
     assert changed(after, after) == {}
     assert changed({}, after) == after

@@ -27,6 +27,8 @@ from tests.ui.many import FRONTENDS, SERVERS, blank, busy, rules
 from tests.web.loopback import run
 from tests.web.running import Control, running
 
+TARGET = free_port()  # nobody listens there, so a connect is refused
+
 
 @dataclass
 class Watched:
@@ -35,9 +37,9 @@ class Watched:
     sampler: Sampler
     about: dict[str, Any] = field(default_factory=lambda: {"host": "here"})
 
-    async def announce(self, port: int, instance: str = "pod-1", target: int = 30843) -> None:
+    async def announce(self, port: int, instance: str = "pod-1") -> None:
         caller = Caller("127.0.0.1", self.control.keyring.tokens[0], "native")
-        body = json.dumps({"frontends": [{"port": port, "target_port": target}], "ttl": 60})
+        body = json.dumps({"frontends": [{"port": port, "target_port": TARGET}], "ttl": 60})
         await self.control.registry.calls.announce("mosquitto", instance, parse_native(body.encode()), caller)
 
 
@@ -84,7 +86,7 @@ def test_the_first_message_is_whole_and_the_next_only_what_changed(tmp_path: Pat
             [(listen, frontend)] = whole["frontends"].items()
             assert (listen, frontend["name"]) == (f"127.0.0.1:{port}", f"mosquitto-{port}")
             [(place, server)] = whole["servers"].items()
-            assert place == f"{listen}|127.0.0.1:30843"
+            assert place == f"{listen}|127.0.0.1:{TARGET}"
             assert (server["frontend"], server["accepts"], server["check"]) == (listen, "refused", "refused")
             assert server["held_by"] == [["mosquitto/mosquitto/pod-1", ""]]
             assert list(whole["registrations"]) == ["mosquitto/mosquitto/pod-1"]
@@ -117,7 +119,7 @@ def test_what_is_gone_is_named(tmp_path: Path) -> None:
             said = await reader.next()
             listen = f"127.0.0.1:{port}"
             assert said["gone_frontends"] == [listen]
-            assert said["gone_servers"] == [f"{listen}|127.0.0.1:30843"]
+            assert said["gone_servers"] == [f"{listen}|127.0.0.1:{TARGET}"]
             assert said["gone_registrations"] == ["mosquitto/mosquitto/pod-1"]
             assert said["sentence"] == "no frontends yet"
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from pylb.control.health.resolver import AT_ONCE, Resolver
-from pylb.control.health_sentence import Health, condition, seen
+from pylb.control.health_sentence import Health, condition
 from pylb.core.address import HostPort, Listen
 from pylb.core.auth import Keyring
 from pylb.core.policy import Family, Rules, StaticFrontend, StaticServer
@@ -63,7 +63,7 @@ async def test_an_address_that_never_answered_is_no_trouble_while_another_of_its
     async with control(tmp_path, rules=Rules((StaticFrontend("web", Listen("tcp", "*", port), lines),))) as c:
 
         def word() -> Health:
-            [one] = seen(c.registry.table, c.registry.each_server(), c.registry.unbound())
+            [one] = c.registry.each_frontend()
             return condition(one, {}, 0.0)[0]
 
         c.dns["nodes.example.net"] = [NODE_A, NODE_C]

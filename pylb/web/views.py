@@ -1,0 +1,42 @@
+"""What every list in JSON shows of a frontend, a server and a registration: one name for one thing. Each list adds its own."""
+
+from typing import Any
+
+from pylb.control.views import FrontendView, RegistrationView, ServerView
+
+
+def frontend_json(view: FrontendView) -> dict[str, Any]:
+    return {
+        "name": view.name,
+        "listen": str(view.listen),
+        "port": view.listen.port,
+        "balance": str(view.frontend.policy.balance),
+        "unbound": view.unbound,  # why the port could not be opened; null: it is open
+    }
+
+
+def server_json(view: ServerView) -> dict[str, Any]:
+    return {
+        "name": view.server,
+        "address": str(view.address),
+        "weight": view.weight,
+        "rank": view.rank,
+        "state": view.state,
+        "proxy_protocol": str(view.send_proxy),
+        "reason": view.reason,
+    }
+
+
+def registration_json(view: RegistrationView) -> dict[str, Any]:
+    return {
+        "token": view.token,
+        "name": view.name,
+        "instance": view.instance,
+        "legacy": view.legacy,
+        "state": view.state,
+        "address": view.address,
+    }
+
+
+def tenths(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds, 1)
