@@ -150,10 +150,10 @@ class Rates:
             self._seconds = moment.clock - self._moment.clock
             self._look_at_processors(moment.used)
         if table is not self._table:
-            for listen in self._last.keys() - table.frontends.keys():
-                self._gone = _added(self._gone, _sums(self._last.pop(listen)))
-            for listen in self.proxies.keys() - table.frontends.keys():
+            for listen in [listen for listen in self.proxies if listen not in table.frontends]:  # its keys would be sorted
                 self._numbers.discard(self.proxies.pop(listen).number)
+                if (last := self._last.pop(listen, None)) is not None:
+                    self._gone = _added(self._gone, _sums(last))
         self._moment, self._table, self._live = moment, table, 0
 
     def add(self, frontend: Frontend, new: FrontendSum) -> None:

@@ -1,12 +1,17 @@
 """What the once-a-second look makes of counters: rates, maxima, averages, and when a backend was down."""
 
+import asyncio
+
+import pytest
+
 from pylb.core.address import Address, Listen
+from pylb.core.persistent import Frozen
 from pylb.core.policy import Policy
 from pylb.core.table import DOWN, Frontend, Server, Table, make_table
 from pylb.forward.counters import FrontendCounters, ServerCounters
 from pylb.haproxy.rates import WINDOW, Average, Meter, Rates
 from pylb.workers.messages import Counted, counted
-from pylb.workers.sampler import FrontendSum, Moment, count
+from pylb.workers.sampler import FrontendSum, Moment, Sampler, count
 
 WEB, MAIL = Listen("tcp", "*", 443), Listen("tcp", "*", 25)
 
@@ -146,3 +151,40 @@ def test_a_quiet_frontend_is_looked_at_once_more_for_its_rates_and_then_when_it_
     assert (list(web.servers), web.usable) == (["a", "b"], False)
     look(rates, 15.0, frontend(131), what=table_now)
     assert (web.sessions.rate, web.usable) == (1, True)
+
+
+def test_the_frontends_of_a_new_table_are_put_in_order_once_a_look_and_in_a_step_of_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """To find who is gone, and then for the look, it was done three times in one step: 16 ms with 10,000 frontends."""
+    steps: list[list[str]] = [[]]
+    ordered = Frozen.ordered
+
+    def noted(mapping: Frozen[Listen, Frontend]) -> list[tuple[int, Listen, Frontend]]:
+        steps[-1].append("in order")
+        return ordered(mapping)
+
+    class Watched(Rates):
+        def begin(self, moment: Moment, table: Table) -> None:
+            steps[-1].append("who is gone")
+            super().begin(moment, table)
+
+    async def watch() -> None:
+        while True:
+            steps.append([])
+            await asyncio.sleep(0)
+
+    async def main() -> None:
+        tables, rates = [table(WEB, MAIL)], Watched()
+        sampler = Sampler(lambda: tables[-1], lambda: [{WEB: frontend(1), MAIL: frontend(2)}], [rates])
+        await sampler.sample()
+        tables.append(table(MAIL))
+        monkeypatch.setattr(Frozen, "ordered", noted)
+        steps[:] = [[]]
+        watching = asyncio.get_running_loop().create_task(watch())
+        await sampler.sample()
+        watching.cancel()
+        assert list(rates.proxies) == [MAIL]
+
+    asyncio.run(main())
+    assert [step for step in steps if step] == [["who is gone"], ["in order"]]
