@@ -2,21 +2,32 @@
 
 import asyncio
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from types import NoneType
+from typing import Any, Literal, get_args, get_origin
 
 import click
 from prometheus_client.metrics_core import Metric
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
 
 from pylb.api.stories import LETTERS
 from pylb.app.app import Hooks
 from pylb.cli.main import main as cli
-from pylb.config import reference, schema
+from pylb.config import schema
+from pylb.config.explain import section_of
+from pylb.config.models import FrontendEntry, PolicySection, Section
+from pylb.config.root import Config
+from pylb.config.values import Shape, duration_text
 from pylb.control.registry import Registry
 from pylb.control.storage.store import Store
 from pylb.control.tasks import Tasks
+from pylb.core.address import Listen
 from pylb.core.auth import Keyring
+from pylb.core.log import Target
 from pylb.core.policy import Rules
-from pylb.core.session import SessionView, mermaid
+from pylb.core.session import TRANSITIONS, SessionView, State
 from pylb.forward.counters import Counters
 from pylb.forward.engine import Engine
 from pylb.haproxy import exporter
@@ -141,13 +152,111 @@ def letters() -> str:
     return f"| letters | meaning |\n|---|---|\n{rows}"
 
 
+_CONFIG_HEAD = """# Config reference
+
+Generated from the models (docs/generate.py). Every key is optional unless it says *required*; no file at all is a
+valid config. `pylb check -c pylb.yaml` prints every mistake with its line. A JSON file works as well.
+
+Durations are one whole number and a unit: `500ms`, `5s`, `10m`, `1h`, `7d`, at most
+`366d`. Ports are numbers or ranges: `8443`, `"8883-8899"`.
+One value may stand for a list of one. Relative paths start at the config file's directory.
+Quote what YAML would read as something else: `"*:443"`, `"22:30"`, `"010"`, `"no"`.
+"""
+
+
+def config_reference() -> str:
+    """Of pylb.yaml: a table of all keys for each section, in the order of the file."""
+    return "\n".join([_CONFIG_HEAD, *_config_tables("", Config, "The file")])
+
+
+def _config_tables(path: str, section: type[Section], title: str) -> Iterator[str]:
+    yield f"## {title}\n"
+    yield "| key | type | default | meaning |\n|---|---|---|---|"
+    inner: list[tuple[str, type[Section]]] = []
+    for key, field in section.model_fields.items():
+        if field.exclude or (section is FrontendEntry and key in PolicySection.model_fields):
+            continue
+        below = section_of(field.annotation)
+        if below is not None:
+            inner.append((f"{path}{key}{'[]' if _is_list(field.annotation) else ''}", below))
+        meaning = field.description or f"see [`{inner[-1][0]}`](#{_anchor(inner[-1][0])})"
+        yield f"| `{key}` | {_cell(_type(field, field.annotation))} | {_default(key, field)} | {_cell(meaning)} |"
+    if section is FrontendEntry:
+        keys = ", ".join(f"`{key}`" for key in PolicySection.model_fields)
+        yield f"\nOf [`defaults`](#defaults) also {keys}: keys that are written here win."
+    for why in dict.fromkeys(section.reserved.values()):
+        keys = ", ".join(f"`{key}`" for key, reason in section.reserved.items() if reason == why)
+        yield f"\nRefused: {keys} ({why})."
+    yield ""
+    for name, below in inner:
+        yield from _config_tables(f"{name}.", below, f"`{name}`")
+
+
+def _anchor(name: str) -> str:
+    """The anchor that GitHub makes from a heading: lower case, no punctuation."""
+    return "".join(char for char in name.lower() if char.isalnum() or char in "_-")
+
+
+def _is_list(annotation: Any) -> bool:
+    return get_origin(annotation) is tuple
+
+
+def _type(field: FieldInfo | None, annotation: Any) -> str:
+    shape = next((item for item in (field.metadata if field else ()) if isinstance(item, Shape)), None)
+    if shape is not None:
+        return shape.name
+    if get_origin(annotation) is Literal:
+        return ", ".join(get_args(annotation))
+    parts = [part for part in get_args(annotation) if part not in (NoneType, ...)]
+    if section_of(annotation) is not None:
+        return "list of mappings" if _is_list(annotation) else "mapping"
+    shapes = [item.name for part in parts for item in getattr(part, "__metadata__", ()) if isinstance(item, Shape)]
+    return shapes[0] if shapes else ", ".join(_type(None, part) for part in parts)
+
+
+def _default(key: str, field: FieldInfo) -> str:
+    value = field.default
+    if key == "state_dir":
+        return "see there"  # depends on the environment
+    if field.is_required():
+        return "*required*"
+    if value is PydanticUndefined or value is None:
+        return "–"
+    shape = _type(field, field.annotation)
+    if shape.startswith("duration"):
+        return f"`{duration_text(value)}`"
+    if isinstance(value, bool):
+        return f"`{str(value).lower()}`"
+    if isinstance(value, tuple) and not isinstance(value, Target | Listen):
+        items = (f"{item[0]}-{item[1]}" if isinstance(item, tuple) else str(item) for item in value)
+        return "`[" + ", ".join(f'"{item}"' for item in items) + "]`"
+    return f'`"{value}"`' if isinstance(value, Listen) or value == "*" else f"`{value}`"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+def mermaid() -> str:
+    """The table as a Mermaid state diagram for engine.md."""
+    lines = ["stateDiagram-v2", "    [*] --> dialing: accepted", "    [*] --> awaiting_header: accepted from a trusted proxy"]
+    for (state, event), (target, actions) in TRANSITIONS.items():
+        does = ", ".join(action.value for action in actions)
+        lines.append(f"    {_node(state)} --> {_node(target)}: {event} / {does}")
+    return "\n".join([*lines, "    closed --> [*]"]) + "\n"
+
+
+def _node(state: State) -> str:
+    return state.replace(" ", "_")
+
+
 def generated() -> dict[Path, str]:
     """Path -> the text it must have."""
     haproxy = _filled((DOCS / "haproxy.md").read_text(), "commands", commands())
     engine = _filled((DOCS / "engine.md").read_text(), "session", f"```mermaid\n{mermaid()}```\n")
     protocol = (DOCS / "protocol.md").read_text()
     return {
-        DOCS / "config.md": reference(),
+        DOCS / "config.md": config_reference(),
         DOCS / "cli.md": cli_reference(),
         DOCS / "openapi.json": openapi.rendered().decode(),
         DOCS / "pylb.schema.json": schema(),

@@ -6,7 +6,6 @@ across entries and at the disk, and `load` combines them. No other folder sees Y
 
 from pylb.config.load import default_state_dir, load, parse, read_secrets_again, read_text
 from pylb.config.problems import ConfigErrors, Place, Problem
-from pylb.config.reference import reference
 from pylb.config.root import Config, first_run_token
 from pylb.config.schema import schema
 
@@ -21,6 +20,5 @@ __all__ = [
     "parse",
     "read_secrets_again",
     "read_text",
-    "reference",
     "schema",
 ]

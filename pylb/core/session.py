@@ -133,19 +133,6 @@ def termination_code(cause: Cause, state: State, *, last: bool = False) -> str:
 _STAGES = {State.AWAITING_HEADER: "R", State.QUEUED: "Q", State.DIALING: "C"}
 
 
-def mermaid() -> str:
-    """The table as a Mermaid state diagram (docs/engine.md contains it, a test compares)."""
-    lines = ["stateDiagram-v2", "    [*] --> dialing: accepted", "    [*] --> awaiting_header: accepted from a trusted proxy"]
-    for (state, event), (target, actions) in TRANSITIONS.items():
-        does = ", ".join(action.value for action in actions)
-        lines.append(f"    {_node(state)} --> {_node(target)}: {event} / {does}")
-    return "\n".join([*lines, "    closed --> [*]"]) + "\n"
-
-
-def _node(state: State) -> str:
-    return state.replace(" ", "_")
-
-
 class SessionRecord(NamedTuple):
     """One ended session. Times in milliseconds, -1 for a stage that was not reached; counts include this session."""
 
