@@ -9,7 +9,6 @@ nothing wrong: the session waits for it (`is_full`) rather than go to a worse on
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Collection, Sequence
-from hashlib import shake_128
 from heapq import heapify, heappop, heappush, heapreplace
 from itertools import accumulate
 from math import floor, log2
@@ -197,7 +196,10 @@ class _Source(_Pool[L]):
     """
 
     def __init__(self, servers: Sequence[L]) -> None:
+        from hashlib import shake_128  # noqa: PLC0415 - it loads OpenSSL: 4 MB, which workers without such a pool do not need
+
         super().__init__(servers)
+        self._hash = shake_128
         self._points: list[int] = []
 
     def _make_ring(self) -> list[int]:
@@ -206,7 +208,7 @@ class _Source(_Pool[L]):
         points = self._points
         for place, server in enumerate(self._servers):
             count = max(1, round(server.weight * per_weight))
-            hashes = unpack(f">{count}Q", shake_128(server.identity.encode()).digest(8 * count))
+            hashes = unpack(f">{count}Q", self._hash(server.identity.encode()).digest(8 * count))
             points += [point >> _PLACE_BITS << _PLACE_BITS | place for point in hashes]
         points.sort()
         return points
@@ -215,7 +217,7 @@ class _Source(_Pool[L]):
         if len(self._servers) < 2:  # nothing to choose
             return self._first_usable(0, tried)
         points = self._points or self._make_ring()
-        start, step = divmod(int.from_bytes(shake_128(client.encode()).digest(8), "big"), 1 << 32)
+        start, step = divmod(int.from_bytes(self._hash(client.encode()).digest(8), "big"), 1 << 32)
         probe, step = start * _SPREAD, (step | 1) * _SPREAD
         nearest, best = _RING, 0
         for _ in range(PROBES):

@@ -11,7 +11,6 @@ belong to the byte.
 """
 
 import mmap
-from hashlib import blake2b
 
 from pylb.forward.admission import pack
 
@@ -50,4 +49,6 @@ class Origins:
 
 def _mark(ip: str) -> int:
     """A hash that is the same in every process, unlike hash()."""
+    from hashlib import blake2b  # noqa: PLC0415 - it loads OpenSSL: 4 MB, which workers that never dial pylb's own ports save
+
     return int.from_bytes(blake2b(pack(ip), digest_size=MARK).digest())

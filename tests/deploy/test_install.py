@@ -213,7 +213,7 @@ def tree(prefix: Path) -> dict[str, tuple[str, str, bytes]]:
 @pytest.mark.root
 def test_it_lays_out_user_config_token_and_unit(prefix: Path, run: Runner) -> None:
     assert install_service(print_only=False, prefix=prefix, run=run[0]) == 0
-    assert run[1] == ["systemd-sysusers", "python3", "python"]
+    assert run[1] == ["systemd-sysusers", install.host(prefix).interpreter.name, "python"]
     found = tree(prefix)
     assert {name: entry[:2] for name, entry in found.items()} == {
         "etc/sysusers.d/pylb.conf": ("0644", "0:root"),
