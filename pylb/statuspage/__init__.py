@@ -1,1 +1,1 @@
-"""The status page: its files, the stream of what changed, and the records and time series that the stream is made of."""
+"""The status page: its files, the stream of changes, and the records and time series that the stream is made of."""

@@ -1,7 +1,7 @@
-"""The status page: its files, read once at the start, and what it is told while it is open.
+"""The status page: its files, read once at the start, and its stream.
 
-The files are below a folder named after their content, so a browser may keep them for ever, and those of another version are
-never mixed in. They live in memory: whoever replaces them on disk changes nothing until the next start.
+The files are below a folder named after their content, so a browser may cache them for ever and never mixes those of two
+versions. They are held in memory: replacing them on disk changes nothing until the next start.
 """
 
 import hashlib
@@ -22,8 +22,8 @@ TYPES = {
 }
 INDEX = "index.html"
 
-# Everything comes from this machine and nothing may be put into a frame; styles are set by script one property at a time,
-# which a policy for inline styles does not concern (CSP3 8.3: CSSOM).
+# Everything comes from this machine, and no frame may contain the page. Scripts set styles one property at a time, which a
+# policy for inline styles does not affect (CSP3 8.3: CSSOM).
 SECURITY = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -36,7 +36,7 @@ FOR_EVER = "public, max-age=31536000, immutable"
 
 
 class Files:
-    """What a browser gets. Raises OSError when they cannot be read: the installation is broken."""
+    """The files for browsers. Raises OSError if they cannot be read: then the installation is broken."""
 
     def __init__(self) -> None:
         found = dict(_read(files("pylb.statuspage") / "ui", ""))
@@ -59,7 +59,7 @@ class Files:
         """Raises Refused."""
         content = self._files.get(name)
         if content is None or version != self.version:
-            raise Refused(Code.NOT_FOUND, "there is nothing at this path", "load the page anew")
+            raise Refused(Code.NOT_FOUND, "there is nothing at this path", "reload the page")
         return self._answer(call, content, TYPES[name.rpartition(".")[2]], FOR_EVER)
 
     def _answer(self, call: Call, content: bytes, kind: str, cache: str) -> Answer:
@@ -81,7 +81,7 @@ def _read(folder: Traversable, below: str) -> Iterator[tuple[str, bytes]]:
 
 
 class Page:
-    """`stream`: the messages of a new reader from a source, raises Refused when too many watch."""
+    """`stream`: the messages for a new reader from a source; raises Refused if too many watch."""
 
     def __init__(self, stream: Callable[[bytes], AsyncGenerator[bytes]], found: Files | None = None) -> None:
         self._stream = stream
@@ -89,7 +89,7 @@ class Page:
 
     @property
     def version(self) -> str:
-        """Of its files: a page of another one has to be loaded anew."""
+        """The version of its files: a page of another version has to be reloaded."""
         return self._files.version
 
     def routes(self) -> dict[str, Handler]:
@@ -108,10 +108,10 @@ class Page:
         return self._files.file(call, version, "/".join(name))
 
     async def _events(self, call: Call) -> Answer:
-        # A page reads it by script. Whoever navigates to it holds a place without a reader: a frame, or a window that a page
-        # of another site opened (Fetch Metadata; only a browser sends the header).
+        # The page's script reads it. Navigating to it would occupy a place without reading: a frame, or a window opened by a
+        # page of another site (Fetch Metadata; only a browser sends the header).
         if call.headers.get("sec-fetch-dest", "empty") != "empty":
-            raise Refused(Code.SOURCE_FORBIDDEN, "the stream is read by the page's script alone", "open / instead")
+            raise Refused(Code.SOURCE_FORBIDDEN, "only the page's script may read the stream", "open / instead")
         if call.method == "HEAD":
             return Answer(200, b"", "text/event-stream")
         return Answer(200, b"", "text/event-stream", chunks=self._stream(network_of(call.peer)))

@@ -1,7 +1,7 @@
-"""What the status page shows, as three tables of flat records by their keys, so that a change is a field of a record. Pure.
+"""What the status page shows, as three tables of flat records by key, so that a change is a field of a record. Pure.
 
-Times in records are seconds of pylb's monotonic clock: they stand still until a beat or a check moves them, and the page
-counts from them by itself.
+Times in records are seconds of pylb's monotonic clock. They change only when a heartbeat or a check changes them; the page
+does the counting.
 """
 
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ TABLES = ("frontends", "servers", "registrations")
 NOTHING: Mapping[str, Any] = {}
 _NO_SESSIONS = ServerSum()
 
-_UNTIL = " (until"  # of a holder: views.py
+_UNTIL = " (until"  # in a holder, see control/views.py
 
 
 def frontend_record(view: FrontendView, health: str, counted: FrontendSum, rate: Rate) -> Record:
@@ -36,7 +36,7 @@ def frontend_record(view: FrontendView, health: str, counted: FrontendSum, rate:
 
 
 def server_record(view: ServerView, most: int, checked_at: float | None, counted: FrontendSum, sessions_rate: float) -> Record:
-    """`most`: its max_connections, 0 for none. `checked_at`: when it was asked last."""
+    """`most`: its max_connections, 0 for none. `checked_at`: time of its last check."""
     own = counted.servers.get(view.server, _NO_SESSIONS)
     return server_json(view) | {
         "frontend": str(view.listen),
@@ -61,22 +61,22 @@ def registration_record(view: RegistrationView) -> Record:
 
 
 def registration_key(view: RegistrationView) -> str:
-    """As `holder` names it."""
+    """As `holder` writes it."""
     if view.legacy:
         return f"{view.token}/{view.name} (legacy) {view.frontends[0].port}"
     return f"{view.token}/{view.name}/{view.instance}"
 
 
 def holder(held: str, port: int) -> list[str]:
-    """A registration's key (or "static"), and what is to be said of it there."""
+    """A registration's key (or "static"), and the remark about it."""
     key, until, note = held.partition(_UNTIL)
     if key.endswith(" (legacy)"):
-        key = f"{key} {port}"  # the legacy protocol has no instance: a token may hold many ports under one name
+        key = f"{key} {port}"  # the legacy protocol has no instances: a token may hold many ports under one name
     return [key, f"until{note.rstrip(')')}" if until else ""]
 
 
 def limits(policy: Policy) -> dict[str, int]:
-    """Those that are set."""
+    """The limits that are set."""
     found = {
         "connections": policy.max_connections,
         "queue": policy.max_queue,

@@ -1,8 +1,8 @@
-"""What the status page is told: everything at first, then what changed, once a second and at every event.
+"""The stream of the status page: everything at first, then what changed, once a second and at every event.
 
-One task looks at what there is after each look of the sampler at the counters, and makes each message once for all who watch.
-It works in slices: a thousand frontends must not hold the loop. A reader that does not take its messages is dropped, not
-buffered for: the browser comes back and gets a whole picture.
+After each look of the sampler at the counters, one task compares, and makes each message once for all readers. It works in
+slices: a thousand frontends must not hold the loop. For a reader that does not take its messages nothing is buffered: it is
+dropped, and the browser connects again and gets everything.
 """
 
 import asyncio
@@ -30,26 +30,26 @@ from pylb.statuspage.records import (
 )
 from pylb.statuspage.timeseries import MARKED, POINTS, History, Point, plain
 
-SOON = 0.1  # seconds after an event, so that a burst of them is one message
+SOON = 0.1  # seconds after an event, so that a burst of them becomes one message
 SLICE = 10  # frontends between two turns of the loop: with ten servers each, ~2 ms
 MOST_STREAMS = 16
-MOST_OF_ONE = 8  # of one source: nobody takes all places
+MOST_OF_ONE = 8  # readers from one source, so that nobody takes all places
 BACKLOG = 8  # messages that wait for a reader: eight seconds
-EVENTS = 300  # of the last, in the first message
+EVENTS = 300  # the most recent ones, in the first message
 
 
 class _Reader:
-    """Whoever watches. Its queue is bounded, and so are the messages: all readers share them."""
+    """One open page. Its queue is bounded, and all readers share the messages."""
 
     def __init__(self, source: bytes) -> None:
         self.source = source
         self.queue: asyncio.Queue[bytes | None] = asyncio.Queue(BACKLOG)
-        self.knows = False  # has it had a whole picture?
+        self.knows = False  # has it got the first message?
 
 
 class Feed:
-    """`history`: what the sampler tells; after each of its looks it calls `sampled`. `about`: what does not change while pylb
-    runs, or only by a reload."""
+    """`history`: what the sampler measures; it calls `sampled` after each look. `about`: what changes at most with a
+    reload."""
 
     def __init__(
         self,
@@ -69,26 +69,26 @@ class Feed:
         self._wall = wall
         self._readers: list[_Reader] = []
         self._wake = asyncio.Event()
-        self._point: Point | None = None  # that readers do not know yet
+        self._point: Point | None = None  # not sent to readers yet
         self._tables: dict[str, dict[str, Record]] = {name: {} for name in TABLES}
-        self._told = 0  # events of the journal that readers know
+        self._told = 0  # events of the journal that were sent
         self._about_told: Mapping[str, Any] = NOTHING
 
-    # ------------------------------------------------------------ who watches
+    # ------------------------------------------------------------ readers
 
     def note(self, event: Event) -> None:
-        """To be told of every event. Cheap."""
+        """To be called with every event. Cheap."""
         self._history.note(event)
         self._wake.set()
 
     def sampled(self) -> None:
-        """The history has one look more."""
+        """The history has a new look."""
         self._point = self._history.point
         self._wake.set()
 
     def stream(self, source: bytes = b"") -> AsyncGenerator[bytes]:
-        """Messages as server-sent events, the first one whole; to be closed. Raises Refused when too many watch, or too many
-        of one source (web.source.network_of)."""
+        """Messages as server-sent events, the first one complete; to be closed. Raises Refused if too many watch, or too many
+        from one source (web.source.network_of)."""
         most = [one.source for one in self._readers].count(source) >= MOST_OF_ONE
         if most or len(self._readers) >= MOST_STREAMS:
             count = f"{MOST_OF_ONE} pages from your address" if most else f"{MOST_STREAMS} pages"
@@ -113,7 +113,7 @@ class Feed:
             self._drop(reader)
 
     def _drop(self, reader: _Reader) -> None:
-        """What waits for it is forgotten: it will want a whole picture anyway."""
+        """Forget what waits for it: it will need everything anyway."""
         self._readers.remove(reader)
         while not reader.queue.empty():
             reader.queue.get_nowait()
@@ -122,7 +122,7 @@ class Feed:
     # ------------------------------------------------------------ the task
 
     async def run(self) -> None:
-        """Until cancelled."""
+        """Runs until it is cancelled."""
         try:
             while True:
                 await self._wake.wait()
@@ -134,20 +134,20 @@ class Feed:
                 self._drop(reader)
 
     async def _look_and_survive(self) -> None:
-        """A bug here must cost the page, and nothing that is forwarded."""
+        """A bug here may cost the page, but nothing that is forwarded."""
         try:
             await self.look()
-        except Exception as error:  # noqa: BLE001 - the task boundary, for the sake of its rhythm
+        except Exception as error:  # noqa: BLE001 - the task boundary, so that it goes on at its pace
             self._registry.tasks.failed(Part.PAGE, error)
             for reader in list(self._readers):
                 self._drop(reader)
 
     async def look(self) -> None:
-        """One look; tells all who watch."""
+        """Look once, and send what changed to all readers."""
         self._wake.clear()
         point, self._point = self._point, None
         if not self._readers:
-            self._tables = {name: {} for name in TABLES}  # nobody needs to be told what changed since
+            self._tables = {name: {} for name in TABLES}  # nobody needs to know what has changed since
             return
         readers = list(self._readers)
         delta, found = await self._paint()
@@ -170,13 +170,13 @@ class Feed:
                     self._tell(reader, message)
         self._told = noted
 
-    # ------------------------------------------------------------ the picture
+    # ------------------------------------------------------------ the tables
 
     async def _paint(self) -> tuple[list[tuple[str, bytes]], list[tuple[Health, str]]]:
-        """The tables anew; and what changed in them, if anybody wants that: (name of the table, `"key":{fields}`), and `key`
-        alone of what is gone. And how each frontend is.
+        """Rebuild the tables. If anybody reads: what changed in them, (name of the table, `"key":{fields}`), or only `key` for
+        a removed record. And the condition of each frontend.
 
-        The old tables are emptied one record after the other: to free ten thousand at once would hold the loop for 10 ms.
+        The old tables are emptied one record at a time: freeing ten thousand at once would hold the loop for 10 ms.
         """
         old, wanted = self._tables, any(reader.knows for reader in self._readers)
         tables: dict[str, dict[str, Record]] = {name: {} for name in TABLES}
@@ -209,13 +209,13 @@ class Feed:
         return delta, conditions
 
     async def _whole(self) -> AsyncIterator[tuple[str, bytes]]:
-        """All of the tables, as `_paint` gives what changed."""
+        """All records, in the form that `_paint` uses for changes."""
         for name, table in self._tables.items():
             async for key, record in in_turns(table.items(), SLICE * 5):
                 yield name, _pair(key, record)
 
     def _head(self, conditions: Sequence[tuple[Health, str]]) -> dict[str, Any]:
-        """What each message begins with."""
+        """The beginning of each message."""
         registry = self._registry
         head = {"clock": round(self._clock(), 2), "now": round(self._wall(), 2), "sentence": said(conditions, self._also())}
         return head | {"generation": registry.table.generation, "durable": registry.durable}
@@ -247,8 +247,8 @@ def _pair(key: str, fields: Record) -> bytes:
 
 
 async def _framed(head: Mapping[str, Any], pairs: AsyncIterator[tuple[str, bytes]]) -> bytes:
-    """One message of text/event-stream: JSON has no line breaks of its own. Each table grows in a buffer of its own: megabytes
-    of pairs would be joined, and freed, in one piece."""
+    """One message of text/event-stream: JSON has no line breaks. Each table is collected in a separate buffer: megabytes would
+    otherwise be joined, and freed, at once."""
     tables: dict[str, bytearray] = {}
     async for name, pair in pairs:
         table = tables.setdefault(name, bytearray())

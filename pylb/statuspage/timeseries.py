@@ -1,4 +1,4 @@
-"""Fifteen minutes of the whole machine, a point a second, and the moments worth a mark. It looks at nothing itself.
+"""Fifteen minutes of the whole machine, one point per second, and marks for notable events. It measures nothing itself.
 
 Bounded: between 900 and 1,800 points of seven doubles (100 KB); 300 marks; and of each frontend the counts of the last
 `window` samples (some 500 bytes each).
@@ -18,10 +18,10 @@ from pylb.forward.counters import CONNECT_BOUNDS
 from pylb.workers.sampler import NOTHING, FrontendSum, Moment
 
 POINTS = 900  # a second each
-LATELY = 10  # samples whose connects a quantile is made of: of one second's dozen the p99 would be the slowest
+LATELY = 10  # samples for a quantile of connect times: from one second's dozen the p99 would just be the slowest
 MARKS = 300
 
-# What is drawn on the time axis, by the event's kind; "admin" is of `pylb ctl`.
+# What is marked on the time axis, by kind of event; "admin" is `pylb ctl`.
 MARKED = frozenset(
     {
         *("moved", "draining", "admin", "reloaded", "started", "upgraded", "server_down", "server_up"),
@@ -31,7 +31,7 @@ MARKED = frozenset(
 
 
 class Rate(NamedTuple):
-    """A second."""
+    """Rates of one second."""
 
     connections: float = 0.0
     bytes_in: float = 0.0
@@ -42,14 +42,14 @@ _NO_RATE = Rate()
 
 
 class Point(NamedTuple):
-    """A second of the whole machine."""
+    """One second of the whole machine."""
 
     time: float  # unix
-    connections: float  # a second
+    connections: float  # per second
     active: float
-    bytes_in: float  # a second
+    bytes_in: float  # per second
     bytes_out: float
-    p50: float  # seconds to connect, of the last LATELY samples; NaN where nobody did
+    p50: float  # seconds to connect, over the last LATELY samples; NaN without connects
     p99: float
 
 
@@ -60,15 +60,15 @@ class Mark(NamedTuple):
 
 
 def rate(new: FrontendSum, old: FrontendSum, seconds: float) -> Rate:
-    """Never negative: counters go back when what counted them has left."""
+    """Never negative: counters go back when the process that counted them is gone."""
     pairs = (new.total, old.total), (new.bytes_in, old.bytes_in), (new.bytes_out, old.bytes_out)
     return Rate(*(max(0.0, (now - before) / seconds) for now, before in pairs))
 
 
 def quantile(counts: Sequence[int], share: float, bounds: Sequence[float] = CONNECT_BOUNDS) -> float:
-    """Inside its bucket as if the values were spread evenly, as Prometheus' histogram_quantile does; NaN without values.
+    """Interpolated inside its bucket like Prometheus' histogram_quantile; NaN without values.
 
-    Above the last bound nothing is known but that: it is the answer.
+    Above the last bound nothing more is known, so the bound is the answer.
     """
     wanted = sum(counts) * share
     if not wanted:
@@ -83,7 +83,7 @@ def quantile(counts: Sequence[int], share: float, bounds: Sequence[float] = CONN
 
 
 class _Look:
-    """What was counted, compared with an older look `seconds` ago (`old`; None: this is the first one)."""
+    """One look at the counters, compared with an older one `seconds` ago (`old`; None: this is the first)."""
 
     def __init__(self, moment: Moment, seconds: float, old: Mapping[Listen, FrontendSum] | None) -> None:
         self.moment = moment
@@ -111,8 +111,8 @@ class _Look:
 
 
 class History:
-    """A consumer of the sampler's looks. `window`: over how many of them a rate is taken; workers report once a second, at
-    moments of their own, so one look may miss a report."""
+    """A consumer of the sampler's looks. `window`: the number of looks that a rate covers; workers report once a second at
+    different moments, so one look may miss a report."""
 
     def __init__(self, window: int = 1, points: int = POINTS) -> None:
         self._columns = [array("d") for _ in Point._fields]
@@ -143,14 +143,14 @@ class History:
         self._keep(self.point)
 
     def count(self, listen: Listen) -> FrontendSum:
-        """At the last look."""
+        """As of the last look."""
         return self._last.counts.get(listen, NOTHING)
 
     def rate(self, listen: Listen) -> Rate:
         return self._last.rates.get(listen, _NO_RATE)
 
     def server_rates(self, listen: Listen) -> dict[str, float]:
-        """Sessions a second by label; of a frontend where nothing happened, none."""
+        """Sessions per second by label; empty for a frontend where nothing happened."""
         look, new = self._last, self.count(listen)
         if look.old is None or (old := look.old.get(listen, NOTHING)) is new:
             return {}
@@ -159,7 +159,7 @@ class History:
         return {label: max(0, more) / look.seconds for label, more in gained.items()}
 
     def note(self, event: Event) -> None:
-        """To be told every event: a flood of others does not push the marks out."""
+        """To be called with every event: a flood of others does not push the marks out."""
         if event.kind in MARKED:
             self._marks.append(Mark(event.at, event.kind, event.text))
 
@@ -169,12 +169,12 @@ class History:
     def _keep(self, point: Point) -> None:
         for column, value in zip(self._columns, point, strict=True):
             column.append(value)
-        if len(self._columns[0]) >= 2 * self._points:  # cut now and then, not at each point
+        if len(self._columns[0]) >= 2 * self._points:  # cut from time to time, not at each point
             for column in self._columns:
                 del column[: -self._points]
 
     def columns(self) -> dict[str, list[float | None]]:
-        """By the names of Point, oldest first, None for NaN; rounded to what can be seen."""
+        """By the names of Point, oldest first, None for NaN; rounded to what is visible."""
         columns = (column[-self._points :] for column in self._columns)
         return {name: [plain(name, value) for value in column] for name, column in zip(Point._fields, columns, strict=True)}
 
@@ -183,5 +183,5 @@ _DIGITS = {"time": 1, "connections": 2, "active": 0, "bytes_in": 0, "bytes_out":
 
 
 def plain(name: str, value: float) -> float | None:
-    """For JSON, which knows no NaN."""
+    """For JSON, which has no NaN."""
     return None if isnan(value) else round(value, _DIGITS[name])

@@ -1,1 +1,1 @@
-"""One pylb follows another: how listening sockets, state and counters pass from the old process to the new one."""
+"""One pylb follows another: listening sockets, state and counters pass from the old process to the new one."""

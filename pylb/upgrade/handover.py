@@ -1,18 +1,18 @@
 """A successor: a new pylb that takes over listening sockets, state and counters from the one that started it.
 
-The words, each a frame (workers/channel.py) of one JSON object; they stay as they are from version to version:
+The messages, each a frame (workers/channel.py) of one JSON object; they stay the same from version to version:
 
-    new  {"say": "ready", "protocol": 1}        its code is loaded, its config is valid; it has touched nothing
-    old  {"say": "listeners"} + descriptors      as often as needed; the state is on disk and let go of by now
-    old  {"say": "count", "count": [...]}        what was counted so far, in pieces
-    old  {"say": "yours", "totals": {...}}       that was all
+    new  {"say": "ready", "protocol": 1}        its code is loaded, its config is valid; it has changed nothing
+    old  {"say": "listeners"} + descriptors      as often as needed; by now the state is on disk and released
+    old  {"say": "count", "count": [...]}        the counters so far, in pieces
+    old  {"say": "yours", "totals": {...}}       everything has been passed on
     new  {"say": "serving"}                      its ports serve
-    old  {"say": "go"}                           systemd knows who the service is; the old one only ends its sessions
+    old  {"say": "go"}                           systemd knows the new service; the old one only ends its sessions
     old  {"say": "count", "count": [...]}        what changes, once a second until it ends; and "failures", see below
-    new  {"say": "stop", "deadline": SECONDS}    end them by then (monotonic)
+    new  {"say": "stop", "deadline": SECONDS}    end your sessions by then (monotonic)
 
-Whoever of the two ends before "go" leaves the other one in charge. With each count go the "failures" of tasks since the old
-one's start, by part (control/tasks.py): nobody else can ask it for them.
+If either ends before "go", the other one stays in charge. Each count also has the "failures" of tasks since the old process's
+start, by part (control/tasks.py): only the old process knows them.
 """
 
 import asyncio
@@ -40,12 +40,12 @@ log = logging.getLogger("pylb")
 
 PROTOCOL = 1
 VARIABLE = "PYLB_UPGRADE_FD"
-# Forks once more and tells the pid: so the successor is a child of process 1 from the start, which alone is told of its death.
+# Forks once more and reports the pid: so the successor is a child of process 1 from the start, which reaps it.
 _LAUNCHER = """
 import os, signal, sys
 tell = int(sys.argv[1])
 for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
-    signal.signal(number, signal.SIG_IGN)  # until the new one heeds them: by default they kill, and exec keeps this
+    signal.signal(number, signal.SIG_IGN)  # until the new one handles them: by default they kill, and exec keeps this
 if pid := os.fork():
     os.write(tell, b"%d" % pid)
     os._exit(0)
@@ -53,19 +53,19 @@ os.close(tell)
 os.execvp(sys.argv[2], sys.argv[2:])
 """
 READY = 30.0  # seconds for a successor to load its code and read its config
-SERVING = 20.0  # and to serve from then on: it may have a thousand ports to open
-ENDED = 10.0  # for a killed process to be gone
-ANSWER = 30.0  # seconds for the old one's answers
+SERVING = 20.0  # and from then on until it serves: it may have a thousand ports to open
+ENDED = 10.0  # until a killed process is gone
+ANSWER = 30.0  # seconds for an answer of the old process
 REPORT = 1.0
 LAST = 5.0  # seconds for a successor to take the last counts
 
 
-class Refusal(Exception):  # noqa: N818 - a condition, told in one line
+class Refusal(Exception):  # noqa: N818 - a condition that one line describes
     """Why the old pylb stays in charge."""
 
 
 class Talk:
-    """One end between the two."""
+    """One end of the conversation between the two processes."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._channel = Channel(sock)
@@ -75,7 +75,7 @@ class Talk:
         self._open = True
 
     def say(self, word: str, fds: Sequence[int] = (), **more: Any) -> None:
-        """Nobody there is no error: what follows from that is told by `hear`."""
+        """Send a message. It is no error if the other process is gone: `hear` reports that."""
         try:
             self._channel.send(0, json.dumps({"say": word, **more}, separators=(",", ":")).encode(), fds)
         except ChannelClosed:
@@ -83,37 +83,37 @@ class Talk:
 
     @property
     def backlog(self) -> int:
-        """Bytes that the other one has not taken."""
+        """Bytes that the other process has not taken."""
         return self._channel.backlog
 
     async def hear(self, within: float | None = None) -> tuple[dict[str, Any], list[int]]:
-        """The next word and its descriptors. Raises Refusal: the other one is gone, or silent for that many seconds."""
+        """The next message and its descriptors. Raises Refusal: the other one is gone, or silent for that many seconds."""
         try:
             async with asyncio.timeout(within):
                 await self._flushed()
                 said = await self._heard.get()
         except TimeoutError:
-            raise Refusal(f"nothing was heard of it for {within:g} s") from None
+            raise Refusal(f"it was silent for {within:g} s") from None
         if said is None:
-            self._heard.put_nowait(None)  # for whoever asks again
+            self._heard.put_nowait(None)  # for the next caller
             raise Refusal("it has ended")
         return said
 
     async def taken(self, within: float | None = None) -> None:
-        """Until the other one has all that was said. Raises Refusal: it is gone, or takes nothing for that many seconds."""
+        """Wait until the other one has taken everything. Raises Refusal: it is gone, or took nothing for that many seconds."""
         try:
             async with asyncio.timeout(within):
                 await self._flushed()
         except TimeoutError:
-            raise Refusal(f"it has not taken what was said for {within:g} s") from None
+            raise Refusal(f"it has not read its messages for {within:g} s") from None
 
     async def expect(self, word: str, within: float | None) -> tuple[dict[str, Any], list[int]]:
-        """Raises Refusal."""
+        """The next message, which must be `word`. Raises Refusal."""
         said, fds = await self.hear(within)
-        while fds:  # none is wanted with it
+        while fds:  # this message has no descriptors
             os.close(fds.pop())
         if said.get("say") != word:
-            raise Refusal(f"it said {said.get('say')!r:.40} where {word!r} was to come")
+            raise Refusal(f"it sent {said.get('say')!r:.40} instead of {word!r}")
         return said, fds
 
     def close(self) -> None:
@@ -143,7 +143,7 @@ class Talk:
                     frame = frames.popleft()
                     self._heard.put_nowait((word(frame), frame.fds))
             finally:
-                for frame in frames:  # behind one that is bad
+                for frame in frames:  # those after a bad one
                     frame.close()
         except (ChannelClosed, BadFrame):
             self._loop.remove_reader(self._channel.fileno())
@@ -151,43 +151,43 @@ class Talk:
 
 
 def word(frame: Frame) -> dict[str, Any]:
-    """What the other one says. Raises BadFrame: nothing of ours, and its descriptors are closed."""
+    """The content of a message. Raises BadFrame if it is not one of ours; then its descriptors are closed."""
     try:
         said = json.loads(frame.body)
     except (ValueError, RecursionError):
         said = None
     if not isinstance(said, dict):
         frame.close()
-        raise BadFrame("no word of a hand-over")
+        raise BadFrame("not a message of a hand-over")
     return said
 
 
 class Running(Protocol):
-    """What the old one can do."""
+    """What the old process can do."""
 
     async def hold(self) -> None:
-        """Nothing changes from here on, and everything is on disk. Raises OSError: nothing was held."""
+        """From here on nothing changes, and everything is on disk. Raises OSError: then nothing is held."""
 
     async def take_back(self) -> None:
-        """As if `hold` had not been."""
+        """Undo `hold`."""
 
     def descriptors(self) -> list[int]:
         """All listening sockets."""
 
     def counted(self) -> AsyncIterator[Report]:
-        """What changed in the counters since the last time, in pieces."""
+        """What changed in the counters since the last call, in pieces."""
 
     def totals(self) -> Mapping[str, Mapping[str, int]]:
-        """As Registry.totals."""
+        """Like Registry.totals."""
 
     def failures(self) -> Mapping[str, int]:
-        """Of work beside the single writer, by part."""
+        """Failures of tasks beside the single writer, by part."""
 
 
 async def hand_over(old: Running, environ: Mapping[str, str], introduce: Callable[[int], None]) -> "Successor":
-    """Start a successor and leave it everything: it is in charge when this returns, and nothing was awaited since it is.
+    """Start a successor and give it everything: it is in charge when this returns, and nothing was awaited since it is.
 
-    `introduce`: tells systemd its pid. Raises Refusal; whatever it raises, the old one is in charge as before.
+    `introduce`: tells systemd the successor's pid. Raises Refusal; whatever is raised, the old process is still in charge.
     """
     if os.getpid() == 1:
         raise Refusal("this pylb is process 1 of a container: start a new container instead")
@@ -214,16 +214,16 @@ async def hand_over(old: Running, environ: Mapping[str, str], introduce: Callabl
 
 
 class Successor:
-    """Its process, which is nobody's child of ours, and the way to it."""
+    """The successor's process, which is not our child, and the channel to it."""
 
     def __init__(self, pid: int, channel: socket.socket) -> None:
-        """Raises OSError: it has ended already. The channel is taken over only if there is somebody at its other end."""
+        """Raises OSError: it has ended already. The channel is taken over only if the process lives."""
         self.pid = pid
         self._fd = os.pidfd_open(pid)
         self.talk = Talk(channel)
 
     def signal(self, number: signal.Signals) -> bool:
-        """False: it has ended. Never another process that was given its number."""
+        """False: it has ended. Never hits another process that was given its number."""
         try:
             signal.pidfd_send_signal(self._fd, number)
         except ProcessLookupError:
@@ -231,7 +231,7 @@ class Successor:
         return True
 
     async def end(self) -> None:
-        """It is not the service, and its workers end with their sessions. Idempotent."""
+        """Kill it: it is not the service, and its workers end with their sessions. Idempotent."""
         self.signal(signal.SIGKILL)
         await asyncio.to_thread(_wait_for, self._fd, ENDED)
 
@@ -241,14 +241,14 @@ class Successor:
 
 
 def _wait_for(pidfd: int, seconds: float) -> None:
-    """The end of a process. Not select(2): it takes no descriptor above 1023, and ours may be a hundred thousand."""
+    """Wait for the end of a process. Not select(2): it takes no descriptor above 1023, and ours may be a hundred thousand."""
     waiting = select.poll()
     waiting.register(pidfd, select.POLLIN)
     waiting.poll(seconds * 1000)
 
 
 async def _give(old: Running, successor: Successor, introduce: Callable[[int], None]) -> None:
-    """Raises Refusal."""
+    """Give the successor everything. Raises Refusal."""
     talk = successor.talk
     said, _ = await talk.expect("ready", READY)
     if said.get("protocol") != PROTOCOL:
@@ -256,7 +256,7 @@ async def _give(old: Running, successor: Successor, introduce: Callable[[int], N
     try:
         await old.hold()
     except OSError as error:
-        raise Refusal(f"the state cannot be written ({error.strerror or error}), and must not be lost") from None
+        raise Refusal(f"the state cannot be written ({error.strerror or error}), and would be lost") from None
     try:
         fds = old.descriptors()
         for start in range(0, len(fds), MOST_FDS):
@@ -266,21 +266,21 @@ async def _give(old: Running, successor: Successor, introduce: Callable[[int], N
         await talk.expect("serving", SERVING)
         introduce(successor.pid)
         try:
-            talk.say("go")  # with nothing awaited behind it: two would be in charge
+            talk.say("go")  # nothing may be awaited after this: two would be in charge
         except BaseException:
             introduce(os.getpid())
             raise
     except BaseException:
         try:
-            await successor.end()  # its lock on the state goes with it, and that may be after its end of the talk
+            await successor.end()  # its lock on the state is released with it, maybe after the channel has closed
         finally:
             await old.take_back()
         raise
 
 
 async def _start(channel: socket.socket, environ: Mapping[str, str]) -> int:
-    """Its pid. Raises OSError."""
-    left_out = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "WATCHDOG_PID")  # all about this process
+    """The pid of the successor. Raises OSError."""
+    left_out = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "WATCHDOG_PID")  # these are about this process
     environment = {key: value for key, value in environ.items() if key not in left_out}
     environment[VARIABLE] = str(channel.fileno())
     heard, told = os.pipe()
@@ -290,7 +290,7 @@ async def _start(channel: socket.socket, environ: Mapping[str, str]) -> int:
             launcher = await asyncio.create_subprocess_exec(*argv, pass_fds=(channel.fileno(), told), env=environment)
         finally:
             os.close(told)
-        pid = await asyncio.to_thread(os.read, heard, 20)  # nothing if it did not come so far
+        pid = await asyncio.to_thread(os.read, heard, 20)  # empty if the launcher failed before that
         await launcher.wait()
         if not pid:
             raise OSError(errno.ECHILD, "its launcher has failed")
@@ -300,27 +300,27 @@ async def _start(channel: socket.socket, environ: Mapping[str, str]) -> int:
 
 
 def command() -> list[str]:
-    """How this pylb was started. A script is started by its path, so that a link that leads to a new version counts."""
+    """How this pylb was started. A script is started by its path, so that a link to a new version takes effect."""
     script = Path(sys.argv[0])
     if script.name != "__main__.py" and os.access(script, os.X_OK):
         return [str(script), *sys.argv[1:]]
     return [sys.executable, *sys.orig_argv[1:]]
 
 
-# ---------------------------------------------------------------- the new one
+# ---------------------------------------------------------------- the new process
 
 
 class Left(NamedTuple):
-    """What the pylb before left."""
+    """What the previous pylb passed on."""
 
     talk: Talk
     descriptors: list[int]
-    counts: list[dict[str, Any]]  # words not looked into yet
+    counts: list[dict[str, Any]]  # messages that are not evaluated yet
     totals: Mapping[str, Mapping[str, int]]
 
 
 async def inherit(environ: Mapping[str, str]) -> Left | None:
-    """Once it has let go of it; None: there was none before. Raises Refusal: it is still in charge."""
+    """What the previous pylb passed on, once it has released it; None: none was. Raises Refusal: it is still in charge."""
     text = environ.get(VARIABLE, "")
     if not text:
         return None
@@ -343,26 +343,26 @@ async def inherit(environ: Mapping[str, str]) -> Left | None:
 
 
 class Predecessors:
-    """Those that only end their sessions still, each with a process of its own: what they count, and their end."""
+    """Previous pylbs that only end their sessions, each a process: their counts, and their end."""
 
     def __init__(self, failed: Callable[[str, int], None] = lambda _part, _count: None) -> None:
-        self._failed = failed  # a part of theirs, so many times
+        self._failed = failed  # reports a failed part of theirs, and how often
         self._failures: dict[int, dict[str, int]] = {}  # of each, by part
         self._tally = Tally()
         self._living: dict[int, Talk] = {}
         self._next = 0
-        self._readable = True  # what the last one met has said
+        self._readable = True  # could the last one's counts be read?
 
     async def added(self, counters: Counters) -> Counters:
         """`counters` and theirs."""
         return await self._tally.added(counters) if self._next else counters
 
     def parts(self) -> list[Counted]:
-        """Their counts, as they reported them last."""
+        """Their counts, according to their last reports."""
         return self._tally.parts()
 
     def meet(self, talk: Talk, counts: Iterable[Mapping[str, Any]]) -> int:
-        """One more, which has said `counts`: before anybody looks at a sum, or its past were read as a burst. Its number."""
+        """Add one with the `counts` it sent, before any sum is read: its past would look like a burst. Returns a number."""
         self._next = number = self._next + 1
         self._living[number] = talk
         counts = list(counts)
@@ -371,7 +371,7 @@ class Predecessors:
         return number
 
     async def follow(self, number: int) -> None:
-        """Hear what it says until its end. After a failure of ours it may be called again."""
+        """Read its messages until it ends. May be called again after a failure of ours."""
         readable = self._readable
         try:
             while True:
@@ -384,7 +384,7 @@ class Predecessors:
                 raise
 
     def part(self, number: int) -> None:
-        """It has ended: what it had counted stays."""
+        """It has ended: its counts remain."""
         self._living.pop(number).close()
         self._failures.pop(number, None)
         self._tally.retire(number)
@@ -397,28 +397,28 @@ class Predecessors:
                 self._failed(part, more)
 
     def _hear(self, number: int, *counts: Mapping[str, Any]) -> bool:
-        """False: of a version that counts otherwise."""
+        """False: its version counts in another form."""
         try:
             for said in counts:
                 self._tally.heard(number, report_of(said))
         except (Malformed, BadFrame) as error:
-            log.warning("the counters of the pylb before are of another form, and begin anew: %s", error)
+            log.warning("the previous pylb's counters have another form, so counting starts at zero: %s", error)
             return False
         return True
 
     def stop(self, deadline: float) -> None:
-        """End your sessions by `deadline` (monotonic)."""
+        """Tell all to end their sessions by `deadline` (monotonic)."""
         for talk in self._living.values():
             talk.say("stop", deadline=deadline)
 
     async def ended(self, *, at_once: asyncio.Event) -> None:
-        """Until all are gone, or `at_once` is set."""
-        while self._living and not at_once.is_set():  # noqa: ASYNC110 - one of two things, and nobody is in a hurry
+        """Wait until all are gone, or `at_once` is set."""
+        while self._living and not at_once.is_set():  # noqa: ASYNC110 - one of two conditions, and a delay does no harm
             await asyncio.sleep(0.05)
 
 
 def _failures(said: Mapping[str, Any]) -> dict[str, int]:
-    """Of the old one's tasks; older versions do not say them."""
+    """The failures of the old process's tasks; older versions do not send them."""
     found = said.get("failures")
     return {part: count for part, count in found.items() if isinstance(count, int)} if isinstance(found, dict) else {}
 
@@ -429,7 +429,7 @@ async def tell(talk: Talk, old: Running) -> None:
 
 
 async def tell_the_last(talk: Talk, old: Running) -> None:
-    """And end the talk: what is not taken by then is lost with us."""
+    """Send the last counts and close: what the successor does not take is lost."""
     await tell(talk, old)
     with suppress(Refusal):
         await talk.taken(LAST)
@@ -437,7 +437,7 @@ async def tell_the_last(talk: Talk, old: Running) -> None:
 
 
 async def report_to(successor: Talk, old: Running) -> None:
-    """Once a second, and not before it has taken the last one; until it has ended."""
+    """Send counts once a second, each after the previous was taken, until the process ends."""
     with suppress(Refusal):
         while True:
             await tell(successor, old)
@@ -446,5 +446,5 @@ async def report_to(successor: Talk, old: Running) -> None:
 
 
 def report_of(said: Mapping[str, Any]) -> Report:
-    """Raises Malformed: from a version that counts otherwise."""
+    """Raises Malformed: its version counts in another form."""
     return made(Report, said.get("count"))

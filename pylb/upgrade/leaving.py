@@ -1,4 +1,4 @@
-"""What one pylb leaves the next: its ports, its state, its counters, and how it lets go of them and takes them back."""
+"""What one pylb passes to the next: its ports, its state, its counters; how it releases them and takes them back."""
 
 import logging
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -27,12 +27,12 @@ class Counting(Protocol):
     def parts(self) -> Sequence[Counted]: ...
 
 
-class Lost(Exception):  # noqa: N818 - a condition, told in one line
-    """The state is another process's now."""
+class Lost(Exception):  # noqa: N818 - a condition that one line describes
+    """Another process has the state now."""
 
 
 class Estate:
-    """Of a pylb that serves. `before`: those that only end their sessions still."""
+    """What a serving pylb can pass on. `before`: previous pylbs that only end their sessions."""
 
     def __init__(self, listeners: Listeners, forwarding: Counting, registry: Registry, before: Predecessors) -> None:
         self._listeners = listeners
@@ -44,7 +44,7 @@ class Estate:
         self.local: list[ControlSocket | RuntimeSocket] = []
 
     async def hold(self) -> None:
-        """Callers wait, nothing changes, and everything is on disk. Raises OSError. Whatever it raises: nothing was held."""
+        """Callers wait, nothing changes, and everything is on disk. Raises OSError. If it raises, nothing is held."""
         self._changes = Changes()
         try:
             for server in self.servers:
@@ -57,28 +57,28 @@ class Estate:
             raise
 
     async def take_back(self) -> None:
-        """As if `hold` had not been. Raises Lost."""
+        """Undo `hold`. Raises Lost."""
         try:
             await self._registry.take_back()
         except (OSError, StateLocked) as error:
-            raise Lost(f"the state directory cannot be taken back from the pylb that was to follow: {error}") from None
+            raise Lost(f"the state directory cannot be taken back from the failed successor: {error}") from None
         except Exception as bug:
-            raise Lost("the state cannot be taken back from the pylb that was to follow, by a fault of pylb") from bug
+            raise Lost("the state cannot be taken back from the failed successor, because of a fault of pylb") from bug
         await self._serve_again()
 
     async def _serve_again(self) -> None:
         for server in self.servers:
-            with self._registry.tasks.surviving(Part.UPGRADE):  # the other doors are needed all the same
+            with self._registry.tasks.surviving(Part.UPGRADE):  # the other sockets are needed all the same
                 server.resume()
         for sock in self.local:
             with self._registry.tasks.surviving(Part.UPGRADE):
                 try:
                     await sock.start()
                 except OSError as error:
-                    log.error("a local socket is gone: %s", error)
+                    log.error("a local socket could not be opened again: %s", error)
 
     def failures(self) -> Mapping[str, int]:
-        """Of work beside the single writer, by part."""
+        """Failures of tasks beside the single writer, by part."""
         return self._registry.task_failures
 
     def descriptors(self) -> list[int]:
@@ -86,19 +86,19 @@ class Estate:
         return self._listeners.all()
 
     def totals(self) -> Mapping[str, Mapping[str, int]]:
-        """As Registry.totals."""
+        """Like Registry.totals."""
         return self._registry.totals()
 
     async def counters(self) -> Counters:
-        """Of this pylb and of those before it."""
+        """Of this pylb and of the previous ones."""
         return await self._before.added(await self._forwarding.counters())
 
     def parts(self) -> list[Counted]:
-        """The counts whose sum `counters` is, without asking anybody: a worker's are up to a second old."""
+        """The counts whose sum is `counters`, without asking anybody: a worker's are up to a second old."""
         return [*self._forwarding.parts(), *self._before.parts()]
 
     async def counted(self) -> AsyncIterator[Report]:
-        """What changed in them since the last time, in pieces, and in any case one."""
+        """What changed in them since the last call, in pieces, at least one."""
         counters = await self.counters()
         changed = self._changes.since(counters)
         for start in range(0, max(1, len(changed)), PIECE):

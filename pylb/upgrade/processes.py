@@ -1,6 +1,7 @@
-"""All processes of one state directory: this pylb and its workers, and those of before that only end their sessions still.
+"""All processes of one state directory: this pylb, its workers, and previous ones that only end their sessions.
 
-A main process that died cannot tell its successor whom it left. So each one writes them down, and a stop reaches all.
+A main process that died cannot tell its successor which processes it left. So each one writes its own down, and a stop reaches
+all.
 """
 
 import logging
@@ -21,7 +22,7 @@ _DIGITS = 7  # of a pid: PID_MAX_LIMIT is 4,194,304 (proc(5))
 
 
 class Generations:
-    """Kept in a file of lines `PID START`, START in clock ticks since the boot: a number given anew is no longer it.
+    """Stored in a file of lines `PID START`, START in clock ticks since the boot: a reused pid has another start.
 
     All of it is for threads: it touches files.
     """
@@ -33,22 +34,22 @@ class Generations:
         self.note(os.getpid())
 
     def note(self, pid: int) -> None:
-        """One of ours: this process, or a worker."""
+        """Add one of ours: this process, or a worker."""
         with self._lock:
             self._note(pid)
 
     def _note(self, pid: int) -> None:
         if (start := _start(pid)) is not None:
             self._ours[pid] = start
-        known = dict(_read(self._path)) | self._ours  # of the file as it is now: a successor may have written there
+        known = dict(_read(self._path)) | self._ours  # the file as it is now: a successor may have written to it
         living = {pid: start for pid, start in known.items() if _start(pid) == start}
         try:
             write_private(self._path, "".join(f"{pid} {start}\n" for pid, start in living.items()).encode(), sync=False)
         except OSError as error:
-            log.warning("%s cannot be written (%s): a stop may miss processes of before", self._path, error.strerror)
+            log.warning("%s cannot be written (%s): a stop may miss previous processes", self._path, error.strerror)
 
     def stop_those_before(self) -> None:
-        """SIGTERM: they give their sessions timeouts.shutdown. Workers whose main lives do not heed it: that one tells them."""
+        """SIGTERM: they give their sessions timeouts.shutdown. Workers whose main process lives ignore it: main tells them."""
         for pid, start in _read(self._path):
             if pid in self._ours:
                 continue
@@ -57,7 +58,7 @@ class Generations:
             except OSError:
                 continue
             try:
-                if _start(pid) == start:  # looked at after it was opened: so it is the same one that is signalled
+                if _start(pid) == start:  # checked after it was opened: so the signal goes to the same process
                     signal.pidfd_send_signal(pidfd, signal.SIGTERM)
             except OSError:
                 pass  # it has just ended
@@ -65,7 +66,7 @@ class Generations:
                 os.close(pidfd)
 
     def those_before(self) -> list[int]:
-        """Pids of those that have not ended."""
+        """Pids of those that are still alive."""
         return [pid for pid, start in _read(self._path) if pid not in self._ours and _start(pid) == start]
 
 
@@ -75,7 +76,7 @@ def _read(path: Path) -> Iterator[tuple[int, str]]:
     except FileNotFoundError:
         return
     except (OSError, ValueError) as error:
-        log.warning("%s cannot be used: %s%s; a stop may miss processes of before", path, error, set_aside(path))
+        log.warning("%s cannot be used: %s%s; a stop may miss previous processes", path, error, set_aside(path))
         return
     for line in lines:
         pid, _, start = line.partition(" ")

@@ -1,7 +1,7 @@
-"""Where listening sockets come from: left to us by systemd or by the pylb before us, else bound here.
+"""Where listening sockets come from: passed on by systemd or by the previous pylb, else bound here.
 
-One place knows them all, so that a successor can be given every one, and systemd's fd store keeps a copy of each: whoever
-connects while pylb is started anew waits instead of being refused (sd_listen_fds(3), FDSTORE in sd_notify(3)).
+One place knows them all, so that a successor can get every one, and systemd's fd store has a copy of each: clients that
+connect while pylb restarts wait instead of being refused (sd_listen_fds(3), FDSTORE in sd_notify(3)).
 """
 
 import errno
@@ -22,21 +22,21 @@ FIRST = 3  # the first descriptor that systemd passes
 
 
 class Listeners:
-    """All listening TCP sockets of this pylb, frontends' and its own. The sockets are owned by whoever asked for them."""
+    """All listening TCP sockets of this pylb, the frontends' and its own. Whoever asked for a socket owns it."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
-        self._left: dict[Listen, list[SocketType]] = {}  # to us, and not asked for yet
+        self._left: dict[Listen, list[SocketType]] = {}  # inherited, and not asked for yet
         self._open: dict[Listen, list[SocketType]] = {}
-        self._inherited: set[SocketType] = set()  # of those left to us
+        self._inherited: set[SocketType] = set()  # those that were inherited
 
     def inherit(self, descriptors: Iterable[int]) -> None:
-        """Take over what somebody listened on before. What is no listening TCP socket is closed."""
+        """Take over listening sockets from systemd or the previous pylb. Close whatever is not a listening TCP socket."""
         for fd in descriptors:
             try:
                 sock = SocketType(-1, -1, -1, fd)
             except OSError as error:
-                if error.errno != errno.EBADF:  # no socket: systemd passes what a unit told it to
+                if error.errno != errno.EBADF:  # not a socket: systemd passes whatever a unit names
                     os.close(fd)
                 continue
             if not _listens(sock):
@@ -47,7 +47,7 @@ class Listeners:
             self._left.setdefault(_listen(sock), []).append(sock)
 
     def open(self, listen: Listen, *, freebind: bool = False, shared: bool = False) -> SocketType:
-        """A frontend's. As `open_listener`, of which there may be several if `shared`. Raises OSError."""
+        """For a frontend. Like `open_listener`; with `shared` there may be several. Raises OSError."""
         sock = self._take(listen)
         if sock is None:
             sock = open_listener(listen, freebind=freebind, shared=shared)
@@ -60,7 +60,7 @@ class Listeners:
         return sock
 
     def twin(self, listen: Listen) -> SocketType | None:
-        """The socket for IPv6 alone that was left to us beside the one for IPv4, which is open as `*`."""
+        """The inherited socket for IPv6 only that belongs to the one for IPv4, which is open as `*`."""
         left = self._left.get(Listen(listen.protocol, "::", listen.port)) if listen.ip == ANY else None
         if not left or not any(sock.family == socket.AF_INET for sock in self._open.get(listen, ())):
             return None
@@ -72,7 +72,7 @@ class Listeners:
         return sock
 
     def adopt(self, listen: Listen) -> socket.socket | None:
-        """The socket for an HTTP listener, if one was left to us."""
+        """The socket for an HTTP listener, if one was inherited."""
         sock = self._take(listen)
         if sock is None:
             return None
@@ -82,11 +82,11 @@ class Listeners:
         return adopted
 
     def note(self, listen: Listen, sock: socket.socket) -> None:
-        """An HTTP listener that was bound elsewhere."""
+        """Add an HTTP listener that was bound elsewhere."""
         self._note(listen, sock)
 
     def closed(self, listen: Listen) -> None:
-        """Nobody is to be reached there any more: in no process that holds a copy. Idempotent."""
+        """No process with a copy of the socket may accept clients there any more. Idempotent."""
         for sock in self._open.pop(listen, ()):
             self._inherited.discard(sock)
             try:
@@ -96,7 +96,7 @@ class Listeners:
             self._service.unstore(_name(listen))
 
     def give_back(self, listen: Listen) -> None:
-        """Not all that were needed could be opened. What others may hold stays as it was, what is new is closed. Idempotent."""
+        """Undo a failed opening. Sockets that others may hold stay as they were, new ones are closed. Idempotent."""
         places = {listen}
         for sock in self._open.pop(listen, ()):
             if sock in self._inherited:
@@ -110,7 +110,7 @@ class Listeners:
                 self._service.store(_name(place), sock.fileno())
 
     def forget_left(self) -> None:
-        """Close what nobody has asked for since the start: ports that are not in the table any more."""
+        """Close inherited sockets that nobody has asked for since the start: their ports are not in the table any more."""
         for listen, socks in self._left.items():
             self._service.unstore(_name(listen))
             if (
@@ -124,7 +124,7 @@ class Listeners:
                 )
                 log.error(text, *(4 * [listen.port]))
             else:
-                log.info("%s was left open for us, and is closed: nothing listens there now", listen)
+                log.info("%s was inherited and is now closed: nothing uses it any more", listen)
             for sock in socks:
                 if listen not in self._open:
                     sock.shutdown(socket.SHUT_RDWR)
@@ -132,7 +132,7 @@ class Listeners:
         self._left.clear()
 
     def store(self) -> None:
-        """Everything into the fd store; what is there already is not kept twice."""
+        """Put everything into the fd store; what is already there is not stored twice."""
         for listen in self._open:
             self._store(listen)
 
@@ -152,7 +152,7 @@ class Listeners:
     def _take(self, listen: Listen) -> SocketType | None:
         places = [listen]
         if listen.ip == ANY:
-            places.append(Listen(listen.protocol, "0.0.0.0", listen.port))  # of a machine without IPv6
+            places.append(Listen(listen.protocol, "0.0.0.0", listen.port))  # for a machine without IPv6
         for place in places:
             if left := self._left.get(place):
                 sock = left.pop()
@@ -165,8 +165,8 @@ class Listeners:
 def passed(environ: Mapping[str, str]) -> list[int]:
     """The descriptors that systemd passed to this process (sd_listen_fds(3)).
 
-    Only what came through exec: all that this process opened itself is close-on-exec (PEP 446, and libuv), such as the
-    loop's own descriptors, which a wrong count would have closed.
+    Only descriptors that came through exec: all that this process opened itself are close-on-exec (PEP 446, and libuv), such as
+    the loop's own ones, which a wrong count would otherwise close.
     """
     count = environ.get("LISTEN_FDS", "")
     if environ.get("LISTEN_PID") != str(os.getpid()) or not re.fullmatch("[0-9]{1,6}", count):  # no process has a million
@@ -195,5 +195,5 @@ def _listen(sock: SocketType) -> Listen:
 
 
 def _name(listen: Listen) -> str:
-    """In the fd store: no colons there."""
+    """Its name in the fd store, where colons are not allowed."""
     return f"{listen.protocol}-{listen.ip.replace(':', '_').replace(ANY, 'any')}-{listen.port}"

@@ -1,6 +1,6 @@
-"""The code of a worker, kept in memory from main's start on: replacing the files under a running pylb changes nothing.
+"""The code of a worker, in memory since main's start: replacing the files under a running pylb changes nothing.
 
-A zip of compiled modules in a memfd (memfd_create(2)), which a fresh interpreter imports from (zipimport). It starts without
+A zip of compiled modules in a memfd (memfd_create(2)), from which a fresh interpreter imports (zipimport). It starts without
 site-packages, environment or user directory: `-I -S`.
 """
 
@@ -17,7 +17,7 @@ from pathlib import Path
 
 from pylb.forward.origins import SIZE, Origins
 
-# What a worker imports, and nothing else: a test starts one and compares.
+# Exactly what a worker imports: a test starts one and compares.
 MODULES = (
     "pylb",
     "pylb.core",
@@ -32,7 +32,7 @@ MODULES = (
     "pylb.logs",
     "pylb.logs.formats",
 )
-SPARED = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)  # what a whole service may be sent while a worker starts
+SPARED = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)  # signals that a whole service may be sent while a worker starts
 _BOOT = (
     "import sys; sys.path.insert(0, '/proc/self/fd/{code}'); from pylb.workers.worker import main; "
     "sys.exit(main({channel}, {origins}))"
@@ -40,7 +40,7 @@ _BOOT = (
 
 
 class Program:
-    """Owns the memfd, and the one that the workers share (forward/origins.py)."""
+    """Owns the memfd, and the memory that the workers share (forward/origins.py)."""
 
     def __init__(self) -> None:
         self.fd = os.memfd_create("pylb-worker", os.MFD_CLOEXEC)
@@ -51,14 +51,14 @@ class Program:
         self.origins = Origins(0, mmap(self._shared, SIZE))
 
     def start(self, channel: int) -> "subprocess.Popen[bytes]":
-        """A worker whose end of the channel is the descriptor `channel`. Raises OSError.
+        """Start a worker whose end of the channel is the descriptor `channel`. Raises OSError.
 
-        In a session of its own: the scheduler shares CPU by session where autogroups are on (sched(7)), and a terminal's
-        signals go to its session.
+        In a separate session: with autogroups the scheduler divides CPU by session (sched(7)), and a terminal's signals go to
+        its session.
         """
         boot = _BOOT.format(code=self.fd, channel=channel, origins=self._shared)
         argv = [sys.executable, "-I", "-S", "-c", boot]
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, SPARED)  # it unblocks them once it heeds them: by default they kill
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, SPARED)  # the worker unblocks them: by default they kill
         try:
             fds = (self.fd, self._shared, channel)
             return subprocess.Popen(argv, pass_fds=fds, stdin=subprocess.DEVNULL, start_new_session=True)  # noqa: S603
@@ -71,7 +71,7 @@ class Program:
 
 
 def archive() -> bytes:
-    """The zip."""
+    """The content of the zip."""
     data = io.BytesIO()
     with zipfile.ZipFile(data, "w") as packed:
         for name in _names():
@@ -80,7 +80,7 @@ def archive() -> bytes:
                 raise ModuleNotFoundError(name)
             path = name.replace(".", "/") + ("/__init__" if spec.submodule_search_locations else "") + ".pyc"
             code = spec.loader.get_code(name)  # type: ignore[attr-defined]
-            # magic, no flags, no time and no size of a source: never compared (PEP 552)
+            # magic, no flags, no time and no size of the source: never compared (PEP 552)
             packed.writestr(path, importlib.util.MAGIC_NUMBER + bytes(12) + marshal.dumps(code))
     return data.getvalue()
 

@@ -1,6 +1,7 @@
-"""One end of the control channel: whole frames over a Unix stream socket, descriptors beside them (unix(7), SCM_RIGHTS).
+"""One end of the control channel: whole frames over a Unix stream socket, with descriptors beside them (unix(7), SCM_RIGHTS).
 
-A stream, not SEQPACKET: a table of 300 KB is EMSGSIZE there. Nothing here waits: what the other end does not take is kept.
+A stream, not SEQPACKET, which fails for a table of 300 KB (EMSGSIZE). Nothing here waits: what the other end does not take is
+queued.
 A frame is magic, kind, length and CRC-32 in network order, then its body.
 """
 
@@ -14,7 +15,7 @@ from struct import Struct
 from typing import NamedTuple
 
 MOST_BODY = 64 << 20  # bytes
-MOST_FDS = 250  # of one frame (unix(7): 253)
+MOST_FDS = 250  # per frame (unix(7): 253)
 _HEAD = Struct("!2sBBII")  # magic, kind, descriptors, length, CRC-32 of the body
 _MAGIC = b"LB"
 _CHUNK = 256 << 10
@@ -24,23 +25,23 @@ class ChannelClosed(Exception):  # noqa: N818 - a condition: the other process i
     """The other end is gone."""
 
 
-class BadFrame(Exception):  # noqa: N818 - a condition, told in one line
-    """What came is no frame of ours: nothing behind it can be trusted."""
+class BadFrame(Exception):  # noqa: N818 - a condition that one line describes
+    """The data is not one of our frames: nothing after it can be trusted."""
 
 
 class Frame(NamedTuple):
     kind: int
     body: bytes
-    fds: list[int]  # ours to close
+    fds: list[int]  # to be closed by whoever takes them
 
     def close(self) -> None:
-        """Close the descriptors that nobody took out of it."""
+        """Close the descriptors that nobody has taken out of it."""
         while self.fds:
             os.close(self.fds.pop())
 
 
 class _Waiting:
-    """The rest of a frame. Its descriptors are duplicates: the caller may close its own meanwhile."""
+    """The unsent rest of a frame. Its descriptors are duplicates: the caller may close its own."""
 
     def __init__(self, data: memoryview, fds: Sequence[int]) -> None:
         """Raises OSError."""
@@ -85,7 +86,7 @@ class Channel:
     # ------------------------------------------------------------ out
 
     def send(self, kind: int, body: bytes, fds: Sequence[int] = ()) -> None:
-        """At once, or from a later `flush` on. Raises ChannelClosed."""
+        """Send at once, or from a later `flush` on. Raises ChannelClosed."""
         if len(body) > MOST_BODY or len(fds) > MOST_FDS:
             raise ValueError(f"a frame of {len(body)} bytes and {len(fds)} descriptors is too large")
         data = memoryview(_HEAD.pack(_MAGIC, kind, len(fds), len(body), crc32(body)) + body)
@@ -96,9 +97,9 @@ class Channel:
         try:
             self._out.append(_Waiting(data, fds))
         except OSError as error:
-            # Half of what was said is worse than nothing: the other end sees the end.
+            # Half a frame is worse than none: the other end sees the channel close.
             self._sock.shutdown(socket.SHUT_RDWR)
-            raise ChannelClosed(f"no descriptor is left to keep a frame's: {error.strerror}") from None
+            raise ChannelClosed(f"a frame's descriptors could not be duplicated: {error.strerror}") from None
         self.backlog += len(data)
 
     def flush(self) -> None:
@@ -115,7 +116,7 @@ class Channel:
                 self._out.popleft()
 
     def _send(self, data: memoryview, fds: Sequence[int]) -> int:
-        """How many bytes were taken, 0 for now. Raises ChannelClosed."""
+        """How many bytes were taken, 0 if none can be for now. Raises ChannelClosed."""
         try:
             if not fds:
                 return self._sock.send(data, socket.MSG_NOSIGNAL)
@@ -129,8 +130,10 @@ class Channel:
     # ------------------------------------------------------------ in
 
     def receive(self, most: int = MOST_BODY) -> list[Frame]:
-        """All whole frames that are there, as far as the next `most` bytes complete them; the rest keeps the descriptor
-        readable. Raises ChannelClosed once nothing more can come, BadFrame."""
+        """All frames that are complete after reading at most `most` bytes; the descriptor stays readable while there are more.
+
+        Raises ChannelClosed once nothing more can come, BadFrame.
+        """
         closed = False
         try:
             while most > 0:
@@ -143,15 +146,15 @@ class Channel:
         try:
             self._frames(frames)
         except BadFrame:
-            for frame in frames:  # those before it: nobody gets them
+            for frame in frames:  # the earlier ones: nobody gets them
                 frame.close()
             raise
         if closed and not frames:
             raise ChannelClosed("end of the channel")
-        return frames  # the end is met again by the next call
+        return frames  # the next call meets the end again
 
     def _read(self, most: int) -> int:
-        """How many bytes. Raises BlockingIOError, OSError, ChannelClosed."""
+        """How many bytes were read. Raises BlockingIOError, OSError, ChannelClosed."""
         room = socket.CMSG_SPACE(MOST_FDS * array.array("i").itemsize)
         data, ancillary, flags, _ = self._sock.recvmsg(most, room, socket.MSG_CMSG_CLOEXEC)
         for level, kind, content in ancillary:
@@ -167,12 +170,12 @@ class Channel:
         return len(data)
 
     def _frames(self, frames: list[Frame]) -> None:
-        """Appends the whole ones. Raises BadFrame."""
+        """Append the complete ones. Raises BadFrame."""
         start = 0
         while len(self._in) - start >= _HEAD.size:
             magic, kind, count, length, checksum = _HEAD.unpack_from(self._in, start)
             if magic != _MAGIC or length > MOST_BODY:
-                raise BadFrame(f"{bytes(self._in[start : start + _HEAD.size])!r} is no head of a frame")
+                raise BadFrame(f"{bytes(self._in[start : start + _HEAD.size])!r} is not the head of a frame")
             end = start + _HEAD.size + length
             if len(self._in) < end:
                 break

@@ -1,6 +1,6 @@
 """The engine in an asyncio loop (`workers: 0`): its one descriptor, its tick, and the way out.
 
-It looks from outside as a fleet of workers does (workers/fleet.py): a sink for tables, and questions that may take a moment.
+From outside it looks like a fleet of workers (workers/fleet.py): it takes tables, and answers questions, maybe a moment later.
 """
 
 import asyncio
@@ -50,12 +50,12 @@ class Driver:
         self._engine.close()
 
     def drain(self, deadline: float, *, accept: bool = True) -> None:
-        """As Engine.drain."""
+        """Like Engine.drain."""
         self._draining = True
         self._engine.drain(deadline, accept=accept)
 
     async def drained(self, *, at_once: asyncio.Event) -> None:
-        """Until the last session has ended: by itself, at the engine's drain deadline, or when `at_once` is set."""
+        """Wait until the last session has ended: by itself, at the engine's drain deadline, or when `at_once` is set."""
         while self._engine.counters.open_sessions:
             if at_once.is_set():
                 self._engine.drain(time.monotonic())  # the next tick resets them
@@ -81,7 +81,7 @@ class Driver:
         return failed
 
     async def applied(self) -> None:
-        """It is, once `apply` returns."""
+        """Nothing to wait for: `apply` is done when it returns."""
 
     # ------------------------------------------------------------ what it knows
 
@@ -91,14 +91,14 @@ class Driver:
 
     @property
     def recording(self) -> bool:
-        """Are ended sessions kept?"""
+        """Are ended sessions recorded?"""
         return self._engine.recording
 
     async def counters(self) -> Counters:
         return self._engine.counters
 
     def parts(self) -> list[Mapping[Listen, FrontendCounters]]:
-        """The counts whose sum `counters` is, as they stand."""
+        """The counts whose sum is `counters`, as they are now."""
         return [self._engine.counters.frontends]
 
     async def sessions(self) -> list[SessionView]:
@@ -126,15 +126,16 @@ class Driver:
         return self._engine.shutdown_sessions(listen, server)
 
     def workers(self) -> dict[str, tuple[int, float]]:
-        """None."""
+        """There are none."""
         return {}
 
     # ------------------------------------------------------------ from the loop
 
     def _ready(self) -> None:
-        """The engine has news. If its next turn is due anyway it waits for that: one in each turn of the loop, never more.
+        """The engine's descriptor is readable. If its next turn is due anyway, this waits for that: one per turn of the loop.
 
-        Two would become four: each of them asks for another one while bulk flows, and the loop has time for nothing else.
+        With two they would become four: each asks for another one while bulk flows, and the loop would have no time for the
+        rest.
         """
         if self._soon is None:
             self._turn()
@@ -159,6 +160,6 @@ class Driver:
 
 
 NO_PIPE = (
-    "no pipe for splice: bulk goes on by recv and send, which costs more CPU and loses nothing. "
+    "no pipe for splice: bulk transfers use recv and send, which cost more CPU and lose nothing. "
     "Raise the limit of open files, or sysctl fs.pipe-user-pages-soft. pylb_pipe_fallbacks_total counts them"
 )

@@ -1,6 +1,7 @@
-"""A worker's side of the channel: what main sends becomes calls of the engine, what the engine tells becomes messages.
+"""A worker's side of the channel: messages from main become calls of the engine, the engine's reports become messages.
 
-Nothing here waits for main. What it does not take piles up to a bound; beyond it session lines are dropped and counted.
+Nothing here waits for main. Messages that main does not take queue up to a bound; beyond it session lines are dropped and
+counted.
 """
 
 import os
@@ -46,14 +47,14 @@ from pylb.workers.messages import (
     report,
 )
 
-MOST_LINES = 8192  # that wait for the next tick
+MOST_LINES = 8192  # lines that wait for the next tick
 MOST_BACKLOG = 4 << 20  # bytes that main has not taken: above it lines are dropped
-MOST_CONNECTS = 256  # told at once; a flood of failures says no more than its first
+MOST_CONNECTS = 256  # reported at once; a flood of failures says no more than its first ones
 REPORT = 1.0  # seconds
 
 
 class Link:
-    """Also the engine's observer and its opener. `gathered`: the sessions that are to become lines."""
+    """Also the engine's observer and opener. `gathered`: the sessions that become log lines."""
 
     def __init__(self, channel: Channel, hello: Hello, gathered: Gathered) -> None:
         self._channel = channel
@@ -61,20 +62,20 @@ class Link:
         self._gathered = gathered
         self._listeners: dict[Listen, SocketType] = {}
         self._policies: dict[int, Policy] = {}
-        self._timeouts = Timeouts()  # of the policy that came last: what is asked of them here is the same in all
-        self._parts: list[FrontendLines] = []  # of the table to come
-        self._failed: Mapping[Listen, OSError] = {}  # ports that the table before could not open
-        self._frames: deque[Frame] = deque()  # from main, to be heeded
+        self._timeouts = Timeouts()  # of the latest policy; those that are used here are the same in all policies
+        self._parts: list[FrontendLines] = []  # of the next table
+        self._failed: Mapping[Listen, OSError] = {}  # ports that the last table could not open
+        self._frames: deque[Frame] = deque()  # from main, not processed yet
         self._texts: list[str] = []  # lines that wait for the next tick
-        self._waiting = 0  # how many they are
+        self._waiting = 0  # their number
         self._dropped = 0
-        self.connects: list[Connect] = []  # to be told after the turn
+        self.connects: list[Connect] = []  # reported after the turn
         self._changes = Changes()
-        self._changed: list[Listen] = []  # still to be told
-        self._asked: list[int] = []  # questions that are answered once all is told
+        self._changed: list[Listen] = []  # not reported yet
+        self._asked: list[int] = []  # questions that are answered after everything was reported
         self._reporting = False
-        self._bad: BadFrame | None = None  # what came on the channel last
-        self._searches: deque[Iterator[Answer]] = deque()  # long answers, under way
+        self._bad: BadFrame | None = None  # the last bad frame on the channel
+        self._searches: deque[Iterator[Answer]] = deque()  # long answers in progress
         self._report_at = 0.0
         self._lag = 0.0
         self.draining = False
@@ -82,7 +83,7 @@ class Link:
         self._hurried = False
 
     def begin(self, engine: Engine) -> None:
-        """Everything else comes after this."""
+        """To be called before everything else."""
         self._engine = engine
         engine.watch(self._channel.fileno(), self.on_readable)
         self._say(Ready(VERSION))
@@ -133,9 +134,9 @@ class Link:
         return self._reporting or bool(self._frames) or bool(self._searches) or self._bad is not None
 
     def work(self) -> None:
-        """A piece of it: a large table, a report of many frontends or a long answer would hold up the bytes.
+        """Do a piece of the work: a large table, a report of many frontends or a long answer at once would delay the bytes.
 
-        Raises BadFrame: main and this worker do not understand each other, which only a new worker can mend.
+        Raises BadFrame: main and this worker do not understand each other, which only a new worker can repair.
         """
         if self._frames:
             self._heed_frame(self._frames.popleft())
@@ -151,7 +152,7 @@ class Link:
         try:
             self._obey(frame)
         finally:
-            frame.close()  # what nobody took
+            frame.close()  # descriptors that nobody has taken
 
     def _obey(self, frame: Frame) -> None:
         """Raises BadFrame."""
@@ -168,7 +169,7 @@ class Link:
         elif isinstance(message, Ask):
             self._engine.faults.guard("an answer to main failed", self._answer, message)
         elif isinstance(message, Others):
-            self._engine.faults.guard("the limits of the other workers are not known", self._heed, message)
+            self._engine.faults.guard("the report of another worker's use of limits failed", self._heed, message)
         elif isinstance(message, Retell):
             self._say(Uses(self._engine.elsewhere.uses(whole=True)))
         elif isinstance(message, Drain):
@@ -181,10 +182,10 @@ class Link:
             raise BadFrame(f"{len(fds)} sockets for {len(message.listens)} ports")
         for listen in message.listens:
             try:
-                self._listeners[listen] = SocketType(-1, -1, -1, fds[0])  # the kernel says what it is
+                self._listeners[listen] = SocketType(-1, -1, -1, fds[0])  # the kernel knows its family and type
             except OSError as error:
                 raise BadFrame(f"no socket for {listen}: {error.strerror}") from None
-            del fds[0]  # it is the socket's now
+            del fds[0]  # the socket owns it now
 
     def _apply(self, change: TableChange) -> None:
         if change.base != self._engine.table.generation:
@@ -243,11 +244,11 @@ class Link:
         self._engine.drain(deadline, accept=accept)
 
     def hurry(self) -> None:
-        """SIGTERM. Main says what a stop means as long as there is one; an orphan decides at its next tick."""
+        """At SIGTERM. Main decides what a stop means, as long as it lives; an orphan decides at its next tick."""
         self._hurried = True
 
     def _be_orphan(self) -> None:
-        """Main is gone: no new clients (its successor has them), and time for those that are here."""
+        """Main is gone: no new clients (its successor has them), and the live sessions get their time."""
         self.orphaned = True
         self._engine.unwatch(self._channel.fileno())
         self._channel.close()
@@ -257,14 +258,14 @@ class Link:
     # ------------------------------------------------------------ to main
 
     def tell_connects(self) -> None:
-        """Servers that failed: that cannot wait for the tick."""
+        """Report failed servers now: that cannot wait for the tick."""
         connects, self.connects = self.connects, []
         if self._channel.backlog < MOST_BACKLOG:
             for one in connects:
                 self._say(one)
 
     def tick(self, now: float, lag: float) -> None:
-        """`lag`: seconds that the loop's turns came late of late."""
+        """`lag`: seconds by which the loop's recent turns were late."""
         self._lag = lag
         if self._hurried:
             self._hurried = False
@@ -286,7 +287,7 @@ class Link:
         self._reporting = True
 
     def _report_some(self) -> None:
-        """How it is, and of what changed a piece: a thousand busy frontends at once would hold up the bytes."""
+        """Report the state of the worker, and some of what changed: a thousand busy frontends at once would delay the bytes."""
         some, self._changed = self._changed[:PIECE], self._changed[PIECE:]
         counters = self._engine.counters
         found = tuple(counted(listen, counters.frontends[listen]) for listen in some if listen in counters.frontends)
@@ -297,7 +298,7 @@ class Link:
                 self._say(Answer(self._asked.pop(), 0, ()))
 
     def _search_some(self) -> None:
-        """A piece of a long answer: ten thousand sessions at once would hold up the bytes."""
+        """Send a piece of a long answer: ten thousand sessions at once would delay the bytes."""
         answer = next(self._searches[0], None)
         if answer is None:
             self._searches.popleft()
@@ -331,11 +332,11 @@ class Link:
 
     @property
     def is_over(self) -> bool:
-        """Nothing is left to do here."""
+        """Nothing remains to be done."""
         return self.draining and not self._engine.counters.open_sessions
 
     def close(self) -> None:
-        """The last words."""
+        """Send the last messages and close."""
         self.tick(time.monotonic(), self._lag)
         self._begin_report()
         while self._reporting:
@@ -344,7 +345,7 @@ class Link:
 
 
 def _to_stdout(lines: deque[str]) -> None:
-    """Without main: what stdout takes at once, the rest is dropped. A pipe with room takes PIPE_BUF bytes whole (pipe(7))."""
+    """Without main: write what stdout takes at once, drop the rest. A pipe with room takes PIPE_BUF bytes whole (pipe(7))."""
     room = select.poll()
     room.register(1, select.POLLOUT)
     while lines and room.poll(0):

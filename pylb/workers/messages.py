@@ -1,7 +1,7 @@
-"""What main and a worker say to each other, and how it is written into a frame.
+"""The messages between main and a worker, and how they are written into frames.
 
-Every message is a NamedTuple of core's types; its place in KINDS is the frame's kind. What arrives is checked field by field
-(core/codec.py) before anything is done with it. Both ends are of one version: Hello and Ready say which.
+Every message is a NamedTuple of core's types; its index in KINDS is the frame's kind. What arrives is checked field by field
+(core/codec.py) before it is used. Both ends must be of the same version: Hello and Ready say which they are.
 """
 
 import json
@@ -28,27 +28,27 @@ VERSION = f"{__version__}/6"
 
 
 class Hello(NamedTuple):
-    """The first one: what the worker is."""
+    """The first message: what the worker is to be."""
 
     version: str
     seat: int
-    workers: int  # how many there are
+    workers: int  # how many workers there are
     max_connections: int
     max_pipes: int
     max_buffered: int  # bytes
     log_format: Format
-    recorded: int = 0  # ended sessions that it keeps to be asked about
+    recorded: int = 0  # how many ended sessions it remembers
     log_selection: Selection = Selection()
 
 
 class Listeners(NamedTuple):
-    """Listening sockets, one descriptor each, for the table that follows."""
+    """Listening sockets, one descriptor each, for the next table."""
 
     listens: tuple[Listen, ...]
 
 
 class FrontendLines(NamedTuple):
-    """A frontend whose policy is named by its number."""
+    """A frontend whose policy is given by its number."""
 
     name: str
     listen: Listen
@@ -57,18 +57,18 @@ class FrontendLines(NamedTuple):
 
 
 class TablePart(NamedTuple):
-    """New and changed frontends of the TableChange that follows: to read a thousand at once would hold up the bytes."""
+    """New and changed frontends of the TableChange that follows: reading a thousand at once would delay the bytes."""
 
     policies: dict[int, Policy]  # new ones
     frontends: tuple[FrontendLines, ...]
 
 
 class TableChange(NamedTuple):
-    """From generation `base` to `generation`, in force with this one. Policies are numbered, and sent once."""
+    """From generation `base` to `generation`, in force at once. Policies are numbered, and each is sent only once."""
 
     base: int
     generation: int
-    forget: tuple[int, ...]  # policies that no frontend has any more
+    forget: tuple[int, ...]  # policies that no frontend uses any more
     closed: tuple[Listen, ...]
 
 
@@ -79,12 +79,12 @@ class Ask(NamedTuple):
     what: str  # sessions, counters, shutdown session, shutdown sessions, ended, story, expect
     listen: Listen | None
     address: Address | None
-    query: Query | None = None  # of "ended"
-    session: int = 0  # its number, of "story" and "shutdown session"
+    query: Query | None = None  # for "ended"
+    session: int = 0  # its number, for "story" and "shutdown session"
 
 
 class Others(NamedTuple):
-    """What the worker of another seat has of limited frontends; `gone`: it has ended."""
+    """What another worker uses of limited frontends; `gone`: that worker has ended."""
 
     seat: int
     uses: tuple[Use, ...]
@@ -92,11 +92,11 @@ class Others(NamedTuple):
 
 
 class Retell(NamedTuple):
-    """Say all of your Uses: there is one who knows nothing yet."""
+    """Report all Uses: there is a process that knows none of them."""
 
 
 class Drain(NamedTuple):
-    """Accept no more; reset at `deadline` (monotonic) what lives by then, and end. As Engine.drain."""
+    """Accept no more; at `deadline` (monotonic) reset what is still live, and end. Like Engine.drain."""
 
     deadline: float
     accept: bool
@@ -114,7 +114,7 @@ class Applied(NamedTuple):
 
 
 class Lines(NamedTuple):
-    """Session lines as one text, and how many. `dropped`: since the last message, for want of room."""
+    """Session lines as one text, and their number. `dropped`: since the last message, because the queue was full."""
 
     text: str
     lines: int
@@ -122,7 +122,7 @@ class Lines(NamedTuple):
 
 
 class Connect(NamedTuple):
-    """A connect that failed, or the first that did not. As Observer.connect_ended."""
+    """A connect that failed, or the first one that succeeded again. Like Observer.connect_ended."""
 
     listen: Listen
     server: Server
@@ -130,7 +130,7 @@ class Connect(NamedTuple):
 
 
 class Fault(NamedTuple):
-    """Something failed in the worker, and it goes on: what, and the traceback."""
+    """Something failed in the worker, and it goes on: what failed, and the traceback."""
 
     what: str
     text: str
@@ -157,7 +157,7 @@ class ServerCount(NamedTuple):
 
 
 class FrontendCount(NamedTuple):
-    """As forward.counters.FrontendCounters."""
+    """Like forward.counters.FrontendCounters."""
 
     listen: Listen
     name: str
@@ -177,7 +177,7 @@ class FrontendCount(NamedTuple):
 
 
 class Report(NamedTuple):
-    """A sign of life, once a second and when asked. Frontends: those that changed since the last one."""
+    """A sign of life, once a second and on request. Frontends: those that changed since the last report."""
 
     lag: float  # seconds
     open_sessions: int
@@ -193,7 +193,7 @@ class Report(NamedTuple):
 
 
 class Uses(NamedTuple):
-    """What changed in what it has of limited frontends, for the other workers."""
+    """What changed in this worker's use of limited frontends, for the other workers."""
 
     uses: tuple[Use, ...]
 
@@ -203,8 +203,8 @@ class Answer(NamedTuple):
     touched: int  # sessions that were reset
     sessions: tuple[SessionView, ...]
     ended: tuple[Story, ...] = ()
-    more: bool = False  # it goes on in another
-    reach: Reach | None = None  # of "ended", in its last part
+    more: bool = False  # another message continues it
+    reach: Reach | None = None  # for "ended", in its last part
 
 
 KINDS: tuple[type[Any], ...] = (
@@ -243,7 +243,7 @@ def decoded(frame: Frame) -> Any:
 
 # ------------------------------------------------------------ counters as messages
 
-Counted = Mapping[Listen, FrontendCounters] | Mapping[Listen, FrontendCount]  # an engine's own, or what a process reported
+Counted = Mapping[Listen, FrontendCounters] | Mapping[Listen, FrontendCount]  # an engine's own, or reported ones
 
 
 def counted(listen: Listen, counters: FrontendCounters) -> FrontendCount:
@@ -297,19 +297,19 @@ PIECE = 32  # frontends in one report or part of a table: 1-2 ms of work
 
 
 class Changes:
-    """What changed in the counters of frontends from one look to the next."""
+    """What changed in the counters of frontends since the last look."""
 
     def __init__(self) -> None:
         self._marks: dict[Listen, tuple[int, ...]] = {}
 
     def since(self, counters: Counters) -> list[Listen]:
-        """The frontends that have something new to tell since the last look."""
+        """The frontends whose counters changed since the last look."""
         before, self._marks = self._marks, {listen: _mark(one) for listen, one in counters.frontends.items()}
         return [listen for listen, mark in self._marks.items() if before.get(listen) != mark]
 
 
 def _mark(one: FrontendCounters) -> tuple[int, ...]:
-    """Differs whenever something worth telling does."""
+    """Differs whenever something changed that is worth reporting."""
     dials = sum(server.attempts + server.sessions_total for server in one.servers.values())
     seen = (one.sessions_total, one.sessions, one.bytes_in, one.bytes_out, one.queued, one.denied.total(), len(one.servers))
     return (*seen, dials)
@@ -339,7 +339,7 @@ _OF_FRONTEND = _fields(FrontendCount, (int,))  # its floats belong to histograms
 
 
 def add(into: FrontendCounters, count: FrontendCount, *, live: bool = True) -> None:
-    """Sums up. `live` False: of a process that is gone, so nothing of it lives. Raises BadFrame."""
+    """Add `count` to `into`. `live` False: its process is gone, so none of its sessions live. Raises BadFrame."""
     _add_histogram(into.connect_seconds, count.connect_seconds, count.connect_total)
     _add_histogram(into.session_seconds, count.session_seconds, count.session_total)
     _add_up(into, count, _OF_FRONTEND, live=live)

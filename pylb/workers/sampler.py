@@ -1,7 +1,7 @@
-"""Once a second: what all processes that forward have counted, frontend by frontend. Who shows rates takes them from here.
+"""Once a second: the counts of all processes that forward, frontend by frontend. Everything that shows rates uses them.
 
-Most of a thousand frontends are quiet. Where nothing happened since the last look, the count is the very same object: who
-compares two of them looks at that first.
+Most of a thousand frontends are quiet. If nothing happened since the last look, the count is the same object, so a comparison
+checks identity first.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ PER_TURN = 20  # frontends between two turns of the loop: with ten servers each,
 
 
 class ServerSum(NamedTuple):
-    """Of a server, by all processes; times are sums in seconds."""
+    """The counts of a server, over all processes; times are sums in seconds."""
 
     sessions: int = 0  # live
     total: int = 0
@@ -32,7 +32,7 @@ class ServerSum(NamedTuple):
 
 
 class FrontendSum(NamedTuple):
-    """Of a frontend, by all processes."""
+    """The counts of a frontend, over all processes."""
 
     sessions: int = 0  # live
     total: int = 0
@@ -41,7 +41,7 @@ class FrontendSum(NamedTuple):
     connects: tuple[int, ...] = (0,) * (len(CONNECT_BOUNDS) + 1)  # by the buckets of CONNECT_BOUNDS
     queued: int = 0
     denied: int = 0
-    connections: int = 0  # sessions, and clients that were refused at the door
+    connections: int = 0  # sessions, and clients that were refused right after the accept
     servers: Mapping[str, ServerSum] = {}  # by label
 
 
@@ -55,7 +55,7 @@ class Moment(NamedTuple):
 
 
 class Consumer(Protocol):
-    """Who is given each look: when it is, what each frontend of the table has, and that this was all."""
+    """Receives each look: its time, the counts of each frontend of the table, and that the look is complete."""
 
     def begin(self, moment: Moment, table: Table) -> None: ...
 
@@ -65,7 +65,7 @@ class Consumer(Protocol):
 
 
 class Sampler:
-    """`parts`: counts to be added up. `pids`: of the processes that forward. `sampled` is called when a look is over."""
+    """`parts`: the counts to add up. `pids`: the processes that forward. `sampled` is called when a look is complete."""
 
     def __init__(
         self,
@@ -89,12 +89,12 @@ class Sampler:
         self._counts: Mapping[Listen, FrontendSum] = {}
 
     async def run(self) -> None:
-        """For ever."""
+        """Runs for ever."""
         loop = asyncio.get_running_loop()
         due = loop.time()
         while True:
             await self.sample()
-            due = max(due + PERIOD, loop.time())  # a stall is no reason to hurry afterwards
+            due = max(due + PERIOD, loop.time())  # after a stall it does not catch up
             await asyncio.sleep(due - loop.time())
 
     async def sample(self) -> None:
@@ -106,7 +106,7 @@ class Sampler:
             consumer.begin(moment, table)
         await turn()  # to put ten thousand frontends in order takes 4 ms alone
         async for listen, frontend in in_turns(table.frontends.items(), PER_TURN):
-            # Of a frontend that changed all is looked at: labels of servers come and go without a session.
+            # For a frontend that changed everything is added up: labels of servers come and go without a session.
             known = self._counts.get(listen) if self._frontends.get(listen) is frontend else None
             counts[listen] = new = count(listen, parts, known)
             for consumer in self._consumers:
@@ -118,7 +118,7 @@ class Sampler:
 
 
 def count(listen: Listen, parts: Sequence[Counted], known: FrontendSum | None = None) -> FrontendSum:
-    """The sum over all parts; `known` itself, what was counted before, if nothing has happened there since."""
+    """The sum over all parts; or `known`, the previous sum, if nothing has happened there since."""
     found = [one for part in parts if (one := part.get(listen)) is not None]
     if known is not None and _quiet(found, known):
         return known
@@ -155,9 +155,9 @@ _NO_SERVER = ServerSum()
 
 
 def _quiet(found: Iterable[FrontendCounters | FrontendCount], known: FrontendSum) -> bool:
-    """No client is there, none was, and none came: of a thousand frontends that is most, and must cost next to nothing.
+    """No client is, was or came there: that holds for most of a thousand frontends, and must cost almost nothing.
 
-    Bytes, connects and servers' counts need a session, so these few tell.
+    Bytes, connects and the servers' counts need a session, so these few numbers are enough.
     """
     if known.sessions or known.queued:
         return False
@@ -173,5 +173,5 @@ def _quiet(found: Iterable[FrontendCounters | FrontendCount], known: FrontendSum
 
 
 def _cpu_seconds(pids: Sequence[int]) -> list[float]:
-    """0 of one that is gone."""
+    """0 for a process that is gone."""
     return [0.0 if (stat := process_stat(pid)) is None else stat.cpu_seconds for pid in pids]

@@ -1,4 +1,4 @@
-"""The counters of all workers as one: what each said last, and what those that are gone had counted."""
+"""The counters of all workers as one: each one's last report, and the totals of those that are gone."""
 
 from collections import Counter
 from typing import Any
@@ -9,31 +9,31 @@ from pylb.core.table import Diff, Frontend, Table
 from pylb.forward.counters import Counters, FrontendCounters
 from pylb.workers.messages import PIECE, Counted, FrontendCount, Report, add, counted
 
-# Of Counters and Report: what stays when its process is gone, and what does not.
+# Fields of Counters and Report that stay when their process is gone, and those that do not.
 _SINCE_THE_START = ("faults", "pipe_fallbacks", "bytes_spliced")
 _NOW = ("buffered", "pipes_lent", "runnable")
 
 
 class Tally:
-    """A source is whoever counts, by its pid: a worker, or the pylb of before an upgrade."""
+    """A source is a process that counts, identified by its pid: a worker, or the previous pylb after an upgrade."""
 
     def __init__(self) -> None:
         self._frontends: dict[int, dict[Listen, FrontendCount]] = {}
         self._reports: dict[int, Report] = {}
-        self._gone: dict[Listen, FrontendCounters] = {}  # summed up
-        self._ended: Counter[str] = Counter()  # of _SINCE_THE_START
+        self._gone: dict[Listen, FrontendCounters] = {}  # added up
+        self._ended: Counter[str] = Counter()  # the sums of _SINCE_THE_START over processes that are gone
         self._accept_errors: Counter[str] = Counter()
 
     def heard(self, source: int, report: Report) -> None:
-        """Raises BadFrame on counts of another form."""
+        """Take over a source's report. Raises BadFrame if its form is wrong."""
         known = self._frontends.setdefault(source, {})
         for one in report.frontends:
-            add(FrontendCounters(one.name), one)  # is it of the right form?
+            add(FrontendCounters(one.name), one)  # raises if its form is wrong
             known[one.listen] = one
         self._reports[source] = report
 
     def open_sessions(self, source: int | None = None) -> int:
-        """As of the last reports; of all, or of one."""
+        """According to the last reports; of all sources, or of one."""
         if source is not None:
             return self._reports[source].open_sessions if source in self._reports else 0
         return sum(report.open_sessions for report in self._reports.values())
@@ -43,7 +43,7 @@ class Tally:
         return self._reports[source].lag if source in self._reports else 0.0
 
     def retire(self, source: int) -> None:
-        """It is gone: what it had counted stays, what lived there does not. Idempotent."""
+        """The source is gone: its totals remain, its live sessions do not. Idempotent."""
         for listen, one in self._frontends.pop(source, {}).items():
             add(self._gone.setdefault(listen, FrontendCounters(one.name)), one, live=False)
         report = self._reports.pop(source, None)
@@ -53,12 +53,12 @@ class Tally:
             self._accept_errors.update(report.accept_errors)
 
     def follow(self, table: Table, change: Diff) -> None:
-        """Counters of a frontend go with it, those of a server with its label. `change`: what is new in the table."""
+        """Drop the counters of removed frontends, and of removed server labels. `change`: what is new in the table."""
         counts: list[dict[Listen, Any]] = [*self._frontends.values(), self._gone]
         for known in counts:
             for closed in change.closed:
                 known.pop(closed.listen, None)
-            if len(known) > len(table.frontends):  # a report that was under way has brought some back
+            if len(known) > len(table.frontends):  # a late report has brought some back
                 for listen in [listen for listen in known if listen not in table.frontends]:
                     del known[listen]
         for _, new in change.changed:
@@ -72,11 +72,11 @@ class Tally:
             gone.forgotten += gone.servers.pop(label).closed.total()
 
     def parts(self) -> list[Counted]:
-        """What each source said last, and what those had counted that are gone."""
+        """Each source's last report, and the totals of those that are gone."""
         return [*self._frontends.values(), self._gone]
 
     async def added(self, base: Counters) -> Counters:
-        """`base` and all of this, of the frontends that `base` has. The loop gets its turn between them: 20 µs each."""
+        """`base` plus all of this, for the frontends of `base`. Other work runs in between: each takes 20 µs."""
         total = Counters(base.max_connections)
         async for listen, own in in_turns(list(base.frontends.items()), PIECE):
             into = total.frontends[listen] = FrontendCounters(own.name)

@@ -1,7 +1,7 @@
 """A worker: core and forward, the engine's own loop, and the channel to main. No asyncio, no thread, no config.
 
-Main starts it with one end of the channel and the code it is made of (workers/archive.py). It lives until main says `Drain`
-and its sessions are over, or until main is gone and they are.
+Main starts it with one end of the channel and the code that it runs (workers/archive.py). It lives until main sends `Drain`
+and its sessions are over, or until main is gone and its sessions are over.
 """
 
 import faulthandler
@@ -22,16 +22,16 @@ from pylb.workers.channel import BadFrame, Channel, ChannelClosed, Frame
 from pylb.workers.link import Link
 from pylb.workers.messages import VERSION, Hello, decoded
 
-HELLO = 10.0  # seconds to wait for main's first word
+HELLO = 10.0  # seconds to wait for main's first message
 
 
 def main(fd: int, shared: int) -> int:
-    """The process; descriptors of its channel to main and of what workers share. Returns its exit code."""
-    # A terminal's Ctrl-C goes to all of its processes; what a stop means for sessions, main says.
+    """Run the process, with descriptors of its channel and of the workers' shared memory. Returns its exit code."""
+    # A terminal's Ctrl-C goes to all processes in it; main decides what a stop means for sessions.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())  # workers/archive.py blocks some until here
-    faulthandler.enable()  # main sends SIGABRT to one that stands still: the stacks tell where
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())  # workers/archive.py blocks some of them until here
+    faulthandler.enable()  # main sends SIGABRT to a worker that is stuck: the stacks show where
     channel = Channel(socket.socket(fileno=fd))
     try:
         hello = _hello(channel)
@@ -51,27 +51,27 @@ def _hello(channel: Channel) -> Hello:
     deadline = time.monotonic() + HELLO
     while not frames:
         if not waiting.poll(max(0.0, deadline - time.monotonic()) * 1000):
-            raise BadFrame("main says nothing")
+            raise BadFrame("main sent nothing")
         frames = channel.receive()
     hello = decoded(frames[0])
-    if not isinstance(hello, Hello) or len(frames) != 1:  # main says nothing more before it has heard Ready
-        raise BadFrame("main does not say Hello")
+    if not isinstance(hello, Hello) or len(frames) != 1:  # main sends nothing more before it has received Ready
+        raise BadFrame("main did not send Hello first")
     if hello.version != VERSION:
         raise BadFrame(f"main is {hello.version}, this worker {VERSION}")
     return hello
 
 
 def _name(text: str) -> None:
-    """For ps and top (proc(5), /proc/self/comm: 15 bytes)."""
+    """The name shown by ps and top (proc(5), /proc/self/comm: 15 bytes)."""
     try:
         with open("/proc/self/comm", "w") as comm:
             comm.write(text)
     except OSError:
-        pass  # a comfort only
+        pass  # only a convenience
 
 
 def run(channel: Channel, hello: Hello, origins: Origins) -> None:
-    """Until all is over. Raises BadFrame."""
+    """Run until everything is over. Raises BadFrame."""
     link = Link(channel, hello, Gathered(hello.log_format, hello.log_selection))
     engine = Engine(
         observer=link,

@@ -113,7 +113,7 @@ def test_sockets_of_a_socket_unit_are_used_and_those_nobody_wants_are_closed(
     with socket.create_connection(("127.0.0.1", pylb.port), timeout=20) as early:
         process = systemd.start(pylb)
         assert echo(early) == b"ping"
-    process.has_said(f"127.0.0.1:{stray} was left open for us")
+    process.has_said(f"127.0.0.1:{stray} was inherited and is now closed")
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", stray), timeout=5)
     assert pylb.get("/readyz").status == 200

@@ -89,7 +89,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) ->
 @pytest.mark.parametrize(
     ("script", "complaint"),
     [
-        ("channel._sock.send(b'GET / HTTP/1.0\\r\\n\\r\\n'); time.sleep(20)", "is no head of a frame"),
+        ("channel._sock.send(b'GET / HTTP/1.0\\r\\n\\r\\n'); time.sleep(20)", "is not the head of a frame"),
         ("say(Ready('0.0.0/0')); time.sleep(20)", "it is of version 0.0.0/0"),
         ("say(Ready(VERSION)); say(Ask(1, 'sessions', None, None)); time.sleep(20)", "Ask from a worker"),
         ("channel.send(KINDS.index(Report), b'[1]'); time.sleep(20)", "is malformed"),

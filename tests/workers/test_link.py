@@ -77,7 +77,7 @@ def test_what_is_no_frame_is_met_after_the_batch_and_ends_the_worker(worker: Wor
     worker.engine.on_ready()
     assert worker.engine.counters.faults == 0
     assert worker.link.has_work
-    with pytest.raises(BadFrame, match="no head of a frame"):
+    with pytest.raises(BadFrame, match="not the head of a frame"):
         worker.link.work()
 
 

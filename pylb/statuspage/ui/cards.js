@@ -1,5 +1,5 @@
-// A card for each frontend, keyed and changed in place. Of hundreds only those in sight are brought up to date at once; the
-// others follow in the time that is left, so that an update never takes longer than BUDGET.
+// A card for each frontend, keyed and changed in place. Of hundreds, only those in view are updated at once; the
+// others follow in the remaining time, so that an update never exceeds BUDGET.
 
 import { copyButton, command, ofFrontend, ofServer, showCommands, target } from "./commands.js";
 import { arrange, byId, flag, make, write } from "./dom.js";

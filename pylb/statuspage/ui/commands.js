@@ -1,4 +1,4 @@
-// What changes something is a command for a shell on pylb's machine. This page only writes it down.
+// Whatever changes something is a command for a shell on pylb's machine. This page only shows it.
 
 import { byId, make } from "./dom.js";
 import { quoted } from "./words.js";
@@ -28,11 +28,11 @@ export function ofServer(frontend, server, all, registrations) {
   const found = [
     out ? ["Serve again", command("ctl ready", where)] : ["No new sessions; live ones have timeouts.drain", command("ctl drain", where)],
     ["No new sessions and no health checks", command("ctl maint", where)],
-    ["Another weight, until `default` is said", command("ctl weight", where, "5")],
-    ["End all its sessions by a reset", command("ctl shutdown sessions", where)],
+    ["Another weight, until it is set to `default`", command("ctl weight", where, "5")],
+    ["Reset all its sessions", command("ctl shutdown sessions", where)],
   ];
   for (const one of registrations) {
-    found.push(["Forget who registered it", command("release", one.legacy ? String(frontend.port) : `${one.name}/${one.instance}`)]);
+    found.push(["Release its registration", command("release", one.legacy ? String(frontend.port) : `${one.name}/${one.instance}`)]);
   }
   return found;
 }
@@ -42,7 +42,7 @@ export function ofFrontend(frontend) {
     ["Why does it not answer?", command("explain", String(frontend.port))],
     ["What changed, and who asked", command("history", String(frontend.port))],
     ["Its sessions", command("sessions --frontend", frontend.name)],
-    ["Forget what is registered on it", command("release", String(frontend.port))],
+    ["Release all registrations on it", command("release", String(frontend.port))],
   ];
 }
 

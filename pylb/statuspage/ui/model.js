@@ -1,4 +1,4 @@
-// What the stream has said so far: three tables of records, the history, marks and events. No document here.
+// What the stream has sent so far: three tables of records, the history, marks and events. No DOM here.
 
 const POINTS = 900;
 const MOST_EVENTS = 1000;

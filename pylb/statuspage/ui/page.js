@@ -1,4 +1,4 @@
-// The status page: one stream of server-sent events into one model, and what of it is shown where.
+// The status page: one stream of server-sent events into one model, and which part of the page shows what.
 
 import { Cards } from "./cards.js";
 import { Charts } from "./charts.js";
@@ -10,7 +10,7 @@ import { Timeline } from "./timeline.js";
 import { Welcome } from "./welcome.js";
 import { number, span } from "./words.js";
 
-const SILENCE = 4000; // ms without a word, of which there is one a second: the stream is dead, whatever the browser thinks
+const SILENCE = 4000; // ms without a message (there is one a second): the stream is dead, whatever the browser reports
 const AGAIN = 1000; // ms between two tries
 
 const model = new Model();
@@ -28,7 +28,7 @@ function connect() {
   source = new EventSource("v1/stream");
   since = performance.now();
   source.addEventListener("message", (event) => take(JSON.parse(event.data)));
-  // The browser's own tries end for good at the first answer that is no stream, such as a 503: ours do not.
+  // The browser stops retrying at the first answer that is not a stream, such as a 503: we do not.
   source.addEventListener("error", () => {
     source.close();
     linkIs("lost", "no connection to pylb, trying again");
@@ -41,7 +41,7 @@ function take(message) {
   const began = performance.now();
   const { dirty, events } = model.apply(message, began);
   if (message.whole) {
-    for (const key of parts.cards.cards.keys()) dirty.add(key); // of before: some may be gone
+    for (const key of parts.cards.cards.keys()) dirty.add(key); // the old ones, some of which may be gone
   }
   if (message.about) {
     if (isOfAnother(message.about.page)) return;
@@ -62,7 +62,7 @@ function take(message) {
 function isOfAnother(version) {
   const own = new URL(import.meta.url).pathname.split("/").at(-2);
   if (version === undefined || version === own || sessionStorage.getItem("loaded") === version) return false;
-  sessionStorage.setItem("loaded", version); // once, should a cache in between insist on the old one
+  sessionStorage.setItem("loaded", version); // once, in case a cache in between serves the old one
   source.close();
   location.reload();
   return true;
@@ -86,7 +86,7 @@ function showHealth() {
   const { sentence } = model.head;
   write(byId("sentence"), sentence);
   flag(byId("health"), "health", worst());
-  // Read out when something else is the matter, not at each second of "12 s ago".
+  // Read out only when the condition changes, not at each second of "12 s ago".
   const gist = sentence.replaceAll(/ \d+ (s|min|h|d) ago/g, "");
   if (gist !== spoken) {
     spoken = gist;
@@ -111,7 +111,7 @@ function showFacts() {
 setInterval(() => {
   const silent = performance.now() - Math.max(model.heard, since);
   if (silent > SILENCE && source.readyState !== EventSource.CLOSED) {
-    linkIs("lost", `no word from pylb for ${span(silent / 1000)}, trying again`);
+    linkIs("lost", `no message from pylb for ${span(silent / 1000)}, trying again`);
     connect();
   }
   if (!document.hidden) parts.cards.tick();

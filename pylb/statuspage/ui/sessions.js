@@ -1,4 +1,4 @@
-// The live sessions, asked for only while they are shown: the first hundred by bytes or age that match the filter.
+// The live sessions, requested only while they are shown: the first hundred by bytes or age that match the filter.
 
 import { command, copyButton } from "./commands.js";
 import { byId, make, write } from "./dom.js";
@@ -37,7 +37,7 @@ export class Sessions {
       if (!answer.ok) throw new Error(`HTTP ${answer.status}`);
       this.#render(await answer.json());
     } catch (error) {
-      write(byId("sessions-count"), `cannot be asked for: ${error.message}`);
+      write(byId("sessions-count"), `not available: ${error.message}`);
     }
     clearTimeout(this.timer);
     this.timer = setTimeout(() => this.#ask(), PERIOD);
@@ -46,7 +46,7 @@ export class Sessions {
   #render({ live_total: total, live_matching: matching, live: sessions }) {
     const shown = sessions.length < matching ? `the first ${sessions.length} of ${matching}` : String(matching);
     write(byId("sessions-count"), matching === total ? shown : `${shown} match, ${total} in all`);
-    // A button that has the focus is kept: its row is only filled anew.
+    // A button that has the focus stays: only the content of its row is replaced.
     const rows = this.rows ?? new Map();
     this.rows = new Map(sessions.map((one) => [one.id, rows.get(one.id) ?? new Row(one)]));
     sessions.forEach((one) => this.rows.get(one.id).render(one));

@@ -18,7 +18,7 @@ export class Welcome {
     this.shown = steps;
     const create = `${command("token create", "my-app", "--ports", "443", "--kubernetes")} | kubectl apply -f -`;
     const here = step("From this machine", `Sends ${steps.try}. The secret stays in its file.`, steps.curl);
-    const good = step("From a cluster, for good", "A token for one app alone, and its manifests: a phone-home on each node.", create);
+    const good = step("From a cluster, for good", "A token for one app, and its manifests: a phone-home on each node.", create);
     const token = step("From a pod: the token, once", "On this machine, with a kubectl that reaches the cluster.", steps.secret);
     const sidecar = step("From a pod: the sidecar", "Beside the app, with its Service's nodePort.", steps.sidecar);
     this.root.replaceChildren(

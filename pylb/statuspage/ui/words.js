@@ -44,7 +44,7 @@ export function time(unix) {
   return date.toDateString() === new Date().toDateString() ? text : `${DAY.format(date)} ${text}`;
 }
 
-/** Whether a server accepts connections, or passes its check: "yes", or what was met instead. */
+/** Whether a server accepts connections, or passes its check: "yes", or what happened instead. */
 export function found(word) {
   return word === "unknown" ? "not yet asked" : word;
 }
