@@ -249,7 +249,7 @@ class Tenure:
         return lease.expires + keep_stale
 
     def records(self, claims: Claims) -> dict[Key, LeaseRecord]:
-        """Of those of whom there is something to be remembered beside their registration, for the snapshot."""
+        """Of those of whom more is to be remembered beside their registration than what was `learned`, for the snapshot."""
         now = self._clock()
         stale = [key for key, state in claims.not_fresh.items() if state is State.STALE]
         return {
@@ -259,5 +259,5 @@ class Tenure:
                 now - self._displaced_since.get(key, now),
                 key in self._goodbyes,
             )
-            for key in dict.fromkeys((*self.learned, *stale, *self._displaced_since))
+            for key in dict.fromkeys((*stale, *self._displaced_since))
         }

@@ -75,6 +75,7 @@ class Saving:
             dict(self._resolver.answers),
             scene.unserved,
             self._publisher.table.generation + 1 + self.reserve,
+            self._tenure.learned,
         )
         self.unsaved = False
         try:

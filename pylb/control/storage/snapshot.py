@@ -48,6 +48,7 @@ class Snapshot:
     resolved: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # addresses by host name
     unserved: Mapping[Key, Unserved] = field(default_factory=dict)
     reserved: int = 0  # the first generation that a start after this one may use
+    learned: Frozen[Key, float] = field(default_factory=Frozen)  # TTLs to be written; `leases` has them when they are read
 
 
 class Encoder:
@@ -58,12 +59,14 @@ class Encoder:
 
     def __init__(self) -> None:
         self._registrations: _Texts = {}
+        self._learned: _Texts = {}
         self._proven: _Texts = {}
         self._down: _Texts = {}
         self._passed: _Texts = {}
 
     def encode(self, snapshot: Snapshot) -> dict[str, Any]:
         self._registrations, registrations = _by_part(snapshot.registrations, self._registrations, _encode_one)
+        self._learned, learned = _by_part(snapshot.learned, self._learned, _encode_learned)
         self._proven, proven = _by_part(snapshot.proven, self._proven, lambda _place, address, _: f"{address}")
         self._down, down = _by_part(snapshot.down, self._down, _encode_place)
         self._passed, passed = _by_part(snapshot.passed, self._passed, _encode_place)
@@ -72,10 +75,13 @@ class Encoder:
             "reserved": snapshot.reserved,
             "written_at": snapshot.written_at,
             "registrations": _with(registrations, [one.entry for one in snapshot.unserved.values()]),
-            "leases": [
-                *(_encode_lease(key, lease) for key, lease in snapshot.leases.items()),
-                *(one.lease for one in snapshot.unserved.values() if one.lease is not None),
-            ],
+            "leases": _with(  # of two entries about one the later counts
+                learned,
+                [
+                    *(_encode_lease(key, lease) for key, lease in snapshot.leases.items()),
+                    *(one.lease for one in snapshot.unserved.values() if one.lease is not None),
+                ],
+            ),
             "proven": proven,
             "down": down,
             "passed": passed,
@@ -145,6 +151,10 @@ def _needs(one: Registration) -> list[str]:
             found |= {STEPS} if len(check.steps) > 1 else set()
             found |= {METHOD} if check.method != GET else set()
     return sorted(found)
+
+
+def _encode_learned(_order: int, key: Key, ttl: float) -> dict[str, Any]:
+    return _encode_lease(key, LeaseRecord(ttl))
 
 
 def _encode_lease(key: Key, lease: LeaseRecord) -> dict[str, Any]:
