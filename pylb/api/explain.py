@@ -5,7 +5,7 @@ Two things are asked of every server at this moment, and they are two: does it a
 
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from pylb.api.routes import rows
 from pylb.api.stories import LETTERS, REASONS, line
@@ -19,17 +19,12 @@ from pylb.core.health import HINTS, YES
 from pylb.core.policy import CONNECT, HealthMode
 from pylb.core.recorder import Query, Story
 from pylb.core.text import whole_number
-from pylb.forward.counters import FrontendCounters
+from pylb.forward.counters import Counters
 from pylb.web.sessions import story_json
 
 MOST_REFUSED, MOST_HISTORY, MOST_RECORDED = 5, 5, 5
 MOST_PORTS = 20  # of one name
 Knock = Callable[[Listen], Awaitable[str]]
-
-
-class Counted(Protocol):
-    @property
-    def frontends(self) -> Mapping[Listen, FrontendCounters]: ...
 
 
 def recorded_of(port: int) -> Query:
@@ -55,7 +50,7 @@ def ports_of(registry: Registry, what: str) -> list[int]:
     return sorted(ports)[:MOST_PORTS]
 
 
-async def explain(registry: Registry, counters: Counted, recorded: Sequence[Story], knock: Knock, port: int) -> dict[str, Any]:
+async def explain(registry: Registry, counters: Counters, recorded: Sequence[Story], knock: Knock, port: int) -> dict[str, Any]:
     """What is known of the port, with each of its servers asked now. Raises Refused NOT_FOUND."""
     listens = [listen for listen in registry.table.frontends if listen.port == port]
     refused = [one for one in registry.rejected() if port in one.ports][-MOST_REFUSED:]
@@ -103,7 +98,7 @@ async def _asked(registry: Registry, listens: Sequence[Listen]) -> tuple[dict[st
     return dialled, checked
 
 
-def _counts(counters: Counted, listens: Sequence[Listen]) -> dict[str, Any]:
+def _counts(counters: Counters, listens: Sequence[Listen]) -> dict[str, Any]:
     ended, denied, live = Counter[str](), Counter[str](), 0
     for listen in listens:
         if listen in counters.frontends:

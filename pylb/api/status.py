@@ -3,16 +3,15 @@
 import os
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from pylb import __version__
 from pylb.control.health_sentence import Health, condition, said, since_down, span, troubles
 from pylb.control.registry import Registry
 from pylb.control.steps import in_turns
 from pylb.control.views import FrontendView
-from pylb.core.address import Listen
 from pylb.core.health import YES
-from pylb.forward.counters import FrontendCounters
+from pylb.forward.counters import Counters, FrontendCounters
 
 FRONTENDS = 15  # between two turns of the loop: with ten servers each, ~1 ms
 _HEADINGS = (
@@ -35,18 +34,7 @@ _COUNTS = ("sessions_total", "bytes_in", "bytes_out", "failures", "denied")  # t
 _WORST_FIRST = {Health.DOWN: 0, Health.DEGRADED: 1, Health.HEALTHY: 2}
 
 
-class Counted(Protocol):
-    @property
-    def frontends(self) -> Mapping[Listen, FrontendCounters]: ...
-
-    @property
-    def open_sessions(self) -> int: ...
-
-    @property
-    def max_connections(self) -> int: ...
-
-
-async def status(registry: Registry, counters: Counted, workers: int, *, reloaded: bool, started_at: float) -> dict[str, Any]:
+async def status(registry: Registry, counters: Counters, workers: int, *, reloaded: bool, started_at: float) -> dict[str, Any]:
     """For JSON. `workers`: how many run. `started_at`: unix time. Who wants rates asks twice."""
     now, down_at = time.time(), since_down(registry.events())
     conditions: list[tuple[Health, str]] = []

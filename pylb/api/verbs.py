@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from pylb.api.explain import explain, ports_of, recorded_of
 from pylb.api.plan import in_words, steps
 from pylb.api.routes import legacy_notes, rows
-from pylb.api.status import Counted, status
+from pylb.api.status import status
 from pylb.config import ConfigErrors
 from pylb.control.admission import Imported
 from pylb.control.registry import Registry
@@ -22,15 +22,17 @@ from pylb.core.errors import Code, Refused
 from pylb.core.legacy import parse_legacy
 from pylb.core.operator_overrides import Override, names
 from pylb.core.policy import AdminState
-from pylb.core.recorder import Ended, Query, Story, parse_session_id
+from pylb.core.recorder import Story, parse_session_id
 from pylb.core.registration import parse_native
 from pylb.core.session import SessionView
 from pylb.core.table import Diff
 from pylb.core.table_diff import Line
 from pylb.core.text import counted
+from pylb.forward.counters import Counters
 from pylb.host.machine import knock
 from pylb.web.admin import rejection_json
 from pylb.web.control_socket import Verb
+from pylb.web.sessions import Sessions as Listed
 from pylb.web.sessions import ended, living, named, query_of, reach_json, session_json, story_json
 
 ITEMS = 50  # of an import, or generations, between two turns of the loop: 1 ms
@@ -38,17 +40,10 @@ MOST_IMPORTED = 10_000
 MOST_ENDED = 100  # in one answer, unless more are wanted
 
 
-class Sessions(Protocol):
-    """Live and ended ones: the engine's, or all workers'."""
-
-    @property
-    def recording(self) -> bool: ...
+class Sessions(Listed, Protocol):
+    """Live and ended ones, which can also be reset and explained."""
 
     def workers(self) -> Mapping[str, tuple[int, float]]: ...
-
-    async def sessions(self) -> Sequence[SessionView]: ...
-
-    async def ended(self, query: Query) -> Ended: ...
 
     async def story(self, number: int) -> Story | None: ...
 
@@ -62,7 +57,7 @@ class Sessions(Protocol):
 class Service(Protocol):
     """The running pylb: what it reads from files, how it reads them again, and what it and those before it have counted."""
 
-    async def counters(self) -> Counted: ...
+    async def counters(self) -> Counters: ...
 
     async def reload(self) -> Diff | None: ...
 

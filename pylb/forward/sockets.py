@@ -8,6 +8,7 @@ import errno
 import socket
 import struct
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from fcntl import ioctl
 from socket import SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_STREAM, SOL_SOCKET, SocketType
@@ -50,39 +51,50 @@ class Opener(Protocol):
 
 
 def open_listener(listen: Listen, *, freebind: bool = False, shared: bool = False) -> SocketType:
-    """Bind and listen, non-blocking. `*` is one dual-stack socket, or IPv4 alone where the kernel has no IPv6.
+    """A listening socket for clients, as `listening`.
 
     Accepted sockets inherit TCP_NODELAY, keep-alive, SO_OOBINLINE and SO_LINGER from here (not O_NONBLOCK).
     listen() is the probe for a taken port: with SO_REUSEADDR two binds both succeed. Raises OSError.
     `shared`: other processes of ours listen there too, each with its share of the clients (SO_REUSEPORT, socket(7)). Nothing is
     probed then, and a root process would silently join another service.
     """
+
+    def prepare(sock: SocketType) -> None:
+        if shared:
+            share(sock)
+        if freebind and listen.ip != ANY:
+            sock.setsockopt(socket.IPPROTO_IP, _IP_FREEBIND, 1)  # IPv6 sockets look at the same flag (ip(7); measured)
+        inheritable(sock)
+
+    return listening(listen, prepare, BACKLOG)
+
+
+def listening(listen: Listen, prepare: Callable[[SocketType], None], backlog: int) -> SocketType:
+    """Bind and listen, non-blocking. `*` is one dual-stack socket, or IPv4 alone where the kernel has no IPv6.
+
+    `prepare` sets the options that a socket must have before it is bound. Raises OSError.
+    """
     if listen.ip != ANY:
-        family = socket.AF_INET6 if ":" in listen.ip else socket.AF_INET
-        return _listener(family, listen.ip, listen.port, freebind=freebind, shared=shared)
+        return _listening(socket.AF_INET6 if ":" in listen.ip else socket.AF_INET, (listen.ip, listen.port), prepare, backlog)
     try:
-        return _listener(socket.AF_INET6, "::", listen.port, dual_stack=True, shared=shared)
+        return _listening(socket.AF_INET6, ("::", listen.port), prepare, backlog, dual_stack=True)
     except OSError as error:
         if error.errno not in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
             raise
-        return _listener(socket.AF_INET, "0.0.0.0", listen.port, shared=shared)
+        return _listening(socket.AF_INET, ("0.0.0.0", listen.port), prepare, backlog)
 
 
-def _listener(
-    family: int, ip: str, port: int, *, dual_stack: bool = False, freebind: bool = False, shared: bool = False
+def _listening(
+    family: int, address: tuple[str, int], prepare: Callable[[SocketType], None], backlog: int, *, dual_stack: bool = False
 ) -> SocketType:
     sock = SocketType(family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0)
     try:
         sock.setsockopt(SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if shared:
-            share(sock)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, not dual_stack)
-        if freebind:
-            sock.setsockopt(socket.IPPROTO_IP, _IP_FREEBIND, 1)  # IPv6 sockets look at the same flag (ip(7); measured)
-        inheritable(sock)
-        sock.bind((ip, port))
-        sock.listen(BACKLOG)
+        prepare(sock)
+        sock.bind(address)
+        sock.listen(backlog)
     except BaseException:
         sock.close()
         raise

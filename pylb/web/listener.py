@@ -2,12 +2,12 @@
 
 import socket
 from dataclasses import dataclass
-from ipaddress import ip_address
 
 import aiohttp
 from aiohttp import http_parser
 
 from pylb.core.address import Listen
+from pylb.forward.sockets import listening
 
 OLDEST_AIOHTTP = (3, 14, 3)
 
@@ -48,24 +48,8 @@ BACKLOG = 1024
 
 def bind(listen: Listen, backlog: int = BACKLOG) -> socket.socket:
     """A listening, non-blocking TCP socket; `*` takes IPv4 and IPv6 where the machine has both. Raises OSError."""
-    if listen.ip == "*" and socket.has_dualstack_ipv6():
-        return _bind(socket.AF_INET6, ("::", listen.port), backlog, dual=True)
-    ip = "0.0.0.0" if listen.ip == "*" else listen.ip
-    family = socket.AF_INET6 if ip_address(ip).version == 6 else socket.AF_INET
-    return _bind(family, (ip, listen.port), backlog)
+    return socket.socket(fileno=listening(listen, _no_delay, backlog).detach())
 
 
-def _bind(family: socket.AddressFamily, address: tuple[str, int], backlog: int, *, dual: bool = False) -> socket.socket:
-    sock = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        sock.setblocking(False)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0 if dual else 1)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # inherited by what is accepted
-        sock.bind(address)
-        sock.listen(backlog)
-    except BaseException:
-        sock.close()
-        raise
-    return sock
+def _no_delay(sock: socket.SocketType) -> None:
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # inherited by what is accepted
