@@ -14,9 +14,10 @@ COPY pyproject.toml requirements.lock README.md LICENSE ./
 COPY pylb pylb
 COPY phonehome phonehome
 COPY deploy deploy
-# requirements.lock as constraints: the exact versions that were tested, and of those only what pylb needs.
+# The exact versions that were tested, with their hashes; then pylb itself, which needs nothing more.
 RUN python3 -m venv /opt/pylb \
- && /opt/pylb/bin/python -m pip install --no-cache-dir --constraint requirements.lock . \
+ && /opt/pylb/bin/python -m pip install --no-cache-dir --require-hashes -r requirements.lock \
+ && /opt/pylb/bin/python -m pip install --no-cache-dir --no-deps . \
  && python3 deploy/zipapp.py /opt/phonehome.pyz
 
 

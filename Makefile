@@ -1,11 +1,19 @@
 # make run   a virtual environment, everything installed, pylb serving with its embedded defaults
 # make test  lint, types, import contracts, all tests          make help  the rest
 .DEFAULT_GOAL := help
-.PHONY: help run test test-long test-system core lint format demo bench soak fuzz fuzz-webhook fuzz-parsers zipapp docs screenshots clean python
+.PHONY: help run test test-long test-system test-ui core lint format demo bench soak fuzz fuzz-webhook fuzz-parsers zipapp docs screenshots lock audit clean python
 
 VENV   := .venv
 PY     := $(VENV)/bin/python
-PIP    := $(PY) -m pip --disable-pip-version-check install -q -c requirements.lock
+PIP    := $(PY) -m pip --disable-pip-version-check install -q
+# Exact versions with their hashes, of all that is needed; then pylb itself, which needs nothing more.
+LOCKED := $(PIP) --require-hashes -r
+PYLB   := $(PIP) --no-deps -e .
+LOCKS  := requirements.lock locks/dev.lock locks/ui.lock locks/release.lock
+# What makes and judges the locks has an environment of its own: it brings another pip.
+RELEASE := $(VENV)/release
+UV     := $(RELEASE)/bin/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-annotate \
+	--custom-compile-command "make lock"
 # The first interpreter that is new enough (pylb needs 3.11 to 3.13).
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && echo $$p && break; done)
@@ -28,7 +36,7 @@ demo: $(VENV)/.run ## watch a node move under load, on loopback
 	@exec $(VENV)/bin/pylb demo
 
 # All parts run even if one fails, and the last line says which.
-test: $(VENV)/.dev ## everything but test-system; long cases scaled down
+test: $(VENV)/.dev $(if $(filter true,$(CI)),$(VENV)/.ui) ## everything but test-system; long cases scaled down
 	@failed=; \
 	$(MAKE) --no-print-directory -j2 -Otarget -k lint core || failed="lint-or-core"; \
 	$(PY) -m pytest -n $(BESIDE) -m "not alone" $(REST) -q $(LONG) || failed="$$failed side-by-side"; \
@@ -78,8 +86,21 @@ docs: $(VENV)/.dev ## write the generated parts of docs/ and deploy/ anew
 	$(PY) docs/generate.py
 	$(PY) deploy/kubernetes/make_configmap.py
 
-screenshots: $(VENV)/.dev ## make the README's pictures of the status page anew (as root, with chromium)
+test-ui: $(VENV)/.ui ## the status page in Debian's Chromium; part of `make test` once this has run, and where CI=true
+	$(PY) -m pytest tests/ui -q $(LONG)
+
+screenshots: $(VENV)/.ui ## make the README's pictures of the status page anew (as root, with chromium)
 	$(PY) -m pytest tests/ui/test_screenshots.py -q --screenshots
+
+# uv reads no pip.conf: with a mirror of your own set UV_DEFAULT_INDEX.
+lock: $(RELEASE)/.made ## resolve all locks anew, for all interpreters at once (ARGS=--upgrade: newest versions; needs the network)
+	$(UV) pyproject.toml -o requirements.lock $(ARGS)
+	$(UV) pyproject.toml -c requirements.lock --group test --group lint --group deploy -o locks/dev.lock $(ARGS)
+	$(UV) -c locks/dev.lock --group ui -o locks/ui.lock $(ARGS)
+	$(UV) -c locks/dev.lock --group release -o locks/release.lock $(ARGS)
+
+audit: $(RELEASE)/.made ## known vulnerabilities of what the locks name (needs the network)
+	$(RELEASE)/bin/pip-audit --strict --require-hashes --disable-pip $(addprefix -r ,$(LOCKS))
 
 clean: ## remove the virtual environment and caches
 	rm -rf $(VENV) dist .coverage .hypothesis .pytest_cache .mypy_cache .ruff_cache
@@ -100,8 +121,16 @@ $(PY): | python
 
 $(VENV)/.run: pyproject.toml requirements.lock | $(PY)
 	@echo "installing pylb into $(VENV)"
-	@$(PIP) -e . && touch $@
+	@$(LOCKED) requirements.lock && $(PYLB) && touch $@
 
-$(VENV)/.dev: pyproject.toml requirements.lock | $(PY)
+$(VENV)/.dev: pyproject.toml locks/dev.lock | $(PY)
 	@echo "installing pylb and its tools into $(VENV)"
-	@$(PIP) -e '.[dev]' && touch $@ $(VENV)/.run
+	@$(LOCKED) locks/dev.lock && $(PYLB) && touch $@ $(VENV)/.run
+
+$(VENV)/.ui: locks/ui.lock | $(VENV)/.dev
+	@echo "installing what drives a browser into $(VENV)"
+	@$(LOCKED) locks/ui.lock && touch $@
+
+$(RELEASE)/.made: locks/release.lock | $(PY)
+	@$(PY) -m venv $(RELEASE)
+	@$(RELEASE)/bin/python -m pip --disable-pip-version-check install -q --require-hashes -r locks/release.lock && touch $@

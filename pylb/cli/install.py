@@ -87,7 +87,7 @@ class Host(NamedTuple):
 
     interpreter: Path  # a Python outside the home directories, with venv
     requirement: str  # pip's argument: a directory, a URL or pylb==VERSION
-    constraints: Path | None  # requirements.lock, where the source has one
+    lock: Path | None  # requirements.lock, where the source has one
     configured: bool  # a pylb.yaml is there already: then no starter config and no token of ours
     token: str  # for the starter config, ≥ 22 characters
     release: str  # a directory name that no earlier installation has
@@ -159,21 +159,22 @@ def _config(host: Host, etc: Path) -> list[Step]:
 
 
 def _environment(host: Host, venv: Path) -> list[Step]:
-    constraints = ("--constraint", str(host.constraints)) if host.constraints else ()
     # -I: no PYTHONPATH and no user site of whoever calls sudo.
     make = (str(host.interpreter), "-I", "-m", "venv", str(venv))
     pip = (str(venv / "bin/python"), "-I", "-m", "pip", "install", "--disable-pip-version-check", "--no-input")
     writable = "see that /opt is writable"
+    remedy = "pip says why above; without a way to PyPI set PIP_INDEX_URL or PIP_FIND_LINKS to a mirror and try again"
+    if host.lock:
+        needs = Step("install what pylb needs into it", Command((*pip, "--require-hashes", "-r", str(host.lock))), remedy)
+        install = [needs, Step("install pylb into it", Command((*pip, "--no-deps", host.requirement)), remedy)]
+    else:
+        install = [Step("install pylb into it", Command((*pip, host.requirement)), remedy)]
     return [
         # By themselves, with a mode of their own: another umask would shut the service out, or let others in.
         Step("make the program's directory", Directory(venv.parent.parent, 0o755, "root"), writable),
         Step("make the directory of its versions", Directory(venv.parent, 0o755, "root"), writable),
         Step("make the virtual environment", Command(make), "apt install python3-venv"),
-        Step(
-            "install pylb into it",
-            Command((*pip, "--upgrade", *constraints, host.requirement)),
-            "pip says why above; without a way to PyPI set PIP_INDEX_URL or PIP_FIND_LINKS to a mirror and try again",
-        ),
+        *install,
     ]
 
 
@@ -192,7 +193,7 @@ def host(prefix: Path) -> Host:
     return Host(
         interpreter=_interpreter((Path(sys.base_prefix) / "bin" / _python_name(), Path("/usr/bin/python3"))),
         requirement=requirement,
-        constraints=lock if lock.is_file() else None,
+        lock=lock if lock.is_file() else None,
         configured=(prefix / "etc/pylb/pylb.yaml").exists(),
         token=secrets.token_urlsafe(24),  # 32 characters, 192 bits
         release=f"{_version()}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}",

@@ -23,7 +23,7 @@ SOURCE = DEPLOY.parent
 HERE = Host(
     interpreter=Path("/usr/bin/python3"),
     requirement="/src/pylb",
-    constraints=Path("/src/pylb/requirements.lock"),
+    lock=Path("/src/pylb/requirements.lock"),
     configured=False,
     token="a-token-of-thirty-two-characters",
     release="0.1.0-20261124-120000",
@@ -65,10 +65,17 @@ def test_the_plan_makes_the_user_then_the_environment_then_checks_the_config_and
     assert commands(plan(HERE, Path("/"))) == [
         ("systemd-sysusers", "pylb.conf"),
         ("/usr/bin/python3", "-I", "-m", "venv", venv),
-        (*pip, "--upgrade", "--constraint", "/src/pylb/requirements.lock", "/src/pylb"),
+        (*pip, "--require-hashes", "-r", "/src/pylb/requirements.lock"),
+        (*pip, "--no-deps", "/src/pylb"),
         (f"{venv}/bin/pylb", "check", "-c", "/etc/pylb/pylb.yaml"),
         ("systemctl", "daemon-reload"),
     ]
+
+
+def test_without_a_lock_pip_chooses_what_pylb_needs() -> None:
+    """It came from an index, which has no lock."""
+    words = commands(plan(HERE._replace(lock=None, requirement="pylb==0.1.0"), Path("/")))
+    assert [argv[-2:] for argv in words if "pip" in argv] == [("--no-input", "pylb==0.1.0")]
 
 
 def test_in_another_directory_systemd_is_left_alone() -> None:
@@ -213,7 +220,7 @@ def tree(prefix: Path) -> dict[str, tuple[str, str, bytes]]:
 @pytest.mark.root
 def test_it_lays_out_user_config_token_and_unit(prefix: Path, run: Runner) -> None:
     assert install_service(print_only=False, prefix=prefix, run=run[0]) == 0
-    assert run[1] == ["systemd-sysusers", install.host(prefix).interpreter.name, "python"]
+    assert run[1] == ["systemd-sysusers", install.host(prefix).interpreter.name, "python", "python"]
     found = tree(prefix)
     assert {name: entry[:2] for name, entry in found.items()} == {
         "etc/sysusers.d/pylb.conf": ("0644", "0:root"),

@@ -1,5 +1,6 @@
 """What a test needs of the machine. Missing is a skip on a developer's machine and a failure where CI=true."""
 
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -20,6 +21,12 @@ def need(program: str) -> str:
     """The path of an installed program."""
     path = shutil.which(program)
     return path if path is not None else missing(f"{program} is not installed")
+
+
+def need_package(name: str, how: str) -> None:
+    """Of a group in pyproject.toml that `make test` does not install; `how` does."""
+    if importlib.util.find_spec(name) is None:
+        missing(f"{name} is not installed ({how})")
 
 
 def need_root() -> None:

@@ -60,19 +60,10 @@ class Service:
     def checkout(self) -> None:
         """A clone in /srv/pylb after `make run`, and what pip would fetch in /srv/wheels."""
         project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-        wanted = [*project["project"]["dependencies"], *project["build-system"]["requires"], "editables"]
-        wheels = [
-            "-m",
-            "pip",
-            "wheel",
-            "-q",
-            "-w",
-            str(self.machine.file("/srv/wheels")),
-            "-c",
-            str(ROOT / "requirements.lock"),
-        ]
-        done = subprocess.run([sys.executable, *wheels, *wanted], capture_output=True, text=True, timeout=300, check=False)
-        assert done.returncode == 0, done.stderr
+        wheels = [sys.executable, "-m", "pip", "wheel", "-q", "-w", str(self.machine.file("/srv/wheels"))]
+        for wanted in (["-r", str(ROOT / "requirements.lock")], [*project["build-system"]["requires"], "editables"]):
+            done = subprocess.run([*wheels, *wanted], capture_output=True, text=True, timeout=300, check=False)
+            assert done.returncode == 0, done.stderr
         for name in SOURCE:
             source, to = ROOT / name, self.machine.file(f"/srv/pylb/{name}")
             to.parent.mkdir(exist_ok=True)

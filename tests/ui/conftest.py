@@ -1,14 +1,19 @@
 """The status page in a real browser: Debian's Chromium, headless, driven by Playwright."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-from playwright.sync_api import Browser, sync_playwright
 
 from tests.app.conftest import echo_port, processes, pylb
-from tests.support.peers import need
+from tests.support.peers import need, need_package
 from tests.ui.watching import Watcher
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 __all__ = ["echo_port", "processes", "pylb"]  # fixtures
 
@@ -22,6 +27,9 @@ ARGUMENTS = (
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     program = need("chromium")
+    need_package("playwright", "make test-ui")
+    from playwright.sync_api import sync_playwright
+
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=program, args=ARGUMENTS)
         yield browser

@@ -3,6 +3,8 @@
 Real registry, feed and page; a quarter of an hour passes in a moment, and nobody dials the addresses that stand for nodes.
 """
 
+from __future__ import annotations
+
 import asyncio
 import io
 import json
@@ -10,10 +12,9 @@ import math
 import random
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-from PIL import Image
-from playwright.sync_api import Browser
 
 from pylb.control.health.prober import Question
 from pylb.core.address import Address, Listen, Ports
@@ -29,6 +30,9 @@ from tests.support.ports import free_port
 from tests.support.processes import ROOT
 from tests.ui.showcase import Showcase
 from tests.ui.watching import Watcher
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 IMAGES = ROOT / "docs" / "img"
 MOST_BYTES = 200_000
@@ -157,6 +161,8 @@ def _lose(show: Showcase, listen: Listen, server: Server) -> None:
 def test_the_pictures_of_the_readme(request: pytest.FixtureRequest, tmp_path: Path, browser: Browser) -> None:
     """Without --screenshots the first is made all the same, on ports anybody may open, and thrown away: so they can be made
     at any time."""
+    from PIL import Image
+
     wanted = request.config.getoption("--screenshots")
     folder = IMAGES if wanted else tmp_path
     quarter = Quarter({service: service if wanted else free_port() for service in SERVICES})

@@ -1,12 +1,14 @@
 """One page of the browser, and what a test asks of it."""
 
-from typing import Any
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import ConsoleMessage, Locator, Page, Request
-
 from tests.support.waiting import eventually
+
+if TYPE_CHECKING:
+    from playwright.sync_api import ConsoleMessage, Locator, Page, Request
 
 WITHIN = 5000.0  # ms
 MADE_BY_BROWSER = {"blob", "data"}  # schemes that are no request to anybody
@@ -71,6 +73,8 @@ class Watcher:
 
     def violations(self) -> list[str]:
         """What axe-core finds wrong with the page as it is, in both colour schemes."""
+        from axe_playwright_python.sync_playwright import Axe
+
         found = []
         for scheme in ("light", "dark"):
             self.page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
