@@ -1,14 +1,14 @@
 """phonehome tells pylb, from inside a pod, which ports to open and where to send them.
 
     settings   the environment, once, into frozen values; every mistake is listed at once
-    message    what is asked and what was answered: pure
-    foreign    text of the other side as a log may have it: pure
+    message    what is sent to pylb and what it answers: pure
+    foreign    makes text from the other side safe for a log: pure
     schedule   when to call next: pure; clock and randomness are arguments
-    journal    which of it deserves a line in the log: pure
+    journal    which events deserve a line in the log: pure
     pin        which public key a certificate has: pure, strict DER
-    client     one HTTP request with a deadline: the only module that touches the network
+    client     one HTTP request with a deadline: the only module that uses the network
     credentials  token, pins and authorities of one load balancer, read again from their files
-    runner     a loop per load balancer, all saying the same wish; the goodbye
+    runner     a loop per load balancer, all with the same goal; the goodbye
     preflight  whether the app answers yet (PYLB_WAIT)
     doorbell   how `phonehome drain` reaches the running process
 

@@ -18,16 +18,16 @@ from phonehome.settings import Settings, SettingsError, parse
 HELP = """\
 usage: phonehome [once | drain | release | --help | --version]
 
-Tells pylb which ports to open and to send them here, again and again while this runs.
+Tells pylb which ports to open and to send here, again and again while this runs.
 
-  (none)    register, and renew the registration until SIGTERM, which says goodbye
-  once      register once, without an end to the lease unless PYLB_TTL is set
+  (none)    register, and renew the registration until SIGTERM; then say goodbye
+  once      register once; the lease never ends unless PYLB_TTL is set
   drain     tell the running phonehome to say goodbye (preStop); without one, say it ourselves
-  release   give the registration up: pylb closes the ports if nobody else holds them
+  release   end the registration: pylb closes the ports if nobody else has them
 
-  PYLB_JOIN        what `pylb token create` printed: address, key and token in one; several with commas
-                   between them; or PYLB_JOIN_FILE, a file with it. Instead of URL, TOKEN, NAME and CA:
-  PYLB_URL         https://lb.example.net:9000, or several with commas between them
+  PYLB_JOIN        what `pylb token create` printed: address, key and token in one; several are separated
+                   by commas; or PYLB_JOIN_FILE, a file with it. Instead of URL, TOKEN, NAME and CA:
+  PYLB_URL         https://lb.example.net:9000, or several, separated by commas
   PYLB_TOKEN       the token that pylb has for this app; or PYLB_TOKEN_FILE, a file with it
   PYLB_NAME        the name of this app
   PYLB_INSTANCE    which one of several (default: the host name)
@@ -49,7 +49,7 @@ Also read, from the legacy image: WEBHOOK WEBHOOK_TOKEN NAME FRONTEND_PORT BACKE
 VERBS = ("run", "once", "drain", "release")
 STOP_SIGNALS = {signal.SIGTERM, signal.SIGINT}
 ONE_CALL = 15.0  # seconds
-GOODBYE_CALL = 5.0  # seconds: a preStop hook holds up the pod
+GOODBYE_CALL = 5.0  # seconds: a preStop hook delays the end of the pod
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -79,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except (ssl.SSLError, ValueError) as exc:
         reason = exc.reason if isinstance(exc, ssl.SSLError) else None
-        print(f"phonehome: PYLB_CA: holds no usable certificate ({reason or exc})", file=sys.stderr)
+        print(f"phonehome: PYLB_CA: contains no usable certificate ({reason or exc})", file=sys.stderr)
         return 2
     return _perform(verb, settings, context)
 
@@ -88,14 +88,14 @@ def _perform(verb: str, settings: Settings, context: ssl.SSLContext | None) -> i
     log = _logger()
     for endpoint in settings.endpoints:
         if not endpoint.secure and endpoint.host not in ("localhost", "::1") and not endpoint.host.startswith("127."):
-            log(f"{endpoint.label}: plain http: whoever is on the way can read the token")
+            log(f"{endpoint.label}: plain http: anyone on the path can read the token")
     if verb == "release":
         request, state = message.release(settings), message.RELEASED
         return 0 if broadcast(settings, context, request, state, log, timeout=ONE_CALL) else 1
     if verb == "drain":
         return _drain(settings, context, log)
-    # Blocked before any thread starts, so that only sigwait below ever sees them: no handler, no race. It also works
-    # as process 1 of a container, for which the kernel drops signals that are neither handled nor blocked.
+    # Blocked before any thread starts, so that only sigwait below sees them: no handler, no race. It also works as process 1 of
+    # a container, for which the kernel drops signals that are neither handled nor blocked.
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     if settings.once:
         return _once(settings, context, log)
@@ -143,7 +143,7 @@ def _logger() -> Callable[[str], None]:
                 sys.stdout.write(line + "\n")
                 sys.stdout.flush()
             except (OSError, ValueError):
-                pass  # nobody reads the log (a closed pipe, a full disk): the beats are what matters
+                pass  # nobody reads the log (a closed pipe, a full disk): the heartbeats matter more
 
     return log
 

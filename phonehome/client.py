@@ -1,8 +1,8 @@
 """One HTTP request to one load balancer, bounded in time and size. The only module that touches the network.
 
-The deadline covers the whole call: every socket operation gets what is left of it, so a peer that sends a byte a
-second ends with the call. Redirects are not followed and no proxy variable is looked at, by not having the code.
-A connection serves one request: beats are far apart, and a fresh connection is what notices a pylb that moved.
+The deadline covers the whole call: every socket operation gets the time that remains, so a peer that sends a byte a
+second ends with the call. Redirects and proxy variables are ignored: there is no code for them.
+Each request has its own connection: heartbeats are far apart, and only a fresh connection notices a pylb that moved.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from phonehome.values import Endpoint, Token
 
 CONNECT_TIMEOUT = 5.0  # seconds, for one address
 RESOLVE_TIMEOUT = 5.0  # resolv.conf's own default for one try of one server
-CALL_TIMEOUT = 15.0  # a whole beat
-MAX_ANSWER = 64 * 1024  # bytes: status line, headers, interim answers, body and what frames it
+CALL_TIMEOUT = 15.0  # a whole heartbeat
+MAX_ANSWER = 64 * 1024  # bytes: status line, headers, interim answers, body and its framing
 
 TIMEOUTS = (TimeoutError, socket.timeout)  # two classes until Python 3.10
 FAMILIES = {"source4": socket.AF_INET, "source6": socket.AF_INET6}
 
 
 class CallError(Exception):
-    """There was no answer. `what` is a stable kind, `detail` the words of this time, `hint` what to look at.
+    """There was no answer. `what` is a stable kind, `detail` describes this occurrence, `hint` says what to check.
 
-    `unsent`: certain that not a byte of the request left this machine.
+    `unsent`: certainly no byte of the request left this machine.
     """
 
     def __init__(self, what: str, detail: str = "", hint: str = "", *, unsent: bool = False) -> None:
@@ -46,16 +46,16 @@ class CallError(Exception):
 
 
 def trust(ca: str | None) -> ssl.SSLContext:
-    """One context for all load balancers. Raises ssl.SSLError or ValueError for a `ca` that holds no usable certificate.
+    """One context for all load balancers. Raises ssl.SSLError or ValueError if `ca` contains no usable certificate.
 
-    VERIFY_X509_PARTIAL_CHAIN: the certificate in PYLB_CA may be pylb's own instead of its issuer's.
+    VERIFY_X509_PARTIAL_CHAIN: PYLB_CA may be pylb's own certificate instead of its issuer's.
     """
     if ca is None:
         return ssl.create_default_context()
     blocks = re.findall(r"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", ca, re.DOTALL)
     if not blocks:
         raise ValueError("no PEM certificate")
-    # As DER: for PEM that says it is encrypted OpenSSL would open the terminal, ask, and wait.
+    # As DER: for PEM that claims to be encrypted, OpenSSL would open the terminal, ask, and wait.
     context = ssl.create_default_context(cadata=b"".join(ssl.PEM_cert_to_DER_cert(block) for block in blocks))
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
     return context
@@ -63,7 +63,7 @@ def trust(ca: str | None) -> ssl.SSLContext:
 
 @functools.lru_cache(maxsize=1)
 def pinned_trust() -> ssl.SSLContext:
-    """No name and no date is checked: the key is (see `Client._check_pin`), and it outlives its certificates."""
+    """Checks neither name nor date: the key counts (see `Client._check_pin`), and it outlives its certificates."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.check_hostname = False
@@ -80,10 +80,10 @@ class Cancel:
         self.aborted = False
 
     def guard(self, end: Callable[[], None]) -> None:
-        """From here on the call waits for something that `end` interrupts. Raise CallError if it is too late."""
+        """From here on the call waits for something that `end` interrupts. Raises CallError if it was aborted before."""
         with self._lock:
             if self.aborted:
-                raise CallError("given up", unsent=True)  # guards stand before the request only
+                raise CallError("given up", unsent=True)  # guards are only set before the request
             self._end = end
 
     def abort(self) -> None:
@@ -95,7 +95,7 @@ class Cancel:
 
 
 class Resolver:
-    """Addresses of one host; the last ones that were found stay in use while DNS fails."""
+    """Addresses of one host; the last ones found stay in use while DNS fails."""
 
     def __init__(self, endpoint: Endpoint, address: str) -> None:
         self._endpoint = endpoint
@@ -103,7 +103,7 @@ class Resolver:
         self._changed = threading.Condition()
         self._asking = False
         self.known: list[tuple[int, Any]] = []  # (family, sockaddr)
-        self.trouble = ""  # of the last look-up; empty when it worked
+        self.trouble = ""  # of the last look-up; empty if it worked
         try:
             ipaddress.ip_address(endpoint.host)
             self.literal = True
@@ -113,9 +113,9 @@ class Resolver:
             self._ask()  # needs no DNS and never changes
 
     def refresh(self, timeout: float, cancel: Cancel) -> None:
-        """Ask again, at most `timeout` seconds; then `known` is fresh, or `trouble` says why it is not.
+        """Look up again, for at most `timeout` seconds; then `known` is fresh, or `trouble` says why it is not.
 
-        getaddrinfo cannot be interrupted, hence the thread; while one hangs no second one is started.
+        getaddrinfo cannot be interrupted, hence the thread; while one hangs, no second one is started.
         """
         if self.literal:
             return
@@ -153,7 +153,7 @@ class Client:
         self.use(endpoint.pins, context)
 
     def use(self, pins: tuple[str, ...], context: ssl.SSLContext | None) -> None:
-        """From the next call on: whom to take for this load balancer. Pins win over `context`."""
+        """Set whom to trust for this load balancer, from the next call on. Pins win over `context`."""
         self._pins, self._context = pins, pinned_trust() if pins else context
 
     @property
@@ -173,7 +173,7 @@ class Client:
         cancel: Cancel | None = None,
         ask_dns: bool = True,
     ) -> Reply:
-        """Raise CallError, never OSError. Without `ask_dns` the last known addresses serve, when there are any."""
+        """Raises CallError, never OSError. Without `ask_dns` the last known addresses are used, if there are any."""
         deadline = time.monotonic() + timeout
         cancel = cancel or Cancel()
         if ask_dns or not self._resolver.known:
@@ -204,7 +204,7 @@ class Client:
             return
         found = key_pin(sock.getpeercert(binary_form=True) or b"")
         if not any(hmac.compare_digest(found, pin) for pin in self._pins):
-            hint = "another machine, or a new key: its owner makes a new join string by `pylb token rotate`"
+            hint = "another machine, or a new key: its owner makes a new join string with `pylb token rotate`"
             raise CallError("not the key of the join string", f"it has {found or 'no certificate'}", hint, unsent=True)
 
     def _connect(self, deadline: float, cancel: Cancel) -> socket.socket:
@@ -247,7 +247,7 @@ class Client:
             headers["Content-Type"] = "application/json"
         connection.request(request.method, self._endpoint.prefix + request.path, request.body, headers)
         with connection.getresponse() as response:
-            body = response.read(MAX_ANSWER)  # with a number: without one, room is made for whatever Content-Length says
+            body = response.read(MAX_ANSWER)  # with a size: without one, memory for the whole Content-Length is allocated
             return Reply(response.status, {key.lower(): value for key, value in response.getheaders()}, body)
 
     def _explain(self, exc: Exception) -> CallError:
@@ -264,8 +264,8 @@ class Client:
 
 
 def _shut(sock: socket.socket) -> None:
-    """Wakes a thread that is blocked in it, which close would not. Not SSLSocket's own shutdown: that one drops the
-    TLS state under the reader's feet and lets it read on in plain text."""
+    """Wakes a thread that is blocked in the socket, which close would not. Not SSLSocket's own shutdown: that one drops the
+    TLS state while the reader uses it, and lets it read on in plain text."""
     try:
         socket.socket.shutdown(sock, socket.SHUT_RDWR)
     except OSError:
@@ -280,8 +280,8 @@ def _left(deadline: float) -> float:
 
 
 class _Reader(io.RawIOBase):
-    """The reading end of a _Bounded socket. All that http.client reads comes through here, so the bound stands here:
-    its own ones are 6 MiB of headers, and none for interim answers (100 Continue) and for trailers."""
+    """The reading end of a _Bounded socket. Everything that http.client reads comes through here, so the bound is here:
+    http.client's own ones are 6 MiB for headers, and none for interim answers (100 Continue) and trailers."""
 
     def __init__(self, sock: socket.socket, deadline: float) -> None:
         self._sock, self._deadline = sock, deadline
@@ -300,7 +300,7 @@ class _Reader(io.RawIOBase):
 
 
 class _Bounded:
-    """What http.client sees of a socket: bounded in time, and in what it reads."""
+    """The socket as http.client sees it: bounded in time, and in how much it reads."""
 
     def __init__(self, sock: socket.socket, deadline: float) -> None:
         self._sock, self._deadline = sock, deadline
@@ -313,4 +313,4 @@ class _Bounded:
         return io.BufferedReader(_Reader(self._sock, self._deadline))
 
     def close(self) -> None:
-        """Idle on purpose: http.client closes before the answer is read; the owner closes."""
+        """Does nothing: http.client closes before the answer is read; the owner closes."""

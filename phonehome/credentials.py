@@ -1,7 +1,7 @@
-"""What one load balancer is called with, and whom to take for it: token, pins, authorities.
+"""What a load balancer is called with, and how it is trusted: token, pins, authorities.
 
 Their files are read again before each call, so that a rotated Secret or a renewed certificate needs no restart. A file
-that is missing or half written changes nothing: what was read before stays in use, and the log says so once.
+that is missing or incomplete changes nothing: the previous content stays in use, and the log says so once.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from phonehome.client import trust
 from phonehome.settings import Settings, parse_joins
 from phonehome.values import Endpoint, Token, clean_token
 
-MOST = 64 * 1024  # bytes of a file
+MOST = 64 * 1024  # bytes per file
 
 
 def read_file(path: str) -> str:
@@ -22,7 +22,7 @@ def read_file(path: str) -> str:
 
 
 def tokens(settings: Settings) -> list[Token]:
-    """Of all load balancers, as they are now."""
+    """The current tokens of all load balancers."""
     found = [Credentials(settings, endpoint, None, lambda _line: None) for endpoint in settings.endpoints]
     for one in found:
         one.refresh()
@@ -35,7 +35,7 @@ class Credentials:
     def __init__(
         self, settings: Settings, endpoint: Endpoint, context: ssl.SSLContext | None, log: Callable[[str], None]
     ) -> None:
-        """`context` is what `trust` made of `settings.ca`."""
+        """`context` is what `trust` made from `settings.ca`."""
         self.token: Token = endpoint.token or settings.token
         self.pins = endpoint.pins
         self.context = context
@@ -48,11 +48,11 @@ class Credentials:
     def refresh(self) -> None:
         trouble = self._read()
         if trouble and trouble != self._said:
-            self._log(f"{self._label}: {trouble}; what was read before stays in use")
+            self._log(f"{self._label}: {trouble}; the previous content stays in use")
         self._said = trouble
 
     def _read(self) -> str:
-        """What is wrong with the files, without a word of their content."""
+        """What is wrong with the files, without any of their content."""
         for path, use in (
             (self._settings.token_file, self._use_token),
             (self._settings.join_file, self._use_join),
@@ -71,7 +71,7 @@ class Credentials:
     def _use_token(self, text: str) -> str:
         token = clean_token(text)
         if token is None:
-            return "holds no token"
+            return "contains no token"
         self.token = token
         return ""
 
@@ -81,7 +81,7 @@ class Credentials:
         mine = next((one for one in found if one.label == self._label), None)
         if mine is None or mine.token is None:
             where = ", ".join(one.label for one in found) or "nothing"
-            return problems[0] if problems else f"names {where} now (a restart follows that)"
+            return problems[0] if problems else f"now names {where} (which needs a restart)"
         self.token, self.pins = mine.token, mine.pins
         return ""
 
@@ -90,6 +90,6 @@ class Credentials:
             try:
                 self.context = trust(text)
             except (ssl.SSLError, ValueError):
-                return "holds no usable certificate"
+                return "contains no usable certificate"
             self._ca = text
         return ""

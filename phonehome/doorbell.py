@@ -1,15 +1,15 @@
 """How `phonehome drain` reaches the running process: an abstract unix socket, so that no writable folder is needed.
 
-Its name comes from the user, the registration's name and its instance: an abstract socket is visible in the whole
-network namespace, which pods with hostNetwork share, and anybody in there may bind or connect to any abstract name.
-The user alone (SO_PEERCRED) says little: containers of many pods run as the same number. So each side proves that it
-knows a token of this phone-home, which both read from their environment or its files; it is never sent.
+Its name comes from the user, the registration's name and its instance. An abstract socket is visible in the whole
+network namespace, which pods with hostNetwork share, and anybody there may bind or connect to any abstract name. The
+user id (SO_PEERCRED) says little: containers of many pods run under the same one. So each side proves that it knows a
+token of this phone-home, which both read from their environment or its files; the token is never sent.
 
     caller                       running process
     NONCE
-                                 NONCE PROOF…      of each token: HMAC-SHA256 over role, door and both nonces
+                                 NONCE PROOF…      for each token: HMAC-SHA256 over role, door and both nonces
     drain PROOF…
-                                 {"lines": […]}    what became of it
+                                 {"lines": […]}    the outcome
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from collections.abc import Callable, Sequence
 MAX_LINE = 16 * 1024  # bytes
 NONCE_BYTES = 16
 LINE_TIMEOUT = 2.0  # seconds for a line that needs no work
-BIND_AGAIN = 5.0  # seconds; the predecessor on this node may still hold the name
+BIND_AGAIN = 5.0  # seconds; the previous process on this node may still have the name
 
 Answer = Callable[[], "list[str]"]
 
 
 class BusyError(Exception):
-    """A process answers at the door and did not take the order."""
+    """A process answers at the door but did not take the order."""
 
 
 def door(name: str, instance: str, uid: int) -> str:
@@ -42,14 +42,14 @@ def door(name: str, instance: str, uid: int) -> str:
 
 
 def trusted(sock: socket.socket) -> bool:
-    """Whether the other end is our own user or root."""
+    """Whether the other end runs as our own user or as root."""
     size = struct.calcsize("3i")
     _, uid, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size))
     return uid in (os.getuid(), 0)
 
 
 class _Talk:
-    """What one conversation at a door is proven with."""
+    """The data that the proofs of one conversation are made from."""
 
     def __init__(self, door_name: str, tokens: Sequence[str], caller: str, bell: str) -> None:
         """`caller` and `bell` are their nonces."""
@@ -60,14 +60,14 @@ class _Talk:
         return [hmac.new(token.encode(), f"{role} {self._said}".encode(), "sha256").hexdigest() for token in self._tokens]
 
     def proven(self, role: str, given: Sequence[str]) -> bool:
-        """One token in common is enough: a join file may have got one more since the process started."""
+        """One common token is enough: a join file may have been extended since the process started."""
         return any(hmac.compare_digest(mine.encode(), one.encode()) for mine in self.proofs(role) for one in given)
 
 
 def ring(name: str, instance: str, tokens: Sequence[str], timeout: float) -> list[str] | None:
-    """Tell the running process to drain; the lines it has to say, or None when nobody proves to be that process.
+    """Tell the running process to drain. Returns the lines that it reports, or None if no process proves to be that one.
 
-    Raise BusyError when one did and the order was not answered within `timeout` seconds.
+    Raises BusyError if one did, and did not answer the order within `timeout` seconds.
     """
     where = door(name, instance, os.getuid())
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
@@ -94,9 +94,9 @@ def ring(name: str, instance: str, tokens: Sequence[str], timeout: float) -> lis
 
 
 class Doorbell:
-    """The running process's side; `answer` carries the order out and returns what to tell the caller.
+    """The running process's side; `answer` carries out the order and returns the lines for the caller.
 
-    `tokens` are those of now: files may have changed since the start.
+    `tokens` returns the current ones: files may have changed since the start.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class Doorbell:
         self._sock: socket.socket | None = None
 
     def open(self) -> bool:
-        """Bind now, so that a drain that follows the start finds us; False when another process holds the name."""
+        """Bind now, so that a drain right after the start finds us; False if another process has the name."""
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             sock.bind(self._name)
@@ -122,7 +122,7 @@ class Doorbell:
         return True
 
     def serve(self) -> None:
-        """Until `close`. One caller at a time: there is one order, and giving it twice changes nothing."""
+        """Runs until `close`. One caller at a time: there is only one order, and repeating it changes nothing."""
         if self._sock is None:
             self._log("another phonehome of this name and instance runs here: `phonehome drain` reaches that one")
         while self._sock is None and not self._stopped.wait(BIND_AGAIN):
@@ -133,7 +133,7 @@ class Doorbell:
             try:
                 caller, _ = self._sock.accept()
             except OSError:
-                return  # closed under us: that is how `close` ends this thread
+                return  # `close` closed the socket to end this thread
             with caller:
                 self._attend(caller)
 
@@ -143,7 +143,7 @@ class Doorbell:
             try:
                 self._sock.shutdown(socket.SHUT_RDWR)  # wakes accept
             except OSError:
-                pass  # never connected; closing is all there is to do
+                pass  # never connected; nothing but the close remains to be done
             self._sock.close()
 
     def _attend(self, caller: socket.socket) -> None:
@@ -152,7 +152,7 @@ class Doorbell:
             if trusted(caller) and self._ordered(caller):
                 caller.sendall(json.dumps({"lines": self._answer()}).encode() + b"\n")
         except (OSError, ValueError):
-            pass  # the caller left, or is none of ours; the order, if it came through, is carried out all the same
+            pass  # the caller left, or is not one of ours; an order that arrived is carried out all the same
 
     def _ordered(self, caller: socket.socket) -> bool:
         [theirs] = _words(caller)
@@ -164,18 +164,18 @@ class Doorbell:
 
 
 def _words(sock: socket.socket) -> list[str]:
-    """Of one line of our own. Raise ValueError when it is none: not ASCII, or not a word in it."""
+    """The words of one line of our protocol. Raises ValueError for a line that is not ASCII or is empty."""
     words = _line(sock, LINE_TIMEOUT).decode("ascii").split()
     if not words:
-        raise ValueError("nothing was said")
+        raise ValueError("an empty line")
     return words
 
 
 def _line(sock: socket.socket, timeout: float) -> bytes:
-    """One line without its end; what came before the other side closed or said too much. Raise OSError."""
+    """One line without its end, or what came before the other side closed or sent too much. Raises OSError."""
     deadline, data = time.monotonic() + timeout, b""
     while b"\n" not in data and len(data) < MAX_LINE:
-        sock.settimeout(max(deadline - time.monotonic(), 0.001))  # what is left for the whole line
+        sock.settimeout(max(deadline - time.monotonic(), 0.001))  # the time that remains for the whole line
         chunk = sock.recv(MAX_LINE)
         if not chunk:
             break

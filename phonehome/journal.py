@@ -1,6 +1,6 @@
-"""Which answers deserve a line in the log, and which words. Pure: the clock is an argument, lines are returned.
+"""Which answers deserve a line in the log, and its words. Pure: the clock is an argument, lines are returned.
 
-A line is said when something changed: a beat that changes nothing is silent, a refusal that repeats is said once and
+A line is logged when something changed: a heartbeat that changes nothing is silent; a repeated refusal is logged once and
 then every ten minutes. One Journal per load balancer.
 """
 
@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from phonehome.message import DRAINING, READY, RELEASED, Accepted, Placed, Refused
 
 REMIND = 600.0  # seconds between two lines about the same trouble
-REMEMBERED = 32  # distinct troubles; beyond that the oldest may be said again early
+REMEMBERED = 32  # distinct troubles; beyond that the oldest may be logged again early
 
 HINTS = {
     "refused": "nothing listens on that NodePort there: does the Service exist, is externalTrafficPolicy Local?",
@@ -51,16 +51,16 @@ class Journal:
 
     def refused(self, answer: Refused, now: float) -> list[str]:
         text = f"refused: {answer.status} {answer.error}" + (f": {answer.detail}" if answer.detail else "")
-        # What passes by itself may carry a count that differs each time: one line per kind is enough.
+        # A passing trouble may contain a count that differs each time: one line per kind is enough.
         key = (str(answer.status), answer.error) + (() if answer.passing else (answer.detail, answer.hint))
         return self._trouble(key, text, answer.hint, now)
 
     def failed(self, what: str, detail: str, hint: str, now: float) -> list[str]:
-        """No answer at all: `what` is a stable kind such as "no connection", `detail` the words of this time."""
+        """There was no answer: `what` is a stable kind such as "no connection", `detail` describes this occurrence."""
         return self._trouble((what,), f"{what}: {detail}" if detail else what, hint, now)
 
     def resolved(self, trouble: str, kept: Iterable[str]) -> list[str]:
-        """After a look-up that failed (`trouble`, and the addresses still used) or worked (empty `trouble`)."""
+        """After a look-up that failed (`trouble`, and the addresses still in use) or worked (empty `trouble`)."""
         if bool(trouble) == self._resolver_down:
             return []
         self._resolver_down = bool(trouble)
@@ -89,7 +89,7 @@ class Journal:
         self._failing_since, self._failed_calls = None, 0
 
     def _noticed(self, answer: Accepted) -> Iterator[str]:
-        """A pylb that lost what it knew: no harm, this very call told it again, but its owner wants to know."""
+        """A pylb that lost its state: no harm, because this very call registered it again, but its owner wants to know."""
         if self._last is None:
             return
         if answer.result == "created":

@@ -1,10 +1,10 @@
-"""What is asked of pylb and what it answered (its native registration API). Pure: no socket, no clock, no log.
+"""The requests to pylb and its answers (its native registration API). Pure: no socket, no clock, no log.
 
     PUT    {prefix}/v1/registrations/{name}/{instance}   {"frontends": […], "address": …, "ttl": …, "state": …}
     DELETE {prefix}/v1/registrations/{name}/{instance}
 
-Answers are read leniently (unknown keys are ignored, missing ones have a default), so that an older phone-home goes
-on working with a newer pylb; only JSON that is no answer of pylb at all is taken for a refusal.
+Answers are read leniently (unknown keys are ignored, missing ones have a default), so that an older phone-home still
+works with a newer pylb; only JSON that cannot be an answer of pylb counts as a refusal.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from phonehome.settings import SOURCES, Settings
 from phonehome.values import NotationError, parse_url
 
 MOST_FRONTENDS = 64  # of a registration (the server's rule); an answer with more is not pylb's
-MOST_NUMBER = 1 << 62  # JSON has no end of digits; no number of pylb's is larger
+MOST_NUMBER = 1 << 62  # JSON does not limit the digits; pylb sends no larger number
 READY, DRAINING = "ready", "draining"  # `state` on the wire
 RELEASED = "released"  # what a DELETE leaves behind
 
@@ -42,7 +42,7 @@ class Reply(NamedTuple):
 
 
 class Placed(NamedTuple):
-    """One port as pylb has it now: `address` and `target_port` are where it sends."""
+    """One port as pylb has it now; it sends to `address` and `target_port`."""
 
     port: int
     address: str
@@ -55,9 +55,9 @@ class Accepted(NamedTuple):
     result: str  # created | unchanged | moved | updated | released
     generation: int
     durable: bool
-    ttl: int | None  # the lease as granted, seconds
+    ttl: int | None  # the granted lease, seconds
     frontends: tuple[Placed, ...]
-    note: str = ""  # what pylb wants its owner to know, such as an address that it did not take
+    note: str = ""  # a message from pylb for the owner, such as an address that it did not accept
 
 
 class Refused(NamedTuple):
@@ -69,7 +69,7 @@ class Refused(NamedTuple):
 
     @property
     def passing(self) -> bool:
-        """Whether the same call may succeed later without anybody changing anything."""
+        """Whether the same call may succeed later without a change by anybody."""
         return self.status in (408, 429) or self.status >= 500
 
 
@@ -108,7 +108,7 @@ def _path(settings: Settings) -> str:
 
 
 def read(reply: Reply, now: float, token: str) -> Answer:
-    """`now` is Unix time and serves only a Retry-After that is given as a date; `token` is what no text may repeat."""
+    """`now` is Unix time, used only for a Retry-After given as a date; `token` is what no text may repeat."""
     if 300 <= reply.status < 400:
         return Refused(
             reply.status,
@@ -133,7 +133,7 @@ def read(reply: Reply, now: float, token: str) -> Answer:
 
 
 def _place(reply: Reply, token: str) -> str:
-    """Where a redirect points, without a path: that is text of theirs."""
+    """The target of a redirect, without its path, which is foreign text."""
     try:
         found = parse_url(reply.headers.get("location", ""))
     except NotationError:
@@ -150,7 +150,7 @@ def _document(body: bytes) -> dict[str, Any] | None:
 
 
 def _foreign(reply: Reply) -> Refused:
-    """Not a word of it: error pages show what they were asked, token and all."""
+    """Quotes nothing: error pages show the request, including the token."""
     what = "HTML" if reply.body.lstrip()[:1] == b"<" else "something"
     detail = f"answered {reply.status} with {what} that is not pylb's JSON ({len(reply.body)} bytes)"
     return Refused(reply.status, "not_pylb", detail, "does PYLB_URL name pylb's webhook address and port?", None)
@@ -187,14 +187,14 @@ def _address(value: object) -> str:
 
 
 def _number(value: object) -> int | None:
-    """A number of JSON as a whole one; true is an int in Python and is none in JSON."""
+    """A JSON number as a whole one; true is an int in Python, but not a number in JSON."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= MOST_NUMBER:  # NaN is not
         return None
     return int(value)
 
 
 def _retry_after(reply: Reply, now: float) -> float | None:
-    """RFC 9110 section 10.2.3: seconds or a date. Counts on 429 and 503 only; how much of it, the schedule says."""
+    """RFC 9110 section 10.2.3: seconds or a date. Only for 429 and 503; the schedule decides how much of it counts."""
     text = reply.headers.get("retry-after", "").strip()
     if reply.status not in (429, 503) or not text:
         return None

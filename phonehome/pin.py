@@ -1,9 +1,9 @@
 """Which public key a certificate has, as join strings pin it. Pure.
 
-The handshake proves that the peer has the private key of its certificate, as OpenSSL reads that certificate. So what
-is pinned here must be the key that OpenSSL finds, in whatever bytes an attacker may send. OpenSSL takes BER; this
-takes strict DER alone (X.690, 10.1 and 11): each tag on the way to the key is the one that RFC 5280 names, each length
-is definite and minimal, and the elements fill what holds them to its last byte. Then nobody can see other borders.
+The handshake proves that the peer has the private key of its certificate, as OpenSSL reads that certificate. So the key that
+is compared here must be the one that OpenSSL finds, whatever bytes an attacker sends. OpenSSL accepts BER; this accepts only
+strict DER (X.690, 10.1 and 11): each tag on the path to the key is the one that RFC 5280 names, each length is definite and
+minimal, and the elements fill their container to its last byte. Then the bytes have only one possible structure.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from typing import NamedTuple
 
 INTEGER, BIT_STRING, SEQUENCE = 0x02, 0x03, 0x30
 VERSION = 0xA0
-CERTIFICATE = [SEQUENCE, SEQUENCE, BIT_STRING]  # what is signed, by which algorithm, the signature
+CERTIFICATE = [SEQUENCE, SEQUENCE, BIT_STRING]  # the signed part, the algorithm, the signature
 BEFORE_KEY = [INTEGER, SEQUENCE, SEQUENCE, SEQUENCE, SEQUENCE]  # serial number, signature, issuer, validity, subject
 AFTER_KEY = [0x81, 0x82, 0xA3]  # two unique IDs and the extensions, each optional, in this order
-KEY = [SEQUENCE, BIT_STRING]  # its algorithm and itself
+KEY = [SEQUENCE, BIT_STRING]  # the algorithm and the key itself
 
 
 class NotDerError(ValueError):
@@ -32,7 +32,7 @@ class Element(NamedTuple):
 
 
 def key_pin(certificate: bytes) -> str:
-    """SHA-256 of the public key of a DER certificate (RFC 7469, 2.4), base64url without padding; "" if it is none."""
+    """SHA-256 of the public key of a DER certificate (RFC 7469, 2.4), base64url without padding; "" if it is not one."""
     try:
         key = public_key(certificate)
     except NotDerError:
@@ -41,11 +41,11 @@ def key_pin(certificate: bytes) -> str:
 
 
 def public_key(certificate: bytes) -> bytes:
-    """The SubjectPublicKeyInfo of a certificate (RFC 5280, 4.1), as it stands there. Raise NotDerError."""
+    """The SubjectPublicKeyInfo of a certificate (RFC 5280, 4.1), byte for byte. Raises NotDerError."""
     [whole] = _expect(_elements(certificate, 0, len(certificate)), [SEQUENCE])
     signed, _, _ = _expect(_inside(certificate, whole), CERTIFICATE)
     fields = _inside(certificate, signed)
-    if fields and fields[0].tag == VERSION:  # not there in version 1
+    if fields and fields[0].tag == VERSION:  # absent in version 1
         _expect(_inside(certificate, fields.pop(0)), [INTEGER])
     count = len(BEFORE_KEY)
     _expect(fields[: count + 1], [*BEFORE_KEY, SEQUENCE])
@@ -67,7 +67,7 @@ def _inside(data: bytes, element: Element) -> list[Element]:
 
 
 def _elements(data: bytes, start: int, end: int) -> list[Element]:
-    """All elements from `start`, the last of which ends exactly at `end`. Raise NotDerError."""
+    """All elements from `start`; the last one must end exactly at `end`. Raises NotDerError."""
     found: list[Element] = []
     while start < end:
         found.append(_element(data, start, end))

@@ -1,7 +1,7 @@
-"""A loop per load balancer, all following one wish; the goodbye.
+"""A loop per load balancer, all with the same goal; the goodbye.
 
-Threads, because each loop is a line of "wait, call, read the answer", because one load balancer that hangs must not
-delay another, and because blocking calls keep asyncio out of the pod's memory. They meet in `Wish` alone.
+Threads: each loop is simply "wait, call, read the answer", one load balancer that hangs must not delay another, and blocking
+calls need no asyncio in the pod's memory. The loops share only `Wish`.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from phonehome.schedule import Schedule, Uniform
 from phonehome.settings import Settings
 from phonehome.values import Endpoint
 
-GRACE = 1.0  # seconds that a call under way is given when a goodbye is due: sent twice is better than sent out of order
+GRACE = 1.0  # seconds for a call under way when a goodbye is due: sent twice is better than sent out of order
 GOODBYE = 3.0  # seconds for the goodbye itself; Kubernetes grants 30 for everything
-GOODBYE_AGAIN = 0.5  # seconds between two tries of it
+GOODBYE_AGAIN = 0.5  # seconds between two attempts
 PROBE_EVERY = 2.0  # seconds between two looks at PYLB_WAIT
 PROBE_FALL = 2  # misses in a row: one lost SYN of a busy app is not a fault
-DRAIN_ANSWER = GRACE + GOODBYE + 0.5  # seconds until `phonehome drain` is told what happened, done or not
+DRAIN_ANSWER = GRACE + GOODBYE + 0.5  # seconds until `phonehome drain` gets its answer, done or not
 
 Log = Callable[[str], None]
 Outcome = Union[Answer, CallError]  # noqa: UP007  evaluated at run time: X | Y needs Python 3.10
 
 
 class Caller:
-    """One load balancer as the verbs see it: ask, log what is worth it, hand back the outcome."""
+    """One load balancer as the verbs see it: call it, log what is worth it, return the outcome."""
 
     def __init__(
         self,
@@ -71,7 +71,7 @@ class Caller:
         except CallError as exc:
             outcome = exc
         lines = self._journal.resolved(self._client.dns_trouble, self._client.addresses)
-        if not (cancel and cancel.aborted):  # we ended it ourselves: nobody needs to hear that it failed
+        if not (cancel and cancel.aborted):  # we ended it ourselves: its failure is no news
             lines += self._lines(outcome, state)
         for line in lines:
             self._log(line)
@@ -89,7 +89,7 @@ class Caller:
 def broadcast(
     settings: Settings, context: ssl.SSLContext | None, request: Request, state: str, log: Log, *, timeout: float
 ) -> bool:
-    """One call to every load balancer at the same time; True when all of them accepted it."""
+    """One call to every load balancer at the same time; True if all of them accepted it."""
     outcomes: list[Outcome] = []
 
     def ask(caller: Caller) -> None:
@@ -105,7 +105,7 @@ def broadcast(
 
 
 class Wish:
-    """What every load balancer should hear. Everything in it is guarded by `changed`."""
+    """What every load balancer should know. `changed` guards all of it."""
 
     def __init__(self, *, app_up: bool) -> None:
         self.changed = threading.Condition()
@@ -119,7 +119,7 @@ class Wish:
         return READY if self._app_up and not self._draining else DRAINING
 
     def set(self, *, app_up: bool | None = None, draining: bool = False, stopping: bool = False) -> None:
-        """Draining and stopping are for good: nothing takes them back."""
+        """Draining and stopping are final."""
         with self.changed:
             self._app_up = self._app_up if app_up is None else app_up
             self._draining = self._draining or draining
@@ -129,14 +129,14 @@ class Wish:
 
 
 class Loop(threading.Thread):
-    """Keeps one load balancer informed until the wish says stop, then says goodbye."""
+    """Keeps one load balancer informed until the wish is to stop, then says goodbye."""
 
     def __init__(self, settings: Settings, wish: Wish, caller: Caller, schedule: Schedule, log: Log) -> None:
         super().__init__(name=caller.label, daemon=True)
         self.label = caller.label
-        self.saying: str | None = None  # the state that the call under way announces
+        self.saying: str | None = None  # the state in the call under way
         self.acknowledged: str | None = None  # the state that the load balancer last accepted
-        self.told = False  # whether it may hold a registration of ours: else there is nothing to take back
+        self.told = False  # whether it may have a registration of ours; else there is nothing to undo
         self.cancel = Cancel()
         self._pause = threading.Event()  # never set: a pause between two tries of the goodbye
         self._settings, self._wish, self._caller, self._schedule, self._log = settings, wish, caller, schedule, log
@@ -152,23 +152,23 @@ class Loop(threading.Thread):
                 self._pause.wait(min(GOODBYE_AGAIN, left))
 
     def _wait(self, seen: int, due: float) -> tuple[int, str] | None:
-        """Until there is something to say: (version of the wish, state); None when the wish is to stop."""
+        """Wait until there is something to say: (version of the wish, state); None when the wish is to stop."""
         wish = self._wish
         with wish.changed:
             while not wish.stopping:
                 left = due - time.monotonic()
                 silent = wish.state == DRAINING and not self.told
-                changed = wish.version != seen and seen >= 0  # before the first call only its time counts
+                changed = wish.version != seen and seen >= 0  # before the first call only its time matters
                 if not silent and (changed or left <= 0):
                     return wish.version, wish.state
                 wish.changed.wait(None if silent else max(left, 0.0))
         return None
 
     def _beat(self, state: str) -> float:
-        """Say it once; the time of the next call."""
+        """Call once; returns the time of the next call."""
         try:
             outcome = self._say(state, CALL_TIMEOUT)
-        except Exception as exc:  # noqa: BLE001  the task boundary: a bug must not end the beats
+        except Exception as exc:  # noqa: BLE001  the task boundary: a bug must not end the heartbeats
             self._log(f"{self.label}: internal error: {type(exc).__name__}: {exc}")
             return self._schedule.failed(time.monotonic())
         now = time.monotonic()
@@ -196,7 +196,7 @@ class Loop(threading.Thread):
 
 
 class Runner:
-    """Everything of a running phone-home. `uniform` is the randomness of the schedule."""
+    """A whole running phone-home. `uniform` is the randomness of the schedule."""
 
     def __init__(
         self,
@@ -224,20 +224,20 @@ class Runner:
             thread.start()
 
     def drain(self) -> list[str]:
-        """Say draining to everybody, and nothing else from now on; a line per load balancer about how it went."""
-        self._log("told to drain")
+        """Report draining to everybody, from now on; a line per load balancer about the outcome."""
+        self._log("draining on request")
         self._wish.set(draining=True)
         deadline = time.monotonic() + DRAIN_ANSWER
         self._let_finish()
         with self._wish.changed:
             self._wish.changed.wait_for(lambda: all(_drained(loop) for loop in self._loops), deadline - time.monotonic())
             return [
-                f"{loop.label}: " + ("draining" if _drained(loop) else "not confirmed yet; it will be told again")
+                f"{loop.label}: " + ("draining" if _drained(loop) else "not confirmed yet; it will be repeated")
                 for loop in self._loops
             ]
 
     def stop(self) -> None:
-        """Goodbye to everybody at the same time; returns within GRACE + GOODBYE and a little."""
+        """Goodbye to everybody at the same time; returns within little more than GRACE + GOODBYE."""
         self._wish.set(stopping=True)
         deadline = time.monotonic() + GRACE + GOODBYE + 0.5
         self._let_finish()
@@ -248,7 +248,7 @@ class Runner:
             helper.join(max(0.0, deadline - time.monotonic()))
 
     def _let_finish(self) -> None:
-        """A `ready` under way that arrived after the goodbye would undo it: let it end, or end it."""
+        """A `ready` under way that arrives after the goodbye would undo it: let it finish, or end it."""
         with self._wish.changed:
             self._wish.changed.wait_for(lambda: all(loop.saying != READY for loop in self._loops), GRACE)
             late = [loop.cancel for loop in self._loops if loop.saying == READY]

@@ -1,7 +1,7 @@
 """When to call next. Pure: the clock is an argument, randomness a function `uniform(low, high)`; times in seconds.
 
-Why jitter everywhere: a node that comes back starts all its pods in the same second, and a pylb that was away must
-not be met by every phone-home at once.
+Jitter everywhere, because a node that comes back starts all its pods in the same second, and a pylb that was away must not
+get the calls of all phone-homes at once.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from collections.abc import Callable
 
 Uniform = Callable[[float, float], float]
 
-START_SPREAD = 2.0  # a node that boots starts its pods at once; pylb grants a token 20 calls a second, these then fit 40
+START_SPREAD = 2.0  # a booting node starts its pods at once; pylb grants a token 20 calls a second, so this has room for 40
 FIRST_BACKOFF = 1.0  # the ceiling of the first retry; it doubles from there
 LEAST_BACKOFF = 0.1  # full jitter may draw zero, and zero would be a hot loop
-LEAST_LEASE = 3  # whatever the other side says, a beat a second is fast enough
-NO_LEASE = 60  # what a lease without an end counts as: the pace of its retries
+LEAST_LEASE = 3  # whatever the server grants, a heartbeat per second is fast enough
+NO_LEASE = 60  # the value of a lease without an end, for the pace of retries
 
 
 class Schedule:
@@ -31,9 +31,9 @@ class Schedule:
         return now + self._uniform(0.0, START_SPREAD)
 
     def succeeded(self, now: float, granted: int | None = None) -> float:
-        """Time of the next beat: at most a third of the lease from now, so that two may be lost.
+        """Time of the next heartbeat: at most a third of the lease from now, so that two may be lost.
 
-        `granted` is the lease that the server gave, when shorter than the one asked for.
+        `granted` is the lease from the server, if it is shorter than the requested one.
         """
         self.failures = 0
         self._granted = min(self._ttl, max(granted or self._ttl, LEAST_LEASE))
@@ -41,10 +41,10 @@ class Schedule:
         return now + self._uniform(0.8 * third, third)
 
     def failed(self, now: float, retry_after: float | None = None) -> float:
-        """Time of the next try: full jitter under a ceiling that doubles up to a third of the lease.
+        """Time of the next attempt: full jitter under a ceiling that doubles up to a third of the lease.
 
-        It comes on top of `retry_after`, since everybody was told the same number. Of that number a third of the lease
-        counts: whoever waited longer would lose the lease by obeying.
+        It is added to `retry_after`, because everybody got the same number. At most a third of the lease of that number counts:
+        a longer wait would lose the lease.
         """
         self.failures += 1
         third = self._granted / 3

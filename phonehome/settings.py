@@ -1,6 +1,6 @@
-"""The environment, parsed once into frozen values. Names of the legacy image are honoured; PYLB_* wins over them.
+"""The environment, parsed once into frozen values. Names of the legacy image work too; PYLB_* wins over them.
 
-An empty variable counts as unset, because manifests and the legacy image hand over what nobody filled in as "".
+An empty variable counts as unset, because manifests and the legacy image pass on unset values as "".
 NamedTuples instead of dataclasses: the import of dataclasses alone costs 0.9 MiB of the 25 this process may have.
 """
 
@@ -37,7 +37,7 @@ ReadFile = Callable[[str], str]
 
 
 class SettingsError(Exception):
-    """Everything that is wrong with the environment; `problems` holds one line each, never a secret."""
+    """Everything that is wrong with the environment; `problems` has one line each, never a secret."""
 
     def __init__(self, problems: list[str]) -> None:
         super().__init__("; ".join(problems))
@@ -55,13 +55,13 @@ class Settings(NamedTuple):
     frontends: tuple[Frontend, ...]
     address: str  # source | source4 | source6 | an IP address
     ttl: int | None  # seconds; None: the registration never goes stale
-    once: bool  # a single call instead of a beat
-    wait: tuple[tuple[str, int], ...]  # what must answer a TCP connect first
+    once: bool  # a single call instead of heartbeats
+    wait: tuple[tuple[str, int], ...]  # what must accept a TCP connect first
     ca: str | None  # PEM text to trust instead of the system's store
 
 
 class _Environment:
-    """Reads variables and collects what is wrong with them, so that one start shows every mistake."""
+    """Reads variables and collects their mistakes, so that one start shows all of them."""
 
     def __init__(self, environ: Mapping[str, str], read_file: ReadFile) -> None:
         self._environ = environ
@@ -114,7 +114,7 @@ def parse(
 
 
 def _join(env: _Environment) -> tuple[tuple[Endpoint, ...], str]:
-    """The load balancers of the join strings, and the name their tokens have; no name without any."""
+    """The load balancers in the join strings, and the name of their tokens; no name if there are none."""
     example = "pylb://mosquitto:SECRET@lb.example.net:9000/PIN"
     path, text, variable = env.get("PYLB_JOIN_FILE"), env.get("PYLB_JOIN"), "PYLB_JOIN"
     if path and text:
@@ -141,9 +141,9 @@ def _join(env: _Environment) -> tuple[tuple[Endpoint, ...], str]:
 
 
 def parse_joins(text: str, wrong: Callable[[str], None]) -> tuple[tuple[Endpoint, ...], list[str]]:
-    """All join strings of a text, with blanks, commas or line breaks between them, and the names in them.
+    """All join strings in a text, separated by blanks, commas or line breaks, and the names in them.
 
-    `export` may stand before them, as where they were pasted from.
+    They may be preceded by `export`, from where they were copied.
     """
     found: list[Endpoint] = []
     labels: set[str] = set()
@@ -153,7 +153,7 @@ def parse_joins(text: str, wrong: Callable[[str], None]) -> tuple[tuple[Endpoint
         try:
             name, endpoint = parse_join(part)
         except NotationError as exc:
-            wrong(f"number {number}: {exc}")  # not its text: that is a secret
+            wrong(f"number {number}: {exc}")  # not its text, which is a secret
             continue
         if endpoint.label in labels:
             wrong(f"{endpoint.label} is listed twice")
@@ -168,12 +168,12 @@ def _endpoints(env: _Environment) -> tuple[Endpoint, ...]:
     example = "https://lb.example.net:9000"
     if not value:
         what = "missing; the address of the load balancer, or a comma list of several"
-        env.wrong(name, f"{what}; or PYLB_JOIN with what `pylb token create` printed, which is all of it", example)
+        env.wrong(name, f"{what}; or PYLB_JOIN with the output of `pylb token create`, which contains everything", example)
         return ()
     found: dict[Endpoint, None] = {}
     for text in filter(None, (part.strip() for part in value.split(","))):
         try:
-            # Of a legacy WEBHOOK only scheme, host and port are meant: its path belongs to the old protocol.
+            # Of a legacy WEBHOOK only scheme, host and port count: its path belongs to the old protocol.
             endpoint = parse_url(text)._replace(prefix="") if name == "WEBHOOK" else parse_url(text)
         except NotationError as exc:
             env.wrong(name, str(exc), example)
@@ -236,7 +236,7 @@ def _frontends(env: _Environment, needed: bool) -> tuple[Frontend, ...]:
 
 
 def _checked(env: _Environment, frontends: list[Frontend]) -> tuple[Frontend, ...]:
-    """PYLB_HEALTH is one check for all ports, or {"PORT": CHECK}. What a check may say is the server's business."""
+    """PYLB_HEALTH is one check for all ports, or {"PORT": CHECK}. The server validates the check itself."""
     text, example = env.get("PYLB_HEALTH"), '{"http": "/health"}'
     if not text:
         return tuple(frontends)
@@ -285,7 +285,7 @@ def _address(env: _Environment) -> str:
 
 
 def _check_families(env: _Environment, settings: Settings) -> None:
-    """A URL with a literal address of one family can never be called over the other."""
+    """A URL with a literal address of one family cannot be called over the other."""
     version = {"source4": 4, "source6": 6}.get(settings.address)
     for endpoint in settings.endpoints if version else ():
         try:
@@ -297,7 +297,7 @@ def _check_families(env: _Environment, settings: Settings) -> None:
 
 
 def _lease(env: _Environment, *, once: bool) -> tuple[int | None, bool]:
-    """(ttl, once). REPEAT_INTERVAL counts only while PYLB_TTL is unset: the lease is then three of its intervals."""
+    """(ttl, once). REPEAT_INTERVAL only counts while PYLB_TTL is unset: the lease is then three intervals."""
     text = env.get("PYLB_TTL")
     if text:
         try:
@@ -343,7 +343,7 @@ def _ca(env: _Environment) -> str | None:
         env.wrong("PYLB_CA", f"cannot read {value} ({_reason(exc)})", example)
         return None
     if "-----BEGIN CERTIFICATE-----" not in pem:
-        env.wrong("PYLB_CA", "holds no PEM certificate (-----BEGIN CERTIFICATE-----)", example)
+        env.wrong("PYLB_CA", "contains no PEM certificate (-----BEGIN CERTIFICATE-----)", example)
     return pem
 
 

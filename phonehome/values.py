@@ -1,4 +1,4 @@
-"""One text, one value: the notations of the environment. NotationError says what is wrong, and no secret."""
+"""One text, one value: the notations of the environment. NotationError says what is wrong, without secrets."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class NotationError(ValueError):
 
 
 class Token(str):
-    """The shared secret. It sends like any text and never shows in a repr, so no traceback can leak it."""
+    """The shared secret. It is sent like any text, but its repr does not show it, so no traceback can leak it."""
 
     __slots__ = ()
 
@@ -40,10 +40,10 @@ class Endpoint(NamedTuple):
     host: str
     port: int
     prefix: str = ""
-    # Of a join string: SHA-256 of its public key and of the next one, base64url without padding; none: the certificate is
-    # judged by the authorities.
+    # From a join string: SHA-256 of its public key and of the next one, base64url without padding. Without pins the authorities
+    # judge the certificate.
     pins: tuple[str, ...] = ()
-    token: Token | None = None  # of a join string; None: the one token of all
+    token: Token | None = None  # from a join string; None: the common token
 
     @property
     def label(self) -> str:
@@ -51,7 +51,7 @@ class Endpoint(NamedTuple):
 
 
 def parse_url(text: str) -> Endpoint:
-    """`scheme://host[:port][/prefix]` as an Endpoint. A URL with a password in it is refused and not repeated."""
+    """`scheme://host[:port][/prefix]` as an Endpoint. A URL with a password is refused and not repeated."""
     if "@" in text:  # first, so that no later message repeats a password
         raise NotationError("a URL must not carry a user or password; the token goes into PYLB_TOKEN")
     try:
@@ -69,7 +69,7 @@ def parse_url(text: str) -> Endpoint:
 def parse_join(text: str) -> tuple[str, Endpoint]:
     """`pylb://NAME:SECRET@HOST[:PORT][/PIN[/NEXT_PIN]]`, as `pylb token create` prints it: (name, endpoint).
 
-    Pasted with its variable and quotes around it, it is the same. No error has the secret.
+    The variable and quotes around it may have been pasted too. No error contains the secret.
     """
     example = "not a join string: pylb://NAME:SECRET@HOST:PORT/PIN/NEXT_PIN"
     text = re.sub(r"^PYLB_JOIN=", "", text.strip("'\"")).strip("'\"")
@@ -82,7 +82,7 @@ def parse_join(text: str) -> tuple[str, Endpoint]:
     if url.scheme != "pylb" or not url.hostname or not is_name(name) or token is None or url.query or url.fragment:
         raise NotationError(example)
     if len(pins) > 2 or not all(re.fullmatch(r"[A-Za-z0-9_-]{43}", pin) for pin in pins):
-        raise NotationError("what follows the port is not one pin of a key or two (43 characters each): was it cut?")
+        raise NotationError("after the port one or two pins of a key (43 characters each) are expected: was it cut?")
     return name, Endpoint(True, _ascii_host(url), port or 443, "", pins, token)
 
 
@@ -106,7 +106,7 @@ def _path(url: SplitResult) -> str:
 
 
 def clean_token(text: str) -> Token | None:
-    """The token without the newline that files and Secrets tend to end with; None if no header could carry it."""
+    """The token without the newline at the end that files and Secrets often have; None if no header could carry it."""
     text = text.strip()
     return Token(text) if re.fullmatch(r"[!-~]+", text) else None
 
@@ -132,7 +132,7 @@ def parse_frontend(entry: str) -> Frontend:
 
 
 def is_name(text: str) -> bool:
-    """The server's rule: host and pod names, with underscores and capitals. It becomes one segment of a path."""
+    """The server's rule: host and pod names, with underscores and capitals. It becomes one path segment."""
     return re.fullmatch(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,251}[A-Za-z0-9])?", text) is not None
 
 
@@ -151,7 +151,7 @@ def parse_host_port(text: str) -> tuple[str, int]:
 
 
 def parse_seconds(text: str) -> int:
-    """A positive duration in seconds, as 90, 90s, 5m or 1h; sleep(1) of the legacy image took these too."""
+    """A positive duration in seconds, as 90, 90s, 5m or 1h; sleep(1) in the legacy image took these too."""
     match = re.fullmatch(r"([0-9]{1,9})([smh]?)", text)
     if not match or int(match[1]) == 0:
         raise NotationError(f"{text!r} is not a duration (seconds, 60s, 5m or 1h)")
@@ -159,7 +159,7 @@ def parse_seconds(text: str) -> int:
 
 
 def parse_ttl(text: str) -> int:
-    """A time to live, within what the server accepts."""
+    """A time to live that the server accepts."""
     seconds = parse_seconds(text)
     if not MIN_TTL <= seconds <= MAX_TTL:
         raise NotationError(f"{text!r} is outside {MIN_TTL} s to 24 h")

@@ -54,10 +54,10 @@ def test_token_and_pins_of_a_join_file_are_read_again(join: Path, carried: Crede
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("", "names nothing now"),
+        ("", "now names nothing"),
         ("pylb://app:another-tok", "not a join string"),
         (f"pylb://app:another-token@lb.example.net:9000/{NEXT[:-1]}", "was it cut?"),
-        (f"pylb://app:another-token@lb2.example.net:9000/{NEXT}", "names lb2.example.net:9000 now (a restart follows that)"),
+        (f"pylb://app:another-token@lb2.example.net:9000/{NEXT}", "now names lb2.example.net:9000 (which needs a restart)"),
         (None, "No such file or directory"),
     ],
 )
@@ -107,7 +107,7 @@ def test_a_renewed_authority_is_read_again(load_balancers: Callable[..., LoadBal
     assert isinstance(caller.ask(REQUEST, READY), Accepted)
     file.write_text("half a certif")
     assert isinstance(caller.ask(REQUEST, READY), Accepted)
-    assert "holds no usable certificate; what was read before stays in use" in log[-1]
+    assert "contains no usable certificate; the previous content stays in use" in log[-1]
 
 
 def test_the_tokens_at_the_door_are_those_of_the_files_now(join: Path) -> None:

@@ -181,7 +181,7 @@ def test_drain_by_a_neighbour_who_knows_name_and_instance_but_no_token_reaches_n
 
     assert verb(environ, "drain").returncode == 0  # the door is open, and nothing came before this
     assert [ours.next().state for _ in range(2)] == ["ready", "draining"]
-    assert sum("told to drain" in line for line in process.output) == 1
+    assert sum("draining on request" in line for line in process.output) == 1
 
 
 def test_drain_without_a_running_process_says_goodbye_itself(load_balancer: LoadBalancer) -> None:
@@ -321,7 +321,7 @@ def test_a_certificate_that_says_it_is_encrypted_asks_nobody_on_the_terminal(tmp
             process.kill()
             os.close(main)
         assert process.wait(WAIT) == 2
-    assert b"PYLB_CA: holds no usable certificate" in said
+    assert b"PYLB_CA: contains no usable certificate" in said
 
 
 # ------------------------------------------------------------------ zipapp

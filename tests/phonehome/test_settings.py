@@ -327,7 +327,7 @@ def test_a_join_string_may_be_pasted_with_its_variable_and_quotes(pasted: str) -
 
 
 def test_an_empty_environment_is_pointed_to_the_join_string() -> None:
-    assert any("PYLB_JOIN with what `pylb token create` printed" in line for line in problems({}))
+    assert any("PYLB_JOIN with the output of `pylb token create`" in line for line in problems({}))
 
 
 def test_each_load_balancer_has_a_join_string_of_its_own() -> None:
@@ -344,9 +344,9 @@ def test_each_load_balancer_has_a_join_string_of_its_own() -> None:
         ({"PYLB_JOIN": f"http://mqtt:{TOKEN}@lb:9000"}, "PYLB_JOIN: number 1: not a join string"),
         ({"PYLB_JOIN": f"pylb://{TOKEN}@lb:9000"}, "PYLB_JOIN: number 1: not a join string"),
         ({"PYLB_JOIN": f"pylb://mqtt:{TOKEN}@lb\0.example.net:9000"}, "is not a host name"),
-        ({"PYLB_JOIN": JOIN[:-1]}, "not one pin of a key or two (43 characters each): was it cut?"),
-        ({"PYLB_JOIN": f"{JOIN}/{PIN[:-1]}"}, "not one pin of a key or two (43 characters each): was it cut?"),
-        ({"PYLB_JOIN": f"{JOIN}/{PIN}/{PIN}"}, "not one pin of a key or two (43 characters each): was it cut?"),
+        ({"PYLB_JOIN": JOIN[:-1]}, "one or two pins of a key (43 characters each) are expected: was it cut?"),
+        ({"PYLB_JOIN": f"{JOIN}/{PIN[:-1]}"}, "one or two pins of a key (43 characters each) are expected: was it cut?"),
+        ({"PYLB_JOIN": f"{JOIN}/{PIN}/{PIN}"}, "one or two pins of a key (43 characters each) are expected: was it cut?"),
         ({"PYLB_JOIN": f"{JOIN} {JOIN}"}, "lb.example.net:9000 is listed twice"),
         ({"PYLB_URL": "http://lb:9000"}, "PYLB_URL: set together with PYLB_JOIN"),
         ({"PYLB_JOIN_FILE": "/x"}, "set together with PYLB_JOIN"),
