@@ -126,7 +126,9 @@ class _Values(ValuesView[V]):
     _mapping: Frozen[Any, V]
 
     def __iter__(self) -> Iterator[V]:
-        return (value for _, _, value in self._mapping.ordered())
+        entries = [entry for part in self._mapping.parts if part for entry in part.values()]
+        entries.sort(key=itemgetter(0))  # those that are there: 10,000 new ones would be ten collections of garbage, too
+        return (value for _, value in entries)
 
 
 _NOTHING: tuple[Part[Any, Any], ...] = ({},) * PARTS
