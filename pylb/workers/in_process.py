@@ -5,6 +5,7 @@ From outside it looks like a fleet of workers (workers/fleet.py): it takes table
 
 import asyncio
 import logging
+import os
 import time
 from collections.abc import Callable, Mapping
 
@@ -25,6 +26,7 @@ class Driver:
 
     lines_dropped = 0  # by workers
     restarts = 0  # of workers
+    rate_samples = 1  # counts are those of this moment
 
     def __init__(
         self,
@@ -128,6 +130,10 @@ class Driver:
     def workers(self) -> dict[str, tuple[int, float]]:
         """There are none."""
         return {}
+
+    def pids(self) -> list[int]:
+        """This process's."""
+        return [os.getpid()]
 
     # ------------------------------------------------------------ from the loop
 

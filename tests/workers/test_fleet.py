@@ -21,7 +21,6 @@ from pylb.core.table import Frontend, make_table
 from pylb.forward.origins import Origins
 from pylb.host.systemd import Service
 from pylb.upgrade.sockets import Listeners
-from pylb.workers import fleet as fleet_module
 from pylb.workers.archive import Program
 from pylb.workers.fleet import Fleet, Told
 from pylb.workers.messages import VERSION, Hello
@@ -83,7 +82,7 @@ async def until(check: Callable[[], object], caplog: pytest.LogCaptureFixture, w
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "pylb")
-    monkeypatch.setattr(fleet_module, "START", 2.0)
+    monkeypatch.setattr("pylb.workers.supervision.START", 2.0)
 
 
 @pytest.mark.parametrize(
@@ -133,7 +132,7 @@ def test_one_that_applies_nothing_holds_a_call_for_a_second(caplog: pytest.LogCa
             await asyncio.sleep(0)
             asking.cancel()
             await asyncio.gather(asking, return_exceptions=True)
-            assert not fleet._answers  # nobody waits for one any more
+            assert not fleet._asking._answers  # nobody waits for one any more
 
     asyncio.run(main())
     assert "has not applied the table within 1 s" in caplog.text
@@ -201,7 +200,7 @@ def test_a_real_worker_serves_what_it_is_told_and_only_that(caplog: pytest.LogCa
                 await fleet.applied()
                 with pytest.raises(ConnectionRefusedError):
                     await asyncio.open_connection("127.0.0.1", ports[1].port)
-                assert fleet.state() == "2 of 2 workers serve"
+                assert [seat.serves for seat in fleet._seats] == [True, True]
 
     asyncio.run(main())
     assert "fault" not in caplog.text

@@ -1,0 +1,72 @@
+"""Questions to all workers, and the wait for what they say."""
+
+import asyncio
+import logging
+from collections.abc import Sequence
+
+from pylb.core.address import Address, Listen
+from pylb.core.recorder import Query
+from pylb.workers.messages import Answer, Ask
+from pylb.workers.process import Seat
+
+log = logging.getLogger("pylb")
+
+APPLY = 1.0  # seconds that a call waits for the workers
+
+
+class News:
+    """That a worker applied a table, answered, started, or ended."""
+
+    def __init__(self) -> None:
+        self._event = asyncio.Event()
+
+    def come(self) -> None:
+        """Whoever waits looks again."""
+        self._event.set()
+
+    async def wait(self) -> None:
+        """For the next."""
+        self._event.clear()
+        await self._event.wait()
+
+
+class Asking:
+    """Of `seats`, each question by its number."""
+
+    def __init__(self, seats: Sequence[Seat], news: News) -> None:
+        self._seats = seats
+        self._news = news
+        self._answers: dict[int, list[Answer]] = {}
+        self._last = 0
+
+    async def ask(
+        self,
+        what: str,
+        *,
+        listen: Listen | None = None,
+        address: Address | None = None,
+        query: Query | None = None,
+        session: int = 0,
+    ) -> list[Answer]:
+        """What those say that serve, within APPLY seconds."""
+        self._last = number = (self._last + 1) & 0xFFFFFFFF
+        asked = [seat for seat in self._seats if seat.serves]
+        answers: list[Answer] = []
+        self._answers[number] = answers
+        try:
+            for seat in asked:
+                seat.say(Ask(number, what, listen, address, query, session))
+            async with asyncio.timeout(APPLY):
+                while sum(not answer.more for answer in answers) < sum(seat.serves for seat in asked):
+                    await self._news.wait()
+        except TimeoutError:
+            log.error("a worker has not answered within %g s: %s", APPLY, what)
+        finally:
+            del self._answers[number]  # also if nobody waits for it any more
+        return answers
+
+    def answered(self, answer: Answer) -> None:
+        """A part of it, or the rest."""
+        if answer.number in self._answers:
+            self._answers[answer.number].append(answer)
+        self._news.come()

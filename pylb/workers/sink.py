@@ -1,0 +1,120 @@
+"""Where control's tables go with workers: listening sockets are opened here, and each worker is given its own of each port.
+
+A port has one socket per worker (SO_REUSEPORT), so the kernel spreads clients evenly, and a dead worker's accept queue waits
+for its successor. With one worker there is nothing to share, and listen() is the probe for a taken port.
+"""
+
+import asyncio
+import logging
+from collections.abc import Mapping, Sequence
+from socket import SocketType
+from typing import Protocol
+
+from pylb.core.address import Listen
+from pylb.core.table import Diff, Frontend, Table, diff
+from pylb.forward.sockets import share
+from pylb.workers.asking import APPLY, News
+from pylb.workers.process import Seat
+from pylb.workers.tables import TableEncoder
+
+log = logging.getLogger("pylb")
+
+
+class PortSource(Protocol):
+    """Where listening sockets come from."""
+
+    def open(self, listen: Listen, *, freebind: bool = ..., shared: bool = ...) -> SocketType:
+        """Raises OSError."""
+
+    def closed(self, listen: Listen) -> None:
+        """In whatever process still holds them."""
+
+    def give_back(self, listen: Listen) -> None:
+        """Those that were opened there are of no use: others that hold them are not to notice."""
+
+
+class TableSink:
+    """As control.scene.Sink, for all `seats`."""
+
+    def __init__(self, seats: Sequence[Seat], ports: PortSource, news: News) -> None:
+        self._seats = seats
+        self._ports = ports
+        self._news = news
+        self._given = Table()  # the last one that `apply` was given
+        self._unopened: tuple[Listen, ...] = ()  # its ports that could not be opened
+        self._encoder = TableEncoder()
+        self.table = Table()  # without the ports that could not be opened
+
+    def open(self, listen: Listen, *, freebind: bool) -> None:
+        """Binds and listens, for all workers. Idempotent. Raises OSError."""
+        if listen in self._seats[0].sockets:
+            return
+        shared = len(self._seats) > 1
+        opened: list[SocketType] = []
+        try:
+            # The first one without sharing: so the kernel says whether the port is somebody else's.
+            opened.append(self._ports.open(listen, freebind=freebind))
+            if shared:
+                share(opened[0])
+            opened += [self._ports.open(listen, freebind=freebind, shared=True) for _ in self._seats[1:]]
+        except OSError:
+            self._ports.give_back(listen)
+            raise
+        for seat, sock in zip(self._seats, opened, strict=True):
+            seat.sockets[listen] = sock
+
+    def discard(self, listen: Listen) -> None:
+        """Closes what no table has."""
+        if listen not in self.table.frontends:
+            self._close(listen)
+
+    def apply(self, table: Table) -> tuple[Diff, Mapping[Listen, OSError]]:
+        """Opens and closes here, tells the workers. What is new in `self.table`, and what could not be opened."""
+        before, asked = self.table, diff(self._given, table)
+        edits: dict[Listen, Frontend | None] = {new.listen: new for _, new in asked.changed}
+        for frontend in asked.closed:
+            if frontend.listen in before.frontends:
+                self._close(frontend.listen)
+            edits[frontend.listen] = None
+        failed: dict[Listen, OSError] = {}
+        again = (table.frontends[listen] for listen in self._unopened if listen in table.frontends)
+        for frontend in (*asked.opened, *again):
+            try:
+                self.open(frontend.listen, freebind=frontend.policy.freebind)
+            except OSError as error:
+                failed[frontend.listen] = error
+                edits.pop(frontend.listen, None)  # it may have changed while it is not open
+            else:
+                edits[frontend.listen] = frontend
+        self._given, self._unopened = table, tuple(failed)
+        self.table = before.edited(table.generation, edits)
+        change = diff(before, self.table)
+        pieces = self._encoder.change(before, self.table, change)
+        opened = [frontend.listen for frontend in change.opened]
+        for seat in self._seats:
+            if seat.serves:
+                seat.tell(pieces, opened)
+        return change, failed
+
+    async def applied(self) -> None:
+        """Until every worker that serves has applied what `apply` was given, for at most APPLY seconds."""
+        try:
+            async with asyncio.timeout(APPLY):
+                while any(seat.pending for seat in self._seats):
+                    await self._news.wait()
+        except TimeoutError:
+            for seat in self._seats:
+                if seat.pending:
+                    log.error("worker %d (pid %d) has not applied the table within %g s", seat.index, seat.pid, APPLY)
+
+    def introduce(self, seat: Seat) -> None:
+        """A worker that has said Ready is told all of it."""
+        seat.tell(self._encoder.whole(self.table), list(self.table.frontends))
+
+    def _close(self, listen: Listen) -> None:
+        # In all processes that hold it: a worker that stands still must not keep a closed port open.
+        self._ports.closed(listen)
+        for seat in self._seats:
+            sock = seat.sockets.pop(listen, None)
+            if sock is not None:
+                sock.close()

@@ -1,0 +1,121 @@
+"""Workers are started, started anew when they end, and ended when they stand still."""
+
+import asyncio
+import logging
+import signal
+from collections.abc import Callable, Sequence
+
+from pylb.workers.asking import News
+from pylb.workers.messages import Hello
+from pylb.workers.process import Seat
+
+log = logging.getLogger("pylb")
+
+SILENT = 2.5  # seconds without a word: reported; reports come once a second
+DEAF = 6.0  # seconds without a word: replaced
+START = 10.0  # seconds for the first word
+BACKOFF = 10.0  # seconds between two starts of a worker that does not live, at most
+SETTLED = 10.0  # seconds after which a worker counts as one that lives
+_LOOK = 0.25  # seconds between two looks at who is silent
+
+
+class Supervision:
+    """`hello` for each worker's index; `started`: hears of each worker's pid."""
+
+    def __init__(
+        self, seats: Sequence[Seat], hello: Callable[[int], Hello], started: Callable[[int], None], news: News
+    ) -> None:
+        self._seats = seats
+        self._hello = hello
+        self._started = started
+        self._news = news
+        self._tries: dict[Seat, int] = {}  # starts in a row that did not last
+        self._restarting: dict[Seat, asyncio.TimerHandle] = {}
+        self._looking: asyncio.TimerHandle | None = None
+        self._looked_at = 0.0
+        self.restarts = 0
+
+    async def start(self) -> None:
+        """All workers serve, or as many as do within START seconds. Raises OSError."""
+        for seat in self._seats:
+            self._start(seat)
+        self._look()
+        try:
+            async with asyncio.timeout(START):
+                while not all(seat.serves for seat in self._seats):
+                    await self._news.wait()
+        except TimeoutError:
+            serving, count = sum(seat.serves for seat in self._seats), len(self._seats)
+            log.error("not all workers have started within %g s: %d of %d workers serve", START, serving, count)
+
+    def cease(self) -> None:
+        """No worker is started any more. Idempotent."""
+        for timer in self._restarting.values():
+            timer.cancel()
+
+    def close(self) -> None:
+        """Nobody is looked at any more, either. Idempotent."""
+        self.cease()
+        if self._looking is not None:
+            self._looking.cancel()
+
+    def ended(self, seat: Seat, status: int, fault: str, lost: str) -> None:
+        """A worker that was to live on: another takes its place. `lost`: its sessions, in words."""
+        loop = asyncio.get_running_loop()
+        lived = loop.time() - seat.started >= SETTLED
+        tries = self._tries[seat] = 1 if lived else self._tries.get(seat, 0) + 1
+        wait = 0.0 if tries == 1 else min(BACKOFF, 0.1 * 2.0**tries)
+        self.restarts += 1
+        how = f"ended by signal {-status}" if status < 0 else f"ended with {status}"
+        again = "another takes its place" if not wait else f"start {tries} in a row that did not last: again in {wait:g} s"
+        log.error(
+            "worker %d (pid %d) %s%s; reset: about %s; %s",
+            seat.index,
+            seat.pid,
+            how,
+            f", {fault}" if fault else "",
+            lost,
+            again,
+        )
+        self._restarting[seat] = loop.call_later(wait, self._restart, seat)
+
+    def _start(self, seat: Seat) -> None:
+        """Raises OSError."""
+        seat.start(self._hello(seat.index))
+        self._started(seat.pid)
+
+    def _restart(self, seat: Seat) -> None:
+        self._restarting.pop(seat, None)
+        try:
+            self._start(seat)
+        except Exception as error:
+            bug = None if isinstance(error, OSError) else error
+            log.error("worker %d cannot be started: %s; again in %g s", seat.index, error, BACKOFF, exc_info=bug)
+            self._restarting[seat] = asyncio.get_running_loop().call_later(BACKOFF, self._restart, seat)
+
+    def _look(self) -> None:
+        """At who is silent. A main that stood still itself hears what was said meanwhile first."""
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        stalled = self._looked_at and now - self._looked_at > 4 * _LOOK
+        self._looked_at = now
+        self._looking = loop.call_later(_LOOK, self._look)
+        for seat in self._seats:
+            if seat.runs:
+                if stalled:
+                    seat.heard = max(seat.heard, now - SILENT)
+                seat.flush()
+                self._judge(seat, now - seat.heard)
+
+    @staticmethod
+    def _judge(seat: Seat, silence: float) -> None:
+        deaf = DEAF if seat.serves else START
+        if silence > deaf + 1:
+            seat.signal(signal.SIGKILL)  # the other one had no effect
+        elif silence > deaf and seat.doubts < 2:
+            seat.doubts = 2
+            log.error("worker %d (pid %d) stands still: replaced; its stacks follow on stderr", seat.index, seat.pid)
+            seat.signal(signal.SIGABRT)  # faulthandler writes where it stands, and that is its end
+        elif silence > SILENT and seat.serves and not seat.doubts:
+            seat.doubts = 1
+            log.error("worker %d (pid %d) has said nothing for %g s", seat.index, seat.pid, SILENT)
