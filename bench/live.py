@@ -36,8 +36,8 @@ STEP = 10.0  # ms: the mark
 PATIENCE = 120.0  # seconds for an answer
 _WATCHED = """
 import asyncio, time
-from pylb.app.app import App
-beat, out = App._beat, open(%r, "w", buffering=1)
+from pylb.app.heartbeat import Heartbeat
+beat, out = Heartbeat.beat, open(%r, "w", buffering=1)
 async def watch():
     while True:
         used, due = time.thread_time(), time.monotonic() + 0.001
@@ -48,7 +48,7 @@ async def watched(self):
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(watch())
         await beat(self)
-App._beat = watched
+Heartbeat.beat = watched
 from pylb.cli.main import main
 main()
 """

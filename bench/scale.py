@@ -25,7 +25,7 @@ from bench import live, report
 from bench.processes import BenchError
 from bench.report import aligned, progress
 from pylb.api.routes import rows
-from pylb.app.app import Hooks
+from pylb.app.observer import Hooks
 from pylb.control.admission import Imported
 from pylb.control.health.prober import Question
 from pylb.control.registry import Registry

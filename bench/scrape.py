@@ -24,7 +24,7 @@ import uvloop
 from bench.processes import free_ports
 from bench.report import aligned, progress
 from bench.targets import OWN_PORTS
-from pylb.app.app import Hooks
+from pylb.app.observer import Hooks
 from pylb.control.registry import Registry
 from pylb.control.storage.store import Store
 from pylb.control.tasks import Tasks

@@ -13,7 +13,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from pylb.api.stories import LETTERS
-from pylb.app.app import Hooks
+from pylb.app.observer import Hooks
 from pylb.cli.main import main as cli
 from pylb.config import schema
 from pylb.config.explain import section_of

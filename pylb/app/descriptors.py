@@ -26,11 +26,17 @@ class Budget(NamedTuple):
     pages: int
     probes: int
     reserve: int
+    workers: int
 
     @property
     def sessions(self) -> int:
         """Of a process that does all by itself, before the listeners of its frontends."""
         return connection_limit(self.nofile, reserve=self.reserve)
+
+    @property
+    def most_sessions(self) -> int:
+        """Of all processes: each worker has a limit of its own."""
+        return connection_limit(self.nofile) * self.workers if self.workers else self.sessions
 
 
 def budget(config: Config, nofile: int, workers: int = 0) -> Budget:
@@ -41,4 +47,4 @@ def budget(config: Config, nofile: int, workers: int = 0) -> Budget:
     listeners = len(config.webhook) + 1 + (config.metrics.listen is not None)
     reserve = sum(webhook) + pages * (listeners - len(config.webhook)) + listeners + FILES
     reserve += PER_PROBE * probes + LOCAL_SOCKETS * (MOST_CLIENTS + 1) + PER_WORKER * workers
-    return Budget(nofile, webhook, pages, probes, reserve)
+    return Budget(nofile, webhook, pages, probes, reserve, workers)

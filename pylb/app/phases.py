@@ -111,6 +111,7 @@ class Life:
 
     def __init__(self) -> None:
         self.phase = Phase.STARTING
+        self.failed = False  # has a part failed that pylb cannot do without?
         self._remembered: dict[Trigger, None] = {}  # a set in its order
 
     def on(self, trigger: Trigger) -> list[tuple[Action, Trigger]]:
@@ -119,6 +120,7 @@ class Life:
         Raises KeyError: such a trigger does not exist in this phase, which is a bug.
         """
         self.phase, actions = TABLE[self.phase, trigger]
+        self.failed |= trigger is Trigger.FAILED
         found: list[tuple[Action, Trigger]] = []
         for action in actions:
             if action is Action.REMEMBER:

@@ -1,15 +1,127 @@
-"""What a reload may change, and what it did, in words."""
+"""What is read again while pylb runs: the config (SIGHUP, `pylb reload`), secrets, certificates, this machine's addresses."""
 
 import asyncio
 import logging
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
 
+from pylb.api.plan import in_words, steps
+from pylb.app.background import Background
+from pylb.app.errors import CannotStart
+from pylb.app.forwarding import Forwarding
+from pylb.app.keys import TOKEN_FILE
+from pylb.app.settings import Settings, make_keys
 from pylb.config import Config
+from pylb.config.source import ConfigSource
+from pylb.control.registry import Registry
+from pylb.control.storage.store import Store
+from pylb.control.tasks import Part
 from pylb.core.errors import Code, Refused
 from pylb.core.policy import Rules
+from pylb.core.table import Diff
+from pylb.core.table_diff import Line
+from pylb.host.addresses import Addresses
+from pylb.host.files import Watch
 from pylb.host.machine import RESOLVE_SECONDS, local_addresses, resolve
-from pylb.web.tls import Certificate
 
 log = logging.getLogger("pylb")
+
+
+class Reloading:
+    """Puts into force what it reads, one reading after the other. `follow`: hears of each new config."""
+
+    def __init__(
+        self,
+        source: ConfigSource,
+        *,
+        settings: Settings,
+        registry: Registry,
+        forwarding: Forwarding,
+        store: Store,
+        follow: Callable[[Config], None],
+    ) -> None:
+        self._source = source
+        self._settings = settings
+        self._registry = registry
+        self._forwarding = forwarding
+        self._store = store
+        self._follow = follow
+        self._one = asyncio.Lock()  # one after the other, in their order
+
+    async def watch(self, background: Background) -> None:
+        """From here on what changes by itself is read again by itself: secrets, certificates, this machine's addresses."""
+        settings = self._settings
+        keys = await asyncio.to_thread(Watch, settings.key_files, self.read_keys)
+        certificates = await asyncio.to_thread(Watch, settings.certificate_files, settings.read_certificates)
+        background.forever(Part.KEYS, keys.run)
+        background.forever(Part.CERTIFICATES, certificates.run)
+        background.forever(Part.ADDRESSES, Addresses(self.read_addresses).run)
+
+    async def plan(self, path: Path, text: str) -> list[Line]:
+        """What a reload with this file would change. Raises ConfigErrors or Refused, as the reload would."""
+        config = await asyncio.to_thread(self._source.read, path, text)
+        check_fixed(self._settings.config, config)
+        rules = await rules_of(config)
+        table, planned = await self._registry.rules.plan(rules, self._settings.keyring)
+        return [*planned, *await self._registry.rules.plan_checks(table)]
+
+    async def read_config(self) -> Diff:
+        """All or nothing. Raises ConfigErrors or Refused."""
+        async with self._one:
+            return await self._read_config()
+
+    async def _read_config(self) -> Diff:
+        settings = self._settings
+        settings.reloaded = False
+        config = await asyncio.to_thread(self._source.load)  # ten thousand lines take a second
+        check_fixed(settings.config, config)
+        had_tokens = bool(settings.config.tokens)
+        try:
+            keys = await asyncio.to_thread(make_keys, config)
+        except CannotStart as reason:
+            raise Refused(Code.INVALID, str(reason)) from None
+        keyring = keys.keyring()
+        rules = await rules_of(config)
+        _, lines = await self._registry.rules.plan(rules, keyring)
+        planned = steps(lines, await self._forwarding.sessions())
+        change = await self._registry.rules.reload(rules, keyring)
+        settings.use(config, keys, keyring)
+        self._follow(config)
+        await settings.read_certificates()
+        settings.reloaded = True
+        await self.keep_config()
+        log.info("reloaded: %s", in_words(change))
+        for step in planned:
+            log.info("reloaded: %s", step["text"])
+        if keys.secret is not None and had_tokens:
+            log.warning("no token is configured any more: the generated one in %s counts", config.state_dir / TOKEN_FILE)
+        return change
+
+    async def read_keys(self) -> None:
+        """A file with secrets has changed: what it says now counts."""
+        async with self._one:
+            settings = self._settings
+            await asyncio.to_thread(settings.keys.read_again)
+            keyring = settings.keys.keyring()
+            if keyring.tokens != settings.keyring.tokens:
+                await self._registry.rules.set_keyring(keyring)
+                settings.keyring = keyring
+                log.info("tokens read again: %d are in force", len(keyring.tokens))
+
+    async def read_addresses(self) -> None:
+        """This machine may have other addresses: servers at them may be pylb itself now, or no longer."""
+        async with self._one:
+            with suppress(Refused):  # pylb is stopping
+                await self._registry.rules.readdress(await own_ips_of(self._settings.config))
+
+    async def keep_config(self) -> None:
+        """By the disk's thread, which may hang and is not waited for at the end."""
+        try:
+            await self._store.run(partial(self._source.keep, self._settings.config))
+        except OSError as error:
+            log.warning("the config could not be remembered for a start with a broken one: %s", error)
 
 
 async def own_ips_of(config: Config) -> frozenset[str]:
@@ -38,11 +150,3 @@ def check_fixed(old: Config, new: Config) -> None:
         if "state_dir" in changed:  # what takes over finds the one before by it
             how = "restart it: the ports come back by themselves"
         raise Refused(Code.INVALID, f"{', '.join(changed)} cannot change while pylb runs", how)
-
-
-def reload_certificate(certificate: Certificate) -> None:
-    """A renewed one serves new handshakes; a broken one changes nothing, loudly. For a thread."""
-    try:
-        certificate.reload()
-    except (OSError, ValueError) as error:
-        log.error("%s: the new certificate cannot be used, the old one goes on: %s", certificate.path, error)

@@ -79,8 +79,8 @@ def loaded(config_path: Path | None) -> Any:
 
 def state_dir(config_path: Path | None) -> Path:
     """Where the running pylb is to be found; also through a broken file, for that is when one wants to look."""
-    from pylb.app.startup import ConfigSource  # noqa: PLC0415
     from pylb.config import ConfigErrors, load  # noqa: PLC0415
+    from pylb.config.source import ConfigSource  # noqa: PLC0415
 
     try:
         return load(config_path, os.environ).state_dir

@@ -364,7 +364,7 @@ def _join(config: "Config", host: str | None, made: "MadeToken") -> str:
 
 
 def _manifests(made: "MadeToken", join: str, options: dict[str, Any]) -> str:
-    from pylb.app.startup import node_port_of, scalar  # noqa: PLC0415
+    from pylb.app.welcome import node_port_of, scalar  # noqa: PLC0415
     from pylb.core.auth import NODE_PORTS  # noqa: PLC0415
     from pylb.host.machine import deployed  # noqa: PLC0415
 

@@ -10,7 +10,7 @@ from pylb.control.storage.store import StateLocked
 from pylb.control.tasks import Part
 from pylb.forward.counters import Counters
 from pylb.haproxy.runtime_socket import RuntimeSocket
-from pylb.upgrade.handover import Predecessors
+from pylb.upgrade.arriving import Predecessors
 from pylb.upgrade.sockets import Listeners
 from pylb.web.control_socket import ControlSocket
 from pylb.web.server import HttpServer
@@ -32,24 +32,36 @@ class Lost(Exception):  # noqa: N818 - a condition that one line describes
 
 
 class Estate:
-    """What a serving pylb can pass on. `before`: previous pylbs that only end their sessions."""
+    """What a serving pylb can pass on. `before`: previous pylbs that only end their sessions.
 
-    def __init__(self, listeners: Listeners, forwarding: Counting, registry: Registry, before: Predecessors) -> None:
+    `servers` and `local` are the doors that are open, by then.
+    """
+
+    def __init__(
+        self,
+        listeners: Listeners,
+        forwarding: Counting,
+        registry: Registry,
+        before: Predecessors,
+        *,
+        servers: Sequence[HttpServer],
+        local: Sequence[ControlSocket | RuntimeSocket],
+    ) -> None:
         self._listeners = listeners
         self._forwarding = forwarding
         self._registry = registry
         self._before = before
+        self._servers = servers
+        self._local = local
         self._changes = Changes()
-        self.servers: Sequence[HttpServer] = ()
-        self.local: list[ControlSocket | RuntimeSocket] = []
 
     async def hold(self) -> None:
         """Callers wait, nothing changes, and everything is on disk. Raises OSError. If it raises, nothing is held."""
         self._changes = Changes()
         try:
-            for server in self.servers:
+            for server in self._servers:
                 server.pause()
-            for sock in self.local:
+            for sock in self._local:
                 sock.leave()
             await self._registry.hand_over()
         except BaseException:
@@ -67,10 +79,10 @@ class Estate:
         await self._serve_again()
 
     async def _serve_again(self) -> None:
-        for server in self.servers:
+        for server in self._servers:
             with self._registry.tasks.surviving(Part.UPGRADE):  # the other sockets are needed all the same
                 server.resume()
-        for sock in self.local:
+        for sock in self._local:
             with self._registry.tasks.surviving(Part.UPGRADE):
                 try:
                     await sock.start()

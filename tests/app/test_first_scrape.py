@@ -19,10 +19,9 @@ PAGES = (
 # What a start does from its open doors on, a line of app.py each: it is held just before.
 STAGES = {
     "nothing runs": "await self._registry.webhook_is_up()",
-    "no beat": "self._serve_for_ever(Part.BEAT, self._beat)",
-    "no sample": "self._serve_for_ever(Part.RATES, self._sampler.run)",
-    "no page": "self._serve_for_ever(Part.PAGE, self._feed.run)",
-    "all but the word": "self._greet(limit)",
+    "no beat": "self._heartbeat.begin(self._background)",
+    "no sample, no page": "self._reporting.begin(self._background)",
+    "all but the word": "greet(self._settings, self._room, self._called, restored=len(self._registry.table.frontends))",
 }
 
 
@@ -31,7 +30,7 @@ def held(pylb: Instance, folder: Path, line: str) -> Iterator[None]:
     """A pylb whose start is held before that line."""
     gate = folder / "gate"
     os.mkfifo(gate)
-    wait = f"await asyncio.to_thread(Path({str(gate)!r}).read_text)"  # until who writes closes
+    wait = f"await asyncio.to_thread(open({str(gate)!r}).read)"  # until who writes closes
     tree = Tree(folder / "versions")
     tree.install("1", ("pylb/app/app.py", f"        {line}\n", f"        {wait}\n        {line}\n"))
     pylb.launch(argv=tree.command(pylb))

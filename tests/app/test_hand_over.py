@@ -26,9 +26,9 @@ BEFORE_GO = {
     "the successor serves": ("pylb/upgrade/handover.py", "introduce(successor.pid)"),
 }
 AFTER_GO = {
-    "the successor is in charge": ("pylb/app/app.py", "live, seconds = self._forwarding.open_sessions"),
-    "the doors are about to be closed": ("pylb/app/app.py", "timeouts = self._config.defaults.timeouts\n"),
-    "the last session has ended": ("pylb/app/app.py", "await self._before.ended(at_once=self._at_once)"),
+    "the successor is in charge": ("pylb/app/succession.py", "live, seconds = self._forwarding.open_sessions"),
+    "the doors are about to be closed": ("pylb/app/succession.py", "timeouts = self._settings.config.defaults.timeouts\n"),
+    "the last session has ended": ("pylb/app/ending.py", "await self._before.ended(at_once=self._at_once)"),
 }
 
 
@@ -57,7 +57,8 @@ def test_a_reload_is_begun_by_whoever_is_in_charge(
     pylb.file.rename(changed)
     pylb.configure()
     tree = Tree(tmp_path / "versions")
-    move = f"os.path.exists({str(changed)!r}) and (os.replace({str(changed)!r}, {str(pylb.file)!r}), os.kill(os.getpid(), 1))"
+    step = f"os.path.exists({str(changed)!r}) and (os.replace({str(changed)!r}, {str(pylb.file)!r}), os.kill(os.getpid(), 1))"
+    move = f"(lambda os: {step})(__import__('os'))"  # not each of these files imports it
     tree.install("1", doing((BEFORE_GO | AFTER_GO)[moment], move))
     tree.install("2")
     process = pylb.start(argv=tree.command(pylb))
@@ -195,7 +196,7 @@ def test_a_start_that_fails_late_ends_with_the_clients_it_had_accepted(pylb: Ins
     tree = Tree(tmp_path / "versions")
     wait = "sock = __import__('socket').create_server(('127.0.0.1', 0)); print('go on at', sock.getsockname()[1], flush=True)"
     accept = "await __import__('asyncio').get_running_loop().sock_accept((sock.setblocking(False), sock)[1])"
-    statement = "offered = verbs(registry, self, self._forwarding)"
+    statement = "offered = verbs(self._registry, self._operations, self._forwarding)"
     tree.install("1", ("pylb/app/app.py", statement, f"{wait}; {accept}; raise CannotStart('on purpose')"))
     process = pylb.launch(argv=tree.command(pylb))
     process.has_said("go on at ")
@@ -217,9 +218,10 @@ def test_a_reload_between_the_reading_of_the_file_and_the_loop_is_not_lost(
     changed = pylb.config() | {
         "frontends": [{"name": "echo", "listen": f"127.0.0.1:{pylb.port}", "servers": [f"127.0.0.1:{echo_port}"]}]
     }
-    later = f"Path({str(pylb.file)!r}).write_text({json.dumps(changed)!r}); os.kill(os.getpid(), signal.SIGHUP)"
+    hang_up = "__import__('os').kill(__import__('os').getpid(), signal.SIGHUP)"
+    later = f"Path({str(pylb.file)!r}).write_text({json.dumps(changed)!r}); {hang_up}"
     statement = "with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:"
-    tree.install("1", ("pylb/app/app.py", statement, f"{later}\n    {statement}"))
+    tree.install("1", ("pylb/app/run.py", statement, f"{later}\n    {statement}"))
     pylb.start(argv=tree.command(pylb))
     eventually(lambda: serves(pylb), what="what the reload brought")
 
@@ -229,7 +231,7 @@ def test_logs_are_reopened_by_the_new_one_too(pylb: Instance, tmp_path: Path, su
     file = tmp_path / "sessions.log"
     pylb.configure(log={"target": f"file:{file}"})
     tree = Tree(tmp_path / "versions")
-    move = f"os.rename({str(file)!r}, {str(file) + '.1'!r}), os.kill(os.getpid(), signal.SIGUSR1)"
+    move = f"os.rename({str(file)!r}, {str(file) + '.1'!r}), os.kill(os.getpid(), {signal.SIGUSR1:d})"
     tree.install("1", doing(BEFORE_GO["the successor serves"], move))
     tree.install("2")
     process = pylb.start(argv=tree.command(pylb))

@@ -61,6 +61,16 @@ def test_a_failed_part_of_the_old_one_does_not_stop_the_new_one() -> None:
     assert life.on(Trigger.PARTED) == [(Action.LEAVE, Trigger.PARTED)]
 
 
+@pytest.mark.parametrize("phase", Phase)
+def test_a_failed_part_is_not_forgotten_whatever_is_done_about_it(phase: Phase) -> None:
+    """The process ends with an error, then, also when a stop was asked for behind it."""
+    life = in_phase(phase)
+    assert not life.failed
+    life.on(Trigger.FAILED)
+    life.on(Trigger.STOP)
+    assert life.failed
+
+
 def test_a_stop_that_came_before_anybody_knew_of_the_new_one_ends_the_service() -> None:
     assert in_phase(Phase.PARTING).on(Trigger.STOP) == [(Action.FORWARD, Trigger.STOP)]
     assert in_phase(Phase.LEAVING).on(Trigger.STOP) == [(Action.HASTEN, Trigger.STOP)]

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from pylb.app.keys import TOKEN_FILE
-from pylb.app.startup import LAST_GOOD
+from pylb.config.source import LAST_GOOD
 from tests.app.instance import Instance, echo, fetch, token
 from tests.support.peers import need
 from tests.support.ports import free_port

@@ -41,7 +41,7 @@ from pylb.haproxy import legacy_import
 from pylb.haproxy.translate import translate
 from pylb.host.systemd import Service
 from pylb.upgrade import processes as generations
-from pylb.upgrade.handover import report_of, word
+from pylb.upgrade.protocol import report_of, word
 from pylb.upgrade.sockets import passed
 from pylb.web.client_address import bearer, caller_ip
 from pylb.web.sessions import query_of

@@ -13,8 +13,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from pylb.app import app
-from pylb.app.app import App
+from pylb.app import succession
+from pylb.app.heartbeat import Heartbeat
+from pylb.app.operations import Operations
+from pylb.app.reload import Reloading
+from pylb.app.reporting import Reporting
+from pylb.app.settings import Settings
+from pylb.app.succession import Arrival, Succession
 from pylb.cli.main import main
 from pylb.control import tasks
 from pylb.control.health.checker import Checker
@@ -30,11 +35,12 @@ from pylb.host.loop_lag import Pulse
 from pylb.host.systemd import Service
 from pylb.logs.session_log import ConnectionLog
 from pylb.statuspage.stream import Feed
-from pylb.upgrade import handover as upgrade
-from pylb.upgrade.handover import Predecessors
+from pylb.upgrade import handover
+from pylb.upgrade.arriving import Predecessors
 from pylb.upgrade.leaving import Estate
 from pylb.upgrade.processes import Generations
 from pylb.upgrade.sockets import Listeners
+from pylb.upgrade.successor import Successor
 from pylb.web.server import HttpServer
 from pylb.web.unix import UnixServer
 from pylb.workers.fleet import Fleet
@@ -45,19 +51,19 @@ PLACES: dict[str, tuple[type | ModuleType, str]] = {
     Part.SNAPSHOT: (Maintenance, "save_again"),
     Part.PROBES: (Checker, "is_due"),
     Part.NAMES: (Resolver, "is_due"),
-    Part.KEYS: (App, "_key_files"),
-    Part.CERTIFICATES: (App, "_certificate_files"),
-    Part.ADDRESSES: (App, "_read_addresses"),
+    Part.KEYS: (Settings, "key_files"),
+    Part.CERTIFICATES: (Settings, "certificate_files"),
+    Part.ADDRESSES: (Reloading, "read_addresses"),
     Part.BEAT: (Pulse, "beat"),
     Part.RATES: (Sampler, "sample"),
     Part.PAGE: (Feed, "look"),
-    Part.WATCHDOG: (App, "_state"),
-    Part.RELOAD: (App, "reload"),
-    Part.UPGRADE: (app, "hand_over"),
+    Part.WATCHDOG: (Heartbeat, "state"),
+    Part.RELOAD: (Operations, "reload"),
+    Part.UPGRADE: (succession, "hand_over"),
     Part.PREDECESSOR: (Predecessors, "_hear_failures"),
-    Part.SUCCESSOR: (upgrade, "tell"),
+    Part.SUCCESSOR: (handover, "tell"),
     Part.PROCESSES: (Generations, "note"),
-    Part.EVENTS: (App, "_heed_event"),
+    Part.EVENTS: (Reporting, "note"),
     Part.ANSWERS: (Notices, "registered"),
     Part.SESSIONS: (ConnectionLog, "session_ended"),
     Part.WORKERS: (Fleet, "_on_message"),
@@ -66,8 +72,8 @@ PLACES: dict[str, tuple[type | ModuleType, str]] = {
 
 # In their order. Up to "go" the old one is in charge, and it stays so.
 BEFORE_GO: dict[str, tuple[type | ModuleType, str]] = {
-    "begin": (upgrade, "_start"),
-    "the successor's pid": (upgrade.Successor, "__init__"),
+    "begin": (handover, "launch"),
+    "the successor's pid": (Successor, "__init__"),
     "close the doors": (HttpServer, "pause"),
     "leave the local sockets": (UnixServer, "leave"),
     "hold the state": (Registry, "hand_over"),
@@ -75,23 +81,23 @@ BEFORE_GO: dict[str, tuple[type | ModuleType, str]] = {
     "let go of the state": (Store, "unlock"),
     "list the sockets": (Listeners, "all"),
     "count": (Estate, "counted"),
-    "tell the counts": (upgrade, "tell"),
+    "tell the counts": (handover, "tell"),
     "tell the totals": (Registry, "totals"),
     "inherit the sockets": (Listeners, "inherit"),
     "meet": (Predecessors, "meet"),
     "go on from the totals": (Registry, "go_on_from"),
-    "take over": (App, "_take_over"),
+    "take over": (Arrival, "take_over"),
     "introduce": (Service, "successor"),
 }
 AFTER_GO: dict[str, tuple[type | ModuleType, str]] = {
-    "forward a signal": (App, "_forward"),
+    "forward a signal": (Succession, "forward"),
     "drain": (Engine, "drain"),
     "stop the registry": (Registry, "stop"),
-    "hear of a stop": (App, "_heed_successor"),
-    "report": (app, "report_to"),
+    "hear of a stop": (Succession, "_hear_of_a_stop"),
+    "report": (succession, "report_to"),
     "follow": (Predecessors, "follow"),
     "fill the store": (Listeners, "store"),
-    "the last counts": (app, "tell_the_last"),
+    "the last counts": (succession, "tell_the_last"),
 }
 
 

@@ -1,13 +1,12 @@
-"""pylb/app/startup.py: the generated token, the last good config, and what the person in front is told."""
+"""pylb/app/welcome.py: what the person in front reads first."""
 
 import re
-import stat
 from pathlib import Path
 
 import pytest
 
-from pylb.app.keys import TOKEN_FILE, generated_secret
-from pylb.app.startup import LAST_GOOD, ConfigSource, banner, first_steps, program
+from pylb.app.keys import TOKEN_FILE
+from pylb.app.welcome import banner, first_steps, program
 from pylb.config import Config, parse
 
 SECRET = "0123456789abcdefghijklmnopqrstuv"
@@ -19,88 +18,6 @@ def config(text: str, tmp_path: Path) -> Config:
 
 def said(config: Config, *, terminal: bool = True, secret: str | None = SECRET, restored: int = 0, option: str = "") -> str:
     return banner(config, room=(100, 300), restored=restored, secret=secret, terminal=terminal, called=("pylb", option))
-
-
-# ------------------------------------------------------------ the generated token
-
-
-def test_the_token_is_made_once_and_only_its_owner_can_read_it(tmp_path: Path) -> None:
-    first = generated_secret(tmp_path)
-    assert len(first) == 32
-    assert generated_secret(tmp_path) == first
-    assert stat.S_IMODE((tmp_path / TOKEN_FILE).stat().st_mode) == 0o600
-    assert [path.name for path in tmp_path.iterdir()] == [TOKEN_FILE]  # no temporary file is left
-
-
-def test_a_token_file_that_was_cut_short_is_replaced(tmp_path: Path) -> None:
-    (tmp_path / TOKEN_FILE).write_text("short\n")
-    assert len(generated_secret(tmp_path)) == 32
-
-
-def test_a_token_that_cannot_be_kept_is_an_error_of_its_directory(tmp_path: Path) -> None:
-    with pytest.raises(OSError, match="No such file"):
-        generated_secret(tmp_path / "missing")
-
-
-# ------------------------------------------------------------ the last good config
-
-
-@pytest.mark.parametrize(
-    "line",
-    [
-        "state_dir: DIR",
-        "state_dir: 'DIR'   # where it is",
-        '  "state_dir": "DIR",',
-        '{"state_dir": "DIR",',
-    ],
-)
-def test_a_broken_file_still_says_where_its_state_is(line: str, tmp_path: Path) -> None:
-    path = tmp_path / "pylb.yaml"
-    path.write_text(f"admin: [\n{line.replace('DIR', '/var/lib/other')}\nwebhook: }}\n")
-    assert ConfigSource(path, {"HOME": "/home/x"}).state_dir() == Path("/var/lib/other")
-
-
-def test_a_relative_state_dir_of_a_broken_file_is_beside_the_file(tmp_path: Path) -> None:
-    path = tmp_path / "pylb.yaml"
-    path.write_text("admin: [\nstate_dir: state\n")
-    assert ConfigSource(path, {}).state_dir() == tmp_path / "state"
-
-
-def test_without_such_a_line_or_a_file_it_is_the_default_directory(tmp_path: Path) -> None:
-    path = tmp_path / "pylb.yaml"
-    assert ConfigSource(path, {"STATE_DIRECTORY": "/var/lib/pylb"}).state_dir() == Path("/var/lib/pylb")
-    path.write_text("admin: [\n")
-    assert ConfigSource(path, {"HOME": "/home/x"}).state_dir() == Path("/home/x/.local/state/pylb")
-
-
-def test_the_last_good_config_is_what_was_loaded_not_what_the_file_holds_now(tmp_path: Path) -> None:
-    path = tmp_path / "pylb.yaml"
-    path.write_text(f"state_dir: {tmp_path}\nadvertise: lb.example.net\n")
-    source = ConfigSource(path, {})
-    assert source.last_good() is None
-    loaded = source.load()
-    path.write_text(f"state_dir: {tmp_path}\nadvertise: [\n")  # somebody goes on writing while it is loaded
-    source.keep(loaded)
-    kept = source.last_good()
-    assert kept is not None
-    assert kept.advertise == "lb.example.net"
-    assert stat.S_IMODE((tmp_path / LAST_GOOD).stat().st_mode) == 0o600  # it may hold secrets
-
-
-def test_a_last_good_config_that_is_not_good_any_more_is_none(tmp_path: Path) -> None:
-    path = tmp_path / "pylb.yaml"
-    path.write_text(f"state_dir: {tmp_path}\n")
-    source = ConfigSource(path, {})
-    source.keep(source.load())
-    (tmp_path / LAST_GOOD).write_text("workers: -1\n")
-    assert source.last_good() is None
-
-
-def test_the_embedded_defaults_are_not_kept(tmp_path: Path) -> None:
-    source = ConfigSource(None, {"HOME": str(tmp_path)})
-    source.keep(source.load())
-    assert source.last_good() is None
-    assert list(tmp_path.iterdir()) == []
 
 
 # ------------------------------------------------------------ the banner

@@ -1,11 +1,10 @@
-"""The first minute: which config counts, the token that a first run makes, and what is printed for the person in front."""
+"""The first minute: what is printed for the person in front, and the first steps that the status page shows."""
 
 import json
-import re
+import logging
 import shlex
 import shutil
 import sys
-from collections.abc import Mapping
 from functools import cache
 from importlib.resources import files
 from ipaddress import ip_address
@@ -13,73 +12,17 @@ from pathlib import Path
 from string import Template
 from typing import Any, NamedTuple
 
+from pylb.app.descriptors import Budget
 from pylb.app.keys import TOKEN_FILE
-from pylb.config import Config, ConfigErrors, default_state_dir, load, parse, read_text
+from pylb.app.settings import Settings
+from pylb.config import Config
 from pylb.config.models import TokenEntry
-from pylb.control.storage.files import read_regular, write_private
 from pylb.core.address import ANY, is_loopback
 from pylb.core.auth import NODE_PORTS
 from pylb.core.text import counted
 from pylb.host.machine import outgoing_address
 
-LAST_GOOD = "config.last-good"
-MOST_BYTES = 64 << 20
-_STATE_DIR_LINE = re.compile(r"""^[ \t{]*["']?state_dir["']?\s*:\s*["']?([^"'#\n]+?)["']?,?\s*(?:#.*)?$""", re.MULTILINE)
-
-
-class ConfigSource:
-    """Where the config comes from: a file, or nothing. Remembers the last good one in the state directory."""
-
-    def __init__(self, path: Path | None, environ: Mapping[str, str]) -> None:
-        self.path = path
-        self._environ = environ
-        self._text = ""
-
-    def load(self) -> Config:
-        """What the file says now. Raises ConfigErrors."""
-        text = None if self.path is None else read_text(self.path)
-        config = load(self.path, self._environ, text=text)
-        self._text = text or ""
-        return config
-
-    def read(self, path: Path, text: str) -> Config:
-        """What `text`, as the file at `path`, would mean. Raises ConfigErrors."""
-        return load(path, self._environ, text=text)
-
-    def last_good(self) -> Config | None:
-        """What was in force when pylb last ran with this file, if it is remembered and still valid.
-
-        A secret file that is gone costs its token's calls, not the ports: they serve what is registered.
-        """
-        if self.path is None:
-            return None
-        kept = self.state_dir() / LAST_GOOD
-        try:
-            text = read_regular(kept, MOST_BYTES).decode()
-            try:
-                return load(self.path, self._environ, text=text)
-            except ConfigErrors:
-                return parse(text, str(self.path), self._environ)
-        except (OSError, ValueError, ConfigErrors):
-            return None
-
-    def keep(self, config: Config) -> None:
-        """Remember what `config` was loaded from just before, whatever the file holds by now: for a start with a broken one.
-
-        Raises OSError.
-        """
-        if self.path is not None:
-            write_private(config.state_dir / LAST_GOOD, self._text.encode())
-
-    def state_dir(self) -> Path:
-        """Of a file that may not even be YAML: its state_dir line, else the default."""
-        try:
-            found = _STATE_DIR_LINE.search(self.path.read_text()) if self.path is not None else None
-        except (OSError, ValueError):
-            found = None
-        if found is None or self.path is None:
-            return default_state_dir(self._environ)
-        return self.path.absolute().parent / found.group(1).strip()  # an absolute one stays as it is
+log = logging.getLogger("pylb")
 
 
 def program(path: Path | None) -> tuple[str, str]:
@@ -91,6 +34,28 @@ def program(path: Path | None) -> tuple[str, str]:
     elif (found := shutil.which(name)) is not None and Path(found).absolute() == Path(called).absolute():
         called = name
     return called, "" if path is None else f" -c {shlex.quote(str(path))}"
+
+
+def greet(settings: Settings, room: Budget, called: tuple[str, str], *, restored: int) -> None:
+    """It serves: warnings go to the log, the banner to whoever started it."""
+    config = settings.config
+    for warning in config.warnings:
+        log.warning("%s", warning)
+    if settings.complaint:
+        log.error("the config is broken, the last good one is in force:\n%s", settings.complaint)
+    terminal = sys.stdout.isatty()
+    text = banner(
+        config,
+        room=(room.most_sessions, room.reserve),
+        restored=restored,
+        secret=settings.keys.secret,
+        terminal=terminal,
+        called=called,
+    )
+    try:
+        print(text, file=sys.stdout if terminal else sys.stderr, flush=True)
+    except OSError:
+        pass  # whoever started us has closed the pipe: no reason not to serve
 
 
 def banner(

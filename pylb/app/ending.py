@@ -1,0 +1,73 @@
+"""The end of the service: no new sessions, some time for the live ones, and for the processes that were there before."""
+
+import asyncio
+import logging
+import time
+
+from pylb.app.forwarding import Forwarding
+from pylb.app.settings import Settings
+from pylb.core.text import counted, span
+from pylb.host.systemd import Service
+from pylb.upgrade.arriving import Predecessors
+from pylb.upgrade.processes import Generations
+
+log = logging.getLogger("pylb")
+
+# Seconds that a pylb with a successor stays at least: whoever looked up the pid of the service just before may
+# send it a signal just after, and systemd hears of the new one a moment later.
+LINGER = 1.0
+
+
+class Ending:
+    """Live sessions have timeouts.shutdown, unless `now` is called."""
+
+    def __init__(
+        self, settings: Settings, service: Service, forwarding: Forwarding, before: Predecessors, generations: Generations
+    ) -> None:
+        self._settings = settings
+        self._service = service
+        self._forwarding = forwarding
+        self._before = before
+        self._generations = generations
+        self._at_once = asyncio.Event()  # the last sessions are reset now
+        self._deadline = 0.0  # when the live sessions of a service that stops are over
+
+    async def stop_accepting(self, live: int) -> None:
+        """`live`: sessions, also of those before."""
+        seconds = self._settings.config.defaults.timeouts.shutdown
+        self._deadline = time.monotonic() + seconds
+        text = f"stopping: {counted(live, 'live session')} {'has' if live == 1 else 'have'} {span(seconds)}"
+        self._service.stopping(text)
+        if live:
+            log.info("%s; a second signal ends them now", text)
+        else:
+            log.info("stopping")
+        # Where systemd holds the sockets, who waits in them is for the next pylb: it would be reset here in a moment.
+        self._forwarding.drain(self._deadline, accept=not self._service.listens)
+        self._before.stop(self._deadline)
+        await asyncio.to_thread(self._generations.stop_those_before)
+
+    def now(self) -> None:
+        """Resets what lives. Idempotent."""
+        if not self._at_once.is_set():
+            log.warning("stopping at once")
+            self._at_once.set()
+
+    def fail(self) -> None:
+        """After a start that failed sessions have no time at all: it may have accepted some already."""
+        self._at_once.set()
+        self._forwarding.drain(time.monotonic(), accept=False)
+
+    async def last_session(self) -> None:
+        """Until it has ended, here and in those before."""
+        await self._forwarding.drained(at_once=self._at_once)
+        await self._before.ended(at_once=self._at_once)
+
+    async def last_process(self) -> None:
+        """For systemd the end of main is the end of the service. They have had their signal, and the same time as we."""
+        while time.monotonic() < self._deadline + LINGER and not self._at_once.is_set():
+            if not await asyncio.to_thread(self._generations.those_before):
+                return
+            await asyncio.sleep(0.05)
+        if left := await asyncio.to_thread(self._generations.those_before):
+            log.warning("%s of before have not ended yet", ", ".join(f"process {pid}" for pid in left))

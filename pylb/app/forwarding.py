@@ -1,0 +1,117 @@
+"""What forwards: one engine in this process, or workers with an engine each. Nobody above this module sees which."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
+from typing import Protocol
+
+from pylb.api.verbs import Sessions
+from pylb.app.descriptors import Budget
+from pylb.app.errors import CannotStart
+from pylb.app.observer import Hooks
+from pylb.app.settings import Settings
+from pylb.control.scene import Sink
+from pylb.forward.counters import Counters
+from pylb.forward.engine import MAX_BUFFERED, Engine, connection_limit, pipe_limit
+from pylb.upgrade.sockets import Listeners
+from pylb.workers.archive import Program
+from pylb.workers.fleet import Fleet, Told
+from pylb.workers.in_process import Driver
+from pylb.workers.messages import VERSION, Counted, Hello
+
+log = logging.getLogger("pylb")
+
+
+class Forwarding(Sink, Sessions, Protocol):
+    """Tables go in; sessions and counters are asked for. `make_forwarding` returns either kind as this."""
+
+    @property
+    def open_sessions(self) -> int:
+        """Those of workers as they reported them last."""
+
+    @property
+    def rate_samples(self) -> int:
+        """How many samples of `parts` a rate is to be taken over."""
+
+    @property
+    def lines_dropped(self) -> int:
+        """Of the session log, by workers."""
+
+    @property
+    def restarts(self) -> int:
+        """Of workers."""
+
+    def workers(self) -> dict[str, tuple[int, float]]:
+        """Of each worker that runs: its pid and its loop's lag in seconds."""
+
+    def pids(self) -> list[int]:
+        """Of the processes that forward."""
+
+    async def counters(self) -> Counters:
+        """As they are now."""
+
+    def parts(self) -> Sequence[Counted]:
+        """The counts whose sum `counters` is, without asking anybody."""
+
+    def drain(self, deadline: float, *, accept: bool = ...) -> None:
+        """As Engine.drain."""
+
+    async def drained(self, *, at_once: asyncio.Event) -> None:
+        """Until the last session has ended: by itself, at the deadline, or when `at_once` is set."""
+
+
+async def make_forwarding(
+    stack: AsyncExitStack,
+    *,
+    settings: Settings,
+    room: Budget,
+    listeners: Listeners,
+    hooks: Hooks,
+    note_process: Callable[[int], None],
+) -> Forwarding:
+    """It runs until the end of `stack`. `note_process`: hears of each worker's pid. Raises CannotStart."""
+    if not room.workers:
+        engine = Engine(
+            observer=hooks,
+            max_connections=room.sessions,
+            max_pipes=pipe_limit(room.nofile),
+            on_fault=_log_fault,
+            opener=listeners.open,
+            twin=listeners.twin,
+            nofile=room.nofile,
+            reserve=room.reserve,
+            recorded=settings.config.recorder.sessions,
+        )
+        driver = Driver(engine, listeners.closed, hooks.connlog.flush)
+        stack.callback(driver.close)
+        return driver
+    told = Told(hooks.connect_ended, hooks.connlog.lines.put, note_process)
+    fleet = Fleet(room.workers, lambda index: _hello(index, settings, room), told, listeners, Program())
+    stack.callback(fleet.close)
+    try:
+        await fleet.start()
+    except OSError as error:
+        hint = "Is there memory, and room for processes (ulimit -u)?"
+        raise CannotStart(f"no worker can be started: {error}. {hint}") from None
+    return fleet
+
+
+def _hello(index: int, settings: Settings, room: Budget) -> Hello:
+    """What a worker has to know that starts now."""
+    config, count = settings.config, room.workers
+    return Hello(
+        VERSION,
+        index,
+        count,
+        connection_limit(room.nofile),
+        pipe_limit(room.nofile),
+        MAX_BUFFERED // count,
+        config.log.format,
+        -(-config.recorder.sessions // count),
+        config.log.selection,
+    )
+
+
+def _log_fault(what: str, error: Exception) -> None:
+    log.error("%s", what, exc_info=error)

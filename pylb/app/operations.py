@@ -1,0 +1,100 @@
+"""What the control socket and the signals may ask of a running pylb (api.verbs.Service), and when it may be asked."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+from pylb.app.phases import Life, Phase, Trigger
+from pylb.app.reload import Reloading
+from pylb.app.settings import Settings
+from pylb.app.succession import Succession
+from pylb.config import ConfigErrors
+from pylb.core.auth import Token
+from pylb.core.errors import Code, Refused
+from pylb.core.table import Diff
+from pylb.core.table_diff import Line
+from pylb.forward.counters import Counters
+from pylb.upgrade.leaving import Estate
+
+log = logging.getLogger("pylb")
+
+
+class Operations:
+    """`on`: a trigger of the phases, and what follows from it."""
+
+    def __init__(
+        self,
+        *,
+        life: Life,
+        on: Callable[[Trigger], None],
+        settings: Settings,
+        reloading: Reloading,
+        succession: Succession,
+        estate: Estate,
+    ) -> None:
+        self._life = life
+        self._on = on
+        self._settings = settings
+        self._reloading = reloading
+        self._succession = succession
+        self._estate = estate
+        self._started = asyncio.Event()
+
+    def started(self) -> None:
+        """The start is over: who waits for that goes on."""
+        self._started.set()
+
+    async def reload(self) -> Diff | None:
+        """Read the config again: all or nothing. None: during an upgrade, where whoever is in charge afterwards does it.
+
+        Raises ConfigErrors or Refused.
+        """
+        await self._started.wait()  # before, the one that started us may still have to take everything back
+        if self._life.phase is Phase.STOPPING:
+            raise Refused(Code.UNAVAILABLE, "pylb is stopping")
+        if self._life.phase is not Phase.SERVING:  # the successor may have read the file before it changed
+            self._on(Trigger.RELOAD)
+            return None
+        return await self._reloading.read_config()
+
+    async def reload_and_say(self) -> None:
+        """As `reload`, for the log."""
+        try:
+            await self.reload()
+        except (ConfigErrors, Refused) as error:
+            log.error("reload refused, everything stays as it is:\n%s", error)
+
+    async def upgrade(self) -> str:
+        """Start the pylb that is installed now, and leave it everything but the live sessions. Raises Refused."""
+        if self._life.phase is not Phase.SERVING:
+            raise Refused(Code.UNAVAILABLE, "pylb is starting, stopping or upgrading already", "call again")
+        self._life.on(Trigger.UPGRADE)  # its one action is what follows
+        return await self._succession.hand_over()
+
+    async def upgrade_and_say(self) -> None:
+        """As `upgrade`, for the log, and the phases know of it already."""
+        try:
+            log.info("upgrade: %s", await self._succession.hand_over())
+        except Refused as refused:
+            log.error("%s", refused)
+
+    async def counters(self) -> Counters:
+        """Of this pylb and of those before it that only end their sessions still."""
+        return await self._estate.counters()
+
+    async def read_keys(self) -> None:
+        """A file with secrets has changed: what it says now counts."""
+        await self._reloading.read_keys()
+
+    async def plan(self, path: Path, text: str) -> list[Line]:
+        """What a reload with this file would change. Raises ConfigErrors or Refused, as the reload would."""
+        return await self._reloading.plan(path, text)
+
+    def token(self, name: str) -> Token | None:
+        return self._settings.token(name)
+
+    @property
+    def reloaded(self) -> bool:
+        """Did the last reading of the config succeed?"""
+        return self._settings.reloaded

@@ -1,0 +1,210 @@
+"""One pylb follows another, seen from inside of each: the new one's start, and the old one's end.
+
+What they say to each other is in upgrade/protocol.py; what a signal means meanwhile is in phases.py.
+"""
+
+import asyncio
+import logging
+import os
+import signal
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+
+from pylb.app.background import Background
+from pylb.app.ending import LINGER
+from pylb.app.errors import CannotStart
+from pylb.app.forwarding import Forwarding
+from pylb.app.phases import Trigger
+from pylb.app.settings import Settings
+from pylb.control.registry import Registry
+from pylb.control.tasks import Part
+from pylb.core.errors import Code, Refused
+from pylb.core.text import counted, span
+from pylb.host.systemd import Service
+from pylb.upgrade.arriving import Left, Predecessors, inherit
+from pylb.upgrade.handover import hand_over, report_to, tell_the_last
+from pylb.upgrade.leaving import Estate, Lost
+from pylb.upgrade.protocol import ANSWER, Refusal, Talk
+from pylb.upgrade.sockets import Listeners, passed
+from pylb.upgrade.successor import Successor
+
+log = logging.getLogger("pylb")
+
+# Turns of the loop after which a signal that had arrived before them has been handled: one to read it, one to call for it.
+SIGNAL_TURNS = 3
+
+
+class Arrival:
+    """The start of a pylb that another one may have started, in three steps. Without another one they do nothing more."""
+
+    def __init__(
+        self,
+        environ: Mapping[str, str],
+        service: Service,
+        listeners: Listeners,
+        before: Predecessors,
+        background: Background,
+    ) -> None:
+        self._environ = environ
+        self._service = service
+        self._listeners = listeners
+        self._before = before
+        self._background = background
+        self._left: Left | None = None
+        self._number = 0  # of the one that started us, among those before
+
+    async def inherit(self) -> None:
+        """The sockets of the one before, or systemd's. Raises CannotStart."""
+        self._listeners.inherit(passed(self._environ))
+        try:
+            self._left = left = await inherit(self._environ)
+        except Refusal as refusal:
+            raise CannotStart(f"the pylb that started this one keeps its ports: {refusal}") from None
+        if left is not None:
+            self._service.muted = True
+            self._listeners.inherit(left.descriptors)
+
+    def count_on(self, registry: Registry) -> None:
+        """From what the one before had counted."""
+        if self._left is not None:
+            registry.go_on_from(self._left.totals)
+            self._number = self._before.meet(self._left.talk, self._left.counts)
+
+    async def take_over(self) -> None:
+        """Everything serves: from its word on, or its end, we are the service. Raises CannotStart."""
+        if self._left is None:
+            return
+        talk = self._left.talk
+        talk.say("serving")
+        try:
+            await talk.expect("go", ANSWER)
+        except Refusal as refusal:
+            if self._service.listens:  # for systemd the service is dead, and the next one on its way to these sockets
+                raise CannotStart(f"the pylb before is gone before its time: {refusal}") from None
+            log.warning("the pylb before is gone before its time: %s", refusal)
+            self._before.part(self._number)
+        else:
+            follow = partial(self._before.follow, self._number)
+            self._background.forever(Part.PREDECESSOR, follow, lasting=True)
+        self._service.muted = False
+        with self._background.boundary.surviving(Part.PREDECESSOR):  # nobody else is in charge any more
+            self._listeners.store()
+
+
+class Succession:
+    """The end of a pylb that another one follows. `on`: what happens here is a trigger of the phases, too."""
+
+    def __init__(
+        self,
+        *,
+        environ: Mapping[str, str],
+        settings: Settings,
+        service: Service,
+        forwarding: Forwarding,
+        before: Predecessors,
+        estate: Estate,
+        background: Background,
+        on: Callable[[Trigger], None],
+    ) -> None:
+        self._environ = environ
+        self._settings = settings
+        self._service = service
+        self._forwarding = forwarding
+        self._before = before
+        self._estate = estate
+        self._background = background
+        self._on = on
+        self._successor: Successor | None = None  # from the moment on that it is in charge
+        self._may_end = asyncio.Event()  # LINGER is over, or need not be waited for
+
+    # ------------------------------------------------------------ until there is another one
+
+    async def hand_over(self) -> str:
+        """Start the pylb that is installed now, and leave it everything but the live sessions. In words what follows.
+
+        Raises Refused: this pylb stays in charge, or ends if it cannot be.
+        """
+        try:
+            successor = await hand_over(self._estate, self._environ, self._service.successor)
+        except Refusal as refusal:
+            self._on(Trigger.UPGRADE_FAILED)
+            text = f"the upgrade failed, process {os.getpid()} stays in charge: {refusal}"
+            raise Refused(Code.UNAVAILABLE, text, "its log says what the new one had to say") from None
+        except Lost as lost:
+            log.critical("%s", lost, exc_info=lost.__cause__)
+            self._on(Trigger.FAILED)
+            self._on(Trigger.UPGRADE_FAILED)
+            raise Refused(Code.UNAVAILABLE, str(lost)) from None
+        except BaseException:
+            self._on(Trigger.UPGRADE_FAILED)
+            raise
+        self._successor = successor
+        try:
+            self._on(Trigger.TAKEN_OVER)
+            for _ in range(SIGNAL_TURNS):
+                await asyncio.sleep(0)
+        finally:
+            self._on(Trigger.PARTED)
+        live, seconds = self._forwarding.open_sessions, self._settings.config.defaults.timeouts.upgrade
+        return f"process {successor.pid} serves; {_ends(live, seconds)}"
+
+    # ------------------------------------------------------------ from then on
+
+    def forward(self, about: Trigger) -> None:
+        """A signal that was meant for the service."""
+        if self._successor is None or not self._successor.signal(signal.Signals[about.value]):
+            log.warning("%s has no effect: process %d only ends its sessions, and its successor has ended", about, os.getpid())
+
+    async def leave(self, registry: Registry, *, hastened: bool) -> None:
+        """Only the live sessions are left to us."""
+        timeouts = self._settings.config.defaults.timeouts
+        seconds = timeouts.shutdown if hastened else timeouts.upgrade
+        surviving = self._background.boundary.surviving
+        self._service.muted = True
+        with surviving(Part.SUCCESSOR):  # the sessions live, whatever becomes of the rest
+            self._forwarding.drain(time.monotonic() + seconds)
+        self._background.cancel()
+        with surviving(Part.SUCCESSOR):
+            await registry.stop()
+        with surviving(Part.SUCCESSOR):
+            if live := (await self._estate.counters()).open_sessions:
+                log.info("%s", _ends(live, seconds))
+        talk = self._talk
+        self._background.forever(Part.SUCCESSOR, partial(report_to, talk, self._estate))
+        self._background.once(Part.SUCCESSOR, self._hear_of_a_stop(talk))
+        asyncio.get_running_loop().call_later(LINGER, self._may_end.set)
+
+    def hasten(self) -> None:
+        """The live sessions have timeouts.shutdown now, and nothing else is waited for."""
+        self._may_end.set()
+        self._forwarding.drain(time.monotonic() + self._settings.config.defaults.timeouts.shutdown)
+
+    async def may_end(self) -> None:
+        """Once the last session has ended this process may, as soon as this returns."""
+        await self._may_end.wait()
+
+    async def tell_the_last(self) -> None:
+        """What was counted to the end. Nothing may be said to the successor after it."""
+        with self._background.boundary.surviving(Part.SUCCESSOR):
+            await tell_the_last(self._talk, self._estate)
+
+    @property
+    def _talk(self) -> Talk:
+        if self._successor is None:
+            raise RuntimeError("nobody follows")
+        return self._successor.talk
+
+    async def _hear_of_a_stop(self, talk: Talk) -> None:
+        try:
+            said, _ = await talk.expect("stop", None)
+        except Refusal:
+            return  # it ended by a fault: no reason to end our sessions
+        finally:
+            self._may_end.set()  # the service ends, or has ended
+        self._forwarding.drain(float(said["deadline"]))
+        self._before.stop(float(said["deadline"]))
+
+
+def _ends(live: int, seconds: float) -> str:
+    return f"process {os.getpid()} ends with its {counted(live, 'session')}, in {span(seconds)} at the latest"

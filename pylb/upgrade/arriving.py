@@ -1,0 +1,130 @@
+"""The new pylb: what it takes over from the one that started it, and what it hears of those that only end their sessions."""
+
+import asyncio
+import logging
+import os
+import socket
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+from pylb.core.codec import Malformed
+from pylb.forward.counters import Counters
+from pylb.upgrade.protocol import ANSWER, PROTOCOL, VARIABLE, Refusal, Talk, report_of
+from pylb.workers.channel import BadFrame
+from pylb.workers.messages import Counted
+from pylb.workers.totals import Tally
+
+log = logging.getLogger("pylb")
+
+
+class Left(NamedTuple):
+    """What the previous pylb passed on."""
+
+    talk: Talk
+    descriptors: list[int]
+    counts: list[dict[str, Any]]  # messages that are not evaluated yet
+    totals: Mapping[str, Mapping[str, int]]
+
+
+async def inherit(environ: Mapping[str, str]) -> Left | None:
+    """What the previous pylb passed on, once it has released it; None: none was. Raises Refusal: it is still in charge."""
+    text = environ.get(VARIABLE, "")
+    if not text:
+        return None
+    try:
+        fd = int(text[:9])
+        os.set_inheritable(fd, False)
+        talk = Talk(socket.socket(fileno=fd))
+    except (OSError, ValueError):
+        raise Refusal(f"{VARIABLE} is set, and no channel to another pylb") from None
+    talk.say("ready", protocol=PROTOCOL)
+    descriptors: list[int] = []
+    counts: list[dict[str, Any]] = []
+    while True:
+        said, fds = await talk.hear(ANSWER)
+        descriptors += fds
+        if said.get("say") == "count":
+            counts.append(said)
+        if said.get("say") == "yours":
+            return Left(talk, descriptors, counts, said.get("totals") or {})
+
+
+class Predecessors:
+    """Previous pylbs that only end their sessions, each a process: their counts, and their end."""
+
+    def __init__(self, failed: Callable[[str, int], None] = lambda _part, _count: None) -> None:
+        self._failed = failed  # reports a failed part of theirs, and how often
+        self._failures: dict[int, dict[str, int]] = {}  # of each, by part
+        self._tally = Tally()
+        self._living: dict[int, Talk] = {}
+        self._next = 0
+        self._readable = True  # could the last one's counts be read?
+
+    async def added(self, counters: Counters) -> Counters:
+        """`counters` and theirs."""
+        return await self._tally.added(counters) if self._next else counters
+
+    def parts(self) -> list[Counted]:
+        """Their counts, according to their last reports."""
+        return self._tally.parts()
+
+    def meet(self, talk: Talk, counts: Iterable[Mapping[str, Any]]) -> int:
+        """Add one with the `counts` it sent, before any sum is read: its past would look like a burst. Returns a number."""
+        self._next = number = self._next + 1
+        self._living[number] = talk
+        counts = list(counts)
+        self._failures[number] = next((found for said in reversed(counts) if (found := _failures(said))), {})
+        self._readable = self._hear(number, *counts)
+        return number
+
+    async def follow(self, number: int) -> None:
+        """Read its messages until it ends. May be called again after a failure of ours."""
+        readable = self._readable
+        try:
+            while True:
+                said, _ = await self._living[number].hear()
+                self._hear_failures(number, said)
+                readable = readable and self._hear(number, said)
+        except (Refusal, asyncio.CancelledError) as end:
+            self.part(number)
+            if not isinstance(end, Refusal):
+                raise
+
+    def part(self, number: int) -> None:
+        """It has ended: its counts remain."""
+        self._living.pop(number).close()
+        self._failures.pop(number, None)
+        self._tally.retire(number)
+
+    def _hear_failures(self, number: int, said: Mapping[str, Any]) -> None:
+        before = self._failures[number]
+        self._failures[number] = before | _failures(said)
+        for part, count in self._failures[number].items():
+            if (more := count - before.get(part, 0)) > 0:
+                self._failed(part, more)
+
+    def _hear(self, number: int, *counts: Mapping[str, Any]) -> bool:
+        """False: its version counts in another form."""
+        try:
+            for said in counts:
+                self._tally.heard(number, report_of(said))
+        except (Malformed, BadFrame) as error:
+            log.warning("the previous pylb's counters have another form, so counting starts at zero: %s", error)
+            return False
+        return True
+
+    def stop(self, deadline: float) -> None:
+        """Tell all to end their sessions by `deadline` (monotonic)."""
+        for talk in self._living.values():
+            talk.say("stop", deadline=deadline)
+
+    async def ended(self, *, at_once: asyncio.Event) -> None:
+        """Wait until all are gone, or `at_once` is set."""
+        while self._living and not at_once.is_set():  # noqa: ASYNC110 - one of two conditions, and a delay does no harm
+            await asyncio.sleep(0.05)
+
+
+def _failures(said: Mapping[str, Any]) -> dict[str, int]:
+    """The failures of the old process's tasks; older versions do not send them."""
+    found = said.get("failures")
+    return {part: count for part, count in found.items() if isinstance(count, int)} if isinstance(found, dict) else {}
