@@ -164,7 +164,7 @@ def adopting(claims: Claims, layout: Layout, looped: Container[Key] = ()) -> Gen
 def readmitting(registrations: Iterable[Registration], layout: Layout) -> Generator[None, None, tuple[Claims, list[Refused]]]:
     """A picture made from nothing, in steps: after a restart, or under new rules. What no longer fits is left out."""
     everyone = tuple(registrations)
-    yield  # ten thousand take 5 ms to be put in order
+    yield  # ten thousand take a millisecond to be put in order
     claims, refusals = Claims(), list[Refused]()
     for start in range(0, len(everyone), STEP):
         for one in everyone[start : start + STEP]:
