@@ -125,7 +125,8 @@ def test_a_new_version_that_dies_on_the_way_gives_everything_back(pylb: Instance
     """After the sockets were handed over and the state was let go of: the worst moment."""
     tree = Tree(tmp_path / "versions")
     tree.install("1")
-    tree.install("2", ("pylb/app/app.py", "await self._make_registry(stack)", "await self._make_registry(stack); __import__('os')._exit(3)"))
+    made = "await self._make_registry(stack)"
+    tree.install("2", ("pylb/app/app.py", made, f"{made}; __import__('os')._exit(3)"))
     process = pylb.start(argv=tree.command(pylb))
     pylb.register(pylb.port, echo_port)
     tree.use("2")
