@@ -3,6 +3,10 @@
 Reports are sent once a tick and contain only what changed. So the others may exceed a limit by what they admit within about
 two ticks (0.2 s), and frontends without a limit cost nothing. Two things are not shared: the limit of a process's own
 descriptors, and the queue, whose order is that of each process.
+
+Why a worker does not simply get its share, limit / workers: the kernel deals out connections by a hash, so one worker would
+refuse clients while others have room, most of all those of one source; and `max_connections: 1` of a server would become one
+for each worker.
 """
 
 from collections.abc import Iterable
