@@ -7,12 +7,12 @@ from typing import Any
 from pylb.api.stories import local_time
 from pylb.control.registry import VIEWS, Registry
 from pylb.control.steps import in_turns
-from pylb.control.views import RegistrationView, ServerView, by_port
+from pylb.control.views import STATIC, ServerView, by_port
+from pylb.core.registration import Key
 from pylb.core.table import Frontend, Table
 
 ROWS = 100  # between two turns of the loop: ~2 ms
-LEGACY = " (legacy)"
-People = dict[str, list[tuple[str, float | None]]]  # by title: the state of each, and in how many seconds its lease ends
+Leases = dict[Key, tuple[str, float | None]]  # of each registration: its state, and in how many seconds its lease ends
 _HEADINGS = ("PORT", "FRONTEND", "SERVER", "ADDRESS", "WEIGHT", "STATE", "REGISTERED BY", "LEASE", "ACCEPTS", "CHECK", "WHY")
 
 
@@ -21,9 +21,9 @@ async def rows(registry: Registry, port: int | None = None) -> list[dict[str, An
 
     Made in steps: a thousand frontends must not hold the loop.
     """
-    people: People = {}
+    leases: Leases = {}
     async for one in in_turns(registry.each_registration(), VIEWS):
-        people.setdefault(_title(one), []).append((one.state, one.expires_in))
+        leases[one.key] = (one.state, one.expires_in)
     unbound, now = registry.unbound(), time.monotonic()
     found: list[dict[str, Any]] = []
     async for frontend, view in in_turns(_places(registry.table, registry.each_server()), ROWS):
@@ -31,7 +31,7 @@ async def rows(registry: Registry, port: int | None = None) -> list[dict[str, An
         if port is not None and listen.port != port:
             continue
         head = {"port": listen.port, "listen": str(listen), "frontend": frontend.name, "unbound": unbound.get(listen)}
-        found.append(head | (_no_server() if view is None else _server(view, people, now)))
+        found.append(head | (_no_server() if view is None else _server(view, leases, now)))
     for later in registry.unserved():
         why = f"needs {', '.join(later.needs)}, which this version of pylb does not know; the entry is kept"
         head = {"frontend": later.name, "unbound": None}
@@ -61,17 +61,17 @@ def legacy_notes(registry: Registry) -> list[str]:
     ]
 
 
-def _server(view: ServerView, people: People, now: float) -> dict[str, Any]:
-    holders = [one for held in view.held_by for one in people.get(_held(held), ())]
+def _server(view: ServerView, leases: Leases, now: float) -> dict[str, Any]:
+    holders = [leases[holder.key] for holder in view.held_by if holder.key in leases]
     ends = [expires_in for _, expires_in in holders if expires_in is not None]
     states = {state for state, _ in holders}
-    lives = "fresh" in states or "static" in view.held_by or not states
+    lives = "fresh" in states or STATIC in view.held_by or not states
     return {
         "server": view.server,
         "address": str(view.address),
         "weight": view.weight,
         "state": view.state if view.state in ("down", "drain", "maint") or lives else min(states),
-        "held_by": list(view.held_by),
+        "held_by": [str(holder) for holder in view.held_by],
         "lease_expires_in": None if not ends else round(max(ends), 1),
         "reachable": view.reachable,
         "accepts": view.accepts,
@@ -79,16 +79,6 @@ def _server(view: ServerView, people: People, now: float) -> dict[str, Any]:
         "asked_ago": None if view.asked_at is None else round(max(0.0, now - view.asked_at), 1),
         "why": "; ".join(filter(None, (view.reason, view.hint if view.reachable != "yes" else ""))),
     }
-
-
-def _title(one: RegistrationView) -> str:
-    return f"{one.token}/{one.name}{LEGACY}" if one.legacy else f"{one.token}/{one.name}/{one.instance}"
-
-
-def _held(held: str) -> str:
-    """`held_by` carries titles: token/name/instance, or token/name (legacy), and may say more behind them."""
-    title, _, more = held.partition(" (")
-    return title + LEGACY if more.startswith("legacy)") else title
 
 
 def _no_server() -> dict[str, Any]:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from functools import partial
 
 from pylb.control.leases import FALLBACK
-from pylb.control.notices import title_of, whose
+from pylb.control.notices import key_title, whose
 from pylb.control.registrar import Registrar
 from pylb.control.scene import Scene, Step, with_claims
 from pylb.control.silence import moment
@@ -117,7 +117,7 @@ class Maintenance:
 
         def done(_change: Change) -> None:
             if ended:
-                names = ", ".join(map(title_of, ended))
+                names = ", ".join(map(key_title, ended))
                 self._state.journal.note("stale", f"silent for its TTL, now the last resort: {names}", {"count": len(ended)})
 
         await self._turn(step, keys, done)

@@ -78,7 +78,7 @@ class Notices:
                 text = f"token {name!r} has {counted(len(new[name].secrets), 'secret')} now, and not the same as before"
                 self._journal.note("token_rotated", text, {"token": name})
         for key, given in moved.items():
-            text = f"{title_of(key)} is a registration of token {given.token!r} now, which replaces {key.token!r}"
+            text = f"{key_title(key)} is a registration of token {given.token!r} now, which replaces {key.token!r}"
             self._journal.note("passed_on", text, {"token": given.token, "name": given.name, "instance": given.instance})
 
     def loops(self, scene: Scene) -> None:
@@ -101,5 +101,6 @@ def whose(keys: Iterable[Key]) -> dict[str, str]:
     return {"token": tokens.pop()} if len(tokens) == 1 else {}
 
 
-def title_of(key: Key) -> str:
+def key_title(key: Key) -> str:
+    """Of one that may be gone; see views.title."""
     return f"{key.token}/{key.name or key.legacy_port}" + (f"/{key.instance}" if key.instance else "")

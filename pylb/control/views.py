@@ -10,7 +10,7 @@ from pylb.core.claims import Claims
 from pylb.core.health import REMEMBERED, UNRECORDED, UP, WRONG, YES, Health, Record
 from pylb.core.lease import Lease
 from pylb.core.policy import AdminState, HealthPolicy, ProxyProtocol
-from pylb.core.registration import Key, Registration, State, Wanted
+from pylb.core.registration import Key, Registration, State, Wanted, legacy_key
 from pylb.core.static_frontends import Layout
 from pylb.core.table import DOWN, Frontend, Server, Table
 
@@ -62,6 +62,10 @@ class RegistrationView:
     ends_at: float | None = None
     goodbye: bool = False  # it called to say that it leaves, and has not called since
 
+    @property
+    def key(self) -> Key:
+        return legacy_key(self.token, self.frontends[0].port) if self.legacy else Key(self.token, self.name, self.instance)
+
 
 @dataclass(frozen=True, slots=True)
 class LegacyUse:
@@ -73,6 +77,25 @@ class LegacyUse:
     last_name: str
 
 
+class Holder(NamedTuple):
+    """Who holds a server: a registration, or a line of the config."""
+
+    key: Key | None  # None: a line of the config
+    name: str = ""  # that a registration gives itself: a legacy one's is not in its key
+    displaced: bool = False  # only until the new address of the registration has answered
+
+    @property
+    def note(self) -> str:
+        return "until its new address has answered" if self.displaced else ""
+
+    def __str__(self) -> str:
+        """static, or the registration's title and the note."""
+        if self.key is None:
+            return "static"
+        return title_of(self.key, self.name) + (f" ({self.note})" if self.displaced else "")
+
+
+STATIC = Holder(None)
 ASKED_BY_DEFAULT = HealthPolicy()
 
 
@@ -90,7 +113,7 @@ class ServerView:
     reachable: str
     hint: str
     reason: str  # of its last failure in a row
-    held_by: tuple[str, ...]  # "static", "token/name/instance"
+    held_by: tuple[Holder, ...]
     initial_weight: int = 1  # as configured or registered, whatever the operator says of it now
     backup: bool = False
     health: Health = UP
@@ -137,7 +160,7 @@ class FrontendView(NamedTuple):
 class Held(NamedTuple):
     """Who holds a server, and what the first of them says of it; None: only what it was displaced by."""
 
-    by: tuple[str, ...]
+    by: tuple[Holder, ...]
     weight: int | None
     backup: bool
     not_missed: bool
@@ -233,7 +256,7 @@ def _holders(
     claims: Claims, layout: Layout, listen: Listen, said_goodbye: Callable[[Key], bool], proven: Container[Address]
 ) -> dict[Address, Held]:
     """Of all its servers."""
-    found: dict[Address, list[str]] = {}
+    found: dict[Address, list[Holder]] = {}
     stay: set[Address] = set()  # of somebody who has not said goodbye
     said: dict[Address, tuple[int, bool]] = {}  # by the first of them
     static = layout.statics.get(listen)
@@ -242,21 +265,21 @@ def _holders(
     answering = {line.of_host for line in lines if line.of_host and line.address in proven}
     for line in lines:
         if isinstance(line.address, Address):  # a layout's always are
-            found[line.address] = ["static"]
+            found[line.address] = [STATIC]
             if line.address in proven or line.of_host not in answering:
                 stay.add(line.address)
             said.setdefault(line.address, (line.weight, line.backup))
     for key in claims.holders.get(listen, ()):
         one = claims.registrations[key]
         wanted = one.wanted[one.places.index(listen)]
-        address, name = one.address(wanted), title(one)
-        found.setdefault(address, []).append(name)
+        address, holder = one.address(wanted), Holder(key, one.name)
+        found.setdefault(address, []).append(holder)
         if one.state is not State.DRAINING and not said_goodbye(key):
             stay.add(address)
         said.setdefault(address, (wanted.weight, wanted.backup))
         for old in {old.address: old for old in one.displaced if old.listen == listen}.values():
             if old.address != address:
-                found.setdefault(old.address, []).append(f"{name} (until its new address has answered)")
+                found.setdefault(old.address, []).append(holder._replace(displaced=True))
                 stay.add(old.address)
     nothing: tuple[int | None, bool] = (None, False)
     return {at: Held(tuple(by), *said.get(at, nothing), at not in stay) for at, by in found.items()}
@@ -266,5 +289,9 @@ _DISPLACED = Held((), None, backup=False, not_missed=False)
 
 
 def title(one: Registration) -> str:
+    return title_of(one.key, one.name)
+
+
+def title_of(key: Key, name: str) -> str:
     """`token/name/instance`, or `token/name (legacy)`."""
-    return f"{one.key.token}/{one.name}" + (" (legacy)" if one.key.is_legacy else f"/{one.key.instance}")
+    return f"{key.token}/{name}" + (" (legacy)" if key.is_legacy else f"/{key.instance}")

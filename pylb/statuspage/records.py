@@ -7,7 +7,7 @@ does the counting.
 from collections.abc import Mapping
 from typing import Any
 
-from pylb.control.views import FrontendView, RegistrationView, ServerView
+from pylb.control.views import FrontendView, Holder, RegistrationView, ServerView, title_of
 from pylb.core.policy import Policy
 from pylb.statuspage.timeseries import Rate
 from pylb.web.views import frontend_json, registration_json, server_json, tenths
@@ -17,8 +17,6 @@ Record = dict[str, Any]
 TABLES = ("frontends", "servers", "registrations")
 NOTHING: Mapping[str, Any] = {}
 _NO_SESSIONS = ServerSum()
-
-_UNTIL = " (until"  # in a holder, see control/views.py
 
 
 def frontend_record(view: FrontendView, health: str, counted: FrontendSum, rate: Rate) -> Record:
@@ -44,7 +42,7 @@ def server_record(view: ServerView, most: int, checked_at: float | None, counted
         "accepts": view.accepts,
         "check": view.passes,
         "hint": view.hint if view.reachable != "yes" else "",
-        "held_by": [holder(held, view.listen.port) for held in view.held_by],
+        "held_by": [[holder_key(one), one.note] for one in view.held_by],
         "checked_at": tenths(checked_at),
         "sessions": own.sessions,
         "total": own.total,
@@ -61,18 +59,15 @@ def registration_record(view: RegistrationView) -> Record:
 
 
 def registration_key(view: RegistrationView) -> str:
-    """As `holder` writes it."""
-    if view.legacy:
-        return f"{view.token}/{view.name} (legacy) {view.frontends[0].port}"
-    return f"{view.token}/{view.name}/{view.instance}"
+    return holder_key(Holder(view.key, view.name))
 
 
-def holder(held: str, port: int) -> list[str]:
-    """A registration's key (or "static"), and the remark about it."""
-    key, until, note = held.partition(_UNTIL)
-    if key.endswith(" (legacy)"):
-        key = f"{key} {port}"  # the legacy protocol has no instances: a token may hold many ports under one name
-    return [key, f"until{note.rstrip(')')}" if until else ""]
+def holder_key(one: Holder) -> str:
+    """A registration's key in its table, or "static"."""
+    if one.key is None:
+        return str(one)
+    title = title_of(one.key, one.name)  # the legacy protocol has no instance: a token may hold many ports under one name
+    return f"{title} {one.key.legacy_port}" if one.key.is_legacy else title
 
 
 def limits(policy: Policy) -> dict[str, int]:

@@ -304,7 +304,7 @@ def _server_json(view: ServerView) -> dict[str, Any]:
     return server_json(view) | {
         "reachable": view.reachable,
         "hint": view.hint,
-        "held_by": list(view.held_by),
+        "held_by": [str(holder) for holder in view.held_by],
     }
 
 

@@ -6,11 +6,12 @@ import pytest
 
 from pylb.control.event_log import Event
 from pylb.control.health_sentence import Health, condition, said, since_down, span, troubles
-from pylb.control.views import FrontendView, ServerView, frontend_views
+from pylb.control.views import FrontendView, Holder, ServerView, frontend_views
 from pylb.core.address import Address, Listen
 from pylb.core.health import REMEMBERED, WRONG
 from pylb.core.health import Health as ServerHealth
 from pylb.core.policy import Policy, ProxyProtocol
+from pylb.core.registration import Key
 from pylb.core.table import DOWN, LAST_RESORT, Frontend, Server, make_table
 
 NOW = 1_795_000_000.0
@@ -31,7 +32,7 @@ def view(number: int = 7, **given: Any) -> ServerView:
         "reachable": "yes",
         "hint": "",
         "reason": "",
-        "held_by": ("app/web/pod",),
+        "held_by": (Holder(Key("app", "web", "pod"), "web"),),
     }
     return ServerView(**fields | given)
 

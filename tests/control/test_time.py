@@ -3,6 +3,7 @@
 import asyncio
 from pathlib import Path
 
+from pylb.control.views import STATIC
 from pylb.core.policy import HealthMode, HealthPolicy, LeaseBounds, Policy, Rules
 from tests.control.harness import NODE_A, NODE_B, NODE_C, Control, aio, control, target, until
 from tests.core.claiming import static
@@ -221,7 +222,7 @@ async def test_static_servers_are_dialled_once_and_shown(tmp_path: Path) -> None
         with target(30001):
             await c.pass_time(2, probing=True)
         found = {view.address.ip: (view.reachable, view.rank, view.held_by) for view in c.registry.each_server()}
-        assert found == {NODE_A: ("yes", 0, ("static",)), NODE_C: ("refused", 0, ("static",))}
+        assert found == {NODE_A: ("yes", 0, (STATIC,)), NODE_C: ("refused", 0, (STATIC,))}
 
 
 @aio

@@ -12,7 +12,7 @@ from pylb.api.verbs import verbs
 from pylb.config import load
 from pylb.control.registry import Registry
 from pylb.control.storage.store import Store
-from pylb.control.views import FrontendView, ServerView
+from pylb.control.views import STATIC, FrontendView, ServerView
 from pylb.core.address import Address, Listen
 from pylb.core.auth import Keyring
 from pylb.core.errors import Code, Refused
@@ -37,7 +37,7 @@ SESSIONS = tuple(
     SessionView(ip, port, "web", LISTEN, "one", SERVER.address, "relaying", 0.0, 0, 0, session_id(number))
     for number, (ip, port) in enumerate((("192.0.2.7", 50000), ("2001:db8::7", 1)), 1)
 )
-VIEW = ServerView("web", LISTEN, "one", SERVER.address, 1, ProxyProtocol.NONE, 0, "up", True, "yes", "", "", ("static",))
+VIEW = ServerView("web", LISTEN, "one", SERVER.address, 1, ProxyProtocol.NONE, 0, "up", True, "yes", "", "", (STATIC,))
 FRONTEND = FrontendView(Frontend("web", LISTEN, Policy(), (SERVER,)), [VIEW])
 TABLE = Table(1, {LISTEN: FRONTEND.frontend})
 

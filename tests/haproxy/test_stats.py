@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pylb.control.views import FrontendView, ServerView
+from pylb.control.views import STATIC, FrontendView, ServerView
 from pylb.core.address import Address, Listen
 from pylb.core.health import UP, Health, Record
 from pylb.core.policy import CheckKind, HealthMode, HealthPolicy, Limits, Policy, ProxyProtocol
@@ -34,7 +34,7 @@ def view(label: str = "a", **given: Any) -> ServerView:
         reachable="yes",
         hint="",
         reason="",
-        held_by=("static",),
+        held_by=(STATIC,),
         initial_weight=4,
         backup=False,
         health=UP,

@@ -2,16 +2,18 @@
 
 from dataclasses import replace
 
-from pylb.control.views import FrontendView, RegistrationView
-from pylb.core.address import Listen
-from pylb.core.policy import Limits, Policy
+from pylb.control.views import STATIC, FrontendView, Holder, RegistrationView, ServerView
+from pylb.core.address import Address, Listen
+from pylb.core.policy import Limits, Policy, ProxyProtocol
 from pylb.core.registration import Wanted
 from pylb.core.table import Frontend
-from pylb.statuspage.records import changed, frontend_record, holder, limits, registration_key, registration_record
+from pylb.statuspage.records import changed, frontend_record, limits, registration_key, registration_record, server_record
 from pylb.statuspage.timeseries import Rate
 from pylb.workers.sampler import FrontendSum
 
 WEB = FrontendView(Frontend("web", Listen("tcp", "*", 443), Policy(), ()), ())
+_POD = Address("10.0.0.7", 30443)
+VIEW = ServerView("web", WEB.listen, "pod-1", _POD, 1, ProxyProtocol.NONE, 0, "up", True, "yes", "", "", ())
 
 
 def person(**given: object) -> RegistrationView:
@@ -36,14 +38,15 @@ def test_a_registration_stands_still_from_one_beat_to_the_next() -> None:
 
 
 def test_a_server_names_its_registrations_by_their_keys() -> None:
-    assert holder("app/web/pod-1", 443) == [registration_key(person()), ""]
-    legacy = person(legacy=True, instance="")
-    assert holder("app/web (legacy)", 443) == [registration_key(legacy), ""]
-    assert holder("app/web/pod-1 (until its new address has answered)", 443) == [
-        "app/web/pod-1",
-        "until its new address has answered",
+    native, legacy = person(), person(legacy=True, instance="")
+    held_by = (Holder(native.key, "web"), Holder(legacy.key, "web"), Holder(native.key, "web", displaced=True), STATIC)
+    assert server_record(replace(VIEW, held_by=held_by), 0, None, FrontendSum(), 0.0)["held_by"] == [
+        [registration_key(native), ""],
+        [registration_key(legacy), ""],
+        ["app/web/pod-1", "until its new address has answered"],
+        ["static", ""],
     ]
-    assert holder("static", 443) == ["static", ""]
+    assert registration_key(legacy) == "app/web (legacy) 443"
 
 
 def test_only_limits_that_are_set_are_shown() -> None:

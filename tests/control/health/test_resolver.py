@@ -7,6 +7,7 @@ import pytest
 
 from pylb.control.health.resolver import AT_ONCE, Resolver
 from pylb.control.health_sentence import Health, condition
+from pylb.control.views import STATIC
 from pylb.core.address import HostPort, Listen
 from pylb.core.auth import Keyring
 from pylb.core.policy import Family, Rules, StaticFrontend, StaticServer
@@ -39,7 +40,7 @@ async def test_all_addresses_of_a_name_are_servers_as_its_line_says(tmp_path: Pa
             f"{NODES}@{TWO}": f"{TWO}:30443",
             f"{NODES}@{THREE}": f"[{THREE}]:30443",
         }
-        assert {(view.weight, view.rank, view.held_by) for view in c.registry.each_server()} == {(2, 2, ("static",))}
+        assert {(view.weight, view.rank, view.held_by) for view in c.registry.each_server()} == {(2, 2, (STATIC,))}
         assert [event.text for event in c.heard if event.kind == "resolved"] == [f"nodes.example.net is {ONE}, {TWO}, {THREE}"]
 
 
