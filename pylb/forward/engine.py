@@ -28,7 +28,7 @@ from pylb.forward.origins import Origins
 from pylb.forward.pipes import Pipes
 from pylb.forward.relay import Relay
 from pylb.forward.session import FrontendState, Half, ServerState, Session
-from pylb.forward.shared_limits import Elsewhere
+from pylb.forward.shared_limits import OtherProcesses
 from pylb.forward.sockets import Opener, folded, open_listener
 from pylb.forward.timers import DRAIN_RATE, LONGEST_PERIOD, RESET_RATE, Timers
 from pylb.forward.turn import BUDGET, EVENT, Turn
@@ -122,7 +122,7 @@ class Engine:
         self._life.on_end = self._ports.session_ended
         self._life.on_exhausted = self._ports.exhausted
         self._life.dialer.our_ports = self._ports.numbers
-        self.elsewhere = Elsewhere(self._ports, self._life.dialer)
+        self.other_processes = OtherProcesses(self._ports, self._life.dialer)
         self._timers = Timers(self._life, self._turn, self.faults, sweep_period, unanswered)
         self._clock = clock
         self._drain_at: float | None = None
@@ -366,13 +366,13 @@ class Engine:
         stay = set(map(id, have)) & set(map(id, want))
         self._life.dialer.know(*([one for one in servers if id(one) not in stay] for servers in (have, want)))
         for server, before in state.update(new):
-            self._heed(state, server, before)
+            self._apply_state(state, server, before)
         if state.ramping:
             self._ramping[state] = None
         self._life.dialer.make_room(state)
         self._ports.serve(port, state)
 
-    def _heed(self, frontend: FrontendState, server: ServerState, before: Server) -> None:
+    def _apply_state(self, frontend: FrontendState, server: ServerState, before: Server) -> None:
         """Apply what a server's new state means for its live sessions. A change by itself means nothing for them."""
         after, policy, now = server.server, frontend.frontend.policy, self._clock()
         if after.rank == DOWN != before.rank and policy.on_down is OnDown.CLOSE:

@@ -38,7 +38,7 @@ class _Others:
         self.sources: dict[bytes, int] = {}
 
 
-class Elsewhere:
+class OtherProcesses:
     """What the other processes use, for one engine. A number identifies each process."""
 
     def __init__(self, ports: Ports, dialer: Dialer) -> None:
@@ -46,7 +46,7 @@ class Elsewhere:
         self._dialer = dialer
         self._limited: dict[Listen, Port] = {}
         self._others: dict[int, dict[Listen, _Others]] = {}
-        self._told: dict[Listen, tuple[int, dict[str, int]]] = {}
+        self._reported: dict[Listen, tuple[int, dict[str, int]]] = {}
 
     def follow(self, touched: Iterable[Listen]) -> None:
         """A new table is in force; only these ports may differ."""
@@ -57,10 +57,10 @@ class Elsewhere:
                     known.pop(listen, None)
             if port is not None and port.frontend and _is_limited(port.frontend):
                 self._limited[listen] = port
-                self._heed(listen)
+                self._apply(listen)
             else:
                 self._limited.pop(listen, None)
-                self._told.pop(listen, None)
+                self._reported.pop(listen, None)
 
     def uses(self, *, whole: bool = False) -> tuple[Use, ...]:
         """What changed since the last report; `whole`: everything, for a process that has no report yet."""
@@ -73,12 +73,12 @@ class Elsewhere:
             changed = _changed(sources, whole=whole)
             accepted, frontend.accepted = frontend.accepted, 0
             mark = (frontend.sessions, servers)
-            if whole or accepted or changed or self._told.get(listen) != mark:
-                self._told[listen] = mark
+            if whole or accepted or changed or self._reported.get(listen) != mark:
+                self._reported[listen] = mark
                 found.append(Use(listen, frontend.sessions, accepted, servers, changed))
         return tuple(found)
 
-    def heed(self, process: int, uses: tuple[Use, ...], now: float) -> None:
+    def take_report(self, process: int, uses: tuple[Use, ...], now: float) -> None:
         """Apply the report of another process. `now` is the clock's."""
         known = self._others.setdefault(process, {})
         for use in uses:
@@ -92,13 +92,13 @@ class Elsewhere:
             port = self._limited.get(use.listen)
             if port is not None and port.frontend is not None:
                 self._spend(port.frontend, use, now)
-                self._heed(use.listen)
+                self._apply(use.listen)
 
     def forget(self, process: int) -> None:
         """That process and its sessions are gone. Idempotent."""
         for listen in self._others.pop(process, {}):
             if listen in self._limited:
-                self._heed(listen)
+                self._apply(listen)
 
     def _spend(self, frontend: FrontendState, use: Use, now: float) -> None:
         """Rates: what the others admitted is used up here too."""
@@ -108,7 +108,7 @@ class Elsewhere:
             for source, (_, entered) in use.sources.items():
                 sources.spend(source, entered, now)
 
-    def _heed(self, listen: Listen) -> None:
+    def _apply(self, listen: Listen) -> None:
         """Apply what the others use together, and admit those that waited for them to use less."""
         port = self._limited[listen]
         frontend = port.frontend

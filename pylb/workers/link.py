@@ -123,7 +123,7 @@ class Link:
             self._frames.extend(self._channel.receive())
         except ChannelClosed:
             while self._frames:
-                self._heed_frame(self._frames.popleft())
+                self._process_frame(self._frames.popleft())
             self._be_orphan()
         except BadFrame as error:
             self._engine.unwatch(self._channel.fileno())
@@ -139,7 +139,7 @@ class Link:
         Raises BadFrame: main and this worker do not understand each other, which only a new worker can repair.
         """
         if self._frames:
-            self._heed_frame(self._frames.popleft())
+            self._process_frame(self._frames.popleft())
         elif self._bad is not None:
             raise self._bad
         if self._reporting and not self._engine.faults.guard("a report failed", self._report_some):
@@ -147,7 +147,7 @@ class Link:
         if self._searches and not self._engine.faults.guard("an answer to main failed", self._search_some):
             self._searches.popleft()
 
-    def _heed_frame(self, frame: Frame) -> None:
+    def _process_frame(self, frame: Frame) -> None:
         """Raises BadFrame."""
         try:
             self._obey(frame)
@@ -169,9 +169,9 @@ class Link:
         elif isinstance(message, Ask):
             self._engine.faults.guard("an answer to main failed", self._answer, message)
         elif isinstance(message, Others):
-            self._engine.faults.guard("the report of another worker's use of limits failed", self._heed, message)
+            self._engine.faults.guard("the report of another worker's use of limits failed", self._take_uses, message)
         elif isinstance(message, Retell):
-            self._say(Uses(self._engine.elsewhere.uses(whole=True)))
+            self._say(Uses(self._engine.other_processes.uses(whole=True)))
         elif isinstance(message, Drain):
             self.drain(message.deadline, accept=message.accept)
         else:
@@ -200,7 +200,7 @@ class Link:
         for listen, error in failed.items():
             self.fault(f"{listen} could not be opened", error)
         if self._hello.workers > 1:
-            self._engine.elsewhere.follow({**edits, **self._failed})
+            self._engine.other_processes.follow({**edits, **self._failed})
         self._failed = failed
         self._say(Applied(change.generation))
 
@@ -233,11 +233,11 @@ class Link:
             raise BadFrame(f"main asks {ask.what!r:.40}")
         self._say(Answer(ask.number, touched, (), ended))
 
-    def _heed(self, others: Others) -> None:
+    def _take_uses(self, others: Others) -> None:
         if others.gone:
-            self._engine.elsewhere.forget(others.seat)
+            self._engine.other_processes.forget(others.seat)
         else:
-            self._engine.elsewhere.heed(others.seat, others.uses, time.monotonic())
+            self._engine.other_processes.take_report(others.seat, others.uses, time.monotonic())
 
     def drain(self, deadline: float, *, accept: bool = True) -> None:
         self.draining = True
@@ -275,7 +275,7 @@ class Link:
         self._make_lines()
         if self._waiting or self._dropped:
             self._send_lines()
-        if self._hello.workers > 1 and self._channel.backlog < MOST_BACKLOG and (uses := self._engine.elsewhere.uses()):
+        if self._hello.workers > 1 and self._channel.backlog < MOST_BACKLOG and (uses := self._engine.other_processes.uses()):
             self._say(Uses(uses))
         if now >= self._report_at:
             self._report_at = now + REPORT

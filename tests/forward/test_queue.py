@@ -120,12 +120,12 @@ def test_what_other_processes_leave_is_given_to_those_who_wait_in_the_same_way(d
     backend = drive.backend(backlog=WAITING)
     listen, _ = crowd(drive, backend)
     server = server_at(backend, most=WAITING + 10)
-    elsewhere = drive.engine.elsewhere
+    elsewhere = drive.engine.other_processes
     use = Use(listen, 0, 0, {str(server.address): WAITING + 9}, {})
-    elsewhere.heed(2, (use,), drive.clock.now)
+    elsewhere.take_report(2, (use,), drive.clock.now)
     drive.serve(server, listen=listen)
     elsewhere.follow([listen])
-    elsewhere.heed(2, (use,), drive.clock.now)
+    elsewhere.take_report(2, (use,), drive.clock.now)
     drive.run_until_quiet()
     assert drive.engine.counters.frontends[listen].queued == WAITING
     before = dials(drive, listen)

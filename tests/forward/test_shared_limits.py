@@ -1,4 +1,4 @@
-"""Limits over several processes: what the others have counts here, and what is here is told to them."""
+"""Limits over several processes: what the others have counts here, and what is here is reported to them."""
 
 from pylb.core.access import canonical
 from pylb.core.address import Listen
@@ -14,13 +14,13 @@ def use(listen: Listen, sessions: int = 0, **more: object) -> Use:
     return Use(listen, sessions, 0, {}, {})._replace(**more)
 
 
-def heed(drive: Drive, *uses: Use) -> None:
-    drive.engine.elsewhere.heed(OTHER, uses, drive.clock.now)
+def report(drive: Drive, *uses: Use) -> None:
+    drive.engine.other_processes.take_report(OTHER, uses, drive.clock.now)
 
 
 def follow(drive: Drive, *args: object, **more: object) -> Listen:
     listen = drive.serve(*args, **more)  # type: ignore[arg-type]
-    drive.engine.elsewhere.follow([listen])
+    drive.engine.other_processes.follow([listen])
     return listen
 
 
@@ -41,12 +41,12 @@ def end(drive: Drive, client: Peer, server: Peer) -> None:
 def test_a_frontends_connections_are_those_of_all_processes(drive: Drive) -> None:
     backend = drive.backend()
     listen = follow(drive, server_at(backend), policy=Policy(max_connections=3))
-    heed(drive, use(listen, 2))
+    report(drive, use(listen, 2))
     first = drive.connect(listen), drive.accept(backend)
     drive.connect(listen)
     drive.run_until_quiet()
     assert drive.engine.counters.open_sessions == 1
-    heed(drive, use(listen, 1))
+    report(drive, use(listen, 1))
     drive.accept(backend)
     end(drive, *first)
 
@@ -54,12 +54,12 @@ def test_a_frontends_connections_are_those_of_all_processes(drive: Drive) -> Non
 def test_a_process_that_is_gone_has_nothing_any_more(drive: Drive) -> None:
     backend = drive.backend()
     listen = follow(drive, server_at(backend), policy=Policy(max_connections=2))
-    heed(drive, use(listen, 2))
+    report(drive, use(listen, 2))
     drive.connect(listen)
     drive.run_until_quiet()
     assert drive.engine.counters.open_sessions == 0
-    drive.engine.elsewhere.forget(OTHER)
-    drive.engine.elsewhere.forget(OTHER)
+    drive.engine.other_processes.forget(OTHER)
+    drive.engine.other_processes.forget(OTHER)
     drive.accept(backend)
 
 
@@ -67,10 +67,10 @@ def test_who_waits_for_a_server_goes_on_when_another_process_has_less_of_it(driv
     backend = drive.backend()
     server = server_at(backend, most=1)
     listen = follow(drive, server)
-    heed(drive, use(listen, servers={str(server.address): 1}))
+    report(drive, use(listen, servers={str(server.address): 1}))
     drive.connect(listen)
     drive.run_until(lambda: drive.engine.counters.frontends[listen].queued == 1)
-    heed(drive, use(listen, servers={}))
+    report(drive, use(listen, servers={}))
     drive.accept(backend)
     assert drive.engine.counters.frontends[listen].queued == 0
 
@@ -79,22 +79,22 @@ def test_a_new_table_does_not_forget_what_the_others_have(drive: Drive) -> None:
     backend = drive.backend()
     server = server_at(backend, most=1)
     listen = follow(drive, server)
-    heed(drive, use(listen, servers={str(server.address): 1}))
+    report(drive, use(listen, servers={str(server.address): 1}))
     follow(drive, server, policy=Policy(retries=1), listen=listen)
     drive.connect(listen)
     drive.run_until(lambda: drive.engine.counters.frontends[listen].queued == 1)
-    heed(drive, use(listen))
+    report(drive, use(listen))
     drive.accept(backend)
 
 
 def test_a_sources_connections_are_those_of_all_processes(drive: Drive) -> None:
     backend = drive.backend()
     listen = follow(drive, server_at(backend), policy=Policy(limits=Limits(per_source=2)))
-    drive.engine.elsewhere.uses()
-    heed(drive, use(listen, 1, sources={CLIENT: (1, 1)}))
+    drive.engine.other_processes.uses()
+    report(drive, use(listen, 1, sources={CLIENT: (1, 1)}))
     first = drive.connect(listen), drive.accept(backend)
     assert refused(drive, listen)
-    heed(drive, use(listen, 0, sources={CLIENT: (0, 0)}))
+    report(drive, use(listen, 0, sources={CLIENT: (0, 0)}))
     drive.connect(listen)
     drive.accept(backend)
     end(drive, *first)
@@ -105,10 +105,10 @@ def test_rates_are_spent_together(drive: Drive) -> None:
     limits = Limits(per_source_rate=2, rate=100)
     listen = follow(drive, server_at(backend), policy=Policy(limits=limits))
     drive.pass_time(0.1)  # the first tick counts as one that took its time
-    heed(drive, use(listen, 1, accepted=99, sources={CLIENT: (1, 1)}))
+    report(drive, use(listen, 1, accepted=99, sources={CLIENT: (1, 1)}))
     drive.connect(listen)
     drive.accept(backend)  # the second of this second, and the hundredth of the frontend's
-    heed(drive, use(listen, 1, accepted=1))
+    report(drive, use(listen, 1, accepted=1))
     late = drive.connect(listen)
     drive.run_until_quiet()
     assert not late.error
@@ -123,27 +123,27 @@ def test_what_changed_is_told_once_and_everything_on_demand(drive: Drive) -> Non
     server = server_at(backend, most=5)
     limits = Limits(rate=10, per_source=5)
     listen = follow(drive, server, policy=Policy(max_connections=9, limits=limits))
-    elsewhere = drive.engine.elsewhere
-    assert elsewhere.uses() == (Use(listen, 0, 0, {str(server.address): 0}, {}),)
-    assert elsewhere.uses() == ()
+    others = drive.engine.other_processes
+    assert others.uses() == (Use(listen, 0, 0, {str(server.address): 0}, {}),)
+    assert others.uses() == ()
     session = drive.connect(listen), drive.accept(backend)
-    told = Use(listen, 1, 1, {str(server.address): 1}, {CLIENT: (1, 1)})
-    assert elsewhere.uses() == (told,)
-    assert elsewhere.uses() == ()
-    assert elsewhere.uses(whole=True) == (told._replace(accepted=0, sources={CLIENT: (1, 0)}),)
+    reported = Use(listen, 1, 1, {str(server.address): 1}, {CLIENT: (1, 1)})
+    assert others.uses() == (reported,)
+    assert others.uses() == ()
+    assert others.uses(whole=True) == (reported._replace(accepted=0, sources={CLIENT: (1, 0)}),)
     end(drive, *session)
-    assert elsewhere.uses() == (Use(listen, 0, 0, {str(server.address): 0}, {CLIENT: (0, 0)}),)
+    assert others.uses() == (Use(listen, 0, 0, {str(server.address): 0}, {CLIENT: (0, 0)}),)
 
 
 def test_a_frontend_without_limits_is_never_told_of(drive: Drive) -> None:
     backend = drive.backend()
     listen = follow(drive, server_at(backend), policy=Policy(max_connections=5))
-    assert drive.engine.elsewhere.uses()
+    assert drive.engine.other_processes.uses()
     follow(drive, server_at(backend), listen=listen)
     drive.connect(listen)
     drive.accept(backend)
-    assert drive.engine.elsewhere.uses(whole=True) == ()
-    heed(drive, use(listen, 9))  # of a moment ago
+    assert drive.engine.other_processes.uses(whole=True) == ()
+    report(drive, use(listen, 9))  # of a moment ago
     drive.remove(listen)
-    drive.engine.elsewhere.follow([listen])
-    heed(drive, use(listen, 9))
+    drive.engine.other_processes.follow([listen])
+    report(drive, use(listen, 9))
