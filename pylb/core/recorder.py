@@ -51,7 +51,7 @@ class Attempt(NamedTuple):
     ms: int
 
 
-class Kept(NamedTuple):
+class Entry(NamedTuple):
     """A session as it was when it ended, or as it is now. Times in seconds: whoever asks does the rounding."""
 
     record: SessionRecord
@@ -120,39 +120,39 @@ def ended_at(record: SessionRecord) -> float:
     return record.accepted_at + record.total_ms / 1000
 
 
-def story(kept: Kept, *, whole: bool = False) -> Story:
+def story(entry: Entry, *, whole: bool = False) -> Story:
     """`whole`: including the candidates."""
     by, how = ("", "")
-    if kept.first is not None:
-        by, how = _PARTED.get(kept.first, ("pylb", kept.first.value))
+    if entry.first is not None:
+        by, how = _PARTED.get(entry.first, ("pylb", entry.first.value))
     return Story(
-        session_id(kept.record.number),
-        kept.record,
-        kept.state,
-        kept.frontend.listen,
-        kept.address,
-        kept.generation,
-        kept.frontend.policy.balance.value,
-        tuple(kept.attempts),
-        -1 if kept.dial is None else round(kept.dial * 1000),
+        session_id(entry.record.number),
+        entry.record,
+        entry.state,
+        entry.frontend.listen,
+        entry.address,
+        entry.generation,
+        entry.frontend.policy.balance.value,
+        tuple(entry.attempts),
+        -1 if entry.dial is None else round(entry.dial * 1000),
         by,
         how,
-        -1 if kept.first is None else round(kept.first_at * 1000),
-        parse_tcp_info(kept.client_tcp),
-        parse_tcp_info(kept.server_tcp),
-        kept.frontend.servers if whole else (),
-        kept.reason if kept.record.code[:1] == "P" else "",
+        -1 if entry.first is None else round(entry.first_at * 1000),
+        parse_tcp_info(entry.client_tcp),
+        parse_tcp_info(entry.server_tcp),
+        entry.frontend.servers if whole else (),
+        entry.reason if entry.record.code[:1] == "P" else "",
     )
 
 
-def is_meant(query: Query, kept: Kept) -> bool:
+def is_meant(query: Query, entry: Entry) -> bool:
     """Does an ended session match?"""
-    record = kept.record
+    record = entry.record
     if query.codes and record.code not in query.codes:
         return False
     if ended_at(record) < query.since:
         return False
-    return _fits(query, record, kept.frontend.listen, kept.address, kept.state)
+    return _fits(query, record, entry.frontend.listen, entry.address, entry.state)
 
 
 def is_meant_live(query: Query, view: SessionView) -> bool:
@@ -212,16 +212,16 @@ class Recorder:
     def __init__(self, size: int, now: float = 0.0) -> None:
         self._began = now
         self._size = size
-        self._rings: dict[str, deque[Kept]] = {}  # by code
+        self._rings: dict[str, deque[Entry]] = {}  # by code
 
-    def add(self, kept: Kept) -> None:
-        code = kept.record.code
+    def add(self, entry: Entry) -> None:
+        code = entry.record.code
         try:
             ring = self._rings[code]
         except KeyError:
             most = max(1, self._size // REFUSED_SHARE) if code[0] == "P" else self._size
             ring = self._rings[code] = deque(maxlen=most)
-        ring.append(kept)
+        ring.append(entry)
 
     @property
     def reach(self) -> Reach:
@@ -233,15 +233,15 @@ class Recorder:
         """The sessions that match, newest first, at most query.limit; in steps, between which other work may run."""
         left = query.limit
         rings = [list(reversed(ring)) for code, ring in self._rings.items() if not query.codes or code in query.codes]
-        newest_first = merge(*rings, key=lambda kept: -ended_at(kept.record))
+        newest_first = merge(*rings, key=lambda entry: -ended_at(entry.record))
         while left > 0 and (some := list(islice(newest_first, SCAN))):
-            found = [kept for kept in some if is_meant(query, kept)][:left]
+            found = [entry for entry in some if is_meant(query, entry)][:left]
             left -= len(found)
-            yield [story(kept) for kept in found]
+            yield [story(entry) for entry in found]
 
     def find(self, number: int) -> Story | None:
         for ring in self._rings.values():
-            for kept in reversed(ring):
-                if kept.record.number == number:
-                    return story(kept, whole=True)
+            for entry in reversed(ring):
+                if entry.record.number == number:
+                    return story(entry, whole=True)
         return None

@@ -5,7 +5,7 @@ All of it may fail without harm to forwarding: a session's descriptors and slots
 
 from collections.abc import Callable
 
-from pylb.core.recorder import Kept, Recorder
+from pylb.core.recorder import Entry, Recorder
 from pylb.core.session import Cause, Event, Observer, SessionRecord, State, termination_code
 from pylb.core.table import Server
 from pylb.forward import sockets
@@ -94,7 +94,7 @@ class Accounts:
 
     def _remember(self, session: Session, record: SessionRecord) -> None:
         if self.recorder is not None:
-            self.recorder.add(self.keep(session, record))
+            self.recorder.add(self.entry(session, record))
 
     def refused(self, frontend: FrontendState, address: tuple[str, int], reason: str, number: int, generation: int) -> None:
         """Count a client as denied, and log it: it was reset right after the accept and never became a session."""
@@ -105,7 +105,7 @@ class Accounts:
         record = SessionRecord(name, "", *client, port, now, *times, *moved, _DENIED, 0, False, *active, 0, "", number)
         if self.recorder is not None:
             self.recorder.add(
-                Kept(record, _CLOSED, frontend.frontend, generation, None, (), None, Event.REFUSED, 0.0, b"", b"", reason)
+                Entry(record, _CLOSED, frontend.frontend, generation, None, (), None, Event.REFUSED, 0.0, b"", b"", reason)
             )
         self._observer.session_ended(record)
 
@@ -147,7 +147,7 @@ class Accounts:
             session.number,
         )
 
-    def keep(self, session: Session, record: SessionRecord) -> Kept:
+    def entry(self, session: Session, record: SessionRecord) -> Entry:
         """What the recorder stores about a session. Call it while the session's sockets are still open."""
         server, client, upstream = session.server, session.client, session.upstream
         client_tcp = server_tcp = b""
@@ -156,7 +156,7 @@ class Accounts:
         if record.total_ms >= SHORT or record.code != "--":
             client_tcp = sockets.tcp_info(client.sock) if client is not None else b""
             server_tcp = sockets.tcp_info(upstream.sock) if upstream is not None else b""
-        kept = (
+        entry = (
             record,
             session.state,
             session.picture or session.frontend.frontend,
@@ -170,7 +170,7 @@ class Accounts:
             server_tcp,
             session.failure,
         )
-        return tuple.__new__(Kept, kept)  # the same as Kept(…), in half the time: this is paid per session
+        return tuple.__new__(Entry, entry)  # the same as Entry(…), in half the time: this is paid per session
 
 
 def settle(session: Session) -> bool:

@@ -323,7 +323,7 @@ class Engine:
         for session in self._life.sessions:
             if session.number == number:
                 record = self._accounts.record(session, "", self._clock(), ended=False)
-                return story(self._accounts.keep(session, record), whole=True)
+                return story(self._accounts.entry(session, record), whole=True)
         recorder = self._accounts.recorder
         return None if recorder is None else recorder.find(number)
 

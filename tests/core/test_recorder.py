@@ -11,7 +11,7 @@ from pylb.core.recorder import (
     SCAN,
     Attempt,
     Bound,
-    Kept,
+    Entry,
     Query,
     Reach,
     Recorder,
@@ -33,12 +33,12 @@ SERVER = Server("pod-1", Address("203.0.113.7", 30443))
 WEB = Frontend("web", LISTEN, Policy(balance=Balance.FIRST), (SERVER, Server("pod-2", Address("203.0.113.8", 30443))))
 
 
-def kept(number: int = 1, *, client: str = "192.0.2.1", code: str = "--", first: Event | None = Event.CLIENT_FIN) -> Kept:
+def entry(number: int = 1, *, client: str = "192.0.2.1", code: str = "--", first: Event | None = Event.CLIENT_FIN) -> Entry:
     """It came `number` seconds after 1000, and lived for half a second."""
     times = (0, 3, 500)
     record = SessionRecord("web", "pod-1", client, 51000, 443, 1000.0 + number, *times, 10, 20, code, 0, False, 1, 1, 1)
     attempts = (Attempt("pod-2", Address("203.0.113.8", 30443), "refused", "ECONNREFUSED", 1),)
-    return Kept(
+    return Entry(
         record._replace(number=number), State.CLOSED, WEB, 7, SERVER.address, attempts, 0.0021, first, 0.4, b"\1\0\3", b""
     )
 
@@ -47,7 +47,7 @@ def found(recorder: Recorder, query: Query = EVERYTHING) -> list[str]:
     return [one.id for step in recorder.search(query) for one in step]
 
 
-def filled(*sessions: Kept, size: int = 1000) -> Recorder:
+def filled(*sessions: Entry, size: int = 1000) -> Recorder:
     recorder = Recorder(size)
     for one in sessions:
         recorder.add(one)
@@ -55,19 +55,19 @@ def filled(*sessions: Kept, size: int = 1000) -> Recorder:
 
 
 def test_the_last_ones_are_kept_and_the_newest_comes_first() -> None:
-    recorder = filled(*(kept(number) for number in range(1, 6)), size=3)
+    recorder = filled(*(entry(number) for number in range(1, 6)), size=3)
     assert found(recorder) == ["0x5", "0x4", "0x3"]
 
 
 def test_a_flood_of_refused_clients_pushes_no_others_out() -> None:
-    recorder = filled(kept(1), kept(2), *(kept(number, code="PR") for number in range(3, 100)), kept(100), size=8)
+    recorder = filled(entry(1), entry(2), *(entry(number, code="PR") for number in range(3, 100)), entry(100), size=8)
     assert found(recorder) == ["0x64", "0x63", "0x62", "0x2", "0x1"]
 
 
 def test_failures_are_pushed_out_neither_by_what_goes_well_nor_by_other_failures() -> None:
-    killed = [kept(number, code="KD") for number in (1, 2, 3)]
-    well = [kept(number) for number in range(10, 50)]
-    resets = [kept(number, code="CD") for number in range(50, 90)]
+    killed = [entry(number, code="KD") for number in (1, 2, 3)]
+    well = [entry(number) for number in range(10, 50)]
+    resets = [entry(number, code="CD") for number in range(50, 90)]
     recorder = filled(*killed, *well, *resets, size=4)
     assert found(recorder, Query(codes=("KD",))) == ["0x3", "0x2", "0x1"]
     assert len(found(recorder)) == 3 + 4 + 4
@@ -76,10 +76,10 @@ def test_failures_are_pushed_out_neither_by_what_goes_well_nor_by_other_failures
 def test_a_recorder_says_how_far_back_it_goes_for_each_ending() -> None:
     recorder = Recorder(3, now=1000.0)
     assert recorder.reach == Reach(1000.0)
-    for one in (kept(1), kept(2), kept(3, code="KD")):
+    for one in (entry(1), entry(2), entry(3, code="KD")):
         recorder.add(one)
     assert recorder.reach == Reach(1000.0)
-    for one in (kept(4), kept(5), kept(6, code="KD")):
+    for one in (entry(4), entry(5), entry(6, code="KD")):
         recorder.add(one)
     assert recorder.reach == Reach(1000.0, (Bound("--", 1002.5),))
 
@@ -112,15 +112,15 @@ def test_the_reach_of_several_is_what_all_of_them_have() -> None:
     ],
 )
 def test_those_are_found_that_fit_every_word_of_the_question(query: Query, ids: list[str]) -> None:
-    recorder = filled(kept(1), kept(2, client="192.0.2.2", code="SC"), kept(3, client="2001:db8::1%eth0"))
+    recorder = filled(entry(1), entry(2, client="192.0.2.2", code="SC"), entry(3, client="2001:db8::1%eth0"))
     assert found(recorder, query) == ids
 
 
 def test_a_search_goes_in_steps_and_sees_what_was_there_when_it_began() -> None:
-    recorder = filled(*(kept(number) for number in range(1, 3 * SCAN + 1)), size=3 * SCAN)
+    recorder = filled(*(entry(number) for number in range(1, 3 * SCAN + 1)), size=3 * SCAN)
     search = recorder.search(Query(limit=10_000))
     steps = [next(search)]
-    recorder.add(kept(9999))
+    recorder.add(entry(9999))
     steps += search
     assert [len(step) for step in steps] == [SCAN] * 3
     assert steps[-1][-1].id == "0x1"
@@ -129,12 +129,12 @@ def test_a_search_goes_in_steps_and_sees_what_was_there_when_it_began() -> None:
 
 
 def test_a_search_ends_with_the_step_that_has_enough() -> None:
-    recorder = filled(*(kept(number) for number in range(1, 3 * SCAN)))
+    recorder = filled(*(entry(number) for number in range(1, 3 * SCAN)))
     assert [len(step) for step in recorder.search(Query(limit=SCAN + 1))] == [SCAN, 1]
 
 
 def test_one_is_found_by_its_number_with_the_servers_it_might_have_had() -> None:
-    recorder = filled(kept(1), kept(2, code="PR"))
+    recorder = filled(entry(1), entry(2, code="PR"))
     one, refused = recorder.find(1), recorder.find(2)
     assert one is not None
     assert refused is not None
@@ -143,14 +143,14 @@ def test_one_is_found_by_its_number_with_the_servers_it_might_have_had() -> None
 
 
 def test_a_story_is_what_was_kept_in_plain_words_and_survives_the_channel() -> None:
-    told = story(kept(0x1A2B), whole=True)
+    told = story(entry(0x1A2B), whole=True)
     assert (told.id, told.listen, told.balance, told.generation) == ("0x1a2b", LISTEN, "first", 7)
     assert (told.dial_ms, told.ended_at) == (2, 1000.5 + 0x1A2B)
     assert told.client_tcp is not None
     assert (told.client_tcp.state, told.client_tcp.retransmits, told.server_tcp) == ("ESTABLISHED", 3, None)
     assert made(Story, plain(told)) == told
-    assert story(kept(1)).candidates == ()
-    assert story(kept(1)._replace(dial=None)).dial_ms == -1
+    assert story(entry(1)).candidates == ()
+    assert story(entry(1)._replace(dial=None)).dial_ms == -1
 
 
 @pytest.mark.parametrize(
@@ -167,7 +167,7 @@ def test_a_story_is_what_was_kept_in_plain_words_and_survives_the_channel() -> N
     ],
 )
 def test_who_closed_first_is_a_side_or_pylb_itself(first: Event | None, closed: tuple[str, str, int]) -> None:
-    told = story(kept(first=first))
+    told = story(entry(first=first))
     assert (told.closed_by, told.closed_how, told.closed_ms) == closed
 
 
@@ -196,8 +196,8 @@ def test_live_sessions_are_found_by_the_same_words() -> None:
 
 
 def test_an_ended_session_is_meant_by_its_code_and_its_end() -> None:
-    assert is_meant(Query(codes=("--", "SC")), kept())
-    assert not is_meant(Query(codes=("SC",)), kept())
-    assert not is_meant(Query(since=2000.0), kept())
-    assert is_meant(Query(text="pod"), kept())
-    assert not is_meant(Query(text="nobody"), kept())
+    assert is_meant(Query(codes=("--", "SC")), entry())
+    assert not is_meant(Query(codes=("SC",)), entry())
+    assert not is_meant(Query(since=2000.0), entry())
+    assert is_meant(Query(text="pod"), entry())
+    assert not is_meant(Query(text="nobody"), entry())
