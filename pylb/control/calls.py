@@ -9,7 +9,7 @@ from pylb.control.registrar import Registrar
 from pylb.control.state import ControlState
 from pylb.control.views import LegacyUse, Outcome
 from pylb.core.auth import Caller, Token, check_source, fingerprint
-from pylb.core.errors import Refused, let_go
+from pylb.core.errors import Refused, break_cycles
 from pylb.core.legacy import LegacyCall
 from pylb.core.registration import Announcement, Key, check_name, legacy_key
 from pylb.core.table_diff import Line
@@ -83,7 +83,7 @@ class Calls:
         try:
             one = native_registration(name, instance, announcement, caller, self._state.scene.layout.rules)
         except Refused as refused:
-            let_go(refused)
+            break_cycles(refused)
             return False
         return self._registrar.is_beat(one)
 
@@ -94,7 +94,7 @@ class Calls:
         try:
             one, _ = legacy_registration(call, caller, self._state.scene.layout)
         except Refused as refused:
-            let_go(refused)
+            break_cycles(refused)
             return False
         return self._registrar.is_beat(one)
 

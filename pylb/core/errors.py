@@ -49,7 +49,7 @@ class Refused(Exception):  # noqa: N818 - a refused call is an answer, not an er
         return f"{self.code}: {self.detail}" + (f" ({self.hint})" if self.hint else "")
 
 
-def let_go(error: BaseException) -> None:
+def break_cycles(error: BaseException) -> None:
     """Remove the exception's traceback and context.
 
     Code that stores an exception in a local variable makes a reference cycle through its own traceback. The cycle would live

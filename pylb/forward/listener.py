@@ -177,7 +177,7 @@ class Ports:
             if port.frontend is not None and port.frontend.sessions:
                 self._retired.append(port.frontend)  # sessions that still look for a server may find one
             elif port.frontend is not None:
-                port.frontend.let_go()
+                port.frontend.break_cycles()
             self._resting.pop(port, None)
             if port.watched:
                 self._unwatch(port)
@@ -251,7 +251,7 @@ class Ports:
             if frontend.sessions:
                 self._retired.append(frontend)
             else:
-                frontend.let_go()
+                frontend.break_cycles()
         if reserve != counters.reserve:
             counters.reserve = reserve
             serving = [port.frontend for port in self.by_listen.values() if port.frontend is not None]

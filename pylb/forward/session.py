@@ -251,7 +251,7 @@ class FrontendState:
             if state.weight and not state.most:
                 self._only, state.pool = state, None
 
-    def let_go(self) -> None:
+    def break_cycles(self) -> None:
         """Break the reference cycles between pools and servers, once the port is closed and the last session has ended.
 
         A reload may close a thousand frontends. Their cycles would wait for the garbage collector and cause a pause.

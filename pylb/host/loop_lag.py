@@ -10,7 +10,7 @@ LAG_DECAY = 0.99  # per beat of 100 ms: a stall stays visible for a scrape or tw
 STALL = 5.0  # seconds
 _ARM = 1.0  # seconds between two settings of the watchdog
 # With the heap of the start frozen and sessions that leave no cycles, collections find next to nothing; what calls leave is
-# cut where it is made (core.errors.let_go). What counts is how long each holds the loop. 10,000 new registrations, CPU of the
+# cut where it is made (core.errors.break_cycles). What counts is how long each holds the loop. 10,000 new registrations, CPU of the
 # longest young and middle collection on a busy machine: 15 and 83 ms with (10_000, 20, 100), 4 and 12 with (2_000, 5, 2_000),
 # 4 and 6 with these, for the same CPU in all; but it counts too little, see control.steps.collect_young. A whole one sees all
 # that came since the start: some 0.1 s for each 100,000 objects, and a registration is 27. A status page that somebody looks at

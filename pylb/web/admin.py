@@ -18,7 +18,7 @@ from pylb.control.steps import in_turns
 from pylb.control.views import FrontendView, RegistrationView, ServerView
 from pylb.core.address import Network, in_networks, is_loopback, parse_ip
 from pylb.core.checks import written_health
-from pylb.core.errors import Code, Refused, let_go
+from pylb.core.errors import Code, Refused, break_cycles
 from pylb.core.registration import Wanted
 from pylb.forward.counters import Counters
 from pylb.metrics import exposition
@@ -258,7 +258,7 @@ def _pages(router: Router, check: Callable[[Call], None]) -> Handler:
                 return json_refusal(wrong_method, Allow=", ".join(missing.allow))
             return json_refusal(Refused(Code.NOT_FOUND, "there is nothing at this path"))
         except Refused as refused:
-            let_go(refused)
+            break_cycles(refused)
             return json_refusal(refused)
 
     return answer

@@ -15,7 +15,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.http_parser import RawRequestMessage
 from yarl import URL
 
-from pylb.core.errors import let_go
+from pylb.core.errors import break_cycles
 from pylb.web import exchange
 from pylb.web.crowd import Connection
 from pylb.web.listener import Limits
@@ -78,7 +78,7 @@ class Protocol(web.RequestHandler):
         error = getattr(self._messages[-1][0], "exc", None) if self._messages else None
         if error is not None:
             self._broken = True
-            let_go(error)
+            break_cycles(error)
 
     def connection_lost(self, exc: BaseException | None) -> None:
         super().connection_lost(exc)

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pylb.core.errors import Code, Refused, let_go
+from pylb.core.errors import Code, Refused, break_cycles
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ class UnixServer:
             await self._converse(reader, writer)
         except (OSError, TimeoutError) as error:
             log.debug("%s: a client went away or fell silent: %r", self._path.name, error)
-            let_go(error)  # its reader keeps it, and it its reader, with all that came and was not read
+            break_cycles(error)  # its reader keeps it, and it its reader, with all that came and was not read
             writer.transport.abort()  # close would wait for a client that takes nothing
         finally:
             self._clients.discard(writer)

@@ -12,7 +12,7 @@ from pylb.control.calls import Calls
 from pylb.control.views import FrontendOutcome, Outcome
 from pylb.core.address import Network, in_networks
 from pylb.core.auth import ANYWHERE, STRONG, Caller, Door, Keyring, Token
-from pylb.core.errors import Code, Refused, let_go
+from pylb.core.errors import Code, Refused, break_cycles
 from pylb.core.legacy import LegacyCall, parse_legacy
 from pylb.core.limit import Buckets
 from pylb.core.policy import CallLimits
@@ -99,7 +99,7 @@ class Webhook:
                     return self._no_route(call, missing)
                 return await handler(replace(call, args=args))
             except Refused as refused:
-                let_go(refused)
+                break_cycles(refused)
                 return refusal(call.path, refused)
 
         return answer

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pylb.core.errors import Code, Refused, let_go
+from pylb.core.errors import Code, Refused, break_cycles
 
 
 def test_codes_are_lower_case_words_because_they_are_part_of_the_api() -> None:
@@ -19,7 +19,7 @@ def test_a_refusal_shows_what_and_the_hint_if_there_is_one() -> None:
     assert hinted.retry_after == 1.5
 
 
-def test_an_error_that_is_let_go_holds_nothing_of_where_it_came_from() -> None:
+def test_an_error_without_its_cycles_holds_nothing_of_where_it_came_from() -> None:
     def refuse() -> None:
         try:
             int("x")
@@ -29,5 +29,5 @@ def test_an_error_that_is_let_go_holds_nothing_of_where_it_came_from() -> None:
 
     with pytest.raises(Refused) as caught:
         refuse()
-    let_go(caught.value)
+    break_cycles(caught.value)
     assert (caught.value.__traceback__, caught.value.__context__, caught.value.__cause__) == (None, None, None)
