@@ -9,12 +9,12 @@ import gc
 LAG_DECAY = 0.99  # per beat of 100 ms: a stall stays visible for a scrape or two (half after 7 s)
 STALL = 5.0  # seconds
 _ARM = 1.0  # seconds between two settings of the watchdog
-# With the heap of the start frozen and sessions that leave no cycles, collections find next to nothing; what calls leave is
-# cut where it is made (core.errors.break_cycles). What counts is how long each holds the loop. 10,000 new registrations, CPU of the
-# longest young and middle collection on a busy machine: 15 and 83 ms with (10_000, 20, 100), 4 and 12 with (2_000, 5, 2_000),
-# 4 and 6 with these, for the same CPU in all; but it counts too little, see control.steps.collect_young. A whole one sees all
-# that came since the start: some 0.1 s for each 100,000 objects, and a registration is 27. A status page that somebody looks at
-# makes nine middle ones a second with 10,000 registrations. So whole ones do not come by counting: WholeCollections says when.
+# With the heap of the start frozen and sessions that make no cycles, collections find almost nothing; calls break their cycles
+# (core.errors.break_cycles). What matters is how long a collection holds the loop. 10,000 new registrations, CPU of the longest
+# young and middle collection on a busy machine: 15 and 83 ms with (10_000, 20, 100), 4 and 12 with (2_000, 5, 2_000), 4 and 6
+# with these, for the same CPU in all; but Python counts too little, see control.steps.collect_young. A full collection visits
+# everything made since the start: some 0.1 s for each 100,000 objects, 27 of which are a registration. So there is none: an
+# open status page causes nine middle ones a second with 10,000 registrations.
 GC_THRESHOLDS = (1_000, 2, 1_000_000_000)
 
 
