@@ -6,15 +6,13 @@ from pathlib import Path
 import pytest
 
 from pylb.control import registrar
-from pylb.control.admission import Imported
 from pylb.control.writer import Scene, cannot_bind
-from pylb.core.address import Address, parse_network, parse_ports
-from pylb.core.auth import Keyring
+from pylb.core.address import parse_network, parse_ports
 from pylb.core.errors import Code, Refused
 from pylb.core.ownership import Change
-from pylb.core.policy import AdminState, Bounds, Rules, StaticFrontend
+from pylb.core.policy import Bounds, Rules
 from tests.control.harness import NODE_A, NODE_B, NODE_C, Control, aio, black_hole, control, target, token, until
-from tests.core.claiming import on, static
+from tests.core.claiming import on
 from tests.support.ports import free_ports
 
 
@@ -339,106 +337,6 @@ async def test_a_phone_home_that_keeps_moving_is_noticed(tmp_path: Path) -> None
 
 
 @aio
-async def test_the_operator_releases_a_port_or_a_name(tmp_path: Path) -> None:
-    one, two, three = free_ports(3)
-    async with control(tmp_path) as c:
-        await c.put({one: 30001, two: 30002})
-        await c.put({one: 30001, two: 30002}, NODE_B, instance="pod-2")
-        await c.legacy(three, 30003)
-        assert await c.registry.operator.release_any(str(two)) == [
-            f"released t/web/pod-1, port {two}",
-            f"released t/web/pod-2, port {two}",
-        ]
-        assert c.sink.ports == {one, three}
-        assert await c.registry.operator.release_any("web/pod-2") == ["released t/web/pod-2"]
-        assert await c.registry.operator.release_any("web") == ["released t/web/pod-1"]
-        assert await c.registry.operator.release_any("old") == ["released t/old (legacy)"]
-        assert c.sink.ports == set()
-        for nobody in ("web", "65536", "9" * 5000):
-            with pytest.raises(Refused, match="not_found"):
-                await c.registry.operator.release_any(nobody)
-
-
-@aio
-async def test_old_haproxy_servers_are_imported_as_legacy_registrations(tmp_path: Path) -> None:
-    one, two = free_ports(2)
-    tokens = (token("a", ports=parse_ports([one])), token("b", ports=parse_ports([one, two])))
-    async with control(tmp_path, *tokens) as c:
-        items = [Imported(port, Address(NODE_A, 30443), "old") for port in (one, two, 22)]
-        lines = await c.registry.operator.import_legacy(items, "")
-        assert "several tokens may open" in lines[0]
-        assert lines[1] == f"created {two} -> {NODE_A}:30443"
-        assert "no token that may open port 22" in lines[2]
-        assert (await c.registry.operator.import_legacy(items[:1], "a")) == [f"created {one} -> {NODE_A}:30443"]
-        assert "no target" in (await c.registry.operator.import_legacy([Imported(two, Address("169.254.1.1", 1))]))[0]
-        assert "may not aim at port 22" in (await c.registry.operator.import_legacy([Imported(two, Address(NODE_A, 22))]))[0]
-        with target(30443, NODE_A):
-            await c.pass_time(2, probing=True)
-        assert c.ranks(one) == {NODE_A: 0}
-
-
-@aio
-async def test_a_reload_is_all_or_nothing(tmp_path: Path) -> None:
-    port, static_port, taken = free_ports(3)
-    async with control(tmp_path) as c:
-        await c.put({port: 30001})
-        before = c.picture()
-        steals = Rules(frontends=(static("https", f"*:{port}"), static("new", f"*:{static_port}")))
-        with pytest.raises(Refused, match="registration 'web' of token 't'"):
-            await c.registry.rules.reload(steals, c.keyring)
-        assert c.picture() == before
-        with target(taken, "0.0.0.0"), pytest.raises(Refused, match="port_in_use"):
-            await c.registry.rules.reload(
-                Rules(frontends=(static("a", f"*:{static_port}"), static("b", f"*:{taken}"))), c.keyring
-            )
-        assert c.picture() == before
-
-
-@aio
-async def test_a_reload_opens_closes_and_adopts(tmp_path: Path) -> None:
-    port, first, second = free_ports(3)
-    old = Rules(frontends=(static("first", f"*:{first}", f"{NODE_A}:30009"),))
-    async with control(tmp_path, rules=old) as c:
-        await c.put({port: 30001})
-        frontends: tuple[StaticFrontend, ...] = (
-            static("web", f"127.0.0.1:{port}", f"{NODE_B}:30001"),
-            static("second", f"*:{second}"),
-        )
-        diff = await c.registry.rules.reload(Rules(frontends=frontends), c.keyring)
-        assert {frontend.name for frontend in diff.closed} == {f"web-{port}", "first"}
-        assert c.sink.ports == {port, second}
-        assert c.registry.unbound() == {}
-        assert {view.server for view in c.registry.each_server()} == {f"{NODE_B}:30001", "pod-1"}
-        assert (await c.put({port: 30001})).result == "unchanged"
-
-
-@aio
-async def test_a_token_that_was_reloaded_away_while_its_target_was_dialled_registers_nothing(tmp_path: Path) -> None:
-    port, hole = free_ports(2)
-    async with control(tmp_path) as c:
-        with black_hole(hole):
-            call = asyncio.get_running_loop().create_task(c.put({port: hole}))
-            await until(lambda: c.registry._state.checker._asking)
-            await c.registry.rules.reload(Rules(), Keyring([token("u")]))
-            with pytest.raises(Refused, match="no longer valid"):
-                await call
-        assert c.sink.ports == set()
-        assert c.registry._state.checker.findings.proof(Address(NODE_A, hole)) is None
-
-
-@aio
-async def test_a_second_instance_behind_a_static_frontend_joins_it(tmp_path: Path) -> None:
-    (port,) = free_ports(1)
-    rules = Rules(frontends=(static("web", f"*:{port}", f"{NODE_C}:30001"),))
-    async with control(tmp_path, rules=rules) as c:
-        await c.put({port: 30001})
-        assert c.ranks(port) == {NODE_C: 0, NODE_A: 1}
-        await c.delete()
-        assert c.ranks(port) == {NODE_C: 0}
-        assert c.sink.ports == {port}
-
-
-@aio
 async def test_a_call_without_a_valid_token_is_counted_and_shown_too(tmp_path: Path) -> None:
     async with control(tmp_path) as c:
         c.registry.calls.reject(Refused(Code.UNAUTHORIZED, "no such token"), NODE_B, "", "PUT web/pod-1")
@@ -491,61 +389,3 @@ async def test_a_call_that_changes_its_mind_in_one_batch_leaves_no_port_behind(t
             await asyncio.gather(c.put({port: 30001}), c.delete())
         assert c.sink.ports == {other}
         assert [view.name for view in c.registry.each_registration()] == ["known"]
-
-
-# ---------------------------------------------------------------- what the operator says
-
-
-def weights(c: Control, port: int) -> dict[str, int]:
-    (frontend,) = [one for listen, one in c.registry.table.frontends.items() if listen.port == port]
-    return {server.address.ip: server.weight for server in frontend.servers}
-
-
-@aio
-async def test_a_drained_node_stays_drained_when_its_pod_comes_back_and_after_a_restart(tmp_path: Path) -> None:
-    (port,) = free_ports(1)
-    async with control(tmp_path) as c:
-        with target(30001, NODE_A, NODE_B):
-            await c.put({port: 30001})
-            await c.put({port: 30001}, NODE_B, instance="pod-2")
-            (line,) = await c.registry.operator.set_admin(NODE_A, AdminState.DRAIN)
-            assert line == f"drain: web-{port}/pod-1 ({NODE_A}:30001)"
-            await c.delete()
-            await c.put({port: 30001}, instance="pod-3")
-        assert weights(c, port) == {NODE_A: 0, NODE_B: 1}
-        assert [event.text for event in c.heard if event.kind == "admin"] == [line]
-    async with control(tmp_path) as c:
-        assert weights(c, port) == {NODE_A: 0, NODE_B: 1}
-        assert {view.state for view in c.registry.each_server()} == {"drain", "up"}
-        await c.registry.operator.set_admin(f"{port}/pod-3", AdminState.READY)
-        await c.registry.operator.set_weight(f"{port}/pod-2", 9)
-        assert weights(c, port) == {NODE_A: 1, NODE_B: 9}
-        await c.registry.operator.set_weight(f"{port}/pod-2", None)
-        assert weights(c, port) == {NODE_A: 1, NODE_B: 1}
-
-
-@aio
-async def test_a_word_of_the_operator_goes_with_its_frontend(tmp_path: Path) -> None:
-    (port,) = free_ports(1)
-    async with control(tmp_path) as c:
-        with target(30001):
-            await c.put({port: 30001})
-            await c.registry.operator.set_weight(f"{port}/pod-1", 9)
-            await c.delete()
-            await c.put({port: 30001})
-        assert weights(c, port) == {NODE_A: 1}
-
-
-@aio
-async def test_a_word_about_nobody_changes_nothing_and_one_that_says_nothing_new_is_not_written(tmp_path: Path) -> None:
-    (port,) = free_ports(1)
-    async with control(tmp_path) as c:
-        with target(30001):
-            await c.put({port: 30001})
-        before = c.picture()
-        with pytest.raises(Refused, match="no server is 'web/pod-9'"):
-            await c.registry.operator.set_admin("web/pod-9", AdminState.MAINT)
-        assert c.picture() == before
-        saves = c.store.saves
-        await c.registry.operator.set_admin(f"{port}/pod-1", AdminState.READY)
-        assert c.store.saves == saves

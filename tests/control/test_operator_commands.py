@@ -1,0 +1,168 @@
+"""What the operator may say: to release, import, drain and weigh; of a node it follows the address and ends, of a server it
+ends with the registration's move."""
+
+from pathlib import Path
+
+import pytest
+
+from pylb.control.admission import Imported
+from pylb.core.address import Address, parse_ports
+from pylb.core.errors import Refused
+from pylb.core.policy import AdminState
+from tests.control.harness import NODE_A, NODE_B, Control, aio, control, target, token
+from tests.support.ports import free_ports
+
+DAY = 86_400.0
+
+
+def states(c: Control) -> dict[str, str]:
+    return {f"{view.server}@{view.address.ip}": view.state for view in c.registry.each_server()}
+
+
+@aio
+async def test_a_word_about_a_node_hits_what_comes_there_later_and_ends_after_a_day_over_restarts(tmp_path: Path) -> None:
+    port, other = free_ports(2)
+    with target(30001, NODE_A, NODE_B):
+        async with control(tmp_path) as c:
+            await c.put({port: 30001}, ttl=None)
+            await c.registry.operator.set_admin(NODE_A, AdminState.DRAIN)
+            await c.put({other: 30001}, name="mail", instance="pod-7", ttl=None)
+            assert states(c) == {f"pod-1@{NODE_A}": "drain", f"pod-7@{NODE_A}": "drain"}
+            ((who, word, hits),) = c.registry.operator.words()
+            assert (who, len(hits), word.until) == (NODE_A, 2, 1_700_001_000 + DAY)
+            await c.delete(name="mail", instance="pod-7")
+            await c.put({port: 30001}, NODE_B, ttl=None)
+            assert states(c)[f"pod-1@{NODE_B}"] == "up"  # it follows the address, not the pod
+        async with control(tmp_path) as c:
+            assert len(c.registry.operator.words()) == 1
+            await c.put({other: 30001}, name="mail", instance="pod-8", ttl=None)
+            assert states(c)[f"pod-8@{NODE_A}"] == "drain"
+            c.clock.now += DAY
+            await c.registry.tick()
+            assert c.registry.operator.words() == []
+            assert states(c)[f"pod-8@{NODE_A}"] == "up"
+            assert "admin_over" in c.kinds()
+
+
+@aio
+async def test_a_word_about_a_server_ends_with_its_move_and_has_no_other_end(tmp_path: Path) -> None:
+    (port,) = free_ports(1)
+    with target(30001, NODE_A, NODE_B):
+        async with control(tmp_path) as c:
+            await c.put({port: 30001}, ttl=None)
+            await c.put({port: 30001}, NODE_B, instance="pod-2", ttl=None)
+            await c.registry.operator.set_admin(f"{port}/pod-1", AdminState.MAINT)
+            c.clock.now += 3 * DAY
+            await c.registry.tick()
+            assert states(c) == {f"pod-1@{NODE_A}": "maint", f"pod-2@{NODE_B}": "up"}
+            await c.put({port: 30001}, NODE_B, ttl=None)
+            assert c.registry.operator.words() == []
+            await c.put({port: 30001}, NODE_A, ttl=None)
+            assert states(c)[f"pod-1@{NODE_A}"] == "up"
+
+
+@aio
+async def test_ready_of_a_node_takes_back_what_was_said_of_its_servers_too(tmp_path: Path) -> None:
+    (port,) = free_ports(1)
+    with target(30001):
+        async with control(tmp_path) as c:
+            await c.put({port: 30001}, ttl=None)
+            await c.registry.operator.set_admin(f"{port}/pod-1", AdminState.MAINT)
+            await c.registry.operator.set_admin(NODE_A, AdminState.DRAIN, 60.0)
+            await c.registry.operator.set_admin(NODE_A, AdminState.READY)
+            assert c.registry.operator.words() == []
+            assert set(states(c).values()) <= {"up", "unproven"}
+
+
+@aio
+async def test_the_operator_releases_a_port_or_a_name(tmp_path: Path) -> None:
+    one, two, three = free_ports(3)
+    async with control(tmp_path) as c:
+        await c.put({one: 30001, two: 30002})
+        await c.put({one: 30001, two: 30002}, NODE_B, instance="pod-2")
+        await c.legacy(three, 30003)
+        assert await c.registry.operator.release_any(str(two)) == [
+            f"released t/web/pod-1, port {two}",
+            f"released t/web/pod-2, port {two}",
+        ]
+        assert c.sink.ports == {one, three}
+        assert await c.registry.operator.release_any("web/pod-2") == ["released t/web/pod-2"]
+        assert await c.registry.operator.release_any("web") == ["released t/web/pod-1"]
+        assert await c.registry.operator.release_any("old") == ["released t/old (legacy)"]
+        assert c.sink.ports == set()
+        for nobody in ("web", "65536", "9" * 5000):
+            with pytest.raises(Refused, match="not_found"):
+                await c.registry.operator.release_any(nobody)
+
+
+@aio
+async def test_old_haproxy_servers_are_imported_as_legacy_registrations(tmp_path: Path) -> None:
+    one, two = free_ports(2)
+    tokens = (token("a", ports=parse_ports([one])), token("b", ports=parse_ports([one, two])))
+    async with control(tmp_path, *tokens) as c:
+        items = [Imported(port, Address(NODE_A, 30443), "old") for port in (one, two, 22)]
+        lines = await c.registry.operator.import_legacy(items, "")
+        assert "several tokens may open" in lines[0]
+        assert lines[1] == f"created {two} -> {NODE_A}:30443"
+        assert "no token that may open port 22" in lines[2]
+        assert (await c.registry.operator.import_legacy(items[:1], "a")) == [f"created {one} -> {NODE_A}:30443"]
+        assert "no target" in (await c.registry.operator.import_legacy([Imported(two, Address("169.254.1.1", 1))]))[0]
+        assert "may not aim at port 22" in (await c.registry.operator.import_legacy([Imported(two, Address(NODE_A, 22))]))[0]
+        with target(30443, NODE_A):
+            await c.pass_time(2, probing=True)
+        assert c.ranks(one) == {NODE_A: 0}
+
+
+def weights(c: Control, port: int) -> dict[str, int]:
+    (frontend,) = [one for listen, one in c.registry.table.frontends.items() if listen.port == port]
+    return {server.address.ip: server.weight for server in frontend.servers}
+
+
+@aio
+async def test_a_drained_node_stays_drained_when_its_pod_comes_back_and_after_a_restart(tmp_path: Path) -> None:
+    (port,) = free_ports(1)
+    async with control(tmp_path) as c:
+        with target(30001, NODE_A, NODE_B):
+            await c.put({port: 30001})
+            await c.put({port: 30001}, NODE_B, instance="pod-2")
+            (line,) = await c.registry.operator.set_admin(NODE_A, AdminState.DRAIN)
+            assert line == f"drain: web-{port}/pod-1 ({NODE_A}:30001)"
+            await c.delete()
+            await c.put({port: 30001}, instance="pod-3")
+        assert weights(c, port) == {NODE_A: 0, NODE_B: 1}
+        assert [event.text for event in c.heard if event.kind == "admin"] == [line]
+    async with control(tmp_path) as c:
+        assert weights(c, port) == {NODE_A: 0, NODE_B: 1}
+        assert {view.state for view in c.registry.each_server()} == {"drain", "up"}
+        await c.registry.operator.set_admin(f"{port}/pod-3", AdminState.READY)
+        await c.registry.operator.set_weight(f"{port}/pod-2", 9)
+        assert weights(c, port) == {NODE_A: 1, NODE_B: 9}
+        await c.registry.operator.set_weight(f"{port}/pod-2", None)
+        assert weights(c, port) == {NODE_A: 1, NODE_B: 1}
+
+
+@aio
+async def test_a_word_of_the_operator_goes_with_its_frontend(tmp_path: Path) -> None:
+    (port,) = free_ports(1)
+    async with control(tmp_path) as c:
+        with target(30001):
+            await c.put({port: 30001})
+            await c.registry.operator.set_weight(f"{port}/pod-1", 9)
+            await c.delete()
+            await c.put({port: 30001})
+        assert weights(c, port) == {NODE_A: 1}
+
+
+@aio
+async def test_a_word_about_nobody_changes_nothing_and_one_that_says_nothing_new_is_not_written(tmp_path: Path) -> None:
+    (port,) = free_ports(1)
+    async with control(tmp_path) as c:
+        with target(30001):
+            await c.put({port: 30001})
+        before = c.picture()
+        with pytest.raises(Refused, match="no server is 'web/pod-9'"):
+            await c.registry.operator.set_admin("web/pod-9", AdminState.MAINT)
+        assert c.picture() == before
+        saves = c.store.saves
+        await c.registry.operator.set_admin(f"{port}/pod-1", AdminState.READY)
+        assert c.store.saves == saves
