@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 
 from pylb.control.publisher import Publisher
 from pylb.control.scene import Scene, Sink, Step
-from pylb.control.steps import in_turns, stepwise
+from pylb.control.steps import collect_young, in_turns, stepwise
 from pylb.control.storage.disk import Unsynced
 from pylb.control.tasks import Part, Tasks
 from pylb.core.address import Listen
@@ -119,6 +119,7 @@ class Writer:
                     await self._commit(self._busy)
                     self._forget(self._busy)
                     self._busy = []
+                collect_young()  # a change that is committed alone has no turn between its steps
         finally:
             self._stopped = True
             for call in (*self._busy, *self._queue):

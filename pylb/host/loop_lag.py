@@ -13,8 +13,8 @@ _ARM = 1.0  # seconds between two settings of the watchdog
 # (core.errors.break_cycles). What matters is how long a collection holds the loop. 10,000 new registrations, CPU of the longest
 # young and middle collection on a busy machine: 15 and 83 ms with (10_000, 20, 100), 4 and 12 with (2_000, 5, 2_000), 4 and 6
 # with these, for the same CPU in all; but Python counts too little, see control.steps.collect_young. A full collection visits
-# everything made since the start: some 0.1 s for each 100,000 objects, 27 of which are a registration. So there is none: an
-# open status page causes nine middle ones a second with 10,000 registrations.
+# everything made since the start: some 0.1 s for each 100,000 objects, 27 of which are a registration. Their number
+# must not cause one, as an open status page makes nine middle ones a second with 10,000 registrations: see FullCollections.
 GC_THRESHOLDS = (1_000, 2, 1_000_000_000)
 
 
@@ -25,26 +25,26 @@ def collect_rarely() -> None:
     gc.set_threshold(*GC_THRESHOLDS)
 
 
-WHOLE_EVERY = 600.0  # seconds between two decisions about a whole collection
-CHEAP = 10_000  # objects: a whole collection of so many takes about 10 ms
+FULL_EVERY = 600.0  # seconds between two decisions about a full collection
+CHEAP = 10_000  # objects: a full collection of so many takes about 10 ms
 
 
-class WholeCollections:
-    """Cycles that grew old before they became garbage, as an idle HTTP connection's may, are freed by a whole collection alone.
+class FullCollections:
+    """Only a full collection frees cycles that were old when they became garbage, such as those of an idle HTTP connection.
 
-    It runs while it is cheap. Where it is not, it runs once the old objects have doubled since the last one: either the table
-    has grown, which is rare, or it is garbage, and then a pause is better than memory that only grows.
+    It runs where it is cheap. Where it is not, it runs once the number of old objects has doubled since the last one: either
+    the table has grown, which is rare, or it is garbage, and then a pause is better than memory that only grows.
     """
 
     def __init__(self, now: float) -> None:
-        self._due = now + WHOLE_EVERY
+        self._due = now + FULL_EVERY
         self._survivors = CHEAP // 2  # of the last one
 
     def consider(self, now: float) -> None:
-        """To be called often; it decides every WHOLE_EVERY seconds."""
+        """Call it often; it decides every FULL_EVERY seconds."""
         if now < self._due:
             return
-        self._due = now + WHOLE_EVERY
+        self._due = now + FULL_EVERY
         old = len(gc.get_objects(generation=2))
         if old <= CHEAP or old >= 2 * self._survivors:
             gc.collect()
@@ -63,7 +63,7 @@ class Pulse:
         self._stall = stall
         self._due = now
         self._arm_at = now
-        self._collections = WholeCollections(now)
+        self._collections = FullCollections(now)
         self.lag = 0.0  # seconds that beats were late, the worst of recent ones
 
     def beat(self, now: float) -> None:

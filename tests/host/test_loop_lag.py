@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from pylb.host.loop_lag import LAG_DECAY, WHOLE_EVERY, Pulse, WholeCollections, collect_rarely
+from pylb.host.loop_lag import FULL_EVERY, LAG_DECAY, FullCollections, Pulse, collect_rarely
 from tests.support.processes import ROOT
 
 STALLED = """
@@ -84,29 +84,29 @@ def old_garbage() -> weakref.ref[Cycle]:
 
 @pytest.mark.usefixtures("heap")
 def test_garbage_that_grew_old_is_found_within_ten_minutes() -> None:
-    collections = WholeCollections(100.0)
+    collections = FullCollections(100.0)
     found = old_garbage()
-    collections.consider(100.0 + WHOLE_EVERY - 0.1)
+    collections.consider(100.0 + FULL_EVERY - 0.1)
     assert found() is not None
-    collections.consider(100.0 + WHOLE_EVERY)
+    collections.consider(100.0 + FULL_EVERY)
     assert found() is None
 
 
 @pytest.mark.usefixtures("heap")
 def test_a_large_table_is_looked_at_once_it_has_doubled() -> None:
-    collections, now = WholeCollections(0.0), 0.0
+    collections, now = FullCollections(0.0), 0.0
     table = [[number] for number in range(3000)]
     gc.collect(1)
     expected = [True, False, True]  # it came; it grew a little; it doubled
     for more, whole in zip([0, 1000, 2500], expected, strict=True):
         table += [[number] for number in range(more)]
-        found, now = old_garbage(), now + WHOLE_EVERY
+        found, now = old_garbage(), now + FULL_EVERY
         collections.consider(now)
         assert (found() is None) is whole
 
 
 def test_a_beat_considers_it(pulse: Pulse, monkeypatch: pytest.MonkeyPatch) -> None:
     considered: list[float] = []
-    monkeypatch.setattr(WholeCollections, "consider", lambda _self, now: considered.append(now))
+    monkeypatch.setattr(FullCollections, "consider", lambda _self, now: considered.append(now))
     pulse.beat(100.0)
     assert considered == [100.0]
