@@ -21,11 +21,11 @@ from pylb.core.table import Server
 from pylb.forward import sockets
 from pylb.forward.accounts import Accounts
 from pylb.forward.admission import Admission
-from pylb.forward.crowd import Crowd
 from pylb.forward.deadlines import Deadlines
 from pylb.forward.faults import Faults
 from pylb.forward.origins import Origins
 from pylb.forward.session import FULL, FrontendState, Half, ServerState, Session
+from pylb.forward.source_share import SourceShare
 from pylb.forward.turn import DIAL, QUANTUM, Turn
 
 # Registered once, for life. Nothing is ever re-armed, so a reset is always noticed, even while a side is paused.
@@ -60,7 +60,7 @@ class Life(Protocol):
 
     halves: dict[int, Half]
     deadlines: Deadlines
-    crowd: Crowd
+    source_share: SourceShare
     on_exhausted: Callable[[], bool]
 
     def fire(self, session: Session, event: Event, cause: Cause = ...) -> None: ...
@@ -199,12 +199,12 @@ class Dialer:
             self._deny(session, "loop")
             return
         refusal = door.admit(session.address[0], admission, self._clock())
-        crowd = self._life.crowd
-        if refusal := refusal or crowd.refusal(session.frontend, session.address[0]):
+        source_share = self._life.source_share
+        if refusal := refusal or source_share.refusal(session.frontend, session.address[0]):
             self._deny(session, refusal)
             return
-        if crowd.counting:
-            crowd.enter(session)
+        if source_share.counting:
+            source_share.enter(session)
         self._life.fire(session, Event.HEADER_READ)
 
     def _take(self, session: Session, client: Half, size: int) -> bool:

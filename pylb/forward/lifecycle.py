@@ -18,13 +18,13 @@ from pylb.forward import sockets
 from pylb.forward.accounts import Accounts
 from pylb.forward.admission import Admission
 from pylb.forward.counters import Counters
-from pylb.forward.crowd import Crowd
 from pylb.forward.deadlines import Deadlines
 from pylb.forward.dial import READ_ON, READABLE, WATCHED, Dialer
 from pylb.forward.faults import Faults
 from pylb.forward.origins import Origins
 from pylb.forward.relay import AGAIN, DESTINATION_RESET, FIN, FIRST, WAIT, Relay
 from pylb.forward.session import FrontendState, Half, Session
+from pylb.forward.source_share import SourceShare
 from pylb.forward.turn import END, QUANTUM, Turn
 
 # A class attribute of an enum is looked up through its metaclass, which costs as much as a call; these are read per event.
@@ -64,7 +64,7 @@ class Lifecycle:
         # Ordered by their last sweep, like a ring's.
         self.sessions: OrderedDict[Session, None] = OrderedDict()
         self.deadlines = Deadlines()
-        self.crowd = Crowd(counters, self.sessions)
+        self.source_share = SourceShare(counters, self.sessions)
         self.dialer = Dialer(self, epoll, accounts, faults, clock, turn, origins)
         self._fins: list[Half] = []  # halves whose peer's stream is delivered: a FIN is due
         self._graveyard: list[tuple[SocketType, bool]] = []
@@ -90,7 +90,7 @@ class Lifecycle:
         The exception: a client that may be part of a chain that resets is dialled for in the next turn, see `Dialer.on_early`.
         """
         session, admission, awaits, refusal = None, None, False, ""
-        dialer, crowd, counters = self.dialer, self.crowd, self._counters
+        dialer, source_share, counters = self.dialer, self.source_share, self._counters
         frontend.counters.connections += 1
         try:
             if (dialer.probes or dialer.origins.owners[address[1]]) and self._turn_back(frontend, sock, address):
@@ -100,8 +100,8 @@ class Lifecycle:
                 awaits = door.awaits_header(address[0])
                 if not awaits:
                     refusal = door.admit(address[0], admission, self._clock())
-            if (crowd.counting or counters.open_sessions * 2 >= counters.max_connections) and not awaits and not refusal:
-                refusal = crowd.refusal(frontend, address[0])
+            if (source_share.counting or counters.open_sessions * 2 >= counters.max_connections) and not awaits and not refusal:
+                refusal = source_share.refusal(frontend, address[0])
             if refusal:
                 self._refuse(frontend, sock, address, refusal, admission)
                 return
@@ -112,8 +112,8 @@ class Lifecycle:
                 session.state = _AWAITING_HEADER
                 self.deadlines.set(session, frontend.frontend.policy.accept_proxy.timeout, session.accepted)
                 return
-            if crowd.counting:
-                crowd.enter(session)
+            if source_share.counting:
+                source_share.enter(session)
             if address[0] not in dialer.suspects or not dialer.suspects_now(session):
                 dialer.dial(session)
         except Exception as error:  # noqa: BLE001 - the boundary of one session, as in Engine.on_ready
@@ -434,7 +434,7 @@ class Lifecycle:
         if server is not None and upstream is not None:
             self._faults.guard("a server's slot could not be released", self.dialer.leave, session, server)
         if session.source is not None:
-            self.crowd.leave(session)
+            self.source_share.leave(session)
         if admission is not None:
             self._faults.guard("a place in the queue could not be released", self.dialer.unqueue, session)
             self._faults.guard("a source's slot could not be released", admission.leave)

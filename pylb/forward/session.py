@@ -327,7 +327,7 @@ class Session:
         self.connected = 0.0  # monotonic; 0: not yet
         self.state = _DIALING
         self.admission: Admission | None = None
-        self.source: bytes | None = None  # the key under which crowd.py counts it, while it counts
+        self.source: bytes | None = None  # the key under which source_share.py counts it, while it counts
         self.client: Half | None = None
         self.upstream: Half | None = None
         self.server: ServerState | None = None

@@ -132,7 +132,7 @@ class Timers:
             yield from self._evict(eviction)
         for ring in (self._whole, *self._rings.values()):
             yield from self._sweep(ring)
-        for counted in self._life.crowd.tick():
+        for counted in self._life.source_share.tick():
             self._turn.left -= counted * SCAN
             yield
 

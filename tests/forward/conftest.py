@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from pylb.forward import crowd
+from pylb.forward import source_share
 from tests.support.baseline import Baseline, baseline
 from tests.support.drive import Drive
 from tests.support.netns import Namespace, loopback_only
@@ -52,4 +52,4 @@ def make_drive(_back_to_the_base_line: None) -> Iterator[Callable[..., Drive]]:
 @pytest.fixture
 def strangers(monkeypatch: pytest.MonkeyPatch) -> None:
     """The clients of this machine's loopback count as any others do."""
-    monkeypatch.setattr(crowd, "LOCAL", ())
+    monkeypatch.setattr(source_share, "LOCAL", ())

@@ -7,7 +7,7 @@ import pytest
 from pylb.config.load import parse
 from pylb.config.models import LimitsSection
 from pylb.core.policy import Limits, Policy
-from pylb.forward.crowd import source
+from pylb.forward.source_share import source
 from tests.support.drive import Drive, Peer, server_at
 
 pytestmark = pytest.mark.usefixtures("strangers")

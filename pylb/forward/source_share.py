@@ -25,7 +25,7 @@ _STEP = 256  # sessions, about a tenth of a millisecond
 _PER_ACCEPT = 8  # older sessions that are counted at each accept; two would be enough
 
 
-class Crowd:
+class SourceShare:
     """The count of one engine. Each worker has its own, as it has its own descriptors."""
 
     def __init__(self, counters: Counters, sessions: Collection[Session]) -> None:
