@@ -58,7 +58,7 @@ SIGNALS = {
 
 
 class App:
-    """One running pylb. `complaint`: why `config` is the last good one and not the file's."""
+    """One running pylb. `complaint`: why `config` is the last good one instead of the file's."""
 
     def __init__(self, source: ConfigSource, config: Config, complaint: str, environ: Mapping[str, str]) -> None:
         self._source = source
@@ -75,10 +75,10 @@ class App:
         self._connlog: ConnectionLog | None = None
 
     async def serve(self) -> None:
-        """Everything from the first socket to the last line. Raises CannotStart, ConfigErrors or Broken."""
+        """Everything from the first socket to the last log line. Raises CannotStart, ConfigErrors or Broken."""
         async with AsyncExitStack() as stack:
             stack.callback(self._service.close)
-            # As the last thing: by default a signal would make a failure of the moment between the loop's end and ours.
+            # The very last thing: a signal with its default effect, after the loop has ended, would look like a failure.
             stack.callback(signal.pthread_sigmask, signal.SIG_BLOCK, SIGNALS.keys())
             await self._start(stack)
             await self._stop.wait()
@@ -145,7 +145,7 @@ class App:
         self._ending = Ending(self._settings, self._service, self._forwarding, self._before, self._generations)
 
     async def _make_registry(self, stack: AsyncExitStack) -> None:
-        """And what looks at it. Raises CannotStart."""
+        """The registry, and what watches it. Raises CannotStart."""
         settings, forwarding, tasks, endpoints = self._settings, self._forwarding, self._background.boundary, self._endpoints
         self._store = Store(settings.config.state_dir)
         self._registry = registry = Registry(
@@ -184,7 +184,7 @@ class App:
         self._hooks.registry = registry
 
     async def _open_doors(self, stack: AsyncExitStack) -> None:
-        """From here on there is somebody who answers. Raises CannotStart."""
+        """From here on calls are answered. Raises CannotStart."""
         self._reloading = Reloading(
             self._source,
             settings=self._settings,
@@ -223,7 +223,7 @@ class App:
         )
 
     def _control_ended(self, task: "asyncio.Task[None]") -> None:
-        """The writer is the one part without which nothing true can be answered: with it pylb ends, and is started anew."""
+        """Without the writer nothing true can be answered, so if it fails pylb ends and is restarted."""
         if not task.cancelled() and (error := task.exception()) is not None:
             log.critical("pylb ends: a part of it failed", exc_info=error)
             self._on(Trigger.FAILED)
@@ -276,7 +276,7 @@ class App:
     # ------------------------------------------------------------ the end
 
     async def _end_sessions(self) -> None:
-        """The doors are closed. Live sessions have the rest of their time; a second signal cuts that short."""
+        """The endpoints are closed. Live sessions get the rest of their time; a second signal cuts that short."""
         if self._life.phase is Phase.STARTING:
             self._ending.fail()
         await self._ending.last_session()

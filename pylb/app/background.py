@@ -1,4 +1,4 @@
-"""The tasks of this process beside the one that starts and stops it."""
+"""The tasks of this process, apart from the one that starts and stops it."""
 
 import asyncio
 from collections.abc import Callable, Coroutine
@@ -7,7 +7,7 @@ from pylb.control.tasks import Part, Tasks
 
 
 class Background:
-    """Holds every task that it starts (the loop does not), and ends them. `boundary` catches, logs and counts what fails."""
+    """Holds every task that it starts (the loop does not), and ends them. `boundary` catches, logs and counts failures."""
 
     def __init__(self, boundary: Tasks) -> None:
         self.boundary = boundary
@@ -19,7 +19,7 @@ class Background:
         self.start(self.boundary.once(part, coroutine))
 
     def forever(self, part: Part, body: Callable[[], Coroutine[object, object, None]], *, lasting: bool = False) -> None:
-        """Begins again after a failure. `lasting`: it goes on when a successor does all the rest."""
+        """Restarts after a failure. `lasting`: it goes on when a successor does everything else."""
         self._start(self.boundary.forever(part, body), self._lasting if lasting else self._tasks)
 
     def start(
@@ -27,7 +27,7 @@ class Background:
         coroutine: Coroutine[object, object, None],
         ended: "Callable[[asyncio.Task[None]], None]" = lambda _task: None,
     ) -> None:
-        """`ended` hears of the end, and of a failure: nobody else does."""
+        """`ended` is called at the end, also with a failure, which is reported nowhere else."""
         self._start(coroutine, self._tasks).add_done_callback(ended)
 
     def _start(self, coroutine: Coroutine[object, object, None], among: "set[asyncio.Task[None]]") -> "asyncio.Task[None]":
@@ -37,12 +37,12 @@ class Background:
         return task
 
     def cancel(self) -> None:
-        """All but the lasting ones."""
+        """Cancel all but the lasting ones."""
         for task in list(self._tasks):
             task.cancel()
 
     async def end(self) -> None:
-        """All of them."""
+        """End all of them."""
         self.cancel()
         for task in list(self._lasting):
             task.cancel()

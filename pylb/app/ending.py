@@ -1,4 +1,4 @@
-"""The end of the service: no new sessions, some time for the live ones, and for the processes that were there before."""
+"""The end of the service: no new sessions, some time for the live ones, and for previous processes."""
 
 import asyncio
 import logging
@@ -13,8 +13,8 @@ from pylb.upgrade.processes import Generations
 
 log = logging.getLogger("pylb")
 
-# Seconds that a pylb with a successor stays at least: whoever looked up the pid of the service just before may
-# send it a signal just after, and systemd hears of the new one a moment later.
+# Seconds that a pylb with a successor stays at least: somebody may have looked up the service's pid just before and
+# send it a signal just after, and systemd learns of the new pid a moment later.
 LINGER = 1.0
 
 
@@ -33,7 +33,7 @@ class Ending:
         self._deadline = 0.0  # when the live sessions of a service that stops are over
 
     async def stop_accepting(self, live: int) -> None:
-        """`live`: sessions, also of those before."""
+        """`live`: the number of sessions, including those of previous processes."""
         seconds = self._settings.config.defaults.timeouts.shutdown
         self._deadline = time.monotonic() + seconds
         text = f"stopping: {counted(live, 'live session')} {'has' if live == 1 else 'have'} {span(seconds)}"
@@ -42,32 +42,32 @@ class Ending:
             log.info("%s; a second signal ends them now", text)
         else:
             log.info("stopping")
-        # Where systemd holds the sockets, who waits in them is for the next pylb: it would be reset here in a moment.
+        # If systemd has the sockets, clients waiting in them are for the next pylb: here they would be reset in a moment.
         self._forwarding.drain(self._deadline, accept=not self._service.listens)
         self._before.stop(self._deadline)
         await asyncio.to_thread(self._generations.stop_those_before)
 
     def now(self) -> None:
-        """Resets what lives. Idempotent."""
+        """Reset the live sessions. Idempotent."""
         if not self._at_once.is_set():
             log.warning("stopping at once")
             self._at_once.set()
 
     def fail(self) -> None:
-        """After a start that failed sessions have no time at all: it may have accepted some already."""
+        """After a failed start sessions get no time at all: it may have accepted some already."""
         self._at_once.set()
         self._forwarding.drain(time.monotonic(), accept=False)
 
     async def last_session(self) -> None:
-        """Until it has ended, here and in those before."""
+        """Wait until the last session has ended, here and in previous processes."""
         await self._forwarding.drained(at_once=self._at_once)
         await self._before.ended(at_once=self._at_once)
 
     async def last_process(self) -> None:
-        """For systemd the end of main is the end of the service. They have had their signal, and the same time as we."""
+        """For systemd the end of main is the end of the service. Previous processes got a signal, and as much time as we."""
         while time.monotonic() < self._deadline + LINGER and not self._at_once.is_set():
             if not await asyncio.to_thread(self._generations.those_before):
                 return
             await asyncio.sleep(0.05)
         if left := await asyncio.to_thread(self._generations.those_before):
-            log.warning("%s of before have not ended yet", ", ".join(f"process {pid}" for pid in left))
+            log.warning("%s from before this start still running", ", ".join(f"process {pid}" for pid in left))

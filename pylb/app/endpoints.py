@@ -1,4 +1,4 @@
-"""Where others reach this pylb, beside the ports that it forwards: webhook, admin and metrics ports, and two unix sockets."""
+"""Where others reach this pylb, apart from the forwarded ports: webhook, admin and metrics ports, and two Unix sockets."""
 
 import errno
 import logging
@@ -31,19 +31,19 @@ log = logging.getLogger("pylb")
 
 
 class Endpoints:
-    """Bound first, so that a taken port ends the start before anything is touched; opened when there is who answers."""
+    """Bound first, so that a taken port ends the start before anything is changed; opened once calls can be answered."""
 
     def __init__(self, settings: Settings, listeners: Listeners) -> None:
         self._settings = settings
         self._listeners = listeners
-        self._sockets: list[socket.socket] = []  # the webhooks', in their order, the admin's, the metrics'
+        self._sockets: list[socket.socket] = []  # the webhooks' in their order, the admin's, the metrics'
         self._webhooks: list[Webhook] = []
         self._admin: Admin | None = None
         self.servers: list[HttpServer] = []
         self.local: list[ControlSocket | RuntimeSocket] = []
 
     def bind(self, stack: AsyncExitStack) -> None:
-        """Only these end the start when they cannot be bound. Raises CannotStart."""
+        """Only these end the start if they cannot be bound. Raises CannotStart."""
         config = self._settings.config
         places = [*(("webhook", one.listen) for one in config.webhook), ("admin", config.admin.listen)]
         if config.metrics.listen is not None:
@@ -96,13 +96,13 @@ class Endpoints:
         )
         await self._open_local(stack, control, "pylb routes, release and import")
         await self._open_local(stack, runtime, "hatop and what else speaks to HAProxy")
-        openapi.rendered()  # made once, before anybody waits for the loop
+        openapi.rendered()  # once, before anybody waits for the loop
         for server in self.servers:
             server.start()
             stack.push_async_callback(server.stop)
 
     def follow(self, config: Config) -> None:
-        """A reload has brought it."""
+        """Take over what a reload has changed."""
         for webhook in self._webhooks:
             webhook.trusted_proxies = config.trusted_proxies
         if self._admin is not None:
@@ -143,7 +143,7 @@ class Endpoints:
 
 
 def _limits(listener: WebhookListener, most: int) -> Limits:
-    """`most`: connections that there are descriptors for."""
+    """`most`: the connections for which there are descriptors."""
     if most < (wanted := listener.limits.connections):
         text = "webhook %s: at most %d connections instead of %d, for want of open files (LimitNOFILE=)"
         log.warning(text, listener.listen, most, wanted)

@@ -1,4 +1,4 @@
-"""Why a pylb does not run."""
+"""Why pylb does not start, or does not go on."""
 
 
 class CannotStart(Exception):  # noqa: N818 - a condition, for the operator in one line
@@ -6,4 +6,4 @@ class CannotStart(Exception):  # noqa: N818 - a condition, for the operator in o
 
 
 class Broken(Exception):  # noqa: N818 - as above
-    """A part of pylb failed by a bug and took the rest with it; the log has the traceback."""
+    """A bug made a part of pylb fail and took the rest with it; the log has the traceback."""

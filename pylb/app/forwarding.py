@@ -1,4 +1,4 @@
-"""What forwards: one engine in this process, or workers with an engine each. Nobody above this module sees which."""
+"""The part that forwards: one engine in this process, or workers with an engine each. No caller sees which."""
 
 import asyncio
 import logging
@@ -24,15 +24,15 @@ log = logging.getLogger("pylb")
 
 
 class Forwarding(Sink, Sessions, Protocol):
-    """Tables go in; sessions and counters are asked for. `make_forwarding` returns either kind as this."""
+    """Takes tables, answers for sessions and counters. `make_forwarding` returns either kind as this."""
 
     @property
     def open_sessions(self) -> int:
-        """Those of workers as they reported them last."""
+        """For workers, according to their last reports."""
 
     @property
     def rate_samples(self) -> int:
-        """How many samples of `parts` a rate is to be taken over."""
+        """How many samples of `parts` a rate should cover."""
 
     @property
     def lines_dropped(self) -> int:
@@ -40,25 +40,25 @@ class Forwarding(Sink, Sessions, Protocol):
 
     @property
     def restarts(self) -> int:
-        """Of workers."""
+        """How many workers were replaced."""
 
     def workers(self) -> dict[str, tuple[int, float]]:
-        """Of each worker that runs: its pid and its loop's lag in seconds."""
+        """Each running worker's pid and its loop's lag in seconds."""
 
     def pids(self) -> list[int]:
-        """Of the processes that forward."""
+        """The processes that forward."""
 
     async def counters(self) -> Counters:
-        """As they are now."""
+        """As of now."""
 
     def parts(self) -> Sequence[Counted]:
         """The counts whose sum `counters` is, without asking anybody."""
 
     def drain(self, deadline: float, *, accept: bool = ...) -> None:
-        """As Engine.drain."""
+        """Like Engine.drain."""
 
     async def drained(self, *, at_once: asyncio.Event) -> None:
-        """Until the last session has ended: by itself, at the deadline, or when `at_once` is set."""
+        """Wait until the last session has ended: by itself, at the deadline, or when `at_once` is set."""
 
 
 async def make_forwarding(
@@ -70,7 +70,7 @@ async def make_forwarding(
     hooks: Hooks,
     note_process: Callable[[int], None],
 ) -> Forwarding:
-    """It runs until the end of `stack`. `note_process`: hears of each worker's pid. Raises CannotStart."""
+    """It runs until the end of `stack`. `note_process` is called with each worker's pid. Raises CannotStart."""
     if not room.workers:
         engine = Engine(
             observer=hooks,
@@ -98,7 +98,7 @@ async def make_forwarding(
 
 
 def _hello(index: int, settings: Settings, room: Budget) -> Hello:
-    """What a worker has to know that starts now."""
+    """What a worker that starts now has to know."""
     config, count = settings.config, room.workers
     return Hello(
         VERSION,

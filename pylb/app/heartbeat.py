@@ -1,4 +1,4 @@
-"""What has to happen all the time: how late the loop is, and signs of life for systemd."""
+"""What happens periodically: measuring the loop's delay, and signs of life for systemd."""
 
 import asyncio
 import os
@@ -32,20 +32,20 @@ class Heartbeat:
         return self._pulse.lag
 
     def begin(self, background: Background) -> None:
-        """The beat goes on when a successor does the rest: sessions still depend on the loop."""
+        """The beat goes on when a successor does everything else: sessions still depend on the loop."""
         background.forever(Part.BEAT, self.beat, lasting=True)
         if self._service.watchdog:
             background.forever(Part.WATCHDOG, partial(self._show_life, background.boundary))
 
     async def beat(self) -> None:
-        """How late the loop is; a stall of five seconds leaves its stacks on stderr. And what a process 1 has to do."""
+        """Measure the loop's delay; a stall of five seconds prints all stacks to stderr. Also the duties of a process 1."""
         loop = asyncio.get_running_loop()
         self._pulse = Pulse(TICK, loop.time())
         try:
             while True:
                 self._pulse.beat(loop.time())
                 self._service.flush()
-                collect_young()  # sessions that came in the places of others, too
+                collect_young()  # also sessions that replaced others
                 if os.getpid() == 1:
                     reap_strangers([pid for pid, _ in self._forwarding.workers().values()])
                 await asyncio.sleep(TICK)
@@ -53,10 +53,10 @@ class Heartbeat:
             self._pulse.stop()
 
     async def _show_life(self, tasks: Tasks) -> None:
-        """From the loop that everything runs in: when it stands still, systemd ends pylb and starts another."""
+        """Runs in the loop that does everything: if it hangs, systemd ends pylb and starts another."""
         while True:
             self._service.alive()
-            with tasks.surviving(Part.WATCHDOG):  # no pause follows: systemd would take it for the end of us
+            with tasks.surviving(Part.WATCHDOG):  # no pause follows: systemd would think that we have died
                 self._service.status(self.state())
             await asyncio.sleep(self._service.watchdog / 3)
 

@@ -1,4 +1,4 @@
-"""The tokens in force: those of the config, those that `pylb token` made, and the one of a first run.
+"""The tokens in force: those from the config, those made by `pylb token`, and the one of the first run.
 
 Their files are read again when they change, so that a secret is replaced without a reload.
 """
@@ -23,10 +23,10 @@ TLS_FOLDER = "tls"  # the self-signed key and certificate
 
 
 class Keys:
-    """`secret` is the first run's; None: it does not count, because other tokens are there."""
+    """`secret` is the first run's; None: not in force, because there are other tokens."""
 
     def __init__(self, config: Config) -> None:
-        """Raises OSError: no token is there, and none can be kept."""
+        """Raises OSError: there is no token, and none can be stored."""
         self._made = read_made(config.state_dir)
         self._told: list[str] = []
         self.secret: str | None = None
@@ -43,7 +43,7 @@ class Keys:
         self._config = config
 
     def read_again(self) -> None:
-        """What cannot be read stays as it was, and is said once."""
+        """What cannot be read stays as it was, and is reported once."""
         self._config, complaints = read_secrets_again(self._config)
         found = read_made(self._config.state_dir)
         kept = {name: made for name, made in self._made.tokens.items() if _complained(found, name)}
@@ -61,7 +61,7 @@ class Keys:
         return config.keyring(*found)
 
     def files(self) -> Iterable[Path]:
-        """Whose change is a reason to read again."""
+        """A change of these files is a reason to read again."""
         state_dir = self._config.state_dir
         yield from (entry.secret_file for entry in self._config.tokens if entry.secret_file is not None)
         yield state_dir / TOKEN_FILE
@@ -87,15 +87,15 @@ def _complained(found: Found, name: str) -> bool:
 
 
 def first_run_in_force(config: Config, made: Found) -> bool:
-    """It goes on counting beside those that `pylb token create` makes, until it is revoked."""
+    """It stays in force beside those that `pylb token create` makes, until it is revoked."""
     return not config.tokens and (not made.tokens or os.path.lexists(config.state_dir / TOKEN_FILE))
 
 
 def generated_secret(state_dir: Path, before: str | None = None) -> str:
     """The token of a machine without other ones: read from the state directory, made at the first run (0600).
 
-    Of a file that is garbage the secret in force (`before`) goes on; without one the file is set aside for a new secret:
-    whoever has the old one is refused, and every port serves. Raises OSError: no secret can be kept.
+    If the file is damaged, the secret in force (`before`) stays; without one the file is set aside for a new secret: callers
+    with the old one are refused, and every port serves. Raises OSError: no secret can be stored.
     """
     path = state_dir / TOKEN_FILE
     try:
@@ -126,5 +126,5 @@ def _secret(data: bytes) -> str:
 
 
 def names_of_machine(config: Config) -> list[str]:
-    """What a certificate of ours is made for."""
+    """The names and addresses in a certificate of ours."""
     return [*config.own_names, *sorted(local_addresses()), "localhost", "127.0.0.1", "::1"]

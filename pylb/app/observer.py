@@ -1,4 +1,4 @@
-"""Who hears of each session: the log, and control, which learns from it which servers accept connections."""
+"""Passes on what happens to sessions: to the log, and to control, which learns which servers accept connections."""
 
 import errno
 import os
@@ -26,7 +26,7 @@ class Hooks:
     def session_ended(self, record: SessionRecord) -> None:
         try:  # both by hand: a context manager costs a microsecond for each session
             self.connlog.session_ended(record)
-        except Exception as error:  # noqa: BLE001 - the boundary between the engine and who listens to it
+        except Exception as error:  # noqa: BLE001 - the boundary between the engine and its observers
             self._tasks.failed(Part.SESSIONS, error)
 
     def connect_ended(self, listen: Listen, server: Server, failure: str | None) -> None:
@@ -39,7 +39,7 @@ class Hooks:
 
 
 def open_session_log(config: Log) -> tuple[ConnectionLog, Out]:
-    """And where its lines go. Raises CannotStart."""
+    """Returns the log and its target. Raises CannotStart."""
     try:
         out = open_target(config.target, config.facility, config.tag)
     except OSError as error:

@@ -23,9 +23,9 @@ from types import MappingProxyType
 class Phase(StrEnum):
     STARTING = "starting"
     SERVING = "serving"
-    UPGRADING = "upgrading"  # a successor is being started; this process is in charge until it says "go"
-    PARTING = "parting"  # a successor is in charge, but nobody else knows: a signal is meant for the service
-    LEAVING = "leaving"  # this process only ends the sessions it has
+    UPGRADING = "upgrading"  # a successor is being started; this process is in charge until it sends "go"
+    PARTING = "parting"  # a successor is in charge, but nobody else knows yet: a signal is meant for the service
+    LEAVING = "leaving"  # this process only ends its sessions
     HASTENED = "hastened"  # leaving, and asked to be quick
     STOPPING = "stopping"
 
@@ -37,9 +37,9 @@ class Trigger(StrEnum):
     STOP = "SIGTERM"
     STARTED = "started"
     TAKEN_OVER = "taken over"  # the successor is in charge from here on
-    PARTED = "parted"  # who asked for the upgrade is about to be answered
+    PARTED = "parted"  # the caller that asked for the upgrade is about to be answered
     UPGRADE_FAILED = "upgrade failed"  # this process stays in charge
-    FAILED = "failed"  # a part that pylb cannot do without has ended
+    FAILED = "failed"  # an essential part has failed
 
 
 class Action(StrEnum):
@@ -49,7 +49,7 @@ class Action(StrEnum):
     STOP = "stop"  # end the service: no new sessions, the live ones have timeouts.shutdown
     LEAVE = "leave"  # end this process alone: the live sessions have timeouts.upgrade
     HASTEN = "hasten"  # they have timeouts.shutdown now
-    END_NOW = "end now"  # they are reset
+    END_NOW = "end now"  # the live sessions are reset
     FORWARD = "forward"  # the signal, to the successor
     REFUSE = "refuse"  # say in the log that the signal has no effect
     REMEMBER = "remember"
@@ -72,7 +72,7 @@ TABLE: Mapping[tuple[Phase, Trigger], tuple[Phase, tuple[Action, ...]]] = Mappin
         (P.SERVING, T.STOP): (P.STOPPING, (A.STOP,)),
         (P.SERVING, T.FAILED): (P.STOPPING, (A.STOP,)),
         (P.UPGRADING, T.RELOAD): (P.UPGRADING, (A.REMEMBER,)),
-        # Both: the successor may have opened the same file before it was moved away.
+        # Both processes: the successor may have opened the same file before it was moved away.
         (P.UPGRADING, T.REOPEN): (P.UPGRADING, (A.REOPEN, A.REMEMBER)),
         (P.UPGRADING, T.UPGRADE): (P.UPGRADING, (A.REFUSE,)),
         (P.UPGRADING, T.STOP): (P.UPGRADING, (A.REMEMBER,)),
@@ -102,22 +102,22 @@ TABLE: Mapping[tuple[Phase, Trigger], tuple[Phase, tuple[Action, ...]]] = Mappin
         (P.STOPPING, T.FAILED): (P.STOPPING, ()),
     }
 )
-# What ends the service comes first when it is played again: nothing else needs to begin then.
+# On replay, what ends the service comes first: then nothing else needs to begin.
 _FIRST = (T.FAILED, T.STOP)
 
 
 class Life:
-    """The phase of this process, and what it still has to do."""
+    """The phase of this process, and the signals that it remembers."""
 
     def __init__(self) -> None:
         self.phase = Phase.STARTING
-        self.failed = False  # has a part failed that pylb cannot do without?
+        self.failed = False  # has an essential part failed?
         self._remembered: dict[Trigger, None] = {}  # a set in its order
 
     def on(self, trigger: Trigger) -> list[tuple[Action, Trigger]]:
-        """What is to be done now, in order, and the trigger that each action is about.
+        """The actions to be done now, in order, each with the trigger that caused it.
 
-        Raises KeyError: such a trigger does not exist in this phase, which is a bug.
+        Raises KeyError: this phase has no such trigger, which is a bug.
         """
         self.phase, actions = TABLE[self.phase, trigger]
         self.failed |= trigger is Trigger.FAILED

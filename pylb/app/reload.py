@@ -30,7 +30,7 @@ log = logging.getLogger("pylb")
 
 
 class Reloading:
-    """Puts into force what it reads, one reading after the other. `follow`: hears of each new config."""
+    """Puts into force what it reads, one reading after the other. `follow` is called with each new config."""
 
     def __init__(
         self,
@@ -48,10 +48,10 @@ class Reloading:
         self._forwarding = forwarding
         self._store = store
         self._follow = follow
-        self._one = asyncio.Lock()  # one after the other, in their order
+        self._one = asyncio.Lock()  # one at a time, in order
 
     async def watch(self, background: Background) -> None:
-        """From here on what changes by itself is read again by itself: secrets, certificates, this machine's addresses."""
+        """From here on, secrets, certificates and this machine's addresses are read again whenever they change."""
         settings = self._settings
         keys = await asyncio.to_thread(Watch, settings.key_files, self.read_keys)
         certificates = await asyncio.to_thread(Watch, settings.certificate_files, settings.read_certificates)
@@ -100,7 +100,7 @@ class Reloading:
         return change
 
     async def read_keys(self) -> None:
-        """A file with secrets has changed: what it says now counts."""
+        """A file with secrets has changed: its new content takes effect."""
         async with self._one:
             settings = self._settings
             await asyncio.to_thread(settings.keys.read_again)
@@ -111,13 +111,13 @@ class Reloading:
                 log.info("tokens read again: %d are in force", len(keyring.tokens))
 
     async def read_addresses(self) -> None:
-        """This machine may have other addresses: servers at them may be pylb itself now, or no longer."""
+        """This machine may have other addresses now: servers at them may have become pylb itself, or ceased to be."""
         async with self._one:
             with suppress(Refused):  # pylb is stopping
                 await self._registry.rules.readdress(await own_ips_of(self._settings.config))
 
     async def keep_config(self) -> None:
-        """By the disk's thread, which may hang and is not waited for at the end."""
+        """In the disk's thread, which may hang, and which the end does not wait for."""
         try:
             await self._store.run(partial(self._source.keep, self._settings.config))
         except OSError as error:
@@ -125,7 +125,7 @@ class Reloading:
 
 
 async def own_ips_of(config: Config) -> frozenset[str]:
-    """The addresses of this machine, and those that others call it by. A name that does not resolve just now adds none."""
+    """The addresses of this machine, and those by which others reach it. A name that does not resolve adds none."""
     own = await asyncio.to_thread(local_addresses)  # /proc/net/fib_trie is long on a router
     if config.advertise is not None:
         try:
@@ -136,17 +136,17 @@ async def own_ips_of(config: Config) -> frozenset[str]:
 
 
 async def rules_of(config: Config) -> Rules:
-    """With the addresses of this machine, for the scope of tokens and against loops."""
+    """With this machine's addresses, for the scope of tokens and against loops."""
     own = await own_ips_of(config)
     return await asyncio.to_thread(config.rules, own)  # ten thousand lines of access take a while
 
 
 def check_fixed(old: Config, new: Config) -> None:
-    """What a reload cannot change is refused, not ignored. Raises Refused."""
+    """A change that a reload cannot make is refused, not ignored. Raises Refused."""
     fixed = ("webhook", "admin", "metrics", "state_dir", "runtime_socket", "workers", "log", "recorder")
     changed = [key for key in fixed if getattr(old, key) != getattr(new, key)]
     if changed:
         how = "pylb upgrade: the same version with the new config, and no connection is lost"
-        if "state_dir" in changed:  # what takes over finds the one before by it
+        if "state_dir" in changed:  # a successor finds the previous process by it
             how = "restart it: the ports come back by themselves"
         raise Refused(Code.INVALID, f"{', '.join(changed)} cannot change while pylb runs", how)

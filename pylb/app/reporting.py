@@ -1,4 +1,4 @@
-"""What this pylb says of itself: metrics, the status page, HAProxy's statistics, and its events in the log."""
+"""What this pylb reports about itself: metrics, the status page, HAProxy's statistics, and its events in the log."""
 
 import asyncio
 import logging
@@ -29,13 +29,13 @@ from pylb.statuspage.timeseries import History
 from pylb.upgrade.leaving import Estate
 from pylb.workers.sampler import Sampler
 
-_LEVELS = {True: logging.WARNING, False: logging.INFO}  # of an event, by its alarm
+_LEVELS = {True: logging.WARNING, False: logging.INFO}  # the level of an event, by whether it is an alarm
 
 log = logging.getLogger("pylb")
 
 
 class Reporting:
-    """Counters are sampled, and the feed of the page looks, from `begin` on; the rest answers when asked."""
+    """From `begin` on counters are sampled and the page's feed looks at them; the rest answers when asked."""
 
     def __init__(
         self,
@@ -82,21 +82,21 @@ class Reporting:
         )
 
     def begin(self, background: Background) -> None:
-        """From here on they look once a second."""
+        """From here on both look once a second."""
         background.forever(Part.RATES, self._sampler.run)
         background.forever(Part.PAGE, self.feed.run)
 
     async def prepare(self) -> None:
-        """What the page shows is read from the installation now, and never again."""
+        """Read the page's files from the installation now, and never again."""
         await asyncio.to_thread(self._about)
 
     def note(self, event: Event) -> None:
-        """What the registry has to tell."""
+        """An event of the registry."""
         log.log(_LEVELS[event.alarm], "%s", event.text)
         self.feed.note(event)
 
     def _about(self) -> dict[str, Any]:
-        """For the status page: what does not change by itself. Made anew after a reload, or with other tokens."""
+        """For the status page: what changes only with a reload or other tokens."""
         state = self._settings.config, self._settings.keys.secret is not None, len(self._forwarding.workers())
         if self._made is None or self._made[0] != state:
             self._made = state, self._make_about(*state)

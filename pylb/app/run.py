@@ -18,10 +18,10 @@ from pylb.upgrade.protocol import VARIABLE as HAND_OVER
 def run(path: Path | None, environ: Mapping[str, str]) -> None:
     """`pylb run`: serves until SIGTERM or SIGINT. Raises CannotStart, ConfigErrors or Broken.
 
-    A broken file is no reason to be down: what was in force when pylb last ran with it is used, loudly.
+    A broken file is no reason to be down: the config that was last in force is used, with a warning.
     """
     hold_standard_descriptors()
-    faulthandler.enable()  # where all threads were, on a crash and on the SIGABRT of systemd's watchdog
+    faulthandler.enable()  # prints all stacks on a crash, and on SIGABRT from systemd's watchdog
     # Until the loop has handlers for them: by default they kill. The kernel keeps one of each for us, even of those that
     # whoever started us ignores, so that a change of the file after it was read here is not missed.
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS.keys())

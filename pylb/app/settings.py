@@ -1,4 +1,4 @@
-"""The settings in force: config, tokens, certificates. What replaces them while pylb runs is in reload.py."""
+"""The settings in force: config, tokens, certificates. reload.py replaces them while pylb runs."""
 
 import asyncio
 import logging
@@ -16,7 +16,7 @@ log = logging.getLogger("pylb")
 
 
 class Settings:
-    """`complaint`: why `config` is the last good one and not the file's."""
+    """`complaint`: why `config` is the last good one instead of the file's."""
 
     def __init__(self, config: Config, complaint: str) -> None:
         self.config = config
@@ -28,26 +28,26 @@ class Settings:
 
     @property
     def keys(self) -> Keys:
-        """From the first `use` on."""
+        """Available from the first `use` on."""
         if self._keys is None:
             raise RuntimeError("no tokens yet")
         return self._keys
 
     def use(self, config: Config, keys: Keys, keyring: Keyring) -> None:
-        """From now on. `keyring`: that of `keys`."""
+        """Put them into force. `keyring`: that of `keys`."""
         self.config, self._keys, self.keyring = config, keys, keyring
 
     def token(self, name: str) -> Token | None:
         return next((token for token in self.keyring.tokens if token.name == name), None)
 
     def key_files(self) -> Iterator[Path]:
-        """Of the config in force: their change is a reason to read them again."""
+        """Key files of the config in force: a change is a reason to read them again."""
         yield from self.keys.files()
 
     # ------------------------------------------------------------ certificates
 
     async def load_certificate(self, listener: WebhookListener) -> Certificate | None:
-        """The listener's, which is in force from now on; None for plain HTTP. Raises CannotStart."""
+        """The listener's certificate, in force from now on; None for plain HTTP. Raises CannotStart."""
         found = await asyncio.to_thread(_certificate, self.config, listener)
         if found is not None:
             self.certificates.append(found)
@@ -59,15 +59,15 @@ class Settings:
             yield certificate.key
 
     async def read_certificates(self) -> None:
-        """Renewed ones serve new handshakes; a broken one changes nothing, loudly."""
+        """Renewed ones serve new handshakes; a broken one changes nothing, and is reported."""
         for certificate in self.certificates:
             try:
                 await asyncio.to_thread(certificate.reload)
             except (OSError, ValueError) as error:
-                log.error("%s: the new certificate cannot be used, the old one goes on: %s", certificate.path, error)
+                log.error("%s: the new certificate cannot be used, the old one stays in use: %s", certificate.path, error)
 
     def certificate_expires_at(self) -> float | None:
-        """The end of the one that ends first."""
+        """When the first of them expires."""
         return min((one.expires_at for one in self.certificates), default=None)
 
 

@@ -1,6 +1,6 @@
-"""One pylb follows another, seen from inside of each: the new one's start, and the old one's end.
+"""One pylb follows another: the start of the new process and the end of the old one, each from its own side.
 
-What they say to each other is in upgrade/protocol.py; what a signal means meanwhile is in phases.py.
+Their messages are in upgrade/protocol.py; phases.py says what a signal means meanwhile.
 """
 
 import asyncio
@@ -31,12 +31,12 @@ from pylb.upgrade.successor import Successor
 
 log = logging.getLogger("pylb")
 
-# Turns of the loop after which a signal that had arrived before them has been handled: one to read it, one to call for it.
+# Turns of the loop after which a signal that had arrived before is handled: one to read it, one to call its handler.
 SIGNAL_TURNS = 3
 
 
 class Arrival:
-    """The start of a pylb that another one may have started, in three steps. Without another one they do nothing more."""
+    """The start of a pylb that another one may have started, in three steps. Otherwise they do little."""
 
     def __init__(
         self,
@@ -52,10 +52,10 @@ class Arrival:
         self._before = before
         self._background = background
         self._left: Left | None = None
-        self._number = 0  # of the one that started us, among those before
+        self._number = 0  # the number of the process that started us, among the previous ones
 
     async def inherit(self) -> None:
-        """The sockets of the one before, or systemd's. Raises CannotStart."""
+        """The sockets of the previous pylb, or systemd's. Raises CannotStart."""
         self._listeners.inherit(passed(self._environ))
         try:
             self._left = left = await inherit(self._environ)
@@ -66,13 +66,13 @@ class Arrival:
             self._listeners.inherit(left.descriptors)
 
     def count_on(self, registry: Registry) -> None:
-        """From what the one before had counted."""
+        """Continue the previous pylb's counters."""
         if self._left is not None:
             registry.go_on_from(self._left.totals)
             self._number = self._before.meet(self._left.talk, self._left.counts)
 
     async def take_over(self) -> None:
-        """Everything serves: from its word on, or its end, we are the service. Raises CannotStart."""
+        """Everything serves: once the old process says so, or ends, we are the service. Raises CannotStart."""
         if self._left is None:
             return
         talk = self._left.talk
@@ -80,7 +80,7 @@ class Arrival:
         try:
             await talk.expect("go", ANSWER)
         except Refusal as refusal:
-            if self._service.listens:  # for systemd the service is dead, and the next one on its way to these sockets
+            if self._service.listens:  # for systemd the service is dead, and the next one is about to use these sockets
                 raise CannotStart(f"the pylb before is gone before its time: {refusal}") from None
             log.warning("the pylb before is gone before its time: %s", refusal)
             self._before.part(self._number)
@@ -93,7 +93,7 @@ class Arrival:
 
 
 class Succession:
-    """The end of a pylb that another one follows. `on`: what happens here is a trigger of the phases, too."""
+    """The end of a pylb that is followed by another. `on`: what happens here is also a trigger of the phases."""
 
     def __init__(
         self,
@@ -115,15 +115,15 @@ class Succession:
         self._estate = estate
         self._background = background
         self._on = on
-        self._successor: Successor | None = None  # from the moment on that it is in charge
+        self._successor: Successor | None = None  # set as soon as it is in charge
         self._may_end = asyncio.Event()  # LINGER is over, or need not be waited for
 
     # ------------------------------------------------------------ until there is another one
 
     async def hand_over(self) -> str:
-        """Start the pylb that is installed now, and leave it everything but the live sessions. In words what follows.
+        """Start the installed pylb, and give it everything but the live sessions. Returns a sentence on what follows.
 
-        Raises Refused: this pylb stays in charge, or ends if it cannot be.
+        Raises Refused: this pylb stays in charge, or ends if it cannot.
         """
         try:
             successor = await hand_over(self._estate, self._environ, self._service.successor)
@@ -152,17 +152,17 @@ class Succession:
     # ------------------------------------------------------------ from then on
 
     def forward(self, about: Trigger) -> None:
-        """A signal that was meant for the service."""
+        """Pass on a signal that was meant for the service."""
         if self._successor is None or not self._successor.signal(signal.Signals[about.value]):
             log.warning("%s has no effect: process %d only ends its sessions, and its successor has ended", about, os.getpid())
 
     async def leave(self, registry: Registry, *, hastened: bool) -> None:
-        """Only the live sessions are left to us."""
+        """Only the live sessions remain ours."""
         timeouts = self._settings.config.defaults.timeouts
         seconds = timeouts.shutdown if hastened else timeouts.upgrade
         surviving = self._background.boundary.surviving
         self._service.muted = True
-        with surviving(Part.SUCCESSOR):  # the sessions live, whatever becomes of the rest
+        with surviving(Part.SUCCESSOR):  # the sessions live, whatever happens to the rest
             self._forwarding.drain(time.monotonic() + seconds)
         self._background.cancel()
         with surviving(Part.SUCCESSOR):
@@ -176,16 +176,16 @@ class Succession:
         asyncio.get_running_loop().call_later(LINGER, self._may_end.set)
 
     def hasten(self) -> None:
-        """The live sessions have timeouts.shutdown now, and nothing else is waited for."""
+        """The live sessions now have timeouts.shutdown, and nothing else is waited for."""
         self._may_end.set()
         self._forwarding.drain(time.monotonic() + self._settings.config.defaults.timeouts.shutdown)
 
     async def may_end(self) -> None:
-        """Once the last session has ended this process may, as soon as this returns."""
+        """Returns once the last session has ended and the process may end."""
         await self._may_end.wait()
 
     async def tell_the_last(self) -> None:
-        """What was counted to the end. Nothing may be said to the successor after it."""
+        """Send the last counts. Nothing may be sent to the successor after this."""
         with self._background.boundary.surviving(Part.SUCCESSOR):
             await tell_the_last(self._talk, self._estate)
 

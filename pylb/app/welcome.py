@@ -1,4 +1,4 @@
-"""The first minute: what is printed for the person in front, and the first steps that the status page shows."""
+"""The first minute: the banner for the person at the terminal, and the first steps that the status page shows."""
 
 import json
 import logging
@@ -37,7 +37,7 @@ def program(path: Path | None) -> tuple[str, str]:
 
 
 def greet(settings: Settings, room: Budget, called: tuple[str, str], *, restored: int) -> None:
-    """It serves: warnings go to the log, the banner to whoever started it."""
+    """pylb serves: warnings go to the log, the banner to the terminal."""
     config = settings.config
     for warning in config.warnings:
         log.warning("%s", warning)
@@ -55,7 +55,7 @@ def greet(settings: Settings, room: Budget, called: tuple[str, str], *, restored
     try:
         print(text, file=sys.stdout if terminal else sys.stderr, flush=True)
     except OSError:
-        pass  # whoever started us has closed the pipe: no reason not to serve
+        pass  # the reader has closed the pipe: no reason to stop serving
 
 
 def banner(
@@ -196,7 +196,7 @@ def _sidecar() -> Template:
 
 
 def _trial(token: TokenEntry) -> Trial:
-    """What that token may register."""
+    """A registration that the token allows."""
     names = token.names or (token.name,)
     port = 8443 if any(low <= 8443 <= high for low, high in token.ports) else token.ports[0][0]
     targets = [low for low, high in token.target_ports]

@@ -1,7 +1,7 @@
-"""All workers as control sees them. Main keeps every listening socket and hands it to a successor.
+"""All workers as control sees them. Main has every listening socket and passes it to a worker's replacement.
 
-Tables go through `sink`, questions through `asking`; `supervision` starts workers and replaces them. From outside it looks as
-the engine in this process does (in_process.py).
+`sink` takes tables, `asking` takes questions, `supervision` starts workers and replaces them. From outside it looks like an
+engine in this process (in_process.py).
 """
 
 import asyncio
@@ -45,17 +45,17 @@ log = logging.getLogger("pylb")
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """Who is told what the workers say and do."""
+    """The receivers of what workers report."""
 
     connect_ended: Callable[[Listen, Server, str | None], None]
-    lines: Callable[[str, int], None]  # of the session log: a text, and how many are in it
-    started: Callable[[int], None]  # a worker of that pid
+    lines: Callable[[str, int], None]  # lines of the session log: a text, and how many lines it has
+    started: Callable[[int], None]  # a worker with that pid has started
 
 
 class Fleet:
-    """`hello` for each worker's index. `told`: what they say; nothing of it before `start`."""
+    """`hello` for each worker's index. `told` receives the workers' reports, none before `start`."""
 
-    rate_samples = 3  # they report once a second, at moments of their own
+    rate_samples = 3  # they report once a second, at different moments
 
     def __init__(self, count: int, hello: Callable[[int], Hello], told: Told, ports: PortSource, program: Program) -> None:
         self._program = program
@@ -73,11 +73,11 @@ class Fleet:
     # ------------------------------------------------------------ life
 
     async def start(self) -> None:
-        """As Supervision.start."""
+        """Like Supervision.start."""
         await self._supervision.start()
 
     def drain(self, deadline: float, *, accept: bool = True) -> None:
-        """As Engine.drain. Sockets that a successor or systemd has too stay open there."""
+        """Like Engine.drain. Sockets that a successor or systemd has too stay open there."""
         self._draining = True
         self._supervision.cease()
         for seat in self._seats:
@@ -85,7 +85,7 @@ class Fleet:
             seat.release()
 
     async def drained(self, *, at_once: asyncio.Event) -> None:
-        """Until the last worker has ended: by itself, or at once when that is set."""
+        """Wait until the last worker has ended: by itself, or at once when that is set."""
         hurried = False
         while any(seat.runs for seat in self._seats):
             if at_once.is_set() and not hurried:
@@ -94,7 +94,7 @@ class Fleet:
             await asyncio.sleep(0.05)
 
     def close(self) -> None:
-        """Ends what lives. Idempotent."""
+        """End what still runs. Idempotent."""
         self._draining = True
         self._supervision.close()
         for seat in self._seats:
@@ -127,12 +127,12 @@ class Fleet:
 
     @property
     def open_sessions(self) -> int:
-        """As of their last reports."""
+        """According to their last reports."""
         return self._tally.open_sessions()
 
     @property
     def recording(self) -> bool:
-        """Are ended sessions kept?"""
+        """Are ended sessions recorded?"""
         return self._hello(1).recorded > 0
 
     async def counters(self) -> Counters:
@@ -142,14 +142,14 @@ class Fleet:
         return await self._tally.added(blank)
 
     def parts(self) -> list[Counted]:
-        """The counts whose sum `counters` is, as the workers reported them last: they do so once a second."""
+        """The counts whose sum is `counters`, according to the workers' reports, which come once a second."""
         return self._tally.parts()
 
     async def sessions(self) -> list[SessionView]:
         return [view for answer in await self._asking.ask("sessions") for view in answer.sessions]
 
     async def ended(self, query: Query) -> Ended:
-        """Those that are meant, the newest first. Of workers that live; what a dead one had recorded went with it."""
+        """Those that match, newest first, from live workers. What a dead worker had recorded is lost."""
         answers = await self._asking.ask("ended", query=query)
         found = sorted((story for answer in answers for story in answer.ended), key=lambda one: -one.ended_at)
         reach = joined((answer.reach for answer in answers if answer.reach is not None), query.codes)

@@ -134,7 +134,7 @@ def test_a_renewed_certificate_is_served_without_a_reload_and_a_broken_one_is_no
     pylb.start()
     assert fingerprint(pylb.webhook) == served.fingerprint
     served.certificate.write_text("garbage")
-    pylb.running.has_said("the new certificate cannot be used, the old one goes on")
+    pylb.running.has_said("the new certificate cannot be used, the old one stays in use")
     assert fingerprint(pylb.webhook) == served.fingerprint
     served.key.write_bytes(renewed.key.read_bytes())
     served.certificate.write_bytes(renewed.certificate.read_bytes())
