@@ -1,4 +1,4 @@
-"""From a call to the registration it asks for: the scope of its token, checked before anything else happens."""
+"""From a call to the registration that it asks for: the token's scope is checked before anything else happens."""
 
 from dataclasses import dataclass, replace
 
@@ -44,9 +44,9 @@ def native_registration(name: str, instance: str, announcement: Announcement, ca
 
 
 def legacy_registration(call: LegacyCall, caller: Caller, layout: Layout) -> tuple[Registration, str]:
-    """(the registration of an `add`, a note for its answer). Raises Refused.
+    """The registration of an `add`, and a note for its answer. Raises Refused.
 
-    Its name is for humans, unless it is what opens a static frontend: then it is the token's matter, as in a native call.
+    Its name is only a description, unless it opens a static frontend: then the token decides, as for a native call.
     """
     rules = layout.rules
     check_source(caller)
@@ -61,7 +61,7 @@ def legacy_registration(call: LegacyCall, caller: Caller, layout: Layout) -> tup
 
 
 def imported_registration(item: Imported, keyring: Keyring, token: str | None, rules: Rules) -> Registration:
-    """As if the old phone-home of the port had called from its server, with `token` or the one that may. Raises Refused."""
+    """As if the port's old phone-home had called from its server, with `token` or the one that may. Raises Refused."""
     chosen = _token_for(item.port, keyring, token)
     wanted = Wanted(item.port, item.address.port, item.send_proxy)
     one = Registration(legacy_key(chosen.name, item.port), item.name, item.address.ip, (wanted,), None)
@@ -81,5 +81,5 @@ def _token_for(port: int, keyring: Keyring, name: str | None) -> Token:
 
 
 def same_call(before: Registration | None, wanted: Registration) -> bool:
-    """Is `wanted`, which has no places yet, what `before` already is?"""
+    """Is `wanted`, which has no places yet, the same as `before`?"""
     return before is not None and before.ip == wanted.ip and replace(before, places=(), displaced=()) == wanted

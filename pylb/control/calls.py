@@ -1,4 +1,4 @@
-"""What phone-homes and old containers may ask of control: to register, to leave, and whether a call is only a beat."""
+"""What phone-homes and old containers can ask of control: to register, to leave, and whether a call is only a heartbeat."""
 
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from typing import TypeVar
@@ -26,10 +26,10 @@ class Calls:
         self._wall = wall
         self._worth = Worth(clock)
         self._legacy_uses: dict[str, LegacyUse] = {}
-        self._uses: dict[tuple[str, str], float] = {}  # of valid secrets alone
+        self._uses: dict[tuple[str, str], float] = {}  # only of valid secrets
 
     async def announce(self, name: str, instance: str, announcement: Announcement, caller: Caller) -> Outcome:
-        """A native registration, beat, move or goodbye. In force when it returns. Raises Refused."""
+        """A native registration, heartbeat, move or goodbye. In force when it returns. Raises Refused."""
 
         async def call() -> Outcome:
             wanted = native_registration(name, instance, announcement, caller, self._state.scene.layout.rules)
@@ -39,7 +39,7 @@ class Calls:
         return await self._answered(call, caller, f"PUT {name[:64]}/{instance[:64]}", name, ports)
 
     async def release(self, name: str, instance: str, caller: Caller) -> Outcome:
-        """Releases the caller's own registration; one that is not there is released already. Raises Refused."""
+        """Release the caller's own registration; one that does not exist counts as released. Raises Refused."""
 
         async def call() -> Outcome:
             check_source(caller)
@@ -50,7 +50,7 @@ class Calls:
         return await self._answered(call, caller, f"DELETE {name[:64]}/{instance[:64]}", name, ())
 
     async def legacy(self, call: LegacyCall, caller: Caller) -> str:
-        """The one line to answer with. Raises Refused."""
+        """Returns the one line of the answer. Raises Refused."""
 
         async def add() -> str:
             one, note = legacy_registration(call, caller, self._state.scene.layout)
@@ -72,14 +72,14 @@ class Calls:
         return await self._answered(add if call.action == "add" else delete, caller, what, call.name, (call.port,))
 
     async def plan_announce(self, name: str, instance: str, announcement: Announcement, caller: Caller) -> list[Line]:
-        """What `announce` would change; whether the ports are free and the targets answer is not tried. Raises Refused."""
+        """What `announce` would change; does not test whether ports are free and targets answer. Raises Refused."""
         wanted = native_registration(name, instance, announcement, caller, self._state.scene.layout.rules)
         scene, change = self._registrar.announce(self._state.scene, wanted, caller, takeover=caller.token.takeover)
         _, planned = await self._state.publisher.planned(self._state.publisher.table, scene, change.touched)
         return planned
 
     def is_beat(self, name: str, instance: str, announcement: Announcement, caller: Caller) -> bool:
-        """Would it change nothing? Cheap, for it is asked before every call."""
+        """Would the call change nothing? Cheap, because it is asked before every call."""
         try:
             one = native_registration(name, instance, announcement, caller, self._state.scene.layout.rules)
         except Refused as refused:
@@ -88,7 +88,7 @@ class Calls:
         return self._registrar.is_beat(one)
 
     def is_legacy_beat(self, call: LegacyCall, caller: Caller) -> bool:
-        """As `is_beat`."""
+        """Like `is_beat`."""
         if call.action != "add":
             return False
         try:
@@ -99,7 +99,7 @@ class Calls:
         return self._registrar.is_beat(one)
 
     def note_use(self, token: Token, secret: str) -> None:
-        """A call has come with this secret."""
+        """Note a call with this secret."""
         self._uses[token.name, fingerprint(secret)] = self._wall()
 
     def uses(self) -> dict[str, dict[str, float]]:
@@ -110,13 +110,13 @@ class Calls:
         return found
 
     def legacy_uses(self) -> Mapping[str, LegacyUse]:
-        """By token: when nothing is here any more, the last old container is gone."""
+        """By token. If nothing here changes any more, the last old container is gone."""
         return dict(self._legacy_uses)
 
     async def _answered(
         self, call: Callable[[], Awaitable[T]], caller: Caller, what: str, name: str, ports: Collection[int]
     ) -> T:
-        """What the call comes to; a refusal is counted and shown."""
+        """The outcome of a call; a refusal is counted and shown."""
         try:
             return await call()
         except Refused as refused:
@@ -128,8 +128,10 @@ class Calls:
     def reject(
         self, refused: Refused, ip: str, token: str, what: str, *, name: str = "", ports: Iterable[int] = (), tell: bool = True
     ) -> None:
-        """A call that the web layer refused: it counts like any other, and is shown where `tell` says so (of a flood, some
-        are enough). `token`: "" without a valid one."""
+        """Count a call that the web layer refused like any other. It is shown if `tell` is set (of a flood, some are enough).
+
+        `token`: "" without a valid one.
+        """
         self._state.totals["refused"] += 1
         if tell:
             clean = self._state.scene.keyring.without_secrets

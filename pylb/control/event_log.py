@@ -1,4 +1,4 @@
-"""What happened, for the operator: a bounded memory of transitions and of refused calls, each with its reason."""
+"""The events for the operator: a bounded memory of transitions and of refused calls, each with its reason."""
 
 from collections import Counter, deque
 from collections.abc import Callable, Hashable, Iterable, Mapping
@@ -22,7 +22,7 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class Rejection:
-    """One refused call. It holds no secret."""
+    """One refused call, without secrets."""
 
     at: float
     ip: str
@@ -30,17 +30,17 @@ class Rejection:
     what: str
     code: str
     detail: str
-    name: str = ""  # of the registration that was wanted, as far as it is known
-    ports: tuple[int, ...] = ()  # frontend ports that the call was about
+    name: str = ""  # of the registration that it asked for, if known
+    ports: tuple[int, ...] = ()  # frontend ports that the call named
 
 
-MOST_DETAIL = 500  # characters of a refused call in the log: it may repeat 4 KiB of what was sent
-MOST_PORTS = 64  # that are noted of one refused call
-STRANGERS = "?"  # no name of a token; "" is what happened to pylb itself
+MOST_DETAIL = 500  # characters of a refused call in the log: it may repeat 4 KiB of input
+MOST_PORTS = 64  # noted per refused call
+STRANGERS = "?"  # not the name of a token; "" is for events of pylb itself
 
 
 class Journal:
-    """The last 1,000 events and 100 rejections, of each token its share. `log` is given each event and must not raise."""
+    """The last 1,000 events and 100 rejections, with a share for each token. `log` gets each event and must not raise."""
 
     def __init__(self, wall: Callable[[], float], log: Callable[[Event], None]) -> None:
         self._wall = wall
@@ -60,7 +60,7 @@ class Journal:
         self._log(event)
 
     def note_once(self, kind: str, text: str, subject: str, token: str) -> None:
-        """As `note`, once per subject: of what every beat would say again. The last 1,000 subjects are remembered."""
+        """Like `note`, once per subject, for what every heartbeat would repeat. The last 1,000 subjects are remembered."""
         if (kind, subject) not in self._told:
             self._told.append((kind, subject))
             self.note(kind, text, {"client": subject, "token": token})
@@ -68,7 +68,7 @@ class Journal:
     def reject(
         self, refused: Refused, ip: str, token: str, what: str, *, name: str = "", ports: Iterable[int] = (), tell: bool = True
     ) -> None:
-        """`token` is its name, "" where the call had no valid one. Without `tell` it is only counted."""
+        """`token` is its name, "" for a call without a valid one. Without `tell` it is only counted."""
         self.refused[str(refused.code)] += 1
         if not tell:
             return
@@ -91,12 +91,12 @@ class Journal:
 
     @property
     def events_since(self) -> float:
-        """Unix time: what happened after it is all in `events()`."""
+        """Unix time: all later events are in `events()`."""
         return self._began if self._events.dropped is None else self._events.dropped.at
 
     @property
     def rejected_since(self) -> float:
-        """Unix time: what was refused after it is all in `rejected()`, but for floods."""
+        """Unix time: all later refusals are in `rejected()`, except those of floods."""
         return self._began if self._rejections.dropped is None else self._rejections.dropped.at
 
 
@@ -108,8 +108,8 @@ def _short(text: str) -> str:
 class Worth:
     """Which of a token's refused calls get a line: a token may be refused a hundred times a second, for days."""
 
-    BURST, RATE = 10.0, 1 / 6  # lines of a caller and a code; then ten a minute
-    ALL = 10  # times as many of all that a token does
+    BURST, RATE = 10.0, 1 / 6  # lines per caller and code at once; then ten a minute
+    ALL = 10  # times as many for the whole token
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._of_one = Buckets(self.BURST, self.RATE, clock)
@@ -134,7 +134,7 @@ class Wanderers:
         now = self._clock()
         times = self._moves.pop(key, deque(maxlen=self.MOVES))
         times.append(now)
-        self._moves[key] = times  # the last to move is last, so the first are those that may be forgotten
+        self._moves[key] = times  # the most recent mover is last, so the first ones can be forgotten
         while now - self._moves[first := next(iter(self._moves))][-1] > self.WITHIN:
             del self._moves[first]
         if len(times) < self.MOVES or now - times[0] > self.WITHIN:

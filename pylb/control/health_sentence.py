@@ -1,7 +1,7 @@
-"""How it is, in one sentence, and each frontend in one word: for the status page and `pylb status`. Pure.
+"""The overall condition in one sentence, and each frontend's in one word: for the status page and `pylb status`. Pure.
 
-Healthy is a frontend whose port is open and whose servers, as far as the operator left them in service, are all up and held
-by a fresh registration (or by the config); degraded: one that serves, but not from all of them; down: nobody is served.
+Healthy: the port is open, and all servers that the operator left in service are up and belong to a fresh registration (or
+to the config). Degraded: it serves, but not from all of them. Down: it serves nobody.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -35,7 +35,7 @@ def since_down(events: Iterable[Event]) -> dict[tuple[str, str], float]:
 
 
 def condition(one: FrontendView, down_at: Mapping[tuple[str, str], float], now: float) -> tuple[Health, str]:
-    """In a word, and what is the matter ("" when healthy). `down_at`: as of `since_down`; `now`: unix time."""
+    """One word, and what is wrong ("" if healthy). `down_at`: from `since_down`; `now`: unix time."""
     health, text = _condition(one, down_at, now)
     if one.closes is not None and one.unbound is None:
         text += f"; nobody calls for it any more: its port closes at {moment(one.closes)}"
@@ -72,7 +72,7 @@ def _lost(name: str, lost: Sequence[ServerView], down_at: Mapping[tuple[str, str
 
 
 def _missing(view: ServerView) -> str:
-    """Which of the two it lacks."""
+    """Which of the two conditions it lacks."""
     if view.passes in (YES, "unknown"):
         return ""
     if view.accepts == YES:
@@ -86,8 +86,8 @@ def _silent(silent: Sequence[ServerView]) -> str:
 
 
 def said(found: Sequence[tuple[Health, str]], also: Iterable[str] = ()) -> str:
-    """ "3 of 4 frontends healthy; web-443 lost 10.0.0.7:30443 12 s ago", of the conditions of all frontends. `also`: what is
-    wrong with pylb itself, first."""
+    """ "3 of 4 frontends healthy; web-443 lost 10.0.0.7:30443 12 s ago", from the conditions of all frontends. `also`: problems
+    of pylb itself, which come first."""
     troubles = [*also, *(text for wanted in (Health.DOWN, Health.DEGRADED) for health, text in found if health is wanted)]
     told = troubles if len(troubles) <= MOST_TOLD + 1 else [*troubles[:MOST_TOLD], f"{len(troubles) - MOST_TOLD} more"]
     healthy = sum(health is Health.HEALTHY for health, _ in found)
@@ -101,7 +101,7 @@ def said(found: Sequence[tuple[Health, str]], also: Iterable[str] = ()) -> str:
 
 
 def troubles(*, durable: bool, preserving: bool, reloaded: bool, unserved: Sequence[str] = ()) -> list[str]:
-    """What is wrong with pylb itself, for `also`. `unserved`: names of registrations that it is too old for."""
+    """The problems of pylb itself, for `also`. `unserved`: names of registrations that this version is too old for."""
     found = {
         "the state cannot be written to disk": not durable,
         "most phone-homes fell silent at once": preserving,

@@ -1,4 +1,4 @@
-"""Tokens that replace others (`replaces:`): whose registration a call is about, and which ones pass on to another token."""
+"""Tokens that replace others (`replaces:`): to whom a call's registration belongs, and which ones pass to another token."""
 
 from dataclasses import replace
 
@@ -9,7 +9,7 @@ from pylb.core.registration import Key, Registration
 
 
 def inheriting(scene: Scene, wanted: Registration) -> Registration:
-    """As the registration that a call is about. One that stayed its old token's goes on being so."""
+    """The registration that a call is about. One that stayed with its old token remains there."""
     keyring = scene.keyring
     if not keyring.has_heirs or wanted.key in scene.claims.registrations:
         return wanted
@@ -17,7 +17,7 @@ def inheriting(scene: Scene, wanted: Registration) -> Registration:
 
 
 def inherited(scene: Scene, key: Key) -> Key:
-    """The registration that is meant by somebody whose token another one replaces."""
+    """The registration that a caller means whose token was replaced by another."""
     held = scene.claims.registrations
     if key in held:
         return key
@@ -26,9 +26,9 @@ def inherited(scene: Scene, key: Key) -> Key:
 
 
 def passed_on(scene: Scene) -> tuple[Scene, Change, dict[Key, Key]]:
-    """`scene` with the registrations of replaced tokens as their heirs'.
+    """`scene`, with the registrations of replaced tokens passed on to their heirs.
 
-    One whose heir has another of that name and instance stays where it is: two cannot be one, and neither may be lost.
+    If the heir already has one of that name and instance, it stays where it is: two cannot be one, and none may be lost.
     """
     registrations = scene.claims.registrations
     heirs: dict[Key, Key] = {}
@@ -41,7 +41,7 @@ def passed_on(scene: Scene) -> tuple[Scene, Change, dict[Key, Key]]:
 
 
 def heir_of(one: Registration, keyring: Keyring) -> Key:
-    """Its key, under the token whose it is."""
+    """Its key, under the token that it belongs to."""
     if not keyring.has_heirs:
         return one.key
     ports = [item.port for item in one.wanted]

@@ -1,4 +1,4 @@
-"""All leases, and the one question of the clock: whose silence counts."""
+"""All leases, and the one question that time asks: which registrations have been silent for too long."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -21,52 +21,52 @@ from pylb.core.lease import (
 from pylb.core.persistent import Frozen
 from pylb.core.registration import Key, Registration, State
 
-STALL = 5.0  # seconds without a tick: we were stopped, and nobody could call
-LATE = 3600.0  # seconds: stale for so long is no restart; somebody should look
-CLOSING = 86400.0  # seconds before a port closes for its owner's silence that it is said once more
-FALLBACK = 600.0  # seconds: for how long the server at an old address stands in for one that has never answered
-FEW = 64  # entries of the agenda that nobody clears away
+STALL = 5.0  # seconds without a tick: pylb was stopped, and nobody could call
+LATE = 3600.0  # seconds: stale for so long is more than a restart; somebody should look
+CLOSING = 86400.0  # seconds before a port closes because its owner is silent: a second warning
+FALLBACK = 600.0  # seconds for which the server at an old address replaces one that has never answered
+FEW = 64  # outdated entries of the agenda that are tolerated
 GRANTS = 250  # leases between two turns of the loop: 1 ms
 NOT_SEEN = -inf  # the last beat of a restored registration
 
 
 @dataclass(frozen=True, slots=True)
 class Due:
-    """What the clock asks of the claims now."""
+    """What is due now."""
 
     verdict: Verdict[Key]
-    gone: tuple[Key, ...] = ()  # said goodbye, and their lease is over
+    gone: tuple[Key, ...] = ()  # said goodbye, and the lease is over
     overstayed: tuple[Key, ...] = ()  # stale for longer than `keep_stale`
     late: tuple[Key, ...] = ()  # stale for LATE now
-    closing: tuple[Key, ...] = ()  # to be released in less than CLOSING
-    fallen_back: tuple[Key, ...] = ()  # whose displaced servers have been the fallback for FALLBACK
+    closing: tuple[Key, ...] = ()  # less than CLOSING before their release
+    fallen_back: tuple[Key, ...] = ()  # their displaced servers have been the fallback for FALLBACK
 
 
 class LeaseRecord(NamedTuple):
-    """What of a lease outlives a restart: times in seconds, as a clock means nothing after it."""
+    """The part of a lease that outlives a restart: durations in seconds, because the clock does not."""
 
     learned: float | None = None  # a legacy registration's TTL
     stale_for: float = 0.0
-    displaced_for: float = 0.0  # others have stood in for its servers
+    displaced_for: float = 0.0  # how long others have replaced its servers
     goodbye: bool = False  # it is stale because it said goodbye
 
 
 class Tenure:
-    """Leases are not part of the picture: a beat that changes nothing writes one number here and touches nothing else.
+    """Leases are not part of the claims: a heartbeat that changes nothing writes one number here and touches nothing else.
 
-    They only run while phone-homes can reach us: from `webhook_is_up` on, and never for a time we did not run.
+    They only run while phone-homes can reach us: from `webhook_is_up` on, and never for a time in which pylb did not run.
     """
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._leases: dict[Key, Lease] = {}
-        self._ending = 0  # how many of them can end
-        self._agenda: list[tuple[float, Key]] = []  # a heap: the earliest moment at which each may be over
-        self._planned: dict[Key, float] = {}  # where it is in the heap: one valid entry each
+        self._ending = 0  # number of leases that can end
+        self._agenda: list[tuple[float, Key]] = []  # a heap: the earliest time at which each may be over
+        self._planned: dict[Key, float] = {}  # its entry in the heap: one valid entry each
         self._over: dict[Key, None] = {}
-        self._goodbyes: set[Key] = set()  # who fell silent after saying so: no sign of a fault
+        self._goodbyes: set[Key] = set()  # fell silent after a goodbye: no sign of a fault
         self.listening = False
-        self._late: dict[Key, bool] = {}  # of which it was said that they are stale, and whether also when they will close
+        self._late: dict[Key, bool] = {}  # those reported as stale, and whether their closing was reported too
         self._displaced_since: dict[Key, float] = {}
         self._last_tick: float | None = None
         self.learned: Frozen[Key, float] = Frozen()  # legacy registrations' TTLs, for the snapshot
@@ -124,12 +124,12 @@ class Tenure:
     def _plan(self, key: Key, at: float) -> None:
         self._planned[key] = at
         heappush(self._agenda, (at, key))
-        if len(self._agenda) > 2 * len(self._planned) + FEW:  # mostly of those that have left, some for a day to come
+        if len(self._agenda) > 2 * len(self._planned) + FEW:  # mostly entries of released ones, some for a day ahead
             self._agenda = [(moment, one) for one, moment in self._planned.items()]
             heapify(self._agenda)
 
     def _now_over(self, now: float) -> Iterable[Key]:
-        """All leases that are over. Each is looked at when it might be, not at each tick."""
+        """All leases that are over. Each is checked when it may be over, not at each tick."""
         while self._agenda and self._agenda[0][0] <= now:
             at, key = heappop(self._agenda)
             if self._planned.get(key) != at:
@@ -170,12 +170,12 @@ class Tenure:
         return lease
 
     async def webhook_is_up(self, claims: Claims) -> None:
-        """Phone-homes can call: each lease that has not ended gets at least a whole TTL from now, and then they run."""
+        """Phone-homes can call: each lease that has not ended gets at least a whole TTL from now, and then leases run."""
         await self._grant_all(claims)
         self.listening = True
 
     def webhook_is_down(self) -> None:
-        """Nobody can call us: nobody's lease ends."""
+        """Nobody can call us: no lease ends."""
         self.listening = False
 
     async def due(self, claims: Claims, keep_stale: float) -> Due:
@@ -204,7 +204,7 @@ class Tenure:
         return Due(verdict, gone, overstayed, late, closing, self._fallen_back(claims, now))
 
     def _warnings(self, stale: Iterable[Key], keep_stale: float, now: float) -> tuple[tuple[Key, ...], tuple[Key, ...]]:
-        """Of whom it is to be said now that it is late, and that it will close. Nobody waits for those who said goodbye."""
+        """Which ones to report now as late, and as about to close. A goodbye is no reason for a warning."""
         stale = {key: self._stale_for(key, now) for key in stale if key not in self._goodbyes}
         for key in [key for key in self._late if key not in stale]:
             del self._late[key]
@@ -224,11 +224,11 @@ class Tenure:
         return lease is not None and lease.ttl is not None
 
     async def _grant_all(self, claims: Claims) -> None:
-        """But those that are over for good."""
+        """All but those that are over for good."""
         await self._grant(key for key in tuple(self._leases) if claims.not_fresh.get(key) is not State.STALE)
 
     async def _grant(self, keys: Iterable[Key]) -> None:
-        """In steps: ten thousand are 30 ms. Who is released meanwhile gets nothing."""
+        """In steps: ten thousand take 30 ms. Those released meanwhile get nothing."""
         async for key in in_turns(keys, GRANTS):
             if (lease := self._leases.get(key)) is not None:
                 self._set(key, at_least_a_ttl(lease, self._clock()))
@@ -238,18 +238,18 @@ class Tenure:
         return 0.0 if lease is None or lease.expires == inf else max(0.0, now - lease.expires)
 
     def said_goodbye(self, key: Key) -> bool:
-        """And its lease has ended since."""
+        """It said goodbye, and its lease has ended since."""
         return key in self._goodbyes
 
     def closes_at(self, key: Key, keep_stale: float) -> float | None:
-        """When a stale registration is released for its silence, on the clock; None: never, or nobody knows yet."""
+        """When a stale registration is released because it is silent, on the clock; None: never, or not known yet."""
         lease = self._leases.get(key)
         if lease is None or inf in (lease.expires, keep_stale) or not lease.is_over(self._clock()):
             return None
         return lease.expires + keep_stale
 
     def records(self, claims: Claims) -> dict[Key, LeaseRecord]:
-        """Of those of whom more is to be remembered beside their registration than what was `learned`, for the snapshot."""
+        """For the snapshot: those with more to remember than their registration and `learned`."""
         now = self._clock()
         stale = [key for key, state in claims.not_fresh.items() if state is State.STALE]
         return {

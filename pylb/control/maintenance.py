@@ -1,4 +1,4 @@
-"""What time asks of control: leases that end, probes, ports to open and a snapshot to write once more."""
+"""What is due with time: leases that end, probes, ports to open, and a snapshot to write again."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
@@ -20,8 +20,8 @@ from pylb.core.registration import Key, State
 
 PERIOD = 0.5  # seconds between two rounds: fine enough for leases of >= 10 s
 PROBE_PERIOD = 0.05
-REBIND = 5.0  # seconds between two tries of ports that are not open
-SAVE_AGAIN_MAX = 30.0  # seconds between two tries of a failed snapshot, at most
+REBIND = 5.0  # seconds between two attempts on ports that are not open
+SAVE_AGAIN_MAX = 30.0  # seconds between two attempts at a failed snapshot, at most
 
 
 class Maintenance:
@@ -37,10 +37,10 @@ class Maintenance:
         self._save_wait = 1.0
 
     async def run(self) -> None:
-        """Until cancelled."""
+        """Runs until it is cancelled."""
         tasks, control = self._state.tasks, self._state
         async with asyncio.TaskGroup() as group:
-            # Each by itself: a disk that hangs delays no lease.
+            # Each separately: a disk that hangs delays no lease.
             for part, work in ((Part.LEASES, self._leases), (Part.SNAPSHOT, self._disk)):
                 group.create_task(tasks.forever(part, partial(self._rounds, work)))
             for part, is_due, ask, pause in (
@@ -63,12 +63,12 @@ class Maintenance:
         pause: float,
     ) -> None:
         while True:
-            if is_due():  # not awaited: a probe of a black hole lasts a second, and others are due meanwhile
+            if is_due():  # not awaited: a probe of a black hole takes a second, and others are due meanwhile
                 group.create_task(self._state.tasks.once(part, ask()))
             await asyncio.sleep(pause)
 
     async def tick(self) -> None:
-        """One round of all of it but probes."""
+        """One round of everything but probes."""
         await self._leases()
         await self._disk()
 
@@ -103,14 +103,14 @@ class Maintenance:
             control.publisher.apply()
 
     def _silent(self, keys: Iterable[Key]) -> tuple[Key, ...]:
-        """Without those of whom a call waits for its turn: it is judged before what is asked for here, and would be undone."""
+        """Without those that have a call waiting: it would be decided first, and then undone by this."""
         return tuple(key for key in keys if not self._state.writer.is_busy_with(key))
 
     async def _end(self, keys: tuple[Key, ...]) -> None:
         tenure, ended = self._state.tenure, list[Key]()
 
         def step(scene: Scene) -> tuple[Scene, Change]:
-            silent = [key for key in keys if tenure.is_over(key)]  # who called since has not lapsed
+            silent = [key for key in keys if tenure.is_over(key)]  # those that called since have not lapsed
             after, change = _becoming(scene, silent, State.STALE)
             ended[:] = [key for key in keys if after.claims.not_fresh.get(key) is State.STALE]
             return after, change
@@ -131,7 +131,7 @@ class Maintenance:
         await self._turn(step, keys, self._registrar.left)
 
     def _warn(self, late: Iterable[Key], closing: Iterable[Key]) -> None:
-        """Of those without whom a port has nobody that calls: one of many that fell silent is no alarm."""
+        """Only those whose port has nobody else that calls: one silent instance among many is no alarm."""
         control, claims = self._state, self._state.scene.claims
         for kind, keys in (("still_silent", late), ("closing", closing)):
             for one in (claims.registrations[key] for key in keys if key in claims.registrations):
@@ -159,7 +159,7 @@ class Maintenance:
         await self._turn(step, (), done)
 
     async def _give_up(self, keys: tuple[Key, ...]) -> None:
-        """An old address is no fallback for ever: nodes' addresses are given to others."""
+        """An old address is no fallback for ever: addresses of nodes are reused."""
 
         def done(change: Change) -> None:
             if change.touched:
@@ -180,7 +180,7 @@ class Maintenance:
             self._state.journal.note("mass_lapse_over", "most phone-homes call again")
 
     async def save_again(self, *, force: bool = False) -> None:
-        """A snapshot that failed, or that nobody waits for; at first every second, then up to every 30."""
+        """Write a snapshot that failed, or that nobody waits for; at first every second, then up to every 30."""
         control, now = self._state, self._clock()
         if control.writer.durable and not control.saving.is_wanted():
             self._save_wait = 1.0
@@ -188,7 +188,7 @@ class Maintenance:
         if force or now >= self._save_at:
             self._save_at = now + self._save_wait
             self._save_wait = min(self._save_wait * 2, SAVE_AGAIN_MAX)
-            if control.writer.hangs and not force:  # beside the turns: in one of them it would hold up all calls
+            if control.writer.hangs and not force:  # beside the batches: in one of them it would delay all calls
                 try:
                     await control.save_now()
                 except OSError:
@@ -202,7 +202,7 @@ class Maintenance:
         try:
             await self._state.writer.turn(step, keys, done, by="leases", write=write)
         except Refused:
-            pass  # pylb is stopping: the next start judges again
+            pass  # pylb is stopping: the next start decides again
 
 
 def _becoming(scene: Scene, keys: Iterable[Key], state: State) -> tuple[Scene, Change]:

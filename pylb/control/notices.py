@@ -1,4 +1,4 @@
-"""What the journal says when registrations, tokens or loops come, go or change."""
+"""The journal's texts when registrations, tokens or loops appear, disappear or change."""
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 
@@ -35,7 +35,7 @@ class Notices:
             self._journal.note("unstable_source", text, fields, alarm=True)
 
     def evicted(self, wanted: Registration, known: Mapping[Key, Registration], change: Change) -> None:
-        """`known`: those that leave for it, as they were."""
+        """`known`: those that have to leave for it, as they were."""
         for key, places in change.evicted.items():
             held = known[key]
             ports = ", ".join(str(listen.port) for listen in sorted(places))
@@ -53,14 +53,14 @@ class Notices:
             self._journal.note(kind, text, fields, alarm=True)
 
     def released(self, scene: Scene, places: Collection[Listen], keys: Iterable[Key], why: str = "") -> None:
-        """`scene`: without them."""
+        """`scene`: after their release."""
         ports = ", ".join(str(listen.port) for listen in sorted(places))
         closed = ", ".join(str(listen.port) for listen in sorted(places) if not scene.has(listen))
         text = f"released on port {ports}{why}; " + (f"closed: {closed}" if closed else "none closed")
         self._journal.note("released", text, whose(keys))
 
     def tokens(self, before: Keyring, after: Keyring, moved: Mapping[Key, Key], claims: Claims) -> None:
-        """Tokens that came, went, or are called otherwise, and whose registrations are another's now."""
+        """Tokens that were added, removed or renamed, and those whose registrations belong to another now."""
         old, new = ({one.name: one for one in ring.tokens} for ring in (before, after))
         gone, come = old.keys() - new.keys(), new.keys() - old.keys()
         for name in sorted(gone):
@@ -82,7 +82,7 @@ class Notices:
             self._journal.note("passed_on", text, {"token": given.token, "name": given.name, "instance": given.instance})
 
     def loops(self, scene: Scene) -> None:
-        """After whatever may have made one, or ended one, of registrations that are not calling just now."""
+        """Call after anything that may have started or ended a loop of registrations that are not calling just now."""
         claims = scene.claims
         before, self._looped = self._looped, loops(claims, scene.layout)
         for key in self._looped.keys() - before.keys():
@@ -96,11 +96,11 @@ class Notices:
 
 
 def whose(keys: Iterable[Key]) -> dict[str, str]:
-    """The `token` of an event, if all that it is about is one's: its share of the journal."""
+    """The `token` of an event, if all of it concerns one: it counts against that token's share of the journal."""
     tokens = {key.token for key in keys}
     return {"token": tokens.pop()} if len(tokens) == 1 else {}
 
 
 def key_title(key: Key) -> str:
-    """Of one that may be gone; see views.title."""
+    """Also for one that is gone; see views.title."""
     return f"{key.token}/{key.name or key.legacy_port}" + (f"/{key.instance}" if key.instance else "")

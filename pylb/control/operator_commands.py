@@ -1,4 +1,4 @@
-"""What the operator may say over the control socket: release, drain, weights, and the import of old HAProxy servers."""
+"""The operator's commands on the control socket: release, drain, weights, and the import of old HAProxy servers."""
 
 import asyncio
 from collections.abc import Callable, Generator, Iterable
@@ -20,7 +20,7 @@ from pylb.core.table import Server
 from pylb.core.text import whole_number
 
 IMPORTED = 50  # entries submitted, or answered, between two turns of the loop: 1 ms
-NODE_WORD = 86_400.0  # seconds that a word about a node counts unless it says otherwise: the next node may have its address
+NODE_WORD = 86_400.0  # seconds that a setting for a node lasts by default: another node may get its address
 
 
 class OperatorCommands:
@@ -30,7 +30,7 @@ class OperatorCommands:
         self._wall = wall
 
     async def release_any(self, what: str) -> list[str]:
-        """`PORT` (that port, of whoever holds it) or `NAME[/INSTANCE]`: a line for each. Raises Refused NOT_FOUND."""
+        """`PORT` (that port, whoever has it) or `NAME[/INSTANCE]`: a line for each. Raises Refused NOT_FOUND."""
         port = whole_number(what, 65535)
         lines: list[str] = []
 
@@ -76,12 +76,12 @@ class OperatorCommands:
         return await self._overrule(target, f"{state}", seconds, state=state)
 
     async def set_weight(self, target: str, weight: int | None, seconds: float | None = None) -> list[str]:
-        """0-256, None: as registered or configured. As `set_admin`."""
+        """0-256, None: as registered or configured. Like `set_admin`."""
         word = "default weight" if weight is None else f"weight {weight}"
         return await self._overrule(target, word, seconds, weight=weight)
 
     def words(self) -> list[tuple[str, Override, list[str]]]:
-        """All that the operator said and that counts: about whom, what, and the servers that it is about now."""
+        """Every override in force: its target, the setting, and the servers that it affects now."""
         return [
             (
                 whom if isinstance(whom, str) else f"{whom[0]}/{whom[1]}",
@@ -102,10 +102,10 @@ class OperatorCommands:
             yield
             places: list[Whom] = [(frontend.listen, server.address) for frontend, server in found]
             before = scene.overrides
-            if node and said.get("state") is AdminState.READY:  # then nothing that was said of its servers alone holds either
+            if node and said.get("state") is AdminState.READY:  # then overrides of its servers alone end too
                 before = changed(before, [place for place in places if place in before], state=AdminState.READY, exempt=False)
             overrides = changed(before, [target] if node else places, until, **said)
-            if not node and "state" in said:  # the narrower word wins over one about the node
+            if not node and "state" in said:  # the narrower setting wins over one for the node
                 out = {ip: old for ip, old in before.items() if isinstance(ip, str) and old.state is not AdminState.READY}
                 for place in ((one.listen, server.address) for one, server in found):
                     taken_out = out.get(place[1].ip) if said["state"] is AdminState.READY else None
@@ -124,7 +124,7 @@ class OperatorCommands:
 
 
 def _is_meant(key: Key, one: Unserved, port: int | None, what: str) -> bool:
-    """By `PORT` or `NAME[/INSTANCE]`? It goes as a whole: nobody here knows what half of it would be."""
+    """Does `PORT` or `NAME[/INSTANCE]` name it? It is released as a whole: this version cannot know what a half would mean."""
     name, _, instance = what.partition("/")
     return port in one.ports if port is not None else one.name == name and instance in ("", key.instance)
 
@@ -136,5 +136,5 @@ def _named(claims: Claims, what: str) -> tuple[Registration, ...]:
 
 
 def _titled(server: Server) -> str:
-    """Its label, and its address where that is another text."""
+    """Its label, and its address if that is a different text."""
     return server.name if server.name == str(server.address) else f"{server.name} ({server.address})"

@@ -1,8 +1,8 @@
-"""From a picture of the claims to the table in force, in steps: a thousand frontends are a tenth of a second of work.
+"""From the claims to the table in force, in steps: a thousand frontends are a tenth of a second of work.
 
-One batch is one swap, however many steps it took to prepare: until then the table and the scene before it are in force, and
-from then on the new ones. Only the sink takes a large one in slices, before its calls are answered. Health has swaps of its
-own. While a batch is under way its news wait for the end of the batch.
+One batch is one swap, however many steps its preparation took: before it the old table and scene are in force, after it the
+new ones. Only the sink takes a large one in slices, before the calls are answered. Health has separate swaps; its news waits
+for the end of a batch that is under way.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ FRONTENDS = 20  # composed, watched or described between two turns of the loop: 
 
 
 class Publisher:
-    """`scene` and `table` are what is in force."""
+    """`scene` and `table` are in force."""
 
     def __init__(
         self, scene: Scene, sink: Sink, *, checker: Checker, journal: Journal, history: History, clock: Callable[[], float]
@@ -31,22 +31,22 @@ class Publisher:
         self.scene = scene
         self.table = Table()
         self.unbound: dict[Listen, str] = {}  # ports of the table that are not open, with the reason
-        self.apply_seconds = 0.0  # the last swap
+        self.apply_seconds = 0.0  # of the last swap
         self._sink = sink
         self._checker = checker
         self._journal = journal
         self._history = history
         self._clock = clock
         self._under_way = False
-        self._news: dict[Listen, None] = {}  # whose servers went down, came back or were proven
+        self._news: dict[Listen, None] = {}  # frontends whose servers went down, came back or were proven
 
     async def planned(self, base: Table, scene: Scene, touched: Iterable[Listen]) -> tuple[Table, list[Line]]:
-        """The table after `base` that `scene` would give, and what would differ."""
+        """The table after `base` that `scene` would give, and the differences."""
         table = composed(base, await self._made_in_turns(base, scene, touched))
         return table, await _lines(base, table)
 
     async def publish(self, scene: Scene, touched: Iterable[Listen] | None, by: Iterable[str]) -> None:
-        """`scene` in force, and the table that it gives. One caller at a time."""
+        """Put `scene` in force, and the table that follows from it. One caller at a time."""
         self._under_way = True
         try:
             base = self.table
@@ -60,7 +60,7 @@ class Publisher:
             self._heed_soon()
 
     def news(self, listens: Iterable[Listen]) -> None:
-        """The checker knows something new. May be called from inside the engine's own turn: the swap waits for the next one."""
+        """The checker has news. It may call from inside the engine's turn: the swap waits for a later one."""
         quiet = not self._news
         self._news.update(dict.fromkeys(listens))
         if quiet and not self._under_way:
@@ -71,13 +71,13 @@ class Publisher:
             asyncio.get_running_loop().call_soon(self._heed_news)
 
     def _heed_news(self) -> None:
-        """Some of them, so that a node with a thousand servers holds nobody up."""
+        """Apply some of the news, so that a node with a thousand servers delays nobody."""
         if self._under_way:
-            return  # `publish` sees to it when it ends
+            return  # `publish` does it when it ends
         some = list(self._news)[:FRONTENDS]
         for listen in some:
             del self._news[listen]
-        self._heed_soon()  # before all that may fail: else the rest, and all that comes, would wait for the next call
+        self._heed_soon()  # before anything that may fail: else the rest would wait for the next news
         base = self.table
         sight = self._sight(self.scene)
         scene, sight = self.scene, self._sight(self.scene)
@@ -89,7 +89,7 @@ class Publisher:
             self._history.note(self.table.generation, ["health"], lines(base, self.table))
 
     async def _made_in_turns(self, base: Table, scene: Scene, listens: Iterable[Listen]) -> dict[Listen, Frontend | None]:
-        """Those that differ from the ones of `base`."""
+        """Those that differ from the ones in `base`."""
         made: dict[Listen, Frontend | None] = {}
         sight = self._sight(scene)
         async for listen in in_turns(listens, FRONTENDS):
@@ -103,7 +103,7 @@ class Publisher:
         return replace(self._checker.findings.sight, overrides=scene.overrides)
 
     def _swap(self, scene: Scene, made: Mapping[Listen, Frontend | None], served: Table | None = None) -> None:
-        """`served`: the table in force with the rest of the changes, which the sink has already."""
+        """`served`: the table in force with the rest of the changes, which the sink already has."""
         started = self._clock()
         self.scene = scene
         if made:
@@ -112,8 +112,8 @@ class Publisher:
             self.apply_seconds = self._clock() - started
 
     async def _swap_in_turns(self, scene: Scene, made: dict[Listen, Frontend | None]) -> None:
-        """Up to FRONTENDS at once are one swap. Of more, the sink serves some before the others, which no client can tell
-        from being a little later; what closes comes first, as what opens may want its place."""
+        """Up to FRONTENDS changes are one swap. With more, the sink serves some before others, which clients cannot tell from a
+        small delay. Closing comes first, because what opens may need the place."""
         table = self.table
         order = sorted(made, key=lambda listen: made[listen] is not None)
         for start in range(0, len(order) - FRONTENDS, FRONTENDS):
@@ -125,7 +125,7 @@ class Publisher:
         self._swap(scene, made, table)
 
     async def _follow(self, base: Table, touched: Iterable[Listen], by: Iterable[str]) -> None:
-        """What is to be known of the new table, in steps: nobody is sent anywhere by it."""
+        """Make the new table known to the other parts, in steps: no client's way depends on it."""
         table = self.table
         if table is base:
             return
@@ -136,7 +136,7 @@ class Publisher:
         self._history.note(table.generation, by, await _lines(base, whole))
 
     def apply(self) -> None:
-        """Hands the table to the sink; again for one that is in force, to retry the ports that are not open."""
+        """Pass the table to the sink; or again the one in force, to retry ports that are not open."""
         failed = {listen: error.strerror or str(error) for listen, error in self._sink.apply(self.table).items()}
         for listen in failed.keys() - self.unbound.keys():
             self._journal.note("unbound", f"{listen} cannot be opened: {failed[listen]}; retried", alarm=True)
@@ -147,7 +147,7 @@ class Publisher:
 
 
 async def _lines(old: Table, new: Table) -> list[Line]:
-    """As `lines`, in steps."""
+    """Like `lines`, in steps."""
     found = list[Line]()
     async for group in in_turns(changes(old, new), FRONTENDS):
         found += group

@@ -1,7 +1,7 @@
-"""How a registration comes and goes, whoever asks for it: judged without effect, dialled, judged in its turn, answered.
+"""How a registration comes and goes: checked without effect, dialled, decided in its turn, answered.
 
-Before its turn a call is judged once without effect, and its new targets are dialled, so a black hole delays only the call
-that names it. In its turn it is judged again, on top of whatever came before it.
+Before its turn a call is checked once without effect, and its new targets are dialled, so a black hole delays only the call
+that names it. In its turn it is decided again, on top of everything that came before it.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ from pylb.core.policy import UNSAID, Balance, HealthMode, Policy
 from pylb.core.registration import Key, Registration, State, Wanted
 from pylb.core.static_frontends import Layout
 
-MOST_REGISTRATIONS = 2000  # of one token
+MOST_REGISTRATIONS = 2000  # per token
 T = TypeVar("T")
 
 
@@ -51,7 +51,7 @@ class Registrar:
         targets = [wanted.address(item) for item in wanted.wanted]
         await self._ask_once_more(wanted)
         with self._findings.considering(targets):
-            if self._findings.unknown(targets):  # then a call that would be refused is not to dial them
+            if self._findings.unknown(targets):  # then a call that will be refused must not dial them
                 judge = partial(admit, takeover=takeover, contest=self._silence.contest)
                 admitted, _ = self._judged(self._state.scene, wanted, caller, judge)
                 if not isinstance(admitted, Change):
@@ -60,7 +60,7 @@ class Registrar:
         return self.outcome(change.result, change.registered, durable=durable, note=change.note)
 
     def is_beat(self, wanted: Registration) -> bool:
-        """Is it what is registered already, with nothing about it under way?"""
+        """Is it the same as registered, with nothing about it under way?"""
         wanted = inheriting(self._state.scene, wanted)
         before = self._state.scene.claims.registrations.get(wanted.key)
         return before is not None and self._repeats(before, wanted)
@@ -69,7 +69,7 @@ class Registrar:
         return same_call(before, wanted) and not self._writer.is_busy_with(wanted.key)
 
     async def _ask_once_more(self, wanted: Registration) -> None:
-        """Before a call may take a port from somebody who seems to be gone: the last moment at which that may be wrong."""
+        """Before a call may take a port from an owner that seems to be gone: a last check whether that is true."""
         claims = self._state.scene.claims
         if not self._silence.dead():
             return
@@ -80,9 +80,9 @@ class Registrar:
             self._silence.look_again(gone)
 
     def submit(self, wanted: Registration, caller: Caller | None, *, takeover: bool) -> asyncio.Future[tuple[Change, bool]]:
-        """Its turn, to be awaited. Raises Refused."""
+        """Submit it; the result is to be awaited. Raises Refused."""
         before = self._state.scene.claims.registrations.get(wanted.key)
-        known: dict[Key, Registration] = {}  # those that leave for it
+        known: dict[Key, Registration] = {}  # those that have to leave for it
 
         def step(scene: Scene) -> tuple[Scene, Change]:
             after, change = self.announce(scene, wanted, caller, takeover=takeover)
@@ -108,7 +108,7 @@ class Registrar:
         return self._writer.submit(step, [wanted.key], done, by=by)
 
     async def leave(self, key: Key, caller: Caller) -> Outcome:
-        """Releases one registration; idempotent. Raises Refused."""
+        """Release one registration; idempotent. Raises Refused."""
         key = inherited(self._state.scene, key)
         change, durable = await self._writer.turn(
             lambda scene: with_claims(without(scene, [key]), release(scene.claims, [key])),
@@ -141,8 +141,8 @@ class Registrar:
     def _judged(
         self, scene: Scene, wanted: Registration, caller: Caller | None, judge: Callable[[Claims, Layout, Registration], T]
     ) -> tuple[T, list[Key]]:
-        """What `judge` says, and who is released for it. Raises Refused."""
-        if caller is not None and not scene.keyring.has(caller.token):  # reloaded away while it was dialled
+        """The result of `judge`, and who is released for it. Raises Refused."""
+        if caller is not None and not scene.keyring.has(caller.token):  # removed by a reload while it was dialled
             raise Refused(Code.UNAUTHORIZED, f"token {caller.token.name!r} is no longer valid as it was", "call again")
         claims, gone = scene.claims, list[Key]()
         while True:
@@ -150,7 +150,7 @@ class Registrar:
                 _room_for_one_more(claims, wanted.key)
                 return judge(claims, scene.layout, wanted), gone
             except Refused as refused:
-                # The dead of an orderly goodbye count for nothing: they make room, the oldest first.
+                # Those that said goodbye and are dead do not count: they make room, the oldest first.
                 one = self._gone(claims, wanted.key.token) if refused.code is Code.TOO_MANY else None
                 if one is None:
                     raise
@@ -191,7 +191,7 @@ class Registrar:
 
 
 def _without_effect(item: Wanted, policy: Policy) -> Iterator[str]:
-    """For whoever announced it: what of it the frontend's own settings leave without effect."""
+    """For the caller: which of its settings have no effect because of the frontend's own."""
     if item.health != UNSAID and policy.health.mode is HealthMode.NONE:
         yield f"health of port {item.port} has no effect: the mode of its frontend is none, so there are no checks"
     if item.weight > 1 and policy.balance is Balance.FIRST:

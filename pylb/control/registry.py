@@ -1,7 +1,7 @@
-"""Control as the rest of pylb sees it: its life, what it shows of itself, and the three ways to change something.
+"""Control as the rest of pylb sees it: its life, what it shows, and the three ways to change something.
 
-`calls` are those of phone-homes, `operator` has the commands of the control socket, `rules` what the config says. Each change
-of theirs goes through one writer (writer.py).
+`calls` serves phone-homes, `operator` has the commands of the control socket, `rules` applies the config. All their changes go
+through one writer (writer.py).
 """
 
 import asyncio
@@ -45,11 +45,11 @@ VIEWS = 250  # of servers or registrations, between two turns of the loop: 1.5 m
 
 
 def _unheard(_event: Event) -> None:
-    """The `on_event` of somebody who only reads `events()`."""
+    """The `on_event` of a caller that only reads `events()`."""
 
 
 async def nobody_resolves(host: str) -> tuple[str, ...]:
-    """The `resolve` of somebody without host names."""
+    """The `resolve` of a caller without host names."""
     raise OSError(f"nobody here resolves {host}")
 
 
@@ -98,7 +98,7 @@ class Registry:
     # ------------------------------------------------------------ life
 
     async def start(self) -> None:
-        """Restores the snapshot and publishes the first table: ports serve before anything else. Raises StateLocked."""
+        """Restore the snapshot and publish the first table: ports serve before anything else. Raises StateLocked."""
         await self._state.restore()
         self._writing = asyncio.get_running_loop().create_task(self._state.writer.run())
         count = len(self._scene.claims.registrations)
@@ -114,7 +114,7 @@ class Registry:
         self._state.tenure.webhook_is_down()
 
     async def run(self) -> None:
-        """Leases, probes and retries, until cancelled. Raises what ended the writer, should a bug do that."""
+        """Leases, probes and retries, until cancelled. If a bug ends the writer, raises what ended it."""
         if self._writing is None:
             raise RuntimeError("start() comes first")
         async with asyncio.TaskGroup() as group:
@@ -137,12 +137,12 @@ class Registry:
         await self._state.checker.probe()
 
     async def hand_over(self) -> None:
-        """All of it on disk and the disk let go of, for a successor; calls wait. Then `take_back` or `stop`.
+        """Write everything to disk and release the disk, for a successor; calls wait. Then `take_back` or `stop`.
 
-        Raises OSError: it could not be written, and everything goes on as before; as after any other failure.
+        Raises OSError: it could not be written, and everything goes on as before, as after any other failure.
         """
         await self._state.writer.hold()
-        self._state.saving.reserve = 0  # the successor goes on where this table ends
+        self._state.saving.reserve = 0  # the successor continues where this table ends
         try:
             await self._state.save_now()
             await self._state.saving.write_history()
@@ -154,25 +154,25 @@ class Registry:
         self._handed_over = True
 
     async def take_back(self) -> None:
-        """The successor did not come. Raises StateLocked, OSError."""
+        """The successor failed. Raises StateLocked, OSError."""
         await asyncio.to_thread(self._store.open)
         self._handed_over = False
         self._state.saving.reserve = RESERVE
-        self._state.saving.unsaved = True  # it may have written
+        self._state.saving.unsaved = True  # the successor may have written
         self._state.writer.resume()
 
     def totals(self) -> dict[str, dict[str, int]]:
-        """What was counted of calls, for a successor."""
+        """The counters of calls, for a successor."""
         return {"registrations": dict(self._state.totals), "refused": dict(self._state.journal.refused)}
 
     def go_on_from(self, totals: Mapping[str, Mapping[str, int]]) -> None:
-        """What the pylb before had counted."""
+        """Continue the previous pylb's counters."""
         self._state.totals.update(totals.get("registrations", {}))
         self._state.journal.refused.update(totals.get("refused", {}))
         self._state.journal.note("upgraded", "this pylb follows another: ports, state and counters are its now")
 
     async def stop(self) -> None:
-        """The final snapshot; then calls are refused. The sink is left as it is. Idempotent."""
+        """Write the final snapshot; then calls are refused. The sink is left as it is. Idempotent."""
         if self.ready and not self._handed_over:
             self._state.saving.unsaved, self._state.saving.reserve = True, 0
             await self._maintenance.save_again(force=True)
@@ -186,12 +186,12 @@ class Registry:
     # ------------------------------------------------------------ what servers answer
 
     def connect_ended(self, listen: Listen, server: Server, failure: str | None) -> None:
-        """What a session met, told by the engine from inside its turn: the table is swapped in a later one."""
+        """The outcome of a session's connect, reported from inside the engine's turn: the table is swapped in a later one."""
         self._state.checker.connect_ended(listen, server.address, failure)
 
     async def ask_now(self, listen: Listen) -> dict[Address, tuple[str, str]]:
-        """Of each server of this frontend: what a connect meets at this moment, and what its own check finds. Nothing is
-        learned from it. Within the check's timeout.
+        """For each server of this frontend: the outcome of a connect at this moment, and the result of its own check. Nothing
+        is recorded. Takes at most the check's timeout.
         """
         frontend = self.table.frontends[listen]
         connects = [Question(server.address) for server in frontend.servers]
@@ -212,27 +212,27 @@ class Registry:
 
     @property
     def ready(self) -> bool:
-        """State restored and the writer running."""
+        """The state is restored and the writer runs."""
         return self._writing is not None and not self._writing.done()
 
     @property
     def durable(self) -> bool:
-        """What is in force is on disk."""
+        """Everything in force is on disk."""
         return self._state.writer.durable
 
     @property
     def preserving(self) -> bool:
-        """Most phone-homes are silent, and none is demoted for it."""
+        """Most phone-homes are silent, and none is demoted because of it."""
         return self._state.tenure.preserving
 
     @property
     def checks(self) -> int:
-        """Questions asked of servers since the start, but for the first dial of a call's targets."""
+        """Questions asked of servers since the start, without the first dial of a call's targets."""
         return self._state.checker.agenda.asked
 
     @property
     def check_lag(self) -> float:
-        """Seconds that the check that waits longest has been due: the budget, or the machine, does not suffice."""
+        """For how many seconds the longest waiting check has been due: the budget, or the machine, is too small."""
         return self._state.checker.agenda.lag
 
     @property
@@ -241,7 +241,7 @@ class Registry:
 
     @property
     def apply_seconds(self) -> float:
-        """The last swap of the table."""
+        """Of the last swap of the table."""
         return self._state.publisher.apply_seconds
 
     @property
@@ -256,7 +256,7 @@ class Registry:
         return dict(self._state.journal.refused)
 
     def each_registration(self) -> Iterator[RegistrationView]:
-        """In any order, for who lets the loop turn meanwhile: those at the first step, each with its lease as it is."""
+        """In any order, for callers that let the loop run meanwhile: those at the first step, each with its current lease."""
         return map(self._view, self._scene.claims.registrations.in_any_order())
 
     async def all_registrations(self) -> list[RegistrationView]:
@@ -269,19 +269,19 @@ class Registry:
         return registration_view(one, tenure.get(one.key), self._clock(), self._wall(), said_goodbye=goodbye)
 
     def each_server(self) -> Iterator[ServerView]:
-        """In the order of the ports, for who lets the loop turn meanwhile: of the table at the first step, with each one's
-        health."""
+        """In the order of the ports, for callers that let the loop run meanwhile: of the table at the first step, each with its
+        current health."""
         return server_views(
             self.table, self._scene.claims, self._scene.layout, self._state.checker.findings, self._state.tenure.said_goodbye
         )
 
     def each_frontend(self) -> Iterator[FrontendView]:
-        """Each with its servers, as `each_server`."""
+        """Each with its servers, like `each_server`."""
         return frontend_views(self.table, self.each_server(), self.unbound(), self.closing())
 
     def last_check(self, listen: Listen, address: Address) -> tuple[float, str] | None:
-        """When (the clock's time) a server was last dialled, probed, or a client's connect told something new, and what it
-        said: "yes", or why not."""
+        """When (the clock's time) a server was last dialled or probed, or a client's connect had news, and the result: "yes",
+        or why not."""
         return self._state.checker.findings.last_check(listen, address)
 
     def unbound(self) -> dict[Listen, str]:
@@ -289,11 +289,11 @@ class Registry:
         return dict(self._state.publisher.unbound)
 
     def unserved(self) -> list[Unserved]:
-        """What a newer pylb wrote and this one cannot serve."""
+        """Registrations from a newer pylb that this one cannot serve."""
         return list(self._scene.unserved.values())
 
     def closing(self) -> dict[Listen, float | None]:
-        """Ports that only stale registrations hold, and when each closes (unix time; None: not for that)."""
+        """Ports that only stale registrations hold, and when each closes (unix time; None: not because of that)."""
         return self._state.silence.closing(self._scene)
 
     def events(self) -> list[Event]:
@@ -311,7 +311,7 @@ class Registry:
         return self._state.journal.noted
 
     def history(self, what: str | None = None) -> list[Generation]:
-        """What changed the table, oldest first; of a port or a name."""
+        """The changes of the table, oldest first; for a port or a name."""
         return self._state.history.generations(what)
 
     @property

@@ -1,4 +1,4 @@
-"""A bounded memory that is shared fairly: nobody can flush out what is another's, however much is said about him."""
+"""A bounded memory that is shared fairly: no owner can push out the items of another, however many it adds."""
 
 from collections import deque
 from dataclasses import dataclass, field
@@ -15,9 +15,9 @@ class _Share:
 
 
 class Ring(Generic[T]):
-    """The last so many things, each of an owner, and of their weights together at most so much.
+    """The last items, each with an owner, up to a total weight.
 
-    When it is full, the owner who has most of it loses the oldest; what has just come in stays.
+    When it is full, the owner with the most weight loses its oldest item; the new item always stays.
     """
 
     def __init__(self, size: int, most: float = inf) -> None:
@@ -28,7 +28,7 @@ class Ring(Generic[T]):
         self._items: dict[int, T] = {}
         self._shares: dict[str, _Share] = {}
         self._dropped = -1
-        self.dropped: T | None = None  # the newest that is gone: what came after it is all there
+        self.dropped: T | None = None  # the newest item that was dropped: everything after it is there
 
     def add(self, owner: str, item: T, weight: float = 1.0) -> None:
         """Costs O(owners) once it is full."""

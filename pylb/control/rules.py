@@ -1,6 +1,6 @@
-"""The operator's rules and tokens in force: reloads, other addresses of this machine, and plans of what a reload would do.
+"""The operator's rules and tokens in force: reloads, changed addresses of this machine, and plans of a reload's effect.
 
-A plan takes the very steps of its reload, without their turn.
+A plan takes the same steps as its reload, without effect.
 """
 
 from collections.abc import Callable, Generator, Mapping
@@ -32,7 +32,7 @@ class RulesInForce:
         self._ask = ask
 
     async def set_keyring(self, keyring: Keyring) -> None:
-        """Other tokens, the same rules. What a token that is gone registered stays, and becomes stale."""
+        """Other tokens, the same rules. Registrations of a removed token stay, and become stale."""
 
         before, moved = self._state.scene.keyring, dict[Key, Key]()
 
@@ -48,8 +48,8 @@ class RulesInForce:
         self._state.notices.tokens(before, after, moved, self._state.scene.claims)
 
     async def readdress(self, own_ips: frozenset[str]) -> None:
-        """The addresses of this machine, and those it is called by, are these now: what aims at pylb itself goes out, and
-        what no longer does comes back. Raises Refused: pylb is stopping."""
+        """This machine has these addresses and names now: servers that aim at pylb itself go out, and those that no longer do
+        come back. Raises Refused: pylb is stopping."""
 
         def step(scene: Scene) -> tuple[Scene, Change]:
             before, layout = scene.layout, Layout(replace(scene.layout.rules, own_ips=own_ips), self._state.resolver.answers)
@@ -85,7 +85,7 @@ class RulesInForce:
     def _reloading(
         self, rules: Rules, keyring: Keyring, moved: dict[Key, Key]
     ) -> Callable[[Scene], Generator[None, None, Judged]]:
-        """`moved`: to be filled with those that are another token's afterwards."""
+        """`moved` is filled with the registrations that belong to another token afterwards."""
 
         def step(scene: Scene) -> Generator[None, None, Judged]:
             layout = Layout(rules, self._state.resolver.answers)
@@ -112,7 +112,7 @@ class RulesInForce:
         return await self._state.publisher.planned(base, scene, change.touched)
 
     async def plan_checks(self, planned: Table) -> list[Line]:
-        """Who would go out with this table, because it does not pass its check now."""
+        """The servers that this table would put out of service, because they do not pass their check now."""
         return await failing(planned.frontends.values(), self._ask)
 
 

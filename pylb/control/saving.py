@@ -40,10 +40,10 @@ class Saving:
         self._wall = wall
         self._tasks = tasks
         self._encoder = Encoder()
-        # Numbers of generations that no other table will have, not even after a crash: those of health are in no snapshot.
+        # Generation numbers that no other table will have, not even after a crash: tables made by health are in no snapshot.
         self.reserve = RESERVE  # with each snapshot; 0 for the last one
         self._reserved = 0  # the first one that is not
-        self.unsaved = False  # something worth a snapshot, but no answer hangs on it
+        self.unsaved = False  # something worth a snapshot that no answer waits for
         self.failures = 0
 
     async def load(self) -> tuple[Snapshot, list[str]]:
@@ -91,13 +91,13 @@ class Saving:
             await self._store.save(lambda: self._encoder.encode(snapshot))
         except OSError:
             raise
-        except Exception as bug:  # noqa: BLE001 - a bug there is a disk that fails, not the end of the writer
+        except Exception as bug:  # noqa: BLE001 - a bug there counts as a failing disk, and does not end the writer
             self._tasks.failed(Part.SNAPSHOT, bug)
             raise OSError(EINVAL, f"it cannot be encoded ({type(bug).__name__}: {bug})") from None
         self._reserved = snapshot.reserved
 
     async def write_history(self) -> None:
-        """A record that cannot be written is no reason to refuse anything: the alarm is the snapshot's."""
+        """A record that cannot be written is no reason to refuse anything: the snapshot raises the alarm."""
         if self._history.has_news:
             with suppress(OSError):
                 await self._store.run(self._history.write)

@@ -1,4 +1,4 @@
-"""What a call is judged against, and what serves the tables: the words that the parts of control share."""
+"""What calls are checked against, and the interface to what serves the tables: terms that all parts of control share."""
 
 from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -21,33 +21,33 @@ class Sink(Protocol):
         """Binds and listens, accepts nothing yet. Idempotent. Raises OSError."""
 
     def discard(self, listen: Listen) -> None:
-        """Closes what `open` opened and no table has published; anything else is left alone."""
+        """Close what `open` opened, unless a table has published it. Anything else is not touched."""
 
     def apply(self, table: Table) -> Mapping[Listen, OSError]:
-        """Publishes. What cannot be opened is returned, and tried again with the next table."""
+        """Publish. Ports that cannot be opened are returned, and retried with the next table."""
 
     async def applied(self) -> None:
-        """Until what was published last is in force everywhere."""
+        """Wait until the last published table is in force everywhere."""
 
 
 @dataclass(frozen=True, slots=True)
 class Unserved:
-    """An entry of the snapshot that a newer pylb wrote, with words in its `needs` that this one does not know.
+    """An entry of the snapshot from a newer pylb, whose `needs` contain a word that this version does not know.
 
-    To serve it without what it needs might send clients elsewhere than its owner said. So it is written again as it came,
-    for the pylb that knows, until it is released or its owner registers what this one can serve.
+    Serving it without that feature might send clients elsewhere than its owner asked. So it is written back unchanged, for a
+    pylb that knows the word, until it is released or its owner registers something that this version can serve.
     """
 
     entry: Mapping[str, Any]
-    lease: Mapping[str, Any] | None  # what the snapshot has of it beside
-    needs: tuple[str, ...]  # that are not known
+    lease: Mapping[str, Any] | None  # the snapshot's record of its lease
+    needs: tuple[str, ...]  # the unknown words
     name: str
     ports: tuple[int, ...]  # as far as they can be read
 
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """What a call is judged against; the next call sees the next one."""
+    """The state that a call is checked against; the next call gets the next one."""
 
     claims: Claims
     layout: Layout
@@ -60,7 +60,7 @@ class Scene:
 
 
 Judged = tuple[Scene, Change]
-Step = Callable[[Scene], Judged | Generator[None, None, Judged]]  # a generator: one that is long, in pieces
+Step = Callable[[Scene], Judged | Generator[None, None, Judged]]  # a generator for long work, in steps
 
 
 def with_claims(scene: Scene, change: Change) -> tuple[Scene, Change]:
@@ -72,7 +72,7 @@ def with_claims(scene: Scene, change: Change) -> tuple[Scene, Change]:
 
 
 def without(scene: Scene, keys: Iterable[Key]) -> Scene:
-    """Without what a newer pylb wrote of these: they are released, or have registered what this one serves."""
+    """Without these entries of a newer pylb: they are released, or have registered what this version serves."""
     if not scene.unserved:
         return scene
     left = {key: one for key, one in scene.unserved.items() if key not in set(keys)}

@@ -1,9 +1,9 @@
-"""Registrations whose owner is gone: since when each has neither called nor answered, and whether it gives way to another.
+"""Registrations whose owner seems gone: since when they have neither called nor answered, and whether they give way.
 
-A claim yields only after `leases.yield_after` in one piece in which it was draining or stale *and* none of its servers
-accepted a connection: an app that restarts is away for seconds, and a rival that tries again and again would win such a gap.
-Whatever says that it lives, or that we could not know, begins the time anew: its call, an answer, a client's connect that
-succeeded, a lack of descriptors of ours, a stall of ours, a webhook that is down, most phone-homes silent together.
+A registration gives way only after it was draining or stale *and* none of its servers accepted a connection, for
+`leases.yield_after` without a break: an app that restarts is away for seconds, and a rival that keeps trying would win such a
+gap. The time starts again with any sign of life, or when pylb could not know: a call, an answer, a client's successful
+connect, a lack of descriptors here, a stall here, a webhook that is down, most phone-homes silent together.
 """
 
 import time
@@ -20,7 +20,7 @@ from pylb.core.health import OURS, YES
 from pylb.core.policy import LeaseBounds
 from pylb.core.registration import Key, Registration, State
 
-JUST_NOW = 10.0  # seconds: a claim yields only if nothing answered so shortly before; who calls has it asked once more
+JUST_NOW = 10.0  # seconds: nothing may have answered so recently; a call for the port asks once more
 LOOKS = 200  # registrations between two turns of the loop: 1 ms
 
 
@@ -36,12 +36,12 @@ class Silence:
         self._looked: float | None = None
 
     async def look(self, claims: Claims) -> None:
-        """Once a tick: who is silent and dead now, and who no longer is. Their servers are asked on, beside everything else."""
+        """Once a tick: find those that became silent and dead, or no longer are. Their servers are still asked, in parallel."""
         now, before = self._clock(), self._looked
         self._looked = now
         self._checker.ask_on(address for key in claims.not_fresh for address in addresses(claims.registrations[key]))
         if not self._tenure.listening or self._tenure.preserving or (before is not None and now - before > STALL):
-            self._since.clear()  # nobody could tell us that he lives
+            self._since.clear()  # no sign of life could have reached us
         for key in [key for key in self._since if key not in claims.not_fresh]:
             self.called(key)
         async for key in in_turns(claims.not_fresh, LOOKS):
@@ -61,7 +61,7 @@ class Silence:
         return self._since.get(key)
 
     def dead(self) -> list[Key]:
-        """All that are silent and dead, those that are so for longest first."""
+        """All that are silent and dead, the longest first."""
         return list(self._since)
 
     @property
@@ -76,7 +76,7 @@ class Silence:
             self._since[one.key] = self._clock()
 
     def _is_dead(self, one: Registration) -> bool:
-        """Nothing of it answers, as far as was asked; of servers in maintenance nobody asks."""
+        """None of its servers answers, as far as they were asked; those in maintenance are not."""
         found = [self._findings.answer(address) for address in addresses(one)]
         return not any(answer is None or answer.found == YES or answer.found in OURS for answer in found) and not any(
             self._findings.in_maintenance(place, one.address(item)) for place, item in zip(one.places, one.wanted, strict=True)
@@ -92,7 +92,7 @@ class Silence:
         return one.state is not State.FRESH and began is not None and self._clock() - began >= self.leases.yield_after
 
     def is_superfluous(self, key: Key, claims: Claims) -> bool:
-        """It said goodbye, its lease is over, nothing of it answers, and others who call hold each of its ports."""
+        """It said goodbye, its lease is over, it does not answer, and others that call have each of its ports."""
         one = claims.registrations.get(key)
         if one is None or not self._tenure.said_goodbye(key) or one.state is not State.STALE:
             return False
@@ -100,7 +100,7 @@ class Silence:
 
     @staticmethod
     def silent_ports(one: Registration, scene: Scene) -> tuple[Listen, ...]:
-        """Those of its ports that no line of the config and nobody who calls holds."""
+        """Those of its ports that neither the config nor any caller has."""
         claims, statics = scene.claims, scene.layout.statics
         return tuple(
             place
@@ -109,7 +109,7 @@ class Silence:
         )
 
     def port_closes_at(self, listen: Listen, scene: Scene) -> float | None:
-        """When a port that only stale registrations hold closes, as unix time; None: it does not, as far as is known."""
+        """When a port that only has stale registrations closes, as unix time; None: not as far as is known."""
         claims, keep = scene.claims, scene.layout.rules.leases.keep_stale
         keys = claims.holders.get(listen, ())
         if not keys or listen in scene.layout.statics or self._tenure.preserving:
@@ -122,7 +122,7 @@ class Silence:
         return self._wall() + max(end for end in ends if end is not None) - self._clock()
 
     def closing(self, scene: Scene) -> dict[Listen, float | None]:
-        """Of each port whose registrations are all stale: when it closes."""
+        """For each port with only stale registrations: when it closes."""
         claims = scene.claims
         stale = [key for key, state in claims.not_fresh.items() if state is State.STALE]
         places = dict.fromkeys(place for key in stale for place in self.silent_ports(claims.registrations[key], scene))
@@ -160,7 +160,7 @@ class Silence:
 
 
 def addresses(one: Registration) -> Iterator[Address]:
-    """Its servers, and those that serve in their place until they have answered."""
+    """Its servers, and those that replace them until they have answered."""
     yield from (one.address(item) for item in one.wanted)
     yield from (old.address for old in one.displaced)
 

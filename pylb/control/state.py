@@ -77,10 +77,10 @@ class ControlState:
         )
         self.notices = Notices(self.journal, self.silence, clock)
         self.totals: Counter[str] = Counter()
-        self.unsettled = False  # a new server has answered: the one it displaced may leave
+        self.unsettled = False  # a new server has answered: the displaced one may leave
 
     def follow(self, rules: Rules) -> None:
-        """What the parts know of the rules."""
+        """Pass the rules on to the parts."""
         self.checker.defaults = rules.defaults.health
         self.silence.leases = rules.leases
 
@@ -127,7 +127,7 @@ class ControlState:
             self.saving.unsaved = True
 
     async def _save(self, scene: Scene) -> None:
-        """Raises OSError, after saying so."""
+        """Raises OSError, after reporting it."""
         try:
             await self.saving.save(scene)
         except OSError as error:
@@ -139,11 +139,11 @@ class ControlState:
             self.journal.note("state_durable", "the state is on disk again")
 
     async def save_now(self) -> None:
-        """Outside of a turn: what is in force as it is now. Raises OSError."""
+        """Outside of a batch: what is in force now. Raises OSError."""
         await self._save(self.scene)
 
     async def resolve(self) -> None:
-        """Asks for the host names that are due; a new answer is a turn like any other change."""
+        """Look up the host names that are due; a new answer is a change like any other."""
         changed = await self.resolver.ask()
         if not changed:
             return

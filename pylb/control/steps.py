@@ -1,4 +1,4 @@
-"""Long work in steps, between which the loop has its turn: nothing here may hold it for more than a few milliseconds."""
+"""Long work in steps, between which the loop runs: nothing here may hold it for more than a few milliseconds."""
 
 import asyncio
 import gc
@@ -9,7 +9,7 @@ T = TypeVar("T")
 
 
 async def in_turns(items: Iterable[T], every: int) -> AsyncIterator[T]:
-    """The items; the loop has its turn after `every` of them. The caller chooses so many as take a millisecond or two."""
+    """The items; the loop runs after `every` of them. The caller chooses a number that takes a millisecond or two."""
     for number, item in enumerate(items, 1):
         yield item
         if number % every == 0:
@@ -17,7 +17,7 @@ async def in_turns(items: Iterable[T], every: int) -> AsyncIterator[T]:
 
 
 async def stepwise(work: Generator[None, None, T]) -> T:
-    """What comes out of `work`, which yields wherever the loop may have its turn."""
+    """The result of `work`, which yields wherever the loop may run."""
     while True:
         try:
             next(work)
@@ -27,17 +27,17 @@ async def stepwise(work: Generator[None, None, T]) -> T:
 
 
 async def turn() -> None:
-    """The loop has its turn, after a step of long work."""
+    """Let the loop run, after a step of long work."""
     collect_young()
     await asyncio.sleep(0)
 
 
 def collect_young() -> None:
-    """What the garbage collector would do if it counted objects that are there.
+    """Collect young objects, which the garbage collector would do if it counted the objects that exist.
 
-    It counts those that were made less those that were freed, whatever their age: so it never looks while work replaces old
-    objects by new ones. A drain of a node with 1,000 servers left 35,000 young ones that way, and the next collection, in
-    whoever's step, held the loop for 15 to 25 ms. To count them takes 8 ns for each, and here there are never many.
+    It counts objects made minus objects freed, whatever their age, so it never runs while work replaces old objects by new
+    ones. Draining a node with 1,000 servers left 35,000 young objects in this way, and the next collection, in some unrelated
+    step, held the loop for 15 to 25 ms. Counting costs 8 ns per object, and here there are never many.
     """
     most, most_young, _ = gc.get_threshold()
     if gc.isenabled() and len(gc.get_objects(generation=0)) > most:

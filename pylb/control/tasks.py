@@ -1,7 +1,7 @@
-"""Work beside the single writer: whatever fails in it costs that work alone, never the process, never a session.
+"""Work beside the single writer: if it fails, only that work suffers, never the process or a session.
 
-All of it goes through here, so a failure is always the same: its traceback in the log, `pylb_task_failures_total{task}`, an
-alarm among the events. What is meant to run for ever begins again after a pause.
+All of it is run from here, so every failure is handled alike: a traceback in the log, `pylb_task_failures_total{task}`, an
+alarm among the events. Work that is meant to run for ever restarts after a pause.
 """
 
 import asyncio
@@ -17,43 +17,43 @@ log = logging.getLogger("pylb")
 
 P = ParamSpec("P")
 
-PAUSE = 1.0  # seconds before what failed begins again; doubled each time
+PAUSE = 1.0  # seconds before a restart; doubled each time
 PAUSE_MAX = 60.0
-STEADY = 60.0  # seconds that it ran well for: then the next pause is the first one again
-COMPLAIN = 60.0  # seconds between two complaints of one part; every failure is counted
+STEADY = 60.0  # after so many seconds without a failure, the next pause is the first one again
+COMPLAIN = 60.0  # seconds between two reports about one part; every failure is counted
 
 
 class Part(StrEnum):
-    """What may fail without harm: the label `task` of the metric."""
+    """Parts that may fail without harm: the label `task` of the metric."""
 
-    # for ever
+    # run for ever
     LEASES = "leases"
     PROBES = "probes"
-    NAMES = "names"  # of hosts
-    KEYS = "keys"  # watches the secrets' files
+    NAMES = "names"  # look-ups of host names
+    KEYS = "keys"  # watches the secret files
     CERTIFICATES = "certificates"
-    ADDRESSES = "addresses"  # of this machine
+    ADDRESSES = "addresses"  # follows this machine's addresses
     BEAT = "beat"
     RATES = "rates"
     PAGE = "page"
     WATCHDOG = "watchdog"
-    # now and then
+    # run from time to time
     RELOAD = "reload"
     UPGRADE = "upgrade"
     PREDECESSOR = "predecessor"
     SUCCESSOR = "successor"
     SNAPSHOT = "snapshot"
-    PROCESSES = "processes"  # the file that names them
-    # called by somebody who must go on
-    EVENTS = "events"  # who listens to them
-    ANSWERS = "answers"  # what follows from a change that is in force
-    SESSIONS = "sessions"  # what control and the log learn from the engine
-    WORKERS = "workers"  # what a worker says
-    CALLBACK = "callback"  # any other of the loop's
+    PROCESSES = "processes"  # writes the file with their pids
+    # called by code that must go on
+    EVENTS = "events"  # the receivers of events
+    ANSWERS = "answers"  # consequences of a change that is in force
+    SESSIONS = "sessions"  # what the engine reports to control and the log
+    WORKERS = "workers"  # what a worker reports
+    CALLBACK = "callback"  # any other callback of the loop
 
 
 class Tasks:
-    """`on_failure` is given the part and a text."""
+    """`on_failure` is called with the part and a text."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -64,7 +64,7 @@ class Tasks:
         self._complaining = False
 
     async def forever(self, part: Part, body: Callable[[], Awaitable[None]]) -> None:
-        """Runs `body` until it returns or this is cancelled; each failure is followed by a pause and another try."""
+        """Run `body` until it returns or this is cancelled; after a failure comes a pause and another try."""
         pause = PAUSE
         while True:
             began = self._clock()
@@ -85,14 +85,14 @@ class Tasks:
 
     @contextmanager
     def surviving(self, part: Part) -> Iterator[None]:
-        """Whatever the block raises ends there."""
+        """Whatever the block raises ends here."""
         try:
             yield
         except Exception as error:  # noqa: BLE001 - the task boundary
             self.failed(part, error)
 
     def guarded(self, part: Part, callback: Callable[P, None]) -> Callable[P, None]:
-        """`callback` for somebody who must go on after it."""
+        """`callback`, for a caller that must go on after it."""
 
         def call(*args: P.args, **kwargs: P.kwargs) -> None:
             with self.surviving(part):
@@ -101,13 +101,13 @@ class Tasks:
         return call
 
     def failed(self, part: Part, error: BaseException, where: str = "") -> None:
-        """Never raises. `where`: more about the place, where the part does not say it."""
+        """Never raises. `where`: more about the place, if the part is not enough."""
         self.failures[part] += 1
         now = self._clock()
         if self._complaining or now < self._complain_at.get(part, now):
             return
         self._complain_at[part] = now + COMPLAIN
-        self._complaining = True  # who listens may fail too, and would hear of that
+        self._complaining = True  # the receiver may fail too, and would be told about that
         try:
             log.error("%s failed, everything else goes on%s", part, where and f": {where}", exc_info=error)
             self.on_failure(part, f"{part} failed, everything else goes on: {type(error).__name__}: {error}")
@@ -118,13 +118,13 @@ class Tasks:
             self._complaining = False
 
     def failed_before(self, part: str, count: int) -> None:
-        """In the pylb before this one, which wrote the traceback. `part` may be a word of another version."""
+        """It failed in the previous pylb, which logged the traceback. `part` may be a name from another version."""
         if part in set(Part):
             self.failures[Part(part)] += count
             self.on_failure(Part(part), f"{part} failed in the pylb before this one, everything else goes on; its log says why")
 
     def on_loop_error(self, loop: asyncio.AbstractEventLoop, context: Mapping[str, Any]) -> None:
-        """The loop's exception handler: of callbacks, and of tasks that nobody waits for."""
+        """The loop's exception handler, for callbacks and for tasks that nobody waits for."""
         error = context.get("exception")
         if isinstance(error, BaseException):
             part = context.get("part")

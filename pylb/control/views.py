@@ -1,4 +1,4 @@
-"""What control shows of itself: answers to calls, and read-only pictures for the status page, the metrics and the CLI."""
+"""What control shows of itself: answers to calls, and read-only views for the status page, the metrics and the CLI."""
 
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -38,7 +38,7 @@ class Outcome:
 
 
 class Since(NamedTuple):
-    """Unix times: what came after each is all in its list."""
+    """Unix times: everything later than each is in its list."""
 
     events: float
     rejected: float
@@ -58,9 +58,9 @@ class RegistrationView:
     expires_at_wall: float | None  # unix time
     last_seen_ago: float | None  # seconds; None: not since pylb started
     legacy: bool
-    seen_at: float | None = None  # on the registry's clock, as the next: they stand still from one beat to the next
+    seen_at: float | None = None  # on the registry's clock, like the next: they stand still between heartbeats
     ends_at: float | None = None
-    goodbye: bool = False  # it called to say that it leaves, and has not called since
+    goodbye: bool = False  # its last call said goodbye
 
     @property
     def key(self) -> Key:
@@ -78,11 +78,11 @@ class LegacyUse:
 
 
 class Holder(NamedTuple):
-    """Who holds a server: a registration, or a line of the config."""
+    """What a server belongs to: a registration, or a line of the config."""
 
     key: Key | None  # None: a line of the config
-    name: str = ""  # that a registration gives itself: a legacy one's is not in its key
-    displaced: bool = False  # only until the new address of the registration has answered
+    name: str = ""  # the registration's own name: that of a legacy one is not in its key
+    displaced: bool = False  # only until the registration's new address has answered
 
     @property
     def note(self) -> str:
@@ -109,17 +109,17 @@ class ServerView:
     send_proxy: ProxyProtocol
     rank: int
     state: Literal["up", "down", "unproven", "drain", "maint"]
-    tried: bool  # false: nobody knows yet whether it is up
+    tried: bool  # false: not known yet whether it is up
     reachable: str
     hint: str
     reason: str  # of its last failure in a row
     held_by: tuple[Holder, ...]
-    initial_weight: int = 1  # as configured or registered, whatever the operator says of it now
+    initial_weight: int = 1  # as configured or registered, without the operator's override
     backup: bool = False
     health: Health = UP
     record: Record = UNRECORDED  # of its checks
-    asked_at: float | None = None  # when `reachable` was found, on the registry's clock; None: before this pylb started
-    policy: HealthPolicy = ASKED_BY_DEFAULT  # of its health: its own, or its frontend's
+    asked_at: float | None = None  # time of `reachable`, on the registry's clock; None: before this pylb started
+    policy: HealthPolicy = ASKED_BY_DEFAULT  # its own health policy, or its frontend's
     not_missed: bool = False  # its registrations have all said goodbye, or other addresses of its host name answer
 
     @property

@@ -1,1 +1,1 @@
-"""Which servers answer: when each is asked, how, and what the answers say."""
+"""Which servers answer: when each is asked, how, and what the answers mean."""

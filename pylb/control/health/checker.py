@@ -1,7 +1,7 @@
-"""Who is asked when: the dial that proves a new target, the checks that find out who goes out and who is back.
+"""When each server is asked: the dial that proves a new target, the checks that take servers out and bring them back.
 
-A probe never delays anything: it runs beside the single writer, and only its finding is handed over, by `on_news`. However
-many frontends ask the same of a server, it is asked once, and all of them learn the answer. What is found is in findings.py.
+A probe never delays anything: it runs beside the single writer, and only passes its finding to `on_news`. However many
+frontends ask the same of a server, it is asked once, and all of them get the answer. findings.py stores the results.
 """
 
 import asyncio
@@ -30,14 +30,14 @@ from pylb.core.health import (
 from pylb.core.policy import AdminState, CheckKind, HealthMode, HealthPolicy
 from pylb.core.table import Frontend, Server, Table
 
-AGAIN = 20.0  # seconds between two connects to a server of somebody who no longer calls
+AGAIN = 20.0  # seconds between two connects to a server whose owner no longer calls
 BATCH = 16  # probes begun at once, a tenth of a millisecond each; then the loop gets its turn
 
 News = Callable[[list[Listen], str, str, Mapping[str, str | int]], None]
 
 
 class Checker:
-    """Asks, and writes down what is found. `on_news(listens, kind, text, fields)` is called when a rank may differ."""
+    """Asks, and records what is found. `on_news(listens, kind, text, fields)` is called when a rank may have changed."""
 
     def __init__(self, ask: Ask, clock: Callable[[], float], uniform: Callable[[float, float], float], on_news: News) -> None:
         self._ask = ask
@@ -46,22 +46,22 @@ class Checker:
         self._on_news = on_news
         self.findings = Findings()
         self._asking: dict[Question, asyncio.Task[tuple[str, bool]]] = {}
-        self._probing: set[Place | Address] = set()  # due, and being asked
-        self._asked_on: set[Address] = set()  # whatever they have answered
+        self._probing: set[Place | Address] = set()  # being asked
+        self._asked_on: set[Address] = set()  # asked regularly, whatever they have answered
         self.agenda: Agenda[Place | Address] = Agenda(clock, self.findings.due_at, self._probing)
         self.table = Table()
         self.defaults = HealthPolicy()  # how unproven targets are dialled
         self._synced = False
 
-    # ------------------------------------------------------------ who is to be asked
+    # ------------------------------------------------------------ which servers are asked
 
     def sync(self, table: Table, touched: Iterable[Listen] | None) -> None:
-        """After a new table: watch what active mode wants, ask who is not known, forget what is gone. None: all frontends."""
+        """After a new table: watch as active mode requires, ask unknown servers, forget removed ones. None: all frontends."""
         for _ in self.syncing(table, touched):
             pass
 
     def syncing(self, table: Table, touched: Iterable[Listen] | None) -> Iterator[None]:
-        """`sync` in steps of one frontend. Until the last one what is new is not asked yet, and gone servers still are."""
+        """`sync` in steps of one frontend. Until the last step new servers are not asked yet, and removed ones still are."""
         before = self.table
         for listen in (
             list({**dict.fromkeys(before.frontends), **dict.fromkeys(table.frontends)}) if touched is None else touched
@@ -92,18 +92,18 @@ class Checker:
             of_address.proof = unproven(now)
             self._plan(server.address)
         if server.admin is AdminState.MAINT or policy.mode is HealthMode.NONE:
-            self.findings.unlearn(place, now)  # once it is asked again, nothing is known of it
+            self.findings.unlearn(place, now)  # until it is asked again, nothing is known about it
             return
         self.findings.group(place, question_of(frontend, server))
         after = self._expected(place, known, policy, now)
-        if after != (known.health or UP):  # of a server that nobody asked there is nothing to know
+        if after != (known.health or UP):  # nothing is known of a server that was never asked
             known.health = after
             self._plan(place)
         if after.down:
             self.findings.set_down(place)
 
     def _expected(self, place: Place, known: ServerRecord, policy: HealthPolicy, now: float) -> Health:
-        """Its health under a new policy, or of a server that has just come."""
+        """Its health under a new policy, or the first health of a new server."""
         # The first probes are spread over a whole interval: a thousand servers come with one reload.
         jitter, before, findings = self._uniform(0.0, 1.0), known.health, self.findings
         if policy.refuses and place not in findings.passed and (before is None or not before.down):
@@ -116,11 +116,11 @@ class Checker:
             fresh = replace(before, wait=policy.interval, probe_at=soon)
         other = findings.group_due_at(known)
         if now < other <= now + policy.interval and fresh.probe_at < inf:
-            return replace(fresh, probe_at=other)  # together with those that ask the same
+            return replace(fresh, probe_at=other)  # at the same time as those that ask the same
         return fresh
 
     def ask_on(self, addresses: Iterable[Address]) -> None:
-        """These, and no others, are asked on whether they answer, every AGAIN seconds: nobody else would find out."""
+        """Connect to exactly these every AGAIN seconds, whether they answer or not: otherwise nobody would find out."""
         now, known = self._clock(), self.findings.addresses
         wanted = {address for address in addresses if address in known and known[address].frontends}
         for address in self._asked_on - wanted:
@@ -134,7 +134,7 @@ class Checker:
         self._asked_on = wanted
 
     def called(self, listens: Iterable[Listen], addresses: Iterable[Address]) -> None:
-        """A phone-home has called from there: what is down there, or never answered, is asked at once, once per interval."""
+        """A phone-home has called from there: servers there that are down or unproven are asked now, once per interval."""
         now, wanted = self._clock(), list(addresses)
         for listen in listens:
             frontend = self.table.frontends.get(listen)
@@ -155,7 +155,7 @@ class Checker:
                 self._plan(address, silent=False)
 
     def _plan(self, who: Place | Address, *, silent: bool | None = None) -> None:
-        """Its time to be asked differs. `silent`: see Agenda; None: as it was the last time."""
+        """The time of its next question has changed. `silent`: see Agenda; None: as last time."""
         known = self.findings.of(who)
         if known is not None:
             self.agenda.plan(who, silent=known.is_silent if silent is None else silent)
@@ -163,13 +163,13 @@ class Checker:
     # ------------------------------------------------------------ asking
 
     async def dial_new(self, addresses: Iterable[Address]) -> None:
-        """Dials those nothing is known of, all at once (<= 1 s). What is found is kept; ranks follow with the next table."""
+        """Dial unknown addresses, all at once (<= 1 s). The results are stored; ranks follow with the next table."""
         await self.dial(address for address in addresses if self.findings.proof(address) is None)
 
     async def dial(self, addresses: Iterable[Address]) -> None:
-        """Asks these now, all at once (<= 1 s), whatever is known of them."""
+        """Dial these now, all at once (<= 1 s), whatever is known about them."""
         questions = [Question(address) for address in {*addresses}]
-        if len(questions) == 1:  # as nearly always: no task and no future of a group for it
+        if len(questions) == 1:  # nearly always: saves the task and the future of a group
             await self._answer(questions[0])
         else:
             await asyncio.gather(*map(self._answer, questions))
@@ -178,8 +178,8 @@ class Checker:
         return self.agenda.is_due()
 
     async def probe(self) -> None:
-        """All probes that are due and within the budget; returns when the last has its finding. The loop gets its turn
-        after every few."""
+        """All probes that are due and within the budget; returns when the last has its result. The loop gets its turn every few
+        probes."""
         loop, due = asyncio.get_running_loop(), self._take()
         try:
             running = []
@@ -191,11 +191,11 @@ class Checker:
             for asked, _ in due.values():
                 self._probing.difference_update(asked)
                 for who in asked:
-                    if self.findings.due_at(who) <= now:  # nothing was found
+                    if self.findings.due_at(who) <= now:  # there was no result
                         self._plan(who)
 
     def _take(self) -> dict[Question, tuple[list[Place | Address], bool]]:
-        """What to ask, for whom, and whether silence is expected: an address by itself is its proof's, a place is health's."""
+        """What to ask, for which servers, and whether silence is expected: an address asks for proof, a place for health."""
         due: dict[Question, tuple[list[Place | Address], bool]] = {}
         now = self._clock()
         while (taken := self.agenda.take()) is not None:
@@ -234,14 +234,14 @@ class Checker:
             self._on_news(list(of_address.frontends), "server_proven", text, {"address": str(address)})
 
     def _shares(self, known: ServerRecord, now: float) -> bool:
-        """Would it ask the same soon? Then this answer is its own: a server is asked once, however many ask."""
+        """Would it ask the same soon? Then this answer counts for it: a server is asked once, however many ask."""
         health = known.health or UP
         return health.probe_at - now <= health.wait / 2
 
     async def _answer(self, question: Question) -> tuple[str, bool]:
-        """What was found, and whether it proves the address.
+        """The result, and whether it proves the address.
 
-        Two that ask the same share one connection, and it goes on if one of them gives up.
+        Two that ask the same share one connection, which goes on if one of them gives up.
         """
         running = self._asking.get(question)
         if running is None:
@@ -250,7 +250,7 @@ class Checker:
         return await asyncio.shield(running)
 
     async def stop(self) -> None:
-        """Ends the probes under way."""
+        """Cancel the probes under way."""
         running = list(self._asking.values())
         for task in running:
             task.cancel()
@@ -266,7 +266,7 @@ class Checker:
             del self._asking[question]
         known = self.findings.addresses.get(question.server)
         if known is None or not known.in_use:
-            return found, False  # it has left while it was asked: to learn of it now would be to ask it for ever
+            return found, False  # it has left meanwhile: a record made now would be asked for ever
         now, dialled = self._clock(), question == known.question
         # What a check says of connects to the server: nothing from another port, nor when it takes too long to be passed.
         if not question.check.port and (found != "timeout" or question.check.kind is CheckKind.TCP):
@@ -284,7 +284,7 @@ class Checker:
         return found, proves
 
     def connect_ended(self, listen: Listen, address: Address, failure: str | None) -> None:
-        """What a client's session met. Cheap; news are given in the same call."""
+        """The outcome of a client's connect. Cheap; news is reported in the same call."""
         frontend, known = self.table.frontends.get(listen), self.findings.servers.get((listen, address))
         if frontend is not None and known is not None and known.server.admin is not AdminState.MAINT:
             self.findings.addresses[address].connected(failure or YES, self._clock())
@@ -315,5 +315,5 @@ class Checker:
             self._on_news([frontend.listen], "server_up", f"{frontend.name}: server {address} {what}", fields)
 
     def _jitter(self) -> float:
-        """Never later than people were told."""
+        """Never later than the documented time."""
         return self._uniform(0.8, 0.9)

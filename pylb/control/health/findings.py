@@ -1,8 +1,8 @@
-"""What is known of each server and of each address: what checks, dials and clients' connects found. Nothing is asked here.
+"""What is known about each server and each address: results of checks, dials and clients' connects. Nothing is asked here.
 
-A server is an address in a frontend: its record has the health that decides. An address has one record for all frontends that
-have it: whether it has ever answered, and what it answered last. Who is down, who has passed the check and which addresses
-are proven is published besides, as mappings that never change: they go into the next table and into the snapshot.
+A server is an address in a frontend: its record has the health that decides. An address has one record for all its
+frontends: whether it has ever answered, and its last answer. Which servers are down, which have passed the check and which
+addresses are proven is also published as immutable mappings, for the next table and the snapshot.
 """
 
 from collections.abc import Collection, Iterable, Iterator
@@ -23,27 +23,27 @@ Place = tuple[Listen, Address]
 
 
 class Answer(NamedTuple):
-    """The last that an address said to a connect of anybody: a dial, a check of its own port, a client's session."""
+    """An address's last answer to any connect: a dial, a check of its own port, a client's session."""
 
     found: str  # YES, or why not
     at: float
-    accepted_at: float  # the last YES; -inf: never yet
+    accepted_at: float  # time of the last YES; -inf: never
 
 
 @dataclass(slots=True)
 class ServerRecord:
-    """What is known of a frontend's server."""
+    """What is known about a frontend's server."""
 
     server: Server
     checks: Record  # and how long it was down
     health: Health | None = None  # None: never a failure, and never probed
-    question: Question | None = None  # its check; None: nobody asks
-    last_check: tuple[float, str] | None = None  # when, and what was found
+    question: Question | None = None  # its check; None: it is not asked
+    last_check: tuple[float, str] | None = None  # when, and the result
     last_asked: float = -inf
 
     @property
     def due_at(self) -> float:
-        """When it is to be asked next; inf: it is not."""
+        """When it is asked next; inf: never."""
         return inf if self.health is None else self.health.probe_at
 
     @property
@@ -53,21 +53,21 @@ class ServerRecord:
 
 @dataclass(slots=True)
 class AddressRecord:
-    """What is known of an address, whichever frontends have it."""
+    """What is known about an address, whichever frontends have it."""
 
     address: Address
-    frontends: dict[Listen, None] = field(default_factory=dict)  # that have it
-    considered: int = 0  # by so many calls that are not in force yet
+    frontends: dict[Listen, None] = field(default_factory=dict)  # the frontends that have it
+    considered: int = 0  # number of calls that name it and are not in force yet
     proof: Proof | None = None  # None: nobody has dialled it yet
     dials: Record = UNRECORDED  # of the connects that are to prove it
     answer: Answer | None = None
     again_at: float = inf  # when to ask it next, whatever it has answered: see Checker.ask_on
-    last_check: tuple[float, str] | None = None  # when, and what was found
+    last_check: tuple[float, str] | None = None  # when, and the result
     last_asked: float = -inf
 
     @property
     def in_use(self) -> bool:
-        """Does a frontend have it, or a call that is being judged?"""
+        """Does a frontend have it, or a call that is being checked?"""
         return bool(self.frontends) or self.considered > 0
 
     @property
@@ -77,7 +77,7 @@ class AddressRecord:
 
     @property
     def due_at(self) -> float:
-        """When it is to be asked next; inf: it is not."""
+        """When it is asked next; inf: never."""
         return min(self.again_at, inf if self.proof is None else self.proof.probe_at)
 
     @property
@@ -85,13 +85,13 @@ class AddressRecord:
         return self.proof is not None and self.proof.found == SILENT
 
     def connected(self, found: str, now: float) -> None:
-        """A connect of anybody has ended like this."""
+        """Note the outcome of any connect."""
         accepted = now if found == YES else self.answer.accepted_at if self.answer else -inf
         self.answer = Answer(found, now, accepted)
 
 
 class Findings:
-    """All records. Those who ask write them; everybody else only reads."""
+    """All records. Only the checker writes them; all others read."""
 
     def __init__(self) -> None:
         self.servers: dict[Place, ServerRecord] = {}
@@ -111,7 +111,7 @@ class Findings:
         return self.addresses.get(asked) if isinstance(asked, Address) else self.servers.get(asked)
 
     def due_at(self, asked: Place | Address) -> float:
-        """When it is to be asked next; inf: it is not."""
+        """When it is asked next; inf: never."""
         known = self.of(asked)
         return inf if known is None else known.due_at
 
@@ -120,16 +120,16 @@ class Findings:
         return None if known is None else known.proof
 
     def unknown(self, addresses: Iterable[Address]) -> bool:
-        """Is there any that nobody has dialled yet?"""
+        """Has any of them never been dialled?"""
         return any(self.proof(address) is None for address in addresses)
 
     def answer(self, address: Address) -> Answer | None:
-        """None: nobody has tried yet, since pylb started."""
+        """None: not tried since pylb started."""
         known = self.addresses.get(address)
         return None if known is None else known.answer
 
     def reachable(self, address: Address) -> tuple[str, str, float | None]:
-        """(the last answer: yes, refused, timeout or unknown; a hint; when, None: before this pylb started)."""
+        """The last answer (yes, refused, timeout or unknown), a hint, and its time (None: before this pylb started)."""
         answer, proof = self.answer(address), self.proof(address)
         if answer is None:
             return (proof.reachable, proof.hint, None) if proof else ("unknown", "", None)
@@ -146,7 +146,7 @@ class Findings:
         return None if known is None else known.health
 
     def checks(self, listen: Listen, address: Address) -> Record:
-        """Of its checks, and of the connects that were to prove it; the last finding is a check's, where there was one."""
+        """Of its checks and of the connects to prove it; the last result is a check's, if there was one."""
         known, of_address = self.servers.get((listen, address)), self.addresses.get(address)
         checks, dials = known.checks if known else UNRECORDED, of_address.dials if of_address else UNRECORDED
         failures = checks.failures + dials.failures
@@ -155,32 +155,32 @@ class Findings:
         return replace(checks, failures=failures, found=dials.found, seconds=dials.seconds)
 
     def last_check(self, listen: Listen, address: Address) -> tuple[float, str] | None:
-        """As Registry.last_check."""
+        """Like Registry.last_check."""
         both = self.servers.get((listen, address)), self.addresses.get(address)
         return max((one.last_check for one in both if one is not None and one.last_check is not None), default=None)
 
     def group_due_at(self, known: ServerRecord) -> float:
-        """When the first of those that ask the same is to be asked next."""
+        """When the first of those that ask the same is due."""
         return inf if known.question is None else self.due_at(next(iter(self.groups[known.question])))
 
     # ------------------------------------------------------------ writing: which servers and addresses there are
 
     def restore(self, proven: Iterable[Address], down: Frozen[Place, bool], passed: Frozen[Place, bool]) -> None:
-        """What a snapshot remembers, before the first table: a start neither opens a closed door nor closes an open one."""
+        """What a snapshot remembers, before the first table: a start neither opens a closed server nor closes an open one."""
         for address in proven:
             self._address(address).proof = PROVEN
         self.proven = Frozen(dict.fromkeys(self.addresses, True))
         self.down, self.passed = down, passed
 
     def forget_what_no_table_has(self) -> None:
-        """Of what the snapshot remembers, once the first table is in force."""
+        """Forget what only the snapshot knew, once the first table is in force."""
         self._forget_unused(list(self.addresses))
         self.down, self.passed = (
             known.edited({place: None for place in known if place not in self.servers}) for known in (self.down, self.passed)
         )
 
     def add(self, place: Place, server: Server, now: float) -> ServerRecord:
-        """A frontend has this server, or has other words for it."""
+        """A frontend has this server, or has changed it."""
         listen, address = place
         self._address(address).frontends[listen] = None
         known = self.servers.get(place)
@@ -199,7 +199,7 @@ class Findings:
 
     @contextmanager
     def considering(self, addresses: Collection[Address]) -> Iterator[None]:
-        """While a call is judged that names these. What was found of them is forgotten then, unless it is in force."""
+        """While a call that names these is checked. The results are forgotten afterwards, unless the call is in force."""
         for address in addresses:
             self._address(address).considered += 1
         try:
@@ -234,7 +234,7 @@ class Findings:
             self.turn(place, now, down=False)
 
     def group(self, place: Place, question: Question | None) -> None:
-        """It asks this from now on, together with all others that ask the same."""
+        """From now on it asks this question, together with all others that do."""
         known = self.servers[place]
         if known.question == question:
             return
@@ -252,17 +252,17 @@ class Findings:
             self.passed = self.passed.edited({place: True if passed else None})
 
     def set_down(self, place: Place) -> None:
-        """It may not serve until it has passed, which is no change of its health."""
+        """It may not serve until it has passed; its health does not change."""
         self.down = self.down.edited({place: True})
 
     def turn(self, place: Place, now: float, *, down: bool) -> None:
-        """It goes down, or is back."""
+        """It goes down, or comes back."""
         known = self.servers[place]
         known.checks = turned(known.checks, now, down=down)
         self.down = self.down.edited({place: True if down else None})
 
     def set_proof(self, known: AddressRecord, proof: Proof) -> bool:
-        """Has it answered now for the first time?"""
+        """Is this its first answer?"""
         known.proof = proof
         if proof != PROVEN or known.address in self.proven:
             return False

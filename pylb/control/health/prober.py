@@ -1,4 +1,4 @@
-"""What is asked of a server, over the network: a connect, or a question and its answer. Everything that talks to one is here.
+"""The questions to servers, over the network: a connect, or a conversation. Everything that talks to a server is here.
 
 The loop is given an epoll of our own, not the socket: libuv ends a watch on POLLERR, which is what a refused connect raises,
 and sock_connect of uvloop may never end (MagicStack/uvloop#378, #389).
@@ -26,7 +26,7 @@ class Question:
     server: Address  # where its traffic goes
     check: Check = CONNECT
     send_proxy: ProxyProtocol = ProxyProtocol.NONE
-    timeout: float = 1.0  # seconds for all of it
+    timeout: float = 1.0  # seconds for the whole question
 
     @property
     def target(self) -> Address:
@@ -34,7 +34,7 @@ class Question:
 
     @property
     def hello(self) -> bytes:
-        """A server that wants PROXY headers on its traffic's port is told that this connection is ours."""
+        """The PROXY header that tells a server, on its traffic's port, that this connection is pylb's own."""
         return b"" if self.check.port else local_header(self.send_proxy)
 
 
@@ -48,7 +48,7 @@ Ask = Callable[[Question], Awaitable[str]]
 
 
 async def ask(question: Question) -> str:
-    """ "yes", "refused", "timeout", "unreachable", "wrong answer: …", or "resource" when the fault is ours."""
+    """ "yes", "refused", "timeout", "unreachable", "wrong answer: …", or "resource" if the fault is pylb's."""
     target = question.target
     so_far: list[str] = []
     family = socket.AF_INET6 if target.is_ipv6 else socket.AF_INET
@@ -63,12 +63,12 @@ async def ask(question: Question) -> str:
                 return failure_name(code) if code else await _converse(epoll, sock, question, so_far)
     except TimeoutError:
         return so_far[0] if so_far else SILENT
-    except OSError as error:  # no socket to be had: nothing is known of the target, it is asked again later
+    except OSError as error:  # no socket available: nothing is known about the target, it is asked again later
         return RESOURCE if error.errno is None else failure_name(error.errno)
 
 
 def at_most(count: int) -> Ask:
-    """`ask`, so many at a time; a question's timeout begins with its turn."""
+    """`ask`, at most so many at a time; a question's timeout starts when its turn comes."""
     turns = asyncio.Semaphore(count)
 
     async def ask_in_turn(question: Question) -> str:
@@ -79,16 +79,16 @@ def at_most(count: int) -> Ask:
 
 
 async def _converse(epoll: select.epoll, sock: socket.socket, question: Question, so_far: list[str]) -> str:
-    """Step by step; what came beyond a step's text is the next one's.
+    """Step by step; bytes after a step's text belong to the next step.
 
-    `so_far` has what its words would mean if no more came: a replica that says so and stays connected is not silent.
+    `so_far` has the verdict in case no more comes: a replica that answers and stays connected is not silent.
     """
     check, unsaid, answer, gone = question.check, question.hello, b"", False
     for step in conversation(check, question.target) or (Step(),):
         try:
             await _say(epoll, sock, unsaid + step.send)
         except (ConnectionError, BlockingIOError):  # a send buffer that is full from the start is no server's
-            gone = True  # what it said before it went still counts
+            gone = True  # what it sent before that still counts
         unsaid = b""
         verdict, answer = judge(check, step, answer, ended=gone)
         while verdict is None:
@@ -120,4 +120,4 @@ async def _ready(epoll: select.epoll, sock: socket.socket, events: int) -> None:
     try:
         await ready.wait()
     finally:
-        loop.remove_reader(epoll.fileno())  # before the fd is closed and its number belongs to somebody else
+        loop.remove_reader(epoll.fileno())  # before the descriptor is closed and its number reused

@@ -1,4 +1,4 @@
-"""Who would go out: the checks of some frontends, each asked once, outside of all books. For `pylb plan` and `pylb doctor`."""
+"""Which servers would go out: some frontends' checks, each asked once, without effect. For `pylb plan` and `pylb doctor`."""
 
 import asyncio
 from collections.abc import Iterable
@@ -15,13 +15,13 @@ MOST = 1000  # questions: so many a second all checks may ask
 
 
 def has_check(frontend: Frontend, server: Server) -> bool:
-    """Is it asked more than a connect?"""
+    """Is its check more than a connect?"""
     health = frontend.health(server)
     return health.mode is not HealthMode.NONE and health.check != CONNECT and server.admin is not AdminState.MAINT
 
 
 async def failing(frontends: Iterable[Frontend], ask: Ask) -> list[Line]:
-    """A line for each server that is in service and does not pass its check now, of the first MOST that have one."""
+    """A line for each server in service that does not pass its check now, among the first MOST that have one."""
     questions: dict[Question, list[tuple[Frontend, Server]]] = {}
     async for frontend in in_turns(frontends, FRONTENDS):
         for server in frontend.servers:

@@ -1,7 +1,7 @@
-"""Host names of static servers: asked now and then, and never waited for.
+"""Host names of static servers: looked up regularly, and never waited for.
 
-The last good answer counts until there is another: a DNS server that is down, or says nothing, takes no server away. It is
-in the snapshot too, so that a start without DNS serves.
+The last good answer stays valid until there is another: a DNS server that is down, or silent, takes no server away. The
+answers are in the snapshot too, so that a start without DNS serves.
 """
 
 import asyncio
@@ -15,9 +15,9 @@ from pylb.core.address import parse_ip
 Resolve = Callable[[str], Awaitable[Iterable[str]]]
 Note = Callable[[str, str, bool], None]  # kind, text, alarm
 
-FIRST_LOOK = 2.0  # seconds that a start or a reload waits for addresses of new names
-AT_ONCE = 8  # of those that are due; the others a moment later
-RETRY_MAX = 300.0  # seconds between two tries of a name that does not resolve
+FIRST_LOOK = 2.0  # seconds that a start or a reload waits for the addresses of new names
+AT_ONCE = 8  # of those that are due; the others follow a moment later
+RETRY_MAX = 300.0  # seconds between two attempts for a name that does not resolve
 
 
 @dataclass(slots=True)
@@ -29,7 +29,7 @@ class _Host:
 
 
 class Resolver:
-    """`resolve` answers within some seconds, or raises TimeoutError or OSError. Nothing is asked that nobody needs."""
+    """`resolve` answers within some seconds, or raises TimeoutError or OSError. Only needed names are looked up."""
 
     def __init__(
         self, resolve: Resolve, clock: Callable[[], float], uniform: Callable[[float, float], float], note: Note
@@ -40,10 +40,10 @@ class Resolver:
         self._note = note
         self._hosts: dict[str, _Host] = {}
         self.interval = 30.0  # seconds
-        self.answers: dict[str, tuple[str, ...]] = {}  # canonical, in order; of hosts that ever resolved
+        self.answers: dict[str, tuple[str, ...]] = {}  # canonical, in order; for hosts that ever resolved
 
     def follow(self, hosts: Iterable[str], interval: float) -> None:
-        """These and no others from now on; new ones are due at once."""
+        """From now on exactly these hosts; new ones are due at once."""
         wanted = set(hosts)
         self.interval = interval
         self._hosts = {host: self._hosts.get(host) or _Host(self._clock()) for host in wanted}
@@ -54,13 +54,13 @@ class Resolver:
         self.answers = {host: tuple(ips) for host, ips in answers.items()}
 
     async def first_look(self, hosts: Iterable[str], within: float) -> None:
-        """The addresses of those that nobody has asked for, AT_ONCE at a time, before a table names them. Who does not answer
-        in time has them with its next answer, as any other that is due."""
+        """Look up names that are still unknown, AT_ONCE at a time, before a table uses them. A name that takes longer gets its
+        addresses with its next answer, like any other that is due."""
         new = iter({host for host in hosts if host not in self.answers})
 
         async def ask_some() -> None:
             for name in new:
-                with suppress(OSError, ValueError):  # a TimeoutError is one; whoever asks next says so
+                with suppress(OSError, ValueError):  # includes TimeoutError; the next look-up reports it
                     if ips := {parse_ip(ip) for ip in await self._resolve(name)}:
                         self.answers[name] = tuple(sorted(ips))
                         self._note("resolved", f"{name} is {', '.join(self.answers[name])}", False)
@@ -74,7 +74,7 @@ class Resolver:
         return any(host.ask_at <= now and not host.asking for host in self._hosts.values())
 
     async def ask(self) -> set[str]:
-        """Asks for some that are due, at once. Returns the hosts whose answer is another one now."""
+        """Look up some that are due, at once. Returns the hosts whose answer has changed."""
         now = self._clock()
         due = list(islice((name for name, host in self._hosts.items() if host.ask_at <= now and not host.asking), AT_ONCE))
         found = await asyncio.gather(*(self._ask_one(name, self._hosts[name]) for name in due))
@@ -91,7 +91,7 @@ class Resolver:
             host.asking = False
         now = self._clock()
         if self._hosts.get(name) is not host:
-            return False  # reloaded away meanwhile
+            return False  # a reload has removed it
         if not ips:
             self._failed(name, host, now, why)
             return False

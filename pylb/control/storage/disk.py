@@ -1,4 +1,4 @@
-"""The disk's thread: it may hang, and nobody but who waits for the disk is held up by that, for two seconds at most."""
+"""The disk's thread: if it hangs, only those that wait for the disk are delayed, for two seconds at most."""
 
 import asyncio
 import threading
@@ -10,21 +10,21 @@ WRITE_TIMEOUT = 2.0  # seconds: a disk that hangs is a disk that fails; a phone-
 
 
 class Unsynced(OSError):  # noqa: N818 - the state, not the program, is in this condition
-    """It is written and in its place; whether it would outlive a loss of power, the disk does not say."""
+    """It is written and in place; the disk does not say whether it would survive a loss of power."""
 
 
 class Job:
-    """Work for the thread, that its caller may call off. Of `commit` and `call_off` the first one counts.
+    """Work for the thread, which its caller may cancel. Of `commit` and `call_off` the first one counts.
 
-    Safe without a lock: each side says its own word first and then looks at the other's. Should both speak at once, the
-    thread does nothing and the caller says "perhaps", which is true as well.
+    Safe without a lock: each side sets its own flag first and then reads the other's. If both do so at once, the thread does
+    nothing and the caller reports "perhaps", which is also true.
     """
 
     def __init__(self, work: Callable[["Job"], None], loop: asyncio.AbstractEventLoop) -> None:
         self.work = work
         self.loop = loop
         self.done: asyncio.Future[None] = loop.create_future()
-        self.ended = False  # the thread has done with it
+        self.ended = False  # the thread has finished it
         self._committed = False
         self._called_off = False
 
@@ -35,7 +35,7 @@ class Job:
             raise TimeoutError("called off")
 
     def call_off(self) -> bool:
-        """Is it certain that nothing of it will be seen?"""
+        """Is it certain that nothing of it will be visible?"""
         self._called_off = True
         return not self._committed
 
@@ -59,7 +59,7 @@ class Job:
 
 
 class Disk:
-    """One thread: writes keep their order. A daemon: a write that hangs keeps no process from ending."""
+    """One thread, so writes stay in order. A daemon: a write that hangs does not keep the process from ending."""
 
     def __init__(self) -> None:
         self._jobs: SimpleQueue[Job | None] = SimpleQueue()
@@ -67,9 +67,9 @@ class Disk:
         self._late: list[Job] = []  # given up
 
     async def run(self, work: Callable[[Job], None]) -> None:
-        """Raises what `work` does, or TimeoutError (an OSError). While an earlier one hangs that is at once.
+        """Raises what `work` raises, or TimeoutError (an OSError); at once while an earlier one hangs.
 
-        Raises Unsynced when it was too late to call it off.
+        Raises Unsynced if it was too late to cancel.
         """
         self._late = [job for job in self._late if not job.ended]
         if self._late:

@@ -1,18 +1,18 @@
-"""Files of the state directory: read without waiting for anybody, written whole, and set aside when they are garbage."""
+"""Files of the state directory: read without blocking, written atomically, and set aside when they are damaged."""
 
 import os
 import stat
 from contextlib import suppress
 from pathlib import Path
 
-PIECE = 1 << 16  # bytes that are read at once: a buffer is made for all that are asked for, however short the file is
-MOST_ASIDE = 9  # of one file; then the oldest gives way
+PIECE = 1 << 16  # bytes per read: a buffer of the requested size is allocated, however short the file is
+MOST_ASIDE = 9  # per file; then the oldest is replaced
 
 
 def read_regular(path: Path, most: int, *, follow: bool = True) -> bytes:
     """Never blocks: a FIFO or device in its place is refused (O_NONBLOCK, then fstat of what was opened).
 
-    Raises OSError, ValueError for what is no regular file or larger than `most` bytes.
+    Raises OSError, and ValueError for anything but a regular file of at most `most` bytes.
     """
     fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW))
     try:
@@ -26,13 +26,13 @@ def read_regular(path: Path, most: int, *, follow: bool = True) -> bytes:
             data += piece
     finally:
         os.close(fd)
-    if len(data) > most:  # it grew meanwhile, or is of a file system that knows no sizes
+    if len(data) > most:  # it grew meanwhile, or its file system reports no sizes
         raise ValueError(f"larger than {most} bytes")
     return bytes(data)
 
 
 def set_aside(path: Path) -> str:
-    """Moves garbage out of the way, so that somebody can look at it. What became of it, to end a complaint with."""
+    """Move a damaged file aside for inspection. Returns the outcome, as the end of a complaint."""
     places = [path.with_name(f"{path.name}.bad-{number}") for number in range(1, MOST_ASIDE + 1)]
     free = [place for place in places if not os.path.lexists(place)]
     try:
@@ -44,10 +44,10 @@ def set_aside(path: Path) -> str:
 
 
 def write_private(path: Path, data: bytes, *, sync: bool = True) -> None:
-    """0600 from its first byte, whole or not there; what was there, of whatever kind, gives way. Raises OSError."""
+    """0600 from its first byte, atomic; replaces whatever was there. Raises OSError."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     with suppress(FileNotFoundError):
-        temporary.unlink()  # of a process of before with our number
+        temporary.unlink()  # left by a previous process with our pid
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         with open(fd, "wb") as file:

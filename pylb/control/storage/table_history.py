@@ -29,17 +29,17 @@ class Generation:
 
 
 def _weight(one: Generation) -> int:
-    """About its bytes in the file."""
+    """Roughly its size in the file, in bytes."""
     return 100 + sum(90 + len(line.text) + len(line.frontend) for line in one.lines)
 
 
 class History:
-    """The last 1,000 that somebody asked for, and apart from them the last 1,000 moves and changes of state: an app that
-    wanders must not push out who opened its port. Of either 2 MiB at most, and of each token a fair share.
+    """The last 1,000 changes that somebody asked for, and separately the last 1,000 moves and changes of state: an app that
+    moves all the time must not push out who opened its port. At most 2 MiB of each, with a fair share for each token.
 
-    Kept over restarts in a file with a JSON object a line. It is a record, not the state: lines are appended without fsync,
-    and a crash may cost the last half second. Written anew now and then: when the file is twice as long as it was after
-    that, and over 8 MiB.
+    Stored over restarts in a file with one JSON object per line. It is a record, not the state: lines are appended without
+    fsync, and a crash may lose the last half second. The file is rewritten when it is over 8 MiB and twice as long as after the
+    last rewrite.
     """
 
     def __init__(self, wall: Callable[[], float], path: Path) -> None:
@@ -62,7 +62,7 @@ class History:
         kind.add(whose, one, _weight(one))
 
     def restore(self) -> list[str]:
-        """What the file has. A line that cannot be read costs only itself; the file is set aside then. Returns complaints."""
+        """Read the file. An unreadable line costs only itself, but the file is set aside. Returns complaints."""
         try:
             data = read_regular(self._path, 4 * MOST_FILE, follow=False)
         except FileNotFoundError:
@@ -86,7 +86,7 @@ class History:
         return bool(self._unwritten) or self._anew
 
     def write(self) -> None:
-        """Appends what is new; to be run in a thread. Raises OSError: it stays new."""
+        """Append what is new; to be run in a thread. Raises OSError: then it stays new."""
         new = list(self._unwritten)
         if self._anew or not self._append(new):
             write_private(self._path, _encoded(self.generations()), sync=False)
@@ -96,7 +96,7 @@ class History:
             self._unwritten.popleft()
 
     def _append(self, new: Iterable[Generation]) -> bool:
-        """False: it is long enough to be written anew."""
+        """False: the file is long enough to be rewritten."""
         flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_APPEND | os.O_NONBLOCK
         fd = os.open(self._path, flags, 0o600)
         with open(fd, "wb") as file:
@@ -106,7 +106,7 @@ class History:
         return True
 
     def generations(self, what: str | None = None) -> list[Generation]:
-        """Oldest first; of a port, or of a frontend's name or the name that registered it, and then only their lines."""
+        """Oldest first; for a port, a frontend's name or the name that registered it, with only their lines."""
         found = sorted((*self._asked.items(), *self._passing.items()), key=lambda one: one.number)
         if what is None:
             return found
@@ -115,7 +115,7 @@ class History:
 
     @property
     def since(self) -> float | None:
-        """Unix time: what changed after it is all there. None: nothing has changed yet."""
+        """Unix time: all later changes are there. None: nothing has changed yet."""
         rings = [(ring, ring.items()) for ring in (self._asked, self._passing)]
         gone = [ring.dropped.at for ring, _ in rings if ring.dropped is not None]
         gone += [items[0].at for ring, items in rings if ring.dropped is None and len(items) == KEPT]  # by an earlier pylb
