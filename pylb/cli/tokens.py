@@ -1,18 +1,16 @@
 """`pylb token`: who may register. Made tokens are files in the state directory; a running pylb reads them at once."""
 
 import json
-import re
 import secrets
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from string import Template
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from pylb.cli.client import CONFIG, FAILED, JSON, ask, die, loaded, running, say, state_dir
-from pylb.core.text import whole_number
+from pylb.cli.joins import join_string, manifests_of
 
 if TYPE_CHECKING:
     from pylb.config import Config
@@ -98,8 +96,8 @@ def create(config_path: Path | None, name: str, **options: Any) -> None:
     try:
         config.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         with as_owner(config.state_dir):
-            join = _join(config, options["host"], made)
-        manifests = _manifests(made, join, options) if options["kubernetes"] else ""
+            join = join_string(config, options["host"], made)
+        manifests = manifests_of(made, join, options) if options["kubernetes"] else ""
         with as_owner(config.state_dir):
             write_made(config.state_dir, made)
     except OSError as error:
@@ -176,7 +174,7 @@ def rotate(config_path: Path | None, name: str, done: bool, host: str | None, as
     changed = made.model_copy(update={"secrets": kept})
     try:
         with as_owner(config.state_dir):
-            join = _join(config, host, changed)
+            join = join_string(config, host, changed)
             write_made(config.state_dir, changed)
     except OSError as error:
         die(f"{config.state_dir}: {error.strerror}. Run it as root or as pylb's own user.")
@@ -325,91 +323,6 @@ def _said(problem: Any) -> str:
     context = problem.get("ctx", {})
     hint = f" ({context['hint']})" if context.get("hint") else ""
     return f"{problem['msg']}{hint}"
-
-
-def _join(config: "Config", host: str | None, made: "MadeToken") -> str:
-    """`pylb://NAME:SECRET@HOST:PORT/PIN/NEXT_PIN`: what a phone-home needs, with nothing that a shell or a URL would change.
-
-    The pins are the public key of a self-signed certificate and, if it is ours, the key that `switch-key` will serve;
-    without any the certificate is judged as any public one.
-    """
-    from pylb.app.keys import TLS_FOLDER, names_of_machine  # noqa: PLC0415
-    from pylb.core.address import is_loopback  # noqa: PLC0415
-    from pylb.host.machine import outgoing_address  # noqa: PLC0415
-    from pylb.web.tls import is_self_signed, next_pin, pin, self_signed  # noqa: PLC0415
-
-    listener = next((one for one in config.webhook if one.tls is not None), None)
-    if listener is None or listener.tls is None:
-        die("no webhook listener has TLS, so a join string would show its secret to whoever is on the way: "
-            "set tls: self-signed on one", FAILED)  # fmt: skip
-    everywhere = listener.listen.ip in ("*", "0.0.0.0", "::")
-    called = host or (config.advertise if everywhere or config.advertise else None)
-    if called is None:
-        called = outgoing_address() if everywhere else listener.listen.ip
-        if everywhere and not is_loopback(called):
-            say(f"the join string says {called}: set `advertise`, or --host, if others call this machine differently",
-                       err=True)  # fmt: skip
-    try:
-        if listener.tls.self_signed:
-            folder = config.state_dir / TLS_FOLDER
-            keys = [pin(self_signed(folder, names_of_machine(config)).path), next_pin(folder)]
-        elif listener.tls.certificate is not None and is_self_signed(listener.tls.certificate):
-            keys = [pin(listener.tls.certificate)]
-        else:
-            keys = []
-    except (OSError, ValueError) as error:
-        die(f"the webhook's certificate cannot be used: {error}. Run it as root or as pylb's own user.")
-    where = f"[{called}]" if ":" in called else called
-    return "/".join([f"pylb://{made.name}:{made.secrets[0]}@{where}:{listener.listen.port}", *keys])
-
-
-def _manifests(made: "MadeToken", join: str, options: dict[str, Any]) -> str:
-    from pylb.app.welcome import node_port_of, scalar  # noqa: PLC0415
-    from pylb.core.auth import NODE_PORTS  # noqa: PLC0415
-    from pylb.host.machine import deployed  # noqa: PLC0415
-
-    frontends = options["frontends"] or [f"{low}:{node_port_of(low)}" for low, high in made.ports if low == high]
-    if not frontends:
-        die('--frontends "443:30443" is needed: the ports of the token are ranges')
-    pairs = [frontend.split("/")[0].split(":") for frontend in frontends]  # PORT, NODEPORT
-    if not all(
-        len(pair) == 2 and whole_number(pair[0], 65535) and (whole_number(pair[1], 65535) or 0) in NODE_PORTS for pair in pairs
-    ):
-        die(f"--frontends: {' '.join(frontends)!r} is not a list of PORT:NODEPORT (NodePorts are 30000-32767)")
-    ports = "\n".join(
-        f"    - {{name: {scalar(f'p{port}')}, port: {port}, targetPort: {port}, nodePort: {node_port}}}"
-        for port, node_port in pairs
-    )
-    base, namespace = _service_name(made.name), _label("--namespace", options["namespace"])
-    app = options["app"] or made.name
-    if not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?", app):
-        die(f"--app: {app!r} is no value of a label (letters, digits, inside '.', '_', '-'; at most 63)")
-    text = Template(deployed("kubernetes/join.yaml.in")).substitute(
-        SERVICE=scalar(_label("NAME", f"{base}-pylb")),
-        PHONEHOME=scalar(_label("NAME", f"{base}-phonehome")),
-        NAMESPACE=scalar(namespace),
-        JOIN=scalar(join),
-        FRONTENDS=scalar(" ".join(frontends)),
-        APP=scalar(app),
-        PORTS=ports,
-    )
-    config_map = deployed("kubernetes/phonehome-configmap.yaml").replace(
-        "  name: phonehome\n", f"  name: phonehome\n  namespace: {scalar(namespace)}\n", 1
-    )
-    return f"{text}---\n{config_map}"
-
-
-def _service_name(name: str) -> str:
-    """What a Service may be called (RFC 1035): lower case, no dots, no underscores, a letter first."""
-    found = re.sub(r"[._]", "-", name.lower())
-    return found if found[0].isalpha() else f"app-{found}"
-
-
-def _label(option: str, name: str) -> str:
-    """RFC 1123, as names of objects are."""
-    if not re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", name):
-        die(f"{option}: {name!r} is no name for Kubernetes (lower case, digits, inside '-'; at most 63)")
-    return name
 
 
 def _row(entry: Any, origin: str, secrets_: Sequence[str], uses: dict[str, dict[str, float]]) -> dict[str, Any]:
