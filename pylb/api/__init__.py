@@ -1,1 +1,1 @@
-"""What the CLI and the control socket may ask of a running pylb, and what may be changed from this machine, as plain values."""
+"""What the CLI and the control socket can ask of a running pylb, and what can be changed from this machine, as plain values."""

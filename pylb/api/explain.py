@@ -1,6 +1,6 @@
-"""`pylb explain PORT|NAME`: why a port does not answer, gathered where it is known; the first thing that is wrong comes first.
+"""`pylb explain PORT|NAME`: why a port does not answer, collected from all parts; the first thing that is wrong comes first.
 
-Two things are asked of every server at this moment, and they are two: does it accept connections, and does it pass its check.
+Every server is asked two separate things at this moment: does it accept connections, and does it pass its check?
 """
 
 from collections import Counter
@@ -23,17 +23,17 @@ from pylb.forward.counters import Counters
 from pylb.web.sessions import story_json
 
 MOST_REFUSED, MOST_HISTORY, MOST_RECORDED = 5, 5, 5
-MOST_PORTS = 20  # of one name
+MOST_PORTS = 20  # for one name
 Knock = Callable[[Listen], Awaitable[str]]
 
 
 def recorded_of(port: int) -> Query:
-    """What `explain` wants to have of the recorder."""
+    """What `explain` asks of the recorder."""
     return Query(frontend=str(port), limit=MOST_RECORDED)
 
 
 def ports_of(registry: Registry, what: str) -> list[int]:
-    """Those that a port, or the name of a frontend or of a registration, is about. Raises Refused NOT_FOUND, INVALID."""
+    """The ports that a port, or the name of a frontend or of a registration, refers to. Raises Refused NOT_FOUND, INVALID."""
     if what.isascii() and what.isdigit():
         if not (port := whole_number(what, 65535)):
             raise Refused(Code.INVALID, f"{what[:20]}: no port", "1 to 65535")
@@ -51,7 +51,7 @@ def ports_of(registry: Registry, what: str) -> list[int]:
 
 
 async def explain(registry: Registry, counters: Counters, recorded: Sequence[Story], knock: Knock, port: int) -> dict[str, Any]:
-    """What is known of the port, with each of its servers asked now. Raises Refused NOT_FOUND."""
+    """What is known about the port; each of its servers is asked now. Raises Refused NOT_FOUND."""
     listens = [listen for listen in registry.table.frontends if listen.port == port]
     refused = [one for one in registry.rejected() if port in one.ports][-MOST_REFUSED:]
     history = registry.history(str(port))
@@ -77,7 +77,7 @@ async def explain(registry: Registry, counters: Counters, recorded: Sequence[Sto
 
 
 async def _asked(registry: Registry, listens: Sequence[Listen]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """By address: what a connect met, and what the check found."""
+    """By address: the outcome of a connect, and the result of the check."""
     dialled: dict[str, Any] = {}
     checked: dict[str, Any] = {}
     for listen in listens:
@@ -144,7 +144,7 @@ def verdict(found: Mapping[str, Any]) -> str:
 
 
 def _servers_wrong(found: Mapping[str, Any]) -> str | None:
-    """What is wrong with all of them; None: at least one is well."""
+    """What is wrong with all of them; None: at least one is fine."""
     dialled, checked = found["dialled"], found["checked"]
     serving = [one["address"] for one in found["servers"] if one["state"] not in ("drain", "maint")]
     if not serving:
@@ -177,7 +177,7 @@ def _denials(denied: Mapping[str, int]) -> str:
 
 
 def told(found: Mapping[str, Any], holder: str) -> Sequence[str]:
-    """Lines for people. `holder`: the process that listens, as far as it can be seen."""
+    """Lines for people. `holder`: the process that listens, if it is visible."""
     lines = [verdict(found), ""]
     if found["listens"]:
         where = f"{', '.join(found['listens'])}{f' ({holder})' if holder else ''}"

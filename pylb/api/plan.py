@@ -1,4 +1,4 @@
-"""What a change would do, with the live sessions it touches: for `pylb plan`, and for the log of a reload."""
+"""The effect of a change, with the live sessions that it touches: for `pylb plan`, and for the log of a reload."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -16,7 +16,7 @@ _FATE = {
 
 
 def steps(lines: Iterable[Line], sessions: Iterable[SessionView]) -> list[dict[str, Any]]:
-    """One a line: what, port, frontend, text, and how many live sessions it is about."""
+    """One per line: what, port, frontend, text, and the number of live sessions concerned."""
     by_port: Counter[Any] = Counter()
     by_server: Counter[Any] = Counter()
     for one in sessions:

@@ -12,12 +12,12 @@ from pylb.core.registration import Key
 from pylb.core.table import Frontend, Table
 
 ROWS = 100  # between two turns of the loop: ~2 ms
-Leases = dict[Key, tuple[str, float | None]]  # of each registration: its state, and in how many seconds its lease ends
+Leases = dict[Key, tuple[str, float | None]]  # by registration: its state, and the seconds until its lease ends
 _HEADINGS = ("PORT", "FRONTEND", "SERVER", "ADDRESS", "WEIGHT", "STATE", "REGISTERED BY", "LEASE", "ACCEPTS", "CHECK", "WHY")
 
 
 async def rows(registry: Registry, port: int | None = None) -> list[dict[str, Any]]:
-    """One per frontend (of `port` only) and server, in the order of the ports; a frontend without servers has one with nulls.
+    """One per frontend (only of `port`) and server, in the order of the ports; a frontend without servers has one with nulls.
 
     Made in steps: a thousand frontends must not hold the loop.
     """
@@ -53,7 +53,7 @@ def _places(table: Table, views: Iterator[ServerView]) -> Iterator[tuple[Fronten
 
 
 def legacy_notes(registry: Registry) -> list[str]:
-    """Who still uses the legacy route: when nobody does, the last old container is gone."""
+    """Who still uses the legacy route. When nobody does, the last old container is gone."""
     return [
         f"legacy calls with token {token!r}: {use.calls} since the start, the last "
         f"{_span(max(0.0, time.time() - use.last_at))} ago from {use.last_ip} ({use.last_name})"
@@ -124,7 +124,7 @@ def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _checked(row: Mapping[str, Any]) -> str:
-    """The last answer, and when it was: of a server that nobody has asked since, nothing newer is known."""
+    """The last answer and its time; nothing newer is known of a server that was not asked since."""
     ago = row["asked_ago"]
     return row["check"] or "-" if ago is None or row["check"] is None else f"{row['check']} {_span(ago)} ago"
 

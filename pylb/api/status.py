@@ -1,4 +1,4 @@
-"""`pylb status`: the picture of a running pylb as a plain value, and that picture as text for people."""
+"""`pylb status`: the condition of a running pylb as a plain value, and as text for people."""
 
 import os
 import time
@@ -29,13 +29,13 @@ _HEADINGS = (
     "FAILED/s",
     "DENIED/s",
 )
-_LEFT = 3  # columns that are text
-_COUNTS = ("sessions_total", "bytes_in", "bytes_out", "failures", "denied")  # that only grow
+_LEFT = 3  # text columns
+_COUNTS = ("sessions_total", "bytes_in", "bytes_out", "failures", "denied")  # counters that only grow
 _WORST_FIRST = {Health.DOWN: 0, Health.DEGRADED: 1, Health.HEALTHY: 2}
 
 
 async def status(registry: Registry, counters: Counters, workers: int, *, reloaded: bool, started_at: float) -> dict[str, Any]:
-    """For JSON. `workers`: how many run. `started_at`: unix time. Who wants rates asks twice."""
+    """For JSON. `workers`: how many run. `started_at`: unix time. For rates, call it twice."""
     now, down_at = time.time(), since_down(registry.events())
     conditions: list[tuple[Health, str]] = []
     rows: list[dict[str, Any]] = []
@@ -54,7 +54,7 @@ async def status(registry: Registry, counters: Counters, workers: int, *, reload
         "pid": os.getpid(),
         "workers": workers,
         "uptime": round(now - started_at, 1),
-        "clock": time.monotonic(),  # when it was counted, in seconds of no particular day
+        "clock": time.monotonic(),  # monotonic time of the count, in seconds
         "generation": registry.table.generation,
         "durable": registry.durable,
         "reloaded": reloaded,
@@ -90,9 +90,9 @@ def _frontend(one: FrontendView, counters: FrontendCounters | None, found: tuple
 
 
 def text(now: Mapping[str, Any], before: Mapping[str, Any] | None = None, *, rows: int | None = None) -> str:
-    """The picture in lines. Rates are those since `before`, an earlier answer; without one they are dashes.
+    """The condition as lines. Rates are since `before`, an earlier answer; without one they are dashes.
 
-    `rows`: so many frontends at most, those that are unwell and busy; else all, in the order of their ports.
+    `rows`: at most so many frontends, unhealthy and busy ones first; else all, in the order of their ports.
     """
     rates = _rates(now, before)
     frontends: Sequence[Mapping[str, Any]] = now["frontends"]
@@ -112,7 +112,7 @@ Rates = Mapping[str, Mapping[str, float]]  # by listen address and count, a seco
 
 
 def _rates(now: Mapping[str, Any], before: Mapping[str, Any] | None) -> Rates:
-    """Of those that were there before; nothing after a restart, whose counts begin anew."""
+    """For frontends that were there before; nothing after a restart, which resets the counters."""
     if before is None or before["pid"] != now["pid"] or (elapsed := now["clock"] - before["clock"]) <= 0:
         return {}
     earlier = {one["listen"]: one for one in before["frontends"]}
@@ -144,7 +144,7 @@ def _cells(one: Mapping[str, Any], rates: Rates) -> tuple[str, ...]:
     own = rates.get(one["listen"])
     new, came, went, failed, denied = ("-",) * 5 if own is None else _written([own[count] for count in _COUNTS])
     head = (str(one["port"]), one["frontend"], one["health"], f"{one['servers_up']}/{one['servers']}")
-    two = (str(one.get("accepting", "-")), str(one.get("passing", "-")))  # the pylb that runs may be older
+    two = (str(one.get("accepting", "-")), str(one.get("passing", "-")))  # the running pylb may be older
     return (*head, *two, f"{one['sessions']:,}", f"{one['queued']:,}", new, came, went, failed, denied)
 
 

@@ -1,4 +1,4 @@
-"""`pylb explain SESSION`: what happened to one connection, as a person would tell it. From the JSON of web/sessions."""
+"""`pylb explain SESSION`: what happened to one connection, in plain words. From the JSON of web/sessions."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -47,7 +47,7 @@ _FORM = "           {:<24} {:<24} {:<20} {:>6}  {}"
 
 
 def told(story: Mapping[str, Any]) -> list[str]:
-    """Lines for people; the first says how it ended, or that it lives."""
+    """Lines for people; the first says how it ended, or that it is live."""
     return [
         _headline(story),
         "",
@@ -63,7 +63,7 @@ def told(story: Mapping[str, Any]) -> list[str]:
 
 
 def line(story: Mapping[str, Any]) -> str:
-    """The same in one line."""
+    """The same as one line."""
     return (
         f"{local_time(story['ended_at'], day=False)} {story['id']} {story['client']} to {story['server'] or 'no server'}: "
         f"{story['code']} after {_duration(story['total_ms'])}, {meaning(story)}"
@@ -78,7 +78,7 @@ def _headline(story: Mapping[str, Any]) -> str:
 
 
 def meaning(story: Mapping[str, Any]) -> str:
-    """Of its two letters, and of why it was refused where that is known."""
+    """The meaning of its two letters, and why it was refused, if that is known."""
     return REASONS.get(story["reason"] or "") or LETTERS.get(story["code"], "see docs/engine.md")
 
 
@@ -179,7 +179,7 @@ def local_time(unix: float, *, day: bool = True) -> str:
 
 
 def reach(found: Mapping[str, Any]) -> str:
-    """How far back a list of ended sessions goes, of the JSON that says so."""
+    """How far back a list of ended sessions goes, from its JSON."""
     began = local_time(found["began"])
     if not found["codes"]:
         return f"all that ended since {began}"
@@ -188,7 +188,7 @@ def reach(found: Mapping[str, Any]) -> str:
 
 
 def ended_table(stories: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A line each, and a head."""
+    """A header, and one line per session."""
     form = "{:<8} {:<17} {:<46} {:<20} {:<20} {:<4} {:>14} {:>12} {:>12}  {}"
     head = ("ENDED", "ID", "CLIENT", "FRONTEND", "SERVER", "CODE", "Q/C/T MS", "BYTES IN", "BYTES OUT", "CLOSED FIRST BY")
     lines = [form.format(*head)]

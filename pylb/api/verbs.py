@@ -1,4 +1,4 @@
-"""What the control socket offers: the changes that only this machine may make, and the views of the CLI."""
+"""What the control socket offers: changes that only this machine may make, and the views of the CLI."""
 
 import json
 import re
@@ -41,7 +41,7 @@ MOST_ENDED = 100  # in one answer, unless more are wanted
 
 
 class Sessions(Listed, Protocol):
-    """Live and ended ones, which can also be reset and explained."""
+    """Live and ended sessions, which can also be reset and explained."""
 
     def workers(self) -> Mapping[str, tuple[int, float]]: ...
 
@@ -55,7 +55,7 @@ class Sessions(Listed, Protocol):
 
 
 class Service(Protocol):
-    """The running pylb: what it reads from files, how it reads them again, and what it and those before it have counted."""
+    """The running pylb: its files, its reloads, and the counters of this process and the previous ones."""
 
     async def counters(self) -> Counters: ...
 
@@ -83,7 +83,7 @@ def verbs(registry: Registry, service: Service, live: Sessions) -> dict[str, Ver
 
 
 def _views(registry: Registry, service: Service, live: Sessions) -> dict[str, Verb]:
-    """What changes nothing."""
+    """Verbs that change nothing."""
     started_at = time.time()
 
     async def status_(_request: Mapping[str, Any]) -> dict[str, Any]:
@@ -120,7 +120,7 @@ def _views(registry: Registry, service: Service, live: Sessions) -> dict[str, Ve
 
 
 def _stories(registry: Registry, service: Service, live: Sessions) -> dict[str, Verb]:
-    """Why it is as it is: what changed, and what is wrong."""
+    """Verbs that explain: what changed, and what is wrong."""
 
     async def history(request: Mapping[str, Any]) -> dict[str, Any]:
         what = request.get("what")
@@ -148,7 +148,7 @@ def _stories(registry: Registry, service: Service, live: Sessions) -> dict[str, 
 
 
 def _changes(registry: Registry, service: Service) -> dict[str, Verb]:
-    """What changes registrations, or reads files again."""
+    """Verbs that change registrations or read files again."""
 
     async def release(request: Mapping[str, Any]) -> dict[str, Any]:
         return {"released": await registry.operator.release_any(_text(request, "what"))}
@@ -212,7 +212,7 @@ def _generation(one: Generation) -> dict[str, Any]:
 
 
 def _operator(registry: Registry, live: Sessions) -> dict[str, Verb]:
-    """What `pylb ctl` asks."""
+    """The verbs of `pylb ctl`."""
 
     async def admin(request: Mapping[str, Any]) -> dict[str, Any]:
         state = _text(request, "state")
@@ -287,7 +287,7 @@ MOST_WORD = 366 * 86_400  # seconds
 
 
 def the_session(text: str, views: Sequence[SessionView]) -> SessionView:
-    """By its id, or by its client's address if that has only one. Raises Refused."""
+    """The session with that id, or of that client's address if it has only one. Raises Refused."""
     try:
         found = named(text, views)
     except ValueError:
@@ -321,7 +321,7 @@ def _text(request: Mapping[str, Any], key: str) -> str:
 
 
 def _unicode(key: str, value: object) -> str:
-    """JSON may hold one half of a pair of surrogates (RFC 8259, 8.2), which no file has. Raises Refused."""
+    """JSON may contain half of a surrogate pair (RFC 8259, 8.2), which no file has. Raises Refused."""
     if not isinstance(value, str) or re.search("[\ud800-\udfff]", value):
         raise Refused(Code.INVALID, f"{key}: text in Unicode is needed")
     return value

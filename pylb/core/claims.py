@@ -1,4 +1,4 @@
-"""Who holds what: the immutable picture of all registrations, with what is worked out from it.
+"""Who holds what: all registrations as one immutable value, with the indexes that follow from it.
 
 A frontend (a `Listen`) is held by the *set* of the registrations on it: it closes when the last one leaves, and so does a
 server, see compose.py.
@@ -20,29 +20,29 @@ LOOPBACK = "loopback"  # 127.0.0.0/8 is one machine
 
 @dataclass(frozen=True, slots=True)
 class Claims:
-    """`registrations` is all of it. What follows is worked out from it, and kept up with each edit, see `edited`: so a
-    call costs what it touches, however many there are.
+    """`registrations` is the content. The other fields are indexes of it, updated with each edit (see `edited`), so that a
+    call costs what it touches, however many registrations there are.
 
     `holders` of a listen are in the order of their registration; a listen without holders is not in it.
     """
 
     registrations: Frozen[Key, Registration] = field(default_factory=Frozen)
     holders: Frozen[Listen, tuple[Key, ...]] = field(default_factory=Frozen)
-    ports: Frozen[int, tuple[Listen, ...]] = field(default_factory=Frozen)  # of `holders`, by their number
-    sent_to: Frozen[Address, int] = field(default_factory=Frozen)  # how many aim there; all of loopback as LOOPBACK
-    owners: Frozen[Owner, int] = field(default_factory=Frozen)  # how many each has
-    of_token: Frozen[str, int] = field(default_factory=Frozen)  # how many each has
-    ports_of_token: Frozen[str, int] = field(default_factory=Frozen)  # and their frontends, one by one
+    ports: Frozen[int, tuple[Listen, ...]] = field(default_factory=Frozen)  # the keys of `holders`, by port number
+    sent_to: Frozen[Address, int] = field(default_factory=Frozen)  # how many aim there; all of loopback counts as LOOPBACK
+    owners: Frozen[Owner, int] = field(default_factory=Frozen)  # how many registrations each has
+    of_token: Frozen[str, int] = field(default_factory=Frozen)  # how many registrations each has
+    ports_of_token: Frozen[str, int] = field(default_factory=Frozen)  # and how many frontends in all of them
     not_fresh: Frozen[Key, State] = field(default_factory=Frozen)
     waiting: Frozen[Key, bool] = field(default_factory=Frozen)  # those with displaced servers
 
     def on_port(self, port: int) -> tuple[Registration, ...]:
-        """All that hold a frontend on the port number."""
+        """All registrations with a frontend on that port number."""
         keys = {key: None for listen in self.ports.get(port, ()) for key in self.holders[listen]}
         return tuple(self.registrations[key] for key in keys)
 
     def edited(self, edits: Mapping[Key, Registration | None]) -> "Claims":
-        """The next picture, each part of it by what differs. None: that registration leaves."""
+        """The next claims; each index is updated by what differs. None: that registration leaves."""
         pairs = [(key, self.registrations.get(key), after) for key, after in edits.items()]
         # A call that moves a server, or a lease that ends, is all that most edits are: no port and no owner differs by those.
         come_or_gone = [pair for pair in pairs if pair[1] is None or pair[2] is None]
@@ -64,7 +64,7 @@ class Claims:
 
 
 def owner_of(one: Registration) -> Owner:
-    """The legacy calls of a token are one owner, whatever name they give."""
+    """All legacy registrations of a token have one owner, whatever name their calls give."""
     return one.key.token, one.key.name, one.key.is_legacy
 
 

@@ -1,8 +1,8 @@
-"""Whose port is it: who has to leave for a call, or why the call is refused; and how many of each there may be.
+"""Conflicts about ports: who has to leave for a call, or why the call is refused; and the bounds on numbers.
 
-A port that only registrations opened belongs to one (token, name). A static frontend is joined by the registration of its
-name, or by any if it says so. A legacy registration is one server per port and token; a native one of the same token takes
-its place for good.
+A port that only registrations opened belongs to one (token, name). A static frontend can be joined by the registration of its
+name, or by any if the config allows it. A legacy registration is one server per port and token; a native one of the same
+token replaces it for good.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -18,7 +18,7 @@ from pylb.core.static_frontends import Layout
 
 @dataclass(frozen=True, slots=True)
 class Contest:
-    """What the holder of a port is asked when somebody else wants it."""
+    """What the holder of a port is asked when another registration wants it."""
 
     yields: Callable[[Registration], bool] = lambda _one: False  # is it dead for so long that it gives way?
     words: Callable[[Registration], str] = lambda _one: ""  # since when it holds the port and until when, for a refusal
@@ -36,9 +36,9 @@ def native_of_token(claims: Claims, wanted: Registration) -> Registration | None
 def conflicts(
     claims: Claims, layout: Layout, wanted: Registration, contest: Contest, *, takeover: bool
 ) -> Mapping[Key, frozenset[Listen]]:
-    """Who has to leave which ports for `wanted`. Raises Refused if somebody may stay.
+    """Who has to leave which ports for `wanted`. Raises Refused if a holder may stay.
 
-    Whoever is fresh stays, whatever the contest says of it: its call may have come since.
+    A fresh registration always stays, whatever the contest says: its call may have come since.
     """
     leaving: dict[Key, frozenset[Listen]] = {}
     for listen in wanted.places:
@@ -53,7 +53,7 @@ def conflicts(
 
 
 def _in_the_way(claims: Claims, layout: Layout, wanted: Key, listen: Listen) -> Iterator[Key]:
-    """The holders that `wanted` cannot share the listen with."""
+    """The holders that cannot share the listen with `wanted`."""
     holders = claims.holders.get(listen, ())
     if not layout.joined_by_any(listen) and holders and _share(holders[0], wanted):
         return  # all holders of such a frontend have one owner: if the first may share it, the others may
@@ -79,9 +79,9 @@ def check_bounds(
     after: Registration,
     evicted: Mapping[Key, AbstractSet[Listen]],
 ) -> None:
-    """What would grow is within the operator's bounds. Raises Refused.
+    """Check that what would grow stays within the operator's bounds. Raises Refused.
 
-    What is there already stays, whatever the bounds are now.
+    Existing registrations stay, whatever the bounds are now.
     """
     bounds, had = layout.rules.bounds, before.places if before is not None else ()
     for listen in after.places:

@@ -1,5 +1,5 @@
-"""Registrations that would make pylb send connections to itself, in a circle: refused when they call, left out when it
-comes to be so later."""
+"""Registrations that would make pylb connect to itself, in a loop: refused when they call, and left out if they become one
+later."""
 
 from collections.abc import Iterable
 
@@ -11,13 +11,13 @@ from pylb.core.static_frontends import Layout
 
 
 def check_no_loop(claims: Claims, layout: Layout, one: Registration) -> None:
-    """It may not make pylb dial a port of ours. Raises Refused."""
+    """It may not make pylb dial one of its own ports. Raises Refused."""
     if (found := loop(claims, layout, one)) is not None:
         raise Refused(Code.TARGET_REFUSED, found, "aim at the node, not at the load balancer")
 
 
 def loop(claims: Claims, layout: Layout, one: Registration, at: Listen | None = None) -> str | None:
-    """Why a registration (or its server `at` one of its listens) would make pylb talk to itself, or None.
+    """Why a registration (or its server `at` one of its listens) would make pylb connect to itself, or None.
 
     Its own ports count, whether they are open or not.
     """
@@ -32,17 +32,17 @@ def loop(claims: Claims, layout: Layout, one: Registration, at: Listen | None = 
 
 
 def loops(claims: Claims, layout: Layout) -> dict[Key, str]:
-    """Registrations that aim at pylb itself, and why: an address of theirs has become ours since they called, or a static
-    frontend has come. compose.py leaves their servers out."""
+    """Registrations that aim at pylb itself, and why: their address has become ours since they called, or a static frontend was
+    added. compose.py leaves their servers out."""
     ports = layout.own_ports.union(listens[0].port for listens in claims.ports.in_any_order())
     if not _is_aimed_at(claims, layout, ports) and ports.isdisjoint(layout.check_ports):
-        return {}  # as nearly always: no look at each of them
+        return {}  # nearly always: saves a look at each of them
     found = ((key, loop(claims, layout, one)) for key, one in claims.registrations.items())
     return {key: why for key, why in found if why is not None}
 
 
 def check_opens_no_loop(claims: Claims, layout: Layout, wanted: Registration) -> None:
-    """Nor may it open a port that another of ours is aimed at. Raises Refused."""
+    """Nor may it open a port at which another registration of ours is aimed. Raises Refused."""
     opened = {listen.port for listen in wanted.places if listen not in claims.holders and listen not in layout.statics}
     if circle := opened & layout.aimed_here:
         detail = f"port {min(circle)} of this machine is where a static frontend is sent: a loop"
@@ -57,6 +57,6 @@ def check_opens_no_loop(claims: Claims, layout: Layout, wanted: Registration) ->
 
 
 def _is_aimed_at(claims: Claims, layout: Layout, ports: Iterable[int]) -> bool:
-    """Is a registration sent to one of these ports of this machine?"""
+    """Is a registration aimed at one of these ports of this machine?"""
     here = (LOOPBACK, *layout.own_ips)
     return any(Address(ip, port) in claims.sent_to for port in ports for ip in here)

@@ -1,7 +1,7 @@
 """All metrics, read from the engine's ints and the registry's views at the moment of a scrape (names: design.md 8).
 
-Nothing is counted here. A thousand frontends are 50,000 samples, a quarter of a second of work: families come in parts,
-and the loop has its turn between them.
+Nothing is counted here. A thousand frontends have 50,000 samples, a quarter of a second of work: families come in parts, and
+the loop runs between them.
 """
 
 import asyncio
@@ -31,7 +31,7 @@ Families = Iterator[Metric]
 
 
 class Metrics:
-    """What a scrape exports of pylb. The arguments without a module of their own are told by the app, each as a callable."""
+    """What a scrape exports about pylb. The app passes values that belong to no module as callables."""
 
     def __init__(
         self,
@@ -58,11 +58,11 @@ class Metrics:
         self._reopen_failures = reopen_failures
 
     async def scrape(self) -> Scrape:
-        """What is made from many views is made here, in steps; the rest while it is collected."""
+        """Values that come from many views are collected here, in steps; the rest when the scrape is written."""
         counted, processes = await self._counters(), self._processes()
         found = await asyncio.to_thread(vitals, {name: pid for name, (pid, _) in processes.items()})
-        # Copied and grouped first: while the loop has its turn frontends come and go. Names are unique by intent only,
-        # and one series given twice would cost the whole scrape: equal names are added up.
+        # Copied and grouped first: while the loop runs, frontends come and go. Names are unique only by intent, and one
+        # duplicate series would cost the whole scrape: the values of equal names are added up.
         frontends: dict[str, list[FrontendCounters]] = defaultdict(list)
         for counters in counted.frontends.values():
             frontends[counters.name].append(counters)
@@ -80,7 +80,7 @@ class Metrics:
         )
 
     async def _frontends(self) -> Families:
-        """What control knows of frontends."""
+        """What control knows about frontends."""
         registry, label = self._registry, ("frontend",)
         unbound = registry.unbound()
         usable, is_open, most = Counter[str](), dict[str, bool](), Counter[str]()
@@ -110,8 +110,8 @@ class Metrics:
         states, leases = Counter[str](), dict[tuple[str, str], float]()
         async for view in in_turns(self._registry.each_registration(), PART):
             states[view.state] += 1
-            if view.expires_at_wall is not None and not view.goodbye:  # it is over because it was to be over
-                place = (view.name, view.instance)  # two tokens may share it: the one that ends first matters
+            if view.expires_at_wall is not None and not view.goodbye:  # a lease that ended after a goodbye is expected
+                place = (view.name, view.instance)  # two tokens may share it: the lease that ends first matters
                 leases[place] = min(view.expires_at_wall, leases.get(place, view.expires_at_wall))
         return chain(
             gauge("pylb_registrations", "Registrations by state.", ("state",), simple({s: states[s] for s in State})),
@@ -299,7 +299,7 @@ def _bytes(frontends: Grouped) -> Iterator[Row]:
 
 
 def _denied(frontends: Grouped, table: Table) -> Iterator[Row]:
-    """Also what was not denied yet and might be: a series that begins at 1 has no increase that Prometheus could see."""
+    """Includes reasons that have not occurred yet: a series that begins at 1 has no increase that Prometheus could see."""
     possible: dict[str, set[str]] = {}
     for one in table.frontends.values():
         if reasons := _reasons(one.policy, one.servers):
@@ -311,7 +311,7 @@ def _denied(frontends: Grouped, table: Table) -> Iterator[Row]:
 
 
 def _reasons(policy: Policy, servers: Iterable[Server]) -> list[str]:
-    """Why a client of such a frontend may be refused."""
+    """The reasons for which such a frontend may refuse a client."""
     limits = policy.limits
     may = {
         "access": policy.access,
@@ -331,7 +331,7 @@ def _per_server(frontends: Grouped, read: Callable[[ServerCounters], int]) -> It
             for server, counters in frontend.servers.items():
                 counts[server] += read(counters)
         for server, count in counts.items():
-            if server:  # "": sessions that never had one
+            if server:  # "": sessions that never had a server
                 yield (name, server), count
 
 
@@ -347,7 +347,7 @@ def _by_word(frontends: Grouped, read: Callable[[ServerCounters], Counter[str]])
 
 
 def _buckets(frontends: Grouped, read: Callable[[FrontendCounters], Histogram]) -> Iterator[Buckets]:
-    """Cumulative, as Prometheus wants them; ours are not."""
+    """Cumulative, as Prometheus expects; our counts are not."""
     for name, group in frontends.items():
         histograms = [read(frontend) for frontend in group]
         counts = accumulate(map(sum, zip(*(histogram.counts for histogram in histograms), strict=True)))

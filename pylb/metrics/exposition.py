@@ -1,7 +1,7 @@
 """Scrapes as text, written by prometheus-client: Prometheus' format 0.0.4, or OpenMetrics for a scraper that asks for it.
 
-The library writes a whole registry in one go. It gets one part of a family at a time instead, and the loop has its turn
-between two of them. So a scrape is not one instant; every single number is right at its own.
+The library writes a whole registry at once. It gets one part of a family at a time instead, and the loop runs between two of
+them. So a scrape is not one instant, but every number is right at its own.
 https://prometheus.io/docs/instrumenting/exposition_formats/
 """
 
@@ -17,7 +17,7 @@ from prometheus_client.registry import Collector
 from pylb.control.steps import in_turns
 from pylb.metrics.families import Scrape
 
-_EOF = b"# EOF\n"  # of OpenMetrics, behind the last family
+_EOF = b"# EOF\n"  # the end of OpenMetrics, after the last family
 
 
 class Format(NamedTuple):
@@ -40,7 +40,7 @@ def accepted(accept: str) -> Format:
 
 
 async def written(scrapes: Iterable[Callable[[], Awaitable[Collector]]], form: Format) -> bytearray:
-    """All of them, one behind the other. It holds the loop for a few milliseconds at a time."""
+    """All of them, one after the other. Holds the loop for a few milliseconds at a time."""
     found, headed = bytearray(), set[tuple[str, str]]()
     for scrape in scrapes:
         async for part in in_turns((await scrape()).collect(), 1):
