@@ -53,7 +53,7 @@ _states("ready", "Serve again. Nothing that a drain has not ended yet is ended a
 @CONFIG
 @JSON
 def list_(config_path: Path | None, as_json: bool) -> None:
-    """All that was said here and counts: about whom, what, until when, and the servers that it hits now."""
+    """All settings in force: their target, the setting, its end, and the servers that it affects now."""
     found = ask(config_path, {"verb": "words"})["words"]
     if as_json:
         say(json.dumps(found, indent=2))

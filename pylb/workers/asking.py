@@ -1,4 +1,4 @@
-"""Questions to all workers, and the wait for what they say."""
+"""Questions to all workers, and the wait for their answers."""
 
 import asyncio
 import logging
@@ -15,23 +15,23 @@ APPLY = 1.0  # seconds that a call waits for the workers
 
 
 class News:
-    """That a worker applied a table, answered, started, or ended."""
+    """The event that a worker applied a table, answered, started, or ended."""
 
     def __init__(self) -> None:
         self._event = asyncio.Event()
 
     def come(self) -> None:
-        """Whoever waits looks again."""
+        """Wake all that wait."""
         self._event.set()
 
     async def wait(self) -> None:
-        """For the next."""
+        """Wait for the next event."""
         self._event.clear()
         await self._event.wait()
 
 
 class Asking:
-    """Of `seats`, each question by its number."""
+    """Asks all `seats`; each question has a number."""
 
     def __init__(self, seats: Sequence[Seat], news: News) -> None:
         self._seats = seats
@@ -48,7 +48,7 @@ class Asking:
         query: Query | None = None,
         session: int = 0,
     ) -> list[Answer]:
-        """What those say that serve, within APPLY seconds."""
+        """The answers of serving workers, within APPLY seconds."""
         self._last = number = (self._last + 1) & 0xFFFFFFFF
         asked = [seat for seat in self._seats if seat.serves]
         answers: list[Answer] = []
@@ -66,7 +66,7 @@ class Asking:
         return answers
 
     def answered(self, answer: Answer) -> None:
-        """A part of it, or the rest."""
+        """A part of an answer, or the rest."""
         if answer.number in self._answers:
             self._answers[answer.number].append(answer)
         self._news.come()

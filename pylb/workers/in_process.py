@@ -22,7 +22,7 @@ log = logging.getLogger("pylb")
 
 
 class Driver:
-    """Runs `engine` in the running loop from its making until `close`. `closed` is told of ports that nobody may reach now."""
+    """Runs `engine` in the running loop from now until `close`. `closed` is called with ports that must not be reachable."""
 
     lines_dropped = 0  # by workers
     restarts = 0  # of workers

@@ -1,4 +1,4 @@
-"""The place of one worker: its listening sockets, which main keeps for life, and the process that serves them just now."""
+"""The slot of one worker: its listening sockets, which main keeps open for good, and the process that serves them now."""
 
 import asyncio
 import os
@@ -19,7 +19,7 @@ BYTES = 32 << 10  # read in one turn of the loop: a report of busy frontends, 4 
 
 
 class Seat:
-    """`on_message` is told what the worker says, from Ready on; `on_end` its exit status, negative for a signal."""
+    """`on_message` gets the worker's messages, from Ready on; `on_end` its exit status, negative for a signal."""
 
     def __init__(
         self,
@@ -30,11 +30,11 @@ class Seat:
     ) -> None:
         self.index = index
         self.sockets: dict[Listen, SocketType] = {}
-        self.serves = False  # it has said Ready
+        self.serves = False  # it has sent Ready
         self.pending = 0  # tables it has not applied yet
-        self.heard = 0.0  # the loop's time of its last word
+        self.heard = 0.0  # the loop's time of its last message
         self.started = 0.0
-        self.doubts = 0  # its silence was reported: 1; it is being replaced for it: 2
+        self.doubts = 0  # 1: its silence was reported; 2: it is being replaced because of it
         self.pid = 0
         self._program = program
         self._on_message = on_message
@@ -49,13 +49,13 @@ class Seat:
         return self._process is not None
 
     def start(self, hello: Hello) -> None:
-        """A fresh process. Raises OSError."""
+        """Start a new process. Raises OSError."""
         ours, theirs = socket.socketpair()
         try:
             process = self._program.start(theirs.fileno())
             try:
                 self._pidfd = os.pidfd_open(process.pid)
-            except OSError:  # no descriptor is left for it
+            except OSError:  # no descriptor is free for it
                 process.kill()
                 process.wait()
                 raise
@@ -74,7 +74,7 @@ class Seat:
         self.say(hello)
 
     def say(self, message: Any, fds: Sequence[int] = ()) -> None:
-        """To the worker, if there is one: what it does not hear, its successor is told anew."""
+        """Send to the worker, if there is one; what it misses, its replacement gets."""
         self._send(*encoded(message), fds)
 
     def _send(self, kind: int, body: bytes, fds: Sequence[int] = ()) -> None:
@@ -92,7 +92,7 @@ class Seat:
                 pass
 
     def tell(self, change: Sequence[tuple[int, bytes]], opened: Sequence[Listen]) -> None:
-        """A table in its pieces, as `encoded`, and the sockets of the ports that are new in it."""
+        """Send a table in its pieces, as `encoded`, and the sockets of the ports that are new in it."""
         for start in range(0, len(opened), MOST_FDS):
             some = opened[start : start + MOST_FDS]
             self.say(Listeners(tuple(some)), [self.sockets[listen].fileno() for listen in some])
@@ -108,14 +108,14 @@ class Seat:
                 pass  # it has just ended
 
     def close(self) -> None:
-        """Kills the worker if there is one, and lets go of the sockets. Idempotent."""
+        """Kill the worker if there is one, and close the sockets. Idempotent."""
         if self._process is not None:
             self.signal(signal.SIGKILL)
             self._forget(self._process)
         self.release()
 
     def release(self) -> None:
-        """Let go of the sockets; the worker has its own copies. Idempotent."""
+        """Close the sockets; the worker has copies. Idempotent."""
         for sock in self.sockets.values():
             sock.close()
         self.sockets.clear()
@@ -129,17 +129,17 @@ class Seat:
         try:
             self._hear(channel, BYTES)
         except ChannelClosed:
-            asyncio.get_running_loop().remove_reader(channel.fileno())  # the process follows
+            asyncio.get_running_loop().remove_reader(channel.fileno())  # the end of the process follows
         except BadFrame as error:
             self._fault = f"it said what no worker says ({error})"
             asyncio.get_running_loop().remove_reader(channel.fileno())
             self.signal(signal.SIGKILL)
 
     def _hear(self, channel: Channel, most: int) -> bool:
-        """Was there anything? Reads so many bytes. Raises ChannelClosed, BadFrame."""
+        """Read up to `most` bytes. Was there anything? Raises ChannelClosed, BadFrame."""
         frames, loop = channel.receive(most), asyncio.get_running_loop()
         for frame in frames:
-            frame.close()  # a worker has none to give; all of them, before one of the frames is found to be bad
+            frame.close()  # a worker never sends descriptors; close all of them before one of the frames turns out to be bad
         for frame in frames:
             self.heard, self.doubts = loop.time(), 0
             message = decoded(frame)
@@ -151,7 +151,7 @@ class Seat:
                 self._on_message(self, message)
             except BadFrame:
                 raise
-            except Exception as error:  # noqa: BLE001 - the others of the batch are heard all the same
+            except Exception as error:  # noqa: BLE001 - the rest of the batch is processed all the same
                 context = {"message": f"what worker {self.index} said", "exception": error, "part": Part.WORKERS}
                 loop.call_exception_handler(context)
         return bool(frames)
@@ -162,7 +162,7 @@ class Seat:
             return
         try:
             while self._hear(channel, MOST_BODY):
-                pass  # its last words
+                pass  # its last messages
         except (ChannelClosed, BadFrame):
             pass
         fault = self._fault

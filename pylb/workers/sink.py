@@ -1,7 +1,7 @@
-"""Where control's tables go with workers: listening sockets are opened here, and each worker is given its own of each port.
+"""Takes control's tables for workers: listening sockets are opened here, and each worker gets its own one for each port.
 
-A port has one socket per worker (SO_REUSEPORT), so the kernel spreads clients evenly, and a dead worker's accept queue waits
-for its successor. With one worker there is nothing to share, and listen() is the probe for a taken port.
+A port has one socket per worker (SO_REUSEPORT), so the kernel spreads clients evenly, and clients in a dead worker's accept
+queue wait for its replacement. With one worker nothing is shared, and listen() is the probe for a taken port.
 """
 
 import asyncio
@@ -27,32 +27,32 @@ class PortSource(Protocol):
         """Raises OSError."""
 
     def closed(self, listen: Listen) -> None:
-        """In whatever process still holds them."""
+        """No process with a copy may accept clients there any more."""
 
     def give_back(self, listen: Listen) -> None:
-        """Those that were opened there are of no use: others that hold them are not to notice."""
+        """Undo `open`: other processes that have the sockets must not notice."""
 
 
 class TableSink:
-    """As control.scene.Sink, for all `seats`."""
+    """Like control.scene.Sink, for all `seats`."""
 
     def __init__(self, seats: Sequence[Seat], ports: PortSource, news: News) -> None:
         self._seats = seats
         self._ports = ports
         self._news = news
-        self._given = Table()  # the last one that `apply` was given
+        self._given = Table()  # the last table passed to `apply`
         self._unopened: tuple[Listen, ...] = ()  # its ports that could not be opened
         self._encoder = TableEncoder()
         self.table = Table()  # without the ports that could not be opened
 
     def open(self, listen: Listen, *, freebind: bool) -> None:
-        """Binds and listens, for all workers. Idempotent. Raises OSError."""
+        """Bind and listen, for all workers. Idempotent. Raises OSError."""
         if listen in self._seats[0].sockets:
             return
         shared = len(self._seats) > 1
         opened: list[SocketType] = []
         try:
-            # The first one without sharing: so the kernel says whether the port is somebody else's.
+            # The first one without sharing, so that the kernel reports a port that another program has.
             opened.append(self._ports.open(listen, freebind=freebind))
             if shared:
                 share(opened[0])
@@ -64,12 +64,12 @@ class TableSink:
             seat.sockets[listen] = sock
 
     def discard(self, listen: Listen) -> None:
-        """Closes what no table has."""
+        """Close what no table has."""
         if listen not in self.table.frontends:
             self._close(listen)
 
     def apply(self, table: Table) -> tuple[Diff, Mapping[Listen, OSError]]:
-        """Opens and closes here, tells the workers. What is new in `self.table`, and what could not be opened."""
+        """Open and close here, and send the workers what is new. Returns the changes and the ports that failed to open."""
         before, asked = self.table, diff(self._given, table)
         edits: dict[Listen, Frontend | None] = {new.listen: new for _, new in asked.changed}
         for frontend in asked.closed:
@@ -97,7 +97,7 @@ class TableSink:
         return change, failed
 
     async def applied(self) -> None:
-        """Until every worker that serves has applied what `apply` was given, for at most APPLY seconds."""
+        """Wait until every serving worker has applied the last `apply`, for at most APPLY seconds."""
         try:
             async with asyncio.timeout(APPLY):
                 while any(seat.pending for seat in self._seats):
@@ -108,11 +108,11 @@ class TableSink:
                     log.error("worker %d (pid %d) has not applied the table within %g s", seat.index, seat.pid, APPLY)
 
     def introduce(self, seat: Seat) -> None:
-        """A worker that has said Ready is told all of it."""
+        """Send the whole table to a worker that has sent Ready."""
         seat.tell(self._encoder.whole(self.table), list(self.table.frontends))
 
     def _close(self, listen: Listen) -> None:
-        # In all processes that hold it: a worker that stands still must not keep a closed port open.
+        # In all processes that have it: a worker that hangs must not keep a closed port open.
         self._ports.closed(listen)
         for seat in self._seats:
             sock = seat.sockets.pop(listen, None)

@@ -1,4 +1,4 @@
-"""Workers are started, started anew when they end, and ended when they stand still."""
+"""Starts workers, replaces those that end, and ends those that hang."""
 
 import asyncio
 import logging
@@ -11,16 +11,16 @@ from pylb.workers.process import Seat
 
 log = logging.getLogger("pylb")
 
-SILENT = 2.5  # seconds without a word: reported; reports come once a second
-DEAF = 6.0  # seconds without a word: replaced
-START = 10.0  # seconds for the first word
-BACKOFF = 10.0  # seconds between two starts of a worker that does not live, at most
-SETTLED = 10.0  # seconds after which a worker counts as one that lives
-_LOOK = 0.25  # seconds between two looks at who is silent
+SILENT = 2.5  # seconds without a message: reported; reports come once a second
+DEAF = 6.0  # seconds without a message: replaced
+START = 10.0  # seconds until the first message
+BACKOFF = 10.0  # most seconds between two starts of a worker that keeps ending
+SETTLED = 10.0  # seconds after which a start counts as successful
+_LOOK = 0.25  # seconds between two checks for silent workers
 
 
 class Supervision:
-    """`hello` for each worker's index; `started`: hears of each worker's pid."""
+    """`hello` for each worker's index; `started` is called with each worker's pid."""
 
     def __init__(
         self, seats: Sequence[Seat], hello: Callable[[int], Hello], started: Callable[[int], None], news: News
@@ -29,14 +29,14 @@ class Supervision:
         self._hello = hello
         self._started = started
         self._news = news
-        self._tries: dict[Seat, int] = {}  # starts in a row that did not last
+        self._tries: dict[Seat, int] = {}  # starts in a row that failed early
         self._restarting: dict[Seat, asyncio.TimerHandle] = {}
         self._looking: asyncio.TimerHandle | None = None
         self._looked_at = 0.0
         self.restarts = 0
 
     async def start(self) -> None:
-        """All workers serve, or as many as do within START seconds. Raises OSError."""
+        """Wait until all workers serve, or for START seconds. Raises OSError."""
         for seat in self._seats:
             self._start(seat)
         self._look()
@@ -49,18 +49,18 @@ class Supervision:
             log.error("not all workers have started within %g s: %d of %d workers serve", START, serving, count)
 
     def cease(self) -> None:
-        """No worker is started any more. Idempotent."""
+        """No worker is started from now on. Idempotent."""
         for timer in self._restarting.values():
             timer.cancel()
 
     def close(self) -> None:
-        """Nobody is looked at any more, either. Idempotent."""
+        """Nor is any worker checked. Idempotent."""
         self.cease()
         if self._looking is not None:
             self._looking.cancel()
 
     def ended(self, seat: Seat, status: int, fault: str, lost: str) -> None:
-        """A worker that was to live on: another takes its place. `lost`: its sessions, in words."""
+        """A worker ended unexpectedly: start another in its place. `lost`: its sessions, in words."""
         loop = asyncio.get_running_loop()
         lived = loop.time() - seat.started >= SETTLED
         tries = self._tries[seat] = 1 if lived else self._tries.get(seat, 0) + 1
@@ -94,7 +94,7 @@ class Supervision:
             self._restarting[seat] = asyncio.get_running_loop().call_later(BACKOFF, self._restart, seat)
 
     def _look(self) -> None:
-        """At who is silent. A main that stood still itself hears what was said meanwhile first."""
+        """Check for silent workers. A main that was stuck itself first reads what they sent meanwhile."""
         loop = asyncio.get_running_loop()
         now = loop.time()
         stalled = self._looked_at and now - self._looked_at > 4 * _LOOK
@@ -115,7 +115,7 @@ class Supervision:
         elif silence > deaf and seat.doubts < 2:
             seat.doubts = 2
             log.error("worker %d (pid %d) stands still: replaced; its stacks follow on stderr", seat.index, seat.pid)
-            seat.signal(signal.SIGABRT)  # faulthandler writes where it stands, and that is its end
+            seat.signal(signal.SIGABRT)  # faulthandler prints its stacks, and the process ends
         elif silence > SILENT and seat.serves and not seat.doubts:
             seat.doubts = 1
             log.error("worker %d (pid %d) has said nothing for %g s", seat.index, seat.pid, SILENT)
