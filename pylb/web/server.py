@@ -247,6 +247,8 @@ class HttpServer:
         """The protocol says its transport is gone."""
         self._disarm(connection)
         self._open.discard(connection)
+        if connection.streams and connection.task is not None:
+            connection.task.cancel()  # a stream waits for what it will say next, and nobody hears it
 
     # ------------------------------------------------------------ one request
 
@@ -271,7 +273,7 @@ class HttpServer:
         self, request: web.BaseRequest, connection: Connection, answer: Answer, chunks: AsyncGenerator[bytes]
     ) -> web.StreamResponse:
         """It stays busy, so that nobody's rush cuts it; how many there may be is the handler's to bound."""
-        connection.streams = True
+        connection.streams, connection.task = True, asyncio.current_task()
 
         def patience(waiting: bool) -> None:
             if waiting:

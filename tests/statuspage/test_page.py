@@ -212,9 +212,28 @@ def test_a_server_that_stops_does_not_wait_for_its_readers(tmp_path: Path) -> No
             await reader.readuntil(b"data: {}\n\n")
             at = asyncio.get_running_loop().time()
         assert asyncio.get_running_loop().time() - at < 3.0
+        await until(lambda: face.served == ["begun", "ended"])
         with_rest = await asyncio.wait_for(reader.read(), 5)
         assert with_rest in (b"", b"\r\n")
         writer.close()
+
+    run(main())
+
+
+def test_the_stream_of_a_client_that_left_ends_at_once_also_if_it_has_nothing_to_say(tmp_path: Path) -> None:
+    quiet = asyncio.Event()
+
+    async def chunks() -> AsyncGenerator[bytes]:
+        yield b"data: {}\n\n"
+        await quiet.wait()
+
+    async def main() -> None:
+        async with facing(tmp_path, chunks) as face:
+            reader, writer = await asyncio.open_connection("127.0.0.1", face.port)
+            writer.write(b"GET /v1/stream HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            await reader.readuntil(b"data: {}\n\n")
+            writer.transport.abort()
+            await until(lambda: face.served == ["begun", "ended"])
 
     run(main())
 
