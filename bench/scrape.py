@@ -41,7 +41,7 @@ from pylb.metrics import exposition
 from pylb.metrics.collector import Metrics
 from pylb.upgrade.sockets import Listeners
 from pylb.workers.archive import Program
-from pylb.workers.fleet import Fleet, Told
+from pylb.workers.fleet import Fleet, FleetObserver
 from pylb.workers.in_process import Driver
 from pylb.workers.messages import VERSION, Hello
 
@@ -91,8 +91,8 @@ async def forwarding(workers: int, hooks: Hooks) -> AsyncIterator[Driver | Fleet
     def hello(seat: int) -> Hello:
         return Hello(VERSION, seat, workers, MOST, 100, 1 << 26, "none")
 
-    told = Told(hooks.connect_ended, lambda _line, _count: None, lambda _pid: None)
-    fleet = Fleet(workers, hello, told, Listeners(Service({})), Program())
+    observer = FleetObserver(hooks.connect_ended, lambda _line, _count: None, lambda _pid: None)
+    fleet = Fleet(workers, hello, observer, Listeners(Service({})), Program())
     try:
         await fleet.start()
         yield fleet

@@ -41,7 +41,7 @@ from pylb.logs.messages import install
 from pylb.logs.session_log import ConnectionLog
 from pylb.logs.targets import LogFile
 from pylb.upgrade.arriving import Predecessors
-from pylb.upgrade.leaving import Estate
+from pylb.upgrade.leaving import Transfer
 from pylb.upgrade.processes import Generations
 from pylb.upgrade.sockets import Listeners
 
@@ -83,7 +83,7 @@ class App:
             await self._start(stack)
             await self._stop.wait()
             if self._life.phase is Phase.STOPPING:
-                await self._ending.stop_accepting((await self._estate.counters()).open_sessions)
+                await self._ending.stop_accepting((await self._transfer.counters()).open_sessions)
             else:
                 self._hooks.registry = None
                 await self._succession.leave(self._registry, hastened=self._life.phase is Phase.HASTENED)
@@ -159,7 +159,7 @@ class App:
             tasks=tasks,
         )
         asyncio.get_running_loop().set_exception_handler(tasks.on_loop_error)
-        self._estate = Estate(
+        self._transfer = Transfer(
             self._listeners, forwarding, registry, self._before, servers=endpoints.servers, local=endpoints.local
         )
         self._heartbeat = Heartbeat(self._service, forwarding, registry)
@@ -167,7 +167,7 @@ class App:
             settings,
             registry,
             forwarding,
-            self._estate,
+            self._transfer,
             called=self._called,
             started_at=self._started_at,
             most_sessions=self._room.most_sessions,
@@ -199,7 +199,7 @@ class App:
             service=self._service,
             forwarding=self._forwarding,
             before=self._before,
-            estate=self._estate,
+            transfer=self._transfer,
             background=self._background,
             on=self._on,
         )
@@ -209,7 +209,7 @@ class App:
             settings=self._settings,
             reloading=self._reloading,
             succession=self._succession,
-            estate=self._estate,
+            transfer=self._transfer,
         )
         await self._reporting.prepare()
         offered = verbs(self._registry, self._operations, self._forwarding)

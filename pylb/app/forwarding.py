@@ -16,7 +16,7 @@ from pylb.forward.counters import Counters
 from pylb.forward.engine import MAX_BUFFERED, Engine, connection_limit, pipe_limit
 from pylb.upgrade.sockets import Listeners
 from pylb.workers.archive import Program
-from pylb.workers.fleet import Fleet, Told
+from pylb.workers.fleet import Fleet, FleetObserver
 from pylb.workers.in_process import Driver
 from pylb.workers.messages import VERSION, Counted, Hello
 
@@ -86,8 +86,8 @@ async def make_forwarding(
         driver = Driver(engine, listeners.closed, hooks.connlog.flush)
         stack.callback(driver.close)
         return driver
-    told = Told(hooks.connect_ended, hooks.connlog.lines.put, note_process)
-    fleet = Fleet(room.workers, lambda index: _hello(index, settings, room), told, listeners, Program())
+    observer = FleetObserver(hooks.connect_ended, hooks.connlog.lines.put, note_process)
+    fleet = Fleet(room.workers, lambda index: _hello(index, settings, room), observer, listeners, Program())
     stack.callback(fleet.close)
     try:
         await fleet.start()

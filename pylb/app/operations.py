@@ -15,7 +15,7 @@ from pylb.core.errors import Code, Refused
 from pylb.core.table import Diff
 from pylb.core.table_diff import Line
 from pylb.forward.counters import Counters
-from pylb.upgrade.leaving import Estate
+from pylb.upgrade.leaving import Transfer
 
 log = logging.getLogger("pylb")
 
@@ -31,14 +31,14 @@ class Operations:
         settings: Settings,
         reloading: Reloading,
         succession: Succession,
-        estate: Estate,
+        transfer: Transfer,
     ) -> None:
         self._life = life
         self._on = on
         self._settings = settings
         self._reloading = reloading
         self._succession = succession
-        self._estate = estate
+        self._transfer = transfer
         self._started = asyncio.Event()
 
     def started(self) -> None:
@@ -81,7 +81,7 @@ class Operations:
 
     async def counters(self) -> Counters:
         """Of this pylb and of those before it that only end their sessions still."""
-        return await self._estate.counters()
+        return await self._transfer.counters()
 
     async def read_keys(self) -> None:
         """A file with secrets has changed: what it says now counts."""

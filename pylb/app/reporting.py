@@ -26,7 +26,7 @@ from pylb.metrics.collector import Metrics
 from pylb.statuspage.page import Page
 from pylb.statuspage.stream import Feed
 from pylb.statuspage.timeseries import History
-from pylb.upgrade.leaving import Estate
+from pylb.upgrade.leaving import Transfer
 from pylb.workers.sampler import Sampler
 
 _LEVELS = {True: logging.WARNING, False: logging.INFO}  # the level of an event, by whether it is an alarm
@@ -42,7 +42,7 @@ class Reporting:
         settings: Settings,
         registry: Registry,
         forwarding: Forwarding,
-        estate: Estate,
+        transfer: Transfer,
         *,
         called: tuple[str, str],  # as welcome.program
         started_at: float,  # unix time
@@ -61,16 +61,16 @@ class Reporting:
         self._called = called
         self._started_at = started_at
         self._made: tuple[tuple[Config, bool, int], dict[str, Any]] | None = None
-        self.counters = estate.counters
+        self.counters = transfer.counters
         history, rates = History(forwarding.rate_samples), Rates()
         self.feed = Feed(registry, history, self._about, also=self._troubles)
         self._sampler = Sampler(
-            lambda: registry.table, estate.parts, (history, rates), pids=forwarding.pids, sampled=self.feed.sampled
+            lambda: registry.table, transfer.parts, (history, rates), pids=forwarding.pids, sampled=self.feed.sampled
         )
-        self.haproxy = View(registry, estate.counters, self._facts, rates)
+        self.haproxy = View(registry, transfer.counters, self._facts, rates)
         self.page = Page(self.feed.stream)
         self.metrics = Metrics(
-            counters=estate.counters,
+            counters=transfer.counters,
             registry=registry,
             lines_dropped=lines_dropped,
             reopen_failures=reopen_failures,

@@ -22,9 +22,9 @@ from pylb.control.tasks import Part
 from pylb.core.errors import Code, Refused
 from pylb.core.text import counted, span
 from pylb.host.systemd import Service
-from pylb.upgrade.arriving import Left, Predecessors, inherit
+from pylb.upgrade.arriving import Inherited, Predecessors, inherit
 from pylb.upgrade.handover import hand_over, report_to, tell_the_last
-from pylb.upgrade.leaving import Estate, Lost
+from pylb.upgrade.leaving import Lost, Transfer
 from pylb.upgrade.protocol import ANSWER, Refusal, Talk
 from pylb.upgrade.sockets import Listeners, passed
 from pylb.upgrade.successor import Successor
@@ -51,31 +51,31 @@ class Arrival:
         self._listeners = listeners
         self._before = before
         self._background = background
-        self._left: Left | None = None
+        self._inherited: Inherited | None = None
         self._number = 0  # the number of the process that started us, among the previous ones
 
     async def inherit(self) -> None:
         """The sockets of the previous pylb, or systemd's. Raises CannotStart."""
         self._listeners.inherit(passed(self._environ))
         try:
-            self._left = left = await inherit(self._environ)
+            self._inherited = inherited = await inherit(self._environ)
         except Refusal as refusal:
             raise CannotStart(f"the pylb that started this one keeps its ports: {refusal}") from None
-        if left is not None:
+        if inherited is not None:
             self._service.muted = True
-            self._listeners.inherit(left.descriptors)
+            self._listeners.inherit(inherited.descriptors)
 
     def count_on(self, registry: Registry) -> None:
         """Continue the previous pylb's counters."""
-        if self._left is not None:
-            registry.go_on_from(self._left.totals)
-            self._number = self._before.meet(self._left.talk, self._left.counts)
+        if self._inherited is not None:
+            registry.go_on_from(self._inherited.totals)
+            self._number = self._before.meet(self._inherited.talk, self._inherited.counts)
 
     async def take_over(self) -> None:
         """Everything serves: once the old process says so, or ends, we are the service. Raises CannotStart."""
-        if self._left is None:
+        if self._inherited is None:
             return
-        talk = self._left.talk
+        talk = self._inherited.talk
         talk.say("serving")
         try:
             await talk.expect("go", ANSWER)
@@ -103,7 +103,7 @@ class Succession:
         service: Service,
         forwarding: Forwarding,
         before: Predecessors,
-        estate: Estate,
+        transfer: Transfer,
         background: Background,
         on: Callable[[Trigger], None],
     ) -> None:
@@ -112,7 +112,7 @@ class Succession:
         self._service = service
         self._forwarding = forwarding
         self._before = before
-        self._estate = estate
+        self._transfer = transfer
         self._background = background
         self._on = on
         self._successor: Successor | None = None  # set as soon as it is in charge
@@ -126,7 +126,7 @@ class Succession:
         Raises Refused: this pylb stays in charge, or ends if it cannot.
         """
         try:
-            successor = await hand_over(self._estate, self._environ, self._service.successor)
+            successor = await hand_over(self._transfer, self._environ, self._service.successor)
         except Refusal as refusal:
             self._on(Trigger.UPGRADE_FAILED)
             text = f"the upgrade failed, process {os.getpid()} stays in charge: {refusal}"
@@ -168,10 +168,10 @@ class Succession:
         with surviving(Part.SUCCESSOR):
             await registry.stop()
         with surviving(Part.SUCCESSOR):
-            if live := (await self._estate.counters()).open_sessions:
+            if live := (await self._transfer.counters()).open_sessions:
                 log.info("%s", _ends(live, seconds))
         talk = self._talk
-        self._background.forever(Part.SUCCESSOR, partial(report_to, talk, self._estate))
+        self._background.forever(Part.SUCCESSOR, partial(report_to, talk, self._transfer))
         self._background.once(Part.SUCCESSOR, self._hear_of_a_stop(talk))
         asyncio.get_running_loop().call_later(LINGER, self._may_end.set)
 
@@ -187,7 +187,7 @@ class Succession:
     async def tell_the_last(self) -> None:
         """Send the last counts. Nothing may be sent to the successor after this."""
         with self._background.boundary.surviving(Part.SUCCESSOR):
-            await tell_the_last(self._talk, self._estate)
+            await tell_the_last(self._talk, self._transfer)
 
     @property
     def _talk(self) -> Talk:

@@ -12,12 +12,12 @@ from pylb.forward.counters import Counters
 from pylb.upgrade.protocol import ANSWER, PROTOCOL, VARIABLE, Refusal, Talk, report_of
 from pylb.workers.channel import BadFrame
 from pylb.workers.messages import Counted
-from pylb.workers.totals import Tally
+from pylb.workers.totals import Totals
 
 log = logging.getLogger("pylb")
 
 
-class Left(NamedTuple):
+class Inherited(NamedTuple):
     """What the previous pylb passed on."""
 
     talk: Talk
@@ -26,7 +26,7 @@ class Left(NamedTuple):
     totals: Mapping[str, Mapping[str, int]]
 
 
-async def inherit(environ: Mapping[str, str]) -> Left | None:
+async def inherit(environ: Mapping[str, str]) -> Inherited | None:
     """What the previous pylb passed on, once it has released it; None: none was. Raises Refusal: it is still in charge."""
     text = environ.get(VARIABLE, "")
     if not text:
@@ -46,7 +46,7 @@ async def inherit(environ: Mapping[str, str]) -> Left | None:
         if said.get("say") == "count":
             counts.append(said)
         if said.get("say") == "yours":
-            return Left(talk, descriptors, counts, said.get("totals") or {})
+            return Inherited(talk, descriptors, counts, said.get("totals") or {})
 
 
 class Predecessors:
@@ -55,18 +55,18 @@ class Predecessors:
     def __init__(self, failed: Callable[[str, int], None] = lambda _part, _count: None) -> None:
         self._failed = failed  # reports a failed part of theirs, and how often
         self._failures: dict[int, dict[str, int]] = {}  # of each, by part
-        self._tally = Tally()
+        self._totals = Totals()
         self._living: dict[int, Talk] = {}
         self._next = 0
         self._readable = True  # could the last one's counts be read?
 
     async def added(self, counters: Counters) -> Counters:
         """`counters` and theirs."""
-        return await self._tally.added(counters) if self._next else counters
+        return await self._totals.added(counters) if self._next else counters
 
     def parts(self) -> list[Counted]:
         """Their counts, according to their last reports."""
-        return self._tally.parts()
+        return self._totals.parts()
 
     def meet(self, talk: Talk, counts: Iterable[Mapping[str, Any]]) -> int:
         """Add one with the `counts` it sent, before any sum is read: its past would look like a burst. Returns a number."""
@@ -94,7 +94,7 @@ class Predecessors:
         """It has ended: its counts remain."""
         self._living.pop(number).close()
         self._failures.pop(number, None)
-        self._tally.retire(number)
+        self._totals.retire(number)
 
     def _hear_failures(self, number: int, said: Mapping[str, Any]) -> None:
         before = self._failures[number]
@@ -107,7 +107,7 @@ class Predecessors:
         """False: its version counts in another form."""
         try:
             for said in counts:
-                self._tally.heard(number, report_of(said))
+                self._totals.heard(number, report_of(said))
         except (Malformed, BadFrame) as error:
             log.warning("the previous pylb's counters have another form, so counting starts at zero: %s", error)
             return False

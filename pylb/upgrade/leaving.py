@@ -31,7 +31,7 @@ class Lost(Exception):  # noqa: N818 - a condition that one line describes
     """Another process has the state now."""
 
 
-class Estate:
+class Transfer:
     """What a serving pylb can pass on. `before`: previous pylbs that only end their sessions.
 
     `servers` and `local` are the doors that are open, by then.

@@ -38,13 +38,13 @@ from pylb.workers.messages import (
 from pylb.workers.process import Seat
 from pylb.workers.sink import PortSource, TableSink
 from pylb.workers.supervision import Supervision
-from pylb.workers.totals import Tally
+from pylb.workers.totals import Totals
 
 log = logging.getLogger("pylb")
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class FleetObserver:
     """The receivers of what workers report."""
 
     connect_ended: Callable[[Listen, Server, str | None], None]
@@ -53,20 +53,22 @@ class Told:
 
 
 class Fleet:
-    """`hello` for each worker's index. `told` receives the workers' reports, none before `start`."""
+    """`hello` for each worker's index. `observer` receives the workers' reports, none before `start`."""
 
     rate_samples = 3  # they report once a second, at different moments
 
-    def __init__(self, count: int, hello: Callable[[int], Hello], told: Told, ports: PortSource, program: Program) -> None:
+    def __init__(
+        self, count: int, hello: Callable[[int], Hello], observer: FleetObserver, ports: PortSource, program: Program
+    ) -> None:
         self._program = program
         self._hello = hello
-        self._told = told
+        self._observer = observer
         self._seats = [Seat(index, self._program, self._on_message, self._on_end) for index in range(1, count + 1)]
         self._news = News()
         self._sink = TableSink(self._seats, ports, self._news)
         self._asking = Asking(self._seats, self._news)
-        self._supervision = Supervision(self._seats, hello, told.started, self._news)
-        self._tally = Tally()
+        self._supervision = Supervision(self._seats, hello, observer.started, self._news)
+        self._totals = Totals()
         self._draining = False
         self.lines_dropped = 0
 
@@ -86,10 +88,10 @@ class Fleet:
 
     async def drained(self, *, at_once: asyncio.Event) -> None:
         """Wait until the last worker has ended: by itself, or at once when that is set."""
-        hurried = False
+        cut_short = False
         while any(seat.runs for seat in self._seats):
-            if at_once.is_set() and not hurried:
-                hurried = True
+            if at_once.is_set() and not cut_short:
+                cut_short = True
                 self.drain(time.monotonic())
             await asyncio.sleep(0.05)
 
@@ -117,7 +119,7 @@ class Fleet:
         if self._draining:
             return {}
         change, failed = self._sink.apply(table)
-        self._tally.follow(self._sink.table, change)
+        self._totals.follow(self._sink.table, change)
         return failed
 
     async def applied(self) -> None:
@@ -128,7 +130,7 @@ class Fleet:
     @property
     def open_sessions(self) -> int:
         """According to their last reports."""
-        return self._tally.open_sessions()
+        return self._totals.open_sessions()
 
     @property
     def recording(self) -> bool:
@@ -139,11 +141,11 @@ class Fleet:
         await self._asking.ask("counters")
         blank = Counters(sum(self._hello(seat.index).max_connections for seat in self._seats))
         blank.frontends = {listen: FrontendCounters(one.name) for listen, one in self._sink.table.frontends.items()}
-        return await self._tally.added(blank)
+        return await self._totals.added(blank)
 
     def parts(self) -> list[Counted]:
         """The counts whose sum is `counters`, according to the workers' reports, which come once a second."""
-        return self._tally.parts()
+        return self._totals.parts()
 
     async def sessions(self) -> list[SessionView]:
         return [view for answer in await self._asking.ask("sessions") for view in answer.sessions]
@@ -171,7 +173,7 @@ class Fleet:
 
     def workers(self) -> dict[str, tuple[int, float]]:
         """Of each worker that runs: its pid and its loop's lag in seconds."""
-        return {f"worker-{seat.index}": (seat.pid, self._tally.lag(seat.pid)) for seat in self._seats if seat.runs}
+        return {f"worker-{seat.index}": (seat.pid, self._totals.lag(seat.pid)) for seat in self._seats if seat.runs}
 
     def pids(self) -> list[int]:
         """Of the workers that run."""
@@ -183,13 +185,13 @@ class Fleet:
         """Raises BadFrame."""
         match message:
             case Report():
-                self._tally.heard(seat.pid, message)
+                self._totals.heard(seat.pid, message)
             case Lines():
                 if message.lines:
-                    self._told.lines(message.text, message.lines)
+                    self._observer.lines(message.text, message.lines)
                 self.lines_dropped += message.dropped
             case Connect():
-                self._told.connect_ended(message.listen, message.server, message.failure)
+                self._observer.connect_ended(message.listen, message.server, message.failure)
             case Applied():
                 seat.pending -= 1
                 self._news.come()
@@ -215,8 +217,8 @@ class Fleet:
                 other.say(message)
 
     def _on_end(self, seat: Seat, status: int, fault: str) -> None:
-        lost = counted(self._tally.open_sessions(seat.pid), "session")
-        self._tally.retire(seat.pid)
+        lost = counted(self._totals.open_sessions(seat.pid), "session")
+        self._totals.retire(seat.pid)
         self._program.origins.forget(seat.index)
         self._tell_others(seat, Others(seat.index, (), gone=True))
         self._news.come()

@@ -65,14 +65,14 @@ class TableEncoder:
 
     def _parts(self, frontends: Iterable[Frontend], *, whole: bool = False) -> Pieces:
         """These, encoded once for all. `whole`: for one who knows no policy yet."""
-        pieces, told = [], set[int]()
+        pieces, sent = [], set[int]()
         rest = iter(frontends)
         while some := tuple(islice(rest, PIECE)):
             lines, policies = [], {}
             for frontend in some:
                 number, is_new = self._policies.number(frontend.policy)
-                if is_new or (whole and number not in told):
-                    told.add(number)
+                if is_new or (whole and number not in sent):
+                    sent.add(number)
                     policies[number] = frontend.policy
                 lines.append(lines_of(frontend, number))
             pieces.append(encoded(TablePart(policies, tuple(lines))))

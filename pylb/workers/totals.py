@@ -14,7 +14,7 @@ _SINCE_THE_START = ("faults", "pipe_fallbacks", "bytes_spliced")
 _NOW = ("buffered", "pipes_lent", "runnable")
 
 
-class Tally:
+class Totals:
     """A source is a process that counts, identified by its pid: a worker, or the previous pylb after an upgrade."""
 
     def __init__(self) -> None:

@@ -37,7 +37,7 @@ from pylb.logs.session_log import ConnectionLog
 from pylb.statuspage.stream import Feed
 from pylb.upgrade import handover
 from pylb.upgrade.arriving import Predecessors
-from pylb.upgrade.leaving import Estate
+from pylb.upgrade.leaving import Transfer
 from pylb.upgrade.processes import Generations
 from pylb.upgrade.sockets import Listeners
 from pylb.upgrade.successor import Successor
@@ -80,7 +80,7 @@ BEFORE_GO: dict[str, tuple[type | ModuleType, str]] = {
     "write the state": (ControlState, "save_now"),
     "let go of the state": (Store, "unlock"),
     "list the sockets": (Listeners, "all"),
-    "count": (Estate, "counted"),
+    "count": (Transfer, "counted"),
     "tell the counts": (handover, "tell"),
     "tell the totals": (Registry, "totals"),
     "inherit the sockets": (Listeners, "inherit"),

@@ -22,7 +22,7 @@ from pylb.forward.origins import Origins
 from pylb.host.systemd import Service
 from pylb.upgrade.sockets import Listeners
 from pylb.workers.archive import Program
-from pylb.workers.fleet import Fleet, Told
+from pylb.workers.fleet import Fleet, FleetObserver
 from pylb.workers.messages import VERSION, Hello
 from pylb.workers.process import Seat
 from tests.support.ports import free_port
@@ -62,8 +62,8 @@ def hello(seat: int) -> Hello:
 
 @asynccontextmanager
 async def running(program: Program, count: int = 1) -> AsyncIterator[Fleet]:
-    told = Told(lambda *_: None, lambda *_: None, lambda _: None)
-    fleet = Fleet(count, hello, told, Listeners(Service({})), program)
+    observer = FleetObserver(lambda *_: None, lambda *_: None, lambda _: None)
+    fleet = Fleet(count, hello, observer, Listeners(Service({})), program)
     try:
         yield fleet
     finally:

@@ -11,7 +11,7 @@ from pylb.core.table import Frontend, Server, make_table
 from pylb.host.systemd import Service
 from pylb.upgrade.sockets import Listeners
 from pylb.workers.archive import Program
-from pylb.workers.fleet import Fleet, Told
+from pylb.workers.fleet import Fleet, FleetObserver
 from pylb.workers.messages import VERSION, Hello
 from tests.support.ports import free_port
 
@@ -33,7 +33,7 @@ async def _ends(listen: Listen) -> None:
 
 
 async def _main() -> None:
-    fleet = Fleet(2, hello, Told(lambda *_: None, lambda _: None, lambda _: None), Listeners(Service({})), Program())
+    fleet = Fleet(2, hello, FleetObserver(lambda *_: None, lambda _: None, lambda _: None), Listeners(Service({})), Program())
     with ExitStack() as stack, socket.create_server(("127.0.0.1", 0), backlog=LIVE) as backend, socket.socket() as nobody:
         stack.callback(fleet.close)
         nobody.bind(("127.0.0.1", 0))

@@ -17,7 +17,7 @@ from pylb.forward.origins import Origins
 from pylb.logs.formats import Gathered
 from pylb.workers.archive import Program
 from pylb.workers.channel import Channel
-from pylb.workers.fleet import Fleet, Told
+from pylb.workers.fleet import Fleet, FleetObserver
 from pylb.workers.link import Link
 from pylb.workers.messages import PIECE, VERSION, Hello, TableChange, TablePart, counted, encoded, lines_of, report
 from tests.support.counting import counting
@@ -91,11 +91,11 @@ class Nobody(Program):
 
 @contextmanager
 def fleet(table: Table) -> Iterator[Callable[[Table], object]]:
-    made = Fleet(2, lambda _seat: HELLO, Told(lambda *_: None, lambda *_: None, lambda _: None), Ports(), Nobody())
+    made = Fleet(2, lambda _seat: HELLO, FleetObserver(lambda *_: None, lambda *_: None, lambda _: None), Ports(), Nobody())
     try:
         made.apply(table)
         counts = [counted(listen, FrontendCounters(one.name)) for listen, one in table.frontends.items()]
-        made._tally.heard(7, report(Counters(100), 0.0, tuple(counts)))
+        made._totals.heard(7, report(Counters(100), 0.0, tuple(counts)))
         yield made.apply
     finally:
         made.close()

@@ -10,7 +10,7 @@ from pylb.core.table import Diff, Frontend, Server, Table, diff, make_table
 from pylb.forward.counters import Counters, FrontendCounters, ServerCounters
 from pylb.workers.channel import BadFrame
 from pylb.workers.messages import Report, add, counted, report
-from pylb.workers.totals import Tally
+from pylb.workers.totals import Totals
 
 WEB, MAIL = Listen("tcp", "*", 443), Listen("tcp", "*", 25)
 
@@ -46,18 +46,18 @@ def blank(*listens: Listen) -> Counters:
 
 
 def test_workers_are_added_up() -> None:
-    tally = Tally()
-    tally.heard(1, said(2, ended=3))
-    tally.heard(2, said(1, ended=5, server="b"))
-    tally.heard(2, said(1, ended=6, server="b"))  # the last word counts
-    found = asyncio.run(tally.added(blank(WEB)))
+    totals = Totals()
+    totals.heard(1, said(2, ended=3))
+    totals.heard(2, said(1, ended=5, server="b"))
+    totals.heard(2, said(1, ended=6, server="b"))  # the last word counts
+    found = asyncio.run(totals.added(blank(WEB)))
     web = found.frontends[WEB]
     assert (web.sessions, web.sessions_total, web.bytes_in, web.bytes_out, web.queued) == (3, 12, 90, 900, 3)
     assert (web.denied["access"], sum(web.connect_seconds.counts), web.session_seconds.total) == (9, 9, 9.0)
     assert {name: one.closed["--"] for name, one in web.servers.items()} == {"a": 3, "b": 6}
     assert (found.open_sessions, found.faults, found.accept_errors["EMFILE"], found.max_connections) == (3, 9, 9, 200)
-    assert (tally.open_sessions(), tally.open_sessions(1), tally.open_sessions(9)) == (3, 2, 0)
-    assert (tally.lag(1), tally.lag(9)) == (0.25, 0.0)
+    assert (totals.open_sessions(), totals.open_sessions(1), totals.open_sessions(9)) == (3, 2, 0)
+    assert (totals.lag(1), totals.lag(9)) == (0.25, 0.0)
 
 
 def full(of: int) -> FrontendCounters:
@@ -92,12 +92,12 @@ def test_every_counter_of_a_frontend_and_its_servers_adds_up(live: bool) -> None
 
 
 def test_of_one_that_is_gone_the_past_stays_and_the_present_does_not() -> None:
-    tally = Tally()
-    tally.heard(1, said(2, ended=3))
-    tally.retire(1)
-    tally.retire(1)
-    tally.heard(2, said(1, ended=1))
-    found = asyncio.run(tally.added(blank(WEB)))
+    totals = Totals()
+    totals.heard(1, said(2, ended=3))
+    totals.retire(1)
+    totals.retire(1)
+    totals.heard(2, said(1, ended=1))
+    found = asyncio.run(totals.added(blank(WEB)))
     web = found.frontends[WEB]
     assert (web.sessions, web.queued, web.sessions_total) == (1, 1, 7)
     assert (web.servers["a"].sessions, web.servers["a"].sessions_total, web.servers["a"].failures["refused"]) == (1, 7, 4)
@@ -105,13 +105,13 @@ def test_of_one_that_is_gone_the_past_stays_and_the_present_does_not() -> None:
 
 
 def test_counters_go_with_their_frontend_and_labels_with_their_server() -> None:
-    tally = Tally()
-    tally.heard(1, said(0, ended=3))
-    tally.heard(1, said(0, ended=2, listen=MAIL))
-    tally.retire(1)
+    totals = Totals()
+    totals.heard(1, said(0, ended=3))
+    totals.heard(1, said(0, ended=2, listen=MAIL))
+    totals.retire(1)
     before, after = table(WEB, MAIL), table(WEB, servers="b")
-    tally.follow(after, diff(before, after))
-    found = asyncio.run(tally.added(blank(WEB, MAIL)))
+    totals.follow(after, diff(before, after))
+    found = asyncio.run(totals.added(blank(WEB, MAIL)))
     assert found.frontends[MAIL].sessions_total == 0
     web = found.frontends[WEB]
     assert (web.servers, web.forgotten, web.sessions_total) == ({}, 3, 3)
@@ -119,20 +119,20 @@ def test_counters_go_with_their_frontend_and_labels_with_their_server() -> None:
 
 def test_a_frontend_that_a_late_report_brings_back_goes_with_the_next_table() -> None:
     before, after = table(WEB, MAIL), table(WEB)
-    tally = Tally()
-    tally.heard(1, said(0, ended=1))
-    tally.follow(after, diff(before, after))
-    tally.heard(1, said(0, ended=2, listen=MAIL))  # it had not heard yet
-    tally.follow(after, Diff((), (), ()))
-    assert [sorted(part) for part in tally.parts()] == [[WEB], []]
+    totals = Totals()
+    totals.heard(1, said(0, ended=1))
+    totals.follow(after, diff(before, after))
+    totals.heard(1, said(0, ended=2, listen=MAIL))  # it had not heard yet
+    totals.follow(after, Diff((), (), ()))
+    assert [sorted(part) for part in totals.parts()] == [[WEB], []]
 
 
 def test_what_is_added_to_is_left_alone() -> None:
     base = blank(WEB)
     base.frontends[WEB].sessions_total = 5
-    tally = Tally()
-    tally.heard(1, said(1, ended=1))
-    assert asyncio.run(tally.added(base)).frontends[WEB].sessions_total == 7
+    totals = Totals()
+    totals.heard(1, said(1, ended=1))
+    assert asyncio.run(totals.added(base)).frontends[WEB].sessions_total == 7
     assert base.frontends[WEB].sessions_total == 5
 
 
@@ -140,11 +140,11 @@ def test_counts_of_another_form_are_refused() -> None:
     good = said(1, ended=1)
     [one] = good.frontends
     with pytest.raises(BadFrame):
-        Tally().heard(1, good._replace(frontends=(one._replace(connect_seconds=(1, 2)),)))
+        Totals().heard(1, good._replace(frontends=(one._replace(connect_seconds=(1, 2)),)))
 
 
 def test_sums_are_added_and_of_maxima_the_highest_stays() -> None:
-    tally = Tally()
+    totals = Totals()
     for source, longest in ((1, 3.0), (2, 5.0)):
         report = said(1, ended=2)
         [web] = report.frontends
@@ -163,13 +163,13 @@ def test_sums_are_added_and_of_maxima_the_highest_stays() -> None:
             last_at=longest,
         )
         web = web._replace(servers={"a": server}, connections=7)
-        tally.heard(source, report._replace(frontends=(web,), bytes_spliced=100, pipes_lent=3, runnable=1))
-    tally.retire(1)
-    found = asyncio.run(tally.added(blank(WEB)))
+        totals.heard(source, report._replace(frontends=(web,), bytes_spliced=100, pipes_lent=3, runnable=1))
+    totals.retire(1)
+    found = asyncio.run(totals.added(blank(WEB)))
     web_counters = found.frontends[WEB]
     one = web_counters.servers["a"]
     assert (web_counters.connections, one.bytes_in, one.bytes_out, one.attempts, one.redispatches) == (14, 20, 40, 8, 2)
     assert (one.queue_seconds, one.connect_seconds, one.total_seconds) == (1.0, 0.5, 18.0)
     assert (one.longest_queue, one.longest_connect, one.longest_total, one.last_at) == (5.0, 5.0, 5.0, 5.0)
     assert (found.bytes_spliced, found.pipes_lent, found.runnable) == (200, 3, 1)
-    assert [WEB in part for part in tally.parts()] == [True, True]
+    assert [WEB in part for part in totals.parts()] == [True, True]
