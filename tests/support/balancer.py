@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from prometheus_client.parser import text_string_to_metric_families
+
 from tests.support.baseline import IDLE_CPU, idle_cpu
 from tests.support.netns import LB, Lab, Namespace
 from tests.support.processes import EndedError, Process, Processes, python
@@ -183,11 +185,12 @@ class Balancer:
         return {int(row[1].rpartition(":")[2], 16) for row in rows if row[3] in states}
 
     def metric(self, line: str) -> float:
-        """The value of one sample, named as in the text format: `name{label="value"}`."""
-        for text in self.admin("/metrics").body.decode().splitlines():
-            name, _, value = text.rpartition(" ")
-            if name == line:
-                return float(value)
+        """The value of one sample, named as in the text format: `name{label="value"}`; its labels may be in any order."""
+        [[wanted]] = [family.samples for family in text_string_to_metric_families(f"{line} 0\n")]
+        for family in text_string_to_metric_families(self.admin("/metrics").body.decode()):
+            for sample in family.samples:
+                if (sample.name, sample.labels) == (wanted.name, wanted.labels):
+                    return float(sample.value)
         raise AssertionError(f"no sample {line}")
 
     def call(
