@@ -39,7 +39,7 @@ demo: $(VENV)/.run ## watch a node move under load, on loopback
 test: $(VENV)/.dev $(if $(filter true,$(CI)),$(VENV)/.ui) ## everything but test-system; long cases scaled down
 	@failed=; \
 	$(MAKE) --no-print-directory -j2 -Otarget -k lint core || failed="lint-or-core"; \
-	$(PY) -m pytest -n $(BESIDE) -m "not alone" $(REST) -q $(LONG) || failed="$$failed side-by-side"; \
+	$(PY) -m pytest -n $(BESIDE) --dist worksteal -m "not alone" $(REST) -q $(LONG) || failed="$$failed side-by-side"; \
 	$(PY) -m pytest -m alone $(ALONE) -q $(LONG) || failed="$$failed alone"; \
 	test -z "$$failed" || { echo "FAILED: $$failed"; exit 1; }
 
