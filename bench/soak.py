@@ -470,10 +470,13 @@ class Soak:
             complain(f"{self._descriptors()} descriptors are open, {base} were at the start")
         if not await _eventually(lambda: len(self._unit.processes()) == 1 + place.workers):
             complain(f"processes {self._unit.processes()} live on, with nothing to do")
-        before = cpu_seconds(family(self._unit.pid))
-        await asyncio.sleep(2)
-        if (share := (cpu_seconds(family(self._unit.pid)) - before) / 2) >= IDLE_CPU:
-            complain(f"{share:.1%} of a core is used while nothing happens")
+        shares: list[float] = []
+        while len(shares) < 5 and min(shares, default=1.0) >= IDLE_CPU:  # what spins does so in each of them
+            before = cpu_seconds(family(self._unit.pid))
+            await asyncio.sleep(2)
+            shares.append((cpu_seconds(family(self._unit.pid)) - before) / 2)
+        if min(shares) >= IDLE_CPU:
+            complain(f"{min(shares):.1%} of a core is used while nothing happens")
         if self._kills is not None:
             return  # what main counted died with it, and its memory is another's
         self._check_counts()

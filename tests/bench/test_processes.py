@@ -46,14 +46,14 @@ def test_cpu_seconds_are_those_the_child_used(tmp_path):
     with child(BURN.format(seconds=0.4), tmp_path) as (process, address):
         process.wait_listening(address)
 
-        assert 0.39 <= process.cpu_seconds() < 0.6
+        assert 0.4 <= process.cpu_seconds() < 0.6
 
 
 def test_cpu_seconds_and_memory_include_a_worker_of_the_child(tmp_path):
     with child(WORKER, tmp_path) as (process, address):
         process.wait_listening(address)
 
-        assert process.cpu_seconds() >= 0.3 - 0.02  # proc(5) counts whole ticks of 10 ms, user and system time each
+        assert process.cpu_seconds() >= 0.3
         assert 64 << 20 <= process.memory_bytes() < 96 << 20
 
 

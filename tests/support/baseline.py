@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from bench.processes import cpu_seconds
 from pylb.forward.session import Half, Session
 
 IDLE_CPU = 0.02  # share of one core
 MEMORY = 192 << 20  # bytes a single test may leave behind; kernel buffers are not ours, big literals of tests are
-_TICKS = os.sysconf("SC_CLK_TCK")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -80,21 +80,13 @@ def idle_cpu(*pids: int, window: float = 0.5, windows: int = 8) -> float:
     """
     share = 0.0
     for _ in range(windows):
-        before = [_cpu_seconds(pid) for pid in pids]
+        before = [cpu_seconds([pid]) for pid in pids]
         select.select([], [], [], window)  # the time over which we measure, not a wait for something to happen
-        used = [_cpu_seconds(pid) - start for pid, start in zip(pids, before, strict=True)]
+        used = [cpu_seconds([pid]) - start for pid, start in zip(pids, before, strict=True)]
         share = max(used) / window
         if share < IDLE_CPU:
             return share
     return share
-
-
-def _cpu_seconds(pid: int) -> float:
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except (FileNotFoundError, ProcessLookupError):
-        return 0.0
-    return (int(fields[11]) + int(fields[12])) / _TICKS  # utime, stime (proc(5), counted from the state field)
 
 
 def describe(each: Half | Session) -> str:

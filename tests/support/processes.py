@@ -11,13 +11,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
+from bench.processes import cpu_seconds
 from tests.support.netns import Namespace
 from tests.support.waiting import eventually
 
 ROOT = Path(__file__).resolve().parents[2]
 STOP_SECONDS = 10.0
 TAIL = 60  # lines shown of a failed test's processes
-_CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
 
 
 def python(module: str, *args: str) -> tuple[str, ...]:
@@ -104,9 +104,8 @@ class Process:
         return sum(len(os.listdir(f"/proc/{pid}/fd")) for pid in (self.pid, *self.children()))
 
     def cpu_seconds(self) -> float:
-        """User plus system time so far (fields 14 and 15 of /proc/PID/stat, proc(5))."""
-        utime, stime = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[11:13]
-        return (int(utime) + int(stime)) / _CLOCK_TICKS
+        """User plus system time so far."""
+        return cpu_seconds([self.pid])
 
 
 class EndedError(Exception):
