@@ -9,6 +9,7 @@ from pathlib import PurePath
 import pytest
 from hypothesis import HealthCheck, settings
 
+from pylb.host.machine import raise_descriptor_limit
 from tests.support.baseline import descriptors
 from tests.support.leftovers import Run
 from tests.support.peers import need_root
@@ -53,6 +54,7 @@ def _as_from_a_roots_shell() -> None:
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, lambda _number, _frame: None)  # ignored here all the same; exec makes it the default
     os.environ["PATH"] += ":/usr/local/sbin:/usr/sbin:/sbin"
+    raise_descriptor_limit()  # a user's soft limit is 1,024: some tests hold more sockets in their own process
 
 
 @pytest.fixture(scope="session", autouse=True)
