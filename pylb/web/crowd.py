@@ -26,7 +26,7 @@ class Connection:
     waits_since: float  # loop time of its accept or of its last answer
     watched: bool = False  # the loop watches `sock` for its first byte; nothing else of it exists yet
     timer: asyncio.TimerHandle | None = None
-    task: asyncio.Task[None] | None = None  # the TLS handshake, or the moment it takes to set up a plain connection
+    task: asyncio.Task[None] | None = None  # the TLS handshake or a plain connection's set-up; later, a stream
     protocol: web.RequestHandler | None = None
     busy: bool = False  # a complete request is being answered
     streams: bool = False  # by an answer without an end
