@@ -4,7 +4,7 @@ What is changed here is changed by the verbs of `pylb ctl`: one writer, kept ove
 """
 
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from pylb import __version__
@@ -19,7 +19,7 @@ from pylb.haproxy.view import View
 from pylb.web.control_socket import Verb
 from pylb.web.sessions import named
 
-Text = str | AsyncIterator[str]
+Text = str | AsyncGenerator[str]
 Handler = Callable[[Sequence[str]], Awaitable[Text]]
 
 
@@ -125,7 +125,7 @@ class Commands:
             raise Complaint("No such proxy.\n")
         return self._stat_lines(picture, wanted)
 
-    async def _stat_lines(self, picture: Picture, wanted: "_Filter") -> AsyncIterator[str]:
+    async def _stat_lines(self, picture: Picture, wanted: "_Filter") -> AsyncGenerator[str]:
         yield HEADER + "\n"
         async for rows in self._view.proxies(picture):
             if lines := "".join([csv_line(row) + "\n" for row in rows if wanted.takes(row)]):
@@ -137,7 +137,7 @@ class Commands:
             raise Complaint("Can't find backend.\n")
         return self._state_lines(picture, args[0] if args else "")
 
-    async def _state_lines(self, picture: Picture, proxy: str) -> AsyncIterator[str]:
+    async def _state_lines(self, picture: Picture, proxy: str) -> AsyncGenerator[str]:
         yield f"1\n# {STATE_COLUMNS}\n"
         async for rows in self._view.proxies(picture):
             lines = [state_line(row) for row in rows if row["type"] == SERVER and proxy in ("", row["pxname"])]

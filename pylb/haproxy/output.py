@@ -1,6 +1,6 @@
 """Lines of HAProxy's runtime socket: sessions and their ids, weights, and what `show servers state` says of a server."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 
 from pylb.core.address import Address
 from pylb.core.session import SessionView
@@ -11,7 +11,7 @@ SESSIONS_PER_PIECE = 100  # lines, ~1 ms
 # ------------------------------------------------------------ sessions
 
 
-async def session_lines(found: Sequence[SessionView]) -> AsyncIterator[str]:
+async def session_lines(found: Sequence[SessionView]) -> AsyncGenerator[str]:
     for start in range(0, len(found), SESSIONS_PER_PIECE):
         yield "".join([_session_line(one) for one in found[start : start + SESSIONS_PER_PIECE]])
 

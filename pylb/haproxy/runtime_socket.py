@@ -8,6 +8,7 @@ import asyncio
 import logging
 import re
 from collections.abc import Sequence
+from contextlib import aclosing
 from pathlib import Path
 
 from pylb.core.errors import Refused
@@ -109,8 +110,9 @@ class _Talk:
         if isinstance(text, str):
             await self._write(text + end)
             return
-        async for piece in text:
-            await self._write(piece)
+        async with aclosing(text) as pieces:
+            async for piece in pieces:
+                await self._write(piece)
         await self._write(end)
 
     async def _write(self, text: str) -> None:

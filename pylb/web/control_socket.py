@@ -8,8 +8,8 @@ import asyncio
 import json
 import logging
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import AsyncExitStack
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack, aclosing
 from pathlib import Path
 from typing import Any
 
@@ -92,12 +92,13 @@ class ControlSocket:
 
     async def _say(self, writer: asyncio.StreamWriter, answer: Mapping[str, Any]) -> None:
         async with asyncio.timeout(self._deadline):
-            async for piece in pieces(answer):
-                writer.write(piece)
-                await writer.drain()
+            async with aclosing(pieces(answer)) as some:  # closed here also if the client has left, and not by the collector
+                async for piece in some:
+                    writer.write(piece)
+                    await writer.drain()
 
 
-async def pieces(answer: Mapping[str, Any]) -> AsyncIterator[bytes]:
+async def pieces(answer: Mapping[str, Any]) -> AsyncGenerator[bytes]:
     """The line, whole if it is short; else the loop has its turn between two pieces. Lists in it are emptied: to free ten
     thousand rows at once takes as long as to write them."""
     text = ""
