@@ -1,21 +1,21 @@
 """HAProxy's dialect: its config file as pylb.yaml, its runtime socket, its statistics and its exporter's names.
 
-Only cli (`pylb import`), app and upgrade import from here: without this folder pylb still serves. What reads a config opens no
-file but in legacy_import, and never raises. What changes who gets a connection or who may connect is translated exactly, or
-reported as a difference with file and line.
+Only cli (`pylb import`), app and upgrade import from here: without this folder pylb still serves. The modules that read a
+config never raise, and only legacy_import opens files. A directive that decides who gets a connection or who may connect is
+either translated exactly or reported as a difference, with its file and line.
 
 config_parser   words, variables, conditionals and sections, as HAProxy reads them
-translate       frontends with their backends, and what is said about the rest
+translate       frontends with their backends, and notes about the rest
 legacy_import   what the old webhook's script wrote, as legacy registrations
-proxies         one section with what it inherits
-places          where it listens
-clients         who may connect: access lists and conditions as sets of addresses
+proxies         one section, together with the `defaults` that it inherits
+places          the addresses and ports where it listens
+clients         which clients may connect: access lists and conditions as sets of addresses
 servers         its servers and their health
-health_checks   what a server is asked
+health_checks   the questions of a health check
 
-runtime_socket  the conversation; commands: what may be said in it; output: servers and sessions in HAProxy's form
-view            what commands, CSV and exporter show, made when somebody asks
+runtime_socket  the connection and its lines; commands: the commands; output: servers and sessions in HAProxy's form
+view            the data that commands, CSV and exporter show, made at each request
 stats, columns  the rows of `show stat`; info: `show info`
-rates           rates, maxima and averages, of the sampler's looks (workers/sampler.py)
+rates           rates, maxima and averages, computed from the sampler's readings (workers/sampler.py)
 exporter        the same numbers under the names of HAProxy's Prometheus exporter
 """

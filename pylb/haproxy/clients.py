@@ -1,4 +1,4 @@
-"""Who may connect: conditions as sets of addresses, so that any order of `accept` and `reject` is translated exactly."""
+"""Which clients may connect. Conditions become sets of addresses, so any order of `accept` and `reject` translates exactly."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from pylb.haproxy.config_parser import Line, Notes
 
-MOST_WORK = 200_000  # ranges that are looked at for one config: ten thousand rules over ten thousand networks would take hours
+MOST_WORK = 200_000  # ranges looked at for one config: ten thousand rules over ten thousand networks would take hours
 _MAPPED = IPv6Network("::ffff:0:0/96")  # HAProxy compares IPv4 clients with IPv6 networks in this form
 _SIZES = (32, 128)
 Range = tuple[int, int]  # inclusive
@@ -15,7 +15,7 @@ Range = tuple[int, int]  # inclusive
 
 @dataclass(frozen=True, slots=True)
 class Clients:
-    """A set of addresses: of IPv4 and of IPv6, disjoint ranges in order."""
+    """A set of client addresses, as sorted, disjoint ranges of IPv4 and of IPv6."""
 
     ranges: tuple[tuple[Range, ...], tuple[Range, ...]]
 
@@ -72,7 +72,7 @@ _KNOWN = {"TRUE": EVERYBODY, "FALSE": NOBODY, "WAIT_END": EVERYBODY, "LOCALHOST"
 
 
 def access_entries(clients: Clients) -> list[dict[str, str]]:
-    """As `access` has it: without an `allow` whoever is not denied may connect."""
+    """The entries of `access` for `clients`. Without an `allow`, everybody who is not denied may connect."""
     if clients == EVERYBODY:
         return []
     allowed, denied = list(clients.networks()), list((~clients).networks())
@@ -82,7 +82,7 @@ def access_entries(clients: Clients) -> list[dict[str, str]]:
 
 
 class Rule(NamedTuple):
-    """`accept` or `reject`, of whom."""
+    """One `accept` or `reject` rule with its condition."""
 
     line: Line
     accepts: bool
@@ -90,14 +90,14 @@ class Rule(NamedTuple):
 
 
 class Conditions:
-    """What `if` and `unless` say of a client of one place, if its address decides. One per config: it bounds the work."""
+    """Evaluates `if` and `unless` where the client's address alone decides. There is one per config, to bound the work."""
 
     def __init__(self, notes: Notes) -> None:
         self._notes = notes
         self._work = MOST_WORK
 
     def clients(self, words: Sequence[str], acls: dict[str, list[Line]], port: int) -> Clients | None:
-        """None: something else decides, too."""
+        """The clients for which a condition holds; None: it depends on more than the address."""
         if not words:
             return EVERYBODY
         whole, every, negated = NOBODY, EVERYBODY, False
@@ -107,7 +107,7 @@ class Conditions:
                 whole, every = whole | every, EVERYBODY
                 continue
             while word.startswith("!"):
-                negated, word = not negated, word[1:]  # noqa: PLW2901 - as often as there are signs
+                negated, word = not negated, word[1:]  # noqa: PLW2901 - there may be several signs
             if not word:
                 continue
             anonymous = word == "{"
@@ -135,7 +135,7 @@ class Conditions:
         return found
 
     def _test(self, words: list[str], port: int) -> Clients | None:
-        """`src 192.0.2.0/24 …`, `dst_port 443`, `always_true`."""
+        """The clients for which one test holds: `src 192.0.2.0/24 …`, `dst_port 443`, `always_true`."""
         match words:
             case ["src", *patterns]:
                 self._work -= len(patterns)
@@ -147,22 +147,20 @@ class Conditions:
         return None
 
     def accepted(self, rules: Sequence[Rule], acls: dict[str, list[Line]], port: int) -> Clients:
-        """The first rule that holds decides; without one the client is accepted."""
+        """The clients that `rules` accept: the first rule that holds decides; if none does, the client is accepted."""
         rest, accepted = EVERYBODY, NOBODY
         last = max((number for number, rule in enumerate(rules) if not rule.accepts), default=-1)
         for number, rule in enumerate(rules):
             if number > last:
-                break  # who is accepted by the last rules is accepted without them
+                break  # the last `accept` rules change nothing, as that is the default
             found = self.clients(rule.condition, acls, port)
             if found is None:
                 word = "accept" if rule.accepts else "refuse"
-                what = (
-                    f"HAProxy would {word} some connections by it; pylb cannot ask that of a client, and does without the rule"
-                )
+                what = f"HAProxy would {word} some connections by this rule; pylb cannot test that, and ignores the rule"
                 self._notes.differs(rule.line, f"{rule.line.text}: {what}")
                 continue
             if self._too_much(found, rest, accepted):
-                self._notes.differs(rule.line, f"{rule.line.text}: not read: the rules of this file are too many")
+                self._notes.differs(rule.line, f"{rule.line.text}: not read: there are too many rules in this config")
                 break
             if rule.accepts:
                 accepted |= rest & found

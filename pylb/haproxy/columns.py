@@ -1,6 +1,7 @@
-"""The columns of HAProxy's `show stat`, in its order (2.6; a test asks the real one), and a row as a line of CSV.
+"""The columns of `show stat` in the order of HAProxy 2.6 (a test compares them with a real one), and a row as a line of CSV.
 
-Behind "-" come those of HAProxy's modules (TLS, HTTP/2, HTTP/1): pylb has nothing to say there, and parsers count commas.
+The columns after "-" belong to HAProxy's modules (TLS, HTTP/2, HTTP/1). They are always empty here, but they must be there,
+because parsers count commas.
 """
 
 from collections.abc import Mapping
@@ -31,7 +32,7 @@ HEADER = "# " + ",".join(COLUMNS) + ","
 
 
 def csv_line(row: Mapping[str, Any]) -> str:
-    """One line of `show stat`. What has a comma or a quote is quoted (RFC 4180), as HAProxy does."""
+    """One line of `show stat`. A value that contains a comma or a quote is quoted as in HAProxy (RFC 4180)."""
     return ",".join([_cell(row.get(column)) for column in _FILLED]) + _EMPTY
 
 

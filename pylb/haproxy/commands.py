@@ -1,6 +1,7 @@
-"""The commands of HAProxy's runtime socket, with its words, its answers and its complaints (management guide, 9.3).
+"""The commands of HAProxy's runtime socket, with HAProxy's own answers and error messages (management guide, 9.3).
 
-What is changed here is changed by the verbs of `pylb ctl`: one writer, kept over restarts, seen in `pylb history`.
+A command that changes something calls the verb that `pylb ctl` calls: so there is one writer, the change survives restarts,
+and `pylb history` shows it.
 """
 
 import re
@@ -24,7 +25,7 @@ Handler = Callable[[Sequence[str]], Awaitable[Text]]
 
 
 class Complaint(Exception):  # noqa: N818 - an answer of the dialect, not an error of ours
-    """The text is the answer."""
+    """The command cannot be carried out. The exception's text is the answer to the client."""
 
 
 class Command(NamedTuple):
@@ -34,27 +35,27 @@ class Command(NamedTuple):
     handler: Handler
 
 
-# What HAProxy can and pylb will not: why, and what to do instead.
+# Commands that HAProxy has and pylb does not have: why, and what to do instead.
 _ELSEWHERE = {
-    "add server": "servers come by registrations or the config (systemctl reload pylb)",
-    "clear counters": "counters never go back here, Prometheus takes rates of them; maxima are since the start",
+    "add server": "registrations and the config add servers (systemctl reload pylb)",
+    "clear counters": "pylb never resets counters, because Prometheus computes rates from them; maxima count from the start",
     "del server": "pylb release PORT|NAME, or the config (systemctl reload pylb)",
     "disable agent": "there are no agents",
-    "disable frontend": "a frontend is taken away by the config (systemctl reload pylb), or pylb release PORT",
-    "disable health": "set server <bk>/<srv> state maint ends the checks of a server",
+    "disable frontend": "remove it from the config (systemctl reload pylb), or pylb release PORT",
+    "disable health": "set server <bk>/<srv> state maint stops the checks of a server",
     "enable agent": "there are no agents",
-    "enable frontend": "a frontend is opened by the config (systemctl reload pylb), or by a registration",
+    "enable frontend": "the config (systemctl reload pylb) or a registration opens a frontend",
     "enable health": "set server <bk>/<srv> state ready",
-    "set maxconn": "max_connections of the config (systemctl reload pylb)",
-    "set rate-limit": "limits of the config (systemctl reload pylb)",
-    "shutdown frontend": "a frontend is taken away by the config (systemctl reload pylb), or pylb release PORT",
+    "set maxconn": "change max_connections in the config (systemctl reload pylb)",
+    "set rate-limit": "change limits in the config (systemctl reload pylb)",
+    "shutdown frontend": "remove it from the config (systemctl reload pylb), or pylb release PORT",
 }
 _SET_SERVER = "usage: set server <backend>/<server> state | weight\n"
 _STATES = "'set server <srv> state' expects 'ready', 'drain' and 'maint'.\n"
 
 
 class Commands:
-    """`sessions` are the live ones; `verbs` those of the control socket."""
+    """`sessions` returns the live sessions; `verbs` are the verbs of the control socket."""
 
     def __init__(self, view: View, verbs: Mapping[str, Verb], sessions: Callable[[], Awaitable[Sequence[SessionView]]]) -> None:
         self._view = view
@@ -68,7 +69,7 @@ class Commands:
             Command(("set", "timeout", "cli"), "<delay>", "change the timeout of this session, in seconds", self._nothing),
             Command(("set", "weight"), "<bk>/<srv> <n>[%]", "change a server's weight", self._set_weight),
             Command(("show", "backend"), "", "list backends", self._show_backend),
-            Command(("show", "errors"), "", "report protocol errors: TCP has none", self._show_errors),
+            Command(("show", "errors"), "", "report protocol errors; there are none in TCP", self._show_errors),
             Command(("show", "info"), "", "report information about the running process", self._show_info),
             Command(("show", "servers", "state"), "[<backend>]", "dump volatile server information", self._show_state),
             Command(("show", "sess"), "[id]", "report the list of current sessions or one", self._show_sess),
@@ -82,7 +83,7 @@ class Commands:
         ]
 
     async def answer(self, words: Sequence[str]) -> Text:
-        """Of one command; text ends with a line break or is empty."""
+        """Carry out one command. The answer ends with a line break, or is empty."""
         for command in self._commands:
             if tuple(words[: len(command.words)]) == command.words:
                 try:
@@ -96,7 +97,7 @@ class Commands:
         return "Unknown command. Please enter one of the following commands only:\n" + self._listed(())
 
     def reference(self) -> str:
-        """docs/haproxy.md: Markdown tables of what there is, and of what there is not."""
+        """Markdown tables for docs/haproxy.md: the commands that pylb has, and those that it does not have."""
         here = "".join(f"| `{' '.join((*one.words, one.usage)).strip()}` | {one.meaning} |\n" for one in self._commands)
         there = "".join(f"| `{words}` | {instead} |\n" for words, instead in _ELSEWHERE.items())
         here, there = here.replace("[no-maint|up]", "[no-maint\\|up]"), there.replace("PORT|NAME", "PORT\\|NAME")
@@ -106,7 +107,7 @@ class Commands:
 
     async def _show_info(self, args: Sequence[str]) -> Text:
         if args:
-            raise Complaint("Only the plain form is known: show info.\n")
+            raise Complaint("pylb knows only the plain form: show info.\n")
         return "".join(f"{key}: {value}\n" for key, value in (await self._view.info()).items())
 
     async def _show_version(self, _args: Sequence[str]) -> Text:
@@ -192,7 +193,7 @@ class Commands:
             raise Complaint("Session pointer expected (use 'show sess').\n")
         try:
             await self._verbs["shutdown session"]({"session": args[0]})
-        except Refused:  # also where the client has two: HAProxy's socket has no words for that
+        except Refused:  # also if the client has two sessions: HAProxy has no error message for that
             raise Complaint("No such session (use 'show sess').\n") from None
         return ""
 
@@ -201,18 +202,21 @@ class Commands:
         try:
             await self._verbs["shutdown sessions"]({"target": target})
         except Refused as refused:
-            if refused.code is not Code.NOT_FOUND:  # it has none
+            if refused.code is not Code.NOT_FOUND:  # no session is no error in HAProxy
                 raise
         return ""
 
     async def _nothing(self, _args: Sequence[str]) -> Text:
-        """What concerns the conversation is heeded there."""
+        """Do nothing: `quit`, `prompt` and `set timeout cli` are carried out by runtime_socket."""
         return ""
 
     # ------------------------------------------------------------ finding
 
     async def _server(self, args: Sequence[str]) -> tuple[str, dict[str, Any]]:
-        """The target of a verb, and the server's weights. A proxy by name or port, a server by label or ip:port."""
+        """The target for a verb, and the server's weights.
+
+        The proxy is given by name or port, the server by label or ip:port.
+        """
         proxy, slash, label = (args[0] if args else "").partition("/")
         if not slash:
             raise Complaint("Require 'backend/server'.\n")
@@ -244,14 +248,17 @@ def _frontend(picture: Picture, text: str) -> FrontendView:
 
 
 class _Filter:
-    """`[no-maint|up] [<iid>|<proxy> <type> <sid>]` of show stat; type: 1 frontends, 2 backends, 4 servers, -1 all."""
+    """The filter `[no-maint|up] [<iid>|<proxy> <type> <sid>]` of show stat.
+
+    Types: 1 frontends, 2 backends, 4 servers, -1 all.
+    """
 
     def __init__(self, args: Sequence[str]) -> None:
         words = [arg for arg in args if arg not in ("no-maint", "up")]
         self.proxy, self._types, self._sid = "", -1, -1
         self._no_maint, self._up = "no-maint" in args, "up" in args
         if words and words[0] in ("typed", "json", "desc"):
-            raise Complaint("Only CSV is known: show stat [no-maint|up] [<iid>|<proxy> <type> <sid>].\n")
+            raise Complaint("pylb knows only CSV: show stat [no-maint|up] [<iid>|<proxy> <type> <sid>].\n")
         if len(words) >= 3:
             self.proxy = "" if words[0] == "-1" else words[0]
             self._types, self._sid = _number(words[1]), _number(words[2])
@@ -273,11 +280,11 @@ def _number(text: str) -> int:
     try:
         return int(text)
     except ValueError:
-        return 0  # as atoi, which HAProxy reads it with
+        return 0  # as atoi does, with which HAProxy reads it
 
 
 def _weight(text: str, initial: int) -> int | None:
-    """None: as registered or configured. Raises Complaint."""
+    """The weight to set; None: the registered or configured one. Raises Complaint."""
     digits = text.removesuffix("%")
     if not re.fullmatch("-?[0-9]+", digits):
         garbage = (
@@ -285,7 +292,7 @@ def _weight(text: str, initial: int) -> int | None:
         )
         raise Complaint(f"{garbage}\n")
     sign = -1 if digits.startswith("-") else 1
-    weight = sign * int(digits.lstrip("-0")[:9] or "0")  # a longer one is as much too large
+    weight = sign * int(digits.lstrip("-0")[:9] or "0")  # nine digits are enough: any longer number is too large as well
     if not text.endswith("%"):
         if not 0 <= weight <= MOST_WEIGHT:
             raise Complaint("Absolute weight can only be between 0 and 256 inclusive.\n")

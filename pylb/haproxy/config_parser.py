@@ -1,6 +1,7 @@
-"""An haproxy.cfg as sections of words: quotes, escapes, variables, `.if`, named defaults (Configuration Manual, 2.2 to 2.4, 4).
+"""Reads an haproxy.cfg into sections of words: quotes, escapes, variables, `.if`, named defaults (its manual, 2.2 to 2.4, 4).
 
-Nothing raises: what is not understood is a note. Who cannot know which branch of an `.if` HAProxy takes reads none of it.
+Nothing raises: a line that is not understood becomes a note. Where it is unknown which branch of an `.if` HAProxy takes, none
+of them is read.
 """
 
 import re
@@ -20,7 +21,7 @@ SECTIONS = word_set(
     fcgi-app log-profile traces acme crt-store
     """
 )
-MOST_INHERITED = 4 << 20  # characters of `defaults` lines that all sections together may inherit: a line may be 1 MiB
+MOST_INHERITED = 4 << 20  # characters of `defaults` that all sections together may inherit, as one line may be 1 MiB
 MOST_CONDITION = 1000  # characters
 _PIECE = re.compile(
     r"""([ \t\r\n]+)            # between words
@@ -40,12 +41,12 @@ _ESCAPES = {"n": "\n", "r": "\r", "t": "\t"} | {char: char for char in " \\#\"'$
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """What was not taken over, and where it stands."""
+    """A line that was not translated exactly, and why."""
 
     file: str
-    line: int  # 0: the file as a whole
+    line: int  # 0: the whole file
     message: str
-    differs: bool = False  # somebody else would get a connection, or might connect
+    differs: bool = False  # another server would get a connection, or another client could connect
 
     def __str__(self) -> str:
         return f"{self.file}:{self.line}: {self.message}" if self.line else f"{self.file}: {self.message}"
@@ -75,7 +76,7 @@ class Section:
         return f"{self.kind} {shortened(self.name)}".rstrip()
 
     def inherited(self) -> Iterator["Section"]:
-        """Its `defaults`, the nearest first."""
+        """The `defaults` sections that it inherits from, nearest first."""
         one = self.parent
         while one is not None:
             yield one
@@ -83,7 +84,7 @@ class Section:
 
 
 class Notes:
-    """In their order, each once."""
+    """All notes in the order in which they were made, each only once."""
 
     def __init__(self) -> None:
         self._found: dict[Note, None] = {}
@@ -99,7 +100,7 @@ class Notes:
 
 
 class Variables:
-    """The environment as HAProxy would have it. What is asked for and not set is remembered in `missing`."""
+    """The environment as HAProxy would see it. `missing` collects the variables that were used but are not set."""
 
     def __init__(self, environ: Mapping[str, str]) -> None:
         self._values = dict(environ)
@@ -109,7 +110,7 @@ class Variables:
         return name in self._values
 
     def command(self, words: list[str]) -> None:
-        """`setenv` and its like, of the section `global`."""
+        """Carry out `setenv` and similar commands of the section `global`."""
         word, names = words[0], words[1:]
         if word in ("setenv", "presetenv") and len(names) > 1:
             if word == "setenv" or names[0] not in self._values:
@@ -127,17 +128,17 @@ class Variables:
         return value or ""
 
     def expanded(self, address: str) -> str:
-        """Addresses know variables without quotes, too."""
+        """`address` with its variables; in addresses HAProxy expands them outside quotes, too."""
         return _UNQUOTED.sub(lambda found: self.of(found, 1), address)
 
 
 def split_words(line: str, variables: Variables | None = None) -> list[str]:
-    """As HAProxy splits a line (Configuration Manual, 2.2). Raises ValueError.
+    """Split a line into words as HAProxy does (Configuration Manual, 2.2). Raises ValueError.
 
-    Without `variables` a dollar stands for itself.
+    Without `variables` a dollar sign is an ordinary character.
     """
     words: list[str] = []
-    pieces: list[str] | None = None  # of the word under way
+    pieces: list[str] | None = None  # of the current word
     place = 0
     while place < len(line):
         found = _PIECE.match(line, place)
@@ -170,26 +171,26 @@ def _inside(found: re.Match[str], variables: Variables | None) -> str:
 def _escape(char: str) -> str:
     if len(char) == 3:
         return chr(int(char[1:], 16))
-    return _ESCAPES.get(char, "\\" + char)  # others are two characters
+    return _ESCAPES.get(char, "\\" + char)  # any other escape stays as its two characters
 
 
 def shortened(text: str) -> str:
-    """Printable, whatever was pasted."""
+    """`text` for a message: short, and with printable characters only."""
     text = ascii(text)[1:-1]
     return text if len(text) <= 60 else text[:57] + "..."
 
 
 @dataclass(slots=True)
 class _Branch:
-    """Of an `.if`: is it read?"""
+    """An open `.if`, and whether its lines are read at present."""
 
     outer: bool
     reads: bool
-    done: bool  # a branch was read, or it is unknown which one is
+    done: bool  # a branch was read, or it is unknown which one HAProxy reads
 
 
 class Parser:
-    """Files that HAProxy reads as one. `sections` are in their order."""
+    """Reads several files as one config, as HAProxy does. `sections` are in the order of the files."""
 
     def __init__(self, notes: Notes, environ: Mapping[str, str]) -> None:
         self.sections: list[Section] = []
@@ -218,7 +219,7 @@ class Parser:
         if first in (".if", ".elif", ".else", ".endif"):
             self._conditional(line, raw)
         elif (self._branches and not self._branches[-1].reads) or first.startswith("."):
-            return  # what HAProxy does not read either, or only prints: .notice and its like
+            return  # HAProxy does not read these lines either, or only prints them (.notice and the like)
         elif first in SECTIONS:
             self._begin(line)
         elif self._current is None:
@@ -232,11 +233,11 @@ class Parser:
 
     def _say_missing(self, line: Line) -> None:
         for name in self.variables.missing:
-            what = "is not set here: it counts as empty. Import with the environment that HAProxy has"
+            what = "is not set here and counts as empty. Import with the environment that HAProxy has"
             self._notes.differs(line, f"the variable {shortened(name)} {what}")
 
     def address(self, line: Line, text: str) -> str:
-        """With its variables."""
+        """`text` with its variables expanded."""
         self.variables.missing.clear()
         found = self.variables.expanded(text)
         self._say_missing(line)
@@ -280,7 +281,7 @@ class Parser:
         elif not branch.done:
             truth = True if word == ".else" else holds(condition, self.variables)
             if truth is None:
-                what = "it is not known here which branch HAProxy takes; none of them is read, up to .endif"
+                what = "pylb cannot know which branch HAProxy takes, and reads none of them up to .endif"
                 self._notes.differs(line, f"{line.text}: {what}")
             branch.reads, branch.done = bool(truth), truth is not False
 
@@ -289,7 +290,7 @@ _TERM = re.compile(r"\s*(\|\||&&|!|\)|([a-z_]*)\(|[0-9]+)\s*")
 
 
 def holds(condition: str, variables: Variables) -> bool | None:
-    """Of `.if`; None: it asks for what only that HAProxy knows, or is not understood."""
+    """Whether a condition of `.if` is true; None: only that HAProxy could say, or it is not understood."""
     if len(condition) > MOST_CONDITION:
         return None
     tokens: list[bool | str] = []
@@ -299,7 +300,7 @@ def holds(condition: str, variables: Variables) -> bool | None:
         if found is None:
             return None
         place = found.end()
-        if found[2]:  # a function, up to its parenthesis
+        if found[2]:  # a function, up to its opening parenthesis
             end = condition.find(")", place)
             truth = _asked(found[2], condition[place:end], variables) if end >= 0 else None
             if truth is None:
@@ -323,11 +324,11 @@ def _asked(function: str, arguments: str, variables: Variables) -> bool | None:
             return one != two
         case "strstr", [one, two]:
             return two in one
-    return None  # version_atleast, feature, …: of that HAProxy
+    return None  # version_atleast, feature, …: they depend on that HAProxy
 
 
 def _value(signs: list[bool | str]) -> bool | None:
-    """`!` binds closer than `&&`, that closer than `||`. An empty condition is false."""
+    """The value of an expression. `!` binds tighter than `&&`, and `&&` than `||`. An empty condition is false."""
     if not signs:
         return False
     stack: list[list[bool | str]] = [[]]
@@ -345,7 +346,7 @@ def _value(signs: list[bool | str]) -> bool | None:
 
 
 def _flat(signs: Iterable[bool | str]) -> bool | None:
-    """Without parentheses."""
+    """The value of an expression without parentheses."""
     some, every, negated, value = False, True, False, None
     for sign in signs:
         if sign == "!":

@@ -1,8 +1,8 @@
-"""HAProxy's exporter: its metric names and labels over the rows of `show stat` and `show info` (addons/promex of its source).
+"""The rows of `show stat` and `show info` under the names and labels of HAProxy's exporter (addons/promex in its source).
 
-Dashboards and alert packs made for HAProxy read these; pylb's own metrics say more. HTTP's metrics are not there, as there
-are none for HAProxy's own TCP proxies. A thousand frontends with three servers each are 240,000 samples, a second of work: the
-loop has its turn after every few of them.
+Dashboards and alert packs made for HAProxy read these; pylb's own metrics say more. There are no HTTP metrics, as HAProxy has
+none for its own TCP proxies. A thousand frontends with three servers each make 240,000 samples, which is a second of work, so
+the event loop runs other tasks after every few of them.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -18,7 +18,7 @@ from pylb.metrics.families import Scrape, counter, gauge
 
 
 class Family(NamedTuple):
-    suffix: str  # behind haproxy_frontend_, …; a counter's has _total
+    suffix: str  # follows haproxy_frontend_, …; of a counter it ends in _total
     column: str
     divisor: int = 1
 
@@ -28,7 +28,7 @@ class InfoFamily(NamedTuple):
     key: str
 
 
-MS = 1000  # HAProxy's milliseconds, in seconds
+MS = 1000  # HAProxy counts milliseconds; metrics are in seconds
 _TRAFFIC = (
     Family("current_sessions", "scur"),
     Family("max_sessions", "smax"),
@@ -175,7 +175,7 @@ class Exporter:
         self._view = view
 
     async def scrape(self) -> Scrape:
-        """What `show stat` would answer, made in steps; samples are made of it while it is collected."""
+        """The rows of `show stat`, made in steps; they become samples while the scrape is written."""
         info, picture = await self._view.info(), await self._view.picture()
         proxies = [rows async for rows in self._view.proxies(picture)]
         return Scrape(chain(_process(info), _proxies(proxies), _sums(proxies)))
@@ -206,7 +206,7 @@ def _sums(proxies: Sequence[Sequence[Row]]) -> Iterator[Metric]:
 
 
 def _family(name: str, text: str, labels: tuple[str, ...], rows: Iterable[Sample]) -> Iterator[Metric]:
-    """What is empty is not there."""
+    """One metric family. A row without a value gives no sample."""
     return (part for part in (counter if name.endswith("_total") else gauge)(name, text, labels, rows) if part.samples)
 
 
@@ -218,20 +218,20 @@ def _values(rows: Iterable[Row], family: Family) -> Iterator[Sample]:
     for row in rows:
         value = row.get(family.column)
         if value is None and family.column == "check_code" and row["check_status"] is not None:
-            value = 0  # as HAProxy, whose CSV has nothing there
+            value = 0  # as in HAProxy, whose CSV is empty there
         if value is not None:
             yield _labels(row), value if family.divisor == 1 else value / family.divisor
 
 
 def _states(found: Iterable[tuple[tuple[str, ...], str]], states: tuple[str, ...]) -> Iterator[Sample]:
-    """1 for the state something is in, 0 for the others."""
+    """A sample for each state: 1 for the current one, 0 for the others."""
     for labels, state in found:
         for word in states:
             yield (*labels, word), int(word == state)
 
 
 def _counts(proxies: Iterable[Sequence[Row]], states: tuple[str, ...], state: Callable[[Row], Any]) -> Iterator[Sample]:
-    """How many servers of a backend are in which state."""
+    """For each backend and state, how many servers are in that state."""
     for rows in proxies:
         words = [state(row) for row in rows if row["type"] == SERVER]
         for word in states:
@@ -239,7 +239,7 @@ def _counts(proxies: Iterable[Sequence[Row]], states: tuple[str, ...], state: Ca
 
 
 def _families() -> Iterator[tuple[str, tuple[str, ...], str]]:
-    """Of proxies: name, labels, and what of `show stat` it is."""
+    """The families of proxies and servers: name, labels, and the column of `show stat`."""
     for kind, families in FAMILIES.items():
         yield f"{_PREFIX[kind]}status", (*_LABELS[kind], "state"), "status"
         yield from ((_PREFIX[kind] + family.suffix, _LABELS[kind], family.column) for family in families)
@@ -249,7 +249,7 @@ def _families() -> Iterator[tuple[str, tuple[str, ...], str]]:
 
 
 def reference() -> str:
-    """docs/haproxy.md: a Markdown table of all names."""
+    """A Markdown table of all names for docs/haproxy.md."""
     rows = [f"| `haproxy_process_{family.suffix}` | | `show info` {family.key} |\n" for family in PROCESS]
     rows.append("| `haproxy_process_build_info` | `version` | `show info` Version |\n")
     rows += [f"| `{name}` | {', '.join(f'`{label}`' for label in labels)} | {text} |\n" for name, labels, text in _families()]
@@ -257,16 +257,16 @@ def reference() -> str:
 
 
 def state_of(row: Row) -> str:
-    """The status as one of the exporter's states."""
+    """The status of a row as one of the exporter's states."""
     status: str = row["status"]
     if row["type"] == FRONTEND:
         return "DOWN" if status == "STOP" else "UP"
     return "UP" if is_up(status) else status.partition(" ")[0]
 
 
-# A backend's servers by state: name, states, and a server's.
+# How a backend's servers are counted by state: metric name, states, and the function that gives a server's state.
 _SUMS: tuple[tuple[str, tuple[str, ...], Callable[[Row], Any]], ...] = (
     ("haproxy_backend_agg_server_status", _STATES[SERVER], state_of),
-    ("haproxy_backend_agg_server_check_status", _STATES[SERVER], state_of),  # says the same in HAProxy, too
+    ("haproxy_backend_agg_server_check_status", _STATES[SERVER], state_of),  # has the same values in HAProxy, too
     ("haproxy_backend_agg_check_status", CHECKS, lambda row: row["check_status"]),
 )

@@ -1,4 +1,4 @@
-"""What HAProxy asks a server, as pylb's check: text that is sent and text that the answer must contain."""
+"""Translates HAProxy's health checks to pylb's: text that is sent, and text that the answer must contain."""
 
 import re
 from collections.abc import Sequence
@@ -8,20 +8,20 @@ from typing import Any
 from pylb.core.text import whole_number
 from pylb.haproxy.config_parser import Line, Notes, Section, word_set
 
-MOST_TEXT = 1024  # characters that a check sends, as core.checks
-MOST_STEPS = 16  # as core.checks
+MOST_TEXT = 1024  # characters that a check may send, as in core.checks
+MOST_STEPS = 16  # as in core.checks
 _LAST_ASCII = 0x7F
 _WITH_VALUE = word_set(
     """
     min-recv comment ok-status error-status tout-status on-success on-error status-code
     """
 )
-# What these options ask, from HAProxy's sources (src/tcpcheck.c): a mail server greets with 220 and answers HELO with 250.
+# What HAProxy sends and expects with these options (src/tcpcheck.c): a mail server greets with 220 and answers HELO with 250.
 _REDIS = [{"send": "*1\r\n$4\r\nPING\r\n", "expect": "+PONG\r\n"}]
 
 
-class Untranslatable(Exception):  # noqa: N818 - of one line
-    """The text says what HAProxy would ask."""
+class Untranslatable(Exception):  # noqa: N818 - about one line, not an error of ours
+    """pylb has no such check. The text says what HAProxy would do."""
 
     def __init__(self, line: Line, why: str) -> None:
         super().__init__(why)
@@ -30,11 +30,11 @@ class Untranslatable(Exception):  # noqa: N818 - of one line
 
 @dataclass(slots=True)
 class Asked:
-    """The lines of a proxy that say what its servers are asked."""
+    """The lines of a proxy that describe its health check."""
 
     kind: Line | None = None  # the last `option …chk`
     rules: list[Line] = field(default_factory=list)
-    owner: Section | None = None  # who wrote the rules: those of `defaults` count where a proxy has none
+    owner: Section | None = None  # the section with the rules; those of `defaults` apply where a proxy has none
 
     def add(self, line: Line, section: Section) -> None:
         if self.owner is not section:
@@ -43,13 +43,13 @@ class Asked:
 
 
 def check_of(asked: Asked, notes: Notes) -> dict[str, Any]:
-    """pylb's `check`; {}: a connect. What cannot be translated is noted, and is a connect then."""
+    """The settings of pylb's `check`; {}: only connect. A check that cannot be translated is noted and becomes {}."""
     if asked.kind is None:
         return {}
     try:
         return _check(asked.kind, asked.rules)
     except Untranslatable as found:
-        what = f"{found}; pylb cannot, and would only connect: a server that accepts connections but is not well stays in use"
+        what = f"{found}; pylb cannot, and would only connect: a server that accepts connections but does not work stays in use"
         notes.differs(found.line, f"{found.line.text}: {what}")
         return {}
 
@@ -66,15 +66,15 @@ def _check(kind: Line, rules: list[Line]) -> dict[str, Any]:
             greeting = " ".join(hello) if len(hello) == 2 and hello[0] in ("HELO", "EHLO") else "HELO localhost"
             return _steps(kind, [{"expect": "220"}, {"send": f"{greeting}\r\n", "expect": "250"}])
         case ["pgsql-check", "user", name]:
-            # A startup message (PostgreSQL, 55.7); any request for authentication is a yes.
+            # A startup message (PostgreSQL, 55.7); any authentication request means that the server is well.
             body = f"\0\3\0\0user\0{name}\0\0"
             return _steps(kind, [{"send": f"\0\0\0{chr(len(body) + 4)}{body}", "expect": "R\0\0\0"}])
-    raise Untranslatable(kind, "HAProxy would ask servers in that protocol")
+    raise Untranslatable(kind, "HAProxy would check servers in that protocol")
 
 
 def _steps(line: Line, steps: list[dict[str, str]]) -> dict[str, Any]:
     if any(not text.isascii() for step in steps for text in step.values()):
-        raise Untranslatable(line, "HAProxy would send or expect bytes that are no ASCII")
+        raise Untranslatable(line, "HAProxy would send or expect bytes that are not ASCII")
     if any(len(text) > MOST_TEXT for step in steps for text in step.values()) or len(steps) > MOST_STEPS:
         raise Untranslatable(line, f"HAProxy would send more than {MOST_TEXT} characters, or have more than {MOST_STEPS} steps")
     if not steps:
@@ -123,14 +123,14 @@ def _connect(line: Line, options: Sequence[str]) -> dict[str, int]:
             return {}
         case ["port", number] if port := whole_number(number, 65535):
             return {"port": port}
-    raise Untranslatable(line, "HAProxy would connect so for its check")
+    raise Untranslatable(line, "HAProxy would connect with these options for its check")
 
 
 def _sent(line: Line, how: str, text: str) -> str:
     if how == "send-binary":
         return _binary(line, text)
     if how == "send-lf" and "%" in text:
-        raise Untranslatable(line, "HAProxy would send what its variables say")
+        raise Untranslatable(line, "HAProxy would send the values of its variables")
     return text
 
 
@@ -145,11 +145,11 @@ def _expected(line: Line, words: Sequence[str]) -> str:
             return _binary(line, text)
         case ["rstring", pattern, *_] if (literal := _literal(pattern)) is not None:
             return literal
-    raise Untranslatable(line, "HAProxy would judge the answer so")
+    raise Untranslatable(line, "HAProxy would judge the answer by this rule")
 
 
 def _literal(pattern: str) -> str | None:
-    """The text, if the regular expression is nothing but a text."""
+    """The text that a regular expression matches, if it matches exactly one."""
     found = re.fullmatch(r"(?:[A-Za-z0-9 _:=,;<>@/\"'!~#%&\r\n-]|\\[^A-Za-z0-9])+", pattern)
     return re.sub(r"\\(.)", r"\1", pattern) if found else None
 
@@ -158,9 +158,9 @@ def _binary(line: Line, text: str) -> str:
     try:
         found = bytes.fromhex(text)
     except ValueError:
-        raise Untranslatable(line, "these are no hexadecimal digits") from None
+        raise Untranslatable(line, "these are not hexadecimal digits") from None
     if any(byte > _LAST_ASCII for byte in found):
-        raise Untranslatable(line, "HAProxy would send or expect bytes that are no ASCII")
+        raise Untranslatable(line, "HAProxy would send or expect bytes that are not ASCII")
     return found.decode("ascii")
 
 
@@ -203,7 +203,8 @@ def _http(kind: Line, words: Sequence[str], rules: list[Line]) -> dict[str, Any]
                 raise Untranslatable(line, "HAProxy would do this in its check")
     hosts = [value for name, value in request.headers if name.lower() == "host"]
     plain = re.fullmatch(r"[A-Z]{1,20}", request.method) is not None and len(hosts) == len(request.headers) <= 1
-    is_range = request.method == "GET" or "-" in status  # one status is known by its digits, and all is sent as there
+    # Another method with a single status becomes a conversation: the request as HAProxy sends it, then the status as text.
+    is_range = request.method == "GET" or "-" in status
     if plain and is_range and not text and re.fullmatch(r"/[!-~]*", request.uri) and re.fullmatch(r"[!-~]*", "".join(hosts)):
         asked = {"http": request.uri, **({} if request.method == "GET" else {"method": request.method})}
         return {**asked, "expect": status, **({"host": hosts[0]} if hosts else {})}
@@ -217,7 +218,7 @@ def _headers(request: _Request, line: Line, text: str) -> None:
         name, _, value = one.partition(":")
         request.headers.append((name.strip(), value.strip()))
     if len(request.headers) > MOST_STEPS:
-        raise Untranslatable(line, "HAProxy would send many headers")
+        raise Untranslatable(line, f"HAProxy would send more than {MOST_STEPS} headers")
 
 
 def _send(request: _Request, line: Line, options: Sequence[str]) -> None:
@@ -240,7 +241,7 @@ def _send(request: _Request, line: Line, options: Sequence[str]) -> None:
 
 
 def _wanted(line: Line, words: Sequence[str]) -> tuple[str, str]:
-    """(status, text that must be there)."""
+    """(status or range of statuses, text that the answer must contain)."""
     rest = list(words)
     while rest and rest[0] in _WITH_VALUE:
         del rest[:2]
@@ -253,4 +254,4 @@ def _wanted(line: Line, words: Sequence[str]) -> tuple[str, str]:
             return "200-399", ""
         case ["string", text, *_]:
             return "", text
-    raise Untranslatable(line, "HAProxy would judge the answer so")
+    raise Untranslatable(line, "HAProxy would judge the answer by this rule")

@@ -1,6 +1,6 @@
-"""`show info`: what HAProxy says of its process, with its keys and in its order, as far as pylb has anything to say.
+"""`show info`: HAProxy's keys, in HAProxy's order, with the values of this process.
 
-Keys of things that pylb does not have (TLS on traffic, compression, peers, memory pools) are 0: there are none.
+Keys of things that pylb does not have (TLS on traffic, compression, peers, memory pools) are 0.
 """
 
 import os
@@ -17,12 +17,12 @@ RELEASED = "2026/11/25"  # of __version__
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What stays the same while pylb runs, and what only the app knows. Times are unix time, seconds."""
+    """Values that only the app knows. Times are unix time in seconds."""
 
     started_at: float
-    workers: int  # processes that forward, 0: this one
-    descriptors: int  # limit of each process
-    pipes: int  # limit of all
+    workers: int  # processes that forward; 0: only this one
+    descriptors: int  # limit for each process
+    pipes: int  # limit for all processes together
     listeners: int
     tasks: int
     lines_dropped: int
@@ -31,7 +31,7 @@ class Facts:
 
 
 def show_info(facts: Facts, counters: Counters, rates: Rates, wall: float) -> dict[str, int | str]:
-    """`wall`: now, unix time."""
+    """The answer to `show info`. `wall`: now, as unix time."""
     sessions, connections, moved = rates.totals(counters.frontends.values())
     uptime = max(0, int(wall - facts.started_at))
     days, rest = divmod(uptime, 86400)

@@ -1,4 +1,4 @@
-"""What the old webhook's script left behind, as legacy registrations: `/etc/webhook/haproxy/*.inc`, or a whole haproxy.cfg.
+"""Turns what the old webhook's script wrote into legacy registrations: `/etc/webhook/haproxy/*.inc`, or a whole haproxy.cfg.
 
 The script wrote one file per port (geek-cookbook, "Load Balancer"):
 
@@ -9,9 +9,9 @@ The script wrote one file per port (geek-cookbook, "Load Balancer"):
     backend 8443_backend
       server s1 203.0.113.7:30843 send-proxy
 
-It pasted what it was sent without a look, so anything may stand in them. A stanza that is understood becomes an item, what
-is not becomes a note with file and line; nothing raises. pylb's own policy (balance, timeouts, health) takes the place of
-HAProxy's, so those lines are passed over in silence.
+The script pasted its input without looking at it, so the files may contain anything. A stanza that is understood becomes an
+item; anything else becomes a note with file and line, and nothing raises. Lines about balance, timeouts and health are skipped
+without a note, because pylb's own policy applies instead.
 """
 
 import json
@@ -46,7 +46,7 @@ _USED_BY = ">> Used to run "
 
 @dataclass(frozen=True, slots=True)
 class OldServer:
-    """One port of the old machine and where it went."""
+    """One port of the old machine, and the server that it led to."""
 
     port: int
     address: Address
@@ -54,7 +54,7 @@ class OldServer:
     send_proxy: ProxyProtocol = ProxyProtocol.NONE
 
     def as_call(self) -> dict[str, str]:
-        """The body that the legacy route would have been sent for it."""
+        """The body of a legacy call that registers it."""
         return {
             "dst-ip": self.address.ip,
             "frontend-port": str(self.port),
@@ -75,14 +75,14 @@ class Found(NamedTuple):
 
 
 def read_files(paths: Iterable[Path]) -> Found:
-    """Reads files, and of directories every *.inc."""
+    """Import files, and every *.inc of directories."""
     texts, notes = read_texts(paths)
     found = parse_haproxy(texts)
     return Found(found.items, (*notes, *found.notes))
 
 
 def read_texts(paths: Iterable[Path], inside: str = "*.inc") -> tuple[list[tuple[str, str]], list[Note]]:
-    """(file name, text) of files, and of what is `inside` directories in the order of their names, as HAProxy's `cat` did."""
+    """(file name, text) of files, and of directories' files that match `inside`, in the order of the script's `cat`."""
     texts: list[tuple[str, str]] = []
     notes: list[Note] = []
     for path in paths:
@@ -97,7 +97,7 @@ def read_texts(paths: Iterable[Path], inside: str = "*.inc") -> tuple[list[tuple
 
 
 def parse_haproxy(texts: Iterable[tuple[str, str]]) -> Found:
-    """`(file name, text)` of files that HAProxy read as one: a frontend may name a backend of another file."""
+    """Import `(file name, text)` of files that HAProxy read as one config: a frontend may use a backend of another file."""
     reading = _Reading()
     for file, text in texts:
         reading.read(file, text)
@@ -115,15 +115,15 @@ class _Stanza:
     binds: list[tuple[int, int]] = field(default_factory=list)  # (line, port)
     servers: list[tuple[int, Address | str, str]] = field(default_factory=list)  # (line, address or bare IP, send-proxy)
     backend: str = ""
-    unfit: str = ""  # why pylb cannot do what it does
+    unfit: str = ""  # why pylb cannot take it over
 
 
 class _Reading:
-    """The stanzas so far. One per import."""
+    """An import under way, with the stanzas read so far."""
 
     def __init__(self) -> None:
         self.stanzas: list[_Stanza] = []
-        self.names: dict[int, str] = {}  # port -> who it was used for, from the script's comment
+        self.names: dict[int, str] = {}  # port -> the app that used it, from the script's comment
         self.notes: list[Note] = []
         self.file_notes: Counter[str] = Counter()
 
@@ -168,7 +168,7 @@ class _Reading:
 
     def _bind(self, stanza: _Stanza, line: int, where: str, options: list[str]) -> None:
         if "ssl" in options:
-            stanza.unfit = "bind with ssl: TLS ends in the server, pylb passes it through"
+            stanza.unfit = "bind with ssl: pylb passes TLS through to the server"
         for one in where.split(","):
             host, colon, port = one.rpartition(":")
             try:
@@ -192,7 +192,7 @@ class _Reading:
             elif option != "check":
                 self.note(stanza.file, line, f"server: the option {shortened(option)} is not taken over")
         try:
-            bare = text.count(":") == 0  # no port: the client's own (HAProxy, "server")
+            bare = text.count(":") == 0  # without a port, HAProxy uses the one that the client connected to
             stanza.servers.append((line, str(parse_address(f"{text}:1").ip) if bare else parse_address(text), send))
         except ValueError as error:
             self.note(stanza.file, line, f"server: {shortened(str(error))}")
@@ -217,7 +217,7 @@ class _Reading:
         return Found(tuple(items.values()), tuple(self.notes))
 
     def _fit(self, stanza: _Stanza, backend: _Stanza | None) -> list[tuple[int, int]]:
-        """The binds that can be taken over; why not is noted once."""
+        """The binds that can be taken over. If there are none, the reason is noted."""
         if backend is None:
             self.note(stanza.file, stanza.line, f"{_label(stanza)} has no backend {shortened(stanza.backend)!r}".rstrip())
         elif stanza.unfit or backend.unfit:
@@ -232,20 +232,20 @@ class _Reading:
 
     def _item(self, items: dict[int, OldServer], stanza: _Stanza, backend: _Stanza, line: int, port: int) -> None:
         if port in items:
-            self.note(stanza.file, line, f"port {port} was there before: the first one counts")
+            self.note(stanza.file, line, f"port {port} was already seen: the first one counts")
             return
         server_line, address, send = backend.servers[0]
         target = address if isinstance(address, Address) else Address(address, port)
         name = self.names.get(port) or re.sub(r"[-_.]?(frontend|front|fe)$", "", stanza.name[:MOST_NAME])
         item = OldServer(port, target, "" if name.isdigit() else name, _SEND_PROXY[send])
-        try:  # through the route's own parser: what an import yields is what a call could have
+        try:  # through the route's own parser, so that an import yields nothing that a call could not
             items[port] = replace(item, name=parse_legacy(json.dumps(item.as_call()).encode()).name)
         except Refused as refused:
             self.note(backend.file, server_line, shortened(refused.detail))
 
 
 def _used_by(line: str) -> tuple[int, str] | None:
-    """(port, name) of `# … >> Used to run NAME:PORT`. The last such words of a line count."""
+    """(port, name) of `# … >> Used to run NAME:PORT`. If a line has these words twice, the last ones count."""
     before, found, rest = line.strip().rpartition(_USED_BY)
     name, colon, port = rest.rpartition(":")
     if not (found and colon and before.startswith("#") and re.fullmatch("[0-9]{1,5}", port)):

@@ -1,4 +1,4 @@
-"""Lines of HAProxy's runtime socket: sessions and their ids, weights, and what `show servers state` says of a server."""
+"""Lines for HAProxy's runtime socket: `show sess` and `show servers state`."""
 
 from collections.abc import AsyncGenerator, Sequence
 

@@ -1,4 +1,4 @@
-"""Where HAProxy listens, as pylb listens: `*` is IPv4 there and both families here, `:::80` is both there."""
+"""Translates `bind` to `listen`. `*` means IPv4 in HAProxy and both families in pylb; HAProxy's `:::80` means both."""
 
 import re
 from dataclasses import dataclass, field
@@ -22,19 +22,19 @@ _WITH_VALUE = word_set(
     """
 )
 _OPEN = {
-    "interface": "HAProxy would take connections of that interface alone; pylb would take those of all. Bind its address",
-    "namespace": "HAProxy would listen in that network namespace; pylb would in its own",
+    "interface": "HAProxy would listen on that interface only; pylb would listen on all. Bind its address",
+    "namespace": "HAProxy would listen in that network namespace; pylb would listen in its own",
     "maxconn": "HAProxy would count the connections of this place; pylb counts those of the frontend: `max_connections`",
-    "tcp-md5sig": "HAProxy would ask for signed segments; pylb would not",
+    "tcp-md5sig": "HAProxy would require signed TCP segments; pylb would not",
 }
 
 
 @dataclass(slots=True)
 class Place:
-    """One port of a frontend."""
+    """One address and port where a frontend listens."""
 
     line: Line
-    host: str  # as pylb writes it
+    host: str  # in pylb's notation
     port: int
     settings: dict[str, Any] = field(default_factory=dict)
 
@@ -45,7 +45,7 @@ class Place:
 
 @dataclass(slots=True)
 class Bind:
-    """One `bind`: a range of ports."""
+    """One `bind`, with its range of ports."""
 
     line: Line
     host: str
@@ -55,7 +55,7 @@ class Bind:
 
 
 def bind_of(line: Line, where: str, options: list[str], notes: Notes) -> Bind | None:
-    """None, and a difference: pylb would not listen there."""
+    """The bind of a line; None, with a difference noted: pylb would not listen there."""
     settings: dict[str, Any] = {}
     rest = iter(options)
     for option in rest:
@@ -70,16 +70,16 @@ def bind_of(line: Line, where: str, options: list[str], notes: Notes) -> Bind | 
             next(rest, None)
         elif option == "accept-proxy":
             settings["proxy_protocol"] = {"accept_from": ["0.0.0.0/0", "::/0"]}
-            notes.note(line, "accept-proxy: accept_from is everybody, as there; better write who your proxies are")
+            notes.note(line, "accept-proxy: accept_from is everybody, as in HAProxy; it is better to list your proxies")
         elif option == "transparent":
             settings["freebind"] = True
         elif option not in _FLAGS:
-            notes.differs(line, f"bind {where} {option}: pylb has nothing like it, and would do without it")
+            notes.differs(line, f"bind {where} {option}: pylb has nothing like it, and would ignore it")
     host, _, ports = where.rpartition(":")
     match = re.fullmatch(r"([0-9]{1,5})(?:-([0-9]{1,5}))?", ports)
     address = _host(host, v6only="v6only" in options)
     if address in (_EVERY, _V4, _V6):
-        settings.pop("freebind", None)  # all addresses are this machine's
+        settings.pop("freebind", None)  # needless, as the machine has this address at all times
     first, last = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
     if address is None or not 1 <= first <= last <= LAST_PORT:
         notes.differs(line, f"bind {where}: HAProxy would listen there; pylb would not: it listens on IP:PORT")
@@ -108,7 +108,7 @@ def _host(host: str, *, v6only: bool) -> str | None:
 
 
 def places(binds: list[Bind]) -> list[Place]:
-    """Each port once: IPv4 and IPv6 of one port are `*`, which keeps them one frontend."""
+    """The places of several binds, each port once. IPv4 and IPv6 of one port become `*`, which is one frontend."""
     found: dict[tuple[str, int], Place] = {}
     for bind in binds:
         for port in range(bind.first, bind.last + 1):

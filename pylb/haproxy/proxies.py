@@ -1,4 +1,4 @@
-"""One frontend, backend or listen section with what it inherits, line by line."""
+"""Reads a frontend, backend or listen section line by line, together with the `defaults` that it inherits."""
 
 import re
 from collections.abc import Iterable
@@ -11,7 +11,7 @@ from pylb.haproxy.config_parser import Line, Section, shortened, word_set
 from pylb.haproxy.health_checks import Asked
 
 _UNITS = {"us": 0.001, "ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
-# What pylb does by itself, what says nothing about who gets a connection, and what HAProxy itself passes over in TCP mode.
+# Skipped: what pylb always does, what does not affect who gets a connection, and what HAProxy itself ignores in TCP mode.
 _SILENT = word_set(
     """
     log log-format log-format-sd log-tag log-steps error-log-format description id guid backlog errorfile errorfiles
@@ -44,7 +44,7 @@ _TIMEOUTS = word_set(
     connect queue client server client-fin server-fin tunnel check http-request http-keep-alive tarpit client-hs server-hs
     """
 )
-# Of `tcp-request`: what leaves it to other rules who may connect.
+# Actions of `tcp-request` that decide nothing about who may connect.
 _COUNTING = re.compile(r"track-sc\d*|sc-.*|set-var.*|unset-var.*|capture|set-(log-level|mark|tos|nice|fc-.*|bc-.*)|lua\.log")
 
 
@@ -65,8 +65,8 @@ class Proxy:
     default_backend: str | None = None
     switches: list[Switch] = field(default_factory=list)
     acls: dict[str, list[Line]] = field(default_factory=dict)
-    rules: dict[str, list[Rule]] = field(default_factory=dict)  # level -> rules
-    timeouts: dict[str, float] = field(default_factory=dict)  # HAProxy's names, milliseconds, inf: none
+    rules: dict[str, list[Rule]] = field(default_factory=dict)  # by level of `tcp-request`
+    timeouts: dict[str, float] = field(default_factory=dict)  # by HAProxy's names, in milliseconds; inf: none
     balance: tuple[str, Line | None] = ("roundrobin", None)  # HAProxy's default before 3.3
     hash_balance: Line | None = None
     retries: int = 3
@@ -77,8 +77,8 @@ class Proxy:
     source: Line | None = None
     max_connections: tuple[int, Line] | None = None
     rate: tuple[int, Line] | None = None
-    odd: list[tuple[Line, str]] = field(default_factory=list)  # differences, for when the proxy is used
-    page: bool = False  # HAProxy's own page or metrics
+    odd: list[tuple[Line, str]] = field(default_factory=list)  # differences that are noted if the proxy is used
+    page: bool = False  # it serves HAProxy's statistics page or metrics
 
     @property
     def is_page(self) -> bool:
@@ -86,13 +86,13 @@ class Proxy:
 
     @property
     def lines(self) -> int:
-        """Those that are gone through for each place."""
+        """The number of lines that are read again for each place."""
         rules = sum(map(len, self.rules.values()))
         return 1 + len(self.switches) + rules + len(self.odd) + len(self.asked.rules) + len(self.servers) + len(self.sticks)
 
     @property
     def size(self) -> int:
-        """Characters of its servers in pylb.yaml, at most."""
+        """At most so many characters of pylb.yaml are needed for its servers."""
         defaults = length(self.default_server)
         return sum(length(line.words) + defaults for line in self.servers)
 
@@ -160,7 +160,7 @@ def _setting(proxy: Proxy, line: Line) -> None:
         case ["retry-on", *events]:
             proxy.retries = proxy.retries if {"conn-failure", "all-retryable-errors"} & set(events) else 0
         case [word, *_] if not _is_silent(line.words):
-            proxy.odd.append((line, f"pylb has nothing like {shortened(word)}, and would do without it"))
+            proxy.odd.append((line, f"pylb has nothing like {shortened(word)}, and would ignore it"))
     if line.words[0] in ("stats", "monitor-uri") or "prometheus-exporter" in line.words:
         proxy.page = True
 
@@ -185,7 +185,7 @@ def _is_silent(words: list[str]) -> bool:
 
 
 def is_number(text: str) -> bool:
-    """Of at most 32 bits."""
+    """Whether `text` is a number of at most 32 bits."""
     return text.isascii() and text.isdigit() and len(text) < 10
 
 
@@ -197,13 +197,13 @@ def _rule(proxy: Proxy, line: Line, level: str, rule: list[str]) -> None:
         case [action, *_] if _COUNTING.match(action):
             pass
         case _:
-            proxy.odd.append((line, "pylb has nothing like it, and would do without it"))
+            proxy.odd.append((line, "pylb has nothing like it, and would ignore it"))
 
 
 def _timeout(proxy: Proxy, line: Line, name: str, value: str) -> None:
     ms = milliseconds(value)
     if ms is None or name not in _TIMEOUTS:
-        proxy.odd.append((line, "it is not understood, and pylb would do without it"))
+        proxy.odd.append((line, "it is not understood, and pylb would ignore it"))
     else:
         proxy.timeouts[name] = ms or inf
 
@@ -213,17 +213,17 @@ def _option(proxy: Proxy, line: Line, option: list[str], *, wanted: bool) -> Non
         case ["redispatch", *interval]:
             proxy.redispatch = wanted
             if interval and interval[0] not in ("-1", "1"):
-                proxy.odd.append((line, "HAProxy would change the server at other retries; pylb tries another one at once"))
+                proxy.odd.append((line, "HAProxy would change the server at a later retry; pylb tries another one at once"))
         case ["allbackups"]:
             proxy.all_backups = wanted
         case [name, *_] if name in _CHECKS:
             proxy.asked.kind = Line(line.file, line.number, ["option", *option]) if wanted else None
         case [name, *_] if name not in _SILENT_OPTIONS and wanted:
-            proxy.odd.append((line, f"pylb has no option {shortened(name)}, and would do without it"))
+            proxy.odd.append((line, f"pylb has no option {shortened(name)}, and would ignore it"))
 
 
 def milliseconds(text: str) -> float | None:
-    """HAProxy's time: without a unit milliseconds."""
+    """A time in HAProxy's notation, where a number without a unit means milliseconds; None: not understood."""
     match = re.fullmatch(r"([0-9]{1,12})(us|ms|s|m|h|d)?", text)
     if match is None:
         return None

@@ -1,6 +1,6 @@
-"""What HAProxy shows and no counter holds: rates of the last second, their maxima, averages, and since when a backend is down.
+"""Values that HAProxy shows and no counter has: rates of the last second, maxima, averages, and since when a backend is down.
 
-The sampler looks once a second. A maximum is the highest of these looks: a peak between two of them is not seen.
+The sampler reads the counters once a second. A maximum is the highest of these readings; a peak between two is missed.
 """
 
 from collections.abc import Iterable, Sequence
@@ -11,24 +11,24 @@ from pylb.core.table import DOWN, Frontend, Table
 from pylb.forward.counters import FrontendCounters
 from pylb.workers.sampler import FrontendSum, Moment
 
-WINDOW = 1024  # sessions that an average is taken over, as HAProxy's (TIME_STATS_SAMPLES)
+WINDOW = 1024  # sessions in an average, as in HAProxy (TIME_STATS_SAMPLES)
 
 Sums = tuple[int, int, int]  # sessions, connections, bytes
 
 
 class Meter:
-    """Of a counter: what it gained a second, the highest that was, and the highest of a second number."""
+    """The rate of a counter, the highest rate so far, and the highest value so far of a gauge beside it."""
 
     __slots__ = ("most", "peak", "rate", "total")
 
     def __init__(self) -> None:
         self.total = 0
         self.rate = 0
-        self.most = 0  # of `rate`
-        self.peak = 0  # of `now`
+        self.most = 0  # the highest `rate`
+        self.peak = 0  # the highest `now`
 
     def look(self, total: int, now: int, seconds: float) -> None:
-        """`total` began anew where it is less than it was. `seconds` 0: the first look, which has no rate."""
+        """A `total` below the last one means that the counter started again. `seconds` 0: the first reading, without a rate."""
         gained = total - self.total if total >= self.total else total
         self.total = total
         if seconds:
@@ -38,7 +38,7 @@ class Meter:
 
 
 class Average:
-    """Of a time, over about the last WINDOW sessions: new ones move it by their share."""
+    """The average of a time over about the last WINDOW sessions. New sessions move it by their share."""
 
     __slots__ = ("_seconds", "_sessions", "value")
 
@@ -48,7 +48,7 @@ class Average:
         self._seconds = 0.0
 
     def look(self, sessions: int, seconds: float) -> None:
-        """Both as summed up since the start."""
+        """Both arguments are sums since the start."""
         new, took = sessions - self._sessions, seconds - self._seconds
         if new < 0:
             new, took, self.value = sessions, seconds, 0.0
@@ -67,7 +67,7 @@ class ServerRates:
 
 
 class ProxyRates:
-    """Of a frontend and its backend."""
+    """The rates of a frontend and its backend."""
 
     __slots__ = (
         "_numbers",
@@ -88,11 +88,11 @@ class ProxyRates:
         self.sessions, self.connections, self.queue = Meter(), Meter(), Meter()
         self.servers: dict[str, ServerRates] = {}
         self._numbers = count(1)
-        self.busy = True  # had it a client, or a new one, then?
+        self.busy = True  # it had a client, or a new one, at the last reading
         self.usable = True
         self.changed_at = now  # monotonic
         self.downs = 0
-        self.down_seconds = 0.0  # of the times that are over
+        self.down_seconds = 0.0  # without the present time of being down
 
     def server(self, label: str) -> ServerRates:
         known = self.servers.get(label)
@@ -101,7 +101,7 @@ class ProxyRates:
         return known
 
     def judge(self, frontend: Frontend, now: float) -> None:
-        """Has it a server that may be used?"""
+        """Note whether the backend has a server that may be used, and since when."""
         usable = any(server.rank < DOWN for server in frontend.servers)
         if usable is self.usable:
             return
@@ -113,23 +113,23 @@ class ProxyRates:
 
 
 class Rates:
-    """A consumer of the sampler's looks. What left the table is forgotten; in the sums of the process it stays."""
+    """Consumes the sampler's readings. A frontend that left the table is forgotten, but the process's sums still contain it."""
 
     def __init__(self) -> None:
         self.proxies: dict[Listen, ProxyRates] = {}
         self.sessions, self.connections, self.bytes = Meter(), Meter(), Meter()
-        self.idle = 100  # percent of their time that the processes that forward had nothing to do
+        self.idle = 100  # percentage of time in which the forwarding processes had nothing to do
         self._numbers: set[int] = set()
-        self._gone: Sums = (0, 0, 0)  # of frontends that left
-        self._sums: Sums = (0, 0, 0)  # of all that ever were
+        self._gone: Sums = (0, 0, 0)  # of frontends that left the table
+        self._sums: Sums = (0, 0, 0)  # of all frontends there ever were
         self._live = 0
         self._last: dict[Listen, FrontendSum] = {}
         self._table: Table | None = None
         self._moment = Moment(0.0, 0.0)
-        self._seconds = 0.0  # since the look before; 0: there was none
+        self._seconds = 0.0  # since the previous reading; 0: there was none
 
     def proxy(self, listen: Listen, now: float) -> ProxyRates:
-        """Its iid is its port, which says something; or, where another address has that port too, a number above all ports."""
+        """The rates of one frontend. Its iid is its port, or a number above all ports if another address has the same port."""
         known = self.proxies.get(listen)
         if known is None:
             numbers = self._numbers
@@ -139,7 +139,7 @@ class Rates:
         return known
 
     def totals(self, frontends: Iterable[FrontendCounters]) -> Sums:
-        """Sessions, connections and bytes since the start, with those of frontends that are gone."""
+        """Sessions, connections and bytes since the start, including frontends that are gone."""
         sums = self._gone
         for one in frontends:
             sums = _added(sums, (one.sessions_total, one.connections, one.bytes_in + one.bytes_out))
@@ -150,7 +150,8 @@ class Rates:
             self._seconds = moment.clock - self._moment.clock
             self._look_at_processors(moment.used)
         if table is not self._table:
-            for listen in [listen for listen in self.proxies if listen not in table.frontends]:  # its keys would be sorted
+            # No difference of sets of keys: that would sort the table's.
+            for listen in [listen for listen in self.proxies if listen not in table.frontends]:
                 self._numbers.discard(self.proxies.pop(listen).number)
                 if (last := self._last.pop(listen, None)) is not None:
                     self._gone = _added(self._gone, _sums(last))
@@ -161,8 +162,8 @@ class Rates:
         self._live += new.sessions
         proxy, old = self.proxy(listen, self._moment.clock), self._last.get(listen)
         busy = new is not old
-        # One look more after the last client, for rates that go to 0. Most of a thousand frontends are quiet: this is all
-        # they cost.
+        # A frontend is read once more after its last client, so that its rates go to 0. Most of a thousand frontends are
+        # quiet, and this line is all that they cost.
         if busy or proxy.busy:
             self._last[listen], proxy.busy = new, busy
             if old is not None:

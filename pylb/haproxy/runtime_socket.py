@@ -1,7 +1,7 @@
-"""HAProxy's runtime socket: `{state_dir}/haproxy.sock`, for hatop, socat and what else speaks to HAProxy. Text both ways.
+"""HAProxy's runtime socket: `{state_dir}/haproxy.sock`, for hatop, socat and other tools for HAProxy. It speaks text.
 
-A connection is asked one line of commands, separated by `;`, and closed behind the answers; or, after `prompt`, line after
-line until `quit`. An empty line ends every answer. The file is 0600 and the kernel says who is at the other end.
+A client sends one line of commands, separated by `;`, and the connection is closed after the answers; after `prompt`, it may
+send more lines until `quit`. An empty line ends each answer. The file has mode 0600, and the kernel says who the client is.
 """
 
 import asyncio
@@ -18,12 +18,12 @@ from pylb.web.unix import UnixServer, check_peer
 log = logging.getLogger(__name__)
 
 LINE_BYTES = 16384  # HAProxy's tune.bufsize
-IDLE = 10.0  # seconds without a command, as HAProxy's `stats timeout`; `set timeout cli` changes it for a connection
+IDLE = 10.0  # seconds without a command, like HAProxy's `stats timeout`; `set timeout cli` changes it for a connection
 LONGEST_IDLE = 86400.0
-DEADLINE = 10.0  # seconds for a piece of an answer to be taken
+DEADLINE = 10.0  # seconds in which a client must take a piece of an answer
 PROMPT = "> "
 
-# Possessive, and runs of plain characters in one step: else each character would take memory of the matcher.
+# Possessive, with runs of plain characters in one step: otherwise the matcher would need memory for each character.
 _COMMAND = re.compile(r"(?:\\.|[^;\\]++)++")
 _WORD = re.compile(r"(?:\\.|[^\s\\]++)++")
 
@@ -41,7 +41,7 @@ class RuntimeSocket:
         talk = _Talk(reader, writer, self._idle)
         try:
             lines = await talk.lines()
-            check_peer(writer)  # after the line: closing with unread input would eat the answer
+            check_peer(writer)  # only after reading the line: closing a socket with unread input would destroy the answer
             while lines:
                 for line in lines:
                     if not await self._obey(talk, line):
@@ -51,7 +51,7 @@ class RuntimeSocket:
             await talk.say(f"{refused.detail}\n")
 
     async def _obey(self, talk: "_Talk", line: str) -> bool:
-        """All commands of the line. False: it was the last one."""
+        """Carry out all commands of a line. False: the connection ends now."""
         if talk.interactive and not line.strip():
             await talk.say("")
         for words in split(line):
@@ -73,7 +73,7 @@ class RuntimeSocket:
         except Exception:
             # The task boundary of a command: the client gets an answer and the server goes on.
             log.exception("runtime socket: %s failed", " ".join(words)[:80])
-            return "pylb failed to answer: its log says why.\n"
+            return "pylb failed to answer; its log says why.\n"
 
 
 class _Talk:
@@ -87,7 +87,7 @@ class _Talk:
         self.interactive = False
 
     async def lines(self) -> list[str]:
-        """Those that came, at least one; [] at the end. Raises TimeoutError."""
+        """The lines that have arrived, at least one; [] at the end. Raises TimeoutError."""
         while True:
             async with asyncio.timeout(self._idle):
                 data = await self._reader.read(LINE_BYTES)
@@ -122,6 +122,6 @@ class _Talk:
 
 
 def split(line: str) -> list[list[str]]:
-    """A line's commands as words; a backslash takes the next character as it is."""
+    """The commands of a line, each as its words. A backslash makes the next character an ordinary one."""
     commands = [_WORD.findall(command) for command in _COMMAND.findall(line)]
     return [[re.sub(r"\\(.)", r"\1", word) for word in words] for words in commands if words]

@@ -1,4 +1,4 @@
-"""The servers of a backend as one place of a frontend has them, with their health."""
+"""Translates the servers of a backend, and their health, for one place where a frontend listens."""
 
 import re
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from pylb.haproxy.health_checks import check_of
 from pylb.haproxy.proxies import Proxy, is_number, milliseconds
 
 MOST_NAME = 253  # characters, as in the config
-LONGEST = 366 * 86_400_000  # milliseconds, as in the config: what stands for "no timeout" where pylb must have one
+LONGEST = 366 * 86_400_000  # milliseconds, as in the config; stands for "no timeout" where pylb must have one
 _SEND = {
     "send-proxy": "v1",
     "send-proxy-v2": "v2",
@@ -35,20 +35,20 @@ _WITH_VALUE = word_set(
     guid hash-key proxy-v2-options set-proxy-v2-tlv-fmt curves sigalgs client-sigalgs log-bufsize shard cc
     """
 )
-_OPEN = {  # words that change who gets a connection, and how many words follow
+_OPEN = {  # options that change who gets a connection, with the number of words that follow
     "minconn": (1, "HAProxy would let it have fewer connections while there are few clients"),
-    "maxqueue": (1, "HAProxy would let so many clients wait for it, and send others elsewhere"),
-    "track": (1, "HAProxy would take it for up while that one is"),
-    "observe": (1, "HAProxy would judge it by its traffic in that way; pylb counts failed connects"),
-    "addr": (1, "HAProxy would ask that address whether it is well; pylb asks the server's own"),
-    "source": (1, "HAProxy would call it from that address"),
+    "maxqueue": (1, "HAProxy would let at most so many clients wait for it, and send others elsewhere"),
+    "track": (1, "HAProxy would consider it up while that server is up"),
+    "observe": (1, "HAProxy would judge it by its traffic; pylb counts failed connects"),
+    "addr": (1, "HAProxy would check that address; pylb checks the server's own"),
+    "source": (1, "HAProxy would connect to it from that address"),
     "usesrc": (1, "it would see the client's address; send it the PROXY header instead"),
-    "interface": (1, "HAProxy would call it by that interface"),
-    "socks4": (1, "HAProxy would call it by that proxy"),
-    "namespace": (1, "HAProxy would call it in that network namespace"),
+    "interface": (1, "HAProxy would connect to it through that interface"),
+    "socks4": (1, "HAProxy would connect to it through that proxy"),
+    "namespace": (1, "HAProxy would connect to it in that network namespace"),
     "agent-check": (0, "HAProxy would ask an agent for its weight and state"),
-    "check-ssl": (0, "HAProxy would check it by TLS; pylb only connects"),
-    "check-via-socks4": (0, "HAProxy would check it by that proxy"),
+    "check-ssl": (0, "HAProxy would check it over TLS; pylb only connects"),
+    "check-via-socks4": (0, "HAProxy would check it through that proxy"),
 }
 
 
@@ -58,7 +58,7 @@ _NO_TCP = ("/", "unix@", "abns@", "abnsz@", "fd@", "sockpair@", "udp@", "quic", 
 
 @dataclass(slots=True)
 class Server:
-    """What a line says of it."""
+    """A `server` line."""
 
     line: Line
     name: str
@@ -75,7 +75,7 @@ class Server:
 
     @property
     def health(self) -> dict[str, Any]:
-        """Its own, in the keys of `servers[].health`; as in HAProxy where nothing is said."""
+        """Its settings under the keys of `servers[].health`, with HAProxy's defaults."""
         found: dict[str, Any] = {"interval": duration(max(100, milliseconds(self.options.get("inter", "")) or 2000))}
         for key, default in (("rise", 2), ("fall", 3), ("port", 0)):
             number = self.options.get(key, "")
@@ -84,7 +84,7 @@ class Server:
 
 
 def servers_of(proxy: Proxy, parser: Parser, notes: Notes) -> list[Server]:
-    """Those that pylb can have; of the others a difference is noted."""
+    """The servers that pylb can use. The others are noted as differences."""
     found = (_server(proxy, line, parser, notes) for line in proxy.servers)
     return [one for one in found if one is not None]
 
@@ -97,14 +97,14 @@ def _server(proxy: Proxy, line: Line, parser: Parser, notes: Notes) -> Server | 
     for option in rest:
         _option(made, option, rest, notes)
     if "ssl" in made.options:
-        notes.differs(line, f"{made.label}: HAProxy would encrypt for it; pylb passes bytes on as they are, and leaves it out")
+        notes.differs(line, f"{made.label}: HAProxy would encrypt; pylb passes bytes on unchanged, and leaves the server out")
         return None
     if made.address.startswith(_NO_TCP):
         what = f"HAProxy would use {shortened(made.address)}; pylb leaves it out: a server is HOST:PORT"
         notes.differs(line, f"{made.label}: {what}")
         return None
     if template:
-        what = "HAProxy would use as many of the name's addresses; pylb uses all of them"
+        what = "HAProxy would use so many of the name's addresses; pylb uses all of them"
         notes.differs(line, f"server-template {shortened(name)} {line.words[2]}: {what}")
     return made
 
@@ -113,7 +113,7 @@ def _option(made: Server, option: str, rest: Iterator[str], notes: Notes) -> Non
     if option in _OPEN:
         count, why = _OPEN[option]
         values = [next(rest, "") for _ in range(count)]
-        notes.differs(made.line, f"{made.label}: {' '.join((option, *values))}: {why}; pylb would do without it")
+        notes.differs(made.line, f"{made.label}: {' '.join((option, *values))}: {why}; pylb would ignore it")
     elif option in _WITH_VALUE:
         made.options[option] = next(rest, "")
     elif option in _SEND:
@@ -124,11 +124,11 @@ def _option(made: Server, option: str, rest: Iterator[str], notes: Notes) -> Non
     elif option.removeprefix("no-") in ("check", "backup", "disabled") or option == "enabled":
         setattr(made, _FIELDS[option.removeprefix("no-")], option in ("check", "backup", "disabled"))
     elif option not in _FLAGS and not re.match(r"(no|force)-(ssl|tls)", option):
-        notes.differs(made.line, f"{made.label}: {shortened(option)}: pylb has nothing like it, and would do without it")
+        notes.differs(made.line, f"{made.label}: {shortened(option)}: pylb has nothing like it, and would ignore it")
 
 
 def split_address(server: Server, port: int, notes: Notes) -> tuple[str, int, str] | None:
-    """(host, port, family) for a client of `port`: without a port it is the client's, +N and -N are counted from it."""
+    """(host, port, family) for a client of `port`, which an address without a port uses; +N and -N are relative to it."""
     family, _, text = server.address.rpartition("@")
     host, colon, digits = text.rpartition(":")
     if not colon or text.endswith("]"):
@@ -143,7 +143,7 @@ def split_address(server: Server, port: int, notes: Notes) -> tuple[str, int, st
         notes.differs(server.line, f"{label}: {shortened(server.address)} is not understood, and left out")
         return None
     if host in ("", "*", "0.0.0.0", "::"):
-        what = "HAProxy would go where the client wanted to go; pylb leaves it out: it is not transparent"
+        what = "HAProxy would connect to where the client wanted to go; pylb is not transparent and leaves it out"
         notes.differs(server.line, f"{label}: {what}")
         return None
     try:
@@ -154,7 +154,7 @@ def split_address(server: Server, port: int, notes: Notes) -> tuple[str, int, st
 
 
 def entries(servers: list[Server], port: int, notes: Notes) -> Iterator[tuple[Server, dict[str, Any]]]:
-    """As `servers` has them, for a place at `port`."""
+    """The entries of pylb's `servers` for a place at `port`, each with its server."""
     taken: set[str] = set()
     for one in servers:
         found = split_address(one, port, notes)
@@ -163,14 +163,14 @@ def entries(servers: list[Server], port: int, notes: Notes) -> Iterator[tuple[Se
         host, number, family = found
         entry: dict[str, Any] = {"name": plain_name(one.name), "address": f"{host}:{number}"}
         if entry["address"] in taken:
-            what = f"HAProxy would have {shortened(entry['address'])} twice, with two shares; pylb has it once"
+            what = f"HAProxy would use {shortened(entry['address'])} twice, with two shares; pylb uses it once"
             notes.differs(one.line, f"{one.label}: {what}")
             continue
         taken.add(entry["address"])
         if entry["name"] != one.name:
             notes.note(one.line, f"{one.label} is called {shortened(entry['name'])}")
         if not _is_ip(host):
-            what = "HAProxy would look the name up when it starts and use one address; pylb uses all of them, as they change"
+            what = "HAProxy would look the name up at its start and use one address; pylb uses all of them and follows changes"
             notes.differs(one.line, f"{one.label}: {what}")
             prefers = family or one.options.get("resolve-prefer", "")
             if prefers[:4] in ("ipv4", "tcp4", "ipv6", "tcp6"):
@@ -200,7 +200,7 @@ def _is_ip(host: str) -> bool:
 
 
 def shared(proxy: Proxy, found: list[tuple[Server, dict[str, Any]]], notes: Notes) -> dict[str, Any]:
-    """What pylb says at the frontend; what is a server's own goes into its entry."""
+    """The settings that pylb has at the frontend. A server's own settings go into its entry."""
     servers = [one for one, _ in found]
     policy: dict[str, Any] = {"health": _health(proxy, found, notes)}
     if (sends := _same(servers, "send-proxy", [one.sends for one in servers], notes, "the PROXY header")) != "none":
@@ -214,7 +214,7 @@ def shared(proxy: Proxy, found: list[tuple[Server, dict[str, Any]]], notes: Note
         policy["on_down"] = "close"
     for one in servers:
         if (mark := one.options.get("on-marked-up", "none")) != "none":
-            what = "HAProxy would end sessions of backups when it is back; pylb lets them end by themselves"
+            what = "HAProxy would end the backups' sessions when this server is back; pylb lets them end by themselves"
             notes.differs(one.line, f"{one.label}: on-marked-up {mark}: {what}")
     slow = [one.options.get("slowstart", "0") for one in checked]
     if (ms := milliseconds(_same(checked, "slowstart", slow, notes, "slow start") or "0")) and ms:
@@ -225,21 +225,21 @@ def shared(proxy: Proxy, found: list[tuple[Server, dict[str, Any]]], notes: Note
 
 
 def _same(servers: list[Server], word: str, values: list[str], notes: Notes, what: str) -> str:
-    """The value that all have; else a difference, and the first one's."""
+    """The common value of all servers. If they differ, that is noted, and it is the first one's."""
     for one, value in zip(servers, values, strict=True):
         if value != values[0]:
-            notes.differs(one.line, f"{one.label}: {word} is another than its neighbour's; {what} is the frontend's here")
+            notes.differs(one.line, f"{one.label}: {word} differs from the first server's; {what} is the frontend's in pylb")
     return values[0] if values else "none"
 
 
 def _health(proxy: Proxy, found: list[tuple[Server, dict[str, Any]]], notes: Notes) -> dict[str, Any]:
-    """Where nobody is checked nobody is ever down."""
+    """The settings of `health`. If no server is checked, none is ever down."""
     checked = [(one, entry) for one, entry in found if one.checked]
     if not checked:
         return {"mode": "none"}
     for one, _ in found:
         if not one.checked and not one.disabled and len(found) > 1:
-            what = "HAProxy would not check it and take it for up at all times; pylb checks all servers of a frontend"
+            what = "HAProxy would not check it and always consider it up; pylb checks all servers of a frontend"
             notes.differs(one.line, f"{one.label}: {what}")
     common = checked[0][0].health
     for one, entry in found:
@@ -264,8 +264,8 @@ def _health(proxy: Proxy, found: list[tuple[Server, dict[str, Any]]], notes: Not
 
 
 def _check_timeout(proxy: Proxy, servers: list[Server], *, plain: bool) -> float:
-    """Milliseconds for a whole check. HAProxy: `inter`; with `timeout check` that long for the answer, and for the connect
-    `timeout connect`, at most `inter`."""
+    """Milliseconds for a whole check. In HAProxy that is `inter`; with `timeout check` it is that time for the answer, plus
+    `timeout connect`, but at most `inter`, for the connect."""
     inter = max(milliseconds(one.options.get("inter", "")) or 2000 for one in servers)
     answer = proxy.timeouts.get("check")
     if answer is None:
@@ -275,7 +275,7 @@ def _check_timeout(proxy: Proxy, servers: list[Server], *, plain: bool) -> float
 
 
 def duration(ms: float) -> str:
-    """As pylb.yaml has it."""
+    """A time in the notation of pylb.yaml."""
     ms = int(min(ms, LONGEST))
     for size, unit in ((3_600_000, "h"), (60_000, "m"), (1000, "s")):
         if ms % size == 0:
@@ -284,5 +284,5 @@ def duration(ms: float) -> str:
 
 
 def plain_name(text: str) -> str:
-    """Letters, digits and inside '.', '_', '-'."""
+    """`text` as a name: letters and digits, and '.', '_' and '-' between them."""
     return re.sub(r"[^A-Za-z0-9._-]", "-", text[:MOST_NAME]).strip("._-") or "frontend"

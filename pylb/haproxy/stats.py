@@ -1,9 +1,9 @@
-"""The rows of HAProxy's world: a FRONTEND, its servers and a BACKEND for each frontend, which is its own backend here.
+"""The rows of `show stat`. Each frontend of pylb gives a FRONTEND row, a row for each server, and a BACKEND row.
 
 Columns (columns.py), words and units are those of HAProxy 2.6's `show stat` (its management guide, 9.1 "CSV format"); where
-pylb has nothing of the kind (HTTP, TLS, agents) a column is empty, or 0 where HAProxy's own TCP mode says 0. `stot` of a
-server counts sessions that were connected to it, `lbtot` and `connect` the dials. A retry goes to another server always:
-`wretr` and `wredis` agree.
+pylb has nothing of the kind (HTTP, TLS, agents) a column is empty, or 0 where HAProxy's own TCP mode has 0. `stot` of a
+server counts the sessions that were connected to it; `lbtot` and `connect` count the attempts to connect. A retry always goes
+to another server, so `wretr` and `wredis` are equal.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,22 +19,22 @@ from pylb.forward.counters import Counters, FrontendCounters, ServerCounters
 from pylb.haproxy.rates import ProxyRates, Rates
 
 FRONTEND, BACKEND, SERVER = range(3)  # the column `type`
-Row = dict[str, Any]  # int, str or None by column; what is not there is empty
+Row = dict[str, Any]  # int, str or None by column; a missing column is empty
 _NO_SERVER = ServerCounters()
 _DOOR = frozenset(
     {"access", "per_source", "per_source_rate", "source_share"}
-)  # of `denied`: before a session, or right behind its header
+)  # reasons in `denied`: refused before a session, or right after its PROXY header
 
 
 @dataclass(frozen=True)
 class Picture:
-    """Of one moment. `proxies` makes its rows when they are asked for, some 60 µs for a frontend of three servers."""
+    """All values at one moment. `proxies` makes the rows one by one, in some 60 µs for a frontend with three servers."""
 
     frontends: Sequence[FrontendView]  # in the order of their ports
     counters: Counters
     rates: Rates
     now: float  # monotonic
-    names: dict[Listen, str] = field(default_factory=dict)  # unique ones
+    names: dict[Listen, str] = field(default_factory=dict)  # unique names
 
     def __post_init__(self) -> None:
         taken: set[str] = set()
@@ -44,7 +44,7 @@ class Picture:
             self.names[one.listen] = name
 
     def proxies(self) -> Iterator[list[Row]]:
-        """FRONTEND, servers, BACKEND, for each frontend in the order of the ports."""
+        """The rows of each frontend (FRONTEND, servers, BACKEND), in the order of the ports."""
         return map(self.proxy, self.frontends)
 
     def proxy(self, view: FrontendView) -> list[Row]:
@@ -89,7 +89,7 @@ class Picture:
         }
 
     def _server(self, frontend: Frontend, view: ServerView, counted: FrontendCounters, proxy: ProxyRates) -> Row:
-        """Long, because it is one literal, column by column; so is the backend's."""
+        """A server's row. The function is long because the row is one literal, column by column; so is the backend's."""
         one, rates = counted.servers.get(view.server, _NO_SERVER), proxy.server(view.server)
         ended, status = _ended([one]), status_of(view, view.policy)
         record = view.record
@@ -135,7 +135,7 @@ class Picture:
                 "used_conn_cur": one.sessions,
                 "need_conn_est": one.sessions,
                 "addr": str(view.address),
-                "initial_weight": view.initial_weight,  # of no column
+                "initial_weight": view.initial_weight,  # in no column; `get weight` needs it
             }
             | _check(view, view.policy)
         )
@@ -147,7 +147,7 @@ class Picture:
         last = [row["lastsess"] for row in rows if row["lastsess"] >= 0]
         summed = {
             key: sum(row[key] for row in rows) for key in ("econ", "wretr", "wredis", "lbtot", "connect")
-        }  # of the servers it has now
+        }  # only of the servers that it has now
         status = "UP" if up else "DOWN"
         down_now = self.now - rates.changed_at if not rates.usable else 0
         weights = sum(row["weight"] for row in active)
@@ -189,7 +189,7 @@ def _zeros(columns: str) -> Row:
     return dict.fromkeys(columns.split(), 0)
 
 
-# What HAProxy says 0 of in TCP mode: nothing was denied, cached, compressed or reused, and there are no idle connections.
+# Columns that are 0 in TCP mode: nothing was denied, cached, compressed or reused, and there are no idle connections.
 _ZERO_FRONTEND = _zeros("dreq dresp req_rate req_rate_max req_tot comp_in comp_out comp_byp comp_rsp dses wrew")
 _ZERO_SERVER = _zeros("qcur qmax dresp rtime rtime_max wrew reuse srv_icur idle_conn_cur safe_conn_cur")
 _ZERO_BACKEND = _zeros(
@@ -199,7 +199,7 @@ _ZERO_BACKEND = _zeros(
 
 
 def status_of(view: ServerView, policy: HealthPolicy) -> str:
-    """HAProxy's word. A server that has never answered, and was asked, is DOWN: pylb uses it only where there is no other."""
+    """The status in HAProxy's words. A checked server that never answered is DOWN: pylb uses it only as a last resort."""
     health = view.health
     if view.state in ("drain", "maint"):
         return view.state.upper()
@@ -250,7 +250,7 @@ def _check(view: ServerView, policy: HealthPolicy) -> Row:
 
 
 def check_status(found: str, kind: CheckKind) -> tuple[str, int | None]:
-    """HAProxy's word for what a check found, and the status of an HTTP answer."""
+    """The result of a check in HAProxy's words, and the status code of an HTTP answer."""
     if not found:
         return "INI", None
     if found == YES:
@@ -266,7 +266,7 @@ def check_status(found: str, kind: CheckKind) -> tuple[str, int | None]:
 
 
 def _ended(servers: Any) -> dict[str, int]:
-    """Ended sessions by who broke them off, of the two letters: C, S in data, I."""
+    """The number of broken-off sessions by cause, from the first letter of their codes: C, S while data flowed, I."""
     found = {"client": 0, "server": 0, "internal": 0}
     for one in servers:
         for code, number in one.closed.items():
@@ -280,7 +280,7 @@ def _ended(servers: Any) -> dict[str, int]:
 
 
 def _mean(rows: Sequence[Row], key: str) -> int:
-    """Of the servers' averages, by their sessions."""
+    """The mean of the servers' averages, weighted by their sessions."""
     sessions = sum(row["stot"] for row in rows)
     return round(sum(row[key] * row["stot"] for row in rows) / sessions) if sessions else 0
 

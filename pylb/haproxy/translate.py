@@ -1,7 +1,7 @@
-"""The TCP frontends of an haproxy.cfg as pylb.yaml. (HAProxy 2.6 to 3.4, Configuration Manual.)
+"""Translates the TCP frontends of an haproxy.cfg to pylb.yaml (Configuration Manual of HAProxy 2.6 to 3.4).
 
-A note with `differs` says what HAProxy would have done and what pylb would do: who gets a connection, or who may connect,
-is not the same. What all frontends have in common becomes `defaults` of pylb.
+A note with `differs` says what HAProxy would do and what pylb would do, where the two would give a connection to different
+servers or admit different clients. Settings that all frontends share go to `defaults` in pylb.yaml.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -18,19 +18,19 @@ from pylb.haproxy.places import Bind, Place, bind_of, places
 from pylb.haproxy.proxies import Proxy, Switch, proxy_of
 from pylb.haproxy.servers import Server, duration, entries, plain_name, servers_of, shared
 
-MOST_LINES = 1_000_000  # of proxies, each counted for each place that has it: some seconds
-LEAST_FRONTEND = 40  # characters in pylb.yaml, beside its name and its servers
+MOST_LINES = 1_000_000  # of proxies, counted once for each place that uses them; takes some seconds
+LEAST_FRONTEND = 40  # characters of a frontend in pylb.yaml, not counting its name and servers
 _BALANCE = {
     **{name: name for name in ("roundrobin", "leastconn", "source", "first", "random")},
     "static-rr": "roundrobin",
     "hash src": "source",
 }
 _TIMEOUTS = {"connect": "connect", "queue": "queue", "client-fin": "half_close", "server-fin": "half_close"}
-# HAProxy's `retries` go to other servers at once with these; with the others to the same one, and the last to another.
+# With these, HAProxy's `retries` go to other servers at once; otherwise to the same server, and only the last to another.
 _REDISPATCHED = ("roundrobin", "random")
 _GLOBAL = {
-    "maxconnrate": "HAProxy would take so many new connections a second in all; pylb has a rate for each frontend: `limits`",
-    "maxsessrate": "HAProxy would take so many new connections a second in all; pylb has a rate for each frontend: `limits`",
+    "maxconnrate": "HAProxy would take at most so many new connections a second in all; pylb limits each frontend: `limits`",
+    "maxsessrate": "HAProxy would take at most so many new connections a second in all; pylb limits each frontend: `limits`",
 }
 
 
@@ -45,7 +45,7 @@ class Translation(NamedTuple):
 
 
 def translate(texts: Iterable[tuple[str, str]], environ: Mapping[str, str] | None = None) -> Translation:
-    """`(file name, text)` of files that HAProxy reads as one, with the environment that it would have."""
+    """Translate `(file name, text)` of files that HAProxy reads as one config, with the environment that it would have."""
     notes = Notes()
     parser = Parser(notes, environ or {})
     for file, text in texts:
@@ -62,7 +62,7 @@ class _Translator:
         self._lines = MOST_LINES
         self._proxies = [proxy_of(section) for section in parser.sections if section.kind in PROXIES]
         self._backends = {one.section.name: one for one in self._proxies if one.section.kind in ("backend", "listen")}
-        self._used: dict[str, int] = {}  # backend -> places that send to it
+        self._used: dict[str, int] = {}  # backend -> number of places that send to it
 
     def frontends(self) -> list[dict[str, Any]]:
         self._other_sections()
@@ -128,7 +128,7 @@ class _Translator:
         if len(listens) > 1:
             for limit in (proxy.max_connections, proxy.rate):
                 if limit is not None:
-                    what = "HAProxy would count all its places together; pylb counts each"
+                    what = "HAProxy would count all its places together; pylb counts each place by itself"
                     self._notes.differs(limit[1], f"{label}: {limit[1].text}: {what}")
         return found
 
@@ -139,24 +139,24 @@ class _Translator:
                     yield bind
 
     def _has_room(self, proxy: Proxy, characters: int) -> bool:
-        """In a pylb.yaml. A `bind *:1-65535` and a hundred servers would be hundreds of megabytes."""
+        """Whether so many more characters fit. `bind *:1-65535` with a hundred servers would need hundreds of megabytes."""
         if characters > self._room:
-            what = f"with it pylb.yaml has more than the {MAX_CHARACTERS} characters that pylb reads"
-            self._notes.differs(proxy.section.head, f"{proxy.section.label} is not translated to its end: {what}")
+            what = f"pylb.yaml would have more than the {MAX_CHARACTERS} characters that pylb reads"
+            self._notes.differs(proxy.section.head, f"{proxy.section.label} is not translated completely: {what}")
             return False
         self._room -= characters
         return True
 
     def _has_time(self, proxy: Proxy, read: Proxy) -> bool:
-        """To go through the lines of `read` once more. Thousands of ports times thousands of rules would take hours."""
+        """Whether the lines of `read` may be read once more. Thousands of rules at thousands of ports would take hours."""
         self._lines -= read.lines
         if self._lines < 0:
-            what = "its lines times its ports are too many"
-            self._notes.differs(proxy.section.head, f"{proxy.section.label} is not translated to its end: {what}")
+            what = "it has too many lines for its number of ports"
+            self._notes.differs(proxy.section.head, f"{proxy.section.label} is not translated completely: {what}")
         return self._lines >= 0
 
     def _backend(self, proxy: Proxy, port: int) -> Proxy | None:
-        """Where a client of `port` is sent."""
+        """The backend for the clients of `port`."""
         head, label = proxy.section.head, proxy.section.label
         unsure: list[Switch] = []
         name = proxy.default_backend
@@ -169,7 +169,7 @@ class _Translator:
                 unsure.append(switch)
         for switch in unsure:
             what = f"HAProxy would send some connections to {shortened(switch.backend)}"
-            other = f"all to {shortened(name)}" if name else "none there"
+            other = f"all to {shortened(name)}" if name else "none of them there"
             self._notes.differs(switch.line, f"{switch.line.text}: {what}; pylb sends {other}")
         if name is None and proxy.section.kind == "listen":
             backend: Proxy | None = proxy
@@ -187,7 +187,7 @@ class _Translator:
         return backend
 
     def _counted_together(self, backend: Proxy) -> None:
-        """Several frontends of pylb have these servers."""
+        """Note that several frontends of pylb use these servers, and count their connections separately."""
         for line in backend.servers:
             if "maxconn" in line.words or "maxconn" in backend.default_server:
                 what = "HAProxy would count its connections of all places together; pylb counts each place by itself"
@@ -201,7 +201,7 @@ class _Translator:
                 self._notes.differs(line, f"{line.text}: {why}")
         found = list(entries(servers_of(backend, self._parser, self._notes), place.port, self._notes))
         if not found:
-            what = "HAProxy would accept connections and close them: there is no server"
+            what = "there is no server, so HAProxy would accept connections and close them"
             self._notes.note(backend.section.head, f"{backend.section.label}: {what}, as here")
         policy: dict[str, Any] = {"balance": self._balance(backend, len(found))}
         policy["retries"] = self._retries(backend, policy["balance"])
@@ -229,23 +229,23 @@ class _Translator:
         if servers < 2:
             return name or "roundrobin"
         if name is None and line is not None:
-            what = f"HAProxy would choose servers so; pylb has {', '.join(sorted(set(_BALANCE.values())))}"
-            self._notes.differs(line, f"{line.text}: {what}, and takes roundrobin")
+            what = f"HAProxy would choose servers in this way; pylb has {', '.join(sorted(set(_BALANCE.values())))}"
+            self._notes.differs(line, f"{line.text}: {what}, and uses roundrobin")
         if name == "source" and line is not None:
-            self._notes.note(line, f"{line.text}: each client has its server, by another hash than HAProxy's")
+            self._notes.note(line, f"{line.text}: each client always gets the same server, but by another hash than HAProxy's")
             if backend.hash_balance is not None:
                 what = "HAProxy would send clients elsewhere while their server has more than its share"
                 self._notes.differs(backend.hash_balance, f"{backend.hash_balance.text}: {what}; pylb does not")
         for stick in backend.sticks:
-            what = "HAProxy would remember the server of each; pylb remembers none"
+            what = "HAProxy would remember each client's server; pylb remembers none"
             by_client = stick.words[1:3] == ["on", "src"]
             instead = "`balance: source`" if by_client else f"`balance: {name or 'roundrobin'}`"
-            self._notes.differs(stick, f"{stick.text}: {what}, and takes {instead}")
+            self._notes.differs(stick, f"{stick.text}: {what}, and uses {instead}")
             name = "source" if by_client else name
         return name or "roundrobin"
 
     def _retries(self, backend: Proxy, balance: str) -> int:
-        """Other servers that are tried. Without `option redispatch` HAProxy tries the same one again."""
+        """How many other servers are tried. Without `option redispatch` HAProxy only tries the same one again."""
         if not backend.redispatch or not backend.retries or balance == "source":
             return 0
         return min(backend.retries, 100) if balance in _REDISPATCHED else 1
@@ -256,7 +256,7 @@ class _Translator:
         line = backend.source
         address = self._parser.address(line, line.words[1] if len(line.words) > 1 else "")
         if len(line.words) > 2:
-            what = "servers would see the client's address, or be called by an interface; pylb cannot: send the PROXY header"
+            what = "HAProxy would use the client's address, or an interface; pylb cannot: send the PROXY header"
             self._notes.differs(line, f"{line.text}: {what}")
             return ""
         for text in (address, address.rpartition(":")[0].strip("[]"), address.strip("[]")):
@@ -266,7 +266,7 @@ class _Translator:
                 continue
             return "" if found in ("0.0.0.0", "::") else found
         if address not in ("*", ""):
-            self._notes.differs(line, f"{line.text}: HAProxy would call servers from there; write the address as an IP")
+            self._notes.differs(line, f"{line.text}: HAProxy would connect from there; write the address as an IP address")
         return ""
 
     def _accepted(self, proxy: Proxy, backend: Proxy, place: Place) -> Clients:
@@ -274,8 +274,8 @@ class _Translator:
         for one in (proxy,) if backend is proxy else (proxy, backend):
             for level, rules in one.rules.items():
                 if "proxy_protocol" in place.settings and rules:
-                    what = "HAProxy compares the address on the wire, or the one in the header; pylb cannot say which"
-                    self._notes.differs(rules[0].line, f"{rules[0].line.text}: with accept-proxy: {what}, and asks neither")
+                    what = "HAProxy compares the peer's address or the one in the header; pylb cannot know which"
+                    self._notes.differs(rules[0].line, f"{rules[0].line.text}: with accept-proxy: {what}, and ignores them")
                 elif level != "connection" or one is proxy:
                     found &= self._conditions.accepted(rules, one.acls, place.port)
         return found
@@ -286,7 +286,7 @@ def _size_of(bind: Bind, proxy: Proxy) -> int:
 
 
 def _without_shares(policy: dict[str, Any], found: list[tuple[Server, dict[str, Any]]]) -> None:
-    """`balance first` asks for none, there as here."""
+    """Remove what `balance first` ignores, in HAProxy as in pylb."""
     policy.pop("slow_start", None)
     for _, entry in found:
         if entry.get("weight"):
@@ -298,7 +298,7 @@ def _timeouts(proxy: Proxy, backend: Proxy, *, limited: bool) -> dict[str, str]:
     timeouts = {**{key: ms for key, ms in backend.timeouts.items() if not key.startswith("client")}, **client}
     found = {_TIMEOUTS[key]: ms for key, ms in timeouts.items() if key in _TIMEOUTS}
     if not limited:
-        found.pop("queue", None)  # no server is ever full
+        found.pop("queue", None)  # no server is ever full, so no client waits
     elif "queue" not in timeouts:
         found["queue"] = timeouts.get("connect", inf)
     sides = [timeouts[key] for key in ("client", "server") if key in timeouts]
@@ -308,7 +308,7 @@ def _timeouts(proxy: Proxy, backend: Proxy, *, limited: bool) -> dict[str, str]:
 
 
 def _factored(frontends: list[dict[str, Any]]) -> dict[str, Any]:
-    """What all have in common stands once, under `defaults`."""
+    """The whole config. Settings that all frontends share are written once, under `defaults`."""
     common: dict[str, Any] = {}
     if len(frontends) > 1:
         for key in ("balance", "retries", "timeouts", "health", "source_addresses", "max_connections"):
@@ -327,7 +327,7 @@ def _factored(frontends: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _rendered(document: dict[str, Any]) -> str:
     head = (
-        "# Translated by `pylb import` from an haproxy.cfg. What was not translated was printed beside it.\n"
+        "# Translated by `pylb import` from an haproxy.cfg. `pylb import` has printed what it did not translate.\n"
         "# Add tokens (pylb token create), then: pylb check -c pylb.yaml; pylb run -c pylb.yaml\n"
     )
     dump: Callable[..., str] = yaml.dump
@@ -335,7 +335,7 @@ def _rendered(document: dict[str, Any]) -> str:
 
 
 class _Plain(yaml.SafeDumper):
-    """Without anchors, which pylb's own reader does not take."""
+    """Writes no anchors, because pylb's own reader does not accept them."""
 
     def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002
         return True

@@ -1,4 +1,4 @@
-"""What HAProxy's commands, its CSV and its exporter show: made of registry, counters and rates when somebody asks."""
+"""Collects the data for HAProxy's commands, CSV and exporter from registry, counters and rates at each request."""
 
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -11,11 +11,11 @@ from pylb.haproxy.info import Facts, show_info
 from pylb.haproxy.rates import Rates
 from pylb.haproxy.stats import Picture, Row
 
-PER_TURN = 25  # frontends between two turns of the loop: ~2 ms
+PER_TURN = 25  # frontends in one step, ~2 ms, before the event loop runs other tasks
 
 
 class View:
-    """`counters` asks all workers. `rates`: a consumer of the sampler."""
+    """`counters` asks all workers. `rates` consumes the sampler's readings."""
 
     def __init__(
         self, registry: Registry, counters: Callable[[], Awaitable[Counters]], facts: Callable[[], Facts], rates: Rates
@@ -39,10 +39,10 @@ class View:
 
     @staticmethod
     async def proxies(picture: Picture) -> AsyncIterator[list[Row]]:
-        """Picture.proxies, and the loop has its turn between them."""
+        """Picture.proxies in steps; the event loop runs other tasks between them."""
         async for rows in in_turns(picture.proxies(), PER_TURN):
             yield rows
 
     async def info(self) -> dict[str, int | str]:
-        """As show_info."""
+        """The answer to `show info`."""
         return show_info(self._facts(), await self._counters(), self._rates, time.time())

@@ -80,7 +80,7 @@ def test_who_cannot_know_the_branch_reads_none_and_says_so() -> None:
     parser, notes = read("global\n.if version_atleast(2.6)\n a\n.elif 1\n b\n.else\n c\n.endif\n d\n")
     assert [line.words for line in parser.sections[0].lines] == [["d"]]
     assert notes == [
-        "h:2: .if version_atleast(2.6): it is not known here which branch HAProxy takes; none of them is read, up to .endif"
+        "h:2: .if version_atleast(2.6): pylb cannot know which branch HAProxy takes, and reads none of them up to .endif"
     ]
 
 

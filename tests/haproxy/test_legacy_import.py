@@ -111,7 +111,7 @@ def test_a_frontend_may_use_a_backend_of_another_file() -> None:
         ),
         (
             "listen f\n bind *:443 ssl crt x.pem\n server s 203.0.113.7:1\n",
-            "a.inc:1: listen f is left out: bind with ssl: TLS ends in the server, pylb passes it through",
+            "a.inc:1: listen f is left out: bind with ssl: pylb passes TLS through to the server",
         ),
         ("<!DOCTYPE html>", "a.inc:1: not understood: <!DOCTYPE html>"),
     ],
@@ -134,7 +134,7 @@ def test_a_partly_understood_stanza_is_taken_over_and_the_rest_is_noted() -> Non
         "a.inc:2: bind 203.0.113.9: registered ports listen on `defaults.bind`",
         "a.inc:3: not taken over: acl x src 192.0.2.0/24",
         "a.inc:7: only one server per port: 203.0.113.8:30443 is left out",
-        "a.inc:9: port 443 was there before: the first one counts",
+        "a.inc:9: port 443 was already seen: the first one counts",
     ]
 
 

@@ -105,7 +105,7 @@ def test_a_silent_client_is_left_and_one_that_sends_no_line_too(path: Path) -> N
 
 
 def test_a_fault_is_answered_and_logged(path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    assert talk(path, b"fail;one\n") == "pylb failed to answer: its log says why.\n\none\n\n"
+    assert talk(path, b"fail;one\n") == "pylb failed to answer; its log says why.\n\none\n\n"
     assert "runtime socket: fail failed" in caplog.text
 
 

@@ -264,21 +264,21 @@ ONE = "listen w\n bind *:80\n server s 192.0.2.7:80"
         (f"{LISTEN} mode http", "1: listen w is left out: HAProxy would serve it in mode http"),
         ("listen w\n bind *:443 ssl crt x\n server s 192.0.2.7:80", "2: bind *:443 ssl: HAProxy would decrypt TLS there"),
         ("listen w\n bind /run/x.sock\n server s 192.0.2.7:80", "2: bind /run/x.sock: HAProxy would listen there"),
-        ("listen w\n bind *:80 interface eth0\n server s 192.0.2.7:80", "2: bind *:80 interface eth0: HAProxy would take"),
+        ("listen w\n bind *:80 interface eth0\n server s 192.0.2.7:80", "2: bind *:80 interface eth0: HAProxy would listen on"),
         ("listen w\n bind *:80 accept-netscaler-cip 1\n server s 192.0.2.7:80", "2: bind *:80 accept-netscaler-cip"),
-        (f"{ONE} ssl verify none", "3: server s: HAProxy would encrypt for it"),
-        (f"{ONE} check check-ssl", "3: server s: check-ssl: HAProxy would check it by TLS"),
+        (f"{ONE} ssl verify none", "3: server s: HAProxy would encrypt"),
+        (f"{ONE} check check-ssl", "3: server s: check-ssl: HAProxy would check it over TLS"),
         (f"{ONE} check observe layer4", "3: server s: observe layer4"),
         (f"{ONE} track other/x", "3: server s: track other/x"),
         (f"{ONE} maxqueue 5", "3: server s: maxqueue 5"),
         (f"{ONE} unheard-of", "3: server s: unheard-of: pylb has nothing like it"),
-        ("listen w\n bind *:80\n server s app.example.net:80", "3: server s: HAProxy would look the name up when it starts"),
+        ("listen w\n bind *:80\n server s app.example.net:80", "3: server s: HAProxy would look the name up at its start"),
         ("listen w\n bind *:80\n server s /run/app.sock", "3: server s: HAProxy would use /run/app.sock"),
-        ("listen w\n bind *:80\n server s 0.0.0.0:80", "3: server s: HAProxy would go where the client wanted"),
+        ("listen w\n bind *:80\n server s 0.0.0.0:80", "3: server s: HAProxy would connect to where the client wanted"),
         ("listen w\n bind *:80\n server-template s 1-3 app.example.net:80 check", "3: server-template s 1-3: HAProxy would"),
-        (f"{LISTEN} server u 192.0.2.8:80", "5: server u: HAProxy would have 192.0.2.8:80 twice"),
+        (f"{LISTEN} server u 192.0.2.8:80", "5: server u: HAProxy would use 192.0.2.8:80 twice"),
         (f"{LISTEN} server u 192.0.2.9:80 check", "3: server s: HAProxy would not check it"),
-        (f"{LISTEN} server u 192.0.2.9:80 send-proxy", "5: server u: send-proxy is another"),
+        (f"{LISTEN} server u 192.0.2.9:80 send-proxy", "5: server u: send-proxy differs from the first"),
         (f"{LISTEN} use_backend x if {{ req.ssl_sni a.example }}", "5: use_backend x if { req.ssl_sni a.example }: HAProxy"),
         (f"{LISTEN} use_backend x if {{ src 10.0.0.1 }}", "5: use_backend x if { src 10.0.0.1 }: HAProxy would send some"),
         (f"{LISTEN} use_backend bk_%[req.ssl_sni]", "5: use_backend bk_%[req.ssl_sni]: HAProxy would send some"),
@@ -287,16 +287,22 @@ ONE = "listen w\n bind *:80\n server s 192.0.2.7:80"
         (f"{LISTEN} tcp-request connection reject if {{ src -f /etc/bad }}", "5: tcp-request connection reject if { src -f"),
         (f"{LISTEN} tcp-request content set-dst str(1)", "5: tcp-request content set-dst str(1): pylb has nothing"),
         (f"{LISTEN} tcp-response content reject", "5: tcp-response content reject: pylb has nothing like"),
-        (f"{LISTEN} stick-table type ip size 1m\n stick on dst", "6: stick on dst: HAProxy would remember the server of each"),
-        (f"{LISTEN} stick on src", "5: stick on src: HAProxy would remember the server of each"),
-        (f"{LISTEN} balance uri", "5: balance uri: HAProxy would choose servers so"),
+        (
+            f"{LISTEN} stick-table type ip size 1m\n stick on dst",
+            "6: stick on dst: HAProxy would remember each client's server",
+        ),
+        (f"{LISTEN} stick on src", "5: stick on src: HAProxy would remember each client's server"),
+        (f"{LISTEN} balance uri", "5: balance uri: HAProxy would choose servers in this way"),
         (f"{LISTEN} balance source\n hash-balance-factor 150", "6: hash-balance-factor 150: HAProxy would send clients"),
         (f"{LISTEN} dispatch 192.0.2.1:1", "5: dispatch 192.0.2.1:1: pylb has nothing like dispatch"),
         (f"{LISTEN} option transparent", "5: option transparent: pylb has no option transparent"),
-        (f"{LISTEN} source 0.0.0.0 usesrc clientip", "5: source 0.0.0.0 usesrc clientip: servers would see"),
+        (
+            f"{LISTEN} source 0.0.0.0 usesrc clientip",
+            "5: source 0.0.0.0 usesrc clientip: HAProxy would use the client's address",
+        ),
         (f"{LISTEN} bind *:81\n maxconn 10", "6: listen w: maxconn 10: HAProxy would count all its places"),
         (f"{LISTEN} bind *:81\n default-server maxconn 5", "3: server s: maxconn: HAProxy would count"),
-        (f"{ONE} check\n option mysql-check user x", "4: option mysql-check user x: HAProxy would ask servers in that"),
+        (f"{ONE} check\n option mysql-check user x", "4: option mysql-check user x: HAProxy would check servers in that"),
         (f"{ONE} check\n option tcp-check\n tcp-check expect ! string x", "5: tcp-check expect ! string x: HAProxy would"),
         (f"{ONE} check\n option tcp-check\n tcp-check send-binary ff", "5: tcp-check send-binary ff: HAProxy would send"),
         (
@@ -325,7 +331,7 @@ def test_what_would_change_who_gets_a_connection_is_a_difference(text: str, diff
         (f"{ONE} disabled", "3: server s is disabled: weight 0"),
         ("listen stats\n mode http\n bind *:8404\n stats enable", "1: listen stats is left out: pylb has its status page"),
         (f"{LISTEN} disabled", "1: listen w is left out: it is disabled"),
-        (f"{LISTEN} balance source", "5: balance source: each client has its server, by another hash"),
+        (f"{LISTEN} balance source", "5: balance source: each client always gets the same server, but by another hash"),
         ("program p\n command x", "1: section program p: not translated"),
     ],
 )
@@ -463,7 +469,7 @@ def test_what_would_be_larger_than_pylb_reads_is_noted_and_the_rest_translated()
     servers = "".join(f" server s{number} 192.0.2.7:{number}\n" for number in range(1, 1001))
     text = f"listen small\n bind *:1\n server s 192.0.2.7:1\nlisten wide\n bind *:2-65535\n bind *:2-65535\n{servers}"
     found = translate([("haproxy.cfg", text)])
-    assert "listen wide is not translated to its end: with it pylb.yaml has more than" in "\n".join(map(str, found.notes))
+    assert "listen wide is not translated completely: pylb.yaml would have more than" in "\n".join(map(str, found.notes))
     assert len(found.text) < MAX_CHARACTERS
     assert [one["name"] for one in yaml.safe_load(found.text)["frontends"]][:1] == ["small"]
 
@@ -482,4 +488,4 @@ def test_a_note_is_not_searched_among_all_others() -> None:
 def test_thousands_of_lines_for_thousands_of_ports_are_not_gone_through(line: str) -> None:
     """They took hours."""
     text = "listen w\n bind 192.0.2.1:1-9000\n server s 192.0.2.7\n" + f" {line}\n" * 20_000
-    assert any("its lines times its ports are too many" in found for found in differences(text))
+    assert any("it has too many lines for its number of ports" in found for found in differences(text))
