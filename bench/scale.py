@@ -209,7 +209,7 @@ async def measured(world: World, spare: Sequence[int], before: int) -> None:
     await world.measure("history", _history(registry))
     for what in ("all of it", "what one call changed"):
         if what == "all of it":
-            registry._state.saving._encoder = Encoder()  # noqa: SLF001 - it knows nothing of the snapshots before
+            registry._state.persistence._encoder = Encoder()  # noqa: SLF001 - it knows nothing of the snapshots before
         late = await lag(world.put(7, move=3 + (what == "all of it")))
         worst, median = late[-1], statistics.median(late)
         world.said.append(f"snapshot, {what}: the loop is late by {median:.2f} ms in the median, {worst:.2f} ms at most")

@@ -88,8 +88,8 @@ async def forwarding(workers: int, hooks: Hooks) -> AsyncIterator[Driver | Fleet
             driver.close()
         return
 
-    def hello(seat: int) -> Hello:
-        return Hello(VERSION, seat, workers, MOST, 100, 1 << 26, "none")
+    def hello(worker: int) -> Hello:
+        return Hello(VERSION, worker, workers, MOST, 100, 1 << 26, "none")
 
     observer = FleetObserver(hooks.connect_ended, lambda _line, _count: None, lambda _pid: None)
     fleet = Fleet(workers, hello, observer, Listeners(Service({})), Program())

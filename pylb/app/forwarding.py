@@ -11,7 +11,7 @@ from pylb.app.descriptors import Budget
 from pylb.app.errors import CannotStart
 from pylb.app.observer import Hooks
 from pylb.app.settings import Settings
-from pylb.control.scene import Sink
+from pylb.control.desired_state import Sink
 from pylb.forward.counters import Counters
 from pylb.forward.engine import MAX_BUFFERED, Engine, connection_limit, pipe_limit
 from pylb.upgrade.sockets import Listeners

@@ -4,7 +4,7 @@ from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from typing import TypeVar
 
 from pylb.control.admission import legacy_registration, native_registration
-from pylb.control.event_log import Worth
+from pylb.control.event_log import RejectionLogLimit
 from pylb.control.registrar import Registrar
 from pylb.control.state import ControlState
 from pylb.control.views import LegacyUse, Outcome
@@ -24,7 +24,7 @@ class Calls:
         self._state = state
         self._registrar = registrar
         self._wall = wall
-        self._worth = Worth(clock)
+        self._worth = RejectionLogLimit(clock)
         self._legacy_uses: dict[str, LegacyUse] = {}
         self._uses: dict[tuple[str, str], float] = {}  # only of valid secrets
 
@@ -32,7 +32,7 @@ class Calls:
         """A native registration, heartbeat, move or goodbye. In force when it returns. Raises Refused."""
 
         async def call() -> Outcome:
-            wanted = native_registration(name, instance, announcement, caller, self._state.scene.layout.rules)
+            wanted = native_registration(name, instance, announcement, caller, self._state.desired.layout.rules)
             return await self._registrar.enter(wanted, caller)
 
         ports = [wanted.port for wanted in announcement.frontends]
@@ -53,14 +53,14 @@ class Calls:
         """Returns the one line of the answer. Raises Refused."""
 
         async def add() -> str:
-            one, note = legacy_registration(call, caller, self._state.scene.layout)
+            one, note = legacy_registration(call, caller, self._state.desired.layout)
             outcome = await self._registrar.enter(one, caller)
             before = self._legacy_uses.get(caller.token.name)
             self._legacy_uses[caller.token.name] = LegacyUse(
                 1 + (before.calls if before else 0), self._wall(), caller.ip, call.name
             )
             if note:
-                self._state.journal.note_once("dst_ip", f"legacy call from {caller.ip}: {note}", caller.ip, caller.token.name)
+                self._state.event_log.note_once("dst_ip", f"legacy call from {caller.ip}: {note}", caller.ip, caller.token.name)
             return _line(call.port, outcome, note)
 
         async def delete() -> str:
@@ -73,15 +73,15 @@ class Calls:
 
     async def plan_announce(self, name: str, instance: str, announcement: Announcement, caller: Caller) -> list[Line]:
         """What `announce` would change; does not test whether ports are free and targets answer. Raises Refused."""
-        wanted = native_registration(name, instance, announcement, caller, self._state.scene.layout.rules)
-        scene, change = self._registrar.announce(self._state.scene, wanted, caller, takeover=caller.token.takeover)
-        _, planned = await self._state.publisher.planned(self._state.publisher.table, scene, change.touched)
+        wanted = native_registration(name, instance, announcement, caller, self._state.desired.layout.rules)
+        desired, change = self._registrar.announce(self._state.desired, wanted, caller, takeover=caller.token.takeover)
+        _, planned = await self._state.publisher.planned(self._state.publisher.table, desired, change.touched)
         return planned
 
     def is_beat(self, name: str, instance: str, announcement: Announcement, caller: Caller) -> bool:
         """Would the call change nothing? Cheap, because it is asked before every call."""
         try:
-            one = native_registration(name, instance, announcement, caller, self._state.scene.layout.rules)
+            one = native_registration(name, instance, announcement, caller, self._state.desired.layout.rules)
         except Refused as refused:
             break_cycles(refused)
             return False
@@ -92,7 +92,7 @@ class Calls:
         if call.action != "add":
             return False
         try:
-            one, _ = legacy_registration(call, caller, self._state.scene.layout)
+            one, _ = legacy_registration(call, caller, self._state.desired.layout)
         except Refused as refused:
             break_cycles(refused)
             return False
@@ -121,7 +121,7 @@ class Calls:
             return await call()
         except Refused as refused:
             token = caller.token.name
-            tell = self._worth.a_line(token, caller.ip, refused.code)
+            tell = self._worth.allows_line(token, caller.ip, refused.code)
             self.reject(refused, caller.ip, token, what, name=name[:64], ports=ports, tell=tell)
             raise
 
@@ -134,9 +134,9 @@ class Calls:
         """
         self._state.totals["refused"] += 1
         if tell:
-            clean = self._state.scene.keyring.without_secrets
+            clean = self._state.desired.keyring.without_secrets
             refused, what, name = Refused(refused.code, clean(refused.detail), clean(refused.hint)), clean(what), clean(name)
-        self._state.journal.reject(refused, ip, token, what, name=name, ports=ports, tell=tell)
+        self._state.event_log.reject(refused, ip, token, what, name=name, ports=ports, tell=tell)
 
 
 def _line(port: int, outcome: Outcome, note: str) -> str:

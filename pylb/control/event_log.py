@@ -4,7 +4,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 
-from pylb.control.ring import Ring
+from pylb.control.fair_buffer import FairBuffer
 from pylb.core.errors import Code, Refused
 from pylb.core.limit import Buckets
 from pylb.core.text import visible
@@ -39,16 +39,16 @@ MOST_PORTS = 64  # noted per refused call
 STRANGERS = "?"  # not the name of a token; "" is for events of pylb itself
 
 
-class Journal:
+class EventLog:
     """The last 1,000 events and 100 rejections, with a share for each token. `log` gets each event and must not raise."""
 
     def __init__(self, wall: Callable[[], float], log: Callable[[Event], None]) -> None:
         self._wall = wall
         self._began = wall()
         self._log = log
-        self._events: Ring[Event] = Ring(1000)
+        self._events: FairBuffer[Event] = FairBuffer(1000)
         self.noted = 0  # events since the start
-        self._rejections: Ring[Rejection] = Ring(100)
+        self._rejections: FairBuffer[Rejection] = FairBuffer(100)
         self.refused: Counter[str] = Counter()  # by code
         self._told: deque[tuple[str, str]] = deque(maxlen=1000)
 
@@ -105,7 +105,7 @@ def _short(text: str) -> str:
     return shown if len(shown) <= MOST_DETAIL else shown[: MOST_DETAIL - 1] + "…"
 
 
-class Worth:
+class RejectionLogLimit:
     """Which of a token's refused calls get a line: a token may be refused a hundred times a second, for days."""
 
     BURST, RATE = 10.0, 1 / 6  # lines per caller and code at once; then ten a minute
@@ -115,11 +115,11 @@ class Worth:
         self._of_one = Buckets(self.BURST, self.RATE, clock)
         self._of_all = Buckets(self.ALL * self.BURST, self.ALL * self.RATE, clock)
 
-    def a_line(self, token: str, ip: str, code: Code) -> bool:
+    def allows_line(self, token: str, ip: str, code: Code) -> bool:
         return self._of_one.take((token, ip, code)) == 0 and self._of_all.take(token) == 0
 
 
-class Wanderers:
+class FrequentMoves:
     """Notices a phone-home whose address keeps changing: two that share a name, or a NAT with several addresses."""
 
     MOVES = 4

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
 
 from pylb.control.event_log import Event
-from pylb.control.silence import moment
+from pylb.control.liveness import moment
 from pylb.control.views import FrontendView, ServerView
 from pylb.core.health import YES
 from pylb.core.table import LAST_RESORT

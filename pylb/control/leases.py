@@ -51,7 +51,7 @@ class LeaseRecord(NamedTuple):
     goodbye: bool = False  # it is stale because it said goodbye
 
 
-class Tenure:
+class Leases:
     """Leases are not part of the claims: a heartbeat that changes nothing writes one number here and touches nothing else.
 
     They only run while phone-homes can reach us: from `webhook_is_up` on, and never for a time in which pylb did not run.

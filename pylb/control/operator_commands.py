@@ -5,8 +5,8 @@ from collections.abc import Callable, Generator, Iterable
 from dataclasses import replace
 
 from pylb.control.admission import Imported, imported_registration
+from pylb.control.desired_state import DesiredState, Judged, Unserved, with_claims, without
 from pylb.control.registrar import Registrar
-from pylb.control.scene import Judged, Scene, Unserved, with_claims, without
 from pylb.control.state import ControlState
 from pylb.control.steps import in_turns
 from pylb.control.views import title
@@ -34,14 +34,14 @@ class OperatorCommands:
         port = whole_number(what, 65535)
         lines: list[str] = []
 
-        def step(scene: Scene) -> tuple[Scene, Change]:
-            found = scene.claims.on_port(port) if port is not None else _named(scene.claims, what)
-            kept_aside = {key: one for key, one in scene.unserved.items() if _is_meant(key, one, port, what)}
+        def step(desired: DesiredState) -> tuple[DesiredState, Change]:
+            found = desired.claims.on_port(port) if port is not None else _named(desired.claims, what)
+            kept_aside = {key: one for key, one in desired.unserved.items() if _is_meant(key, one, port, what)}
             if not found and not kept_aside:
                 raise Refused(Code.NOT_FOUND, f"nothing is registered as {what[:300]!r}", "`pylb routes` shows what is")
             lines[:] = [f"released {title(one)}" + (f", port {port}" if port else "") for one in found]
             lines.extend(f"released {one.name}, which a newer pylb had registered" for one in kept_aside.values())
-            return with_claims(without(scene, kept_aside), release(scene.claims, [one.key for one in found], port))
+            return with_claims(without(desired, kept_aside), release(desired.claims, [one.key for one in found], port))
 
         await self._state.writer.turn(step, (), self._registrar.left, by="admin")
         return lines
@@ -52,7 +52,7 @@ class OperatorCommands:
         answers: list[tuple[Imported, asyncio.Future[tuple[Change, bool]] | Refused]] = []
         async for item in in_turns(items, IMPORTED):
             try:
-                one = imported_registration(item, self._state.scene.keyring, token, self._state.scene.layout.rules)
+                one = imported_registration(item, self._state.desired.keyring, token, self._state.desired.layout.rules)
                 answers.append((item, self._registrar.submit(one, None, takeover=False)))
             except Refused as refused:
                 answers.append((item, refused))
@@ -88,7 +88,7 @@ class OperatorCommands:
                 word,
                 [f"{frontend.name}/{server.name}" for frontend, server in hit(self._state.publisher.table, whom)],
             )
-            for whom, word in self._state.scene.overrides.items()
+            for whom, word in self._state.desired.overrides.items()
         ]
 
     async def _overrule(self, target: str, word: str, seconds: float | None, **said: AdminState | int | None) -> list[str]:
@@ -97,11 +97,11 @@ class OperatorCommands:
         seconds = NODE_WORD if seconds is None and node else seconds
         until = None if seconds is None else self._wall() + seconds
 
-        def step(scene: Scene) -> Generator[None, None, Judged]:
+        def step(desired: DesiredState) -> Generator[None, None, Judged]:
             found = find(self._state.publisher.table, target)
             yield
             places: list[Whom] = [(frontend.listen, server.address) for frontend, server in found]
-            before = scene.overrides
+            before = desired.overrides
             if node and said.get("state") is AdminState.READY:  # then overrides of its servers alone end too
                 before = changed(before, [place for place in places if place in before], state=AdminState.READY, exempt=False)
             overrides = changed(before, [target] if node else places, until, **said)
@@ -113,11 +113,11 @@ class OperatorCommands:
                     overrides = changed(overrides, [place], ends, exempt=taken_out is not None)
             yield
             lines[:] = [f"{word}: {frontend.name}/{_titled(server)}" for frontend, server in found]
-            after = scene if overrides == scene.overrides else replace(scene, overrides=overrides)
-            return after, Change(scene.claims, "updated", frozenset(frontend.listen for frontend, _ in found))
+            after = desired if overrides == desired.overrides else replace(desired, overrides=overrides)
+            return after, Change(desired.claims, "updated", frozenset(frontend.listen for frontend, _ in found))
 
         def done(_change: Change) -> None:
-            self._state.journal.note("admin", "; ".join(lines))
+            self._state.event_log.note("admin", "; ".join(lines))
 
         await self._state.writer.turn(step, (), done, by="admin")
         return lines

@@ -1,17 +1,17 @@
 """From the claims to the table in force, in steps: a thousand frontends are a tenth of a second of work.
 
-One batch is one swap, however many steps its preparation took: before it the old table and scene are in force, after it the
-new ones. Only the sink takes a large one in slices, before the calls are answered. Health has separate swaps; its news waits
-for the end of a batch that is under way.
+One batch is one swap, however many steps its preparation took: until then the old table and desired state are in force, then
+the new ones. Only the sink takes a large table in slices, before the calls are answered. Changes of health have swaps of their
+own, which wait for the end of a batch that is under way.
 """
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
-from pylb.control.event_log import Journal
+from pylb.control.desired_state import DesiredState, Sink
+from pylb.control.event_log import EventLog
 from pylb.control.health.checker import Checker
-from pylb.control.scene import Scene, Sink
 from pylb.control.steps import in_turns, turn
 from pylb.control.storage.table_history import History
 from pylb.core.address import Listen
@@ -23,37 +23,44 @@ FRONTENDS = 20  # composed, watched or described between two turns of the loop: 
 
 
 class Publisher:
-    """`scene` and `table` are in force."""
+    """`desired` and `table` are in force."""
 
     def __init__(
-        self, scene: Scene, sink: Sink, *, checker: Checker, journal: Journal, history: History, clock: Callable[[], float]
+        self,
+        desired: DesiredState,
+        sink: Sink,
+        *,
+        checker: Checker,
+        event_log: EventLog,
+        history: History,
+        clock: Callable[[], float],
     ) -> None:
-        self.scene = scene
+        self.desired = desired
         self.table = Table()
         self.unbound: dict[Listen, str] = {}  # ports of the table that are not open, with the reason
         self.apply_seconds = 0.0  # of the last swap
         self._sink = sink
         self._checker = checker
-        self._journal = journal
+        self._event_log = event_log
         self._history = history
         self._clock = clock
         self._under_way = False
         self._news: dict[Listen, None] = {}  # frontends whose servers went down, came back or were proven
 
-    async def planned(self, base: Table, scene: Scene, touched: Iterable[Listen]) -> tuple[Table, list[Line]]:
-        """The table after `base` that `scene` would give, and the differences."""
-        table = composed(base, await self._made_in_turns(base, scene, touched))
+    async def planned(self, base: Table, desired: DesiredState, touched: Iterable[Listen]) -> tuple[Table, list[Line]]:
+        """The table after `base` that `desired` would give, and the differences."""
+        table = composed(base, await self._made_in_turns(base, desired, touched))
         return table, await _lines(base, table)
 
-    async def publish(self, scene: Scene, touched: Iterable[Listen] | None, by: Iterable[str]) -> None:
-        """Put `scene` in force, and the table that follows from it. One caller at a time."""
+    async def publish(self, desired: DesiredState, touched: Iterable[Listen] | None, by: Iterable[str]) -> None:
+        """Put `desired` in force, and the table that follows from it. One caller at a time."""
         self._under_way = True
         try:
             base = self.table
-            listens = every_listen(scene.claims, scene.layout, base) if touched is None else touched
-            made = await self._made_in_turns(base, scene, listens)
+            listens = every_listen(desired.claims, desired.layout, base) if touched is None else touched
+            made = await self._made_in_turns(base, desired, listens)
             touched = list(made)
-            await self._swap_in_turns(scene, made)
+            await self._swap_in_turns(desired, made)
             await self._follow(base, touched, by)
         finally:
             self._under_way = False
@@ -79,39 +86,41 @@ class Publisher:
             del self._news[listen]
         self._heed_soon()  # before anything that may fail: else the rest would wait for the next news
         base = self.table
-        sight = self._sight(self.scene)
-        scene, sight = self.scene, self._sight(self.scene)
+        sight = self._sight(self.desired)
+        desired, sight = self.desired, self._sight(self.desired)
         before = {listen: base.frontends.get(listen) for listen in some}
-        made = {listen: frontend(scene.claims, scene.layout, sight, listen, one) for listen, one in before.items()}
-        self._swap(scene, {listen: one for listen, one in made.items() if one is not before[listen]})
+        made = {listen: frontend(desired.claims, desired.layout, sight, listen, one) for listen, one in before.items()}
+        self._swap(desired, {listen: one for listen, one in made.items() if one is not before[listen]})
         if self.table is not base:
             self._checker.sync(self.table, self.table.touched)
             self._history.note(self.table.generation, ["health"], lines(base, self.table))
 
-    async def _made_in_turns(self, base: Table, scene: Scene, listens: Iterable[Listen]) -> dict[Listen, Frontend | None]:
+    async def _made_in_turns(
+        self, base: Table, desired: DesiredState, listens: Iterable[Listen]
+    ) -> dict[Listen, Frontend | None]:
         """Those that differ from the ones in `base`."""
         made: dict[Listen, Frontend | None] = {}
-        sight = self._sight(scene)
+        sight = self._sight(desired)
         async for listen in in_turns(listens, FRONTENDS):
             before = base.frontends.get(listen)
-            one = frontend(scene.claims, scene.layout, sight, listen, before)
+            one = frontend(desired.claims, desired.layout, sight, listen, before)
             if one is not before:
                 made[listen] = one
         return made
 
-    def _sight(self, scene: Scene) -> Sight:
-        return replace(self._checker.findings.sight, overrides=scene.overrides)
+    def _sight(self, desired: DesiredState) -> Sight:
+        return replace(self._checker.findings.sight, overrides=desired.overrides)
 
-    def _swap(self, scene: Scene, made: Mapping[Listen, Frontend | None], served: Table | None = None) -> None:
+    def _swap(self, desired: DesiredState, made: Mapping[Listen, Frontend | None], served: Table | None = None) -> None:
         """`served`: the table in force with the rest of the changes, which the sink already has."""
         started = self._clock()
-        self.scene = scene
+        self.desired = desired
         if made:
             self.table = (served or self.table).edited(self.table.generation + 1, made)
             self.apply()
             self.apply_seconds = self._clock() - started
 
-    async def _swap_in_turns(self, scene: Scene, made: dict[Listen, Frontend | None]) -> None:
+    async def _swap_in_turns(self, desired: DesiredState, made: dict[Listen, Frontend | None]) -> None:
         """Up to FRONTENDS changes are one swap. With more, the sink serves some before others, which clients cannot tell from a
         small delay. Closing comes first, because what opens may need the place."""
         table = self.table
@@ -122,7 +131,7 @@ class Publisher:
             )
             self._sink.apply(table)
             await turn()
-        self._swap(scene, made, table)
+        self._swap(desired, made, table)
 
     async def _follow(self, base: Table, touched: Iterable[Listen], by: Iterable[str]) -> None:
         """Make the new table known to the other parts, in steps: no client's way depends on it."""
@@ -139,10 +148,10 @@ class Publisher:
         """Pass the table to the sink; or again the one in force, to retry ports that are not open."""
         failed = {listen: error.strerror or str(error) for listen, error in self._sink.apply(self.table).items()}
         for listen in failed.keys() - self.unbound.keys():
-            self._journal.note("unbound", f"{listen} cannot be opened: {failed[listen]}; retried", alarm=True)
+            self._event_log.note("unbound", f"{listen} cannot be opened: {failed[listen]}; retried", alarm=True)
         for listen in self.unbound.keys() - failed.keys():
             if listen in self.table.frontends:
-                self._journal.note("bound", f"{listen} is open now")
+                self._event_log.note("bound", f"{listen} is open now")
         self.unbound = failed
 
 

@@ -11,9 +11,9 @@ from functools import partial
 from typing import TypeVar
 
 from pylb.control.admission import same_call
-from pylb.control.heirs import inherited, inheriting
-from pylb.control.scene import Scene, with_claims, without
-from pylb.control.silence import addresses
+from pylb.control.desired_state import DesiredState, with_claims, without
+from pylb.control.liveness import addresses
+from pylb.control.replaced_tokens import inherited, inheriting
 from pylb.control.state import ControlState
 from pylb.control.views import FrontendOutcome, Outcome, title
 from pylb.core.auth import Caller
@@ -33,15 +33,15 @@ class Registrar:
     def __init__(self, state: ControlState, clock: Callable[[], float], wall: Callable[[], float]) -> None:
         self._state = state
         self._checker, self._findings = state.checker, state.checker.findings
-        self._silence, self._tenure = state.silence, state.tenure
-        self._writer, self._publisher, self._notices = state.writer, state.publisher, state.notices
+        self._liveness, self._leases = state.liveness, state.leases
+        self._writer, self._publisher, self._event_texts = state.writer, state.publisher, state.event_texts
         self._clock = clock
         self._wall = wall
 
     async def enter(self, wanted: Registration, caller: Caller) -> Outcome:
         """A registration, native or legacy, that its token may make. Raises Refused."""
-        wanted = inheriting(self._state.scene, wanted)
-        before = self._state.scene.claims.registrations.get(wanted.key)
+        wanted = inheriting(self._state.desired, wanted)
+        before = self._state.desired.claims.registrations.get(wanted.key)
         if before is not None and self._repeats(before, wanted):
             self._state.beat(before, moved=False)  # nothing to write, to swap or to wait for
             self._ask_at_once(before)
@@ -52,8 +52,8 @@ class Registrar:
         await self._ask_once_more(wanted)
         with self._findings.considering(targets):
             if self._findings.unknown(targets):  # then a call that will be refused must not dial them
-                judge = partial(admit, takeover=takeover, contest=self._silence.contest)
-                admitted, _ = self._judged(self._state.scene, wanted, caller, judge)
+                judge = partial(admit, takeover=takeover, contest=self._liveness.contest)
+                admitted, _ = self._judged(self._state.desired, wanted, caller, judge)
                 if not isinstance(admitted, Change):
                     await self._checker.dial_new(targets)
             change, durable = await self.submit(wanted, caller, takeover=takeover)
@@ -61,8 +61,8 @@ class Registrar:
 
     def is_beat(self, wanted: Registration) -> bool:
         """Is it the same as registered, with nothing about it under way?"""
-        wanted = inheriting(self._state.scene, wanted)
-        before = self._state.scene.claims.registrations.get(wanted.key)
+        wanted = inheriting(self._state.desired, wanted)
+        before = self._state.desired.claims.registrations.get(wanted.key)
         return before is not None and self._repeats(before, wanted)
 
     def _repeats(self, before: Registration, wanted: Registration) -> bool:
@@ -70,48 +70,48 @@ class Registrar:
 
     async def _ask_once_more(self, wanted: Registration) -> None:
         """Before a call may take a port from an owner that seems to be gone: a last check whether that is true."""
-        claims = self._state.scene.claims
-        if not self._silence.dead():
+        claims = self._state.desired.claims
+        if not self._liveness.dead():
             return
         there = {one.key: one for item in wanted.wanted for one in claims.on_port(item.port)}
-        gone = [one for key, one in there.items() if key != wanted.key and self._silence.is_abandoned(one)]
+        gone = [one for key, one in there.items() if key != wanted.key and self._liveness.is_abandoned(one)]
         if gone:
             await self._checker.dial(address for one in gone for address in addresses(one))
-            self._silence.look_again(gone)
+            self._liveness.look_again(gone)
 
     def submit(self, wanted: Registration, caller: Caller | None, *, takeover: bool) -> asyncio.Future[tuple[Change, bool]]:
         """Submit it; the result is to be awaited. Raises Refused."""
-        before = self._state.scene.claims.registrations.get(wanted.key)
+        before = self._state.desired.claims.registrations.get(wanted.key)
         known: dict[Key, Registration] = {}  # those that have to leave for it
 
-        def step(scene: Scene) -> tuple[Scene, Change]:
-            after, change = self.announce(scene, wanted, caller, takeover=takeover)
-            known.update({key: scene.claims.registrations[key] for key in {*change.evicted, *change.removed}})
+        def step(desired: DesiredState) -> tuple[DesiredState, Change]:
+            after, change = self.announce(desired, wanted, caller, takeover=takeover)
+            known.update({key: desired.claims.registrations[key] for key in {*change.evicted, *change.removed}})
             return after, change
 
         def done(change: Change) -> None:
             self._state.totals[change.result] += 1
-            self._tenure.forget(change.removed)  # those that a takeover left without a port
-            self._notices.evicted(wanted, known, change)
+            self._leases.forget(change.removed)  # those that a takeover left without a port
+            self._event_texts.evicted(wanted, known, change)
             for key in change.removed:
-                self._silence.called(key)
+                self._liveness.called(key)
             if room := [key for key in change.removed if key not in change.evicted]:
                 places = {place for key in room for place in known[key].places}
-                self._notices.released(self._state.scene, places, room, f" to make room for {title(wanted)}")
+                self._event_texts.released(self._state.desired, places, room, f" to make room for {title(wanted)}")
             one = change.registered
             if one is not None:
                 self._state.beat(one, moved=change.result == "moved")
                 self._ask_at_once(one)
-                self._notices.registered(before, one, change)
+                self._event_texts.registered(before, one, change)
 
         by = "import" if caller is None else called_by(caller)
         return self._writer.submit(step, [wanted.key], done, by=by)
 
     async def leave(self, key: Key, caller: Caller) -> Outcome:
         """Release one registration; idempotent. Raises Refused."""
-        key = inherited(self._state.scene, key)
+        key = inherited(self._state.desired, key)
         change, durable = await self._writer.turn(
-            lambda scene: with_claims(without(scene, [key]), release(scene.claims, [key])),
+            lambda desired: with_claims(without(desired, [key]), release(desired.claims, [key])),
             [key],
             self.left,
             by=called_by(caller),
@@ -121,34 +121,40 @@ class Registrar:
     def left(self, change: Change) -> None:
         """The `done` of every release."""
         self._state.totals[change.result] += 1
-        self._tenure.forget(change.removed)
+        self._leases.forget(change.removed)
         if change.touched:
-            self._notices.released(self._state.scene, change.touched, change.removed)
+            self._event_texts.released(self._state.desired, change.touched, change.removed)
 
-    def announce(self, scene: Scene, wanted: Registration, caller: Caller | None, *, takeover: bool) -> tuple[Scene, Change]:
+    def announce(
+        self, desired: DesiredState, wanted: Registration, caller: Caller | None, *, takeover: bool
+    ) -> tuple[DesiredState, Change]:
         """The step of every call that registers. Raises Refused."""
-        if wanted.key not in scene.claims.registrations:
+        if wanted.key not in desired.claims.registrations:
             wanted = replace(wanted, since=self._wall())
-        judge = partial(announce, takeover=takeover, proven=self._findings.proven, contest=self._silence.contest)
-        change, gone = self._judged(scene, wanted, caller, judge)
+        judge = partial(announce, takeover=takeover, proven=self._findings.proven, contest=self._liveness.contest)
+        change, gone = self._judged(desired, wanted, caller, judge)
         if gone:
-            touched = change.touched.union(*(scene.claims.registrations[key].places for key in gone))
+            touched = change.touched.union(*(desired.claims.registrations[key].places for key in gone))
             change = replace(change, touched=touched, removed=(*change.removed, *gone))
         if wanted.key in change.claims.registrations:
-            scene = without(scene, [wanted.key])
-        return with_claims(scene, change)
+            desired = without(desired, [wanted.key])
+        return with_claims(desired, change)
 
     def _judged(
-        self, scene: Scene, wanted: Registration, caller: Caller | None, judge: Callable[[Claims, Layout, Registration], T]
+        self,
+        desired: DesiredState,
+        wanted: Registration,
+        caller: Caller | None,
+        judge: Callable[[Claims, Layout, Registration], T],
     ) -> tuple[T, list[Key]]:
         """The result of `judge`, and who is released for it. Raises Refused."""
-        if caller is not None and not scene.keyring.has(caller.token):  # removed by a reload while it was dialled
+        if caller is not None and not desired.keyring.has(caller.token):  # removed by a reload while it was dialled
             raise Refused(Code.UNAUTHORIZED, f"token {caller.token.name!r} is no longer valid as it was", "call again")
-        claims, gone = scene.claims, list[Key]()
+        claims, gone = desired.claims, list[Key]()
         while True:
             try:
                 _room_for_one_more(claims, wanted.key)
-                return judge(claims, scene.layout, wanted), gone
+                return judge(claims, desired.layout, wanted), gone
             except Refused as refused:
                 # Those that said goodbye and are dead do not count: they make room, the oldest first.
                 one = self._gone(claims, wanted.key.token) if refused.code is Code.TOO_MANY else None
@@ -162,7 +168,7 @@ class Registrar:
 
     def _gone(self, claims: Claims, token: str) -> Key | None:
         """The oldest registration of the token that said goodbye, whose lease is over, and whose servers do not answer."""
-        found = (key for key in self._silence.dead() if key.token == token and self._tenure.said_goodbye(key))
+        found = (key for key in self._liveness.dead() if key.token == token and self._leases.said_goodbye(key))
         return next((key for key in found if claims.not_fresh.get(key) is State.STALE), None)
 
     def outcome(self, result: str, one: Registration | None, *, durable: bool, note: str = "") -> Outcome:
@@ -170,12 +176,12 @@ class Registrar:
         generation = self._publisher.table.generation
         if one is None:
             return Outcome(result, generation, durable, note=note)
-        lease = self._tenure.get(one.key)
+        lease = self._leases.get(one.key)
         notes = [note] if note else []
-        if (why := loop(self._state.scene.claims, self._state.scene.layout, one)) is not None:
+        if (why := loop(self._state.desired.claims, self._state.desired.layout, one)) is not None:
             notes.append(f"out of service: {why}")
         for item, place in zip(one.wanted, one.places, strict=True):
-            notes += _without_effect(item, self._state.scene.layout.policy(place))
+            notes += _without_effect(item, self._state.desired.layout.policy(place))
         unbound = self._publisher.unbound
         notes += [f"port {place.port} is not open: {unbound[place]}" for place in one.places if place in unbound]
         ttl = lease.ttl if lease else one.ttl

@@ -10,16 +10,16 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 
 from pylb.control.calls import Calls
+from pylb.control.desired_state import DesiredState, Sink, Unserved
 from pylb.control.event_log import Event, Rejection
 from pylb.control.health.prober import Ask, Question, question_of
 from pylb.control.health.prober import ask as ask_server
 from pylb.control.health.resolver import Resolve
-from pylb.control.maintenance import Maintenance
 from pylb.control.operator_commands import OperatorCommands
+from pylb.control.periodic import PeriodicWork
+from pylb.control.persistence import RESERVE
 from pylb.control.registrar import Registrar
 from pylb.control.rules import RulesInForce
-from pylb.control.saving import RESERVE
-from pylb.control.scene import Scene, Sink, Unserved
 from pylb.control.state import ControlState
 from pylb.control.steps import in_turns
 from pylb.control.storage.store import Store
@@ -88,7 +88,7 @@ class Registry:
             tasks=self.tasks,
         )
         registrar = Registrar(self._state, clock, wall)
-        self._maintenance = Maintenance(self._state, registrar, clock, wall)
+        self._periodic = PeriodicWork(self._state, registrar, clock, wall)
         self.calls = Calls(self._state, registrar, clock, wall)
         self.operator = OperatorCommands(self._state, registrar, wall)
         self.rules = RulesInForce(self._state, ask)
@@ -101,32 +101,32 @@ class Registry:
         """Restore the snapshot and publish the first table: ports serve before anything else. Raises StateLocked."""
         await self._state.restore()
         self._writing = asyncio.get_running_loop().create_task(self._state.writer.run())
-        count = len(self._scene.claims.registrations)
+        count = len(self._desired.claims.registrations)
         text = f"restored: {counted(count, 'registration')}, serving: {counted(len(self.table.frontends), 'frontend')}"
-        self._state.journal.note("started", text, {"registrations": count})
+        self._state.event_log.note("started", text, {"registrations": count})
 
     async def webhook_is_up(self) -> None:
         """Phone-homes can call from now on: leases run, and each lasts at least a whole TTL more."""
-        await self._state.tenure.webhook_is_up(self._scene.claims)
+        await self._state.leases.webhook_is_up(self._desired.claims)
 
     def webhook_is_down(self) -> None:
         """Nobody can call: no lease ends."""
-        self._state.tenure.webhook_is_down()
+        self._state.leases.webhook_is_down()
 
     async def run(self) -> None:
         """Leases, probes and retries, until cancelled. If a bug ends the writer, raises what ended it."""
         if self._writing is None:
             raise RuntimeError("start() comes first")
         async with asyncio.TaskGroup() as group:
-            maintenance = group.create_task(self._maintenance.run())
+            periodic = group.create_task(self._periodic.run())
             await asyncio.wait([self._writing])
-            maintenance.cancel()
+            periodic.cancel()
         if not self._writing.cancelled():
             self._writing.result()
 
     async def tick(self) -> None:
         """One round of leases and retries; `run` does two a second."""
-        await self._maintenance.tick()
+        await self._periodic.tick()
 
     async def resolve(self) -> None:
         """One round of the host names that are due; `run` does them as they come."""
@@ -142,13 +142,13 @@ class Registry:
         Raises OSError: it could not be written, and everything goes on as before, as after any other failure.
         """
         await self._state.writer.hold()
-        self._state.saving.reserve = 0  # the successor continues where this table ends
+        self._state.persistence.reserve = 0  # the successor continues where this table ends
         try:
             await self._state.save_now()
-            await self._state.saving.write_history()
+            await self._state.persistence.write_history()
             self._store.unlock()
         except BaseException:
-            self._state.saving.reserve = RESERVE
+            self._state.persistence.reserve = RESERVE
             self._state.writer.resume()
             raise
         self._handed_over = True
@@ -157,26 +157,26 @@ class Registry:
         """The successor failed. Raises StateLocked, OSError."""
         await asyncio.to_thread(self._store.open)
         self._handed_over = False
-        self._state.saving.reserve = RESERVE
-        self._state.saving.unsaved = True  # the successor may have written
+        self._state.persistence.reserve = RESERVE
+        self._state.persistence.unsaved = True  # the successor may have written
         self._state.writer.resume()
 
     def totals(self) -> dict[str, dict[str, int]]:
         """The counters of calls, for a successor."""
-        return {"registrations": dict(self._state.totals), "refused": dict(self._state.journal.refused)}
+        return {"registrations": dict(self._state.totals), "refused": dict(self._state.event_log.refused)}
 
     def go_on_from(self, totals: Mapping[str, Mapping[str, int]]) -> None:
         """Continue the previous pylb's counters."""
         self._state.totals.update(totals.get("registrations", {}))
-        self._state.journal.refused.update(totals.get("refused", {}))
-        self._state.journal.note("upgraded", "this pylb follows another: ports, state and counters are its now")
+        self._state.event_log.refused.update(totals.get("refused", {}))
+        self._state.event_log.note("upgraded", "this pylb follows another: ports, state and counters are its now")
 
     async def stop(self) -> None:
         """Write the final snapshot; then calls are refused. The sink is left as it is. Idempotent."""
         if self.ready and not self._handed_over:
-            self._state.saving.unsaved, self._state.saving.reserve = True, 0
-            await self._maintenance.save_again(force=True)
-            await self._state.saving.write_history()
+            self._state.persistence.unsaved, self._state.persistence.reserve = True, 0
+            await self._periodic.save_again(force=True)
+            await self._state.persistence.write_history()
         if self._writing is not None:
             self._writing.cancel()
             await asyncio.gather(self._writing, return_exceptions=True)
@@ -203,8 +203,8 @@ class Registry:
     # ------------------------------------------------------------ what it shows
 
     @property
-    def _scene(self) -> Scene:
-        return self._state.scene
+    def _desired(self) -> DesiredState:
+        return self._state.desired
 
     @property
     def table(self) -> Table:
@@ -223,7 +223,7 @@ class Registry:
     @property
     def preserving(self) -> bool:
         """Most phone-homes are silent, and none is demoted because of it."""
-        return self._state.tenure.preserving
+        return self._state.leases.preserving
 
     @property
     def checks(self) -> int:
@@ -237,7 +237,7 @@ class Registry:
 
     @property
     def write_failures(self) -> int:
-        return self._state.saving.failures
+        return self._state.persistence.failures
 
     @property
     def apply_seconds(self) -> float:
@@ -253,26 +253,30 @@ class Registry:
     @property
     def refused_total(self) -> Mapping[str, int]:
         """Refused calls by code."""
-        return dict(self._state.journal.refused)
+        return dict(self._state.event_log.refused)
 
     def each_registration(self) -> Iterator[RegistrationView]:
         """In any order, for callers that let the loop run meanwhile: those at the first step, each with its current lease."""
-        return map(self._view, self._scene.claims.registrations.in_any_order())
+        return map(self._view, self._desired.claims.registrations.in_any_order())
 
     async def all_registrations(self) -> list[RegistrationView]:
         """In the order in which they came; made in steps."""
-        return [self._view(one) async for one in in_turns(self._scene.claims.registrations.values(), VIEWS)]
+        return [self._view(one) async for one in in_turns(self._desired.claims.registrations.values(), VIEWS)]
 
     def _view(self, one: Registration) -> RegistrationView:
-        tenure = self._state.tenure
-        goodbye = tenure.said_goodbye(one.key)
-        return registration_view(one, tenure.get(one.key), self._clock(), self._wall(), said_goodbye=goodbye)
+        leases = self._state.leases
+        goodbye = leases.said_goodbye(one.key)
+        return registration_view(one, leases.get(one.key), self._clock(), self._wall(), said_goodbye=goodbye)
 
     def each_server(self) -> Iterator[ServerView]:
         """In the order of the ports, for callers that let the loop run meanwhile: of the table at the first step, each with its
         current health."""
         return server_views(
-            self.table, self._scene.claims, self._scene.layout, self._state.checker.findings, self._state.tenure.said_goodbye
+            self.table,
+            self._desired.claims,
+            self._desired.layout,
+            self._state.checker.findings,
+            self._state.leases.said_goodbye,
         )
 
     def each_frontend(self) -> Iterator[FrontendView]:
@@ -290,15 +294,15 @@ class Registry:
 
     def unserved(self) -> list[Unserved]:
         """Registrations from a newer pylb that this one cannot serve."""
-        return list(self._scene.unserved.values())
+        return list(self._desired.unserved.values())
 
     def closing(self) -> dict[Listen, float | None]:
         """Ports that only stale registrations hold, and when each closes (unix time; None: not because of that)."""
-        return self._state.silence.closing(self._scene)
+        return self._state.liveness.closing(self._desired)
 
     def events(self) -> list[Event]:
         """The last 1,000, oldest first."""
-        return self._state.journal.events()
+        return self._state.event_log.events()
 
     @property
     def task_failures(self) -> Mapping[str, int]:
@@ -308,7 +312,7 @@ class Registry:
     @property
     def noted(self) -> int:
         """How many events there were; the last of them is the last of `events()`."""
-        return self._state.journal.noted
+        return self._state.event_log.noted
 
     def history(self, what: str | None = None) -> list[Generation]:
         """The changes of the table, oldest first; for a port or a name."""
@@ -317,9 +321,9 @@ class Registry:
     @property
     def since(self) -> Since:
         """How far back `events`, `rejected` and `history` go."""
-        journal = self._state.journal
-        return Since(journal.events_since, journal.rejected_since, self._state.history.since)
+        event_log = self._state.event_log
+        return Since(event_log.events_since, event_log.rejected_since, self._state.history.since)
 
     def rejected(self) -> list[Rejection]:
         """The last 100 refused calls, oldest first."""
-        return self._state.journal.rejected()
+        return self._state.event_log.rejected()

@@ -7,11 +7,11 @@ from collections.abc import Callable, Generator, Mapping
 from dataclasses import replace
 from functools import partial
 
+from pylb.control.desired_state import DesiredState, Judged
 from pylb.control.health.prober import Ask
 from pylb.control.health.rehearsal import failing
 from pylb.control.health.resolver import FIRST_LOOK
-from pylb.control.heirs import passed_on
-from pylb.control.scene import Judged, Scene
+from pylb.control.replaced_tokens import passed_on
 from pylb.control.state import ControlState
 from pylb.control.steps import stepwise
 from pylb.core.address import Address
@@ -34,71 +34,74 @@ class RulesInForce:
     async def set_keyring(self, keyring: Keyring) -> None:
         """Other tokens, the same rules. Registrations of a removed token stay, and become stale."""
 
-        before, moved = self._state.scene.keyring, dict[Key, Key]()
+        before, moved = self._state.desired.keyring, dict[Key, Key]()
 
-        def step(scene: Scene) -> tuple[Scene, Change]:
-            after, change, keys = passed_on(replace(scene, keyring=keyring))
+        def step(desired: DesiredState) -> tuple[DesiredState, Change]:
+            after, change, keys = passed_on(replace(desired, keyring=keyring))
             moved.update(keys)
             return after, change
 
         await self._state.writer.turn(step, (), partial(self._with_tokens, before, keyring, moved), by="reload")
 
     def _with_tokens(self, before: Keyring, after: Keyring, moved: Mapping[Key, Key], _change: Change) -> None:
-        self._state.tenure.pass_on(moved)
-        self._state.notices.tokens(before, after, moved, self._state.scene.claims)
+        self._state.leases.pass_on(moved)
+        self._state.event_texts.tokens(before, after, moved, self._state.desired.claims)
 
     async def readdress(self, own_ips: frozenset[str]) -> None:
         """This machine has these addresses and names now: servers that aim at pylb itself go out, and those that no longer do
         come back. Raises Refused: pylb is stopping."""
 
-        def step(scene: Scene) -> tuple[Scene, Change]:
-            before, layout = scene.layout, Layout(replace(scene.layout.rules, own_ips=own_ips), self._state.resolver.answers)
+        def step(desired: DesiredState) -> tuple[DesiredState, Change]:
+            before, layout = (
+                desired.layout,
+                Layout(replace(desired.layout.rules, own_ips=own_ips), self._state.resolver.answers),
+            )
             changed = before.own_ips ^ own_ips
             touched = {listen for listen, one in layout.statics.items() if one != before.statics.get(listen)}
             touched |= {listen for listen, one in layout.statics.items() if any(_ip(line) in changed for line in one.servers)}
-            for one in scene.claims.registrations.values():
+            for one in desired.claims.registrations.values():
                 if one.ip in changed or any(old.address.ip in changed for old in one.displaced):
                     touched.update(one.places)
-            return replace(scene, layout=layout), Change(scene.claims, "updated", frozenset(touched))
+            return replace(desired, layout=layout), Change(desired.claims, "updated", frozenset(touched))
 
-        if own_ips != self._state.scene.layout.own_ips:
+        if own_ips != self._state.desired.layout.own_ips:
             await self._state.writer.turn(
-                step, (), lambda _change: self._state.notices.loops(self._state.scene), by="addresses"
+                step, (), lambda _change: self._state.event_texts.loops(self._state.desired), by="addresses"
             )
 
     async def reload(self, rules: Rules, keyring: Keyring) -> Diff:
         """New rules and tokens, all or nothing. Returns what changed in the table. Raises Refused."""
         await self._state.resolver.first_look(rules.hosts, FIRST_LOOK)
-        before, tokens, moved = self._state.publisher.table, self._state.scene.keyring, dict[Key, Key]()
+        before, tokens, moved = self._state.publisher.table, self._state.desired.keyring, dict[Key, Key]()
 
         def done(change: Change) -> None:
             self._with_tokens(tokens, keyring, moved, change)
             self._state.follow(rules)
             self._state.resolver.follow(rules.hosts, rules.resolve_interval)
             text = f"static frontends: {len(rules.frontends)}, tokens: {len(keyring.tokens)}"
-            self._state.journal.note("reloaded", text)
-            self._state.notices.loops(self._state.scene)
+            self._state.event_log.note("reloaded", text)
+            self._state.event_texts.loops(self._state.desired)
 
         await self._state.writer.turn(self._reloading(rules, keyring, moved), (), done, by="reload")
         return diff(before, self._state.publisher.table)
 
     def _reloading(
         self, rules: Rules, keyring: Keyring, moved: dict[Key, Key]
-    ) -> Callable[[Scene], Generator[None, None, Judged]]:
+    ) -> Callable[[DesiredState], Generator[None, None, Judged]]:
         """`moved` is filled with the registrations that belong to another token afterwards."""
 
-        def step(scene: Scene) -> Generator[None, None, Judged]:
+        def step(desired: DesiredState) -> Generator[None, None, Judged]:
             layout = Layout(rules, self._state.resolver.answers)
             yield
-            before = Layout(replace(scene.layout.rules, own_ips=rules.own_ips), self._state.resolver.answers)
+            before = Layout(replace(desired.layout.rules, own_ips=rules.own_ips), self._state.resolver.answers)
             yield
-            looped = loops(scene.claims, before)
+            looped = loops(desired.claims, before)
             yield
-            change = yield from adopting(scene.claims, layout, looped)
+            change = yield from adopting(desired.claims, layout, looped)
             yield
-            touched = change.touched | scene.layout.statics.keys() | layout.statics.keys()
-            overrides = kept(scene.overrides, change.claims, layout)
-            after = replace(scene, claims=change.claims, layout=layout, keyring=keyring, overrides=overrides)
+            touched = change.touched | desired.layout.statics.keys() | layout.statics.keys()
+            overrides = kept(desired.overrides, change.claims, layout)
+            after = replace(desired, claims=change.claims, layout=layout, keyring=keyring, overrides=overrides)
             after, given, keys = passed_on(after)
             moved.update(keys)
             return after, Change(given.claims, change.result, touched | given.touched)
@@ -108,8 +111,8 @@ class RulesInForce:
     async def plan(self, rules: Rules, keyring: Keyring) -> tuple[Table, list[Line]]:
         """The table that `reload` would give, and what it would change. Raises Refused as it would."""
         base = self._state.publisher.table
-        scene, change = await stepwise(self._reloading(rules, keyring, {})(self._state.scene))
-        return await self._state.publisher.planned(base, scene, change.touched)
+        desired, change = await stepwise(self._reloading(rules, keyring, {})(self._state.desired))
+        return await self._state.publisher.planned(base, desired, change.touched)
 
     async def plan_checks(self, planned: Table) -> list[Line]:
         """The servers that this table would put out of service, because they do not pass their check now."""

@@ -13,8 +13,8 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Generator, Iterable
 from dataclasses import dataclass, field, replace
 
+from pylb.control.desired_state import DesiredState, Sink, Step
 from pylb.control.publisher import Publisher
-from pylb.control.scene import Scene, Sink, Step
 from pylb.control.steps import collect_young, in_turns, stepwise
 from pylb.control.storage.disk import Unsynced
 from pylb.control.tasks import Part, Tasks
@@ -27,7 +27,7 @@ from pylb.core.registration import Key
 CALLS = 10  # judged, or answered, between two turns of the loop: 1 ms
 
 
-Admit = Callable[[Scene, Scene, Change], Awaitable[None]]  # (before, after, change); raises Refused
+Admit = Callable[[DesiredState, DesiredState, Change], Awaitable[None]]  # (before, after, change); raises Refused
 
 
 @dataclass(slots=True)
@@ -49,20 +49,20 @@ _NONE = Claims()
 class _Batch:
     """`decided` without the pictures, see `accept`."""
 
-    scene: Scene
+    desired: DesiredState
     decided: list[tuple[Call, Change]] = field(default_factory=list)
     touched: set[Listen] = field(default_factory=set)
     refused: list[tuple[Call, Refused]] = field(default_factory=list)
 
-    def accept(self, call: Call, scene: Scene, change: Change) -> None:
+    def accept(self, call: Call, desired: DesiredState, change: Change) -> None:
         """The picture that a call gave is kept until the next one is judged, no longer: 500 of them at once are a pause of the
         garbage collector, which looks at each of their thousands of parts."""
-        self.scene = scene
+        self.desired = desired
         self.decided.append((call, replace(change, claims=_NONE)))
         self.touched |= change.touched
 
-    def must_write(self, live: Scene) -> bool:
-        now = self.scene
+    def must_write(self, live: DesiredState) -> bool:
+        now = self.desired
         same = now.claims.registrations is live.claims.registrations and now.overrides is live.overrides
         same = same and now.unserved is live.unserved
         return not same or any(call.write for call, _ in self.decided)
@@ -71,7 +71,7 @@ class _Batch:
 class Writer:
     """`save` raises OSError."""
 
-    def __init__(self, publisher: Publisher, sink: Sink, save: Callable[[Scene], Awaitable[None]], tasks: Tasks) -> None:
+    def __init__(self, publisher: Publisher, sink: Sink, save: Callable[[DesiredState], Awaitable[None]], tasks: Tasks) -> None:
         self.durable = True  # what is in force is on disk
         self.hangs = False  # the disk: nobody waits for it again before a write beside the turns has succeeded
         self._publisher = publisher
@@ -141,9 +141,9 @@ class Writer:
                     del self._about[key]
 
     async def _commit(self, calls: list[Call]) -> None:
-        live, opened = self._publisher.scene, set[Listen]()
+        live, opened = self._publisher.desired, set[Listen]()
 
-        async def opening(before: Scene, after: Scene, change: Change) -> None:
+        async def opening(before: DesiredState, after: DesiredState, change: Change) -> None:
             opened.update(await self._open(before, after, change))
 
         batch = await _judge(live, calls, opening)
@@ -157,7 +157,7 @@ class Writer:
                 again.refused += batch.refused
                 batch = again
         by = dict.fromkeys(call.by for call, change in batch.decided if change.touched)
-        await self._publisher.publish(batch.scene, batch.touched, by)
+        await self._publisher.publish(batch.desired, batch.touched, by)
         for listen in opened:
             if listen not in self._publisher.table.frontends:
                 self._sink.discard(listen)
@@ -176,13 +176,13 @@ class Writer:
         if self.hangs and not any(call.write for call, _ in batch.decided):
             raise TimeoutError("the disk does not answer")
         try:
-            await self._save(batch.scene)
+            await self._save(batch.desired)
         except OSError as error:
             self.durable, self.hangs = False, isinstance(error, TimeoutError)
             raise
         self.durable, self.hangs = True, False
 
-    async def _open(self, before: Scene, after: Scene, change: Change) -> set[Listen]:
+    async def _open(self, before: DesiredState, after: DesiredState, change: Change) -> set[Listen]:
         """Opens what `after` has and the published table has not. All or nothing: raises Refused."""
         published = self._publisher.table.frontends
         wanted = [listen for listen in change.touched if after.has(listen) and listen not in published]
@@ -202,25 +202,25 @@ class Writer:
         return done
 
 
-async def _judge(live: Scene, calls: Iterable[Call], admit: Admit) -> _Batch:
+async def _judge(live: DesiredState, calls: Iterable[Call], admit: Admit) -> _Batch:
     """One call after the other, each on top of those before it that were not refused."""
     batch = _Batch(live)
     async for call in in_turns(calls, CALLS):
         try:
-            judged = call.step(batch.scene)
-            scene, change = await stepwise(judged) if isinstance(judged, Generator) else judged
-            await admit(batch.scene, scene, change)
+            judged = call.step(batch.desired)
+            desired, change = await stepwise(judged) if isinstance(judged, Generator) else judged
+            await admit(batch.desired, desired, change)
         except Refused as refused:
             batch.refused.append((call, refused))
         except Exception as bug:  # noqa: BLE001 - the task boundary: a bug in one call must not end the writer
             _fail(call, bug)
         else:
-            batch.accept(call, scene, change)
+            batch.accept(call, desired, change)
     return batch
 
 
 def _without_disk(refusal: Refused) -> Admit:
-    async def admit(_before: Scene, _after: Scene, change: Change) -> None:
+    async def admit(_before: DesiredState, _after: DesiredState, change: Change) -> None:
         """What a restart would forget is refused; a move, or one more instance of a known name, is worth having for now."""
         if change.opened or change.new_name:
             raise refusal

@@ -19,13 +19,13 @@ from pylb.core.tcp_info import TcpInfo, parse_tcp_info
 
 SCAN = 64  # sessions looked at in one step of a search: at most 1 ms
 REFUSED_SHARE = 4  # clients refused by pylb get a quarter of the room: in a flood of them all look the same
-_SEAT_SHIFT = 48
+_WORKER_SHIFT = 48
 _ID = re.compile(r"0x([0-9a-fA-F]{1,16})")
 
 
-def first_number(seat: int) -> int:
+def first_number(worker: int) -> int:
     """A worker (0: the main process) numbers its sessions from the next number on: no two workers share a number."""
-    return seat << _SEAT_SHIFT
+    return worker << _WORKER_SHIFT
 
 
 def session_id(number: int) -> str:

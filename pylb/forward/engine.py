@@ -62,7 +62,7 @@ class Engine:
     read before its destination takes it. `unanswered`: a peer counts as dead if for so many seconds it acknowledges nothing of
     what was sent to it, although its window is open (the kernel itself takes about 15 minutes, tcp_retries2 in tcp(7)).
     `nofile`: the process's limit of descriptors. Each listener takes one from the sessions, and `reserve` are for other
-    things. 0: no such limit. `seat`: this worker's number, part of its sessions' ids. `origins`: shared with the other
+    things. 0: no such limit. `worker`: this worker's number, part of its sessions' ids. `origins`: shared with the other
     workers. `recorded`: how many ended sessions are remembered; 0: none.
     """
 
@@ -84,7 +84,7 @@ class Engine:
         twin: Callable[[Listen], SocketType | None] = _no_twin,
         nofile: int = 0,
         reserve: int = RESERVE,
-        seat: int = 0,
+        worker: int = 0,
         origins: Origins | None = None,
         recorded: int = 0,
     ) -> None:
@@ -114,8 +114,8 @@ class Engine:
             accounts=self._accounts,
             clock=clock,
             unique_id=partial(os.urandom, 16),
-            origins=origins or Origins(seat),
-            number=first_number(seat),
+            origins=origins or Origins(worker),
+            number=first_number(worker),
         )
         self._random = draw
         self._ports = Ports(self._epoll, self.counters, self.faults, self._life.begin, opener, twin, self._turn)

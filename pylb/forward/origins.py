@@ -20,13 +20,13 @@ SIZE = PORTS * (1 + MARK)
 
 
 class Origins:
-    """One worker's view; `seat` is its number, 0 for a process without workers. `memory`: SIZE bytes, if it is shared."""
+    """One worker's view; `worker` is its number, 0 for a process without workers. `memory`: SIZE bytes, if it is shared."""
 
-    def __init__(self, seat: int, memory: mmap.mmap | None = None) -> None:
+    def __init__(self, worker: int, memory: mmap.mmap | None = None) -> None:
         whole = memoryview(mmap.mmap(-1, SIZE) if memory is None else memory)
         self.owners = whole[:PORTS]
         self._marks = whole[PORTS:].cast("Q")
-        self._owner = seat + 1
+        self._owner = worker + 1
 
     def add(self, ip: str, port: int) -> None:
         """Note that we dial from there."""
@@ -42,9 +42,9 @@ class Origins:
     def has(self, ip: str, port: int) -> bool:
         return self.owners[port] != 0 and self._marks[port] == _mark(ip)
 
-    def forget(self, seat: int) -> None:
+    def forget(self, worker: int) -> None:
         """Called by main: that worker is gone, and its dials with it."""
-        self.owners[:] = bytes(self.owners).replace(bytes([seat + 1]), b"\0")
+        self.owners[:] = bytes(self.owners).replace(bytes([worker + 1]), b"\0")
 
 
 def _mark(ip: str) -> int:

@@ -77,7 +77,7 @@ class Half:
         self.silence: tuple[float, int] | None = None
 
 
-class Ring:
+class SweepGroup:
     """Sessions that are each visited once in `period` seconds, in the order of their last visit."""
 
     __slots__ = ("owed", "period", "sessions")
@@ -159,7 +159,7 @@ class FrontendState:
         self.sessions = 0
         self.others = 0  # sessions in other processes, see shared_limits.py
         self.accepted = 0  # since the last report to the other processes, if the rate is limited
-        self.ring: Ring | None = None  # of its sessions, if short timeouts require more visits than usual
+        self.ring: SweepGroup | None = None  # of its sessions, if short timeouts require more visits than usual
         self.kill_at: float | None = None  # monotonic; set when the frontend was removed
         self.servers: dict[tuple[str, Address], ServerState] = {}
         self.queue: Queue[Session] = Queue()  # sessions that wait for a server
@@ -343,7 +343,7 @@ class Session:
         self.attempts: list[Attempt] | None = None  # failed attempts, and waits in the queue
         self.deadline = 0.0  # monotonic; of the header, the queue, a delayed dial, the dial or the flush
         self.waits_among: dict[Session, None] | None = None  # the others with the same timeout, see deadlines.py
-        self.ring: Ring | None = None
+        self.ring: SweepGroup | None = None
         self.delivered: int | None = None  # bytes delivered, as of the last look before a deadline
         self.seen = False  # by the sweep
         self.at_rest = False  # the peers had confirmed all bytes, and none moved since

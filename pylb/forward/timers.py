@@ -13,7 +13,7 @@ from pylb.core.session import Cause, Event, State
 from pylb.forward.accounts import settle
 from pylb.forward.faults import Faults
 from pylb.forward.lifecycle import Lifecycle
-from pylb.forward.session import FrontendState, Half, Ring, ServerState, Session
+from pylb.forward.session import FrontendState, Half, ServerState, Session, SweepGroup
 from pylb.forward.sockets import keep_alive, transmission, unacknowledged
 from pylb.forward.turn import BUDGET, QUANTUM, VISIT, Turn
 
@@ -50,8 +50,8 @@ class Timers:
         self._unanswered = unanswered
         self._now = 0.0
         self._last_tick: float | None = None
-        self._whole = Ring(period, life.sessions)
-        self._rings: dict[float, Ring] = {}  # rings for short timeouts, by period
+        self._whole = SweepGroup(period, life.sessions)
+        self._sweep_groups: dict[float, SweepGroup] = {}  # rings for short timeouts, by period
         self._evictions: dict[ServerState, Eviction] = {}
         self._work: Iterator[None] | None = None  # what the last ticks found due and is not done yet
         self.kill = False  # end all live sessions now
@@ -64,7 +64,7 @@ class Timers:
         for eviction in self._evictions.values():
             if now >= eviction.at:
                 eviction.owed = min(eviction.owed + eviction.rate * elapsed, eviction.rate)
-        for ring in (self._whole, *self._rings.values()):
+        for ring in (self._whole, *self._sweep_groups.values()):
             ring.owed = min(ring.owed + len(ring.sessions) * elapsed / ring.period, len(ring.sessions))
         if self._work is None:
             self._work = self._due()
@@ -87,7 +87,7 @@ class Timers:
         self._work = None
         return False
 
-    def ring(self, timeouts: Timeouts, *, removed: bool) -> Ring | None:
+    def ring(self, timeouts: Timeouts, *, removed: bool) -> SweepGroup | None:
         """The ring whose sessions end at most a quarter of a timeout late. None: the common sweep is enough."""
         shortest = min(timeouts.idle, timeouts.half_close, *([timeouts.drain] if removed else []))
         if shortest / 4 >= self._whole.period:
@@ -95,7 +95,7 @@ class Timers:
         period = TICK
         while period * 2 <= shortest / 4:  # few rings, however many timeouts there are
             period *= 2
-        return self._rings.setdefault(period, Ring(period, OrderedDict()))
+        return self._sweep_groups.setdefault(period, SweepGroup(period, OrderedDict()))
 
     def regroup(self) -> None:
         """Some frontends have other rings than before: move their live sessions."""
@@ -130,7 +130,7 @@ class Timers:
             yield from self._each(_overdue(frontend, self._now), self._unqueue)
         for eviction in list(self._evictions.values()):
             yield from self._evict(eviction)
-        for ring in (self._whole, *self._rings.values()):
+        for ring in (self._whole, *self._sweep_groups.values()):
             yield from self._sweep(ring)
         for counted in self._life.source_share.tick():
             self._turn.left -= counted * SCAN
@@ -189,7 +189,7 @@ class Timers:
         if not eviction.sessions and self._evictions.get(eviction.server) is eviction:
             del self._evictions[eviction.server]
 
-    def _sweep(self, ring: Ring) -> Iterator[None]:
+    def _sweep(self, ring: SweepGroup) -> Iterator[None]:
         while ring.owed >= 1 and ring.sessions:
             ring.owed -= 1
             session = next(iter(ring.sessions))

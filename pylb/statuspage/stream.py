@@ -71,7 +71,7 @@ class Feed:
         self._wake = asyncio.Event()
         self._point: Point | None = None  # not sent to readers yet
         self._tables: dict[str, dict[str, Record]] = {name: {} for name in TABLES}
-        self._told = 0  # events of the journal that were sent
+        self._told = 0  # events of the event log that were sent
         self._about_told: Mapping[str, Any] = NOTHING
 
     # ------------------------------------------------------------ readers

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pylb.core.address import Address, Listen
 from pylb.core.recorder import Query
 from pylb.workers.messages import Answer, Ask
-from pylb.workers.process import Seat
+from pylb.workers.process import WorkerProcess
 
 log = logging.getLogger("pylb")
 
@@ -31,10 +31,10 @@ class News:
 
 
 class Asking:
-    """Asks all `seats`; each question has a number."""
+    """Asks all `workers`; each question has a number."""
 
-    def __init__(self, seats: Sequence[Seat], news: News) -> None:
-        self._seats = seats
+    def __init__(self, workers: Sequence[WorkerProcess], news: News) -> None:
+        self._workers = workers
         self._news = news
         self._answers: dict[int, list[Answer]] = {}
         self._last = 0
@@ -50,14 +50,14 @@ class Asking:
     ) -> list[Answer]:
         """The answers of serving workers, within APPLY seconds."""
         self._last = number = (self._last + 1) & 0xFFFFFFFF
-        asked = [seat for seat in self._seats if seat.serves]
+        asked = [worker for worker in self._workers if worker.serves]
         answers: list[Answer] = []
         self._answers[number] = answers
         try:
-            for seat in asked:
-                seat.say(Ask(number, what, listen, address, query, session))
+            for worker in asked:
+                worker.say(Ask(number, what, listen, address, query, session))
             async with asyncio.timeout(APPLY):
-                while sum(not answer.more for answer in answers) < sum(seat.serves for seat in asked):
+                while sum(not answer.more for answer in answers) < sum(worker.serves for worker in asked):
                     await self._news.wait()
         except TimeoutError:
             log.error("a worker has not answered within %g s: %s", APPLY, what)

@@ -35,7 +35,7 @@ from pylb.workers.messages import (
     Retell,
     Uses,
 )
-from pylb.workers.process import Seat
+from pylb.workers.process import WorkerProcess
 from pylb.workers.sink import PortSource, TableSink
 from pylb.workers.supervision import Supervision
 from pylb.workers.totals import Totals
@@ -63,11 +63,11 @@ class Fleet:
         self._program = program
         self._hello = hello
         self._observer = observer
-        self._seats = [Seat(index, self._program, self._on_message, self._on_end) for index in range(1, count + 1)]
+        self._workers = [WorkerProcess(index, self._program, self._on_message, self._on_end) for index in range(1, count + 1)]
         self._news = News()
-        self._sink = TableSink(self._seats, ports, self._news)
-        self._asking = Asking(self._seats, self._news)
-        self._supervision = Supervision(self._seats, hello, observer.started, self._news)
+        self._sink = TableSink(self._workers, ports, self._news)
+        self._asking = Asking(self._workers, self._news)
+        self._supervision = Supervision(self._workers, hello, observer.started, self._news)
         self._totals = Totals()
         self._draining = False
         self.lines_dropped = 0
@@ -82,14 +82,14 @@ class Fleet:
         """Like Engine.drain. Sockets that a successor or systemd has too stay open there."""
         self._draining = True
         self._supervision.cease()
-        for seat in self._seats:
-            seat.say(Drain(deadline, accept))
-            seat.release()
+        for worker in self._workers:
+            worker.say(Drain(deadline, accept))
+            worker.release()
 
     async def drained(self, *, at_once: asyncio.Event) -> None:
         """Wait until the last worker has ended: by itself, or at once when that is set."""
         cut_short = False
-        while any(seat.runs for seat in self._seats):
+        while any(worker.runs for worker in self._workers):
             if at_once.is_set() and not cut_short:
                 cut_short = True
                 self.drain(time.monotonic())
@@ -99,8 +99,8 @@ class Fleet:
         """End what still runs. Idempotent."""
         self._draining = True
         self._supervision.close()
-        for seat in self._seats:
-            seat.close()
+        for worker in self._workers:
+            worker.close()
         self._program.close()
 
     @property
@@ -139,7 +139,7 @@ class Fleet:
 
     async def counters(self) -> Counters:
         await self._asking.ask("counters")
-        blank = Counters(sum(self._hello(seat.index).max_connections for seat in self._seats))
+        blank = Counters(sum(self._hello(worker.index).max_connections for worker in self._workers))
         blank.frontends = {listen: FrontendCounters(one.name) for listen, one in self._sink.table.frontends.items()}
         return await self._totals.added(blank)
 
@@ -173,19 +173,19 @@ class Fleet:
 
     def workers(self) -> dict[str, tuple[int, float]]:
         """Of each worker that runs: its pid and its loop's lag in seconds."""
-        return {f"worker-{seat.index}": (seat.pid, self._totals.lag(seat.pid)) for seat in self._seats if seat.runs}
+        return {f"worker-{worker.index}": (worker.pid, self._totals.lag(worker.pid)) for worker in self._workers if worker.runs}
 
     def pids(self) -> list[int]:
         """Of the workers that run."""
-        return [seat.pid for seat in self._seats if seat.runs]
+        return [worker.pid for worker in self._workers if worker.runs]
 
     # ------------------------------------------------------------ what they say
 
-    def _on_message(self, seat: Seat, message: Any) -> None:
+    def _on_message(self, worker: WorkerProcess, message: Any) -> None:
         """Raises BadFrame."""
         match message:
             case Report():
-                self._totals.heard(seat.pid, message)
+                self._totals.heard(worker.pid, message)
             case Lines():
                 if message.lines:
                     self._observer.lines(message.text, message.lines)
@@ -193,37 +193,37 @@ class Fleet:
             case Connect():
                 self._observer.connect_ended(message.listen, message.server, message.failure)
             case Applied():
-                seat.pending -= 1
+                worker.pending -= 1
                 self._news.come()
             case Answer():
                 self._asking.answered(message)
             case Ready():
                 if self._draining:  # its sockets are gone
-                    seat.say(Drain(time.monotonic(), accept=False))
+                    worker.say(Drain(time.monotonic(), accept=False))
                 else:
-                    self._sink.introduce(seat)
-                    self._tell_others(seat, Retell())
+                    self._sink.introduce(worker)
+                    self._tell_others(worker, Retell())
                 self._news.come()
             case Uses():
-                self._tell_others(seat, Others(seat.index, message.uses, gone=False))
+                self._tell_others(worker, Others(worker.index, message.uses, gone=False))
             case Fault():
-                log.error("worker %d: %s:\n%s", seat.index, message.what, message.text)
+                log.error("worker %d: %s:\n%s", worker.index, message.what, message.text)
             case _:
                 raise BadFrame(f"{type(message).__name__} from a worker")
 
-    def _tell_others(self, seat: Seat, message: Others | Retell) -> None:
-        for other in self._seats:
-            if other is not seat and other.serves:
+    def _tell_others(self, worker: WorkerProcess, message: Others | Retell) -> None:
+        for other in self._workers:
+            if other is not worker and other.serves:
                 other.say(message)
 
-    def _on_end(self, seat: Seat, status: int, fault: str) -> None:
-        lost = counted(self._totals.open_sessions(seat.pid), "session")
-        self._totals.retire(seat.pid)
-        self._program.origins.forget(seat.index)
-        self._tell_others(seat, Others(seat.index, (), gone=True))
+    def _on_end(self, worker: WorkerProcess, status: int, fault: str) -> None:
+        lost = counted(self._totals.open_sessions(worker.pid), "session")
+        self._totals.retire(worker.pid)
+        self._program.origins.forget(worker.index)
+        self._tell_others(worker, Others(worker.index, (), gone=True))
         self._news.come()
         if self._draining:
             if status:
-                log.error("worker %d (pid %d) ended with %d; reset: about %s", seat.index, seat.pid, status, lost)
+                log.error("worker %d (pid %d) ended with %d; reset: about %s", worker.index, worker.pid, status, lost)
         else:
-            self._supervision.ended(seat, status, fault, lost)
+            self._supervision.ended(worker, status, fault, lost)

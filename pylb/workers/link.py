@@ -235,9 +235,9 @@ class Link:
 
     def _take_uses(self, others: Others) -> None:
         if others.gone:
-            self._engine.other_processes.forget(others.seat)
+            self._engine.other_processes.forget(others.worker)
         else:
-            self._engine.other_processes.take_report(others.seat, others.uses, time.monotonic())
+            self._engine.other_processes.take_report(others.worker, others.uses, time.monotonic())
 
     def drain(self, deadline: float, *, accept: bool = True) -> None:
         self.draining = True

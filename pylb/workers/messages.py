@@ -31,7 +31,7 @@ class Hello(NamedTuple):
     """The first message: what the worker is to be."""
 
     version: str
-    seat: int
+    worker: int
     workers: int  # how many workers there are
     max_connections: int
     max_pipes: int
@@ -86,7 +86,7 @@ class Ask(NamedTuple):
 class Others(NamedTuple):
     """What another worker uses of limited frontends; `gone`: that worker has ended."""
 
-    seat: int
+    worker: int
     uses: tuple[Use, ...]
     gone: bool
 

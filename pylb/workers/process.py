@@ -1,4 +1,7 @@
-"""The slot of one worker: its listening sockets, which main keeps open for good, and the process that serves them now."""
+"""One worker as main sees it: its listening sockets, which main keeps open for good, and the process that serves them now.
+
+When the process dies, the same object starts the next one, which gets the same sockets.
+"""
 
 import asyncio
 import os
@@ -18,15 +21,15 @@ from pylb.workers.messages import VERSION, Hello, Listeners, Ready, decoded, enc
 BYTES = 32 << 10  # read in one turn of the loop: a report of busy frontends, 4 ms of work
 
 
-class Seat:
+class WorkerProcess:
     """`on_message` gets the worker's messages, from Ready on; `on_end` its exit status, negative for a signal."""
 
     def __init__(
         self,
         index: int,
         program: Program,
-        on_message: Callable[["Seat", Any], None],
-        on_end: Callable[["Seat", int, str], None],
+        on_message: Callable[["WorkerProcess", Any], None],
+        on_end: Callable[["WorkerProcess", int, str], None],
     ) -> None:
         self.index = index
         self.sockets: dict[Listen, SocketType] = {}

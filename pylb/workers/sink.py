@@ -14,7 +14,7 @@ from pylb.core.address import Listen
 from pylb.core.table import Diff, Frontend, Table, diff
 from pylb.forward.sockets import share
 from pylb.workers.asking import APPLY, News
-from pylb.workers.process import Seat
+from pylb.workers.process import WorkerProcess
 from pylb.workers.tables import TableEncoder
 
 log = logging.getLogger("pylb")
@@ -34,10 +34,10 @@ class PortSource(Protocol):
 
 
 class TableSink:
-    """Like control.scene.Sink, for all `seats`."""
+    """Like control.desired_state.Sink, for all `workers`."""
 
-    def __init__(self, seats: Sequence[Seat], ports: PortSource, news: News) -> None:
-        self._seats = seats
+    def __init__(self, workers: Sequence[WorkerProcess], ports: PortSource, news: News) -> None:
+        self._workers = workers
         self._ports = ports
         self._news = news
         self._given = Table()  # the last table passed to `apply`
@@ -47,21 +47,21 @@ class TableSink:
 
     def open(self, listen: Listen, *, freebind: bool) -> None:
         """Bind and listen, for all workers. Idempotent. Raises OSError."""
-        if listen in self._seats[0].sockets:
+        if listen in self._workers[0].sockets:
             return
-        shared = len(self._seats) > 1
+        shared = len(self._workers) > 1
         opened: list[SocketType] = []
         try:
             # The first one without sharing, so that the kernel reports a port that another program has.
             opened.append(self._ports.open(listen, freebind=freebind))
             if shared:
                 share(opened[0])
-            opened += [self._ports.open(listen, freebind=freebind, shared=True) for _ in self._seats[1:]]
+            opened += [self._ports.open(listen, freebind=freebind, shared=True) for _ in self._workers[1:]]
         except OSError:
             self._ports.give_back(listen)
             raise
-        for seat, sock in zip(self._seats, opened, strict=True):
-            seat.sockets[listen] = sock
+        for worker, sock in zip(self._workers, opened, strict=True):
+            worker.sockets[listen] = sock
 
     def discard(self, listen: Listen) -> None:
         """Close what no table has."""
@@ -91,30 +91,30 @@ class TableSink:
         change = diff(before, self.table)
         pieces = self._encoder.change(before, self.table, change)
         opened = [frontend.listen for frontend in change.opened]
-        for seat in self._seats:
-            if seat.serves:
-                seat.tell(pieces, opened)
+        for worker in self._workers:
+            if worker.serves:
+                worker.tell(pieces, opened)
         return change, failed
 
     async def applied(self) -> None:
         """Wait until every serving worker has applied the last `apply`, for at most APPLY seconds."""
         try:
             async with asyncio.timeout(APPLY):
-                while any(seat.pending for seat in self._seats):
+                while any(worker.pending for worker in self._workers):
                     await self._news.wait()
         except TimeoutError:
-            for seat in self._seats:
-                if seat.pending:
-                    log.error("worker %d (pid %d) has not applied the table within %g s", seat.index, seat.pid, APPLY)
+            for worker in self._workers:
+                if worker.pending:
+                    log.error("worker %d (pid %d) has not applied the table within %g s", worker.index, worker.pid, APPLY)
 
-    def introduce(self, seat: Seat) -> None:
+    def introduce(self, worker: WorkerProcess) -> None:
         """Send the whole table to a worker that has sent Ready."""
-        seat.tell(self._encoder.whole(self.table), list(self.table.frontends))
+        worker.tell(self._encoder.whole(self.table), list(self.table.frontends))
 
     def _close(self, listen: Listen) -> None:
         # In all processes that have it: a worker that hangs must not keep a closed port open.
         self._ports.closed(listen)
-        for seat in self._seats:
-            sock = seat.sockets.pop(listen, None)
+        for worker in self._workers:
+            sock = worker.sockets.pop(listen, None)
             if sock is not None:
                 sock.close()

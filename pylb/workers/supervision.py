@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from pylb.workers.asking import News
 from pylb.workers.messages import Hello
-from pylb.workers.process import Seat
+from pylb.workers.process import WorkerProcess
 
 log = logging.getLogger("pylb")
 
@@ -23,29 +23,29 @@ class Supervision:
     """`hello` for each worker's index; `started` is called with each worker's pid."""
 
     def __init__(
-        self, seats: Sequence[Seat], hello: Callable[[int], Hello], started: Callable[[int], None], news: News
+        self, workers: Sequence[WorkerProcess], hello: Callable[[int], Hello], started: Callable[[int], None], news: News
     ) -> None:
-        self._seats = seats
+        self._workers = workers
         self._hello = hello
         self._started = started
         self._news = news
-        self._tries: dict[Seat, int] = {}  # starts in a row that failed early
-        self._restarting: dict[Seat, asyncio.TimerHandle] = {}
+        self._tries: dict[WorkerProcess, int] = {}  # starts in a row that failed early
+        self._restarting: dict[WorkerProcess, asyncio.TimerHandle] = {}
         self._looking: asyncio.TimerHandle | None = None
         self._looked_at = 0.0
         self.restarts = 0
 
     async def start(self) -> None:
         """Wait until all workers serve, or for START seconds. Raises OSError."""
-        for seat in self._seats:
-            self._start(seat)
+        for worker in self._workers:
+            self._start(worker)
         self._look()
         try:
             async with asyncio.timeout(START):
-                while not all(seat.serves for seat in self._seats):
+                while not all(worker.serves for worker in self._workers):
                     await self._news.wait()
         except TimeoutError:
-            serving, count = sum(seat.serves for seat in self._seats), len(self._seats)
+            serving, count = sum(worker.serves for worker in self._workers), len(self._workers)
             log.error("not all workers have started within %g s: %d of %d workers serve", START, serving, count)
 
     def cease(self) -> None:
@@ -59,39 +59,39 @@ class Supervision:
         if self._looking is not None:
             self._looking.cancel()
 
-    def ended(self, seat: Seat, status: int, fault: str, lost: str) -> None:
+    def ended(self, worker: WorkerProcess, status: int, fault: str, lost: str) -> None:
         """A worker ended unexpectedly: start another in its place. `lost`: its sessions, in words."""
         loop = asyncio.get_running_loop()
-        lived = loop.time() - seat.started >= SETTLED
-        tries = self._tries[seat] = 1 if lived else self._tries.get(seat, 0) + 1
+        lived = loop.time() - worker.started >= SETTLED
+        tries = self._tries[worker] = 1 if lived else self._tries.get(worker, 0) + 1
         wait = 0.0 if tries == 1 else min(BACKOFF, 0.1 * 2.0**tries)
         self.restarts += 1
         how = f"ended by signal {-status}" if status < 0 else f"ended with {status}"
         again = "another takes its place" if not wait else f"start {tries} in a row that did not last: again in {wait:g} s"
         log.error(
             "worker %d (pid %d) %s%s; reset: about %s; %s",
-            seat.index,
-            seat.pid,
+            worker.index,
+            worker.pid,
             how,
             f", {fault}" if fault else "",
             lost,
             again,
         )
-        self._restarting[seat] = loop.call_later(wait, self._restart, seat)
+        self._restarting[worker] = loop.call_later(wait, self._restart, worker)
 
-    def _start(self, seat: Seat) -> None:
+    def _start(self, worker: WorkerProcess) -> None:
         """Raises OSError."""
-        seat.start(self._hello(seat.index))
-        self._started(seat.pid)
+        worker.start(self._hello(worker.index))
+        self._started(worker.pid)
 
-    def _restart(self, seat: Seat) -> None:
-        self._restarting.pop(seat, None)
+    def _restart(self, worker: WorkerProcess) -> None:
+        self._restarting.pop(worker, None)
         try:
-            self._start(seat)
+            self._start(worker)
         except Exception as error:
             bug = None if isinstance(error, OSError) else error
-            log.error("worker %d cannot be started: %s; again in %g s", seat.index, error, BACKOFF, exc_info=bug)
-            self._restarting[seat] = asyncio.get_running_loop().call_later(BACKOFF, self._restart, seat)
+            log.error("worker %d cannot be started: %s; again in %g s", worker.index, error, BACKOFF, exc_info=bug)
+            self._restarting[worker] = asyncio.get_running_loop().call_later(BACKOFF, self._restart, worker)
 
     def _look(self) -> None:
         """Check for silent workers. A main that was stuck itself first reads what they sent meanwhile."""
@@ -100,22 +100,22 @@ class Supervision:
         stalled = self._looked_at and now - self._looked_at > 4 * _LOOK
         self._looked_at = now
         self._looking = loop.call_later(_LOOK, self._look)
-        for seat in self._seats:
-            if seat.runs:
+        for worker in self._workers:
+            if worker.runs:
                 if stalled:
-                    seat.heard = max(seat.heard, now - SILENT)
-                seat.flush()
-                self._judge(seat, now - seat.heard)
+                    worker.heard = max(worker.heard, now - SILENT)
+                worker.flush()
+                self._judge(worker, now - worker.heard)
 
     @staticmethod
-    def _judge(seat: Seat, silence: float) -> None:
-        deaf = DEAF if seat.serves else START
+    def _judge(worker: WorkerProcess, silence: float) -> None:
+        deaf = DEAF if worker.serves else START
         if silence > deaf + 1:
-            seat.signal(signal.SIGKILL)  # the other one had no effect
-        elif silence > deaf and seat.doubts < 2:
-            seat.doubts = 2
-            log.error("worker %d (pid %d) stands still: replaced; its stacks follow on stderr", seat.index, seat.pid)
-            seat.signal(signal.SIGABRT)  # faulthandler prints its stacks, and the process ends
-        elif silence > SILENT and seat.serves and not seat.doubts:
-            seat.doubts = 1
-            log.error("worker %d (pid %d) has said nothing for %g s", seat.index, seat.pid, SILENT)
+            worker.signal(signal.SIGKILL)  # the other one had no effect
+        elif silence > deaf and worker.doubts < 2:
+            worker.doubts = 2
+            log.error("worker %d (pid %d) stands still: replaced; its stacks follow on stderr", worker.index, worker.pid)
+            worker.signal(signal.SIGABRT)  # faulthandler prints its stacks, and the process ends
+        elif silence > SILENT and worker.serves and not worker.doubts:
+            worker.doubts = 1
+            log.error("worker %d (pid %d) has said nothing for %g s", worker.index, worker.pid, SILENT)

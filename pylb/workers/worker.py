@@ -35,8 +35,8 @@ def main(fd: int, shared: int) -> int:
     channel = Channel(socket.socket(fileno=fd))
     try:
         hello = _hello(channel)
-        _name(f"pylb-worker-{hello.seat}")
-        run(channel, hello, Origins(hello.seat, mmap(shared, SIZE)))
+        _name(f"pylb-worker-{hello.worker}")
+        run(channel, hello, Origins(hello.worker, mmap(shared, SIZE)))
     except (BadFrame, ChannelClosed) as error:
         sys.stderr.write(f"pylb worker: {error}\n")
         return 1
@@ -81,7 +81,7 @@ def run(channel: Channel, hello: Hello, origins: Origins) -> None:
         on_fault=link.fault,
         opener=link.open_listener,
         nofile=resource.getrlimit(resource.RLIMIT_NOFILE)[0],
-        seat=hello.seat,
+        worker=hello.worker,
         origins=origins,
         recorded=hello.recorded,
     )

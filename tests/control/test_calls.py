@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from pylb.control import registrar
-from pylb.control.writer import Scene, cannot_bind
+from pylb.control.writer import DesiredState, cannot_bind
 from pylb.core.address import parse_network, parse_ports
 from pylb.core.errors import Code, Refused
 from pylb.core.ownership import Change
@@ -360,7 +360,7 @@ async def test_a_token_that_is_refused_again_and_again_is_counted_each_time_and_
 async def test_a_bug_in_one_call_ends_that_call_only(tmp_path: Path) -> None:
     port, other = free_ports(2)
 
-    def bug(_scene: object) -> tuple[Scene, Change]:
+    def bug(_desired: object) -> tuple[DesiredState, Change]:
         raise ZeroDivisionError
 
     async with control(tmp_path) as c:

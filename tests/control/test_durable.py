@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pylb.control.saving import RESERVE
+from pylb.control.persistence import RESERVE
 from pylb.control.storage import disk
 from pylb.control.storage.snapshot import Encoder
 from pylb.control.storage.store import StateLocked, Store

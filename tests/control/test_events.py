@@ -5,17 +5,17 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pylb.control.event_log import MOST_DETAIL, Journal, Worth
-from pylb.control.ring import Ring
+from pylb.control.event_log import MOST_DETAIL, EventLog, RejectionLogLimit
+from pylb.control.fair_buffer import FairBuffer
 from pylb.core.errors import Code, Refused
 
 
-def journal() -> Journal:
-    return Journal(lambda: 0.0, lambda _event: None)
+def event_log() -> EventLog:
+    return EventLog(lambda: 0.0, lambda _event: None)
 
 
 def test_one_tokens_events_do_not_flush_out_anothers() -> None:
-    book = journal()
+    book = event_log()
     book.note("reloaded", "of pylb itself")
     for number in range(300):
         book.note("created", f"honest {number}", {"token": "honest"})
@@ -32,7 +32,7 @@ def test_one_tokens_events_do_not_flush_out_anothers() -> None:
 
 
 def test_one_tokens_refusals_do_not_flush_out_anothers() -> None:
-    book = journal()
+    book = event_log()
     for number in range(40):
         book.reject(Refused(Code.PORT_OWNED, str(number)), "192.0.2.1", "honest", "PUT")
     for number in range(1000):
@@ -42,7 +42,7 @@ def test_one_tokens_refusals_do_not_flush_out_anothers() -> None:
 
 
 def test_what_a_refused_call_repeats_is_cut() -> None:
-    book = journal()
+    book = event_log()
     book.reject(Refused(Code.INVALID, "\x7f" * 4000), "192.0.2.1", "t", "PUT " + "\U000e0001" * 4000)
     (last,) = book.rejected()
     assert len(last.detail) == len(last.what) == MOST_DETAIL
@@ -51,20 +51,20 @@ def test_what_a_refused_call_repeats_is_cut() -> None:
 
 def test_a_token_that_is_refused_without_end_gets_few_lines_and_takes_nobody_elses() -> None:
     now = 0.0
-    worth = Worth(lambda: now)
+    worth = RejectionLogLimit(lambda: now)
     lines = 0
     for second in range(3600):
         now = float(second)
-        lines += sum(worth.a_line("noisy", f"2001:db8::{second:x}:{number:x}", Code.INVALID) for number in range(100))
+        lines += sum(worth.allows_line("noisy", f"2001:db8::{second:x}:{number:x}", Code.INVALID) for number in range(100))
     assert lines <= 100 + 2 * 3600
-    assert [worth.a_line("honest", "192.0.2.1", Code.INVALID) for _ in range(11)] == [True] * 10 + [False]
-    assert worth.a_line("honest", "192.0.2.2", Code.INVALID)
-    assert worth.a_line("honest", "192.0.2.1", Code.PORT_OWNED)
+    assert [worth.allows_line("honest", "192.0.2.1", Code.INVALID) for _ in range(11)] == [True] * 10 + [False]
+    assert worth.allows_line("honest", "192.0.2.2", Code.INVALID)
+    assert worth.allows_line("honest", "192.0.2.1", Code.PORT_OWNED)
 
 
 @given(st.lists(st.sampled_from("abcdef"), max_size=300), st.integers(1, 40))
 def test_a_ring_is_never_larger_and_owes_each_a_fair_share(owners: list[str], size: int) -> None:
-    ring: Ring[tuple[str, int]] = Ring(size)
+    ring: FairBuffer[tuple[str, int]] = FairBuffer(size)
     for number, owner in enumerate(owners):
         ring.add(owner, (owner, number))
     items = ring.items()
@@ -79,7 +79,7 @@ def test_a_ring_is_never_larger_and_owes_each_a_fair_share(owners: list[str], si
 
 def test_the_lists_say_how_far_back_they_reach() -> None:
     now = 1000.0
-    book = Journal(lambda: now, lambda _event: None)
+    book = EventLog(lambda: now, lambda _event: None)
     now = 1001.0
     book.note("moved", "first")
     assert (book.events_since, book.rejected_since) == (1000.0, 1000.0)

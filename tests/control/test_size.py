@@ -10,9 +10,9 @@ from itertools import pairwise
 from pathlib import Path
 
 from pylb.api.routes import rows
+from pylb.control.desired_state import DesiredState
 from pylb.control.leases import LeaseRecord
 from pylb.control.registry import Registry
-from pylb.control.scene import Scene
 from pylb.control.storage.snapshot import Encoder, Snapshot, decode
 from pylb.control.storage.store import Store, _encode
 from pylb.core.address import Listen
@@ -79,10 +79,10 @@ class Full:
                 claims = announce(claims, FREE, one, takeover=False, proven=frozenset()).claims
         await self.registry.start()
         publisher = self.registry._state.publisher
-        publisher.scene = type(publisher.scene)(claims, publisher.scene.layout, publisher.scene.keyring)
+        publisher.desired = type(publisher.desired)(claims, publisher.desired.layout, publisher.desired.keyring)
         for one in claims.registrations.values():
-            self.registry._state.tenure.restore(one, LeaseRecord())
-        await publisher.publish(publisher.scene, None, ["test"])
+            self.registry._state.leases.restore(one, LeaseRecord())
+        await publisher.publish(publisher.desired, None, ["test"])
         await self.registry.webhook_is_up()
 
     async def put(self, ip: str, *, instance: str = "pod-1", draining: bool = False) -> None:
@@ -118,7 +118,7 @@ CALLS: dict[str, Callable[[Full], Awaitable[object]]] = {
     "one more instance": lambda full: full.put("127.0.3.98", instance="pod-new"),
     "a goodbye": lambda full: full.put("127.0.3.99", draining=True),
     "a release": lambda full: full.registry.calls.release("app-3", "pod-1", Caller("127.0.3.99", TOKENS[3])),
-    "a round of leases": lambda full: full.registry._maintenance._leases(),
+    "a round of leases": lambda full: full.registry._periodic._leases(),
 }
 
 
@@ -153,7 +153,7 @@ async def test_a_call_costs_what_it_touches_however_many_ttls_were_learned_of_le
         await full.fill()
         try:
             learned = {legacy_key("t0", 10_000 + port): 60.0 for port in range(number)}
-            full.registry._state.tenure.learned = Frozen(learned)
+            full.registry._state.leases.learned = Frozen(learned)
             await full.put("127.0.3.97", instance="pod-first")
             costs[number] = await full.cost(lambda: full.put("127.0.3.98", instance="pod-first"))  # noqa: B023 - run at once
         finally:
@@ -187,7 +187,7 @@ async def test_what_looks_at_all_of_them_costs_the_same_for_each(tmp_path: Path)
                 one = Registration(key, "app", ip, (Wanted(1024, 30000),), 3600.0)
                 claims = announce(claims, FREE, one, takeover=False, proven=frozenset()).claims
             publisher = full.registry._state.publisher
-            await publisher.publish(type(publisher.scene)(claims, FREE, Keyring(TOKENS)), None, ["test"])
+            await publisher.publish(type(publisher.desired)(claims, FREE, Keyring(TOKENS)), None, ["test"])
             assert len(list(full.registry.each_server())) == instances
             for what, work in {
                 "views": lambda: _views(full.registry),  # noqa: B023 - run at once
@@ -230,10 +230,10 @@ async def test_a_batch_of_calls_holds_no_picture_for_each(tmp_path: Path) -> Non
     most = 0
     save = full.registry._state.writer._save
 
-    async def counted(scene: Scene) -> None:
+    async def counted(desired: DesiredState) -> None:
         nonlocal most
         most = max(most, sum(isinstance(one, Claims) for one in gc.get_objects()))
-        await save(scene)
+        await save(desired)
 
     full.registry._state.writer._save = counted
     try:

@@ -236,10 +236,10 @@ async def test_run_does_all_of_it_until_it_is_cancelled_and_survives_a_bug(tmp_p
         with target(30001, NODE_B):
             c.clock.now += 2.5
             await until(lambda: c.ranks(port) == {NODE_B: 0})
-        c.registry._state.tenure._goodbyes = None  # type: ignore[assignment]  # a bug in the making
+        c.registry._state.leases._goodbyes = None  # type: ignore[assignment]  # a bug in the making
         await until(lambda: "task_failed" in c.kinds())
         assert not running.done()
-        c.registry._state.tenure._leases = {}
+        c.registry._state.leases._leases = {}
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
         assert running.cancelled()

@@ -171,11 +171,11 @@ def test_who_closed_first_is_a_side_or_pylb_itself(first: Event | None, closed: 
     assert (told.closed_by, told.closed_how, told.closed_ms) == closed
 
 
-@pytest.mark.parametrize(("seat", "count", "text"), [(0, 1, "0x1"), (0, 0x1A2B, "0x1a2b"), (31, 1 << 40, "0x1f010000000000")])
-def test_an_id_is_read_as_it_is_written_and_no_two_workers_share_one(seat: int, count: int, text: str) -> None:
-    assert session_id(first_number(seat) + count) == text
-    assert parse_session_id(text) == first_number(seat) + count
-    assert parse_session_id("0x" + text[2:].upper()) == first_number(seat) + count
+@pytest.mark.parametrize(("worker", "count", "text"), [(0, 1, "0x1"), (0, 0x1A2B, "0x1a2b"), (31, 1 << 40, "0x1f010000000000")])
+def test_an_id_is_read_as_it_is_written_and_no_two_workers_share_one(worker: int, count: int, text: str) -> None:
+    assert session_id(first_number(worker) + count) == text
+    assert parse_session_id(text) == first_number(worker) + count
+    assert parse_session_id("0x" + text[2:].upper()) == first_number(worker) + count
 
 
 @pytest.mark.parametrize("text", ["", "443", "0-1a2b", "0x", "0xyz", "x1", "0X1", "-0x1", "0x1 ", "0x" + "1" * 17, "0x٣"])

@@ -295,7 +295,7 @@ def test_nothing_is_remembered_of_a_server_that_is_gone(drive: Drive) -> None:
 
 def test_a_dial_of_one_worker_is_known_to_the_others(make_drive: Callable[..., Drive]) -> None:
     shared = mmap(-1, SIZE)
-    drives = [make_drive(splice=False, seat=seat, origins=Origins(seat, shared)) for seat in (1, 2)]
+    drives = [make_drive(splice=False, worker=worker, origins=Origins(worker, shared)) for worker in (1, 2)]
     port = free_port()
     for drive, ip, other in zip(drives, ("127.0.0.1", "127.0.0.2"), ("127.0.0.2", "127.0.0.1"), strict=True):
         drive.serve(Server("other", Address(other, port)), listen=Listen("tcp", ip, port))
@@ -313,7 +313,7 @@ def test_a_dial_of_one_worker_is_known_to_the_others(make_drive: Callable[..., D
 
 def test_the_dials_of_a_worker_that_died_are_forgotten() -> None:
     shared = mmap(-1, SIZE)
-    main, one, other = (Origins(seat, shared) for seat in range(3))
+    main, one, other = (Origins(worker, shared) for worker in range(3))
     one.add("192.0.2.1", 40000)
     other.add("192.0.2.1", 40001)
     other.add("2001:db8::1", 40002)

@@ -304,7 +304,7 @@ def test_ids_are_the_same_in_life_in_the_record_and_afterwards(drive: Drive) -> 
 
 
 def test_a_worker_numbers_its_sessions_by_its_seat(make_drive: Make) -> None:
-    drive = make_drive(splice=False, seat=3)
+    drive = make_drive(splice=False, worker=3)
     client, _ = drive.session()
     assert [view.id for view in drive.sessions()] == ["0x3000000000001"]
     client.reset()

@@ -156,7 +156,7 @@ class Drive:
         observer: Witness | None = None,
         nofile: int = 0,
         recorded: int = 16,
-        seat: int = 0,
+        worker: int = 0,
         origins: Origins | None = None,
     ) -> None:
         self.clock = Clock()
@@ -172,7 +172,7 @@ class Drive:
             max_buffered=max_buffered,
             nofile=nofile,
             recorded=recorded,
-            seat=seat,
+            worker=worker,
             origins=origins,
         )
         self._peers: list[Peer] = []

@@ -22,10 +22,10 @@ from pylb.app.settings import Settings
 from pylb.app.succession import Arrival, Succession
 from pylb.cli.main import main
 from pylb.control import tasks
+from pylb.control.event_texts import EventTexts
 from pylb.control.health.checker import Checker
 from pylb.control.health.resolver import Resolver
-from pylb.control.maintenance import Maintenance
-from pylb.control.notices import Notices
+from pylb.control.periodic import PeriodicWork
 from pylb.control.registry import Registry
 from pylb.control.state import ControlState
 from pylb.control.storage.store import Store
@@ -47,8 +47,8 @@ from pylb.workers.fleet import Fleet
 from pylb.workers.sampler import Sampler
 
 PLACES: dict[str, tuple[type | ModuleType, str]] = {
-    Part.LEASES: (Maintenance, "_leases"),
-    Part.SNAPSHOT: (Maintenance, "save_again"),
+    Part.LEASES: (PeriodicWork, "_leases"),
+    Part.SNAPSHOT: (PeriodicWork, "save_again"),
     Part.PROBES: (Checker, "is_due"),
     Part.NAMES: (Resolver, "is_due"),
     Part.KEYS: (Settings, "key_files"),
@@ -64,7 +64,7 @@ PLACES: dict[str, tuple[type | ModuleType, str]] = {
     Part.SUCCESSOR: (handover, "tell"),
     Part.PROCESSES: (Generations, "note"),
     Part.EVENTS: (Reporting, "note"),
-    Part.ANSWERS: (Notices, "registered"),
+    Part.ANSWERS: (EventTexts, "registered"),
     Part.SESSIONS: (ConnectionLog, "session_ended"),
     Part.WORKERS: (Fleet, "_on_message"),
     Part.CALLBACK: (Engine, "tick"),

@@ -24,7 +24,7 @@ from pylb.upgrade.sockets import Listeners
 from pylb.workers.archive import Program
 from pylb.workers.fleet import Fleet, FleetObserver
 from pylb.workers.messages import VERSION, Hello
-from pylb.workers.process import Seat
+from pylb.workers.process import WorkerProcess
 from tests.support.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -56,8 +56,8 @@ class Impostor(Program):
         pass
 
 
-def hello(seat: int) -> Hello:
-    return Hello(VERSION, seat, 1, 100, 10, 1 << 20, "none")
+def hello(worker: int) -> Hello:
+    return Hello(VERSION, worker, 1, 100, 10, 1 << 20, "none")
 
 
 @asynccontextmanager
@@ -165,11 +165,11 @@ def test_a_worker_that_cannot_be_watched_is_none(monkeypatch: pytest.MonkeyPatch
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
     async def check() -> None:
-        seat = Seat(0, program, lambda *_: None, lambda *_: None)
+        worker = WorkerProcess(0, program, lambda *_: None, lambda *_: None)
         with pytest.raises(OSError, match="Too many open files"):
-            seat.start(hello(0))
-        assert not seat.runs
-        seat.signal(signal.SIGTERM)
+            worker.start(hello(0))
+        assert not worker.runs
+        worker.signal(signal.SIGTERM)
         assert started[0].returncode == -signal.SIGKILL
 
     monkeypatch.setattr(program, "start", start)
@@ -200,7 +200,7 @@ def test_a_real_worker_serves_what_it_is_told_and_only_that(caplog: pytest.LogCa
                 await fleet.applied()
                 with pytest.raises(ConnectionRefusedError):
                     await asyncio.open_connection("127.0.0.1", ports[1].port)
-                assert [seat.serves for seat in fleet._seats] == [True, True]
+                assert [worker.serves for worker in fleet._workers] == [True, True]
 
     asyncio.run(main())
     assert "fault" not in caplog.text

@@ -18,8 +18,8 @@ from tests.support.ports import free_port
 LIVE, ENDED, KEPT = 100, 300, 120  # KEPT: by each of the two
 
 
-def hello(seat: int) -> Hello:
-    return Hello(VERSION, seat, 2, 1000, 10, 1 << 20, "none", KEPT)
+def hello(worker: int) -> Hello:
+    return Hello(VERSION, worker, 2, 1000, 10, 1 << 20, "none", KEPT)
 
 
 async def _ends(listen: Listen) -> None:
@@ -56,7 +56,7 @@ async def _main() -> None:
         assert {parse_session_id(view.id) >> 48 for view in views} == {1, 2}
 
         ended, reach = await fleet.ended(Query(limit=1000))
-        of_each = [sum(parse_session_id(story.id) >> 48 == seat for story in ended) for seat in (1, 2)]
+        of_each = [sum(parse_session_id(story.id) >> 48 == worker for story in ended) for worker in (1, 2)]
         assert all(bound.since >= reach.began > 0 for bound in reach.full)
         assert {bound.code for bound in reach.full} == ({"SC"} if KEPT in of_each else set())
         assert all(64 < count <= KEPT for count in of_each), of_each  # more than one message holds, and no more than are kept

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field, replace
 from operator import itemgetter
 from typing import Any, TypeVar
 
+from pylb.control.desired_state import Unserved
 from pylb.control.leases import LeaseRecord
-from pylb.control.scene import Unserved
 from pylb.control.storage.store import Json, canonical
 from pylb.core.address import Address, parse_address, parse_ip, parse_listen
 from pylb.core.checks import GET, parse_health, written_health

@@ -9,7 +9,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from pylb.control.ring import Ring
+from pylb.control.fair_buffer import FairBuffer
 from pylb.control.storage.files import read_regular, set_aside, write_private
 from pylb.core.address import parse_address, parse_listen
 from pylb.core.table_diff import PASSING, Line, What
@@ -45,8 +45,8 @@ class History:
     def __init__(self, wall: Callable[[], float], path: Path) -> None:
         self._wall = wall
         self._path = path
-        self._asked: Ring[Generation] = Ring(KEPT, MOST_BYTES)
-        self._passing: Ring[Generation] = Ring(KEPT, MOST_BYTES)
+        self._asked: FairBuffer[Generation] = FairBuffer(KEPT, MOST_BYTES)
+        self._passing: FairBuffer[Generation] = FairBuffer(KEPT, MOST_BYTES)
         self._unwritten: deque[Generation] = deque(maxlen=2 * KEPT)
         self._anew = False  # the file has lines that cannot be read
         self._anew_at = MOST_FILE  # bytes

@@ -11,7 +11,7 @@ import pytest
 
 from pylb.control.health.checker import Checker
 from pylb.control.health.prober import Question
-from pylb.control.maintenance import PROBE_PERIOD
+from pylb.control.periodic import PROBE_PERIOD
 from pylb.core.policy import CONNECT, Check, CheckKind, HealthMode, HealthPolicy, Policy, Step, WhenAllDown
 from pylb.core.table import Frontend, make_table
 from tests.control.harness import Clock

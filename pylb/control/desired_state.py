@@ -46,7 +46,7 @@ class Unserved:
 
 
 @dataclass(frozen=True, slots=True)
-class Scene:
+class DesiredState:
     """The state that a call is checked against; the next call gets the next one."""
 
     claims: Claims
@@ -59,21 +59,21 @@ class Scene:
         return listen in self.claims.holders or listen in self.layout.statics
 
 
-Judged = tuple[Scene, Change]
-Step = Callable[[Scene], Judged | Generator[None, None, Judged]]  # a generator for long work, in steps
+Judged = tuple[DesiredState, Change]
+Step = Callable[[DesiredState], Judged | Generator[None, None, Judged]]  # a generator for long work, in steps
 
 
-def with_claims(scene: Scene, change: Change) -> tuple[Scene, Change]:
-    """The next scene; the same one if nothing changed."""
-    if change.claims is scene.claims:
-        return scene, change
-    overrides = kept(scene.overrides, change.claims, scene.layout)
-    return replace(scene, claims=change.claims, overrides=overrides), change
+def with_claims(desired: DesiredState, change: Change) -> tuple[DesiredState, Change]:
+    """The next state; the same one if nothing changed."""
+    if change.claims is desired.claims:
+        return desired, change
+    overrides = kept(desired.overrides, change.claims, desired.layout)
+    return replace(desired, claims=change.claims, overrides=overrides), change
 
 
-def without(scene: Scene, keys: Iterable[Key]) -> Scene:
+def without(desired: DesiredState, keys: Iterable[Key]) -> DesiredState:
     """Without these entries of a newer pylb: they are released, or have registered what this version serves."""
-    if not scene.unserved:
-        return scene
-    left = {key: one for key, one in scene.unserved.items() if key not in set(keys)}
-    return scene if len(left) == len(scene.unserved) else replace(scene, unserved=left)
+    if not desired.unserved:
+        return desired
+    left = {key: one for key, one in desired.unserved.items() if key not in set(keys)}
+    return desired if len(left) == len(desired.unserved) else replace(desired, unserved=left)

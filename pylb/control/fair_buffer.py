@@ -14,7 +14,7 @@ class _Share:
     numbers: deque[tuple[int, float]] = field(default_factory=deque)  # with the weight of each, oldest first
 
 
-class Ring(Generic[T]):
+class FairBuffer(Generic[T]):
     """The last items, each with an owner, up to a total weight.
 
     When it is full, the owner with the most weight loses its oldest item; the new item always stays.

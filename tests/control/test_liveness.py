@@ -168,7 +168,7 @@ async def test_dead_goodbyes_count_toward_no_bound_and_the_oldest_make_room(
 
 def names(c: Control) -> list[str]:
     """In the order in which they came."""
-    return [one.name for one in c.registry._scene.claims.registrations.values()]
+    return [one.name for one in c.registry._desired.claims.registrations.values()]
 
 
 @aio

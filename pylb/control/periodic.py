@@ -5,11 +5,11 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from dataclasses import replace
 from functools import partial
 
+from pylb.control.desired_state import DesiredState, Step, with_claims
+from pylb.control.event_texts import key_title, whose
 from pylb.control.leases import FALLBACK
-from pylb.control.notices import key_title, whose
+from pylb.control.liveness import moment
 from pylb.control.registrar import Registrar
-from pylb.control.scene import Scene, Step, with_claims
-from pylb.control.silence import moment
 from pylb.control.state import ControlState
 from pylb.control.tasks import Part
 from pylb.control.views import title
@@ -24,7 +24,7 @@ REBIND = 5.0  # seconds between two attempts on ports that are not open
 SAVE_AGAIN_MAX = 30.0  # seconds between two attempts at a failed snapshot, at most
 
 
-class Maintenance:
+class PeriodicWork:
     def __init__(
         self, state: ControlState, registrar: Registrar, clock: Callable[[], float], wall: Callable[[], float]
     ) -> None:
@@ -74,30 +74,30 @@ class Maintenance:
 
     async def _disk(self) -> None:
         await self.save_again()
-        await self._state.saving.write_history()
+        await self._state.persistence.write_history()
 
     async def _leases(self) -> None:
         control = self._state
-        await control.silence.look(control.scene.claims)
-        due = await control.tenure.due(control.scene.claims, control.scene.layout.rules.leases.keep_stale)
+        await control.liveness.look(control.desired.claims)
+        due = await control.leases.due(control.desired.claims, control.desired.layout.rules.leases.keep_stale)
         self._tell_of_mass_lapse(now_preserving=due.verdict.preserving)
         if silent := self._silent((*due.verdict.lapsed, *due.gone)):
             await self._end(silent)
         if due.verdict.revived:
-            await self._turn(lambda scene: _becoming(scene, due.verdict.revived, State.FRESH), due.verdict.revived)
+            await self._turn(lambda desired: _becoming(desired, due.verdict.revived, State.FRESH), due.verdict.revived)
         self._warn(due.late, due.closing)
         if due.overstayed:
             await self._overstay(due.overstayed)
-        dead = control.silence.dead()
-        if gone := self._silent(key for key in dead if control.silence.is_superfluous(key, control.scene.claims)):
-            await self._turn(lambda scene: with_claims(scene, release(scene.claims, gone)), gone, self._registrar.left)
+        dead = control.liveness.dead()
+        if gone := self._silent(key for key in dead if control.liveness.is_superfluous(key, control.desired.claims)):
+            await self._turn(lambda desired: with_claims(desired, release(desired.claims, gone)), gone, self._registrar.left)
         if due.fallen_back:
             await self._give_up(due.fallen_back)
-        if words := ended(control.scene.overrides, self._wall()):
+        if words := ended(control.desired.overrides, self._wall()):
             await self._end_words(words)
         if control.unsettled:
             control.unsettled = False
-            await self._turn(lambda scene: with_claims(scene, settle(scene.claims, control.checker.findings.proven)), ())
+            await self._turn(lambda desired: with_claims(desired, settle(desired.claims, control.checker.findings.proven)), ())
         if control.publisher.unbound and self._clock() >= self._rebind_at:
             self._rebind_at = self._clock() + REBIND
             control.publisher.apply()
@@ -107,54 +107,56 @@ class Maintenance:
         return tuple(key for key in keys if not self._state.writer.is_busy_with(key))
 
     async def _end(self, keys: tuple[Key, ...]) -> None:
-        tenure, ended = self._state.tenure, list[Key]()
+        leases, ended = self._state.leases, list[Key]()
 
-        def step(scene: Scene) -> tuple[Scene, Change]:
-            silent = [key for key in keys if tenure.is_over(key)]  # those that called since have not lapsed
-            after, change = _becoming(scene, silent, State.STALE)
+        def step(desired: DesiredState) -> tuple[DesiredState, Change]:
+            silent = [key for key in keys if leases.is_over(key)]  # those that called since have not lapsed
+            after, change = _becoming(desired, silent, State.STALE)
             ended[:] = [key for key in keys if after.claims.not_fresh.get(key) is State.STALE]
             return after, change
 
         def done(_change: Change) -> None:
             if ended:
                 names = ", ".join(map(key_title, ended))
-                self._state.journal.note("stale", f"silent for its TTL, now the last resort: {names}", {"count": len(ended)})
+                self._state.event_log.note("stale", f"silent for its TTL, now the last resort: {names}", {"count": len(ended)})
 
         await self._turn(step, keys, done)
 
     async def _overstay(self, keys: tuple[Key, ...]) -> None:
-        def step(scene: Scene) -> tuple[Scene, Change]:
-            held = scene.claims.registrations
+        def step(desired: DesiredState) -> tuple[DesiredState, Change]:
+            held = desired.claims.registrations
             still = [key for key in keys if key in held and held[key].state is State.STALE]
-            return with_claims(scene, release(scene.claims, still))
+            return with_claims(desired, release(desired.claims, still))
 
         await self._turn(step, keys, self._registrar.left)
 
     def _warn(self, late: Iterable[Key], closing: Iterable[Key]) -> None:
         """Only those whose port has nobody else that calls: one silent instance among many is no alarm."""
-        control, claims = self._state, self._state.scene.claims
+        control, claims = self._state, self._state.desired.claims
         for kind, keys in (("still_silent", late), ("closing", closing)):
             for one in (claims.registrations[key] for key in keys if key in claims.registrations):
-                if not (ports := control.silence.silent_ports(one, control.scene)):
+                if not (ports := control.liveness.silent_ports(one, control.desired)):
                     continue
                 where = ", ".join(str(listen.port) for listen in ports)
-                ends = max(filter(None, (control.silence.port_closes_at(port, control.scene) for port in ports)), default=None)
+                ends = max(
+                    filter(None, (control.liveness.port_closes_at(port, control.desired) for port in ports)), default=None
+                )
                 text = f"{title(one)} has not called for over an hour, and nobody else holds port {where}"
                 if ends is not None:
                     text += f", which closes at {moment(ends)} if it stays so (leases.keep_stale)"
                 fields = {"token": one.key.token, "name": one.name, "instance": one.key.instance}
-                control.journal.note(kind, text, fields, alarm=True)
+                control.event_log.note(kind, text, fields, alarm=True)
 
     async def _end_words(self, whom: tuple[Whom, ...]) -> None:
         control = self._state
 
-        def step(scene: Scene) -> tuple[Scene, Change]:
+        def step(desired: DesiredState) -> tuple[DesiredState, Change]:
             touched = frozenset(one.listen for each in whom for one, _ in hit(control.publisher.table, each))
-            return replace(scene, overrides=without(scene.overrides, whom)), Change(scene.claims, "updated", touched)
+            return replace(desired, overrides=without(desired.overrides, whom)), Change(desired.claims, "updated", touched)
 
         def done(_change: Change) -> None:
             names = ", ".join(one if isinstance(one, str) else f"{one[0]}/{one[1]}" for one in whom)
-            control.journal.note("admin_over", f"what was said of it has ended, as it was to: {names}")
+            control.event_log.note("admin_over", f"what was said of it has ended, as it was to: {names}")
 
         await self._turn(step, (), done)
 
@@ -163,26 +165,26 @@ class Maintenance:
 
         def done(change: Change) -> None:
             if change.touched:
-                held = self._state.scene.claims.registrations
+                held = self._state.desired.claims.registrations
                 names = ", ".join(title(held[key]) for key in keys if key in held)
                 text = f"the new address has not answered in {FALLBACK:.0f} s, and the old one no longer serves for it: {names}"
-                self._state.journal.note("fallback_over", text, whose(keys), alarm=True)
+                self._state.event_log.note("fallback_over", text, whose(keys), alarm=True)
 
-        await self._turn(lambda scene: with_claims(scene, give_up(scene.claims, keys)), keys, done)
+        await self._turn(lambda desired: with_claims(desired, give_up(desired.claims, keys)), keys, done)
 
     def _tell_of_mass_lapse(self, *, now_preserving: bool) -> None:
-        tenure = self._state.tenure
-        before, tenure.preserving = tenure.preserving, now_preserving
+        leases = self._state.leases
+        before, leases.preserving = leases.preserving, now_preserving
         if now_preserving and not before:
             text = "more than half of all phone-homes fell silent together: none is demoted (network, DNS, a certificate?)"
-            self._state.journal.note("mass_lapse", text, alarm=True)
+            self._state.event_log.note("mass_lapse", text, alarm=True)
         elif before and not now_preserving:
-            self._state.journal.note("mass_lapse_over", "most phone-homes call again")
+            self._state.event_log.note("mass_lapse_over", "most phone-homes call again")
 
     async def save_again(self, *, force: bool = False) -> None:
         """Write a snapshot that failed, or that nobody waits for; at first every second, then up to every 30."""
         control, now = self._state, self._clock()
-        if control.writer.durable and not control.saving.is_wanted():
+        if control.writer.durable and not control.persistence.is_wanted():
             self._save_wait = 1.0
             return
         if force or now >= self._save_at:
@@ -194,7 +196,7 @@ class Maintenance:
                 except OSError:
                     return
                 control.writer.hangs = False
-            await self._turn(lambda scene: (scene, Change(scene.claims, "unchanged")), (), write=True)
+            await self._turn(lambda desired: (desired, Change(desired.claims, "unchanged")), (), write=True)
 
     async def _turn(
         self, step: Step, keys: Iterable[Key], done: Callable[[Change], None] | None = None, *, write: bool = False
@@ -205,5 +207,5 @@ class Maintenance:
             pass  # pylb is stopping: the next start decides again
 
 
-def _becoming(scene: Scene, keys: Iterable[Key], state: State) -> tuple[Scene, Change]:
-    return with_claims(scene, become(scene.claims, keys, state))
+def _becoming(desired: DesiredState, keys: Iterable[Key], state: State) -> tuple[DesiredState, Change]:
+    return with_claims(desired, become(desired.claims, keys, state))

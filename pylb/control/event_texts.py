@@ -1,10 +1,10 @@
-"""The journal's texts when registrations, tokens or loops appear, disappear or change."""
+"""Writes to the event log when registrations, tokens or loops appear, disappear or change."""
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 
-from pylb.control.event_log import Journal, Wanderers
-from pylb.control.scene import Scene
-from pylb.control.silence import Silence
+from pylb.control.desired_state import DesiredState
+from pylb.control.event_log import EventLog, FrequentMoves
+from pylb.control.liveness import Liveness
 from pylb.control.views import title
 from pylb.core.address import Listen
 from pylb.core.auth import Keyring
@@ -15,12 +15,12 @@ from pylb.core.registration import Key, Registration, State
 from pylb.core.text import counted
 
 
-class Notices:
-    def __init__(self, journal: Journal, silence: Silence, clock: Callable[[], float]) -> None:
-        self._journal = journal
-        self._silence = silence
+class EventTexts:
+    def __init__(self, event_log: EventLog, liveness: Liveness, clock: Callable[[], float]) -> None:
+        self._event_log = event_log
+        self._liveness = liveness
         self._clock = clock
-        self._wanderers = Wanderers(clock)
+        self._wanderers = FrequentMoves(clock)
         self._looped: Mapping[Key, str] = {}  # those that aim at pylb itself, and why
 
     def registered(self, before: Registration | None, one: Registration, change: Change) -> None:
@@ -29,10 +29,10 @@ class Notices:
         routes = ", ".join(f"{item.port} -> {one.address(item)}" for item in one.wanted)
         kind = "draining" if one.state is State.DRAINING else {"unchanged": "fresh_again"}.get(change.result, change.result)
         fields: dict[str, str | int] = {"token": one.key.token, "name": one.name, "instance": one.key.instance}
-        self._journal.note(kind, f"{kind} {title(one)}: {routes}", fields)
+        self._event_log.note(kind, f"{kind} {title(one)}: {routes}", fields)
         if before is not None and before.ip != one.ip and self._wanderers.moved(one.key):
             text = f"unstable source address: {title(one)} keeps moving, now from {before.ip} to {one.ip}"
-            self._journal.note("unstable_source", text, fields, alarm=True)
+            self._event_log.note("unstable_source", text, fields, alarm=True)
 
     def evicted(self, wanted: Registration, known: Mapping[Key, Registration], change: Change) -> None:
         """`known`: those that have to leave for it, as they were."""
@@ -42,22 +42,22 @@ class Notices:
             fields = {"token": key.token, "name": held.name, "instance": key.instance, "by": title(wanted)}
             if key.token == wanted.key.token and key.is_legacy:
                 text = f"port {ports}: {title(wanted)} takes the place of {title(held)}"
-                self._journal.note("taken_over", text, fields)
+                self._event_log.note("taken_over", text, fields)
                 continue
-            began = self._silence.since(key)
+            began = self._liveness.since(key)
             kind, why = "taken_over", "its token may (takeover: true)"
-            if held.state is not State.FRESH and began is not None and self._silence.is_abandoned(held):
+            if held.state is not State.FRESH and began is not None and self._liveness.is_abandoned(held):
                 silent = f"{self._clock() - began:.0f} s"
                 kind, why = "yielded", f"{title(held)} has neither called nor answered for {silent} (leases.yield_after)"
             text = f"port {ports} goes from {title(held)} to {title(wanted)}: {why}"
-            self._journal.note(kind, text, fields, alarm=True)
+            self._event_log.note(kind, text, fields, alarm=True)
 
-    def released(self, scene: Scene, places: Collection[Listen], keys: Iterable[Key], why: str = "") -> None:
-        """`scene`: after their release."""
+    def released(self, desired: DesiredState, places: Collection[Listen], keys: Iterable[Key], why: str = "") -> None:
+        """`desired`: after their release."""
         ports = ", ".join(str(listen.port) for listen in sorted(places))
-        closed = ", ".join(str(listen.port) for listen in sorted(places) if not scene.has(listen))
+        closed = ", ".join(str(listen.port) for listen in sorted(places) if not desired.has(listen))
         text = f"released on port {ports}{why}; " + (f"closed: {closed}" if closed else "none closed")
-        self._journal.note("released", text, whose(keys))
+        self._event_log.note("released", text, whose(keys))
 
     def tokens(self, before: Keyring, after: Keyring, moved: Mapping[Key, Key], claims: Claims) -> None:
         """Tokens that were added, removed or renamed, and those whose registrations belong to another now."""
@@ -70,33 +70,33 @@ class Notices:
             text = f"token {name!r} is removed: its calls are refused{rest}"
             if same is not None:
                 text = f"token {name!r} is called {same!r} now{rest}; `replaces: [{name}]` would pass them on"
-            self._journal.note("token_renamed" if same else "token_removed", text, {"token": name}, alarm=bool(count))
+            self._event_log.note("token_renamed" if same else "token_removed", text, {"token": name}, alarm=bool(count))
         for name in sorted(come):
-            self._journal.note("token_added", f"token {name!r} is in force", {"token": name})
+            self._event_log.note("token_added", f"token {name!r} is in force", {"token": name})
         for name in sorted(old.keys() & new.keys()):
             if set(old[name].secrets) != set(new[name].secrets):
                 text = f"token {name!r} has {counted(len(new[name].secrets), 'secret')} now, and not the same as before"
-                self._journal.note("token_rotated", text, {"token": name})
+                self._event_log.note("token_rotated", text, {"token": name})
         for key, given in moved.items():
             text = f"{key_title(key)} is a registration of token {given.token!r} now, which replaces {key.token!r}"
-            self._journal.note("passed_on", text, {"token": given.token, "name": given.name, "instance": given.instance})
+            self._event_log.note("passed_on", text, {"token": given.token, "name": given.name, "instance": given.instance})
 
-    def loops(self, scene: Scene) -> None:
+    def loops(self, desired: DesiredState) -> None:
         """Call after anything that may have started or ended a loop of registrations that are not calling just now."""
-        claims = scene.claims
-        before, self._looped = self._looped, loops(claims, scene.layout)
+        claims = desired.claims
+        before, self._looped = self._looped, loops(claims, desired.layout)
         for key in self._looped.keys() - before.keys():
             one = claims.registrations[key]
             text = f"out of service: {title(one)}: {self._looped[key]}"
-            self._journal.note("loop", text, {"token": key.token, "name": one.name, "instance": key.instance}, alarm=True)
+            self._event_log.note("loop", text, {"token": key.token, "name": one.name, "instance": key.instance}, alarm=True)
         for key in before.keys() - self._looped.keys():
             if (back := claims.registrations.get(key)) is not None:
                 text = f"in service again: {title(back)}: it no longer aims at pylb itself"
-                self._journal.note("loop_over", text, {"token": key.token, "name": back.name, "instance": key.instance})
+                self._event_log.note("loop_over", text, {"token": key.token, "name": back.name, "instance": key.instance})
 
 
 def whose(keys: Iterable[Key]) -> dict[str, str]:
-    """The `token` of an event, if all of it concerns one: it counts against that token's share of the journal."""
+    """The `token` of an event, if all of it concerns one: it counts against that token's share of the event log."""
     tokens = {key.token for key in keys}
     return {"token": tokens.pop()} if len(tokens) == 1 else {}
 

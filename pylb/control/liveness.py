@@ -9,9 +9,9 @@ connect, a lack of descriptors here, a stall here, a webhook that is down, most 
 import time
 from collections.abc import Callable, Iterable, Iterator
 
+from pylb.control.desired_state import DesiredState
 from pylb.control.health.checker import Checker
-from pylb.control.leases import STALL, Tenure
-from pylb.control.scene import Scene
+from pylb.control.leases import STALL, Leases
 from pylb.control.steps import in_turns
 from pylb.core.address import Address, Listen
 from pylb.core.claims import Claims
@@ -24,11 +24,13 @@ JUST_NOW = 10.0  # seconds: nothing may have answered so recently; a call for th
 LOOKS = 200  # registrations between two turns of the loop: 1 ms
 
 
-class Silence:
-    def __init__(self, checker: Checker, tenure: Tenure, clock: Callable[[], float], wall: Callable[[], float]) -> None:
+class Liveness:
+    """Watches the registrations that have stopped calling, and says which of them may be replaced or released."""
+
+    def __init__(self, checker: Checker, leases: Leases, clock: Callable[[], float], wall: Callable[[], float]) -> None:
         self._checker = checker
         self._findings = checker.findings
-        self._tenure = tenure
+        self._leases = leases
         self._clock = clock
         self._wall = wall
         self.leases = LeaseBounds()
@@ -40,7 +42,7 @@ class Silence:
         now, before = self._clock(), self._looked
         self._looked = now
         self._checker.ask_on(address for key in claims.not_fresh for address in addresses(claims.registrations[key]))
-        if not self._tenure.listening or self._tenure.preserving or (before is not None and now - before > STALL):
+        if not self._leases.listening or self._leases.preserving or (before is not None and now - before > STALL):
             self._since.clear()  # no sign of life could have reached us
         for key in [key for key in self._since if key not in claims.not_fresh]:
             self.called(key)
@@ -94,39 +96,39 @@ class Silence:
     def is_superfluous(self, key: Key, claims: Claims) -> bool:
         """It said goodbye, its lease is over, it does not answer, and others that call have each of its ports."""
         one = claims.registrations.get(key)
-        if one is None or not self._tenure.said_goodbye(key) or one.state is not State.STALE:
+        if one is None or not self._leases.said_goodbye(key) or one.state is not State.STALE:
             return False
         return all(any(other not in claims.not_fresh for other in claims.holders[place]) for place in one.places)
 
     @staticmethod
-    def silent_ports(one: Registration, scene: Scene) -> tuple[Listen, ...]:
+    def silent_ports(one: Registration, desired: DesiredState) -> tuple[Listen, ...]:
         """Those of its ports that neither the config nor any caller has."""
-        claims, statics = scene.claims, scene.layout.statics
+        claims, statics = desired.claims, desired.layout.statics
         return tuple(
             place
             for place in one.places
             if place not in statics and all(claims.not_fresh.get(key) is State.STALE for key in claims.holders[place])
         )
 
-    def port_closes_at(self, listen: Listen, scene: Scene) -> float | None:
+    def port_closes_at(self, listen: Listen, desired: DesiredState) -> float | None:
         """When a port that only has stale registrations closes, as unix time; None: not as far as is known."""
-        claims, keep = scene.claims, scene.layout.rules.leases.keep_stale
+        claims, keep = desired.claims, desired.layout.rules.leases.keep_stale
         keys = claims.holders.get(listen, ())
-        if not keys or listen in scene.layout.statics or self._tenure.preserving:
+        if not keys or listen in desired.layout.statics or self._leases.preserving:
             return None
         if any(claims.not_fresh.get(key) is not State.STALE for key in keys):
             return None
-        ends = [self._tenure.closes_at(key, keep) for key in keys]
+        ends = [self._leases.closes_at(key, keep) for key in keys]
         if None in ends:
             return None
         return self._wall() + max(end for end in ends if end is not None) - self._clock()
 
-    def closing(self, scene: Scene) -> dict[Listen, float | None]:
+    def closing(self, desired: DesiredState) -> dict[Listen, float | None]:
         """For each port with only stale registrations: when it closes."""
-        claims = scene.claims
+        claims = desired.claims
         stale = [key for key, state in claims.not_fresh.items() if state is State.STALE]
-        places = dict.fromkeys(place for key in stale for place in self.silent_ports(claims.registrations[key], scene))
-        return {place: self.port_closes_at(place, scene) for place in places}
+        places = dict.fromkeys(place for key in stale for place in self.silent_ports(claims.registrations[key], desired))
+        return {place: self.port_closes_at(place, desired) for place in places}
 
     def _yields(self, one: Registration) -> bool:
         found = [self._findings.answer(address) for address in addresses(one)]
@@ -136,7 +138,7 @@ class Silence:
     def _words(self, one: Registration) -> str:
         """Since when it owns the port, how it is, and until when."""
         parts = [f"since {moment(one.since)}"] if one.since else []
-        lease, began = self._tenure.get(one.key), self._since.get(one.key)
+        lease, began = self._leases.get(one.key), self._since.get(one.key)
         if one.state is State.FRESH:
             if lease is not None and lease.last_beat >= 0:
                 parts.append(f"it last called {self._clock() - lease.last_beat:.0f} s ago")
@@ -149,7 +151,7 @@ class Silence:
             parts.append(f"it has not answered since {self._at(began)}")
             parts.append(f"gives way from {self._at(began + self.leases.yield_after)} on, if nothing of it comes back")
         else:
-            ends = self._tenure.closes_at(one.key, self.leases.keep_stale)
+            ends = self._leases.closes_at(one.key, self.leases.keep_stale)
             parts.append("its server answers, or has not been asked yet")
             if ends is not None:
                 parts.append(f"it is released at {self._at(ends)}")

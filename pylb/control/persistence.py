@@ -5,11 +5,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from errno import EINVAL
 
+from pylb.control.desired_state import DesiredState
 from pylb.control.health.findings import Findings
 from pylb.control.health.resolver import Resolver
-from pylb.control.leases import Tenure
+from pylb.control.leases import Leases
 from pylb.control.publisher import Publisher
-from pylb.control.scene import Scene
 from pylb.control.storage.snapshot import Encoder, Snapshot, decode
 from pylb.control.storage.store import Store
 from pylb.control.storage.table_history import History
@@ -18,14 +18,14 @@ from pylb.control.tasks import Part, Tasks
 RESERVE = 1000  # generations
 
 
-class Saving:
+class Persistence:
     def __init__(
         self,
         store: Store,
         history: History,
         *,
         publisher: Publisher,
-        tenure: Tenure,
+        leases: Leases,
         findings: Findings,
         resolver: Resolver,
         wall: Callable[[], float],
@@ -34,7 +34,7 @@ class Saving:
         self._store = store
         self._history = history
         self._publisher = publisher
-        self._tenure = tenure
+        self._leases = leases
         self._findings = findings
         self._resolver = resolver
         self._wall = wall
@@ -61,21 +61,21 @@ class Saving:
         """Is there something to write that nobody waits for?"""
         return self.unsaved or self._publisher.table.generation + RESERVE // 2 > self._reserved
 
-    async def save(self, scene: Scene) -> None:
+    async def save(self, desired: DesiredState) -> None:
         """Raises OSError."""
         snapshot = Snapshot(
             self._publisher.table.generation + 1,
             self._wall(),
-            scene.claims.registrations,
-            self._tenure.records(scene.claims),
+            desired.claims.registrations,
+            self._leases.records(desired.claims),
             self._findings.proven,
             self._findings.down,
             self._findings.passed,
-            scene.overrides,
+            desired.overrides,
             dict(self._resolver.answers),
-            scene.unserved,
+            desired.unserved,
             self._publisher.table.generation + 1 + self.reserve,
-            self._tenure.learned,
+            self._leases.learned,
         )
         self.unsaved = False
         try:
