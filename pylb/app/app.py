@@ -34,7 +34,7 @@ from pylb.control.health.prober import at_most
 from pylb.control.registry import Registry
 from pylb.control.storage.store import StateLocked, Store
 from pylb.control.tasks import Part, Tasks
-from pylb.host.loop_lag import collect_rarely
+from pylb.host.loop_lag import collect_rarely, freeze_the_start
 from pylb.host.machine import raise_descriptor_limit, resolve, worker_count
 from pylb.host.systemd import Service
 from pylb.logs.messages import install
@@ -106,6 +106,7 @@ class App:
         keys = await asyncio.to_thread(make_keys, config)
         self._settings.use(config, keys, keys.keyring())
         await self._make_forwarding(stack)
+        collect_rarely()  # the next step opens the ports, and from then on no step may take long
         await self._make_registry(stack)
         arrival.count_on(self._registry)
         stack.push_async_callback(self._end_sessions)
@@ -124,7 +125,7 @@ class App:
         self._service.ready(self._heartbeat.state())
         self._on(Trigger.STARTED)
         self._operations.started()
-        collect_rarely()
+        freeze_the_start()
 
     async def _make_forwarding(self, stack: AsyncExitStack) -> None:
         """Raises CannotStart."""

@@ -19,10 +19,20 @@ GC_THRESHOLDS = (1_000, 2, 1_000_000_000)
 
 
 def collect_rarely() -> None:
-    """Call it once, when everything made at the start exists."""
+    """Call it once, before the first port is served: it visits everything in one step, which takes 40 to 50 ms in main."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(*GC_THRESHOLDS)
+
+
+def freeze_the_start() -> None:
+    """Call it when all that the start has made since `collect_rarely` exists: no later collection visits it.
+
+    It visits nothing itself (lists are joined), so it takes no time, however many registrations were restored. Cycles that
+    became garbage meanwhile are never freed; a start makes few, and the young ones go first.
+    """
+    gc.collect(0)
+    gc.freeze()
 
 
 FULL_EVERY = 600.0  # seconds between two decisions about a full collection
