@@ -21,7 +21,6 @@ from pylb.core.policy import Rules
 from pylb.core.static_frontends import Layout
 from pylb.core.table import Frontend
 from pylb.core.table_diff import Line
-from pylb.forward.engine import connection_limit
 from pylb.host.machine import listeners_of, resolve, worker_count
 from pylb.web.tls import Certificate
 
@@ -61,10 +60,8 @@ def examine(config: Config) -> list[Finding]:
 
 def _descriptors(config: Config) -> Iterator[Finding]:
     _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    workers = worker_count(config.workers)
-    found = budget(config, hard, workers)
-    sessions = connection_limit(hard) * workers if workers else found.sessions
-    text = f"{hard}: {sessions} sessions, {found.reserve} descriptors for calls, pages, checks and files"
+    found = budget(config, hard, worker_count(config.workers))
+    text = f"{hard}: {found.most_sessions} sessions, {found.reserve} descriptors for calls, pages, checks and files"
     remedy = "LimitNOFILE= in the unit, ulimit -Hn in a shell, --ulimit nofile= for a container"
     yield Finding("open files", hard >= FEWEST_DESCRIPTORS, text, remedy)
 

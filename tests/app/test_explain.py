@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import socket
 import threading
 from collections.abc import Iterator
@@ -220,6 +221,14 @@ def test_this_machine_is_looked_at_and_every_remedy_is_there(tmp_path: Path) -> 
     found = findings(tmp_path)
     assert {"open files", "clock", "state directory"} <= set(found)
     assert all(one.ok or one.remedy for one in found.values())
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_doctor_has_as_much_room_as_the_pylb_that_starts(pylb: Instance, workers: int) -> None:
+    pylb.configure(workers=workers)
+    pylb.start().has_said(text := "descriptors for calls, pages, checks and files")
+    [sessions, beside] = re.findall(rf"room for (\d+) sessions beside (\d+) {text}", pylb.running.text())[0]
+    assert f": {sessions} sessions, {beside} {text}" in pylb.ask("doctor").stdout
 
 
 def test_a_frontend_inside_the_ephemeral_range_is_named_with_the_sysctl(tmp_path: Path) -> None:
