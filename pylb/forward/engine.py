@@ -11,6 +11,7 @@ import random
 import select
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from socket import SocketType
 
@@ -145,17 +146,24 @@ class Engine:
         if fd in self._resting:
             self._resting.remove(fd)
         else:
+            self._forget(fd)
+
+    def _forget(self, fd: int) -> None:
+        with suppress(OSError):  # a failure means that it was not watched, or is closed (epoll_ctl(2))
             self._epoll.unregister(fd)
 
     def _call(self, fd: int, watched: Callable[[], None]) -> None:
         """Unwatch after a failure: epoll is level-triggered, and a callback that reads nothing would be called for ever."""
         if not self.faults.guard("what came in on a watched descriptor was not dealt with", watched) and fd in self._watched:
-            self._epoll.unregister(fd)
+            self._forget(fd)
             self._resting.append(fd)
 
     def _wake(self) -> None:
+        """Raises OSError: what could not be watched (ENOMEM, ENOSPC) rests until the next tick."""
         while self._resting:
-            self._epoll.register(self._resting.pop(), select.EPOLLIN)
+            with suppress(FileExistsError):
+                self._epoll.register(self._resting[-1], select.EPOLLIN)
+            self._resting.pop()
 
     @property
     def busy(self) -> bool:

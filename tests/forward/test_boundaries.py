@@ -16,6 +16,7 @@ from pylb.forward import faults
 from pylb.forward.listener import ACCEPT_ERRORS, BATCH, LONGEST_REST, Verdict
 from tests.support.baseline import descriptors
 from tests.support.drive import Drive, Witness, policy, server_at
+from tests.support.kernel import PASS, Epoll, Sick
 
 Make = Callable[..., Drive]
 
@@ -217,6 +218,51 @@ def test_every_errno_of_the_manual_has_its_verdict() -> None:
         "EPROTO ENOSR ESOCKTNOSUPPORT EPROTONOSUPPORT ETIMEDOUT ENETDOWN ENOPROTOOPT EHOSTDOWN ENONET EHOSTUNREACH ENETUNREACH"
     )
     assert {getattr(errno, name) for name in named.split()} == ACCEPT_ERRORS.keys()
+
+
+def test_a_callback_that_fails_and_has_closed_its_descriptor_breaks_no_batch(drive: Drive) -> None:
+    backend = drive.backend()
+    listen = drive.serve(server_at(backend))
+    reader, writer = os.pipe()
+
+    def close_and_fail() -> None:
+        os.close(reader)
+        boom()
+
+    drive.engine.watch(reader, close_and_fail)
+    os.write(writer, b"!")
+    client = drive.connect(listen)
+    drive.engine.on_ready()
+    assert drive.engine.counters.faults == 1
+    server = drive.accept(backend)
+    client.say(b"unharmed")
+    drive.run_until(lambda: server.got == b"unharmed")
+    drive.engine.unwatch(reader)
+    os.close(writer)
+
+
+@pytest.mark.parametrize("code", [errno.ENOMEM, errno.ENOSPC, errno.EEXIST], ids=lambda code: errno.errorcode[code])
+def test_a_descriptor_that_cannot_be_watched_again_is_not_forgotten(drive: Drive, code: int) -> None:
+    """Or a worker would never hear main again."""
+    sick, heard = Sick(), bytearray()
+    drive.engine._epoll = Epoll(drive.engine._epoll, sick)  # type: ignore[assignment]
+    reader, writer = os.pipe()
+
+    def hear() -> None:
+        sick.meet("hear")
+        heard.extend(os.read(reader, 10))
+
+    drive.engine.watch(reader, hear)
+    os.write(writer, b"a table")
+    sick.armed = {"hear": [0], "epoll_ctl": [code, PASS]}  # PASS: of the unregister
+    drive.engine.on_ready()
+    for _ in range(2):
+        drive.pass_time(0.1)
+    assert heard == b"a table"
+    assert not sick.armed["epoll_ctl"]
+    drive.engine.unwatch(reader)
+    os.close(reader)
+    os.close(writer)
 
 
 class Failing:
