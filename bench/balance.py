@@ -15,8 +15,8 @@ from ipaddress import ip_address, ip_network
 from bench.report import aligned
 from pylb.core.access import AccessList, AccessRule
 from pylb.core.balance import balancer
-from pylb.core.policy import Balance, Limits
-from pylb.core.rate_limits import Sources
+from pylb.core.policy import Balance, SourceLimits
+from pylb.core.rate_limits import SourceLimiter
 
 SESSIONS, LIVE = 20_000, 100
 POOLS = (2, 1000)
@@ -75,7 +75,7 @@ def look_ups(prefixes: int) -> float:
 
 def limits() -> float:
     """Microseconds for a client that comes, is counted, and leaves; each another source."""
-    sources = Sources(Limits(per_source=10, per_source_rate=10))
+    sources = SourceLimiter(SourceLimits(per_source=10, per_source_rate=10))
 
     def come_and_go(address: bytes) -> None:
         source = sources.source(address)

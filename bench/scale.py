@@ -35,7 +35,7 @@ from pylb.control.tasks import Tasks
 from pylb.core.address import Address, Listen, parse_network, parse_ports
 from pylb.core.auth import Caller, Keyring, Token
 from pylb.core.policy import AdminState, Policy, Rules, StaticFrontend, StaticServer
-from pylb.core.registration import Announcement, Wanted
+from pylb.core.registration import Announcement, FrontendRequest
 from pylb.forward.engine import Engine
 from pylb.forward.sockets import open_listener
 from pylb.haproxy.rates import Rates
@@ -104,7 +104,7 @@ class World:
         frontend = number % len(self.ports)
         node = f"10.{move}.0.{1 + number // len(self.ports)}"
         caller = Caller(node, self.tokens[frontend % TOKENS])
-        wanted = (Wanted(self.ports[frontend], 30000 + frontend),)
+        wanted = (FrontendRequest(self.ports[frontend], 30000 + frontend),)
         await self.registry.calls.announce(f"app-{frontend}", f"pod-{number}", Announcement(wanted, None, 3600.0), caller)
 
     async def fill(self) -> None:

@@ -12,7 +12,7 @@ from prometheus_client.metrics_core import Metric
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from pylb.api.stories import LETTERS
+from pylb.api.session_trace import LETTERS
 from pylb.app.observer import Hooks
 from pylb.cli.main import main as cli
 from pylb.config import schema

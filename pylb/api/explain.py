@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from pylb.api.routes import rows
-from pylb.api.stories import LETTERS, REASONS, line
+from pylb.api.session_trace import LETTERS, REASONS, line
 from pylb.control.event_log import Rejection
 from pylb.control.registry import Registry
 from pylb.control.storage.table_history import Generation
@@ -17,10 +17,10 @@ from pylb.core.checks import written
 from pylb.core.errors import Code, Refused
 from pylb.core.health import HINTS, YES
 from pylb.core.policy import CONNECT, HealthMode
-from pylb.core.recorder import Query, Story
+from pylb.core.recorder import Query, SessionTrace
 from pylb.core.text import whole_number
 from pylb.forward.counters import Counters
-from pylb.web.sessions import story_json
+from pylb.web.sessions import trace_json
 
 MOST_REFUSED, MOST_HISTORY, MOST_RECORDED = 5, 5, 5
 MOST_PORTS = 20  # for one name
@@ -50,7 +50,9 @@ def ports_of(registry: Registry, what: str) -> list[int]:
     return sorted(ports)[:MOST_PORTS]
 
 
-async def explain(registry: Registry, counters: Counters, recorded: Sequence[Story], knock: Knock, port: int) -> dict[str, Any]:
+async def explain(
+    registry: Registry, counters: Counters, recorded: Sequence[SessionTrace], knock: Knock, port: int
+) -> dict[str, Any]:
     """What is known about the port; each of its servers is asked now. Raises Refused NOT_FOUND."""
     listens = [listen for listen in registry.table.frontends if listen.port == port]
     refused = [one for one in registry.rejected() if port in one.ports][-MOST_REFUSED:]
@@ -71,7 +73,7 @@ async def explain(registry: Registry, counters: Counters, recorded: Sequence[Sto
         "checked": checked,  # does it pass its check?
         "refused": [_refusal(one) for one in refused],
         **_counts(counters, listens),
-        "recorded": [story_json(one) for one in recorded],
+        "recorded": [trace_json(one) for one in recorded],
         "history": [change for one in history for change in _changes(one, port)][-MOST_HISTORY:],
     }
 
@@ -176,7 +178,7 @@ def _denials(denied: Mapping[str, int]) -> str:
     return "; ".join(f"{count} ({reason}): {REASONS.get(reason, 'see the metric')}" for reason, count in most)
 
 
-def told(found: Mapping[str, Any], holder: str) -> Sequence[str]:
+def describe(found: Mapping[str, Any], holder: str) -> Sequence[str]:
     """Lines for people. `holder`: the process that listens, if it is visible."""
     lines = [verdict(found), ""]
     if found["listens"]:

@@ -6,16 +6,16 @@ from typing import Any
 
 from pylb.core.session import SessionView
 from pylb.core.table import Diff
-from pylb.core.table_diff import Line, What
+from pylb.core.table_diff import ChangeKind, ChangeLine
 
 _FATE = {
-    What.CLOSED: "reset after timeouts.drain",
-    What.REMOVED: "which stay on it until they end",
-    What.MOVED: "which stay on the old address until they end",
+    ChangeKind.CLOSED: "reset after timeouts.drain",
+    ChangeKind.REMOVED: "which stay on it until they end",
+    ChangeKind.MOVED: "which stay on the old address until they end",
 }
 
 
-def steps(lines: Iterable[Line], sessions: Iterable[SessionView]) -> list[dict[str, Any]]:
+def steps(lines: Iterable[ChangeLine], sessions: Iterable[SessionView]) -> list[dict[str, Any]]:
     """One per line: what, port, frontend, text, and the number of live sessions concerned."""
     by_port: Counter[Any] = Counter()
     by_server: Counter[Any] = Counter()
@@ -25,7 +25,7 @@ def steps(lines: Iterable[Line], sessions: Iterable[SessionView]) -> list[dict[s
     return [_step(line, by_port[line.listen] if line.server is None else by_server[line.listen, line.server]) for line in lines]
 
 
-def _step(line: Line, live: int) -> dict[str, Any]:
+def _step(line: ChangeLine, live: int) -> dict[str, Any]:
     fate = f"live sessions: {live}, {_FATE.get(line.what, 'untouched')}"
     return {
         "what": str(line.what),
@@ -34,7 +34,7 @@ def _step(line: Line, live: int) -> dict[str, Any]:
         "server": None if line.server is None else str(line.server),
         "sessions": live,
         "touched": live if line.what in _FATE else 0,
-        "text": line.text if line.what is What.OPENED else f"{line.text}; {fate}",
+        "text": line.text if line.what is ChangeKind.OPENED else f"{line.text}; {fate}",
     }
 
 

@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from pylb.api.stories import local_time
+from pylb.api.session_trace import local_time
 from pylb.control.registry import VIEWS, Registry
 from pylb.control.steps import in_turns
 from pylb.control.views import STATIC, ServerView, by_port

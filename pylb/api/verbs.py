@@ -22,18 +22,18 @@ from pylb.core.errors import Code, Refused
 from pylb.core.legacy import parse_legacy
 from pylb.core.operator_overrides import Override, names
 from pylb.core.policy import AdminState
-from pylb.core.recorder import Story, parse_session_id
+from pylb.core.recorder import SessionTrace, parse_session_id
 from pylb.core.registration import parse_native
 from pylb.core.session import SessionView
 from pylb.core.table import Diff
-from pylb.core.table_diff import Line
+from pylb.core.table_diff import ChangeLine
 from pylb.core.text import counted
 from pylb.forward.counters import Counters
 from pylb.host.machine import knock
 from pylb.web.admin import rejection_json
 from pylb.web.control_socket import Verb
 from pylb.web.sessions import Sessions as Listed
-from pylb.web.sessions import ended, living, named, query_of, reach_json, session_json, story_json
+from pylb.web.sessions import ended, living, named, query_of, reach_json, session_json, trace_json
 
 ITEMS = 50  # of an import, or generations, between two turns of the loop: 1 ms
 MOST_IMPORTED = 10_000
@@ -45,7 +45,7 @@ class Sessions(Listed, Protocol):
 
     def workers(self) -> Mapping[str, tuple[int, float]]: ...
 
-    async def story(self, number: int) -> Story | None: ...
+    async def trace(self, number: int) -> SessionTrace | None: ...
 
     async def expect(self, client: Address) -> None: ...
 
@@ -65,7 +65,7 @@ class Service(Protocol):
 
     async def read_keys(self) -> None: ...
 
-    async def plan(self, path: Path, text: str) -> list[Line]: ...
+    async def plan(self, path: Path, text: str) -> list[ChangeLine]: ...
 
     @property
     def reloaded(self) -> bool: ...
@@ -76,7 +76,7 @@ class Service(Protocol):
 def verbs(registry: Registry, service: Service, live: Sessions) -> dict[str, Verb]:
     return (
         _views(registry, service, live)
-        | _stories(registry, service, live)
+        | _traces(registry, service, live)
         | _changes(registry, service)
         | _operator(registry, live)
     )
@@ -119,7 +119,7 @@ def _views(registry: Registry, service: Service, live: Sessions) -> dict[str, Ve
     }
 
 
-def _stories(registry: Registry, service: Service, live: Sessions) -> dict[str, Verb]:
+def _traces(registry: Registry, service: Service, live: Sessions) -> dict[str, Verb]:
     """Verbs that explain: what changed, and what is wrong."""
 
     async def history(request: Mapping[str, Any]) -> dict[str, Any]:
@@ -132,13 +132,13 @@ def _stories(registry: Registry, service: Service, live: Sessions) -> dict[str, 
 
     async def explain_(request: Mapping[str, Any]) -> dict[str, Any]:
         if "session" in request:
-            return {"explained": await _story(live, _text(request, "session"))}
+            return {"explained": await _trace(live, _text(request, "session"))}
         what = str(request["port"]) if type(request.get("port")) is int else _text(request, "what")
         counters = await service.counters()
         found = []
         for port in ports_of(registry, what):
             recorded = await live.ended(recorded_of(port))
-            found.append(await explain(registry, counters, recorded.stories, knocks, port))
+            found.append(await explain(registry, counters, recorded.traces, knocks, port))
         return {"explained": found[0], "all": found}
 
     async def knocks(listen: Listen) -> str:
@@ -187,7 +187,7 @@ def _changes(registry: Registry, service: Service) -> dict[str, Verb]:
     return {"release": release, "import": import_, "reload": reload, "tokens": tokens, "token uses": uses, "upgrade": upgrade}
 
 
-async def _planned_call(registry: Registry, service: Service, request: Mapping[str, Any]) -> list[Line]:
+async def _planned_call(registry: Registry, service: Service, request: Mapping[str, Any]) -> list[ChangeLine]:
     """As if the phone-home of `name`/`instance` had called from `address`. Raises Refused."""
     token = service.token(_text(request, "token"))
     if token is None:
@@ -233,8 +233,8 @@ def _operator(registry: Registry, live: Sessions) -> dict[str, Verb]:
     async def sessions(request: Mapping[str, Any]) -> dict[str, Any]:
         if request.get("ended"):
             past = await ended(live, query_of(request, time.time(), MOST_ENDED))
-            stories = [story_json(one) for one in past.stories]
-            return {"total": len(stories), "sessions": stories, "reach": reach_json(past.reach)}
+            traces = [trace_json(one) for one in past.traces]
+            return {"total": len(traces), "sessions": traces, "reach": reach_json(past.reach)}
         found = await living(live, query_of(request, time.time()))
         return {"total": found.matching, "sessions": [session_json(one) for one in found.sessions]}
 
@@ -300,17 +300,17 @@ def the_session(text: str, views: Sequence[SessionView]) -> SessionView:
     return found[0]
 
 
-async def _story(live: Sessions, text: str) -> dict[str, Any]:
+async def _trace(live: Sessions, text: str) -> dict[str, Any]:
     """Raises Refused."""
     try:
         number = parse_session_id(text)
     except ValueError as error:
         raise Refused(Code.INVALID, str(error), "`pylb sessions` and `pylb sessions --ended` show the ids") from None
-    found = await live.story(number)
+    found = await live.trace(number)
     if found is None:
         hint = "only the last ones are kept: recorder.sessions" if live.recording else "recorder.sessions is 0 in the config"
         raise Refused(Code.NOT_FOUND, f"session {text} does not live, and is not among the recorded ones", hint)
-    return story_json(found)
+    return trace_json(found)
 
 
 def _text(request: Mapping[str, Any], key: str) -> str:

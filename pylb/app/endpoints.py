@@ -22,7 +22,7 @@ from pylb.upgrade.sockets import Listeners
 from pylb.web import openapi
 from pylb.web.admin import Admin, stats_routes
 from pylb.web.control_socket import ControlSocket, Verb
-from pylb.web.listener import Limits, bind
+from pylb.web.listener import HttpLimits, bind
 from pylb.web.server import HttpServer
 from pylb.web.types import Handler
 from pylb.web.webhook import Webhook
@@ -83,7 +83,7 @@ class Endpoints:
         for sock, one, webhook, most in zip(self._sockets[:first], config.webhook, self._webhooks, room.webhook, strict=True):
             certificate = await self._settings.load_certificate(one)
             self.servers.append(HttpServer(sock, webhook.handler(), limits=_limits(one, most), tls=certificate))
-        pages = Limits(connections=room.pages)
+        pages = HttpLimits(connections=room.pages)
         handlers: list[Handler] = [admin.handler()]
         if config.metrics.listen is not None:
             handlers.append(admin.metrics_handler(config.metrics.allow))
@@ -142,12 +142,12 @@ class Endpoints:
         )
 
 
-def _limits(listener: WebhookListener, most: int) -> Limits:
+def _limits(listener: WebhookListener, most: int) -> HttpLimits:
     """`most`: the connections for which there are descriptors."""
     if most < (wanted := listener.limits.connections):
         text = "webhook %s: at most %d connections instead of %d, for want of open files (LimitNOFILE=)"
         log.warning(text, listener.listen, most, wanted)
-    return Limits(connections=most, per_address=listener.limits.per_address)
+    return HttpLimits(connections=most, per_address=listener.limits.per_address)
 
 
 def _remedy(error: OSError, listen: Listen, what: str) -> str:

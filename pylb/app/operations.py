@@ -13,7 +13,7 @@ from pylb.config import ConfigErrors
 from pylb.core.auth import Token
 from pylb.core.errors import Code, Refused
 from pylb.core.table import Diff
-from pylb.core.table_diff import Line
+from pylb.core.table_diff import ChangeLine
 from pylb.forward.counters import Counters
 from pylb.upgrade.leaving import Transfer
 
@@ -87,7 +87,7 @@ class Operations:
         """A file with secrets has changed: what it says now counts."""
         await self._reloading.read_keys()
 
-    async def plan(self, path: Path, text: str) -> list[Line]:
+    async def plan(self, path: Path, text: str) -> list[ChangeLine]:
         """What a reload with this file would change. Raises ConfigErrors or Refused, as the reload would."""
         return await self._reloading.plan(path, text)
 

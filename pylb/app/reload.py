@@ -21,7 +21,7 @@ from pylb.control.tasks import Part
 from pylb.core.errors import Code, Refused
 from pylb.core.policy import Rules
 from pylb.core.table import Diff
-from pylb.core.table_diff import Line
+from pylb.core.table_diff import ChangeLine
 from pylb.host.addresses import Addresses
 from pylb.host.files import Watch
 from pylb.host.machine import RESOLVE_SECONDS, local_addresses, resolve
@@ -59,7 +59,7 @@ class Reloading:
         background.forever(Part.CERTIFICATES, certificates.run)
         background.forever(Part.ADDRESSES, Addresses(self.read_addresses).run)
 
-    async def plan(self, path: Path, text: str) -> list[Line]:
+    async def plan(self, path: Path, text: str) -> list[ChangeLine]:
         """What a reload with this file would change. Raises ConfigErrors or Refused, as the reload would."""
         config = await asyncio.to_thread(self._source.read, path, text)
         check_fixed(self._settings.config, config)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from pylb.api.stories import local_time
+from pylb.api.session_trace import local_time
 from pylb.cli.client import CONFIG, JSON, ask, die, duration, say
 from pylb.core.text import whole_number
 

@@ -16,11 +16,11 @@ from pylb.control.health.prober import at_most
 from pylb.control.health.rehearsal import failing, has_check
 from pylb.core.auth import NODE_PORTS
 from pylb.core.claims import Claims
-from pylb.core.compose import Sight, frontend
+from pylb.core.compose import ServerStates, compose_frontend
 from pylb.core.policy import Rules
-from pylb.core.static_frontends import Layout
+from pylb.core.static_rules import StaticRules
 from pylb.core.table import Frontend
-from pylb.core.table_diff import Line
+from pylb.core.table_diff import ChangeLine
 from pylb.host.machine import listeners_of, resolve, worker_count
 from pylb.web.tls import Certificate
 
@@ -193,13 +193,17 @@ def _checks(config: Config) -> Iterator[Finding]:
             yield Finding(f"check of {one.name}", False, *random_pod(port))
 
 
-async def _asked(rules: Rules) -> tuple[list[Frontend], list[Line]]:
+async def _asked(rules: Rules) -> tuple[list[Frontend], list[ChangeLine]]:
     """The frontends of the config that have checks, with what their host names are now, and what fails."""
     hosts = sorted(rules.hosts)
     found = await asyncio.gather(*map(resolve, hosts), return_exceptions=True)
     known = {host: tuple(ips) for host, ips in zip(hosts, found, strict=True) if not isinstance(ips, BaseException)}
-    layout = Layout(rules, known)
-    made = [one for listen in layout.statics if (one := frontend(Claims(), layout, Sight(), listen)) is not None]
+    static_rules = StaticRules(rules, known)
+    made = [
+        one
+        for listen in static_rules.frontends
+        if (one := compose_frontend(Claims(), static_rules, ServerStates(), listen)) is not None
+    ]
     checked = [one for one in made if any(has_check(one, server) for server in one.servers)]
     return checked, await failing(checked, at_most(CHECKS_AT_ONCE))
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from pylb.api.stories import local_time
+from pylb.api.session_trace import local_time
 from pylb.cli.client import CONFIG, JSON, ask, die, pause, say, watching
 from pylb.core.text import counted, whole_number
 
@@ -89,21 +89,21 @@ def explain(config_path: Path | None, as_json: bool, what: str) -> None:
     answers = ask(config_path, {"verb": "explain", "what": what})["all"]
     holders = listeners_of([one["port"] for one in answers])
     if as_json:
-        told = [{"verdict": explaining.verdict(one), "holder": holders.get(one["port"], "")} | one for one in answers]
-        say(json.dumps(told[0] if len(told) == 1 else told, indent=2))
+        found = [{"verdict": explaining.verdict(one), "holder": holders.get(one["port"], "")} | one for one in answers]
+        say(json.dumps(found[0] if len(found) == 1 else found, indent=2))
         return
     for number, one in enumerate(answers):
         if number:
             say()
-        for line in explaining.told(one, holders.get(one["port"], "")):
+        for line in explaining.describe(one, holders.get(one["port"], "")):
             say(line)
 
 
 def _tell(config_path: Path | None, session: str, *, as_json: bool) -> None:
-    from pylb.api.stories import told  # noqa: PLC0415
+    from pylb.api.session_trace import describe  # noqa: PLC0415
 
     found = ask(config_path, {"verb": "explain", "session": session})["explained"]
-    say(json.dumps(found, indent=2) if as_json else "\n".join(told(found)))
+    say(json.dumps(found, indent=2) if as_json else "\n".join(describe(found)))
 
 
 @click.command()

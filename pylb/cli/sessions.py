@@ -35,7 +35,7 @@ def sessions(config_path: Path | None, as_json: bool, ended: bool, **asked: Any)
     if as_json:
         say(json.dumps(found, indent=2))
     elif ended:
-        from pylb.api.stories import ended_table  # noqa: PLC0415
+        from pylb.api.session_trace import ended_table  # noqa: PLC0415
 
         say("\n".join(ended_table(found)))
     else:
@@ -45,7 +45,7 @@ def sessions(config_path: Path | None, as_json: bool, ended: bool, **asked: Any)
             row = (one["client"], one["frontend"], one["server"] or "-", one["state"], f"{one['age']:.0f}")
             say(form.format(*row, one["bytes_in"], one["bytes_out"], one["id"]))
     if "reach" in answer:
-        from pylb.api.stories import reach  # noqa: PLC0415
+        from pylb.api.session_trace import reach  # noqa: PLC0415
 
         say(reach(answer["reach"]), err=True)
     if (more := answer["total"] - len(found)) > 0 and not as_json:

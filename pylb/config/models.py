@@ -19,7 +19,7 @@ from pylb.core.log import Format, Selection, Target
 
 _TIMEOUTS, _HEALTH, _LEASES = core.Timeouts(), core.HealthPolicy(), core.LeaseBounds()
 _BOUNDS = core.Bounds()
-_ACCEPT, _LIMITS, _CALLS = core.ProxyAccept(), core.Limits(), core.CallLimits()
+_ACCEPT, _LIMITS, _CALLS = core.ProxyAccept(), core.SourceLimits(), core.CallLimits()
 
 
 class Section(BaseModel):
@@ -259,8 +259,8 @@ class ServerHealth(Section):
     rise: v.SmallCount | None = Field(None, description="checks in a row that it must pass to be back")
     fall: v.SmallCount | None = Field(None, description="failed ones in a row that take it out")
 
-    def own(self) -> core.OwnHealth:
-        return core.OwnHealth(self.check, self.port or 0, self.interval, self.rise, self.fall)
+    def own(self) -> core.HealthOverride:
+        return core.HealthOverride(self.check, self.port or 0, self.interval, self.rise, self.fall)
 
 
 class ProxyProtocolSection(Section):
@@ -420,5 +420,5 @@ class FrontendEntry(PolicySection):
             for entry in self.servers
         )
         return core.StaticFrontend(
-            self.name, self.listen, servers, self.policy(defaults), joining=core.Joining(self.registrations)
+            self.name, self.listen, servers, self.policy(defaults), joining=core.JoinRule(self.registrations)
         )

@@ -11,7 +11,7 @@ from pylb.config import values as v
 from pylb.config.problems import Problem, in_short, wrong
 from pylb.core.address import ANY, Ports, is_loopback, parse_ip, parse_network
 from pylb.core.auth import ANYWHERE, Keyring, Token
-from pylb.core.policy import LeaseBounds, Limits, Policy, Rules
+from pylb.core.policy import LeaseBounds, Policy, Rules, SourceLimits
 
 _LOOPBACK = (parse_network("127.0.0.0/8"), parse_network("::1/128"))
 _EVERY_PORT = Ports(((1, 65535),))
@@ -112,7 +112,7 @@ class Config(m.Section):
 
     def rules(self, own_ips: frozenset[str] = frozenset()) -> Rules:
         """What control needs. `own_ips`: the addresses of this machine's interfaces, and those that `advertise` resolves to."""
-        defaults = self.defaults.policy(Policy(limits=Limits(source_share=m.SOURCE_SHARE)))
+        defaults = self.defaults.policy(Policy(limits=SourceLimits(source_share=m.SOURCE_SHARE)))
         return Rules(
             frontends=tuple(entry.frontend(defaults) for entry in self.frontends),
             defaults=defaults,

@@ -7,10 +7,10 @@ from pylb.core.auth import Caller, Keyring, Token, check_name, check_port, check
 from pylb.core.errors import Code, Refused
 from pylb.core.legacy import LegacyCall
 from pylb.core.policy import ProxyProtocol, Rules
-from pylb.core.registration import Announcement, Key, Registration, State, Wanted, check_ttl, legacy_key
+from pylb.core.registration import Announcement, FrontendRequest, Key, Registration, State, check_ttl, legacy_key
 from pylb.core.registration import check_name as check_spelling
 from pylb.core.scope import check_dials, legacy_target, native_target
-from pylb.core.static_frontends import Layout
+from pylb.core.static_rules import StaticRules
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,18 +43,18 @@ def native_registration(name: str, instance: str, announcement: Announcement, ca
     return one
 
 
-def legacy_registration(call: LegacyCall, caller: Caller, layout: Layout) -> tuple[Registration, str]:
+def legacy_registration(call: LegacyCall, caller: Caller, static_rules: StaticRules) -> tuple[Registration, str]:
     """The registration of an `add`, and a note for its answer. Raises Refused.
 
     Its name is only a description, unless it opens a static frontend: then the token decides, as for a native call.
     """
-    rules = layout.rules
+    rules = static_rules.rules
     check_source(caller)
-    if layout.joins_by_name(call.port, call.name):
+    if static_rules.joins_by_name(call.port, call.name):
         check_name(caller.token, call.name)
     check_port(caller.token, call.port, rules.reserved_ports)
     ip, note = legacy_target(caller, call.address, rules.own_ips)
-    wanted = Wanted(call.port, call.target_port, call.send_proxy)
+    wanted = FrontendRequest(call.port, call.target_port, call.send_proxy)
     one = Registration(legacy_key(caller.token.name, call.port), call.name, ip, (wanted,), None)
     check_dials(one, caller, rules.own_ips)
     return one, note or call.address_note
@@ -63,7 +63,7 @@ def legacy_registration(call: LegacyCall, caller: Caller, layout: Layout) -> tup
 def imported_registration(item: Imported, keyring: Keyring, token: str | None, rules: Rules) -> Registration:
     """As if the port's old phone-home had called from its server, with `token` or the one that may. Raises Refused."""
     chosen = _token_for(item.port, keyring, token)
-    wanted = Wanted(item.port, item.address.port, item.send_proxy)
+    wanted = FrontendRequest(item.port, item.address.port, item.send_proxy)
     one = Registration(legacy_key(chosen.name, item.port), item.name, item.address.ip, (wanted,), None)
     check_dials(one, Caller(item.address.ip, chosen, "legacy"), rules.own_ips)
     return one

@@ -12,7 +12,7 @@ from pylb.core.auth import Caller, Token, check_source, fingerprint
 from pylb.core.errors import Refused, break_cycles
 from pylb.core.legacy import LegacyCall
 from pylb.core.registration import Announcement, Key, check_name, legacy_key
-from pylb.core.table_diff import Line
+from pylb.core.table_diff import ChangeLine
 
 T = TypeVar("T")
 
@@ -32,7 +32,7 @@ class Calls:
         """A native registration, heartbeat, move or goodbye. In force when it returns. Raises Refused."""
 
         async def call() -> Outcome:
-            wanted = native_registration(name, instance, announcement, caller, self._state.desired.layout.rules)
+            wanted = native_registration(name, instance, announcement, caller, self._state.desired.static_rules.rules)
             return await self._registrar.enter(wanted, caller)
 
         ports = [wanted.port for wanted in announcement.frontends]
@@ -53,7 +53,7 @@ class Calls:
         """Returns the one line of the answer. Raises Refused."""
 
         async def add() -> str:
-            one, note = legacy_registration(call, caller, self._state.desired.layout)
+            one, note = legacy_registration(call, caller, self._state.desired.static_rules)
             outcome = await self._registrar.enter(one, caller)
             before = self._legacy_uses.get(caller.token.name)
             self._legacy_uses[caller.token.name] = LegacyUse(
@@ -71,9 +71,9 @@ class Calls:
         what = f"legacy {call.action} {call.port}"
         return await self._answered(add if call.action == "add" else delete, caller, what, call.name, (call.port,))
 
-    async def plan_announce(self, name: str, instance: str, announcement: Announcement, caller: Caller) -> list[Line]:
+    async def plan_announce(self, name: str, instance: str, announcement: Announcement, caller: Caller) -> list[ChangeLine]:
         """What `announce` would change; does not test whether ports are free and targets answer. Raises Refused."""
-        wanted = native_registration(name, instance, announcement, caller, self._state.desired.layout.rules)
+        wanted = native_registration(name, instance, announcement, caller, self._state.desired.static_rules.rules)
         desired, change = self._registrar.announce(self._state.desired, wanted, caller, takeover=caller.token.takeover)
         _, planned = await self._state.publisher.planned(self._state.publisher.table, desired, change.touched)
         return planned
@@ -81,7 +81,7 @@ class Calls:
     def is_beat(self, name: str, instance: str, announcement: Announcement, caller: Caller) -> bool:
         """Would the call change nothing? Cheap, because it is asked before every call."""
         try:
-            one = native_registration(name, instance, announcement, caller, self._state.desired.layout.rules)
+            one = native_registration(name, instance, announcement, caller, self._state.desired.static_rules.rules)
         except Refused as refused:
             break_cycles(refused)
             return False
@@ -92,7 +92,7 @@ class Calls:
         if call.action != "add":
             return False
         try:
-            one, _ = legacy_registration(call, caller, self._state.desired.layout)
+            one, _ = legacy_registration(call, caller, self._state.desired.static_rules)
         except Refused as refused:
             break_cycles(refused)
             return False

@@ -7,10 +7,10 @@ from typing import Any, Protocol
 from pylb.core.address import Listen
 from pylb.core.auth import Keyring
 from pylb.core.claims import Claims
-from pylb.core.operator_overrides import NONE, Overrides, kept
+from pylb.core.operator_overrides import NONE, Overrides, still_valid
 from pylb.core.ownership import Change
 from pylb.core.registration import Key
-from pylb.core.static_frontends import Layout
+from pylb.core.static_rules import StaticRules
 from pylb.core.table import Table
 
 
@@ -50,13 +50,13 @@ class DesiredState:
     """The state that a call is checked against; the next call gets the next one."""
 
     claims: Claims
-    layout: Layout
+    static_rules: StaticRules
     keyring: Keyring
     overrides: Overrides = field(default_factory=lambda: NONE)
     unserved: Mapping[Key, Unserved] = field(default_factory=dict)
 
     def has(self, listen: Listen) -> bool:
-        return listen in self.claims.holders or listen in self.layout.statics
+        return listen in self.claims.holders or listen in self.static_rules.frontends
 
 
 Judged = tuple[DesiredState, Change]
@@ -67,7 +67,7 @@ def with_claims(desired: DesiredState, change: Change) -> tuple[DesiredState, Ch
     """The next state; the same one if nothing changed."""
     if change.claims is desired.claims:
         return desired, change
-    overrides = kept(desired.overrides, change.claims, desired.layout)
+    overrides = still_valid(desired.overrides, change.claims, desired.static_rules)
     return replace(desired, claims=change.claims, overrides=overrides), change
 
 

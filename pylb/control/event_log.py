@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 
 from pylb.control.fair_buffer import FairBuffer
 from pylb.core.errors import Code, Refused
-from pylb.core.limit import Buckets
 from pylb.core.text import visible
+from pylb.core.token_buckets import TokenBuckets
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,8 +112,8 @@ class RejectionLogLimit:
     ALL = 10  # times as many for the whole token
 
     def __init__(self, clock: Callable[[], float]) -> None:
-        self._of_one = Buckets(self.BURST, self.RATE, clock)
-        self._of_all = Buckets(self.ALL * self.BURST, self.ALL * self.RATE, clock)
+        self._of_one = TokenBuckets(self.BURST, self.RATE, clock)
+        self._of_all = TokenBuckets(self.ALL * self.BURST, self.ALL * self.RATE, clock)
 
     def allows_line(self, token: str, ip: str, code: Code) -> bool:
         return self._of_one.take((token, ip, code)) == 0 and self._of_all.take(token) == 0

@@ -84,7 +84,7 @@ class EventTexts:
     def loops(self, desired: DesiredState) -> None:
         """Call after anything that may have started or ended a loop of registrations that are not calling just now."""
         claims = desired.claims
-        before, self._looped = self._looped, loops(claims, desired.layout)
+        before, self._looped = self._looped, loops(claims, desired.static_rules)
         for key in self._looped.keys() - before.keys():
             one = claims.registrations[key]
             text = f"out of service: {title(one)}: {self._looped[key]}"

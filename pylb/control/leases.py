@@ -9,8 +9,8 @@ from typing import NamedTuple
 from pylb.control.steps import in_turns
 from pylb.core.claims import Claims
 from pylb.core.lease import (
+    LapseVerdict,
     Lease,
-    Verdict,
     at_least_a_ttl,
     judge,
     lapsed_within_its_ttl,
@@ -18,7 +18,7 @@ from pylb.core.lease import (
     legacy_lease,
     native_lease,
 )
-from pylb.core.persistent import Frozen
+from pylb.core.persistent_map import PersistentMap
 from pylb.core.registration import Key, Registration, State
 
 STALL = 5.0  # seconds without a tick: pylb was stopped, and nobody could call
@@ -34,7 +34,7 @@ NOT_SEEN = -inf  # the last beat of a restored registration
 class Due:
     """What is due now."""
 
-    verdict: Verdict[Key]
+    verdict: LapseVerdict[Key]
     gone: tuple[Key, ...] = ()  # said goodbye, and the lease is over
     overstayed: tuple[Key, ...] = ()  # stale for longer than `keep_stale`
     late: tuple[Key, ...] = ()  # stale for LATE now
@@ -69,7 +69,7 @@ class Leases:
         self._late: dict[Key, bool] = {}  # those reported as stale, and whether their closing was reported too
         self._displaced_since: dict[Key, float] = {}
         self._last_tick: float | None = None
-        self.learned: Frozen[Key, float] = Frozen()  # legacy registrations' TTLs, for the snapshot
+        self.learned: PersistentMap[Key, float] = PersistentMap()  # legacy registrations' TTLs, for the snapshot
         self.preserving = False
 
     def get(self, key: Key) -> Lease | None:
@@ -184,7 +184,7 @@ class Leases:
         if before is not None and now - before > STALL:
             await self._grant_all(claims)
         if not self.listening:
-            return Due(Verdict(preserving=self.preserving), fallen_back=self._fallen_back(claims, now))
+            return Due(LapseVerdict(preserving=self.preserving), fallen_back=self._fallen_back(claims, now))
         over = self._now_over(now)
         draining = {key for key, state in claims.not_fresh.items() if state is State.DRAINING}
         stale = {key: None for key, state in claims.not_fresh.items() if state is State.STALE}

@@ -15,7 +15,7 @@ from pylb.control.leases import STALL, Leases
 from pylb.control.steps import in_turns
 from pylb.core.address import Address, Listen
 from pylb.core.claims import Claims
-from pylb.core.conflicts import Contest
+from pylb.core.conflicts import YieldPolicy
 from pylb.core.health import OURS, YES
 from pylb.core.policy import LeaseBounds
 from pylb.core.registration import Key, Registration, State
@@ -67,8 +67,8 @@ class Liveness:
         return list(self._since)
 
     @property
-    def contest(self) -> Contest:
-        return Contest(self._yields, self._words)
+    def yield_policy(self) -> YieldPolicy:
+        return YieldPolicy(self._yields, self._words)
 
     def _look_at(self, one: Registration) -> None:
         began = self._since.get(one.key)
@@ -103,7 +103,7 @@ class Liveness:
     @staticmethod
     def silent_ports(one: Registration, desired: DesiredState) -> tuple[Listen, ...]:
         """Those of its ports that neither the config nor any caller has."""
-        claims, statics = desired.claims, desired.layout.statics
+        claims, statics = desired.claims, desired.static_rules.frontends
         return tuple(
             place
             for place in one.places
@@ -112,9 +112,9 @@ class Liveness:
 
     def port_closes_at(self, listen: Listen, desired: DesiredState) -> float | None:
         """When a port that only has stale registrations closes, as unix time; None: not as far as is known."""
-        claims, keep = desired.claims, desired.layout.rules.leases.keep_stale
+        claims, keep = desired.claims, desired.static_rules.rules.leases.keep_stale
         keys = claims.holders.get(listen, ())
-        if not keys or listen in desired.layout.statics or self._leases.preserving:
+        if not keys or listen in desired.static_rules.frontends or self._leases.preserving:
             return None
         if any(claims.not_fresh.get(key) is not State.STALE for key in keys):
             return None

@@ -12,7 +12,7 @@ from pylb.control.steps import in_turns
 from pylb.control.views import title
 from pylb.core.claims import Claims
 from pylb.core.errors import Code, Refused
-from pylb.core.operator_overrides import Override, Whom, changed, find, hit
+from pylb.core.operator_overrides import Override, OverrideTarget, affected, changed, find
 from pylb.core.ownership import Change, release
 from pylb.core.policy import AdminState
 from pylb.core.registration import Key, Registration
@@ -52,7 +52,7 @@ class OperatorCommands:
         answers: list[tuple[Imported, asyncio.Future[tuple[Change, bool]] | Refused]] = []
         async for item in in_turns(items, IMPORTED):
             try:
-                one = imported_registration(item, self._state.desired.keyring, token, self._state.desired.layout.rules)
+                one = imported_registration(item, self._state.desired.keyring, token, self._state.desired.static_rules.rules)
                 answers.append((item, self._registrar.submit(one, None, takeover=False)))
             except Refused as refused:
                 answers.append((item, refused))
@@ -84,11 +84,11 @@ class OperatorCommands:
         """Every override in force: its target, the setting, and the servers that it affects now."""
         return [
             (
-                whom if isinstance(whom, str) else f"{whom[0]}/{whom[1]}",
+                target if isinstance(target, str) else f"{target[0]}/{target[1]}",
                 word,
-                [f"{frontend.name}/{server.name}" for frontend, server in hit(self._state.publisher.table, whom)],
+                [f"{frontend.name}/{server.name}" for frontend, server in affected(self._state.publisher.table, target)],
             )
-            for whom, word in self._state.desired.overrides.items()
+            for target, word in self._state.desired.overrides.items()
         ]
 
     async def _overrule(self, target: str, word: str, seconds: float | None, **said: AdminState | int | None) -> list[str]:
@@ -100,7 +100,7 @@ class OperatorCommands:
         def step(desired: DesiredState) -> Generator[None, None, Judged]:
             found = find(self._state.publisher.table, target)
             yield
-            places: list[Whom] = [(frontend.listen, server.address) for frontend, server in found]
+            places: list[OverrideTarget] = [(frontend.listen, server.address) for frontend, server in found]
             before = desired.overrides
             if node and said.get("state") is AdminState.READY:  # then overrides of its servers alone end too
                 before = changed(before, [place for place in places if place in before], state=AdminState.READY, exempt=False)

@@ -14,7 +14,7 @@ from pylb.control.state import ControlState
 from pylb.control.tasks import Part
 from pylb.control.views import title
 from pylb.core.errors import Refused
-from pylb.core.operator_overrides import Whom, ended, hit, without
+from pylb.core.operator_overrides import OverrideTarget, affected, ended, without
 from pylb.core.ownership import Change, become, give_up, release, settle
 from pylb.core.registration import Key, State
 
@@ -79,7 +79,7 @@ class PeriodicWork:
     async def _leases(self) -> None:
         control = self._state
         await control.liveness.look(control.desired.claims)
-        due = await control.leases.due(control.desired.claims, control.desired.layout.rules.leases.keep_stale)
+        due = await control.leases.due(control.desired.claims, control.desired.static_rules.rules.leases.keep_stale)
         self._tell_of_mass_lapse(now_preserving=due.verdict.preserving)
         if silent := self._silent((*due.verdict.lapsed, *due.gone)):
             await self._end(silent)
@@ -147,15 +147,15 @@ class PeriodicWork:
                 fields = {"token": one.key.token, "name": one.name, "instance": one.key.instance}
                 control.event_log.note(kind, text, fields, alarm=True)
 
-    async def _end_words(self, whom: tuple[Whom, ...]) -> None:
+    async def _end_words(self, targets: tuple[OverrideTarget, ...]) -> None:
         control = self._state
 
         def step(desired: DesiredState) -> tuple[DesiredState, Change]:
-            touched = frozenset(one.listen for each in whom for one, _ in hit(control.publisher.table, each))
-            return replace(desired, overrides=without(desired.overrides, whom)), Change(desired.claims, "updated", touched)
+            touched = frozenset(one.listen for each in targets for one, _ in affected(control.publisher.table, each))
+            return replace(desired, overrides=without(desired.overrides, targets)), Change(desired.claims, "updated", touched)
 
         def done(_change: Change) -> None:
-            names = ", ".join(one if isinstance(one, str) else f"{one[0]}/{one[1]}" for one in whom)
+            names = ", ".join(one if isinstance(one, str) else f"{one[0]}/{one[1]}" for one in targets)
             control.event_log.note("admin_over", f"what was said of it has ended, as it was to: {names}")
 
         await self._turn(step, (), done)

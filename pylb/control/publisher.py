@@ -15,9 +15,9 @@ from pylb.control.health.checker import Checker
 from pylb.control.steps import in_turns, turn
 from pylb.control.storage.table_history import History
 from pylb.core.address import Listen
-from pylb.core.compose import Sight, composed, every_listen, frontend
+from pylb.core.compose import ServerStates, all_listens, compose_frontend, compose_table
 from pylb.core.table import Frontend, Table
-from pylb.core.table_diff import Line, changes, in_order, lines
+from pylb.core.table_diff import ChangeLine, changes, in_order, lines
 
 FRONTENDS = 20  # composed, watched or described between two turns of the loop: with ten servers each, 1 ms
 
@@ -47,9 +47,9 @@ class Publisher:
         self._under_way = False
         self._news: dict[Listen, None] = {}  # frontends whose servers went down, came back or were proven
 
-    async def planned(self, base: Table, desired: DesiredState, touched: Iterable[Listen]) -> tuple[Table, list[Line]]:
+    async def planned(self, base: Table, desired: DesiredState, touched: Iterable[Listen]) -> tuple[Table, list[ChangeLine]]:
         """The table after `base` that `desired` would give, and the differences."""
-        table = composed(base, await self._made_in_turns(base, desired, touched))
+        table = compose_table(base, await self._made_in_turns(base, desired, touched))
         return table, await _lines(base, table)
 
     async def publish(self, desired: DesiredState, touched: Iterable[Listen] | None, by: Iterable[str]) -> None:
@@ -57,7 +57,7 @@ class Publisher:
         self._under_way = True
         try:
             base = self.table
-            listens = every_listen(desired.claims, desired.layout, base) if touched is None else touched
+            listens = all_listens(desired.claims, desired.static_rules, base) if touched is None else touched
             made = await self._made_in_turns(base, desired, listens)
             touched = list(made)
             await self._swap_in_turns(desired, made)
@@ -86,10 +86,13 @@ class Publisher:
             del self._news[listen]
         self._heed_soon()  # before anything that may fail: else the rest would wait for the next news
         base = self.table
-        sight = self._sight(self.desired)
-        desired, sight = self.desired, self._sight(self.desired)
+        server_states = self._server_states(self.desired)
+        desired, server_states = self.desired, self._server_states(self.desired)
         before = {listen: base.frontends.get(listen) for listen in some}
-        made = {listen: frontend(desired.claims, desired.layout, sight, listen, one) for listen, one in before.items()}
+        made = {
+            listen: compose_frontend(desired.claims, desired.static_rules, server_states, listen, one)
+            for listen, one in before.items()
+        }
         self._swap(desired, {listen: one for listen, one in made.items() if one is not before[listen]})
         if self.table is not base:
             self._checker.sync(self.table, self.table.touched)
@@ -100,16 +103,16 @@ class Publisher:
     ) -> dict[Listen, Frontend | None]:
         """Those that differ from the ones in `base`."""
         made: dict[Listen, Frontend | None] = {}
-        sight = self._sight(desired)
+        server_states = self._server_states(desired)
         async for listen in in_turns(listens, FRONTENDS):
             before = base.frontends.get(listen)
-            one = frontend(desired.claims, desired.layout, sight, listen, before)
+            one = compose_frontend(desired.claims, desired.static_rules, server_states, listen, before)
             if one is not before:
                 made[listen] = one
         return made
 
-    def _sight(self, desired: DesiredState) -> Sight:
-        return replace(self._checker.findings.sight, overrides=desired.overrides)
+    def _server_states(self, desired: DesiredState) -> ServerStates:
+        return replace(self._checker.findings.server_states, overrides=desired.overrides)
 
     def _swap(self, desired: DesiredState, made: Mapping[Listen, Frontend | None], served: Table | None = None) -> None:
         """`served`: the table in force with the rest of the changes, which the sink already has."""
@@ -155,9 +158,9 @@ class Publisher:
         self.unbound = failed
 
 
-async def _lines(old: Table, new: Table) -> list[Line]:
+async def _lines(old: Table, new: Table) -> list[ChangeLine]:
     """Like `lines`, in steps."""
-    found = list[Line]()
+    found = list[ChangeLine]()
     async for group in in_turns(changes(old, new), FRONTENDS):
         found += group
     return in_order(found)

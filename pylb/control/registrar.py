@@ -22,8 +22,8 @@ from pylb.core.errors import Code, Refused
 from pylb.core.loops import loop
 from pylb.core.ownership import Change, admit, announce, release
 from pylb.core.policy import UNSAID, Balance, HealthMode, Policy
-from pylb.core.registration import Key, Registration, State, Wanted
-from pylb.core.static_frontends import Layout
+from pylb.core.registration import FrontendRequest, Key, Registration, State
+from pylb.core.static_rules import StaticRules
 
 MOST_REGISTRATIONS = 2000  # per token
 T = TypeVar("T")
@@ -52,7 +52,7 @@ class Registrar:
         await self._ask_once_more(wanted)
         with self._findings.considering(targets):
             if self._findings.unknown(targets):  # then a call that will be refused must not dial them
-                judge = partial(admit, takeover=takeover, contest=self._liveness.contest)
+                judge = partial(admit, takeover=takeover, yield_policy=self._liveness.yield_policy)
                 admitted, _ = self._judged(self._state.desired, wanted, caller, judge)
                 if not isinstance(admitted, Change):
                     await self._checker.dial_new(targets)
@@ -131,7 +131,7 @@ class Registrar:
         """The step of every call that registers. Raises Refused."""
         if wanted.key not in desired.claims.registrations:
             wanted = replace(wanted, since=self._wall())
-        judge = partial(announce, takeover=takeover, proven=self._findings.proven, contest=self._liveness.contest)
+        judge = partial(announce, takeover=takeover, proven=self._findings.proven, yield_policy=self._liveness.yield_policy)
         change, gone = self._judged(desired, wanted, caller, judge)
         if gone:
             touched = change.touched.union(*(desired.claims.registrations[key].places for key in gone))
@@ -145,7 +145,7 @@ class Registrar:
         desired: DesiredState,
         wanted: Registration,
         caller: Caller | None,
-        judge: Callable[[Claims, Layout, Registration], T],
+        judge: Callable[[Claims, StaticRules, Registration], T],
     ) -> tuple[T, list[Key]]:
         """The result of `judge`, and who is released for it. Raises Refused."""
         if caller is not None and not desired.keyring.has(caller.token):  # removed by a reload while it was dialled
@@ -154,7 +154,7 @@ class Registrar:
         while True:
             try:
                 _room_for_one_more(claims, wanted.key)
-                return judge(claims, desired.layout, wanted), gone
+                return judge(claims, desired.static_rules, wanted), gone
             except Refused as refused:
                 # Those that said goodbye and are dead do not count: they make room, the oldest first.
                 one = self._gone(claims, wanted.key.token) if refused.code is Code.TOO_MANY else None
@@ -178,10 +178,10 @@ class Registrar:
             return Outcome(result, generation, durable, note=note)
         lease = self._leases.get(one.key)
         notes = [note] if note else []
-        if (why := loop(self._state.desired.claims, self._state.desired.layout, one)) is not None:
+        if (why := loop(self._state.desired.claims, self._state.desired.static_rules, one)) is not None:
             notes.append(f"out of service: {why}")
         for item, place in zip(one.wanted, one.places, strict=True):
-            notes += _without_effect(item, self._state.desired.layout.policy(place))
+            notes += _without_effect(item, self._state.desired.static_rules.policy(place))
         unbound = self._publisher.unbound
         notes += [f"port {place.port} is not open: {unbound[place]}" for place in one.places if place in unbound]
         ttl = lease.ttl if lease else one.ttl
@@ -196,7 +196,7 @@ class Registrar:
         return tuple(found)
 
 
-def _without_effect(item: Wanted, policy: Policy) -> Iterator[str]:
+def _without_effect(item: FrontendRequest, policy: Policy) -> Iterator[str]:
     """For the caller: which of its settings have no effect because of the frontend's own."""
     if item.health != UNSAID and policy.health.mode is HealthMode.NONE:
         yield f"health of port {item.port} has no effect: the mode of its frontend is none, so there are no checks"

@@ -274,7 +274,7 @@ class Registry:
         return server_views(
             self.table,
             self._desired.claims,
-            self._desired.layout,
+            self._desired.static_rules,
             self._state.checker.findings,
             self._state.leases.said_goodbye,
         )

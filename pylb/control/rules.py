@@ -17,13 +17,13 @@ from pylb.control.steps import stepwise
 from pylb.core.address import Address
 from pylb.core.auth import Keyring
 from pylb.core.loops import loops
-from pylb.core.operator_overrides import kept
+from pylb.core.operator_overrides import still_valid
 from pylb.core.ownership import Change, adopting
 from pylb.core.policy import Rules, StaticServer
 from pylb.core.registration import Key
-from pylb.core.static_frontends import Layout
+from pylb.core.static_rules import StaticRules
 from pylb.core.table import Diff, Table, diff
-from pylb.core.table_diff import Line
+from pylb.core.table_diff import ChangeLine
 
 
 class RulesInForce:
@@ -52,19 +52,21 @@ class RulesInForce:
         come back. Raises Refused: pylb is stopping."""
 
         def step(desired: DesiredState) -> tuple[DesiredState, Change]:
-            before, layout = (
-                desired.layout,
-                Layout(replace(desired.layout.rules, own_ips=own_ips), self._state.resolver.answers),
+            before, static_rules = (
+                desired.static_rules,
+                StaticRules(replace(desired.static_rules.rules, own_ips=own_ips), self._state.resolver.answers),
             )
             changed = before.own_ips ^ own_ips
-            touched = {listen for listen, one in layout.statics.items() if one != before.statics.get(listen)}
-            touched |= {listen for listen, one in layout.statics.items() if any(_ip(line) in changed for line in one.servers)}
+            touched = {listen for listen, one in static_rules.frontends.items() if one != before.frontends.get(listen)}
+            touched |= {
+                listen for listen, one in static_rules.frontends.items() if any(_ip(line) in changed for line in one.servers)
+            }
             for one in desired.claims.registrations.values():
                 if one.ip in changed or any(old.address.ip in changed for old in one.displaced):
                     touched.update(one.places)
-            return replace(desired, layout=layout), Change(desired.claims, "updated", frozenset(touched))
+            return replace(desired, static_rules=static_rules), Change(desired.claims, "updated", frozenset(touched))
 
-        if own_ips != self._state.desired.layout.own_ips:
+        if own_ips != self._state.desired.static_rules.own_ips:
             await self._state.writer.turn(
                 step, (), lambda _change: self._state.event_texts.loops(self._state.desired), by="addresses"
             )
@@ -91,30 +93,30 @@ class RulesInForce:
         """`moved` is filled with the registrations that belong to another token afterwards."""
 
         def step(desired: DesiredState) -> Generator[None, None, Judged]:
-            layout = Layout(rules, self._state.resolver.answers)
+            static_rules = StaticRules(rules, self._state.resolver.answers)
             yield
-            before = Layout(replace(desired.layout.rules, own_ips=rules.own_ips), self._state.resolver.answers)
+            before = StaticRules(replace(desired.static_rules.rules, own_ips=rules.own_ips), self._state.resolver.answers)
             yield
             looped = loops(desired.claims, before)
             yield
-            change = yield from adopting(desired.claims, layout, looped)
+            change = yield from adopting(desired.claims, static_rules, looped)
             yield
-            touched = change.touched | desired.layout.statics.keys() | layout.statics.keys()
-            overrides = kept(desired.overrides, change.claims, layout)
-            after = replace(desired, claims=change.claims, layout=layout, keyring=keyring, overrides=overrides)
+            touched = change.touched | desired.static_rules.frontends.keys() | static_rules.frontends.keys()
+            overrides = still_valid(desired.overrides, change.claims, static_rules)
+            after = replace(desired, claims=change.claims, static_rules=static_rules, keyring=keyring, overrides=overrides)
             after, given, keys = passed_on(after)
             moved.update(keys)
             return after, Change(given.claims, change.result, touched | given.touched)
 
         return step
 
-    async def plan(self, rules: Rules, keyring: Keyring) -> tuple[Table, list[Line]]:
+    async def plan(self, rules: Rules, keyring: Keyring) -> tuple[Table, list[ChangeLine]]:
         """The table that `reload` would give, and what it would change. Raises Refused as it would."""
         base = self._state.publisher.table
         desired, change = await stepwise(self._reloading(rules, keyring, {})(self._state.desired))
         return await self._state.publisher.planned(base, desired, change.touched)
 
-    async def plan_checks(self, planned: Table) -> list[Line]:
+    async def plan_checks(self, planned: Table) -> list[ChangeLine]:
         """The servers that this table would put out of service, because they do not pass their check now."""
         return await failing(planned.frontends.values(), self._ask)
 

@@ -27,11 +27,11 @@ from pylb.core.address import Listen
 from pylb.core.auth import Keyring
 from pylb.core.claims import Claims
 from pylb.core.errors import Refused
-from pylb.core.operator_overrides import kept
+from pylb.core.operator_overrides import still_valid
 from pylb.core.ownership import Change, readmitting
 from pylb.core.policy import Rules
 from pylb.core.registration import Registration, State
-from pylb.core.static_frontends import Layout
+from pylb.core.static_rules import StaticRules
 from pylb.core.table import Table
 
 LEASES = 500  # restored between two turns of the loop: 1 ms
@@ -64,7 +64,7 @@ class ControlState:
             resolve, clock, uniform, lambda kind, text, alarm: self.event_log.note(kind, text, alarm=alarm)
         )
         self.history = History(wall, store.history)
-        desired = DesiredState(Claims(), Layout(rules), keyring)
+        desired = DesiredState(Claims(), StaticRules(rules), keyring)
         self.publisher = Publisher(
             desired, sink, checker=self.checker, event_log=self.event_log, history=self.history, clock=clock
         )
@@ -95,12 +95,12 @@ class ControlState:
     async def restore(self) -> None:
         """Raises StateLocked. Anything else that is wrong with the state is an alarm, and the start goes on."""
         snapshot, complaints = await self.persistence.load()
-        rules = self.desired.layout.rules
+        rules = self.desired.static_rules.rules
         self.resolver.restore(snapshot.resolved)
         await self.resolver.first_look(rules.hosts, FIRST_LOOK)
         self.resolver.follow(rules.hosts, rules.resolve_interval)
-        layout = Layout(rules, self.resolver.answers)
-        claims, refusals = await stepwise(readmitting(snapshot.registrations.values(), layout))
+        static_rules = StaticRules(rules, self.resolver.answers)
+        claims, refusals = await stepwise(readmitting(snapshot.registrations.values(), static_rules))
         for text in complaints:
             self.event_log.note("state", text, alarm=True)
         for refused in refusals:
@@ -111,13 +111,13 @@ class ControlState:
         async for one in in_turns(claims.registrations.values(), LEASES):
             self.leases.restore(one, snapshot.leases.get(was.get(one.key, one.key), LeaseRecord()))
         self.checker.findings.restore(snapshot.proven, snapshot.down, snapshot.passed)
-        overrides = kept(snapshot.overrides, claims, layout)
+        overrides = still_valid(snapshot.overrides, claims, static_rules)
         self.publisher.table = Table(max(snapshot.generation, snapshot.reserved))
         for later in snapshot.unserved.values():
             text = f"not served: {later.name} on port {', '.join(map(str, later.ports))} needs {', '.join(later.needs)}, "
             self.event_log.note("unserved", text + "which this version of pylb does not know; its entry is kept", alarm=True)
         unserved = snapshot.unserved
-        desired = replace(self.desired, claims=claims, layout=layout, overrides=overrides, unserved=unserved)
+        desired = replace(self.desired, claims=claims, static_rules=static_rules, overrides=overrides, unserved=unserved)
         await self.publisher.publish(desired, None, ["start"])
         self.event_texts.loops(self.desired)
 
@@ -153,9 +153,11 @@ class ControlState:
             return
 
         def step(desired: DesiredState) -> tuple[DesiredState, Change]:
-            layout = Layout(desired.layout.rules, self.resolver.answers)
-            touched = frozenset(listen for listen, new in layout.statics.items() if new != desired.layout.statics.get(listen))
-            return replace(desired, layout=layout), Change(desired.claims, "updated", touched)
+            static_rules = StaticRules(desired.static_rules.rules, self.resolver.answers)
+            touched = frozenset(
+                listen for listen, new in static_rules.frontends.items() if new != desired.static_rules.frontends.get(listen)
+            )
+            return replace(desired, static_rules=static_rules), Change(desired.claims, "updated", touched)
 
         self.persistence.unsaved = True  # nobody waits for it
         try:

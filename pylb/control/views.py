@@ -7,11 +7,11 @@ from typing import Literal, NamedTuple
 from pylb.control.health.findings import Findings
 from pylb.core.address import Address, Listen
 from pylb.core.claims import Claims
-from pylb.core.health import REMEMBERED, UNRECORDED, UP, WRONG, YES, Health, Record
+from pylb.core.health import REMEMBERED, UNRECORDED, UP, WRONG, YES, Health, HealthStats
 from pylb.core.lease import Lease
 from pylb.core.policy import AdminState, HealthPolicy, ProxyProtocol
-from pylb.core.registration import Key, Registration, State, Wanted, legacy_key
-from pylb.core.static_frontends import Layout
+from pylb.core.registration import FrontendRequest, Key, Registration, State, legacy_key
+from pylb.core.static_rules import StaticRules
 from pylb.core.table import DOWN, Frontend, Server, Table
 
 
@@ -52,7 +52,7 @@ class RegistrationView:
     instance: str
     state: str  # fresh, stale, draining
     address: str
-    frontends: tuple[Wanted, ...]
+    frontends: tuple[FrontendRequest, ...]
     ttl: float | None  # seconds; a legacy one's is learned
     expires_in: float | None  # seconds, negative once it is over; None: it has no end
     expires_at_wall: float | None  # unix time
@@ -117,7 +117,7 @@ class ServerView:
     initial_weight: int = 1  # as configured or registered, without the operator's override
     backup: bool = False
     health: Health = UP
-    record: Record = UNRECORDED  # of its checks
+    record: HealthStats = UNRECORDED  # of its checks
     asked_at: float | None = None  # time of `reachable`, on the registry's clock; None: before this pylb started
     policy: HealthPolicy = ASKED_BY_DEFAULT  # its own health policy, or its frontend's
     not_missed: bool = False  # its registrations have all said goodbye, or other addresses of its host name answer
@@ -190,11 +190,11 @@ def registration_view(
 
 
 def server_views(
-    table: Table, claims: Claims, layout: Layout, findings: Findings, said_goodbye: Callable[[Key], bool]
+    table: Table, claims: Claims, static_rules: StaticRules, findings: Findings, said_goodbye: Callable[[Key], bool]
 ) -> Iterator[ServerView]:
     """In the order of the ports. Each is made when it is asked for: 6 µs, and a frontend's holders are looked at once."""
     for frontend in by_port(table):
-        holders = _holders(claims, layout, frontend.listen, said_goodbye, findings.proven)
+        holders = _holders(claims, static_rules, frontend.listen, said_goodbye, findings.proven)
         for server in frontend.servers:
             yield _server_view(frontend, server, holders.get(server.address, _DISPLACED), findings)
 
@@ -253,18 +253,18 @@ def _state(server: Server, *, proven: bool) -> Literal["up", "down", "unproven",
 
 
 def _holders(
-    claims: Claims, layout: Layout, listen: Listen, said_goodbye: Callable[[Key], bool], proven: Container[Address]
+    claims: Claims, static_rules: StaticRules, listen: Listen, said_goodbye: Callable[[Key], bool], proven: Container[Address]
 ) -> dict[Address, Held]:
     """Of all its servers."""
     found: dict[Address, list[Holder]] = {}
     stay: set[Address] = set()  # of somebody who has not said goodbye
     said: dict[Address, tuple[int, bool]] = {}  # by the first of them
-    static = layout.statics.get(listen)
+    static = static_rules.frontends.get(listen)
     lines = static.servers if static else ()
     # Host names of which an address has answered: another that never did (an AAAA record that nobody serves) is no loss.
     answering = {line.of_host for line in lines if line.of_host and line.address in proven}
     for line in lines:
-        if isinstance(line.address, Address):  # a layout's always are
+        if isinstance(line.address, Address):  # those of StaticRules always are
             found[line.address] = [STATIC]
             if line.address in proven or line.of_host not in answering:
                 stay.add(line.address)

@@ -192,7 +192,7 @@ class Writer:
             if any(listen.overlaps(other) for other in closing):
                 continue  # the kernel would refuse the two side by side: the swap closes one and opens the other
             try:
-                self._sink.open(listen, freebind=after.layout.policy(listen).freebind)
+                self._sink.open(listen, freebind=after.static_rules.policy(listen).freebind)
             except OSError as error:
                 for other in done:
                     if not before.has(other):  # else an earlier call of this batch needs it

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Any
 
-from pylb.core.policy import CONNECT, UNSAID, Check, CheckKind, OwnHealth, Step, WhenAllDown
+from pylb.core.policy import CONNECT, UNSAID, Check, CheckKind, HealthOverride, Step, WhenAllDown
 
 HINT = "tcp, {http: /health}, {send: TEXT, expect: TEXT}, {steps: [{send: TEXT, expect: TEXT}]}; each may have a port"
 _KEYS = {"http", "method", "host", "send", "expect", "port", "steps"}
@@ -88,22 +88,22 @@ def parse_check(value: object) -> Check:
     return Check(CheckKind.SEND, (step,), port=port)
 
 
-def parse_health(value: object) -> OwnHealth:
+def parse_health(value: object) -> HealthOverride:
     """What a registration says about its server's health: a check, `when_all_down`, or both. Raises BadCheck.
 
     With `when_all_down` the check's keys stand beside it; `tcp`, which has no keys, is written as `{"check": "tcp"}`.
     """
     if not isinstance(value, Mapping) or "when_all_down" not in value:
-        return OwnHealth(parse_check(value))
+        return HealthOverride(parse_check(value))
     word = value["when_all_down"]
     if not isinstance(word, str) or word not in list(WhenAllDown):
         raise BadCheck(f"when_all_down: {_shown(word)} is neither try nor refuse", "try, or refuse")
     rest = {key: item for key, item in value.items() if key != "when_all_down"}
     check = rest["check"] if rest.keys() == {"check"} else rest
-    return OwnHealth(parse_check(check) if check else None, when_all_down=WhenAllDown(word))
+    return HealthOverride(parse_check(check) if check else None, when_all_down=WhenAllDown(word))
 
 
-def written_health(health: OwnHealth) -> str | dict[str, Any] | None:
+def written_health(health: HealthOverride) -> str | dict[str, Any] | None:
     """The form that `parse_health` reads; None: nothing is specified."""
     if health == UNSAID:
         return None

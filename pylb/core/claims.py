@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from pylb.core.address import Address, Listen, is_loopback
-from pylb.core.persistent import Frozen
+from pylb.core.persistent_map import PersistentMap
 from pylb.core.registration import Key, Registration, State
 
 K = TypeVar("K")
@@ -26,15 +26,17 @@ class Claims:
     `holders` of a listen are in the order of their registration; a listen without holders is not in it.
     """
 
-    registrations: Frozen[Key, Registration] = field(default_factory=Frozen)
-    holders: Frozen[Listen, tuple[Key, ...]] = field(default_factory=Frozen)
-    ports: Frozen[int, tuple[Listen, ...]] = field(default_factory=Frozen)  # the keys of `holders`, by port number
-    sent_to: Frozen[Address, int] = field(default_factory=Frozen)  # how many aim there; all of loopback counts as LOOPBACK
-    owners: Frozen[Owner, int] = field(default_factory=Frozen)  # how many registrations each has
-    of_token: Frozen[str, int] = field(default_factory=Frozen)  # how many registrations each has
-    ports_of_token: Frozen[str, int] = field(default_factory=Frozen)  # and how many frontends in all of them
-    not_fresh: Frozen[Key, State] = field(default_factory=Frozen)
-    waiting: Frozen[Key, bool] = field(default_factory=Frozen)  # those with displaced servers
+    registrations: PersistentMap[Key, Registration] = field(default_factory=PersistentMap)
+    holders: PersistentMap[Listen, tuple[Key, ...]] = field(default_factory=PersistentMap)
+    # The keys of `holders`, by port number
+    ports: PersistentMap[int, tuple[Listen, ...]] = field(default_factory=PersistentMap)
+    # How many aim there; all of loopback counts as LOOPBACK
+    sent_to: PersistentMap[Address, int] = field(default_factory=PersistentMap)
+    owners: PersistentMap[Owner, int] = field(default_factory=PersistentMap)  # how many registrations each has
+    of_token: PersistentMap[str, int] = field(default_factory=PersistentMap)  # how many registrations each has
+    ports_of_token: PersistentMap[str, int] = field(default_factory=PersistentMap)  # and how many frontends in all of them
+    not_fresh: PersistentMap[Key, State] = field(default_factory=PersistentMap)
+    waiting: PersistentMap[Key, bool] = field(default_factory=PersistentMap)  # those with displaced servers
 
     def on_port(self, port: int) -> tuple[Registration, ...]:
         """All registrations with a frontend on that port number."""
@@ -71,7 +73,7 @@ def owner_of(one: Registration) -> Owner:
 Pair = tuple[Key, Registration | None, Registration | None]  # before, after
 
 
-def _holders(known: Frozen[Listen, tuple[Key, ...]], pairs: Iterable[Pair]) -> dict[Listen, tuple[Key, ...] | None]:
+def _holders(known: PersistentMap[Listen, tuple[Key, ...]], pairs: Iterable[Pair]) -> dict[Listen, tuple[Key, ...] | None]:
     found: dict[Listen, tuple[Key, ...]] = {}
     for key, before, after in pairs:
         old, new = before.places if before else (), after.places if after else ()
@@ -94,7 +96,9 @@ def _ports(claims: Claims, holders: Mapping[Listen, tuple[Key, ...] | None]) -> 
     return {port: listens or None for port, listens in found.items()}
 
 
-def _counted(known: Frozen[K, int], pairs: Iterable[Pair], what: Callable[[Registration], Iterable[K]]) -> Frozen[K, int]:
+def _counted(
+    known: PersistentMap[K, int], pairs: Iterable[Pair], what: Callable[[Registration], Iterable[K]]
+) -> PersistentMap[K, int]:
     found: dict[K, int] = {}
     for _, before, after in pairs:
         for one, by in ((before, -1), (after, 1)):

@@ -23,7 +23,7 @@ class Malformed(ValueError):  # noqa: N818 - a condition that one line describes
     """The value does not match the type."""
 
 
-def plain(value: Any) -> Any:
+def to_plain(value: Any) -> Any:
     """The form that json.dumps takes. Text stays text, bytes become latin-1 text, None stays None."""
     if value is None or isinstance(value, (bool, int, float)):
         return value
@@ -34,19 +34,19 @@ def plain(value: Any) -> Any:
     if isinstance(value, bytes):
         return value.decode("latin-1")
     if is_dataclass(value):
-        return [plain(getattr(value, name)) for name in _names(cast("Any", type(value)))]
+        return [to_plain(getattr(value, name)) for name in _names(cast("Any", type(value)))]
     if isinstance(value, (tuple, list)):
-        return [plain(item) for item in value]
+        return [to_plain(item) for item in value]
     if isinstance(value, dict):
-        return [[plain(key), plain(item)] for key, item in value.items()]
+        return [[to_plain(key), to_plain(item)] for key, item in value.items()]
     if isinstance(value, AccessList):
-        return plain(value.rules)
+        return to_plain(value.rules)
     if isinstance(value, Networks):
         return [str(network) for network in value.networks]
     return str(value)  # a network
 
 
-def made(wanted: type[T], value: Any) -> T:
+def from_plain(wanted: type[T], value: Any) -> T:
     """The value of type `wanted`. Raises Malformed."""
     return cast("T", _maker(cast("Any", wanted))(value))
 

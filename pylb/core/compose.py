@@ -12,15 +12,15 @@ from typing import cast
 from pylb.core.address import Address, Listen
 from pylb.core.claims import Claims
 from pylb.core.loops import loop
-from pylb.core.operator_overrides import NONE, Overrides, applied
+from pylb.core.operator_overrides import NONE, Overrides, with_overrides
 from pylb.core.policy import HealthPolicy, ProxyProtocol
 from pylb.core.registration import Registration, State
-from pylb.core.static_frontends import Layout
+from pylb.core.static_rules import StaticRules
 from pylb.core.table import BACKUP, DOWN, LAST_RESORT, PROVEN, UNPROVEN, Frontend, Server, Table
 
 
 @dataclass(frozen=True, slots=True)
-class Sight:
+class ServerStates:
     """What is known about the servers: which have ever answered, which are down at which frontend or have passed its check
     there, and what the operator set."""
 
@@ -30,34 +30,36 @@ class Sight:
     overrides: Overrides = field(default_factory=lambda: NONE)  # what the operator set
 
 
-def every_listen(claims: Claims, layout: Layout, base: Table) -> list[Listen]:
+def all_listens(claims: Claims, static_rules: StaticRules, base: Table) -> list[Listen]:
     """All that the next table may have, and all that `base` has."""
-    return list({**layout.statics, **dict.fromkeys(claims.holders), **dict.fromkeys(base.frontends)})
+    return list({**static_rules.frontends, **dict.fromkeys(claims.holders), **dict.fromkeys(base.frontends)})
 
 
-def composed(base: Table, made: Mapping[Listen, Frontend | None]) -> Table:
+def compose_table(base: Table, made: Mapping[Listen, Frontend | None]) -> Table:
     """`base` with these frontends, or `base` itself if they equal its own. None: nobody has that frontend."""
     edits = {listen: one for listen, one in made.items() if one != base.frontends.get(listen)}
     return base.edited(base.generation + 1, edits) if edits else base
 
 
-def frontend(claims: Claims, layout: Layout, sight: Sight, listen: Listen, before: Frontend | None = None) -> Frontend | None:
+def compose_frontend(
+    claims: Claims, static_rules: StaticRules, server_states: ServerStates, listen: Listen, before: Frontend | None = None
+) -> Frontend | None:
     """None: nobody has it, it is closed. A static frontend may be without servers.
 
     Objects that equal those of `before` are reused, so that a comparison looks only at what differs.
     """
-    static = layout.statics.get(listen)
+    static = static_rules.frontends.get(listen)
     held = [claims.registrations[key] for key in claims.holders.get(listen, ())]
     if static is None and not held:
         return None
-    name = static.name if static else layout.label(held[0].name, listen.port)
+    name = static.name if static else static_rules.label(held[0].name, listen.port)
     found: dict[Address, Server] = {}
-    for offer in _offers(claims, layout, held, sight, listen):
+    for offer in _offers(claims, static_rules, held, server_states, listen):
         known = found.get(offer.address)
         if known is None or offer.rank < known.rank:
             found[offer.address] = offer
-    policy = layout.policy(listen)
-    servers = _trusted([_seen(server, sight, listen, policy.health) for server in found.values()], sight)
+    policy = static_rules.policy(listen)
+    servers = _trusted([_seen(server, server_states, listen, policy.health) for server in found.values()], server_states)
     return _unchanged(before, Frontend(name, listen, policy, tuple(_distinct(servers))))
 
 
@@ -71,17 +73,19 @@ def _unchanged(before: Frontend | None, after: Frontend) -> Frontend:
     return before if after == before else after
 
 
-def _offers(claims: Claims, layout: Layout, held: list[Registration], sight: Sight, listen: Listen) -> Iterator[Server]:
+def _offers(
+    claims: Claims, static_rules: StaticRules, held: list[Registration], server_states: ServerStates, listen: Listen
+) -> Iterator[Server]:
     """One per holder of a server. Among equals the first one counts: static lines, then the newest registration.
 
     A target that has become pylb itself since it was accepted (because this machine got a new address) is left out: one
     session sent there would use up all connections.
     """
-    static, policy = layout.statics.get(listen), layout.policy(listen)
+    static, policy = static_rules.frontends.get(listen), static_rules.policy(listen)
     for line in static.servers if static else ():
         rank = BACKUP if line.backup else PROVEN
-        address = cast("Address", line.address)  # a layout has no host names
-        if layout.comes_back(address, claims.holders):
+        address = cast("Address", line.address)  # StaticRules has no host names
+        if static_rules.comes_back(address, claims.holders):
             continue
         yield Server(
             line.name or str(address),
@@ -93,11 +97,11 @@ def _offers(claims: Claims, layout: Layout, held: list[Registration], sight: Sig
             backup=line.backup,
             health=line.health.over(policy.health),
         )
-    held = [one for one in held if not layout.is_here(one.ip) or loop(claims, layout, one, listen) is None]
+    held = [one for one in held if not static_rules.is_here(one.ip) or loop(claims, static_rules, one, listen) is None]
     for one in reversed(held):
         item = one.wanted[one.places.index(listen)]
         address = one.address(item)
-        rank = UNPROVEN if address not in sight.proven else PROVEN
+        rank = UNPROVEN if address not in server_states.proven else PROVEN
         if one.state is not State.FRESH:
             rank = LAST_RESORT
         elif item.backup:
@@ -107,8 +111,8 @@ def _offers(claims: Claims, layout: Layout, held: list[Registration], sight: Sig
         yield Server(one.label, address, item.weight, rank, send, backup=item.backup, health=health)
     for one in held:
         for old in one.displaced:
-            waits = one.address(one.wanted[one.places.index(listen)]) not in sight.proven
-            if waits and old.listen == listen and not layout.comes_back(old.address, claims.holders):
+            waits = one.address(one.wanted[one.places.index(listen)]) not in server_states.proven
+            if waits and old.listen == listen and not static_rules.comes_back(old.address, claims.holders):
                 send = _send(old.send_proxy, policy.send_proxy)
                 yield Server(old.server, old.address, old.weight, PROVEN, send, health=old.health.over(policy.health))
 
@@ -117,20 +121,20 @@ def _send(wanted: ProxyProtocol | None, default: ProxyProtocol) -> ProxyProtocol
     return default if wanted is None else wanted
 
 
-def _seen(server: Server, sight: Sight, listen: Listen, health: HealthPolicy) -> Server:
+def _seen(server: Server, server_states: ServerStates, listen: Listen, health: HealthPolicy) -> Server:
     place = (listen, server.address)
-    if place in sight.down or ((server.health or health).refuses and place not in sight.passed):
+    if place in server_states.down or ((server.health or health).refuses and place not in server_states.passed):
         server = replace(server, rank=DOWN)
-    return applied(server, listen, sight.overrides)
+    return with_overrides(server, listen, server_states.overrides)
 
 
-def _trusted(servers: list[Server], sight: Sight) -> list[Server]:
+def _trusted(servers: list[Server], server_states: ServerStates) -> list[Server]:
     """A fresh server that has not answered yet does not displace a proven one that is stale or draining."""
     ranks = {server.rank for server in servers}
     if UNPROVEN not in ranks or PROVEN in ranks:
         return servers
     return [
-        replace(server, rank=PROVEN) if server.rank == LAST_RESORT and server.address in sight.proven else server
+        replace(server, rank=PROVEN) if server.rank == LAST_RESORT and server.address in server_states.proven else server
         for server in servers
     ]
 

@@ -13,18 +13,18 @@ from pylb.core.address import Listen
 from pylb.core.claims import Claims
 from pylb.core.errors import Code, Refused
 from pylb.core.registration import Key, Registration, State
-from pylb.core.static_frontends import Layout
+from pylb.core.static_rules import StaticRules
 
 
 @dataclass(frozen=True, slots=True)
-class Contest:
+class YieldPolicy:
     """What the holder of a port is asked when another registration wants it."""
 
     yields: Callable[[Registration], bool] = lambda _one: False  # is it dead for so long that it gives way?
-    words: Callable[[Registration], str] = lambda _one: ""  # since when it holds the port and until when, for a refusal
+    describe: Callable[[Registration], str] = lambda _one: ""  # since when it holds the port and until when, for a refusal
 
 
-CONTEST = Contest()
+NEVER_YIELDS = YieldPolicy()
 
 
 def native_of_token(claims: Claims, wanted: Registration) -> Registration | None:
@@ -34,31 +34,33 @@ def native_of_token(claims: Claims, wanted: Registration) -> Registration | None
 
 
 def conflicts(
-    claims: Claims, layout: Layout, wanted: Registration, contest: Contest, *, takeover: bool
+    claims: Claims, static_rules: StaticRules, wanted: Registration, yield_policy: YieldPolicy, *, takeover: bool
 ) -> Mapping[Key, frozenset[Listen]]:
     """Who has to leave which ports for `wanted`. Raises Refused if a holder may stay.
 
-    A fresh registration always stays, whatever the contest says: its call may have come since.
+    A fresh registration always stays, whatever `yield_policy` says: its call may have come since.
     """
     leaving: dict[Key, frozenset[Listen]] = {}
     for listen in wanted.places:
-        for key in _in_the_way(claims, layout, wanted.key, listen):
+        for key in _in_the_way(claims, static_rules, wanted.key, listen):
             held = claims.registrations[key]
             of_own_token = key.is_legacy and key.token == wanted.key.token
-            if not (of_own_token or takeover or (held.state is not State.FRESH and contest.yields(held))):
+            if not (of_own_token or takeover or (held.state is not State.FRESH and yield_policy.yields(held))):
                 hint = f"use another port, ask its owner, `pylb release {listen.port}`, or give the token `takeover: true`"
-                raise Refused(Code.PORT_OWNED, f"port {listen.port} is owned by {held.owner}{contest.words(held)}", hint)
+                raise Refused(
+                    Code.PORT_OWNED, f"port {listen.port} is owned by {held.owner}{yield_policy.describe(held)}", hint
+                )
             leaving[key] = leaving.get(key, frozenset()) | {listen}
     return leaving
 
 
-def _in_the_way(claims: Claims, layout: Layout, wanted: Key, listen: Listen) -> Iterator[Key]:
+def _in_the_way(claims: Claims, static_rules: StaticRules, wanted: Key, listen: Listen) -> Iterator[Key]:
     """The holders that cannot share the listen with `wanted`."""
     holders = claims.holders.get(listen, ())
-    if not layout.joined_by_any(listen) and holders and _share(holders[0], wanted):
+    if not static_rules.joined_by_any(listen) and holders and _share(holders[0], wanted):
         return  # all holders of such a frontend have one owner: if the first may share it, the others may
     for key in holders:
-        if key != wanted and not (_share(key, wanted) or (layout.joined_by_any(listen) and _may_join(key, wanted))):
+        if key != wanted and not (_share(key, wanted) or (static_rules.joined_by_any(listen) and _may_join(key, wanted))):
             yield key
 
 
@@ -74,7 +76,7 @@ def _may_join(held: Key, wanted: Key) -> bool:
 
 def check_bounds(
     claims: Claims,
-    layout: Layout,
+    static_rules: StaticRules,
     before: Registration | None,
     after: Registration,
     evicted: Mapping[Key, AbstractSet[Listen]],
@@ -83,11 +85,11 @@ def check_bounds(
 
     Existing registrations stay, whatever the bounds are now.
     """
-    bounds, had = layout.rules.bounds, before.places if before is not None else ()
+    bounds, had = static_rules.rules.bounds, before.places if before is not None else ()
     for listen in after.places:
         if listen in had:
             continue
-        static = layout.statics.get(listen)
+        static = static_rules.frontends.get(listen)
         servers = 1 + sum(listen not in evicted.get(key, ()) for key in claims.holders.get(listen, ()))
         if servers + (len(static.servers) if static else 0) > bounds.servers_per_frontend:
             detail = f"port {listen.port} may have {bounds.servers_per_frontend} servers (bounds.servers_per_frontend)"

@@ -143,7 +143,7 @@ YES = "yes"
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
+class HealthStats:
     """The results of a server's checks since it is known; for people and dashboards, nothing is decided by it."""
 
     changed_at: float = 0.0  # monotonic; when it last went down or came back, or was first known
@@ -154,16 +154,16 @@ class Record:
     seconds: float = 0.0  # the time that check took
 
 
-UNRECORDED = Record()
+UNRECORDED = HealthStats()
 
 
-def checked(record: Record, found: str, seconds: float) -> Record:
+def checked(record: HealthStats, found: str, seconds: float) -> HealthStats:
     """The record after a check."""
     failed = found != YES and found not in OURS
     return replace(record, failures=record.failures + failed, found=found, seconds=seconds)
 
 
-def turned(record: Record, now: float, *, down: bool) -> Record:
+def turned(record: HealthStats, now: float, *, down: bool) -> HealthStats:
     """The record after the server went down or came back."""
     if down:
         return replace(record, downs=record.downs + 1, changed_at=now)
@@ -171,7 +171,7 @@ def turned(record: Record, now: float, *, down: bool) -> Record:
 
 
 @dataclass(frozen=True, slots=True)
-class Proof:
+class Reachability:
     """The result of dialling an address: "yes", "refused", "timeout" or "unreachable".
 
     "resource" if pylb could not dial because it lacked something itself, "unknown" if nobody has tried.
@@ -191,20 +191,20 @@ class Proof:
         return HINTS.get(self.found, "")
 
 
-PROVEN = Proof(YES)
+PROVEN = Reachability(YES)
 
 
-def unproven(now: float) -> Proof:
+def unproven(now: float) -> Reachability:
     """The proof of an address that was never dialled: to be dialled now."""
-    return Proof("unknown", 0.0, now)
+    return Reachability("unknown", 0.0, now)
 
 
-def prove(before: Proof | None, found: str, policy: HealthPolicy, now: float, *, jitter: float) -> Proof:
+def prove(before: Reachability | None, found: str, policy: HealthPolicy, now: float, *, jitter: float) -> Reachability:
     """The proof after a dial. An address that has answered once stays proven: from then on health takes care of it."""
     if found == YES or before == PROVEN:
         return PROVEN
     wait = _wait(before.wait if before else 0.0, policy.interval, policy.max_interval, found)
-    return Proof(found, wait, now + wait * jitter)
+    return Reachability(found, wait, now + wait * jitter)
 
 
 _SAID = {YES: YES, "refused": "refused", "timeout": "timeout", "unreachable": "refused"}

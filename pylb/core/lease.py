@@ -59,7 +59,7 @@ def at_least_a_ttl(lease: Lease, now: float) -> Lease:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict(Generic[K]):
+class LapseVerdict(Generic[K]):
     """The result of `judge`. `grace`: those that get a whole TTL again, because a mass lapse is over."""
 
     lapsed: tuple[K, ...] = ()
@@ -68,7 +68,7 @@ class Verdict(Generic[K]):
     preserving: bool = False
 
 
-def judge(silent: Collection[K], recent: Collection[K], fresh: int, *, preserving: bool) -> Verdict[K]:
+def judge(silent: Collection[K], recent: Collection[K], fresh: int, *, preserving: bool) -> LapseVerdict[K]:
     """Which leases to demote now. `preserving`: the last verdict was a mass lapse.
 
     `fresh` counts the leases that can end and are not stale; `silent` are those of them that are over. `recent` are stale
@@ -78,10 +78,10 @@ def judge(silent: Collection[K], recent: Collection[K], fresh: int, *, preservin
     """
     count = len(silent) + len(recent)
     if count >= MASS and 2 * count > fresh + len(recent):
-        return Verdict(revived=tuple(recent), preserving=True)
+        return LapseVerdict(revived=tuple(recent), preserving=True)
     if preserving:
-        return Verdict(grace=tuple(silent))
-    return Verdict(lapsed=tuple(silent))
+        return LapseVerdict(grace=tuple(silent))
+    return LapseVerdict(lapsed=tuple(silent))
 
 
 def lapsed_within_its_ttl(lease: Lease, now: float) -> bool:

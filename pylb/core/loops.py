@@ -7,56 +7,56 @@ from pylb.core.address import Address, Listen
 from pylb.core.claims import LOOPBACK, Claims
 from pylb.core.errors import Code, Refused
 from pylb.core.registration import Key, Registration
-from pylb.core.static_frontends import Layout
+from pylb.core.static_rules import StaticRules
 
 
-def check_no_loop(claims: Claims, layout: Layout, one: Registration) -> None:
+def check_no_loop(claims: Claims, static_rules: StaticRules, one: Registration) -> None:
     """It may not make pylb dial one of its own ports. Raises Refused."""
-    if (found := loop(claims, layout, one)) is not None:
+    if (found := loop(claims, static_rules, one)) is not None:
         raise Refused(Code.TARGET_REFUSED, found, "aim at the node, not at the load balancer")
 
 
-def loop(claims: Claims, layout: Layout, one: Registration, at: Listen | None = None) -> str | None:
+def loop(claims: Claims, static_rules: StaticRules, one: Registration, at: Listen | None = None) -> str | None:
     """Why a registration (or its server `at` one of its listens) would make pylb connect to itself, or None.
 
     Its own ports count, whether they are open or not.
     """
-    if not layout.is_here(one.ip):
+    if not static_rules.is_here(one.ip):
         return None
     for item, place in zip(one.wanted, one.places, strict=True):
-        for name, port in item.dialled(layout.policy(place).health.check) if at in (None, place) else ():
-            if port in layout.own_ports or port in claims.ports or any(port == other.port for other in one.places):
+        for name, port in item.dialled(static_rules.policy(place).health.check) if at in (None, place) else ():
+            if port in static_rules.own_ports or port in claims.ports or any(port == other.port for other in one.places):
                 sent = f"port {item.port} would be sent in a loop" if name == "target_port" else "no server would be asked"
                 return f"{Address(one.ip, port)} ({name}) is pylb itself: {sent}"
     return None
 
 
-def loops(claims: Claims, layout: Layout) -> dict[Key, str]:
+def loops(claims: Claims, static_rules: StaticRules) -> dict[Key, str]:
     """Registrations that aim at pylb itself, and why: their address has become ours since they called, or a static frontend was
     added. compose.py leaves their servers out."""
-    ports = layout.own_ports.union(listens[0].port for listens in claims.ports.in_any_order())
-    if not _is_aimed_at(claims, layout, ports) and ports.isdisjoint(layout.check_ports):
+    ports = static_rules.own_ports.union(listens[0].port for listens in claims.ports.in_any_order())
+    if not _is_aimed_at(claims, static_rules, ports) and ports.isdisjoint(static_rules.check_ports):
         return {}  # nearly always: saves a look at each of them
-    found = ((key, loop(claims, layout, one)) for key, one in claims.registrations.items())
+    found = ((key, loop(claims, static_rules, one)) for key, one in claims.registrations.items())
     return {key: why for key, why in found if why is not None}
 
 
-def check_opens_no_loop(claims: Claims, layout: Layout, wanted: Registration) -> None:
+def check_opens_no_loop(claims: Claims, static_rules: StaticRules, wanted: Registration) -> None:
     """Nor may it open a port at which another registration of ours is aimed. Raises Refused."""
-    opened = {listen.port for listen in wanted.places if listen not in claims.holders and listen not in layout.statics}
-    if circle := opened & layout.aimed_here:
+    opened = {listen.port for listen in wanted.places if listen not in claims.holders and listen not in static_rules.frontends}
+    if circle := opened & static_rules.aimed_here:
         detail = f"port {min(circle)} of this machine is where a static frontend is sent: a loop"
         raise Refused(Code.TARGET_REFUSED, detail, "use another port")
-    if not _is_aimed_at(claims, layout, opened):
+    if not _is_aimed_at(claims, static_rules, opened):
         return
     for one in claims.registrations.values():  # somebody is: who?
         aims = any(port in opened for item in one.wanted for _, port in item.dialled())
-        if aims and one.key != wanted.key and layout.is_here(one.ip):
+        if aims and one.key != wanted.key and static_rules.is_here(one.ip):
             detail = f"a port of {wanted.owner} is where {one.owner} is sent, on this machine: a loop"
             raise Refused(Code.TARGET_REFUSED, detail, "use another port")
 
 
-def _is_aimed_at(claims: Claims, layout: Layout, ports: Iterable[int]) -> bool:
+def _is_aimed_at(claims: Claims, static_rules: StaticRules, ports: Iterable[int]) -> bool:
     """Is a registration aimed at one of these ports of this machine?"""
-    here = (LOOPBACK, *layout.own_ips)
+    here = (LOOPBACK, *static_rules.own_ips)
     return any(Address(ip, port) in claims.sent_to for port in ports for ip in here)

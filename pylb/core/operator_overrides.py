@@ -12,7 +12,7 @@ from pylb.core.address import Address, Listen
 from pylb.core.claims import Claims
 from pylb.core.errors import Code, Refused
 from pylb.core.policy import AdminState
-from pylb.core.static_frontends import Layout
+from pylb.core.static_rules import StaticRules
 from pylb.core.table import OUT, Frontend, Server, Table
 
 
@@ -25,13 +25,13 @@ class Override:
 
 
 Place = tuple[Listen, Address]
-Whom = Place | str  # a frontend's server, or a node's IP
-Overrides = Mapping[Whom, Override]
+OverrideTarget = Place | str  # a frontend's server, or a node's IP
+Overrides = Mapping[OverrideTarget, Override]
 NONE: Overrides = MappingProxyType({})
 _AS_IT_IS = Override()
 
 
-def applied(server: Server, listen: Listen, overrides: Overrides) -> Server:
+def with_overrides(server: Server, listen: Listen, overrides: Overrides) -> Server:
     """The server as the table shows it."""
     if not overrides:
         return server
@@ -45,11 +45,11 @@ def applied(server: Server, listen: Listen, overrides: Overrides) -> Server:
 
 
 def changed(
-    overrides: Overrides, whom: Iterable[Whom], until: float | None = None, **said: AdminState | int | bool | None
+    overrides: Overrides, targets: Iterable[OverrideTarget], until: float | None = None, **said: AdminState | int | bool | None
 ) -> Overrides:
     """With these settings changed; an override that sets nothing any more is removed."""
     found = dict(overrides)
-    for one in whom:
+    for one in targets:
         after = replace(found.get(one, _AS_IT_IS), until=until, **said)  # type: ignore[arg-type]
         if replace(after, until=None) == _AS_IT_IS:
             found.pop(one, None)
@@ -58,26 +58,26 @@ def changed(
     return MappingProxyType(found)
 
 
-def kept(overrides: Overrides, claims: Claims, layout: Layout) -> Overrides:
+def still_valid(overrides: Overrides, claims: Claims, static_rules: StaticRules) -> Overrides:
     """Overrides for nodes, and for servers that still exist; the same mapping if none ends."""
-    gone = [one for one in overrides if not isinstance(one, str) and not _is_there(one, claims, layout)]
+    gone = [one for one in overrides if not isinstance(one, str) and not _is_there(one, claims, static_rules)]
     return without(overrides, gone) if gone else overrides
 
 
-def ended(overrides: Overrides, now: float) -> tuple[Whom, ...]:
+def ended(overrides: Overrides, now: float) -> tuple[OverrideTarget, ...]:
     """Whose time is over, by the unix time."""
-    return tuple(whom for whom, one in overrides.items() if one.until is not None and one.until <= now)
+    return tuple(target for target, one in overrides.items() if one.until is not None and one.until <= now)
 
 
-def without(overrides: Overrides, whom: Iterable[Whom]) -> Overrides:
-    gone = set(whom)
+def without(overrides: Overrides, targets: Iterable[OverrideTarget]) -> Overrides:
+    gone = set(targets)
     return MappingProxyType({one: override for one, override in overrides.items() if one not in gone})
 
 
-def _is_there(place: Place, claims: Claims, layout: Layout) -> bool:
+def _is_there(place: Place, claims: Claims, static_rules: StaticRules) -> bool:
     """A server from the config stays, even while its host name resolves to another address."""
     listen, address = place
-    if listen in layout.statics:
+    if listen in static_rules.frontends:
         return True
     held = (claims.registrations[key] for key in claims.holders.get(listen, ()))
     return any(
@@ -86,12 +86,12 @@ def _is_there(place: Place, claims: Claims, layout: Layout) -> bool:
     )
 
 
-def hit(table: Table, whom: Whom) -> list[tuple[Frontend, Server]]:
+def affected(table: Table, target: OverrideTarget) -> list[tuple[Frontend, Server]]:
     """The servers that an override affects now."""
-    if isinstance(whom, str):
-        return [(one, other) for one in table.frontends.values() for other in one.servers if other.address.ip == whom]
-    one = table.frontends.get(whom[0])
-    return [] if one is None else [(one, other) for other in one.servers if other.address == whom[1]]
+    if isinstance(target, str):
+        return [(one, other) for one in table.frontends.values() for other in one.servers if other.address.ip == target]
+    one = table.frontends.get(target[0])
+    return [] if one is None else [(one, other) for other in one.servers if other.address == target[1]]
 
 
 def find(table: Table, target: str) -> list[tuple[Frontend, Server]]:

@@ -10,11 +10,11 @@ from dataclasses import dataclass, field, replace
 
 from pylb.core.address import Address, Listen
 from pylb.core.claims import Claims, owner_of
-from pylb.core.conflicts import CONTEST, Contest, check_bounds, conflicts, native_of_token
+from pylb.core.conflicts import NEVER_YIELDS, YieldPolicy, check_bounds, conflicts, native_of_token
 from pylb.core.errors import Code, Refused
 from pylb.core.loops import check_no_loop, check_opens_no_loop, loops
-from pylb.core.registration import Displaced, Key, Registration, State
-from pylb.core.static_frontends import Layout
+from pylb.core.registration import DisplacedServer, Key, Registration, State
+from pylb.core.static_rules import StaticRules
 
 STEP = 25  # registrations that one step of `adopting` or `readmitting` judges anew: 1 to 2 ms
 
@@ -31,17 +31,23 @@ class Change:
     removed: tuple[Key, ...] = ()  # registrations that are no longer there
     evicted: Mapping[Key, AbstractSet[Listen]] = field(default_factory=dict)  # who had to leave which ports for the caller
     note: str = ""
-    registered: Registration | None = None  # whom a call was about, as it is now
+    registered: Registration | None = None  # the one that a call was about, as it is now
 
 
 Proven = Container[Address]
 
 
 def announce(
-    claims: Claims, layout: Layout, wanted: Registration, *, takeover: bool, proven: Proven, contest: Contest = CONTEST
+    claims: Claims,
+    static_rules: StaticRules,
+    wanted: Registration,
+    *,
+    takeover: bool,
+    proven: Proven,
+    yield_policy: YieldPolicy = NEVER_YIELDS,
 ) -> Change:
     """A native call, or a legacy add (with a legacy key): `wanted` has no places yet. Raises Refused."""
-    admitted = admit(claims, layout, wanted, takeover=takeover, contest=contest)
+    admitted = admit(claims, static_rules, wanted, takeover=takeover, yield_policy=yield_policy)
     if isinstance(admitted, Change):
         return admitted
     before, after, evicted = admitted
@@ -66,7 +72,7 @@ Admitted = tuple[Registration | None, Registration, Mapping[Key, frozenset[Liste
 
 
 def admit(
-    claims: Claims, layout: Layout, wanted: Registration, *, takeover: bool, contest: Contest = CONTEST
+    claims: Claims, static_rules: StaticRules, wanted: Registration, *, takeover: bool, yield_policy: YieldPolicy = NEVER_YIELDS
 ) -> Admitted | Change:
     """What `announce` would refuse, without the picture that it would make. A Change: there is nothing to register.
 
@@ -78,12 +84,12 @@ def admit(
         return Change(claims, "superseded", note=note, registered=before)
     if before is None and wanted.state is State.DRAINING:
         return Change(claims, "unchanged", note="nothing is registered under this name: a goodbye opens nothing")
-    places = tuple(layout.place(item.port, wanted) for item in wanted.wanted)
+    places = tuple(static_rules.place(item.port, wanted) for item in wanted.wanted)
     after = replace(wanted, places=places, displaced=(), since=before.since if before else wanted.since)
-    evicted = conflicts(claims, layout, after, contest, takeover=takeover)
-    check_no_loop(claims, layout, after)
-    check_opens_no_loop(claims, layout, after)
-    check_bounds(claims, layout, before, after, evicted)
+    evicted = conflicts(claims, static_rules, after, yield_policy, takeover=takeover)
+    check_no_loop(claims, static_rules, after)
+    check_opens_no_loop(claims, static_rules, after)
+    check_bounds(claims, static_rules, before, after, evicted)
     return before, after, evicted
 
 
@@ -143,15 +149,15 @@ def give_up(claims: Claims, keys: Iterable[Key]) -> Change:
     return Change(claims.edited(edits), "updated", frozenset(place for one in waiting for place in one.places))
 
 
-def adopting(claims: Claims, layout: Layout, looped: Container[Key] = ()) -> Generator[None, None, Change]:
+def adopting(claims: Claims, static_rules: StaticRules, looped: Container[Key] = ()) -> Generator[None, None, Change]:
     """All registrations under new rules, in steps: ports that became static adopt theirs. Raises Refused, naming the owner.
 
     `looped`: those that aim at pylb itself already and are out of service; others must not begin to.
-    It says nothing of what is `opened`: the ports of a reload are those of its layout.
+    It says nothing of what is `opened`: the ports of a reload are those of its static frontends.
     """
-    fresh, refusals = yield from readmitting(claims.registrations.values(), layout)
+    fresh, refusals = yield from readmitting(claims.registrations.values(), static_rules)
     yield
-    for key, why in loops(fresh, layout).items():
+    for key, why in loops(fresh, static_rules).items():
         if key not in looped:
             refusals.append(Refused(Code.TARGET_REFUSED, f"{fresh.registrations[key].owner}: {why}"))
     if refusals:
@@ -161,7 +167,9 @@ def adopting(claims: Claims, layout: Layout, looped: Container[Key] = ()) -> Gen
     return Change(fresh, "updated", frozenset(fresh.holders) | frozenset(claims.holders))
 
 
-def readmitting(registrations: Iterable[Registration], layout: Layout) -> Generator[None, None, tuple[Claims, list[Refused]]]:
+def readmitting(
+    registrations: Iterable[Registration], static_rules: StaticRules
+) -> Generator[None, None, tuple[Claims, list[Refused]]]:
     """A picture made from nothing, in steps: after a restart, or under new rules. What no longer fits is left out."""
     everyone = tuple(registrations)
     yield  # ten thousand take a millisecond to be put in order
@@ -171,7 +179,7 @@ def readmitting(registrations: Iterable[Registration], layout: Layout) -> Genera
             kept = []
             for item in one.wanted:
                 try:
-                    kept.append((item, _readmitted(claims, layout, replace(one, wanted=(item,)))))
+                    kept.append((item, _readmitted(claims, static_rules, replace(one, wanted=(item,)))))
                 except Refused as refused:
                     refusals.append(Refused(refused.code, f"{one.owner}: {refused.detail}", refused.hint))
             if kept:
@@ -185,10 +193,10 @@ def readmitting(registrations: Iterable[Registration], layout: Layout) -> Genera
     return claims, refusals
 
 
-def _readmitted(claims: Claims, layout: Layout, one: Registration) -> Listen:
+def _readmitted(claims: Claims, static_rules: StaticRules, one: Registration) -> Listen:
     """The place of its only frontend. Raises Refused."""
-    listen = layout.place(one.wanted[0].port, one)
-    for key in conflicts(claims, layout, replace(one, places=(listen,)), CONTEST, takeover=False):
+    listen = static_rules.place(one.wanted[0].port, one)
+    for key in conflicts(claims, static_rules, replace(one, places=(listen,)), NEVER_YIELDS, takeover=False):
         raise Refused(Code.PORT_OWNED, f"port {listen.port} is owned by {claims.registrations[key].owner}")
     return listen
 
@@ -229,13 +237,13 @@ def _displaced(
     after: Registration,
     evicted: Mapping[Key, frozenset[Listen]],
     proven: Proven,
-) -> tuple[Displaced, ...]:
+) -> tuple[DisplacedServer, ...]:
     """The proven servers that `after` replaces on its ports, and those that it had replaced already."""
     left = [(before, frozenset(before.places))] if before else []
     left += [(claims.registrations[key], places) for key, places in evicted.items()]
     found = [old for one, _ in left for old in one.displaced]
     found += [
-        Displaced(place, one.label, one.address(item), item.send_proxy, item.weight, item.health)
+        DisplacedServer(place, one.label, one.address(item), item.send_proxy, item.weight, item.health)
         for one, places in left
         for item, place in zip(one.wanted, one.places, strict=True)
         if place in places and one.address(item) in proven
@@ -243,7 +251,7 @@ def _displaced(
     return _still_needed(after, tuple(dict.fromkeys(found)), proven)
 
 
-def _still_needed(one: Registration, displaced: tuple[Displaced, ...], proven: Proven) -> tuple[Displaced, ...]:
+def _still_needed(one: Registration, displaced: tuple[DisplacedServer, ...], proven: Proven) -> tuple[DisplacedServer, ...]:
     """Only an address that changed is worth a fallback: behind another target port is another application."""
     now = {place: one.address(item) for place, item in zip(one.places, one.wanted, strict=True)}
     return tuple(
@@ -256,6 +264,6 @@ def _still_needed(one: Registration, displaced: tuple[Displaced, ...], proven: P
     )
 
 
-def _moved_along(one: Registration, places: Mapping[int, Listen]) -> tuple[Displaced, ...]:
+def _moved_along(one: Registration, places: Mapping[int, Listen]) -> tuple[DisplacedServer, ...]:
     """The displaced servers on where their port listens now; those of a port that was left out are gone."""
     return tuple(replace(old, listen=places[old.listen.port]) for old in one.displaced if old.listen.port in places)

@@ -137,7 +137,7 @@ class HealthPolicy:
 
 
 @dataclass(frozen=True, slots=True)
-class OwnHealth:
+class HealthOverride:
     """What one server specifies for its own health; None: as its frontend specifies."""
 
     check: Check | None = None
@@ -160,7 +160,7 @@ class OwnHealth:
         )
 
 
-UNSAID = OwnHealth()
+UNSAID = HealthOverride()
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +175,7 @@ class CallLimits:
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class SourceLimits:
     """0: no limit (of `source_share` 100). A source is an IPv4 address, or an IPv6 network of `ipv6_prefix` bits."""
 
     rate: int = 0  # new connections per second of a frontend; more wait in its backlog
@@ -222,7 +222,7 @@ class Policy:
     pass_tlvs: bool = False  # pass the TLVs of incoming v2 headers on in those that are sent
     accept_proxy: ProxyAccept = ProxyAccept()
     access: AccessList = EVERYBODY
-    limits: Limits = Limits()
+    limits: SourceLimits = SourceLimits()
     source_addresses: tuple[str, ...] = ()  # IPs that servers are dialled from; (): the kernel chooses
 
 
@@ -230,17 +230,17 @@ class Policy:
 class StaticServer:
     """A server from the config."""
 
-    address: Address | HostPort  # in a Layout's frontends: always an Address
+    address: Address | HostPort  # in StaticRules: always an Address
     weight: int = 1
     backup: bool = False
     max_connections: int = 0  # 0: no limit
     name: str = ""  # its label; "": its address
-    health: OwnHealth = UNSAID
+    health: HealthOverride = UNSAID
     resolve: Family = Family.ANY  # of a host name
-    of_host: str = ""  # in a Layout: the host name and port that its address was resolved from
+    of_host: str = ""  # in StaticRules: the host name and port that its address was resolved from
 
 
-class Joining(StrEnum):
+class JoinRule(StrEnum):
     """Which registrations may join a static frontend: `registrations` of the config."""
 
     NAME = "name"  # those with its name
@@ -254,7 +254,7 @@ class StaticFrontend:
     listen: Listen
     servers: tuple[StaticServer, ...] = ()
     policy: Policy = Policy()
-    joining: Joining = Joining.NAME
+    joining: JoinRule = JoinRule.NAME
 
 
 @dataclass(frozen=True, slots=True)

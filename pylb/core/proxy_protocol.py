@@ -34,7 +34,7 @@ class BadHeader(ValueError):  # noqa: N818 - caused by the peer
 
 
 @dataclass(frozen=True, slots=True)
-class Received:
+class ParsedHeader:
     """A complete header. Without addresses (UNKNOWN, LOCAL, not TCP) those of the connection itself apply."""
 
     size: int  # bytes
@@ -97,7 +97,7 @@ def local_header(version: ProxyProtocol) -> bytes:
     return b"PROXY UNKNOWN\r\n" if version is ProxyProtocol.V1 else b""
 
 
-def parse(data: bytes) -> Received | None:
+def parse(data: bytes) -> ParsedHeader | None:
     """The header that `data` begins with; None while it is incomplete. Raises BadHeader as soon as it cannot be one."""
     if data[: len(SIGNATURE)] == SIGNATURE[: len(data)]:
         return _parse_v2(data)
@@ -106,7 +106,7 @@ def parse(data: bytes) -> Received | None:
     raise BadHeader("neither of the two signatures")
 
 
-def _parse_v1(data: bytes) -> Received | None:
+def _parse_v1(data: bytes) -> ParsedHeader | None:
     line, end, _ = data[:_LINE].partition(b"\r\n")
     if not end:
         if len(data) >= _LINE:
@@ -115,7 +115,7 @@ def _parse_v1(data: bytes) -> Received | None:
     size = len(line) + 2
     words = line.split(b" ")
     if words[1:2] == [b"UNKNOWN"]:
-        return Received(size)  # the receiver must ignore the rest of the line (2.1)
+        return ParsedHeader(size)  # the receiver must ignore the rest of the line (2.1)
     if len(words) != 6 or words[1] not in (b"TCP4", b"TCP6"):
         raise BadHeader("not PROXY, TCP4 or TCP6, two addresses and two ports, one space between each")
     version = IPv4Address if words[1] == b"TCP4" else IPv6Address
@@ -126,7 +126,7 @@ def _parse_v1(data: bytes) -> Received | None:
         local = parse_ip(str(ip_address(words[3].decode("ascii"))))
     except ValueError:  # AddressValueError, UnicodeDecodeError, and parse_ip's for a zone ("fe80::1%eth0")
         raise BadHeader("not a client address of the family and the address that it connected to") from None
-    return Received(size, Address(client, _port(words[4])), Address(local, _port(words[5])))
+    return ParsedHeader(size, Address(client, _port(words[4])), Address(local, _port(words[5])))
 
 
 def _port(word: bytes) -> int:
@@ -136,7 +136,7 @@ def _port(word: bytes) -> int:
     return int(word)
 
 
-def _parse_v2(data: bytes) -> Received | None:
+def _parse_v2(data: bytes) -> ParsedHeader | None:
     command, family = data[12:13], data[13:14]
     if command not in (b"", _LOCAL, _PROXY):
         raise BadHeader("not version 2, or neither LOCAL nor PROXY")
@@ -153,12 +153,12 @@ def _parse_v2(data: bytes) -> Received | None:
         raise BadHeader("too short for its addresses")
     if command == _LOCAL or family not in (_TCP4, _TCP6):
         # LOCAL: skip the rest, whatever it is. Others: not TCP, the connection's own addresses apply (2.2).
-        return Received(size)
+        return ParsedHeader(size)
     tlvs, others = _tlvs(data[:size], 16 + addresses)
     width = 4 if family == _TCP4 else 16
     client, local = (parse_ip(str(ip_address(ip))) for ip in (body[:width], body[width : 2 * width]))
     ports = body[2 * width : addresses]
-    return Received(
+    return ParsedHeader(
         size,
         Address(client, int.from_bytes(ports[:2], "big")),
         Address(local, int.from_bytes(ports[2:], "big")),

@@ -6,19 +6,19 @@ A source is an IPv4 address or an IPv6 network: one customer has a /64 and can u
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 
-from pylb.core.policy import Limits
+from pylb.core.policy import SourceLimits
 
 MOST_SOURCES = 65_536  # remembered for the rate, per frontend: at most about 10 MiB
 
 
-class Sources:
+class SourceLimiter:
     """The current connections and the new ones per second of each source of a frontend.
 
     The rate is a generic cell rate algorithm (ITU-T I.371): one number per source, the time until which all that it did is paid
     for. Above MOST_SOURCES the oldest sources are forgotten, and each one when its time has passed.
     """
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: SourceLimits) -> None:
         self.limits = limits
         self.live: dict[bytes, int] = {}  # no larger than the number of connections
         # Other processes of ours: what each source has there, and what changed here since the last report to them.

@@ -51,7 +51,7 @@ class Attempt(NamedTuple):
     ms: int
 
 
-class Entry(NamedTuple):
+class RecordedSession(NamedTuple):
     """A session as it was when it ended, or as it is now. Times in seconds: whoever asks does the rounding."""
 
     record: SessionRecord
@@ -68,7 +68,7 @@ class Entry(NamedTuple):
     reason: str = ""  # the last thing that went wrong; for a refused client the label of pylb_frontend_denied_total
 
 
-class Story(NamedTuple):
+class SessionTrace(NamedTuple):
     """The same for whoever asks, also over the channel between two processes."""
 
     id: str
@@ -120,12 +120,12 @@ def ended_at(record: SessionRecord) -> float:
     return record.accepted_at + record.total_ms / 1000
 
 
-def story(entry: Entry, *, whole: bool = False) -> Story:
+def trace_of(entry: RecordedSession, *, whole: bool = False) -> SessionTrace:
     """`whole`: including the candidates."""
     by, how = ("", "")
     if entry.first is not None:
         by, how = _PARTED.get(entry.first, ("pylb", entry.first.value))
-    return Story(
+    return SessionTrace(
         session_id(entry.record.number),
         entry.record,
         entry.state,
@@ -145,7 +145,7 @@ def story(entry: Entry, *, whole: bool = False) -> Story:
     )
 
 
-def is_meant(query: Query, entry: Entry) -> bool:
+def is_meant(query: Query, entry: RecordedSession) -> bool:
     """Does an ended session match?"""
     record = entry.record
     if query.codes and record.code not in query.codes:
@@ -172,26 +172,26 @@ def _fits(query: Query, one: SessionRecord | SessionView, listen: Listen, addres
     return not query.client or in_networks(one.client.partition("%")[0], query.client)
 
 
-class Bound(NamedTuple):
+class FullSince(NamedTuple):
     code: str
     since: float
 
 
-class Reach(NamedTuple):
+class Coverage(NamedTuple):
     """How far back a recorder goes. Unix times, seconds."""
 
     began: float  # every session that ended since then was recorded
-    full: tuple[Bound, ...] = ()  # endings whose ring is full: only sessions since a later time are still there
+    full: tuple[FullSince, ...] = ()  # endings whose ring is full: only sessions since a later time are still there
 
 
-class Ended(NamedTuple):
+class SearchResult(NamedTuple):
     """The answer to a Query."""
 
-    stories: Sequence[Story]  # the newest first
-    reach: Reach
+    traces: Sequence[SessionTrace]  # the newest first
+    reach: Coverage
 
 
-def joined(reaches: Iterable[Reach], codes: Sequence[str] = ()) -> Reach:
+def joined(reaches: Iterable[Coverage], codes: Sequence[str] = ()) -> Coverage:
     """Of several recorders: the range that all of them cover. If there are `codes`, only for these."""
     began, full = 0.0, defaultdict[str, float](float)
     for one in reaches:
@@ -199,7 +199,7 @@ def joined(reaches: Iterable[Reach], codes: Sequence[str] = ()) -> Reach:
         for bound in one.full:
             if not codes or bound.code in codes:
                 full[bound.code] = max(full[bound.code], bound.since)
-    return Reach(began, tuple(Bound(code, since) for code, since in sorted(full.items()) if since > began))
+    return Coverage(began, tuple(FullSince(code, since) for code, since in sorted(full.items()) if since > began))
 
 
 class Recorder:
@@ -212,9 +212,9 @@ class Recorder:
     def __init__(self, size: int, now: float = 0.0) -> None:
         self._began = now
         self._size = size
-        self._rings: dict[str, deque[Entry]] = {}  # by code
+        self._rings: dict[str, deque[RecordedSession]] = {}  # by code
 
-    def add(self, entry: Entry) -> None:
+    def add(self, entry: RecordedSession) -> None:
         code = entry.record.code
         try:
             ring = self._rings[code]
@@ -224,12 +224,12 @@ class Recorder:
         ring.append(entry)
 
     @property
-    def reach(self) -> Reach:
+    def reach(self) -> Coverage:
         """A full ring may have lost sessions that ended before its oldest one."""
-        bounds = (Bound(code, ended_at(ring[0].record)) for code, ring in self._rings.items() if len(ring) == ring.maxlen)
-        return joined([Reach(self._began, tuple(bounds))])
+        bounds = (FullSince(code, ended_at(ring[0].record)) for code, ring in self._rings.items() if len(ring) == ring.maxlen)
+        return joined([Coverage(self._began, tuple(bounds))])
 
-    def search(self, query: Query) -> Iterator[list[Story]]:
+    def search(self, query: Query) -> Iterator[list[SessionTrace]]:
         """The sessions that match, newest first, at most query.limit; in steps, between which other work may run."""
         left = query.limit
         rings = [list(reversed(ring)) for code, ring in self._rings.items() if not query.codes or code in query.codes]
@@ -237,11 +237,11 @@ class Recorder:
         while left > 0 and (some := list(islice(newest_first, SCAN))):
             found = [entry for entry in some if is_meant(query, entry)][:left]
             left -= len(found)
-            yield [story(entry) for entry in found]
+            yield [trace_of(entry) for entry in found]
 
-    def find(self, number: int) -> Story | None:
+    def find(self, number: int) -> SessionTrace | None:
         for ring in self._rings.values():
             for entry in reversed(ring):
                 if entry.record.number == number:
-                    return story(entry, whole=True)
+                    return trace_of(entry, whole=True)
         return None

@@ -17,7 +17,7 @@ from pydantic_core import ErrorDetails
 from pylb.core.address import Address, Listen
 from pylb.core.checks import HEALTH_SCHEMA, BadCheck, parse_health
 from pylb.core.errors import Code, Refused
-from pylb.core.policy import CONNECT, UNSAID, Check, LeaseBounds, OwnHealth, ProxyProtocol
+from pylb.core.policy import CONNECT, UNSAID, Check, HealthOverride, LeaseBounds, ProxyProtocol
 from pylb.core.text import whole_number
 
 # Host and pod names (RFC 1123), plus the underscore and capitals that are in use anyway. No slash, no `@`, no leading dot:
@@ -49,7 +49,7 @@ class State(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class FrontendRequest:
     """One frontend that a registration asks for. `send_proxy` None: as the frontend's policy says."""
 
     port: int
@@ -57,7 +57,7 @@ class Wanted:
     send_proxy: ProxyProtocol | None = None
     weight: int = 1
     backup: bool = False
-    health: OwnHealth = UNSAID
+    health: HealthOverride = UNSAID
 
     def dialled(self, configured: Check = CONNECT) -> Iterator[tuple[str, int]]:
         """(field, port) of everything that pylb connects to for it. `configured`: the check of the frontend's policy."""
@@ -68,7 +68,7 @@ class Wanted:
 
 
 @dataclass(frozen=True, slots=True)
-class Displaced:
+class DisplacedServer:
     """A proven server whose replacement is not proven yet: it stays in service until the new one has answered once."""
 
     listen: Listen
@@ -76,7 +76,7 @@ class Displaced:
     address: Address
     send_proxy: ProxyProtocol | None = None
     weight: int = 1
-    health: OwnHealth = UNSAID
+    health: HealthOverride = UNSAID
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,11 +84,11 @@ class Registration:
     key: Key
     name: str  # for a legacy one the name in its call, only a description
     ip: str  # where its servers are
-    wanted: tuple[Wanted, ...]
+    wanted: tuple[FrontendRequest, ...]
     ttl: float | None = 60.0  # seconds; None: never stale. A legacy registration's is learned, see lease.py
     state: State = State.FRESH
     places: tuple[Listen, ...] = ()  # where each of `wanted` listens, by the current rules
-    displaced: tuple[Displaced, ...] = ()
+    displaced: tuple[DisplacedServer, ...] = ()
     since: float = field(default=0.0, compare=False)  # unix time at which it was first made, only shown; 0: unknown
 
     @property
@@ -102,7 +102,7 @@ class Registration:
         kind = "legacy registration" if self.key.is_legacy else "registration"
         return f"{kind} {self.name!r} of token {self.key.token!r}"
 
-    def address(self, wanted: Wanted) -> Address:
+    def address(self, wanted: FrontendRequest) -> Address:
         return Address(self.ip, wanted.target_port)
 
 
@@ -110,7 +110,7 @@ class Registration:
 class Announcement:
     """A parsed body. `address` is still text: the token decides whether it may be named."""
 
-    frontends: tuple[Wanted, ...]
+    frontends: tuple[FrontendRequest, ...]
     address: str | None = None
     ttl: float | None = 60.0
     draining: bool = False
@@ -186,16 +186,16 @@ def _seconds(ttl: int | None) -> float | None:
     return None if ttl is None else float(ttl)
 
 
-def _wanted(index: int, item: FrontendBody) -> Wanted:
+def _wanted(index: int, item: FrontendBody) -> FrontendRequest:
     send = None if item.proxy_protocol is None else ProxyProtocol(item.proxy_protocol)
     try:
         health = UNSAID if item.health is None else parse_health(item.health)
     except BadCheck as bad:
         raise Refused(Code.INVALID, f"frontends[{index}].health: {bad}", bad.hint) from None
-    return Wanted(item.port, item.target_port, send, item.weight, item.backup, health)
+    return FrontendRequest(item.port, item.target_port, send, item.weight, item.backup, health)
 
 
-def _no_port_twice(wanted: tuple[Wanted, ...]) -> None:
+def _no_port_twice(wanted: tuple[FrontendRequest, ...]) -> None:
     seen: set[int] = set()
     for index, item in enumerate(wanted):
         if item.port in seen:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from pylb.core.address import Address, Listen
-from pylb.core.persistent import Frozen
+from pylb.core.persistent_map import PersistentMap
 from pylb.core.policy import AdminState, HealthPolicy, Policy, ProxyProtocol
 
 PROVEN, UNPROVEN, BACKUP, LAST_RESORT, DOWN, OUT = range(6)
@@ -55,7 +55,7 @@ class Table:
     """`touched` is what may differ from the table it was made from, whose mark is `since`: see `diff`."""
 
     generation: int = 0
-    frontends: Frozen[Listen, Frontend] = field(default_factory=Frozen)
+    frontends: PersistentMap[Listen, Frontend] = field(default_factory=PersistentMap)
     mark: object = field(default_factory=object, compare=False, repr=False)  # identifies this table; compared by identity
     since: object = field(default=None, compare=False, repr=False)
     touched: frozenset[Listen] = field(default=frozenset(), compare=False, repr=False)
@@ -67,7 +67,7 @@ class Table:
 
 def make_table(generation: int, frontends: Mapping[Listen, Frontend]) -> Table:
     """A table that nobody can edit, not even through the mapping it was made from."""
-    return Table(generation, Frozen(frontends))
+    return Table(generation, PersistentMap(frontends))
 
 
 @dataclass(frozen=True, slots=True)

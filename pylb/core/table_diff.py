@@ -17,7 +17,7 @@ RANKS = {
 }
 
 
-class What(StrEnum):
+class ChangeKind(StrEnum):
     OPENED = "opened"
     CLOSED = "closed"
     ADDED = "added"
@@ -29,63 +29,63 @@ class What(StrEnum):
     FAILS = "fails"  # its check fails now; only in plans
 
 
-PASSING = frozenset({What.MOVED, What.STATE})  # caused by apps, nodes and time; everything else was asked for
+PASSING = frozenset({ChangeKind.MOVED, ChangeKind.STATE})  # caused by apps, nodes and time; everything else was asked for
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
-    what: What
+class ChangeLine:
+    what: ChangeKind
     listen: Listen
     frontend: str  # its name
     text: str
     server: Address | None = None  # the server whose live sessions are affected; None: all of the frontend's
 
 
-def lines(old: Table, new: Table) -> list[Line]:
+def lines(old: Table, new: Table) -> list[ChangeLine]:
     """In the order of the ports. CLOSED affects live sessions, and so does a drain."""
     return in_order(line for group in changes(old, new) for line in group)
 
 
-def changes(old: Table, new: Table) -> Iterator[list[Line]]:
+def changes(old: Table, new: Table) -> Iterator[list[ChangeLine]]:
     """The same, one frontend at a time: in steps, and not ordered."""
     found = diff(old, new)
     for frontend in found.opened:
         yield [_opened(frontend)]
     for one in found.closed:
-        yield [Line(What.CLOSED, one.listen, one.name, f"port {one.listen.port} ({one.name}) closed")]
+        yield [ChangeLine(ChangeKind.CLOSED, one.listen, one.name, f"port {one.listen.port} ({one.name}) closed")]
     for before, after in found.changed:
         yield list(_changed(before, after))
 
 
-def in_order(found: Iterable[Line]) -> list[Line]:
+def in_order(found: Iterable[ChangeLine]) -> list[ChangeLine]:
     """Sorted by port."""
     return sorted(found, key=lambda line: (line.listen.port, line.listen.ip))
 
 
-def _opened(frontend: Frontend) -> Line:
+def _opened(frontend: Frontend) -> ChangeLine:
     to = ", ".join(f"{server.name} {server.address}" for server in frontend.servers) or "no server yet"
     text = f"port {frontend.listen.port} ({frontend.name}) opened -> {to}"
-    return Line(What.OPENED, frontend.listen, frontend.name, text)
+    return ChangeLine(ChangeKind.OPENED, frontend.listen, frontend.name, text)
 
 
-def _changed(old: Frontend, new: Frontend) -> Iterator[Line]:
+def _changed(old: Frontend, new: Frontend) -> Iterator[ChangeLine]:
     head, listen, name = f"port {new.listen.port} ({new.name})", new.listen, new.name
     if old.policy != new.policy or old.name != new.name:
         was = f", was {old.name}" if old.name != new.name else ""
-        yield Line(What.POLICY, listen, name, f"{head}: other settings{was}")
+        yield ChangeLine(ChangeKind.POLICY, listen, name, f"{head}: other settings{was}")
     before, after = ({server.address: server for server in one.servers} for one in (old, new))
     gone = [server for address, server in before.items() if address not in after]
     come = [server for address, server in after.items() if address not in before]
     for server in come:
         from_ = next((one for one in gone if one.name == server.name), None)
         if from_ is None:
-            yield Line(What.ADDED, listen, name, f"{head}: + {_server(server)}", server.address)
+            yield ChangeLine(ChangeKind.ADDED, listen, name, f"{head}: + {_server(server)}", server.address)
         else:
             gone.remove(from_)
             text = f"{head}: {server.name} moved from {from_.address} to {server.address}"
-            yield Line(What.MOVED, listen, name, text, from_.address)
+            yield ChangeLine(ChangeKind.MOVED, listen, name, text, from_.address)
     for server in gone:
-        yield Line(What.REMOVED, listen, name, f"{head}: - {_server(server)}", server.address)
+        yield ChangeLine(ChangeKind.REMOVED, listen, name, f"{head}: - {_server(server)}", server.address)
     for address, server in after.items():
         if address in before and before[address] != server:
             yield from _server_changed(head, listen, name, before[address], server)
@@ -96,15 +96,15 @@ def _server(server: Server) -> str:
     return f"{server.name} {server.address} ({RANKS[server.rank]}{weight})"
 
 
-def _server_changed(head: str, listen: Listen, name: str, old: Server, new: Server) -> Iterator[Line]:
+def _server_changed(head: str, listen: Listen, name: str, old: Server, new: Server) -> Iterator[ChangeLine]:
     who = f"{head}: {new.name} {new.address}"
     if old.rank != new.rank or old.admin != new.admin:
         admin = f" ({new.admin})" if new.rank == OUT or old.admin != new.admin else ""
         text = f"{who} is {RANKS[new.rank]}{admin}, was {RANKS[old.rank]}"
-        yield Line(What.STATE, listen, name, text, new.address)
+        yield ChangeLine(ChangeKind.STATE, listen, name, text, new.address)
     keys = {"name", "send_proxy", "max_connections"} | ({"weight"} if OUT not in (old.rank, new.rank) else set())
     other = [key for key in sorted(keys) if getattr(old, key) != getattr(new, key)]
     said = [f"{key.replace('_', ' ')} {getattr(old, key)} -> {getattr(new, key)}" for key in other]
     said += ["another check"] if old.health != new.health else []
     if said:
-        yield Line(What.CHANGED, listen, name, f"{who}: {', '.join(said)}", new.address)
+        yield ChangeLine(ChangeKind.CHANGED, listen, name, f"{who}: {', '.join(said)}", new.address)

@@ -5,7 +5,7 @@ All of it may fail without harm to forwarding: a session's descriptors and slots
 
 from collections.abc import Callable
 
-from pylb.core.recorder import Entry, Recorder
+from pylb.core.recorder import RecordedSession, Recorder
 from pylb.core.session import Cause, Event, Observer, SessionRecord, State, termination_code
 from pylb.core.table import Server
 from pylb.forward import sockets
@@ -105,7 +105,9 @@ class Accounts:
         record = SessionRecord(name, "", *client, port, now, *times, *moved, _DENIED, 0, False, *active, 0, "", number)
         if self.recorder is not None:
             self.recorder.add(
-                Entry(record, _CLOSED, frontend.frontend, generation, None, (), None, Event.REFUSED, 0.0, b"", b"", reason)
+                RecordedSession(
+                    record, _CLOSED, frontend.frontend, generation, None, (), None, Event.REFUSED, 0.0, b"", b"", reason
+                )
             )
         self._observer.session_ended(record)
 
@@ -147,7 +149,7 @@ class Accounts:
             session.number,
         )
 
-    def entry(self, session: Session, record: SessionRecord) -> Entry:
+    def entry(self, session: Session, record: SessionRecord) -> RecordedSession:
         """What the recorder stores about a session. Call it while the session's sockets are still open."""
         server, client, upstream = session.server, session.client, session.upstream
         client_tcp = server_tcp = b""
@@ -170,7 +172,7 @@ class Accounts:
             server_tcp,
             session.failure,
         )
-        return tuple.__new__(Entry, entry)  # the same as Entry(…), in half the time: this is paid per session
+        return tuple.__new__(RecordedSession, entry)  # the same as Entry(…), in half the time: this is paid per session
 
 
 def settle(session: Session) -> bool:

@@ -9,7 +9,7 @@ from socket import AF_INET, AF_INET6
 from pylb.core.access import canonical
 from pylb.core.address import Address
 from pylb.core.policy import Policy
-from pylb.core.rate_limits import Sources
+from pylb.core.rate_limits import SourceLimiter
 
 
 class Admission:
@@ -18,7 +18,7 @@ class Admission:
     __slots__ = ("ahead", "crc32c", "local", "path", "queued_at", "source", "sources", "tlvs", "unique_id", "waited")
 
     def __init__(self) -> None:
-        self.sources: Sources | None = None
+        self.sources: SourceLimiter | None = None
         self.source = b""  # the key under which `sources` counts it
         self.local: Address | None = None  # the address that the client of a PROXY header had connected to
         self.unique_id = b""
@@ -39,7 +39,7 @@ class Door:
     """The checks of one frontend. It outlives a table, because the connections that it counts do."""
 
     def __init__(self, policy: Policy) -> None:
-        self.sources: Sources | None = None
+        self.sources: SourceLimiter | None = None
         self.update(policy)
 
     def update(self, policy: Policy) -> None:
@@ -48,7 +48,7 @@ class Door:
         if not policy.limits.by_source:
             self.sources = None
         elif self.sources is None:
-            self.sources = Sources(policy.limits)
+            self.sources = SourceLimiter(policy.limits)
         else:
             self.sources.limits = policy.limits
 

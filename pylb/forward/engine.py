@@ -17,7 +17,7 @@ from socket import SocketType
 
 from pylb.core.address import Address, Listen
 from pylb.core.policy import AdminState, OnDown
-from pylb.core.recorder import SCAN, Query, Reach, Recorder, Story, first_number, session_id, story
+from pylb.core.recorder import SCAN, Coverage, Query, Recorder, SessionTrace, first_number, session_id, trace_of
 from pylb.core.session import Cause, Event, Observer, SessionView, State
 from pylb.core.table import DOWN, Frontend, Server, Table, diff
 from pylb.forward.accounts import Accounts
@@ -315,23 +315,23 @@ class Engine:
         """Are ended sessions recorded?"""
         return self._accounts.recorder is not None
 
-    def ended(self, query: Query) -> Iterator[list[Story]]:
+    def ended(self, query: Query) -> Iterator[list[SessionTrace]]:
         """The ended sessions that match, newest first, in steps; none without a recorder."""
         recorder = self._accounts.recorder
         return iter(()) if recorder is None else recorder.search(query)
 
     @property
-    def reach(self) -> Reach:
+    def reach(self) -> Coverage:
         """How far back `ended` goes."""
         recorder = self._accounts.recorder
-        return Reach(0.0) if recorder is None else recorder.reach
+        return Coverage(0.0) if recorder is None else recorder.reach
 
-    def story(self, number: int) -> Story | None:
+    def trace(self, number: int) -> SessionTrace | None:
         """All that is known of one session, live or ended, including the servers that it might have had."""
         for session in self._life.sessions:
             if session.number == number:
                 record = self._accounts.record(session, "", self._clock(), ended=False)
-                return story(self._accounts.entry(session, record), whole=True)
+                return trace_of(self._accounts.entry(session, record), whole=True)
         recorder = self._accounts.recorder
         return None if recorder is None else recorder.find(number)
 

@@ -20,7 +20,7 @@ RESERVE = 16  # sessions that a frontend has for itself
 BATCH = 8  # accepts in a row, then other work gets its turn
 
 
-class Verdict(Enum):
+class AcceptResult(Enum):
     """What an error of accept() means for the port."""
 
     EMPTY = "empty"  # no client waits any more
@@ -29,7 +29,7 @@ class Verdict(Enum):
     PORT = "port"  # of the listening socket: epoll would report it for ever; retried later, at growing intervals
 
 
-_EMPTY, _CLIENT, _EXHAUSTED, _PORT = Verdict.EMPTY, Verdict.CLIENT, Verdict.EXHAUSTED, Verdict.PORT
+_EMPTY, _CLIENT, _EXHAUSTED, _PORT = AcceptResult.EMPTY, AcceptResult.CLIENT, AcceptResult.EXHAUSTED, AcceptResult.PORT
 
 # Every errno that accept(2) of Linux man-pages names. Any other one counts as the port's. Some have two meanings (EPERM,
 # EOPNOTSUPP, EPROTO): they count as the client's, unless a whole batch meets nothing but errors.

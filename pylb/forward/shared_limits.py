@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from pylb.core.address import Listen
-from pylb.core.rate_limits import Sources
+from pylb.core.rate_limits import SourceLimiter
 from pylb.forward.dial import Dialer
 from pylb.forward.listener import Port, Ports
 from pylb.forward.session import FrontendState
@@ -133,7 +133,7 @@ def _is_limited(frontend: FrontendState) -> bool:
     return any(server.max_connections for server in frontend.frontend.servers)
 
 
-def _changed(sources: Sources | None, *, whole: bool) -> dict[bytes, tuple[int, int]]:
+def _changed(sources: SourceLimiter | None, *, whole: bool) -> dict[bytes, tuple[int, int]]:
     if sources is None:
         return {}
     entered = sources.changed or {}

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import suppress
 from typing import Protocol
 
-from pylb.core.codec import plain
+from pylb.core.codec import to_plain
 from pylb.upgrade.protocol import PROTOCOL, Refusal, Talk
 from pylb.upgrade.successor import Successor, command, launch
 from pylb.workers.channel import MOST_FDS
@@ -106,7 +106,7 @@ async def _give(old: Running, successor: Successor, introduce: Callable[[int], N
 
 async def tell(talk: Talk, old: Running) -> None:
     async for report in old.counted():
-        talk.say("count", count=plain(tuple(report)), failures=dict(old.failures()))
+        talk.say("count", count=to_plain(tuple(report)), failures=dict(old.failures()))
 
 
 async def tell_the_last(talk: Talk, old: Running) -> None:

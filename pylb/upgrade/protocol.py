@@ -23,7 +23,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pylb.core.codec import made
+from pylb.core.codec import from_plain
 from pylb.workers.channel import BadFrame, Channel, ChannelClosed, Frame
 from pylb.workers.messages import Report
 
@@ -136,4 +136,4 @@ def word(frame: Frame) -> dict[str, Any]:
 
 def report_of(said: Mapping[str, Any]) -> Report:
     """Raises Malformed: its version counts in another form."""
-    return made(Report, said.get("count"))
+    return from_plain(Report, said.get("count"))

@@ -19,12 +19,12 @@ from pylb.control.views import FrontendView, RegistrationView, ServerView
 from pylb.core.address import Network, in_networks, is_loopback, parse_ip
 from pylb.core.checks import written_health
 from pylb.core.errors import Code, Refused, break_cycles
-from pylb.core.registration import Wanted
+from pylb.core.registration import FrontendRequest
 from pylb.forward.counters import Counters
 from pylb.metrics import exposition
 from pylb.metrics.families import Scrape
 from pylb.web.answers import json_refusal
-from pylb.web.sessions import FILTERS, Sessions, ended, living, query_of, reach_json, session_json, story_json
+from pylb.web.sessions import FILTERS, Sessions, ended, living, query_of, reach_json, session_json, trace_json
 from pylb.web.types import Answer, Call, Handler, NoRoute, Router, json_answer
 from pylb.web.views import frontend_json, registration_json, server_json, tenths
 
@@ -190,7 +190,7 @@ class Admin:
             lists["live"] = await _listed(found.sessions, session_json)
         if "ended" in wanted:
             past = await ended(self._live, query)
-            lists["ended"] = await _listed(past.stories, story_json)
+            lists["ended"] = await _listed(past.traces, trace_json)
             lists["ended_reach"] = json.dumps(reach_json(past.reach))
         return lists
 
@@ -316,7 +316,7 @@ def _registration_json(view: RegistrationView) -> dict[str, Any]:
     }
 
 
-def _wanted_json(wanted: Wanted) -> dict[str, Any]:
+def _wanted_json(wanted: FrontendRequest) -> dict[str, Any]:
     return {
         "port": wanted.port,
         "target_port": wanted.target_port,

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from aiohttp import web
 
-from pylb.web.listener import Limits
+from pylb.web.listener import HttpLimits
 
 
 @dataclass(slots=True, eq=False)
@@ -36,7 +36,7 @@ class Connection:
 class Crowd:
     """All connections of one listener."""
 
-    def __init__(self, limits: Limits, draw: Callable[[Sequence[Connection]], Connection] = random.choice) -> None:
+    def __init__(self, limits: HttpLimits, draw: Callable[[Sequence[Connection]], Connection] = random.choice) -> None:
         self._limits = limits
         self._draw = draw
         self._of: dict[bytes, dict[Connection, None]] = {}

@@ -8,7 +8,7 @@ import aiohttp
 from aiohttp import web
 
 from pylb.core.errors import Code, Refused
-from pylb.web.listener import Limits
+from pylb.web.listener import HttpLimits
 from pylb.web.types import Answer, Call
 
 DISCARD_BYTES = 1 << 20  # how much of a refused body is read away, so that our close is no reset that eats the answer
@@ -22,7 +22,7 @@ def to_call(request: web.BaseRequest, peer: str, local: str, body: bytes) -> Cal
     return Call(request.method, request.rel_url.raw_path, headers, peer, local, body, query=query)
 
 
-async def read_body(request: web.BaseRequest, limits: Limits, deadline: float) -> bytes:
+async def read_body(request: web.BaseRequest, limits: HttpLimits, deadline: float) -> bytes:
     """The body of a PUT, POST and the like; that of a GET is ignored. Raises Refused."""
     if request.method in ("GET", "HEAD"):
         return b""

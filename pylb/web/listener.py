@@ -13,7 +13,7 @@ OLDEST_AIOHTTP = (3, 14, 3)
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class HttpLimits:
     """Seconds, bytes and connections."""
 
     deadline: float = 5.0  # from accept to a complete request, TLS handshake included; again for a later body

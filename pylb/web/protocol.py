@@ -18,7 +18,7 @@ from yarl import URL
 from pylb.core.errors import break_cycles
 from pylb.web import exchange
 from pylb.web.crowd import Connection
-from pylb.web.listener import Limits
+from pylb.web.listener import HttpLimits
 from pylb.web.types import json_answer
 
 log = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ class Http(web.Server):
         self,
         serve: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]],
         ended: Callable[[Connection], None],
-        limits: Limits,
+        limits: HttpLimits,
     ) -> None:
         super().__init__(serve, request_factory=_request)
         self._ended = ended

@@ -22,7 +22,7 @@ from pylb.web import exchange
 from pylb.web.answers import refusal
 from pylb.web.client_address import network_of
 from pylb.web.crowd import Connection, Crowd
-from pylb.web.listener import Limits, check_aiohttp
+from pylb.web.listener import HttpLimits, check_aiohttp
 from pylb.web.protocol import Http, Protocol
 from pylb.web.tls import Certificate
 from pylb.web.types import Answer, Handler, json_answer
@@ -55,12 +55,12 @@ class HttpServer:
     """Serves `handler` on one listening socket, which it takes over (and closes at `stop`)."""
 
     def __init__(
-        self, sock: socket.socket, handler: Handler, *, limits: Limits | None = None, tls: Certificate | None = None
+        self, sock: socket.socket, handler: Handler, *, limits: HttpLimits | None = None, tls: Certificate | None = None
     ) -> None:
         check_aiohttp()
         self._sock = sock
         self._handler = handler
-        self._limits = limits or Limits()
+        self._limits = limits or HttpLimits()
         self._tls = tls
         self._open = Crowd(self._limits)
         self._resume: asyncio.TimerHandle | None = None

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Protocol
 from pylb.control.steps import in_turns
 from pylb.core.address import Address, parse_address, parse_network
 from pylb.core.errors import Code, Refused
-from pylb.core.recorder import Attempt, Ended, Query, Reach, Story, is_meant_live, parse_session_id, session_id
+from pylb.core.recorder import Attempt, Coverage, Query, SearchResult, SessionTrace, is_meant_live, parse_session_id, session_id
 from pylb.core.session import SessionView
 from pylb.core.table import Server
 from pylb.core.tcp_info import TcpInfo
@@ -26,7 +26,7 @@ class Sessions(Protocol):
 
     async def sessions(self) -> Sequence[SessionView]: ...
 
-    async def ended(self, query: Query) -> Ended: ...
+    async def ended(self, query: Query) -> SearchResult: ...
 
 
 def query_of(asked: Mapping[str, Any], now: float, limit: int = MOST) -> Query:
@@ -101,7 +101,7 @@ def named(text: str, views: Sequence[SessionView]) -> list[SessionView]:
     return [one for one in views if one.id == wanted]
 
 
-async def ended(live: Sessions, query: Query) -> Ended:
+async def ended(live: Sessions, query: Query) -> SearchResult:
     """Raises Refused where none are kept."""
     if query.by != "age":
         raise Refused(Code.INVALID, "by is of live sessions", "ended ones come with the newest first")
@@ -110,7 +110,7 @@ async def ended(live: Sessions, query: Query) -> Ended:
     return await live.ended(query)
 
 
-def reach_json(reach: Reach) -> dict[str, Any]:
+def reach_json(reach: Coverage) -> dict[str, Any]:
     """From when on every ended session is there, whatever its code; and of which codes those since an earlier time are."""
     since = max((reach.began, *(bound.since for bound in reach.full)))
     return {"since": round(since, 3), "began": round(reach.began, 3), "codes": {code: round(at, 3) for code, at in reach.full}}
@@ -132,7 +132,7 @@ def session_json(one: SessionView) -> dict[str, Any]:
     }
 
 
-def story_json(one: Story) -> dict[str, Any]:
+def trace_json(one: SessionTrace) -> dict[str, Any]:
     """A recorded one, or a live one with all that is known of it. Times: unix seconds, and milliseconds; -1: not reached."""
     record = one.record
     return {

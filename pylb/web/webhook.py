@@ -14,13 +14,13 @@ from pylb.core.address import Network, in_networks
 from pylb.core.auth import ANYWHERE, STRONG, Caller, Door, Keyring, Token
 from pylb.core.errors import Code, Refused, break_cycles
 from pylb.core.legacy import LegacyCall, parse_legacy
-from pylb.core.limit import Buckets
 from pylb.core.policy import CallLimits
 from pylb.core.registration import parse_native, ports_named
+from pylb.core.token_buckets import TokenBuckets
 from pylb.web import openapi
 from pylb.web.answers import LEGACY_NOT_FOUND, legacy_refusal, one_line, refusal
 from pylb.web.client_address import bearer, caller_ip, network_of
-from pylb.web.listener import Limits
+from pylb.web.listener import HttpLimits
 from pylb.web.types import Answer, Call, Handler, NoRoute, Router, json_answer, text_answer
 
 audit = logging.getLogger("pylb.audit")
@@ -33,7 +33,7 @@ REPEAT_BURST, REPEAT_RATE = 30.0, 5.0
 # A beat that changes nothing costs a look into a dictionary: a cluster behind one NAT is one source. What is refused here is
 # refused before its body is read.
 BEATS, BEAT_RATE = 1000.0, 200.0
-BODY = Limits().body
+BODY = HttpLimits().body
 NOTE_BURST, NOTE_RATE = 5.0, 1 / 60  # lines of the log per source and kind of refusal
 ALL_NOTES = 20  # times as many of all sources together
 ALL_SOURCES = 5  # times what a token may call from one source: what it may from all of them
@@ -68,17 +68,17 @@ class Webhook:
         self.trusted_proxies = trusted_proxies
         self._legacy_from = legacy  # who may use the legacy route; nobody: it does not exist
         self._log_beats = log_beats
-        self._repeats = Buckets(REPEAT_BURST, REPEAT_RATE, clock)
-        self._beats = Buckets(BEATS, BEAT_RATE, clock)  # any calls of a token and source
-        self._all_beats = Buckets(ALL_SOURCES * BEATS, ALL_SOURCES * BEAT_RATE, clock)  # of a token
-        self._changes = Buckets(limits.burst, limits.rate, clock)  # of a token and source: what is no beat
-        self._all_changes = Buckets(ALL_SOURCES * limits.burst, ALL_SOURCES * limits.rate, clock)  # of a token
-        self._failures = Buckets(limits.lockout, limits.lockout / 60, clock)  # of a source: calls without a valid token
-        self._guesses = Buckets(GUESSES, GUESS_RATE, clock)
-        self._guessed = Buckets(1, 1 / A_DAY, clock)
+        self._repeats = TokenBuckets(REPEAT_BURST, REPEAT_RATE, clock)
+        self._beats = TokenBuckets(BEATS, BEAT_RATE, clock)  # any calls of a token and source
+        self._all_beats = TokenBuckets(ALL_SOURCES * BEATS, ALL_SOURCES * BEAT_RATE, clock)  # of a token
+        self._changes = TokenBuckets(limits.burst, limits.rate, clock)  # of a token and source: what is no beat
+        self._all_changes = TokenBuckets(ALL_SOURCES * limits.burst, ALL_SOURCES * limits.rate, clock)  # of a token
+        self._failures = TokenBuckets(limits.lockout, limits.lockout / 60, clock)  # of a source: calls without a valid token
+        self._guesses = TokenBuckets(GUESSES, GUESS_RATE, clock)
+        self._guessed = TokenBuckets(1, 1 / A_DAY, clock)
         self._proven: OrderedDict[tuple[str, bytes], None] = OrderedDict()  # who has called with which short secret
-        self._notes = Buckets(NOTE_BURST, NOTE_RATE, clock)
-        self._all_notes = Buckets(ALL_NOTES * NOTE_BURST, ALL_NOTES * NOTE_RATE, clock)
+        self._notes = TokenBuckets(NOTE_BURST, NOTE_RATE, clock)
+        self._all_notes = TokenBuckets(ALL_NOTES * NOTE_BURST, ALL_NOTES * NOTE_RATE, clock)
 
     def handler(self) -> Handler:
         routes: dict[str, Handler] = {

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pylb.core.address import Address, Listen
-from pylb.core.recorder import Ended, Query, Story, joined
+from pylb.core.recorder import Query, SearchResult, SessionTrace, joined
 from pylb.core.session import SessionView
 from pylb.core.table import Server, Table
 from pylb.core.text import counted
@@ -150,16 +150,16 @@ class Fleet:
     async def sessions(self) -> list[SessionView]:
         return [view for answer in await self._asking.ask("sessions") for view in answer.sessions]
 
-    async def ended(self, query: Query) -> Ended:
+    async def ended(self, query: Query) -> SearchResult:
         """Those that match, newest first, from live workers. What a dead worker had recorded is lost."""
         answers = await self._asking.ask("ended", query=query)
-        found = sorted((story for answer in answers for story in answer.ended), key=lambda one: -one.ended_at)
+        found = sorted((trace for answer in answers for trace in answer.ended), key=lambda one: -one.ended_at)
         reach = joined((answer.reach for answer in answers if answer.reach is not None), query.codes)
-        return Ended(found[: query.limit], reach)
+        return SearchResult(found[: query.limit], reach)
 
-    async def story(self, number: int) -> Story | None:
+    async def trace(self, number: int) -> SessionTrace | None:
         """All that is known of one session, live or ended."""
-        found = [story for answer in await self._asking.ask("story", session=number) for story in answer.ended]
+        found = [trace for answer in await self._asking.ask("trace", session=number) for trace in answer.ended]
         return found[0] if found else None
 
     async def expect(self, client: Address) -> None:

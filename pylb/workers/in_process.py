@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 
 from pylb.control.steps import in_turns
 from pylb.core.address import Address, Listen
-from pylb.core.recorder import Ended, Query, Story, joined
+from pylb.core.recorder import Query, SearchResult, SessionTrace, joined
 from pylb.core.session import SessionView
 from pylb.core.table import Table, diff
 from pylb.forward.counters import Counters, FrontendCounters
@@ -109,14 +109,14 @@ class Driver:
             found += some
         return found
 
-    async def ended(self, query: Query) -> Ended:
-        found: list[Story] = []
+    async def ended(self, query: Query) -> SearchResult:
+        found: list[SessionTrace] = []
         async for some in in_turns(self._engine.ended(query), 1):
             found += some
-        return Ended(found, joined([self._engine.reach], query.codes))
+        return SearchResult(found, joined([self._engine.reach], query.codes))
 
-    async def story(self, number: int) -> Story | None:
-        return self._engine.story(number)
+    async def trace(self, number: int) -> SessionTrace | None:
+        return self._engine.trace(number)
 
     async def expect(self, client: Address) -> None:
         self._engine.expect(client)

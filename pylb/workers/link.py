@@ -15,7 +15,7 @@ from typing import Any
 
 from pylb.core.address import Listen
 from pylb.core.policy import Policy, Timeouts
-from pylb.core.recorder import Story
+from pylb.core.recorder import SessionTrace
 from pylb.core.session import SessionRecord
 from pylb.core.table import Frontend, Server
 from pylb.forward.engine import Engine
@@ -206,7 +206,7 @@ class Link:
 
     def _answer(self, ask: Ask) -> None:
         engine, touched = self._engine, 0
-        ended: tuple[Story, ...] = ()
+        ended: tuple[SessionTrace, ...] = ()
         if ask.what == "sessions":
             self._searches.append(Answer(ask.number, 0, tuple(some), (), more=True) for some in engine.live())
             self._searches.append(iter((Answer(ask.number, 0, ()),)))
@@ -216,9 +216,9 @@ class Link:
             self._searches.append(Answer(ask.number, 0, (), tuple(some), more=True) for some in found)
             self._searches.append(iter((Answer(ask.number, 0, (), reach=engine.reach),)))
             return
-        if ask.what == "story":
-            story = engine.story(ask.session)
-            ended = () if story is None else (story,)
+        if ask.what == "trace":
+            trace = engine.trace(ask.session)
+            ended = () if trace is None else (trace,)
         elif ask.what == "counters":
             self._asked.append(ask.number)
             self._begin_report()

@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 
 from pylb import __version__
 from pylb.core.address import Address, Listen
-from pylb.core.codec import Malformed, made, plain
+from pylb.core.codec import Malformed, from_plain, to_plain
 from pylb.core.log import Format, Selection
 from pylb.core.policy import Policy
-from pylb.core.recorder import Query, Reach, Story
+from pylb.core.recorder import Coverage, Query, SessionTrace
 from pylb.core.session import SessionView
 from pylb.core.table import Frontend, Server
 from pylb.forward.counters import Counters, FrontendCounters, Histogram, ServerCounters
@@ -76,11 +76,11 @@ class Ask(NamedTuple):
     """A question; its answer has the same number."""
 
     number: int
-    what: str  # sessions, counters, shutdown session, shutdown sessions, ended, story, expect
+    what: str  # sessions, counters, shutdown session, shutdown sessions, ended, trace, expect
     listen: Listen | None
     address: Address | None
     query: Query | None = None  # for "ended"
-    session: int = 0  # its number, for "story" and "shutdown session"
+    session: int = 0  # its number, for "trace" and "shutdown session"
 
 
 class Others(NamedTuple):
@@ -202,9 +202,9 @@ class Answer(NamedTuple):
     number: int
     touched: int  # sessions that were reset
     sessions: tuple[SessionView, ...]
-    ended: tuple[Story, ...] = ()
+    ended: tuple[SessionTrace, ...] = ()
     more: bool = False  # another message continues it
-    reach: Reach | None = None  # for "ended", in its last part
+    reach: Coverage | None = None  # for "ended", in its last part
 
 
 KINDS: tuple[type[Any], ...] = (
@@ -230,13 +230,13 @@ _NUMBERS = {kind: number for number, kind in enumerate(KINDS)}
 
 def encoded(message: Any) -> tuple[int, bytes]:
     """The kind and body of a message."""
-    return _NUMBERS[type(message)], json.dumps(plain(tuple(message)), separators=(",", ":")).encode()
+    return _NUMBERS[type(message)], json.dumps(to_plain(tuple(message)), separators=(",", ":")).encode()
 
 
 def decoded(frame: Frame) -> Any:
     """The message. Raises BadFrame."""
     try:
-        return made(KINDS[frame.kind], json.loads(frame.body))
+        return from_plain(KINDS[frame.kind], json.loads(frame.body))
     except (IndexError, ValueError, Malformed, RecursionError) as error:
         raise BadFrame(f"a frame of kind {frame.kind} is malformed: {error}") from None
 

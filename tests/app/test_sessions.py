@@ -77,15 +77,15 @@ def test_what_became_of_each_session_can_be_asked(pylb: Instance, echo_port: int
     [left] = asked(pylb, "--ended", "--code", "--,SC")
     assert (left["client"], left["closed_first"]["by"]) == (leaver, "client")
 
-    story = told(pylb, left["id"])
-    first, *rest = story.splitlines()
+    trace = told(pylb, left["id"])
+    first, *rest = trace.splitlines()
     assert first.startswith(f"session {left['id']} of {leaver} ended at ")
     assert first.endswith("with --: ended by both sides")
     assert any("tried: refused (ECONNREFUSED)" in line for line in rest)
     assert any("picked (first)" in line for line in rest)
-    assert "attempts   1. " in story
-    assert "closed     first by the client (FIN)" in story
-    assert "bytes      4 from the client, 4 from the server" in story
+    assert "attempts   1. " in trace
+    assert "closed     first by the client (FIN)" in trace
+    assert "bytes      4 from the client, 4 from the server" in trace
     killed = next(one for one in ended if one["code"] == "CD")
     assert "\nclient     CLOSE, rtt " in told(pylb, killed["id"])
     assert json.loads(ask(pylb, "explain", "--json", left["id"]).stdout)["candidates"][1]["address"] == f"127.0.0.1:{echo_port}"

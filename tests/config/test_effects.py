@@ -22,13 +22,13 @@ from pylb.core.log import Selection, Target
 from pylb.core.policy import (
     Bounds,
     CallLimits,
+    HealthOverride,
     HealthPolicy,
     LeaseBounds,
-    Limits,
-    OwnHealth,
     Policy,
     ProxyAccept,
     Rules,
+    SourceLimits,
     StaticFrontend,
     StaticServer,
     Timeouts,
@@ -212,7 +212,7 @@ def test_every_key_changes_what_control_and_engine_are_given(section: str, key: 
 @pytest.mark.parametrize(
     "value",
     [
-        *(Policy, Timeouts, HealthPolicy, Limits, ProxyAccept, StaticServer, StaticFrontend, OwnHealth),
+        *(Policy, Timeouts, HealthPolicy, SourceLimits, ProxyAccept, StaticServer, StaticFrontend, HealthOverride),
         *(Rules, LeaseBounds, Bounds, Token, CallLimits),
     ],
     ids=lambda value: value.__name__,

@@ -4,7 +4,7 @@ import pytest
 
 from pylb.config import ConfigErrors, parse
 from pylb.core.address import Address
-from pylb.core.policy import Backups, Check, CheckKind, HealthMode, OwnHealth, Step, WhenAllDown
+from pylb.core.policy import Backups, Check, CheckKind, HealthMode, HealthOverride, Step, WhenAllDown
 
 
 def frontend(more: str, defaults: str = "{}") -> str:
@@ -59,7 +59,7 @@ def test_all_of_it_arrives() -> None:
     assert (policy.health.mode, policy.health.when_all_down) == (HealthMode.ACTIVE, WhenAllDown.REFUSE)
     [server] = one.servers
     assert server.address == Address("192.0.2.1", 8080)
-    assert server.health == OwnHealth(Check(CheckKind.HTTP, path="/up"), 8008, 1.0, 1, 4)
+    assert server.health == HealthOverride(Check(CheckKind.HTTP, path="/up"), 8008, 1.0, 1, 4)
 
 
 def test_an_explicit_mode_of_the_defaults_counts_for_frontends_too() -> None:

@@ -15,16 +15,16 @@ from pylb.core.policy import (
     Check,
     CheckKind,
     HealthMode,
+    HealthOverride,
     HealthPolicy,
-    Joining,
+    JoinRule,
     LeaseBounds,
-    Limits,
     OnDown,
-    OwnHealth,
     Policy,
     ProxyAccept,
     ProxyProtocol,
     Rules,
+    SourceLimits,
     StaticServer,
     Step,
     Timeouts,
@@ -50,7 +50,9 @@ def test_no_file_at_all_is_a_valid_config_with_tls() -> None:
     config = load(None, {"HOME": "/home/pylb"})
     assert [listener.listen for listener in config.webhook] == [Listen("tcp", "*", 9000)]
     assert config.admin.listen == Listen("tcp", "127.0.0.1", 8404)
-    assert config.rules() == Rules(defaults=Policy(limits=Limits(source_share=50)), reserved_ports=frozenset({9000, 8404}))
+    assert config.rules() == Rules(
+        defaults=Policy(limits=SourceLimits(source_share=50)), reserved_ports=frozenset({9000, 8404})
+    )
     assert config.tokens == ()
     assert config.keyring().tokens == ()
     assert config.webhook[0].tls is not None
@@ -63,14 +65,14 @@ def test_the_example_uses_every_key_and_loads() -> None:
     rules = config.rules(frozenset({"198.51.100.1"}))
     assert rules.own_ips == {"198.51.100.1", "203.0.113.9"}
     assert rules.reserved_ports == {9000, 9001, 8404, 9404}
-    assert rules.defaults == Policy(limits=Limits(source_share=50))
+    assert rules.defaults == Policy(limits=SourceLimits(source_share=50))
     assert rules.leases == LeaseBounds()
     mqtt, https = rules.frontends
     assert mqtt.servers == (StaticServer(Address("198.51.100.7", 30843)),)
     assert mqtt.policy == rules.defaults
     assert https.servers == (
         StaticServer(Address("198.51.100.7", 30443), weight=2, max_connections=500),
-        StaticServer(Address("198.51.100.8", 30443), backup=True, health=OwnHealth(interval=10.0)),
+        StaticServer(Address("198.51.100.8", 30443), backup=True, health=HealthOverride(interval=10.0)),
     )
     lines = [(False, "192.0.2.0/24"), (True, "0.0.0.0/0"), (True, "::/0")]
     assert https.policy == replace(
@@ -117,7 +119,7 @@ frontends:
         on_down=OnDown.CLOSE,
         access=AccessList([AccessRule(False, parse_network("192.0.2.0/24"))]),
         source_addresses=("198.51.100.2", "2001:db8::2"),
-        limits=Limits(500, 20, 5, 56, 50),
+        limits=SourceLimits(500, 20, 5, 56, 50),
         health=HealthPolicy(check=check, timeout=3.0),
         send_proxy=ProxyProtocol.V2,
         send_crc32c=True,
@@ -129,7 +131,7 @@ frontends:
         balance=Balance.FIRST,
         on_down=OnDown.KEEP,
         access=AccessList(),
-        limits=Limits(500, 0, 5, 56, 50),
+        limits=SourceLimits(500, 0, 5, 56, 50),
         health=HealthPolicy(timeout=3.0),
         send_proxy=ProxyProtocol.NONE,
         accept_proxy=ProxyAccept(timeout=2.0),
@@ -161,7 +163,7 @@ frontends:
 """
     rules = parse(text, "pylb.yaml").rules()
     base = Policy(
-        limits=Limits(source_share=50),
+        limits=SourceLimits(source_share=50),
         retries=1,
         bind="192.0.2.1",
         freebind=True,
@@ -170,7 +172,7 @@ frontends:
         send_proxy=ProxyProtocol.V1,
     )
     assert rules.defaults == rules.frontends[0].policy == base
-    assert rules.frontends[0].joining is Joining.NAME
+    assert rules.frontends[0].joining is JoinRule.NAME
     assert rules.frontends[1].policy == replace(
         base,
         retries=0,
@@ -179,7 +181,7 @@ frontends:
         health=HealthPolicy(HealthMode.NONE, fall=5),
         send_proxy=ProxyProtocol.NONE,
     )
-    assert rules.frontends[1].joining is Joining.ANY
+    assert rules.frontends[1].joining is JoinRule.ANY
 
 
 def test_one_webhook_listener_may_stand_without_a_list() -> None:

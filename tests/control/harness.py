@@ -18,7 +18,7 @@ from pylb.core.address import Listen, parse_network, parse_ports
 from pylb.core.auth import Caller, Keyring, Token
 from pylb.core.legacy import parse_legacy
 from pylb.core.policy import Rules
-from pylb.core.registration import Announcement, Wanted
+from pylb.core.registration import Announcement, FrontendRequest
 from pylb.core.table import Server
 from tests.support.sink import PortSink
 
@@ -164,7 +164,7 @@ class Control:
         draining: bool = False,
         address: str | None = None,
     ) -> Outcome:
-        wanted = tuple(Wanted(port, to) for port, to in ports.items())
+        wanted = tuple(FrontendRequest(port, to) for port, to in ports.items())
         announcement = Announcement(wanted, address, ttl, draining)
         return await self.registry.calls.announce(name, instance, announcement, self.caller(ip, token))
 

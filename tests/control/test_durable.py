@@ -14,8 +14,8 @@ from pylb.control.storage import disk
 from pylb.control.storage.snapshot import Encoder
 from pylb.control.storage.store import StateLocked, Store
 from pylb.core.errors import Code, Refused
-from pylb.core.policy import Check, CheckKind, LeaseBounds, OwnHealth, Rules, WhenAllDown
-from pylb.core.registration import Announcement, Wanted
+from pylb.core.policy import Check, CheckKind, HealthOverride, LeaseBounds, Rules, WhenAllDown
+from pylb.core.registration import Announcement, FrontendRequest
 from tests.control.harness import (
     NODE_A,
     NODE_B,
@@ -297,7 +297,7 @@ async def test_many_calls_at_once_share_their_writes(tmp_path: Path) -> None:
 async def test_a_registrations_own_check_outlives_a_restart(tmp_path: Path) -> None:
     (port,) = free_ports(1)
     check = Check(CheckKind.HTTP, path="/up")
-    said = Announcement((Wanted(port, 30001, health=OwnHealth(check, when_all_down=WhenAllDown.REFUSE)),))
+    said = Announcement((FrontendRequest(port, 30001, health=HealthOverride(check, when_all_down=WhenAllDown.REFUSE)),))
     async with control(tmp_path) as c:
         with target(30001):
             await c.registry.calls.announce("web", "pod-1", said, c.caller())

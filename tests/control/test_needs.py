@@ -13,7 +13,7 @@ from pylb.control.storage import snapshot
 from pylb.control.storage.store import _canonical
 from pylb.core.checks import parse_health
 from pylb.core.policy import Rules
-from pylb.core.registration import Announcement, Wanted
+from pylb.core.registration import Announcement, FrontendRequest
 from tests.control.harness import Control, aio, control
 from tests.support.ports import free_ports
 
@@ -144,7 +144,7 @@ async def test_a_check_of_a_later_form_says_so_and_an_older_pylb_keeps_it(
 ) -> None:
     (port,) = free_ports(1)
     async with control(tmp_path) as c:
-        wanted = Announcement((Wanted(port, 30001, health=parse_health(health)),))
+        wanted = Announcement((FrontendRequest(port, 30001, health=parse_health(health)),))
         await c.registry.calls.announce("web", "pod-1", wanted, c.caller("127.0.0.1"))
     [entry] = payload(tmp_path)["registrations"]
     assert entry["needs"] == needs

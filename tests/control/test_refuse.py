@@ -4,17 +4,17 @@ from pathlib import Path
 
 import pytest
 
-from pylb.core.policy import UNSAID, Balance, Check, HealthMode, HealthPolicy, OwnHealth, Policy, Rules, WhenAllDown
-from pylb.core.registration import Announcement, Wanted
+from pylb.core.policy import UNSAID, Balance, Check, HealthMode, HealthOverride, HealthPolicy, Policy, Rules, WhenAllDown
+from pylb.core.registration import Announcement, FrontendRequest
 from pylb.core.table import DOWN
 from tests.control.harness import NODE_A, NODE_B, Control, aio, control, target
 from tests.support.ports import free_ports
 
-REFUSE = OwnHealth(Check(), when_all_down=WhenAllDown.REFUSE)
+REFUSE = HealthOverride(Check(), when_all_down=WhenAllDown.REFUSE)
 
 
-async def announce(c: Control, port: int, ip: str = NODE_A, instance: str = "pod-1", health: OwnHealth = REFUSE) -> str:
-    wanted = Announcement((Wanted(port, 30001, health=health),))
+async def announce(c: Control, port: int, ip: str = NODE_A, instance: str = "pod-1", health: HealthOverride = REFUSE) -> str:
+    wanted = Announcement((FrontendRequest(port, 30001, health=health),))
     return (await c.registry.calls.announce("db", instance, wanted, c.caller(ip))).note
 
 
@@ -98,6 +98,6 @@ async def test_a_check_that_nobody_will_ask_is_said_in_the_answer(tmp_path: Path
 async def test_a_weight_that_nobody_will_look_at_is_said_in_the_answer(tmp_path: Path) -> None:
     (port,) = free_ports(1)
     async with control(tmp_path, rules=Rules(defaults=Policy(balance=Balance.FIRST))) as c:
-        wanted = Wanted(port, 30001, weight=2)
+        wanted = FrontendRequest(port, 30001, weight=2)
         answer = await c.registry.calls.announce("db", "pod-1", Announcement((wanted,)), c.caller(NODE_A))
         assert f"weight of port {port} has no effect" in answer.note

@@ -19,9 +19,9 @@ from pylb.core.address import Listen
 from pylb.core.auth import Caller, Keyring
 from pylb.core.claims import Claims
 from pylb.core.ownership import announce
-from pylb.core.persistent import Frozen
+from pylb.core.persistent_map import PersistentMap
 from pylb.core.policy import AdminState, Rules
-from pylb.core.registration import Announcement, Key, Registration, Wanted, legacy_key
+from pylb.core.registration import Announcement, FrontendRequest, Key, Registration, legacy_key
 from pylb.core.table import Table
 from tests.control.harness import aio, token
 from tests.core.claiming import FREE
@@ -75,18 +75,18 @@ class Full:
             for instance in range(INSTANCES):
                 owner, ip = TOKENS[frontend % 8].name, f"127.0.{frontend % 250}.{10 + instance}"
                 key = Key(owner, f"app-{frontend}", f"pod-{instance}")
-                one = Registration(key, key.name, ip, (Wanted(1024 + frontend, 30000),), 3600.0)
+                one = Registration(key, key.name, ip, (FrontendRequest(1024 + frontend, 30000),), 3600.0)
                 claims = announce(claims, FREE, one, takeover=False, proven=frozenset()).claims
         await self.registry.start()
         publisher = self.registry._state.publisher
-        publisher.desired = type(publisher.desired)(claims, publisher.desired.layout, publisher.desired.keyring)
+        publisher.desired = type(publisher.desired)(claims, publisher.desired.static_rules, publisher.desired.keyring)
         for one in claims.registrations.values():
             self.registry._state.leases.restore(one, LeaseRecord())
         await publisher.publish(publisher.desired, None, ["test"])
         await self.registry.webhook_is_up()
 
     async def put(self, ip: str, *, instance: str = "pod-1", draining: bool = False) -> None:
-        announcement = Announcement((Wanted(1024 + 3, 30000),), None, 3600.0, draining)
+        announcement = Announcement((FrontendRequest(1024 + 3, 30000),), None, 3600.0, draining)
         await self.registry.calls.announce("app-3", instance, announcement, Caller(ip, TOKENS[3]))
 
     async def cost(self, work: Callable[[], Awaitable[object]]) -> int:
@@ -153,7 +153,7 @@ async def test_a_call_costs_what_it_touches_however_many_ttls_were_learned_of_le
         await full.fill()
         try:
             learned = {legacy_key("t0", 10_000 + port): 60.0 for port in range(number)}
-            full.registry._state.leases.learned = Frozen(learned)
+            full.registry._state.leases.learned = PersistentMap(learned)
             await full.put("127.0.3.97", instance="pod-first")
             costs[number] = await full.cost(lambda: full.put("127.0.3.98", instance="pod-first"))  # noqa: B023 - run at once
         finally:
@@ -166,7 +166,7 @@ async def test_a_call_costs_what_it_touches_however_many_ttls_were_learned_of_le
 def test_what_else_is_known_of_a_lease_counts_beside_its_learned_ttl() -> None:
     stale, other = legacy_key("t0", 1), legacy_key("t0", 2)
     record = LeaseRecord(60.0, stale_for=5.0, goodbye=True)
-    snapshot = Snapshot(leases={stale: record}, learned=Frozen({stale: 60.0, other: 70.0}))
+    snapshot = Snapshot(leases={stale: record}, learned=PersistentMap({stale: 60.0, other: 70.0}))
     pieces = Encoder().encode(snapshot)["leases"].pieces
     read, wrong = decode({"leases": json.loads(b"[" + b",".join(pieces) + b"]")})
     assert (read.leases, wrong) == ({stale: record, other: LeaseRecord(70.0)}, [])
@@ -184,7 +184,7 @@ async def test_what_looks_at_all_of_them_costs_the_same_for_each(tmp_path: Path)
             for number in range(instances):
                 key = Key("t0", "app", f"pod-{number}")
                 ip = f"10.0.{number // 250}.{number % 250 + 1}"
-                one = Registration(key, "app", ip, (Wanted(1024, 30000),), 3600.0)
+                one = Registration(key, "app", ip, (FrontendRequest(1024, 30000),), 3600.0)
                 claims = announce(claims, FREE, one, takeover=False, proven=frozenset()).claims
             publisher = full.registry._state.publisher
             await publisher.publish(type(publisher.desired)(claims, FREE, Keyring(TOKENS)), None, ["test"])
@@ -249,6 +249,6 @@ def test_no_piece_of_a_snapshot_is_a_copy_of_all_of_it() -> None:
     ones = {}
     for number in range(4000):
         key = Key("t0", f"app-{number}", "pod")
-        ones[key] = Registration(key, key.name, "10.0.0.1", (Wanted(1024 + number, 30000),), 3600.0)
-    encoded = _encode(Encoder().encode(Snapshot(registrations=Frozen(ones))))
+        ones[key] = Registration(key, key.name, "10.0.0.1", (FrontendRequest(1024 + number, 30000),), 3600.0)
+    encoded = _encode(Encoder().encode(Snapshot(registrations=PersistentMap(ones))))
     assert max(map(len, encoded)) < sum(map(len, encoded)) / 50

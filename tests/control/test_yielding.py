@@ -17,7 +17,7 @@ from pylb.control.storage.store import Store
 from pylb.core.auth import Caller, Keyring, Token
 from pylb.core.errors import Refused
 from pylb.core.policy import Rules
-from pylb.core.registration import Announcement, Wanted
+from pylb.core.registration import Announcement, FrontendRequest
 from tests.control.harness import NODE_A, NODE_B, Clock, Control, aio, control, target, token
 from tests.support.ports import free_ports
 from tests.support.sink import PortSink
@@ -185,7 +185,7 @@ class Rivals(RuleBasedStateMachine):
         return "refused" if self.answers_since is None else "yes"
 
     def call(self, who: Token, ip: str, *, draining: bool) -> None:
-        announcement = Announcement((Wanted(self.port, 30001),), None, 60.0, draining)
+        announcement = Announcement((FrontendRequest(self.port, 30001),), None, 60.0, draining)
         self.run(self.registry.calls.announce(who.name, "pod-1", announcement, Caller(ip, who)))
 
     @rule(draining=st.booleans())

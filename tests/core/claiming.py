@@ -8,16 +8,16 @@ import pytest
 
 from pylb.core.address import Address, Listen, parse_address, parse_listen
 from pylb.core.claims import Claims
-from pylb.core.compose import Sight, composed, every_listen, frontend
+from pylb.core.compose import ServerStates, all_listens, compose_frontend, compose_table
 from pylb.core.errors import Refused
 from pylb.core.ownership import Change, adopting, announce, readmitting
-from pylb.core.policy import Joining, ProxyProtocol, Rules, StaticFrontend, StaticServer
-from pylb.core.registration import Key, Registration, State, Wanted, legacy_key
-from pylb.core.static_frontends import Layout
+from pylb.core.policy import JoinRule, ProxyProtocol, Rules, StaticFrontend, StaticServer
+from pylb.core.registration import FrontendRequest, Key, Registration, State, legacy_key
+from pylb.core.static_rules import StaticRules
 from pylb.core.table import Table
 
 A, B, C = "203.0.113.1", "203.0.113.2", "203.0.113.3"
-FREE = Layout(Rules())
+FREE = StaticRules(Rules())
 
 
 def native(
@@ -32,29 +32,29 @@ def native(
     backup: bool = False,
     send_proxy: ProxyProtocol | None = None,
 ) -> Registration:
-    wanted = tuple(Wanted(port, target, send_proxy, backup=backup) for port, target in (ports or {443: 30443}).items())
+    wanted = tuple(FrontendRequest(port, target, send_proxy, backup=backup) for port, target in (ports or {443: 30443}).items())
     return Registration(Key(token, name, instance), name, ip, wanted, ttl, state)
 
 
 def legacy(port: int = 443, ip: str = A, *, token: str = "t", name: str = "legacy") -> Registration:
-    return Registration(legacy_key(token, port), name, ip, (Wanted(port, 30000 + port),), None)
+    return Registration(legacy_key(token, port), name, ip, (FrontendRequest(port, 30000 + port),), None)
 
 
 def enter(
     claims: Claims,
     one: Registration,
-    layout: Layout = FREE,
+    static_rules: StaticRules = FREE,
     *,
     takeover: bool = False,
     proven: frozenset[Address] = frozenset(),
 ) -> Change:
-    return announce(claims, layout, one, takeover=takeover, proven=proven)
+    return announce(claims, static_rules, one, takeover=takeover, proven=proven)
 
 
-def having(*ones: Registration, layout: Layout = FREE, proven: frozenset[Address] = frozenset()) -> Claims:
+def having(*ones: Registration, static_rules: StaticRules = FREE, proven: frozenset[Address] = frozenset()) -> Claims:
     claims = Claims()
     for one in ones:
-        claims = enter(claims, one, layout, proven=proven).claims
+        claims = enter(claims, one, static_rules, proven=proven).claims
     return claims
 
 
@@ -77,21 +77,31 @@ def finished(steps: Generator[None, None, T]) -> T:
             return end.value  # type: ignore[no-any-return]
 
 
-def adopt(claims: Claims, layout: Layout, looped: Container[Key] = ()) -> Change:
-    return finished(adopting(claims, layout, looped))
+def adopt(claims: Claims, static_rules: StaticRules, looped: Container[Key] = ()) -> Change:
+    return finished(adopting(claims, static_rules, looped))
 
 
-def readmit(registrations: Iterable[Registration], layout: Layout) -> tuple[Claims, list[Refused]]:
-    return finished(readmitting(registrations, layout))
+def readmit(registrations: Iterable[Registration], static_rules: StaticRules) -> tuple[Claims, list[Refused]]:
+    return finished(readmitting(registrations, static_rules))
 
 
 def compose(
-    claims: Claims, layout: Layout, sight: Sight, base: Table | None = None, touched: Iterable[Listen] | None = None
+    claims: Claims,
+    static_rules: StaticRules,
+    server_states: ServerStates,
+    base: Table | None = None,
+    touched: Iterable[Listen] | None = None,
 ) -> Table:
     """The table after `base`. `touched` None: all frontends are worked out."""
     old = base or Table()
-    listens = every_listen(claims, layout, old) if touched is None else touched
-    return composed(old, {listen: frontend(claims, layout, sight, listen, old.frontends.get(listen)) for listen in listens})
+    listens = all_listens(claims, static_rules, old) if touched is None else touched
+    return compose_table(
+        old,
+        {
+            listen: compose_frontend(claims, static_rules, server_states, listen, old.frontends.get(listen))
+            for listen in listens
+        },
+    )
 
 
 def at(text: str) -> Address:
@@ -102,10 +112,10 @@ def on(port: int, ip: str = "*") -> Listen:
     return Listen("tcp", ip, port)
 
 
-def static(name: str, listen: str, *servers: str, joining: Joining = Joining.NAME) -> StaticFrontend:
+def static(name: str, listen: str, *servers: str, joining: JoinRule = JoinRule.NAME) -> StaticFrontend:
     lines = tuple(StaticServer(parse_address(text)) for text in servers)
     return StaticFrontend(name, parse_listen(listen), lines, joining=joining)
 
 
-def layout(*frontends: StaticFrontend, **changes: object) -> Layout:
-    return Layout(replace(Rules(frontends=frontends), **changes))  # type: ignore[arg-type]
+def static_rules(*frontends: StaticFrontend, **changes: object) -> StaticRules:
+    return StaticRules(replace(Rules(frontends=frontends), **changes))  # type: ignore[arg-type]

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from pylb.core.access import AccessList, AccessRule, Networks, canonical
 from pylb.core.address import Network
-from pylb.core.policy import Limits
-from pylb.core.rate_limits import MOST_SOURCES, Sources
+from pylb.core.policy import SourceLimits
+from pylb.core.rate_limits import MOST_SOURCES, SourceLimiter
 
 
 def at(text: str) -> bytes:
@@ -95,7 +95,7 @@ def test_a_set_of_networks_holds_theirs_and_an_empty_one_nothing() -> None:
 
 
 def test_connections_at_once_are_counted_down_again() -> None:
-    sources, one = Sources(Limits(per_source=2)), at("192.0.2.1")
+    sources, one = SourceLimiter(SourceLimits(per_source=2)), at("192.0.2.1")
     assert [sources.enter(one, 0.0) for _ in range(3)] == ["", "", "per_source"]
     assert sources.enter(at("192.0.2.2"), 0.0) == ""
     sources.leave(one)
@@ -106,7 +106,7 @@ def test_connections_at_once_are_counted_down_again() -> None:
 
 
 def test_a_source_may_make_a_seconds_worth_at_once_and_then_its_rate() -> None:
-    sources, one = Sources(Limits(per_source_rate=5)), at("192.0.2.1")
+    sources, one = SourceLimiter(SourceLimits(per_source_rate=5)), at("192.0.2.1")
     assert [sources.enter(one, 10.0) for _ in range(6)] == [""] * 5 + ["per_source_rate"]
     assert [sources.enter(one, 10.2) for _ in range(2)] == ["", "per_source_rate"]
     assert [sources.enter(one, 20.0) for _ in range(6)] == [""] * 5 + ["per_source_rate"]
@@ -114,7 +114,7 @@ def test_a_source_may_make_a_seconds_worth_at_once_and_then_its_rate() -> None:
 
 @given(st.integers(1, 50), st.lists(st.floats(0, 0.2), max_size=200))
 def test_a_rate_is_kept_over_any_pattern(rate: int, gaps: list[float]) -> None:
-    sources, now, let_in = Sources(Limits(per_source_rate=rate)), 100.0, []
+    sources, now, let_in = SourceLimiter(SourceLimits(per_source_rate=rate)), 100.0, []
     for gap in gaps:
         now += gap
         if not sources.enter(b"x" * 16, now):
@@ -125,14 +125,14 @@ def test_a_rate_is_kept_over_any_pattern(rate: int, gaps: list[float]) -> None:
 
 
 def test_an_ipv6_source_is_a_network_and_an_ipv4_one_an_address() -> None:
-    sources = Sources(Limits(per_source=1, ipv6_prefix=56))
+    sources = SourceLimiter(SourceLimits(per_source=1, ipv6_prefix=56))
     assert sources.source(at("2001:db8:0:aa::1")) == sources.source(at("2001:db8:0:ff::2")) == at("2001:db8::")
     assert sources.source(at("2001:db8:0:100::1")) != sources.source(at("2001:db8:0:ff::2"))
     assert sources.source(at("192.0.2.1")) != sources.source(at("192.0.2.2"))
 
 
 def test_a_flood_of_sources_does_not_fill_memory_and_quiet_ones_are_forgotten() -> None:
-    sources = Sources(Limits(per_source_rate=1))
+    sources = SourceLimiter(SourceLimits(per_source_rate=1))
     for number in range(MOST_SOURCES + 5000):
         source = number.to_bytes(16, "big")
         assert sources.enter(source, 1.0) == ""
@@ -146,7 +146,7 @@ def test_a_flood_of_sources_does_not_fill_memory_and_quiet_ones_are_forgotten() 
 
 
 def test_what_a_source_has_elsewhere_counts() -> None:
-    sources, one = Sources(Limits(per_source=3)), at("192.0.2.1")
+    sources, one = SourceLimiter(SourceLimits(per_source=3)), at("192.0.2.1")
     sources.elsewhere = [{one: 1}, {}, {one: 1}]
     assert [sources.enter(one, 0.0) for _ in range(2)] == ["", "per_source"]
     sources.elsewhere = [{one: 1}]
@@ -154,16 +154,16 @@ def test_what_a_source_has_elsewhere_counts() -> None:
 
 
 def test_what_was_let_in_elsewhere_is_spent() -> None:
-    sources, one = Sources(Limits(per_source_rate=4)), at("192.0.2.1")
+    sources, one = SourceLimiter(SourceLimits(per_source_rate=4)), at("192.0.2.1")
     sources.spend(one, 3, 100.0)
     assert [sources.enter(one, 100.0) for _ in range(2)] == ["", "per_source_rate"]
-    unlimited = Sources(Limits(per_source=1))
+    unlimited = SourceLimiter(SourceLimits(per_source=1))
     unlimited.spend(one, 3, 100.0)
     assert len(unlimited) == 0
 
 
 def test_changes_are_noted_once_somebody_asks_for_them() -> None:
-    sources, one, two = Sources(Limits(per_source=9)), at("192.0.2.1"), at("192.0.2.2")
+    sources, one, two = SourceLimiter(SourceLimits(per_source=9)), at("192.0.2.1"), at("192.0.2.2")
     sources.enter(one, 0.0)
     sources.changed = {}
     for source in (one, two, two):

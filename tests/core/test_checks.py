@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pylb.core.checks import MOST_STEPS, MOST_TEXT, BadCheck, parse_check, parse_health, written, written_health
-from pylb.core.policy import CONNECT, UNSAID, Check, CheckKind, OwnHealth, Step, WhenAllDown
+from pylb.core.policy import CONNECT, UNSAID, Check, CheckKind, HealthOverride, Step, WhenAllDown
 
 
 @pytest.mark.parametrize(
@@ -107,17 +107,17 @@ def test_every_check_survives_the_snapshot(check: Check) -> None:
 @pytest.mark.parametrize(
     ("text", "health"),
     [
-        ("tcp", OwnHealth(CONNECT)),
-        ({"http": "/up"}, OwnHealth(Check(CheckKind.HTTP, path="/up"))),
-        ({"when_all_down": "refuse"}, OwnHealth(when_all_down=WhenAllDown.REFUSE)),
-        ({"check": "tcp", "when_all_down": "refuse"}, OwnHealth(CONNECT, when_all_down=WhenAllDown.REFUSE)),
+        ("tcp", HealthOverride(CONNECT)),
+        ({"http": "/up"}, HealthOverride(Check(CheckKind.HTTP, path="/up"))),
+        ({"when_all_down": "refuse"}, HealthOverride(when_all_down=WhenAllDown.REFUSE)),
+        ({"check": "tcp", "when_all_down": "refuse"}, HealthOverride(CONNECT, when_all_down=WhenAllDown.REFUSE)),
         (
             {"http": "/up", "when_all_down": "try"},
-            OwnHealth(Check(CheckKind.HTTP, path="/up"), when_all_down=WhenAllDown.TRY),
+            HealthOverride(Check(CheckKind.HTTP, path="/up"), when_all_down=WhenAllDown.TRY),
         ),
     ],
 )
-def test_what_a_registration_says_of_its_health_is_read_and_written_again(text: Any, health: OwnHealth) -> None:
+def test_what_a_registration_says_of_its_health_is_read_and_written_again(text: Any, health: HealthOverride) -> None:
     assert parse_health(text) == health
     assert parse_health(written_health(health)) == health
 
@@ -134,5 +134,5 @@ def test_who_says_nothing_of_its_health_writes_nothing() -> None:
 
 @given(CHECKS | st.none(), st.sampled_from(WhenAllDown))
 def test_what_is_said_of_health_survives_the_snapshot(check: Check | None, word: WhenAllDown) -> None:
-    health = OwnHealth(check, when_all_down=word)
+    health = HealthOverride(check, when_all_down=word)
     assert parse_health(written_health(health)) == health

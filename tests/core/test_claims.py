@@ -6,12 +6,12 @@ import pytest
 
 from pylb.core.address import parse_listen
 from pylb.core.registration import Key
-from tests.core.claiming import having, layout, native, static
+from tests.core.claiming import having, native, static, static_rules
 
 
 def test_who_holds_a_port_number_is_found_on_every_address() -> None:
-    two = layout(static("web", "203.0.113.9:443"))
-    claims = having(native(), layout=two)
+    two = static_rules(static("web", "203.0.113.9:443"))
+    claims = having(native(), static_rules=two)
     assert [one.name for one in claims.on_port(443)] == ["web"]
     assert claims.on_port(80) == ()
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from pylb.core.access import AccessList, AccessRule, Networks
 from pylb.core.address import Address, Listen
-from pylb.core.codec import Malformed, made, plain
+from pylb.core.codec import Malformed, from_plain, to_plain
 from pylb.core.policy import (
     AdminState,
     Balance,
@@ -20,10 +20,10 @@ from pylb.core.policy import (
     CheckKind,
     HealthMode,
     HealthPolicy,
-    Limits,
     Policy,
     ProxyAccept,
     ProxyProtocol,
+    SourceLimits,
     Step,
     Timeouts,
 )
@@ -33,7 +33,7 @@ from pylb.core.table import Server
 
 def over(value: Any) -> Any:
     """As JSON, and back."""
-    return json.loads(json.dumps(plain(value)))
+    return json.loads(json.dumps(to_plain(value)))
 
 
 networks = st.one_of(st.ip_addresses(v=4), st.ip_addresses(v=6)).map(ip_network)
@@ -47,7 +47,7 @@ policies = st.builds(
     freebind=st.booleans(),
     access=st.lists(st.builds(AccessRule, st.booleans(), networks), max_size=3).map(AccessList),
     accept_proxy=st.builds(ProxyAccept, st.lists(networks, max_size=2).map(Networks)),
-    limits=st.builds(Limits, rate=st.integers(0, 9)),
+    limits=st.builds(SourceLimits, rate=st.integers(0, 9)),
     source_addresses=st.lists(st.text(max_size=5), max_size=2).map(tuple),
 )
 steps = st.lists(st.builds(Step, st.binary(), st.binary()), max_size=2).map(tuple)
@@ -71,17 +71,17 @@ views = st.builds(
 
 @given(policies)
 def test_a_policy_arrives_as_it_was_sent(policy: Policy) -> None:
-    assert made(Policy, over(policy)) == policy
+    assert from_plain(Policy, over(policy)) == policy
 
 
 @given(servers)
 def test_a_server_arrives_as_it_was_sent(server: Server) -> None:
-    assert made(Server, over(server)) == server
+    assert from_plain(Server, over(server)) == server
 
 
 @given(st.lists(views).map(tuple))
 def test_sessions_arrive_as_they_were_sent(sessions: tuple[SessionView, ...]) -> None:
-    assert made(tuple[SessionView, ...], over(sessions)) == sessions  # type: ignore[arg-type]
+    assert from_plain(tuple[SessionView, ...], over(sessions)) == sessions  # type: ignore[arg-type]
 
 
 class Message(NamedTuple):
@@ -101,7 +101,7 @@ class Message(NamedTuple):
     )
 )
 def test_dicts_choices_and_numbers_arrive_as_they_were_sent(message: Message) -> None:
-    assert made(Message, over(message)) == message
+    assert from_plain(Message, over(message)) == message
 
 
 @dataclass(frozen=True)
@@ -111,12 +111,12 @@ class Derived:
 
 
 def test_what_a_value_makes_of_itself_is_not_sent() -> None:
-    assert plain(Derived(3)) == [3]
-    assert made(Derived, [3]) == Derived(3)
+    assert to_plain(Derived(3)) == [3]
+    assert from_plain(Derived, [3]) == Derived(3)
 
 
 def test_a_whole_number_is_a_float_where_one_is_wanted() -> None:
-    found = made(float, 3)
+    found = from_plain(float, 3)
     assert (found, type(found)) == (3.0, float)
 
 
@@ -152,9 +152,9 @@ def test_a_whole_number_is_a_float_where_one_is_wanted() -> None:
 )
 def test_anything_else_is_malformed(wanted: Any, value: Any) -> None:
     with pytest.raises(Malformed):
-        made(wanted, value)
+        from_plain(wanted, value)
 
 
 def test_a_number_beyond_any_float_is_malformed() -> None:
     with pytest.raises(Malformed, match="308 digits"):
-        made(float, 10**400)
+        from_plain(float, 10**400)

@@ -4,33 +4,33 @@ from dataclasses import replace
 
 from pylb.core.address import Address, HostPort, Listen
 from pylb.core.claims import Claims
-from pylb.core.compose import Sight, frontend
+from pylb.core.compose import ServerStates, compose_frontend
 from pylb.core.ownership import become, release
-from pylb.core.policy import Joining, Limits, Policy, ProxyProtocol, Rules, StaticFrontend, StaticServer
+from pylb.core.policy import JoinRule, Policy, ProxyProtocol, Rules, SourceLimits, StaticFrontend, StaticServer
 from pylb.core.registration import Key, State
-from pylb.core.static_frontends import Layout
+from pylb.core.static_rules import StaticRules
 from pylb.core.table import Table
-from tests.core.claiming import FREE, A, B, C, at, compose, enter, having, layout, legacy, native, on, static
+from tests.core.claiming import FREE, A, B, C, at, compose, enter, having, legacy, native, on, static, static_rules
 
 HTTPS = on(443)
 EVERYBODY = frozenset(at(f"{ip}:{port}") for ip in (A, B, C) for port in (30443, 30080))
 
 
 def ranks(
-    claims: Claims, rules: Layout = FREE, *, proven: frozenset[Address] = EVERYBODY, down: tuple[str, ...] = ()
+    claims: Claims, rules: StaticRules = FREE, *, proven: frozenset[Address] = EVERYBODY, down: tuple[str, ...] = ()
 ) -> dict[str, int]:
-    sight = Sight(proven, frozenset((HTTPS, at(text)) for text in down))
-    made = frontend(claims, rules, sight, HTTPS)
+    server_states = ServerStates(proven, frozenset((HTTPS, at(text)) for text in down))
+    made = compose_frontend(claims, rules, server_states, HTTPS)
     assert made is not None
     return {str(server.address): server.rank for server in made.servers}
 
 
 def test_nobody_on_a_port_is_no_frontend() -> None:
-    assert frontend(Claims(), FREE, Sight(), HTTPS) is None
+    assert compose_frontend(Claims(), FREE, ServerStates(), HTTPS) is None
 
 
 def test_a_static_frontend_may_have_no_servers() -> None:
-    made = frontend(Claims(), layout(static("https", "*:443")), Sight(), HTTPS)
+    made = compose_frontend(Claims(), static_rules(static("https", "*:443")), ServerStates(), HTTPS)
     assert made is not None
     assert (made.name, made.servers) == ("https", ())
 
@@ -85,9 +85,9 @@ def test_the_displaced_of_another_port_are_not_offered() -> None:
 
 def test_static_servers_need_no_proof_and_keep_their_word_beside_registrations() -> None:
     lines = (StaticServer(at(f"{A}:30443"), weight=2), StaticServer(at(f"{C}:30443"), backup=True))
-    rules = Layout(Rules(frontends=(StaticFrontend("web", HTTPS, lines),)))
-    claims = having(native(ip=A), native(instance="pod-2", ip=B), layout=rules)
-    made = frontend(claims, rules, Sight(), HTTPS)
+    rules = StaticRules(Rules(frontends=(StaticFrontend("web", HTTPS, lines),)))
+    claims = having(native(ip=A), native(instance="pod-2", ip=B), static_rules=rules)
+    made = compose_frontend(claims, rules, ServerStates(), HTTPS)
     assert made is not None
     assert [(s.name, s.weight, s.rank) for s in made.servers] == [
         (f"{A}:30443", 2, 0),
@@ -97,48 +97,48 @@ def test_static_servers_need_no_proof_and_keep_their_word_beside_registrations()
 
 
 def test_labels_are_instances_or_legacy_and_unique_inside_a_frontend() -> None:
-    rules = layout(static("any", "*:443", joining=Joining.ANY))
-    claims = having(native(), native(name="other", token="u", ip=B), legacy(token="v", ip=C), layout=rules)
-    made = frontend(claims, rules, Sight(), HTTPS)
+    rules = static_rules(static("any", "*:443", joining=JoinRule.ANY))
+    claims = having(native(), native(name="other", token="u", ip=B), legacy(token="v", ip=C), static_rules=rules)
+    made = compose_frontend(claims, rules, ServerStates(), HTTPS)
     assert made is not None
     assert [server.name for server in made.servers] == ["legacy", "pod-1", f"pod-1@{A}:30443"]
 
 
 def test_a_frontend_is_named_by_its_registration_and_port() -> None:
-    made = frontend(having(native()), FREE, Sight(), HTTPS)
+    made = compose_frontend(having(native()), FREE, ServerStates(), HTTPS)
     assert made is not None
     assert made.name == "web-443"
 
 
 def test_the_proxy_header_is_the_registrations_or_the_policys() -> None:
-    rules = layout(defaults=Policy(send_proxy=ProxyProtocol.V1))
+    rules = static_rules(defaults=Policy(send_proxy=ProxyProtocol.V1))
     for said, sent in [(None, ProxyProtocol.V1), (ProxyProtocol.NONE, ProxyProtocol.NONE)]:
-        made = frontend(having(native(send_proxy=said)), rules, Sight(), HTTPS)
+        made = compose_frontend(having(native(send_proxy=said)), rules, ServerStates(), HTTPS)
         assert made is not None
         assert made.servers[0].send_proxy is sent
 
 
 def test_the_newest_of_equal_holders_speaks_for_a_server() -> None:
     claims = having(native(instance="old"), native(instance="new", send_proxy=ProxyProtocol.V2))
-    made = frontend(claims, FREE, Sight(), HTTPS)
+    made = compose_frontend(claims, FREE, ServerStates(), HTTPS)
     assert made is not None
     assert [(server.name, server.send_proxy) for server in made.servers] == [("new", ProxyProtocol.V2)]
 
 
 def test_a_table_is_numbered_and_stays_itself_while_nothing_differs() -> None:
     claims = having(native())
-    table = compose(claims, FREE, Sight(), Table(6))
+    table = compose(claims, FREE, ServerStates(), Table(6))
     assert table.generation == 7
-    assert compose(claims, FREE, Sight(), table) is table
-    assert compose(claims, FREE, Sight(), table, [HTTPS]) is table
-    closed = compose(Claims(), FREE, Sight(), table, [HTTPS])
+    assert compose(claims, FREE, ServerStates(), table) is table
+    assert compose(claims, FREE, ServerStates(), table, [HTTPS]) is table
+    closed = compose(Claims(), FREE, ServerStates(), table, [HTTPS])
     assert (closed.generation, dict(closed.frontends)) == (8, {})
 
 
 def test_what_is_not_touched_is_the_same_object() -> None:
     claims = having(native(ports={443: 30443, 80: 30080}))
-    table = compose(claims, FREE, Sight(), None)
-    moved = compose(claims, FREE, Sight(frozenset({at(f"{A}:30443")})), table, [HTTPS])
+    table = compose(claims, FREE, ServerStates(), None)
+    moved = compose(claims, FREE, ServerStates(frozenset({at(f"{A}:30443")})), table, [HTTPS])
     assert moved.frontends[on(80)] is table.frontends[on(80)]
     assert moved.frontends[HTTPS].servers == (replace(table.frontends[HTTPS].servers[0], rank=0),)
 
@@ -151,28 +151,34 @@ NAMED, LB = HostPort("nodes.example.net", 30443), HostPort("lb.example.net", 443
 def test_what_is_the_same_as_before_is_the_very_same() -> None:
     """Who compares the two looks only at what differs: the checker, the engine, the history."""
     claims = having(native(), native(instance="pod-2", ip=B))
-    before = frontend(claims, FREE, Sight(), on(443))
+    before = compose_frontend(claims, FREE, ServerStates(), on(443))
     assert before is not None
-    assert frontend(claims, Layout(Rules()), Sight(), on(443), before) is before
-    moved = frontend(enter(claims, native(instance="pod-2", ip=C)).claims, Layout(Rules()), Sight(), on(443), before)
+    assert compose_frontend(claims, StaticRules(Rules()), ServerStates(), on(443), before) is before
+    moved = compose_frontend(
+        enter(claims, native(instance="pod-2", ip=C)).claims, StaticRules(Rules()), ServerStates(), on(443), before
+    )
     assert moved is not None
     assert [server in before.servers for server in moved.servers] == [server.name == "pod-1" for server in moved.servers]
     assert {id(server) for server in moved.servers} & {id(server) for server in before.servers}
     assert moved.policy is before.policy
-    other = frontend(claims, layout(defaults=Policy(retries=7)), Sight(), on(443), before)
+    other = compose_frontend(claims, static_rules(defaults=Policy(retries=7)), ServerStates(), on(443), before)
     assert other is not None
     assert other.policy.retries == 7
 
 
-def named(resolved: dict[str, tuple[str, ...]]) -> Layout:
+def named(resolved: dict[str, tuple[str, ...]]) -> StaticRules:
     lines = (StaticServer(NAMED, weight=3), StaticServer(LB), StaticServer(Address("192.0.2.1", 1)))
-    return Layout(Rules((StaticFrontend("web", Listen("tcp", "*", 443), lines),), own_ips=frozenset({"203.0.113.9"})), resolved)
+    return StaticRules(
+        Rules((StaticFrontend("web", Listen("tcp", "*", 443), lines),), own_ips=frozenset({"203.0.113.9"})), resolved
+    )
 
 
 def test_a_name_is_all_its_addresses_each_with_a_label_of_its_own() -> None:
     assert str(NAMED) == "nodes.example.net:30443"
     assert named({}).rules.hosts == {"nodes.example.net", "lb.example.net"}
-    [frontend] = compose(Claims(), named({"nodes.example.net": ("192.0.2.7", "2001:db8::7")}), Sight()).frontends.values()
+    [frontend] = compose(
+        Claims(), named({"nodes.example.net": ("192.0.2.7", "2001:db8::7")}), ServerStates()
+    ).frontends.values()
     assert [(server.name, str(server.address), server.weight) for server in frontend.servers] == [
         ("nodes.example.net:30443@192.0.2.7", "192.0.2.7:30443", 3),
         ("nodes.example.net:30443@2001:db8::7", "[2001:db8::7]:30443", 3),
@@ -182,19 +188,19 @@ def test_a_name_is_all_its_addresses_each_with_a_label_of_its_own() -> None:
 
 def test_a_name_that_leads_to_pylb_itself_or_to_nowhere_is_no_server() -> None:
     resolved = {"lb.example.net": ("127.0.0.1", "203.0.113.9", "169.254.169.254", "192.0.2.8")}
-    [frontend] = compose(Claims(), named(resolved), Sight()).frontends.values()
+    [frontend] = compose(Claims(), named(resolved), ServerStates()).frontends.values()
     assert [str(server.address) for server in frontend.servers] == ["192.0.2.8:443", "192.0.2.1:1"]
 
 
 def test_a_registration_does_not_get_the_label_of_a_static_frontend() -> None:
     """Whichever came first: the label is made with the table, so a reload that adds the static name changes it."""
     claims = having(native(name="web", ports={443: 30443}))
-    rules = layout(static("web-443", "*:8443"))
-    names = {listen.port: one.name for listen, one in compose(claims, rules, Sight()).frontends.items()}
+    rules = static_rules(static("web-443", "*:8443"))
+    names = {listen.port: one.name for listen, one in compose(claims, rules, ServerStates()).frontends.items()}
     assert names == {443: "web@443", 8443: "web-443"}
-    before = compose(claims, FREE, Sight())
+    before = compose(claims, FREE, ServerStates())
     assert before.frontends[on(443)].name == "web-443"
-    assert compose(claims, rules, Sight(), before).frontends[on(443)].name == "web@443"
+    assert compose(claims, rules, ServerStates(), before).frontends[on(443)].name == "web@443"
 
 
 # ---------------------------------------------------------------- what has become pylb itself
@@ -204,28 +210,28 @@ def test_a_server_that_has_become_pylb_itself_is_out_and_comes_back() -> None:
     """Its address came to this machine after it was registered, as a VIP does."""
     claims = having(native(ip=A), native(instance="pod-2", ip=B))
     assert ranks(claims) == {f"{A}:30443": 0, f"{B}:30443": 0}
-    here = layout(static("s", "*:30443"), own_ips=frozenset({A}))
+    here = static_rules(static("s", "*:30443"), own_ips=frozenset({A}))
     assert ranks(claims, here) == {f"{B}:30443": 0}
-    assert ranks(claims, layout(static("s", "*:30443"))) == {f"{A}:30443": 0, f"{B}:30443": 0}
+    assert ranks(claims, static_rules(static("s", "*:30443"))) == {f"{A}:30443": 0, f"{B}:30443": 0}
 
 
 def test_a_server_that_was_displaced_and_has_become_pylb_itself_is_out() -> None:
     claims = enter(having(native(ip=A)), native(ip=B), proven=frozenset({at(f"{A}:30443")})).claims
     assert f"{A}:30443" in ranks(claims, proven=frozenset({at(f"{A}:30443")}))
-    here = layout(static("s", "*:30443"), own_ips=frozenset({A}))
+    here = static_rules(static("s", "*:30443"), own_ips=frozenset({A}))
     assert f"{A}:30443" not in ranks(claims, here, proven=frozenset({at(f"{A}:30443")}))
 
 
 def test_a_static_line_that_would_come_back_is_out_and_a_service_of_this_machine_is_not() -> None:
     lines = ("198.51.100.7:443", "127.0.0.1:443", "203.0.113.9:443", "127.0.0.1:8404", "127.0.0.1:8443")
-    rules = layout(static("web", "203.0.113.9:443", *lines), reserved_ports=frozenset({8404}))
+    rules = static_rules(static("web", "203.0.113.9:443", *lines), reserved_ports=frozenset({8404}))
     claims = having(native(name="x", ip=B, ports={8443: 30443}))
-    made = frontend(claims, rules, Sight(), on(443, "203.0.113.9"))
+    made = compose_frontend(claims, rules, ServerStates(), on(443, "203.0.113.9"))
     assert made is not None
     assert [str(server.address) for server in made.servers] == ["198.51.100.7:443", "127.0.0.1:443", "127.0.0.1:8404"]
 
 
 def test_limits_by_source_are_asked_for_or_not() -> None:
-    assert not Limits(rate=5).by_source
-    assert Limits(per_source=1).by_source
-    assert Limits(per_source_rate=1).by_source
+    assert not SourceLimits(rate=5).by_source
+    assert SourceLimits(per_source=1).by_source
+    assert SourceLimits(per_source_rate=1).by_source

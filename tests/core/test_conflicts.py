@@ -3,12 +3,12 @@
 import pytest
 
 from pylb.core.claims import Claims
-from pylb.core.conflicts import Contest
+from pylb.core.conflicts import YieldPolicy
 from pylb.core.errors import Code
 from pylb.core.ownership import Change, announce, become
-from pylb.core.policy import Bounds, Joining
+from pylb.core.policy import Bounds, JoinRule
 from pylb.core.registration import Key, State, legacy_key
-from tests.core.claiming import FREE, B, C, enter, having, layout, legacy, native, on, refused, static
+from tests.core.claiming import FREE, B, C, enter, having, legacy, native, on, refused, static, static_rules
 
 
 @pytest.mark.parametrize("intruder", [native(name="other"), native(token="u"), legacy(token="u")])
@@ -50,40 +50,40 @@ def test_a_native_registration_of_the_same_token_takes_a_legacy_one_over_for_goo
 
 
 def test_another_name_may_not_join_unless_the_frontend_says_any() -> None:
-    closed, open_ = layout(static("https", "*:443")), layout(static("https", "*:443", joining=Joining.ANY))
+    closed, open_ = static_rules(static("https", "*:443")), static_rules(static("https", "*:443", joining=JoinRule.ANY))
     found = refused(lambda: enter(Claims(), native(), closed))
     assert found.code is Code.PORT_OWNED
     assert "static frontend 'https'" in found.detail
-    several = having(native(), native(name="other", token="u"), legacy(token="v"), layout=open_)
+    several = having(native(), native(name="other", token="u"), legacy(token="v"), static_rules=open_)
     assert len(several.holders[on(443)]) == 3
 
 
 def test_a_second_token_of_the_same_name_may_not_join() -> None:
-    rules = layout(static("web", "*:443"))
-    assert refused(lambda: enter(having(native(), layout=rules), native(token="u"), rules)).code is Code.PORT_OWNED
+    rules = static_rules(static("web", "*:443"))
+    assert refused(lambda: enter(having(native(), static_rules=rules), native(token="u"), rules)).code is Code.PORT_OWNED
 
 
-@pytest.mark.parametrize("joining", [Joining.LEGACY, Joining.ANY])
-def test_a_static_frontend_for_legacy_calls_has_one_legacy_server_whatever_it_calls_itself(joining: Joining) -> None:
-    rules = layout(static("https", "*:443", "198.51.100.7:30443", joining=joining))
-    claims = having(legacy(name="whatever"), layout=rules)
+@pytest.mark.parametrize("joining", [JoinRule.LEGACY, JoinRule.ANY])
+def test_a_static_frontend_for_legacy_calls_has_one_legacy_server_whatever_it_calls_itself(joining: JoinRule) -> None:
+    rules = static_rules(static("https", "*:443", "198.51.100.7:30443", joining=joining))
+    claims = having(legacy(name="whatever"), static_rules=rules)
     assert claims.holders[on(443)] == (legacy_key("t", 443),)
     assert refused(lambda: enter(claims, legacy(token="u"), rules)).code is Code.PORT_OWNED
 
 
 def test_a_frontend_has_so_many_servers_static_lines_included() -> None:
-    rules = layout(static("web", "*:443", "198.51.100.7:30443"), bounds=Bounds(servers_per_frontend=3))
-    claims = having(native(), native(instance="pod-2", ip=B), layout=rules)
+    rules = static_rules(static("web", "*:443", "198.51.100.7:30443"), bounds=Bounds(servers_per_frontend=3))
+    claims = having(native(), native(instance="pod-2", ip=B), static_rules=rules)
     found = refused(lambda: enter(claims, native(instance="pod-3", ip=C), rules))
     assert (found.code, "bounds.servers_per_frontend" in found.detail, found.retry_after) == (Code.TOO_MANY, True, 60)
     assert enter(claims, native(ip=C), rules).result == "moved"
-    narrower = layout(static("web", "*:443", "198.51.100.7:30443"), bounds=Bounds(servers_per_frontend=1))
+    narrower = static_rules(static("web", "*:443", "198.51.100.7:30443"), bounds=Bounds(servers_per_frontend=1))
     assert enter(claims, native(ip=C), narrower).result == "moved"  # who is there stays, and moves
 
 
 def test_a_tokens_registrations_have_so_many_ports_in_all() -> None:
-    rules = layout(bounds=Bounds(ports_per_token=3))
-    claims = having(native(ports={443: 30443, 80: 30080}), legacy(25), layout=rules)
+    rules = static_rules(bounds=Bounds(ports_per_token=3))
+    claims = having(native(ports={443: 30443, 80: 30080}), legacy(25), static_rules=rules)
     assert claims.ports_of_token == {"t": 3}
     for more in (native(instance="pod-2", ip=B), native(ports={443: 30443, 80: 30080, 8080: 31000}), legacy(110)):
         found = refused(lambda more=more: enter(claims, more, rules))
@@ -91,23 +91,23 @@ def test_a_tokens_registrations_have_so_many_ports_in_all() -> None:
     assert enter(claims, native(name="x", token="u", ports={8443: 30443}), rules).result == "created"
     fewer = enter(claims, native(ports={443: 30443}), rules).claims
     assert enter(fewer, native(name="x", ports={8443: 30443}), rules).result == "created"
-    tiny = layout(bounds=Bounds(ports_per_token=1))
+    tiny = static_rules(bounds=Bounds(ports_per_token=1))
     assert enter(claims, native(ip=B, ports={443: 30443, 80: 30080}), tiny).result == "moved"
 
 
 def test_who_leaves_for_a_call_makes_room_for_it() -> None:
-    full = layout(bounds=Bounds(servers_per_frontend=1, ports_per_token=1))
-    claims = having(legacy(443), layout=full)
+    full = static_rules(bounds=Bounds(servers_per_frontend=1, ports_per_token=1))
+    claims = having(legacy(443), static_rules=full)
     assert enter(claims, native(), full).removed == (legacy(443).key,)
     assert enter(claims, native(name="mail", token="u"), full, takeover=True).removed == (legacy(443).key,)
 
 
 def test_who_seems_dead_gives_way_and_a_fresh_one_never() -> None:
-    rival, contest = native("mail", token="u"), Contest(yields=lambda _one: True, words=lambda _one: " (words)")
+    rival, yield_policy = native("mail", token="u"), YieldPolicy(yields=lambda _one: True, describe=lambda _one: " (words)")
     silent = become(having(native()), [Key("t", "web", "pod-1")], State.STALE).claims
 
     def asks(claims: Claims) -> Change:
-        return announce(claims, FREE, rival, takeover=False, proven=frozenset(), contest=contest)
+        return announce(claims, FREE, rival, takeover=False, proven=frozenset(), yield_policy=yield_policy)
 
     refusal = refused(lambda: asks(having(native())))
     assert refusal.detail == "port 443 is owned by registration 'web' of token 't' (words)"

@@ -13,8 +13,8 @@ from pylb.core.health import (
     WRONG,
     YES,
     Health,
-    Proof,
-    Record,
+    HealthStats,
+    Reachability,
     answered,
     checked,
     conversation,
@@ -27,7 +27,7 @@ from pylb.core.health import (
     unproven,
     watched,
 )
-from pylb.core.policy import CONNECT, Check, CheckKind, HealthMode, HealthPolicy, OwnHealth, Step, WhenAllDown
+from pylb.core.policy import CONNECT, Check, CheckKind, HealthMode, HealthOverride, HealthPolicy, Step, WhenAllDown
 
 PASSIVE = HealthPolicy()
 ACTIVE = HealthPolicy(HealthMode.ACTIVE)
@@ -75,11 +75,11 @@ def test_a_check_that_is_more_than_a_connect_makes_health_active_unless_the_mode
 
 def test_a_servers_own_health_is_put_over_its_frontends() -> None:
     base = HealthPolicy(check=HTTP_CHECK, interval=5.0, fall=4)
-    assert OwnHealth().over(base) is None
-    own = OwnHealth(port=8008, interval=1.0, rise=1, when_all_down=WhenAllDown.REFUSE).over(base)
+    assert HealthOverride().over(base) is None
+    own = HealthOverride(port=8008, interval=1.0, rise=1, when_all_down=WhenAllDown.REFUSE).over(base)
     check = Check(CheckKind.HTTP, path="/primary", port=8008)
     assert own == HealthPolicy(None, check, interval=1.0, rise=1, fall=4, when_all_down=WhenAllDown.REFUSE)
-    asked = OwnHealth(Check(port=1), fall=1).over(base)
+    asked = HealthOverride(Check(port=1), fall=1).over(base)
     assert asked == HealthPolicy(None, Check(port=1), interval=5.0, fall=1)
 
 
@@ -217,7 +217,7 @@ def test_an_address_never_dialled_is_due_now_and_then_backs_off() -> None:
 
 @pytest.mark.parametrize("found", ["refused", "unreachable"])
 def test_an_address_that_refuses_is_dialled_at_the_interval_until_it_answers(found: str) -> None:
-    proof: Proof | None = None
+    proof: Reachability | None = None
     for _ in range(6):
         proof = prove(proof, found, HealthPolicy(max_interval=30.0), 0.0, jitter=1.0)
         assert proof.probe_at == 2.0
@@ -311,14 +311,14 @@ def test_what_comes_after_the_text_of_a_step_is_the_next_steps() -> None:
 
 
 def test_a_record_counts_checks_that_failed_and_keeps_the_last_finding() -> None:
-    record = Record(changed_at=10.0)
+    record = HealthStats(changed_at=10.0)
     for found in ("refused", "wrong answer: HTTP status 503", "resource", YES):
         record = checked(record, found, 0.25)
-    assert record == Record(changed_at=10.0, failures=2, found=YES, seconds=0.25)
+    assert record == HealthStats(changed_at=10.0, failures=2, found=YES, seconds=0.25)
 
 
 def test_a_record_adds_up_the_times_that_a_server_was_down() -> None:
-    record = Record(changed_at=10.0)
+    record = HealthStats(changed_at=10.0)
     for now, down in ((12.0, True), (15.0, False), (20.0, True)):
         record = turned(record, now, down=down)
     assert (record.downs, record.down_seconds, record.changed_at) == (2, 3.0, 20.0)

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from pylb.core.lease import (
     LEGACY_TTL,
+    LapseVerdict,
     Lease,
-    Verdict,
     at_least_a_ttl,
     judge,
     lapsed_within_its_ttl,
@@ -78,7 +78,7 @@ def leases(**ends: float) -> dict[str, Lease]:
     return {name: Lease(60.0, end - 60, end) for name, end in ends.items()}
 
 
-def judged(leases: Mapping[Any, Lease], stale: Iterable[Any], now: float, *, preserving: bool) -> Verdict[Any]:
+def judged(leases: Mapping[Any, Lease], stale: Iterable[Any], now: float, *, preserving: bool) -> LapseVerdict[Any]:
     """`judge` on what a look at all leases finds."""
     known = [key for key in stale if key in leases]
     fresh = {key: lease for key, lease in leases.items() if lease.ttl is not None and key not in known}
@@ -88,7 +88,7 @@ def judged(leases: Mapping[Any, Lease], stale: Iterable[Any], now: float, *, pre
 
 
 def test_a_silent_lease_lapses_alone() -> None:
-    assert judged(leases(a=10, b=99), [], 20.0, preserving=False) == Verdict(lapsed=("a",))
+    assert judged(leases(a=10, b=99), [], 20.0, preserving=False) == LapseVerdict(lapsed=("a",))
 
 
 def test_two_of_two_lapse_because_two_are_no_mass() -> None:
@@ -97,7 +97,7 @@ def test_two_of_two_lapse_because_two_are_no_mass() -> None:
 
 def test_when_more_than_half_and_at_least_three_fall_silent_none_is_demoted() -> None:
     verdict = judged(leases(a=10, b=11, c=12, d=99, e=99), [], 20.0, preserving=False)
-    assert verdict == Verdict(preserving=True)
+    assert verdict == LapseVerdict(preserving=True)
 
 
 def test_the_first_of_many_that_were_demoted_before_are_taken_back() -> None:
@@ -124,7 +124,7 @@ def test_a_mass_lapse_lasts_until_half_of_them_call_and_the_rest_get_a_whole_ttl
     silent = leases(a=1, b=1, c=1)
     assert judged(silent, [], long_after, preserving=True).preserving
     back = silent | leases(d=2e6, e=2e6, f=2e6)
-    assert judged(back, [], long_after, preserving=True) == Verdict(grace=("a", "b", "c"))
+    assert judged(back, [], long_after, preserving=True) == LapseVerdict(grace=("a", "b", "c"))
 
 
 @given(

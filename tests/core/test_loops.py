@@ -7,13 +7,13 @@ import pytest
 from pylb.core.claims import Claims
 from pylb.core.errors import Code
 from pylb.core.loops import loops
-from pylb.core.policy import Check, HealthPolicy, OwnHealth, Policy
-from tests.core.claiming import FREE, A, B, adopt, enter, having, layout, native, on, readmit, refused, static
+from pylb.core.policy import Check, HealthOverride, HealthPolicy, Policy
+from tests.core.claiming import FREE, A, B, adopt, enter, having, native, on, readmit, refused, static, static_rules
 
 
 def test_a_target_that_is_a_port_of_pylb_itself_is_refused() -> None:
-    rules = layout(static("s", "*:80"), own_ips=frozenset({A}), reserved_ports=frozenset({9000}))
-    claims = having(native(name="x", ip=B, ports={8443: 30843}), layout=rules)
+    rules = static_rules(static("s", "*:80"), own_ips=frozenset({A}), reserved_ports=frozenset({9000}))
+    claims = having(native(name="x", ip=B, ports={8443: 30843}), static_rules=rules)
     for port in (443, 8443, 80, 9000):
         found = refused(lambda port=port: enter(claims, native(ip=A, ports={443: port}), rules))
         assert found.code is Code.TARGET_REFUSED
@@ -22,16 +22,16 @@ def test_a_target_that_is_a_port_of_pylb_itself_is_refused() -> None:
 
 
 def test_a_port_that_another_target_on_this_machine_uses_is_not_opened() -> None:
-    rules = layout(own_ips=frozenset({A}))
-    claims = having(native(ip=A, ports={443: 30443}), layout=rules)
+    rules = static_rules(own_ips=frozenset({A}))
+    claims = having(native(ip=A, ports={443: 30443}), static_rules=rules)
     found = refused(lambda: enter(claims, native(name="x", ip=B, ports={30443: 31000}), rules))
     assert found.code is Code.TARGET_REFUSED
     assert enter(claims, native(name="x", ip=B, ports={30444: 31000}), rules).result == "created"
 
 
 def test_who_leaves_this_machine_may_open_the_port_that_was_aimed_at() -> None:
-    rules = layout(own_ips=frozenset({A}))
-    claims = having(native(ip=A, ports={443: 30443}), native(name="x", ip=B, ports={80: 30443}), layout=rules)
+    rules = static_rules(own_ips=frozenset({A}))
+    claims = having(native(ip=A, ports={443: 30443}), native(name="x", ip=B, ports={80: 30443}), static_rules=rules)
     assert enter(claims, native(ip=B, ports={30443: 31000}), rules).result == "moved"
 
 
@@ -39,19 +39,19 @@ def test_who_leaves_this_machine_may_open_the_port_that_was_aimed_at() -> None:
 def test_a_check_of_pylb_itself_is_refused_whoever_chose_its_port(port: int) -> None:
     """It would answer for the server: one that is dead would count as up."""
     asked = Check(port=port)
-    rules = layout(static("s", "*:80"), own_ips=frozenset({A}), reserved_ports=frozenset({9000}))
-    claims = having(native(name="x", ip=B, ports={8443: 30843}), layout=rules)
+    rules = static_rules(static("s", "*:80"), own_ips=frozenset({A}), reserved_ports=frozenset({9000}))
+    claims = having(native(name="x", ip=B, ports={8443: 30843}), static_rules=rules)
     one = native(ip=A)
-    one = replace(one, wanted=tuple(replace(item, health=OwnHealth(asked)) for item in one.wanted))
+    one = replace(one, wanted=tuple(replace(item, health=HealthOverride(asked)) for item in one.wanted))
     assert "health.port" in refused(lambda: enter(claims, one, rules)).detail
     defaults = Policy(health=HealthPolicy(check=asked))
-    rules = layout(static("s", "*:80"), own_ips=frozenset({A}), reserved_ports=frozenset({9000}), defaults=defaults)
+    rules = static_rules(static("s", "*:80"), own_ips=frozenset({A}), reserved_ports=frozenset({9000}), defaults=defaults)
     assert "health.port" in refused(lambda: enter(claims, native(ip=A), rules)).detail
     assert enter(claims, native(ip=B), rules).result == "created"
 
 
 def test_a_port_that_a_static_line_aims_at_on_this_machine_is_not_opened() -> None:
-    rules = layout(static("s", "203.0.113.9:80", "127.0.0.1:8080", "127.0.0.1:80"))
+    rules = static_rules(static("s", "203.0.113.9:80", "127.0.0.1:8080", "127.0.0.1:80"))
     assert refused(lambda: enter(Claims(), native(ports={8080: 30080}), rules)).code is Code.TARGET_REFUSED
     assert enter(Claims(), native(name="s", ports={80: 30080}), rules).result == "created"  # nothing new is opened
 
@@ -59,7 +59,7 @@ def test_a_port_that_a_static_line_aims_at_on_this_machine_is_not_opened() -> No
 def test_a_restart_keeps_a_registration_whose_target_has_become_pylb_itself() -> None:
     """Its servers are out (compose.py) until the address is somebody else's again; losing it would be an outage for good."""
     ones = [native(ip=A, ports={443: 30443}), native(name="x", ip=B, ports={30443: 31000})]
-    rules = layout(own_ips=frozenset({A}))
+    rules = static_rules(own_ips=frozenset({A}))
     fresh, refusals = readmit(ones, rules)
     assert set(fresh.holders) == {on(443), on(30443)}
     assert refusals == []
@@ -69,7 +69,7 @@ def test_a_restart_keeps_a_registration_whose_target_has_become_pylb_itself() ->
 
 def test_a_reload_that_would_begin_a_loop_is_refused_and_one_that_finds_it_is_not() -> None:
     claims = having(native(ip=A, ports={443: 30443}))
-    rules = layout(static("new", "*:30443"), own_ips=frozenset({A}))
+    rules = static_rules(static("new", "*:30443"), own_ips=frozenset({A}))
     found = refused(lambda: adopt(claims, rules))
     assert (found.code, "'web'" in found.detail) == (Code.TARGET_REFUSED, True)
     assert adopt(claims, rules, looped=loops(claims, rules)).claims.registrations == claims.registrations

@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 
 from pylb.core.address import Address, Listen
 from pylb.core.claims import Claims
-from pylb.core.compose import Sight
+from pylb.core.compose import ServerStates
 from pylb.core.errors import Code, Refused
-from pylb.core.operator_overrides import NONE, Override, Overrides, applied, changed, ended, find, hit, kept
+from pylb.core.operator_overrides import NONE, Override, Overrides, affected, changed, ended, find, still_valid, with_overrides
 from pylb.core.policy import AdminState, Policy, Rules, StaticFrontend, StaticServer
-from pylb.core.static_frontends import Layout
+from pylb.core.static_rules import StaticRules
 from pylb.core.table import OUT, Frontend, Server, Table, make_table
 from tests.core.claiming import compose
 
@@ -25,8 +25,8 @@ def table() -> Table:
     return make_table(1, {listen: Frontend(name, listen, Policy(), servers) for listen, name in ((WEB, "web"), (MAIL, "mail"))})
 
 
-def statics(*listens: Listen) -> Layout:
-    return Layout(
+def statics(*listens: Listen) -> StaticRules:
+    return StaticRules(
         Rules(tuple(StaticFrontend(f"at-{listen.port}", listen, (StaticServer(ONE, weight=3),)) for listen in listens))
     )
 
@@ -34,22 +34,22 @@ def statics(*listens: Listen) -> Layout:
 @pytest.mark.parametrize("state", [AdminState.DRAIN, AdminState.MAINT])
 def test_a_server_out_of_service_has_no_weight_whatever_was_said_of_it(state: AdminState) -> None:
     said = changed(changed(NONE, [(WEB, ONE)], weight=9), [(WEB, ONE)], state=state)
-    assert applied(Server("a", ONE, 5), WEB, said) == Server("a", ONE, 0, OUT, admin=state)
-    assert applied(Server("a", ONE, 5), MAIL, said) == Server("a", ONE, 5)
+    assert with_overrides(Server("a", ONE, 5), WEB, said) == Server("a", ONE, 0, OUT, admin=state)
+    assert with_overrides(Server("a", ONE, 5), MAIL, said) == Server("a", ONE, 5)
     again = changed(said, [(WEB, ONE)], state=AdminState.READY)
-    assert applied(Server("a", ONE, 5), WEB, again) == Server("a", ONE, 9)
+    assert with_overrides(Server("a", ONE, 5), WEB, again) == Server("a", ONE, 9)
 
 
 def test_a_word_taken_back_leaves_nothing_behind() -> None:
     said = changed(changed(NONE, [(WEB, ONE)], weight=0), [(WEB, TWO)], state=AdminState.DRAIN)
-    assert applied(Server("a", ONE, 5), WEB, said).weight == 0
+    assert with_overrides(Server("a", ONE, 5), WEB, said).weight == 0
     assert changed(changed(said, [(WEB, ONE)], weight=None), [(WEB, TWO)], state=AdminState.READY) == {}
 
 
 def test_words_go_with_their_frontend() -> None:
     said: Overrides = {(WEB, ONE): Override(weight=1), (MAIL, ONE): Override(weight=2)}
-    assert kept(said, Claims(), statics(WEB)) == {(WEB, ONE): Override(weight=1)}
-    assert kept(said, Claims(), statics(WEB, MAIL)) is said
+    assert still_valid(said, Claims(), statics(WEB)) == {(WEB, ONE): Override(weight=1)}
+    assert still_valid(said, Claims(), statics(WEB, MAIL)) is said
 
 
 @pytest.mark.parametrize(
@@ -105,8 +105,8 @@ def test_the_last_word_on_each_thing_counts_in_every_table(
             states[place[0]] = word.get("state", states.get(place[0], AdminState.READY))
             weights[place[0]] = word.get("weight", weights.get(place[0]))
     assert Override() not in said.values()
-    layout = statics(*there)
-    made = compose(Claims(), layout, Sight(overrides=kept(said, Claims(), layout)))
+    static_rules = statics(*there)
+    made = compose(Claims(), static_rules, ServerStates(overrides=still_valid(said, Claims(), static_rules)))
     for listen in there:
         [server] = made.frontends[listen].servers
         assert server.admin is states.get(listen, AdminState.READY)
@@ -116,9 +116,9 @@ def test_the_last_word_on_each_thing_counts_in_every_table(
 
 
 def test_a_word_is_about_a_node_on_every_frontend_or_about_one_server_of_one() -> None:
-    assert [(one.name, other.name) for one, other in hit(table(), ONE.ip)] == [("web", "pod-1"), ("mail", "pod-1")]
-    assert [(one.name, other.name) for one, other in hit(table(), (WEB, TWO))] == [("web", "pod-2")]
-    assert hit(table(), (Listen("tcp", "*", 1), TWO)) == []
+    assert [(one.name, other.name) for one, other in affected(table(), ONE.ip)] == [("web", "pod-1"), ("mail", "pod-1")]
+    assert [(one.name, other.name) for one, other in affected(table(), (WEB, TWO))] == [("web", "pod-2")]
+    assert affected(table(), (Listen("tcp", "*", 1), TWO)) == []
 
 
 def test_a_word_ends_at_its_time_and_one_without_a_time_does_not() -> None:

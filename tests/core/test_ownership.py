@@ -5,9 +5,25 @@ import pytest
 from pylb.core.claims import Claims
 from pylb.core.errors import Code, Refused
 from pylb.core.ownership import announce, become, give_up, pass_on, release, settle
-from pylb.core.policy import Joining, Policy
-from pylb.core.registration import Displaced, Key, State, legacy_key
-from tests.core.claiming import FREE, A, B, C, adopt, at, enter, having, layout, legacy, native, on, readmit, refused, static
+from pylb.core.policy import JoinRule, Policy
+from pylb.core.registration import DisplacedServer, Key, State, legacy_key
+from tests.core.claiming import (
+    FREE,
+    A,
+    B,
+    C,
+    adopt,
+    at,
+    enter,
+    having,
+    legacy,
+    native,
+    on,
+    readmit,
+    refused,
+    static,
+    static_rules,
+)
 
 # ---------------------------------------------------------------- native registrations
 
@@ -110,35 +126,35 @@ def test_legacy_ports_of_a_token_are_one_owner_each_its_own_registration() -> No
 
 
 def test_a_registration_joins_a_static_frontend_of_its_name() -> None:
-    rules = layout(static("web", "203.0.113.9:443"))
+    rules = static_rules(static("web", "203.0.113.9:443"))
     change = enter(Claims(), native(), rules)
     assert change.claims.registrations["t", "web", "pod-1", 0].places == (on(443, "203.0.113.9"),)
 
 
 def test_a_port_beside_a_static_frontend_on_another_address_is_free() -> None:
-    rules = layout(static("https", "203.0.113.9:443"), defaults=Policy(bind="203.0.113.10"))
+    rules = static_rules(static("https", "203.0.113.9:443"), defaults=Policy(bind="203.0.113.10"))
     assert enter(Claims(), native(), rules).opened == (on(443, "203.0.113.10"),)
 
 
 def test_a_legacy_call_joins_no_other_static_frontend_but_the_one_of_its_name() -> None:
-    rules = layout(static("https", "*:443"))
+    rules = static_rules(static("https", "*:443"))
     found = refused(lambda: enter(Claims(), legacy(name="whatever"), rules))
     assert (found.code, "`registrations: legacy`" in found.hint) == (Code.PORT_OWNED, True)
     assert enter(Claims(), legacy(name="https"), rules).result == "created"
     native_too = refused(
-        lambda: enter(Claims(), native(name="whatever"), layout(static("https", "*:443", joining=Joining.LEGACY)))
+        lambda: enter(Claims(), native(name="whatever"), static_rules(static("https", "*:443", joining=JoinRule.LEGACY)))
     )
     assert (native_too.code, "`registrations: any`" in native_too.hint) == (Code.PORT_OWNED, True)
 
 
 def test_a_legacy_name_is_the_tokens_matter_only_where_it_opens_a_static_frontend() -> None:
-    rules = layout(static("web", "*:443"), static("old", "*:80", joining=Joining.LEGACY))
+    rules = static_rules(static("web", "*:443"), static("old", "*:80", joining=JoinRule.LEGACY))
     asked = ((443, "web"), (443, "other"), (80, "old"), (8443, "web"))
     assert [rules.joins_by_name(port, name) for port, name in asked] == [True, False, False, False]
 
 
 def test_pylbs_own_ports_are_nobodys() -> None:
-    rules = layout(reserved_ports=frozenset({9000}))
+    rules = static_rules(reserved_ports=frozenset({9000}))
     assert refused(lambda: enter(Claims(), native(ports={9000: 30000}), rules)).code is Code.PORT_FORBIDDEN
 
 
@@ -148,7 +164,7 @@ def test_pylbs_own_ports_are_nobodys() -> None:
 def test_a_proven_server_stays_behind_an_unproven_one_that_replaces_it() -> None:
     proven = frozenset({at(f"{A}:30443")})
     moved = enter(having(native()), native(ip=B), proven=proven).claims
-    old = Displaced(on(443), "pod-1", at(f"{A}:30443"))
+    old = DisplacedServer(on(443), "pod-1", at(f"{A}:30443"))
     assert moved.registrations["t", "web", "pod-1", 0].displaced == (old,)
     again = enter(moved, native(ip=C), proven=proven).claims
     assert again.registrations["t", "web", "pod-1", 0].displaced == (old,)
@@ -221,7 +237,7 @@ def test_the_displaced_go_with_the_port_that_they_were_on() -> None:
 def test_a_reload_that_makes_a_registered_port_static_adopts_it() -> None:
     proven = frozenset({at(f"{A}:30443")})
     claims = enter(having(native()), native(ip=B), proven=proven).claims
-    change = adopt(claims, layout(static("web", "203.0.113.9:443")))
+    change = adopt(claims, static_rules(static("web", "203.0.113.9:443")))
     one = change.claims.registrations["t", "web", "pod-1", 0]
     assert one.places == (on(443, "203.0.113.9"),)
     assert one.displaced[0].listen == on(443, "203.0.113.9")
@@ -230,14 +246,14 @@ def test_a_reload_that_makes_a_registered_port_static_adopts_it() -> None:
 
 def test_a_reload_that_takes_a_port_from_its_owner_is_refused_whole() -> None:
     claims = having(native(), native(name="x", ports={80: 30080}))
-    found = refused(lambda: adopt(claims, layout(static("https", "*:443"), static("x", "*:80"))))
+    found = refused(lambda: adopt(claims, static_rules(static("https", "*:443"), static("x", "*:80"))))
     assert found.code is Code.PORT_OWNED
     assert "registration 'web' of token 't'" in found.detail
 
 
 def test_a_restart_leaves_out_only_what_no_longer_fits() -> None:
     claims = having(native(ports={443: 30443, 80: 30080}), native(name="x", ports={81: 30081}))
-    fresh, refusals = readmit(claims.registrations.values(), layout(static("https", "*:443"), static("y", "*:81")))
+    fresh, refusals = readmit(claims.registrations.values(), static_rules(static("https", "*:443"), static("y", "*:81")))
     assert set(fresh.holders) == {on(80)}
     assert len(refusals) == 2
 

@@ -9,16 +9,16 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from pylb.core.address import Address, Listen, is_loopback
 from pylb.core.claims import Claims
-from pylb.core.compose import Sight
+from pylb.core.compose import ServerStates
 from pylb.core.errors import Refused
 from pylb.core.ownership import announce, become, release, settle
-from pylb.core.policy import Joining
+from pylb.core.policy import JoinRule
 from pylb.core.registration import Key, Registration, State
 from pylb.core.table import DOWN, Table
-from tests.core.claiming import FREE, A, B, adopt, compose, layout, legacy, native, readmit, static
+from tests.core.claiming import FREE, A, B, adopt, compose, legacy, native, readmit, static, static_rules
 
 TOKENS, NAMES, INSTANCES, IPS, PORTS = ("t", "u"), ("web", "mail"), ("old", "new"), (A, B), (443, 25, 80)
-LAYOUTS = (FREE, layout(static("web", "*:443", f"{A}:30001")), layout(static("x", "*:25", joining=Joining.ANY)))
+LAYOUTS = (FREE, static_rules(static("web", "*:443", f"{A}:30001")), static_rules(static("x", "*:25", joining=JoinRule.ANY)))
 
 
 def natives() -> st.SearchStrategy[Registration]:
@@ -52,21 +52,21 @@ class Calls(RuleBasedStateMachine):
         self.table = Table()
         self.proven: frozenset[Address] = frozenset()
         self.down: frozenset[tuple[Listen, Address]] = frozenset()
-        self.layout = FREE
+        self.static_rules = FREE
 
-    @initialize(layout=st.sampled_from(LAYOUTS))
-    def start(self, layout: object) -> None:
-        self.layout = layout  # type: ignore[assignment]
+    @initialize(static_rules=st.sampled_from(LAYOUTS))
+    def start(self, static_rules: object) -> None:
+        self.static_rules = static_rules  # type: ignore[assignment]
         self.swap(None)
 
     def swap(self, touched: Iterable[Listen] | None) -> None:
-        self.table = compose(self.claims, self.layout, Sight(self.proven, self.down), self.table, touched)
+        self.table = compose(self.claims, self.static_rules, ServerStates(self.proven, self.down), self.table, touched)
 
     @rule(one=natives() | legacies(), takeover=st.booleans())
     def somebody_calls(self, one: Registration, takeover: bool) -> None:
         before, held = self.claims, dict(self.claims.registrations)
         try:
-            change = announce(before, self.layout, one, takeover=takeover, proven=self.proven)
+            change = announce(before, self.static_rules, one, takeover=takeover, proven=self.proven)
         except Refused:
             assert dict(before.registrations) == held
             return
@@ -117,22 +117,22 @@ class Calls(RuleBasedStateMachine):
             self.down = frozenset(data.draw(st.sets(st.sampled_from(all_of_them))))
             self.swap(None)
 
-    @rule(layout=st.sampled_from(LAYOUTS))
-    def the_config_is_reloaded(self, layout: object) -> None:
+    @rule(static_rules=st.sampled_from(LAYOUTS))
+    def the_config_is_reloaded(self, static_rules: object) -> None:
         before = self.claims
         try:
-            change = adopt(before, layout)  # type: ignore[arg-type]
+            change = adopt(before, static_rules)  # type: ignore[arg-type]
         except Refused:
             assert self.claims is before
             return
         assert set(change.claims.registrations) == set(before.registrations)
-        self.claims, self.layout = change.claims, layout  # type: ignore[assignment]
+        self.claims, self.static_rules = change.claims, static_rules  # type: ignore[assignment]
         self.swap(None)
 
     @invariant()
     def a_port_has_one_owner(self) -> None:
         for listen, keys in self.claims.holders.items():
-            if not self.layout.joined_by_any(listen):
+            if not self.static_rules.joined_by_any(listen):
                 assert len({(key.token, key.name, key.legacy_port) for key in keys}) == 1
             else:
                 assert sum(key.is_legacy for key in keys) <= 1
@@ -145,14 +145,14 @@ class Calls(RuleBasedStateMachine):
 
     @invariant()
     def the_table_worked_out_in_steps_is_the_whole_one(self) -> None:
-        whole = compose(self.claims, self.layout, Sight(self.proven, self.down))
+        whole = compose(self.claims, self.static_rules, ServerStates(self.proven, self.down))
         ranks = {
             listen: {(s.address, s.rank, s.name) for s in frontend.servers} for listen, frontend in whole.frontends.items()
         }
         assert ranks == {
             listen: {(s.address, s.rank, s.name) for s in frontend.servers} for listen, frontend in self.table.frontends.items()
         }
-        assert set(self.table.frontends) == set(self.claims.holders) | set(self.layout.statics)
+        assert set(self.table.frontends) == set(self.claims.holders) | set(self.static_rules.frontends)
 
     @invariant()
     def a_registered_port_always_has_a_server_and_labels_are_unique(self) -> None:
@@ -186,7 +186,7 @@ class Calls(RuleBasedStateMachine):
 
     @invariant()
     def a_restart_finds_the_same_picture(self) -> None:
-        again, refusals = readmit(self.claims.registrations.values(), self.layout)
+        again, refusals = readmit(self.claims.registrations.values(), self.static_rules)
         assert refusals == []
         assert again.registrations == self.claims.registrations
         assert {k: set(v) for k, v in again.holders.items()} == {k: set(v) for k, v in self.claims.holders.items()}
@@ -215,6 +215,6 @@ def test_the_goodbye_of_the_old_pod_never_takes_the_new_pods_server_away() -> No
 
     for order in permutations(("new", "drain", "delete")):
         claims = goodbyes(("old", *order))
-        (server,) = compose(claims, FREE, Sight()).frontends[Listen("tcp", "*", 443)].servers
+        (server,) = compose(claims, FREE, ServerStates()).frontends[Listen("tcp", "*", 443)].servers
         assert server.address == Address(A, 30443)
         assert server.rank == 1  # fresh, by the new pod's word alone

@@ -20,7 +20,7 @@ from pylb.core.proxy_protocol import (
     PATH_ID,
     SIGNATURE,
     BadHeader,
-    Received,
+    ParsedHeader,
     crc32c_of,
     goes_in_circles,
     header,
@@ -132,7 +132,7 @@ def test_what_is_made_is_read_again_whatever_follows(
 ) -> None:
     made = header(version, *ends, crc32c=crc32c, unique_id=unique_id)
     second = version is ProxyProtocol.V2
-    expected = Received(len(made), folded(ends[0]), folded(ends[1]), unique_id if second else b"", crc32c=second and crc32c)
+    expected = ParsedHeader(len(made), folded(ends[0]), folded(ends[1]), unique_id if second else b"", crc32c=second and crc32c)
     assert parse(made + rest) == expected
 
 
@@ -145,9 +145,9 @@ def test_a_part_of_a_header_is_waited_for(
 
 
 def test_ours_are_read_as_the_connections_own_addresses() -> None:
-    assert parse(local_header(ProxyProtocol.V1)) == Received(15)
-    assert parse(local_header(ProxyProtocol.V2)) == Received(16)
-    assert parse(b"PROXY UNKNOWN ffff::1 anything at all\r\nGET") == Received(39)
+    assert parse(local_header(ProxyProtocol.V1)) == ParsedHeader(15)
+    assert parse(local_header(ProxyProtocol.V2)) == ParsedHeader(16)
+    assert parse(b"PROXY UNKNOWN ffff::1 anything at all\r\nGET") == ParsedHeader(39)
 
 
 def v2(command: int, family: int, body: bytes) -> bytes:
@@ -170,7 +170,7 @@ ENDS4 = bytes.fromhex("c0000201 c6336407 dc04 01bb")
     ],
 )
 def test_a_header_without_addresses_of_tcp_leaves_those_of_the_connection(data: bytes) -> None:
-    assert parse(data + b"rest") == Received(len(data))
+    assert parse(data + b"rest") == ParsedHeader(len(data))
 
 
 @pytest.mark.parametrize(
@@ -212,7 +212,9 @@ def test_what_is_no_header_is_refused_with_its_reason(data: bytes, why: str) -> 
 
 
 def test_port_0_is_legal_on_the_wire_and_mapped_ipv4_is_folded() -> None:
-    assert parse(b"PROXY TCP6 ::ffff:192.0.2.1 ::1 0 65535\r\n") == Received(41, Address("192.0.2.1", 0), Address("::1", 65535))
+    assert parse(b"PROXY TCP6 ::ffff:192.0.2.1 ::1 0 65535\r\n") == ParsedHeader(
+        41, Address("192.0.2.1", 0), Address("::1", 65535)
+    )
 
 
 @pytest.mark.parametrize(
@@ -224,7 +226,7 @@ def test_port_0_is_legal_on_the_wire_and_mapped_ipv4_is_folded() -> None:
     ],
 )
 def test_a_client_of_the_other_family_than_where_it_connected_to_counts(line: bytes, client: str, local: str) -> None:
-    assert parse(line) == Received(len(line), Address(client, 4000), Address(local, 443))
+    assert parse(line) == ParsedHeader(len(line), Address(client, 4000), Address(local, 443))
 
 
 def tlv(kind: int, value: bytes) -> bytes:
@@ -317,7 +319,7 @@ def test_the_oracle_reads_what_we_make(
 def test_we_read_what_the_oracle_makes(version: ProxyProtocol, ends: tuple[Address, Address], unique_id: bytes) -> None:
     made = theirs(version).pack(their_result(ends, unique_id))
     expected = unique_id if version is ProxyProtocol.V2 else b""
-    assert parse(made) == Received(len(made), folded(ends[0]), folded(ends[1]), expected)
+    assert parse(made) == ParsedHeader(len(made), folded(ends[0]), folded(ends[1]), expected)
 
 
 def test_a_second_checksum_is_refused_before_it_is_computed() -> None:

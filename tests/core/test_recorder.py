@@ -5,24 +5,24 @@ from ipaddress import ip_network
 import pytest
 
 from pylb.core.address import Address, Listen
-from pylb.core.codec import made, plain
+from pylb.core.codec import from_plain, to_plain
 from pylb.core.policy import Balance, Policy
 from pylb.core.recorder import (
     SCAN,
     Attempt,
-    Bound,
-    Entry,
+    Coverage,
+    FullSince,
     Query,
-    Reach,
+    RecordedSession,
     Recorder,
-    Story,
+    SessionTrace,
     first_number,
     is_meant,
     is_meant_live,
     joined,
     parse_session_id,
     session_id,
-    story,
+    trace_of,
 )
 from pylb.core.session import Event, SessionRecord, SessionView, State
 from pylb.core.table import Frontend, Server
@@ -33,12 +33,14 @@ SERVER = Server("pod-1", Address("203.0.113.7", 30443))
 WEB = Frontend("web", LISTEN, Policy(balance=Balance.FIRST), (SERVER, Server("pod-2", Address("203.0.113.8", 30443))))
 
 
-def entry(number: int = 1, *, client: str = "192.0.2.1", code: str = "--", first: Event | None = Event.CLIENT_FIN) -> Entry:
+def entry(
+    number: int = 1, *, client: str = "192.0.2.1", code: str = "--", first: Event | None = Event.CLIENT_FIN
+) -> RecordedSession:
     """It came `number` seconds after 1000, and lived for half a second."""
     times = (0, 3, 500)
     record = SessionRecord("web", "pod-1", client, 51000, 443, 1000.0 + number, *times, 10, 20, code, 0, False, 1, 1, 1)
     attempts = (Attempt("pod-2", Address("203.0.113.8", 30443), "refused", "ECONNREFUSED", 1),)
-    return Entry(
+    return RecordedSession(
         record._replace(number=number), State.CLOSED, WEB, 7, SERVER.address, attempts, 0.0021, first, 0.4, b"\1\0\3", b""
     )
 
@@ -47,7 +49,7 @@ def found(recorder: Recorder, query: Query = EVERYTHING) -> list[str]:
     return [one.id for step in recorder.search(query) for one in step]
 
 
-def filled(*sessions: Entry, size: int = 1000) -> Recorder:
+def filled(*sessions: RecordedSession, size: int = 1000) -> Recorder:
     recorder = Recorder(size)
     for one in sessions:
         recorder.add(one)
@@ -75,21 +77,21 @@ def test_failures_are_pushed_out_neither_by_what_goes_well_nor_by_other_failures
 
 def test_a_recorder_says_how_far_back_it_goes_for_each_ending() -> None:
     recorder = Recorder(3, now=1000.0)
-    assert recorder.reach == Reach(1000.0)
+    assert recorder.reach == Coverage(1000.0)
     for one in (entry(1), entry(2), entry(3, code="KD")):
         recorder.add(one)
-    assert recorder.reach == Reach(1000.0)
+    assert recorder.reach == Coverage(1000.0)
     for one in (entry(4), entry(5), entry(6, code="KD")):
         recorder.add(one)
-    assert recorder.reach == Reach(1000.0, (Bound("--", 1002.5),))
+    assert recorder.reach == Coverage(1000.0, (FullSince("--", 1002.5),))
 
 
 def test_the_reach_of_several_is_what_all_of_them_have() -> None:
-    one = Reach(1000.0, (Bound("--", 1500.0), Bound("KD", 1200.0)))
-    young = Reach(1300.0, (Bound("--", 1400.0), Bound("SC", 1350.0)))
-    assert joined([one, young]) == Reach(1300.0, (Bound("--", 1500.0), Bound("SC", 1350.0)))
-    assert joined([one, young], ("KD", "SC")) == Reach(1300.0, (Bound("SC", 1350.0),))
-    assert joined([]) == Reach(0.0)
+    one = Coverage(1000.0, (FullSince("--", 1500.0), FullSince("KD", 1200.0)))
+    young = Coverage(1300.0, (FullSince("--", 1400.0), FullSince("SC", 1350.0)))
+    assert joined([one, young]) == Coverage(1300.0, (FullSince("--", 1500.0), FullSince("SC", 1350.0)))
+    assert joined([one, young], ("KD", "SC")) == Coverage(1300.0, (FullSince("SC", 1350.0),))
+    assert joined([]) == Coverage(0.0)
 
 
 @pytest.mark.parametrize(
@@ -143,14 +145,14 @@ def test_one_is_found_by_its_number_with_the_servers_it_might_have_had() -> None
 
 
 def test_a_story_is_what_was_kept_in_plain_words_and_survives_the_channel() -> None:
-    told = story(entry(0x1A2B), whole=True)
+    told = trace_of(entry(0x1A2B), whole=True)
     assert (told.id, told.listen, told.balance, told.generation) == ("0x1a2b", LISTEN, "first", 7)
     assert (told.dial_ms, told.ended_at) == (2, 1000.5 + 0x1A2B)
     assert told.client_tcp is not None
     assert (told.client_tcp.state, told.client_tcp.retransmits, told.server_tcp) == ("ESTABLISHED", 3, None)
-    assert made(Story, plain(told)) == told
-    assert story(entry(1)).candidates == ()
-    assert story(entry(1)._replace(dial=None)).dial_ms == -1
+    assert from_plain(SessionTrace, to_plain(told)) == told
+    assert trace_of(entry(1)).candidates == ()
+    assert trace_of(entry(1)._replace(dial=None)).dial_ms == -1
 
 
 @pytest.mark.parametrize(
@@ -167,7 +169,7 @@ def test_a_story_is_what_was_kept_in_plain_words_and_survives_the_channel() -> N
     ],
 )
 def test_who_closed_first_is_a_side_or_pylb_itself(first: Event | None, closed: tuple[str, str, int]) -> None:
-    told = story(entry(first=first))
+    told = trace_of(entry(first=first))
     assert (told.closed_by, told.closed_how, told.closed_ms) == closed
 
 

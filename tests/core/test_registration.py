@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from pylb.core.checks import HINT as CHECK_HINT
 from pylb.core.errors import Code, Refused
-from pylb.core.policy import Check, CheckKind, LeaseBounds, OwnHealth, ProxyProtocol
-from pylb.core.registration import Announcement, Wanted, check_name, check_ttl, parse_native, ports_named, strict_json
+from pylb.core.policy import Check, CheckKind, HealthOverride, LeaseBounds, ProxyProtocol
+from pylb.core.registration import Announcement, FrontendRequest, check_name, check_ttl, parse_native, ports_named, strict_json
 
 ONE = {"port": 443, "target_port": 30443}
 
@@ -26,14 +26,16 @@ def refused(text: bytes) -> Refused:
 
 
 def test_only_frontends_are_required() -> None:
-    assert parse_native(body()) == Announcement((Wanted(443, 30443),), None, 60.0, False)
+    assert parse_native(body()) == Announcement((FrontendRequest(443, 30443),), None, 60.0, False)
 
 
 def test_everything_that_may_be_said_is_understood() -> None:
     frontend = ONE | {"proxy_protocol": "v2", "weight": 3, "backup": True, "health": {"http": "/up", "port": 30444}}
     check = Check(CheckKind.HTTP, path="/up", port=30444)
     said = parse_native(body(frontends=[frontend], address="203.0.113.7", ttl=None, state="draining"))
-    assert said == Announcement((Wanted(443, 30443, ProxyProtocol.V2, 3, True, OwnHealth(check)),), "203.0.113.7", None, True)
+    assert said == Announcement(
+        (FrontendRequest(443, 30443, ProxyProtocol.V2, 3, True, HealthOverride(check)),), "203.0.113.7", None, True
+    )
 
 
 @pytest.mark.parametrize(

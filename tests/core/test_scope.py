@@ -9,8 +9,8 @@ from pylb.core.address import Network, parse_network, parse_ports
 from pylb.core.auth import Caller, Token
 from pylb.core.errors import Code, Refused
 from pylb.core.legacy import LegacyCall
-from pylb.core.policy import UNSAID, Check, CheckKind, OwnHealth, Step
-from pylb.core.registration import AnnouncementBody, FrontendBody, Key, Registration, Wanted, legacy_key
+from pylb.core.policy import UNSAID, Check, CheckKind, HealthOverride, Step
+from pylb.core.registration import AnnouncementBody, FrontendBody, FrontendRequest, Key, Registration, legacy_key
 from pylb.core.scope import check_dials, legacy_target, native_target
 
 HERE = "203.0.113.7"  # where the callers are
@@ -22,8 +22,8 @@ def token(*targets: str, ports: str = "30000-32767") -> Token:
     return Token("app", ("x" * 22,), parse_ports([443]), targets=networks, target_ports=parse_ports([ports]))
 
 
-def wants(ip: str = HERE, port: int = 30443, health: OwnHealth = UNSAID) -> Registration:
-    return Registration(Key("app", "web", "pod"), "web", ip, (Wanted(443, port, health=health),))
+def wants(ip: str = HERE, port: int = 30443, health: HealthOverride = UNSAID) -> Registration:
+    return Registration(Key("app", "web", "pod"), "web", ip, (FrontendRequest(443, port, health=health),))
 
 
 def refusal(one: Registration, by: Token, ip: str = HERE) -> Refused:
@@ -46,9 +46,9 @@ NO_REACH = {
     FrontendBody: {"port", "proxy_protocol", "weight", "backup"},  # `port` is listened on; a PROXY header is bytes
     LegacyCall: {"action", "port", "name", "send_proxy", "address_note"},
     Imported: {"port", "name", "send_proxy"},
-    Wanted: {"port", "send_proxy", "weight", "backup"},
+    FrontendRequest: {"port", "send_proxy", "weight", "backup"},
     Check: {"kind", "steps", "path", "host", "method", "status"},  # bytes of the question, and what to make of the answer
-    OwnHealth: {"interval", "rise", "fall", "when_all_down"},
+    HealthOverride: {"interval", "rise", "fall", "when_all_down"},
     Registration: {"key", "name", "ttl", "state", "places", "since"},
 }
 REACHING = {
@@ -56,8 +56,8 @@ REACHING = {
     FrontendBody: {"target_port", "health"},
     LegacyCall: {"address", "target_port"},
     Imported: {"address"},
-    Wanted: {"target_port", "health"},
-    OwnHealth: {"check", "port"},
+    FrontendRequest: {"target_port", "health"},
+    HealthOverride: {"check", "port"},
     Check: {"port"},
     Registration: {"ip", "wanted", "displaced"},  # displaced: what passed when it was registered, never from a call
 }
@@ -70,10 +70,10 @@ def test_every_field_of_a_call_is_known_to_reach_the_network_or_not(model: type)
 
 
 def test_all_ports_that_a_registration_makes_pylb_dial_are_listed() -> None:
-    asked = Wanted(443, 30443, health=OwnHealth(Check(CheckKind.TCP, port=30444)))
+    asked = FrontendRequest(443, 30443, health=HealthOverride(Check(CheckKind.TCP, port=30444)))
     assert dict(asked.dialled()) == {"target_port": 30443, "health.port": 30444}
-    assert dict(Wanted(443, 30443).dialled()) == {"target_port": 30443}
-    assert dict(Wanted(443, 30443).dialled(Check(port=8008))) == {"target_port": 30443, "health.port": 8008}
+    assert dict(FrontendRequest(443, 30443).dialled()) == {"target_port": 30443}
+    assert dict(FrontendRequest(443, 30443).dialled(Check(port=8008))) == {"target_port": 30443, "health.port": 8008}
     assert dict(asked.dialled(Check(port=8008))) == {"target_port": 30443, "health.port": 30444}
 
 
@@ -85,13 +85,13 @@ def test_a_token_aims_only_at_its_target_ports_also_with_its_check(port: int) ->
     assert passes(wants(port=30443), token())
     refused = refusal(wants(port=port), token())
     assert (refused.code, "frontends[0].target_port" in refused.detail) == (Code.TARGET_FORBIDDEN, True)
-    refused = refusal(wants(health=OwnHealth(Check(CheckKind.SEND, (Step(b"x", b"SSH-2"),), port=port))), token())
+    refused = refusal(wants(health=HealthOverride(Check(CheckKind.SEND, (Step(b"x", b"SSH-2"),), port=port))), token())
     assert (refused.code, "frontends[0].health.port" in refused.detail) == (Code.TARGET_FORBIDDEN, True)
-    assert passes(wants(health=OwnHealth(Check(CheckKind.SEND, (Step(b"x"),), port=30001))), token())
+    assert passes(wants(health=HealthOverride(Check(CheckKind.SEND, (Step(b"x"),), port=30001))), token())
 
 
 def test_a_legacy_call_is_refused_in_the_words_of_its_protocol() -> None:
-    one = Registration(legacy_key("app", 443), "old", HERE, (Wanted(443, 22),), None)
+    one = Registration(legacy_key("app", 443), "old", HERE, (FrontendRequest(443, 22),), None)
     assert "backend-port" in refusal(one, token()).detail
 
 
@@ -182,7 +182,7 @@ def test_a_legacy_address_outside_targets_falls_back_to_the_caller_and_says_so()
 def test_a_legacy_address_of_a_refused_class_does_not_fall_back(ip: str) -> None:
     caller = Caller(HERE, token("0.0.0.0/0"), "legacy")
     assert legacy_target(caller, ip, OWN) == (ip, "")
-    one = Registration(legacy_key("app", 443), "old", ip, (Wanted(443, 30443),), None)
+    one = Registration(legacy_key("app", 443), "old", ip, (FrontendRequest(443, 30443),), None)
     with pytest.raises(Refused) as caught:
         check_dials(one, caller, OWN)
     assert caught.value.code is Code.TARGET_REFUSED
@@ -190,5 +190,5 @@ def test_a_legacy_address_of_a_refused_class_does_not_fall_back(ip: str) -> None
 
 def test_each_frontend_of_a_call_is_judged() -> None:
     one = wants()
-    refused = refusal(replace(one, wanted=(*one.wanted, Wanted(444, 22))), token())
+    refused = refusal(replace(one, wanted=(*one.wanted, FrontendRequest(444, 22))), token())
     assert "frontends[1].target_port" in refused.detail

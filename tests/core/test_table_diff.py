@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from pylb.core.address import Address, Listen
 from pylb.core.policy import AdminState, HealthPolicy, Policy
 from pylb.core.table import LAST_RESORT, OUT, Frontend, Server, Table, make_table
-from pylb.core.table_diff import PASSING, What, lines
+from pylb.core.table_diff import PASSING, ChangeKind, lines
 
 HTTPS, MQTT = Listen("tcp", "*", 443), Listen("tcp", "*", 8883)
 A, B = Address("192.0.2.1", 30443), Address("192.0.2.2", 30443)
@@ -31,8 +31,8 @@ def test_ports_that_open_and_close() -> None:
     assert said(table(ONE), Table()) == [("closed", "port 443 (web) closed")]
     both = lines(table(ONE), table(ONE, listen=MQTT))
     assert [(line.what, line.listen.port, line.server) for line in both] == [
-        (What.CLOSED, 443, None),
-        (What.OPENED, 8883, None),
+        (ChangeKind.CLOSED, 443, None),
+        (ChangeKind.OPENED, 8883, None),
     ]
 
 

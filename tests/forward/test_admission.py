@@ -7,7 +7,7 @@ import pytest
 
 from pylb.core.access import AccessList, AccessRule, Networks
 from pylb.core.address import Address, Listen
-from pylb.core.policy import Limits, Policy, ProxyAccept, ProxyProtocol
+from pylb.core.policy import Policy, ProxyAccept, ProxyProtocol, SourceLimits
 from pylb.core.proxy_protocol import header, parse
 from tests.support.drive import Drive, server_at
 from tests.support.ports import free_port
@@ -49,7 +49,7 @@ def test_an_ipv4_client_of_a_dual_stack_port_is_found_in_the_list(drive: Drive) 
 
 def test_a_source_has_its_number_of_connections_and_gets_it_back(drive: Drive) -> None:
     backend = drive.backend()
-    listen = drive.serve(server_at(backend), policy=Policy(limits=Limits(per_source=2)))
+    listen = drive.serve(server_at(backend), policy=Policy(limits=SourceLimits(per_source=2)))
     clients = [drive.connect(listen) for _ in range(2)]
     servers = [drive.accept(backend) for _ in range(2)]
     refused = drive.connect(listen)
@@ -68,10 +68,10 @@ def test_a_source_has_its_number_of_connections_and_gets_it_back(drive: Drive) -
 
 def test_a_table_with_other_limits_still_knows_who_is_there(drive: Drive) -> None:
     backend = drive.backend()
-    listen = drive.serve(server_at(backend), policy=Policy(limits=Limits(per_source=5)))
+    listen = drive.serve(server_at(backend), policy=Policy(limits=SourceLimits(per_source=5)))
     drive.connect(listen)
     drive.accept(backend)
-    drive.serve(server_at(backend), policy=Policy(limits=Limits(per_source=1)), listen=listen)
+    drive.serve(server_at(backend), policy=Policy(limits=SourceLimits(per_source=1)), listen=listen)
     refused = drive.connect(listen)
     drive.run_until(lambda: refused.error)
     drive.serve(server_at(backend), policy=Policy(), listen=listen)
@@ -81,7 +81,7 @@ def test_a_table_with_other_limits_still_knows_who_is_there(drive: Drive) -> Non
 
 def test_a_source_that_comes_too_fast_is_refused_until_its_time_comes(drive: Drive) -> None:
     backend = drive.backend()
-    listen = drive.serve(server_at(backend), policy=Policy(limits=Limits(per_source_rate=2)))
+    listen = drive.serve(server_at(backend), policy=Policy(limits=SourceLimits(per_source_rate=2)))
     for _ in range(2):
         drive.connect(listen)
         drive.accept(backend)
@@ -96,7 +96,7 @@ def test_a_source_that_comes_too_fast_is_refused_until_its_time_comes(drive: Dri
 def test_what_comes_above_a_frontends_rate_waits_in_the_backlog(drive: Drive) -> None:
     drive.pass_time(0.1)  # so that the next tick is not the first one
     backend = drive.backend()
-    listen = drive.serve(server_at(backend), policy=Policy(limits=Limits(rate=10)))
+    listen = drive.serve(server_at(backend), policy=Policy(limits=SourceLimits(rate=10)))
     clients = [drive.connect(listen) for _ in range(13)]
     for _ in range(10):
         drive.accept(backend)
@@ -115,7 +115,7 @@ def test_what_comes_above_a_frontends_rate_waits_in_the_backlog(drive: Drive) ->
 
 @pytest.mark.parametrize("version", [ProxyProtocol.V1, ProxyProtocol.V2])
 def test_the_client_of_a_trusted_proxys_header_counts_everywhere(drive: Drive, version: ProxyProtocol) -> None:
-    policy = replace(TRUSTING, access=access("allow 203.0.113.0/24"), limits=Limits(per_source=1))
+    policy = replace(TRUSTING, access=access("allow 203.0.113.0/24"), limits=SourceLimits(per_source=1))
     backend = drive.backend()
     listen = drive.serve(server_at(backend, proxy=ProxyProtocol.V2), policy=policy)
     client = drive.connect(listen)

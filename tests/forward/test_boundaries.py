@@ -13,7 +13,7 @@ from pylb.core.policy import OnDown, Policy
 from pylb.core.session import SessionRecord
 from pylb.core.table import DOWN
 from pylb.forward import faults
-from pylb.forward.listener import ACCEPT_ERRORS, BATCH, LONGEST_REST, Verdict
+from pylb.forward.listener import ACCEPT_ERRORS, BATCH, LONGEST_REST, AcceptResult
 from tests.support.baseline import descriptors
 from tests.support.drive import Drive, Witness, policy, server_at
 from tests.support.kernel import PASS, Epoll, Sick
@@ -291,14 +291,14 @@ def test_no_errno_of_accept_makes_the_engine_spin(drive: Drive, code: int) -> No
     drive.connect(listen)
     for _ in range(50):
         drive.engine.on_ready()
-    if ACCEPT_ERRORS.get(code) is Verdict.EMPTY:
+    if ACCEPT_ERRORS.get(code) is AcceptResult.EMPTY:
         assert sick.calls <= 50, "once a turn: the kernel says there is one, and none comes"
     else:
         assert sick.calls <= BATCH, "a batch at most, then not before the next tick"
     before = sick.calls
     for _ in range(300):
         drive.pass_time(0.1)
-    if ACCEPT_ERRORS.get(code) in (Verdict.PORT, None):
+    if ACCEPT_ERRORS.get(code) in (AcceptResult.PORT, None):
         assert sick.calls - before <= 9, "ever less often"
         assert sum(errno.errorcode[code] in fault or "OSError" in fault for fault in drive.faults) == 1, "reported once"
         assert drive.engine.counters.faults == 0, "no fault of ours"

@@ -10,7 +10,7 @@ import pytest
 
 from pylb.core.access import Networks
 from pylb.core.address import Address, Listen
-from pylb.core.policy import Limits, Policy, ProxyAccept, ProxyProtocol, Timeouts
+from pylb.core.policy import Policy, ProxyAccept, ProxyProtocol, SourceLimits, Timeouts
 from pylb.core.proxy_protocol import MOST_HOPS, PATH_ID, goes_in_circles, header, parse
 from pylb.core.table import Server
 from pylb.forward.dial import MANY_RESETS, PUT_OFF, SUSPICION
@@ -20,8 +20,8 @@ from tests.support.ports import free_port
 
 pytestmark = pytest.mark.usefixtures("strangers")
 FEW = 60
-SHARED = Limits(source_share=50)
-UNSHARED = Policy(limits=Limits(source_share=100))
+SHARED = SourceLimits(source_share=50)
+UNSHARED = Policy(limits=SourceLimits(source_share=100))
 
 
 def remembered(drive: Drive) -> list[int]:

@@ -8,7 +8,7 @@ import pytest
 
 from pylb.core.access import AccessList, AccessRule
 from pylb.core.policy import Balance, Policy
-from pylb.core.recorder import Attempt, Query, Story, parse_session_id
+from pylb.core.recorder import Attempt, Query, SessionTrace, parse_session_id
 from pylb.core.table import DOWN
 from tests.support.drive import Drive, policy, server_at
 from tests.support.netns import Namespace
@@ -22,16 +22,16 @@ def drive(make_drive: Make) -> Drive:
     return make_drive(splice=True)
 
 
-def closed_first(story: Story) -> tuple[str, str]:
-    return story.closed_by, story.closed_how
+def closed_first(trace: SessionTrace) -> tuple[str, str]:
+    return trace.closed_by, trace.closed_how
 
 
-def live(drive: Drive) -> Story:
+def live(drive: Drive) -> SessionTrace:
     """The only one."""
     [view] = drive.sessions()
-    story = drive.engine.story(parse_session_id(view.id))
-    assert story is not None
-    return story
+    trace = drive.engine.trace(parse_session_id(view.id))
+    assert trace is not None
+    return trace
 
 
 # ------------------------------------------------------------ who closed first
@@ -48,9 +48,9 @@ def test_the_first_fin_counts_and_when_it_came(drive: Drive, who: str) -> None:
     assert (live(drive).closed_by, live(drive).state) == (who, f"{who} done")
     drive.clock.now += 3
     last.finish()
-    story = drive.story()
-    assert (closed_first(story), story.closed_ms, story.record.code) == ((who, "FIN"), 2000, "--")
-    assert story.record.total_ms == 5000
+    trace = drive.trace()
+    assert (closed_first(trace), trace.closed_ms, trace.record.code) == ((who, "FIN"), 2000, "--")
+    assert trace.record.total_ms == 5000
 
 
 @pytest.mark.parametrize(("who", "code"), [("client", "CD"), ("server", "SD")])
@@ -58,8 +58,8 @@ def test_a_reset_is_told_from_a_fin(drive: Drive, who: str, code: str) -> None:
     client, server = drive.session()
     drive.run_until(lambda: drive.sessions()[0].state == "relaying")
     (client if who == "client" else server).reset()
-    story = drive.story()
-    assert (closed_first(story), story.record.code) == ((who, "reset"), code)
+    trace = drive.trace()
+    assert (closed_first(trace), trace.record.code) == ((who, "reset"), code)
 
 
 def test_a_fin_comes_before_the_reset_that_follows_it(drive: Drive) -> None:
@@ -67,8 +67,8 @@ def test_a_fin_comes_before_the_reset_that_follows_it(drive: Drive) -> None:
     client.finish()
     drive.run_until(lambda: server.eof)
     server.reset()
-    story = drive.story()
-    assert (closed_first(story), story.record.code) == (("client", "FIN"), "SD")
+    trace = drive.trace()
+    assert (closed_first(trace), trace.record.code) == (("client", "FIN"), "SD")
 
 
 def test_a_timeout_and_a_kill_are_pylbs_own(make_drive: Make) -> None:
@@ -77,16 +77,16 @@ def test_a_timeout_and_a_kill_are_pylbs_own(make_drive: Make) -> None:
     idle.run_until(lambda: idle.sessions()[0].state == "relaying")
     idle.run_until_confirmed()
     idle.pass_time(15, step=0.5)
-    story = idle.story()
-    assert (closed_first(story), story.record.code) == (("pylb", "timed out"), "cD")  # nobody ever spoke
-    assert 10_000 <= story.closed_ms <= 15_000
+    trace = idle.trace()
+    assert (closed_first(trace), trace.record.code) == (("pylb", "timed out"), "cD")  # nobody ever spoke
+    assert 10_000 <= trace.closed_ms <= 15_000
     killed = make_drive(splice=False)
     killed.session()
     killed.run_until(lambda: killed.sessions()[0].state == "relaying")
     [live] = killed.sessions()
     killed.engine.shutdown_session(parse_session_id(live.id))
-    story = killed.story()
-    assert (closed_first(story), story.record.code) == (("pylb", "killed"), "KD")
+    trace = killed.trace()
+    assert (closed_first(trace), trace.record.code) == (("pylb", "killed"), "KD")
 
 
 def test_a_half_closed_session_that_is_cut_was_left_by_its_client_first(drive: Drive) -> None:
@@ -95,18 +95,18 @@ def test_a_half_closed_session_that_is_cut_was_left_by_its_client_first(drive: D
     drive.run_until(lambda: server.eof)
     drive.run_until_confirmed()
     drive.pass_time(12, step=0.5)
-    story = drive.story()
-    assert (closed_first(story), story.record.code) == (("client", "FIN"), "sD")
+    trace = drive.trace()
+    assert (closed_first(trace), trace.record.code) == (("client", "FIN"), "sD")
 
 
 def test_a_client_that_leaves_while_pylb_connects_was_first(drive: Drive) -> None:
     client = drive.connect(drive.serve(server_at(drive.black_hole())))
     drive.run_until(drive.sessions)
     client.reset()
-    story = drive.story()
-    assert (closed_first(story), story.record.code, story.dial_ms) == (("client", "reset"), "CC", -1)
-    assert story.server_tcp is not None
-    assert story.server_tcp.state == "SYN_SENT"
+    trace = drive.trace()
+    assert (closed_first(trace), trace.record.code, trace.dial_ms) == (("client", "reset"), "CC", -1)
+    assert trace.server_tcp is not None
+    assert trace.server_tcp.state == "SYN_SENT"
 
 
 def test_a_fault_of_our_own_is_pylbs(drive: Drive, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,8 +118,8 @@ def test_a_fault_of_our_own_is_pylbs(drive: Drive, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(drive.engine._life, "advance", broken)
     client.say(b"x")
-    story = drive.story()
-    assert (closed_first(story), story.record.code) == (("pylb", "killed"), "ID")
+    trace = drive.trace()
+    assert (closed_first(trace), trace.record.code) == (("pylb", "killed"), "ID")
 
 
 # ------------------------------------------------------------ what was tried
@@ -145,15 +145,15 @@ def test_attempts_are_kept_in_their_order_with_errno_and_duration(loopback: Name
     server = drive.accept(backend)
     client.finish()
     server.finish()
-    story = drive.story()
-    assert [(one.server, one.result, one.error) for one in story.attempts] == [
+    trace = drive.trace()
+    assert [(one.server, one.result, one.error) for one in trace.attempts] == [
         ("dead", "refused", "ECONNREFUSED"),
         ("walled", "unreachable", "EHOSTUNREACH"),
         ("hole", "timeout", ""),
     ]
-    assert story.attempts[0].address == dead.address
-    assert 2000 <= story.attempts[2].ms <= 2200
-    assert (story.record.server, story.dial_ms, story.record.retries) == ("alive", 0, 3)
+    assert trace.attempts[0].address == dead.address
+    assert 2000 <= trace.attempts[2].ms <= 2200
+    assert (trace.record.server, trace.dial_ms, trace.record.retries) == ("alive", 0, 3)
 
 
 def test_a_wait_in_the_queue_is_a_step_of_its_own(drive: Drive) -> None:
@@ -184,18 +184,18 @@ def test_who_looks_for_room_in_vain_has_waited_once_and_for_all_of_the_time(driv
         drive.clock.now += 1
         drive.serve(full, listen=listen)  # a new table: everybody who waits tries again
     waiting.reset()
-    story = drive.story()
-    assert (story.attempts, story.record.code) == ((Attempt("", None, "waited", "", 3000),), "CQ")
-    assert story.closed_by == "client"
+    trace = drive.trace()
+    assert (trace.attempts, trace.record.code) == ((Attempt("", None, "waited", "", 3000),), "CQ")
+    assert trace.closed_by == "client"
 
 
 def test_a_client_whom_no_server_takes_has_every_attempt(drive: Drive) -> None:
     client = drive.connect(drive.serve(*(server_at(drive.nobody(), name) for name in "abc")))
     drive.run_until(lambda: client.error)
-    story = drive.story()
-    assert sorted(one.server for one in story.attempts) == ["a", "b", "c"]
-    assert (closed_first(story), story.record.code) == (("pylb", "no server left"), "SC")
-    assert story.server_tcp is None
+    trace = drive.trace()
+    assert sorted(one.server for one in trace.attempts) == ["a", "b", "c"]
+    assert (closed_first(trace), trace.record.code) == (("pylb", "no server left"), "SC")
+    assert trace.server_tcp is None
 
 
 # ------------------------------------------------------------ the picture of that time
@@ -211,20 +211,20 @@ def test_candidates_are_those_of_the_table_that_was_in_force_at_the_pick(drive: 
     assert [one.name for one in live(drive).candidates] == ["chosen", "down"]
     client.finish()
     server.finish()
-    number = parse_session_id(drive.story().id)
-    story = drive.engine.story(number)
-    assert story is not None
-    assert (story.candidates, story.generation, story.balance) == ((chosen, down), 1, "first")
-    assert (story.address, story.record.server) == (chosen.address, "chosen")
+    number = parse_session_id(drive.trace().id)
+    trace = drive.engine.trace(number)
+    assert trace is not None
+    assert (trace.candidates, trace.generation, trace.balance) == ((chosen, down), 1, "first")
+    assert (trace.address, trace.record.server) == (chosen.address, "chosen")
 
 
 def test_who_is_refused_at_the_door_is_remembered_apart_from_sessions(drive: Drive) -> None:
     access = AccessList((AccessRule(False, ip_network("127.0.0.0/8")),))
     client = drive.connect(drive.serve(server_at(drive.nobody()), policy=Policy(access=access)))
     drive.run_until(lambda: client.error)
-    story = drive.story()
-    assert (story.record.code, closed_first(story), story.generation) == ("PR", ("pylb", "refused"), 1)
-    assert (story.client_tcp, story.server_tcp) == (None, None)
+    trace = drive.trace()
+    assert (trace.record.code, closed_first(trace), trace.generation) == ("PR", ("pylb", "refused"), 1)
+    assert (trace.client_tcp, trace.server_tcp) == (None, None)
 
 
 # ------------------------------------------------------------ what the kernel knew
@@ -240,14 +240,14 @@ def test_the_kernels_word_on_both_connections_is_kept(drive: Drive) -> None:
     drive.clock.now += 1
     client.finish()
     server.finish()
-    story = drive.story()
-    assert story.client_tcp is not None
-    assert story.server_tcp is not None
-    assert story.client_tcp.bytes_received in (1000, 1001)  # with the FIN
-    assert story.client_tcp.bytes_acked == 5000  # on an accepted connection the SYN does not count
-    assert story.server_tcp.bytes_received in (5000, 5001)
-    assert story.client_tcp.total_retrans == story.server_tcp.total_retrans == 0
-    assert story.client_tcp.rtt
+    trace = drive.trace()
+    assert trace.client_tcp is not None
+    assert trace.server_tcp is not None
+    assert trace.client_tcp.bytes_received in (1000, 1001)  # with the FIN
+    assert trace.client_tcp.bytes_acked == 5000  # on an accepted connection the SYN does not count
+    assert trace.server_tcp.bytes_received in (5000, 5001)
+    assert trace.client_tcp.total_retrans == trace.server_tcp.total_retrans == 0
+    assert trace.client_tcp.rtt
 
 
 def test_what_got_lost_on_the_way_is_counted(loopback: Namespace, drive: Drive) -> None:
@@ -268,18 +268,18 @@ def test_what_got_lost_on_the_way_is_counted(loopback: Namespace, drive: Drive) 
     drive.run_until(sent_again)
     client.reset()
     drive.pass_time(40, step=1)
-    story = drive.story()
-    assert story.server_tcp is not None
-    assert story.server_tcp.total_retrans
+    trace = drive.trace()
+    assert trace.server_tcp is not None
+    assert trace.server_tcp.total_retrans
 
 
 def test_a_short_session_that_ended_well_is_spared_the_question(drive: Drive) -> None:
     client, server = drive.session()
     client.finish()
     server.finish()
-    story = drive.story()
-    assert (story.record.code, story.record.total_ms < 100) == ("--", True)
-    assert (story.client_tcp, story.server_tcp) == (None, None)
+    trace = drive.trace()
+    assert (trace.record.code, trace.record.total_ms < 100) == ("--", True)
+    assert (trace.client_tcp, trace.server_tcp) == (None, None)
 
 
 # ------------------------------------------------------------ ids, and being off
@@ -297,10 +297,10 @@ def test_ids_are_the_same_in_life_in_the_record_and_afterwards(drive: Drive) -> 
     client.finish()
     server.finish()
     record = drive.record()
-    [[story]] = drive.engine.ended(Query())
-    assert (story.id, story.record.number) == (one.id, record.number)
+    [[trace]] = drive.engine.ended(Query())
+    assert (trace.id, trace.record.number) == (one.id, record.number)
     other.reset()
-    assert drive.engine.story(parse_session_id("0xffff")) is None
+    assert drive.engine.trace(parse_session_id("0xffff")) is None
 
 
 def test_a_worker_numbers_its_sessions_by_its_seat(make_drive: Make) -> None:
@@ -308,7 +308,7 @@ def test_a_worker_numbers_its_sessions_by_its_seat(make_drive: Make) -> None:
     client, _ = drive.session()
     assert [view.id for view in drive.sessions()] == ["0x3000000000001"]
     client.reset()
-    assert drive.story().id == "0x3000000000001"
+    assert drive.trace().id == "0x3000000000001"
 
 
 def test_without_a_recorder_nothing_is_kept_and_live_ones_can_still_be_asked_about(make_drive: Make) -> None:
@@ -321,7 +321,7 @@ def test_without_a_recorder_nothing_is_kept_and_live_ones_can_still_be_asked_abo
     drive.record()
     assert not drive.engine.recording
     assert list(drive.engine.ended(Query())) == []
-    assert drive.engine.story(1) is None
+    assert drive.engine.trace(1) is None
 
 
 def test_a_search_gives_way_after_every_few_sessions(make_drive: Make) -> None:

@@ -2,7 +2,7 @@
 
 from pylb.core.access import canonical
 from pylb.core.address import Listen
-from pylb.core.policy import Limits, Policy
+from pylb.core.policy import Policy, SourceLimits
 from pylb.forward.shared_limits import Use
 from tests.support.drive import Drive, Peer, server_at
 
@@ -89,7 +89,7 @@ def test_a_new_table_does_not_forget_what_the_others_have(drive: Drive) -> None:
 
 def test_a_sources_connections_are_those_of_all_processes(drive: Drive) -> None:
     backend = drive.backend()
-    listen = follow(drive, server_at(backend), policy=Policy(limits=Limits(per_source=2)))
+    listen = follow(drive, server_at(backend), policy=Policy(limits=SourceLimits(per_source=2)))
     drive.engine.other_processes.uses()
     report(drive, use(listen, 1, sources={CLIENT: (1, 1)}))
     first = drive.connect(listen), drive.accept(backend)
@@ -102,7 +102,7 @@ def test_a_sources_connections_are_those_of_all_processes(drive: Drive) -> None:
 
 def test_rates_are_spent_together(drive: Drive) -> None:
     backend = drive.backend()
-    limits = Limits(per_source_rate=2, rate=100)
+    limits = SourceLimits(per_source_rate=2, rate=100)
     listen = follow(drive, server_at(backend), policy=Policy(limits=limits))
     drive.pass_time(0.1)  # the first tick counts as one that took its time
     report(drive, use(listen, 1, accepted=99, sources={CLIENT: (1, 1)}))
@@ -121,7 +121,7 @@ def test_rates_are_spent_together(drive: Drive) -> None:
 def test_what_changed_is_told_once_and_everything_on_demand(drive: Drive) -> None:
     backend = drive.backend()
     server = server_at(backend, most=5)
-    limits = Limits(rate=10, per_source=5)
+    limits = SourceLimits(rate=10, per_source=5)
     listen = follow(drive, server, policy=Policy(max_connections=9, limits=limits))
     others = drive.engine.other_processes
     assert others.uses() == (Use(listen, 0, 0, {str(server.address): 0}, {}),)

@@ -6,14 +6,14 @@ import pytest
 
 from pylb.config.load import parse
 from pylb.config.models import LimitsSection
-from pylb.core.policy import Limits, Policy
+from pylb.core.policy import Policy, SourceLimits
 from pylb.forward.source_share import source
 from tests.support.drive import Drive, Peer, server_at
 
 pytestmark = pytest.mark.usefixtures("strangers")
 
 Make = Callable[..., Drive]
-SHARED = Policy(limits=Limits(source_share=50))
+SHARED = Policy(limits=SourceLimits(source_share=50))
 MOST = 40
 
 
@@ -71,7 +71,7 @@ def test_many_clients_fill_all_of_it(drive: Drive) -> None:
 
 
 def test_a_share_of_100_is_none(drive: Drive) -> None:
-    crowd(drive, MOST, Policy(limits=Limits(source_share=100)))
+    crowd(drive, MOST, Policy(limits=SourceLimits(source_share=100)))
     [counters] = drive.engine.counters.frontends.values()
     assert counters.sessions == MOST
 

@@ -78,7 +78,7 @@ def in_file(name: str, work: Callable[[Path], object]) -> Callable[[bytes], obje
 
 
 def _proxy(found: object) -> None:
-    if not isinstance(found, proxy_protocol.Received) or found.client is None or found.local is None:
+    if not isinstance(found, proxy_protocol.ParsedHeader) or found.client is None or found.local is None:
         return
     for version in (ProxyProtocol.V1, ProxyProtocol.V2):
         made = proxy_protocol.header(version, found.client, found.local)

@@ -18,7 +18,7 @@ from pylb.core.auth import Keyring
 from pylb.core.errors import Code, Refused
 from pylb.core.operator_overrides import find
 from pylb.core.policy import Policy, ProxyProtocol, Rules
-from pylb.core.recorder import Ended, Reach, session_id
+from pylb.core.recorder import Coverage, SearchResult, session_id
 from pylb.core.session import SessionView
 from pylb.core.table import Frontend, Server, Table
 from pylb.forward.counters import Counters
@@ -135,10 +135,10 @@ class _Sessions:
     async def sessions(self) -> Sequence[Any]:
         return ()
 
-    async def ended(self, _query: object) -> Ended:
-        return Ended((), Reach(0.0))
+    async def ended(self, _query: object) -> SearchResult:
+        return SearchResult((), Coverage(0.0))
 
-    async def story(self, _number: int) -> None:
+    async def trace(self, _number: int) -> None:
         return None
 
     async def shutdown_session(self, _client: Address) -> int:

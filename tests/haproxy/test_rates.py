@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from pylb.core.address import Address, Listen
-from pylb.core.persistent import Frozen
+from pylb.core.persistent_map import PersistentMap
 from pylb.core.policy import Policy
 from pylb.core.table import DOWN, Frontend, Server, Table, make_table
 from pylb.forward.counters import FrontendCounters, ServerCounters
@@ -158,9 +158,9 @@ def test_the_frontends_of_a_new_table_are_put_in_order_once_a_look_and_in_a_step
 ) -> None:
     """To find who is gone, and then for the look, it was done three times in one step: 16 ms with 10,000 frontends."""
     steps: list[list[str]] = [[]]
-    ordered = Frozen.ordered
+    ordered = PersistentMap.ordered
 
-    def noted(mapping: Frozen[Listen, Frontend]) -> list[tuple[int, Listen, Frontend]]:
+    def noted(mapping: PersistentMap[Listen, Frontend]) -> list[tuple[int, Listen, Frontend]]:
         steps[-1].append("in order")
         return ordered(mapping)
 
@@ -179,7 +179,7 @@ def test_the_frontends_of_a_new_table_are_put_in_order_once_a_look_and_in_a_step
         sampler = Sampler(lambda: tables[-1], lambda: [{WEB: frontend(1), MAIL: frontend(2)}], [rates])
         await sampler.sample()
         tables.append(table(MAIL))
-        monkeypatch.setattr(Frozen, "ordered", noted)
+        monkeypatch.setattr(PersistentMap, "ordered", noted)
         steps[:] = [[]]
         watching = asyncio.get_running_loop().create_task(watch())
         await sampler.sample()

@@ -8,8 +8,8 @@ import pytest
 
 from pylb.control.views import STATIC, FrontendView, ServerView
 from pylb.core.address import Address, Listen
-from pylb.core.health import UP, Health, Record
-from pylb.core.policy import CheckKind, HealthMode, HealthPolicy, Limits, Policy, ProxyProtocol
+from pylb.core.health import UP, Health, HealthStats
+from pylb.core.policy import CheckKind, HealthMode, HealthPolicy, Policy, ProxyProtocol, SourceLimits
 from pylb.core.table import BACKUP, DOWN, Frontend, Server
 from pylb.forward.counters import Counters, FrontendCounters, ServerCounters
 from pylb.haproxy.columns import COLUMNS, HEADER, csv_line
@@ -38,7 +38,7 @@ def view(label: str = "a", **given: Any) -> ServerView:
         initial_weight=4,
         backup=False,
         health=UP,
-        record=Record(changed_at=NOW - 60, found="yes", seconds=0.003),
+        record=HealthStats(changed_at=NOW - 60, found="yes", seconds=0.003),
     )
     return replace(one, **given)
 
@@ -67,7 +67,7 @@ def test_counters_are_where_haproxy_has_them() -> None:
     one.longest_connect, one.longest_total, one.longest_queue = 0.25, 9.5, 1.0
     counted.servers[""] = ServerCounters()
     counted.servers[""].closed["CQ"] = 5
-    policy = Policy(max_connections=80, limits=Limits(rate=7))
+    policy = Policy(max_connections=80, limits=SourceLimits(rate=7))
     front, server, back = rows(view(), policy=policy, counted=counted)
     assert {
         key: front[key] for key in ("scur", "smax", "slim", "stot", "bin", "bout", "conn_tot", "dcon", "ereq", "rate_lim")
@@ -139,7 +139,7 @@ def test_a_check_is_told_in_haproxys_words(found: str, kind: CheckKind, words: t
 
 
 def test_a_backend_counts_the_servers_that_it_would_use() -> None:
-    down = view("b", state="down", rank=DOWN, health=Health(down=True), record=Record(NOW - 5, downs=1, down_seconds=10.0))
+    down = view("b", state="down", rank=DOWN, health=Health(down=True), record=HealthStats(NOW - 5, downs=1, down_seconds=10.0))
     backup = view("c", backup=True, rank=BACKUP, weight=9)
     *_, back = rows(view(), down, backup)
     assert [back[key] for key in ("status", "act", "bck", "weight", "uweight")] == ["UP", 1, 1, 4, 4]

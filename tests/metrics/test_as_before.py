@@ -7,7 +7,7 @@ from prometheus_client import Metric, parser
 from prometheus_client.openmetrics import parser as openmetrics_parser
 
 from pylb.core.address import Address, Listen
-from pylb.core.policy import Limits, Policy, Rules, StaticFrontend, StaticServer
+from pylb.core.policy import Policy, Rules, SourceLimits, StaticFrontend, StaticServer
 from pylb.metrics.exposition import OPENMETRICS, TEXT, Format
 from tests.metrics.test_collector import busy_frontend, metrics_of, scraped
 from tests.support.ports import free_port
@@ -49,7 +49,7 @@ async def exported(state_dir: Path, form: Format) -> str:
     def static(name: str, policy: Policy) -> StaticFrontend:
         return StaticFrontend(name, Listen("tcp", "127.0.0.1", free_port()), (StaticServer(Address("127.0.0.1", 1)),), policy)
 
-    frontends = (static("web", Policy()), static("guarded", Policy(max_connections=7, limits=Limits(per_source=3))))
+    frontends = (static("web", Policy()), static("guarded", Policy(max_connections=7, limits=SourceLimits(per_source=3))))
     async with running(state_dir, Rules(frontends=frontends, defaults=Policy(bind="127.0.0.1"))) as control:
         for port, name in enumerate(("web", "web", "guarded", 'a"b\\c\nd', "ü {}100%s"), 1):
             control.engine.counters.frontends[Listen("tcp", "*", port)] = busy_frontend(name)

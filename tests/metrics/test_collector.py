@@ -19,8 +19,8 @@ from pylb.core.access import AccessList, AccessRule
 from pylb.core.address import Address, Listen
 from pylb.core.auth import Caller
 from pylb.core.errors import Code
-from pylb.core.policy import Limits, Policy, Rules, StaticFrontend, StaticServer
-from pylb.core.registration import Announcement, Wanted
+from pylb.core.policy import Policy, Rules, SourceLimits, StaticFrontend, StaticServer
+from pylb.core.registration import Announcement, FrontendRequest
 from pylb.forward.counters import Counters, FrontendCounters, ServerCounters
 from pylb.metrics.collector import Metrics
 from pylb.metrics.exposition import TEXT, Format, written
@@ -219,7 +219,7 @@ def test_controls_numbers_come_out(tmp_path: Path) -> None:
             caller = Caller("127.0.0.1", control.keyring.tokens[0], "native")
             mqtt = free_port()
             for _ in range(2):
-                await registry.calls.announce("mosquitto", "pod-1", Announcement((Wanted(mqtt, 30843),)), caller)
+                await registry.calls.announce("mosquitto", "pod-1", Announcement((FrontendRequest(mqtt, 30843),)), caller)
             found = samples(await scraped(metrics_of(control)))
             assert value(found, "pylb_registrations", state="fresh") == 1
             assert value(found, "pylb_registrations", state="stale") == 0
@@ -277,7 +277,7 @@ def test_what_may_be_denied_or_refused_is_a_zero_before_it_was(tmp_path: Path) -
     async def main() -> None:
         policy = Policy(
             access=AccessList([AccessRule(allow=False, network=ip_network("192.0.2.0/24"))]),
-            limits=Limits(per_source=5),
+            limits=SourceLimits(per_source=5),
             max_connections=7,
         )
         listen = Listen("tcp", "127.0.0.1", free_port())

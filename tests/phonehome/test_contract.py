@@ -12,7 +12,7 @@ from pylb.control.views import FrontendOutcome, Outcome
 from pylb.core.errors import Code
 from pylb.core.errors import Refused as ServerRefused
 from pylb.core.policy import Check, CheckKind, LeaseBounds, ProxyProtocol
-from pylb.core.registration import Wanted, check_name, parse_native
+from pylb.core.registration import FrontendRequest, check_name, parse_native
 from pylb.web.answers import json_refusal
 from pylb.web.types import json_answer
 from pylb.web.webhook import outcome_json
@@ -29,9 +29,9 @@ def test_pylb_understands_every_notation_of_a_registration() -> None:
     heard = parse_native(registration(settings, READY).body or b"")
 
     assert heard.frontends == (
-        Wanted(443, 30443, None, 1, False),
-        Wanted(25, 30025, ProxyProtocol.V2, 256, True),
-        Wanted(80, 30080, ProxyProtocol.NONE, 1, False),
+        FrontendRequest(443, 30443, None, 1, False),
+        FrontendRequest(25, 30025, ProxyProtocol.V2, 256, True),
+        FrontendRequest(80, 30080, ProxyProtocol.NONE, 1, False),
     )
     assert (heard.address, heard.ttl, heard.draining) == ("192.0.2.7", 300, False)
 

@@ -16,7 +16,7 @@ from pylb.forward.counters import Counters
 from pylb.statuspage import page as module
 from pylb.statuspage.page import Files, Page
 from pylb.web.admin import MOST_LISTED, Admin
-from pylb.web.listener import Limits
+from pylb.web.listener import HttpLimits
 from tests.web.loopback import Reply, ask, read_head, run, serving, until
 from tests.web.running import running
 
@@ -35,7 +35,7 @@ class Face:
 
 @asynccontextmanager
 async def facing(
-    folder: Path, chunks: Callable[[], AsyncGenerator[bytes]] | None = None, limits: Limits | None = None
+    folder: Path, chunks: Callable[[], AsyncGenerator[bytes]] | None = None, limits: HttpLimits | None = None
 ) -> AsyncIterator[Face]:
     face = Face(0)
 
@@ -187,7 +187,7 @@ def test_a_reader_that_takes_nothing_is_cut_and_nothing_piles_up_for_it(tmp_path
             yield b"data: " + b"x" * 200_000 + b"\n\n"
 
     async def main() -> None:
-        async with facing(tmp_path, chunks, Limits(answer=0.3)) as face:
+        async with facing(tmp_path, chunks, HttpLimits(answer=0.3)) as face:
             with socket.socket() as sock:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
                 sock.setblocking(False)

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 from pylb.control.views import STATIC, FrontendView, Holder, RegistrationView, ServerView
 from pylb.core.address import Address, Listen
-from pylb.core.policy import Limits, Policy, ProxyProtocol
-from pylb.core.registration import Wanted
+from pylb.core.policy import Policy, ProxyProtocol, SourceLimits
+from pylb.core.registration import FrontendRequest
 from pylb.core.table import Frontend
 from pylb.statuspage.records import changed, frontend_record, limits, registration_key, registration_record, server_record
 from pylb.statuspage.timeseries import Rate
@@ -17,7 +17,7 @@ VIEW = ServerView("web", WEB.listen, "pod-1", _POD, 1, ProxyProtocol.NONE, 0, "u
 
 
 def person(**given: object) -> RegistrationView:
-    wanted = (Wanted(443, 30443),)
+    wanted = (FrontendRequest(443, 30443),)
     view = RegistrationView("app", "web", "pod-1", "fresh", "10.0.0.7", wanted, 60.0, 41.0, 1e9, 19.0, False, 81.0, 141.0)
     return replace(view, **given)  # type: ignore[arg-type]
 
@@ -51,4 +51,4 @@ def test_a_server_names_its_registrations_by_their_keys() -> None:
 
 def test_only_limits_that_are_set_are_shown() -> None:
     assert limits(Policy()) == {}
-    assert limits(Policy(max_connections=100, limits=Limits(rate=50))) == {"connections": 100, "rate": 50}
+    assert limits(Policy(max_connections=100, limits=SourceLimits(rate=50))) == {"connections": 100, "rate": 50}

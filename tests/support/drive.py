@@ -14,7 +14,7 @@ from dataclasses import replace
 
 from pylb.core.address import Address, Listen
 from pylb.core.policy import AdminState, Policy, ProxyProtocol, Timeouts
-from pylb.core.recorder import Query, Story
+from pylb.core.recorder import Query, SessionTrace
 from pylb.core.session import SessionRecord, SessionView
 from pylb.core.table import Frontend, Server, make_table
 from pylb.forward.counters import FrontendCounters
@@ -351,11 +351,11 @@ class Drive:
         assert len(self.records) == 1
         return self.records[0]
 
-    def story(self) -> Story:
+    def trace(self) -> SessionTrace:
         """What the recorder has of the one session, once it ended."""
         self.record()
-        [[story]] = self.engine.ended(Query())
-        return story
+        [[trace]] = self.engine.ended(Query())
+        return trace
 
     # ------------------------------------------------------------ the end
 

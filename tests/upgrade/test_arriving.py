@@ -6,7 +6,7 @@ import socket
 import pytest
 
 from pylb.core.address import Listen
-from pylb.core.codec import plain
+from pylb.core.codec import to_plain
 from pylb.forward.counters import Counters, FrontendCounters
 from pylb.upgrade.arriving import Predecessors, inherit
 from pylb.upgrade.protocol import VARIABLE, Refusal, Talk
@@ -22,7 +22,7 @@ def test_a_channel_to_nobody_is_a_refusal(text: str) -> None:
 def test_counters_of_another_form_begin_anew_and_end_nothing(caplog: pytest.LogCaptureFixture) -> None:
     """As of a version with other buckets."""
     one = counted(Listen("tcp", "*", 443), FrontendCounters("web"))._replace(connect_seconds=(1, 2, 3))
-    count = plain(tuple(report(Counters(9), 0.0, (one,))))
+    count = to_plain(tuple(report(Counters(9), 0.0, (one,))))
 
     async def follow() -> None:
         ours, theirs = socket.socketpair()

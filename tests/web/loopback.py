@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import uvloop
 
 from pylb.core.address import Listen
-from pylb.web.listener import Limits, bind
+from pylb.web.listener import HttpLimits, bind
 from pylb.web.server import HttpServer
 from pylb.web.tls import Certificate
 from pylb.web.types import Handler
@@ -27,7 +27,7 @@ def run(main: Coroutine[Any, Any, T]) -> T:
 
 @asynccontextmanager
 async def serving(
-    handler: Handler, *, limits: Limits | None = None, tls: Certificate | None = None, listen: str = "127.0.0.1:0"
+    handler: Handler, *, limits: HttpLimits | None = None, tls: Certificate | None = None, listen: str = "127.0.0.1:0"
 ) -> AsyncIterator[HttpServer]:
     server = HttpServer(bind_free(listen.rpartition(":")[0]), handler, limits=limits, tls=tls)
     server.start()

@@ -5,9 +5,9 @@ import socket
 
 from pylb.web.client_address import network_of
 from pylb.web.crowd import Connection, Crowd
-from pylb.web.listener import Limits
+from pylb.web.listener import HttpLimits
 
-LIMITS = Limits(connections=64, per_address=8, patience=0.5)
+LIMITS = HttpLimits(connections=64, per_address=8, patience=0.5)
 HONEST = "192.0.2.7"
 
 

@@ -10,11 +10,11 @@ import time
 
 import pytest
 
-from pylb.web.listener import Limits
+from pylb.web.listener import HttpLimits
 from pylb.web.types import Answer, Call, json_answer, text_answer
 from tests.web.loopback import ask, read_head, read_reply, run, serving, until
 
-QUICK = Limits(deadline=0.4, keepalive=0.4, answer=0.5)
+QUICK = HttpLimits(deadline=0.4, keepalive=0.4, answer=0.5)
 
 
 async def echo(call: Call) -> Answer:
@@ -284,7 +284,7 @@ def test_an_unexpected_fault_is_a_500_without_internals_and_a_logged_traceback(
 
 def test_beyond_its_share_an_address_loses_one_who_waits_too_long_and_its_honest_call_is_served() -> None:
     async def main() -> None:
-        async with serving(echo, limits=Limits(per_address=4, patience=0.2)) as server:
+        async with serving(echo, limits=HttpLimits(per_address=4, patience=0.2)) as server:
             idle = [await asyncio.open_connection("127.0.0.1", server.port) for _ in range(4)]
             began = time.monotonic()
             while time.monotonic() - began < 0.25:
@@ -310,7 +310,7 @@ def test_a_flood_of_silent_connections_does_not_delay_an_honest_call() -> None:
         async with serving(echo) as server:
             # As many as the machine's usual soft limit of 1024 descriptors allows for both ends.
             flood = [await asyncio.open_connection("127.0.0.1", server.port) for _ in range(300)]
-            assert server.connections <= Limits().connections
+            assert server.connections <= HttpLimits().connections
             began = time.monotonic()
             assert (await ask(server.port, "GET", "/", host="127.0.0.1")).status == 200
             assert time.monotonic() - began < 1
@@ -322,7 +322,7 @@ def test_a_flood_of_silent_connections_does_not_delay_an_honest_call() -> None:
 
 def test_the_cap_over_all_addresses_holds_as_well() -> None:
     async def main() -> None:
-        async with serving(echo, limits=Limits(connections=3), listen="*:0") as server:
+        async with serving(echo, limits=HttpLimits(connections=3), listen="*:0") as server:
             idle = [await asyncio.open_connection("127.0.0.1", server.port, local_addr=(f"127.0.0.{n}", 0)) for n in (2, 3, 4)]
             assert (await ask(server.port, "GET", "/")).status == 200
             assert server.connections <= 3
@@ -342,7 +342,7 @@ def test_while_every_connection_is_being_answered_a_new_one_is_refused() -> None
             await release.wait()
             return text_answer(200, "done")
 
-        async with serving(slow, limits=Limits(connections=2)) as server:
+        async with serving(slow, limits=HttpLimits(connections=2)) as server:
             loop = asyncio.get_running_loop()
             running = [loop.create_task(ask(server.port, "GET", "/")) for _ in range(2)]
             await until(lambda: len(started) == 2)
@@ -357,7 +357,7 @@ def test_while_every_connection_is_being_answered_a_new_one_is_refused() -> None
 
 def test_at_the_cap_an_address_above_its_share_pays_and_not_its_neighbour() -> None:
     async def main() -> None:
-        async with serving(echo, limits=Limits(connections=4, per_address=3), listen="*:0") as server:
+        async with serving(echo, limits=HttpLimits(connections=4, per_address=3), listen="*:0") as server:
             neighbour = await asyncio.open_connection("127.0.0.1", server.port, local_addr=("127.0.0.2", 0))
             crowd = [await asyncio.open_connection("127.0.0.1", server.port) for _ in range(3)]
             assert (await ask(server.port, "GET", "/")).status == 200

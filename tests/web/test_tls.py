@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives import serialization
 
-from pylb.web.listener import Limits
+from pylb.web.listener import HttpLimits
 from pylb.web.tls import next_pin, pin, repaired, self_signed, switch
 from pylb.web.types import Answer, Call, text_answer
 from tests.web.loopback import ask, read_reply, run, serving, until
@@ -133,7 +133,7 @@ def test_a_client_that_stops_in_its_handshake_is_cut_at_the_deadline_and_others_
     certificate = self_signed(tmp_path, ["127.0.0.1"])
 
     async def main() -> None:
-        limits = Limits(deadline=0.5)
+        limits = HttpLimits(deadline=0.5)
         async with serving(hello, tls=certificate, limits=limits) as server:
             silent = socket.create_connection(("127.0.0.1", server.port))
             begun = socket.create_connection(("127.0.0.1", server.port))

@@ -11,7 +11,7 @@ import pytest
 
 from pylb.core.address import Address, Listen
 from pylb.core.policy import Policy
-from pylb.core.recorder import Attempt, Query, Story
+from pylb.core.recorder import Attempt, Query, SessionTrace
 from pylb.core.session import SessionRecord
 from pylb.core.table import Server
 from pylb.core.tcp_info import TcpInfo
@@ -201,7 +201,7 @@ def test_what_is_no_frame_of_ours_is_never_guessed_at(raw: tuple[socket.socket, 
 
 SERVER = Server("a", Address("192.0.2.1", 30443))
 LISTEN = Listen("tcp", "*", 443)
-STORY = Story(
+STORY = SessionTrace(
     "0x1000000000007",
     SessionRecord("web", "a", "192.0.2.9", 51000, 443, 1.5, 0, -1, 2, 3, 4, "SC", 1, True, 1, 1, 1, number=7),
     "closed",
@@ -230,7 +230,7 @@ STORY = Story(
         TablePart({3: Policy(retries=5)}, (FrontendLines("web", LISTEN, 3, (SERVER,)),)),
         TableChange(1, 2, (1,), (LISTEN,)),
         Ask(7, "ended", None, None, Query((ip_network("192.0.2.0/24"), ip_network("::1")), "web", "", ("SC",), 1.5, 10)),
-        Ask(8, "story", None, None, None, 1 << 48 | 7),
+        Ask(8, "trace", None, None, None, 1 << 48 | 7),
         Answer(8, 0, (), (STORY,), more=True),
     ],
 )

@@ -85,9 +85,9 @@ def test_a_question_that_fails_is_a_fault_and_the_worker_goes_on(worker: Worker,
     def boom(*_args: object) -> None:
         raise RuntimeError("boom")
 
-    monkeypatch.setattr(worker.engine, "story", boom)
+    monkeypatch.setattr(worker.engine, "trace", boom)
     monkeypatch.setattr(worker.link, "_report_some", boom)
-    for what in ("story", "counters", "sessions"):
+    for what in ("trace", "counters", "sessions"):
         worker.main.send(*encoded(Ask(1, what, None, None, None, 7)))
     worker.engine.on_ready()
     for _ in range(20):

@@ -56,19 +56,19 @@ async def _main() -> None:
         assert {parse_session_id(view.id) >> 48 for view in views} == {1, 2}
 
         ended, reach = await fleet.ended(Query(limit=1000))
-        of_each = [sum(parse_session_id(story.id) >> 48 == worker for story in ended) for worker in (1, 2)]
+        of_each = [sum(parse_session_id(trace.id) >> 48 == worker for trace in ended) for worker in (1, 2)]
         assert all(bound.since >= reach.began > 0 for bound in reach.full)
         assert {bound.code for bound in reach.full} == ({"SC"} if KEPT in of_each else set())
         assert all(64 < count <= KEPT for count in of_each), of_each  # more than one message holds, and no more than are kept
-        assert [story.ended_at for story in ended] == sorted((story.ended_at for story in ended), reverse=True)
-        assert len((await fleet.ended(Query(limit=7))).stories) == 7
-        assert (await fleet.ended(Query(frontend="alive"))).stories == []
+        assert [trace.ended_at for trace in ended] == sorted((trace.ended_at for trace in ended), reverse=True)
+        assert len((await fleet.ended(Query(limit=7))).traces) == 7
+        assert (await fleet.ended(Query(frontend="alive"))).traces == []
 
         for number in (parse_session_id(views[0].id), parse_session_id(ended[-1].id)):
-            story = await fleet.story(number)
-            assert story is not None
-            assert (parse_session_id(story.id), len(story.candidates)) == (number, 1)
-        assert await fleet.story(parse_session_id("0x3000000000001")) is None
+            trace = await fleet.trace(number)
+            assert trace is not None
+            assert (parse_session_id(trace.id), len(trace.candidates)) == (number, 1)
+        assert await fleet.trace(parse_session_id("0x3000000000001")) is None
 
 
 def test_sessions_of_all_workers_are_one_list_and_each_of_them_has_its_story() -> None:

@@ -13,9 +13,9 @@ from typing import NamedTuple
 
 from pylb.control.health.prober import Question
 from pylb.core.address import Address, Listen
-from pylb.core.compose import Sight
-from pylb.core.health import PROVEN, SILENT, UNRECORDED, YES, Health, Proof, Record, turned
-from pylb.core.persistent import Frozen
+from pylb.core.compose import ServerStates
+from pylb.core.health import PROVEN, SILENT, UNRECORDED, YES, Health, HealthStats, Reachability, turned
+from pylb.core.persistent_map import PersistentMap
 from pylb.core.policy import AdminState
 from pylb.core.table import Server
 
@@ -35,7 +35,7 @@ class ServerRecord:
     """What is known about a frontend's server."""
 
     server: Server
-    checks: Record  # and how long it was down
+    checks: HealthStats  # and how long it was down
     health: Health | None = None  # None: never a failure, and never probed
     question: Question | None = None  # its check; None: it is not asked
     last_check: tuple[float, str] | None = None  # when, and the result
@@ -58,8 +58,8 @@ class AddressRecord:
     address: Address
     frontends: dict[Listen, None] = field(default_factory=dict)  # the frontends that have it
     considered: int = 0  # number of calls that name it and are not in force yet
-    proof: Proof | None = None  # None: nobody has dialled it yet
-    dials: Record = UNRECORDED  # of the connects that are to prove it
+    proof: Reachability | None = None  # None: nobody has dialled it yet
+    dials: HealthStats = UNRECORDED  # of the connects that are to prove it
     answer: Answer | None = None
     again_at: float = inf  # when to ask it next, whatever it has answered: see Checker.ask_on
     last_check: tuple[float, str] | None = None  # when, and the result
@@ -97,15 +97,15 @@ class Findings:
         self.servers: dict[Place, ServerRecord] = {}
         self.addresses: dict[Address, AddressRecord] = {}
         self.groups: dict[Question, dict[Place, None]] = {}  # the servers that ask the same
-        self.down: Frozen[Place, bool] = Frozen()
-        self.passed: Frozen[Place, bool] = Frozen()  # up, and the last check said so
-        self.proven: Frozen[Address, bool] = Frozen()  # addresses that have answered once
+        self.down: PersistentMap[Place, bool] = PersistentMap()
+        self.passed: PersistentMap[Place, bool] = PersistentMap()  # up, and the last check said so
+        self.proven: PersistentMap[Address, bool] = PersistentMap()  # addresses that have answered once
 
     # ------------------------------------------------------------ reading
 
     @property
-    def sight(self) -> Sight:
-        return Sight(self.proven, self.down, self.passed)
+    def server_states(self) -> ServerStates:
+        return ServerStates(self.proven, self.down, self.passed)
 
     def of(self, asked: Place | Address) -> ServerRecord | AddressRecord | None:
         return self.addresses.get(asked) if isinstance(asked, Address) else self.servers.get(asked)
@@ -115,7 +115,7 @@ class Findings:
         known = self.of(asked)
         return inf if known is None else known.due_at
 
-    def proof(self, address: Address) -> Proof | None:
+    def proof(self, address: Address) -> Reachability | None:
         known = self.addresses.get(address)
         return None if known is None else known.proof
 
@@ -133,7 +133,7 @@ class Findings:
         answer, proof = self.answer(address), self.proof(address)
         if answer is None:
             return (proof.reachable, proof.hint, None) if proof else ("unknown", "", None)
-        last = Proof(answer.found)
+        last = Reachability(answer.found)
         return last.reachable, last.hint, answer.at
 
     def in_maintenance(self, listen: Listen, address: Address) -> bool:
@@ -145,7 +145,7 @@ class Findings:
         known = self.servers.get((listen, address))
         return None if known is None else known.health
 
-    def checks(self, listen: Listen, address: Address) -> Record:
+    def checks(self, listen: Listen, address: Address) -> HealthStats:
         """Of its checks and of the connects to prove it; the last result is a check's, if there was one."""
         known, of_address = self.servers.get((listen, address)), self.addresses.get(address)
         checks, dials = known.checks if known else UNRECORDED, of_address.dials if of_address else UNRECORDED
@@ -165,11 +165,11 @@ class Findings:
 
     # ------------------------------------------------------------ writing: which servers and addresses there are
 
-    def restore(self, proven: Iterable[Address], down: Frozen[Place, bool], passed: Frozen[Place, bool]) -> None:
+    def restore(self, proven: Iterable[Address], down: PersistentMap[Place, bool], passed: PersistentMap[Place, bool]) -> None:
         """What a snapshot remembers, before the first table: a start neither opens a closed server nor closes an open one."""
         for address in proven:
             self._address(address).proof = PROVEN
-        self.proven = Frozen(dict.fromkeys(self.addresses, True))
+        self.proven = PersistentMap(dict.fromkeys(self.addresses, True))
         self.down, self.passed = down, passed
 
     def forget_what_no_table_has(self) -> None:
@@ -185,7 +185,7 @@ class Findings:
         self._address(address).frontends[listen] = None
         known = self.servers.get(place)
         if known is None:
-            known = self.servers[place] = ServerRecord(server, Record(now))
+            known = self.servers[place] = ServerRecord(server, HealthStats(now))
         known.server = server
         return known
 
@@ -261,7 +261,7 @@ class Findings:
         known.checks = turned(known.checks, now, down=down)
         self.down = self.down.edited({place: True if down else None})
 
-    def set_proof(self, known: AddressRecord, proof: Proof) -> bool:
+    def set_proof(self, known: AddressRecord, proof: Reachability) -> bool:
         """Is this its first answer?"""
         known.proof = proof
         if proof != PROVEN or known.address in self.proven:

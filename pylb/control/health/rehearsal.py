@@ -9,7 +9,7 @@ from pylb.control.steps import in_turns
 from pylb.core.health import OURS, YES
 from pylb.core.policy import CONNECT, AdminState, HealthMode
 from pylb.core.table import DOWN, Frontend, Server
-from pylb.core.table_diff import Line, What
+from pylb.core.table_diff import ChangeKind, ChangeLine
 
 MOST = 1000  # questions: so many a second all checks may ask
 
@@ -20,7 +20,7 @@ def has_check(frontend: Frontend, server: Server) -> bool:
     return health.mode is not HealthMode.NONE and health.check != CONNECT and server.admin is not AdminState.MAINT
 
 
-async def failing(frontends: Iterable[Frontend], ask: Ask) -> list[Line]:
+async def failing(frontends: Iterable[Frontend], ask: Ask) -> list[ChangeLine]:
     """A line for each server in service that does not pass its check now, among the first MOST that have one."""
     questions: dict[Question, list[tuple[Frontend, Server]]] = {}
     async for frontend in in_turns(frontends, FRONTENDS):
@@ -40,8 +40,8 @@ async def failing(frontends: Iterable[Frontend], ask: Ask) -> list[Line]:
     ]
 
 
-def _line(frontend: Frontend, server: Server, found: str) -> Line:
+def _line(frontend: Frontend, server: Server, found: str) -> ChangeLine:
     head = f"port {frontend.listen.port} ({frontend.name}): {server.name} {server.address}"
     what = "gets no connection" if frontend.health(server).refuses else "goes out of service"
     text = f"{head} does not pass its check ({found}): it {what} while that is so"
-    return Line(What.FAILS, frontend.listen, frontend.name, text, server.address)
+    return ChangeLine(ChangeKind.FAILS, frontend.listen, frontend.name, text, server.address)

@@ -16,10 +16,10 @@ from pylb.control.leases import LeaseRecord
 from pylb.control.storage.store import Json, canonical
 from pylb.core.address import Address, parse_address, parse_ip, parse_listen
 from pylb.core.checks import GET, parse_health, written_health
-from pylb.core.operator_overrides import NONE, Override, Overrides, Place, Whom
-from pylb.core.persistent import Frozen, Part, frozen_set
-from pylb.core.policy import UNSAID, AdminState, OwnHealth, ProxyProtocol
-from pylb.core.registration import Displaced, Key, Registration, State, Wanted
+from pylb.core.operator_overrides import NONE, Override, Overrides, OverrideTarget, Place
+from pylb.core.persistent_map import Part, PersistentMap, frozen_set
+from pylb.core.policy import UNSAID, AdminState, HealthOverride, ProxyProtocol
+from pylb.core.registration import DisplacedServer, FrontendRequest, Key, Registration, State
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -39,16 +39,18 @@ _UNUSABLE = (ValueError, LookupError, TypeError, AttributeError, OverflowError, 
 class Snapshot:
     generation: int = 0
     written_at: float = 0.0  # unix time, for humans
-    registrations: Frozen[Key, Registration] = field(default_factory=Frozen)
+    registrations: PersistentMap[Key, Registration] = field(default_factory=PersistentMap)
     leases: Mapping[Key, LeaseRecord] = field(default_factory=dict)  # of those with something to be remembered
-    proven: Frozen[Address, bool] = field(default_factory=Frozen)
-    down: Frozen[Place, bool] = field(default_factory=Frozen)
-    passed: Frozen[Place, bool] = field(default_factory=Frozen)  # their check, and serve where only that lets them
+    proven: PersistentMap[Address, bool] = field(default_factory=PersistentMap)
+    down: PersistentMap[Place, bool] = field(default_factory=PersistentMap)
+    # Their check, and serve where only that lets them
+    passed: PersistentMap[Place, bool] = field(default_factory=PersistentMap)
     overrides: Overrides = field(default_factory=lambda: NONE)
     resolved: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # addresses by host name
     unserved: Mapping[Key, Unserved] = field(default_factory=dict)
     reserved: int = 0  # the first generation that a start after this one may use
-    learned: Frozen[Key, float] = field(default_factory=Frozen)  # TTLs to be written; `leases` has them when they are read
+    # TTLs to be written; `leases` has them when they are read
+    learned: PersistentMap[Key, float] = field(default_factory=PersistentMap)
 
 
 class Encoder:
@@ -100,7 +102,7 @@ class Encoder:
 _Texts = dict[int, tuple[Part[Any, Any], bytes]]  # by the identity of the part, which is held so that it stays its own
 
 
-def _by_part(entries: Frozen[K, V], known: _Texts, encoded: Callable[[int, K, V], Any]) -> tuple[_Texts, Json]:
+def _by_part(entries: PersistentMap[K, V], known: _Texts, encoded: Callable[[int, K, V], Any]) -> tuple[_Texts, Json]:
     texts: _Texts = {}
     for part in filter(None, entries.parts):
         texts[id(part)] = known.get(id(part)) or (part, _text_of(part, encoded))
@@ -167,7 +169,7 @@ def _encode_lease(key: Key, lease: LeaseRecord) -> dict[str, Any]:
     }
 
 
-def _encode_wanted(item: Wanted) -> dict[str, Any]:
+def _encode_wanted(item: FrontendRequest) -> dict[str, Any]:
     return {
         "port": item.port,
         "target_port": item.target_port,
@@ -178,7 +180,7 @@ def _encode_wanted(item: Wanted) -> dict[str, Any]:
     }
 
 
-def _encode_displaced(old: Displaced) -> dict[str, Any]:
+def _encode_displaced(old: DisplacedServer) -> dict[str, Any]:
     return {
         "listen": str(old.listen),
         "server": old.server,
@@ -213,7 +215,7 @@ def decode(payload: Mapping[str, Any]) -> tuple[Snapshot, list[str]]:
     proven = frozen_set(each("proven", "proven address {}", lambda _, text: parse_address(str(text))))
     down = frozen_set(each("down", "server {} that was down", _decode_place))
     passed = frozen_set(each("passed", "server {} that had passed its check", _decode_place))
-    overrides: dict[Whom, Override] = dict(each("overrides", "the operator's word {}", _decode_override))
+    overrides: dict[OverrideTarget, Override] = dict(each("overrides", "the operator's word {}", _decode_override))
     overrides |= dict(each("node_overrides", "the operator's word {} about a node", _decode_node))
     resolved = {}
     found = payload.get("resolved")
@@ -225,7 +227,7 @@ def decode(payload: Mapping[str, Any]) -> tuple[Snapshot, list[str]]:
     return Snapshot(
         _generation(payload.get("generation")),
         0.0,
-        Frozen({one.key: one for _, one, _ in sorted(entries, key=itemgetter(0))}),
+        PersistentMap({one.key: one for _, one, _ in sorted(entries, key=itemgetter(0))}),
         {key: lease for key, lease in leases.items() if key not in unserved and lease != LeaseRecord()},
         proven,
         down,
@@ -323,11 +325,11 @@ def _encode_word(word: Override) -> dict[str, Any]:
     return {"state": str(word.state), "weight": word.weight, "until": word.until, "exempt": word.exempt}
 
 
-def _decode_node(_index: int, item: Mapping[str, Any]) -> tuple[Whom, Override]:
+def _decode_node(_index: int, item: Mapping[str, Any]) -> tuple[OverrideTarget, Override]:
     return parse_ip(item["node"]), _decode_word(item)
 
 
-def _decode_override(_index: int, item: Mapping[str, Any]) -> tuple[Whom, Override]:
+def _decode_override(_index: int, item: Mapping[str, Any]) -> tuple[OverrideTarget, Override]:
     return (parse_listen(item["listen"]), parse_address(item["address"])), _decode_word(item)
 
 
@@ -341,8 +343,8 @@ def _decode_word(item: Mapping[str, Any]) -> Override:
     )
 
 
-def _decode_wanted(item: Mapping[str, Any]) -> Wanted:
-    return Wanted(
+def _decode_wanted(item: Mapping[str, Any]) -> FrontendRequest:
+    return FrontendRequest(
         _port(item["port"]),
         _port(item["target_port"]),
         _proxy(item.get("proxy_protocol")),
@@ -352,11 +354,11 @@ def _decode_wanted(item: Mapping[str, Any]) -> Wanted:
     )
 
 
-def _decode_displaced(old: Mapping[str, Any]) -> Displaced:
+def _decode_displaced(old: Mapping[str, Any]) -> DisplacedServer:
     listen = parse_listen(old["listen"])
     address = parse_address(old["address"])
     send, weight, health = _proxy(old.get("proxy_protocol")), int(old.get("weight", 1)), _health(old.get("health"))
-    return Displaced(listen, str(old["server"]), address, send, weight, health)
+    return DisplacedServer(listen, str(old["server"]), address, send, weight, health)
 
 
 def _port(value: object) -> int:
@@ -365,7 +367,7 @@ def _port(value: object) -> int:
     return value
 
 
-def _health(value: object) -> OwnHealth:
+def _health(value: object) -> HealthOverride:
     return UNSAID if value is None else parse_health(value)
 
 

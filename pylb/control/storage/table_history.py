@@ -12,7 +12,7 @@ from typing import Any
 from pylb.control.fair_buffer import FairBuffer
 from pylb.control.storage.files import read_regular, set_aside, write_private
 from pylb.core.address import parse_address, parse_listen
-from pylb.core.table_diff import PASSING, Line, What
+from pylb.core.table_diff import PASSING, ChangeKind, ChangeLine
 
 KEPT = 1000  # of each kind
 MOST_BYTES = 2 << 20  # of each kind
@@ -25,7 +25,7 @@ class Generation:
     number: int
     at: float  # unix time
     by: tuple[str, ...]  # who: tokens with their addresses, admin, reload, leases, health, names
-    lines: tuple[Line, ...]
+    lines: tuple[ChangeLine, ...]
 
 
 def _weight(one: Generation) -> int:
@@ -51,7 +51,7 @@ class History:
         self._anew = False  # the file has lines that cannot be read
         self._anew_at = MOST_FILE  # bytes
 
-    def note(self, number: int, by: Iterable[str], lines: Iterable[Line]) -> None:
+    def note(self, number: int, by: Iterable[str], lines: Iterable[ChangeLine]) -> None:
         one = Generation(number, self._wall(), tuple(by), tuple(lines))
         self._keep(one)
         self._unwritten.append(one)
@@ -122,7 +122,7 @@ class History:
         return max(gone, default=min((items[0].at for _, items in rings if items), default=None))
 
 
-def _is_about(line: Line, what: str) -> bool:
+def _is_about(line: ChangeLine, what: str) -> bool:
     return what in (str(line.listen.port), str(line.listen), line.frontend, line.frontend.rpartition("-")[0])
 
 
@@ -141,7 +141,9 @@ def _plain(one: Generation) -> dict[str, Any]:
 def _decoded(item: dict[str, Any]) -> Generation:
     """Raises what _BROKEN has."""
     lines = tuple(
-        Line(What(what), parse_listen(listen), str(name), str(text), None if server is None else parse_address(server))
+        ChangeLine(
+            ChangeKind(what), parse_listen(listen), str(name), str(text), None if server is None else parse_address(server)
+        )
         for what, listen, name, text, server in item["lines"]
     )
     number, at = item["generation"], float(item["time"])

@@ -9,7 +9,7 @@ import pytest
 
 from pylb.control.health.agenda import AT_ONCE, PER_SECOND, Agenda
 from pylb.core.address import Address, Listen
-from pylb.core.persistent import Frozen
+from pylb.core.persistent_map import PersistentMap
 from pylb.core.policy import AdminState, Check, CheckKind, HealthMode, HealthPolicy, WhenAllDown
 from tests.control.harness import Clock, aio
 from tests.control.health.test_checker import LISTEN, Checked, server
@@ -210,7 +210,9 @@ async def test_a_server_that_must_pass_first_is_down_until_its_first_answer() ->
 async def test_what_a_snapshot_remembers_opens_no_closed_door_and_closes_no_open_one() -> None:
     up, down, gone = ((LISTEN, server(number).address) for number in (1, 2, 3))
     checked = Checked()
-    checked.checker.findings.restore([up[1], gone[1]], Frozen({down: True, gone: True}), Frozen({up: True, gone: True}))
+    checked.checker.findings.restore(
+        [up[1], gone[1]], PersistentMap({down: True, gone: True}), PersistentMap({up: True, gone: True})
+    )
     checked.serve(SWITCHING, server(1), server(2))
     assert dict(checked.checker.findings.proven) == {up[1]: True}
     assert dict(checked.checker.findings.down) == {down: True}

@@ -9,13 +9,13 @@ import pytest
 from pylb.control.storage import table_history as history
 from pylb.control.storage.table_history import KEPT, History
 from pylb.core.address import Address, Listen
-from pylb.core.table_diff import Line, What
+from pylb.core.table_diff import ChangeKind, ChangeLine
 
 HTTPS = Listen("tcp", "*", 443)
 
 
-def line(what: What = What.OPENED, port: int = 443, name: str = "web") -> Line:
-    return Line(what, Listen("tcp", "*", port), name, f"{what} {port}", Address("192.0.2.7", 30443))
+def line(what: ChangeKind = ChangeKind.OPENED, port: int = 443, name: str = "web") -> ChangeLine:
+    return ChangeLine(what, Listen("tcp", "*", port), name, f"{what} {port}", Address("192.0.2.7", 30443))
 
 
 def record(path: Path) -> History:
@@ -28,14 +28,14 @@ def test_what_was_written_is_there_again(tmp_path: Path) -> None:
     path = tmp_path / "history.jsonl"
     first = record(path)
     first.note(1, ["token 'app' from 192.0.2.7"], [line()])
-    first.note(2, ["health"], [line(What.STATE), line(What.STATE, 80, "other")])
+    first.note(2, ["health"], [line(ChangeKind.STATE), line(ChangeKind.STATE, 80, "other")])
     assert first.has_news
     first.write()
     assert not first.has_news
     assert path.stat().st_mode & 0o777 == 0o600
     again = record(path)
     assert again.generations() == first.generations()
-    again.note(3, ["admin"], [line(What.CLOSED)])
+    again.note(3, ["admin"], [line(ChangeKind.CLOSED)])
     again.write()
     assert [one.number for one in record(path).generations()] == [1, 2, 3]
     assert [one.number for one in again.generations("80")] == [2]
@@ -70,7 +70,7 @@ def test_moves_do_not_push_out_who_asked(tmp_path: Path) -> None:
     found = record(tmp_path / "history.jsonl")
     found.note(0, ["token"], [line()])
     for number in range(1, history.KEPT + 10):
-        found.note(number, ["health"], [line(What.STATE)])
+        found.note(number, ["health"], [line(ChangeKind.STATE)])
     numbers = [one.number for one in found.generations()]
     assert numbers[0] == 0
     assert len(numbers) == history.KEPT + 1

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pylb.core.limit import Buckets
+from pylb.core.token_buckets import TokenBuckets
 
 
 class Clock:
@@ -16,20 +16,20 @@ class Clock:
 
 def test_a_burst_is_allowed_then_the_rate() -> None:
     clock = Clock()
-    buckets = Buckets(3, 2.0, clock)
+    buckets = TokenBuckets(3, 2.0, clock)
     assert [buckets.take("a") for _ in range(4)] == [0, 0, 0, 0.5]
     clock.now += 0.5
     assert [buckets.take("a") for _ in range(2)] == [0, 0.5]
 
 
 def test_one_key_does_not_pay_for_another() -> None:
-    buckets = Buckets(1, 1.0, Clock())
+    buckets = TokenBuckets(1, 1.0, Clock())
     assert [buckets.take("loop") for _ in range(50)][-1] > 0
     assert buckets.take("honest") == 0
 
 
 def test_the_key_unused_for_longest_is_forgotten() -> None:
-    buckets = Buckets(1, 1.0, Clock(), most_keys=2)
+    buckets = TokenBuckets(1, 1.0, Clock(), most_keys=2)
     assert [buckets.take(key) for key in ("a", "b", "a", "c")] == [0, 0, 1, 0]
     assert buckets.take("a") > 0
     assert buckets.take("b") == 0
@@ -38,7 +38,7 @@ def test_the_key_unused_for_longest_is_forgotten() -> None:
 @given(st.lists(st.floats(0, 3), max_size=60), st.integers(1, 5), st.floats(0.1, 10))
 def test_never_more_than_burst_plus_rate_times_time(waits: list[float], burst: int, rate: float) -> None:
     clock = Clock()
-    buckets = Buckets(burst, rate, clock)
+    buckets = TokenBuckets(burst, rate, clock)
     allowed = 0
     for wait in waits:
         clock.now += wait
@@ -47,7 +47,7 @@ def test_never_more_than_burst_plus_rate_times_time(waits: list[float], burst: i
 
 
 def test_a_look_takes_nothing() -> None:
-    buckets = Buckets(1, 2.0, Clock())
+    buckets = TokenBuckets(1, 2.0, Clock())
     assert [buckets.wait("a") for _ in range(3)] == [0, 0, 0]
     buckets.take("a")
     assert buckets.wait("a") == 0.5

@@ -46,62 +46,62 @@ REASONS = {  # why pylb refused a client: the labels of pylb_frontend_denied_tot
 _FORM = "           {:<24} {:<24} {:<20} {:>6}  {}"
 
 
-def told(story: Mapping[str, Any]) -> list[str]:
+def describe(trace: Mapping[str, Any]) -> list[str]:
     """Lines for people; the first says how it ended, or that it is live."""
     return [
-        _headline(story),
+        _headline(trace),
         "",
-        f"came       {local_time(story['accepted_at'])} from {story['client']} to {story['listen']}",
-        f"frontend   {story['frontend']}, by the table of generation {story['generation']} (`pylb history` has its changes)",
-        *_candidates(story),
-        *_attempts(story),
-        *_passed(story),
-        *_closing(story),
-        f"client     {_tcp(story['client_tcp'])}",
-        f"server     {_tcp(story['server_tcp'])}",
+        f"came       {local_time(trace['accepted_at'])} from {trace['client']} to {trace['listen']}",
+        f"frontend   {trace['frontend']}, by the table of generation {trace['generation']} (`pylb history` has its changes)",
+        *_candidates(trace),
+        *_attempts(trace),
+        *_passed(trace),
+        *_closing(trace),
+        f"client     {_tcp(trace['client_tcp'])}",
+        f"server     {_tcp(trace['server_tcp'])}",
     ]
 
 
-def line(story: Mapping[str, Any]) -> str:
+def line(trace: Mapping[str, Any]) -> str:
     """The same as one line."""
     return (
-        f"{local_time(story['ended_at'], day=False)} {story['id']} {story['client']} to {story['server'] or 'no server'}: "
-        f"{story['code']} after {_duration(story['total_ms'])}, {meaning(story)}"
+        f"{local_time(trace['ended_at'], day=False)} {trace['id']} {trace['client']} to {trace['server'] or 'no server'}: "
+        f"{trace['code']} after {_duration(trace['total_ms'])}, {meaning(trace)}"
     )
 
 
-def _headline(story: Mapping[str, Any]) -> str:
-    who = f"session {story['id']} of {story['client']}"
-    if story["code"] is None:
-        return f"{who} lives, for {_duration(story['total_ms'])} now: {story['state']}"
-    return f"{who} ended at {local_time(story['ended_at'], day=False)} with {story['code']}: {meaning(story)}"
+def _headline(trace: Mapping[str, Any]) -> str:
+    who = f"session {trace['id']} of {trace['client']}"
+    if trace["code"] is None:
+        return f"{who} lives, for {_duration(trace['total_ms'])} now: {trace['state']}"
+    return f"{who} ended at {local_time(trace['ended_at'], day=False)} with {trace['code']}: {meaning(trace)}"
 
 
-def meaning(story: Mapping[str, Any]) -> str:
+def meaning(trace: Mapping[str, Any]) -> str:
     """The meaning of its two letters, and why it was refused, if that is known."""
-    return REASONS.get(story["reason"] or "") or LETTERS.get(story["code"], "see docs/engine.md")
+    return REASONS.get(trace["reason"] or "") or LETTERS.get(trace["code"], "see docs/engine.md")
 
 
-def _candidates(story: Mapping[str, Any]) -> list[str]:
-    if not story["candidates"]:
+def _candidates(trace: Mapping[str, Any]) -> list[str]:
+    if not trace["candidates"]:
         return ["servers    the frontend had none"]
     lines = ["servers    as they stood when one was picked:"]
     lines.append(_FORM.format("SERVER", "ADDRESS", "STATE", "WEIGHT", "WHY, OR WHY NOT").rstrip())
-    for one in sorted(story["candidates"], key=lambda one: one["rank"]):
+    for one in sorted(trace["candidates"], key=lambda one: one["rank"]):
         state = RANKS[one["rank"]] if one["admin"] == "ready" else one["admin"]
-        lines.append(_FORM.format(one["server"], one["address"], state, one["weight"], why(one, story)))
+        lines.append(_FORM.format(one["server"], one["address"], state, one["weight"], why(one, trace)))
     return lines
 
 
-def why(one: Mapping[str, Any], story: Mapping[str, Any]) -> str:
+def why(one: Mapping[str, Any], trace: Mapping[str, Any]) -> str:
     """Why this candidate was picked, or why not."""
     here = (one["server"], one["address"])
-    tried = [attempt for attempt in story["attempts"] if (attempt["server"], attempt["address"]) == here]
-    ranks = [other["rank"] for other in story["candidates"] if other["address"] == story["address"]]
+    tried = [attempt for attempt in trace["attempts"] if (attempt["server"], attempt["address"]) == here]
+    ranks = [other["rank"] for other in trace["candidates"] if other["address"] == trace["address"]]
     if tried:
         return f"tried: {_result(tried[-1])}"
-    if here == (story["server"], story["address"]):
-        return f"picked ({story['balance']})"
+    if here == (trace["server"], trace["address"]):
+        return f"picked ({trace['balance']})"
     if one["admin"] != "ready":
         return "the operator took it out (pylb ctl)"
     if one["weight"] == 0:
@@ -111,24 +111,24 @@ def why(one: Mapping[str, Any], story: Mapping[str, Any]) -> str:
     if one["rank"] > ranks[0]:
         return "only for when no better one is left"
     limit = f" (or it was full: max_connections {one['max_connections']})" if one["max_connections"] else ""
-    return f"{story['balance']} chose another{limit}"
+    return f"{trace['balance']} chose another{limit}"
 
 
-def _attempts(story: Mapping[str, Any]) -> list[str]:
+def _attempts(trace: Mapping[str, Any]) -> list[str]:
     steps = []
-    for one in story["attempts"]:
+    for one in trace["attempts"]:
         if one["result"] == "waited":
             steps.append(f"waited {_duration(one['ms'])} in the queue")
         else:
             steps.append(f"{_server(one)}: {_result(one)} after {_duration(one['ms'])}")
-    if story["state"] == "queued":
-        steps.append(f"waits in the queue, {story['ahead']} before it when it came")
-    elif story["ahead"]:
-        steps = [f"{step}, {story['ahead']} before it" if step.endswith("in the queue") else step for step in steps]
-    if story["dial_ms"] >= 0:
-        steps.append(f"{_server(story)}: accepted after {_duration(story['dial_ms'])}")
-    elif story["state"] == "dialing":
-        steps.append(f"{_server(story)}: no answer yet")
+    if trace["state"] == "queued":
+        steps.append(f"waits in the queue, {trace['ahead']} before it when it came")
+    elif trace["ahead"]:
+        steps = [f"{step}, {trace['ahead']} before it" if step.endswith("in the queue") else step for step in steps]
+    if trace["dial_ms"] >= 0:
+        steps.append(f"{_server(trace)}: accepted after {_duration(trace['dial_ms'])}")
+    elif trace["state"] == "dialing":
+        steps.append(f"{_server(trace)}: no answer yet")
     return [f"{'attempts' if number == 1 else '':<11}{number}. {step}" for number, step in enumerate(steps, 1)]
 
 
@@ -143,19 +143,19 @@ def _result(attempt: Mapping[str, Any]) -> str:
     return "no answer within timeouts.connect"
 
 
-def _passed(story: Mapping[str, Any]) -> list[str]:
-    stages = [f"{_duration(story['queue_ms'])} in the queue"] if story["queue_ms"] > 0 else []
-    if story["connect_ms"] >= 0:
-        stages.append(f"{_duration(story['connect_ms'])} until a server accepted")
-    stages.append(f"{_duration(story['total_ms'])} in all")
+def _passed(trace: Mapping[str, Any]) -> list[str]:
+    stages = [f"{_duration(trace['queue_ms'])} in the queue"] if trace["queue_ms"] > 0 else []
+    if trace["connect_ms"] >= 0:
+        stages.append(f"{_duration(trace['connect_ms'])} until a server accepted")
+    stages.append(f"{_duration(trace['total_ms'])} in all")
     return [
         f"time       {', '.join(stages)}",
-        f"bytes      {story['bytes_in']:,} from the client, {story['bytes_out']:,} from the server",
+        f"bytes      {trace['bytes_in']:,} from the client, {trace['bytes_out']:,} from the server",
     ]
 
 
-def _closing(story: Mapping[str, Any]) -> list[str]:
-    first = story["closed_first"]
+def _closing(trace: Mapping[str, Any]) -> list[str]:
+    first = trace["closed_first"]
     if first is None:
         return ["closed     by nobody yet"]
     return [f"closed     first by {_the(first['by'])} ({first['how']}), {_duration(first['ms'])} after it came"]
@@ -187,12 +187,12 @@ def reach(found: Mapping[str, Any]) -> str:
     return f"all that ended since {began}, but of these only the last: {', '.join(parts)} (recorder.sessions)"
 
 
-def ended_table(stories: Sequence[Mapping[str, Any]]) -> list[str]:
+def ended_table(traces: Sequence[Mapping[str, Any]]) -> list[str]:
     """A header, and one line per session."""
     form = "{:<8} {:<17} {:<46} {:<20} {:<20} {:<4} {:>14} {:>12} {:>12}  {}"
     head = ("ENDED", "ID", "CLIENT", "FRONTEND", "SERVER", "CODE", "Q/C/T MS", "BYTES IN", "BYTES OUT", "CLOSED FIRST BY")
     lines = [form.format(*head)]
-    for one in stories:
+    for one in traces:
         times = f"{one['queue_ms']}/{one['connect_ms']}/{one['total_ms']}"
         first = one["closed_first"]
         closed = f"{first['by']} ({first['how']})" if first else "-"

@@ -6,7 +6,7 @@ from collections.abc import Callable, Hashable
 MOST_KEYS = 4096
 
 
-class Buckets:
+class TokenBuckets:
     """Each key may act `burst` times at once and `rate` times a second in the long run.
 
     A key says who acts and what it does, so nobody is refused because of another's calls.

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from pylb.api import stories
+from pylb.api import session_trace
 from pylb.core.tcp_info import TcpInfo
 
 CANDIDATES = [
@@ -18,7 +18,7 @@ CANDIDATES = [
 TCP = dict.fromkeys(TcpInfo._fields) | {"state": "CLOSE_WAIT", "retransmits": 0, "rtt": 3100, "total_retrans": 12}
 
 
-def story(**changed: Any) -> dict[str, Any]:
+def trace(**changed: Any) -> dict[str, Any]:
     names = ("server", "address", "rank", "weight", "admin", "max_connections")
     return {
         "id": "0x1000000001a2b",
@@ -53,17 +53,17 @@ def story(**changed: Any) -> dict[str, Any]:
 
 
 def test_one_that_waits_in_the_queue_says_how_many_were_before_it() -> None:
-    waiting = story(state="queued", code=None, ended_at=None, attempts=[], dial_ms=-1, connect_ms=-1, queue_ms=-1)
-    assert "attempts   1. waits in the queue, 3 before it when it came" in stories.told(waiting)
+    waiting = trace(state="queued", code=None, ended_at=None, attempts=[], dial_ms=-1, connect_ms=-1, queue_ms=-1)
+    assert "attempts   1. waits in the queue, 3 before it when it came" in session_trace.describe(waiting)
 
 
 def test_one_that_was_refused_has_no_time_in_the_queue() -> None:
-    refused = story(code="PR", attempts=[], dial_ms=-1, connect_ms=-1, queue_ms=-1, ahead=0, total_ms=0)
-    assert "time       0 ms in all" in stories.told(refused)
+    refused = trace(code="PR", attempts=[], dial_ms=-1, connect_ms=-1, queue_ms=-1, ahead=0, total_ms=0)
+    assert "time       0 ms in all" in session_trace.describe(refused)
 
 
 def test_the_whole_way_of_a_session_is_told_in_order() -> None:
-    text = "\n".join(stories.told(story()))
+    text = "\n".join(session_trace.describe(trace()))
     expected = [
         "session 0x1000000001a2b of 198.51.100.9:51000 ended at ",
         " with SD: the server reset",
@@ -84,7 +84,7 @@ def test_the_whole_way_of_a_session_is_told_in_order() -> None:
 
 
 def test_every_candidate_says_why_it_was_or_was_not_picked() -> None:
-    assert [stories.why(one, story()) for one in story()["candidates"]] == [
+    assert [session_trace.why(one, trace()) for one in trace()["candidates"]] == [
         "tried: refused (ECONNREFUSED)",
         "picked (leastconn)",
         "leastconn chose another (or it was full: max_connections 10)",
@@ -92,7 +92,7 @@ def test_every_candidate_says_why_it_was_or_was_not_picked() -> None:
         "the operator took it out (pylb ctl)",
         "its weight is 0",
     ]
-    states = [line.split()[2:4] for line in stories.told(story()) if line.lstrip().startswith("node-")]
+    states = [line.split()[2:4] for line in session_trace.describe(trace()) if line.lstrip().startswith("node-")]
     assert states == [["down", "1"], ["drain", "0"], ["taken", "out"]]
 
 
@@ -115,23 +115,25 @@ def test_every_candidate_says_why_it_was_or_was_not_picked() -> None:
     ],
 )
 def test_what_is_not_there_is_not_told(changed: dict[str, Any], line: str) -> None:
-    assert line in stories.told(story(**changed))
+    assert line in session_trace.describe(trace(**changed))
 
 
 def test_a_timeout_of_our_own_is_told_by_the_name_of_its_key() -> None:
     hole = {"server": "pod-1", "address": "192.0.2.1:30443", "result": "timeout", "error": None, "ms": 5000}
-    assert "           1. pod-1" not in stories.told(story())
-    lines = stories.told(story(attempts=[hole], ahead=0))
+    assert "           1. pod-1" not in session_trace.describe(trace())
+    lines = session_trace.describe(trace(attempts=[hole], ahead=0))
     assert "attempts   1. pod-1 192.0.2.1:30443: no answer within timeouts.connect after 5000 ms" in lines
 
 
 def test_a_session_that_asked_for_no_server_says_so_of_each() -> None:
-    refused = story(server=None, address=None, attempts=[], ahead=0, dial_ms=-1, code="PR")
-    assert stories.why(refused["candidates"][0], refused) == "not asked: the session ended before"
+    refused = trace(server=None, address=None, attempts=[], ahead=0, dial_ms=-1, code="PR")
+    assert session_trace.why(refused["candidates"][0], refused) == "not asked: the session ended before"
 
 
 def test_a_session_on_one_line() -> None:
-    assert stories.line(story()).endswith(" 0x1000000001a2b 198.51.100.9:51000 to pod-2: SD after 120.0 s, the server reset")
-    head, row = stories.ended_table([story(closed_first=None, server=None)])
+    assert session_trace.line(trace()).endswith(
+        " 0x1000000001a2b 198.51.100.9:51000 to pod-2: SD after 120.0 s, the server reset"
+    )
+    head, row = session_trace.ended_table([trace(closed_first=None, server=None)])
     assert head.split()[:3] == ["ENDED", "ID", "CLIENT"]
     assert row.split()[1:] == ["0x1000000001a2b", "198.51.100.9:51000", "web", "-", "SD", "40/7/120000", "1234", "5678900", "-"]

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pylb.core.persistent import PARTS, Frozen, frozen_set
+from pylb.core.persistent_map import PARTS, PersistentMap, frozen_set
 
 KEYS = st.integers(0, 5) | st.sampled_from([n * PARTS for n in range(5)])  # also many in one part
 EDITS = st.lists(st.dictionaries(KEYS, st.none() | st.integers(0, 3), max_size=4), max_size=12)
@@ -18,7 +18,7 @@ def test_any_edits_give_what_a_dict_would_hold_and_leave_the_versions_before_as_
     edits: list[dict[int, int | None]],
 ) -> None:
     model: dict[int, int] = {}
-    now: Frozen[int, int] = Frozen()
+    now: PersistentMap[int, int] = PersistentMap()
     versions = [(now, dict(model))]
     for edit in edits:
         for key, value in edit.items():
@@ -42,7 +42,7 @@ def test_any_edits_give_what_a_dict_would_hold_and_leave_the_versions_before_as_
 
 @given(EDITS)
 def test_an_edit_shares_all_parts_that_it_does_not_touch(edits: list[dict[int, int | None]]) -> None:
-    versions = [Frozen({n: n for n in range(2000)})]
+    versions = [PersistentMap({n: n for n in range(2000)})]
     for edit in edits:
         versions.append(versions[-1].edited(edit))
     for (before, after), edit in zip(pairwise(versions), edits, strict=True):
@@ -65,7 +65,7 @@ def test_no_edit_is_the_same_mapping_and_an_unknown_key_is_a_key_error() -> None
 
 def test_to_put_values_in_order_makes_no_object_for_each() -> None:
     """Ten thousand new ones are ten collections of garbage, in the one step that puts them in order."""
-    mapping = Frozen(dict(enumerate(map(str, range(10_000)))))
+    mapping = PersistentMap(dict(enumerate(map(str, range(10_000)))))
     was_enabled = gc.isenabled()
     gc.disable()
     try:

@@ -18,7 +18,7 @@ _MASK = PARTS - 1
 Part = Mapping[K, tuple[int, V]]  # the value of each key, and its place in the order
 
 
-class Frozen(Mapping[K, V], Generic[K, V]):
+class PersistentMap(Mapping[K, V], Generic[K, V]):
     """In the order in which keys were first added, like a dict. No value is None: in an edit that means "no longer there".
 
     `parts` never change, and keep their identity from one mapping to the next unless an edit touched them. So whatever is
@@ -27,7 +27,7 @@ class Frozen(Mapping[K, V], Generic[K, V]):
 
     __slots__ = ("_added", "_length", "parts")
 
-    def __init__(self, entries: Mapping[K, V] | None = None, *, base: "Frozen[K, V] | None" = None) -> None:
+    def __init__(self, entries: Mapping[K, V] | None = None, *, base: "PersistentMap[K, V] | None" = None) -> None:
         self.parts: tuple[Part[K, V], ...] = base.parts if base is not None else _NOTHING
         self._length = len(base) if base is not None else 0
         self._added = base.added if base is not None else 0
@@ -38,13 +38,13 @@ class Frozen(Mapping[K, V], Generic[K, V]):
         """How many keys were ever added: the place of the next one."""
         return self._added
 
-    def edited(self, edits: Mapping[K, V | None]) -> "Frozen[K, V]":
+    def edited(self, edits: Mapping[K, V | None]) -> "PersistentMap[K, V]":
         """With other values for some keys, and without those whose new value is None. Returns the same mapping if nothing
         differs: copying parts for a key that was not there anyway would be wasted work at each move."""
         edits = {key: value for key, value in edits.items() if self.get(key) is not value}
         if not edits:
             return self
-        made = Frozen(base=self)
+        made = PersistentMap(base=self)
         made._edit(edits)
         return made
 
@@ -116,14 +116,14 @@ class Frozen(Mapping[K, V], Generic[K, V]):
 
 
 class _Items(ItemsView[K, V]):
-    _mapping: Frozen[K, V]
+    _mapping: PersistentMap[K, V]
 
     def __iter__(self) -> Iterator[tuple[K, V]]:
         return ((key, value) for _, key, value in self._mapping.ordered())
 
 
 class _Values(ValuesView[V]):
-    _mapping: Frozen[Any, V]
+    _mapping: PersistentMap[Any, V]
 
     def __iter__(self) -> Iterator[V]:
         entries = [entry for part in self._mapping.parts if part for entry in part.values()]
@@ -134,6 +134,6 @@ class _Values(ValuesView[V]):
 _NOTHING: tuple[Part[Any, Any], ...] = ({},) * PARTS
 
 
-def frozen_set(keys: Iterable[K]) -> Frozen[K, bool]:
+def frozen_set(keys: Iterable[K]) -> PersistentMap[K, bool]:
     """A set with the same property: its keys are the members."""
-    return Frozen(dict.fromkeys(keys, True))
+    return PersistentMap(dict.fromkeys(keys, True))

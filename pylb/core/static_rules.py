@@ -6,11 +6,11 @@ from types import MappingProxyType
 
 from pylb.core.address import ANY, Address, Listen, is_loopback, refused_class
 from pylb.core.errors import Code, Refused
-from pylb.core.policy import Family, Joining, Policy, Rules, StaticFrontend, StaticServer
+from pylb.core.policy import Family, JoinRule, Policy, Rules, StaticFrontend, StaticServer
 from pylb.core.registration import Registration
 
 
-class Layout:
+class StaticRules:
     """Read-only once it is made. A reload makes a new one, and so does a host name that resolves to other addresses.
 
     `resolved`: canonical addresses by host name.
@@ -20,13 +20,13 @@ class Layout:
         self.rules = rules
         self.own_ips = rules.own_ips
         self.own_ports = rules.reserved_ports | {frontend.listen.port for frontend in rules.frontends}
-        self.statics = {
+        self.frontends = {
             frontend.listen: replace(frontend, servers=tuple(self._servers(frontend, resolved))) for frontend in rules.frontends
         }
         # Ports of this machine that static servers aim at: a registration that opened one of them would close a loop.
         self.aimed_here = frozenset(
             line.address.port
-            for frontend in self.statics.values()
+            for frontend in self.frontends.values()
             for line in frontend.servers
             if isinstance(line.address, Address) and self.is_here(line.address.ip)
         )
@@ -61,7 +61,7 @@ class Layout:
         if port in self.rules.reserved_ports:
             raise Refused(Code.PORT_FORBIDDEN, f"port {port} is pylb's own (webhook, admin or metrics)", "use another port")
         statics = self._by_port.get(port, [])
-        open_to = (Joining.ANY, Joining.LEGACY) if one.key.is_legacy else (Joining.ANY,)
+        open_to = (JoinRule.ANY, JoinRule.LEGACY) if one.key.is_legacy else (JoinRule.ANY,)
         joins = [frontend for frontend in statics if frontend.name == one.name]
         joins += [frontend for frontend in statics if frontend.joining in open_to]
         if joins:
@@ -79,7 +79,7 @@ class Layout:
     def joins_by_name(self, port: int, name: str) -> bool:
         """Is there a static frontend on the port that only a registration of its name may join?"""
         statics = self._by_port.get(port, ())
-        return any(frontend.name == name and frontend.joining is Joining.NAME for frontend in statics)
+        return any(frontend.name == name and frontend.joining is JoinRule.NAME for frontend in statics)
 
     def label(self, name: str, port: int) -> str:
         """The label of a frontend that registrations opened. If a static frontend has that name already, it gets an "@", which
@@ -103,9 +103,9 @@ class Layout:
         )
 
     def joined_by_any(self, listen: Listen) -> bool:
-        static = self.statics.get(listen)
-        return static is not None and static.joining is Joining.ANY
+        static = self.frontends.get(listen)
+        return static is not None and static.joining is JoinRule.ANY
 
     def policy(self, listen: Listen) -> Policy:
-        static = self.statics.get(listen)
+        static = self.frontends.get(listen)
         return self.rules.defaults if static is None else static.policy
