@@ -1,5 +1,6 @@
-"""What the outside calls: the webhook, the read-only admin pages, the metrics listener and the admin socket.
+"""The interfaces for callers from outside: webhook, read-only admin pages, metrics listener and control socket.
 
-HTTP ends in `server`: above it a request is a `Call`, what is said to it an `Answer` (both in `call`), no aiohttp.
-A refusal is raised as `core.errors.Refused` and becomes a status in one table (`answers`). Control decides, not web.
+Only `server`, `exchange` and `protocol` know aiohttp; the other modules receive a `Call` and return an `Answer` (both in
+`types`). A refusal is raised as `core.errors.Refused`, and one table turns it into a status (`answers`). This package decides
+nothing itself: it asks control.
 """

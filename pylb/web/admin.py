@@ -1,4 +1,4 @@
-"""The read-only pages for operators and Prometheus. Whatever changes something goes through the admin socket."""
+"""The read-only pages for operators and Prometheus. Changes go through the control socket."""
 
 import asyncio
 import gzip
@@ -28,18 +28,18 @@ from pylb.web.sessions import FILTERS, Sessions, ended, living, query_of, reach_
 from pylb.web.types import Answer, Call, Handler, NoRoute, Router, json_answer
 from pylb.web.views import frontend_json, registration_json, server_json, tenths
 
-HAPROXY = "haproxy"  # ?compat= of a scrape
-ITEMS_PER_TURN = 50  # of a long list, between two turns of the loop: ~1 ms
-FRONTENDS_PER_TURN = 10  # with ten servers each, which are looked at and written: ~2 ms
-MOST_LISTED = 100  # sessions, unless more are wanted
+HAPROXY = "haproxy"  # the value of ?compat= in a scrape
+ITEMS_PER_TURN = 50  # items of a long list in one step, ~1 ms, before the event loop runs other tasks
+FRONTENDS_PER_TURN = 10  # in one step, ~2 ms with ten servers each
+MOST_LISTED = 100  # sessions, unless the query asks for more
 _NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
 class Admin:
-    """Pages over the registry, the counters and a scrape. `hosts` are names this machine is called by (`advertise`).
+    """Pages that show the registry, the counters and the metrics. `hosts`: names of this machine (`advertise`).
 
-    `haproxy`: the metrics of HAProxy's exporter, behind pylb's for a scrape that asks for them, or for every one (`compat`).
-    `page`: more routes of admin.listen, for people.
+    `haproxy`: the metrics of HAProxy's exporter, which follow pylb's own if the scrape asks for them, or always (`compat`).
+    `page`: further routes of admin.listen, for people.
     """
 
     def __init__(
@@ -64,11 +64,11 @@ class Admin:
         self.set_hosts(hosts)
 
     def set_hosts(self, hosts: Iterable[str]) -> None:
-        """The names this machine is called by, anew after a reload."""
+        """Replace the names of this machine, after a reload."""
         self._hosts = frozenset(host.lower().rstrip(".") for host in hosts)
 
     def handler(self) -> Handler:
-        """admin.listen: everything, for callers whose Host and Origin are this machine."""
+        """The handler of admin.listen: all pages, for requests whose Host and Origin name this machine."""
         pages = self._monitoring() | {
             "GET /v1/table": self._table,
             "GET /v1/registrations": self._registrations,
@@ -81,7 +81,7 @@ class Admin:
         return _pages(Router(pages), self._check_host)
 
     def metrics_handler(self, allow: Sequence[Network]) -> Handler:
-        """metrics.listen: only what a Prometheus elsewhere needs, for peers inside `allow`."""
+        """The handler of metrics.listen: only what Prometheus needs, for peers inside `allow`."""
 
         def check(call: Call) -> None:
             if not in_networks(call.peer, allow):
@@ -93,10 +93,10 @@ class Admin:
         return {"GET /metrics": self._metrics, "GET /livez": self._livez, "GET /readyz": self._readyz}
 
     def _check_host(self, call: Call) -> None:
-        """A page of a stranger, open in the operator's browser, must not read this one through DNS rebinding.
+        """Refuse requests by which a stranger's page in the operator's browser could read these pages (DNS rebinding).
 
-        It can point its own name at 127.0.0.1, but the browser then sends that name. So: loopback, the address that was
-        connected to, and our own names; the same for Origin, where there is one.
+        Such a page can point its own name at 127.0.0.1, but the browser then sends that name as Host. Therefore Host must be
+        loopback, the address that the request came to, or one of our names; so must Origin, if there is one.
         """
         host = _hostname(f"//{call.headers.get('host', '')}")
         if not self._is_ours(host, call.local):
@@ -104,12 +104,13 @@ class Admin:
         origin = call.headers.get("origin")
         if origin is not None and not self._is_ours(_hostname(origin), call.local):
             raise _forbidden(f"Origin {origin[:80]!r} is not this machine")
-        # It could not read the answer of such a request, but hold streams open and have long ones made (Fetch Metadata).
-        # A link that somebody follows is a document of its own; frames navigate too, a hundred of them unseen.
+        # Another site's page cannot read the answer to such a request, but it could hold streams open and cause long answers.
+        # Fetch Metadata tells it from a link that somebody follows: that loads a document. Frames are refused, because a
+        # page may contain a hundred invisible ones.
         foreign = call.headers.get("sec-fetch-site") in {"cross-site", "same-site"}
         followed = call.headers.get("sec-fetch-mode") == "navigate" and call.headers.get("sec-fetch-dest") == "document"
         if foreign and not followed:
-            raise _forbidden("a page of another site asks")
+            raise _forbidden("the request comes from a page of another site")
 
     def _is_ours(self, host: str | None, local: str) -> bool:
         if not host:
@@ -138,7 +139,7 @@ class Admin:
         return json_answer(200, {"status": "live"})
 
     async def _readyz(self, _call: Call) -> Answer:
-        """About the process: one port that cannot be bound is a degradation, no reason to send a restart."""
+        """Readiness of the process. A port that cannot be bound is a degradation, and no reason for a restart."""
         registry = self._registry
         if not registry.ready:
             return json_answer(503, {"status": "starting"})
@@ -156,7 +157,7 @@ class Admin:
         return await _long({}, "registrations", await self._registry.all_registrations(), _registration_json)
 
     async def _sessions(self, call: Call) -> Answer:
-        """Counts; with `?live=1` and `?ended=1` also the sessions that fit the rest of it; with `?counts=0` these alone."""
+        """Counts of sessions; with `?live=1` and `?ended=1` also the sessions that match; with `?counts=0` only those."""
         lists = await self._session_lists(call.query)
         if call.query.get("counts", "1") == "0":
             parts = ",".join(f'"{key}":{text}' for key, text in lists.items())
@@ -175,12 +176,12 @@ class Admin:
         return await _long(head, "frontends", rows, lambda row: row, lists)
 
     async def _session_lists(self, asked: Mapping[str, str]) -> dict[str, str]:
-        """`live`, and `ended`, as JSON. Raises Refused: a misspelt filter must not answer with everybody."""
+        """The lists `live` and `ended` as JSON. Raises Refused for an unknown filter, instead of listing all sessions."""
         switches = {name: asked[name] for name in ("live", "ended", "counts") if name in asked}
         wanted = {name for name, value in switches.items() if value != "0"} - {"counts"}
         unknown = [key for key in asked if key not in (switches.keys() | FILTERS if wanted else switches)]
         if unknown or not set(switches.values()) <= {"0", "1"}:
-            hint = f"live=1 or ended=1, with {', '.join(sorted(FILTERS))}, and counts=0 for them alone"
+            hint = f"live=1 or ended=1, with {', '.join(sorted(FILTERS))}; counts=0 leaves the counts out"
             raise Refused(Code.INVALID, f"the query is not understood: {', '.join(asked)[:80]}", hint)
         query = query_of(asked, time.time(), MOST_LISTED)
         lists = {}
@@ -235,7 +236,7 @@ def rejection_json(one: Rejection) -> dict[str, Any]:
 
 
 def stats_routes(csv: Callable[[], Awaitable[str]]) -> dict[str, Handler]:
-    """Where HAProxy's statistics are asked for: its CSV, and the way to the page, where its users look."""
+    """The paths of HAProxy's statistics: its CSV, and a redirect to the status page from where its users look for one."""
 
     async def as_csv(_call: Call) -> Answer:
         return Answer(200, (await csv()).encode(), "text/plain; charset=utf-8")
@@ -254,7 +255,9 @@ def _pages(router: Router, check: Callable[[Call], None]) -> Handler:
             return await handler(replace(call, args=args))
         except NoRoute as missing:
             if missing.allow:
-                wrong_method = Refused(Code.METHOD, "these pages are read-only", "changes: `pylb release`, `pylb import`")
+                wrong_method = Refused(
+                    Code.METHOD, "these pages are read-only", "for changes use `pylb release`, `pylb import`"
+                )
                 return json_refusal(wrong_method, Allow=", ".join(missing.allow))
             return json_refusal(Refused(Code.NOT_FOUND, "there is nothing at this path"))
         except Refused as refused:
@@ -284,14 +287,14 @@ async def _long(
     *,
     every: int = ITEMS_PER_TURN,
 ) -> Answer:
-    """`{…head, name: [form(item), …]}`, and `lists` that are JSON already, behind it."""
+    """`{…head, name: [form(item), …]}`, followed by `lists`, which are JSON already."""
     begin = json.dumps(head, separators=(",", ":"))[:-1] + ("," if head else "")
     more = "".join(f',"{key}":{text}' for key, text in lists.items())
     return Answer(200, f'{begin}"{name}":{await _listed(items, form, every)}{more}}}\n'.encode())
 
 
 async def _listed(items: Iterable[Any], form: Callable[[Any], Any], every: int = ITEMS_PER_TURN) -> str:
-    """`[form(item), …]`, made in steps: a thousand frontends must not hold the loop for their JSON."""
+    """`[form(item), …]`, made in steps so that the JSON of a thousand frontends does not block the event loop."""
     parts = [json.dumps(form(item), separators=(",", ":")) async for item in in_turns(items, every)]
     return f"[{','.join(parts)}]"
 

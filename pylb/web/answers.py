@@ -1,4 +1,4 @@
-"""What a refusal looks like outside: the one table from code to status, and the two shapes (JSON, one line of text)."""
+"""Refusals as HTTP answers: one table from code to status, and two shapes (JSON, or one line of text)."""
 
 import math
 
@@ -29,13 +29,13 @@ STATUS: dict[Code, int] = {
     Code.UNAVAILABLE: 503,
 }
 
-# adnanh/webhook's own words, without a newline: operators and monitors look for them (shared/legacy-protocol.md).
+# The exact words of adnanh/webhook, without a newline, because operators and monitors look for them.
 LEGACY_UNAUTHORIZED = "Hook rules were not satisfied."
 LEGACY_NOT_FOUND = "Hook not found."
 
 
 def refusal_body(refused: Refused) -> dict[str, str]:
-    """`{"error", "detail", "hint"}`, always all three; the hint may be empty."""
+    """`{"error", "detail", "hint"}`; always all three, but the hint may be empty."""
     return {"error": str(refused.code), "detail": refused.detail, "hint": refused.hint}
 
 
@@ -44,7 +44,7 @@ def json_refusal(refused: Refused, **headers: str) -> Answer:
 
 
 def legacy_refusal(refused: Refused, **headers: str) -> Answer:
-    """One line: curl in a pod's log is all its reader sees."""
+    """The refusal as one line, because its reader only sees what curl prints in the pod's log."""
     headers |= _standard_headers(refused)
     if refused.code is Code.UNAUTHORIZED:
         return text_answer(401, LEGACY_UNAUTHORIZED, **headers)
@@ -53,7 +53,7 @@ def legacy_refusal(refused: Refused, **headers: str) -> Answer:
 
 
 def refusal(path: str, refused: Refused, **headers: str) -> Answer:
-    """In the shape that the callers of `path` read."""
+    """The refusal in the shape that callers of `path` expect."""
     shape = legacy_refusal if path.startswith("/hooks/") else json_refusal
     return shape(refused, **headers)
 

@@ -1,4 +1,4 @@
-"""Who calls: the address behind trusted proxies, and the secret a call carries."""
+"""Identifies a caller: its address behind trusted proxies, and the secret in its call."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -7,8 +7,8 @@ from socket import AF_INET, AF_INET6, inet_pton
 from pylb.core.address import Network, in_networks, parse_ip
 from pylb.core.errors import Code, Refused
 
-# RFC 6750 2.1, strictly one space; but any visible ASCII, for secrets people made up themselves. A repeated header
-# arrives joined by ", " and does not match.
+# As in RFC 6750 2.1, with exactly one space, but with any visible ASCII, for secrets that people made up themselves. The
+# values of a repeated header are joined by ", ", which does not match.
 _BEARER = re.compile(r"[Bb]earer ([\x21-\x7e]+)")
 
 
@@ -19,10 +19,10 @@ def bearer(headers: Mapping[str, str]) -> str:
 
 
 def caller_ip(peer: str, headers: Mapping[str, str], trusted: Sequence[Network]) -> str:
-    """The peer, or what trusted proxies say stands behind them: the rightmost address of X-Forwarded-For not theirs.
+    """The caller's address: the peer, or behind trusted proxies the rightmost address of X-Forwarded-For that is not theirs.
 
-    Further left is what a client may have written itself. Raises Refused if a proxy's entry is no address: to take the
-    proxy's own for it would aim a registration at the proxy.
+    A client may have written whatever is further left. Raises Refused if a proxy's entry is not an address: using the
+    proxy's own address instead would direct the registration at the proxy.
     """
     forwarded = headers.get("x-forwarded-for", "")
     if not forwarded or not in_networks(peer, trusted):
@@ -39,5 +39,5 @@ def caller_ip(peer: str, headers: Mapping[str, str], trusted: Sequence[Network])
 
 
 def network_of(ip: str) -> bytes:
-    """What counts as one caller: an IPv4 address, or an IPv6 /64, for whoever has one address there has all of them."""
+    """The network that counts as one caller: an IPv4 address, or an IPv6 /64, all of which usually has one owner."""
     return inet_pton(AF_INET6, ip)[:8] if ":" in ip else inet_pton(AF_INET, ip)

@@ -1,7 +1,7 @@
-"""The admin socket: whatever changes something from this machine goes through `{state_dir}/control.sock`.
+"""The control socket `{state_dir}/control.sock`: every change from this machine goes through it.
 
-One JSON object a line, `{"verb": "release", "what": "443"}`, answered by one line: `{"ok": true, …}` or
-`{"ok": false, "error", "detail", "hint"}`. The file is 0600 and the kernel says who is at the other end.
+A request is one JSON object on a line, `{"verb": "release", "what": "443"}`, and its answer is one line: `{"ok": true, …}`
+or `{"ok": false, "error", "detail", "hint"}`. The file has mode 0600, and the kernel says who the client is.
 """
 
 import asyncio
@@ -22,14 +22,14 @@ log = logging.getLogger(__name__)
 
 Verb = Callable[[Mapping[str, Any]], Awaitable[dict[str, Any]]]
 
-LINE_BYTES = 8 << 20  # a config to be planned is in one
-SHORT = 65536  # bytes of a line that every client may have; who has more waits until nobody else has
-ITEMS = 100  # of a list in an answer, between two turns of the loop: 1 ms
-DEADLINE = 5.0  # seconds for a request line to arrive, and for an answer to be taken
+LINE_BYTES = 8 << 20  # a request may contain a config, for `plan`
+SHORT = 65536  # longest line that every client may send at any time; of longer ones only one is read at a time
+ITEMS = 100  # items of a list in one step, 1 ms, before the event loop runs other tasks
+DEADLINE = 5.0  # seconds in which a request line must arrive, and in which the client must take its answer
 
 
 class ControlSocket:
-    """Serves `verbs` on `path`. A verb raises Refused to say no; what it returns is added to `{"ok": true}`."""
+    """Serves `verbs` on `path`. A verb raises Refused to refuse; what it returns is added to `{"ok": true}`."""
 
     def __init__(self, path: Path, verbs: Mapping[str, Verb], *, deadline: float = DEADLINE) -> None:
         self._verbs = verbs
@@ -46,16 +46,16 @@ class ControlSocket:
                     line, rest = await self._line(reader, rest, held)
                     if not line:
                         return
-                    check_peer(writer)  # after the line: closing with unread input would eat the answer
+                    check_peer(writer)  # after the line: closing with unread input would destroy the answer
                     answer = await self._answer(line)
                 await self._say(writer, answer)
         except Refused as refused:
             await self._say(writer, _no(refused))
 
     async def _line(self, reader: asyncio.StreamReader, line: bytes, held: AsyncExitStack) -> tuple[bytes, bytes]:
-        """The next request, which begins with `line`, and what came behind it; b"" at the end. Raises Refused, TimeoutError.
+        """The next request, which begins with `line`, and the bytes after it; b"" at the end. Raises Refused, TimeoutError.
 
-        A long one takes the lock until it is answered: so all clients together have little more than one long line.
+        A long request holds the lock until it is answered, so all clients together use little more memory than one line.
         """
         pieces, size, is_long = [line], len(line), False
         async with asyncio.timeout(self._deadline):
@@ -92,15 +92,18 @@ class ControlSocket:
 
     async def _say(self, writer: asyncio.StreamWriter, answer: Mapping[str, Any]) -> None:
         async with asyncio.timeout(self._deadline):
-            async with aclosing(pieces(answer)) as some:  # closed here also if the client has left, and not by the collector
+            # Closed here even if the client has left, instead of later by the garbage collector.
+            async with aclosing(pieces(answer)) as some:
                 async for piece in some:
                     writer.write(piece)
                     await writer.drain()
 
 
 async def pieces(answer: Mapping[str, Any]) -> AsyncGenerator[bytes]:
-    """The line, whole if it is short; else the loop has its turn between two pieces. Lists in it are emptied: to free ten
-    thousand rows at once takes as long as to write them."""
+    """The answer's line, in pieces if it is long, so that the event loop can run other tasks between them.
+
+    Lists in it are emptied on the way, because freeing ten thousand rows at once takes as long as writing them.
+    """
     text = ""
     for number, (key, value) in enumerate(answer.items()):
         text += ("," if number else "{") + _json(key) + ":"
@@ -125,10 +128,10 @@ def _json(value: Any) -> str:
 
 
 def call(path: Path, request: Mapping[str, Any], timeout: float = 30.0) -> dict[str, Any]:
-    """Ask the running pylb, from another process, and wait for its answer.
+    """Send a request to the running pylb from another process, and wait for its answer.
 
-    Raises FileNotFoundError or ConnectionRefusedError if none is running, PermissionError, TimeoutError (`timeout`
-    seconds for each step), ConnectionError if it ended without an answer.
+    Raises FileNotFoundError or ConnectionRefusedError if none is running; PermissionError; TimeoutError if a step takes
+    longer than `timeout` seconds; ConnectionError if pylb closes the connection without an answer.
     """
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock, reachable(path) as address:
         sock.settimeout(timeout)

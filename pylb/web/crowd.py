@@ -1,7 +1,8 @@
-"""Who is connected to an HTTP listener, counted by source, and who has to go when there are too many.
+"""The connections of an HTTP listener, counted by source, and the choice of the one to cut when there are too many.
 
-A source is what `network_of` says: an IPv4 address or an IPv6 /64. Nothing here touches a socket; who is cut is a random one
-of the crowd, since a flood would always outlive a rule that it knows (the oldest goes: it only has to be fast).
+A source is an IPv4 address or an IPv6 /64 (`network_of`). Nothing here touches a socket. The connection to cut is chosen at
+random among those of the largest source, because an attacker could exploit a fixed rule: if the oldest were cut, it would
+only have to reconnect quickly.
 """
 
 import asyncio
@@ -23,13 +24,13 @@ class Connection:
     peer: str
     source: bytes
     sock: socket.socket
-    waits_since: float  # loop time of its accept or of its last answer
-    watched: bool = False  # the loop watches `sock` for its first byte; nothing else of it exists yet
+    waits_since: float  # loop time when it was accepted or last answered
+    watched: bool = False  # the loop watches `sock` for its first byte, and nothing else exists for it yet
     timer: asyncio.TimerHandle | None = None
     task: asyncio.Task[None] | None = None  # the TLS handshake or a plain connection's set-up; later, a stream
     protocol: web.RequestHandler | None = None
     busy: bool = False  # a complete request is being answered
-    streams: bool = False  # by an answer without an end
+    streams: bool = False  # the answer is a stream, which has no end
     asked: int = 0  # requests so far
 
 
@@ -46,7 +47,7 @@ class Crowd:
         return self._size
 
     def __iter__(self) -> Iterator[Connection]:
-        """Of those there are now: it may be changed meanwhile."""
+        """The connections of this moment; they may come and go during the iteration."""
         return iter([one for members in self._of.values() for one in members])
 
     def add(self, connection: Connection) -> None:
@@ -63,10 +64,10 @@ class Crowd:
                 del self._of[connection.source]
 
     def make_room(self, source: bytes, now: float, cut: Callable[[Connection], None]) -> bool:
-        """Cut one who waits without a complete request where there are too many; False if there is nobody to cut.
+        """If there are too many connections, cut one that has no complete request yet. False: there is none to cut.
 
-        A burst of honest calls from one source (a node that comes back) is complete at once and is served. What stays
-        incomplete beyond the source's share goes after `patience`, or at the overall cap before anybody else's.
+        A burst of honest calls from one source (a node that comes back) arrives complete and is served. Incomplete ones
+        beyond the source's share are cut after `patience`, or first of all when the overall cap is reached.
         """
         limits = self._limits
         own = self._of.get(source, {})
@@ -83,7 +84,7 @@ class Crowd:
         return bool(crowd)
 
     def _largest(self) -> list[Connection]:
-        """Who waits in the largest crowd: of the largest neighbourhood its largest source, or those of equal size."""
+        """The waiting connections of the largest source, or sources of equal size, in the largest neighbourhood."""
         wide = Counter[bytes]()
         for source, members in self._of.items():
             wide[_neighbourhood(source)] += len(members)
@@ -98,5 +99,5 @@ class Crowd:
 
 
 def _neighbourhood(source: bytes) -> bytes:
-    """An IPv4 /24 or an IPv6 /48: who has one /64 often has the 65,536 beside it."""
+    """The IPv4 /24 or IPv6 /48 of a source. Whoever has one /64 often has all 65,536 of its /48."""
     return source[: 3 if len(source) == 4 else 6]

@@ -1,4 +1,4 @@
-"""One request in, one answer out: from aiohttp's objects to a `Call`, from an `Answer` to aiohttp's."""
+"""Turns aiohttp's request into a `Call`, and an `Answer` into aiohttp's response."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable
@@ -11,9 +11,9 @@ from pylb.core.errors import Code, Refused
 from pylb.web.listener import HttpLimits
 from pylb.web.types import Answer, Call
 
-DISCARD_BYTES = 1 << 20  # how much of a refused body is read away, so that our close is no reset that eats the answer
+DISCARD_BYTES = 1 << 20  # of a refused body are read and discarded, so that our close is not a reset that destroys the answer
 DISCARD_SECONDS = 1.0
-PIECE = 1 << 16  # bytes of a stream that are written at once: as much waits for a slow client at most
+PIECE = 1 << 16  # bytes of a stream written at once; no more than that waits for a slow client
 
 
 def to_call(request: web.BaseRequest, peer: str, local: str, body: bytes) -> Call:
@@ -23,7 +23,7 @@ def to_call(request: web.BaseRequest, peer: str, local: str, body: bytes) -> Cal
 
 
 async def read_body(request: web.BaseRequest, limits: HttpLimits, deadline: float) -> bytes:
-    """The body of a PUT, POST and the like; that of a GET is ignored. Raises Refused."""
+    """The body of a PUT, POST or the like; a GET's body is ignored. Raises Refused."""
     if request.method in ("GET", "HEAD"):
         return b""
     if "Content-Encoding" in request.headers:
@@ -35,7 +35,7 @@ async def read_body(request: web.BaseRequest, limits: HttpLimits, deadline: floa
         raise Refused(Code.TOO_LARGE, f"the body is over {most} bytes")
     if request.headers.get("Expect", "").lower() == "100-continue":
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        request.writer.output_size = 0  # as aiohttp does it: the answer itself has not begun
+        request.writer.output_size = 0  # aiohttp does the same: "100 Continue" is not yet part of the answer
     try:
         async with asyncio.timeout_at(deadline):
             return await request.content.read()
@@ -63,9 +63,9 @@ def _headers(answer: Answer) -> dict[str, str]:
 async def stream(
     request: web.BaseRequest, answer: Answer, chunks: AsyncGenerator[bytes], patience: Callable[[bool], None]
 ) -> web.StreamResponse:
-    """Write the chunks as they come; the connection ends behind them, or when the client has left.
+    """Write the chunks as they come. The connection ends after the last one, or when the client leaves.
 
-    `patience(True)` before each piece and `patience(False)` behind it: a client that takes nothing is cut by whoever is told.
+    `patience(True)` is called before each piece and `patience(False)` after it; it cuts a client that takes nothing.
     """
     reply = web.StreamResponse(status=answer.status, headers=_headers(answer))
     reply.force_close()
@@ -79,21 +79,21 @@ async def stream(
                     patience(False)
         await reply.write_eof()
     except OSError:
-        pass  # it has left, or was cut
+        pass  # the client has left, or was cut
     finally:
         await chunks.aclose()
     return reply
 
 
 async def send(request: web.BaseRequest, answer: Answer, *, last: bool) -> web.Response:
-    """Write `answer` (aiohttp does, with what is returned here); with `last` the connection ends behind it."""
+    """Write `answer` (aiohttp does it, with the response returned here). With `last` the connection ends after it."""
     reply = response(answer)
     if last:
         reply.force_close()
     if request.content.is_eof():
         return reply
-    # A body that nobody wants is still coming. Answer first, then read some of it away: closing a socket with
-    # unread input sends a reset, which may destroy the answer before the client has read it.
+    # The client is still sending a body that nobody wants. Answer first, then read and discard some of it: closing a
+    # socket with unread input sends a reset, which may destroy the answer before the client has read it.
     reply.force_close()
     await reply.prepare(request)
     await reply.write_eof()
@@ -108,4 +108,4 @@ async def _discard(content: aiohttp.StreamReader) -> None:
             while left > 0 and not content.is_eof():
                 left -= len(await content.readany())
     except (TimeoutError, OSError, aiohttp.ClientPayloadError, web.RequestPayloadError):
-        return  # it was to be thrown away
+        return  # nobody wants the rest

@@ -1,4 +1,4 @@
-"""Where the HTTP listeners come from, and their limits."""
+"""Opens the sockets of the HTTP listeners, and holds their limits."""
 
 import socket
 from dataclasses import dataclass
@@ -14,18 +14,18 @@ OLDEST_AIOHTTP = (3, 14, 3)
 
 @dataclass(frozen=True, slots=True)
 class HttpLimits:
-    """Seconds, bytes and connections."""
+    """The limits of one listener, in seconds, bytes and connections."""
 
     deadline: float = 5.0  # from accept to a complete request, TLS handshake included; again for a later body
     keepalive: float = 5.0  # idle between two requests
-    answer: float = 30.0  # for a client to take its answer
+    answer: float = 30.0  # in which a client must take its answer
     body: int = 4096
-    hook_body: int = 65536  # on /hooks/, where a page in dst-ip makes an honest body this long (see webhook)
+    hook_body: int = 65536  # on /hooks/, where an HTML page in dst-ip makes even an honest body this long (see webhook)
     header: int = 4096  # one header line, or the request line
     headers: int = 64
     connections: int = 256
-    per_address: int = 32  # a source's share (network_of); more than that is let in as long as requests come in complete
-    patience: float = 0.5  # within which they have to
+    per_address: int = 32  # a source's share (network_of); more are accepted as long as their requests arrive complete
+    patience: float = 0.5  # seconds within which they must
 
 
 def check_aiohttp() -> None:
@@ -41,8 +41,8 @@ def check_aiohttp() -> None:
         )
 
 
-# Connections that wait to be accepted. No TCP_DEFER_ACCEPT: in a flood its queue is full in the first second, so that the
-# kernel answers with SYN cookies, and whoever is silent arrives here all the same, only later.
+# Connections that wait to be accepted. TCP_DEFER_ACCEPT is not used: in a flood its queue is full within a second, the kernel
+# then answers with SYN cookies, and silent clients arrive here all the same, only later.
 BACKLOG = 1024
 
 
@@ -52,4 +52,4 @@ def bind(listen: Listen, backlog: int = BACKLOG) -> socket.socket:
 
 
 def _no_delay(sock: socket.SocketType) -> None:
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # inherited by what is accepted
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # accepted sockets inherit it

@@ -1,4 +1,4 @@
-"""The description of the webhook's API (OpenAPI 3.1), generated from the models that calls are checked with."""
+"""The description of the webhook's API (OpenAPI 3.1), generated from the models that check the calls."""
 
 import json
 from collections.abc import Iterable
@@ -13,29 +13,29 @@ from pylb.core.errors import Code
 from pylb.core.registration import AnnouncementBody
 from pylb.web.answers import STATUS
 
-# What each code means and what its caller can do, for the document and for docs/protocol.md.
+# What each code means and what the caller can do about it, for the document and for docs/protocol.md.
 MEANINGS: dict[Code, tuple[str, str]] = {
-    Code.INVALID_JSON: ("the body is not JSON, or has a key twice", "send one JSON object in UTF-8"),
-    Code.INVALID: ("a field is missing, unknown, or out of its range", "the detail names the field"),
-    Code.UNAUTHORIZED: ("no token that is known here", "Authorization: Bearer TOKEN, as `pylb token create` printed it"),
-    Code.SOURCE_FORBIDDEN: ("the token may not be used from this address", "widen its `sources`, or call from inside them"),
-    Code.NAME_FORBIDDEN: ("the token may not register this name", "use its own name, or widen its `names`"),
-    Code.PORT_FORBIDDEN: ("the token may not open this port, or it is pylb's own", "use another, or widen its `ports`"),
+    Code.INVALID_JSON: ("the body is not JSON, or contains a key twice", "send one JSON object in UTF-8"),
+    Code.INVALID: ("a field is missing, unknown or out of range", "the detail names the field"),
+    Code.UNAUTHORIZED: ("the call carries no valid token", "Authorization: Bearer TOKEN, as `pylb token create` printed it"),
+    Code.SOURCE_FORBIDDEN: ("the token may not be used from this address", "widen its `sources`, or call from one of them"),
+    Code.NAME_FORBIDDEN: ("the token may not register this name", "use one of its names, or widen its `names`"),
+    Code.PORT_FORBIDDEN: ("the token may not open this port, or pylb itself uses it", "use another port, or widen its `ports`"),
     Code.TARGET_FORBIDDEN: ("outside the token's `targets` or `target_ports`", "leave `address` out, or widen them"),
-    Code.TARGET_REFUSED: ("an address that is nobody's target: link-local, a loop, …", "call from the node itself"),
+    Code.TARGET_REFUSED: ("the address can never be a target: link-local, a loop, …", "call from the node itself"),
     Code.PORT_OWNED: ("another registration has the port; the detail says whose", "release it there, or use `takeover`"),
-    Code.PORT_IN_USE: ("another process of the machine has the port", "`ss -ltnp` says which"),
-    Code.PORT_PRIVILEGED: ("pylb may not open ports below 1024", "start it by its systemd unit"),
-    Code.CANNOT_BIND: ("the kernel refused the port", "the detail has its reason"),
+    Code.PORT_IN_USE: ("another process on the machine has the port", "`ss -ltnp` shows which"),
+    Code.PORT_PRIVILEGED: ("pylb may not open ports below 1024", "start it with its systemd unit"),
+    Code.CANNOT_BIND: ("the kernel refused the port", "the detail says why"),
     Code.NOT_FOUND: ("there is nothing at this path", "see this document"),
-    Code.METHOD: ("the path does not take this method", "the header Allow has those it takes"),
+    Code.METHOD: ("the path does not accept this method", "the header Allow lists those that it accepts"),
     Code.TOO_LARGE: ("the body is over 4 KiB", "register fewer ports in one call"),
-    Code.LENGTH_REQUIRED: ("a chunked body", "send a Content-Length"),
-    Code.MEDIA_TYPE: ("a compressed body", "send it as it is"),
+    Code.LENGTH_REQUIRED: ("the body is chunked", "send a Content-Length"),
+    Code.MEDIA_TYPE: ("the body is compressed", "send it uncompressed"),
     Code.TIMEOUT: ("the request was not complete in time", "call again"),
-    Code.TOO_MANY: ("too many calls of this token, or without a valid one", "wait for Retry-After"),
-    Code.STATE_NOT_WRITABLE: ("pylb's disk takes nothing, so nothing new is accepted", "free or repair it; call again"),
-    Code.UNAVAILABLE: ("pylb is stopping or starting", "call again after Retry-After"),
+    Code.TOO_MANY: ("too many calls with this token, or without a valid one", "wait as long as Retry-After says"),
+    Code.STATE_NOT_WRITABLE: ("pylb cannot write to its disk and accepts nothing new", "free or repair the disk; call again"),
+    Code.UNAVAILABLE: ("pylb is stopping or starting", "call again after the time in Retry-After"),
 }
 
 
@@ -44,27 +44,27 @@ class _Answer(BaseModel):
 
 
 class Placed(_Answer):
-    """One port, and where it sends."""
+    """One port, and where its connections go."""
 
     port: int
     address: str
     target_port: int
     reachable: Literal["yes", "refused", "timeout", "unreachable", "unknown"] = Field(
-        description="what one dial of it met; it is in force either way"
+        description="the result of one connect to the target; the registration is in force either way"
     )
-    hint: str = Field("", description="what that usually means")
+    hint: str = Field("", description="what this result usually means")
 
 
 class Lease(_Answer):
-    ttl: float | None = Field(description="seconds; null: it never ends")
+    ttl: float | None = Field(description="seconds; null: the lease never ends")
     expires_in: float | None = Field(description="seconds")
 
 
 class Registered(_Answer):
-    """In force; on disk too, unless `durable` is false."""
+    """The registration is in force, and on disk too unless `durable` is false."""
 
     result: Literal["created", "unchanged", "moved", "updated", "superseded"]
-    generation: int = Field(description="of the table")
+    generation: int = Field(description="the generation of the table")
     durable: bool
     lease: Lease
     frontends: list[Placed]
@@ -80,12 +80,12 @@ class Released(_Answer):
 
 
 class WhoAmI(_Answer):
-    address: str = Field(description="the caller's, as pylb sees it")
+    address: str = Field(description="the caller's address, as pylb sees it")
     time: float = Field(description="unix time")
 
 
 class Refusal(_Answer):
-    """A refused call has changed nothing."""
+    """A call that was refused. It has changed nothing."""
 
     error: Code | Literal["bad_request", "internal"]
     detail: str
@@ -105,7 +105,7 @@ def document() -> dict[str, Any]:
         "info": {
             "title": "pylb",
             "version": __version__,
-            "summary": "Who may have which port of this machine, and where it sends.",
+            "summary": "Register apps for ports of this machine, and say where their connections go.",
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
         "paths": {
@@ -129,13 +129,13 @@ def _put() -> dict[str, Any]:
     body = {"required": True, "content": {"application/json": {"schema": _ref("AnnouncementBody")}}}
     return {
         "operationId": "register",
-        "summary": "Register, beat, move, or say goodbye",
-        "description": "All its ports are one atomic change. The same call again is a beat; send one every third of the TTL.",
+        "summary": "Register, renew the lease, move, or announce a pause",
+        "description": "All its ports change at once. Repeating the call renews the lease: do so every third of the TTL.",
         "security": [{"token": []}],
         "requestBody": body,
         "responses": {
-            "201": _response("It was not there before.", "Registered"),
-            "200": _response("A beat, a move, or a change.", "Registered"),
+            "201": _response("The registration is new.", "Registered"),
+            "200": _response("A heartbeat, a move, or a change.", "Registered"),
             **_refusals(_CHANGING),
         },
     }
@@ -144,9 +144,12 @@ def _put() -> dict[str, Any]:
 def _delete() -> dict[str, Any]:
     return {
         "operationId": "release",
-        "summary": "Release; repeated, it is released already",
+        "summary": "Release. A repeated call succeeds, too.",
         "security": [{"token": []}],
-        "responses": {"200": _response("Nothing is registered by this name.", "Released"), **_refusals((*_CHANGING,))},
+        "responses": {
+            "200": _response("Nothing is registered under this name any more.", "Released"),
+            **_refusals((*_CHANGING,)),
+        },
     }
 
 

@@ -1,7 +1,7 @@
-"""aiohttp's HTTP/1.1 on one accepted connection, with our bounds on what a stranger can make it do.
+"""aiohttp's HTTP/1.1 on one accepted connection, with our own bounds on what a stranger can make it do.
 
-Nothing behind the first byte that is no HTTP is parsed, and no error keeps its traceback: aiohttp's parse errors refer to
-the frame that holds them, with up to 256 KiB of input each, and a collector that runs rarely lets such cycles lie.
+After the first byte that is not HTTP nothing is parsed, and no error keeps its traceback: aiohttp's parse errors refer to the
+frame that refers to them, with up to 256 KiB of input each, and our garbage collector runs too rarely to free such cycles.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 
 class Http(web.Server):
-    """aiohttp's server, making protocols that know their connection."""
+    """aiohttp's server, which makes protocols that know their connection."""
 
     def __init__(
         self,
@@ -53,7 +53,7 @@ class Http(web.Server):
 def _request(
     message: RawRequestMessage, payload: StreamReader, protocol: web.RequestHandler, writer: Any, task: "asyncio.Task[None]"
 ) -> web.BaseRequest:
-    """aiohttp's parser knows no path of `CONNECT ` without one, and BaseRequest fails on it (found by fuzzing)."""
+    """A request. aiohttp's parser gives `CONNECT ` no path, on which BaseRequest would fail (found by fuzzing)."""
     if not message.path:
         message = message._replace(url=URL("/"), path="/")
     return web.BaseRequest(message, payload, protocol, writer, task, asyncio.get_running_loop())
@@ -71,7 +71,7 @@ class Protocol(web.RequestHandler):
         self._broken = False
 
     def data_received(self, data: bytes) -> None:
-        """Up to the first error: what is behind it is thrown away until its 400 has been taken, or the deadline is over."""
+        """Parse up to the first error. Later input is discarded until the client has taken the 400, or the deadline is over."""
         if self._broken:
             return
         super().data_received(data)
@@ -82,7 +82,7 @@ class Protocol(web.RequestHandler):
 
     def connection_lost(self, exc: BaseException | None) -> None:
         super().connection_lost(exc)
-        # The cycles of a connection, cut here: what it holds is free at once, whenever the collector runs.
+        # Break the connection's reference cycles, so that its memory is free at once and not when the collector runs.
         self._messages.clear()
         self.connection.protocol = None
         self._ended(self.connection)
@@ -94,11 +94,11 @@ class Protocol(web.RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        """What is not HTTP, or breaks off, gets a 400 and no traceback in the log: the Internet sends it all day."""
+        """Answer input that is not HTTP, or breaks off, with a 400. It is not logged: the Internet sends it all day."""
         if not isinstance(exc, (HttpProcessingError, web.RequestPayloadError, OSError)):
             return super().handle_error(request, status, exc, message)
         log.debug("not HTTP from %s: %r", self.connection.peer, exc)
-        what = exc.message if isinstance(exc, HttpProcessingError) else "it broke off"
+        what = exc.message if isinstance(exc, HttpProcessingError) else "it is not complete"
         body = {"error": "bad_request", "detail": f"not a valid HTTP request: {_first_line(what)}"}
         return exchange.response(replace(json_answer(400, body), close=True))
 

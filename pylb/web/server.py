@@ -1,9 +1,9 @@
 """An HTTP listener for the open Internet: aiohttp's parser inside limits of our own.
 
-aiohttp has no deadline for a request, no cap on connections, and generous sizes. So pylb accepts by itself: a client
-has `deadline` seconds from accept to its complete request, TLS handshake included; at the cap one of the largest crowd
-is cut (see crowd). Nothing is made for a client before its first byte: only then `connect_accepted_socket` hands the socket
-to the loop, with TLS and aiohttp's protocol on it.
+aiohttp has no deadline for a request, no cap on connections, and generous sizes. So pylb accepts connections itself. A
+client has `deadline` seconds from accept to its complete request, TLS handshake included; at the cap one connection of the
+largest source is cut (see crowd). Nothing is made for a client before its first byte: only then `connect_accepted_socket`
+gives the socket to the event loop, with TLS and aiohttp's protocol on it.
 """
 
 import asyncio
@@ -29,18 +29,18 @@ from pylb.web.types import Answer, Handler, json_answer
 
 log = logging.getLogger(__name__)
 
-ACCEPTS_PER_EVENT = 4  # the rest waits in the backlog until the loop has served everybody else once
-GOODBYE = 1.0  # seconds for a client that spoke plain HTTP to a TLS port to take its answer
-PLAIN_BYTES = 65536  # of its request that are read at a time, and thrown away
+ACCEPTS_PER_EVENT = 4  # others wait in the backlog until the event loop has served everybody else once
+GOODBYE = 1.0  # seconds in which a client that spoke plain HTTP to a TLS port must take its answer
+PLAIN_BYTES = 65536  # of its request, read and discarded at a time
 _TLS_TEXT = b"this port speaks TLS: use https://\n"
 SPEAK_TLS = (
     b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain; charset=utf-8\r\nConnection: close\r\n"
     b"Content-Length: %d\r\n\r\n%b" % (len(_TLS_TEXT), _TLS_TEXT)
 )
-ACCEPT_PAUSE = 0.1  # seconds without accepting after EMFILE: the listener stays readable, watching it would spin
-SAY_AGAIN = 10.0  # seconds between two complaints about it
+ACCEPT_PAUSE = 0.1  # seconds without accepting after EMFILE: the listener stays readable, so watching it would spin
+SAY_AGAIN = 10.0  # seconds between two warnings about it
 NO_DESCRIPTORS = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
-# A client's doing, not a fault of the listener: accept(2) passes on errors that were pending on the new socket.
+# Caused by a client, and no fault of the listener: accept(2) reports errors that were pending on the new socket.
 LOST = {
     errno.ECONNABORTED,
     errno.EPERM,
@@ -82,7 +82,7 @@ class HttpServer:
         self._loop.add_reader(self._sock, self._accept)
 
     def pause(self) -> None:
-        """Accept nobody: who connects waits. Calls under way go on. Until `resume`."""
+        """Accept no connections until `resume`. New clients wait in the backlog; calls under way continue."""
         if self._resume is not None:
             self._resume.cancel()
         self._loop.remove_reader(self._sock)
@@ -92,7 +92,7 @@ class HttpServer:
             self._loop.add_reader(self._sock, self._accept)
 
     async def stop(self, grace: float = 1.0) -> None:
-        """Accept no more, give running answers `grace` seconds, cut the rest. Idempotent."""
+        """Stop accepting, give running answers `grace` seconds, and cut the rest. Idempotent."""
         if self._stopping:
             return
         self._stopping = True
@@ -125,16 +125,16 @@ class HttpServer:
             self._admit(sock, address[0])
 
     def _pause(self, error: OSError) -> None:
-        """Whatever it is, the socket stays readable: without a pause the loop would do nothing else."""
+        """Stop accepting for a moment. The socket stays readable, so without a pause the event loop would do nothing else."""
         if self._loop.time() >= self._say_again:
-            why = "out of file descriptors: new calls wait until some are free"
-            log.warning("%s", why if error.errno in NO_DESCRIPTORS else f"no call can be accepted just now: {error}")
+            why = "out of file descriptors; new calls wait until some are free"
+            log.warning("%s", why if error.errno in NO_DESCRIPTORS else f"new calls cannot be accepted at the moment: {error}")
             self._say_again = self._loop.time() + SAY_AGAIN
         self._loop.remove_reader(self._sock)
         self._resume = self._loop.call_later(ACCEPT_PAUSE, self._loop.add_reader, self._sock, self._accept)
 
     def _admit(self, sock: socket.socket, host: str) -> None:
-        """A place for it, and no more than that: whoever stays silent has cost an accept, a look and a timer."""
+        """Count the connection and watch it for its first byte. A silent client costs no more than that and a timer."""
         peer, now = _canonical(host), self._loop.time()
         source = network_of(peer)
         if not self._open.make_room(source, now, self._cut):
@@ -147,7 +147,7 @@ class HttpServer:
         self._listen_for(connection)
 
     def _listen_for(self, connection: Connection) -> None:
-        """Set it up as soon as its first byte is there: the client speaks first, in TLS as in HTTP."""
+        """Set the connection up when its first byte arrives. The client speaks first, in TLS as in HTTP."""
         self._unwatch(connection)
         try:
             first = connection.sock.recv(1, socket.MSG_PEEK)
@@ -170,12 +170,12 @@ class HttpServer:
             self._loop.remove_reader(connection.sock)
 
     def _say_https(self, connection: Connection) -> None:
-        """Whoever speaks plain HTTP here is answered once, in plain text, for a second: no TLS record begins with a letter."""
+        """Answer a client that speaks plain HTTP to a TLS port once, in plain text. No TLS record begins with a letter."""
         self._arm(connection, GOODBYE)
         self._read_away(connection)
         if connection in self._open:
             try:
-                connection.sock.send(SPEAK_TLS)  # a new connection's send buffer takes it whole
+                connection.sock.send(SPEAK_TLS)  # a new connection's send buffer has room for all of it
                 connection.sock.shutdown(socket.SHUT_WR)
             except OSError:
                 self._forget(connection)
@@ -184,7 +184,7 @@ class HttpServer:
             self._loop.add_reader(connection.sock, self._read_away, connection)
 
     def _read_away(self, connection: Connection) -> None:
-        """Closing with unread input would send a reset, which may eat the answer. The timer ends who goes on talking."""
+        """Discard its input, since closing with unread input sends a reset, which may destroy the answer. A timer ends this."""
         try:
             if connection.sock.recv(PLAIN_BYTES):
                 return
@@ -195,16 +195,16 @@ class HttpServer:
         self._forget(connection)
 
     async def _set_up(self, connection: Connection) -> None:
-        """Give the socket to the loop, with TLS where it is on. Whatever goes wrong here ends this connection alone."""
+        """Give the socket to the event loop, with TLS if it is on. Any error here ends only this connection."""
         limit = self._limits.deadline
-        context = None if self._tls is None else self._tls.context  # of now: a renewed one is another
+        context = None if self._tls is None else self._tls.context  # the present one: a renewed certificate has another
         tls_limits = {"ssl_handshake_timeout": limit, "ssl_shutdown_timeout": 1.0} if context else {}
         try:
             await self._loop.connect_accepted_socket(
                 lambda: self._http.protocol(connection), connection.sock, ssl=context, **tls_limits
             )
         except (OSError, TimeoutError) as error:
-            # Port scanners and half-open clients: nothing an operator can act on. ssl.SSLError is an OSError.
+            # Port scanners and half-open clients, about which an operator can do nothing. ssl.SSLError is an OSError.
             log.debug("connection from %s ended before its request: %s", connection.peer, error)
             self._forget(connection)
         except asyncio.CancelledError:
@@ -225,13 +225,13 @@ class HttpServer:
             connection.timer = None
 
     def _cut(self, connection: Connection) -> None:
-        """End it now, whatever it is doing."""
+        """End the connection now, whatever it is doing."""
         if connection.watched:
             self._forget(connection)
             return
         self._disarm(connection)
         if connection.protocol is not None and connection.protocol.transport is not None:
-            # abort, not close: close would wait for a client that takes nothing, or for its TLS goodbye.
+            # Not close, which would wait for a client that takes nothing, or for its TLS closure alert.
             connection.protocol.transport.abort()
         elif connection.task is not None:
             connection.task.cancel()
@@ -244,16 +244,16 @@ class HttpServer:
         connection.sock.close()
 
     def ended(self, connection: Connection) -> None:
-        """The protocol says its transport is gone."""
+        """Called by the protocol when its transport is gone."""
         self._disarm(connection)
         self._open.discard(connection)
         if connection.streams and connection.task is not None:
-            connection.task.cancel()  # a stream waits for what it will say next, and nobody hears it
+            connection.task.cancel()  # a stream that waits for its next chunk would not notice
 
     # ------------------------------------------------------------ one request
 
     async def serve(self, request: web.BaseRequest) -> web.StreamResponse:
-        """Read it whole within the deadline, have it answered, give the client `limits.answer` to take the answer."""
+        """Read the request within the deadline, have it answered, and give the client `limits.answer` to take the answer."""
         connection = cast("Protocol", request.protocol).connection
         connection.asked += 1
         now = self._loop.time()
@@ -272,7 +272,7 @@ class HttpServer:
     async def _stream(
         self, request: web.BaseRequest, connection: Connection, answer: Answer, chunks: AsyncGenerator[bytes]
     ) -> web.StreamResponse:
-        """It stays busy, so that nobody's rush cuts it; how many there may be is the handler's to bound."""
+        """Write an endless answer. The connection counts as busy and is not cut for others; the handler bounds their number."""
         connection.streams, connection.task = True, asyncio.current_task()
 
         def patience(waiting: bool) -> None:
@@ -294,11 +294,11 @@ class HttpServer:
         try:
             return await self._handler(call)
         except Exception:
-            # The task boundary of a request: whatever it is, the caller gets an answer and the server goes on.
+            # The task boundary of a request: whatever went wrong, the caller gets an answer and the server continues.
             log.exception("%s %s failed", call.method, call.path)
             return json_answer(500, {"error": "internal", "detail": "pylb failed to answer", "hint": "its log says why"})
 
 
 def _canonical(host: str) -> str:
-    """An address from the kernel: mapped IPv4 folded, a zone ("fe80::1%eth0") dropped."""
+    """An address from the kernel without its zone ("fe80::1%eth0"), and as IPv4 if it is a mapped one."""
     return parse_ip(host.partition("%")[0])

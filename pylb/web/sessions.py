@@ -1,4 +1,4 @@
-"""Sessions as JSON, live ones and those the recorder has, and what may be asked about them."""
+"""Queries for sessions, live or recorded, and sessions as JSON."""
 
 import heapq
 from collections.abc import Callable, Mapping, Sequence
@@ -18,11 +18,11 @@ _VIEWS_PER_TURN = 500
 
 
 class Sessions(Protocol):
-    """The engine's, or all workers'."""
+    """The sessions of the engine, or of all workers."""
 
     @property
     def recording(self) -> bool:
-        """Are ended sessions kept?"""
+        """Whether ended sessions are recorded."""
 
     async def sessions(self) -> Sequence[SessionView]: ...
 
@@ -30,17 +30,19 @@ class Sessions(Protocol):
 
 
 def query_of(asked: Mapping[str, Any], now: float, limit: int = MOST) -> Query:
-    """`client`: an address or CIDR; `frontend`: name or port; `server`: label or ip:port; `code`: two letters, or several of
-    them with commas; `since`: seconds before `now` (unix time); `limit`; `text` that occurs anywhere in what is listed of it;
-    `by`: age or bytes. Raises Refused.
+    """The query that `asked` describes. Raises Refused.
+
+    `client`: an address or CIDR; `frontend`: name or port; `server`: label or ip:port; `code`: two letters, or several codes
+    separated by commas; `since`: seconds before `now` (unix time); `limit`; `text`: found in any listed field; `by`: sort by
+    age or bytes.
     """
     texts = {key: str(value) for key in FILTERS if (value := asked.get(key)) not in (None, "")}
     try:
         client = (parse_network(texts["client"]),) if "client" in texts else ()
     except ValueError as error:
-        raise Refused(Code.INVALID, f"client: {error}", "as in 192.0.2.7 or 192.0.2.0/24") from None
+        raise Refused(Code.INVALID, f"client: {error}", "for example 192.0.2.7 or 192.0.2.0/24") from None
     if (by := texts.get("by", "age")) not in _ORDER:
-        raise Refused(Code.INVALID, f"by: {by[:40]!r} is none of {', '.join(_ORDER)}")
+        raise Refused(Code.INVALID, f"by: {by[:40]!r} is not one of {', '.join(_ORDER)}")
     return Query(
         client,
         texts.get("frontend", ""),
@@ -59,22 +61,22 @@ def _number(name: str, text: str, most: float) -> float:
     except ValueError:
         found = -1.0
     if not 0 <= found <= most:
-        raise Refused(Code.INVALID, f"{name}: {text[:40]!r} is no number from 0 to {most:g}")
+        raise Refused(Code.INVALID, f"{name}: {text[:40]!r} is not a number from 0 to {most:g}")
     return found
 
 
 class Living(NamedTuple):
     """The answer to a Query about live sessions."""
 
-    total: int  # live ones
+    total: int  # of all live sessions
     matching: int
     sessions: list[SessionView]  # the first query.limit of them
 
 
 async def living(live: Sessions, query: Query) -> Living:
-    """In steps. Raises Refused."""
+    """The live sessions that match the query, collected in steps. Raises Refused."""
     if query.codes or query.since:
-        raise Refused(Code.INVALID, "code and since are of ended sessions")
+        raise Refused(Code.INVALID, "code and since apply only to ended sessions")
     views, order = await live.sessions(), _ORDER[query.by]
     first: list[SessionView] = []
     matching = 0
@@ -92,7 +94,7 @@ _ORDER: dict[str, Callable[[SessionView], float]] = {
 
 
 def named(text: str, views: Sequence[SessionView]) -> list[SessionView]:
-    """The live session of this id, or those of this client (IP:PORT). Raises ValueError."""
+    """The live session with this id, or the sessions of this client (IP:PORT). Raises ValueError."""
     try:
         wanted = session_id(parse_session_id(text))
     except ValueError:
@@ -102,22 +104,22 @@ def named(text: str, views: Sequence[SessionView]) -> list[SessionView]:
 
 
 async def ended(live: Sessions, query: Query) -> SearchResult:
-    """Raises Refused where none are kept."""
+    """The ended sessions that match the query. Raises Refused if none are recorded."""
     if query.by != "age":
-        raise Refused(Code.INVALID, "by is of live sessions", "ended ones come with the newest first")
+        raise Refused(Code.INVALID, "by applies only to live sessions", "ended ones are listed newest first")
     if not live.recording:
         raise Refused(Code.NOT_FOUND, "ended sessions are not recorded", "recorder.sessions is 0 in the config")
     return await live.ended(query)
 
 
 def reach_json(reach: Coverage) -> dict[str, Any]:
-    """From when on every ended session is there, whatever its code; and of which codes those since an earlier time are."""
+    """The time since which all ended sessions are recorded, and the codes that are recorded since an earlier time."""
     since = max((reach.began, *(bound.since for bound in reach.full)))
     return {"since": round(since, 3), "began": round(reach.began, 3), "codes": {code: round(at, 3) for code, at in reach.full}}
 
 
 def session_json(one: SessionView) -> dict[str, Any]:
-    """A live one."""
+    """A live session."""
     return {
         "client": str(Address(one.client, one.client_port)),
         "frontend": one.frontend,
@@ -133,7 +135,7 @@ def session_json(one: SessionView) -> dict[str, Any]:
 
 
 def trace_json(one: SessionTrace) -> dict[str, Any]:
-    """A recorded one, or a live one with all that is known of it. Times: unix seconds, and milliseconds; -1: not reached."""
+    """A recorded session, or a live one in full detail. Times are unix seconds or milliseconds; -1: not reached."""
     record = one.record
     return {
         "id": one.id,
@@ -143,7 +145,7 @@ def trace_json(one: SessionTrace) -> dict[str, Any]:
         "server": record.server or None,
         "address": _written(one.address),
         "state": str(one.state),
-        "code": record.code or None,  # null: it lives
+        "code": record.code or None,  # null: it is live
         "reason": one.reason or None,  # why pylb refused it, as in pylb_frontend_denied_total
         "accepted_at": round(record.accepted_at, 3),
         "ended_at": round(one.ended_at, 3) if record.code else None,

@@ -1,4 +1,4 @@
-"""The certificate of a TLS listener: the operator's files, or one pylb makes for itself at its first start."""
+"""The certificate of a TLS listener: the operator's files, or one that pylb makes for itself at its first start."""
 
 import base64
 import fcntl
@@ -19,31 +19,31 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from pylb.control.storage.files import read_regular, set_aside, write_private
 
-CERTIFICATE, KEY, NEXT_KEY = "cert.pem", "key.pem", "next-key.pem"  # in the folder of a certificate of ours
+CERTIFICATE, KEY, NEXT_KEY = "cert.pem", "key.pem", "next-key.pem"  # in the directory of a certificate that pylb made
 MOST_BYTES = 1 << 20  # of a file; a chain of ten certificates is 20 KB
-YEARS = 10  # its readers pin the key; a public name with a public certificate is the other way
+YEARS = 10  # clients pin its key; the alternative is a public certificate for a public name
 CLOCK_SKEW = timedelta(days=1)  # a node whose clock is behind must not refuse a new certificate
 
 
 class Certificate:
-    """A certificate and its key, as `context` for listeners. `reload` serves what the files hold now to new handshakes."""
+    """A certificate and its key, as `context` for listeners. After `reload` new handshakes use what the files contain now."""
 
     def __init__(self, certificate: Path, key: Path) -> None:
         self.path = certificate
         self.key = key
-        self.context, self.expires_at = _load(certificate, key)  # the end: unix time
+        self.context, self.expires_at = _load(certificate, key)  # expires_at: unix time
 
     def reload(self) -> None:
-        """Raises OSError (ssl.SSLError is one) or ValueError; then what was served before goes on being served.
+        """Read the files again. Raises OSError (ssl.SSLError is one) or ValueError; then the old certificate stays in use.
 
-        For a thread: it reads files. The context in use is never touched, another one takes its place.
+        Call it in a thread, as it reads files. That is safe: the context in use is replaced, never changed.
         """
         self.context, self.expires_at = _load(self.path, self.key)
 
 
 def _load(certificate: Path, key: Path) -> tuple[ssl.SSLContext, float]:
-    """Raises OSError, ValueError."""
-    read_regular(key, MOST_BYTES)  # OpenSSL would wait for whoever writes into a FIFO
+    """The context, and the unix time when the certificate expires. Raises OSError, ValueError."""
+    read_regular(key, MOST_BYTES)  # refuses a FIFO, on which OpenSSL would wait for ever
     found = x509.load_pem_x509_certificate(read_regular(certificate, MOST_BYTES))
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
@@ -52,38 +52,38 @@ def _load(certificate: Path, key: Path) -> tuple[ssl.SSLContext, float]:
 
 
 def _encrypted() -> str:
-    """In place of OpenSSL's question on the terminal."""
-    raise ValueError("the key is encrypted: pylb needs it without a passphrase, readable for its user alone")
+    """Called instead of OpenSSL's prompt on the terminal."""
+    raise ValueError("the key is encrypted; pylb needs it without a passphrase, readable only by its own user")
 
 
 def self_signed(directory: Path, names: Iterable[str]) -> Certificate:
     """The certificate in `directory`, made for `names` (host names and IPs) if there is none yet. Raises OSError, ValueError.
 
-    The key is what counts, since phone-homes pin it: without one a certificate is an error, not a reason to make a new
-    one; and a key without its certificate, as a crash leaves it, is given one.
+    Phone-homes pin the key. So a certificate without its key is an error and no reason to make a new key, whereas a key
+    without its certificate, as after a crash, gets a new certificate.
     """
     certificate, key = directory / CERTIFICATE, directory / KEY
-    there = os.path.lexists(certificate)  # a link that leads nowhere is no first start: what it led to is lost
+    there = os.path.lexists(certificate)  # a dangling link means that files are lost, not that this is the first start
     if there and not os.path.lexists(key):
         raise FileNotFoundError(f"{key} is missing; without it {certificate} is useless: restore it, or remove both")
     if not there:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         try:
             found = _read_key(key)
-        except (OSError, ValueError):  # none, or nothing that was ever served
+        except (OSError, ValueError):  # there is none, or one that never worked
             found = ec.generate_private_key(ec.SECP256R1())
             write_private(key, _key_pem(found))
         write_private(certificate, _certificate_pem(found, names))
-    elif pin(certificate) != _pin((found := _read_key(key)).public_key()):  # a switch that a crash cut short
+    elif pin(certificate) != _pin((found := _read_key(key)).public_key()):  # a crash interrupted a switch
         write_private(certificate, _certificate_pem(found, names))
     return Certificate(certificate, key)
 
 
 def repaired(directory: Path, names: Iterable[str]) -> tuple[Certificate, str]:
-    """As `self_signed`, whatever is in the way: garbage is set aside and made anew. What became of what, "" if all was well.
+    """Like `self_signed`, but unusable files are set aside and made again; also a message about it, or "".
 
-    A start that ends over it would close every port; phone-homes that refuse a new key close none. The key is saved where
-    it can be: with it every pin holds. Raises OSError, ValueError: nothing can be made there.
+    If the start failed instead, every port would be closed, whereas phone-homes that refuse a new key close none. The old
+    key is used if it can be read, because then every pin still matches. Raises OSError or ValueError if nothing can be made.
     """
     try:
         return self_signed(directory, names), ""
@@ -93,18 +93,18 @@ def repaired(directory: Path, names: Iterable[str]) -> tuple[Certificate, str]:
         said += set_aside(directory)
     try:
         found = _read_key(directory / KEY)
-        write_private(directory / KEY, _key_pem(found))  # OpenSSL is stricter with what stands around it
-        ending = "another one for the same key takes its place, and every pin holds"
+        write_private(directory / KEY, _key_pem(found))  # written again, because OpenSSL is stricter about text around the key
+        ending = "a new one for the same key replaces it, and every pin still matches"
         broken = [directory / CERTIFICATE]
     except (OSError, ValueError):
-        ending = "a new key takes its place: phone-homes that pin the old one need a new join string (pylb token create)"
+        ending = "a new key replaces it; phone-homes that pin the old one need a new join string (pylb token create)"
         broken = [directory / KEY, directory / CERTIFICATE]
     said += "".join(set_aside(path) for path in broken if os.path.lexists(path))
     return self_signed(directory, names), f"{said}; {ending}"
 
 
 def next_pin(directory: Path) -> str:
-    """The pin of the key that `switch` will serve; it is made if there is none yet. Raises OSError, ValueError."""
+    """The pin of the key that `switch` will use; the key is made if there is none yet. Raises OSError, ValueError."""
     path = directory / NEXT_KEY
     with _alone(directory):
         if not path.exists():
@@ -113,9 +113,9 @@ def next_pin(directory: Path) -> str:
 
 
 def switch(directory: Path, names: Iterable[str]) -> str:
-    """Serve the next key from now on; its pin. Raises FileNotFoundError if there is none, OSError, ValueError.
+    """Put the next key in use and return its pin. Raises FileNotFoundError if there is none; OSError; ValueError.
 
-    The key goes first, and wins: if a crash comes between, `self_signed` makes the certificate that is missing.
+    The key is replaced first: after a crash in between, `self_signed` makes a certificate that matches it.
     """
     with _alone(directory):
         found = _read_key(directory / NEXT_KEY)
@@ -127,7 +127,7 @@ def switch(directory: Path, names: Iterable[str]) -> str:
 
 @contextmanager
 def _alone(directory: Path) -> Iterator[None]:
-    """One process at a time: of two that make a next key, one would print the pin of a key that the other replaced."""
+    """Let one process in at a time. Otherwise one could print the pin of a next key that another one has just replaced."""
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)
@@ -137,9 +137,9 @@ def _alone(directory: Path) -> Iterator[None]:
 
 
 def pin(certificate: Path) -> str:
-    """SHA-256 of its public key (SubjectPublicKeyInfo, as RFC 7469 pins it), base64url without padding.
+    """The SHA-256 of the public key (SubjectPublicKeyInfo, as in RFC 7469), in base64url without padding.
 
-    A renewed certificate of the same key has the same one. Raises OSError, ValueError.
+    A renewed certificate with the same key has the same pin. Raises OSError, ValueError.
     """
     return _pin(x509.load_pem_x509_certificate(read_regular(certificate, MOST_BYTES)).public_key())
 
@@ -150,7 +150,7 @@ def _pin(key: CertificatePublicKeyTypes) -> str:
 
 
 def is_self_signed(certificate: Path) -> bool:
-    """No authority vouches for it. Raises OSError, ValueError."""
+    """Whether the certificate has no other issuer than itself. Raises OSError, ValueError."""
     found = x509.load_pem_x509_certificate(read_regular(certificate, MOST_BYTES))
     return found.issuer == found.subject
 
@@ -162,7 +162,7 @@ def _read_key(path: Path) -> ec.EllipticCurvePrivateKey:
     except TypeError:
         raise ValueError(f"{path} is encrypted") from None
     if not isinstance(key, ec.EllipticCurvePrivateKey):
-        raise ValueError(f"{path} is none of pylb's keys (an elliptic curve's)")  # noqa: TRY004 - a file's content
+        raise ValueError(f"{path} is not a key that pylb made (an elliptic curve key)")  # noqa: TRY004 - it is about a file's content
     return key
 
 
@@ -183,7 +183,7 @@ def _certificate_pem(key: ec.EllipticCurvePrivateKey, for_names: Iterable[str]) 
         .not_valid_before(now - CLOCK_SKEW)
         .not_valid_after(now + timedelta(days=365 * YEARS))
         .add_extension(x509.SubjectAlternativeName([_san(name) for name in names]), critical=False)
-        # A CA of itself alone: clients that are given this file as their CA accept it, Python 3.13's strict mode too.
+        # It is its own CA, so that clients that get this file as their CA accept it, even in Python 3.13's strict mode.
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .add_extension(_KEY_USAGE, critical=True)
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)

@@ -1,4 +1,4 @@
-"""HTTP as three values: a `Call` comes in, a `Router` finds who answers it, an `Answer` goes out."""
+"""The three types of HTTP here: a `Call` comes in, a `Router` finds its handler, and an `Answer` goes out."""
 
 import json
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
@@ -18,7 +18,7 @@ class Call:
     local: str  # the IP it connected to
     body: bytes = b""
     args: tuple[str, ...] = ()  # what the `{}` of the route matched, decoded
-    query: Mapping[str, str] = field(default_factory=dict)  # decoded; of a repeated key the last one counts
+    query: Mapping[str, str] = field(default_factory=dict)  # decoded; if a key is repeated, the last value counts
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +27,8 @@ class Answer:
     body: bytes | bytearray = b""
     content_type: str = "application/json"
     headers: Mapping[str, str] = field(default_factory=dict)
-    close: bool = False  # end the connection behind it
-    chunks: AsyncGenerator[bytes] | None = None  # instead of a body: as they come, for as long as the client takes them
+    close: bool = False  # close the connection after the answer
+    chunks: AsyncGenerator[bytes] | None = None  # instead of a body: written as they come, for as long as the client takes them
 
 
 Handler = Callable[[Call], Awaitable[Answer]]
@@ -41,13 +41,13 @@ def json_answer(status: int, value: Any, **headers: str) -> Answer:
 
 
 def text_answer(status: int, line: str, **headers: str) -> Answer:
-    """`line` as it is: a legacy answer's exact bytes matter."""
+    """`line` unchanged, because the exact bytes of a legacy answer matter."""
     names = {name.replace("_", "-"): text for name, text in headers.items()}
     return Answer(status, line.encode(), "text/plain; charset=utf-8", names)
 
 
 class NoRoute(Exception):  # noqa: N818 - an answer (404 or 405), not an error of ours
-    """Nobody answers this path (`allow` is empty), or not with this method (`allow` has those that work)."""
+    """There is no such path (`allow` is empty), or it does not accept this method (`allow` lists those that it accepts)."""
 
     def __init__(self, allow: tuple[str, ...] = ()) -> None:
         super().__init__(allow)

@@ -1,4 +1,4 @@
-"""A unix socket that only this machine's root and pylb's own user may use: its place in the file system, and who connects."""
+"""A unix socket that only root and pylb's own user may use: its file, and the check of who connects."""
 
 import asyncio
 import logging
@@ -19,9 +19,9 @@ Converse = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None
 
 
 class UnixServer:
-    """Hands every client to `converse`, whose OSError or TimeoutError is the end of that client alone.
+    """Passes every client to `converse`. An OSError or TimeoutError there ends only that client's connection.
 
-    `line_bytes`: the longest line that its reader takes.
+    `line_bytes`: the longest line that a client may send.
     """
 
     def __init__(self, path: Path, converse: Converse, line_bytes: int) -> None:
@@ -33,21 +33,24 @@ class UnixServer:
         self._clients: set[asyncio.StreamWriter] = set()
 
     async def start(self) -> None:
-        """Idempotent. Raises OSError; FileExistsError if another pylb answers there. A file nobody listens on is replaced."""
+        """Start listening. Replaces a socket file on which nobody listens. Idempotent.
+
+        Raises OSError, and FileExistsError if another pylb answers there.
+        """
         if self._server is not None:
             return
         sock, self._inode = await asyncio.to_thread(_take, self._path)
         self._server = await asyncio.start_unix_server(self._client, sock=sock, limit=self._line_bytes)
 
     def leave(self) -> None:
-        """Make place for a successor; who is connected is still served. `start` takes the place back."""
+        """Stop listening, for a successor; connected clients are still served. `start` undoes it."""
         if self._server is not None:
             self._server.close()
             self._server = None
             self._unlink()
 
     async def stop(self) -> None:
-        """Idempotent."""
+        """Stop listening and end all connections. Idempotent."""
         server, self._server = self._server, None
         for writer in list(self._clients):
             writer.close()
@@ -57,7 +60,7 @@ class UnixServer:
             self._unlink()
 
     def _unlink(self) -> None:
-        """Only what we made: a successor may have put its own socket there."""
+        """Remove the file if it is ours: a successor may have put its own socket there."""
         try:
             if self._path.stat().st_ino == self._inode:
                 self._path.unlink()
@@ -73,7 +76,7 @@ class UnixServer:
             await self._converse(reader, writer)
         except (OSError, TimeoutError) as error:
             log.debug("%s: a client went away or fell silent: %r", self._path.name, error)
-            break_cycles(error)  # its reader keeps it, and it its reader, with all that came and was not read
+            break_cycles(error)  # error and reader refer to each other, which would keep unread input in memory
             writer.transport.abort()  # close would wait for a client that takes nothing
         finally:
             self._clients.discard(writer)
@@ -98,12 +101,12 @@ def _alive(path: Path) -> bool:
         except (FileNotFoundError, ConnectionRefusedError):
             return False
         except (TimeoutError, BlockingIOError):
-            return True  # its backlog is full: somebody is there, and busy
+            return True  # its backlog is full: a busy process is listening
         return True
 
 
 def _take(path: Path) -> tuple[socket.socket, int]:
-    """The listening socket, and the inode of its file. Raises OSError."""
+    """The listening socket and the inode of its file. Raises OSError."""
     if _alive(path):
         raise FileExistsError(f"another pylb is running with this state directory: {path} answers")
     sock = _listen(path)
@@ -111,7 +114,7 @@ def _take(path: Path) -> tuple[socket.socket, int]:
 
 
 def _listen(path: Path) -> socket.socket:
-    """Bound and restricted under a name of our own first, then renamed: nobody ever meets an open or half-made socket."""
+    """Bind the socket and restrict its mode under a temporary name, then rename it: nobody can connect before it is ready."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.unlink(missing_ok=True)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -130,7 +133,7 @@ def _listen(path: Path) -> socket.socket:
 
 
 def check_peer(writer: asyncio.StreamWriter) -> None:
-    """SO_PEERCRED (unix(7)): pid, uid, gid as the kernel saw them at connect. Raises Refused."""
+    """Check the client's uid as the kernel saw it at connect (SO_PEERCRED, unix(7)). Raises Refused."""
     credentials = writer.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
     _, uid, _ = struct.unpack("iII", credentials)
     if uid not in (0, os.geteuid()):

@@ -1,4 +1,4 @@
-"""What every list in JSON shows of a frontend, a server and a registration: one name for one thing. Each list adds its own."""
+"""The fields of a frontend, a server and a registration that all JSON lists have in common. Each list adds its own."""
 
 from typing import Any
 

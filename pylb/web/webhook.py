@@ -1,4 +1,4 @@
-"""The webhook: the native registration API, whoami, and the legacy route. Shapes: design.md 7, legacy-protocol.md."""
+"""The webhook: the native registration API, whoami, and the legacy route (docs/protocol.md)."""
 
 import json
 import logging
@@ -27,18 +27,18 @@ audit = logging.getLogger("pylb.audit")
 
 LEGACY_PATH = "/hooks/update-haproxy"
 LEGACY_HEADER = "x-funkypenguin-token"
-# A client without REPEAT_INTERVAL calls in a hot loop. The same call again is cheap, but not for ever: one that beats
-# every few seconds is never refused, one in a loop leaves most of its token's calls to the others behind its address.
+# A legacy client without REPEAT_INTERVAL calls in a hot loop. Repeated calls are cheap, but limited: a client that calls every
+# few seconds is never refused, and one in a loop cannot use up the calls of the others behind its address.
 REPEAT_BURST, REPEAT_RATE = 30.0, 5.0
-# A beat that changes nothing costs a look into a dictionary: a cluster behind one NAT is one source. What is refused here is
-# refused before its body is read.
+# Generous, because a whole cluster behind one NAT is one source, and a heartbeat that changes nothing costs one look into a
+# dictionary. A call is refused here before its body is read.
 BEATS, BEAT_RATE = 1000.0, 200.0
 BODY = HttpLimits().body
-NOTE_BURST, NOTE_RATE = 5.0, 1 / 60  # lines of the log per source and kind of refusal
-ALL_NOTES = 20  # times as many of all sources together
-ALL_SOURCES = 5  # times what a token may call from one source: what it may from all of them
-# Wrong secrets that are short enough to be guessed, from everybody together: a thousand tries a day. The same one again from
-# the same source (a pod with a wrong token) is no new guess.
+NOTE_BURST, NOTE_RATE = 5.0, 1 / 60  # log lines per source and kind of refusal
+ALL_NOTES = 20  # times as many log lines for all sources together
+ALL_SOURCES = 5  # a token may make so many times the calls of one source from all its sources together
+# Wrong secrets that are short enough to be guessed: about a thousand tries a day from all sources together. The same secret
+# again from the same source (a pod with a wrong token) does not count as a new guess.
 GUESSES, GUESS_RATE = 100.0, 1 / 60
 A_DAY = 86400.0
 MOST_PROVEN = 4096
@@ -48,7 +48,7 @@ T = TypeVar("T")
 
 
 class Webhook:
-    """Answers for one webhook listener by its `handler`. `trusted_proxies` may be replaced at a reload."""
+    """The pages of one webhook listener, through `handler`. A reload may replace `trusted_proxies`."""
 
     def __init__(
         self,
@@ -66,17 +66,17 @@ class Webhook:
         self._keyring = keyring
         self._wall = wall
         self.trusted_proxies = trusted_proxies
-        self._legacy_from = legacy  # who may use the legacy route; nobody: it does not exist
+        self._legacy_from = legacy  # networks that may use the legacy route; empty: it does not exist
         self._log_beats = log_beats
         self._repeats = TokenBuckets(REPEAT_BURST, REPEAT_RATE, clock)
-        self._beats = TokenBuckets(BEATS, BEAT_RATE, clock)  # any calls of a token and source
-        self._all_beats = TokenBuckets(ALL_SOURCES * BEATS, ALL_SOURCES * BEAT_RATE, clock)  # of a token
-        self._changes = TokenBuckets(limits.burst, limits.rate, clock)  # of a token and source: what is no beat
+        self._beats = TokenBuckets(BEATS, BEAT_RATE, clock)  # all calls of a token and source
+        self._all_beats = TokenBuckets(ALL_SOURCES * BEATS, ALL_SOURCES * BEAT_RATE, clock)  # all calls of a token
+        self._changes = TokenBuckets(limits.burst, limits.rate, clock)  # calls of a token and source that are no heartbeats
         self._all_changes = TokenBuckets(ALL_SOURCES * limits.burst, ALL_SOURCES * limits.rate, clock)  # of a token
-        self._failures = TokenBuckets(limits.lockout, limits.lockout / 60, clock)  # of a source: calls without a valid token
+        self._failures = TokenBuckets(limits.lockout, limits.lockout / 60, clock)  # calls of a source without a valid token
         self._guesses = TokenBuckets(GUESSES, GUESS_RATE, clock)
         self._guessed = TokenBuckets(1, 1 / A_DAY, clock)
-        self._proven: OrderedDict[tuple[str, bytes], None] = OrderedDict()  # who has called with which short secret
+        self._proven: OrderedDict[tuple[str, bytes], None] = OrderedDict()  # sources that have called with a valid short secret
         self._notes = TokenBuckets(NOTE_BURST, NOTE_RATE, clock)
         self._all_notes = TokenBuckets(ALL_NOTES * NOTE_BURST, ALL_NOTES * NOTE_RATE, clock)
 
@@ -125,7 +125,7 @@ class Webhook:
         return json_answer(200, outcome_json(outcome))
 
     async def _whoami(self, call: Call) -> Answer:
-        """The address pylb sees (replaces ifconfig.co) and its unix time; no token, it tells the caller about itself."""
+        """The caller's address (replaces ifconfig.co), and pylb's unix time. No token is needed."""
         return json_answer(200, {"address": self._ip(call), "time": round(self._wall(), 3)})
 
     # ------------------------------------------------------------ legacy
@@ -148,9 +148,9 @@ class Webhook:
     # ------------------------------------------------------------ both
 
     def _caller(self, call: Call, secret: str, at: Door) -> Caller:
-        """Raises Refused: UNAUTHORIZED, in the same words whatever is wrong with the secret, or TOO_MANY.
+        """The caller with a valid token. Raises Refused: UNAUTHORIZED, always in the same words, or TOO_MANY.
 
-        Who has a valid token is served whatever others did from its address, and only its own calls count against it.
+        A caller with a valid token is served whatever others do from its address; only its own calls count against it.
         """
         ip = self._ip(call)
         source = network_of(ip)
@@ -158,27 +158,27 @@ class Webhook:
         if at == "legacy" and 0 < len(secret) < STRONG:
             token = self._unless_guessed(call, secret, ip, token)
         if token is None:
-            refused = Refused(Code.UNAUTHORIZED, "the call carries no token that is known here", _HINT)
+            refused = Refused(Code.UNAUTHORIZED, "the call carries no valid token", _HINT)
             if wait := self._failures.take(source):
                 refused = _too_many("too many calls without a valid token", _HINT, wait)
             raise self._note(call, ip, "", refused)
         if wait := self._repeats.take((token.name, source, call.method, call.path, hash(call.body))):
-            hint = "set REPEAT_INTERVAL in the container" if at == "legacy" else "call at a third of the TTL"
-            raise self._note(call, ip, token.name, _too_many("the same call again and again", hint, wait))
+            hint = "set REPEAT_INTERVAL in the container" if at == "legacy" else "call once per third of the TTL"
+            raise self._note(call, ip, token.name, _too_many("the same call was repeated too often", hint, wait))
         if wait := self._beats.take((token.name, source)) or self._all_beats.take(token.name):
             raise self._note(call, ip, token.name, _too_many("too many calls with this token", "call less often", wait))
         self._calls.note_use(token, secret)
         return Caller(ip, token, at)
 
     def _count_change(self, call: Call, caller: Caller) -> None:
-        """Of a call that is more than a beat. Raises Refused."""
+        """Count a call that is not a heartbeat. Raises Refused."""
         name, source = caller.token.name, network_of(caller.ip)
         if wait := self._changes.take((name, source)) or self._all_changes.take(name):
             raise self._note(call, caller.ip, name, _too_many("too many changes with this token", "call less often", wait))
 
     def _unless_guessed(self, call: Call, secret: str, ip: str, token: Token | None) -> Token | None:
-        """`token`, found by a short secret. Raises Refused while too many were guessed, in the same words for right and wrong;
-        but not for who has called with it before."""
+        """`token`, which was found by a short secret. After too many wrong guesses this raises Refused for right and wrong
+        secrets alike, but not for a source that has called with this secret before."""
         source, wait = network_of(ip), self._guesses.wait("")
         proven = token is not None and (token.name, source) in self._proven
         if wait and not proven:
@@ -202,11 +202,11 @@ class Webhook:
 
     def _no_route(self, call: Call, missing: NoRoute) -> Answer:
         if self._legacy_from and call.path == LEGACY_PATH:
-            # As the original: whoever cannot show a token learns nothing else.
+            # As in the original webhook: a caller without a token learns nothing else.
             self._legacy_caller(call)
-            return legacy_refusal(Refused(Code.METHOD, "the hook takes POST"), Allow="POST")
+            return legacy_refusal(Refused(Code.METHOD, "the hook accepts only POST"), Allow="POST")
         if missing.allow:
-            wrong_method = Refused(Code.METHOD, f"{call.method} is not for this path")
+            wrong_method = Refused(Code.METHOD, f"this path does not accept {call.method}")
             return refusal(call.path, wrong_method, Allow=", ".join(missing.allow))
         if call.path.startswith("/hooks/"):
             return text_answer(404, LEGACY_NOT_FOUND)
@@ -219,7 +219,7 @@ class Webhook:
             raise self._note(call, caller.ip, caller.token.name, refused) from None
 
     def _note(self, call: Call, ip: str, token: str, refused: Refused) -> Refused:
-        """What is refused before the registry hears of it. A wrong token is worth a line, a flood of them is not."""
+        """Log a call that is refused before the registry sees it, but not a flood of them. Returns `refused`."""
         tell = self._notes.take((network_of(ip), refused.code)) == 0 and self._all_notes.take(refused.code) == 0
         ports = ports_named(call.body) if tell else ()
         name = call.args[0] if call.args else ""
@@ -228,7 +228,7 @@ class Webhook:
         return refused
 
 
-_HINT = f"a token of at least {STRONG} characters as in pylb's config: Authorization: Bearer TOKEN"
+_HINT = f"send a token of pylb's config, of at least {STRONG} characters, as Authorization: Bearer TOKEN"
 
 
 def _too_many(detail: str, hint: str, wait: float) -> Refused:
@@ -240,14 +240,17 @@ async def _openapi(_call: Call) -> Answer:
 
 
 def _parse_legacy(body: bytes) -> LegacyCall:
-    """Over 4 KiB only with a page in dst-ip: it breaks the JSON, and its client cannot help it. Raises Refused."""
+    """Parse a legacy body. Over 4 KiB is allowed only if dst-ip holds an HTML page, which its client cannot help.
+
+    Raises Refused.
+    """
     too_large = Refused(Code.TOO_LARGE, f"the body is over {BODY} bytes")
     if len(body) > BODY and _is_json(body):
         raise too_large
     try:
         return parse_legacy(body)
     except Refused as refused:
-        # No legacy call behind a page either: what matters then is its size.
+        # Not a legacy call without the page either, so its size is what is wrong.
         raise too_large if len(body) > BODY and refused.code is Code.INVALID_JSON else refused from None
 
 
@@ -280,7 +283,7 @@ def _frontend_json(frontend: FrontendOutcome) -> dict[str, Any]:
 
 
 def _whole(seconds: float | None) -> float | int | None:
-    """60 instead of 60.0."""
+    """A whole number as int, so that JSON has 60 instead of 60.0."""
     if seconds is None:
         return None
     rounded = round(seconds, 1)

@@ -156,7 +156,7 @@ REFUSED: tuple[tuple[dict[str, str], int, str], ...] = (
     ({"token": ""}, 401, UNAUTHORIZED),  # curl drops an empty header
     ({"token": "wrong"}, 401, UNAUTHORIZED),
     ({"method": "GET", "token": "wrong"}, 401, UNAUTHORIZED),
-    ({"method": "GET"}, 405, "the hook takes POST\n"),
+    ({"method": "GET"}, 405, "the hook accepts only POST\n"),
     ({"path": "/hooks/another"}, 404, NOT_FOUND),
     ({"body": body(22, NODEPORT)}, 403, "token 'app' may not open port 22 (it may: 25-29999)"),
     ({"body": body(8443, NODEPORT, send_proxy="send-proxy-v3")}, 422, "send-proxy: 'send-proxy-v3' is not a PROXY"),

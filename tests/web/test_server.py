@@ -391,7 +391,7 @@ def test_without_a_free_descriptor_accepting_pauses_and_goes_on_later(caplog: py
             client.close()
 
     run(main())
-    assert [record.message for record in caplog.records] == ["out of file descriptors: new calls wait until some are free"]
+    assert [record.message for record in caplog.records] == ["out of file descriptors; new calls wait until some are free"]
 
 
 def _every_descriptor() -> list[int]:

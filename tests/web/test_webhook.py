@@ -404,8 +404,8 @@ def test_every_401_has_the_same_words(tmp_path: Path, headers: dict[str, str]) -
             assert reply.status == 401
             assert json.loads(reply.body) == {
                 "error": "unauthorized",
-                "detail": "the call carries no token that is known here",
-                "hint": "a token of at least 22 characters as in pylb's config: Authorization: Bearer TOKEN",
+                "detail": "the call carries no valid token",
+                "hint": "send a token of pylb's config, of at least 22 characters, as Authorization: Bearer TOKEN",
             }
 
     run(main())
