@@ -1,18 +1,22 @@
 """Options, profiles and the summary of the whole suite."""
 
+import asyncio
 import os
 import signal
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import PurePath
 
 import pytest
+import pytest_asyncio
+import uvloop
 from hypothesis import HealthCheck, settings
 
 from pylb.host.machine import raise_descriptor_limit
 from tests.support.baseline import descriptors
 from tests.support.leftovers import Run
 from tests.support.peers import need_root
+from tests.support.tasks import tasks_end_well
 
 _SLOW_IS_FINE = [HealthCheck.too_slow, HealthCheck.data_too_large]
 # The same examples on every run and machine; whoever hunts takes --long. Wall time is bounded by pytest-timeout.
@@ -72,6 +76,26 @@ def _descriptors_are_given_back() -> Iterator[None]:
     before = descriptors()
     yield
     assert len(descriptors()) - len(before) <= MOST_DESCRIPTORS, "descriptors that this test opened are still open"
+
+
+def pytest_asyncio_loop_factories(item: pytest.Item) -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """On uvloop, as in production: its transports are not asyncio's. A test that names the two runs on both."""
+    named = item.get_closest_marker("asyncio")
+    if named is not None and "loop_factories" in named.kwargs:
+        return {"uvloop": uvloop.new_event_loop, "asyncio": asyncio.new_event_loop}
+    return {"uvloop": uvloop.new_event_loop}
+
+
+@pytest.fixture(autouse=True)
+def _tasks_end_well(request: pytest.FixtureRequest) -> None:
+    if pytest_asyncio.is_async_test(request.node):
+        request.getfixturevalue("_tasks")
+
+
+@pytest.fixture
+async def _tasks() -> AsyncIterator[None]:
+    async with tasks_end_well():
+        yield
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -1,11 +1,10 @@
 """What the tests of control stand on: a real store, real ports, real targets on loopback, and a clock cranked by hand."""
 
 import asyncio
-import functools
 import os
 import resource
 import socket
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,16 +25,6 @@ from tests.support.sink import PortSink
 _NET = f"127.{1 + os.getpid() // 250 % 250}.{os.getpid() % 250}"
 NODE_A, NODE_B, NODE_C = f"{_NET}.2", f"{_NET}.3", f"{_NET}.4"
 SECRET = "a-secret-of-a-test-token"
-
-
-def aio(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
-    """A test that is a coroutine."""
-
-    @functools.wraps(test)
-    def run(*args: object, **kwargs: object) -> None:
-        asyncio.run(test(*args, **kwargs))
-
-    return run
 
 
 async def until(happens: Callable[[], object]) -> None:

@@ -11,7 +11,7 @@ from pylb.core.address import parse_network, parse_ports
 from pylb.core.errors import Code, Refused
 from pylb.core.ownership import Change
 from pylb.core.policy import Bounds, Rules
-from tests.control.harness import NODE_A, NODE_B, NODE_C, Control, aio, black_hole, control, target, token, until
+from tests.control.harness import NODE_A, NODE_B, NODE_C, Control, black_hole, control, target, token, until
 from tests.core.claiming import on
 from tests.support.ports import free_ports
 
@@ -25,7 +25,6 @@ async def refused(c: Control, call: object) -> Refused:
     return caught.value
 
 
-@aio
 async def test_a_registration_is_in_force_and_on_disk_when_it_is_answered(tmp_path: Path) -> None:
     port, node_port = free_ports(2)
     async with control(tmp_path) as c:
@@ -41,7 +40,6 @@ async def test_a_registration_is_in_force_and_on_disk_when_it_is_answered(tmp_pa
         assert c.ranks(port) == {NODE_A: 0}
 
 
-@aio
 async def test_a_beat_touches_neither_disk_nor_table_but_the_lease(tmp_path: Path) -> None:
     port, node_port = free_ports(2)
     async with control(tmp_path) as c:
@@ -54,7 +52,6 @@ async def test_a_beat_touches_neither_disk_nor_table_but_the_lease(tmp_path: Pat
         assert next(iter(c.registry.each_registration())).last_seen_ago == 0
 
 
-@aio
 async def test_several_ports_are_one_atomic_change(tmp_path: Path) -> None:
     one, two, taken = free_ports(3)
     async with control(tmp_path) as c:
@@ -66,7 +63,6 @@ async def test_several_ports_are_one_atomic_change(tmp_path: Path) -> None:
         assert "another process" in found.detail
 
 
-@aio
 async def test_a_refused_port_closes_those_that_were_opened_for_its_call(tmp_path: Path) -> None:
     first, second, taken = sorted(free_ports(3))
     async with control(tmp_path) as c:
@@ -76,7 +72,6 @@ async def test_a_refused_port_closes_those_that_were_opened_for_its_call(tmp_pat
             assert c.sink.ports == set()
 
 
-@aio
 async def test_a_move_is_in_force_at_once_when_the_new_node_answers(tmp_path: Path) -> None:
     port, node_port = free_ports(2)
     async with control(tmp_path) as c:
@@ -87,7 +82,6 @@ async def test_a_move_is_in_force_at_once_when_the_new_node_answers(tmp_path: Pa
         assert c.ranks(port) == {NODE_B: 0}
 
 
-@aio
 async def test_after_a_move_to_a_node_that_does_not_answer_the_old_one_serves_until_it_does(tmp_path: Path) -> None:
     port, node_port = free_ports(2)
     async with control(tmp_path) as c:
@@ -106,7 +100,6 @@ async def test_after_a_move_to_a_node_that_does_not_answer_the_old_one_serves_un
         assert 'displaced":[]' in c.store.path.read_text()
 
 
-@aio
 async def test_a_black_hole_delays_only_the_call_that_names_it(tmp_path: Path) -> None:
     port, other, hole, fine = free_ports(4)
     async with control(tmp_path) as c:
@@ -118,7 +111,6 @@ async def test_a_black_hole_delays_only_the_call_that_names_it(tmp_path: Path) -
             assert (await slow).frontends[0].reachable == "timeout"
 
 
-@aio
 async def test_a_known_unproven_target_is_not_dialled_again_by_a_beat(tmp_path: Path) -> None:
     port, hole = free_ports(2)
     async with control(tmp_path) as c:
@@ -130,7 +122,6 @@ async def test_a_known_unproven_target_is_not_dialled_again_by_a_beat(tmp_path: 
         assert again.frontends[0].reachable == "timeout"
 
 
-@aio
 async def test_another_name_or_token_on_an_owned_port_is_told_who_owns_it(tmp_path: Path) -> None:
     port, node_port = free_ports(2)
     async with control(tmp_path, token(), token("u"), token("boss", takeover=True)) as c:
@@ -147,7 +138,6 @@ async def test_another_name_or_token_on_an_owned_port_is_told_who_owns_it(tmp_pa
         assert (await refused(c, c.put({port: node_port}))).code is Code.PORT_OWNED
 
 
-@aio
 async def test_two_pods_of_a_rolling_update_share_a_server_until_the_last_one_leaves(tmp_path: Path) -> None:
     port, node_port = free_ports(2)
     async with control(tmp_path) as c:
@@ -162,7 +152,6 @@ async def test_two_pods_of_a_rolling_update_share_a_server_until_the_last_one_le
         assert c.sink.ports == set()
 
 
-@aio
 async def test_releasing_is_idempotent_and_only_the_owners(tmp_path: Path) -> None:
     port, node_port = free_ports(2)
     async with control(tmp_path, token(), token("u")) as c:
@@ -189,7 +178,6 @@ async def test_releasing_is_idempotent_and_only_the_owners(tmp_path: Path) -> No
         ({"ports": {25000: 30443}, "ip": "192.0.2.1"}, Code.SOURCE_FORBIDDEN),
     ],
 )
-@aio
 async def test_a_call_outside_its_tokens_scope_opens_nothing(tmp_path: Path, call: dict[str, object], code: Code) -> None:
     narrow = token(
         "web",
@@ -216,7 +204,6 @@ def test_a_privileged_port_is_refused_naming_the_capability() -> None:
     assert cannot_bind(on(443), OSError(99, "Cannot assign requested address")).code is Code.CANNOT_BIND
 
 
-@aio
 async def test_the_legacy_calls_of_a_mail_server_come_all_at_once(tmp_path: Path) -> None:
     ports = free_ports(6)
     async with control(tmp_path) as c:
@@ -227,7 +214,6 @@ async def test_the_legacy_calls_of_a_mail_server_come_all_at_once(tmp_path: Path
         assert all(line.startswith("unchanged") for line in [await c.legacy(ports[0], 30000)])
 
 
-@aio
 async def test_the_last_legacy_writer_wins_and_a_native_one_supersedes_it(tmp_path: Path) -> None:
     port, node_port = free_ports(2)
     async with control(tmp_path) as c:
@@ -240,7 +226,6 @@ async def test_the_last_legacy_writer_wins_and_a_native_one_supersedes_it(tmp_pa
         assert c.registry.registrations_total["superseded"] == 1
 
 
-@aio
 async def test_a_legacy_delete_works_from_anywhere_and_twice(tmp_path: Path) -> None:
     port, node_port = free_ports(2)
     async with control(tmp_path) as c:
@@ -250,7 +235,6 @@ async def test_a_legacy_delete_works_from_anywhere_and_twice(tmp_path: Path) -> 
         assert c.sink.ports == set()
 
 
-@aio
 async def test_calls_that_race_for_a_port_have_one_order_and_one_winner(tmp_path: Path) -> None:
     port, node_port = free_ports(2)
     tokens = [token(f"t{number}") for number in range(5)]
@@ -268,7 +252,6 @@ async def test_calls_that_race_for_a_port_have_one_order_and_one_winner(tmp_path
             assert c.sink.ports == set()
 
 
-@aio
 async def test_a_token_has_at_most_so_many_registrations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registrar, "MOST_REGISTRATIONS", 3)
     port, node_port, other = free_ports(3)
@@ -284,7 +267,6 @@ async def test_a_token_has_at_most_so_many_registrations(tmp_path: Path, monkeyp
         assert (await c.put({port: node_port}, instance="d")).result == "created"
 
 
-@aio
 async def test_what_a_token_may_add_up_to_is_bounded_and_a_refusal_names_the_bound(tmp_path: Path) -> None:
     port, other, node_port = free_ports(3)
     rules = Rules(bounds=Bounds(servers_per_frontend=2, ports_per_token=3))
@@ -300,7 +282,6 @@ async def test_what_a_token_may_add_up_to_is_bounded_and_a_refusal_names_the_bou
         assert c.sink.ports == {port, other}
 
 
-@aio
 async def test_a_caller_that_hangs_up_is_registered_all_the_same(tmp_path: Path) -> None:
     port, node_port = free_ports(2)
     async with control(tmp_path) as c:
@@ -314,7 +295,6 @@ async def test_a_caller_that_hangs_up_is_registered_all_the_same(tmp_path: Path)
         assert c.sink.ports == {port}
 
 
-@aio
 async def test_calls_that_wait_while_pylb_stops_are_told_so(tmp_path: Path) -> None:
     ports = free_ports(3)
     async with control(tmp_path) as c:
@@ -325,7 +305,6 @@ async def test_calls_that_wait_while_pylb_stops_are_told_so(tmp_path: Path) -> N
     assert caught.value.code is Code.UNAVAILABLE
 
 
-@aio
 async def test_a_phone_home_that_keeps_moving_is_noticed(tmp_path: Path) -> None:
     port, node_port = free_ports(2)
     async with control(tmp_path) as c:
@@ -336,7 +315,6 @@ async def test_a_phone_home_that_keeps_moving_is_noticed(tmp_path: Path) -> None
         assert c.kinds().count("unstable_source") == 1
 
 
-@aio
 async def test_a_call_without_a_valid_token_is_counted_and_shown_too(tmp_path: Path) -> None:
     async with control(tmp_path) as c:
         c.registry.calls.reject(Refused(Code.UNAUTHORIZED, "no such token"), NODE_B, "", "PUT web/pod-1")
@@ -346,7 +324,6 @@ async def test_a_call_without_a_valid_token_is_counted_and_shown_too(tmp_path: P
         assert c.registry.registrations_total["refused"] == 1
 
 
-@aio
 async def test_a_token_that_is_refused_again_and_again_is_counted_each_time_and_shown_a_few_times(tmp_path: Path) -> None:
     async with control(tmp_path) as c:
         for number in range(50):
@@ -356,7 +333,6 @@ async def test_a_token_that_is_refused_again_and_again_is_counted_each_time_and_
         assert len(c.registry.rejected()) == 10
 
 
-@aio
 async def test_a_bug_in_one_call_ends_that_call_only(tmp_path: Path) -> None:
     port, other = free_ports(2)
 
@@ -370,7 +346,6 @@ async def test_a_bug_in_one_call_ends_that_call_only(tmp_path: Path) -> None:
         assert c.sink.ports == {port, other}
 
 
-@aio
 async def test_a_beat_that_follows_an_unanswered_call_of_its_own_waits_for_it(tmp_path: Path) -> None:
     port, node_port = free_ports(2)
     async with control(tmp_path) as c:
@@ -380,7 +355,6 @@ async def test_a_beat_that_follows_an_unanswered_call_of_its_own_waits_for_it(tm
         assert c.sink.ports == {port}
 
 
-@aio
 async def test_a_call_that_changes_its_mind_in_one_batch_leaves_no_port_behind(tmp_path: Path) -> None:
     port, other = free_ports(2)
     async with control(tmp_path) as c:

@@ -21,7 +21,6 @@ from tests.control.harness import (
     NODE_B,
     NODE_C,
     Control,
-    aio,
     control,
     disk_full,
     target,
@@ -32,7 +31,6 @@ from tests.core.claiming import static
 from tests.support.ports import free_ports
 
 
-@aio
 async def test_on_a_full_disk_new_names_and_ports_are_refused_and_change_nothing(tmp_path: Path) -> None:
     port, other = free_ports(2)
     async with control(tmp_path) as c:
@@ -51,7 +49,6 @@ async def test_on_a_full_disk_new_names_and_ports_are_refused_and_change_nothing
             assert c.registry.write_failures == 3
 
 
-@aio
 async def test_on_a_full_disk_a_new_name_is_refused_even_where_the_port_is_open_already(tmp_path: Path) -> None:
     (port,) = free_ports(1)
     rules = Rules(frontends=(static("web", f"*:{port}", f"{NODE_C}:30001"),))
@@ -61,7 +58,6 @@ async def test_on_a_full_disk_a_new_name_is_refused_even_where_the_port_is_open_
         assert set(c.ranks(port)) == {NODE_C}
 
 
-@aio
 async def test_on_a_full_disk_beats_moves_and_new_instances_go_on(tmp_path: Path) -> None:
     (port,) = free_ports(1)
     async with control(tmp_path) as c:
@@ -82,7 +78,6 @@ async def test_on_a_full_disk_beats_moves_and_new_instances_go_on(tmp_path: Path
         assert not c.registry.durable
 
 
-@aio
 async def test_the_retry_that_succeeds_makes_it_durable_again(tmp_path: Path) -> None:
     (port,) = free_ports(1)
     async with control(tmp_path) as c:
@@ -98,7 +93,6 @@ async def test_the_retry_that_succeeds_makes_it_durable_again(tmp_path: Path) ->
         assert f'"address":"{NODE_B}"' in c.store.path.read_text()
 
 
-@aio
 async def test_on_a_full_disk_each_call_of_a_batch_gets_its_own_answer(tmp_path: Path) -> None:
     port, other, third = free_ports(3)
     async with control(tmp_path) as c:
@@ -119,7 +113,6 @@ async def test_on_a_full_disk_each_call_of_a_batch_gets_its_own_answer(tmp_path:
         assert c.sink.ports == {port}
 
 
-@aio
 async def test_a_state_directory_that_vanished_is_a_disk_that_fails(tmp_path: Path) -> None:
     port, other = free_ports(2)
     state = tmp_path / "state"
@@ -132,7 +125,6 @@ async def test_a_state_directory_that_vanished_is_a_disk_that_fails(tmp_path: Pa
         assert (await c.put({other: 30001}, name="new")).durable
 
 
-@aio
 async def test_where_the_state_directory_cannot_be_made_static_frontends_serve_all_the_same(tmp_path: Path) -> None:
     port, other = free_ports(2)
     (tmp_path / "state").write_text("a file in its place")
@@ -144,7 +136,6 @@ async def test_where_the_state_directory_cannot_be_made_static_frontends_serve_a
             await c.put({other: 30001}, name="new")
 
 
-@aio
 async def test_everything_answered_is_there_after_a_restart_and_serves_before_anybody_calls(tmp_path: Path) -> None:
     ports = free_ports(5)
     with target(30001, NODE_A):
@@ -172,7 +163,6 @@ async def test_everything_answered_is_there_after_a_restart_and_serves_before_an
         assert [view.last_seen_ago for view in c.registry.each_registration()] == [None, None, None]
 
 
-@aio
 async def test_a_stale_one_is_still_stale_after_a_restart_and_its_time_goes_on(tmp_path: Path) -> None:
     (port,) = free_ports(1)
     async with control(tmp_path, rules=Rules(leases=LeaseBounds(keep_stale=86_400))) as c:
@@ -189,7 +179,6 @@ async def test_a_stale_one_is_still_stale_after_a_restart_and_its_time_goes_on(t
         assert c.sink.ports == set()
 
 
-@aio
 async def test_what_was_learned_of_a_legacy_client_outlives_a_restart(tmp_path: Path) -> None:
     (port,) = free_ports(1)
     async with control(tmp_path) as c:
@@ -203,7 +192,6 @@ async def test_what_was_learned_of_a_legacy_client_outlives_a_restart(tmp_path: 
         assert next(iter(c.registry.each_registration())).expires_in == pytest.approx(2700, abs=10)
 
 
-@aio
 async def test_a_port_taken_meanwhile_is_kept_shown_and_opened_as_soon_as_it_is_free(tmp_path: Path) -> None:
     port, other = free_ports(2)
     async with control(tmp_path) as c:
@@ -228,7 +216,6 @@ async def test_a_port_taken_meanwhile_is_kept_shown_and_opened_as_soon_as_it_is_
     await crowded.__aexit__(None, None, None)
 
 
-@aio
 async def test_a_damaged_snapshot_is_loud_and_costs_only_itself(tmp_path: Path) -> None:
     port, other = free_ports(2)
     async with control(tmp_path) as c:
@@ -242,7 +229,6 @@ async def test_a_damaged_snapshot_is_loud_and_costs_only_itself(tmp_path: Path) 
         assert c.store.path.exists()
 
 
-@aio
 async def test_what_the_config_no_longer_allows_is_left_out_of_a_restart_loudly(tmp_path: Path) -> None:
     port, other = free_ports(2)
     async with control(tmp_path) as c:
@@ -253,7 +239,6 @@ async def test_what_the_config_no_longer_allows_is_left_out_of_a_restart_loudly(
         assert "not_restored" in c.kinds()
 
 
-@aio
 async def test_one_bad_entry_of_a_snapshot_does_not_cost_the_others(tmp_path: Path) -> None:
     (port,) = free_ports(1)
     good = {"token": "t", "name": "web", "instance": "p", "address": NODE_A, "frontends": [{"port": port, "target_port": 1}]}
@@ -275,7 +260,6 @@ async def test_one_bad_entry_of_a_snapshot_does_not_cost_the_others(tmp_path: Pa
         assert sum("left out" in event.text for event in c.registry.events()) == len(bad) + 1
 
 
-@aio
 async def test_two_pylbs_do_not_share_a_state_directory(tmp_path: Path) -> None:
     async with control(tmp_path):
         second = Control(tmp_path, Rules(), token())
@@ -284,7 +268,6 @@ async def test_two_pylbs_do_not_share_a_state_directory(tmp_path: Path) -> None:
         await second.registry.stop()
 
 
-@aio
 async def test_many_calls_at_once_share_their_writes(tmp_path: Path) -> None:
     ports = free_ports(40)
     async with control(tmp_path) as c:
@@ -293,7 +276,6 @@ async def test_many_calls_at_once_share_their_writes(tmp_path: Path) -> None:
         assert c.store.saves <= 10
 
 
-@aio
 async def test_a_registrations_own_check_outlives_a_restart(tmp_path: Path) -> None:
     (port,) = free_ports(1)
     check = Check(CheckKind.HTTP, path="/up")
@@ -329,7 +311,6 @@ class Hanging:
         self._event.set()
 
 
-@aio
 async def test_a_hanging_disk_is_waited_for_once_and_then_every_call_is_judged_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -357,7 +338,6 @@ async def test_a_hanging_disk_is_waited_for_once_and_then_every_call_is_judged_a
         assert (await c.put({other: 30001}, name="new")).durable
 
 
-@aio
 async def test_while_the_disk_hangs_the_retry_is_made_beside_and_holds_up_no_call(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -382,7 +362,6 @@ async def test_while_the_disk_hangs_the_retry_is_made_beside_and_holds_up_no_cal
         assert f'"address":"{NODE_C}"' in c.store.path.read_text()
 
 
-@aio
 async def test_stop_does_not_wait_for_a_disk_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (port,) = free_ports(1)
     hanging = Hanging(monkeypatch)
@@ -393,7 +372,6 @@ async def test_stop_does_not_wait_for_a_disk_that_hangs(tmp_path: Path, monkeypa
     hanging.release()
 
 
-@aio
 async def test_what_only_the_directory_did_not_take_is_in_force_and_not_durable(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -416,7 +394,6 @@ async def test_what_only_the_directory_did_not_take_is_in_force_and_not_durable(
         assert c.registry.durable
 
 
-@aio
 async def test_no_number_of_a_generation_is_used_twice_even_after_a_crash(tmp_path: Path) -> None:
     (port,) = free_ports(1)
     crashed = Control(tmp_path, Rules())
@@ -443,7 +420,6 @@ async def test_no_number_of_a_generation_is_used_twice_even_after_a_crash(tmp_pa
         assert stopped < c.registry.table.generation <= stopped + 2  # an orderly stop leaves no gap
 
 
-@aio
 async def test_who_is_told_of_events_may_raise_and_every_call_is_answered(tmp_path: Path) -> None:
     (port,) = free_ports(1)
     async with control(tmp_path) as c:
@@ -458,7 +434,6 @@ async def test_who_is_told_of_events_may_raise_and_every_call_is_answered(tmp_pa
         assert [event.kind for event in c.registry.events()][-1] in ("moved", "task_failed")
 
 
-@aio
 async def test_a_bug_in_the_snapshot_is_a_disk_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     port, other = free_ports(2)
     async with control(tmp_path) as c:

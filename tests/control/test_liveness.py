@@ -12,13 +12,12 @@ from pylb.control.health_sentence import Health, condition
 from pylb.core.errors import Refused
 from pylb.core.policy import LeaseBounds, Rules
 from pylb.core.registration import Key
-from tests.control.harness import NODE_A, NODE_B, NODE_C, Control, aio, control, target, until
+from tests.control.harness import NODE_A, NODE_B, NODE_C, Control, control, target, until
 from tests.support.ports import free_ports
 
 HOUR, DAY = 3600.0, 86_400.0
 
 
-@aio
 async def test_an_old_address_stands_in_for_ten_minutes_at_most_over_restarts_too(tmp_path: Path) -> None:
     (port,) = free_ports(1)
     with target(30001):
@@ -35,7 +34,6 @@ async def test_an_old_address_stands_in_for_ten_minutes_at_most_over_restarts_to
             assert [event.alarm for event in c.heard if event.kind == "fallback_over"] == [True]
 
 
-@aio
 async def test_the_server_behind_another_target_port_gets_nobody_any_more(tmp_path: Path) -> None:
     (port,) = free_ports(1)
     async with control(tmp_path) as c:
@@ -46,7 +44,6 @@ async def test_the_server_behind_another_target_port_gets_nobody_any_more(tmp_pa
             assert [server.address.port for server in frontend.servers] == [30002]
 
 
-@aio
 async def test_a_silent_port_is_an_alarm_after_an_hour_with_its_closing_time_and_again_a_day_before(tmp_path: Path) -> None:
     (port,) = free_ports(1)
     async with control(tmp_path, rules=Rules(leases=LeaseBounds(keep_stale=2 * DAY))) as c:
@@ -69,7 +66,6 @@ async def test_a_silent_port_is_an_alarm_after_an_hour_with_its_closing_time_and
         assert "closes at 2023-11-16 22:31:" in condition(one, {}, 0.0)[1]
 
 
-@aio
 async def test_never_closes_nothing_and_is_an_alarm_all_the_same(tmp_path: Path) -> None:
     (port,) = free_ports(1)
     async with control(tmp_path, rules=Rules(leases=LeaseBounds(keep_stale=float("inf")))) as c:
@@ -81,7 +77,6 @@ async def test_never_closes_nothing_and_is_an_alarm_all_the_same(tmp_path: Path)
         assert c.registry.closing() == {}
 
 
-@aio
 async def test_who_said_goodbye_is_missed_by_nobody_and_goes_when_it_is_dead_and_others_serve(tmp_path: Path) -> None:
     (port,) = free_ports(1)
     async with control(tmp_path) as c:
@@ -99,7 +94,6 @@ async def test_who_said_goodbye_is_missed_by_nobody_and_goes_when_it_is_dead_and
             assert c.sink.ports == {port}
 
 
-@aio
 async def test_who_calls_while_it_is_found_superfluous_or_silent_is_neither(tmp_path: Path) -> None:
     """Its call waited for its turn, and what was found of it before was carried out after: 200, and released."""
     (port,) = free_ports(1)
@@ -129,7 +123,6 @@ async def _tick_behind(c: Control, call: Coroutine[Any, Any, object], instance: 
     await asyncio.gather(calling, ticking)
 
 
-@aio
 async def test_a_goodbye_whose_server_answers_stays_as_the_last_resort(tmp_path: Path) -> None:
     (port,) = free_ports(1)
     async with control(tmp_path) as c:
@@ -141,7 +134,6 @@ async def test_a_goodbye_whose_server_answers_stays_as_the_last_resort(tmp_path:
             assert c.ranks(port) == {NODE_A: 3, NODE_B: 0}
 
 
-@aio
 async def test_dead_goodbyes_count_toward_no_bound_and_the_oldest_make_room(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -171,7 +163,6 @@ def names(c: Control) -> list[str]:
     return [one.name for one in c.registry._desired.claims.registrations.values()]
 
 
-@aio
 async def test_reachable_is_the_last_answer_and_when_it_was(tmp_path: Path) -> None:
     (port,) = free_ports(1)
     async with control(tmp_path) as c:

@@ -14,7 +14,7 @@ from pylb.control.storage.store import _canonical
 from pylb.core.checks import parse_health
 from pylb.core.policy import Rules
 from pylb.core.registration import Announcement, FrontendRequest
-from tests.control.harness import Control, aio, control
+from tests.control.harness import Control, control
 from tests.support.ports import free_ports
 
 NEW = {
@@ -58,7 +58,6 @@ async def prepared(folder: Path) -> int:
     return port
 
 
-@aio
 async def test_it_is_neither_served_nor_changed_by_calls_reloads_restarts_and_a_hand_over(tmp_path: Path) -> None:
     port = await prepared(tmp_path)
     others = free_ports(2)
@@ -79,7 +78,6 @@ async def test_it_is_neither_served_nor_changed_by_calls_reloads_restarts_and_a_
         assert is_there(tmp_path)
 
 
-@aio
 async def test_it_is_shown_with_what_it_needs_and_is_an_alarm(tmp_path: Path) -> None:
     await prepared(tmp_path)
     async with control(tmp_path) as c:
@@ -92,7 +90,6 @@ async def test_it_is_shown_with_what_it_needs_and_is_an_alarm(tmp_path: Path) ->
         assert said == ["this version is too old to serve later (pylb routes)"]
 
 
-@aio
 async def test_it_goes_when_it_is_released_by_name_by_port_or_by_its_owner(tmp_path: Path) -> None:
     for number, release in enumerate((by_name, by_port, by_its_owner)):
         folder = tmp_path / str(number)
@@ -116,7 +113,6 @@ async def by_its_owner(c: Control) -> None:
     await c.delete(name="later", instance="pod-9")
 
 
-@aio
 async def test_its_owner_may_register_what_this_version_can_serve_and_a_goodbye_changes_nothing(tmp_path: Path) -> None:
     await prepared(tmp_path)
     (other,) = free_ports(1)
@@ -138,7 +134,6 @@ async def test_its_owner_may_register_what_this_version_can_serve_and_a_goodbye_
         ({"http": "/up", "method": "HEAD", "when_all_down": "refuse"}, ["check with a method", "when_all_down"]),
     ],
 )
-@aio
 async def test_a_check_of_a_later_form_says_so_and_an_older_pylb_keeps_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, health: dict[str, Any], needs: list[str]
 ) -> None:

@@ -9,7 +9,7 @@ from pylb.control.admission import Imported
 from pylb.core.address import Address, parse_ports
 from pylb.core.errors import Refused
 from pylb.core.policy import AdminState
-from tests.control.harness import NODE_A, NODE_B, Control, aio, control, target, token
+from tests.control.harness import NODE_A, NODE_B, Control, control, target, token
 from tests.support.ports import free_ports
 
 DAY = 86_400.0
@@ -19,7 +19,6 @@ def states(c: Control) -> dict[str, str]:
     return {f"{view.server}@{view.address.ip}": view.state for view in c.registry.each_server()}
 
 
-@aio
 async def test_a_word_about_a_node_hits_what_comes_there_later_and_ends_after_a_day_over_restarts(tmp_path: Path) -> None:
     port, other = free_ports(2)
     with target(30001, NODE_A, NODE_B):
@@ -44,7 +43,6 @@ async def test_a_word_about_a_node_hits_what_comes_there_later_and_ends_after_a_
             assert "admin_over" in c.kinds()
 
 
-@aio
 async def test_a_word_about_a_server_ends_with_its_move_and_has_no_other_end(tmp_path: Path) -> None:
     (port,) = free_ports(1)
     with target(30001, NODE_A, NODE_B):
@@ -61,7 +59,6 @@ async def test_a_word_about_a_server_ends_with_its_move_and_has_no_other_end(tmp
             assert states(c)[f"pod-1@{NODE_A}"] == "up"
 
 
-@aio
 async def test_ready_of_a_node_takes_back_what_was_said_of_its_servers_too(tmp_path: Path) -> None:
     (port,) = free_ports(1)
     with target(30001):
@@ -74,7 +71,6 @@ async def test_ready_of_a_node_takes_back_what_was_said_of_its_servers_too(tmp_p
             assert set(states(c).values()) <= {"up", "unproven"}
 
 
-@aio
 async def test_the_operator_releases_a_port_or_a_name(tmp_path: Path) -> None:
     one, two, three = free_ports(3)
     async with control(tmp_path) as c:
@@ -95,7 +91,6 @@ async def test_the_operator_releases_a_port_or_a_name(tmp_path: Path) -> None:
                 await c.registry.operator.release_any(nobody)
 
 
-@aio
 async def test_old_haproxy_servers_are_imported_as_legacy_registrations(tmp_path: Path) -> None:
     one, two = free_ports(2)
     tokens = (token("a", ports=parse_ports([one])), token("b", ports=parse_ports([one, two])))
@@ -118,7 +113,6 @@ def weights(c: Control, port: int) -> dict[str, int]:
     return {server.address.ip: server.weight for server in frontend.servers}
 
 
-@aio
 async def test_a_drained_node_stays_drained_when_its_pod_comes_back_and_after_a_restart(tmp_path: Path) -> None:
     (port,) = free_ports(1)
     async with control(tmp_path) as c:
@@ -141,7 +135,6 @@ async def test_a_drained_node_stays_drained_when_its_pod_comes_back_and_after_a_
         assert weights(c, port) == {NODE_A: 1, NODE_B: 1}
 
 
-@aio
 async def test_a_word_of_the_operator_goes_with_its_frontend(tmp_path: Path) -> None:
     (port,) = free_ports(1)
     async with control(tmp_path) as c:
@@ -153,7 +146,6 @@ async def test_a_word_of_the_operator_goes_with_its_frontend(tmp_path: Path) -> 
         assert weights(c, port) == {NODE_A: 1}
 
 
-@aio
 async def test_a_word_about_nobody_changes_nothing_and_one_that_says_nothing_new_is_not_written(tmp_path: Path) -> None:
     (port,) = free_ports(1)
     async with control(tmp_path) as c:

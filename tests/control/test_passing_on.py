@@ -7,7 +7,7 @@ import pytest
 from pylb.core.address import parse_ports
 from pylb.core.auth import Keyring
 from pylb.core.errors import Refused
-from tests.control.harness import Control, aio, control, token
+from tests.control.harness import Control, control, token
 from tests.support.ports import free_ports
 
 
@@ -20,7 +20,6 @@ def held(c: Control) -> list[tuple[str, str, str]]:
     return sorted((view.token, view.name, view.state) for view in c.registry.each_registration())
 
 
-@aio
 async def test_registrations_pass_on_at_once_with_their_lease_and_over_restarts(tmp_path: Path) -> None:
     port, mail = free_ports(2)
     old, new = token("old"), token("new", names=("web",), replaces=("old",))
@@ -44,7 +43,6 @@ async def test_registrations_pass_on_at_once_with_their_lease_and_over_restarts(
         assert held(c) == [("new", "web", "stale"), ("old", "mail", "stale")]
 
 
-@aio
 async def test_what_its_heir_could_not_have_made_stays(tmp_path: Path) -> None:
     one, two = free_ports(2)
     old, new = token("old"), token("new", ports=parse_ports([one]), replaces=("old",))
@@ -56,7 +54,6 @@ async def test_what_its_heir_could_not_have_made_stays(tmp_path: Path) -> None:
             await c.put({one: 30001}, token="new")
 
 
-@aio
 async def test_two_of_the_same_name_and_instance_are_both_served_whoever_replaces_their_tokens(tmp_path: Path) -> None:
     """Pods of two StatefulSets are both called web-0: the port of one of them closed without an event."""
     one, two = free_ports(2)
@@ -75,7 +72,6 @@ async def test_two_of_the_same_name_and_instance_are_both_served_whoever_replace
         assert c.sink.ports == {one, two}
 
 
-@aio
 async def test_a_start_passes_on_what_an_edited_config_says(tmp_path: Path) -> None:
     port, legacy = free_ports(2)
     async with control(tmp_path, token("old")) as c:
@@ -86,7 +82,6 @@ async def test_a_start_passes_on_what_an_edited_config_says(tmp_path: Path) -> N
         assert c.sink.ports == {port, legacy}
 
 
-@aio
 async def test_tokens_that_go_are_renamed_or_rotated_leave_events_and_takeovers_an_alarm(tmp_path: Path) -> None:
     (port,) = free_ports(1)
     a, b, strong = token("a"), token("b"), token("strong", takeover=True)

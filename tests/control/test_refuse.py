@@ -7,7 +7,7 @@ import pytest
 from pylb.core.policy import UNSAID, Balance, Check, HealthMode, HealthOverride, HealthPolicy, Policy, Rules, WhenAllDown
 from pylb.core.registration import Announcement, FrontendRequest
 from pylb.core.table import DOWN
-from tests.control.harness import NODE_A, NODE_B, Control, aio, control, target
+from tests.control.harness import NODE_A, NODE_B, Control, control, target
 from tests.support.ports import free_ports
 
 REFUSE = HealthOverride(Check(), when_all_down=WhenAllDown.REFUSE)
@@ -23,7 +23,6 @@ def serving(c: Control, port: int) -> set[str]:
     return {server.address.ip for server in frontend.servers if frontend.serves(server)}
 
 
-@aio
 async def test_it_is_down_from_its_first_table_on_until_its_check_has_passed(tmp_path: Path) -> None:
     (port,) = free_ports(1)
     async with control(tmp_path) as c:
@@ -39,7 +38,6 @@ async def test_it_is_down_from_its_first_table_on_until_its_check_has_passed(tmp
             assert c.kinds()[-1] == "server_up"
 
 
-@aio
 async def test_the_others_of_its_frontend_are_tried_as_ever(tmp_path: Path) -> None:
     (port,) = free_ports(1)
     async with control(tmp_path) as c:
@@ -53,7 +51,6 @@ async def test_the_others_of_its_frontend_are_tried_as_ever(tmp_path: Path) -> N
         assert serving(c, port) == {NODE_B}
 
 
-@aio
 @pytest.mark.parametrize("up", [True, False])
 async def test_a_restart_opens_no_closed_door_and_closes_no_open_one(tmp_path: Path, up: bool) -> None:
     (port,) = free_ports(1)
@@ -71,7 +68,6 @@ async def test_a_restart_opens_no_closed_door_and_closes_no_open_one(tmp_path: P
         assert serving(c, port) == ({NODE_A} if up else set())
 
 
-@aio
 async def test_a_killed_pylb_remembers_what_was_so_some_seconds_ago(tmp_path: Path) -> None:
     (port,) = free_ports(1)
     async with control(tmp_path) as c:
@@ -85,7 +81,6 @@ async def test_a_killed_pylb_remembers_what_was_so_some_seconds_ago(tmp_path: Pa
         assert c.store.saves > saved
 
 
-@aio
 async def test_a_check_that_nobody_will_ask_is_said_in_the_answer(tmp_path: Path) -> None:
     (port,) = free_ports(1)
     async with control(tmp_path, rules=Rules(defaults=Policy(health=HealthPolicy(HealthMode.NONE)))) as c:
@@ -94,7 +89,6 @@ async def test_a_check_that_nobody_will_ask_is_said_in_the_answer(tmp_path: Path
         assert await announce(c, port, health=UNSAID) == ""
 
 
-@aio
 async def test_a_weight_that_nobody_will_look_at_is_said_in_the_answer(tmp_path: Path) -> None:
     (port,) = free_ports(1)
     async with control(tmp_path, rules=Rules(defaults=Policy(balance=Balance.FIRST))) as c:

@@ -9,12 +9,11 @@ from pylb.core.address import Address
 from pylb.core.auth import Keyring
 from pylb.core.errors import Refused
 from pylb.core.policy import Rules, StaticFrontend
-from tests.control.harness import NODE_A, NODE_B, NODE_C, aio, black_hole, control, target, token, until
+from tests.control.harness import NODE_A, NODE_B, NODE_C, black_hole, control, target, token, until
 from tests.core.claiming import static
 from tests.support.ports import free_ports
 
 
-@aio
 async def test_a_reload_is_all_or_nothing(tmp_path: Path) -> None:
     port, static_port, taken = free_ports(3)
     async with control(tmp_path) as c:
@@ -31,7 +30,6 @@ async def test_a_reload_is_all_or_nothing(tmp_path: Path) -> None:
         assert c.picture() == before
 
 
-@aio
 async def test_a_reload_opens_closes_and_adopts(tmp_path: Path) -> None:
     port, first, second = free_ports(3)
     old = Rules(frontends=(static("first", f"*:{first}", f"{NODE_A}:30009"),))
@@ -49,7 +47,6 @@ async def test_a_reload_opens_closes_and_adopts(tmp_path: Path) -> None:
         assert (await c.put({port: 30001})).result == "unchanged"
 
 
-@aio
 async def test_a_token_that_was_reloaded_away_while_its_target_was_dialled_registers_nothing(tmp_path: Path) -> None:
     port, hole = free_ports(2)
     async with control(tmp_path) as c:
@@ -63,7 +60,6 @@ async def test_a_token_that_was_reloaded_away_while_its_target_was_dialled_regis
         assert c.registry._state.checker.findings.proof(Address(NODE_A, hole)) is None
 
 
-@aio
 async def test_a_second_instance_behind_a_static_frontend_joins_it(tmp_path: Path) -> None:
     (port,) = free_ports(1)
     rules = Rules(frontends=(static("web", f"*:{port}", f"{NODE_C}:30001"),))

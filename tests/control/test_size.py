@@ -23,7 +23,7 @@ from pylb.core.persistent_map import PersistentMap
 from pylb.core.policy import AdminState, Rules
 from pylb.core.registration import Announcement, FrontendRequest, Key, Registration, legacy_key
 from pylb.core.table import Table
-from tests.control.harness import aio, token
+from tests.control.harness import token
 from tests.core.claiming import FREE
 from tests.support.counting import counting
 
@@ -132,7 +132,6 @@ async def _costs(folder: Path, frontends: int) -> dict[str, int]:
         await full.registry.stop()
 
 
-@aio
 async def test_a_call_costs_what_it_touches_however_many_registrations_there_are(tmp_path: Path) -> None:
     few = await _costs(tmp_path / "few", 40)
     many = await _costs(tmp_path / "many", 2000)
@@ -144,7 +143,6 @@ async def _views(registry: Registry) -> None:
         pass
 
 
-@aio
 async def test_a_call_costs_what_it_touches_however_many_ttls_were_learned_of_legacy_clients(tmp_path: Path) -> None:
     """Each snapshot had them put together anew, on the loop: with 10,000 of them, for 10 ms at each move."""
     costs = {}
@@ -172,7 +170,6 @@ def test_what_else_is_known_of_a_lease_counts_beside_its_learned_ttl() -> None:
     assert (read.leases, wrong) == ({stale: record, other: LeaseRecord(70.0)}, [])
 
 
-@aio
 async def test_what_looks_at_all_of_them_costs_the_same_for_each(tmp_path: Path) -> None:
     """Also where many hold one frontend: to ask for each server who holds it would look at all holders for each."""
     costs: dict[str, dict[int, float]] = {}
@@ -200,7 +197,6 @@ async def test_what_looks_at_all_of_them_costs_the_same_for_each(tmp_path: Path)
     assert {what: found for what, found in costs.items() if found[400] > SLACK * found[50]} == {}
 
 
-@aio
 async def test_what_looks_at_all_of_them_holds_the_loop_no_longer_the_more_there_are(tmp_path: Path) -> None:
     """A plan did for as long as it took: at each SIGHUP, too, as what a reload does is logged. So did the grant of all leases
     at the start, and after a stall."""
@@ -222,7 +218,6 @@ async def test_what_looks_at_all_of_them_holds_the_loop_no_longer_the_more_there
     assert {what: found for what, found in longest.items() if found[400] > SLACK * found[100]} == {}
 
 
-@aio
 async def test_a_batch_of_calls_holds_no_picture_for_each(tmp_path: Path) -> None:
     """Each has thousands of parts: 500 of them at once were a pause of the garbage collector."""
     full = Full(tmp_path, 40)

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from pylb.control.steps import in_turns
-from tests.control.harness import aio
 
 MADE = 60  # objects a step
 YOUNG, MIDDLE = 1_000, 2
@@ -31,7 +30,6 @@ def collections() -> Iterator[list[int]]:
         gc.set_threshold(*before)
 
 
-@aio
 async def test_no_collection_pays_for_the_steps_of_others_that_put_new_objects_in_the_places_of_old_ones() -> None:
     """The collector counts objects made less those freed: it did not look once, and then at all 30,000 in one go."""
     served = [[number] for number in range(500 * MADE)]

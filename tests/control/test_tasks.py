@@ -8,7 +8,7 @@ import pytest
 
 from pylb.control import publisher, tasks
 from pylb.control.tasks import Part, Tasks
-from tests.control.harness import NODE_A, NODE_B, Clock, aio, control, target, until
+from tests.control.harness import NODE_A, NODE_B, Clock, control, target, until
 from tests.support.ports import free_ports
 
 
@@ -16,7 +16,6 @@ def bug() -> None:
     raise RuntimeError("a bug")
 
 
-@aio
 async def test_what_runs_for_ever_begins_again_after_a_pause_that_grows_until_it_runs_well(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -66,7 +65,6 @@ def test_who_listens_may_fail_too() -> None:
     assert (made.failures[Part.PAGE], made.failures[Part.KEYS], made.failures[Part.EVENTS]) == (1, 1, 2)
 
 
-@aio
 async def test_a_callback_of_the_loop_that_raises_is_counted(caplog: pytest.LogCaptureFixture) -> None:
     loop, made = asyncio.get_running_loop(), Tasks()
     loop.set_exception_handler(made.on_loop_error)
@@ -81,7 +79,6 @@ async def test_a_callback_of_the_loop_that_raises_is_counted(caplog: pytest.LogC
     assert sum(made.failures.values()) == 2
 
 
-@aio
 async def test_news_of_a_server_that_cannot_be_heeded_hold_up_no_later_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from pylb.control.views import STATIC
 from pylb.core.policy import HealthMode, HealthPolicy, LeaseBounds, Policy, Rules
-from tests.control.harness import NODE_A, NODE_B, NODE_C, Control, aio, control, target, until
+from tests.control.harness import NODE_A, NODE_B, NODE_C, Control, control, target, until
 from tests.core.claiming import static
 from tests.support.ports import free_ports
 
@@ -14,7 +14,6 @@ def states(c: Control) -> dict[str, str]:
     return {f"{view.name}/{view.instance}": view.state for view in c.registry.each_registration()}
 
 
-@aio
 async def test_a_silent_registration_becomes_the_last_resort_and_its_port_stays_open(tmp_path: Path) -> None:
     (port,) = free_ports(1)
     async with control(tmp_path) as c:
@@ -32,7 +31,6 @@ async def test_a_silent_registration_becomes_the_last_resort_and_its_port_stays_
             assert c.ranks(port) == {NODE_A: 0, NODE_B: 3}
 
 
-@aio
 async def test_a_stale_registration_is_released_after_keep_stale(tmp_path: Path) -> None:
     (port,) = free_ports(1)
     async with control(tmp_path, rules=Rules(leases=LeaseBounds(keep_stale=86_400))) as c:
@@ -44,7 +42,6 @@ async def test_a_stale_registration_is_released_after_keep_stale(tmp_path: Path)
         assert c.registry.registrations_total["released"] == 1
 
 
-@aio
 async def test_a_registration_without_ttl_never_becomes_stale(tmp_path: Path) -> None:
     (port,) = free_ports(1)
     async with control(tmp_path) as c:
@@ -54,7 +51,6 @@ async def test_a_registration_without_ttl_never_becomes_stale(tmp_path: Path) ->
         assert set(states(c).values()) == {"fresh"}
 
 
-@aio
 async def test_a_goodbye_keeps_the_port_open_until_somebody_else_comes(tmp_path: Path) -> None:
     (port,) = free_ports(1)
     async with control(tmp_path) as c:
@@ -68,7 +64,6 @@ async def test_a_goodbye_keeps_the_port_open_until_somebody_else_comes(tmp_path:
             assert c.ranks(port) == {NODE_A: 3, NODE_B: 0}
 
 
-@aio
 async def test_when_most_fall_silent_together_nobody_is_demoted_and_an_alarm_says_so(tmp_path: Path) -> None:
     ports = free_ports(4)
     async with control(tmp_path) as c:
@@ -91,7 +86,6 @@ async def test_when_most_fall_silent_together_nobody_is_demoted_and_an_alarm_say
         assert sorted(states(c).values()) == ["fresh", "fresh", "stale", "stale"]
 
 
-@aio
 async def test_who_said_goodbye_before_falling_silent_is_no_part_of_a_mass_lapse(tmp_path: Path) -> None:
     ports = free_ports(4)
     async with control(tmp_path) as c:
@@ -110,7 +104,6 @@ async def test_who_said_goodbye_before_falling_silent_is_no_part_of_a_mass_lapse
         assert sorted(states(c).values()) == ["fresh", "stale", "stale", "stale"]
 
 
-@aio
 async def test_no_lease_ends_while_nobody_can_call(tmp_path: Path) -> None:
     (port,) = free_ports(1)
     async with control(tmp_path) as c:
@@ -132,7 +125,6 @@ async def test_no_lease_ends_while_nobody_can_call(tmp_path: Path) -> None:
     restarted.sink.close()
 
 
-@aio
 async def test_a_time_in_which_pylb_itself_was_stopped_is_nobodys_silence(tmp_path: Path) -> None:
     (port,) = free_ports(1)
     async with control(tmp_path) as c:
@@ -147,7 +139,6 @@ async def test_a_time_in_which_pylb_itself_was_stopped_is_nobodys_silence(tmp_pa
         assert states(c) == {"web/pod-1": "stale"}
 
 
-@aio
 async def test_failed_connects_take_a_server_out_and_probes_bring_it_back(tmp_path: Path) -> None:
     (port,) = free_ports(1)
     async with control(tmp_path) as c:
@@ -171,7 +162,6 @@ async def test_failed_connects_take_a_server_out_and_probes_bring_it_back(tmp_pa
         assert c.kinds().count("server_down") == c.kinds().count("server_up") == 1
 
 
-@aio
 async def test_what_the_engine_says_of_a_server_that_has_left_is_ignored(tmp_path: Path) -> None:
     (port,) = free_ports(1)
     async with control(tmp_path) as c:
@@ -187,7 +177,6 @@ async def test_what_the_engine_says_of_a_server_that_has_left_is_ignored(tmp_pat
         c.registry.connect_ended(*old, None)
 
 
-@aio
 async def test_a_server_that_moved_away_and_back_starts_anew(tmp_path: Path) -> None:
     (port,) = free_ports(1)
     async with control(tmp_path) as c:
@@ -200,7 +189,6 @@ async def test_a_server_that_moved_away_and_back_starts_anew(tmp_path: Path) -> 
         assert c.ranks(port) == {NODE_A: 0}
 
 
-@aio
 async def test_in_active_mode_a_silent_death_is_found_without_a_client(tmp_path: Path) -> None:
     (port,) = free_ports(1)
     active = Policy(health=HealthPolicy(HealthMode.ACTIVE, interval=2.0))
@@ -213,7 +201,6 @@ async def test_in_active_mode_a_silent_death_is_found_without_a_client(tmp_path:
         assert c.ranks(port) == {NODE_A: 4}
 
 
-@aio
 async def test_static_servers_are_dialled_once_and_shown(tmp_path: Path) -> None:
     (port,) = free_ports(1)
     rules = Rules(frontends=(static("web", f"*:{port}", f"{NODE_A}:30001", f"{NODE_C}:30001"),))
@@ -225,7 +212,6 @@ async def test_static_servers_are_dialled_once_and_shown(tmp_path: Path) -> None
         assert found == {NODE_A: ("yes", 0, (STATIC,)), NODE_C: ("refused", 0, (STATIC,))}
 
 
-@aio
 async def test_run_does_all_of_it_until_it_is_cancelled_and_survives_a_bug(tmp_path: Path) -> None:
     (port,) = free_ports(1)
     async with control(tmp_path) as c:
@@ -245,7 +231,6 @@ async def test_run_does_all_of_it_until_it_is_cancelled_and_survives_a_bug(tmp_p
         assert running.cancelled()
 
 
-@aio
 async def test_run_ends_when_the_writer_does(tmp_path: Path) -> None:
     async with control(tmp_path) as c:
         running = asyncio.get_running_loop().create_task(c.registry.run())

@@ -18,7 +18,7 @@ from pylb.core.auth import Caller, Keyring, Token
 from pylb.core.errors import Refused
 from pylb.core.policy import Rules
 from pylb.core.registration import Announcement, FrontendRequest
-from tests.control.harness import NODE_A, NODE_B, Clock, Control, aio, control, target, token
+from tests.control.harness import NODE_A, NODE_B, Clock, Control, control, target, token
 from tests.support.ports import free_ports
 from tests.support.sink import PortSink
 
@@ -34,7 +34,6 @@ async def rival_asks(c: Control, port: int) -> Refused | None:
     return None
 
 
-@aio
 async def test_a_dead_claim_yields_after_its_time_with_an_alarm(tmp_path: Path) -> None:
     (port,) = free_ports(1)
     async with control(tmp_path, OWNER, RIVAL) as c:
@@ -52,7 +51,6 @@ async def test_a_dead_claim_yields_after_its_time_with_an_alarm(tmp_path: Path) 
         assert "rival/other/pod-1" in event.text
 
 
-@aio
 async def test_a_lease_that_ended_counts_from_the_moment_at_which_it_is_stale(tmp_path: Path) -> None:
     (port,) = free_ports(1)
     async with control(tmp_path, OWNER, RIVAL) as c:
@@ -63,7 +61,6 @@ async def test_a_lease_that_ended_counts_from_the_moment_at_which_it_is_stale(tm
         assert await rival_asks(c, port) is None
 
 
-@aio
 async def test_a_rival_that_tries_all_the_time_wins_no_restart_of_the_owner(tmp_path: Path) -> None:
     """The gap of five seconds in which a rival that retries would win 42 of 100 times."""
     (port,) = free_ports(1)
@@ -77,7 +74,6 @@ async def test_a_rival_that_tries_all_the_time_wins_no_restart_of_the_owner(tmp_
         assert "yielded" not in c.kinds()
 
 
-@aio
 @pytest.mark.parametrize("how", ["answers", "calls", "answers once in between"])
 async def test_whatever_shows_that_it_lives_begins_the_time_anew(tmp_path: Path, how: str) -> None:
     (port,) = free_ports(1)
@@ -102,7 +98,6 @@ async def test_whatever_shows_that_it_lives_begins_the_time_anew(tmp_path: Path,
         assert await rival_asks(c, port) is None
 
 
-@aio
 async def test_a_server_that_comes_back_in_the_last_moment_keeps_its_port(tmp_path: Path) -> None:
     """Nobody has asked it since: the rival's own call does."""
     (port,) = free_ports(1)
@@ -115,7 +110,6 @@ async def test_a_server_that_comes_back_in_the_last_moment_keeps_its_port(tmp_pa
         assert await rival_asks(c, port) is not None  # from its answer on the time begins anew
 
 
-@aio
 async def test_a_stall_of_pylb_is_nobodys_silence(tmp_path: Path) -> None:
     (port,) = free_ports(1)
     async with control(tmp_path, OWNER, RIVAL) as c:
@@ -127,7 +121,6 @@ async def test_a_stall_of_pylb_is_nobodys_silence(tmp_path: Path) -> None:
         assert await rival_asks(c, port) is not None
 
 
-@aio
 async def test_the_refusal_says_since_when_until_when_and_how_it_is_released(tmp_path: Path) -> None:
     (port,) = free_ports(1)
     async with control(tmp_path, OWNER, RIVAL) as c:

@@ -13,7 +13,7 @@ from pylb.control.health.prober import Question
 from pylb.core.address import Address, Listen
 from pylb.core.policy import AdminState, Check, CheckKind, HealthMode, HealthPolicy, Policy, ProxyProtocol
 from pylb.core.table import Frontend, Server, make_table
-from tests.control.harness import Clock, aio
+from tests.control.harness import Clock
 
 LISTEN, OTHER = Listen("tcp", "*", 443), Listen("tcp", "*", 444)
 HTTP = Check(CheckKind.HTTP, path="/up")
@@ -61,7 +61,6 @@ class Checked:
 ACTIVE = HealthPolicy(HealthMode.ACTIVE, HTTP)
 
 
-@aio
 async def test_a_wrong_answer_takes_a_server_out_and_says_what_it_was() -> None:
     checked = Checked()
     checked.serve(ACTIVE, server())
@@ -81,7 +80,6 @@ async def test_a_wrong_answer_takes_a_server_out_and_says_what_it_was() -> None:
     assert checked.fields == [address, {"frontend": "web-443"} | address, {"frontend": "web-443"} | address]
 
 
-@aio
 async def test_the_last_check_of_a_server_is_known_with_its_time_until_the_server_is_gone() -> None:
     checked, place = Checked(), (LISTEN, server().address)
     assert checked.checker.findings.last_check(*place) is None
@@ -98,7 +96,6 @@ async def test_the_last_check_of_a_server_is_known_with_its_time_until_the_serve
     assert not checked.checker.findings.addresses
 
 
-@aio
 async def test_a_server_that_fails_its_check_has_answered_all_the_same() -> None:
     """Proof is of the connect: what is behind the address is health's matter."""
     checked = Checked()
@@ -109,7 +106,6 @@ async def test_a_server_that_fails_its_check_has_answered_all_the_same() -> None
     assert server().address in checked.checker.findings.proven
 
 
-@aio
 async def test_in_passive_mode_only_servers_that_are_out_are_asked_and_by_the_check() -> None:
     checked = Checked()
     checked.serve(HealthPolicy(HealthMode.PASSIVE, HTTP), server())
@@ -122,7 +118,6 @@ async def test_in_passive_mode_only_servers_that_are_out_are_asked_and_by_the_ch
     assert checked.checker.findings.down == {}
 
 
-@aio
 async def test_frontends_that_ask_the_same_share_the_answer_and_others_do_not() -> None:
     checked = Checked()
     checked.serve(ACTIVE, server(), listens=(LISTEN, OTHER))
@@ -138,7 +133,6 @@ async def test_frontends_that_ask_the_same_share_the_answer_and_others_do_not() 
     assert {question.timeout for question in checked.checks()} == {1.0, 9.0}
 
 
-@aio
 async def test_a_servers_own_check_counts_more_than_its_frontends() -> None:
     checked = Checked()
     own = Check(CheckKind.HTTP, path="/own", port=30444)
@@ -150,7 +144,6 @@ async def test_a_servers_own_check_counts_more_than_its_frontends() -> None:
     }
 
 
-@aio
 async def test_a_server_that_gets_proxy_headers_is_asked_with_one() -> None:
     checked = Checked()
     checked.serve(ACTIVE, server(send_proxy=ProxyProtocol.V2))
@@ -159,24 +152,20 @@ async def test_a_server_that_gets_proxy_headers_is_asked_with_one() -> None:
 
 
 @pytest.mark.parametrize(("admin", "asked"), [(AdminState.DRAIN, True), (AdminState.MAINT, False)])
-def test_a_server_in_maintenance_is_left_in_peace(admin: AdminState, asked: bool) -> None:
-    async def main() -> None:
-        checked = Checked()
-        checked.says[server().address] = "refused"
-        checked.serve(ACTIVE, server())
-        await checked.pass_time(10)
-        assert checked.checker.findings.down
-        checked.serve(ACTIVE, server(admin=admin, weight=0))
-        assert bool(checked.checker.findings.down) == asked
-        checked.asked.clear()
-        checked.checker.connect_ended(LISTEN, server().address, "refused")
-        await checked.pass_time(31)
-        assert bool(checked.checks()) == asked
-
-    asyncio.run(main())
+async def test_a_server_in_maintenance_is_left_in_peace(admin: AdminState, asked: bool) -> None:
+    checked = Checked()
+    checked.says[server().address] = "refused"
+    checked.serve(ACTIVE, server())
+    await checked.pass_time(10)
+    assert checked.checker.findings.down
+    checked.serve(ACTIVE, server(admin=admin, weight=0))
+    assert bool(checked.checker.findings.down) == asked
+    checked.asked.clear()
+    checked.checker.connect_ended(LISTEN, server().address, "refused")
+    await checked.pass_time(31)
+    assert bool(checked.checks()) == asked
 
 
-@aio
 async def test_a_thousand_servers_are_not_asked_in_the_same_instant() -> None:
     checked = Checked(random.Random(1).uniform)
     servers = [server(number) for number in range(1000)]
@@ -190,7 +179,6 @@ async def test_a_thousand_servers_are_not_asked_in_the_same_instant() -> None:
     assert max(slots.values()) <= 3 * 1000 / 20  # a slot's share of an interval is a twentieth
 
 
-@aio
 async def test_no_step_of_probing_a_thousand_servers_holds_the_loop() -> None:
     """Work is cut into batches: between two of them the loop turns."""
     checked = Checked()
@@ -205,7 +193,6 @@ async def test_no_step_of_probing_a_thousand_servers_holds_the_loop() -> None:
     assert max(after - before for before, after in zip([0, *begun], begun, strict=False)) <= 2 * 16
 
 
-@aio
 async def test_checks_downtimes_and_the_last_finding_are_on_record() -> None:
     checked = Checked()
     address = server().address
@@ -228,7 +215,6 @@ async def test_checks_downtimes_and_the_last_finding_are_on_record() -> None:
     assert checked.checker.findings.checks(LISTEN, address) == type(back)()
 
 
-@aio
 async def test_the_connects_that_are_to_prove_a_server_are_its_checks_until_there_are_others() -> None:
     checked = Checked()
     checked.says[server().address] = "refused"
@@ -238,7 +224,6 @@ async def test_the_connects_that_are_to_prove_a_server_are_its_checks_until_ther
     assert (record.found, record.failures) == ("refused", len(checked.asked))
 
 
-@aio
 async def test_a_server_that_is_taken_into_maintenance_is_not_down_any_more() -> None:
     checked = Checked()
     checked.serve(HealthPolicy(), server())
@@ -251,7 +236,6 @@ async def test_a_server_that_is_taken_into_maintenance_is_not_down_any_more() ->
 
 
 @pytest.mark.parametrize("found", ["timeout", "yes"])
-@aio
 async def test_a_server_that_leaves_while_it_is_asked_is_asked_no_more_and_forgotten(found: str) -> None:
     """A black hole was dialled for ever, and one that answered stayed proven, in every snapshot from then on."""
     c, answers = Checked(), asyncio.Event()

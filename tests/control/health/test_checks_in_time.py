@@ -11,7 +11,7 @@ from pylb.control.health.agenda import AT_ONCE, PER_SECOND, Agenda
 from pylb.core.address import Address, Listen
 from pylb.core.persistent_map import PersistentMap
 from pylb.core.policy import AdminState, Check, CheckKind, HealthMode, HealthPolicy, WhenAllDown
-from tests.control.harness import Clock, aio
+from tests.control.harness import Clock
 from tests.control.health.test_checker import LISTEN, Checked, server
 
 PRIMARY = Check(CheckKind.HTTP, path="/primary", status=(200, 200))
@@ -27,7 +27,6 @@ async def seconds_until_up(checked: Checked, address: Address) -> float:
     return checked.clock.now - began
 
 
-@aio
 async def test_a_standby_that_becomes_primary_is_used_within_two_intervals_whenever_that_is() -> None:
     for seed in range(30):
         checked = Checked(random.Random(seed).uniform)
@@ -38,7 +37,6 @@ async def test_a_standby_that_becomes_primary_is_used_within_two_intervals_whene
         assert await seconds_until_up(checked, server().address) <= 2 * SWITCHING.interval
 
 
-@aio
 @pytest.mark.parametrize("meanwhile", ["refused", "unreachable", "timeout", REPLICA])
 @pytest.mark.parametrize("policy", [HealthPolicy(), HealthPolicy(HealthMode.ACTIVE), HealthPolicy(check=PRIMARY)])
 async def test_a_server_that_was_away_for_40_seconds_is_back_within_two_intervals(policy: HealthPolicy, meanwhile: str) -> None:
@@ -55,7 +53,6 @@ async def test_a_server_that_was_away_for_40_seconds_is_back_within_two_interval
         assert await seconds_until_up(checked, server().address) <= 2 * policy.interval
 
 
-@aio
 async def test_a_server_is_asked_once_an_interval_however_many_frontends_ask_the_same() -> None:
     checked = Checked(random.Random(1).uniform)
     checked.serve(HealthPolicy(check=PRIMARY), server(), listens=tuple(Listen("tcp", "*", port) for port in range(1, 51)))
@@ -63,7 +60,6 @@ async def test_a_server_is_asked_once_an_interval_however_many_frontends_ask_the
     assert 100 / 2 <= len(checked.checks()) <= 100 / (2 * 0.8) + 2
 
 
-@aio
 async def test_a_frontend_that_comes_later_asks_together_with_those_that_are_there() -> None:
     checked = Checked(random.Random(1).uniform)
     for count in range(1, 20):
@@ -73,7 +69,6 @@ async def test_a_frontend_that_comes_later_asks_together_with_those_that_are_the
     assert len(checked.checks()) <= 19 * 0.7 / (2 * 0.8) + 2
 
 
-@aio
 async def test_a_frontend_that_asks_seldom_does_not_judge_faster_for_another_that_asks_often() -> None:
     checked, other = Checked(), Listen("tcp", "*", 444)
     often, seldom = HealthPolicy(check=PRIMARY), HealthPolicy(check=PRIMARY, interval=60.0)
@@ -90,7 +85,6 @@ async def test_a_frontend_that_asks_seldom_does_not_judge_faster_for_another_tha
     assert (other, server().address) in checked.checker.findings.down
 
 
-@aio
 async def test_a_call_of_its_phone_home_asks_a_server_that_is_down_at_once_and_once_an_interval() -> None:
     policy = HealthPolicy(interval=60.0, max_interval=600.0, rise=1)
     checked, address = Checked(), server().address
@@ -117,7 +111,6 @@ async def test_a_call_of_its_phone_home_asks_a_server_that_is_down_at_once_and_o
     assert (LISTEN, address) not in checked.checker.findings.down
 
 
-@aio
 async def test_a_call_dials_a_server_that_has_never_answered() -> None:
     checked, address = Checked(), server().address
     checked.checker.defaults = HealthPolicy(interval=60.0)
@@ -140,7 +133,6 @@ async def test_a_call_dials_a_server_that_has_never_answered() -> None:
 # ---------------------------------------------------------------- the budget
 
 
-@aio
 async def test_five_thousand_servers_are_asked_a_thousand_times_a_second_each_in_its_turn() -> None:
     checked = Checked(random.Random(1).uniform)
     checked.serve(HealthPolicy(HealthMode.ACTIVE, PRIMARY, interval=1.0), *(server(number) for number in range(5000)))
@@ -154,7 +146,6 @@ async def test_five_thousand_servers_are_asked_a_thousand_times_a_second_each_in
     assert 2.0 < checked.checker.agenda.lag < 8.0
 
 
-@aio
 async def test_black_holes_wait_for_those_who_answer_and_are_asked_all_the_same() -> None:
     checked = Checked(random.Random(1).uniform)
     holes, living = [server(number) for number in range(3000)], [server(number) for number in range(3000, 3800)]
@@ -190,7 +181,6 @@ def test_so_many_black_holes_are_asked_at_once_and_no_more() -> None:
 # ---------------------------------------------------------------- when all are down
 
 
-@aio
 async def test_a_server_that_must_pass_first_is_down_until_its_first_answer() -> None:
     checked, place = Checked(), (LISTEN, server().address)
     checked.says[server().address] = REPLICA
@@ -206,7 +196,6 @@ async def test_a_server_that_must_pass_first_is_down_until_its_first_answer() ->
     assert checked.news[-1][1] == "web-443: server 192.0.2.1:30443 has passed its check"
 
 
-@aio
 async def test_what_a_snapshot_remembers_opens_no_closed_door_and_closes_no_open_one() -> None:
     up, down, gone = ((LISTEN, server(number).address) for number in (1, 2, 3))
     checked = Checked()
@@ -224,7 +213,6 @@ async def test_what_a_snapshot_remembers_opens_no_closed_door_and_closes_no_open
     assert dict(checked.checker.findings.passed) == {down: True}
 
 
-@aio
 async def test_a_reload_to_refuse_keeps_those_in_that_have_passed_their_check() -> None:
     checked, place = Checked(), (LISTEN, server().address)
     checked.serve(HealthPolicy(check=PRIMARY), server())
@@ -234,7 +222,6 @@ async def test_a_reload_to_refuse_keeps_those_in_that_have_passed_their_check() 
     assert place not in checked.checker.findings.down
 
 
-@aio
 async def test_without_checks_nothing_is_asked_and_nobody_is_down() -> None:
     checked, place = Checked(), (LISTEN, server().address)
     checked.says[server().address] = REPLICA
@@ -248,7 +235,6 @@ async def test_without_checks_nothing_is_asked_and_nobody_is_down() -> None:
     assert checked.checks() == []
 
 
-@aio
 async def test_a_reload_to_active_asks_also_those_that_were_up_all_along() -> None:
     checked = Checked()
     checked.serve(HealthPolicy(), server())
@@ -259,7 +245,6 @@ async def test_a_reload_to_active_asks_also_those_that_were_up_all_along() -> No
     assert [question.check for question in checked.checks()] == [PRIMARY]
 
 
-@aio
 async def test_a_reload_to_a_shorter_interval_does_not_wait_for_the_end_of_the_longer_one() -> None:
     checked = Checked()
     checked.serve(HealthPolicy(check=PRIMARY, interval=3600.0), server())
@@ -269,7 +254,6 @@ async def test_a_reload_to_a_shorter_interval_does_not_wait_for_the_end_of_the_l
     assert len(checked.checks()) >= 4
 
 
-@aio
 async def test_after_maintenance_a_server_must_pass_again() -> None:
     checked, place = Checked(), (LISTEN, server().address)
     checked.serve(SWITCHING, server())
@@ -283,7 +267,6 @@ async def test_after_maintenance_a_server_must_pass_again() -> None:
     assert place in checked.checker.findings.down
 
 
-@aio
 async def test_a_client_that_reaches_a_replica_does_not_make_it_primary() -> None:
     checked, place = Checked(), (LISTEN, server().address)
     checked.serve(SWITCHING, server())
@@ -296,18 +279,15 @@ async def test_a_client_that_reaches_a_replica_does_not_make_it_primary() -> Non
     assert place not in checked.checker.findings.passed
 
 
-def test_probing_survives_a_frontend_that_leaves_while_its_server_is_asked() -> None:
-    async def main() -> None:
-        checked = Checked()
-        checked.serve(SWITCHING, server())
-        answer = asyncio.get_running_loop().create_future()
-        checked.checker._ask = lambda _question: answer
-        probing = asyncio.get_running_loop().create_task(checked.checker.probe())
-        await asyncio.sleep(0)
-        checked.serve(SWITCHING)
-        answer.set_result("yes")
-        await probing
-        assert not checked.checker.findings.passed
-        assert not checked.checker.findings.groups
-
-    asyncio.run(main())
+async def test_probing_survives_a_frontend_that_leaves_while_its_server_is_asked() -> None:
+    checked = Checked()
+    checked.serve(SWITCHING, server())
+    answer = asyncio.get_running_loop().create_future()
+    checked.checker._ask = lambda _question: answer
+    probing = asyncio.get_running_loop().create_task(checked.checker.probe())
+    await asyncio.sleep(0)
+    checked.serve(SWITCHING)
+    answer.set_result("yes")
+    await probing
+    assert not checked.checker.findings.passed
+    assert not checked.checker.findings.groups

@@ -5,12 +5,10 @@ import os
 import resource
 import socket
 import threading
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import pytest
-import uvloop
 
 from pylb.control.health.prober import Question, ask
 from pylb.core.address import Address
@@ -18,58 +16,46 @@ from pylb.core.policy import Check, CheckKind, ProxyProtocol, Step
 from tests.control.harness import NODE_A, black_hole, target
 from tests.support.ports import free_ports
 
-Run = Callable[[Coroutine[Any, Any, object]], object]
-loops = pytest.mark.parametrize("run", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
+pytestmark = pytest.mark.asyncio(loop_factories=["asyncio", "uvloop"])
 
 
 def open_fds() -> int:
     return len(os.listdir("/proc/self/fd"))
 
 
-@loops
-def test_who_listens_answers(run: Run) -> None:
+async def test_who_listens_answers() -> None:
     (port,) = free_ports(1)
     with target(port):
-        assert run(ask(Question(Address(NODE_A, port), timeout=1.0))) == "yes"
+        assert await ask(Question(Address(NODE_A, port), timeout=1.0)) == "yes"
 
 
-@loops
-def test_who_does_not_listen_refuses(run: Run) -> None:
+async def test_who_does_not_listen_refuses() -> None:
     (port,) = free_ports(1)
-    assert run(ask(Question(Address(NODE_A, port), timeout=1.0))) == "refused"
-    assert run(ask(Question(Address("::1", port), timeout=1.0))) == "refused"
+    assert await ask(Question(Address(NODE_A, port), timeout=1.0)) == "refused"
+    assert await ask(Question(Address("::1", port), timeout=1.0)) == "refused"
 
 
-@loops
-def test_who_drops_the_syn_times_out(run: Run) -> None:
+async def test_who_drops_the_syn_times_out() -> None:
     (port,) = free_ports(1)
     with black_hole(port):
-        assert run(ask(Question(Address(NODE_A, port), timeout=0.1))) == "timeout"
+        assert await ask(Question(Address(NODE_A, port), timeout=0.1)) == "timeout"
 
 
-@loops
-def test_where_no_route_leads_is_unreachable(run: Run) -> None:
-    assert run(ask(Question(Address("255.255.255.255", 30443), timeout=1.0))) == "unreachable"
+async def test_where_no_route_leads_is_unreachable() -> None:
+    assert await ask(Question(Address("255.255.255.255", 30443), timeout=1.0)) == "unreachable"
 
 
-@loops
-def test_no_dial_leaves_a_descriptor_behind(run: Run) -> None:
+async def test_no_dial_leaves_a_descriptor_behind() -> None:
     (closed, hole, listening) = free_ports(3)
-
-    async def many() -> tuple[int, int]:
+    with black_hole(hole), target(listening):
         await ask(Question(Address(NODE_A, closed), timeout=1.0))  # whatever the loop itself opens lazily
         before = open_fds()
         ports = (closed, hole, listening) * 5
         await asyncio.gather(*(ask(Question(Address(NODE_A, port), timeout=0.1)) for port in ports))
-        return before, open_fds()
-
-    with black_hole(hole), target(listening):
-        before, after = run(many())  # type: ignore[misc]
-    assert before == after
+        assert open_fds() == before
 
 
-@loops
-def test_without_descriptors_nothing_is_said_of_the_target(run: Run) -> None:
+async def test_without_descriptors_nothing_is_said_of_the_target() -> None:
     async def starved() -> str:
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
@@ -78,7 +64,7 @@ def test_without_descriptors_nothing_is_said_of_the_target(run: Run) -> None:
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
-    assert run(starved()) == "resource"
+    assert await starved() == "resource"
 
 
 # ---------------------------------------------------------------- questions and answers
@@ -132,7 +118,6 @@ def hears(connection: socket.socket, heard: list[bytes]) -> None:
         heard.append(piece)
 
 
-@loops
 @pytest.mark.parametrize(
     ("check", "pieces", "found"),
     [
@@ -148,7 +133,7 @@ def hears(connection: socket.socket, heard: list[bytes]) -> None:
         (Check(CheckKind.SEND, (Step(expect=b"220 "),)), [b"220 hello\r\n"], "yes"),
     ],
 )
-def test_what_a_server_answers_decides(run: Run, check: Check, pieces: list[bytes], found: str) -> None:
+async def test_what_a_server_answers_decides(check: Check, pieces: list[bytes], found: str) -> None:
     def reply(connection: socket.socket, heard: list[bytes]) -> None:
         if check is HTTP or check.steps[0].send:
             heard.append(connection.recv(4096))
@@ -156,52 +141,47 @@ def test_what_a_server_answers_decides(run: Run, check: Check, pieces: list[byte
             connection.sendall(piece)
 
     with app(reply) as (server, _):
-        assert run(ask(Question(server, check, timeout=10.0))) == found
+        assert await ask(Question(server, check, timeout=10.0)) == found
 
 
-@loops
-def test_an_http_check_asks_for_its_path_and_host(run: Run) -> None:
+async def test_an_http_check_asks_for_its_path_and_host() -> None:
     with app(says(b"HTTP/1.1 200 OK\r\n\r\n")) as (server, heard):
-        run(ask(Question(server, HTTP)))
+        await ask(Question(server, HTTP))
     assert heard[0].startswith(b"GET /up HTTP/1.0\r\nHost: app.example.net\r\n")
     with app(says(b"HTTP/1.1 200 OK\r\n\r\n")) as (server, heard):
-        run(ask(Question(server, Check(CheckKind.HTTP))))
+        await ask(Question(server, Check(CheckKind.HTTP)))
     assert heard[0].startswith(f"GET / HTTP/1.0\r\nHost: {server}\r\n".encode())
 
 
-@loops
 @pytest.mark.parametrize(("low", "high", "found"), [(200, 200, "wrong answer: HTTP status 204"), (204, 204, "yes")])
-def test_the_status_that_is_right_is_the_operators_matter(run: Run, low: int, high: int, found: str) -> None:
+async def test_the_status_that_is_right_is_the_operators_matter(low: int, high: int, found: str) -> None:
     with app(says(b"HTTP/1.1 204 No Content\r\n\r\n")) as (server, _):
-        assert run(ask(Question(server, Check(CheckKind.HTTP, status=(low, high))))) == found
+        assert await ask(Question(server, Check(CheckKind.HTTP, status=(low, high)))) == found
 
 
-@loops
-def test_a_server_that_accepts_and_never_answers_times_out(run: Run) -> None:
+async def test_a_server_that_accepts_and_never_answers_times_out() -> None:
     with app(says_nothing) as (server, _):
-        assert run(ask(Question(server, HTTP, timeout=0.1))) == "timeout"
+        assert await ask(Question(server, HTTP, timeout=0.1)) == "timeout"
 
 
-@loops
 @pytest.mark.parametrize(
     ("version", "expected"), [(ProxyProtocol.V1, b"PROXY UNKNOWN\r\n"), (ProxyProtocol.V2, b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0")]
 )
-def test_a_server_that_wants_proxy_headers_is_told_whose_connection_it_is(
-    run: Run, version: ProxyProtocol, expected: bytes
+async def test_a_server_that_wants_proxy_headers_is_told_whose_connection_it_is(
+    version: ProxyProtocol, expected: bytes
 ) -> None:
     with app(hears) as (server, heard):
-        assert run(ask(Question(server, Check(), version))) == "yes"
+        assert await ask(Question(server, Check(), version)) == "yes"
     assert b"".join(heard) == expected
     with app(hears) as (server, heard):
-        assert run(ask(Question(server, Check(CheckKind.SEND, (Step(b"ping"),)), version))) == "yes"
+        assert await ask(Question(server, Check(CheckKind.SEND, (Step(b"ping"),)), version)) == "yes"
     assert b"".join(heard) == expected + b"ping"
 
 
-@loops
-def test_another_port_is_asked_without_a_proxy_header(run: Run) -> None:
+async def test_another_port_is_asked_without_a_proxy_header() -> None:
     with app(hears) as (checked, heard):
         question = Question(Address(NODE_A, 1), Check(CheckKind.SEND, (Step(b"ping"),), port=checked.port), ProxyProtocol.V2)
-        assert run(ask(question)) == "yes"
+        assert await ask(question) == "yes"
     assert heard == [b"ping"]
 
 
@@ -211,7 +191,6 @@ REDIS = Check(
 )
 
 
-@loops
 @pytest.mark.parametrize(
     ("answers", "found"),
     [
@@ -222,7 +201,7 @@ REDIS = Check(
         ([], "wrong answer: step 1: b'+PONG' is not in b''"),
     ],
 )
-def test_a_check_goes_step_by_step_and_says_which_one_failed(run: Run, answers: list[bytes], found: str) -> None:
+async def test_a_check_goes_step_by_step_and_says_which_one_failed(answers: list[bytes], found: str) -> None:
     def reply(connection: socket.socket, heard: list[bytes]) -> None:
         for answer in answers:
             heard.append(connection.recv(4096))
@@ -231,11 +210,10 @@ def test_a_check_goes_step_by_step_and_says_which_one_failed(run: Run, answers: 
             connection.recv(4096)  # until it hangs up
 
     with app(reply) as (server, _):
-        assert run(ask(Question(server, REDIS, timeout=10.0))) == found
+        assert await ask(Question(server, REDIS, timeout=10.0)) == found
 
 
-@loops
-def test_a_replica_that_says_so_and_stays_connected_is_wrong_and_not_silent(run: Run) -> None:
+async def test_a_replica_that_says_so_and_stays_connected_is_wrong_and_not_silent() -> None:
     def reply(connection: socket.socket, _heard: list[bytes]) -> None:
         for answer in (b"+PONG\r\n", b"role:slave\r\n"):
             connection.recv(4096)
@@ -243,5 +221,5 @@ def test_a_replica_that_says_so_and_stays_connected_is_wrong_and_not_silent(run:
         connection.recv(4096)  # until it hangs up
 
     with app(reply) as (server, _):
-        found = run(ask(Question(server, REDIS, timeout=1.0)))
+        found = await ask(Question(server, REDIS, timeout=1.0))
     assert found == "wrong answer: step 2: b'role:master' is not in b'\\r\\nrole:slave\\r\\n'"

@@ -12,7 +12,7 @@ from pylb.core.address import HostPort, Listen
 from pylb.core.auth import Keyring
 from pylb.core.policy import Family, Rules, StaticFrontend, StaticServer
 from pylb.host.machine import resolve
-from tests.control.harness import NODE_A, NODE_C, Clock, Control, aio, control, target
+from tests.control.harness import NODE_A, NODE_C, Clock, Control, control, target
 from tests.support.ports import free_ports
 
 NODES = HostPort("nodes.example.net", 30443)
@@ -28,7 +28,6 @@ def servers(c: Control) -> dict[str, str]:
     return {view.server: str(view.address) for view in c.registry.each_server()}
 
 
-@aio
 async def test_all_addresses_of_a_name_are_servers_as_its_line_says(tmp_path: Path) -> None:
     (port,) = free_ports(1)
     async with control(tmp_path, rules=rules(port, NODES)) as c:
@@ -44,7 +43,6 @@ async def test_all_addresses_of_a_name_are_servers_as_its_line_says(tmp_path: Pa
         assert [event.text for event in c.heard if event.kind == "resolved"] == [f"nodes.example.net is {ONE}, {TWO}, {THREE}"]
 
 
-@aio
 @pytest.mark.parametrize(
     ("family", "expected"), [(Family.IPV4, {ONE, TWO}), (Family.IPV6, {THREE}), (Family.ANY, {ONE, TWO, THREE})]
 )
@@ -57,7 +55,6 @@ async def test_a_line_may_want_the_addresses_of_one_family_alone(tmp_path: Path,
         assert {view.address.ip for view in c.registry.each_server()} == expected
 
 
-@aio
 async def test_an_address_that_never_answered_is_no_trouble_while_another_of_its_name_does(tmp_path: Path) -> None:
     (port,) = free_ports(1)
     lines = (StaticServer(HostPort("nodes.example.net", 30443)),)
@@ -83,7 +80,6 @@ async def test_an_address_that_never_answered_is_no_trouble_while_another_of_its
             assert word() is Health.DEGRADED  # it has answered once: now it is missed
 
 
-@aio
 async def test_a_new_name_has_its_addresses_in_the_first_table_that_has_it(tmp_path: Path) -> None:
     port, other = free_ports(2)
     made = Control(tmp_path, rules(port, NODES))
@@ -100,7 +96,6 @@ async def test_a_new_name_has_its_addresses_in_the_first_table_that_has_it(tmp_p
         made.sink.close()
 
 
-@aio
 async def test_names_that_do_not_answer_delay_a_start_only_so_long_and_no_other_names(tmp_path: Path) -> None:
     asked: list[str] = []
 
@@ -116,7 +111,6 @@ async def test_names_that_do_not_answer_delay_a_start_only_so_long_and_no_other_
     assert len(asked) == AT_ONCE + 1
 
 
-@aio
 async def test_an_address_that_goes_leaves_and_the_others_keep_their_labels(tmp_path: Path) -> None:
     (port,) = free_ports(1)
     async with control(tmp_path, rules=rules(port, NODES)) as c:
@@ -137,29 +131,25 @@ async def test_an_address_that_goes_leaves_and_the_others_keep_their_labels(tmp_
 
 
 @pytest.mark.parametrize("failure", [[], TimeoutError(), OSError("no DNS"), ["fe80::1%eth0"]])
-def test_a_failure_takes_no_server_away_and_is_told_once(tmp_path: Path, failure: list[str] | Exception) -> None:
-    async def main() -> None:
-        (port,) = free_ports(1)
-        async with control(tmp_path, rules=rules(port, NODES)) as c:
-            c.dns["nodes.example.net"] = [ONE]
-            await c.registry.resolve()
-            c.dns["nodes.example.net"] = failure
-            for _ in range(20):
-                c.clock.now += 300
-                await c.registry.resolve()
-            assert servers(c) == {f"{NODES}@{ONE}": f"{ONE}:30443"}
-            (told,) = [event for event in c.heard if event.kind == "unresolved"]
-            assert told.alarm
-            assert f"its last addresses count on: {ONE}" in told.text
-            c.dns["nodes.example.net"] = [TWO]
+async def test_a_failure_takes_no_server_away_and_is_told_once(tmp_path: Path, failure: list[str] | Exception) -> None:
+    (port,) = free_ports(1)
+    async with control(tmp_path, rules=rules(port, NODES)) as c:
+        c.dns["nodes.example.net"] = [ONE]
+        await c.registry.resolve()
+        c.dns["nodes.example.net"] = failure
+        for _ in range(20):
             c.clock.now += 300
             await c.registry.resolve()
-            assert servers(c) == {f"{NODES}@{TWO}": f"{TWO}:30443"}
+        assert servers(c) == {f"{NODES}@{ONE}": f"{ONE}:30443"}
+        (told,) = [event for event in c.heard if event.kind == "unresolved"]
+        assert told.alarm
+        assert f"its last addresses count on: {ONE}" in told.text
+        c.dns["nodes.example.net"] = [TWO]
+        c.clock.now += 300
+        await c.registry.resolve()
+        assert servers(c) == {f"{NODES}@{TWO}": f"{TWO}:30443"}
 
-    asyncio.run(main())
 
-
-@aio
 async def test_a_start_without_dns_serves_what_was_known(tmp_path: Path) -> None:
     (port,) = free_ports(1)
     async with control(tmp_path, rules=rules(port, NODES)) as c:
@@ -169,7 +159,6 @@ async def test_a_start_without_dns_serves_what_was_known(tmp_path: Path) -> None
         assert servers(c) == {f"{NODES}@{ONE}": f"{ONE}:30443"}
 
 
-@aio
 async def test_a_reload_keeps_what_is_known_and_forgets_what_nobody_needs(tmp_path: Path) -> None:
     (port,) = free_ports(1)
     other = HostPort("other.example.net", 1)
@@ -185,7 +174,6 @@ async def test_a_reload_keeps_what_is_known_and_forgets_what_nobody_needs(tmp_pa
         assert set(c.registry._state.resolver.answers) == {"other.example.net"}
 
 
-@aio
 async def test_what_no_server_may_be_is_left_out(tmp_path: Path) -> None:
     """A name that points to pylb itself, or to where nobody may be sent."""
     (port,) = free_ports(1)
@@ -196,7 +184,6 @@ async def test_what_no_server_may_be_is_left_out(tmp_path: Path) -> None:
         assert servers(c) == {f"{looped}@{ONE}": f"{ONE}:{port}"}
 
 
-@aio
 async def test_a_name_whose_answer_does_not_come_holds_up_no_other() -> None:
     clock, never = Clock(), asyncio.Event()
 
@@ -220,7 +207,6 @@ async def test_a_name_whose_answer_does_not_come_holds_up_no_other() -> None:
     assert resolver.answers == {"fast": (ONE,)}
 
 
-@aio
 async def test_of_a_thousand_names_some_are_asked_for_at_a_time() -> None:
     asking = most = 0
 
@@ -241,7 +227,6 @@ async def test_of_a_thousand_names_some_are_asked_for_at_a_time() -> None:
     assert (len(resolver.answers), most, rounds) == (1000, AT_ONCE, 1000 // AT_ONCE)
 
 
-@aio
 async def test_the_systems_own_resolver_knows_localhost() -> None:
     resolver = Resolver(resolve, Clock(), lambda _low, _high: 1.0, lambda _kind, _text, _alarm: None)
     resolver.follow(["localhost"], 30.0)

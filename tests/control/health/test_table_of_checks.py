@@ -134,8 +134,8 @@ def test_the_table_has_every_check_and_every_mode() -> None:
 
 
 @pytest.mark.parametrize("row", list(rows()), ids=lambda row: f"{row.check}-{row.mode}-{row.when_all_down}-{row.server}")
-def test_a_server_is_out_and_back_as_the_table_says(row: Row) -> None:
-    stories = [asyncio.run(Watched(row, seed).story()) for seed in range(12)]
+async def test_a_server_is_out_and_back_as_the_table_says(row: Row) -> None:
+    stories = [await Watched(row, seed).story() for seed in range(12)]
     out, back = (max(values) for values in zip(*stories, strict=True))
     assert out <= number(row.out)
     assert back <= number(row.back)

@@ -17,7 +17,7 @@ import pytest
 from pylb.control.storage import disk, files
 from pylb.control.storage.disk import Unsynced
 from pylb.control.storage.store import MAX_BYTES, VERSION, StateLocked, Store
-from tests.control.harness import aio, disk_full, until
+from tests.control.harness import disk_full, until
 
 Damage = Callable[[Path], object]
 
@@ -30,7 +30,6 @@ async def saved(state_dir: Path, *payloads: dict[str, object]) -> Store:
     return store
 
 
-@aio
 async def test_what_was_saved_is_what_is_loaded(tmp_path: Path) -> None:
     store = await saved(tmp_path / "state", {"generation": 1}, {"generation": 2, "name": "Bärbel"})
     store.close()
@@ -40,7 +39,6 @@ async def test_what_was_saved_is_what_is_loaded(tmp_path: Path) -> None:
     again.close()
 
 
-@aio
 async def test_only_the_owner_may_read_it_and_nothing_else_is_left_behind(tmp_path: Path) -> None:
     store = await saved(tmp_path / "state", {"a": 1}, {"a": 2})
     store.close()
@@ -49,7 +47,6 @@ async def test_only_the_owner_may_read_it_and_nothing_else_is_left_behind(tmp_pa
     assert (tmp_path / "state").stat().st_mode & 0o777 == 0o700
 
 
-@aio
 async def test_the_file_is_plain_json_with_a_checksum_that_others_can_compute(tmp_path: Path) -> None:
     store = await saved(tmp_path, {"b": [{"y": 1, "x": None}, 2.5, "ä"], "a": {"d": [], "c": True}})
     store.close()
@@ -108,7 +105,6 @@ DAMAGES: dict[str, Damage] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES.keys())
-@aio
 async def test_a_damaged_file_gives_way_to_the_generation_before_and_is_kept_aside(tmp_path: Path, damage: Damage) -> None:
     store = await saved(tmp_path, {"a": 1}, {"a": 2})
     damage(store.path)
@@ -121,7 +117,6 @@ async def test_a_damaged_file_gives_way_to_the_generation_before_and_is_kept_asi
     assert not os.path.lexists(store.path)
 
 
-@aio
 async def test_with_both_generations_damaged_the_start_is_empty_and_says_so(tmp_path: Path) -> None:
     store = await saved(tmp_path, {"a": 1}, {"a": 2})
     store.path.write_bytes(b"x")
@@ -136,7 +131,6 @@ async def test_with_both_generations_damaged_the_start_is_empty_and_says_so(tmp_
 
 
 @pytest.mark.parametrize("version", [VERSION - 1, VERSION + 1])
-@aio
 async def test_one_version_back_and_forth_can_be_read(tmp_path: Path, version: int) -> None:
     store = await saved(tmp_path, {"a": 1, "a key of the future": [1]})
     _version(store.path, version)
@@ -147,7 +141,6 @@ async def test_one_version_back_and_forth_can_be_read(tmp_path: Path, version: i
     assert complaints == []
 
 
-@aio
 async def test_two_cannot_use_one_directory_at_a_time(tmp_path: Path) -> None:
     first, second = await saved(tmp_path), Store(tmp_path)
     with pytest.raises(StateLocked, match="another pylb"):
@@ -158,7 +151,6 @@ async def test_two_cannot_use_one_directory_at_a_time(tmp_path: Path) -> None:
     second.close()
 
 
-@aio
 async def test_what_a_crash_left_in_mid_write_is_swept_at_the_next_start(tmp_path: Path) -> None:
     (await saved(tmp_path, {"a": 1})).close()
     (tmp_path / "state.json.new-123").write_bytes(b"half")
@@ -168,7 +160,6 @@ async def test_what_a_crash_left_in_mid_write_is_swept_at_the_next_start(tmp_pat
     store.close()
 
 
-@aio
 async def test_a_write_that_fails_leaves_both_generations_and_nothing_else(tmp_path: Path) -> None:
     store = await saved(tmp_path, {"a": 1}, {"a": 2})
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
@@ -180,7 +171,6 @@ async def test_a_write_that_fails_leaves_both_generations_and_nothing_else(tmp_p
     store.close()
 
 
-@aio
 async def test_a_disk_that_hangs_is_a_disk_that_fails_and_its_late_write_is_called_off(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -205,7 +195,6 @@ async def test_a_disk_that_hangs_is_a_disk_that_fails_and_its_late_write_is_call
     store.close()
 
 
-@aio
 async def test_a_file_that_is_missing_gives_way_to_the_generation_before_and_that_is_said(tmp_path: Path) -> None:
     store = await saved(tmp_path, {"a": 1}, {"a": 2})
     store.path.unlink()
@@ -215,7 +204,6 @@ async def test_a_file_that_is_missing_gives_way_to_the_generation_before_and_tha
     store.close()
 
 
-@aio
 async def test_without_hard_links_the_generation_before_is_kept_all_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -231,7 +219,6 @@ async def test_without_hard_links_the_generation_before_is_kept_all_the_same(
 
 
 @pytest.mark.parametrize(("code", "heard"), [(errno.EIO, True), (errno.EINVAL, False)])
-@aio
 async def test_what_only_the_directory_did_not_take_is_on_disk_and_said_to_be_unsynced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, heard: bool
 ) -> None:
@@ -250,7 +237,6 @@ async def test_what_only_the_directory_did_not_take_is_on_disk_and_said_to_be_un
     store.close()
 
 
-@aio
 async def test_a_write_that_hangs_behind_its_rename_is_unsynced_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = await saved(tmp_path, {"a": 1})
     hangs, real = threading.Event(), os.fsync
