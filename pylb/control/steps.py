@@ -2,18 +2,34 @@
 
 import asyncio
 import gc
-from collections.abc import AsyncIterator, Generator, Iterable
+from collections.abc import AsyncIterator, Generator, Iterable, Iterator
 from typing import TypeVar
 
 T = TypeVar("T")
 
 
-async def in_turns(items: Iterable[T], every: int) -> AsyncIterator[T]:
+def in_turns(items: Iterable[T], every: int) -> AsyncIterator[T]:
     """The items; the loop runs after `every` of them. The caller chooses a number that takes a millisecond or two."""
-    for number, item in enumerate(items, 1):
-        yield item
-        if number % every == 0:
+    return _InTurns(iter(items), every)
+
+
+class _InTurns(AsyncIterator[T]):
+    """Not an async generator: whoever stops in the middle, by an error, would have to close it, or the loop starts a task that
+    does."""
+
+    def __init__(self, items: Iterator[T], every: int) -> None:
+        self._items = items
+        self._every = every
+        self._since = 0  # items since the loop ran
+
+    async def __anext__(self) -> T:
+        if self._since == self._every:
+            self._since = 0
             await turn()
+        self._since += 1
+        for item in self._items:
+            return item
+        raise StopAsyncIteration
 
 
 async def stepwise(work: Generator[None, None, T]) -> T:

@@ -38,10 +38,9 @@ class View:
         return "\n".join(lines) + "\n"
 
     @staticmethod
-    async def proxies(picture: Picture) -> AsyncIterator[list[Row]]:
+    def proxies(picture: Picture) -> AsyncIterator[list[Row]]:
         """Picture.proxies in steps; the event loop runs other tasks between them."""
-        async for rows in in_turns(picture.proxies(), PER_TURN):
-            yield rows
+        return in_turns(picture.proxies(), PER_TURN)
 
     async def info(self) -> dict[str, int | str]:
         """The answer to `show info`."""

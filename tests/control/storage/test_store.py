@@ -1,7 +1,5 @@
 """The snapshot on a real file system, whole and damaged."""
 
-# ruff: noqa: ASYNC240 - a test may look at its own small files from a coroutine
-
 import errno
 import json
 import os
