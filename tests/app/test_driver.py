@@ -12,8 +12,8 @@ from pylb.workers.in_process import Driver
 from tests.support.drive import Drive, Witness, server_at
 
 
-def test_a_want_of_pipes_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
-    async def run() -> None:
+async def test_a_want_of_pipes_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, "pylb"):
         engine = Engine(observer=Witness(), max_connections=4, on_fault=pytest.fail)
         driver = Driver(engine)
         try:
@@ -32,14 +32,11 @@ def test_a_want_of_pipes_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
                 engine.counters.pipe_fallbacks += 1
         finally:
             driver.close()
-
-    with caplog.at_level(logging.WARNING, "pylb"):
-        asyncio.run(run())
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert "pipe-user-pages-soft" in caplog.text
 
 
-def test_the_engine_has_one_turn_in_each_turn_of_the_loop() -> None:
+async def test_the_engine_has_one_turn_in_each_turn_of_the_loop() -> None:
     """Also while its descriptor stays readable and it always has more to do, as with bulk."""
     drive = Drive(splice=False)
     engine = drive.engine
@@ -51,7 +48,9 @@ def test_the_engine_has_one_turn_in_each_turn_of_the_loop() -> None:
         turns += 1
         return True
 
-    async def run() -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine, "on_ready", always_more)
+        patch.setattr(engine, "close", lambda: None)  # the drive does
         driver = Driver(engine)
         try:
             for _ in range(rounds):
@@ -61,16 +60,11 @@ def test_the_engine_has_one_turn_in_each_turn_of_the_loop() -> None:
         before = turns
         await asyncio.sleep(0)
         assert turns == before, "a turn after the end"
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine, "on_ready", always_more)
-        patch.setattr(engine, "close", lambda: None)  # the drive does
-        asyncio.run(run())
     drive.finish()
     assert rounds - 1 <= turns <= rounds + 1
 
 
-def test_a_table_that_gives_the_engine_more_to_do_is_followed_by_a_turn_at_once() -> None:
+async def test_a_table_that_gives_the_engine_more_to_do_is_followed_by_a_turn_at_once() -> None:
     """Not only by the next tick: clients that waited have room now."""
     drive = Drive(splice=False)
     engine, backend = drive.engine, drive.backend()
@@ -82,19 +76,16 @@ def test_a_table_that_gives_the_engine_more_to_do_is_followed_by_a_turn_at_once(
     drive.run_until(lambda: engine.counters.frontends[listen].queued == 20)
     roomy = make_table(9, {listen: replace(engine.table.frontends[listen], servers=(server_at(backend),))})
 
-    async def run() -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine, "close", lambda: None)  # the drive does
         driver = Driver(engine)
         try:
-            with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(engine, "tick", lambda _now: False)
+            with pytest.MonkeyPatch.context() as no_tick:
+                no_tick.setattr(engine, "tick", lambda _now: False)
                 driver.apply(roomy)
                 for _ in range(20):
                     await asyncio.sleep(0)  # one turn of the loop
         finally:
             driver.close()
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine, "close", lambda: None)  # the drive does
-        asyncio.run(run())
     assert engine.counters.frontends[listen].queued == 0
     drive.finish()

@@ -18,39 +18,35 @@ from tests.support.processes import ROOT
 SCRIPT = Script(number=7, end=End.TOGETHER, up=100_000, down=50_000, chunk=1000)
 
 
-def played(script: Script, spoil: Callable[[bytes], bytes] | None = None) -> tuple[Half, Half]:
+async def played(script: Script, spoil: Callable[[bytes], bytes] | None = None) -> tuple[Half, Half]:
     """Both ends over a pair of sockets, with `spoil` between server and client if given."""
+    loop = asyncio.get_running_loop()
+    client, inner = socket.socketpair()
+    outer, server = (inner, inner) if spoil is None else socket.socketpair()
+    if spoil is None:
+        server = inner
+    for sock in {client, inner, outer, server}:
+        sock.setblocking(False)
+    one, two = Line(client, script.number, script.number + 1), Line(server, script.number + 1, script.number)
 
-    async def run() -> tuple[Half, Half]:
-        loop = asyncio.get_running_loop()
-        client, inner = socket.socketpair()
-        outer, server = (inner, inner) if spoil is None else socket.socketpair()
-        if spoil is None:
-            server = inner
-        for sock in {client, inner, outer, server}:
-            sock.setblocking(False)
-        one, two = Line(client, script.number, script.number + 1), Line(server, script.number + 1, script.number)
+    async def carry(source: socket.socket, target: socket.socket, change: Callable[[bytes], bytes]) -> None:
+        while data := await loop.sock_recv(source, 65536):
+            await loop.sock_sendall(target, change(data))
+        target.shutdown(socket.SHUT_WR)
 
-        async def carry(source: socket.socket, target: socket.socket, change: Callable[[bytes], bytes]) -> None:
-            while data := await loop.sock_recv(source, 65536):
-                await loop.sock_sendall(target, change(data))
-            target.shutdown(socket.SHUT_WR)
-
-        jobs = [play(one, script, client=True), play(two, script, client=False)]
-        if spoil is not None:
-            jobs += [carry(inner, outer, lambda data: data), carry(outer, inner, spoil)]
-        async with asyncio.timeout(10):
-            await asyncio.gather(*jobs)
-        for sock in {client, inner, outer, server}:
-            sock.close()
-        return one.half, two.half
-
-    return asyncio.run(run())
+    jobs = [play(one, script, client=True), play(two, script, client=False)]
+    if spoil is not None:
+        jobs += [carry(inner, outer, lambda data: data), carry(outer, inner, spoil)]
+    async with asyncio.timeout(10):
+        await asyncio.gather(*jobs)
+    for sock in {client, inner, outer, server}:
+        sock.close()
+    return one.half, two.half
 
 
 @pytest.mark.parametrize("end", [End.TOGETHER, End.CLIENT_FIRST, End.SERVER_FIRST])
-def test_a_stream_that_came_out_right_is_right(end: End) -> None:
-    assert verdict(SCRIPT, *played(replace(SCRIPT, end=end))) == []
+async def test_a_stream_that_came_out_right_is_right(end: End) -> None:
+    assert verdict(SCRIPT, *await played(replace(SCRIPT, end=end))) == []
 
 
 @pytest.mark.parametrize(
@@ -63,8 +59,8 @@ def test_a_stream_that_came_out_right_is_right(end: End) -> None:
     ],
     ids=["a byte lost", "a byte changed", "a byte added", "nothing arrived"],
 )
-def test_what_a_bad_proxy_does_is_found(spoil: Callable[[bytes], bytes], found: str) -> None:
-    assert any(found in text for text in verdict(SCRIPT, *played(SCRIPT, spoil)))
+async def test_what_a_bad_proxy_does_is_found(spoil: Callable[[bytes], bytes], found: str) -> None:
+    assert any(found in text for text in verdict(SCRIPT, *await played(SCRIPT, spoil)))
 
 
 def test_a_truncated_stream_that_ends_by_fin_and_a_reset_from_nowhere_are_found() -> None:

@@ -18,7 +18,6 @@ from pylb.haproxy.runtime_socket import LINE_BYTES, RuntimeSocket, split
 from pylb.web.sessions import named
 from tests.fuzz.measures import memory
 from tests.support.peers import need_root
-from tests.web.loopback import run
 
 T = TypeVar("T")
 
@@ -43,39 +42,31 @@ async def pieces() -> AsyncIterator[str]:
         yield f"{number}" + "." * 1000 + "\n"
 
 
-def talk(path: Path, data: bytes, *, end: bool = True, idle: float = 10.0) -> str:
+async def talk(path: Path, data: bytes, *, end: bool = True, idle: float = 10.0) -> str:
     """What the socket says until it closes."""
-
-    async def main() -> bytes:
-        served = RuntimeSocket(path, Repeats(), idle=idle)
-        await served.start()
-        try:
-            reader, writer = await asyncio.open_unix_connection(str(path))
-            writer.write(data)
-            if end:
-                writer.write_eof()
-            async with asyncio.timeout(8):
-                found = await reader.read()
-            writer.close()
-            return found
-        finally:
-            await served.stop()
-
-    return run(main()).decode()
+    served = RuntimeSocket(path, Repeats(), idle=idle)
+    await served.start()
+    try:
+        reader, writer = await asyncio.open_unix_connection(str(path))
+        writer.write(data)
+        if end:
+            writer.write_eof()
+        async with asyncio.timeout(8):
+            found = await reader.read()
+        writer.close()
+        return found.decode()
+    finally:
+        await served.stop()
 
 
-def asked(path: Path, ask: Callable[[], T]) -> T:
+async def asked(path: Path, ask: Callable[[], T]) -> T:
     """What `ask` finds, from a thread of its own."""
-
-    async def main() -> T:
-        served = RuntimeSocket(path, Repeats())
-        await served.start()
-        try:
-            return await asyncio.to_thread(ask)
-        finally:
-            await served.stop()
-
-    return run(main())
+    served = RuntimeSocket(path, Repeats())
+    await served.start()
+    try:
+        return await asyncio.to_thread(ask)
+    finally:
+        await served.stop()
 
 
 @pytest.fixture
@@ -83,38 +74,38 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "haproxy.sock"
 
 
-def test_an_answer_ends_with_an_empty_line_and_the_connection_with_the_answer(path: Path) -> None:
-    assert talk(path, b"one two\n", end=False) == "one\ntwo\n\n"
+async def test_an_answer_ends_with_an_empty_line_and_the_connection_with_the_answer(path: Path) -> None:
+    assert await talk(path, b"one two\n", end=False) == "one\ntwo\n\n"
 
 
-def test_commands_of_one_line_are_answered_one_after_the_other(path: Path) -> None:
-    assert talk(path, b"one ; two;;three\n") == "one\n\ntwo\n\nthree\n\n"
+async def test_commands_of_one_line_are_answered_one_after_the_other(path: Path) -> None:
+    assert await talk(path, b"one ; two;;three\n") == "one\n\ntwo\n\nthree\n\n"
 
 
-def test_with_a_prompt_lines_are_answered_until_quit(path: Path) -> None:
-    assert talk(path, b"prompt\none;two\n\nset timeout cli 60\nset timeout cli x\nquit\nthree\n", end=False) == (
+async def test_with_a_prompt_lines_are_answered_until_quit(path: Path) -> None:
+    assert await talk(path, b"prompt\none;two\n\nset timeout cli 60\nset timeout cli x\nquit\nthree\n", end=False) == (
         "\n> one\n\ntwo\n\n> \n> \n> Expects an integer value.\n\n> "
     )
-    assert talk(path, b"prompt;one\nprompt\ntwo\n") == "\none\n\n> \ntwo\n\n"
+    assert await talk(path, b"prompt;one\nprompt\ntwo\n") == "\none\n\n> \ntwo\n\n"
 
 
-def test_a_silent_client_is_left_and_one_that_sends_no_line_too(path: Path) -> None:
-    assert talk(path, b"", end=False, idle=0.1) == ""
-    assert talk(path, b"prompt\n", end=False, idle=0.1) == "\n> "
-    assert talk(path, b"x" * (LINE_BYTES + 100), end=False) == ""
+async def test_a_silent_client_is_left_and_one_that_sends_no_line_too(path: Path) -> None:
+    assert await talk(path, b"", end=False, idle=0.1) == ""
+    assert await talk(path, b"prompt\n", end=False, idle=0.1) == "\n> "
+    assert await talk(path, b"x" * (LINE_BYTES + 100), end=False) == ""
 
 
-def test_a_fault_is_answered_and_logged(path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    assert talk(path, b"fail;one\n") == "pylb failed to answer; its log says why.\n\none\n\n"
+async def test_a_fault_is_answered_and_logged(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert await talk(path, b"fail;one\n") == "pylb failed to answer; its log says why.\n\none\n\n"
     assert "runtime socket: fail failed" in caplog.text
 
 
-def test_a_long_answer_comes_in_pieces(path: Path) -> None:
-    lines = talk(path, b"long\n").splitlines()
+async def test_a_long_answer_comes_in_pieces(path: Path) -> None:
+    lines = (await talk(path, b"long\n")).splitlines()
     assert (len(lines), lines[0][:2], lines[-2][:4], lines[-1]) == (1001, "0.", "999.", "")
 
 
-def test_another_user_is_refused_even_if_the_file_lets_it_in(path: Path, tmp_path: Path) -> None:
+async def test_another_user_is_refused_even_if_the_file_lets_it_in(path: Path, tmp_path: Path) -> None:
     need_root()
     client = (
         "import os, socket, sys\n"
@@ -130,11 +121,11 @@ def test_another_user_is_refused_even_if_the_file_lets_it_in(path: Path, tmp_pat
             [sys.executable, "-c", client, tmp_path], capture_output=True, timeout=20, check=True, text=True
         ).stdout
 
-    assert asked(path, ask_as_nobody) == "only root and pylb's own user may do this\n\n\n"
+    assert await asked(path, ask_as_nobody) == "only root and pylb's own user may do this\n\n\n"
 
 
-def test_the_file_is_private_and_gone_at_the_end(path: Path) -> None:
-    assert asked(path, lambda: stat.S_IMODE(path.stat().st_mode)) == 0o600
+async def test_the_file_is_private_and_gone_at_the_end(path: Path) -> None:
+    assert await asked(path, lambda: stat.S_IMODE(path.stat().st_mode)) == 0o600
     assert not path.exists()
 
 
@@ -158,7 +149,7 @@ def test_a_session_is_named_by_its_id_or_by_its_client(client: str) -> None:
             named(text, [view])
 
 
-def test_it_can_be_asked_with_a_plain_socket(path: Path) -> None:
+async def test_it_can_be_asked_with_a_plain_socket(path: Path) -> None:
     """As socat does, which shuts its side down first."""
 
     def ask() -> bytes:
@@ -169,4 +160,4 @@ def test_it_can_be_asked_with_a_plain_socket(path: Path) -> None:
             sock.shutdown(socket.SHUT_WR)
             return sock.recv(100)
 
-    assert asked(path, ask) == b"one\n\n"
+    assert await asked(path, ask) == b"one\n\n"

@@ -10,13 +10,13 @@ from pylb.host import addresses
 from pylb.host.addresses import Addresses
 
 
-def test_without_netlink_the_addresses_are_checked_at_intervals(
+async def test_without_netlink_the_addresses_are_checked_at_intervals(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def refused(*_: object) -> socket.socket:
         raise OSError(93, "Protocol not supported")
 
-    async def three_looks() -> None:
+    with caplog.at_level(logging.WARNING):
         looks, done = 0, asyncio.Event()
 
         async def look() -> None:
@@ -32,7 +32,4 @@ def test_without_netlink_the_addresses_are_checked_at_intervals(
             await done.wait()
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
-
-    with caplog.at_level(logging.WARNING):
-        asyncio.run(three_looks())
     assert "netlink is not available" in caplog.text

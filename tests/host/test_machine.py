@@ -73,13 +73,9 @@ def test_the_address_that_others_would_see_is_one_of_the_machine_s_or_loopback()
     assert ip_address(address).is_loopback or address in local_addresses()
 
 
-def test_a_name_resolves_to_its_addresses_and_an_unknown_one_to_none() -> None:
-    async def both() -> tuple[frozenset[str], frozenset[str]]:
-        return await resolve("127.0.0.1"), await resolve("name..example")
-
-    known, unknown = asyncio.run(both())
-    assert known == {"127.0.0.1"}
-    assert unknown == frozenset()
+async def test_a_name_resolves_to_its_addresses_and_an_unknown_one_to_none() -> None:
+    assert await resolve("127.0.0.1") == {"127.0.0.1"}
+    assert await resolve("name..example") == frozenset()
 
 
 def test_the_soft_limit_of_descriptors_is_raised_to_the_hard_one() -> None:
@@ -114,7 +110,7 @@ def test_closed_standard_descriptors_are_held_so_that_no_socket_gets_their_numbe
             os.close(fd)
 
 
-def test_names_that_dns_does_not_answer_hold_so_many_threads_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_names_that_dns_does_not_answer_hold_so_many_threads_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
     answers, asked = threading.Event(), []
 
     def silent(host: str, *_args: object, **_more: object) -> list[object]:
@@ -122,22 +118,19 @@ def test_names_that_dns_does_not_answer_hold_so_many_threads_and_no_more(monkeyp
         answers.wait(30)
         return []
 
-    async def main() -> None:
-        found = await asyncio.gather(*(resolve(f"{number}.example.net") for number in range(200)), return_exceptions=True)
-        assert all(isinstance(one, TimeoutError) for one in found)
-        assert len(asked) == MOST_LOOKUPS
-        answers.set()
-        for thread in threads():
-            await asyncio.to_thread(thread.join, 10)
-        assert threads() == []
-        assert await resolve("after.example.net") == frozenset()
-
     def threads() -> list[threading.Thread]:
         return [thread for thread in threading.enumerate() if thread.name == "pylb-resolve"]
 
     monkeypatch.setattr(socket, "getaddrinfo", silent)
     monkeypatch.setattr(machine, "RESOLVE_SECONDS", 0.2)
-    asyncio.run(main())
+    found = await asyncio.gather(*(resolve(f"{number}.example.net") for number in range(200)), return_exceptions=True)
+    assert all(isinstance(one, TimeoutError) for one in found)
+    assert len(asked) == MOST_LOOKUPS
+    answers.set()
+    for thread in threads():
+        await asyncio.to_thread(thread.join, 10)
+    assert threads() == []
+    assert await resolve("after.example.net") == frozenset()
 
 
 @pytest.mark.root

@@ -11,7 +11,6 @@ from pylb.core.policy import Policy, Rules, SourceLimits, StaticFrontend, Static
 from pylb.metrics.exposition import OPENMETRICS, TEXT, Format
 from tests.metrics.test_collector import busy_frontend, metrics_of, scraped
 from tests.support.ports import free_port
-from tests.web.loopback import run
 from tests.web.running import running
 
 BEFORE = Path(__file__).parent / "written_by_hand.txt"
@@ -57,14 +56,14 @@ async def exported(state_dir: Path, form: Format) -> str:
         return (await scraped(metrics_of(control), form)).decode()
 
 
-def test_every_series_has_the_name_labels_type_text_and_value_it_had(tmp_path: Path) -> None:
+async def test_every_series_has_the_name_labels_type_text_and_value_it_had(tmp_path: Path) -> None:
     before = series(parser.text_string_to_metric_families(BEFORE.read_text()))
     assert len(before) > 200
-    assert series(parser.text_string_to_metric_families(run(exported(tmp_path, TEXT)))) == before
+    assert series(parser.text_string_to_metric_families(await exported(tmp_path, TEXT))) == before
 
 
-def test_openmetrics_says_the_same_and_its_strict_parser_finds_no_fault(tmp_path: Path) -> None:
+async def test_openmetrics_says_the_same_and_its_strict_parser_finds_no_fault(tmp_path: Path) -> None:
     before = series(parser.text_string_to_metric_families(BEFORE.read_text()))
-    text = run(exported(tmp_path, OPENMETRICS))
+    text = await exported(tmp_path, OPENMETRICS)
     assert text.endswith("\n# EOF\n")
     assert series(openmetrics_parser.text_string_to_metric_families(text)) == before

@@ -9,39 +9,38 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from pylb.metrics.exposition import OPENMETRICS, TEXT, Format, accepted, written
 from pylb.metrics.families import PART, Scrape, counter, gauge, histogram, simple
-from tests.web.loopback import run
 
 
 async def scrape(*families: object) -> Scrape:
     return Scrape([part for family in families for part in family])  # type: ignore[attr-defined]
 
 
-def text(*families: object, form: Format = TEXT) -> str:
-    return run(written([lambda: scrape(*families)], form)).decode()
+async def text(*families: object, form: Format = TEXT) -> str:
+    return (await written([lambda: scrape(*families)], form)).decode()
 
 
-def test_a_family_is_its_head_and_its_lines() -> None:
+async def test_a_family_is_its_head_and_its_lines() -> None:
     rows = [(("web", "in"), 3), (("web", "out"), 0.5)]
-    assert text(counter("x_total", "What.", ("frontend", "way"), rows)) == (
+    assert await text(counter("x_total", "What.", ("frontend", "way"), rows)) == (
         "# HELP x_total What.\n# TYPE x_total counter\n"
         'x_total{frontend="web",way="in"} 3.0\nx_total{frontend="web",way="out"} 0.5\n'
     )
-    assert text(gauge("y", "Why.", value=True)).splitlines()[-1] == "y 1.0"
-    assert text(gauge("y", "Why.", value=inf)).splitlines()[-1] == "y +Inf"
-    assert text(gauge("z", "None yet.", ("server",), [])) == "# HELP z None yet.\n# TYPE z gauge\n"
+    assert (await text(gauge("y", "Why.", value=True))).splitlines()[-1] == "y 1.0"
+    assert (await text(gauge("y", "Why.", value=inf))).splitlines()[-1] == "y +Inf"
+    assert await text(gauge("z", "None yet.", ("server",), [])) == "# HELP z None yet.\n# TYPE z gauge\n"
 
 
 @pytest.mark.parametrize("form", [TEXT, OPENMETRICS])
-def test_any_label_value_comes_back_as_it_was(form: Format) -> None:
+async def test_any_label_value_comes_back_as_it_was(form: Format) -> None:
     values = ['a"b', "c\\d", "e\nf", "\\n", 'g\\"h', "ü", "100%s", "{}"]
     parse = text_string_to_metric_families if form is TEXT else openmetrics_parser.text_string_to_metric_families
-    [family] = parse(text(gauge("x", "What.", ("name",), simple(dict.fromkeys(values, 1))), form=form))
+    [family] = parse(await text(gauge("x", "What.", ("name",), simple(dict.fromkeys(values, 1))), form=form))
     assert [sample.labels["name"] for sample in family.samples] == values
 
 
-def test_a_histogram_has_its_buckets_sum_and_count() -> None:
+async def test_a_histogram_has_its_buckets_sum_and_count() -> None:
     rows = [(('we"b',), [("0.5", 1), ("10.0", 3), ("+Inf", 4)], 99.5)]
-    [family] = text_string_to_metric_families(text(histogram("x", "What.", ("frontend",), rows)))
+    [family] = text_string_to_metric_families(await text(histogram("x", "What.", ("frontend",), rows)))
     found = {(one.name, one.labels.get("le")): one.value for one in family.samples}
     buckets = {("x_bucket", "0.5"): 1, ("x_bucket", "10.0"): 3, ("x_bucket", "+Inf"): 4}
     assert found == buckets | {("x_sum", None): 99.5, ("x_count", None): 4}
@@ -50,36 +49,35 @@ def test_a_histogram_has_its_buckets_sum_and_count() -> None:
 
 @pytest.mark.parametrize("form", [TEXT, OPENMETRICS])
 @pytest.mark.parametrize("size", [3 * PART, 3 * PART + 1])
-def test_a_long_family_comes_in_parts_and_is_described_once(form: Format, size: int) -> None:
+async def test_a_long_family_comes_in_parts_and_is_described_once(form: Format, size: int) -> None:
     parts = list(gauge("x", "What.", ("number",), (((str(number),), number) for number in range(size))))
     assert max(len(part.samples) for part in parts) == PART
-    found = text(parts, gauge("y", "Why.", value=1), form=form)
+    found = await text(parts, gauge("y", "Why.", value=1), form=form)
     assert found.count("# HELP x What.\n# TYPE x gauge\n") == found.count("# HELP x") == found.count("# TYPE x") == 1
     assert [line for line in found.splitlines() if line[0] == "x"] == [f'x{{number="{n}"}} {float(n)}' for n in range(size)]
     assert found.count("# EOF\n") == (form is OPENMETRICS)
 
 
-def test_the_loop_has_its_turn_between_two_parts() -> None:
-    async def main() -> None:
-        parts = gauge("x", "What.", ("number",), (((str(number),), number) for number in range(20 * PART)))
-        turns, task = 0, asyncio.get_running_loop().create_task(written([lambda: scrape(parts)], TEXT))
-        while not task.done():
-            turns += 1
-            await asyncio.sleep(0)
-        assert turns >= 20
-        await task
-
-    run(main())
+async def test_the_loop_has_its_turn_between_two_parts() -> None:
+    parts = gauge("x", "What.", ("number",), (((str(number),), number) for number in range(20 * PART)))
+    turns, task = 0, asyncio.get_running_loop().create_task(written([lambda: scrape(parts)], TEXT))
+    while not task.done():
+        turns += 1
+        await asyncio.sleep(0)
+    assert turns >= 20
+    await task
 
 
-def test_a_gauge_and_a_counter_of_one_name_are_two_families() -> None:
+async def test_a_gauge_and_a_counter_of_one_name_are_two_families() -> None:
     """OpenMetrics calls the family of x_total x, and has no room for a gauge x beside it."""
 
-    def found(form: Format) -> str:
-        return text(gauge("x", "Now.", value=1), counter("x_total", "Ever.", value=2), form=form)
+    async def found(form: Format) -> str:
+        return await text(gauge("x", "Now.", value=1), counter("x_total", "Ever.", value=2), form=form)
 
-    assert found(TEXT) == ("# HELP x Now.\n# TYPE x gauge\nx 1.0\n# HELP x_total Ever.\n# TYPE x_total counter\nx_total 2.0\n")
-    families = list(openmetrics_parser.text_string_to_metric_families(found(OPENMETRICS)))
+    assert await found(TEXT) == (
+        "# HELP x Now.\n# TYPE x gauge\nx 1.0\n# HELP x_total Ever.\n# TYPE x_total counter\nx_total 2.0\n"
+    )
+    families = list(openmetrics_parser.text_string_to_metric_families(await found(OPENMETRICS)))
     assert [(one.name, one.type, one.samples[0].name) for one in families] == [
         ("x", "gauge", "x"),
         ("x_total", "unknown", "x_total"),

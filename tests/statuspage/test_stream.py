@@ -24,7 +24,6 @@ from pylb.statuspage.timeseries import History
 from pylb.workers.sampler import Sampler
 from tests.support.ports import free_port
 from tests.ui.many import FRONTENDS, SERVERS, blank, busy, rules
-from tests.web.loopback import run
 from tests.web.running import Control, running
 
 TARGET = free_port()  # nobody listens there, so a connect is refused
@@ -69,175 +68,158 @@ class Reader:
         return json.loads(raw[6:])
 
 
-def test_the_first_message_is_whole_and_the_next_only_what_changed(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with watched(tmp_path) as here:
-            port = free_port()
-            await here.announce(port)
-            reader = Reader(here.feed)
-            begun = asyncio.get_running_loop().create_task(reader.next())
-            await asyncio.sleep(0)
-            await here.sampler.sample()
-            await here.feed.look()
-            whole = await begun
-            assert whole["whole"]
-            assert whole["about"] == {"host": "here"}
-            assert whole["sentence"].startswith("the one frontend is ")
-            [(listen, frontend)] = whole["frontends"].items()
-            assert (listen, frontend["name"]) == (f"127.0.0.1:{port}", f"mosquitto-{port}")
-            [(place, server)] = whole["servers"].items()
-            assert place == f"{listen}|127.0.0.1:{TARGET}"
-            assert (server["frontend"], server["accepts"], server["check"]) == (listen, "refused", "refused")
-            assert server["held_by"] == [["mosquitto/mosquitto/pod-1", ""]]
-            assert list(whole["registrations"]) == ["mosquitto/mosquitto/pod-1"]
-            assert whole["events"][-1]["kind"] == "created"
-            await here.sampler.sample()
-            await here.feed.look()
-            quiet = await reader.next()
-            assert not {"whole", "about", "frontends", "servers", "registrations"} & quiet.keys()
-            assert quiet["point"]["connections"] == 0
-            await here.control.registry.operator.set_admin(f"127.0.0.1:{port}/pod-1", AdminState.DRAIN)
-            await here.feed.look()
-            drained = await reader.next()
-            assert drained["servers"] == {place: {"rank": 5, "weight": 0, "state": "drain"}}
-            assert "point" not in drained
-            assert [event["kind"] for event in drained["events"]] == ["admin"]
-            assert drained["events"][0]["mark"]
-
-    run(main())
+async def test_the_first_message_is_whole_and_the_next_only_what_changed(tmp_path: Path) -> None:
+    async with watched(tmp_path) as here:
+        port = free_port()
+        await here.announce(port)
+        reader = Reader(here.feed)
+        begun = asyncio.get_running_loop().create_task(reader.next())
+        await asyncio.sleep(0)
+        await here.sampler.sample()
+        await here.feed.look()
+        whole = await begun
+        assert whole["whole"]
+        assert whole["about"] == {"host": "here"}
+        assert whole["sentence"].startswith("the one frontend is ")
+        [(listen, frontend)] = whole["frontends"].items()
+        assert (listen, frontend["name"]) == (f"127.0.0.1:{port}", f"mosquitto-{port}")
+        [(place, server)] = whole["servers"].items()
+        assert place == f"{listen}|127.0.0.1:{TARGET}"
+        assert (server["frontend"], server["accepts"], server["check"]) == (listen, "refused", "refused")
+        assert server["held_by"] == [["mosquitto/mosquitto/pod-1", ""]]
+        assert list(whole["registrations"]) == ["mosquitto/mosquitto/pod-1"]
+        assert whole["events"][-1]["kind"] == "created"
+        await here.sampler.sample()
+        await here.feed.look()
+        quiet = await reader.next()
+        assert not {"whole", "about", "frontends", "servers", "registrations"} & quiet.keys()
+        assert quiet["point"]["connections"] == 0
+        await here.control.registry.operator.set_admin(f"127.0.0.1:{port}/pod-1", AdminState.DRAIN)
+        await here.feed.look()
+        drained = await reader.next()
+        assert drained["servers"] == {place: {"rank": 5, "weight": 0, "state": "drain"}}
+        assert "point" not in drained
+        assert [event["kind"] for event in drained["events"]] == ["admin"]
+        assert drained["events"][0]["mark"]
 
 
-def test_what_is_gone_is_named(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with watched(tmp_path) as here:
-            port = free_port()
-            await here.announce(port)
-            reader = Reader(here.feed)
-            await _joined(here, reader)
-            await here.control.registry.operator.release_any("mosquitto")
-            await here.feed.look()
-            said = await reader.next()
-            listen = f"127.0.0.1:{port}"
-            assert said["gone_frontends"] == [listen]
-            assert said["gone_servers"] == [f"{listen}|127.0.0.1:{TARGET}"]
-            assert said["gone_registrations"] == ["mosquitto/mosquitto/pod-1"]
-            assert said["sentence"] == "no frontends yet"
-
-    run(main())
+async def test_what_is_gone_is_named(tmp_path: Path) -> None:
+    async with watched(tmp_path) as here:
+        port = free_port()
+        await here.announce(port)
+        reader = Reader(here.feed)
+        await _joined(here, reader)
+        await here.control.registry.operator.release_any("mosquitto")
+        await here.feed.look()
+        said = await reader.next()
+        listen = f"127.0.0.1:{port}"
+        assert said["gone_frontends"] == [listen]
+        assert said["gone_servers"] == [f"{listen}|127.0.0.1:{TARGET}"]
+        assert said["gone_registrations"] == ["mosquitto/mosquitto/pod-1"]
+        assert said["sentence"] == "no frontends yet"
 
 
-def test_who_comes_later_gets_a_whole_picture_and_the_others_only_what_changed(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with watched(tmp_path) as here:
-            first, second = Reader(here.feed), None
-            await _joined(here, first)
-            await here.announce(free_port())
-            second = Reader(here.feed)
-            waiting = asyncio.get_running_loop().create_task(second.next())
-            await asyncio.sleep(0)
-            await here.feed.look()
-            whole, delta = await waiting, await first.next()
-            assert whole["whole"]
-            assert "whole" not in delta
-            assert whole["frontends"] == delta["frontends"]
-            assert [event["kind"] for event in delta["events"]] == ["created"]
-
-    run(main())
+async def test_who_comes_later_gets_a_whole_picture_and_the_others_only_what_changed(tmp_path: Path) -> None:
+    async with watched(tmp_path) as here:
+        first, second = Reader(here.feed), None
+        await _joined(here, first)
+        await here.announce(free_port())
+        second = Reader(here.feed)
+        waiting = asyncio.get_running_loop().create_task(second.next())
+        await asyncio.sleep(0)
+        await here.feed.look()
+        whole, delta = await waiting, await first.next()
+        assert whole["whole"]
+        assert "whole" not in delta
+        assert whole["frontends"] == delta["frontends"]
+        assert [event["kind"] for event in delta["events"]] == ["created"]
 
 
-def test_a_reader_that_takes_nothing_is_dropped_with_what_waited_for_it(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with watched(tmp_path) as here:
-            slow, quick = Reader(here.feed), Reader(here.feed)
-            await _joined(here, slow)
-            await _joined(here, quick)
-            for _ in range(BACKLOG + 1):
-                await here.sampler.sample()
-                await here.feed.look()
-                await quick.next()
-            with pytest.raises(StopAsyncIteration):
-                await slow.next()
+async def test_a_reader_that_takes_nothing_is_dropped_with_what_waited_for_it(tmp_path: Path) -> None:
+    async with watched(tmp_path) as here:
+        slow, quick = Reader(here.feed), Reader(here.feed)
+        await _joined(here, slow)
+        await _joined(here, quick)
+        for _ in range(BACKLOG + 1):
             await here.sampler.sample()
             await here.feed.look()
             await quick.next()
+        with pytest.raises(StopAsyncIteration):
+            await slow.next()
+        await here.sampler.sample()
+        await here.feed.look()
+        await quick.next()
 
-    run(main())
 
-
-def test_so_many_may_watch_and_a_place_is_free_again_when_one_leaves(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with watched(tmp_path) as here:
-            readers = [Reader(here.feed, bytes([number // MOST_OF_ONE])) for number in range(MOST_STREAMS)]
-            with pytest.raises(Refused, match="are open already"):
-                here.feed.stream()
-            await _joined(here, readers[0])
-            await readers[0].messages.aclose()
+async def test_so_many_may_watch_and_a_place_is_free_again_when_one_leaves(tmp_path: Path) -> None:
+    async with watched(tmp_path) as here:
+        readers = [Reader(here.feed, bytes([number // MOST_OF_ONE])) for number in range(MOST_STREAMS)]
+        with pytest.raises(Refused, match="are open already"):
             here.feed.stream()
-
-    run(main())
-
-
-def test_one_source_has_half_of_the_places(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with watched(tmp_path) as here:
-            readers = [Reader(here.feed, b"one") for _ in range(MOST_OF_ONE)]
-            with pytest.raises(Refused, match="pages from your address are open already"):
-                here.feed.stream(b"one")
-            readers.append(Reader(here.feed, b"another"))
-            for reader in readers:
-                await _joined(here, reader)
-                await reader.messages.aclose()
-
-    run(main())
+        await _joined(here, readers[0])
+        await readers[0].messages.aclose()
+        here.feed.stream()
 
 
-def test_a_reload_that_changes_what_pylb_is_called_is_told_once(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with watched(tmp_path) as here:
-            reader = Reader(here.feed)
+async def test_one_source_has_half_of_the_places(tmp_path: Path) -> None:
+    async with watched(tmp_path) as here:
+        readers = [Reader(here.feed, b"one") for _ in range(MOST_OF_ONE)]
+        with pytest.raises(Refused, match="pages from your address are open already"):
+            here.feed.stream(b"one")
+        readers.append(Reader(here.feed, b"another"))
+        for reader in readers:
             await _joined(here, reader)
-            here.about["host"] = "lb.example.net"
-            await here.sampler.sample()
-            await here.feed.look()
-            assert (await reader.next())["about"] == {"host": "lb.example.net"}
-            await here.sampler.sample()
-            await here.feed.look()
-            assert "about" not in await reader.next()
-
-    run(main())
+            await reader.messages.aclose()
 
 
-def test_an_event_is_told_long_before_the_next_second(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with watched(tmp_path) as here:
-            loop = asyncio.get_running_loop()
-            running = asyncio.gather(here.feed.run(), here.sampler.run())
-            reader = Reader(here.feed)
-            await reader.next()
-            said = await reader.next()  # a point: the next one is a second away
-            while "point" not in said:
-                said = await reader.next()
-            at = loop.time()
-            here.feed.note(next(iter(here.control.registry.events())))
+async def test_a_reload_that_changes_what_pylb_is_called_is_told_once(tmp_path: Path) -> None:
+    async with watched(tmp_path) as here:
+        reader = Reader(here.feed)
+        await _joined(here, reader)
+        here.about["host"] = "lb.example.net"
+        await here.sampler.sample()
+        await here.feed.look()
+        assert (await reader.next())["about"] == {"host": "lb.example.net"}
+        await here.sampler.sample()
+        await here.feed.look()
+        assert "about" not in await reader.next()
+
+
+async def test_an_event_is_told_long_before_the_next_second(tmp_path: Path) -> None:
+    async with watched(tmp_path) as here:
+        loop = asyncio.get_running_loop()
+        running = asyncio.gather(here.feed.run(), here.sampler.run())
+        reader = Reader(here.feed)
+        await reader.next()
+        said = await reader.next()  # a point: the next one is a second away
+        while "point" not in said:
             said = await reader.next()
-            assert "point" not in said
-            assert loop.time() - at < 0.6
-            running.cancel()
-            await asyncio.gather(running, return_exceptions=True)
-            async with asyncio.timeout(5):
-                async for _rest in reader.messages:  # the end of pylb is the end of the stream
-                    pass
+        at = loop.time()
+        here.feed.note(next(iter(here.control.registry.events())))
+        said = await reader.next()
+        assert "point" not in said
+        assert loop.time() - at < 0.6
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        async with asyncio.timeout(5):
+            async for _rest in reader.messages:  # the end of pylb is the end of the stream
+                pass
 
-    run(main())
 
-
-def test_no_step_of_telling_it_holds_the_loop(tmp_path: Path) -> None:
+async def test_no_step_of_telling_it_holds_the_loop(tmp_path: Path) -> None:
     """In processor time: others share this machine. What is there at the start is frozen, as in a pylb that serves: a
     collection of all the tests' objects is no step of the feed.
     """
     longest = 0.0
 
-    async def main() -> None:
+    async def _watch() -> None:
+        nonlocal longest
+        while True:
+            at = time.thread_time()
+            await asyncio.sleep(0)
+            longest = max(longest, time.thread_time() - at)
+
+    try:
         async with running(tmp_path, rules(FRONTENDS)) as control:
             counters = {listen: blank(frontend) for listen, frontend in control.registry.table.frontends.items()}
             history = History()
@@ -256,44 +238,31 @@ def test_no_step_of_telling_it_holds_the_loop(tmp_path: Path) -> None:
                 watching.cancel()
             assert len(await reading) > 1000 * FRONTENDS * SERVERS / 4
             await messages.aclose()
-
-    async def _watch() -> None:
-        nonlocal longest
-        while True:
-            at = time.thread_time()
-            await asyncio.sleep(0)
-            longest = max(longest, time.thread_time() - at)
-
-    try:
-        run(main())
     finally:
         gc.unfreeze()
     assert longest < 0.01  # seconds: measured 0.003
 
 
-def test_a_fault_of_the_page_is_logged_and_costs_only_the_page(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    async def main() -> None:
-        async with watched(tmp_path) as here:
-            broken = True
+async def test_a_fault_of_the_page_is_logged_and_costs_only_the_page(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async with watched(tmp_path) as here:
+        broken = True
 
-            def about() -> dict[str, str]:
-                if broken:
-                    raise RuntimeError("a bug")
-                return {}
+        def about() -> dict[str, str]:
+            if broken:
+                raise RuntimeError("a bug")
+            return {}
 
-            here.feed._about = about
-            running = asyncio.get_running_loop().create_task(here.feed.run())
-            with pytest.raises(StopAsyncIteration):
-                await Reader(here.feed).next()
-            with pytest.raises(StopAsyncIteration):
-                await Reader(here.feed).next()
-            assert [record.message for record in caplog.records].count("page failed, everything else goes on") == 1
-            broken = False
-            assert (await Reader(here.feed).next())["whole"]
-            running.cancel()
-            await asyncio.gather(running, return_exceptions=True)
-
-    run(main())
+        here.feed._about = about
+        running = asyncio.get_running_loop().create_task(here.feed.run())
+        with pytest.raises(StopAsyncIteration):
+            await Reader(here.feed).next()
+        with pytest.raises(StopAsyncIteration):
+            await Reader(here.feed).next()
+        assert [record.message for record in caplog.records].count("page failed, everything else goes on") == 1
+        broken = False
+        assert (await Reader(here.feed).next())["whole"]
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
 
 
 async def _joined(here: Watched, reader: Reader) -> None:

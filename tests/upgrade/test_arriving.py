@@ -1,6 +1,5 @@
 """pylb/upgrade/arriving.py: what the new one takes over."""
 
-import asyncio
 import socket
 
 import pytest
@@ -14,24 +13,20 @@ from pylb.workers.messages import counted, report
 
 
 @pytest.mark.parametrize("text", ["x", "-1", "²", "99999999999", "999999"])
-def test_a_channel_to_nobody_is_a_refusal(text: str) -> None:
+async def test_a_channel_to_nobody_is_a_refusal(text: str) -> None:
     with pytest.raises(Refusal, match="no channel"):
-        asyncio.run(inherit({VARIABLE: text}))
+        await inherit({VARIABLE: text})
 
 
-def test_counters_of_another_form_begin_anew_and_end_nothing(caplog: pytest.LogCaptureFixture) -> None:
+async def test_counters_of_another_form_begin_anew_and_end_nothing(caplog: pytest.LogCaptureFixture) -> None:
     """As of a version with other buckets."""
     one = counted(Listen("tcp", "*", 443), FrontendCounters("web"))._replace(connect_seconds=(1, 2, 3))
     count = to_plain(tuple(report(Counters(9), 0.0, (one,))))
-
-    async def follow() -> None:
-        ours, theirs = socket.socketpair()
-        talk, other = Talk(ours), Talk(theirs)
-        for _ in range(3):
-            other.say("count", count="nothing at all")
-        other.close()
-        before = Predecessors()
-        await before.follow(before.meet(talk, [{"count": count}]))
-
-    asyncio.run(follow())
+    ours, theirs = socket.socketpair()
+    talk, other = Talk(ours), Talk(theirs)
+    for _ in range(3):
+        other.say("count", count="nothing at all")
+    other.close()
+    before = Predecessors()
+    await before.follow(before.meet(talk, [{"count": count}]))
     assert caplog.text.count("counting starts at zero") == 1

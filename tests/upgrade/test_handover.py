@@ -16,7 +16,7 @@ from pylb.upgrade.protocol import Refusal, Talk, report_of
 from pylb.workers.messages import Report, counted, report
 
 
-def test_counts_go_on_after_more_at_once_than_a_successor_takes_and_the_last_ones_arrive(
+async def test_counts_go_on_after_more_at_once_than_a_successor_takes_and_the_last_ones_arrive(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Those of a thousand busy frontends are three times what the socket holds; what was left of them was never sent."""
@@ -43,31 +43,27 @@ def test_counts_go_on_after_more_at_once_than_a_successor_takes_and_the_last_one
                 number += 1
         return number
 
-    async def told() -> None:
-        ours, theirs = socket.socketpair()
-        old, new = Talk(ours), Talk(theirs)
-        listening = asyncio.get_running_loop().create_task(old.hear())  # for a stop, as long as it lives
-        reporting = asyncio.get_running_loop().create_task(report_to(old, some))
-        try:
-            await new.expect("count", 10)
-            await new.expect("count", 10)
-        finally:
-            for task in (reporting, listening):
-                task.cancel()
-            await asyncio.gather(reporting, listening, return_exceptions=True)
-        await tell_the_last(old, some)
-        assert await until_its_end(new) >= 1
-        new.close()
-
-    asyncio.run(told())
+    ours, theirs = socket.socketpair()
+    old, new = Talk(ours), Talk(theirs)
+    listening = asyncio.get_running_loop().create_task(old.hear())  # for a stop, as long as it lives
+    reporting = asyncio.get_running_loop().create_task(report_to(old, some))
+    try:
+        await new.expect("count", 10)
+        await new.expect("count", 10)
+    finally:
+        for task in (reporting, listening):
+            task.cancel()
+        await asyncio.gather(reporting, listening, return_exceptions=True)
+    await tell_the_last(old, some)
+    assert await until_its_end(new) >= 1
+    new.close()
 
 
-def test_a_successor_that_has_ended_at_once_leaves_no_watch_on_a_descriptor_that_others_get(
+async def test_a_successor_that_has_ended_at_once_leaves_no_watch_on_a_descriptor_that_others_get(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """uvloop would watch the number on, and call for whoever has it next."""
     channels: list[int] = []
-
     with subprocess.Popen(["true"]) as process:
         pass
 
@@ -75,10 +71,7 @@ def test_a_successor_that_has_ended_at_once_leaves_no_watch_on_a_descriptor_that
         channels.append(channel.fileno() - 1)  # of the pair, ours is the first
         return process.pid
 
-    async def over() -> None:
-        monkeypatch.setattr("pylb.upgrade.handover.launch", start)
-        with pytest.raises(Refusal, match="cannot be started"):
-            await hand_over(cast("Running", None), {}, lambda _pid: None)
-        assert not asyncio.get_running_loop().remove_reader(channels[0])
-
-    asyncio.run(over())
+    monkeypatch.setattr("pylb.upgrade.handover.launch", start)
+    with pytest.raises(Refusal, match="cannot be started"):
+        await hand_over(cast("Running", None), {}, lambda _pid: None)
+    assert not asyncio.get_running_loop().remove_reader(channels[0])

@@ -1,6 +1,5 @@
 """pylb/upgrade/protocol.py: what the old and the new one say to each other."""
 
-import asyncio
 import socket
 
 import pytest
@@ -10,33 +9,26 @@ from pylb.workers.channel import Channel
 from tests.support.baseline import descriptors
 
 
-def test_the_end_of_the_other_one_is_noticed_while_it_takes_nothing() -> None:
+async def test_the_end_of_the_other_one_is_noticed_while_it_takes_nothing() -> None:
     """Its own timeout could not fire if this held the loop."""
-
-    async def told() -> None:
-        ours, theirs = socket.socketpair()
-        talk = Talk(ours)
-        talk.say("count", count="x" * (4 << 20))
-        assert talk.backlog
-        theirs.close()
-        with pytest.raises(Refusal):
-            await talk.hear(10)
-        talk.close()
-
-    asyncio.run(told())
+    ours, theirs = socket.socketpair()
+    talk = Talk(ours)
+    talk.say("count", count="x" * (4 << 20))
+    assert talk.backlog
+    theirs.close()
+    with pytest.raises(Refusal):
+        await talk.hear(10)
+    talk.close()
 
 
 @pytest.mark.parametrize("body", [b"", b"[]", b'[["say", "ready"]]', b"[" * 100_000, b"\xff"])
-def test_what_is_no_word_is_its_end_and_costs_no_descriptor(body: bytes) -> None:
-    async def told() -> None:
-        ours, theirs = socket.socketpair()
-        talk, other = Talk(ours), Channel(theirs)
-        other.send(0, body, [0, 0])
-        with pytest.raises(Refusal):
-            await talk.hear(10)
-        talk.close()
-        other.close()
-
+async def test_what_is_no_word_is_its_end_and_costs_no_descriptor(body: bytes) -> None:
     before = descriptors()
-    asyncio.run(told())
+    ours, theirs = socket.socketpair()
+    talk, other = Talk(ours), Channel(theirs)
+    other.send(0, body, [0, 0])
+    with pytest.raises(Refusal):
+        await talk.hear(10)
+    talk.close()
+    other.close()
     assert descriptors() == before

@@ -3,26 +3,15 @@
 import asyncio
 import socket
 import ssl
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
-
-import uvloop
 
 from pylb.core.address import Listen
 from pylb.web.listener import HttpLimits, bind
 from pylb.web.server import HttpServer
 from pylb.web.tls import Certificate
 from pylb.web.types import Handler
-
-T = TypeVar("T")
-
-
-def run(main: Coroutine[Any, Any, T]) -> T:
-    """On uvloop, as in production: its transports are not asyncio's."""
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(main)
 
 
 @asynccontextmanager

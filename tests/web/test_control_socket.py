@@ -16,7 +16,6 @@ import pytest
 from pylb.core.errors import Code, Refused
 from pylb.web.control_socket import ITEMS, LINE_BYTES, ControlSocket, call, pieces
 from tests.fuzz.sockets import control
-from tests.web.loopback import run
 
 
 async def echo(request: Mapping[str, Any]) -> dict[str, Any]:
@@ -34,35 +33,32 @@ async def fail(_request: Mapping[str, Any]) -> dict[str, Any]:
 VERBS = {"echo": echo, "refuse": refuse, "fail": fail}
 
 
-def conversation(path: Path, *requests: Mapping[str, Any], deadline: float = 5.0) -> list[dict[str, Any]]:
-    async def main() -> list[dict[str, Any]]:
-        control = ControlSocket(path, VERBS, deadline=deadline)
-        await control.start()
-        try:
-            return [await asyncio.to_thread(call, path, request, 5.0) for request in requests]
-        finally:
-            await control.stop()
-
-    return run(main())
+async def conversation(path: Path, *requests: Mapping[str, Any], deadline: float = 5.0) -> list[dict[str, Any]]:
+    control = ControlSocket(path, VERBS, deadline=deadline)
+    await control.start()
+    try:
+        return [await asyncio.to_thread(call, path, request, 5.0) for request in requests]
+    finally:
+        await control.stop()
 
 
-def test_a_long_answer_is_written_in_pieces_and_its_rows_are_let_go_on_the_way() -> None:
+async def test_a_long_answer_is_written_in_pieces_and_each_of_its_rows_is_freed_once_it_is_written() -> None:
     """`pylb routes` of ten thousand servers: its JSON in one step would hold the loop, and so would the end of the rows."""
     rows = [{"port": number} for number in range(5 * ITEMS + 1)]
     answer = {"ok": True, "rows": rows.copy(), "none": [], "left": 7}
 
-    found = run(_all(answer))
+    found = await _all(answer)
     assert json.loads(b"".join(found)) == {"ok": True, "rows": rows, "none": [], "left": 7}
     assert [piece.count(b"port") for piece in found] == [ITEMS] * 5 + [1]
     assert set(answer["rows"]) == {None}  # type: ignore[arg-type]
-    assert len(run(_all({"ok": True, "text": "one"}))) == 1
+    assert len(await _all({"ok": True, "text": "one"})) == 1
 
 
 async def _all(answer: Mapping[str, Any]) -> list[bytes]:
     return [piece async for piece in pieces(answer)]
 
 
-def test_a_verb_is_answered_and_the_file_is_private_and_gone_at_the_end(tmp_path: Path) -> None:
+async def test_a_verb_is_answered_and_the_file_is_private_and_gone_at_the_end(tmp_path: Path) -> None:
     path = tmp_path / "control.sock"
     modes = []
 
@@ -70,20 +66,19 @@ def test_a_verb_is_answered_and_the_file_is_private_and_gone_at_the_end(tmp_path
         modes.append(stat.S_IMODE(path.stat().st_mode))
         return {}
 
-    async def main() -> None:
-        control = ControlSocket(path, VERBS | {"look": look})
-        await control.start()
-        assert await asyncio.to_thread(call, path, {"verb": "echo", "what": "443"}) == {"ok": True, "said": "443"}
-        assert await asyncio.to_thread(call, path, {"verb": "look"}) == {"ok": True}
-        await control.stop()
-
-    run(main())
+    control = ControlSocket(path, VERBS | {"look": look})
+    await control.start()
+    assert await asyncio.to_thread(call, path, {"verb": "echo", "what": "443"}) == {"ok": True, "said": "443"}
+    assert await asyncio.to_thread(call, path, {"verb": "look"}) == {"ok": True}
+    await control.stop()
     assert modes == [0o600]
     assert list(tmp_path.iterdir()) == []
 
 
-def test_refusals_faults_and_unknown_verbs_have_one_shape(tmp_path: Path) -> None:
-    refused, failed, unknown = conversation(tmp_path / "control.sock", {"verb": "refuse"}, {"verb": "fail"}, {"verb": ["no"]})
+async def test_refusals_faults_and_unknown_verbs_have_one_shape(tmp_path: Path) -> None:
+    refused, failed, unknown = await conversation(
+        tmp_path / "control.sock", {"verb": "refuse"}, {"verb": "fail"}, {"verb": ["no"]}
+    )
     assert refused == {"ok": False, "error": "not_found", "detail": "no port 7 here", "hint": "look at `pylb routes`"}
     assert failed == {"ok": False, "error": "internal", "detail": "pylb failed to answer", "hint": "its log says why"}
     assert unknown == {
@@ -94,13 +89,13 @@ def test_refusals_faults_and_unknown_verbs_have_one_shape(tmp_path: Path) -> Non
     }
 
 
-def test_a_directory_too_deep_for_a_unix_address_works(tmp_path: Path) -> None:
+async def test_a_directory_too_deep_for_a_unix_address_works(tmp_path: Path) -> None:
     deep = tmp_path / ("d" * 120)
     deep.mkdir()
-    assert conversation(deep / "control.sock", {"verb": "echo"}) == [{"ok": True, "said": None}]
+    assert await conversation(deep / "control.sock", {"verb": "echo"}) == [{"ok": True, "said": None}]
 
 
-def test_the_file_of_a_killed_process_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_file_of_a_killed_process_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "control.sock"
     dead = socket.socket(socket.AF_UNIX)
     monkeypatch.chdir(tmp_path)  # the path may be longer than a unix address
@@ -108,21 +103,17 @@ def test_the_file_of_a_killed_process_is_replaced(tmp_path: Path, monkeypatch: p
     dead.listen()
     dead.close()
     assert path.exists()
-    assert conversation(path, {"verb": "echo", "what": 1}) == [{"ok": True, "said": 1}]
+    assert await conversation(path, {"verb": "echo", "what": 1}) == [{"ok": True, "said": 1}]
 
 
-def test_a_second_pylb_on_the_same_state_is_an_error_and_the_first_goes_on(tmp_path: Path) -> None:
+async def test_a_second_pylb_on_the_same_state_is_an_error_and_the_first_goes_on(tmp_path: Path) -> None:
     path = tmp_path / "control.sock"
-
-    async def main() -> None:
-        first = ControlSocket(path, VERBS)
-        await first.start()
-        with pytest.raises(FileExistsError, match="another pylb is running"):
-            await ControlSocket(path, VERBS).start()
-        assert (await asyncio.to_thread(call, path, {"verb": "echo"}))["ok"] is True
-        await first.stop()
-
-    run(main())
+    first = ControlSocket(path, VERBS)
+    await first.start()
+    with pytest.raises(FileExistsError, match="another pylb is running"):
+        await ControlSocket(path, VERBS).start()
+    assert (await asyncio.to_thread(call, path, {"verb": "echo"}))["ok"] is True
+    await first.stop()
 
 
 def test_without_a_running_pylb_the_client_says_so(tmp_path: Path) -> None:
@@ -130,7 +121,7 @@ def test_without_a_running_pylb_the_client_says_so(tmp_path: Path) -> None:
         call(tmp_path / "control.sock", {"verb": "echo"})
 
 
-def test_a_line_that_is_no_json_too_long_or_never_ends_is_answered_or_cut(
+async def test_a_line_that_is_no_json_too_long_or_never_ends_is_answered_or_cut(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "control.sock"
@@ -143,21 +134,18 @@ def test_a_line_that_is_no_json_too_long_or_never_ends_is_answered_or_cut(
         finally:
             writer.close()
 
-    async def main() -> None:
-        monkeypatch.chdir(tmp_path)
-        control = ControlSocket(path, VERBS, deadline=0.3)
-        await control.start()
-        assert b'"error":"invalid_json"' in await send(b"[1\n")
-        assert b'"error":"not_found"' in await send(b"[1]\n")
-        assert b'"error":"body_too_large"' in await send(b"x" * (LINE_BYTES + 100_000) + b"\n")
-        assert await send(b'{"verb":') == b""
-        await control.stop()
-
-    run(main())
+    monkeypatch.chdir(tmp_path)
+    control = ControlSocket(path, VERBS, deadline=0.3)
+    await control.start()
+    assert b'"error":"invalid_json"' in await send(b"[1\n")
+    assert b'"error":"not_found"' in await send(b"[1]\n")
+    assert b'"error":"body_too_large"' in await send(b"x" * (LINE_BYTES + 100_000) + b"\n")
+    assert await send(b'{"verb":') == b""
+    await control.stop()
 
 
 @pytest.mark.root
-def test_another_user_is_refused_even_if_the_file_lets_it_in(tmp_path: Path) -> None:
+async def test_another_user_is_refused_even_if_the_file_lets_it_in(tmp_path: Path) -> None:
     path = tmp_path / "control.sock"
     client = (
         "import os, socket, sys\n"
@@ -172,15 +160,12 @@ def test_another_user_is_refused_even_if_the_file_lets_it_in(tmp_path: Path) -> 
         arguments = [sys.executable, "-c", client, os.fspath(tmp_path)]
         return subprocess.run(arguments, stdout=subprocess.PIPE, timeout=20, check=True).stdout
 
-    async def main() -> bytes:
-        control = ControlSocket(path, VERBS)
-        await control.start()
-        try:
-            return await asyncio.to_thread(ask_as_nobody)
-        finally:
-            await control.stop()
-
-    assert b'"error":"unauthorized"' in run(main())
+    control = ControlSocket(path, VERBS)
+    await control.start()
+    try:
+        assert b'"error":"unauthorized"' in await asyncio.to_thread(ask_as_nobody)
+    finally:
+        await control.stop()
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives import serialization
 from pylb.web.listener import HttpLimits
 from pylb.web.tls import next_pin, pin, repaired, self_signed, switch
 from pylb.web.types import Answer, Call, text_answer
-from tests.web.loopback import ask, read_reply, run, serving, until
+from tests.web.loopback import ask, read_reply, serving, until
 
 
 async def hello(_call: Call) -> Answer:
@@ -31,17 +31,13 @@ def _client(ca: Path) -> ssl.SSLContext:
     return context
 
 
-def test_a_client_that_pins_the_certificate_is_served(tmp_path: Path) -> None:
+async def test_a_client_that_pins_the_certificate_is_served(tmp_path: Path) -> None:
     certificate = self_signed(tmp_path / "tls", ["lb.example.net", "127.0.0.1", "localhost"])
-
-    async def main() -> None:
-        async with serving(hello, tls=certificate) as server:
-            reply = await ask(server.port, "GET", "/", tls=_client(certificate.path))
-            assert reply.body == b"hello"
-            with pytest.raises(ssl.SSLCertVerificationError):
-                await ask(server.port, "GET", "/", tls=ssl.create_default_context())
-
-    run(main())
+    async with serving(hello, tls=certificate) as server:
+        reply = await ask(server.port, "GET", "/", tls=_client(certificate.path))
+        assert reply.body == b"hello"
+        with pytest.raises(ssl.SSLCertVerificationError):
+            await ask(server.port, "GET", "/", tls=ssl.create_default_context())
     ten_years = 10 * 365 * 86400
     assert certificate.expires_at == pytest.approx(time.time() + ten_years, abs=3600)
 
@@ -108,76 +104,60 @@ def test_the_next_key_stays_the_same_until_it_is_switched_to(tmp_path: Path) -> 
     assert next_pin(tmp_path) != following
 
 
-def test_a_reload_serves_the_new_certificate_and_a_broken_one_changes_nothing(tmp_path: Path) -> None:
+async def test_a_reload_serves_the_new_certificate_and_a_broken_one_changes_nothing(tmp_path: Path) -> None:
     served = self_signed(tmp_path / "a", ["localhost"])
     renewed = self_signed(tmp_path / "b", ["localhost", "127.0.0.1"])
-
-    async def main() -> None:
-        async with serving(hello, tls=served) as server:
-            key = tmp_path / "a" / "key.pem"
-            old_key = key.read_bytes()
-            key.write_bytes((tmp_path / "b" / "key.pem").read_bytes())
-            with pytest.raises(ssl.SSLError):
-                served.reload()
-            with pytest.raises(ssl.SSLCertVerificationError, match="IP address mismatch"):
-                await ask(server.port, "GET", "/", tls=_client(served.path))
-            assert old_key != key.read_bytes()
-            served.path.write_bytes(renewed.path.read_bytes())
+    async with serving(hello, tls=served) as server:
+        key = tmp_path / "a" / "key.pem"
+        old_key = key.read_bytes()
+        key.write_bytes((tmp_path / "b" / "key.pem").read_bytes())
+        with pytest.raises(ssl.SSLError):
             served.reload()
-            assert (await ask(server.port, "GET", "/", tls=_client(renewed.path))).body == b"hello"
+        with pytest.raises(ssl.SSLCertVerificationError, match="IP address mismatch"):
+            await ask(server.port, "GET", "/", tls=_client(served.path))
+        assert old_key != key.read_bytes()
+        served.path.write_bytes(renewed.path.read_bytes())
+        served.reload()
+        assert (await ask(server.port, "GET", "/", tls=_client(renewed.path))).body == b"hello"
 
-    run(main())
 
-
-def test_a_client_that_stops_in_its_handshake_is_cut_at_the_deadline_and_others_are_served(tmp_path: Path) -> None:
+async def test_a_client_that_stops_in_its_handshake_is_cut_at_the_deadline_and_others_are_served(tmp_path: Path) -> None:
     certificate = self_signed(tmp_path, ["127.0.0.1"])
-
-    async def main() -> None:
-        limits = HttpLimits(deadline=0.5)
-        async with serving(hello, tls=certificate, limits=limits) as server:
-            silent = socket.create_connection(("127.0.0.1", server.port))
-            begun = socket.create_connection(("127.0.0.1", server.port))
-            begun.sendall(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc")  # the start of a ClientHello
-            start = time.monotonic()
-            assert (await ask(server.port, "GET", "/", tls=_client(certificate.path))).body == b"hello"
-            await until(lambda: server.connections == 0)
-            assert 0.3 < time.monotonic() - start < 2
-            for sock in (silent, begun):
-                sock.settimeout(2)
-                assert await asyncio.to_thread(_is_over, sock)
-                sock.close()
-
-    run(main())
+    limits = HttpLimits(deadline=0.5)
+    async with serving(hello, tls=certificate, limits=limits) as server:
+        silent = socket.create_connection(("127.0.0.1", server.port))
+        begun = socket.create_connection(("127.0.0.1", server.port))
+        begun.sendall(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc")  # the start of a ClientHello
+        start = time.monotonic()
+        assert (await ask(server.port, "GET", "/", tls=_client(certificate.path))).body == b"hello"
+        await until(lambda: server.connections == 0)
+        assert 0.3 < time.monotonic() - start < 2
+        for sock in (silent, begun):
+            sock.settimeout(2)
+            assert await asyncio.to_thread(_is_over, sock)
+            sock.close()
 
 
-def test_plain_http_on_a_tls_port_is_answered_in_plain_text_and_leaves_no_word_in_the_log(
+async def test_plain_http_on_a_tls_port_is_answered_in_plain_text_and_leaves_no_word_in_the_log(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     certificate = self_signed(tmp_path, ["127.0.0.1"])
-
-    async def main() -> None:
-        async with serving(hello, tls=certificate) as server:
-            for body in (None, b"x" * 1_000_000):
-                reply = await ask(server.port, "PUT", "/", body=body)
-                assert (reply.status, reply.body) == (400, b"this port speaks TLS: use https://\n")
-            await until(lambda: server.connections == 0)
-
-    run(main())
+    async with serving(hello, tls=certificate) as server:
+        for body in (None, b"x" * 1_000_000):
+            reply = await ask(server.port, "PUT", "/", body=body)
+            assert (reply.status, reply.body) == (400, b"this port speaks TLS: use https://\n")
+        await until(lambda: server.connections == 0)
     assert caplog.records == []
 
 
-def test_plain_http_without_an_end_on_a_tls_port_is_cut_within_a_second(tmp_path: Path) -> None:
+async def test_plain_http_without_an_end_on_a_tls_port_is_cut_within_a_second(tmp_path: Path) -> None:
     certificate = self_signed(tmp_path, ["127.0.0.1"])
-
-    async def main() -> None:
-        async with serving(hello, tls=certificate) as server:
-            reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
-            writer.write(b"GET / HTTP/1.1\r\n")
-            assert (await read_reply(reader)).status == 400
-            await until(lambda: server.connections == 0, seconds=4)  # with the writer open all the time
-            writer.close()
-
-    run(main())
+    async with serving(hello, tls=certificate) as server:
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        writer.write(b"GET / HTTP/1.1\r\n")
+        assert (await read_reply(reader)).status == 400
+        await until(lambda: server.connections == 0, seconds=4)  # with the writer open all the time
+        writer.close()
 
 
 def _is_over(sock: socket.socket) -> bool:

@@ -20,7 +20,7 @@ from pylb.web.client_address import network_of
 from pylb.web.types import Call, Handler
 from pylb.web.webhook import ALL_NOTES, ALL_SOURCES, GUESS_RATE, GUESSES, NOTE_BURST, REPEAT_BURST, Webhook
 from tests.support.ports import free_port
-from tests.web.loopback import Reply, ask, run, serving
+from tests.web.loopback import Reply, ask, serving
 from tests.web.running import SECRET, WEAK, Control, running
 
 NATIVE = {"Authorization": f"Bearer {SECRET}"}
@@ -66,56 +66,47 @@ async def facing(state_dir: Path, *, legacy: bool = True, legacy_from: str = "",
             yield Face(control, webhook, server.port)
 
 
-def test_a_registration_is_created_and_its_port_forwards_when_it_is_answered(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with facing(tmp_path) as face, _banner(b"hello\n") as target:
-            port = free_port()
-            wanted = {"frontends": [{"port": port, "target_port": target}]}
-            reply = await face.put("mosquitto/pod-1", wanted)
-            assert reply.status == 201
+async def test_a_registration_is_created_and_its_port_forwards_when_it_is_answered(tmp_path: Path) -> None:
+    async with facing(tmp_path) as face, _banner(b"hello\n") as target:
+        port = free_port()
+        wanted = {"frontends": [{"port": port, "target_port": target}]}
+        reply = await face.put("mosquitto/pod-1", wanted)
+        assert reply.status == 201
+        answer = json.loads(reply.body)
+        assert answer == {
+            "result": "created",
+            "generation": answer["generation"],
+            "durable": True,
+            "lease": {"ttl": 60, "expires_in": 60},
+            "frontends": [{"port": port, "address": "127.0.0.1", "target_port": target, "reachable": "yes"}],
+        }
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        assert await reader.readline() == b"hello\n"
+        writer.close()
+        again = await face.put("mosquitto/pod-1", wanted)
+        assert (again.status, json.loads(again.body)["result"]) == (200, "unchanged")
+
+
+async def test_a_delete_releases_and_repeats_are_200(tmp_path: Path) -> None:
+    async with facing(tmp_path) as face:
+        port = free_port()
+        await face.put("mosquitto/pod-1", {"frontends": [{"port": port, "target_port": 30000}], "ttl": None})
+        for _ in range(2):
+            reply = await face.delete("mosquitto/pod-1")
+            assert reply.status == 200
             answer = json.loads(reply.body)
-            assert answer == {
-                "result": "created",
-                "generation": answer["generation"],
-                "durable": True,
-                "lease": {"ttl": 60, "expires_in": 60},
-                "frontends": [{"port": port, "address": "127.0.0.1", "target_port": target, "reachable": "yes"}],
-            }
-            reader, writer = await asyncio.open_connection("127.0.0.1", port)
-            assert await reader.readline() == b"hello\n"
-            writer.close()
-            again = await face.put("mosquitto/pod-1", wanted)
-            assert (again.status, json.loads(again.body)["result"]) == (200, "unchanged")
-
-    run(main())
+            assert (answer["result"], answer["durable"]) == ("released", True)
+            assert "lease" not in answer
+        with pytest.raises(ConnectionRefusedError):
+            await asyncio.open_connection("127.0.0.1", port)
 
 
-def test_a_delete_releases_and_repeats_are_200(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with facing(tmp_path) as face:
-            port = free_port()
-            await face.put("mosquitto/pod-1", {"frontends": [{"port": port, "target_port": 30000}], "ttl": None})
-            for _ in range(2):
-                reply = await face.delete("mosquitto/pod-1")
-                assert reply.status == 200
-                answer = json.loads(reply.body)
-                assert (answer["result"], answer["durable"]) == ("released", True)
-                assert "lease" not in answer
-            with pytest.raises(ConnectionRefusedError):
-                await asyncio.open_connection("127.0.0.1", port)
-
-    run(main())
-
-
-def test_a_target_that_does_not_answer_is_said_with_a_hint(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with facing(tmp_path) as face:
-            reply = await face.put("mosquitto/pod-1", {"frontends": [{"port": free_port(), "target_port": 30001}]})
-            [frontend] = json.loads(reply.body)["frontends"]
-            assert frontend["reachable"] == "refused"
-            assert frontend["hint"]
-
-    run(main())
+async def test_a_target_that_does_not_answer_is_said_with_a_hint(tmp_path: Path) -> None:
+    async with facing(tmp_path) as face:
+        reply = await face.put("mosquitto/pod-1", {"frontends": [{"port": free_port(), "target_port": 30001}]})
+        [frontend] = json.loads(reply.body)["frontends"]
+        assert frontend["reachable"] == "refused"
+        assert frontend["hint"]
 
 
 @pytest.mark.parametrize(
@@ -130,223 +121,178 @@ def test_a_target_that_does_not_answer_is_said_with_a_hint(tmp_path: Path) -> No
         LEGACY,
     ],
 )
-def test_without_a_strong_known_bearer_token_a_native_call_is_401(tmp_path: Path, headers: dict[str, str]) -> None:
-    async def main() -> None:
-        async with facing(tmp_path) as face:
-            body = {"frontends": [{"port": free_port(), "target_port": 30000}]}
-            for reply in (await face.put("mosquitto/pod-1", body, headers), await face.delete("mosquitto/p", headers)):
-                assert reply.status == 401
-                assert json.loads(reply.body)["error"] == "unauthorized"
-                assert reply.headers["www-authenticate"] == "Bearer"
-                assert SECRET.encode() not in reply.body
-            assert not face.control.registry.table.frontends
-
-    run(main())
+async def test_without_a_strong_known_bearer_token_a_native_call_is_401(tmp_path: Path, headers: dict[str, str]) -> None:
+    async with facing(tmp_path) as face:
+        body = {"frontends": [{"port": free_port(), "target_port": 30000}]}
+        for reply in (await face.put("mosquitto/pod-1", body, headers), await face.delete("mosquitto/p", headers)):
+            assert reply.status == 401
+            assert json.loads(reply.body)["error"] == "unauthorized"
+            assert reply.headers["www-authenticate"] == "Bearer"
+            assert SECRET.encode() not in reply.body
+        assert not face.control.registry.table.frontends
 
 
-def test_refusals_say_what_and_change_nothing(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with facing(tmp_path) as face:
-            port = free_port()
-            ok = [{"port": port, "target_port": 30000}]
-            cases: list[tuple[str, object, int, str]] = [
-                ("mosquitto/p", b"{", 400, "invalid_json"),
-                ("mosquitto/p", b'{"frontends":NaN}', 400, "invalid_json"),
-                ("mosquitto/p", b"", 400, "invalid_json"),
-                ("mosquitto/p", {"frontends": ok, "color": "red"}, 422, "invalid"),
-                ("mosquitto/p", {"frontends": [{"port": "443 ", "target_port": 30000}]}, 422, "invalid"),
-                ("mosquitto/p", {"frontends": [{"port": 0, "target_port": 30000}]}, 422, "invalid"),
-                ("mosquitto/p", {"frontends": ok, "ttl": 1}, 422, "invalid"),
-                ("mosquitto/..%2fp", {"frontends": ok}, 422, "invalid"),
-                ("other/p", {"frontends": ok}, 403, "name_forbidden"),
-                ("mosquitto/p", {"frontends": [{"port": 22, "target_port": 30000}]}, 403, "port_forbidden"),
-                ("mosquitto/p", {"frontends": [{"port": port, "target_port": 22}]}, 403, "target_forbidden"),
-                ("mosquitto/p", {"frontends": ok, "address": "198.51.100.1"}, 403, "target_forbidden"),
-                ("mosquitto/p", {"frontends": ok, "address": "169.254.169.254"}, 422, "target_refused"),
-                ("mosquitto/p", b"x" * 4097, 413, "body_too_large"),
-            ]
-            for path, body, status, error in cases:
-                reply = await face.put(path, body)
-                assert (reply.status, json.loads(reply.body)["error"]) == (status, error), (path, body)
-            assert not face.control.registry.table.frontends
-            assert not list(face.control.registry.each_registration())
-
-    run(main())
+async def test_refusals_say_what_and_change_nothing(tmp_path: Path) -> None:
+    async with facing(tmp_path) as face:
+        port = free_port()
+        ok = [{"port": port, "target_port": 30000}]
+        cases: list[tuple[str, object, int, str]] = [
+            ("mosquitto/p", b"{", 400, "invalid_json"),
+            ("mosquitto/p", b'{"frontends":NaN}', 400, "invalid_json"),
+            ("mosquitto/p", b"", 400, "invalid_json"),
+            ("mosquitto/p", {"frontends": ok, "color": "red"}, 422, "invalid"),
+            ("mosquitto/p", {"frontends": [{"port": "443 ", "target_port": 30000}]}, 422, "invalid"),
+            ("mosquitto/p", {"frontends": [{"port": 0, "target_port": 30000}]}, 422, "invalid"),
+            ("mosquitto/p", {"frontends": ok, "ttl": 1}, 422, "invalid"),
+            ("mosquitto/..%2fp", {"frontends": ok}, 422, "invalid"),
+            ("other/p", {"frontends": ok}, 403, "name_forbidden"),
+            ("mosquitto/p", {"frontends": [{"port": 22, "target_port": 30000}]}, 403, "port_forbidden"),
+            ("mosquitto/p", {"frontends": [{"port": port, "target_port": 22}]}, 403, "target_forbidden"),
+            ("mosquitto/p", {"frontends": ok, "address": "198.51.100.1"}, 403, "target_forbidden"),
+            ("mosquitto/p", {"frontends": ok, "address": "169.254.169.254"}, 422, "target_refused"),
+            ("mosquitto/p", b"x" * 4097, 413, "body_too_large"),
+        ]
+        for path, body, status, error in cases:
+            reply = await face.put(path, body)
+            assert (reply.status, json.loads(reply.body)["error"]) == (status, error), (path, body)
+        assert not face.control.registry.table.frontends
+        assert not list(face.control.registry.each_registration())
 
 
-def test_whoami_needs_no_token_and_says_the_address_and_the_time(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with facing(tmp_path, wall=lambda: 1795419669.1234) as face:
-            reply = await ask(face.port, "GET", "/v1/whoami")
-            assert json.loads(reply.body) == {"address": "127.0.0.1", "time": 1795419669.123}
-            spoofed = await ask(face.port, "GET", "/v1/whoami", headers={"X-Forwarded-For": "198.51.100.1"})
-            assert json.loads(spoofed.body)["address"] == "127.0.0.1"
-            face.webhook.trusted_proxies = (ip_network("127.0.0.0/8"),)
-            behind = await ask(face.port, "GET", "/v1/whoami", headers={"X-Forwarded-For": "198.51.100.1"})
-            assert json.loads(behind.body)["address"] == "198.51.100.1"
-
-    run(main())
+async def test_whoami_needs_no_token_and_says_the_address_and_the_time(tmp_path: Path) -> None:
+    async with facing(tmp_path, wall=lambda: 1795419669.1234) as face:
+        reply = await ask(face.port, "GET", "/v1/whoami")
+        assert json.loads(reply.body) == {"address": "127.0.0.1", "time": 1795419669.123}
+        spoofed = await ask(face.port, "GET", "/v1/whoami", headers={"X-Forwarded-For": "198.51.100.1"})
+        assert json.loads(spoofed.body)["address"] == "127.0.0.1"
+        face.webhook.trusted_proxies = (ip_network("127.0.0.0/8"),)
+        behind = await ask(face.port, "GET", "/v1/whoami", headers={"X-Forwarded-For": "198.51.100.1"})
+        assert json.loads(behind.body)["address"] == "198.51.100.1"
 
 
-def test_unknown_paths_and_methods(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with facing(tmp_path) as face:
-            cases = [
-                ("GET", "/", 404, b'"error":"not_found"', None),
-                ("GET", "/metrics", 404, b'"error":"not_found"', None),
-                ("POST", "/v1/registrations/a/b", 405, b'"error":"method_not_allowed"', "PUT, DELETE"),
-                ("POST", "/v1/whoami", 405, b'"error":"method_not_allowed"', "GET, HEAD"),
-                ("POST", "/hooks/other", 404, b"Hook not found.", None),
-                ("GET", "/hooks/", 404, b"Hook not found.", None),
-            ]
-            for method, path, status, body, allow in cases:
-                reply = await ask(face.port, method, path, body=b"")
-                assert (reply.status, body in reply.body) == (status, True), path
-                assert reply.headers.get("allow") == allow
-
-    run(main())
+async def test_unknown_paths_and_methods(tmp_path: Path) -> None:
+    async with facing(tmp_path) as face:
+        cases = [
+            ("GET", "/", 404, b'"error":"not_found"', None),
+            ("GET", "/metrics", 404, b'"error":"not_found"', None),
+            ("POST", "/v1/registrations/a/b", 405, b'"error":"method_not_allowed"', "PUT, DELETE"),
+            ("POST", "/v1/whoami", 405, b'"error":"method_not_allowed"', "GET, HEAD"),
+            ("POST", "/hooks/other", 404, b"Hook not found.", None),
+            ("GET", "/hooks/", 404, b"Hook not found.", None),
+        ]
+        for method, path, status, body, allow in cases:
+            reply = await ask(face.port, method, path, body=b"")
+            assert (reply.status, body in reply.body) == (status, True), path
+            assert reply.headers.get("allow") == allow
 
 
-def test_the_exact_legacy_request_is_answered_with_a_line_once_it_forwards(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with facing(tmp_path) as face, _banner(b"hello\n") as target:
-            port = free_port()
-            reply = await face.hook(legacy_body(port, target))
-            assert reply.status == 200
-            assert reply.headers["content-type"].startswith("text/plain")
-            assert reply.body.count(b"\n") == 1
-            assert reply.body.endswith(b"\n")
-            reader, writer = await asyncio.open_connection("127.0.0.1", port)
-            assert await reader.readline() == b"hello\n"
-            writer.close()
-            for _ in range(2):
-                assert (await face.hook(legacy_body(port, target, "delete"))).status == 200
-            with pytest.raises(ConnectionRefusedError):
-                await asyncio.open_connection("127.0.0.1", port)
-
-    run(main())
+async def test_the_exact_legacy_request_is_answered_with_a_line_once_it_forwards(tmp_path: Path) -> None:
+    async with facing(tmp_path) as face, _banner(b"hello\n") as target:
+        port = free_port()
+        reply = await face.hook(legacy_body(port, target))
+        assert reply.status == 200
+        assert reply.headers["content-type"].startswith("text/plain")
+        assert reply.body.count(b"\n") == 1
+        assert reply.body.endswith(b"\n")
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        assert await reader.readline() == b"hello\n"
+        writer.close()
+        for _ in range(2):
+            assert (await face.hook(legacy_body(port, target, "delete"))).status == 200
+        with pytest.raises(ConnectionRefusedError):
+            await asyncio.open_connection("127.0.0.1", port)
 
 
-def test_a_weak_token_works_on_the_legacy_route(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with facing(tmp_path) as face:
-            reply = await face.hook(legacy_body(free_port(), 30000), {"X-Funkypenguin-Token": f" {WEAK} "})
-            assert reply.status == 200
-
-    run(main())
+async def test_a_weak_token_works_on_the_legacy_route(tmp_path: Path) -> None:
+    async with facing(tmp_path) as face:
+        reply = await face.hook(legacy_body(free_port(), 30000), {"X-Funkypenguin-Token": f" {WEAK} "})
+        assert reply.status == 200
 
 
 @pytest.mark.parametrize("headers", [{}, {"X-Funkypenguin-Token": ""}, {"X-Funkypenguin-Token": "wrong"}, NATIVE])
 @pytest.mark.parametrize("method", ["POST", "GET", "PUT"])
-def test_a_bad_legacy_token_gets_the_words_of_old(tmp_path: Path, headers: dict[str, str], method: str) -> None:
-    async def main() -> None:
-        async with facing(tmp_path) as face:
-            body = json.dumps(legacy_body(free_port(), 30000)).encode()
-            reply = await ask(face.port, method, "/hooks/update-haproxy", headers=headers, body=body)
-            assert (reply.status, reply.body) == (401, b"Hook rules were not satisfied.")
-
-    run(main())
+async def test_a_bad_legacy_token_gets_the_words_of_old(tmp_path: Path, headers: dict[str, str], method: str) -> None:
+    async with facing(tmp_path) as face:
+        body = json.dumps(legacy_body(free_port(), 30000)).encode()
+        reply = await ask(face.port, method, "/hooks/update-haproxy", headers=headers, body=body)
+        assert (reply.status, reply.body) == (401, b"Hook rules were not satisfied.")
 
 
-def test_a_get_of_the_hook_with_a_good_token_is_405(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with facing(tmp_path) as face:
-            reply = await ask(face.port, "GET", "/hooks/update-haproxy", headers=LEGACY)
-            assert (reply.status, reply.headers["allow"]) == (405, "POST")
-
-    run(main())
+async def test_a_get_of_the_hook_with_a_good_token_is_405(tmp_path: Path) -> None:
+    async with facing(tmp_path) as face:
+        reply = await ask(face.port, "GET", "/hooks/update-haproxy", headers=LEGACY)
+        assert (reply.status, reply.headers["allow"]) == (405, "POST")
 
 
-def test_a_legacy_refusal_is_one_line_that_says_what_and_why(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with facing(tmp_path) as face:
-            reply = await face.hook(legacy_body(22, 30000))
-            assert reply.status == 403
-            assert reply.body.count(b"\n") == 1
-            assert b"may not open port 22" in reply.body
-            assert (await face.hook(b"{]")).status == 400
-
-    run(main())
+async def test_a_legacy_refusal_is_one_line_that_says_what_and_why(tmp_path: Path) -> None:
+    async with facing(tmp_path) as face:
+        reply = await face.hook(legacy_body(22, 30000))
+        assert reply.status == 403
+        assert reply.body.count(b"\n") == 1
+        assert b"may not open port 22" in reply.body
+        assert (await face.hook(b"{]")).status == 400
 
 
-def test_a_page_in_dst_ip_may_be_longer_than_any_other_body(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with facing(tmp_path) as face:
-            page = '<!DOCTYPE html>\n<html lang="en">\n' + "<p>" * 8000 + "</html>\n"
-            port = free_port()
-            whole = json.dumps(legacy_body(port, 30000))
-            broken = whole.replace('"dst-ip": ""', f'"dst-ip": "{page}"')
-            assert len(broken) > 20_000
-            reply = await face.hook(broken.encode())
-            assert (reply.status, b"127.0.0.1:30000" in reply.body) == (200, True)
-            for large in (json.dumps(legacy_body(port, 30000) | {"name": "x" * 5000}).encode(), b"x" * 5000):
-                reply = await face.hook(large)
-                assert (reply.status, reply.body) == (413, b"the body is over 4096 bytes\n")
-
-    run(main())
+async def test_a_page_in_dst_ip_may_be_longer_than_any_other_body(tmp_path: Path) -> None:
+    async with facing(tmp_path) as face:
+        page = '<!DOCTYPE html>\n<html lang="en">\n' + "<p>" * 8000 + "</html>\n"
+        port = free_port()
+        whole = json.dumps(legacy_body(port, 30000))
+        broken = whole.replace('"dst-ip": ""', f'"dst-ip": "{page}"')
+        assert len(broken) > 20_000
+        reply = await face.hook(broken.encode())
+        assert (reply.status, b"127.0.0.1:30000" in reply.body) == (200, True)
+        for large in (json.dumps(legacy_body(port, 30000) | {"name": "x" * 5000}).encode(), b"x" * 5000):
+            reply = await face.hook(large)
+            assert (reply.status, reply.body) == (413, b"the body is over 4096 bytes\n")
 
 
-def test_a_listener_without_legacy_knows_no_hooks(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with facing(tmp_path, legacy=False) as face:
-            reply = await face.hook(legacy_body(free_port(), 30000))
-            assert (reply.status, reply.body) == (404, b"Hook not found.")
-
-    run(main())
+async def test_a_listener_without_legacy_knows_no_hooks(tmp_path: Path) -> None:
+    async with facing(tmp_path, legacy=False) as face:
+        reply = await face.hook(legacy_body(free_port(), 30000))
+        assert (reply.status, reply.body) == (404, b"Hook not found.")
 
 
-def test_a_legacy_client_in_a_hot_loop_is_slowed_and_its_neighbours_are_not(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with facing(tmp_path, clock=lambda: 1000.0) as face:
-            looping, honest = legacy_body(free_port(), 30000), legacy_body(free_port(), 30001)
-            replies = [await face.hook(looping) for _ in range(int(REPEAT_BURST) + 3)]
-            assert [reply.status for reply in replies] == [200] * int(REPEAT_BURST) + [429] * 3
-            assert replies[-1].headers["retry-after"] == "1"
-            assert (await face.hook(honest)).status == 200
-            assert (await face.hook(legacy_body(int(looping["frontend-port"]), 30002))).status == 200
-
-    run(main())
+async def test_a_legacy_client_in_a_hot_loop_is_slowed_and_its_neighbours_are_not(tmp_path: Path) -> None:
+    async with facing(tmp_path, clock=lambda: 1000.0) as face:
+        looping, honest = legacy_body(free_port(), 30000), legacy_body(free_port(), 30001)
+        replies = [await face.hook(looping) for _ in range(int(REPEAT_BURST) + 3)]
+        assert [reply.status for reply in replies] == [200] * int(REPEAT_BURST) + [429] * 3
+        assert replies[-1].headers["retry-after"] == "1"
+        assert (await face.hook(honest)).status == 200
+        assert (await face.hook(legacy_body(int(looping["frontend-port"]), 30002))).status == 200
 
 
-def test_wrong_tokens_are_remembered_without_the_secret_and_a_flood_is_not(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with facing(tmp_path, clock=lambda: 1000.0) as face:
-            body = {"frontends": [{"port": free_port(), "target_port": 30000}]}
-            for _ in range(20):
-                await face.put("mosquitto/p", body, {"Authorization": "Bearer not-a-secret-that-is-known"})
-            rejected = face.control.registry.rejected()
-            assert len(rejected) == 5
-            assert face.control.registry.refused_total == {"unauthorized": 20}
-            assert (rejected[0].ip, rejected[0].token, rejected[0].code) == ("127.0.0.1", "", "unauthorized")
-            assert rejected[0].what == "PUT /v1/registrations/mosquitto/p"
-            assert "not-a-secret" not in repr(rejected)
-
-    run(main())
+async def test_wrong_tokens_are_remembered_without_the_secret_and_a_flood_is_not(tmp_path: Path) -> None:
+    async with facing(tmp_path, clock=lambda: 1000.0) as face:
+        body = {"frontends": [{"port": free_port(), "target_port": 30000}]}
+        for _ in range(20):
+            await face.put("mosquitto/p", body, {"Authorization": "Bearer not-a-secret-that-is-known"})
+        rejected = face.control.registry.rejected()
+        assert len(rejected) == 5
+        assert face.control.registry.refused_total == {"unauthorized": 20}
+        assert (rejected[0].ip, rejected[0].token, rejected[0].code) == ("127.0.0.1", "", "unauthorized")
+        assert rejected[0].what == "PUT /v1/registrations/mosquitto/p"
+        assert "not-a-secret" not in repr(rejected)
 
 
-def test_a_secret_in_the_wrong_place_of_a_call_is_not_remembered(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with facing(tmp_path) as face:
-            for name, body in ((SECRET, body_for(free_port())), ("mosquitto", {SECRET: 1}), (SECRET, {})):
-                assert (await face.put(f"{name}/p", body)).status in (400, 403, 422)
-            assert (await face.put(f"{SECRET}/p", {}, {"Authorization": "Bearer wrong"})).status == 401
-            rejected = face.control.registry.rejected()
-            assert len(rejected) == 4
-            assert "[secret]" in repr(rejected[0])
-            assert SECRET not in repr(rejected) + repr(face.control.registry.events())
-
-    run(main())
+async def test_a_secret_in_the_wrong_place_of_a_call_is_not_remembered(tmp_path: Path) -> None:
+    async with facing(tmp_path) as face:
+        for name, body in ((SECRET, body_for(free_port())), ("mosquitto", {SECRET: 1}), (SECRET, {})):
+            assert (await face.put(f"{name}/p", body)).status in (400, 403, 422)
+        assert (await face.put(f"{SECRET}/p", {}, {"Authorization": "Bearer wrong"})).status == 401
+        rejected = face.control.registry.rejected()
+        assert len(rejected) == 4
+        assert "[secret]" in repr(rejected[0])
+        assert SECRET not in repr(rejected) + repr(face.control.registry.events())
 
 
-def test_a_reload_that_replaces_the_keyring_acts_on_the_next_call(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with facing(tmp_path) as face:
-            body = {"frontends": [{"port": free_port(), "target_port": 30000}]}
-            assert (await face.put("mosquitto/p", body)).status == 201
-            face.control.keyring = type(face.control.keyring)([])
-            assert (await face.put("mosquitto/p", body)).status == 401
-
-    run(main())
+async def test_a_reload_that_replaces_the_keyring_acts_on_the_next_call(tmp_path: Path) -> None:
+    async with facing(tmp_path) as face:
+        body = {"frontends": [{"port": free_port(), "target_port": 30000}]}
+        assert (await face.put("mosquitto/p", body)).status == 201
+        face.control.keyring = type(face.control.keyring)([])
+        assert (await face.put("mosquitto/p", body)).status == 401
 
 
 @asynccontextmanager
@@ -371,19 +317,15 @@ def body_for(port: int) -> dict[str, object]:
     return {"frontends": [{"port": port, "target_port": 30000}]}
 
 
-def test_wrong_tokens_lock_out_wrong_tokens_alone(tmp_path: Path) -> None:
+async def test_wrong_tokens_lock_out_wrong_tokens_alone(tmp_path: Path) -> None:
     """Case 37: one pod with a wrong token in a loop behind the address of 30 honest ones."""
-
-    async def main() -> None:
-        async with facing(tmp_path, clock=lambda: 1000.0, limits=CallLimits(lockout=20)) as face:
-            port = free_port()
-            wrong = {"Authorization": "Bearer not-a-secret-that-is-known"}
-            found = [await face.put("mosquitto/p", body_for(port), wrong) for _ in range(25)]
-            assert [reply.status for reply in found] == [401] * 20 + [429] * 5
-            assert found[-1].headers["retry-after"] == "3"
-            assert [(await face.put(f"mosquitto/{n}", body_for(port))).status for n in range(30)] == [201] * 30
-
-    run(main())
+    async with facing(tmp_path, clock=lambda: 1000.0, limits=CallLimits(lockout=20)) as face:
+        port = free_port()
+        wrong = {"Authorization": "Bearer not-a-secret-that-is-known"}
+        found = [await face.put("mosquitto/p", body_for(port), wrong) for _ in range(25)]
+        assert [reply.status for reply in found] == [401] * 20 + [429] * 5
+        assert found[-1].headers["retry-after"] == "3"
+        assert [(await face.put(f"mosquitto/{n}", body_for(port))).status for n in range(30)] == [201] * 30
 
 
 @pytest.mark.parametrize(
@@ -397,51 +339,41 @@ def test_wrong_tokens_lock_out_wrong_tokens_alone(tmp_path: Path) -> None:
         {"Authorization": "Bearer " + "x" * 3000},
     ],
 )
-def test_every_401_has_the_same_words(tmp_path: Path, headers: dict[str, str]) -> None:
-    async def main() -> None:
-        async with facing(tmp_path) as face:
-            reply = await face.put("mosquitto/p", body_for(free_port()), headers)
-            assert reply.status == 401
-            assert json.loads(reply.body) == {
-                "error": "unauthorized",
-                "detail": "the call carries no valid token",
-                "hint": "send a token of pylb's config, of at least 22 characters, as Authorization: Bearer TOKEN",
-            }
-
-    run(main())
+async def test_every_401_has_the_same_words(tmp_path: Path, headers: dict[str, str]) -> None:
+    async with facing(tmp_path) as face:
+        reply = await face.put("mosquitto/p", body_for(free_port()), headers)
+        assert reply.status == 401
+        assert json.loads(reply.body) == {
+            "error": "unauthorized",
+            "detail": "the call carries no valid token",
+            "hint": "send a token of pylb's config, of at least 22 characters, as Authorization: Bearer TOKEN",
+        }
 
 
-def test_a_token_in_a_frenzy_is_slowed_and_the_others_are_not(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with facing(tmp_path, clock=lambda: 1000.0, limits=CallLimits(burst=5, rate=2)) as face:
-            port = free_port()
-            found = [(await face.put(f"mosquitto/{n}", body_for(port))).status for n in range(7)]
-            assert found == [201] * 5 + [429] * 2
-            other = legacy_body(free_port(), 30000)
-            assert (await face.hook(other, {"X-Funkypenguin-Token": WEAK})).status == 200
-
-    run(main())
+async def test_a_token_in_a_frenzy_is_slowed_and_the_others_are_not(tmp_path: Path) -> None:
+    async with facing(tmp_path, clock=lambda: 1000.0, limits=CallLimits(burst=5, rate=2)) as face:
+        port = free_port()
+        found = [(await face.put(f"mosquitto/{n}", body_for(port))).status for n in range(7)]
+        assert found == [201] * 5 + [429] * 2
+        other = legacy_body(free_port(), 30000)
+        assert (await face.hook(other, {"X-Funkypenguin-Token": WEAK})).status == 200
 
 
-def test_beats_that_change_nothing_are_not_limited_as_changes_are(tmp_path: Path) -> None:
+async def test_beats_that_change_nothing_are_not_limited_as_changes_are(tmp_path: Path) -> None:
     """400 pods behind one NAT, all at the same moment."""
-
-    async def main() -> None:
-        now = 1000.0
-        limits = CallLimits(burst=50, rate=20)
-        async with facing(tmp_path, clock=lambda: now, limits=limits) as face:
-            port = free_port()
-            for number in range(400):
-                if number % 40 == 0:
-                    now += 10.0
-                assert (await face.put(f"mosquitto/{number}", body_for(port))).status == 201
-            now += 10.0
-            found = [(await face.put(f"mosquitto/{number}", body_for(port))).status for number in range(400)]
-            assert found == [200] * 400
-            changes = [(await face.put(f"mosquitto/{number}", body_for(free_port()))).status for number in range(60)]
-            assert changes == [200] * 50 + [429] * 10
-
-    run(main())
+    now = 1000.0
+    limits = CallLimits(burst=50, rate=20)
+    async with facing(tmp_path, clock=lambda: now, limits=limits) as face:
+        port = free_port()
+        for number in range(400):
+            if number % 40 == 0:
+                now += 10.0
+            assert (await face.put(f"mosquitto/{number}", body_for(port))).status == 201
+        now += 10.0
+        found = [(await face.put(f"mosquitto/{number}", body_for(port))).status for number in range(400)]
+        assert found == [200] * 400
+        changes = [(await face.put(f"mosquitto/{number}", body_for(free_port()))).status for number in range(60)]
+        assert changes == [200] * 50 + [429] * 10
 
 
 def test_a_source_is_an_ipv4_address_or_an_ipv6_network() -> None:
@@ -449,25 +381,21 @@ def test_a_source_is_an_ipv4_address_or_an_ipv6_network() -> None:
     assert network_of("2001:db8::1:2:3:4") == network_of("2001:db8::ffff:0:0:1") != network_of("2001:db8:0:1::1")
 
 
-def test_the_legacy_route_can_be_for_some_addresses_alone(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with facing(tmp_path, legacy_from="192.0.2.0/24") as face:
-            reply = await face.hook(legacy_body(free_port(), 30000))
-            assert (reply.status, b"the legacy route is closed for 127.0.0.1" in reply.body) == (403, True)
-
-    run(main())
+async def test_the_legacy_route_can_be_for_some_addresses_alone(tmp_path: Path) -> None:
+    async with facing(tmp_path, legacy_from="192.0.2.0/24") as face:
+        reply = await face.hook(legacy_body(free_port(), 30000))
+        assert (reply.status, b"the legacy route is closed for 127.0.0.1" in reply.body) == (403, True)
 
 
-def test_each_accepted_call_is_a_line_of_the_log_without_the_secret(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    async def main() -> None:
+async def test_each_accepted_call_is_a_line_of_the_log_without_the_secret(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO", logger="pylb.audit"):
         async with facing(tmp_path) as face:
             port = free_port()
             for _ in range(2):
                 await face.put("mosquitto/p", body_for(port))
             await face.delete("mosquitto/p")
-
-    with caplog.at_level("INFO", logger="pylb.audit"):
-        run(main())
     said = [record.getMessage() for record in caplog.records if record.name == "pylb.audit"]
     where = "/v1/registrations/mosquitto/p from 127.0.0.1 with token"
     assert [line.split(" accepted ")[-1].split(": ")[-1] for line in said] == ["created", "unchanged", "released"]
@@ -484,69 +412,55 @@ async def _statuses(handler: Handler, calls: Iterable[Call]) -> Counter[int]:
     return Counter([(await handler(call)).status for call in calls])
 
 
-def test_a_token_has_a_limit_over_all_addresses_too(tmp_path: Path) -> None:
+async def test_a_token_has_a_limit_over_all_addresses_too(tmp_path: Path) -> None:
     """From addresses of one /64 as from one, from many networks five times that (finding 38)."""
-
-    async def main() -> None:
-        limits = CallLimits(burst=5, rate=2)
-        async with facing(tmp_path, clock=lambda: 1000.0, limits=limits) as face:
-            handler = face.webhook.handler()
-            one_network = [_said_by(f"2001:db8::{n:x}", WEAK, n) for n in range(60)]
-            assert await _statuses(handler, one_network) == {200: 5, 429: 55}
-            many_networks = [_said_by(f"2001:db8:0:{n:x}::1", WEAK, n) for n in range(1, 60)]
-            assert await _statuses(handler, many_networks) == {200: ALL_SOURCES * 5 - 5, 429: 59 - ALL_SOURCES * 5 + 5}
-            assert (await handler(_said_by("2001:db8::1", SECRET, 8000))).status == 200
-
-    run(main())
+    limits = CallLimits(burst=5, rate=2)
+    async with facing(tmp_path, clock=lambda: 1000.0, limits=limits) as face:
+        handler = face.webhook.handler()
+        one_network = [_said_by(f"2001:db8::{n:x}", WEAK, n) for n in range(60)]
+        assert await _statuses(handler, one_network) == {200: 5, 429: 55}
+        many_networks = [_said_by(f"2001:db8:0:{n:x}::1", WEAK, n) for n in range(1, 60)]
+        assert await _statuses(handler, many_networks) == {200: ALL_SOURCES * 5 - 5, 429: 59 - ALL_SOURCES * 5 + 5}
+        assert (await handler(_said_by("2001:db8::1", SECRET, 8000))).status == 200
 
 
-def test_guesses_have_a_budget_over_all_addresses_and_who_has_called_before_is_served(tmp_path: Path) -> None:
+async def test_guesses_have_a_budget_over_all_addresses_and_who_has_called_before_is_served(tmp_path: Path) -> None:
     now = 1000.0
-
-    async def main() -> None:
-        nonlocal now
-        async with facing(tmp_path, clock=lambda: now) as face:
-            handler = face.webhook.handler()
-            assert (await handler(_said_by("192.0.2.1", WEAK))).status == 200
-            guesses = [_said_by(f"2001:db8:0:{n:x}::1", f"guess-{n}") for n in range(500)]
-            assert await _statuses(handler, guesses) == {401: int(GUESSES), 429: 500 - int(GUESSES)}
-            right, wrong = [await handler(_said_by("192.0.2.9", secret)) for secret in (WEAK, "guess")]
-            assert (right.status, right.body) == (wrong.status, wrong.body)  # no oracle
-            assert (await handler(_said_by("192.0.2.1", WEAK))).status == 200
-            assert (await handler(_said_by("192.0.2.9", SECRET, 8000))).status == 200  # nobody guesses that one
-            now += 1 / GUESS_RATE
-            assert (await handler(_said_by("192.0.2.9", WEAK))).status == 200
-
-    run(main())
+    async with facing(tmp_path, clock=lambda: now) as face:
+        handler = face.webhook.handler()
+        assert (await handler(_said_by("192.0.2.1", WEAK))).status == 200
+        guesses = [_said_by(f"2001:db8:0:{n:x}::1", f"guess-{n}") for n in range(500)]
+        assert await _statuses(handler, guesses) == {401: int(GUESSES), 429: 500 - int(GUESSES)}
+        right, wrong = [await handler(_said_by("192.0.2.9", secret)) for secret in (WEAK, "guess")]
+        assert (right.status, right.body) == (wrong.status, wrong.body)  # no oracle
+        assert (await handler(_said_by("192.0.2.1", WEAK))).status == 200
+        assert (await handler(_said_by("192.0.2.9", SECRET, 8000))).status == 200  # nobody guesses that one
+        now += 1 / GUESS_RATE
+        assert (await handler(_said_by("192.0.2.9", WEAK))).status == 200
 
 
-def test_a_pod_with_a_wrong_token_in_a_loop_spends_no_more_than_one_guess(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with facing(tmp_path, clock=lambda: 1000.0) as face:
-            handler = face.webhook.handler()
-            await _statuses(handler, [_said_by("192.0.2.1", "wrong") for _ in range(500)])
-            assert (await handler(_said_by("192.0.2.9", WEAK))).status == 200
-
-    run(main())
+async def test_a_pod_with_a_wrong_token_in_a_loop_spends_no_more_than_one_guess(tmp_path: Path) -> None:
+    async with facing(tmp_path, clock=lambda: 1000.0) as face:
+        handler = face.webhook.handler()
+        await _statuses(handler, [_said_by("192.0.2.1", "wrong") for _ in range(500)])
+        assert (await handler(_said_by("192.0.2.9", WEAK))).status == 200
 
 
-def test_a_flood_from_many_networks_is_no_flood_of_the_log(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with facing(tmp_path, clock=lambda: 1000.0) as face:
-            handler = face.webhook.handler()
-            await _statuses(handler, [_said_by(f"2001:db8:0:{n:x}::1", "not-a-secret-that-is-known") for n in range(3000)])
-            assert sum(event.kind == "refused" for event in face.control.registry.events()) == ALL_NOTES * NOTE_BURST
-
-    run(main())
+async def test_a_flood_from_many_networks_is_no_flood_of_the_log(tmp_path: Path) -> None:
+    async with facing(tmp_path, clock=lambda: 1000.0) as face:
+        handler = face.webhook.handler()
+        await _statuses(handler, [_said_by(f"2001:db8:0:{n:x}::1", "not-a-secret-that-is-known") for n in range(3000)])
+        assert sum(event.kind == "refused" for event in face.control.registry.events()) == ALL_NOTES * NOTE_BURST
 
 
-def test_a_refused_call_is_free_when_it_is_answered(tmp_path: Path) -> None:
+async def test_a_refused_call_is_free_when_it_is_answered(tmp_path: Path) -> None:
     """With its body, and without the collector's help (finding 36)."""
 
     class Headers(dict[str, str]):
         """Of a call: bytes, such as its body, take no weak reference."""
 
-    async def main() -> None:
+    gc.disable()
+    try:
         async with facing(tmp_path) as face:
             handler = face.webhook.handler()
             for secret, body in (("wrong", b"{}"), (SECRET, b"no JSON"), (SECRET, b"x" * 60000)):
@@ -555,9 +469,5 @@ def test_a_refused_call_is_free_when_it_is_answered(tmp_path: Path) -> None:
                 assert (await handler(replace(_said_by("192.0.2.1", secret), body=body, headers=headers))).status >= 400
                 del headers
                 assert gone() is None, secret
-
-    gc.disable()
-    try:
-        run(main())
     finally:
         gc.enable()

@@ -94,65 +94,53 @@ def _quick(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) ->
         ("channel.send(KINDS.index(Report), b'[1]'); time.sleep(20)", "is malformed"),
     ],
 )
-def test_who_says_what_no_worker_says_is_replaced(script: str, complaint: str, caplog: pytest.LogCaptureFixture) -> None:
-    async def main() -> None:
-        program = Impostor(script)
-        async with running(program) as fleet:
-            await fleet.start()
-            await until(lambda: program.started >= 3, caplog)  # by others, ever more slowly
-
-    asyncio.run(main())
+async def test_who_says_what_no_worker_says_is_replaced(script: str, complaint: str, caplog: pytest.LogCaptureFixture) -> None:
+    program = Impostor(script)
+    async with running(program) as fleet:
+        await fleet.start()
+        await until(lambda: program.started >= 3, caplog)  # by others, ever more slowly
     assert complaint in caplog.text
     assert "ended by signal 9, it said what no worker says" in caplog.text
     assert "start 2 in a row that did not last: again in 0.4 s" in caplog.text
 
 
-def test_one_that_never_says_it_is_ready_is_given_up(caplog: pytest.LogCaptureFixture) -> None:
-    async def main() -> None:
-        program = Impostor("time.sleep(30)")
-        async with running(program) as fleet:
-            await fleet.start()
-            await until(lambda: program.started >= 2, caplog)
-
-    asyncio.run(main())
+async def test_one_that_never_says_it_is_ready_is_given_up(caplog: pytest.LogCaptureFixture) -> None:
+    program = Impostor("time.sleep(30)")
+    async with running(program) as fleet:
+        await fleet.start()
+        await until(lambda: program.started >= 2, caplog)
     assert "not all workers have started within 2 s: 0 of 1 workers serve" in caplog.text
     assert "stands still: replaced" in caplog.text
 
 
-def test_one_that_applies_nothing_holds_a_call_for_a_second(caplog: pytest.LogCaptureFixture) -> None:
-    async def main() -> None:
-        async with running(Impostor("say(Ready(VERSION)); time.sleep(30)")) as fleet:
-            await fleet.start()
-            loop = asyncio.get_running_loop()
-            started = loop.time()
-            await fleet.applied()
-            assert await fleet.sessions() == []
-            assert 1.9 < loop.time() - started < 4
-            asking = loop.create_task(fleet.sessions())
-            await asyncio.sleep(0)
-            asking.cancel()
-            await asyncio.gather(asking, return_exceptions=True)
-            assert not fleet._asking._answers  # nobody waits for one any more
-
-    asyncio.run(main())
+async def test_one_that_applies_nothing_holds_a_call_for_a_second(caplog: pytest.LogCaptureFixture) -> None:
+    async with running(Impostor("say(Ready(VERSION)); time.sleep(30)")) as fleet:
+        await fleet.start()
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        await fleet.applied()
+        assert await fleet.sessions() == []
+        assert 1.9 < loop.time() - started < 4
+        asking = loop.create_task(fleet.sessions())
+        await asyncio.sleep(0)
+        asking.cancel()
+        await asyncio.gather(asking, return_exceptions=True)
+        assert not fleet._asking._answers  # nobody waits for one any more
     assert "has not applied the table within 1 s" in caplog.text
     assert "a worker has not answered within 1 s: sessions" in caplog.text
 
 
-def test_a_program_that_cannot_be_started_ends_the_start() -> None:
+async def test_a_program_that_cannot_be_started_ends_the_start() -> None:
     class Missing(Impostor):
         def start(self, channel: int) -> "subprocess.Popen[bytes]":  # noqa: ARG002 - the program's
             raise FileNotFoundError(2, "no such file")
 
-    async def main() -> None:
-        async with running(Missing("")) as fleet:
-            with pytest.raises(FileNotFoundError):
-                await fleet.start()
-
-    asyncio.run(main())
+    async with running(Missing("")) as fleet:
+        with pytest.raises(FileNotFoundError):
+            await fleet.start()
 
 
-def test_a_worker_that_cannot_be_watched_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_worker_that_cannot_be_watched_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     """It seemed to run, and nobody would have seen its end; what was sent to it raised."""
     program = Impostor("time.sleep(20)")
     started: list[subprocess.Popen[bytes]] = []
@@ -164,45 +152,38 @@ def test_a_worker_that_cannot_be_watched_is_none(monkeypatch: pytest.MonkeyPatch
     def no_descriptor_left(_pid: int) -> int:
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
-    async def check() -> None:
-        worker = WorkerProcess(0, program, lambda *_: None, lambda *_: None)
-        with pytest.raises(OSError, match="Too many open files"):
-            worker.start(hello(0))
-        assert not worker.runs
-        worker.signal(signal.SIGTERM)
-        assert started[0].returncode == -signal.SIGKILL
-
     monkeypatch.setattr(program, "start", start)
     monkeypatch.setattr(os, "pidfd_open", no_descriptor_left)
-    asyncio.run(check())
+    worker = WorkerProcess(0, program, lambda *_: None, lambda *_: None)
+    with pytest.raises(OSError, match="Too many open files"):
+        worker.start(hello(0))
+    assert not worker.runs
+    worker.signal(signal.SIGTERM)
+    assert started[0].returncode == -signal.SIGKILL
 
 
-def test_a_real_worker_serves_what_it_is_told_and_only_that(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_real_worker_serves_what_it_is_told_and_only_that(caplog: pytest.LogCaptureFixture) -> None:
     """A port that is taken is reported; with two workers two sockets share the others."""
-
-    async def main() -> None:
-        policy, ports = Policy(bind="127.0.0.1"), [Listen("tcp", "127.0.0.1", free_port()) for _ in range(3)]
-        table = make_table(1, {listen: Frontend("web", listen, policy, ()) for listen in ports})
-        with socket.create_server(("127.0.0.1", ports[0].port)):
-            async with running(Program(), count=2) as fleet:
-                await fleet.start()
-                failed = fleet.apply(table)
-                assert {listen: error.errno for listen, error in failed.items()} == {ports[0]: 98}
-                await fleet.applied()
-                assert (await fleet.counters()).frontends.keys() == set(ports[1:])
-                fleet.open(ports[1], freebind=False)
-                fleet.discard(ports[1])  # it is in force
-                for port in ports[1:]:
-                    with suppress(ConnectionResetError):  # it has no server; the reset may be there before connect() is
-                        _reader, writer = await asyncio.open_connection("127.0.0.1", port.port)
-                        writer.close()
-                fleet.apply(make_table(2, {}))
-                await fleet.applied()
-                with pytest.raises(ConnectionRefusedError):
-                    await asyncio.open_connection("127.0.0.1", ports[1].port)
-                assert [worker.serves for worker in fleet._workers] == [True, True]
-
-    asyncio.run(main())
+    policy, ports = Policy(bind="127.0.0.1"), [Listen("tcp", "127.0.0.1", free_port()) for _ in range(3)]
+    table = make_table(1, {listen: Frontend("web", listen, policy, ()) for listen in ports})
+    with socket.create_server(("127.0.0.1", ports[0].port)):
+        async with running(Program(), count=2) as fleet:
+            await fleet.start()
+            failed = fleet.apply(table)
+            assert {listen: error.errno for listen, error in failed.items()} == {ports[0]: 98}
+            await fleet.applied()
+            assert (await fleet.counters()).frontends.keys() == set(ports[1:])
+            fleet.open(ports[1], freebind=False)
+            fleet.discard(ports[1])  # it is in force
+            for port in ports[1:]:
+                with suppress(ConnectionResetError):  # it has no server; the reset may be there before connect() is
+                    _reader, writer = await asyncio.open_connection("127.0.0.1", port.port)
+                    writer.close()
+            fleet.apply(make_table(2, {}))
+            await fleet.applied()
+            with pytest.raises(ConnectionRefusedError):
+                await asyncio.open_connection("127.0.0.1", ports[1].port)
+            assert [worker.serves for worker in fleet._workers] == [True, True]
     assert "fault" not in caplog.text
 
 

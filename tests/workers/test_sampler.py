@@ -1,6 +1,5 @@
 """The one look a second at what all processes have counted."""
 
-import asyncio
 from collections.abc import Mapping
 from functools import partial
 
@@ -77,23 +76,19 @@ class Witness:
         self.ended += 1
 
 
-def test_all_consumers_are_given_the_same_counts_and_of_a_quiet_frontend_the_same_object_again() -> None:
+async def test_all_consumers_are_given_the_same_counts_and_of_a_quiet_frontend_the_same_object_again() -> None:
     here = {A: counters(0, 10), B: counters(0, 3)}
     servers = (Server("pod", Address("192.0.2.1", 30443)),)
     tables = [make_table(1, {listen: Frontend("web", listen, Policy(), servers) for listen in (A, B)})]
     changed = {**tables[0].frontends} | {B: Frontend("web", B, Policy(max_connections=7), servers)}
     first, second, over = Witness(), Witness(), list[int]()
-
-    async def main() -> None:
-        sampler = Sampler(lambda: tables[-1], lambda: [here], (first, second), sampled=lambda: over.append(first.ended))
-        await sampler.sample()
-        here[A].sessions_total += 1
-        await sampler.sample()
-        here[B].servers["new"] = ServerCounters()
-        tables.append(make_table(2, changed))
-        await sampler.sample()
-
-    asyncio.run(main())
+    sampler = Sampler(lambda: tables[-1], lambda: [here], (first, second), sampled=lambda: over.append(first.ended))
+    await sampler.sample()
+    here[A].sessions_total += 1
+    await sampler.sample()
+    here[B].servers["new"] = ServerCounters()
+    tables.append(make_table(2, changed))
+    await sampler.sample()
     assert first.looks == second.looks
     assert over == [1, 2, 3]
     before, now, last = first.looks
@@ -104,16 +99,12 @@ def test_all_consumers_are_given_the_same_counts_and_of_a_quiet_frontend_the_sam
         assert before[one] is second.looks[0][one]
 
 
-def test_the_processor_time_of_the_processes_is_part_of_a_look() -> None:
+async def test_the_processor_time_of_the_processes_is_part_of_a_look() -> None:
     witness = Witness()
-
-    async def main() -> None:
-        pids, table, times = [1, 1 << 30], make_table(1, {}), iter((5.0, 6.0))
-        clock = partial(next, times)
-        sampler = Sampler(lambda: table, list, [witness], pids=lambda: pids, clock=clock, wall=lambda: 1000.0)
-        await sampler.sample()
-
-    asyncio.run(main())
+    pids, table, times = [1, 1 << 30], make_table(1, {}), iter((5.0, 6.0))
+    clock = partial(next, times)
+    sampler = Sampler(lambda: table, list, [witness], pids=lambda: pids, clock=clock, wall=lambda: 1000.0)
+    await sampler.sample()
     [moment] = witness.moments
     assert moment[:2] == (5.0, 1000.0)
     assert moment.used[0] > 0

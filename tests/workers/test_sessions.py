@@ -32,7 +32,7 @@ async def _ends(listen: Listen) -> None:
             await loop.sock_recv(sock, 1)
 
 
-async def _main() -> None:
+async def test_sessions_of_all_workers_are_one_list_and_each_of_them_has_its_story() -> None:
     fleet = Fleet(2, hello, FleetObserver(lambda *_: None, lambda _: None, lambda _: None), Listeners(Service({})), Program())
     with ExitStack() as stack, socket.create_server(("127.0.0.1", 0), backlog=LIVE) as backend, socket.socket() as nobody:
         stack.callback(fleet.close)
@@ -69,7 +69,3 @@ async def _main() -> None:
             assert trace is not None
             assert (parse_session_id(trace.id), len(trace.candidates)) == (number, 1)
         assert await fleet.trace(parse_session_id("0x3000000000001")) is None
-
-
-def test_sessions_of_all_workers_are_one_list_and_each_of_them_has_its_story() -> None:
-    asyncio.run(_main())

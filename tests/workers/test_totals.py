@@ -1,7 +1,5 @@
 """The counters of several processes as one: nothing is lost when one of them is."""
 
-import asyncio
-
 import pytest
 
 from pylb.core.address import Address, Listen
@@ -45,12 +43,12 @@ def blank(*listens: Listen) -> Counters:
     return found
 
 
-def test_workers_are_added_up() -> None:
+async def test_workers_are_added_up() -> None:
     totals = Totals()
     totals.heard(1, said(2, ended=3))
     totals.heard(2, said(1, ended=5, server="b"))
     totals.heard(2, said(1, ended=6, server="b"))  # the last word counts
-    found = asyncio.run(totals.added(blank(WEB)))
+    found = await totals.added(blank(WEB))
     web = found.frontends[WEB]
     assert (web.sessions, web.sessions_total, web.bytes_in, web.bytes_out, web.queued) == (3, 12, 90, 900, 3)
     assert (web.denied["access"], sum(web.connect_seconds.counts), web.session_seconds.total) == (9, 9, 9.0)
@@ -91,27 +89,27 @@ def test_every_counter_of_a_frontend_and_its_servers_adds_up(live: bool) -> None
                 assert found == first + second, name
 
 
-def test_of_one_that_is_gone_the_past_stays_and_the_present_does_not() -> None:
+async def test_of_one_that_is_gone_the_past_stays_and_the_present_does_not() -> None:
     totals = Totals()
     totals.heard(1, said(2, ended=3))
     totals.retire(1)
     totals.retire(1)
     totals.heard(2, said(1, ended=1))
-    found = asyncio.run(totals.added(blank(WEB)))
+    found = await totals.added(blank(WEB))
     web = found.frontends[WEB]
     assert (web.sessions, web.queued, web.sessions_total) == (1, 1, 7)
     assert (web.servers["a"].sessions, web.servers["a"].sessions_total, web.servers["a"].failures["refused"]) == (1, 7, 4)
     assert (found.open_sessions, found.faults) == (1, 4)
 
 
-def test_counters_go_with_their_frontend_and_labels_with_their_server() -> None:
+async def test_counters_go_with_their_frontend_and_labels_with_their_server() -> None:
     totals = Totals()
     totals.heard(1, said(0, ended=3))
     totals.heard(1, said(0, ended=2, listen=MAIL))
     totals.retire(1)
     before, after = table(WEB, MAIL), table(WEB, servers="b")
     totals.follow(after, diff(before, after))
-    found = asyncio.run(totals.added(blank(WEB, MAIL)))
+    found = await totals.added(blank(WEB, MAIL))
     assert found.frontends[MAIL].sessions_total == 0
     web = found.frontends[WEB]
     assert (web.servers, web.forgotten, web.sessions_total) == ({}, 3, 3)
@@ -127,12 +125,12 @@ def test_a_frontend_that_a_late_report_brings_back_goes_with_the_next_table() ->
     assert [sorted(part) for part in totals.parts()] == [[WEB], []]
 
 
-def test_what_is_added_to_is_left_alone() -> None:
+async def test_what_is_added_to_is_left_alone() -> None:
     base = blank(WEB)
     base.frontends[WEB].sessions_total = 5
     totals = Totals()
     totals.heard(1, said(1, ended=1))
-    assert asyncio.run(totals.added(base)).frontends[WEB].sessions_total == 7
+    assert (await totals.added(base)).frontends[WEB].sessions_total == 7
     assert base.frontends[WEB].sessions_total == 5
 
 
@@ -143,7 +141,7 @@ def test_counts_of_another_form_are_refused() -> None:
         Totals().heard(1, good._replace(frontends=(one._replace(connect_seconds=(1, 2)),)))
 
 
-def test_sums_are_added_and_of_maxima_the_highest_stays() -> None:
+async def test_sums_are_added_and_of_maxima_the_highest_stays() -> None:
     totals = Totals()
     for source, longest in ((1, 3.0), (2, 5.0)):
         report = said(1, ended=2)
@@ -165,7 +163,7 @@ def test_sums_are_added_and_of_maxima_the_highest_stays() -> None:
         web = web._replace(servers={"a": server}, connections=7)
         totals.heard(source, report._replace(frontends=(web,), bytes_spliced=100, pipes_lent=3, runnable=1))
     totals.retire(1)
-    found = asyncio.run(totals.added(blank(WEB)))
+    found = await totals.added(blank(WEB))
     web_counters = found.frontends[WEB]
     one = web_counters.servers["a"]
     assert (web_counters.connections, one.bytes_in, one.bytes_out, one.attempts, one.redispatches) == (14, 20, 40, 8, 2)
