@@ -7,7 +7,9 @@ import shlex
 import shutil
 import stat
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import kubernetes_validate  # type: ignore[import-untyped]
 import pytest
@@ -18,7 +20,7 @@ from pylb.config.generated_tokens import FOLDER
 from tests.app.instance import SECRET, Instance, cli, token
 from tests.app.test_cli import INC
 from tests.support.peers import need_root
-from tests.support.ports import free_port
+from tests.support.ports import free_port, refusing_port
 from tests.support.processes import python
 from tests.support.waiting import eventually
 
@@ -28,8 +30,12 @@ NOBODY = 65534
 @pytest.fixture
 def tls(pylb: Instance) -> Instance:
     """Without tokens in its config, and self-signed."""
-    pylb.configure(webhook={"listen": f"127.0.0.1:{pylb.webhook}", "tls": "self-signed"}, tokens=None)
+    configure(pylb)
     return pylb
+
+
+def configure(pylb: Instance) -> None:
+    pylb.configure(webhook={"listen": f"127.0.0.1:{pylb.webhook}", "tls": "self-signed"}, tokens=None)
 
 
 def create(pylb: Instance, name: str = "app", *more: str) -> str:
@@ -41,7 +47,11 @@ def create(pylb: Instance, name: str = "app", *more: str) -> str:
 
 def phone(pylb: Instance, **environ: str) -> subprocess.CompletedProcess[str]:
     """`phonehome once` for the test's port."""
-    environ = {"PATH": os.environ["PATH"], "PYLB_FRONTENDS": f"{pylb.port}:30843", "PYLB_ADDRESS": "127.0.0.1"} | environ
+    environ = {
+        "PATH": os.environ["PATH"],
+        "PYLB_FRONTENDS": f"{pylb.port}:{refusing_port()}",
+        "PYLB_ADDRESS": "127.0.0.1",
+    } | environ
     return subprocess.run(python("phonehome", "once"), check=False, env=environ, capture_output=True, text=True, timeout=30)
 
 
@@ -319,18 +329,26 @@ def scalars(node: yaml.Node) -> list[yaml.ScalarNode]:
     return [found for one in inside for found in scalars(one)]
 
 
+@pytest.fixture
+def public_folder() -> Iterator[Path]:
+    """That every user reaches. `tmp_path` is below a folder that each run of pytest makes its user's alone again."""
+    with TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
+
+
 @pytest.mark.root
-def test_root_makes_tokens_as_the_services_user_and_follows_no_link_of_its(tls: Instance, tmp_path: Path) -> None:
+def test_root_makes_tokens_as_the_services_user_and_follows_no_link_of_its(tls: Instance, public_folder: Path) -> None:
     need_root()
-    for folder in (tmp_path, *tmp_path.parents[:3]):
-        folder.chmod(folder.stat().st_mode | 0o055)  # pytest's own folders are 0700
+    tls.state_dir = public_folder / "state"
+    configure(tls)
     tls.state_dir.mkdir(mode=0o700)
     os.chown(tls.state_dir, NOBODY, NOBODY)
     create(tls)
     made = [tls.state_dir / FOLDER / "app", tls.state_dir / "tls/key.pem"]
     assert [(path.stat().st_uid, stat.S_IMODE(path.stat().st_mode)) for path in made] == [(NOBODY, 0o600)] * 2
     shutil.rmtree(tls.state_dir / FOLDER)
-    roots = tmp_path / "roots"
+    roots = public_folder / "roots"
     roots.mkdir(mode=0o755)
     (tls.state_dir / FOLDER).symlink_to(roots)
     ended = tls.ask("token", "create", "evil", "--ports", "443")

@@ -24,7 +24,7 @@ from pylb.core.registration import Announcement, FrontendRequest
 from pylb.forward.counters import Counters, FrontendCounters, ServerCounters
 from pylb.metrics.collector import Metrics
 from pylb.metrics.exposition import TEXT, Format, written
-from tests.support.ports import free_port
+from tests.support.ports import free_port, refusing_port
 from tests.web.running import Control, running
 
 # design.md, section 8
@@ -199,13 +199,15 @@ async def test_labels_are_escaped(tmp_path: Path) -> None:
 
 async def test_controls_numbers_come_out(tmp_path: Path) -> None:
     port = free_port()
-    static = StaticFrontend("web", Listen("tcp", "127.0.0.1", port), (StaticServer(Address("127.0.0.1", 30000)),), Policy())
+    static = StaticFrontend(
+        "web", Listen("tcp", "127.0.0.1", port), (StaticServer(Address("127.0.0.1", refusing_port())),), Policy()
+    )
     async with running(tmp_path, Rules(frontends=(static,), defaults=Policy(bind="127.0.0.1"))) as control:
         registry = control.registry
         caller = Caller("127.0.0.1", control.keyring.tokens[0], "native")
         mqtt = free_port()
         for _ in range(2):
-            await registry.calls.announce("mosquitto", "pod-1", Announcement((FrontendRequest(mqtt, 30843),)), caller)
+            await registry.calls.announce("mosquitto", "pod-1", Announcement((FrontendRequest(mqtt, refusing_port()),)), caller)
         found = samples(await scraped(metrics_of(control)))
         assert value(found, "pylb_registrations", state="fresh") == 1
         assert value(found, "pylb_registrations", state="stale") == 0

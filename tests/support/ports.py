@@ -8,9 +8,11 @@ the name that a process holds is one for the whole network namespace, as ports a
 import os
 import random
 import socket
+from functools import cache
 from itertools import cycle
 
 _FIRST, _SHARES, _SIZE = 20100, 9, 1100
+_NODE_PORTS = range(32700, 30000, -1)  # what a token's calls may be sent to by default
 
 
 def _hold(share: int) -> bool:
@@ -47,6 +49,20 @@ def free_port() -> int:
                 continue
             return port
     raise AssertionError(f"no free port in {PORTS}")
+
+
+@cache
+def refusing_port() -> int:
+    """A NodePort of 127.0.0.1 that refuses connections: bound until this process ends, so that nobody else listens there."""
+    holder = socket.socket()
+    for port in _NODE_PORTS:
+        try:
+            holder.bind(("127.0.0.1", port))
+        except OSError:
+            continue
+        holder.detach()
+        return port
+    raise AssertionError(f"no free port in {_NODE_PORTS}")
 
 
 def free_ports(count: int) -> list[int]:

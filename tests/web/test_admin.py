@@ -23,7 +23,7 @@ from pylb.forward.counters import Counters
 from pylb.metrics.families import Scrape, gauge
 from pylb.web.admin import Admin
 from pylb.web.types import Handler
-from tests.support.ports import free_port
+from tests.support.ports import free_port, refusing_port
 from tests.web.loopback import Reply, ask, serving, until
 from tests.web.running import Control, running
 
@@ -46,7 +46,7 @@ class Face:
 
     async def announce(self, port: int, instance: str = "pod-1", ttl: int | None = 60) -> None:
         caller = Caller("127.0.0.1", self.control.keyring.tokens[0], "native")
-        body = json.dumps({"frontends": [{"port": port, "target_port": 30843}], "ttl": ttl})
+        body = json.dumps({"frontends": [{"port": port, "target_port": refusing_port()}], "ttl": ttl})
         await self.control.registry.calls.announce("mosquitto", instance, parse_native(body.encode()), caller)
 
 
@@ -97,7 +97,7 @@ async def test_the_table_says_what_goes_where_and_who_holds_it(tmp_path: Path) -
             "balance": "leastconn",
             "unbound": None,
         }
-        assert (server["name"], server["address"]) == ("pod-1", "127.0.0.1:30843")
+        assert (server["name"], server["address"]) == ("pod-1", f"127.0.0.1:{refusing_port()}")
         assert (server["reachable"], server["held_by"]) == ("refused", ["mosquitto/mosquitto/pod-1"])
         assert server["hint"]
 
@@ -120,7 +120,7 @@ async def test_registrations_show_their_lease(tmp_path: Path) -> None:
             "frontends": [
                 {
                     "port": port,
-                    "target_port": 30843,
+                    "target_port": refusing_port(),
                     "proxy_protocol": None,
                     "weight": 1,
                     "backup": False,
@@ -155,7 +155,7 @@ async def test_sessions_are_counted_per_frontend(tmp_path: Path) -> None:
 async def test_live_and_ended_sessions_are_listed_for_those_who_ask(tmp_path: Path) -> None:
     async with facing(tmp_path) as face:
         port = free_port()
-        await face.announce(port)  # nothing listens at 30843
+        await face.announce(port)
         for _ in range(3):
             with suppress(ConnectionError):
                 reader, writer = await asyncio.open_connection("127.0.0.1", port)
