@@ -90,7 +90,7 @@ async def test_news_of_a_server_that_cannot_be_heeded_hold_up_no_later_ones(
             await c.put({port: 30001}, NODE_B, instance="pod-2")
         listen, server = c.server(port)
         with monkeypatch.context() as patch:
-            patch.setattr(publisher, "frontend", lambda *_: bug())
+            patch.setattr(publisher, "compose_frontend", lambda *_: bug())
             for _ in range(3):
                 c.registry.connect_ended(listen, server, "refused")
             await until(lambda: c.registry.task_failures["callback"])

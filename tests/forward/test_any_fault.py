@@ -26,7 +26,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from pylb import forward
 from pylb.core.access import Networks
 from pylb.core.address import Address, Listen
-from pylb.core.policy import Limits, ProxyAccept, ProxyProtocol
+from pylb.core.policy import ProxyAccept, ProxyProtocol, SourceLimits
 from pylb.core.proxy_protocol import header, parse
 from pylb.core.session import SessionRecord
 from pylb.forward import sockets
@@ -140,7 +140,7 @@ class Faults(RuleBasedStateMachine):
         self.policy = policy(idle=60, half_close=20, flush=5, connect=2, drain=8, queue=10)
         if options:
             trusted = ProxyAccept(Networks([ip_network("127.0.0.0/8")]))
-            limits, source = Limits(per_source=6, rate=50), ("127.0.0.1",)
+            limits, source = SourceLimits(per_source=6, rate=50), ("127.0.0.1",)
             self.policy = replace(
                 self.policy,
                 accept_proxy=trusted,
