@@ -254,6 +254,8 @@ class HttpServer:
 
     async def serve(self, request: web.BaseRequest) -> web.StreamResponse:
         """Read the request within the deadline, have it answered, and give the client `limits.answer` to take the answer."""
+        if request.transport is None:  # it left before this first step: aiohttp would log a fault, with a traceback
+            raise ConnectionResetError
         connection = cast("Protocol", request.protocol).connection
         connection.asked += 1
         now = self._loop.time()

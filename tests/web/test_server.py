@@ -11,6 +11,7 @@ import time
 import pytest
 
 from pylb.web.listener import HttpLimits
+from pylb.web.protocol import Protocol
 from pylb.web.types import Answer, Call, json_answer, text_answer
 from tests.web.loopback import ask, read_head, read_reply, serving, until
 
@@ -64,6 +65,29 @@ async def test_one_connection_carries_several_requests() -> None:
             reply = await read_reply(reader)
             assert f'"path":"/{number}"'.encode() in reply.body
         writer.close()
+
+
+def test_a_client_that_leaves_before_its_request_is_read_leaves_no_traceback(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """aiohttp takes that for a fault of ours; a stranger could fill the log with it."""
+    receive = Protocol.data_received
+
+    def receive_and_lose(self: Protocol, data: bytes) -> None:
+        receive(self, data)
+        assert self.transport is not None
+        self.transport.abort()  # as a reset does that is met in the same turn of the loop as the headers
+
+    async def main() -> None:
+        async with serving(echo) as server:
+            reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+            monkeypatch.setattr(Protocol, "data_received", receive_and_lose)
+            writer.write(b"PUT / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\n")
+            assert await _ends(reader) == b""
+            writer.close()
+
+    run(main())
+    assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == []
 
 
 @pytest.mark.parametrize(
