@@ -67,7 +67,7 @@ async def test_one_connection_carries_several_requests() -> None:
         writer.close()
 
 
-def test_a_client_that_leaves_before_its_request_is_read_leaves_no_traceback(
+async def test_a_client_that_leaves_before_its_request_is_read_leaves_no_traceback(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """aiohttp takes that for a fault of ours; a stranger could fill the log with it."""
@@ -78,15 +78,12 @@ def test_a_client_that_leaves_before_its_request_is_read_leaves_no_traceback(
         assert self.transport is not None
         self.transport.abort()  # as a reset does that is met in the same turn of the loop as the headers
 
-    async def main() -> None:
-        async with serving(echo) as server:
-            reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
-            monkeypatch.setattr(Protocol, "data_received", receive_and_lose)
-            writer.write(b"PUT / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\n")
-            assert await _ends(reader) == b""
-            writer.close()
-
-    run(main())
+    async with serving(echo) as server:
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        monkeypatch.setattr(Protocol, "data_received", receive_and_lose)
+        writer.write(b"PUT / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\n")
+        assert await _ends(reader) == b""
+        writer.close()
     assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == []
 
 
