@@ -1,10 +1,12 @@
-"""The columns of `show stat` in the order of HAProxy 2.6 (a test compares them with a real one), and a row as a line of CSV.
+"""The columns of `show stat` in the order of HAProxy 2.6 (a test compares them with a real one), and rows as CSV.
 
 The columns after "-" belong to HAProxy's modules (TLS, HTTP/2, HTTP/1). They are always empty here, but they must be there,
 because parsers count commas.
 """
 
-from collections.abc import Mapping
+import csv
+from collections.abc import Iterable, Mapping
+from io import StringIO
 from typing import Any
 
 from pylb.core.text import visible
@@ -26,20 +28,23 @@ h2_backend_open_streams h2_total_connections h2_backend_total_streams h1_open_co
 h1_total_streams h1_bytes_in h1_bytes_out h1_spliced_bytes_in h1_spliced_bytes_out
 """
 _FILLED = _GENERAL.split()
-_EMPTY = ",-" + "," * len(_OF_MODULES.split())
+_EMPTY = ["-", *[""] * len(_OF_MODULES.split())]
 COLUMNS = (*_FILLED, *_OF_MODULES.split())
-HEADER = "# " + ",".join(COLUMNS) + ","
 
 
-def csv_line(row: Mapping[str, Any]) -> str:
-    """One line of `show stat`. A value that contains a comma or a quote is quoted as in HAProxy (RFC 4180)."""
-    return ",".join([_cell(row.get(column)) for column in _FILLED]) + _EMPTY
+def csv_lines(rows: Iterable[Mapping[str, Any]]) -> str:
+    """Lines of `show stat`, each with its line end. What has a comma or a quote is quoted as in HAProxy (RFC 4180)."""
+    return _csv([*(_cell(row.get(column)) for column in _FILLED), *_EMPTY] for row in rows)
 
 
-def _cell(value: Any) -> str:
-    if value is None:
-        return ""
-    text = visible(str(value))
-    if "," in text or '"' in text:
-        return '"' + text.replace('"', '""') + '"'
-    return text
+def _csv(rows: Iterable[Iterable[Any]]) -> str:
+    text = StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
+
+
+def _cell(value: Any) -> Any:
+    return visible(value) if isinstance(value, str) else value
+
+
+HEADER = _csv([[f"# {COLUMNS[0]}", *COLUMNS[1:], ""]])  # a line with its end

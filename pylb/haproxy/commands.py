@@ -13,7 +13,7 @@ from pylb.control.views import FrontendView
 from pylb.core.errors import Code, Refused
 from pylb.core.policy import AdminState
 from pylb.core.session import SessionView
-from pylb.haproxy.columns import HEADER, csv_line
+from pylb.haproxy.columns import HEADER, csv_lines
 from pylb.haproxy.output import STATE_COLUMNS, session_lines, state_line
 from pylb.haproxy.stats import BACKEND, FRONTEND, SERVER, Picture, Row, is_up
 from pylb.haproxy.view import View
@@ -127,9 +127,9 @@ class Commands:
         return self._stat_lines(picture, wanted)
 
     async def _stat_lines(self, picture: Picture, wanted: "_Filter") -> AsyncGenerator[str]:
-        yield HEADER + "\n"
+        yield HEADER
         async for rows in self._view.proxies(picture):
-            if lines := "".join([csv_line(row) + "\n" for row in rows if wanted.takes(row)]):
+            if lines := csv_lines(row for row in rows if wanted.takes(row)):
                 yield lines
 
     async def _show_state(self, args: Sequence[str]) -> Text:

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pylb.control.registry import Registry
 from pylb.control.steps import in_turns
 from pylb.forward.counters import Counters
-from pylb.haproxy.columns import HEADER, csv_line
+from pylb.haproxy.columns import HEADER, csv_lines
 from pylb.haproxy.info import Facts, show_info
 from pylb.haproxy.rates import Rates
 from pylb.haproxy.stats import Picture, Row
@@ -32,10 +32,8 @@ class View:
 
     async def csv(self) -> str:
         """All of `show stat`."""
-        lines = [HEADER]
-        async for rows in self.proxies(await self.picture()):
-            lines += [csv_line(row) for row in rows]
-        return "\n".join(lines) + "\n"
+        lines = [csv_lines(rows) async for rows in self.proxies(await self.picture())]
+        return HEADER + "".join(lines)
 
     @staticmethod
     def proxies(picture: Picture) -> AsyncIterator[list[Row]]:

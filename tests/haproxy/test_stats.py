@@ -12,7 +12,7 @@ from pylb.core.health import UP, Health, HealthStats
 from pylb.core.policy import CheckKind, HealthMode, HealthPolicy, Policy, ProxyProtocol, SourceLimits
 from pylb.core.table import BACKUP, DOWN, Frontend, Server
 from pylb.forward.counters import Counters, FrontendCounters, ServerCounters
-from pylb.haproxy.columns import COLUMNS, HEADER, csv_line
+from pylb.haproxy.columns import COLUMNS, HEADER, csv_lines
 from pylb.haproxy.rates import Rates
 from pylb.haproxy.stats import Picture, Row, check_status, status_of
 
@@ -169,8 +169,8 @@ def test_two_frontends_of_one_name_have_two() -> None:
 
 
 def test_a_line_is_as_long_as_the_header_and_quotes_what_it_must() -> None:
-    line = csv_line({"pxname": 'a,"b"', "scur": 0, "slim": None, "type": 2})
-    [cells] = csv.reader([line])
+    line = csv_lines([{"pxname": 'a,"b"', "scur": 0, "slim": None, "type": 2}])
+    [cells] = csv.reader([line], strict=True)
     assert len(cells) == len(HEADER.split(",")) == len(COLUMNS) + 1
     assert cells[:8] == ['a,"b"', "", "", "", "0", "", "", ""]
     assert cells[COLUMNS.index("-")] == "-"
