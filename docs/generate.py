@@ -12,9 +12,9 @@ from prometheus_client.metrics_core import Metric
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from pylb.api.session_trace import LETTERS
 from pylb.app.observer import Hooks
 from pylb.cli.main import main as cli
+from pylb.cli.session_trace import LETTERS
 from pylb.config import schema
 from pylb.config.explain import section_of
 from pylb.config.models import FrontendEntry, PolicySection, Section

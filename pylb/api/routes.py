@@ -1,19 +1,18 @@
-"""`pylb routes`: rows from the registry's views, and those rows as a table for people."""
+"""`pylb routes`: what goes where and why, from the registry's views."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from typing import Any
 
-from pylb.api.session_trace import local_time
 from pylb.control.registry import VIEWS, Registry
 from pylb.control.steps import in_turns
 from pylb.control.views import STATIC, ServerView, by_port
 from pylb.core.registration import Key
 from pylb.core.table import Frontend, Table
+from pylb.core.text import ago
 
 ROWS = 100  # between two turns of the loop: ~2 ms
 Leases = dict[Key, tuple[str, float | None]]  # by registration: its state, and the seconds until its lease ends
-_HEADINGS = ("PORT", "FRONTEND", "SERVER", "ADDRESS", "WEIGHT", "STATE", "REGISTERED BY", "LEASE", "ACCEPTS", "CHECK", "WHY")
 
 
 async def rows(registry: Registry, port: int | None = None) -> list[dict[str, Any]]:
@@ -56,7 +55,7 @@ def legacy_notes(registry: Registry) -> list[str]:
     """Who still uses the legacy route. When nobody does, the last old container is gone."""
     return [
         f"legacy calls with token {token!r}: {use.calls} since the start, the last "
-        f"{_span(max(0.0, time.time() - use.last_at))} ago from {use.last_ip} ({use.last_name})"
+        f"{ago(time.time() - use.last_at)} from {use.last_ip} ({use.last_name})"
         for token, use in sorted(registry.calls.legacy_uses().items())
     ]
 
@@ -95,60 +94,3 @@ def _no_server() -> dict[str, Any]:
         "asked_ago": None,
         "why": "a static frontend without servers: clients are reset until a registration joins",
     }
-
-
-def table(found: Sequence[Mapping[str, Any]]) -> str:
-    """The rows as aligned columns."""
-    if not found:
-        return "no frontends: nothing is registered, and the config has no static ones"
-    cells = [_HEADINGS, *(_cells(row) for row in found)]
-    widths = [max(len(line[column]) for line in cells) for column in range(len(_HEADINGS))]
-    return "\n".join("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip() for line in cells)
-
-
-def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
-    why = f"PORT NOT OPEN: {row['unbound']}" if row["unbound"] else row["why"]
-    return (
-        str(row["port"]),
-        row["frontend"],
-        row["server"] or "-",
-        row["address"] or "-",
-        "-" if row["weight"] is None else str(row["weight"]),
-        row["state"],
-        ", ".join(row["held_by"]) or "-",
-        _left(row["lease_expires_in"]),
-        row["accepts"] or "-",
-        _checked(row),
-        why or "",
-    )
-
-
-def _checked(row: Mapping[str, Any]) -> str:
-    """The last answer and its time; nothing newer is known of a server that was not asked since."""
-    ago = row["asked_ago"]
-    return row["check"] or "-" if ago is None or row["check"] is None else f"{row['check']} {_span(ago)} ago"
-
-
-def _left(seconds: float | None) -> str:
-    if seconds is None:
-        return "-"
-    if seconds < 0:
-        return f"over for {_span(-seconds)}"
-    return _span(seconds)
-
-
-def _span(seconds: float) -> str:
-    for size, unit in ((3600, "h"), (60, "m")):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.0f}{unit}"
-    return f"{seconds:.0f}s"
-
-
-def rejections(found: Sequence[Mapping[str, Any]]) -> str:
-    """The last refused calls, newest last."""
-    if not found:
-        return "no call was refused since pylb started"
-    return "\n".join(
-        f"{local_time(one['time'])}  {one['address']}  token {one['token']}  {one['what']}  {one['error']}: {one['detail']}"
-        for one in found
-    )

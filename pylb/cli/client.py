@@ -2,20 +2,16 @@
 
 import json
 import os
-import shutil
 import sys
-import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
 import click
 
-from pylb.core.text import visible_lines
+from pylb.cli.tables import Part, clock, terminal, written
 
 FAILED, UNUSABLE = 1, 2
-CLEAR = "\x1b[H\x1b[2J"  # home, erase (ECMA-48 CUP, ED)
-HEAD_LINES = 7  # of a terminal, around a list
 Answer = dict[str, Any]
 CONFIG = click.option(
     "-c",
@@ -92,37 +88,17 @@ def state_dir(config_path: Path | None) -> Path:
         return found
 
 
-def pause(seconds: float) -> None:
-    threading.Event().wait(seconds)  # Ctrl-C ends it
+def reaches(answer: Answer, what: str) -> None:
+    """Says how far back the list goes that was just shown."""
+    if (since := answer.get("reach", {}).get("since")) is not None:
+        say(f"{what} since {clock(since)}", err=True)
 
 
-def watching(
-    look: Callable[[], Answer], before: Answer, text: Callable[[Answer, Answer | None, int | None], str], every: float
-) -> NoReturn:
-    """Show what `look` finds, every so many seconds, until Ctrl-C. On a terminal each takes the place of the one before, and
-    `text` is told how many rows there are for a list; else they follow one another. A pylb that does not answer is waited for.
-    """
-    now: Answer | None = before
-    then: Answer | None = None
-    terminal = sys.stdout.isatty()
-    while True:
-        if now is not None:
-            rows = max(1, shutil.get_terminal_size().lines - HEAD_LINES) if terminal else None
-            if terminal:
-                click.echo(CLEAR, nl=False)
-            say(text(now, then, rows))
-            then = now
-        pause(every)
-        try:
-            now = look()
-        except SystemExit:  # it has said why
-            now = None
-
-
-def say(text: str = "", *, err: bool = False, nl: bool = True) -> None:
-    """The only way to the terminal: names, paths and answers in `text` come from outside and must not drive it."""
+def say(*parts: Part, err: bool = False, nl: bool = True) -> None:
+    """The only way to the terminal: names, paths and answers in `parts` come from outside and must not drive it."""
+    plain = err or all(isinstance(part, str) for part in parts)
     try:
-        click.echo(visible_lines(text), err=err, nl=nl)
+        click.echo(written(parts, None if plain else terminal()), err=err, nl=nl)
     except BrokenPipeError:
         raise  # click ends quietly: whoever read it has seen enough
     except OSError as error:  # a full disk

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import click
 
-from pylb.api.session_trace import local_time
 from pylb.cli.client import CONFIG, JSON, ask, die, duration, say
+from pylb.cli.tables import Column, Table, clock
 from pylb.core.text import whole_number
 
 FOR = click.option("--for", "seconds", metavar="DURATION", callback=duration, help="How long; a node: 24h unless said.")
@@ -58,11 +58,19 @@ def list_(config_path: Path | None, as_json: bool) -> None:
     if as_json:
         say(json.dumps(found, indent=2))
         return
-    for one in found:
-        until = "until its registration moves or leaves" if one["until"] is None else f"until {local_time(one['until'])}"
-        say(f"{one['target']}  {one['word']}  {until}  hits: {', '.join(one['hits']) or 'nothing now'}")
     if not found:
         say("nothing: all servers are as they are configured or registered")
+        return
+    rows = [
+        (
+            one["target"],
+            one["word"],
+            "its registration moves or leaves" if one["until"] is None else clock(one["until"]),
+            ", ".join(one["hits"]) or "nothing now",
+        )
+        for one in found
+    ]
+    say(Table((Column("TARGET"), Column("SETTING", state=True), Column("UNTIL", folds=True), Column("HITS", folds=True)), rows))
 
 
 @ctl.command()

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pylb.app.descriptors import budget
+from pylb.cli.tables import clock
 from pylb.config import Config
 from pylb.config.health import random_pod
 from pylb.control.health.prober import at_most
@@ -107,8 +108,7 @@ def _range(text: str) -> range:
 
 def _clock(_config: Config) -> Iterator[Finding]:
     now = time.time()
-    found = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(now))
-    yield Finding("clock", now > SANE_YEAR, found, "timedatectl set-ntp true")
+    yield Finding("clock", now > SANE_YEAR, clock(now), "timedatectl set-ntp true")
 
 
 def _certificates(config: Config) -> Iterator[Finding]:

@@ -6,19 +6,28 @@ Exit codes: 0 done, 1 the answer is no (a bad config, nothing to release, failed
 import json
 import os
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from pylb import __version__
 from pylb.cli.client import CONFIG, FAILED, JSON, ask, die, say
 from pylb.cli.ctl import ctl
+from pylb.cli.explain import explain
+from pylb.cli.history import history
 from pylb.cli.importing import import_
-from pylb.cli.look import explain, history, plan, routes, status
+from pylb.cli.plan import plan
+from pylb.cli.routes import routes
 from pylb.cli.sessions import sessions
+from pylb.cli.status import status
+from pylb.cli.tables import Column, Table
 from pylb.cli.tokens import token
 from pylb.core.text import counted
+
+if TYPE_CHECKING:
+    from pylb.cli.doctor import Finding
 
 UPGRADE_SECONDS = 60.0  # longer than all that upgrade.py waits for
 RELOAD_SECONDS = 60.0  # ten thousand lines of access take a while, and so may the names of `advertise`
@@ -152,10 +161,7 @@ def doctor(config_path: Path | None, as_json: bool) -> None:
     if as_json:
         say(json.dumps([one._asdict() for one in findings], indent=2))
     else:
-        for one in findings:
-            say(f"{'ok  ' if one.ok else 'LOOK'}  {one.what:<20} {one.found}")
-            if not one.ok:
-                say(f"      {'':<20} {one.remedy}")
+        say(Table((Column("", state=True), Column("", width=20), Column("", folds=True)), list(_lines(findings))))
     if not all(one.ok for one in findings):
         sys.exit(FAILED)
 
@@ -203,6 +209,13 @@ def install_service_(print_only: bool) -> None:
 
 for command in (ctl, explain, history, import_, plan, routes, sessions, status, token):
     main.add_command(command)
+
+
+def _lines(findings: Sequence["Finding"]) -> Iterator[tuple[str, str, str]]:
+    for one in findings:
+        yield "ok" if one.ok else "LOOK", one.what, one.found
+        if not one.ok:
+            yield "", "", one.remedy
 
 
 def _problem(problem: Any) -> dict[str, Any]:

@@ -1,12 +1,15 @@
 """`pylb sessions`: who is connected to what, and who was."""
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
 from pylb.cli.client import CONFIG, JSON, ask, duration, say
+from pylb.cli.session_trace import ended_table, reach
+from pylb.cli.tables import Column, Table
 
 
 @click.command()
@@ -35,18 +38,37 @@ def sessions(config_path: Path | None, as_json: bool, ended: bool, **asked: Any)
     if as_json:
         say(json.dumps(found, indent=2))
     elif ended:
-        from pylb.api.session_trace import ended_table  # noqa: PLC0415
-
-        say("\n".join(ended_table(found)))
+        say(ended_table(found))
     else:
-        form = "{:<46} {:<20} {:<20} {:<12} {:>9} {:>14} {:>14}  {}"
-        say(form.format("CLIENT", "FRONTEND", "SERVER", "STATE", "SECONDS", "BYTES IN", "BYTES OUT", "ID"))
-        for one in found:
-            row = (one["client"], one["frontend"], one["server"] or "-", one["state"], f"{one['age']:.0f}")
-            say(form.format(*row, one["bytes_in"], one["bytes_out"], one["id"]))
+        say(live_table(found))
     if "reach" in answer:
-        from pylb.api.session_trace import reach  # noqa: PLC0415
-
         say(reach(answer["reach"]), err=True)
     if (more := answer["total"] - len(found)) > 0 and not as_json:
         say(f"and {more} more", err=True)
+
+
+def live_table(found: Sequence[Mapping[str, Any]]) -> Table:
+    """One line for each live session."""
+    columns = (
+        Column("CLIENT"),
+        *(Column(heading, folds=True) for heading in ("FRONTEND", "SERVER")),
+        Column("STATE"),
+        *(Column(heading, right=True) for heading in ("SECONDS", "BYTES IN", "BYTES OUT")),
+        Column("ID"),
+    )
+    return Table(
+        columns,
+        [
+            (
+                one["client"],
+                one["frontend"],
+                one["server"] or "-",
+                one["state"],
+                round(one["age"]),
+                one["bytes_in"],
+                one["bytes_out"],
+                one["id"],
+            )
+            for one in found
+        ],
+    )

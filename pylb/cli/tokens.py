@@ -3,7 +3,7 @@
 import json
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,8 @@ import click
 
 from pylb.cli.client import CONFIG, FAILED, JSON, ask, die, loaded, running, say, state_dir
 from pylb.cli.joins import join_string, manifests_of
+from pylb.cli.tables import Column, Table
+from pylb.core.text import ago
 
 if TYPE_CHECKING:
     from pylb.config import Config
@@ -133,16 +135,7 @@ def list_(config_path: Path | None, as_json: bool) -> None:
     if as_json:
         say(json.dumps(rows, indent=2))
         return
-    running_here = running(config.state_dir)
-    form = "{:<20} {:<10} {:<24} {:<20} {:<24} {}"
-    say(form.format("NAME", "FROM", "PORTS", "NAMES", "SOURCES", "SECRETS"))
-    for row in rows:
-        texts = (row[key] for key in ("name", "from", "ports", "names", "sources"))
-        say(form.format(*texts, f"{row['secrets']}{', being rotated' if row['secrets'] > 1 else ''}"))
-        if running_here:
-            for number, at in enumerate(row["last_used"]):
-                which = ("the new secret" if number == 0 else "the old secret") if row["secrets"] > 1 else "its secret"
-                say(f"{'':<20} {which}: {_last(at)}")
+    say(_table(rows, running(config.state_dir)))
     if rows and rows[-1]["from"] == "first run":
         hint = "pylb token revoke generated, once your apps have tokens of their own"
         say(f"`generated` may open any port: {hint}", err=True)
@@ -282,9 +275,22 @@ def _used(secrets_: Sequence[str], uses: dict[str, float]) -> list[float | None]
 
 
 def _last(at: float | None) -> str:
-    from pylb.control.health_sentence import span  # noqa: PLC0415
+    return "not used since pylb started, as far as is known" if at is None else f"used {ago(time.time() - at)}"
 
-    return "not used since pylb started, as far as is known" if at is None else f"used {span(time.time() - at)} ago"
+
+def _table(rows: Sequence[Mapping[str, Any]], running_here: bool) -> Table:
+    """When its secrets were last used is known to a running pylb alone."""
+    keys = ("name", "from", "ports", "names", "sources")
+    columns = [Column(key.upper(), folds=True) for key in keys]
+    columns += [Column("SECRETS"), *([Column("LAST USED", folds=True)] if running_here else [])]
+    found = []
+    for row in rows:
+        cells = [*(row[key] for key in keys), f"{row['secrets']}{', being rotated' if row['secrets'] > 1 else ''}"]
+        if running_here:
+            new, *old = map(_last, row["last_used"])
+            cells.append("; ".join([f"the new secret: {new}", *(f"the old secret: {one}" for one in old)]) if old else new)
+        found.append(cells)
+    return Table(columns, found)
 
 
 def _find(config_path: Path | None, name: str) -> "tuple[Config, MadeToken]":

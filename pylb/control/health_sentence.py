@@ -12,6 +12,7 @@ from pylb.control.liveness import moment
 from pylb.control.views import FrontendView, ServerView
 from pylb.core.health import YES
 from pylb.core.table import LAST_RESORT
+from pylb.core.text import ago
 
 MOST_TOLD = 3  # troubles in the sentence; the rest are counted
 
@@ -68,7 +69,7 @@ def _lost(name: str, lost: Sequence[ServerView], down_at: Mapping[tuple[str, str
     latest = max(times, key=lambda address: times[address])
     what = str(latest) if len(lost) == 1 else f"{len(lost)} servers, {latest} last,"
     why = _missing(next(view for view in lost if view.address == latest))
-    return f"lost {what}" + (f" {span(now - times[latest])} ago" if times[latest] else "") + (f" ({why})" if why else "")
+    return f"lost {what}" + (f" {ago(now - times[latest])}" if times[latest] else "") + (f" ({why})" if why else "")
 
 
 def _missing(view: ServerView) -> str:
@@ -109,11 +110,3 @@ def troubles(*, durable: bool, preserving: bool, reloaded: bool, unserved: Seque
     }
     texts = [text for text, is_so in found.items() if is_so]
     return [*texts, *([f"this version is too old to serve {', '.join(unserved)} (pylb routes)"] if unserved else [])]
-
-
-def span(seconds: float) -> str:
-    """ "12 s", "3 min", "5 h", "4 d"."""
-    for size, unit in ((86_400, "d"), (3600, "h"), (60, "min")):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{max(0.0, seconds):.0f} s"

@@ -19,6 +19,7 @@ from pylb.core.conflicts import YieldPolicy
 from pylb.core.health import OURS, YES
 from pylb.core.policy import LeaseBounds
 from pylb.core.registration import Key, Registration, State
+from pylb.core.text import ago
 
 JUST_NOW = 10.0  # seconds: nothing may have answered so recently; a call for the port asks once more
 LOOKS = 200  # registrations between two turns of the loop: 1 ms
@@ -141,7 +142,7 @@ class Liveness:
         lease, began = self._leases.get(one.key), self._since.get(one.key)
         if one.state is State.FRESH:
             if lease is not None and lease.last_beat >= 0:
-                parts.append(f"it last called {self._clock() - lease.last_beat:.0f} s ago")
+                parts.append(f"it last called {ago(self._clock() - lease.last_beat)}")
             return f" ({'; '.join(parts)})" if parts else ""
         if one.state is State.DRAINING:
             parts.append("it said goodbye")

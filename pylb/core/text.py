@@ -38,6 +38,9 @@ _HARMFUL = re.compile("[" + "".join(f"{chr(low)}-{chr(high)}" for low, high in _
 _HARMFUL_IN_LINES = re.compile(f"(?!\n){_HARMFUL.pattern}")
 
 
+_SPANS = ((86_400, "day", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s"))
+
+
 def _escape(found: re.Match[str]) -> str:
     code = ord(found[0])
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
@@ -67,8 +70,19 @@ def counted(number: int, noun: str) -> str:
 
 
 def span(seconds: float) -> str:
-    """As people write it: "12 h", "10 min", "5 s"."""
-    for size, unit in ((86400, "days"), (3600, "h"), (60, "min")):
-        if seconds >= (2 * size if unit == "days" else size) and seconds % size == 0:
-            return f"{seconds / size:g} {unit}"
-    return f"{seconds:g} s"
+    """A duration as people write it, in at most two units: "12 h", "2 min 30 s", "7 days"; short ones "40 ms"."""
+    ms = round(max(0.0, seconds) * 1000)
+    if ms < 10_000 and ms % 1000:
+        return f"{ms} ms"
+    rest = round(ms / 1000)
+    for size, unit, smaller, smaller_unit in _SPANS:
+        if rest >= size:
+            whole, part = rest // size, rest % size // smaller
+            text = counted(whole, unit) if unit == "day" else f"{whole} {unit}"
+            return f"{text} {part} {smaller_unit}" if part else text
+    return f"{rest} s"
+
+
+def ago(seconds: float) -> str:
+    """ "3 s ago": of something that was so long ago by some clock, which is not asked for milliseconds."""
+    return f"{span(round(max(0.0, seconds)))} ago"

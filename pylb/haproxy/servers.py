@@ -7,6 +7,7 @@ from ipaddress import AddressValueError, IPv6Address, ip_address
 from math import inf
 from typing import Any
 
+from pylb.config.values import duration_text
 from pylb.haproxy.config_parser import Line, Notes, Parser, shortened, word_set
 from pylb.haproxy.health_checks import check_of
 from pylb.haproxy.proxies import Proxy, is_number, milliseconds
@@ -276,11 +277,7 @@ def _check_timeout(proxy: Proxy, servers: list[Server], *, plain: bool) -> float
 
 def duration(ms: float) -> str:
     """A time in the notation of pylb.yaml."""
-    ms = int(min(ms, LONGEST))
-    for size, unit in ((3_600_000, "h"), (60_000, "m"), (1000, "s")):
-        if ms % size == 0:
-            return f"{ms // size}{unit}"
-    return f"{ms}ms"
+    return duration_text(int(min(ms, LONGEST)) / 1000)
 
 
 def plain_name(text: str) -> str:

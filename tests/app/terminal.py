@@ -13,21 +13,26 @@ from typing import Self
 
 import pyte
 
+from tests.support.processes import ROOT
+
 COLUMNS, LINES = 120, 40
 KEYS = {"F5": "\x1b[15~", "F6": "\x1b[17~", "F7": "\x1b[18~", "F8": "\x1b[19~", "F9": "\x1b[20~", "F10": "\x1b[21~"}
 DOWN = "\x1bOB"
 
 
 class Terminal:
-    """Runs `argv` on a pseudo terminal of 120 columns and 40 lines."""
+    """Runs `argv` on a pseudo terminal of 120 by 40. `sent`: all that it wrote, `text`: what is on the screen."""
 
-    def __init__(self, argv: Sequence[str]) -> None:
+    def __init__(self, argv: Sequence[str], **environment: str) -> None:
+        self.sent = b""
         self._screen = pyte.Screen(COLUMNS, LINES)
         self._stream = pyte.ByteStream(self._screen)
         self._master, slave = pty.openpty()
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", LINES, COLUMNS, 0, 0))
         environ = {"PATH": os.environ["PATH"], "TERM": "xterm", "LC_ALL": "C.UTF-8", "ESCDELAY": "25"}
-        self.process = subprocess.Popen(argv, stdin=slave, stdout=slave, stderr=slave, env=environ, start_new_session=True)
+        self.process = subprocess.Popen(
+            argv, stdin=slave, stdout=slave, stderr=slave, env=environ | environment, cwd=ROOT, start_new_session=True
+        )
         os.close(slave)
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._read, daemon=True)
@@ -41,12 +46,20 @@ class Terminal:
                 except OSError:  # EIO: nobody has the other end any more
                     return
                 with self._lock:
+                    self.sent += data
                     self._stream.feed(data)
 
     @property
     def text(self) -> str:
         with self._lock:
             return "\n".join(line.rstrip() for line in self._screen.display)
+
+    def colour(self, word: str) -> str:
+        """Of the first place where this stands on the screen."""
+        with self._lock:
+            row, column = next((row, line.index(word)) for row, line in enumerate(self._screen.display) if word in line)
+            found: str = self._screen.buffer[row][column].fg
+        return found
 
     def line(self, *words: str) -> str:
         """The first line that has all of these words, or ends of them (":443"); "" if there is none."""

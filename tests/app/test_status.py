@@ -1,26 +1,22 @@
 """`pylb status`: the sentence, the table, and the picture that is drawn again and again."""
 
 import json
-import os
-import pty
 import re
-import select
 import signal
 import socket
 import subprocess
-import time
 from typing import Any
 
 import pytest
 
-from pylb.api.status import text
+from pylb.cli.status import parts
+from pylb.cli.tables import written
 from pylb.web.control_socket import call
 from tests.app.instance import Instance, echo
+from tests.app.terminal import Terminal
 from tests.support.ports import free_port
 from tests.support.processes import ROOT
 from tests.support.waiting import eventually
-
-CLEAR = "\x1b[H\x1b[2J"
 
 
 def frontend(port: int, **given: Any) -> dict[str, Any]:
@@ -46,6 +42,10 @@ def picture(*frontends: dict[str, Any], clock: float = 100.0, **given: Any) -> d
     } | given
 
 
+def text(now: dict[str, Any], before: dict[str, Any] | None = None, rows: int | None = None) -> str:
+    return written(parts(now, before, rows))
+
+
 def cells(line: str) -> list[str]:
     return re.split(r"  +", line.strip())
 
@@ -59,7 +59,7 @@ def test_without_an_earlier_look_there_are_no_rates() -> None:
         "",
     ]
     assert cells(lines[4])[:7] == ["PORT", "FRONTEND", "HEALTH", "SERVERS", "ACCEPT", "PASS", "SESSIONS"]
-    assert cells(lines[5]) == ["443", "web-443", "healthy", "2/2", "2", "1", "1,234", "0", "-", "-", "-", "-", "-"]
+    assert cells(lines[5]) == ["443", "web-443", "healthy", "2/2", "2", "1", "1234", "0", "-", "-", "-", "-", "-"]
     assert lines[5].index("web-443") == lines[4].index("FRONTEND")
     assert text(picture()).splitlines()[-1] == "0 of 20,000 sessions"
 
@@ -138,47 +138,33 @@ def test_where_no_pylb_runs_it_is_exit_2(pylb: Instance) -> None:
     assert (ended.returncode, "no pylb is running" in ended.stderr) == (2, True)
 
 
-class Terminal:
-    """`pylb status --watch` on one."""
-
-    def __init__(self, pylb: Instance) -> None:
-        self._ours, theirs = pty.openpty()
-        env = {"PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8", "LINES": "12", "COLUMNS": "120"}
-        argv = pylb.command("status", "--watch", "--every", "0.1")
-        self.process = subprocess.Popen(
-            argv, stdin=theirs, stdout=theirs, stderr=theirs, env=env, cwd=ROOT, start_new_session=True
-        )
-        os.close(theirs)
-        self.text = ""
-
-    def shows(self, check: str, within: float = 15.0) -> None:
-        deadline = time.monotonic() + within
-        while not re.search(check, self.text, re.DOTALL):
-            assert select.select([self._ours], [], [], deadline - time.monotonic())[0], self.text
-            self.text += os.read(self._ours, 65536).decode()
-
-    def close(self) -> None:
-        self.process.kill()
-        self.process.wait(10)
-        os.close(self._ours)
+WATCH = ("status", "--watch", "--every", "0.1")
 
 
 def test_on_a_terminal_it_is_drawn_again_until_ctrl_c_also_over_a_restart(pylb: Instance) -> None:
     pylb.start()
-    terminal = Terminal(pylb)
-    try:
-        terminal.shows(f"{re.escape(CLEAR)}no frontends yet.*{re.escape(CLEAR)}no frontends yet")
+    with Terminal(pylb.command(*WATCH)) as terminal:
+        eventually(lambda: terminal.sent.count(b"no frontends yet") > 2, what="three pictures")
+        assert terminal.text.count("no frontends yet") == 1  # each takes the place of the one before
         assert pylb.running.terminate() == 0
-        terminal.shows("no pylb is running")
-        static = {"name": "web", "listen": f"127.0.0.1:{pylb.port}", "servers": []}
-        pylb.configure(frontends=[static])
+        eventually(lambda: "no pylb is running" in terminal.text, what="it says that none runs")
+        pylb.configure(frontends=[{"name": "web", "listen": f"127.0.0.1:{pylb.port}", "servers": []}])
         pylb.start()
-        terminal.shows(f"{re.escape(CLEAR)}the one frontend is down; web has no server yet")
+        eventually(lambda: "the one frontend is down; web has no server yet" in terminal.text, what="the new one's")
+        assert terminal.line(str(pylb.port)).split()[:3] == [str(pylb.port), "web", "down"]
+        assert terminal.colour("down  ") == "red"
         terminal.process.send_signal(signal.SIGINT)
         assert terminal.process.wait(10) == 0
-        assert "Traceback" not in terminal.text
-    finally:
-        terminal.close()
+    assert b"Traceback" not in terminal.sent
+
+
+@pytest.mark.parametrize("environment", [{"NO_COLOR": "1"}, {"TERM": "dumb"}], ids="".join)
+def test_a_terminal_without_colours_gets_none(pylb: Instance, environment: dict[str, str]) -> None:
+    pylb.configure(frontends=[{"name": "web", "listen": f"127.0.0.1:{pylb.port}", "servers": []}])
+    pylb.start()
+    with Terminal(pylb.command(*WATCH), **environment) as terminal:
+        eventually(lambda: terminal.sent.count(b"web has no server yet") > 1, what="two pictures")
+    assert re.findall(rb"\x1b\[[0-9;]*m", terminal.sent) == []
 
 
 def test_into_a_pipe_pictures_follow_one_another_without_escapes(pylb: Instance) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from pylb.control.event_log import Event
-from pylb.control.health_sentence import Health, condition, said, since_down, span, troubles
+from pylb.control.health_sentence import Health, condition, said, since_down, troubles
 from pylb.control.views import FrontendView, Holder, ServerView, frontend_views
 from pylb.core.address import Address, Listen
 from pylb.core.health import REMEMBERED, WRONG
@@ -154,11 +154,3 @@ def test_frontends_come_in_the_order_of_their_ports_with_their_servers() -> None
         ("app-25", 0, "Permission denied", None),
         ("app-443", 2, None, NOW),
     ]
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(-3.0, "0 s"), (119.0, "119 s"), (120.0, "2 min"), (7200.0, "2 h"), (172_800.0, "2 d")],
-)
-def test_a_span_is_said_in_the_unit_that_fits(seconds: float, text: str) -> None:
-    assert span(seconds) == text

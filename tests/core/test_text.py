@@ -48,7 +48,24 @@ def test_of_formats_those_are_left_that_are_seen() -> None:
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(43200, "12 h"), (600, "10 min"), (5, "5 s"), (0.5, "0.5 s"), (90, "90 s"), (604800, "7 days"), (86400, "24 h")],
+    [
+        (43_200, "12 h"),
+        (600, "10 min"),
+        (5, "5 s"),
+        (0, "0 s"),
+        (-3.0, "0 s"),
+        (0.5, "500 ms"),
+        (0.04, "40 ms"),
+        (9.9, "9900 ms"),
+        (10.4, "10 s"),
+        (90, "1 min 30 s"),
+        (119.99, "2 min"),
+        (3_605, "1 h"),
+        (7_260, "2 h 1 min"),
+        (86_400, "1 day"),
+        (97_200, "1 day 3 h"),
+        (604_800, "7 days"),
+    ],
 )
 def test_a_duration_as_people_write_it(seconds: float, text: str) -> None:
     assert span(seconds) == text

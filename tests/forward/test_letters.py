@@ -7,7 +7,7 @@ from ipaddress import ip_network
 
 import pytest
 
-from pylb.api.explain import LETTERS
+from pylb.cli.session_trace import LETTERS
 from pylb.core.access import Networks
 from pylb.core.address import Listen
 from pylb.core.policy import OnDown, Policy, ProxyAccept

@@ -75,7 +75,7 @@ def test_a_frontend_with_its_backend() -> None:
         ("balance leastconn\n  option redispatch", {"retries": 1}),
         ("option redispatch\n  no option redispatch", {"retries": 0}),
         ("timeout tunnel 0", {"timeouts": {"idle": "0s"}}),
-        ("timeout connect 0", {"timeouts": {"connect": "8784h"}}),
+        ("timeout connect 0", {"timeouts": {"connect": "366d"}}),
         ("rate-limit sessions 50", {"limits": {"rate": 50}}),
         ("timeout connect 4000", {"timeouts": {"connect": "4s"}}),
         ("timeout tunnel 1h", {"timeouts": {"idle": "1h"}}),

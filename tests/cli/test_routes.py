@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 
-from pylb.api.routes import rejections, table
+from pylb.cli.routes import rejections
+from pylb.cli.routes import table as parts
+from pylb.cli.tables import written
 
 ROW: dict[str, Any] = {
     "port": 443,
@@ -25,6 +27,10 @@ ROW: dict[str, Any] = {
     "asked_ago": 3.2,
     "why": "",
 }
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    return written([parts(rows)])
 
 
 def cells(line: str) -> list[str]:
@@ -55,9 +61,9 @@ def test_each_server_is_a_line_under_its_headings() -> None:
         "1",
         "up",
         "apps/traefik/pod-1",
-        "42s",
+        "42 s",
         "yes",
-        "yes 3s ago",
+        "yes 3 s ago",
     ]
     assert line.index("traefik-443") == head.index("FRONTEND")
 
@@ -91,13 +97,13 @@ def test_what_is_unknown_is_a_dash() -> None:
     ("seconds", "text"),
     [
         (None, "-"),
-        (0.4, "0s"),
-        (119.4, "119s"),
-        (120.0, "2m"),
-        (7199.0, "120m"),
-        (7200.0, "2h"),
-        (-30.0, "over for 30s"),
-        (-7200.0, "over for 2h"),
+        (0.4, "0 s"),
+        (119.4, "1 min 59 s"),
+        (120.0, "2 min"),
+        (7199.0, "1 h 59 min"),
+        (7200.0, "2 h"),
+        (-30.0, "over for 30 s"),
+        (-7200.0, "over for 2 h"),
     ],
 )
 def test_a_lease_is_shown_in_the_unit_that_fits(seconds: float | None, text: str) -> None:
@@ -114,5 +120,7 @@ def test_refused_calls_are_told_with_their_time_and_reason() -> None:
         "detail": "taken",
     }
     when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(one["time"]))
-    assert rejections([one]) == f"{when}  203.0.113.7  token apps  PUT a/b  port_owned: taken"
+    head, line = written([rejections([one])]).splitlines()
+    assert head.split() == ["TIME", "FROM", "TOKEN", "CALL", "WHY"]
+    assert cells(line) == [when, "203.0.113.7", "apps", "PUT a/b", "port_owned: taken"]
     assert rejections([]) == "no call was refused since pylb started"

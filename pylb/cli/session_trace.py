@@ -1,11 +1,12 @@
-"""`pylb explain SESSION`: what happened to one connection, in plain words. From the JSON of web/sessions."""
+"""What happened to a connection, in plain words, from the JSON of web/sessions: `pylb explain SESSION`, `pylb sessions`."""
 
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pylb.cli.tables import LABEL, Column, Part, Table, clock, facts
 from pylb.core.table_diff import RANKS
 from pylb.core.tcp_info import TcpInfo, in_words
+from pylb.core.text import span
 
 LETTERS = {  # first what happened, then what it usually means
     "--": "ended by both sides",
@@ -43,29 +44,38 @@ REASONS = {  # why pylb refused a client: the labels of pylb_frontend_denied_tot
     "queue": "max_queue clients were waiting already",
     "loop": "it came from pylb itself, or in a circle of proxies",
 }
-_FORM = "           {:<24} {:<24} {:<20} {:>6}  {}"
+_CANDIDATES = (
+    Column("SERVER", folds=True),
+    Column("ADDRESS"),
+    Column("STATE", state=True),
+    Column("WEIGHT", right=True),
+    Column("WHY, OR WHY NOT", folds=True),
+)
+_ENDED = (
+    *(Column(heading) for heading in ("ENDED", "ID", "CLIENT")),
+    *(Column(heading, folds=True) for heading in ("FRONTEND", "SERVER")),
+    Column("CODE"),
+    *(Column(heading, right=True) for heading in ("Q/C/T MS", "BYTES IN", "BYTES OUT")),
+    Column("CLOSED FIRST BY", folds=True),
+)
 
 
-def describe(trace: Mapping[str, Any]) -> list[str]:
-    """Lines for people; the first says how it ended, or that it is live."""
-    return [
-        _headline(trace),
-        "",
-        f"came       {local_time(trace['accepted_at'])} from {trace['client']} to {trace['listen']}",
-        f"frontend   {trace['frontend']}, by the table of generation {trace['generation']} (`pylb history` has its changes)",
-        *_candidates(trace),
-        *_attempts(trace),
-        *_passed(trace),
-        *_closing(trace),
-        f"client     {_tcp(trace['client_tcp'])}",
-        f"server     {_tcp(trace['server_tcp'])}",
-    ]
+def describe(trace: Mapping[str, Any]) -> list[Part]:
+    """For people; the first line says how it ended, or that it is live."""
+    by = f"{trace['frontend']}, by the table of generation {trace['generation']} (`pylb history` has its changes)"
+    came = f"{clock(trace['accepted_at'])} from {trace['client']} to {trace['listen']}"
+    head, rest = [("came", came), ("frontend", by)], [*_attempts(trace), *_passed(trace), *_closing(trace)]
+    rest += [("client", _tcp(trace["client_tcp"])), ("server", _tcp(trace["server_tcp"]))]
+    if not trace["candidates"]:
+        return [_headline(trace), "", facts([*head, ("servers", "the frontend had none"), *rest])]
+    head.append(("servers", "as they stood when one was picked:"))
+    return [_headline(trace), "", facts(head), _candidates(trace), facts(rest)]
 
 
 def line(trace: Mapping[str, Any]) -> str:
     """The same as one line."""
     return (
-        f"{local_time(trace['ended_at'], day=False)} {trace['id']} {trace['client']} to {trace['server'] or 'no server'}: "
+        f"{clock(trace['ended_at'], day=False)} {trace['id']} {trace['client']} to {trace['server'] or 'no server'}: "
         f"{trace['code']} after {_duration(trace['total_ms'])}, {meaning(trace)}"
     )
 
@@ -74,7 +84,7 @@ def _headline(trace: Mapping[str, Any]) -> str:
     who = f"session {trace['id']} of {trace['client']}"
     if trace["code"] is None:
         return f"{who} lives, for {_duration(trace['total_ms'])} now: {trace['state']}"
-    return f"{who} ended at {local_time(trace['ended_at'], day=False)} with {trace['code']}: {meaning(trace)}"
+    return f"{who} ended at {clock(trace['ended_at'], day=False)} with {trace['code']}: {meaning(trace)}"
 
 
 def meaning(trace: Mapping[str, Any]) -> str:
@@ -82,15 +92,18 @@ def meaning(trace: Mapping[str, Any]) -> str:
     return REASONS.get(trace["reason"] or "") or LETTERS.get(trace["code"], "see docs/engine.md")
 
 
-def _candidates(trace: Mapping[str, Any]) -> list[str]:
-    if not trace["candidates"]:
-        return ["servers    the frontend had none"]
-    lines = ["servers    as they stood when one was picked:"]
-    lines.append(_FORM.format("SERVER", "ADDRESS", "STATE", "WEIGHT", "WHY, OR WHY NOT").rstrip())
-    for one in sorted(trace["candidates"], key=lambda one: one["rank"]):
-        state = RANKS[one["rank"]] if one["admin"] == "ready" else one["admin"]
-        lines.append(_FORM.format(one["server"], one["address"], state, one["weight"], why(one, trace)))
-    return lines
+def _candidates(trace: Mapping[str, Any]) -> Table:
+    rows = [
+        (
+            one["server"],
+            one["address"],
+            RANKS[one["rank"]] if one["admin"] == "ready" else one["admin"],
+            str(one["weight"]),
+            why(one, trace),
+        )
+        for one in sorted(trace["candidates"], key=lambda one: one["rank"])
+    ]
+    return Table(_CANDIDATES, rows, indent=LABEL)
 
 
 def why(one: Mapping[str, Any], trace: Mapping[str, Any]) -> str:
@@ -114,7 +127,7 @@ def why(one: Mapping[str, Any], trace: Mapping[str, Any]) -> str:
     return f"{trace['balance']} chose another{limit}"
 
 
-def _attempts(trace: Mapping[str, Any]) -> list[str]:
+def _attempts(trace: Mapping[str, Any]) -> list[tuple[str, str]]:
     steps = []
     for one in trace["attempts"]:
         if one["result"] == "waited":
@@ -129,7 +142,7 @@ def _attempts(trace: Mapping[str, Any]) -> list[str]:
         steps.append(f"{_server(trace)}: accepted after {_duration(trace['dial_ms'])}")
     elif trace["state"] == "dialing":
         steps.append(f"{_server(trace)}: no answer yet")
-    return [f"{'attempts' if number == 1 else '':<11}{number}. {step}" for number, step in enumerate(steps, 1)]
+    return [("attempts" if number == 1 else "", f"{number}. {step}") for number, step in enumerate(steps, 1)]
 
 
 def _server(one: Mapping[str, Any]) -> str:
@@ -143,22 +156,22 @@ def _result(attempt: Mapping[str, Any]) -> str:
     return "no answer within timeouts.connect"
 
 
-def _passed(trace: Mapping[str, Any]) -> list[str]:
+def _passed(trace: Mapping[str, Any]) -> list[tuple[str, str]]:
     stages = [f"{_duration(trace['queue_ms'])} in the queue"] if trace["queue_ms"] > 0 else []
     if trace["connect_ms"] >= 0:
         stages.append(f"{_duration(trace['connect_ms'])} until a server accepted")
     stages.append(f"{_duration(trace['total_ms'])} in all")
     return [
-        f"time       {', '.join(stages)}",
-        f"bytes      {trace['bytes_in']:,} from the client, {trace['bytes_out']:,} from the server",
+        ("time", ", ".join(stages)),
+        ("bytes", f"{trace['bytes_in']:,} from the client, {trace['bytes_out']:,} from the server"),
     ]
 
 
-def _closing(trace: Mapping[str, Any]) -> list[str]:
+def _closing(trace: Mapping[str, Any]) -> list[tuple[str, str]]:
     first = trace["closed_first"]
     if first is None:
-        return ["closed     by nobody yet"]
-    return [f"closed     first by {_the(first['by'])} ({first['how']}), {_duration(first['ms'])} after it came"]
+        return [("closed", "by nobody yet")]
+    return [("closed", f"first by {_the(first['by'])} ({first['how']}), {_duration(first['ms'])} after it came")]
 
 
 def _the(who: str) -> str:
@@ -170,39 +183,34 @@ def _tcp(info: Mapping[str, Any] | None) -> str:
 
 
 def _duration(ms: int) -> str:
-    return f"{ms} ms" if ms < 10_000 else f"{ms / 1000:,.1f} s"
-
-
-def local_time(unix: float, *, day: bool = True) -> str:
-    """As in the log."""
-    return time.strftime("%Y-%m-%d %H:%M:%S" if day else "%H:%M:%S", time.localtime(unix))
+    return span(ms / 1000)
 
 
 def reach(found: Mapping[str, Any]) -> str:
     """How far back a list of ended sessions goes, from its JSON."""
-    began = local_time(found["began"])
+    began = clock(found["began"])
     if not found["codes"]:
         return f"all that ended since {began}"
-    parts = [f"{code} since {local_time(since)}" for code, since in found["codes"].items()]
+    parts = [f"{code} since {clock(since)}" for code, since in found["codes"].items()]
     return f"all that ended since {began}, but of these only the last: {', '.join(parts)} (recorder.sessions)"
 
 
-def ended_table(traces: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A header, and one line per session."""
-    form = "{:<8} {:<17} {:<46} {:<20} {:<20} {:<4} {:>14} {:>12} {:>12}  {}"
-    head = ("ENDED", "ID", "CLIENT", "FRONTEND", "SERVER", "CODE", "Q/C/T MS", "BYTES IN", "BYTES OUT", "CLOSED FIRST BY")
-    lines = [form.format(*head)]
-    for one in traces:
-        times = f"{one['queue_ms']}/{one['connect_ms']}/{one['total_ms']}"
-        first = one["closed_first"]
-        closed = f"{first['by']} ({first['how']})" if first else "-"
-        who = (
-            local_time(one["ended_at"], day=False),
-            one["id"],
-            one["client"],
-            one["frontend"],
-            one["server"] or "-",
-            one["code"],
-        )
-        lines.append(form.format(*who, times, one["bytes_in"], one["bytes_out"], closed))
-    return lines
+def ended_table(traces: Sequence[Mapping[str, Any]]) -> Table:
+    """One line for each session."""
+    return Table(_ENDED, [_ended(one) for one in traces])
+
+
+def _ended(one: Mapping[str, Any]) -> tuple[str | int, ...]:
+    first = one["closed_first"]
+    return (
+        clock(one["ended_at"], day=False),
+        one["id"],
+        one["client"],
+        one["frontend"],
+        one["server"] or "-",
+        one["code"],
+        f"{one['queue_ms']}/{one['connect_ms']}/{one['total_ms']}",
+        one["bytes_in"],
+        one["bytes_out"],
+        f"{first['by']} ({first['how']})" if first else "-",
+    )

@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from pylb.api import session_trace
+from pylb.cli import session_trace
+from pylb.cli.tables import written
 from pylb.core.tcp_info import TcpInfo
 
 CANDIDATES = [
@@ -52,18 +53,22 @@ def trace(**changed: Any) -> dict[str, Any]:
     } | changed
 
 
+def describe(one: dict[str, Any]) -> list[str]:
+    return written(session_trace.describe(one)).splitlines()
+
+
 def test_one_that_waits_in_the_queue_says_how_many_were_before_it() -> None:
     waiting = trace(state="queued", code=None, ended_at=None, attempts=[], dial_ms=-1, connect_ms=-1, queue_ms=-1)
-    assert "attempts   1. waits in the queue, 3 before it when it came" in session_trace.describe(waiting)
+    assert "attempts   1. waits in the queue, 3 before it when it came" in describe(waiting)
 
 
 def test_one_that_was_refused_has_no_time_in_the_queue() -> None:
     refused = trace(code="PR", attempts=[], dial_ms=-1, connect_ms=-1, queue_ms=-1, ahead=0, total_ms=0)
-    assert "time       0 ms in all" in session_trace.describe(refused)
+    assert "time       0 s in all" in describe(refused)
 
 
 def test_the_whole_way_of_a_session_is_told_in_order() -> None:
-    text = "\n".join(session_trace.describe(trace()))
+    text = "\n".join(describe(trace()))
     expected = [
         "session 0x1000000001a2b of 198.51.100.9:51000 ended at ",
         " with SD: the server reset",
@@ -72,9 +77,9 @@ def test_the_whole_way_of_a_session_is_told_in_order() -> None:
         "attempts   1. waited 40 ms in the queue, 3 before it",
         "           2. pod-1 192.0.2.1:30443: refused (ECONNREFUSED) after 5 ms",
         "           3. pod-2 192.0.2.2:30443: accepted after 2 ms",
-        "time       40 ms in the queue, 7 ms until a server accepted, 120.0 s in all",
+        "time       40 ms in the queue, 7 ms until a server accepted, 2 min in all",
         "bytes      1,234 from the client, 5,678,900 from the server",
-        "closed     first by the server (reset), 120.0 s after it came",
+        "closed     first by the server (reset), 2 min after it came",
         "client     CLOSE_WAIT, rtt 3.1 ms, 12 retransmits",
         "server     no connection",
     ]
@@ -92,7 +97,7 @@ def test_every_candidate_says_why_it_was_or_was_not_picked() -> None:
         "the operator took it out (pylb ctl)",
         "its weight is 0",
     ]
-    states = [line.split()[2:4] for line in session_trace.describe(trace()) if line.lstrip().startswith("node-")]
+    states = [line.split()[2:4] for line in describe(trace()) if line.lstrip().startswith("node-")]
     assert states == [["down", "1"], ["drain", "0"], ["taken", "out"]]
 
 
@@ -110,19 +115,19 @@ def test_every_candidate_says_why_it_was_or_was_not_picked() -> None:
         ({"closed_first": None}, "closed     by nobody yet"),
         ({"closed_first": {"by": "pylb", "how": "killed", "ms": 5}}, "closed     first by pylb (killed), 5 ms after it came"),
         ({"candidates": []}, "servers    the frontend had none"),
-        ({"queue_ms": 0, "connect_ms": -1}, "time       120.0 s in all"),
+        ({"queue_ms": 0, "connect_ms": -1}, "time       2 min in all"),
         ({"server": "192.0.2.2:30443"}, "           3. 192.0.2.2:30443: accepted after 2 ms"),
     ],
 )
 def test_what_is_not_there_is_not_told(changed: dict[str, Any], line: str) -> None:
-    assert line in session_trace.describe(trace(**changed))
+    assert line in describe(trace(**changed))
 
 
 def test_a_timeout_of_our_own_is_told_by_the_name_of_its_key() -> None:
     hole = {"server": "pod-1", "address": "192.0.2.1:30443", "result": "timeout", "error": None, "ms": 5000}
-    assert "           1. pod-1" not in session_trace.describe(trace())
-    lines = session_trace.describe(trace(attempts=[hole], ahead=0))
-    assert "attempts   1. pod-1 192.0.2.1:30443: no answer within timeouts.connect after 5000 ms" in lines
+    assert "           1. pod-1" not in describe(trace())
+    lines = describe(trace(attempts=[hole], ahead=0))
+    assert "attempts   1. pod-1 192.0.2.1:30443: no answer within timeouts.connect after 5 s" in lines
 
 
 def test_a_session_that_asked_for_no_server_says_so_of_each() -> None:
@@ -132,8 +137,8 @@ def test_a_session_that_asked_for_no_server_says_so_of_each() -> None:
 
 def test_a_session_on_one_line() -> None:
     assert session_trace.line(trace()).endswith(
-        " 0x1000000001a2b 198.51.100.9:51000 to pod-2: SD after 120.0 s, the server reset"
+        " 0x1000000001a2b 198.51.100.9:51000 to pod-2: SD after 2 min, the server reset"
     )
-    head, row = session_trace.ended_table([trace(closed_first=None, server=None)])
+    head, row = written([session_trace.ended_table([trace(closed_first=None, server=None)])]).splitlines()
     assert head.split()[:3] == ["ENDED", "ID", "CLIENT"]
     assert row.split()[1:] == ["0x1000000001a2b", "198.51.100.9:51000", "web", "-", "SD", "40/7/120000", "1234", "5678900", "-"]

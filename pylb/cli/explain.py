@@ -1,0 +1,140 @@
+"""`pylb explain`: why a port does not answer; the first thing that is wrong comes first. Or what happened to one session."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pylb.cli import session_trace
+from pylb.cli.client import CONFIG, JSON, ask, say
+from pylb.cli.session_trace import LETTERS, REASONS
+from pylb.cli.tables import Part, facts
+from pylb.core.health import YES
+from pylb.core.text import whole_number
+
+
+@click.command()
+@CONFIG
+@JSON
+@click.argument("what", metavar="PORT|NAME|SESSION")
+def explain(config_path: Path | None, as_json: bool, what: str) -> None:
+    """Why a port does not answer: is it open, and by whom; who registered it, who was refused and why; whether each of its
+    servers accepts connections and passes its check right now; how its sessions ended.
+
+    The first line is the first thing that is wrong. Exit code 1: nothing is known of the port. NAME is a frontend's or a
+    registration's: then of each of its ports.
+
+    With the id of a session, as `pylb sessions` and `pylb sessions --ended` show it: why it went to this server, what was
+    tried before, who closed first, and what the kernel knew of both connections.
+    """
+    if what.startswith("0x"):
+        trace = ask(config_path, {"verb": "explain", "session": what})["explained"]
+        say(*([json.dumps(trace, indent=2)] if as_json else session_trace.describe(trace)))
+        return
+    if what.isascii() and what.isdigit() and not whole_number(what, 65535):
+        raise click.BadParameter(f"{what} is no port: 1 to 65535", param_hint="PORT")
+    from pylb.host.machine import listeners_of  # noqa: PLC0415
+
+    answers = ask(config_path, {"verb": "explain", "what": what})["all"]
+    holders = listeners_of([one["port"] for one in answers])
+    if as_json:
+        found = [{"verdict": verdict(one), "holder": holders.get(one["port"], "")} | one for one in answers]
+        say(json.dumps(found[0] if len(found) == 1 else found, indent=2))
+        return
+    for number, one in enumerate(answers):
+        if number:
+            say()
+        say(*describe(one, holders.get(one["port"], "")))
+
+
+def verdict(found: Mapping[str, Any]) -> str:
+    """The first thing that is wrong, and what to do about it."""
+    port = found["port"]
+    if not found["listens"]:
+        if found["refused"]:
+            last = found["refused"][-1]
+            return f"nobody has port {port}: the last call that wanted it was refused ({last['code']}: {last['detail']})"
+        return f"port {port} is closed: its last registration was released or overstayed (see the changes below)"
+    if found["unbound"]:
+        return f"port {port} is not open: {next(iter(found['unbound'].values()))}"
+    if not found["servers"]:
+        return f"port {port} has no server: clients are reset until a registration joins the frontend"
+    if (wrong := _servers_wrong(found)) is not None:
+        return wrong
+    if found["reachable"] != "yes":
+        return (
+            f"its servers are well, but a connect from this machine to port {port} met {found['reachable']}: see the firewall"
+        )
+    if sum(found["denied"].values()) > found["ended"].get("--", 0):
+        return f"most clients are refused: {_denials(found['denied'])}"
+    return (
+        f"port {port} is open here, and its servers accept connections{_and_pass(found)}. If it does not answer from outside, "
+        "it is before this machine: the provider's firewall, a security group, NAT, or a DNS name that points elsewhere"
+    )
+
+
+def _servers_wrong(found: Mapping[str, Any]) -> str | None:
+    """What is wrong with all of them; None: at least one is fine."""
+    dialled, checked = found["dialled"], found["checked"]
+    serving = [one["address"] for one in found["servers"] if one["state"] not in ("drain", "maint")]
+    if not serving:
+        return "every server was taken out by the operator: pylb ctl ready TARGET"
+    if not any(dialled[address]["found"] == YES for address in serving):
+        answers = ", ".join(f"{address}: {dialled[address]['found']}" for address in serving)
+        hint = next((dialled[address]["hint"] for address in serving if dialled[address]["hint"]), "")
+        return f"no server accepts a connection ({answers})" + (f": {hint}" if hint else "")
+    if not any(checked[address]["found"] == YES for address in serving):
+        answers = ", ".join(f"{address}: {checked[address]['found']}" for address in serving)
+        accepting = "servers accept" if len(serving) > 1 else "server accepts"
+        refuses = all(checked[address]["when_all_down"] == "refuse" for address in serving)
+        then = "clients are refused (when_all_down: refuse)" if refuses else "clients are sent there for want of a better one"
+        return f"its {accepting} connections, but none passes its check ({answers}); {then}: see the app, or `health.check`"
+    if all(one["state"] == "down" for one in found["servers"] if one["address"] in serving):
+        return "its servers pass their checks now, but all were out a moment ago: they are back after `health.rise` checks"
+    return None
+
+
+def _and_pass(found: Mapping[str, Any]) -> str:
+    failing = [address for address, one in found["checked"].items() if one["found"] != YES]
+    if not failing:
+        return " and pass their checks" if found["checked"] else ""
+    return f" and pass their checks, but for {', '.join(failing)}"
+
+
+def _denials(denied: Mapping[str, int]) -> str:
+    most = sorted(denied.items(), key=lambda item: -item[1])
+    return "; ".join(f"{count} ({reason}): {REASONS.get(reason, 'see the metric')}" for reason, count in most)
+
+
+def describe(found: Mapping[str, Any], holder: str) -> list[Part]:
+    """For people. `holder`: the process that listens, if it is visible."""
+    rows: list[tuple[str, str]] = []
+    if found["listens"]:
+        where = f"{', '.join(found['listens'])}{f' ({holder})' if holder else ''}"
+        rows.append(("listens", f"{where}; from here: {found['reachable']}"))
+    rows += [("not open", f"{listen}: {reason}") for listen, reason in found["unbound"].items()]
+    rows += [("server", _server_line(row, found)) for row in found["servers"]]
+    rows.append(("sessions", f"{found['live']} live, {sum(found['ended'].values())} ended since the start"))
+    for code, count in sorted(found["ended"].items(), key=lambda item: -item[1])[:6]:
+        if code[0] != "P":
+            rows.append(("", f"{code} {count}: {LETTERS.get(code, 'see docs/engine.md')}"))
+    rows += [("denied", f"{count} ({reason}): {REASONS.get(reason, '')}") for reason, count in found["denied"].items() if count]
+    rows += [("recorded", session_trace.line(one)) for one in found["recorded"]]
+    if found["recorded"]:
+        rows.append(("", f"more: pylb explain SESSION, pylb sessions --ended --frontend {found['port']}"))
+    for one in found["refused"]:
+        rows.append(("refused", f"{one['address']} token {one['token'] or '-'}: {one['code']}: {one['detail']}"))
+    rows += [("changed", text) for text in found["history"]]
+    return [verdict(found), "", facts(rows)]
+
+
+def _server_line(row: Mapping[str, Any], found: Mapping[str, Any]) -> str:
+    nobody = {"found": "not asked", "hint": "", "connect_only": True}  # it has joined since
+    met, check = found["dialled"].get(row["address"], nobody), found["checked"].get(row["address"], nobody)
+    name = row["address"] if row["server"] == row["address"] else f"{row['server']} {row['address']}"
+    hint = f" ({met['hint']})" if met["hint"] else ""
+    passes = "" if check["connect_only"] else f", passes its check now: {'yes' if check['found'] == YES else check['found']}"
+    by = ", ".join(row["held_by"]) or "nobody"
+    return f"{name}: {row['state']}, accepts connections now: {met['found']}{hint}{passes}; by {by}"

@@ -1,0 +1,31 @@
+"""`pylb history`: what changed the table."""
+
+import json
+from pathlib import Path
+
+import click
+
+from pylb.cli.client import CONFIG, JSON, ask, reaches, say
+from pylb.cli.tables import clock
+
+
+@click.command()
+@CONFIG
+@JSON
+@click.argument("what", required=False, metavar="[PORT|NAME]")
+def history(config_path: Path | None, as_json: bool, what: str | None) -> None:
+    """What changed the table: each generation with who asked, when, and what it changed.
+
+    The last 1,000 that somebody asked for, and the last 1,000 moves and changes of state; kept over restarts.
+    """
+    answer = ask(config_path, {"verb": "history", "what": what})
+    if as_json:
+        say(json.dumps(answer["generations"], indent=2))
+        return
+    if not answer["generations"]:
+        say(f"nothing has changed{f' about {what}' if what else ''} yet")
+    for one in answer["generations"]:
+        say(f"{one['generation']}  {clock(one['time'])}  {', '.join(one['by'])}")
+        for change in one["changes"]:
+            say(f"    {change['text']}")
+    reaches(answer, "every change")

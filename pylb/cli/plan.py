@@ -1,0 +1,53 @@
+"""`pylb plan`: what a change would do."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pylb.cli.client import JSON, ask, die, say
+from pylb.core.text import counted
+
+
+@click.command()
+@click.option(
+    "-c", "--config", "config_path", type=click.Path(path_type=Path, dir_okay=False, exists=True), help="The new pylb.yaml."
+)
+@click.option(
+    "--running", type=click.Path(path_type=Path, dir_okay=False), help="The config of the running pylb; default: -c's."
+)
+@click.option("--token", "token_name", help="For a registration: the name of its token.")
+@click.option("--name", help="For a registration: its name; default: the token's.")
+@click.option("--instance", default="planned", show_default=True, help="For a registration.")
+@click.option("--address", help="For a registration: where the call would come from.")
+@click.argument("body", required=False, type=click.File("r"))
+@JSON
+def plan(config_path: Path | None, running: Path | None, body: Any, as_json: bool, **call: str | None) -> None:
+    """What a change would do, without doing it: ports opened and closed, servers added, moved and removed, and how many
+    live sessions each step touches.
+
+    \b
+    pylb plan -c new.yaml                                           as if it were in force, and SIGHUP sent
+    pylb plan --token app --address 203.0.113.7 body.json           as if a phone-home had said that
+
+    Exit code 1: it would be refused, with the reason.
+    """
+    request: dict[str, Any]
+    if body is not None:
+        if not call["token_name"] or not call["address"]:
+            die("a registration needs --token NAME and --address IP")
+        request = {"verb": "plan", "body": body.read(), "token": call["token_name"], "address": call["address"]}
+        request |= {"name": call["name"] or call["token_name"], "instance": call["instance"]}
+    elif config_path is None:
+        die("what is to be planned? -c NEW.yaml, or the body of a registration (pylb plan --help)")
+    else:
+        request = {"verb": "plan", "path": str(config_path.absolute()), "text": config_path.read_text(errors="replace")}
+    answer = ask(running or config_path, request)
+    if as_json:
+        say(json.dumps({"generation": answer["generation"], "steps": answer["steps"]}, indent=2))
+        return
+    for step in answer["steps"]:
+        say(step["text"])
+    touched = sum(step["touched"] for step in answer["steps"])
+    say(f"{counted(len(answer['steps']), 'change')}, {counted(touched, 'live session')} touched; nothing was done")

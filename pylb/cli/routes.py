@@ -1,0 +1,97 @@
+"""`pylb routes`: what goes where and why, and the last refused calls."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pylb.cli.client import CONFIG, JSON, ask, reaches, say
+from pylb.cli.tables import Column, Part, Table, clock
+from pylb.core.text import ago, span
+
+_COLUMNS = (
+    Column("PORT"),
+    Column("FRONTEND", folds=True),
+    Column("SERVER", folds=True),
+    Column("ADDRESS"),
+    Column("WEIGHT"),
+    Column("STATE", state=True),
+    Column("REGISTERED BY", folds=True),
+    Column("LEASE"),
+    Column("ACCEPTS"),
+    Column("CHECK", folds=True),
+    Column("WHY", folds=True),
+)
+
+
+@click.command()
+@CONFIG
+@JSON
+@click.option("--rejected", is_flag=True, help="The last refused calls instead, with their reasons.")
+def routes(config_path: Path | None, as_json: bool, rejected: bool) -> None:
+    """What goes where and why: port, server, who registered it, lease left, whether it answered.
+
+    Exit code 2 if no pylb is running with this config.
+    """
+    answer = ask(config_path, {"verb": "rejected" if rejected else "routes"})
+    if as_json:
+        say(json.dumps(answer["rejected" if rejected else "routes"], indent=2))
+    elif rejected:
+        say(rejections(answer["rejected"]))
+        reaches(answer, "every refusal")
+    else:
+        say(table(answer["routes"]))
+        for note in answer["notes"]:
+            say(note, err=True)
+
+
+def table(found: Sequence[Mapping[str, Any]]) -> Part:
+    """One line for each server."""
+    if not found:
+        return "no frontends: nothing is registered, and the config has no static ones"
+    return Table(_COLUMNS, [_cells(row) for row in found])
+
+
+def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+    why = f"PORT NOT OPEN: {row['unbound']}" if row["unbound"] else row["why"]
+    return (
+        str(row["port"]),
+        row["frontend"],
+        row["server"] or "-",
+        row["address"] or "-",
+        "-" if row["weight"] is None else str(row["weight"]),
+        row["state"],
+        ", ".join(row["held_by"]) or "-",
+        _left(row["lease_expires_in"]),
+        row["accepts"] or "-",
+        _checked(row),
+        why or "",
+    )
+
+
+def _checked(row: Mapping[str, Any]) -> str:
+    """The last answer and its time; nothing newer is known of a server that was not asked since."""
+    if row["check"] is None or row["asked_ago"] is None:
+        return row["check"] or "-"
+    return f"{row['check']} {ago(row['asked_ago'])}"
+
+
+def _left(seconds: float | None) -> str:
+    if seconds is None:
+        return "-"
+    return span(round(seconds)) if seconds >= 0 else f"over for {span(round(-seconds))}"
+
+
+def rejections(found: Sequence[Mapping[str, Any]]) -> Part:
+    """The last refused calls, newest last."""
+    if not found:
+        return "no call was refused since pylb started"
+    return Table(
+        (Column("TIME"), Column("FROM"), Column("TOKEN", folds=True), Column("CALL", folds=True), Column("WHY", folds=True)),
+        [
+            (clock(one["time"]), one["address"], one["token"] or "-", one["what"], f"{one['error']}: {one['detail']}")
+            for one in found
+        ],
+    )

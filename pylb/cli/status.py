@@ -1,0 +1,155 @@
+"""`pylb status`: how it is, once or with --watch again and again."""
+
+import json
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+
+from pylb.cli.client import CONFIG, JSON, Answer, ask, say
+from pylb.cli.tables import Column, Part, Table, size, terminal, written
+from pylb.core.text import span
+
+HEAD_LINES = 7  # of a terminal, around a list
+_COUNTS = ("sessions_total", "bytes_in", "bytes_out", "failures", "denied")  # counters that only grow
+_WORST_FIRST = {"down": 0, "degraded": 1, "healthy": 2}
+_COLUMNS = (
+    Column("PORT"),
+    Column("FRONTEND", folds=True),
+    Column("HEALTH", state=True),
+    *(Column(heading, right=True) for heading in ("SERVERS", "ACCEPT", "PASS", "SESSIONS", "WAITING")),
+    *(Column(f"{heading}/s", right=True) for heading in ("NEW", "IN", "OUT", "FAILED", "DENIED")),
+)
+Rates = Mapping[str, Mapping[str, float]]  # by listen address and count, a second
+
+
+@click.command()
+@CONFIG
+@JSON
+@click.option("--watch", is_flag=True, help="Again and again, until Ctrl-C.")
+@click.option("--every", default=2.0, show_default=True, type=click.FloatRange(0.1, 3600), help="Seconds, with --watch.")
+def status(config_path: Path | None, as_json: bool, watch: bool, every: float) -> None:
+    """How it is, in one sentence; then what each frontend has: servers, sessions, and what goes through it a second.
+
+    Rates are those of one second, with --watch those since the last look. --json has counts, and no wait.
+    """
+
+    def look() -> Answer:
+        found: Answer = ask(config_path, {"verb": "status"})["status"]
+        return found
+
+    before = look()
+    if as_json and not watch:
+        say(json.dumps(before, indent=2))
+        return
+    try:
+        if watch and as_json:
+            _follow(look, before, lambda now, _then: say(json.dumps(now)), every)
+        if watch:
+            _watch(look, before, every)
+        pause(1.0)
+        say(*parts(look(), before))
+    except KeyboardInterrupt:
+        say()
+
+
+def pause(seconds: float) -> None:
+    threading.Event().wait(seconds)  # Ctrl-C ends it
+
+
+def _watch(look: Callable[[], Answer], before: Answer, every: float) -> NoReturn:
+    """On a terminal each picture takes the place of the one before, with as many frontends as there is room for; else they
+    follow one another."""
+    screen = terminal()
+    if screen is None or screen.is_dumb_terminal:
+        _follow(look, before, lambda now, then: say(*parts(now, then)), every)
+    from rich.live import Live  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415
+
+    def draw(now: Answer, then: Answer | None) -> None:
+        text = written(parts(now, then, max(1, screen.height - HEAD_LINES)), screen)
+        live.update(Text.from_ansi(text, overflow="fold"), refresh=True)
+
+    with Live(console=screen, auto_refresh=False, redirect_stdout=False) as live:
+        _follow(look, before, draw, every)
+
+
+def _follow(look: Callable[[], Answer], now: Answer, show: Callable[[Answer, Answer | None], None], every: float) -> NoReturn:
+    """Show what `look` finds with what it found before, until Ctrl-C. A pylb that does not answer is waited for."""
+    then: Answer | None = None
+    while True:
+        show(now, then)
+        then = now
+        while True:
+            pause(every)
+            try:
+                now = look()
+                break
+            except SystemExit:  # it has said why
+                pass
+
+
+# ------------------------------------------------------------ for people
+
+
+def parts(now: Answer, before: Answer | None = None, rows: int | None = None) -> list[Part]:
+    """The condition as lines and a table. Rates are since `before`, an earlier answer; without one they are dashes.
+
+    `rows`: at most so many frontends, unhealthy and busy ones first; else all, in the order of their ports.
+    """
+    rates = _rates(now, before)
+    frontends: Sequence[Mapping[str, Any]] = now["frontends"]
+    left = 0
+    if rows is not None and len(frontends) > rows:
+        busiest = sorted(frontends, key=lambda one: (_WORST_FIRST[one["health"]], -_of(rates, one, "sessions_total")))
+        left, frontends = len(frontends) - rows, busiest[:rows]
+    found: list[Part] = [now["health"], _about(now), _totals(now, rates)]
+    if frontends:
+        found += ["", Table(_COLUMNS, [_cells(one, rates) for one in frontends])]
+    if left:
+        found.append(f"and {left} more: pylb status")
+    return found
+
+
+def _rates(now: Mapping[str, Any], before: Mapping[str, Any] | None) -> Rates:
+    """For frontends that were there before; nothing after a restart, which resets the counters."""
+    if before is None or before["pid"] != now["pid"] or (elapsed := now["clock"] - before["clock"]) <= 0:
+        return {}
+    earlier = {one["listen"]: one for one in before["frontends"]}
+    return {
+        one["listen"]: {count: max(0, one[count] - earlier[one["listen"]][count]) / elapsed for count in _COUNTS}
+        for one in now["frontends"]
+        if one["listen"] in earlier
+    }
+
+
+def _of(rates: Rates, one: Mapping[str, Any], count: str) -> float:
+    return rates.get(one["listen"], {}).get(count, 0.0)
+
+
+def _about(now: Mapping[str, Any]) -> str:
+    workers = f", {now['workers']} workers" if now["workers"] else ""
+    return f"pylb {now['version']}, pid {now['pid']}{workers}, up {span(round(now['uptime']))}, generation {now['generation']}"
+
+
+def _totals(now: Mapping[str, Any], rates: Rates) -> str:
+    parts = [f"{now['sessions']:,} of {now['max_connections']:,} sessions"]
+    if rates:
+        new, came, went = (sum(one[count] for one in rates.values()) for count in _COUNTS[:3])
+        parts += [f"{new:.1f} new/s", f"in {size(came)}/s", f"out {size(went)}/s"]
+    return ", ".join(parts)
+
+
+def _cells(one: Mapping[str, Any], rates: Rates) -> tuple[str | int, ...]:
+    own = rates.get(one["listen"])
+    new, came, went, failed, denied = ("-",) * 5 if own is None else _written([own[count] for count in _COUNTS])
+    head = (str(one["port"]), one["frontend"], one["health"], f"{one['servers_up']}/{one['servers']}")
+    two = (one.get("accepting", "-"), one.get("passing", "-"))  # the running pylb may be older
+    return (*head, *two, one["sessions"], one["queued"], new, came, went, failed, denied)
+
+
+def _written(rates: Sequence[float]) -> tuple[str, ...]:
+    new, came, went, failed, denied = rates
+    return f"{new:.1f}", size(came), size(went), f"{failed:.1f}", f"{denied:.1f}"
