@@ -47,7 +47,7 @@ from pylb.metrics import exposition
 from pylb.metrics.collector import Metrics
 from pylb.statuspage.stream import Feed
 from pylb.statuspage.timeseries import History
-from pylb.workers.in_process import Driver
+from pylb.workers.in_process import InProcessEngine
 from pylb.workers.sampler import Sampler
 
 FRONTENDS, INSTANCES = 1000, 10
@@ -90,7 +90,7 @@ def watched() -> Iterator[Callable[[], tuple[float, float]]]:
 class World:
     """A registry, full, and what is measured on it."""
 
-    def __init__(self, registry: Registry, tokens: list[Token], ports: list[int], driver: Driver) -> None:
+    def __init__(self, registry: Registry, tokens: list[Token], ports: list[int], driver: InProcessEngine) -> None:
         self.registry = registry
         self.tokens = tokens
         self.ports = ports
@@ -156,7 +156,7 @@ def _fail(what: str, error: Exception) -> None:
 async def running(folder: Path, ports: list[int]) -> AsyncIterator[World]:
     tokens = [_token(number) for number in range(TOKENS)]
     hooks = Hooks(ConnectionLog(Stream(1), "none"), Tasks())
-    driver = Driver(Engine(observer=hooks, max_connections=1000, on_fault=_fail))
+    driver = InProcessEngine(Engine(observer=hooks, max_connections=1000, on_fault=_fail))
     registry = Registry(rules=Rules(), keyring=Keyring(tokens), sink=driver, store=Store(folder), ask=_answers)
     await registry.start()
     await registry.webhook_is_up()

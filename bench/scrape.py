@@ -40,9 +40,9 @@ from pylb.logs.targets import Stream
 from pylb.metrics import exposition
 from pylb.metrics.collector import Metrics
 from pylb.upgrade.sockets import Listeners
-from pylb.workers.archive import Program
+from pylb.workers.archive import CodeArchive
 from pylb.workers.fleet import Fleet, FleetObserver
-from pylb.workers.in_process import Driver
+from pylb.workers.in_process import InProcessEngine
 from pylb.workers.messages import VERSION, Hello
 
 SERVERS = 3  # of each frontend
@@ -78,10 +78,10 @@ def _fail(what: str, error: Exception) -> None:
 
 
 @asynccontextmanager
-async def forwarding(workers: int, hooks: Hooks) -> AsyncIterator[Driver | Fleet]:
+async def forwarding(workers: int, hooks: Hooks) -> AsyncIterator[InProcessEngine | Fleet]:
     """As the app makes it."""
     if not workers:
-        driver = Driver(Engine(observer=hooks, max_connections=MOST, on_fault=_fail))
+        driver = InProcessEngine(Engine(observer=hooks, max_connections=MOST, on_fault=_fail))
         try:
             yield driver
         finally:
@@ -92,7 +92,7 @@ async def forwarding(workers: int, hooks: Hooks) -> AsyncIterator[Driver | Fleet
         return Hello(VERSION, worker, workers, MOST, 100, 1 << 26, "none")
 
     observer = FleetObserver(hooks.connect_ended, lambda _line, _count: None, lambda _pid: None)
-    fleet = Fleet(workers, hello, observer, Listeners(Service({})), Program())
+    fleet = Fleet(workers, hello, observer, Listeners(Service({})), CodeArchive())
     try:
         await fleet.start()
         yield fleet

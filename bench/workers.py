@@ -28,7 +28,7 @@ from bench.processes import Address, free_ports
 from bench.registrations import register, swapping
 from bench.report import aligned, progress
 from bench.targets import OWN_PORTS, Kind, Target
-from pylb.workers.archive import Program
+from pylb.workers.archive import CodeArchive
 from pylb.workers.channel import Channel
 from pylb.workers.messages import VERSION, Hello, encoded
 
@@ -41,7 +41,7 @@ STUCK = 200  # checks that nobody answers
 
 def starts() -> list[float]:
     """Milliseconds until a worker has said Ready."""
-    program, taken = Program(), []
+    program, taken = CodeArchive(), []
     for _ in range(STARTS):
         ours, theirs = socket.socketpair()
         began = time.perf_counter()

@@ -15,9 +15,9 @@ from pylb.control.desired_state import Sink
 from pylb.forward.counters import Counters
 from pylb.forward.engine import MAX_BUFFERED, Engine, connection_limit, pipe_limit
 from pylb.upgrade.sockets import Listeners
-from pylb.workers.archive import Program
+from pylb.workers.archive import CodeArchive
 from pylb.workers.fleet import Fleet, FleetObserver
-from pylb.workers.in_process import Driver
+from pylb.workers.in_process import InProcessEngine
 from pylb.workers.messages import VERSION, Counted, Hello
 
 log = logging.getLogger("pylb")
@@ -83,11 +83,11 @@ async def make_forwarding(
             reserve=room.reserve,
             recorded=settings.config.recorder.sessions,
         )
-        driver = Driver(engine, listeners.closed, hooks.connlog.flush)
+        driver = InProcessEngine(engine, listeners.closed, hooks.connlog.flush)
         stack.callback(driver.close)
         return driver
     observer = FleetObserver(hooks.connect_ended, hooks.connlog.lines.put, note_process)
-    fleet = Fleet(room.workers, lambda index: _hello(index, settings, room), observer, listeners, Program())
+    fleet = Fleet(room.workers, lambda index: _hello(index, settings, room), observer, listeners, CodeArchive())
     stack.callback(fleet.close)
     try:
         await fleet.start()

@@ -1,6 +1,7 @@
 """The checks on a client before a server is chosen for it: access list, limits per source, PROXY header.
 
-A frontend without such checks has no door, and its sessions have no `Admission`: a feature that is off costs one test for None.
+A frontend without such checks has no `AdmissionRules`, and its sessions have no `Admission`: a feature that is off costs one
+test for None.
 """
 
 import socket
@@ -35,7 +36,7 @@ class Admission:
             sources.leave(self.source)
 
 
-class Door:
+class AdmissionRules:
     """The checks of one frontend. It outlives a table, because the connections that it counts do."""
 
     def __init__(self, policy: Policy) -> None:

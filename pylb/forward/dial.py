@@ -23,10 +23,10 @@ from pylb.forward.accounts import Accounts
 from pylb.forward.admission import Admission
 from pylb.forward.deadlines import Deadlines
 from pylb.forward.faults import Faults
-from pylb.forward.origins import Origins
+from pylb.forward.own_dials import OwnDials
+from pylb.forward.run_queue import DIAL, QUANTUM, RunQueue
 from pylb.forward.session import FULL, FrontendState, Half, ServerState, Session
 from pylb.forward.source_share import SourceShare
-from pylb.forward.turn import DIAL, QUANTUM, Turn
 
 # Registered once, for life. Nothing is ever re-armed, so a reset is always noticed, even while a side is paused.
 WATCHED = EPOLLIN | EPOLLOUT | EPOLLPRI | EPOLLRDHUP | EPOLLET
@@ -39,12 +39,12 @@ _AWAITING_HEADER, _DIALING = State.AWAITING_HEADER, State.DIALING
 _CONNECTED = Event.CONNECTED
 PROBE, MOST_PROBES = 10.0, 64  # an accept follows its connect within so many seconds; most probes at a time
 SUSPICION = 10.0  # seconds; a connection that goes around resets a thousand times as often
-MANY_RESETS, FORGOTTEN = 50, 10  # resets by one suspect; and how many of them are forgotten per second
+MANY_RESETS, FORGOTTEN = 50, 10  # resets by one client; and how many of them are forgotten per second
 PUT_OFF = 0.1  # seconds, plus up to one tick
 _CAUSE_OF_FAILURE = {TIMEOUT: Cause.SERVER_TIMEOUT, RESOURCE: Cause.RESOURCE}
 
 
-class Suspect(NamedTuple):
+class ResettingClient(NamedTuple):
     at: float  # monotonic; of its last reset
     resets: float  # at that time, minus those that were forgotten
 
@@ -52,10 +52,10 @@ class Suspect(NamedTuple):
         return self.resets - (now - self.at) * FORGOTTEN
 
 
-_NOBODY = Suspect(0.0, 0.0)
+_NOBODY = ResettingClient(0.0, 0.0)
 
 
-class Life(Protocol):
+class LifecycleCalls(Protocol):
     """The part of the lifecycle that is needed here."""
 
     halves: dict[int, Half]
@@ -75,28 +75,28 @@ class Dialer:
 
     def __init__(  # noqa: PLR0917 - the parts of one engine, each of another type
         self,
-        life: Life,
+        life: LifecycleCalls,
         epoll: select.epoll,
         accounts: Accounts,
         faults: Faults,
         clock: Callable[[], float],
-        turn: Turn,
-        origins: Origins,
+        run_queue: RunQueue,
+        own_dials: OwnDials,
     ) -> None:
         self._life = life
         self._epoll = epoll
         self._accounts = accounts
         self._faults = faults
         self._clock = clock
-        self._turn = turn
+        self._run_queue = run_queue
         self.queues: dict[FrontendState, None] = {}  # frontends with a queue: their servers are full
         self._offered: Session | None = None  # the session from a queue that is trying right now
         self._freed: dict[FrontendState, None] = {}  # those of `queues` that may have room, until they have been served
         self.generation = 0  # of the table in force
         self.our_ports: Container[int] = ()  # ports that we listen on
-        self.origins = origins  # sources of dials to a port that is also ours; all other dials are spared the system call
+        self.own_dials = own_dials  # sources of dials to a port that is also ours; all other dials are spared the system call
         self.server_ips: Counter[str] = Counter()  # IPs of the servers in force, as accept() writes them
-        self.suspects: dict[str, Suspect] = {}  # those of `server_ips` that, as a client, reset a session
+        self.resetting_clients: dict[str, ResettingClient] = {}  # those of `server_ips` that, as a client, reset a session
         self.probes: dict[tuple[str, int], float] = {}  # our own connects that only check a port; until when expected
         self.own_id = os.urandom(PATH_ID)  # in PROXY headers between proxies, see core/proxy_protocol
 
@@ -109,24 +109,24 @@ class Dialer:
                     self.server_ips[written] += step
                     if not self.server_ips[written]:
                         del self.server_ips[written]
-                        self.suspects.pop(written, None)
+                        self.resetting_clients.pop(written, None)
 
     def note_reset(self, session: Session) -> None:
         """Its client reset the session. If that has a server's address, its next sessions are dialled a turn later."""
         ip = session.address[0]
         if ip in self.server_ips:
             now = self._clock()
-            before = self.suspects.get(ip, _NOBODY)
-            self.suspects[ip] = Suspect(now, 1 + max(0.0, before.remembered(now)))
+            before = self.resetting_clients.get(ip, _NOBODY)
+            self.resetting_clients[ip] = ResettingClient(now, 1 + max(0.0, before.remembered(now)))
 
-    def suspects_now(self, session: Session) -> bool:
-        """Is the dial for this client, one of `suspects`, to be delayed? See `on_early`."""
+    def is_to_wait(self, session: Session) -> bool:
+        """Is the dial for this client, one of `resetting_clients`, to be delayed? See `on_early`."""
         ip, now = session.address[0], session.accepted
-        suspect = self.suspects[ip]
-        if now >= suspect.at + SUSPICION:
-            del self.suspects[ip]
+        client_resets = self.resetting_clients[ip]
+        if now >= client_resets.at + SUSPICION:
+            del self.resetting_clients[ip]
             return False
-        if suspect.remembered(now) > MANY_RESETS:
+        if client_resets.remembered(now) > MANY_RESETS:
             self._life.deadlines.set(session, PUT_OFF, now)
         return True
 
@@ -139,10 +139,10 @@ class Dialer:
         came around. The reset by the client that left passes a hop per turn, and with this delay the growing end of the chain
         needs two turns per hop, so the reset catches up with it and the whole chain ends. If both took one turn, a client that
         leaves at once would leave behind a piece of the chain that goes around for ever. Such a piece resets all the time, so
-        every pylb that it passes suspects it until it is gone.
+        every pylb that it passes remembers it until it is gone.
 
         Turns are not time, though: on a busy machine a process has several in a row, and the end may grow as fast as the reset
-        follows. So the dial for a suspect with more than MANY_RESETS recent resets waits for PUT_OFF: a reset that is on its
+        follows. So the dial for a client with more than MANY_RESETS recent resets waits for PUT_OFF: a reset that is on its
         way arrives within that. This bounds the connections that one client of a chain can cause.
         """
         if half.is_client:
@@ -169,7 +169,7 @@ class Dialer:
 
     def _read_header(self, session: Session, client: Half) -> None:
         """Peek until the header is whole, then take it from the kernel's buffer: what follows it belongs to the server."""
-        door, admission = session.frontend.door, session.admission
+        rules, admission = session.frontend.admission_rules, session.admission
         try:
             data = client.sock.recv(MOST_HEADER, MSG_PEEK | MSG_DONTWAIT)
             found = parse(data)
@@ -187,7 +187,7 @@ class Dialer:
             return
         if not self._take(session, client, found.size):
             return
-        if admission is None or door is None:  # the policy has changed since: no header is asked for any more
+        if admission is None or rules is None:  # the policy has changed since: no header is asked for any more
             self._life.fire(session, Event.HEADER_READ)
             return
         if found.client is not None:
@@ -198,7 +198,7 @@ class Dialer:
         if goes_in_circles(found.path, self.own_id):
             self._deny(session, "loop")
             return
-        refusal = door.admit(session.address[0], admission, self._clock())
+        refusal = rules.admit(session.address[0], admission, self._clock())
         source_share = self._life.source_share
         if refusal := refusal or source_share.refusal(session.frontend, session.address[0]):
             self._deny(session, refusal)
@@ -273,7 +273,7 @@ class Dialer:
         """Many servers of the frontend may have room at once: the run queue lets the waiting sessions try, a few per turn."""
         if frontend.queue:
             self._freed[frontend] = None
-            self._turn.add(frontend)
+            self._run_queue.add(frontend)
 
     def serve_queue(self, frontend: FrontendState, share: int = QUANTUM) -> bool:
         """Let waiting sessions look for room, until `share` units are spent. True: some have not looked yet.
@@ -282,9 +282,9 @@ class Dialer:
         microseconds, and only one is asked for each set of servers that waiting sessions have tried.
         """
         self._freed.pop(frontend, None)
-        end = self._turn.left - share
+        end = self._run_queue.budget - share
         for session in frontend.queue.offers():
-            if self._turn.left <= end:
+            if self._run_queue.budget <= end:
                 self._freed[frontend] = None
                 break
             self._offer(session)
@@ -304,7 +304,7 @@ class Dialer:
         """`server` has one session fewer."""
         server.sessions -= 1
         if session.dialed_from is not None:
-            self.origins.remove(*session.dialed_from)
+            self.own_dials.remove(*session.dialed_from)
             session.dialed_from = None
         if session.frontend.queue:
             self._freed[session.frontend] = None
@@ -332,7 +332,7 @@ class Dialer:
             if session is self._offered:
                 self.unqueue(session)
             session.server = server
-            self._turn.left -= DIAL
+            self._run_queue.budget -= DIAL
             server.counters.attempts += 1
             if session.tried:
                 session.tried[-1].counters.redispatches += 1
@@ -351,7 +351,7 @@ class Dialer:
         self._life.halves[upstream.fd] = upstream
         if server.server.address.port in self.our_ports:
             session.dialed_from = sock.getsockname()[:2]
-            self.origins.add(*session.dialed_from)
+            self.own_dials.add(*session.dialed_from)
         # After connect(): an unconnected socket would report HUP at once.
         self._epoll.register(upstream.fd, WATCHED)
         self._life.deadlines.set(session, policy.timeouts.connect, now)
@@ -391,7 +391,7 @@ class Dialer:
         """Offer the places that became free to the waiting sessions."""
         for frontend in list(self._freed):
             if not frontend.queued and self.serve_queue(frontend):
-                self._turn.add(frontend)
+                self._run_queue.add(frontend)
 
 
 def _note(session: Session, attempt: Attempt) -> None:

@@ -24,15 +24,15 @@ from pylb.forward.accounts import Accounts
 from pylb.forward.counters import Counters
 from pylb.forward.faults import Faults, Report
 from pylb.forward.lifecycle import Lifecycle
-from pylb.forward.listener import Port, Ports
-from pylb.forward.origins import Origins
+from pylb.forward.listener import ListeningPort, ListeningPorts
+from pylb.forward.own_dials import OwnDials
 from pylb.forward.pipes import Pipes
 from pylb.forward.relay import Relay
+from pylb.forward.run_queue import BUDGET, EVENT, RunQueue
 from pylb.forward.session import FrontendState, Half, ServerState, Session
 from pylb.forward.shared_limits import OtherProcesses
 from pylb.forward.sockets import Opener, folded, open_listener
 from pylb.forward.timers import DRAIN_RATE, LONGEST_PERIOD, RESET_RATE, Timers
-from pylb.forward.turn import BUDGET, EVENT, Turn
 
 EVENTS = 64  # per poll; later ones come first in the next poll, because the kernel's list is in order (epoll(7))
 MAX_BUFFERED = 256 << 20  # bytes
@@ -63,7 +63,7 @@ class Engine:
     read before its destination takes it. `unanswered`: a peer counts as dead if for so many seconds it acknowledges nothing of
     what was sent to it, although its window is open (the kernel itself takes about 15 minutes, tcp_retries2 in tcp(7)).
     `nofile`: the process's limit of descriptors. Each listener takes one from the sessions, and `reserve` are for other
-    things. 0: no such limit. `worker`: this worker's number, part of its sessions' ids. `origins`: shared with the other
+    things. 0: no such limit. `worker`: this worker's number, part of its sessions' ids. `own_dials`: shared with the other
     workers. `recorded`: how many ended sessions are remembered; 0: none.
     """
 
@@ -86,7 +86,7 @@ class Engine:
         nofile: int = 0,
         reserve: int = RESERVE,
         worker: int = 0,
-        origins: Origins | None = None,
+        own_dials: OwnDials | None = None,
         recorded: int = 0,
     ) -> None:
         self.counters = Counters(max_connections)
@@ -95,8 +95,8 @@ class Engine:
         self._unserved: tuple[Listen, ...] = ()  # ports of the table that could not be opened
         self._epoll = select.epoll()
         self._pipes = Pipes(max_pipes)
-        self._turn = Turn()
-        self._relay = Relay(self._turn, self.counters, self._pipes, splice=splice, max_buffered=max_buffered)
+        self._run_queue = RunQueue()
+        self._relay = Relay(self._run_queue, self.counters, self._pipes, splice=splice, max_buffered=max_buffered)
         self.faults = Faults(self.counters, on_fault)
         self._accounts = Accounts(
             counters=self.counters,
@@ -109,22 +109,22 @@ class Engine:
         self._life = Lifecycle(
             epoll=self._epoll,
             relay=self._relay,
-            turn=self._turn,
+            run_queue=self._run_queue,
             counters=self.counters,
             faults=self.faults,
             accounts=self._accounts,
             clock=clock,
             unique_id=partial(os.urandom, 16),
-            origins=origins or Origins(worker),
+            own_dials=own_dials or OwnDials(worker),
             number=first_number(worker),
         )
         self._random = draw
-        self._ports = Ports(self._epoll, self.counters, self.faults, self._life.begin, opener, twin, self._turn)
+        self._ports = ListeningPorts(self._epoll, self.counters, self.faults, self._life.begin, opener, twin, self._run_queue)
         self._life.on_end = self._ports.session_ended
         self._life.on_exhausted = self._ports.exhausted
         self._life.dialer.our_ports = self._ports.numbers
         self.other_processes = OtherProcesses(self._ports, self._life.dialer)
-        self._timers = Timers(self._life, self._turn, self.faults, sweep_period, unanswered)
+        self._timers = Timers(self._life, self._run_queue, self.faults, sweep_period, unanswered)
         self._clock = clock
         self._drain_at: float | None = None
         self._ramping: dict[FrontendState, None] = {}  # those with servers in their slow start
@@ -168,14 +168,14 @@ class Engine:
     @property
     def busy(self) -> bool:
         """There is more work: call `on_ready` soon."""
-        return bool(self._turn.queue)
+        return bool(self._run_queue.queue)
 
     def on_ready(self, wait: float = 0.0) -> bool:
         """Do one turn of the work there is, or that comes within `wait` seconds. True: there is more, call again soon."""
-        life, turn = self._life, self._turn
+        life, run_queue = self._life, self._run_queue
         halves, on_event = life.halves, life.on_event
         batch = self._epoll.poll(wait, EVENTS)
-        turn.left = BUDGET - EVENT * len(batch)
+        run_queue.budget = BUDGET - EVENT * len(batch)
         for fd, events in batch:
             if (half_or_none := halves.get(fd)) is not None:
                 try:
@@ -183,7 +183,7 @@ class Engine:
                 except Exception as error:  # noqa: BLE001 - the boundary of one session
                     life.fault(half_or_none.session, error)
             elif (port := self._ports.by_fd.get(fd)) is not None:
-                turn.add(port)
+                run_queue.add(port)
             elif (watched := self._watched.get(fd)) is not None:
                 self._call(fd, watched)
         self._run()
@@ -192,23 +192,23 @@ class Engine:
 
     def _run(self) -> None:
         """Serve the run queue from what is left of the turn: at least one entry, and none of them twice."""
-        life, turn = self._life, self._turn
-        for _ in range(len(turn.queue)):
-            one = turn.take()
+        life, run_queue = self._life, self._run_queue
+        for _ in range(len(run_queue.queue)):
+            one = run_queue.take()
             if isinstance(one, Half):
                 try:
                     life.run(one)
                 except Exception as error:  # noqa: BLE001 - the boundary of one session
                     life.fault(one.session, error)
-            elif isinstance(one, Port):
+            elif isinstance(one, ListeningPort):
                 if self._ports.by_fd.get(one.fd) is one and self._ports.accept(one):
-                    turn.add(one)
+                    run_queue.add(one)
             elif isinstance(one, FrontendState):
                 if life.dialer.serve_queue(one):
-                    turn.add(one)
+                    run_queue.add(one)
             elif self._timers.run():
-                turn.add(self._timers)
-            if turn.left <= 0:
+                run_queue.add(self._timers)
+            if run_queue.budget <= 0:
                 return
 
     def tick(self, now: float) -> bool:
@@ -225,7 +225,7 @@ class Engine:
             self._ramp_at = now + RAMP_STEP
             self._ramping = {frontend: None for frontend in self._ramping if frontend.ramp(now)}
         self._life.end_batch()
-        self.counters.pipes_lent, self.counters.runnable = self._pipes.lent, len(self._turn.queue)
+        self.counters.pipes_lent, self.counters.runnable = self._pipes.lent, len(self._run_queue.queue)
         return self.busy
 
     def open(self, listen: Listen, *, freebind: bool = False) -> None:
@@ -276,7 +276,7 @@ class Engine:
             if self._nofile:
                 limit = connection_limit(self._nofile, len(self._ports.by_listen), self._reserve)
                 self.counters.max_connections = min(self._most, limit)
-            self._ports.reserve()
+            self._ports.hold_spare()
         self.table, self._unserved = table, tuple(failed)
         if regroup:
             self._timers.regroup()
@@ -299,7 +299,7 @@ class Engine:
         self._kill_all()
         self._ports.close_all()
         self._life.end_batch()
-        self._turn.queue.clear()
+        self._run_queue.queue.clear()
         self._pipes.close()
         self._epoll.close()
 
@@ -369,7 +369,7 @@ class Engine:
         self._life.dialer.know((), frontend.servers)
         self._ports.serve(port, state)
 
-    def _change(self, port: Port, state: FrontendState, new: Frontend) -> None:
+    def _change(self, port: ListeningPort, state: FrontendState, new: Frontend) -> None:
         have, want = state.frontend.servers, new.servers
         stay = set(map(id, have)) & set(map(id, want))
         self._life.dialer.know(*([one for one in servers if id(one) not in stay] for servers in (have, want)))

@@ -21,11 +21,11 @@ from pylb.forward.counters import Counters
 from pylb.forward.deadlines import Deadlines
 from pylb.forward.dial import READ_ON, READABLE, WATCHED, Dialer
 from pylb.forward.faults import Faults
-from pylb.forward.origins import Origins
+from pylb.forward.own_dials import OwnDials
 from pylb.forward.relay import AGAIN, DESTINATION_RESET, FIN, FIRST, WAIT, Relay
+from pylb.forward.run_queue import END, QUANTUM, RunQueue
 from pylb.forward.session import FrontendState, Half, Session
 from pylb.forward.source_share import SourceShare
-from pylb.forward.turn import END, QUANTUM, Turn
 
 # A class attribute of an enum is looked up through its metaclass, which costs as much as a call; these are read per event.
 _RESETTING, _CLOSED, _AWAITING_HEADER = State.RESETTING, State.CLOSED, State.AWAITING_HEADER
@@ -42,18 +42,18 @@ class Lifecycle:
         *,
         epoll: select.epoll,
         relay: Relay,
-        turn: Turn,
+        run_queue: RunQueue,
         counters: Counters,
         faults: Faults,
         accounts: Accounts,
         clock: Callable[[], float],
         unique_id: Callable[[], bytes],
-        origins: Origins,
+        own_dials: OwnDials,
         number: int,
     ) -> None:
         self._epoll = epoll
         self._relay = relay
-        self._turn = turn
+        self._run_queue = run_queue
         self._counters = counters
         self._faults = faults
         self.accounts = accounts
@@ -65,9 +65,9 @@ class Lifecycle:
         self.sessions: OrderedDict[Session, None] = OrderedDict()
         self.deadlines = Deadlines()
         self.source_share = SourceShare(counters, self.sessions)
-        self.dialer = Dialer(self, epoll, accounts, faults, clock, turn, origins)
+        self.dialer = Dialer(self, epoll, accounts, faults, clock, run_queue, own_dials)
         self._fins: list[Half] = []  # halves whose peer's stream is delivered: a FIN is due
-        self._graveyard: list[tuple[SocketType, bool]] = []
+        self._to_close: list[tuple[SocketType, bool]] = []
         self.on_end: Callable[[], None] = lambda: None  # tells the ports that there is room again
         self.on_exhausted: Callable[[], bool] = lambda: False  # asks the ports for a descriptor
         self._act = {
@@ -93,13 +93,13 @@ class Lifecycle:
         dialer, source_share, counters = self.dialer, self.source_share, self._counters
         frontend.counters.connections += 1
         try:
-            if (dialer.probes or dialer.origins.owners[address[1]]) and self._turn_back(frontend, sock, address):
+            if (dialer.probes or dialer.own_dials.owners[address[1]]) and self._turn_back(frontend, sock, address):
                 return
-            if (door := frontend.door) is not None:
+            if (rules := frontend.admission_rules) is not None:
                 admission = Admission()
-                awaits = door.awaits_header(address[0])
+                awaits = rules.awaits_header(address[0])
                 if not awaits:
-                    refusal = door.admit(address[0], admission, self._clock())
+                    refusal = rules.admit(address[0], admission, self._clock())
             if (source_share.counting or counters.open_sessions * 2 >= counters.max_connections) and not awaits and not refusal:
                 refusal = source_share.refusal(frontend, address[0])
             if refusal:
@@ -114,7 +114,7 @@ class Lifecycle:
                 return
             if source_share.counting:
                 source_share.enter(session)
-            if address[0] not in dialer.suspects or not dialer.suspects_now(session):
+            if address[0] not in dialer.resetting_clients or not dialer.is_to_wait(session):
                 dialer.dial(session)
         except Exception as error:  # noqa: BLE001 - the boundary of one session, as in Engine.on_ready
             if session is not None:
@@ -131,7 +131,7 @@ class Lifecycle:
             frontend.counters.connections -= 1
             sockets.close(sock)
             return True
-        if self.dialer.origins.has(address[0], address[1]):
+        if self.dialer.own_dials.has(address[0], address[1]):
             self._refuse(frontend, sock, address, "loop", None)
             return True
         return False
@@ -176,7 +176,7 @@ class Lifecycle:
                 return
         if half.blocked and events & EPOLLOUT:
             if (source := half.peer) is not None and source.bulk:
-                self._turn.add(source)
+                self._run_queue.add(source)
             else:
                 self._unblock(session, half)
         if events & READABLE:
@@ -184,8 +184,8 @@ class Lifecycle:
 
     def run(self, source: Half) -> None:
         """Use the half's share of a turn, or all that is left of the turn if nothing else waits."""
-        turn, destination = self._turn, source.peer
-        share = QUANTUM if turn.queue else max(QUANTUM, turn.left)
+        run_queue, destination = self._run_queue, source.peer
+        share = QUANTUM if run_queue.queue else max(QUANTUM, run_queue.budget)
         if destination is not None and destination.blocked:
             self._unblock(source.session, destination, share)
         else:
@@ -202,7 +202,7 @@ class Lifecycle:
         if outcome == WAIT:
             return
         if outcome == AGAIN:
-            self._turn.add(source)
+            self._run_queue.add(source)
         elif outcome == FIN:
             source.eof = True
             self.fire(session, _CLIENT_FIN if source.is_client else _SERVER_FIN)
@@ -271,8 +271,8 @@ class Lifecycle:
                 self._shut(half)
             except Exception as error:  # noqa: BLE001 - the boundary of one session, as in Engine.on_ready
                 self.fault(half.session, error)
-        while self._graveyard:
-            sock, in_order = self._graveyard.pop()
+        while self._to_close:
+            sock, in_order = self._to_close.pop()
             if in_order:
                 sockets.close_in_order(sock)
             else:
@@ -399,7 +399,7 @@ class Lifecycle:
     def part(self, half: Half, *, in_order: bool) -> None:
         """Remove `half` from everything that refers to it: map, pipe, peer. epoll forgets it at its close."""
         self.halves.pop(half.fd, None)
-        self._graveyard.append((half.sock, in_order))
+        self._to_close.append((half.sock, in_order))
         if half.peer is not None:
             half.peer.peer = None
             half.peer = None
@@ -422,7 +422,7 @@ class Lifecycle:
         if session.ring is not None:
             del session.ring.sessions[session]
         self.deadlines.clear(session)
-        self._turn.left -= END
+        self._run_queue.budget -= END
         if frontend.sessions > self._counters.reserve:
             self._counters.shared -= 1
         frontend.sessions -= 1

@@ -12,9 +12,9 @@ from socket import AF_INET6, SOCK_STREAM, SocketType
 from pylb.core.address import Listen
 from pylb.forward.counters import Counters
 from pylb.forward.faults import Faults
+from pylb.forward.run_queue import ACCEPT, RunQueue
 from pylb.forward.session import FrontendState
 from pylb.forward.sockets import Opener, backlog, close
-from pylb.forward.turn import ACCEPT, Turn
 
 RESERVE = 16  # sessions that a frontend has for itself
 BATCH = 8  # accepts in a row, then other work gets its turn
@@ -64,7 +64,7 @@ FIRST_REST, LONGEST_REST = 0.1, 30.0  # seconds between two attempts on a port w
 REPORTED_REST = 1.0  # a failure this long is not a race with a table that is about to close the port: it is reported, once
 
 
-class Port:
+class ListeningPort:
     """A listening socket. Without a frontend it was opened before its table, and clients wait in its backlog.
 
     `twin`: the second socket, for IPv6 only, of a systemd socket unit that has two instead of one for both families.
@@ -85,11 +85,11 @@ class Port:
         self.resting = 0.0  # seconds that are left of `rest`
 
 
-def _fds(port: Port) -> tuple[int, ...]:
+def _fds(port: ListeningPort) -> tuple[int, ...]:
     return (port.fd,) if port.twin is None else (port.fd, port.twin.fileno())
 
 
-class Reserve:
+class SpareDescriptor:
     """One descriptor held in reserve, for the server's side of a client that took the last one."""
 
     def __init__(self) -> None:
@@ -117,7 +117,7 @@ class Reserve:
         return True
 
 
-class Ports:
+class ListeningPorts:
     def __init__(  # noqa: PLR0917 - the parts of one engine, each of another type
         self,
         epoll: select.epoll,
@@ -126,7 +126,7 @@ class Ports:
         begin: Callable[[FrontendState, SocketType, tuple[str, int]], None],
         opener: Opener,
         twin: Callable[[Listen], SocketType | None],
-        turn: Turn,
+        run_queue: RunQueue,
     ) -> None:
         self._epoll = epoll
         self._counters = counters
@@ -134,24 +134,24 @@ class Ports:
         self._begin = begin
         self._opener = opener
         self._twin = twin
-        self._turn = turn
-        self.by_listen: dict[Listen, Port] = {}
-        self.by_fd: dict[int, Port] = {}
+        self._run_queue = run_queue
+        self.by_listen: dict[Listen, ListeningPort] = {}
+        self.by_fd: dict[int, ListeningPort] = {}
         self.numbers: Counter[int] = Counter()  # on how many addresses each port number listens
-        self._waiting: dict[Port, None] = {}  # not watched, because there is no room
-        self._rated: dict[Port, None] = {}  # those whose frontend limits its rate
+        self._waiting: dict[ListeningPort, None] = {}  # not watched, because there is no room
+        self._rated: dict[ListeningPort, None] = {}  # those whose frontend limits its rate
         self._serving = 0  # how many ports have a frontend
         self._retired: list[FrontendState] = []  # frontends whose ports are closed and that still have sessions
         self.shareable = counters.max_connections  # sessions possible beyond the frontends' reserves
-        self._reserve = Reserve()
-        self._resting: dict[Port, None] = {}  # those whose sockets are in error
+        self._spare = SpareDescriptor()
+        self._resting: dict[ListeningPort, None] = {}  # those whose sockets are in error
         self._paused = False  # descriptors or memory ran out: no port accepts before the next tick
 
-    def open(self, listen: Listen, *, freebind: bool) -> Port:
+    def open(self, listen: Listen, *, freebind: bool) -> ListeningPort:
         """Bind and listen; idempotent. Raises OSError."""
         port = self.by_listen.get(listen)
         if port is None:
-            port = Port(listen, self._opener(listen, freebind=freebind), self._twin(listen))
+            port = ListeningPort(listen, self._opener(listen, freebind=freebind), self._twin(listen))
             self.by_listen[listen] = self.by_fd[port.fd] = port
             if port.twin is not None:
                 self.by_fd[port.twin.fileno()] = port
@@ -161,7 +161,7 @@ class Ports:
     def close_all(self) -> None:
         for listen in list(self.by_listen):
             self.close(listen)
-        self._reserve.spend()
+        self._spare.spend()
 
     def close(self, listen: Listen) -> None:
         """Idempotent. Clients still in the backlog are reset by the kernel."""
@@ -186,7 +186,7 @@ class Ports:
                 close(port.twin)
             close(port.sock)
 
-    def serve(self, port: Port, frontend: FrontendState) -> None:
+    def serve(self, port: ListeningPort, frontend: FrontendState) -> None:
         """Serve `port` with `frontend`. Called when it is opened, and again when its policy may have changed."""
         self._serving += port.frontend is None
         port.frontend = frontend
@@ -196,7 +196,7 @@ class Ports:
             self._rated.pop(port, None)
         self.rewatch(port)
 
-    def rewatch(self, port: Port) -> None:
+    def rewatch(self, port: ListeningPort) -> None:
         """Watch the port if it may accept, else stop watching: clients wait in the backlog, and the loop does not spin."""
         wanted = port not in self._resting and self._has_room(port)
         if wanted and not port.watched:
@@ -209,7 +209,7 @@ class Ports:
         else:
             self._waiting[port] = None
 
-    def _watch(self, port: Port) -> bool:
+    def _watch(self, port: ListeningPort) -> bool:
         for fd in _fds(port):
             try:
                 self._epoll.register(fd, EPOLLIN)
@@ -220,7 +220,7 @@ class Ports:
                 return False
         return True
 
-    def _unwatch(self, port: Port) -> None:
+    def _unwatch(self, port: ListeningPort) -> None:
         """Needed before a close() too: epoll reports the socket while main, a successor or systemd has it open (epoll(7))."""
         port.watched = False
         for fd in _fds(port):
@@ -229,7 +229,7 @@ class Ports:
             except OSError:
                 pass  # it was not watched
 
-    def _let_rest(self, port: Port, error: Exception) -> None:
+    def _let_rest(self, port: ListeningPort, error: Exception) -> None:
         """Accepting fails at the moment: the port is not watched until its rest is over. Each rest is longer than the last."""
         if port.watched:
             self._unwatch(port)
@@ -238,7 +238,7 @@ class Ports:
         if port.rest / 2 < REPORTED_REST <= port.rest:
             self._faults.report(f"nobody can be accepted on {port.listen}; retries are at most {LONGEST_REST:g} s apart", error)
 
-    def reserve(self) -> None:
+    def hold_spare(self) -> None:
         """Divide max_connections again: a quarter is split among the frontends, at most RESERVE for each.
 
         So no frontend can take what the others need to be reachable at all. Costs a visit of all only when their shares change.
@@ -273,18 +273,18 @@ class Ports:
                 port.frontend.allowance = min(float(rate), port.frontend.allowance + rate * elapsed)
                 if not port.watched:
                     self._try_again(port)
-        if self._paused and self._reserve.hold():
+        if self._paused and self._spare.hold():
             self._paused = False
             for port in self.by_listen.values():
                 self._try_again(port)
 
-    def _try_again(self, port: Port) -> None:
+    def _try_again(self, port: ListeningPort) -> None:
         self._faults.guard(f"{port.listen} could not be watched", self.rewatch, port)
 
     def exhausted(self) -> bool:
         """No descriptor is left for the server's side of an accepted client. True: the reserve has freed one."""
         self._paused = True
-        return self._reserve.spend()
+        return self._spare.spend()
 
     def session_ended(self) -> None:
         """There is room for one more session. Costs nothing unless a port waits for that."""
@@ -292,7 +292,7 @@ class Ports:
             for port in list(self._waiting):
                 self._try_again(port)
 
-    def accept(self, port: Port) -> bool:
+    def accept(self, port: ListeningPort) -> bool:
         """Up to BATCH clients. True: there may be more. Never raises."""
         try:
             return self._accept(port)
@@ -301,14 +301,14 @@ class Ports:
             self._let_rest(port, error)
             return False
 
-    def empty(self, port: Port) -> None:
+    def empty(self, port: ListeningPort) -> None:
         """Accept the clients that wait now, before the port closes. Not later ones: under load there would be no end."""
         waiting = backlog(port.sock) + (0 if port.twin is None else backlog(port.twin))
         for _ in range(0, waiting, BATCH - 1):  # going on to the twin takes one of a batch
             if not self.accept(port):
                 return
 
-    def _accept(self, port: Port) -> bool:
+    def _accept(self, port: ListeningPort) -> bool:
         frontend, sock, other = port.frontend, port.sock, port.twin
         rated, accepted = port in self._rated, False
         failure: OSError | None = None
@@ -337,7 +337,7 @@ class Ports:
                 return False
             accepted = True
             port.rest = 0.0
-            self._turn.left -= ACCEPT
+            self._run_queue.budget -= ACCEPT
             if rated:
                 frontend.allowance -= 1
                 frontend.accepted += 1
@@ -350,7 +350,7 @@ class Ports:
             return False
         return True
 
-    def _has_room(self, port: Port) -> bool:
+    def _has_room(self, port: ListeningPort) -> bool:
         frontend, counters = port.frontend, self._counters
         if self._paused or frontend is None or counters.open_sessions >= counters.max_connections:
             return False

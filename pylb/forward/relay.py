@@ -15,9 +15,9 @@ from socket import MSG_DONTWAIT, MSG_PEEK
 
 from pylb.forward.counters import Counters
 from pylb.forward.pipes import SIZE, Pipe, Pipes
+from pylb.forward.run_queue import RunQueue
 from pylb.forward.session import Half
 from pylb.forward.sockets import unbound_unsent
-from pylb.forward.turn import Turn
 
 WAIT = 0  # nothing more to do before the next event
 FIN = 1  # the source has sent its last byte, and all before it is written to the destination or waits for it
@@ -51,9 +51,9 @@ UNSPLICEABLE = frozenset(
 class Relay:
     """What all sessions of an engine share on the hot path: one receive buffer and the pipes."""
 
-    def __init__(self, turn: Turn, counters: Counters, pipes: Pipes, *, splice: bool, max_buffered: int) -> None:
+    def __init__(self, run_queue: RunQueue, counters: Counters, pipes: Pipes, *, splice: bool, max_buffered: int) -> None:
         self._buffer = memoryview(bytearray(READ))
-        self._turn = turn
+        self._run_queue = run_queue
         self._counters = counters
         self.pipes = pipes
         self._full_reads = FULL_READS if splice else 1 << 62
@@ -104,7 +104,7 @@ class Relay:
             else:
                 source.bulk = True
                 source.full_reads += 1
-                self._turn.left -= count
+                self._run_queue.budget -= count
                 if source.full_reads >= self._full_reads and self._start_splice(source, destination):
                     return self._splice(source, most)
             most -= count
@@ -140,7 +140,7 @@ class Relay:
                 return WAIT
             if count < READ_STALLED and not source.read_on:
                 return WAIT
-            self._turn.left -= count
+            self._run_queue.budget -= count
             most -= count
         return AGAIN
 
@@ -227,7 +227,7 @@ class Relay:
                 return self._back_to_recv(source)
             pipe.count += count
             source.received += count
-            self._turn.left -= count
+            self._run_queue.budget -= count
             outcome = self._drain(source, destination)
             if outcome or destination.blocked:
                 return outcome

@@ -11,12 +11,12 @@ from pylb.core.policy import Backups, Balance
 from pylb.core.recorder import Attempt
 from pylb.core.session import Event, State
 from pylb.core.table import DOWN, Frontend, Server
-from pylb.forward import admission as door
-from pylb.forward.admission import Admission, Door
+from pylb.forward import admission as rules
+from pylb.forward.admission import Admission, AdmissionRules
 from pylb.forward.counters import FrontendCounters, ServerCounters
 from pylb.forward.pipes import Pipe
-from pylb.forward.queue import Queue
 from pylb.forward.sockets import folded
+from pylb.forward.wait_queue import WaitQueue
 
 _DIALING = State.DIALING
 
@@ -140,9 +140,9 @@ class FrontendState:
         "_random",
         "_tiers",
         "accepted",
+        "admission_rules",
         "allowance",
         "counters",
-        "door",
         "frontend",
         "kill_at",
         "others",
@@ -162,10 +162,10 @@ class FrontendState:
         self.ring: SweepGroup | None = None  # of its sessions, if short timeouts require more visits than usual
         self.kill_at: float | None = None  # monotonic; set when the frontend was removed
         self.servers: dict[tuple[str, Address], ServerState] = {}
-        self.queue: Queue[Session] = Queue()  # sessions that wait for a server
+        self.queue: WaitQueue[Session] = WaitQueue()  # sessions that wait for a server
         self.queued = False  # the waiting sessions are in the run queue, to look for room
         self.allowance = float(frontend.policy.limits.rate)  # connections it may accept now, if its rate is limited
-        self.door: Door | None = None
+        self.admission_rules: AdmissionRules | None = None
         self.frontend = frontend
         self._random = random
         self._next_source = 0
@@ -180,12 +180,12 @@ class FrontendState:
         """
         self.frontend = frontend
         self.counters.name = frontend.name
-        if not door.wanted(frontend.policy):
-            self.door = None
-        elif self.door is None:
-            self.door = Door(frontend.policy)
+        if not rules.wanted(frontend.policy):
+            self.admission_rules = None
+        elif self.admission_rules is None:
+            self.admission_rules = AdmissionRules(frontend.policy)
         else:
-            self.door.update(frontend.policy)
+            self.admission_rules.update(frontend.policy)
         known, self.servers = self.servers, {}
         changed = []
         tiers: dict[tuple[int, bool], list[ServerState]] = {}

@@ -15,11 +15,11 @@ from typing import NamedTuple
 from pylb.core.address import Listen
 from pylb.core.rate_limits import SourceLimiter
 from pylb.forward.dial import Dialer
-from pylb.forward.listener import Port, Ports
+from pylb.forward.listener import ListeningPort, ListeningPorts
 from pylb.forward.session import FrontendState
 
 
-class Use(NamedTuple):
+class FrontendUse(NamedTuple):
     """What one process uses of a limited frontend. `accepted` and `entered` count from one report to the next."""
 
     listen: Listen
@@ -29,7 +29,7 @@ class Use(NamedTuple):
     sources: dict[bytes, tuple[int, int]]  # live and entered sessions, of those sources that changed
 
 
-class _Others:
+class _ProcessUse:
     """What another process uses of a frontend."""
 
     def __init__(self) -> None:
@@ -41,11 +41,11 @@ class _Others:
 class OtherProcesses:
     """What the other processes use, for one engine. A number identifies each process."""
 
-    def __init__(self, ports: Ports, dialer: Dialer) -> None:
+    def __init__(self, ports: ListeningPorts, dialer: Dialer) -> None:
         self._ports = ports
         self._dialer = dialer
-        self._limited: dict[Listen, Port] = {}
-        self._others: dict[int, dict[Listen, _Others]] = {}
+        self._limited: dict[Listen, ListeningPort] = {}
+        self._others: dict[int, dict[Listen, _ProcessUse]] = {}
         self._reported: dict[Listen, tuple[int, dict[str, int]]] = {}
 
     def follow(self, touched: Iterable[Listen]) -> None:
@@ -62,27 +62,27 @@ class OtherProcesses:
                 self._limited.pop(listen, None)
                 self._reported.pop(listen, None)
 
-    def uses(self, *, whole: bool = False) -> tuple[Use, ...]:
+    def uses(self, *, whole: bool = False) -> tuple[FrontendUse, ...]:
         """What changed since the last report; `whole`: everything, for a process that has no report yet."""
         found = []
         for listen, port in self._limited.items():
             if (frontend := port.frontend) is None:
                 continue
             servers = {state.identity: state.sessions for state in frontend.servers.values() if state.server.max_connections}
-            sources = frontend.door.sources if frontend.door is not None else None
+            sources = frontend.admission_rules.sources if frontend.admission_rules is not None else None
             changed = _changed(sources, whole=whole)
             accepted, frontend.accepted = frontend.accepted, 0
             mark = (frontend.sessions, servers)
             if whole or accepted or changed or self._reported.get(listen) != mark:
                 self._reported[listen] = mark
-                found.append(Use(listen, frontend.sessions, accepted, servers, changed))
+                found.append(FrontendUse(listen, frontend.sessions, accepted, servers, changed))
         return tuple(found)
 
-    def take_report(self, process: int, uses: tuple[Use, ...], now: float) -> None:
+    def take_report(self, process: int, uses: tuple[FrontendUse, ...], now: float) -> None:
         """Apply the report of another process. `now` is the clock's."""
         known = self._others.setdefault(process, {})
         for use in uses:
-            others = known.setdefault(use.listen, _Others())
+            others = known.setdefault(use.listen, _ProcessUse())
             others.sessions, others.servers = use.sessions, use.servers
             for source, (live, _) in use.sources.items():
                 if live:
@@ -100,11 +100,11 @@ class OtherProcesses:
             if listen in self._limited:
                 self._apply(listen)
 
-    def _spend(self, frontend: FrontendState, use: Use, now: float) -> None:
+    def _spend(self, frontend: FrontendState, use: FrontendUse, now: float) -> None:
         """Rates: what the others admitted is used up here too."""
         if frontend.frontend.policy.limits.rate:
             frontend.allowance -= use.accepted
-        if frontend.door is not None and (sources := frontend.door.sources) is not None:
+        if frontend.admission_rules is not None and (sources := frontend.admission_rules.sources) is not None:
             for source, (_, entered) in use.sources.items():
                 sources.spend(source, entered, now)
 
@@ -119,7 +119,7 @@ class OtherProcesses:
         for state in frontend.servers.values():
             if state.server.max_connections:
                 state.allow(state.server.max_connections - sum(one.servers.get(state.identity, 0) for one in others))
-        if frontend.door is not None and (sources := frontend.door.sources) is not None:
+        if frontend.admission_rules is not None and (sources := frontend.admission_rules.sources) is not None:
             sources.elsewhere = [one.sources for one in others]
         self._dialer.make_room(frontend)
         if not port.watched:

@@ -13,9 +13,9 @@ from pylb.core.session import Cause, Event, State
 from pylb.forward.accounts import settle
 from pylb.forward.faults import Faults
 from pylb.forward.lifecycle import Lifecycle
+from pylb.forward.run_queue import BUDGET, QUANTUM, VISIT, RunQueue
 from pylb.forward.session import FrontendState, Half, ServerState, Session, SweepGroup
 from pylb.forward.sockets import keep_alive, transmission, unacknowledged
-from pylb.forward.turn import BUDGET, QUANTUM, VISIT, Turn
 
 TICK = 0.1  # seconds between two ticks, as the loop calls them
 SCAN = 1024  # units, for a look at one session in a long list
@@ -43,9 +43,9 @@ class Timers:
     So nothing is lost after a stall, and no tick does all of it at once.
     """
 
-    def __init__(self, life: Lifecycle, turn: Turn, faults: Faults, period: float, unanswered: float) -> None:
+    def __init__(self, life: Lifecycle, run_queue: RunQueue, faults: Faults, period: float, unanswered: float) -> None:
         self._life = life
-        self._turn = turn
+        self._run_queue = run_queue
         self._faults = faults
         self._unanswered = unanswered
         self._now = 0.0
@@ -68,19 +68,19 @@ class Timers:
             ring.owed = min(ring.owed + len(ring.sessions) * elapsed / ring.period, len(ring.sessions))
         if self._work is None:
             self._work = self._due()
-        self._turn.left = BUDGET
+        self._run_queue.budget = BUDGET
         if self.run(BUDGET):
-            self._turn.add(self)
+            self._run_queue.add(self)
         return elapsed
 
     def run(self, share: int = QUANTUM) -> bool:
         """Do a share of what is due. True: there is more."""
         if self._work is None:
             return False
-        end = self._turn.left - share
+        end = self._run_queue.budget - share
         try:
             for _ in self._work:
-                if self._turn.left <= end:
+                if self._run_queue.budget <= end:
                     return True
         except Exception as error:  # noqa: BLE001 - the next tick starts again
             self._faults.add("what is due waits for the next tick", error)
@@ -133,14 +133,14 @@ class Timers:
         for ring in (self._whole, *self._sweep_groups.values()):
             yield from self._sweep(ring)
         for counted in self._life.source_share.tick():
-            self._turn.left -= counted * SCAN
+            self._run_queue.budget -= counted * SCAN
             yield
 
     def _each(self, sessions: Iterable[Session], act: Callable[[Session], None]) -> Iterator[None]:
         for session in sessions:
             if session.state is State.CLOSED:
                 continue
-            self._turn.left -= VISIT
+            self._run_queue.budget -= VISIT
             try:
                 act(session)
             except Exception as error:  # noqa: BLE001 - the boundary of one session, as in Engine.on_ready
@@ -178,7 +178,7 @@ class Timers:
             server, sessions = eviction.server, self._life.sessions
             eviction.sessions = [session for session in sessions if session.server is server and session.connected]
             eviction.sessions.sort(key=lambda session: session.quiet_since, reverse=True)
-            self._turn.left -= len(sessions) * SCAN
+            self._run_queue.budget -= len(sessions) * SCAN
             yield
         while eviction.owed >= 1 and eviction.sessions:
             session = eviction.sessions.pop()

@@ -14,7 +14,7 @@ from pylb.upgrade.arriving import Predecessors
 from pylb.upgrade.sockets import Listeners
 from pylb.web.control_socket import ControlSocket
 from pylb.web.server import HttpServer
-from pylb.workers.messages import PIECE, Changes, Counted, Report, counted, report
+from pylb.workers.messages import PIECE, ChangedCounters, Counted, Report, counted, report
 
 log = logging.getLogger("pylb")
 
@@ -53,11 +53,11 @@ class Transfer:
         self._before = before
         self._servers = servers
         self._local = local
-        self._changes = Changes()
+        self._changes = ChangedCounters()
 
     async def hold(self) -> None:
         """Callers wait, nothing changes, and everything is on disk. Raises OSError. If it raises, nothing is held."""
-        self._changes = Changes()
+        self._changes = ChangedCounters()
         try:
             for server in self._servers:
                 server.pause()

@@ -15,7 +15,7 @@ import zipfile
 from mmap import mmap
 from pathlib import Path
 
-from pylb.forward.origins import SIZE, Origins
+from pylb.forward.own_dials import SIZE, OwnDials
 
 # Exactly what a worker imports: a test starts one and compares.
 MODULES = (
@@ -27,7 +27,7 @@ MODULES = (
     "pylb.workers.worker",
     "pylb.workers",
     "pylb.workers.channel",
-    "pylb.workers.link",
+    "pylb.workers.main_connection",
     "pylb.workers.messages",
     "pylb.logs",
     "pylb.logs.formats",
@@ -35,20 +35,20 @@ MODULES = (
 SPARED = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)  # signals that a whole service may be sent while a worker starts
 _BOOT = (
     "import sys; sys.path.insert(0, '/proc/self/fd/{code}'); from pylb.workers.worker import main; "
-    "sys.exit(main({channel}, {origins}))"
+    "sys.exit(main({channel}, {own_dials}))"
 )
 
 
-class Program:
-    """Owns the memfd, and the memory that the workers share (forward/origins.py)."""
+class CodeArchive:
+    """Owns the memfd, and the memory that the workers share (forward/own_dials.py)."""
 
     def __init__(self) -> None:
         self.fd = os.memfd_create("pylb-worker", os.MFD_CLOEXEC)
         with os.fdopen(os.dup(self.fd), "wb") as stream:
             stream.write(archive())
-        self._shared = os.memfd_create("pylb-origins", os.MFD_CLOEXEC)
+        self._shared = os.memfd_create("pylb-own-dials", os.MFD_CLOEXEC)
         os.ftruncate(self._shared, SIZE)
-        self.origins = Origins(0, mmap(self._shared, SIZE))
+        self.own_dials = OwnDials(0, mmap(self._shared, SIZE))
 
     def start(self, channel: int) -> "subprocess.Popen[bytes]":
         """Start a worker whose end of the channel is the descriptor `channel`. Raises OSError.
@@ -56,7 +56,7 @@ class Program:
         In a separate session: with autogroups the scheduler divides CPU by session (sched(7)), and a terminal's signals go to
         its session.
         """
-        boot = _BOOT.format(code=self.fd, channel=channel, origins=self._shared)
+        boot = _BOOT.format(code=self.fd, channel=channel, own_dials=self._shared)
         argv = [sys.executable, "-I", "-S", "-c", boot]
         before = signal.pthread_sigmask(signal.SIG_BLOCK, SPARED)  # the worker unblocks them: by default they kill
         try:

@@ -1,7 +1,7 @@
 """All workers as control sees them. Main has every listening socket and passes it to a worker's replacement.
 
-`sink` takes tables, `asking` takes questions, `supervision` starts workers and replaces them. From outside it looks like an
-engine in this process (in_process.py).
+sink.py passes tables on, requests.py asks all workers something, supervisor.py starts workers and replaces them. From outside
+it looks like an engine in this process (in_process.py).
 """
 
 import asyncio
@@ -17,27 +17,27 @@ from pylb.core.session import SessionView
 from pylb.core.table import Server, Table
 from pylb.core.text import counted
 from pylb.forward.counters import Counters, FrontendCounters
-from pylb.workers.archive import Program
-from pylb.workers.asking import Asking, News
+from pylb.workers.archive import CodeArchive
 from pylb.workers.channel import BadFrame
 from pylb.workers.messages import (
-    Answer,
     Applied,
-    Connect,
+    ConnectEnded,
     Counted,
     Drain,
-    Fault,
+    FaultReport,
     Hello,
-    Lines,
-    Others,
+    LimitUse,
+    LogLines,
+    OtherWorkerUse,
     Ready,
     Report,
-    Retell,
-    Uses,
+    ReportAllUse,
+    Response,
 )
 from pylb.workers.process import WorkerProcess
-from pylb.workers.sink import PortSource, TableSink
-from pylb.workers.supervision import Supervision
+from pylb.workers.requests import ChangeSignal, WorkerRequests
+from pylb.workers.sink import SocketSource, TableSink
+from pylb.workers.supervisor import Supervisor
 from pylb.workers.totals import Totals
 
 log = logging.getLogger("pylb")
@@ -58,16 +58,16 @@ class Fleet:
     rate_samples = 3  # they report once a second, at different moments
 
     def __init__(
-        self, count: int, hello: Callable[[int], Hello], observer: FleetObserver, ports: PortSource, program: Program
+        self, count: int, hello: Callable[[int], Hello], observer: FleetObserver, ports: SocketSource, archive: CodeArchive
     ) -> None:
-        self._program = program
+        self._archive = archive
         self._hello = hello
         self._observer = observer
-        self._workers = [WorkerProcess(index, self._program, self._on_message, self._on_end) for index in range(1, count + 1)]
-        self._news = News()
-        self._sink = TableSink(self._workers, ports, self._news)
-        self._asking = Asking(self._workers, self._news)
-        self._supervision = Supervision(self._workers, hello, observer.started, self._news)
+        self._workers = [WorkerProcess(index, self._archive, self._on_message, self._on_end) for index in range(1, count + 1)]
+        self._signal = ChangeSignal()
+        self._sink = TableSink(self._workers, ports, self._signal)
+        self._requests = WorkerRequests(self._workers, self._signal)
+        self._supervisor = Supervisor(self._workers, hello, observer.started, self._signal)
         self._totals = Totals()
         self._draining = False
         self.lines_dropped = 0
@@ -76,12 +76,12 @@ class Fleet:
 
     async def start(self) -> None:
         """Like Supervision.start."""
-        await self._supervision.start()
+        await self._supervisor.start()
 
     def drain(self, deadline: float, *, accept: bool = True) -> None:
         """Like Engine.drain. Sockets that a successor or systemd has too stay open there."""
         self._draining = True
-        self._supervision.cease()
+        self._supervisor.stop_restarting()
         for worker in self._workers:
             worker.say(Drain(deadline, accept))
             worker.release()
@@ -98,14 +98,14 @@ class Fleet:
     def close(self) -> None:
         """End what still runs. Idempotent."""
         self._draining = True
-        self._supervision.close()
+        self._supervisor.close()
         for worker in self._workers:
             worker.close()
-        self._program.close()
+        self._archive.close()
 
     @property
     def restarts(self) -> int:
-        return self._supervision.restarts
+        return self._supervisor.restarts
 
     # ------------------------------------------------------------ the sink
 
@@ -138,7 +138,7 @@ class Fleet:
         return self._hello(1).recorded > 0
 
     async def counters(self) -> Counters:
-        await self._asking.ask("counters")
+        await self._requests.ask("counters")
         blank = Counters(sum(self._hello(worker.index).max_connections for worker in self._workers))
         blank.frontends = {listen: FrontendCounters(one.name) for listen, one in self._sink.table.frontends.items()}
         return await self._totals.added(blank)
@@ -148,28 +148,28 @@ class Fleet:
         return self._totals.parts()
 
     async def sessions(self) -> list[SessionView]:
-        return [view for answer in await self._asking.ask("sessions") for view in answer.sessions]
+        return [view for answer in await self._requests.ask("sessions") for view in answer.sessions]
 
     async def ended(self, query: Query) -> SearchResult:
         """Those that match, newest first, from live workers. What a dead worker had recorded is lost."""
-        answers = await self._asking.ask("ended", query=query)
+        answers = await self._requests.ask("ended", query=query)
         found = sorted((trace for answer in answers for trace in answer.ended), key=lambda one: -one.ended_at)
         reach = joined((answer.reach for answer in answers if answer.reach is not None), query.codes)
         return SearchResult(found[: query.limit], reach)
 
     async def trace(self, number: int) -> SessionTrace | None:
         """All that is known of one session, live or ended."""
-        found = [trace for answer in await self._asking.ask("trace", session=number) for trace in answer.ended]
+        found = [trace for answer in await self._requests.ask("trace", session=number) for trace in answer.ended]
         return found[0] if found else None
 
     async def expect(self, client: Address) -> None:
-        await self._asking.ask("expect", address=client)
+        await self._requests.ask("expect", address=client)
 
     async def shutdown_session(self, number: int) -> int:
-        return sum(answer.touched for answer in await self._asking.ask("shutdown session", session=number))
+        return sum(answer.touched for answer in await self._requests.ask("shutdown session", session=number))
 
     async def shutdown_sessions(self, listen: Listen, server: Address) -> int:
-        return sum(answer.touched for answer in await self._asking.ask("shutdown sessions", listen=listen, address=server))
+        return sum(answer.touched for answer in await self._requests.ask("shutdown sessions", listen=listen, address=server))
 
     def workers(self) -> dict[str, tuple[int, float]]:
         """Of each worker that runs: its pid and its loop's lag in seconds."""
@@ -186,32 +186,32 @@ class Fleet:
         match message:
             case Report():
                 self._totals.heard(worker.pid, message)
-            case Lines():
+            case LogLines():
                 if message.lines:
                     self._observer.lines(message.text, message.lines)
                 self.lines_dropped += message.dropped
-            case Connect():
+            case ConnectEnded():
                 self._observer.connect_ended(message.listen, message.server, message.failure)
             case Applied():
                 worker.pending -= 1
-                self._news.come()
-            case Answer():
-                self._asking.answered(message)
+                self._signal.come()
+            case Response():
+                self._requests.answered(message)
             case Ready():
                 if self._draining:  # its sockets are gone
                     worker.say(Drain(time.monotonic(), accept=False))
                 else:
                     self._sink.introduce(worker)
-                    self._tell_others(worker, Retell())
-                self._news.come()
-            case Uses():
-                self._tell_others(worker, Others(worker.index, message.uses, gone=False))
-            case Fault():
+                    self._tell_others(worker, ReportAllUse())
+                self._signal.come()
+            case LimitUse():
+                self._tell_others(worker, OtherWorkerUse(worker.index, message.uses, gone=False))
+            case FaultReport():
                 log.error("worker %d: %s:\n%s", worker.index, message.what, message.text)
             case _:
                 raise BadFrame(f"{type(message).__name__} from a worker")
 
-    def _tell_others(self, worker: WorkerProcess, message: Others | Retell) -> None:
+    def _tell_others(self, worker: WorkerProcess, message: OtherWorkerUse | ReportAllUse) -> None:
         for other in self._workers:
             if other is not worker and other.serves:
                 other.say(message)
@@ -219,11 +219,11 @@ class Fleet:
     def _on_end(self, worker: WorkerProcess, status: int, fault: str) -> None:
         lost = counted(self._totals.open_sessions(worker.pid), "session")
         self._totals.retire(worker.pid)
-        self._program.origins.forget(worker.index)
-        self._tell_others(worker, Others(worker.index, (), gone=True))
-        self._news.come()
+        self._archive.own_dials.forget(worker.index)
+        self._tell_others(worker, OtherWorkerUse(worker.index, (), gone=True))
+        self._signal.come()
         if self._draining:
             if status:
                 log.error("worker %d (pid %d) ended with %d; reset: about %s", worker.index, worker.pid, status, lost)
         else:
-            self._supervision.ended(worker, status, fault, lost)
+            self._supervisor.ended(worker, status, fault, lost)

@@ -21,7 +21,7 @@ from pylb.forward.timers import TICK
 log = logging.getLogger("pylb")
 
 
-class Driver:
+class InProcessEngine:
     """Runs `engine` in the running loop from now until `close`. `closed` is called with ports that must not be reachable."""
 
     lines_dropped = 0  # by workers

@@ -18,7 +18,7 @@ from pylb.core.recorder import Coverage, Query, SessionTrace
 from pylb.core.session import SessionView
 from pylb.core.table import Frontend, Server
 from pylb.forward.counters import Counters, FrontendCounters, Histogram, ServerCounters
-from pylb.forward.shared_limits import Use
+from pylb.forward.shared_limits import FrontendUse
 from pylb.workers.channel import BadFrame, Frame
 
 VERSION = f"{__version__}/6"
@@ -41,13 +41,13 @@ class Hello(NamedTuple):
     log_selection: Selection = Selection()
 
 
-class Listeners(NamedTuple):
+class PassedSockets(NamedTuple):
     """Listening sockets, one descriptor each, for the next table."""
 
     listens: tuple[Listen, ...]
 
 
-class FrontendLines(NamedTuple):
+class NumberedFrontend(NamedTuple):
     """A frontend whose policy is given by its number."""
 
     name: str
@@ -60,7 +60,7 @@ class TablePart(NamedTuple):
     """New and changed frontends of the TableChange that follows: reading a thousand at once would delay the bytes."""
 
     policies: dict[int, Policy]  # new ones
-    frontends: tuple[FrontendLines, ...]
+    frontends: tuple[NumberedFrontend, ...]
 
 
 class TableChange(NamedTuple):
@@ -72,7 +72,7 @@ class TableChange(NamedTuple):
     closed: tuple[Listen, ...]
 
 
-class Ask(NamedTuple):
+class Request(NamedTuple):
     """A question; its answer has the same number."""
 
     number: int
@@ -83,15 +83,15 @@ class Ask(NamedTuple):
     session: int = 0  # its number, for "trace" and "shutdown session"
 
 
-class Others(NamedTuple):
+class OtherWorkerUse(NamedTuple):
     """What another worker uses of limited frontends; `gone`: that worker has ended."""
 
     worker: int
-    uses: tuple[Use, ...]
+    uses: tuple[FrontendUse, ...]
     gone: bool
 
 
-class Retell(NamedTuple):
+class ReportAllUse(NamedTuple):
     """Report all Uses: there is a process that knows none of them."""
 
 
@@ -113,7 +113,7 @@ class Applied(NamedTuple):
     generation: int
 
 
-class Lines(NamedTuple):
+class LogLines(NamedTuple):
     """Session lines as one text, and their number. `dropped`: since the last message, because the queue was full."""
 
     text: str
@@ -121,7 +121,7 @@ class Lines(NamedTuple):
     dropped: int
 
 
-class Connect(NamedTuple):
+class ConnectEnded(NamedTuple):
     """A connect that failed, or the first one that succeeded again. Like Observer.connect_ended."""
 
     listen: Listen
@@ -129,7 +129,7 @@ class Connect(NamedTuple):
     failure: str | None
 
 
-class Fault(NamedTuple):
+class FaultReport(NamedTuple):
     """Something failed in the worker, and it goes on: what failed, and the traceback."""
 
     what: str
@@ -192,13 +192,13 @@ class Report(NamedTuple):
     runnable: int
 
 
-class Uses(NamedTuple):
+class LimitUse(NamedTuple):
     """What changed in this worker's use of limited frontends, for the other workers."""
 
-    uses: tuple[Use, ...]
+    uses: tuple[FrontendUse, ...]
 
 
-class Answer(NamedTuple):
+class Response(NamedTuple):
     number: int
     touched: int  # sessions that were reset
     sessions: tuple[SessionView, ...]
@@ -209,20 +209,20 @@ class Answer(NamedTuple):
 
 KINDS: tuple[type[Any], ...] = (
     Hello,
-    Listeners,
+    PassedSockets,
     TableChange,
-    Ask,
+    Request,
     Drain,
     Ready,
     Applied,
-    Lines,
-    Connect,
-    Fault,
+    LogLines,
+    ConnectEnded,
+    FaultReport,
     Report,
-    Answer,
-    Others,
-    Retell,
-    Uses,
+    Response,
+    OtherWorkerUse,
+    ReportAllUse,
+    LimitUse,
     TablePart,
 )
 _NUMBERS = {kind: number for number, kind in enumerate(KINDS)}
@@ -296,7 +296,7 @@ def report(counters: Counters, lag: float, changed: tuple[FrontendCount, ...]) -
 PIECE = 32  # frontends in one report or part of a table: 1-2 ms of work
 
 
-class Changes:
+class ChangedCounters:
     """What changed in the counters of frontends since the last look."""
 
     def __init__(self) -> None:
@@ -364,5 +364,5 @@ def _add_histogram(into: Histogram, counts: tuple[int, ...], total: float) -> No
     into.total += total
 
 
-def lines_of(frontend: Frontend, policy: int) -> FrontendLines:
-    return FrontendLines(frontend.name, frontend.listen, policy, frontend.servers)
+def numbered_frontend(frontend: Frontend, policy: int) -> NumberedFrontend:
+    return NumberedFrontend(frontend.name, frontend.listen, policy, frontend.servers)

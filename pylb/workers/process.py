@@ -14,9 +14,9 @@ from typing import Any
 
 from pylb.control.tasks import Part
 from pylb.core.address import Listen
-from pylb.workers.archive import Program
+from pylb.workers.archive import CodeArchive
 from pylb.workers.channel import MOST_BODY, MOST_FDS, BadFrame, Channel, ChannelClosed
-from pylb.workers.messages import VERSION, Hello, Listeners, Ready, decoded, encoded
+from pylb.workers.messages import VERSION, Hello, PassedSockets, Ready, decoded, encoded
 
 BYTES = 32 << 10  # read in one turn of the loop: a report of busy frontends, 4 ms of work
 
@@ -27,7 +27,7 @@ class WorkerProcess:
     def __init__(
         self,
         index: int,
-        program: Program,
+        archive: CodeArchive,
         on_message: Callable[["WorkerProcess", Any], None],
         on_end: Callable[["WorkerProcess", int, str], None],
     ) -> None:
@@ -39,7 +39,7 @@ class WorkerProcess:
         self.started = 0.0
         self.doubts = 0  # 1: its silence was reported; 2: it is being replaced because of it
         self.pid = 0
-        self._program = program
+        self._archive = archive
         self._on_message = on_message
         self._on_end = on_end
         self._process: subprocess.Popen[bytes] | None = None
@@ -55,7 +55,7 @@ class WorkerProcess:
         """Start a new process. Raises OSError."""
         ours, theirs = socket.socketpair()
         try:
-            process = self._program.start(theirs.fileno())
+            process = self._archive.start(theirs.fileno())
             try:
                 self._pidfd = os.pidfd_open(process.pid)
             except OSError:  # no descriptor is free for it
@@ -98,7 +98,7 @@ class WorkerProcess:
         """Send a table in its pieces, as `encoded`, and the sockets of the ports that are new in it."""
         for start in range(0, len(opened), MOST_FDS):
             some = opened[start : start + MOST_FDS]
-            self.say(Listeners(tuple(some)), [self.sockets[listen].fileno() for listen in some])
+            self.say(PassedSockets(tuple(some)), [self.sockets[listen].fileno() for listen in some])
         self.pending += 1
         for kind, body in change:
             self._send(kind, body)

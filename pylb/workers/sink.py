@@ -13,14 +13,14 @@ from typing import Protocol
 from pylb.core.address import Listen
 from pylb.core.table import Diff, Frontend, Table, diff
 from pylb.forward.sockets import share
-from pylb.workers.asking import APPLY, News
 from pylb.workers.process import WorkerProcess
+from pylb.workers.requests import APPLY, ChangeSignal
 from pylb.workers.tables import TableEncoder
 
 log = logging.getLogger("pylb")
 
 
-class PortSource(Protocol):
+class SocketSource(Protocol):
     """Where listening sockets come from."""
 
     def open(self, listen: Listen, *, freebind: bool = ..., shared: bool = ...) -> SocketType:
@@ -36,10 +36,10 @@ class PortSource(Protocol):
 class TableSink:
     """Like control.desired_state.Sink, for all `workers`."""
 
-    def __init__(self, workers: Sequence[WorkerProcess], ports: PortSource, news: News) -> None:
+    def __init__(self, workers: Sequence[WorkerProcess], ports: SocketSource, signal: ChangeSignal) -> None:
         self._workers = workers
         self._ports = ports
-        self._news = news
+        self._signal = signal
         self._given = Table()  # the last table passed to `apply`
         self._unopened: tuple[Listen, ...] = ()  # its ports that could not be opened
         self._encoder = TableEncoder()
@@ -101,7 +101,7 @@ class TableSink:
         try:
             async with asyncio.timeout(APPLY):
                 while any(worker.pending for worker in self._workers):
-                    await self._news.wait()
+                    await self._signal.wait()
         except TimeoutError:
             for worker in self._workers:
                 if worker.pending:

@@ -6,12 +6,12 @@ from itertools import islice
 
 from pylb.core.policy import Policy
 from pylb.core.table import Diff, Frontend, Table
-from pylb.workers.messages import PIECE, TableChange, TablePart, encoded, lines_of
+from pylb.workers.messages import PIECE, TableChange, TablePart, encoded, numbered_frontend
 
 Pieces = list[tuple[int, bytes]]  # kind and body of frames
 
 
-class Policies:
+class PolicyNumbers:
     """The numbers under which policies travel: they are large, few, and shared by many frontends."""
 
     def __init__(self) -> None:
@@ -50,7 +50,7 @@ class TableEncoder:
     """Of all tables from the first one on."""
 
     def __init__(self) -> None:
-        self._policies = Policies()
+        self._policies = PolicyNumbers()
 
     def change(self, before: Table, table: Table, change: Diff) -> Pieces:
         """For workers that have `before`. `change`: from that to `table`."""
@@ -74,6 +74,6 @@ class TableEncoder:
                 if is_new or (whole and number not in sent):
                     sent.add(number)
                     policies[number] = frontend.policy
-                lines.append(lines_of(frontend, number))
+                lines.append(numbered_frontend(frontend, number))
             pieces.append(encoded(TablePart(policies, tuple(lines))))
         return pieces

@@ -14,12 +14,12 @@ import time
 from mmap import mmap
 
 from pylb.forward.engine import Engine
-from pylb.forward.origins import SIZE, Origins
+from pylb.forward.own_dials import SIZE, OwnDials
 from pylb.forward.timers import TICK
 from pylb.host.loop_lag import Pulse, collect_rarely
 from pylb.logs.formats import Gathered
 from pylb.workers.channel import BadFrame, Channel, ChannelClosed, Frame
-from pylb.workers.link import Link
+from pylb.workers.main_connection import MainConnection
 from pylb.workers.messages import VERSION, Hello, decoded
 
 HELLO = 10.0  # seconds to wait for main's first message
@@ -36,7 +36,7 @@ def main(fd: int, shared: int) -> int:
     try:
         hello = _hello(channel)
         _name(f"pylb-worker-{hello.worker}")
-        run(channel, hello, Origins(hello.worker, mmap(shared, SIZE)))
+        run(channel, hello, OwnDials(hello.worker, mmap(shared, SIZE)))
     except (BadFrame, ChannelClosed) as error:
         sys.stderr.write(f"pylb worker: {error}\n")
         return 1
@@ -70,9 +70,9 @@ def _name(text: str) -> None:
         pass  # only a convenience
 
 
-def run(channel: Channel, hello: Hello, origins: Origins) -> None:
+def run(channel: Channel, hello: Hello, own_dials: OwnDials) -> None:
     """Run until everything is over. Raises BadFrame."""
-    link = Link(channel, hello, Gathered(hello.log_format, hello.log_selection))
+    link = MainConnection(channel, hello, Gathered(hello.log_format, hello.log_selection))
     engine = Engine(
         observer=link,
         max_connections=hello.max_connections,
@@ -82,7 +82,7 @@ def run(channel: Channel, hello: Hello, origins: Origins) -> None:
         opener=link.open_listener,
         nofile=resource.getrlimit(resource.RLIMIT_NOFILE)[0],
         worker=hello.worker,
-        origins=origins,
+        own_dials=own_dials,
         recorded=hello.recorded,
     )
     link.begin(engine)

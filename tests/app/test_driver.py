@@ -8,14 +8,14 @@ import pytest
 
 from pylb.core.table import make_table
 from pylb.forward.engine import Engine
-from pylb.workers.in_process import Driver
+from pylb.workers.in_process import InProcessEngine
 from tests.support.drive import Drive, Witness, server_at
 
 
 async def test_a_want_of_pipes_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, "pylb"):
         engine = Engine(observer=Witness(), max_connections=4, on_fault=pytest.fail)
-        driver = Driver(engine)
+        driver = InProcessEngine(engine)
         try:
             engine.counters.pipe_fallbacks = 1
             ticks: asyncio.Queue[None] = asyncio.Queue()
@@ -51,7 +51,7 @@ async def test_the_engine_has_one_turn_in_each_turn_of_the_loop() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(engine, "on_ready", always_more)
         patch.setattr(engine, "close", lambda: None)  # the drive does
-        driver = Driver(engine)
+        driver = InProcessEngine(engine)
         try:
             for _ in range(rounds):
                 await asyncio.sleep(0)  # one turn of the loop
@@ -78,7 +78,7 @@ async def test_a_table_that_gives_the_engine_more_to_do_is_followed_by_a_turn_at
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(engine, "close", lambda: None)  # the drive does
-        driver = Driver(engine)
+        driver = InProcessEngine(engine)
         try:
             with pytest.MonkeyPatch.context() as no_tick:
                 no_tick.setattr(engine, "tick", lambda _now: False)

@@ -33,7 +33,7 @@ from pylb.forward import sockets
 from pylb.forward.admission import pack
 from pylb.forward.engine import MAX_BUFFERED
 from pylb.forward.session import Half, Session
-from pylb.forward.shared_limits import Use
+from pylb.forward.shared_limits import FrontendUse
 from tests.forward.test_any_order import stream
 from tests.support.baseline import descriptors
 from tests.support.drive import Drive, Peer, Witness, policy, server_at
@@ -79,7 +79,7 @@ class Main:
             self.listening[listen] = socket.create_server((listen.ip, listen.port), backlog=128)
             self.listening[listen].setblocking(False)
             sockets.inheritable(self.listening[listen])
-        return sockets.SocketType(-1, -1, -1, os.dup(self.listening[listen].fileno()))  # as workers/link.py has them
+        return sockets.SocketType(-1, -1, -1, os.dup(self.listening[listen].fileno()))  # as workers/main_connection.py has them
 
     def _hear(self) -> None:
         self.heard += len(self._ours.recv(1 << 16))
@@ -249,7 +249,7 @@ class Faults(RuleBasedStateMachine):
     @rule(sessions=st.integers(0, 6), accepted=st.integers(0, 9), places=st.integers(0, 2), live=st.integers(0, 6))
     def another_worker_reports(self, sessions: int, accepted: int, places: int, live: int) -> None:
         servers, sources = {str(server_at(self.backend).address): places}, {pack("127.0.0.1"): (live, accepted)}
-        use = Use(self.listen, sessions, accepted, servers, sources)
+        use = FrontendUse(self.listen, sessions, accepted, servers, sources)
         self.drive.engine.other_processes.take_report(2, (use,), self.drive.clock.now)
 
     @precondition(lambda self: self.main)
@@ -343,7 +343,9 @@ class Faults(RuleBasedStateMachine):
         assert not self.publish(refusing=False)
         frontend = drive.engine._ports.by_listen[self.listen].frontend
         assert frontend
-        assert not (frontend.door and frontend.door.sources and frontend.door.sources.live), "a source's place is lost"
+        assert not (frontend.admission_rules and frontend.admission_rules.sources and frontend.admission_rules.sources.live), (
+            "a source's place is lost"
+        )
         assert not self.main or self.main.heard == self.main.said, "main is not heard any more"
         self.accept()
         client = self.client()

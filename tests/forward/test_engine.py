@@ -436,7 +436,7 @@ def test_a_fast_sender_is_on_the_run_queue_once(make_drive: Make) -> None:
 
     def done() -> bool:
         nonlocal longest
-        longest = max(longest, len(drive.engine._turn.queue))
+        longest = max(longest, len(drive.engine._run_queue.queue))
         return len(server.got) == 64 * MIB
 
     drive.run_until(done)

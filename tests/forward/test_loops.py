@@ -14,7 +14,7 @@ from pylb.core.policy import Policy, ProxyAccept, ProxyProtocol, SourceLimits, T
 from pylb.core.proxy_protocol import MOST_HOPS, PATH_ID, goes_in_circles, header, parse
 from pylb.core.table import Server
 from pylb.forward.dial import MANY_RESETS, PUT_OFF, SUSPICION
-from pylb.forward.origins import SIZE, Origins
+from pylb.forward.own_dials import SIZE, OwnDials
 from tests.support.drive import Drive, Peer, server_at
 from tests.support.ports import free_port
 
@@ -26,7 +26,7 @@ UNSHARED = Policy(limits=SourceLimits(source_share=100))
 
 def remembered(drive: Drive) -> list[int]:
     """Local ports of dials that might come back."""
-    owners = bytes(drive.engine._life.dialer.origins.owners)
+    owners = bytes(drive.engine._life.dialer.own_dials.owners)
     return [port for port, owner in enumerate(owners) if owner]
 
 
@@ -285,17 +285,17 @@ def test_nothing_is_remembered_of_a_server_that_is_gone(drive: Drive) -> None:
     drive.accept(backend)
     client.reset()
     dialer = drive.engine._life.dialer
-    drive.run_until(lambda: dialer.suspects)
+    drive.run_until(lambda: dialer.resetting_clients)
     drive.serve(server_at(backend, "renamed"), listen=listen)
-    assert dialer.suspects
+    assert dialer.resetting_clients
     drive.remove(listen)
     assert not dialer.server_ips
-    assert not dialer.suspects
+    assert not dialer.resetting_clients
 
 
 def test_a_dial_of_one_worker_is_known_to_the_others(make_drive: Callable[..., Drive]) -> None:
     shared = mmap(-1, SIZE)
-    drives = [make_drive(splice=False, worker=worker, origins=Origins(worker, shared)) for worker in (1, 2)]
+    drives = [make_drive(splice=False, worker=worker, own_dials=OwnDials(worker, shared)) for worker in (1, 2)]
     port = free_port()
     for drive, ip, other in zip(drives, ("127.0.0.1", "127.0.0.2"), ("127.0.0.2", "127.0.0.1"), strict=True):
         drive.serve(Server("other", Address(other, port)), listen=Listen("tcp", ip, port))
@@ -313,7 +313,7 @@ def test_a_dial_of_one_worker_is_known_to_the_others(make_drive: Callable[..., D
 
 def test_the_dials_of_a_worker_that_died_are_forgotten() -> None:
     shared = mmap(-1, SIZE)
-    main, one, other = (Origins(worker, shared) for worker in range(3))
+    main, one, other = (OwnDials(worker, shared) for worker in range(3))
     one.add("192.0.2.1", 40000)
     other.add("192.0.2.1", 40001)
     other.add("2001:db8::1", 40002)

@@ -3,18 +3,18 @@
 from pylb.core.access import canonical
 from pylb.core.address import Listen
 from pylb.core.policy import Policy, SourceLimits
-from pylb.forward.shared_limits import Use
+from pylb.forward.shared_limits import FrontendUse
 from tests.support.drive import Drive, Peer, server_at
 
 OTHER = 2
 CLIENT = canonical(bytes((127, 0, 0, 1)))
 
 
-def use(listen: Listen, sessions: int = 0, **more: object) -> Use:
-    return Use(listen, sessions, 0, {}, {})._replace(**more)
+def use(listen: Listen, sessions: int = 0, **more: object) -> FrontendUse:
+    return FrontendUse(listen, sessions, 0, {}, {})._replace(**more)
 
 
-def report(drive: Drive, *uses: Use) -> None:
+def report(drive: Drive, *uses: FrontendUse) -> None:
     drive.engine.other_processes.take_report(OTHER, uses, drive.clock.now)
 
 
@@ -124,15 +124,15 @@ def test_what_changed_is_told_once_and_everything_on_demand(drive: Drive) -> Non
     limits = SourceLimits(rate=10, per_source=5)
     listen = follow(drive, server, policy=Policy(max_connections=9, limits=limits))
     others = drive.engine.other_processes
-    assert others.uses() == (Use(listen, 0, 0, {str(server.address): 0}, {}),)
+    assert others.uses() == (FrontendUse(listen, 0, 0, {str(server.address): 0}, {}),)
     assert others.uses() == ()
     session = drive.connect(listen), drive.accept(backend)
-    reported = Use(listen, 1, 1, {str(server.address): 1}, {CLIENT: (1, 1)})
+    reported = FrontendUse(listen, 1, 1, {str(server.address): 1}, {CLIENT: (1, 1)})
     assert others.uses() == (reported,)
     assert others.uses() == ()
     assert others.uses(whole=True) == (reported._replace(accepted=0, sources={CLIENT: (1, 0)}),)
     end(drive, *session)
-    assert others.uses() == (Use(listen, 0, 0, {str(server.address): 0}, {CLIENT: (0, 0)}),)
+    assert others.uses() == (FrontendUse(listen, 0, 0, {str(server.address): 0}, {CLIENT: (0, 0)}),)
 
 
 def test_a_frontend_without_limits_is_never_told_of(drive: Drive) -> None:

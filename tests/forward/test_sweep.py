@@ -6,8 +6,8 @@ from collections.abc import Callable
 import pytest
 
 from pylb.core.address import Address, Listen
+from pylb.forward.run_queue import BUDGET, END, VISIT
 from pylb.forward.session import Session
-from pylb.forward.turn import BUDGET, END, VISIT
 from tests.support.drive import Drive, Peer, policy, server_at
 
 Make = Callable[..., Drive]

@@ -10,7 +10,7 @@ from pylb.core.policy import ProxyProtocol
 from pylb.core.proxy_protocol import header, local_header
 from pylb.core.table import Server
 from pylb.workers.channel import Channel
-from pylb.workers.messages import Applied, Ask, Connect, Lines, Ready, Report, TableChange, encoded
+from pylb.workers.messages import Applied, ConnectEnded, LogLines, Ready, Report, Request, TableChange, encoded
 
 V4, V6 = Address("192.0.2.7", 50000), Address("2001:db8::7", 50001)
 LISTEN = parse_listen("*:443")
@@ -51,10 +51,10 @@ _REPORT = Report(0.1, 1, 2, 3, 0, 0, {"EMFILE": 1}, (), 5, 6, 7)
 _SAID = (
     Ready("1/3"),
     Applied(7),
-    Lines("a line\n", 1, 0),
-    Connect(LISTEN, Server("one", V4), "refused"),
+    LogLines("a line\n", 1, 0),
+    ConnectEnded(LISTEN, Server("one", V4), "refused"),
     TableChange(1, 2, (1,), (LISTEN,)),
-    Ask(1, "sessions", LISTEN, V6),
+    Request(1, "sessions", LISTEN, V6),
     _REPORT,
 )
 MESSAGES = tuple(bytes([kind]) + body for kind, body in map(encoded, _SAID))

@@ -19,7 +19,7 @@ from pylb.core.session import SessionRecord, SessionView
 from pylb.core.table import Frontend, Server, make_table
 from pylb.forward.counters import FrontendCounters
 from pylb.forward.engine import MAX_BUFFERED, Engine
-from pylb.forward.origins import Origins
+from pylb.forward.own_dials import OwnDials
 from pylb.forward.session import ServerState
 from pylb.forward.sockets import transmission, unacknowledged
 from tests.support.ports import free_port
@@ -157,7 +157,7 @@ class Drive:
         nofile: int = 0,
         recorded: int = 16,
         worker: int = 0,
-        origins: Origins | None = None,
+        own_dials: OwnDials | None = None,
     ) -> None:
         self.clock = Clock()
         self.witness = observer if observer is not None else Witness()
@@ -173,7 +173,7 @@ class Drive:
             nofile=nofile,
             recorded=recorded,
             worker=worker,
-            origins=origins,
+            own_dials=own_dials,
         )
         self._peers: list[Peer] = []
         self._listeners: list[socket.socket] = []
@@ -396,7 +396,7 @@ def assert_settled(engine: Engine, frontends: Iterable[FrontendCounters]) -> Non
     assert not life.sessions
     assert not life.deadlines
     assert not life.dialer.queues
-    assert not life._graveyard
+    assert not life._to_close
     assert engine._pipes.lent == 0
     assert engine.counters.open_sessions == 0
     assert engine.counters.buffered == 0

@@ -25,7 +25,7 @@ from pylb.statuspage.stream import Feed
 from pylb.statuspage.timeseries import History
 from pylb.web.admin import Admin
 from pylb.web.server import HttpServer
-from pylb.workers.in_process import Driver
+from pylb.workers.in_process import InProcessEngine
 from pylb.workers.sampler import Sampler
 from tests.ui.many import blank
 from tests.web.loopback import bind_free
@@ -95,7 +95,7 @@ class Showcase:
 
     async def _serve(self) -> None:
         self._loop, self._over = asyncio.get_running_loop(), asyncio.Event()
-        driver = Driver(Engine(observer=_Watcher(), max_connections=1000, on_fault=lambda _what, _error: None))
+        driver = InProcessEngine(Engine(observer=_Watcher(), max_connections=1000, on_fault=lambda _what, _error: None))
         self.registry = registry = Registry(
             rules=self._rules,
             keyring=self._keyring,
@@ -130,7 +130,7 @@ class Showcase:
     def _heard(self, event: Event) -> None:
         self.feed.note(event)
 
-    def _pages(self, driver: Driver) -> Any:
+    def _pages(self, driver: InProcessEngine) -> Any:
         async def sessions() -> list[SessionView]:
             return list(self._sessions())
 

@@ -16,7 +16,7 @@ from pylb.core.policy import Policy, Rules
 from pylb.core.session import SessionRecord
 from pylb.core.table import Server
 from pylb.forward.engine import Engine
-from pylb.workers.in_process import Driver
+from pylb.workers.in_process import InProcessEngine
 
 SECRET = "a-secret-of-more-than-22-characters"
 WEAK = "shared"
@@ -30,7 +30,7 @@ class Control:
     engine: Engine
     keyring: Keyring
     records: list[SessionRecord]
-    driver: Driver
+    driver: InProcessEngine
 
 
 def keyring() -> Keyring:
@@ -65,7 +65,7 @@ async def running(state_dir: Path, rules: Rules | None = None, recorded: int = 1
     watcher = _Watcher()
     engine = Engine(observer=watcher, max_connections=1000, on_fault=_fail, recorded=recorded)
     keys = keyring()
-    driver = Driver(engine)
+    driver = InProcessEngine(engine)
     registry = Registry(
         rules=rules or Rules(defaults=Policy(bind="127.0.0.1")), keyring=keys, sink=driver, store=Store(state_dir)
     )

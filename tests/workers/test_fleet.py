@@ -18,10 +18,10 @@ import pytest
 from pylb.core.address import Listen
 from pylb.core.policy import Policy
 from pylb.core.table import Frontend, make_table
-from pylb.forward.origins import Origins
+from pylb.forward.own_dials import OwnDials
 from pylb.host.systemd import Service
 from pylb.upgrade.sockets import Listeners
-from pylb.workers.archive import Program
+from pylb.workers.archive import CodeArchive
 from pylb.workers.fleet import Fleet, FleetObserver
 from pylb.workers.messages import VERSION, Hello
 from pylb.workers.process import WorkerProcess
@@ -30,7 +30,7 @@ from tests.support.ports import free_port
 ROOT = Path(__file__).resolve().parents[2]
 
 
-class Impostor(Program):
+class Impostor(CodeArchive):
     """Starts `script` instead of a worker. It finds the channel as `channel`, a Channel, and `say(message)`."""
 
     HEAD = """
@@ -45,7 +45,7 @@ class Impostor(Program):
     def __init__(self, script: str) -> None:
         self._script = textwrap.dedent(self.HEAD) + textwrap.dedent(script)
         self.started = 0
-        self.origins = Origins(0)
+        self.own_dials = OwnDials(0)
 
     def start(self, channel: int) -> "subprocess.Popen[bytes]":
         self.started += 1
@@ -61,9 +61,9 @@ def hello(worker: int) -> Hello:
 
 
 @asynccontextmanager
-async def running(program: Program, count: int = 1) -> AsyncIterator[Fleet]:
+async def running(archive: CodeArchive, count: int = 1) -> AsyncIterator[Fleet]:
     observer = FleetObserver(lambda *_: None, lambda *_: None, lambda _: None)
-    fleet = Fleet(count, hello, observer, Listeners(Service({})), program)
+    fleet = Fleet(count, hello, observer, Listeners(Service({})), archive)
     try:
         yield fleet
     finally:
@@ -82,7 +82,7 @@ async def until(check: Callable[[], object], caplog: pytest.LogCaptureFixture, w
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "pylb")
-    monkeypatch.setattr("pylb.workers.supervision.START", 2.0)
+    monkeypatch.setattr("pylb.workers.supervisor.START", 2.0)
 
 
 @pytest.mark.parametrize(
@@ -90,25 +90,25 @@ def _quick(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) ->
     [
         ("channel._sock.send(b'GET / HTTP/1.0\\r\\n\\r\\n'); time.sleep(20)", "is not the head of a frame"),
         ("say(Ready('0.0.0/0')); time.sleep(20)", "it is of version 0.0.0/0"),
-        ("say(Ready(VERSION)); say(Ask(1, 'sessions', None, None)); time.sleep(20)", "Ask from a worker"),
+        ("say(Ready(VERSION)); say(Request(1, 'sessions', None, None)); time.sleep(20)", "Request from a worker"),
         ("channel.send(KINDS.index(Report), b'[1]'); time.sleep(20)", "is malformed"),
     ],
 )
 async def test_who_says_what_no_worker_says_is_replaced(script: str, complaint: str, caplog: pytest.LogCaptureFixture) -> None:
-    program = Impostor(script)
-    async with running(program) as fleet:
+    archive = Impostor(script)
+    async with running(archive) as fleet:
         await fleet.start()
-        await until(lambda: program.started >= 3, caplog)  # by others, ever more slowly
+        await until(lambda: archive.started >= 3, caplog)  # by others, ever more slowly
     assert complaint in caplog.text
     assert "ended by signal 9, it said what no worker says" in caplog.text
     assert "start 2 in a row that did not last: again in 0.4 s" in caplog.text
 
 
 async def test_one_that_never_says_it_is_ready_is_given_up(caplog: pytest.LogCaptureFixture) -> None:
-    program = Impostor("time.sleep(30)")
-    async with running(program) as fleet:
+    archive = Impostor("time.sleep(30)")
+    async with running(archive) as fleet:
         await fleet.start()
-        await until(lambda: program.started >= 2, caplog)
+        await until(lambda: archive.started >= 2, caplog)
     assert "not all workers have started within 2 s: 0 of 1 workers serve" in caplog.text
     assert "stands still: replaced" in caplog.text
 
@@ -121,11 +121,11 @@ async def test_one_that_applies_nothing_holds_a_call_for_a_second(caplog: pytest
         await fleet.applied()
         assert await fleet.sessions() == []
         assert 1.9 < loop.time() - started < 4
-        asking = loop.create_task(fleet.sessions())
+        request_task = loop.create_task(fleet.sessions())
         await asyncio.sleep(0)
-        asking.cancel()
-        await asyncio.gather(asking, return_exceptions=True)
-        assert not fleet._asking._answers  # nobody waits for one any more
+        request_task.cancel()
+        await asyncio.gather(request_task, return_exceptions=True)
+        assert not fleet._requests._answers  # nobody waits for one any more
     assert "has not applied the table within 1 s" in caplog.text
     assert "a worker has not answered within 1 s: sessions" in caplog.text
 
@@ -142,19 +142,19 @@ async def test_a_program_that_cannot_be_started_ends_the_start() -> None:
 
 async def test_a_worker_that_cannot_be_watched_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     """It seemed to run, and nobody would have seen its end; what was sent to it raised."""
-    program = Impostor("time.sleep(20)")
+    archive = Impostor("time.sleep(20)")
     started: list[subprocess.Popen[bytes]] = []
 
     def start(channel: int) -> "subprocess.Popen[bytes]":
-        started.append(Impostor.start(program, channel))
+        started.append(Impostor.start(archive, channel))
         return started[0]
 
     def no_descriptor_left(_pid: int) -> int:
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
-    monkeypatch.setattr(program, "start", start)
+    monkeypatch.setattr(archive, "start", start)
     monkeypatch.setattr(os, "pidfd_open", no_descriptor_left)
-    worker = WorkerProcess(0, program, lambda *_: None, lambda *_: None)
+    worker = WorkerProcess(0, archive, lambda *_: None, lambda *_: None)
     with pytest.raises(OSError, match="Too many open files"):
         worker.start(hello(0))
     assert not worker.runs
@@ -167,7 +167,7 @@ async def test_a_real_worker_serves_what_it_is_told_and_only_that(caplog: pytest
     policy, ports = Policy(bind="127.0.0.1"), [Listen("tcp", "127.0.0.1", free_port()) for _ in range(3)]
     table = make_table(1, {listen: Frontend("web", listen, policy, ()) for listen in ports})
     with socket.create_server(("127.0.0.1", ports[0].port)):
-        async with running(Program(), count=2) as fleet:
+        async with running(CodeArchive(), count=2) as fleet:
             await fleet.start()
             failed = fleet.apply(table)
             assert {listen: error.errno for listen, error in failed.items()} == {ports[0]: 98}
@@ -189,19 +189,19 @@ async def test_a_real_worker_serves_what_it_is_told_and_only_that(caplog: pytest
 
 def test_the_archive_holds_what_a_worker_imports_and_nothing_more() -> None:
     """Started from it alone, it has every module of pylb that it needs; none of asyncio, threads or third parties."""
-    program = Program()
+    archive = CodeArchive()
     try:
         script = (
-            f"import sys; sys.path.insert(0, '/proc/self/fd/{program.fd}'); import pylb.workers.worker; "
+            f"import sys; sys.path.insert(0, '/proc/self/fd/{archive.fd}'); import pylb.workers.worker; "
             "print(*sorted(name for name in sys.modules))"
         )
         done = subprocess.run(
-            [sys.executable, "-I", "-S", "-c", script], pass_fds=(program.fd,), capture_output=True, text=True, check=True
+            [sys.executable, "-I", "-S", "-c", script], pass_fds=(archive.fd,), capture_output=True, text=True, check=True
         )
     finally:
-        program.close()
+        archive.close()
     loaded = set(done.stdout.split())
     assert not loaded & {"asyncio", "uvloop", "threading", "logging", "aiohttp", "pydantic", "yaml", "ssl"}
     own = {name for name in loaded if name.startswith("pylb.")}
-    assert own >= {"pylb.forward.engine", "pylb.workers.link", "pylb.logs.formats"}
+    assert own >= {"pylb.forward.engine", "pylb.workers.main_connection", "pylb.logs.formats"}
     assert not {name for name in own if name.startswith(("pylb.control", "pylb.web", "pylb.config", "pylb.app"))}

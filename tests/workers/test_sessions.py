@@ -10,7 +10,7 @@ from pylb.core.recorder import Query, parse_session_id
 from pylb.core.table import Frontend, Server, make_table
 from pylb.host.systemd import Service
 from pylb.upgrade.sockets import Listeners
-from pylb.workers.archive import Program
+from pylb.workers.archive import CodeArchive
 from pylb.workers.fleet import Fleet, FleetObserver
 from pylb.workers.messages import VERSION, Hello
 from tests.support.ports import free_port
@@ -33,7 +33,9 @@ async def _ends(listen: Listen) -> None:
 
 
 async def test_sessions_of_all_workers_are_one_list_and_each_of_them_has_its_story() -> None:
-    fleet = Fleet(2, hello, FleetObserver(lambda *_: None, lambda _: None, lambda _: None), Listeners(Service({})), Program())
+    fleet = Fleet(
+        2, hello, FleetObserver(lambda *_: None, lambda _: None, lambda _: None), Listeners(Service({})), CodeArchive()
+    )
     with ExitStack() as stack, socket.create_server(("127.0.0.1", 0), backlog=LIVE) as backend, socket.socket() as nobody:
         stack.callback(fleet.close)
         nobody.bind(("127.0.0.1", 0))

@@ -13,13 +13,13 @@ from pylb.core.policy import Policy
 from pylb.core.table import Frontend, Server, Table
 from pylb.forward.counters import Counters, FrontendCounters
 from pylb.forward.engine import Engine
-from pylb.forward.origins import Origins
+from pylb.forward.own_dials import OwnDials
 from pylb.logs.formats import Gathered
-from pylb.workers.archive import Program
+from pylb.workers.archive import CodeArchive
 from pylb.workers.channel import Channel
 from pylb.workers.fleet import Fleet, FleetObserver
-from pylb.workers.link import Link
-from pylb.workers.messages import PIECE, VERSION, Hello, TableChange, TablePart, counted, encoded, lines_of, report
+from pylb.workers.main_connection import MainConnection
+from pylb.workers.messages import PIECE, VERSION, Hello, TableChange, TablePart, counted, encoded, numbered_frontend, report
 from tests.support.counting import counting
 
 FEW, MANY = 20, 400
@@ -79,11 +79,11 @@ class Ports:
         pass
 
 
-class Nobody(Program):
+class Nobody(CodeArchive):
     """No worker is ever started."""
 
     def __init__(self) -> None:
-        self.origins = Origins(0)
+        self.own_dials = OwnDials(0)
 
     def close(self) -> None:
         pass
@@ -104,7 +104,7 @@ def fleet(table: Table) -> Iterator[Callable[[Table], object]]:
 @contextmanager
 def worker(table: Table) -> Iterator[Callable[[Table], object]]:
     main, own = map(Channel, socket.socketpair())
-    link = Link(own, HELLO, Gathered("none", Selection()))
+    link = MainConnection(own, HELLO, Gathered("none", Selection()))
     made = Engine(observer=link, max_connections=100_000, on_fault=link.fault, opener=sockets)
     link.begin(made)
 
@@ -116,7 +116,7 @@ def worker(table: Table) -> Iterator[Callable[[Table], object]]:
         for start in range(0, len(there), PIECE):
             some = there[start : start + PIECE]
             policies = {} if before.frontends else {1: POLICY}
-            main.send(*encoded(TablePart(policies, tuple(lines_of(one, 1) for one in some))))
+            main.send(*encoded(TablePart(policies, tuple(numbered_frontend(one, 1) for one in some))))
         closed = tuple(listen for listen in touched if listen not in after.frontends)
         main.send(*encoded(TableChange(before.generation, after.generation, (), closed)))
         while made.table.generation != after.generation:

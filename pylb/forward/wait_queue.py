@@ -10,15 +10,15 @@ from heapq import heapify, heappop, heapreplace
 from typing import Any, Generic, Protocol, TypeVar
 
 
-class Waiting(Protocol):
+class Waiter(Protocol):
     number: int  # in the order of the accepts
     tried: Any  # the servers that failed for it, or None; not changed while it waits
 
 
-W = TypeVar("W", bound=Waiting)
+W = TypeVar("W", bound=Waiter)
 
 
-class Queue(Generic[W]):
+class WaitQueue(Generic[W]):
     """The waiting sessions of one frontend."""
 
     def __init__(self) -> None:
@@ -67,5 +67,5 @@ class Queue(Generic[W]):
                 heappop(heads)
 
 
-def _line(one: Waiting) -> frozenset[Hashable]:
+def _line(one: Waiter) -> frozenset[Hashable]:
     return frozenset(one.tried or ())

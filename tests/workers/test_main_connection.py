@@ -11,8 +11,8 @@ from pylb.core.session import SessionRecord
 from pylb.forward.engine import Engine
 from pylb.logs.formats import BURST, Gathered, tcplog
 from pylb.workers.channel import BadFrame, Channel
-from pylb.workers.link import Link
-from pylb.workers.messages import VERSION, Answer, Ask, Fault, Hello, Lines, decoded, encoded
+from pylb.workers.main_connection import MainConnection
+from pylb.workers.messages import VERSION, FaultReport, Hello, LogLines, Request, Response, decoded, encoded
 
 RECORD = SessionRecord("web", "a", "203.0.113.7", 51234, 443, 0.0, 0, 1, 2, 10, 20, "--", 0, False, 1, 1, 0)
 
@@ -22,16 +22,16 @@ class Worker:
 
     def __init__(self, selection: Selection) -> None:
         self.main, own = map(Channel, socket.socketpair())
-        self.link = Link(
+        self.link = MainConnection(
             own, Hello(VERSION, 1, 1, 10, 1, 1 << 20, "tcplog", log_selection=selection), Gathered("tcplog", selection)
         )
         self.engine = Engine(observer=self.link, max_connections=10, on_fault=self.link.fault)
         self.link.begin(self.engine)
         self._own = own
 
-    def said(self) -> list[Lines]:
+    def said(self) -> list[LogLines]:
         self.link.tick(time.monotonic(), 0.0)
-        return [one for frame in self.main.receive() if isinstance(one := decoded(frame), Lines)]
+        return [one for frame in self.main.receive() if isinstance(one := decoded(frame), LogLines)]
 
     def close(self) -> None:
         self.engine.close()
@@ -51,7 +51,7 @@ def test_the_lines_of_a_tick_are_one_message(worker: Worker) -> None:
     records = [RECORD._replace(client_port=port) for port in range(1, 4)]
     for record in records:
         worker.link.session_ended(record)
-    assert worker.said() == [Lines("\n".join(map(tcplog, records)), 3, 0)]
+    assert worker.said() == [LogLines("\n".join(map(tcplog, records)), 3, 0)]
     assert worker.said() == []
 
 
@@ -60,11 +60,11 @@ def test_what_gets_no_line_is_never_sent(worker: Worker) -> None:
     worker.link.session_ended(RECORD._replace(bytes_in=0))
     assert worker.said() == []
     worker.link.session_ended(RECORD)
-    assert worker.said() == [Lines(tcplog(RECORD), 1, 0)]
+    assert worker.said() == [LogLines(tcplog(RECORD), 1, 0)]
 
 
 def test_more_than_may_wait_is_dropped_and_told(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pylb.workers.link.MOST_LINES", BURST)
+    monkeypatch.setattr("pylb.workers.main_connection.MOST_LINES", BURST)
     for _ in range(3 * BURST):
         worker.link.session_ended(RECORD)
     assert [(said.lines, said.dropped) for said in worker.said()] == [(BURST, 2 * BURST)]
@@ -88,12 +88,12 @@ def test_a_question_that_fails_is_a_fault_and_the_worker_goes_on(worker: Worker,
     monkeypatch.setattr(worker.engine, "trace", boom)
     monkeypatch.setattr(worker.link, "_report_some", boom)
     for what in ("trace", "counters", "sessions"):
-        worker.main.send(*encoded(Ask(1, what, None, None, None, 7)))
+        worker.main.send(*encoded(Request(1, what, None, None, None, 7)))
     worker.engine.on_ready()
     for _ in range(20):
         worker.link.work()
     assert not worker.link.has_work
     assert worker.engine.counters.faults == 2
     said = [decoded(frame) for frame in worker.main.receive()]
-    assert [one.what for one in said if isinstance(one, Fault)] == ["an answer to main failed", "a report failed"]
-    assert any(isinstance(one, Answer) for one in said), "the third question has its answer"
+    assert [one.what for one in said if isinstance(one, FaultReport)] == ["an answer to main failed", "a report failed"]
+    assert any(isinstance(one, Response) for one in said), "the third question has its answer"

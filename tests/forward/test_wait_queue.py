@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from pylb.core.address import Address, Listen
 from pylb.core.policy import Policy
 from pylb.core.session import Cause, Event
-from pylb.forward.queue import Queue
+from pylb.forward.run_queue import BUDGET, DIAL, QUANTUM
 from pylb.forward.session import Session
-from pylb.forward.shared_limits import Use
-from pylb.forward.turn import BUDGET, DIAL, QUANTUM
+from pylb.forward.shared_limits import FrontendUse
+from pylb.forward.wait_queue import WaitQueue
 from tests.support.drive import Drive, Peer, policy, server_at
 from tests.support.ports import free_port
 
@@ -121,7 +121,7 @@ def test_what_other_processes_leave_is_given_to_those_who_wait_in_the_same_way(d
     listen, _ = crowd(drive, backend)
     server = server_at(backend, most=WAITING + 10)
     elsewhere = drive.engine.other_processes
-    use = Use(listen, 0, 0, {str(server.address): WAITING + 9}, {})
+    use = FrontendUse(listen, 0, 0, {str(server.address): WAITING + 9}, {})
     elsewhere.take_report(2, (use,), drive.clock.now)
     drive.serve(server, listen=listen)
     elsewhere.follow([listen])
@@ -183,7 +183,7 @@ def test_offers_come_in_order_once_to_a_line_and_go_on_where_there_was_room(
     arrivals: list[tuple[int, set[str]]], room: set[str]
 ) -> None:
     """Room at some servers, without an end: who has not tried all of them gets it, and of the others one is asked in vain."""
-    queue: Queue[One] = Queue()
+    queue: WaitQueue[One] = WaitQueue()
     model: dict[int, One] = {}
     for number, tried in arrivals:
         if number in model:

@@ -25,9 +25,9 @@ class Runnable(Protocol):
     queued: bool  # it waits for its share: each is queued at most once, or the fastest would get the most
 
 
-class Turn:
+class RunQueue:
     def __init__(self) -> None:
-        self.left = 0  # units; the turn is over below zero
+        self.budget = 0  # units; the turn is over below zero
         self.queue: deque[Runnable] = deque()
 
     def add(self, one: Runnable) -> None:
@@ -39,5 +39,5 @@ class Turn:
     def take(self) -> Runnable:
         one = self.queue.popleft()
         one.queued = False
-        self.left -= STEP
+        self.budget -= STEP
         return one

@@ -5,9 +5,9 @@ import logging
 import signal
 from collections.abc import Callable, Sequence
 
-from pylb.workers.asking import News
 from pylb.workers.messages import Hello
 from pylb.workers.process import WorkerProcess
+from pylb.workers.requests import ChangeSignal
 
 log = logging.getLogger("pylb")
 
@@ -19,16 +19,20 @@ SETTLED = 10.0  # seconds after which a start counts as successful
 _LOOK = 0.25  # seconds between two checks for silent workers
 
 
-class Supervision:
+class Supervisor:
     """`hello` for each worker's index; `started` is called with each worker's pid."""
 
     def __init__(
-        self, workers: Sequence[WorkerProcess], hello: Callable[[int], Hello], started: Callable[[int], None], news: News
+        self,
+        workers: Sequence[WorkerProcess],
+        hello: Callable[[int], Hello],
+        started: Callable[[int], None],
+        signal: ChangeSignal,
     ) -> None:
         self._workers = workers
         self._hello = hello
         self._started = started
-        self._news = news
+        self._signal = signal
         self._tries: dict[WorkerProcess, int] = {}  # starts in a row that failed early
         self._restarting: dict[WorkerProcess, asyncio.TimerHandle] = {}
         self._looking: asyncio.TimerHandle | None = None
@@ -43,19 +47,19 @@ class Supervision:
         try:
             async with asyncio.timeout(START):
                 while not all(worker.serves for worker in self._workers):
-                    await self._news.wait()
+                    await self._signal.wait()
         except TimeoutError:
             serving, count = sum(worker.serves for worker in self._workers), len(self._workers)
             log.error("not all workers have started within %g s: %d of %d workers serve", START, serving, count)
 
-    def cease(self) -> None:
+    def stop_restarting(self) -> None:
         """No worker is started from now on. Idempotent."""
         for timer in self._restarting.values():
             timer.cancel()
 
     def close(self) -> None:
         """Nor is any worker checked. Idempotent."""
-        self.cease()
+        self.stop_restarting()
         if self._looking is not None:
             self._looking.cancel()
 

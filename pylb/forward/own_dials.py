@@ -19,7 +19,7 @@ MARK = 8  # bytes
 SIZE = PORTS * (1 + MARK)
 
 
-class Origins:
+class OwnDials:
     """One worker's view; `worker` is its number, 0 for a process without workers. `memory`: SIZE bytes, if it is shared."""
 
     def __init__(self, worker: int, memory: mmap.mmap | None = None) -> None:

@@ -24,23 +24,23 @@ from pylb.workers.channel import BadFrame, Channel, ChannelClosed, Frame
 from pylb.workers.messages import (
     PIECE,
     VERSION,
-    Answer,
     Applied,
-    Ask,
-    Changes,
-    Connect,
+    ChangedCounters,
+    ConnectEnded,
     Drain,
-    Fault,
-    FrontendLines,
+    FaultReport,
     Hello,
-    Lines,
-    Listeners,
-    Others,
+    LimitUse,
+    LogLines,
+    NumberedFrontend,
+    OtherWorkerUse,
+    PassedSockets,
     Ready,
-    Retell,
+    ReportAllUse,
+    Request,
+    Response,
     TableChange,
     TablePart,
-    Uses,
     counted,
     decoded,
     encoded,
@@ -53,7 +53,7 @@ MOST_CONNECTS = 256  # reported at once; a flood of failures says no more than i
 REPORT = 1.0  # seconds
 
 
-class Link:
+class MainConnection:
     """Also the engine's observer and opener. `gathered`: the sessions that become log lines."""
 
     def __init__(self, channel: Channel, hello: Hello, gathered: Gathered) -> None:
@@ -63,19 +63,19 @@ class Link:
         self._listeners: dict[Listen, SocketType] = {}
         self._policies: dict[int, Policy] = {}
         self._timeouts = Timeouts()  # of the latest policy; those that are used here are the same in all policies
-        self._parts: list[FrontendLines] = []  # of the next table
+        self._parts: list[NumberedFrontend] = []  # of the next table
         self._failed: Mapping[Listen, OSError] = {}  # ports that the last table could not open
         self._frames: deque[Frame] = deque()  # from main, not processed yet
         self._texts: list[str] = []  # lines that wait for the next tick
         self._waiting = 0  # their number
         self._dropped = 0
-        self.connects: list[Connect] = []  # reported after the turn
-        self._changes = Changes()
+        self.connects: list[ConnectEnded] = []  # reported after the turn
+        self._changes = ChangedCounters()
         self._changed: list[Listen] = []  # not reported yet
         self._asked: list[int] = []  # questions that are answered after everything was reported
         self._reporting = False
         self._bad: BadFrame | None = None  # the last bad frame on the channel
-        self._searches: deque[Iterator[Answer]] = deque()  # long answers in progress
+        self._searches: deque[Iterator[Response]] = deque()  # long answers in progress
         self._report_at = 0.0
         self._lag = 0.0
         self.draining = False
@@ -111,10 +111,10 @@ class Link:
 
     def connect_ended(self, listen: Listen, server: Server, failure: str | None) -> None:
         if len(self.connects) < MOST_CONNECTS:
-            self.connects.append(Connect(listen, server, failure))
+            self.connects.append(ConnectEnded(listen, server, failure))
 
     def fault(self, what: str, error: Exception) -> None:
-        self._say(Fault(what, "".join(traceback.format_exception(error))))
+        self._say(FaultReport(what, "".join(traceback.format_exception(error))))
 
     # ------------------------------------------------------------ from main
 
@@ -157,7 +157,7 @@ class Link:
     def _obey(self, frame: Frame) -> None:
         """Raises BadFrame."""
         message = decoded(frame)
-        if isinstance(message, Listeners):
+        if isinstance(message, PassedSockets):
             self._take(message, frame.fds)
         elif isinstance(message, TablePart):
             self._policies.update(message.policies)
@@ -166,18 +166,18 @@ class Link:
             self._parts += message.frontends
         elif isinstance(message, TableChange):
             self._apply(message)
-        elif isinstance(message, Ask):
+        elif isinstance(message, Request):
             self._engine.faults.guard("an answer to main failed", self._answer, message)
-        elif isinstance(message, Others):
+        elif isinstance(message, OtherWorkerUse):
             self._engine.faults.guard("the report of another worker's use of limits failed", self._take_uses, message)
-        elif isinstance(message, Retell):
-            self._say(Uses(self._engine.other_processes.uses(whole=True)))
+        elif isinstance(message, ReportAllUse):
+            self._say(LimitUse(self._engine.other_processes.uses(whole=True)))
         elif isinstance(message, Drain):
             self.drain(message.deadline, accept=message.accept)
         else:
             raise BadFrame(f"main sent {type(message).__name__}")
 
-    def _take(self, message: Listeners, fds: list[int]) -> None:
+    def _take(self, message: PassedSockets, fds: list[int]) -> None:
         if len(message.listens) != len(fds):
             raise BadFrame(f"{len(fds)} sockets for {len(message.listens)} ports")
         for listen in message.listens:
@@ -204,17 +204,17 @@ class Link:
         self._failed = failed
         self._say(Applied(change.generation))
 
-    def _answer(self, ask: Ask) -> None:
+    def _answer(self, ask: Request) -> None:
         engine, touched = self._engine, 0
         ended: tuple[SessionTrace, ...] = ()
         if ask.what == "sessions":
-            self._searches.append(Answer(ask.number, 0, tuple(some), (), more=True) for some in engine.live())
-            self._searches.append(iter((Answer(ask.number, 0, ()),)))
+            self._searches.append(Response(ask.number, 0, tuple(some), (), more=True) for some in engine.live())
+            self._searches.append(iter((Response(ask.number, 0, ()),)))
             return
         if ask.what == "ended" and ask.query is not None:
             found = engine.ended(ask.query)
-            self._searches.append(Answer(ask.number, 0, (), tuple(some), more=True) for some in found)
-            self._searches.append(iter((Answer(ask.number, 0, (), reach=engine.reach),)))
+            self._searches.append(Response(ask.number, 0, (), tuple(some), more=True) for some in found)
+            self._searches.append(iter((Response(ask.number, 0, (), reach=engine.reach),)))
             return
         if ask.what == "trace":
             trace = engine.trace(ask.session)
@@ -231,9 +231,9 @@ class Link:
             touched = engine.shutdown_sessions(ask.listen, ask.address)
         else:
             raise BadFrame(f"main asks {ask.what!r:.40}")
-        self._say(Answer(ask.number, touched, (), ended))
+        self._say(Response(ask.number, touched, (), ended))
 
-    def _take_uses(self, others: Others) -> None:
+    def _take_uses(self, others: OtherWorkerUse) -> None:
         if others.gone:
             self._engine.other_processes.forget(others.worker)
         else:
@@ -276,7 +276,7 @@ class Link:
         if self._waiting or self._dropped:
             self._send_lines()
         if self._hello.workers > 1 and self._channel.backlog < MOST_BACKLOG and (uses := self._engine.other_processes.uses()):
-            self._say(Uses(uses))
+            self._say(LimitUse(uses))
         if now >= self._report_at:
             self._report_at = now + REPORT
             if self._channel.backlog < MOST_BACKLOG:
@@ -295,7 +295,7 @@ class Link:
         if not self._changed:
             self._reporting = False
             while self._asked:
-                self._say(Answer(self._asked.pop(), 0, ()))
+                self._say(Response(self._asked.pop(), 0, ()))
 
     def _search_some(self) -> None:
         """Send a piece of a long answer: ten thousand sessions at once would delay the bytes."""
@@ -313,7 +313,7 @@ class Link:
         elif self._channel.backlog > MOST_BACKLOG:
             self._dropped += count
         else:
-            self._say(Lines(text, count, self._dropped))
+            self._say(LogLines(text, count, self._dropped))
             self._dropped = 0
 
     def _say(self, message: Any) -> None:

@@ -8,10 +8,10 @@ import pytest
 
 from pylb.core.address import Listen
 from pylb.forward.engine import EVENTS, Engine
-from pylb.forward.listener import BATCH, Port
+from pylb.forward.listener import BATCH, ListeningPort
 from pylb.forward.relay import FIRST
+from pylb.forward.run_queue import ACCEPT, BUDGET, DIAL, QUANTUM, STEP
 from pylb.forward.session import Half
-from pylb.forward.turn import ACCEPT, BUDGET, DIAL, QUANTUM, STEP
 from tests.support.drive import Drive, Peer, server_at
 
 MIB = 1 << 20
@@ -70,7 +70,7 @@ class Order:
             self.turns[-1].append(half.fd)
             run(half)
 
-        def noted_accept(port: Port) -> bool:
+        def noted_accept(port: ListeningPort) -> bool:
             self.turns[-1].append(port.fd)
             return accept(port)
 
@@ -89,7 +89,7 @@ def test_of_500_flows_none_has_a_second_share_before_all_others_had_theirs(
     found = flows(many, FLOWS)
     fill([server for _, server in found])
     order = Order(many.engine, monkeypatch)
-    queue = many.engine._turn.queue
+    queue = many.engine._run_queue.queue
     while order.turn() and len(queue) < FLOWS:  # until all of them are known as bulk
         fill([server for _, server in found])
         empty([client for client, _ in found])
@@ -129,13 +129,13 @@ def test_a_small_message_beside_bulk_is_delivered_in_the_turn_that_hears_of_it(m
     listen = many.serve(server_at(backend), name="small")
     client = many.connect(listen)
     server = many.accept(backend)
-    many.run_until(lambda: len(many.engine._turn.queue) >= 10)
+    many.run_until(lambda: len(many.engine._run_queue.queue) >= 10)
     for number in range(50):
         fill([each for _, each in found])
         client.say(b"ping %d" % number)
         client.step()
         many.engine.on_ready()
-        assert many.engine._turn.queue, "no bulk to be beside of"
+        assert many.engine._run_queue.queue, "no bulk to be beside of"
         server.read(100)
         assert server.got == b"ping %d" % number
         server.got.clear()
@@ -170,7 +170,7 @@ def test_a_port_that_closes_while_it_waits_for_its_share_is_no_error(make_drive:
     listens: list[Listen] = [drive.serve(server_at(backend), name=name) for name in ("one", "two", "three", "four")]
     clients = [drive.connect(listen) for listen in listens for _ in range(20)]
     drive.engine.on_ready()
-    queued = [one for one in drive.engine._turn.queue if isinstance(one, Port)]
+    queued = [one for one in drive.engine._run_queue.queue if isinstance(one, ListeningPort)]
     assert queued
     drive.remove(queued[0].listen)
     drive.run_until(lambda: drive.engine.counters.open_sessions + sum(bool(client.error) for client in clients) == len(clients))
@@ -180,12 +180,12 @@ def test_a_port_that_closes_while_it_waits_for_its_share_is_no_error(make_drive:
 def test_an_event_gives_a_flow_no_more_than_its_share(many: Drive, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that waits in the queue moves nothing when more comes for it meanwhile."""
     found = flows(many, 30)
-    many.run_until(lambda: len(many.engine._turn.queue) >= 20)
+    many.run_until(lambda: len(many.engine._run_queue.queue) >= 20)
     order = Order(many.engine, monkeypatch)
     halves = many.engine._life.halves
     for _ in range(20):
         fill([server for _, server in found])
-        waiting = {one.fd for one in many.engine._turn.queue if isinstance(one, Half)}
+        waiting = {one.fd for one in many.engine._run_queue.queue if isinstance(one, Half)}
         before = {fd: half.received for fd, half in halves.items()}
         order.turn()
         for fd in waiting - set(order.turns[-1]):
