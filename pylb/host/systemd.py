@@ -40,9 +40,13 @@ class Service:
     def alive(self) -> None:
         self._say("WATCHDOG=1")
 
-    def successor(self, pid: int) -> None:
-        """From now on another process is the service."""
-        self._say(f"MAINPID={pid}")
+    def successor(self, pid: int) -> bool:
+        """From now on another process is the service. False: systemd is too busy to be told now, so ask again.
+
+        Never queued: systemd ignores what the new one says before this, and the old one may end while its queue waits.
+        """
+        self.flush()
+        return not self._waiting and self._send(f"MAINPID={pid}", ())
 
     def store(self, name: str, fd: int) -> None:
         """Store a duplicate of the descriptor for the next start (FileDescriptorStoreMax= of the unit)."""

@@ -20,6 +20,8 @@ READY = 30.0  # seconds for a successor to load its code and read its config
 SERVING = 20.0  # and from then on until it serves: it may have a thousand ports to open
 REPORT = 1.0  # seconds between two reports of counts
 LAST = 5.0  # seconds for a successor to take the last counts
+INTRODUCED = 10.0  # seconds for systemd to take a message: it may be starting a hundred other units
+ASK_AGAIN = 0.05
 
 
 class Running(Protocol):
@@ -44,10 +46,11 @@ class Running(Protocol):
         """Failures of tasks beside the single writer, by part."""
 
 
-async def hand_over(old: Running, environ: Mapping[str, str], introduce: Callable[[int], None]) -> Successor:
+async def hand_over(old: Running, environ: Mapping[str, str], introduce: Callable[[int], bool]) -> Successor:
     """Start a successor and give it everything: it is in charge when this returns, and nothing was awaited since it is.
 
-    `introduce`: tells systemd the successor's pid. Raises Refusal; whatever is raised, the old process is still in charge.
+    `introduce`: tells systemd the successor's pid. False: it could not be told yet. Raises Refusal; whatever is raised, the old
+    process is still in charge.
     """
     if os.getpid() == 1:
         raise Refusal("this pylb is process 1 of a container: start a new container instead")
@@ -73,7 +76,7 @@ async def hand_over(old: Running, environ: Mapping[str, str], introduce: Callabl
     return successor
 
 
-async def _give(old: Running, successor: Successor, introduce: Callable[[int], None]) -> None:
+async def _give(old: Running, successor: Successor, introduce: Callable[[int], bool]) -> None:
     """Give the successor everything. Raises Refusal."""
     talk = successor.talk
     said, _ = await talk.expect("ready", READY)
@@ -90,11 +93,11 @@ async def _give(old: Running, successor: Successor, introduce: Callable[[int], N
         await tell(talk, old)
         talk.say("yours", totals=old.totals())
         await talk.expect("serving", SERVING)
-        introduce(successor.pid)
+        await _tell_systemd(introduce, successor)
         try:
             talk.say("go")  # nothing may be awaited after this: two would be in charge
         except BaseException:
-            introduce(os.getpid())
+            await _tell_systemd(introduce)
             raise
     except BaseException:
         try:
@@ -102,6 +105,24 @@ async def _give(old: Running, successor: Successor, introduce: Callable[[int], N
         finally:
             await old.take_back()
         raise
+
+
+async def _tell_systemd(introduce: Callable[[int], bool], successor: Successor | None = None) -> None:
+    """That the successor, or without one this process, is the service. Returns in the step in which it is told.
+
+    Raises Refusal: systemd took nothing for so long, or the successor has ended.
+    """
+    pid = os.getpid() if successor is None else successor.pid
+    try:
+        async with asyncio.timeout(INTRODUCED):
+            while True:
+                if successor is not None and successor.has_ended:
+                    raise Refusal("it has ended")
+                if introduce(pid):
+                    return
+                await asyncio.sleep(ASK_AGAIN)
+    except TimeoutError:
+        raise Refusal(f"systemd has taken no message for {INTRODUCED:g} s") from None
 
 
 async def tell(talk: Talk, old: Running) -> None:

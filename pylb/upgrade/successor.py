@@ -44,6 +44,10 @@ class Successor:
             return False
         return True
 
+    @property
+    def has_ended(self) -> bool:
+        return _wait_for(self._fd, 0)
+
     async def end(self) -> None:
         """Kill it: it is not the service, and its workers end with their sessions. Idempotent."""
         self.signal(signal.SIGKILL)
@@ -54,11 +58,14 @@ class Successor:
         os.close(self._fd)
 
 
-def _wait_for(pidfd: int, seconds: float) -> None:
-    """Wait for the end of a process. Not select(2): it takes no descriptor above 1023, and ours may be a hundred thousand."""
+def _wait_for(pidfd: int, seconds: float) -> bool:
+    """Wait for the end of a process. Has it ended?
+
+    Not select(2): it takes no descriptor above 1023, and ours may be a hundred thousand.
+    """
     waiting = select.poll()
     waiting.register(pidfd, select.POLLIN)
-    waiting.poll(seconds * 1000)
+    return bool(waiting.poll(seconds * 1000))
 
 
 async def launch(channel: socket.socket, environ: Mapping[str, str]) -> int:

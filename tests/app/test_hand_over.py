@@ -23,7 +23,7 @@ BEFORE_GO = {
     "the successor is there": ("pylb/upgrade/handover.py", 'said, _ = await talk.expect("ready", READY)'),
     "the state is about to be held": ("pylb/upgrade/handover.py", "await old.hold()"),
     "everything was handed over": ("pylb/upgrade/handover.py", 'await talk.expect("serving", SERVING)'),
-    "the successor serves": ("pylb/upgrade/handover.py", "introduce(successor.pid)"),
+    "the successor serves": ("pylb/upgrade/handover.py", "await _tell_systemd(introduce, successor)"),
 }
 AFTER_GO = {
     "the successor is in charge": ("pylb/app/succession.py", "live, seconds = self._forwarding.open_sessions"),

@@ -179,6 +179,29 @@ def test_what_a_busy_supervisor_does_not_take_is_said_later_in_its_order(systemd
     assert descriptors() == before
 
 
+def test_who_the_service_is_from_now_on_is_said_behind_all_else_or_not_at_all(systemd: Systemd) -> None:
+    """In its queue it was lost if the old one ended before, and systemd ignored all that the new one had said until then."""
+    service = Service(systemd.environ)
+    reader, writer = os.pipe()
+    while not service._waiting:
+        service.store("port", writer)
+    os.close(reader)
+    os.close(writer)
+    assert not service.successor(7)
+    said: list[dict[str, str]] = []
+    while service._waiting:
+        said.append(systemd.hear())
+        service.flush()
+    while not service.successor(7):
+        said.append(systemd.hear())
+    service.close()
+    said.append(systemd.until("MAINPID"))
+    assert said[-1] == {"MAINPID": "7"}
+    systemd.sock.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        systemd.hear()
+
+
 def test_an_abstract_address_is_one(tmp_path: Path) -> None:
     name = f"pylb-test-{os.getpid()}"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:

@@ -3,8 +3,9 @@
 import asyncio
 import socket
 import subprocess
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
+from subprocess import Popen
 from typing import cast
 
 import pytest
@@ -12,7 +13,7 @@ import pytest
 from pylb.core.address import Listen
 from pylb.forward.counters import Counters, FrontendCounters
 from pylb.upgrade.handover import Running, hand_over, report_to, tell_the_last
-from pylb.upgrade.protocol import Refusal, Talk, report_of
+from pylb.upgrade.protocol import PROTOCOL, Refusal, Talk, report_of
 from pylb.workers.messages import Report, counted, report
 
 
@@ -73,5 +74,96 @@ async def test_a_successor_that_has_ended_at_once_leaves_no_watch_on_a_descripto
 
     monkeypatch.setattr("pylb.upgrade.handover.launch", start)
     with pytest.raises(Refusal, match="cannot be started"):
-        await hand_over(cast("Running", None), {}, lambda _pid: None)
+        await hand_over(cast("Running", None), {}, lambda _pid: True)
     assert not asyncio.get_running_loop().remove_reader(channels[0])
+
+
+class Ready:
+    """An old pylb with nothing to give; `done` is what was asked of it."""
+
+    def __init__(self) -> None:
+        self.done: list[str] = []
+
+    async def hold(self) -> None:
+        self.done.append("hold")
+
+    async def take_back(self) -> None:
+        self.done.append("take back")
+
+    def descriptors(self) -> list[int]:
+        return []
+
+    async def counted(self) -> AsyncIterator[Report]:
+        yield report(Counters(1), 0.0, ())
+
+    def totals(self) -> dict[str, dict[str, int]]:
+        return {}
+
+    def failures(self) -> dict[str, int]:
+        return {}
+
+
+async def hand_over_to_a_sleeper(
+    monkeypatch: pytest.MonkeyPatch, introduce: Callable[[int, Popen[bytes]], bool]
+) -> tuple[Ready, str]:
+    """A hand-over to a process that does all it should. Returns the old one, and why it stays in charge: "" if it does not.
+
+    `introduce` is systemd.
+    """
+    old = Ready()
+    monkeypatch.setattr("pylb.upgrade.handover.ASK_AGAIN", 0.0)
+
+    theirs: list[Talk] = []
+
+    async def start(channel: socket.socket, _environ: object) -> int:
+        theirs.append(Talk(channel.dup()))
+        theirs[0].say("ready", protocol=PROTOCOL)
+        theirs[0].say("serving")
+        return process.pid
+
+    monkeypatch.setattr("pylb.upgrade.handover.launch", start)
+    process = Popen(["sleep", "60"])
+    try:
+        successor = await hand_over(cast("Running", old), {}, lambda pid: introduce(pid, process))
+        assert successor.pid == process.pid
+        for word in ("count", "yours", "go"):
+            await theirs[0].expect(word, 10)
+        successor.close()
+    except Refusal as refusal:
+        return old, str(refusal)
+    finally:
+        theirs[0].close()
+        process.kill()
+        process.wait()
+    return old, ""
+
+
+async def test_the_new_one_is_in_charge_once_systemd_has_taken_its_pid_and_no_sooner(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def busy(pid: int, process: Popen[bytes]) -> bool:
+        assert pid == process.pid
+        asked.append(pid)
+        return len(asked) == 3
+
+    old, refusal = await hand_over_to_a_sleeper(monkeypatch, busy)
+    assert (len(asked), refusal, old.done) == (3, "", ["hold"])
+
+
+async def test_if_systemd_takes_nothing_the_old_one_stays_in_charge(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pylb.upgrade.handover.INTRODUCED", 0.1)
+    old, refusal = await hand_over_to_a_sleeper(monkeypatch, lambda *_: False)
+    assert (refusal, old.done) == ("systemd has taken no message for 0.1 s", ["hold", "take back"])
+
+
+async def test_a_new_one_that_ends_while_systemd_is_busy_is_never_in_charge(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def busy(pid: int, process: Popen[bytes]) -> bool:
+        asked.append(pid)
+        process.kill()
+        process.wait()
+        return False
+
+    old, refusal = await hand_over_to_a_sleeper(monkeypatch, busy)
+    assert (len(asked), refusal, old.done) == (1, "it has ended", ["hold", "take back"])
