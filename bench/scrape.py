@@ -14,12 +14,13 @@ import statistics
 import tempfile
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 import uvloop
+from prometheus_client.registry import Collector
 
 from bench.processes import free_ports
 from bench.report import aligned, progress
@@ -32,6 +33,10 @@ from pylb.core.address import Address, Listen
 from pylb.core.auth import Keyring
 from pylb.core.policy import Policy, Rules, StaticFrontend, StaticServer
 from pylb.forward.engine import Engine
+from pylb.haproxy.exporter import Exporter
+from pylb.haproxy.info import Facts
+from pylb.haproxy.rates import Rates
+from pylb.haproxy.view import View
 from pylb.host.loop_lag import collect_rarely
 from pylb.host.machine import raise_descriptor_limit
 from pylb.host.systemd import Service
@@ -128,8 +133,8 @@ class Figures(NamedTuple):
     step: list[float]  # the longest
 
 
-async def scrapes(workers: int, ports: Sequence[int], rounds: int) -> tuple[Figures, int]:
-    """The figures, and the size of a scrape in bytes."""
+async def scrapes(workers: int, ports: Sequence[int], rounds: int, *, haproxy: bool = False) -> tuple[Figures, int]:
+    """The figures, and the size of a scrape in bytes. `haproxy`: under its names instead of pylb's own."""
     found, size = Figures([], [], []), 0
     hooks = Hooks(ConnectionLog(Stream(1), "none"), Tasks())
     with servers() as target, tempfile.TemporaryDirectory(prefix="pylb-bench-") as folder:
@@ -144,11 +149,13 @@ async def scrapes(workers: int, ports: Sequence[int], rounds: int) -> tuple[Figu
                 processes=forward.workers,
                 reloaded=lambda: True,
             )
+            facts = Facts(time.time(), workers, 1, 1, len(ports), 1, 0, False, "here")
+            scrape = Exporter(View(registry, forward.counters, lambda: facts, Rates())).scrape if haproxy else metrics.scrape
             collect_rarely()
             for turn in range(rounds + 1):
                 await asyncio.to_thread(visit, ports)
                 began, worked = time.perf_counter(), time.thread_time()
-                longest, text = await watched(metrics)
+                longest, text = await watched(scrape)
                 if turn:  # the first one is a warm-up
                     found.wall.append((time.perf_counter() - began) * 1e3)
                     found.cpu.append((time.thread_time() - worked) * 1e3)
@@ -158,15 +165,15 @@ async def scrapes(workers: int, ports: Sequence[int], rounds: int) -> tuple[Figu
     return found, size
 
 
-async def watched(metrics: Metrics) -> tuple[float, bytearray]:
+async def watched(scrape: Callable[[], Awaitable[Collector]]) -> tuple[float, bytes]:
     """The longest step of the loop during a scrape, in milliseconds of CPU, and the scrape."""
     longest = 0.0
-    scrape = asyncio.get_running_loop().create_task(exposition.written([metrics.scrape], exposition.TEXT))
-    while not scrape.done():
+    task = asyncio.get_running_loop().create_task(exposition.written([scrape], exposition.TEXT))
+    while not task.done():
         before = time.thread_time()
         await asyncio.sleep(0)
         longest = max(longest, (time.thread_time() - before) * 1e3)
-    return longest, await scrape
+    return longest, await task
 
 
 def main(argv: list[str]) -> int:
@@ -178,10 +185,11 @@ def main(argv: list[str]) -> int:
     raise_descriptor_limit()
     ports = free_ports(HOST, options.frontends, iter(random.sample(OWN_PORTS, len(OWN_PORTS))))
     rows = []
-    for workers in (0, 1):
-        found, size = uvloop.run(scrapes(workers, ports, options.rounds))
-        progress(f"workers {workers}: {size / 1e6:.1f} MB a scrape")
-        rows.append([f"workers {workers}", *(f"{of(one):.1f}" for one in found for of in (statistics.median, max))])
+    for workers, haproxy in ((0, False), (1, False), (0, True)):
+        found, size = uvloop.run(scrapes(workers, ports, options.rounds, haproxy=haproxy))
+        what = f"workers {workers}" + (", HAProxy's names" if haproxy else "")
+        progress(f"{what}: {size / 1e6:.1f} MB a scrape")
+        rows.append([what, *(f"{of(one):.1f}" for one in found for of in (statistics.median, max))])
     title = f"{options.frontends:,} frontends, {SERVERS} servers each: ms"
     print("\n".join(aligned([[title, "wall", "most", "CPU", "most", "longest step", "most"], *rows])))
     return 0

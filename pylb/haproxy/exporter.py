@@ -5,16 +5,16 @@ none for its own TCP proxies. A thousand frontends with three servers each make 
 the event loop runs other tasks after every few of them.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any, NamedTuple
 
-from prometheus_client.metrics_core import Metric
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from pylb.haproxy.stats import BACKEND, FRONTEND, SERVER, Row, is_up
 from pylb.haproxy.view import View
-from pylb.metrics.families import Row as Sample
-from pylb.metrics.families import Scrape, counter, gauge
+from pylb.metrics.families import Labelled, Scrape, labelled
 
 
 class Family(NamedTuple):
@@ -177,65 +177,80 @@ class Exporter:
     async def scrape(self) -> Scrape:
         """The rows of `show stat`, made in steps; they become samples while the scrape is written."""
         info, picture = await self._view.info(), await self._view.picture()
-        proxies = [rows async for rows in self._view.proxies(picture)]
+        proxies = deque([[(_labels(row), row) for row in rows] async for rows in self._view.proxies(picture)])
         return Scrape(chain(_process(info), _proxies(proxies), _sums(proxies)))
+
+
+Series = tuple[dict[str, str], Row]  # the labels, which all families of one kind share, and the row
 
 
 def _process(info: Mapping[str, int | str]) -> Iterator[Metric]:
     for suffix, key in PROCESS:
-        yield from _family(f"haproxy_process_{suffix}", f"`show info` {key}", (), [((), int(info[key]))])
-    version = [((str(info["Version"]),), 1)]
-    yield from _family("haproxy_process_build_info", "`show info` Version", ("version",), version)
+        yield from _family(f"haproxy_process_{suffix}", f"`show info` {key}", [({}, int(info[key]))])
+    yield from _family("haproxy_process_build_info", "`show info` Version", [({"version": str(info["Version"])}, 1)])
 
 
-def _proxies(proxies: Sequence[Sequence[Row]]) -> Iterator[Metric]:
+def _proxies(proxies: Iterable[Sequence[Series]]) -> Iterator[Metric]:
     for kind, families in FAMILIES.items():
-        rows, labels, prefix = [row for proxy in proxies for row in proxy if row["type"] == kind], _LABELS[kind], _PREFIX[kind]
-        states = _states(((_labels(row), state_of(row)) for row in rows), _STATES[kind])
-        yield from _family(f"{prefix}status", "status", (*labels, "state"), states)
+        prefix = _PREFIX[kind]
+        series = [one for proxy in proxies for one in proxy if one[1]["type"] == kind]
+        states = ((labels, state_of(row)) for labels, row in series)
+        yield from _family(f"{prefix}status", "status", _states(states, _STATES[kind]))
         for family in families:
-            yield from _family(prefix + family.suffix, family.column, labels, _values(rows, family))
+            yield from _family(prefix + family.suffix, family.column, _values(series, family))
         if kind == SERVER:
-            checked = ((_labels(row), row["check_status"]) for row in rows if row["check_status"] is not None)
-            yield from _family("haproxy_server_check_status", "check_status", (*labels, "state"), _states(checked, CHECKS))
+            checked = ((labels, row["check_status"]) for labels, row in series if row["check_status"] is not None)
+            yield from _family("haproxy_server_check_status", "check_status", _states(checked, CHECKS))
 
 
-def _sums(proxies: Sequence[Sequence[Row]]) -> Iterator[Metric]:
-    for name, states, state in _SUMS:
-        yield from _family(name, "servers in that state", ("proxy", "state"), _counts(proxies, states, state))
+def _sums(proxies: deque[list[Series]]) -> Iterator[Metric]:
+    *others, last = _SUMS
+    for name, states, state in others:
+        yield from _family(name, "servers in that state", _counts(proxies, states, state))
+    # The rows are freed as they are used for the last time: a thousand frontends at once are a pause.
+    name, states, state = last
+    yield from _family(name, "servers in that state", _counts(_leaving(proxies), states, state))
 
 
-def _family(name: str, text: str, labels: tuple[str, ...], rows: Iterable[Sample]) -> Iterator[Metric]:
+def _leaving(proxies: deque[list[Series]]) -> Iterator[list[Series]]:
+    while proxies:
+        yield proxies.popleft()
+
+
+def _family(name: str, text: str, rows: Iterable[Labelled]) -> Iterator[Metric]:
     """One metric family. A row without a value gives no sample."""
-    return (part for part in (counter if name.endswith("_total") else gauge)(name, text, labels, rows) if part.samples)
+    new = CounterMetricFamily if name.endswith("_total") else GaugeMetricFamily
+    return (part for part in labelled(new, name, text, rows) if part.samples)
 
 
-def _labels(row: Row) -> tuple[str, ...]:
-    return (row["pxname"], row["svname"]) if row["type"] == SERVER else (row["pxname"],)
+def _labels(row: Row) -> dict[str, str]:
+    return {"proxy": row["pxname"], "server": row["svname"]} if row["type"] == SERVER else {"proxy": row["pxname"]}
 
 
-def _values(rows: Iterable[Row], family: Family) -> Iterator[Sample]:
-    for row in rows:
-        value = row.get(family.column)
-        if value is None and family.column == "check_code" and row["check_status"] is not None:
+def _values(series: Iterable[Series], family: Family) -> Iterator[Labelled]:
+    column, divisor = family.column, family.divisor
+    for labels, row in series:
+        value = row.get(column)
+        if value is None and column == "check_code" and row["check_status"] is not None:
             value = 0  # as in HAProxy, whose CSV is empty there
         if value is not None:
-            yield _labels(row), value if family.divisor == 1 else value / family.divisor
+            yield labels, value if divisor == 1 else value / divisor
 
 
-def _states(found: Iterable[tuple[tuple[str, ...], str]], states: tuple[str, ...]) -> Iterator[Sample]:
+def _states(found: Iterable[tuple[dict[str, str], str]], states: tuple[str, ...]) -> Iterator[Labelled]:
     """A sample for each state: 1 for the current one, 0 for the others."""
     for labels, state in found:
         for word in states:
-            yield (*labels, word), int(word == state)
+            yield labels | {"state": word}, int(word == state)
 
 
-def _counts(proxies: Iterable[Sequence[Row]], states: tuple[str, ...], state: Callable[[Row], Any]) -> Iterator[Sample]:
+def _counts(proxies: Iterable[Sequence[Series]], states: tuple[str, ...], state: Callable[[Row], Any]) -> Iterator[Labelled]:
     """For each backend and state, how many servers are in that state."""
-    for rows in proxies:
-        words = [state(row) for row in rows if row["type"] == SERVER]
+    for proxy in proxies:
+        words = [state(row) for _, row in proxy if row["type"] == SERVER]
+        labels, _ = proxy[-1]
         for word in states:
-            yield (rows[-1]["pxname"], word), words.count(word)
+            yield labels | {"state": word}, words.count(word)
 
 
 def _families() -> Iterator[tuple[str, tuple[str, ...], str]]:

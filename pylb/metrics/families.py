@@ -2,15 +2,17 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
+from itertools import islice
 
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
+from prometheus_client.samples import Sample
 
-PART = 250  # samples; the library needs some 5 µs to make and write one, so a part takes a millisecond or two
+PART = 250  # samples; the library needs some 3 µs to write one, so a part takes a millisecond
 
 Number = int | float
 Row = tuple[Sequence[str], Number]  # label values and value
+Labelled = tuple[dict[str, str], Number]  # labels, which many samples may share, and value
 Buckets = tuple[Sequence[str], Sequence[tuple[str, int]], float]  # label values, cumulative counts by bound, sum
 
 
@@ -28,27 +30,37 @@ def gauge(
     name: str, text: str, labels: Sequence[str] = (), rows: Iterable[Row] | None = None, *, value: Number = 0
 ) -> Iterator[Metric]:
     """Labels and rows, or one `value`."""
-    return _parts(partial(GaugeMetricFamily, name, text, labels=labels), [((), value)] if rows is None else rows)
+    return labelled(GaugeMetricFamily, name, text, _labelled(labels, [((), value)] if rows is None else rows))
 
 
 def counter(
     name: str, text: str, labels: Sequence[str] = (), rows: Iterable[Row] | None = None, *, value: Number = 0
 ) -> Iterator[Metric]:
     """As `gauge`. The name ends in _total."""
-    return _parts(partial(CounterMetricFamily, name, text, labels=labels), [((), value)] if rows is None else rows)
+    return labelled(CounterMetricFamily, name, text, _labelled(labels, [((), value)] if rows is None else rows))
+
+
+def _labelled(labels: Sequence[str], rows: Iterable[Row]) -> Iterator[Labelled]:
+    return ((dict(zip(labels, values, strict=True)), value) for values, value in rows)
+
+
+def labelled(new: Callable[[str, str], Metric], name: str, text: str, rows: Iterable[Labelled]) -> Iterator[Metric]:
+    """At least one part, so that even a family without series is described. A counter's `name` ends in _total.
+
+    The samples are made here: add_metric makes a dict for each, which with labels that many families share is a third of all.
+    """
+    rows = iter(rows)
+    while True:
+        part = new(name, text)
+        part.samples = [Sample(name, labels, value) for labels, value in islice(rows, PART)]
+        yield part
+        if len(part.samples) < PART:
+            return
 
 
 def histogram(name: str, text: str, labels: Sequence[str], rows: Iterable[Buckets]) -> Iterator[Metric]:
-    return _parts(partial(HistogramMetricFamily, name, text, labels=labels), rows)
-
-
-def simple(values: Mapping[str, Number]) -> Iterator[Row]:
-    """The rows of a family with one label."""
-    return (((label,), value) for label, value in values.items())
-
-
-def _parts(new: Callable[[], Any], rows: Iterable[Sequence[Any]]) -> Iterator[Metric]:
-    """At least one, so that even a family without series is described. The samples of one row stay together."""
+    """As `gauge`; the samples of one row stay together."""
+    new = partial(HistogramMetricFamily, name, text, labels=labels)
     part = new()
     for row in rows:
         part.add_metric(*row)
@@ -56,3 +68,8 @@ def _parts(new: Callable[[], Any], rows: Iterable[Sequence[Any]]) -> Iterator[Me
             yield part
             part = new()
     yield part
+
+
+def simple(values: Mapping[str, Number]) -> Iterator[Row]:
+    """The rows of a family with one label."""
+    return (((label,), value) for label, value in values.items())

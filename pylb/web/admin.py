@@ -128,7 +128,7 @@ class Admin:
         scrapes = [self._scrape]
         if self._haproxy is not None and (self._compat or call.query.get("compat") == HAPROXY):
             scrapes.append(self._haproxy)
-        body: bytes | bytearray = await exposition.written(scrapes, form)
+        body = await exposition.written(scrapes, form)
         headers = {"Vary": "Accept, Accept-Encoding"}
         if gzip_accepted(call.headers.get("accept-encoding", "")):
             headers["Content-Encoding"] = "gzip"

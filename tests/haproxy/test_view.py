@@ -67,6 +67,23 @@ async def longest(work: Coroutine[Any, Any, Sized]) -> tuple[float, Sized]:
     return worst, await task
 
 
+async def test_all_families_share_the_labels_of_a_row(tmp_path: Path) -> None:
+    """A dict for each sample was an eighth of what a scrape took."""
+    what = rules()
+    counters = counted(what)
+
+    async def current() -> Counters:
+        return counters
+
+    registry = Registry(rules=what, keyring=Keyring(()), sink=Sink(), store=Store(tmp_path))
+    await registry.start()
+    view = View(registry, current, lambda: Facts(0.0, 0, 1, 1, FRONTENDS, 1, 0, False, "here"), Rates())
+    parts = [*(await Exporter(view).scrape()).collect()]
+    await registry.stop()
+    shared = {id(one.labels) for part in parts for one in part.samples if one.labels and "state" not in one.labels}
+    assert len(shared) == FRONTENDS * (1 + SERVERS + 1) + 1  # rows, and the labels of the version
+
+
 async def test_no_step_holds_the_loop(tmp_path: Path) -> None:
     what = rules()
     counters = counted(what)

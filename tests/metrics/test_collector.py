@@ -104,11 +104,11 @@ def metrics_of(control: Control, expires_at: float | None = 1795419669.0) -> Met
     )
 
 
-async def scraped(metrics: Metrics, form: Format = TEXT) -> bytearray:
+async def scraped(metrics: Metrics, form: Format = TEXT) -> bytes:
     return await written([metrics.scrape], form)
 
 
-def samples(text: bytes | bytearray) -> dict[str, list[Sample]]:
+def samples(text: bytes) -> dict[str, list[Sample]]:
     """By sample name. Raises if a series is there twice, which would cost Prometheus the whole scrape."""
     found: dict[str, list[Sample]] = {}
     seen = set()

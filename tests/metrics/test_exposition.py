@@ -4,11 +4,15 @@ import asyncio
 from math import inf
 
 import pytest
+from prometheus_client import Metric
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.openmetrics import parser as openmetrics_parser
 from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.registry import Collector
+from prometheus_client.samples import Sample
 
 from pylb.metrics.exposition import OPENMETRICS, TEXT, Format, accepted, written
-from pylb.metrics.families import PART, Scrape, counter, gauge, histogram, simple
+from pylb.metrics.families import PART, Scrape, counter, gauge, histogram, labelled, simple
 
 
 async def scrape(*families: object) -> Scrape:
@@ -100,3 +104,42 @@ async def test_a_gauge_and_a_counter_of_one_name_are_two_families() -> None:
 )
 def test_openmetrics_is_for_those_who_ask_for_it(accept: str, form: Format) -> None:
     assert accepted(accept) is form
+
+
+AWKWARD = ["a", 'x{name="a"} 1', "\nx{", "\\nx{", "\n# EOF", '"\n\\', *map(str, range(2 * PART))]
+
+
+@pytest.mark.parametrize("form", [TEXT, OPENMETRICS])
+async def test_lines_that_are_written_once_for_all_families_are_the_librarys(form: Format) -> None:
+    """Families x, y_total and z have the same number for everybody, w another one for the last, v other labels."""
+    shared = [{"name": name} for name in AWKWARD]
+    columns = {
+        "x": [(one, 0) for one in shared],
+        "y_total": [(one, 0.0) for one in shared],
+        "z": [({"name": name}, False) for name in AWKWARD],
+        "w": [(one, int(one is shared[-1])) for one in shared],
+        "v": [({"names": name}, 0) for name in AWKWARD],
+        "u": [(one, 0) for one in reversed(shared)],
+    }
+    families, whole = list[object](), list[Metric]()
+    for name, rows in columns.items():
+        new = CounterMetricFamily if name.endswith("_total") else GaugeMetricFamily
+        families.append(labelled(new, name, "What.", rows))
+        whole.append(new(name, "What."))
+        whole[-1].samples = [Sample(name, labels, value) for labels, value in rows]
+    assert await text(*families, form=form) == form.write(Scrape(whole)).decode()
+
+
+async def test_what_is_the_same_number_for_everybody_is_written_once_for_all_families() -> None:
+    lines = 0
+
+    def write(registry: Collector) -> bytes:
+        nonlocal lines
+        lines += sum(len(part.samples) for part in registry.collect())
+        return TEXT.write(registry)
+
+    shared = [{"name": str(number)} for number in range(3 * PART)]
+    families = [labelled(GaugeMetricFamily, f"x{number}", "What.", ((one, 7) for one in shared)) for number in range(10)]
+    written_once = await text(*families, form=Format("", write, b""))
+    assert written_once.count("\nx") == 30 * PART
+    assert lines == 3 * PART
