@@ -1,9 +1,12 @@
 """Writes lines through a bounded queue and a thread, so that a stalled pipe or a dead syslog never stops the loop."""
 
+import logging
 import threading
 from collections import deque
 from collections.abc import Callable
 from typing import Protocol
+
+log = logging.getLogger("pylb")
 
 QUEUE_LINES = 8192  # ~2 MiB of lines; a burst of a second at the engine's top rate
 BATCH_LINES = 512  # per write: joining them holds the interpreter lock for less than 0.1 ms
@@ -41,6 +44,7 @@ class LineWriter:
         self._asleep = False
         self._refused = 0
         self._lost = 0
+        self._failing = False  # the last batch failed, and that is in the log
         # A daemon thread: stuck in a write to a stalled pipe, it must not keep the process from ending.
         self._thread = threading.Thread(target=self._run, name=f"pylb-{name}", daemon=True)
         self._thread.start()
@@ -110,7 +114,17 @@ class LineWriter:
             else:
                 job = item
         self._taken += lines
-        if texts:
-            self._lost += self._out.write("\n".join(texts), lines)
-        if job is not None:
-            job()
+        try:
+            if texts:
+                self._lost += self._out.write("\n".join(texts), lines)
+                lines = 0
+            if job is not None:
+                job()
+        except Exception as error:
+            # The boundary of this thread: at its end all later lines would be lost.
+            self._lost += lines
+            if not self._failing:  # once: this message may be a line of this writer
+                self._failing = True
+                log.error("lines of the log are lost by a fault", exc_info=error)
+        else:
+            self._failing = False

@@ -162,7 +162,7 @@ class Syslog:
             sock = socket.socket(family, socket.SOCK_DGRAM)
             sock.setblocking(False)
             sock.connect(place)
-        except OSError:
+        except (OSError, UnicodeError):  # UnicodeError: a label that IDNA does not allow
             if sock is not None:
                 sock.close()
             return None

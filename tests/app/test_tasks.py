@@ -1,14 +1,16 @@
 """A fault in any work beside the writer costs that work a moment: sessions live, it is counted, and it works again."""
 
+import ast
 import json
 import os
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+import pylb as pylb_package
 from pylb.control.tasks import Part
 from tests.app.instance import SECRET, Instance, echo, fetch
 from tests.support.faulty import PLACES
@@ -51,6 +53,49 @@ HERE = [part for part in Part if part not in (Part.WORKERS, Part.PREDECESSOR, Pa
 
 def test_every_part_has_a_fault_to_order() -> None:
     assert set(PLACES) == set(Part)
+
+
+# What starts a task or a thread without the boundary, and why its failure harms nothing else.
+OTHERWISE = {
+    ("app/background.py", "_start"): "of `once` and `forever`; of `start` for the registry, which is essential",
+    ("control/registry.py", "start"): "the writer, which is essential",
+    ("control/registry.py", "run"): "the maintenance: all that it does is `forever`",
+    ("control/health/checker.py", "probe"): "awaited there, as a part",
+    ("control/health/checker.py", "_answer"): "awaited there, as a part or by a call",
+    ("web/server.py", "_listen_for"): "ends its connection alone",
+    ("logs/async_writer.py", "__init__"): "what fails there are lost lines",
+    ("control/storage/disk.py", "run"): "what fails there is raised where it is awaited",
+    ("host/machine.py", "resolve"): "what fails there is a name without an answer",
+}
+
+
+def starts(tree: ast.Module) -> Iterator[str]:
+    """The functions that start a task or a thread, but for those that give a task its boundary on the spot."""
+    for function in ast.walk(tree):
+        if not isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        for node in ast.walk(function):
+            match node:
+                case ast.Call(
+                    func=ast.Attribute(attr="create_task"), args=[ast.Call(func=ast.Attribute(attr="once" | "forever"))]
+                ):
+                    pass
+                case ast.Call(func=ast.Attribute(attr="create_task" | "ensure_future" | "Thread" | "ThreadPoolExecutor")):
+                    yield function.name
+
+
+def test_whatever_is_started_in_main_has_the_boundary_or_needs_none() -> None:
+    """Also what is started tomorrow. The callbacks of the loop have its exception handler (Part.CALLBACK)."""
+    package = Path(*pylb_package.__path__)
+    found = {
+        (str(path.relative_to(package)), name)
+        for path in package.rglob("*.py")
+        if path.relative_to(package).parts[0] != "cli"
+        for name in starts(ast.parse(path.read_text()))
+    }
+    assert found == set(OTHERWISE)
+    past = [text for path in package.rglob("*.py") if (text := path.read_text()).count("background.start(")]
+    assert len(past) == 1, "past the boundary: the registry alone"
 
 
 @pytest.mark.parametrize("part", HERE)

@@ -200,3 +200,37 @@ def test_a_syslog_that_reads_nothing_is_waited_for_a_while_and_never_holds_up_wh
         taken += 1
     assert 0 < taken < 2000
     assert log.dropped == 2000 - taken
+
+
+def test_a_syslog_whose_name_no_dns_can_have_loses_lines_and_nothing_else() -> None:
+    out = Syslog(Target("udp", f"{'a' * 64}.example", 514), 134, "pylb")
+    assert out.write("one", 1) == 1
+
+
+def test_a_fault_costs_the_lines_that_it_met_and_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    """The thread had ended with it: no line was written any more."""
+    written: list[str] = []
+
+    class Sick:
+        def write(self, text: str, _count: int) -> int:
+            written.append(text)
+            if len(written) < 3:
+                raise RuntimeError("a bug")
+            return 0
+
+        def reopen(self) -> None:
+            raise RuntimeError("another")
+
+        def close(self) -> None:
+            pass
+
+    lines = LineWriter(Sick())
+    for number in range(1, 4):
+        lines.put(f"line {number}")
+        eventually(lambda number=number: len(written) == number)
+    lines.reopen()
+    lines.put("the last")
+    assert lines.close(5)
+    assert written == ["line 1", "line 2", "line 3", "the last"]
+    assert lines.dropped == 2
+    assert [record.exc_info[1].args for record in caplog.records if record.exc_info] == [("a bug",), ("another",)]  # type: ignore[union-attr]
