@@ -1,8 +1,6 @@
-"""Ports, limits, tables, pipes and faults: what the engine does around its sessions."""
+"""Limits, tables, fairness and faults: what the engine does around its sessions."""
 
-import errno
 import gc
-import os
 import signal
 import socket
 import subprocess
@@ -17,10 +15,7 @@ from pylb.core.policy import Policy
 from pylb.core.session import SessionRecord
 from pylb.core.table import Server
 from pylb.forward.engine import connection_limit, pipe_limit
-from pylb.forward.listener import BATCH
-from pylb.forward.pipes import Pipe, Pipes
-from pylb.forward.session import FrontendState, Half, Session
-from pylb.forward.sockets import open_listener
+from pylb.forward.session import Half, Session
 from tests.support.drive import LIMIT, Drive, Peer, Witness, policy, readable, server_at
 from tests.support.peers import need_root
 from tests.support.ports import free_port
@@ -48,123 +43,6 @@ def test_a_table_swap_leaves_live_sessions_where_they_are(drive: Drive) -> None:
         peer.finish()
     drive.run_until(lambda: len(drive.records) == 2)
     assert {record.server for record in drive.records} == {"old", "new"}
-
-
-def test_a_port_taken_by_somebody_else_is_reported_and_served_later(drive: Drive) -> None:
-    backend = drive.backend()
-    port = free_port()
-    squatter = drive.backend(port=port)
-    listen = Listen("tcp", "127.0.0.1", port)
-    failed = drive.serve_or_fail(server_at(backend), listen=listen)
-    assert [error.errno for error in failed.values()] == [errno.EADDRINUSE]
-    other = Listen("tcp", "127.0.0.1", free_port())
-    assert list(drive.serve_or_fail(server_at(backend), listen=other)) == [listen]  # the rest serves all the same
-    drive.connect(other)
-    drive.accept(backend)
-    squatter.close()
-    assert drive.publish() == {}
-    drive.connect(listen)
-    drive.accept(backend)
-
-
-def test_a_port_opened_ahead_of_its_table_accepts_nothing_until_then(drive: Drive) -> None:
-    backend = drive.backend()
-    listen = Listen("tcp", "127.0.0.1", free_port())
-    drive.engine.open(listen)
-    drive.engine.open(listen)
-    client = drive.connect(listen)
-    client.say(b"patience")
-    drive.run_until_quiet()
-    assert not readable(drive.engine)
-    drive.serve(server_at(backend), listen=listen)
-    server = drive.accept(backend)
-    drive.run_until(lambda: server.got == b"patience")
-
-
-def test_a_port_that_was_discarded_is_closed_and_a_served_one_is_not(drive: Drive) -> None:
-    ahead = Listen("tcp", "127.0.0.1", free_port())
-    drive.engine.open(ahead)
-    drive.engine.discard(ahead)
-    drive.engine.discard(ahead)
-    with pytest.raises(ConnectionRefusedError):
-        drive.connect(ahead)
-    served = drive.serve()
-    drive.engine.discard(served)
-    drive.connect(served)
-
-
-def test_a_listener_that_another_process_holds_too_wakes_this_one_no_more(drive: Drive) -> None:
-    """epoll(7): close() takes a descriptor out only when it is the last one of its open file."""
-    listen = drive.serve(server_at(drive.backend()))
-    elsewhere = os.dup(drive.engine._ports.by_listen[listen].fd)
-    drive.engine.drain(drive.clock() + 10, accept=False)
-    waiting = drive.connect(listen)  # for whoever holds the socket now
-    assert not readable(drive.engine)
-    os.close(elsewhere)
-    drive.run_until(lambda: waiting.error)
-
-
-def test_who_waits_at_a_drain_is_served_however_many_there_are(drive: Drive) -> None:
-    listen = drive.serve(server_at(drive.backend()))
-    clients = [drive.connect(listen) for _ in range(BATCH + 10)]
-    drive.engine.drain(drive.clock() + 1000)
-    assert drive.engine.counters.open_sessions == len(clients)
-
-
-def test_whoever_comes_during_a_drain_does_not_hold_it_up(drive: Drive, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As many come as are accepted, for as long as that goes on."""
-    listen = drive.serve(server_at(drive.backend()))
-    begin, first, enough = drive.engine._ports._begin, [drive.connect(listen) for _ in range(2 * BATCH)], 10 * BATCH
-    came: list[tuple[str, int]] = []
-
-    def begin_and_send_another(frontend: FrontendState, sock: socket.socket, address: tuple[str, int]) -> None:
-        came.append(address)
-        if len(came) < enough:
-            drive.connect(listen)
-        begin(frontend, sock, address)
-
-    monkeypatch.setattr(drive.engine._ports, "_begin", begin_and_send_another)
-    drive.engine.drain(drive.clock() + 1000)
-    assert {client.local.port for client in first} <= {port for _ip, port in came}
-    assert len(came) < len(first) + 2 * BATCH
-
-
-def test_listeners_take_their_descriptors_from_the_sessions() -> None:
-    drive = Drive(splice=False, max_connections=5000, nofile=10_000)
-    try:
-        for _ in range(6):
-            drive.serve()
-        assert drive.engine.counters.max_connections == connection_limit(10_000, 6)
-        drive.remove(next(iter(drive.engine.table.frontends)))
-        assert drive.engine.counters.max_connections == connection_limit(10_000, 5)
-    finally:
-        drive.finish()
-
-
-def test_a_listener_removed_while_its_clients_wait_does_not_disturb_the_batch(drive: Drive) -> None:
-    backend = drive.backend()
-    gone, kept = drive.serve(server_at(backend)), drive.serve(server_at(backend))
-    waiting = drive.connect(gone)
-    drive.connect(kept)
-    drive.remove(gone)
-    drive.accept(backend)
-    drive.run_until(lambda: waiting.error)
-
-
-@pytest.mark.parametrize("one", ["*", "::", "0.0.0.0", "127.0.0.1", "::1"])
-@pytest.mark.parametrize("other", ["*", "::", "0.0.0.0", "127.0.0.1", "::1"])
-def test_the_kernel_refuses_two_listeners_exactly_where_core_says_they_overlap(one: str, other: str) -> None:
-    port = free_port()
-    first, second = Listen("tcp", one, port), Listen("tcp", other, port)
-    listener = open_listener(first)
-    try:
-        open_listener(second).close()
-        refused = False
-    except OSError as error:
-        refused = error.errno == errno.EADDRINUSE
-    finally:
-        listener.close()
-    assert refused is first.overlaps(second)
 
 
 # ------------------------------------------------------------ limits
@@ -340,89 +218,6 @@ NO_PIPES_LEFT = """
 def test_an_unprivileged_user_whose_pipes_are_used_up_loses_nothing() -> None:
     need_root()
     assert run_python(NO_PIPES_LEFT).endswith("nothing lost\n")
-
-
-# ------------------------------------------------------------ pipes
-
-
-def test_a_pipe_with_bytes_in_it_never_goes_back_to_the_pool() -> None:
-    """Security: the next session, another client's, would be given them."""
-    pipes = Pipes(4)
-    pipe = pipes.borrow()
-    assert pipe is not None
-    pipe.count = os.write(pipe.write_fd, b"a secret of this session")
-    pipes.give_back(pipe)
-    with pytest.raises(OSError, match="Bad file descriptor"):
-        os.fstat(pipe.read_fd)
-    following = pipes.borrow()
-    assert following is not None
-    with pytest.raises(BlockingIOError):
-        os.read(following.read_fd, 100)
-    pipes.give_back(following)
-    pipes.close()
-    assert pipes.lent == 0
-
-
-def test_no_byte_of_a_session_that_died_in_bulk_reaches_the_next(make_drive: Make) -> None:
-    drive = make_drive(splice=True, max_pipes=1)
-    backend = drive.backend(rcvbuf=4096)
-    listen = drive.serve(server_at(backend))
-    for letter in b"ABCDEF":
-        client, server = drive.connect(listen), drive.accept(backend)
-        die_in_bulk(drive, client, server, letter)
-        assert set(server.got) == {letter}
-
-
-def die_in_bulk(drive: Drive, client: Peer, server: Peer, letter: int) -> None:
-    """End the session by a reset of one side while bytes of `letter` are stuck in its pipe."""
-
-    def stuck() -> bool:
-        """At rest while in bulk. A read that came back short, for the kernel was slower, ends bulk until there is more."""
-        so_far = len(server.got)
-        client.say(bytes([letter]) * 4 * MIB)
-        server.reading = True
-        drive.run_until(lambda: len(server.got) > so_far + MIB)
-        server.reading = False
-        drive.run_until_quiet()
-        return any(half.pipe and half.pipe.count for half in drive.engine._life.halves.values())
-
-    assert any(stuck() for _ in range(8)), "never stuck in the pipe"
-    (client if letter % 2 else server).reset()
-    client.close()
-    server.reading = True
-    drive.run_until(lambda: not drive.engine.counters.open_sessions and (server.closed or server.error))
-
-
-def test_without_a_free_pipe_bulk_goes_on_by_recv_and_send(make_drive: Make) -> None:
-    drive = make_drive(splice=True, max_pipes=0)
-    client, server = drive.session()
-    client.say(bytes(4 * MIB))
-    client.finish()
-    drive.run_until(lambda: server.eof)
-    assert len(server.got) == 4 * MIB
-    assert drive.engine.counters.pipe_fallbacks >= 1
-
-
-def test_a_pool_keeps_few_pipes_and_lends_no_more_than_its_cap() -> None:
-    pipes = Pipes(2, keep=1)
-    lent: list[Pipe] = [pipe for pipe in (pipes.borrow(), pipes.borrow(), pipes.borrow()) if pipe is not None]
-    assert len(lent) == pipes.lent == 2
-    for pipe in lent:
-        pipes.give_back(pipe)
-    with pytest.raises(OSError, match="Bad file descriptor"):
-        os.fstat(lent[1].read_fd)
-    pipes.close()
-
-
-def test_a_quiet_session_keeps_no_pipe(make_drive: Make) -> None:
-    drive = make_drive(splice=True)
-    client, server = drive.session()
-    client.say(bytes(4 * MIB))
-    drive.run_until(lambda: len(server.got) == 4 * MIB)
-    drive.pass_time(15, step=0.5)
-    assert drive.engine._pipes.lent == 0
-    client.say(b"and on")
-    drive.run_until(lambda: server.got.endswith(b"and on"))
 
 
 # ------------------------------------------------------------ fairness, references
