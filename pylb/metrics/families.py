@@ -30,14 +30,18 @@ def gauge(
     name: str, text: str, labels: Sequence[str] = (), rows: Iterable[Row] | None = None, *, value: Number = 0
 ) -> Iterator[Metric]:
     """Labels and rows, or one `value`."""
-    return labelled(GaugeMetricFamily, name, text, _labelled(labels, [((), value)] if rows is None else rows))
+    return labelled(
+        partial(GaugeMetricFamily, labels=labels), name, text, _labelled(labels, [((), value)] if rows is None else rows)
+    )
 
 
 def counter(
     name: str, text: str, labels: Sequence[str] = (), rows: Iterable[Row] | None = None, *, value: Number = 0
 ) -> Iterator[Metric]:
     """As `gauge`. The name ends in _total."""
-    return labelled(CounterMetricFamily, name, text, _labelled(labels, [((), value)] if rows is None else rows))
+    return labelled(
+        partial(CounterMetricFamily, labels=labels), name, text, _labelled(labels, [((), value)] if rows is None else rows)
+    )
 
 
 def _labelled(labels: Sequence[str], rows: Iterable[Row]) -> Iterator[Labelled]:
