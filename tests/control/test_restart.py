@@ -119,7 +119,10 @@ async def test_what_the_config_no_longer_allows_is_left_out_of_a_restart_loudly(
 
 async def test_one_bad_entry_of_a_snapshot_does_not_cost_the_others(tmp_path: Path) -> None:
     (port,) = free_ports(1)
-    good = {"token": "t", "name": "web", "instance": "p", "address": NODE_A, "frontends": [{"port": port, "target_port": 1}]}
+    wanted = {"port": port, "target_port": 1}
+    good = {"token": "t", "name": "web", "instance": "p", "address": NODE_A, "frontends": [wanted]}
+    displaced = {"listen": f"*:{port}", "address": "127.0.0.9:1", "server": "p"}
+    unusable = ("half \ud800", "two\nlines", "\x1b[31m", "")
     bad = [
         None,
         {},
@@ -127,6 +130,10 @@ async def test_one_bad_entry_of_a_snapshot_does_not_cost_the_others(tmp_path: Pa
         good | {"frontends": [{"port": 0, "target_port": 1}]},
         good | {"state": "confused"},
         good | {"ttl": "soon"},
+        *(good | {key: text} for key in ("token", "name", "instance") for text in unusable),
+        *(good | {"frontends": [wanted | {"weight": weight}]} for weight in (0, 257, 10**30, 1.5, "1")),
+        good | {"displaced": [displaced | {"server": "two\nlines"}]},
+        good | {"displaced": [displaced | {"weight": 10**30}]},
     ]
     store = Store(tmp_path)
     store.open()

@@ -16,10 +16,12 @@ from pylb.control.leases import LeaseRecord
 from pylb.control.storage.store import Json, canonical
 from pylb.core.address import Address, parse_address, parse_ip, parse_listen
 from pylb.core.checks import GET, parse_health, written_health
+from pylb.core.errors import Refused
 from pylb.core.operator_overrides import NONE, Override, Overrides, OverrideTarget, Place
 from pylb.core.persistent_map import Part, PersistentMap, frozen_set
 from pylb.core.policy import UNSAID, AdminState, HealthOverride, ProxyProtocol
-from pylb.core.registration import DisplacedServer, FrontendRequest, Key, Registration, State
+from pylb.core.registration import DisplacedServer, FrontendRequest, Key, Registration, State, check_name, legacy_key
+from pylb.core.text import visible
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -32,7 +34,7 @@ PAUSE = 0.0001  # seconds; the thread lets go of the GIL for as long after each 
 _MOST_GENERATION = 1 << 53  # a float has each of them, and so has JSON
 _MOST_SECONDS = 1e9
 _MOST_MOMENT = 1e11  # unix time: 3,000 years
-_UNUSABLE = (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError)
+_UNUSABLE = (Refused, ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,12 +254,12 @@ def _seconds(value: object) -> float:
 
 
 def _decode_or_keep(index: int, item: Mapping[str, Any]) -> tuple[int, Registration, LeaseRecord] | Unserved:
-    needs = tuple(str(word) for word in _list(item.get("needs")) if word not in KNOWN_NEEDS)
+    needs = tuple(visible(str(word)) for word in _list(item.get("needs")) if word not in KNOWN_NEEDS)
     if not needs:
         return _decode_entry(index, item)
     frontends = [one for one in _list(item.get("frontends")) if isinstance(one, dict)]
     ports = tuple(one["port"] for one in frontends if isinstance(one.get("port"), int))
-    return Unserved(item, None, needs, str(item.get("name", "")), ports)
+    return Unserved(item, None, needs, visible(str(item.get("name", ""))), ports)
 
 
 def _key(item: Mapping[str, Any]) -> Key:
@@ -301,8 +303,8 @@ def _list(value: object) -> list[Any]:
 
 def _decode_one(item: Mapping[str, Any]) -> Registration:
     port = int(item.get("legacy_port", 0))
-    name = str(item["name"])
-    key = Key(str(item["token"]), "" if port else name, str(item.get("instance", "")), port)
+    name, token = check_name("name", str(item["name"])), check_name("token", str(item["token"]))
+    key = legacy_key(token, port) if port else Key(token, name, check_name("instance", str(item["instance"])))
     ttl = item.get("ttl")
     return Registration(
         key,
@@ -348,7 +350,7 @@ def _decode_wanted(item: Mapping[str, Any]) -> FrontendRequest:
         _port(item["port"]),
         _port(item["target_port"]),
         _proxy(item.get("proxy_protocol")),
-        int(item.get("weight", 1)),
+        _weight(item),
         bool(item.get("backup", False)),
         _health(item.get("health")),
     )
@@ -357,14 +359,21 @@ def _decode_wanted(item: Mapping[str, Any]) -> FrontendRequest:
 def _decode_displaced(old: Mapping[str, Any]) -> DisplacedServer:
     listen = parse_listen(old["listen"])
     address = parse_address(old["address"])
-    send, weight, health = _proxy(old.get("proxy_protocol")), int(old.get("weight", 1)), _health(old.get("health"))
-    return DisplacedServer(listen, str(old["server"]), address, send, weight, health)
+    send, weight, health = _proxy(old.get("proxy_protocol")), _weight(old), _health(old.get("health"))
+    return DisplacedServer(listen, check_name("server", str(old["server"])), address, send, weight, health)
 
 
 def _port(value: object) -> int:
     if not isinstance(value, int) or not 1 <= value <= 65535:
         raise ValueError(f"{value!r} is not a port")
     return value
+
+
+def _weight(item: Mapping[str, Any]) -> int:
+    found = item.get("weight", 1)
+    if not isinstance(found, int) or not 1 <= found <= 256:
+        raise ValueError(f"{found!r:.40} is not a weight")
+    return found
 
 
 def _health(value: object) -> HealthOverride:
