@@ -36,6 +36,7 @@ from bench.figures import WARM_UP, Sample, rotated
 from bench.network import Network
 from bench.processes import BenchError
 from bench.scenarios import DEFAULT_SCENARIOS, QUICK, SCENARIOS, Effort, Scenario
+from bench.tables import listed
 
 DESCRIPTORS = 20_000
 VERBS = {
@@ -108,8 +109,7 @@ def arguments() -> argparse.ArgumentParser:
 
 
 def _list(title: str, items: Mapping[str, str]) -> str:
-    width = max(map(len, items))
-    return "\n".join([f"{title}:", *(f"  {name:<{width}}  {about}" for name, about in items.items()), ""])
+    return f"{title}:\n{listed(items.items())}\n"
 
 
 def _count(text: str) -> int:

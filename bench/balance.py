@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
 
-from bench.report import aligned
+from bench.tables import aligned
 from pylb.core.access import AccessList, AccessRule
 from pylb.core.balance import balancer
 from pylb.core.policy import Balance, SourceLimits

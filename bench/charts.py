@@ -12,6 +12,7 @@ from typing import Any
 from bench import marks, report
 from bench.figures import Sample, Spread, ratio, values
 from bench.processes import BenchError
+from bench.tables import markdown
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "docs" / "charts"
@@ -95,9 +96,8 @@ def _bar(target: str, figure: Spread, y: float, scale: float) -> str:
 
 def table(samples: Sequence[Sample], about: str) -> str:
     """Each mark, what was measured, and whether it is reached."""
-    lines = ["| pylb, one process unless it says workers | wanted | measured (lowest..highest round) | |", "|---|---|---|---|"]
-    lines += [f"| {' | '.join(row)} |" for row in marks.rows(samples)]
-    return "\n".join([*lines, "", about])
+    heads = ["pylb, one process unless it says workers", "wanted", "measured (lowest..highest round)", ""]
+    return f"{markdown(heads, marks.rows(samples))}\n\n{about}"
 
 
 def about(run: Mapping[str, Any]) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 from bench import charts, report
 from bench.figures import Sample, Spread, ratio, spread, values
 from bench.scenarios import SCENARIOS
+from bench.tables import aligned
 
 
 def rows(old: list[Sample], new: list[Sample]) -> list[list[str]]:
@@ -34,5 +35,5 @@ def main(argv: list[str]) -> int:
     parser.add_argument("new", type=Path)
     options = parser.parse_args(argv)
     heads = ["pylb", "before", "after", f"before x {report.BASELINE}", f"after x {report.BASELINE}"]
-    print("\n".join(report.aligned([heads, *rows(charts.load(options.old), charts.load(options.new))])))
+    print("\n".join(aligned([heads, *rows(charts.load(options.old), charts.load(options.new))])))
     return 0

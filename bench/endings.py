@@ -21,6 +21,7 @@ from pathlib import Path
 
 from bench import report, targets
 from bench.figures import percentile
+from bench.tables import markdown
 
 TARGETS = ("pylb", "haproxy", "nginx")
 MIB = 1 << 20
@@ -342,10 +343,7 @@ def forget(server: socket.socket) -> None:
 
 def table(columns: dict[str, dict[str, str]]) -> str:
     """Markdown."""
-    heads = ["", *(f"{name}" for name in columns)]
-    lines = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
-    lines += [f"| {case} | {' | '.join(columns[name][case] for name in columns)} |" for case in CASES]
-    return "\n".join(lines)
+    return markdown(["", *columns], ([case, *(found[case] for found in columns.values())] for case in CASES))
 
 
 def main(argv: list[str]) -> int:

@@ -21,6 +21,7 @@ from pathlib import Path
 from bench import report, targets
 from bench.endings import forget, reset, until_end
 from bench.processes import Address, BenchError, Process, free_ports
+from bench.tables import markdown
 
 TARGETS = ("pylb", "haproxy")
 SHORT = 0.4  # seconds of every timeout that a case waits for
@@ -410,13 +411,12 @@ def letters(message: str) -> str:
 
 def table(columns: dict[str, dict[str, str]]) -> str:
     """Markdown."""
-    lines = [f"| how it ended | {' | '.join(columns)} | where they differ |", f"|{'---|' * (len(columns) + 2)}"]
+    rows = []
     for case, one in CASES.items():
-        said = " | ".join(
-            f"`{columns[name][case]}`" if " or " not in getattr(one, name) else getattr(one, name) for name in columns
-        )
-        lines.append(f"| {case} | {said} | {one.why} |")
-    return "\n".join(lines)
+        wanted = {name: getattr(one, name) for name in columns}
+        cells = (text if " or " in text else f"`{columns[name][case]}`" for name, text in wanted.items())
+        rows.append([case, *cells, one.why])
+    return markdown(["how it ended", *columns, "where they differ"], rows)
 
 
 def main(argv: list[str]) -> int:

@@ -13,7 +13,7 @@ import time
 
 import uvloop
 
-from bench.report import aligned
+from bench.tables import aligned
 from pylb.control.health.checker import Checker
 from pylb.control.health.prober import ask
 from pylb.core.address import Address, Listen

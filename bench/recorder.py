@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 from bench.processes import started
-from bench.report import aligned
+from bench.tables import aligned
 from bench.targets import origin, require, wired
 from pylb.core.address import Address, Listen
 from pylb.core.policy import Policy

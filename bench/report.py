@@ -13,6 +13,7 @@ from pathlib import Path
 from bench import marks
 from bench.figures import Sample, Spread, ratio, spread, values
 from bench.scenarios import SCENARIOS, Effort, Metric, Scenario
+from bench.tables import aligned
 
 BASELINE = "haproxy"
 RESULTS = Path(__file__).parent / "results"
@@ -132,21 +133,6 @@ def _against(found: Spread | None, target: str) -> str:
     if found is None:
         return "-"
     return "1" if target == BASELINE else f"{found.median:.2f} ({found.low:.2f}..{found.high:.2f})"
-
-
-def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines with two blanks between columns; the first column to the left, all others to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(
-            [
-                "",
-                cells[0].ljust(widths[0]),
-                *(cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True)),
-            ]
-        ).rstrip()
-        for cells in rows
-    ]
 
 
 def progress(text: str) -> None:

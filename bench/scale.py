@@ -23,7 +23,8 @@ from pathlib import Path
 
 from bench import live, report
 from bench.processes import BenchError
-from bench.report import aligned, progress
+from bench.report import progress
+from bench.tables import aligned
 from pylb.api.routes import rows
 from pylb.app.observer import Hooks
 from pylb.control.admission import Imported

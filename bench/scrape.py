@@ -23,7 +23,8 @@ import uvloop
 from prometheus_client.registry import Collector
 
 from bench.processes import free_ports
-from bench.report import aligned, progress
+from bench.report import progress
+from bench.tables import aligned
 from bench.targets import OWN_PORTS
 from pylb.app.observer import Hooks
 from pylb.control.registry import Registry

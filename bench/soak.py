@@ -34,6 +34,7 @@ from bench.figures import spread
 from bench.kills import Kills
 from bench.processes import Address, BenchError, anonymous_bytes, children, cpu_seconds, family, free_ports
 from bench.streams import END_SECONDS, GREETING, NUMBER, Half, Line, Script, play, scripts, verdict
+from bench.tables import listed
 from bench.targets import OWN_PORTS
 from bench.unit import Unit
 
@@ -523,7 +524,7 @@ class Soak:
             *(self._steady_rows() if self._kills is None else [["deaths", self._deaths(self._kills)]]),
             ["wrong", str(len(tally.wrong))],
         ]
-        return "\n".join(f"  {name:<13} {value}" for name, value in rows)
+        return listed(rows)
 
     def _steady_rows(self) -> list[list[str]]:
         """Of a process that lives all the time."""

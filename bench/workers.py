@@ -26,7 +26,8 @@ from bench import configs, load, targets
 from bench.configs import Wiring
 from bench.processes import Address, free_ports
 from bench.registrations import register, swapping
-from bench.report import aligned, progress
+from bench.report import progress
+from bench.tables import aligned
 from bench.targets import OWN_PORTS, Kind, Target
 from pylb.workers.archive import CodeArchive
 from pylb.workers.channel import Channel

@@ -2,7 +2,7 @@
 
 import asyncio
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin
@@ -12,6 +12,7 @@ from prometheus_client.metrics_core import Metric
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from bench.tables import markdown
 from pylb.app.observer import Hooks
 from pylb.cli.main import main as cli
 from pylb.cli.session_trace import LETTERS
@@ -102,14 +103,13 @@ def metrics_reference() -> str:
         "of `pylb_frontend_sessions_total`, `pylb_server_sessions_total` and `pylb_registrations_total` is `unknown` there.\n\n"
     )
     families = {(family.name, family.type): family for family in asyncio.run(metrics.scrape()).collect()}
-    rows = "".join(map(_family, families.values()))
-    return f"{head}| name | type | labels | meaning |\n|---|---|---|---|\n{rows}"
+    return f"{head}{markdown(['name', 'type', 'labels', 'meaning'], map(_family, families.values()))}\n"
 
 
-def _family(family: Metric) -> str:
+def _family(family: Metric) -> list[str]:
     name = f"{family.name}_total" if family.type == "counter" else family.name
     labels = ", ".join(f"`{label}`" for label in family._labelnames)  # noqa: SLF001 - the library has no other place
-    return f"| `{name}` | {family.type} | {labels} | {family.documentation} |\n"
+    return [f"`{name}`", family.type, labels, family.documentation]
 
 
 def commands() -> str:
@@ -123,15 +123,24 @@ def commands() -> str:
         return []
 
     facts = Facts(0.0, 0, 0, 0, 0, 0, 0, False, "")
-    return Commands(View(registry, counters, lambda: facts, Rates()), {}, sessions).reference()
+    here, elsewhere = Commands(View(registry, counters, lambda: facts, Rates()), {}, sessions).reference()
+    instead = "answered with what to do instead"
+    return f"{markdown(['command', ''], _code(here))}\n\n{markdown([instead, ''], _code(elsewhere))}\n"
+
+
+def exporter_names() -> str:
+    """Of HAProxy's exporter."""
+    rows = ([f"`{name}`", ", ".join(f"`{label}`" for label in labels), text] for name, labels, text in exporter.reference())
+    return f"{markdown(['name', 'labels', 'column of `show stat`'], rows)}\n"
+
+
+def _code(meanings: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    return ((f"`{words}`", meaning) for words, meaning in meanings.items())
 
 
 def errors() -> str:
-    rows = ""
-    for code, status in STATUS.items():
-        meaning, remedy = openapi.MEANINGS[code]
-        rows += f"| `{code}` | {status} | {meaning} | {remedy} |\n"
-    return f"| error | status | meaning | what to do |\n|---|---|---|---|\n{rows}"
+    rows = ([f"`{code}`", str(status), *openapi.MEANINGS[code]] for code, status in STATUS.items())
+    return f"{markdown(['error', 'status', 'meaning', 'what to do'], rows)}\n"
 
 
 def _block(title: str, text: str) -> str:
@@ -148,8 +157,7 @@ def _filled(text: str, section: str, content: str) -> str:
 
 
 def letters() -> str:
-    rows = "".join(f"| `{code}` | {meaning} |\n" for code, meaning in LETTERS.items())
-    return f"| letters | meaning |\n|---|---|\n{rows}"
+    return f"{markdown(['letters', 'meaning'], _code(LETTERS))}\n"
 
 
 _CONFIG_HEAD = """# Config reference
@@ -171,8 +179,8 @@ def config_reference() -> str:
 
 def _config_tables(path: str, section: type[Section], title: str) -> Iterator[str]:
     yield f"## {title}\n"
-    yield "| key | type | default | meaning |\n|---|---|---|---|"
     inner: list[tuple[str, type[Section]]] = []
+    rows: list[list[str]] = []
     for key, field in section.model_fields.items():
         if field.exclude or (section is FrontendEntry and key in PolicySection.model_fields):
             continue
@@ -180,7 +188,8 @@ def _config_tables(path: str, section: type[Section], title: str) -> Iterator[st
         if below is not None:
             inner.append((f"{path}{key}{'[]' if _is_list(field.annotation) else ''}", below))
         meaning = field.description or f"see [`{inner[-1][0]}`](#{_anchor(inner[-1][0])})"
-        yield f"| `{key}` | {_cell(_type(field, field.annotation))} | {_default(key, field)} | {_cell(meaning)} |"
+        rows.append([f"`{key}`", _type(field, field.annotation), _default(key, field), meaning])
+    yield markdown(["key", "type", "default", "meaning"], rows)
     if section is FrontendEntry:
         keys = ", ".join(f"`{key}`" for key in PolicySection.model_fields)
         yield f"\nOf [`defaults`](#defaults) also {keys}: keys that are written here win."
@@ -233,10 +242,6 @@ def _default(key: str, field: FieldInfo) -> str:
     return f'`"{value}"`' if isinstance(value, Listen) or value == "*" else f"`{value}`"
 
 
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|")
-
-
 def mermaid() -> str:
     """The table as a Mermaid state diagram for engine.md."""
     lines = ["stateDiagram-v2", "    [*] --> dialing: accepted", "    [*] --> awaiting_header: accepted from a trusted proxy"]
@@ -262,7 +267,7 @@ def generated() -> dict[Path, str]:
         DOCS / "pylb.schema.json": schema(),
         DOCS / "metrics.md": metrics_reference(),
         DOCS / "engine.md": _filled(engine, "letters", letters()),
-        DOCS / "haproxy.md": _filled(haproxy, "metrics", exporter.reference()),
+        DOCS / "haproxy.md": _filled(haproxy, "metrics", exporter_names()),
         DOCS / "protocol.md": _filled(protocol, "errors", errors()),
     }
 

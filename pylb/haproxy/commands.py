@@ -96,12 +96,9 @@ class Commands:
             return f"Not here: {why}.\n"
         return "Unknown command. Please enter one of the following commands only:\n" + self._listed(())
 
-    def reference(self) -> str:
-        """Markdown tables for docs/haproxy.md: the commands that pylb has, and those that it does not have."""
-        here = "".join(f"| `{' '.join((*one.words, one.usage)).strip()}` | {one.meaning} |\n" for one in self._commands)
-        there = "".join(f"| `{words}` | {instead} |\n" for words, instead in _ELSEWHERE.items())
-        here, there = here.replace("[no-maint|up]", "[no-maint\\|up]"), there.replace("PORT|NAME", "PORT\\|NAME")
-        return f"| command | |\n|---|---|\n{here}\n| answered with what to do instead | |\n|---|---|\n{there}"
+    def reference(self) -> tuple[dict[str, str], Mapping[str, str]]:
+        """For docs/haproxy.md: what there is, and what is answered with what to do instead."""
+        return {" ".join((*one.words, one.usage)).strip(): one.meaning for one in self._commands}, _ELSEWHERE
 
     # ------------------------------------------------------------ show
 

@@ -263,12 +263,12 @@ def _families() -> Iterator[tuple[str, tuple[str, ...], str]]:
         yield name, ("proxy", "state"), "servers in that state"
 
 
-def reference() -> str:
-    """A Markdown table of all names for docs/haproxy.md."""
-    rows = [f"| `haproxy_process_{family.suffix}` | | `show info` {family.key} |\n" for family in PROCESS]
-    rows.append("| `haproxy_process_build_info` | `version` | `show info` Version |\n")
-    rows += [f"| `{name}` | {', '.join(f'`{label}`' for label in labels)} | {text} |\n" for name, labels, text in _families()]
-    return "| name | labels | column of `show stat` |\n|---|---|---|\n" + "".join(rows)
+def reference() -> Iterator[tuple[str, Sequence[str], str]]:
+    """All names for docs/haproxy.md, each with its labels and what it is in HAProxy's own words."""
+    for family in PROCESS:
+        yield f"haproxy_process_{family.suffix}", (), f"`show info` {family.key}"
+    yield "haproxy_process_build_info", ("version",), "`show info` Version"
+    yield from _families()
 
 
 def state_of(row: Row) -> str:

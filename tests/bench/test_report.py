@@ -72,12 +72,6 @@ def test_what_could_not_be_measured_is_said_at_the_end():
     assert table.endswith("could not be measured:\n  ! bulk, pylb, round 1: pylb ended with code 1")
 
 
-def test_columns_are_aligned():
-    lines = report.aligned([["", "requests/s"], ["haproxy", "1"], ["nginx", "12,345"]])
-
-    assert lines == ["           requests/s", "  haproxy           1", "  nginx        12,345"]
-
-
 def test_the_json_keeps_every_sample_as_measured_with_the_machine_and_the_effort(tmp_path):
     run = run_of(bulk("haproxy", WARM_UP, 1.23456789), bulk("haproxy", 1, 2.0))
 

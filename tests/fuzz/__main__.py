@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
+from pylb.cli.tables import Column, Table, written
 from tests.fuzz.inputs import Parser, inputs, shapes
 from tests.fuzz.measures import HANG, Hang, memory, no_hang, seconds
 from tests.fuzz.parsers import BY_NAME, PARSERS
@@ -123,10 +124,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if time.monotonic() - shown > 30:
             shown = time.monotonic()
             say(f"{shown - began:5.0f} s: {sum(one.tried for one in tallies)} inputs, {tally.parser.name}")
-    say(f"{'PARSER':<28}{'INPUTS':>10}{'SHAPES':>12}  FAILURES")
-    for tally in tallies:
-        tried = f"{tally.grown} of {len(tally.shapes)}"
-        say(f"{tally.parser.name:<28}{tally.tried:>10}{tried:>12}  {len(tally.failures) or '-'}")
+    rows = [(one.parser.name, one.tried, f"{one.grown} of {len(one.shapes)}", len(one.failures) or "-") for one in tallies]
+    columns = (Column("PARSER"), *(Column(heading, right=True) for heading in ("INPUTS", "SHAPES", "FAILURES")))
+    say(written([Table(columns, rows)]))
     return 1 if any(tally.failures for tally in tallies) else 0
 
 
