@@ -49,10 +49,10 @@ class Forwarding(Sink, Sessions, Protocol):
         """The processes that forward."""
 
     async def counters(self) -> Counters:
-        """As of now."""
+        """The counters as they are now."""
 
     def parts(self) -> Sequence[Counted]:
-        """The counts whose sum `counters` is, without asking anybody."""
+        """The counts whose sum is `counters`, as far as they are known without asking the workers."""
 
     def drain(self, deadline: float, *, accept: bool = ...) -> None:
         """Like Engine.drain."""
@@ -70,7 +70,10 @@ async def make_forwarding(
     hooks: Hooks,
     note_process: Callable[[int], None],
 ) -> Forwarding:
-    """It runs until the end of `stack`. `note_process` is called with each worker's pid. Raises CannotStart."""
+    """Make the part that forwards; it runs until the end of `stack`. `note_process` gets each worker's pid.
+
+    Raises CannotStart.
+    """
     if not room.workers:
         engine = Engine(
             observer=hooks,
@@ -98,7 +101,7 @@ async def make_forwarding(
 
 
 def _hello(index: int, settings: Settings, room: Budget) -> Hello:
-    """What a worker that starts now has to know."""
+    """The first message to a worker that starts now."""
     config, count = settings.config, room.workers
     return Hello(
         VERSION,

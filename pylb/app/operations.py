@@ -42,7 +42,7 @@ class Operations:
         self._started = asyncio.Event()
 
     def started(self) -> None:
-        """The start is over: who waits for that goes on."""
+        """Note that the start is over; callers that wait for it continue."""
         self._started.set()
 
     async def reload(self) -> Diff | None:
@@ -59,7 +59,7 @@ class Operations:
         return await self._reloading.read_config()
 
     async def reload_and_say(self) -> None:
-        """As `reload`, for the log."""
+        """Like `reload`, but the result goes to the log."""
         try:
             await self.reload()
         except (ConfigErrors, Refused) as error:
@@ -73,18 +73,18 @@ class Operations:
         return await self._succession.hand_over()
 
     async def upgrade_and_say(self) -> None:
-        """As `upgrade`, for the log, and the phases know of it already."""
+        """Like `upgrade`, but the result goes to the log, and the phases know of it already."""
         try:
             log.info("upgrade: %s", await self._succession.hand_over())
         except Refused as refused:
             log.error("%s", refused)
 
     async def counters(self) -> Counters:
-        """Of this pylb and of those before it that only end their sessions still."""
+        """The counters of this pylb and of previous ones that only end their sessions."""
         return await self._transfer.counters()
 
     async def read_keys(self) -> None:
-        """A file with secrets has changed: what it says now counts."""
+        """Read a changed file with secrets and put its new content in force."""
         await self._reloading.read_keys()
 
     async def plan(self, path: Path, text: str) -> list[ChangeLine]:
@@ -96,5 +96,5 @@ class Operations:
 
     @property
     def reloaded(self) -> bool:
-        """Did the last reading of the config succeed?"""
+        """Whether the config was read successfully the last time."""
         return self._settings.reloaded

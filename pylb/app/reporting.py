@@ -82,7 +82,7 @@ class Reporting:
         )
 
     def begin(self, background: Background) -> None:
-        """From here on both look once a second."""
+        """Start the sampler and the feed of the status page, which run once a second."""
         background.forever(Part.RATES, self._sampler.run)
         background.forever(Part.PAGE, self.feed.run)
 

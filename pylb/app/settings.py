@@ -34,7 +34,7 @@ class Settings:
         return self._keys
 
     def use(self, config: Config, keys: Keys, keyring: Keyring) -> None:
-        """Put them into force. `keyring`: that of `keys`."""
+        """Put settings in force. `keyring`: that of `keys`."""
         self.config, self._keys, self.keyring = config, keys, keyring
 
     def token(self, name: str) -> Token | None:
@@ -59,7 +59,7 @@ class Settings:
             yield certificate.key
 
     async def read_certificates(self) -> None:
-        """Renewed ones serve new handshakes; a broken one changes nothing, and is reported."""
+        """Read the certificates again. New handshakes use renewed ones; a broken one is reported and changes nothing."""
         for certificate in self.certificates:
             try:
                 await asyncio.to_thread(certificate.reload)
@@ -67,7 +67,7 @@ class Settings:
                 log.error("%s: the new certificate cannot be used, the old one stays in use: %s", certificate.path, error)
 
     def certificate_expires_at(self) -> float | None:
-        """When the first of them expires."""
+        """When the first of the certificates expires."""
         return min((one.expires_at for one in self.certificates), default=None)
 
 

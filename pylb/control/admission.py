@@ -24,7 +24,7 @@ class Imported:
 
 
 def native_registration(name: str, instance: str, announcement: Announcement, caller: Caller, rules: Rules) -> Registration:
-    """Raises Refused."""
+    """The registration that a native call asks for. Raises Refused."""
     check_source(caller)
     check_spelling("name", name)
     check_spelling("instance", instance)
@@ -61,7 +61,10 @@ def legacy_registration(call: LegacyCall, caller: Caller, static_rules: StaticRu
 
 
 def imported_registration(item: Imported, keyring: Keyring, token: str | None, rules: Rules) -> Registration:
-    """As if the port's old phone-home had called from its server, with `token` or the one that may. Raises Refused."""
+    """The registration as if the port's old phone-home had called from its server. Raises Refused.
+
+    The token is `token`, or the one that may open the port.
+    """
     chosen = _token_for(item.port, keyring, token)
     wanted = FrontendRequest(item.port, item.address.port, item.send_proxy)
     one = Registration(legacy_key(chosen.name, item.port), item.name, item.address.ip, (wanted,), None)
@@ -81,5 +84,5 @@ def _token_for(port: int, keyring: Keyring, name: str | None) -> Token:
 
 
 def same_call(before: Registration | None, wanted: Registration) -> bool:
-    """Is `wanted`, which has no places yet, the same as `before`?"""
+    """Whether `wanted`, which has no places yet, asks for the same as `before`."""
     return before is not None and before.ip == wanted.ip and replace(before, places=(), displaced=()) == wanted

@@ -50,7 +50,7 @@ class Calls:
         return await self._answered(call, caller, f"DELETE {name[:64]}/{instance[:64]}", name, ())
 
     async def legacy(self, call: LegacyCall, caller: Caller) -> str:
-        """Returns the one line of the answer. Raises Refused."""
+        """Carry out a call of the legacy route. Returns the one line of the answer. Raises Refused."""
 
         async def add() -> str:
             one, note = legacy_registration(call, caller, self._state.desired.static_rules)
@@ -79,7 +79,7 @@ class Calls:
         return planned
 
     def is_beat(self, name: str, instance: str, announcement: Announcement, caller: Caller) -> bool:
-        """Would the call change nothing? Cheap, because it is asked before every call."""
+        """Whether the call would change nothing. Cheap, because it is asked before every call."""
         try:
             one = native_registration(name, instance, announcement, caller, self._state.desired.static_rules.rules)
         except Refused as refused:
@@ -88,7 +88,7 @@ class Calls:
         return self._registrar.is_beat(one)
 
     def is_legacy_beat(self, call: LegacyCall, caller: Caller) -> bool:
-        """Like `is_beat`."""
+        """Like `is_beat`, for a legacy call."""
         if call.action != "add":
             return False
         try:
@@ -110,7 +110,7 @@ class Calls:
         return found
 
     def legacy_uses(self) -> Mapping[str, LegacyUse]:
-        """By token. If nothing here changes any more, the last old container is gone."""
+        """The use of the legacy route by each token. When it no longer changes, the last old container is gone."""
         return dict(self._legacy_uses)
 
     async def _answered(

@@ -73,7 +73,7 @@ def _lost(name: str, lost: Sequence[ServerView], down_at: Mapping[tuple[str, str
 
 
 def _missing(view: ServerView) -> str:
-    """Which of the two conditions it lacks."""
+    """Which of the two conditions the server lacks."""
     if view.passes in (YES, "unknown"):
         return ""
     if view.accepts == YES:

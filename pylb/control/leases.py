@@ -1,4 +1,4 @@
-"""All leases, and the one question that time asks: which registrations have been silent for too long."""
+"""All leases, and which registrations have been silent for too long."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -32,7 +32,7 @@ NOT_SEEN = -inf  # the last beat of a restored registration
 
 @dataclass(frozen=True, slots=True)
 class Due:
-    """What is due now."""
+    """The registrations for which something is due now."""
 
     verdict: LapseVerdict[Key]
     gone: tuple[Key, ...] = ()  # said goodbye, and the lease is over
@@ -80,7 +80,7 @@ class Leases:
         return lease is not None and lease.is_over(self._clock())
 
     def forget(self, keys: Iterable[Key]) -> None:
-        """They were released."""
+        """Forget these registrations: they were released."""
         for key in keys:
             self._set(key, None)
             self._planned.pop(key, None)
@@ -89,7 +89,7 @@ class Leases:
             self._displaced_since.pop(key, None)
 
     def pass_on(self, keys: Mapping[Key, Key]) -> None:
-        """Registrations have other keys now."""
+        """Give leases the new keys of their registrations."""
         for old, new in keys.items():
             lease, said, late, since = (
                 self._leases.get(old),
@@ -175,7 +175,7 @@ class Leases:
         self.listening = True
 
     def webhook_is_down(self) -> None:
-        """Nobody can call us: no lease ends."""
+        """Phone-homes cannot call, so no lease ends from now on."""
         self.listening = False
 
     async def due(self, claims: Claims, keep_stale: float) -> Due:
@@ -204,7 +204,7 @@ class Leases:
         return Due(verdict, gone, overstayed, late, closing, self._fallen_back(claims, now))
 
     def _warnings(self, stale: Iterable[Key], keep_stale: float, now: float) -> tuple[tuple[Key, ...], tuple[Key, ...]]:
-        """Which ones to report now as late, and as about to close. A goodbye is no reason for a warning."""
+        """The registrations to report now as late, and those as about to close. An announced pause causes no warning."""
         stale = {key: self._stale_for(key, now) for key in stale if key not in self._goodbyes}
         for key in [key for key in self._late if key not in stale]:
             del self._late[key]
@@ -224,11 +224,11 @@ class Leases:
         return lease is not None and lease.ttl is not None
 
     async def _grant_all(self, claims: Claims) -> None:
-        """All but those that are over for good."""
+        """Give all leases a whole TTL, except those that are over for good."""
         await self._grant(key for key in tuple(self._leases) if claims.not_fresh.get(key) is not State.STALE)
 
     async def _grant(self, keys: Iterable[Key]) -> None:
-        """In steps: ten thousand take 30 ms. Those released meanwhile get nothing."""
+        """Do so in steps, because ten thousand take 30 ms. Leases released meanwhile are skipped."""
         async for key in in_turns(keys, GRANTS):
             if (lease := self._leases.get(key)) is not None:
                 self._set(key, at_least_a_ttl(lease, self._clock()))
@@ -238,7 +238,7 @@ class Leases:
         return 0.0 if lease is None or lease.expires == inf else max(0.0, now - lease.expires)
 
     def said_goodbye(self, key: Key) -> bool:
-        """It said goodbye, and its lease has ended since."""
+        """Whether it announced a pause and its lease has ended since."""
         return key in self._goodbyes
 
     def closes_at(self, key: Key, keep_stale: float) -> float | None:

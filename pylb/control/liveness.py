@@ -51,16 +51,16 @@ class Liveness:
             self._look_at(claims.registrations[key])
 
     def look_again(self, ones: Iterable[Registration]) -> None:
-        """Their servers have just been asked."""
+        """Decide again about these registrations, whose servers have just been asked."""
         for one in ones:
             self._look_at(one)
 
     def called(self, key: Key) -> None:
-        """It lives, or has been released."""
+        """Forget its silence: it has called, or was released."""
         self._since.pop(key, None)
 
     def since(self, key: Key) -> float | None:
-        """When it began, on the clock; None: it is not silent and dead."""
+        """When it became silent and dead, on the clock; None: it is not."""
         return self._since.get(key)
 
     def dead(self) -> list[Key]:
@@ -79,7 +79,7 @@ class Liveness:
             self._since[one.key] = self._clock()
 
     def _is_dead(self, one: Registration) -> bool:
-        """None of its servers answers, as far as they were asked; those in maintenance are not."""
+        """Whether none of its servers answers, as far as they were asked. Servers in maintenance are not asked."""
         found = [self._findings.answer(address) for address in addresses(one)]
         return not any(answer is None or answer.found == YES or answer.found in OURS for answer in found) and not any(
             self._findings.in_maintenance(place, one.address(item)) for place, item in zip(one.places, one.wanted, strict=True)
@@ -90,12 +90,12 @@ class Liveness:
         return 0.0 if answer is None else answer.accepted_at
 
     def is_abandoned(self, one: Registration) -> bool:
-        """For long enough to give way, if its servers are asked once more and do not answer."""
+        """Whether it was silent and dead long enough to give way, unless its servers answer one more question."""
         began = self._since.get(one.key)
         return one.state is not State.FRESH and began is not None and self._clock() - began >= self.leases.yield_after
 
     def is_superfluous(self, key: Key, claims: Claims) -> bool:
-        """It said goodbye, its lease is over, it does not answer, and others that call have each of its ports."""
+        """Whether it announced a pause, its lease is over, it does not answer, and others serve its ports."""
         one = claims.registrations.get(key)
         if one is None or not self._leases.said_goodbye(key) or one.state is not State.STALE:
             return False
@@ -103,7 +103,7 @@ class Liveness:
 
     @staticmethod
     def silent_ports(one: Registration, desired: DesiredState) -> tuple[Listen, ...]:
-        """Those of its ports that neither the config nor any caller has."""
+        """The ports that only this registration holds: neither the config nor a registration that calls has them."""
         claims, statics = desired.claims, desired.static_rules.frontends
         return tuple(
             place
@@ -163,11 +163,11 @@ class Liveness:
 
 
 def addresses(one: Registration) -> Iterator[Address]:
-    """Its servers, and those that replace them until they have answered."""
+    """The addresses of its servers, and of those that stand in for them until they have answered."""
     yield from (one.address(item) for item in one.wanted)
     yield from (old.address for old in one.displaced)
 
 
 def moment(at: float) -> str:
-    """A unix time, for people."""
+    """A unix time as text for people."""
     return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(at))

@@ -30,7 +30,7 @@ class OperatorCommands:
         self._wall = wall
 
     async def release_any(self, what: str) -> list[str]:
-        """`PORT` (that port, whoever has it) or `NAME[/INSTANCE]`: a line for each. Raises Refused NOT_FOUND."""
+        """Release a `PORT`, whoever has it, or `NAME[/INSTANCE]`. A line for each. Raises Refused NOT_FOUND."""
         port = whole_number(what, 65535)
         lines: list[str] = []
 
@@ -47,7 +47,7 @@ class OperatorCommands:
         return lines
 
     async def import_legacy(self, items: Iterable[Imported], token: str | None = None) -> list[str]:
-        """Old HAProxy servers as legacy registrations: a line for each, also for those refused."""
+        """Register old HAProxy servers as legacy registrations. A line for each, also for refused ones."""
 
         answers: list[tuple[Imported, asyncio.Future[tuple[Change, bool]] | Refused]] = []
         async for item in in_turns(items, IMPORTED):
@@ -69,19 +69,19 @@ class OperatorCommands:
         return lines
 
     async def set_admin(self, target: str, state: AdminState, seconds: float | None = None) -> list[str]:
-        """`FRONTEND/SERVER`, or a node's IP: a line for each server that it names. Raises Refused NOT_FOUND.
+        """Set the state of `FRONTEND/SERVER` or of a node's IP. A line for each server. Raises Refused NOT_FOUND.
 
         `seconds`: for how long; None: a day for a node, and without an end for a server.
         """
         return await self._overrule(target, f"{state}", seconds, state=state)
 
     async def set_weight(self, target: str, weight: int | None, seconds: float | None = None) -> list[str]:
-        """0-256, None: as registered or configured. Like `set_admin`."""
+        """Set a weight of 0-256; None: the registered or configured one. Otherwise like `set_admin`."""
         word = "default weight" if weight is None else f"weight {weight}"
         return await self._overrule(target, word, seconds, weight=weight)
 
     def words(self) -> list[tuple[str, Override, list[str]]]:
-        """Every override in force: its target, the setting, and the servers that it affects now."""
+        """Every override in force, with its target, its setting, and the servers that it affects now."""
         return [
             (
                 target if isinstance(target, str) else f"{target[0]}/{target[1]}",
@@ -124,7 +124,7 @@ class OperatorCommands:
 
 
 def _is_meant(key: Key, one: Unserved, port: int | None, what: str) -> bool:
-    """Does `PORT` or `NAME[/INSTANCE]` name it? It is released as a whole: this version cannot know what a half would mean."""
+    """Whether `PORT` or `NAME[/INSTANCE]` names it. It is released as a whole, as this version cannot divide it."""
     name, _, instance = what.partition("/")
     return port in one.ports if port is not None else one.name == name and instance in ("", key.instance)
 

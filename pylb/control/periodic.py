@@ -1,4 +1,4 @@
-"""What is due with time: leases that end, probes, ports to open, and a snapshot to write again."""
+"""Periodic work: leases that end, probes, ports to open again, and a snapshot to write again."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
@@ -68,7 +68,7 @@ class PeriodicWork:
             await asyncio.sleep(pause)
 
     async def tick(self) -> None:
-        """One round of everything but probes."""
+        """One round of everything except probes."""
         await self._leases()
         await self._disk()
 
@@ -103,7 +103,7 @@ class PeriodicWork:
             control.publisher.apply()
 
     def _silent(self, keys: Iterable[Key]) -> tuple[Key, ...]:
-        """Without those that have a call waiting: it would be decided first, and then undone by this."""
+        """The silent ones, without those that have a call waiting, which would be decided first and then undone by this."""
         return tuple(key for key in keys if not self._state.writer.is_busy_with(key))
 
     async def _end(self, keys: tuple[Key, ...]) -> None:
@@ -131,7 +131,7 @@ class PeriodicWork:
         await self._turn(step, keys, self._registrar.left)
 
     def _warn(self, late: Iterable[Key], closing: Iterable[Key]) -> None:
-        """Only those whose port has nobody else that calls: one silent instance among many is no alarm."""
+        """Warn only about ports for which nobody else calls: one silent instance among many is no alarm."""
         control, claims = self._state, self._state.desired.claims
         for kind, keys in (("still_silent", late), ("closing", closing)):
             for one in (claims.registrations[key] for key in keys if key in claims.registrations):
@@ -161,7 +161,7 @@ class PeriodicWork:
         await self._turn(step, (), done)
 
     async def _give_up(self, keys: tuple[Key, ...]) -> None:
-        """An old address is no fallback for ever: addresses of nodes are reused."""
+        """Remove old addresses that were the fallback for long enough, because addresses of nodes are reused."""
 
         def done(change: Change) -> None:
             if change.touched:

@@ -47,7 +47,7 @@ class Persistence:
         self.failures = 0
 
     async def load(self) -> tuple[Snapshot, list[str]]:
-        """What the disk has, and what is wrong with it. Raises StateLocked."""
+        """Load the state from disk, with complaints about what is damaged. Raises StateLocked."""
         complaints = list[str]()
         try:
             await asyncio.to_thread(self._store.open)
@@ -58,7 +58,7 @@ class Persistence:
         return snapshot, [*complaints, *more, *wrong, *await asyncio.to_thread(self._history.restore)]
 
     def is_wanted(self) -> bool:
-        """Is there something to write that nobody waits for?"""
+        """Whether there is something to write for which no call waits."""
         return self.unsaved or self._publisher.table.generation + RESERVE // 2 > self._reserved
 
     async def save(self, desired: DesiredState) -> None:

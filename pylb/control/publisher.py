@@ -48,7 +48,7 @@ class Publisher:
         self._news: dict[Listen, None] = {}  # frontends whose servers went down, came back or were proven
 
     async def planned(self, base: Table, desired: DesiredState, touched: Iterable[Listen]) -> tuple[Table, list[ChangeLine]]:
-        """The table after `base` that `desired` would give, and the differences."""
+        """The table that `desired` would give after `base`, and the differences between the two."""
         table = compose_table(base, await self._made_in_turns(base, desired, touched))
         return table, await _lines(base, table)
 
@@ -67,7 +67,7 @@ class Publisher:
             self._heed_soon()
 
     def news(self, listens: Iterable[Listen]) -> None:
-        """The checker has news. It may call from inside the engine's turn: the swap waits for a later one."""
+        """Called by the checker when it has news, maybe from inside the engine's turn; the swap waits for a later turn."""
         quiet = not self._news
         self._news.update(dict.fromkeys(listens))
         if quiet and not self._under_way:
@@ -101,7 +101,7 @@ class Publisher:
     async def _made_in_turns(
         self, base: Table, desired: DesiredState, listens: Iterable[Listen]
     ) -> dict[Listen, Frontend | None]:
-        """Those that differ from the ones in `base`."""
+        """The frontends that differ from those in `base`, made in steps."""
         made: dict[Listen, Frontend | None] = {}
         server_states = self._server_states(desired)
         async for listen in in_turns(listens, FRONTENDS):
@@ -115,7 +115,7 @@ class Publisher:
         return replace(self._checker.findings.server_states, overrides=desired.overrides)
 
     def _swap(self, desired: DesiredState, made: Mapping[Listen, Frontend | None], served: Table | None = None) -> None:
-        """`served`: the table in force with the rest of the changes, which the sink already has."""
+        """Swap the table. `served`: the table in force with the other changes, which the sink already has."""
         started = self._clock()
         self.desired = desired
         if made:
@@ -137,7 +137,7 @@ class Publisher:
         self._swap(desired, made, table)
 
     async def _follow(self, base: Table, touched: Iterable[Listen], by: Iterable[str]) -> None:
-        """Make the new table known to the other parts, in steps: no client's way depends on it."""
+        """Tell the other parts about the new table, in steps, since no client's connection depends on it."""
         table = self.table
         if table is base:
             return
@@ -159,7 +159,7 @@ class Publisher:
 
 
 async def _lines(old: Table, new: Table) -> list[ChangeLine]:
-    """Like `lines`, in steps."""
+    """The same as `lines`, in steps."""
     found = list[ChangeLine]()
     async for group in in_turns(changes(old, new), FRONTENDS):
         found += group

@@ -1,4 +1,4 @@
-"""How a registration comes and goes: checked without effect, dialled, decided in its turn, answered.
+"""How a registration comes and goes: it is checked without effect, its targets are dialled, it is decided and answered.
 
 Before its turn a call is checked once without effect, and its new targets are dialled, so a black hole delays only the call
 that names it. In its turn it is decided again, on top of everything that came before it.
@@ -39,7 +39,7 @@ class Registrar:
         self._wall = wall
 
     async def enter(self, wanted: Registration, caller: Caller) -> Outcome:
-        """A registration, native or legacy, that its token may make. Raises Refused."""
+        """Enter a native or legacy registration that its token may make. Raises Refused."""
         wanted = inheriting(self._state.desired, wanted)
         before = self._state.desired.claims.registrations.get(wanted.key)
         if before is not None and self._repeats(before, wanted):
@@ -60,7 +60,7 @@ class Registrar:
         return self.outcome(change.result, change.registered, durable=durable, note=change.note)
 
     def is_beat(self, wanted: Registration) -> bool:
-        """Is it the same as registered, with nothing about it under way?"""
+        """Whether the call repeats what is registered, and no other call about it is under way."""
         wanted = inheriting(self._state.desired, wanted)
         before = self._state.desired.claims.registrations.get(wanted.key)
         return before is not None and self._repeats(before, wanted)
@@ -80,7 +80,7 @@ class Registrar:
             self._liveness.look_again(gone)
 
     def submit(self, wanted: Registration, caller: Caller | None, *, takeover: bool) -> asyncio.Future[tuple[Change, bool]]:
-        """Submit it; the result is to be awaited. Raises Refused."""
+        """Submit a call; the caller awaits the result. Raises Refused."""
         before = self._state.desired.claims.registrations.get(wanted.key)
         known: dict[Key, Registration] = {}  # those that have to leave for it
 
@@ -147,7 +147,7 @@ class Registrar:
         caller: Caller | None,
         judge: Callable[[Claims, StaticRules, Registration], T],
     ) -> tuple[T, list[Key]]:
-        """The result of `judge`, and who is released for it. Raises Refused."""
+        """The result of `judge`, and the registrations that are released for it. Raises Refused."""
         if caller is not None and not desired.keyring.has(caller.token):  # removed by a reload while it was dialled
             raise Refused(Code.UNAUTHORIZED, f"token {caller.token.name!r} is no longer valid as it was", "call again")
         claims, gone = desired.claims, list[Key]()
@@ -172,7 +172,7 @@ class Registrar:
         return next((key for key in found if claims.not_fresh.get(key) is State.STALE), None)
 
     def outcome(self, result: str, one: Registration | None, *, durable: bool, note: str = "") -> Outcome:
-        """The answer as of now. `one` None: nothing is registered."""
+        """The answer to a call, as things are now. `one` None: nothing is registered."""
         generation = self._publisher.table.generation
         if one is None:
             return Outcome(result, generation, durable, note=note)
@@ -197,7 +197,7 @@ class Registrar:
 
 
 def _without_effect(item: FrontendRequest, policy: Policy) -> Iterator[str]:
-    """For the caller: which of its settings have no effect because of the frontend's own."""
+    """A note for the caller: which of its settings have no effect because the frontend has its own."""
     if item.health != UNSAID and policy.health.mode is HealthMode.NONE:
         yield f"health of port {item.port} has no effect: the mode of its frontend is none, so there are no checks"
     if item.weight > 1 and policy.balance is Balance.FIRST:
@@ -205,7 +205,7 @@ def _without_effect(item: FrontendRequest, policy: Policy) -> Iterator[str]:
 
 
 def _room_for_one_more(claims: Claims, key: Key) -> None:
-    """A stolen token must not fill memory and disk with instances. Raises Refused."""
+    """Check the limits of the token, so that a stolen one cannot fill memory and disk with instances. Raises Refused."""
     most = MOST_REGISTRATIONS
     if key not in claims.registrations and claims.of_token.get(key.token, 0) >= most:
         hint = f"`pylb release NAME` those that are gone, or use another token ({key.token!r} has them all)"

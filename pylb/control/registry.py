@@ -1,4 +1,4 @@
-"""Control as the rest of pylb sees it: its life, what it shows, and the three ways to change something.
+"""Control as the rest of pylb sees it: start and stop, views, and the three ways to change something.
 
 `calls` serves phone-homes, `operator` has the commands of the control socket, `rules` applies the config. All their changes go
 through one writer (writer.py).
@@ -212,17 +212,17 @@ class Registry:
 
     @property
     def ready(self) -> bool:
-        """The state is restored and the writer runs."""
+        """Whether the state is restored and the writer runs."""
         return self._writing is not None and not self._writing.done()
 
     @property
     def durable(self) -> bool:
-        """Everything in force is on disk."""
+        """Whether everything in force is on disk."""
         return self._state.writer.durable
 
     @property
     def preserving(self) -> bool:
-        """Most phone-homes are silent, and none is demoted because of it."""
+        """Whether most phone-homes are silent; then none of them becomes stale because of it."""
         return self._state.leases.preserving
 
     @property
@@ -241,7 +241,7 @@ class Registry:
 
     @property
     def apply_seconds(self) -> float:
-        """Of the last swap of the table."""
+        """The seconds that the last swap of the table took."""
         return self._state.publisher.apply_seconds
 
     @property
@@ -284,8 +284,7 @@ class Registry:
         return frontend_views(self.table, self.each_server(), self.unbound(), self.closing())
 
     def last_check(self, listen: Listen, address: Address) -> tuple[float, str] | None:
-        """When (the clock's time) a server was last dialled or probed, or a client's connect had news, and the result: "yes",
-        or why not."""
+        """The last dial, probe or newsworthy client's connect of a server: its time on the clock, and "yes" or the failure."""
         return self._state.checker.findings.last_check(listen, address)
 
     def unbound(self) -> dict[Listen, str]:
@@ -306,7 +305,7 @@ class Registry:
 
     @property
     def task_failures(self) -> Mapping[str, int]:
-        """By part (tasks.py)."""
+        """The number of failures of each part (tasks.py)."""
         return {str(part): count for part, count in self.tasks.failures.items()}
 
     @property

@@ -41,7 +41,7 @@ def passed_on(desired: DesiredState) -> tuple[DesiredState, Change, dict[Key, Ke
 
 
 def heir_of(one: Registration, keyring: Keyring) -> Key:
-    """Its key, under the token that it belongs to."""
+    """The key of the registration, under the token to which it belongs."""
     if not keyring.has_heirs:
         return one.key
     ports = [item.port for item in one.wanted]

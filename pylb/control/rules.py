@@ -32,7 +32,7 @@ class RulesInForce:
         self._ask = ask
 
     async def set_keyring(self, keyring: Keyring) -> None:
-        """Other tokens, the same rules. Registrations of a removed token stay, and become stale."""
+        """Replace the tokens but not the rules. Registrations of a removed token stay, and become stale."""
 
         before, moved = self._state.desired.keyring, dict[Key, Key]()
 
@@ -48,8 +48,8 @@ class RulesInForce:
         self._state.event_texts.tokens(before, after, moved, self._state.desired.claims)
 
     async def readdress(self, own_ips: frozenset[str]) -> None:
-        """This machine has these addresses and names now: servers that aim at pylb itself go out, and those that no longer do
-        come back. Raises Refused: pylb is stopping."""
+        """Note the new addresses and names of this machine. Servers that lead back to pylb itself go out of service, and those
+        that no longer do come back. Raises Refused if pylb is stopping."""
 
         def step(desired: DesiredState) -> tuple[DesiredState, Change]:
             before, static_rules = (
@@ -72,7 +72,7 @@ class RulesInForce:
             )
 
     async def reload(self, rules: Rules, keyring: Keyring) -> Diff:
-        """New rules and tokens, all or nothing. Returns what changed in the table. Raises Refused."""
+        """Put new rules and tokens in force, all or none. Returns what changed in the table. Raises Refused."""
         await self._state.resolver.first_look(rules.hosts, FIRST_LOOK)
         before, tokens, moved = self._state.publisher.table, self._state.desired.keyring, dict[Key, Key]()
 

@@ -1,6 +1,6 @@
-"""What control knows: the desired state, the leases, the servers' health, the disk, the sink; and what follows from news.
+"""The state of control (desired state, leases, health, disk and sink) and how it changes.
 
-The registry (what may be asked) and the periodic work (what is due with time) both change things only through here.
+Both the registry, which answers questions, and the periodic work change things only through this module.
 """
 
 from collections import Counter
@@ -84,7 +84,7 @@ class ControlState:
         self.unsettled = False  # a new server has answered: the displaced one may leave
 
     def follow(self, rules: Rules) -> None:
-        """Pass the rules on to the parts."""
+        """Pass new rules on to the parts."""
         self.checker.defaults = rules.defaults.health
         self.liveness.leases = rules.leases
 
@@ -93,7 +93,7 @@ class ControlState:
         return self.publisher.desired
 
     async def restore(self) -> None:
-        """Raises StateLocked. Anything else that is wrong with the state is an alarm, and the start goes on."""
+        """Restore the state from disk. Raises StateLocked; any other problem is an alarm, and the start goes on."""
         snapshot, complaints = await self.persistence.load()
         rules = self.desired.static_rules.rules
         self.resolver.restore(snapshot.resolved)
@@ -122,7 +122,7 @@ class ControlState:
         self.event_texts.loops(self.desired)
 
     def beat(self, one: Registration, *, moved: bool) -> None:
-        """It has called."""
+        """Note that this registration has called."""
         if one.state is State.FRESH:
             self.liveness.called(one.key)
         before = self.leases.get(one.key)
@@ -143,11 +143,11 @@ class ControlState:
             self.event_log.note("state_durable", "the state is on disk again")
 
     async def save_now(self) -> None:
-        """Outside of a batch: what is in force now. Raises OSError."""
+        """Save what is in force now, outside of a batch. Raises OSError."""
         await self._save(self.desired)
 
     async def resolve(self) -> None:
-        """Look up the host names that are due; a new answer is a change like any other."""
+        """Look up the host names that are due, and publish their new addresses."""
         changed = await self.resolver.ask()
         if not changed:
             return

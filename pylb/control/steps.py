@@ -14,8 +14,8 @@ def in_turns(items: Iterable[T], every: int) -> AsyncIterator[T]:
 
 
 class _InTurns(AsyncIterator[T]):
-    """Not an async generator: whoever stops in the middle, by an error, would have to close it, or the loop starts a task that
-    does."""
+    """Not an async generator, because a caller that stops early would have to close it, or the event loop would start a task
+    to do so."""
 
     def __init__(self, items: Iterator[T], every: int) -> None:
         self._items = items

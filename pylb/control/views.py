@@ -69,7 +69,7 @@ class RegistrationView:
 
 @dataclass(frozen=True, slots=True)
 class LegacyUse:
-    """What a token did on the legacy route since the start."""
+    """The use of the legacy route by a token since the start."""
 
     calls: int
     last_at: float  # unix time
@@ -89,7 +89,7 @@ class Holder(NamedTuple):
         return "until its new address has answered" if self.displaced else ""
 
     def __str__(self) -> str:
-        """static, or the registration's title and the note."""
+        """`static`, or the registration's title and its note."""
         if self.key is None:
             return "static"
         return title_of(self.key, self.name) + (f" ({self.note})" if self.displaced else "")
@@ -124,19 +124,19 @@ class ServerView:
 
     @property
     def accepts(self) -> str:
-        """Does it accept connections, by the last that was tried? "yes", or what it met; "unknown": none was."""
+        """Whether it accepts connections: the result of the last connect, "yes" or a failure; "unknown": there was none."""
         if self._last == YES or self._last.startswith(WRONG):  # an answer, also a wrong one, came over a connection
             return YES
         return self._last or self.reachable
 
     @property
     def passes(self) -> str:
-        """Does it pass its check? "yes", or what that found; "unknown": nobody asked since its last failure, or ever."""
+        """Whether it passes its check: "yes" or the failure; "unknown": it was not checked since its last failure, or never."""
         return self._last or "unknown"
 
     @property
     def _last(self) -> str:
-        """What the last check found, or a client's connect after it; "": neither."""
+        """The result of the last check, or of a later connect of a client; "": there was neither."""
         return self.health.reason if self.health.failures and self.health.reason != REMEMBERED else self.record.found
 
 
@@ -158,7 +158,7 @@ class FrontendView(NamedTuple):
 
 
 class Held(NamedTuple):
-    """Who holds a server, and what the first of them says of it; None: only what it was displaced by."""
+    """The holders of a server, and the settings of the first one; None: only a displaced registration holds it."""
 
     by: tuple[Holder, ...]
     weight: int | None
@@ -202,8 +202,11 @@ def server_views(
 def frontend_views(
     table: Table, servers: Iterator[ServerView], unbound: Mapping[Listen, str], closing: Mapping[Listen, float | None]
 ) -> Iterator[FrontendView]:
-    """All frontends in the order of their ports, as are `servers`: one after the other, so that nobody has to hold the views
-    of all, and to free those in one piece. `closing`: when those close of which no registration calls any more."""
+    """The views of all frontends, in the order of their ports, as are `servers`.
+
+    They are made one by one, so that a caller need not hold all of them and free them at once. `closing`: when each frontend
+    closes for which no registration calls any more.
+    """
     for one in by_port(table):
         yield FrontendView(one, [next(servers) for _ in one.servers], unbound.get(one.listen), closing.get(one.listen))
 
@@ -255,7 +258,7 @@ def _state(server: Server, *, proven: bool) -> Literal["up", "down", "unproven",
 def _holders(
     claims: Claims, static_rules: StaticRules, listen: Listen, said_goodbye: Callable[[Key], bool], proven: Container[Address]
 ) -> dict[Address, Held]:
-    """Of all its servers."""
+    """The holders of each of its servers."""
     found: dict[Address, list[Holder]] = {}
     stay: set[Address] = set()  # of somebody who has not said goodbye
     said: dict[Address, tuple[int, bool]] = {}  # by the first of them

@@ -1,8 +1,8 @@
-"""The single writer's turn: judge, open, make durable, publish, answer. One order, one answer each.
+"""The single writer: it decides calls one after the other, opens ports, makes the change durable, publishes it and answers.
 
 Calls that arrive while a snapshot is being written wait for its end and share the next one (group commit): however many
-come at once, the disk sees two writes. All calls of a batch are judged one after the other, each on top of those before it,
-and the loop has its turn after every few: a batch is one swap, but never one step.
+come at once, the disk sees two writes. The calls of a batch are decided one after the other, each on top of those before it,
+and the event loop runs other tasks after every few: a batch is one swap, but never one step.
 
 Not atomic: ports are opened one by one before the write, and closed again if it fails; nothing is accepted on them yet.
 """
@@ -24,7 +24,7 @@ from pylb.core.errors import Code, Refused
 from pylb.core.ownership import Change
 from pylb.core.registration import Key
 
-CALLS = 10  # judged, or answered, between two turns of the loop: 1 ms
+CALLS = 10  # decided or answered in one step, 1 ms, before the event loop runs other tasks
 
 
 Admit = Callable[[DesiredState, DesiredState, Change], Awaitable[None]]  # (before, after, change); raises Refused
@@ -32,7 +32,7 @@ Admit = Callable[[DesiredState, DesiredState, Change], Awaitable[None]]  # (befo
 
 @dataclass(slots=True)
 class Call:
-    """`step` is pure and may run twice. `done` runs once, when it is in force, whether or not the caller still waits."""
+    """`step` is pure and may run twice. `done` runs once, when the change is in force, even if the caller has left."""
 
     step: Step
     keys: Collection[Key]  # the registrations that it is about
@@ -47,7 +47,7 @@ _NONE = Claims()
 
 @dataclass(slots=True)
 class _Batch:
-    """`decided` without the pictures, see `accept`."""
+    """The calls of a batch. `decided` does not contain the pictures, see `accept`."""
 
     desired: DesiredState
     decided: list[tuple[Call, Change]] = field(default_factory=list)
@@ -55,8 +55,8 @@ class _Batch:
     refused: list[tuple[Call, Refused]] = field(default_factory=list)
 
     def accept(self, call: Call, desired: DesiredState, change: Change) -> None:
-        """The picture that a call gave is kept until the next one is judged, no longer: 500 of them at once are a pause of the
-        garbage collector, which looks at each of their thousands of parts."""
+        """Keep the picture that a call gave only until the next call is decided: with 500 of them at once the garbage collector
+        would pause to visit each of their thousands of parts."""
         self.desired = desired
         self.decided.append((call, replace(change, claims=_NONE)))
         self.touched |= change.touched
@@ -73,7 +73,7 @@ class Writer:
 
     def __init__(self, publisher: Publisher, sink: Sink, save: Callable[[DesiredState], Awaitable[None]], tasks: Tasks) -> None:
         self.durable = True  # what is in force is on disk
-        self.hangs = False  # the disk: nobody waits for it again before a write beside the turns has succeeded
+        self.hangs = False  # the disk failed: no batch waits for it again before a write outside the batches has succeeded
         self._publisher = publisher
         self._sink = sink
         self._save = save
@@ -86,20 +86,22 @@ class Writer:
         self._stopped = False
 
     def is_busy_with(self, key: Key) -> bool:
-        """Is a call about it waiting? Then nothing about it may be answered out of turn."""
+        """Whether a call about this registration is waiting. Then nothing about it may be answered out of turn."""
         return key in self._about
 
     async def turn(
         self, step: Step, keys: Iterable[Key], done: Callable[[Change], None] | None = None, *, by: str, write: bool = False
     ) -> tuple[Change, bool]:
-        """Runs `step` in its turn. Returns (what changed, without the picture; whether it is on disk). Raises Refused: nothing
-        changed."""
+        """Run `step` in its turn. Returns what changed, without the picture, and whether it is on disk.
+
+        Raises Refused; then nothing has changed.
+        """
         return await self.submit(step, keys, done, by=by, write=write)
 
     def submit(
         self, step: Step, keys: Iterable[Key], done: Callable[[Change], None] | None = None, *, by: str, write: bool = False
     ) -> asyncio.Future[tuple[Change, bool]]:
-        """As `turn`, for who has many of them: the answer may be awaited later. Raises Refused."""
+        """Like `turn`, for callers with many steps: the answer may be awaited later. Raises Refused."""
         if self._stopped:
             raise _stopping()
         call = Call(step, frozenset(keys), asyncio.get_running_loop().create_future(), done, by, write)
@@ -109,7 +111,7 @@ class Writer:
         return call.answer
 
     async def run(self) -> None:
-        """Until cancelled; then the calls that still wait are told so."""
+        """Run until cancelled; then the calls that still wait are refused."""
         try:
             while True:
                 await self._work.wait()
@@ -127,7 +129,7 @@ class Writer:
             self._busy, self._queue = [], []
 
     async def hold(self) -> None:
-        """From here on nothing changes: calls wait, until `resume`."""
+        """Stop changing anything: calls wait until `resume`."""
         await self._turn.acquire()
 
     def resume(self) -> None:
@@ -151,7 +153,7 @@ class Writer:
             try:
                 await self._write(batch)
             except Unsynced:
-                pass  # on disk as far as anybody can see: to refuse it would be a lie
+                pass  # it is on disk as far as anybody can see, so refusing it would be wrong
             except OSError as error:
                 again = await _judge(live, [call for call, _ in batch.decided], _without_disk(_not_writable(error)))
                 again.refused += batch.refused
@@ -166,7 +168,7 @@ class Writer:
             _fail(call, refused)
         async for call, change in in_turns(batch.decided, CALLS):
             if call.done is not None:
-                with self._tasks.surviving(Part.ANSWERS):  # it is in force, whatever becomes of the rest
+                with self._tasks.surviving(Part.ANSWERS):  # the change is in force, even if the rest fails
                     call.done(change)
             if not call.answer.done():
                 call.answer.set_result((change, self.durable))
@@ -183,7 +185,7 @@ class Writer:
         self.durable, self.hangs = True, False
 
     async def _open(self, before: DesiredState, after: DesiredState, change: Change) -> set[Listen]:
-        """Opens what `after` has and the published table has not. All or nothing: raises Refused."""
+        """Open the ports that `after` has and the published table does not have, all or none. Raises Refused."""
         published = self._publisher.table.frontends
         wanted = [listen for listen in change.touched if after.has(listen) and listen not in published]
         closing = [listen for listen in change.touched if listen in published and not after.has(listen)]
@@ -203,7 +205,7 @@ class Writer:
 
 
 async def _judge(live: DesiredState, calls: Iterable[Call], admit: Admit) -> _Batch:
-    """One call after the other, each on top of those before it that were not refused."""
+    """Decide one call after the other, each on top of the previous ones that were not refused."""
     batch = _Batch(live)
     async for call in in_turns(calls, CALLS):
         try:
@@ -221,7 +223,7 @@ async def _judge(live: DesiredState, calls: Iterable[Call], admit: Admit) -> _Ba
 
 def _without_disk(refusal: Refused) -> Admit:
     async def admit(_before: DesiredState, _after: DesiredState, change: Change) -> None:
-        """What a restart would forget is refused; a move, or one more instance of a known name, is worth having for now."""
+        """While the disk fails, refuse what a restart would forget, but allow a move or another instance of a known name."""
         if change.opened or change.new_name:
             raise refusal
 
@@ -247,7 +249,7 @@ def _fail(call: Call, error: Exception) -> None:
 
 
 def cannot_bind(listen: Listen, error: OSError) -> Refused:
-    """Why the kernel refused a port, for the caller."""
+    """A refusal that tells the caller why the kernel refused a port."""
     if error.errno == errno.EADDRINUSE:
         return Refused(
             Code.PORT_IN_USE,

@@ -1,5 +1,7 @@
-"""Registrations that would make pylb connect to itself, in a loop: refused when they call, and left out if they become one
-later."""
+"""Registrations that would make pylb connect to itself.
+
+They are refused when they call; one that becomes a loop later is not served.
+"""
 
 from collections.abc import Iterable
 
@@ -11,7 +13,7 @@ from pylb.core.static_rules import StaticRules
 
 
 def check_no_loop(claims: Claims, static_rules: StaticRules, one: Registration) -> None:
-    """It may not make pylb dial one of its own ports. Raises Refused."""
+    """Check that the registration does not make pylb dial one of its own ports. Raises Refused."""
     if (found := loop(claims, static_rules, one)) is not None:
         raise Refused(Code.TARGET_REFUSED, found, "aim at the node, not at the load balancer")
 
@@ -42,7 +44,7 @@ def loops(claims: Claims, static_rules: StaticRules) -> dict[Key, str]:
 
 
 def check_opens_no_loop(claims: Claims, static_rules: StaticRules, wanted: Registration) -> None:
-    """Nor may it open a port at which another registration of ours is aimed. Raises Refused."""
+    """Check that it opens no port at which another registration of ours is aimed. Raises Refused."""
     opened = {listen.port for listen in wanted.places if listen not in claims.holders and listen not in static_rules.frontends}
     if circle := opened & static_rules.aimed_here:
         detail = f"port {min(circle)} of this machine is where a static frontend is sent: a loop"
@@ -57,6 +59,6 @@ def check_opens_no_loop(claims: Claims, static_rules: StaticRules, wanted: Regis
 
 
 def _is_aimed_at(claims: Claims, static_rules: StaticRules, ports: Iterable[int]) -> bool:
-    """Is a registration aimed at one of these ports of this machine?"""
+    """Whether a registration is aimed at one of these ports of this machine."""
     here = (LOOPBACK, *static_rules.own_ips)
     return any(Address(ip, port) in claims.sent_to for port in ports for ip in here)

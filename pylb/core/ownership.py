@@ -1,7 +1,7 @@
-"""What changes who holds what: one function for each thing that may happen to registrations.
+"""Changes of ownership: one function for each thing that may happen to registrations.
 
-Each takes a picture (claims.py) and returns another with what changed, or raises `Refused`; the picture that came in is
-never touched, so a refused call changes nothing by construction.
+Each takes claims (claims.py) and returns new ones with what changed, or raises `Refused`. The claims passed in are never
+modified, so a refused call cannot have changed anything.
 """
 
 from collections.abc import Container, Generator, Iterable, Mapping
@@ -21,7 +21,7 @@ STEP = 25  # registrations that one step of `adopting` or `readmitting` judges a
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What a transition did. `claims` is the very picture that came in when nothing changed."""
+    """The result of a transition. If nothing changed, `claims` is the same object that was passed in."""
 
     claims: Claims
     result: str  # created, unchanged, moved, updated, superseded, released
@@ -74,7 +74,7 @@ Admitted = tuple[Registration | None, Registration, Mapping[Key, frozenset[Liste
 def admit(
     claims: Claims, static_rules: StaticRules, wanted: Registration, *, takeover: bool, yield_policy: YieldPolicy = NEVER_YIELDS
 ) -> Admitted | Change:
-    """What `announce` would refuse, without the picture that it would make. A Change: there is nothing to register.
+    """Refuse what `announce` would refuse, without making the new claims. A Change: there is nothing to register.
 
     Raises Refused.
     """
@@ -94,7 +94,7 @@ def admit(
 
 
 def release(claims: Claims, keys: Iterable[Key], port: int | None = None) -> Change:
-    """The registrations leave, or only their frontends on `port`. Releasing what is not there is no change."""
+    """Remove registrations, or only their frontends on `port`. Releasing what does not exist changes nothing."""
     gone = {key: claims.registrations[key] for key in keys if key in claims.registrations}
     ports = {key: frozenset(listen for listen in one.places if port in (None, listen.port)) for key, one in gone.items()}
     touched = frozenset().union(*ports.values())
@@ -105,7 +105,7 @@ def release(claims: Claims, keys: Iterable[Key], port: int | None = None) -> Cha
 
 
 def pass_on(claims: Claims, keys: Mapping[Key, Key]) -> Change:
-    """Registrations become another token's, with all that they have. Nothing of what is served differs but who holds it."""
+    """Give registrations to another token, with everything they have. What is served stays the same."""
     given = {old: new for old, new in keys.items() if old in claims.registrations and new not in claims.registrations}
     if not given:
         return Change(claims, "unchanged")
@@ -117,7 +117,7 @@ def pass_on(claims: Claims, keys: Mapping[Key, Key]) -> Change:
 
 
 def become(claims: Claims, keys: Iterable[Key], state: State) -> Change:
-    """Leases ended (STALE), or were taken back (FRESH). Those that said goodbye lose that word with their lease."""
+    """Mark registrations STALE, because their leases ended, or FRESH again. An announced pause ends with the lease."""
     changed = [claims.registrations[key] for key in keys if key in claims.registrations]
     changed = [one for one in changed if one.state is not state]
     if not changed:
@@ -127,7 +127,7 @@ def become(claims: Claims, keys: Iterable[Key], state: State) -> Change:
 
 
 def settle(claims: Claims, proven: Proven) -> Change:
-    """New servers have answered: the proven ones that they displaced leave."""
+    """Remove displaced servers whose successors have answered."""
     edits: dict[Key, Registration | None] = {}
     touched: set[Listen] = set()
     for key in claims.waiting:
@@ -141,7 +141,7 @@ def settle(claims: Claims, proven: Proven) -> Change:
 
 
 def give_up(claims: Claims, keys: Iterable[Key]) -> Change:
-    """The displaced servers of these have been the fallback for long enough: they leave, whoever has answered."""
+    """Remove the displaced servers of these registrations: they were the fallback for long enough."""
     waiting = [claims.registrations[key] for key in keys if key in claims.waiting]
     if not waiting:
         return Change(claims, "unchanged")
@@ -150,7 +150,9 @@ def give_up(claims: Claims, keys: Iterable[Key]) -> Change:
 
 
 def adopting(claims: Claims, static_rules: StaticRules, looped: Container[Key] = ()) -> Generator[None, None, Change]:
-    """All registrations under new rules, in steps: ports that became static adopt theirs. Raises Refused, naming the owner.
+    """All registrations under new rules, made in steps. A port that became static adopts its registrations.
+
+    Raises Refused, naming the owner.
 
     `looped`: those that aim at pylb itself already and are out of service; others must not begin to.
     It says nothing of what is `opened`: the ports of a reload are those of its static frontends.
@@ -170,7 +172,7 @@ def adopting(claims: Claims, static_rules: StaticRules, looped: Container[Key] =
 def readmitting(
     registrations: Iterable[Registration], static_rules: StaticRules
 ) -> Generator[None, None, tuple[Claims, list[Refused]]]:
-    """A picture made from nothing, in steps: after a restart, or under new rules. What no longer fits is left out."""
+    """Claims made from the registrations, in steps, after a restart or under new rules. What no longer fits is left out."""
     everyone = tuple(registrations)
     yield  # ten thousand take a millisecond to be put in order
     claims, refusals = Claims(), list[Refused]()
@@ -252,7 +254,7 @@ def _displaced(
 
 
 def _still_needed(one: Registration, displaced: tuple[DisplacedServer, ...], proven: Proven) -> tuple[DisplacedServer, ...]:
-    """Only an address that changed is worth a fallback: behind another target port is another application."""
+    """Whether a displaced server is kept: only if its address changed, since another target port is another application."""
     now = {place: one.address(item) for place, item in zip(one.places, one.wanted, strict=True)}
     return tuple(
         old
@@ -265,5 +267,5 @@ def _still_needed(one: Registration, displaced: tuple[DisplacedServer, ...], pro
 
 
 def _moved_along(one: Registration, places: Mapping[int, Listen]) -> tuple[DisplacedServer, ...]:
-    """The displaced servers on where their port listens now; those of a port that was left out are gone."""
+    """The displaced servers, moved to where their port listens now, without those of ports that are gone."""
     return tuple(replace(old, listen=places[old.listen.port]) for old in one.displaced if old.listen.port in places)

@@ -1,4 +1,4 @@
-"""All metrics, read from the engine's ints and the registry's views at the moment of a scrape (names: design.md 8).
+"""All metrics, read from the engine's ints and the registry's views at the moment of a scrape (names: docs/metrics.md).
 
 Nothing is counted here. A thousand frontends have 50,000 samples, a quarter of a second of work: families come in parts, and
 the loop runs between them.

@@ -37,13 +37,13 @@ OPENMETRICS = Format(
 
 
 def accepted(accept: str) -> Format:
-    """For a request's Accept. (The library's own choice fails at `version=x`, and would promise versions it is asked for.)"""
+    """The format for a request's Accept. (The library's own choice fails at `version=x`, and would promise any version.)"""
     kinds = (kind.partition(";") for kind in accept.lower().split(","))
     return OPENMETRICS if any(kind.strip() == "application/openmetrics-text" for kind, _, _ in kinds) else TEXT
 
 
 async def written(scrapes: Iterable[Callable[[], Awaitable[Collector]]], form: Format) -> bytes:
-    """All of them, one after the other. Holds the loop for a few milliseconds at a time."""
+    """All parts as text, one after the other. Each takes a few milliseconds at most."""
     pieces, headed = list[bytes](), set[tuple[str, str]]()
     for scrape in scrapes:
         lines = _Lines(form)

@@ -1,4 +1,4 @@
-"""What the kernel says of pylb's processes."""
+"""What the kernel reports about pylb's processes."""
 
 import errno
 import os
@@ -18,7 +18,7 @@ class Vitals(NamedTuple):
 
 
 def vitals(pids: Mapping[str, int]) -> dict[str, Vitals]:
-    """By name, of those that live. Not for the loop: a listing of 40,000 descriptors takes long."""
+    """The vitals of live processes, by name. Call it in a thread: listing 40,000 descriptors takes long."""
     found = {}
     for name, pid in pids.items():
         try:
@@ -31,7 +31,7 @@ def vitals(pids: Mapping[str, int]) -> dict[str, Vitals]:
 
 
 def _open_fds(pid: int) -> int:
-    """Raises OSError: it has ended."""
+    """The number of open descriptors. Raises OSError if the process has ended."""
     folder = f"/proc/{pid}/fd"
     if count := os.stat(folder).st_size:  # Linux 6.2 and later
         return count

@@ -82,7 +82,7 @@ class Feed:
         self._wake.set()
 
     def sampled(self) -> None:
-        """The history has a new look."""
+        """Called when the history has a new sample."""
         self._point = self._history.point
         self._wake.set()
 
@@ -113,7 +113,7 @@ class Feed:
             self._drop(reader)
 
     def _drop(self, reader: _Reader) -> None:
-        """Forget what waits for it: it will need everything anyway."""
+        """Drop a reader and what waits for it: when it connects again it gets everything."""
         self._readers.remove(reader)
         while not reader.queue.empty():
             reader.queue.get_nowait()
@@ -173,8 +173,9 @@ class Feed:
     # ------------------------------------------------------------ the tables
 
     async def _paint(self) -> tuple[list[tuple[str, bytes]], list[tuple[Health, str]]]:
-        """Rebuild the tables. If anybody reads: what changed in them, (name of the table, `"key":{fields}`), or only `key` for
-        a removed record. And the condition of each frontend.
+        """Rebuild the tables. Returns what changed in them, if anybody reads, and the condition of each frontend.
+
+        A change is the name of the table and `"key":{fields}`, or only `key` for a removed record.
 
         The old tables are emptied one record at a time: freeing ten thousand at once would hold the loop for 10 ms.
         """

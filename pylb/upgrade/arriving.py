@@ -61,7 +61,7 @@ class Predecessors:
         self._readable = True  # could the last one's counts be read?
 
     async def added(self, counters: Counters) -> Counters:
-        """`counters` and theirs."""
+        """`counters` plus the counts of the predecessors."""
         return await self._totals.added(counters) if self._next else counters
 
     def parts(self) -> list[Counted]:
@@ -91,7 +91,7 @@ class Predecessors:
                 raise
 
     def part(self, number: int) -> None:
-        """It has ended: its counts remain."""
+        """Note that it has ended; its counts remain."""
         self._living.pop(number).close()
         self._failures.pop(number, None)
         self._totals.retire(number)
@@ -104,7 +104,7 @@ class Predecessors:
                 self._failed(part, more)
 
     def _hear(self, number: int, *counts: Mapping[str, Any]) -> bool:
-        """False: its version counts in another form."""
+        """Take a report. False: its version counts in another form."""
         try:
             for said in counts:
                 self._totals.heard(number, report_of(said))

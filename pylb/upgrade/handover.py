@@ -1,4 +1,4 @@
-"""The old pylb: it starts a successor, gives it everything, and goes on sending what its live sessions count.
+"""The old pylb: it starts a successor, gives it everything, and continues to send the counts of its live sessions.
 
 The messages between the two are in protocol.py.
 """
@@ -28,7 +28,7 @@ class Running(Protocol):
     """What the old process can do."""
 
     async def hold(self) -> None:
-        """From here on nothing changes, and everything is on disk. Raises OSError: then nothing is held."""
+        """Stop all changes and write everything to disk. Raises OSError; then changes continue."""
 
     async def take_back(self) -> None:
         """Undo `hold`."""

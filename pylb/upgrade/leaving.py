@@ -56,7 +56,7 @@ class Transfer:
         self._changes = ChangedCounters()
 
     async def hold(self) -> None:
-        """Callers wait, nothing changes, and everything is on disk. Raises OSError. If it raises, nothing is held."""
+        """Let callers wait, stop all changes, and write everything to disk. Raises OSError; then changes continue."""
         self._changes = ChangedCounters()
         try:
             for server in self._servers:
@@ -102,7 +102,7 @@ class Transfer:
         return self._registry.totals()
 
     async def counters(self) -> Counters:
-        """Of this pylb and of the previous ones."""
+        """The counters of this pylb and of the previous ones."""
         return await self._before.added(await self._forwarding.counters())
 
     def parts(self) -> list[Counted]:

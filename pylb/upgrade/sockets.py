@@ -47,7 +47,7 @@ class Listeners:
             self._left.setdefault(_listen(sock), []).append(sock)
 
     def open(self, listen: Listen, *, freebind: bool = False, shared: bool = False) -> SocketType:
-        """For a frontend. Like `open_listener`; with `shared` there may be several. Raises OSError."""
+        """Open the socket of a frontend. Like `open_listener`; with `shared` there may be several. Raises OSError."""
         sock = self._take(listen)
         if sock is None:
             sock = open_listener(listen, freebind=freebind, shared=shared)
@@ -142,7 +142,7 @@ class Listeners:
                 self._service.store(_name(listen), sock.fileno())
 
     def all(self) -> list[int]:
-        """The descriptors, for a successor."""
+        """The descriptors of all listening sockets, for a successor."""
         return [sock.fileno() for socks in self._open.values() for sock in socks if sock.fileno() >= 0]
 
     def _note(self, listen: Listen, sock: SocketType) -> None:

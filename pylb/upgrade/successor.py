@@ -37,7 +37,7 @@ class Successor:
         self.talk = Talk(channel)
 
     def signal(self, number: signal.Signals) -> bool:
-        """False: it has ended. Never hits another process that was given its number."""
+        """Send it a signal. False: it has ended. The signal never hits another process that got its pid."""
         try:
             signal.pidfd_send_signal(self._fd, number)
         except ProcessLookupError:

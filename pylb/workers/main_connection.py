@@ -83,7 +83,7 @@ class MainConnection:
         self._hurried = False
 
     def begin(self, engine: Engine) -> None:
-        """To be called before everything else."""
+        """Start the connection. Call it before anything else."""
         self._engine = engine
         engine.watch(self._channel.fileno(), self.on_readable)
         self._say(Ready(VERSION))
@@ -244,7 +244,7 @@ class MainConnection:
         self._engine.drain(deadline, accept=accept)
 
     def hurry(self) -> None:
-        """At SIGTERM. Main decides what a stop means, as long as it lives; an orphan decides at its next tick."""
+        """Called at SIGTERM. As long as main lives, it decides what a stop means; an orphan decides at its next tick."""
         self._hurried = True
 
     def _be_orphan(self) -> None:
@@ -332,7 +332,7 @@ class MainConnection:
 
     @property
     def is_over(self) -> bool:
-        """Nothing remains to be done."""
+        """Whether nothing remains to be done."""
         return self.draining and not self._engine.counters.open_sessions
 
     def close(self) -> None:

@@ -21,7 +21,7 @@ class ChangeSignal:
         self._event = asyncio.Event()
 
     def come(self) -> None:
-        """Wake all that wait."""
+        """Wake everybody who waits."""
         self._event.set()
 
     async def wait(self) -> None:
@@ -66,7 +66,7 @@ class WorkerRequests:
         return answers
 
     def answered(self, answer: Response) -> None:
-        """A part of an answer, or the rest."""
+        """Take a part of an answer, or its last part."""
         if answer.number in self._answers:
             self._answers[answer.number].append(answer)
         self._signal.come()

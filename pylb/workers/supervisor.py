@@ -58,7 +58,7 @@ class Supervisor:
             timer.cancel()
 
     def close(self) -> None:
-        """Nor is any worker checked. Idempotent."""
+        """Stop restarting workers and checking them. Idempotent."""
         self.stop_restarting()
         if self._looking is not None:
             self._looking.cancel()

@@ -20,7 +20,7 @@ class PolicyNumbers:
         self._uses: Counter[int] = Counter()  # by how many frontends of the table in force; by identity, too
 
     def number(self, policy: Policy) -> tuple[int, bool]:
-        """Its number, and whether it is new."""
+        """The number of a policy, and whether it is new."""
         known = self._numbers.get(id(policy))
         if known is not None:
             return known[0], False
@@ -29,8 +29,10 @@ class PolicyNumbers:
         return self._next, True
 
     def unused(self, change: Diff) -> tuple[int, ...]:
-        """The numbers of those that no frontend has any more, which are forgotten. To be asked of each change, once its new
-        policies have their numbers."""
+        """The numbers of policies that no frontend uses any more; they are forgotten.
+
+        Call it for each change, after its new policies have their numbers.
+        """
         come, gone = (Counter(id(frontend.policy) for frontend in some) for some in _sides(change))
         self._uses.update(come)
         self._uses.subtract(gone)
@@ -41,30 +43,30 @@ class PolicyNumbers:
 
 
 def _sides(change: Diff) -> tuple[list[Frontend], list[Frontend]]:
-    """What comes and what goes."""
+    """The policies that a change adds and those that it removes."""
     come, gone = [new for _, new in change.changed], [old for old, _ in change.changed]
     return [*change.opened, *come], [*change.closed, *gone]
 
 
 class TableEncoder:
-    """Of all tables from the first one on."""
+    """Encodes all tables from the first one on."""
 
     def __init__(self) -> None:
         self._policies = PolicyNumbers()
 
     def change(self, before: Table, table: Table, change: Diff) -> Pieces:
-        """For workers that have `before`. `change`: from that to `table`."""
+        """The messages for workers that have `before`. `change`: from that to `table`."""
         pieces = self._parts([*change.opened, *(new for _, new in change.changed)])
         closed = tuple(frontend.listen for frontend in change.closed)
         pieces.append(encoded(TableChange(before.generation, table.generation, self._policies.unused(change), closed)))
         return pieces
 
     def whole(self, table: Table) -> Pieces:
-        """For a worker that has none. `table` is the last one that there was a change to."""
+        """The messages for a worker that has no table. `table` is the one that the last change led to."""
         return [*self._parts(table.frontends.values(), whole=True), encoded(TableChange(0, table.generation, (), ()))]
 
     def _parts(self, frontends: Iterable[Frontend], *, whole: bool = False) -> Pieces:
-        """These, encoded once for all. `whole`: for one who knows no policy yet."""
+        """These frontends, encoded once for all workers. `whole`: for a worker that knows no policy yet."""
         pieces, sent = [], set[int]()
         rest = iter(frontends)
         while some := tuple(islice(rest, PIECE)):

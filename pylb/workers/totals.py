@@ -33,13 +33,13 @@ class Totals:
         self._reports[source] = report
 
     def open_sessions(self, source: int | None = None) -> int:
-        """According to the last reports; of all sources, or of one."""
+        """The number of live sessions, by the last reports, of all sources or of one."""
         if source is not None:
             return self._reports[source].open_sessions if source in self._reports else 0
         return sum(report.open_sessions for report in self._reports.values())
 
     def lag(self, source: int) -> float:
-        """Seconds."""
+        """The lag of a worker's loop in its last report, in seconds."""
         return self._reports[source].lag if source in self._reports else 0.0
 
     def retire(self, source: int) -> None:
@@ -76,7 +76,7 @@ class Totals:
         return [*self._frontends.values(), self._gone]
 
     async def added(self, base: Counters) -> Counters:
-        """`base` plus all of this, for the frontends of `base`. Other work runs in between: each takes 20 µs."""
+        """`base` plus all of these counts, for the frontends of `base`, in steps: each frontend takes 20 µs."""
         total = Counters(base.max_connections)
         async for listen, own in in_turns(list(base.frontends.items()), PIECE):
             into = total.frontends[listen] = FrontendCounters(own.name)

@@ -103,7 +103,7 @@ class Checker:
             self.findings.set_down(place)
 
     def _expected(self, place: Place, known: ServerRecord, policy: HealthPolicy, now: float) -> Health:
-        """Its health under a new policy, or the first health of a new server."""
+        """A server's health under a new policy, or the first health of a new server."""
         # The first probes are spread over a whole interval: a thousand servers come with one reload.
         jitter, before, findings = self._uniform(0.0, 1.0), known.health, self.findings
         if policy.refuses and place not in findings.passed and (before is None or not before.down):
@@ -234,7 +234,7 @@ class Checker:
             self._on_news(list(of_address.frontends), "server_proven", text, {"address": str(address)})
 
     def _shares(self, known: ServerRecord, now: float) -> bool:
-        """Would it ask the same soon? Then this answer counts for it: a server is asked once, however many ask."""
+        """Whether this one would soon ask the same. Then it gets the same answer, so that a server is asked only once."""
         health = known.health or UP
         return health.probe_at - now <= health.wait / 2
 
@@ -315,5 +315,5 @@ class Checker:
             self._on_news([frontend.listen], "server_up", f"{frontend.name}: server {address} {what}", fields)
 
     def _jitter(self) -> float:
-        """Never later than the documented time."""
+        """A random shortening of the interval, so that an answer never comes later than documented."""
         return self._uniform(0.8, 0.9)

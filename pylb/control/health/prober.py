@@ -68,7 +68,7 @@ async def ask(question: Question) -> str:
 
 
 def at_most(count: int) -> Ask:
-    """`ask`, at most so many at a time; a question's timeout starts when its turn comes."""
+    """Like `ask`, with a limit of questions at a time. A question's timeout starts when its turn comes."""
     turns = asyncio.Semaphore(count)
 
     async def ask_in_turn(question: Question) -> str:
@@ -79,7 +79,7 @@ def at_most(count: int) -> Ask:
 
 
 async def _converse(epoll: select.epoll, sock: socket.socket, question: Question, so_far: list[str]) -> str:
-    """Step by step; bytes after a step's text belong to the next step.
+    """Send and expect step by step. Bytes after a step's text belong to the next step.
 
     `so_far` has the verdict in case no more comes: a replica that answers and stays connected is not silent.
     """

@@ -35,7 +35,7 @@ class Job:
             raise TimeoutError("called off")
 
     def call_off(self) -> bool:
-        """Is it certain that nothing of it will be visible?"""
+        """Cancel the work. Returns whether it is certain that nothing of it will be visible."""
         self._called_off = True
         return not self._committed
 
