@@ -22,7 +22,8 @@ log = logging.getLogger(__name__)
 
 Verb = Callable[[Mapping[str, Any]], Awaitable[dict[str, Any]]]
 
-LINE_BYTES = 8 << 20  # a request may contain a config, for `plan`
+LINE_BYTES = 4 << 20  # a request may contain a config, for `plan`, or 10,000 calls, for `import`
+MOST_VALUES = 200_000  # JSON values in a request, twice what such an import has: 4 MiB of `{},` would take 100 MB
 SHORT = 65536  # longest line that every client may send at any time; of longer ones only one is read at a time
 ITEMS = 100  # items of a list in one step, 1 ms, before the event loop runs other tasks
 DEADLINE = 5.0  # seconds in which a request line must arrive, and in which the client must take its answer
@@ -74,6 +75,8 @@ class ControlSocket:
         return before + newline, rest
 
     async def _answer(self, line: bytes) -> dict[str, Any]:
+        if line.count(b",") + line.count(b"{") + line.count(b"[") > MOST_VALUES:
+            return _no(Refused(Code.TOO_LARGE, f"the request has over {MOST_VALUES} values"))
         try:
             request = json.loads(line)
             verb = self._verbs.get(str(request.get("verb"))) if isinstance(request, dict) else None

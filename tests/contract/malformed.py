@@ -67,6 +67,8 @@ CONTROL: dict[str, Stream] = {
     "a line without an end": _behind(then=b"x" * 65536),
     "lines of junk": _behind(),
     "brackets": _behind(then=b"[" * 60000 + b"\n"),
+    "a long line of small values": _behind(then=b'{"verb":"x","y":[' + b"{}," * 1_300_000 + b"0]}\n"),
+    "long lines": _behind(then=b'{"verb":"x","y":"' + b"y" * 4_100_000 + b'"}\n'),
     "no verb": _behind(then=b'{"verb": ["a"]}\n' * 4000),
     "answers that nobody reads": _behind(then=b'{"verb": "routes"}\n' * 4000),
 }

@@ -158,7 +158,7 @@ def test_a_ttl_is_within_the_bounds_or_none() -> None:
 
 
 def test_a_key_that_is_there_twice_is_found_in_one_pass() -> None:
-    """Of a body of the control socket, which may have 8 MiB."""
+    """Of a body of the control socket, which may have 4 MiB."""
     keys = ",".join(f'"k{number}":1' for number in range(100_000))
     with pytest.raises(Refused, match="'k99999' appears twice"):
         strict_json(f'{{{keys},"k99999":1}}'.encode())
