@@ -26,80 +26,80 @@ ALONE  := $(shell grep -rl --include='test_*.py' 'mark\.alone' tests)
 # One more than processors, for much of a test is waiting for others; at most as many as tests/support/ports.py has shares.
 BESIDE := $(shell n=$$(($$(nproc) + 1)); echo $$((n < 9 ? n : 9)))
 
-help: ## this list
+help: ## print this list
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
 
-run: $(VENV)/.run ## start pylb here and now: webhook on 9000, admin on 8404, no config, no root
+run: $(VENV)/.run ## start pylb without a config and without root: webhook on 9000, admin on 8404
 	@exec $(VENV)/bin/pylb run $(ARGS)
 
-demo: $(VENV)/.run ## watch a node move under load, on loopback
+demo: $(VENV)/.run ## show how an app moves between nodes under load, on loopback
 	@exec $(VENV)/bin/pylb demo
 
 # All parts run even if one fails, and the last line says which.
-test: $(VENV)/.dev $(if $(filter true,$(CI)),$(VENV)/.ui) ## everything but test-system; long cases scaled down
+test: $(VENV)/.dev $(if $(filter true,$(CI)),$(VENV)/.ui) ## run all tests except test-system, with long cases scaled down
 	@failed=; \
 	$(MAKE) --no-print-directory -j2 -Otarget -k lint core || failed="lint-or-core"; \
 	$(PY) -m pytest -n $(BESIDE) --dist worksteal -m "not alone" $(REST) -q $(LONG) || failed="$$failed side-by-side"; \
 	$(PY) -m pytest -m alone $(ALONE) -q $(LONG) || failed="$$failed alone"; \
 	test -z "$$failed" || { echo "FAILED: $$failed"; exit 1; }
 
-test-long: ## everything but test-system, with the full figures
+test-long: ## run all tests except test-system, with long cases in full
 	@$(MAKE) --no-print-directory test LONG=--long
 
-test-system: $(VENV)/.dev ## images, systemd and what else needs a whole system of its own (as root)
+test-system: $(VENV)/.dev ## run the tests that need a whole system: images, systemd (as root)
 	$(PY) -m pytest $(SYSTEM) -q $(LONG)
 
-core: $(VENV)/.dev ## tests/core alone, which must cover every branch of pylb/core
+core: $(VENV)/.dev ## run tests/core, which must cover every branch of pylb/core
 	$(PY) -m coverage run -m pytest tests/core -q $(LONG)
 	$(PY) -m coverage report
 
-lint: $(VENV)/.dev ## style, types, the layers as import contracts
+lint: $(VENV)/.dev ## check style, types and import contracts
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports --no-cache
 
-format: $(VENV)/.dev ## put the code into the house's layout
+format: $(VENV)/.dev ## format the code
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
-bench: $(VENV)/.dev ## direct, pylb, haproxy and nginx in one interleaved run (ARGS="--help" for more)
+bench: $(VENV)/.dev ## measure direct, pylb, haproxy and nginx in one interleaved run (ARGS="--help" for more)
 	$(PY) -m bench $(ARGS)
 
-soak: $(VENV)/.dev ## 30 minutes of random streams with SHA-256 on each, while workers and main are killed and upgraded (ARGS="--help")
+soak: $(VENV)/.dev ## run 30 minutes of random streams, checked by SHA-256, while processes are killed and upgraded (ARGS="--help")
 	$(PY) -m bench soak $(or $(ARGS),--kills --minutes 30)
 
-fuzz: $(VENV)/.dev ## 50,000 steps of the engine's state machine, in any order
+fuzz: $(VENV)/.dev ## run 50,000 random steps of the engine's state machine
 	$(PY) -W error -m tests.forward.test_any_order 50000
 	$(PY) -W error -m tests.forward.test_any_fault 10000
 
-fuzz-webhook: $(VENV)/.dev ## ten minutes of whatever bytes against a live webhook
+fuzz-webhook: $(VENV)/.dev ## send random bytes to a live webhook for ten minutes
 	$(PY) -W error -m tests.contract.test_fuzz 10
 
-fuzz-parsers: $(VENV)/.dev ## ten minutes of whatever bytes, up to 1 MiB, for every parser of pylb and the phone-home (ARGS="--help")
+fuzz-parsers: $(VENV)/.dev ## give every parser of pylb and the phone-home random bytes, up to 1 MiB, for ten minutes (ARGS="--help")
 	$(PY) -W error -m tests.fuzz $(ARGS)
 
-zipapp: $(VENV)/.run ## the phone-home as one file: dist/phonehome.pyz
+zipapp: $(VENV)/.run ## make the phone-home as one file: dist/phonehome.pyz
 	$(PY) deploy/zipapp.py
 
-docs: $(VENV)/.dev ## write the generated parts of docs/ and deploy/ anew
+docs: $(VENV)/.dev ## update the generated parts of docs/ and deploy/
 	$(PY) docs/generate.py
 	$(PY) deploy/kubernetes/make_configmap.py
 
-test-ui: $(VENV)/.ui ## the status page in Debian's Chromium; part of `make test` once this has run, and where CI=true
+test-ui: $(VENV)/.ui ## test the status page in Chromium; part of `make test` once this has run, and with CI=true
 	$(PY) -m pytest tests/ui -q $(LONG)
 
-screenshots: $(VENV)/.ui ## make the README's pictures of the status page anew (as root, with chromium)
+screenshots: $(VENV)/.ui ## take the README's screenshots again (as root, with chromium)
 	$(PY) -m pytest tests/ui/test_screenshots.py -q --screenshots
 
 # uv reads no pip.conf: with a mirror of your own set UV_DEFAULT_INDEX.
-lock: $(RELEASE)/.made ## resolve all locks anew, for all interpreters at once (ARGS=--upgrade: newest versions; needs the network)
+lock: $(RELEASE)/.made ## resolve all locks again, for all interpreters at once (ARGS=--upgrade: newest versions; needs the network)
 	$(UV) pyproject.toml -o requirements.lock $(ARGS)
 	$(UV) pyproject.toml -c requirements.lock --group test --group lint --group deploy -o locks/dev.lock $(ARGS)
 	$(UV) -c locks/dev.lock --group ui -o locks/ui.lock $(ARGS)
 	$(UV) -c locks/dev.lock --group release -o locks/release.lock $(ARGS)
 
-audit: $(RELEASE)/.made ## known vulnerabilities of what the locks name (needs the network)
+audit: $(RELEASE)/.made ## look for known vulnerabilities in the locked packages (needs the network)
 	$(RELEASE)/bin/pip-audit --strict --require-hashes --disable-pip $(addprefix -r ,$(LOCKS))
 
 clean: ## remove the virtual environment and caches
