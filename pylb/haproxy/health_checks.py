@@ -13,7 +13,7 @@ MOST_STEPS = 16  # as in core.checks
 _LAST_ASCII = 0x7F
 _WITH_VALUE = word_set(
     """
-    min-recv comment ok-status error-status tout-status on-success on-error status-code
+    comment ok-status error-status tout-status on-success on-error status-code
     """
 )
 # What HAProxy sends and expects with these options (src/tcpcheck.c): a mail server greets with 220 and answers HELO with 250.
@@ -35,6 +35,14 @@ class Asked:
     kind: Line | None = None  # the last `option …chk`
     rules: list[Line] = field(default_factory=list)
     owner: Section | None = None  # the section with the rules; those of `defaults` apply where a proxy has none
+    asker: Section | None = None  # the section with the option
+
+    def ask(self, kind: Line, section: Section) -> None:
+        """An option of the proxy drops the rules of `defaults`, unless both say `option tcp-check`."""
+        again = self.kind is not None and self.kind.words[1] == kind.words[1] == "tcp-check"
+        if self.owner is not section and not again:
+            self.rules, self.owner = [], section
+        self.kind, self.asker = kind, section
 
     def add(self, line: Line, section: Section) -> None:
         if self.owner is not section:
@@ -47,24 +55,28 @@ def check_of(asked: Asked, notes: Notes) -> dict[str, Any]:
     if asked.kind is None:
         return {}
     try:
-        return _check(asked.kind, asked.rules)
+        return _check(asked.kind, asked.rules, inherited=asked.owner is not asked.asker)
     except Untranslatable as found:
         what = f"{found}; pylb cannot, and would only connect: a server that accepts connections but does not work stays in use"
         notes.differs(found.line, f"{found.line.text}: {what}")
         return {}
 
 
-def _check(kind: Line, rules: list[Line]) -> dict[str, Any]:
+def _check(kind: Line, rules: list[Line], *, inherited: bool) -> dict[str, Any]:
     match kind.words[1:]:
         case ["tcp-check"]:
             return _conversation([one for one in rules if one.words[0] == "tcp-check"])
         case ["httpchk", *request]:
-            return _http(kind, request, [one for one in rules if one.words[0] == "http-check"])
+            found = [one for one in rules if one.words[0] == "http-check"]
+            if found and inherited and not any(one.words[1:2] == ["send"] for one in found):
+                raise Untranslatable(found[0], f"HAProxy would send nothing ({kind.text} is in the defaults), so it is down")
+            return _http(kind, request, found)
         case ["redis-check"]:
             return _steps(kind, _REDIS)
         case ["smtpchk", *hello]:
             greeting = " ".join(hello) if len(hello) == 2 and hello[0] in ("HELO", "EHLO") else "HELO localhost"
-            return _steps(kind, [{"expect": "220"}, {"send": f"{greeting}\r\n", "expect": "250"}])
+            talk = [{"expect": "220"}, {"send": f"{greeting}\r\n", "expect": "250"}, {"send": "QUIT\r\n", "expect": "221"}]
+            return _steps(kind, talk)
         case ["pgsql-check", "user", name]:
             # A startup message (PostgreSQL, 55.7); any authentication request means that the server is well.
             body = f"\0\3\0\0user\0{name}\0\0"
@@ -104,6 +116,8 @@ def _conversation(rules: list[Line]) -> dict[str, Any]:
                     steps.append({"send": text})
             case ["expect", *words]:
                 wanted = _expected(line, words)
+                if rules[number - 1].words[1:2] == ["expect"] and number:
+                    raise Untranslatable(line, "HAProxy would search the same answer again")
                 if steps and "expect" not in steps[-1]:
                     steps[-1]["expect"] = wanted
                 else:
@@ -135,10 +149,7 @@ def _sent(line: Line, how: str, text: str) -> str:
 
 
 def _expected(line: Line, words: Sequence[str]) -> str:
-    rest = list(words)
-    while rest and rest[0] in _WITH_VALUE:
-        del rest[:2]
-    match rest:
+    match _pattern(line, words):
         case ["string", text, *_]:
             return text
         case ["binary", text, *_]:
@@ -146,6 +157,16 @@ def _expected(line: Line, words: Sequence[str]) -> str:
         case ["rstring", pattern, *_] if (literal := _literal(pattern)) is not None:
             return literal
     raise Untranslatable(line, "HAProxy would judge the answer by this rule")
+
+
+def _pattern(line: Line, words: Sequence[str]) -> list[str]:
+    """The words after the options that only change how a result is shown."""
+    rest = list(words)
+    while rest and rest[0] in _WITH_VALUE:
+        if rest[1:2] == ["L7OKC"]:
+            raise Untranslatable(line, "HAProxy would keep the server's sessions and send it no new ones")
+        del rest[:2]
+    return rest
 
 
 def _literal(pattern: str) -> str | None:
@@ -190,8 +211,11 @@ def _http(kind: Line, words: Sequence[str], rules: list[Line]) -> dict[str, Any]
             request.method, request.uri = method, uri
             request.version, _, more = (version[0] if version else request.version).partition("\r\n")
             _headers(request, kind, more)
-    status, text = "200-399", ""
+    status, text, last = "200-399", "", ""
     for line in rules:
+        if line.words[1] == last or (last == "expect" and line.words[1] == "send"):
+            raise Untranslatable(line, "HAProxy would do both, one after the other")
+        last = line.words[1] if line.words[1] in ("send", "expect") else last
         match line.words[1:]:
             case ["send", *options]:
                 _send(request, line, options)
@@ -203,14 +227,13 @@ def _http(kind: Line, words: Sequence[str], rules: list[Line]) -> dict[str, Any]
                 raise Untranslatable(line, "HAProxy would do this in its check")
     hosts = [value for name, value in request.headers if name.lower() == "host"]
     plain = re.fullmatch(r"[A-Z]{1,20}", request.method) is not None and len(hosts) == len(request.headers) <= 1
-    # Another method with a single status becomes a conversation: the request as HAProxy sends it, then the status as text.
-    is_range = request.method == "GET" or "-" in status
-    if plain and is_range and not text and re.fullmatch(r"/[!-~]*", request.uri) and re.fullmatch(r"[!-~]*", "".join(hosts)):
+    if plain and not text and re.fullmatch(r"/[!-~]*", request.uri) and re.fullmatch(r"[!-~]*", "".join(hosts)):
         asked = {"http": request.uri, **({} if request.method == "GET" else {"method": request.method})}
         return {**asked, "expect": status, **({"host": hosts[0]} if hosts else {})}
-    if not text and "-" in status:
-        raise Untranslatable(request.line, f"HAProxy would send {request.method} and take any status of {status}")
-    return _steps(request.line, [{"send": request.text, "expect": text or f" {status} "}])
+    if not text:
+        raise Untranslatable(request.line, f"HAProxy would send this {request.method} and judge its status, {status}")
+    # HAProxy searches only the body; "OK" is in most status lines.
+    return _steps(request.line, [{"send": request.text, "expect": "\r\n\r\n"}, {"expect": text}])
 
 
 def _headers(request: _Request, line: Line, text: str) -> None:
@@ -240,18 +263,20 @@ def _send(request: _Request, line: Line, options: Sequence[str]) -> None:
                 raise Untranslatable(line, "HAProxy would send this in its check")
 
 
+# Patterns that match exactly 200 to 299 and so on: anchored, or three characters long. A mere `2` also matches 502.
+_HUNDREDS = re.compile(
+    r"(?P<start>\^)?(?:(?P<one>[1-5])|(?P<two>\(2\|3\)|\[23\]))"
+    r"(?:(?:\[0-9\]|\\d|\.){2}\$?|(?(start)(?:\[0-9\]|\\d|\.)?|(?!)))"
+)
+
+
 def _wanted(line: Line, words: Sequence[str]) -> tuple[str, str]:
     """(status or range of statuses, text that the answer must contain)."""
-    rest = list(words)
-    while rest and rest[0] in _WITH_VALUE:
-        del rest[:2]
-    match rest:
+    match _pattern(line, words):
         case ["status", status, *_] if re.fullmatch(r"[1-5][0-9]{2}(-[1-5][0-9]{2})?", status):
             return status, ""
-        case ["rstatus", pattern, *_] if found := re.fullmatch(r"\^?([1-5])(?:\[0-9\]|\\d|\.){0,2}\$?", pattern):
-            return f"{found[1]}00-{found[1]}99", ""
-        case ["rstatus", pattern, *_] if re.fullmatch(r"\^?[(\[](2\|?3)[)\]](?:\[0-9\]|\\d|\.){0,2}\$?", pattern):
-            return "200-399", ""
+        case ["rstatus", pattern, *_] if found := _HUNDREDS.fullmatch(pattern):
+            return ("200-399" if found["two"] else f"{found['one']}00-{found['one']}99"), ""
         case ["string", text, *_]:
             return "", text
     raise Untranslatable(line, "HAProxy would judge the answer by this rule")

@@ -78,8 +78,9 @@ def bind_of(line: Line, where: str, options: list[str], notes: Notes) -> Bind | 
     host, _, ports = where.rpartition(":")
     match = re.fullmatch(r"([0-9]{1,5})(?:-([0-9]{1,5}))?", ports)
     address = _host(host, v6only="v6only" in options)
-    if address in (_EVERY, _V4, _V6):
-        settings.pop("freebind", None)  # needless, as the machine has this address at all times
+    if address in (_EVERY, _V4, _V6) and settings.pop("freebind", None):
+        what = "HAProxy would also take connections to other machines' addresses that are routed here; pylb would not"
+        notes.differs(line, f"bind {where} transparent: {what}")
     first, last = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
     if address is None or not 1 <= first <= last <= LAST_PORT:
         notes.differs(line, f"bind {where}: HAProxy would listen there; pylb would not: it listens on IP:PORT")

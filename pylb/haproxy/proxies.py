@@ -54,14 +54,21 @@ class Switch(NamedTuple):
     condition: list[str]
 
 
+class ServerLine(NamedTuple):
+    line: Line
+    defaults: int  # number of words of `default-server` before it; later ones do not apply to it
+    size: int  # characters, with those words
+
+
 @dataclass(slots=True)
 class Proxy:
     section: Section
     mode: str = "tcp"
     enabled: bool = True
     binds: list[tuple[Line, str, list[str]]] = field(default_factory=list)
-    servers: list[Line] = field(default_factory=list)
+    servers: list[ServerLine] = field(default_factory=list)
     default_server: list[str] = field(default_factory=list)
+    default_size: int = 0
     default_backend: str | None = None
     switches: list[Switch] = field(default_factory=list)
     acls: dict[str, list[Line]] = field(default_factory=dict)
@@ -82,7 +89,8 @@ class Proxy:
 
     @property
     def is_page(self) -> bool:
-        return self.page and not self.servers and self.default_backend is None
+        """Whether it has no servers either: every proxy may inherit `stats` from `defaults`."""
+        return self.page and not (self.servers or self.switches or self.default_backend)
 
     @property
     def lines(self) -> int:
@@ -93,8 +101,7 @@ class Proxy:
     @property
     def size(self) -> int:
         """At most so many characters of pylb.yaml are needed for its servers."""
-        defaults = length(self.default_server)
-        return sum(length(line.words) + defaults for line in self.servers)
+        return sum(one.size for one in self.servers)
 
 
 def length(words: Iterable[str]) -> int:
@@ -112,17 +119,19 @@ def proxy_of(section: Section) -> Proxy:
 def _read(proxy: Proxy, section: Section, line: Line) -> None:  # noqa: C901 - one line a directive
     match line.words:
         case ["no", "option", *option]:
-            _option(proxy, line, option, wanted=False)
+            _option(proxy, section, line, option, wanted=False)
         case ["default", "option", *option]:
-            _option(proxy, line, option, wanted=False)
+            _option(proxy, section, line, option, wanted=False)
         case ["option", *option]:
-            _option(proxy, line, option, wanted=True)
+            _option(proxy, section, line, option, wanted=True)
         case ["bind", where, *options]:
             proxy.binds += [(line, one, options) for one in where.split(",")]
         case ["server", _, _, *_] | ["server-template", _, _, _, *_]:
-            proxy.servers.append(line)
+            size = proxy.default_size + length(line.words)
+            proxy.servers.append(ServerLine(line, len(proxy.default_server), size))
         case ["default-server", *options]:
             proxy.default_server += options
+            proxy.default_size += length(options)
         case ["mode", mode]:
             proxy.mode = mode
         case ["disabled" | "enabled" as word]:
@@ -161,7 +170,7 @@ def _setting(proxy: Proxy, line: Line) -> None:
             proxy.retries = proxy.retries if {"conn-failure", "all-retryable-errors"} & set(events) else 0
         case [word, *_] if not _is_silent(line.words):
             proxy.odd.append((line, f"pylb has nothing like {shortened(word)}, and would ignore it"))
-    if line.words[0] in ("stats", "monitor-uri") or "prometheus-exporter" in line.words:
+    if line.words[0] == "stats" or "prometheus-exporter" in line.words:
         proxy.page = True
 
 
@@ -177,6 +186,8 @@ def _number(proxy: Proxy, line: Line, number: int) -> None:
 
 def _is_silent(words: list[str]) -> bool:
     match words:
+        case ["no", "log"]:
+            return True
         case ["tcp-response", *rule]:
             return not {"reject", "close", "silent-drop"} & set(rule)
         case ["filter", kind, *_]:
@@ -208,7 +219,7 @@ def _timeout(proxy: Proxy, line: Line, name: str, value: str) -> None:
         proxy.timeouts[name] = ms or inf
 
 
-def _option(proxy: Proxy, line: Line, option: list[str], *, wanted: bool) -> None:
+def _option(proxy: Proxy, section: Section, line: Line, option: list[str], *, wanted: bool) -> None:
     match option:
         case ["redispatch", *interval]:
             proxy.redispatch = wanted
@@ -216,8 +227,8 @@ def _option(proxy: Proxy, line: Line, option: list[str], *, wanted: bool) -> Non
                 proxy.odd.append((line, "HAProxy would change the server at a later retry; pylb tries another one at once"))
         case ["allbackups"]:
             proxy.all_backups = wanted
-        case [name, *_] if name in _CHECKS:
-            proxy.asked.kind = Line(line.file, line.number, ["option", *option]) if wanted else None
+        case [name, *_] if name in _CHECKS and wanted:
+            proxy.asked.ask(Line(line.file, line.number, ["option", *option]), section)
         case [name, *_] if name not in _SILENT_OPTIONS and wanted:
             proxy.odd.append((line, f"pylb has no option {shortened(name)}, and would ignore it"))
 

@@ -4,27 +4,22 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from ipaddress import AddressValueError, IPv6Address, ip_address
+from itertools import count
 from math import inf
 from typing import Any
 
 from pylb.config.values import duration_text
 from pylb.haproxy.config_parser import Line, Notes, Parser, shortened, word_set
 from pylb.haproxy.health_checks import check_of
-from pylb.haproxy.proxies import Proxy, is_number, milliseconds
+from pylb.haproxy.proxies import Proxy, ServerLine, is_number, milliseconds
 
 MOST_NAME = 253  # characters, as in the config
 LONGEST = 366 * 86_400_000  # milliseconds, as in the config; stands for "no timeout" where pylb must have one
-_SEND = {
-    "send-proxy": "v1",
-    "send-proxy-v2": "v2",
-    "send-proxy-v2-ssl": "v2",
-    "send-proxy-v2-ssl-cn": "v2",
-    "no-send-proxy": "none",
-}
+_SEND = {"send-proxy": "v1", "send-proxy-v2": "v2", "send-proxy-v2-ssl": "v2", "send-proxy-v2-ssl-cn": "v2"}
 _FLAGS = word_set(
     """
-    check no-check backup no-backup disabled enabled check-send-proxy no-check-send-proxy non-stick stick no-agent-check
-    tfo no-tfo no-ssl no-check-ssl no-verifyhost no-send-proxy-v2 allow-0rtt ssl-reuse no-ssl-reuse
+    no-check-send-proxy non-stick stick no-agent-check tfo no-tfo no-check-ssl no-verifyhost allow-0rtt ssl-reuse
+    no-ssl-reuse
     """
 )
 _WITH_VALUE = word_set(
@@ -37,6 +32,7 @@ _WITH_VALUE = word_set(
     """
 )
 _OPEN = {  # options that change who gets a connection, with the number of words that follow
+    "check-send-proxy": (0, "HAProxy would send a PROXY header to its check's port; pylb only to the server's own port"),
     "minconn": (1, "HAProxy would let it have fewer connections while there are few clients"),
     "maxqueue": (1, "HAProxy would let at most so many clients wait for it, and send others elsewhere"),
     "track": (1, "HAProxy would consider it up while that server is up"),
@@ -65,7 +61,7 @@ class Server:
     name: str
     address: str
     options: dict[str, str] = field(default_factory=dict)
-    sends: str = "none"
+    headers: set[str] = field(default_factory=set)
     checked: bool = False
     backup: bool = False
     disabled: bool = False
@@ -73,6 +69,11 @@ class Server:
     @property
     def label(self) -> str:
         return f"server {shortened(self.name)}"
+
+    @property
+    def sends(self) -> str:
+        """The version of the PROXY header. Of two, HAProxy sends the newer one."""
+        return max(self.headers, default="none")
 
     @property
     def health(self) -> dict[str, Any]:
@@ -86,15 +87,27 @@ class Server:
 
 def servers_of(proxy: Proxy, parser: Parser, notes: Notes) -> list[Server]:
     """The servers that pylb can use. The others are noted as differences."""
-    found = (_server(proxy, line, parser, notes) for line in proxy.servers)
-    return [one for one in found if one is not None]
+    found = [made for one in proxy.servers if (made := _server(proxy, one, parser, notes)) is not None]
+    return _by_id(found, proxy) if proxy.balance[0] == "first" else found
 
 
-def _server(proxy: Proxy, line: Line, parser: Parser, notes: Notes) -> Server | None:
+def _by_id(servers: list[Server], proxy: Proxy) -> list[Server]:
+    """Sort them as HAProxy's `first` does: by `id`; a server without one gets the lowest free id. A single active backup is
+    the first in the file.
+    """
+    taken = {int(one.options["id"]) for one in servers if is_number(one.options.get("id", ""))}
+    free = (number for number in count(1) if number not in taken)
+    ids = [int(one.options["id"]) if is_number(one.options.get("id", "")) else next(free) for one in servers]
+    order = {id(one): number for number, one in zip(ids, servers, strict=True) if proxy.all_backups or not one.backup}
+    return sorted(servers, key=lambda one: order.get(id(one), 0))
+
+
+def _server(proxy: Proxy, read: ServerLine, parser: Parser, notes: Notes) -> Server | None:
+    line = read.line
     template = line.words[0] == "server-template"
     name, address, options = line.words[1], line.words[3 if template else 2], line.words[4 if template else 3 :]
     made = Server(line, name, parser.address(line, address))
-    rest = iter([*proxy.default_server, *options])
+    rest = iter([*proxy.default_server[: read.defaults], *options])
     for option in rest:
         _option(made, option, rest, notes)
     if "ssl" in made.options:
@@ -104,10 +117,20 @@ def _server(proxy: Proxy, line: Line, parser: Parser, notes: Notes) -> Server | 
         what = f"HAProxy would use {shortened(made.address)}; pylb leaves it out: a server is HOST:PORT"
         notes.differs(line, f"{made.label}: {what}")
         return None
+    _say_other_intervals(made, notes)
     if template:
         what = "HAProxy would use so many of the name's addresses; pylb uses all of them"
         notes.differs(line, f"server-template {shortened(name)} {line.words[2]}: {what}")
     return made
+
+
+def _say_other_intervals(made: Server, notes: Notes) -> None:
+    """Note that a dead server would be out, or back, at another time."""
+    for word, when in (("fastinter", "while its state changes"), ("downinter", "while it is down")):
+        inter, other = (milliseconds(made.options.get(key, "")) or 2000 for key in ("inter", word))
+        if made.checked and word in made.options and other != inter:
+            what = f"HAProxy would check it at that interval {when}; pylb always uses {duration(inter)}"
+            notes.differs(made.line, f"{made.label}: {word} {shortened(made.options[word])}: {what}")
 
 
 def _option(made: Server, option: str, rest: Iterator[str], notes: Notes) -> None:
@@ -118,7 +141,9 @@ def _option(made: Server, option: str, rest: Iterator[str], notes: Notes) -> Non
     elif option in _WITH_VALUE:
         made.options[option] = next(rest, "")
     elif option in _SEND:
-        made.sends = _SEND[option]
+        made.headers.add(_SEND[option])
+    elif option.removeprefix("no-") in _SEND:
+        made.headers.discard(_SEND[option.removeprefix("no-")])
     elif option in ("ssl", "no-ssl"):
         made.options = {key: value for key, value in made.options.items() if key != "ssl"}
         made.options |= {"ssl": ""} if option == "ssl" else {}
@@ -242,16 +267,17 @@ def _health(proxy: Proxy, found: list[tuple[Server, dict[str, Any]]], notes: Not
         if not one.checked and not one.disabled and len(found) > 1:
             what = "HAProxy would not check it and always consider it up; pylb checks all servers of a frontend"
             notes.differs(one.line, f"{one.label}: {what}")
-    common = checked[0][0].health
+    common, check = checked[0][0].health, check_of(proxy.asked, notes)
     for one, entry in found:
         own = {key: value for key, value in one.health.items() if one.checked and value != common[key]}
-        if own and own.get("port") == 0:
+        if "port" in check:
+            own.pop("port", None)  # `tcp-check connect port` counts for all
+        elif own.get("port") == 0:
             own["port"] = int(entry["address"].rpartition(":")[2])
         if own:
             entry["health"] = own
-    check = check_of(proxy.asked, notes)
     if port := common.pop("port"):
-        check["port"] = port
+        check.setdefault("port", port)
     defaults = {"interval": "2s", "rise": 2, "fall": 3}
     written = {key: value for key, value in common.items() if value != defaults[key]}
     timeout = _check_timeout(proxy, [one for one, _ in checked], plain=not check.keys() - {"port"})

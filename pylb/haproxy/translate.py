@@ -25,7 +25,6 @@ _BALANCE = {
     "static-rr": "roundrobin",
     "hash src": "source",
 }
-_TIMEOUTS = {"connect": "connect", "queue": "queue", "client-fin": "half_close", "server-fin": "half_close"}
 # With these, HAProxy's `retries` go to other servers at once; otherwise to the same server, and only the last to another.
 _REDISPATCHED = ("roundrobin", "random")
 _GLOBAL = {
@@ -112,6 +111,9 @@ class _Translator:
         binds = [bind for bind in self._binds(proxy) if self._has_room(proxy, _size_of(bind, proxy))]
         found: list[dict[str, Any]] = []
         listens = places(binds)
+        if (behind := head.words[2:3]) not in ([], ["from"]):
+            what = "HAProxy up to 1.8 would listen there; pylb would not. Write: bind"
+            self._notes.differs(head, f"{label} {shortened(behind[0])}: {what} {shortened(behind[0])}")
         if not listens:
             self._notes.note(head, f"{label} is left out: it listens nowhere")
         for line, why in proxy.odd if listens else ():
@@ -188,8 +190,8 @@ class _Translator:
 
     def _counted_together(self, backend: Proxy) -> None:
         """Note that several frontends of pylb use these servers, and count their connections separately."""
-        for line in backend.servers:
-            if "maxconn" in line.words or "maxconn" in backend.default_server:
+        for line, defaults, _ in backend.servers:
+            if "maxconn" in line.words or "maxconn" in backend.default_server[:defaults]:
                 what = "HAProxy would count its connections of all places together; pylb counts each place by itself"
                 self._notes.differs(line, f"server {shortened(line.words[1])}: maxconn: {what}")
 
@@ -217,8 +219,7 @@ class _Translator:
         if policy["balance"] == "first":
             _without_shares(policy, found)
         limited = any("max_connections" in entry for _, entry in found)
-        if timeouts := _timeouts(proxy, backend, limited=limited):
-            policy["timeouts"] = timeouts
+        policy["timeouts"] = _timeouts(proxy, backend, limited=limited)
         for key, value in place.settings.items():
             policy[key] = policy.get(key, {}) | value if isinstance(value, dict) else value
         return policy | {"servers": [entry for _, entry in found]}
@@ -294,16 +295,18 @@ def _without_shares(policy: dict[str, Any], found: list[tuple[Server, dict[str, 
 
 
 def _timeouts(proxy: Proxy, backend: Proxy, *, limited: bool) -> dict[str, str]:
-    client = {key: ms for key, ms in proxy.timeouts.items() if key.startswith("client")}
-    timeouts = {**{key: ms for key, ms in backend.timeouts.items() if not key.startswith("client")}, **client}
-    found = {_TIMEOUTS[key]: ms for key, ms in timeouts.items() if key in _TIMEOUTS}
-    if not limited:
-        found.pop("queue", None)  # no server is ever full, so no client waits
-    elif "queue" not in timeouts:
-        found["queue"] = timeouts.get("connect", inf)
-    sides = [timeouts[key] for key in ("client", "server") if key in timeouts]
-    if idle := timeouts.get("tunnel", max(sides, default=0)):
-        found["idle"] = idle
+    """HAProxy has no timeout unless one is written, and has one for each side of a session where pylb has one for both.
+
+    HAProxy ends a session that is silent both ways by the shorter one. For half-closed sessions the longer one is used, which
+    never ends a session that HAProxy would not end.
+    """
+    sides = [(timeouts, side) for timeouts, side in ((proxy.timeouts, "client"), (backend.timeouts, "server"))]
+    tunnel, connect = backend.timeouts.get("tunnel"), backend.timeouts.get("connect", inf)
+    silent = [timeouts.get(side, inf) if tunnel is None else tunnel for timeouts, side in sides]
+    halves = [timeouts.get(f"{side}-fin", most) for (timeouts, side), most in zip(sides, silent, strict=True)]
+    found = {"connect": connect, "idle": min(silent), "half_close": max(halves)}
+    if limited:  # otherwise no server is ever full, so no client waits
+        found["queue"] = backend.timeouts.get("queue", connect)
     return {key: "0s" if key == "idle" and ms == inf else duration(ms) for key, ms in sorted(found.items())}
 
 

@@ -78,7 +78,8 @@ class Servers:
             if b"who\n" in data:
                 writer.write(f"I am {place} {header}\n".encode())
             elif b" HTTP/1." in data:
-                writer.write(f"HTTP/1.0 {kind.removeprefix('http-') if kind.startswith('http-') else 200} so\r\n\r\n".encode())
+                status, _, body = (kind.removeprefix("http-") if kind.startswith("http-") else "200").partition("/")
+                writer.write(f"HTTP/1.0 {status} OK\r\n\r\n{body}".encode())
                 return
             elif data.startswith(b"\0\0\0") and kind == "pgsql":
                 writer.write(b"R\0\0\0\x08\0\0\0\0")

@@ -4,6 +4,8 @@ import socket
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from socketserver import StreamRequestHandler, ThreadingTCPServer
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -47,6 +49,13 @@ def notes(text: str) -> list[str]:
     return [str(note).removeprefix("haproxy.cfg:") for note in read(text).notes]
 
 
+NONE_WRITTEN = {"connect": "366d", "half_close": "366d", "idle": "0s"}  # HAProxy has no timeout then
+
+
+def timeouts(**written: str) -> dict[str, Any]:
+    return {"timeouts": NONE_WRITTEN | written}
+
+
 def test_a_frontend_with_its_backend() -> None:
     text = "frontend https\n bind *:443\n default_backend apps\nbackend apps\n server a 192.0.2.7:30443\n"
     assert frontends(text) == [
@@ -56,6 +65,7 @@ def test_a_frontend_with_its_backend() -> None:
             "balance": "roundrobin",
             "retries": 0,  # without `option redispatch` no other server is tried
             "health": {"mode": "none"},  # whoever is not checked is never down
+            "timeouts": NONE_WRITTEN,
             "servers": [{"name": "a", "address": "192.0.2.7:30443"}],
         }
     ]
@@ -74,13 +84,15 @@ def test_a_frontend_with_its_backend() -> None:
         ("balance source\n  option redispatch", {"retries": 0}),
         ("balance leastconn\n  option redispatch", {"retries": 1}),
         ("option redispatch\n  no option redispatch", {"retries": 0}),
-        ("timeout tunnel 0", {"timeouts": {"idle": "0s"}}),
-        ("timeout connect 0", {"timeouts": {"connect": "366d"}}),
+        ("timeout tunnel 0", timeouts()),
+        ("timeout connect 0", timeouts()),
         ("rate-limit sessions 50", {"limits": {"rate": 50}}),
-        ("timeout connect 4000", {"timeouts": {"connect": "4s"}}),
-        ("timeout tunnel 1h", {"timeouts": {"idle": "1h"}}),
-        ("timeout client-fin 90s", {"timeouts": {"half_close": "90s"}}),
-        ("timeout queue 1500us\n  default-server maxconn 5", {"timeouts": {"queue": "2ms"}}),
+        ("timeout connect 4000", timeouts(connect="4s")),
+        ("timeout tunnel 1h", timeouts(idle="1h", half_close="1h")),
+        ("timeout client-fin 90s", timeouts()),  # after the client's FIN the server's side counts
+        ("timeout client-fin 90s\n  timeout server-fin 5s", timeouts(half_close="90s")),
+        ("timeout server-fin 90s\n  timeout client 9s", timeouts(half_close="90s", idle="9s")),
+        ("timeout queue 1500us\n  default-server maxconn 5\n  server s2 192.0.2.8:1", timeouts(queue="2ms")),
         ("source 192.0.2.1", {"source_addresses": ["192.0.2.1"]}),
         ("balance hash src", {"balance": "source"}),
         ("tcp-request connection reject if { src 10.0.0.0/8 }", {"access": [{"deny": "10.0.0.0/8"}]}),
@@ -95,9 +107,10 @@ def test_settings(line: str, expected: dict[str, Any]) -> None:
     assert expected.items() <= one(line).items()
 
 
-def test_tunnel_replaces_client_and_server_and_of_those_two_the_longer_counts() -> None:
-    assert one("timeout client 30s", "timeout server 50s")["timeouts"] == {"idle": "50s"}
-    assert one("timeout client 30s", "timeout server 50s", "timeout tunnel 2h")["timeouts"] == {"idle": "2h"}
+def test_tunnel_replaces_client_and_server_and_of_those_two_the_shorter_ends_a_silent_session() -> None:
+    assert one("timeout client 30s", "timeout server 50s")["timeouts"] == NONE_WRITTEN | {"idle": "30s", "half_close": "50s"}
+    assert one("timeout client 0", "timeout server 50s")["timeouts"] == NONE_WRITTEN | {"idle": "50s"}
+    assert one("timeout client 30s", "timeout server 50s", "timeout tunnel 2h")["timeouts"]["idle"] == "2h"
 
 
 @pytest.mark.parametrize(
@@ -142,6 +155,37 @@ def test_servers(server: str, expected: dict[str, Any]) -> None:
     assert expected.items() <= one(server=server).items()
 
 
+def test_a_default_server_counts_for_the_servers_behind_it() -> None:
+    found = one("default-server weight 9", "server s2 192.0.2.8:1", top="defaults\n default-server weight 3")
+    assert [server["weight"] for server in found["servers"]] == [3, 9]
+
+
+@pytest.mark.parametrize(
+    ("servers", "names"),
+    [
+        (("a 192.0.2.1:1 id 30", "b 192.0.2.2:1", "c 192.0.2.3:1 id 1"), ["c", "b", "a"]),
+        (("a 192.0.2.1:1 id 30", "b 192.0.2.2:1 id 9 backup", "c 192.0.2.3:1 id 8 backup"), ["b", "c", "a"]),
+    ],
+)
+def test_first_goes_by_the_ids_of_servers_and_one_backup_by_its_line(servers: tuple[str, ...], names: list[str]) -> None:
+    text = "listen w\n bind *:1\n balance first\n" + "".join(f" server {each}\n" for each in servers)
+    assert [server["name"] for server in frontends(text)[0]["servers"]] == names
+
+
+@pytest.mark.parametrize(
+    ("options", "sent"),
+    [
+        ("send-proxy-v2 send-proxy", {"send": "v2"}),
+        ("send-proxy no-send-proxy-v2", {"send": "v1"}),
+        ("no-send-proxy-v2", None),
+        ("no-send-proxy", {"send": "v2"}),
+    ],
+)
+def test_a_server_takes_back_one_header_or_the_other(options: str, sent: dict[str, str] | None) -> None:
+    found = one(server=f"s1 192.0.2.7:1 {options}", top="defaults\n default-server send-proxy-v2")
+    assert found.get("proxy_protocol") == sent
+
+
 @pytest.mark.parametrize(("lines", "backups"), [("", "first"), ("option allbackups", "all")])
 def test_one_backup_serves_or_all_do(lines: str, backups: str) -> None:
     found = one(lines, "server s2 192.0.2.8:1 backup", "server s3 192.0.2.9:1 backup")
@@ -155,7 +199,7 @@ def test_defaults_count_for_what_is_behind_them_and_what_all_share_stands_once()
     assert yaml.safe_load(read(text).text)["defaults"] == {
         "balance": "roundrobin",
         "retries": 0,
-        "timeouts": {"connect": "3s"},
+        "timeouts": NONE_WRITTEN | {"connect": "3s"},
         "health": {"mode": "none"},
     }
     again = text + "defaults\n timeout connect 9s\nlisten c\n bind *:83\n server s 192.0.2.7:83\n"
@@ -191,7 +235,9 @@ def test_families(binds: str, listen: list[str]) -> None:
 
 
 LISTEN = "listen w\n bind *:80\n server s 192.0.2.7:80\n server t 192.0.2.8:80\n"
-ONE = "listen w\n bind *:80\n server s 192.0.2.7:80"
+SERVER = " server s 192.0.2.7:80\n"
+ONE = f"listen w\n bind *:80\n{SERVER}".rstrip()
+HTTP, TEXT = f"{ONE} check\n option httpchk GET /\n", f"{ONE} check\n option tcp-check\n"
 
 
 @pytest.mark.parametrize(
@@ -237,13 +283,49 @@ ONE = "listen w\n bind *:80\n server s 192.0.2.7:80"
             "5: source 0.0.0.0 usesrc clientip: HAProxy would use the client's address",
         ),
         (f"{LISTEN} bind *:81\n maxconn 10", "6: listen w: maxconn 10: HAProxy would count all its places"),
-        (f"{LISTEN} bind *:81\n default-server maxconn 5", "3: server s: maxconn: HAProxy would count"),
+        (f"listen w\n default-server maxconn 5\n bind *:80-81\n{SERVER}", "4: server s: maxconn: HAProxy would count"),
+        (
+            f"{ONE} check fastinter 1s",
+            "3: server s: fastinter 1s: HAProxy would check it at that interval while its state changes",
+        ),
+        (
+            f"{ONE} check inter 1s downinter 9s",
+            "3: server s: downinter 9s: HAProxy would check it at that interval while it is down",
+        ),
+        (f"{ONE} send-proxy check port 1 check-send-proxy", "3: server s: check-send-proxy: HAProxy would send a PROXY"),
+        (f"listen w 192.0.2.1:80\n{SERVER}", "1: listen w 192.0.2.1:80: HAProxy up to 1.8 would listen there"),
+        (f"listen w\n bind *:80 transparent\n{SERVER}", "2: bind *:80 transparent: HAProxy would also take connections"),
+        (f"listen w\n bind *:80\n mode http\n monitor-uri /up\n{LISTEN}", "1: listen w is left out: HAProxy would serve it"),
+        (
+            f"defaults\n mode http\n stats enable\nfrontend w\n bind *:80\n use_backend x if {{ path / }}\n{LISTEN} mode tcp",
+            "4: frontend w is left out: HAProxy would serve it in mode http",  # although it has inherited a page
+        ),
         (f"{ONE} check\n option mysql-check user x", "4: option mysql-check user x: HAProxy would check servers in that"),
         (f"{ONE} check\n option tcp-check\n tcp-check expect ! string x", "5: tcp-check expect ! string x: HAProxy would"),
         (f"{ONE} check\n option tcp-check\n tcp-check send-binary ff", "5: tcp-check send-binary ff: HAProxy would send"),
         (
             f"{ONE} check\n option httpchk\n http-check send meth HEAD uri / hdr X-A b",
-            "5: http-check send meth HEAD uri / hdr X-A b: HAProxy would send HEAD and take any status of 200-399",
+            "5: http-check send meth HEAD uri / hdr X-A b: HAProxy would send this HEAD and judge its status, 200-399",
+        ),
+        (f"{HTTP} http-check expect rstatus 2", "5: http-check expect rstatus 2: HAProxy would judge the answer by"),  # 502
+        (f"{HTTP} http-check expect rstatus ^2.$", "5: http-check expect rstatus ^2.$: HAProxy would judge the answer by"),
+        (
+            f"{HTTP} http-check expect status 200\n http-check expect string a",
+            "6: http-check expect string a: HAProxy would do both",
+        ),
+        (f"{HTTP} http-check expect status 200\n http-check send uri /b", "6: http-check send uri /b: HAProxy would do both"),
+        (
+            f"defaults\n option httpchk GET /a\n{ONE} check\n http-check expect status 200",
+            "6: http-check expect status 200: HAProxy would send nothing (option httpchk GET /a is in the defaults)",
+        ),
+        (
+            f"{TEXT} tcp-check expect string a\n tcp-check expect string b",
+            "6: tcp-check expect string b: HAProxy would search",
+        ),
+        (f"{TEXT} tcp-check expect min-recv 9 string a", "5: tcp-check expect min-recv 9 string a: HAProxy would judge"),
+        (
+            f"{TEXT} tcp-check expect ok-status L7OKC string a",
+            "5: tcp-check expect ok-status L7OKC string a: HAProxy would keep",
         ),
         (f"{ONE} check\n option httpchk GET /\n http-check expect ! status 500", "5: http-check expect ! status 500"),
         ("frontend w\n bind *:80\n default_backend x", "1: frontend w is left out: it has no backend called x"),
@@ -279,7 +361,7 @@ def test_what_changes_nothing_for_clients_is_a_note(text: str, note: str) -> Non
 SAME = """
     log global|nbthread 4|option tcplog|hash-type consistent|fullconn 100|stick-table type ip size 1m store conn_rate(3s)
     tcp-request connection track-sc0 src|tcp-request inspect-delay 5s|tcp-request content accept if { req.ssl_hello_type 1 }
-    acl unused req.ssl_sni a.example|http-request deny|option forwardfor|cookie X insert|timeout http-request 5s|id 7
+    acl unused req.ssl_sni a.example|no log|http-request deny|option forwardfor|cookie X insert|timeout http-request 5s|id 7
 """
 
 
@@ -345,6 +427,45 @@ def test_the_command_writes_only_what_is_the_same_unless_differences_are_accepte
 def processes(tmp_path: Path) -> Iterator[Processes]:
     with Processes(tmp_path) as found:
         yield found
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("silent", ["client 500ms\n timeout server 1h", "client 1h\n timeout server 500ms", "client 500ms"])
+def test_a_silent_session_ends_by_the_shorter_timeout_as_with_haproxy(
+    processes: Processes, tmp_path: Path, silent: str
+) -> None:
+    ports, target = [free_port(), free_port()], free_port()
+    text = f"listen w\n bind 127.0.0.1:{ports[0]}\n timeout connect 9s\n timeout {silent}\n server s 127.0.0.1:{target}\n"
+    (tmp_path / "haproxy.cfg").write_text(text)
+    imported = read(text.replace(str(ports[0]), str(ports[1]))).text
+    faces = {"webhook": {"listen": f"127.0.0.1:{free_port()}"}, "admin": {"listen": f"127.0.0.1:{free_port()}"}}
+    (tmp_path / "pylb.yaml").write_text(yaml.safe_dump(faces | {"state_dir": str(tmp_path / "state")}) + imported)
+    with ExitStack() as stack:
+        server = stack.enter_context(ThreadingTCPServer(("127.0.0.1", target), ReadsToTheEnd))
+        Thread(target=server.serve_forever, daemon=True).start()
+        stack.callback(server.shutdown)
+        processes.start("haproxy", [need("haproxy"), "-f", str(tmp_path / "haproxy.cfg"), "-db"])
+        processes.start("pylb", python("pylb", "run", "-c", str(tmp_path / "pylb.yaml")))
+        for port in ports:
+            client = eventually(lambda port=port: _connected(port), what=f"port {port} is open")
+            with client:
+                client.settimeout(30)
+                try:
+                    assert client.recv(1) == b""
+                except ConnectionResetError:
+                    pass  # pylb resets a session that is silent for too long
+
+
+class ReadsToTheEnd(StreamRequestHandler):
+    def handle(self) -> None:
+        self.rfile.read()
+
+
+def _connected(port: int) -> socket.socket | None:
+    try:
+        return socket.create_connection(("127.0.0.1", port), timeout=5)
+    except OSError:
+        return None
 
 
 @pytest.mark.e2e
