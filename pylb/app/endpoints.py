@@ -44,6 +44,7 @@ class Endpoints:
 
     def bind(self, stack: AsyncExitStack) -> None:
         """Only these end the start if they cannot be bound. Raises CannotStart."""
+        openapi.rendered()  # once, and now: it loads modules, and no port serves yet
         config = self._settings.config
         places = [*(("webhook", one.listen) for one in config.webhook), ("admin", config.admin.listen)]
         if config.metrics.listen is not None:
@@ -96,7 +97,6 @@ class Endpoints:
         )
         await self._open_local(stack, control, "pylb routes, release and import")
         await self._open_local(stack, runtime, "hatop and what else speaks to HAProxy")
-        openapi.rendered()  # once, before anybody waits for the loop
         for server in self.servers:
             server.start()
             stack.push_async_callback(server.stop)

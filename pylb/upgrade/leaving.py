@@ -62,7 +62,7 @@ class Transfer:
             for server in self._servers:
                 server.pause()
             for sock in self._local:
-                sock.leave()
+                await sock.leave()
             await self._registry.hand_over()
         except BaseException:
             await self._serve_again()

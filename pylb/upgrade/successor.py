@@ -73,8 +73,9 @@ async def launch(channel: socket.socket, environ: Mapping[str, str]) -> int:
     left_out = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "WATCHDOG_PID")  # these are about this process
     environment = {key: value for key, value in environ.items() if key not in left_out}
     environment[VARIABLE] = str(channel.fileno())
+    program = await asyncio.to_thread(command)
     heard, told = os.pipe()
-    argv = [sys.executable, "-I", "-S", "-c", _LAUNCHER, str(told), *command()]
+    argv = [sys.executable, "-I", "-S", "-c", _LAUNCHER, str(told), *program]
     try:
         try:
             launcher = await asyncio.create_subprocess_exec(*argv, pass_fds=(channel.fileno(), told), env=environment)

@@ -14,6 +14,7 @@ from pylb.core.errors import Code, Refused, break_cycles
 log = logging.getLogger(__name__)
 
 MOST_CLIENTS = 16
+UNLINK = 2.0  # seconds for the disk to remove a file
 
 Converse = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
@@ -42,12 +43,12 @@ class UnixServer:
         sock, self._inode = await asyncio.to_thread(_take, self._path)
         self._server = await asyncio.start_unix_server(self._client, sock=sock, limit=self._line_bytes)
 
-    def leave(self) -> None:
+    async def leave(self) -> None:
         """Stop listening, for a successor; connected clients are still served. `start` undoes it."""
         if self._server is not None:
             self._server.close()
             self._server = None
-            self._unlink()
+            await self._remove()
 
     async def stop(self) -> None:
         """Stop listening and end all connections. Idempotent."""
@@ -57,10 +58,18 @@ class UnixServer:
         if server is not None:
             server.close()
             await server.wait_closed()
-            self._unlink()
+            await self._remove()
+
+    async def _remove(self) -> None:
+        """Remove the file. If the disk does not let us, whoever listens there next replaces it."""
+        try:
+            async with asyncio.timeout(UNLINK):
+                await asyncio.to_thread(self._unlink)
+        except OSError as error:
+            log.warning("%s could not be removed: %s", self._path, error.strerror or "the disk did not answer in time")
 
     def _unlink(self) -> None:
-        """Remove the file if it is ours: a successor may have put its own socket there."""
+        """In a thread. Remove the file if it is ours: a successor may have put its own socket there."""
         try:
             if self._path.stat().st_ino == self._inode:
                 self._path.unlink()

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from pylb.workers.archive import CodeArchive
 from tests.app.instance import SECRET, Instance, echo, token
 from tests.support.certificate import self_signed
 from tests.support.ports import free_port
@@ -56,7 +57,8 @@ class Watched:
 
     def found(self) -> set[str]:
         """But for what starts a worker: fork and exec stop whoever calls them, and a worker that died is the one reason."""
-        return {line for line in self.touched.read_text().splitlines() if "Program.start" not in line}
+        starts = CodeArchive.start.__qualname__
+        return {line for line in self.touched.read_text().splitlines() if starts not in line}
 
 
 def reload(watched: Watched) -> None:
@@ -111,6 +113,19 @@ def refused_reload(watched: Watched) -> None:
     watched.pylb.reload("reload refused")
 
 
+def upgrade(watched: Watched) -> None:
+    """The old one forwards a session meanwhile, and both until it ends."""
+    watched.configure()
+    with socket.create_connection(("127.0.0.1", watched.web), 5) as session:
+        assert echo(session) == b"ping"
+        done = watched.pylb.ask("upgrade")
+        assert done.returncode == 0, done.stderr
+        watched.successors.append(int(done.stdout.split()[1]))
+        eventually(lambda: watched.pylb.get("/readyz").status == 200)
+        assert echo(session) == b"ping"
+    assert watched.pylb.running.wait() == 0
+
+
 def worker_ends(watched: Watched) -> None:
     for worker in watched.pylb.running.children() if watched.workers else ():
         os.kill(worker, signal.SIGKILL)
@@ -126,17 +141,20 @@ STEPS: tuple[Callable[[Watched], None], ...] = (
     look,
     worker_ends,
     refused_reload,
+    upgrade,
 )
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_nothing_that_may_hang_happens_in_the_thread_of_the_loop(pylb: Instance, echo_port: int, workers: int) -> None:
+def test_nothing_that_may_hang_happens_in_the_thread_of_the_loop(
+    pylb: Instance, echo_port: int, workers: int, successors: list[int]
+) -> None:
     watched = Watched(pylb, echo_port, workers)
+    watched.successors = successors
     for step in STEPS:
         step(watched)
         watched.visit()
-        assert watched.found() == set(), step.__name__
-    assert pylb.running.terminate() == 0
+        assert not (found := watched.found()), f"{step.__name__}: " + "\n".join(found)
 
 
 def test_the_watch_sees_the_thread_of_the_loop_and_no_other(tmp_path: Path) -> None:

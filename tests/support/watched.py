@@ -1,7 +1,7 @@
 """`pylb` under watch: `python -m tests.support.watched run -c FILE`, with a file in $TOUCHED.
 
-Whatever touches a file or asks DNS in the thread of the loop, between READY and the stop, is a line of that file: what, and
-the stack. Python's own audit events say most of it; the calls without one are wrapped.
+Whatever touches a file or asks DNS in the thread of the loop, from the moment when ports serve until the stop, is a line of
+that file: what, and the stack. Python's own audit events say most of it; the calls without one are wrapped.
 """
 
 import functools
@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
+from pylb.app.succession import Arrival
 from pylb.cli.main import main
 from pylb.host.systemd import Service
 
@@ -74,6 +75,6 @@ def watch(watcher: Watcher) -> None:
 if __name__ == "__main__":
     watcher = Watcher(os.open(os.environ["TOUCHED"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600))
     watch(watcher)
-    watcher.between(Service, "ready", on=True)
+    watcher.between(Arrival, "count_on", on=True)  # the first thing after the first table
     watcher.between(Service, "stopping", on=False)
     main()

@@ -1,12 +1,14 @@
 """The admin socket and its client."""
 
 import asyncio
+import errno
 import json
 import os
 import socket
 import stat
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -181,3 +183,29 @@ async def test_another_user_is_refused_even_if_the_file_lets_it_in(tmp_path: Pat
 def test_a_request_that_means_nothing_is_refused_and_no_fault(line: bytes) -> None:
     answer: Any = control(line)
     assert answer["error"].startswith("invalid") or answer["error"] == "not_found"
+
+
+@pytest.mark.parametrize("hangs", [True, False])
+async def test_a_disk_that_does_not_remove_the_file_stops_neither_the_loop_nor_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hangs: bool
+) -> None:
+    path, answers = tmp_path / "control.sock", threading.Event()
+
+    def unlink(_path: Path) -> None:
+        if hangs:
+            answers.wait(30)
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr("pylb.web.unix.UNLINK", 0.05)
+    control = ControlSocket(path, VERBS)
+    await control.start()
+    try:
+        with monkeypatch.context() as disk:
+            disk.setattr(Path, "unlink", unlink)
+            await control.leave()
+        await control.start()  # in its place
+        assert await asyncio.to_thread(call, path, {"verb": "echo", "what": "this"}, 5.0) == {"ok": True, "said": "this"}
+    finally:
+        answers.set()
+        await control.stop()
+    assert not path.exists()
