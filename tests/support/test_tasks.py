@@ -26,8 +26,12 @@ async def test_a_task_that_is_ending_may_do_so() -> None:
     assert task.done()
 
 
-async def fail() -> None:
+def fail_at_once() -> None:
     raise RuntimeError("a bug")
+
+
+async def fail() -> None:
+    fail_at_once()
 
 
 @tasks_end_well()
@@ -44,8 +48,19 @@ async def _a_callback_fails() -> None:
     await asyncio.sleep(0)
 
 
+@tasks_end_well()
+async def _it_fails_after_the_test() -> None:
+    async def fail_late() -> None:
+        await asyncio.sleep(0.01)
+        fail_at_once()
+
+    asyncio.get_running_loop().create_task(fail_late())
+
+
 async def test_a_failure_that_nobody_awaited_fails_the_test() -> None:
     with pytest.raises(AssertionError, match="a bug"):
         await _nobody_awaits_it()
     with pytest.raises(AssertionError, match="ZeroDivisionError"):
         await _a_callback_fails()
+    with pytest.raises(AssertionError, match="a bug"):
+        await _it_fails_after_the_test()
