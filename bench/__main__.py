@@ -135,14 +135,14 @@ def _some_of(known: Collection[str]) -> Callable[[str], list[str]]:
 def measure(
     scenarios: list[Scenario], names: list[str], rounds: range, effort: Effort, wiring: Wiring
 ) -> tuple[list[Sample], list[str]]:
-    """Runs it all, scenario by scenario, and says on stderr where it is. The origin is up already.
+    """Run everything, scenario by scenario, with progress on stderr. The origin runs already.
 
-    → the samples, and a text for each one that could not be taken: one bad minute must not cost the whole run.
+    Returns the samples, and a text for each one that failed: one bad minute must not cost the whole run.
     """
     samples, failures = [], []
     for scenario in scenarios:
         chosen = [name for name in names if scenario.admits(name)]
-        # One sample of a `once` scenario is already a median over its calls.
+        # A sample of a `once` scenario is already a median over its calls.
         for turn in [rounds[-1]] if scenario.once else rounds:
             for name in rotated(chosen, turn):
                 place = f"{_label(turn, rounds)} {scenario.name:<13} {name:<14}"
@@ -215,7 +215,7 @@ def _network(loopback: bool) -> Iterator[Network]:
 
 
 def _half_of_the_maximum(names: list[str], wiring: Wiring) -> float:
-    """Of HAProxy, or of the first target that is there instead."""
+    """Half of the requests per second that HAProxy reaches, or else the first target of the run."""
     name = report.BASELINE if report.BASELINE in names else names[0]
     with targets.running(name, wiring) as target:
         return load.wrk(target.http, 64, 2).requests_per_second / 2

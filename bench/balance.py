@@ -1,7 +1,8 @@
-"""What choosing costs, and how even it is: `python -m bench balance`.
+"""What choosing a server costs, and how evenly it spreads sessions: `python -m bench balance`.
 
-Every algorithm over pools of 2 and 1,000 servers with 100 live sessions, each new one for another client; and what a client
-costs at the door. Pure Python, one process, no sockets: microseconds per session, and the busiest server's share of the mean.
+Every algorithm runs over pools of 2 and 1,000 servers with 100 live sessions, each new one for another client. Access lists and
+limits by source are measured, too. It is pure Python in one process without sockets, and gives the microseconds per session
+and the busiest server's load relative to the mean.
 """
 
 import argparse
@@ -59,7 +60,7 @@ def picks(algorithm: Balance, size: int) -> tuple[float, float, float]:
 
 
 def _each(work: Callable[[bytes], object]) -> float:
-    """Microseconds for one of many addresses."""
+    """Microseconds for each of many addresses."""
     addresses = [ip_address(0xC6120000 + number).packed for number in range(SESSIONS)]
     began = time.perf_counter()
     for address in addresses:
@@ -68,13 +69,13 @@ def _each(work: Callable[[bytes], object]) -> float:
 
 
 def look_ups(prefixes: int) -> float:
-    """Microseconds that an access list of so many prefixes takes for a client."""
+    """Microseconds per client for an access list of so many prefixes."""
     rules = [AccessRule(number % 2 == 0, ip_network((0xC6120000 + 4 * number, 30))) for number in range(prefixes)]
     return _each(AccessList(rules).allows)
 
 
 def limits() -> float:
-    """Microseconds for a client that comes, is counted, and leaves; each another source."""
+    """Microseconds to count a client in and out, each from another source."""
     sources = SourceLimiter(SourceLimits(per_source=10, per_source_rate=10))
 
     def come_and_go(address: bytes) -> None:

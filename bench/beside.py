@@ -1,7 +1,7 @@
-"""How long small things wait while bulk flows: a 64-byte ping-pong, `/livez`, and pylb's own loops.
+"""How long small requests wait beside bulk: a 64-byte ping-pong, `/livez`, and pylb's own loops.
 
-The lag of a loop is how much later than after its 100 ms its beat came (pylb/host/loop_lag.py). Each process of pylb writes
-it down at every beat, because the metric shows only the worst of late.
+The lag of a loop is how late its 100 ms timer runs (pylb/host/loop_lag.py). Each process of pylb records it every time,
+because the metric shows only the worst recent value.
 """
 
 import sys
@@ -14,7 +14,7 @@ from bench.figures import percentile
 from bench.processes import BenchError, family
 from bench.targets import Kind, Target
 
-SETTLE = 1.0  # seconds in which the streams come to their full rate
+SETTLE = 1.0  # seconds in which the streams reach their full rate
 _LAGS = """
 import os, time
 from pylb.host.loop_lag import Pulse
@@ -36,7 +36,7 @@ main()
 
 
 def with_lags(kind: Kind) -> Kind:
-    """The same pylb, whose loops write their lags beside its config."""
+    """The same pylb, but its loops write their lags to files beside its config."""
 
     def command(config: Path) -> list[str]:
         lags = _LAGS % f"{config.parent}/lags-"
@@ -46,7 +46,7 @@ def with_lags(kind: Kind) -> Kind:
 
 
 def measure(target: Target, streams: int, seconds: int) -> tuple[dict[str, float], int]:
-    """Milliseconds by figure, and how many probes of /livez failed."""
+    """Milliseconds for each figure, and the number of failed probes of /livez."""
     with load.draining(target.bulk, streams):
         time.sleep(SETTLE)  # noqa: TID251 - for other processes
         marks = _lags(target)
@@ -62,7 +62,7 @@ def measure(target: Target, streams: int, seconds: int) -> tuple[dict[str, float
 
 
 def _lags(target: Target) -> dict[int, list[float]]:
-    """Seconds, of each process of pylb."""
+    """The lags of each process of pylb, in seconds."""
     if target.process is None or not target.says_ready:
         return {}
     files = {pid: target.wiring.folder / f"lags-{pid}" for pid in family(target.process.pid)}

@@ -1,5 +1,6 @@
-"""`python -m bench charts`: a kept run for docs/performance.md: two drawings and a table. Medians of ratios within a round,
-with their spread.
+"""`python -m bench charts`: two charts and a table of a stored run for docs/performance.md.
+
+They show medians of the ratios within each round, with their spread.
 """
 
 import argparse
@@ -49,7 +50,7 @@ Bars = list[tuple[str, dict[str, Spread]]]
 
 
 def bars(samples: Sequence[Sample], what: Sequence[tuple[str, str, str]]) -> Bars:
-    """For each row its label and the ratio of each target, where the run has measured it."""
+    """The label of each row and the ratio of each target that the run has measured."""
     found = []
     for scenario, metric, label in what:
         base = values(samples, scenario, report.BASELINE, metric)
@@ -95,13 +96,13 @@ def _bar(target: str, figure: Spread, y: float, scale: float) -> str:
 
 
 def table(samples: Sequence[Sample], about: str) -> str:
-    """Each mark, what was measured, and whether it is reached."""
+    """Each target value, the measured one, and whether it was reached."""
     heads = ["pylb, one process unless it says workers", "wanted", "measured (lowest..highest round)", ""]
     return f"{markdown(heads, marks.rows(samples))}\n\n{about}"
 
 
 def about(run: Mapping[str, Any]) -> str:
-    """Where, how and with what a run was made."""
+    """A sentence on where, how and with what a run was made."""
     facts, versions = run["machine"], run["versions"]
     peers = ", ".join(dict.fromkeys(version.partition(" 20")[0].partition(" [")[0] for version in versions.values()))
     return (
@@ -112,7 +113,7 @@ def about(run: Mapping[str, Any]) -> str:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """A kept run as it lies there. Raises BenchError."""
+    """A stored run, as its JSON is. Raises BenchError."""
     try:
         run: dict[str, Any] = json.loads(path.read_text())
         run["samples"] = [Sample(**sample) for sample in run["samples"]]
@@ -122,13 +123,13 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def load(path: Path) -> list[Sample]:
-    """Its samples. Raises BenchError."""
+    """The samples of a stored run. Raises BenchError."""
     samples: list[Sample] = read(path)["samples"]
     return samples
 
 
 def newest() -> Path:
-    """The last full run that was kept. Raises BenchError."""
+    """The newest stored full run. Raises BenchError."""
     kept = sorted(report.RESULTS.glob("2*.json"))
     if not kept:
         raise BenchError(f"no run is kept under {report.RESULTS}\n  hint: python -m bench")

@@ -1,4 +1,4 @@
-"""`python -m bench compare OLD NEW`: two kept runs side by side, for the text of a performance commit."""
+"""`python -m bench compare OLD NEW`: two stored runs side by side, for the message of a performance commit."""
 
 import argparse
 from pathlib import Path

@@ -21,7 +21,7 @@ REPLY = "x" * 128
 
 @dataclass(frozen=True)
 class Wiring:
-    """Who listens where. Origin and proxy have their own addresses: they may be in different network namespaces."""
+    """Where each program listens. Origin and proxy have their own addresses, as they may be in different network namespaces."""
 
     origin_http: Address
     origin_bulk: Address
@@ -37,7 +37,7 @@ class Wiring:
 
     @property
     def sessions(self) -> int:
-        """How many sessions a proxy is told to hold: two descriptors each, some for itself."""
+        """How many sessions a proxy is configured for: each needs two descriptors, and the proxy needs some itself."""
         return (self.descriptors - 500) // 2
 
     @property
@@ -100,7 +100,7 @@ def haproxy(wiring: Wiring, threads: int, *, splice: bool) -> str:
 
 
 def pylb_all(wiring: Wiring) -> str:
-    """The same with everything of a pool switched on that a plain client and server can stand."""
+    """The same with all features of a pool on that work with a plain client and server."""
     everything = yaml.safe_load(pylb(wiring))
     denied = [{"deny": f"10.{number >> 8}.{number & 255}.0/24"} for number in range(1000)]
     everything["defaults"] |= {
@@ -118,7 +118,7 @@ def pylb_all(wiring: Wiring) -> str:
 
 
 def pylb_unrecorded(wiring: Wiring) -> str:
-    """The same without the flight recorder: what that costs is the ratio of the two."""
+    """The same without the flight recorder: the ratio of the two is the cost of the recorder."""
     return yaml.safe_dump(yaml.safe_load(pylb(wiring)) | {"recorder": {"sessions": 0}}, sort_keys=False)
 
 
@@ -158,5 +158,5 @@ def pylb(wiring: Wiring, workers: int = 0) -> str:
 
 
 def token_file(wiring: Wiring) -> Path:
-    """Where the bearer token of the run lies."""
+    """The path of the file with the bearer token of the run."""
     return wiring.folder / "token"

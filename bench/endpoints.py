@@ -1,4 +1,4 @@
-"""The ends of a stream that no tool on the shelf offers, each a process of its own.
+"""Clients and servers that no standard tool offers, each in its own process.
 
     python -m bench.endpoints source HOST:PORT                    sends for ever to whoever connects
     python -m bench.endpoints drain HOST:PORT STREAMS SECONDS     reads and drops; prints JSON

@@ -44,7 +44,7 @@ def percentile(values: Sequence[float], percent: float) -> float:
 
 
 def rotated(names: Sequence[str], turn: int) -> list[str]:
-    """`names`, beginning `turn` places later: over the rounds each target runs in every place of the order."""
+    """`names`, rotated by `turn` places, so that over the rounds each target runs in every place of the order."""
     offset = turn % len(names) if names else 0
     return [*names[offset:], *names[:offset]]
 

@@ -1,4 +1,4 @@
-"""Random deaths for the soak: of workers, of main, and upgrades. Who may be harmed by each is known before it happens."""
+"""Random kills of workers and main, and upgrades, for the soak. Which sessions each may harm is known before it happens."""
 
 import asyncio
 import contextlib
@@ -28,11 +28,11 @@ class Kills:
         self.lost = 0
 
     def excuse(self, port: int, began: float) -> bool:
-        """Was the session with this port (the client's, or pylb's own towards the server), begun then, on a killed worker?"""
+        """Whether the session with this port (the client's, or pylb's own towards the server) was on a killed worker."""
         return began < self._lost.get(port, 0.0)
 
     async def one(self) -> str:
-        """Raises BenchError."""
+        """Kill something, or make an upgrade. Raises BenchError."""
         await self._unit.ready()
         what = self._rng.choice(["worker", "worker", "main", "upgrade"])
         match what:
@@ -89,11 +89,11 @@ def _is_stopped(pid: int) -> bool:
 
 
 def _ends(pid: int, frontends: set[int], servers: set[int]) -> tuple[list[int], list[int]]:
-    """Of the connections that this process has: the clients' ports, and its own towards servers (proc(5), /proc/net/tcp).
+    """The ports of this process's connections: the clients', and its own towards servers (proc(5), /proc/net/tcp).
 
-    Both: it may be stopped when it has closed one of the two. A socket whose FIN came behind its own is with the process, and
-    unknown to the table of sockets: TIME_WAIT has its place, which tells no owner. While the process has such sockets, all of
-    those may be its: they come second.
+    Both are needed, because it may be stopped when it has closed one of the two. A socket that received FIN after sending its
+    own still belongs to the process, but the table of sockets shows it as TIME_WAIT, without an owner. While the process has
+    such sockets, all of those may be its own; they come second.
     """
     inodes = set()
     for entry in Path(f"/proc/{pid}/fd").iterdir():

@@ -1,6 +1,6 @@
-"""`python -m bench letters`: the same sessions through pylb and HAProxy, and what the two letters of their log lines say.
+"""`python -m bench letters`: the same sessions through pylb and HAProxy, compared by the two letters of their log lines.
 
-Both ends of every session are here, and so is the syslog that both proxies send their lines to.
+Both ends of every session are in this process, and so is the syslog to which both proxies send their lines.
 """
 
 import argparse
@@ -70,7 +70,7 @@ class Stage:
 
 
 def _greeted(listener: socket.socket) -> socket.socket:
-    """The connection on which something is said; a check says nothing."""
+    """The first connection on which the client speaks; a check sends nothing."""
     while True:
         sock, _ = listener.accept()
         sock.settimeout(LIMIT)
@@ -209,7 +209,7 @@ def killed(stage: Stage) -> Address:
 
 
 def server_found_down(stage: Stage) -> Address:
-    """The last case: its server does not come back."""
+    """A server is found down. It is the last case, because the server does not come back."""
     with stage.pair("checked") as (client, _):
         stage.checked.close()
         until_end(client)
@@ -340,7 +340,7 @@ def _haproxy_kills(path: Path) -> Callable[[Address], None]:
 
 @contextmanager
 def stage(name: str, folder: Path, *, dontlognull: bool = False) -> Iterator[Stage]:
-    """The proxy `name` runs, and has logged nothing yet."""
+    """Run the proxy `name`, which has logged nothing yet."""
     ports = iter(free_ports(HOST, len(PLACES), _candidates()))
     places = {place: Address(HOST, next(ports)) for place in PLACES}
     with (
@@ -402,7 +402,7 @@ def messages(stage: Stage, cases: Sequence[str]) -> Iterator[tuple[str, list[str
 
 
 def letters(message: str) -> str:
-    """Raises BenchError for what is no line of a session."""
+    """The two letters of a line. Raises BenchError if it is not the line of a session."""
     found = MESSAGE.fullmatch(message)
     if found is None:
         raise BenchError(f"not the form of HAProxy's tcplog: {message!r}")

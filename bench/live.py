@@ -1,9 +1,9 @@
-"""What control costs a pylb that runs: the second half of `python -m bench scale`.
+"""What control costs a running pylb: the second half of `python -m bench scale`.
 
 A real process with 765 frontends and 13 servers each, which phone-homes have registered by calls to its webhook; every target
-is dialled, and answers. A watch in its loop wants its turn each millisecond and writes down how late it had it, and how much
-CPU the loop's thread needed between two of them: no step can have taken more. That is said for each piece of work, beside the
-time it took as its caller sees it.
+is dialled, and answers. A task in its loop runs each millisecond and records how late it was, and how much CPU
+the loop's thread used between two of its turns, which no step can have exceeded. Both are printed for each piece of work,
+beside the time that its caller had to wait.
 """
 
 import http.client
@@ -69,7 +69,7 @@ class Figure:
 
 @contextmanager
 def node_ports(ports: Sequence[int]) -> Iterator[None]:
-    """Whoever connects to one of these, on any address of loopback, is greeted and left."""
+    """Servers on any address of loopback; each greets its clients and closes the connection."""
     with ExitStack() as stack, DefaultSelector() as selector:
         for port in ports:
             selector.register(stack.enter_context(socket.create_server(("", port), backlog=256)), EVENT_READ)
@@ -146,7 +146,7 @@ class Live:
     # ------------------------------------------------------------ what it is asked
 
     def put(self, number: int, move: int = 0) -> None:
-        """The instance of that number registers from its node, or from another one."""
+        """Register the instance of that number from its node, or from another one."""
         frontend, node = number % FRONTENDS, number // FRONTENDS
         body = {
             "frontends": [{"port": self.ports[frontend], "target_port": self.nodes[frontend]}],
@@ -208,7 +208,7 @@ class Live:
             list(pool.map(one, range(count)))
 
     def visit(self, number: int) -> None:
-        """A session through that frontend."""
+        """Make a session through that frontend."""
         with socket.create_connection((HOST, self.ports[number]), PATIENCE) as client:
             if client.recv(5) != b"hello":
                 raise BenchError(f"port {self.ports[number]}: nobody answers")
@@ -232,7 +232,7 @@ class Live:
 
 
 def measured(live: Live) -> None:
-    """In the order in which they are printed."""
+    """The rows, in the order in which they are printed."""
     total = FRONTENDS * INSTANCES
     live.measure(f"{total:,} registrations, {CALLERS} callers", lambda: live.several(live.put, total), total)
     live.measure("a session through each frontend", lambda: live.several(live.visit, FRONTENDS), FRONTENDS)

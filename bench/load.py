@@ -1,4 +1,4 @@
-"""Who makes the load: wrk for requests and connections, our own endpoints for bulk and for sessions held open."""
+"""The load generators: wrk for requests and connections, our own endpoints for bulk and for sessions held open."""
 
 import json
 import re
@@ -91,7 +91,7 @@ def pace(server: Address, rate: float, seconds: int, connections: int = 64) -> P
 
 @dataclass(frozen=True)
 class Rounds:
-    """One after the other: seconds that each took."""
+    """Requests made one after the other, with the seconds that each took."""
 
     p50: float
     p95: float
@@ -100,7 +100,7 @@ class Rounds:
 
 
 def ping(server: Address, seconds: int, admin: Address | None) -> list[Rounds]:
-    """64 bytes there, an answer back, on one connection that is kept; beside it GET /livez, fifty times a second."""
+    """Send 64 bytes and wait for the answer, on one connection; beside it GET /livez fifty times a second."""
     argv = [sys.executable, "-m", "bench.endpoints", "ping", str(server), str(seconds), *([str(admin)] if admin else [])]
     return [Rounds(**found) for found in json.loads(_output(argv, seconds))]
 
@@ -129,7 +129,7 @@ def sipping(server: Address, readers: int) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Knocks:
-    """Connects that said nothing: per second, how many were closed again, and how many of those nobody had accepted."""
+    """Silent connects: how many were made per second, how many were closed again, and how many of those nobody had accepted."""
 
     rate: float
     closed: int
@@ -138,7 +138,7 @@ class Knocks:
 
 @contextmanager
 def knocking(server: Address, rate: int) -> Iterator[Callable[[], Knocks]]:
-    """`rate` silent connects a second while the block runs, or until what it is given is called."""
+    """`rate` silent connects a second while the block runs, or until the function that it yields is called."""
     with _ready("knock", str(server), str(rate)) as child:
 
         def end() -> Knocks:

@@ -1,4 +1,4 @@
-"""The marks pylb wants to reach, each beside as many threads of HAProxy, and what a run says of them."""
+"""The targets that pylb should reach, compared with HAProxy with as many threads, and whether a run reaches them."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ class Mark:
     unit: str = "x"
 
     def reached(self, found: Spread) -> bool:
-        """By the median."""
+        """Whether the median reaches the target."""
         return found.median >= self.limit if self.at_least else found.median <= self.limit
 
 
@@ -80,7 +80,7 @@ MARKS = (
 
 
 def rows(samples: Sequence[Sample]) -> list[list[str]]:
-    """Mark, limit, what was measured with its spread, and whether the median reaches it. Without those not measured."""
+    """For each target that was measured: its name, limit, figure with spread, and whether the median reaches it."""
     found = [(mark, figure) for mark in MARKS if (figure := mark.figure(samples)) is not None]
     return [
         [

@@ -41,7 +41,7 @@ LOOPBACK = Network("loopback", "127.0.0.1", "127.0.0.1")
 
 
 def possible() -> bool:
-    """Root, iproute2, and a kernel that allows namespaces."""
+    """Whether there are root, iproute2, and a kernel that allows namespaces."""
     if os.geteuid() != 0 or not shutil.which("ip") or not shutil.which("unshare"):
         return False
     return subprocess.run(["unshare", "--net", "true"], capture_output=True, check=False, timeout=20).returncode == 0
@@ -49,7 +49,7 @@ def possible() -> bool:
 
 @contextmanager
 def namespaces() -> Iterator[Network]:
-    """Made, entered by this thread, and removed. Raises BenchError."""
+    """Make the namespaces, enter one with this thread, and remove them at the end. Raises BenchError."""
     _remove_leftovers()
     load, proxy, origin = (f"pylb-bench-{os.getpid()}-{role}" for role in ("load", "proxy", "origin"))
     try:

@@ -1,8 +1,8 @@
-"""What checking servers costs the loop that also forwards: `python -m bench probes`.
+"""What health checks cost the loop that also forwards: `python -m bench probes`.
 
 Active checks of many servers that all refuse (nothing listens on their 127.0.0.0/8), in one uvloop with nothing else in it but
-a watch that wakes every millisecond. Said is the CPU time between two of its turns: no step of a probe can have taken more, and
-what other processes of the machine do does not count.
+a task that wakes every millisecond. The result is the CPU time between two of its turns, which no step of a probe can have
+exceeded. Other processes of the machine do not affect it.
 """
 
 import argparse

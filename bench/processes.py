@@ -18,7 +18,7 @@ POLL_SECONDS = 0.02
 
 
 class BenchError(Exception):
-    """Something the user has to see and can act upon; printed without a traceback, exit 2."""
+    """Something that the user has to see and can act upon; printed without a traceback, with exit code 2."""
 
 
 class Address(NamedTuple):
@@ -81,7 +81,7 @@ def _stop(child: subprocess.Popen[str]) -> None:
 
 
 class Process:
-    """A program that serves: when it is ready, what it used, what it said when it failed."""
+    """A program that serves: waits until it is ready, measures it, and shows its messages if it fails."""
 
     def __init__(self, name: str, child: subprocess.Popen[str], errors: Path) -> None:
         self.name = name

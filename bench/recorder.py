@@ -1,8 +1,8 @@
 """What the flight recorder costs a short connection: `python -m bench recorder`.
 
 One engine in this process, between a real load (wrk, a new connection for every request) and a real origin (nginx), with the
-recorder switched on and off ten times a second: same process, same memory, same moment. Said is the CPU time of this process
-per connection; a ratio is of two neighbouring slices, and `off` again beside `off` says how far such a ratio can be trusted.
+recorder switched on and off ten times a second: same process, same memory, same moment. The result is the CPU time of this
+process per connection. A ratio compares two neighbouring slices; `off` compared with `off` shows how far it can be trusted.
 """
 
 import argparse
@@ -39,7 +39,7 @@ class _Ended:
         self.count += 1
 
     def connect_ended(self, listen: Listen, server: Server, failure: str | None) -> None:
-        """None fails here."""
+        """Do nothing, because no connect fails here."""
 
 
 def costs(seconds: float, folder: Path) -> list[list[float]]:
@@ -70,7 +70,7 @@ def costs(seconds: float, folder: Path) -> list[list[float]]:
 
 
 def _turn(engine: Engine, seconds: float) -> None:
-    """As a worker's loop does."""
+    """Turn the engine as a worker's loop does."""
     clock = time.monotonic
     due, busy = clock(), False
     end = due + seconds

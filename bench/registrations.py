@@ -61,7 +61,7 @@ def caller_of(target: Target, *, other: bool = False) -> Caller:
 
 
 def register(target: Target, have: int, count: int) -> None:
-    """Frontends `have` to `count` of REGISTERED_PORTS."""
+    """Register the frontends `have` to `count` of REGISTERED_PORTS."""
     caller = caller_of(target)
     with ThreadPoolExecutor(SETUP_CALLERS) as pool:
         list(pool.map(lambda port: caller.put(f"app-{port}", port), configs.REGISTERED_PORTS[have:count]))
@@ -69,7 +69,7 @@ def register(target: Target, have: int, count: int) -> None:
 
 @contextmanager
 def swapping(target: Target) -> Iterator[Callable[[], int]]:
-    """SWAPPED_PORT moves to and fro while the block runs; the call says how often it was answered so far."""
+    """Move SWAPPED_PORT to and fro while the block runs. The yielded function returns how often it was answered so far."""
     callers = (caller_of(target), caller_of(target, other=True))
     callers[0].put("swapped", SWAPPED_PORT)
     stop, done = threading.Event(), 0

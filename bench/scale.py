@@ -1,10 +1,10 @@
-"""What control costs at size: `python -m bench scale`. A pylb that runs is asked in its second half (live.py).
+"""What control costs with many registrations: `python -m bench scale`. Its second half measures a running pylb (live.py).
 
 10,000 registrations on 1,000 frontends, ten instances each, in this process: a registry, the real engine with its ports, the
-page's stream and the metrics; nothing is dialled. For each piece of work it says the CPU time that the loop's thread needed
-and the longest step that the loop was held for: CPU time between two turns, so what other processes do does not count. Then
-the snapshot: how late a watch in the same loop is while the store's thread encodes and writes, in wall time, which a thread
-that keeps the GIL would move.
+page's stream and the metrics; nothing is dialled. For each piece of work it prints the CPU time of the loop's thread and the
+longest step that blocked the loop, as CPU time between two turns, so other processes do not count. For the snapshot it prints
+how late a task in the same loop is while the store's thread encodes and writes, in wall time, which would show a thread that
+keeps the GIL.
 """
 
 import argparse
@@ -73,7 +73,7 @@ class Figure:
 
 @contextmanager
 def watched() -> Iterator[Callable[[], tuple[float, float]]]:
-    """While the block runs each step of the loop is timed; the call gives the CPU seconds of all of them and of the longest."""
+    """Time each step of the loop in the block. The yielded function returns the CPU seconds of all and of the longest."""
     run, steps = asyncio.Handle._run, list[float]()  # noqa: SLF001 - the one place that every callback passes
 
     def timed(handle: asyncio.Handle) -> None:
@@ -89,7 +89,7 @@ def watched() -> Iterator[Callable[[], tuple[float, float]]]:
 
 
 class World:
-    """A registry, full, and what is measured on it."""
+    """A registry full of registrations, and the measurements on it."""
 
     def __init__(self, registry: Registry, tokens: list[Token], ports: list[int], driver: InProcessEngine) -> None:
         self.registry = registry
@@ -101,7 +101,7 @@ class World:
         self.said: list[str] = []
 
     async def put(self, number: int, *, move: int = 0) -> None:
-        """The instance of that number registers, with its node's address or another one."""
+        """Register the instance of that number, with its node's address or another one."""
         frontend = number % len(self.ports)
         node = f"10.{move}.0.{1 + number // len(self.ports)}"
         caller = Caller(node, self.tokens[frontend % TOKENS])
@@ -130,7 +130,7 @@ class World:
 
 
 async def _done(work: Awaitable[object]) -> None:
-    """As a task of its own, so that its steps are steps of the loop."""
+    """Run it as a separate task, so that its steps are steps of the loop."""
     await work
 
 
@@ -174,7 +174,7 @@ def statics(ports: Sequence[int]) -> Rules:
 
 
 async def measured(world: World, spare: Sequence[int], before: int) -> None:
-    """In the order in which they are printed. `spare`: 2,000 more ports."""
+    """The rows, in the order in which they are printed. `spare`: 2,000 more ports."""
     registry = world.registry
     await world.measure("fill: 10,000 calls, 500 at once", world.fill(), each=len(world.ports) * INSTANCES)
     gc.collect()
@@ -279,7 +279,7 @@ def resident() -> int:
 
 
 async def lag(work: Awaitable[object]) -> list[float]:
-    """Milliseconds of wall time by which a watch of the loop that wants a turn each millisecond is late meanwhile."""
+    """How late a task of the loop is meanwhile that should run each millisecond, in milliseconds of wall time."""
     task, late = asyncio.get_running_loop().create_task(_done(work)), list[float]()
     while not task.done():
         due = time.perf_counter() + 0.001

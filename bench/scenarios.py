@@ -1,4 +1,4 @@
-"""What is measured. A scenario takes a running target and gives {metric: value}; the first metric is what it is about.
+"""The scenarios. Each measures a running target and returns {metric: value}; the first metric is its main one.
 
 To add one: a function from (Target, Effort) to an Outcome, and an entry in SCENARIOS. Rounds, order, ratios, table and
 JSON follow from that.
@@ -194,7 +194,7 @@ def _swaps(target: Target, effort: Effort) -> Outcome:
 
 
 def _grown_frontends(target: Target, effort: Effort) -> Outcome:
-    """The same pylb, and the same port under load, while the others become more."""
+    """Measure the same pylb at the same port, while the number of its other frontends grows."""
     metrics, errors, have = {}, 0, 0
     for count in effort.grown_frontends:
         register(target, have, count)

@@ -1,9 +1,9 @@
-"""How long a scrape takes, and how long it holds the loop that also forwards: `python -m bench scrape`.
+"""How long a scrape takes, and how long it blocks the loop that also forwards: `python -m bench scrape`.
 
 Static frontends with three servers each, with the engine in this process (workers 0) and with a worker beside it (workers 1).
-Before every scrape each frontend has had a session, so that all counters have news: a worker has to tell every one of them.
-Said are the wall time of a scrape, the CPU time of the loop's thread in it, and the CPU time between two turns of a watch in
-the same uvloop: no step of it can have taken more, and what other processes of the machine do does not count.
+Before every scrape each frontend has a session, so that all counters have changed and a worker has to report all of them.
+The results are the wall time of a scrape, the CPU time of the loop's thread in it, and the CPU time between two turns of a
+task in the same uvloop, which no step can have exceeded. Other processes of the machine do not affect the CPU times.
 """
 
 import argparse
@@ -58,7 +58,7 @@ MOST = 20_000  # sessions at once
 
 @contextmanager
 def servers() -> Iterator[int]:
-    """Accepts on all of loopback and closes at once; → the port."""
+    """Start a server that accepts on all of loopback and closes at once. Returns its port."""
     with socket.create_server(("", 0), backlog=1024) as listener:
         listener.settimeout(0.1)
         over = threading.Event()
@@ -85,7 +85,7 @@ def _fail(what: str, error: Exception) -> None:
 
 @asynccontextmanager
 async def forwarding(workers: int, hooks: Hooks) -> AsyncIterator[InProcessEngine | Fleet]:
-    """As the app makes it."""
+    """Make the part that forwards, as the app does."""
     if not workers:
         driver = InProcessEngine(Engine(observer=hooks, max_connections=MOST, on_fault=_fail))
         try:
@@ -117,7 +117,7 @@ def rules(ports: Sequence[int], target: int) -> Rules:
 
 
 def visit(ports: Sequence[int]) -> None:
-    """A session on each, to its end."""
+    """Make a session on each frontend, and wait for its end."""
     for port in ports:
         with socket.create_connection((HOST, port), 10) as client:
             try:
@@ -127,7 +127,7 @@ def visit(ports: Sequence[int]) -> None:
 
 
 class Figures(NamedTuple):
-    """Milliseconds, of each scrape."""
+    """The milliseconds of each scrape."""
 
     wall: list[float]
     cpu: list[float]  # of the loop's thread

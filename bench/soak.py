@@ -1,11 +1,11 @@
-"""`python -m bench soak`: a real pylb under random streams, random faults and a table that never rests, for a long time.
+"""`python -m bench soak`: a real pylb under random streams, random faults and constant changes of the table, for a long time.
 
-Clients and servers are scripted (`streams`) and run here; pylb is a process of its own. What must hold: every stream that
-both ends finished is whole and equal, every other a prefix that ended by a reset; idle sessions survive; and at the end
-memory, descriptors and CPU are where they were, and pylb's own counts are ours.
+Clients and servers are scripted (`streams`) and run here; pylb is a process of its own. It checks that every stream that
+both ends finished arrived complete and unchanged, and that any other stream is a prefix that ended with a reset; that idle
+sessions survive; and that at the end memory, descriptors and CPU are back where they were, and pylb's counts equal ours.
 
-With --kills it has two workers, and they, main and whole generations of pylb die at random, under a `unit` that starts main
-anew and keeps its sockets as systemd does. Then only sessions of a killed worker may fail, and only by a reset.
+With --kills pylb has two workers. Workers and main are killed at random and upgrades are made, under a `unit` that restarts
+main and keeps its sockets as systemd does. Then only sessions of a killed worker may fail, and only with a reset.
 """
 
 import argparse
@@ -58,7 +58,7 @@ CALLS = 5  # at most, of what a dying main may have left unanswered
 
 @dataclass
 class Tally:
-    """What was done and what went wrong."""
+    """Counts what was done and what went wrong."""
 
     ends: Counter[str] = field(default_factory=Counter)
     bytes_up: int = 0
@@ -68,7 +68,7 @@ class Tally:
     wrong: list[str] = field(default_factory=list)
 
     def complain(self, text: str) -> None:
-        """Kept, and said at once: a soak that found something should be looked at, not waited for."""
+        """Record a complaint and print it at once, so that nobody has to wait for the end of the run."""
         self.wrong.append(text)
         report.progress(f"  ! {report.now()} {text}")
 
@@ -86,14 +86,14 @@ class Sample:
 
 
 class Servers:
-    """The servers behind pylb. Each speaks first, reads the number of the script, and plays its part."""
+    """The servers behind pylb. Each speaks first, reads the number of the script, and plays its side of it."""
 
     def __init__(self) -> None:
         self.expected: dict[int, tuple[Script, asyncio.Future[tuple[Half, int]]]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def serve(self, server: socket.socket) -> None:
-        """Accepts for ever."""
+        """Accept connections for ever."""
         loop = asyncio.get_running_loop()
         while True:
             sock, _ = await loop.sock_accept(server)
@@ -136,7 +136,7 @@ async def exactly(sock: socket.socket, size: int) -> bytes:
 
 @dataclass(frozen=True)
 class Place:
-    """Where everything of a run listens."""
+    """The addresses at which everything of a run listens."""
 
     webhook: Address
     admin: Address
@@ -180,7 +180,7 @@ Excuse = Callable[[int, float], bool]  # of a client's port, for a session begun
 
 
 class Control:
-    """Calls of phone-homes, reloads, and rubbish. Instance `steady` is always there, so a client never finds nobody."""
+    """Makes calls of phone-homes, reloads, and invalid calls. `steady` is always registered, so clients find a server."""
 
     def __init__(self, place: Place, unit: Unit, tally: Tally, excuse: "Excuse", rng: random.Random) -> None:
         self._place, self._unit, self._tally, self._excuse, self._rng = place, unit, tally, excuse, rng
@@ -201,7 +201,7 @@ class Control:
         await self._call("DELETE", "/v1/registrations/soak/b", None, {200})
 
     async def one(self) -> None:
-        """Something happens to the table, or tries to."""
+        """Change the table, or try to."""
         place, rng = self._place, self._rng
         what = rng.choice(["move", "come", "go", "drain", "refuse", "beat", "extra", "reload", "rubbish", "stranger"])
         self._tally.calls[what] += 1
@@ -230,7 +230,7 @@ class Control:
                 await self._call("PUT", "/v1/registrations/soak/x", {"frontends": []}, {401, 429}, token="x" * 40)
 
     async def _extra(self) -> None:
-        """A port opens, serves, and is closed again."""
+        """Open a port, use it, and close it again."""
         listen = self._rng.choice(self._place.extra)
         name = f"/v1/registrations/extra-{listen.port}/a"
         target = self._rng.choice(self._place.servers).port
@@ -304,7 +304,7 @@ async def echo(sock: socket.socket) -> None:
 
 
 class Soak:
-    """One run."""
+    """One run of the soak."""
 
     def __init__(self, place: Place, unit: Unit, options: "Options") -> None:
         self._place, self._unit, self._options = place, unit, options
@@ -385,14 +385,14 @@ class Soak:
         self.tally.bytes_down += line.half.got
 
     def _excuse(self, port: int, began: float) -> bool:
-        """Was it the session of a killed worker? Then it is counted as one."""
+        """Whether it was the session of a killed worker; then it is counted as such."""
         if self._kills is None or not self._kills.excuse(port, began):
             return False
         self.tally.ends[KILLED] += 1
         return True
 
     async def _kill(self, stop: asyncio.Event) -> None:
-        """Somebody dies now and then."""
+        """Kill something now and then."""
         while self._kills is not None and not stop.is_set():
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(stop.wait(), self._kills.pause())
@@ -527,7 +527,7 @@ class Soak:
         return listed(rows)
 
     def _steady_rows(self) -> list[list[str]]:
-        """Of a process that lives all the time."""
+        """The rows about a process that lives all the time."""
         return [
             ["memory growth", f"{self.memory_growth() / 2**20:+.2f} MiB in the second half"],
             ["CPU share", " ".join(f"{share:.0%}" for share in self._cpu_quarters()) + " of a core, by quarters"],
@@ -568,7 +568,7 @@ class Soak:
 
 
 def is_loss(wrong: str) -> bool:
-    """What a killed worker's sessions may end by, of the words of `verdict`: a reset, on either side."""
+    """Whether a `verdict` only says that a killed worker's session ended with a reset, on either side."""
     return "a reset that nobody sent" in wrong or wrong == "no server was reached; the client saw reset"
 
 
@@ -578,7 +578,7 @@ def _span(values: list[float] | list[int], form: str) -> str:
 
 
 async def _eventually(happened: Callable[[], bool]) -> bool:
-    """Within 15 seconds."""
+    """Wait until it holds, for at most 15 seconds."""
     for _ in range(75):
         if happened():
             return True
@@ -602,7 +602,7 @@ def _listener(address: Address) -> socket.socket:
 
 @contextlib.asynccontextmanager
 async def _tasks(coroutines: list[Any]) -> AsyncIterator[None]:
-    """They run while the block does."""
+    """Run the tasks while the block runs."""
     loop = asyncio.get_running_loop()
     tasks = [loop.create_task(each) for each in coroutines]
     try:

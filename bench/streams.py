@@ -1,4 +1,4 @@
-"""Scripted streams: both ends of a connection through a proxy, what they do to each other, and whether that came out right.
+"""Scripted streams: both ends of a connection through a proxy, what they do, and whether the result is right.
 
 A client sends its script's number first; the server, which always speaks first, looks the script up. Each end checks every
 byte against the pattern of the script as it comes (a lost, added or reordered byte is found where it is), and both keep
@@ -52,7 +52,7 @@ class Script:
 
 
 def pattern(number: int) -> memoryview:
-    """An endless text is this one again and again; it differs for each number."""
+    """The text whose repetition is the endless stream of a number. It differs for each number."""
     return memoryview(random.Random(number).randbytes(65521))  # a prime, so that it never lines up with a buffer
 
 
@@ -78,7 +78,7 @@ class Line:
         self.half = Half()
 
     async def send(self, size: int, chunk: int, *, urgent_at: int = -1) -> None:
-        """`urgent_at`: after so many bytes one goes out of band. Raises OSError when the other end is gone."""
+        """Send the pattern. `urgent_at`: after so many bytes one is out of band. Raises OSError if the other end is gone."""
         half, text, end = self.half, self._sends, self.half.sent + size
         while half.sent < end:
             at, urgent = half.sent % len(text), half.sent == urgent_at
@@ -129,7 +129,7 @@ class Line:
 
 
 async def play(line: Line, script: Script, *, client: bool) -> None:
-    """One end's part. Returns when it is over, however it ended: `line.half` has the account."""
+    """Play one end. Returns when it is over, however it ended; `line.half` has the result."""
     mine = script.up if client else script.down
     pause = script.pause_down if client else script.pause_up
     first = End.CLIENT_FIRST if client else End.SERVER_FIRST
@@ -170,7 +170,7 @@ def _leaves(group: BaseExceptionGroup[OSError]) -> list[OSError]:
 
 
 def verdict(script: Script, client: Half, server: Half | None) -> list[str]:
-    """What is wrong with how the stream came out; nothing is the rule. `server` is None if it was never reached."""
+    """What is wrong with the result of the stream, normally nothing. `server` is None if it was never reached."""
     if server is None:
         return [] if script.end == End.CLIENT_RESET else [f"no server was reached; the client saw {client.ended}"]
     found = [f"{who}: {half.wrong}" for who, half in (("client", client), ("server", server)) if half.wrong]
@@ -193,7 +193,7 @@ def verdict(script: Script, client: Half, server: Half | None) -> list[str]:
 
 
 def scripts(rng: random.Random, largest: int) -> Iterator[Script]:
-    """An endless row of scripts, the same for the same `rng`. Half of them are small, few are `largest` bytes."""
+    """An endless series of scripts, the same for the same `rng`. Half of them are small, and few have `largest` bytes."""
     ends = [End.TOGETHER, End.TOGETHER, End.CLIENT_FIRST, End.SERVER_FIRST, End.CLIENT_RESET, End.SERVER_RESET]
     while True:
         up, down = (int(largest ** rng.random() ** 1.5) if rng.random() > 0.1 else 0 for _ in "ud")

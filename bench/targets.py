@@ -1,4 +1,4 @@
-"""Who is measured: real programs, started for one sample and stopped after it, and the origin behind them."""
+"""The proxies that are measured: real programs, started for one sample and stopped after it, and the origin behind them."""
 
 import random
 import re
@@ -22,7 +22,7 @@ OWN_PORTS = range(21000, 30000)  # outside the ephemeral range, where any outgoi
 
 @dataclass(frozen=True)
 class Kind:
-    """A sort of target. `program` must be in PATH and comes with the Debian `package`; "" needs nothing installed."""
+    """A kind of target. `program` must be in PATH and comes with the Debian `package`; "": nothing has to be installed."""
 
     name: str
     about: str
@@ -178,7 +178,7 @@ def origin(wiring: Wiring) -> Iterator[None]:
 
 @contextmanager
 def running(name: str, wiring: Wiring, altered: Callable[[Kind], Kind] | None = None) -> Iterator[Target]:
-    """One target, fresh, listening on both frontends; stopped on the way out. `altered`: what to make of a pylb first."""
+    """Run one new target, which listens on both frontends, during the block. `altered`: changes a pylb before it starts."""
     if name == DIRECT:
         yield Target(name, wiring.origin_http, wiring.origin_bulk, None, wiring)
         return
@@ -189,7 +189,7 @@ def running(name: str, wiring: Wiring, altered: Callable[[Kind], Kind] | None = 
 
 @contextmanager
 def started(kind: Kind, wiring: Wiring) -> Iterator[Target]:
-    """As `running`, of any kind."""
+    """Like `running`, for any kind."""
     config = wiring.folder / f"{kind.name}.yaml"
     config.write_text(kind.render(wiring))
     shutil.rmtree(wiring.folder / "pylb-state", ignore_errors=True)  # a fresh pylb restores nothing of the last sample

@@ -1,4 +1,4 @@
-"""What systemd does for pylb's unit, in one small place: starts it anew whenever it dies, and keeps its listening sockets.
+"""A small stand-in for systemd: it starts pylb again whenever it dies, and keeps its listening sockets.
 
 Type=notify, NotifyAccess=main, FileDescriptorStoreMax=, Restart=always (systemd.service(5), sd_notify(3), sd_listen_fds(3)).
 """
@@ -70,7 +70,7 @@ class Unit:
             raise BenchError(f"pylb (process {self.pid}) was not ready within {READY_SECONDS:g} s") from None
 
     async def stop(self) -> list[int]:
-        """SIGTERM, as `systemctl stop`. Returns who did not end by it, and was killed."""
+        """Send SIGTERM, like `systemctl stop`. Returns the processes that did not end and were killed."""
         self._stopping = True
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGTERM)
@@ -88,7 +88,7 @@ class Unit:
         return left
 
     def processes(self) -> list[int]:
-        """Of all its generations; those that have ended are reaped."""
+        """The processes of all its generations; those that have ended are reaped."""
         found = []
         for pid in family(os.getpid())[1:]:
             with contextlib.suppress(ChildProcessError):

@@ -1,10 +1,10 @@
-"""What workers cost and what they spare: `python -m bench workers`.
+"""What workers cost and what they improve: `python -m bench workers`.
 
-Start: from fork to a worker's first word, and its memory. Memory: main and workers, idle; as Pss, where pages that processes
-share count once (proc(5)), and as the plain sum of what each has resident. Isolation: the p99 of requests at a fixed rate,
-alone and while something else keeps main busy, with one process and with a worker: a flood of calls with wrong tokens, scrapes
-of 1,000 frontends one after the other, moves that wait for a disk whose every fsync takes half a second, and 200 servers under
-active checks that accept and never answer.
+Start: the time from fork to a worker's first message, and its memory. Memory: main and workers when idle, as Pss, where pages
+that processes share count once (proc(5)), and as the sum of all resident memory. Isolation: the p99 of requests at a fixed
+rate, alone and while something else keeps main busy, with one process and with a worker: a flood of calls with wrong tokens,
+scrapes of 1,000 frontends one after the other, moves that wait for a disk whose every fsync takes half a second, and 200
+servers under active checks that accept and never answer.
 """
 
 import argparse
@@ -41,7 +41,7 @@ STUCK = 200  # checks that nobody answers
 
 
 def starts() -> list[float]:
-    """Milliseconds until a worker has said Ready."""
+    """The milliseconds until a worker has sent Ready."""
     program, taken = CodeArchive(), []
     for _ in range(STARTS):
         ours, theirs = socket.socketpair()
@@ -60,7 +60,7 @@ def starts() -> list[float]:
 
 
 def memory(target: Target) -> tuple[float, float]:
-    """MB: Pss, and resident, of all processes."""
+    """The Pss and the resident memory of all processes, in MB."""
     if target.process is None:
         raise ValueError("no process")
     return target.process.memory_bytes() / 1e6, target.process.resident_bytes() / 1e6
@@ -136,7 +136,7 @@ def with_slow_disk(kind: Kind) -> Kind:
 
 
 def with_stuck_checks(kind: Kind, mute: Address) -> Kind:
-    """Half of the checks meet a full backlog in time: then not even the connect ends."""
+    """The same pylb with checks that hang. After a while half of them meet a full backlog, where not even the connect ends."""
 
     def render(wiring: Wiring) -> str:
         config = yaml.safe_load(kind.render(wiring))
@@ -150,7 +150,7 @@ def with_stuck_checks(kind: Kind, mute: Address) -> Kind:
 
 
 def isolation(names: list[str], rounds: int, seconds: int, wiring: Wiring) -> dict[tuple[str, str], list[float]]:
-    """p99 in milliseconds by target and company."""
+    """The p99 in milliseconds, by target and by what runs beside it."""
     found: dict[tuple[str, str], list[float]] = {}
 
     def measured(target: Target, company: str, beside: Company) -> None:
