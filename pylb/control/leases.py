@@ -249,7 +249,10 @@ class Leases:
         return lease.expires + keep_stale
 
     def records(self, claims: Claims) -> dict[Key, LeaseRecord]:
-        """For the snapshot: those with more to remember than their registration and `learned`."""
+        """For the snapshot: those with more to remember than their registration and `learned`.
+
+        Safe in another thread: what changes meanwhile is only looked up, key by key, or copied in one call.
+        """
         now = self._clock()
         stale = [key for key, state in claims.not_fresh.items() if state is State.STALE]
         return {
@@ -259,5 +262,5 @@ class Leases:
                 now - self._displaced_since.get(key, now),
                 key in self._goodbyes,
             )
-            for key in dict.fromkeys((*stale, *self._displaced_since))
+            for key in dict.fromkeys((*stale, *self._displaced_since.copy()))
         }

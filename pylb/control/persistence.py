@@ -1,19 +1,22 @@
 """The state on disk: what a start finds there, and the snapshot of what is in force."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from errno import EINVAL
+from functools import partial
 
 from pylb.control.desired_state import DesiredState
 from pylb.control.health.findings import Findings
 from pylb.control.health.resolver import Resolver
-from pylb.control.leases import Leases
+from pylb.control.leases import LeaseRecord, Leases
 from pylb.control.publisher import Publisher
 from pylb.control.storage.snapshot import Encoder, Snapshot, decode
 from pylb.control.storage.store import Store
 from pylb.control.storage.table_history import History
 from pylb.control.tasks import Part, Tasks
+from pylb.core.registration import Key
 
 RESERVE = 1000  # generations
 
@@ -67,7 +70,7 @@ class Persistence:
             self._publisher.table.generation + 1,
             self._wall(),
             desired.claims.registrations,
-            self._leases.records(desired.claims),
+            {},
             self._findings.proven,
             self._findings.down,
             self._findings.passed,
@@ -79,16 +82,16 @@ class Persistence:
         )
         self.unsaved = False
         try:
-            await self._encoded_and_saved(snapshot)
+            await self._encoded_and_saved(snapshot, partial(self._leases.records, desired.claims))
         except OSError:
             self.unsaved = True
             self.failures += 1
             raise
 
-    async def _encoded_and_saved(self, snapshot: Snapshot) -> None:
-        """Raises OSError."""
+    async def _encoded_and_saved(self, snapshot: Snapshot, leases: Callable[[], Mapping[Key, LeaseRecord]]) -> None:
+        """`leases` runs in the disk's thread: thousands may be stale, and their times differ every time. Raises OSError."""
         try:
-            await self._store.save(lambda: self._encoder.encode(snapshot))
+            await self._store.save(lambda: self._encoder.encode(replace(snapshot, leases=leases())))
         except OSError:
             raise
         except Exception as bug:  # noqa: BLE001 - a bug there counts as a failing disk, and does not end the writer

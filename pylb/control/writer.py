@@ -112,6 +112,7 @@ class Writer:
 
     async def run(self) -> None:
         """Run until cancelled; then the calls that still wait are refused."""
+        done = 0  # calls since the last look at young objects
         try:
             while True:
                 await self._work.wait()
@@ -120,8 +121,10 @@ class Writer:
                     self._busy, self._queue = self._queue, []
                     await self._commit(self._busy)
                     self._forget(self._busy)
-                    self._busy = []
-                collect_young()  # a change that is committed alone has no turn between its steps
+                    done, self._busy = done + len(self._busy), []
+                if done >= CALLS:  # changes that are committed alone have no turn between their steps
+                    collect_young()
+                    done = 0
         finally:
             self._stopped = True
             for call in (*self._busy, *self._queue):

@@ -5,7 +5,9 @@ registrations what they cost with 200; what looks at all of them costs so much f
 import asyncio
 import gc
 import json
+import sys
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -15,13 +17,14 @@ from pylb.control.leases import LeaseRecord
 from pylb.control.registry import Registry
 from pylb.control.storage.snapshot import Encoder, Snapshot, decode
 from pylb.control.storage.store import Store, _encode
+from pylb.control.writer import CALLS as PER_TURN
 from pylb.core.address import Listen
 from pylb.core.auth import Caller, Keyring
 from pylb.core.claims import Claims
-from pylb.core.ownership import announce
+from pylb.core.ownership import announce, become
 from pylb.core.persistent_map import PersistentMap
 from pylb.core.policy import AdminState, Rules
-from pylb.core.registration import Announcement, FrontendRequest, Key, Registration, legacy_key
+from pylb.core.registration import Announcement, FrontendRequest, Key, Registration, State, legacy_key
 from pylb.core.table import Table
 from tests.control.harness import token
 from tests.core.claiming import FREE
@@ -159,6 +162,52 @@ async def test_a_call_costs_what_it_touches_however_many_ttls_were_learned_of_le
         snapshot, wrong = decode(Store(tmp_path / str(number)).load()[0] or {})
         assert (snapshot.leases, wrong) == ({key: LeaseRecord(ttl) for key, ttl in learned.items()}, [])
     assert costs[4000] <= SLACK * costs[100] + 50
+
+
+async def test_a_call_costs_what_it_touches_however_many_registrations_are_stale(tmp_path: Path) -> None:
+    """The snapshot says for how long each has been silent: that was put together on the loop, at each move."""
+    costs = {}
+    for number in (100, 2000):
+        full = Full(tmp_path / str(number), number // INSTANCES)
+        await full.fill()
+        try:
+            publisher = full.registry._state.publisher
+            keys = [key for key in publisher.desired.claims.registrations if key.name != "app-3"]
+            claims = become(publisher.desired.claims, keys, State.STALE).claims
+            publisher.desired = replace(publisher.desired, claims=claims)
+            for key in keys:
+                full.registry._state.leases.restore(claims.registrations[key], LeaseRecord(stale_for=5.0))
+            await full.put("127.0.3.97", instance="pod-first")
+            costs[number] = await full.cost(lambda: full.put("127.0.3.98", instance="pod-first"))  # noqa: B023 - run at once
+        finally:
+            await full.registry.stop()
+        snapshot, wrong = decode(Store(tmp_path / str(number)).load()[0] or {})
+        assert (snapshot.leases, wrong) == (dict.fromkeys(keys, LeaseRecord(stale_for=5.0)), [])
+    assert costs[2000] <= SLACK * costs[100] + 50
+
+
+async def test_moves_one_by_one_do_not_each_look_at_all_young_objects(tmp_path: Path) -> None:
+    """To count them takes longer than any other part of a move. After a batch of many calls it is worth it."""
+    full = Full(tmp_path, 40)
+    await full.fill()
+    looked = 0
+
+    def note(_frame: object, event: str, what: object) -> None:
+        nonlocal looked
+        looked += event == "c_call" and what is gc.get_objects
+
+    try:
+        for count, most in ((1, 1), (3 * PER_TURN, 4)):
+            looked = 0
+            sys.setprofile(note)
+            for number in range(count):
+                await full.put(f"127.0.3.{number % 2 + 98}")
+            sys.setprofile(None)
+            assert looked <= most
+        assert looked >= 2
+    finally:
+        sys.setprofile(None)
+        await full.registry.stop()
 
 
 def test_what_else_is_known_of_a_lease_counts_beside_its_learned_ttl() -> None:
