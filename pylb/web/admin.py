@@ -107,7 +107,7 @@ class Admin:
         # Another site's page cannot read the answer to such a request, but it could hold streams open and cause long answers.
         # Fetch Metadata tells it from a link that somebody follows: that loads a document. Frames are refused, because a
         # page may contain a hundred invisible ones.
-        foreign = call.headers.get("sec-fetch-site") in {"cross-site", "same-site"}
+        foreign = call.headers.get("sec-fetch-site", "none") not in {"none", "same-origin"}
         followed = call.headers.get("sec-fetch-mode") == "navigate" and call.headers.get("sec-fetch-dest") == "document"
         if foreign and not followed:
             raise _forbidden("the request comes from a page of another site")

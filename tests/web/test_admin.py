@@ -320,6 +320,8 @@ _LINK = {"Host": "localhost", "Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": 
         ({"Host": "localhost", "Origin": "null"}, 403),
         ({"Host": "localhost", "Origin": "http://[bad"}, 403),
         ({"Host": "localhost", "Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors"}, 403),
+        ({"Host": "localhost", "Sec-Fetch-Site": "CROSS-SITE"}, 403),
+        ({"Host": "localhost", "Sec-Fetch-Site": "a word of the future"}, 403),
         ({**_LINK, "Sec-Fetch-Dest": "document"}, 200),
         ({**_LINK, "Sec-Fetch-Dest": "iframe"}, 403),
         ({**_LINK, "Sec-Fetch-Dest": "object"}, 403),
