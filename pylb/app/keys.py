@@ -43,7 +43,7 @@ class Keys:
         self._config = config
 
     def read_again(self) -> None:
-        """What cannot be read stays as it was, and is reported once."""
+        """Read the files again. The content of a file that cannot be read stays in force; this is reported once."""
         self._config, complaints = read_secrets_again(self._config)
         found = read_made(self._config.state_dir)
         kept = {name: made for name, made in self._made.tokens.items() if _complained(found, name)}

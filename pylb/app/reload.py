@@ -30,7 +30,7 @@ log = logging.getLogger("pylb")
 
 
 class Reloading:
-    """Puts into force what it reads, one reading after the other. `follow` is called with each new config."""
+    """Reads settings again and puts them in force, one reading at a time. `follow` is called with each new config."""
 
     def __init__(
         self,

@@ -34,7 +34,7 @@ class Settings:
         return self._keys
 
     def use(self, config: Config, keys: Keys, keyring: Keyring) -> None:
-        """Put settings in force. `keyring`: that of `keys`."""
+        """Put a config and its tokens in force. `keyring`: the tokens of `keys`."""
         self.config, self._keys, self.keyring = config, keys, keyring
 
     def token(self, name: str) -> Token | None:

@@ -1,4 +1,4 @@
-"""One pylb follows another: the start of the new process and the end of the old one, each from its own side.
+"""One pylb follows another: how the new process starts, and how the old one ends.
 
 Their messages are in upgrade/protocol.py; phases.py says what a signal means meanwhile.
 """

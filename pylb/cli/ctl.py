@@ -25,8 +25,8 @@ def ctl() -> None:
     pylb ctl ready 203.0.113.7          when it is back
     pylb ctl weight https/pod-1 5
 
-    What is said here is kept over restarts. About a node it follows that IP for a day (--for says otherwise),
-    whatever registers there; about a server it ends when its registration moves or leaves. pylb ctl list shows all.
+    Settings survive restarts. A setting for a node follows that IP for a day (or as --for says), whatever registers
+    there; a setting for a server ends when its registration moves or leaves. pylb ctl list shows all of them.
     """
 
 
@@ -53,7 +53,7 @@ _states("ready", "Serve again. Nothing that a drain has not ended yet is ended a
 @CONFIG
 @JSON
 def list_(config_path: Path | None, as_json: bool) -> None:
-    """All settings in force: their target, the setting, its end, and the servers that it affects now."""
+    """List all settings in force, with their target, their end, and the servers that they affect now."""
     found = ask(config_path, {"verb": "words"})["words"]
     if as_json:
         say(json.dumps(found, indent=2))
@@ -80,7 +80,7 @@ def list_(config_path: Path | None, as_json: bool) -> None:
 @click.argument("target", metavar="TARGET")
 @click.argument("weight", metavar="0-256|default")
 def weight(config_path: Path | None, as_json: bool, seconds: float | None, target: str, weight: str) -> None:
-    """Overrule a server's weight; `default`: as configured or registered. 0: no new sessions, live ones stay."""
+    """Override a server's weight; `default`: as configured or registered. 0: no new sessions, live ones stay."""
     number = None if weight == "default" else whole_number(weight, 256)
     if number is None and weight != "default":
         raise click.BadParameter(f"{weight!r} is neither 0-256 nor default", param_hint="weight")
@@ -90,13 +90,13 @@ def weight(config_path: Path | None, as_json: bool, seconds: float | None, targe
 @ctl.command(hidden=True, context_settings={"ignore_unknown_options": True})
 @click.argument("words", nargs=-1)
 def sessions(words: tuple[str, ...]) -> None:  # noqa: ARG001 - whatever is asked for, it is answered elsewhere
-    """For one version: it has moved."""
+    """Say where it is now; kept for one version."""
     die("live sessions are listed by `pylb sessions`, those of one frontend by `pylb sessions --frontend NAME|PORT`")
 
 
 @ctl.group()
 def shutdown() -> None:
-    """End live sessions by a reset, code KD."""
+    """End live sessions with a reset, code KD."""
 
 
 @shutdown.command("session")
@@ -104,7 +104,7 @@ def shutdown() -> None:
 @JSON
 @click.argument("session", metavar="ID|CLIENT_IP:PORT")
 def shutdown_session(config_path: Path | None, as_json: bool, session: str) -> None:
-    """One session, by its id as `pylb sessions` shows it, or by its client's address if that has only one."""
+    """End one session, by its id in `pylb sessions`, or by its client's address if that has only one session."""
     _show(ask(config_path, {"verb": "shutdown session", "session": session})["lines"], as_json=as_json)
 
 
@@ -113,7 +113,7 @@ def shutdown_session(config_path: Path | None, as_json: bool, session: str) -> N
 @JSON
 @click.argument("target", metavar="FRONTEND/SERVER")
 def shutdown_sessions(config_path: Path | None, as_json: bool, target: str) -> None:
-    """All sessions of a server, also of one that has left the table. New ones still go there: drain it first."""
+    """End all sessions of a server, also of one that has left the table. New ones still go there: drain it first."""
     _show(ask(config_path, {"verb": "shutdown sessions", "target": target})["lines"], as_json=as_json)
 
 

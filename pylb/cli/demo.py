@@ -1,8 +1,8 @@
-"""`pylb demo`: the whole thing on loopback, in front of your eyes.
+"""`pylb demo`: shows pylb and a phone-home at work, on loopback.
 
-Two echo servers play one app on two nodes (127.0.0.1 and 127.0.0.2, the same NodePort), the real phone-home moves the app from
-node to node the way a rescheduled pod does (goodbye here, register there), clients keep connecting all the time. pylb and the
-phone-home are real processes; nothing listens beyond loopback and everything is gone afterwards.
+Two echo servers play one app on two nodes (127.0.0.1 and 127.0.0.2, the same NodePort), the real phone-home moves the app
+from node to node the way a rescheduled pod does (it announces a pause here and registers there), and clients connect all the
+time. pylb and the phone-home are real processes; nothing listens beyond loopback and everything is gone afterwards.
 """
 
 import asyncio
@@ -27,11 +27,11 @@ TAIL = 10  # lines of pylb's log that are shown when the demo fails
 
 
 class DemoFailed(Exception):  # noqa: N818 - told to the person in front, in one line
-    """It could not be shown; the text says why."""
+    """The demo failed; the text says why."""
 
 
 class Demo:
-    """`moves` moves, one every `every` seconds. `say` prints a line."""
+    """A demo with `moves` moves, one every `every` seconds. `say` prints a line."""
 
     def __init__(self, *, moves: int, every: float, say: Callable[[str], None]) -> None:
         self._moves = moves
@@ -109,7 +109,7 @@ class Demo:
         return _process(log, "phonehome", env=env)
 
     async def _routed_to(self, node: str) -> bool:
-        """Does pylb hold a fresh registration of that node?"""
+        """Whether pylb has a fresh registration of that node."""
         body = await _get(self._admin, "/v1/registrations")
         return any(
             one["instance"] == f"pod-on-{node.lower()}" and one["state"] == "fresh"
@@ -237,7 +237,7 @@ async def _process(log: Path, module: str, *args: str, env: dict[str, str] | Non
 
 
 def _clean(environ: Mapping[str, str]) -> dict[str, str]:
-    """Without the settings of a phone-home or pylb that the person in front has exported."""
+    """The environment without variables for a phone-home or pylb that the user has exported."""
     foreign = ("WEBHOOK", "WEBHOOK_TOKEN", "NAME", "FRONTEND_PORT", "BACKEND_PORT", "SEND_PROXY", "REPEAT_INTERVAL")
     return {key: value for key, value in environ.items() if not key.startswith("PYLB_") and key not in foreign}
 

@@ -1,4 +1,4 @@
-"""`pylb doctor`: what of this machine would go wrong, before it does."""
+"""`pylb doctor`: finds problems of this machine before they do harm."""
 
 import asyncio
 import os
@@ -42,7 +42,7 @@ class Finding(NamedTuple):
 
 
 def examine(config: Config) -> list[Finding]:
-    """Nothing raises: what cannot be read is a finding, or none of our business."""
+    """All findings. Nothing raises: a file that cannot be read is a finding, or does not concern us."""
     looks: list[Callable[[Config], Iterator[Finding]]] = [
         _descriptors,
         _low_ports,
@@ -179,7 +179,7 @@ def _advertise(config: Config) -> Iterator[Finding]:
 
 
 def _checks(config: Config) -> Iterator[Finding]:
-    """Each check of the config is asked once: who does not pass it would be out of service."""
+    """Run each check of the config once: a server that does not pass would be out of service."""
     frontends, failed = asyncio.run(_asked(config.rules(frozenset())))
     for line in failed:
         remedy = "mend the server or its check; a check that is more than a connect is always asked"

@@ -1,4 +1,4 @@
-"""`pylb explain`: why a port does not answer; the first thing that is wrong comes first. Or what happened to one session."""
+"""`pylb explain`: why a port does not answer, or what happened to one session."""
 
 import json
 from collections.abc import Mapping
@@ -23,11 +23,11 @@ def explain(config_path: Path | None, as_json: bool, what: str) -> None:
     """Why a port does not answer: is it open, and by whom; who registered it, who was refused and why; whether each of its
     servers accepts connections and passes its check right now; how its sessions ended.
 
-    The first line is the first thing that is wrong. Exit code 1: nothing is known of the port. NAME is a frontend's or a
-    registration's: then of each of its ports.
+    The first line is the first thing that is wrong. Exit code 1: nothing is known about the port. NAME may be a
+    frontend or a registration: then each of its ports is explained.
 
     With the id of a session, as `pylb sessions` and `pylb sessions --ended` show it: why it went to this server, what was
-    tried before, who closed first, and what the kernel knew of both connections.
+    tried before, who closed first, and what the kernel knew about both connections.
     """
     if what.startswith("0x"):
         trace = ask(config_path, {"verb": "explain", "session": what})["explained"]

@@ -1,4 +1,4 @@
-"""`pylb history`: what changed the table."""
+"""`pylb history`: lists the changes of the table."""
 
 import json
 from pathlib import Path
@@ -14,9 +14,9 @@ from pylb.cli.tables import clock
 @JSON
 @click.argument("what", required=False, metavar="[PORT|NAME]")
 def history(config_path: Path | None, as_json: bool, what: str | None) -> None:
-    """What changed the table: each generation with who asked, when, and what it changed.
+    """List the changes of the table: each generation with who asked for it, when, and what it changed.
 
-    The last 1,000 that somebody asked for, and the last 1,000 moves and changes of state; kept over restarts.
+    The last 1,000 that somebody asked for, and the last 1,000 moves and changes of state; they survive restarts.
     """
     answer = ask(config_path, {"verb": "history", "what": what})
     if as_json:

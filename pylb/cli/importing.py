@@ -1,4 +1,4 @@
-"""`pylb import`: what HAProxy did, as a config of ours or as registrations with the running pylb."""
+"""`pylb import`: turns HAProxy's config into a config of pylb, or into registrations with the running pylb."""
 
 import os
 import sys
@@ -21,14 +21,14 @@ from pylb.core.text import counted
 def import_(
     config_path: Path | None, token: str | None, dry_run: bool, accept_differences: bool, files: tuple[Path, ...]
 ) -> None:
-    """Take over what HAProxy did.
+    """Import the config of HAProxy.
 
     \b
     pylb import haproxy.cfg > pylb.yaml       its TCP frontends, backends, servers, timeouts, checks, access lists
     pylb import --token old /etc/webhook/haproxy/
                                               what an old webhook served, registered with the running pylb
 
-    A haproxy.cfg is translated exactly, or not at all: what would change who gets a connection or who may connect is listed
+    A haproxy.cfg is translated exactly, or not at all: each difference in who gets a connection or who may connect is listed
     with file and line, and the exit code is 1, unless --accept-differences is given. Variables of the file have the values
     of the environment. Registrations made with --token never lapse; a call of the same token for the port replaces them.
     """

@@ -2,9 +2,9 @@
 
 `plan` is pure: what this host offers in, a tuple of steps out. `install_service` prints each step and does it, or with
 `print_only` shows the steps, the unit and the starter config. What exists and belongs to the administrator (config,
-token) is never overwritten; what belongs to pylb (unit, sysusers entry) is brought up to date. Each installation has a
-directory of its own in /opt/pylb/versions, and /opt/pylb/bin leads to the one that counts: a running pylb never has its files
-replaced, and one step leads back.
+token) is never overwritten; what belongs to pylb (unit, sysusers entry) is brought up to date. Each installation has
+its own directory in /opt/pylb/versions, and the link /opt/pylb/bin leads to the one in use. So the files of a running pylb are
+never replaced, and going back takes one step.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ Run = Callable[[Sequence[str]], None]
 
 
 class InstallError(Exception):
-    """What went wrong, and in `remedy` what to do about it."""
+    """What went wrong; `remedy` says what to do about it."""
 
     def __init__(self, what: str, remedy: str) -> None:
         super().__init__(what)
@@ -67,7 +67,7 @@ class Command:
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """Changed in one step (rename(2)): whoever looks sees the old target or the new one."""
+    """A link that is changed in one step (rename(2)): at any moment it leads to the old target or to the new one."""
 
     path: Path
     target: str  # relative to its directory
@@ -144,7 +144,7 @@ def _user(prefix: Path) -> list[Step]:
 
 
 def _config(host: Host, etc: Path) -> list[Step]:
-    """Directories first; the service reads through its group and writes nothing here."""
+    """The config's directory and files. The service reads them through its group and writes none of them."""
     writable = f"see that {etc} is writable"
     steps = [
         Step("make the config directory", Directory(etc, 0o750, USER), writable),
@@ -179,7 +179,7 @@ def _environment(host: Host, venv: Path) -> list[Step]:
 
 
 def data(name: str) -> str:
-    """The text of one of deploy/systemd's files."""
+    """The text of a file of deploy/systemd."""
     return deployed(f"systemd/{name}")
 
 
@@ -187,7 +187,7 @@ def data(name: str) -> str:
 
 
 def host(prefix: Path) -> Host:
-    """Look around. Raises InstallError when there is no usable Python or no source to install from."""
+    """The facts about this machine. Raises InstallError when there is no usable Python or no source to install from."""
     requirement = origin(_direct_url(), _version())
     lock = Path(requirement) / "requirements.lock"
     return Host(

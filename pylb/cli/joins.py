@@ -1,4 +1,4 @@
-"""What a token is handed over as: the join string for a phone-home, and the manifests for an app in Kubernetes."""
+"""The forms in which a token is given to an app: a join string for a phone-home, or manifests for Kubernetes."""
 
 import re
 from string import Template
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 def join_string(config: "Config", host: str | None, made: "MadeToken") -> str:
     """`pylb://NAME:SECRET@HOST:PORT/PIN/NEXT_PIN`: what a phone-home needs, with nothing that a shell or a URL would change.
 
-    The pins are the public key of a self-signed certificate and, if it is ours, the key that `switch-key` will serve;
-    without any the certificate is judged as any public one.
+    The pins are those of the public key of a self-signed certificate and, if pylb made it, of the key that `switch-key` will
+    put in use. Without pins the certificate is verified like any public one.
     """
     from pylb.app.keys import TLS_FOLDER, names_of_machine  # noqa: PLC0415
     from pylb.core.address import is_loopback  # noqa: PLC0415
@@ -49,7 +49,7 @@ def join_string(config: "Config", host: str | None, made: "MadeToken") -> str:
 
 
 def manifests_of(made: "MadeToken", join: str, options: dict[str, Any]) -> str:
-    """What kubectl applies: Secret, phone-home, Service and ConfigMap, of the options of `pylb token create --kubernetes`."""
+    """The Secret, phone-home, Service and ConfigMap for the options of `pylb token create --kubernetes`."""
     from pylb.app.welcome import node_port_of, scalar  # noqa: PLC0415
     from pylb.core.auth import NODE_PORTS  # noqa: PLC0415
     from pylb.host.machine import deployed  # noqa: PLC0415

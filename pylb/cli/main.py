@@ -1,6 +1,6 @@
 """The command line. Verbs that ask a running pylb find it by `-c FILE` or the default state directory.
 
-Exit codes: 0 done, 1 the answer is no (a bad config, nothing to release, failed connections), 2 could not ask or start.
+Exit codes: 0 done; 1 the answer is no (a bad config, nothing to release, failed connections); 2 pylb did not answer or start.
 """
 
 import json
@@ -41,23 +41,23 @@ def main() -> None:
     \b
     pylb run                      serve with the embedded defaults: webhook on 9000, admin on 8404
     pylb run -c /etc/pylb/pylb.yaml
-    pylb check -c pylb.yaml       every mistake of a config, with its line
-    pylb status                   how it is; --watch: all the time
+    pylb check -c pylb.yaml       print every mistake of a config, with its line
+    pylb status                   show the condition; --watch: continuously
     pylb routes                   what goes where, and why
     pylb explain 443              why a port does not answer
-    pylb sessions --ended         who was connected; pylb explain 0x1a2b: what became of one
+    pylb sessions --ended         who was connected; pylb explain 0x1a2b: what happened to one session
     pylb token create mosquitto --ports 8443
                                   a token for an app, with the join string for its phone-home
     pylb plan -c new.yaml         what a change would do
     pylb ctl drain 203.0.113.7    take a node out of service, and back: pylb ctl ready
-    pylb demo                     watch a node move under load, all on loopback
+    pylb demo                     watch an app move between nodes under load, on loopback
     """
 
 
 @main.command()
 @CONFIG
 def run(config_path: Path | None) -> None:
-    """Serve until SIGTERM. SIGHUP reads the config again, whole or not at all.
+    """Serve until SIGTERM. SIGHUP reads the config again, all of it or nothing.
 
     Without -c: webhook on *:9000 (self-signed TLS), admin on 127.0.0.1:8404, a generated token in the state directory.
     """
@@ -81,8 +81,8 @@ def upgrade(config_path: Path | None) -> None:
     """Replace the running pylb by the one that is installed now, without closing a port or a connection.
 
     The new process takes over ports, registrations and counters; the old one ends its live sessions, for up to
-    timeouts.upgrade. If the new one does not start, the old one stays in charge, and exit code 1 says so. The same as
-    SIGUSR2. It goes both ways: install the older version and call it again.
+    timeouts.upgrade. If the new one does not start, the old one stays in charge, and exit code 1 says so. It does the
+    same as SIGUSR2. To go back, install the older version and call it again.
     """
     for line in ask(config_path, {"verb": "upgrade"}, timeout=UPGRADE_SECONDS)["lines"]:
         say(line)
@@ -92,10 +92,10 @@ def upgrade(config_path: Path | None) -> None:
 @CONFIG
 @JSON
 def reload(config_path: Path | None, as_json: bool) -> None:
-    """Have the running pylb read its config and secrets again, whole or not at all, and print what that changed.
+    """Have the running pylb read its config and secrets again, all or nothing, and print what that changed.
 
-    The same as SIGHUP, with an answer. Exit code 1: refused, with every mistake of the file; nothing was changed.
-    During an upgrade it is left to the pylb that serves afterwards, which logs the result.
+    It does the same as SIGHUP, with an answer. Exit code 1: refused, with every mistake of the file; nothing was changed.
+    During an upgrade the pylb that serves afterwards does it, and logs the result.
     """
     answer = ask(config_path, {"verb": "reload"}, timeout=RELOAD_SECONDS)
     if as_json:
@@ -112,7 +112,7 @@ def reload(config_path: Path | None, as_json: bool) -> None:
 def check(config_path: Path | None, as_json: bool, every: bool) -> None:
     """Print the mistakes of a config as FILE:LINE:COL: error: what (remedy). Exit code 1 if there is one.
 
-    A remedy that is the same for many is said once. --json has all of everything.
+    A remedy that is the same for many mistakes is printed once. --json prints everything.
     """
     from pylb.config import ConfigErrors, load  # noqa: PLC0415
 
@@ -146,7 +146,7 @@ def schema() -> None:
 @CONFIG
 @JSON
 def doctor(config_path: Path | None, as_json: bool) -> None:
-    """Look at this machine and its config for what would go wrong: limits, ports, clock, certificate, state, conntrack.
+    """Look for problems of this machine and its config: limits, ports, clock, certificate, state, conntrack.
 
     Each line says what was found, and what to do about it. Exit code 1 if something needs doing.
     """
@@ -171,9 +171,9 @@ def doctor(config_path: Path | None, as_json: bool) -> None:
 @JSON
 @click.argument("what", metavar="PORT|NAME[/INSTANCE]")
 def release(config_path: Path | None, as_json: bool, what: str) -> None:
-    """Forget registrations: of a port, of a name, or of one instance. A port closes with its last one.
+    """Release the registrations of a port, of a name, or of one instance. A port closes with its last registration.
 
-    Live sessions go on until they end, at most timeouts.drain. A phone-home that still runs will register again.
+    Live sessions continue until they end, for at most timeouts.drain. A phone-home that still runs will register again.
     """
     answer = ask(config_path, {"verb": "release", "what": what})
     if as_json:
@@ -187,7 +187,7 @@ def release(config_path: Path | None, as_json: bool, what: str) -> None:
 @click.option("--moves", default=5, show_default=True, type=click.IntRange(0, 1000), help="How often the app moves.")
 @click.option("--every", default=3.0, show_default=True, type=click.FloatRange(0.1, 60), help="Seconds between two moves.")
 def demo(moves: int, every: float) -> None:
-    """Two nodes, a phone-home that moves an app between them, clients under load: all real, all on loopback."""
+    """Show two nodes, a phone-home that moves an app between them, and clients that connect: real processes on loopback."""
     import asyncio  # noqa: PLC0415
 
     from pylb.cli.demo import Demo, DemoFailed  # noqa: PLC0415

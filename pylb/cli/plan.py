@@ -1,4 +1,4 @@
-"""`pylb plan`: what a change would do."""
+"""`pylb plan`: shows the effect of a change."""
 
 import json
 from pathlib import Path
@@ -24,14 +24,14 @@ from pylb.core.text import counted
 @click.argument("body", required=False, type=click.File("r"))
 @JSON
 def plan(config_path: Path | None, running: Path | None, body: Any, as_json: bool, **call: str | None) -> None:
-    """What a change would do, without doing it: ports opened and closed, servers added, moved and removed, and how many
+    """Show what a change would do, without doing it: ports opened and closed, servers added, moved and removed, and how many
     live sessions each step touches.
 
     \b
-    pylb plan -c new.yaml                                           as if it were in force, and SIGHUP sent
-    pylb plan --token app --address 203.0.113.7 body.json           as if a phone-home had said that
+    pylb plan -c new.yaml                                           the effect of a reload with this file
+    pylb plan --token app --address 203.0.113.7 body.json           the effect of such a call of a phone-home
 
-    Exit code 1: it would be refused, with the reason.
+    Exit code 1: the change would be refused; the reason is printed.
     """
     request: dict[str, Any]
     if body is not None:

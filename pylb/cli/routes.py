@@ -31,7 +31,7 @@ _COLUMNS = (
 @JSON
 @click.option("--rejected", is_flag=True, help="The last refused calls instead, with their reasons.")
 def routes(config_path: Path | None, as_json: bool, rejected: bool) -> None:
-    """What goes where and why: port, server, who registered it, lease left, whether it answered.
+    """Show what goes where and why: port, server, who registered it, rest of the lease, whether it answered.
 
     Exit code 2 if no pylb is running with this config.
     """
@@ -72,7 +72,7 @@ def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _checked(row: Mapping[str, Any]) -> str:
-    """The last answer and its time; nothing newer is known of a server that was not asked since."""
+    """The last result of a check, and how long ago it was."""
     if row["check"] is None or row["asked_ago"] is None:
         return row["check"] or "-"
     return f"{row['check']} {ago(row['asked_ago'])}"

@@ -1,4 +1,4 @@
-"""What happened to a connection, in plain words, from the JSON of web/sessions: `pylb explain SESSION`, `pylb sessions`."""
+"""Describes a connection in words, from the JSON of web/sessions, for `pylb explain SESSION` and `pylb sessions`."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -61,7 +61,7 @@ _ENDED = (
 
 
 def describe(trace: Mapping[str, Any]) -> list[Part]:
-    """For people; the first line says how it ended, or that it is live."""
+    """The description as lines; the first one says how the session ended, or that it is live."""
     by = f"{trace['frontend']}, by the table of generation {trace['generation']} (`pylb history` has its changes)"
     came = f"{clock(trace['accepted_at'])} from {trace['client']} to {trace['listen']}"
     head, rest = [("came", came), ("frontend", by)], [*_attempts(trace), *_passed(trace), *_closing(trace)]
@@ -73,7 +73,7 @@ def describe(trace: Mapping[str, Any]) -> list[Part]:
 
 
 def line(trace: Mapping[str, Any]) -> str:
-    """The same as one line."""
+    """The description in one line."""
     return (
         f"{clock(trace['ended_at'], day=False)} {trace['id']} {trace['client']} to {trace['server'] or 'no server'}: "
         f"{trace['code']} after {_duration(trace['total_ms'])}, {meaning(trace)}"

@@ -1,4 +1,4 @@
-"""`pylb sessions`: who is connected to what, and who was."""
+"""`pylb sessions`: lists live and ended sessions."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -23,15 +23,15 @@ from pylb.cli.tables import Column, Table
 @click.option("--since", callback=duration, metavar="10m", help="With --ended: not longer ago than that.")
 @click.option("--limit", type=click.IntRange(1, 1000), help="At most so many; default: 1000, with --ended 100.")
 def sessions(config_path: Path | None, as_json: bool, ended: bool, **asked: Any) -> None:
-    """Live sessions, the oldest first, or with --ended the last ones that ended.
+    """List live sessions, oldest first, or with --ended the sessions that ended last.
 
     \b
-    pylb sessions --ended --code SC --since 10m       whom no server accepted
+    pylb sessions --ended --code SC --since 10m       clients that no server accepted
     pylb sessions --ended --client 192.0.2.0/24
-    pylb explain 0x1a2b                               the whole story of one, by its id
+    pylb explain 0x1a2b                               everything about one session, by its id
 
-    Each pylb remembers the last `recorder.sessions` (1000) of its own of each code, until it ends; the last line says since
-    when none is missing.
+    Each pylb remembers its last `recorder.sessions` (1000) ended sessions of each code, until it ends. The last line says
+    since when the list is complete.
     """
     answer = ask(config_path, {"verb": "sessions", "ended": ended} | asked)
     found = answer["sessions"]

@@ -1,4 +1,4 @@
-"""`pylb status`: how it is, once or with --watch again and again."""
+"""`pylb status`: shows the condition once, or continuously with --watch."""
 
 import json
 import threading
@@ -31,9 +31,9 @@ Rates = Mapping[str, Mapping[str, float]]  # by listen address and count, a seco
 @click.option("--watch", is_flag=True, help="Again and again, until Ctrl-C.")
 @click.option("--every", default=2.0, show_default=True, type=click.FloatRange(0.1, 3600), help="Seconds, with --watch.")
 def status(config_path: Path | None, as_json: bool, watch: bool, every: float) -> None:
-    """How it is, in one sentence; then what each frontend has: servers, sessions, and what goes through it a second.
+    """Show the condition in one sentence, and the servers, sessions and rates of each frontend.
 
-    Rates are those of one second, with --watch those since the last look. --json has counts, and no wait.
+    Rates are measured over one second, or with --watch since the last output. --json has counts, and does not wait.
     """
 
     def look() -> Answer:
@@ -60,8 +60,7 @@ def pause(seconds: float) -> None:
 
 
 def _watch(look: Callable[[], Answer], before: Answer, every: float) -> NoReturn:
-    """On a terminal each picture takes the place of the one before, with as many frontends as there is room for; else they
-    follow one another."""
+    """Print the status again and again. On a terminal each one replaces the last, as far as there is room."""
     screen = terminal()
     if screen is None or screen.is_dumb_terminal:
         _follow(look, before, lambda now, then: say(*parts(now, then)), every)
@@ -77,7 +76,7 @@ def _watch(look: Callable[[], Answer], before: Answer, every: float) -> NoReturn
 
 
 def _follow(look: Callable[[], Answer], now: Answer, show: Callable[[Answer, Answer | None], None], every: float) -> NoReturn:
-    """Show what `look` finds with what it found before, until Ctrl-C. A pylb that does not answer is waited for."""
+    """Show what `look` finds, together with its previous result, until Ctrl-C. Waits for a pylb that does not answer."""
     then: Answer | None = None
     while True:
         show(now, then)

@@ -92,7 +92,7 @@ def _read_secrets(at: Loc | None, path: Path) -> tuple[tuple[str, ...], list[Fin
 
 
 def unreadable(parts: Parts) -> Iterator[Finding]:
-    """Certificates, keys and a log file that pylb could not open when it starts."""
+    """Certificates, keys and log files that pylb could not open at its start."""
     for part in parts.webhook:
         if (tls := part.entry.tls) is None:
             continue

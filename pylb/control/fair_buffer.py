@@ -58,5 +58,5 @@ class FairBuffer(Generic[T]):
             del self._shares[owner]
 
     def items(self) -> list[T]:
-        """Oldest first."""
+        """The items, oldest first."""
         return list(self._items.values())

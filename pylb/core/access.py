@@ -39,7 +39,7 @@ class AccessList:
         }
 
     def allows(self, address: bytes) -> bool:
-        """`address` is canonical."""
+        """Whether the list lets this address connect. `address` is canonical."""
         starts, verdicts = self._ranges[len(address)]
         return verdicts[bisect_right(starts, address) - 1]
 
@@ -94,7 +94,7 @@ class Networks:
         return tuple(rule.network for rule in self._list.rules)
 
     def __contains__(self, address: bytes) -> bool:
-        """`address` is canonical."""
+        """Whether the address is in one of the networks. It is canonical."""
         return bool(self) and self._list.allows(address)
 
     def __bool__(self) -> bool:

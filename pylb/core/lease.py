@@ -36,7 +36,7 @@ def native_lease(ttl: float | None, now: float) -> Lease:
 
 
 def legacy_lease(now: float, ttl: float | None = None) -> Lease:
-    """A legacy client's first call, and maybe its only one. `ttl`: what an earlier pylb had learned."""
+    """The lease after a legacy client's first call, which may be its only one. `ttl`: the TTL that an earlier pylb learned."""
     return native_lease(ttl, now)
 
 

@@ -229,9 +229,9 @@ class Engine:
         return self.busy
 
     def open(self, listen: Listen, *, freebind: bool = False) -> None:
-        """Bind and listen before the table that needs it; accept nothing yet. Idempotent. Raises OSError.
+        """Bind a port and listen on it before the table that needs it comes; accept nothing yet. Idempotent. Raises OSError.
 
-        `freebind`: also on an address that this machine does not have yet.
+        `freebind`: allow an address that this machine does not have yet.
         """
         self._ports.open(listen, freebind=freebind)
 

@@ -276,7 +276,7 @@ class FrontendState:
         return None
 
     def sources(self, family: int) -> list[str]:
-        """Source addresses for a dial, each once, the next in turn first. [""]: the kernel chooses."""
+        """The source addresses to try for a dial, each once, beginning with the next in turn. [""]: the kernel chooses one."""
         wanted = [ip for ip in self.frontend.policy.source_addresses if (AF_INET6 if ":" in ip else AF_INET) == family]
         if not wanted:
             return [""]

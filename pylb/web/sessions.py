@@ -119,7 +119,7 @@ def reach_json(reach: Coverage) -> dict[str, Any]:
 
 
 def session_json(one: SessionView) -> dict[str, Any]:
-    """A live session."""
+    """A live session as JSON."""
     return {
         "client": str(Address(one.client, one.client_port)),
         "frontend": one.frontend,

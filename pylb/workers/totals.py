@@ -1,4 +1,4 @@
-"""The counters of all workers as one: each one's last report, and the totals of those that are gone."""
+"""The sum of all workers' counters: the last report of each, and the totals of those that are gone."""
 
 from collections import Counter
 from typing import Any

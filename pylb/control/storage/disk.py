@@ -67,7 +67,7 @@ class Disk:
         self._late: list[Job] = []  # given up
 
     async def run(self, work: Callable[[Job], None]) -> None:
-        """Raises what `work` raises, or TimeoutError (an OSError); at once while an earlier one hangs.
+        """Run `work` in the thread. Raises what it raises, or TimeoutError (an OSError): at once while earlier work hangs.
 
         Raises Unsynced if it was too late to cancel.
         """
