@@ -1,1 +1,1 @@
-"""What several test directories share: the base line after each test, the hand-driven engine, real peers."""
+"""Helpers for several test directories: the checks after each test, the hand-driven engine, real peers."""

@@ -1,4 +1,4 @@
-"""A real pylb in the lab: its config, its process, and what its faces say."""
+"""A real pylb in the lab: its config, its process, and its answers."""
 
 import http.client
 import json
@@ -67,7 +67,7 @@ class Balancer:
         return self.lab.lb
 
     def configure(self, **sections: Any) -> None:
-        """Write the config: what the tests need, with `sections` on top (JSON is YAML)."""
+        """Write a config with what the tests need, and `sections` on top (JSON is YAML)."""
         self.config_file.write_text(json.dumps(self.config() | sections, indent=1))
 
     def config(self) -> dict[str, Any]:
@@ -88,7 +88,7 @@ class Balancer:
     # ------------------------------------------------------------ the process
 
     def start(self, *, wrapper: Sequence[str] = ()) -> None:
-        """`wrapper` runs it as somebody else. Returns once /readyz is 200."""
+        """Start pylb; `wrapper` runs it as another user. Returns once /readyz is 200."""
         argv = (*wrapper, *python("pylb", "run", "-c", str(self.config_file)))
         self.process = self._processes.start("pylb", argv, at=self.at)
         eventually(self._is_ready, within=20, what="/readyz is 200")
@@ -96,7 +96,7 @@ class Balancer:
         self._descriptors = self._settled_descriptors()
 
     def _settled_descriptors(self) -> int:
-        """Their number once our own question of a moment ago is closed over there too, and three equal looks in a row."""
+        """The number of descriptors, once our last request is closed in pylb, too, and three readings are equal."""
         looks: list[int] = []
 
         def settled() -> bool:
@@ -129,7 +129,7 @@ class Balancer:
         self.running.signal(signal.SIGHUP)
 
     def check_settled(self) -> None:
-        """Once all others are gone: no session, no descriptor and no CPU used that was not after the start."""
+        """Check that, once all clients are gone, there are no more sessions, descriptors and CPU use than at the start."""
         if self.process is None or not self.process.alive:
             return
         process = self.process
@@ -151,7 +151,7 @@ class Balancer:
         assert "Traceback" not in process.text()
 
     def command(self, *args: str) -> tuple[str, ...]:
-        """`pylb args -c CONFIG`, as it runs beside the server."""
+        """Run `pylb args -c CONFIG` beside the server."""
         return python("pylb", *args, "-c", str(self.config_file))
 
     # ------------------------------------------------------------ its faces
@@ -163,24 +163,24 @@ class Balancer:
         return self.admin("/v1/table").json
 
     def registrations(self) -> list[dict[str, Any]]:
-        """Without what moves with time."""
+        """The registrations, without fields that change with time."""
         found = self.admin("/v1/registrations").json["registrations"]
         for one in found:
             one["lease"] = {key: value for key, value in one["lease"].items() if key not in VOLATILE}
         return [{key: value for key, value in one.items() if key not in VOLATILE} for one in found]
 
     def everything(self) -> tuple[Any, ...]:
-        """What a refused call must not change: in memory, on disk, and the ports that are open."""
+        """Everything that a refused call must not change: in memory, on disk, and the open ports."""
         state = self.state_dir / "state.json"
         on_disk = state.read_bytes() if state.exists() else None
         return self.table(), self.registrations(), on_disk, self.listening()
 
     def listening(self) -> set[int]:
-        """The TCP ports that somebody in pylb's namespace listens on."""
+        """The TCP ports on which a process in pylb's namespace listens."""
         return self._local_ports("0A")
 
     def _local_ports(self, *states: str) -> set[int]:
-        """Of the sockets in pylb's namespace that are in one of these states (proc(5); net/tcp_states.h)."""
+        """The local ports of sockets in pylb's namespace in one of these states (proc(5); net/tcp_states.h)."""
         rows = [line.split() for name in ("tcp", "tcp6") for line in self.at.run("cat", f"/proc/net/{name}").splitlines()[1:]]
         return {int(row[1].rpartition(":")[2], 16) for row in rows if row[3] in states}
 
@@ -214,7 +214,7 @@ class Balancer:
     def register(
         self, name: str, ports: Mapping[int, int], *, at: Namespace, token: str = "app", **more: Any
     ) -> dict[str, Any]:
-        """PUT; `ports` is {port: target port}. Returns the answer, which has to be 200 or 201."""
+        """Register with PUT; `ports` is {port: target port}. Returns the answer, which must be 200 or 201."""
         body = {
             "frontends": [{"port": port, "target_port": target} for port, target in ports.items()],
             "ttl": None,
@@ -232,7 +232,7 @@ def connect(at: Namespace, port: int, host: str = LB, timeout: float = 5.0) -> s
 
 
 def greeting(sock: socket.socket) -> list[str]:
-    """What the app (support/pod.py) says first: [name, port, client ip, client port]. [] if the connection just ends."""
+    """The first line of the app (support/pod.py): [name, port, client ip, client port]. [] if the connection just ends."""
     said = b""
     while not said.endswith(b"\n"):
         byte = sock.recv(1)
@@ -243,7 +243,7 @@ def greeting(sock: socket.socket) -> list[str]:
 
 
 def echo(sock: socket.socket, data: bytes = b"ping") -> bytes:
-    """What comes back for `data`; shorter if the connection ends."""
+    """The echo of `data`; shorter if the connection ends."""
     sock.sendall(data)
     got = b""
     while len(got) < len(data) and (more := sock.recv(len(data) - len(got))):
@@ -252,7 +252,7 @@ def echo(sock: socket.socket, data: bytes = b"ping") -> bytes:
 
 
 def ask(at: Namespace, port: int, host: str = LB) -> list[str]:
-    """One whole connection: the app's greeting, checked by an echo."""
+    """Make one whole connection. Returns the app's greeting, after checking an echo."""
     with connect(at, port, host) as sock:
         said = greeting(sock)
         assert echo(sock) == b"ping"

@@ -1,7 +1,7 @@
-"""The base line every test that runs an engine has to come back to.
+"""The state to which every test that runs an engine must return.
 
-No descriptor, session or half is left, memory is sane, and whoever idles does not burn CPU. Garbage collection is off while the
-test runs: sessions must go by reference counts alone, because the composition roots freeze the heap and set high thresholds.
+No descriptor, session or half remains, memory has not grown, and idle processes use no CPU. Garbage collection is off while
+the test runs: reference counts alone must free sessions, because pylb freezes the heap and sets high thresholds.
 """
 
 import gc
@@ -21,7 +21,7 @@ _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 class Baseline:
-    """Asked for by name where a test starts processes: `baseline.watch(pid)` has their idle CPU measured at the end."""
+    """For tests that start processes: `baseline.watch(pid)` measures their idle CPU at the end."""
 
     def __init__(self) -> None:
         gc.collect()
@@ -58,7 +58,7 @@ def baseline() -> Iterator[Baseline]:
 
 
 def descriptors() -> dict[str, str]:
-    """This process's open descriptors and what each is. The one that lists the directory is gone again and left out."""
+    """This process's open descriptors and what each is, without the one that lists the directory."""
     found = {}
     for number in os.listdir("/proc/self/fd"):
         try:
@@ -69,14 +69,14 @@ def descriptors() -> dict[str, str]:
 
 
 def resident() -> int:
-    """Bytes."""
+    """The resident memory of this process, in bytes."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * _PAGE
 
 
 def idle_cpu(*pids: int, window: float = 0.5, windows: int = 8) -> float:
     """The CPU share of the busiest of `pids` in the first quiet window of at most `windows` (seconds each), else in the last.
 
-    At most 0 of those that have ended.
+    A process that has ended counts as 0.
     """
     share = 0.0
     for _ in range(windows):

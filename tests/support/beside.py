@@ -1,4 +1,4 @@
-"""What goes on beside a test: a thread for as long as a `with` block runs."""
+"""Work beside a test: a thread that runs for as long as a `with` block."""
 
 import threading
 from abc import ABC, abstractmethod
@@ -6,7 +6,7 @@ from typing import Self
 
 
 class Beside(ABC):
-    """A subclass has `_run`, which goes on until `_end` is set."""
+    """A subclass has `_run`, which runs until `_end` is set."""
 
     def __enter__(self) -> Self:
         self._end = threading.Event()

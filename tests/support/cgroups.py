@@ -1,4 +1,4 @@
-"""Control groups that a run makes for its machines: named by its pid, so that a later run can tell whose they were."""
+"""Control groups that a run makes for its machines. Their names contain its pid, so a later run knows to whom they belonged."""
 
 import os
 import re
@@ -19,14 +19,14 @@ def own() -> str:
 
 
 def remove(name: str) -> None:
-    """With what is below it; nothing may run there any more."""
+    """Remove a group and those below it. No process may run in them."""
     for folder in _folders(name):
         for below in (*sorted((path for path in folder.rglob("*") if path.is_dir()), reverse=True), folder):
             below.rmdir()
 
 
 def end(name: str) -> None:
-    """Kills whatever runs there, and removes it."""
+    """Kill all processes in a group and remove it."""
     for pid in _members(name):
         try:
             os.kill(pid, signal.SIGKILL)
@@ -37,7 +37,7 @@ def end(name: str) -> None:
 
 
 def end_those_of_dead_runs() -> None:
-    """Whose process is gone: with it nobody is left to end what runs there, a machine with its own systemd for one."""
+    """End groups of runs whose process is gone, since nobody else ends their processes, such as a machine's systemd."""
     names = {folder.name for root in ROOTS if root.is_dir() for folder in root.iterdir() if folder.is_dir()}
     for name in sorted(names):
         ours = _OURS.fullmatch(name)

@@ -1,4 +1,4 @@
-"""What work costs, counted and not timed: Python's own calls, functions and those written in C, are the same in every run."""
+"""The cost of work, counted instead of timed: the number of function calls, in Python and in C, is the same in every run."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -8,7 +8,7 @@ from types import FrameType
 
 @contextmanager
 def counting() -> Iterator[Callable[[], int]]:
-    """While the block runs; the call says how many there were so far."""
+    """Count calls while the block runs. The yielded function returns their number so far."""
     calls = 0
 
     def profile(_frame: FrameType, event: str, _arg: object) -> None:

@@ -44,7 +44,7 @@ class Clock:
 
 
 class Witness:
-    """An observer that keeps what it was told."""
+    """An observer that records what is reported to it."""
 
     def __init__(self) -> None:
         self.records: list[SessionRecord] = []
@@ -58,7 +58,7 @@ class Witness:
 
 
 class Peer:
-    """One end of a connection that is not the engine's. It reads while `reading`, and writes what it was told to `say`."""
+    """One end of a connection outside the engine. It reads while `reading` is set, and writes what `say` was given."""
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
@@ -75,11 +75,11 @@ class Peer:
             self._outbox.append(memoryview(data))
 
     def finish(self) -> None:
-        """FIN, behind the last byte."""
+        """Send FIN after the last byte."""
         self._finishing = True
 
     def reset(self) -> None:
-        """RST, now. What was not sent yet is lost."""
+        """Send RST now. Unsent data is lost."""
         self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
         self.close()
 
@@ -88,7 +88,7 @@ class Peer:
         self.sock.close()
 
     def give_up(self) -> None:
-        """Forget what was not sent yet."""
+        """Drop unsent data."""
         self._outbox.clear()
 
     @property
@@ -97,7 +97,7 @@ class Peer:
 
     @property
     def unsaid(self) -> int:
-        """Bytes that its own kernel did not take yet."""
+        """The bytes that its own kernel has not taken yet."""
         return sum(len(piece) for piece in self._outbox)
 
     @property
@@ -106,7 +106,7 @@ class Peer:
         return Address(name[0], name[1])
 
     def step(self) -> bool:
-        """Do what can be done without waiting. True if anything was."""
+        """Do what is possible without waiting. True if anything was done."""
         if self.closed or self.error:
             return False
         try:
@@ -193,7 +193,7 @@ class Drive:
     def serve_or_fail(
         self, *servers: Server, listen: Listen, policy: Policy | None = None, name: str = "web"
     ) -> dict[Listen, OSError]:
-        """The same, and the ports of the whole table that could not be opened."""
+        """Like `serve`, but returns also the ports of the whole table that could not be opened."""
         self._frontends[listen] = Frontend(name, listen, policy or Policy(), servers)
         return self.publish()
 
@@ -233,7 +233,7 @@ class Drive:
         return sock
 
     def black_hole(self) -> socket.socket:
-        """A listener that answers no SYN: its accept queue is full and nobody accepts (tcp_conn_request drops them)."""
+        """A listener that does not answer SYNs: its accept queue is full (tcp_conn_request drops them)."""
         sock = self.backend(backlog=0)
         for _ in range(3):
             stopper = socket.socket()
@@ -244,14 +244,14 @@ class Drive:
         return sock
 
     def nobody(self) -> Address:
-        """An address that refuses: bound, never listening, so that nobody else can take it."""
+        """An address that refuses connections: bound, so that nobody else can take it, but never listening."""
         sock = socket.socket()
         self._listeners.append(sock)
         sock.bind(("127.0.0.1", 0))
         return Address(*sock.getsockname())
 
     def connect(self, listen: Listen, ip: str = "127.0.0.1", sndbuf: int = 0, rcvbuf: int = 0, source: str = "") -> Peer:
-        """A client. It is through when this returns: the kernel answers for the backlog."""
+        """A client that is connected when this returns, because the kernel completes connections in the backlog."""
         sock = socket.socket(socket.AF_INET6 if ":" in ip else socket.AF_INET, socket.SOCK_STREAM)
         _resize(sock, sndbuf, rcvbuf)
         if source:
@@ -272,7 +272,7 @@ class Drive:
     def session(
         self, policy: Policy | None = None, proxy: ProxyProtocol = ProxyProtocol.NONE, *, rcvbuf: int = 0
     ) -> tuple[Peer, Peer]:
-        """A client and the server's end of its connection, relaying."""
+        """A relayed session: the client, and the server's end of its connection."""
         backend = self.backend(rcvbuf=rcvbuf)
         listen = self.serve(server_at(backend, proxy=proxy), policy=policy)
         client = self.connect(listen, rcvbuf=rcvbuf)
@@ -307,7 +307,7 @@ class Drive:
             assert time.process_time() < latest, f"did not happen within {limit} s of CPU"
 
     def run_until_quiet(self) -> None:
-        """Until neither the engine nor a peer has anything to do any more."""
+        """Run until neither the engine nor a peer has anything left to do."""
         quiet = 0
 
         def still() -> bool:
@@ -318,17 +318,17 @@ class Drive:
         self.run_until(still)
 
     def run_until_confirmed(self) -> None:
-        """Until the peers' kernels have acknowledged all, FINs included: within their delayed-ACK time, 40 ms and more.
+        """Run until the peers' kernels have acknowledged everything, also FINs: that takes a delayed ACK of 40 ms or more.
 
-        To be called before `pass_time` makes hours of them: an ACK in between is rightly taken for a session that moves.
+        Call it before `pass_time` skips hours: an ACK in between would rightly count as activity of the session.
         """
         halves = self.engine._life.halves
         self.run_until(lambda: not any(unacknowledged(half.sock) for half in halves.values()))
 
     def run_until_answered(self) -> None:
-        """Until no segment is on its way: a peer that reads nothing has said by then that its window is shut.
+        """Run until no segment is on its way: by then a peer that does not read has closed its window.
 
-        To be called before `pass_time` for the same reason.
+        Call it before `pass_time` for the same reason.
         """
         halves = self.engine._life.halves
         self.run_until(lambda: not any(transmission(half.sock).unacknowledged for half in halves.values()))
@@ -346,13 +346,13 @@ class Drive:
         return self.witness.records
 
     def record(self) -> SessionRecord:
-        """The one session's record, once there is one."""
+        """The record of the only session, once there is one."""
         self.run_until(lambda: self.records)
         assert len(self.records) == 1
         return self.records[0]
 
     def trace(self) -> SessionTrace:
-        """What the recorder has of the one session, once it ended."""
+        """The recorded trace of the only session, once it has ended."""
         self.record()
         [[trace]] = self.engine.ended(Query())
         return trace
@@ -390,7 +390,7 @@ class Drive:
 
 
 def assert_settled(engine: Engine, frontends: Iterable[FrontendCounters]) -> None:
-    """The books of an engine that was closed."""
+    """Check the counters of an engine that was closed."""
     life = engine._life
     assert not life.halves
     assert not life.sessions
@@ -410,7 +410,7 @@ def assert_settled(engine: Engine, frontends: Iterable[FrontendCounters]) -> Non
 
 
 def turned_away(counters: FrontendCounters) -> int:
-    """Clients that were refused at the door: denied, but not as sessions."""
+    """The number of clients that were refused before they became sessions."""
     return counters.denied.total() - sum(server.closed["PR"] + server.closed["PQ"] for server in counters.servers.values())
 
 

@@ -1,4 +1,4 @@
-"""`pylb` with faults to order: `python -m tests.support.faulty run -c FILE`, with a folder in $FAULTS.
+"""`pylb` with faults on demand: `python -m tests.support.faulty run -c FILE`, with a folder in $FAULTS.
 
 A file there named as a part of tasks.py makes that part fail once, in a place of its own that it passes again and again. The
 file is then NAME.failed, and NAME.well once the same place was passed again. The steps of an upgrade are such places too, in
@@ -102,7 +102,7 @@ AFTER_GO: dict[str, tuple[type | ModuleType, str]] = {
 
 
 def order(owner: type | ModuleType, name: str, armed: Path) -> None:
-    """From now on `owner.name` fails once, whenever there is a file `armed`."""
+    """Make `owner.name` fail once whenever there is a file `armed`."""
     inner: Callable[..., Any] = getattr(owner, name)
     failed = armed.with_suffix(".failed")
 

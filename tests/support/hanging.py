@@ -1,4 +1,4 @@
-"""`pylb` on a disk that hangs to order: `python -m tests.support.hanging run -c FILE`, with a name in $HANGS.
+"""`pylb` on a disk that hangs on demand: `python -m tests.support.hanging run -c FILE`, with a name in $HANGS.
 
 While there is a file of that name no fsync ends; how many wait is the number of lines in NAME.waiting.
 """

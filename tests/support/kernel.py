@@ -1,4 +1,4 @@
-"""The kernel that forward/ sees, with failures to order: its sockets, pipes, epoll, and the errno of any call."""
+"""The kernel that forward/ sees, with failures on demand: its sockets, pipes, epoll, and the errno of any call."""
 
 import errno
 import os

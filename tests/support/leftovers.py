@@ -1,7 +1,7 @@
 """What a run of the tests must not leave on the machine: processes, network namespaces, mounts, temporary files.
 
-Others may run the same programs and the same tests beside it, so each thing has to show that it belongs to this run. A
-process does by naming one of the run's folders: every one inherits TMPDIR or has its home, its config or its log in there.
+Others may run the same programs and tests at the same time, so each thing must show that it belongs to this run. A process
+does so by naming one of the run's folders: it inherits TMPDIR, or has its home, its config or its log there.
 """
 
 import os
@@ -28,7 +28,7 @@ class Run:
         self._family = set(_ancestors(os.getpid()))
 
     def end(self) -> list[str]:
-        """A line for each thing that is still there. A process that is about to end may do so."""
+        """A line for each thing that is still there, after giving processes that are ending time to do so."""
         tempfile.tempdir, before = self._before
         os.environ.pop("TMPDIR")
         if before is not None:
@@ -78,7 +78,7 @@ def _target(link: Path) -> str:
 
 
 def _names(text: str, folder: str) -> bool:
-    """Not by a longer name that begins the same way."""
+    """Whether a text contains the name, and not only a longer name that begins with it."""
     return any(not after[:1].isalnum() for after in text.split(folder)[1:])
 
 

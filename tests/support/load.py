@@ -1,4 +1,4 @@
-"""New connections at a steady rate, so that a change under load can be judged by who of them failed."""
+"""New connections at a steady rate, so that a test can say which of them failed during a change."""
 
 import socket
 import threading

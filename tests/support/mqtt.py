@@ -31,7 +31,7 @@ class Broker:
         self.witness = Subscriber(processes, f"witness-{name}", node.pod, ("127.0.0.1", 1883))
 
     def publish(self, message: str) -> None:
-        """Straight to this broker."""
+        """Publish directly to this broker."""
         assert publish(self._pod, ("127.0.0.1", 1883), message) == 0
 
     def kill(self) -> None:
@@ -39,7 +39,7 @@ class Broker:
 
 
 class Subscriber:
-    """A mosquitto_sub that lives on; it is subscribed when this returns."""
+    """A running mosquitto_sub; it is subscribed when this returns."""
 
     def __init__(self, processes: Processes, name: str, at: Namespace, address: tuple[str, int]) -> None:
         host, port = address
@@ -98,7 +98,7 @@ class Publisher(Beside):
             pause(PAUSE)
 
     def more(self, count: int = 20) -> None:
-        """Waits until so many more messages were acknowledged."""
+        """Wait until so many more messages were acknowledged."""
         goal = len(self.acknowledged) + count
         eventually(lambda: len(self.acknowledged) >= goal, within=15, what=f"{count} more messages are acknowledged")
 

@@ -33,7 +33,7 @@ _serial = itertools.count()
 
 
 def run(*argv: str, text: str | None = None) -> str:
-    """The command's output. Raises AssertionError with what it said."""
+    """The command's output. Raises AssertionError with its messages."""
     done = subprocess.run(argv, input=text, capture_output=True, text=True, timeout=20, check=False)
     assert done.returncode == 0, f"{' '.join(argv)}: {done.stderr.strip()}\n{text or ''}"
     return done.stdout
@@ -54,11 +54,11 @@ class Namespace:
         return run(*self.command(*argv))
 
     def ip(self, *lines: str) -> None:
-        """Commands of `ip`, in order, up to the first that fails."""
+        """Run commands of `ip` in order, up to the first that fails."""
         run("ip", "-n", self.name, "-batch", "-", text="\n".join(lines))
 
     def nft(self, rules: str) -> None:
-        """All of them or none (nft -f is a transaction)."""
+        """Apply all rules or none (nft -f is a transaction)."""
         run(*self.command("nft", "-f", "-"), text=rules)
 
     @contextmanager
@@ -95,17 +95,17 @@ class Node(Namespace):
         self.ip(f"address add {address}/24 dev eth0")
 
     def change_address(self, address: str) -> None:
-        """As a new DHCP lease does it: the old address is gone, and with it whatever was connected to it."""
+        """Change the address as a new DHCP lease does: the old one is gone, with all its connections."""
         self.ip(f"address add {address}/32 dev eth0", "address flush dev eth0", f"address add {address}/24 dev eth0")
         self.address = address
 
     def black_hole(self, address: str, port: int) -> None:
-        """SYNs to `address:port` are dropped without a word, as by a firewall."""
+        """Drop SYNs to `address:port` silently, as a firewall does."""
         self.nft(f"add rule ip kube firewall ip daddr {address} tcp dport {port} drop")
 
 
 class Lab:
-    """The whole of it; `with Lab() as lab`."""
+    """The whole lab: `with Lab() as lab`."""
 
     def __init__(self) -> None:
         self._prefix = f"pylb-{os.getpid()}-{next(_serial)}"

@@ -1,4 +1,4 @@
-"""What a test needs of the machine. Missing is a skip on a developer's machine and a failure where CI=true."""
+"""Programs and rights that tests need. If one is missing, the test is skipped, or fails with CI=true."""
 
 import importlib.util
 import os
@@ -24,7 +24,7 @@ def need(program: str) -> str:
 
 
 def need_package(name: str, how: str) -> None:
-    """Of a group in pyproject.toml that `make test` does not install; `how` does."""
+    """A package of a group in pyproject.toml that `make test` does not install; `how` says how to install it."""
     if importlib.util.find_spec(name) is None:
         missing(f"{name} is not installed ({how})")
 

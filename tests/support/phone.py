@@ -39,12 +39,12 @@ class Phone:
         return self._processes.start(name, python("phonehome", *verb), at=self._pod, env=self._env)
 
     def goodbye(self) -> None:
-        """SIGTERM: it says `draining` before it ends."""
+        """Send SIGTERM: it announces `draining` before it ends."""
         assert self.process.terminate() == 0
         assert "draining" in self.process.text()
 
     def drain(self) -> None:
-        """`phonehome drain`, as preStop calls it: the running one says goodbye and lives on."""
+        """Run `phonehome drain`, as preStop does: the running phone-home announces `draining` and continues."""
         assert self._start("drain").wait() == 0
 
     def kill(self) -> None:

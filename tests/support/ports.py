@@ -16,7 +16,7 @@ _NODE_PORTS = range(32700, 30000, -1)  # what a token's calls may be sent to by 
 
 
 def _hold(share: int) -> bool:
-    """For as long as this process lives: nothing but its end closes the descriptor."""
+    """Hold a name until this process ends, which closes the descriptor."""
     with socket.socket(socket.AF_UNIX) as holder:
         try:
             holder.bind(f"\0pylb-tests-ports-{share}")
@@ -27,7 +27,7 @@ def _hold(share: int) -> bool:
 
 
 def _share() -> range:
-    """The first that nobody has; any, if all are taken: then as careful as `free_port` is."""
+    """The first share that nobody has; any, if all are taken, because `free_port` still checks each port."""
     share = next(filter(_hold, range(_SHARES)), os.getpid() % _SHARES)
     first = _FIRST + share * _SIZE
     return range(first, first + _SIZE)
@@ -38,7 +38,7 @@ _in_turn = cycle(random.Random(os.getpid()).sample(PORTS, len(PORTS)))
 
 
 def free_port() -> int:
-    """A port nobody listens on. Each is given once before any is given again."""
+    """A port on which nobody listens. Each is given once before any is given again."""
     for _ in PORTS:
         port = next(_in_turn)
         with socket.socket(socket.AF_INET6) as probe:

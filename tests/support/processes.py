@@ -21,7 +21,7 @@ TAIL = 60  # lines shown of a failed test's processes
 
 
 def python(module: str, *args: str) -> tuple[str, ...]:
-    """`python -m module args`, by the interpreter of the tests."""
+    """`python -m module args`, with the interpreter of the tests."""
     return (sys.executable, "-m", module, *args)
 
 
@@ -70,11 +70,11 @@ class Process:
         self._popen.send_signal(number)
 
     def wait(self, within: float = STOP_SECONDS) -> int:
-        """Its exit code."""
+        """Wait for its end. Returns its exit code."""
         return self._popen.wait(within)
 
     def terminate(self, within: float = STOP_SECONDS) -> int:
-        """SIGTERM, and its exit code."""
+        """Send SIGTERM. Returns its exit code."""
         self.signal(signal.SIGTERM)
         return self.wait(within)
 
@@ -85,7 +85,7 @@ class Process:
         self._popen.wait(STOP_SECONDS)
 
     def stop(self) -> None:
-        """In whatever state it is."""
+        """Stop the process, whatever state it is in."""
         if self.alive:
             self.signal(signal.SIGTERM)
             try:
@@ -95,12 +95,12 @@ class Process:
         self.kill()
 
     def children(self) -> list[int]:
-        """Their pids (proc(5), /proc/PID/task/TID/children: of the thread that started them)."""
+        """The pids of its children (proc(5), /proc/PID/task/TID/children: of the thread that started them)."""
         tasks = Path(f"/proc/{self.pid}/task").iterdir()
         return sorted(int(pid) for task in tasks for pid in (task / "children").read_text().split())
 
     def descriptors(self) -> int:
-        """Of it and of its children."""
+        """The number of descriptors of the process and its children."""
         return sum(len(os.listdir(f"/proc/{pid}/fd")) for pid in (self.pid, *self.children()))
 
     def cpu_seconds(self) -> float:
@@ -137,7 +137,7 @@ class Processes:
         self.stop()
 
     def stop(self, *, but: Process | None = None) -> None:
-        """All of them, the youngest first."""
+        """Stop all processes, the youngest first."""
         for process in reversed(self.all):
             if process is not but:
                 process.stop()

@@ -1,4 +1,4 @@
-"""A second implementation of control's `Sink`: real listening sockets, and nobody behind them."""
+"""A second implementation of control's `Sink`: real listening sockets that nobody serves."""
 
 import socket
 from collections.abc import Mapping
@@ -45,7 +45,7 @@ class PortSink:
         return failed
 
     async def applied(self) -> None:
-        """At once."""
+        """Nothing to wait for: a table is in force at once."""
 
     @property
     def ports(self) -> set[int]:

@@ -1,4 +1,4 @@
-"""What an asyncio test must not leave to its loop: tasks that still run, and failures that nobody awaited."""
+"""Checks that an asyncio test ends without running tasks and without failures that nobody awaited."""
 
 import asyncio
 from collections.abc import AsyncIterator

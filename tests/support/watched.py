@@ -1,4 +1,4 @@
-"""`pylb` under watch: `python -m tests.support.watched run -c FILE`, with a file in $TOUCHED.
+"""`pylb` under observation: `python -m tests.support.watched run -c FILE`, with a file in $TOUCHED.
 
 Whatever touches a file or asks DNS in the thread of the loop, from the moment when ports serve until the stop, is a line of
 that file: what, and the stack. Python's own audit events say most of it; the calls without one are wrapped.

@@ -23,7 +23,7 @@ class World:
         return process
 
     def app_at(self, at: Namespace, name: str, *ports: str) -> Process:
-        """The same anywhere."""
+        """The same in any namespace."""
         process = self.processes.start(name, python("tests.support.pod", name, *ports), at=at)
         process.has_said("serving")
         return process
