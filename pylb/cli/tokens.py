@@ -37,6 +37,8 @@ def token(context: click.Context, config_path: Path | None, show: bool) -> None:
     pylb token switch-key                the webhook serves the next key, which join strings pin already
     """
     if context.invoked_subcommand is not None:
+        if config_path is not None:  # `pylb token -c FILE create …` means that file too
+            context.default_map = {context.invoked_subcommand: {"config_path": config_path}}
         return
     if not show:
         say(_new_secret())

@@ -272,6 +272,13 @@ def test_what_cannot_be_done_is_said_and_changes_nothing(tls: Instance, args: tu
     assert not (tls.state_dir / FOLDER).exists()
 
 
+def test_a_config_that_is_named_before_the_verb_counts(tls: Instance) -> None:
+    """Or the secret would be written to the default state directory, where nobody looks for it."""
+    ended = cli(tls.folder, "token", "-c", str(tls.file), "create", "app", "--ports", "20000-29999")
+    assert ended.returncode == 0, ended.stderr
+    assert (tls.state_dir / FOLDER / "app").exists()
+
+
 def test_without_tls_there_is_no_join_string(pylb: Instance) -> None:
     pylb.configure(tokens=None)
     ended = pylb.ask("token", "create", "app", "--ports", "443")
