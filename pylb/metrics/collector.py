@@ -92,8 +92,8 @@ class Metrics:
                 most[name] += one.policy.max_connections
         return chain(
             gauge("pylb_frontend_usable_servers", "Servers of a frontend that are in service.", label, simple(usable)),
-            gauge("pylb_frontend_open", "1 if the port is open; it is tried again if not.", label, simple(is_open)),
-            gauge("pylb_frontend_max_connections", "Its limit of sessions, where it has one.", label, simple(most)),
+            gauge("pylb_frontend_open", "1 if the port is open; if not, pylb tries again.", label, simple(is_open)),
+            gauge("pylb_frontend_max_connections", "Limit of sessions, for a frontend that has one.", label, simple(most)),
         )
 
     async def _servers_up(self) -> Families:
@@ -143,7 +143,7 @@ class Metrics:
         )
         yield from gauge(
             "pylb_legacy_last_call_timestamp_seconds",
-            "The last one of them, unix time.",
+            "When the last call of the legacy protocol was accepted, unix time.",
             ("token",),
             simple({token: use.last_at for token, use in uses.items()}),
         )
@@ -160,15 +160,19 @@ class Metrics:
         )
         yield from gauge(
             "pylb_leases_preserved",
-            "1 while most phone-homes are silent at once, and none is demoted for it.",
+            "1 while most phone-homes are silent at once, so that none becomes stale.",
             value=registry.preserving,
         )
         yield from gauge("pylb_table_generation", "Generation of the table in force.", value=registry.table.generation)
-        yield from gauge("pylb_table_apply_seconds", "Seconds the last table took to apply.", value=registry.apply_seconds)
-        yield from counter("pylb_checks_total", "Questions asked of servers, also to prove a new one.", value=registry.checks)
+        yield from gauge(
+            "pylb_table_apply_seconds", "Seconds that it took to apply the last table.", value=registry.apply_seconds
+        )
+        yield from counter(
+            "pylb_checks_total", "Checks of servers, including connects that prove a new one.", value=registry.checks
+        )
         yield from gauge(
             "pylb_check_lag_seconds",
-            "How late the check is that waits longest: more than 1,000 a second are stretched.",
+            "How late the check is that has waited longest; above 1,000 checks a second, intervals stretch.",
             value=registry.check_lag,
         )
         yield from counter("pylb_state_write_failures_total", "Failed writes of the snapshot.", value=registry.write_failures)
@@ -176,7 +180,7 @@ class Metrics:
 
     def _process(self, counters: Counters) -> Families:
         labels = {"version": __version__, "python": platform.python_version()}
-        yield from gauge("pylb_build_info", "Which pylb this is.", tuple(labels), [(tuple(labels.values()), 1)])
+        yield from gauge("pylb_build_info", "Version of pylb.", tuple(labels), [(tuple(labels.values()), 1)])
         yield from gauge(
             "pylb_config_last_reload_successful", "1 if the config in force is the one on disk.", value=self._reloaded()
         )
@@ -184,28 +188,30 @@ class Metrics:
         if (expires_at := self._certificate_expires_at()) is not None:
             yield from gauge(
                 "pylb_certificate_expiry_timestamp_seconds",
-                "When the webhook's certificate ends, unix time.",
+                "When the webhook's certificate expires, unix time.",
                 value=expires_at,
             )
         yield from gauge("pylb_start_time_seconds", "When pylb started, unix time.", value=self._started_at)
         yield from gauge("pylb_sessions", "Live sessions of all frontends, also of removed ones.", value=counters.open_sessions)
         yield from gauge(
             "pylb_max_connections",
-            "How many there may be, of all workers. A quarter is shared out: some for each frontend alone.",
+            "Limit of live sessions, over all workers. A quarter of it is divided among the frontends.",
             value=counters.max_connections,
         )
         yield from counter(
             "pylb_faults_total",
-            "Faults of pylb itself in forwarding: each ended one session at most.",
+            "Bugs of pylb in forwarding; each ended at most one session.",
             value=counters.faults,
         )
         yield from counter(
             "pylb_task_failures_total",
-            "Failures of pylb's own work beside forwarding and the writer; it begins again.",
+            "Failures of background tasks, which pylb starts again.",
             ("task",),
             simple(dict(self._registry.task_failures)),
         )
-        yield from counter("pylb_log_lines_dropped_total", "Log lines nobody took in time.", value=self._lines_dropped())
+        yield from counter(
+            "pylb_log_lines_dropped_total", "Log lines dropped because nobody took them in time.", value=self._lines_dropped()
+        )
         yield from counter(
             "pylb_log_reopen_failures_total",
             "Times the log's file could not be opened again.",
@@ -217,7 +223,7 @@ class Metrics:
         )
         yield from counter(
             "pylb_pipe_fallbacks_total",
-            "Times bulk went on by recv and send for want of a pipe.",
+            "Times that bulk continued with recv and send for lack of a pipe.",
             value=counters.pipe_fallbacks,
         )
         yield from gauge("pylb_buffered_bytes", "Bytes that wait for blocked destinations.", value=counters.buffered)
@@ -230,7 +236,7 @@ def _processes(processes: Mapping[str, tuple[int, float]], found: Mapping[str, V
         return simple({name: value for name, one in found.items() if (value := read(one)) is not None})
 
     lags = simple({name: lag for name, (_, lag) in processes.items()})
-    yield from gauge("pylb_loop_lag_seconds", "Worst delay of a process's event loop of late.", label, lags)
+    yield from gauge("pylb_loop_lag_seconds", "Worst recent delay of a process's event loop.", label, lags)
     yield from gauge("pylb_open_fds", "Open file descriptors of a process.", label, of(lambda one: one.open_fds))
     yield from gauge("pylb_max_fds", "Limit of file descriptors of a process.", label, of(lambda _: limit))
     yield from counter(
@@ -251,11 +257,13 @@ def _traffic(frontends: Grouped, table: Table) -> Families:
     yield from gauge("pylb_frontend_sessions", "Live sessions.", label, summed(lambda f: f.sessions))
     yield from gauge("pylb_frontend_queue", "Sessions that wait for a server with room.", label, summed(lambda f: f.queued))
     yield from counter("pylb_frontend_sessions_total", "Accepted sessions.", label, summed(lambda f: f.sessions_total))
-    yield from counter("pylb_bytes_total", "Bytes of clients: in, and out.", ("frontend", "direction"), _bytes(frontends))
+    yield from counter(
+        "pylb_bytes_total", "Bytes from clients (in) and to clients (out).", ("frontend", "direction"), _bytes(frontends)
+    )
     yield from counter("pylb_frontend_denied_total", "Refused clients.", ("frontend", "reason"), _denied(frontends, table))
     yield from histogram(
         "pylb_connect_duration_seconds",
-        "Time until a server had accepted.",
+        "Time until a server accepted.",
         label,
         _buckets(frontends, lambda f: f.connect_seconds),
     )
