@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -341,9 +342,12 @@ def test_systemd_knows_who_the_service_is(pylb: Instance, tmp_path: Path, succes
     try:
         pylb.start(env=systemd.environ | {"WATCHDOG_USEC": "3000000"})
         assert systemd.until("READY")
-        successors.append(upgrade(pylb))
-        while "MAINPID" not in (said := systemd.hear()):
-            assert said.keys() <= {"WATCHDOG", "STATUS"}
+        with ThreadPoolExecutor(1) as pool:  # its queue is short, and whoever reads nothing has no upgrade
+            upgrading = pool.submit(upgrade, pylb)
+            while "MAINPID" not in (said := systemd.hear()):
+                assert said.keys() <= {"WATCHDOG", "STATUS"}
+                assert not upgrading.done()
+            successors.append(upgrading.result())
         assert said["MAINPID"] == str(successors[0])
         while "READY" not in said:
             said |= systemd.hear()
