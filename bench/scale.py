@@ -26,9 +26,9 @@ from bench.processes import BenchError
 from bench.report import progress
 from bench.tables import aligned
 from pylb.api.routes import rows
-from pylb.app.observer import Hooks
-from pylb.control.admission import Imported
-from pylb.control.health.prober import Question
+from pylb.app.engine_observer import EngineObserver
+from pylb.control.health.prober import ProbeRequest
+from pylb.control.new_registration import ImportedServer
 from pylb.control.registry import Registry
 from pylb.control.storage.snapshot import Encoder
 from pylb.control.storage.store import Store
@@ -46,8 +46,8 @@ from pylb.logs.session_log import ConnectionLog
 from pylb.logs.targets import Stream
 from pylb.metrics import exposition
 from pylb.metrics.collector import Metrics
-from pylb.statuspage.stream import Feed
-from pylb.statuspage.timeseries import History
+from pylb.statuspage.stream import PageStream
+from pylb.statuspage.timeseries import TimeSeries
 from pylb.workers.in_process import InProcessEngine
 from pylb.workers.sampler import Sampler
 
@@ -134,7 +134,7 @@ async def _done(work: Awaitable[object]) -> None:
     await work
 
 
-async def _answers(_question: Question) -> str:
+async def _answers(_question: ProbeRequest) -> str:
     return "yes"
 
 
@@ -156,7 +156,7 @@ def _fail(what: str, error: Exception) -> None:
 @asynccontextmanager
 async def running(folder: Path, ports: list[int]) -> AsyncIterator[World]:
     tokens = [_token(number) for number in range(TOKENS)]
-    hooks = Hooks(ConnectionLog(Stream(1), "none"), Tasks())
+    hooks = EngineObserver(ConnectionLog(Stream(1), "none"), Tasks())
     driver = InProcessEngine(Engine(observer=hooks, max_connections=1000, on_fault=_fail))
     registry = Registry(rules=Rules(), keyring=Keyring(tokens), sink=driver, store=Store(folder), ask=_answers)
     await registry.start()
@@ -193,8 +193,8 @@ async def measured(world: World, spare: Sequence[int], before: int) -> None:
     )
     await world.measure("metrics", exposition.written([metrics.scrape], exposition.TEXT))
     await world.measure("routes", rows(registry))
-    history, rates = History(), Rates()
-    feed = Feed(registry, history, dict)
+    history, rates = TimeSeries(), Rates()
+    feed = PageStream(registry, history, dict)
     sampler = Sampler(lambda: registry.table, world.driver.parts, [history, rates], sampled=feed.sampled)
     stream = feed.stream()
     for what in ("first picture", "next one"):
@@ -205,7 +205,7 @@ async def measured(world: World, spare: Sequence[int], before: int) -> None:
     await world.measure("reload that opens 1,000 static frontends", registry.rules.reload(statics(spare[:1000]), world.keyring))
     await world.measure("reload that changes nothing", registry.rules.reload(statics(spare[:1000]), world.keyring))
     await world.measure("reload that closes them", registry.rules.reload(Rules(), world.keyring))
-    items = [Imported(port, Address("10.100.0.1", 30000)) for port in spare]
+    items = [ImportedServer(port, Address("10.100.0.1", 30000)) for port in spare]
     await world.measure(f"import of {len(items):,}", registry.operator.import_legacy(items, "token-0"))
     await world.measure("history", _history(registry))
     for what in ("all of it", "what one call changed"):

@@ -26,7 +26,7 @@ from bench.processes import free_ports
 from bench.report import progress
 from bench.tables import aligned
 from bench.targets import OWN_PORTS
-from pylb.app.observer import Hooks
+from pylb.app.engine_observer import EngineObserver
 from pylb.control.registry import Registry
 from pylb.control.storage.store import Store
 from pylb.control.tasks import Tasks
@@ -40,12 +40,12 @@ from pylb.haproxy.rates import Rates
 from pylb.haproxy.view import View
 from pylb.host.loop_lag import collect_rarely
 from pylb.host.machine import raise_descriptor_limit
-from pylb.host.systemd import Service
+from pylb.host.systemd import SystemdService
 from pylb.logs.session_log import ConnectionLog
 from pylb.logs.targets import Stream
 from pylb.metrics import exposition
 from pylb.metrics.collector import Metrics
-from pylb.upgrade.sockets import Listeners
+from pylb.upgrade.sockets import ListeningSockets
 from pylb.workers.archive import CodeArchive
 from pylb.workers.fleet import Fleet, FleetObserver
 from pylb.workers.in_process import InProcessEngine
@@ -84,7 +84,7 @@ def _fail(what: str, error: Exception) -> None:
 
 
 @asynccontextmanager
-async def forwarding(workers: int, hooks: Hooks) -> AsyncIterator[InProcessEngine | Fleet]:
+async def forwarding(workers: int, hooks: EngineObserver) -> AsyncIterator[InProcessEngine | Fleet]:
     """Make the part that forwards, as the app does."""
     if not workers:
         driver = InProcessEngine(Engine(observer=hooks, max_connections=MOST, on_fault=_fail))
@@ -98,7 +98,7 @@ async def forwarding(workers: int, hooks: Hooks) -> AsyncIterator[InProcessEngin
         return Hello(VERSION, worker, workers, MOST, 100, 1 << 26, "none")
 
     observer = FleetObserver(hooks.connect_ended, lambda _line, _count: None, lambda _pid: None)
-    fleet = Fleet(workers, hello, observer, Listeners(Service({})), CodeArchive())
+    fleet = Fleet(workers, hello, observer, ListeningSockets(SystemdService({})), CodeArchive())
     try:
         await fleet.start()
         yield fleet
@@ -137,7 +137,7 @@ class Figures(NamedTuple):
 async def scrapes(workers: int, ports: Sequence[int], rounds: int, *, haproxy: bool = False) -> tuple[Figures, int]:
     """The figures, and the size of a scrape in bytes. `haproxy`: under its names instead of pylb's own."""
     found, size = Figures([], [], []), 0
-    hooks = Hooks(ConnectionLog(Stream(1), "none"), Tasks())
+    hooks = EngineObserver(ConnectionLog(Stream(1), "none"), Tasks())
     with servers() as target, tempfile.TemporaryDirectory(prefix="pylb-bench-") as folder:
         async with forwarding(workers, hooks) as forward:
             registry = Registry(rules=rules(ports, target), keyring=Keyring(()), sink=forward, store=Store(Path(folder)))

@@ -13,14 +13,14 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from bench.tables import markdown
-from pylb.app.observer import Hooks
+from pylb.app.engine_observer import EngineObserver
 from pylb.cli.main import main as cli
 from pylb.cli.session_trace import LETTERS
 from pylb.config import schema
 from pylb.config.explain import section_of
 from pylb.config.models import FrontendEntry, PolicySection, Section
 from pylb.config.root import Config
-from pylb.config.values import Shape, duration_text
+from pylb.config.values import JsonType, duration_text
 from pylb.control.registry import Registry
 from pylb.control.storage.store import Store
 from pylb.control.tasks import Tasks
@@ -75,7 +75,9 @@ def _verbs(path: str, group: click.Group) -> list[str]:
 
 def _idle() -> tuple[Engine, Registry]:
     """Of a pylb that has never run."""
-    engine = Engine(observer=Hooks(ConnectionLog(Stream(1), "none"), Tasks()), max_connections=1, on_fault=lambda _error: None)
+    engine = Engine(
+        observer=EngineObserver(ConnectionLog(Stream(1), "none"), Tasks()), max_connections=1, on_fault=lambda _error: None
+    )
     return engine, Registry(rules=Rules(), keyring=Keyring(()), sink=engine, store=Store(Path("unused")))
 
 
@@ -211,7 +213,7 @@ def _is_list(annotation: Any) -> bool:
 
 
 def _type(field: FieldInfo | None, annotation: Any) -> str:
-    shape = next((item for item in (field.metadata if field else ()) if isinstance(item, Shape)), None)
+    shape = next((item for item in (field.metadata if field else ()) if isinstance(item, JsonType)), None)
     if shape is not None:
         return shape.name
     if get_origin(annotation) is Literal:
@@ -219,7 +221,7 @@ def _type(field: FieldInfo | None, annotation: Any) -> str:
     parts = [part for part in get_args(annotation) if part not in (NoneType, ...)]
     if section_of(annotation) is not None:
         return "list of mappings" if _is_list(annotation) else "mapping"
-    shapes = [item.name for part in parts for item in getattr(part, "__metadata__", ()) if isinstance(item, Shape)]
+    shapes = [item.name for part in parts for item in getattr(part, "__metadata__", ()) if isinstance(item, JsonType)]
     return shapes[0] if shapes else ", ".join(_type(None, part) for part in parts)
 
 

@@ -12,7 +12,7 @@ from pylb.api.plan import in_words, steps
 from pylb.api.routes import legacy_notes, rows
 from pylb.api.status import status
 from pylb.config import ConfigErrors
-from pylb.control.admission import Imported
+from pylb.control.new_registration import ImportedServer
 from pylb.control.registry import Registry
 from pylb.control.steps import in_turns
 from pylb.control.storage.table_history import Generation
@@ -32,7 +32,7 @@ from pylb.forward.counters import Counters
 from pylb.host.machine import knock
 from pylb.web.admin import rejection_json
 from pylb.web.control_socket import Verb
-from pylb.web.sessions import Sessions as Listed
+from pylb.web.sessions import SessionSource as Listed
 from pylb.web.sessions import ended, living, named, query_of, reach_json, session_json, trace_json
 
 ITEMS = 50  # of an import, or generations, between two turns of the loop: 1 ms
@@ -40,7 +40,7 @@ MOST_IMPORTED = 10_000
 MOST_ENDED = 100  # in one answer, unless more are wanted
 
 
-class Sessions(Listed, Protocol):
+class SessionControl(Listed, Protocol):
     """Live and ended sessions, which can also be reset and explained."""
 
     def workers(self) -> Mapping[str, tuple[int, float]]: ...
@@ -54,7 +54,7 @@ class Sessions(Listed, Protocol):
     async def shutdown_sessions(self, listen: Listen, server: Address) -> int: ...
 
 
-class Service(Protocol):
+class AppOperations(Protocol):
     """The running pylb: its files, its reloads, and the counters of this process and the previous ones."""
 
     async def counters(self) -> Counters: ...
@@ -73,7 +73,7 @@ class Service(Protocol):
     def token(self, name: str) -> Token | None: ...
 
 
-def verbs(registry: Registry, service: Service, live: Sessions) -> dict[str, Verb]:
+def verbs(registry: Registry, service: AppOperations, live: SessionControl) -> dict[str, Verb]:
     return (
         _views(registry, service, live)
         | _traces(registry, service, live)
@@ -82,7 +82,7 @@ def verbs(registry: Registry, service: Service, live: Sessions) -> dict[str, Ver
     )
 
 
-def _views(registry: Registry, service: Service, live: Sessions) -> dict[str, Verb]:
+def _views(registry: Registry, service: AppOperations, live: SessionControl) -> dict[str, Verb]:
     """Verbs that change nothing."""
     started_at = time.time()
 
@@ -119,7 +119,7 @@ def _views(registry: Registry, service: Service, live: Sessions) -> dict[str, Ve
     }
 
 
-def _traces(registry: Registry, service: Service, live: Sessions) -> dict[str, Verb]:
+def _traces(registry: Registry, service: AppOperations, live: SessionControl) -> dict[str, Verb]:
     """Verbs that explain: what changed, and what is wrong."""
 
     async def history(request: Mapping[str, Any]) -> dict[str, Any]:
@@ -147,7 +147,7 @@ def _traces(registry: Registry, service: Service, live: Sessions) -> dict[str, V
     return {"explain": explain_, "history": history}
 
 
-def _changes(registry: Registry, service: Service) -> dict[str, Verb]:
+def _changes(registry: Registry, service: AppOperations) -> dict[str, Verb]:
     """Verbs that change registrations or read files again."""
 
     async def release(request: Mapping[str, Any]) -> dict[str, Any]:
@@ -187,7 +187,7 @@ def _changes(registry: Registry, service: Service) -> dict[str, Verb]:
     return {"release": release, "import": import_, "reload": reload, "tokens": tokens, "token uses": uses, "upgrade": upgrade}
 
 
-async def _planned_call(registry: Registry, service: Service, request: Mapping[str, Any]) -> list[ChangeLine]:
+async def _planned_call(registry: Registry, service: AppOperations, request: Mapping[str, Any]) -> list[ChangeLine]:
     """As if the phone-home of `name`/`instance` had called from `address`. Raises Refused."""
     token = service.token(_text(request, "token"))
     if token is None:
@@ -211,7 +211,7 @@ def _generation(one: Generation) -> dict[str, Any]:
     }
 
 
-def _operator(registry: Registry, live: Sessions) -> dict[str, Verb]:
+def _operator(registry: Registry, live: SessionControl) -> dict[str, Verb]:
     """The verbs of `pylb ctl`."""
 
     async def admin(request: Mapping[str, Any]) -> dict[str, Any]:
@@ -300,7 +300,7 @@ def the_session(text: str, views: Sequence[SessionView]) -> SessionView:
     return found[0]
 
 
-async def _trace(live: Sessions, text: str) -> dict[str, Any]:
+async def _trace(live: SessionControl, text: str) -> dict[str, Any]:
     """Raises Refused."""
     try:
         number = parse_session_id(text)
@@ -334,7 +334,7 @@ def _path(request: Mapping[str, Any]) -> Path:
     return Path(text)
 
 
-def _imported(item: Any) -> Imported:
+def _imported(item: Any) -> ImportedServer:
     """One body of the legacy route, which names its address. Raises Refused."""
     try:
         body = json.dumps(item).encode()
@@ -343,4 +343,4 @@ def _imported(item: Any) -> Imported:
     call = parse_legacy(body)
     if call.address is None:
         raise Refused(Code.INVALID, f"port {call.port}: dst-ip is no address")
-    return Imported(call.port, Address(call.address, call.target_port), call.name, call.send_proxy)
+    return ImportedServer(call.port, Address(call.address, call.target_port), call.name, call.send_proxy)

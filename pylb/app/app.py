@@ -15,18 +15,18 @@ from contextlib import AsyncExitStack
 from pylb.api.verbs import verbs
 from pylb.app.background import Background
 from pylb.app.descriptors import budget
-from pylb.app.ending import Ending
 from pylb.app.endpoints import Endpoints
+from pylb.app.engine_observer import EngineObserver, open_session_log
 from pylb.app.errors import Broken, CannotStart
 from pylb.app.forwarding import make_forwarding
 from pylb.app.heartbeat import Heartbeat
-from pylb.app.observer import Hooks, open_session_log
 from pylb.app.operations import Operations
-from pylb.app.phases import Action, Life, Phase, Trigger
-from pylb.app.reload import Reloading, rules_of
+from pylb.app.phases import Action, Phase, PhaseMachine, Trigger
+from pylb.app.reload import ConfigReload, rules_of
 from pylb.app.reporting import Reporting
 from pylb.app.settings import Settings, make_keys, make_state_dir
-from pylb.app.succession import Arrival, Succession
+from pylb.app.shutdown import Shutdown
+from pylb.app.upgrade import IncomingUpgrade, OutgoingUpgrade
 from pylb.app.welcome import greet, program
 from pylb.config import Config
 from pylb.config.source import ConfigSource
@@ -36,14 +36,14 @@ from pylb.control.storage.store import StateLocked, Store
 from pylb.control.tasks import Part, Tasks
 from pylb.host.loop_lag import collect_rarely, freeze_the_start
 from pylb.host.machine import raise_descriptor_limit, resolve, worker_count
-from pylb.host.systemd import Service
+from pylb.host.systemd import SystemdService
 from pylb.logs.messages import install
 from pylb.logs.session_log import ConnectionLog
 from pylb.logs.targets import LogFile
 from pylb.upgrade.arriving import Predecessors
 from pylb.upgrade.leaving import Transfer
-from pylb.upgrade.processes import Generations
-from pylb.upgrade.sockets import Listeners
+from pylb.upgrade.processes import ProcessList
+from pylb.upgrade.sockets import ListeningSockets
 
 log = logging.getLogger("pylb")
 
@@ -66,28 +66,28 @@ class App:
         self._environ = environ
         self._started_at = time.time()
         self._settings = Settings(config, complaint)
-        self._life = Life()
+        self._phases = PhaseMachine()
         self._stop = asyncio.Event()  # or the end of this process alone
         self._background = Background(Tasks())
-        self._service = Service(environ)
-        self._listeners = Listeners(self._service)
-        self._before = Predecessors(self._background.boundary.failed_before)
+        self._systemd = SystemdService(environ)
+        self._listeners = ListeningSockets(self._systemd)
+        self._predecessors = Predecessors(self._background.boundary.failed_before)
         self._connlog: ConnectionLog | None = None
 
     async def serve(self) -> None:
         """Everything from the first socket to the last log line. Raises CannotStart, ConfigErrors or Broken."""
         async with AsyncExitStack() as stack:
-            stack.callback(self._service.close)
+            stack.callback(self._systemd.close)
             # The very last thing: a signal with its default effect, after the loop has ended, would look like a failure.
             stack.callback(signal.pthread_sigmask, signal.SIG_BLOCK, SIGNALS.keys())
             await self._start(stack)
             await self._stop.wait()
-            if self._life.phase is Phase.STOPPING:
-                await self._ending.stop_accepting((await self._transfer.counters()).open_sessions)
+            if self._phases.phase is Phase.STOPPING:
+                await self._shutdown.stop_accepting((await self._transfer.counters()).open_sessions)
             else:
-                self._hooks.registry = None
-                await self._succession.leave(self._registry, hastened=self._life.phase is Phase.HASTENED)
-        if self._life.failed:
+                self._observer.registry = None
+                await self._outgoing_upgrade.leave(self._registry, hastened=self._phases.phase is Phase.HASTENED)
+        if self._phases.failed:
             raise Broken
 
     # ------------------------------------------------------------ start
@@ -97,32 +97,32 @@ class App:
         self._messages = install(config.log.format, config.log.level)
         stack.callback(self._messages.lines.close, LOG_FLUSH)
         self._handle_signals()
-        arrival = Arrival(self._environ, self._service, self._listeners, self._before, self._background)
-        await arrival.inherit()
+        incoming = IncomingUpgrade(self._environ, self._systemd, self._listeners, self._predecessors, self._background)
+        await incoming.inherit()
         self._endpoints = Endpoints(self._settings, self._listeners)
         self._endpoints.bind(stack)
         make_state_dir(config)
-        self._generations = await asyncio.to_thread(Generations, config.state_dir)
+        self._process_list = await asyncio.to_thread(ProcessList, config.state_dir)
         keys = await asyncio.to_thread(make_keys, config)
         self._settings.use(config, keys, keys.keyring())
         await self._make_forwarding(stack)
         collect_rarely()  # the next step opens the ports, and from then on no step may take long
         await self._make_registry(stack)
-        arrival.count_on(self._registry)
+        incoming.count_on(self._registry)
         stack.push_async_callback(self._end_sessions)
-        await self._open_doors(stack)
+        await self._open_endpoints(stack)
         await self._registry.webhook_is_up()
         stack.callback(self._registry.webhook_is_down)
         self._background.start(self._registry.run(), self._control_ended)
-        await self._reloading.watch(self._background)
+        await self._config_reload.watch(self._background)
         self._heartbeat.begin(self._background)
         self._reporting.begin(self._background)
         greet(self._settings, self._room, self._called, restored=len(self._registry.table.frontends))
         if not self._settings.complaint:
-            await self._reloading.keep_config()
-        await arrival.take_over()
-        self._listeners.forget_left()
-        self._service.ready(self._heartbeat.state())
+            await self._config_reload.keep_config()
+        await incoming.take_over()
+        self._listeners.close_unclaimed()
+        self._systemd.ready(self._heartbeat.state())
         self._on(Trigger.STARTED)
         self._operations.started()
         freeze_the_start()
@@ -134,7 +134,7 @@ class App:
         self._connlog = connlog
         stack.callback(connlog.close, LOG_FLUSH)
         self._room = budget(config, raise_descriptor_limit(), worker_count(config.workers))
-        self._hooks = hooks = Hooks(connlog, self._background.boundary)
+        self._observer = hooks = EngineObserver(connlog, self._background.boundary)
         self._forwarding = await make_forwarding(
             stack,
             settings=self._settings,
@@ -143,7 +143,7 @@ class App:
             hooks=hooks,
             note_process=self._note_process,
         )
-        self._ending = Ending(self._settings, self._service, self._forwarding, self._before, self._generations)
+        self._shutdown = Shutdown(self._settings, self._systemd, self._forwarding, self._predecessors, self._process_list)
 
     async def _make_registry(self, stack: AsyncExitStack) -> None:
         """The registry, and what watches it. Raises CannotStart."""
@@ -161,9 +161,9 @@ class App:
         )
         asyncio.get_running_loop().set_exception_handler(tasks.on_loop_error)
         self._transfer = Transfer(
-            self._listeners, forwarding, registry, self._before, servers=endpoints.servers, local=endpoints.local
+            self._listeners, forwarding, registry, self._predecessors, servers=endpoints.servers, local=endpoints.local
         )
-        self._heartbeat = Heartbeat(self._service, forwarding, registry)
+        self._heartbeat = Heartbeat(self._systemd, forwarding, registry)
         self._reporting = Reporting(
             settings,
             registry,
@@ -182,11 +182,11 @@ class App:
         except StateLocked as locked:
             raise CannotStart(str(locked)) from None
         stack.push_async_callback(registry.stop)
-        self._hooks.registry = registry
+        self._observer.registry = registry
 
-    async def _open_doors(self, stack: AsyncExitStack) -> None:
+    async def _open_endpoints(self, stack: AsyncExitStack) -> None:
         """From here on calls are answered. Raises CannotStart."""
-        self._reloading = Reloading(
+        self._config_reload = ConfigReload(
             self._source,
             settings=self._settings,
             registry=self._registry,
@@ -194,22 +194,22 @@ class App:
             store=self._store,
             follow=self._endpoints.follow,
         )
-        self._succession = Succession(
+        self._outgoing_upgrade = OutgoingUpgrade(
             environ=self._environ,
             settings=self._settings,
-            service=self._service,
+            systemd=self._systemd,
             forwarding=self._forwarding,
-            before=self._before,
+            before=self._predecessors,
             transfer=self._transfer,
             background=self._background,
             on=self._on,
         )
         self._operations = Operations(
-            life=self._life,
+            life=self._phases,
             on=self._on,
             settings=self._settings,
-            reloading=self._reloading,
-            succession=self._succession,
+            config_reload=self._config_reload,
+            outgoing_upgrade=self._outgoing_upgrade,
             transfer=self._transfer,
         )
         await self._reporting.prepare()
@@ -230,7 +230,7 @@ class App:
             self._on(Trigger.FAILED)
 
     def _note_process(self, pid: int) -> None:
-        self._background.once(Part.PROCESSES, asyncio.to_thread(self._generations.note, pid))
+        self._background.once(Part.PROCESSES, asyncio.to_thread(self._process_list.note, pid))
 
     def _lines_dropped(self) -> int:
         own = self._connlog.lines.dropped if self._connlog is not None else 0
@@ -245,7 +245,7 @@ class App:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS.keys())  # blocked by run.py
 
     def _on(self, trigger: Trigger) -> None:
-        for action, about in self._life.on(trigger):
+        for action, about in self._phases.on(trigger):
             self._do(action, about)
 
     def _do(self, action: Action, about: Trigger) -> None:
@@ -259,13 +259,13 @@ class App:
             case Action.STOP | Action.LEAVE:
                 self._stop.set()
             case Action.HASTEN:
-                self._succession.hasten()
+                self._outgoing_upgrade.hasten()
             case Action.END_NOW:
-                self._ending.now()
+                self._shutdown.now()
             case Action.FORWARD:
-                self._succession.forward(about)
+                self._outgoing_upgrade.forward(about)
             case Action.REFUSE:
-                log.warning("%s has no effect: this pylb is %s", about, self._life.phase)
+                log.warning("%s has no effect: this pylb is %s", about, self._phases.phase)
             case _:
                 raise RuntimeError(f"{action} is done by the table itself")
 
@@ -278,13 +278,13 @@ class App:
 
     async def _end_sessions(self) -> None:
         """The endpoints are closed. Live sessions get the rest of their time; a second signal cuts that short."""
-        if self._life.phase is Phase.STARTING:
-            self._ending.fail()
-        await self._ending.last_session()
-        if self._life.phase is Phase.STOPPING:
-            await self._ending.last_process()
-        elif self._life.phase is not Phase.STARTING:
-            await self._succession.may_end()
+        if self._phases.phase is Phase.STARTING:
+            self._shutdown.fail()
+        await self._shutdown.last_session()
+        if self._phases.phase is Phase.STOPPING:
+            await self._shutdown.last_process()
+        elif self._phases.phase is not Phase.STARTING:
+            await self._outgoing_upgrade.may_end()
         await self._background.end()
-        if self._life.phase in (Phase.LEAVING, Phase.HASTENED):
-            await self._succession.tell_the_last()
+        if self._phases.phase in (Phase.LEAVING, Phase.HASTENED):
+            await self._outgoing_upgrade.send_last_counts()

@@ -18,7 +18,7 @@ from pylb.core.address import Listen
 from pylb.haproxy.commands import Commands
 from pylb.haproxy.exporter import Exporter
 from pylb.haproxy.runtime_socket import RuntimeSocket
-from pylb.upgrade.sockets import Listeners
+from pylb.upgrade.sockets import ListeningSockets
 from pylb.web import openapi
 from pylb.web.admin import Admin, stats_routes
 from pylb.web.control_socket import ControlSocket, Verb
@@ -33,7 +33,7 @@ log = logging.getLogger("pylb")
 class Endpoints:
     """Bound first, so that a taken port ends the start before anything is changed; opened once calls can be answered."""
 
-    def __init__(self, settings: Settings, listeners: Listeners) -> None:
+    def __init__(self, settings: Settings, listeners: ListeningSockets) -> None:
         self._settings = settings
         self._listeners = listeners
         self._sockets: list[socket.socket] = []  # the webhooks' in their order, the admin's, the metrics'

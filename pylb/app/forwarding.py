@@ -6,15 +6,15 @@ from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from typing import Protocol
 
-from pylb.api.verbs import Sessions
+from pylb.api.verbs import SessionControl
 from pylb.app.descriptors import Budget
+from pylb.app.engine_observer import EngineObserver
 from pylb.app.errors import CannotStart
-from pylb.app.observer import Hooks
 from pylb.app.settings import Settings
 from pylb.control.desired_state import Sink
 from pylb.forward.counters import Counters
 from pylb.forward.engine import MAX_BUFFERED, Engine, connection_limit, pipe_limit
-from pylb.upgrade.sockets import Listeners
+from pylb.upgrade.sockets import ListeningSockets
 from pylb.workers.archive import CodeArchive
 from pylb.workers.fleet import Fleet, FleetObserver
 from pylb.workers.in_process import InProcessEngine
@@ -23,7 +23,7 @@ from pylb.workers.messages import VERSION, Counted, Hello
 log = logging.getLogger("pylb")
 
 
-class Forwarding(Sink, Sessions, Protocol):
+class Forwarding(Sink, SessionControl, Protocol):
     """Takes tables, answers for sessions and counters. `make_forwarding` returns either kind as this."""
 
     @property
@@ -66,8 +66,8 @@ async def make_forwarding(
     *,
     settings: Settings,
     room: Budget,
-    listeners: Listeners,
-    hooks: Hooks,
+    listeners: ListeningSockets,
+    hooks: EngineObserver,
     note_process: Callable[[int], None],
 ) -> Forwarding:
     """Make the part that forwards; it runs until the end of `stack`. `note_process` gets each worker's pid.

@@ -14,14 +14,14 @@ from pylb.core.text import counted
 from pylb.forward.timers import TICK
 from pylb.host.loop_lag import Pulse
 from pylb.host.machine import reap_strangers
-from pylb.host.systemd import Service
+from pylb.host.systemd import SystemdService
 
 
 class Heartbeat:
     """Two tasks, from `begin` on."""
 
-    def __init__(self, service: Service, forwarding: Forwarding, registry: Registry) -> None:
-        self._service = service
+    def __init__(self, systemd: SystemdService, forwarding: Forwarding, registry: Registry) -> None:
+        self._systemd = systemd
         self._forwarding = forwarding
         self._registry = registry
         self._pulse = Pulse(TICK, time.monotonic())  # a scrape asks for it before its first beat
@@ -34,7 +34,7 @@ class Heartbeat:
     def begin(self, background: Background) -> None:
         """The beat goes on when a successor does everything else: sessions still depend on the loop."""
         background.forever(Part.BEAT, self.beat, lasting=True)
-        if self._service.watchdog:
+        if self._systemd.watchdog:
             background.forever(Part.WATCHDOG, partial(self._show_life, background.boundary))
 
     async def beat(self) -> None:
@@ -44,7 +44,7 @@ class Heartbeat:
         try:
             while True:
                 self._pulse.beat(loop.time())
-                self._service.flush()
+                self._systemd.flush()
                 collect_young()  # also sessions that replaced others
                 if os.getpid() == 1:
                     reap_strangers([pid for pid, _ in self._forwarding.workers().values()])
@@ -55,10 +55,10 @@ class Heartbeat:
     async def _show_life(self, tasks: Tasks) -> None:
         """Runs in the loop that does everything: if it hangs, systemd ends pylb and starts another."""
         while True:
-            self._service.alive()
+            self._systemd.alive()
             with tasks.surviving(Part.WATCHDOG):  # no pause follows: systemd would think that we have died
-                self._service.status(self.state())
-            await asyncio.sleep(self._service.watchdog / 3)
+                self._systemd.status(self.state())
+            await asyncio.sleep(self._systemd.watchdog / 3)
 
     def state(self) -> str:
         """For `systemctl status`."""

@@ -5,10 +5,10 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
-from pylb.app.phases import Life, Phase, Trigger
-from pylb.app.reload import Reloading
+from pylb.app.phases import Phase, PhaseMachine, Trigger
+from pylb.app.reload import ConfigReload
 from pylb.app.settings import Settings
-from pylb.app.succession import Succession
+from pylb.app.upgrade import OutgoingUpgrade
 from pylb.config import ConfigErrors
 from pylb.core.auth import Token
 from pylb.core.errors import Code, Refused
@@ -26,18 +26,18 @@ class Operations:
     def __init__(
         self,
         *,
-        life: Life,
+        life: PhaseMachine,
         on: Callable[[Trigger], None],
         settings: Settings,
-        reloading: Reloading,
-        succession: Succession,
+        config_reload: ConfigReload,
+        outgoing_upgrade: OutgoingUpgrade,
         transfer: Transfer,
     ) -> None:
-        self._life = life
+        self._phases = life
         self._on = on
         self._settings = settings
-        self._reloading = reloading
-        self._succession = succession
+        self._config_reload = config_reload
+        self._outgoing_upgrade = outgoing_upgrade
         self._transfer = transfer
         self._started = asyncio.Event()
 
@@ -51,12 +51,12 @@ class Operations:
         Raises ConfigErrors or Refused.
         """
         await self._started.wait()  # before, the one that started us may still have to take everything back
-        if self._life.phase is Phase.STOPPING:
+        if self._phases.phase is Phase.STOPPING:
             raise Refused(Code.UNAVAILABLE, "pylb is stopping")
-        if self._life.phase is not Phase.SERVING:  # the successor may have read the file before it changed
+        if self._phases.phase is not Phase.SERVING:  # the successor may have read the file before it changed
             self._on(Trigger.RELOAD)
             return None
-        return await self._reloading.read_config()
+        return await self._config_reload.read_config()
 
     async def reload_and_say(self) -> None:
         """Like `reload`, but the result goes to the log."""
@@ -67,15 +67,15 @@ class Operations:
 
     async def upgrade(self) -> str:
         """Start the pylb that is installed now, and leave it everything but the live sessions. Raises Refused."""
-        if self._life.phase is not Phase.SERVING:
+        if self._phases.phase is not Phase.SERVING:
             raise Refused(Code.UNAVAILABLE, "pylb is starting, stopping or upgrading already", "call again")
-        self._life.on(Trigger.UPGRADE)  # its one action is what follows
-        return await self._succession.hand_over()
+        self._phases.on(Trigger.UPGRADE)  # its one action is what follows
+        return await self._outgoing_upgrade.hand_over()
 
     async def upgrade_and_say(self) -> None:
         """Like `upgrade`, but the result goes to the log, and the phases know of it already."""
         try:
-            log.info("upgrade: %s", await self._succession.hand_over())
+            log.info("upgrade: %s", await self._outgoing_upgrade.hand_over())
         except Refused as refused:
             log.error("%s", refused)
 
@@ -85,11 +85,11 @@ class Operations:
 
     async def read_keys(self) -> None:
         """Read a changed file with secrets and put its new content in force."""
-        await self._reloading.read_keys()
+        await self._config_reload.read_keys()
 
     async def plan(self, path: Path, text: str) -> list[ChangeLine]:
         """What a reload with this file would change. Raises ConfigErrors or Refused, as the reload would."""
-        return await self._reloading.plan(path, text)
+        return await self._config_reload.plan(path, text)
 
     def token(self, name: str) -> Token | None:
         return self._settings.token(name)

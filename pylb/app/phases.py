@@ -106,7 +106,7 @@ TABLE: Mapping[tuple[Phase, Trigger], tuple[Phase, tuple[Action, ...]]] = Mappin
 _FIRST = (T.FAILED, T.STOP)
 
 
-class Life:
+class PhaseMachine:
     """The phase of this process, and the signals that it remembers."""
 
     def __init__(self) -> None:

@@ -11,8 +11,8 @@ from pylb.api.plan import in_words, steps
 from pylb.app.background import Background
 from pylb.app.errors import CannotStart
 from pylb.app.forwarding import Forwarding
-from pylb.app.keys import TOKEN_FILE
 from pylb.app.settings import Settings, make_keys
+from pylb.app.tokens import TOKEN_FILE
 from pylb.config import Config
 from pylb.config.source import ConfigSource
 from pylb.control.registry import Registry
@@ -29,7 +29,7 @@ from pylb.host.machine import RESOLVE_SECONDS, local_addresses, resolve
 log = logging.getLogger("pylb")
 
 
-class Reloading:
+class ConfigReload:
     """Reads settings again and puts them in force, one reading at a time. `follow` is called with each new config."""
 
     def __init__(

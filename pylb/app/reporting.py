@@ -24,8 +24,8 @@ from pylb.haproxy.rates import Rates
 from pylb.haproxy.view import View
 from pylb.metrics.collector import Metrics
 from pylb.statuspage.page import Page
-from pylb.statuspage.stream import Feed
-from pylb.statuspage.timeseries import History
+from pylb.statuspage.stream import PageStream
+from pylb.statuspage.timeseries import TimeSeries
 from pylb.upgrade.leaving import Transfer
 from pylb.workers.sampler import Sampler
 
@@ -62,8 +62,8 @@ class Reporting:
         self._started_at = started_at
         self._made: tuple[tuple[Config, bool, int], dict[str, Any]] | None = None
         self.counters = transfer.counters
-        history, rates = History(forwarding.rate_samples), Rates()
-        self.feed = Feed(registry, history, self._about, also=self._troubles)
+        history, rates = TimeSeries(forwarding.rate_samples), Rates()
+        self.feed = PageStream(registry, history, self._about, also=self._troubles)
         self._sampler = Sampler(
             lambda: registry.table, transfer.parts, (history, rates), pids=forwarding.pids, sampled=self.feed.sampled
         )

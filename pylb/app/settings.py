@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pylb.app.errors import CannotStart
-from pylb.app.keys import TLS_FOLDER, Keys, names_of_machine
+from pylb.app.tokens import TLS_FOLDER, TokenStore, names_of_machine
 from pylb.config import Config
 from pylb.config.models import WebhookListener
 from pylb.core.auth import Keyring, Token
@@ -24,16 +24,16 @@ class Settings:
         self.reloaded = not complaint  # did the last reading of the config succeed?
         self.keyring = Keyring(())
         self.certificates: list[Certificate] = []
-        self._keys: Keys | None = None
+        self._keys: TokenStore | None = None
 
     @property
-    def keys(self) -> Keys:
+    def keys(self) -> TokenStore:
         """Available from the first `use` on."""
         if self._keys is None:
             raise RuntimeError("no tokens yet")
         return self._keys
 
-    def use(self, config: Config, keys: Keys, keyring: Keyring) -> None:
+    def use(self, config: Config, keys: TokenStore, keyring: Keyring) -> None:
         """Put a config and its tokens in force. `keyring`: the tokens of `keys`."""
         self.config, self._keys, self.keyring = config, keys, keyring
 
@@ -80,10 +80,10 @@ def make_state_dir(config: Config) -> None:
         log.error(text, config.state_dir, error.strerror)
 
 
-def make_keys(config: Config) -> Keys:
+def make_keys(config: Config) -> TokenStore:
     """For a thread. Raises CannotStart."""
     try:
-        return Keys(config)
+        return TokenStore(config)
     except OSError as error:
         raise CannotStart(
             f"no token is configured and none can be kept in {config.state_dir}: {error.strerror}. "

@@ -13,8 +13,8 @@ from string import Template
 from typing import Any, NamedTuple
 
 from pylb.app.descriptors import Budget
-from pylb.app.keys import TOKEN_FILE
 from pylb.app.settings import Settings
+from pylb.app.tokens import TOKEN_FILE
 from pylb.config import Config
 from pylb.config.models import TokenEntry
 from pylb.core.address import ANY, is_loopback
@@ -83,12 +83,12 @@ def banner(
 
 
 def _first_steps(config: Config, token: str, called: tuple[str, str]) -> list[str]:
-    door = Door(config)
+    door = WebhookAddress(config)
     command, option = called
     lines = [
         "",
         "Try it here: port 8443 to whatever listens on this machine's port 8000 (python3 -m http.server 8000)",
-        *(f"  {line}" for line in _curl(door, door.here, token, Trial())),
+        *(f"  {line}" for line in _curl(door, door.here, token, ExampleRegistration())),
         f"  curl http://localhost:8443/    and see it with: {command} routes{option}",
         f"  or in a browser, where it appears by itself: {_page(config)}",
         "",
@@ -118,7 +118,7 @@ def _room(sessions: int, descriptors: int) -> str:
 EVERYWHERE = (ANY, "0.0.0.0", "::")
 
 
-class Door:
+class WebhookAddress:
     """The first webhook, as it is called from here and from elsewhere."""
 
     def __init__(self, config: Config) -> None:
@@ -132,7 +132,7 @@ class Door:
         self.certificate = shlex.quote(str(config.state_dir / "tls" / "cert.pem")) if own else ""
 
 
-class Trial(NamedTuple):
+class ExampleRegistration(NamedTuple):
     """A registration to try. `address`: what the token may name; "": the caller's own."""
 
     name: str = "try"
@@ -141,7 +141,7 @@ class Trial(NamedTuple):
     address: str = "127.0.0.1"
 
 
-def _curl(door: Door, url: str, token: str, trial: Trial) -> list[str]:
+def _curl(door: WebhookAddress, url: str, token: str, trial: ExampleRegistration) -> list[str]:
     """`token` as a shell may read it inside double quotes."""
     body: dict[str, Any] = {"frontends": [{"port": trial.port, "target_port": trial.target_port}]}
     body |= {"address": trial.address} if trial.address else {}
@@ -158,7 +158,7 @@ def first_steps(config: Config, *, generated: bool) -> dict[str, str]:
 
     `generated`: does the first run's token count?
     """
-    door, kept, trial = Door(config), str(config.state_dir / TOKEN_FILE), Trial()
+    door, kept, trial = WebhookAddress(config), str(config.state_dir / TOKEN_FILE), ExampleRegistration()
     if not generated:
         found = next((one for one in config.tokens if one.secret_file is not None), None)
         kept = str(found.secret_file) if found is not None else ""
@@ -195,14 +195,14 @@ def _sidecar() -> Template:
     return Template((files("pylb.statuspage") / "ui" / "sidecar.yaml.in").read_text(encoding="utf-8"))
 
 
-def _trial(token: TokenEntry) -> Trial:
+def _trial(token: TokenEntry) -> ExampleRegistration:
     """A registration that the token allows."""
     names = token.names or (token.name,)
     port = 8443 if any(low <= 8443 <= high for low, high in token.ports) else token.ports[0][0]
     targets = [low for low, high in token.target_ports]
     target = 8000 if any(low <= 8000 <= high for low, high in token.target_ports) else targets[0]
     here = any(ip_address("127.0.0.1") in network for network in token.targets)
-    return Trial("try" if ANY in names else names[0], port, target, "127.0.0.1" if here else "")
+    return ExampleRegistration("try" if ANY in names else names[0], port, target, "127.0.0.1" if here else "")
 
 
 def node_port_of(port: int) -> int:

@@ -13,8 +13,8 @@ from pylb.app.descriptors import budget
 from pylb.cli.tables import clock
 from pylb.config import Config
 from pylb.config.health import random_pod
+from pylb.control.health.dry_run import failing, has_check
 from pylb.control.health.prober import at_most
-from pylb.control.health.rehearsal import failing, has_check
 from pylb.core.auth import NODE_PORTS
 from pylb.core.claims import Claims
 from pylb.core.compose import ServerStates, compose_frontend

@@ -9,16 +9,16 @@ from pylb.core.text import whole_number
 
 if TYPE_CHECKING:
     from pylb.config import Config
-    from pylb.config.generated_tokens import MadeToken
+    from pylb.config.generated_tokens import GeneratedToken
 
 
-def join_string(config: "Config", host: str | None, made: "MadeToken") -> str:
+def join_string(config: "Config", host: str | None, made: "GeneratedToken") -> str:
     """`pylb://NAME:SECRET@HOST:PORT/PIN/NEXT_PIN`: what a phone-home needs, with nothing that a shell or a URL would change.
 
     The pins are those of the public key of a self-signed certificate and, if pylb made it, of the key that `switch-key` will
     put in use. Without pins the certificate is verified like any public one.
     """
-    from pylb.app.keys import TLS_FOLDER, names_of_machine  # noqa: PLC0415
+    from pylb.app.tokens import TLS_FOLDER, names_of_machine  # noqa: PLC0415
     from pylb.core.address import is_loopback  # noqa: PLC0415
     from pylb.host.machine import outgoing_address  # noqa: PLC0415
     from pylb.web.tls import is_self_signed, next_pin, pin, self_signed  # noqa: PLC0415
@@ -48,7 +48,7 @@ def join_string(config: "Config", host: str | None, made: "MadeToken") -> str:
     return "/".join([f"pylb://{made.name}:{made.secrets[0]}@{where}:{listener.listen.port}", *keys])
 
 
-def manifests_of(made: "MadeToken", join: str, options: dict[str, Any]) -> str:
+def manifests_of(made: "GeneratedToken", join: str, options: dict[str, Any]) -> str:
     """The Secret, phone-home, Service and ConfigMap for the options of `pylb token create --kubernetes`."""
     from pylb.app.welcome import node_port_of, scalar  # noqa: PLC0415
     from pylb.core.auth import NODE_PORTS  # noqa: PLC0415

@@ -16,7 +16,7 @@ from pylb.core.text import ago
 
 if TYPE_CHECKING:
     from pylb.config import Config
-    from pylb.config.generated_tokens import MadeToken
+    from pylb.config.generated_tokens import GeneratedToken
 
 
 @click.group(invoke_without_command=True)
@@ -43,7 +43,7 @@ def token(context: click.Context, config_path: Path | None, show: bool) -> None:
     if not show:
         say(_new_secret())
         return
-    from pylb.app.keys import TOKEN_FILE  # noqa: PLC0415
+    from pylb.app.tokens import TOKEN_FILE  # noqa: PLC0415
 
     path = state_dir(config_path) / TOKEN_FILE
     try:
@@ -84,8 +84,8 @@ def create(config_path: Path | None, name: str, **options: Any) -> None:
     OTHER whose names and ports are this token's too become its own at once, their ports go on serving, and calls with either
     secret keep them fresh. Roll the new join string out, look at `pylb token list`, then `pylb token revoke OTHER`.
     """
-    from pylb.app import keys  # noqa: F401, PLC0415 - all that is needed, before root acts as somebody who may not read it
-    from pylb.config.generated_tokens import read_made, write_made  # noqa: PLC0415
+    from pylb.app import tokens  # noqa: F401, PLC0415 - all that is needed, before root acts as somebody who may not read it
+    from pylb.config.generated_tokens import read_generated, write_generated  # noqa: PLC0415
     from pylb.host.machine import as_owner  # noqa: PLC0415
 
     config = loaded(config_path)
@@ -94,7 +94,7 @@ def create(config_path: Path | None, name: str, **options: Any) -> None:
     other = options["replaces"]
     if other is not None:
         _known(config, other)
-    if name in read_made(config.state_dir).tokens:
+    if name in read_generated(config.state_dir).tokens:
         die(f"there is a token called {name!r} already (pylb token rotate {name}, or revoke)", FAILED)
     made = _made(name, options)
     try:
@@ -103,7 +103,7 @@ def create(config_path: Path | None, name: str, **options: Any) -> None:
             join = join_string(config, options["host"], made)
         manifests = manifests_of(made, join, options) if options["kubernetes"] else ""
         with as_owner(config.state_dir):
-            write_made(config.state_dir, made)
+            write_generated(config.state_dir, made)
     except OSError as error:
         die(f"{config.state_dir}: {error.strerror}. Run it as root or as pylb's own user.")
     in_force = _tell(config_path, config.state_dir)
@@ -120,11 +120,11 @@ def create(config_path: Path | None, name: str, **options: Any) -> None:
 @JSON
 def list_(config_path: Path | None, as_json: bool) -> None:
     """All tokens with their scopes: of the config, made ones, and the first run's."""
-    from pylb.app.keys import first_run_in_force  # noqa: PLC0415
-    from pylb.config.generated_tokens import read_made  # noqa: PLC0415
+    from pylb.app.tokens import first_run_in_force  # noqa: PLC0415
+    from pylb.config.generated_tokens import read_generated  # noqa: PLC0415
 
     config = loaded(config_path)
-    found = read_made(config.state_dir)
+    found = read_generated(config.state_dir)
     configured = {entry.name for entry in config.tokens}
     uses = _uses(config.state_dir)
     rows = [_row(entry, "config", config.secrets_of(entry.name), uses) for entry in config.tokens]
@@ -154,8 +154,8 @@ def rotate(config_path: Path | None, name: str, done: bool, host: str | None, as
 
     A token of the config is rotated in its secret_file: one secret a line, read again when the file changes.
     """
-    from pylb.app import keys  # noqa: F401, PLC0415 - as in create
-    from pylb.config.generated_tokens import write_made  # noqa: PLC0415
+    from pylb.app import tokens  # noqa: F401, PLC0415 - as in create
+    from pylb.config.generated_tokens import write_generated  # noqa: PLC0415
     from pylb.host.machine import as_owner  # noqa: PLC0415
 
     config, made = _find(config_path, name)
@@ -170,7 +170,7 @@ def rotate(config_path: Path | None, name: str, done: bool, host: str | None, as
     try:
         with as_owner(config.state_dir):
             join = join_string(config, host, changed)
-            write_made(config.state_dir, changed)
+            write_generated(config.state_dir, changed)
     except OSError as error:
         die(f"{config.state_dir}: {error.strerror}. Run it as root or as pylb's own user.")
     _tell(config_path, config.state_dir)
@@ -190,12 +190,12 @@ def revoke(config_path: Path | None, name: str) -> None:
 
     `pylb release NAME` gives its ports up at once. `generated` is the token of the first run.
     """
-    from pylb.app.keys import TOKEN_FILE, first_run_in_force  # noqa: PLC0415
-    from pylb.config.generated_tokens import read_made, remove_made  # noqa: PLC0415
+    from pylb.app.tokens import TOKEN_FILE, first_run_in_force  # noqa: PLC0415
+    from pylb.config.generated_tokens import read_generated, remove_generated  # noqa: PLC0415
     from pylb.host.machine import as_owner  # noqa: PLC0415
 
     config = loaded(config_path)
-    found = read_made(config.state_dir)
+    found = read_generated(config.state_dir)
     if name == "generated" and first_run_in_force(config, found):
         if not found.tokens:
             die("there is no other token: pylb would make a new one. `pylb token create` comes first.", FAILED)
@@ -209,7 +209,7 @@ def revoke(config_path: Path | None, name: str) -> None:
         _find(config_path, name)
         try:
             with as_owner(config.state_dir):
-                remove_made(config.state_dir, name)
+                remove_generated(config.state_dir, name)
         except OSError as error:
             die(f"{config.state_dir}: {error.strerror}. Run it as root or as pylb's own user.")
     _tell(config_path, config.state_dir)
@@ -225,7 +225,7 @@ def switch_key(config_path: Path | None) -> None:
     key and the one after it: roll them out before the next switch. Clients that were given the old certificate (PYLB_CA)
     need the new one.
     """
-    from pylb.app.keys import TLS_FOLDER, names_of_machine  # noqa: PLC0415
+    from pylb.app.tokens import TLS_FOLDER, names_of_machine  # noqa: PLC0415
     from pylb.host.machine import as_owner  # noqa: PLC0415
     from pylb.web.tls import switch  # noqa: PLC0415
 
@@ -249,10 +249,10 @@ def _new_secret() -> str:
 
 def _known(config: "Config", name: str) -> None:
     """Ends the program where there is no such token."""
-    from pylb.app.keys import first_run_in_force  # noqa: PLC0415
-    from pylb.config.generated_tokens import read_made  # noqa: PLC0415
+    from pylb.app.tokens import first_run_in_force  # noqa: PLC0415
+    from pylb.config.generated_tokens import read_generated  # noqa: PLC0415
 
-    found = read_made(config.state_dir)
+    found = read_generated(config.state_dir)
     names = {entry.name for entry in config.tokens} | found.tokens.keys()
     if name not in names | ({"generated"} if first_run_in_force(config, found) else set()):
         die(f"there is no token called {name!r} (pylb token list)", FAILED)
@@ -295,11 +295,11 @@ def _table(rows: Sequence[Mapping[str, Any]], running_here: bool) -> Table:
     return Table(columns, found)
 
 
-def _find(config_path: Path | None, name: str) -> "tuple[Config, MadeToken]":
-    from pylb.config.generated_tokens import read_made  # noqa: PLC0415
+def _find(config_path: Path | None, name: str) -> "tuple[Config, GeneratedToken]":
+    from pylb.config.generated_tokens import read_generated  # noqa: PLC0415
 
     config: Config = loaded(config_path)
-    made = read_made(config.state_dir).tokens.get(name)
+    made = read_generated(config.state_dir).tokens.get(name)
     if made is None:
         entry = next((entry for entry in config.tokens if entry.name == name), None)
         if entry is not None:
@@ -309,16 +309,16 @@ def _find(config_path: Path | None, name: str) -> "tuple[Config, MadeToken]":
     return config, made
 
 
-def _made(name: str, options: dict[str, Any]) -> "MadeToken":
+def _made(name: str, options: dict[str, Any]) -> "GeneratedToken":
     from pydantic import ValidationError  # noqa: PLC0415
 
-    from pylb.config.generated_tokens import MadeToken, now  # noqa: PLC0415
+    from pylb.config.generated_tokens import GeneratedToken, now  # noqa: PLC0415
 
     given = {key: options[key] for key in ("ports", "names", "sources", "targets", "target_ports") if options[key]}
     given |= {key: True for key in ("takeover",) if options[key]}
     given |= {"replaces": [options["replaces"]]} if options["replaces"] else {}
     try:
-        return MadeToken.model_validate(
+        return GeneratedToken.model_validate(
             {"name": name, "secrets": [_new_secret()], "legacy": options["legacy"], "created": now(), **given}
         )
     except ValidationError as error:

@@ -5,14 +5,14 @@ across entries and at the disk, and `load` combines them. No other folder sees Y
 """
 
 from pylb.config.load import default_state_dir, load, parse, read_secrets_again, read_text
-from pylb.config.problems import ConfigErrors, Place, Problem
+from pylb.config.problems import ConfigErrors, Position, Problem
 from pylb.config.root import Config, first_run_token
 from pylb.config.schema import schema
 
 __all__ = [
     "Config",
     "ConfigErrors",
-    "Place",
+    "Position",
     "Problem",
     "default_state_dir",
     "first_run_token",

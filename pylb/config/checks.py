@@ -84,28 +84,28 @@ def _same_names(
 
 
 @dataclass(frozen=True, slots=True)
-class _Taker:
+class _PortUser:
     what: str
     loc: Loc | None  # None: a default, not written in the file
     listen: Listen
 
 
-def _takers(parts: Parts) -> Iterator[_Taker]:
+def _port_users(parts: Parts) -> Iterator[_PortUser]:
     for webhook in parts.webhook:
-        yield _Taker("pylb's webhook", webhook.at("listen"), webhook.entry.listen)
+        yield _PortUser("pylb's webhook", webhook.at("listen"), webhook.entry.listen)
     for what, face in (("admin", parts.admin), ("metrics", parts.metrics)):
         if face is not None and face.listen is not None:
             written = "listen" in face.model_fields_set
-            yield _Taker(f"pylb's {what}", (what, "listen") if written else None, face.listen)
+            yield _PortUser(f"pylb's {what}", (what, "listen") if written else None, face.listen)
     for frontend in parts.frontends:
-        yield _Taker(f"frontend {frontend.entry.name!r}", frontend.at("listen"), frontend.entry.listen)
+        yield _PortUser(f"frontend {frontend.entry.name!r}", frontend.at("listen"), frontend.entry.listen)
 
 
 def _taken_ports(parts: Parts) -> Iterator[Finding]:
     """Addresses that the kernel would not allow together: reported at the later one in the file, naming the earlier one."""
     # By (port, ip): the first user of that address. "4", "6" and "any" in place of the ip: the first user of any such address.
-    first_of: dict[tuple[int, str], tuple[int, _Taker]] = {}
-    for number, taker in enumerate(sorted(_takers(parts), key=lambda taker: parts.place(taker.loc))):
+    first_of: dict[tuple[int, str], tuple[int, _PortUser]] = {}
+    for number, taker in enumerate(sorted(_port_users(parts), key=lambda taker: parts.place(taker.loc))):
         ip, port = taker.listen.ip, taker.listen.port
         families = ("4", "6") if ip == ANY else ("6",) if ":" in ip else ("4",)
         wildcards = {"4": "0.0.0.0", "6": "::"}

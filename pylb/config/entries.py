@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar
 from pydantic import ValidationError
 
 from pylb.config import models as m
-from pylb.config.problems import Place
+from pylb.config.problems import Position
 from pylb.config.root import default_webhook
 from pylb.config.values import one_or_more
 from pylb.config.yamlplace import Document, Loc
@@ -56,8 +56,8 @@ class Parts:
     written_frontends: int = 0  # includes those that cannot be read at all
     public_addresses: frozenset[str] = frozenset()
 
-    def place(self, loc: Loc | None) -> Place:
-        return Place() if loc is None else self.document.place(loc)
+    def place(self, loc: Loc | None) -> Position:
+        return Position() if loc is None else self.document.place(loc)
 
     def where(self, loc: Loc | None) -> str:
         place = self.place(loc)

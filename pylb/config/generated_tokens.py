@@ -23,7 +23,7 @@ FOLDER = "tokens"
 _MOST_BYTES = 64 * 1024
 
 
-class MadeToken(m.TokenEntry):
+class GeneratedToken(m.TokenEntry):
     """The newest secret comes first; the others are being phased out."""
 
     secrets: Annotated[tuple[v.Secret, ...], Field(min_length=1, repr=False)]
@@ -34,16 +34,16 @@ class MadeToken(m.TokenEntry):
 
 
 @dataclass(slots=True)
-class Found:
-    tokens: dict[str, MadeToken] = field(default_factory=dict)
+class GeneratedTokens:
+    tokens: dict[str, GeneratedToken] = field(default_factory=dict)
     complaints: list[str] = field(default_factory=list)  # about files that cannot be used; the others are valid
 
 
-def read_made(state_dir: Path) -> Found:
-    found = Found()
+def read_generated(state_dir: Path) -> GeneratedTokens:
+    found = GeneratedTokens()
     for path in paths(state_dir):
         try:
-            made = MadeToken.model_validate(json.loads(read_regular(path, _MOST_BYTES)))
+            made = GeneratedToken.model_validate(json.loads(read_regular(path, _MOST_BYTES)))
             if path.name != made.name:
                 raise ValueError(f"it is the file of a token called {made.name!r}")  # noqa: TRY301 - one place says it
         except ValidationError as error:
@@ -65,14 +65,14 @@ def paths(state_dir: Path) -> list[Path]:
         return []
 
 
-def write_made(state_dir: Path, made: MadeToken) -> None:
+def write_generated(state_dir: Path, made: GeneratedToken) -> None:
     """Atomic: the whole file or nothing. Raises OSError."""
     folder = state_dir / FOLDER
     folder.mkdir(mode=0o700, exist_ok=True)
     write_private(folder / made.name, json.dumps(dict(_written(made)), indent=1).encode())
 
 
-def remove_made(state_dir: Path, name: str) -> None:
+def remove_generated(state_dir: Path, name: str) -> None:
     """Raises OSError."""
     (state_dir / FOLDER / name).unlink()
 
@@ -81,8 +81,8 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _written(made: MadeToken) -> Iterator[tuple[str, Any]]:
-    for key in MadeToken.model_fields:
+def _written(made: GeneratedToken) -> Iterator[tuple[str, Any]]:
+    for key in GeneratedToken.model_fields:
         if key in made.model_fields_set:
             yield key, _plain(getattr(made, key))
 

@@ -12,7 +12,7 @@ from pylb.config.explain import explain
 from pylb.config.files import read_again, secrets, unreadable
 from pylb.config.hiding import hidden
 from pylb.config.models import TokenEntry
-from pylb.config.problems import ConfigErrors, Place, Problem
+from pylb.config.problems import ConfigErrors, Position, Problem
 from pylb.config.root import Config, Secrets
 from pylb.config.yamlplace import MAX_CHARACTERS, Document, read
 
@@ -61,7 +61,7 @@ def _parse(text: str, filename: str, environ: Mapping[str, str], *, read_files: 
     if document.data is None:
         document.data = {}
     if not isinstance(document.data, dict):
-        problems.append(Problem(filename, Place(1, 1), "the file is not a mapping of keys to values", "key: value"))
+        problems.append(Problem(filename, Position(1, 1), "the file is not a mapping of keys to values", "key: value"))
         document.data = {}
     base = Path(filename).absolute().parent
     config = None
@@ -101,10 +101,10 @@ def read_text(path: Path) -> str:
         with path.open("rb") as file:
             raw = file.read(4 * MAX_CHARACTERS + 1)
     except OSError as error:
-        raise ConfigErrors([Problem(str(path), Place(), f"cannot be read: {error.strerror}")]) from None
+        raise ConfigErrors([Problem(str(path), Position(), f"cannot be read: {error.strerror}")]) from None
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
         col = error.start - (raw.rfind(b"\n", 0, error.start) + 1) + 1
-        raise ConfigErrors([Problem(str(path), Place(line, col), "this byte is not UTF-8")]) from None
+        raise ConfigErrors([Problem(str(path), Position(line, col), "this byte is not UTF-8")]) from None

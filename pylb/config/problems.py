@@ -8,7 +8,7 @@ from pydantic_core import PydanticCustomError
 
 
 @dataclass(frozen=True, slots=True, order=True)
-class Place:
+class Position:
     """Line and column, both from 1; (0, 0) is the file as a whole."""
 
     line: int = 0
@@ -20,7 +20,7 @@ class Problem:
     """One mistake. `message` and `hint` never contain a secret."""
 
     filename: str
-    place: Place
+    place: Position
     message: str
     hint: str = ""
     severity: str = "error"  # or "warning"

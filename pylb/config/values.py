@@ -34,7 +34,7 @@ _TEXT: Json = {"type": "string"}
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
+class JsonType:
     """The reference's name for a type, and the JSON Schema of what may be written."""
 
     name: str
@@ -327,72 +327,80 @@ def one_or_more(value: Any) -> Any:
     return value if isinstance(value, list) or value is None else [value]
 
 
-Duration = Annotated[float, PlainValidator(parse_duration), Shape("duration", _DURATION)]
+Duration = Annotated[float, PlainValidator(parse_duration), JsonType("duration", _DURATION)]
 DurationOrNever = Annotated[
-    float, PlainValidator(_duration_or_never), Shape("duration > 0, or `never`", _either(_DURATION, {"const": "never"}))
+    float, PlainValidator(_duration_or_never), JsonType("duration > 0, or `never`", _either(_DURATION, {"const": "never"}))
 ]
 LegacyFrom = Annotated[
     tuple[core.Network, ...],
     PlainValidator(_legacy_from),
-    Shape("true, false, or list of CIDR", _EVERYBODY),
+    JsonType("true, false, or list of CIDR", _EVERYBODY),
 ]
-LongerThanZero = Annotated[float, PlainValidator(parse_duration), AfterValidator(_positive), Shape("duration > 0", _DURATION)]
+LongerThanZero = Annotated[
+    float, PlainValidator(parse_duration), AfterValidator(_positive), JsonType("duration > 0", _DURATION)
+]
 ZeroIsNever = Annotated[
-    float, PlainValidator(parse_duration), AfterValidator(_or_never), Shape("duration; 0: never", _DURATION)
+    float, PlainValidator(parse_duration), AfterValidator(_or_never), JsonType("duration; 0: never", _DURATION)
 ]
-ProbeInterval = Annotated[float, PlainValidator(parse_duration), AfterValidator(_probe_interval), Shape("duration", _DURATION)]
-ListenAt = Annotated[core.Listen, PlainValidator(_listen), Shape("`ADDRESS:PORT`, `*` for all addresses")]
-ServerAt = Annotated[core.Address | core.HostPort, PlainValidator(_server), Shape("`IP:PORT` or `HOST:PORT`")]
+ProbeInterval = Annotated[
+    float, PlainValidator(parse_duration), AfterValidator(_probe_interval), JsonType("duration", _DURATION)
+]
+ListenAt = Annotated[core.Listen, PlainValidator(_listen), JsonType("`ADDRESS:PORT`, `*` for all addresses")]
+ServerAt = Annotated[core.Address | core.HostPort, PlainValidator(_server), JsonType("`IP:PORT` or `HOST:PORT`")]
 ResolveInterval = Annotated[
-    float, PlainValidator(parse_duration), AfterValidator(_at_least_a_second), Shape("duration", _DURATION)
+    float, PlainValidator(parse_duration), AfterValidator(_at_least_a_second), JsonType("duration", _DURATION)
 ]
-Ip = Annotated[str, PlainValidator(_ip), Shape("IP address")]
-Bind = Annotated[str, PlainValidator(_bind), Shape("IP address or `*`")]
-Host = Annotated[str, PlainValidator(_host), Shape("host name or IP address")]
-NetworkText = Annotated[core.Network, PlainValidator(_network), Shape("CIDR")]
-PortRange = Annotated[tuple[int, int], PlainValidator(_ports), Shape("port or range", _PORT)]
-Name = Annotated[str, PlainValidator(_name), Shape("name")]
-NameOrAny = Annotated[str, PlainValidator(lambda value: value if value == core.ANY else _name(value)), Shape("name or `*`")]
-FilePath = Annotated[Path, PlainValidator(_path), Shape("path")]
-LogTarget = Annotated[Target, PlainValidator(_log_target), Shape("`stdout`, `file:PATH`, `udp:HOST:PORT`, `unix:PATH`")]
-Facility = Annotated[str, PlainValidator(_facility), Shape("`local0` … `local7`, `daemon`, …", {"enum": list(FACILITIES)})]
-Secret = Annotated[str, PlainValidator(_secret), Shape("text")]
-Flag = Annotated[bool, PlainValidator(_flag), Shape("true, false", _BOOL)]
-Weight = Annotated[int, PlainValidator(_whole(0, 256)), Shape("0-256", _numbers(0, 256))]
-SmallCount = Annotated[int, PlainValidator(_whole(1, 100)), Shape("1-100", _numbers(1, 100))]
-Retries = Annotated[int, PlainValidator(_whole(0, 100)), Shape("0-100", _numbers(0, 100))]
-AtLeastOne = Annotated[int, PlainValidator(_whole(1, 1_000_000)), Shape("whole number > 0", _numbers(1, 1_000_000))]
-Recorded = Annotated[int, PlainValidator(_whole(0, 100_000)), Shape("0-100000", _numbers(0, 100_000))]
-Connections = Annotated[int, PlainValidator(_whole(0, 10_000_000)), Shape("whole number", _numbers(0, 10_000_000))]
+Ip = Annotated[str, PlainValidator(_ip), JsonType("IP address")]
+Bind = Annotated[str, PlainValidator(_bind), JsonType("IP address or `*`")]
+Host = Annotated[str, PlainValidator(_host), JsonType("host name or IP address")]
+NetworkText = Annotated[core.Network, PlainValidator(_network), JsonType("CIDR")]
+PortRange = Annotated[tuple[int, int], PlainValidator(_ports), JsonType("port or range", _PORT)]
+Name = Annotated[str, PlainValidator(_name), JsonType("name")]
+NameOrAny = Annotated[str, PlainValidator(lambda value: value if value == core.ANY else _name(value)), JsonType("name or `*`")]
+FilePath = Annotated[Path, PlainValidator(_path), JsonType("path")]
+LogTarget = Annotated[Target, PlainValidator(_log_target), JsonType("`stdout`, `file:PATH`, `udp:HOST:PORT`, `unix:PATH`")]
+Facility = Annotated[str, PlainValidator(_facility), JsonType("`local0` … `local7`, `daemon`, …", {"enum": list(FACILITIES)})]
+Secret = Annotated[str, PlainValidator(_secret), JsonType("text")]
+Flag = Annotated[bool, PlainValidator(_flag), JsonType("true, false", _BOOL)]
+Weight = Annotated[int, PlainValidator(_whole(0, 256)), JsonType("0-256", _numbers(0, 256))]
+SmallCount = Annotated[int, PlainValidator(_whole(1, 100)), JsonType("1-100", _numbers(1, 100))]
+Retries = Annotated[int, PlainValidator(_whole(0, 100)), JsonType("0-100", _numbers(0, 100))]
+AtLeastOne = Annotated[int, PlainValidator(_whole(1, 1_000_000)), JsonType("whole number > 0", _numbers(1, 1_000_000))]
+Recorded = Annotated[int, PlainValidator(_whole(0, 100_000)), JsonType("0-100000", _numbers(0, 100_000))]
+Connections = Annotated[int, PlainValidator(_whole(0, 10_000_000)), JsonType("whole number", _numbers(0, 10_000_000))]
 BalanceName = Annotated[
     Balance,
     PlainValidator(_balance),
-    Shape("leastconn, roundrobin, random, source, first", _BALANCE),
+    JsonType("leastconn, roundrobin, random, source, first", _BALANCE),
 ]
 MOST_WORKERS = 64
 Workers = Annotated[
     int | Literal["auto"],
     PlainValidator(_workers),
-    Shape("0-64, `auto`", {"anyOf": [_numbers(0, MOST_WORKERS), {"const": "auto"}]}),
+    JsonType("0-64, `auto`", {"anyOf": [_numbers(0, MOST_WORKERS), {"const": "auto"}]}),
 ]
 CheckSpec = Annotated[
     Check,
     PlainValidator(_check),
-    Shape(
+    JsonType(
         "`tcp`, `{http: PATH, method: GET, expect: 200, host: NAME}`, `{send: TEXT, expect: TEXT}`, "
         "`{steps: [{send: TEXT, expect: TEXT}, …]}`; each with `port: N`",
         _CHECK,
     ),
 ]
-Port = Annotated[int, PlainValidator(_whole(1, 65535)), Shape("1-65535", _numbers(1, 65535))]
-Rate = Annotated[int, PlainValidator(_whole(0, 1_000_000)), Shape("per second", _numbers(0, 1_000_000))]
-Percent = Annotated[int, PlainValidator(_whole(1, 100)), Shape("1-100", _numbers(1, 100))]
-Prefix = Annotated[int, PlainValidator(_whole(1, 128)), Shape("1-128", _numbers(1, 128))]
-AccessEntry = Annotated[AccessRule, PlainValidator(_access_rule), Shape("`{allow: CIDR}` or `{deny: CIDR}`", _RULE)]
+Port = Annotated[int, PlainValidator(_whole(1, 65535)), JsonType("1-65535", _numbers(1, 65535))]
+Rate = Annotated[int, PlainValidator(_whole(0, 1_000_000)), JsonType("per second", _numbers(0, 1_000_000))]
+Percent = Annotated[int, PlainValidator(_whole(1, 100)), JsonType("1-100", _numbers(1, 100))]
+Prefix = Annotated[int, PlainValidator(_whole(1, 128)), JsonType("1-128", _numbers(1, 128))]
+AccessEntry = Annotated[AccessRule, PlainValidator(_access_rule), JsonType("`{allow: CIDR}` or `{deny: CIDR}`", _RULE)]
 AccessEntries = Annotated[
-    tuple[AccessEntry, ...], BeforeValidator(one_or_more), Shape("list of `{allow: CIDR}` and `{deny: CIDR}`", _listed(_RULE))
+    tuple[AccessEntry, ...],
+    BeforeValidator(one_or_more),
+    JsonType("list of `{allow: CIDR}` and `{deny: CIDR}`", _listed(_RULE)),
 ]
-Networks = Annotated[tuple[NetworkText, ...], BeforeValidator(one_or_more), Shape("list of CIDR", _listed(_TEXT))]
-PortRanges = Annotated[tuple[PortRange, ...], BeforeValidator(one_or_more), Shape("list of ports and ranges", _listed(_PORT))]
-Names = Annotated[tuple[NameOrAny, ...], BeforeValidator(one_or_more), Shape("list of names, `*` for any", _listed(_TEXT))]
-Ips = Annotated[tuple[Ip, ...], BeforeValidator(one_or_more), Shape("list of IP addresses", _listed(_TEXT))]
+Networks = Annotated[tuple[NetworkText, ...], BeforeValidator(one_or_more), JsonType("list of CIDR", _listed(_TEXT))]
+PortRanges = Annotated[
+    tuple[PortRange, ...], BeforeValidator(one_or_more), JsonType("list of ports and ranges", _listed(_PORT))
+]
+Names = Annotated[tuple[NameOrAny, ...], BeforeValidator(one_or_more), JsonType("list of names, `*` for any", _listed(_TEXT))]
+Ips = Annotated[tuple[Ip, ...], BeforeValidator(one_or_more), JsonType("list of IP addresses", _listed(_TEXT))]

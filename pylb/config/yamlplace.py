@@ -13,7 +13,7 @@ import yaml
 from yaml.composer import ComposerError
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
-from pylb.config.problems import Place, Problem
+from pylb.config.problems import Position, Problem
 
 MAX_CHARACTERS = 1 << 20
 MAX_DEPTH = 16  # the deepest documented key is at 6
@@ -38,7 +38,7 @@ class Document:
     problems: list[Problem] = field(default_factory=list)
     _pairs: dict[int, dict[str, tuple[Node, Node]]] = field(default_factory=dict)  # by id of the mapping's node
 
-    def report(self, place: Place, message: str, hint: str = "") -> None:
+    def report(self, place: Position, message: str, hint: str = "") -> None:
         self.problems.append(Problem(self.filename, place, message, hint))
 
     def node(self, loc: Loc, *, key: bool = False) -> Node | None:
@@ -63,16 +63,16 @@ class Document:
             node = pair[0] if key and depth == len(loc) - 1 else pair[1]
         return node
 
-    def place(self, loc: Loc, *, key: bool = False) -> Place:
+    def place(self, loc: Loc, *, key: bool = False) -> Position:
         node = self.node(loc, key=key)
-        return _place(node.start_mark) if node is not None else Place()
+        return _place(node.start_mark) if node is not None else Position()
 
 
 def read(text: str, filename: str) -> Document:
     """Never raises: `problems` of the result says what is wrong."""
     document = Document(filename)
     if len(text) > MAX_CHARACTERS:
-        document.report(Place(1, 1), f"the file has more than {MAX_CHARACTERS} characters")
+        document.report(Position(1, 1), f"the file has more than {MAX_CHARACTERS} characters")
         return document
     if filename.endswith(".json"):
         text = text.replace("\t", " ")  # JSON allows tabs between its tokens (and only there), YAML does not
@@ -108,7 +108,7 @@ def _compose(text: str, document: Document) -> Node | None:
                 loader.dispose()
         except yaml.reader.ReaderError as error:
             at = int(error.position)
-            place = Place(text.count("\n", 0, at) + 1, at - (text.rfind("\n", 0, at) + 1) + 1)
+            place = Position(text.count("\n", 0, at) + 1, at - (text.rfind("\n", 0, at) + 1) + 1)
             document.report(place, f"the character {chr(error.character)!a} is not allowed")
             return None
         except yaml.MarkedYAMLError as error:
@@ -135,7 +135,7 @@ def _bare_star(text: str, error: yaml.MarkedYAMLError) -> yaml.Mark | None:
 
 def _report_syntax(text: str, error: yaml.MarkedYAMLError, document: Document) -> None:
     mark = error.problem_mark or error.context_mark
-    place = _place(mark) if mark is not None else Place(1, 1)
+    place = _place(mark) if mark is not None else Position(1, 1)
     lines = text.splitlines()
     line = lines[place.line - 1] if 0 < place.line <= len(lines) else ""
     hint = ""
@@ -172,7 +172,7 @@ class _Reader:
 
     def _mapping(self, node: MappingNode, depth: int) -> dict[str, Plain]:
         plain: dict[str, Plain] = {}
-        first: dict[str, Place] = {}
+        first: dict[str, Position] = {}
         for key_node, value_node in node.value:
             key, place = _key(key_node), _place(key_node.start_mark)
             if key in first:
@@ -243,5 +243,5 @@ def _key(node: Node) -> str:
     return str(node.value).replace(_STAR, "*") if isinstance(node, ScalarNode) else "a list or mapping as a key"
 
 
-def _place(mark: yaml.Mark) -> Place:
-    return Place(mark.line + 1, mark.column + 1)
+def _place(mark: yaml.Mark) -> Position:
+    return Position(mark.line + 1, mark.column + 1)

@@ -3,8 +3,8 @@
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from typing import TypeVar
 
-from pylb.control.admission import legacy_registration, native_registration
 from pylb.control.event_log import RejectionLogLimit
+from pylb.control.new_registration import legacy_registration, native_registration
 from pylb.control.registrar import Registrar
 from pylb.control.state import ControlState
 from pylb.control.views import LegacyUse, Outcome

@@ -31,7 +31,7 @@ class Sink(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Unserved:
+class UnsupportedEntry:
     """An entry of the snapshot from a newer pylb, whose `needs` contain a word that this version does not know.
 
     Serving it without that feature might send clients elsewhere than its owner asked. So it is written back unchanged, for a
@@ -53,14 +53,14 @@ class DesiredState:
     static_rules: StaticRules
     keyring: Keyring
     overrides: Overrides = field(default_factory=lambda: NONE)
-    unserved: Mapping[Key, Unserved] = field(default_factory=dict)
+    unserved: Mapping[Key, UnsupportedEntry] = field(default_factory=dict)
 
     def has(self, listen: Listen) -> bool:
         return listen in self.claims.holders or listen in self.static_rules.frontends
 
 
-Judged = tuple[DesiredState, Change]
-Step = Callable[[DesiredState], Judged | Generator[None, None, Judged]]  # a generator for long work, in steps
+Decision = tuple[DesiredState, Change]
+Step = Callable[[DesiredState], Decision | Generator[None, None, Decision]]  # a generator for long work, in steps
 
 
 def with_claims(desired: DesiredState, change: Change) -> tuple[DesiredState, Change]:

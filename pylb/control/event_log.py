@@ -50,7 +50,7 @@ class EventLog:
         self.noted = 0  # events since the start
         self._rejections: FairBuffer[Rejection] = FairBuffer(100)
         self.refused: Counter[str] = Counter()  # by code
-        self._told: deque[tuple[str, str]] = deque(maxlen=1000)
+        self._noted_once: deque[tuple[str, str]] = deque(maxlen=1000)
 
     def note(self, kind: str, text: str, fields: Mapping[str, str | int] | None = None, *, alarm: bool = False) -> None:
         self.noted += 1
@@ -61,8 +61,8 @@ class EventLog:
 
     def note_once(self, kind: str, text: str, subject: str, token: str) -> None:
         """Like `note`, once per subject, for what every heartbeat would repeat. The last 1,000 subjects are remembered."""
-        if (kind, subject) not in self._told:
-            self._told.append((kind, subject))
+        if (kind, subject) not in self._noted_once:
+            self._noted_once.append((kind, subject))
             self.note(kind, text, {"client": subject, "token": token})
 
     def reject(

@@ -30,7 +30,7 @@ class Liveness:
 
     def __init__(self, checker: Checker, leases: Leases, clock: Callable[[], float], wall: Callable[[], float]) -> None:
         self._checker = checker
-        self._findings = checker.findings
+        self._health_records = checker.health_records
         self._leases = leases
         self._clock = clock
         self._wall = wall
@@ -80,13 +80,14 @@ class Liveness:
 
     def _is_dead(self, one: Registration) -> bool:
         """Whether none of its servers answers, as far as they were asked. Servers in maintenance are not asked."""
-        found = [self._findings.answer(address) for address in addresses(one)]
+        found = [self._health_records.answer(address) for address in addresses(one)]
         return not any(answer is None or answer.found == YES or answer.found in OURS for answer in found) and not any(
-            self._findings.in_maintenance(place, one.address(item)) for place, item in zip(one.places, one.wanted, strict=True)
+            self._health_records.in_maintenance(place, one.address(item))
+            for place, item in zip(one.places, one.wanted, strict=True)
         )
 
     def _accepted_at(self, address: Address) -> float:
-        answer = self._findings.answer(address)
+        answer = self._health_records.answer(address)
         return 0.0 if answer is None else answer.accepted_at
 
     def is_abandoned(self, one: Registration) -> bool:
@@ -132,7 +133,7 @@ class Liveness:
         return {place: self.port_closes_at(place, desired) for place in places}
 
     def _yields(self, one: Registration) -> bool:
-        found = [self._findings.answer(address) for address in addresses(one)]
+        found = [self._health_records.answer(address) for address in addresses(one)]
         asked = all(answer is not None and self._clock() - answer.at <= JUST_NOW for answer in found)
         return asked and self._is_dead(one) and self.is_abandoned(one)
 

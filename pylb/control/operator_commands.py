@@ -4,8 +4,8 @@ import asyncio
 from collections.abc import Callable, Generator, Iterable
 from dataclasses import replace
 
-from pylb.control.admission import Imported, imported_registration
-from pylb.control.desired_state import DesiredState, Judged, Unserved, with_claims, without
+from pylb.control.desired_state import Decision, DesiredState, UnsupportedEntry, with_claims, without
+from pylb.control.new_registration import ImportedServer, imported_registration
 from pylb.control.registrar import Registrar
 from pylb.control.state import ControlState
 from pylb.control.steps import in_turns
@@ -43,13 +43,13 @@ class OperatorCommands:
             lines.extend(f"released {one.name}, which a newer pylb had registered" for one in kept_aside.values())
             return with_claims(without(desired, kept_aside), release(desired.claims, [one.key for one in found], port))
 
-        await self._state.writer.turn(step, (), self._registrar.left, by="admin")
+        await self._state.writer.perform(step, (), self._registrar.left, by="admin")
         return lines
 
-    async def import_legacy(self, items: Iterable[Imported], token: str | None = None) -> list[str]:
+    async def import_legacy(self, items: Iterable[ImportedServer], token: str | None = None) -> list[str]:
         """Register old HAProxy servers as legacy registrations. A line for each, also for refused ones."""
 
-        answers: list[tuple[Imported, asyncio.Future[tuple[Change, bool]] | Refused]] = []
+        answers: list[tuple[ImportedServer, asyncio.Future[tuple[Change, bool]] | Refused]] = []
         async for item in in_turns(items, IMPORTED):
             try:
                 one = imported_registration(item, self._state.desired.keyring, token, self._state.desired.static_rules.rules)
@@ -97,7 +97,7 @@ class OperatorCommands:
         seconds = NODE_WORD if seconds is None and node else seconds
         until = None if seconds is None else self._wall() + seconds
 
-        def step(desired: DesiredState) -> Generator[None, None, Judged]:
+        def step(desired: DesiredState) -> Generator[None, None, Decision]:
             found = find(self._state.publisher.table, target)
             yield
             places: list[OverrideTarget] = [(frontend.listen, server.address) for frontend, server in found]
@@ -119,11 +119,11 @@ class OperatorCommands:
         def done(_change: Change) -> None:
             self._state.event_log.note("admin", "; ".join(lines))
 
-        await self._state.writer.turn(step, (), done, by="admin")
+        await self._state.writer.perform(step, (), done, by="admin")
         return lines
 
 
-def _is_meant(key: Key, one: Unserved, port: int | None, what: str) -> bool:
+def _is_meant(key: Key, one: UnsupportedEntry, port: int | None, what: str) -> bool:
     """Whether `PORT` or `NAME[/INSTANCE]` names it. It is released as a whole, as this version cannot divide it."""
     name, _, instance = what.partition("/")
     return port in one.ports if port is not None else one.name == name and instance in ("", key.instance)

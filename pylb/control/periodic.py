@@ -84,20 +84,22 @@ class PeriodicWork:
         if silent := self._silent((*due.verdict.lapsed, *due.gone)):
             await self._end(silent)
         if due.verdict.revived:
-            await self._turn(lambda desired: _becoming(desired, due.verdict.revived, State.FRESH), due.verdict.revived)
+            await self._perform(lambda desired: _becoming(desired, due.verdict.revived, State.FRESH), due.verdict.revived)
         self._warn(due.late, due.closing)
         if due.overstayed:
             await self._overstay(due.overstayed)
         dead = control.liveness.dead()
         if gone := self._silent(key for key in dead if control.liveness.is_superfluous(key, control.desired.claims)):
-            await self._turn(lambda desired: with_claims(desired, release(desired.claims, gone)), gone, self._registrar.left)
+            await self._perform(lambda desired: with_claims(desired, release(desired.claims, gone)), gone, self._registrar.left)
         if due.fallen_back:
             await self._give_up(due.fallen_back)
         if words := ended(control.desired.overrides, self._wall()):
             await self._end_words(words)
         if control.unsettled:
             control.unsettled = False
-            await self._turn(lambda desired: with_claims(desired, settle(desired.claims, control.checker.findings.proven)), ())
+            await self._perform(
+                lambda desired: with_claims(desired, settle(desired.claims, control.checker.health_records.proven)), ()
+            )
         if control.publisher.unbound and self._clock() >= self._rebind_at:
             self._rebind_at = self._clock() + REBIND
             control.publisher.apply()
@@ -120,7 +122,7 @@ class PeriodicWork:
                 names = ", ".join(map(key_title, ended))
                 self._state.event_log.note("stale", f"silent for its TTL, now the last resort: {names}", {"count": len(ended)})
 
-        await self._turn(step, keys, done)
+        await self._perform(step, keys, done)
 
     async def _overstay(self, keys: tuple[Key, ...]) -> None:
         def step(desired: DesiredState) -> tuple[DesiredState, Change]:
@@ -128,7 +130,7 @@ class PeriodicWork:
             still = [key for key in keys if key in held and held[key].state is State.STALE]
             return with_claims(desired, release(desired.claims, still))
 
-        await self._turn(step, keys, self._registrar.left)
+        await self._perform(step, keys, self._registrar.left)
 
     def _warn(self, late: Iterable[Key], closing: Iterable[Key]) -> None:
         """Warn only about ports for which nobody else calls: one silent instance among many is no alarm."""
@@ -158,7 +160,7 @@ class PeriodicWork:
             names = ", ".join(one if isinstance(one, str) else f"{one[0]}/{one[1]}" for one in targets)
             control.event_log.note("admin_over", f"what was said of it has ended, as it was to: {names}")
 
-        await self._turn(step, (), done)
+        await self._perform(step, (), done)
 
     async def _give_up(self, keys: tuple[Key, ...]) -> None:
         """Remove old addresses that were the fallback for long enough, because addresses of nodes are reused."""
@@ -170,7 +172,7 @@ class PeriodicWork:
                 text = f"the new address has not answered in {FALLBACK:.0f} s, and the old one no longer serves for it: {names}"
                 self._state.event_log.note("fallback_over", text, whose(keys), alarm=True)
 
-        await self._turn(lambda desired: with_claims(desired, give_up(desired.claims, keys)), keys, done)
+        await self._perform(lambda desired: with_claims(desired, give_up(desired.claims, keys)), keys, done)
 
     def _tell_of_mass_lapse(self, *, now_preserving: bool) -> None:
         leases = self._state.leases
@@ -196,13 +198,13 @@ class PeriodicWork:
                 except OSError:
                     return
                 control.writer.hangs = False
-            await self._turn(lambda desired: (desired, Change(desired.claims, "unchanged")), (), write=True)
+            await self._perform(lambda desired: (desired, Change(desired.claims, "unchanged")), (), write=True)
 
-    async def _turn(
+    async def _perform(
         self, step: Step, keys: Iterable[Key], done: Callable[[Change], None] | None = None, *, write: bool = False
     ) -> None:
         try:
-            await self._state.writer.turn(step, keys, done, by="leases", write=write)
+            await self._state.writer.perform(step, keys, done, by="leases", write=write)
         except Refused:
             pass  # pylb is stopping: the next start decides again
 

@@ -8,13 +8,13 @@ from errno import EINVAL
 from functools import partial
 
 from pylb.control.desired_state import DesiredState
-from pylb.control.health.findings import Findings
+from pylb.control.health.records import HealthRecords
 from pylb.control.health.resolver import Resolver
 from pylb.control.leases import LeaseRecord, Leases
 from pylb.control.publisher import Publisher
 from pylb.control.storage.snapshot import Encoder, Snapshot, decode
 from pylb.control.storage.store import Store
-from pylb.control.storage.table_history import History
+from pylb.control.storage.table_history import TableHistory
 from pylb.control.tasks import Part, Tasks
 from pylb.core.registration import Key
 
@@ -25,11 +25,11 @@ class Persistence:
     def __init__(
         self,
         store: Store,
-        history: History,
+        history: TableHistory,
         *,
         publisher: Publisher,
         leases: Leases,
-        findings: Findings,
+        health_records: HealthRecords,
         resolver: Resolver,
         wall: Callable[[], float],
         tasks: Tasks,
@@ -38,13 +38,13 @@ class Persistence:
         self._history = history
         self._publisher = publisher
         self._leases = leases
-        self._findings = findings
+        self._health_records = health_records
         self._resolver = resolver
         self._wall = wall
         self._tasks = tasks
         self._encoder = Encoder()
         # Generation numbers that no other table will have, not even after a crash: tables made by health are in no snapshot.
-        self.reserve = RESERVE  # with each snapshot; 0 for the last one
+        self.numbers_ahead = RESERVE  # with each snapshot; 0 for the last one
         self._reserved = 0  # the first one that is not
         self.unsaved = False  # something worth a snapshot that no answer waits for
         self.failures = 0
@@ -71,13 +71,13 @@ class Persistence:
             self._wall(),
             desired.claims.registrations,
             {},
-            self._findings.proven,
-            self._findings.down,
-            self._findings.passed,
+            self._health_records.proven,
+            self._health_records.down,
+            self._health_records.passed,
             desired.overrides,
             dict(self._resolver.answers),
             desired.unserved,
-            self._publisher.table.generation + 1 + self.reserve,
+            self._publisher.table.generation + 1 + self.numbers_ahead,
             self._leases.learned,
         )
         self.unsaved = False

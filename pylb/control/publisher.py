@@ -12,8 +12,8 @@ from dataclasses import replace
 from pylb.control.desired_state import DesiredState, Sink
 from pylb.control.event_log import EventLog
 from pylb.control.health.checker import Checker
-from pylb.control.steps import in_turns, turn
-from pylb.control.storage.table_history import History
+from pylb.control.steps import in_turns, let_loop_run
+from pylb.control.storage.table_history import TableHistory
 from pylb.core.address import Listen
 from pylb.core.compose import ServerStates, all_listens, compose_frontend, compose_table
 from pylb.core.table import Frontend, Table
@@ -32,7 +32,7 @@ class Publisher:
         *,
         checker: Checker,
         event_log: EventLog,
-        history: History,
+        history: TableHistory,
         clock: Callable[[], float],
     ) -> None:
         self.desired = desired
@@ -45,7 +45,7 @@ class Publisher:
         self._history = history
         self._clock = clock
         self._under_way = False
-        self._news: dict[Listen, None] = {}  # frontends whose servers went down, came back or were proven
+        self._health_changes: dict[Listen, None] = {}  # frontends whose servers went down, came back or were proven
 
     async def planned(self, base: Table, desired: DesiredState, touched: Iterable[Listen]) -> tuple[Table, list[ChangeLine]]:
         """The table that `desired` would give after `base`, and the differences between the two."""
@@ -64,27 +64,27 @@ class Publisher:
             await self._follow(base, touched, by)
         finally:
             self._under_way = False
-            self._heed_soon()
+            self._apply_health_soon()
 
-    def news(self, listens: Iterable[Listen]) -> None:
+    def health_changed(self, listens: Iterable[Listen]) -> None:
         """Called by the checker when it has news, maybe from inside the engine's turn; the swap waits for a later turn."""
-        quiet = not self._news
-        self._news.update(dict.fromkeys(listens))
+        quiet = not self._health_changes
+        self._health_changes.update(dict.fromkeys(listens))
         if quiet and not self._under_way:
-            self._heed_soon()
+            self._apply_health_soon()
 
-    def _heed_soon(self) -> None:
-        if self._news:
-            asyncio.get_running_loop().call_soon(self._heed_news)
+    def _apply_health_soon(self) -> None:
+        if self._health_changes:
+            asyncio.get_running_loop().call_soon(self._apply_health)
 
-    def _heed_news(self) -> None:
+    def _apply_health(self) -> None:
         """Apply some of the news, so that a node with a thousand servers delays nobody."""
         if self._under_way:
             return  # `publish` does it when it ends
-        some = list(self._news)[:FRONTENDS]
+        some = list(self._health_changes)[:FRONTENDS]
         for listen in some:
-            del self._news[listen]
-        self._heed_soon()  # before anything that may fail: else the rest would wait for the next news
+            del self._health_changes[listen]
+        self._apply_health_soon()  # before anything that may fail: else the rest would wait for the next news
         base = self.table
         server_states = self._server_states(self.desired)
         desired, server_states = self.desired, self._server_states(self.desired)
@@ -112,7 +112,7 @@ class Publisher:
         return made
 
     def _server_states(self, desired: DesiredState) -> ServerStates:
-        return replace(self._checker.findings.server_states, overrides=desired.overrides)
+        return replace(self._checker.health_records.server_states, overrides=desired.overrides)
 
     def _swap(self, desired: DesiredState, made: Mapping[Listen, Frontend | None], served: Table | None = None) -> None:
         """Swap the table. `served`: the table in force with the other changes, which the sink already has."""
@@ -133,7 +133,7 @@ class Publisher:
                 self.table.generation + 1, {listen: made.pop(listen) for listen in order[start : start + FRONTENDS]}
             )
             self._sink.apply(table)
-            await turn()
+            await let_loop_run()
         self._swap(desired, made, table)
 
     async def _follow(self, base: Table, touched: Iterable[Listen], by: Iterable[str]) -> None:

@@ -10,9 +10,9 @@ from dataclasses import replace
 from functools import partial
 from typing import TypeVar
 
-from pylb.control.admission import same_call
 from pylb.control.desired_state import DesiredState, with_claims, without
 from pylb.control.liveness import addresses
+from pylb.control.new_registration import same_call
 from pylb.control.replaced_tokens import inherited, inheriting
 from pylb.control.state import ControlState
 from pylb.control.views import FrontendOutcome, Outcome, title
@@ -32,7 +32,7 @@ T = TypeVar("T")
 class Registrar:
     def __init__(self, state: ControlState, clock: Callable[[], float], wall: Callable[[], float]) -> None:
         self._state = state
-        self._checker, self._findings = state.checker, state.checker.findings
+        self._checker, self._health_records = state.checker, state.checker.health_records
         self._liveness, self._leases = state.liveness, state.leases
         self._writer, self._publisher, self._event_texts = state.writer, state.publisher, state.event_texts
         self._clock = clock
@@ -50,8 +50,8 @@ class Registrar:
         takeover = caller.token.takeover
         targets = [wanted.address(item) for item in wanted.wanted]
         await self._ask_once_more(wanted)
-        with self._findings.considering(targets):
-            if self._findings.unknown(targets):  # then a call that will be refused must not dial them
+        with self._health_records.considering(targets):
+            if self._health_records.unknown(targets):  # then a call that will be refused must not dial them
                 judge = partial(admit, takeover=takeover, yield_policy=self._liveness.yield_policy)
                 admitted, _ = self._judged(self._state.desired, wanted, caller, judge)
                 if not isinstance(admitted, Change):
@@ -110,7 +110,7 @@ class Registrar:
     async def leave(self, key: Key, caller: Caller) -> Outcome:
         """Release one registration; idempotent. Raises Refused."""
         key = inherited(self._state.desired, key)
-        change, durable = await self._writer.turn(
+        change, durable = await self._writer.perform(
             lambda desired: with_claims(without(desired, [key]), release(desired.claims, [key])),
             [key],
             self.left,
@@ -131,7 +131,9 @@ class Registrar:
         """The step of every call that registers. Raises Refused."""
         if wanted.key not in desired.claims.registrations:
             wanted = replace(wanted, since=self._wall())
-        judge = partial(announce, takeover=takeover, proven=self._findings.proven, yield_policy=self._liveness.yield_policy)
+        judge = partial(
+            announce, takeover=takeover, proven=self._health_records.proven, yield_policy=self._liveness.yield_policy
+        )
         change, gone = self._judged(desired, wanted, caller, judge)
         if gone:
             touched = change.touched.union(*(desired.claims.registrations[key].places for key in gone))
@@ -191,7 +193,7 @@ class Registrar:
     def _targets(self, one: Registration) -> tuple[FrontendOutcome, ...]:
         found = []
         for item in one.wanted:
-            reachable, hint, _ = self._findings.reachable(one.address(item))
+            reachable, hint, _ = self._health_records.reachable(one.address(item))
             found.append(FrontendOutcome(item.port, one.ip, item.target_port, reachable, hint))
         return tuple(found)
 

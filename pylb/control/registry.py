@@ -10,9 +10,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 
 from pylb.control.calls import Calls
-from pylb.control.desired_state import DesiredState, Sink, Unserved
+from pylb.control.desired_state import DesiredState, Sink, UnsupportedEntry
 from pylb.control.event_log import Event, Rejection
-from pylb.control.health.prober import Ask, Question, question_of
+from pylb.control.health.prober import Ask, ProbeRequest, probe_request
 from pylb.control.health.prober import ask as ask_server
 from pylb.control.health.resolver import Resolve
 from pylb.control.operator_commands import OperatorCommands
@@ -27,9 +27,9 @@ from pylb.control.storage.table_history import Generation
 from pylb.control.tasks import Tasks
 from pylb.control.views import (
     FrontendView,
+    RecordedSince,
     RegistrationView,
     ServerView,
-    Since,
     frontend_views,
     registration_view,
     server_views,
@@ -142,13 +142,13 @@ class Registry:
         Raises OSError: it could not be written, and everything goes on as before, as after any other failure.
         """
         await self._state.writer.hold()
-        self._state.persistence.reserve = 0  # the successor continues where this table ends
+        self._state.persistence.numbers_ahead = 0  # the successor continues where this table ends
         try:
             await self._state.save_now()
             await self._state.persistence.write_history()
             self._store.unlock()
         except BaseException:
-            self._state.persistence.reserve = RESERVE
+            self._state.persistence.numbers_ahead = RESERVE
             self._state.writer.resume()
             raise
         self._handed_over = True
@@ -157,7 +157,7 @@ class Registry:
         """The successor failed. Raises StateLocked, OSError."""
         await asyncio.to_thread(self._store.open)
         self._handed_over = False
-        self._state.persistence.reserve = RESERVE
+        self._state.persistence.numbers_ahead = RESERVE
         self._state.persistence.unsaved = True  # the successor may have written
         self._state.writer.resume()
 
@@ -174,7 +174,7 @@ class Registry:
     async def stop(self) -> None:
         """Write the final snapshot; then calls are refused. The sink is left as it is. Idempotent."""
         if self.ready and not self._handed_over:
-            self._state.persistence.unsaved, self._state.persistence.reserve = True, 0
+            self._state.persistence.unsaved, self._state.persistence.numbers_ahead = True, 0
             await self._periodic.save_again(force=True)
             await self._state.persistence.write_history()
         if self._writing is not None:
@@ -194,8 +194,8 @@ class Registry:
         is recorded. Takes at most the check's timeout.
         """
         frontend = self.table.frontends[listen]
-        connects = [Question(server.address) for server in frontend.servers]
-        checks = [question_of(frontend, server) for server in frontend.servers]
+        connects = [ProbeRequest(server.address) for server in frontend.servers]
+        checks = [probe_request(frontend, server) for server in frontend.servers]
         found = await asyncio.gather(*(self._ask(question) for question in (*connects, *checks)))
         both = zip(found[: len(connects)], found[len(connects) :], strict=True)
         return dict(zip((server.address for server in frontend.servers), both, strict=True))
@@ -228,12 +228,12 @@ class Registry:
     @property
     def checks(self) -> int:
         """Questions asked of servers since the start, without the first dial of a call's targets."""
-        return self._state.checker.agenda.asked
+        return self._state.checker.schedule.asked
 
     @property
     def check_lag(self) -> float:
         """For how many seconds the longest waiting check has been due: the budget, or the machine, is too small."""
-        return self._state.checker.agenda.lag
+        return self._state.checker.schedule.lag
 
     @property
     def write_failures(self) -> int:
@@ -275,7 +275,7 @@ class Registry:
             self.table,
             self._desired.claims,
             self._desired.static_rules,
-            self._state.checker.findings,
+            self._state.checker.health_records,
             self._state.leases.said_goodbye,
         )
 
@@ -285,13 +285,13 @@ class Registry:
 
     def last_check(self, listen: Listen, address: Address) -> tuple[float, str] | None:
         """The last dial, probe or newsworthy client's connect of a server: its time on the clock, and "yes" or the failure."""
-        return self._state.checker.findings.last_check(listen, address)
+        return self._state.checker.health_records.last_check(listen, address)
 
     def unbound(self) -> dict[Listen, str]:
         """Ports of the table that could not be opened, with the reason; retried every 5 s."""
         return dict(self._state.publisher.unbound)
 
-    def unserved(self) -> list[Unserved]:
+    def unserved(self) -> list[UnsupportedEntry]:
         """Registrations from a newer pylb that this one cannot serve."""
         return list(self._desired.unserved.values())
 
@@ -318,10 +318,10 @@ class Registry:
         return self._state.history.generations(what)
 
     @property
-    def since(self) -> Since:
+    def since(self) -> RecordedSince:
         """How far back `events`, `rejected` and `history` go."""
         event_log = self._state.event_log
-        return Since(event_log.events_since, event_log.rejected_since, self._state.history.since)
+        return RecordedSince(event_log.events_since, event_log.rejected_since, self._state.history.since)
 
     def rejected(self) -> list[Rejection]:
         """The last 100 refused calls, oldest first."""

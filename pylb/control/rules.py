@@ -7,9 +7,9 @@ from collections.abc import Callable, Generator, Mapping
 from dataclasses import replace
 from functools import partial
 
-from pylb.control.desired_state import DesiredState, Judged
+from pylb.control.desired_state import Decision, DesiredState
+from pylb.control.health.dry_run import failing
 from pylb.control.health.prober import Ask
-from pylb.control.health.rehearsal import failing
 from pylb.control.health.resolver import FIRST_LOOK
 from pylb.control.replaced_tokens import passed_on
 from pylb.control.state import ControlState
@@ -41,7 +41,7 @@ class RulesInForce:
             moved.update(keys)
             return after, change
 
-        await self._state.writer.turn(step, (), partial(self._with_tokens, before, keyring, moved), by="reload")
+        await self._state.writer.perform(step, (), partial(self._with_tokens, before, keyring, moved), by="reload")
 
     def _with_tokens(self, before: Keyring, after: Keyring, moved: Mapping[Key, Key], _change: Change) -> None:
         self._state.leases.pass_on(moved)
@@ -67,7 +67,7 @@ class RulesInForce:
             return replace(desired, static_rules=static_rules), Change(desired.claims, "updated", frozenset(touched))
 
         if own_ips != self._state.desired.static_rules.own_ips:
-            await self._state.writer.turn(
+            await self._state.writer.perform(
                 step, (), lambda _change: self._state.event_texts.loops(self._state.desired), by="addresses"
             )
 
@@ -84,15 +84,15 @@ class RulesInForce:
             self._state.event_log.note("reloaded", text)
             self._state.event_texts.loops(self._state.desired)
 
-        await self._state.writer.turn(self._reloading(rules, keyring, moved), (), done, by="reload")
+        await self._state.writer.perform(self._reloading(rules, keyring, moved), (), done, by="reload")
         return diff(before, self._state.publisher.table)
 
     def _reloading(
         self, rules: Rules, keyring: Keyring, moved: dict[Key, Key]
-    ) -> Callable[[DesiredState], Generator[None, None, Judged]]:
+    ) -> Callable[[DesiredState], Generator[None, None, Decision]]:
         """`moved` is filled with the registrations that belong to another token afterwards."""
 
-        def step(desired: DesiredState) -> Generator[None, None, Judged]:
+        def step(desired: DesiredState) -> Generator[None, None, Decision]:
             static_rules = StaticRules(rules, self._state.resolver.answers)
             yield
             before = StaticRules(replace(desired.static_rules.rules, own_ips=rules.own_ips), self._state.resolver.answers)

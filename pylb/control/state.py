@@ -20,7 +20,7 @@ from pylb.control.publisher import Publisher
 from pylb.control.replaced_tokens import passed_on
 from pylb.control.steps import in_turns, stepwise
 from pylb.control.storage.store import Store
-from pylb.control.storage.table_history import History
+from pylb.control.storage.table_history import TableHistory
 from pylb.control.tasks import Part, Tasks
 from pylb.control.writer import Writer
 from pylb.core.address import Listen
@@ -57,13 +57,13 @@ class ControlState:
         self.event_log = EventLog(wall, tasks.guarded(Part.EVENTS, on_event))
         tasks.on_failure = lambda part, text: self.event_log.note("task_failed", text, {"task": str(part)}, alarm=True)
         self.leases = Leases(clock)
-        self.checker = Checker(ask, clock, uniform, self._on_news)
+        self.checker = Checker(ask, clock, uniform, self._on_health_change)
         self.liveness = Liveness(self.checker, self.leases, clock, wall)
         self.follow(rules)
         self.resolver = Resolver(
             resolve, clock, uniform, lambda kind, text, alarm: self.event_log.note(kind, text, alarm=alarm)
         )
-        self.history = History(wall, store.history)
+        self.history = TableHistory(wall, store.history)
         desired = DesiredState(Claims(), StaticRules(rules), keyring)
         self.publisher = Publisher(
             desired, sink, checker=self.checker, event_log=self.event_log, history=self.history, clock=clock
@@ -74,7 +74,7 @@ class ControlState:
             self.history,
             publisher=self.publisher,
             leases=self.leases,
-            findings=self.checker.findings,
+            health_records=self.checker.health_records,
             resolver=self.resolver,
             wall=wall,
             tasks=tasks,
@@ -110,7 +110,7 @@ class ControlState:
         claims, was = desired.claims, {new: old for old, new in moved.items()}
         async for one in in_turns(claims.registrations.values(), LEASES):
             self.leases.restore(one, snapshot.leases.get(was.get(one.key, one.key), LeaseRecord()))
-        self.checker.findings.restore(snapshot.proven, snapshot.down, snapshot.passed)
+        self.checker.health_records.restore(snapshot.proven, snapshot.down, snapshot.passed)
         overrides = still_valid(snapshot.overrides, claims, static_rules)
         self.publisher.table = Table(max(snapshot.generation, snapshot.reserved))
         for later in snapshot.unserved.values():
@@ -161,13 +161,13 @@ class ControlState:
 
         self.persistence.unsaved = True  # nobody waits for it
         try:
-            await self.writer.turn(step, (), by="names")
+            await self.writer.perform(step, (), by="names")
         except Refused:
             pass  # pylb is stopping
 
-    def _on_news(self, listens: list[Listen], kind: str, text: str, fields: Mapping[str, str | int]) -> None:
+    def _on_health_change(self, listens: list[Listen], kind: str, text: str, fields: Mapping[str, str | int]) -> None:
         held = (key for listen in listens[:1] for key in self.desired.claims.holders.get(listen, ()))
         self.event_log.note(kind, text, {**fields, **whose(held)})
         self.unsettled |= kind == "server_proven"
         self.persistence.unsaved |= kind in ("server_down", "server_up")
-        self.publisher.news(listens)
+        self.publisher.health_changed(listens)

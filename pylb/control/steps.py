@@ -25,7 +25,7 @@ class _InTurns(AsyncIterator[T]):
     async def __anext__(self) -> T:
         if self._since == self._every:
             self._since = 0
-            await turn()
+            await let_loop_run()
         self._since += 1
         for item in self._items:
             return item
@@ -39,10 +39,10 @@ async def stepwise(work: Generator[None, None, T]) -> T:
             next(work)
         except StopIteration as end:
             return end.value  # type: ignore[no-any-return]
-        await turn()
+        await let_loop_run()
 
 
-async def turn() -> None:
+async def let_loop_run() -> None:
     """Let the loop run, after a step of long work."""
     collect_young()
     await asyncio.sleep(0)

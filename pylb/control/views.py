@@ -4,7 +4,7 @@ from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from pylb.control.health.findings import Findings
+from pylb.control.health.records import HealthRecords
 from pylb.core.address import Address, Listen
 from pylb.core.claims import Claims
 from pylb.core.health import REMEMBERED, UNRECORDED, UP, WRONG, YES, Health, HealthStats
@@ -37,7 +37,7 @@ class Outcome:
     note: str = ""
 
 
-class Since(NamedTuple):
+class RecordedSince(NamedTuple):
     """Unix times: everything later than each is in its list."""
 
     events: float
@@ -190,13 +190,13 @@ def registration_view(
 
 
 def server_views(
-    table: Table, claims: Claims, static_rules: StaticRules, findings: Findings, said_goodbye: Callable[[Key], bool]
+    table: Table, claims: Claims, static_rules: StaticRules, health_records: HealthRecords, said_goodbye: Callable[[Key], bool]
 ) -> Iterator[ServerView]:
     """In the order of the ports. Each is made when it is asked for: 6 µs, and a frontend's holders are looked at once."""
     for frontend in by_port(table):
-        holders = _holders(claims, static_rules, frontend.listen, said_goodbye, findings.proven)
+        holders = _holders(claims, static_rules, frontend.listen, said_goodbye, health_records.proven)
         for server in frontend.servers:
-            yield _server_view(frontend, server, holders.get(server.address, _DISPLACED), findings)
+            yield _server_view(frontend, server, holders.get(server.address, _DISPLACED), health_records)
 
 
 def frontend_views(
@@ -215,12 +215,12 @@ def by_port(table: Table) -> list[Frontend]:
     return sorted(table.frontends.values(), key=lambda one: (one.listen.port, one.listen.ip))
 
 
-def _server_view(frontend: Frontend, server: Server, held: Held, findings: Findings) -> ServerView:
+def _server_view(frontend: Frontend, server: Server, held: Held, health_records: HealthRecords) -> ServerView:
     name, listen = frontend.name, frontend.listen
-    proof, health = findings.proof(server.address), findings.health(listen, server.address)
+    proof, health = health_records.proof(server.address), health_records.health(listen, server.address)
     known = proof is not None and proof.found != "unknown"
-    proven = server.address in findings.proven
-    reachable, hint, asked_at = findings.reachable(server.address)
+    proven = server.address in health_records.proven
+    reachable, hint, asked_at = health_records.reachable(server.address)
     return ServerView(
         name,
         listen,
@@ -238,7 +238,7 @@ def _server_view(frontend: Frontend, server: Server, held: Held, findings: Findi
         server.weight if held.weight is None else held.weight,
         held.backup,
         health or UP,
-        findings.checks(listen, server.address),
+        health_records.checks(listen, server.address),
         asked_at,
         frontend.health(server),
         held.not_missed,

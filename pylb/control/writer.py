@@ -89,7 +89,7 @@ class Writer:
         """Whether a call about this registration is waiting. Then nothing about it may be answered out of turn."""
         return key in self._about
 
-    async def turn(
+    async def perform(
         self, step: Step, keys: Iterable[Key], done: Callable[[Change], None] | None = None, *, by: str, write: bool = False
     ) -> tuple[Change, bool]:
         """Run `step` in its turn. Returns what changed, without the picture, and whether it is on disk.

@@ -16,7 +16,7 @@ MOST_WAITING = 2048  # messages that systemd has not accepted yet: a large table
 BUSY = {errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM, errno.ETOOMANYREFS}
 
 
-class Service:
+class SystemdService:
     """Never raises and never waits: a supervisor that does not listen is no reason to stop serving."""
 
     def __init__(self, environ: Mapping[str, str]) -> None:

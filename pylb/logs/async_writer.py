@@ -13,7 +13,7 @@ BATCH_LINES = 512  # per write: joining them holds the interpreter lock for less
 GATHER_SECONDS = 0.02  # delay of a line, so that a busy loop causes 50 wake-ups a second and not one per line
 
 
-class Out(Protocol):
+class Output(Protocol):
     """Where lines end up. Only the writer's thread calls it, except for the constructor."""
 
     def write(self, text: str, count: int) -> int:
@@ -32,7 +32,7 @@ class LineWriter:
     `put` never blocks. Lines that are dropped (queue full, reader gone, or unwritten at the end) are counted in `dropped`.
     """
 
-    def __init__(self, out: Out, *, limit: int = QUEUE_LINES, name: str = "lines") -> None:
+    def __init__(self, out: Output, *, limit: int = QUEUE_LINES, name: str = "lines") -> None:
         self._out = out
         self._limit = limit
         self._queue: deque[tuple[str, int] | Callable[[], None]] = deque()

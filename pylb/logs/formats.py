@@ -65,7 +65,7 @@ def json_line(record: SessionRecord) -> str:
 _FORMS: dict[Format, Callable[[SessionRecord], str]] = {"tcplog": tcplog, "logfmt": logfmt, "json": json_line}
 
 
-class Gathered:
+class LineBatch:
     """Ended sessions that get a line, collected until the lines are taken: making them together is cheaper."""
 
     def __init__(self, style: Format, selection: Selection, draw: Callable[[], float] = random.random) -> None:

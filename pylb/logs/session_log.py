@@ -2,8 +2,8 @@
 
 from pylb.core.log import Format, Selection
 from pylb.core.session import SessionRecord
-from pylb.logs.async_writer import QUEUE_LINES, LineWriter, Out
-from pylb.logs.formats import Gathered
+from pylb.logs.async_writer import QUEUE_LINES, LineWriter, Output
+from pylb.logs.formats import LineBatch
 
 ALL = Selection()
 
@@ -14,9 +14,9 @@ class ConnectionLog:
     Writing each line at once would wake the thread each time, and every wake-up takes the interpreter lock from the loop.
     """
 
-    def __init__(self, out: Out, style: Format, selection: Selection = ALL, limit: int = QUEUE_LINES) -> None:
+    def __init__(self, out: Output, style: Format, selection: Selection = ALL, limit: int = QUEUE_LINES) -> None:
         self.lines = LineWriter(out, limit=limit, name="connlog")
-        self._gathered = Gathered(style, selection)
+        self._gathered = LineBatch(style, selection)
 
     def session_ended(self, record: SessionRecord) -> None:
         if self._gathered.add(record):

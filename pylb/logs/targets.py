@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 from pylb.core.log import Target, priority
-from pylb.logs.async_writer import Out
+from pylb.logs.async_writer import Output
 from pylb.logs.formats import syslog_date
 
 log = logging.getLogger("pylb")
@@ -23,7 +23,7 @@ PATIENCE = 1.0  # seconds to wait for a full syslog
 RETRY = 1.0  # seconds between two attempts to reach a syslog
 
 
-def open_target(target: Target, facility: str, tag: str) -> Out:
+def open_target(target: Target, facility: str, tag: str) -> Output:
     """Raises OSError for a file that cannot be opened. A syslog may appear later."""
     if target.kind == "file":
         return LogFile(Path(target.place))

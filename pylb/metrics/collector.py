@@ -25,7 +25,7 @@ from pylb.core.registration import State
 from pylb.core.table import DOWN, Server, Table
 from pylb.forward.counters import Counters, FrontendCounters, Histogram, ServerCounters
 from pylb.metrics.families import PART, Buckets, Row, Scrape, counter, gauge, histogram, simple
-from pylb.metrics.process import Vitals, vitals
+from pylb.metrics.process import ProcessUsage, process_usage
 
 Families = Iterator[Metric]
 
@@ -60,7 +60,7 @@ class Metrics:
     async def scrape(self) -> Scrape:
         """Values that come from many views are collected here, in steps; the rest when the scrape is written."""
         counted, processes = await self._counters(), self._processes()
-        found = await asyncio.to_thread(vitals, {name: pid for name, (pid, _) in processes.items()})
+        found = await asyncio.to_thread(process_usage, {name: pid for name, (pid, _) in processes.items()})
         # Copied and grouped first: while the loop runs, frontends come and go. Names are unique only by intent, and one
         # duplicate series would cost the whole scrape: the values of equal names are added up.
         frontends: dict[str, list[FrontendCounters]] = defaultdict(list)
@@ -229,10 +229,10 @@ class Metrics:
         yield from gauge("pylb_buffered_bytes", "Bytes that wait for blocked destinations.", value=counters.buffered)
 
 
-def _processes(processes: Mapping[str, tuple[int, float]], found: Mapping[str, Vitals]) -> Families:
+def _processes(processes: Mapping[str, tuple[int, float]], found: Mapping[str, ProcessUsage]) -> Families:
     label, limit = ("process",), resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
-    def of(read: Callable[[Vitals], float | None]) -> Iterator[Row]:
+    def of(read: Callable[[ProcessUsage], float | None]) -> Iterator[Row]:
         return simple({name: value for name, one in found.items() if (value := read(one)) is not None})
 
     lags = simple({name: lag for name, (_, lag) in processes.items()})

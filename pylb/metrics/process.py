@@ -9,7 +9,7 @@ from typing import NamedTuple
 from pylb.host.process_stat import process_stat
 
 
-class Vitals(NamedTuple):
+class ProcessUsage(NamedTuple):
     """None: could not be read, for want of a descriptor."""
 
     open_fds: int
@@ -17,7 +17,7 @@ class Vitals(NamedTuple):
     resident_bytes: int | None = None
 
 
-def vitals(pids: Mapping[str, int]) -> dict[str, Vitals]:
+def process_usage(pids: Mapping[str, int]) -> dict[str, ProcessUsage]:
     """The vitals of live processes, by name. Call it in a thread: listing 40,000 descriptors takes long."""
     found = {}
     for name, pid in pids.items():
@@ -26,7 +26,7 @@ def vitals(pids: Mapping[str, int]) -> dict[str, Vitals]:
         except OSError:
             continue
         stat = process_stat(pid)
-        found[name] = Vitals(open_fds) if stat is None else Vitals(open_fds, stat.cpu_seconds, stat.resident_bytes)
+        found[name] = ProcessUsage(open_fds) if stat is None else ProcessUsage(open_fds, stat.cpu_seconds, stat.resident_bytes)
     return found
 
 

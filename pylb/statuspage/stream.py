@@ -28,7 +28,7 @@ from pylb.statuspage.records import (
     registration_record,
     server_record,
 )
-from pylb.statuspage.timeseries import MARKED, POINTS, History, Point, plain
+from pylb.statuspage.timeseries import MARKED, POINTS, Point, TimeSeries, plain
 
 SOON = 0.1  # seconds after an event, so that a burst of them becomes one message
 SLICE = 10  # frontends between two turns of the loop: with ten servers each, ~2 ms
@@ -47,14 +47,14 @@ class _Reader:
         self.knows = False  # has it got the first message?
 
 
-class Feed:
+class PageStream:
     """`history`: what the sampler measures; it calls `sampled` after each look. `about`: what changes at most with a
     reload."""
 
     def __init__(
         self,
         registry: Registry,
-        history: History,
+        history: TimeSeries,
         about: Callable[[], Mapping[str, Any]],
         *,
         also: Callable[[], Iterable[str]] = lambda: (),
@@ -71,8 +71,8 @@ class Feed:
         self._wake = asyncio.Event()
         self._point: Point | None = None  # not sent to readers yet
         self._tables: dict[str, dict[str, Record]] = {name: {} for name in TABLES}
-        self._told = 0  # events of the event log that were sent
-        self._about_told: Mapping[str, Any] = NOTHING
+        self._sent = 0  # events of the event log that were sent
+        self._about_sent: Mapping[str, Any] = NOTHING
 
     # ------------------------------------------------------------ readers
 
@@ -153,11 +153,11 @@ class Feed:
         delta, found = await self._paint()
         head = self._head(found)
         events, noted, about = self._registry.events(), self._registry.noted, self._about()
-        if about != self._about_told:
-            self._about_told = about
+        if about != self._about_sent:
+            self._about_sent = about
             head["about"] = about
         if any(reader.knows for reader in readers):
-            news = [event for event in events if event.number > self._told]
+            news = [event for event in events if event.number > self._sent]
             message = await _framed(self._news(point, news) | head, in_turns(delta, SLICE * 100))
             for reader in readers:
                 if reader.knows and reader in self._readers:
@@ -168,7 +168,7 @@ class Feed:
                 if not reader.knows and reader in self._readers:
                     reader.knows = True
                     self._tell(reader, message)
-        self._told = noted
+        self._sent = noted
 
     # ------------------------------------------------------------ the tables
 
@@ -225,7 +225,7 @@ class Feed:
         marks = self._history.marks(self._wall() - POINTS)
         return {
             "whole": True,
-            "about": self._about_told,
+            "about": self._about_sent,
             "history": self._history.columns(),
             "marks": [list(mark) for mark in marks],
             "events": [_event(event) for event in events],

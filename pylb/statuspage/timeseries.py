@@ -53,7 +53,7 @@ class Point(NamedTuple):
     p99: float
 
 
-class Mark(NamedTuple):
+class EventMark(NamedTuple):
     time: float  # unix
     kind: str
     text: str
@@ -82,7 +82,7 @@ def quantile(counts: Sequence[int], share: float, bounds: Sequence[float] = CONN
     return low
 
 
-class _Look:
+class _Sample:
     """One look at the counters, compared with an older one `seconds` ago (`old`; None: this is the first)."""
 
     def __init__(self, moment: Moment, seconds: float, old: Mapping[Listen, FrontendSum] | None) -> None:
@@ -110,7 +110,7 @@ class _Look:
             self.connects = [so_far + max(0, now - then) for so_far, now, then in both]
 
 
-class History:
+class TimeSeries:
     """A consumer of the sampler's looks. `window`: the number of looks that a rate covers; workers report once a second at
     different moments, so one look may miss a report."""
 
@@ -118,14 +118,14 @@ class History:
         self._columns = [array("d") for _ in Point._fields]
         self._points = points
         self._looks: deque[tuple[float, Mapping[Listen, FrontendSum]]] = deque(maxlen=window)
-        self._marks: deque[Mark] = deque(maxlen=MARKS)
+        self._marks: deque[EventMark] = deque(maxlen=MARKS)
         self._connects: deque[list[int]] = deque(maxlen=LATELY)
-        self._new = self._last = _Look(Moment(0.0, 0.0), 0.0, None)
+        self._new = self._last = _Sample(Moment(0.0, 0.0), 0.0, None)
         self.point: Point | None = None  # the last one; None until there were two looks
 
     def begin(self, moment: Moment, _table: Table) -> None:
         before, old = self._looks[0] if self._looks else (moment.clock, None)
-        self._new = _Look(moment, max(moment.clock - before, 0.001), old)
+        self._new = _Sample(moment, max(moment.clock - before, 0.001), old)
 
     def add(self, frontend: Frontend, new: FrontendSum) -> None:
         self._new.add(frontend.listen, new)
@@ -161,9 +161,9 @@ class History:
     def note(self, event: Event) -> None:
         """To be called with every event: a flood of others does not push the marks out."""
         if event.kind in MARKED:
-            self._marks.append(Mark(event.at, event.kind, event.text))
+            self._marks.append(EventMark(event.at, event.kind, event.text))
 
-    def marks(self, since: float) -> list[Mark]:
+    def marks(self, since: float) -> list[EventMark]:
         return [mark for mark in self._marks if mark.time >= since]
 
     def _keep(self, point: Point) -> None:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from pylb.core.codec import Malformed
 from pylb.forward.counters import Counters
-from pylb.upgrade.protocol import ANSWER, PROTOCOL, VARIABLE, Refusal, Talk, report_of
+from pylb.upgrade.protocol import ANSWER, PROTOCOL, VARIABLE, Conversation, Refusal, report_of
 from pylb.workers.channel import BadFrame
 from pylb.workers.messages import Counted
 from pylb.workers.totals import Totals
@@ -17,16 +17,16 @@ from pylb.workers.totals import Totals
 log = logging.getLogger("pylb")
 
 
-class Inherited(NamedTuple):
+class InheritedState(NamedTuple):
     """What the previous pylb passed on."""
 
-    talk: Talk
+    conversation: Conversation
     descriptors: list[int]
     counts: list[dict[str, Any]]  # messages that are not evaluated yet
     totals: Mapping[str, Mapping[str, int]]
 
 
-async def inherit(environ: Mapping[str, str]) -> Inherited | None:
+async def inherit(environ: Mapping[str, str]) -> InheritedState | None:
     """What the previous pylb passed on, once it has released it; None: none was. Raises Refusal: it is still in charge."""
     text = environ.get(VARIABLE, "")
     if not text:
@@ -34,19 +34,19 @@ async def inherit(environ: Mapping[str, str]) -> Inherited | None:
     try:
         fd = int(text[:9])
         os.set_inheritable(fd, False)
-        talk = Talk(socket.socket(fileno=fd))
+        conversation = Conversation(socket.socket(fileno=fd))
     except (OSError, ValueError):
         raise Refusal(f"{VARIABLE} is set, and no channel to another pylb") from None
-    talk.say("ready", protocol=PROTOCOL)
+    conversation.say("ready", protocol=PROTOCOL)
     descriptors: list[int] = []
     counts: list[dict[str, Any]] = []
     while True:
-        said, fds = await talk.hear(ANSWER)
+        said, fds = await conversation.hear(ANSWER)
         descriptors += fds
         if said.get("say") == "count":
             counts.append(said)
         if said.get("say") == "yours":
-            return Inherited(talk, descriptors, counts, said.get("totals") or {})
+            return InheritedState(conversation, descriptors, counts, said.get("totals") or {})
 
 
 class Predecessors:
@@ -56,7 +56,7 @@ class Predecessors:
         self._failed = failed  # reports a failed part of theirs, and how often
         self._failures: dict[int, dict[str, int]] = {}  # of each, by part
         self._totals = Totals()
-        self._living: dict[int, Talk] = {}
+        self._living: dict[int, Conversation] = {}
         self._next = 0
         self._readable = True  # could the last one's counts be read?
 
@@ -68,10 +68,10 @@ class Predecessors:
         """Their counts, according to their last reports."""
         return self._totals.parts()
 
-    def meet(self, talk: Talk, counts: Iterable[Mapping[str, Any]]) -> int:
+    def add(self, conversation: Conversation, counts: Iterable[Mapping[str, Any]]) -> int:
         """Add one with the `counts` it sent, before any sum is read: its past would look like a burst. Returns a number."""
         self._next = number = self._next + 1
-        self._living[number] = talk
+        self._living[number] = conversation
         counts = list(counts)
         self._failures[number] = next((found for said in reversed(counts) if (found := _failures(said))), {})
         self._readable = self._hear(number, *counts)
@@ -86,11 +86,11 @@ class Predecessors:
                 self._hear_failures(number, said)
                 readable = readable and self._hear(number, said)
         except (Refusal, asyncio.CancelledError) as end:
-            self.part(number)
+            self.remove(number)
             if not isinstance(end, Refusal):
                 raise
 
-    def part(self, number: int) -> None:
+    def remove(self, number: int) -> None:
         """Note that it has ended; its counts remain."""
         self._living.pop(number).close()
         self._failures.pop(number, None)
@@ -115,8 +115,8 @@ class Predecessors:
 
     def stop(self, deadline: float) -> None:
         """Tell all to end their sessions by `deadline` (monotonic)."""
-        for talk in self._living.values():
-            talk.say("stop", deadline=deadline)
+        for conversation in self._living.values():
+            conversation.say("stop", deadline=deadline)
 
     async def ended(self, *, at_once: asyncio.Event) -> None:
         """Wait until all are gone, or `at_once` is set."""

@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import Protocol
 
 from pylb.core.codec import to_plain
-from pylb.upgrade.protocol import PROTOCOL, Refusal, Talk
+from pylb.upgrade.protocol import PROTOCOL, Conversation, Refusal
 from pylb.upgrade.successor import Successor, command, launch
 from pylb.workers.channel import MOST_FDS
 from pylb.workers.messages import Report
@@ -24,7 +24,7 @@ INTRODUCED = 10.0  # seconds for systemd to take a message: it may be starting a
 ASK_AGAIN = 0.05
 
 
-class Running(Protocol):
+class OldProcess(Protocol):
     """What the old process can do."""
 
     async def hold(self) -> None:
@@ -46,7 +46,7 @@ class Running(Protocol):
         """Failures of tasks beside the single writer, by part."""
 
 
-async def hand_over(old: Running, environ: Mapping[str, str], introduce: Callable[[int], bool]) -> Successor:
+async def hand_over(old: OldProcess, environ: Mapping[str, str], introduce: Callable[[int], bool]) -> Successor:
     """Start a successor and give it everything: it is in charge when this returns, and nothing was awaited since it is.
 
     `introduce`: tells systemd the successor's pid. False: it could not be told yet. Raises Refusal; whatever is raised, the old
@@ -76,10 +76,10 @@ async def hand_over(old: Running, environ: Mapping[str, str], introduce: Callabl
     return successor
 
 
-async def _give(old: Running, successor: Successor, introduce: Callable[[int], bool]) -> None:
+async def _give(old: OldProcess, successor: Successor, introduce: Callable[[int], bool]) -> None:
     """Give the successor everything. Raises Refusal."""
-    talk = successor.talk
-    said, _ = await talk.expect("ready", READY)
+    conversation = successor.conversation
+    said, _ = await conversation.expect("ready", READY)
     if said.get("protocol") != PROTOCOL:
         raise Refusal(f"it speaks version {said.get('protocol')} of the hand-over, this pylb {PROTOCOL}: restart instead")
     try:
@@ -89,13 +89,13 @@ async def _give(old: Running, successor: Successor, introduce: Callable[[int], b
     try:
         fds = old.descriptors()
         for start in range(0, len(fds), MOST_FDS):
-            talk.say("listeners", fds[start : start + MOST_FDS])
-        await tell(talk, old)
-        talk.say("yours", totals=old.totals())
-        await talk.expect("serving", SERVING)
+            conversation.say("listeners", fds[start : start + MOST_FDS])
+        await send_counts(conversation, old)
+        conversation.say("yours", totals=old.totals())
+        await conversation.expect("serving", SERVING)
         await _tell_systemd(introduce, successor)
         try:
-            talk.say("go")  # nothing may be awaited after this: two would be in charge
+            conversation.say("go")  # nothing may be awaited after this: two would be in charge
         except BaseException:
             await _tell_systemd(introduce)
             raise
@@ -125,23 +125,23 @@ async def _tell_systemd(introduce: Callable[[int], bool], successor: Successor |
         raise Refusal(f"systemd has taken no message for {INTRODUCED:g} s") from None
 
 
-async def tell(talk: Talk, old: Running) -> None:
+async def send_counts(conversation: Conversation, old: OldProcess) -> None:
     async for report in old.counted():
-        talk.say("count", count=to_plain(tuple(report)), failures=dict(old.failures()))
+        conversation.say("count", count=to_plain(tuple(report)), failures=dict(old.failures()))
 
 
-async def tell_the_last(talk: Talk, old: Running) -> None:
+async def send_last_counts(conversation: Conversation, old: OldProcess) -> None:
     """Send the last counts and close: what the successor does not take is lost."""
-    await tell(talk, old)
+    await send_counts(conversation, old)
     with suppress(Refusal):
-        await talk.taken(LAST)
-    talk.close()
+        await conversation.taken(LAST)
+    conversation.close()
 
 
-async def report_to(successor: Talk, old: Running) -> None:
+async def report_to(successor: Conversation, old: OldProcess) -> None:
     """Send counts once a second, each after the previous was taken, until the process ends."""
     with suppress(Refusal):
         while True:
-            await tell(successor, old)
+            await send_counts(successor, old)
             await successor.taken()
             await asyncio.sleep(REPORT)

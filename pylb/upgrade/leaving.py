@@ -5,13 +5,13 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Protocol
 
 from pylb.control.registry import Registry
-from pylb.control.steps import turn
+from pylb.control.steps import let_loop_run
 from pylb.control.storage.store import StateLocked
 from pylb.control.tasks import Part
 from pylb.forward.counters import Counters
 from pylb.haproxy.runtime_socket import RuntimeSocket
 from pylb.upgrade.arriving import Predecessors
-from pylb.upgrade.sockets import Listeners
+from pylb.upgrade.sockets import ListeningSockets
 from pylb.web.control_socket import ControlSocket
 from pylb.web.server import HttpServer
 from pylb.workers.messages import PIECE, ChangedCounters, Counted, Report, counted, report
@@ -19,7 +19,7 @@ from pylb.workers.messages import PIECE, ChangedCounters, Counted, Report, count
 log = logging.getLogger("pylb")
 
 
-class Counting(Protocol):
+class CounterSource(Protocol):
     """The engine's driver, or the fleet."""
 
     async def counters(self) -> Counters: ...
@@ -27,7 +27,7 @@ class Counting(Protocol):
     def parts(self) -> Sequence[Counted]: ...
 
 
-class Lost(Exception):  # noqa: N818 - a condition that one line describes
+class StateLost(Exception):  # noqa: N818 - a condition that one line describes
     """Another process has the state now."""
 
 
@@ -39,8 +39,8 @@ class Transfer:
 
     def __init__(
         self,
-        listeners: Listeners,
-        forwarding: Counting,
+        listeners: ListeningSockets,
+        forwarding: CounterSource,
         registry: Registry,
         before: Predecessors,
         *,
@@ -73,9 +73,9 @@ class Transfer:
         try:
             await self._registry.take_back()
         except (OSError, StateLocked) as error:
-            raise Lost(f"the state directory cannot be taken back from the failed successor: {error}") from None
+            raise StateLost(f"the state directory cannot be taken back from the failed successor: {error}") from None
         except Exception as bug:
-            raise Lost("the state cannot be taken back from the failed successor, because of a fault of pylb") from bug
+            raise StateLost("the state cannot be taken back from the failed successor, because of a fault of pylb") from bug
         await self._serve_again()
 
     async def _serve_again(self) -> None:
@@ -116,4 +116,4 @@ class Transfer:
         for start in range(0, max(1, len(changed)), PIECE):
             some = changed[start : start + PIECE]
             yield report(counters, 0.0, tuple(counted(listen, counters.frontends[listen]) for listen in some))
-            await turn()
+            await let_loop_run()

@@ -21,7 +21,7 @@ _MOST_BYTES = 1 << 20
 _DIGITS = 7  # of a pid: PID_MAX_LIMIT is 4,194,304 (proc(5))
 
 
-class Generations:
+class ProcessList:
     """Stored in a file of lines `PID START`, START in clock ticks since the boot: a reused pid has another start.
 
     All of it is for threads: it touches files.
@@ -48,7 +48,7 @@ class Generations:
         except OSError as error:
             log.warning("%s cannot be written (%s): a stop may miss previous processes", self._path, error.strerror)
 
-    def stop_those_before(self) -> None:
+    def stop_previous(self) -> None:
         """SIGTERM: they give their sessions timeouts.shutdown. Workers whose main process lives ignore it: main tells them."""
         for pid, start in _read(self._path):
             if pid in self._ours:
@@ -65,7 +65,7 @@ class Generations:
             finally:
                 os.close(pidfd)
 
-    def those_before(self) -> list[int]:
+    def previous(self) -> list[int]:
         """Pids of those that are still alive."""
         return [pid for pid, start in _read(self._path) if pid not in self._ours and _start(pid) == start]
 

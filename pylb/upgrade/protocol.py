@@ -36,7 +36,7 @@ class Refusal(Exception):  # noqa: N818 - a condition that one line describes
     """Why the old pylb stays in charge."""
 
 
-class Talk:
+class Conversation:
     """One end of the conversation between the two processes."""
 
     def __init__(self, sock: socket.socket) -> None:

@@ -14,19 +14,19 @@ from socket import SocketType
 
 from pylb.core.address import ANY, Listen
 from pylb.forward.sockets import folded, inheritable, open_listener, share
-from pylb.host.systemd import Service
+from pylb.host.systemd import SystemdService
 
 log = logging.getLogger("pylb")
 
 FIRST = 3  # the first descriptor that systemd passes
 
 
-class Listeners:
+class ListeningSockets:
     """All listening TCP sockets of this pylb, the frontends' and its own. Whoever asked for a socket owns it."""
 
-    def __init__(self, service: Service) -> None:
-        self._service = service
-        self._left: dict[Listen, list[SocketType]] = {}  # inherited, and not asked for yet
+    def __init__(self, systemd: SystemdService) -> None:
+        self._systemd = systemd
+        self._unclaimed: dict[Listen, list[SocketType]] = {}  # inherited, and not asked for yet
         self._open: dict[Listen, list[SocketType]] = {}
         self._inherited: set[SocketType] = set()  # those that were inherited
 
@@ -44,7 +44,7 @@ class Listeners:
                 continue
             os.set_inheritable(fd, False)
             self._inherited.add(sock)
-            self._left.setdefault(_listen(sock), []).append(sock)
+            self._unclaimed.setdefault(_listen(sock), []).append(sock)
 
     def open(self, listen: Listen, *, freebind: bool = False, shared: bool = False) -> SocketType:
         """Open the socket of a frontend. Like `open_listener`; with `shared` there may be several. Raises OSError."""
@@ -61,7 +61,7 @@ class Listeners:
 
     def twin(self, listen: Listen) -> SocketType | None:
         """The inherited socket for IPv6 only that belongs to the one for IPv4, which is open as `*`."""
-        left = self._left.get(Listen(listen.protocol, "::", listen.port)) if listen.ip == ANY else None
+        left = self._unclaimed.get(Listen(listen.protocol, "::", listen.port)) if listen.ip == ANY else None
         if not left or not any(sock.family == socket.AF_INET for sock in self._open.get(listen, ())):
             return None
         sock = self._take(Listen(listen.protocol, "::", listen.port))
@@ -93,7 +93,7 @@ class Listeners:
                 sock.shutdown(socket.SHUT_RDWR)
             except OSError:
                 pass  # closed meanwhile
-            self._service.unstore(_name(listen))
+            self._systemd.unstore(_name(listen))
 
     def give_back(self, listen: Listen) -> None:
         """Undo a failed opening. Sockets that others may hold stay as they were, new ones are closed. Idempotent."""
@@ -101,18 +101,18 @@ class Listeners:
         for sock in self._open.pop(listen, ()):
             if sock in self._inherited:
                 places.add(place := _listen(sock))  # of two for a family each, each has its own
-                self._left.setdefault(place, []).append(sock)
+                self._unclaimed.setdefault(place, []).append(sock)
             else:
                 sock.close()
-        self._service.unstore(_name(listen))
+        self._systemd.unstore(_name(listen))
         for place in places:
-            for sock in self._left.get(place, ()):
-                self._service.store(_name(place), sock.fileno())
+            for sock in self._unclaimed.get(place, ()):
+                self._systemd.store(_name(place), sock.fileno())
 
-    def forget_left(self) -> None:
+    def close_unclaimed(self) -> None:
         """Close inherited sockets that nobody has asked for since the start: their ports are not in the table any more."""
-        for listen, socks in self._left.items():
-            self._service.unstore(_name(listen))
+        for listen, socks in self._unclaimed.items():
+            self._systemd.unstore(_name(listen))
             if (
                 listen in self._open
             ):  # there were more workers before: in the store it would get its share of the clients for ever
@@ -129,7 +129,7 @@ class Listeners:
                 if listen not in self._open:
                     sock.shutdown(socket.SHUT_RDWR)
                 sock.close()
-        self._left.clear()
+        self._unclaimed.clear()
 
     def store(self) -> None:
         """Put everything into the fd store; what is already there is not stored twice."""
@@ -139,7 +139,7 @@ class Listeners:
     def _store(self, listen: Listen) -> None:
         for sock in self._open[listen]:
             if sock.fileno() >= 0:
-                self._service.store(_name(listen), sock.fileno())
+                self._systemd.store(_name(listen), sock.fileno())
 
     def all(self) -> list[int]:
         """The descriptors of all listening sockets, for a successor."""
@@ -147,17 +147,17 @@ class Listeners:
 
     def _note(self, listen: Listen, sock: SocketType) -> None:
         self._open.setdefault(listen, []).append(sock)
-        self._service.store(_name(listen), sock.fileno())
+        self._systemd.store(_name(listen), sock.fileno())
 
     def _take(self, listen: Listen) -> SocketType | None:
         places = [listen]
         if listen.ip == ANY:
             places.append(Listen(listen.protocol, "0.0.0.0", listen.port))  # for a machine without IPv6
         for place in places:
-            if left := self._left.get(place):
+            if left := self._unclaimed.get(place):
                 sock = left.pop()
                 if not left:
-                    del self._left[place]
+                    del self._unclaimed[place]
                 return sock
         return None
 

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from pylb.upgrade.protocol import VARIABLE, Talk
+from pylb.upgrade.protocol import VARIABLE, Conversation
 
 # Forks once more and reports the pid: so the successor is a child of process 1 from the start, which reaps it.
 _LAUNCHER = """
@@ -34,7 +34,7 @@ class Successor:
         """Raises OSError: it has ended already. The channel is taken over only if the process lives."""
         self.pid = pid
         self._fd = os.pidfd_open(pid)
-        self.talk = Talk(channel)
+        self.conversation = Conversation(channel)
 
     def signal(self, number: signal.Signals) -> bool:
         """Send it a signal. False: it has ended. The signal never hits another process that got its pid."""
@@ -54,7 +54,7 @@ class Successor:
         await asyncio.to_thread(_wait_for, self._fd, ENDED)
 
     def close(self) -> None:
-        self.talk.close()
+        self.conversation.close()
         os.close(self._fd)
 
 

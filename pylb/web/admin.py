@@ -24,7 +24,7 @@ from pylb.forward.counters import Counters
 from pylb.metrics import exposition
 from pylb.metrics.families import Scrape
 from pylb.web.answers import json_refusal
-from pylb.web.sessions import FILTERS, Sessions, ended, living, query_of, reach_json, session_json, trace_json
+from pylb.web.sessions import FILTERS, SessionSource, ended, living, query_of, reach_json, session_json, trace_json
 from pylb.web.types import Answer, Call, Handler, NoRoute, Router, json_answer
 from pylb.web.views import frontend_json, registration_json, server_json, tenths
 
@@ -50,7 +50,7 @@ class Admin:
         hosts: Iterable[str] = (),
         page: Mapping[str, Handler] | None = None,
         *,
-        live: Sessions,
+        live: SessionSource,
         haproxy: Callable[[], Awaitable[Scrape]] | None = None,
         compat: bool = False,
     ) -> None:

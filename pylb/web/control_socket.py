@@ -13,7 +13,7 @@ from contextlib import AsyncExitStack, aclosing
 from pathlib import Path
 from typing import Any
 
-from pylb.control.steps import turn
+from pylb.control.steps import let_loop_run
 from pylb.core.errors import Code, Refused
 from pylb.web.answers import refusal_body
 from pylb.web.unix import UnixServer, check_peer, reachable
@@ -117,7 +117,7 @@ async def pieces(answer: Mapping[str, Any]) -> AsyncGenerator[bytes]:
         for start in range(0, len(value), ITEMS):
             if start:
                 yield (text + ",").encode()
-                await turn()
+                await let_loop_run()
                 text = ""
             some = value[start : start + ITEMS]
             value[start : start + ITEMS] = [None] * len(some)

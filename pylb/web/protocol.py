@@ -17,7 +17,7 @@ from yarl import URL
 
 from pylb.core.errors import break_cycles
 from pylb.web import exchange
-from pylb.web.crowd import Connection
+from pylb.web.connections import Connection
 from pylb.web.listener import HttpLimits
 from pylb.web.types import json_answer
 

@@ -2,7 +2,7 @@
 
 aiohttp has no deadline for a request, no cap on connections, and generous sizes. So pylb accepts connections itself. A
 client has `deadline` seconds from accept to its complete request, TLS handshake included; at the cap one connection of the
-largest source is cut (see crowd). Nothing is made for a client before its first byte: only then `connect_accepted_socket`
+largest source is cut (connections.py). Nothing is made for a client before its first byte: only then `connect_accepted_socket`
 gives the socket to the event loop, with TLS and aiohttp's protocol on it.
 """
 
@@ -21,7 +21,7 @@ from pylb.core.errors import Refused
 from pylb.web import exchange
 from pylb.web.answers import refusal
 from pylb.web.client_address import network_of
-from pylb.web.crowd import Connection, Crowd
+from pylb.web.connections import Connection, Connections
 from pylb.web.listener import HttpLimits, check_aiohttp
 from pylb.web.protocol import Http, Protocol
 from pylb.web.tls import Certificate
@@ -62,7 +62,7 @@ class HttpServer:
         self._handler = handler
         self._limits = limits or HttpLimits()
         self._tls = tls
-        self._open = Crowd(self._limits)
+        self._open = Connections(self._limits)
         self._resume: asyncio.TimerHandle | None = None
         self._say_again = 0.0  # loop time
         self._stopping = False

@@ -17,7 +17,7 @@ FILTERS = frozenset({"client", "frontend", "server", "code", "since", "limit", "
 _VIEWS_PER_TURN = 500
 
 
-class Sessions(Protocol):
+class SessionSource(Protocol):
     """The sessions of the engine, or of all workers."""
 
     @property
@@ -65,7 +65,7 @@ def _number(name: str, text: str, most: float) -> float:
     return found
 
 
-class Living(NamedTuple):
+class LiveSessions(NamedTuple):
     """The answer to a Query about live sessions."""
 
     total: int  # of all live sessions
@@ -73,7 +73,7 @@ class Living(NamedTuple):
     sessions: list[SessionView]  # the first query.limit of them
 
 
-async def living(live: Sessions, query: Query) -> Living:
+async def living(live: SessionSource, query: Query) -> LiveSessions:
     """The live sessions that match the query, collected in steps. Raises Refused."""
     if query.codes or query.since:
         raise Refused(Code.INVALID, "code and since apply only to ended sessions")
@@ -84,7 +84,7 @@ async def living(live: Sessions, query: Query) -> Living:
         some = [one for one in views[start : start + _VIEWS_PER_TURN] if is_meant_live(query, one)]
         matching += len(some)
         first = heapq.nlargest(query.limit, first + some, key=order)
-    return Living(len(views), matching, first)
+    return LiveSessions(len(views), matching, first)
 
 
 _ORDER: dict[str, Callable[[SessionView], float]] = {
@@ -103,7 +103,7 @@ def named(text: str, views: Sequence[SessionView]) -> list[SessionView]:
     return [one for one in views if one.id == wanted]
 
 
-async def ended(live: Sessions, query: Query) -> SearchResult:
+async def ended(live: SessionSource, query: Query) -> SearchResult:
     """The ended sessions that match the query. Raises Refused if none are recorded."""
     if query.by != "age":
         raise Refused(Code.INVALID, "by applies only to live sessions", "ended ones are listed newest first")

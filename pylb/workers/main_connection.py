@@ -19,7 +19,7 @@ from pylb.core.recorder import SessionTrace
 from pylb.core.session import SessionRecord
 from pylb.core.table import Frontend, Server
 from pylb.forward.engine import Engine
-from pylb.logs.formats import Gathered
+from pylb.logs.formats import LineBatch
 from pylb.workers.channel import BadFrame, Channel, ChannelClosed, Frame
 from pylb.workers.messages import (
     PIECE,
@@ -56,7 +56,7 @@ REPORT = 1.0  # seconds
 class MainConnection:
     """Also the engine's observer and opener. `gathered`: the sessions that become log lines."""
 
-    def __init__(self, channel: Channel, hello: Hello, gathered: Gathered) -> None:
+    def __init__(self, channel: Channel, hello: Hello, gathered: LineBatch) -> None:
         self._channel = channel
         self._hello = hello
         self._gathered = gathered

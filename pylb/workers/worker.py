@@ -17,7 +17,7 @@ from pylb.forward.engine import Engine
 from pylb.forward.own_dials import SIZE, OwnDials
 from pylb.forward.timers import TICK
 from pylb.host.loop_lag import Pulse, collect_rarely
-from pylb.logs.formats import Gathered
+from pylb.logs.formats import LineBatch
 from pylb.workers.channel import BadFrame, Channel, ChannelClosed, Frame
 from pylb.workers.main_connection import MainConnection
 from pylb.workers.messages import VERSION, Hello, decoded
@@ -72,7 +72,7 @@ def _name(text: str) -> None:
 
 def run(channel: Channel, hello: Hello, own_dials: OwnDials) -> None:
     """Run until everything is over. Raises BadFrame."""
-    link = MainConnection(channel, hello, Gathered(hello.log_format, hello.log_selection))
+    link = MainConnection(channel, hello, LineBatch(hello.log_format, hello.log_selection))
     engine = Engine(
         observer=link,
         max_connections=hello.max_connections,

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pylb.app.keys import TOKEN_FILE
+from pylb.app.tokens import TOKEN_FILE
 from pylb.config import default_state_dir
 from pylb.web.control_socket import call
 from tests.app.instance import Instance, cli

@@ -26,9 +26,9 @@ BEFORE_GO = {
     "the successor serves": ("pylb/upgrade/handover.py", "await _tell_systemd(introduce, successor)"),
 }
 AFTER_GO = {
-    "the successor is in charge": ("pylb/app/succession.py", "live, seconds = self._forwarding.open_sessions"),
-    "the doors are about to be closed": ("pylb/app/succession.py", "timeouts = self._settings.config.defaults.timeouts\n"),
-    "the last session has ended": ("pylb/app/ending.py", "await self._before.ended(at_once=self._at_once)"),
+    "the successor is in charge": ("pylb/app/upgrade.py", "live, seconds = self._forwarding.open_sessions"),
+    "the doors are about to be closed": ("pylb/app/upgrade.py", "timeouts = self._settings.config.defaults.timeouts\n"),
+    "the last session has ended": ("pylb/app/shutdown.py", "await self._before.ended(at_once=self._at_once)"),
 }
 
 

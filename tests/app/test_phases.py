@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pylb.app.phases import TABLE, Action, Life, Phase, Trigger
+from pylb.app.phases import TABLE, Action, Phase, PhaseMachine, Trigger
 
 SIGNALS = (Trigger.RELOAD, Trigger.REOPEN, Trigger.UPGRADE, Trigger.STOP)
 
@@ -19,10 +19,10 @@ def test_every_signal_and_a_failure_mean_something_in_every_phase() -> None:
 
 def test_what_cannot_happen_is_a_bug_and_raises() -> None:
     with pytest.raises(KeyError):
-        Life().on(Trigger.TAKEN_OVER)
+        PhaseMachine().on(Trigger.TAKEN_OVER)
 
 
-def in_phase(phase: Phase) -> Life:
+def in_phase(phase: Phase) -> PhaseMachine:
     way: dict[Phase, tuple[Trigger, ...]] = {
         Phase.STARTING: (),
         Phase.SERVING: (Trigger.STARTED,),
@@ -32,7 +32,7 @@ def in_phase(phase: Phase) -> Life:
         Phase.HASTENED: (Trigger.STARTED, Trigger.UPGRADE, Trigger.TAKEN_OVER, Trigger.PARTED, Trigger.STOP),
         Phase.STOPPING: (Trigger.STARTED, Trigger.STOP),
     }
-    life = Life()
+    life = PhaseMachine()
     for trigger in way[phase]:
         life.on(trigger)
     assert life.phase is phase
@@ -86,7 +86,7 @@ def test_signals_during_an_upgrade_go_to_the_new_one_once_each() -> None:
 
 
 def test_an_upgrade_asked_for_during_the_start_begins_after_it() -> None:
-    life = Life()
+    life = PhaseMachine()
     life.on(Trigger.UPGRADE)
     life.on(Trigger.RELOAD)
     assert life.on(Trigger.STARTED) == [(Action.UPGRADE, Trigger.UPGRADE)]
@@ -101,7 +101,7 @@ class OneProcess:
     """A life, and what a real process does about its actions: reloads at once, a successor in several steps."""
 
     born: int  # when it reads its config and opens its log for the first time
-    life: Life = field(default_factory=Life)
+    life: PhaseMachine = field(default_factory=PhaseMachine)
     done: dict[Trigger, int] = field(default_factory=dict)  # when it last began to reload, and to reopen its log
     successor: "OneProcess | None" = None
     dead: bool = False

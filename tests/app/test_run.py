@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from pylb.app.keys import TOKEN_FILE
+from pylb.app.tokens import TOKEN_FILE
 from pylb.config.source import LAST_GOOD
 from tests.app.instance import Instance, echo, fetch, token
 from tests.support.peers import need

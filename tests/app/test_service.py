@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from pylb.core.address import Listen
-from pylb.host.systemd import Service
-from pylb.upgrade.sockets import Listeners, passed
+from pylb.host.systemd import SystemdService
+from pylb.upgrade.sockets import ListeningSockets, passed
 from tests.app.instance import Instance, echo
 from tests.app.systemd import Systemd
 from tests.support.baseline import descriptors
@@ -144,7 +144,7 @@ def test_a_config_that_is_wrong_is_never_ready(pylb: Instance, systemd: Systemd)
 def test_without_a_supervisor_or_with_a_deaf_one_nothing_is_told_and_nothing_is_left(tmp_path: Path, address: str) -> None:
     place = str(tmp_path / address) if address == "nobody" else address
     before = descriptors()
-    service = Service({"NOTIFY_SOCKET": place})
+    service = SystemdService({"NOTIFY_SOCKET": place})
     reader, writer = os.pipe()
     service.ready("x")
     service.alive()
@@ -160,7 +160,7 @@ def test_without_a_supervisor_or_with_a_deaf_one_nothing_is_told_and_nothing_is_
 
 def test_what_a_busy_supervisor_does_not_take_is_said_later_in_its_order(systemd: Systemd) -> None:
     before = descriptors()
-    service = Service(systemd.environ)
+    service = SystemdService(systemd.environ)
     reader, writer = os.pipe()
     for number in range(300):
         service.store(f"port-{number}", writer)
@@ -181,7 +181,7 @@ def test_what_a_busy_supervisor_does_not_take_is_said_later_in_its_order(systemd
 
 def test_who_the_service_is_from_now_on_is_said_behind_all_else_or_not_at_all(systemd: Systemd) -> None:
     """In its queue it was lost if the old one ended before, and systemd ignored all that the new one had said until then."""
-    service = Service(systemd.environ)
+    service = SystemdService(systemd.environ)
     reader, writer = os.pipe()
     while not service._waiting:
         service.store("port", writer)
@@ -207,18 +207,18 @@ def test_an_abstract_address_is_one(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
         sock.bind(f"\0{name}")
         sock.settimeout(5)
-        with closing(Service({"NOTIFY_SOCKET": f"@{name}"})) as service:
+        with closing(SystemdService({"NOTIFY_SOCKET": f"@{name}"})) as service:
             service.status("here")
         assert sock.recv(100) == b"STATUS=here"
 
 
 WITHOUT_A_DESCRIPTOR = """
     import os, resource, socket
-    from pylb.host.systemd import Service
+    from pylb.host.systemd import SystemdService
 
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
         systemd.bind("\\0pylb-test-%d" % os.getpid())
-        service = Service({"NOTIFY_SOCKET": "@pylb-test-%d" % os.getpid()})
+        service = SystemdService({"NOTIFY_SOCKET": "@pylb-test-%d" % os.getpid()})
         resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))
         service.alive()
         assert systemd.recv(100) == b"WATCHDOG=1"
@@ -242,7 +242,7 @@ def test_a_pylb_without_descriptors_shows_signs_of_life_all_the_same() -> None:
     ],
 )
 def test_the_watchdog_counts_if_it_is_ours(variables: dict[str, str], seconds: float) -> None:
-    assert Service(variables).watchdog == seconds
+    assert SystemdService(variables).watchdog == seconds
 
 
 @pytest.mark.parametrize("count", ["-1", "", "x", "²", "9" * 20, "9" * 5000])
@@ -263,7 +263,7 @@ def test_a_wrong_count_of_descriptors_names_none_that_pylb_opened_itself() -> No
 def test_a_descriptor_that_is_not_there_is_none_of_those_that_were_passed() -> None:
     came = socket.create_server(("127.0.0.1", 0))
     listen, fd = Listen("tcp", *came.getsockname()), came.detach()
-    listeners = Listeners(Service({}))
+    listeners = ListeningSockets(SystemdService({}))
     listeners.inherit([999_999, fd])
     sock = listeners.open(listen)  # the one that is there, not another one on its port
     try:
@@ -281,7 +281,7 @@ def test_what_a_supervisor_does_not_take_is_bounded_and_holds_few_descriptors(
     with (
         socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as deaf,
         ExitStack() as pipe,
-        closing(Service({"NOTIFY_SOCKET": str(tmp_path / "notify")})) as service,
+        closing(SystemdService({"NOTIFY_SOCKET": str(tmp_path / "notify")})) as service,
     ):
         deaf.bind(str(tmp_path / "notify"))
         reader, writer = os.pipe()
@@ -319,13 +319,13 @@ def test_a_socket_for_ipv6_alone_beside_one_for_ipv4_is_served_or_loudly_closed(
     four = socket.create_server(("0.0.0.0", 0))
     port = four.getsockname()[1]
     six = socket.create_server(("::", port), family=socket.AF_INET6, dualstack_ipv6=False)
-    listeners = Listeners(Service({}))
+    listeners = ListeningSockets(SystemdService({}))
     listeners.inherit([four.detach(), six.detach()])
     wanted = [Listen("tcp", ip, port) for ip in (["0.0.0.0", "::"] if place == "two frontends" else ["*"])]
     opened = [listeners.open(listen) for listen in wanted]
     if place == "engine" and (twin := listeners.twin(wanted[0])) is not None:
         opened.append(twin)
-    listeners.forget_left()
+    listeners.close_unclaimed()
     try:
         assert (f"IPv6 clients of *:{port} are refused" in caplog.text) is (place == "worker")
         assert len({sock.family for sock in opened}) == (1 if place == "worker" else 2)

@@ -15,7 +15,7 @@ import kubernetes_validate  # type: ignore[import-untyped]
 import pytest
 import yaml
 
-from pylb.app.keys import TOKEN_FILE
+from pylb.app.tokens import TOKEN_FILE
 from pylb.config.generated_tokens import FOLDER
 from tests.app.instance import SECRET, Instance, cli, token
 from tests.app.test_cli import INC

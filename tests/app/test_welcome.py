@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pylb.app.keys import TOKEN_FILE
+from pylb.app.tokens import TOKEN_FILE
 from pylb.app.welcome import banner, first_steps, program
 from pylb.config import Config, parse
 

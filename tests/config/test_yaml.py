@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pylb.config import ConfigErrors, Place, Problem, parse
+from pylb.config import ConfigErrors, Position, Problem, parse
 from pylb.config.yamlplace import MAX_CHARACTERS, MAX_NODES
 
 
@@ -144,7 +144,7 @@ def _problems(text: str, filename: str) -> list[Problem]:
     try:
         parse(text, filename).rules()
     except ConfigErrors as errors:
-        return errors.problems or [Problem(filename, Place(), "raised, but said nothing")]
+        return errors.problems or [Problem(filename, Position(), "raised, but said nothing")]
     return []
 
 

@@ -340,7 +340,7 @@ async def test_a_bug_in_one_call_ends_that_call_only(tmp_path: Path) -> None:
         raise ZeroDivisionError
 
     async with control(tmp_path) as c:
-        buggy = c.registry._state.writer.turn(bug, (), by="test")
+        buggy = c.registry._state.writer.perform(bug, (), by="test")
         answers = await asyncio.gather(c.put({port: 30001}), buggy, c.put({other: 30002}, name="o"), return_exceptions=True)
         assert isinstance(answers[1], ZeroDivisionError)
         assert c.sink.ports == {port, other}

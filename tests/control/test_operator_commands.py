@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pylb.control.admission import Imported
+from pylb.control.new_registration import ImportedServer
 from pylb.core.address import Address, parse_ports
 from pylb.core.errors import Refused
 from pylb.core.policy import AdminState
@@ -95,14 +95,16 @@ async def test_old_haproxy_servers_are_imported_as_legacy_registrations(tmp_path
     one, two = free_ports(2)
     tokens = (token("a", ports=parse_ports([one])), token("b", ports=parse_ports([one, two])))
     async with control(tmp_path, *tokens) as c:
-        items = [Imported(port, Address(NODE_A, 30443), "old") for port in (one, two, 22)]
+        items = [ImportedServer(port, Address(NODE_A, 30443), "old") for port in (one, two, 22)]
         lines = await c.registry.operator.import_legacy(items, "")
         assert "several tokens may open" in lines[0]
         assert lines[1] == f"created {two} -> {NODE_A}:30443"
         assert "no token that may open port 22" in lines[2]
         assert (await c.registry.operator.import_legacy(items[:1], "a")) == [f"created {one} -> {NODE_A}:30443"]
-        assert "no target" in (await c.registry.operator.import_legacy([Imported(two, Address("169.254.1.1", 1))]))[0]
-        assert "may not aim at port 22" in (await c.registry.operator.import_legacy([Imported(two, Address(NODE_A, 22))]))[0]
+        assert "no target" in (await c.registry.operator.import_legacy([ImportedServer(two, Address("169.254.1.1", 1))]))[0]
+        assert (
+            "may not aim at port 22" in (await c.registry.operator.import_legacy([ImportedServer(two, Address(NODE_A, 22))]))[0]
+        )
         with target(30443, NODE_A):
             await c.pass_time(2, probing=True)
         assert c.ranks(one) == {NODE_A: 0}

@@ -57,7 +57,7 @@ async def test_a_token_that_was_reloaded_away_while_its_target_was_dialled_regis
             with pytest.raises(Refused, match="no longer valid"):
                 await call
         assert c.sink.ports == set()
-        assert c.registry._state.checker.findings.proof(Address(NODE_A, hole)) is None
+        assert c.registry._state.checker.health_records.proof(Address(NODE_A, hole)) is None
 
 
 async def test_a_second_instance_behind_a_static_frontend_joins_it(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule
 
-from pylb.control.health.prober import Question
+from pylb.control.health.prober import ProbeRequest
 from pylb.control.registry import Registry
 from pylb.control.storage.store import Store
 from pylb.core.auth import Caller, Keyring, Token
@@ -174,7 +174,7 @@ class Rivals(RuleBasedStateMachine):
     def run(self, work: Coroutine[Any, Any, Any]) -> Any:
         return self.loop.run_until_complete(work)
 
-    async def ask(self, _question: Question) -> str:
+    async def ask(self, _question: ProbeRequest) -> str:
         return "refused" if self.answers_since is None else "yes"
 
     def call(self, who: Token, ip: str, *, draining: bool) -> None:

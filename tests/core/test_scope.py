@@ -4,7 +4,7 @@ from dataclasses import fields, replace
 
 import pytest
 
-from pylb.control.admission import Imported
+from pylb.control.new_registration import ImportedServer
 from pylb.core.address import Network, parse_network, parse_ports
 from pylb.core.auth import Caller, Token
 from pylb.core.errors import Code, Refused
@@ -45,7 +45,7 @@ NO_REACH = {
     AnnouncementBody: {"frontends", "ttl", "state"},
     FrontendBody: {"port", "proxy_protocol", "weight", "backup"},  # `port` is listened on; a PROXY header is bytes
     LegacyCall: {"action", "port", "name", "send_proxy", "address_note"},
-    Imported: {"port", "name", "send_proxy"},
+    ImportedServer: {"port", "name", "send_proxy"},
     FrontendRequest: {"port", "send_proxy", "weight", "backup"},
     Check: {"kind", "steps", "path", "host", "method", "status"},  # bytes of the question, and what to make of the answer
     HealthOverride: {"interval", "rise", "fall", "when_all_down"},
@@ -55,7 +55,7 @@ REACHING = {
     AnnouncementBody: {"address"},
     FrontendBody: {"target_port", "health"},
     LegacyCall: {"address", "target_port"},
-    Imported: {"address"},
+    ImportedServer: {"address"},
     FrontendRequest: {"target_port", "health"},
     HealthOverride: {"check", "port"},
     Check: {"port"},

@@ -20,7 +20,7 @@ from pydantic_core import PydanticCustomError
 
 from pylb.config import ConfigErrors, parse
 from pylb.config import values as v
-from pylb.config.generated_tokens import read_made
+from pylb.config.generated_tokens import read_generated
 from pylb.config.yamlplace import read
 from pylb.control.storage import snapshot
 from pylb.control.storage import table_history as history
@@ -39,7 +39,7 @@ from pylb.core.registration import check_name, parse_native
 from pylb.core.tcp_info import parse_tcp_info
 from pylb.haproxy import legacy_import
 from pylb.haproxy.translate import translate
-from pylb.host.systemd import Service
+from pylb.host.systemd import SystemdService
 from pylb.upgrade import processes as generations
 from pylb.upgrade.protocol import report_of, word
 from pylb.upgrade.sockets import passed
@@ -142,7 +142,7 @@ def _snapshot(found: Any) -> None:
 
 
 def _restored(path: Path) -> list[history.Generation]:
-    kept = history.History(lambda: 0.0, path)
+    kept = history.TableHistory(lambda: 0.0, path)
     kept.restore()
     return kept.generations()
 
@@ -247,7 +247,7 @@ def _answer(data: bytes) -> object:
 
 def _environment(data: bytes) -> object:
     value = data.decode("utf-8", "surrogateescape")
-    Service({"WATCHDOG_USEC": value})
+    SystemdService({"WATCHDOG_USEC": value})
     found = passed({"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": value})
     assert len(found) <= 1 << 20, "no process has that many descriptors"
     return found
@@ -276,7 +276,7 @@ PARSERS: tuple[Parser, ...] = (
     Parser("snapshot", _of_json(snapshot.decode), (), x.SNAPSHOT, _WORDS_OF_JSON, _snapshot, memory=1000),
     Parser("history", in_file("history.jsonl", _restored), (), x.HISTORY, (*_WORDS_OF_JSON, b"\n"), _history, memory=1000),
     Parser("processes", in_file("processes", _processes), (), (b"12 345\n678 9\n",), (b" ",)),
-    Parser("token file", in_file("tokens/web", lambda path: read_made(path.parent.parent)), (), x.MADE, _WORDS_OF_JSON),
+    Parser("token file", in_file("tokens/web", lambda path: read_generated(path.parent.parent)), (), x.MADE, _WORDS_OF_JSON),
     Parser("config", config, (ConfigErrors,), x.CONFIG, x.YAML_WORDS, memory=10_000, most=1 << 18, slow=True),
     Parser("values", _scalars, (PydanticCustomError,), x.VALUES, x.VALUE_WORDS, memory=1000),
     Parser(

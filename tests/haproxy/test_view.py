@@ -18,7 +18,7 @@ from pylb.haproxy.info import Facts
 from pylb.haproxy.rates import Rates
 from pylb.haproxy.view import View
 from pylb.metrics.exposition import TEXT, written
-from pylb.statuspage.timeseries import History
+from pylb.statuspage.timeseries import TimeSeries
 from pylb.workers.sampler import Sampler
 
 FRONTENDS, SERVERS = 1000, 3
@@ -98,7 +98,7 @@ async def test_no_step_holds_the_loop(tmp_path: Path) -> None:
     await registry.start()
     facts = Facts(0.0, 0, 1, 1, FRONTENDS, 1, 0, False, "here")
     rates = Rates()
-    sampler = Sampler(lambda: registry.table, lambda: [counters.frontends], [rates, History()])
+    sampler = Sampler(lambda: registry.table, lambda: [counters.frontends], [rates, TimeSeries()])
     view = View(registry, current, lambda: facts, rates)
     commands = Commands(view, {}, None)  # type: ignore[arg-type]
 

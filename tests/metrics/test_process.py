@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import pytest
 
 from pylb.metrics import process as module
-from pylb.metrics.process import vitals
+from pylb.metrics.process import process_usage
 
 
 @contextmanager
@@ -32,7 +32,7 @@ def no_descriptor_left() -> Iterator[int]:
 
 
 def test_a_process_that_is_gone_is_left_out() -> None:
-    assert list(vitals({"main": os.getpid(), "worker-1": 2**22 + 1})) == ["main"]
+    assert list(process_usage({"main": os.getpid(), "worker-1": 2**22 + 1})) == ["main"]
 
 
 @pytest.mark.parametrize("kernel", ["has a count", "has none"])
@@ -40,6 +40,6 @@ def test_at_the_limit_of_open_files_their_number_is_still_told(kernel: str, monk
     if kernel == "has none":  # before Linux 6.2 the size of the directory is 0
         monkeypatch.setattr(module.os, "stat", lambda _path: os.stat_result((0,) * 10))
     with no_descriptor_left() as limit:
-        found = vitals({"main": os.getpid()})
+        found = process_usage({"main": os.getpid()})
     assert found["main"] == (limit, None, None)
-    assert vitals({"main": os.getpid()})["main"].open_fds < limit
+    assert process_usage({"main": os.getpid()})["main"].open_fds < limit

@@ -19,8 +19,8 @@ from pylb.core.policy import AdminState
 from pylb.core.registration import parse_native
 from pylb.forward.counters import FrontendCounters
 from pylb.haproxy.rates import Rates
-from pylb.statuspage.stream import BACKLOG, MOST_OF_ONE, MOST_STREAMS, Feed
-from pylb.statuspage.timeseries import History
+from pylb.statuspage.stream import BACKLOG, MOST_OF_ONE, MOST_STREAMS, PageStream
+from pylb.statuspage.timeseries import TimeSeries
 from pylb.workers.sampler import Sampler
 from tests.support.ports import free_port
 from tests.ui.many import FRONTENDS, SERVERS, blank, busy, rules
@@ -32,7 +32,7 @@ TARGET = free_port()  # nobody listens there, so a connect is refused
 @dataclass
 class Watched:
     control: Control
-    feed: Feed
+    feed: PageStream
     sampler: Sampler
     about: dict[str, Any] = field(default_factory=lambda: {"host": "here"})
 
@@ -50,13 +50,13 @@ async def watched(folder: Path) -> AsyncIterator[Watched]:
         def parts() -> list[Mapping[Listen, FrontendCounters]]:
             return [control.engine.counters.frontends]
 
-        history = History()
-        feed = Feed(control.registry, history, lambda: dict(about))
+        history = TimeSeries()
+        feed = PageStream(control.registry, history, lambda: dict(about))
         yield Watched(control, feed, Sampler(lambda: control.registry.table, parts, [history], sampled=feed.sampled), about)
 
 
 class Reader:
-    def __init__(self, feed: Feed, source: bytes = b"") -> None:
+    def __init__(self, feed: PageStream, source: bytes = b"") -> None:
         self.messages = feed.stream(source)
 
     async def next(self) -> Any:
@@ -222,8 +222,8 @@ async def test_no_step_of_telling_it_holds_the_loop(tmp_path: Path) -> None:
     try:
         async with running(tmp_path, rules(FRONTENDS)) as control:
             counters = {listen: blank(frontend) for listen, frontend in control.registry.table.frontends.items()}
-            history = History()
-            feed = Feed(control.registry, history, dict)
+            history = TimeSeries()
+            feed = PageStream(control.registry, history, dict)
             sampler = Sampler(lambda: control.registry.table, lambda: [counters], [history, Rates()], sampled=feed.sampled)
             messages = feed.stream()
             reading = asyncio.get_running_loop().create_task(anext(messages))

@@ -12,7 +12,7 @@ from pylb.core.address import Listen
 from pylb.core.policy import Policy
 from pylb.core.table import Frontend, make_table
 from pylb.forward.counters import CONNECT_BOUNDS, Histogram
-from pylb.statuspage.timeseries import LATELY, MARKS, History, Point, Rate, quantile, rate
+from pylb.statuspage.timeseries import LATELY, MARKS, Point, Rate, TimeSeries, quantile, rate
 from pylb.workers.sampler import FrontendSum, Moment, ServerSum
 
 A, B = Listen("tcp", "*", 443), Listen("tcp", "*", 25)
@@ -23,7 +23,7 @@ def counts(total: int, connects: tuple[int, ...] = (0,) * BUCKETS, sessions: int
     return FrontendSum(sessions, total, 100 * total, 200 * total, connects, servers={"pod": ServerSum(sessions, total)})
 
 
-def look(history: History, wall: float, clock: float, found: Mapping[Listen, FrontendSum]) -> Point | None:
+def look(history: TimeSeries, wall: float, clock: float, found: Mapping[Listen, FrontendSum]) -> Point | None:
     """As the sampler does. The point of this look, if it made one."""
     frontends = {listen: Frontend("web", listen, Policy(), ()) for listen in found}
     history.point = None
@@ -35,7 +35,7 @@ def look(history: History, wall: float, clock: float, found: Mapping[Listen, Fro
 
 
 def test_a_rate_is_a_difference_by_its_seconds() -> None:
-    history = History()
+    history = TimeSeries()
     assert look(history, 1000.0, 50.0, {A: counts(10), B: counts(5)}) is None  # nothing to be compared with
     point = look(history, 1001.0, 51.0, {A: counts(16, sessions=4), B: counts(5, sessions=1)})
     assert point is not None
@@ -51,14 +51,14 @@ def test_a_rate_is_a_difference_by_its_seconds() -> None:
 
 
 def test_a_window_of_samples_evens_out_reports_that_come_at_moments_of_their_own() -> None:
-    history = History(window=3)
+    history = TimeSeries(window=3)
     points = [look(history, float(at), float(at), {A: counts(total)}) for at, total in enumerate((0, 0, 20, 20, 40, 40, 60))]
     assert [point.connections for point in points[4:] if point is not None] == pytest.approx([40 / 3, 20 / 3, 40 / 3])
 
 
 def test_what_has_left_makes_no_negative_rate_and_what_is_new_starts_at_nothing() -> None:
     assert rate(counts(3), counts(10), 1.0) == Rate(0.0, 0.0, 0.0)
-    history = History()
+    history = TimeSeries()
     look(history, 0.0, 0.0, {A: counts(1_000_000)})
     point = look(history, 1.0, 1.0, {B: counts(2)})
     assert point is not None
@@ -72,7 +72,7 @@ def test_quantiles_come_from_the_buckets_of_the_last_seconds_alone() -> None:
     new = list(old)
     new[CONNECT_BOUNDS.index(0.01)] += 98
     new[CONNECT_BOUNDS.index(1.0)] += 2
-    history = History()
+    history = TimeSeries()
     look(history, 0.0, 0.0, {A: counts(0, tuple(old))})
     point = look(history, 1.0, 1.0, {A: counts(1, tuple(new))})
     assert point is not None
@@ -96,7 +96,7 @@ def test_a_quantile_lies_in_the_bucket_of_the_value_it_stands_for(values: list[f
 
 
 def test_it_holds_fifteen_minutes_and_no_more() -> None:
-    history = History(points=10)
+    history = TimeSeries(points=10)
     for at in range(100):
         look(history, float(at), float(at), {A: counts(at)})
         assert len(history._columns[0]) <= 20
@@ -107,7 +107,7 @@ def test_it_holds_fifteen_minutes_and_no_more() -> None:
 
 
 def test_a_flood_of_refused_calls_does_not_push_out_the_marks() -> None:
-    history = History()
+    history = TimeSeries()
     history.note(Event(5.0, "moved", "moved app: 443 -> 10.0.0.8:30443"))
     for _ in range(5000):
         history.note(Event(6.0, "refused", "refused PUT app"))

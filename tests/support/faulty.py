@@ -13,13 +13,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from pylb.app import succession
+from pylb.app import upgrade
 from pylb.app.heartbeat import Heartbeat
 from pylb.app.operations import Operations
-from pylb.app.reload import Reloading
+from pylb.app.reload import ConfigReload
 from pylb.app.reporting import Reporting
 from pylb.app.settings import Settings
-from pylb.app.succession import Arrival, Succession
+from pylb.app.upgrade import IncomingUpgrade, OutgoingUpgrade
 from pylb.cli.main import main
 from pylb.control import tasks
 from pylb.control.event_texts import EventTexts
@@ -32,14 +32,14 @@ from pylb.control.storage.store import Store
 from pylb.control.tasks import Part
 from pylb.forward.engine import Engine
 from pylb.host.loop_lag import Pulse
-from pylb.host.systemd import Service
+from pylb.host.systemd import SystemdService
 from pylb.logs.session_log import ConnectionLog
-from pylb.statuspage.stream import Feed
+from pylb.statuspage.stream import PageStream
 from pylb.upgrade import handover
 from pylb.upgrade.arriving import Predecessors
 from pylb.upgrade.leaving import Transfer
-from pylb.upgrade.processes import Generations
-from pylb.upgrade.sockets import Listeners
+from pylb.upgrade.processes import ProcessList
+from pylb.upgrade.sockets import ListeningSockets
 from pylb.upgrade.successor import Successor
 from pylb.web.server import HttpServer
 from pylb.web.unix import UnixServer
@@ -53,16 +53,16 @@ PLACES: dict[str, tuple[type | ModuleType, str]] = {
     Part.NAMES: (Resolver, "is_due"),
     Part.KEYS: (Settings, "key_files"),
     Part.CERTIFICATES: (Settings, "certificate_files"),
-    Part.ADDRESSES: (Reloading, "read_addresses"),
+    Part.ADDRESSES: (ConfigReload, "read_addresses"),
     Part.BEAT: (Pulse, "beat"),
     Part.RATES: (Sampler, "sample"),
-    Part.PAGE: (Feed, "look"),
+    Part.PAGE: (PageStream, "look"),
     Part.WATCHDOG: (Heartbeat, "state"),
     Part.RELOAD: (Operations, "reload"),
-    Part.UPGRADE: (succession, "hand_over"),
+    Part.UPGRADE: (upgrade, "hand_over"),
     Part.PREDECESSOR: (Predecessors, "_hear_failures"),
-    Part.SUCCESSOR: (handover, "tell"),
-    Part.PROCESSES: (Generations, "note"),
+    Part.SUCCESSOR: (handover, "send_counts"),
+    Part.PROCESSES: (ProcessList, "note"),
     Part.EVENTS: (Reporting, "note"),
     Part.ANSWERS: (EventTexts, "registered"),
     Part.SESSIONS: (ConnectionLog, "session_ended"),
@@ -79,25 +79,25 @@ BEFORE_GO: dict[str, tuple[type | ModuleType, str]] = {
     "hold the state": (Registry, "hand_over"),
     "write the state": (ControlState, "save_now"),
     "let go of the state": (Store, "unlock"),
-    "list the sockets": (Listeners, "all"),
+    "list the sockets": (ListeningSockets, "all"),
     "count": (Transfer, "counted"),
-    "tell the counts": (handover, "tell"),
+    "tell the counts": (handover, "send_counts"),
     "tell the totals": (Registry, "totals"),
-    "inherit the sockets": (Listeners, "inherit"),
-    "meet": (Predecessors, "meet"),
+    "inherit the sockets": (ListeningSockets, "inherit"),
+    "meet": (Predecessors, "add"),
     "go on from the totals": (Registry, "go_on_from"),
-    "take over": (Arrival, "take_over"),
-    "introduce": (Service, "successor"),
+    "take over": (IncomingUpgrade, "take_over"),
+    "introduce": (SystemdService, "successor"),
 }
 AFTER_GO: dict[str, tuple[type | ModuleType, str]] = {
-    "forward a signal": (Succession, "forward"),
+    "forward a signal": (OutgoingUpgrade, "forward"),
     "drain": (Engine, "drain"),
     "stop the registry": (Registry, "stop"),
-    "hear of a stop": (Succession, "_hear_of_a_stop"),
-    "report": (succession, "report_to"),
+    "hear of a stop": (OutgoingUpgrade, "_hear_of_a_stop"),
+    "report": (upgrade, "report_to"),
     "follow": (Predecessors, "follow"),
-    "fill the store": (Listeners, "store"),
-    "the last counts": (succession, "tell_the_last"),
+    "fill the store": (ListeningSockets, "store"),
+    "the last counts": (upgrade, "send_last_counts"),
 }
 
 

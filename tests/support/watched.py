@@ -13,9 +13,9 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-from pylb.app.succession import Arrival
+from pylb.app.upgrade import IncomingUpgrade
 from pylb.cli.main import main
-from pylb.host.systemd import Service
+from pylb.host.systemd import SystemdService
 
 EVENTS = ("open", "socket.getaddrinfo", "socket.gethostbyname", "socket.gethostbyaddr", "subprocess.Popen", "shutil.", "glob.")
 OF_OS = ("listdir", "scandir", "rename", "remove", "mkdir", "rmdir", "chmod", "chown", "link", "symlink", "truncate", "utime")
@@ -75,6 +75,6 @@ def watch(watcher: Watcher) -> None:
 if __name__ == "__main__":
     watcher = Watcher(os.open(os.environ["TOUCHED"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600))
     watch(watcher)
-    watcher.between(Arrival, "count_on", on=True)  # the first thing after the first table
-    watcher.between(Service, "stopping", on=False)
+    watcher.between(IncomingUpgrade, "count_on", on=True)  # the first thing after the first table
+    watcher.between(SystemdService, "stopping", on=False)
     main()

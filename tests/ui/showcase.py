@@ -21,8 +21,8 @@ from pylb.core.session import SessionView
 from pylb.forward.counters import FrontendCounters
 from pylb.forward.engine import Engine
 from pylb.statuspage.page import Page
-from pylb.statuspage.stream import Feed
-from pylb.statuspage.timeseries import History
+from pylb.statuspage.stream import PageStream
+from pylb.statuspage.timeseries import TimeSeries
 from pylb.web.admin import Admin
 from pylb.web.server import HttpServer
 from pylb.workers.in_process import InProcessEngine
@@ -107,8 +107,8 @@ class Showcase:
             clock=self.clock,
         )
         about = {**self._about, "started": round(time.time()) - 93_000}
-        history = History()
-        self.feed = Feed(registry, history, lambda: dict(about), wall=self.wall, clock=self.clock)
+        history = TimeSeries()
+        self.feed = PageStream(registry, history, lambda: dict(about), wall=self.wall, clock=self.clock)
         sampled = self.feed.sampled
         self.sampler = Sampler(lambda: registry.table, self.parts, [history], sampled=sampled, wall=self.wall, clock=self.clock)
         await registry.start()

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pylb.control.health.prober import Question
+from pylb.control.health.prober import ProbeRequest
 from pylb.core.address import Address, Listen, Ports
 from pylb.core.auth import Caller, Keyring, Token
 from pylb.core.errors import Refused
@@ -103,7 +103,7 @@ class Quarter:
         return found
 
 
-async def _answers(_question: Question) -> str:
+async def _answers(_question: ProbeRequest) -> str:
     """Whatever node is asked."""
     return "yes"
 

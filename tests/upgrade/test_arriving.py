@@ -8,7 +8,7 @@ from pylb.core.address import Listen
 from pylb.core.codec import to_plain
 from pylb.forward.counters import Counters, FrontendCounters
 from pylb.upgrade.arriving import Predecessors, inherit
-from pylb.upgrade.protocol import VARIABLE, Refusal, Talk
+from pylb.upgrade.protocol import VARIABLE, Conversation, Refusal
 from pylb.workers.messages import counted, report
 
 
@@ -23,10 +23,10 @@ async def test_counters_of_another_form_begin_anew_and_end_nothing(caplog: pytes
     one = counted(Listen("tcp", "*", 443), FrontendCounters("web"))._replace(connect_seconds=(1, 2, 3))
     count = to_plain(tuple(report(Counters(9), 0.0, (one,))))
     ours, theirs = socket.socketpair()
-    talk, other = Talk(ours), Talk(theirs)
+    conversation, other = Conversation(ours), Conversation(theirs)
     for _ in range(3):
         other.say("count", count="nothing at all")
     other.close()
     before = Predecessors()
-    await before.follow(before.meet(talk, [{"count": count}]))
+    await before.follow(before.add(conversation, [{"count": count}]))
     assert caplog.text.count("counting starts at zero") == 1

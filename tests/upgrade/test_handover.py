@@ -12,8 +12,8 @@ import pytest
 
 from pylb.core.address import Listen
 from pylb.forward.counters import Counters, FrontendCounters
-from pylb.upgrade.handover import Running, hand_over, report_to, tell_the_last
-from pylb.upgrade.protocol import PROTOCOL, Refusal, Talk, report_of
+from pylb.upgrade.handover import OldProcess, hand_over, report_to, send_last_counts
+from pylb.upgrade.protocol import PROTOCOL, Conversation, Refusal, report_of
 from pylb.workers.messages import Report, counted, report
 
 
@@ -32,20 +32,20 @@ async def test_counts_go_on_after_more_at_once_than_a_successor_takes_and_the_la
         def failures(self) -> dict[str, int]:
             return {}
 
-    some = cast("Running", Old())
+    some = cast("OldProcess", Old())
 
-    async def until_its_end(talk: Talk) -> int:
+    async def until_its_end(conversation: Conversation) -> int:
         """How many whole reports came."""
         number = 0
         with suppress(Refusal):
             while True:
-                said, _ = await talk.expect("count", 10)
+                said, _ = await conversation.expect("count", 10)
                 assert len(report_of(said).frontends) == len(many)
                 number += 1
         return number
 
     ours, theirs = socket.socketpair()
-    old, new = Talk(ours), Talk(theirs)
+    old, new = Conversation(ours), Conversation(theirs)
     listening = asyncio.get_running_loop().create_task(old.hear())  # for a stop, as long as it lives
     reporting = asyncio.get_running_loop().create_task(report_to(old, some))
     try:
@@ -55,7 +55,7 @@ async def test_counts_go_on_after_more_at_once_than_a_successor_takes_and_the_la
         for task in (reporting, listening):
             task.cancel()
         await asyncio.gather(reporting, listening, return_exceptions=True)
-    await tell_the_last(old, some)
+    await send_last_counts(old, some)
     assert await until_its_end(new) >= 1
     new.close()
 
@@ -74,7 +74,7 @@ async def test_a_successor_that_has_ended_at_once_leaves_no_watch_on_a_descripto
 
     monkeypatch.setattr("pylb.upgrade.handover.launch", start)
     with pytest.raises(Refusal, match="cannot be started"):
-        await hand_over(cast("Running", None), {}, lambda _pid: True)
+        await hand_over(cast("OldProcess", None), {}, lambda _pid: True)
     assert not asyncio.get_running_loop().remove_reader(channels[0])
 
 
@@ -113,10 +113,10 @@ async def hand_over_to_a_sleeper(
     old = Ready()
     monkeypatch.setattr("pylb.upgrade.handover.ASK_AGAIN", 0.0)
 
-    theirs: list[Talk] = []
+    theirs: list[Conversation] = []
 
     async def start(channel: socket.socket, _environ: object) -> int:
-        theirs.append(Talk(channel.dup()))
+        theirs.append(Conversation(channel.dup()))
         theirs[0].say("ready", protocol=PROTOCOL)
         theirs[0].say("serving")
         return process.pid
@@ -124,7 +124,7 @@ async def hand_over_to_a_sleeper(
     monkeypatch.setattr("pylb.upgrade.handover.launch", start)
     process = Popen(["sleep", "60"])
     try:
-        successor = await hand_over(cast("Running", old), {}, lambda pid: introduce(pid, process))
+        successor = await hand_over(cast("OldProcess", old), {}, lambda pid: introduce(pid, process))
         assert successor.pid == process.pid
         for word in ("count", "yours", "go"):
             await theirs[0].expect(word, 10)

@@ -19,8 +19,8 @@ from pylb.core.address import Listen
 from pylb.core.policy import Policy
 from pylb.core.table import Frontend, make_table
 from pylb.forward.own_dials import OwnDials
-from pylb.host.systemd import Service
-from pylb.upgrade.sockets import Listeners
+from pylb.host.systemd import SystemdService
+from pylb.upgrade.sockets import ListeningSockets
 from pylb.workers.archive import CodeArchive
 from pylb.workers.fleet import Fleet, FleetObserver
 from pylb.workers.messages import VERSION, Hello
@@ -63,7 +63,7 @@ def hello(worker: int) -> Hello:
 @asynccontextmanager
 async def running(archive: CodeArchive, count: int = 1) -> AsyncIterator[Fleet]:
     observer = FleetObserver(lambda *_: None, lambda *_: None, lambda _: None)
-    fleet = Fleet(count, hello, observer, Listeners(Service({})), archive)
+    fleet = Fleet(count, hello, observer, ListeningSockets(SystemdService({})), archive)
     try:
         yield fleet
     finally:

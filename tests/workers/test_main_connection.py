@@ -9,7 +9,7 @@ import pytest
 from pylb.core.log import Selection
 from pylb.core.session import SessionRecord
 from pylb.forward.engine import Engine
-from pylb.logs.formats import BURST, Gathered, tcplog
+from pylb.logs.formats import BURST, LineBatch, tcplog
 from pylb.workers.channel import BadFrame, Channel
 from pylb.workers.main_connection import MainConnection
 from pylb.workers.messages import VERSION, FaultReport, Hello, LogLines, Request, Response, decoded, encoded
@@ -23,7 +23,7 @@ class Worker:
     def __init__(self, selection: Selection) -> None:
         self.main, own = map(Channel, socket.socketpair())
         self.link = MainConnection(
-            own, Hello(VERSION, 1, 1, 10, 1, 1 << 20, "tcplog", log_selection=selection), Gathered("tcplog", selection)
+            own, Hello(VERSION, 1, 1, 10, 1, 1 << 20, "tcplog", log_selection=selection), LineBatch("tcplog", selection)
         )
         self.engine = Engine(observer=self.link, max_connections=10, on_fault=self.link.fault)
         self.link.begin(self.engine)

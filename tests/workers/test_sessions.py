@@ -8,8 +8,8 @@ from pylb.core.address import Address, Listen
 from pylb.core.policy import Policy
 from pylb.core.recorder import Query, parse_session_id
 from pylb.core.table import Frontend, Server, make_table
-from pylb.host.systemd import Service
-from pylb.upgrade.sockets import Listeners
+from pylb.host.systemd import SystemdService
+from pylb.upgrade.sockets import ListeningSockets
 from pylb.workers.archive import CodeArchive
 from pylb.workers.fleet import Fleet, FleetObserver
 from pylb.workers.messages import VERSION, Hello
@@ -34,7 +34,11 @@ async def _ends(listen: Listen) -> None:
 
 async def test_sessions_of_all_workers_are_one_list_and_each_of_them_has_its_story() -> None:
     fleet = Fleet(
-        2, hello, FleetObserver(lambda *_: None, lambda _: None, lambda _: None), Listeners(Service({})), CodeArchive()
+        2,
+        hello,
+        FleetObserver(lambda *_: None, lambda _: None, lambda _: None),
+        ListeningSockets(SystemdService({})),
+        CodeArchive(),
     )
     with ExitStack() as stack, socket.create_server(("127.0.0.1", 0), backlog=LIVE) as backend, socket.socket() as nobody:
         stack.callback(fleet.close)

@@ -14,7 +14,7 @@ from pylb.core.table import Frontend, Server, Table
 from pylb.forward.counters import Counters, FrontendCounters
 from pylb.forward.engine import Engine
 from pylb.forward.own_dials import OwnDials
-from pylb.logs.formats import Gathered
+from pylb.logs.formats import LineBatch
 from pylb.workers.archive import CodeArchive
 from pylb.workers.channel import Channel
 from pylb.workers.fleet import Fleet, FleetObserver
@@ -104,7 +104,7 @@ def fleet(table: Table) -> Iterator[Callable[[Table], object]]:
 @contextmanager
 def worker(table: Table) -> Iterator[Callable[[Table], object]]:
     main, own = map(Channel, socket.socketpair())
-    link = MainConnection(own, HELLO, Gathered("none", Selection()))
+    link = MainConnection(own, HELLO, LineBatch("none", Selection()))
     made = Engine(observer=link, max_connections=100_000, on_fault=link.fault, opener=sockets)
     link.begin(made)
 

@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from math import inf
 
-from pylb.control.health.agenda import Agenda
-from pylb.control.health.findings import Findings, Place, ServerRecord
-from pylb.control.health.prober import Ask, Question, question_of
+from pylb.control.health.prober import Ask, ProbeRequest, probe_request
+from pylb.control.health.records import HealthRecords, Place, ServerRecord
+from pylb.control.health.schedule import ProbeSchedule
 from pylb.control.steps import in_turns
 from pylb.core.address import Address, Listen
 from pylb.core.health import (
@@ -43,12 +43,12 @@ class Checker:
         self._ask = ask
         self._clock = clock
         self._uniform = uniform
-        self._on_news = on_news
-        self.findings = Findings()
-        self._asking: dict[Question, asyncio.Task[tuple[str, bool]]] = {}
+        self._on_change = on_news
+        self.health_records = HealthRecords()
+        self._asking: dict[ProbeRequest, asyncio.Task[tuple[str, bool]]] = {}
         self._probing: set[Place | Address] = set()  # being asked
         self._asked_on: set[Address] = set()  # asked regularly, whatever they have answered
-        self.agenda: Agenda[Place | Address] = Agenda(clock, self.findings.due_at, self._probing)
+        self.schedule: ProbeSchedule[Place | Address] = ProbeSchedule(clock, self.health_records.due_at, self._probing)
         self.table = Table()
         self.defaults = HealthPolicy()  # how unproven targets are dialled
         self._synced = False
@@ -71,14 +71,14 @@ class Checker:
         self.table = table
         if not self._synced:  # of what a snapshot remembered, the rest belongs to nobody
             self._synced = True
-            self.findings.forget_what_no_table_has()
+            self.health_records.forget_what_no_table_has()
 
     def _sync(self, listen: Listen, old: Frontend | None, new: Frontend | None) -> None:
         known = {server.address: server for server in old.servers} if old else {}
         now = {server.address: server for server in new.servers} if new else {}
         same_policy = old is not None and new is not None and old.policy is new.policy
         for address in known.keys() - now.keys():
-            self.findings.remove((listen, address), self._clock())
+            self.health_records.remove((listen, address), self._clock())
         for address, server in now.items():
             old_one = known.get(address)
             if new is not None and not (same_policy and (old_one is server or old_one == server)):
@@ -86,42 +86,42 @@ class Checker:
 
     def _watch(self, frontend: Frontend, server: Server) -> None:
         now, place, policy = self._clock(), (frontend.listen, server.address), frontend.health(server)
-        known = self.findings.add(place, server, now)
-        of_address = self.findings.addresses[server.address]
+        known = self.health_records.add(place, server, now)
+        of_address = self.health_records.addresses[server.address]
         if of_address.proof is None:
             of_address.proof = unproven(now)
             self._plan(server.address)
         if server.admin is AdminState.MAINT or policy.mode is HealthMode.NONE:
-            self.findings.unlearn(place, now)  # until it is asked again, nothing is known about it
+            self.health_records.unlearn(place, now)  # until it is asked again, nothing is known about it
             return
-        self.findings.group(place, question_of(frontend, server))
+        self.health_records.group(place, probe_request(frontend, server))
         after = self._expected(place, known, policy, now)
         if after != (known.health or UP):  # nothing is known of a server that was never asked
             known.health = after
             self._plan(place)
         if after.down:
-            self.findings.set_down(place)
+            self.health_records.set_down(place)
 
     def _expected(self, place: Place, known: ServerRecord, policy: HealthPolicy, now: float) -> Health:
         """A server's health under a new policy, or the first health of a new server."""
         # The first probes are spread over a whole interval: a thousand servers come with one reload.
-        jitter, before, findings = self._uniform(0.0, 1.0), known.health, self.findings
-        if policy.refuses and place not in findings.passed and (before is None or not before.down):
-            return remembered(policy, now, jitter) if place in findings.down else unasked(policy, now)
+        jitter, before, health_records = self._uniform(0.0, 1.0), known.health, self.health_records
+        if policy.refuses and place not in health_records.passed and (before is None or not before.down):
+            return remembered(policy, now, jitter) if place in health_records.down else unasked(policy, now)
         if before is None:
-            fresh = remembered(policy, now, jitter) if place in findings.down else watched(policy, now, jitter)
+            fresh = remembered(policy, now, jitter) if place in health_records.down else watched(policy, now, jitter)
         else:
             asks = before.down or policy.mode is HealthMode.ACTIVE
             soon = min(before.probe_at, now + policy.interval * jitter) if asks else inf
             fresh = replace(before, wait=policy.interval, probe_at=soon)
-        other = findings.group_due_at(known)
+        other = health_records.group_due_at(known)
         if now < other <= now + policy.interval and fresh.probe_at < inf:
             return replace(fresh, probe_at=other)  # at the same time as those that ask the same
         return fresh
 
     def ask_on(self, addresses: Iterable[Address]) -> None:
         """Connect to exactly these every AGAIN seconds, whether they answer or not: otherwise nobody would find out."""
-        now, known = self._clock(), self.findings.addresses
+        now, known = self._clock(), self.health_records.addresses
         wanted = {address for address in addresses if address in known and known[address].frontends}
         for address in self._asked_on - wanted:
             if address in known:
@@ -139,14 +139,14 @@ class Checker:
         for listen in listens:
             frontend = self.table.frontends.get(listen)
             for address in wanted if frontend is not None else ():
-                known = self.findings.servers.get((listen, address))
+                known = self.health_records.servers.get((listen, address))
                 if frontend is None or known is None or known.health is None or not known.health.down:
                     continue
                 if now - known.last_asked >= frontend.health(known.server).interval and known.health.probe_at > now:
                     known.health = replace(known.health, probe_at=now)
                     self._plan((listen, address), silent=False)
         for address in wanted:
-            of_address = self.findings.addresses.get(address)
+            of_address = self.health_records.addresses.get(address)
             if of_address is None or of_address.proof is None:
                 continue
             long_ago = now - of_address.last_asked >= self.defaults.interval
@@ -156,26 +156,26 @@ class Checker:
 
     def _plan(self, who: Place | Address, *, silent: bool | None = None) -> None:
         """The time of its next question has changed. `silent`: see Agenda; None: as last time."""
-        known = self.findings.of(who)
+        known = self.health_records.of(who)
         if known is not None:
-            self.agenda.plan(who, silent=known.is_silent if silent is None else silent)
+            self.schedule.plan(who, silent=known.is_silent if silent is None else silent)
 
     # ------------------------------------------------------------ asking
 
     async def dial_new(self, addresses: Iterable[Address]) -> None:
         """Dial unknown addresses, all at once (<= 1 s). The results are stored; ranks follow with the next table."""
-        await self.dial(address for address in addresses if self.findings.proof(address) is None)
+        await self.dial(address for address in addresses if self.health_records.proof(address) is None)
 
     async def dial(self, addresses: Iterable[Address]) -> None:
         """Dial these now, all at once (<= 1 s), whatever is known about them."""
-        questions = [Question(address) for address in {*addresses}]
+        questions = [ProbeRequest(address) for address in {*addresses}]
         if len(questions) == 1:  # nearly always: saves the task and the future of a group
             await self._answer(questions[0])
         else:
             await asyncio.gather(*map(self._answer, questions))
 
     def is_due(self) -> bool:
-        return self.agenda.is_due()
+        return self.schedule.is_due()
 
     async def probe(self) -> None:
         """All probes that are due and within the budget; returns when the last has its result. The loop gets its turn every few
@@ -191,54 +191,54 @@ class Checker:
             for asked, _ in due.values():
                 self._probing.difference_update(asked)
                 for who in asked:
-                    if self.findings.due_at(who) <= now:  # there was no result
+                    if self.health_records.due_at(who) <= now:  # there was no result
                         self._plan(who)
 
-    def _take(self) -> dict[Question, tuple[list[Place | Address], bool]]:
+    def _take(self) -> dict[ProbeRequest, tuple[list[Place | Address], bool]]:
         """What to ask, for which servers, and whether silence is expected: an address asks for proof, a place for health."""
-        due: dict[Question, tuple[list[Place | Address], bool]] = {}
+        due: dict[ProbeRequest, tuple[list[Place | Address], bool]] = {}
         now = self._clock()
-        while (taken := self.agenda.take()) is not None:
+        while (taken := self.schedule.take()) is not None:
             who, silent = taken
-            known = self.findings.of(who)
+            known = self.health_records.of(who)
             if known is None or known.question is None:
                 continue
             if known.question in due:
                 due[known.question][0].append(who)
             else:
                 due[known.question] = ([who], silent)
-                self.agenda.spend()
-                self.agenda.silent_running += silent
+                self.schedule.spend()
+                self.schedule.silent_running += silent
             self._probing.add(who)
             known.last_asked = now
         return due
 
-    async def _probe(self, question: Question, asked: list[Place | Address], *, silent: bool) -> None:
+    async def _probe(self, question: ProbeRequest, asked: list[Place | Address], *, silent: bool) -> None:
         address, began = question.server, self._clock()
         try:
             found, proves = await self._answer(question)
         finally:
             self._probing.difference_update(asked)  # the others of its round may take longer
-            self.agenda.silent_running -= silent
+            self.schedule.silent_running -= silent
         now, due = self._clock(), set(asked)
-        for place in list(self.findings.groups.get(question, ())):
-            known = self.findings.servers[place]
+        for place in list(self.health_records.groups.get(question, ())):
+            known = self.health_records.servers[place]
             if place in due or self._shares(known, now):
                 known.checks = checked(known.checks, found, now - began)
                 known.last_asked = began
                 frontend = self.table.frontends.get(place[0])
                 if frontend is not None:
                     self._learn(frontend, known, None if found == YES else found, probe=True)
-        if proves and (of_address := self.findings.addresses.get(address)) is not None and of_address.frontends:
+        if proves and (of_address := self.health_records.addresses.get(address)) is not None and of_address.frontends:
             text = f"server {address} has answered for the first time"
-            self._on_news(list(of_address.frontends), "server_proven", text, {"address": str(address)})
+            self._on_change(list(of_address.frontends), "server_proven", text, {"address": str(address)})
 
     def _shares(self, known: ServerRecord, now: float) -> bool:
         """Whether this one would soon ask the same. Then it gets the same answer, so that a server is asked only once."""
         health = known.health or UP
         return health.probe_at - now <= health.wait / 2
 
-    async def _answer(self, question: Question) -> tuple[str, bool]:
+    async def _answer(self, question: ProbeRequest) -> tuple[str, bool]:
         """The result, and whether it proves the address.
 
         Two that ask the same share one connection, which goes on if one of them gives up.
@@ -258,13 +258,13 @@ class Checker:
 
     # ------------------------------------------------------------ what follows from an answer
 
-    async def _ask_and_learn(self, question: Question) -> tuple[str, bool]:
+    async def _ask_and_learn(self, question: ProbeRequest) -> tuple[str, bool]:
         began = self._clock()
         try:
             found = await self._ask(question)
         finally:
             del self._asking[question]
-        known = self.findings.addresses.get(question.server)
+        known = self.health_records.addresses.get(question.server)
         if known is None or not known.in_use:
             return found, False  # it has left meanwhile: a record made now would be asked for ever
         now, dialled = self._clock(), question == known.question
@@ -279,15 +279,15 @@ class Checker:
             return found, False  # whoever passes a check has answered; a wrong answer is no refusal
         known.last_check = (now, found)
         proof = prove(known.proof, found, self.defaults, now, jitter=self._jitter())
-        proves = self.findings.set_proof(known, proof)
+        proves = self.health_records.set_proof(known, proof)
         self._plan(question.server)
         return found, proves
 
     def connect_ended(self, listen: Listen, address: Address, failure: str | None) -> None:
         """The outcome of a client's connect. Cheap; news is reported in the same call."""
-        frontend, known = self.table.frontends.get(listen), self.findings.servers.get((listen, address))
+        frontend, known = self.table.frontends.get(listen), self.health_records.servers.get((listen, address))
         if frontend is not None and known is not None and known.server.admin is not AdminState.MAINT:
-            self.findings.addresses[address].connected(failure or YES, self._clock())
+            self.health_records.addresses[address].connected(failure or YES, self._clock())
             self._learn(frontend, known, failure, probe=False)
 
     def _learn(self, frontend: Frontend, known: ServerRecord, failure: str | None, *, probe: bool) -> None:
@@ -301,18 +301,18 @@ class Checker:
         known.health, known.last_check = after, (now, failure or YES)
         if after.probe_at != before.probe_at:
             self._plan(place)
-        passed = (probe and failure is None) or place in self.findings.passed
-        self.findings.set_passed(place, passed=passed and not after.down)
+        passed = (probe and failure is None) or place in self.health_records.passed
+        self.health_records.set_passed(place, passed=passed and not after.down)
         if after.down is before.down:
             return
-        self.findings.turn(place, now, down=after.down)
+        self.health_records.turn(place, now, down=after.down)
         fields = {"frontend": frontend.name, "address": str(address)}
         if after.down:
             text = f"{frontend.name}: server {address} is out after {after.failures} failures ({failure})"
-            self._on_news([frontend.listen], "server_down", text, fields)
+            self._on_change([frontend.listen], "server_down", text, fields)
         else:
             what = "has passed its check" if policy.refuses else "is back"
-            self._on_news([frontend.listen], "server_up", f"{frontend.name}: server {address} {what}", fields)
+            self._on_change([frontend.listen], "server_up", f"{frontend.name}: server {address} {what}", fields)
 
     def _jitter(self) -> float:
         """A random shortening of the interval, so that an answer never comes later than documented."""

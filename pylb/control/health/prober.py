@@ -20,7 +20,7 @@ from pylb.core.table import Frontend, Server
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class ProbeRequest:
     """A check of one server. Frontends that ask the same share the answer."""
 
     server: Address  # where its traffic goes
@@ -38,16 +38,16 @@ class Question:
         return b"" if self.check.port else local_header(self.send_proxy)
 
 
-def question_of(frontend: Frontend, server: Server) -> Question:
+def probe_request(frontend: Frontend, server: Server) -> ProbeRequest:
     """The check of a frontend's server."""
     policy = frontend.health(server)
-    return Question(server.address, policy.check, server.send_proxy, policy.timeout)
+    return ProbeRequest(server.address, policy.check, server.send_proxy, policy.timeout)
 
 
-Ask = Callable[[Question], Awaitable[str]]
+Ask = Callable[[ProbeRequest], Awaitable[str]]
 
 
-async def ask(question: Question) -> str:
+async def ask(question: ProbeRequest) -> str:
     """ "yes", "refused", "timeout", "unreachable", "wrong answer: …", or "resource" if the fault is pylb's."""
     target = question.target
     so_far: list[str] = []
@@ -71,14 +71,14 @@ def at_most(count: int) -> Ask:
     """Like `ask`, with a limit of questions at a time. A question's timeout starts when its turn comes."""
     turns = asyncio.Semaphore(count)
 
-    async def ask_in_turn(question: Question) -> str:
+    async def ask_in_turn(question: ProbeRequest) -> str:
         async with turns:
             return await ask(question)
 
     return ask_in_turn
 
 
-async def _converse(epoll: select.epoll, sock: socket.socket, question: Question, so_far: list[str]) -> str:
+async def _converse(epoll: select.epoll, sock: socket.socket, question: ProbeRequest, so_far: list[str]) -> str:
     """Send and expect step by step. Bytes after a step's text belong to the next step.
 
     `so_far` has the verdict in case no more comes: a replica that answers and stays connected is not silent.

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from operator import itemgetter
 from typing import Any, TypeVar
 
-from pylb.control.desired_state import Unserved
+from pylb.control.desired_state import UnsupportedEntry
 from pylb.control.leases import LeaseRecord
 from pylb.control.storage.store import Json, canonical
 from pylb.core.address import Address, parse_address, parse_ip, parse_listen
@@ -49,7 +49,7 @@ class Snapshot:
     passed: PersistentMap[Place, bool] = field(default_factory=PersistentMap)
     overrides: Overrides = field(default_factory=lambda: NONE)
     resolved: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # addresses by host name
-    unserved: Mapping[Key, Unserved] = field(default_factory=dict)
+    unserved: Mapping[Key, UnsupportedEntry] = field(default_factory=dict)
     reserved: int = 0  # the first generation that a start after this one may use
     # TTLs to be written; `leases` has them when they are read
     learned: PersistentMap[Key, float] = field(default_factory=PersistentMap)
@@ -204,9 +204,9 @@ def decode(payload: Mapping[str, Any]) -> tuple[Snapshot, list[str]]:
             except _UNUSABLE as error:
                 complaints.append(f"{what.format(index)} of the snapshot is left out: {error}")
 
-    entries, unserved = list[tuple[int, Registration, LeaseRecord]](), dict[Key, Unserved]()
+    entries, unserved = list[tuple[int, Registration, LeaseRecord]](), dict[Key, UnsupportedEntry]()
     for found_one in each("registrations", "registration {}", _decode_or_keep):
-        if isinstance(found_one, Unserved):
+        if isinstance(found_one, UnsupportedEntry):
             unserved[_key(found_one.entry)] = found_one
         else:
             entries.append(found_one)
@@ -253,13 +253,13 @@ def _seconds(value: object) -> float:
     return found
 
 
-def _decode_or_keep(index: int, item: Mapping[str, Any]) -> tuple[int, Registration, LeaseRecord] | Unserved:
+def _decode_or_keep(index: int, item: Mapping[str, Any]) -> tuple[int, Registration, LeaseRecord] | UnsupportedEntry:
     needs = tuple(visible(str(word)) for word in _list(item.get("needs")) if word not in KNOWN_NEEDS)
     if not needs:
         return _decode_entry(index, item)
     frontends = [one for one in _list(item.get("frontends")) if isinstance(one, dict)]
     ports = tuple(one["port"] for one in frontends if isinstance(one.get("port"), int))
-    return Unserved(item, None, needs, visible(str(item.get("name", ""))), ports)
+    return UnsupportedEntry(item, None, needs, visible(str(item.get("name", ""))), ports)
 
 
 def _key(item: Mapping[str, Any]) -> Key:

@@ -33,7 +33,7 @@ def _weight(one: Generation) -> int:
     return 100 + sum(90 + len(line.text) + len(line.frontend) for line in one.lines)
 
 
-class History:
+class TableHistory:
     """The last 1,000 changes that somebody asked for, and separately the last 1,000 moves and changes of state: an app that
     moves all the time must not push out who opened its port. At most 2 MiB of each, with a fair share for each token.
 

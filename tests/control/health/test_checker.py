@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from pylb.control.health.checker import Checker
-from pylb.control.health.prober import Question
+from pylb.control.health.prober import ProbeRequest
 from pylb.core.address import Address, Listen
 from pylb.core.policy import AdminState, Check, CheckKind, HealthMode, HealthPolicy, Policy, ProxyProtocol
 from pylb.core.table import Frontend, Server, make_table
@@ -28,7 +28,7 @@ class Checked:
 
     def __init__(self, uniform: Callable[[float, float], float] = lambda low, high: (low + high) / 2) -> None:
         self.clock = Clock()
-        self.asked: list[Question] = []
+        self.asked: list[ProbeRequest] = []
         self.says: dict[Address, str] = {}
         self.news: list[tuple[str, str]] = []
         self.generation = 0
@@ -39,7 +39,7 @@ class Checked:
         self.news.append((kind, text))
         self.fields.append(fields)
 
-    async def _ask(self, question: Question) -> str:
+    async def _ask(self, question: ProbeRequest) -> str:
         self.asked.append(question)
         return self.says.get(question.server, "yes")
 
@@ -53,9 +53,9 @@ class Checked:
             self.clock.now += 0.1
             await self.checker.probe()
 
-    def checks(self) -> list[Question]:
+    def checks(self) -> list[ProbeRequest]:
         """Without the dials that prove."""
-        return [question for question in self.asked if question != Question(question.server)]
+        return [question for question in self.asked if question != ProbeRequest(question.server)]
 
 
 ACTIVE = HealthPolicy(HealthMode.ACTIVE, HTTP)
@@ -67,14 +67,14 @@ async def test_a_wrong_answer_takes_a_server_out_and_says_what_it_was() -> None:
     await checked.pass_time(3)
     checked.says[server().address] = "wrong answer: HTTP status 503"
     await checked.pass_time(6)
-    assert (LISTEN, server().address) in checked.checker.findings.down
+    assert (LISTEN, server().address) in checked.checker.health_records.down
     assert checked.news[-1] == (
         "server_down",
         "web-443: server 192.0.2.1:30443 is out after 3 failures (wrong answer: HTTP status 503)",
     )
     del checked.says[server().address]
     await checked.pass_time(10)
-    assert checked.checker.findings.down == {}
+    assert checked.checker.health_records.down == {}
     assert [kind for kind, _ in checked.news] == ["server_proven", "server_down", "server_up"]
     address = {"address": "192.0.2.1:30443"}
     assert checked.fields == [address, {"frontend": "web-443"} | address, {"frontend": "web-443"} | address]
@@ -82,18 +82,18 @@ async def test_a_wrong_answer_takes_a_server_out_and_says_what_it_was() -> None:
 
 async def test_the_last_check_of_a_server_is_known_with_its_time_until_the_server_is_gone() -> None:
     checked, place = Checked(), (LISTEN, server().address)
-    assert checked.checker.findings.last_check(*place) is None
+    assert checked.checker.health_records.last_check(*place) is None
     checked.serve(HealthPolicy(), server())
     await checked.pass_time(0.1)  # the dial that proves it
     proven_at = checked.clock.now
-    assert checked.checker.findings.last_check(*place) == (pytest.approx(proven_at, abs=0.2), "yes")
+    assert checked.checker.health_records.last_check(*place) == (pytest.approx(proven_at, abs=0.2), "yes")
     await checked.pass_time(5)
     checked.checker.connect_ended(*place, "timeout")  # what a client's session met
-    assert checked.checker.findings.last_check(*place) == (checked.clock.now, "timeout")
+    assert checked.checker.health_records.last_check(*place) == (checked.clock.now, "timeout")
     checked.serve(HealthPolicy())
-    assert checked.checker.findings.last_check(*place) is None
-    assert not checked.checker.findings.servers
-    assert not checked.checker.findings.addresses
+    assert checked.checker.health_records.last_check(*place) is None
+    assert not checked.checker.health_records.servers
+    assert not checked.checker.health_records.addresses
 
 
 async def test_a_server_that_fails_its_check_has_answered_all_the_same() -> None:
@@ -103,7 +103,7 @@ async def test_a_server_that_fails_its_check_has_answered_all_the_same() -> None
     await checked.pass_time(0.1)
     checked.says[server().address] = "wrong answer: HTTP status 503"
     await checked.pass_time(10)
-    assert server().address in checked.checker.findings.proven
+    assert server().address in checked.checker.health_records.proven
 
 
 async def test_in_passive_mode_only_servers_that_are_out_are_asked_and_by_the_check() -> None:
@@ -114,8 +114,8 @@ async def test_in_passive_mode_only_servers_that_are_out_are_asked_and_by_the_ch
     for _ in range(3):
         checked.checker.connect_ended(LISTEN, server().address, "refused")
     await checked.pass_time(10)
-    assert checked.checks() == [Question(server().address, HTTP)] * 2
-    assert checked.checker.findings.down == {}
+    assert checked.checks() == [ProbeRequest(server().address, HTTP)] * 2
+    assert checked.checker.health_records.down == {}
 
 
 async def test_frontends_that_ask_the_same_share_the_answer_and_others_do_not() -> None:
@@ -157,9 +157,9 @@ async def test_a_server_in_maintenance_is_left_in_peace(admin: AdminState, asked
     checked.says[server().address] = "refused"
     checked.serve(ACTIVE, server())
     await checked.pass_time(10)
-    assert checked.checker.findings.down
+    assert checked.checker.health_records.down
     checked.serve(ACTIVE, server(admin=admin, weight=0))
-    assert bool(checked.checker.findings.down) == asked
+    assert bool(checked.checker.health_records.down) == asked
     checked.asked.clear()
     checked.checker.connect_ended(LISTEN, server().address, "refused")
     await checked.pass_time(31)
@@ -198,21 +198,21 @@ async def test_checks_downtimes_and_the_last_finding_are_on_record() -> None:
     address = server().address
     checked.serve(ACTIVE, server())
     await checked.pass_time(3)
-    known = checked.checker.findings.checks(LISTEN, address)
+    known = checked.checker.health_records.checks(LISTEN, address)
     assert (known.failures, known.downs, known.found) == (0, 0, "yes")
     checked.says[address] = "wrong answer: HTTP status 503"
     await checked.pass_time(6)
     went_down = checked.clock.now
-    found = checked.checker.findings.checks(LISTEN, address)
+    found = checked.checker.health_records.checks(LISTEN, address)
     assert (found.failures, found.downs, found.found) == (3, 1, "wrong answer: HTTP status 503")
     assert found.changed_at == pytest.approx(went_down, abs=3)
     del checked.says[address]
     await checked.pass_time(10)
-    back = checked.checker.findings.checks(LISTEN, address)
+    back = checked.checker.health_records.checks(LISTEN, address)
     assert (back.downs, back.found) == (1, "yes")
     assert back.down_seconds == pytest.approx(back.changed_at - found.changed_at)
     checked.serve(ACTIVE, server(2))
-    assert checked.checker.findings.checks(LISTEN, address) == type(back)()
+    assert checked.checker.health_records.checks(LISTEN, address) == type(back)()
 
 
 async def test_the_connects_that_are_to_prove_a_server_are_its_checks_until_there_are_others() -> None:
@@ -220,7 +220,7 @@ async def test_the_connects_that_are_to_prove_a_server_are_its_checks_until_ther
     checked.says[server().address] = "refused"
     checked.serve(HealthPolicy(), server())
     await checked.pass_time(5)
-    record = checked.checker.findings.checks(LISTEN, server().address)
+    record = checked.checker.health_records.checks(LISTEN, server().address)
     assert (record.found, record.failures) == ("refused", len(checked.asked))
 
 
@@ -231,7 +231,7 @@ async def test_a_server_that_is_taken_into_maintenance_is_not_down_any_more() ->
         checked.checker.connect_ended(LISTEN, server().address, "refused")
     checked.clock.now += 5
     checked.serve(HealthPolicy(), server(admin=AdminState.MAINT))
-    record = checked.checker.findings.checks(LISTEN, server().address)
+    record = checked.checker.health_records.checks(LISTEN, server().address)
     assert (record.downs, record.down_seconds) == (1, pytest.approx(5))
 
 
@@ -241,7 +241,7 @@ async def test_a_server_that_leaves_while_it_is_asked_is_asked_no_more_and_forgo
     c, answers = Checked(), asyncio.Event()
     ask, one = c.checker._ask, server()
 
-    async def slow(question: Question) -> str:
+    async def slow(question: ProbeRequest) -> str:
         await answers.wait()
         return await ask(question)
 
@@ -252,8 +252,8 @@ async def test_a_server_that_leaves_while_it_is_asked_is_asked_no_more_and_forgo
     c.serve(HealthPolicy())
     answers.set()
     await asking
-    assert c.asked.pop() == Question(one.address)
+    assert c.asked.pop() == ProbeRequest(one.address)
     await c.pass_time(60)
     assert not c.asked
-    assert one.address not in c.checker.findings.proven
-    assert c.checker.findings.answer(one.address) is None
+    assert one.address not in c.checker.health_records.proven
+    assert c.checker.health_records.answer(one.address) is None

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from pylb.control.health.agenda import AT_ONCE, PER_SECOND, Agenda
+from pylb.control.health.schedule import AT_ONCE, PER_SECOND, ProbeSchedule
 from pylb.core.address import Address, Listen
 from pylb.core.persistent_map import PersistentMap
 from pylb.core.policy import AdminState, Check, CheckKind, HealthMode, HealthPolicy, WhenAllDown
@@ -21,7 +21,7 @@ SWITCHING = HealthPolicy(check=PRIMARY, when_all_down=WhenAllDown.REFUSE)
 
 async def seconds_until_up(checked: Checked, address: Address) -> float:
     began = checked.clock.now
-    while (LISTEN, address) in checked.checker.findings.down:
+    while (LISTEN, address) in checked.checker.health_records.down:
         await checked.pass_time(0.1)
         assert checked.clock.now < began + 100
     return checked.clock.now - began
@@ -48,7 +48,7 @@ async def test_a_server_that_was_away_for_40_seconds_is_back_within_two_interval
         for _ in range(policy.fall):
             checked.checker.connect_ended(LISTEN, server().address, meanwhile)
         await checked.pass_time(40 + 0.1 * seed)
-        assert (LISTEN, server().address) in checked.checker.findings.down
+        assert (LISTEN, server().address) in checked.checker.health_records.down
         del checked.says[server().address]
         assert await seconds_until_up(checked, server().address) <= 2 * policy.interval
 
@@ -79,10 +79,10 @@ async def test_a_frontend_that_asks_seldom_does_not_judge_faster_for_another_tha
     await checked.pass_time(130)
     checked.says[server().address] = REPLICA
     await checked.pass_time(20)
-    assert (LISTEN, server().address) in checked.checker.findings.down
-    assert (other, server().address) not in checked.checker.findings.down
+    assert (LISTEN, server().address) in checked.checker.health_records.down
+    assert (other, server().address) not in checked.checker.health_records.down
     await checked.pass_time(180)
-    assert (other, server().address) in checked.checker.findings.down
+    assert (other, server().address) in checked.checker.health_records.down
 
 
 async def test_a_call_of_its_phone_home_asks_a_server_that_is_down_at_once_and_once_an_interval() -> None:
@@ -108,7 +108,7 @@ async def test_a_call_of_its_phone_home_asks_a_server_that_is_down_at_once_and_o
     del checked.says[address]
     checked.checker.called([LISTEN], [address])
     await checked.pass_time(0.1)
-    assert (LISTEN, address) not in checked.checker.findings.down
+    assert (LISTEN, address) not in checked.checker.health_records.down
 
 
 async def test_a_call_dials_a_server_that_has_never_answered() -> None:
@@ -127,7 +127,7 @@ async def test_a_call_dials_a_server_that_has_never_answered() -> None:
     del checked.says[address]
     checked.checker.called([LISTEN], [address])
     await checked.pass_time(0.1)
-    assert address in checked.checker.findings.proven
+    assert address in checked.checker.health_records.proven
 
 
 # ---------------------------------------------------------------- the budget
@@ -143,7 +143,7 @@ async def test_five_thousand_servers_are_asked_a_thousand_times_a_second_each_in
     times = Counter(question.server for question in checked.asked)
     assert len(times) == 5000
     assert max(times.values()) - min(times.values()) <= 2
-    assert 2.0 < checked.checker.agenda.lag < 8.0
+    assert 2.0 < checked.checker.schedule.lag < 8.0
 
 
 async def test_black_holes_wait_for_those_who_answer_and_are_asked_all_the_same() -> None:
@@ -162,20 +162,20 @@ async def test_black_holes_wait_for_those_who_answer_and_are_asked_all_the_same(
 
 def test_so_many_black_holes_are_asked_at_once_and_no_more() -> None:
     clock, busy = Clock(), set[int]()
-    agenda = Agenda[int](clock, lambda _: clock.now, busy)
-    agenda.most_silent = 2
+    schedule = ProbeSchedule[int](clock, lambda _: clock.now, busy)
+    schedule.most_silent = 2
     for who in range(5):
-        agenda.plan(who, silent=True)
-    agenda.plan(9, silent=False)
+        schedule.plan(who, silent=True)
+    schedule.plan(9, silent=False)
     for _ in range(3):
-        taken = agenda.take()
+        taken = schedule.take()
         assert taken is not None
-        agenda.spend()
-        agenda.silent_running += taken[1]
-    assert agenda.silent_running == 2
-    assert agenda.take() is None  # 9 was one of the three
-    agenda.silent_running -= 1
-    assert agenda.is_due()
+        schedule.spend()
+        schedule.silent_running += taken[1]
+    assert schedule.silent_running == 2
+    assert schedule.take() is None  # 9 was one of the three
+    schedule.silent_running -= 1
+    assert schedule.is_due()
 
 
 # ---------------------------------------------------------------- when all are down
@@ -185,13 +185,13 @@ async def test_a_server_that_must_pass_first_is_down_until_its_first_answer() ->
     checked, place = Checked(), (LISTEN, server().address)
     checked.says[server().address] = REPLICA
     checked.serve(SWITCHING, server())
-    assert (place in checked.checker.findings.down, place in checked.checker.findings.passed) == (True, False)
+    assert (place in checked.checker.health_records.down, place in checked.checker.health_records.passed) == (True, False)
     await checked.pass_time(0.1)
-    assert place in checked.checker.findings.down
+    assert place in checked.checker.health_records.down
     assert [kind for kind, _ in checked.news] == []  # it was never up
     del checked.says[server().address]
     await checked.pass_time(2 * SWITCHING.interval)
-    assert (place in checked.checker.findings.down, place in checked.checker.findings.passed) == (False, True)
+    assert (place in checked.checker.health_records.down, place in checked.checker.health_records.passed) == (False, True)
     assert [kind for kind, _ in checked.news] == ["server_proven", "server_up"]
     assert checked.news[-1][1] == "web-443: server 192.0.2.1:30443 has passed its check"
 
@@ -199,18 +199,18 @@ async def test_a_server_that_must_pass_first_is_down_until_its_first_answer() ->
 async def test_what_a_snapshot_remembers_opens_no_closed_door_and_closes_no_open_one() -> None:
     up, down, gone = ((LISTEN, server(number).address) for number in (1, 2, 3))
     checked = Checked()
-    checked.checker.findings.restore(
+    checked.checker.health_records.restore(
         [up[1], gone[1]], PersistentMap({down: True, gone: True}), PersistentMap({up: True, gone: True})
     )
     checked.serve(SWITCHING, server(1), server(2))
-    assert dict(checked.checker.findings.proven) == {up[1]: True}
-    assert dict(checked.checker.findings.down) == {down: True}
-    assert dict(checked.checker.findings.passed) == {up: True}
+    assert dict(checked.checker.health_records.proven) == {up[1]: True}
+    assert dict(checked.checker.health_records.down) == {down: True}
+    assert dict(checked.checker.health_records.passed) == {up: True}
     assert checked.news == []
     checked.says[server(1).address] = REPLICA
     await checked.pass_time(SWITCHING.interval * (SWITCHING.fall + 1))
-    assert dict(checked.checker.findings.down) == {up: True}
-    assert dict(checked.checker.findings.passed) == {down: True}
+    assert dict(checked.checker.health_records.down) == {up: True}
+    assert dict(checked.checker.health_records.passed) == {down: True}
 
 
 async def test_a_reload_to_refuse_keeps_those_in_that_have_passed_their_check() -> None:
@@ -218,8 +218,8 @@ async def test_a_reload_to_refuse_keeps_those_in_that_have_passed_their_check() 
     checked.serve(HealthPolicy(check=PRIMARY), server())
     await checked.pass_time(5)
     checked.serve(SWITCHING, server())
-    assert place in checked.checker.findings.passed
-    assert place not in checked.checker.findings.down
+    assert place in checked.checker.health_records.passed
+    assert place not in checked.checker.health_records.down
 
 
 async def test_without_checks_nothing_is_asked_and_nobody_is_down() -> None:
@@ -227,9 +227,9 @@ async def test_without_checks_nothing_is_asked_and_nobody_is_down() -> None:
     checked.says[server().address] = REPLICA
     checked.serve(HealthPolicy(check=PRIMARY), server())
     await checked.pass_time(10)
-    assert place in checked.checker.findings.down
+    assert place in checked.checker.health_records.down
     checked.serve(HealthPolicy(HealthMode.NONE, PRIMARY), server())
-    assert place not in checked.checker.findings.down
+    assert place not in checked.checker.health_records.down
     checked.asked.clear()
     await checked.pass_time(30)
     assert checked.checks() == []
@@ -258,13 +258,13 @@ async def test_after_maintenance_a_server_must_pass_again() -> None:
     checked, place = Checked(), (LISTEN, server().address)
     checked.serve(SWITCHING, server())
     await checked.pass_time(5)
-    assert place in checked.checker.findings.passed
+    assert place in checked.checker.health_records.passed
     checked.serve(SWITCHING, server(admin=AdminState.MAINT, weight=0))
     checked.says[server().address] = REPLICA
     checked.serve(SWITCHING, server())
     await checked.pass_time(5)
-    assert place not in checked.checker.findings.passed
-    assert place in checked.checker.findings.down
+    assert place not in checked.checker.health_records.passed
+    assert place in checked.checker.health_records.down
 
 
 async def test_a_client_that_reaches_a_replica_does_not_make_it_primary() -> None:
@@ -275,8 +275,8 @@ async def test_a_client_that_reaches_a_replica_does_not_make_it_primary() -> Non
     for _ in range(100):
         checked.checker.connect_ended(*place, None)
         await checked.pass_time(0.1)
-    assert place in checked.checker.findings.down
-    assert place not in checked.checker.findings.passed
+    assert place in checked.checker.health_records.down
+    assert place not in checked.checker.health_records.passed
 
 
 async def test_probing_survives_a_frontend_that_leaves_while_its_server_is_asked() -> None:
@@ -289,5 +289,5 @@ async def test_probing_survives_a_frontend_that_leaves_while_its_server_is_asked
     checked.serve(SWITCHING)
     answer.set_result("yes")
     await probing
-    assert not checked.checker.findings.passed
-    assert not checked.checker.findings.groups
+    assert not checked.checker.health_records.passed
+    assert not checked.checker.health_records.groups

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from pylb.control.health.prober import Question, ask
+from pylb.control.health.prober import ProbeRequest, ask
 from pylb.core.address import Address
 from pylb.core.policy import Check, CheckKind, ProxyProtocol, Step
 from tests.control.harness import NODE_A, black_hole, target
@@ -26,32 +26,32 @@ def open_fds() -> int:
 async def test_who_listens_answers() -> None:
     (port,) = free_ports(1)
     with target(port):
-        assert await ask(Question(Address(NODE_A, port), timeout=1.0)) == "yes"
+        assert await ask(ProbeRequest(Address(NODE_A, port), timeout=1.0)) == "yes"
 
 
 async def test_who_does_not_listen_refuses() -> None:
     (port,) = free_ports(1)
-    assert await ask(Question(Address(NODE_A, port), timeout=1.0)) == "refused"
-    assert await ask(Question(Address("::1", port), timeout=1.0)) == "refused"
+    assert await ask(ProbeRequest(Address(NODE_A, port), timeout=1.0)) == "refused"
+    assert await ask(ProbeRequest(Address("::1", port), timeout=1.0)) == "refused"
 
 
 async def test_who_drops_the_syn_times_out() -> None:
     (port,) = free_ports(1)
     with black_hole(port):
-        assert await ask(Question(Address(NODE_A, port), timeout=0.1)) == "timeout"
+        assert await ask(ProbeRequest(Address(NODE_A, port), timeout=0.1)) == "timeout"
 
 
 async def test_where_no_route_leads_is_unreachable() -> None:
-    assert await ask(Question(Address("255.255.255.255", 30443), timeout=1.0)) == "unreachable"
+    assert await ask(ProbeRequest(Address("255.255.255.255", 30443), timeout=1.0)) == "unreachable"
 
 
 async def test_no_dial_leaves_a_descriptor_behind() -> None:
     (closed, hole, listening) = free_ports(3)
     with black_hole(hole), target(listening):
-        await ask(Question(Address(NODE_A, closed), timeout=1.0))  # whatever the loop itself opens lazily
+        await ask(ProbeRequest(Address(NODE_A, closed), timeout=1.0))  # whatever the loop itself opens lazily
         before = open_fds()
         ports = (closed, hole, listening) * 5
-        await asyncio.gather(*(ask(Question(Address(NODE_A, port), timeout=0.1)) for port in ports))
+        await asyncio.gather(*(ask(ProbeRequest(Address(NODE_A, port), timeout=0.1)) for port in ports))
         assert open_fds() == before
 
 
@@ -60,7 +60,7 @@ async def test_without_descriptors_nothing_is_said_of_the_target() -> None:
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
         try:
-            return await ask(Question(Address(NODE_A, 30443), timeout=1.0))
+            return await ask(ProbeRequest(Address(NODE_A, 30443), timeout=1.0))
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
@@ -141,27 +141,27 @@ async def test_what_a_server_answers_decides(check: Check, pieces: list[bytes], 
             connection.sendall(piece)
 
     with app(reply) as (server, _):
-        assert await ask(Question(server, check, timeout=10.0)) == found
+        assert await ask(ProbeRequest(server, check, timeout=10.0)) == found
 
 
 async def test_an_http_check_asks_for_its_path_and_host() -> None:
     with app(says(b"HTTP/1.1 200 OK\r\n\r\n")) as (server, heard):
-        await ask(Question(server, HTTP))
+        await ask(ProbeRequest(server, HTTP))
     assert heard[0].startswith(b"GET /up HTTP/1.0\r\nHost: app.example.net\r\n")
     with app(says(b"HTTP/1.1 200 OK\r\n\r\n")) as (server, heard):
-        await ask(Question(server, Check(CheckKind.HTTP)))
+        await ask(ProbeRequest(server, Check(CheckKind.HTTP)))
     assert heard[0].startswith(f"GET / HTTP/1.0\r\nHost: {server}\r\n".encode())
 
 
 @pytest.mark.parametrize(("low", "high", "found"), [(200, 200, "wrong answer: HTTP status 204"), (204, 204, "yes")])
 async def test_the_status_that_is_right_is_the_operators_matter(low: int, high: int, found: str) -> None:
     with app(says(b"HTTP/1.1 204 No Content\r\n\r\n")) as (server, _):
-        assert await ask(Question(server, Check(CheckKind.HTTP, status=(low, high)))) == found
+        assert await ask(ProbeRequest(server, Check(CheckKind.HTTP, status=(low, high)))) == found
 
 
 async def test_a_server_that_accepts_and_never_answers_times_out() -> None:
     with app(says_nothing) as (server, _):
-        assert await ask(Question(server, HTTP, timeout=0.1)) == "timeout"
+        assert await ask(ProbeRequest(server, HTTP, timeout=0.1)) == "timeout"
 
 
 @pytest.mark.parametrize(
@@ -171,16 +171,18 @@ async def test_a_server_that_wants_proxy_headers_is_told_whose_connection_it_is(
     version: ProxyProtocol, expected: bytes
 ) -> None:
     with app(hears) as (server, heard):
-        assert await ask(Question(server, Check(), version)) == "yes"
+        assert await ask(ProbeRequest(server, Check(), version)) == "yes"
     assert b"".join(heard) == expected
     with app(hears) as (server, heard):
-        assert await ask(Question(server, Check(CheckKind.SEND, (Step(b"ping"),)), version)) == "yes"
+        assert await ask(ProbeRequest(server, Check(CheckKind.SEND, (Step(b"ping"),)), version)) == "yes"
     assert b"".join(heard) == expected + b"ping"
 
 
 async def test_another_port_is_asked_without_a_proxy_header() -> None:
     with app(hears) as (checked, heard):
-        question = Question(Address(NODE_A, 1), Check(CheckKind.SEND, (Step(b"ping"),), port=checked.port), ProxyProtocol.V2)
+        question = ProbeRequest(
+            Address(NODE_A, 1), Check(CheckKind.SEND, (Step(b"ping"),), port=checked.port), ProxyProtocol.V2
+        )
         assert await ask(question) == "yes"
     assert heard == [b"ping"]
 
@@ -210,7 +212,7 @@ async def test_a_check_goes_step_by_step_and_says_which_one_failed(answers: list
             connection.recv(4096)  # until it hangs up
 
     with app(reply) as (server, _):
-        assert await ask(Question(server, REDIS, timeout=10.0)) == found
+        assert await ask(ProbeRequest(server, REDIS, timeout=10.0)) == found
 
 
 async def test_a_replica_that_says_so_and_stays_connected_is_wrong_and_not_silent() -> None:
@@ -221,5 +223,5 @@ async def test_a_replica_that_says_so_and_stays_connected_is_wrong_and_not_silen
         connection.recv(4096)  # until it hangs up
 
     with app(reply) as (server, _):
-        found = await ask(Question(server, REDIS, timeout=1.0))
+        found = await ask(ProbeRequest(server, REDIS, timeout=1.0))
     assert found == "wrong answer: step 2: b'role:master' is not in b'\\r\\nrole:slave\\r\\n'"

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import pytest
 
 from pylb.control.health.checker import Checker
-from pylb.control.health.prober import Question
+from pylb.control.health.prober import ProbeRequest
 from pylb.control.periodic import PROBE_PERIOD
 from pylb.core.policy import CONNECT, Check, CheckKind, HealthMode, HealthPolicy, Policy, Step, WhenAllDown
 from pylb.core.table import Frontend, make_table
@@ -68,7 +68,7 @@ class Watched:
         self.checker.sync(make_table(1, {LISTEN: Frontend("web", LISTEN, policy, (self.one,))}), None)
         self._running: set[asyncio.Task[None]] = set()
 
-    async def _ask(self, question: Question) -> str:
+    async def _ask(self, question: ProbeRequest) -> str:
         answer, end = self.says, self.clock.now + question.timeout
         while answer == "timeout" and self.clock.now < end:  # noqa: ASYNC110 - the clock is cranked by the test
             await asyncio.sleep(0)
@@ -76,7 +76,7 @@ class Watched:
 
     @property
     def is_down(self) -> bool:
-        return (LISTEN, self.one.address) in self.checker.findings.down
+        return (LISTEN, self.one.address) in self.checker.health_records.down
 
     async def step(self) -> None:
         self.clock.now += PROBE_PERIOD

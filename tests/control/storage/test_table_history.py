@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pylb.control.storage import table_history as history
-from pylb.control.storage.table_history import KEPT, History
+from pylb.control.storage.table_history import KEPT, TableHistory
 from pylb.core.address import Address, Listen
 from pylb.core.table_diff import ChangeKind, ChangeLine
 
@@ -18,8 +18,8 @@ def line(what: ChangeKind = ChangeKind.OPENED, port: int = 443, name: str = "web
     return ChangeLine(what, Listen("tcp", "*", port), name, f"{what} {port}", Address("192.0.2.7", 30443))
 
 
-def record(path: Path) -> History:
-    found = History(lambda: 1000.0, path)
+def record(path: Path) -> TableHistory:
+    found = TableHistory(lambda: 1000.0, path)
     found.restore()
     return found
 
@@ -97,7 +97,7 @@ def test_garbage_costs_its_own_line_and_the_file_is_set_aside_and_written_anew(t
     first.write()
     one, two = path.read_bytes().splitlines()
     path.write_bytes(b"\n".join((one, bad, two, b"")))
-    again = History(lambda: 1000.0, path)
+    again = TableHistory(lambda: 1000.0, path)
     (complaint,) = again.restore()
     assert complaint.startswith("1 lines of history.jsonl cannot be read, the others count; it is now history.jsonl.bad-1")
     assert [found.number for found in again.generations()] == [1, 2]
@@ -114,7 +114,7 @@ def test_a_line_that_a_crash_cut_is_no_garbage_and_the_next_one_does_not_stick_t
     first.note(2, ["admin"], [line()])
     first.write()
     path.write_bytes(path.read_bytes()[:-9])
-    again = History(lambda: 1000.0, path)
+    again = TableHistory(lambda: 1000.0, path)
     assert again.restore() == []
     again.note(3, ["admin"], [line()])
     again.write()
@@ -148,7 +148,7 @@ def test_the_file_is_bounded_in_bytes_and_written_anew_only_now_and_then(
 def test_what_is_no_file_is_set_aside(tmp_path: Path) -> None:
     path = tmp_path / "history.jsonl"
     os.mkfifo(path)
-    found = History(lambda: 1000.0, path)
+    found = TableHistory(lambda: 1000.0, path)
     (complaint,) = found.restore()
     assert "not a regular file; it is now history.jsonl.bad-1" in complaint
     found.note(1, ["admin"], [line()])

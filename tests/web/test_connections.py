@@ -4,7 +4,7 @@ import random
 import socket
 
 from pylb.web.client_address import network_of
-from pylb.web.crowd import Connection, Crowd
+from pylb.web.connections import Connection, Connections
 from pylb.web.listener import HttpLimits
 
 LIMITS = HttpLimits(connections=64, per_address=8, patience=0.5)
@@ -15,7 +15,7 @@ class Door:
     """A listener without sockets, and a clock."""
 
     def __init__(self) -> None:
-        self.crowd = Crowd(LIMITS, random.Random(7).choice)
+        self.crowd = Connections(LIMITS, random.Random(7).choice)
         self.sock = socket.socket()
         self.sock.close()
         self.now = 0.0

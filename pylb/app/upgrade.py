@@ -12,21 +12,21 @@ from collections.abc import Callable, Mapping
 from functools import partial
 
 from pylb.app.background import Background
-from pylb.app.ending import LINGER
 from pylb.app.errors import CannotStart
 from pylb.app.forwarding import Forwarding
 from pylb.app.phases import Trigger
 from pylb.app.settings import Settings
+from pylb.app.shutdown import LINGER
 from pylb.control.registry import Registry
 from pylb.control.tasks import Part
 from pylb.core.errors import Code, Refused
 from pylb.core.text import counted, span
-from pylb.host.systemd import Service
-from pylb.upgrade.arriving import Inherited, Predecessors, inherit
-from pylb.upgrade.handover import hand_over, report_to, tell_the_last
-from pylb.upgrade.leaving import Lost, Transfer
-from pylb.upgrade.protocol import ANSWER, Refusal, Talk
-from pylb.upgrade.sockets import Listeners, passed
+from pylb.host.systemd import SystemdService
+from pylb.upgrade.arriving import InheritedState, Predecessors, inherit
+from pylb.upgrade.handover import hand_over, report_to, send_last_counts
+from pylb.upgrade.leaving import StateLost, Transfer
+from pylb.upgrade.protocol import ANSWER, Conversation, Refusal
+from pylb.upgrade.sockets import ListeningSockets, passed
 from pylb.upgrade.successor import Successor
 
 log = logging.getLogger("pylb")
@@ -35,23 +35,23 @@ log = logging.getLogger("pylb")
 SIGNAL_TURNS = 3
 
 
-class Arrival:
+class IncomingUpgrade:
     """The start of a pylb that another one may have started, in three steps. Otherwise they do little."""
 
     def __init__(
         self,
         environ: Mapping[str, str],
-        service: Service,
-        listeners: Listeners,
+        systemd: SystemdService,
+        listeners: ListeningSockets,
         before: Predecessors,
         background: Background,
     ) -> None:
         self._environ = environ
-        self._service = service
+        self._systemd = systemd
         self._listeners = listeners
         self._before = before
         self._background = background
-        self._inherited: Inherited | None = None
+        self._inherited: InheritedState | None = None
         self._number = 0  # the number of the process that started us, among the previous ones
 
     async def inherit(self) -> None:
@@ -62,37 +62,37 @@ class Arrival:
         except Refusal as refusal:
             raise CannotStart(f"the pylb that started this one keeps its ports: {refusal}") from None
         if inherited is not None:
-            self._service.muted = True
+            self._systemd.muted = True
             self._listeners.inherit(inherited.descriptors)
 
     def count_on(self, registry: Registry) -> None:
         """Continue the previous pylb's counters."""
         if self._inherited is not None:
             registry.go_on_from(self._inherited.totals)
-            self._number = self._before.meet(self._inherited.talk, self._inherited.counts)
+            self._number = self._before.add(self._inherited.conversation, self._inherited.counts)
 
     async def take_over(self) -> None:
         """Everything serves: once the old process says so, or ends, we are the service. Raises CannotStart."""
         if self._inherited is None:
             return
-        talk = self._inherited.talk
-        talk.say("serving")
+        conversation = self._inherited.conversation
+        conversation.say("serving")
         try:
-            await talk.expect("go", ANSWER)
+            await conversation.expect("go", ANSWER)
         except Refusal as refusal:
-            if self._service.listens:  # for systemd the service is dead, and the next one is about to use these sockets
+            if self._systemd.listens:  # for systemd the service is dead, and the next one is about to use these sockets
                 raise CannotStart(f"the pylb before is gone before its time: {refusal}") from None
             log.warning("the pylb before is gone before its time: %s", refusal)
-            self._before.part(self._number)
+            self._before.remove(self._number)
         else:
             follow = partial(self._before.follow, self._number)
             self._background.forever(Part.PREDECESSOR, follow, lasting=True)
-        self._service.muted = False
+        self._systemd.muted = False
         with self._background.boundary.surviving(Part.PREDECESSOR):  # nobody else is in charge any more
             self._listeners.store()
 
 
-class Succession:
+class OutgoingUpgrade:
     """The end of a pylb that is followed by another. `on`: what happens here is also a trigger of the phases."""
 
     def __init__(
@@ -100,7 +100,7 @@ class Succession:
         *,
         environ: Mapping[str, str],
         settings: Settings,
-        service: Service,
+        systemd: SystemdService,
         forwarding: Forwarding,
         before: Predecessors,
         transfer: Transfer,
@@ -109,7 +109,7 @@ class Succession:
     ) -> None:
         self._environ = environ
         self._settings = settings
-        self._service = service
+        self._systemd = systemd
         self._forwarding = forwarding
         self._before = before
         self._transfer = transfer
@@ -126,12 +126,12 @@ class Succession:
         Raises Refused: this pylb stays in charge, or ends if it cannot.
         """
         try:
-            successor = await hand_over(self._transfer, self._environ, self._service.successor)
+            successor = await hand_over(self._transfer, self._environ, self._systemd.successor)
         except Refusal as refusal:
             self._on(Trigger.UPGRADE_FAILED)
             text = f"the upgrade failed, process {os.getpid()} stays in charge: {refusal}"
             raise Refused(Code.UNAVAILABLE, text, "its log says what the new one had to say") from None
-        except Lost as lost:
+        except StateLost as lost:
             log.critical("%s", lost, exc_info=lost.__cause__)
             self._on(Trigger.FAILED)
             self._on(Trigger.UPGRADE_FAILED)
@@ -161,7 +161,7 @@ class Succession:
         timeouts = self._settings.config.defaults.timeouts
         seconds = timeouts.shutdown if hastened else timeouts.upgrade
         surviving = self._background.boundary.surviving
-        self._service.muted = True
+        self._systemd.muted = True
         with surviving(Part.SUCCESSOR):  # the sessions live, whatever happens to the rest
             self._forwarding.drain(time.monotonic() + seconds)
         self._background.cancel()
@@ -170,9 +170,9 @@ class Succession:
         with surviving(Part.SUCCESSOR):
             if live := (await self._transfer.counters()).open_sessions:
                 log.info("%s", _ends(live, seconds))
-        talk = self._talk
-        self._background.forever(Part.SUCCESSOR, partial(report_to, talk, self._transfer))
-        self._background.once(Part.SUCCESSOR, self._hear_of_a_stop(talk))
+        conversation = self._conversation
+        self._background.forever(Part.SUCCESSOR, partial(report_to, conversation, self._transfer))
+        self._background.once(Part.SUCCESSOR, self._hear_of_a_stop(conversation))
         asyncio.get_running_loop().call_later(LINGER, self._may_end.set)
 
     def hasten(self) -> None:
@@ -184,20 +184,20 @@ class Succession:
         """Returns once the last session has ended and the process may end."""
         await self._may_end.wait()
 
-    async def tell_the_last(self) -> None:
+    async def send_last_counts(self) -> None:
         """Send the last counts. Nothing may be sent to the successor after this."""
         with self._background.boundary.surviving(Part.SUCCESSOR):
-            await tell_the_last(self._talk, self._transfer)
+            await send_last_counts(self._conversation, self._transfer)
 
     @property
-    def _talk(self) -> Talk:
+    def _conversation(self) -> Conversation:
         if self._successor is None:
             raise RuntimeError("nobody follows")
-        return self._successor.talk
+        return self._successor.conversation
 
-    async def _hear_of_a_stop(self, talk: Talk) -> None:
+    async def _hear_of_a_stop(self, conversation: Conversation) -> None:
         try:
-            said, _ = await talk.expect("stop", None)
+            said, _ = await conversation.expect("stop", None)
         except Refusal:
             return  # it ended by a fault: no reason to end our sessions
         finally:

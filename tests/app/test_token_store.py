@@ -1,11 +1,11 @@
-"""pylb/app/keys.py: the token of a first run."""
+"""pylb/app/tokens.py: the token of a first run."""
 
 import stat
 from pathlib import Path
 
 import pytest
 
-from pylb.app.keys import TOKEN_FILE, generated_secret
+from pylb.app.tokens import TOKEN_FILE, generated_secret
 
 
 def test_the_token_is_made_once_and_only_its_owner_can_read_it(tmp_path: Path) -> None:

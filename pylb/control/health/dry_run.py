@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Iterable
 
-from pylb.control.health.prober import Ask, Question, question_of
+from pylb.control.health.prober import Ask, ProbeRequest, probe_request
 from pylb.control.publisher import FRONTENDS
 from pylb.control.steps import in_turns
 from pylb.core.health import OURS, YES
@@ -22,11 +22,11 @@ def has_check(frontend: Frontend, server: Server) -> bool:
 
 async def failing(frontends: Iterable[Frontend], ask: Ask) -> list[ChangeLine]:
     """A line for each server in service that does not pass its check now, among the first MOST that have one."""
-    questions: dict[Question, list[tuple[Frontend, Server]]] = {}
+    questions: dict[ProbeRequest, list[tuple[Frontend, Server]]] = {}
     async for frontend in in_turns(frontends, FRONTENDS):
         for server in frontend.servers:
             health = frontend.health(server)
-            question = question_of(frontend, server)
+            question = probe_request(frontend, server)
             asked = len(questions) < MOST or question in questions
             if asked and has_check(frontend, server) and (server.rank < DOWN or health.refuses):
                 questions.setdefault(question, []).append((frontend, server))

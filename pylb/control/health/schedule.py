@@ -16,7 +16,7 @@ FOR_SILENT = 10  # one question in so many is for silent servers, however busy i
 W = TypeVar("W")
 
 
-class Agenda(Generic[W]):
+class ProbeSchedule(Generic[W]):
     """`asked_at` says when a server is due; heap entries that differ from it are outdated and skipped."""
 
     def __init__(self, clock: Callable[[], float], asked_at: Callable[[W], float], busy: Collection[W]) -> None:

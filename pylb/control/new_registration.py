@@ -14,7 +14,7 @@ from pylb.core.static_rules import StaticRules
 
 
 @dataclass(frozen=True, slots=True)
-class Imported:
+class ImportedServer:
     """One server of an old HAProxy configuration (`pylb import`)."""
 
     port: int
@@ -60,7 +60,7 @@ def legacy_registration(call: LegacyCall, caller: Caller, static_rules: StaticRu
     return one, note or call.address_note
 
 
-def imported_registration(item: Imported, keyring: Keyring, token: str | None, rules: Rules) -> Registration:
+def imported_registration(item: ImportedServer, keyring: Keyring, token: str | None, rules: Rules) -> Registration:
     """The registration as if the port's old phone-home had called from its server. Raises Refused.
 
     The token is `token`, or the one that may open the port.

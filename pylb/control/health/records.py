@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from math import inf
 from typing import NamedTuple
 
-from pylb.control.health.prober import Question
+from pylb.control.health.prober import ProbeRequest
 from pylb.core.address import Address, Listen
 from pylb.core.compose import ServerStates
 from pylb.core.health import PROVEN, SILENT, UNRECORDED, YES, Health, HealthStats, Reachability, turned
@@ -22,7 +22,7 @@ from pylb.core.table import Server
 Place = tuple[Listen, Address]
 
 
-class Answer(NamedTuple):
+class ProbeResult(NamedTuple):
     """An address's last answer to any connect: a dial, a check of its own port, a client's session."""
 
     found: str  # YES, or why not
@@ -37,7 +37,7 @@ class ServerRecord:
     server: Server
     checks: HealthStats  # and how long it was down
     health: Health | None = None  # None: never a failure, and never probed
-    question: Question | None = None  # its check; None: it is not asked
+    question: ProbeRequest | None = None  # its check; None: it is not asked
     last_check: tuple[float, str] | None = None  # when, and the result
     last_asked: float = -inf
 
@@ -60,7 +60,7 @@ class AddressRecord:
     considered: int = 0  # number of calls that name it and are not in force yet
     proof: Reachability | None = None  # None: nobody has dialled it yet
     dials: HealthStats = UNRECORDED  # of the connects that are to prove it
-    answer: Answer | None = None
+    answer: ProbeResult | None = None
     again_at: float = inf  # when to ask it next, whatever it has answered: see Checker.ask_on
     last_check: tuple[float, str] | None = None  # when, and the result
     last_asked: float = -inf
@@ -71,9 +71,9 @@ class AddressRecord:
         return bool(self.frontends) or self.considered > 0
 
     @property
-    def question(self) -> Question:
+    def question(self) -> ProbeRequest:
         """A mere connect, which proves it."""
-        return Question(self.address)
+        return ProbeRequest(self.address)
 
     @property
     def due_at(self) -> float:
@@ -87,16 +87,16 @@ class AddressRecord:
     def connected(self, found: str, now: float) -> None:
         """Note the outcome of any connect."""
         accepted = now if found == YES else self.answer.accepted_at if self.answer else -inf
-        self.answer = Answer(found, now, accepted)
+        self.answer = ProbeResult(found, now, accepted)
 
 
-class Findings:
+class HealthRecords:
     """All records. Only the checker writes them; all others read."""
 
     def __init__(self) -> None:
         self.servers: dict[Place, ServerRecord] = {}
         self.addresses: dict[Address, AddressRecord] = {}
-        self.groups: dict[Question, dict[Place, None]] = {}  # the servers that ask the same
+        self.groups: dict[ProbeRequest, dict[Place, None]] = {}  # the servers that ask the same
         self.down: PersistentMap[Place, bool] = PersistentMap()
         self.passed: PersistentMap[Place, bool] = PersistentMap()  # up, and the last check said so
         self.proven: PersistentMap[Address, bool] = PersistentMap()  # addresses that have answered once
@@ -123,7 +123,7 @@ class Findings:
         """Has any of them never been dialled?"""
         return any(self.proof(address) is None for address in addresses)
 
-    def answer(self, address: Address) -> Answer | None:
+    def answer(self, address: Address) -> ProbeResult | None:
         """None: not tried since pylb started."""
         known = self.addresses.get(address)
         return None if known is None else known.answer
@@ -233,7 +233,7 @@ class Findings:
         if place in self.down:
             self.turn(place, now, down=False)
 
-    def group(self, place: Place, question: Question | None) -> None:
+    def group(self, place: Place, question: ProbeRequest | None) -> None:
         """From now on it asks this question, together with all others that do."""
         known = self.servers[place]
         if known.question == question:

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from pylb.config import Config, first_run_token, read_secrets_again
-from pylb.config.generated_tokens import Found, paths, read_made
+from pylb.config.generated_tokens import GeneratedTokens, paths, read_generated
 from pylb.control.storage.files import read_regular, set_aside, write_private
 from pylb.core.auth import STRONG, Keyring, Token
 from pylb.host.machine import local_addresses
@@ -22,32 +22,32 @@ _MOST_BYTES = 4096
 TLS_FOLDER = "tls"  # the self-signed key and certificate
 
 
-class Keys:
+class TokenStore:
     """`secret` is the first run's; None: not in force, because there are other tokens."""
 
     def __init__(self, config: Config) -> None:
         """Raises OSError: there is no token, and none can be stored."""
-        self._made = read_made(config.state_dir)
-        self._told: list[str] = []
+        self._generated = read_generated(config.state_dir)
+        self._reported: list[str] = []
         self.secret: str | None = None
         self.use(config)
 
     @property
-    def made(self) -> Found:
-        return self._made
+    def generated(self) -> GeneratedTokens:
+        return self._generated
 
     def use(self, config: Config) -> None:
         """Raises OSError."""
-        in_force = first_run_in_force(config, self._made)
+        in_force = first_run_in_force(config, self._generated)
         self.secret = generated_secret(config.state_dir, self.secret) if in_force else None
         self._config = config
 
     def read_again(self) -> None:
         """Read the files again. The content of a file that cannot be read stays in force; this is reported once."""
         self._config, complaints = read_secrets_again(self._config)
-        found = read_made(self._config.state_dir)
-        kept = {name: made for name, made in self._made.tokens.items() if _complained(found, name)}
-        self._made = Found(kept | found.tokens, found.complaints)
+        found = read_generated(self._config.state_dir)
+        kept = {name: made for name, made in self._generated.tokens.items() if _complained(found, name)}
+        self._generated = GeneratedTokens(kept | found.tokens, found.complaints)
         self._say([*complaints, *found.complaints])
         try:
             self.use(self._config)
@@ -71,22 +71,22 @@ class Keys:
         configured = {entry.name for entry in self._config.tokens}
         self._say(
             f"token {name!r} is in the config too, which counts; `pylb token revoke {name}` removes the other one"
-            for name in sorted(self._made.tokens.keys() & configured)
+            for name in sorted(self._generated.tokens.keys() & configured)
         )
-        return (made.token() for name, made in self._made.tokens.items() if name not in configured)
+        return (made.token() for name, made in self._generated.tokens.items() if name not in configured)
 
     def _say(self, texts: Iterable[str]) -> None:
         for text in texts:
-            if text not in self._told:
-                self._told = [*self._told[-100:], text]
+            if text not in self._reported:
+                self._reported = [*self._reported[-100:], text]
                 log.error("%s", text)
 
 
-def _complained(found: Found, name: str) -> bool:
+def _complained(found: GeneratedTokens, name: str) -> bool:
     return any(f"/{name} is left out" in text for text in found.complaints)
 
 
-def first_run_in_force(config: Config, made: Found) -> bool:
+def first_run_in_force(config: Config, made: GeneratedTokens) -> bool:
     """It stays in force beside those that `pylb token create` makes, until it is revoked."""
     return not config.tokens and (not made.tokens or os.path.lexists(config.state_dir / TOKEN_FILE))
 

@@ -7,9 +7,9 @@ import time
 from pylb.app.forwarding import Forwarding
 from pylb.app.settings import Settings
 from pylb.core.text import counted, span
-from pylb.host.systemd import Service
+from pylb.host.systemd import SystemdService
 from pylb.upgrade.arriving import Predecessors
-from pylb.upgrade.processes import Generations
+from pylb.upgrade.processes import ProcessList
 
 log = logging.getLogger("pylb")
 
@@ -18,17 +18,22 @@ log = logging.getLogger("pylb")
 LINGER = 1.0
 
 
-class Ending:
+class Shutdown:
     """Live sessions have timeouts.shutdown, unless `now` is called."""
 
     def __init__(
-        self, settings: Settings, service: Service, forwarding: Forwarding, before: Predecessors, generations: Generations
+        self,
+        settings: Settings,
+        systemd: SystemdService,
+        forwarding: Forwarding,
+        before: Predecessors,
+        process_list: ProcessList,
     ) -> None:
         self._settings = settings
-        self._service = service
+        self._systemd = systemd
         self._forwarding = forwarding
         self._before = before
-        self._generations = generations
+        self._process_list = process_list
         self._at_once = asyncio.Event()  # the last sessions are reset now
         self._deadline = 0.0  # when the live sessions of a service that stops are over
 
@@ -37,15 +42,15 @@ class Ending:
         seconds = self._settings.config.defaults.timeouts.shutdown
         self._deadline = time.monotonic() + seconds
         text = f"stopping: {counted(live, 'live session')} {'has' if live == 1 else 'have'} {span(seconds)}"
-        self._service.stopping(text)
+        self._systemd.stopping(text)
         if live:
             log.info("%s; a second signal ends them now", text)
         else:
             log.info("stopping")
         # If systemd has the sockets, clients waiting in them are for the next pylb: here they would be reset in a moment.
-        self._forwarding.drain(self._deadline, accept=not self._service.listens)
+        self._forwarding.drain(self._deadline, accept=not self._systemd.listens)
         self._before.stop(self._deadline)
-        await asyncio.to_thread(self._generations.stop_those_before)
+        await asyncio.to_thread(self._process_list.stop_previous)
 
     def now(self) -> None:
         """Reset the live sessions. Idempotent."""
@@ -66,8 +71,8 @@ class Ending:
     async def last_process(self) -> None:
         """For systemd the end of main is the end of the service. Previous processes got a signal, and as much time as we."""
         while time.monotonic() < self._deadline + LINGER and not self._at_once.is_set():
-            if not await asyncio.to_thread(self._generations.those_before):
+            if not await asyncio.to_thread(self._process_list.previous):
                 return
             await asyncio.sleep(0.05)
-        if left := await asyncio.to_thread(self._generations.those_before):
+        if left := await asyncio.to_thread(self._process_list.previous):
             log.warning("%s from before this start still running", ", ".join(f"process {pid}" for pid in left))

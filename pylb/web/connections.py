@@ -34,7 +34,7 @@ class Connection:
     asked: int = 0  # requests so far
 
 
-class Crowd:
+class Connections:
     """All connections of one listener."""
 
     def __init__(self, limits: HttpLimits, draw: Callable[[Sequence[Connection]], Connection] = random.choice) -> None:
@@ -78,10 +78,10 @@ class Crowd:
                 return True
         if self._size < limits.connections:
             return True
-        crowd = self._largest()
-        if crowd:
-            cut(self._draw(crowd))
-        return bool(crowd)
+        largest = self._largest()
+        if largest:
+            cut(self._draw(largest))
+        return bool(largest)
 
     def _largest(self) -> list[Connection]:
         """The waiting connections of the largest source, or sources of equal size, in the largest neighbourhood."""

@@ -10,12 +10,12 @@ from pylb.control.tasks import Part, Tasks
 from pylb.core.address import Listen
 from pylb.core.session import SessionRecord
 from pylb.core.table import Server
-from pylb.logs.async_writer import Out
+from pylb.logs.async_writer import Output
 from pylb.logs.session_log import ConnectionLog
 from pylb.logs.targets import open_target
 
 
-class Hooks:
+class EngineObserver:
     """The engine's observer: never raises into a session, and works before the registry exists."""
 
     def __init__(self, connlog: ConnectionLog, tasks: Tasks) -> None:
@@ -38,7 +38,7 @@ class Hooks:
             self._tasks.failed(Part.SESSIONS, error)
 
 
-def open_session_log(config: Log) -> tuple[ConnectionLog, Out]:
+def open_session_log(config: Log) -> tuple[ConnectionLog, Output]:
     """Returns the log and its target. Raises CannotStart."""
     try:
         out = open_target(config.target, config.facility, config.tag)
