@@ -253,8 +253,7 @@ def test_a_call_from_outside_the_tokens_sources_is_403(pylb: Pylb) -> None:
 def test_the_ports_of_the_webhook_and_the_admin_are_never_given_away(pylb: Pylb) -> None:
     for port in (pylb.webhook, pylb.admin):
         answer = pylb.put("greedy/one", wants((port, 30001)), by="greedy")
-        assert answer.status in {403, 409}
-        assert answer.error in {"port_forbidden", "port_in_use", "port_owned"}
+        assert (answer.status, answer.error) == (403, "port_forbidden")  # by pylb, not by the kernel because it is in use
     assert call(pylb.webhook, "GET", "/v1/whoami").status == 200
 
 
