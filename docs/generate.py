@@ -46,9 +46,20 @@ DOCS = Path(__file__).parent
 WIDTH = 100  # columns; not those of whoever runs this
 
 
+_CLI_HEAD = """# The command line
+
+Generated from `--help` (docs/generate.py).
+
+On a terminal tables fit its width: long names and reasons are folded, ports, addresses and counts never, and the words for
+a state have colours unless `NO_COLOR` is set. Into a pipe or a file they are plain text for `grep` and `awk -F'  +'`: at least
+two blanks between columns, no line cut or wrapped, counts without commas. Programs should use `--json`, whose names stay the
+same.
+"""
+
+
 def cli_reference() -> str:
     """`--help` of every verb."""
-    parts = ["# The command line\n\nGenerated from `--help` (docs/generate.py).\n"]
+    parts = [_CLI_HEAD]
     context = _context(cli, "pylb")
     parts.append(_block("pylb", cli.get_help(context)))
     parts += _verbs("pylb", cli)

@@ -1,7 +1,7 @@
 """How the CLI writes: one table, one clock, one byte size. Characters that control a terminal are shown, never sent.
 
 A table has two forms. Into a pipe or a file it is plain: two or more blanks between columns, no colour, no line cut or
-wrapped, no blanks at the end of one, counts without commas, so that awk and grep work. On a terminal rich fits it to the
+wrapped, no blanks at the end of a line, counts without commas, so that awk and grep work. On a terminal rich fits it to the
 width: names and reasons are folded, ports, addresses and counts never, and the words for a state have colours unless NO_COLOR
 is set.
 
@@ -24,8 +24,11 @@ if TYPE_CHECKING:  # rich takes 50 ms to import: only verbs that print a table d
 GAP = 2  # blanks between two columns
 FOLDED = 12  # a column is not folded to less than this
 LABEL = 9 + GAP  # of `facts`
-_COLOURS = {"green": ("up", "healthy", "ok"), "red": ("down", "no", "not", "LOOK"),
-            "yellow": ("degraded", "drain", "draining", "maint", "stale", "unproven")}  # fmt: skip
+_COLOURS = {  # by the first word of a cell: "no server", "not served"
+    "green": ("up", "healthy", "ok"),
+    "red": ("down", "no", "not", "LOOK"),
+    "yellow": ("degraded", "drain", "draining", "maint", "stale", "unproven"),
+}
 _COLOUR_OF = {word: colour for colour, words in _COLOURS.items() for word in words}
 
 
@@ -54,9 +57,9 @@ def facts(rows: Iterable[tuple[str, str]]) -> Table:
     return Table((Column("", width=LABEL - GAP), Column("", folds=True)), list(rows))
 
 
-def written(parts: Iterable[Part], terminal: "Console | None" = None) -> str:
+def written(parts: Iterable[Part], screen: "Console | None" = None) -> str:
     """Lines of text and tables, one below the other."""
-    return "\n".join(_written(part, terminal) for part in parts)
+    return "\n".join(_written(part, screen) for part in parts)
 
 
 def terminal() -> "Console | None":
@@ -80,10 +83,10 @@ def size(number: float) -> str:
     return decimal(round(number))
 
 
-def _written(part: Part, terminal: "Console | None") -> str:
+def _written(part: Part, screen: "Console | None") -> str:
     if isinstance(part, str):
         return visible_lines(part)
-    return "\n".join(_plain(part)) if terminal is None else _fitted(part, terminal)
+    return "\n".join(_plain(part)) if screen is None else _fitted(part, screen)
 
 
 def _plain(table: Table) -> list[str]:
@@ -105,7 +108,7 @@ def _plain(table: Table) -> list[str]:
     return found
 
 
-def _fitted(table: Table, terminal: "Console") -> str:
+def _fitted(table: Table, screen: "Console") -> str:
     from rich.table import Table as Fitted  # noqa: PLC0415
 
     headed = any(column.heading for column in table.columns)
@@ -120,10 +123,10 @@ def _fitted(table: Table, terminal: "Console") -> str:
         needed += least + GAP
     for row in rows:
         fitted.add_row(*row)
-    if needed > terminal.width - table.indent:
+    if needed > screen.width - table.indent:
         fitted.width = needed  # the terminal breaks the lines
-    with terminal.capture() as captured:
-        terminal.print(fitted, crop=False)
+    with screen.capture() as captured:
+        screen.print(fitted, crop=False)
     return "\n".join((" " * table.indent + line).rstrip() for line in captured.get().splitlines())
 
 

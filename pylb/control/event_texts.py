@@ -12,7 +12,7 @@ from pylb.core.claims import Claims
 from pylb.core.loops import loops
 from pylb.core.ownership import Change
 from pylb.core.registration import Key, Registration, State
-from pylb.core.text import counted
+from pylb.core.text import counted, span
 
 
 class EventTexts:
@@ -47,7 +47,7 @@ class EventTexts:
             began = self._liveness.since(key)
             kind, why = "taken_over", "its token may (takeover: true)"
             if held.state is not State.FRESH and began is not None and self._liveness.is_abandoned(held):
-                silent = f"{self._clock() - began:.0f} s"
+                silent = span(round(self._clock() - began))
                 kind, why = "yielded", f"{title(held)} has neither called nor answered for {silent} (leases.yield_after)"
             text = f"port {ports} goes from {title(held)} to {title(wanted)}: {why}"
             self._event_log.note(kind, text, fields, alarm=True)

@@ -17,6 +17,7 @@ from pylb.core.errors import Refused
 from pylb.core.operator_overrides import OverrideTarget, affected, ended, without
 from pylb.core.ownership import Change, become, give_up, release, settle
 from pylb.core.registration import Key, State
+from pylb.core.text import span
 
 PERIOD = 0.5  # seconds between two rounds: fine enough for leases of >= 10 s
 PROBE_PERIOD = 0.05
@@ -169,7 +170,7 @@ class PeriodicWork:
             if change.touched:
                 held = self._state.desired.claims.registrations
                 names = ", ".join(title(held[key]) for key in keys if key in held)
-                text = f"the new address has not answered in {FALLBACK:.0f} s, and the old one no longer serves for it: {names}"
+                text = f"the new address has not answered in {span(FALLBACK)}, and the old one no longer serves for it: {names}"
                 self._state.event_log.note("fallback_over", text, whose(keys), alarm=True)
 
         await self._perform(lambda desired: with_claims(desired, give_up(desired.claims, keys)), keys, done)

@@ -70,10 +70,12 @@ def counted(number: int, noun: str) -> str:
 
 
 def span(seconds: float) -> str:
-    """A duration as people write it, in at most two units: "12 h", "2 min 30 s", "7 days"; short ones "40 ms"."""
+    """A duration as people write it, in at most two units: "12 h", "2 min 30 s", "7 days", "1.5 s", "40 ms"."""
     ms = round(max(0.0, seconds) * 1000)
-    if ms < 10_000 and ms % 1000:
+    if 0 < ms < 1000:
         return f"{ms} ms"
+    if ms < 10_000:
+        return f"{ms / 1000:.3g} s"
     rest = round(ms / 1000)
     for size, unit, smaller, smaller_unit in _SPANS:
         if rest >= size:

@@ -11,6 +11,7 @@ from contextlib import suppress
 from typing import Protocol
 
 from pylb.core.codec import to_plain
+from pylb.core.text import span
 from pylb.upgrade.protocol import PROTOCOL, Conversation, Refusal
 from pylb.upgrade.successor import Successor, command, launch
 from pylb.workers.channel import MOST_FDS
@@ -122,7 +123,7 @@ async def _tell_systemd(introduce: Callable[[int], bool], successor: Successor |
                     return
                 await asyncio.sleep(ASK_AGAIN)
     except TimeoutError:
-        raise Refusal(f"systemd has taken no message for {INTRODUCED:g} s") from None
+        raise Refusal(f"systemd has taken no message for {span(INTRODUCED)}") from None
 
 
 async def send_counts(conversation: Conversation, old: OldProcess) -> None:

@@ -5,6 +5,7 @@ import logging
 import signal
 from collections.abc import Callable, Sequence
 
+from pylb.core.text import span
 from pylb.workers.messages import Hello
 from pylb.workers.process import WorkerProcess
 from pylb.workers.requests import ChangeSignal
@@ -71,7 +72,7 @@ class Supervisor:
         wait = 0.0 if tries == 1 else min(BACKOFF, 0.1 * 2.0**tries)
         self.restarts += 1
         how = f"ended by signal {-status}" if status < 0 else f"ended with {status}"
-        again = "another takes its place" if not wait else f"start {tries} in a row that did not last: again in {wait:g} s"
+        again = "another takes its place" if not wait else f"start {tries} in a row that did not last: again in {span(wait)}"
         log.error(
             "worker %d (pid %d) %s%s; reset: about %s; %s",
             worker.index,

@@ -153,7 +153,7 @@ async def test_the_new_one_is_in_charge_once_systemd_has_taken_its_pid_and_no_so
 async def test_if_systemd_takes_nothing_the_old_one_stays_in_charge(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pylb.upgrade.handover.INTRODUCED", 0.1)
     old, refusal = await hand_over_to_a_sleeper(monkeypatch, lambda *_: False)
-    assert (refusal, old.done) == ("systemd has taken no message for 0.1 s", ["hold", "take back"])
+    assert (refusal, old.done) == ("systemd has taken no message for 100 ms", ["hold", "take back"])
 
 
 async def test_a_new_one_that_ends_while_systemd_is_busy_is_never_in_charge(monkeypatch: pytest.MonkeyPatch) -> None:

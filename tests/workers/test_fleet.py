@@ -101,7 +101,7 @@ async def test_who_says_what_no_worker_says_is_replaced(script: str, complaint: 
         await until(lambda: archive.started >= 3, caplog)  # by others, ever more slowly
     assert complaint in caplog.text
     assert "ended by signal 9, it said what no worker says" in caplog.text
-    assert "start 2 in a row that did not last: again in 0.4 s" in caplog.text
+    assert "start 2 in a row that did not last: again in 400 ms" in caplog.text
 
 
 async def test_one_that_never_says_it_is_ready_is_given_up(caplog: pytest.LogCaptureFixture) -> None:
