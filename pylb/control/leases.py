@@ -25,7 +25,7 @@ STALL = 5.0  # seconds without a tick: pylb was stopped, and nobody could call
 LATE = 3600.0  # seconds: stale for so long is more than a restart; somebody should look
 CLOSING = 86400.0  # seconds before a port closes because its owner is silent: a second warning
 FALLBACK = 600.0  # seconds for which the server at an old address replaces one that has never answered
-FEW = 64  # outdated entries of the agenda that are tolerated
+FEW = 64  # outdated entries of the heap that are tolerated
 GRANTS = 250  # leases between two turns of the loop: 1 ms
 NOT_SEEN = -inf  # the last beat of a restored registration
 

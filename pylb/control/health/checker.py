@@ -155,7 +155,7 @@ class Checker:
                 self._plan(address, silent=False)
 
     def _plan(self, who: Place | Address, *, silent: bool | None = None) -> None:
-        """The time of its next question has changed. `silent`: see Agenda; None: as last time."""
+        """The time of its next question has changed. `silent`: see ProbeSchedule; None: as last time."""
         known = self.health_records.of(who)
         if known is not None:
             self.schedule.plan(who, silent=known.is_silent if silent is None else silent)
