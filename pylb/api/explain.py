@@ -11,6 +11,7 @@ from pylb.api.routes import rows
 from pylb.control.event_log import Rejection
 from pylb.control.registry import Registry
 from pylb.control.storage.table_history import Generation
+from pylb.control.views import RegistrationView
 from pylb.core.address import Listen
 from pylb.core.checks import written
 from pylb.core.errors import Code, Refused
@@ -32,21 +33,35 @@ def recorded_of(port: int) -> Query:
 
 
 def ports_of(registry: Registry, what: str) -> list[int]:
-    """The ports that a port, or the name of a frontend or of a registration, refers to. Raises Refused NOT_FOUND, INVALID."""
+    """The ports that a port, the name of a frontend or of a registration, or a registration's id refers to.
+
+    An id is written as `pylb release` and `pylb routes` write it: NAME/INSTANCE, TOKEN/NAME/INSTANCE. Raises Refused
+    NOT_FOUND, INVALID.
+    """
     if what.isascii() and what.isdigit():
         if not (port := whole_number(what, 65535)):
             raise Refused(Code.INVALID, f"{what[:20]}: no port", "1 to 65535")
         return [port]
     ports = {listen.port for listen, frontend in registry.table.frontends.items() if frontend.name == what}
-    ports |= {wanted.port for one in registry.each_registration() if one.name == what for wanted in one.frontends}
+    ports |= {wanted.port for one in registry.each_registration() if what in _names_of(one) for wanted in one.frontends}
     if not ports:  # it has none; did it want one, or had it one?
-        ports |= {port for one in registry.rejected() if what == one.name for port in one.ports}
+        ports |= {port for one in registry.rejected() if _wanted_by(one, what) for port in one.ports}
         ports |= {change.listen.port for one in registry.history(what) for change in one.lines}
     if not ports:
         raise Refused(
             Code.NOT_FOUND, f"{what[:80]!r} is no frontend, no registration, and no refused call had that name", "`pylb routes`"
         )
     return sorted(ports)[:MOST_PORTS]
+
+
+def _names_of(one: RegistrationView) -> tuple[str, ...]:
+    return one.name, f"{one.name}/{one.instance}", f"{one.token}/{one.name}/{one.instance}"
+
+
+def _wanted_by(refused: Rejection, what: str) -> bool:
+    """Whether `what` made the refused call, whose text ends with NAME/INSTANCE."""
+    called = "/".join(refused.what.rpartition(" ")[2].split("/")[-2:])
+    return bool(refused.name) and what in (refused.name, called, f"{refused.token}/{called}")
 
 
 async def explain(

@@ -24,7 +24,7 @@ def explain(config_path: Path | None, as_json: bool, what: str) -> None:
     servers accepts connections and passes its check right now; how its sessions ended.
 
     The first line is the first thing that is wrong. Exit code 1: nothing is known about the port. NAME may be a
-    frontend or a registration: then each of its ports is explained.
+    frontend or a registration, also as NAME/INSTANCE: then each of its ports is explained.
 
     With the id of a session, as `pylb sessions` and `pylb sessions --ended` show it: why it went to this server, what was
     tried before, who closed first, and what the kernel knew about both connections.

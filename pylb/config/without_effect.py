@@ -171,3 +171,9 @@ def _tokens(parts: Parts) -> Iterator[Finding]:
         if part.entry.allow_weak and not part.entry.legacy:
             message = f"allow_weak of token {part.entry.name!r} has no effect: weak secrets work on the legacy route only"
             yield Finding(part.at("allow_weak"), message, "legacy: true, or a secret from: pylb token")
+        elif part.entry.allow_weak and not any(listener.entry.legacy for listener in parts.webhook):
+            message = f"allow_weak of token {part.entry.name!r} has no effect: no webhook serves the legacy route"
+            yield Finding(part.at("allow_weak"), message, "a secret from: pylb token, or legacy: true at a webhook", "warning")
+        if part.entry.name in part.entry.replaces:
+            message = "replaces has no effect for the token itself"
+            yield Finding(part.at("replaces"), message, "the name of another token", "warning")

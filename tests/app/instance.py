@@ -95,10 +95,12 @@ class Instance:
     def get(self, path: str, port: int | None = None, host: str = "127.0.0.1") -> Answer:
         return fetch((host, port or self.admin), "GET", path)
 
-    def register(self, port: int, target: int, *, name: str = "app", secret: str = SECRET, ttl: int | None = None) -> Answer:
+    def register(
+        self, port: int, target: int, *, name: str = "app", instance: str = "one", secret: str = SECRET, ttl: int | None = None
+    ) -> Answer:
         body = {"frontends": [{"port": port, "target_port": target}], "ttl": ttl, "address": "127.0.0.1"}
         headers = {"Authorization": f"Bearer {secret}", "Content-Type": "application/json"}
-        return fetch(("127.0.0.1", self.webhook), "PUT", f"/v1/registrations/{name}/one", json.dumps(body), headers)
+        return fetch(("127.0.0.1", self.webhook), "PUT", f"/v1/registrations/{name}/{instance}", json.dumps(body), headers)
 
     def runtime(self, text: str) -> str:
         """What HAProxy's runtime socket says to this until it closes."""

@@ -148,6 +148,18 @@ def test_a_refusal_is_of_its_frontend_ports_and_of_no_other_number_in_its_text(p
         )
 
 
+def test_a_registration_is_known_by_its_id_too(pylb: Instance, echo_port: int) -> None:
+    """As `pylb routes` shows it, and as `pylb release` takes it; a call that was refused is of its own instance alone."""
+    pylb.start()
+    pylb.register(pylb.port, echo_port)
+    assert pylb.register(22, 30022, instance="two").status == 403
+    for what in ("app/one", "app/app/one"):
+        assert explained_of(pylb, what)[0].startswith(f"port {pylb.port} is open here")
+    for what in ("app/two", "app/app/two"):
+        assert explained_of(pylb, what)[0].startswith("nobody has port 22: the last call that wanted it was refused")
+    assert pylb.ask("explain", "app/three").returncode == 1
+
+
 def test_a_client_without_its_proxy_header_is_refused_for_that_and_nothing_else(pylb: Instance, echo_port: int) -> None:
     static = {
         "name": "web",

@@ -116,3 +116,21 @@ def test_nothing_is_said_of_defaults_while_a_frontend_cannot_be_read() -> None:
         parse(frontend("balance: x", "{freebind: true}"), "pylb.yaml")
     [line] = str(caught.value).splitlines()
     assert "is not a way to balance" in line
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "webhook: {listen: 127.0.0.1:1, legacy: false}\ntokens: [{name: a, secret_file: /x, ports: [1], allow_weak: true}]",
+            "2:61: warning: allow_weak of token 'a' has no effect: no webhook serves the legacy route",
+        ),
+        (
+            "tokens: [{name: a, secret_file: /x, ports: [1], replaces: [a, old]}]",
+            "1:59: warning: replaces has no effect for the token itself",
+        ),
+    ],
+)
+def test_what_a_token_says_in_vain_is_a_warning(text: str, message: str) -> None:
+    """An old token may stay when its route is closed: that must not stop a reload."""
+    assert [f"pylb.yaml:{message}" in str(one) for one in parse(text, "pylb.yaml").warnings] == [True]
