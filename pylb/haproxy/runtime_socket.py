@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pylb.core.errors import Refused
 from pylb.haproxy.commands import Commands, Text
-from pylb.web.unix import UnixServer, check_peer
+from pylb.web.unix import UnixServer, check_peer, write
 
 log = logging.getLogger(__name__)
 
@@ -116,9 +116,8 @@ class _Talk:
         await self._write(end)
 
     async def _write(self, text: str) -> None:
-        self._writer.write(text.encode())
         async with asyncio.timeout(DEADLINE):
-            await self._writer.drain()
+            await write(self._writer, text.encode())
 
 
 def split(line: str) -> list[list[str]]:

@@ -16,7 +16,7 @@ from typing import Any
 from pylb.control.steps import let_loop_run
 from pylb.core.errors import Code, Refused
 from pylb.web.answers import refusal_body
-from pylb.web.unix import UnixServer, check_peer, reachable
+from pylb.web.unix import UnixServer, check_peer, reachable, write
 
 log = logging.getLogger(__name__)
 
@@ -98,8 +98,7 @@ class ControlSocket:
             # Closed here even if the client has left, instead of later by the garbage collector.
             async with aclosing(pieces(answer)) as some:
                 async for piece in some:
-                    writer.write(piece)
-                    await writer.drain()
+                    await write(writer, piece)
 
 
 async def pieces(answer: Mapping[str, Any]) -> AsyncGenerator[bytes]:

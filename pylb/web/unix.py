@@ -92,6 +92,17 @@ class UnixServer:
             writer.close()
 
 
+async def write(writer: asyncio.StreamWriter, data: bytes) -> None:
+    """Write `data`, and wait until the client has taken most of it. Raises ConnectionResetError if the client has left.
+
+    uvloop raises RuntimeError for a write on a closed transport, which would look like a fault of pylb's.
+    """
+    if writer.is_closing():
+        raise ConnectionResetError("the client has left")
+    writer.write(data)
+    await writer.drain()
+
+
 @contextmanager
 def reachable(path: Path) -> Iterator[str]:
     """A name for `path` that fits into the 108 bytes of a unix address, however deep the directory is."""

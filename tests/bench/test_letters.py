@@ -64,7 +64,8 @@ def test_the_lines_of_both_agree_field_by_field(logs: dict[str, dict[str, list[s
         ours, theirs = fields(logs["pylb"][case][-1]), fields(logs["haproxy"][case][-1])
         for key in ("tw", "tc", "tt"):
             assert (ours[key] == "-1") == (theirs[key] == "-1"), (case, key, ours, theirs)
-        assert [int(line["fc"]) - int(line["bc"]) for line in (ours, theirs)] == [1, 1]  # the one that has ended
+        # The one that has ended is counted at the frontend only. HAProxy may not yet have freed the session of the case before.
+        assert int(ours["fc"]) - int(ours["bc"]) == 1 <= int(theirs["fc"]) - int(theirs["bc"]), (case, ours, theirs)
         same = {key: ours[key] for key in (*SHAPE, "bytes")}
         # A retry of HAProxy's goes to the same server; neither has made one here.
         assert same == {key: theirs[key] for key in same}, case

@@ -142,7 +142,8 @@ def test_routes_rejected_shows_the_refused_calls_and_why(lab: Lab, pylb: Balance
     code, text = run(world, pylb, "routes", "--rejected")
 
     assert code == 0
-    line, reach = text.splitlines()
+    heading, line, reach = text.splitlines()
+    assert heading.split() == ["TIME", "FROM", "TOKEN", "CALL", "WHY"]
     assert reach.startswith("every refusal since ")
     assert "203.0.113.10" in line
     assert "port 443 is owned by registration 'shop' of token 'other'" in line

@@ -17,6 +17,7 @@ import pytest
 
 from pylb.core.errors import Code, Refused
 from pylb.web.control_socket import ITEMS, LINE_BYTES, ControlSocket, call, pieces
+from pylb.web.unix import UnixServer, write
 from tests.fuzz.sockets import control
 
 
@@ -209,3 +210,32 @@ async def test_a_disk_that_does_not_remove_the_file_stops_neither_the_loop_nor_t
         answers.set()
         await control.stop()
     assert not path.exists()
+
+
+async def test_a_client_that_leaves_in_the_middle_of_a_long_answer_is_no_fault(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its connection may be closed between two pieces, when uvloop refuses to write with a RuntimeError."""
+    path = tmp_path / "control.sock"
+    writers: list[asyncio.StreamWriter] = []
+    ended = asyncio.Event()
+
+    async def converse(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writers.append(writer)
+        try:
+            await write(writer, b"the first piece")
+            writer.transport.abort()
+            await asyncio.sleep(0)  # the transport's end is a callback
+            await write(writer, b"the second")
+        finally:
+            ended.set()
+
+    server = UnixServer(path, converse, 100)
+    await server.start()
+    with socket.socket(socket.AF_UNIX) as client:
+        client.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(client, str(path))
+        await ended.wait()
+    await server.stop()
+    assert writers[0].is_closing()
+    assert not caplog.records
