@@ -17,7 +17,7 @@ from pylb.app.background import Background
 from pylb.app.descriptors import budget
 from pylb.app.endpoints import Endpoints
 from pylb.app.engine_observer import EngineObserver, open_session_log
-from pylb.app.errors import Broken, CannotStart
+from pylb.app.errors import CannotStart, InternalError
 from pylb.app.forwarding import make_forwarding
 from pylb.app.heartbeat import Heartbeat
 from pylb.app.operations import Operations
@@ -75,7 +75,7 @@ class App:
         self._connlog: ConnectionLog | None = None
 
     async def serve(self) -> None:
-        """Everything from the first socket to the last log line. Raises CannotStart, ConfigErrors or Broken."""
+        """Everything from the first socket to the last log line. Raises CannotStart, ConfigErrors or InternalError."""
         async with AsyncExitStack() as stack:
             stack.callback(self._systemd.close)
             # The very last thing: a signal with its default effect, after the loop has ended, would look like a failure.
@@ -88,7 +88,7 @@ class App:
                 self._observer.registry = None
                 await self._outgoing_upgrade.leave(self._registry, hastened=self._phases.phase is Phase.HASTENED)
         if self._phases.failed:
-            raise Broken
+            raise InternalError
 
     # ------------------------------------------------------------ start
 

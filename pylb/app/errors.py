@@ -5,5 +5,5 @@ class CannotStart(Exception):  # noqa: N818 - a condition, for the operator in o
     """The text says what, where, and what to do."""
 
 
-class Broken(Exception):  # noqa: N818 - as above
+class InternalError(Exception):
     """A bug made a part of pylb fail and took the rest with it; the log has the traceback."""

@@ -16,7 +16,7 @@ from pylb.upgrade.protocol import VARIABLE as HAND_OVER
 
 
 def run(path: Path | None, environ: Mapping[str, str]) -> None:
-    """`pylb run`: serves until SIGTERM or SIGINT. Raises CannotStart, ConfigErrors or Broken.
+    """`pylb run`: serves until SIGTERM or SIGINT. Raises CannotStart, ConfigErrors or InternalError.
 
     A broken file is no reason to be down: the config that was last in force is used, with a warning.
     """

@@ -61,13 +61,13 @@ def run(config_path: Path | None) -> None:
 
     Without -c: webhook on *:9000 (self-signed TLS), admin on 127.0.0.1:8404, a generated token in the state directory.
     """
-    from pylb.app.errors import Broken, CannotStart  # noqa: PLC0415
+    from pylb.app.errors import CannotStart, InternalError  # noqa: PLC0415
     from pylb.app.run import run as serve  # noqa: PLC0415 - `pylb --help` need not load a web server
     from pylb.config import ConfigErrors  # noqa: PLC0415
 
     try:
         serve(config_path, os.environ)
-    except Broken:
+    except InternalError:
         die("pylb ended: a part of it failed, the log above says which (this is a bug of pylb)", FAILED)
     except ConfigErrors as errors:
         die(f"{errors}\npylb did not start: {counted(len(errors.problems), 'mistake')} in the config")

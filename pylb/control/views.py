@@ -157,7 +157,7 @@ class FrontendView(NamedTuple):
         return self.frontend.listen
 
 
-class Held(NamedTuple):
+class ServerHolders(NamedTuple):
     """The holders of a server, and the settings of the first one; None: only a displaced registration holds it."""
 
     by: tuple[Holder, ...]
@@ -215,7 +215,7 @@ def by_port(table: Table) -> list[Frontend]:
     return sorted(table.frontends.values(), key=lambda one: (one.listen.port, one.listen.ip))
 
 
-def _server_view(frontend: Frontend, server: Server, held: Held, health_records: HealthRecords) -> ServerView:
+def _server_view(frontend: Frontend, server: Server, holders: ServerHolders, health_records: HealthRecords) -> ServerView:
     name, listen = frontend.name, frontend.listen
     proof, health = health_records.proof(server.address), health_records.health(listen, server.address)
     known = proof is not None and proof.found != "unknown"
@@ -234,14 +234,14 @@ def _server_view(frontend: Frontend, server: Server, held: Held, health_records:
         reachable,
         hint,
         health.reason if health else "",
-        held.by,
-        server.weight if held.weight is None else held.weight,
-        held.backup,
+        holders.by,
+        server.weight if holders.weight is None else holders.weight,
+        holders.backup,
         health or UP,
         health_records.checks(listen, server.address),
         asked_at,
         frontend.health(server),
-        held.not_missed,
+        holders.not_missed,
     )
 
 
@@ -257,7 +257,7 @@ def _state(server: Server, *, proven: bool) -> Literal["up", "down", "unproven",
 
 def _holders(
     claims: Claims, static_rules: StaticRules, listen: Listen, said_goodbye: Callable[[Key], bool], proven: Container[Address]
-) -> dict[Address, Held]:
+) -> dict[Address, ServerHolders]:
     """The holders of each of its servers."""
     found: dict[Address, list[Holder]] = {}
     stay: set[Address] = set()  # of somebody who has not said goodbye
@@ -285,10 +285,10 @@ def _holders(
                 found.setdefault(old.address, []).append(holder._replace(displaced=True))
                 stay.add(old.address)
     nothing: tuple[int | None, bool] = (None, False)
-    return {at: Held(tuple(by), *said.get(at, nothing), at not in stay) for at, by in found.items()}
+    return {at: ServerHolders(tuple(by), *said.get(at, nothing), at not in stay) for at, by in found.items()}
 
 
-_DISPLACED = Held((), None, backup=False, not_missed=False)
+_DISPLACED = ServerHolders((), None, backup=False, not_missed=False)
 
 
 def title(one: Registration) -> str:

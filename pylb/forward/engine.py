@@ -130,7 +130,7 @@ class Engine:
         self._ramping: dict[FrontendState, None] = {}  # those with servers in their slow start
         self._ramp_at = 0.0  # monotonic
         self._watched: dict[int, Callable[[], None]] = {}
-        self._resting: list[int] = []  # watched descriptors whose callback failed: ignored until the next tick
+        self._suspended: list[int] = []  # watched descriptors whose callback failed: ignored until the next tick
 
     def fileno(self) -> int:
         """Readable (level-triggered) while any of the engine's sockets has an event."""
@@ -143,8 +143,8 @@ class Engine:
 
     def unwatch(self, fd: int) -> None:
         del self._watched[fd]
-        if fd in self._resting:
-            self._resting.remove(fd)
+        if fd in self._suspended:
+            self._suspended.remove(fd)
         else:
             self._forget(fd)
 
@@ -156,14 +156,14 @@ class Engine:
         """Unwatch after a failure: epoll is level-triggered, and a callback that reads nothing would be called for ever."""
         if not self.faults.guard("what came in on a watched descriptor was not dealt with", watched) and fd in self._watched:
             self._forget(fd)
-            self._resting.append(fd)
+            self._suspended.append(fd)
 
     def _wake(self) -> None:
-        """Raises OSError: what could not be watched (ENOMEM, ENOSPC) rests until the next tick."""
-        while self._resting:
+        """Raises OSError: what could not be watched (ENOMEM, ENOSPC) stays suspended until the next tick."""
+        while self._suspended:
             with suppress(FileExistsError):
-                self._epoll.register(self._resting[-1], select.EPOLLIN)
-            self._resting.pop()
+                self._epoll.register(self._suspended[-1], select.EPOLLIN)
+            self._suspended.pop()
 
     @property
     def busy(self) -> bool:

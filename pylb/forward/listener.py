@@ -60,8 +60,8 @@ ACCEPT_ERRORS = {
     errno.EPROTONOSUPPORT: _PORT,
     errno.ESOCKTNOSUPPORT: _PORT,
 }
-FIRST_REST, LONGEST_REST = 0.1, 30.0  # seconds between two attempts on a port whose accept fails
-REPORTED_REST = 1.0  # a failure this long is not a race with a table that is about to close the port: it is reported, once
+FIRST_BACKOFF, LONGEST_BACKOFF = 0.1, 30.0  # seconds between two attempts on a port whose accept fails
+REPORTED_BACKOFF = 1.0  # a failure this long is not a race with a table that is about to close the port: it is reported, once
 
 
 class ListeningPort:
@@ -70,7 +70,7 @@ class ListeningPort:
     `twin`: the second socket, for IPv6 only, of a systemd socket unit that has two instead of one for both families.
     """
 
-    __slots__ = ("family", "fd", "frontend", "listen", "queued", "rest", "resting", "sock", "twin", "watched")
+    __slots__ = ("backoff", "backoff_left", "family", "fd", "frontend", "listen", "queued", "sock", "twin", "watched")
 
     def __init__(self, listen: Listen, sock: SocketType, twin: SocketType | None = None) -> None:
         self.listen = listen
@@ -81,8 +81,8 @@ class ListeningPort:
         self.frontend: FrontendState | None = None
         self.watched = False
         self.queued = False  # it waits for its share of a turn
-        self.rest = 0.0  # seconds from the last failure to the next attempt; 0: it works
-        self.resting = 0.0  # seconds that are left of `rest`
+        self.backoff = 0.0  # seconds from the last failure to the next attempt; 0: it works
+        self.backoff_left = 0.0  # seconds that are left of `backoff`
 
 
 def _fds(port: ListeningPort) -> tuple[int, ...]:
@@ -144,7 +144,7 @@ class ListeningPorts:
         self._retired: list[FrontendState] = []  # frontends whose ports are closed and that still have sessions
         self.shareable = counters.max_connections  # sessions possible beyond the frontends' reserves
         self._spare = SpareDescriptor()
-        self._resting: dict[ListeningPort, None] = {}  # those whose sockets are in error
+        self._backing_off: dict[ListeningPort, None] = {}  # those whose sockets are in error
         self._paused = False  # descriptors or memory ran out: no port accepts before the next tick
 
     def open(self, listen: Listen, *, freebind: bool) -> ListeningPort:
@@ -178,7 +178,7 @@ class ListeningPorts:
                 self._retired.append(port.frontend)  # sessions that still look for a server may find one
             elif port.frontend is not None:
                 port.frontend.break_cycles()
-            self._resting.pop(port, None)
+            self._backing_off.pop(port, None)
             if port.watched:
                 self._unwatch(port)
             if port.twin is not None:
@@ -198,7 +198,7 @@ class ListeningPorts:
 
     def rewatch(self, port: ListeningPort) -> None:
         """Watch the port if it may accept, else stop watching: clients wait in the backlog, and the loop does not spin."""
-        wanted = port not in self._resting and self._has_room(port)
+        wanted = port not in self._backing_off and self._has_room(port)
         if wanted and not port.watched:
             wanted = self._watch(port)
         elif port.watched and not wanted:
@@ -216,7 +216,7 @@ class ListeningPorts:
             except FileExistsError:
                 pass
             except OSError as error:  # ENOMEM, ENOSPC: more than fs.epoll.max_user_watches
-                self._let_rest(port, error)
+                self._back_off(port, error)
                 return False
         return True
 
@@ -229,14 +229,16 @@ class ListeningPorts:
             except OSError:
                 pass  # it was not watched
 
-    def _let_rest(self, port: ListeningPort, error: Exception) -> None:
-        """Accepting fails at the moment: the port is not watched until its rest is over. Each rest is longer than the last."""
+    def _back_off(self, port: ListeningPort, error: Exception) -> None:
+        """Accepting fails at the moment: the port is not watched until its backoff ends. Each is longer than the last."""
         if port.watched:
             self._unwatch(port)
-        port.rest = port.resting = min(LONGEST_REST, max(FIRST_REST, 2 * port.rest))
-        self._resting[port] = None
-        if port.rest / 2 < REPORTED_REST <= port.rest:
-            self._faults.report(f"nobody can be accepted on {port.listen}; retries are at most {LONGEST_REST:g} s apart", error)
+        port.backoff = port.backoff_left = min(LONGEST_BACKOFF, max(FIRST_BACKOFF, 2 * port.backoff))
+        self._backing_off[port] = None
+        if port.backoff / 2 < REPORTED_BACKOFF <= port.backoff:
+            self._faults.report(
+                f"nobody can be accepted on {port.listen}; retries are at most {LONGEST_BACKOFF:g} s apart", error
+            )
 
     def hold_spare(self) -> None:
         """Divide max_connections again: a quarter is split among the frontends, at most RESERVE for each.
@@ -262,10 +264,10 @@ class ListeningPorts:
 
         A frontend that was quiet may accept a second's worth at once.
         """
-        for port in list(self._resting):
-            port.resting -= elapsed
-            if port.resting <= 0:
-                del self._resting[port]
+        for port in list(self._backing_off):
+            port.backoff_left -= elapsed
+            if port.backoff_left <= 0:
+                del self._backing_off[port]
                 self._try_again(port)
         for port in self._rated:
             if port.frontend is not None:
@@ -296,9 +298,9 @@ class ListeningPorts:
         """Up to BATCH clients. True: there may be more. Never raises."""
         try:
             return self._accept(port)
-        except Exception as error:  # noqa: BLE001 - the boundary of one port: it rests, the others go on
+        except Exception as error:  # noqa: BLE001 - the boundary of one port: it backs off, the others go on
             self._faults.add(f"clients of {port.listen} have to wait", error)
-            self._let_rest(port, error)
+            self._back_off(port, error)
             return False
 
     def empty(self, port: ListeningPort) -> None:
@@ -333,10 +335,10 @@ class ListeningPorts:
                     self._paused = True
                     self.rewatch(port)
                 else:
-                    self._let_rest(port, error)
+                    self._back_off(port, error)
                 return False
             accepted = True
-            port.rest = 0.0
+            port.backoff = 0.0
             self._run_queue.budget -= ACCEPT
             if rated:
                 frontend.allowance -= 1
@@ -346,7 +348,7 @@ class ListeningPorts:
             if other is not None:  # alternately: a flood on one socket must not lock out the clients of the other
                 sock, other = other, sock
         if failure is not None and not accepted:  # nothing but errors: whatever their kind, they may never end
-            self._let_rest(port, failure)
+            self._back_off(port, failure)
             return False
         return True
 

@@ -120,13 +120,13 @@ def _in_use(server: Server) -> bool:
     return server.rank < DOWN and server.weight > 0
 
 
-class Nobody(Enum):
+class NoServer(Enum):
     """Why there is no server for a session right now."""
 
     FULL = "full"  # there will be one
 
 
-FULL = Nobody.FULL
+FULL = NoServer.FULL
 
 
 class FrontendState:
@@ -260,7 +260,7 @@ class FrontendState:
             state.pool = None
         self._only, self._pools = None, []
 
-    def pick(self, client: str, tried: list[ServerState] | None) -> ServerState | Nobody | None:
+    def pick(self, client: str, tried: list[ServerState] | None) -> ServerState | NoServer | None:
         """The balancer's choice in the lowest rank with an untried server of weight; FULL if that rank has no room.
 
         `client`: its IP address.

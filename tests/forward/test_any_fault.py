@@ -338,7 +338,7 @@ class Faults(RuleBasedStateMachine):
             if not peer.closed:
                 peer.reset()
         drive.engine.other_processes.forget(2)
-        drive.pass_time(40, step=0.5)  # the longest rest of a port
+        drive.pass_time(40, step=0.5)  # the longest backoff of a port
         assert not drive.engine.counters.open_sessions
         assert not self.publish(refusing=False)
         frontend = drive.engine._ports.by_listen[self.listen].frontend

@@ -13,7 +13,7 @@ from pylb.core.policy import OnDown, Policy
 from pylb.core.session import SessionRecord
 from pylb.core.table import DOWN
 from pylb.forward import faults
-from pylb.forward.listener import ACCEPT_ERRORS, BATCH, LONGEST_REST, AcceptResult
+from pylb.forward.listener import ACCEPT_ERRORS, BATCH, LONGEST_BACKOFF, AcceptResult
 from tests.support.baseline import descriptors
 from tests.support.drive import Drive, Witness, policy, server_at
 from tests.support.kernel import PASS, Epoll, Sick
@@ -303,7 +303,7 @@ def test_no_errno_of_accept_makes_the_engine_spin(drive: Drive, code: int) -> No
         assert sum(errno.errorcode[code] in fault or "OSError" in fault for fault in drive.faults) == 1, "reported once"
         assert drive.engine.counters.faults == 0, "no fault of ours"
     port.sock = sick._sock
-    drive.pass_time(LONGEST_REST + 1)
+    drive.pass_time(LONGEST_BACKOFF + 1)
     drive.accept(backend)  # and once it is over the client is served
 
 

@@ -79,7 +79,7 @@ class Ports:
         pass
 
 
-class Nobody(CodeArchive):
+class UnusedArchive(CodeArchive):
     """No worker is ever started."""
 
     def __init__(self) -> None:
@@ -91,7 +91,9 @@ class Nobody(CodeArchive):
 
 @contextmanager
 def fleet(table: Table) -> Iterator[Callable[[Table], object]]:
-    made = Fleet(2, lambda _seat: HELLO, FleetObserver(lambda *_: None, lambda *_: None, lambda _: None), Ports(), Nobody())
+    made = Fleet(
+        2, lambda _seat: HELLO, FleetObserver(lambda *_: None, lambda *_: None, lambda _: None), Ports(), UnusedArchive()
+    )
     try:
         made.apply(table)
         counts = [counted(listen, FrontendCounters(one.name)) for listen, one in table.frontends.items()]
