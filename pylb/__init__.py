@@ -24,6 +24,10 @@ Folders, by layer: each imports only what is below it (pyproject.toml holds this
 
 One call's way: web/webhook → control/calls (validate, bind, make durable, swap) → engine.apply(table) → the answer.
 One byte's way: epoll → forward/engine → forward/relay: recv, send; splice when it comes in bulk.
+A FIN's way: relay reads 0 behind the last byte → the table in core/session → forward/lifecycle half-closes the other side.
+A signal's way: app/app → app/phases (what it means in this phase) → app/app does it; what SIGHUP reads is in app/reload.
+Who may open a port: core/auth (the ports of its token), core/conflicts (ports that somebody else holds).
+How long a lease lasts: core/lease (a native call names its TTL, that of a legacy call is learned).
 
 What pylb does not do: terminate TLS, speak HTTP to your users, balance UDP, keep your DNS.
 This package imports nothing.

@@ -111,7 +111,7 @@ class ConfigReload:
                 log.info("tokens read again: %d are in force", len(keyring.tokens))
 
     async def read_addresses(self) -> None:
-        """This machine may have other addresses now: servers at them may have become pylb itself, or ceased to be."""
+        """Look which addresses this machine has now: a server at a new one is pylb itself, at a former one it no longer is."""
         async with self._one:
             with suppress(Refused):  # pylb is stopping
                 await self._registry.rules.readdress(await own_ips_of(self._settings.config))

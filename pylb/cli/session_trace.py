@@ -73,7 +73,7 @@ def describe(trace: Mapping[str, Any]) -> list[Part]:
 
 
 def line(trace: Mapping[str, Any]) -> str:
-    """The description in one line."""
+    """An ended session in one line."""
     return (
         f"{clock(trace['ended_at'], day=False)} {trace['id']} {trace['client']} to {trace['server'] or 'no server'}: "
         f"{trace['code']} after {_duration(trace['total_ms'])}, {meaning(trace)}"

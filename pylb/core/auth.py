@@ -1,4 +1,5 @@
-"""Tokens: who is calling, and which ports the token may open. scope.py decides which targets it may have.
+"""Tokens: who is calling, and which ports the token may open. scope.py decides which targets it may have, conflicts.py
+whether it gets a port that another registration holds.
 
 A token's scope is checked on every call and never stored with a registration, so a reload that narrows it takes effect at the
 next heartbeat.

@@ -1,4 +1,4 @@
-"""The legacy phone-home's body, however damaged it arrives.
+"""The legacy phone-home's body, however damaged it arrives. How long its lease lasts is learned in lease.py.
 
 The client fills a shell template: every value is a string, unset ones are empty, and `dst-ip` is what `curl ifconfig.co`
 printed, today an HTML page whose raw quotes and newlines break the JSON. Then a strict pattern takes the other fields. It is

@@ -44,7 +44,7 @@ def loops(claims: Claims, static_rules: StaticRules) -> dict[Key, str]:
 
 
 def check_opens_no_loop(claims: Claims, static_rules: StaticRules, wanted: Registration) -> None:
-    """Check that it opens no port at which another registration of ours is aimed. Raises Refused."""
+    """Check that `wanted` opens no port to which pylb already forwards as to a server. Raises Refused."""
     opened = {listen.port for listen in wanted.places if listen not in claims.holders and listen not in static_rules.frontends}
     if circle := opened & static_rules.aimed_here:
         detail = f"port {min(circle)} of this machine is where a static frontend is sent: a loop"

@@ -121,7 +121,7 @@ def ended_at(record: SessionRecord) -> float:
 
 
 def trace_of(entry: RecordedSession, *, whole: bool = False) -> SessionTrace:
-    """`whole`: including the candidates."""
+    """A recorded session as queries show it. `whole`: with the servers that there were to choose from."""
     by, how = ("", "")
     if entry.first is not None:
         by, how = _PARTED.get(entry.first, ("pylb", entry.first.value))

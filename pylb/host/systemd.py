@@ -17,7 +17,7 @@ BUSY = {errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM, errno.ETOOMANYREFS}
 
 
 class SystemdService:
-    """Never raises and never waits: a supervisor that does not listen is no reason to stop serving."""
+    """What pylb reports to systemd. No method raises or waits: pylb serves even if systemd reads nothing."""
 
     def __init__(self, environ: Mapping[str, str]) -> None:
         address = environ.get("NOTIFY_SOCKET", "")

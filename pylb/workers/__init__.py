@@ -1,4 +1,5 @@
 """Several processes: the fleet of workers as main sees it, and the channel between main and a worker.
 
-`channel`, `messages` and `link` run in both processes and import neither asyncio nor a third party; the rest is main's.
+A worker runs `worker` and `main_connection`. It shares `channel` and `messages` with main; none of these four imports asyncio.
+The rest is main's.
 """

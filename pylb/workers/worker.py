@@ -71,7 +71,7 @@ def _name(text: str) -> None:
 
 
 def run(channel: Channel, hello: Hello, own_dials: OwnDials) -> None:
-    """Run until everything is over. Raises BadFrame."""
+    """Forward until main has ended this worker or is gone, and no session is left. Raises BadFrame."""
     link = MainConnection(channel, hello, LineBatch(hello.log_format, hello.log_selection))
     engine = Engine(
         observer=link,

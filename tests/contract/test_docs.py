@@ -6,6 +6,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 TEST = re.compile(r"`(tests/[\w/]+\.py)(?:::(\w+))?`")
+LINK = re.compile(r"\[([^\]\[]+)\]\(([^)\s]+)\)")
+MODULE = re.compile(r"(?<![\w./-])[\w/]+\.py\b")
+FOREIGN = {"instance_principals_security_token_signer.py"}  # of oci-python-sdk, a source for an address
 
 
 def test_the_generated_parts_of_the_documentation_are_up_to_date() -> None:
@@ -31,3 +34,31 @@ def test_every_claim_of_the_security_model_names_a_test() -> None:
     for row in rows:
         claim, tests = row.strip("|").rsplit("|", 1)
         assert any(test for _, test in TEST.findall(tests)), claim
+
+
+def test_every_file_that_a_page_links_to_exists_under_the_name_that_it_shows() -> None:
+    links = 0
+    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")):
+        for shown, target in LINK.findall(page.read_text()):
+            if not target.startswith(("http:", "https:", "#")):
+                path = page.parent / target.partition("#")[0]
+                assert path.exists(), f"{page.name}: {target}"
+                assert not shown.endswith(".py") or path.match(shown.replace("\\", "")), f"{page.name}: {shown} is {target}"
+                links += 1
+    assert links > 100
+
+
+def test_every_module_that_a_comment_or_page_names_exists() -> None:
+    files = [path for folder in ("pylb", "tests", "bench", "docs", "phonehome") for path in (ROOT / folder).rglob("*.py")]
+    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]
+    for source in (*(ROOT / "pylb").rglob("*.py"), *pages):
+        for name in MODULE.findall(source.read_text().replace("\\", "")):
+            assert name in FOREIGN or any(path.match(name) for path in files), f"{source.relative_to(ROOT)} names {name}"
+
+
+def test_every_module_that_the_map_of_the_package_names_exists() -> None:
+    text = (ROOT / "pylb" / "__init__.py").read_text()
+    ways = text.partition("One call's way")[2].partition("What pylb does not do")[0]
+    named = re.findall(r"\b[a-z_]+/[a-z_]+\b", ways)
+    assert len(named) > 10
+    assert [name for name in named if not (ROOT / "pylb" / f"{name}.py").exists()] == []

@@ -1,7 +1,7 @@
 """When each server is asked: the dial that proves a new target, the checks that take servers out and bring them back.
 
 A probe never delays anything: it runs beside the single writer, and only passes its finding to `on_news`. However many
-frontends ask the same of a server, it is asked once, and all of them get the answer. findings.py stores the results.
+frontends ask the same of a server, it is asked once, and all of them get the answer. records.py stores the results.
 """
 
 import asyncio

@@ -56,9 +56,11 @@ class Snapshot:
 
 
 class Encoder:
-    """Snapshots as JSON, in the store's thread. It keeps the text of every part of the large mappings (persistent.py), so
-    the next snapshot costs what has changed since; and a thread that computes for long would slow down every system call
-    of the others, each of which takes the GIL anew (up to 5 ms): so it pauses after each part.
+    """Snapshots as JSON, in the store's thread.
+
+    It remembers the text of every part of the large mappings (persistent_map.py): only parts that changed since the last
+    snapshot are encoded again. It pauses after each part, because a thread that computes without a break delays every system
+    call of the other threads by up to 5 ms, the time until they get the GIL back.
     """
 
     def __init__(self) -> None:
