@@ -8,7 +8,7 @@ config_parser   words, variables, conditionals and sections, as HAProxy reads th
 translate       frontends with their backends, and notes about the rest
 legacy_import   what the old webhook's script wrote, as legacy registrations
 proxies         one section, together with the `defaults` that it inherits
-places          the addresses and ports where it listens
+binds           the addresses and ports where it listens
 clients         which clients may connect: access lists and conditions as sets of addresses
 servers         its servers and their health
 health_checks   the questions of a health check

@@ -15,7 +15,7 @@ from pylb.core.policy import AdminState
 from pylb.core.session import SessionView
 from pylb.haproxy.columns import HEADER, csv_lines
 from pylb.haproxy.output import STATE_COLUMNS, session_lines, state_line
-from pylb.haproxy.stats import BACKEND, FRONTEND, SERVER, Picture, Row, is_up
+from pylb.haproxy.stats import BACKEND, FRONTEND, SERVER, Row, Statistics, is_up
 from pylb.haproxy.view import View
 from pylb.web.control_socket import Verb
 from pylb.web.sessions import named
@@ -24,7 +24,7 @@ Text = str | AsyncGenerator[str]
 Handler = Callable[[Sequence[str]], Awaitable[Text]]
 
 
-class Complaint(Exception):  # noqa: N818 - an answer of the dialect, not an error of ours
+class CommandError(Exception):
     """The command cannot be carried out. The exception's text is the answer to the client."""
 
 
@@ -88,8 +88,8 @@ class Commands:
             if tuple(words[: len(command.words)]) == command.words:
                 try:
                     return await command.handler(words[len(command.words) :])
-                except Complaint as complaint:
-                    return str(complaint)
+                except CommandError as error:
+                    return str(error)
                 except Refused as refused:
                     return f"{refused}\n"
         if (why := _ELSEWHERE.get(" ".join(words[:2]))) is not None:
@@ -104,7 +104,7 @@ class Commands:
 
     async def _show_info(self, args: Sequence[str]) -> Text:
         if args:
-            raise Complaint("pylb knows only the plain form: show info.\n")
+            raise CommandError("pylb knows only the plain form: show info.\n")
         return "".join(f"{key}: {value}\n" for key, value in (await self._view.info()).items())
 
     async def _show_version(self, _args: Sequence[str]) -> Text:
@@ -114,30 +114,30 @@ class Commands:
         return "Total events captured : 0\n"
 
     async def _show_backend(self, _args: Sequence[str]) -> Text:
-        return "# name\n" + "".join(f"{name}\n" for name in (await self._view.picture()).names.values())
+        return "# name\n" + "".join(f"{name}\n" for name in (await self._view.statistics()).names.values())
 
     async def _show_stat(self, args: Sequence[str]) -> Text:
         wanted = _Filter(args)
-        picture = await self._view.picture()
-        if wanted.proxy and not any(wanted.names(name, 0) for name in picture.names.values()):
-            raise Complaint("No such proxy.\n")
-        return self._stat_lines(picture, wanted)
+        statistics = await self._view.statistics()
+        if wanted.proxy and not any(wanted.names(name, 0) for name in statistics.names.values()):
+            raise CommandError("No such proxy.\n")
+        return self._stat_lines(statistics, wanted)
 
-    async def _stat_lines(self, picture: Picture, wanted: "_Filter") -> AsyncGenerator[str]:
+    async def _stat_lines(self, statistics: Statistics, wanted: "_Filter") -> AsyncGenerator[str]:
         yield HEADER
-        async for rows in self._view.proxies(picture):
+        async for rows in self._view.proxies(statistics):
             if lines := csv_lines(row for row in rows if wanted.takes(row)):
                 yield lines
 
     async def _show_state(self, args: Sequence[str]) -> Text:
-        picture = await self._view.picture()
-        if args and args[0] not in picture.names.values():
-            raise Complaint("Can't find backend.\n")
-        return self._state_lines(picture, args[0] if args else "")
+        statistics = await self._view.statistics()
+        if args and args[0] not in statistics.names.values():
+            raise CommandError("Can't find backend.\n")
+        return self._state_lines(statistics, args[0] if args else "")
 
-    async def _state_lines(self, picture: Picture, proxy: str) -> AsyncGenerator[str]:
+    async def _state_lines(self, statistics: Statistics, proxy: str) -> AsyncGenerator[str]:
         yield f"1\n# {STATE_COLUMNS}\n"
-        async for rows in self._view.proxies(picture):
+        async for rows in self._view.proxies(statistics):
             lines = [state_line(row) for row in rows if row["type"] == SERVER and proxy in ("", row["pxname"])]
             if lines:
                 yield "".join(lines)
@@ -148,9 +148,9 @@ class Commands:
             try:
                 found = named(args[0], found)
             except ValueError:
-                raise Complaint("Session not found.\n") from None
+                raise CommandError("Session not found.\n") from None
             if not found:
-                raise Complaint("Session not found.\n")
+                raise CommandError("Session not found.\n")
         return session_lines(found)
 
     # ------------------------------------------------------------ changes
@@ -161,11 +161,11 @@ class Commands:
             case ["state", state] if state in list(AdminState):
                 await self._verbs["admin"]({"target": target, "state": state})
             case ["state", *_]:
-                raise Complaint(_STATES)
+                raise CommandError(_STATES)
             case ["weight", weight]:
                 return await self._set_weight([args[0], weight])
             case _:
-                raise Complaint(_SET_SERVER)
+                raise CommandError(_SET_SERVER)
         return ""
 
     async def _enable(self, args: Sequence[str]) -> Text:
@@ -177,7 +177,7 @@ class Commands:
     async def _set_weight(self, args: Sequence[str]) -> Text:
         target, row = await self._server(args)
         if len(args) < 2:
-            raise Complaint("Require <weight> or <weight%>.\n")
+            raise CommandError("Require <weight> or <weight%>.\n")
         await self._verbs["weight"]({"target": target, "weight": _weight(args[1], row["initial"])})
         return ""
 
@@ -187,11 +187,11 @@ class Commands:
 
     async def _shutdown_session(self, args: Sequence[str]) -> Text:
         if not args:
-            raise Complaint("Session pointer expected (use 'show sess').\n")
+            raise CommandError("Session pointer expected (use 'show sess').\n")
         try:
             await self._verbs["shutdown session"]({"session": args[0]})
         except Refused:  # also if the client has two sessions: HAProxy has no error message for that
-            raise Complaint("No such session (use 'show sess').\n") from None
+            raise CommandError("No such session (use 'show sess').\n") from None
         return ""
 
     async def _shutdown_sessions(self, args: Sequence[str]) -> Text:
@@ -216,14 +216,14 @@ class Commands:
         """
         proxy, slash, label = (args[0] if args else "").partition("/")
         if not slash:
-            raise Complaint("Require 'backend/server'.\n")
-        picture = await self._view.picture()
-        frontend = _frontend(picture, proxy)
+            raise CommandError("Require 'backend/server'.\n")
+        statistics = await self._view.statistics()
+        frontend = _frontend(statistics, proxy)
         for view in frontend.servers:
             if label in (view.server, str(view.address)):
                 weights = {"weight": view.weight, "initial": view.initial_weight}
                 return f"{frontend.listen}/{view.address}", weights
-        raise Complaint("No such server.\n")
+        raise CommandError("No such server.\n")
 
     async def _help(self, args: Sequence[str]) -> Text:
         return "The following commands are valid at this level:\n" + self._listed(tuple(args))
@@ -237,11 +237,11 @@ class Commands:
         return "".join(found)
 
 
-def _frontend(picture: Picture, text: str) -> FrontendView:
-    for one in picture.frontends:
-        if text in (picture.names[one.listen], str(one.listen.port), str(one.listen)):
+def _frontend(statistics: Statistics, text: str) -> FrontendView:
+    for one in statistics.frontends:
+        if text in (statistics.names[one.listen], str(one.listen.port), str(one.listen)):
             return one
-    raise Complaint("No such backend.\n")
+    raise CommandError("No such backend.\n")
 
 
 class _Filter:
@@ -255,7 +255,7 @@ class _Filter:
         self.proxy, self._types, self._sid = "", -1, -1
         self._no_maint, self._up = "no-maint" in args, "up" in args
         if words and words[0] in ("typed", "json", "desc"):
-            raise Complaint("pylb knows only CSV: show stat [no-maint|up] [<iid>|<proxy> <type> <sid>].\n")
+            raise CommandError("pylb knows only CSV: show stat [no-maint|up] [<iid>|<proxy> <type> <sid>].\n")
         if len(words) >= 3:
             self.proxy = "" if words[0] == "-1" else words[0]
             self._types, self._sid = _number(words[1]), _number(words[2])
@@ -281,21 +281,21 @@ def _number(text: str) -> int:
 
 
 def _weight(text: str, initial: int) -> int | None:
-    """The weight to set; None: the registered or configured one. Raises Complaint."""
+    """The weight to set; None: the registered or configured one. Raises CommandError."""
     digits = text.removesuffix("%")
     if not re.fullmatch("-?[0-9]+", digits):
         garbage = (
             "Trailing garbage in weight string" if text[:1].isdigit() else "Empty weight string empty or preceded by garbage"
         )
-        raise Complaint(f"{garbage}\n")
+        raise CommandError(f"{garbage}\n")
     sign = -1 if digits.startswith("-") else 1
     weight = sign * int(digits.lstrip("-0")[:9] or "0")  # nine digits are enough: any longer number is too large as well
     if not text.endswith("%"):
         if not 0 <= weight <= MOST_WEIGHT:
-            raise Complaint("Absolute weight can only be between 0 and 256 inclusive.\n")
+            raise CommandError("Absolute weight can only be between 0 and 256 inclusive.\n")
         return weight
     if weight < 0:
-        raise Complaint("Relative weight must be positive.\n")
+        raise CommandError("Relative weight must be positive.\n")
     if weight == WHOLE:
         return None
     return 0 if weight == 0 else max(1, min(MOST_WEIGHT, round(initial * weight / WHOLE)))

@@ -176,8 +176,8 @@ class Exporter:
 
     async def scrape(self) -> Scrape:
         """The rows of `show stat`, made in steps; they become samples while the scrape is written."""
-        info, picture = await self._view.info(), await self._view.picture()
-        proxies = deque([[(_labels(row), row) for row in rows] async for rows in self._view.proxies(picture)])
+        info, statistics = await self._view.info(), await self._view.statistics()
+        proxies = deque([[(_labels(row), row) for row in rows] async for rows in self._view.proxies(statistics)])
         return Scrape(chain(_process(info), _proxies(proxies), _sums(proxies)))
 
 

@@ -29,33 +29,33 @@ class Untranslatable(Exception):  # noqa: N818 - about one line, not an error of
 
 
 @dataclass(slots=True)
-class Asked:
+class CheckLines:
     """The lines of a proxy that describe its health check."""
 
     kind: Line | None = None  # the last `option …chk`
     rules: list[Line] = field(default_factory=list)
-    owner: Section | None = None  # the section with the rules; those of `defaults` apply where a proxy has none
-    asker: Section | None = None  # the section with the option
+    rules_section: Section | None = None  # the section with the rules; those of `defaults` apply where a proxy has none
+    option_section: Section | None = None  # the section with the option
 
-    def ask(self, kind: Line, section: Section) -> None:
+    def set_option(self, kind: Line, section: Section) -> None:
         """An option of the proxy drops the rules of `defaults`, unless both say `option tcp-check`."""
         again = self.kind is not None and self.kind.words[1] == kind.words[1] == "tcp-check"
-        if self.owner is not section and not again:
-            self.rules, self.owner = [], section
-        self.kind, self.asker = kind, section
+        if self.rules_section is not section and not again:
+            self.rules, self.rules_section = [], section
+        self.kind, self.option_section = kind, section
 
-    def add(self, line: Line, section: Section) -> None:
-        if self.owner is not section:
-            self.rules, self.owner = [], section
+    def add_rule(self, line: Line, section: Section) -> None:
+        if self.rules_section is not section:
+            self.rules, self.rules_section = [], section
         self.rules.append(line)
 
 
-def check_of(asked: Asked, notes: Notes) -> dict[str, Any]:
+def check_of(lines: CheckLines, notes: Notes) -> dict[str, Any]:
     """The settings of pylb's `check`; {}: only connect. A check that cannot be translated is noted and becomes {}."""
-    if asked.kind is None:
+    if lines.kind is None:
         return {}
     try:
-        return _check(asked.kind, asked.rules, inherited=asked.owner is not asked.asker)
+        return _check(lines.kind, lines.rules, inherited=lines.rules_section is not lines.option_section)
     except Untranslatable as found:
         what = f"{found}; pylb cannot, and would only connect: a server that accepts connections but does not work stays in use"
         notes.differs(found.line, f"{found.line.text}: {what}")

@@ -45,7 +45,7 @@ _USED_BY = ">> Used to run "
 
 
 @dataclass(frozen=True, slots=True)
-class OldServer:
+class LegacyServer:
     """One port of the old machine, and the server that it led to."""
 
     port: int
@@ -69,16 +69,16 @@ class OldServer:
         return f"{self.port} -> {self.address} ({self.name}{send})"
 
 
-class Found(NamedTuple):
-    items: tuple[OldServer, ...]  # at most one per port
+class ImportResult(NamedTuple):
+    items: tuple[LegacyServer, ...]  # at most one per port
     notes: tuple[Note, ...]
 
 
-def read_files(paths: Iterable[Path]) -> Found:
+def read_files(paths: Iterable[Path]) -> ImportResult:
     """Import files, and every *.inc of directories."""
     texts, notes = read_texts(paths)
     found = parse_haproxy(texts)
-    return Found(found.items, (*notes, *found.notes))
+    return ImportResult(found.items, (*notes, *found.notes))
 
 
 def read_texts(paths: Iterable[Path], inside: str = "*.inc") -> tuple[list[tuple[str, str]], list[Note]]:
@@ -96,12 +96,12 @@ def read_texts(paths: Iterable[Path], inside: str = "*.inc") -> tuple[list[tuple
     return texts, notes
 
 
-def parse_haproxy(texts: Iterable[tuple[str, str]]) -> Found:
+def parse_haproxy(texts: Iterable[tuple[str, str]]) -> ImportResult:
     """Import `(file name, text)` of files that HAProxy read as one config: a frontend may use a backend of another file."""
-    reading = _Reading()
+    parser = _Parser()
     for file, text in texts:
-        reading.read(file, text)
-    return reading.finish()
+        parser.read(file, text)
+    return parser.finish()
 
 
 @dataclass(slots=True)
@@ -118,7 +118,7 @@ class _Stanza:
     unfit: str = ""  # why pylb cannot take it over
 
 
-class _Reading:
+class _Parser:
     """An import under way, with the stanzas read so far."""
 
     def __init__(self) -> None:
@@ -197,13 +197,13 @@ class _Reading:
         except ValueError as error:
             self.note(stanza.file, line, f"server: {shortened(str(error))}")
 
-    def finish(self) -> Found:
+    def finish(self) -> ImportResult:
         backends = {stanza.name: stanza for stanza in self.stanzas if stanza.kind in ("backend", "listen")}
         for one in backends.values():
             for line, address, _ in one.servers[1:]:
                 self.note(one.file, line, f"only one server per port: {address} is left out")
             del one.servers[1:]
-        items: dict[int, OldServer] = {}
+        items: dict[int, LegacyServer] = {}
         for stanza in self.stanzas:
             if stanza.kind not in ("frontend", "listen"):
                 continue
@@ -214,7 +214,7 @@ class _Reading:
         for file, count in self.file_notes.items():
             if count > MAX_NOTES:
                 self.notes.append(Note(file, 0, f"and {count - MAX_NOTES} more lines that were not understood"))
-        return Found(tuple(items.values()), tuple(self.notes))
+        return ImportResult(tuple(items.values()), tuple(self.notes))
 
     def _fit(self, stanza: _Stanza, backend: _Stanza | None) -> list[tuple[int, int]]:
         """The binds that can be taken over. If there are none, the reason is noted."""
@@ -230,14 +230,14 @@ class _Reading:
             return stanza.binds
         return []
 
-    def _item(self, items: dict[int, OldServer], stanza: _Stanza, backend: _Stanza, line: int, port: int) -> None:
+    def _item(self, items: dict[int, LegacyServer], stanza: _Stanza, backend: _Stanza, line: int, port: int) -> None:
         if port in items:
             self.note(stanza.file, line, f"port {port} was already seen: the first one counts")
             return
         server_line, address, send = backend.servers[0]
         target = address if isinstance(address, Address) else Address(address, port)
         name = self.names.get(port) or re.sub(r"[-_.]?(frontend|front|fe)$", "", stanza.name[:MOST_NAME])
-        item = OldServer(port, target, "" if name.isdigit() else name, _SEND_PROXY[send])
+        item = LegacyServer(port, target, "" if name.isdigit() else name, _SEND_PROXY[send])
         try:  # through the route's own parser, so that an import yields nothing that a call could not
             items[port] = replace(item, name=parse_legacy(json.dumps(item.as_call()).encode()).name)
         except Refused as refused:

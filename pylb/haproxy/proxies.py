@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from pylb.haproxy.clients import Rule
 from pylb.haproxy.config_parser import Line, Section, shortened, word_set
-from pylb.haproxy.health_checks import Asked
+from pylb.haproxy.health_checks import CheckLines
 
 _UNITS = {"us": 0.001, "ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 # Skipped: what pylb always does, what does not affect who gets a connection, and what HAProxy itself ignores in TCP mode.
@@ -79,7 +79,7 @@ class Proxy:
     retries: int = 3
     redispatch: bool = False
     all_backups: bool = False
-    asked: Asked = field(default_factory=Asked)
+    check_lines: CheckLines = field(default_factory=CheckLines)
     sticks: list[Line] = field(default_factory=list)
     source: Line | None = None
     max_connections: tuple[int, Line] | None = None
@@ -96,7 +96,9 @@ class Proxy:
     def lines(self) -> int:
         """The number of lines that are read again for each place."""
         rules = sum(map(len, self.rules.values()))
-        return 1 + len(self.switches) + rules + len(self.odd) + len(self.asked.rules) + len(self.servers) + len(self.sticks)
+        return (
+            1 + len(self.switches) + rules + len(self.odd) + len(self.check_lines.rules) + len(self.servers) + len(self.sticks)
+        )
 
     @property
     def size(self) -> int:
@@ -143,7 +145,7 @@ def _read(proxy: Proxy, section: Section, line: Line) -> None:  # noqa: C901 - o
         case ["tcp-request", "inspect-delay", *_]:
             pass
         case ["tcp-check" | "http-check", *_]:
-            proxy.asked.add(line, section)
+            proxy.check_lines.add_rule(line, section)
         case ["timeout", name, value]:
             _timeout(proxy, line, name, value)
         case _:
@@ -228,7 +230,7 @@ def _option(proxy: Proxy, section: Section, line: Line, option: list[str], *, wa
         case ["allbackups"]:
             proxy.all_backups = wanted
         case [name, *_] if name in _CHECKS and wanted:
-            proxy.asked.ask(Line(line.file, line.number, ["option", *option]), section)
+            proxy.check_lines.set_option(Line(line.file, line.number, ["option", *option]), section)
         case [name, *_] if name not in _SILENT_OPTIONS and wanted:
             proxy.odd.append((line, f"pylb has no option {shortened(name)}, and would ignore it"))
 

@@ -38,33 +38,33 @@ class RuntimeSocket:
         self.start, self.leave, self.stop = server.start, server.leave, server.stop
 
     async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        talk = _Talk(reader, writer, self._idle)
+        connection = _Connection(reader, writer, self._idle)
         try:
-            lines = await talk.lines()
+            lines = await connection.lines()
             check_peer(writer)  # only after reading the line: closing a socket with unread input would destroy the answer
             while lines:
                 for line in lines:
-                    if not await self._obey(talk, line):
+                    if not await self._execute(connection, line):
                         return
-                lines = await talk.lines() if talk.interactive else []
+                lines = await connection.lines() if connection.interactive else []
         except Refused as refused:
-            await talk.say(f"{refused.detail}\n")
+            await connection.send(f"{refused.detail}\n")
 
-    async def _obey(self, talk: "_Talk", line: str) -> bool:
+    async def _execute(self, connection: "_Connection", line: str) -> bool:
         """Carry out all commands of a line. False: the connection ends now."""
-        if talk.interactive and not line.strip():
-            await talk.say("")
+        if connection.interactive and not line.strip():
+            await connection.send("")
         for words in split(line):
             if words[:1] == ["quit"]:
                 return False
             if words[:1] == ["prompt"]:
-                talk.interactive = not talk.interactive
+                connection.interactive = not connection.interactive
             if words[:3] == ["set", "timeout", "cli"]:
-                await talk.say(talk.set_idle(words[3:]))
+                await connection.send(connection.set_idle(words[3:]))
             else:
-                await talk.say(await self._answer(words))
-        if talk.interactive:
-            await talk.say(PROMPT, end="")
+                await connection.send(await self._answer(words))
+        if connection.interactive:
+            await connection.send(PROMPT, end="")
         return True
 
     async def _answer(self, words: Sequence[str]) -> Text:
@@ -76,7 +76,7 @@ class RuntimeSocket:
             return "pylb failed to answer; its log says why.\n"
 
 
-class _Talk:
+class _Connection:
     """One connection."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, idle: float) -> None:
@@ -106,7 +106,7 @@ class _Talk:
         self._idle = min(max(1.0, float(args[0])), LONGEST_IDLE)
         return ""
 
-    async def say(self, text: Text, end: str = "\n") -> None:
+    async def send(self, text: Text, end: str = "\n") -> None:
         if isinstance(text, str):
             await self._write(text + end)
             return

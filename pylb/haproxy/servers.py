@@ -267,7 +267,7 @@ def _health(proxy: Proxy, found: list[tuple[Server, dict[str, Any]]], notes: Not
         if not one.checked and not one.disabled and len(found) > 1:
             what = "HAProxy would not check it and always consider it up; pylb checks all servers of a frontend"
             notes.differs(one.line, f"{one.label}: {what}")
-    common, check = checked[0][0].health, check_of(proxy.asked, notes)
+    common, check = checked[0][0].health, check_of(proxy.check_lines, notes)
     for one, entry in found:
         own = {key: value for key, value in one.health.items() if one.checked and value != common[key]}
         if "port" in check:

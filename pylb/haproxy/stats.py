@@ -27,7 +27,7 @@ _DOOR = frozenset(
 
 
 @dataclass(frozen=True)
-class Picture:
+class Statistics:
     """All values at one moment. `proxies` makes the rows one by one, in some 60 µs for a frontend with three servers."""
 
     frontends: Sequence[FrontendView]  # in the order of their ports

@@ -12,9 +12,9 @@ import yaml
 
 from pylb.config.yamlplace import MAX_CHARACTERS
 from pylb.core.address import parse_ip
+from pylb.haproxy.binds import Bind, ListenAddress, bind_of, listen_addresses
 from pylb.haproxy.clients import EVERYBODY, NOBODY, Clients, Conditions, access_entries
 from pylb.haproxy.config_parser import PROXIES, Note, Notes, Parser, shortened
-from pylb.haproxy.places import Bind, Place, bind_of, places
 from pylb.haproxy.proxies import Proxy, Switch, proxy_of
 from pylb.haproxy.servers import Server, duration, entries, plain_name, servers_of, shared
 
@@ -110,7 +110,7 @@ class _Translator:
         head, label = proxy.section.head, proxy.section.label
         binds = [bind for bind in self._binds(proxy) if self._has_room(proxy, _size_of(bind, proxy))]
         found: list[dict[str, Any]] = []
-        listens = places(binds)
+        listens = listen_addresses(binds)
         if (behind := head.words[2:3]) not in ([], ["from"]):
             what = "HAProxy up to 1.8 would listen there; pylb would not. Write: bind"
             self._notes.differs(head, f"{label} {shortened(behind[0])}: {what} {shortened(behind[0])}")
@@ -118,15 +118,15 @@ class _Translator:
             self._notes.note(head, f"{label} is left out: it listens nowhere")
         for line, why in proxy.odd if listens else ():
             self._notes.differs(line, f"{line.text}: {why}")
-        for place in listens:
+        for address in listens:
             if not self._has_time(proxy, proxy):
                 break
-            backend = self._backend(proxy, place.port)
+            backend = self._backend(proxy, address.port)
             if backend is None or not self._has_room(proxy, backend.size) or not self._has_time(proxy, backend):
                 continue
             name = plain_name(proxy.section.name)
-            entry: dict[str, Any] = {"name": name if not found else f"{name}-{place.port}", "listen": place.listen}
-            found.append(entry | self._policy(proxy, backend, place))
+            entry: dict[str, Any] = {"name": name if not found else f"{name}-{address.port}", "listen": address.listen}
+            found.append(entry | self._policy(proxy, backend, address))
         if len(listens) > 1:
             for limit in (proxy.max_connections, proxy.rate):
                 if limit is not None:
@@ -197,11 +197,11 @@ class _Translator:
 
     # ------------------------------------------------------------ its policy
 
-    def _policy(self, proxy: Proxy, backend: Proxy, place: Place) -> dict[str, Any]:
+    def _policy(self, proxy: Proxy, backend: Proxy, address: ListenAddress) -> dict[str, Any]:
         if backend is not proxy:
             for line, why in backend.odd:
                 self._notes.differs(line, f"{line.text}: {why}")
-        found = list(entries(servers_of(backend, self._parser, self._notes), place.port, self._notes))
+        found = list(entries(servers_of(backend, self._parser, self._notes), address.port, self._notes))
         if not found:
             what = "there is no server, so HAProxy would accept connections and close them"
             self._notes.note(backend.section.head, f"{backend.section.label}: {what}, as here")
@@ -213,14 +213,14 @@ class _Translator:
             policy["limits"] = {"rate": proxy.rate[0]}
         if source := self._source(backend):
             policy["source_addresses"] = [source]
-        if entered := access_entries(self._accepted(proxy, backend, place)):
+        if entered := access_entries(self._accepted(proxy, backend, address)):
             policy["access"] = entered
         policy |= shared(backend, found, self._notes)
         if policy["balance"] == "first":
             _without_shares(policy, found)
         limited = any("max_connections" in entry for _, entry in found)
         policy["timeouts"] = _timeouts(proxy, backend, limited=limited)
-        for key, value in place.settings.items():
+        for key, value in address.settings.items():
             policy[key] = policy.get(key, {}) | value if isinstance(value, dict) else value
         return policy | {"servers": [entry for _, entry in found]}
 
@@ -270,15 +270,15 @@ class _Translator:
             self._notes.differs(line, f"{line.text}: HAProxy would connect from there; write the address as an IP address")
         return ""
 
-    def _accepted(self, proxy: Proxy, backend: Proxy, place: Place) -> Clients:
+    def _accepted(self, proxy: Proxy, backend: Proxy, address: ListenAddress) -> Clients:
         found = EVERYBODY
         for one in (proxy,) if backend is proxy else (proxy, backend):
             for level, rules in one.rules.items():
-                if "proxy_protocol" in place.settings and rules:
+                if "proxy_protocol" in address.settings and rules:
                     what = "HAProxy compares the peer's address or the one in the header; pylb cannot know which"
                     self._notes.differs(rules[0].line, f"{rules[0].line.text}: with accept-proxy: {what}, and ignores them")
                 elif level != "connection" or one is proxy:
-                    found &= self._conditions.accepted(rules, one.acls, place.port)
+                    found &= self._conditions.accepted(rules, one.acls, address.port)
         return found
 
 

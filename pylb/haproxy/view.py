@@ -9,7 +9,7 @@ from pylb.forward.counters import Counters
 from pylb.haproxy.columns import HEADER, csv_lines
 from pylb.haproxy.info import Facts, show_info
 from pylb.haproxy.rates import Rates
-from pylb.haproxy.stats import Picture, Row
+from pylb.haproxy.stats import Row, Statistics
 
 PER_TURN = 25  # frontends in one step, ~2 ms, before the event loop runs other tasks
 
@@ -25,20 +25,20 @@ class View:
         self._facts = facts
         self._rates = rates
 
-    async def picture(self) -> Picture:
+    async def statistics(self) -> Statistics:
         counters = await self._counters()
         frontends = [one async for one in in_turns(self._registry.each_frontend(), PER_TURN)]
-        return Picture(frontends, counters, self._rates, time.monotonic())
+        return Statistics(frontends, counters, self._rates, time.monotonic())
 
     async def csv(self) -> str:
         """All of `show stat`."""
-        lines = [csv_lines(rows) async for rows in self.proxies(await self.picture())]
+        lines = [csv_lines(rows) async for rows in self.proxies(await self.statistics())]
         return HEADER + "".join(lines)
 
     @staticmethod
-    def proxies(picture: Picture) -> AsyncIterator[list[Row]]:
-        """Picture.proxies in steps; the event loop runs other tasks between them."""
-        return in_turns(picture.proxies(), PER_TURN)
+    def proxies(statistics: Statistics) -> AsyncIterator[list[Row]]:
+        """Statistics.proxies in steps; the event loop runs other tasks between them."""
+        return in_turns(statistics.proxies(), PER_TURN)
 
     async def info(self) -> dict[str, int | str]:
         """The answer to `show info`."""

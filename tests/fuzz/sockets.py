@@ -25,7 +25,7 @@ from pylb.forward.counters import Counters
 from pylb.haproxy.commands import Commands
 from pylb.haproxy.rates import Rates
 from pylb.haproxy.runtime_socket import split
-from pylb.haproxy.stats import Picture
+from pylb.haproxy.stats import Statistics
 from pylb.haproxy.view import View
 from pylb.web.control_socket import LINE_BYTES, ControlSocket
 from pylb.web.sessions import named
@@ -48,8 +48,8 @@ class _Still(View):
     def __init__(self) -> None:
         self._rates = Rates()
 
-    async def picture(self) -> Picture:
-        return Picture([FRONTEND], Counters(100), self._rates, 0.0)
+    async def statistics(self) -> Statistics:
+        return Statistics([FRONTEND], Counters(100), self._rates, 0.0)
 
     async def info(self) -> dict[str, int | str]:
         return {}

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pylb.core.address import Address
 from pylb.core.legacy import LegacyCall, parse_legacy
 from pylb.core.policy import ProxyProtocol
-from pylb.haproxy.legacy_import import MAX_BYTES, MAX_NOTES, Found, OldServer, parse_haproxy, read_files
+from pylb.haproxy.legacy_import import MAX_BYTES, MAX_NOTES, ImportResult, LegacyServer, parse_haproxy, read_files
 
 LONG = 1 << 20
 
@@ -28,16 +28,16 @@ def stanza(name: str, port: int, server: str) -> str:
     )
 
 
-def parse(text: str) -> Found:
+def parse(text: str) -> ImportResult:
     return parse_haproxy([("a.inc", text)])
 
 
-def add(port: int, target_port: int, name: str, ip: str, send: ProxyProtocol = ProxyProtocol.NONE) -> OldServer:
-    return OldServer(port, Address(ip, target_port), name, send)
+def add(port: int, target_port: int, name: str, ip: str, send: ProxyProtocol = ProxyProtocol.NONE) -> LegacyServer:
+    return LegacyServer(port, Address(ip, target_port), name, send)
 
 
 def test_what_the_script_wrote_is_taken_over_without_a_note() -> None:
-    assert parse(stanza("mqtt", 8443, "203.0.113.7:30843")) == Found((add(8443, 30843, "mqtt", "203.0.113.7"),), ())
+    assert parse(stanza("mqtt", 8443, "203.0.113.7:30843")) == ImportResult((add(8443, 30843, "mqtt", "203.0.113.7"),), ())
 
 
 @pytest.mark.parametrize(

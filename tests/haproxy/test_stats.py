@@ -14,7 +14,7 @@ from pylb.core.table import BACKUP, DOWN, Frontend, Server
 from pylb.forward.counters import Counters, FrontendCounters, ServerCounters
 from pylb.haproxy.columns import COLUMNS, HEADER, csv_lines
 from pylb.haproxy.rates import Rates
-from pylb.haproxy.stats import Picture, Row, check_status, status_of
+from pylb.haproxy.stats import Row, Statistics, check_status, status_of
 
 WEB = Listen("tcp", "*", 443)
 NOW = 1000.0
@@ -49,8 +49,8 @@ def rows(*views: ServerView, policy: Policy | None = None, counted: FrontendCoun
     counters = Counters(100)
     counters.frontends[WEB] = counted or FrontendCounters("web")
     counters.open_sessions = counters.frontends[WEB].sessions
-    picture = Picture([view], counters, Rates(), NOW)
-    [found] = picture.proxies()
+    statistics = Statistics([view], counters, Rates(), NOW)
+    [found] = statistics.proxies()
     return found
 
 
@@ -163,9 +163,9 @@ def test_a_frontend_is_open_full_or_stopped() -> None:
 def test_two_frontends_of_one_name_have_two() -> None:
     other = Listen("tcp", "*", 444)
     views = [FrontendView(Frontend("web", listen, Policy(), ()), ()) for listen in (WEB, other)]
-    picture = Picture(views, Counters(1), Rates(), NOW)
-    assert [found[0]["pxname"] for found in picture.proxies()] == ["web", "web@*:444"]
-    assert [found[0]["iid"] for found in picture.proxies()] == [443, 444]
+    statistics = Statistics(views, Counters(1), Rates(), NOW)
+    assert [found[0]["pxname"] for found in statistics.proxies()] == ["web", "web@*:444"]
+    assert [found[0]["iid"] for found in statistics.proxies()] == [443, 444]
 
 
 def test_a_line_is_as_long_as_the_header_and_quotes_what_it_must() -> None:

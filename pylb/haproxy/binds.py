@@ -30,7 +30,7 @@ _OPEN = {
 
 
 @dataclass(slots=True)
-class Place:
+class ListenAddress:
     """One address and port where a frontend listens."""
 
     line: Line
@@ -108,12 +108,12 @@ def _host(host: str, *, v6only: bool) -> str | None:
     return None if found.scope_id else f"[{found}]"
 
 
-def places(binds: list[Bind]) -> list[Place]:
-    """The places of several binds, each port once. IPv4 and IPv6 of one port become `*`, which is one frontend."""
-    found: dict[tuple[str, int], Place] = {}
+def listen_addresses(binds: list[Bind]) -> list[ListenAddress]:
+    """The addresses of several binds, each port once. IPv4 and IPv6 of one port become `*`, which is one frontend."""
+    found: dict[tuple[str, int], ListenAddress] = {}
     for bind in binds:
         for port in range(bind.first, bind.last + 1):
-            found.setdefault((bind.host, port), Place(bind.line, bind.host, port, bind.settings))
+            found.setdefault((bind.host, port), ListenAddress(bind.line, bind.host, port, bind.settings))
     for host, port in list(found):
         both = found.get((_V4, port)), found.get((_V6, port))
         if host == _EVERY:
