@@ -10,7 +10,7 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 
-from phonehome import __version__, client, doorbell, message, preflight
+from phonehome import __version__, client, drain_socket, message, preflight
 from phonehome.credentials import read_file, tokens
 from phonehome.runner import DRAIN_ANSWER, PROBE_EVERY, Runner, broadcast
 from phonehome.settings import Settings, SettingsError, parse
@@ -122,8 +122,8 @@ def _once(settings: Settings, context: ssl.SSLContext | None, log: Callable[[str
 
 def _drain(settings: Settings, context: ssl.SSLContext | None, log: Callable[[str], None]) -> int:
     try:
-        lines = doorbell.ring(settings.name, settings.instance, tokens(settings), DRAIN_ANSWER + 1.0)
-    except doorbell.BusyError as exc:
+        lines = drain_socket.request_drain(settings.name, settings.instance, tokens(settings), DRAIN_ANSWER + 1.0)
+    except drain_socket.BusyError as exc:
         log(str(exc))
         return 1
     if lines is not None:

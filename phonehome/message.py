@@ -17,7 +17,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any, NamedTuple, Union
 from urllib.parse import quote
 
-from phonehome.foreign import shown
+from phonehome.sanitize import sanitized
 from phonehome.settings import SOURCES, Settings
 from phonehome.values import NotationError, parse_url
 
@@ -119,15 +119,15 @@ def read(reply: Reply, now: float, token: str) -> Answer:
         )
     document = _document(reply.body)
     if 200 <= reply.status < 300:
-        return _accepted(document, token) if document is not None else _foreign(reply)
+        return _accepted(document, token) if document is not None else _not_from_pylb(reply)
     if document is None:
-        return _foreign(reply)._replace(retry_after=_retry_after(reply, now))
-    error = shown(document.get("error"), token)
+        return _not_from_pylb(reply)._replace(retry_after=_retry_after(reply, now))
+    error = sanitized(document.get("error"), token)
     return Refused(
         reply.status,
         error if re.fullmatch(r"[a-z0-9_]{1,40}", error) else f"status {reply.status}",
-        shown(document.get("detail"), token),
-        shown(document.get("hint"), token),
+        sanitized(document.get("detail"), token),
+        sanitized(document.get("hint"), token),
         _retry_after(reply, now),
     )
 
@@ -138,7 +138,7 @@ def _place(reply: Reply, token: str) -> str:
         found = parse_url(reply.headers.get("location", ""))
     except NotationError:
         return "elsewhere"
-    return shown(f"{'https' if found.secure else 'http'}://{found.label}", token)
+    return sanitized(f"{'https' if found.secure else 'http'}://{found.label}", token)
 
 
 def _document(body: bytes) -> dict[str, Any] | None:
@@ -149,7 +149,7 @@ def _document(body: bytes) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
-def _foreign(reply: Reply) -> Refused:
+def _not_from_pylb(reply: Reply) -> Refused:
     """Quotes nothing: error pages show the request, including the token."""
     what = "HTML" if reply.body.lstrip()[:1] == b"<" else "something"
     detail = f"answered {reply.status} with {what} that is not pylb's JSON ({len(reply.body)} bytes)"
@@ -160,12 +160,12 @@ def _accepted(document: dict[str, Any], token: str) -> Accepted:
     lease, placed = document.get("lease"), document.get("frontends")
     items = [item for item in (placed if isinstance(placed, list) else ()) if isinstance(item, dict)][:MOST_FRONTENDS]
     return Accepted(
-        result=shown(document.get("result"), token),
+        result=sanitized(document.get("result"), token),
         generation=_number(document.get("generation")) or 0,
         durable=document.get("durable") is not False,
         ttl=_number(lease.get("ttl")) if isinstance(lease, dict) else None,
         frontends=tuple(_placed(item, token) for item in items),
-        note=shown(document.get("note"), token),
+        note=sanitized(document.get("note"), token),
     )
 
 
@@ -174,8 +174,8 @@ def _placed(item: dict[str, Any], token: str) -> Placed:
         port=_number(item.get("port")) or 0,
         address=_address(item.get("address")),
         target_port=_number(item.get("target_port")) or 0,
-        reachable=shown(item.get("reachable"), token),
-        hint=shown(item.get("hint"), token),
+        reachable=sanitized(item.get("reachable"), token),
+        hint=sanitized(item.get("hint"), token),
     )
 
 

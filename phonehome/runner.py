@@ -1,7 +1,7 @@
 """A loop per load balancer, all with the same goal; the goodbye.
 
 Threads: each loop is simply "wait, call, read the answer", one load balancer that hangs must not delay another, and blocking
-calls need no asyncio in the pod's memory. The loops share only `Wish`.
+calls need no asyncio in the pod's memory. The loops share only `Goal`.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from typing import Union
 from phonehome import message, preflight
 from phonehome.client import CALL_TIMEOUT, CallError, Cancel, Client
 from phonehome.credentials import Credentials, tokens
-from phonehome.doorbell import Doorbell
-from phonehome.journal import Journal
+from phonehome.drain_socket import DrainSocket
 from phonehome.message import DRAINING, READY, Accepted, Answer, Request
+from phonehome.outcome_log import OutcomeLog
 from phonehome.schedule import Schedule, Uniform
 from phonehome.settings import Settings
 from phonehome.values import Endpoint
@@ -47,7 +47,7 @@ class Caller:
     ) -> None:
         self.label = endpoint.label
         self._client = Client(endpoint, settings.address, context)
-        self._journal = Journal(endpoint.label, settings.address)
+        self._outcome_log = OutcomeLog(endpoint.label, settings.address)
         self._credentials = Credentials(settings, endpoint, context, log)
         self._log = log
         self._clock = clock
@@ -70,7 +70,7 @@ class Caller:
             outcome = message.read(reply, time.time(), carried.token)
         except CallError as exc:
             outcome = exc
-        lines = self._journal.resolved(self._client.dns_trouble, self._client.addresses)
+        lines = self._outcome_log.resolved(self._client.dns_trouble, self._client.addresses)
         if not (cancel and cancel.aborted):  # we ended it ourselves: its failure is no news
             lines += self._lines(outcome, state)
         for line in lines:
@@ -80,10 +80,10 @@ class Caller:
     def _lines(self, outcome: Outcome, state: str) -> list[str]:
         now = self._clock()
         if isinstance(outcome, Accepted):
-            return self._journal.accepted(outcome, state, now)
+            return self._outcome_log.accepted(outcome, state, now)
         if isinstance(outcome, CallError):
-            return self._journal.failed(outcome.what, outcome.detail, outcome.hint, now)
-        return self._journal.refused(outcome, now)
+            return self._outcome_log.failed(outcome.what, outcome.detail, outcome.hint, now)
+        return self._outcome_log.refused(outcome, now)
 
 
 def broadcast(
@@ -104,7 +104,7 @@ def broadcast(
     return len(outcomes) == len(callers) and all(isinstance(outcome, Accepted) for outcome in outcomes)
 
 
-class Wish:
+class Goal:
     """What every load balancer should know. `changed` guards all of it."""
 
     def __init__(self, *, app_up: bool) -> None:
@@ -129,9 +129,9 @@ class Wish:
 
 
 class Loop(threading.Thread):
-    """Keeps one load balancer informed until the wish is to stop, then says goodbye."""
+    """Keeps one load balancer informed until the goal is to stop, then says goodbye."""
 
-    def __init__(self, settings: Settings, wish: Wish, caller: Caller, schedule: Schedule, log: Log) -> None:
+    def __init__(self, settings: Settings, goal: Goal, caller: Caller, schedule: Schedule, log: Log) -> None:
         super().__init__(name=caller.label, daemon=True)
         self.label = caller.label
         self.saying: str | None = None  # the state in the call under way
@@ -139,7 +139,7 @@ class Loop(threading.Thread):
         self.told = False  # whether it may have a registration of ours; else there is nothing to undo
         self.cancel = Cancel()
         self._pause = threading.Event()  # never set: a pause between two tries of the goodbye
-        self._settings, self._wish, self._caller, self._schedule, self._log = settings, wish, caller, schedule, log
+        self._settings, self._goal, self._caller, self._schedule, self._log = settings, goal, caller, schedule, log
 
     def run(self) -> None:
         seen, due = -1, self._schedule.first(time.monotonic())
@@ -152,16 +152,16 @@ class Loop(threading.Thread):
                 self._pause.wait(min(GOODBYE_AGAIN, left))
 
     def _wait(self, seen: int, due: float) -> tuple[int, str] | None:
-        """Wait until there is something to say: (version of the wish, state); None when the wish is to stop."""
-        wish = self._wish
-        with wish.changed:
-            while not wish.stopping:
+        """Wait until there is something to say: (version of the goal, state); None when the goal is to stop."""
+        goal = self._goal
+        with goal.changed:
+            while not goal.stopping:
                 left = due - time.monotonic()
-                silent = wish.state == DRAINING and not self.told
-                changed = wish.version != seen and seen >= 0  # before the first call only its time matters
+                silent = goal.state == DRAINING and not self.told
+                changed = goal.version != seen and seen >= 0  # before the first call only its time matters
                 if not silent and (changed or left <= 0):
-                    return wish.version, wish.state
-                wish.changed.wait(None if silent else max(left, 0.0))
+                    return goal.version, goal.state
+                goal.changed.wait(None if silent else max(left, 0.0))
         return None
 
     def _beat(self, state: str) -> float:
@@ -177,21 +177,21 @@ class Loop(threading.Thread):
         return self._schedule.failed(now, None if isinstance(outcome, CallError) else outcome.retry_after)
 
     def _say(self, state: str, timeout: float, *, ask_dns: bool = True) -> Outcome:
-        with self._wish.changed:
+        with self._goal.changed:
             self.saying, self.cancel = state, Cancel()
         outcome: Outcome | None = None
         try:
             request = message.registration(self._settings, state)
             outcome = self._caller.ask(request, state, timeout, cancel=self.cancel, ask_dns=ask_dns)
         finally:
-            with self._wish.changed:
+            with self._goal.changed:
                 self.saying = None
                 if isinstance(outcome, Accepted):
                     self.acknowledged = state
                 # A refusal changed nothing there; without a connection nothing arrived; the rest is unknown.
                 if isinstance(outcome, Accepted) or (isinstance(outcome, CallError) and not outcome.unsent):
                     self.told = True
-                self._wish.changed.notify_all()
+                self._goal.changed.notify_all()
         return outcome
 
 
@@ -208,29 +208,29 @@ class Runner:
         probe_every: float = PROBE_EVERY,
     ) -> None:
         self._settings, self._log, self._probe_every = settings, log, probe_every
-        self._wish = Wish(app_up=not settings.wait)
-        self._bell = Doorbell(settings.name, settings.instance, lambda: tokens(settings), self.drain, log)
+        self._goal = Goal(app_up=not settings.wait)
+        self._drain_socket = DrainSocket(settings.name, settings.instance, lambda: tokens(settings), self.drain, log)
         self._loops: list[Loop] = []
         for endpoint in settings.endpoints:
             caller = Caller(settings, endpoint, context, log)
-            self._loops.append(Loop(settings, self._wish, caller, Schedule(settings.ttl, uniform), log))
-        self._helpers = [threading.Thread(target=self._bell.serve, name="doorbell", daemon=True)]
+            self._loops.append(Loop(settings, self._goal, caller, Schedule(settings.ttl, uniform), log))
+        self._helpers = [threading.Thread(target=self._drain_socket.serve, name="drain-socket", daemon=True)]
         if settings.wait:
             self._helpers.append(threading.Thread(target=self._probe, name="preflight", daemon=True))
 
     def start(self) -> None:
-        self._bell.open()
+        self._drain_socket.open()
         for thread in (*self._loops, *self._helpers):
             thread.start()
 
     def drain(self) -> list[str]:
         """Report draining to everybody, from now on; a line per load balancer about the outcome."""
         self._log("draining on request")
-        self._wish.set(draining=True)
+        self._goal.set(draining=True)
         deadline = time.monotonic() + DRAIN_ANSWER
         self._let_finish()
-        with self._wish.changed:
-            self._wish.changed.wait_for(lambda: all(_drained(loop) for loop in self._loops), deadline - time.monotonic())
+        with self._goal.changed:
+            self._goal.changed.wait_for(lambda: all(_drained(loop) for loop in self._loops), deadline - time.monotonic())
             return [
                 f"{loop.label}: " + ("draining" if _drained(loop) else "not confirmed yet; it will be repeated")
                 for loop in self._loops
@@ -238,26 +238,26 @@ class Runner:
 
     def stop(self) -> None:
         """Goodbye to everybody at the same time; returns within little more than GRACE + GOODBYE."""
-        self._wish.set(stopping=True)
+        self._goal.set(stopping=True)
         deadline = time.monotonic() + GRACE + GOODBYE + 0.5
         self._let_finish()
         for loop in self._loops:
             loop.join(max(0.0, deadline - time.monotonic()))
-        self._bell.close()
+        self._drain_socket.close()
         for helper in self._helpers:
             helper.join(max(0.0, deadline - time.monotonic()))
 
     def _let_finish(self) -> None:
         """A `ready` under way that arrives after the goodbye would undo it: let it finish, or end it."""
-        with self._wish.changed:
-            self._wish.changed.wait_for(lambda: all(loop.saying != READY for loop in self._loops), GRACE)
+        with self._goal.changed:
+            self._goal.changed.wait_for(lambda: all(loop.saying != READY for loop in self._loops), GRACE)
             late = [loop.cancel for loop in self._loops if loop.saying == READY]
         for cancel in late:
             cancel.abort()
 
     def _probe(self) -> None:
         up, misses = False, 0
-        while not self._wish.stopping:
+        while not self._goal.stopping:
             silent = preflight.silent(self._settings.wait)
             misses = misses + 1 if silent else 0
             if silent and not up and misses == 1:
@@ -265,13 +265,13 @@ class Runner:
             elif silent and up and misses >= PROBE_FALL:
                 up = False
                 self._log(f"{', '.join(silent)} no longer answers: draining until it does")
-                self._wish.set(app_up=False)
+                self._goal.set(app_up=False)
             elif not silent and not up:
                 up = True
                 self._log("everything in PYLB_WAIT answers")
-                self._wish.set(app_up=True)
-            with self._wish.changed:
-                self._wish.changed.wait_for(lambda: self._wish.stopping, self._probe_every)
+                self._goal.set(app_up=True)
+            with self._goal.changed:
+                self._goal.changed.wait_for(lambda: self._goal.stopping, self._probe_every)
 
 
 def _drained(loop: Loop) -> bool:

@@ -10,8 +10,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from phonehome.client import CallError, Cancel, Client
-from phonehome.journal import Journal
 from phonehome.message import READY, Accepted, Refused, Reply, Request, read, registration
+from phonehome.outcome_log import OutcomeLog
 from phonehome.pin import key_pin
 from phonehome.settings import Settings, SettingsError, parse
 from phonehome.values import NotationError, Token, parse_join, parse_url
@@ -63,8 +63,8 @@ def answer(data: bytes) -> object:
 
 
 def _noted(reply: Reply) -> list[str]:
-    found, journal = read(reply, 1.7e9, SECRET), Journal("lb", "source")
-    lines = journal.accepted(found, READY, 0.0) if isinstance(found, Accepted) else journal.refused(found, 0.0)
+    found, outcome_log = read(reply, 1.7e9, SECRET), OutcomeLog("lb", "source")
+    lines = outcome_log.accepted(found, READY, 0.0) if isinstance(found, Accepted) else outcome_log.refused(found, 0.0)
     assert all(line.isprintable() for line in lines)
     return lines
 

@@ -82,7 +82,7 @@ def _imported(path: Path) -> Iterator[str]:
 
 # Why the table has no line for it.
 ELSEWHERE = {
-    "phonehome.doorbell": "the other end knows the token of this phone-home",
+    "phonehome.drain_socket": "the other end knows the token of this phone-home",
     "pylb.cli.demo": "its own phone-homes and its own echo server",
     "pylb.forward.sockets": "what the kernel says of a socket",
     "pylb.cli.install": "what pip wrote of this very installation",

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from phonehome.journal import Journal
 from phonehome.message import DRAINING, READY, Accepted, Placed, Refused, Reply, read, registration, release
+from phonehome.outcome_log import OutcomeLog
 from tests.phonehome.peer import TOKEN, settings_for
 
 NOW = 1_700_000_000.0
@@ -159,9 +159,9 @@ def test_text_of_the_other_side_is_one_printable_line() -> None:
     ],
 )
 def test_no_field_of_an_answer_is_logged_as_it_came(answer: Reply) -> None:
-    journal = Journal("lb", "source")
+    outcome_log = OutcomeLog("lb", "source")
     found = read(answer, NOW, TOKEN)
-    lines = journal.refused(found, 0.0) if isinstance(found, Refused) else journal.accepted(found, READY, 0.0)
+    lines = outcome_log.refused(found, 0.0) if isinstance(found, Refused) else outcome_log.accepted(found, READY, 0.0)
     text = "".join(lines)
     assert lines
     assert text.isprintable()

@@ -179,7 +179,7 @@ def test_drain_by_a_neighbour_who_knows_name_and_instance_but_no_token_reaches_n
     assert verb({**environ, "PYLB_URL": theirs.url, "PYLB_TOKEN": "a-token-of-another-app-altogether"}, "drain").returncode == 0
     assert theirs.next().state == "draining"  # where its own token counts
 
-    assert verb(environ, "drain").returncode == 0  # the door is open, and nothing came before this
+    assert verb(environ, "drain").returncode == 0  # the socket is bound, and nothing came before this
     assert [ours.next().state for _ in range(2)] == ["ready", "draining"]
     assert sum("draining on request" in line for line in process.output) == 1
 

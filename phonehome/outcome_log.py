@@ -1,7 +1,7 @@
 """Which answers deserve a line in the log, and its words. Pure: the clock is an argument, lines are returned.
 
 A line is logged when something changed: a heartbeat that changes nothing is silent; a repeated refusal is logged once and
-then every ten minutes. One Journal per load balancer.
+then every ten minutes. One OutcomeLog per load balancer.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ IPV6_HINT = (
 )
 
 
-class Journal:
+class OutcomeLog:
     def __init__(self, label: str, address: str) -> None:
         """`label` begins every line; `address` is PYLB_ADDRESS as configured."""
         self._label = label

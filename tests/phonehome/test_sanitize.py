@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from phonehome.foreign import MOST, PIECE, WITHHELD, shown
+from phonehome.sanitize import MOST, PIECE, WITHHELD, sanitized
 
 TOKEN = "q7Zk-2vX_9Lm4Rt8Wn3Bc6Yd1Fg5Hj0P"  # as pylb makes them
 HEADER = f"Authorization: Bearer {TOKEN}"
@@ -39,12 +39,12 @@ HEADER = f"Authorization: Bearer {TOKEN}"
     ],
 )
 def test_a_text_with_a_piece_of_the_token_is_withheld(text: str) -> None:
-    assert shown(text, TOKEN) == shown("x" * 1000 + text, TOKEN) == WITHHELD
+    assert sanitized(text, TOKEN) == sanitized("x" * 1000 + text, TOKEN) == WITHHELD
 
 
 @given(st.text(), st.text(max_size=20))
 def test_whatever_comes_is_one_short_line_of_ascii(text: str, token: str) -> None:
-    found = shown(text, token)
+    found = sanitized(text, token)
     assert found.isascii()
     assert found.isprintable()
     assert len(found) <= MOST
@@ -53,14 +53,14 @@ def test_whatever_comes_is_one_short_line_of_ascii(text: str, token: str) -> Non
 @given(st.integers(0, 2), st.integers(0, 14), st.text("abc/+=- \n", max_size=40), st.booleans())
 def test_no_cut_of_an_encoded_token_gets_through(before: int, start: int, beside: str, wrapped: bool) -> None:
     piece = base64.b64encode(b"x" * before + TOKEN.encode()).decode()[4:-4][start : start + PIECE + 8]
-    assert shown(beside + ("\n".join(piece) if wrapped else piece), TOKEN) == WITHHELD
+    assert sanitized(beside + ("\n".join(piece) if wrapped else piece), TOKEN) == WITHHELD
 
 
 def test_what_says_nothing_of_the_token_is_shown() -> None:
-    assert shown("443 is mqtt's (token mosquitto)", TOKEN) == "443 is mqtt's (token mosquitto)"
-    assert shown(TOKEN[:8], TOKEN) == TOKEN[:8]
-    assert shown(5, TOKEN) == shown(None, TOKEN) == shown(["x"], TOKEN) == ""
+    assert sanitized("443 is mqtt's (token mosquitto)", TOKEN) == "443 is mqtt's (token mosquitto)"
+    assert sanitized(TOKEN[:8], TOKEN) == TOKEN[:8]
+    assert sanitized(5, TOKEN) == sanitized(None, TOKEN) == sanitized(["x"], TOKEN) == ""
 
 
 def test_a_short_token_is_hidden_where_it_is_a_word() -> None:
-    assert shown("no token s here, as usual", "s") == "no token [token] here, as usual"
+    assert sanitized("no token s here, as usual", "s") == "no token [token] here, as usual"

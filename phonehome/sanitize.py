@@ -17,7 +17,7 @@ PIECE = 12  # letters and digits of a token in a row; a shorter piece may be the
 WITHHELD = "[withheld: it repeats the token]"
 
 
-def shown(value: object, token: str) -> str:
+def sanitized(value: object, token: str) -> str:
     """`value`, if it is a text, made safe for a log; else an empty text."""
     if not isinstance(value, str):
         return ""

@@ -7,7 +7,7 @@ token of this phone-home, which both read from their environment or its files; t
 
     caller                       running process
     NONCE
-                                 NONCE PROOF…      for each token: HMAC-SHA256 over role, door and both nonces
+                                 NONCE PROOF…      for each token: HMAC-SHA256 over role, socket name and both nonces
     drain PROOF…
                                  {"lines": […]}    the outcome
 """
@@ -26,6 +26,7 @@ from collections.abc import Callable, Sequence
 
 MAX_LINE = 16 * 1024  # bytes
 NONCE_BYTES = 16
+_CALLER, _SERVER = "caller", "bell"  # the roles, as the proofs name them
 LINE_TIMEOUT = 2.0  # seconds for a line that needs no work
 BIND_AGAIN = 5.0  # seconds; the previous process on this node may still have the name
 
@@ -33,10 +34,10 @@ Answer = Callable[[], "list[str]"]
 
 
 class BusyError(Exception):
-    """A process answers at the door but did not take the order."""
+    """A process answers on the socket but did not take the order."""
 
 
-def door(name: str, instance: str, uid: int) -> str:
+def socket_name(name: str, instance: str, uid: int) -> str:
     digest = hashlib.sha256(f"{name}\0{instance}".encode()).hexdigest()
     return f"\0phonehome/{uid}/{digest[:32]}"
 
@@ -48,12 +49,12 @@ def trusted(sock: socket.socket) -> bool:
     return uid in (os.getuid(), 0)
 
 
-class _Talk:
-    """The data that the proofs of one conversation are made from."""
+class _Handshake:
+    """The data that the proofs of one handshake are made from."""
 
-    def __init__(self, door_name: str, tokens: Sequence[str], caller: str, bell: str) -> None:
-        """`caller` and `bell` are their nonces."""
-        self._said = f"{door_name} {caller} {bell}"
+    def __init__(self, name: str, tokens: Sequence[str], caller: str, server: str) -> None:
+        """`caller` and `server` are their nonces."""
+        self._said = f"{name} {caller} {server}"
         self._tokens = tokens
 
     def proofs(self, role: str) -> list[str]:
@@ -64,12 +65,12 @@ class _Talk:
         return any(hmac.compare_digest(mine.encode(), one.encode()) for mine in self.proofs(role) for one in given)
 
 
-def ring(name: str, instance: str, tokens: Sequence[str], timeout: float) -> list[str] | None:
+def request_drain(name: str, instance: str, tokens: Sequence[str], timeout: float) -> list[str] | None:
     """Tell the running process to drain. Returns the lines that it reports, or None if no process proves to be that one.
 
     Raises BusyError if one did, and did not answer the order within `timeout` seconds.
     """
-    where = door(name, instance, os.getuid())
+    where = socket_name(name, instance, os.getuid())
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
         sock.settimeout(LINE_TIMEOUT)
         mine = os.urandom(NONCE_BYTES).hex()
@@ -81,19 +82,19 @@ def ring(name: str, instance: str, tokens: Sequence[str], timeout: float) -> lis
             theirs, *given = _words(sock)
         except (OSError, ValueError):
             return None
-        talk = _Talk(where, tokens, mine, theirs)
-        if not talk.proven("bell", given):
+        handshake = _Handshake(where, tokens, mine, theirs)
+        if not handshake.proven(_SERVER, given):
             return None
         try:
             sock.settimeout(timeout)
-            sock.sendall(" ".join(["drain", *talk.proofs("caller")]).encode() + b"\n")
+            sock.sendall(" ".join(["drain", *handshake.proofs(_CALLER)]).encode() + b"\n")
             answer = json.loads(_line(sock, timeout))
             return [str(line) for line in answer["lines"]]
         except (OSError, ValueError, KeyError, TypeError) as exc:
             raise BusyError(f"the running phonehome did not answer ({type(exc).__name__})") from None
 
 
-class Doorbell:
+class DrainSocket:
     """The running process's side; `answer` carries out the order and returns the lines for the caller.
 
     `tokens` returns the current ones: files may have changed since the start.
@@ -102,7 +103,7 @@ class Doorbell:
     def __init__(
         self, name: str, instance: str, tokens: Callable[[], Sequence[str]], answer: Answer, log: Callable[[str], None]
     ) -> None:
-        self._name = door(name, instance, os.getuid())
+        self._name = socket_name(name, instance, os.getuid())
         self._tokens = tokens
         self._answer = answer
         self._log = log
@@ -157,10 +158,10 @@ class Doorbell:
     def _ordered(self, caller: socket.socket) -> bool:
         [theirs] = _words(caller)
         mine = os.urandom(NONCE_BYTES).hex()
-        talk = _Talk(self._name, self._tokens(), theirs, mine)
-        caller.sendall(" ".join([mine, *talk.proofs("bell")]).encode() + b"\n")
+        handshake = _Handshake(self._name, self._tokens(), theirs, mine)
+        caller.sendall(" ".join([mine, *handshake.proofs(_SERVER)]).encode() + b"\n")
         order, *given = _words(caller)
-        return order == "drain" and talk.proven("caller", given)
+        return order == "drain" and handshake.proven(_CALLER, given)
 
 
 def _words(sock: socket.socket) -> list[str]:
