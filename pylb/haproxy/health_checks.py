@@ -213,9 +213,10 @@ def _http(kind: Line, words: Sequence[str], rules: list[Line]) -> dict[str, Any]
             _headers(request, kind, more)
     status, text, last = "200-399", "", ""
     for line in rules:
-        if line.words[1] == last or (last == "expect" and line.words[1] == "send"):
+        word = " ".join(line.words[1:2])  # a mistake in the file may leave none
+        if word and (word == last or (last, word) == ("expect", "send")):
             raise Untranslatable(line, "HAProxy would do both, one after the other")
-        last = line.words[1] if line.words[1] in ("send", "expect") else last
+        last = word if word in ("send", "expect") else last
         match line.words[1:]:
             case ["send", *options]:
                 _send(request, line, options)

@@ -18,8 +18,7 @@ LONGEST = 366 * 86_400_000  # milliseconds, as in the config; stands for "no tim
 _SEND = {"send-proxy": "v1", "send-proxy-v2": "v2", "send-proxy-v2-ssl": "v2", "send-proxy-v2-ssl-cn": "v2"}
 _FLAGS = word_set(
     """
-    no-check-send-proxy non-stick stick no-agent-check tfo no-tfo no-check-ssl no-verifyhost allow-0rtt ssl-reuse
-    no-ssl-reuse
+    non-stick stick no-agent-check tfo no-tfo no-check-ssl no-verifyhost allow-0rtt ssl-reuse no-ssl-reuse
     """
 )
 _WITH_VALUE = word_set(
@@ -32,7 +31,6 @@ _WITH_VALUE = word_set(
     """
 )
 _OPEN = {  # options that change who gets a connection, with the number of words that follow
-    "check-send-proxy": (0, "HAProxy would send a PROXY header to its check's port; pylb only to the server's own port"),
     "minconn": (1, "HAProxy would let it have fewer connections while there are few clients"),
     "maxqueue": (1, "HAProxy would let at most so many clients wait for it, and send others elsewhere"),
     "track": (1, "HAProxy would consider it up while that server is up"),
@@ -49,7 +47,13 @@ _OPEN = {  # options that change who gets a connection, with the number of words
 }
 
 
-_FIELDS = {"check": "checked", "backup": "backup", "disabled": "disabled", "enabled": "disabled"}
+_FIELDS = {
+    "check": "checked",
+    "check-send-proxy": "check_sends",
+    "backup": "backup",
+    "disabled": "disabled",
+    "enabled": "disabled",
+}
 _NO_TCP = ("/", "unix@", "abns@", "abnsz@", "fd@", "sockpair@", "udp@", "quic", "rhttp@", "@")
 
 
@@ -63,6 +67,7 @@ class Server:
     options: dict[str, str] = field(default_factory=dict)
     headers: set[str] = field(default_factory=set)
     checked: bool = False
+    check_sends: bool = False  # a PROXY header, whatever its port is, and whether sessions have one
     backup: bool = False
     disabled: bool = False
 
@@ -117,20 +122,26 @@ def _server(proxy: Proxy, read: ServerLine, parser: Parser, notes: Notes) -> Ser
         what = f"HAProxy would use {shortened(made.address)}; pylb leaves it out: a server is HOST:PORT"
         notes.differs(line, f"{made.label}: {what}")
         return None
-    _say_other_intervals(made, notes)
+    if made.checked:
+        _say_other_checks(made, notes)
     if template:
         what = "HAProxy would use so many of the name's addresses; pylb uses all of them"
         notes.differs(line, f"server-template {shortened(name)} {line.words[2]}: {what}")
     return made
 
 
-def _say_other_intervals(made: Server, notes: Notes) -> None:
-    """Note that a dead server would be out, or back, at another time."""
+def _say_other_checks(made: Server, notes: Notes) -> None:
+    """Note that a dead server would be out, or back, at another time, or that a good one would be out."""
     for word, when in (("fastinter", "while its state changes"), ("downinter", "while it is down")):
         inter, other = (milliseconds(made.options.get(key, "")) or 2000 for key in ("inter", word))
-        if made.checked and word in made.options and other != inter:
+        if word in made.options and other != inter:
             what = f"HAProxy would check it at that interval {when}; pylb always uses {duration(inter)}"
             notes.differs(made.line, f"{made.label}: {word} {shortened(made.options[word])}: {what}")
+    if made.check_sends and (made.sends == "none" or made.health["port"]):
+        what = (
+            "HAProxy would begin its check with a PROXY header; pylb does so at the server's own port, where sessions have one"
+        )
+        notes.differs(made.line, f"{made.label}: check-send-proxy: {what}")
 
 
 def _option(made: Server, option: str, rest: Iterator[str], notes: Notes) -> None:
@@ -147,8 +158,8 @@ def _option(made: Server, option: str, rest: Iterator[str], notes: Notes) -> Non
     elif option in ("ssl", "no-ssl"):
         made.options = {key: value for key, value in made.options.items() if key != "ssl"}
         made.options |= {"ssl": ""} if option == "ssl" else {}
-    elif option.removeprefix("no-") in ("check", "backup", "disabled") or option == "enabled":
-        setattr(made, _FIELDS[option.removeprefix("no-")], option in ("check", "backup", "disabled"))
+    elif (field_name := _FIELDS.get(option.removeprefix("no-"))) is not None and option != "no-enabled":
+        setattr(made, field_name, not option.startswith("no-") and option != "enabled")
     elif option not in _FLAGS and not re.match(r"(no|force)-(ssl|tls)", option):
         notes.differs(made.line, f"{made.label}: {shortened(option)}: pylb has nothing like it, and would ignore it")
 

@@ -175,6 +175,13 @@ def test_a_server_takes_back_one_header_or_the_other(options: str, sent: dict[st
     assert found.get("proxy_protocol") == sent
 
 
+@pytest.mark.parametrize(
+    "options", ["check send-proxy check-send-proxy", "check-send-proxy", "check check-send-proxy no-check-send-proxy"]
+)
+def test_check_send_proxy_changes_nothing_where_a_check_has_the_header_of_the_sessions_or_there_is_none(options: str) -> None:
+    assert notes(f"{ONE} {options}") == []
+
+
 @pytest.mark.parametrize(("lines", "backups"), [("", "first"), ("option allbackups", "all")])
 def test_one_backup_serves_or_all_do(lines: str, backups: str) -> None:
     found = one(lines, "server s2 192.0.2.8:1 backup", "server s3 192.0.2.9:1 backup")
@@ -281,7 +288,9 @@ HTTP, TEXT = f"{ONE} check\n option httpchk GET /\n", f"{ONE} check\n option tcp
             f"{ONE} check inter 1s downinter 9s",
             "3: server s: downinter 9s: HAProxy would check it at that interval while it is down",
         ),
-        (f"{ONE} send-proxy check port 1 check-send-proxy", "3: server s: check-send-proxy: HAProxy would send a PROXY"),
+        (f"{ONE} send-proxy check port 1 check-send-proxy", "3: server s: check-send-proxy: HAProxy would begin its check"),
+        (f"{ONE} check check-send-proxy", "3: server s: check-send-proxy: HAProxy would begin its check"),
+        (f"{HTTP} http-check", "5: http-check: HAProxy would do this in its check"),
         (f"listen w 192.0.2.1:80\n{SERVER}", "1: listen w 192.0.2.1:80: HAProxy up to 1.8 would listen there"),
         (f"listen w\n bind *:80 transparent\n{SERVER}", "2: bind *:80 transparent: HAProxy would also take connections"),
         (f"listen w\n bind *:80\n mode http\n monitor-uri /up\n{LISTEN}", "1: listen w is left out: HAProxy would serve it"),
