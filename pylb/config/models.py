@@ -68,20 +68,23 @@ class Tls(Section):
 
 class WebhookLimits(Section):
     connections: v.AtLeastOne = Field(
-        _CALLS.connections, description="at once; at the cap a waiting one of the address with the most is closed"
+        _CALLS.connections,
+        description="open at once; beyond that, the address with the most loses one that waits for a request",
     )
     per_address: v.AtLeastOne = Field(
-        _CALLS.per_address, description="of one IPv4 address or IPv6 /64; more only while they are complete"
+        _CALLS.per_address,
+        description="open at once from one IPv4 address or IPv6 /64; of more, those whose request is slow are closed",
     )
     burst: v.AtLeastOne = Field(
         _CALLS.burst,
         description="changes that a token may make at once from one address or /64; five times as many from all. "
         "Heartbeats that change nothing have their own limits: 1,000 at once, 200 a second",
     )
-    rate: v.AtLeastOne = Field(_CALLS.rate, description="and per second in the long run; more get a 429 with Retry-After")
+    rate: v.AtLeastOne = Field(_CALLS.rate, description="the same, per second in the long run; more get a 429 with Retry-After")
     lockout: v.AtLeastOne = Field(
         _CALLS.lockout,
-        description="calls without a valid token per minute, from one address or /64; more get a 429. Valid ones are served",
+        description="calls without a valid token per minute, from one address or /64; more get a 429. Calls with a "
+        "valid one are still served",
     )
 
     def limits(self) -> core.CallLimits:
@@ -91,9 +94,13 @@ class WebhookLimits(Section):
 class WebhookListener(Section):
     listen: v.ListenAt = Field(description="where phone-homes call")
     tls: Tls | None = Field(
-        None, description="`self-signed`, or `{certificate: FILE, key: FILE}`; without it: loopback, or `insecure: true`"
+        None,
+        description="`self-signed`, or `{certificate: FILE, key: FILE}`; may be missing only on loopback, or with `insecure: "
+        "true`",
     )
-    insecure: v.Flag = Field(False, description="plain HTTP beyond loopback, for old containers; tokens can be read on the way")
+    insecure: v.Flag = Field(
+        False, description="allow plain HTTP beyond loopback, for old containers; others on the network can read the tokens"
+    )
     legacy: v.LegacyFrom = Field(
         ANYWHERE, description="serve `POST /hooks/update-haproxy` too: `true`, `false`, or who may call it there"
     )
@@ -102,7 +109,8 @@ class WebhookListener(Section):
 
 class Admin(Section):
     listen: v.ListenAt = Field(
-        Listen("tcp", "127.0.0.1", 8404), description="status, `/metrics`, `/livez`, `/readyz`, `/v1/…`; read-only"
+        Listen("tcp", "127.0.0.1", 8404),
+        description="where the status page, `/metrics`, `/livez`, `/readyz` and `/v1/…` are served; read-only",
     )
 
 
@@ -110,7 +118,9 @@ class Metrics(Section):
     listen: v.ListenAt | None = Field(None, description="a second listener with only `/metrics`, `/livez`, `/readyz`")
     allow: v.Networks = Field((), description="who may read there; empty: nobody")
     compat: Literal["haproxy"] | None = Field(
-        None, description="`haproxy`: also the names of HAProxy's exporter; without it only for `/metrics?compat=haproxy`"
+        None,
+        description="`haproxy`: `/metrics` also has the names of HAProxy's exporter; unset: only "
+        "`/metrics?compat=haproxy` has them",
     )
 
 
@@ -119,11 +129,15 @@ class Log(Section):
         "tcplog", description="one line per session: HAProxy's tcplog, logfmt or JSON; `none`: only pylb's own messages"
     )
     target: v.LogTarget = Field(Target(), description="where session lines go; a file is opened again on SIGUSR1; see logs.md")
-    sample: v.AtLeastOne = Field(1, description="a line for one in so many sessions that ended normally; all others get a line")
+    sample: v.AtLeastOne = Field(
+        1, description="100: a line for one in 100 sessions that ended normally; all others get a line"
+    )
     dontlognull: v.Flag = Field(False, description="no line for a client that sent no byte, unless something else went wrong")
-    facility: v.Facility = Field("local0", description="of syslog messages")
+    facility: v.Facility = Field("local0", description="the facility of syslog messages")
     tag: v.Name = Field("pylb", description="the program's name in syslog messages; `haproxy` for rules made for HAProxy")
-    level: Literal["debug", "info", "warning", "error"] = Field("info", description="of pylb's own messages")
+    level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="the lowest level of pylb's own messages that is shown"
+    )
     calls: Literal["all", "changes"] = Field(
         "changes", description="accepted calls of phone-homes: a line for each, or only for those that change something"
     )
@@ -144,22 +158,24 @@ class Leases(Section):
     max_ttl: v.LongerThanZero = Field(_LEASES.max_ttl, description="a longer one is refused")
     keep_stale: v.DurationOrNever = Field(
         _LEASES.keep_stale,
-        description="how long a registration whose lease ended stays as the last resort; a port closes with its last one. "
-        "An alert fires after an hour, and another one a day before the end",
+        description="how long a registration whose lease ended stays as the last resort; a port closes when its last "
+        "registration is released. An alert fires after an hour, and another one a day before the end",
     )
     yield_after: v.LongerThanZero = Field(
         _LEASES.yield_after,
-        description="a port whose registrations are all silent (or said goodbye) and whose servers accepted no "
-        "connection, without a break for so long, goes to whoever asks for it",
+        description="another app may take a port if, for this long without a break, all its registrations were silent (or "
+        "had said goodbye) and its servers accepted no connection",
     )
 
 
 class Bounds(Section):
     servers_per_frontend: v.AtLeastOne = Field(
-        _BOUNDS.servers_per_frontend, description="per port, including static ones; a registration beyond that is refused (429)"
+        _BOUNDS.servers_per_frontend,
+        description="servers of one port, including static ones; a registration beyond that is refused (429)",
     )
     ports_per_token: v.AtLeastOne = Field(
-        _BOUNDS.ports_per_token, description="of all registrations of one token together; it may have 2,000 registrations"
+        _BOUNDS.ports_per_token,
+        description="ports of all registrations of one token together; a token may have 2,000 registrations",
     )
 
     def bounds(self) -> core.Bounds:
@@ -168,9 +184,11 @@ class Bounds(Section):
 
 class TokenEntry(Section):
     name: v.Name = Field(description="the token's name; part of a registration's identity")
-    secret: v.Secret | None = Field(None, repr=False, description="the token itself; warns: a separate file is better")
+    secret: v.Secret | None = Field(
+        None, repr=False, description="the token itself; `pylb check` warns, because a separate file is safer"
+    )
     secret_file: v.FilePath | None = Field(
-        None, description="file with it, or with several, one per line, while one replaces another; read again when it changes"
+        None, description="file with the secret; several, one per line, while one replaces another; read again when it changes"
     )
     allow_weak: v.Flag = Field(
         False, description="accept fewer than 22 characters; such a token works on the legacy route only"
@@ -180,63 +198,69 @@ class TokenEntry(Section):
     ports: v.PortRanges = Field(description="frontend ports it may open")
     targets: v.Networks = Field(
         (),
-        description="addresses it may name; default: none, only the one it calls from. Loopback and pylb's own addresses are "
-        "in no wide network: name 127.0.0.0/8 (or a part of it), ::1, or the own address itself",
+        description="addresses it may name as servers; default: only the one it calls from. A wide network like 0.0.0.0/0 does "
+        "not include loopback or pylb's own addresses: name 127.0.0.0/8 (or a part of it), ::1, or that address itself",
     )
     target_ports: v.PortRanges = Field(
         NODE_PORTS.ranges, description="server ports it may name, for traffic and for checks; default: NodePorts"
     )
-    sources: v.Networks = Field(ANYWHERE, description="who may call with it")
-    legacy: v.Flag = Field(True, description="may it be used on the legacy route?")
+    sources: v.Networks = Field(ANYWHERE, description="addresses from which it may be used")
+    legacy: v.Flag = Field(True, description="whether it may be used on the legacy route")
     replaces: v.Names = Field(
         (),
         description="tokens whose registrations this one takes over, as far as its scope allows them: their ports go "
         "on serving, and calls with either secret count as this one's until the other token is removed. `generated`: the "
-        "first run's",
+        "token that pylb made at its first run",
     )
 
 
 class TimeoutsSection(Section):
-    connect: v.LongerThanZero = Field(_TIMEOUTS.connect, description="to reach a server, then the next one is tried")
-    queue: v.LongerThanZero = Field(_TIMEOUTS.queue, description="for a client that waits because all servers are full")
+    connect: v.LongerThanZero = Field(
+        _TIMEOUTS.connect, description="how long a connect to a server may take; then the next one is tried"
+    )
+    queue: v.LongerThanZero = Field(_TIMEOUTS.queue, description="how long a client waits for room while all servers are full")
     idle: v.ZeroIsNever = Field(_TIMEOUTS.idle, description="a session without a byte either way ends; `0`: never")
-    half_close: v.Duration = Field(_TIMEOUTS.half_close, description="without a byte after one side has ended its stream")
-    flush: v.Duration = Field(_TIMEOUTS.flush, description="to deliver what was received before a reset")
-    drain: v.Duration = Field(_TIMEOUTS.drain, description="for live sessions of a frontend that was closed")
-    shutdown: v.Duration = Field(_TIMEOUTS.shutdown, description="for live sessions at SIGTERM; only under `defaults`")
+    half_close: v.Duration = Field(
+        _TIMEOUTS.half_close, description="a session ends after this time without a byte, once one side has ended its stream"
+    )
+    flush: v.Duration = Field(_TIMEOUTS.flush, description="how long the delivery of what came before a reset may stand still")
+    drain: v.Duration = Field(_TIMEOUTS.drain, description="how long live sessions of a closed frontend may last")
+    shutdown: v.Duration = Field(
+        _TIMEOUTS.shutdown, description="how long live sessions may last after SIGTERM; only under `defaults`"
+    )
     upgrade: v.Duration = Field(
         _TIMEOUTS.upgrade,
-        description="for live sessions of a process that takes no new ones: after an upgrade, or when its main process died; "
-        "only under `defaults`",
+        description="how long live sessions may last in a process that takes no new ones: after an upgrade, or when its main "
+        "process died; only under `defaults`",
     )
 
 
 class HealthSection(Section):
     mode: Literal["passive", "active", "none"] | None = Field(
         None,
-        description="`passive` asks servers that are out, `active` all of them; unset: `active` where the check is more than "
-        "a connect, else `passive`",
+        description="`passive`: only servers that are down are checked; `active`: all of them; `none`: no server is ever found "
+        "down; unset: `active` where the check is more than a connect, else `passive`",
     )
     check: v.CheckSpec = Field(  # type: ignore[assignment]  # what the reference shows; only keys that are written count
         "tcp",
         description="what a server is asked: a connect, an HTTP request (GET) and its status (200-399), or text and what the "
         "answer contains, in one step or several",
     )
-    timeout: v.LongerThanZero = Field(_HEALTH.timeout, description="for a whole check")
-    interval: v.ProbeInterval = Field(_HEALTH.interval, description="between two checks of a server, up or down")
+    timeout: v.LongerThanZero = Field(_HEALTH.timeout, description="how long a whole check may take")
+    interval: v.ProbeInterval = Field(_HEALTH.interval, description="time between two checks of a server, up or down")
     max_interval: v.ProbeInterval | None = Field(
         None,
-        description="for a server that is out and says nothing at all (a black hole) the interval doubles up to this; unset: "
-        "it stays",
+        description="for a server that is down and does not answer at all (a black hole) the interval doubles up to this; "
+        "unset: it does not grow",
     )
-    rise: v.SmallCount = Field(_HEALTH.rise, description="checks in a row that it must pass to be back")
+    rise: v.SmallCount = Field(_HEALTH.rise, description="checks in a row that a server must pass to be up again")
     fall: v.SmallCount = Field(
-        _HEALTH.fall, description="failed checks, or clients' failed connects, in a row that take it out"
+        _HEALTH.fall, description="failed checks, or clients' failed connects, in a row after which a server is down"
     )
     when_all_down: Literal["try", "refuse"] = Field(
         _HEALTH.when_all_down.value,
-        description="`try`: servers that are down are tried when all are; `refuse`: a server serves only while it passes its "
-        "check, and with none that does clients are reset",
+        description="`try`: while all servers are down, they are tried all the same; `refuse`: a server serves only while it "
+        "passes its check, and if none does, clients are reset",
     )
 
     def said(self) -> dict[str, Any]:
@@ -253,11 +277,11 @@ class HealthSection(Section):
 
 
 class ServerHealth(Section):
-    check: v.CheckSpec | None = Field(None, description="in place of the frontend's")
-    port: v.Port | None = Field(None, description="of the check; default: the check's own, else the server's")
-    interval: v.ProbeInterval | None = Field(None, description="in place of the frontend's, as what follows")
-    rise: v.SmallCount | None = Field(None, description="checks in a row that it must pass to be back")
-    fall: v.SmallCount | None = Field(None, description="failed ones in a row that take it out")
+    check: v.CheckSpec | None = Field(None, description="what this server is asked, instead of the frontend's check")
+    port: v.Port | None = Field(None, description="port that the check asks; default: the port in the check, else the server's")
+    interval: v.ProbeInterval | None = Field(None, description="instead of the frontend's `interval`")
+    rise: v.SmallCount | None = Field(None, description="instead of the frontend's `rise`")
+    fall: v.SmallCount | None = Field(None, description="instead of the frontend's `fall`")
 
     def own(self) -> core.HealthOverride:
         return core.HealthOverride(self.check, self.port or 0, self.interval, self.rise, self.fall)
@@ -265,32 +289,37 @@ class ServerHealth(Section):
 
 class ProxyProtocolSection(Section):
     send: Literal["none", "v1", "v2"] = Field("none", description="the PROXY header that servers get")
-    crc32c: v.Flag = Field(False, description="v2: with a checksum")
+    crc32c: v.Flag = Field(False, description="v2: send a checksum too")
     unique_id: v.Flag = Field(
-        False, description="v2: with an ID of the session, which the JSON log has too; one that came in is passed on"
+        False, description="v2: send an ID of the session, which the JSON log has too; an ID that came in is passed on"
     )
     pass_tlvs: v.Flag = Field(
         False,
-        description="v2: what came in a v2 header beside the addresses (a cloud's endpoint id, TLS, ALPN) is sent on, 3 KiB at "
-        "most; checksums are made anew",
+        description="v2: send on what came in a v2 header beside the addresses (a cloud's endpoint id, TLS, ALPN), 3 KiB at "
+        "most; checksums are computed again",
     )
     accept_from: v.Networks = Field(
         (), description="proxies that must send a PROXY header; the client it names counts in log, limits and balance"
     )
-    accept_timeout: v.LongerThanZero = Field(_ACCEPT.timeout, description="for that header to be there")
+    accept_timeout: v.LongerThanZero = Field(_ACCEPT.timeout, description="how long pylb waits for that header")
 
 
 SOURCE_SHARE = 50  # without a setting; an engine without a config has no such limit
 
 
 class LimitsSection(Section):
-    rate: v.Rate = Field(0, description="new connections of the frontend; more wait in its backlog; 0: no limit")
+    rate: v.Rate = Field(0, description="new connections of the frontend per second; more wait in its backlog; 0: no limit")
     per_source: v.Connections = Field(0, description="connections of one client at once; 0: no limit")
-    per_source_rate: v.Rate = Field(0, description="new connections of one client, and as many at once; 0: no limit")
-    ipv6_prefix: v.Prefix = Field(_LIMITS.ipv6_prefix, description="bits of an IPv6 address that are one client")
+    per_source_rate: v.Rate = Field(
+        0, description="new connections of one client per second, and as many in one burst; 0: no limit"
+    )
+    ipv6_prefix: v.Prefix = Field(
+        _LIMITS.ipv6_prefix, description="IPv6 addresses that have this many first bits in common count as one client"
+    )
     source_share: v.Percent = Field(
         SOURCE_SHARE,
-        description="percent of the process's connections one client may have while three quarters are in use; 100: all",
+        description="percent of the process's connections that one client may have once three quarters are in use; 100: "
+        "no limit",
     )
 
 
@@ -299,8 +328,10 @@ class PolicySection(Section):
 
     balance: v.BalanceName = Field(core.Balance.LEASTCONN, description="how a server is chosen")
     timeouts: TimeoutsSection = Field(default_factory=TimeoutsSection)
-    retries: v.Retries = Field(3, description="other servers tried when one does not answer")
-    max_connections: v.Connections = Field(0, description="sessions at once; 0: only the process's limit, from its fd limit")
+    retries: v.Retries = Field(3, description="how many other servers are tried when one does not answer")
+    max_connections: v.Connections = Field(
+        0, description="sessions at once; 0: no limit but the process's own, which follows from its open files"
+    )
     max_queue: v.Connections = Field(0, description="clients that may wait while all servers are full; 0: no limit")
     backups: Literal["first", "all"] = Field(
         "first",
@@ -311,12 +342,14 @@ class PolicySection(Section):
     )
     freebind: v.Flag = Field(False, description="listen also on an address that this machine does not have yet (VRRP)")
     on_down: Literal["keep", "close"] = Field(
-        "keep", description="live sessions of a server that is found down: `close` resets them, code DD"
+        "keep", description="what happens to live sessions of a server that is found down: `close` resets them (code DD)"
     )
     access: v.AccessEntries = Field(
-        (), description="who may connect: the longest prefix decides; without one: refused if anything is allowed here"
+        (),
+        description="who may connect: of the entries that match a client, the one with the longest prefix decides; if none "
+        "matches, the client is refused if there is any `allow`",
     )
-    source_addresses: v.Ips = Field((), description="addresses of this machine to dial servers from, in turn")
+    source_addresses: v.Ips = Field((), description="addresses of this machine from which servers are dialled, in turn")
     limits: LimitsSection = Field(default_factory=LimitsSection)
     health: HealthSection = Field(default_factory=HealthSection)
     proxy_protocol: ProxyProtocolSection = Field(default_factory=ProxyProtocolSection)
@@ -368,7 +401,7 @@ _PLAIN = ("balance", "retries", "max_connections", "max_queue", "freebind", "sou
 class Defaults(PolicySection):
     bind: v.Bind = Field("*", description="where ports opened by registrations listen")
     resolve_interval: v.ResolveInterval = Field(
-        30.0, description="between two look-ups of a server's host name; the last good answer stays valid"
+        30.0, description="time between two look-ups of a server's host name; if one fails, the last good answer stays valid"
     )
 
     def policy(self, base: core.Policy) -> core.Policy:
@@ -377,12 +410,12 @@ class Defaults(PolicySection):
 
 class ServerEntry(Section):
     short = {"type": "string"}
-    address: v.ServerAt = Field(description="where it is")
-    name: v.Name | None = Field(None, description="its label everywhere; unset: its address")
-    weight: v.Weight = Field(1, description="its share; 0: no new sessions")
+    address: v.ServerAt = Field(description="the server's address")
+    name: v.Name | None = Field(None, description="its name in logs, metrics and commands; unset: its address")
+    weight: v.Weight = Field(1, description="its share of new sessions; 0: none")
     backup: v.Flag = Field(False, description="used only while no other server is usable")
     max_connections: v.Connections = Field(
-        0, description="sessions of it at once; while all are full, clients wait; 0: no limit"
+        0, description="sessions at once on this server; while all servers are full, clients wait; 0: no limit"
     )
     health: ServerHealth = Field(default_factory=ServerHealth)
     resolve: Literal["ipv4", "ipv6", "any"] = Field("any", description="which addresses of a host name are servers")
@@ -395,15 +428,15 @@ class ServerEntry(Section):
 
 class FrontendEntry(PolicySection):
     reserved: ClassVar[dict[str, str]] = {"bind": "only for ports opened by registrations; a static frontend has `listen`"}
-    name: v.Name = Field(description="its label, and the name of the registrations that may join it")
+    name: v.Name = Field(description="its name in logs, metrics and commands, and that of the registrations that may join it")
     listen: v.ListenAt = Field(description="where it listens")
     servers: tuple[ServerEntry, ...] = Field(
         (), description="`IP:PORT`, `HOST:PORT` (all its addresses are servers), or a mapping; may be empty"
     )
     registrations: Literal["name", "legacy", "any"] = Field(
         "name",
-        description="which may join: `name`: those with the frontend's name; `legacy`: these, and calls of old containers "
-        "whatever name they give; `any`: all",
+        description="which registrations may join: `name`: those with the frontend's name; `legacy`: these, and calls of old "
+        "containers, whatever name they give; `any`: all",
     )
 
     def frontend(self, defaults: core.Policy) -> core.StaticFrontend:

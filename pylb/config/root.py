@@ -36,8 +36,10 @@ class Config(m.Section):
         Field(default_factory=default_webhook, description="one listener or a list; default: self-signed TLS on `*:9000`")
     )
     advertise: v.Host | None = Field(None, description="the name or address by which others reach this machine")
-    public_addresses: v.Ips = Field((), description="its public addresses behind 1:1 NAT")
-    trusted_proxies: v.Networks = Field((), description="proxies whose word on the caller's address the webhook trusts")
+    public_addresses: v.Ips = Field((), description="this machine's public addresses, if it is behind 1:1 NAT")
+    trusted_proxies: v.Networks = Field(
+        (), description="proxies in front of the webhook that are believed when they name the caller's address"
+    )
     admin: m.Admin = Field(default_factory=m.Admin)
     metrics: m.Metrics = Field(default_factory=m.Metrics)
     state_dir: v.FilePath = Field(
@@ -47,16 +49,20 @@ class Config(m.Section):
     runtime_socket: v.FilePath | None = Field(
         None, description="unix socket that speaks HAProxy's runtime dialect; default: `haproxy.sock` in `state_dir`"
     )
-    workers: v.Workers = Field(0, description="processes that forward; 0: one does everything; `auto`: one per processor")
+    workers: v.Workers = Field(
+        0, description="processes that forward; 0: one process does everything; `auto`: one per processor"
+    )
     log: m.Log = Field(default_factory=m.Log)
     recorder: m.Recorder = Field(default_factory=m.Recorder)
     leases: m.Leases = Field(default_factory=m.Leases)
     bounds: m.Bounds = Field(default_factory=m.Bounds, description="bounds on all registrations together")
     tokens: tuple[m.TokenEntry, ...] = Field(
-        default_factory=tuple, description="who may register; none: one is generated at the first run"
+        default_factory=tuple, description="who may register; without any, one is generated at the first run"
     )
     defaults: m.Defaults = Field(default_factory=m.Defaults)
-    frontends: tuple[m.FrontendEntry, ...] = Field(default_factory=tuple, description="static ones")
+    frontends: tuple[m.FrontendEntry, ...] = Field(
+        default_factory=tuple, description="ports that this file opens: the static frontends"
+    )
 
     _warnings: tuple[Problem, ...] = PrivateAttr(())
     _secrets: Secrets = PrivateAttr(default_factory=dict)
