@@ -26,10 +26,10 @@ COPY --from=build /opt/phonehome.pyz /opt/phonehome/phonehome.pyz
 ENV PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 # By number, so that runAsNonRoot can judge it.
 USER 65532:65532
-# Knocks at the door where `phonehome drain` rings: whether the process of this name and instance is alive. Whether the load
+# Connects to the socket that `phonehome drain` uses: whether the process of this name and instance is alive. Whether the load
 # balancer can be reached is no matter of health: a restart here would not help. (Kubernetes ignores this line.)
 HEALTHCHECK --interval=30s --timeout=5s --start-period=5s --retries=3 \
-  CMD ["python3", "-c", "import os, socket, sys; sys.path.insert(0, '/opt/phonehome/phonehome.pyz'); from phonehome.credentials import read_file; from phonehome.doorbell import door; from phonehome.settings import parse; found = parse(os.environ, hostname=socket.gethostname(), read_file=read_file); s = socket.socket(socket.AF_UNIX); s.settimeout(2); s.connect(door(found.name, found.instance, os.getuid()))"]
+  CMD ["python3", "-c", "import os, socket, sys; sys.path.insert(0, '/opt/phonehome/phonehome.pyz'); from phonehome.credentials import read_file; from phonehome.drain_socket import socket_name; from phonehome.settings import parse; found = parse(os.environ, hostname=socket.gethostname(), read_file=read_file); s = socket.socket(socket.AF_UNIX); s.settimeout(2); s.connect(socket_name(found.name, found.instance, os.getuid()))"]
 ENTRYPOINT ["python3", "/opt/phonehome/phonehome.pyz"]
 
 
