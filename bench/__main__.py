@@ -15,7 +15,7 @@ from types import FrameType
 from bench import __doc__ as how_it_measures
 from bench import (
     balance,
-    beside,
+    bulk_latency,
     charts,
     compare,
     endings,
@@ -156,7 +156,7 @@ def measure(
 
 
 def _sample(scenario: Scenario, name: str, turn: int, effort: Effort, wiring: Wiring) -> Sample:
-    with targets.running(name, wiring, beside.with_lags if scenario.lags else None) as target:
+    with targets.running(name, wiring, bulk_latency.with_lags if scenario.lags else None) as target:
         outcome = scenario.measure(target, effort)
     return Sample(scenario.name, name, turn, outcome.metrics, outcome.errors)
 

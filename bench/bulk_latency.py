@@ -49,9 +49,9 @@ def measure(target: Target, streams: int, seconds: int) -> tuple[dict[str, float
     """Milliseconds for each figure, and the number of failed probes of /livez."""
     with load.draining(target.bulk, streams):
         time.sleep(SETTLE)  # noqa: TID251 - for other processes
-        marks = _lags(target)
+        before = _lags(target)
         ping, *probes = load.ping(target.http, seconds, target.wiring.admin if target.says_ready else None)
-        lags = {pid: found[len(marks.get(pid, ())) :] for pid, found in _lags(target).items()}
+        lags = {pid: found[len(before.get(pid, ())) :] for pid, found in _lags(target).items()}
     metrics = {"ping_p99_ms": 1e3 * ping.p99, "ping_p50_ms": 1e3 * ping.p50}
     for livez in probes:
         metrics |= {"livez_p50_ms": 1e3 * livez.p50, "livez_p95_ms": 1e3 * livez.p95}

@@ -10,7 +10,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from bench import marks, report
+from bench import goals, report
 from bench.figures import Sample, Spread, ratio, values
 from bench.processes import BenchError
 from bench.tables import markdown
@@ -98,7 +98,7 @@ def _bar(target: str, figure: Spread, y: float, scale: float) -> str:
 def table(samples: Sequence[Sample], about: str) -> str:
     """Each target value, the measured one, and whether it was reached."""
     heads = ["pylb, one process unless it says workers", "wanted", "measured (lowest..highest round)", ""]
-    return f"{markdown(heads, marks.rows(samples))}\n\n{about}"
+    return f"{markdown(heads, goals.rows(samples))}\n\n{about}"
 
 
 def about(run: Mapping[str, Any]) -> str:

@@ -58,7 +58,7 @@ def wrk(server: Address, connections: int, seconds: int, *, close: bool = False)
 
 
 @dataclass(frozen=True)
-class Drained:
+class BulkResult:
     """A bulk transfer: bytes and seconds of the measured window; all bytes, which is what the proxy's CPU went into."""
 
     bytes: float
@@ -66,14 +66,14 @@ class Drained:
     total_bytes: float
 
 
-def drain(server: Address, streams: int, seconds: int) -> Drained:
+def drain(server: Address, streams: int, seconds: int) -> BulkResult:
     """Reads from `streams` connections at once as fast as they give."""
     argv = [sys.executable, "-m", "bench.endpoints", "drain", str(server), str(streams), str(seconds)]
-    return Drained(**json.loads(_output(argv, seconds)))
+    return BulkResult(**json.loads(_output(argv, seconds)))
 
 
 @dataclass(frozen=True)
-class Paced:
+class PacedResult:
     """Requests at a fixed rate. Seconds from when they were due; `late_p99` is the generator's own share of them."""
 
     p50: float
@@ -83,14 +83,14 @@ class Paced:
     due: int
 
 
-def pace(server: Address, rate: float, seconds: int, connections: int = 64) -> Paced:
+def pace(server: Address, rate: float, seconds: int, connections: int = 64) -> PacedResult:
     """Open loop: the rate does not wait for answers."""
     argv = [sys.executable, "-m", "bench.endpoints", "pace", str(server), str(rate), str(seconds), str(connections)]
-    return Paced(**json.loads(_output(argv, seconds)))
+    return PacedResult(**json.loads(_output(argv, seconds)))
 
 
 @dataclass(frozen=True)
-class Rounds:
+class PingResult:
     """Requests made one after the other, with the seconds that each took."""
 
     p50: float
@@ -99,10 +99,10 @@ class Rounds:
     errors: int
 
 
-def ping(server: Address, seconds: int, admin: Address | None) -> list[Rounds]:
+def ping(server: Address, seconds: int, admin: Address | None) -> list[PingResult]:
     """Send 64 bytes and wait for the answer, on one connection; beside it GET /livez fifty times a second."""
     argv = [sys.executable, "-m", "bench.endpoints", "ping", str(server), str(seconds), *([str(admin)] if admin else [])]
-    return [Rounds(**found) for found in json.loads(_output(argv, seconds))]
+    return [PingResult(**found) for found in json.loads(_output(argv, seconds))]
 
 
 @contextmanager
@@ -128,7 +128,7 @@ def sipping(server: Address, readers: int) -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class Knocks:
+class SilentConnects:
     """Silent connects: how many were made per second, how many were closed again, and how many of those nobody had accepted."""
 
     rate: float
@@ -137,15 +137,15 @@ class Knocks:
 
 
 @contextmanager
-def knocking(server: Address, rate: int) -> Iterator[Callable[[], Knocks]]:
+def connecting_silently(server: Address, rate: int) -> Iterator[Callable[[], SilentConnects]]:
     """`rate` silent connects a second while the block runs, or until the function that it yields is called."""
     with _ready("knock", str(server), str(rate)) as child:
 
-        def end() -> Knocks:
+        def end() -> SilentConnects:
             out, err = child.communicate(timeout=GRACE_SECONDS)
             if child.returncode:
                 raise BenchError(f"knock ended with code {child.returncode}:\n{err}")
-            return Knocks(**json.loads(out))
+            return SilentConnects(**json.loads(out))
 
         yield end
 

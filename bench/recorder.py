@@ -29,7 +29,7 @@ SLICE = 0.1  # seconds
 ORDER = (True, False, False)  # is it on?
 
 
-class _Ended:
+class _CountingObserver:
     """An observer that counts."""
 
     def __init__(self) -> None:
@@ -45,8 +45,8 @@ class _Ended:
 def costs(seconds: float, folder: Path) -> list[list[float]]:
     """CPU microseconds per connection, of each slice, by its place in ORDER. Raises BenchError."""
     wiring = wired(folder, 10_000)
-    ended, recorder = _Ended(), Recorder(SIZE)
-    engine = Engine(observer=ended, max_connections=1000, on_fault=_fail)
+    observer, recorder = _CountingObserver(), Recorder(SIZE)
+    engine = Engine(observer=observer, max_connections=1000, on_fault=_fail)
     listen = Listen("tcp", wiring.proxy_http.host, wiring.proxy_http.port)
     server = Server("origin", Address(wiring.origin_http.host, wiring.origin_http.port))
     engine.apply(make_table(1, {listen: Frontend("http", listen, Policy(), (server,))}))
@@ -61,10 +61,10 @@ def costs(seconds: float, folder: Path) -> list[list[float]]:
         while time.monotonic() < end:
             for place, is_on in enumerate(ORDER):
                 engine._accounts.recorder = recorder if is_on else None  # noqa: SLF001 - no caller of pylb's own needs that
-                before, began = ended.count, time.thread_time()
+                before, began = observer.count, time.thread_time()
                 _turn(engine, SLICE)
-                if ended.count > before:
-                    taken[place].append((time.thread_time() - began) / (ended.count - before) * 1e6)
+                if observer.count > before:
+                    taken[place].append((time.thread_time() - began) / (observer.count - before) * 1e6)
     engine.close()
     return taken
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from bench import marks
+from bench import goals
 from bench.figures import Sample, Spread, ratio, spread, values
 from bench.scenarios import SCENARIOS, Effort, Metric, Scenario
 from bench.tables import aligned
@@ -92,8 +92,8 @@ def tables(run: Run) -> str:
     names = list(dict.fromkeys(sample.scenario for sample in run.samples))
     legend = f"medians, rounds: {run.rounds}; x = the median of the ratios to {BASELINE} in the same round (min..max)"
     parts = [f"{head}\n{legend}", *(_table(SCENARIOS[name], run) for name in names)]
-    if reached := marks.rows(run.samples):
-        parts.append("\n".join(["marks:", *aligned([["", "wanted", "measured", ""], *reached])]))
+    if reached := goals.rows(run.samples):
+        parts.append("\n".join(["goals:", *aligned([["", "wanted", "measured", ""], *reached])]))
     if run.failures:
         parts.append("\n".join(["could not be measured:", *(f"  ! {failure}" for failure in run.failures)]))
     return "\n\n".join(parts)

@@ -1,4 +1,5 @@
-"""What control costs with many registrations: `python -m bench scale`. Its second half measures a running pylb (live.py).
+"""What control costs with many registrations: `python -m bench scale`. Its second half measures a running pylb
+(scale_process.py).
 
 10,000 registrations on 1,000 frontends, ten instances each, in this process: a registry, the real engine with its ports, the
 page's stream and the metrics; nothing is dialled. For each piece of work it prints the CPU time of the loop's thread and the
@@ -21,7 +22,7 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from bench import live, report
+from bench import report, scale_process
 from bench.processes import BenchError
 from bench.report import progress
 from bench.tables import aligned
@@ -88,7 +89,7 @@ def watched() -> Iterator[Callable[[], tuple[float, float]]]:
         asyncio.Handle._run = run  # type: ignore[method-assign]  # noqa: SLF001
 
 
-class World:
+class RegistryBenchmark:
     """A registry full of registrations, and the measurements on it."""
 
     def __init__(self, registry: Registry, tokens: list[Token], ports: list[int], driver: InProcessEngine) -> None:
@@ -154,7 +155,7 @@ def _fail(what: str, error: Exception) -> None:
 
 
 @asynccontextmanager
-async def running(folder: Path, ports: list[int]) -> AsyncIterator[World]:
+async def running(folder: Path, ports: list[int]) -> AsyncIterator[RegistryBenchmark]:
     tokens = [_token(number) for number in range(TOKENS)]
     hooks = EngineObserver(ConnectionLog(Stream(1), "none"), Tasks())
     driver = InProcessEngine(Engine(observer=hooks, max_connections=1000, on_fault=_fail))
@@ -162,7 +163,7 @@ async def running(folder: Path, ports: list[int]) -> AsyncIterator[World]:
     await registry.start()
     await registry.webhook_is_up()
     try:
-        yield World(registry, tokens, ports, driver)
+        yield RegistryBenchmark(registry, tokens, ports, driver)
     finally:
         await registry.stop()
         driver.close()
@@ -173,47 +174,49 @@ def statics(ports: Sequence[int]) -> Rules:
     return Rules(frontends=tuple(StaticFrontend(f"static-{port}", Listen("tcp", "*", port), lines, Policy()) for port in ports))
 
 
-async def measured(world: World, spare: Sequence[int], before: int) -> None:
+async def measured(benchmark: RegistryBenchmark, spare: Sequence[int], before: int) -> None:
     """The rows, in the order in which they are printed. `spare`: 2,000 more ports."""
-    registry = world.registry
-    await world.measure("fill: 10,000 calls, 500 at once", world.fill(), each=len(world.ports) * INSTANCES)
+    registry = benchmark.registry
+    await benchmark.measure("fill: 10,000 calls, 500 at once", benchmark.fill(), each=len(benchmark.ports) * INSTANCES)
     gc.collect()
-    registrations = len(world.ports) * INSTANCES
+    registrations = len(benchmark.ports) * INSTANCES
     each = (resident() - before) / registrations / 1024
-    world.said.append(f"memory: {each:.1f} KiB for each of {registrations:,} registrations, ports and engine included")
-    await world.measure("beat (200)", world.several(200, world.put), ANNOUNCE, 200)
-    await world.measure("move (200)", world.several(200, lambda n: world.put(n, move=1)), ANNOUNCE, 200)
-    await world.measure("100 moves at once", world.at_once(100, lambda n: world.put(500 + n, move=2)))
+    benchmark.said.append(f"memory: {each:.1f} KiB for each of {registrations:,} registrations, ports and engine included")
+    await benchmark.measure("beat (200)", benchmark.several(200, benchmark.put), ANNOUNCE, 200)
+    await benchmark.measure("move (200)", benchmark.several(200, lambda n: benchmark.put(n, move=1)), ANNOUNCE, 200)
+    await benchmark.measure("100 moves at once", benchmark.at_once(100, lambda n: benchmark.put(500 + n, move=2)))
     metrics = Metrics(
-        counters=world.driver.counters,
+        counters=benchmark.driver.counters,
         registry=registry,
         lines_dropped=lambda: 0,
-        processes=world.driver.workers,
+        processes=benchmark.driver.workers,
         reloaded=lambda: True,
     )
-    await world.measure("metrics", exposition.written([metrics.scrape], exposition.TEXT))
-    await world.measure("routes", rows(registry))
+    await benchmark.measure("metrics", exposition.written([metrics.scrape], exposition.TEXT))
+    await benchmark.measure("routes", rows(registry))
     history, rates = TimeSeries(), Rates()
     feed = PageStream(registry, history, dict)
-    sampler = Sampler(lambda: registry.table, world.driver.parts, [history, rates], sampled=feed.sampled)
+    sampler = Sampler(lambda: registry.table, benchmark.driver.parts, [history, rates], sampled=feed.sampled)
     stream = feed.stream()
     for what in ("first picture", "next one"):
-        await world.measure(f"sampler, before the {what}", sampler.sample())
-        await world.measure(f"page, the {what}", feed.look())
+        await benchmark.measure(f"sampler, before the {what}", sampler.sample())
+        await benchmark.measure(f"page, the {what}", feed.look())
     await stream.aclose()
-    await world.measure("drain of a node with 1,000 servers", registry.operator.set_admin("10.0.0.6", AdminState.DRAIN))
-    await world.measure("reload that opens 1,000 static frontends", registry.rules.reload(statics(spare[:1000]), world.keyring))
-    await world.measure("reload that changes nothing", registry.rules.reload(statics(spare[:1000]), world.keyring))
-    await world.measure("reload that closes them", registry.rules.reload(Rules(), world.keyring))
+    await benchmark.measure("drain of a node with 1,000 servers", registry.operator.set_admin("10.0.0.6", AdminState.DRAIN))
+    await benchmark.measure(
+        "reload that opens 1,000 static frontends", registry.rules.reload(statics(spare[:1000]), benchmark.keyring)
+    )
+    await benchmark.measure("reload that changes nothing", registry.rules.reload(statics(spare[:1000]), benchmark.keyring))
+    await benchmark.measure("reload that closes them", registry.rules.reload(Rules(), benchmark.keyring))
     items = [ImportedServer(port, Address("10.100.0.1", 30000)) for port in spare]
-    await world.measure(f"import of {len(items):,}", registry.operator.import_legacy(items, "token-0"))
-    await world.measure("history", _history(registry))
+    await benchmark.measure(f"import of {len(items):,}", registry.operator.import_legacy(items, "token-0"))
+    await benchmark.measure("history", _history(registry))
     for what in ("all of it", "what one call changed"):
         if what == "all of it":
             registry._state.persistence._encoder = Encoder()  # noqa: SLF001 - it knows nothing of the snapshots before
-        late = await lag(world.put(7, move=3 + (what == "all of it")))
+        late = await lag(benchmark.put(7, move=3 + (what == "all of it")))
         worst, median = late[-1], statistics.median(late)
-        world.said.append(f"snapshot, {what}: the loop is late by {median:.2f} ms in the median, {worst:.2f} ms at most")
+        benchmark.said.append(f"snapshot, {what}: the loop is late by {median:.2f} ms in the median, {worst:.2f} ms at most")
 
 
 async def _history(registry: Registry) -> None:
@@ -241,17 +244,17 @@ def main(argv: list[str]) -> int:
     options = parser.parse_args(argv)
     started, machine = report.now(), report.machine()
     raise_descriptor_limit()
-    ports = free(live.PORTS)
+    ports = free(scale_process.PORTS)
     with tempfile.TemporaryDirectory(prefix="pylb-bench-") as folder:
-        world = asyncio.run(scale(Path(folder), ports[: FRONTENDS + 2000]))
-        running_ones = live.run(Path(folder), ports)
+        benchmark = asyncio.run(scale(Path(folder), ports[: FRONTENDS + 2000]))
+        running_ones = scale_process.run(Path(folder), ports)
     table = [("what", "CPU ms", "each ms", "longest step ms", "mark ms", "")]
-    for one in world.figures:
+    for one in benchmark.figures:
         each = f"{one.cpu_ms / one.each:.3f}" if one.each > 1 else ""
         mark = "" if one.mark_ms is None else f"{one.mark_ms:g}"
         verdict = "" if one.mark_ms is None else "reached" if one.reached else "MISSED"
         table.append((one.what, f"{one.cpu_ms:.1f}", each, f"{one.step_ms:.2f}", mark, verdict))
-    print("\n".join([*aligned(table), "", *(f"  {text}" for text in world.said), ""]))
+    print("\n".join([*aligned(table), "", *(f"  {text}" for text in benchmark.said), ""]))
     table = [("a pylb that runs", "ms", "each ms", "CPU ms of the longest turn", "late by ms at most", "")]
     for found in running_ones:
         each = f"{found.took_ms / found.calls:.2f}" if found.calls > 1 else ""
@@ -259,18 +262,18 @@ def main(argv: list[str]) -> int:
         table.append((found.what, f"{found.took_ms:.0f}", each, f"{found.turn_ms:.1f}", f"{found.late_ms:.1f}", verdict))
     print("\n".join(aligned(table)))
     if options.json:
-        here, there = [asdict(one) for one in world.figures], [asdict(one) for one in running_ones]
-        kept = {"started": started, "machine": machine, "said": world.said, "figures": here, "running": there}
+        here, there = [asdict(one) for one in benchmark.figures], [asdict(one) for one in running_ones]
+        kept = {"started": started, "machine": machine, "said": benchmark.said, "figures": here, "running": there}
         options.json.write_text(json.dumps(kept, indent=1, default=str) + "\n")
-    return int(not all([*(one.reached for one in world.figures), *(one.reached for one in running_ones)]))
+    return int(not all([*(one.reached for one in benchmark.figures), *(one.reached for one in running_ones)]))
 
 
-async def scale(folder: Path, ports: list[int]) -> World:
+async def scale(folder: Path, ports: list[int]) -> RegistryBenchmark:
     collect_rarely()
     before = resident()
-    async with running(folder, ports[:FRONTENDS]) as world:
-        await measured(world, ports[FRONTENDS:], before)
-        return world
+    async with running(folder, ports[:FRONTENDS]) as benchmark:
+        await measured(benchmark, ports[FRONTENDS:], before)
+        return benchmark
 
 
 def resident() -> int:

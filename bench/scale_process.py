@@ -90,7 +90,7 @@ def node_ports(ports: Sequence[int]) -> Iterator[None]:
             thread.join()
 
 
-class Live:
+class ProcessBenchmark:
     """`ports`: of the frontends, then SPARE, then IMPORTED; then those of the nodes, and two for the process itself."""
 
     def __init__(self, folder: Path, ports: Sequence[int]) -> None:
@@ -231,35 +231,37 @@ class Live:
                 raise BenchError(f"import: {refused[:3]}")
 
 
-def measured(live: Live) -> None:
+def measured(benchmark: ProcessBenchmark) -> None:
     """The rows, in the order in which they are printed."""
     total = FRONTENDS * INSTANCES
-    live.measure(f"{total:,} registrations, {CALLERS} callers", lambda: live.several(live.put, total), total)
-    live.measure("a session through each frontend", lambda: live.several(live.visit, FRONTENDS), FRONTENDS)
-    live.measure("200 beats, one after the other", lambda: live.in_a_row(live.put, 200), 200)
-    live.measure("200 moves, one after the other", lambda: live.in_a_row(lambda number: live.put(number, 1), 200), 200)
-    live.measure("100 moves at once", lambda: live.at_once(lambda number: live.put(300 + number, 1), 100), 100)
-    live.measure("a drain of a node with 765 servers", lambda: live.ask("admin", target="127.1.0.6", state="drain"))
-    live.measure("the same node ready again", lambda: live.ask("admin", target="127.1.0.6", state="ready"))
-    live.measure("pylb routes", lambda: live.ask("routes"))
-    live.measure("pylb status", lambda: live.ask("status"))
-    live.measure("pylb history", lambda: live.ask("history"))
-    live.measure("a scrape of all metrics", lambda: live.get("/metrics"))
-    live.measure("/v1/table", lambda: live.get("/v1/table"))
-    live.measure("the page, its first picture", live.picture)
-    live.measure(f"a reload that opens {SPARE:,} static frontends", lambda: live.reload(live.spare))
-    live.measure("a reload that changes nothing", lambda: live.reload(live.spare))
-    live.measure("a reload that closes them", lambda: live.reload(()))
-    live.measure(f"an import of {IMPORTED:,} servers, {OF_ONE:,} a call", live.take_over)
-    live.measure("a move, with the snapshot of all that", lambda: live.put(500, 2))
+    benchmark.measure(f"{total:,} registrations, {CALLERS} callers", lambda: benchmark.several(benchmark.put, total), total)
+    benchmark.measure("a session through each frontend", lambda: benchmark.several(benchmark.visit, FRONTENDS), FRONTENDS)
+    benchmark.measure("200 beats, one after the other", lambda: benchmark.in_a_row(benchmark.put, 200), 200)
+    benchmark.measure(
+        "200 moves, one after the other", lambda: benchmark.in_a_row(lambda number: benchmark.put(number, 1), 200), 200
+    )
+    benchmark.measure("100 moves at once", lambda: benchmark.at_once(lambda number: benchmark.put(300 + number, 1), 100), 100)
+    benchmark.measure("a drain of a node with 765 servers", lambda: benchmark.ask("admin", target="127.1.0.6", state="drain"))
+    benchmark.measure("the same node ready again", lambda: benchmark.ask("admin", target="127.1.0.6", state="ready"))
+    benchmark.measure("pylb routes", lambda: benchmark.ask("routes"))
+    benchmark.measure("pylb status", lambda: benchmark.ask("status"))
+    benchmark.measure("pylb history", lambda: benchmark.ask("history"))
+    benchmark.measure("a scrape of all metrics", lambda: benchmark.get("/metrics"))
+    benchmark.measure("/v1/table", lambda: benchmark.get("/v1/table"))
+    benchmark.measure("the page, its first picture", benchmark.picture)
+    benchmark.measure(f"a reload that opens {SPARE:,} static frontends", lambda: benchmark.reload(benchmark.spare))
+    benchmark.measure("a reload that changes nothing", lambda: benchmark.reload(benchmark.spare))
+    benchmark.measure("a reload that closes them", lambda: benchmark.reload(()))
+    benchmark.measure(f"an import of {IMPORTED:,} servers, {OF_ONE:,} a call", benchmark.take_over)
+    benchmark.measure("a move, with the snapshot of all that", lambda: benchmark.put(500, 2))
 
 
 def run(folder: Path, ports: Sequence[int]) -> list[Figure]:
-    live = Live(folder, ports)
-    live.configure()
-    with node_ports(live.nodes), live.running():
-        measured(live)
-    return live.figures
+    benchmark = ProcessBenchmark(folder, ports)
+    benchmark.configure()
+    with node_ports(benchmark.nodes), benchmark.running():
+        measured(benchmark)
+    return benchmark.figures
 
 
 PORTS = 2 * FRONTENDS + SPARE + IMPORTED + 2

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Self
 
-from bench import beside, configs, load, registrations
+from bench import bulk_latency, configs, load, registrations
 from bench.processes import Address
 from bench.registrations import SWAPPED_PORT, register, swapping
 from bench.targets import DIRECT, Target
@@ -147,12 +147,12 @@ def _mixed(target: Target, effort: Effort) -> Outcome:
 
 
 def _bulk_beside(streams: int, target: Target, effort: Effort) -> Outcome:
-    return Outcome(*beside.measure(target, streams, effort.beside_seconds))
+    return Outcome(*bulk_latency.measure(target, streams, effort.beside_seconds))
 
 
 def _silent(target: Target, effort: Effort) -> Outcome:
     alone, before = load.ping(target.http, 1, None)[0], target.process.memory_bytes() if target.process else 0
-    with _Cpu(target) as cpu, load.knocking(target.http, SILENT_RATE) as end:
+    with _Cpu(target) as cpu, load.connecting_silently(target.http, SILENT_RATE) as end:
         [ping] = load.ping(target.http, effort.beside_seconds, None)
         after = target.process.memory_bytes() if target.process else 0
         knocks = end()

@@ -57,7 +57,7 @@ CALLS = 5  # at most, of what a dying main may have left unanswered
 
 
 @dataclass
-class Tally:
+class Totals:
     """Counts what was done and what went wrong."""
 
     ends: Counter[str] = field(default_factory=Counter)
@@ -135,8 +135,8 @@ async def exactly(sock: socket.socket, size: int) -> bytes:
 
 
 @dataclass(frozen=True)
-class Place:
-    """The addresses at which everything of a run listens."""
+class Setup:
+    """Where everything of a run listens, its folder and its token."""
 
     webhook: Address
     admin: Address
@@ -182,58 +182,58 @@ Excuse = Callable[[int, float], bool]  # of a client's port, for a session begun
 class Control:
     """Makes calls of phone-homes, reloads, and invalid calls. `steady` is always registered, so clients find a server."""
 
-    def __init__(self, place: Place, unit: Unit, tally: Tally, excuse: "Excuse", rng: random.Random) -> None:
-        self._place, self._unit, self._tally, self._excuse, self._rng = place, unit, tally, excuse, rng
+    def __init__(self, setup: Setup, unit: Unit, totals: Totals, excuse: "Excuse", rng: random.Random) -> None:
+        self._setup, self._unit, self._totals, self._excuse, self._rng = setup, unit, totals, excuse, rng
         self._retries = 3
 
     async def register(self, instance: str, target: Address, *, state: str = "ready") -> None:
-        frontends = [{"port": one.port, "target_port": target.port} for one in self._place.frontends]
+        frontends = [{"port": one.port, "target_port": target.port} for one in self._setup.frontends]
         body = {"frontends": frontends, "address": LOOPBACK, "ttl": 3600, "state": state}
         await self._call("PUT", f"/v1/registrations/soak/{instance}", body, {200, 201})
 
     async def fill_journal(self) -> None:
         """As many events as control remembers. They are 0.6 MiB, which would else come during the first 15 minutes."""
-        place = self._place
+        setup = self._setup
         for number in range(REMEMBERED):
-            await self.register("b", place.servers[number % 2])
+            await self.register("b", setup.servers[number % 2])
         for _ in range(REMEMBERED // 10):
             await self._call("PUT", "/v1/registrations/soak/x", {"frontends": []}, {422})
         await self._call("DELETE", "/v1/registrations/soak/b", None, {200})
 
     async def one(self) -> None:
         """Change the table, or try to."""
-        place, rng = self._place, self._rng
+        setup, rng = self._setup, self._rng
         what = rng.choice(["move", "come", "go", "drain", "refuse", "beat", "extra", "reload", "rubbish", "stranger"])
-        self._tally.calls[what] += 1
+        self._totals.calls[what] += 1
         other = rng.choice(["b", "c"])
         match what:
             case "move" | "come":
-                await self.register(other, rng.choice(place.servers))
+                await self.register(other, rng.choice(setup.servers))
             case "drain":
-                await self.register(other, rng.choice(place.servers), state="draining")
+                await self.register(other, rng.choice(setup.servers), state="draining")
             case "go":
                 await self._call("DELETE", f"/v1/registrations/soak/{other}", None, {200})
             case "refuse":
-                await self.register(other, place.refused)
+                await self.register(other, setup.refused)
             case "beat":
-                await self.register("steady", place.servers[0])
+                await self.register("steady", setup.servers[0])
             case "extra":
                 await self._extra()
             case "reload":
                 self._retries = 7 - self._retries  # 3 and 4
-                (place.folder / "pylb.yaml").write_text(place.with_retries(self._retries))
+                (setup.folder / "pylb.yaml").write_text(setup.with_retries(self._retries))
                 if self._unit.is_ready:  # else it is about to read it anyway
                     os.kill(self._unit.pid, signal.SIGHUP)
             case "rubbish":
-                await asyncio.to_thread(_shout, place.webhook, rng.randbytes(rng.randrange(1, 3000)))
+                await asyncio.to_thread(_shout, setup.webhook, rng.randbytes(rng.randrange(1, 3000)))
             case "stranger":
                 await self._call("PUT", "/v1/registrations/soak/x", {"frontends": []}, {401, 429}, token="x" * 40)
 
     async def _extra(self) -> None:
         """Open a port, use it, and close it again."""
-        listen = self._rng.choice(self._place.extra)
+        listen = self._rng.choice(self._setup.extra)
         name = f"/v1/registrations/extra-{listen.port}/a"
-        target = self._rng.choice(self._place.servers).port
+        target = self._rng.choice(self._setup.servers).port
         body = {"frontends": [{"port": listen.port, "target_port": target}], "address": LOOPBACK, "ttl": 60}
         await self._call("PUT", name, body, {200, 201})
         began = time.monotonic()
@@ -241,22 +241,22 @@ class Control:
             try:
                 async with asyncio.timeout(10):
                     await greeted(sock, listen)
-                    self._tally.connections += 1
+                    self._totals.connections += 1
                     await echo(sock)
             except (OSError, EOFError, TimeoutError) as error:
                 if not self._excuse(sock.getsockname()[1], began):
-                    self._tally.complain(f"port {listen.port} was registered and does not serve: {error!r}")
+                    self._totals.complain(f"port {listen.port} was registered and does not serve: {error!r}")
         await self._call("DELETE", name, None, {200})
 
     async def _call(self, method: str, path: str, body: object, good: set[int], *, token: str | None = None) -> None:
         status, text = 0, ""
-        for _ in range(CALLS if self._place.workers else 1):
-            status, text = await asyncio.to_thread(request, self._place.webhook, method, path, body, token or self._place.token)
+        for _ in range(CALLS if self._setup.workers else 1):
+            status, text = await asyncio.to_thread(request, self._setup.webhook, method, path, body, token or self._setup.token)
             if status not in {0, 503}:
                 break
             await asyncio.sleep(0.5)  # main died under it, or was followed by another: a phone-home calls again
         if status not in good:
-            self._tally.complain(f"{method} {path} was answered {status}: {text}")
+            self._totals.complain(f"{method} {path} was answered {status}: {text}")
 
 
 def request(server: Address, method: str, path: str, body: object, token: str) -> tuple[int, str]:
@@ -306,28 +306,28 @@ async def echo(sock: socket.socket) -> None:
 class Soak:
     """One run of the soak."""
 
-    def __init__(self, place: Place, unit: Unit, options: "Options") -> None:
-        self._place, self._unit, self._options = place, unit, options
-        self.tally = Tally()
+    def __init__(self, setup: Setup, unit: Unit, options: "Options") -> None:
+        self._setup, self._unit, self._options = setup, unit, options
+        self.totals = Totals()
         self.samples: list[Sample] = []
         self._servers = Servers()
-        self._control = Control(place, unit, self.tally, self._excuse, random.Random(options.seed))
-        frontends = {address.port for address in (*place.frontends, *place.extra)}
-        servers = {address.port for address in place.servers}
+        self._control = Control(setup, unit, self.totals, self._excuse, random.Random(options.seed))
+        frontends = {address.port for address in (*setup.frontends, *setup.extra)}
+        servers = {address.port for address in setup.servers}
         self._kills = Kills(unit, frontends, servers, random.Random(options.seed + 1)) if options.kills else None
         self._began = 0.0
 
     async def run(self, seconds: float) -> None:
-        """Everything up to the checks at the end. `tally` and `samples` have what came out."""
-        listeners = [_listener(address) for address in self._place.servers]
+        """Everything up to the checks at the end. `totals` and `samples` have what came out."""
+        listeners = [_listener(address) for address in self._setup.servers]
         async with _tasks([self._servers.serve(one) for one in listeners]):
-            await self._control.register("steady", self._place.servers[0])
+            await self._control.register("steady", self._setup.servers[0])
             if seconds >= LONG and self._kills is None:
                 report.progress("filling control's journal of events")
                 await self._control.fill_journal()
             base = self._descriptors()
-            idle = [await connected(self._place.frontends[0]) for _ in range(IDLE_SESSIONS)]
-            self.tally.connections += IDLE_SESSIONS
+            idle = [await connected(self._setup.frontends[0]) for _ in range(IDLE_SESSIONS)]
+            self.totals.connections += IDLE_SESSIONS
             self._began = time.monotonic()
             stop = asyncio.Event()
             asyncio.get_running_loop().add_signal_handler(signal.SIGINT, stop.set)
@@ -349,9 +349,9 @@ class Soak:
                 return
             try:
                 async with asyncio.timeout(END_SECONDS):
-                    await self._stream(script, rng.choice(self._place.frontends))
+                    await self._stream(script, rng.choice(self._setup.frontends))
             except TimeoutError:
-                self.tally.complain(f"{script}: stuck for {END_SECONDS:.0f} s")
+                self.totals.complain(f"{script}: stuck for {END_SECONDS:.0f} s")
 
     async def _stream(self, script: Script, listen: Address) -> None:
         loop = asyncio.get_running_loop()
@@ -360,13 +360,13 @@ class Soak:
         began = time.monotonic()
         try:
             with socket.socket() as sock:
-                self.tally.connections += 1
+                self.totals.connections += 1
                 try:
                     await greeted(sock, listen)
                     await loop.sock_sendall(sock, NUMBER.pack(script.number))
                 except (OSError, EOFError) as error:
                     if not self._excuse(sock.getsockname()[1], began):
-                        self.tally.complain(f"{script}: no greeting: {error!r}")
+                        self.totals.complain(f"{script}: no greeting: {error!r}")
                     return
                 port = sock.getsockname()[1]  # it may close itself
                 line = Line(sock, sends=script.number, expects=script.number + 1)
@@ -379,16 +379,16 @@ class Soak:
             # Its bytes died with it. What arrived must be right all the same, and not look like the whole.
             broken = [wrong for wrong in broken if not is_loss(wrong)]
         for wrong in broken:
-            self.tally.complain(f"{script}: {wrong}")
-        self.tally.ends[script.end.name] += 1
-        self.tally.bytes_up += server.got if server else 0
-        self.tally.bytes_down += line.half.got
+            self.totals.complain(f"{script}: {wrong}")
+        self.totals.ends[script.end.name] += 1
+        self.totals.bytes_up += server.got if server else 0
+        self.totals.bytes_down += line.half.got
 
     def _excuse(self, port: int, began: float) -> bool:
         """Whether it was the session of a killed worker; then it is counted as such."""
         if self._kills is None or not self._kills.excuse(port, began):
             return False
-        self.tally.ends[KILLED] += 1
+        self.totals.ends[KILLED] += 1
         return True
 
     async def _kill(self, stop: asyncio.Event) -> None:
@@ -420,11 +420,12 @@ class Soak:
             await asyncio.sleep(SAMPLE_SECONDS)
 
     def _progress(self) -> str:
-        last, tally = self.samples[-1], self.tally
-        moved = (tally.bytes_up + tally.bytes_down) / 1e9
+        last, totals = self.samples[-1], self.totals
+        moved = (totals.bytes_up + totals.bytes_down) / 1e9
         return (
-            f"{last.at:6.0f} s  {sum(tally.ends.values()):7,} streams  {moved:7.2f} GB  {sum(tally.calls.values()):6,} calls  "
-            f"{last.memory / 2**20:6.1f} MiB  {last.descriptors:4} fds  {last.sessions:3} sessions  {len(tally.wrong)} wrong"
+            f"{last.at:6.0f} s  {sum(totals.ends.values()):7,} streams  {moved:7.2f} GB  "
+            f"{sum(totals.calls.values()):6,} calls  {last.memory / 2**20:6.1f} MiB  "
+            f"{last.descriptors:4} fds  {last.sessions:3} sessions  {len(totals.wrong)} wrong"
         )
 
     def _sample(self) -> Sample:
@@ -440,7 +441,7 @@ class Soak:
 
     def _figures(self) -> Callable[[str], float]:
         """The sum of a metric over its labels, as scraped now."""
-        status, text = request(self._place.admin, "GET", "/metrics", None, "")
+        status, text = request(self._setup.admin, "GET", "/metrics", None, "")
         if status != 200:
             raise BenchError(f"/metrics was answered {status}: {text}")
         lines = [line.rpartition(" ") for line in text.splitlines() if not line.startswith("#")]
@@ -457,19 +458,19 @@ class Soak:
                 await asyncio.wait_for(echo(sock), 10)
             except (OSError, EOFError, TimeoutError) as error:
                 if not self._excuse(sock.getsockname()[1], self._began):
-                    self.tally.complain(f"idle session {number} did not survive: {error!r}")
+                    self.totals.complain(f"idle session {number} did not survive: {error!r}")
             sock.close()
 
     async def _check_end(self, base: int) -> None:
-        complain, place = self.tally.complain, self._place
+        complain, setup = self.totals.complain, self._setup
         for other in "bc":
-            await asyncio.to_thread(request, place.webhook, "DELETE", f"/v1/registrations/soak/{other}", None, place.token)
+            await asyncio.to_thread(request, setup.webhook, "DELETE", f"/v1/registrations/soak/{other}", None, setup.token)
         if not await _eventually(lambda: self._figures()("pylb_frontend_sessions") == 0):
             complain(f"{self._figures()('pylb_frontend_sessions'):.0f} sessions are open although everybody is gone")
         # Pipes that wait for reuse (16) and the connections of the last calls are no leak.
         if not await _eventually(lambda: self._descriptors() <= base + 2 * 16):
             complain(f"{self._descriptors()} descriptors are open, {base} were at the start")
-        if not await _eventually(lambda: len(self._unit.processes()) == 1 + place.workers):
+        if not await _eventually(lambda: len(self._unit.processes()) == 1 + setup.workers):
             complain(f"processes {self._unit.processes()} live on, with nothing to do")
         shares: list[float] = []
         while len(shares) < 5 and min(shares, default=1.0) >= IDLE_CPU:  # what spins does so in each of them
@@ -485,18 +486,18 @@ class Soak:
             complain(f"memory grew by {growth / 2**20:.1f} MiB in the second half")
 
     def _check_counts(self) -> None:
-        figures, tally = self._figures(), self.tally
+        figures, totals = self._figures(), self.totals
         # A frontend that was released takes its counters along: the two extra ports are not in the sum.
         counted = int(figures("pylb_frontend_sessions_total"))
         closed = int(figures("pylb_sessions_closed_total"))
-        extra = tally.calls["extra"]
-        if counted != tally.connections - extra:
-            tally.complain(f"pylb counted {counted} sessions, the clients made {tally.connections - extra}")
+        extra = totals.calls["extra"]
+        if counted != totals.connections - extra:
+            totals.complain(f"pylb counted {counted} sessions, the clients made {totals.connections - extra}")
         if closed > counted:
-            tally.complain(f"pylb closed {closed} sessions of {counted}")
+            totals.complain(f"pylb closed {closed} sessions of {counted}")
         moved = int(figures("pylb_bytes_total"))
-        if moved < tally.bytes_up + tally.bytes_down:
-            tally.complain(f"pylb counted {moved} bytes, {tally.bytes_up + tally.bytes_down} arrived")
+        if moved < totals.bytes_up + totals.bytes_down:
+            totals.complain(f"pylb counted {moved} bytes, {totals.bytes_up + totals.bytes_down} arrived")
 
     def memory_growth(self) -> float:
         """Bytes that the least-squares line through the second half rises in it."""
@@ -511,18 +512,21 @@ class Soak:
 
     def summary(self) -> str:
         """The table at the end."""
-        tally = self.tally
+        totals = self.totals
         late = [sample for sample in self.samples if sample.at >= self.samples[-1].at * WARM_UP]
         rows = [
             ["seconds", f"{self.samples[-1].at:.0f}"],
-            ["streams", f"{sum(tally.ends.values()):,} ({', '.join(f'{n:,} {end}' for end, n in sorted(tally.ends.items()))})"],
-            ["bytes", f"{tally.bytes_up / 1e9:.2f} GB up, {tally.bytes_down / 1e9:.2f} GB down, SHA-256 on each stream"],
-            ["table", ", ".join(f"{n:,} {what}" for what, n in sorted(tally.calls.items()))],
+            [
+                "streams",
+                f"{sum(totals.ends.values()):,} ({', '.join(f'{n:,} {end}' for end, n in sorted(totals.ends.items()))})",
+            ],
+            ["bytes", f"{totals.bytes_up / 1e9:.2f} GB up, {totals.bytes_down / 1e9:.2f} GB down, SHA-256 on each stream"],
+            ["table", ", ".join(f"{n:,} {what}" for what, n in sorted(totals.calls.items()))],
             ["memory", f"{_span([s.memory / 2**20 for s in late], '.1f')} MiB"],
             ["descriptors", _span([s.descriptors for s in late], ".0f")],
             ["loop lag", f"{_span([1000 * s.lag for s in late], '.1f')} ms"],
             *(self._steady_rows() if self._kills is None else [["deaths", self._deaths(self._kills)]]),
-            ["wrong", str(len(tally.wrong))],
+            ["wrong", str(len(totals.wrong))],
         ]
         return listed(rows)
 
@@ -544,21 +548,21 @@ class Soak:
             yield (last.cpu - first.cpu) / (last.at - first.at)
 
     def as_json(self, seconds: float) -> str:
-        """One object: the machine, the tally, every sample."""
+        """One object: the machine, the totals, every sample."""
         return json.dumps(
             {
                 "soak": seconds,
                 "seed": self._options.seed,
-                "workers": self._place.workers,
+                "workers": self._setup.workers,
                 "deaths": None if self._kills is None else self._kills.done,
                 "machine": report.machine(),
                 "tally": {
-                    "ends": self.tally.ends,
-                    "calls": self.tally.calls,
-                    "connections": self.tally.connections,
-                    "bytes_up": self.tally.bytes_up,
-                    "bytes_down": self.tally.bytes_down,
-                    "wrong": self.tally.wrong,
+                    "ends": self.totals.ends,
+                    "calls": self.totals.calls,
+                    "connections": self.totals.connections,
+                    "bytes_up": self.totals.bytes_up,
+                    "bytes_down": self.totals.bytes_down,
+                    "wrong": self.totals.wrong,
                 },
                 "memory_growth": self.memory_growth(),
                 "samples": [vars(sample) for sample in self.samples],
@@ -616,7 +620,7 @@ async def _tasks(coroutines: list[Any]) -> AsyncIterator[None]:
 
 
 @contextlib.contextmanager
-def placed(workers: int) -> Iterator[Place]:
+def prepared(workers: int) -> Iterator[Setup]:
     """Free ports on loopback and a folder for the run. The refusing address is bound and never listens."""
     start = random.randrange(len(OWN_PORTS))
     names = iter(free_ports(LOOPBACK, 2 + FRONTENDS + 2 + 3, iter([*OWN_PORTS[start:], *OWN_PORTS[:start]])))
@@ -629,7 +633,7 @@ def placed(workers: int) -> Iterator[Place]:
         frontends, extra, servers, [nobody] = take(FRONTENDS), take(2), take(2), take(1)
         refused.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # of what was there before only TIME_WAIT is left
         refused.bind(nobody)
-        yield Place(webhook, admin, frontends, extra, servers, nobody, Path(folder), secrets.token_urlsafe(32), workers)
+        yield Setup(webhook, admin, frontends, extra, servers, nobody, Path(folder), secrets.token_urlsafe(32), workers)
 
 
 class Options(NamedTuple):
@@ -640,17 +644,17 @@ class Options(NamedTuple):
     kills: bool
 
 
-async def _run(options: Options, place: Place, log: int, errors: int) -> Soak:
-    config = place.folder / "pylb.yaml"
-    config.write_text(place.config())
-    unit = Unit([sys.executable, "-m", "pylb", "run", "-c", str(config)], place.folder, log, errors)
-    run = Soak(place, unit, options)
+async def _run(options: Options, setup: Setup, log: int, errors: int) -> Soak:
+    config = setup.folder / "pylb.yaml"
+    config.write_text(setup.config())
+    unit = Unit([sys.executable, "-m", "pylb", "run", "-c", str(config)], setup.folder, log, errors)
+    run = Soak(setup, unit, options)
     try:
         await unit.start()
         await run.run(options.seconds)
     finally:
         if left := await unit.stop():
-            run.tally.complain(f"SIGTERM did not end {left}")
+            run.totals.complain(f"SIGTERM did not end {left}")
     return run
 
 
@@ -659,17 +663,17 @@ def soak(options: Options, keep: Path | None) -> int:
     report.progress(
         f"seed {options.seed} (repeat with --seed {options.seed}), {options.streams} streams at a time, {options.seconds:.0f} s"
     )
-    with placed(WORKERS if options.kills else 0) as place:
-        log, errors = place.folder / "sessions.log", place.folder / "pylb.stderr"
+    with prepared(WORKERS if options.kills else 0) as setup:
+        log, errors = setup.folder / "sessions.log", setup.folder / "pylb.stderr"
         with log.open("wb") as out, errors.open("wb") as err:
-            run = asyncio.run(_run(options, place, out.fileno(), err.fileno()))
+            run = asyncio.run(_run(options, setup, out.fileno(), err.fileno()))
         said = errors.read_text(errors="replace")
         if "Traceback" in said:
-            run.tally.complain(f"pylb's log has a traceback:\n{said[said.index('Traceback') :][:2000]}")
+            run.totals.complain(f"pylb's log has a traceback:\n{said[said.index('Traceback') :][:2000]}")
         lines = len(log.read_text().splitlines())
         # Those of a killed worker's last moment die with it.
-        if lines != run.tally.connections and not options.kills:
-            run.tally.complain(f"{lines} session lines for {run.tally.connections} connections")
+        if lines != run.totals.connections and not options.kills:
+            run.totals.complain(f"{lines} session lines for {run.totals.connections} connections")
         if options.kills and keep is not None:
             keep.with_suffix(".stderr").write_text(said)
     print(run.summary())
@@ -677,7 +681,7 @@ def soak(options: Options, keep: Path | None) -> int:
         keep.parent.mkdir(parents=True, exist_ok=True)
         keep.write_text(run.as_json(options.seconds))
         report.progress(f"raw samples: {keep}")
-    return int(bool(run.tally.wrong))
+    return int(bool(run.totals.wrong))
 
 
 def main(argv: list[str]) -> int:

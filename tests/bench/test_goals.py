@@ -6,7 +6,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from bench import charts, compare, marks, report
+from bench import charts, compare, goals, report
 from bench.figures import WARM_UP, Sample
 from bench.processes import BenchError
 
@@ -25,17 +25,17 @@ def samples(ours: float, theirs: float = 100.0) -> list[Sample]:
 @pytest.mark.parametrize(("ours", "said"), [(88.0, "reached"), (80.0, "not reached")])
 def test_a_mark_is_judged_by_the_median_and_shows_its_spread(ours: float, said: str) -> None:
     low, median, high = ((ours + turn) / 100 for turn in (1, 2, 3))
-    assert marks.rows(samples(ours)) == [["new connections/s", "≥ 0.9x", f"{median:.2f}x ({low:.2f}..{high:.2f})", said]]
+    assert goals.rows(samples(ours)) == [["new connections/s", "≥ 0.9x", f"{median:.2f}x ({low:.2f}..{high:.2f})", said]]
 
 
 def test_a_mark_that_wants_little_is_not_reached_by_much() -> None:
-    [row] = marks.rows([Sample("idle", "pylb", 1, {"kib_per_session": 1.6})])
+    [row] = goals.rows([Sample("idle", "pylb", 1, {"kib_per_session": 1.6})])
     assert row[1:] == ["≤ 1.5 KiB", "1.60 KiB (1.60..1.60)", "not reached"]
 
 
 def test_growth_is_pylb_against_itself_in_the_same_round() -> None:
     grown = Sample("frontends", "pylb", 1, {"requests_10": 100.0, "requests_1000": 95.0})
-    assert [row[2] for row in marks.rows([grown])] == ["0.95x (0.95..0.95)"]
+    assert [row[2] for row in goals.rows([grown])] == ["0.95x (0.95..0.95)"]
 
 
 def test_a_chart_is_one_drawing_with_a_bar_and_a_figure_for_each_target() -> None:

@@ -111,7 +111,7 @@ def test_silent_connects_come_at_their_rate_say_nothing_and_are_closed_after_a_s
 
         thread = threading.Thread(target=accept)
         thread.start()
-        with load.knocking(Address(*server.getsockname()), rate=50) as end:
+        with load.connecting_silently(Address(*server.getsockname()), rate=50) as end:
             thread.join()
             knocks = end()
     assert said == [b""] * 60
