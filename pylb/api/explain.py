@@ -9,7 +9,8 @@ from typing import Any
 
 from pylb.api.routes import rows
 from pylb.control.event_log import Rejection
-from pylb.control.registry import Registry
+from pylb.control.registry import VIEWS, Registry
+from pylb.control.steps import in_turns
 from pylb.control.storage.table_history import Generation
 from pylb.control.views import RegistrationView
 from pylb.core.address import Listen
@@ -32,7 +33,7 @@ def recorded_of(port: int) -> Query:
     return Query(frontend=str(port), limit=MOST_RECORDED)
 
 
-def ports_of(registry: Registry, what: str) -> list[int]:
+async def ports_of(registry: Registry, what: str) -> list[int]:
     """The ports that a port, the name of a frontend or of a registration, or a registration's id refers to.
 
     An id is written as `pylb release` and `pylb routes` write it: NAME/INSTANCE, TOKEN/NAME/INSTANCE. Raises Refused
@@ -42,8 +43,10 @@ def ports_of(registry: Registry, what: str) -> list[int]:
         if not (port := whole_number(what, 65535)):
             raise Refused(Code.INVALID, f"{what[:20]}: no port", "1 to 65535")
         return [port]
-    ports = {listen.port for listen, frontend in registry.table.frontends.items() if frontend.name == what}
-    ports |= {wanted.port for one in registry.each_registration() if what in _names_of(one) for wanted in one.frontends}
+    frontends = in_turns(registry.table.frontends.items(), VIEWS)
+    ports = {listen.port async for listen, frontend in frontends if frontend.name == what}
+    registrations = in_turns(registry.each_registration(), VIEWS)
+    ports |= {wanted.port async for one in registrations if what in _names_of(one) for wanted in one.frontends}
     if not ports:  # it has none; did it want one, or had it one?
         ports |= {port for one in registry.rejected() if _wanted_by(one, what) for port in one.ports}
         ports |= {change.listen.port for one in registry.history(what) for change in one.lines}

@@ -136,7 +136,7 @@ def _traces(registry: Registry, service: AppOperations, live: SessionControl) ->
         what = str(request["port"]) if type(request.get("port")) is int else _text(request, "what")
         counters = await service.counters()
         found = []
-        for port in ports_of(registry, what):
+        for port in await ports_of(registry, what):
             recorded = await live.ended(recorded_of(port))
             found.append(await explain(registry, counters, recorded.traces, knocks, port))
         return {"explained": found[0], "all": found}

@@ -11,6 +11,7 @@ from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
+from pylb.api.explain import ports_of
 from pylb.api.routes import rows
 from pylb.control.desired_state import DesiredState
 from pylb.control.leases import LeaseRecord
@@ -260,6 +261,7 @@ async def test_what_looks_at_all_of_them_holds_the_loop_no_longer_the_more_there
                 "a plan of checks": lambda: full.registry.rules.plan_checks(table),  # noqa: B023
                 "all leases": full.registry.webhook_is_up,
                 "routes": lambda: rows(full.registry),  # noqa: B023
+                "the ports of a name": lambda: ports_of(full.registry, "app-3"),  # noqa: B023
             }.items():
                 longest.setdefault(what, {})[frontends] = await full.longest(work)
         finally:
