@@ -15,8 +15,12 @@ from typing import Any
 
 import pytest
 
+from pylb.api.verbs import MOST_IMPORTED
+from pylb.core.address import Address
 from pylb.core.errors import Code, Refused
-from pylb.web.control_socket import ITEMS, LINE_BYTES, ControlSocket, call, pieces
+from pylb.core.policy import ProxyProtocol
+from pylb.haproxy.legacy_import import LegacyServer
+from pylb.web.control_socket import ITEMS, LINE_BYTES, MOST_VALUES, ControlSocket, call, pieces
 from pylb.web.unix import UnixServer, write
 from tests.fuzz.sockets import control
 
@@ -145,6 +149,25 @@ async def test_a_line_that_is_no_json_too_long_or_never_ends_is_answered_or_cut(
     assert b'"error":"body_too_large"' in await send(b"x" * (LINE_BYTES + 100_000) + b"\n")
     assert await send(b'{"verb":') == b""
     await control.stop()
+
+
+async def test_the_largest_import_fits_into_a_request_and_more_values_do_not(tmp_path: Path) -> None:
+    one = LegacyServer(65535, Address("2001:db8:1111:2222:3333:4444:5555:6666", 65535), "n" * 63, ProxyProtocol.V2).as_call()
+
+    async def count(request: Mapping[str, Any]) -> dict[str, Any]:
+        return {"items": len(request["items"])}
+
+    control = ControlSocket(tmp_path / "control.sock", {"import": count}, deadline=30.0)
+    await control.start()
+    try:
+        found = []
+        for items in ([one] * MOST_IMPORTED, [0] * (MOST_VALUES + 1)):
+            request = {"verb": "import", "token": "old", "items": items}
+            answer = await asyncio.to_thread(call, tmp_path / "control.sock", request, 30.0)
+            found.append((answer["ok"], answer.get("items"), answer.get("error")))
+        assert found == [(True, MOST_IMPORTED, None), (False, None, "body_too_large")]
+    finally:
+        await control.stop()
 
 
 @pytest.mark.root
