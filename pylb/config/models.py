@@ -83,8 +83,7 @@ class WebhookLimits(Section):
     rate: v.AtLeastOne = Field(_CALLS.rate, description="the same, per second in the long run; more get a 429 with Retry-After")
     lockout: v.AtLeastOne = Field(
         _CALLS.lockout,
-        description="calls without a valid token per minute, from one address or /64; more get a 429. Calls with a "
-        "valid one are still served",
+        description="calls without a valid token per minute, from one address or /64; more get a 429. Valid calls are served",
     )
 
     def limits(self) -> core.CallLimits:
@@ -94,9 +93,7 @@ class WebhookLimits(Section):
 class WebhookListener(Section):
     listen: v.ListenAt = Field(description="where phone-homes call")
     tls: Tls | None = Field(
-        None,
-        description="`self-signed`, or `{certificate: FILE, key: FILE}`; may be missing only on loopback, or with `insecure: "
-        "true`",
+        None, description="`self-signed`, or `{certificate: FILE, key: FILE}`; not needed on loopback or with `insecure`"
     )
     insecure: v.Flag = Field(
         False, description="allow plain HTTP beyond loopback, for old containers; others on the network can read the tokens"
@@ -118,9 +115,7 @@ class Metrics(Section):
     listen: v.ListenAt | None = Field(None, description="a second listener with only `/metrics`, `/livez`, `/readyz`")
     allow: v.Networks = Field((), description="who may read there; empty: nobody")
     compat: Literal["haproxy"] | None = Field(
-        None,
-        description="`haproxy`: `/metrics` also has the names of HAProxy's exporter; unset: only "
-        "`/metrics?compat=haproxy` has them",
+        None, description="`haproxy`: also the names of HAProxy's exporter; unset: only with `/metrics?compat=haproxy`"
     )
 
 
@@ -129,14 +124,12 @@ class Log(Section):
         "tcplog", description="one line per session: HAProxy's tcplog, logfmt or JSON; `none`: only pylb's own messages"
     )
     target: v.LogTarget = Field(Target(), description="where session lines go; a file is opened again on SIGUSR1; see logs.md")
-    sample: v.AtLeastOne = Field(
-        1, description="100: a line for one in 100 sessions that ended normally; all others get a line"
-    )
+    sample: v.AtLeastOne = Field(1, description="100: a line for one in 100 sessions that ended normally, and for all others")
     dontlognull: v.Flag = Field(False, description="no line for a client that sent no byte, unless something else went wrong")
     facility: v.Facility = Field("local0", description="the facility of syslog messages")
     tag: v.Name = Field("pylb", description="the program's name in syslog messages; `haproxy` for rules made for HAProxy")
     level: Literal["debug", "info", "warning", "error"] = Field(
-        "info", description="the lowest level of pylb's own messages that is shown"
+        "info", description="pylb's own messages: those of this level and above"
     )
     calls: Literal["all", "changes"] = Field(
         "changes", description="accepted calls of phone-homes: a line for each, or only for those that change something"
@@ -223,10 +216,10 @@ class TimeoutsSection(Section):
     half_close: v.Duration = Field(
         _TIMEOUTS.half_close, description="a session ends after this time without a byte, once one side has ended its stream"
     )
-    flush: v.Duration = Field(_TIMEOUTS.flush, description="how long the delivery of what came before a reset may stand still")
+    flush: v.Duration = Field(_TIMEOUTS.flush, description="how long delivery of the bytes before a reset may stand still")
     drain: v.Duration = Field(_TIMEOUTS.drain, description="how long live sessions of a closed frontend may last")
     shutdown: v.Duration = Field(
-        _TIMEOUTS.shutdown, description="how long live sessions may last after SIGTERM; only under `defaults`"
+        _TIMEOUTS.shutdown, description="how long live sessions last after SIGTERM; only in `defaults`"
     )
     upgrade: v.Duration = Field(
         _TIMEOUTS.upgrade,
@@ -310,9 +303,7 @@ SOURCE_SHARE = 50  # without a setting; an engine without a config has no such l
 class LimitsSection(Section):
     rate: v.Rate = Field(0, description="new connections of the frontend per second; more wait in its backlog; 0: no limit")
     per_source: v.Connections = Field(0, description="connections of one client at once; 0: no limit")
-    per_source_rate: v.Rate = Field(
-        0, description="new connections of one client per second, and as many in one burst; 0: no limit"
-    )
+    per_source_rate: v.Rate = Field(0, description="new connections of one client, and as many in one burst; 0: no limit")
     ipv6_prefix: v.Prefix = Field(
         _LIMITS.ipv6_prefix, description="IPv6 addresses that have this many first bits in common count as one client"
     )
@@ -330,7 +321,7 @@ class PolicySection(Section):
     timeouts: TimeoutsSection = Field(default_factory=TimeoutsSection)
     retries: v.Retries = Field(3, description="how many other servers are tried when one does not answer")
     max_connections: v.Connections = Field(
-        0, description="sessions at once; 0: no limit but the process's own, which follows from its open files"
+        0, description="sessions at once; 0: only the process's own limit, from its open files"
     )
     max_queue: v.Connections = Field(0, description="clients that may wait while all servers are full; 0: no limit")
     backups: Literal["first", "all"] = Field(
@@ -401,7 +392,7 @@ _PLAIN = ("balance", "retries", "max_connections", "max_queue", "freebind", "sou
 class Defaults(PolicySection):
     bind: v.Bind = Field("*", description="where ports opened by registrations listen")
     resolve_interval: v.ResolveInterval = Field(
-        30.0, description="time between two look-ups of a server's host name; if one fails, the last good answer stays valid"
+        30.0, description="time between two look-ups of a host name; the last good answer stays valid"
     )
 
     def policy(self, base: core.Policy) -> core.Policy:
