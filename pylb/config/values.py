@@ -1,6 +1,6 @@
 """The scalar types of the config: text as users write it, parsed once into what the core needs.
 
-Every parser raises `wrong(what, hint)`; the place is added later. `Shape` is the type's name in the generated reference.
+Every parser raises `wrong(what, hint)`; the place is added later. `JsonType` is the type's name in the generated reference.
 """
 
 import math

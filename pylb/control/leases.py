@@ -61,7 +61,7 @@ class Leases:
         self._clock = clock
         self._leases: dict[Key, Lease] = {}
         self._ending = 0  # number of leases that can end
-        self._agenda: list[tuple[float, Key]] = []  # a heap: the earliest time at which each may be over
+        self._schedule: list[tuple[float, Key]] = []  # a heap: the earliest time at which each may be over
         self._planned: dict[Key, float] = {}  # its entry in the heap: one valid entry each
         self._over: dict[Key, None] = {}
         self._goodbyes: set[Key] = set()  # fell silent after a goodbye: no sign of a fault
@@ -123,15 +123,15 @@ class Leases:
 
     def _plan(self, key: Key, at: float) -> None:
         self._planned[key] = at
-        heappush(self._agenda, (at, key))
-        if len(self._agenda) > 2 * len(self._planned) + FEW:  # mostly entries of released ones, some for a day ahead
-            self._agenda = [(moment, one) for one, moment in self._planned.items()]
-            heapify(self._agenda)
+        heappush(self._schedule, (at, key))
+        if len(self._schedule) > 2 * len(self._planned) + FEW:  # mostly entries of released ones, some for a day ahead
+            self._schedule = [(moment, one) for one, moment in self._planned.items()]
+            heapify(self._schedule)
 
     def _now_over(self, now: float) -> Iterable[Key]:
         """All leases that are over. Each is checked when it may be over, not at each tick."""
-        while self._agenda and self._agenda[0][0] <= now:
-            at, key = heappop(self._agenda)
+        while self._schedule and self._schedule[0][0] <= now:
+            at, key = heappop(self._schedule)
             if self._planned.get(key) != at:
                 continue
             del self._planned[key]

@@ -101,7 +101,7 @@ class Writer:
     def submit(
         self, step: Step, keys: Iterable[Key], done: Callable[[Change], None] | None = None, *, by: str, write: bool = False
     ) -> asyncio.Future[tuple[Change, bool]]:
-        """Like `turn`, for callers with many steps: the answer may be awaited later. Raises Refused."""
+        """Like `perform`, for callers with many steps: the answer may be awaited later. Raises Refused."""
         if self._stopped:
             raise _stopping()
         call = Call(step, frozenset(keys), asyncio.get_running_loop().create_future(), done, by, write)

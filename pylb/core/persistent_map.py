@@ -106,7 +106,7 @@ class PersistentMap(Mapping[K, V], Generic[K, V]):
         raise TypeError("a mapping cannot be a key")
 
     def __repr__(self) -> str:
-        return f"Frozen({dict(self.items())!r})"
+        return f"PersistentMap({dict(self.items())!r})"
 
     def ordered(self) -> list[tuple[int, K, V]]:
         """The place, the key and the value of each entry."""

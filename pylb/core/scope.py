@@ -1,8 +1,8 @@
 """The gate: every address and port that a call makes pylb dial is checked here, before anything is dialled.
 
 These parts of a call reach the network: the address it names or comes from, each `target_port`, and each `health.port`
-(`registration.Wanted.dialled`). The rest are bytes sent there: PROXY headers, paths, host names of HTTP checks. Whether a
-target is pylb itself depends on the other registrations, so it is checked with the claims.
+(`registration.FrontendRequest.dialled`). The rest are bytes sent there: PROXY headers, paths, host names of HTTP checks.
+Whether a target is pylb itself depends on the other registrations, so it is checked with the claims.
 
 A wide network in `targets` includes neither loopback nor pylb's own addresses: whoever wrote 0.0.0.0/0 thought of nodes.
 """

@@ -69,7 +69,7 @@ class Transfer:
             raise
 
     async def take_back(self) -> None:
-        """Undo `hold`. Raises Lost."""
+        """Undo `hold`. Raises StateLost."""
         try:
             await self._registry.take_back()
         except (OSError, StateLocked) as error:

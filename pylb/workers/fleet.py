@@ -75,7 +75,7 @@ class Fleet:
     # ------------------------------------------------------------ life
 
     async def start(self) -> None:
-        """Like Supervision.start."""
+        """Like Supervisor.start."""
         await self._supervisor.start()
 
     def drain(self, deadline: float, *, accept: bool = True) -> None:

@@ -92,7 +92,7 @@ class OtherWorkerUse(NamedTuple):
 
 
 class ReportAllUse(NamedTuple):
-    """Report all Uses: there is a process that knows none of them."""
+    """Report all use: there is a process that knows none of them."""
 
 
 class Drain(NamedTuple):

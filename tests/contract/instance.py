@@ -184,7 +184,7 @@ def wants(*ports: tuple[int, int], **more: Any) -> dict[str, Any]:
 # ---------------------------------------------------------------- the apps
 
 
-class _Talk(socketserver.BaseRequestHandler):
+class _Handler(socketserver.BaseRequestHandler):
     def handle(self) -> None:
         self.server.met += 1  # type: ignore[attr-defined]
         try:
@@ -205,7 +205,7 @@ class App(socketserver.ThreadingTCPServer):
     def __init__(self, name: str, ip: str, port: int) -> None:
         self.banner = f"{name}\n".encode()
         self.met = 0  # connections
-        super().__init__((ip, port), _Talk)
+        super().__init__((ip, port), _Handler)
 
 
 @contextmanager

@@ -114,7 +114,7 @@ LeaseMachine.TestCase.settings = settings(max_examples=100, stateful_step_count=
 test_what_is_due_is_what_a_look_at_all_leases_finds = LeaseMachine.TestCase
 
 
-def test_the_agenda_is_of_those_that_are_registered_however_many_come_and_go() -> None:
+def test_the_schedule_is_of_those_that_are_registered_however_many_come_and_go() -> None:
     """Names that are used once each left an entry behind until their TTL was over: a day, at a hundred a second."""
     leases, stays = Leases(lambda: 1000.0), native(instance="stays", ttl=86_400.0)
     leases.beat(stays, moved=False)
@@ -122,5 +122,5 @@ def test_the_agenda_is_of_those_that_are_registered_however_many_come_and_go() -
         one = native(instance=f"pod-{number}", ttl=86_400.0)
         leases.beat(one, moved=False)
         leases.forget([one.key])
-    assert len(leases._agenda) < 100
+    assert len(leases._schedule) < 100
     assert list(leases._planned) == [stays.key]

@@ -59,7 +59,7 @@ def test_no_edit_is_the_same_mapping_and_an_unknown_key_is_a_key_error() -> None
         some["b"]
     with pytest.raises(TypeError):
         hash(some)
-    assert repr(some) == "Frozen({'a': True})"
+    assert repr(some) == "PersistentMap({'a': True})"
     assert some != 3
 
 

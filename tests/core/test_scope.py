@@ -39,8 +39,8 @@ def passes(one: Registration, by: Token, ip: str = HERE) -> bool:
 
 # ---------------------------------------------------------------- every field that reaches the network
 
-# A new field is put into one of the two by whoever adds it. One that makes pylb dial belongs into `Wanted.dialled`, or into
-# `Registration.ip`, and gets an attack in tests/contract/test_scopes.py.
+# A new field is put into one of the two by whoever adds it. One that makes pylb dial belongs into `FrontendRequest.dialled`, or
+# into `Registration.ip`, and gets an attack in tests/contract/test_scopes.py.
 NO_REACH = {
     AnnouncementBody: {"frontends", "ttl", "state"},
     FrontendBody: {"port", "proxy_protocol", "weight", "backup"},  # `port` is listened on; a PROXY header is bytes
