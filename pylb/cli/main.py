@@ -29,7 +29,7 @@ from pylb.core.text import counted
 if TYPE_CHECKING:
     from pylb.cli.doctor import Finding
 
-UPGRADE_SECONDS = 60.0  # longer than all that upgrade.py waits for
+UPGRADE_SECONDS = 90.0  # longer than all that an upgrade waits for, one after the other (upgrade/handover.py)
 RELOAD_SECONDS = 60.0  # ten thousand lines of access take a while, and so may the names of `advertise`
 
 

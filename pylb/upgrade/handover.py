@@ -63,7 +63,8 @@ async def hand_over(old: OldProcess, environ: Mapping[str, str], introduce: Call
         successor = Successor(await launch(theirs, environ), ours)
     except OSError as error:
         ours.close()
-        raise Refusal(f"{command()[0]} cannot be started: {error.strerror}") from None
+        program = await asyncio.to_thread(command)
+        raise Refusal(f"{program[0]} cannot be started: {error.strerror}") from None
     finally:
         theirs.close()
     try:

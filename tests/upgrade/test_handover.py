@@ -3,6 +3,7 @@
 import asyncio
 import socket
 import subprocess
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from subprocess import Popen
@@ -10,10 +11,13 @@ from typing import cast
 
 import pytest
 
+from pylb.cli.main import UPGRADE_SECONDS
 from pylb.core.address import Listen
 from pylb.forward.counters import Counters, FrontendCounters
-from pylb.upgrade.handover import OldProcess, hand_over, report_to, send_last_counts
+from pylb.upgrade.handover import INTRODUCED, READY, SERVING, OldProcess, hand_over, report_to, send_last_counts
 from pylb.upgrade.protocol import PROTOCOL, Conversation, Refusal, report_of
+from pylb.upgrade.successor import ENDED
+from pylb.web.unix import UNLINK
 from pylb.workers.messages import Report, counted, report
 
 
@@ -65,17 +69,29 @@ async def test_a_successor_that_has_ended_at_once_leaves_no_watch_on_a_descripto
 ) -> None:
     """uvloop would watch the number on, and call for whoever has it next."""
     channels: list[int] = []
+    looked_in: list[threading.Thread] = []
     with subprocess.Popen(["true"]) as process:
         pass
+
+    def program() -> list[str]:
+        looked_in.append(threading.current_thread())
+        return ["/usr/bin/pylb"]
 
     async def start(channel: socket.socket, _environ: object) -> int:
         channels.append(channel.fileno() - 1)  # of the pair, ours is the first
         return process.pid
 
     monkeypatch.setattr("pylb.upgrade.handover.launch", start)
-    with pytest.raises(Refusal, match="cannot be started"):
+    monkeypatch.setattr("pylb.upgrade.handover.command", program)
+    with pytest.raises(Refusal, match="/usr/bin/pylb cannot be started"):
         await hand_over(cast("OldProcess", None), {}, lambda _pid: True)
     assert not asyncio.get_running_loop().remove_reader(channels[0])
+    assert threading.main_thread() not in looked_in  # the script may be on a disk that hangs
+
+
+def test_pylb_upgrade_waits_for_the_answer_longer_than_an_upgrade_takes_that_fails_at_its_last_step() -> None:
+    local_sockets = 2
+    assert READY + local_sockets * UNLINK + SERVING + INTRODUCED + ENDED < UPGRADE_SECONDS
 
 
 class Ready:
