@@ -64,14 +64,14 @@ class UnixServer:
         """Remove the file. If the disk does not let us, whoever listens there next replaces it."""
         try:
             async with asyncio.timeout(UNLINK):
-                await asyncio.to_thread(self._unlink)
+                await asyncio.to_thread(self._unlink, self._inode)
         except OSError as error:
             log.warning("%s could not be removed: %s", self._path, error.strerror or "the disk did not answer in time")
 
-    def _unlink(self) -> None:
-        """In a thread. Remove the file if it is ours: a successor may have put its own socket there."""
+    def _unlink(self, inode: int) -> None:
+        """In a thread. Remove the file if it is that one: a successor, or this server again, may have put another there."""
         try:
-            if self._path.stat().st_ino == self._inode:
+            if self._path.stat().st_ino == inode:
                 self._path.unlink()
         except FileNotFoundError:
             pass

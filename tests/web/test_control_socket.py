@@ -235,6 +235,33 @@ async def test_a_disk_that_does_not_remove_the_file_stops_neither_the_loop_nor_t
     assert not path.exists()
 
 
+async def test_a_disk_that_answers_late_does_not_remove_the_socket_that_is_there_since(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of an upgrade that failed: its old pylb serves again, at the same path."""
+    monkeypatch.setattr("pylb.web.unix.UNLINK", 0.05)
+    path, late, over = tmp_path / "control.sock", threading.Event(), threading.Event()
+    unlink = UnixServer._unlink
+
+    def slow(server: UnixServer, *file: int) -> None:
+        late.wait(20)
+        unlink(server, *file)
+        over.set()
+
+    control = ControlSocket(path, VERBS)
+    await control.start()
+    monkeypatch.setattr(UnixServer, "_unlink", slow)
+    try:
+        await control.leave()
+        await control.start()
+        late.set()
+        assert await asyncio.to_thread(over.wait, 20)
+        assert path.exists()
+    finally:
+        late.set()
+        await control.stop()
+
+
 async def test_a_client_that_leaves_in_the_middle_of_a_long_answer_is_no_fault(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
