@@ -100,8 +100,9 @@ class Store:
         return None, complaints
 
     async def save(self, make: Callable[[], Payload]) -> None:
-        """Returns when the payload is on disk. `make` runs in the disk's thread: it must only read frozen values.
+        """Returns when the payload is on disk.
 
+        `make` runs in the disk's thread: what it reads is frozen, or is safe to read while the loop changes it.
         Raises Unsynced: it is there for whoever reads it, and only a loss of power may still undo it. Raises OSError: nothing
         on disk has changed, or will; a TimeoutError, if the disk hangs.
         """
