@@ -171,7 +171,7 @@ def starts(pylb: Instance, used: Path, names: Sequence[str], kind: str) -> None:
     assert "Traceback" not in process.text()
     for name, said in LOSSES.items():
         if name in names:
-            assert said in process.text(), (name, kind)
+            eventually(lambda said=said: said in process.text(), what=f"{name}: {kind} is in the log")  # type: ignore[misc]
     assert process.terminate() == 0
     again = pylb.start()  # and what it wrote is no garbage
     visit(pylb)

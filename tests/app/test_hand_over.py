@@ -20,9 +20,9 @@ from tests.support.waiting import eventually
 
 # (file, the statement before which it happens), in the order of an upgrade. Before "go" the old one is in charge.
 BEFORE_GO = {
-    "the successor is there": ("pylb/upgrade/handover.py", 'said, _ = await talk.expect("ready", READY)'),
+    "the successor is there": ("pylb/upgrade/handover.py", 'said, _ = await conversation.expect("ready", READY)'),
     "the state is about to be held": ("pylb/upgrade/handover.py", "await old.hold()"),
-    "everything was handed over": ("pylb/upgrade/handover.py", 'await talk.expect("serving", SERVING)'),
+    "everything was handed over": ("pylb/upgrade/handover.py", 'await conversation.expect("serving", SERVING)'),
     "the successor serves": ("pylb/upgrade/handover.py", "await _tell_systemd(introduce, successor)"),
 }
 AFTER_GO = {
