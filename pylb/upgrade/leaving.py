@@ -14,7 +14,7 @@ from pylb.upgrade.arriving import Predecessors
 from pylb.upgrade.sockets import ListeningSockets
 from pylb.web.control_socket import ControlSocket
 from pylb.web.server import HttpServer
-from pylb.workers.messages import PIECE, ChangedCounters, Counted, Report, counted, report
+from pylb.workers.messages import ChangedCounters, Counted, Report, counted, report
 
 log = logging.getLogger("pylb")
 
@@ -110,10 +110,13 @@ class Transfer:
         return [*self._forwarding.parts(), *self._before.parts()]
 
     async def counted(self) -> AsyncIterator[Report]:
-        """What changed in them since the last call, in pieces, at least one."""
+        """What changed in them and was not sent yet, in pieces, at least one."""
         counters = await self.counters()
-        changed = self._changes.since(counters)
-        for start in range(0, max(1, len(changed)), PIECE):
-            some = changed[start : start + PIECE]
+        self._changes.look(counters)
+        while True:
+            some = self._changes.waiting()
             yield report(counters, 0.0, tuple(counted(listen, counters.frontends[listen]) for listen in some))
+            self._changes.reported(some)
+            if not self._changes:
+                break
             await let_loop_run()

@@ -22,7 +22,6 @@ from pylb.forward.engine import Engine
 from pylb.logs.formats import LineBatch
 from pylb.workers.channel import BadFrame, Channel, ChannelClosed, Frame
 from pylb.workers.messages import (
-    PIECE,
     VERSION,
     Applied,
     ChangedCounters,
@@ -71,7 +70,6 @@ class MainConnection:
         self._dropped = 0
         self.connects: list[ConnectEnded] = []  # reported after the turn
         self._changes = ChangedCounters()
-        self._changed: list[Listen] = []  # not reported yet
         self._asked: list[int] = []  # questions that are answered after everything was reported
         self._reporting = False
         self._bad: BadFrame | None = None  # the last bad frame on the channel
@@ -283,16 +281,16 @@ class MainConnection:
                 self._begin_report()
 
     def _begin_report(self) -> None:
-        self._changed = self._changes.since(self._engine.counters)
+        self._changes.look(self._engine.counters)
         self._reporting = True
 
     def _report_some(self) -> None:
         """Report the state of the worker, and some of what changed: a thousand busy frontends at once would delay the bytes."""
-        some, self._changed = self._changed[:PIECE], self._changed[PIECE:]
-        counters = self._engine.counters
+        counters, some = self._engine.counters, self._changes.waiting()
         found = tuple(counted(listen, counters.frontends[listen]) for listen in some if listen in counters.frontends)
         self._say(report(counters, self._lag, found))
-        if not self._changed:
+        self._changes.reported(some)
+        if not self._changes:
             self._reporting = False
             while self._asked:
                 self._say(Response(self._asked.pop(), 0, ()))

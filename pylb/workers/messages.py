@@ -5,7 +5,8 @@ Every message is a NamedTuple of core's types; its index in KINDS is the frame's
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from itertools import islice
 from operator import attrgetter
 from typing import Any, NamedTuple
 
@@ -297,15 +298,31 @@ PIECE = 32  # frontends in one report or part of a table: 1-2 ms of work
 
 
 class ChangedCounters:
-    """What changed in the counters of frontends since the last look."""
+    """The frontends whose counters changed and were not reported yet. Each stays here until it is reported, however often
+    `look` is called meanwhile.
+    """
 
     def __init__(self) -> None:
         self._marks: dict[Listen, tuple[int, ...]] = {}
+        self._waiting: dict[Listen, None] = {}
 
-    def since(self, counters: Counters) -> list[Listen]:
-        """The frontends whose counters changed since the last look."""
+    def look(self, counters: Counters) -> None:
+        """Add the frontends whose counters changed since the last look, and forget those that are gone."""
         before, self._marks = self._marks, {listen: _mark(one) for listen, one in counters.frontends.items()}
-        return [listen for listen, mark in self._marks.items() if before.get(listen) != mark]
+        self._waiting = {
+            listen: None for listen, mark in self._marks.items() if listen in self._waiting or before.get(listen) != mark
+        }
+
+    def waiting(self) -> list[Listen]:
+        """As many as one report may have, the ones that wait longest first."""
+        return list(islice(self._waiting, PIECE))
+
+    def reported(self, listens: Iterable[Listen]) -> None:
+        for listen in listens:
+            self._waiting.pop(listen, None)
+
+    def __bool__(self) -> bool:
+        return bool(self._waiting)
 
 
 def _mark(one: FrontendCounters) -> tuple[int, ...]:

@@ -1,18 +1,20 @@
-"""A worker's session lines: made together at its tick, bounded when main does not take them."""
+"""A worker's session lines and counts: made together at its tick, bounded when main does not take them, never forgotten."""
 
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
+from pylb.core.address import Listen
 from pylb.core.log import Selection
 from pylb.core.session import SessionRecord
+from pylb.forward.counters import FrontendCounters
 from pylb.forward.engine import Engine
 from pylb.logs.formats import BURST, LineBatch, tcplog
 from pylb.workers.channel import BadFrame, Channel
 from pylb.workers.main_connection import MainConnection
-from pylb.workers.messages import VERSION, FaultReport, Hello, LogLines, Request, Response, decoded, encoded
+from pylb.workers.messages import VERSION, FaultReport, Hello, LogLines, Report, Request, Response, decoded, encoded
 
 RECORD = SessionRecord("web", "a", "203.0.113.7", 51234, 443, 0.0, 0, 1, 2, 10, 20, "--", 0, False, 1, 1, 0)
 
@@ -79,6 +81,31 @@ def test_what_is_no_frame_is_met_after_the_batch_and_ends_the_worker(worker: Wor
     assert worker.link.has_work
     with pytest.raises(BadFrame, match="not the head of a frame"):
         worker.link.work()
+
+
+def reported(worker: Worker) -> list[int]:
+    """The totals of sessions that main has heard of, one for each time that the frontend was in a report."""
+    said = [decoded(frame) for frame in worker.main.receive()]
+    return [one.sessions_total for message in said if isinstance(message, Report) for one in message.frontends]
+
+
+@pytest.mark.parametrize("then", [MainConnection.close, lambda link: link.tick(1e9, 0.0), MainConnection._begin_report])
+def test_what_waits_to_be_reported_is_not_forgotten_when_another_report_begins(
+    worker: Worker, then: Callable[[MainConnection], None]
+) -> None:
+    """The last second of a worker was lost if its end came when a report was due: 32 of 1,104 sessions in an upgrade."""
+    listen = Listen("tcp", "127.0.0.1", 443)
+    worker.engine.counters.frontends[listen] = counters = FrontendCounters("web")
+    counters.sessions_total = 32
+    worker.link._begin_report()  # it is due, and begins
+    then(worker.link)
+    while worker.link.has_work:
+        worker.link.work()
+    assert reported(worker) == [32]
+    counters.sessions_total = 33
+    worker.link._report_at = 0.0  # due in the tick of the end
+    worker.link.close()
+    assert reported(worker) == [33]
 
 
 def test_a_question_that_fails_is_a_fault_and_the_worker_goes_on(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
