@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pylb.core.text import counted, span, visible, visible_lines, whole_number
+from pylb.core.text import ago, counted, span, visible, visible_lines, whole_number
 
 
 @pytest.mark.parametrize(
@@ -70,6 +70,10 @@ def test_of_formats_those_are_left_that_are_seen() -> None:
 )
 def test_a_duration_as_people_write_it(seconds: float, text: str) -> None:
     assert span(seconds) == text
+
+
+def test_what_was_long_ago_is_not_told_in_milliseconds() -> None:
+    assert [ago(seconds) for seconds in (-1.0, 0.4, 0.6, 7_260.3)] == ["0 s ago", "0 s ago", "1 s ago", "2 h 1 min ago"]
 
 
 def test_one_is_no_plural() -> None:
