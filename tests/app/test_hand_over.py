@@ -103,7 +103,8 @@ def test_when_the_old_one_dies_at_most_one_goes_on(
         eventually(lambda: serves(pylb), what="the new one is in charge")
         [pid] = living(pylb)
         successors.append(pid)
-        assert f"Pid: {pid}\n" in pylb.runtime("show info\n")
+        # Its ports are open before its local sockets.
+        eventually(lambda: f"Pid: {pid}\n" in pylb.runtime("show info\n"), what="the new one's socket answers")
     else:
         eventually(lambda: "the pylb that started this one keeps its ports" in process.text())
         eventually(lambda: not living(pylb), what="nobody is in charge")

@@ -260,7 +260,7 @@ def test_a_successor_that_fails_leaves_the_old_one_in_charge(service: Service, w
 
 
 MOMENTS: dict[str, tuple[str, str]] = {
-    "everything was handed over": ("pylb/upgrade/handover.py", 'await talk.expect("serving", SERVING)'),
+    "everything was handed over": ("pylb/upgrade/handover.py", 'await conversation.expect("serving", SERVING)'),
     "the successor serves": ("pylb/upgrade/handover.py", "await _tell_systemd(introduce, successor)"),
 }
 
