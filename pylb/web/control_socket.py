@@ -49,34 +49,35 @@ class ControlSocket:
                         return
                     check_peer(writer)  # after the line: closing with unread input would destroy the answer
                     answer = await self._answer(line)
+                    line.clear()  # up to 4 MiB, which nobody needs while this client is silent
                 await self._say(writer, answer)
         except Refused as refused:
             await self._say(writer, _no(refused))
 
-    async def _line(self, reader: asyncio.StreamReader, line: bytes, held: AsyncExitStack) -> tuple[bytes, bytes]:
+    async def _line(self, reader: asyncio.StreamReader, line: bytes, held: AsyncExitStack) -> tuple[bytearray, bytes]:
         """The next request, which begins with `line`, and the bytes after it; b"" at the end. Raises Refused, TimeoutError.
 
         A long request holds the lock until it is answered, so all clients together use little more memory than one line.
         """
-        pieces, size, is_long = [line], len(line), False
+        whole, is_long = bytearray(line), False
         async with asyncio.timeout(self._deadline):
-            while b"\n" not in pieces[-1]:
-                if size > LINE_BYTES:
+            searched = 0
+            while (end := whole.find(b"\n", searched)) < 0:
+                searched = len(whole)
+                if searched > LINE_BYTES:
                     raise Refused(Code.TOO_LARGE, f"a request line is over {LINE_BYTES} bytes")
-                if size > SHORT and not is_long:
+                if searched > SHORT and not is_long:
                     is_long = True
                     await held.enter_async_context(self._long)
                 piece = await reader.read(SHORT)
                 if not piece:
-                    break
-                pieces.append(piece)
-                size += len(piece)
-        whole = b"".join(pieces)
-        pieces.clear()  # a long line takes its 4 MiB once, not once for each step on the way
-        end = whole.find(b"\n") + 1 or len(whole)
-        return (whole, b"") if end == len(whole) else (whole[:end], whole[end:])
+                    return whole, b""
+                whole += piece
+        rest = bytes(whole[end + 1 :])
+        del whole[end + 1 :]
+        return whole, rest
 
-    async def _answer(self, line: bytes) -> dict[str, Any]:
+    async def _answer(self, line: bytearray) -> dict[str, Any]:
         if line.count(b",") + line.count(b"{") + line.count(b"[") > MOST_VALUES:
             return _no(Refused(Code.TOO_LARGE, f"the request has over {MOST_VALUES} values"))
         try:
