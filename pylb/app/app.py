@@ -2,7 +2,7 @@
 
 Start: messages → the HTTP sockets (bound, so that a taken port ends the start before anything is touched) → engine and
 registry (the snapshot's ports serve from here on) → control socket, webhook, admin, metrics → leases run.
-Stop: no new sessions → doors closed → live sessions get timeouts.shutdown, then a reset → last snapshot → logs flushed.
+Stop: no new sessions → endpoints closed → live sessions get timeouts.shutdown, then a reset → last snapshot → logs flushed.
 """
 
 import asyncio

@@ -71,9 +71,9 @@ def banner(
 
     `room`: sessions, and descriptors beside them.
     """
-    doors = ", ".join(str(one.listen) for one in config.webhook)
+    webhooks = ", ".join(str(one.listen) for one in config.webhook)
     lines = [
-        f"pylb is up: webhook on {doors}, admin on http://{config.admin.listen}, state in {config.state_dir}",
+        f"pylb is up: webhook on {webhooks}, admin on http://{config.admin.listen}, state in {config.state_dir}",
         f"{counted(restored, 'port')} served from the state directory and the config, {_room(*room)}",
     ]
     if secret is not None:
@@ -83,25 +83,25 @@ def banner(
 
 
 def _first_steps(config: Config, token: str, called: tuple[str, str]) -> list[str]:
-    door = WebhookAddress(config)
+    webhook = WebhookAddress(config)
     command, option = called
     lines = [
         "",
         "Try it here: port 8443 to whatever listens on this machine's port 8000 (python3 -m http.server 8000)",
-        *(f"  {line}" for line in _curl(door, door.here, token, ExampleRegistration())),
+        *(f"  {line}" for line in _curl(webhook, webhook.here, token, ExampleRegistration())),
         f"  curl http://localhost:8443/    and see it with: {command} routes{option}",
         f"  or in a browser, where it appears by itself: {_page(config)}",
         "",
         "From this machine only, for the webhook listens on loopback, a phone-home's environment:"
-        if not door.everywhere and is_loopback(config.webhook[0].listen.ip)
+        if not webhook.everywhere and is_loopback(config.webhook[0].listen.ip)
         else "From a pod, the phone-home's environment (deploy/kubernetes has it ready to apply):",
-        f"  PYLB_URL={door.there}",
+        f"  PYLB_URL={webhook.there}",
         f"  PYLB_TOKEN={token}",
         "  PYLB_NAME=traefik",
         '  PYLB_FRONTENDS="443:30443 80:30080"',
     ]
-    if door.certificate:
-        lines.append(f"  PYLB_CA={door.certificate}    a copy of that file, or its text")
+    if webhook.certificate:
+        lines.append(f"  PYLB_CA={webhook.certificate}    a copy of that file, or its text")
     create = f"{command} token create traefik --ports 80,443{option}"
     return [*lines, "", f"Better, one text instead of all that, with a token for this app alone: {create}", ""]
 
@@ -141,13 +141,14 @@ class ExampleRegistration(NamedTuple):
     address: str = "127.0.0.1"
 
 
-def _curl(door: WebhookAddress, url: str, token: str, trial: ExampleRegistration) -> list[str]:
+def _curl(webhook: WebhookAddress, url: str, token: str, trial: ExampleRegistration) -> list[str]:
     """`token` as a shell may read it inside double quotes."""
     body: dict[str, Any] = {"frontends": [{"port": trial.port, "target_port": trial.target_port}]}
     body |= {"address": trial.address} if trial.address else {}
     text = json.dumps(body | {"ttl": None}, separators=(",", ":"))
+    ca = f" --cacert {webhook.certificate}" if webhook.certificate else ""
     return [
-        f"curl{f' --cacert {door.certificate}' if door.certificate else ''} -X PUT {url}/v1/registrations/{trial.name}/me \\",
+        f"curl{ca} -X PUT {url}/v1/registrations/{trial.name}/me \\",
         f'  -H "Authorization: Bearer {token}" -H "Content-Type: application/json" \\',
         f"  -d '{text}'",
     ]
@@ -158,7 +159,7 @@ def first_steps(config: Config, *, generated: bool) -> dict[str, str]:
 
     `generated`: does the first run's token count?
     """
-    door, kept, trial = WebhookAddress(config), str(config.state_dir / TOKEN_FILE), ExampleRegistration()
+    webhook, kept, trial = WebhookAddress(config), str(config.state_dir / TOKEN_FILE), ExampleRegistration()
     if not generated:
         found = next((one for one in config.tokens if one.secret_file is not None), None)
         kept = str(found.secret_file) if found is not None else ""
@@ -166,16 +167,16 @@ def first_steps(config: Config, *, generated: bool) -> dict[str, str]:
             trial = _trial(any_token)
     token = f"$(cat {shlex.quote(kept)})" if kept else "$PYLB_TOKEN"
     secret = ["kubectl create secret generic pylb", f"--from-file=token={shlex.quote(kept) if kept else 'FILE'}"]
-    secret += [f"--from-file=ca.pem={door.certificate}"] if door.certificate else []
+    secret += [f"--from-file=ca.pem={webhook.certificate}"] if webhook.certificate else []
     node_port = trial.target_port if trial.target_port in NODE_PORTS else node_port_of(trial.port)
     sidecar = _sidecar().substitute(
-        URL=scalar(door.there),
-        CA="      - {name: PYLB_CA, value: /run/secrets/pylb/ca.pem}\n" if door.certificate else "",
+        URL=scalar(webhook.there),
+        CA="      - {name: PYLB_CA, value: /run/secrets/pylb/ca.pem}\n" if webhook.certificate else "",
         NAME=scalar(trial.name if trial.name != "try" else "my-app"),
         FRONTENDS=scalar(f"{trial.port}:{node_port}"),
     )
     return {
-        "curl": "\n".join(_curl(door, door.here if trial.address else door.there, token, trial)),
+        "curl": "\n".join(_curl(webhook, webhook.here if trial.address else webhook.there, token, trial)),
         "try": f"port {trial.port} to whatever listens on port {trial.target_port} of "
         + ("this machine" if trial.address else "the machine it is called from"),
         "secret": " ".join(secret),

@@ -16,7 +16,7 @@ from pylb.core.address import Network, Ports, in_networks
 from pylb.core.errors import Code, Refused
 
 STRONG = 22  # characters: 128 bits in base64, as `secrets.token_urlsafe(16)` gives
-Door = Literal["native", "legacy"]
+Interface = Literal["native", "legacy"]
 ANY_NAME = ("*",)
 ANYWHERE: tuple[Network, ...] = (IPv4Network("0.0.0.0/0"), IPv6Network("::/0"))
 NODE_PORTS = Ports(((30000, 32767),))  # Kubernetes' default service-node-port-range
@@ -51,7 +51,7 @@ class Caller:
 
     ip: str
     token: Token
-    at: Door = "native"
+    at: Interface = "native"
 
 
 class Keyring:
@@ -87,7 +87,7 @@ class Keyring:
                 return one.name
         return token
 
-    def find(self, secret: str, at: Door = "native") -> Token | None:
+    def find(self, secret: str, at: Interface = "native") -> Token | None:
         """The token with `secret`; "" belongs to nobody. The native API accepts no short secrets, the legacy route accepts
         those of tokens that may use it."""
         offered, found = _digest(secret), None

@@ -161,7 +161,7 @@ class Accounts:
         entry = (
             record,
             session.state,
-            session.picture or session.frontend.frontend,
+            session.picked_from or session.frontend.frontend,
             session.generation,
             server.server.address if server is not None else None,
             session.attempts or (),
@@ -172,7 +172,7 @@ class Accounts:
             server_tcp,
             session.failure,
         )
-        return tuple.__new__(RecordedSession, entry)  # the same as Entry(…), in half the time: this is paid per session
+        return tuple.__new__(RecordedSession, entry)  # as RecordedSession(…), in half the time: this is paid per session
 
 
 def settle(session: Session) -> bool:

@@ -313,7 +313,7 @@ class Dialer:
 
     def dial(self, session: Session) -> None:
         frontend, now = session.frontend, self._clock()
-        session.picture = frontend.frontend
+        session.picked_from = frontend.frontend
         session.generation = self.generation
         session.dialed = now
         policy = frontend.frontend.policy

@@ -160,10 +160,17 @@ class Engine:
 
     def _wake(self) -> None:
         """Raises OSError: what could not be watched (ENOMEM, ENOSPC) stays suspended until the next tick."""
-        while self._suspended:
-            with suppress(FileExistsError):
-                self._epoll.register(self._suspended[-1], select.EPOLLIN)
-            self._suspended.pop()
+        failure: OSError | None = None
+        for fd in list(self._suspended):
+            try:
+                self._epoll.register(fd, select.EPOLLIN)
+            except OSError as error:
+                if error.errno not in (errno.EEXIST, errno.EBADF):  # it is watched already, or closed
+                    failure = error
+                    continue
+            self._suspended.remove(fd)
+        if failure is not None:
+            raise failure
 
     @property
     def busy(self) -> bool:
@@ -364,7 +371,7 @@ class Engine:
         """Raises OSError if the port cannot be opened."""
         port = self._ports.open(listen, freebind=frontend.policy.freebind)
         state = FrontendState(frontend, self._random)
-        state.ring = self._timers.ring(frontend.policy.timeouts, removed=False)
+        state.sweep_group = self._timers.sweep_group(frontend.policy.timeouts, removed=False)
         self.counters.frontends[listen] = state.counters
         self._life.dialer.know((), frontend.servers)
         self._ports.serve(port, state)
@@ -391,9 +398,9 @@ class Engine:
             self._timers.spare(server)
 
     def _regroup(self, state: FrontendState, *, removed: bool) -> bool:
-        """True: the frontend's live sessions have to move to another ring."""
-        before, state.ring = state.ring, self._timers.ring(state.frontend.policy.timeouts, removed=removed)
-        return state.ring is not before and state.sessions > 0
+        """True: the frontend's live sessions have to move to another sweep group."""
+        before, state.sweep_group = state.sweep_group, self._timers.sweep_group(state.frontend.policy.timeouts, removed=removed)
+        return state.sweep_group is not before and state.sessions > 0
 
     def _remove(self, listen: Listen) -> bool:
         regroup = False

@@ -61,7 +61,7 @@ class Lifecycle:
         self._unique_id = unique_id
         self._number = number  # of the last session
         self.halves: dict[int, Half] = {}
-        # Ordered by their last sweep, like a ring's.
+        # Ordered by their last sweep, like a sweep group's.
         self.sessions: OrderedDict[Session, None] = OrderedDict()
         self.deadlines = Deadlines()
         self.source_share = SourceShare(counters, self.sessions)
@@ -153,9 +153,9 @@ class Lifecycle:
         client = session.client = Half(sock, session, True)
         self.halves[client.fd] = client
         self.sessions[session] = None
-        if (ring := frontend.ring) is not None:
-            ring.sessions[session] = None
-            session.ring = ring
+        if (sweep_group := frontend.sweep_group) is not None:
+            sweep_group.sessions[session] = None
+            session.sweep_group = sweep_group
         counters.open_sessions += 1
         frontend.sessions += 1
         if frontend.sessions > counters.reserve:
@@ -419,8 +419,8 @@ class Lifecycle:
         client, upstream, server = session.client, session.upstream, session.server
         frontend, admission = session.frontend, session.admission
         del self.sessions[session]
-        if session.ring is not None:
-            del session.ring.sessions[session]
+        if session.sweep_group is not None:
+            del session.sweep_group.sessions[session]
         self.deadlines.clear(session)
         self._run_queue.budget -= END
         if frontend.sessions > self._counters.reserve:

@@ -149,9 +149,9 @@ class FrontendState:
         "queue",
         "queued",
         "ramping",
-        "ring",
         "servers",
         "sessions",
+        "sweep_group",
     )
 
     def __init__(self, frontend: Frontend, random: Callable[[], float]) -> None:
@@ -159,7 +159,7 @@ class FrontendState:
         self.sessions = 0
         self.others = 0  # sessions in other processes, see shared_limits.py
         self.accepted = 0  # since the last report to the other processes, if the rate is limited
-        self.ring: SweepGroup | None = None  # of its sessions, if short timeouts require more visits than usual
+        self.sweep_group: SweepGroup | None = None  # of its sessions, if short timeouts require more visits than usual
         self.kill_at: float | None = None  # monotonic; set when the frontend was removed
         self.servers: dict[tuple[str, Address], ServerState] = {}
         self.queue: WaitQueue[Session] = WaitQueue()  # sessions that wait for a server
@@ -305,15 +305,15 @@ class Session:
         "generation",
         "last_from_client",
         "number",
-        "picture",
+        "picked_from",
         "quiet_since",
-        "ring",
         "seen",
         "seen_in",
         "seen_out",
         "server",
         "source",
         "state",
+        "sweep_group",
         "tried",
         "upstream",
         "waits_among",
@@ -336,14 +336,14 @@ class Session:
         self.code = ""  # set by whatever ended the session first
         self.first: Event | None = None  # a FIN, or the event that set the code, whichever came first
         self.first_at = 0.0  # monotonic
-        self.picture: Frontend | None = None  # the frontend from which its server was last picked
+        self.picked_from: Frontend | None = None  # the frontend from which its server was last picked
         self.generation = 0  # of the table that was in force
         self.dialed = 0.0  # monotonic; time of the last dial
         self.dialed_from: tuple[str, int] | None = None  # only known for dials that might come back to us
         self.attempts: list[Attempt] | None = None  # failed attempts, and waits in the queue
         self.deadline = 0.0  # monotonic; of the header, the queue, a delayed dial, the dial or the flush
         self.waits_among: dict[Session, None] | None = None  # the others with the same timeout, see deadlines.py
-        self.ring: SweepGroup | None = None
+        self.sweep_group: SweepGroup | None = None
         self.delivered: int | None = None  # bytes delivered, as of the last look before a deadline
         self.seen = False  # by the sweep
         self.at_rest = False  # the peers had confirmed all bytes, and none moved since

@@ -2,7 +2,7 @@
 
 Dials and headers fall due in the order of their deadlines (deadlines.py). All sessions are swept: each is visited once per
 period, a slice per tick, and its byte counters are compared with those of the last visit. No clock is read per chunk. Sessions
-of a frontend with short timeouts are swept in a separate ring, so that the others are not visited more often because of them.
+of a frontend with short timeouts are swept in a separate group, so that the others are not visited more often because of them.
 """
 
 from collections import OrderedDict
@@ -51,7 +51,7 @@ class Timers:
         self._now = 0.0
         self._last_tick: float | None = None
         self._whole = SweepGroup(period, life.sessions)
-        self._sweep_groups: dict[float, SweepGroup] = {}  # rings for short timeouts, by period
+        self._sweep_groups: dict[float, SweepGroup] = {}  # sweep groups for short timeouts, by period
         self._evictions: dict[ServerState, Eviction] = {}
         self._work: Iterator[None] | None = None  # what the last ticks found due and is not done yet
         self.kill = False  # end all live sessions now
@@ -64,8 +64,8 @@ class Timers:
         for eviction in self._evictions.values():
             if now >= eviction.at:
                 eviction.owed = min(eviction.owed + eviction.rate * elapsed, eviction.rate)
-        for ring in (self._whole, *self._sweep_groups.values()):
-            ring.owed = min(ring.owed + len(ring.sessions) * elapsed / ring.period, len(ring.sessions))
+        for group in (self._whole, *self._sweep_groups.values()):
+            group.owed = min(group.owed + len(group.sessions) * elapsed / group.period, len(group.sessions))
         if self._work is None:
             self._work = self._due()
         self._run_queue.budget = BUDGET
@@ -87,26 +87,26 @@ class Timers:
         self._work = None
         return False
 
-    def ring(self, timeouts: Timeouts, *, removed: bool) -> SweepGroup | None:
-        """The ring whose sessions end at most a quarter of a timeout late. None: the common sweep is enough."""
+    def sweep_group(self, timeouts: Timeouts, *, removed: bool) -> SweepGroup | None:
+        """The group whose sessions end at most a quarter of a timeout late. None: the common sweep is enough."""
         shortest = min(timeouts.idle, timeouts.half_close, *([timeouts.drain] if removed else []))
         if shortest / 4 >= self._whole.period:
             return None
         period = TICK
-        while period * 2 <= shortest / 4:  # few rings, however many timeouts there are
+        while period * 2 <= shortest / 4:  # few sweep groups, however many timeouts there are
             period *= 2
         return self._sweep_groups.setdefault(period, SweepGroup(period, OrderedDict()))
 
     def regroup(self) -> None:
-        """Some frontends have other rings than before: move their live sessions."""
+        """Some frontends have other sweep groups than before: move their live sessions."""
         for session in self._life.sessions:
-            wanted, has = session.frontend.ring, session.ring
+            wanted, has = session.frontend.sweep_group, session.sweep_group
             if has is not wanted:
                 if has is not None:
                     del has.sessions[session]
                 if wanted is not None:
                     wanted.sessions[session] = None
-                session.ring = wanted
+                session.sweep_group = wanted
 
     def evict(self, server: ServerState, cause: Cause, at: float, rate: float) -> None:
         """End the sessions that `server` has at `at` (monotonic), idle ones first. Replaces an earlier call for that server."""
@@ -130,8 +130,8 @@ class Timers:
             yield from self._each(_overdue(frontend, self._now), self._unqueue)
         for eviction in list(self._evictions.values()):
             yield from self._evict(eviction)
-        for ring in (self._whole, *self._sweep_groups.values()):
-            yield from self._sweep(ring)
+        for group in (self._whole, *self._sweep_groups.values()):
+            yield from self._sweep(group)
         for counted in self._life.source_share.tick():
             self._run_queue.budget -= counted * SCAN
             yield
@@ -189,15 +189,15 @@ class Timers:
         if not eviction.sessions and self._evictions.get(eviction.server) is eviction:
             del self._evictions[eviction.server]
 
-    def _sweep(self, ring: SweepGroup) -> Iterator[None]:
-        while ring.owed >= 1 and ring.sessions:
-            ring.owed -= 1
-            session = next(iter(ring.sessions))
-            ring.sessions.move_to_end(session)  # to the end of the ring
-            if ring is (session.ring or self._whole):
+    def _sweep(self, group: SweepGroup) -> Iterator[None]:
+        while group.owed >= 1 and group.sessions:
+            group.owed -= 1
+            session = next(iter(group.sessions))
+            group.sessions.move_to_end(session)  # to the end of its group
+            if group is (session.sweep_group or self._whole):
                 yield from self._each([session], self._visit)
                 if session.state is State.CLOSED:
-                    ring.owed += 1  # the others' round takes as long as before, so no visit is late because sessions end
+                    group.owed += 1  # the others' round takes as long as before, so no visit is late because sessions end
 
     def _visit(self, session: Session) -> None:
         upstream, now = session.upstream, self._now
@@ -223,7 +223,7 @@ class Timers:
         timeouts = session.frontend.frontend.policy.timeouts
         longest = timeouts.half_close if half_closed else timeouts.idle
         quiet = now - session.quiet_since
-        if quiet >= longest - 3 * (session.ring or self._whole).period and _drains(session):
+        if quiet >= longest - 3 * (session.sweep_group or self._whole).period and _drains(session):
             session.quiet_since = now
         elif quiet >= longest:
             self._life.fire(session, Event.TIMED_OUT, _waited_for(session))

@@ -18,7 +18,7 @@ class ProcessUsage(NamedTuple):
 
 
 def process_usage(pids: Mapping[str, int]) -> dict[str, ProcessUsage]:
-    """The vitals of live processes, by name. Call it in a thread: listing 40,000 descriptors takes long."""
+    """What live processes use, by name. Call it in a thread: listing 40,000 descriptors takes long."""
     found = {}
     for name, pid in pids.items():
         try:

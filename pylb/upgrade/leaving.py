@@ -34,7 +34,7 @@ class StateLost(Exception):  # noqa: N818 - a condition that one line describes
 class Transfer:
     """What a serving pylb can pass on. `before`: previous pylbs that only end their sessions.
 
-    `servers` and `local` are the doors that are open, by then.
+    `servers` and `local`: the HTTP servers and the local sockets; both lists are filled as these open.
     """
 
     def __init__(

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from pylb.control.calls import Calls
 from pylb.control.views import FrontendOutcome, Outcome
 from pylb.core.address import Network, in_networks
-from pylb.core.auth import ANYWHERE, STRONG, Caller, Door, Keyring, Token
+from pylb.core.auth import ANYWHERE, STRONG, Caller, Interface, Keyring, Token
 from pylb.core.errors import Code, Refused, break_cycles
 from pylb.core.legacy import LegacyCall, parse_legacy
 from pylb.core.policy import CallLimits
@@ -147,7 +147,7 @@ class Webhook:
 
     # ------------------------------------------------------------ both
 
-    def _caller(self, call: Call, secret: str, at: Door) -> Caller:
+    def _caller(self, call: Call, secret: str, at: Interface) -> Caller:
         """The caller with a valid token. Raises Refused: UNAUTHORIZED, always in the same words, or TOO_MANY.
 
         A caller with a valid token is served whatever others do from its address; only its own calls count against it.

@@ -79,7 +79,7 @@ async def test_a_callback_of_the_loop_that_raises_is_counted(caplog: pytest.LogC
     assert sum(made.failures.values()) == 2
 
 
-async def test_news_of_a_server_that_cannot_be_heeded_hold_up_no_later_ones(
+async def test_news_of_a_server_that_cannot_be_used_delays_no_later_news(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (port,) = free_ports(1)

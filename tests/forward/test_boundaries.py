@@ -4,6 +4,7 @@ import errno
 import os
 import socket
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -265,6 +266,37 @@ def test_a_descriptor_that_cannot_be_watched_again_is_not_forgotten(drive: Drive
     os.close(writer)
 
 
+def test_a_closed_descriptor_is_not_tried_again_and_one_that_epoll_refuses_holds_up_no_other(drive: Drive) -> None:
+    sick, heard = Sick(), []
+    drive.engine._epoll = Epoll(drive.engine._epoll, sick)  # type: ignore[assignment]
+    pipes = [os.pipe() for _ in range(3)]
+    for reader, writer in pipes:
+        drive.engine.watch(reader, partial(failing_once, sick, heard, reader))
+        os.write(writer, b"?")
+    sick.armed = {"hear": [0, 0, 0]}
+    drive.engine.on_ready()
+    closed, refused, other = pipes
+    os.close(closed[0])  # without unwatch
+    sick.armed = {"epoll_ctl": [errno.ENOMEM, PASS]}
+    before = drive.engine.counters.faults
+    drive.pass_time(0.1)
+    assert heard == [other[0]]
+    drive.pass_time(0.2)
+    assert heard == [other[0], refused[0]]
+    assert drive.engine.counters.faults == before + 1
+    assert not drive.engine._suspended
+    for reader, _ in pipes:
+        drive.engine.unwatch(reader)
+    for fd in (closed[1], *refused, *other):
+        os.close(fd)
+
+
+def failing_once(sick: Sick, heard: list[int], reader: int) -> None:
+    sick.meet("hear")
+    os.read(reader, 10)
+    heard.append(reader)
+
+
 class Failing:
     """A listening socket whose accept() fails with these errno first, then for ever with the last."""
 
@@ -352,7 +384,7 @@ def test_a_fault_in_the_closing_of_a_port_keeps_no_other_part_of_a_table_out_of_
     drive = make_drive(splice=False)
     backend = drive.backend()
     one, two = (drive.serve(server_at(backend), name=name) for name in ("one", "two"))
-    monkeypatch.setattr(drive.engine._timers, "ring", boom)
+    monkeypatch.setattr(drive.engine._timers, "sweep_group", boom)
     del drive._frontends[two]
     drive.remove(one)
     monkeypatch.undo()
