@@ -23,6 +23,7 @@ from bench import (
     load,
     network,
     probes,
+    profile_connection,
     recorder,
     report,
     scale,
@@ -47,12 +48,13 @@ VERBS = {
     "compare": compare.main,
     "balance": balance.main,
     "probes": probes.main,
+    "profile-connection": profile_connection.main,
     "recorder": recorder.main,
     "scale": scale.main,
     "scrape": scrape.main,
     "workers": workers.main,
 }
-DEFAULT_TARGETS = ("direct", "pylb", "haproxy", "haproxy2", "nginx")
+DEFAULT_TARGETS = ("direct", "pylb", "floor", "haproxy", "haproxy2", "nginx")
 EXAMPLES = """examples:
   python -m bench                    everything, about an hour; the raw JSON is kept under bench/results/
   python -m bench --quick            does it run, is it roughly right? one short round, nothing kept
@@ -65,6 +67,7 @@ EXAMPLES = """examples:
   python -m bench compare OLD NEW    pylb before and after, from two kept runs
   python -m bench balance            what a pick, a look-up and a limit cost, with 2 and with 1,000 servers
   python -m bench probes             how long the loop is held while 1,000 servers are checked
+  python -m bench profile-connection CPU and system calls of one new connection: HAProxy, the floor, pylb
   python -m bench recorder           what the flight recorder costs a short connection
   python -m bench scale              what control costs with 10,000 registrations, in parts and in a pylb that runs
   python -m bench scrape             how long a scrape of 1,000 frontends takes, and holds the loop

@@ -99,6 +99,11 @@ def haproxy(wiring: Wiring, threads: int, *, splice: bool) -> str:
     return "\n".join(parts)
 
 
+def floor(wiring: Wiring) -> str:
+    """Of the floor: a line for each route."""
+    return "".join(f"{listen} {server}\n" for _, listen, server in wiring.routes)
+
+
 def pylb_all(wiring: Wiring) -> str:
     """The same with all features of a pool on that work with a plain client and server."""
     everything = yaml.safe_load(pylb(wiring))

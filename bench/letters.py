@@ -41,7 +41,7 @@ MESSAGE = re.compile(
 
 
 @dataclass(frozen=True)
-class Stage:
+class Testbed:
     """A proxy that listens at each of the PLACES, and what is behind them."""
 
     places: dict[str, Address]
@@ -86,8 +86,8 @@ def name_of(sock: socket.socket) -> Address:
 # ------------------------------------------------------------ the cases: each gives the client whose line counts
 
 
-def normal(stage: Stage) -> Address:
-    with stage.pair() as (client, server):
+def normal(testbed: Testbed) -> Address:
+    with testbed.pair() as (client, server):
         server.sendall(b"!")
         client.recv(1)
         client.shutdown(socket.SHUT_WR)
@@ -97,15 +97,15 @@ def normal(stage: Stage) -> Address:
         return name_of(client)
 
 
-def client_resets(stage: Stage) -> Address:
-    with stage.pair() as (client, _):
+def client_resets(testbed: Testbed) -> Address:
+    with testbed.pair() as (client, _):
         name = name_of(client)
         reset(client)
         return name
 
 
-def server_resets(stage: Stage) -> Address:
-    with stage.pair() as (client, server):
+def server_resets(testbed: Testbed) -> Address:
+    with testbed.pair() as (client, server):
         server.sendall(b"half of it")
         client.recv(100)
         reset(server)
@@ -113,40 +113,40 @@ def server_resets(stage: Stage) -> Address:
         return name_of(client)
 
 
-def nobody_listens(place: str) -> Callable[[Stage], Address]:
-    def play(stage: Stage) -> Address:
-        with closing(stage.client(place)) as client:
+def nobody_listens(place: str) -> Callable[[Testbed], Address]:
+    def play(testbed: Testbed) -> Address:
+        with closing(testbed.client(place)) as client:
             until_end(client)
             return name_of(client)
 
     return play
 
 
-def turned_away(stage: Stage) -> Address:
+def turned_away(testbed: Testbed) -> Address:
     # By the time connect() returns it may be reset already.
     with socket.socket() as client:
         client.bind((HOST, 0))
         try:
-            client.connect(stage.places["denied"])
+            client.connect(testbed.places["denied"])
             until_end(client)
         except ConnectionResetError:
             pass
         return name_of(client)
 
 
-def leaves_the_dial(stage: Stage) -> Address:
-    client = stage.client("hole")
+def leaves_the_dial(testbed: Testbed) -> Address:
+    client = testbed.client("hole")
     name = name_of(client)
     threading.Event().wait(SHORT / 3)  # the proxy is dialing by then
     reset(client)
     return name
 
 
-def silence(*said: str) -> Callable[[Stage], Address]:
+def silence(*said: str) -> Callable[[Testbed], Address]:
     """Nothing more is said than the client's first word and what is given."""
 
-    def play(stage: Stage) -> Address:
-        with stage.pair("short") as (client, server):
+    def play(testbed: Testbed) -> Address:
+        with testbed.pair("short") as (client, server):
             for who in said:
                 speaker, hearer = (client, server) if who == "client" else (server, client)
                 speaker.sendall(b".")
@@ -157,9 +157,9 @@ def silence(*said: str) -> Callable[[Stage], Address]:
     return play
 
 
-def half_closed(who: str) -> Callable[[Stage], Address]:
-    def play(stage: Stage) -> Address:
-        with stage.pair("short") as (client, server):
+def half_closed(who: str) -> Callable[[Testbed], Address]:
+    def play(testbed: Testbed) -> Address:
+        with testbed.pair("short") as (client, server):
             goes, stays = (client, server) if who == "client" else (server, client)
             goes.shutdown(socket.SHUT_WR)
             stays.recv(1)
@@ -169,15 +169,15 @@ def half_closed(who: str) -> Callable[[Stage], Address]:
     return play
 
 
-def never_speaks(stage: Stage) -> Address:
-    with closing(stage.client("short")) as client:
+def never_speaks(testbed: Testbed) -> Address:
+    with closing(testbed.client("short")) as client:
         until_end(client)
-        stage.server.accept()[0].close()
+        testbed.server.accept()[0].close()
         return name_of(client)
 
 
-def does_not_read(stage: Stage) -> Address:
-    with stage.pair("short", rcvbuf=4096) as (client, server):
+def does_not_read(testbed: Testbed) -> Address:
+    with testbed.pair("short", rcvbuf=4096) as (client, server):
         try:
             server.sendall(bytes(64 << 20))
         except OSError:
@@ -185,15 +185,15 @@ def does_not_read(stage: Stage) -> Address:
         return name_of(client)
 
 
-def waits_too_long(stage: Stage) -> Address:
-    with stage.pair("limited"), closing(stage.client("limited")) as client:
+def waits_too_long(testbed: Testbed) -> Address:
+    with testbed.pair("limited"), closing(testbed.client("limited")) as client:
         until_end(client)
         return name_of(client)
 
 
-def leaves_the_queue(stage: Stage) -> Address:
-    with stage.pair("limited"):
-        client = stage.client("limited")
+def leaves_the_queue(testbed: Testbed) -> Address:
+    with testbed.pair("limited"):
+        client = testbed.client("limited")
         name = name_of(client)
         threading.Event().wait(SHORT / 3)  # it waits by then
         reset(client)
@@ -201,24 +201,24 @@ def leaves_the_queue(stage: Stage) -> Address:
         return name
 
 
-def killed(stage: Stage) -> Address:
-    with stage.pair() as (client, _):
-        stage.kill(name_of(client))
+def killed(testbed: Testbed) -> Address:
+    with testbed.pair() as (client, _):
+        testbed.kill(name_of(client))
         until_end(client)
         return name_of(client)
 
 
-def server_found_down(stage: Stage) -> Address:
+def server_found_down(testbed: Testbed) -> Address:
     """A server is found down. It is the last case, because the server does not come back."""
-    with stage.pair("checked") as (client, _):
-        stage.checked.close()
+    with testbed.pair("checked") as (client, _):
+        testbed.checked.close()
         until_end(client)
         return name_of(client)
 
 
 @dataclass(frozen=True)
 class Case:
-    play: Callable[[Stage], Address]
+    play: Callable[[Testbed], Address]
     pylb: str
     haproxy: str  # "x or y" where it is a matter of a millisecond
     why: str = ""  # they differ
@@ -339,7 +339,7 @@ def _haproxy_kills(path: Path) -> Callable[[Address], None]:
 
 
 @contextmanager
-def stage(name: str, folder: Path, *, dontlognull: bool = False) -> Iterator[Stage]:
+def prepared(name: str, folder: Path, *, dontlognull: bool = False) -> Iterator[Testbed]:
     """Run the proxy `name`, which has logged nothing yet."""
     ports = iter(free_ports(HOST, len(PLACES), _candidates()))
     places = {place: Address(HOST, next(ports)) for place in PLACES}
@@ -370,7 +370,7 @@ def stage(name: str, folder: Path, *, dontlognull: bool = False) -> Iterator[Sta
                 log.recv(9999)  # of the connection that found out
             forget(server)
             server.settimeout(LIMIT)
-            yield Stage(places, server, checked, log, kill)
+            yield Testbed(places, server, checked, log, kill)
 
 
 @contextmanager
@@ -388,16 +388,16 @@ def _hole() -> Iterator[socket.socket]:
             stopper.close()
 
 
-def messages(stage: Stage, cases: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
+def messages(testbed: Testbed, cases: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
     """(case, the messages that came of it), the one that the case is about last."""
     for case in cases:
-        client = CASES[case].play(stage)
+        client = CASES[case].play(testbed)
         found: list[str] = []
         deadline = time.monotonic() + LIMIT
         while not found or f" {client} " not in found[-1]:
             if time.monotonic() > deadline:
                 raise BenchError(f"no line about {case}: {found}")
-            found.append(stage.log.recv(9999).decode())
+            found.append(testbed.log.recv(9999).decode())
         yield case, found
 
 
@@ -428,7 +428,7 @@ def main(argv: list[str]) -> int:
     columns: dict[str, dict[str, str]] = {}
     for name in TARGETS:
         columns[name] = {}
-        with tempfile.TemporaryDirectory(prefix="pylb-letters-") as folder, stage(name, Path(folder)) as played:
+        with tempfile.TemporaryDirectory(prefix="pylb-letters-") as folder, prepared(name, Path(folder)) as played:
             for case, found in messages(played, list(CASES)):
                 columns[name][case] = letters(found[-1])
                 report.progress(f"{name:<8} {case}: {columns[name][case]}")

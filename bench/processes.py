@@ -159,6 +159,20 @@ def cpu_seconds(pids: Iterable[int]) -> float:
     return total
 
 
+def user_and_system_seconds(pids: Iterable[int]) -> tuple[float, float]:
+    """The two parts of `cpu_seconds`, from proc(5). Finer than ticks: the kernel scales them to the exact sum.
+
+    Of one that has ended meanwhile nothing.
+    """
+    user = system = 0
+    for pid in pids:
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            fields = _stat_fields(pid)
+            user, system = user + int(fields[11]), system + int(fields[12])
+    tick = os.sysconf("SC_CLK_TCK")
+    return user / tick, system / tick
+
+
 def anonymous_bytes(pids: Iterable[int]) -> int:
     """Allocated by themselves; of one that has ended meanwhile nothing."""
     total = 0

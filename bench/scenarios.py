@@ -12,7 +12,7 @@ from typing import Self
 from bench import bulk_latency, configs, load, registrations
 from bench.processes import Address
 from bench.registrations import SWAPPED_PORT, register, swapping
-from bench.targets import DIRECT, Target
+from bench.targets import DIRECT, FLOOR, Target
 
 SILENT_RATE = 3000
 IDLE_WARM_UP = 20  # sessions that make a proxy allocate what it needs once, before the base line is read
@@ -70,7 +70,10 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Scenario:
-    """`only`: the one target it makes sense for; `without`: those it does not; `once`: one sample says it all."""
+    """`only`: the one target it makes sense for; `without`: those it does not; `once`: one sample says it all.
+
+    `floor`: the floor is measured too. Where pylb's own ways are measured (splice, turns, memory) it says nothing.
+    """
 
     name: str
     about: str
@@ -79,10 +82,13 @@ class Scenario:
     only: str | None = None
     without: tuple[str, ...] = ()
     once: bool = False
+    floor: bool = False
     lags: bool = False  # pylb writes down how late its loops are
 
     def admits(self, target: str) -> bool:
         """Whether the scenario can measure this target."""
+        if target == FLOOR and not self.floor:
+            return False
         return self.only in {None, target} and target not in self.without
 
 
@@ -257,6 +263,7 @@ def _keepalive_scenario(name: str, connections: int) -> Scenario:
             Metric("p99_ms", "p99 ms", 2),
         ),
         partial(_keepalive, connections),
+        floor=True,
     )
 
 
@@ -301,6 +308,7 @@ SCENARIOS = {
                 Metric("p99_ms", "p99 ms", 2),
             ),
             _connections,
+            floor=True,
         ),
         _bulk_scenario("bulk", 1),
         _bulk_scenario("bulk-4", 4),

@@ -33,7 +33,7 @@ from bench import report
 from bench.figures import spread
 from bench.kills import Kills
 from bench.processes import Address, BenchError, anonymous_bytes, children, cpu_seconds, family, free_ports
-from bench.streams import END_SECONDS, GREETING, NUMBER, Half, Line, Script, play, scripts, verdict
+from bench.streams import END_SECONDS, GREETING, NUMBER, Half, Peer, Script, play, scripts, verdict
 from bench.tables import listed
 from bench.targets import OWN_PORTS
 from bench.unit import Unit
@@ -117,10 +117,10 @@ class Servers:
             found = self.expected.get(NUMBER.unpack(number)[0])
             if found is not None:
                 script, done = found
-                line = Line(sock, sends=script.number + 1, expects=script.number)
-                await play(line, script, client=False)
+                peer = Peer(sock, sends=script.number + 1, expects=script.number)
+                await play(peer, script, client=False)
                 if not done.done():
-                    done.set_result((line.half, port))
+                    done.set_result((peer.half, port))
 
 
 async def exactly(sock: socket.socket, size: int) -> bytes:
@@ -369,12 +369,12 @@ class Soak:
                         self.totals.complain(f"{script}: no greeting: {error!r}")
                     return
                 port = sock.getsockname()[1]  # it may close itself
-                line = Line(sock, sends=script.number, expects=script.number + 1)
-                await play(line, script, client=True)
+                peer = Peer(sock, sends=script.number, expects=script.number + 1)
+                await play(peer, script, client=True)
             server, upstream = await _soon(done)
         finally:
             del self._servers.expected[script.number]
-        broken = verdict(script, line.half, server)
+        broken = verdict(script, peer.half, server)
         if broken and (self._excuse(port, began) or self._excuse(upstream, began)):
             # Its bytes died with it. What arrived must be right all the same, and not look like the whole.
             broken = [wrong for wrong in broken if not is_loss(wrong)]
@@ -382,7 +382,7 @@ class Soak:
             self.totals.complain(f"{script}: {wrong}")
         self.totals.ends[script.end.name] += 1
         self.totals.bytes_up += server.got if server else 0
-        self.totals.bytes_down += line.half.got
+        self.totals.bytes_down += peer.half.got
 
     def _excuse(self, port: int, began: float) -> bool:
         """Whether it was the session of a killed worker; then it is counted as such."""

@@ -68,7 +68,7 @@ class Half:
     wrong: str = ""  # the first byte that was not what it should be
 
 
-class Line:
+class Peer:
     """One end of a connection: sends its pattern, checks what comes against the other's."""
 
     def __init__(self, sock: socket.socket, sends: int, expects: int) -> None:
@@ -128,8 +128,8 @@ class Line:
         self.half.ended = "self"
 
 
-async def play(line: Line, script: Script, *, client: bool) -> None:
-    """Play one end. Returns when it is over, however it ended; `line.half` has the result."""
+async def play(peer: Peer, script: Script, *, client: bool) -> None:
+    """Play one end. Returns when it is over, however it ended; `peer.half` has the result."""
     mine = script.up if client else script.down
     pause = script.pause_down if client else script.pause_up
     first = End.CLIENT_FIRST if client else End.SERVER_FIRST
@@ -138,28 +138,28 @@ async def play(line: Line, script: Script, *, client: bool) -> None:
     urgent_at = mine // 2 if client and script.urgent else -1
     try:
         if resets:
-            await line.send(min(script.reset_at, mine), script.chunk)
-            line.reset()
+            await peer.send(min(script.reset_at, mine), script.chunk)
+            peer.reset()
         elif script.end == first:
-            await line.send(mine, script.chunk, urgent_at=urgent_at)
-            line.finish()
-            await line.read(pause)
+            await peer.send(mine, script.chunk, urgent_at=urgent_at)
+            peer.finish()
+            await peer.read(pause)
         elif script.end == last:
-            await line.read(pause)
-            await line.send(mine, script.chunk, urgent_at=urgent_at)
-            line.finish()
+            await peer.read(pause)
+            await peer.send(mine, script.chunk, urgent_at=urgent_at)
+            peer.finish()
         else:
             async with asyncio.TaskGroup() as group:
-                group.create_task(line.read(pause))
-                group.create_task(_send_and_finish(line, mine, script.chunk, urgent_at))
+                group.create_task(peer.read(pause))
+                group.create_task(_send_and_finish(peer, mine, script.chunk, urgent_at))
     except* OSError as errors:
         codes = {error.errno for error in _leaves(errors)}
-        line.half.ended = "reset" if codes <= _RESETS else f"error {codes}"
+        peer.half.ended = "reset" if codes <= _RESETS else f"error {codes}"
 
 
-async def _send_and_finish(line: Line, size: int, chunk: int, urgent_at: int) -> None:
-    await line.send(size, chunk, urgent_at=urgent_at)
-    line.finish()
+async def _send_and_finish(peer: Peer, size: int, chunk: int, urgent_at: int) -> None:
+    await peer.send(size, chunk, urgent_at=urgent_at)
+    peer.finish()
 
 
 def _leaves(group: BaseExceptionGroup[OSError]) -> list[OSError]:

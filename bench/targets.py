@@ -71,7 +71,7 @@ def _haproxy(name: str, about: str, threads: int, *, splice: bool = False) -> Ki
     )
 
 
-DIRECT = "direct"
+DIRECT, FLOOR = "direct", "floor"
 KINDS = {
     kind.name: kind
     for kind in (
@@ -92,6 +92,15 @@ KINDS = {
             version=["nginx", "-v"],
             command=lambda config: ["nginx", "-c", str(config)],
             render=lambda wiring: configs.nginx(wiring, stream_module()),
+        ),
+        Kind(
+            FLOOR,
+            "a bare forwarder in Python without anything that makes it a proxy: what a new connection costs at the least",
+            program="",
+            package="",
+            version=[sys.executable, "-c", "from importlib.metadata import version; print('uvloop', version('uvloop'))"],
+            command=lambda config: [sys.executable, "-m", "bench.floor", str(config)],
+            render=configs.floor,
         ),
     )
 }

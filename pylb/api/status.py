@@ -5,7 +5,7 @@ import time
 from typing import Any
 
 from pylb import __version__
-from pylb.control.health_sentence import Health, condition, said, since_down, troubles
+from pylb.control.health_sentence import Condition, condition, said, since_down, troubles
 from pylb.control.registry import Registry
 from pylb.control.steps import in_turns
 from pylb.control.views import FrontendView
@@ -18,7 +18,7 @@ FRONTENDS = 15  # between two turns of the loop: with ten servers each, ~1 ms
 async def status(registry: Registry, counters: Counters, workers: int, *, reloaded: bool, started_at: float) -> dict[str, Any]:
     """For JSON. `workers`: how many run. `started_at`: unix time. For rates, call it twice."""
     now, down_at = time.time(), since_down(registry.events())
-    conditions: list[tuple[Health, str]] = []
+    conditions: list[tuple[Condition, str]] = []
     rows: list[dict[str, Any]] = []
     async for one in in_turns(registry.each_frontend(), FRONTENDS):
         conditions.append(condition(one, down_at, now))
@@ -45,7 +45,7 @@ async def status(registry: Registry, counters: Counters, workers: int, *, reload
     }
 
 
-def _frontend(one: FrontendView, counters: FrontendCounters | None, found: tuple[Health, str]) -> dict[str, Any]:
+def _frontend(one: FrontendView, counters: FrontendCounters | None, found: tuple[Condition, str]) -> dict[str, Any]:
     counted = counters if counters is not None else FrontendCounters(one.name)  # its port is not open
     return {
         "port": one.listen.port,

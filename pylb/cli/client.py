@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 import click
 
-from pylb.cli.tables import Part, clock, terminal, written
+from pylb.cli.tables import Block, clock, terminal, written
 
 FAILED, UNUSABLE = 1, 2
 Answer = dict[str, Any]
@@ -94,7 +94,7 @@ def reaches(answer: Answer, what: str) -> None:
         say(f"{what} since {clock(since)}", err=True)
 
 
-def say(*parts: Part, err: bool = False, nl: bool = True) -> None:
+def say(*parts: Block, err: bool = False, nl: bool = True) -> None:
     """The only way to the terminal: names, paths and answers in `parts` come from outside and must not drive it."""
     plain = err or all(isinstance(part, str) for part in parts)
     try:

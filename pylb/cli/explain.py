@@ -10,7 +10,7 @@ import click
 from pylb.cli import session_trace
 from pylb.cli.client import CONFIG, JSON, ask, say
 from pylb.cli.session_trace import LETTERS, REASONS
-from pylb.cli.tables import Part, facts
+from pylb.cli.tables import Block, facts
 from pylb.core.health import YES
 from pylb.core.text import whole_number
 
@@ -108,7 +108,7 @@ def _denials(denied: Mapping[str, int]) -> str:
     return "; ".join(f"{count} ({reason}): {REASONS.get(reason, 'see the metric')}" for reason, count in most)
 
 
-def describe(found: Mapping[str, Any], holder: str) -> list[Part]:
+def describe(found: Mapping[str, Any], holder: str) -> list[Block]:
     """For people. `holder`: the process that listens, if it is visible."""
     rows: list[tuple[str, str]] = []
     if found["listens"]:

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from pylb.cli.client import CONFIG, JSON, ask, reaches, say
-from pylb.cli.tables import Column, Part, Table, clock
+from pylb.cli.tables import Block, Column, Table, clock
 from pylb.core.text import ago, span
 
 _COLUMNS = (
@@ -47,7 +47,7 @@ def routes(config_path: Path | None, as_json: bool, rejected: bool) -> None:
             say(note, err=True)
 
 
-def table(found: Sequence[Mapping[str, Any]]) -> Part:
+def table(found: Sequence[Mapping[str, Any]]) -> Block:
     """One line for each server."""
     if not found:
         return "no frontends: nothing is registered, and the config has no static ones"
@@ -84,7 +84,7 @@ def _left(seconds: float | None) -> str:
     return span(round(seconds)) if seconds >= 0 else f"over for {span(round(-seconds))}"
 
 
-def rejections(found: Sequence[Mapping[str, Any]]) -> Part:
+def rejections(found: Sequence[Mapping[str, Any]]) -> Block:
     """The last refused calls, newest last."""
     if not found:
         return "no call was refused since pylb started"

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pylb.cli.tables import LABEL, Column, Part, Table, clock, facts
+from pylb.cli.tables import LABEL, Block, Column, Table, clock, facts
 from pylb.core.table_diff import RANKS
 from pylb.core.tcp_info import TcpInfo, in_words
 from pylb.core.text import span
@@ -60,7 +60,7 @@ _ENDED = (
 )
 
 
-def describe(trace: Mapping[str, Any]) -> list[Part]:
+def describe(trace: Mapping[str, Any]) -> list[Block]:
     """The description as lines; the first one says how the session ended, or that it is live."""
     by = f"{trace['frontend']}, by the table of generation {trace['generation']} (`pylb history` has its changes)"
     came = f"{clock(trace['accepted_at'])} from {trace['client']} to {trace['listen']}"

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 import click
 
 from pylb.cli.client import CONFIG, JSON, Answer, ask, say
-from pylb.cli.tables import Column, Part, Table, size, terminal, written
+from pylb.cli.tables import Block, Column, Table, size, terminal, written
 from pylb.core.text import span
 
 HEAD_LINES = 7  # of a terminal, around a list
@@ -93,7 +93,7 @@ def _follow(look: Callable[[], Answer], now: Answer, show: Callable[[Answer, Ans
 # ------------------------------------------------------------ for people
 
 
-def parts(now: Answer, before: Answer | None = None, rows: int | None = None) -> list[Part]:
+def parts(now: Answer, before: Answer | None = None, rows: int | None = None) -> list[Block]:
     """The condition as lines and a table. Rates are since `before`, an earlier answer; without one they are dashes.
 
     `rows`: at most so many frontends, unhealthy and busy ones first; else all, in the order of their ports.
@@ -104,7 +104,7 @@ def parts(now: Answer, before: Answer | None = None, rows: int | None = None) ->
     if rows is not None and len(frontends) > rows:
         busiest = sorted(frontends, key=lambda one: (_WORST_FIRST[one["health"]], -_of(rates, one, "sessions_total")))
         left, frontends = len(frontends) - rows, busiest[:rows]
-    found: list[Part] = [now["health"], _about(now), _totals(now, rates)]
+    found: list[Block] = [now["health"], _about(now), _totals(now, rates)]
     if frontends:
         found += ["", Table(_COLUMNS, [_cells(one, rates) for one in frontends])]
     if left:

@@ -49,7 +49,7 @@ class Table:
     indent: int = 0
 
 
-Part = str | Table
+Block = str | Table
 
 
 def facts(rows: Iterable[tuple[str, str]]) -> Table:
@@ -57,7 +57,7 @@ def facts(rows: Iterable[tuple[str, str]]) -> Table:
     return Table((Column("", width=LABEL - GAP), Column("", folds=True)), list(rows))
 
 
-def written(parts: Iterable[Part], screen: "Console | None" = None) -> str:
+def written(parts: Iterable[Block], screen: "Console | None" = None) -> str:
     """Lines of text and tables, one below the other."""
     return "\n".join(_written(part, screen) for part in parts)
 
@@ -83,7 +83,7 @@ def size(number: float) -> str:
     return decimal(round(number))
 
 
-def _written(part: Part, screen: "Console | None") -> str:
+def _written(part: Block, screen: "Console | None") -> str:
     if isinstance(part, str):
         return visible_lines(part)
     return "\n".join(_plain(part)) if screen is None else _fitted(part, screen)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from pylb.config import models as m
 from pylb.config import values as v
-from pylb.config.entries import Finding, Part, Parts
+from pylb.config.entries import Finding, Parts, ReadablePart
 from pylb.config.health import health_findings
 from pylb.config.without_effect import without_effect
 from pylb.config.yamlplace import Loc
@@ -28,7 +28,7 @@ def findings(parts: Parts) -> Iterator[Finding]:
     yield from _loops(parts)
 
 
-def _webhook(part: Part[m.WebhookListener]) -> Iterator[Finding]:
+def _webhook(part: ReadablePart[m.WebhookListener]) -> Iterator[Finding]:
     listener = part.entry
     if part.broken & {"tls", "insecure"}:
         return
@@ -73,7 +73,7 @@ def _tokens(parts: Parts) -> Iterator[Finding]:
 
 
 def _same_names(
-    parts: Parts, what: str, entries: Sequence[Part[m.TokenEntry]] | Sequence[Part[m.FrontendEntry]]
+    parts: Parts, what: str, entries: Sequence[ReadablePart[m.TokenEntry]] | Sequence[ReadablePart[m.FrontendEntry]]
 ) -> Iterator[Finding]:
     names: dict[str, Loc | None] = {}
     for part in entries:
@@ -119,7 +119,7 @@ def _taken_ports(parts: Parts) -> Iterator[Finding]:
             first_of.setdefault((port, one), (number, taker))
 
 
-def _frontend(part: Part[m.FrontendEntry]) -> Iterator[Finding]:
+def _frontend(part: ReadablePart[m.FrontendEntry]) -> Iterator[Finding]:
     entry = part.entry
     for key in ("shutdown", "upgrade"):
         if key in entry.timeouts.model_fields_set:

@@ -29,7 +29,7 @@ class Finding:
 
 
 @dataclass(frozen=True, slots=True)
-class Part(Generic[_S]):
+class ReadablePart(Generic[_S]):
     """One entry. `broken` are the keys that do not validate: they hold stand-ins, from which nothing may be concluded."""
 
     loc: Loc | None  # None: the default, not written in the file
@@ -45,14 +45,14 @@ class Parts:
     """The readable parts of a file."""
 
     document: Document
-    webhook: list[Part[m.WebhookListener]] = field(default_factory=list)
+    webhook: list[ReadablePart[m.WebhookListener]] = field(default_factory=list)
     admin: m.Admin | None = None
     metrics: m.Metrics | None = None
     leases: m.Leases | None = None
     log: m.Log | None = None
     defaults: m.Defaults | None = None
-    tokens: list[Part[m.TokenEntry]] = field(default_factory=list)
-    frontends: list[Part[m.FrontendEntry]] = field(default_factory=list)
+    tokens: list[ReadablePart[m.TokenEntry]] = field(default_factory=list)
+    frontends: list[ReadablePart[m.FrontendEntry]] = field(default_factory=list)
     written_frontends: int = 0  # includes those that cannot be read at all
     public_addresses: frozenset[str] = frozenset()
 
@@ -69,7 +69,7 @@ def readable_parts(document: Document, base: Path) -> Parts:
     data = document.data if isinstance(document.data, dict) else {}
     webhook = list(_entries(m.WebhookListener, "webhook", data.get("webhook"), base))
     if data.get("webhook") is None:
-        webhook = [Part(None, listener) for listener in default_webhook()]
+        webhook = [ReadablePart(None, listener) for listener in default_webhook()]
     return Parts(
         document,
         webhook,
@@ -86,15 +86,15 @@ def readable_parts(document: Document, base: Path) -> Parts:
 
 def _entries(
     model: type[_S], key: str, items: object, base: Path, stand_ins: Mapping[str, Any] = MappingProxyType({})
-) -> Iterator[Part[_S]]:
+) -> Iterator[ReadablePart[_S]]:
     for index, item in enumerate(one_or_more(items) or []):
         try:
-            yield Part((key, index), model.model_validate(item, context=base))
+            yield ReadablePart((key, index), model.model_validate(item, context=base))
         except ValidationError as error:
             broken = frozenset(str(detail["loc"][0]) for detail in error.errors() if detail["loc"])
             rest = {name: value for name, value in item.items() if name not in broken} if isinstance(item, dict) else {}
             try:
-                yield Part((key, index), model.model_validate({**stand_ins, **rest}, context=base), broken)
+                yield ReadablePart((key, index), model.model_validate({**stand_ins, **rest}, context=base), broken)
             except ValidationError:
                 pass  # without a name or an address there is nothing to compare
 

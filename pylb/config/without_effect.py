@@ -8,7 +8,7 @@ from operator import attrgetter
 from typing import Any, NamedTuple
 
 from pylb.config import models as m
-from pylb.config.entries import Finding, Part, Parts
+from pylb.config.entries import Finding, Parts, ReadablePart
 from pylb.core.address import ANY, Address, HostPort, Listen
 from pylb.core.policy import UNSAID, Balance, HealthMode, Policy, ProxyProtocol, StaticFrontend
 
@@ -95,7 +95,7 @@ def without_effect(parts: Parts) -> Iterator[Finding]:
         yield from _defaults(parts.defaults, defaults, [part.entry for part in readable])
 
 
-def _finding(part: Part[Any], need: _Need, severity: str = "error") -> Finding:
+def _finding(part: ReadablePart[Any], need: _Need, severity: str = "error") -> Finding:
     return Finding(part.at(*need.key.split(".")), f"{need.key} has no effect: {need.why}", need.hint, severity)
 
 
@@ -120,7 +120,7 @@ def _defaults(section: m.Defaults, defaults: Policy, frontends: list[m.FrontendE
 
     A frontend added later may need the value, so it is only a warning; a switch that is turned on is meant for now.
     """
-    part = Part(("defaults",), section)
+    part = ReadablePart(("defaults",), section)
     registered = StaticFrontend("", Listen("tcp", defaults.bind, 1), (), defaults)
     static = [(entry, entry.frontend(defaults)) for entry in frontends]
     for need in _NEEDS:
@@ -134,7 +134,7 @@ def _defaults(section: m.Defaults, defaults: Policy, frontends: list[m.FrontendE
             yield Finding(part.at("resolve_interval"), message, "remove the line", "warning")
 
 
-def _servers(part: Part[m.FrontendEntry], frontend: StaticFrontend) -> Iterator[Finding]:
+def _servers(part: ReadablePart[m.FrontendEntry], frontend: StaticFrontend) -> Iterator[Finding]:
     for index, (entry, server) in enumerate(zip(part.entry.servers, frontend.servers, strict=True)):
         if entry.weight > 1 and frontend.policy.balance is Balance.FIRST:
             message = f"weight of {server.address} has no effect: with balance: first there are no shares"

@@ -17,7 +17,7 @@ from pylb.core.text import ago
 MOST_TOLD = 3  # troubles in the sentence; the rest are counted
 
 
-class Health(StrEnum):
+class Condition(StrEnum):
     HEALTHY = "healthy"
     DEGRADED = "degraded"
     DOWN = "down"
@@ -35,33 +35,33 @@ def since_down(events: Iterable[Event]) -> dict[tuple[str, str], float]:
     return found
 
 
-def condition(one: FrontendView, down_at: Mapping[tuple[str, str], float], now: float) -> tuple[Health, str]:
+def condition(one: FrontendView, down_at: Mapping[tuple[str, str], float], now: float) -> tuple[Condition, str]:
     """One word, and what is wrong ("" if healthy). `down_at`: from `since_down`; `now`: unix time."""
-    health, text = _condition(one, down_at, now)
+    word, text = _condition(one, down_at, now)
     if one.closes is not None and one.unbound is None:
         text += f"; nobody calls for it any more: its port closes at {moment(one.closes)}"
-    return health, text
+    return word, text
 
 
-def _condition(one: FrontendView, down_at: Mapping[tuple[str, str], float], now: float) -> tuple[Health, str]:
+def _condition(one: FrontendView, down_at: Mapping[tuple[str, str], float], now: float) -> tuple[Condition, str]:
     if one.unbound is not None:
-        return Health.DOWN, f"{one.name} cannot open its port: {one.unbound}"
+        return Condition.DOWN, f"{one.name} cannot open its port: {one.unbound}"
     if not one.servers:
-        return Health.DOWN, f"{one.name} has no server yet"
+        return Condition.DOWN, f"{one.name} has no server yet"
     serving = [view for view in one.servers if view.state not in ("drain", "maint") and view.weight]
     if not serving:
-        return Health.DOWN, f"{one.name} has no server in service (pylb ctl ready brings one back)"
+        return Condition.DOWN, f"{one.name} has no server in service (pylb ctl ready brings one back)"
     serving = [view for view in serving if not view.not_missed] or serving  # as long as others serve
     lost = [view for view in serving if view.state == "down"]
     silent = [view for view in serving if view.state == "unproven" and view.reachable in ("refused", "timeout")]
     if lost or silent:
         text = f"{one.name} {_lost(one.name, lost, down_at, now)}" if lost else f"{one.name} {_silent(silent)}"
         if len(lost) + len(silent) == len(serving):
-            return Health.DOWN, f"{text} and has no other" if len(serving) == 1 else f"{text} and has none left"
-        return Health.DEGRADED, text
+            return Condition.DOWN, f"{text} and has no other" if len(serving) == 1 else f"{text} and has none left"
+        return Condition.DEGRADED, text
     if all(view.rank == LAST_RESORT for view in serving):
-        return Health.DEGRADED, f"{one.name} is served by registrations that no longer call"
-    return Health.HEALTHY, ""
+        return Condition.DEGRADED, f"{one.name} is served by registrations that no longer call"
+    return Condition.HEALTHY, ""
 
 
 def _lost(name: str, lost: Sequence[ServerView], down_at: Mapping[tuple[str, str], float], now: float) -> str:
@@ -86,12 +86,12 @@ def _silent(silent: Sequence[ServerView]) -> str:
     return f"waits for {what}, which accepted no connection yet ({silent[0].reachable})"
 
 
-def said(found: Sequence[tuple[Health, str]], also: Iterable[str] = ()) -> str:
+def said(found: Sequence[tuple[Condition, str]], also: Iterable[str] = ()) -> str:
     """ "3 of 4 frontends healthy; web-443 lost 10.0.0.7:30443 12 s ago", from the conditions of all frontends. `also`: problems
     of pylb itself, which come first."""
-    troubles = [*also, *(text for wanted in (Health.DOWN, Health.DEGRADED) for health, text in found if health is wanted)]
+    troubles = [*also, *(text for wanted in (Condition.DOWN, Condition.DEGRADED) for word, text in found if word is wanted)]
     told = troubles if len(troubles) <= MOST_TOLD + 1 else [*troubles[:MOST_TOLD], f"{len(troubles) - MOST_TOLD} more"]
-    healthy = sum(health is Health.HEALTHY for health, _ in found)
+    healthy = sum(word is Condition.HEALTHY for word, _ in found)
     if not found:
         head = "no frontends yet"
     elif len(found) == 1:

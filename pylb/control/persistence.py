@@ -18,7 +18,7 @@ from pylb.control.storage.table_history import TableHistory
 from pylb.control.tasks import Part, Tasks
 from pylb.core.registration import Key
 
-RESERVE = 1000  # generations
+NUMBERS_AHEAD = 1000  # generations
 
 
 class Persistence:
@@ -44,7 +44,7 @@ class Persistence:
         self._tasks = tasks
         self._encoder = Encoder()
         # Generation numbers that no other table will have, not even after a crash: tables made by health are in no snapshot.
-        self.numbers_ahead = RESERVE  # with each snapshot; 0 for the last one
+        self.numbers_ahead = NUMBERS_AHEAD  # with each snapshot; 0 for the last one
         self._reserved = 0  # the first one that is not
         self.unsaved = False  # something worth a snapshot that no answer waits for
         self.failures = 0
@@ -62,7 +62,7 @@ class Persistence:
 
     def is_wanted(self) -> bool:
         """Whether there is something to write for which no call waits."""
-        return self.unsaved or self._publisher.table.generation + RESERVE // 2 > self._reserved
+        return self.unsaved or self._publisher.table.generation + NUMBERS_AHEAD // 2 > self._reserved
 
     async def save(self, desired: DesiredState) -> None:
         """Raises OSError."""

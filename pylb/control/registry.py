@@ -17,7 +17,7 @@ from pylb.control.health.prober import ask as ask_server
 from pylb.control.health.resolver import Resolve
 from pylb.control.operator_commands import OperatorCommands
 from pylb.control.periodic import PeriodicWork
-from pylb.control.persistence import RESERVE
+from pylb.control.persistence import NUMBERS_AHEAD
 from pylb.control.registrar import Registrar
 from pylb.control.rules import RulesInForce
 from pylb.control.state import ControlState
@@ -148,7 +148,7 @@ class Registry:
             await self._state.persistence.write_history()
             self._store.unlock()
         except BaseException:
-            self._state.persistence.numbers_ahead = RESERVE
+            self._state.persistence.numbers_ahead = NUMBERS_AHEAD
             self._state.writer.resume()
             raise
         self._handed_over = True
@@ -157,7 +157,7 @@ class Registry:
         """The successor failed. Raises StateLocked, OSError."""
         await asyncio.to_thread(self._store.open)
         self._handed_over = False
-        self._state.persistence.numbers_ahead = RESERVE
+        self._state.persistence.numbers_ahead = NUMBERS_AHEAD
         self._state.persistence.unsaved = True  # the successor may have written
         self._state.writer.resume()
 

@@ -24,8 +24,8 @@ class Override:
     exempt: bool = False  # a server that serves although its node is out of service
 
 
-Place = tuple[Listen, Address]
-OverrideTarget = Place | str  # a frontend's server, or a node's IP
+ServerKey = tuple[Listen, Address]  # a frontend's server: where the frontend listens, and the server's address
+OverrideTarget = ServerKey | str  # or a node's IP
 Overrides = Mapping[OverrideTarget, Override]
 NONE: Overrides = MappingProxyType({})
 _AS_IT_IS = Override()
@@ -74,12 +74,12 @@ def without(overrides: Overrides, targets: Iterable[OverrideTarget]) -> Override
     return MappingProxyType({one: override for one, override in overrides.items() if one not in gone})
 
 
-def _is_there(place: Place, claims: Claims, static_rules: StaticRules) -> bool:
+def _is_there(key: ServerKey, claims: Claims, static_rules: StaticRules) -> bool:
     """A server from the config stays, even while its host name resolves to another address."""
-    listen, address = place
+    listen, address = key
     if listen in static_rules.frontends:
         return True
-    held = (claims.registrations[key] for key in claims.holders.get(listen, ()))
+    held = (claims.registrations[holder] for holder in claims.holders.get(listen, ()))
     return any(
         address == one.address(one.wanted[one.places.index(listen)]) or any(address == old.address for old in one.displaced)
         for one in held

@@ -12,23 +12,23 @@ K = TypeVar("K")
 V = TypeVar("V")
 D = TypeVar("D")
 
-PARTS = 256  # a power of two: with 10,000 entries each part has about 40
-_MASK = PARTS - 1
+BUCKETS = 256  # a power of two: with 10,000 entries each bucket has about 40
+_MASK = BUCKETS - 1
 
-Part = Mapping[K, tuple[int, V]]  # the value of each key, and its place in the order
+Bucket = Mapping[K, tuple[int, V]]  # the value of each key, and its place in the order
 
 
 class PersistentMap(Mapping[K, V], Generic[K, V]):
     """In the order in which keys were first added, like a dict. No value is None: in an edit that means "no longer there".
 
-    `parts` never change, and keep their identity from one mapping to the next unless an edit touched them. So whatever is
-    computed per part (the snapshot's text) can be cached.
+    `buckets` never change, and keep their identity from one mapping to the next unless an edit touched them. So whatever is
+    computed per bucket (the snapshot's text) can be cached.
     """
 
-    __slots__ = ("_added", "_length", "parts")
+    __slots__ = ("_added", "_length", "buckets")
 
     def __init__(self, entries: Mapping[K, V] | None = None, *, base: "PersistentMap[K, V] | None" = None) -> None:
-        self.parts: tuple[Part[K, V], ...] = base.parts if base is not None else _NOTHING
+        self.buckets: tuple[Bucket[K, V], ...] = base.buckets if base is not None else _NOTHING
         self._length = len(base) if base is not None else 0
         self._added = base.added if base is not None else 0
         self._edit(entries or {})
@@ -40,7 +40,7 @@ class PersistentMap(Mapping[K, V], Generic[K, V]):
 
     def edited(self, edits: Mapping[K, V | None]) -> "PersistentMap[K, V]":
         """With other values for some keys, and without those whose new value is None. Returns the same mapping if nothing
-        differs: copying parts for a key that was not there anyway would be wasted work at each move."""
+        differs: copying buckets for a key that was not there anyway would be wasted work at each move."""
         edits = {key: value for key, value in edits.items() if self.get(key) is not value}
         if not edits:
             return self
@@ -50,37 +50,37 @@ class PersistentMap(Mapping[K, V], Generic[K, V]):
 
     def _edit(self, edits: Mapping[K, V | None]) -> None:
         """Used only while the mapping is being made."""
-        parts = cast("list[dict[K, tuple[int, V]]]", list(self.parts))
+        buckets = cast("list[dict[K, tuple[int, V]]]", list(self.buckets))
         copied: set[int] = set()
         for key, value in edits.items():
             number = hash(key) & _MASK
             if number not in copied:
                 copied.add(number)
-                parts[number] = parts[number].copy()
-            part = parts[number]
-            known = part.get(key)
+                buckets[number] = buckets[number].copy()
+            bucket = buckets[number]
+            known = bucket.get(key)
             if value is not None:
-                part[key] = (self._added if known is None else known[0], value)
+                bucket[key] = (self._added if known is None else known[0], value)
                 self._added += known is None
                 self._length += known is None
             else:  # `edited` passes on only keys that are there
-                del part[key]
+                del bucket[key]
                 self._length -= 1
-        self.parts = tuple(parts)
+        self.buckets = tuple(buckets)
 
     def __getitem__(self, key: K) -> V:
-        return self.parts[hash(key) & _MASK][key][1]
+        return self.buckets[hash(key) & _MASK][key][1]
 
     @overload
     def get(self, key: K, /) -> V | None: ...
     @overload
     def get(self, key: K, /, default: V | D) -> V | D: ...
     def get(self, key: K, /, default: V | D | None = None) -> V | D | None:
-        entry = self.parts[hash(key) & _MASK].get(key)
+        entry = self.buckets[hash(key) & _MASK].get(key)
         return default if entry is None else entry[1]
 
     def __contains__(self, key: object) -> bool:
-        return key in self.parts[hash(key) & _MASK]
+        return key in self.buckets[hash(key) & _MASK]
 
     def __len__(self) -> int:
         return self._length
@@ -97,7 +97,7 @@ class PersistentMap(Mapping[K, V], Generic[K, V]):
 
     def in_any_order(self) -> Iterator[V]:
         """The values, unsorted: for callers that let other work run between them."""
-        return (value for part in self.parts for _, value in part.values())
+        return (value for bucket in self.buckets for _, value in bucket.values())
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Mapping) and dict(self.items()) == dict(other)
@@ -110,7 +110,7 @@ class PersistentMap(Mapping[K, V], Generic[K, V]):
 
     def ordered(self) -> list[tuple[int, K, V]]:
         """The place, the key and the value of each entry."""
-        found = [(place, key, value) for part in self.parts if part for key, (place, value) in part.items()]
+        found = [(place, key, value) for bucket in self.buckets if bucket for key, (place, value) in bucket.items()]
         found.sort(key=itemgetter(0))
         return found
 
@@ -126,12 +126,12 @@ class _Values(ValuesView[V]):
     _mapping: PersistentMap[Any, V]
 
     def __iter__(self) -> Iterator[V]:
-        entries = [entry for part in self._mapping.parts if part for entry in part.values()]
+        entries = [entry for bucket in self._mapping.buckets if bucket for entry in bucket.values()]
         entries.sort(key=itemgetter(0))  # those that are there: 10,000 new ones would be ten collections of garbage, too
         return (value for _, value in entries)
 
 
-_NOTHING: tuple[Part[Any, Any], ...] = ({},) * PARTS
+_NOTHING: tuple[Bucket[Any, Any], ...] = ({},) * BUCKETS
 
 
 def frozen_set(keys: Iterable[K]) -> PersistentMap[K, bool]:

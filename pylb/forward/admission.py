@@ -71,7 +71,7 @@ class AdmissionRules:
         return ""
 
 
-def wanted(policy: Policy) -> bool:
+def needs_admission(policy: Policy) -> bool:
     return bool(policy.access or policy.limits.by_source or policy.accept_proxy.networks)
 
 

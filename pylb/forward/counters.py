@@ -100,11 +100,11 @@ class Counters:
         "bytes_spliced",
         "faults",
         "frontends",
+        "guaranteed",
         "max_connections",
         "open_sessions",
         "pipe_fallbacks",
         "pipes_lent",
-        "reserve",
         "runnable",
         "shared",
     )
@@ -114,8 +114,8 @@ class Counters:
         self.open_sessions = 0
         self.buffered = 0  # bytes in memory and pipes that wait for blocked destinations
         self.max_connections = max_connections
-        self.reserve = 0  # the part of max_connections that each frontend has for itself
-        self.shared = 0  # open sessions beyond the reserves of their frontends
+        self.guaranteed = 0  # the part of max_connections that each frontend has for itself
+        self.shared = 0  # open sessions beyond what their frontends are guaranteed
         self.accept_errors: Counter[str] = Counter()  # errno names
         self.faults = 0  # pylb's own faults; each ended at most one session, or held up one port for a moment
         self.pipe_fallbacks = 0  # sessions that wanted a pipe and got none

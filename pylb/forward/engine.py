@@ -283,7 +283,7 @@ class Engine:
             if self._nofile:
                 limit = connection_limit(self._nofile, len(self._ports.by_listen), self._reserve)
                 self.counters.max_connections = min(self._most, limit)
-            self._ports.hold_spare()
+            self._ports.set_guarantee()
         self.table, self._unserved = table, tuple(failed)
         if regroup:
             self._timers.regroup()

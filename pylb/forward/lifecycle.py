@@ -158,7 +158,7 @@ class Lifecycle:
             session.sweep_group = sweep_group
         counters.open_sessions += 1
         frontend.sessions += 1
-        if frontend.sessions > counters.reserve:
+        if frontend.sessions > counters.guaranteed:
             counters.shared += 1
         frontend.counters.sessions += 1
         frontend.counters.sessions_total += 1
@@ -423,7 +423,7 @@ class Lifecycle:
             del session.sweep_group.sessions[session]
         self.deadlines.clear(session)
         self._run_queue.budget -= END
-        if frontend.sessions > self._counters.reserve:
+        if frontend.sessions > self._counters.guaranteed:
             self._counters.shared -= 1
         frontend.sessions -= 1
         frontend.counters.sessions -= 1

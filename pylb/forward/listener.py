@@ -16,7 +16,7 @@ from pylb.forward.run_queue import ACCEPT, RunQueue
 from pylb.forward.session import FrontendState
 from pylb.forward.sockets import Opener, backlog, close
 
-RESERVE = 16  # sessions that a frontend has for itself
+GUARANTEED = 16  # sessions that a frontend has for itself
 BATCH = 8  # accepts in a row, then other work gets its turn
 
 
@@ -90,14 +90,14 @@ def _fds(port: ListeningPort) -> tuple[int, ...]:
 
 
 class SpareDescriptor:
-    """One descriptor held in reserve, for the server's side of a client that took the last one."""
+    """One descriptor held back for the server's side of a client that took the last one."""
 
     def __init__(self) -> None:
         self._fd = -1
         self.hold()
 
     def hold(self) -> bool:
-        """Open the reserve descriptor again. False: there is none to spare."""
+        """Open the spare descriptor again. False: there is none to spare."""
         if self._fd < 0:
             try:
                 self._fd = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
@@ -106,7 +106,7 @@ class SpareDescriptor:
         return True
 
     def spend(self) -> bool:
-        """Free the reserve descriptor. True: there is a free descriptor now that was not there before."""
+        """Free the spare descriptor. True: there is a free descriptor now that was not there before."""
         if self._fd < 0:
             return False
         fd, self._fd = self._fd, -1
@@ -142,7 +142,7 @@ class ListeningPorts:
         self._rated: dict[ListeningPort, None] = {}  # those whose frontend limits its rate
         self._serving = 0  # how many ports have a frontend
         self._retired: list[FrontendState] = []  # frontends whose ports are closed and that still have sessions
-        self.shareable = counters.max_connections  # sessions possible beyond the frontends' reserves
+        self.shareable = counters.max_connections  # sessions possible beyond what the frontends are guaranteed
         self._spare = SpareDescriptor()
         self._backing_off: dict[ListeningPort, None] = {}  # those whose sockets are in error
         self._paused = False  # descriptors or memory ran out: no port accepts before the next tick
@@ -240,27 +240,27 @@ class ListeningPorts:
                 f"nobody can be accepted on {port.listen}; retries are at most {LONGEST_BACKOFF:g} s apart", error
             )
 
-    def hold_spare(self) -> None:
-        """Divide max_connections again: a quarter is split among the frontends, at most RESERVE for each.
+    def set_guarantee(self) -> None:
+        """Divide max_connections again: a quarter is split among the frontends, at most GUARANTEED for each.
 
         So no frontend can take what the others need to be reachable at all. Costs a visit of all only when their shares change.
         """
         counters = self._counters
-        reserve = min(RESERVE, counters.max_connections // (4 * max(1, self._serving)))
-        self.shareable = counters.max_connections - reserve * self._serving
+        guaranteed = min(GUARANTEED, counters.max_connections // (4 * max(1, self._serving)))
+        self.shareable = counters.max_connections - guaranteed * self._serving
         retired, self._retired = self._retired, []
         for frontend in retired:
             if frontend.sessions:
                 self._retired.append(frontend)
             else:
                 frontend.break_cycles()
-        if reserve != counters.reserve:
-            counters.reserve = reserve
+        if guaranteed != counters.guaranteed:
+            counters.guaranteed = guaranteed
             serving = [port.frontend for port in self.by_listen.values() if port.frontend is not None]
-            counters.shared = sum(max(0, frontend.sessions - reserve) for frontend in (*serving, *self._retired))
+            counters.shared = sum(max(0, frontend.sessions - guaranteed) for frontend in (*serving, *self._retired))
 
     def resume(self, elapsed: float) -> None:
-        """Called by the tick: accept again, once the reserve descriptor is back, and as much as the rates allow.
+        """Called by the tick: accept again, once the spare descriptor is back, and as much as the rates allow.
 
         A frontend that was quiet may accept a second's worth at once.
         """
@@ -284,7 +284,7 @@ class ListeningPorts:
         self._faults.guard(f"{port.listen} could not be watched", self.rewatch, port)
 
     def exhausted(self) -> bool:
-        """No descriptor is left for the server's side of an accepted client. True: the reserve has freed one."""
+        """No descriptor is left for the server's side of an accepted client. True: the spare one has been freed."""
         self._paused = True
         return self._spare.spend()
 
@@ -356,7 +356,7 @@ class ListeningPorts:
         frontend, counters = port.frontend, self._counters
         if self._paused or frontend is None or counters.open_sessions >= counters.max_connections:
             return False
-        if counters.shared >= self.shareable and frontend.sessions >= counters.reserve:
+        if counters.shared >= self.shareable and frontend.sessions >= counters.guaranteed:
             return False
         policy = frontend.frontend.policy
         if policy.limits.rate and frontend.allowance < 1:

@@ -11,8 +11,7 @@ from pylb.core.policy import Backups, Balance
 from pylb.core.recorder import Attempt
 from pylb.core.session import Event, State
 from pylb.core.table import DOWN, Frontend, Server
-from pylb.forward import admission as rules
-from pylb.forward.admission import Admission, AdmissionRules
+from pylb.forward.admission import Admission, AdmissionRules, needs_admission
 from pylb.forward.counters import FrontendCounters, ServerCounters
 from pylb.forward.pipes import Pipe
 from pylb.forward.sockets import folded
@@ -180,7 +179,7 @@ class FrontendState:
         """
         self.frontend = frontend
         self.counters.name = frontend.name
-        if not rules.wanted(frontend.policy):
+        if not needs_admission(frontend.policy):
             self.admission_rules = None
         elif self.admission_rules is None:
             self.admission_rules = AdmissionRules(frontend.policy)

@@ -13,7 +13,7 @@ from contextlib import suppress
 from typing import Any
 
 from pylb.control.event_log import Event
-from pylb.control.health_sentence import Health, condition, said, since_down
+from pylb.control.health_sentence import Condition, condition, said, since_down
 from pylb.control.registry import Registry
 from pylb.control.steps import in_turns
 from pylb.control.tasks import Part
@@ -172,7 +172,7 @@ class PageStream:
 
     # ------------------------------------------------------------ the tables
 
-    async def _paint(self) -> tuple[list[tuple[str, bytes]], list[tuple[Health, str]]]:
+    async def _paint(self) -> tuple[list[tuple[str, bytes]], list[tuple[Condition, str]]]:
         """Rebuild the tables. Returns what changed in them, if anybody reads, and the condition of each frontend.
 
         A change is the name of the table and `"key":{fields}`, or only `key` for a removed record.
@@ -215,7 +215,7 @@ class PageStream:
             async for key, record in in_turns(table.items(), SLICE * 5):
                 yield name, _pair(key, record)
 
-    def _head(self, conditions: Sequence[tuple[Health, str]]) -> dict[str, Any]:
+    def _head(self, conditions: Sequence[tuple[Condition, str]]) -> dict[str, Any]:
         """The beginning of each message."""
         registry = self._registry
         head = {"clock": round(self._clock(), 2), "now": round(self._wall(), 2), "sentence": said(conditions, self._also())}

@@ -148,11 +148,11 @@ class MainConnection:
     def _process_frame(self, frame: Frame) -> None:
         """Raises BadFrame."""
         try:
-            self._obey(frame)
+            self._carry_out(frame)
         finally:
             frame.close()  # descriptors that nobody has taken
 
-    def _obey(self, frame: Frame) -> None:
+    def _carry_out(self, frame: Frame) -> None:
         """Raises BadFrame."""
         message = decoded(frame)
         if isinstance(message, PassedSockets):

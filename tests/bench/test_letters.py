@@ -24,8 +24,8 @@ def logs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, list[s
     """{proxy: {case: its messages}}; both at the same time, for most of it is waiting."""
     need("haproxy")
     with ExitStack() as stack, ThreadPoolExecutor() as pool:
-        stages = [stack.enter_context(letters.stage(name, tmp_path_factory.mktemp(name))) for name in letters.TARGETS]
-        played = pool.map(lambda stage: dict(letters.messages(stage, list(letters.CASES))), stages)
+        testbeds = [stack.enter_context(letters.prepared(name, tmp_path_factory.mktemp(name))) for name in letters.TARGETS]
+        played = pool.map(lambda testbed: dict(letters.messages(testbed, list(letters.CASES))), testbeds)
         return dict(zip(letters.TARGETS, played, strict=True))
 
 
@@ -146,22 +146,22 @@ def test_halog_reads_the_times_of_both(logs: dict[str, dict[str, list[str]]], op
 def test_dontlognull_means_the_same(name: str, tmp_path: Path) -> None:
     """No line for a client without a byte, whatever the server said to it. But pylb never hides a server that refuses."""
     need("haproxy")
-    with letters.stage(name, tmp_path, dontlognull=True) as stage:
+    with letters.prepared(name, tmp_path, dontlognull=True) as testbed:
         silent = []
         for greeting in (b"", b"220 ready"):
-            with closing(stage.client("plain")) as client:
+            with closing(testbed.client("plain")) as client:
                 silent.append(str(letters.name_of(client)))
-                with closing(stage.server.accept()[0]) as server:
+                with closing(testbed.server.accept()[0]) as server:
                     server.settimeout(letters.LIMIT)
                     server.sendall(greeting)
                     assert not greeting or client.recv(100) == greeting
                     letters.reset(client)
                     letters.until_end(server)
-        refused = str(letters.CASES["the only server refuses"].play(stage))
-        spoke = [str(letters.CASES[case].play(stage)) for case in ("the client resets", "both sides finish")]
-        said = [stage.log.recv(9999).decode()]
+        refused = str(letters.CASES["the only server refuses"].play(testbed))
+        spoke = [str(letters.CASES[case].play(testbed)) for case in ("the client resets", "both sides finish")]
+        said = [testbed.log.recv(9999).decode()]
         while spoke[-1] not in said[-1]:
-            said.append(stage.log.recv(9999).decode())
+            said.append(testbed.log.recv(9999).decode())
     text = "".join(said)
     assert [one for one in spoke if f" {one} " in text] == spoke
     assert [one for one in silent if f" {one} " in text] == []

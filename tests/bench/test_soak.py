@@ -12,7 +12,7 @@ from itertools import islice
 import pytest
 
 from bench.soak import is_loss
-from bench.streams import End, Half, Line, Script, play, scripts, verdict
+from bench.streams import End, Half, Peer, Script, play, scripts, verdict
 from tests.support.processes import ROOT
 
 SCRIPT = Script(number=7, end=End.TOGETHER, up=100_000, down=50_000, chunk=1000)
@@ -27,7 +27,7 @@ async def played(script: Script, spoil: Callable[[bytes], bytes] | None = None) 
         server = inner
     for sock in {client, inner, outer, server}:
         sock.setblocking(False)
-    one, two = Line(client, script.number, script.number + 1), Line(server, script.number + 1, script.number)
+    one, two = Peer(client, script.number, script.number + 1), Peer(server, script.number + 1, script.number)
 
     async def carry(source: socket.socket, target: socket.socket, change: Callable[[bytes], bytes]) -> None:
         while data := await loop.sock_recv(source, 65536):

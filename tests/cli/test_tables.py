@@ -7,7 +7,7 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
-from pylb.cli.tables import Column, Part, Table, facts, size, written
+from pylb.cli.tables import Block, Column, Table, facts, size, written
 from tests.support.processes import ROOT
 
 COLUMNS = (
@@ -79,7 +79,7 @@ def test_the_word_for_a_state_has_a_colour_unless_no_colours_are_wanted(state: s
 @pytest.mark.parametrize("text", HOSTILE)
 def test_what_would_drive_the_terminal_is_shown(text: str, screen: Console | None) -> None:
     shown = text.encode("unicode_escape").decode().replace("\\r\\n", "\\x0d\\x0a")
-    parts: list[Part] = [Table((Column("NAME", state=True),), [(text,)]), facts([("label", text)])]
+    parts: list[Block] = [Table((Column("NAME", state=True),), [(text,)]), facts([("label", text)])]
     head, cell, fact = written(parts, screen).splitlines()
     assert (head.rstrip(), cell.rstrip(), fact.split(maxsplit=1)[1].rstrip()) == ("NAME", shown, shown)
     assert "\x1b" not in written(["a line\n" + text], screen)

@@ -5,11 +5,10 @@ from typing import Any
 import pytest
 
 from pylb.control.event_log import Event
-from pylb.control.health_sentence import Health, condition, said, since_down, troubles
+from pylb.control.health_sentence import Condition, condition, said, since_down, troubles
 from pylb.control.views import FrontendView, Holder, ServerView, frontend_views
 from pylb.core.address import Address, Listen
-from pylb.core.health import REMEMBERED, WRONG
-from pylb.core.health import Health as ServerHealth
+from pylb.core.health import REMEMBERED, WRONG, Health
 from pylb.core.policy import Policy, ProxyProtocol
 from pylb.core.registration import Key
 from pylb.core.table import DOWN, LAST_RESORT, Frontend, Server, make_table
@@ -42,7 +41,7 @@ def down(number: int = 7) -> ServerView:
 
 
 def failing(found: str) -> ServerView:
-    return view(7, state="down", rank=DOWN, health=ServerHealth(True, 3, reason=found))
+    return view(7, state="down", rank=DOWN, health=Health(True, 3, reason=found))
 
 
 def frontend(name: str, port: int, *servers: ServerView, unbound: str | None = None) -> FrontendView:
@@ -80,40 +79,48 @@ def test_what_is_well_is_said_in_few_words() -> None:
 @pytest.mark.parametrize(
     ("one", "health", "text"),
     [
-        (web(view(), unbound="Address in use"), Health.DOWN, "web-443 cannot open its port: Address in use"),
-        (web(), Health.DOWN, "web-443 has no server yet"),
-        (web(view(state="drain", weight=0)), Health.DOWN, "web-443 has no server in service (pylb ctl ready brings one back)"),
-        (web(down()), Health.DOWN, "web-443 lost 10.0.0.7:30443 12 s ago and has no other"),
-        (web(down(), down(8)), Health.DOWN, "web-443 lost 2 servers, 10.0.0.7:30443 last, 12 s ago and has none left"),
-        (web(down(9)), Health.DOWN, "web-443 lost 10.0.0.9:30443 and has no other"),  # nobody remembers when
+        (web(view(), unbound="Address in use"), Condition.DOWN, "web-443 cannot open its port: Address in use"),
+        (web(), Condition.DOWN, "web-443 has no server yet"),
+        (
+            web(view(state="drain", weight=0)),
+            Condition.DOWN,
+            "web-443 has no server in service (pylb ctl ready brings one back)",
+        ),
+        (web(down()), Condition.DOWN, "web-443 lost 10.0.0.7:30443 12 s ago and has no other"),
+        (web(down(), down(8)), Condition.DOWN, "web-443 lost 2 servers, 10.0.0.7:30443 last, 12 s ago and has none left"),
+        (web(down(9)), Condition.DOWN, "web-443 lost 10.0.0.9:30443 and has no other"),  # nobody remembers when
         (
             web(view(state="unproven", reachable="refused")),
-            Health.DOWN,
+            Condition.DOWN,
             "web-443 waits for 10.0.0.7:30443, which accepted no connection yet (refused) and has no other",
         ),
         (
             web(view(), view(8, state="unproven", reachable="timeout"), view(9, state="unproven", reachable="timeout")),
-            Health.DEGRADED,
+            Condition.DEGRADED,
             "web-443 waits for 2 servers, which accepted no connection yet (timeout)",
         ),
         (
             web(view(), failing(WRONG + "503")),
-            Health.DEGRADED,
+            Condition.DEGRADED,
             "web-443 lost 10.0.0.7:30443 12 s ago (it accepts connections and does not pass its check: wrong answer: 503)",
         ),
         (
             web(failing("refused")),
-            Health.DOWN,
+            Condition.DOWN,
             "web-443 lost 10.0.0.7:30443 12 s ago (it accepts no connections: refused) and has no other",
         ),
-        (web(failing(REMEMBERED)), Health.DOWN, "web-443 lost 10.0.0.7:30443 12 s ago and has no other"),  # not asked yet
-        (web(view(state="unproven", reachable="unknown")), Health.HEALTHY, ""),  # it is being asked
-        (web(down(), view(8, state="maint", weight=0)), Health.DOWN, "web-443 lost 10.0.0.7:30443 12 s ago and has no other"),
-        (web(view(rank=LAST_RESORT)), Health.DEGRADED, "web-443 is served by registrations that no longer call"),
-        (web(view(rank=LAST_RESORT), view(8)), Health.HEALTHY, ""),
+        (web(failing(REMEMBERED)), Condition.DOWN, "web-443 lost 10.0.0.7:30443 12 s ago and has no other"),  # not asked yet
+        (web(view(state="unproven", reachable="unknown")), Condition.HEALTHY, ""),  # it is being asked
+        (
+            web(down(), view(8, state="maint", weight=0)),
+            Condition.DOWN,
+            "web-443 lost 10.0.0.7:30443 12 s ago and has no other",
+        ),
+        (web(view(rank=LAST_RESORT)), Condition.DEGRADED, "web-443 is served by registrations that no longer call"),
+        (web(view(rank=LAST_RESORT), view(8)), Condition.HEALTHY, ""),
     ],
 )
-def test_each_condition_has_its_word_and_its_reason(one: FrontendView, health: Health, text: str) -> None:
+def test_each_condition_has_its_word_and_its_reason(one: FrontendView, health: Condition, text: str) -> None:
     down_at = since_down([event("server_down", 60.0, 8), event("server_down", 12.0)])
     assert condition(one, down_at, NOW) == (health, text)
 

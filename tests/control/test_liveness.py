@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pylb.control import registrar
-from pylb.control.health_sentence import Health, condition
+from pylb.control.health_sentence import Condition, condition
 from pylb.core.errors import Refused
 from pylb.core.policy import LeaseBounds, Rules
 from pylb.core.registration import Key
@@ -87,7 +87,7 @@ async def test_who_said_goodbye_is_missed_by_nobody_and_goes_when_it_is_dead_and
         with target(30001, NODE_B):
             await c.pass_time(30, probing=True)
             (one,) = c.registry.each_frontend()
-            assert condition(one, {}, 0.0)[0] is Health.HEALTHY
+            assert condition(one, {}, 0.0)[0] is Condition.HEALTHY
             assert [view.goodbye for view in c.registry.each_registration() if view.instance == "old"] == [True]
             await c.pass_time(60, probing=True)
             assert [view.instance for view in c.registry.each_registration()] == ["new"]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pylb.control.persistence import RESERVE
+from pylb.control.persistence import NUMBERS_AHEAD
 from pylb.control.storage.store import StateLocked, Store
 from pylb.core.policy import Check, CheckKind, HealthOverride, LeaseBounds, Rules, WhenAllDown
 from pylb.core.registration import Announcement, FrontendRequest
@@ -174,11 +174,11 @@ async def test_no_number_of_a_generation_is_used_twice_even_after_a_crash(tmp_pa
         await crashed.put({port: 30001})
     listen, server = crashed.server(port)
     first = crashed.registry.table.generation
-    while crashed.registry.table.generation < first + 2 * RESERVE:  # of health: nobody waits for a snapshot of them
+    while crashed.registry.table.generation < first + 2 * NUMBERS_AHEAD:  # of health: nobody waits for a snapshot of them
         for failure in ("refused", "refused", "refused", None, None, None):
             crashed.registry.connect_ended(listen, server, failure)
             await asyncio.sleep(0)
-        if crashed.registry.table.generation % (RESERVE // 4) < 3:
+        if crashed.registry.table.generation % (NUMBERS_AHEAD // 4) < 3:
             crashed.clock.now += 1
             await crashed.registry.tick()
     last = crashed.registry.table.generation

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pylb.core.persistent_map import PARTS, PersistentMap, frozen_set
+from pylb.core.persistent_map import BUCKETS, PersistentMap, frozen_set
 
-KEYS = st.integers(0, 5) | st.sampled_from([n * PARTS for n in range(5)])  # also many in one part
+KEYS = st.integers(0, 5) | st.sampled_from([n * BUCKETS for n in range(5)])  # also many in one bucket
 EDITS = st.lists(st.dictionaries(KEYS, st.none() | st.integers(0, 3), max_size=4), max_size=12)
 
 
@@ -46,8 +46,8 @@ def test_an_edit_shares_all_parts_that_it_does_not_touch(edits: list[dict[int, i
     for edit in edits:
         versions.append(versions[-1].edited(edit))
     for (before, after), edit in zip(pairwise(versions), edits, strict=True):
-        touched = {hash(key) % PARTS for key in edit}
-        assert all(after.parts[n] is before.parts[n] for n in range(PARTS) if n not in touched)
+        touched = {hash(key) % BUCKETS for key in edit}
+        assert all(after.buckets[n] is before.buckets[n] for n in range(BUCKETS) if n not in touched)
 
 
 def test_no_edit_is_the_same_mapping_and_an_unknown_key_is_a_key_error() -> None:

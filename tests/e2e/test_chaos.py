@@ -66,7 +66,7 @@ class Client(Beside):
 
 
 @dataclass
-class Place:
+class Pod:
     """A node, its app, and what was done to them."""
 
     name: str
@@ -82,15 +82,15 @@ class Chaos:
     def __init__(self, lab: Lab, pylb: Balancer, world: World, rng: random.Random) -> None:
         self._lab, self._pylb, self._world, self._rng = lab, pylb, world, rng
         nodes = [lab.a, lab.b, *(lab.node(letter, number) for letter, number in (("c", 3), ("d", 4), ("e", 5)))]
-        self.places = [Place(f"pod-{n}", node, world.app(node, f"pod-{n}")) for n, node in enumerate(nodes)]
+        self.pods = [Pod(f"pod-{n}", node, world.app(node, f"pod-{n}")) for n, node in enumerate(nodes)]
         self._spare = iter(range(150, 250))  # the last number of nodes' new addresses
         self.done: Counter[str] = Counter()
-        for place in self.places:
-            self._register(place)
+        for pod in self.pods:
+            self._register(pod)
 
     def step(self) -> None:
-        broken = [place for place in self.places if place.mend]
-        whole = [place for place in self.places if not place.mend]
+        broken = [pod for pod in self.pods if pod.mend]
+        whole = [pod for pod in self.pods if not pod.mend]
         if broken and (len(broken) >= MOST_BROKEN or self._rng.random() < 0.4):
             self.mend(self._rng.choice(broken))
             return
@@ -99,69 +99,69 @@ class Chaos:
         self.done[what.__name__] += 1
         what(self._rng.choice(whole))
 
-    def mend(self, place: Place) -> None:
-        assert place.mend is not None
-        place.mend()
-        place.mend = None
+    def mend(self, pod: Pod) -> None:
+        assert pod.mend is not None
+        pod.mend()
+        pod.mend = None
 
-    def _register(self, place: Place, **more: Any) -> None:
+    def _register(self, pod: Pod, **more: Any) -> None:
         """For two seconds: nobody beats, so that all leases end all the time (case 33)."""
-        said = {"address": place.node.address, "ttl": 2, **more}
-        self._pylb.register(f"web/{place.name}", {PORT: NODEPORT}, at=place.node, **said)
+        said = {"address": pod.node.address, "ttl": 2, **more}
+        self._pylb.register(f"web/{pod.name}", {PORT: NODEPORT}, at=pod.node, **said)
 
     def _ctl(self, *args: str) -> None:
         argv = self._pylb.at.command(*self._pylb.command("ctl", *args))
         subprocess.run(argv, check=True, timeout=20, capture_output=True)
 
-    def _kill(self, place: Place) -> None:
-        place.broken_at.append(time.time())
-        place.app.kill()
+    def _kill(self, pod: Pod) -> None:
+        pod.broken_at.append(time.time())
+        pod.app.kill()
 
         def mend() -> None:
-            place.app = self._world.app(place.node, place.name, nodeports={})
+            pod.app = self._world.app(pod.node, pod.name, nodeports={})
 
-        place.mend = mend
+        pod.mend = mend
 
-    def _black_hole(self, place: Place) -> None:
-        place.broken_at.append(time.time())
-        place.node.black_hole(place.node.address, NODEPORT)
-        place.mend = lambda: place.node.nft("flush chain ip kube firewall")
+    def _black_hole(self, pod: Pod) -> None:
+        pod.broken_at.append(time.time())
+        pod.node.black_hole(pod.node.address, NODEPORT)
+        pod.mend = lambda: pod.node.nft("flush chain ip kube firewall")
 
-    def _move(self, place: Place) -> None:
+    def _move(self, pod: Pod) -> None:
         """The node has another address, and says so at once."""
-        place.broken_at.append(time.time())
-        place.node.change_address(f"203.0.113.{next(self._spare)}")
-        self._register(place)
+        pod.broken_at.append(time.time())
+        pod.node.change_address(f"203.0.113.{next(self._spare)}")
+        self._register(pod)
 
-    def _drain(self, place: Place) -> None:
-        self._ctl("drain", f"{PORT}/{place.name}")
-        place.mend = lambda: self._ctl("ready", f"{PORT}/{place.name}")
+    def _drain(self, pod: Pod) -> None:
+        self._ctl("drain", f"{PORT}/{pod.name}")
+        pod.mend = lambda: self._ctl("ready", f"{PORT}/{pod.name}")
 
-    def _leave(self, place: Place) -> None:
-        assert self._pylb.call("DELETE", f"web/{place.name}", at=place.node).status == 200
-        place.mend = lambda: self._register(place)
+    def _leave(self, pod: Pod) -> None:
+        assert self._pylb.call("DELETE", f"web/{pod.name}", at=pod.node).status == 200
+        pod.mend = lambda: self._register(pod)
 
-    def _say_goodbye(self, place: Place) -> None:
+    def _say_goodbye(self, pod: Pod) -> None:
         """Case 34: for now. Its NodePort goes on answering."""
-        self._register(place, state="draining")
-        place.mend = lambda: self._register(place)
+        self._register(pod, state="draining")
+        pod.mend = lambda: self._register(pod)
 
-    def _roll(self, place: Place) -> None:
+    def _roll(self, pod: Pod) -> None:
         """Case 35: a new pod registers the same NodePort, and the old one leaves, before it or after it."""
-        new = Place(f"{place.name}-new", place.node, place.app)
+        new = Pod(f"{pod.name}-new", pod.node, pod.app)
         self._register(new)
-        for name in self._rng.sample([place.name, new.name], 2):
-            self._pylb.call("DELETE", f"web/{name}", at=place.node)
-            self._register(place)
-        self._pylb.call("DELETE", f"web/{new.name}", at=place.node)
+        for name in self._rng.sample([pod.name, new.name], 2):
+            self._pylb.call("DELETE", f"web/{name}", at=pod.node)
+            self._register(pod)
+        self._pylb.call("DELETE", f"web/{new.name}", at=pod.node)
 
-    def _lose_the_way(self, place: Place) -> None:
+    def _lose_the_way(self, pod: Pod) -> None:
         """Case 36: it says that it is where nobody answers."""
-        self._register(place, address="203.0.113.140")
-        place.mend = lambda: self._register(place)
+        self._register(pod, address="203.0.113.140")
+        pod.mend = lambda: self._register(pod)
 
-    def _weigh(self, place: Place) -> None:
-        self._ctl("weight", f"{PORT}/{place.name}", str(self._rng.randint(1, 5)))
+    def _weigh(self, pod: Pod) -> None:
+        self._ctl("weight", f"{PORT}/{pod.name}", str(self._rng.randint(1, 5)))
 
 
 @pytest.mark.timeout(400)
@@ -195,7 +195,7 @@ def test_no_client_fails_while_a_node_is_whole(
     lines = [
         json.loads(line) for line in balancer.running.text().splitlines() if line.startswith('{"time"') and '"code"' in line
     ]
-    unexcused = [(failure, record(failure, lines)) for failure in failed if not excused(failure, lines, chaos.places)]
+    unexcused = [(failure, record(failure, lines)) for failure in failed if not excused(failure, lines, chaos.pods)]
     assert unexcused == [], (chaos.done, len(failed))
     assert served.total() > lasted * CLIENTS * PER_SECOND * 0.5
     assert len(served) == 5
@@ -215,14 +215,14 @@ def record(failure: Failure, lines: list[Line]) -> Line | None:
     return min(own, key=distance, default=None)
 
 
-def excused(failure: Failure, lines: list[Line], places: list[Place]) -> bool:
+def excused(failure: Failure, lines: list[Line], pods: list[Pod]) -> bool:
     """Only a session that a node had taken, and that was broken while the session lived."""
     line = record(failure, lines)
     if line is None or line["connect_ms"] == -1:
         return False
     label = line["server"].partition("@")[0].removesuffix("-new")
-    place = next(one for one in places if one.name == label)
-    return any(failure.began - 0.1 <= at <= failure.ended + 0.1 for at in place.broken_at)
+    pod = next(one for one in pods if one.name == label)
+    return any(failure.began - 0.1 <= at <= failure.ended + 0.1 for at in pod.broken_at)
 
 
 @pytest.mark.one_process

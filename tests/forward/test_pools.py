@@ -172,7 +172,7 @@ def test_no_frontend_takes_the_places_that_the_others_need(make_drive: Callable[
         drive.connect(greedy)
     drive.run_until_quiet()
     counters = drive.engine.counters
-    assert counters.frontends[greedy].sessions == 40 - counters.reserve == 35
+    assert counters.frontends[greedy].sessions == 40 - counters.guaranteed == 35
     for _ in range(5):
         drive.connect(modest)
     drive.run_until(lambda: counters.frontends[modest].sessions == 5)
@@ -196,10 +196,10 @@ def test_places_are_shared_out_anew_when_frontends_come_and_go(make_drive: Calla
     listens = [drive.serve(server_at(backend)) for _ in range(4)]
     clients = [drive.connect(listens[0]) for _ in range(10)]
     drive.run_until(lambda: drive.engine.counters.open_sessions == 10)
-    assert (drive.engine.counters.reserve, drive.engine.counters.shared) == (4, 6)
+    assert (drive.engine.counters.guaranteed, drive.engine.counters.shared) == (4, 6)
     drive.remove(listens[0])
     drive.remove(listens[3])
-    assert (drive.engine.counters.reserve, drive.engine.counters.shared) == (8, 2)
+    assert (drive.engine.counters.guaranteed, drive.engine.counters.shared) == (8, 2)
     for client in clients:
         client.reset()
     drive.run_until(lambda: drive.engine.counters.open_sessions == 0)

@@ -10,7 +10,7 @@ from dataclasses import replace
 from math import inf
 
 from pylb.control.health.prober import Ask, ProbeRequest, probe_request
-from pylb.control.health.records import HealthRecords, Place, ServerRecord
+from pylb.control.health.records import HealthRecords, ServerRecord
 from pylb.control.health.schedule import ProbeSchedule
 from pylb.control.steps import in_turns
 from pylb.core.address import Address, Listen
@@ -27,6 +27,7 @@ from pylb.core.health import (
     unproven,
     watched,
 )
+from pylb.core.operator_overrides import ServerKey
 from pylb.core.policy import AdminState, CheckKind, HealthMode, HealthPolicy
 from pylb.core.table import Frontend, Server, Table
 
@@ -46,9 +47,9 @@ class Checker:
         self._on_change = on_news
         self.health_records = HealthRecords()
         self._asking: dict[ProbeRequest, asyncio.Task[tuple[str, bool]]] = {}
-        self._probing: set[Place | Address] = set()  # being asked
+        self._probing: set[ServerKey | Address] = set()  # being asked
         self._asked_on: set[Address] = set()  # asked regularly, whatever they have answered
-        self.schedule: ProbeSchedule[Place | Address] = ProbeSchedule(clock, self.health_records.due_at, self._probing)
+        self.schedule: ProbeSchedule[ServerKey | Address] = ProbeSchedule(clock, self.health_records.due_at, self._probing)
         self.table = Table()
         self.defaults = HealthPolicy()  # how unproven targets are dialled
         self._synced = False
@@ -85,31 +86,31 @@ class Checker:
                 self._watch(new, server)
 
     def _watch(self, frontend: Frontend, server: Server) -> None:
-        now, place, policy = self._clock(), (frontend.listen, server.address), frontend.health(server)
-        known = self.health_records.add(place, server, now)
+        now, key, policy = self._clock(), (frontend.listen, server.address), frontend.health(server)
+        known = self.health_records.add(key, server, now)
         of_address = self.health_records.addresses[server.address]
         if of_address.proof is None:
             of_address.proof = unproven(now)
             self._plan(server.address)
         if server.admin is AdminState.MAINT or policy.mode is HealthMode.NONE:
-            self.health_records.unlearn(place, now)  # until it is asked again, nothing is known about it
+            self.health_records.unlearn(key, now)  # until it is asked again, nothing is known about it
             return
-        self.health_records.group(place, probe_request(frontend, server))
-        after = self._expected(place, known, policy, now)
+        self.health_records.group(key, probe_request(frontend, server))
+        after = self._expected(key, known, policy, now)
         if after != (known.health or UP):  # nothing is known of a server that was never asked
             known.health = after
-            self._plan(place)
+            self._plan(key)
         if after.down:
-            self.health_records.set_down(place)
+            self.health_records.set_down(key)
 
-    def _expected(self, place: Place, known: ServerRecord, policy: HealthPolicy, now: float) -> Health:
+    def _expected(self, key: ServerKey, known: ServerRecord, policy: HealthPolicy, now: float) -> Health:
         """A server's health under a new policy, or the first health of a new server."""
         # The first probes are spread over a whole interval: a thousand servers come with one reload.
         jitter, before, health_records = self._uniform(0.0, 1.0), known.health, self.health_records
-        if policy.refuses and place not in health_records.passed and (before is None or not before.down):
-            return remembered(policy, now, jitter) if place in health_records.down else unasked(policy, now)
+        if policy.refuses and key not in health_records.passed and (before is None or not before.down):
+            return remembered(policy, now, jitter) if key in health_records.down else unasked(policy, now)
         if before is None:
-            fresh = remembered(policy, now, jitter) if place in health_records.down else watched(policy, now, jitter)
+            fresh = remembered(policy, now, jitter) if key in health_records.down else watched(policy, now, jitter)
         else:
             asks = before.down or policy.mode is HealthMode.ACTIVE
             soon = min(before.probe_at, now + policy.interval * jitter) if asks else inf
@@ -154,7 +155,7 @@ class Checker:
                 of_address.proof = replace(of_address.proof, probe_at=now)
                 self._plan(address, silent=False)
 
-    def _plan(self, who: Place | Address, *, silent: bool | None = None) -> None:
+    def _plan(self, who: ServerKey | Address, *, silent: bool | None = None) -> None:
         """The time of its next question has changed. `silent`: see ProbeSchedule; None: as last time."""
         known = self.health_records.of(who)
         if known is not None:
@@ -194,9 +195,9 @@ class Checker:
                     if self.health_records.due_at(who) <= now:  # there was no result
                         self._plan(who)
 
-    def _take(self) -> dict[ProbeRequest, tuple[list[Place | Address], bool]]:
-        """What to ask, for which servers, and whether silence is expected: an address asks for proof, a place for health."""
-        due: dict[ProbeRequest, tuple[list[Place | Address], bool]] = {}
+    def _take(self) -> dict[ProbeRequest, tuple[list[ServerKey | Address], bool]]:
+        """What to ask, for which servers, and whether silence is expected: an address for proof, a server for health."""
+        due: dict[ProbeRequest, tuple[list[ServerKey | Address], bool]] = {}
         now = self._clock()
         while (taken := self.schedule.take()) is not None:
             who, silent = taken
@@ -213,7 +214,7 @@ class Checker:
             known.last_asked = now
         return due
 
-    async def _probe(self, question: ProbeRequest, asked: list[Place | Address], *, silent: bool) -> None:
+    async def _probe(self, question: ProbeRequest, asked: list[ServerKey | Address], *, silent: bool) -> None:
         address, began = question.server, self._clock()
         try:
             found, proves = await self._answer(question)
@@ -221,12 +222,12 @@ class Checker:
             self._probing.difference_update(asked)  # the others of its round may take longer
             self.schedule.silent_running -= silent
         now, due = self._clock(), set(asked)
-        for place in list(self.health_records.groups.get(question, ())):
-            known = self.health_records.servers[place]
-            if place in due or self._shares(known, now):
+        for key in list(self.health_records.groups.get(question, ())):
+            known = self.health_records.servers[key]
+            if key in due or self._shares(known, now):
                 known.checks = checked(known.checks, found, now - began)
                 known.last_asked = began
-                frontend = self.table.frontends.get(place[0])
+                frontend = self.table.frontends.get(key[0])
                 if frontend is not None:
                     self._learn(frontend, known, None if found == YES else found, probe=True)
         if proves and (of_address := self.health_records.addresses.get(address)) is not None and of_address.frontends:
@@ -292,7 +293,7 @@ class Checker:
 
     def _learn(self, frontend: Frontend, known: ServerRecord, failure: str | None, *, probe: bool) -> None:
         address, now, policy = known.server.address, self._clock(), frontend.health(known.server)
-        place = (frontend.listen, address)
+        key = (frontend.listen, address)
         before = known.health or UP
         if failure is None:
             after = answered(before, policy, now, probe=probe, jitter=self._jitter())
@@ -300,12 +301,12 @@ class Checker:
             after = failed(before, policy, failure, now, probe=probe, jitter=self._jitter())
         known.health, known.last_check = after, (now, failure or YES)
         if after.probe_at != before.probe_at:
-            self._plan(place)
-        passed = (probe and failure is None) or place in self.health_records.passed
-        self.health_records.set_passed(place, passed=passed and not after.down)
+            self._plan(key)
+        passed = (probe and failure is None) or key in self.health_records.passed
+        self.health_records.set_passed(key, passed=passed and not after.down)
         if after.down is before.down:
             return
-        self.health_records.turn(place, now, down=after.down)
+        self.health_records.turn(key, now, down=after.down)
         fields = {"frontend": frontend.name, "address": str(address)}
         if after.down:
             text = f"{frontend.name}: server {address} is out after {after.failures} failures ({failure})"

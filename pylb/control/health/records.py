@@ -15,11 +15,10 @@ from pylb.control.health.prober import ProbeRequest
 from pylb.core.address import Address, Listen
 from pylb.core.compose import ServerStates
 from pylb.core.health import PROVEN, SILENT, UNRECORDED, YES, Health, HealthStats, Reachability, turned
+from pylb.core.operator_overrides import ServerKey
 from pylb.core.persistent_map import PersistentMap
 from pylb.core.policy import AdminState
 from pylb.core.table import Server
-
-Place = tuple[Listen, Address]
 
 
 class ProbeResult(NamedTuple):
@@ -94,11 +93,11 @@ class HealthRecords:
     """All records. Only the checker writes them; all others read."""
 
     def __init__(self) -> None:
-        self.servers: dict[Place, ServerRecord] = {}
+        self.servers: dict[ServerKey, ServerRecord] = {}
         self.addresses: dict[Address, AddressRecord] = {}
-        self.groups: dict[ProbeRequest, dict[Place, None]] = {}  # the servers that ask the same
-        self.down: PersistentMap[Place, bool] = PersistentMap()
-        self.passed: PersistentMap[Place, bool] = PersistentMap()  # up, and the last check said so
+        self.groups: dict[ProbeRequest, dict[ServerKey, None]] = {}  # the servers that ask the same
+        self.down: PersistentMap[ServerKey, bool] = PersistentMap()
+        self.passed: PersistentMap[ServerKey, bool] = PersistentMap()  # up, and the last check said so
         self.proven: PersistentMap[Address, bool] = PersistentMap()  # addresses that have answered once
 
     # ------------------------------------------------------------ reading
@@ -107,10 +106,10 @@ class HealthRecords:
     def server_states(self) -> ServerStates:
         return ServerStates(self.proven, self.down, self.passed)
 
-    def of(self, asked: Place | Address) -> ServerRecord | AddressRecord | None:
+    def of(self, asked: ServerKey | Address) -> ServerRecord | AddressRecord | None:
         return self.addresses.get(asked) if isinstance(asked, Address) else self.servers.get(asked)
 
-    def due_at(self, asked: Place | Address) -> float:
+    def due_at(self, asked: ServerKey | Address) -> float:
         """When it is asked next; inf: never."""
         known = self.of(asked)
         return inf if known is None else known.due_at
@@ -165,7 +164,9 @@ class HealthRecords:
 
     # ------------------------------------------------------------ writing: which servers and addresses there are
 
-    def restore(self, proven: Iterable[Address], down: PersistentMap[Place, bool], passed: PersistentMap[Place, bool]) -> None:
+    def restore(
+        self, proven: Iterable[Address], down: PersistentMap[ServerKey, bool], passed: PersistentMap[ServerKey, bool]
+    ) -> None:
         """What a snapshot remembers, before the first table: a start neither opens a closed server nor closes an open one."""
         for address in proven:
             self._address(address).proof = PROVEN
@@ -176,24 +177,24 @@ class HealthRecords:
         """Forget what only the snapshot knew, once the first table is in force."""
         self._forget_unused(list(self.addresses))
         self.down, self.passed = (
-            known.edited({place: None for place in known if place not in self.servers}) for known in (self.down, self.passed)
+            known.edited({key: None for key in known if key not in self.servers}) for known in (self.down, self.passed)
         )
 
-    def add(self, place: Place, server: Server, now: float) -> ServerRecord:
+    def add(self, key: ServerKey, server: Server, now: float) -> ServerRecord:
         """A frontend has this server, or has changed it."""
-        listen, address = place
+        listen, address = key
         self._address(address).frontends[listen] = None
-        known = self.servers.get(place)
+        known = self.servers.get(key)
         if known is None:
-            known = self.servers[place] = ServerRecord(server, HealthStats(now))
+            known = self.servers[key] = ServerRecord(server, HealthStats(now))
         known.server = server
         return known
 
-    def remove(self, place: Place, now: float) -> None:
+    def remove(self, key: ServerKey, now: float) -> None:
         """The frontend no longer has this server."""
-        listen, address = place
-        self.unlearn(place, now)
-        del self.servers[place]
+        listen, address = key
+        self.unlearn(key, now)
+        del self.servers[key]
         self.addresses[address].frontends.pop(listen, None)
         self._forget_unused([address])
 
@@ -224,42 +225,42 @@ class HealthRecords:
 
     # ------------------------------------------------------------ writing: what was found
 
-    def unlearn(self, place: Place, now: float) -> None:
+    def unlearn(self, key: ServerKey, now: float) -> None:
         """As if it had never been asked."""
-        known = self.servers[place]
+        known = self.servers[key]
         known.health, known.last_check, known.last_asked = None, None, -inf
-        self.group(place, None)
-        self.set_passed(place, passed=False)
-        if place in self.down:
-            self.turn(place, now, down=False)
+        self.group(key, None)
+        self.set_passed(key, passed=False)
+        if key in self.down:
+            self.turn(key, now, down=False)
 
-    def group(self, place: Place, question: ProbeRequest | None) -> None:
+    def group(self, key: ServerKey, question: ProbeRequest | None) -> None:
         """From now on it asks this question, together with all others that do."""
-        known = self.servers[place]
+        known = self.servers[key]
         if known.question == question:
             return
         if known.question is not None:
             group = self.groups[known.question]
-            del group[place]
+            del group[key]
             if not group:
                 del self.groups[known.question]
         if question is not None:
-            self.groups.setdefault(question, {})[place] = None
+            self.groups.setdefault(question, {})[key] = None
         known.question = question
 
-    def set_passed(self, place: Place, *, passed: bool) -> None:
-        if passed is not (place in self.passed):
-            self.passed = self.passed.edited({place: True if passed else None})
+    def set_passed(self, key: ServerKey, *, passed: bool) -> None:
+        if passed is not (key in self.passed):
+            self.passed = self.passed.edited({key: True if passed else None})
 
-    def set_down(self, place: Place) -> None:
+    def set_down(self, key: ServerKey) -> None:
         """It may not serve until it has passed; its health does not change."""
-        self.down = self.down.edited({place: True})
+        self.down = self.down.edited({key: True})
 
-    def turn(self, place: Place, now: float, *, down: bool) -> None:
+    def turn(self, key: ServerKey, now: float, *, down: bool) -> None:
         """It goes down, or comes back."""
-        known = self.servers[place]
+        known = self.servers[key]
         known.checks = turned(known.checks, now, down=down)
-        self.down = self.down.edited({place: True if down else None})
+        self.down = self.down.edited({key: True if down else None})
 
     def set_proof(self, known: AddressRecord, proof: Reachability) -> bool:
         """Is this its first answer?"""

@@ -1,1 +1,6 @@
-"""What outlives a restart: the snapshot, the history of tables, and the thread that waits for the disk."""
+"""What outlives a restart: the snapshot, the history of tables, and the thread that waits for the disk.
+
+store           the snapshot file, whole or not at all; snapshot: its payload
+table_history   what each generation of the table changed
+disk            the thread that waits for the disk; files: reading, atomic writing, damaged files
+"""

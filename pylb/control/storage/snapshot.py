@@ -17,8 +17,8 @@ from pylb.control.storage.store import Json, canonical
 from pylb.core.address import Address, parse_address, parse_ip, parse_listen
 from pylb.core.checks import GET, parse_health, written_health
 from pylb.core.errors import Refused
-from pylb.core.operator_overrides import NONE, Override, Overrides, OverrideTarget, Place
-from pylb.core.persistent_map import Part, PersistentMap, frozen_set
+from pylb.core.operator_overrides import NONE, Override, Overrides, OverrideTarget, ServerKey
+from pylb.core.persistent_map import Bucket, PersistentMap, frozen_set
 from pylb.core.policy import UNSAID, AdminState, HealthOverride, ProxyProtocol
 from pylb.core.registration import DisplacedServer, FrontendRequest, Key, Registration, State, check_name, legacy_key
 from pylb.core.text import visible
@@ -30,7 +30,7 @@ T = TypeVar("T")
 # Words of `needs` that this version serves: fields of a health check that came after the first form of an entry.
 STEPS, REFUSE, METHOD = "check in steps", "when_all_down", "check with a method"
 KNOWN_NEEDS = frozenset({STEPS, REFUSE, METHOD})
-PAUSE = 0.0001  # seconds; the thread lets go of the GIL for as long after each part that it encodes
+PAUSE = 0.0001  # seconds; the thread lets go of the GIL for as long after each bucket that it encodes
 _MOST_GENERATION = 1 << 53  # a float has each of them, and so has JSON
 _MOST_SECONDS = 1e9
 _MOST_MOMENT = 1e11  # unix time: 3,000 years
@@ -44,9 +44,9 @@ class Snapshot:
     registrations: PersistentMap[Key, Registration] = field(default_factory=PersistentMap)
     leases: Mapping[Key, LeaseRecord] = field(default_factory=dict)  # of those with something to be remembered
     proven: PersistentMap[Address, bool] = field(default_factory=PersistentMap)
-    down: PersistentMap[Place, bool] = field(default_factory=PersistentMap)
+    down: PersistentMap[ServerKey, bool] = field(default_factory=PersistentMap)
     # Their check, and serve where only that lets them
-    passed: PersistentMap[Place, bool] = field(default_factory=PersistentMap)
+    passed: PersistentMap[ServerKey, bool] = field(default_factory=PersistentMap)
     overrides: Overrides = field(default_factory=lambda: NONE)
     resolved: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # addresses by host name
     unserved: Mapping[Key, UnsupportedEntry] = field(default_factory=dict)
@@ -58,8 +58,8 @@ class Snapshot:
 class Encoder:
     """Snapshots as JSON, in the store's thread.
 
-    It remembers the text of every part of the large mappings (persistent_map.py): only parts that changed since the last
-    snapshot are encoded again. It pauses after each part, because a thread that computes without a break delays every system
+    It remembers the text of every bucket of the large mappings (persistent_map.py): only buckets that changed since the last
+    snapshot are encoded again. It pauses after each bucket, because a thread that computes without a break delays every system
     call of the other threads by up to 5 ms, the time until they get the GIL back.
     """
 
@@ -71,11 +71,11 @@ class Encoder:
         self._passed: _Texts = {}
 
     def encode(self, snapshot: Snapshot) -> dict[str, Any]:
-        self._registrations, registrations = _by_part(snapshot.registrations, self._registrations, _encode_one)
-        self._learned, learned = _by_part(snapshot.learned, self._learned, _encode_learned)
-        self._proven, proven = _by_part(snapshot.proven, self._proven, lambda _place, address, _: f"{address}")
-        self._down, down = _by_part(snapshot.down, self._down, _encode_place)
-        self._passed, passed = _by_part(snapshot.passed, self._passed, _encode_place)
+        self._registrations, registrations = _by_bucket(snapshot.registrations, self._registrations, _encode_one)
+        self._learned, learned = _by_bucket(snapshot.learned, self._learned, _encode_learned)
+        self._proven, proven = _by_bucket(snapshot.proven, self._proven, lambda _place, address, _: f"{address}")
+        self._down, down = _by_bucket(snapshot.down, self._down, _encode_server_key)
+        self._passed, passed = _by_bucket(snapshot.passed, self._passed, _encode_server_key)
         return {
             "generation": snapshot.generation,
             "reserved": snapshot.reserved,
@@ -103,13 +103,13 @@ class Encoder:
         }
 
 
-_Texts = dict[int, tuple[Part[Any, Any], bytes]]  # by the identity of the part, which is held so that it stays its own
+_Texts = dict[int, tuple[Bucket[Any, Any], bytes]]  # by the identity of the bucket, which is held so that it stays its own
 
 
-def _by_part(entries: PersistentMap[K, V], known: _Texts, encoded: Callable[[int, K, V], Any]) -> tuple[_Texts, Json]:
+def _by_bucket(entries: PersistentMap[K, V], known: _Texts, encoded: Callable[[int, K, V], Any]) -> tuple[_Texts, Json]:
     texts: _Texts = {}
-    for part in filter(None, entries.parts):
-        texts[id(part)] = known.get(id(part)) or (part, _text_of(part, encoded))
+    for bucket in filter(None, entries.buckets):
+        texts[id(bucket)] = known.get(id(bucket)) or (bucket, _text_of(bucket, encoded))
     return texts, Json([text for _, text in texts.values()])
 
 
@@ -118,14 +118,14 @@ def _with(entries: Json, more: Iterable[Mapping[str, Any]]) -> Json:
     return Json([*entries.pieces, *(canonical(one).encode() for one in more)])
 
 
-def _text_of(part: Part[K, V], encoded: Callable[[int, K, V], Any]) -> bytes:
-    text = ",".join([canonical(encoded(place, key, value)) for key, (place, value) in part.items()])
+def _text_of(bucket: Bucket[K, V], encoded: Callable[[int, K, V], Any]) -> bytes:
+    text = ",".join([canonical(encoded(place, key, value)) for key, (place, value) in bucket.items()])
     time.sleep(PAUSE)  # noqa: TID251 - in the store's thread, never on the loop
     return text.encode()
 
 
-def _encode_place(_order: int, place: Place, _: bool) -> list[str]:
-    listen, address = place
+def _encode_server_key(_order: int, key: ServerKey, _: bool) -> list[str]:
+    listen, address = key
     return [str(listen), str(address)]
 
 
@@ -217,8 +217,8 @@ def decode(payload: Mapping[str, Any]) -> tuple[Snapshot, list[str]]:
             unserved[_key(item)] = replace(one, lease=item)
     leases = {one.key: lease for _, one, lease in entries} | dict(each("leases", "lease {}", _decode_lease))
     proven = frozen_set(each("proven", "proven address {}", lambda _, text: parse_address(str(text))))
-    down = frozen_set(each("down", "server {} that was down", _decode_place))
-    passed = frozen_set(each("passed", "server {} that had passed its check", _decode_place))
+    down = frozen_set(each("down", "server {} that was down", _decode_server_key))
+    passed = frozen_set(each("passed", "server {} that had passed its check", _decode_server_key))
     overrides: dict[OverrideTarget, Override] = dict(each("overrides", "the operator's word {}", _decode_override))
     overrides |= dict(each("node_overrides", "the operator's word {} about a node", _decode_node))
     resolved = {}
@@ -320,7 +320,7 @@ def _decode_one(item: Mapping[str, Any]) -> Registration:
     )
 
 
-def _decode_place(_index: int, pair: object) -> Place:
+def _decode_server_key(_index: int, pair: object) -> ServerKey:
     listen, address = _list(pair)
     return parse_listen(listen), parse_address(address)
 

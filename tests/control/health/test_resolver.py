@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from pylb.control.health.resolver import AT_ONCE, Resolver
-from pylb.control.health_sentence import Health, condition
+from pylb.control.health_sentence import Condition, condition
 from pylb.control.views import STATIC
 from pylb.core.address import HostPort, Listen
 from pylb.core.auth import Keyring
@@ -60,24 +60,24 @@ async def test_an_address_that_never_answered_is_no_trouble_while_another_of_its
     lines = (StaticServer(HostPort("nodes.example.net", 30443)),)
     async with control(tmp_path, rules=Rules((StaticFrontend("web", Listen("tcp", "*", port), lines),))) as c:
 
-        def word() -> Health:
+        def word() -> Condition:
             [one] = c.registry.each_frontend()
             return condition(one, {}, 0.0)[0]
 
         c.dns["nodes.example.net"] = [NODE_A, NODE_C]
         await c.registry.resolve()
         await c.pass_time(4, probing=True)
-        assert word() is Health.DOWN
+        assert word() is Condition.DOWN
         with target(30443, NODE_A):
             await c.pass_time(4, probing=True)
             assert {view.address.ip: view.not_missed for view in c.registry.each_server()} == {NODE_A: False, NODE_C: True}
-            assert word() is Health.HEALTHY
+            assert word() is Condition.HEALTHY
             with target(30443, NODE_C):
                 await c.pass_time(4, probing=True)
             for _ in range(3):
                 c.registry.connect_ended(*c.server(port, NODE_C), "refused")
             await c.pass_time(2)
-            assert word() is Health.DEGRADED  # it has answered once: now it is missed
+            assert word() is Condition.DEGRADED  # it has answered once: now it is missed
 
 
 async def test_a_new_name_has_its_addresses_in_the_first_table_that_has_it(tmp_path: Path) -> None:
