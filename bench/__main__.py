@@ -28,7 +28,6 @@ from bench import (
     report,
     scale,
     scrape,
-    soak,
     targets,
     workers,
 )
@@ -37,6 +36,7 @@ from bench.figures import WARM_UP, Sample, rotated
 from bench.network import Network
 from bench.processes import BenchError
 from bench.scenarios import DEFAULT_SCENARIOS, QUICK, SCENARIOS, Effort, Scenario
+from bench.soak import command as soak
 from bench.tables import listed
 
 DESCRIPTORS = 20_000

@@ -11,8 +11,8 @@ from itertools import islice
 
 import pytest
 
-from bench.soak import is_loss
-from bench.streams import End, Half, Peer, Script, play, scripts, verdict
+from bench.soak.run import is_loss
+from bench.soak.streams import End, Half, Peer, Script, play, scripts, verdict
 from tests.support.processes import ROOT
 
 SCRIPT = Script(number=7, end=End.TOGETHER, up=100_000, down=50_000, chunk=1000)

@@ -10,7 +10,7 @@ from collections import Counter
 from pathlib import Path
 
 from bench.processes import BenchError, children
-from bench.unit import Unit
+from bench.soak.unit import Unit
 
 PAUSE = (1.0, 8.0)  # seconds between two deaths
 _TIME_WAIT = "06"  # include/net/tcp_states.h
