@@ -1,6 +1,6 @@
 # Two images from one file:
-#   docker build --target pylb -t pylb:0.1.0 .
-#   docker build --target phonehome -t pylb-phonehome:0.1.0 .
+#   docker build --target pylb -t pylb:0.2.0.dev0 .
+#   docker build --target phonehome -t pylb-phonehome:0.2.0.dev0 .
 # deploy/README.md says how to run them. tests/system/test_image.py builds and runs both, on a base of Debian's own packages.
 
 # Whoever has a mirror, or a base image of their own, names it with --build-arg. PYLB_BASE also builds the environment that is

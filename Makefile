@@ -1,7 +1,7 @@
 # make run   a virtual environment, everything installed, pylb serving with its embedded defaults
 # make test  lint, types, import contracts, all tests          make help  the rest
 .DEFAULT_GOAL := help
-.PHONY: help run test test-long test-system test-ui core lint format demo bench soak fuzz fuzz-webhook fuzz-parsers zipapp docs screenshots lock audit clean python
+.PHONY: help run test test-long test-system test-ui core lint format demo bench soak fuzz fuzz-webhook fuzz-parsers zipapp version docs screenshots lock audit clean python
 
 VENV   := .venv
 PY     := $(VENV)/bin/python
@@ -81,6 +81,10 @@ fuzz-parsers: $(VENV)/.dev ## give every parser of pylb and the phone-home rando
 
 zipapp: $(VENV)/.run ## make the phone-home as one file: dist/phonehome.pyz
 	$(PY) deploy/zipapp.py
+
+version: $(VENV)/.dev ## write VERSION=0.2.0 wherever the version is written (CONTRIBUTING, "A release")
+	$(PY) deploy/set_version.py $(VERSION)
+	@$(MAKE) --no-print-directory docs
 
 docs: $(VENV)/.dev ## update the generated parts of docs/ and deploy/
 	$(PY) docs/generate.py

@@ -52,7 +52,7 @@ def _pylb(name: str, about: str, render: Callable[[Wiring], str]) -> Kind:
         about,
         program="",
         package="",
-        version=[sys.executable, "-c", "from importlib.metadata import version; print('pylb', version('pylb'))"],
+        version=[sys.executable, "-c", "import pylb; print('pylb', pylb.__version__)"],
         command=lambda config: [sys.executable, "-m", "pylb", "run", "-c", str(config)],
         render=render,
         says_ready=True,

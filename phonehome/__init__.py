@@ -16,4 +16,4 @@ Standard library only, nothing of pylb, no asyncio and no urllib.request: it mus
 and run as one file on any stock Python image from 3.9 on.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"

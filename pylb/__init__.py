@@ -33,4 +33,5 @@ What pylb does not do: terminate TLS, speak HTTP to your users, balance UDP, kee
 This package imports nothing.
 """
 
-__version__ = "0.1.0"
+DISTRIBUTION = "pylb-balancer"  # what pip calls it: `pylb` on PyPI is another project
+__version__ = "0.2.0.dev0"

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
+from pylb import DISTRIBUTION, __version__
 from pylb.cli.client import say
 from pylb.host.machine import deployed
 
@@ -86,7 +87,7 @@ class Host(NamedTuple):
     """What the plan needs to know of this machine; `host()` finds it out."""
 
     interpreter: Path  # a Python outside the home directories, with venv
-    requirement: str  # pip's argument: a directory, a URL or pylb==VERSION
+    requirement: str  # pip's argument: a directory, a URL or NAME==VERSION
     lock: Path | None  # requirements.lock, where the source has one
     configured: bool  # a pylb.yaml is there already: then no starter config and no token of ours
     token: str  # for the starter config, ≥ 22 characters
@@ -188,7 +189,7 @@ def data(name: str) -> str:
 
 def host(prefix: Path) -> Host:
     """The facts about this machine. Raises InstallError when there is no usable Python or no source to install from."""
-    requirement = origin(_direct_url(), _version())
+    requirement = origin(_direct_url(), __version__)
     lock = Path(requirement) / "requirements.lock"
     return Host(
         interpreter=_interpreter((Path(sys.base_prefix) / "bin" / _python_name(), Path("/usr/bin/python3"))),
@@ -196,7 +197,7 @@ def host(prefix: Path) -> Host:
         lock=lock if lock.is_file() else None,
         configured=(prefix / "etc/pylb/pylb.yaml").exists(),
         token=secrets.token_urlsafe(24),  # 32 characters, 192 bits
-        release=f"{_version()}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}",
+        release=f"{__version__}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}",
     )
 
 
@@ -206,11 +207,11 @@ def origin(direct_url: str | None, version: str) -> str:
     Raises InstallError when it was installed from a directory or file that is gone.
     """
     if direct_url is None:
-        return f"pylb=={version}"
+        return f"{DISTRIBUTION}=={version}"
     record = json.loads(direct_url)
     url, vcs = str(record["url"]), record.get("vcs_info")
     if vcs:
-        return f"pylb @ {vcs['vcs']}+{url}@{vcs['commit_id']}"
+        return f"{DISTRIBUTION} @ {vcs['vcs']}+{url}@{vcs['commit_id']}"
     parts = urlsplit(url)
     if parts.scheme != "file":
         return url
@@ -222,17 +223,10 @@ def origin(direct_url: str | None, version: str) -> str:
 
 def _direct_url() -> str | None:
     try:
-        return importlib.metadata.distribution("pylb").read_text("direct_url.json")
+        return importlib.metadata.distribution(DISTRIBUTION).read_text("direct_url.json")
     except importlib.metadata.PackageNotFoundError:
         root = Path(__file__).resolve().parents[2]  # run from a source tree that is not installed
         return json.dumps({"url": root.as_uri()}) if (root / "pyproject.toml").is_file() else None
-
-
-def _version() -> str:
-    try:
-        return importlib.metadata.version("pylb")
-    except importlib.metadata.PackageNotFoundError:
-        return "0"  # only reached in a source tree, where the version is not used
 
 
 def _python_name() -> str:

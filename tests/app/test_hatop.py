@@ -3,6 +3,7 @@
 import socket
 from pathlib import Path
 
+from pylb import __version__
 from tests.app.instance import Instance, echo
 from tests.app.terminal import DOWN, Terminal
 from tests.support.peers import need
@@ -49,7 +50,7 @@ def test_hatop_shows_proxies_servers_and_changes_them(pylb: Instance, echo_port:
         eventually(lambda: top.line(f":{echo_port}", "UP", "L4OK", "20"), what=f"the server of https is up\n{top.text}")
         eventually(lambda: top.line("DOWN", "L4CON"), what="the dead server of mqtt is down")
         shown = top.text
-        assert "pylb Version: 0.1.0" in shown
+        assert f"pylb Version: {__version__}" in shown
         assert f"PID: {pylb.running.pid} (proc 1)" in shown
         assert ">>> https" in shown
         assert ">>> mqtt" in shown
@@ -78,7 +79,7 @@ def test_hatop_shows_proxies_servers_and_changes_them(pylb: Instance, echo_port:
         eventually(lambda: "haproxy command line" in top.text, what="the command line")
         top.press(f"set server mqtt/{server} state drain;show version\r")
         eventually(lambda: states(pylb, "mqtt") == {"down", "drain"})
-        eventually(lambda: top.line("0.1.0"), what=f"the answer of the second command\n{top.text}")
+        eventually(lambda: top.line(__version__), what=f"the answer of the second command\n{top.text}")
         top.press("\x1bq")
         eventually(lambda: top.process.poll() == 0, what="hatop has left")
     assert pylb.running.alive

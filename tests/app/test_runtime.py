@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from pylb import __version__
 from tests.app.conftest import echo_server
 from tests.app.instance import Instance, echo
 from tests.app.instance import converse as say
@@ -196,11 +197,11 @@ def test_sessions_are_shown_and_ended(runtime: Path, web: Instance, port: int) -
 
 
 def test_one_line_is_answered_and_the_connection_closed_unless_it_is_a_prompt(runtime: Path) -> None:
-    assert say(runtime, "show version\n") == "0.1.0\n\n"
-    assert say(runtime, "show version;show backend\n") == "0.1.0\n\n# name\nweb\n\n"
-    assert say(runtime, "show version") == "0.1.0\n\n"
+    assert say(runtime, "show version\n") == f"{__version__}\n\n"
+    assert say(runtime, "show version;show backend\n") == f"{__version__}\n\n# name\nweb\n\n"
+    assert say(runtime, "show version") == f"{__version__}\n\n"
     talk = say(runtime, "prompt\nshow version\n\nshow backend;show version\nquit\nshow version\n")
-    assert talk == "\n> 0.1.0\n\n> \n> # name\nweb\n\n0.1.0\n\n> "
+    assert talk == f"\n> {__version__}\n\n> \n> # name\nweb\n\n{__version__}\n\n> "
     assert say(runtime, "show nothing\n").startswith("Unknown command")
     assert "max_connections" in say(runtime, "set maxconn server web/x 5\n")
     assert "systemctl reload pylb" in say(runtime, "disable frontend web\n")

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pylb import config
+from pylb import __version__, config
 from pylb.cli import install
 from pylb.cli.install import Command, Directory, File, Host, InstallError, Step, install_service, origin, plan
 from tests.deploy.manifests import DEPLOY
@@ -135,14 +135,14 @@ def test_pylb_accepts_the_starter_config_without_a_warning(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("record", "requirement"),
     [
-        (None, "pylb==0.1.0"),
+        (None, "pylb-balancer==0.1.0"),
         (
             {"url": "https://example.net/pylb-0.1.0-py3-none-any.whl", "archive_info": {}},
             "https://example.net/pylb-0.1.0-py3-none-any.whl",
         ),
         (
             {"url": "https://example.net/pylb.git", "vcs_info": {"vcs": "git", "commit_id": "abc"}},
-            "pylb @ git+https://example.net/pylb.git@abc",
+            "pylb-balancer @ git+https://example.net/pylb.git@abc",
         ),
     ],
 )
@@ -272,7 +272,7 @@ def test_each_installation_is_a_directory_of_its_own_and_a_link_leads_to_the_las
 
 
 def test_two_installations_never_share_a_directory(prefix: Path) -> None:
-    assert install.host(prefix).release.startswith("0.1.0-20")
+    assert install.host(prefix).release.startswith(f"{__version__}-20")
 
 
 @pytest.mark.root

@@ -13,6 +13,7 @@ import yaml
 
 from phonehome import settings
 from phonehome.values import parse_join
+from pylb import __version__
 from tests.deploy.manifests import (
     FILES,
     ROOT,
@@ -223,7 +224,7 @@ def test_the_zipapp_comes_from_the_config_map_or_from_our_image(workload: Worklo
     assert mounts["pylb-token"] == "/run/secrets/pylb"
     assert volumes["pylb-token"] == {"name": "pylb-token", "secret": {"secretName": "pylb-token"}}
     if "own-image" in workload.id:
-        assert workload.phonehome["image"] == "pylb-phonehome:0.1.0"
+        assert workload.phonehome["image"] == f"pylb-phonehome:{__version__}"
         assert "phonehome" not in volumes
         assert "docker build --target phonehome" in header(workload.file)
     else:
