@@ -114,7 +114,7 @@ class App:
         await self._registry.webhook_is_up()
         stack.callback(self._registry.webhook_is_down)
         self._background.start(self._registry.run(), self._control_ended)
-        await self._config_reload.watch(self._background)
+        self._config_reload.watch(self._background)
         self._heartbeat.begin(self._background)
         self._reporting.begin(self._background)
         greet(self._settings, self._room, self._called, restored=len(self._registry.table.frontends))

@@ -50,13 +50,11 @@ class ConfigReload:
         self._follow = follow
         self._one = asyncio.Lock()  # one at a time, in order
 
-    async def watch(self, background: Background) -> None:
+    def watch(self, background: Background) -> None:
         """From here on, secrets, certificates and this machine's addresses are read again whenever they change."""
         settings = self._settings
-        keys = await asyncio.to_thread(Watch, settings.key_files, self.read_keys)
-        certificates = await asyncio.to_thread(Watch, settings.certificate_files, settings.read_certificates)
-        background.forever(Part.KEYS, keys.run)
-        background.forever(Part.CERTIFICATES, certificates.run)
+        background.forever(Part.KEYS, Watch(settings.key_files, self.read_keys).run)
+        background.forever(Part.CERTIFICATES, Watch(settings.certificate_files, settings.read_certificates).run)
         background.forever(Part.ADDRESSES, Addresses(self.read_addresses).run)
 
     async def plan(self, path: Path, text: str) -> list[ChangeLine]:

@@ -10,15 +10,16 @@ _Signature = dict[Path, tuple[int, int, int, int] | None]
 
 
 class Watch:
-    """Calls `on_change` when one of `files()` has changed, disappeared or appeared since the watch was made.
+    """Calls `on_change` at the first look, and whenever one of `files()` has changed, disappeared or appeared since the last.
 
-    Create it in a thread: it calls `files` at once.
+    At the first look too, because what was read at the start may be older: a file that was replaced between that reading and
+    the look would otherwise stay unnoticed until its next change, which for a renewed certificate is months away.
     """
 
     def __init__(self, files: Callable[[], Iterable[Path]], on_change: Callable[[], Awaitable[None]]) -> None:
         self._files = files
         self._on_change = on_change
-        self._seen = signature(files())
+        self._seen: _Signature | None = None
 
     async def run(self) -> None:
         """Runs until it is cancelled."""
