@@ -70,6 +70,9 @@ class AppOperations(Protocol):
     @property
     def reloaded(self) -> bool: ...
 
+    @property
+    def file(self) -> Path | None: ...
+
     def token(self, name: str) -> Token | None: ...
 
 
@@ -91,7 +94,7 @@ def _views(registry: Registry, service: AppOperations, live: SessionControl) -> 
         return {"status": await status(registry, counters, workers, reloaded=service.reloaded, started_at=started_at)}
 
     async def ping(_request: Mapping[str, Any]) -> dict[str, Any]:
-        return {"generation": registry.table.generation}
+        return {"generation": registry.table.generation, "config": None if service.file is None else str(service.file)}
 
     async def routes(_request: Mapping[str, Any]) -> dict[str, Any]:
         return {"routes": await rows(registry), "notes": legacy_notes(registry)}

@@ -117,7 +117,7 @@ class App:
         await self._config_reload.watch(self._background)
         self._heartbeat.begin(self._background)
         self._reporting.begin(self._background)
-        greet(self._settings, self._room, self._called, restored=len(self._registry.table.frontends))
+        greet(self._settings, self._room, self._called, self._source.path, restored=len(self._registry.table.frontends))
         if not self._settings.complaint:
             await self._config_reload.keep_config()
         await incoming.take_over()

@@ -98,3 +98,8 @@ class Operations:
     def reloaded(self) -> bool:
         """Whether the config was read successfully the last time."""
         return self._settings.reloaded
+
+    @property
+    def file(self) -> Path | None:
+        """The config's file, which a reload reads; None: the embedded defaults."""
+        return self._config_reload.file

@@ -50,6 +50,11 @@ class ConfigReload:
         self._follow = follow
         self._one = asyncio.Lock()  # one at a time, in order
 
+    @property
+    def file(self) -> Path | None:
+        """None: the embedded defaults."""
+        return None if self._source.path is None else self._source.path.absolute()
+
     async def watch(self, background: Background) -> None:
         """From here on, secrets, certificates and this machine's addresses are read again whenever they change."""
         settings = self._settings

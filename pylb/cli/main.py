@@ -1,4 +1,4 @@
-"""The command line. Verbs that ask a running pylb find it by `-c FILE` or the default state directory.
+"""The command line. Verbs that ask a running pylb find it by their config (config/source.py says which) and instance.py.
 
 Exit codes: 0 done; 1 the answer is no (a bad config, nothing to release, failed connections); 2 pylb did not answer or start.
 """
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pylb import __version__
-from pylb.cli.client import CONFIG, FAILED, JSON, ask, die, say
+from pylb.cli.client import CONFIG, FAILED, JSON, ask, die, last_good, say
 from pylb.cli.ctl import ctl
 from pylb.cli.explain import explain
 from pylb.cli.history import history
@@ -39,8 +39,7 @@ def main() -> None:
     """A TCP load balancer for one fixed-IP machine in front of Kubernetes NodePorts.
 
     \b
-    pylb run                      serve with the embedded defaults: webhook on 9000, admin on 8404
-    pylb run -c /etc/pylb/pylb.yaml
+    pylb run                      serve; without a config: webhook on 9000, admin on 8404
     pylb check -c pylb.yaml       print every mistake of a config, with its line
     pylb status                   show the condition; --watch: continuously
     pylb routes                   what goes where, and why
@@ -51,6 +50,9 @@ def main() -> None:
     pylb plan -c new.yaml         what a change would do
     pylb ctl drain 203.0.113.7    take a node out of service, and back: pylb ctl ready
     pylb demo                     watch an app move between nodes under load, on loopback
+
+    Every command goes by the config of -c FILE, else of $PYLB_CONFIG, else /etc/pylb/pylb.yaml if this user may read it,
+    else the embedded defaults (also if PYLB_CONFIG is empty), and so finds the pylb that runs with it.
     """
 
 
@@ -59,7 +61,7 @@ def main() -> None:
 def run(config_path: Path | None) -> None:
     """Serve until SIGTERM. SIGHUP reads the config again, all of it or nothing.
 
-    Without -c: webhook on *:9000 (self-signed TLS), admin on 127.0.0.1:8404, a generated token in the state directory.
+    Without a config: webhook on *:9000 (self-signed TLS), admin on 127.0.0.1:8404, a generated token in the state directory.
     """
     from pylb.app.errors import CannotStart, InternalError  # noqa: PLC0415
     from pylb.app.run import run as serve  # noqa: PLC0415 - `pylb --help` need not load a web server
@@ -154,10 +156,12 @@ def doctor(config_path: Path | None, as_json: bool) -> None:
     from pylb.config import ConfigErrors, load  # noqa: PLC0415
 
     try:
-        config = load(config_path, os.environ)
+        config, findings = load(config_path, os.environ), []
     except ConfigErrors as errors:
-        die(f"{errors}\nthe config comes first: pylb check", FAILED)
-    findings = examine.examine(config)
+        config = last_good(config_path) or die(f"{errors}\nthe config comes first: pylb check", FAILED)
+        found = f"{counted(len(errors.problems), 'mistake')} in {config_path}; the rest is about the last good one"
+        findings = [examine.Finding("config", False, found, f"pylb check -c {config_path}")]
+    findings += examine.examine(config)
     if as_json:
         say(json.dumps([one._asdict() for one in findings], indent=2))
     else:

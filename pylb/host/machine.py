@@ -192,6 +192,13 @@ def listeners_of(ports: Collection[int], proc: Path = Path("/proc")) -> dict[int
     return found
 
 
+def open_files_of_lock_holders(proc: Path = Path("/proc")) -> Iterator[Path]:
+    """What processes that hold a lock on some file (flock(2)) have open, as far as this user may look (proc_locks(5))."""
+    holders = {fields[4] for line in _lines(proc / "locks") if len(fields := line.split()) > 4 and fields[1] == "FLOCK"}
+    for pid in sorted(holders):
+        yield from map(Path, _links(proc / pid / "fd"))
+
+
 def _links(folder: Path) -> Iterator[str]:
     """Leaves out what we may not read, or what has disappeared meanwhile."""
     try:

@@ -226,7 +226,7 @@ def test_the_control_socket_refuses_what_it_does_not_understand(pylb: Instance) 
     item = {"dst-ip": "x", "frontend-port": str(pylb.port), "backend-port": "30000", "action": "add"}
     assert error({"verb": "import", "items": [item], "token": "app"}) == ("invalid", f"port {pylb.port}: dst-ip is no address")
     assert error({"verb": "dance"})[0] == "not_found"
-    assert call(path, {"verb": "ping"}) == {"ok": True, "generation": 0}
+    assert call(path, {"verb": "ping"}) == {"ok": True, "generation": 0, "config": str(pylb.file)}
 
 
 def test_reload_by_the_control_socket_tells_what_changed_or_every_mistake(pylb: Instance, echo_port: int) -> None:
