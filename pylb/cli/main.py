@@ -205,10 +205,34 @@ def demo(moves: int, every: float) -> None:
 @main.command("install-service")
 @click.option("--print", "print_only", is_flag=True, help="Show the unit and every step, do nothing.")
 def install_service_(print_only: bool) -> None:
-    """Install pylb as a systemd service: user, /etc/pylb, a virtual environment in /opt/pylb, the unit. Needs root."""
+    """Install pylb as a systemd service: user, /etc/pylb, a virtual environment in /opt/pylb, the unit, and the command in
+    /usr/local/bin. Needs root.
+
+    If one is installed, this is the next version beside it, which `pylb upgrade` puts in charge. The one before and those that
+    still run stay for the way back, older ones are removed. The config is never touched.
+    """
     from pylb.cli.install import install_service  # noqa: PLC0415
 
     sys.exit(install_service(print_only=print_only))
+
+
+@main.command("uninstall-service")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def uninstall_service_(yes: bool) -> None:
+    """Stop the service and take it off the machine: unit, command, /opt/pylb. Needs root.
+
+    It shows what it is going to do, and asks. Config, tokens and state stay, and are used if pylb is installed again.
+    """
+    from pylb.cli.uninstall import uninstall_service  # noqa: PLC0415
+
+    def agreed() -> bool:
+        try:
+            return yes or click.confirm("Go on?")
+        except click.Abort:  # nobody to ask
+            say("\nnobody said yes; without a person: --yes", err=True)
+            return False
+
+    sys.exit(uninstall_service(agreed=agreed))
 
 
 for command in (ctl, explain, history, import_, plan, routes, sessions, status, token):
