@@ -12,7 +12,7 @@ import pytest
 from pylb.app.tokens import TOKEN_FILE
 from pylb.config import default_state_dir
 from pylb.web.control_socket import call
-from tests.app.instance import Instance, cli
+from tests.app.instance import Instance, cli, token
 from tests.support.processes import python
 
 INC = """\
@@ -234,17 +234,26 @@ def test_reload_by_the_control_socket_tells_what_changed_or_every_mistake(pylb: 
     path = pylb.state_dir / "control.sock"
     static = {"name": "echo", "listen": f"127.0.0.1:{pylb.port}", "servers": [f"127.0.0.1:{echo_port}"]}
     pylb.configure(frontends=[static])
-    lines = [f"reloaded: opened 127.0.0.1:{pylb.port}"]
+    lines = [f"reloaded {pylb.file}: opened 127.0.0.1:{pylb.port}", f"port {pylb.port} (echo) opened -> 127.0.0.1:{echo_port}"]
     assert call(path, {"verb": "reload"}) == {"ok": True, "opened": 1, "closed": 0, "changed": 0, "lines": lines}
-    pylb.configure(frontends=[static | {"balance": "random"}])
+    pylb.configure(frontends=[static | {"balance": "random"}], leases={"keep_stale": "8d"})
     ended = pylb.ask("reload")
-    assert (ended.returncode, ended.stdout) == (0, f"reloaded: changed 127.0.0.1:{pylb.port}\n")
+    first, other, step = ended.stdout.splitlines()
+    assert (ended.returncode, first) == (0, f"reloaded {pylb.file}: changed 127.0.0.1:{pylb.port}")
+    assert other == "other settings changed: leases"
+    assert step == f"port {pylb.port} (echo): other settings; live sessions: 0, untouched"
+    assert "other settings changed: leases" in pylb.running.text()
+    pylb.configure(
+        frontends=[static | {"balance": "random"}],
+        leases={"keep_stale": "8d"},
+        tokens=[token(), token("more", secret="another-secret-of-22-chars")],
+    )
     ended = pylb.ask("reload", "--json")
     assert json.loads(ended.stdout) == {
         "opened": 0,
         "closed": 0,
         "changed": 0,
-        "lines": ["reloaded: nothing in the table changed"],
+        "lines": [f"reloaded {pylb.file}: nothing in the table changed", "other settings changed: tokens"],
     }
     pylb.configure(frontends=[static | {"balance": "fastest"}])
     answer = call(path, {"verb": "reload"})
