@@ -75,12 +75,13 @@ def banner(
     `room`: sessions, and descriptors beside them.
     """
     webhooks = ", ".join(str(one.listen) for one in config.webhook)
+    webhook = f"webhook on {webhooks}" if webhooks else "no webhook"
     lines = [
-        f"pylb is up: webhook on {webhooks}, admin on http://{config.admin.listen}, state in {config.state_dir}",
+        f"pylb is up: {webhook}, admin on http://{config.admin.listen}, state in {config.state_dir}",
         f"config: {file or 'the embedded defaults'}",
         f"{counted(restored, 'port')} served from the state directory and the config, {_room(*room)}",
     ]
-    if secret is not None:
+    if secret is not None and config.webhook:
         kept = shlex.quote(str(config.state_dir / TOKEN_FILE))
         lines += _first_steps(config, secret if terminal else f"$(cat {kept})", called)
     return "\n".join(lines)
@@ -158,11 +159,13 @@ def _curl(webhook: WebhookAddress, url: str, token: str, trial: ExampleRegistrat
     ]
 
 
-def first_steps(config: Config, *, generated: bool) -> dict[str, str]:
+def first_steps(config: Config, *, generated: bool) -> dict[str, str] | None:
     """What the status page shows while nothing is registered: with this machine's address, and never with a secret.
 
-    `generated`: does the first run's token count?
+    `generated`: does the first run's token count? None without a webhook: there are frontends then.
     """
+    if not config.webhook:
+        return None
     webhook, kept, trial = WebhookAddress(config), str(config.state_dir / TOKEN_FILE), ExampleRegistration()
     if not generated:
         found = next((one for one in config.tokens if one.secret_file is not None), None)

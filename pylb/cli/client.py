@@ -13,6 +13,7 @@ from pylb.cli.tables import Block, clock, terminal, written
 
 FAILED, UNUSABLE = 1, 2
 Answer = dict[str, Any]
+_said = {""}  # notes that were printed: `status --watch` asks again and again
 
 
 def _chosen(_context: click.Context, _option: click.Parameter, given: Path | None) -> Path | None:
@@ -118,8 +119,9 @@ def state_dir(config_path: Path | None) -> Path:
         found = find(config_path)
     except ConfigErrors as errors:
         die(f"{errors}\nno pylb is running with this file")
-    if found.note:
+    if found.note not in _said:
         say(found.note, err=True)
+        _said.add(found.note)
     return found.state_dir
 
 

@@ -1,12 +1,12 @@
 """Finds the running pylb that a config belongs to, also if its file is broken, gone, or leads elsewhere by now."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from pylb.config import ConfigErrors
-from pylb.config.source import SYSTEM_FILE, ConfigSource
+from pylb.config.source import FORWARDS, SYSTEM_FILE, ConfigSource
 from pylb.host.machine import open_files_of_lock_holders
 from pylb.web.control_socket import call
 from pylb.web.unix import answers
@@ -26,14 +26,17 @@ def find(file: Path | None) -> Instance:
     """The state directory of the pylb that runs with this config; if none runs, the one that the config names.
 
     A file that cannot be used leads nowhere, and one that was emptied or edited may lead elsewhere. So those that run here are
-    asked which file they were started with. Raises ConfigErrors: the file cannot be used, and no pylb runs with it.
+    asked which file they were started with. Without a file, a forward of
+    `pylb run --listen` is found too. Raises ConfigErrors: the file cannot be used, and no pylb runs with it.
     """
     source, problems = ConfigSource(file, os.environ), None
     guesses: list[Path] = []
     try:
         own = source.named_state_dir()
-        if _answers(own):
+        if answers_in(own):
             return Instance(own, "")
+        if file is None and (running := [one for one in sorted(own.glob(f"{FORWARDS}*")) if answers_in(one)]):
+            return _forward(own, running)
         why = f"no pylb uses {own}"
     except ConfigErrors as errors:
         own, problems, why = source.state_dir(), errors, f"{file} is broken (pylb check -c {file})"
@@ -47,7 +50,16 @@ def find(file: Path | None) -> Instance:
     return Instance(own, "")
 
 
-def _answers(state_dir: Path) -> bool:
+def _forward(own: Path, running: Sequence[Path]) -> Instance:
+    """Among those that `pylb run --listen` made."""
+    if len(running) == 1:
+        return Instance(running[0], "")
+    options = ", ".join(f"-c {one / 'pylb.yaml'}" for one in running)
+    return Instance(own, f"{len(running)} forwards run here, and one has to be named: {options}")
+
+
+def answers_in(state_dir: Path) -> bool:
+    """Is a pylb there, also if we may not ask it?"""
     try:
         return answers(state_dir / SOCKET)
     except (FileNotFoundError, NotADirectoryError):

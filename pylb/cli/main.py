@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from pylb import __version__
 from pylb.cli.client import CONFIG, FAILED, JSON, ask, die, last_good, say
@@ -40,6 +41,7 @@ def main() -> None:
 
     \b
     pylb run                      serve; without a config: webhook on 9000, admin on 8404
+    pylb run --listen 8443 --to 127.0.0.1:8000    forward one port, without any config
     pylb check -c pylb.yaml       print every mistake of a config, with its line
     pylb status                   show the condition; --watch: continuously
     pylb routes                   what goes where, and why
@@ -58,11 +60,28 @@ def main() -> None:
 
 @main.command()
 @CONFIG
-def run(config_path: Path | None) -> None:
+@click.option("--listen", "listens", multiple=True, metavar="[ADDRESS:]PORT", help="Without a config: forward this port.")
+@click.option(
+    "--to", multiple=True, metavar="[HOST:]PORT[,…]", help="With --listen: to this server, or these; a port alone: here."
+)
+@click.pass_context
+def run(context: click.Context, config_path: Path | None, listens: tuple[str, ...], to: tuple[str, ...]) -> None:
     """Serve until SIGTERM. SIGHUP reads the config again, all of it or nothing.
 
     Without a config: webhook on *:9000 (self-signed TLS), admin on 127.0.0.1:8404, a generated token in the state directory.
+
+    \b
+    pylb run --listen 8443 --to 127.0.0.1:8000            forward a port, without any config
+    pylb run --listen 80 --to 10.0.0.1:8080,10.0.0.2:8080     to two servers
+    pylb run --listen 80 --to 8080 --listen 443 --to 8443     two ports
+
+    With --listen nobody registers, and no webhook is opened. The page is on 127.0.0.1:8404, or on the next port that is free,
+    and `pylb status`, `routes` and the others find it.
     """
+    if listens or to:
+        if context.get_parameter_source("config_path") is ParameterSource.COMMANDLINE:
+            raise click.UsageError("--listen and --to are instead of -c: put the frontend into the file, or leave -c out")
+        config_path = _forward(listens, to)
     from pylb.app.errors import CannotStart, InternalError  # noqa: PLC0415
     from pylb.app.run import run as serve  # noqa: PLC0415 - `pylb --help` need not load a web server
     from pylb.config import ConfigErrors  # noqa: PLC0415
@@ -75,6 +94,22 @@ def run(config_path: Path | None) -> None:
         die(f"{errors}\npylb did not start: {counted(len(errors.problems), 'mistake')} in the config")
     except CannotStart as reason:
         die(f"pylb did not start: {reason}")
+
+
+def _forward(listens: Sequence[str], to: Sequence[str]) -> Path:
+    """Say what will be forwarded. Returns the config of it."""
+    from pylb.cli import forward  # noqa: PLC0415
+
+    found = forward.forwards(listens, to)
+    try:
+        path = forward.written(found)
+    except OSError as error:
+        die(f"pylb did not start: {error.filename}: {error.strerror}")
+    for one in found:
+        say(f"forwarding {one}", err=True)
+    for text in forward.silent(found):
+        say(text, err=True)
+    return path
 
 
 @main.command()

@@ -12,6 +12,7 @@ from pylb.control.storage.files import read_regular, write_private
 
 SYSTEM_FILE = Path("/etc/pylb/pylb.yaml")  # where `pylb install-service` puts it
 VARIABLE = "PYLB_CONFIG"
+FORWARDS = "forward-"  # and a port: directories of `pylb run --listen` in the default state directory
 LAST_GOOD = "config.last-good"
 MOST_BYTES = 64 << 20
 _STATE_DIR_LINE = re.compile(r"""^[ \t{]*["']?state_dir["']?\s*:\s*["']?([^"'#\n]+?)["']?,?\s*(?:#.*)?$""", re.MULTILINE)
