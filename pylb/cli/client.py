@@ -1,5 +1,6 @@
 """Asking a running pylb from the command line: how it is found, the options that every verb has, and how a verb ends."""
 
+import errno
 import json
 import os
 import sys
@@ -12,6 +13,7 @@ import click
 from pylb.cli.tables import Block, clock, terminal, written
 
 FAILED, UNUSABLE = 1, 2
+UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 Answer = dict[str, Any]
 _said = {""}  # notes that were printed: `status --watch` asks again and again
 
@@ -138,10 +140,16 @@ def say(*parts: Block, err: bool = False, nl: bool = True) -> None:
         click.echo(written(parts, None if plain else terminal()), err=err, nl=nl)
     except BrokenPipeError:
         raise  # click ends quietly: whoever read it has seen enough
-    except OSError as error:  # a full disk
-        if not err:
-            say(f"the output could not be written: {error.strerror}", err=True)
-        os._exit(UNUSABLE)  # at an ordinary exit Python would try to write the rest again, and complain
+    except OSError as error:
+        if err:
+            os._exit(UNUSABLE)
+        unwritten(error)
+
+
+def unwritten(error: OSError) -> NoReturn:
+    """The output could not be written: the disk is full, or the terminal is gone."""
+    say(f"the output could not be written: {error.strerror}", err=True)
+    os._exit(UNUSABLE)  # at an ordinary exit Python would try to write the rest again, and complain
 
 
 def die(text: str, code: int = UNUSABLE, failed: Mapping[str, str] | None = None) -> NoReturn:

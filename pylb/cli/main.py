@@ -14,7 +14,7 @@ import click
 from click.core import ParameterSource
 
 from pylb import __version__
-from pylb.cli.client import CONFIG, FAILED, JSON, ask, die, last_good, say
+from pylb.cli.client import CONFIG, FAILED, JSON, UNWRITABLE, ask, die, last_good, say, unwritten
 from pylb.cli.ctl import ctl
 from pylb.cli.explain import explain
 from pylb.cli.history import history
@@ -34,7 +34,19 @@ UPGRADE_SECONDS = 90.0  # longer than all that an upgrade waits for, one after t
 RELOAD_SECONDS = 60.0  # ten thousand lines of access take a while, and so may the names of `advertise`
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+class Program(click.Group):
+    """What click writes itself, such as --help, ends like the output of a verb if it cannot be written."""
+
+    def main(self, *args: Any, **extra: Any) -> Any:
+        try:
+            return super().main(*args, **extra)
+        except OSError as error:
+            if error.errno not in UNWRITABLE:
+                raise
+            unwritten(error)
+
+
+@click.group(cls=Program, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="pylb")
 def main() -> None:
     """A TCP load balancer for one fixed-IP machine in front of Kubernetes NodePorts.
@@ -67,6 +79,8 @@ def main() -> None:
 @click.pass_context
 def run(context: click.Context, config_path: Path | None, listens: tuple[str, ...], to: tuple[str, ...]) -> None:
     """Serve until SIGTERM. SIGHUP reads the config again, all of it or nothing.
+
+    Closing the terminal ends it too; with nohup it lives on, and so does the service.
 
     Without a config: webhook on *:9000 (self-signed TLS), admin on 127.0.0.1:8404, a generated token in the state directory.
 

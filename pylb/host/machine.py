@@ -4,6 +4,7 @@ import asyncio
 import importlib.resources
 import os
 import resource
+import signal
 import socket
 import sys
 import threading
@@ -57,6 +58,21 @@ def hold_standard_descriptors() -> None:
     os.close(fd)
     sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115 - for the process's life
     sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115
+
+
+class ControllingTerminal:
+    """The terminal that this process was started on. Asked after a SIGHUP: does it mean that the terminal was closed?
+
+    A descriptor of one that was closed is no terminal any more (EIO, tty_ioctl(4)). `nohup` ignores SIGHUP from the start:
+    then the process is meant to live on.
+    """
+
+    def __init__(self) -> None:
+        nohup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        self._fds = () if nohup else tuple(fd for fd in (0, 1, 2) if os.isatty(fd))
+
+    def is_closed(self) -> bool:
+        return not all(os.isatty(fd) for fd in self._fds)
 
 
 def local_addresses(proc: Path = Path("/proc/net")) -> frozenset[str]:

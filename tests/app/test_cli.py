@@ -313,11 +313,10 @@ def test_a_verb_that_was_asked_for_json_says_no_in_json(pylb: Instance) -> None:
     assert (no.returncode, said["error"], "nobody" in said["detail"], bool(said["hint"])) == (1, "not_found", True, True)
 
 
-def test_a_full_disk_is_one_sentence(pylb: Instance) -> None:
+@pytest.mark.parametrize("args", [("schema",), ("--help",), ("--version",), ("run", "--help")])
+def test_a_full_disk_is_one_sentence(args: tuple[str, ...]) -> None:
     with Path("/dev/full").open("w") as full:
-        ended = subprocess.run(
-            python("pylb", "schema"), check=False, stdout=full, stderr=subprocess.PIPE, text=True, timeout=40
-        )
+        ended = subprocess.run(python("pylb", *args), check=False, stdout=full, stderr=subprocess.PIPE, text=True, timeout=40)
     assert (ended.returncode, ended.stderr) == (2, "the output could not be written: No space left on device\n")
 
 
