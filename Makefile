@@ -1,9 +1,10 @@
 # make run   a virtual environment, everything installed, pylb serving with its embedded defaults
 # make test  lint, types, import contracts, all tests          make help  the rest
 .DEFAULT_GOAL := help
-.PHONY: help run test test-long test-system test-ui core lint format demo bench soak fuzz fuzz-webhook fuzz-parsers zipapp version docs screenshots lock audit clean python
+.PHONY: help run test test-long test-system test-ui core lint format demo bench soak fuzz fuzz-webhook fuzz-parsers zipapp dist version docs screenshots lock audit clean python
 
 VENV   := .venv
+DIST   := dist
 PY     := $(VENV)/bin/python
 PIP    := $(PY) -m pip --disable-pip-version-check install -q
 # Exact versions with their hashes, of all that is needed; then pylb itself, which needs nothing more.
@@ -80,7 +81,12 @@ fuzz-parsers: $(VENV)/.dev ## give every parser of pylb and the phone-home rando
 	$(PY) -W error -m tests.fuzz $(ARGS)
 
 zipapp: $(VENV)/.run ## make the phone-home as one file: dist/phonehome.pyz
-	$(PY) deploy/zipapp.py
+	$(PY) deploy/zipapp.py $(DIST)/phonehome.pyz
+
+dist: $(RELEASE)/.made zipapp ## make in dist/ the wheel, sdist, the phone-home as one file, and their SHA256SUMS
+	@rm -f $(DIST)/*.whl $(DIST)/*.tar.gz $(DIST)/SHA256SUMS
+	@$(RELEASE)/bin/python -m hatchling build -d $(DIST)
+	@cd $(DIST) && sha256sum *.whl *.tar.gz *.pyz > SHA256SUMS && cat SHA256SUMS
 
 version: $(VENV)/.dev ## write VERSION=0.2.0 wherever the version is written (CONTRIBUTING, "A release")
 	$(PY) deploy/set_version.py $(VERSION)

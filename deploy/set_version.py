@@ -27,6 +27,7 @@ PLACES = (
     Place("phonehome/__init__.py", rf'(^__version__ = "){VERSION}'),
     Place("Dockerfile", IMAGE),
     Place("deploy/README.md", IMAGE),
+    Place("deploy/compose/compose.yaml", IMAGE),
     Place("deploy/kubernetes/README.md", IMAGE),
     Place("deploy/kubernetes/*/variants/own-image.yaml", IMAGE),
 )

@@ -55,11 +55,9 @@ GOODBYE_CALL = 5.0  # seconds: a preStop hook delays the end of the pod
 def main(argv: Sequence[str] | None = None) -> int:
     args = list(sys.argv[1:] if argv is None else argv)
     if args in (["--help"], ["-h"]):
-        print(HELP, end="")
-        return 0
+        return _show(HELP)
     if args == ["--version"]:
-        print(f"phonehome {__version__}")
-        return 0
+        return _show(f"phonehome {__version__}\n")
     verb = args[0] if args else "run"
     if len(args) > 1 or verb not in VERBS:
         print(f"phonehome: {' '.join(args)}: unknown; see phonehome --help", file=sys.stderr)
@@ -82,6 +80,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"phonehome: PYLB_CA: contains no usable certificate ({reason or exc})", file=sys.stderr)
         return 2
     return _perform(verb, settings, context)
+
+
+def _show(text: str) -> int:
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except OSError as exc:
+        print(f"phonehome: the output could not be written: {exc.strerror}", file=sys.stderr)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the exit tries to write the rest again
+        return 1
+    return 0
 
 
 def _perform(verb: str, settings: Settings, context: ssl.SSLContext | None) -> int:

@@ -13,7 +13,7 @@ import uvloop
 from hypothesis import HealthCheck, settings
 
 from pylb.host.machine import raise_descriptor_limit
-from tests.support.baseline import descriptors
+from tests.support.baseline import descriptors, freeze_what_stays
 from tests.support.leftovers import Run
 from tests.support.peers import need_root
 from tests.support.tasks import tasks_end_well
@@ -44,6 +44,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if long:
         config.hook.pytest_deselected(items=long)
         items[:] = [item for item in items if not item.get_closest_marker("long")]
+
+
+def pytest_collection_finish() -> None:
+    freeze_what_stays()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 from pylb.core.session import SessionView
 from pylb.core.table import Diff
@@ -13,6 +13,13 @@ _FATE = {
     ChangeKind.REMOVED: "which stay on it until they end",
     ChangeKind.MOVED: "which stay on the old address until they end",
 }
+
+
+class Reloaded(NamedTuple):
+    """What a reload has changed. `lines`: in words, the first one sums it up."""
+
+    change: Diff
+    lines: list[str]
 
 
 def steps(lines: Iterable[ChangeLine], sessions: Iterable[SessionView]) -> list[dict[str, Any]]:

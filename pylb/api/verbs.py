@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from pylb.api.explain import explain, ports_of, recorded_of
-from pylb.api.plan import in_words, steps
+from pylb.api.plan import Reloaded, steps
 from pylb.api.routes import legacy_notes, rows
 from pylb.api.status import status
 from pylb.config import ConfigErrors
@@ -25,7 +25,6 @@ from pylb.core.policy import AdminState
 from pylb.core.recorder import SessionTrace, parse_session_id
 from pylb.core.registration import parse_native
 from pylb.core.session import SessionView
-from pylb.core.table import Diff
 from pylb.core.table_diff import ChangeLine
 from pylb.core.text import counted
 from pylb.forward.counters import Counters
@@ -59,7 +58,7 @@ class AppOperations(Protocol):
 
     async def counters(self) -> Counters: ...
 
-    async def reload(self) -> Diff | None: ...
+    async def reload(self) -> Reloaded | None: ...
 
     async def upgrade(self) -> str: ...
 
@@ -69,6 +68,9 @@ class AppOperations(Protocol):
 
     @property
     def reloaded(self) -> bool: ...
+
+    @property
+    def file(self) -> Path | None: ...
 
     def token(self, name: str) -> Token | None: ...
 
@@ -91,7 +93,7 @@ def _views(registry: Registry, service: AppOperations, live: SessionControl) -> 
         return {"status": await status(registry, counters, workers, reloaded=service.reloaded, started_at=started_at)}
 
     async def ping(_request: Mapping[str, Any]) -> dict[str, Any]:
-        return {"generation": registry.table.generation}
+        return {"generation": registry.table.generation, "config": None if service.file is None else str(service.file)}
 
     async def routes(_request: Mapping[str, Any]) -> dict[str, Any]:
         return {"routes": await rows(registry), "notes": legacy_notes(registry)}
@@ -165,14 +167,15 @@ def _changes(registry: Registry, service: AppOperations) -> dict[str, Verb]:
 
     async def reload(_request: Mapping[str, Any]) -> dict[str, Any]:
         try:
-            change = await service.reload()
+            reloaded = await service.reload()
         except ConfigErrors as errors:
             raise Refused(Code.INVALID, str(errors), "nothing was changed") from None
-        if change is None:
+        if reloaded is None:
             later = "an upgrade is on its way: the pylb that serves afterwards reads the config again, and logs the result"
             return {"lines": [later]}
+        change = reloaded.change
         counts = {"opened": len(change.opened), "closed": len(change.closed), "changed": len(change.changed)}
-        return {**counts, "lines": [f"reloaded: {in_words(change)}"]}
+        return {**counts, "lines": reloaded.lines}
 
     async def upgrade(_request: Mapping[str, Any]) -> dict[str, Any]:
         return {"lines": [await service.upgrade()]}

@@ -35,7 +35,7 @@ from pylb.control.registry import Registry
 from pylb.control.storage.store import StateLocked, Store
 from pylb.control.tasks import Part, Tasks
 from pylb.host.loop_lag import collect_rarely, freeze_the_start
-from pylb.host.machine import raise_descriptor_limit, resolve, worker_count
+from pylb.host.machine import ControllingTerminal, raise_descriptor_limit, resolve, worker_count
 from pylb.host.systemd import SystemdService
 from pylb.logs.messages import install
 from pylb.logs.session_log import ConnectionLog
@@ -66,6 +66,7 @@ class App:
         self._environ = environ
         self._started_at = time.time()
         self._settings = Settings(config, complaint)
+        self._terminal = ControllingTerminal()
         self._phases = PhaseMachine()
         self._stop = asyncio.Event()  # or the end of this process alone
         self._background = Background(Tasks())
@@ -117,7 +118,7 @@ class App:
         self._config_reload.watch(self._background)
         self._heartbeat.begin(self._background)
         self._reporting.begin(self._background)
-        greet(self._settings, self._room, self._called, restored=len(self._registry.table.frontends))
+        greet(self._settings, self._room, self._called, self._source.path, restored=len(self._registry.table.frontends))
         if not self._settings.complaint:
             await self._config_reload.keep_config()
         await incoming.take_over()
@@ -242,7 +243,15 @@ class App:
         loop = asyncio.get_running_loop()
         for number, trigger in SIGNALS.items():
             loop.add_signal_handler(number, self._on, trigger)
+        loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS.keys())  # blocked by run.py
+
+    def _on_hangup(self) -> None:
+        """The shell and the kernel may both send one when the terminal is closed: a second stop would mean "now"."""
+        if not self._terminal.is_closed():
+            self._on(Trigger.RELOAD)
+        elif not self._stop.is_set():
+            self._on(Trigger.STOP)
 
     def _on(self, trigger: Trigger) -> None:
         for action, about in self._phases.on(trigger):

@@ -5,6 +5,7 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
+from pylb.api.plan import Reloaded
 from pylb.app.phases import Phase, PhaseMachine, Trigger
 from pylb.app.reload import ConfigReload
 from pylb.app.settings import Settings
@@ -12,7 +13,6 @@ from pylb.app.upgrade import OutgoingUpgrade
 from pylb.config import ConfigErrors
 from pylb.core.auth import Token
 from pylb.core.errors import Code, Refused
-from pylb.core.table import Diff
 from pylb.core.table_diff import ChangeLine
 from pylb.forward.counters import Counters
 from pylb.upgrade.leaving import Transfer
@@ -45,7 +45,7 @@ class Operations:
         """Note that the start is over; callers that wait for it continue."""
         self._started.set()
 
-    async def reload(self) -> Diff | None:
+    async def reload(self) -> Reloaded | None:
         """Read the config again: all or nothing. None: during an upgrade, where whoever is in charge afterwards does it.
 
         Raises ConfigErrors or Refused.
@@ -98,3 +98,8 @@ class Operations:
     def reloaded(self) -> bool:
         """Whether the config was read successfully the last time."""
         return self._settings.reloaded
+
+    @property
+    def file(self) -> Path | None:
+        """The config's file, which a reload reads; None: the embedded defaults."""
+        return self._config_reload.file

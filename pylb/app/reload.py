@@ -7,7 +7,7 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-from pylb.api.plan import in_words, steps
+from pylb.api.plan import Reloaded, in_words, steps
 from pylb.app.background import Background
 from pylb.app.errors import CannotStart
 from pylb.app.forwarding import Forwarding
@@ -20,7 +20,6 @@ from pylb.control.storage.store import Store
 from pylb.control.tasks import Part
 from pylb.core.errors import Code, Refused
 from pylb.core.policy import Rules
-from pylb.core.table import Diff
 from pylb.core.table_diff import ChangeLine
 from pylb.host.addresses import Addresses
 from pylb.host.files import Watch
@@ -50,6 +49,11 @@ class ConfigReload:
         self._follow = follow
         self._one = asyncio.Lock()  # one at a time, in order
 
+    @property
+    def file(self) -> Path | None:
+        """None: the embedded defaults."""
+        return None if self._source.path is None else self._source.path.absolute()
+
     def watch(self, background: Background) -> None:
         """From here on, secrets, certificates and this machine's addresses are read again whenever they change."""
         settings = self._settings
@@ -65,12 +69,12 @@ class ConfigReload:
         table, planned = await self._registry.rules.plan(rules, self._settings.keyring)
         return [*planned, *await self._registry.rules.plan_checks(table)]
 
-    async def read_config(self) -> Diff:
+    async def read_config(self) -> Reloaded:
         """All or nothing. Raises ConfigErrors or Refused."""
         async with self._one:
             return await self._read_config()
 
-    async def _read_config(self) -> Diff:
+    async def _read_config(self) -> Reloaded:
         settings = self._settings
         settings.reloaded = False
         config = await asyncio.to_thread(self._source.load)  # ten thousand lines take a second
@@ -82,20 +86,20 @@ class ConfigReload:
             raise Refused(Code.INVALID, str(reason)) from None
         keyring = keys.keyring()
         rules = await rules_of(config)
-        _, lines = await self._registry.rules.plan(rules, keyring)
-        planned = steps(lines, await self._forwarding.sessions())
+        _, changes = await self._registry.rules.plan(rules, keyring)
+        planned = steps(changes, await self._forwarding.sessions())
         change = await self._registry.rules.reload(rules, keyring)
+        lines = [in_words(change), *_other_settings(settings.config, config), *(step["text"] for step in planned)]
         settings.use(config, keys, keyring)
         self._follow(config)
         await settings.read_certificates()
         settings.reloaded = True
         await self.keep_config()
-        log.info("reloaded: %s", in_words(change))
-        for step in planned:
-            log.info("reloaded: %s", step["text"])
+        for line in lines:
+            log.info("reloaded: %s", line)
         if keys.secret is not None and had_tokens:
             log.warning("no token is configured any more: the generated one in %s counts", config.state_dir / TOKEN_FILE)
-        return change
+        return Reloaded(change, [f"reloaded {self.file or 'the embedded defaults'}: {lines[0]}", *lines[1:]])
 
     async def read_keys(self) -> None:
         """A file with secrets has changed: its new content takes effect."""
@@ -120,6 +124,12 @@ class ConfigReload:
             await self._store.run(partial(self._source.keep, self._settings.config))
         except OSError as error:
             log.warning("the config could not be remembered for a start with a broken one: %s", error)
+
+
+def _other_settings(old: Config, new: Config) -> list[str]:
+    """Keys whose effect is not in the table. Of secrets in files nothing is said: they are read whenever they change."""
+    changed = [key for key in Config.model_fields if key != "frontends" and getattr(old, key) != getattr(new, key)]
+    return [f"other settings changed: {', '.join(changed)}"] if changed else []
 
 
 async def own_ips_of(config: Config) -> frozenset[str]:

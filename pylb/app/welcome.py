@@ -17,6 +17,7 @@ from pylb.app.settings import Settings
 from pylb.app.tokens import TOKEN_FILE
 from pylb.config import Config
 from pylb.config.models import TokenEntry
+from pylb.config.source import SYSTEM_FILE
 from pylb.core.address import ANY, is_loopback
 from pylb.core.auth import NODE_PORTS
 from pylb.core.text import counted
@@ -26,17 +27,17 @@ log = logging.getLogger("pylb")
 
 
 def program(path: Path | None) -> tuple[str, str]:
-    """How the CLI was called, to be typed again: the command, and the option that names the config."""
+    """How the CLI was called, to be typed again: the command, and the option for a config that is not found by itself."""
     called = sys.argv[0]
     name = Path(called).name
     if name == "__main__.py":
         name = called = f"{Path(sys.executable).name} -m pylb"
-    elif (found := shutil.which(name)) is not None and Path(found).absolute() == Path(called).absolute():
+    elif (found := shutil.which(name)) is not None and Path(found).resolve() == Path(called).resolve():
         called = name
-    return called, "" if path is None else f" -c {shlex.quote(str(path))}"
+    return called, "" if path in (None, SYSTEM_FILE) else f" -c {shlex.quote(str(path))}"
 
 
-def greet(settings: Settings, room: Budget, called: tuple[str, str], *, restored: int) -> None:
+def greet(settings: Settings, room: Budget, called: tuple[str, str], file: Path | None, *, restored: int) -> None:
     """pylb serves: warnings go to the log, the banner to the terminal."""
     config = settings.config
     for warning in config.warnings:
@@ -46,6 +47,7 @@ def greet(settings: Settings, room: Budget, called: tuple[str, str], *, restored
     terminal = sys.stdout.isatty()
     text = banner(
         config,
+        file=file,
         room=(room.most_sessions, room.reserve),
         restored=restored,
         secret=settings.keys.secret,
@@ -61,6 +63,7 @@ def greet(settings: Settings, room: Budget, called: tuple[str, str], *, restored
 def banner(
     config: Config,
     *,
+    file: Path | None,
     room: tuple[int, int],
     restored: int,
     secret: str | None,
@@ -72,11 +75,13 @@ def banner(
     `room`: sessions, and descriptors beside them.
     """
     webhooks = ", ".join(str(one.listen) for one in config.webhook)
+    webhook = f"webhook on {webhooks}" if webhooks else "no webhook"
     lines = [
-        f"pylb is up: webhook on {webhooks}, admin on http://{config.admin.listen}, state in {config.state_dir}",
+        f"pylb is up: {webhook}, admin on http://{config.admin.listen}, state in {config.state_dir}",
+        f"config: {file or 'the embedded defaults'}",
         f"{counted(restored, 'port')} served from the state directory and the config, {_room(*room)}",
     ]
-    if secret is not None:
+    if secret is not None and config.webhook:
         kept = shlex.quote(str(config.state_dir / TOKEN_FILE))
         lines += _first_steps(config, secret if terminal else f"$(cat {kept})", called)
     return "\n".join(lines)
@@ -154,11 +159,13 @@ def _curl(webhook: WebhookAddress, url: str, token: str, trial: ExampleRegistrat
     ]
 
 
-def first_steps(config: Config, *, generated: bool) -> dict[str, str]:
+def first_steps(config: Config, *, generated: bool) -> dict[str, str] | None:
     """What the status page shows while nothing is registered: with this machine's address, and never with a secret.
 
-    `generated`: does the first run's token count?
+    `generated`: does the first run's token count? None without a webhook: there are frontends then.
     """
+    if not config.webhook:
+        return None
     webhook, kept, trial = WebhookAddress(config), str(config.state_dir / TOKEN_FILE), ExampleRegistration()
     if not generated:
         found = next((one for one in config.tokens if one.secret_file is not None), None)

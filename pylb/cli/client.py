@@ -1,5 +1,6 @@
 """Asking a running pylb from the command line: how it is found, the options that every verb has, and how a verb ends."""
 
+import errno
 import json
 import os
 import sys
@@ -12,13 +13,24 @@ import click
 from pylb.cli.tables import Block, clock, terminal, written
 
 FAILED, UNUSABLE = 1, 2
+UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 Answer = dict[str, Any]
+_said = {""}  # notes that were printed: `status --watch` asks again and again
+
+
+def _chosen(_context: click.Context, _option: click.Parameter, given: Path | None) -> Path | None:
+    from pylb.config.source import chosen  # noqa: PLC0415 - pydantic need not load for `pylb --help`
+
+    return chosen(given, os.environ)
+
+
 CONFIG = click.option(
     "-c",
     "--config",
     "config_path",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="pylb.yaml; without it the embedded defaults.",
+    callback=_chosen,
+    help="Default: $PYLB_CONFIG, else /etc/pylb/pylb.yaml if it is there, else the embedded defaults.",
 )
 JSON = click.option("--json", "as_json", is_flag=True, help="For a machine to read.")
 
@@ -31,7 +43,7 @@ def ask(config_path: Path | None, request: dict[str, Any], timeout: float = 30.0
     try:
         answer = call(path, request, timeout)
     except (FileNotFoundError, ConnectionRefusedError):
-        die(f"no pylb is running with {path}. Start it, or name its config with -c.")
+        die(f"no pylb is running with {path}{_by(config_path)}. Start it, or name its config with -c.")
     except PermissionError:
         die(f"{path}: permission denied. Ask as root or as the user that pylb runs as.")
     except (OSError, ValueError) as error:
@@ -63,29 +75,56 @@ def running(directory: Path) -> bool:
         return False
 
 
+def _by(config_path: Path | None) -> str:
+    """Which config led there, where that may be a surprise."""
+    from pylb.config.source import SYSTEM_FILE, VARIABLE  # noqa: PLC0415
+
+    if config_path is not None:
+        return f" (config: {config_path})"
+    hidden = VARIABLE not in os.environ and SYSTEM_FILE.parent.is_dir() and not os.access(SYSTEM_FILE.parent, os.X_OK)
+    return f" (and this user may not read {SYSTEM_FILE}: try sudo)" if hidden else ""
+
+
 def loaded(config_path: Path | None) -> Any:
-    """The config; ends the program with its mistakes."""
+    """The config, or the last good one if the file is broken; ends the program with the mistakes if there is none."""
     from pylb.config import ConfigErrors, load  # noqa: PLC0415
 
     try:
         return load(config_path, os.environ)
     except ConfigErrors as errors:
-        die(str(errors))
+        return last_good(config_path) or die(str(errors))
+
+
+def last_good(config_path: Path | None) -> Any:
+    """What a broken file was when pylb last ran with it, if that is known here; says so."""
+    from pylb.cli.instance import find  # noqa: PLC0415
+    from pylb.config import ConfigErrors  # noqa: PLC0415
+    from pylb.config.source import ConfigSource  # noqa: PLC0415
+
+    source = ConfigSource(config_path, os.environ)
+    try:
+        directory = find(config_path).state_dir
+    except ConfigErrors:
+        directory = source.state_dir()
+    config = source.last_good(directory)
+    if config is not None:
+        say(f"{config_path} is broken (pylb check -c {config_path}); going by the last good one, from {directory}", err=True)
+    return config
 
 
 def state_dir(config_path: Path | None) -> Path:
     """Where the running pylb is to be found; also through a broken file, for that is when one wants to look."""
-    from pylb.config import ConfigErrors, load  # noqa: PLC0415
-    from pylb.config.source import ConfigSource  # noqa: PLC0415
+    from pylb.cli.instance import find  # noqa: PLC0415
+    from pylb.config import ConfigErrors  # noqa: PLC0415
 
     try:
-        return load(config_path, os.environ).state_dir
+        found = find(config_path)
     except ConfigErrors as errors:
-        if config_path is None or not os.access(config_path, os.R_OK):
-            die(str(errors))
-        found = ConfigSource(config_path, os.environ).state_dir()
-        say(f"{config_path} is broken (pylb check -c {config_path}); asking the pylb that uses {found}", err=True)
-        return found
+        die(f"{errors}\nno pylb is running with this file")
+    if found.note not in _said:
+        say(found.note, err=True)
+        _said.add(found.note)
+    return found.state_dir
 
 
 def reaches(answer: Answer, what: str) -> None:
@@ -101,10 +140,16 @@ def say(*parts: Block, err: bool = False, nl: bool = True) -> None:
         click.echo(written(parts, None if plain else terminal()), err=err, nl=nl)
     except BrokenPipeError:
         raise  # click ends quietly: whoever read it has seen enough
-    except OSError as error:  # a full disk
-        if not err:
-            say(f"the output could not be written: {error.strerror}", err=True)
-        os._exit(UNUSABLE)  # at an ordinary exit Python would try to write the rest again, and complain
+    except OSError as error:
+        if err:
+            os._exit(UNUSABLE)
+        unwritten(error)
+
+
+def unwritten(error: OSError) -> NoReturn:
+    """The output could not be written: the disk is full, or the terminal is gone."""
+    say(f"the output could not be written: {error.strerror}", err=True)
+    os._exit(UNUSABLE)  # at an ordinary exit Python would try to write the rest again, and complain
 
 
 def die(text: str, code: int = UNUSABLE, failed: Mapping[str, str] | None = None) -> NoReturn:

@@ -4,7 +4,7 @@
 `print_only` shows the steps, the unit and the starter config. What exists and belongs to the administrator (config,
 token) is never overwritten; what belongs to pylb (unit, sysusers entry) is brought up to date. Each installation has
 its own directory in /opt/pylb/versions, and the link /opt/pylb/bin leads to the one in use. So the files of a running pylb are
-never replaced, and going back takes one step.
+never replaced, and going back takes one step. `pylb uninstall-service` is uninstall.py.
 """
 
 from __future__ import annotations
@@ -26,6 +26,17 @@ from urllib.parse import unquote, urlsplit
 
 from pylb import DISTRIBUTION, __version__
 from pylb.cli.client import say
+from pylb.cli.installed import (
+    CommandLink,
+    Link,
+    OldVersions,
+    command_link,
+    is_ours,
+    offer,
+    point,
+    prune,
+    version_in_use,
+)
 from pylb.host.machine import deployed
 
 USER = "pylb"
@@ -66,15 +77,7 @@ class Command:
     argv: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Link:
-    """A link that is changed in one step (rename(2)): at any moment it leads to the old target or to the new one."""
-
-    path: Path
-    target: str  # relative to its directory
-
-
-Action = Directory | File | Command | Link
+Action = Directory | File | Command | Link | CommandLink | OldVersions
 
 
 class Step(NamedTuple):
@@ -92,6 +95,7 @@ class Host(NamedTuple):
     configured: bool  # a pylb.yaml is there already: then no starter config and no token of ours
     token: str  # for the starter config, ≥ 22 characters
     release: str  # a directory name that no earlier installation has
+    before: str  # that of the version which is in use until then; "": none
 
 
 def install_service(*, print_only: bool, prefix: Path = Path("/"), run: Run | None = None) -> int:
@@ -107,7 +111,7 @@ def install_service(*, print_only: bool, prefix: Path = Path("/"), run: Run | No
         if print_only:
             _show(steps)
         else:
-            _install(steps, prefix, run or _run)
+            _install(steps, prefix, run or execute)
     except InstallError as exc:
         say(f"pylb install-service: {exc}\n  what to do: {exc.remedy}", err=True)
         return 1
@@ -129,9 +133,12 @@ def plan(host: Host, prefix: Path) -> tuple[Step, ...]:
         steps.append(Step("check the config with it", Command(check), "correct the file at the places named above"))
     link = Link(home / "bin", f"versions/{host.release}/bin")
     steps.append(Step("make it the version that counts", link, f"{home} is of an older layout: move it away"))
+    steps.append(Step("put the command on the PATH", command_link(prefix), "see that /usr/local/bin is writable"))
     if prefix == Path("/"):
         reload = ("systemctl", "daemon-reload")
         steps.append(Step("tell systemd", Command(reload), "this needs a machine that runs systemd; else use a container"))
+    old = OldVersions(home / "versions", host.release, host.before)
+    steps.append(Step("remove older versions", old, f"see what is in {old.folder}"))
     return tuple(steps)
 
 
@@ -198,6 +205,7 @@ def host(prefix: Path) -> Host:
         configured=(prefix / "etc/pylb/pylb.yaml").exists(),
         token=secrets.token_urlsafe(24),  # 32 characters, 192 bits
         release=f"{__version__}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}",
+        before=version_in_use(prefix / "opt/pylb"),
     )
 
 
@@ -267,8 +275,10 @@ def _show(steps: Sequence[Step]) -> None:
 def _describe(action: Action) -> str:
     if isinstance(action, Command):
         return shlex.join(action.argv)
-    if isinstance(action, Link):
+    if isinstance(action, Link | CommandLink):
         return f"{action.path} -> {action.target}"
+    if isinstance(action, OldVersions):
+        return f"in {action.folder}; what runs and what was in use before stays"
     return f"{action.path} ({action.mode:04o} root:{action.group})"
 
 
@@ -283,6 +293,8 @@ def _install(steps: Sequence[Step], prefix: Path, run: Run) -> None:
         if outcome:
             say(f"    {outcome}")
     say(NEXT_STEPS)
+    if not is_ours(link := command_link(prefix)):
+        say(f"\n`pylb` above is {link.program}: {link.path} is another program's", err=True)
 
 
 def _perform(action: Action, prefix: Path, run: Run) -> str:
@@ -291,7 +303,11 @@ def _perform(action: Action, prefix: Path, run: Run) -> str:
         run(action.argv)
         return ""
     if isinstance(action, Link):
-        return _point(action)
+        return point(action)
+    if isinstance(action, CommandLink):
+        return offer(action)
+    if isinstance(action, OldVersions):
+        return prune(action)
     gid = group_id((prefix / "etc/group"), action.group) if action.group != "root" else 0
     if isinstance(action, Directory):
         action.path.mkdir(parents=True, exist_ok=True)
@@ -299,16 +315,6 @@ def _perform(action: Action, prefix: Path, run: Run) -> str:
         action.path.chmod(action.mode)
         return ""
     return _write(action, gid)
-
-
-def _point(link: Link) -> str:
-    link.path.parent.mkdir(parents=True, exist_ok=True)
-    before = link.path.readlink() if link.path.is_symlink() else None
-    draft = link.path.with_name(f".{link.path.name}.new")
-    draft.unlink(missing_ok=True)
-    draft.symlink_to(link.target)
-    draft.replace(link.path)
-    return "" if before is None else f"before: {before}"
 
 
 def group_id(group_file: Path, name: str) -> int:
@@ -339,7 +345,8 @@ def _write(file: File, gid: int) -> str:
     return "replaced; changes of your own belong into `systemctl edit pylb`" if exists else ""
 
 
-def _run(argv: Sequence[str]) -> None:
+def execute(argv: Sequence[str]) -> None:
+    """Run a command, which shows its own output. Raises InstallError."""
     if shutil.which(argv[0]) is None:
         raise InstallError(f"{argv[0]} is not installed", "install it")
     # The service's user must be able to read what root makes here, whatever root's umask is.
@@ -349,10 +356,11 @@ def _run(argv: Sequence[str]) -> None:
 
 
 NEXT_STEPS = """
-Installed. Next:
-  look at the config      /etc/pylb/pylb.yaml   (check: /opt/pylb/bin/pylb check -c /etc/pylb/pylb.yaml)
-  the pods' token         /etc/pylb/tokens/default   (goes into the Secret of deploy/kubernetes)
+Installed. Next (as root; every command finds /etc/pylb/pylb.yaml by itself):
+  look at the config          /etc/pylb/pylb.yaml   (check: pylb check)
   start it, now and at boot   systemctl enable --now pylb
-  it runs already         /opt/pylb/bin/pylb upgrade -c /etc/pylb/pylb.yaml   (closes no connection)
-  back to the one before  ln -sfn versions/OLD/bin /opt/pylb/bin, and upgrade again
-  see it work             journalctl -u pylb -f;  /opt/pylb/bin/pylb routes -c /etc/pylb/pylb.yaml"""
+  it runs already             pylb upgrade   (closes no connection)
+  a token and a join string   pylb token create NAME --ports 8443
+  see it work                 pylb status;  journalctl -u pylb -f
+  back to the one before      ln -sfn versions/OLD/bin /opt/pylb/bin, and pylb upgrade
+  take it off the machine     pylb uninstall-service"""

@@ -1,4 +1,4 @@
-"""The command line. Verbs that ask a running pylb find it by `-c FILE` or the default state directory.
+"""The command line. Verbs that ask a running pylb find it by their config (config/source.py says which) and instance.py.
 
 Exit codes: 0 done; 1 the answer is no (a bad config, nothing to release, failed connections); 2 pylb did not answer or start.
 """
@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from pylb import __version__
-from pylb.cli.client import CONFIG, FAILED, JSON, ask, die, say
+from pylb.cli.client import CONFIG, FAILED, JSON, UNWRITABLE, ask, die, last_good, say, unwritten
 from pylb.cli.ctl import ctl
 from pylb.cli.explain import explain
 from pylb.cli.history import history
@@ -33,14 +34,26 @@ UPGRADE_SECONDS = 90.0  # longer than all that an upgrade waits for, one after t
 RELOAD_SECONDS = 60.0  # ten thousand lines of access take a while, and so may the names of `advertise`
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+class Program(click.Group):
+    """What click writes itself, such as --help, ends like the output of a verb if it cannot be written."""
+
+    def main(self, *args: Any, **extra: Any) -> Any:
+        try:
+            return super().main(*args, **extra)
+        except OSError as error:
+            if error.errno not in UNWRITABLE:
+                raise
+            unwritten(error)
+
+
+@click.group(cls=Program, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="pylb")
 def main() -> None:
     """A TCP load balancer for one fixed-IP machine in front of Kubernetes NodePorts.
 
     \b
-    pylb run                      serve with the embedded defaults: webhook on 9000, admin on 8404
-    pylb run -c /etc/pylb/pylb.yaml
+    pylb run                      serve; without a config: webhook on 9000, admin on 8404
+    pylb run --listen 8443 --to 127.0.0.1:8000    forward one port, without any config
     pylb check -c pylb.yaml       print every mistake of a config, with its line
     pylb status                   show the condition; --watch: continuously
     pylb routes                   what goes where, and why
@@ -51,16 +64,38 @@ def main() -> None:
     pylb plan -c new.yaml         what a change would do
     pylb ctl drain 203.0.113.7    take a node out of service, and back: pylb ctl ready
     pylb demo                     watch an app move between nodes under load, on loopback
+
+    Every command goes by the config of -c FILE, else of $PYLB_CONFIG, else /etc/pylb/pylb.yaml if this user may read it,
+    else the embedded defaults (also if PYLB_CONFIG is empty), and so finds the pylb that runs with it.
     """
 
 
 @main.command()
 @CONFIG
-def run(config_path: Path | None) -> None:
+@click.option("--listen", "listens", multiple=True, metavar="[ADDRESS:]PORT", help="Without a config: forward this port.")
+@click.option(
+    "--to", multiple=True, metavar="[HOST:]PORT[,…]", help="With --listen: to this server, or these; a port alone: here."
+)
+@click.pass_context
+def run(context: click.Context, config_path: Path | None, listens: tuple[str, ...], to: tuple[str, ...]) -> None:
     """Serve until SIGTERM. SIGHUP reads the config again, all of it or nothing.
 
-    Without -c: webhook on *:9000 (self-signed TLS), admin on 127.0.0.1:8404, a generated token in the state directory.
+    Closing the terminal ends it too; with nohup it lives on, and so does the service.
+
+    Without a config: webhook on *:9000 (self-signed TLS), admin on 127.0.0.1:8404, a generated token in the state directory.
+
+    \b
+    pylb run --listen 8443 --to 127.0.0.1:8000            forward a port, without any config
+    pylb run --listen 80 --to 10.0.0.1:8080,10.0.0.2:8080     to two servers
+    pylb run --listen 80 --to 8080 --listen 443 --to 8443     two ports
+
+    With --listen nobody registers, and no webhook is opened. The page is on 127.0.0.1:8404, or on the next port that is free,
+    and `pylb status`, `routes` and the others find it.
     """
+    if listens or to:
+        if context.get_parameter_source("config_path") is ParameterSource.COMMANDLINE:
+            raise click.UsageError("--listen and --to are instead of -c: put the frontend into the file, or leave -c out")
+        config_path = _forward(listens, to)
     from pylb.app.errors import CannotStart, InternalError  # noqa: PLC0415
     from pylb.app.run import run as serve  # noqa: PLC0415 - `pylb --help` need not load a web server
     from pylb.config import ConfigErrors  # noqa: PLC0415
@@ -73,6 +108,22 @@ def run(config_path: Path | None) -> None:
         die(f"{errors}\npylb did not start: {counted(len(errors.problems), 'mistake')} in the config")
     except CannotStart as reason:
         die(f"pylb did not start: {reason}")
+
+
+def _forward(listens: Sequence[str], to: Sequence[str]) -> Path:
+    """Say what will be forwarded. Returns the config of it."""
+    from pylb.cli import forward  # noqa: PLC0415
+
+    found = forward.forwards(listens, to)
+    try:
+        path = forward.written(found)
+    except OSError as error:
+        die(f"pylb did not start: {error.filename}: {error.strerror}")
+    for one in found:
+        say(f"forwarding {one}", err=True)
+    for text in forward.silent(found):
+        say(text, err=True)
+    return path
 
 
 @main.command()
@@ -154,10 +205,12 @@ def doctor(config_path: Path | None, as_json: bool) -> None:
     from pylb.config import ConfigErrors, load  # noqa: PLC0415
 
     try:
-        config = load(config_path, os.environ)
+        config, findings = load(config_path, os.environ), []
     except ConfigErrors as errors:
-        die(f"{errors}\nthe config comes first: pylb check", FAILED)
-    findings = examine.examine(config)
+        config = last_good(config_path) or die(f"{errors}\nthe config comes first: pylb check", FAILED)
+        found = f"{counted(len(errors.problems), 'mistake')} in {config_path}; the rest is about the last good one"
+        findings = [examine.Finding("config", False, found, f"pylb check -c {config_path}")]
+    findings += examine.examine(config)
     if as_json:
         say(json.dumps([one._asdict() for one in findings], indent=2))
     else:
@@ -201,10 +254,34 @@ def demo(moves: int, every: float) -> None:
 @main.command("install-service")
 @click.option("--print", "print_only", is_flag=True, help="Show the unit and every step, do nothing.")
 def install_service_(print_only: bool) -> None:
-    """Install pylb as a systemd service: user, /etc/pylb, a virtual environment in /opt/pylb, the unit. Needs root."""
+    """Install pylb as a systemd service: user, /etc/pylb, a virtual environment in /opt/pylb, the unit, and the command in
+    /usr/local/bin. Needs root.
+
+    If one is installed, this is the next version beside it, which `pylb upgrade` puts in charge. The one before and those that
+    still run stay for the way back, older ones are removed. The config is never touched.
+    """
     from pylb.cli.install import install_service  # noqa: PLC0415
 
     sys.exit(install_service(print_only=print_only))
+
+
+@main.command("uninstall-service")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def uninstall_service_(yes: bool) -> None:
+    """Stop the service and take it off the machine: unit, command, /opt/pylb. Needs root.
+
+    It shows what it is going to do, and asks. Config, tokens and state stay, and are used if pylb is installed again.
+    """
+    from pylb.cli.uninstall import uninstall_service  # noqa: PLC0415
+
+    def agreed() -> bool:
+        try:
+            return yes or click.confirm("Go on?")
+        except click.Abort:  # nobody to ask
+            say("\nnobody said yes; without a person: --yes", err=True)
+            return False
+
+    sys.exit(uninstall_service(agreed=agreed))
 
 
 for command in (ctl, explain, history, import_, plan, routes, sessions, status, token):

@@ -6,14 +6,12 @@ from typing import Any
 
 import click
 
-from pylb.cli.client import JSON, ask, die, say
+from pylb.cli.client import CONFIG, JSON, ask, die, say
 from pylb.core.text import counted
 
 
 @click.command()
-@click.option(
-    "-c", "--config", "config_path", type=click.Path(path_type=Path, dir_okay=False, exists=True), help="The new pylb.yaml."
-)
+@CONFIG
 @click.option(
     "--running", type=click.Path(path_type=Path, dir_okay=False), help="The config of the running pylb; default: -c's."
 )
@@ -28,6 +26,7 @@ def plan(config_path: Path | None, running: Path | None, body: Any, as_json: boo
     live sessions each step touches.
 
     \b
+    pylb plan                                                       the effect of a reload with the file as it is now
     pylb plan -c new.yaml                                           the effect of a reload with this file
     pylb plan --token app --address 203.0.113.7 body.json           the effect of such a call of a phone-home
 
@@ -42,7 +41,11 @@ def plan(config_path: Path | None, running: Path | None, body: Any, as_json: boo
     elif config_path is None:
         die("what is to be planned? -c NEW.yaml, or the body of a registration (pylb plan --help)")
     else:
-        request = {"verb": "plan", "path": str(config_path.absolute()), "text": config_path.read_text(errors="replace")}
+        try:
+            text = config_path.read_text(errors="replace")
+        except OSError as error:
+            die(f"{config_path}: {error.strerror}")
+        request = {"verb": "plan", "path": str(config_path.absolute()), "text": text}
     answer = ask(running or config_path, request)
     if as_json:
         say(json.dumps({"generation": answer["generation"], "steps": answer["steps"]}, indent=2))

@@ -14,6 +14,10 @@ from pylb.core.address import ANY, Address, HostPort, Listen, is_loopback
 
 def findings(parts: Parts) -> Iterator[Finding]:
     """Errors and warnings that depend on nothing but the config itself."""
+    data = parts.document.data
+    if isinstance(data, dict) and data.get("webhook") == [] and not data.get("frontends"):
+        hint = 'webhook: {listen: "127.0.0.1:9000"}'
+        yield Finding(("webhook",), "pylb needs at least one webhook listener, or frontends that need none", hint)
     for listener in parts.webhook:
         yield from _webhook(listener)
     yield from _faces(parts)

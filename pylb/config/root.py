@@ -4,11 +4,11 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr
+from pydantic import BeforeValidator, Field, PrivateAttr
 
 from pylb.config import models as m
 from pylb.config import values as v
-from pylb.config.problems import Problem, in_short, wrong
+from pylb.config.problems import Problem, in_short
 from pylb.core.address import ANY, Ports, is_loopback, parse_ip, parse_network
 from pylb.core.auth import ANYWHERE, Keyring, Token
 from pylb.core.policy import LeaseBounds, Policy, Rules, SourceLimits
@@ -23,17 +23,12 @@ def default_webhook() -> tuple[m.WebhookListener, ...]:
     return (m.WebhookListener.model_validate({"listen": "*:9000", "tls": "self-signed"}),)
 
 
-def _some(listeners: tuple[m.WebhookListener, ...]) -> tuple[m.WebhookListener, ...]:
-    if not listeners:
-        raise wrong("pylb needs at least one webhook listener", 'webhook: {listen: "127.0.0.1:9000"}')
-    return listeners
-
-
 class Config(m.Section):
     """pylb.yaml. Made only by `load` and `parse`."""
 
-    webhook: Annotated[tuple[m.WebhookListener, ...], BeforeValidator(v.one_or_more), AfterValidator(_some), v.OneOrMore()] = (
-        Field(default_factory=default_webhook, description="one listener or a list; default: self-signed TLS on `*:9000`")
+    webhook: Annotated[tuple[m.WebhookListener, ...], BeforeValidator(v.one_or_more), v.OneOrMore()] = Field(
+        default_factory=default_webhook,
+        description="one listener or a list; default: self-signed TLS on `*:9000`; `[]`: none, only with `frontends`",
     )
     advertise: v.Host | None = Field(None, description="the name or address by which others reach this machine")
     public_addresses: v.Ips = Field((), description="this machine's public addresses, if it is behind 1:1 NAT")

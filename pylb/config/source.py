@@ -1,5 +1,6 @@
 """Where the config comes from: the file, or what was in force when pylb last ran with it."""
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,9 +10,24 @@ from pylb.config.problems import ConfigErrors
 from pylb.config.root import Config
 from pylb.control.storage.files import read_regular, write_private
 
+SYSTEM_FILE = Path("/etc/pylb/pylb.yaml")  # where `pylb install-service` puts it
+VARIABLE = "PYLB_CONFIG"
+FORWARDS = "forward-"  # and a port: directories of `pylb run --listen` in the default state directory
 LAST_GOOD = "config.last-good"
 MOST_BYTES = 64 << 20
 _STATE_DIR_LINE = re.compile(r"""^[ \t{]*["']?state_dir["']?\s*:\s*["']?([^"'#\n]+?)["']?,?\s*(?:#.*)?$""", re.MULTILINE)
+
+
+def chosen(given: Path | None, environ: Mapping[str, str], system: Path = SYSTEM_FILE) -> Path | None:
+    """The file to go by: -c, else $PYLB_CONFIG, else the system's. None: the embedded defaults, also if PYLB_CONFIG is empty.
+
+    The system's file only for those who may read it: others on the same machine can still try a pylb of their own.
+    """
+    if given is not None:
+        return given
+    if (named := environ.get(VARIABLE)) is not None:
+        return Path(named) if named else None
+    return system if os.access(system, os.R_OK) else None
 
 
 class ConfigSource:
@@ -33,14 +49,14 @@ class ConfigSource:
         """What `text`, as the file at `path`, would mean. Raises ConfigErrors."""
         return load(path, self._environ, text=text)
 
-    def last_good(self) -> Config | None:
+    def last_good(self, state_dir: Path | None = None) -> Config | None:
         """What was in force when pylb last ran with this file, if it is remembered and still valid.
 
         A secret file that is gone costs its token's calls, not the ports: they serve what is registered.
         """
         if self.path is None:
             return None
-        kept = self.state_dir() / LAST_GOOD
+        kept = (state_dir or self.state_dir()) / LAST_GOOD
         try:
             text = read_regular(kept, MOST_BYTES).decode()
             try:
@@ -58,10 +74,16 @@ class ConfigSource:
         if self.path is not None:
             write_private(config.state_dir / LAST_GOOD, self._text.encode())
 
+    def named_state_dir(self) -> Path:
+        """The state directory that the file names, or the default one. Opens no other file. Raises ConfigErrors."""
+        if self.path is None:
+            return default_state_dir(self._environ)
+        return parse(read_text(self.path), str(self.path), self._environ).state_dir
+
     def state_dir(self) -> Path:
         """Of a file that may not even be YAML: its state_dir line, else the default."""
         try:
-            found = _STATE_DIR_LINE.search(self.path.read_text()) if self.path is not None else None
+            found = None if self.path is None else _STATE_DIR_LINE.search(self.path.read_text("utf-8", "replace"))
         except (OSError, ValueError):
             found = None
         if found is None or self.path is None:

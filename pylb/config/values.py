@@ -142,7 +142,8 @@ def _parsed(parse: Callable[[str], _T], text: str, hint: str) -> _T:
         raise wrong(str(error), hint) from None
 
 
-def _listen(value: object) -> core.Listen:
+def parse_listen_at(value: object) -> core.Listen:
+    """`*:443`, `192.0.2.1:443`, `[2001:db8::1]:443`."""
     hint = 'ADDRESS:PORT, as in "*:443", "192.0.2.1:443" or "[2001:db8::1]:443"'
     if isinstance(value, int) and not isinstance(value, bool):
         raise wrong(f"{value} is a port without an address", f'write "*:{value}" for all addresses')
@@ -152,7 +153,8 @@ def _listen(value: object) -> core.Listen:
     return _parsed(core.parse_listen, text, hint)
 
 
-def _server(value: object) -> core.Address | core.HostPort:
+def parse_server_at(value: object) -> core.Address | core.HostPort:
+    """`IP:PORT` or `HOST:PORT`."""
     hint = 'IP:PORT or HOST:PORT, as in "192.0.2.7:30443"'
     text = _text(value, "an address")
     host, colon, port = text.rpartition(":")
@@ -345,8 +347,8 @@ ZeroIsNever = Annotated[
 ProbeInterval = Annotated[
     float, PlainValidator(parse_duration), AfterValidator(_probe_interval), JsonType("duration", _DURATION)
 ]
-ListenAt = Annotated[core.Listen, PlainValidator(_listen), JsonType("`ADDRESS:PORT`, `*` for all addresses")]
-ServerAt = Annotated[core.Address | core.HostPort, PlainValidator(_server), JsonType("`IP:PORT` or `HOST:PORT`")]
+ListenAt = Annotated[core.Listen, PlainValidator(parse_listen_at), JsonType("`ADDRESS:PORT`, `*` for all addresses")]
+ServerAt = Annotated[core.Address | core.HostPort, PlainValidator(parse_server_at), JsonType("`IP:PORT` or `HOST:PORT`")]
 ResolveInterval = Annotated[
     float, PlainValidator(parse_duration), AfterValidator(_at_least_a_second), JsonType("duration", _DURATION)
 ]

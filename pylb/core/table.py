@@ -33,6 +33,10 @@ class Server:
     backup: bool = False
     health: HealthPolicy | None = None  # None: the frontend's
 
+    def __str__(self) -> str:
+        """For people: its name and its address, which for a static server may be the same."""
+        return self.name if self.name == str(self.address) else f"{self.name} {self.address}"
+
 
 @dataclass(frozen=True, slots=True)
 class Frontend:

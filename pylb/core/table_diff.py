@@ -63,7 +63,7 @@ def in_order(found: Iterable[ChangeLine]) -> list[ChangeLine]:
 
 
 def _opened(frontend: Frontend) -> ChangeLine:
-    to = ", ".join(f"{server.name} {server.address}" for server in frontend.servers) or "no server yet"
+    to = ", ".join(map(str, frontend.servers)) or "no server yet"
     text = f"port {frontend.listen.port} ({frontend.name}) opened -> {to}"
     return ChangeLine(ChangeKind.OPENED, frontend.listen, frontend.name, text)
 
@@ -93,11 +93,11 @@ def _changed(old: Frontend, new: Frontend) -> Iterator[ChangeLine]:
 
 def _server(server: Server) -> str:
     weight = f", weight {server.weight}" if server.weight != 1 else ""
-    return f"{server.name} {server.address} ({RANKS[server.rank]}{weight})"
+    return f"{server} ({RANKS[server.rank]}{weight})"
 
 
 def _server_changed(head: str, listen: Listen, name: str, old: Server, new: Server) -> Iterator[ChangeLine]:
-    who = f"{head}: {new.name} {new.address}"
+    who = f"{head}: {new}"
     if old.rank != new.rank or old.admin != new.admin:
         admin = f" ({new.admin})" if new.rank == OUT or old.admin != new.admin else ""
         text = f"{who} is {RANKS[new.rank]}{admin}, was {RANKS[old.rank]}"

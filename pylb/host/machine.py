@@ -4,6 +4,7 @@ import asyncio
 import importlib.resources
 import os
 import resource
+import signal
 import socket
 import sys
 import threading
@@ -57,6 +58,21 @@ def hold_standard_descriptors() -> None:
     os.close(fd)
     sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115 - for the process's life
     sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115
+
+
+class ControllingTerminal:
+    """The terminal that this process was started on. Asked after a SIGHUP: does it mean that the terminal was closed?
+
+    A descriptor of one that was closed is no terminal any more (EIO, tty_ioctl(4)). `nohup` ignores SIGHUP from the start:
+    then the process is meant to live on.
+    """
+
+    def __init__(self) -> None:
+        nohup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        self._fds = () if nohup else tuple(fd for fd in (0, 1, 2) if os.isatty(fd))
+
+    def is_closed(self) -> bool:
+        return not all(os.isatty(fd) for fd in self._fds)
 
 
 def local_addresses(proc: Path = Path("/proc/net")) -> frozenset[str]:
@@ -190,6 +206,13 @@ def listeners_of(ports: Collection[int], proc: Path = Path("/proc")) -> dict[int
         for port in {port_of[link] for link in _links(process / "fd") if link in port_of} - found.keys():
             found[port] = f"{''.join(_lines(process / 'comm')).strip()}, pid {process.name}"
     return found
+
+
+def open_files_of_lock_holders(proc: Path = Path("/proc")) -> Iterator[Path]:
+    """What processes that hold a lock on some file (flock(2)) have open, as far as this user may look (proc_locks(5))."""
+    holders = {fields[4] for line in _lines(proc / "locks") if len(fields := line.split()) > 4 and fields[1] == "FLOCK"}
+    for pid in sorted(holders):
+        yield from map(Path, _links(proc / pid / "fd"))
 
 
 def _links(folder: Path) -> Iterator[str]:

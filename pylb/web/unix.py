@@ -113,7 +113,8 @@ def reachable(path: Path) -> Iterator[str]:
         os.close(directory)
 
 
-def _alive(path: Path) -> bool:
+def answers(path: Path) -> bool:
+    """Does somebody listen on this socket? Raises OSError."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock, reachable(path) as address:
         sock.settimeout(1.0)
         try:
@@ -127,7 +128,7 @@ def _alive(path: Path) -> bool:
 
 def _take(path: Path) -> tuple[socket.socket, int]:
     """The listening socket and the inode of its file. Raises OSError."""
-    if _alive(path):
+    if answers(path):
         raise FileExistsError(f"another pylb is running with this state directory: {path} answers")
     sock = _listen(path)
     return sock, path.stat().st_ino

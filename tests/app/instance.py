@@ -119,7 +119,7 @@ def token(name: str = "app", **more: Any) -> dict[str, Any]:
 
 def cli(folder: Path, *args: str, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     """`pylb args` with `folder` as the home directory."""
-    environ = {"PATH": os.environ["PATH"], "HOME": str(folder), "LC_ALL": "C.UTF-8"} | (env or {})
+    environ = {"PATH": os.environ["PATH"], "HOME": str(folder), "LC_ALL": "C.UTF-8", "PYLB_CONFIG": ""} | (env or {})
     return subprocess.run(python("pylb", *args), check=False, env=environ, capture_output=True, text=True, timeout=40)
 
 

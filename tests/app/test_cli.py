@@ -12,7 +12,7 @@ import pytest
 from pylb.app.tokens import TOKEN_FILE
 from pylb.config import default_state_dir
 from pylb.web.control_socket import call
-from tests.app.instance import Instance, cli
+from tests.app.instance import Instance, cli, token
 from tests.support.processes import python
 
 INC = """\
@@ -226,7 +226,7 @@ def test_the_control_socket_refuses_what_it_does_not_understand(pylb: Instance) 
     item = {"dst-ip": "x", "frontend-port": str(pylb.port), "backend-port": "30000", "action": "add"}
     assert error({"verb": "import", "items": [item], "token": "app"}) == ("invalid", f"port {pylb.port}: dst-ip is no address")
     assert error({"verb": "dance"})[0] == "not_found"
-    assert call(path, {"verb": "ping"}) == {"ok": True, "generation": 0}
+    assert call(path, {"verb": "ping"}) == {"ok": True, "generation": 0, "config": str(pylb.file)}
 
 
 def test_reload_by_the_control_socket_tells_what_changed_or_every_mistake(pylb: Instance, echo_port: int) -> None:
@@ -234,17 +234,26 @@ def test_reload_by_the_control_socket_tells_what_changed_or_every_mistake(pylb: 
     path = pylb.state_dir / "control.sock"
     static = {"name": "echo", "listen": f"127.0.0.1:{pylb.port}", "servers": [f"127.0.0.1:{echo_port}"]}
     pylb.configure(frontends=[static])
-    lines = [f"reloaded: opened 127.0.0.1:{pylb.port}"]
+    lines = [f"reloaded {pylb.file}: opened 127.0.0.1:{pylb.port}", f"port {pylb.port} (echo) opened -> 127.0.0.1:{echo_port}"]
     assert call(path, {"verb": "reload"}) == {"ok": True, "opened": 1, "closed": 0, "changed": 0, "lines": lines}
-    pylb.configure(frontends=[static | {"balance": "random"}])
+    pylb.configure(frontends=[static | {"balance": "random"}], leases={"keep_stale": "8d"})
     ended = pylb.ask("reload")
-    assert (ended.returncode, ended.stdout) == (0, f"reloaded: changed 127.0.0.1:{pylb.port}\n")
+    first, other, step = ended.stdout.splitlines()
+    assert (ended.returncode, first) == (0, f"reloaded {pylb.file}: changed 127.0.0.1:{pylb.port}")
+    assert other == "other settings changed: leases"
+    assert step == f"port {pylb.port} (echo): other settings; live sessions: 0, untouched"
+    assert "other settings changed: leases" in pylb.running.text()
+    pylb.configure(
+        frontends=[static | {"balance": "random"}],
+        leases={"keep_stale": "8d"},
+        tokens=[token(), token("more", secret="another-secret-of-22-chars")],
+    )
     ended = pylb.ask("reload", "--json")
     assert json.loads(ended.stdout) == {
         "opened": 0,
         "closed": 0,
         "changed": 0,
-        "lines": ["reloaded: nothing in the table changed"],
+        "lines": [f"reloaded {pylb.file}: nothing in the table changed", "other settings changed: tokens"],
     }
     pylb.configure(frontends=[static | {"balance": "fastest"}])
     answer = call(path, {"verb": "reload"})
@@ -304,11 +313,10 @@ def test_a_verb_that_was_asked_for_json_says_no_in_json(pylb: Instance) -> None:
     assert (no.returncode, said["error"], "nobody" in said["detail"], bool(said["hint"])) == (1, "not_found", True, True)
 
 
-def test_a_full_disk_is_one_sentence(pylb: Instance) -> None:
+@pytest.mark.parametrize("args", [("schema",), ("--help",), ("--version",), ("run", "--help")])
+def test_a_full_disk_is_one_sentence(args: tuple[str, ...]) -> None:
     with Path("/dev/full").open("w") as full:
-        ended = subprocess.run(
-            python("pylb", "schema"), check=False, stdout=full, stderr=subprocess.PIPE, text=True, timeout=40
-        )
+        ended = subprocess.run(python("pylb", *args), check=False, stdout=full, stderr=subprocess.PIPE, text=True, timeout=40)
     assert (ended.returncode, ended.stderr) == (2, "the output could not be written: No space left on device\n")
 
 

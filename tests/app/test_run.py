@@ -92,6 +92,43 @@ def test_the_first_run_shows_its_token_on_a_terminal(pylb: Instance) -> None:
     assert f"PYLB_TOKEN={kept}" in seen.decode()
 
 
+@pytest.mark.parametrize("nohup", [False, True])
+def test_closing_the_terminal_ends_a_pylb_that_was_started_on_it(pylb: Instance, nohup: bool) -> None:
+    """An orphan would keep its ports, and nobody would see it. SIGHUP is a reload as long as the terminal is there."""
+    main, side = pty.openpty()
+    said = pylb.folder / "said"
+    ignore = signal.signal(signal.SIGHUP, signal.SIG_IGN) if nohup else None
+    try:
+        with said.open("wb") as sink:
+            process = subprocess.Popen(
+                pylb.command("run"), stdin=side, stdout=sink, stderr=sink, env={"HOME": "/"}, start_new_session=True
+            )
+    finally:
+        os.close(side)
+        if nohup:
+            signal.signal(signal.SIGHUP, ignore)
+
+    def reloads(number: int) -> bool:
+        return said.read_text().count("info pylb: reloaded: ") == number
+
+    try:
+        eventually(lambda: "serving: 0 frontends" in said.read_text(), within=20, what="it serves")
+        process.send_signal(signal.SIGHUP)
+        eventually(lambda: reloads(1), what="a reload")
+        os.close(main)
+        process.send_signal(signal.SIGHUP)
+        if nohup:
+            eventually(lambda: reloads(2), what="another reload")
+            process.terminate()
+        else:
+            process.send_signal(signal.SIGHUP)  # as the kernel and a shell may both send it
+        assert process.wait(10) == 0
+        assert reloads(2 if nohup else 1)
+    finally:
+        process.kill()
+        process.wait(10)
+
+
 def test_elsewhere_the_token_stays_in_its_file_and_the_printed_curl_line_works_as_it_is(pylb: Instance, echo_port: int) -> None:
     pylb.configure(tokens=None)
     process = pylb.start()

@@ -8,6 +8,7 @@ import pytest
 from pylb.app.tokens import TOKEN_FILE
 from pylb.app.welcome import banner, first_steps, program
 from pylb.config import Config, parse
+from pylb.config.source import SYSTEM_FILE
 
 SECRET = "0123456789abcdefghijklmnopqrstuv"
 
@@ -17,7 +18,10 @@ def config(text: str, tmp_path: Path) -> Config:
 
 
 def said(config: Config, *, terminal: bool = True, secret: str | None = SECRET, restored: int = 0, option: str = "") -> str:
-    return banner(config, room=(100, 300), restored=restored, secret=secret, terminal=terminal, called=("pylb", option))
+    file = Path("pylb.yaml") if option else None
+    return banner(
+        config, file=file, room=(100, 300), restored=restored, secret=secret, terminal=terminal, called=("pylb", option)
+    )
 
 
 # ------------------------------------------------------------ the banner
@@ -32,14 +36,15 @@ def test_the_token_is_shown_on_a_terminal_and_only_its_file_elsewhere(tmp_path: 
 
 def test_with_configured_tokens_there_is_nothing_to_try(tmp_path: Path) -> None:
     text = said(config("", tmp_path), secret=None, restored=1)
-    assert text.count("\n") == 1
+    assert text.count("\n") == 2
     assert "1 port served" in text
 
 
 def test_it_says_where_the_doors_are_and_how_to_ask_this_pylb(tmp_path: Path) -> None:
     text = said(config("", tmp_path), option=" -c pylb.yaml", restored=3)
     assert "webhook on *:9000, admin on http://127.0.0.1:8404" in text
-    assert "3 ports served" in text
+    assert "config: pylb.yaml\n3 ports served" in text
+    assert "config: the embedded defaults\n" in said(config("", tmp_path))
     assert "pylb routes -c pylb.yaml\n" in text
 
 
@@ -93,6 +98,11 @@ def test_a_command_on_the_path_is_named_alone_and_a_module_with_its_interpreter(
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr("sys.argv", [str(command)])
     assert program(None) == ("pylb", "")
+    (tmp_path / "elsewhere").mkdir()
+    command.rename(tmp_path / "elsewhere/pylb")
+    command.symlink_to("elsewhere/pylb")
+    monkeypatch.setattr("sys.argv", [str(tmp_path / "elsewhere/pylb")])  # as the unit calls it
+    assert program(SYSTEM_FILE) == ("pylb", "")
     monkeypatch.setattr("sys.argv", ["/somewhere/pylb/__main__.py"])
     assert re.fullmatch(r"python[\d.]* -m pylb", program(None)[0])
 

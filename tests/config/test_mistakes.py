@@ -50,7 +50,10 @@ def test_a_file_full_of_mistakes_gets_all_of_them_in_the_order_of_its_lines() ->
         ("admin: {listen: ~}", "pylb.yaml:1:17: error: 'listen' has no value (write one, or remove the line)"),
         (
             "webhook: []",
-            'pylb.yaml:1:10: error: pylb needs at least one webhook listener (webhook: {listen: "127.0.0.1:9000"})',
+            (
+                "pylb.yaml:1:10: error: pylb needs at least one webhook listener, or frontends that need none "
+                '(webhook: {listen: "127.0.0.1:9000"})'
+            ),
         ),
         ("tokens: [{name: a, ports: []}]", "pylb.yaml:1:27: error: token 'a' may open no port (ports: [443])"),
         ("leases: {min_ttl: 2h, max_ttl: 1h}", "pylb.yaml:1:19: error: min_ttl is longer than max_ttl (1h or less)"),

@@ -143,7 +143,7 @@ def token(name: str, **more: Any) -> dict[str, Any]:
 
 def cli(folder: Path, *args: str, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     """`pylb args` to its end, `folder` being the home directory."""
-    environ = {"PATH": "/usr/bin:/bin", "HOME": str(folder), "LC_ALL": "C.UTF-8"} | dict(env or {})
+    environ = {"PATH": "/usr/bin:/bin", "HOME": str(folder), "LC_ALL": "C.UTF-8", "PYLB_CONFIG": ""} | dict(env or {})
     return subprocess.run(python("pylb", *args), env=environ, capture_output=True, text=True, timeout=30, check=False)
 
 

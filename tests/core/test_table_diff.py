@@ -28,6 +28,8 @@ ONE = Server("pod-1", A)
 def test_ports_that_open_and_close() -> None:
     assert said(Table(), table(ONE)) == [("opened", "port 443 (web) opened -> pod-1 192.0.2.1:30443")]
     assert said(Table(), table()) == [("opened", "port 443 (web) opened -> no server yet")]
+    static = replace(ONE, name=str(ONE.address))
+    assert said(Table(), table(static)) == [("opened", "port 443 (web) opened -> 192.0.2.1:30443")]
     assert said(table(ONE), Table()) == [("closed", "port 443 (web) closed")]
     both = lines(table(ONE), table(ONE, listen=MQTT))
     assert [(line.what, line.listen.port, line.server) for line in both] == [

@@ -13,7 +13,7 @@ import yaml
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 ROOT = DEPLOY / "kubernetes"
-FILES = sorted(ROOT.rglob("*.yaml"))
+FILES = sorted(path for path in ROOT.rglob("*.yaml") if path.name != "kustomization.yaml")
 ZIPAPP = "/opt/phonehome/phonehome.pyz"
 
 Document = dict[str, Any]

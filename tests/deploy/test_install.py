@@ -27,6 +27,7 @@ HERE = Host(
     configured=False,
     token="a-token-of-thirty-two-characters",
     release="0.1.0-20261124-120000",
+    before="",
 )
 
 
@@ -196,7 +197,7 @@ def run() -> tuple[Callable[[Sequence[str]], None], list[str]]:
     def execute(argv: Sequence[str]) -> None:
         noted.append(Path(argv[0]).name)
         if noted[-1] == "systemd-sysusers":
-            install._run(argv)
+            install.execute(argv)
 
     return execute, noted
 
@@ -210,7 +211,7 @@ def tree(prefix: Path) -> dict[str, tuple[str, str, bytes]]:
     found = {}
     for path in sorted(prefix.rglob("*")):
         name = str(path.relative_to(prefix))
-        if "pylb" in name and not name.startswith("opt/"):
+        if "pylb" in name and not name.startswith(("opt/", "usr/")):
             status = path.stat()
             owner = f"{status.st_uid}:{names[str(status.st_gid)]}"
             found[name] = (f"{status.st_mode & 0o7777:04o}", owner, path.read_bytes() if path.is_file() else b"")
@@ -265,6 +266,7 @@ def test_each_installation_is_a_directory_of_its_own_and_a_link_leads_to_the_las
         assert install_service(print_only=False, prefix=prefix, run=run[0]) == 0
         assert str(link.readlink()) == f"versions/{release}/bin"
     assert "before: versions/0.1.0-a/bin" in capsys.readouterr().out
+    assert (prefix / "usr/local/bin/pylb").readlink() == Path("../../../opt/pylb/bin/pylb")
     link.unlink()
     link.mkdir()  # as an earlier pylb laid it out
     assert install_service(print_only=False, prefix=prefix, run=run[0]) == 1
@@ -297,7 +299,7 @@ def test_a_failed_step_is_named_with_what_to_do_and_the_rest_is_not_done(
     prefix: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def execute(argv: Sequence[str]) -> None:
-        install._run(argv if argv[0] == "systemd-sysusers" else ["false"])
+        install.execute(argv if argv[0] == "systemd-sysusers" else ["false"])
 
     assert install_service(print_only=False, prefix=prefix, run=execute) == 1
     said = capsys.readouterr()
@@ -310,10 +312,23 @@ def test_a_failed_step_is_named_with_what_to_do_and_the_rest_is_not_done(
 @pytest.mark.root
 def test_a_missing_program_is_named(prefix: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def execute(argv: Sequence[str]) -> None:
-        install._run(["no-such-program", *argv])
+        install.execute(["no-such-program", *argv])
 
     assert install_service(print_only=False, prefix=prefix, run=execute) == 1
     assert "step 2, create the user pylb: no-such-program is not installed" in capsys.readouterr().err
+
+
+@pytest.mark.root
+def test_a_command_of_somebody_else_is_named_at_its_step_and_at_the_end(
+    prefix: Path, run: Runner, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (prefix / "usr/local/bin").mkdir(parents=True)
+    (prefix / "usr/local/bin/pylb").write_text("theirs")
+    assert install_service(print_only=False, prefix=prefix, run=run[0]) == 0
+    said = capsys.readouterr()
+    assert f"WARNING: {prefix}/usr/local/bin/pylb is not ours and stays as it is" in said.out
+    assert said.err == f"\n`pylb` above is {prefix}/opt/pylb/bin/pylb: {prefix}/usr/local/bin/pylb is another program's\n"
+    assert (prefix / "usr/local/bin/pylb").read_text() == "theirs"
 
 
 @pytest.mark.root
@@ -328,7 +343,7 @@ def test_a_leftover_of_an_interrupted_run_is_no_obstacle(prefix: Path, run: Runn
 def test_what_root_makes_is_readable_for_the_service_whatever_roots_umask_is(tmp_path: Path) -> None:
     before = os.umask(0o077)
     try:
-        install._run(["mkdir", str(tmp_path / "made")])
+        install.execute(["mkdir", str(tmp_path / "made")])
     finally:
         os.umask(before)
     assert (tmp_path / "made").stat().st_mode & 0o777 == 0o755

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from pylb.host.loop_lag import FULL_EVERY, LAG_DECAY, FullCollections, Pulse, collect_rarely
+from tests.support.baseline import freeze_what_stays
 from tests.support.processes import ROOT
 
 STALLED = """
@@ -71,7 +72,7 @@ def heap(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr("pylb.host.loop_lag.CHEAP", 1000)
     yield
     gc.set_threshold(*before)
-    gc.unfreeze()
+    freeze_what_stays()
 
 
 def old_garbage() -> weakref.ref[Cycle]:

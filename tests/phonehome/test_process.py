@@ -350,3 +350,11 @@ def test_the_zipapp_runs_alone_and_knows_its_verbs(
     assert process.end() == 0
     assert verb(environ, "release", command=command).returncode == 0
     assert verb({**environ, "PYLB_URL": ""}, command=command).returncode == 2
+
+
+@pytest.mark.parametrize("option", ["--help", "--version"])
+def test_an_output_that_cannot_be_written_is_one_sentence(option: str) -> None:
+    with open("/dev/full", "w") as full:
+        argv = [sys.executable, "-m", "phonehome", option]
+        ended = subprocess.run(argv, check=False, stdout=full, stderr=subprocess.PIPE, text=True, timeout=40)
+    assert (ended.returncode, ended.stderr) == (1, "phonehome: the output could not be written: No space left on device\n")

@@ -124,7 +124,7 @@ class Processes:
     ) -> Process:
         """`env` comes on top of a small environment; nothing of the tester's own settings leaks in."""
         folders = {"HOME": str(self.folder), "TMPDIR": tempfile.gettempdir()}
-        environ = {"PATH": os.environ["PATH"], **folders, "PYTHONUNBUFFERED": "1", "LC_ALL": "C.UTF-8"}
+        environ = {"PATH": os.environ["PATH"], **folders, "PYTHONUNBUFFERED": "1", "LC_ALL": "C.UTF-8", "PYLB_CONFIG": ""}
         command = at.command(*argv) if at is not None else argv
         process = Process(name, command, self.folder / f"{len(self.all)}-{name}.log", {**environ, **(env or {})})
         self.all.append(process)

@@ -17,7 +17,9 @@ from tests.support.waiting import eventually
 PACKAGES = ("systemd-sysv", "dbus", "make", "logrotate")
 BOOT_SECONDS = 90.0
 STOP = signal.SIGRTMIN + 4  # what poweroff sends to systemd (systemd(1), SIGNALS)
-_ENVIRON = {"HOME": "/root", "PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8"}
+# PATH: root's in a Debian (/etc/profile; sudo's secure_path is the same).
+_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_ENVIRON = {"HOME": "/root", "PATH": _PATH, "LC_ALL": "C.UTF-8"}
 # The machine's cgroup is our own: with --keep-unit nspawn makes its own below the one it was started in, where another may be.
 _BOOT = """
 set -e

@@ -22,8 +22,9 @@ from tests.system.machine import Machine, install
 from tests.system.service import PORT, Service, commands, config, exchange, flows
 
 pytestmark = pytest.mark.timeout(600)  # the first one makes a Debian, boots it and installs pylb
-FIRST_STEPS = commands("docs/install.md", "install-service")
-AFTER_A_CHANGE = commands("docs/install.md", "systemctl reload")
+FIRST_STEPS = commands("docs/install.md", "pylb install-service")
+AFTER_A_CHANGE = commands("docs/install.md", "pylb reload")
+OFF_THE_MACHINE = commands("docs/install.md", "uninstall-service")
 UPGRADE = commands("docs/operations.md", "install-service")
 WAY_BACK = commands("docs/operations.md", "versions/OLD")
 ANOTHER = "\nfrontends:\n  - {name: another, listen: '*:2222', servers: ['203.0.113.10:30843']}\n"
@@ -358,3 +359,29 @@ def test_prometheus_scrapes_the_service_as_the_shipped_job_says(
 
     eventually(is_up, within=90, what=f"the target is up\n{prometheus.text()}")
     prometheus.stop()
+
+
+def test_it_is_found_through_a_damaged_config_by_a_command_without_options(service: Service) -> None:
+    for damaged in ("webhook: [\n", ""):
+        config(service).write_text(damaged)
+        done = service.machine.run("pylb", "status")
+        assert "asking the pylb that uses /var/lib/pylb, which was started with /etc/pylb/pylb.yaml" in done.stderr
+        assert str(PORT) in done.stdout
+    config(service).unlink()
+    assert str(PORT) in service.machine.run("pylb", "routes").stdout
+
+
+def test_off_the_machine_and_on_again_goes_on_where_it_stopped(service: Service) -> None:
+    [line] = OFF_THE_MACHINE
+    refused = service.machine.run("sh", "-c", f"{line} < /dev/null", check=False)
+    assert (refused.returncode, service.show("ActiveState")) == (1, "active")
+    service.do(f"{line} --yes")
+    assert (service.show("LoadState"), service.pids()) == ("not-found", [])
+    assert service.machine.sh("ls -d /opt/pylb /usr/local/bin/pylb", check=False) == ""
+    assert service.machine.sh("ls -d /etc/pylb/pylb.yaml /var/lib/pylb/state.json").count("\n") == 2
+    for line in FIRST_STEPS[:3]:
+        if not line.startswith("editor "):
+            service.do(line)
+    [service.good] = service.versions()
+    assert service.serves()
+    service.alone()
