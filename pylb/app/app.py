@@ -118,7 +118,7 @@ class App:
         self._config_reload.watch(self._background)
         self._heartbeat.begin(self._background)
         self._reporting.begin(self._background)
-        greet(self._settings, self._room, self._called, self._source.path, restored=len(self._registry.table.frontends))
+        greet(self._settings, self._room, self._called, self._source.path, restored=self._registry.open_ports())
         if not self._settings.complaint:
             await self._config_reload.keep_config()
         await incoming.take_over()

@@ -55,7 +55,7 @@ class Endpoints:
             except OSError as error:
                 raise CannotStart(
                     f"the {what} address {listen} cannot be bound: {error.strerror}. "
-                    f"{_remedy(error, listen, what)}set {what}.listen in the config (pylb run -c FILE)."
+                    f"{remedy(error, listen, what)}set {what}.listen in the config (pylb run -c FILE)."
                 ) from None
             stack.callback(sock.close)
             self._sockets.append(sock)
@@ -150,7 +150,7 @@ def _limits(listener: WebhookListener, most: int) -> HttpLimits:
     return HttpLimits(connections=most, per_address=listener.limits.per_address)
 
 
-def _remedy(error: OSError, listen: Listen, what: str) -> str:
+def remedy(error: OSError, listen: Listen, what: str) -> str:
     """The way out of a failed bind, up to "or set …"."""
     match error.errno:
         case errno.EADDRINUSE:

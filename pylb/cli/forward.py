@@ -128,6 +128,21 @@ def _admin_port() -> int:
     return ADMIN_PORTS[0]  # whose bind then says what is wrong
 
 
+def closed(found: Iterable[Forward]) -> Iterator[str]:
+    """What to say about ports that cannot be opened. pylb itself would start, and try again every five seconds."""
+    from pylb.app.endpoints import remedy  # noqa: PLC0415 - slow to load, and the words come first
+    from pylb.web.listener import bind  # noqa: PLC0415
+
+    if HAND_OVER in os.environ:  # the pylb before has them open
+        return
+    for one in found:
+        try:
+            bind(one.listen).close()
+        except OSError as error:
+            what = remedy(error, one.listen, "port")
+            yield f"{one.listen} cannot be opened: {error.strerror}. {what}choose another port for --listen."
+
+
 def silent(found: Iterable[Forward]) -> Iterator[str]:
     """What to say about servers that accept no connection now."""
     for server in dict.fromkeys(server for one in found for server in one.servers):

@@ -115,6 +115,8 @@ def _forward(listens: Sequence[str], to: Sequence[str]) -> Path:
     from pylb.cli import forward  # noqa: PLC0415
 
     found = forward.forwards(listens, to)
+    if texts := list(forward.closed(found)):
+        die("\n".join(["pylb did not start:", *texts]))
     try:
         path = forward.written(found)
     except OSError as error:

@@ -287,6 +287,10 @@ class Registry:
         """The last dial, probe or newsworthy client's connect of a server: its time on the clock, and "yes" or the failure."""
         return self._state.checker.health_records.last_check(listen, address)
 
+    def open_ports(self) -> int:
+        """How many frontends have their port."""
+        return len(self.table.frontends) - len(self._state.publisher.unbound)
+
     def unbound(self) -> dict[Listen, str]:
         """Ports of the table that could not be opened, with the reason; retried every 5 s."""
         return dict(self._state.publisher.unbound)

@@ -21,8 +21,7 @@ STAGES = {
     "nothing runs": "await self._registry.webhook_is_up()",
     "no beat": "self._heartbeat.begin(self._background)",
     "no sample, no page": "self._reporting.begin(self._background)",
-    "all but the word": "greet(self._settings, self._room, self._called, self._source.path, "
-    "restored=len(self._registry.table.frontends))",
+    "no greeting": "greet(self._settings, self._room, self._called, self._source.path, restored=self._registry.open_ports())",
 }
 
 

@@ -99,7 +99,7 @@ def test_a_forward_serves_and_every_command_finds_it(processes: Processes, echo_
     assert str(port) in cli(folder, "routes").stdout
     assert "127.0.0.1" in cli(folder, "explain", str(port)).stdout
 
-    again = cli(folder, "run", "--listen", f"127.0.0.1:{port}", "--to", str(echo_port))
+    again = cli(folder, "run", "--listen", f"127.0.0.2:{port}", "--to", str(echo_port))
     file = default_state_dir({"HOME": str(folder)}) / f"forward-{port}" / "pylb.yaml"
     assert (again.returncode, again.stderr) == (2, f"a forward of port {port} runs already: pylb status -c {file}\n")
 
@@ -124,6 +124,14 @@ def test_a_forward_is_upgraded_like_any_other(processes: Processes, echo_port: i
     assert serves(port)
     assert fetch(("127.0.0.1", admin), "GET", "/readyz").status == 200
     os.kill(successors[0], signal.SIGTERM)
+
+
+def test_a_port_that_cannot_be_opened_ends_it_with_the_reason(tmp_path: Path, echo_port: int) -> None:
+    """With a config it would start, serve the rest and try again; here there is no rest."""
+    done = cli(tmp_path, "run", "--listen", f"127.0.0.1:{echo_port}", "--to", "8000")
+    assert done.returncode == 2
+    assert f"pylb did not start:\n127.0.0.1:{echo_port} cannot be opened: Address already in use. " in done.stderr
+    assert f"(ss -ltnp 'sport = :{echo_port}' says who has it), or choose another port for --listen.\n" in done.stderr
 
 
 def test_listen_and_a_config_exclude_each_other(tmp_path: Path) -> None:

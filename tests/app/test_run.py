@@ -453,6 +453,7 @@ def test_a_frontend_that_cannot_be_opened_is_kept_and_shown_and_the_rest_serves(
     with socket.create_server(("127.0.0.1", pylb.port)):
         pylb.configure(frontends=[{"name": "taken", "listen": f"127.0.0.1:{pylb.port}", "servers": [f"127.0.0.1:{echo_port}"]}])
         pylb.start()
+        assert "\n0 ports served from" in pylb.running.text()
         assert pylb.get("/readyz").json["status"] == "degraded"
         assert "PORT NOT OPEN: " in pylb.ask("routes").stdout
 
