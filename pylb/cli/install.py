@@ -107,6 +107,8 @@ def install_service(*, print_only: bool, prefix: Path = Path("/"), run: Run | No
     try:
         if not print_only:
             _need_root()
+            if prefix == Path("/"):
+                need_systemd()
         steps = plan(host(prefix), prefix)
         if print_only:
             _show(steps)
@@ -262,6 +264,15 @@ def _interpreter(candidates: Sequence[Path], hidden: Sequence[Path] = HIDDEN) ->
 def _need_root() -> None:
     if os.geteuid() != 0:
         raise InstallError("this needs root", "run it with sudo; `pylb install-service --print` only shows the steps")
+
+
+def need_systemd(runs: Path = Path("/run/systemd/system")) -> None:
+    """Before anything is done: is systemd this machine's process 1 (sd_booted(3))? Raises InstallError."""
+    if not runs.is_dir():
+        raise InstallError(
+            "this machine does not run systemd",
+            "use the image (deploy/README.md), or have your supervisor start `pylb run -c /etc/pylb/pylb.yaml`",
+        )
 
 
 def _show(steps: Sequence[Step]) -> None:

@@ -137,6 +137,12 @@ def upgrade(config_path: Path | None) -> None:
     timeouts.upgrade. If the new one does not start, the old one stays in charge, and exit code 1 says so. It does the
     same as SIGUSR2. To go back, install the older version and call it again.
     """
+    from pylb.config import ConfigErrors, load  # noqa: PLC0415
+
+    try:
+        load(config_path, os.environ)
+    except ConfigErrors as errors:  # why the new one will end at once; the old one only learns that it did
+        say(str(errors), err=True)
     for line in ask(config_path, {"verb": "upgrade"}, timeout=UPGRADE_SECONDS)["lines"]:
         say(line)
 

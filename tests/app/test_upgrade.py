@@ -113,6 +113,7 @@ def test_a_new_version_that_does_not_start_leaves_the_old_one_in_charge(pylb: In
         pylb.file.write_text(good)
         assert done.returncode == 1
         assert f"the upgrade failed, process {process.pid} stays in charge: it has ended" in done.stderr
+        assert "error: unknown key 'webhok' (did you mean 'webhook'?)" in done.stderr
         assert "webhok" in process.text()
         assert echo(live) == b"ping"
         with connect(pylb) as fresh:

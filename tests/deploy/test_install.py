@@ -361,6 +361,13 @@ def test_print_shows_every_step_and_the_unit_and_does_nothing(prefix: Path, caps
     assert list(prefix.rglob("*")) == [prefix / "etc"]
 
 
+def test_a_machine_without_systemd_is_named_before_anything_is_done(tmp_path: Path) -> None:
+    with pytest.raises(InstallError, match="does not run systemd") as met:
+        install.need_systemd(tmp_path / "nothing")
+    assert "pylb run -c /etc/pylb/pylb.yaml" in met.value.remedy
+    install.need_systemd(tmp_path)
+
+
 def test_without_root_it_says_so_and_does_nothing(tmp_path: Path) -> None:
     """In a process that gives root up first, where there is root to give up."""
     prefix = tmp_path / "root"
