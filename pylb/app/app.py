@@ -67,6 +67,7 @@ class App:
         self._started_at = time.time()
         self._settings = Settings(config, complaint)
         self._terminal = ControllingTerminal()
+        self._hung_up = False  # was it closed?
         self._phases = PhaseMachine()
         self._stop = asyncio.Event()  # or the end of this process alone
         self._background = Background(Tasks())
@@ -250,7 +251,8 @@ class App:
         """The shell and the kernel may both send one when the terminal is closed: a second stop would mean "now"."""
         if not self._terminal.is_closed():
             self._on(Trigger.RELOAD)
-        elif not self._stop.is_set():
+        elif not self._hung_up:
+            self._hung_up = True
             self._on(Trigger.STOP)
 
     def _on(self, trigger: Trigger) -> None:

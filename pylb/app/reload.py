@@ -89,7 +89,8 @@ class ConfigReload:
         _, changes = await self._registry.rules.plan(rules, keyring)
         planned = steps(changes, await self._forwarding.sessions())
         change = await self._registry.rules.reload(rules, keyring)
-        lines = [in_words(change), *_other_settings(settings.config, config), *(step["text"] for step in planned)]
+        other = await asyncio.to_thread(_other_settings, settings.config, config)  # there may be thousands of tokens
+        lines = [in_words(change), *other, *(step["text"] for step in planned)]
         settings.use(config, keys, keyring)
         self._follow(config)
         await settings.read_certificates()

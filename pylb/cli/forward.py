@@ -66,7 +66,7 @@ def _listen(text: str) -> Listen:
 
 
 def _servers(texts: str) -> Iterator[Address | HostPort]:
-    for text in filter(None, (part.strip() for part in texts.split(","))):
+    for text in (part.strip() for part in texts.split(",")):
         port = text.removeprefix(":")
         try:
             yield parse_server_at(f"127.0.0.1:{port}" if whole_number(port, 65535) else text)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pylb.config import ConfigErrors
-from pylb.config.source import FORWARDS, SYSTEM_FILE, ConfigSource
+from pylb.config.source import FORWARDS, SYSTEM_FILE, VARIABLE, ConfigSource
 from pylb.host.machine import open_files_of_lock_holders
 from pylb.web.control_socket import call
 from pylb.web.unix import answers
@@ -41,6 +41,8 @@ def find(file: Path | None) -> Instance:
     except ConfigErrors as errors:
         own, problems, why = source.state_dir(), errors, f"{file} is broken (pylb check -c {file})"
         guesses = [own]
+    if file is None and VARIABLE in os.environ:  # no file is wanted, not even the system's
+        return Instance(own, "")
     started_with = file or SYSTEM_FILE
     for state_dir in [*guesses, *_others()]:
         if _runs_with(state_dir, started_with):

@@ -23,6 +23,8 @@ def join_string(config: "Config", host: str | None, made: "GeneratedToken") -> s
     from pylb.host.machine import outgoing_address  # noqa: PLC0415
     from pylb.web.tls import is_self_signed, next_pin, pin, self_signed  # noqa: PLC0415
 
+    if not config.webhook:
+        die("this config has no webhook, so nobody can register (webhook: [])", FAILED)
     listener = next((one for one in config.webhook if one.tls is not None), None)
     if listener is None or listener.tls is None:
         die("no webhook listener has TLS, so a join string would show its secret to whoever is on the way: "

@@ -43,6 +43,8 @@ def test_each_port_goes_to_its_servers(listens: list[str], to: list[str], expect
         (["80", "80"], ["8080", "8081"], r"\*:80 is named twice"),
         (["http"], ["8080"], "'http': .*A port, or ADDRESS:PORT"),
         (["65536"], ["8080"], "'65536': .*A port, or ADDRESS:PORT"),
+        (["80"], [""], "'': .*A port of this machine, or HOST:PORT"),
+        (["80"], ["10.0.0.1:80,"], "'': .*A port of this machine, or HOST:PORT"),
         (["80"], ["10.0.0.1"], "'10.0.0.1': .*A port of this machine, or HOST:PORT"),
         (["80"], ["169.254.0.1:80"], "'169.254.0.1:80': .*never a server"),
     ],
@@ -102,6 +104,10 @@ def test_a_forward_serves_and_every_command_finds_it(processes: Processes, echo_
     again = cli(folder, "run", "--listen", f"127.0.0.2:{port}", "--to", str(echo_port))
     file = default_state_dir({"HOME": str(folder)}) / f"forward-{port}" / "pylb.yaml"
     assert (again.returncode, again.stderr) == (2, f"a forward of port {port} runs already: pylb status -c {file}\n")
+
+    token = cli(folder, "token", "create", "app", "--ports", "443", "-c", str(file))
+    no_webhook = "this config has no webhook, so nobody can register"
+    assert (token.returncode, no_webhook in token.stderr) == (1, True)
 
     other = free_port()
     second = started(processes, "--listen", f"127.0.0.1:{other}", "--to", str(echo_port))
