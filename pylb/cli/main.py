@@ -53,7 +53,8 @@ def main() -> None:
 
     \b
     pylb run                      serve; without a config: webhook on 9000, admin on 8404
-    pylb run --listen 8443 --to 127.0.0.1:8000    forward one port, without any config
+    pylb run --listen 8443 --to 127.0.0.1:8000
+                                  forward one port, without any config
     pylb check -c pylb.yaml       print every mistake of a config, with its line
     pylb status                   show the condition; --watch: continuously
     pylb routes                   what goes where, and why
@@ -80,14 +81,14 @@ def main() -> None:
 def run(context: click.Context, config_path: Path | None, listens: tuple[str, ...], to: tuple[str, ...]) -> None:
     """Serve until SIGTERM. SIGHUP reads the config again, all of it or nothing.
 
-    Closing the terminal ends it too; with nohup it lives on, and so does the service.
+    Closing the terminal that it was started on ends it, except under nohup.
 
     Without a config: webhook on *:9000 (self-signed TLS), admin on 127.0.0.1:8404, a generated token in the state directory.
 
     \b
-    pylb run --listen 8443 --to 127.0.0.1:8000            forward a port, without any config
-    pylb run --listen 80 --to 10.0.0.1:8080,10.0.0.2:8080     to two servers
-    pylb run --listen 80 --to 8080 --listen 443 --to 8443     two ports
+    pylb run --listen 8443 --to 127.0.0.1:8000               forward a port, without any config
+    pylb run --listen 80 --to 10.0.0.1:8080,10.0.0.2:8080    to two servers
+    pylb run --listen 80 --to 8080 --listen 443 --to 8443    two ports, to two of this machine
 
     With --listen nobody registers, and no webhook is opened. The page is on 127.0.0.1:8404, or on the next port that is free,
     and `pylb status`, `routes` and the others find it.
