@@ -2,11 +2,14 @@
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner, Result
 
+from pylb.cli.client import _chosen
 from pylb.cli.instance import find
 from pylb.cli.main import main
 from pylb.config import ConfigErrors
@@ -63,6 +66,35 @@ def test_every_verb_finds_a_pylb_by_the_config_of_the_environment(pylb: Instance
     [row] = json.loads(cli(pylb.folder, "routes", "--json", env=env).stdout)
     assert row["port"] == pylb.port
     assert cli(pylb.folder, "check", env=env).stdout.startswith(f"{pylb.file}: ok")
+
+
+def test_every_command_that_has_a_config_chooses_it_in_the_same_way() -> None:
+    def leaves(command: click.Command, name: str) -> Iterator[tuple[str, click.Command]]:
+        if isinstance(command, click.Group):
+            for word, one in command.commands.items():
+                yield from leaves(one, f"{name} {word}")
+        if not isinstance(command, click.Group) or command.invoke_without_command:
+            yield name.strip(), command
+
+    without = []
+    for name, command in leaves(main, ""):
+        options = [one for one in command.params if "-c" in one.opts]
+        assert [one.callback for one in options] in ([], [_chosen]), name
+        without += [] if options or command.hidden else [name]
+    assert not set(without) & {
+        "status",
+        "routes",
+        "explain",
+        "upgrade",
+        "reload",
+        "sessions",
+        "ctl list",
+        "token",
+        "token list",
+    }
+    # Those that concern no running pylb and no config.
+    assert {"demo", "schema", "install-service", "uninstall-service"} <= set(without)
+    assert len(without) <= 6, without
 
 
 # ------------------------------------------------------------ a config that leads nowhere
