@@ -81,20 +81,8 @@ def test_every_command_that_has_a_config_chooses_it_in_the_same_way() -> None:
         options = [one for one in command.params if "-c" in one.opts]
         assert [one.callback for one in options] in ([], [_chosen]), name
         without += [] if options or command.hidden else [name]
-    assert not set(without) & {
-        "status",
-        "routes",
-        "explain",
-        "upgrade",
-        "reload",
-        "sessions",
-        "ctl list",
-        "token",
-        "token list",
-    }
-    # Those that concern no running pylb and no config.
-    assert {"demo", "schema", "install-service", "uninstall-service"} <= set(without)
-    assert len(without) <= 6, without
+    assert {"demo", "schema", "install-service", "uninstall-service"} <= set(without)  # these concern no running pylb
+    assert not {"run", "status", "reload", "upgrade", "token list", "ctl list"} & set(without)
 
 
 # ------------------------------------------------------------ a config that leads nowhere
