@@ -1,12 +1,13 @@
 """`pylb plan`: shows the effect of a change."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import click
 
-from pylb.cli.client import CONFIG, JSON, ask, die, say
+from pylb.cli.client import CONFIG, FAILED, JSON, ask, die, say
 from pylb.core.text import counted
 
 
@@ -32,6 +33,8 @@ def plan(config_path: Path | None, running: Path | None, body: Any, as_json: boo
 
     Exit code 1: the change would be refused; the reason is printed.
     """
+    from pylb.config import ConfigErrors, parse  # noqa: PLC0415
+
     request: dict[str, Any]
     if body is not None:
         if not call["token_name"] or not call["address"]:
@@ -45,6 +48,10 @@ def plan(config_path: Path | None, running: Path | None, body: Any, as_json: boo
             text = config_path.read_text(errors="replace")
         except OSError as error:
             die(f"{config_path}: {error.strerror}")
+        try:
+            parse(text, str(config_path), os.environ)
+        except ConfigErrors as errors:  # said here, because a broken file does not lead to the pylb that runs
+            die(f"{errors}\nit would be refused, and nothing would change", FAILED)
         request = {"verb": "plan", "path": str(config_path.absolute()), "text": text}
     answer = ask(running or config_path, request)
     if as_json:

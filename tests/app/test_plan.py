@@ -5,7 +5,7 @@ import socket
 from pathlib import Path
 from typing import Any
 
-from tests.app.instance import Instance, echo, fetch
+from tests.app.instance import Instance, cli, echo, fetch
 from tests.support.ports import free_port
 from tests.support.waiting import eventually
 
@@ -53,6 +53,16 @@ def test_a_plan_is_refused_as_the_reload_would_be(pylb: Instance, tmp_path: Path
     pylb.file.write_text(f"state_dir: {pylb.state_dir}\nwebhok: 1\n")
     ended = pylb.ask("plan")
     assert (ended.returncode, "unknown key 'webhok'" in ended.stderr) == (1, True)
+
+
+def test_a_broken_copy_of_the_config_is_refused_with_its_mistakes(pylb: Instance, tmp_path: Path) -> None:
+    pylb.start()
+    copy = tmp_path / "new.yaml"
+    copy.write_text(pylb.file.read_text().replace('"webhook"', '"webhok"'))
+    ended = cli(tmp_path, "plan", "-c", str(copy))
+    assert ended.returncode == 1
+    assert "error: unknown key 'webhok' (did you mean 'webhook'?)" in ended.stderr
+    assert ended.stderr.endswith("\nit would be refused, and nothing would change\n")
 
 
 def test_a_registration_can_be_planned(pylb: Instance, tmp_path: Path) -> None:
