@@ -24,7 +24,7 @@ import yaml
 
 from bench.processes import Address, BenchError, Process
 from bench.report import progress
-from pylb.web.control_socket import call
+from pylb.web.control_client import call
 
 FRONTENDS, INSTANCES = 765, 13
 SPARE = 1000  # static frontends that a reload opens

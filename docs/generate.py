@@ -13,7 +13,9 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from bench.tables import markdown
+from docs import manpage
 from pylb.app.engine_observer import EngineObserver
+from pylb.cli.main import SECTIONS
 from pylb.cli.main import main as cli
 from pylb.cli.session_trace import LETTERS
 from pylb.config import schema
@@ -50,10 +52,16 @@ _CLI_HEAD = """# The command line
 
 Generated from `--help` (docs/generate.py).
 
-On a terminal tables fit its width: long names and reasons are folded, ports, addresses and counts never, and the words for
-a state have colours unless `NO_COLOR` is set. Into a pipe or a file they are plain text for `grep` and `awk -F'  +'`: at least
-two blanks between columns, no line cut or wrapped, counts without commas. Programs should use `--json`, whose names stay the
-same.
+On a terminal tables fit its width: long names are folded, ports, addresses and counts never, and reasons have a line of their
+own. Columns for which there is no room are left out, and a line below the table names them. The words for a state have colours,
+and what is wrong has a mark (`down !`). `NO_COLOR`, `CLICOLOR=0` and `pylb --no-colour …` switch colours off, `CLICOLOR_FORCE`
+and `pylb --colour …` on. Into a pipe or a file tables are plain text for `grep` and `awk -F'  +'`: at least two blanks between
+columns, no line cut or wrapped, counts without commas; `pylb --colour routes | less -RS` shows all columns on any terminal.
+
+Programs should use `--json`, whose names stay the same. A verb with `--json` that cannot do what it was asked prints one
+object, `{"error", "detail", "hint", "exit_code"}`: `error` is a code of [the API](protocol.md#errors), or `usage` (wrong
+options), `unusable` (pylb cannot be asked), `failed` (the answer is no), `interrupted` (Ctrl-C, exit code 130) or `internal` (a
+bug). `check` and `doctor` print their list of findings also with exit code 1.
 """
 
 
@@ -276,6 +284,7 @@ def generated() -> dict[Path, str]:
     return {
         DOCS / "config.md": config_reference(),
         DOCS / "cli.md": cli_reference(),
+        DOCS / "pylb.1": manpage.page(cli, SECTIONS, _context),
         DOCS / "openapi.json": openapi.rendered().decode(),
         DOCS / "pylb.schema.json": schema(),
         DOCS / "metrics.md": metrics_reference(),

@@ -1,6 +1,16 @@
 """`python -m pylb` is `pylb`."""
 
-from pylb.cli.main import main
+import sys
+
+
+def main() -> None:
+    try:
+        from pylb.cli.main import main as cli  # noqa: PLC0415 - Ctrl-C while it is imported is no traceback either
+
+        cli(prog_name="pylb")
+    except KeyboardInterrupt:
+        sys.exit(130)
+
 
 if __name__ == "__main__":
-    main(prog_name="pylb")
+    main()

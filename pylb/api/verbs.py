@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from pylb.api.completion import request_of
+from pylb.api.completion import words as completions
 from pylb.api.explain import explain, ports_of, recorded_of
 from pylb.api.plan import Reloaded, steps
 from pylb.api.routes import legacy_notes, rows
@@ -74,6 +76,8 @@ class AppOperations(Protocol):
 
     def token(self, name: str) -> Token | None: ...
 
+    def token_names(self) -> list[str]: ...
+
 
 def verbs(registry: Registry, service: AppOperations, live: SessionControl) -> dict[str, Verb]:
     return (
@@ -98,6 +102,11 @@ def _views(registry: Registry, service: AppOperations, live: SessionControl) -> 
     async def routes(_request: Mapping[str, Any]) -> dict[str, Any]:
         return {"routes": await rows(registry), "notes": legacy_notes(registry)}
 
+    async def complete(request: Mapping[str, Any]) -> dict[str, Any]:
+        kinds, prefix = request_of(request)
+        sessions = await live.sessions() if "session" in kinds else ()
+        return {"words": await completions(registry, sessions, service.token_names(), kinds, prefix)}
+
     async def rejected(_request: Mapping[str, Any]) -> dict[str, Any]:
         return {"rejected": [rejection_json(one) for one in registry.rejected()], "reach": {"since": registry.since.rejected}}
 
@@ -113,6 +122,7 @@ def _views(registry: Registry, service: AppOperations, live: SessionControl) -> 
         return {"generation": registry.table.generation, "steps": steps(lines, await live.sessions())}
 
     return {
+        "complete": complete,
         "ping": ping,
         "plan": plan,
         "rejected": rejected,

@@ -94,6 +94,9 @@ class Operations:
     def token(self, name: str) -> Token | None:
         return self._settings.token(name)
 
+    def token_names(self) -> list[str]:
+        return [token.name for token in self._settings.keyring.tokens]
+
     @property
     def reloaded(self) -> bool:
         """Whether the config was read successfully the last time."""

@@ -17,7 +17,7 @@ from pylb.app.settings import Settings
 from pylb.app.tokens import TOKEN_FILE
 from pylb.config import Config
 from pylb.config.models import TokenEntry
-from pylb.config.source import SYSTEM_FILE
+from pylb.control.storage.places import SYSTEM_FILE
 from pylb.core.address import ANY, is_loopback
 from pylb.core.auth import NODE_PORTS
 from pylb.core.text import counted

@@ -3,14 +3,16 @@
 import errno
 import json
 import os
+import shutil
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
 import click
 
-from pylb.cli.tables import Block, clock, terminal, written
+from pylb.cli.progress import progress
+from pylb.cli.tables import Block, Screen, clock, written
+from pylb.control.storage.places import SYSTEM_FILE, VARIABLE, chosen
 
 FAILED, UNUSABLE = 1, 2
 UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
@@ -19,8 +21,6 @@ _said = {""}  # notes that were printed: `status --watch` asks again and again
 
 
 def _chosen(_context: click.Context, _option: click.Parameter, given: Path | None) -> Path | None:
-    from pylb.config.source import chosen  # noqa: PLC0415 - pydantic need not load for `pylb --help`
-
     return chosen(given, os.environ)
 
 
@@ -35,23 +35,27 @@ CONFIG = click.option(
 JSON = click.option("--json", "as_json", is_flag=True, help="For a machine to read.")
 
 
-def ask(config_path: Path | None, request: dict[str, Any], timeout: float = 30.0) -> dict[str, Any]:
-    """One request to the running pylb's control socket; ends the program where it cannot be asked or says no."""
-    from pylb.web.control_socket import call  # noqa: PLC0415
+def ask(
+    config_path: Path | None, request: dict[str, Any], timeout: float = 30.0, doing: str = "waiting for pylb"
+) -> dict[str, Any]:
+    """One request to the running pylb's control socket; ends the program where it cannot be asked or says no.
+
+    `doing`: what a person reads while it takes long.
+    """
+    from pylb.web.control_client import call  # noqa: PLC0415
 
     path = state_dir(config_path) / "control.sock"
     try:
-        answer = call(path, request, timeout)
+        with progress(doing):
+            answer = call(path, request, timeout)
     except (FileNotFoundError, ConnectionRefusedError):
-        die(f"no pylb is running with {path}{_by(config_path)}. Start it, or name its config with -c.")
+        die(f"no pylb is running with {path}{_by(config_path)}", hint="start it, or name its config with -c")
     except PermissionError:
-        die(f"{path}: permission denied. Ask as root or as the user that pylb runs as.")
+        die(f"{path}: permission denied", hint="ask as root or as the user that pylb runs as")
     except (OSError, ValueError) as error:
         die(f"{path}: {error}")
     if not answer["ok"]:
-        hint = f" ({answer['hint']})" if answer.get("hint") else ""
-        failed = {key: answer.get(key, "") for key in ("error", "detail", "hint")}
-        die(f"{answer['detail']}{hint}", FAILED, failed)
+        die(answer["detail"], FAILED, error=answer["error"], hint=answer.get("hint", ""))
     return answer
 
 
@@ -67,7 +71,7 @@ def duration(_context: click.Context, _option: click.Parameter, text: str | None
 
 def running(directory: Path) -> bool:
     """Does a pylb with this state directory answer?"""
-    from pylb.web.control_socket import call  # noqa: PLC0415
+    from pylb.web.control_client import call  # noqa: PLC0415
 
     try:
         return bool(call(directory / "control.sock", {"verb": "ping"}, timeout=5.0)["ok"])
@@ -77,8 +81,6 @@ def running(directory: Path) -> bool:
 
 def _by(config_path: Path | None) -> str:
     """Which config led there, where that may be a surprise."""
-    from pylb.config.source import SYSTEM_FILE, VARIABLE  # noqa: PLC0415
-
     if config_path is not None:
         return f" (config: {config_path})"
     hidden = VARIABLE not in os.environ and SYSTEM_FILE.parent.is_dir() and not os.access(SYSTEM_FILE.parent, os.X_OK)
@@ -133,11 +135,29 @@ def reaches(answer: Answer, what: str) -> None:
         say(f"{what} since {clock(since)}", err=True)
 
 
+def screen() -> Screen:
+    """Where stdout goes. Colours: what `colour_wanted` says, else on a terminal that knows them."""
+    terminal = sys.stdout is not None and sys.stdout.isatty()
+    context = click.get_current_context(silent=True)
+    wanted = None if context is None else context.color
+    dumb = os.environ.get("TERM", "") in ("", "dumb") or os.environ.get("CLICOLOR") == "0"
+    colour = terminal and not dumb if wanted is None else wanted
+    return Screen(shutil.get_terminal_size().columns if terminal else None, colour)
+
+
+def colour_wanted(option: bool | None) -> bool | None:
+    """By the options of the whole program and the environment (no-color.org, bixense.com/clicolors); None: it depends."""
+    if option is not None:
+        return option
+    if os.environ.get("NO_COLOR"):
+        return False
+    return True if any(os.environ.get(name, "0") not in ("", "0") for name in ("CLICOLOR_FORCE", "FORCE_COLOR")) else None
+
+
 def say(*parts: Block, err: bool = False, nl: bool = True) -> None:
     """The only way to the terminal: names, paths and answers in `parts` come from outside and must not drive it."""
-    plain = err or all(isinstance(part, str) for part in parts)
     try:
-        click.echo(written(parts, None if plain else terminal()), err=err, nl=nl)
+        click.echo(written(parts, Screen() if err else screen()), err=err, nl=nl)
     except BrokenPipeError:
         raise  # click ends quietly: whoever read it has seen enough
     except OSError as error:
@@ -152,10 +172,16 @@ def unwritten(error: OSError) -> NoReturn:
     os._exit(UNUSABLE)  # at an ordinary exit Python would try to write the rest again, and complain
 
 
-def die(text: str, code: int = UNUSABLE, failed: Mapping[str, str] | None = None) -> NoReturn:
-    """`failed`: what a verb that was asked for JSON says of it."""
+def die(text: str, code: int = UNUSABLE, *, error: str = "", hint: str = "") -> NoReturn:
+    """Ends the program with what happened and where; `hint`: what to do about it. `error` is its code for programs (--json)."""
     context = click.get_current_context(silent=True)
     if context is not None and context.params.get("as_json"):
-        say(json.dumps(failed or {"error": "failed" if code == FAILED else "unusable", "detail": text, "hint": ""}))
-    say(text, err=True)
+        say(json.dumps(failure(error or ("failed" if code == FAILED else "unusable"), text, hint, code)))
+    said = f"{text}: {hint}" if text.endswith(")") else f"{text} ({hint})"
+    say(said if hint else text, err=True)
     sys.exit(code)
+
+
+def failure(error: str, detail: str, hint: str, exit_code: int) -> dict[str, str | int]:
+    """What a verb that was asked for JSON says instead of its answer."""
+    return {"error": error, "detail": detail, "hint": hint, "exit_code": exit_code}

@@ -4,19 +4,24 @@ import json
 from pathlib import Path
 
 import click
+from click.shell_completion import CompletionItem
 
 from pylb.cli.client import CONFIG, JSON, ask, die, duration, say
+from pylb.cli.completion import words
+from pylb.cli.program import Verbs
 from pylb.cli.tables import Column, Table, clock
 from pylb.core.text import whole_number
 
 FOR = click.option("--for", "seconds", metavar="DURATION", callback=duration, help="How long; a node: 24h unless said.")
 
 
-@click.group()
+TARGET = click.argument("target", metavar="TARGET", shell_complete=words("target"))
+
+
+@click.group(cls=Verbs)
 def ctl() -> None:
     """Take servers out of service and back, weigh them, and end sessions.
 
-    \b
     TARGET is FRONTEND/SERVER (a frontend's name or port, a server's label or ip:port, as `pylb routes`
     shows them) or a node's IP: then all servers on it, in all frontends.
 
@@ -35,7 +40,7 @@ def _states(state: str, text: str) -> None:
     @CONFIG
     @JSON
     @FOR
-    @click.argument("target", metavar="TARGET")
+    @TARGET
     def say(config_path: Path | None, as_json: bool, seconds: float | None, target: str) -> None:
         request = {"verb": "admin", "target": target, "state": state, "for": seconds}
         _show(ask(config_path, request)["lines"], as_json=as_json)
@@ -77,8 +82,8 @@ def list_(config_path: Path | None, as_json: bool) -> None:
 @CONFIG
 @JSON
 @FOR
-@click.argument("target", metavar="TARGET")
-@click.argument("weight", metavar="0-256|default")
+@TARGET
+@click.argument("weight", metavar="0-256|default", shell_complete=lambda *_: [CompletionItem("default")])
 def weight(config_path: Path | None, as_json: bool, seconds: float | None, target: str, weight: str) -> None:
     """Override a server's weight; `default`: as configured or registered. 0: no new sessions, live ones stay."""
     number = None if weight == "default" else whole_number(weight, 256)
@@ -94,7 +99,7 @@ def sessions(words: tuple[str, ...]) -> None:  # noqa: ARG001 - whatever is aske
     die("live sessions are listed by `pylb sessions`, those of one frontend by `pylb sessions --frontend NAME|PORT`")
 
 
-@ctl.group()
+@ctl.group(cls=Verbs)
 def shutdown() -> None:
     """End live sessions with a reset, code KD."""
 
@@ -102,7 +107,7 @@ def shutdown() -> None:
 @shutdown.command("session")
 @CONFIG
 @JSON
-@click.argument("session", metavar="ID|CLIENT_IP:PORT")
+@click.argument("session", metavar="ID|CLIENT_IP:PORT", shell_complete=words("session"))
 def shutdown_session(config_path: Path | None, as_json: bool, session: str) -> None:
     """End one session, by its id in `pylb sessions`, or by its client's address if that has only one session."""
     _show(ask(config_path, {"verb": "shutdown session", "session": session})["lines"], as_json=as_json)
@@ -111,7 +116,7 @@ def shutdown_session(config_path: Path | None, as_json: bool, session: str) -> N
 @shutdown.command("sessions")
 @CONFIG
 @JSON
-@click.argument("target", metavar="FRONTEND/SERVER")
+@click.argument("target", metavar="FRONTEND/SERVER", shell_complete=words("target"))
 def shutdown_sessions(config_path: Path | None, as_json: bool, target: str) -> None:
     """End all sessions of a server, also of one that has left the table. New ones still go there: drain it first."""
     _show(ask(config_path, {"verb": "shutdown sessions", "target": target})["lines"], as_json=as_json)

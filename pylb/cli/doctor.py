@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pylb.app.descriptors import budget
-from pylb.cli.tables import clock
+from pylb.cli.progress import progress
+from pylb.cli.tables import clock, size
 from pylb.config import Config
 from pylb.config.health import random_pod
 from pylb.control.health.dry_run import failing, has_check
@@ -43,6 +44,11 @@ class Finding(NamedTuple):
 
 def examine(config: Config) -> list[Finding]:
     """All findings. Nothing raises: a file that cannot be read is a finding, or does not concern us."""
+    with progress("looking at this machine") as now:
+        return list(_examine(config, now))
+
+
+def _examine(config: Config, now: Callable[[str], None]) -> Iterator[Finding]:
     looks: list[Callable[[Config], Iterator[Finding]]] = [
         _descriptors,
         _low_ports,
@@ -54,15 +60,17 @@ def examine(config: Config) -> list[Finding]:
         _conntrack,
         _pipes,
         _advertise,
-        _checks,
     ]
-    return [finding for look in looks for finding in look(config)]
+    for look in looks:
+        yield from look(config)
+    now("running the checks of the config")
+    yield from _checks(config)
 
 
 def _descriptors(config: Config) -> Iterator[Finding]:
     _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     found = budget(config, hard, worker_count(config.workers))
-    text = f"{hard}: {found.most_sessions} sessions, {found.reserve} descriptors for calls, pages, checks and files"
+    text = f"{hard:,}: {found.most_sessions:,} sessions, {found.reserve:,} descriptors for calls, pages, checks and files"
     remedy = "LimitNOFILE= in the unit, ulimit -Hn in a shell, --ulimit nofile= for a container"
     yield Finding("open files", hard >= FEWEST_DESCRIPTORS, text, remedy)
 
@@ -155,7 +163,7 @@ def _state(config: Config) -> Iterator[Finding]:
     yield Finding("state directory", os.access(path, os.W_OK), str(path), remedy)
     mib = free.f_bavail * free.f_frsize >> 20
     remedy = "free some: 64 MiB and 100 inodes are enough"
-    yield Finding("disk of the state", mib >= 64 and free.f_favail > 100, f"{mib} MiB free", remedy)
+    yield Finding("disk of the state", mib >= 64 and free.f_favail > 100, f"{size(mib << 20)} free", remedy)
 
 
 def _conntrack(_config: Config) -> Iterator[Finding]:
@@ -164,13 +172,15 @@ def _conntrack(_config: Config) -> Iterator[Finding]:
     if most:
         wanted = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         remedy = f"sysctl net.netfilter.nf_conntrack_max={max(262144, wanted)}, or `notrack` for pylb's ports"
-        yield Finding("conntrack", most >= min(wanted, 65536) and used < 0.8 * most, f"{used} of {most} entries used", remedy)
+        yield Finding(
+            "conntrack", most >= min(wanted, 65536) and used < 0.8 * most, f"{used:,} of {most:,} entries used", remedy
+        )
 
 
 def _pipes(_config: Config) -> Iterator[Finding]:
     soft = _read_int(Path("/proc/sys/fs/pipe-user-pages-soft"), 16384)
     remedy = "sysctl fs.pipe-user-pages-soft=65536: without it bulk goes by recv and send, at more CPU"
-    yield Finding("pipes for splice", soft == 0 or soft >= 16384, f"{soft} pages", remedy)
+    yield Finding("pipes for splice", soft == 0 or soft >= 16384, f"{soft:,} pages", remedy)
 
 
 def _advertise(config: Config) -> Iterator[Finding]:

@@ -9,8 +9,9 @@ import click
 
 from pylb.cli import session_trace
 from pylb.cli.client import CONFIG, JSON, ask, say
+from pylb.cli.completion import words
 from pylb.cli.session_trace import LETTERS, REASONS
-from pylb.cli.tables import Block, facts
+from pylb.cli.tables import Block, facts, prose
 from pylb.core.health import YES
 from pylb.core.text import whole_number
 
@@ -18,7 +19,7 @@ from pylb.core.text import whole_number
 @click.command()
 @CONFIG
 @JSON
-@click.argument("what", metavar="PORT|NAME|SESSION")
+@click.argument("what", metavar="PORT|NAME|SESSION", shell_complete=words("port", "frontend", "registration", "session"))
 def explain(config_path: Path | None, as_json: bool, what: str) -> None:
     """Why a port does not answer: is it open, and by whom; who registered it, who was refused and why; whether each of its
     servers accepts connections and passes its check right now; how its sessions ended.
@@ -127,7 +128,7 @@ def describe(found: Mapping[str, Any], holder: str) -> list[Block]:
     for one in found["refused"]:
         rows.append(("refused", f"{one['address']} token {one['token'] or '-'}: {one['code']}: {one['detail']}"))
     rows += [("changed", text) for text in found["history"]]
-    return [verdict(found), "", facts(rows)]
+    return [prose(verdict(found)), "", facts(rows)]
 
 
 def _server_line(row: Mapping[str, Any], found: Mapping[str, Any]) -> str:

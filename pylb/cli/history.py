@@ -6,13 +6,14 @@ from pathlib import Path
 import click
 
 from pylb.cli.client import CONFIG, JSON, ask, reaches, say
-from pylb.cli.tables import clock
+from pylb.cli.completion import words
+from pylb.cli.tables import clock, prose
 
 
 @click.command()
 @CONFIG
 @JSON
-@click.argument("what", required=False, metavar="[PORT|NAME]")
+@click.argument("what", required=False, metavar="[PORT|NAME]", shell_complete=words("port", "frontend", "registration"))
 def history(config_path: Path | None, as_json: bool, what: str | None) -> None:
     """List the changes of the table: each generation with who asked for it, when, and what it changed.
 
@@ -26,6 +27,6 @@ def history(config_path: Path | None, as_json: bool, what: str | None) -> None:
         say(f"nothing has changed{f' about {what}' if what else ''} yet")
     for one in answer["generations"]:
         say(f"{one['generation']}  {clock(one['time'])}  {', '.join(one['by'])}")
-        for change in one["changes"]:
-            say(f"    {change['text']}")
+        if one["changes"]:
+            say(prose(*(change["text"] for change in one["changes"]), indent=4))
     reaches(answer, "every change")

@@ -7,12 +7,19 @@ from pathlib import Path
 import click
 
 from pylb.cli.client import CONFIG, FAILED, ask, die, running, say, state_dir
+from pylb.cli.completion import words
+from pylb.cli.progress import progress
 from pylb.core.text import counted
 
 
 @click.command("import")
 @CONFIG
-@click.option("--token", "token", help="Register instead: as legacy registrations of the token with this name.")
+@click.option(
+    "--token",
+    "token",
+    shell_complete=words("token"),
+    help="Register instead: as legacy registrations of the token with this name.",
+)
 @click.option("--dry-run", is_flag=True, help="With --token: show what would be registered, register nothing.")
 @click.option(
     "--accept-differences", is_flag=True, help="Write pylb.yaml although other clients would be served, or by other servers."
@@ -24,9 +31,10 @@ def import_(
     """Import the config of HAProxy.
 
     \b
-    pylb import haproxy.cfg > pylb.yaml       its TCP frontends, backends, servers, timeouts, checks, access lists
+    pylb import haproxy.cfg > pylb.yaml
+               its TCP frontends, servers, timeouts, checks and access lists
     pylb import --token old /etc/webhook/haproxy/
-                                              what an old webhook served, registered with the running pylb
+               what an old webhook served, registered with the running pylb
 
     A haproxy.cfg is translated exactly, or not at all: each difference in who gets a connection or who may connect is listed
     with file and line, and the exit code is 1, unless --accept-differences is given. Variables of the file have the values
@@ -43,8 +51,10 @@ def _translate(files: tuple[Path, ...], accept_differences: bool) -> None:
     from pylb.haproxy.legacy_import import read_texts  # noqa: PLC0415
     from pylb.haproxy.translate import translate  # noqa: PLC0415
 
-    texts, unread = read_texts(files, "*.cfg")
-    found = translate(texts, os.environ)
+    with progress("reading the files") as now:
+        texts, unread = read_texts(files, "*.cfg")
+        now("translating")
+        found = translate(texts, os.environ)
     for note in (*unread, *found.notes):
         say(f"difference: {note}" if note.differs else f"note: {note}", err=True)
     differences = len(found.differences) + len(unread)
@@ -69,7 +79,8 @@ def _translate(files: tuple[Path, ...], accept_differences: bool) -> None:
 def _register(config_path: Path | None, token: str, dry_run: bool, files: tuple[Path, ...]) -> None:
     from pylb.haproxy.legacy_import import read_files  # noqa: PLC0415
 
-    items, notes = read_files(files)
+    with progress("reading the files"):
+        items, notes = read_files(files)
     for note in notes:
         say(str(note), err=True)
     for item in items:
@@ -82,7 +93,8 @@ def _register(config_path: Path | None, token: str, dry_run: bool, files: tuple[
         return
     if not items:
         die("nothing to import", FAILED)
-    answer = ask(config_path, {"verb": "import", "token": token, "items": [item.as_call() for item in items]})
+    request = {"verb": "import", "token": token, "items": [item.as_call() for item in items]}
+    answer = ask(config_path, request, doing=f"registering {counted(len(items), 'server')}")
     refused = [line for line in answer["lines"] if line.startswith("refused")]
     for line in answer["lines"]:
         say(line, err=line in refused)

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pylb.config import ConfigErrors
-from pylb.config.source import FORWARDS, SYSTEM_FILE, VARIABLE, ConfigSource
+from pylb.config.source import FORWARDS, ConfigSource
+from pylb.control.storage.places import SYSTEM_FILE, VARIABLE
 from pylb.host.machine import open_files_of_lock_holders
-from pylb.web.control_socket import call
+from pylb.web.control_client import call
 from pylb.web.unix import answers
 
 SOCKET = "control.sock"

@@ -14,12 +14,14 @@ import click
 from click.core import ParameterSource
 
 from pylb import __version__
-from pylb.cli.client import CONFIG, FAILED, JSON, UNWRITABLE, ask, die, last_good, say, unwritten
+from pylb.cli.client import CONFIG, FAILED, JSON, ask, colour_wanted, die, last_good, say
+from pylb.cli.completion import completion, words
 from pylb.cli.ctl import ctl
 from pylb.cli.explain import explain
 from pylb.cli.history import history
 from pylb.cli.importing import import_
 from pylb.cli.plan import plan
+from pylb.cli.program import Program
 from pylb.cli.routes import routes
 from pylb.cli.sessions import sessions
 from pylb.cli.status import status
@@ -34,41 +36,76 @@ UPGRADE_SECONDS = 90.0  # longer than all that an upgrade waits for, one after t
 RELOAD_SECONDS = 60.0  # ten thousand lines of access take a while, and so may the names of `advertise`
 
 
-class Program(click.Group):
-    """What click writes itself, such as --help, ends like the output of a verb if it cannot be written."""
+SECTIONS = {  # of --help, what is needed every day first; each line fits 80 columns
+    "Look": {
+        "status": "is all well? a sentence, and the rates of each frontend",
+        "routes": "what goes where and why; --rejected: refused calls",
+        "explain": "why a port does not answer, or what happened to a session",
+        "sessions": "who is connected, or with --ended who was",
+        "history": "what changed, when, and who asked for it",
+    },
+    "Change": {
+        "plan": "what a change would do, without doing it",
+        "reload": "have the running pylb read its config again",
+        "ctl": "take servers and nodes out of service, and back",
+        "token": "make, list, rotate and revoke tokens of apps",
+        "release": "close a port, or end a registration",
+        "upgrade": "replace the running pylb, closing no connection",
+    },
+    "Set up": {
+        "demo": "watch an app move between nodes, on loopback",
+        "run": "serve, until SIGTERM",
+        "check": "every mistake of a config, with its line",
+        "doctor": "problems of this machine, and what to do about them",
+        "import": "a config of HAProxy becomes one of pylb",
+        "install-service": "make it a systemd service",
+        "uninstall-service": "undo that",
+    },
+    "For shells and other programs": {
+        "completion": "completion of verbs, ports, names and ids",
+        "schema": "the JSON Schema of pylb.yaml",
+    },
+}
 
-    def main(self, *args: Any, **extra: Any) -> Any:
-        try:
-            return super().main(*args, **extra)
-        except OSError as error:
-            if error.errno not in UNWRITABLE:
-                raise
-            unwritten(error)
 
-
-@click.group(cls=Program, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(cls=Program, sections=SECTIONS, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.option(
+    "--colour/--no-colour",
+    default=None,
+    help="Colours into a pipe, too, or nowhere.",
+)
 @click.version_option(__version__, prog_name="pylb")
-def main() -> None:
+@click.pass_context
+def main(context: click.Context, colour: bool | None) -> None:
     """A TCP load balancer for one fixed-IP machine in front of Kubernetes NodePorts.
 
     \b
-    pylb run                      serve; without a config: webhook on 9000, admin on 8404
-    pylb run --listen 8443 --to 127.0.0.1:8000
+    First steps:
+      pylb demo                   two nodes, an app that moves, clients
+      pylb run                    webhook on 9000, admin page on 8404
+      pylb run --listen 8443 --to 127.0.0.1:8000
                                   forward one port, without any config
-    pylb check -c pylb.yaml       print every mistake of a config, with its line
-    pylb status                   show the condition; --watch: continuously
-    pylb routes                   what goes where, and why
-    pylb explain 443              why a port does not answer
-    pylb sessions --ended         who was connected; pylb explain 0x1a2b: what happened to one session
-    pylb token create mosquitto --ports 8443
-                                  a token for an app, with the join string for its phone-home
-    pylb plan -c new.yaml         what a change would do
-    pylb ctl drain 203.0.113.7    take a node out of service, and back: pylb ctl ready
-    pylb demo                     watch an app move between nodes under load, on loopback
+      pylb token create mosquitto --ports 8443
+                                  a token, and the join string of a phone-home
+
+    \b
+    Something is wrong:
+      pylb status                 what, in one sentence
+      pylb explain 443            why this port does not answer
+      pylb explain 0x1a2b         what happened to this session
+
+    \b
+    Before a change:
+      pylb check -c new.yaml      every mistake, with its line
+      pylb plan -c new.yaml       what it would open, close and move
+      pylb ctl drain 203.0.113.7  no new sessions for this node
 
     Every command goes by the config of -c FILE, else of $PYLB_CONFIG, else /etc/pylb/pylb.yaml if this user may read it,
     else the embedded defaults (also if PYLB_CONFIG is empty), and so finds the pylb that runs with it.
+
+    `pylb VERB --help` has more. Exit codes: 0 done; 1 the answer is no; 2 pylb could not be asked, or was asked wrongly.
     """
+    context.color = colour_wanted(colour)
 
 
 @main.command()
@@ -86,9 +123,9 @@ def run(context: click.Context, config_path: Path | None, listens: tuple[str, ..
     Without a config: webhook on *:9000 (self-signed TLS), admin on 127.0.0.1:8404, a generated token in the state directory.
 
     \b
-    pylb run --listen 8443 --to 127.0.0.1:8000               forward a port, without any config
-    pylb run --listen 80 --to 10.0.0.1:8080,10.0.0.2:8080    to two servers
-    pylb run --listen 80 --to 8080 --listen 443 --to 8443    two ports, to two of this machine
+    pylb run --listen 8443 --to 127.0.0.1:8000             one port, no config
+    pylb run --listen 80 --to 10.0.0.1:8080,10.0.0.2:8080  to two servers
+    pylb run --listen 80 --to 8080 --listen 443 --to 8443  two ports
 
     With --listen nobody registers, and no webhook is opened. The page is on 127.0.0.1:8404, or on the next port that is free,
     and `pylb status`, `routes` and the others find it.
@@ -144,7 +181,7 @@ def upgrade(config_path: Path | None) -> None:
         load(config_path, os.environ)
     except ConfigErrors as errors:  # why the new one will end at once; the old one only learns that it did
         say(str(errors), err=True)
-    for line in ask(config_path, {"verb": "upgrade"}, timeout=UPGRADE_SECONDS)["lines"]:
+    for line in ask(config_path, {"verb": "upgrade"}, UPGRADE_SECONDS, "the new pylb takes over")["lines"]:
         say(line)
 
 
@@ -157,7 +194,7 @@ def reload(config_path: Path | None, as_json: bool) -> None:
     It does the same as SIGHUP, with an answer. Exit code 1: refused, with every mistake of the file; nothing was changed.
     During an upgrade the pylb that serves afterwards does it, and logs the result.
     """
-    answer = ask(config_path, {"verb": "reload"}, timeout=RELOAD_SECONDS)
+    answer = ask(config_path, {"verb": "reload"}, RELOAD_SECONDS, "reading the config")
     if as_json:
         say(json.dumps({key: value for key, value in answer.items() if key != "ok"}))
         return
@@ -224,6 +261,13 @@ def doctor(config_path: Path | None, as_json: bool) -> None:
         say(json.dumps([one._asdict() for one in findings], indent=2))
     else:
         say(Table((Column("", state=True), Column("", width=20), Column("", folds=True)), list(_lines(findings))))
+        wrong = sum(not one.ok for one in findings)
+        say(
+            f"{wrong or 'nothing'} of {len(findings)} needs to be looked at"
+            if wrong < 2
+            else f"{wrong} of {len(findings)} need to be looked at",
+            err=True,
+        )
     if not all(one.ok for one in findings):
         sys.exit(FAILED)
 
@@ -231,7 +275,7 @@ def doctor(config_path: Path | None, as_json: bool) -> None:
 @main.command()
 @CONFIG
 @JSON
-@click.argument("what", metavar="PORT|NAME[/INSTANCE]")
+@click.argument("what", metavar="PORT|NAME[/INSTANCE]", shell_complete=words("port", "registration"))
 def release(config_path: Path | None, as_json: bool, what: str) -> None:
     """Release the registrations of a port, of a name, or of one instance. A port closes with its last registration.
 
@@ -293,7 +337,7 @@ def uninstall_service_(yes: bool) -> None:
     sys.exit(uninstall_service(agreed=agreed))
 
 
-for command in (ctl, explain, history, import_, plan, routes, sessions, status, token):
+for command in (completion, ctl, explain, history, import_, plan, routes, sessions, status, token):
     main.add_command(command)
 
 
@@ -301,7 +345,7 @@ def _lines(findings: Sequence["Finding"]) -> Iterator[tuple[str, str, str]]:
     for one in findings:
         yield "ok" if one.ok else "LOOK", one.what, one.found
         if not one.ok:
-            yield "", "", one.remedy
+            yield "", "", f"what to do: {one.remedy}"
 
 
 def _problem(problem: Any) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from pylb.cli.client import CONFIG, FAILED, JSON, ask, die, say
+from pylb.cli.completion import words
 from pylb.core.text import counted
 
 
@@ -16,7 +17,7 @@ from pylb.core.text import counted
 @click.option(
     "--running", type=click.Path(path_type=Path, dir_okay=False), help="The config of the running pylb; default: -c's."
 )
-@click.option("--token", "token_name", help="For a registration: the name of its token.")
+@click.option("--token", "token_name", shell_complete=words("token"), help="For a registration: the name of its token.")
 @click.option("--name", help="For a registration: its name; default: the token's.")
 @click.option("--instance", default="planned", show_default=True, help="For a registration.")
 @click.option("--address", help="For a registration: where the call would come from.")
@@ -27,9 +28,10 @@ def plan(config_path: Path | None, running: Path | None, body: Any, as_json: boo
     live sessions each step touches.
 
     \b
-    pylb plan                                                       the effect of a reload with the file as it is now
-    pylb plan -c new.yaml                                           the effect of a reload with this file
-    pylb plan --token app --address 203.0.113.7 body.json           the effect of such a call of a phone-home
+    pylb plan                a reload with the file as it is now
+    pylb plan -c new.yaml    a reload with this file
+    pylb plan --token app --address 203.0.113.7 body.json
+                             such a call of a phone-home
 
     Exit code 1: the change would be refused; the reason is printed.
     """

@@ -16,13 +16,13 @@ _COLUMNS = (
     Column("FRONTEND", folds=True),
     Column("SERVER", folds=True),
     Column("ADDRESS"),
-    Column("WEIGHT"),
+    Column("WEIGHT", goes=5),
     Column("STATE", state=True),
-    Column("REGISTERED BY", folds=True),
-    Column("LEASE"),
-    Column("ACCEPTS"),
-    Column("CHECK", folds=True),
-    Column("WHY", folds=True),
+    Column("REGISTERED BY", folds=True, goes=2),
+    Column("LEASE", goes=3),
+    Column("ACCEPTS", goes=4),
+    Column("CHECK", folds=True, goes=1),
+    Column("WHY", below=True),
 )
 
 
@@ -89,7 +89,7 @@ def rejections(found: Sequence[Mapping[str, Any]]) -> Block:
     if not found:
         return "no call was refused since pylb started"
     return Table(
-        (Column("TIME"), Column("FROM"), Column("TOKEN", folds=True), Column("CALL", folds=True), Column("WHY", folds=True)),
+        (Column("TIME"), Column("FROM"), Column("TOKEN", folds=True), Column("CALL", folds=True), Column("WHY", below=True)),
         [
             (clock(one["time"]), one["address"], one["token"] or "-", one["what"], f"{one['error']}: {one['detail']}")
             for one in found

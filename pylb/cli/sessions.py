@@ -8,8 +8,10 @@ from typing import Any
 import click
 
 from pylb.cli.client import CONFIG, JSON, ask, duration, say
+from pylb.cli.completion import words
 from pylb.cli.session_trace import ended_table, reach
-from pylb.cli.tables import Column, Table
+from pylb.cli.tables import Column, Table, size
+from pylb.core.text import span
 
 
 @click.command()
@@ -17,8 +19,8 @@ from pylb.cli.tables import Column, Table
 @JSON
 @click.option("--ended", is_flag=True, help="Those that ended, from the recorder, the newest first.")
 @click.option("--client", metavar="ADDR|CIDR", help="Of these clients.")
-@click.option("--frontend", metavar="NAME|PORT", help="Of this frontend.")
-@click.option("--server", metavar="LABEL|IP:PORT", help="Of this server.")
+@click.option("--frontend", metavar="NAME|PORT", shell_complete=words("port", "frontend"), help="Of this frontend.")
+@click.option("--server", metavar="LABEL|IP:PORT", shell_complete=words("server"), help="Of this server.")
 @click.option("--code", metavar="SC[,sC…]", help="With --ended: that ended so.")
 @click.option("--since", callback=duration, metavar="10m", help="With --ended: not longer ago than that.")
 @click.option("--limit", type=click.IntRange(1, 1000), help="At most so many; default: 1000, with --ended 100.")
@@ -26,9 +28,9 @@ def sessions(config_path: Path | None, as_json: bool, ended: bool, **asked: Any)
     """List live sessions, oldest first, or with --ended the sessions that ended last.
 
     \b
-    pylb sessions --ended --code SC --since 10m       clients that no server accepted
+    pylb sessions --ended --code SC --since 10m    clients that no server accepted
     pylb sessions --ended --client 192.0.2.0/24
-    pylb explain 0x1a2b                               everything about one session, by its id
+    pylb explain 0x1a2b                            all about one session, by id
 
     Each pylb remembers its last `recorder.sessions` (1000) ended sessions of each code, until it ends. The last line says
     since when the list is complete.
@@ -43,6 +45,8 @@ def sessions(config_path: Path | None, as_json: bool, ended: bool, **asked: Any)
         say(live_table(found))
     if "reach" in answer:
         say(reach(answer["reach"]), err=True)
+    if not found and not as_json:
+        say("no session has ended like that" if ended else "no session is live", err=True)
     if (more := answer["total"] - len(found)) > 0 and not as_json:
         say(f"and {more} more", err=True)
 
@@ -53,7 +57,8 @@ def live_table(found: Sequence[Mapping[str, Any]]) -> Table:
         Column("CLIENT"),
         *(Column(heading, folds=True) for heading in ("FRONTEND", "SERVER")),
         Column("STATE"),
-        *(Column(heading, right=True) for heading in ("SECONDS", "BYTES IN", "BYTES OUT")),
+        Column("SECONDS", right=True, people=("AGE", span)),
+        *(Column(f"BYTES {way}", right=True, people=(way, size)) for way in ("IN", "OUT")),
         Column("ID"),
     )
     return Table(

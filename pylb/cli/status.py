@@ -1,6 +1,7 @@
 """`pylb status`: shows the condition once, or continuously with --watch."""
 
 import json
+import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -8,8 +9,8 @@ from typing import Any, NoReturn
 
 import click
 
-from pylb.cli.client import CONFIG, JSON, Answer, ask, say
-from pylb.cli.tables import Block, Column, Table, size, terminal, written
+from pylb.cli.client import CONFIG, JSON, Answer, ask, say, screen
+from pylb.cli.tables import Block, Column, Table, prose, size, written
 from pylb.core.text import span
 
 HEAD_LINES = 7  # of a terminal, around a list
@@ -19,8 +20,15 @@ _COLUMNS = (
     Column("PORT"),
     Column("FRONTEND", folds=True),
     Column("HEALTH", state=True),
-    *(Column(heading, right=True) for heading in ("SERVERS", "ACCEPT", "PASS", "SESSIONS", "WAITING")),
-    *(Column(f"{heading}/s", right=True) for heading in ("NEW", "IN", "OUT", "FAILED", "DENIED")),
+    Column("SERVERS", right=True),
+    *(
+        Column(heading, right=True, goes=goes)
+        for heading, goes in {"ACCEPT": 7, "PASS": 6, "SESSIONS": 0, "WAITING": 5}.items()
+    ),
+    *(
+        Column(f"{heading}/s", right=True, goes=goes)
+        for heading, goes in {"NEW": 1, "IN": 4, "OUT": 3, "FAILED": 2, "DENIED": 8}.items()
+    ),
 )
 Rates = Mapping[str, Mapping[str, float]]  # by listen address and count, a second
 
@@ -37,7 +45,7 @@ def status(config_path: Path | None, as_json: bool, watch: bool, every: float) -
     """
 
     def look() -> Answer:
-        found: Answer = ask(config_path, {"verb": "status"})["status"]
+        found: Answer = ask(config_path, {"verb": "status"}, doing="" if watch else "waiting for pylb")["status"]
         return found
 
     before = look()
@@ -61,17 +69,20 @@ def pause(seconds: float) -> None:
 
 def _watch(look: Callable[[], Answer], before: Answer, every: float) -> NoReturn:
     """Print the status again and again. On a terminal each one replaces the last, as far as there is room."""
-    screen = terminal()
-    if screen is None or screen.is_dumb_terminal:
+    here = screen()
+    if here.width is None or os.environ.get("TERM") == "dumb":
         _follow(look, before, lambda now, then: say(*parts(now, then)), every)
+    from rich.console import Console  # noqa: PLC0415 - of all verbs only this draws over what it wrote
     from rich.live import Live  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
 
+    console = Console(highlight=False, markup=False, emoji=False, no_color=not here.colour)
+
     def draw(now: Answer, then: Answer | None) -> None:
-        text = written(parts(now, then, max(1, screen.height - HEAD_LINES)), screen)
+        text = written(parts(now, then, max(1, console.height - HEAD_LINES)), here._replace(width=console.width))
         live.update(Text.from_ansi(text, overflow="fold"), refresh=True)
 
-    with Live(console=screen, auto_refresh=False, redirect_stdout=False) as live:
+    with Live(console=console, auto_refresh=False, redirect_stdout=False) as live:
         _follow(look, before, draw, every)
 
 
@@ -104,7 +115,7 @@ def parts(now: Answer, before: Answer | None = None, rows: int | None = None) ->
     if rows is not None and len(frontends) > rows:
         busiest = sorted(frontends, key=lambda one: (_WORST_FIRST[one["health"]], -_of(rates, one, "sessions_total")))
         left, frontends = len(frontends) - rows, busiest[:rows]
-    found: list[Block] = [now["health"], _about(now), _totals(now, rates)]
+    found: list[Block] = [prose(now["health"]), _about(now), _totals(now, rates)]
     if frontends:
         found += ["", Table(_COLUMNS, [_cells(one, rates) for one in frontends])]
     if left:

@@ -1,7 +1,6 @@
 """`pylb token`: who may register. Made tokens are files in the state directory; a running pylb reads them at once."""
 
 import json
-import secrets
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pylb.cli.client import CONFIG, FAILED, JSON, ask, die, loaded, running, say, state_dir
+from pylb.cli.completion import words
 from pylb.cli.joins import join_string, manifests_of
+from pylb.cli.program import Verbs
 from pylb.cli.tables import Column, Table
 from pylb.core.text import ago
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from pylb.config.generated_tokens import GeneratedToken
 
 
-@click.group(invoke_without_command=True)
+@click.group(cls=Verbs, invoke_without_command=True)
 @CONFIG
 @click.option("--show", is_flag=True, help="Print the token that the first run made instead of a new one.")
 @click.pass_context
@@ -28,13 +29,16 @@ def token(context: click.Context, config_path: Path | None, show: bool) -> None:
 
     \b
     pylb token create mosquitto --ports 8443
-                       a token for one app, and the join string that its phone-home needs
+               a token for one app, and the join string that its phone-home needs
     pylb token create mosquitto --ports 8443 --kubernetes | kubectl apply -f -
     pylb token list
-    pylb token rotate mosquitto          a second secret beside the old one; roll it out, then
-    pylb token rotate mosquitto --done   the old one is refused
+    pylb token rotate mosquitto
+               a second secret beside the old one; roll it out, then
+    pylb token rotate mosquitto --done
+               the old one is refused
     pylb token revoke mosquitto
-    pylb token switch-key                the webhook serves the next key, which join strings pin already
+    pylb token switch-key
+               the webhook serves the next key, which join strings pin already
     """
     if context.invoked_subcommand is not None:
         if config_path is not None:  # `pylb token -c FILE create …` means that file too
@@ -66,7 +70,13 @@ def _split(_context: click.Context, _option: click.Parameter, value: str | None)
 @click.option("--sources", callback=_split, help="Networks it may be used from; default: anywhere.")
 @click.option("--targets", callback=_split, help="Addresses it may name; default: only the one it calls from.")
 @click.option("--target-ports", callback=_split, help="Server ports it may name; default: 30000-32767.")
-@click.option("--from", "replaces", metavar="OTHER", help="What token OTHER registered of these is its own from now on.")
+@click.option(
+    "--from",
+    "replaces",
+    metavar="OTHER",
+    shell_complete=words("token"),
+    help="What token OTHER registered of these is its own from now on.",
+)
 @click.option("--takeover", is_flag=True, help="It may take ports that another token or name owns.")
 @click.option("--legacy", is_flag=True, help="It may be used on the legacy route, too.")
 @click.option("--host", help="What the join string calls this machine; default: advertise.")
@@ -145,7 +155,7 @@ def list_(config_path: Path | None, as_json: bool) -> None:
 
 @token.command()
 @CONFIG
-@click.argument("name")
+@click.argument("name", shell_complete=words("token"))
 @click.option("--done", is_flag=True, help="End a rotation: only the newest secret counts from now on.")
 @click.option("--host", help="What the join string calls this machine; default: advertise.")
 @JSON
@@ -184,7 +194,7 @@ def rotate(config_path: Path | None, name: str, done: bool, host: str | None, as
 
 @token.command()
 @CONFIG
-@click.argument("name")
+@click.argument("name", shell_complete=words("token"))
 def revoke(config_path: Path | None, name: str) -> None:
     """Refuse a token from now on. What it registered becomes stale, and is served as the last resort for leases.keep_stale.
 
@@ -244,6 +254,8 @@ def switch_key(config_path: Path | None) -> None:
 
 
 def _new_secret() -> str:
+    import secrets  # noqa: PLC0415 - and with it OpenSSL
+
     return secrets.token_urlsafe(24)
 
 
@@ -260,7 +272,7 @@ def _known(config: "Config", name: str) -> None:
 
 def _uses(directory: Path) -> dict[str, dict[str, float]]:
     """When the secrets of each token were last called with, as far as a running pylb knows."""
-    from pylb.web.control_socket import call  # noqa: PLC0415
+    from pylb.web.control_client import call  # noqa: PLC0415
 
     try:
         found = call(directory / "control.sock", {"verb": "token uses"}, timeout=5.0).get("uses", {})

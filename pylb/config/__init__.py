@@ -4,10 +4,11 @@
 across entries and at the disk, and `load` combines them. No other folder sees YAML, the environment or a raw duration.
 """
 
-from pylb.config.load import default_state_dir, load, parse, read_secrets_again, read_text
+from pylb.config.load import load, parse, read_secrets_again, read_text
 from pylb.config.problems import ConfigErrors, Position, Problem
 from pylb.config.root import Config, first_run_token
 from pylb.config.schema import schema
+from pylb.control.storage.places import default_state_dir
 
 __all__ = [
     "Config",

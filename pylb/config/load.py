@@ -15,6 +15,7 @@ from pylb.config.models import TokenEntry
 from pylb.config.problems import ConfigErrors, Position, Problem
 from pylb.config.root import Config, Secrets
 from pylb.config.yamlplace import MAX_CHARACTERS, Document, read
+from pylb.control.storage.places import default_state_dir
 
 DEFAULTS = "embedded defaults"
 
@@ -45,14 +46,6 @@ def read_secrets_again(config: Config) -> tuple[Config, list[str]]:
         return after
 
     return config.with_secrets(change), complaints
-
-
-def default_state_dir(environ: Mapping[str, str]) -> Path:
-    """systemd's StateDirectory= (a colon list, systemd.exec(5)), else below the home directory (XDG base directories)."""
-    if first := environ.get("STATE_DIRECTORY", "").split(":")[0]:
-        return Path(first)
-    home = environ.get("HOME", "")
-    return Path(home) / ".local/state/pylb" if home.startswith("/") else Path("/var/lib/pylb")
 
 
 def _parse(text: str, filename: str, environ: Mapping[str, str], *, read_files: bool) -> Config:

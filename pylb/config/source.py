@@ -1,33 +1,17 @@
 """Where the config comes from: the file, or what was in force when pylb last ran with it."""
 
-import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from pylb.config.load import default_state_dir, load, parse, read_text
+from pylb.config.load import load, parse, read_text
 from pylb.config.problems import ConfigErrors
 from pylb.config.root import Config
 from pylb.control.storage.files import read_regular, write_private
+from pylb.control.storage.places import default_state_dir, likely_state_dir
 
-SYSTEM_FILE = Path("/etc/pylb/pylb.yaml")  # where `pylb install-service` puts it
-VARIABLE = "PYLB_CONFIG"
 FORWARDS = "forward-"  # and a port: directories of `pylb run --listen` in the default state directory
 LAST_GOOD = "config.last-good"
 MOST_BYTES = 64 << 20
-_STATE_DIR_LINE = re.compile(r"""^[ \t{]*["']?state_dir["']?\s*:\s*["']?([^"'#\n]+?)["']?,?\s*(?:#.*)?$""", re.MULTILINE)
-
-
-def chosen(given: Path | None, environ: Mapping[str, str], system: Path = SYSTEM_FILE) -> Path | None:
-    """The file to go by: -c, else $PYLB_CONFIG, else the system's. None: the embedded defaults, also if PYLB_CONFIG is empty.
-
-    The system's file only for those who may read it: others on the same machine can still try a pylb of their own.
-    """
-    if given is not None:
-        return given
-    if (named := environ.get(VARIABLE)) is not None:
-        return Path(named) if named else None
-    return system if os.access(system, os.R_OK) else None
 
 
 class ConfigSource:
@@ -82,10 +66,4 @@ class ConfigSource:
 
     def state_dir(self) -> Path:
         """Of a file that may not even be YAML: its state_dir line, else the default."""
-        try:
-            found = None if self.path is None else _STATE_DIR_LINE.search(self.path.read_text("utf-8", "replace"))
-        except (OSError, ValueError):
-            found = None
-        if found is None or self.path is None:
-            return default_state_dir(self._environ)
-        return self.path.absolute().parent / found.group(1).strip()  # an absolute one stays as it is
+        return likely_state_dir(self.path, self._environ)

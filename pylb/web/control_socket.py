@@ -7,7 +7,6 @@ or `{"ok": false, "error", "detail", "hint"}`. The file has mode 0600, and the k
 import asyncio
 import json
 import logging
-import socket
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, aclosing
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 from pylb.control.steps import let_loop_run
 from pylb.core.errors import Code, Refused
 from pylb.web.answers import refusal_body
-from pylb.web.unix import UnixServer, check_peer, reachable, write
+from pylb.web.unix import UnixServer, check_peer, write
 
 log = logging.getLogger(__name__)
 
@@ -130,24 +129,6 @@ async def pieces(answer: Mapping[str, Any]) -> AsyncGenerator[bytes]:
 
 def _json(value: Any) -> str:
     return json.dumps(value, separators=(",", ":"))
-
-
-def call(path: Path, request: Mapping[str, Any], timeout: float = 30.0) -> dict[str, Any]:
-    """Send a request to the running pylb from another process, and wait for its answer.
-
-    Raises FileNotFoundError or ConnectionRefusedError if none is running; PermissionError; TimeoutError if a step takes
-    longer than `timeout` seconds; ConnectionError if pylb closes the connection without an answer.
-    """
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock, reachable(path) as address:
-        sock.settimeout(timeout)
-        sock.connect(address)
-        sock.sendall(json.dumps(request).encode() + b"\n")
-        with sock.makefile("rb") as file:
-            line = file.readline()
-    if not line.endswith(b"\n"):
-        raise ConnectionError("pylb ended the connection without an answer")
-    answer: dict[str, Any] = json.loads(line)
-    return answer
 
 
 def _no(refused: Refused) -> dict[str, Any]:

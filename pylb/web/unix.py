@@ -5,11 +5,11 @@ import logging
 import os
 import socket
 import struct
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from pylb.core.errors import Code, Refused, break_cycles
+from pylb.web.control_client import reachable
 
 log = logging.getLogger(__name__)
 
@@ -101,16 +101,6 @@ async def write(writer: asyncio.StreamWriter, data: bytes) -> None:
         raise ConnectionResetError("the client has left")
     writer.write(data)
     await writer.drain()
-
-
-@contextmanager
-def reachable(path: Path) -> Iterator[str]:
-    """A name for `path` that fits into the 108 bytes of a unix address, however deep the directory is."""
-    directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        yield f"/proc/self/fd/{directory}/{path.name}"
-    finally:
-        os.close(directory)
 
 
 def answers(path: Path) -> bool:

@@ -11,7 +11,7 @@ import pytest
 
 from pylb.app.tokens import TOKEN_FILE
 from pylb.config import default_state_dir
-from pylb.web.control_socket import call
+from pylb.web.control_client import call
 from tests.app.instance import Instance, cli, token
 from tests.support.processes import python
 
@@ -73,11 +73,12 @@ def test_check_without_a_file_checks_the_embedded_defaults(tmp_path: Path) -> No
 def test_without_a_running_pylb_a_question_is_2_and_names_the_socket(verb: tuple[str, ...], tmp_path: Path) -> None:
     ended = cli(tmp_path, *verb)
     socket = default_state_dir({"HOME": str(tmp_path)}) / "control.sock"
-    text = f"no pylb is running with {socket}. Start it, or name its config with -c."
+    text, hint = f"no pylb is running with {socket}", "start it, or name its config with -c"
+    assert (ended.returncode, ended.stderr) == (2, f"{text} ({hint})\n")
     if "--json" in verb:
-        assert (ended.returncode, json.loads(ended.stdout)["detail"]) == (2, text)
+        assert json.loads(ended.stdout) == {"error": "unusable", "detail": text, "hint": hint, "exit_code": 2}
     else:
-        assert (ended.returncode, ended.stdout, ended.stderr) == (2, "", f"{text}\n")
+        assert ended.stdout == ""
 
 
 def test_a_config_that_is_not_there_is_2_and_nobody_else_is_asked(tmp_path: Path) -> None:

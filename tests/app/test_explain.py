@@ -240,7 +240,7 @@ def test_doctor_has_as_much_room_as_the_pylb_that_starts(pylb: Instance, workers
     pylb.configure(workers=workers)
     pylb.start().has_said(text := "descriptors for calls, pages, checks and files")
     [sessions, beside] = re.findall(rf"room for (\d+) sessions beside (\d+) {text}", pylb.running.text())[0]
-    assert f": {sessions} sessions, {beside} {text}" in pylb.ask("doctor").stdout
+    assert f": {int(sessions):,} sessions, {int(beside):,} {text}" in pylb.ask("doctor").stdout
 
 
 def test_a_frontend_inside_the_ephemeral_range_is_named_with_the_sysctl(tmp_path: Path) -> None:

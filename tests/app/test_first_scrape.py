@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pylb.web.control_socket import call
+from pylb.web.control_client import call
 from tests.app.instance import Instance
 from tests.app.versions import Tree
 from tests.support.waiting import eventually

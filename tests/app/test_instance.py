@@ -13,7 +13,7 @@ from pylb.cli.client import _chosen
 from pylb.cli.instance import find
 from pylb.cli.main import main
 from pylb.config import ConfigErrors
-from pylb.config.source import chosen
+from pylb.control.storage.places import chosen
 from tests.app.instance import Instance, cli
 
 # What becomes of a config while its pylb runs, and whether `pylb check` would then find a mistake in it.

@@ -11,7 +11,7 @@ import pytest
 
 from pylb.cli.status import parts
 from pylb.cli.tables import written
-from pylb.web.control_socket import call
+from pylb.web.control_client import call
 from tests.app.instance import Instance, echo
 from tests.app.terminal import Terminal
 from tests.support.ports import free_port
@@ -152,7 +152,7 @@ def test_on_a_terminal_it_is_drawn_again_until_ctrl_c_also_over_a_restart(pylb: 
         pylb.start()
         eventually(lambda: "the one frontend is down; web has no server yet" in terminal.text, what="the new one's")
         assert terminal.line(str(pylb.port)).split()[:3] == [str(pylb.port), "web", "down"]
-        assert terminal.colour("down  ") == "red"
+        assert terminal.colour("down !") == "red"
         terminal.process.send_signal(signal.SIGINT)
         assert terminal.process.wait(10) == 0
     assert b"Traceback" not in terminal.sent

@@ -8,7 +8,7 @@ import pytest
 from pylb.app.tokens import TOKEN_FILE
 from pylb.app.welcome import banner, first_steps, program
 from pylb.config import Config, parse
-from pylb.config.source import SYSTEM_FILE
+from pylb.control.storage.places import SYSTEM_FILE
 
 SECRET = "0123456789abcdefghijklmnopqrstuv"
 

@@ -2,5 +2,6 @@
 
 store           the snapshot file, whole or not at all; snapshot: its payload
 table_history   what each generation of the table changed
+places          where the config and the state directory are
 disk            the thread that waits for the disk; files: reading, atomic writing, damaged files
 """

@@ -1,0 +1,135 @@
+"""What all verbs have in common: how they end when something is in the way, and that --help has them."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from pylb.cli.main import SECTIONS, main
+from tests.cli.every_verb import verbs, with_option
+from tests.support.processes import ROOT
+
+
+def every_verb(folder: Path, *circumstance: str) -> dict[str, Any]:
+    """What tests/cli/every_verb.py says, in a folder with a pylb.yaml whose state directory is there too."""
+    (folder / "pylb.yaml").write_text("state_dir: state\n")
+    environ = {"PATH": "/usr/bin:/bin", "HOME": str(folder), "STATE_DIRECTORY": str(folder / "state"), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.cli.every_verb", *circumstance],
+        check=False,
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        env=environ,
+        timeout=50,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    found: dict[str, Any] = json.loads(done.stdout)
+    assert len(found) > 10
+    return found
+
+
+def test_a_full_disk_is_one_sentence_whatever_is_asked(tmp_path: Path) -> None:
+    sentence = "the output could not be written: No space left on device\n"
+    for verb, ended in every_verb(tmp_path, "full").items():
+        assert (verb, ended["code"], ended["stderr"]) == (verb, 2, sentence)
+
+
+def test_a_reader_that_has_left_ends_a_verb_without_a_word(tmp_path: Path) -> None:
+    for verb, ended in every_verb(tmp_path, "left").items():
+        assert (verb, ended["code"], ended["stderr"]) == (verb, 1, "")
+
+
+def test_ctrl_c_while_pylb_does_not_answer_is_no_traceback(tmp_path: Path) -> None:
+    for verb, ended in every_verb(tmp_path, "interrupted").items():
+        assert (verb, ended["code"], ended["stderr"].strip()) == (verb, 130, "")
+
+
+FAILURE = {"error", "detail", "hint", "exit_code"}
+ANSWERS = ("check", "doctor", "token create", "token list", "token rotate")  # need no running pylb
+
+
+def test_a_verb_with_json_that_fails_says_so_in_one_json_object(tmp_path: Path) -> None:
+    found = every_verb(tmp_path, "json")
+    assert set(ANSWERS) < set(found)
+    for verb, ended in found.items():
+        said = json.loads(ended["stdout"])
+        if verb not in ANSWERS:
+            assert (verb, set(said), said["exit_code"]) == (verb, FAILURE, ended["code"])
+            assert ended["code"] in (1, 2)
+            assert said["detail"]
+            assert said["detail"] in ended["stderr"]  # for whoever looks
+            assert "Traceback" not in ended["stderr"]
+
+
+def test_so_does_one_that_was_called_wrongly(tmp_path: Path) -> None:
+    for verb, ended in every_verb(tmp_path, "json", "--no-such-option").items():
+        said = json.loads(ended["stdout"])
+        assert (set(said), said["error"], said["exit_code"], ended["code"]) == (FAILURE, "usage", 2, 2)
+        assert said["hint"] == f"pylb {verb} --help"
+
+
+def test_a_bug_is_said_to_be_one_also_in_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **_more: object) -> None:
+        raise ZeroDivisionError("no number")
+
+    monkeypatch.setattr(main.commands["routes"], "callback", broken)
+    ended = CliRunner().invoke(main, ["routes", "--json"])
+    assert ended.exit_code == 2
+    assert json.loads(ended.stdout)["detail"] == "ZeroDivisionError: no number"
+    assert "this is a bug of pylb" in ended.stderr
+    assert "Traceback" in ended.stderr
+
+
+def test_each_help_fits_80_columns() -> None:
+    for path in [(), ("ctl",), ("token",), *(path for path, _command in verbs())]:
+        text = CliRunner().invoke(main, [*path, "--help"], env={"COLUMNS": "80"}).stdout
+        assert (path, [line for line in text.splitlines() if len(line) > 80]) == (path, [])
+
+
+def test_the_help_has_every_verb_in_a_section() -> None:
+    listed = {name for names in SECTIONS.values() for name in names}
+    assert set(main.commands) - listed == set()
+    text = CliRunner().invoke(main, ["--help"]).stdout
+    assert text.index("\nLook:") < text.index("\nSet up:")
+
+
+def test_every_verb_says_what_it_does_and_what_each_option_is_for() -> None:
+    for path, command in verbs():
+        assert (path, bool(command.help)) == (path, True)
+        options = [one for one in command.params if isinstance(one, click.Option)]
+        assert [(path, one.name) for one in options if not one.help] == []
+
+
+def test_json_is_where_a_program_would_read() -> None:
+    assert {("routes",), ("status",), ("token", "list"), ("ctl", "drain")} <= set(with_option("--json"))
+
+
+@pytest.mark.parametrize(
+    ("option", "environ", "coloured"),
+    [
+        ([], {}, False),
+        ([], {"CLICOLOR_FORCE": "1"}, True),
+        ([], {"FORCE_COLOR": "1"}, True),
+        ([], {"CLICOLOR_FORCE": "0"}, False),
+        ([], {"CLICOLOR_FORCE": "1", "NO_COLOR": "1"}, False),
+        (["--colour"], {"NO_COLOR": "1"}, True),
+        (["--no-colour"], {"CLICOLOR_FORCE": "1"}, False),
+    ],
+)
+def test_colours_into_a_pipe_only_if_they_are_asked_for(
+    option: list[str], environ: dict[str, str], coloured: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = {"port": 1, "unbound": "", "why": "", "frontend": "f", "server": "s", "address": "a", "weight": 1, "state": "down"}
+    row |= {"held_by": [], "lease_expires_in": None, "accepts": None, "check": None, "asked_ago": None}
+    monkeypatch.setattr("pylb.cli.routes.ask", lambda *_: {"routes": [row], "notes": []})
+    for name in ("NO_COLOR", "CLICOLOR_FORCE", "FORCE_COLOR", "CLICOLOR"):
+        monkeypatch.delenv(name, raising=False)
+    ended = CliRunner().invoke(main, [*option, "routes"], env=environ)
+    assert ended.exit_code == 0
+    assert ("\x1b[31mdown\x1b[0m" in ended.stdout) == coloured
