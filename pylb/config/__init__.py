@@ -1,7 +1,15 @@
 """pylb.yaml: parsed once, at the edge, into frozen values; every mistake is reported with its line and a remedy.
 
-`yamlplace` reads the text and records the places, `models` and `values` say what is allowed where, `checks` and `files` look
-across entries and at the disk, and `load` combines them. No other folder sees YAML, the environment or a raw duration.
+No other folder sees YAML, the environment or a raw duration.
+
+source      the file, or what was in force before; load: from a file to a `Config`, or to all its mistakes
+yamlplace   YAML with the place of each value
+models      the keys: names, types, defaults, meanings; values: the types of single values; schema: the same as JSON Schema
+entries     the readable parts of a file with mistakes
+checks      mistakes that no single value shows; health: of health checks; without_effect: settings without effect
+files       secrets, certificates and keys that it names; generated_tokens: those that `pylb token create` makes
+problems    what is wrong, and where; explain: pydantic's findings in words; hiding: no secret in a message
+root        the whole file as one value, and the parts that other folders take from it
 """
 
 from pylb.config.load import load, parse, read_secrets_again, read_text

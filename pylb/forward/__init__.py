@@ -2,4 +2,15 @@
 
 One engine owns one edge-triggered epoll and everything registered in it. It imports no asyncio and reads no config.
 Outcomes are values here, not exceptions. Whoever opens a descriptor closes it. This package never imports control.
+
+engine       the epoll, the ports of the table in force, the sessions; run_queue: one turn, and the budget that all share
+listener     ports that accept while there is room; admission: access list, limits per source, PROXY header
+dial         a session until a server has accepted it; wait_queue: while all servers are full
+lifecycle    from accept to the last close: transitions of core/session become system calls; session: the data
+relay        the hot path: bytes from one half to the other; pipes: the pipes for splice; sockets: options, addresses, closing
+timers       idle, drain and keep-alive by periodic visits; deadlines: the short ones of a session
+accounts     what is counted and recorded of a session; counters: the plain integers
+faults       boundaries: a fault costs the session, port or call in which it happened
+
+shared_limits, source_share, own_dials    limits that hold over all workers, a fair share for each source, dials that come back
 """

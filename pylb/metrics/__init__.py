@@ -1,1 +1,6 @@
-"""Prometheus: pylb's own metrics, read from counters and views at the moment of a scrape."""
+"""Prometheus: pylb's own metrics, read from counters and views at the moment of a scrape.
+
+collector    every metric; a new one goes here, and its count where it happens
+process      what the kernel reports about pylb's processes
+families     the collector's form for prometheus-client; exposition: the text of a scrape
+"""

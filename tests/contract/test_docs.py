@@ -1,5 +1,6 @@
 """The generated parts of docs/ say what the code says."""
 
+import ast
 import re
 import runpy
 from pathlib import Path
@@ -62,3 +63,17 @@ def test_every_module_that_the_map_of_the_package_names_exists() -> None:
     named = re.findall(r"\b[a-z_]+/[a-z_]+\b", ways)
     assert len(named) > 10
     assert [name for name in named if not (ROOT / "pylb" / f"{name}.py").exists()] == []
+
+
+def test_each_folder_lists_its_modules_and_no_others() -> None:
+    """In its `__init__`, where a newcomer looks first."""
+    folders = [path for path in sorted((ROOT / "pylb").rglob("__init__.py")) if path.parent.name != "pylb"]
+    assert len(folders) > 15
+    for init in folders:
+        text = ast.get_docstring(ast.parse(init.read_text())) or ""
+        modules = {path.stem for path in init.parent.glob("*.py")} - {"__init__"}
+        missing = modules - set(re.findall(r"\w+", text))
+        assert not missing, f"{init.parent.name}: {missing}"
+        heads = re.findall(r"^([a-z_]+(?:, [a-z_]+)*)  +\S", text, re.MULTILINE)
+        unknown = {name for head in heads for name in head.split(", ")} - modules
+        assert not unknown, f"{init.parent.name}: {unknown}"
