@@ -2,4 +2,5 @@
 
 verbs                           all of it, by name
 routes, status, explain, plan   the answers that take more than a line to make
+completion                      what a shell completes with
 """

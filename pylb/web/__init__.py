@@ -11,5 +11,6 @@ client_address   who calls: its address behind trusted proxies, and its secret
 
 webhook          the registration API, whoami, and the legacy route; openapi: its description
 admin            the read-only pages; sessions: queries for sessions; views: what all JSON lists have in common
-control_socket   changes from this machine; unix: a socket that only root and pylb's user may use
+control_socket   changes from this machine; control_client: asks for them
+unix             a socket that only root and pylb's user may use
 """
