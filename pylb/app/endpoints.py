@@ -128,6 +128,8 @@ class Endpoints:
             live=forwarding,
             haproxy=Exporter(reporting.haproxy).scrape,
             compat=config.metrics.compat == "haproxy",
+            also=reporting.troubles,
+            host=reporting.host,
         )
 
     def _webhook(self, registry: Registry, listener: WebhookListener) -> Webhook:

@@ -5,6 +5,7 @@ import logging
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 
 from pylb.api.plan import Reloaded, in_words, steps
@@ -152,8 +153,8 @@ async def rules_of(config: Config) -> Rules:
 
 def check_fixed(old: Config, new: Config) -> None:
     """A change that a reload cannot make is refused, not ignored. Raises Refused."""
-    fixed = ("webhook", "admin", "metrics", "state_dir", "runtime_socket", "workers", "log", "recorder")
-    changed = [key for key in fixed if getattr(old, key) != getattr(new, key)]
+    fixed = ("webhook", "admin.listen", "metrics", "state_dir", "runtime_socket", "workers", "log", "recorder")
+    changed = [key for key in fixed if attrgetter(key)(old) != attrgetter(key)(new)]
     if changed:
         how = "pylb upgrade: the same version with the new config, and no connection is lost"
         if "state_dir" in changed:  # a successor finds the previous process by it

@@ -6,6 +6,7 @@ import os
 import resource
 import socket
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from pylb import __version__
@@ -24,6 +25,7 @@ from pylb.haproxy.rates import Rates
 from pylb.haproxy.view import View
 from pylb.metrics.collector import Metrics
 from pylb.statuspage.page import Page
+from pylb.statuspage.peers import Peer, Peers
 from pylb.statuspage.stream import PageStream
 from pylb.statuspage.timeseries import TimeSeries
 from pylb.upgrade.leaving import Transfer
@@ -63,7 +65,8 @@ class Reporting:
         self._made: tuple[tuple[Config, bool, int], dict[str, Any]] | None = None
         self.counters = transfer.counters
         history, rates = TimeSeries(forwarding.rate_samples), Rates()
-        self.feed = PageStream(registry, history, self._about, also=self._troubles)
+        self._peers = Peers(self._configured_peers)
+        self.feed = PageStream(registry, history, self._about, also=self.troubles, peers=self._peers.records)
         self._sampler = Sampler(
             lambda: registry.table, transfer.parts, (history, rates), pids=forwarding.pids, sampled=self.feed.sampled
         )
@@ -85,6 +88,7 @@ class Reporting:
         """Start the sampler and the feed of the status page, which run once a second."""
         background.forever(Part.RATES, self._sampler.run)
         background.forever(Part.PAGE, self.feed.run)
+        background.forever(Part.PEERS, partial(self._peers.run, self.feed.watched))
 
     async def prepare(self) -> None:
         """Read the page's files from the installation now, and never again."""
@@ -107,7 +111,7 @@ class Reporting:
         return {
             "version": __version__,
             "page": self.page.version,
-            "host": config.advertise or socket.gethostname(),
+            "host": self.host(),
             "pid": os.getpid(),
             "workers": workers,
             "started": self._started_at,
@@ -117,7 +121,15 @@ class Reporting:
             "first_steps": first_steps(config, generated=generated),
         }
 
-    def _troubles(self) -> list[str]:
+    def _configured_peers(self) -> list[Peer]:
+        return [Peer(one.name, one.url, one.page or one.url) for one in self._settings.config.admin.peers]
+
+    def host(self) -> str:
+        """What this machine is called."""
+        return self._settings.config.advertise or socket.gethostname()
+
+    def troubles(self) -> list[str]:
+        """The problems of pylb itself."""
         registry = self._registry
         return troubles(
             durable=registry.durable,

@@ -50,6 +50,8 @@ def _faces(parts: Parts) -> Iterator[Finding]:
     if parts.admin is not None and not _on_loopback(parts.admin.listen):
         message = f"anyone who can reach {parts.admin.listen} can read all routes and sessions"
         yield Finding(("admin", "listen"), message, "127.0.0.1:8404; metrics.listen is for a Prometheus elsewhere", "warning")
+    if parts.admin is not None:
+        yield from _peers(parts.admin)
     if (metrics := parts.metrics) is not None:
         if metrics.listen is None and metrics.allow:
             yield Finding(("metrics", "allow"), "metrics.allow without metrics.listen has no effect", 'listen: "*:9404"')
@@ -58,6 +60,23 @@ def _faces(parts: Parts) -> Iterator[Finding]:
             yield Finding(("metrics", "listen"), f"nobody may read {metrics.listen}/metrics: allow is empty", hint, "warning")
     if (leases := parts.leases) is not None and leases.min_ttl > leases.max_ttl:
         yield Finding(("leases", "min_ttl"), "min_ttl is longer than max_ttl", f"{v.duration_text(leases.max_ttl)} or less")
+
+
+MOST_PEERS = 16
+
+
+def _peers(admin: m.Admin) -> Iterator[Finding]:
+    """Two of one name or URL; and this pylb itself, which its page shows anyway."""
+    if len(admin.peers) > MOST_PEERS:
+        yield Finding(("admin", "peers"), f"{len(admin.peers)} peers are more than {MOST_PEERS}", "the page is no inventory")
+    for index, one in enumerate(admin.peers):
+        for key in ("name", "url"):
+            value = getattr(one, key)
+            if value in (getattr(other, key) for other in admin.peers[:index]):
+                yield Finding(("admin", "peers", index, key), f"two peers have the {key} {v.show(value)}", "remove one of them")
+        if one.url == f"http://{admin.listen}":
+            message = f"{one.name} has no effect: {one.url} is this pylb itself"
+            yield Finding(("admin", "peers", index, "url"), message, "name the others only")
 
 
 def _tokens(parts: Parts) -> Iterator[Finding]:

@@ -5,9 +5,9 @@ policies are those of `pylb.core.policy`.
 """
 
 from dataclasses import replace
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from pylb.config import values as v
 from pylb.config.problems import wrong
@@ -104,15 +104,29 @@ class WebhookListener(Section):
     limits: WebhookLimits = Field(default_factory=WebhookLimits)
 
 
+class PeerEntry(Section):
+    name: v.Name = Field(description="what the status page calls it")
+    url: v.Url = Field(
+        description="where pylb asks it for its health while somebody watches the page: its `metrics.listen`, which has a list "
+        "of who may read there, or its `admin.listen`"
+    )
+    page: v.Url | None = Field(None, description="where your browser finds its status page; unset: at `url`")
+
+
 class Admin(Section):
     listen: v.ListenAt = Field(
         Listen("tcp", "127.0.0.1", 8404),
         description="where the status page, `/metrics`, `/livez`, `/readyz` and `/v1/…` are served; read-only",
     )
+    peers: Annotated[tuple[PeerEntry, ...], BeforeValidator(v.one_or_more), v.OneOrMore()] = Field(
+        default_factory=tuple, description="other pylbs, at most 16: the status page links to them and shows their health"
+    )
 
 
 class Metrics(Section):
-    listen: v.ListenAt | None = Field(None, description="a second listener with only `/metrics`, `/livez`, `/readyz`")
+    listen: v.ListenAt | None = Field(
+        None, description="a second listener with only `/metrics`, `/livez`, `/readyz`, `/v1/health`"
+    )
     allow: v.Networks = Field((), description="who may read there; empty: nobody")
     compat: Literal["haproxy"] | None = Field(
         None, description="`haproxy`: also the names of HAProxy's exporter; unset: only with `/metrics?compat=haproxy`"

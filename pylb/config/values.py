@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, PlainValidator, ValidationInfo
 
@@ -186,6 +187,25 @@ def _host(value: object) -> str:
     return text
 
 
+def _url(value: object) -> str:
+    """Without a slash at its end. No user and password: whoever reads the page or the log would read them, too."""
+    hint = 'as in "http://192.0.2.7:8404" or "https://lb-2.example.net"'
+    text = _text(value, "a URL")
+    try:
+        parts = urlsplit(text)
+        host, _port = parts.hostname or "", parts.port
+    except ValueError:
+        raise wrong(f"{show(text)} is not a URL", hint) from None
+    if "@" in parts.netloc:
+        raise wrong("a URL with a user or password would show them to whoever reads the page", "leave them out")
+    if parts.scheme not in ("http", "https"):
+        raise wrong(f"{show(text)} is not an http:// or https:// URL", hint)
+    if parts.query or parts.fragment or not re.fullmatch(r"[!-~]{1,500}", text):
+        raise wrong(f"{show(text)} has more than a host, a port and a path", hint)
+    _host(host)
+    return text.rstrip("/")
+
+
 def _network(value: object) -> core.Network:
     return _parsed(core.parse_network, _text(value, "a network"), 'CIDR, as in "192.0.2.0/24", or one address')
 
@@ -355,6 +375,7 @@ ResolveInterval = Annotated[
 Ip = Annotated[str, PlainValidator(_ip), JsonType("IP address")]
 Bind = Annotated[str, PlainValidator(_bind), JsonType("IP address or `*`")]
 Host = Annotated[str, PlainValidator(_host), JsonType("host name or IP address")]
+Url = Annotated[str, PlainValidator(_url), JsonType("`http://HOST:PORT` or `https://HOST:PORT`")]
 NetworkText = Annotated[core.Network, PlainValidator(_network), JsonType("CIDR")]
 PortRange = Annotated[tuple[int, int], PlainValidator(_ports), JsonType("port or range", _PORT)]
 Name = Annotated[str, PlainValidator(_name), JsonType("name")]

@@ -21,6 +21,7 @@ class Condition(StrEnum):
     HEALTHY = "healthy"
     DEGRADED = "degraded"
     DOWN = "down"
+    UNKNOWN = "unknown"  # of a pylb without frontends
 
 
 def since_down(events: Iterable[Event]) -> dict[tuple[str, str], float]:
@@ -35,15 +36,16 @@ def since_down(events: Iterable[Event]) -> dict[tuple[str, str], float]:
     return found
 
 
-def condition(one: FrontendView, down_at: Mapping[tuple[str, str], float], now: float) -> tuple[Condition, str]:
-    """One word, and what is wrong ("" if healthy). `down_at`: from `since_down`; `now`: unix time."""
+def condition(one: FrontendView, down_at: Mapping[tuple[str, str], float], now: float | None) -> tuple[Condition, str]:
+    """One word, and what is wrong ("" if healthy). `down_at`: from `since_down`; `now`: unix time, None for a text without
+    "12 s ago", which changes only with the condition."""
     word, text = _condition(one, down_at, now)
     if one.closes is not None and one.unbound is None:
         text += f"; nobody calls for it any more: its port closes at {moment(one.closes)}"
     return word, text
 
 
-def _condition(one: FrontendView, down_at: Mapping[tuple[str, str], float], now: float) -> tuple[Condition, str]:
+def _condition(one: FrontendView, down_at: Mapping[tuple[str, str], float], now: float | None) -> tuple[Condition, str]:
     if one.unbound is not None:
         return Condition.DOWN, f"{one.name} cannot open its port: {one.unbound}"
     if not one.servers:
@@ -64,12 +66,13 @@ def _condition(one: FrontendView, down_at: Mapping[tuple[str, str], float], now:
     return Condition.HEALTHY, ""
 
 
-def _lost(name: str, lost: Sequence[ServerView], down_at: Mapping[tuple[str, str], float], now: float) -> str:
+def _lost(name: str, lost: Sequence[ServerView], down_at: Mapping[tuple[str, str], float], now: float | None) -> str:
     times = {view.address: down_at.get((name, str(view.address)), 0.0) for view in lost}
     latest = max(times, key=lambda address: times[address])
-    what = str(latest) if len(lost) == 1 else f"{len(lost)} servers, {latest} last,"
+    when = f" {ago(now - times[latest])}" if times[latest] and now is not None else ""
+    what = str(latest) if len(lost) == 1 else f"{len(lost)} servers, {latest} last{',' if when else ''}"
     why = _missing(next(view for view in lost if view.address == latest))
-    return f"lost {what}" + (f" {ago(now - times[latest])}" if times[latest] else "") + (f" ({why})" if why else "")
+    return f"lost {what}{when}" + (f" ({why})" if why else "")
 
 
 def _missing(view: ServerView) -> str:
@@ -99,6 +102,16 @@ def said(found: Sequence[tuple[Condition, str]], also: Iterable[str] = ()) -> st
     else:
         head = f"{'all' if healthy == len(found) else f'{healthy} of'} {len(found)} frontends healthy"
     return "; ".join([head, *told])
+
+
+def overall(found: Iterable[tuple[Condition, str]], *, durable: bool, also: Iterable[str] = ()) -> Condition:
+    """The whole pylb's condition in one word. `also`: as for `said`."""
+    words = {word for word, _ in found}
+    if Condition.DOWN in words or not durable:
+        return Condition.DOWN
+    if Condition.DEGRADED in words or any(also):
+        return Condition.DEGRADED
+    return Condition.HEALTHY if words else Condition.UNKNOWN
 
 
 def troubles(*, durable: bool, preserving: bool, reloaded: bool, unserved: Sequence[str] = ()) -> list[str]:

@@ -19,9 +19,11 @@ NOTHING: Mapping[str, Any] = {}
 _NO_SESSIONS = ServerSum()
 
 
-def frontend_record(view: FrontendView, health: str, counted: FrontendSum, rate: Rate) -> Record:
+def frontend_record(view: FrontendView, health: str, trouble: str, counted: FrontendSum, rate: Rate) -> Record:
+    """`trouble`: what is wrong, "" if it is healthy."""
     return frontend_json(view) | {
         "health": health,
+        "trouble": trouble.removeprefix(f"{view.name} "),
         "limits": limits(view.frontend.policy),
         "sessions": counted.sessions,
         "total": counted.total,

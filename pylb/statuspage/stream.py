@@ -13,7 +13,7 @@ from contextlib import suppress
 from typing import Any
 
 from pylb.control.event_log import Event
-from pylb.control.health_sentence import Condition, condition, said, since_down
+from pylb.control.health_sentence import Condition, condition, overall, said, since_down
 from pylb.control.registry import Registry
 from pylb.control.steps import in_turns
 from pylb.control.tasks import Part
@@ -49,7 +49,7 @@ class _Reader:
 
 class PageStream:
     """`history`: what the sampler measures; it calls `sampled` after each look. `about`: what changes at most with a
-    reload."""
+    reload. `watched` is set while there is a reader."""
 
     def __init__(
         self,
@@ -58,6 +58,7 @@ class PageStream:
         about: Callable[[], Mapping[str, Any]],
         *,
         also: Callable[[], Iterable[str]] = lambda: (),
+        peers: Callable[[], list[dict[str, Any]]] = list,
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
     ) -> None:
@@ -65,14 +66,17 @@ class PageStream:
         self._history = history
         self._about = about
         self._also = also
+        self._peers = peers
         self._clock = clock
         self._wall = wall
         self._readers: list[_Reader] = []
         self._wake = asyncio.Event()
+        self.watched = asyncio.Event()
         self._point: Point | None = None  # not sent to readers yet
         self._tables: dict[str, dict[str, Record]] = {name: {} for name in TABLES}
         self._sent = 0  # events of the event log that were sent
         self._about_sent: Mapping[str, Any] = NOTHING
+        self._peers_sent: list[dict[str, Any]] = []
 
     # ------------------------------------------------------------ readers
 
@@ -95,6 +99,7 @@ class PageStream:
             raise Refused(Code.TOO_MANY, f"{count} are open already", "close one", retry_after=5)
         reader = _Reader(source)
         self._readers.append(reader)
+        self.watched.set()
         self._wake.set()
         return self._messages(reader)
 
@@ -104,7 +109,7 @@ class PageStream:
                 yield message
         finally:
             with suppress(ValueError):
-                self._readers.remove(reader)
+                self._forget(reader)
 
     def _tell(self, reader: _Reader, message: bytes) -> None:
         try:
@@ -114,10 +119,16 @@ class PageStream:
 
     def _drop(self, reader: _Reader) -> None:
         """Drop a reader and what waits for it: when it connects again it gets everything."""
-        self._readers.remove(reader)
+        self._forget(reader)
         while not reader.queue.empty():
             reader.queue.get_nowait()
         reader.queue.put_nowait(None)
+
+    def _forget(self, reader: _Reader) -> None:
+        """Raises ValueError if it was dropped before."""
+        self._readers.remove(reader)
+        if not self._readers:
+            self.watched.clear()
 
     # ------------------------------------------------------------ the task
 
@@ -152,6 +163,8 @@ class PageStream:
         readers = list(self._readers)
         delta, found = await self._paint()
         head = self._head(found)
+        if (peers := self._peers()) != self._peers_sent:
+            self._peers_sent = head["peers"] = peers
         events, noted, about = self._registry.events(), self._registry.noted, self._about()
         if about != self._about_sent:
             self._about_sent = about
@@ -197,7 +210,10 @@ class PageStream:
             listen = one.listen
             conditions.append(condition(one, down_at, self._wall()))
             counted, rate, rates = history.count(listen), history.rate(listen), history.server_rates(listen)
-            put("frontends", str(listen), frontend_record(one, str(conditions[-1][0]), counted, rate))
+            word, text = conditions[-1]
+            if text:
+                _, text = condition(one, down_at, None)  # with a time, its text would be a change each second
+            put("frontends", str(listen), frontend_record(one, str(word), text, counted, rate))
             most = {server.address: server.max_connections for server in one.frontend.servers}
             async for view in in_turns(one.servers, SLICE * 10):
                 check = registry.last_check(listen, view.address)
@@ -217,8 +233,9 @@ class PageStream:
 
     def _head(self, conditions: Sequence[tuple[Condition, str]]) -> dict[str, Any]:
         """The beginning of each message."""
-        registry = self._registry
-        head = {"clock": round(self._clock(), 2), "now": round(self._wall(), 2), "sentence": said(conditions, self._also())}
+        registry, also = self._registry, list(self._also())
+        head = {"clock": round(self._clock(), 2), "now": round(self._wall(), 2), "sentence": said(conditions, also)}
+        head["health"] = str(overall(conditions, durable=registry.durable, also=also))
         return head | {"generation": registry.table.generation, "durable": registry.durable}
 
     def _everything(self, events: Iterable[Event]) -> dict[str, Any]:
@@ -226,6 +243,7 @@ class PageStream:
         return {
             "whole": True,
             "about": self._about_sent,
+            "peers": self._peers_sent,
             "history": self._history.columns(),
             "marks": [list(mark) for mark in marks],
             "events": [_event(event) for event in events],

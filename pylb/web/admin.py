@@ -12,7 +12,9 @@ from urllib.parse import urlsplit
 
 from prometheus_client.exposition import gzip_accepted
 
+from pylb import __version__
 from pylb.control.event_log import Rejection
+from pylb.control.health_sentence import condition, overall, said, since_down
 from pylb.control.registry import Registry
 from pylb.control.steps import in_turns
 from pylb.control.views import FrontendView, RegistrationView, ServerView
@@ -28,6 +30,7 @@ from pylb.web.sessions import FILTERS, SessionSource, ended, living, query_of, r
 from pylb.web.types import Answer, Call, Handler, NoRoute, Router, json_answer
 from pylb.web.views import frontend_json, registration_json, server_json, tenths
 
+HEALTH = "/v1/health"  # for other pylbs, whose status pages show it
 HAPROXY = "haproxy"  # the value of ?compat= in a scrape
 ITEMS_PER_TURN = 50  # items of a long list in one step, ~1 ms, before the event loop runs other tasks
 FRONTENDS_PER_TURN = 10  # in one step, ~2 ms with ten servers each
@@ -39,7 +42,7 @@ class Admin:
     """Pages that show the registry, the counters and the metrics. `hosts`: names of this machine (`advertise`).
 
     `haproxy`: the metrics of HAProxy's exporter, which follow pylb's own if the scrape asks for them, or always (`compat`).
-    `page`: further routes of admin.listen, for people.
+    `page`: further routes of admin.listen, for people. `also`: problems of pylb itself. `host`: what this machine is called.
     """
 
     def __init__(
@@ -53,6 +56,8 @@ class Admin:
         live: SessionSource,
         haproxy: Callable[[], Awaitable[Scrape]] | None = None,
         compat: bool = False,
+        also: Callable[[], Iterable[str]] = lambda: (),
+        host: Callable[[], str] = lambda: "",
     ) -> None:
         self._registry = registry
         self._counters = counters
@@ -60,6 +65,8 @@ class Admin:
         self._live = live
         self._haproxy = haproxy
         self._compat = compat
+        self._also = also
+        self._host = host
         self._page = dict(page or {})
         self.set_hosts(hosts)
 
@@ -81,7 +88,7 @@ class Admin:
         return _pages(Router(pages), self._check_host)
 
     def metrics_handler(self, allow: Sequence[Network]) -> Handler:
-        """The handler of metrics.listen: only what Prometheus needs, for peers inside `allow`."""
+        """The handler of metrics.listen: only what Prometheus and other pylbs need, for peers inside `allow`."""
 
         def check(call: Call) -> None:
             if not in_networks(call.peer, allow):
@@ -90,7 +97,12 @@ class Admin:
         return _pages(Router(self._monitoring()), check)
 
     def _monitoring(self) -> dict[str, Handler]:
-        return {"GET /metrics": self._metrics, "GET /livez": self._livez, "GET /readyz": self._readyz}
+        return {
+            "GET /metrics": self._metrics,
+            "GET /livez": self._livez,
+            "GET /readyz": self._readyz,
+            f"GET {HEALTH}": self._health,
+        }
 
     def _check_host(self, call: Call) -> None:
         """Refuse requests by which a stranger's page in the operator's browser could read these pages (DNS rebinding).
@@ -146,6 +158,22 @@ class Admin:
         unbound = [{"listen": str(listen), "reason": reason} for listen, reason in registry.unbound().items()]
         status = "degraded" if unbound or not registry.durable else "ready"
         return json_answer(200, {"status": status, "durable": registry.durable, "unbound": unbound})
+
+    async def _health(self, _call: Call) -> Answer:
+        """The condition in one word and in one sentence."""
+        registry, now, also = self._registry, time.time(), list(self._also())
+        down_at = since_down(registry.events())
+        frontends = in_turns(registry.each_frontend(), FRONTENDS_PER_TURN)
+        conditions = [condition(one, down_at, now) async for one in frontends]
+        counters = await self._counters()
+        found = {
+            "health": overall(conditions, durable=registry.durable, also=also),
+            "sentence": said(conditions, also),
+            "host": self._host(),
+            "version": __version__,
+            "sessions": counters.open_sessions,
+        }
+        return json_answer(200, found)
 
     # ------------------------------------------------------------ views
 

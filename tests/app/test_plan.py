@@ -49,7 +49,7 @@ def test_a_plan_is_refused_as_the_reload_would_be(pylb: Instance, tmp_path: Path
     pylb.start()
     pylb.configure(admin={"listen": "127.0.0.1:1"})
     ended = pylb.ask("plan")
-    assert (ended.returncode, "admin cannot change while pylb runs" in ended.stderr) == (1, True)
+    assert (ended.returncode, "admin.listen cannot change while pylb runs" in ended.stderr) == (1, True)
     pylb.file.write_text(f"state_dir: {pylb.state_dir}\nwebhok: 1\n")
     ended = pylb.ask("plan")
     assert (ended.returncode, "unknown key 'webhok'" in ended.stderr) == (1, True)

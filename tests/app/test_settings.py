@@ -5,10 +5,12 @@ import select
 import socket
 from contextlib import ExitStack
 from typing import Any
+from urllib.request import urlopen
 
 import pytest
 
 from tests.app.instance import SECRET, Instance, fetch
+from tests.support.ports import free_port, refusing_port
 from tests.support.waiting import eventually
 
 BEARER = {"Authorization": f"Bearer {SECRET}", "Content-Type": "application/json"}
@@ -91,6 +93,36 @@ def test_the_word_of_trusted_proxies_is_believed_and_a_reload_changes_whose(pylb
     pylb.configure(trusted_proxies=["192.0.2.1"])
     pylb.reload("reloaded: ")
     assert seen() == "127.0.0.1"
+
+
+def test_other_pylbs_are_asked_for_the_page_and_a_reload_changes_which(pylb: Instance) -> None:
+    """This one stands for the others: by its metrics port, and by a name that it was not called by in its config."""
+    metrics = free_port()
+    again = {"name": "itself", "url": f"http://127.0.0.1:{metrics}", "page": "https://lb-2.example.net"}
+    gone = {"name": "gone", "url": f"http://127.0.0.1:{refusing_port()}"}
+    faces: dict[str, Any] = {"metrics": {"listen": f"127.0.0.1:{metrics}", "allow": ["127.0.0.1"]}}
+    admin = {"listen": f"127.0.0.1:{pylb.admin}"}
+    pylb.configure(admin=admin | {"peers": [again]}, **faces)
+    pylb.start()
+    with urlopen(f"http://127.0.0.1:{pylb.admin}/v1/stream", timeout=10) as stream:
+
+        def shown(wanted: int) -> list[dict[str, Any]]:
+            """The next list of so many peers whose answers, or reasons for none, are there."""
+            for raw in stream:
+                found: list[dict[str, Any]] = json.loads(raw[6:]).get("peers", []) if raw.startswith(b"data: ") else []
+                if len(found) == wanted and all("error" in one for one in found):
+                    return found
+            raise AssertionError("the stream ended")
+
+        [peer] = shown(1)
+        assert (peer["name"], peer["page"], peer["error"]) == ("itself", "https://lb-2.example.net", "")
+        assert (peer["health"], peer["sentence"]) == ("unknown", "no frontends yet")
+        pylb.configure(admin=admin | {"peers": [again, gone]}, **faces)
+        pylb.reload("reloaded: ")
+        assert [(peer["name"], peer["page"], peer["error"]) for peer in shown(2)] == [
+            ("itself", "https://lb-2.example.net", ""),
+            ("gone", gone["url"], "refused"),
+        ]
 
 
 def test_the_level_of_its_own_messages(pylb: Instance, echo_port: int) -> None:

@@ -7,6 +7,7 @@ import signal
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from urllib.request import urlopen
 
 import pytest
 
@@ -38,12 +39,21 @@ def visit(pylb: Instance) -> None:
         assert echo(client) == b"ping"
 
 
+def watch(pylb: Instance, seconds: int = 2) -> None:
+    """The status page, for so many of its seconds."""
+    with urlopen(f"http://127.0.0.1:{pylb.admin}/v1/stream", timeout=10) as stream:
+        points = (raw for raw in stream if raw.startswith(b"data: ") and '"point"' in raw.decode())
+        for _ in range(seconds):
+            next(points)
+
+
 # What the others do by themselves within a second.
 TRIGGERS: dict[Part, Callable[[Instance, int], object]] = {
     Part.RELOAD: lambda pylb, _: pylb.running.signal(signal.SIGHUP),
     Part.EVENTS: lambda pylb, target: call(pylb, "two", target),
     Part.ANSWERS: lambda pylb, target: call(pylb, "two", target),
     Part.SESSIONS: lambda pylb, _: visit(pylb),
+    Part.PEERS: lambda pylb, _: watch(pylb),
     Part.UPGRADE: lambda pylb, _: pylb.running.signal(signal.SIGUSR2),
     Part.PROCESSES: lambda pylb, _: [os.kill(worker, signal.SIGKILL) for worker in pylb.running.children()],
 }
@@ -62,6 +72,7 @@ OTHERWISE = {
     ("control/registry.py", "run"): "the maintenance: all that it does is `forever`",
     ("control/health/checker.py", "probe"): "awaited there, as a part",
     ("control/health/checker.py", "_answer"): "awaited there, as a part or by a call",
+    ("statuspage/peers.py", "ask"): "awaited there, as a part",
     ("web/server.py", "_listen_for"): "ends its connection alone",
     ("logs/async_writer.py", "__init__"): "what fails there are lost lines",
     ("control/storage/disk.py", "run"): "what fails there is raised where it is awaited",

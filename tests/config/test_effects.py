@@ -95,6 +95,9 @@ SHOWN: dict[str, dict[str, str]] = {
         "test_lockout_says_how_many_guesses_an_address_has": "webhook.limits.lockout",
         "test_the_word_of_trusted_proxies_is_believed_and_a_reload_changes_whose": "trusted_proxies",
         "test_compat_puts_the_names_of_haproxys_exporter_into_every_scrape": "metrics.compat",
+        "test_other_pylbs_are_asked_for_the_page_and_a_reload_changes_which": (
+            "admin.peers.name admin.peers.url admin.peers.page"
+        ),
         "test_the_level_of_its_own_messages": "log.level",
         "test_calls_says_whether_beats_are_lines": "log.calls",
     },

@@ -62,6 +62,22 @@ def test_a_file_full_of_mistakes_gets_all_of_them_in_the_order_of_its_lines() ->
             'frontends: [{name: a, listen: "*:8404"}]',
             "error: frontend 'a' cannot listen on *:8404: pylb's admin does on 127.0.0.1:8404",
         ),
+        (
+            "admin: {peers: [{name: b, url: 'javascript:alert(1)'}]}",
+            "1:32: error: 'javascript:alert(1)' is not an http:// or https:// URL (as in \"http://192.0.2.7:8404\" or",
+        ),
+        ("admin: {peers: {name: b, url: 'http://me:hunter2@b'}}", "a URL with a user or password would show them to whoever"),
+        ("admin: {peers: [{name: b, url: 'http://b/?x=1'}]}", "'http://b/?x=1' has more than a host, a port and a path"),
+        ("admin: {peers: [{name: b, url: 'http://b/ c'}]}", "'http://b/ c' has more than a host, a port and a path"),
+        ("admin: {peers: [{name: b, url: 'http://b:65536'}]}", "'http://b:65536' is not a URL"),
+        ("admin: {peers: [{name: b, url: 'http://'}]}", "'' is not a host name"),
+        ("admin: {peers: [{name: b, url: 'http://b', page: 'data:text/html,x'}]}", "is not an http:// or https:// URL"),
+        ("admin: {peers: [{name: b, url: 'http://b'}, {name: b, url: 'http://c'}]}", "two peers have the name 'b'"),
+        ("admin: {peers: [{name: b, url: 'http://b'}, {name: c, url: 'http://b/'}]}", "two peers have the url 'http://b'"),
+        (
+            f"admin: {{peers: [{', '.join(f'{{name: b{one}, url: http://b{one}}}' for one in range(17))}]}}",
+            "error: 17 peers are more than 16",
+        ),
         ('webhook: {listen: "0.0.0.0:1", insecure: yes, tls: self-signed}', "error: insecure: true contradicts tls"),
         (
             'webhook: {listen: "192.0.2.1:1"}',

@@ -56,6 +56,10 @@ TLVS = "proxy_protocol: {pass_tlvs: true, send: v2}"
             "tokens: [{name: a, secret: hunter-2, ports: [1], allow_weak: true, legacy: false}]",
             "1:62: error: allow_weak of token 'a' has no effect: weak secrets work on the legacy route only",
         ),
+        (
+            "admin: {peers: [{name: me, url: 'http://127.0.0.1:8404/'}]}",
+            "1:33: error: me has no effect: http://127.0.0.1:8404 is this pylb itself (name the others only)",
+        ),
         ("metrics: {allow: [192.0.2.1]}", "1:18: error: metrics.allow without metrics.listen has no effect"),
     ],
 )

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from pylb.control.event_log import Event
-from pylb.control.health_sentence import Condition, condition, said, since_down, troubles
+from pylb.control.health_sentence import Condition, condition, overall, said, since_down, troubles
 from pylb.control.views import FrontendView, Holder, ServerView, frontend_views
 from pylb.core.address import Address, Listen
 from pylb.core.health import REMEMBERED, WRONG, Health
@@ -123,6 +123,7 @@ def test_what_is_well_is_said_in_few_words() -> None:
 def test_each_condition_has_its_word_and_its_reason(one: FrontendView, health: Condition, text: str) -> None:
     down_at = since_down([event("server_down", 60.0, 8), event("server_down", 12.0)])
     assert condition(one, down_at, NOW) == (health, text)
+    assert condition(one, down_at, None) == (health, text.replace(" last,", " last").replace(" 12 s ago", ""))  # for the page
 
 
 def test_a_server_that_came_back_is_forgotten() -> None:
@@ -144,6 +145,16 @@ def test_pylbs_own_troubles_come_first_then_the_worst_and_no_list_is_endless() -
         "0 of 6 frontends healthy; the state is not on disk; app-0 has no server yet; app-1 has no server yet; 4 more"
     )
     assert sentence([well(1), *frontends[:3]], [], NOW).endswith("; web-443 lost 10.0.0.7:30443")
+
+
+def test_the_whole_is_as_well_as_its_worst_frontend_and_pylb_itself() -> None:
+    healthy, degraded, down = ((word, "") for word in (Condition.HEALTHY, Condition.DEGRADED, Condition.DOWN))
+    assert overall([], durable=True) == "unknown"
+    assert overall([healthy, healthy], durable=True) == "healthy"
+    assert overall([healthy, degraded], durable=True) == "degraded"
+    assert overall([degraded, down], durable=True) == "down"
+    assert overall([healthy], durable=True, also=["the config on disk was refused"]) == "degraded"
+    assert overall([healthy], durable=False) == "down"
 
 
 def test_what_is_wrong_with_pylb_itself() -> None:

@@ -23,8 +23,8 @@ def person(**given: object) -> RegistrationView:
 
 
 def test_only_the_fields_that_differ_are_told_again() -> None:
-    before = frontend_record(WEB, "healthy", FrontendSum(1, 10), Rate())
-    after = frontend_record(WEB, "healthy", FrontendSum(2, 11), Rate(1.0))
+    before = frontend_record(WEB, "healthy", "", FrontendSum(1, 10), Rate())
+    after = frontend_record(WEB, "healthy", "", FrontendSum(2, 11), Rate(1.0))
     assert changed(before, after) == {"sessions": 2, "total": 11, "rate": 1.0}
     assert changed(after, after) == {}
     assert changed({}, after) == after

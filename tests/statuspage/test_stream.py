@@ -21,6 +21,7 @@ from pylb.forward.counters import FrontendCounters
 from pylb.haproxy.rates import Rates
 from pylb.statuspage.stream import BACKLOG, MOST_OF_ONE, MOST_STREAMS, PageStream
 from pylb.statuspage.timeseries import TimeSeries
+from pylb.web.admin import Admin
 from pylb.workers.sampler import Sampler
 from tests.support.baseline import freeze_what_stays
 from tests.support.ports import free_port
@@ -207,7 +208,8 @@ async def test_an_event_is_told_long_before_the_next_second(tmp_path: Path) -> N
                 pass
 
 
-async def test_no_step_of_telling_it_holds_the_loop(tmp_path: Path) -> None:
+@pytest.mark.parametrize("count", [FRONTENDS, 2 * FRONTENDS])
+async def test_no_step_of_telling_it_holds_the_loop(tmp_path: Path, count: int) -> None:
     """In processor time: others share this machine. What is there at the start is frozen, as in a pylb that serves: a
     collection of all the tests' objects is no step of the feed.
     """
@@ -221,11 +223,16 @@ async def test_no_step_of_telling_it_holds_the_loop(tmp_path: Path) -> None:
             longest = max(longest, time.thread_time() - at)
 
     try:
-        async with running(tmp_path, rules(FRONTENDS)) as control:
+        async with running(tmp_path, rules(count)) as control:
             counters = {listen: blank(frontend) for listen, frontend in control.registry.table.frontends.items()}
             history = TimeSeries()
             feed = PageStream(control.registry, history, dict)
             sampler = Sampler(lambda: control.registry.table, lambda: [counters], [history, Rates()], sampled=feed.sampled)
+
+            async def counted() -> Any:
+                return control.engine.counters
+
+            admin = Admin(control.registry, counted, counted, live=control.driver)
             messages = feed.stream()
             reading = asyncio.get_running_loop().create_task(anext(messages))
             await asyncio.sleep(0)
@@ -236,8 +243,9 @@ async def test_no_step_of_telling_it_holds_the_loop(tmp_path: Path) -> None:
                 watching = asyncio.get_running_loop().create_task(_watch())
                 await sampler.sample()
                 await feed.look()
+                await admin._health(None)  # what other pylbs' pages ask for
                 watching.cancel()
-            assert len(await reading) > 1000 * FRONTENDS * SERVERS / 4
+            assert len(await reading) > 1000 * count * SERVERS / 4
             await messages.aclose()
     finally:
         freeze_what_stays()

@@ -34,6 +34,7 @@ from pylb.forward.engine import Engine
 from pylb.host.loop_lag import Pulse
 from pylb.host.systemd import SystemdService
 from pylb.logs.session_log import ConnectionLog
+from pylb.statuspage.peers import Peers
 from pylb.statuspage.stream import PageStream
 from pylb.upgrade import handover
 from pylb.upgrade.arriving import Predecessors
@@ -57,6 +58,7 @@ PLACES: dict[str, tuple[type | ModuleType, str]] = {
     Part.BEAT: (Pulse, "beat"),
     Part.RATES: (Sampler, "sample"),
     Part.PAGE: (PageStream, "look"),
+    Part.PEERS: (Peers, "ask"),
     Part.WATCHDOG: (Heartbeat, "state"),
     Part.RELOAD: (Operations, "reload"),
     Part.UPGRADE: (upgrade, "hand_over"),

@@ -27,7 +27,17 @@ from tests.support.ports import free_port, refusing_port
 from tests.web.loopback import Reply, ask, serving, until
 from tests.web.running import Control, running
 
-PAGES = ["/metrics", "/livez", "/readyz", "/v1/table", "/v1/registrations", "/v1/sessions", "/v1/events", "/v1/rejected"]
+PAGES = [
+    "/metrics",
+    "/livez",
+    "/readyz",
+    "/v1/health",
+    "/v1/table",
+    "/v1/registrations",
+    "/v1/sessions",
+    "/v1/events",
+    "/v1/rejected",
+]
 
 
 @dataclass
@@ -349,20 +359,32 @@ async def test_a_scrape_is_openmetrics_or_compressed_for_those_who_accept_it(tmp
         assert gzip.decompress(packed.body) == plain.body + b"# EOF\n"
 
 
-async def test_the_metrics_listener_serves_three_pages_to_the_allowed(tmp_path: Path) -> None:
+async def test_the_metrics_listener_serves_four_pages_to_the_allowed(tmp_path: Path) -> None:
     async with facing(tmp_path, handler="metrics", allow=("127.0.0.0/8",)) as face:
         metrics = await face.get("/metrics", Host="prometheus-calls-it.example.net")
         assert metrics.status == 200
         assert metrics.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
         assert (await face.get("/livez")).status == 200
         assert (await face.get("/readyz")).status == 200
+        assert (await face.get("/v1/health", Host="lb-2.example.net:9404")).status == 200
         assert (await face.get("/v1/table")).status == 404
         assert (await face.get("/v1/registrations")).status == 404
+
+
+async def test_health_is_a_word_and_a_sentence(tmp_path: Path) -> None:
+    async with facing(tmp_path) as face:
+        empty = await face.json("/v1/health")
+        assert (empty["health"], empty["sentence"], empty["sessions"]) == ("unknown", "no frontends yet", 0)
+        await face.announce(free_port())
+        found = await face.json("/v1/health")
+        assert found["health"] == "down"
+        assert found["sentence"].startswith("the one frontend is down; mosquitto-")
+        assert found.keys() == {"health", "sentence", "host", "version", "sessions"}
 
 
 @pytest.mark.parametrize("allow", [(), ("203.0.113.0/24", "::1/128")])
 async def test_the_metrics_listener_refuses_everybody_else(tmp_path: Path, allow: tuple[str, ...]) -> None:
     async with facing(tmp_path, handler="metrics", allow=allow) as face:
-        for path in ("/metrics", "/livez", "/readyz", "/v1/table"):
+        for path in ("/metrics", "/livez", "/readyz", "/v1/health", "/v1/table"):
             reply = await face.get(path)
             assert (reply.status, b"not in metrics.allow" in reply.body) == (403, True)

@@ -1,0 +1,165 @@
+"""Other pylbs beside this one (`admin.peers`): each one's sentence of health, asked for while somebody watches the page.
+
+pylb asks, not the browser, so the page's policy stays what it is. Where it asks is what the operator wrote into the config:
+no redirect is followed, nothing secret is sent, and an answer is bounded in time and size. Only the fields named here are
+taken from it, cut and made harmless, so an address that is no pylb's shows nothing of what is there.
+"""
+
+import asyncio
+import json
+import socket
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import aiohttp
+from aiohttp.abc import AbstractResolver, ResolveResult
+
+from pylb.control.health_sentence import Condition
+from pylb.core.connect_failures import failure_name
+from pylb.core.text import visible
+from pylb.host.machine import resolve
+from pylb.web.admin import HEALTH
+
+PERIOD = 5.0  # seconds between two rounds
+WITHIN = 3.0  # seconds for one answer, from the look-up of the name on
+AT_ONCE = 4  # questions: descriptors, and threads of look-ups that do not end
+MOST_BYTES = 16_384  # of an answer
+MOST_TEXT = 600  # characters of a sentence
+MOST_NAME = 80
+
+
+class Peer(NamedTuple):
+    """`url`: where pylb asks. `page`: where the operator's browser finds its status page."""
+
+    name: str
+    url: str
+    page: str
+
+
+class _NoPylbError(Exception):
+    """What came is not an answer of a pylb."""
+
+
+class Peers:
+    """`configured`: those of the config in force."""
+
+    def __init__(
+        self,
+        configured: Callable[[], Sequence[Peer]],
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        period: float = PERIOD,
+        within: float = WITHIN,
+    ) -> None:
+        self._configured = configured
+        self._clock = clock
+        self._period = period
+        self._within = within
+        self._answers: dict[Peer, dict[str, Any]] = {}
+
+    def records(self) -> list[dict[str, Any]]:
+        """As the page shows them, in the order of the config."""
+        return [{"name": one.name, "page": one.page, **self._answers.get(one, {})} for one in self._configured()]
+
+    async def run(self, watched: asyncio.Event) -> None:
+        """Runs until it is cancelled. `watched`: set while somebody watches."""
+        while True:
+            await watched.wait()
+            await self.ask()
+            await asyncio.sleep(self._period)
+
+    async def ask(self) -> None:
+        """Ask all of them once."""
+        peers = self._configured()
+        self._answers = {one: self._answers[one] for one in peers if one in self._answers}
+        if not peers:
+            return
+        turns = asyncio.Semaphore(AT_ONCE)
+        # A session of its own for each round: no connection, cookie or address outlives it.
+        async with aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(resolver=_Names(), force_close=True, use_dns_cache=False),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,
+        ) as session:
+
+            async def ask_in_turn(one: Peer) -> None:
+                async with turns:
+                    self._note(one, await self._ask(session, one))
+
+            async with asyncio.TaskGroup() as group:
+                for one in peers:
+                    group.create_task(ask_in_turn(one))
+
+    def _note(self, peer: Peer, found: Mapping[str, Any] | str) -> None:
+        """`found`: its answer, or why there is none; then what it answered before is shown with its age."""
+        if isinstance(found, str):
+            self._answers[peer] = {**self._answers.get(peer, {}), "error": found}
+        else:
+            self._answers[peer] = {**found, "at": round(self._clock(), 1), "error": ""}
+
+    async def _ask(self, session: aiohttp.ClientSession, peer: Peer) -> dict[str, Any] | str:
+        try:
+            async with asyncio.timeout(self._within):
+                headers = {"Accept": "application/json", "Accept-Encoding": "identity", "User-Agent": "pylb"}
+                async with session.get(peer.url + HEALTH, headers=headers, allow_redirects=False) as answer:
+                    return taken(await _bounded(answer.content)) if answer.status == 200 else _refusal(answer.status)
+        except TimeoutError:
+            return f"no answer within {self._within:g} s"
+        except aiohttp.ClientSSLError:
+            return "its certificate is not trusted here, or it speaks no TLS"
+        except aiohttp.ClientConnectorDNSError:
+            return "its name does not resolve"
+        except aiohttp.ClientConnectorError as error:
+            return failure_name(error.errno or 0)
+        except (aiohttp.ClientError, OSError, ValueError, RecursionError, _NoPylbError):
+            return "something answers there that is not a pylb"
+
+
+async def _bounded(content: aiohttp.StreamReader) -> bytes:
+    """Raises _NoPylbError if it is longer than any answer of a pylb."""
+    found = bytearray()
+    async for piece in content.iter_any():
+        found += piece
+        if len(found) > MOST_BYTES:
+            raise _NoPylbError
+    return bytes(found)
+
+
+def taken(body: bytes) -> dict[str, Any]:
+    """What the page shows of an answer. Raises _NoPylbError or ValueError."""
+    found = json.loads(body)
+    if not isinstance(found, dict) or str(found.get("health")) not in set(Condition):
+        raise _NoPylbError
+    texts = {name: found.get(name) for name in ("sentence", "host", "version")}
+    sessions = found.get("sessions")
+    if not all(isinstance(text, str) for text in texts.values()) or type(sessions) is not int:
+        raise _NoPylbError
+    cut = {name: visible(str(text)[: MOST_TEXT if name == "sentence" else MOST_NAME]) for name, text in texts.items()}
+    return {"health": found["health"], **cut, "sessions": max(0, min(sessions, 10**9))}
+
+
+def _refusal(status: int) -> str:
+    if status == 403:
+        return "it refuses this machine or the name it is called by (403: advertise or metrics.allow, over there)"
+    if status == 404:
+        return "it has no such page (404): an older pylb, or not one"
+    return f"it answers with status {status}"
+
+
+class _Names(AbstractResolver):
+    """Look-ups as pylb does them everywhere: in a thread that may hang without blocking any other work."""
+
+    async def resolve(self, host: str, port: int = 0, family: int = socket.AF_INET) -> list[ResolveResult]:  # noqa: ARG002 - aiohttp's
+        found = await resolve(host)
+        if not found:
+            raise OSError(f"{host} has no address")
+        return [_result(host, ip, port) for ip in sorted(found)]
+
+    async def close(self) -> None:
+        """Nothing is open."""
+
+
+def _result(host: str, ip: str, port: int) -> ResolveResult:
+    family = socket.AF_INET6 if ":" in ip else socket.AF_INET
+    return ResolveResult(hostname=host, host=ip, port=port, family=family, proto=0, flags=socket.AI_NUMERICHOST)
