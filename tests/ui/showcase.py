@@ -62,6 +62,7 @@ class Showcase:
         prepare: Callable[["Showcase"], Any] | None = None,
         ask: Ask = ask_server,
         ago: float = 0.0,
+        peers: Callable[[], list[dict[str, Any]]] = list,
     ) -> None:
         self._folder = folder
         self._rules = rules
@@ -71,6 +72,7 @@ class Showcase:
         self._sessions = sessions
         self._prepare = prepare
         self._ask = ask
+        self._peers = peers
         self.ago(seconds=ago, clock=ago)
         self.counters: dict[Listen, FrontendCounters] = {}
 
@@ -108,7 +110,7 @@ class Showcase:
         )
         about = {**self._about, "started": round(time.time()) - 93_000}
         history = TimeSeries()
-        self.feed = PageStream(registry, history, lambda: dict(about), wall=self.wall, clock=self.clock)
+        self.feed = PageStream(registry, history, lambda: dict(about), peers=self._peers, wall=self.wall, clock=self.clock)
         sampled = self.feed.sampled
         self.sampler = Sampler(lambda: registry.table, self.parts, [history], sampled=sampled, wall=self.wall, clock=self.clock)
         await registry.start()

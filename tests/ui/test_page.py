@@ -93,7 +93,7 @@ def test_from_nothing_to_a_row_down_a_move_and_a_drain(serving: Instance, watche
     watcher.open(pylb.admin)
     assert watcher.sentence == "no frontends yet"
     assert page.locator("#welcome-title").inner_text() == "Nothing is registered yet"
-    assert not page.locator("#frontends").is_visible()
+    assert not any(page.locator(part).is_visible() for part in ("#frontends", "#history", "#jump"))  # nothing is above it
     assert watcher.violations() == []
 
     with answering("127.0.0.1", target):
@@ -267,11 +267,12 @@ def test_everything_is_reached_by_keyboard_and_the_focus_comes_back(
     assert focused() == "Skip to the frontends"
     page.keyboard.press("Enter")
     stops = []
-    for _ in range(12):
+    for _ in range(16):
         page.keyboard.press("Tab")
         stops.append(focused())
     where = f"web-{serving.port}"
-    wanted = ["filter", "troubled", f"commands for {where}", f"drain {where}/pod-1: copy the command"]
+    wanted = ["filter", "troubled", "sort", "ascending, reverse the order", "view-cards", "view-list", "Skip the frontends"]
+    wanted += [f"commands for {where}", f"drain {where}/pod-1: copy the command"]
     wanted += [f"more commands for {where}/pod-1", "events-kind", "events", "sessions-toggle"]
     assert stops[: len(wanted)] == wanted
     outline = page.evaluate("getComputedStyle(document.activeElement).outlineStyle")

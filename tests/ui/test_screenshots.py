@@ -12,7 +12,7 @@ import math
 import random
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -29,6 +29,7 @@ from pylb.statuspage.timeseries import POINTS
 from tests.support.ports import free_port
 from tests.support.processes import ROOT
 from tests.ui.showcase import Showcase
+from tests.ui.town import AGO, Town, peers, rules
 from tests.ui.watching import Watcher
 
 if TYPE_CHECKING:
@@ -97,7 +98,17 @@ class Quarter:
             age, size = draw.uniform(1, 40_000), int(draw.paretovariate(0.6) * 2000)
             client = f"198.51.100.{draw.randrange(1, 255)}"
             view = SessionView(
-                client, draw.randrange(32768, 60999), name, listen, server, place, "relaying", age, size // 7, size
+                client,
+                draw.randrange(32768, 60999),
+                name,
+                listen,
+                server,
+                place,
+                "relaying",
+                age,
+                size // 7,
+                size,
+                f"{number:#x}",
             )
             found.append(view)
         return found
@@ -147,9 +158,44 @@ async def _quarter(show: Showcase, quarter: Quarter) -> None:
     server = next(one for one in show.registry.table.frontends[lost].servers if one.address.ip == NODE_B)
     _lose(show, lost, server)
     await asyncio.sleep(0.05)  # the table follows in a later turn of the loop
-    for ago in range(POINTS, -1, -1):
+    for ago in range(POINTS, 0, -1):
         show.ago(seconds=ago, clock=ago)
         await show.sampler.sample()
+    show.ago(seconds=0, clock=0)
+
+
+def _save(shot: bytes, picture: Path) -> None:
+    """In 256 colours: a third of the size, and nobody sees it."""
+    from PIL import Image
+
+    with Image.open(io.BytesIO(shot)) as image:
+        image.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(picture, optimize=True)
+    assert picture.stat().st_size < MOST_BYTES
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("count", [5, 50, 500])
+def test_pictures_of_few_and_of_many_frontends(
+    count: int, request: pytest.FixtureRequest, tmp_path: Path, browser: Browser
+) -> None:
+    """In the window of a desk and of a phone, light and dark; one of them is in docs/status.md."""
+    town = Town()
+    made: dict[str, Any] = {"prepare": town.quarter, "ask": town.answers, "ago": AGO, "peers": peers if count == 50 else list}
+    with Showcase(tmp_path, rules(count), town.traffic, **made) as show:
+        for scheme, width, height in (("light", 1280, 900), ("dark", 390, 844)):
+            context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
+            watcher = Watcher(context.new_page())
+            watcher.open(show.port)
+            watcher.sees(watcher.page.locator("#frontends-count"), str(count))
+            watcher.passes_updates(1)
+            fits = "document.documentElement.scrollWidth === innerWidth"
+            assert watcher.page.evaluate(fits), "something is wider than the window"
+            picture = f"status-{count}.png" if width == 1280 else f"phone-{count}.png"
+            wanted = request.config.getoption("--screenshots") and picture == "status-50.png"
+            _save(watcher.page.screenshot(animations="disabled"), (IMAGES if wanted else tmp_path) / picture)
+            assert not watcher.complaints
+            watcher.page.goto("about:blank")
+            context.close()
 
 
 def _lose(show: Showcase, listen: Listen, server: Server) -> None:
@@ -161,19 +207,17 @@ def _lose(show: Showcase, listen: Listen, server: Server) -> None:
 def test_the_pictures_of_the_readme(request: pytest.FixtureRequest, tmp_path: Path, browser: Browser) -> None:
     """Without --screenshots the first is made all the same, on ports anybody may open, and thrown away: so they can be made
     at any time."""
-    from PIL import Image
-
     wanted = request.config.getoption("--screenshots")
     folder = IMAGES if wanted else tmp_path
     quarter = Quarter({service: service if wanted else free_port() for service in SERVICES})
-    rules = Rules((quarter.ssh,), Policy(bind=BIND))
+    static = Rules((quarter.ssh,), Policy(bind=BIND))
     keyring = Keyring((quarter.traefik, quarter.mosquitto, quarter.mail))
 
     async def prepare(show: Showcase) -> None:
         await _quarter(show, quarter)
 
     with Showcase(
-        tmp_path, rules, quarter.traffic, keyring=keyring, sessions=quarter.sessions, prepare=prepare, ask=_answers, ago=815.0
+        tmp_path, static, quarter.traffic, keyring=keyring, sessions=quarter.sessions, prepare=prepare, ask=_answers, ago=815.0
     ) as show:
         for scheme in PICTURES if wanted else PICTURES[:1]:
             context = browser.new_context(viewport={"width": 1280, "height": 900}, color_scheme=scheme)
@@ -182,11 +226,9 @@ def test_the_pictures_of_the_readme(request: pytest.FixtureRequest, tmp_path: Pa
             watcher.sees(watcher.page.locator("#sentence"), f"traefik-{quarter.ports[443]} lost 203.0.113.8:30443")
             watcher.page.get_by_role("button", name="Show").click()
             watcher.sees(watcher.page.locator("#sessions-count"), "the first 100 of 346")
-            watcher.page.evaluate("document.activeElement.blur()")
+            watcher.page.evaluate("document.activeElement.blur(); scrollTo(0, 0)")
             shot = watcher.page.screenshot(full_page=True, animations="disabled")
             picture = folder / f"status-{scheme}.png"
-            with Image.open(io.BytesIO(shot)) as image:  # 256 colours: a third of the size, and nobody sees it
-                image.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(picture, optimize=True)
-            assert picture.stat().st_size < MOST_BYTES
+            _save(shot, picture)
             watcher.page.goto("about:blank")
             context.close()

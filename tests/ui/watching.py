@@ -45,7 +45,7 @@ class Watcher:
 
     @property
     def sentence(self) -> str:
-        return self.page.locator("#sentence").text_content() or ""
+        return (self.page.locator("#sentence").text_content() or "").strip()
 
     def card(self, port: int) -> Locator:
         return self.page.locator("article.card").filter(has=self.page.locator(".port", has_text=f":{port}"))
@@ -70,6 +70,28 @@ class Watcher:
         button.click()
         self.holds("navigator.clipboard.readText().then((text) => text !== '')")
         return self.clipboard()
+
+    # ------------------------------------------------------------ over some seconds
+
+    def passes_updates(self, count: int) -> None:
+        """Until the page has shown so many further seconds."""
+        points = "performance.getEntriesByName('update').filter((one) => one.detail.point).length"
+        self.holds(f"{points} >= {self.page.evaluate(points) + count}", within=20_000)
+
+    def counts_shifts(self) -> None:
+        """From now on: whatever changes its place without the reader's doing (layout-shift of the browser)."""
+        self.page.evaluate(
+            """() => {
+              window.shifts = [];
+              const place = ({ node }) => node?.id || node?.className || node?.nodeName || "gone";
+              const take = (entry) => { if (!entry.hadRecentInput) shifts.push(`${entry.value} ${entry.sources.map(place)}`); };
+              new PerformanceObserver((list) => list.getEntries().forEach(take)).observe({ type: "layout-shift" });
+            }"""
+        )
+
+    def shifts(self) -> list[str]:
+        found: list[str] = self.page.evaluate("shifts")
+        return found
 
     def violations(self) -> list[str]:
         """What axe-core finds wrong with the page as it is, in both colour schemes."""

@@ -50,7 +50,7 @@ class Chart {
     this.model = model;
     this.values = spec.series.map(([, word, colour]) => ({ number: make("b"), word, colour }));
     const legend = this.values.map(({ number: value, word, colour }) =>
-      make("span", { class: "value", "data-line": colour.slice(-1) }, value, word === "" ? "" : ` ${word}`),
+      make("span", { class: "value", "data-line": colour.slice(-1) }, word === "" ? "" : `${word} `, value),
     );
     this.at = make("span", { class: "at" });
     this.plot = make("div", { class: "plot", role: "img", "aria-label": `${spec.title}, the last 15 minutes` });

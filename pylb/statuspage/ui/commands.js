@@ -16,14 +16,12 @@ export function command(verb, ...words) {
   return [pylb.command, verb, ...words.map(quoted)].join(" ") + pylb.option;
 }
 
-/** FRONTEND/SERVER as `pylb ctl` wants it: the label, or the address where two servers share one. */
-export function target(frontend, server, all) {
-  const label = all.filter((other) => other.name === server.name).length === 1 ? server.name : server.address;
-  return `${frontend.name}/${label}`;
+/** FRONTEND/SERVER as `pylb ctl` wants it: the label, or the address if the label is one of `ambiguous`. */
+export function target(frontend, server, ambiguous) {
+  return `${frontend.name}/${ambiguous.has(server.name) ? server.address : server.name}`;
 }
 
-export function ofServer(frontend, server, all, registrations) {
-  const where = target(frontend, server, all);
+export function ofServer(frontend, server, where, registrations) {
   const out = server.state === "drain" || server.state === "maint";
   const found = [
     out ? ["Serve again", command("ctl ready", where)] : ["No new sessions; live ones have timeouts.drain", command("ctl drain", where)],

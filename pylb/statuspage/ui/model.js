@@ -16,7 +16,7 @@ export class Model {
     this.marks = [];
     this.events = [];
     this.about = {};
-    this.head = { clock: 0, now: 0, sentence: "", generation: 0, durable: true };
+    this.head = { clock: 0, now: 0, sentence: "", health: "unknown", generation: 0, durable: true, peers: [] };
     this.heard = 0; // performance.now() of the last message
   }
 
@@ -86,6 +86,13 @@ export class Model {
 
   servers(frontend) {
     return [...(this.serversOf.get(frontend) ?? [])].map((key) => this.tables.servers.get(key)).filter(Boolean);
+  }
+
+  /** Everything that a filter may look for, in lower case. */
+  words(frontend) {
+    const { name, listen, health, trouble } = this.tables.frontends.get(frontend);
+    const servers = this.servers(frontend).flatMap((one) => [one.name, one.address, one.state, ...one.held_by.map(([holder]) => holder)]);
+    return [name, listen, health, trouble, ...servers].join(" ").toLowerCase();
   }
 
   /** pylb's monotonic clock as of `now` (performance.now()): ages go on while nothing is said. */

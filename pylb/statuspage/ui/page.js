@@ -1,10 +1,11 @@
 // The status page: one stream of server-sent events into one model, and which part of the page shows what.
 
-import { Cards } from "./cards.js";
 import { Charts } from "./charts.js";
 import { useProgram, watchDialog } from "./commands.js";
-import { byId, flag, write } from "./dom.js";
+import { byId, flag, make, write } from "./dom.js";
+import { Frontends } from "./frontends.js";
 import { Model } from "./model.js";
+import { Peers } from "./peers.js";
 import { Sessions } from "./sessions.js";
 import { Timeline } from "./timeline.js";
 import { Welcome } from "./welcome.js";
@@ -14,12 +15,13 @@ const SILENCE = 4000; // ms without a message (there is one a second): the strea
 const AGAIN = 1000; // ms between two tries
 
 const model = new Model();
-const parts = { cards: new Cards(model), charts: new Charts(model), timeline: new Timeline(model), welcome: new Welcome(model) };
+const parts = { frontends: new Frontends(model), charts: new Charts(model), timeline: new Timeline(model), peers: new Peers(model), welcome: new Welcome(model) };
 new Sessions();
 watchDialog();
 
 let source = null;
 let trying = 0;
+let arrived = false; // at what the address's hash names
 let since = 0; // performance.now() of the last try
 
 function connect() {
@@ -41,7 +43,7 @@ function take(message) {
   const began = performance.now();
   const { dirty, events } = model.apply(message, began);
   if (message.whole) {
-    for (const key of parts.cards.cards.keys()) dirty.add(key); // the old ones, some of which may be gone
+    for (const key of parts.frontends.shown.keys()) dirty.add(key); // the old ones, some of which may be gone
   }
   if (message.about) {
     if (isOfAnother(message.about.page)) return;
@@ -49,11 +51,16 @@ function take(message) {
     showMachine(message.about);
   }
   parts.welcome.update();
-  parts.cards.update(dirty);
+  parts.frontends.update(dirty);
   if (message.point || events) parts.charts.update(); // an event may be a mark
   if (events) parts.timeline.update();
   showHealth();
+  parts.peers.update();
   linkIs("live", "live");
+  if (!arrived && message.whole) {
+    arrived = true;
+    parts.frontends.revealHash();
+  }
   if (performance.getEntriesByName("update").length > 500) performance.clearMeasures("update");
   performance.measure("update", { start: began, detail: { whole: message.whole === true, point: message.point !== undefined, frontends: dirty.size } });
 }
@@ -84,8 +91,14 @@ let spoken = "";
 
 function showHealth() {
   const { sentence } = model.head;
-  write(byId("sentence"), sentence);
-  flag(byId("health"), "health", worst());
+  const heading = byId("sentence");
+  const lines = sentence.split("; ");
+  while (heading.children.length > lines.length) heading.lastElementChild.remove();
+  lines.forEach((text, place) => {
+    const line = heading.children[place] ?? heading.appendChild(make("span", { class: "trouble" }));
+    write(line, `${text} `);
+  });
+  flag(byId("health"), "health", model.head.health);
   // Read out only when the condition changes, not at each second of "12 s ago".
   const gist = sentence.replaceAll(/ \d+ (s|min|h|d) ago/g, "");
   if (gist !== spoken) {
@@ -93,12 +106,6 @@ function showHealth() {
     write(byId("spoken"), sentence);
   }
   showFacts();
-}
-
-function worst() {
-  const words = new Set([...model.tables.frontends.values()].map((one) => one.health));
-  if (!model.head.durable || words.has("down")) return "down";
-  return words.has("degraded") ? "degraded" : words.size === 0 ? "unknown" : "healthy";
 }
 
 function showFacts() {
@@ -114,7 +121,9 @@ setInterval(() => {
     linkIs("lost", `no message from pylb for ${span(silent / 1000)}, trying again`);
     connect();
   }
-  if (!document.hidden) parts.cards.tick();
+  if (document.hidden) return;
+  parts.frontends.tick();
+  parts.peers.tick();
 }, 1000);
 
 connect();

@@ -12,24 +12,21 @@ export class Welcome {
   update() {
     const empty = this.model.tables.frontends.size === 0;
     this.root.hidden = !empty;
-    byId("frontends").hidden = empty;
+    for (const id of ["frontends", "history", "jump"]) byId(id).hidden = empty; // nothing to see in them
     const steps = this.model.about.first_steps;
     if (!empty || steps === undefined || this.shown === steps) return;
     this.shown = steps;
     const create = `${command("token create", "my-app", "--ports", "443", "--kubernetes")} | kubectl apply -f -`;
-    const here = step("From this machine", `Sends ${steps.try}. The secret stays in its file.`, steps.curl);
+    const here = step("Try it from this machine", `Sends ${steps.try}. The secret stays in its file.`, steps.curl);
     const good = step("From a cluster, for good", "A token for one app, and its manifests: a phone-home on each node.", create);
     const token = step("From a pod: the token, once", "On this machine, with a kubectl that reaches the cluster.", steps.secret);
     const sidecar = step("From a pod: the sidecar", "Beside the app, with its Service's nodePort.", steps.sidecar);
     this.root.replaceChildren(
       make("h2", { id: "welcome-title" }, "Nothing is registered yet"),
-      make("p", {}, "Paste one of these; the row appears here by itself, within a second."),
-      make(
-        "div",
-        { class: "steps" },
-        make("div", {}, here, good),
-        make("div", {}, token, sidecar),
-      ),
+      make("p", {}, "Paste this into a shell on this machine; the frontend appears here by itself, within a second."),
+      make("div", { class: "first" }, here),
+      make("p", {}, "Or from your cluster:"),
+      make("div", { class: "steps" }, make("div", {}, good, token), make("div", {}, sidecar)),
     );
   }
 }

@@ -1,127 +1,19 @@
-// A card for each frontend, keyed and changed in place. Of hundreds, only those in view are updated at once; the
-// others follow in the remaining time, so that an update never exceeds BUDGET.
+// A frontend with everything that is known about it: its numbers, its limits and its servers. Changed in place.
 
 import { copyButton, command, ofFrontend, ofServer, showCommands, target } from "./commands.js";
-import { arrange, byId, flag, make, write } from "./dom.js";
+import { arrange, flag, make, write } from "./dom.js";
 import { bytes, found, number, span } from "./words.js";
 
-const BUDGET = 25; // ms of script for one update
 const STATES = { unproven: "unproven", drain: "draining", maint: "maintenance" };
 const COLUMNS = ["Server", "State", "Registered", "Sessions", "New/s", "Accepts, check", ""];
 
-export class Cards {
-  constructor(model) {
-    this.model = model;
-    this.cards = new Map();
-    this.pending = new Set();
-    this.root = byId("cards");
-    this.filter = { text: "", troubled: false };
-    this.sight = new IntersectionObserver((entries) => this.#seen(entries), { rootMargin: "200px" });
-    byId("filter").addEventListener("input", (event) => this.#setFilter({ text: event.target.value.trim().toLowerCase() }));
-    byId("troubled").addEventListener("change", (event) => this.#setFilter({ troubled: event.target.checked }));
-  }
-
-  /** `dirty`: keys of frontends that changed, came or went. */
-  update(dirty) {
-    const { frontends } = this.model.tables;
-    let moved = false;
-    for (const key of dirty) {
-      if (!frontends.has(key)) {
-        moved = this.#remove(key) || moved;
-      } else {
-        if (!this.cards.has(key)) {
-          this.#add(key);
-          moved = true;
-        }
-        this.pending.add(key);
-      }
-    }
-    if (moved) this.#sort();
-    this.work();
-  }
-
-  /** Brings cards up to date, those in sight first, for at most BUDGET. */
-  work() {
-    const until = performance.now() + BUDGET;
-    for (const inSight of [true, false]) {
-      for (const key of this.pending) {
-        const card = this.cards.get(key);
-        if (card.visible !== inSight) continue;
-        if (performance.now() > until) return;
-        this.pending.delete(key);
-        card.render();
-        this.#show(card);
-      }
-    }
-  }
-
-  /** What counts by itself: leases and ages, of the cards in sight. */
-  tick() {
-    for (const card of this.cards.values()) if (card.visible) card.tick();
-    if (this.pending.size > 0) this.work();
-    this.#count();
-  }
-
-  #add(key) {
-    const card = new Card(key, this.model);
-    this.cards.set(key, card);
-    this.sight.observe(card.element);
-  }
-
-  #remove(key) {
-    const card = this.cards.get(key);
-    if (card === undefined) return false;
-    this.sight.unobserve(card.element);
-    this.cards.delete(key);
-    this.pending.delete(key);
-    return true;
-  }
-
-  #sort() {
-    const place = (card) => this.model.tables.frontends.get(card.key);
-    const sorted = [...this.cards.values()].sort((a, b) => place(a).port - place(b).port || (a.key < b.key ? -1 : 1));
-    arrange(this.root, sorted.map((card) => card.element));
-    this.#count();
-  }
-
-  #seen(entries) {
-    for (const entry of entries) {
-      const card = this.cards.get(entry.target.dataset.key);
-      if (card === undefined) continue;
-      card.visible = entry.isIntersecting;
-      if (card.visible) card.tick();
-    }
-    if (this.pending.size > 0) this.work();
-  }
-
-  #setFilter(change) {
-    Object.assign(this.filter, change);
-    for (const card of this.cards.values()) this.#show(card);
-    this.#count();
-  }
-
-  #show(card) {
-    const { text, troubled } = this.filter;
-    const hidden = (troubled && card.record().health === "healthy") || (text !== "" && !card.words().includes(text));
-    if (card.element.hidden !== hidden) card.element.hidden = hidden;
-  }
-
-  #count() {
-    const all = this.cards.size;
-    const filtered = this.filter.text !== "" || this.filter.troubled;
-    const shown = filtered ? [...this.cards.values()].filter((card) => !card.element.hidden).length : all;
-    write(byId("frontends-count"), filtered ? `${shown} of ${all}` : String(all));
-    byId("none").hidden = !(filtered && shown === 0 && all > 0);
-  }
-}
-
-class Card {
+export class Card {
   constructor(key, model) {
     this.key = key;
     this.model = model;
     this.visible = false;
     this.rows = new Map();
-    const name = make("h3", { id: `f-${key}` });
+    const name = make("h3", { id: `f-${key}`, tabindex: "-1" });
     this.parts = {
       port: make("span", { class: "port" }),
       name: make("span", { class: "name" }),
@@ -142,17 +34,11 @@ class Card {
     const line = make("div", { class: "title" }, name, this.parts.health, this.more);
     this.element = make("article", { class: "card", "data-key": key, "aria-labelledby": `f-${key}` });
     this.element.append(line, this.parts.numbers, this.parts.notes, this.table);
+    this.focusable = name; // by a jump
   }
 
   record() {
     return this.model.tables.frontends.get(this.key);
-  }
-
-  /** Everything that a filter may look for, in lower case. */
-  words() {
-    const { name, listen } = this.record();
-    const servers = this.model.servers(this.key).flatMap((one) => [one.name, one.address, one.state, ...one.held_by.map(([holder]) => holder)]);
-    return [name, listen, ...servers].join(" ").toLowerCase();
   }
 
   render() {
@@ -160,7 +46,7 @@ class Card {
     const { port, name, health, numbers, notes } = this.parts;
     write(port, `:${frontend.port}`);
     write(name, frontend.name);
-    write(health, frontend.unbound === null ? frontend.health : "port not open");
+    write(health, conditionOf(frontend));
     flag(health, "state", frontend.health);
     flag(this.element, "health", frontend.health);
     this.more.setAttribute("aria-label", `commands for ${frontend.name}`);
@@ -177,22 +63,33 @@ class Card {
   #renderRows(frontend) {
     const servers = this.model.servers(this.key);
     const now = this.model.clock(performance.now());
-    const rows = servers.map((server) => {
-      let row = this.rows.get(server.address);
-      if (row === undefined) this.rows.set(server.address, (row = new Row(this.model)));
-      row.render(frontend, server, servers);
+    const ambiguous = repeated(servers.map((server) => server.name));
+    const before = this.rows;
+    this.rows = new Map();
+    for (const server of servers) {
+      const row = before.get(server.address) ?? new Row(this.model);
+      this.rows.set(server.address, row);
+      row.render(frontend, server, target(frontend, server, ambiguous));
       row.tick(now);
-      return row;
-    });
-    for (const [address, row] of this.rows) if (!rows.includes(row)) this.rows.delete(address);
-    arrange(this.parts.body, rows.map((row) => row.element));
-    this.table.hidden = rows.length === 0;
+    }
+    arrange(this.parts.body, [...this.rows.values()].flatMap((row) => [row.element, row.reason]));
+    this.table.hidden = servers.length === 0;
   }
 
   tick() {
     const now = this.model.clock(performance.now());
     for (const row of this.rows.values()) row.tick(now);
   }
+}
+
+/** The word for its condition. */
+export function conditionOf(frontend) {
+  return frontend.unbound === null ? frontend.health : "port not open";
+}
+
+function repeated(names) {
+  const once = new Set();
+  return new Set(names.filter((name) => once.size === once.add(name).size));
 }
 
 function notesOf(frontend) {
@@ -219,9 +116,10 @@ class Row {
       accepts: make("span", { class: "accepts" }),
       check: make("span", { class: "passes" }),
       ago: make("span", { class: "ago" }),
-      why: make("span", { class: "why" }),
+      why: make("td", { role: "cell", colspan: COLUMNS.length }),
     };
     const { name, address, state, seen, lease, bar, sessions, rate, accepts, check, ago, why } = this.parts;
+    this.reason = make("tr", { role: "row", class: "reason" }, why);
     this.bar = make("span", { class: "lease", "aria-hidden": "true" }, bar);
     this.quick = copyButton("drain", "", () => this.quickCommand);
     this.more = make("button", { type: "button", class: "copy", title: "More commands" }, "more");
@@ -234,13 +132,14 @@ class Row {
       make("td", { role: "cell", class: "held" }, seen, this.bar, lease),
       sessions,
       rate,
-      make("td", { role: "cell", class: "check" }, line("accepts", accepts), line("check", check, ago), why),
+      make("td", { role: "cell", class: "check" }, line("accepts", accepts), line("check", check, ago)),
       make("td", { role: "cell", class: "buttons" }, this.quick, this.more),
     );
   }
 
-  render(frontend, server, all) {
-    Object.assign(this, { frontend, server, all });
+  /** `where`: the server for `pylb ctl`. */
+  render(frontend, server, where) {
+    Object.assign(this, { frontend, server, where });
     const { name, address, state, sessions, rate, accepts, check, why } = this.parts;
     write(name, server.name);
     write(address, server.address);
@@ -256,11 +155,10 @@ class Row {
     write(check, found(server.check));
     const reason = server.reason === server.check ? "" : server.reason;
     write(why, [reason, server.hint].filter(Boolean).join("; "));
-    why.hidden = why.textContent === "";
+    this.reason.hidden = why.textContent === "";
     this.holders = server.held_by.map(([key, note]) => ({ key, note, record: this.model.tables.registrations.get(key) }));
     const out = server.state === "drain" || server.state === "maint";
     const verb = out ? "ready" : "drain";
-    const where = target(frontend, server, all);
     this.quickCommand = command(`ctl ${verb}`, where);
     write(this.quick, verb);
     this.quick.setAttribute("aria-label", `${verb} ${where}: copy the command`);
@@ -303,8 +201,8 @@ class Row {
   }
 
   #showAll() {
-    const { frontend, server, all } = this;
+    const { frontend, server, where } = this;
     const records = this.holders.map((holder) => holder.record).filter(Boolean);
-    showCommands(`Commands for ${target(frontend, server, all)}`, ofServer(frontend, server, all, records), this.more);
+    showCommands(`Commands for ${where}`, ofServer(frontend, server, where, records), this.more);
   }
 }
