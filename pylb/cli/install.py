@@ -35,6 +35,7 @@ from pylb.cli.installed import (
     offer,
     point,
     prune,
+    superfluous,
     version_in_use,
 )
 from pylb.host.machine import deployed
@@ -289,7 +290,7 @@ def _describe(action: Action) -> str:
     if isinstance(action, Link | CommandLink):
         return f"{action.path} -> {action.target}"
     if isinstance(action, OldVersions):
-        return f"in {action.folder}; what runs and what was in use before stays"
+        return f"{', '.join(superfluous(action)) or 'none'} of {action.folder}; what runs and what was in use before stays"
     return f"{action.path} ({action.mode:04o} root:{action.group})"
 
 

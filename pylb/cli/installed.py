@@ -73,11 +73,17 @@ def is_ours(link: CommandLink) -> bool:
     return link.path.is_symlink() and Path(os.path.normpath(link.path.parent / link.path.readlink())) == link.program
 
 
-def prune(old: OldVersions) -> str:
-    """Remove them, if they are named as install.py names them. Returns what there is to say about it, or "" """
+def superfluous(old: OldVersions) -> list[str]:
+    """What is to be removed: only directories that are named as install.py names them."""
+    if not old.folder.is_dir():
+        return []
     there = {path.name for path in old.folder.iterdir() if path.is_dir() and re.fullmatch(_RELEASE, path.name)}
-    removed = sorted(there - {old.used, old.before} - running_versions(old.folder))
-    for name in removed:
+    return sorted(there - {old.used, old.before} - running_versions(old.folder))
+
+
+def prune(old: OldVersions) -> str:
+    """Remove them. Returns what there is to say about it, or "" """
+    for name in (removed := superfluous(old)):
         shutil.rmtree(old.folder / name)
     return f"removed: {', '.join(removed)}" if removed else ""
 

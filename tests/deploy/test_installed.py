@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from pylb.cli import uninstall
 from pylb.cli.install import InstallError
-from pylb.cli.installed import OldVersions, command_link, is_ours, offer, prune, version_in_use
+from pylb.cli.installed import OldVersions, command_link, is_ours, offer, prune, superfluous, version_in_use
 from pylb.cli.main import main
 from pylb.cli.uninstall import uninstall_service
 from tests.deploy.manifests import DEPLOY
@@ -64,9 +64,12 @@ def test_a_command_of_somebody_else_stays_and_that_is_said(kind: str, tmp_path: 
 def test_the_version_before_stays_and_older_ones_go(home: Path) -> None:
     assert version_in_use(home) == NEW
     (home / "versions/by-hand").mkdir()
-    assert prune(OldVersions(home / "versions", NEW, OLD)) == f"removed: {OLDEST}"
+    old = OldVersions(home / "versions", NEW, OLD)
+    assert superfluous(old) == [OLDEST]  # what `--print` names
+    assert prune(old) == f"removed: {OLDEST}"
     assert sorted(os.listdir(home / "versions")) == [OLD, NEW, "by-hand"]
-    assert prune(OldVersions(home / "versions", NEW, OLD)) == ""
+    assert prune(old) == ""
+    assert superfluous(OldVersions(home / "nowhere", NEW, "")) == []
     assert version_in_use(home / "nowhere") == ""
 
 
