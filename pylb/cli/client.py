@@ -32,7 +32,7 @@ CONFIG = click.option(
     callback=_chosen,
     help="Default: $PYLB_CONFIG, else /etc/pylb/pylb.yaml if it is there, else the embedded defaults.",
 )
-JSON = click.option("--json", "as_json", is_flag=True, help="For a machine to read.")
+JSON = click.option("--json", "as_json", is_flag=True, help="JSON for programs, also if it fails.")
 
 
 def ask(

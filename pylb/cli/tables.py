@@ -122,8 +122,8 @@ def _lines(table: Table, screen: Screen) -> list[str]:
         found += _row(table.columns, row, shown, widths, screen.colour and not heading)
         if below is not None and room is not None and row[below] and not heading:
             found += ["    " + line for line in _folded(f"{headings[below]}: {row[below]}", room - 4)]
-    if lost:
-        found.append(f"(no room for {', '.join(headings[number] for number in lost)}; `| less -S` shows all columns)")
+    if lost and room is not None:
+        found += _folded(f"(no room for {', '.join(headings[number] for number in lost)}; `| less -S` shows all columns)", room)
     return [(" " * table.indent + line).rstrip() for line in found]
 
 
