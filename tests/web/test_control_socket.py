@@ -20,7 +20,8 @@ from pylb.core.address import Address
 from pylb.core.errors import Code, Refused
 from pylb.core.policy import ProxyProtocol
 from pylb.haproxy.legacy_import import LegacyServer
-from pylb.web.control_socket import ITEMS, LINE_BYTES, MOST_VALUES, ControlSocket, call, pieces
+from pylb.web.control_client import call
+from pylb.web.control_socket import ITEMS, LINE_BYTES, MOST_VALUES, ControlSocket, pieces
 from pylb.web.unix import UnixServer, write
 from tests.fuzz.sockets import control
 
