@@ -164,7 +164,7 @@ def _scalars(data: bytes) -> object:
     """The first byte says which."""
     kinds: list[Callable[[Any], object]] = [
         v.parse_duration,
-        v._listen,
+        v.parse_listen_at,
         v._server,
         v._ip,
         v._bind,

@@ -101,6 +101,10 @@ class _Service:
     """A running pylb without anything to read again."""
 
     reloaded = True
+    file: Path | None = None
+
+    def token_names(self) -> list[str]:
+        return ["app"]
 
     async def plan(self, path: Path, text: str) -> list[Any]:
         load(path, {}, text=text)

@@ -86,6 +86,7 @@ ELSEWHERE = {
     "pylb.cli.demo": "its own phone-homes and its own echo server",
     "pylb.forward.sockets": "what the kernel says of a socket",
     "pylb.cli.install": "what pip wrote of this very installation",
+    "pylb.web.control_client": "the answer of the running pylb, on a socket that only its user and root can make",
     "pylb.web.admin": "Host and Origin, of which it takes urlsplit's host or nothing",
     "pylb.web.exchange": "the query, by parse_qsl as in the line `request`",
     "pylb.web.webhook": "whether a body is JSON at all; then the lines of the two bodies",
