@@ -165,7 +165,7 @@ def _scalars(data: bytes) -> object:
     kinds: list[Callable[[Any], object]] = [
         v.parse_duration,
         v.parse_listen_at,
-        v._server,
+        v.parse_server_at,
         v._ip,
         v._bind,
         v._host,
@@ -177,6 +177,7 @@ def _scalars(data: bytes) -> object:
         v._legacy_from,
         v._check,
         v._access_rule,
+        v._url,
     ]
     number = (data[0] if data else 0) % len(kinds)
     value: object = text(data[1:])
