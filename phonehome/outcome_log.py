@@ -84,7 +84,8 @@ class OutcomeLog:
 
     def _recovered(self, now: float) -> Iterator[str]:
         if self._failing_since is not None:
-            yield f"works again after {self._failed_calls} failed calls in {now - self._failing_since:.0f} s"
+            calls = "one failed call" if self._failed_calls == 1 else f"{self._failed_calls} failed calls"
+            yield f"works again after {calls} in {_span(now - self._failing_since)}"
         self._said.clear()
         self._failing_since, self._failed_calls = None, 0
 
@@ -130,3 +131,13 @@ def _targets(answer: Accepted) -> set[tuple[int, str]]:
 
 def _is_ipv6(address: str) -> bool:
     return ":" in address and not address.lower().startswith("::ffff:")
+
+
+def _span(seconds: float) -> str:
+    """As people write it: "15 s", "2 min 30 s", "12 h"."""
+    rest = round(seconds)
+    for size, unit, smaller, smaller_unit in ((3600, "h", 60, "min"), (60, "min", 1, "s")):
+        if rest >= size:
+            part = rest % size // smaller
+            return f"{rest // size} {unit} {part} {smaller_unit}" if part else f"{rest // size} {unit}"
+    return f"{rest} s"

@@ -14,6 +14,7 @@ from pylb.core.claims import Claims
 from pylb.core.errors import Code, Refused
 from pylb.core.registration import Key, Registration, State
 from pylb.core.static_rules import StaticRules
+from pylb.core.text import counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,10 +93,12 @@ def check_bounds(
         static = static_rules.frontends.get(listen)
         servers = 1 + sum(listen not in evicted.get(key, ()) for key in claims.holders.get(listen, ()))
         if servers + (len(static.servers) if static else 0) > bounds.servers_per_frontend:
-            detail = f"port {listen.port} may have {bounds.servers_per_frontend} servers (bounds.servers_per_frontend)"
+            detail = (
+                f"port {listen.port} may have {counted(bounds.servers_per_frontend, 'server')} (bounds.servers_per_frontend)"
+            )
             raise Refused(Code.TOO_MANY, detail, "release those that are gone, or raise the bound", retry_after=60)
     token, most = after.key.token, bounds.ports_per_token
     more = len(after.places) - len(had) - sum(len(places) for key, places in evicted.items() if key.token == token)
     if more > 0 and claims.ports_of_token.get(token, 0) + more > most:
-        detail = f"the registrations of token {token!r} may hold {most} ports in all (bounds.ports_per_token)"
+        detail = f"the registrations of token {token!r} may hold {counted(most, 'port')} in all (bounds.ports_per_token)"
         raise Refused(Code.TOO_MANY, detail, "release those that are gone, or raise the bound", retry_after=60)

@@ -75,6 +75,15 @@ def test_recovery_is_said_and_the_next_trouble_is_news_again(outcome_log: Outcom
     assert len(outcome_log.failed("no connection", "", "", 30)) == 1
 
 
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0, "0 s"), (59.6, "1 min"), (150, "2 min 30 s"), (43_200, "12 h"), (90_061, "25 h 1 min")]
+)
+def test_how_long_it_failed_is_written_as_people_do(seconds: float, text: str, outcome_log: OutcomeLog) -> None:
+    outcome_log.failed("no connection", "", "", 100)
+    first, *_more = outcome_log.accepted(answer(), READY, 100 + seconds)
+    assert first == f"lb:9000: works again after one failed call in {text}"
+
+
 def test_distinct_troubles_are_remembered_in_bounded_memory(outcome_log: OutcomeLog) -> None:
     for port in range(10 * REMEMBERED):
         assert len(outcome_log.refused(OWNED._replace(detail=str(port)), 0)) == 1

@@ -13,6 +13,7 @@ from pylb.control.fair_buffer import FairBuffer
 from pylb.control.storage.files import read_regular, set_aside, write_private
 from pylb.core.address import parse_address, parse_listen
 from pylb.core.table_diff import PASSING, ChangeKind, ChangeLine
+from pylb.core.text import counted
 
 KEPT = 1000  # of each kind
 MOST_BYTES = 2 << 20  # of each kind
@@ -79,7 +80,7 @@ class TableHistory:
         if not bad:
             return []
         self._anew = True
-        return [f"{bad} lines of {self._path.name} cannot be read, the others count{set_aside(self._path)}"]
+        return [f"{counted(bad, 'line')} of {self._path.name} cannot be read, the others count{set_aside(self._path)}"]
 
     @property
     def has_news(self) -> bool:

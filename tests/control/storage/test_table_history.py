@@ -99,7 +99,7 @@ def test_garbage_costs_its_own_line_and_the_file_is_set_aside_and_written_anew(t
     path.write_bytes(b"\n".join((one, bad, two, b"")))
     again = TableHistory(lambda: 1000.0, path)
     (complaint,) = again.restore()
-    assert complaint.startswith("1 lines of history.jsonl cannot be read, the others count; it is now history.jsonl.bad-1")
+    assert complaint.startswith("1 line of history.jsonl cannot be read, the others count; it is now history.jsonl.bad-1")
     assert [found.number for found in again.generations()] == [1, 2]
     assert again.has_news
     again.write()
