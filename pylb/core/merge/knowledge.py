@@ -6,7 +6,7 @@ from math import inf
 from typing import NamedTuple
 
 from pylb.core.claims import Owner
-from pylb.core.merge.local import Conflict, Merged, Own, Unsent, covers
+from pylb.core.merge.local import Conflict, Held, Merged, Own, Unsent, covers
 from pylb.core.merge.mirror import Mirror
 from pylb.core.merge.values import Entry, Member, Slot, Tombstone, Wanted, block_of
 from pylb.core.registration import Key, State
@@ -27,13 +27,6 @@ class _Voice(NamedTuple):
     revision: float
 
 
-class Held(NamedTuple):
-    """A release of another balancer that is without effect here until an operator accepts it."""
-
-    tombstone: Tombstone
-    before: Merged
-
-
 @dataclass(slots=True)
 class Knowledge:
     name: str  # of this balancer
@@ -41,7 +34,7 @@ class Knowledge:
     own: dict[Key, Own]
     unsent: dict[Key, Unsent]
     mirror: Mirror
-    held: dict[Key, Held] = field(default_factory=dict)
+    held: dict[Key, Held]
     gone: dict[str, float] = field(default_factory=dict)  # for how many seconds of our connection a balancer has been away
     # By port, for each slot of it: who may hold it. Those that do not are found by looking.
     _keys_of: dict[tuple[str, int], dict[Slot, set[Key]]] = field(default_factory=dict)

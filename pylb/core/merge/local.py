@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from pylb.core.claims import Owner
 from pylb.core.merge.mirror import Mirror
-from pylb.core.merge.values import Counts, Entry, Slot, Tombstone, Wanted
+from pylb.core.merge.values import ClusterKey, Counts, Entry, Slot, Tombstone, Value, Wanted
 from pylb.core.registration import Key, State
 
 
@@ -55,6 +55,22 @@ class Unsent:
     here: bool = True  # called since this process started
 
 
+class Merged(NamedTuple):
+    """A registration as it is served here."""
+
+    wanted: Wanted
+    state: State
+    hearer: str
+    lacking: frozenset[str] = frozenset()  # what a pylb must know to serve it, and this one does not
+
+
+class Held(NamedTuple):
+    """A release of another balancer that is without effect here until an operator accepts it."""
+
+    tombstone: Tombstone
+    before: Merged
+
+
 @dataclass(frozen=True, slots=True)
 class Memory:
     """What outlives a restart."""
@@ -66,15 +82,8 @@ class Memory:
     unwritten: frozenset[Key] = frozenset()
     processed: Counts = field(default_factory=dict)
     mirror: Mirror = field(default_factory=Mirror)
-
-
-class Merged(NamedTuple):
-    """A registration as it is served here."""
-
-    wanted: Wanted
-    state: State
-    hearer: str
-    lacking: frozenset[str] = frozenset()  # what a pylb must know to serve it, and this one does not
+    held: Mapping[Key, Held] = field(default_factory=dict)
+    lost: Mapping[ClusterKey, Value] = field(default_factory=dict)  # by etcd, in a restore
 
 
 class Verdict(Enum):

@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from pylb.core.merge.knowledge import Held, Knowledge
-from pylb.core.merge.local import Answer, Conflict, Memory, Merged, Own, Unsent, Verdict, includes, judge
+from pylb.core.merge.knowledge import Knowledge
+from pylb.core.merge.local import Answer, Conflict, Held, Memory, Merged, Own, Unsent, Verdict, includes, judge
 from pylb.core.merge.mirror import Changes, Listing
 from pylb.core.merge.values import (
     ClusterKey,
@@ -32,7 +32,7 @@ class Replica:
         own = {key: replace(one, here=False, heard=memory.begun) for key, one in memory.own.items()}
         unsent = {key: replace(one, here=False) for key, one in memory.unsent.items()}
         self.name = name
-        self.knowledge = Knowledge(name, needs, own, unsent, memory.mirror.copy())
+        self.knowledge = Knowledge(name, needs, own, unsent, memory.mirror.copy(), dict(memory.held))
         self.knowledge.index_all()
         self.linked = False  # from the list until the connection ends, or until only another list helps
         self._own, self._unsent, self._mirror = own, unsent, self.knowledge.mirror
@@ -221,7 +221,7 @@ class Replica:
             TombstoneKey(key): one for key, one in tombstones.items() if includes(one, self._mirror.tombstones.get(key))
         }
         lost |= {MemberKey(name): view.member for name, view in self._mirror.newer.items() if view.member.forgotten}
-        self._writing.lost = lost | dict(self._mirror.newer_blocks)
+        self._writing.lost |= lost | dict(self._mirror.newer_blocks)
 
     # ------------------------------------------------------------- releases of other balancers
 

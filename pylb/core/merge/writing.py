@@ -74,7 +74,7 @@ class Writing:
         self.unwritten = set(memory.unwritten)  # registrations of which etcd has something else
         self.claiming: dict[Key, Claim] = {}
         self.suspects: set[Slot] = set()  # claims that may have lost their last registration
-        self.lost: dict[ClusterKey, Value] = {}  # what etcd lost in a restore and this balancer remembers
+        self.lost = dict(memory.lost)  # what etcd lost in a restore and this balancer remembers
         self.forgetting: set[str] = set()
         self.is_rewriting = False  # etcd is older than what this balancer wrote
 
@@ -87,8 +87,8 @@ class Writing:
         claims, refused = self._claims(draft, stamp)
         own = self._entries(draft, stamp)
         unsent = self._tombstones(draft, stamp)
+        self._mend(draft)  # before tombstones are collected: one that is lost may include one that is there
         self._collect(draft, processed)
-        self._mend(draft)
         complete = self.unwritten <= own.keys() and self.lost.keys() <= draft.puts.keys() | draft.blocks.keys()
         if not (draft.puts or draft.deletes or draft.blocks or heartbeat or self._owes(processed)):
             return None, refused
@@ -252,6 +252,8 @@ class Writing:
         self.count = done.stamp
         if revision > self._mirror.revision:  # otherwise the watch has reported it, and perhaps what came after it
             self._mirror.apply(revision, {**done.transaction.puts, **dict.fromkeys(done.transaction.deletes)})
+        for where in done.transaction.puts:  # once: what others remove after that is no longer lost
+            self.lost.pop(where, None)
         self.unwritten -= {key for key, own in done.own.items() if self._knowledge.own.get(key) is own}
         for key, release in done.unsent.items():
             if self._knowledge.unsent.get(key) is release:
@@ -278,7 +280,6 @@ class Writing:
         self._wait_for = 0
         given_up = set(self.claiming)
         self.claiming.clear()
-        self.lost.clear()
         return given_up
 
     def memory(self, processed: Counts) -> Memory:
@@ -290,4 +291,6 @@ class Writing:
             frozenset(self.unwritten),
             dict(processed),
             self._mirror.copy(),
+            dict(self._knowledge.held),
+            dict(self.lost),
         )

@@ -494,6 +494,42 @@ def test_old_watch_events_of_ones_own_transactions_change_nothing() -> None:
     assert one["a"].knowledge.mirror == before
 
 
+def test_what_a_restore_lost_is_remembered_over_another_one_and_a_restart() -> None:
+    three = Cluster("a", "b", "c")
+    three.register("a")
+    three.cut("c", presence=True)
+    old = three.etcd.backup()
+    three["a"].release(WEB)
+    three.settle()
+    lost = three.etcd.content[TombstoneKey(WEB)][0]
+    for _ in range(2):
+        three.restore(old)
+        three.follow("a")
+        three.restart("a")
+    three.follow("a")
+    three.write("a")
+    assert three.etcd.content[TombstoneKey(WEB)][0] == lost
+    three.join("c")
+    three.settle()
+    assert [three.shown(name) for name in "abc"] == [None] * 3
+
+
+def test_two_that_remember_different_releases_agree() -> None:
+    three = Cluster("a", "b", "c")
+    three.register("a")
+    three.cut("c", presence=True)
+    old = three.etcd.backup()
+    three["a"].release(WEB)
+    three.settle()
+    three.away.add("a")
+    three["b"].release(WEB)
+    three.settle()
+    three.away.clear()
+    three.restore(old)
+    three.settle()
+    assert not any(isinstance(key, TombstoneKey) for key in three.etcd.content)
+
+
 @pytest.mark.parametrize("most", [2, 60])
 def test_a_restore_loses_nothing_that_a_balancer_remembers(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(writing, "MOST", most)
@@ -629,6 +665,9 @@ def test_releases_of_more_than_half_of_all_ports_are_held_until_they_are_accepte
     assert two["b"].announce(MAIL, wanted("10.0.0.2", Slot("tcp", 1))) == Conflict(Slot("tcp", 1), ("t", "n1", False))
     assert TombstoneKey(keys[0]) in two.etcd.content
     two["a"].release(keys[0])
+    two.settle()
+    assert two.shown("b", keys[0]) == "10.0.0.1 stale"
+    two.restart("b")
     two.settle()
     assert two.shown("b", keys[0]) == "10.0.0.1 stale"
     two["b"].accept()

@@ -109,6 +109,7 @@ class World:
                 revision
                 for key, (value, revision) in self.etcd.content.items()
                 if isinstance(key, EntryKey) and key.key == app.key and isinstance(value, Entry)
+                if app.key in self.nodes[key.balancer].answered
                 if int(value.wanted.address.rpartition(".")[2]) >= app.first
             ]
             app.since = max(found, default=0)
