@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from pylb.web.control_client import call
 from tests.app.instance import Instance, cli, echo
 from tests.support.ports import free_port
 from tests.support.processes import ROOT, python
@@ -47,6 +48,12 @@ def test_operands_are_completed_with_ports_names_and_ids_of_the_running_pylb(bus
     assert on_tab("pylb ctl shutdown session ") == []
     assert offered(f"pylb explain -c {busy.file} we", busy.folder) == ["plain,web"]  # by -c as well
     assert offered(f"pylb token -c {busy.file} rotate a", busy.folder) == ["plain,app"]
+
+
+def test_what_is_not_a_question_for_words_is_refused(busy: Instance) -> None:
+    for wrong in ({}, {"kinds": "port", "prefix": ""}, {"kinds": [1], "prefix": ""}, {"kinds": ["nonsense"], "prefix": ""}):
+        answer = call(busy.state_dir / "control.sock", {"verb": "complete"} | wrong)
+        assert (answer["ok"], answer["error"]) == (False, "invalid")
 
 
 def test_a_live_session_is_completed_by_its_id(busy: Instance) -> None:
