@@ -14,6 +14,7 @@ COPY pyproject.toml requirements.lock README.md LICENSE ./
 COPY pylb pylb
 COPY phonehome phonehome
 COPY deploy deploy
+COPY docs/pylb.1 docs/pylb.1
 # The exact versions that were tested, with their hashes; then pylb itself, which needs nothing more.
 RUN python3 -m venv /opt/pylb \
  && /opt/pylb/bin/python -m pip install --no-cache-dir --require-hashes -r requirements.lock \

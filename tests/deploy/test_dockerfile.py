@@ -82,7 +82,16 @@ def test_the_phonehome_is_where_the_manifests_call_it() -> None:
 def test_what_the_build_copies_exists_and_is_not_ignored() -> None:
     copied = {name for line in stages()["build"] if line.startswith("COPY ") for name in line.split()[1:-1]}
     admitted = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
-    assert copied == {"pyproject.toml", "requirements.lock", "README.md", "LICENSE", "pylb", "phonehome", "deploy"}
+    assert copied == {
+        "pyproject.toml",
+        "requirements.lock",
+        "README.md",
+        "LICENSE",
+        "pylb",
+        "phonehome",
+        "deploy",
+        "docs/pylb.1",
+    }
     assert copied <= admitted
     assert {"deploy/systemd", "deploy/zipapp.py"} <= admitted
     for name in admitted:

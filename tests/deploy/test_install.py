@@ -101,6 +101,9 @@ def test_a_wheel_carries_the_files_where_they_are_looked_for() -> None:
     project = tomllib.loads((SOURCE / "pyproject.toml").read_text())
     included = project["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"]
     assert included["deploy/systemd"] == "pylb/data/systemd"
+    (manual,) = project["tool"]["hatch"]["build"]["targets"]["wheel"]["shared-data"].items()
+    assert manual == ("docs/pylb.1", "share/man/man1/pylb.1")
+    assert (SOURCE / manual[0]).is_file()
 
 
 def test_unit_and_plan_agree_on_every_path() -> None:

@@ -23,7 +23,17 @@ CONFIG = "/etc/pylb/pylb.yaml"
 PORT = 8443
 RATE = 100.0  # new connections a second
 CLIENT_SECONDS = 60.0  # a client's patience; longer than any restart on a busy machine
-SOURCE = ("pyproject.toml", "requirements.lock", "README.md", "LICENSE", "Makefile", "pylb", "phonehome", "deploy")
+SOURCE = (
+    "pyproject.toml",
+    "requirements.lock",
+    "README.md",
+    "LICENSE",
+    "Makefile",
+    "pylb",
+    "phonehome",
+    "deploy",
+    "docs/pylb.1",
+)
 DROP_IN = "/etc/systemd/system/pylb.service.d/test.conf"
 _PIP = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": "/srv/wheels"}  # the machine has no way out
 _PIDS = "grep -ls /system.slice/pylb.service /proc/[0-9]*/cgroup | tr -dc '0-9\\n'"
