@@ -286,8 +286,11 @@ class Replica:
         """It has happened. Returns the claims that are in force now."""
         granted = self._writing.happened(revision)
         for key, claim in granted.items():
-            self._hear(key, Own(claim.wanted, claim.state, claim.heard))
-            self._writing.unwritten.discard(key)
+            own = Own(claim.wanted, claim.state, claim.heard)
+            self._hear(key, own)
+            written = self._mirror.view(self.name).entries.get(key)
+            if written is not None and own.same_as(written.entry):
+                self._writing.unwritten.discard(key)
         return set(granted)
 
     def refused(self, revision: int) -> None:

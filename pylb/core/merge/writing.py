@@ -258,7 +258,9 @@ class Writing:
         for key, release in done.unsent.items():
             if self._knowledge.unsent.get(key) is release:
                 del self._knowledge.unsent[key]
-        granted = {key: claim for key, claim in done.claims.items() if self.claiming.get(key) is claim}
+        # Called again meanwhile: what it asks for now is in force, as long as its ports are those that were claimed.
+        called = {key: self.claiming[key] for key in done.claims if key in self.claiming}
+        granted = {key: claim for key, claim in called.items() if claim.wanted.slots == done.claims[key].wanted.slots}
         for key in granted:
             del self.claiming[key]
         for key in done.claims.keys() - granted.keys():  # withdrawn since: its entry and its claim go again

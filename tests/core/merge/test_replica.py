@@ -225,6 +225,21 @@ def test_a_claim_that_is_withdrawn_under_way_leaves_nothing() -> None:
     assert not any(isinstance(key, EntryKey | BlockKey) for key in one.etcd.content)
 
 
+def test_a_call_that_comes_again_while_its_claim_is_under_way_is_granted() -> None:
+    one = Cluster("a")
+    one["a"].announce(WEB, wanted())
+    transaction, _ = one["a"].write()
+    assert transaction is not None
+    assert one["a"].announce(WEB, wanted("10.0.0.2")) is Answer.CLAIMING
+    assert one.etcd.try_(transaction)
+    assert one["a"].wrote(one.etcd.revision) == {WEB}
+    assert one.shown("a") == "10.0.0.2 fresh"
+    one.settle()
+    entry = one.etcd.content[EntryKey("a", WEB)][0]
+    assert isinstance(entry, Entry)
+    assert entry.wanted == wanted("10.0.0.2")
+
+
 def test_nothing_happened_that_nobody_began() -> None:
     with pytest.raises(ValueError, match="nobody began"):
         Cluster("a")["a"].wrote(7)
@@ -237,6 +252,18 @@ def test_a_port_that_a_call_no_longer_names_is_given_back() -> None:
     one.settle()
     assert one["a"].knowledge.claimant(SMTP) is None
     one.register("a", MAIL, wanted("10.0.0.2", SMTP))
+
+
+def test_a_move_and_a_new_port_of_one_name_may_be_written_together() -> None:
+    two = Cluster("a", "b")
+    two.register("a")
+    assert two["a"].announce(WEB, wanted("10.0.0.2")) is Answer.IN_FORCE
+    assert two["a"].announce(WEB, wanted("10.0.0.2", HTTPS, SMTP)) is Answer.CLAIMING
+    two.settle()
+    one = two["b"].knowledge.registration(WEB)
+    assert one is not None
+    assert one.wanted == wanted("10.0.0.2", HTTPS, SMTP)
+    assert two["b"].knowledge.claimant(SMTP) == ("t", "web", False)
 
 
 def test_loopback_is_not_replicated() -> None:
