@@ -29,7 +29,7 @@ Knock = Callable[[Listen], Awaitable[str]]
 
 
 def recorded_of(port: int) -> Query:
-    """What `explain` asks of the recorder."""
+    """The query for the last ended sessions of a port."""
     return Query(frontend=str(port), limit=MOST_RECORDED)
 
 

@@ -95,7 +95,7 @@ def _head(found: Sequence[Forward]) -> str:
 
 
 def _yaml(found: Sequence[Forward], folder: Path) -> str:
-    """JSON's strings and lists are YAML's."""
+    """The config file as text. Strings and lists are written as JSON, which is YAML too."""
     lines = [
         "webhook: []                  # nobody registers here",
         f'admin: {{listen: "127.0.0.1:{_admin_port()}"}}',

@@ -5,6 +5,10 @@ balancer's part. The calls of phone-homes, the verdicts of leases and what etcd 
 answers and registrations as they are served come out. tests/core/merge plays three of them against etcd in memory, in any
 order of calls, cuts, address moves, restarts, upgrades, restores and forgets.
 
+values      what balancers write for each other; mirror: what is known of etcd's content
+replica     one balancer's part; local: what it knows by itself; knowledge: both put together
+writing     the transactions, one after the other
+
 Writing
     Each key has one writer, except claims and tombstones, which are compared before they are written. A balancer counts its
     transactions in its member key, and every transaction is compared with it. What a balancer knows of the others is a
