@@ -32,6 +32,7 @@ from pylb.cli.installed import (
     OldVersions,
     command_link,
     is_ours,
+    manual_link,
     offer,
     point,
     prune,
@@ -137,6 +138,7 @@ def plan(host: Host, prefix: Path) -> tuple[Step, ...]:
     link = Link(home / "bin", f"versions/{host.release}/bin")
     steps.append(Step("make it the version that counts", link, f"{home} is of an older layout: move it away"))
     steps.append(Step("put the command on the PATH", command_link(prefix), "see that /usr/local/bin is writable"))
+    steps.append(Step("put the manual page where man looks", manual_link(prefix), "see that /usr/local/share is writable"))
     if prefix == Path("/"):
         reload = ("systemctl", "daemon-reload")
         steps.append(Step("tell systemd", Command(reload), "this needs a machine that runs systemd; else use a container"))

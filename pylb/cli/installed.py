@@ -19,15 +19,17 @@ class Link:
 
 @dataclass(frozen=True, slots=True)
 class CommandLink:
-    """The link by which a shell finds `pylb`. Whatever else is in its place stays there."""
+    """The link by which a shell finds `pylb`, or man its page. Whatever else is in its place stays there."""
 
     path: Path
     target: str  # relative to its directory
 
     @property
     def program(self) -> Path:
-        """What it leads to."""
-        return Path(os.path.normpath(self.path.parent / self.target))
+        """What it leads to. A `..` behind a link stays: it is the kernel that follows the link first."""
+        below = self.target.lstrip("./")
+        up = (len(self.target) - len(below)) // len("../")
+        return self.path.parent.parents[up - 1] / below
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +43,11 @@ class OldVersions:
 
 def command_link(prefix: Path) -> CommandLink:
     return CommandLink(prefix / "usr/local/bin/pylb", "../../../opt/pylb/bin/pylb")
+
+
+def manual_link(prefix: Path) -> CommandLink:
+    """`bin` is a link, too: what is beside it is that of the version in use."""
+    return CommandLink(prefix / "usr/local/share/man/man1/pylb.1", "../../../../../opt/pylb/bin/../share/man/man1/pylb.1")
 
 
 def version_in_use(home: Path) -> str:
@@ -65,12 +72,16 @@ def offer(link: CommandLink) -> str:
     if is_ours(link):
         return "is there"
     if os.path.lexists(link.path):
-        return f"WARNING: {link.path} is not ours and stays as it is; the command is {link.program}"
+        return f"WARNING: {link.path} is not ours and stays as it is; ours is {link.program}"
     return point(Link(link.path, link.target))
 
 
 def is_ours(link: CommandLink) -> bool:
-    return link.path.is_symlink() and Path(os.path.normpath(link.path.parent / link.path.readlink())) == link.program
+    return link.path.is_symlink() and _same(link.path.parent / link.path.readlink(), link.program)
+
+
+def _same(one: Path, other: Path) -> bool:
+    return os.path.normpath(one) == os.path.normpath(other)
 
 
 def superfluous(old: OldVersions) -> list[str]:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from pylb.cli.client import say
 from pylb.cli.install import USER, InstallError, Run, execute
-from pylb.cli.installed import command_link, is_ours
+from pylb.cli.installed import command_link, is_ours, manual_link
 
 PROGRAM = "/opt/pylb/bin/pylb"  # what the unit of install-service starts
 STAYS = ("etc/pylb", "var/lib/pylb", "var/log/pylb", "etc/systemd/system/pylb.service.d")
@@ -66,8 +66,9 @@ def _steps(prefix: Path, run: Run, *, systemd: bool) -> Iterator[Step]:
             yield Step(f"tell systemd ({' '.join(reload)})", lambda: run(reload))
     if (entry := prefix / "etc/sysusers.d/pylb.conf").is_file():
         yield Step(f"remove {entry}", entry.unlink)
-    if is_ours(link):
-        yield Step(f"remove {link.path}", link.path.unlink)
+    for one in (link, manual_link(prefix)):
+        if is_ours(one):
+            yield Step(f"remove {one.path}", one.path.unlink)
     if (home / "bin").is_symlink():
         yield Step(f"remove {home / 'bin'}", (home / "bin").unlink)
     if (home / "versions").is_dir():

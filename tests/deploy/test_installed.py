@@ -11,7 +11,18 @@ from click.testing import CliRunner
 
 from pylb.cli import uninstall
 from pylb.cli.install import InstallError
-from pylb.cli.installed import OldVersions, command_link, is_ours, offer, prune, superfluous, version_in_use
+from pylb.cli.installed import (
+    Link,
+    OldVersions,
+    command_link,
+    is_ours,
+    manual_link,
+    offer,
+    point,
+    prune,
+    superfluous,
+    version_in_use,
+)
 from pylb.cli.main import main
 from pylb.cli.uninstall import uninstall_service
 from tests.deploy.manifests import DEPLOY
@@ -45,6 +56,19 @@ def test_the_command_leads_to_the_version_in_use(home: Path, tmp_path: Path) -> 
     assert offer(link) == "is there"
 
 
+def test_the_manual_page_is_that_of_the_version_in_use(tmp_path: Path) -> None:
+    home, link = tmp_path / "opt/pylb", manual_link(tmp_path)
+    for version in ("1-20260101-000000", "2-20260201-000000"):
+        page = home / "versions" / version / "share/man/man1/pylb.1"
+        page.parent.mkdir(parents=True)
+        (home / "versions" / version / "bin").mkdir()
+        page.write_text(version)
+        point(Link(home / "bin", f"versions/{version}/bin"))
+        offer(link)
+        assert (link.path.read_text(), link.program.read_text()) == (version, version)
+        assert is_ours(link)
+
+
 @pytest.mark.parametrize("kind", ["file", "link", "dangling link"])
 def test_a_command_of_somebody_else_stays_and_that_is_said(kind: str, tmp_path: Path) -> None:
     link = command_link(tmp_path)
@@ -54,7 +78,7 @@ def test_a_command_of_somebody_else_stays_and_that_is_said(kind: str, tmp_path: 
     else:
         link.path.symlink_to("/bin/true" if kind == "link" else "/nowhere")
     before = link.path.lstat()
-    assert offer(link) == f"WARNING: {link.path} is not ours and stays as it is; the command is {tmp_path}/opt/pylb/bin/pylb"
+    assert offer(link) == f"WARNING: {link.path} is not ours and stays as it is; ours is {tmp_path}/opt/pylb/bin/pylb"
     assert (link.path.lstat(), is_ours(link)) == (before, False)
 
 
@@ -101,6 +125,7 @@ def service(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     (prefix / "etc/systemd/system/pylb.service").write_text((DEPLOY / "systemd/pylb.service").read_text())
     (prefix / "etc/sysusers.d/pylb.conf").write_text((DEPLOY / "systemd/sysusers.conf").read_text())
     offer(command_link(prefix))
+    offer(manual_link(prefix))
     return prefix
 
 
@@ -114,6 +139,7 @@ def test_what_was_installed_goes_and_what_others_wrote_stays(service: Path, caps
     assert not (service / "opt/pylb").exists()
     said = capsys.readouterr().out
     assert f"remove {service}/usr/local/bin/pylb\n" in said
+    assert f"remove {service}/usr/local/share/man/man1/pylb.1\n" in said
     assert f"What stays: the user pylb, {service}/etc/pylb, {service}/var/lib/pylb\n" in said
     assert f"rm -r {service}/etc/pylb {service}/var/lib/pylb; userdel pylb" in said
     assert uninstall_service(agreed=lambda: pytest.fail("asked"), prefix=service) == 0
