@@ -1,7 +1,7 @@
 # make run   a virtual environment, everything installed, pylb serving with its embedded defaults
 # make test  lint, types, import contracts, all tests          make help  the rest
 .DEFAULT_GOAL := help
-.PHONY: help run test test-long test-system test-ui core lint format demo bench soak fuzz fuzz-webhook fuzz-parsers zipapp dist version docs screenshots lock audit clean python
+.PHONY: help run test test-long test-system test-ui core lint format demo bench soak fuzz fuzz-webhook fuzz-parsers zipapp dist deb version docs screenshots lock audit clean python
 
 VENV   := .venv
 DIST   := dist
@@ -47,7 +47,7 @@ test: $(VENV)/.dev $(if $(filter true,$(CI)),$(VENV)/.ui) ## run all tests excep
 test-long: ## run all tests except test-system, with long cases in full
 	@$(MAKE) --no-print-directory test LONG=--long
 
-test-system: $(VENV)/.dev ## run the tests that need a whole system: images, systemd (as root)
+test-system: $(VENV)/.dev $(RELEASE)/.made ## run the tests that need a whole system: images, packages, systemd (as root)
 	$(PY) -m pytest $(SYSTEM) -q $(LONG)
 
 core: $(VENV)/.dev ## run tests/core, which must cover every branch of pylb/core
@@ -87,6 +87,9 @@ dist: $(RELEASE)/.made zipapp ## make in dist/ the wheel, sdist, the phone-home 
 	@rm -f $(DIST)/*.whl $(DIST)/*.tar.gz $(DIST)/SHA256SUMS
 	@$(RELEASE)/bin/python -m hatchling build -d $(DIST)
 	@cd $(DIST) && sha256sum *.whl *.tar.gz *.pyz > SHA256SUMS && cat SHA256SUMS
+
+deb: dist ## make there the Debian package of the Debian or Ubuntu it runs on (apt install dpkg-dev debhelper python3-venv)
+	@deploy/debian/build $(DIST)
 
 version: $(VENV)/.dev ## write VERSION=0.2.0 wherever the version is written (CONTRIBUTING, "A release")
 	$(PY) deploy/set_version.py $(VERSION)

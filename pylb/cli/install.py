@@ -44,7 +44,7 @@ from pylb.host.machine import deployed
 USER = "pylb"
 # What ProtectHome=yes of the unit hides: an interpreter in there would not be found by the service.
 HIDDEN = (Path("/home"), Path("/root"), Path("/run/user"))
-OLDEST_PYTHON = (3, 11)
+PYTHONS = ((3, 11), (3, 14))  # from, and before: as `requires-python`
 
 Run = Callable[[Sequence[str]], None]
 
@@ -111,6 +111,7 @@ def install_service(*, print_only: bool, prefix: Path = Path("/"), run: Run | No
             _need_root()
             if prefix == Path("/"):
                 need_systemd()
+            _need_no_package(prefix)
         steps = plan(host(prefix), prefix)
         if print_only:
             _show(steps)
@@ -248,7 +249,7 @@ def _python_name() -> str:
 
 def _interpreter(candidates: Sequence[Path], hidden: Sequence[Path] = HIDDEN) -> Path:
     """The first that the service can reach (outside `hidden`), is new enough and can make an environment with pip."""
-    probe = f"import sys, venv, ensurepip; sys.exit(sys.version_info < {OLDEST_PYTHON})"
+    probe = f"import sys, venv, ensurepip; sys.exit(not {PYTHONS[0]} <= sys.version_info < {PYTHONS[1]})"
     for path in candidates:
         real = path.resolve()
         if not real.is_file() or any(real.is_relative_to(folder) for folder in hidden):
@@ -256,7 +257,7 @@ def _interpreter(candidates: Sequence[Path], hidden: Sequence[Path] = HIDDEN) ->
         if subprocess.run([path, "-I", "-c", probe], capture_output=True, check=False).returncode == 0:  # noqa: S603
             return path
     raise InstallError(
-        "no Python ≥ 3.11 with the venv module outside /home and /root (the unit may not look in there)",
+        "no Python 3.11 to 3.13 with the venv module outside /home and /root (the unit may not look in there)",
         "apt install python3-venv",
     )
 
@@ -275,6 +276,15 @@ def need_systemd(runs: Path = Path("/run/systemd/system")) -> None:
         raise InstallError(
             "this machine does not run systemd",
             "use the image (deploy/README.md), or have your supervisor start `pylb run -c /etc/pylb/pylb.yaml`",
+        )
+
+
+def _need_no_package(prefix: Path) -> None:
+    """Both would run a pylb.service, with the same config and state. The package's preinst looks for ours."""
+    if (prefix / "usr/lib/pylb/bin/pylb").exists():
+        raise InstallError(
+            "pylb is installed as a Debian package here",
+            "a newer package upgrades it; to install it this way instead: apt remove pylb (config and state stay)",
         )
 
 

@@ -50,7 +50,9 @@ def test_every_file_that_a_page_links_to_exists_under_the_name_that_it_shows() -
 
 
 def test_every_module_that_a_comment_or_page_names_exists() -> None:
-    files = [path for folder in ("pylb", "tests", "bench", "docs", "phonehome") for path in (ROOT / folder).rglob("*.py")]
+    files = [
+        path for folder in ("pylb", "tests", "bench", "docs", "deploy", "phonehome") for path in (ROOT / folder).rglob("*.py")
+    ]
     pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]
     for source in (*(ROOT / "pylb").rglob("*.py"), *pages):
         for name in MODULE.findall(source.read_text().replace("\\", "")):

@@ -252,6 +252,17 @@ def test_the_programs_directories_have_their_modes_whatever_roots_umask_is(prefi
 
 
 @pytest.mark.root
+def test_beside_the_debian_package_it_does_nothing(prefix: Path, run: Runner, capsys: pytest.CaptureFixture[str]) -> None:
+    program = prefix / "usr/lib/pylb/bin/pylb"
+    program.parent.mkdir(parents=True)
+    program.touch()
+    assert install_service(print_only=False, prefix=prefix, run=run[0]) == 1
+    assert "apt remove pylb" in capsys.readouterr().err
+    assert run[1] == []
+    assert not (prefix / "etc/pylb").exists()
+
+
+@pytest.mark.root
 def test_doing_it_twice_changes_nothing(prefix: Path, run: Runner) -> None:
     assert install_service(print_only=False, prefix=prefix, run=run[0]) == 0
     first = tree(prefix)

@@ -10,6 +10,7 @@ import pytest
 
 from deploy.set_version import PLACES, RELEASED, found, set_version
 from pylb import DISTRIBUTION, __version__
+from pylb.cli.install import PYTHONS
 from tests.support.processes import ROOT
 
 DAY = dt.date(2031, 2, 3)
@@ -79,9 +80,10 @@ def test_the_name_on_pypi_is_our_own_and_said_where_people_install_it() -> None:
         assert not re.search(r"pip3? install (-\S+ )*pylb\b(?!-)", text), page
 
 
-def test_the_pythons_that_are_supported_are_said(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_pythons_that_are_supported_are_said() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     named = [one.rpartition(" ")[2] for one in project["classifiers"] if "Python :: 3." in one]
     oldest, newest = named[0], named[-1]
     assert project["requires-python"] == f">={oldest},<3.{int(newest.partition('.')[2]) + 1}"
+    assert project["requires-python"] == ">={}.{},<{}.{}".format(*PYTHONS[0], *PYTHONS[1])
     assert f"Python {oldest} to {newest}" in (ROOT / "README.md").read_text()

@@ -33,10 +33,10 @@ exec "$@"
 """
 
 
-def install(base: Path, root: Path) -> Path:
-    """A copy of `base` with systemd."""
+def install(base: Path, root: Path, *packages: str) -> Path:
+    """A copy of `base` with systemd, and what else is wanted."""
     _do("cp", "--archive", str(base), str(root))  # devices too
-    _do("chroot", str(root), "apt-get", "install", "-y", "-qq", "--no-install-recommends", *PACKAGES)
+    _do("chroot", str(root), "apt-get", "install", "-y", "-qq", "--no-install-recommends", *PACKAGES, *packages)
     return root
 
 
