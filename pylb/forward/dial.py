@@ -23,6 +23,7 @@ from pylb.forward.accounts import Accounts
 from pylb.forward.admission import Admission
 from pylb.forward.deadlines import Deadlines
 from pylb.forward.faults import Faults
+from pylb.forward.linger import Linger
 from pylb.forward.own_dials import OwnDials
 from pylb.forward.run_queue import DIAL, QUANTUM, RunQueue
 from pylb.forward.session import FULL, FrontendState, Half, ServerState, Session
@@ -60,6 +61,7 @@ class LifecycleCalls(Protocol):
 
     halves: dict[int, Half]
     deadlines: Deadlines
+    linger: Linger
     source_share: SourceShare
     on_exhausted: Callable[[], bool]
 
@@ -349,6 +351,7 @@ class Dialer:
         if client is not None:
             client.peer = upstream
         self._life.halves[upstream.fd] = upstream
+        self._life.linger.unarmed[upstream] = None
         if server.server.address.port in self.our_ports:
             session.dialed_from = sock.getsockname()[:2]
             self.own_dials.add(*session.dialed_from)

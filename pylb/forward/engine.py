@@ -24,6 +24,7 @@ from pylb.forward.accounts import Accounts
 from pylb.forward.counters import Counters
 from pylb.forward.faults import Faults, Report
 from pylb.forward.lifecycle import Lifecycle
+from pylb.forward.linger import Linger
 from pylb.forward.listener import ListeningPort, ListeningPorts
 from pylb.forward.own_dials import OwnDials
 from pylb.forward.pipes import Pipes
@@ -96,7 +97,8 @@ class Engine:
         self._epoll = select.epoll()
         self._pipes = Pipes(max_pipes)
         self._run_queue = RunQueue()
-        self._relay = Relay(self._run_queue, self.counters, self._pipes, splice=splice, max_buffered=max_buffered)
+        linger = Linger()
+        self._relay = Relay(self._run_queue, self.counters, self._pipes, linger, splice=splice, max_buffered=max_buffered)
         self.faults = Faults(self.counters, on_fault)
         self._accounts = Accounts(
             counters=self.counters,
@@ -109,6 +111,7 @@ class Engine:
         self._life = Lifecycle(
             epoll=self._epoll,
             relay=self._relay,
+            linger=linger,
             run_queue=self._run_queue,
             counters=self.counters,
             faults=self.faults,
@@ -226,6 +229,7 @@ class Engine:
         self._timers.kill = self._drain_at is not None and now >= self._drain_at
         elapsed = self._timers.tick(now)
         self.faults.tick(elapsed)
+        self._life.linger.arm_all()
         self.faults.guard("a descriptor could not be watched again", self._wake)
         self._ports.resume(elapsed)
         if self._ramping and now >= self._ramp_at:

@@ -21,6 +21,7 @@ from pylb.forward.counters import Counters
 from pylb.forward.deadlines import Deadlines
 from pylb.forward.dial import READ_ON, READABLE, WATCHED, Dialer
 from pylb.forward.faults import Faults
+from pylb.forward.linger import Linger
 from pylb.forward.own_dials import OwnDials
 from pylb.forward.relay import AGAIN, DESTINATION_RESET, FIN, FIRST, WAIT, Relay
 from pylb.forward.run_queue import END, QUANTUM, RunQueue
@@ -42,6 +43,7 @@ class Lifecycle:
         *,
         epoll: select.epoll,
         relay: Relay,
+        linger: Linger,
         run_queue: RunQueue,
         counters: Counters,
         faults: Faults,
@@ -53,6 +55,7 @@ class Lifecycle:
     ) -> None:
         self._epoll = epoll
         self._relay = relay
+        self.linger = linger
         self._run_queue = run_queue
         self._counters = counters
         self._faults = faults
@@ -67,7 +70,7 @@ class Lifecycle:
         self.source_share = SourceShare(counters, self.sessions)
         self.dialer = Dialer(self, epoll, accounts, faults, clock, run_queue, own_dials)
         self._fins: list[Half] = []  # halves whose peer's stream is delivered: a FIN is due
-        self._to_close: list[tuple[SocketType, bool]] = []
+        self._to_close: list[tuple[SocketType, Callable[[SocketType], None]]] = []
         self.on_end: Callable[[], None] = lambda: None  # tells the ports that there is room again
         self.on_exhausted: Callable[[], bool] = lambda: False  # asks the ports for a descriptor
         self._act = {
@@ -272,11 +275,8 @@ class Lifecycle:
             except Exception as error:  # noqa: BLE001 - the boundary of one session, as in Engine.on_ready
                 self.fault(half.session, error)
         while self._to_close:
-            sock, in_order = self._to_close.pop()
-            if in_order:
-                sockets.close_in_order(sock)
-            else:
-                sockets.close(sock)  # SO_LINGER is armed: this is the reset
+            sock, close = self._to_close.pop()
+            close(sock)
 
     def _shut(self, half: Half) -> None:
         try:
@@ -399,7 +399,7 @@ class Lifecycle:
     def part(self, half: Half, *, in_order: bool) -> None:
         """Remove `half` from everything that refers to it: map, pipe, peer. epoll forgets it at its close."""
         self.halves.pop(half.fd, None)
-        self._to_close.append((half.sock, in_order))
+        self._to_close.append((half.sock, self.linger.closing(half, in_order=in_order)))
         if half.peer is not None:
             half.peer.peer = None
             half.peer = None

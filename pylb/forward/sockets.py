@@ -27,8 +27,7 @@ _TCP_NOTSENT_LOWAT = 25  # linux/tcp.h
 # kernel memory (net.ipv4.tcp_wmem), with this one half of that. It costs bulk transfers a tenth of their CPU, so it holds only
 # until a client has shown that it reads: `unbound_unsent`.
 UNSENT = 2048 * 1024
-# SO_LINGER, set for life: whatever ends this process, kill -9 included, the kernel sends RST and not a FIN, which would make
-# half a download look complete. shutdown(SHUT_WR) still delivers everything that was queued.
+# SO_LINGER, see linger.py. shutdown(SHUT_WR) still delivers everything that was queued.
 _LINGER_RESET = struct.pack("ii", 1, 0)
 _LINGER_OFF = struct.pack("ii", 0, 0)
 _NO_BYTES = bytes(4)
@@ -109,6 +108,7 @@ def share(sock: SocketType) -> None:
 def inheritable(sock: SocketType) -> None:
     """Set the options that accepted sockets are to inherit from their listener."""
     _for_life(sock)
+    sock.setsockopt(SOL_SOCKET, socket.SO_LINGER, _LINGER_RESET)
     keep_alive(sock)
     sock.setsockopt(socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, UNSENT)
 
@@ -122,7 +122,12 @@ def unbound_unsent(sock: SocketType) -> None:
 def _for_life(sock: SocketType) -> None:
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(SOL_SOCKET, socket.SO_OOBINLINE, 1)
-    sock.setsockopt(SOL_SOCKET, socket.SO_LINGER, _LINGER_RESET)
+
+
+def arm(sock: SocketType) -> None:
+    """From here on a close sends a reset (SO_LINGER). Never raises: it can only fail for what is no open socket."""
+    with suppress(OSError):
+        sock.setsockopt(SOL_SOCKET, socket.SO_LINGER, _LINGER_RESET)
 
 
 def keep_alive(sock: SocketType) -> None:
@@ -220,7 +225,13 @@ def has_finished(sock: SocketType) -> bool:
         return False
 
 
-def close_in_order(sock: SocketType) -> None:
+def arm_and_close(sock: SocketType) -> None:
+    """Close with a reset."""
+    arm(sock)
+    close(sock)
+
+
+def disarm_and_close(sock: SocketType) -> None:
     """Close with a FIN: the kernel delivers what is still queued."""
     try:
         sock.setsockopt(SOL_SOCKET, socket.SO_LINGER, _LINGER_OFF)

@@ -333,6 +333,7 @@ KILLED = """
     print("ready", flush=True)
     while True:
         drive.turn()
+        drive.engine.tick(drive.clock.now)
 """
 
 
