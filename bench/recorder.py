@@ -32,6 +32,8 @@ ORDER = (True, False, False)  # is it on?
 class _CountingObserver:
     """An observer that counts."""
 
+    wants_records = True
+
     def __init__(self) -> None:
         self.count = 0
 

@@ -23,6 +23,10 @@ class EngineObserver:
         self._tasks = tasks
         self.registry: Registry | None = None
 
+    @property
+    def wants_records(self) -> bool:
+        return self.connlog.wants_records
+
     def session_ended(self, record: SessionRecord) -> None:
         try:  # both by hand: a context manager costs a microsecond for each session
             self.connlog.session_ended(record)

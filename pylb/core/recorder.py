@@ -1,8 +1,8 @@
 """The flight recorder: the most recently ended sessions, in memory, and how to find them.
 
-Each process records the sessions that it ended itself. A record consists of references to what existed anyway: the session's
-record, the frontend as it was when the server was picked, the kernel's raw bytes on both connections. Anything that takes time
-is done only when somebody asks.
+Each process records the sessions that it ended itself. What is stored existed anyway: the session, with the frontend as it was
+when the server was picked, and the kernel's raw bytes on both connections. Anything that takes time is done only when somebody
+asks.
 """
 
 import re
@@ -10,7 +10,7 @@ from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Sequence
 from heapq import merge
 from itertools import islice
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from pylb.core.address import Address, Listen, Network, in_networks
 from pylb.core.session import Event, SessionRecord, SessionView
@@ -66,6 +66,29 @@ class RecordedSession(NamedTuple):
     client_tcp: bytes  # TCP_INFO, b"" without one
     server_tcp: bytes
     reason: str = ""  # the last thing that went wrong; for a refused client the label of pylb_frontend_denied_total
+
+    @property
+    def code(self) -> str:
+        return self.record.code
+
+    @property
+    def number(self) -> int:
+        return self.record.number
+
+    def recorded(self) -> "RecordedSession":
+        return self
+
+
+class Ended(Protocol):
+    """An ended session as the recorder stores it. What is shown of it is made when somebody asks."""
+
+    @property
+    def code(self) -> str: ...
+
+    @property
+    def number(self) -> int: ...
+
+    def recorded(self) -> RecordedSession: ...
 
 
 class SessionTrace(NamedTuple):
@@ -212,10 +235,10 @@ class Recorder:
     def __init__(self, size: int, now: float = 0.0) -> None:
         self._began = now
         self._size = size
-        self._rings: dict[str, deque[RecordedSession]] = {}  # by code
+        self._rings: dict[str, deque[Ended]] = {}  # by code
 
-    def add(self, entry: RecordedSession) -> None:
-        code = entry.record.code
+    def add(self, entry: Ended) -> None:
+        code = entry.code
         try:
             ring = self._rings[code]
         except KeyError:
@@ -226,14 +249,19 @@ class Recorder:
     @property
     def reach(self) -> Coverage:
         """A full ring may have lost sessions that ended before its oldest one."""
-        bounds = (FullSince(code, ended_at(ring[0].record)) for code, ring in self._rings.items() if len(ring) == ring.maxlen)
+        bounds = (
+            FullSince(code, ended_at(ring[0].recorded().record))
+            for code, ring in self._rings.items()
+            if len(ring) == ring.maxlen
+        )
         return joined([Coverage(self._began, tuple(bounds))])
 
     def search(self, query: Query) -> Iterator[list[SessionTrace]]:
         """The sessions that match, newest first, at most query.limit; in steps, between which other work may run."""
         left = query.limit
         rings = [list(reversed(ring)) for code, ring in self._rings.items() if not query.codes or code in query.codes]
-        newest_first = merge(*rings, key=lambda entry: -ended_at(entry.record))
+        recorded = (map(_recorded, ring) for ring in rings)
+        newest_first = merge(*recorded, key=lambda entry: -ended_at(entry.record))
         while left > 0 and (some := list(islice(newest_first, SCAN))):
             found = [entry for entry in some if is_meant(query, entry)][:left]
             left -= len(found)
@@ -242,6 +270,14 @@ class Recorder:
     def find(self, number: int) -> SessionTrace | None:
         for ring in self._rings.values():
             for entry in reversed(ring):
-                if entry.record.number == number:
-                    return trace_of(entry, whole=True)
+                if entry.number == number:
+                    return trace_of(entry.recorded(), whole=True)
         return None
+
+    def clear(self) -> None:
+        """Forget all of them."""
+        self._rings.clear()
+
+
+def _recorded(entry: Ended) -> RecordedSession:
+    return entry.recorded()

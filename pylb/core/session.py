@@ -177,6 +177,10 @@ class SessionView(NamedTuple):
 class Observer(Protocol):
     """What the engine reports while it works. Both calls are cheap and never raise."""
 
+    @property
+    def wants_records(self) -> bool:
+        """Is `session_ended` to be called? Asked once per batch; without that no record is made."""
+
     def session_ended(self, record: SessionRecord) -> None: ...
 
     def connect_ended(self, listen: Listen, server: Server, failure: str | None) -> None:

@@ -11,9 +11,9 @@ from pylb.core.table import Server
 from pylb.forward import sockets
 from pylb.forward.counters import Counters, ServerCounters
 from pylb.forward.faults import Faults
-from pylb.forward.session import FrontendState, ServerState, Session
+from pylb.forward.session import End, FrontendState, ServerState, Session
 
-SHORT = 100  # milliseconds
+SHORT = 0.1  # seconds
 _CLOSED = State.CLOSED
 _DENIED = termination_code(Cause.PROXY, State.AWAITING_HEADER)
 
@@ -37,6 +37,8 @@ class Accounts:
         self.recorder = recorder
         self._clock = clock
         self._wall = wall
+        self._clock_offset = 0.0  # unix time minus monotonic time, as of the last batch in which a session ended
+        self.unreported: list[Session] = []  # they ended in this batch
 
     def note_first(self, session: Session, event: Event) -> None:
         """Note `event` as the one that ended the session or began its end, unless there was one before it."""
@@ -69,17 +71,16 @@ class Accounts:
         )
 
     def ended(self, session: Session) -> None:
-        """Count and report a session that is over. Its resources are released, but its halves still know what they moved."""
+        """Count a session that is over. Its resources are released, but its halves still know what they moved.
+
+        What there is to report of it is only noted: `report` makes the record, and only for an observer that wants it.
+        """
         server, frontend = session.server, session.frontend
         if server is not None and session.connected:
             server.counters.sessions -= 1
         settle(session)
-        code = session.code or "--"
-        try:
-            now = self._clock()
-        except Exception as error:  # noqa: BLE001 - the clock is broken: the session is counted all the same
-            self._faults.add("the clock failed", error)
-            now = session.accepted
+        code = session.code = session.code or "--"
+        now = self._read_clocks(session)
         total = now - session.accepted
         closed = self._closed_counter(frontend, server)
         closed.closed[code] += 1
@@ -87,14 +88,66 @@ class Accounts:
         closed.total_seconds += total
         if total > closed.longest_total:  # noqa: PLR1730 - as above
             closed.longest_total = total
-        record = self.record(session, code, now, ended=True)
+        # The two system calls are 3 % of a short connection (python -m bench recorder). A session this short that ended well
+        # cannot have waited for a retransmission: the shortest timeout is 200 ms (TCP_RTO_MIN, include/net/tcp.h).
+        ask = self.recorder is not None and (total >= SHORT or code != "--")
+        session.end = self._end(session, now, ended=True, ask=ask)
+        self.unreported.append(session)
         if self.recorder is not None:
-            self._faults.guard("an ended session could not be recorded", self._remember, session, record)
-        self._observer.session_ended(record)
+            self.recorder.add(session)
 
-    def _remember(self, session: Session, record: SessionRecord) -> None:
+    def _read_clocks(self, session: Session) -> float:
+        """The time. If a clock is broken, the session is counted all the same."""
+        try:
+            now = self._clock()
+            if not self.unreported:  # the first of its batch
+                self._clock_offset = self._wall() - now
+        except Exception as error:  # noqa: BLE001 - as the docstring says
+            self._faults.add("the clock failed", error)
+            return session.accepted
+        return now
+
+    def _end(self, session: Session, now: float, *, ended: bool, ask: bool) -> End:
+        """`ask`: the kernel too, while the sockets are open."""
+        client, upstream, server, tried = session.client, session.upstream, session.server, session.tried
+        retries = len(tried) if tried is not None else 0
+        end = (
+            now,
+            self._clock_offset,
+            session.frontend.frontend,
+            server.server if server is not None else None,
+            retries - 1 if retries and upstream is None else retries,  # the first attempt is not a retry
+            client.received if client is not None else 0,
+            upstream.received if upstream is not None else 0,
+            self._counters.open_sessions + ended,
+            session.frontend.sessions + ended,
+            server.sessions - (upstream is not None and not ended) if server is not None else 0,
+            sockets.tcp_info(client.sock) if ask and client is not None else b"",
+            sockets.tcp_info(upstream.sock) if ask and upstream is not None else b"",
+        )
+        return tuple.__new__(End, end)  # the same as End(…), in half the time: this is paid per session
+
+    def report(self) -> None:
+        """Pass the sessions that ended in this batch to the observer. Never raises."""
+        ended, self.unreported = self.unreported, []
+        if self._observer.wants_records:
+            for session in ended:
+                self._faults.guard("an ended session could not be reported", self._report, session)
+
+    def _report(self, session: Session) -> None:
+        if session.end is not None:
+            self._observer.session_ended(session.record(session.end, session.code))
+
+    def forget(self) -> None:
+        """The engine is closed."""
         if self.recorder is not None:
-            self.recorder.add(self.entry(session, record))
+            self.recorder.clear()
+
+    def live(self, session: Session) -> RecordedSession:
+        """All that is known of a session that has not ended."""
+        now = self._clock()
+        self._clock_offset = self._wall() - now
+        return session.story(self._end(session, now, ended=False, ask=True), "")
 
     def refused(self, frontend: FrontendState, address: tuple[str, int], reason: str, number: int, generation: int) -> None:
         """Count a client as denied, and log it: it was reset right after the accept and never became a session."""
@@ -109,70 +162,14 @@ class Accounts:
                     record, _CLOSED, frontend.frontend, generation, None, (), None, Event.REFUSED, 0.0, b"", b"", reason
                 )
             )
-        self._observer.session_ended(record)
+        if self._observer.wants_records:
+            self._observer.session_ended(record)
 
     def _closed_counter(self, frontend: FrontendState, server: ServerState | None) -> ServerCounters:
         # A server that refused, and left the table while the session waited, has no counters any more.
         if server is not None and frontend.counters.servers.get(server.server.name) is server.counters:
             return server.counters
         return frontend.counters.servers.setdefault("", ServerCounters())
-
-    def record(self, session: Session, code: str, now: float, *, ended: bool) -> SessionRecord:
-        """A record of a session that `ended` with `code`, or of a live one. Its counts of sessions include this one."""
-        frontend, server, tried = session.frontend, session.server, session.tried
-        client, upstream, admission = session.client, session.upstream, session.admission
-        waited = admission.waited if admission is not None else 0.0
-        retries = len(tried) if tried is not None else 0
-        if upstream is None and retries:
-            retries -= 1  # the first attempt is not a retry
-        # By position: a NamedTuple takes keywords at twice the cost, and this is paid per session.
-        return SessionRecord(
-            frontend.frontend.name,
-            server.server.name if server is not None else "",
-            sockets.folded(session.address[0]),
-            session.address[1],
-            frontend.frontend.listen.port,
-            self._wall() - (now - session.accepted),
-            round(waited * 1000) if server is not None or waited else -1,
-            round((session.connected - session.accepted - waited) * 1000) if session.connected else -1,
-            round((now - session.accepted) * 1000),
-            client.received if client is not None else 0,
-            upstream.received if upstream is not None else 0,
-            code,
-            retries,
-            retries > 0,
-            self._counters.open_sessions + ended,
-            frontend.sessions + ended,
-            server.sessions - (upstream is not None and not ended) if server is not None else 0,
-            admission.ahead if admission is not None else 0,
-            admission.unique_id.hex() if admission is not None else "",
-            session.number,
-        )
-
-    def entry(self, session: Session, record: SessionRecord) -> RecordedSession:
-        """What the recorder stores about a session. Call it while the session's sockets are still open."""
-        server, client, upstream = session.server, session.client, session.upstream
-        client_tcp = server_tcp = b""
-        # The two system calls are 3 % of a short connection (python -m bench recorder). A session this short that ended well
-        # cannot have waited for a retransmission: the shortest timeout is 200 ms (TCP_RTO_MIN, include/net/tcp.h).
-        if record.total_ms >= SHORT or record.code != "--":
-            client_tcp = sockets.tcp_info(client.sock) if client is not None else b""
-            server_tcp = sockets.tcp_info(upstream.sock) if upstream is not None else b""
-        entry = (
-            record,
-            session.state,
-            session.picked_from or session.frontend.frontend,
-            session.generation,
-            server.server.address if server is not None else None,
-            session.attempts or (),
-            session.connected - session.dialed if session.connected else None,
-            session.first,
-            session.first_at - session.accepted,
-            client_tcp,
-            server_tcp,
-            session.failure,
-        )
-        return tuple.__new__(RecordedSession, entry)  # as RecordedSession(…), in half the time: this is paid per session
 
 
 def settle(session: Session) -> bool:

@@ -310,6 +310,7 @@ class Engine:
         self._kill_all()
         self._ports.close_all()
         self._life.end_batch()
+        self._accounts.forget()
         self._run_queue.queue.clear()
         self._pipes.close()
         self._epoll.close()
@@ -341,8 +342,7 @@ class Engine:
         """All that is known of one session, live or ended, including the servers that it might have had."""
         for session in self._life.sessions:
             if session.number == number:
-                record = self._accounts.record(session, "", self._clock(), ended=False)
-                return trace_of(self._accounts.entry(session, record), whole=True)
+                return trace_of(self._accounts.live(session), whole=True)
         recorder = self._accounts.recorder
         return None if recorder is None else recorder.find(number)
 

@@ -260,7 +260,7 @@ class Lifecycle:
                 self._relay.release(half)
 
     def end_batch(self) -> None:
-        """Send the FINs that are due, then close the sockets of sessions that ended.
+        """Send the FINs that are due, then close the sockets of sessions that ended, and report them.
 
         A FIN waits for the end of its batch because the other side's FIN is often in the same batch, and then close() sends
         both: two system calls less for a short connection.
@@ -277,6 +277,8 @@ class Lifecycle:
         while self._to_close:
             sock, close = self._to_close.pop()
             close(sock)
+        if self.accounts.unreported:
+            self.accounts.report()
 
     def _shut(self, half: Half) -> None:
         try:
@@ -411,7 +413,9 @@ class Lifecycle:
         """Release what others wait for, then count and report the end: a failure there leaks nothing."""
         self._release(session, in_order=in_order)
         self._faults.guard("the end of a session could not be counted or reported", self.accounts.ended, session)
-        session.client = session.upstream = None
+        # It may be recorded for long. What its frontend and server were must not stay with it.
+        session.client = session.upstream = session.server = session.tried = None
+        del session.frontend
         self._faults.guard("the room that an ended session left could not be used", self.on_end)
 
     def _release(self, session: Session, *, in_order: bool) -> None:

@@ -1,15 +1,16 @@
-"""A live session: two mirrored halves and their counters. This is only the data; the behaviour is elsewhere."""
+"""A session: two mirrored halves and their counters, and what is reported of it. What it does is elsewhere."""
 
 from collections import OrderedDict
 from collections.abc import Callable
 from enum import Enum
 from socket import AF_INET, AF_INET6, SocketType
+from typing import NamedTuple
 
 from pylb.core.address import Address
 from pylb.core.balance import Balancer, balancer
 from pylb.core.policy import Backups, Balance
-from pylb.core.recorder import Attempt
-from pylb.core.session import Event, State
+from pylb.core.recorder import Attempt, RecordedSession
+from pylb.core.session import Event, SessionRecord, State
 from pylb.core.table import DOWN, Frontend, Server
 from pylb.forward.admission import Admission, AdmissionRules, needs_admission
 from pylb.forward.counters import FrontendCounters, ServerCounters
@@ -283,6 +284,23 @@ class FrontendState:
         return [*wanted[turn:], *wanted[:turn]]
 
 
+class End(NamedTuple):
+    """What is only known at the end of a session, or of a live one right now. The counts of sessions include this one."""
+
+    at: float  # monotonic
+    clock_offset: float  # unix time minus monotonic time then
+    frontend: Frontend
+    server: Server | None
+    retries: int
+    bytes_in: int
+    bytes_out: int
+    active: int
+    frontend_active: int
+    server_active: int  # without this one
+    client_tcp: bytes  # TCP_INFO, b"" without one
+    server_tcp: bytes
+
+
 class Session:
     __slots__ = (
         "accepted",
@@ -297,6 +315,7 @@ class Session:
         "delivered",
         "dialed",
         "dialed_from",
+        "end",
         "failure",
         "first",
         "first_at",
@@ -350,3 +369,55 @@ class Session:
         self.seen_out = 0
         self.quiet_since = accepted
         self.last_from_client = False  # as long as neither has sent anything, the client is expected to
+        self.end: End | None = None
+
+    def record(self, end: End, code: str) -> SessionRecord:
+        """What the log says of it."""
+        server, admission = end.server, self.admission
+        waited = admission.waited if admission is not None else 0.0
+        # By position: a NamedTuple takes keywords at twice the cost, and this is paid per session that is logged.
+        return SessionRecord(
+            end.frontend.name,
+            server.name if server is not None else "",
+            folded(self.address[0]),
+            self.address[1],
+            end.frontend.listen.port,
+            end.clock_offset + self.accepted,
+            round(waited * 1000) if server is not None or waited else -1,
+            round((self.connected - self.accepted - waited) * 1000) if self.connected else -1,
+            round((end.at - self.accepted) * 1000),
+            end.bytes_in,
+            end.bytes_out,
+            code,
+            end.retries,
+            end.retries > 0,
+            end.active,
+            end.frontend_active,
+            end.server_active,
+            admission.ahead if admission is not None else 0,
+            admission.unique_id.hex() if admission is not None else "",
+            self.number,
+        )
+
+    def story(self, end: End, code: str) -> RecordedSession:
+        """All that is known of it."""
+        return RecordedSession(
+            self.record(end, code),
+            self.state,
+            self.picked_from or end.frontend,
+            self.generation,
+            end.server.address if end.server is not None else None,
+            self.attempts or (),
+            self.connected - self.dialed if self.connected else None,
+            self.first,
+            self.first_at - self.accepted,
+            end.client_tcp,
+            end.server_tcp,
+            self.failure,
+        )
+
+    def recorded(self) -> RecordedSession:
+        """Of one that has ended: for the recorder, when somebody asks."""
+        if self.end is None:
+            raise ValueError(f"session {self.number} has not ended")
+        return self.story(self.end, self.code)

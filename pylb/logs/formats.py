@@ -74,6 +74,10 @@ class LineBatch:
         self._draw = draw
         self._records: list[SessionRecord] = []
 
+    @property
+    def wants_records(self) -> bool:
+        return self._form is not None
+
     def add(self, record: SessionRecord) -> bool:
         """True: there are enough now to be taken."""
         if self._form is None or (self._takes is not None and not self._takes(record, self._draw)):

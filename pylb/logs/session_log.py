@@ -18,6 +18,11 @@ class ConnectionLog:
         self.lines = LineWriter(out, limit=limit, name="connlog")
         self._gathered = LineBatch(style, selection)
 
+    @property
+    def wants_records(self) -> bool:
+        """`log.format` is not none."""
+        return self._gathered.wants_records
+
     def session_ended(self, record: SessionRecord) -> None:
         if self._gathered.add(record):
             self.flush()

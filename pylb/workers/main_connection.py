@@ -95,6 +95,10 @@ class MainConnection:
             raise FileNotFoundError(f"main sent no socket for {listen}")
         return sock
 
+    @property
+    def wants_records(self) -> bool:
+        return self._gathered.wants_records
+
     def session_ended(self, record: SessionRecord) -> None:
         if self._gathered.add(record):
             self._make_lines()

@@ -44,7 +44,7 @@ def test_a_fault_in_the_books_leaks_neither_descriptors_nor_a_place(make_drive: 
         client = drive.connect(listen)
         server = drive.accept(backend)
         with monkeypatch.context() as patched:
-            patched.setattr(drive.engine._accounts, "record", boom)
+            patched.setattr(drive.engine._accounts, "_end", boom)
             client.reset()
             drive.run_until(lambda: not drive.engine.counters.open_sessions)
         server.close()
@@ -76,8 +76,6 @@ def test_who_is_told_of_an_end_may_fail_and_nothing_stays(
         drive.run_until(lambda: drive.engine.counters.open_sessions == 1)
         drive.run_until(lambda: server.error)
     assert drive.engine.counters.faults == 1
-    if where == "wall":
-        drive.records.append(drive.engine._accounts.record(next(iter(drive.engine._life.sessions)), "", 0.0, ended=True))
     neighbour.say(b"unharmed")
     drive.run_until(lambda: other.got == b"unharmed")
 

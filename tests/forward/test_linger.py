@@ -77,7 +77,7 @@ def test_an_orderly_end_is_a_fin_to_both_and_clears_only_what_is_armed(
     client.finish()
     server.finish()
     drive.run_until(lambda: client.eof and server.eof and not drive.engine.counters.open_sessions)
-    assert not (client.error or server.error)
+    assert client.error == server.error == ""
     assert ways[True].__name__ == "disarm_and_close"
     assert ways[False].__name__ == ("disarm_and_close" if ticked else "close")
     assert not life.linger.unarmed

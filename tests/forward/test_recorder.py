@@ -9,8 +9,10 @@ import pytest
 from pylb.core.access import AccessList, AccessRule
 from pylb.core.policy import Balance, Policy
 from pylb.core.recorder import Attempt, Query, SessionTrace, parse_session_id
+from pylb.core.session import SessionRecord
 from pylb.core.table import DOWN
-from tests.support.drive import Drive, policy, server_at
+from pylb.forward.session import Session
+from tests.support.drive import Drive, Witness, policy, server_at
 from tests.support.netns import Namespace
 
 Make = Callable[..., Drive]
@@ -322,6 +324,33 @@ def test_without_a_recorder_nothing_is_kept_and_live_ones_can_still_be_asked_abo
     assert not drive.engine.recording
     assert list(drive.engine.ended(Query())) == []
     assert drive.engine.trace(1) is None
+
+
+def test_no_record_is_made_unless_the_observer_wants_it_or_somebody_asks(
+    make_drive: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With `log: none` every session paid for a record that nobody read."""
+
+    class Uninterested(Witness):
+        wants_records = False
+
+    made: list[int] = []
+    record = Session.record
+
+    def noted(session: Session, *rest: Any) -> SessionRecord:
+        made.append(session.number)
+        return record(session, *rest)
+
+    monkeypatch.setattr(Session, "record", noted)
+    drive = make_drive(splice=False, observer=Uninterested())
+    client, server = drive.session()
+    client.finish()
+    server.finish()
+    drive.run_until(lambda: client.eof and not drive.engine.counters.open_sessions)
+    assert not made
+    [[trace]] = drive.engine.ended(Query())
+    assert (trace.record.code, trace.state, made) == ("--", "closed", [1])
+    drive.records.append(trace.record)  # one for each session, as the end of the test expects
 
 
 def test_a_search_gives_way_after_every_few_sessions(make_drive: Make) -> None:

@@ -46,6 +46,8 @@ class Clock:
 class Witness:
     """An observer that records what is reported to it."""
 
+    wants_records = True
+
     def __init__(self) -> None:
         self.records: list[SessionRecord] = []
         self.connects: list[tuple[str, str | None]] = []  # server label, failure

@@ -44,6 +44,8 @@ def keyring() -> Keyring:
 
 
 class _Watcher:
+    wants_records = True
+
     def __init__(self) -> None:
         self.records: list[SessionRecord] = []
         self.registry: Registry | None = None
