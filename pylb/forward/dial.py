@@ -9,7 +9,7 @@ import select
 from collections import Counter
 from collections.abc import Callable, Container, Iterable
 from select import EPOLLERR, EPOLLET, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLPRI, EPOLLRDHUP
-from socket import AF_INET, AF_INET6, MSG_DONTWAIT, MSG_PEEK, SocketType
+from socket import MSG_DONTWAIT, MSG_PEEK, SocketType
 from typing import NamedTuple, Protocol
 
 from pylb.core.address import Address
@@ -338,9 +338,9 @@ class Dialer:
             server.counters.attempts += 1
             if session.tried:
                 session.tried[-1].counters.redispatches += 1
-            sock, error = self._connect(frontend, server.server.address)
+            sock, error = self._connect(frontend, server)
             if sock is None and error in sockets.NO_DESCRIPTOR and self._life.on_exhausted():
-                sock, error = self._connect(frontend, server.server.address)
+                sock, error = self._connect(frontend, server)
             if sock is not None:
                 break
             self._note_failure(session, server, failure_name(error), error)
@@ -352,20 +352,20 @@ class Dialer:
             client.peer = upstream
         self._life.halves[upstream.fd] = upstream
         self._life.linger.unarmed[upstream] = None
-        if server.server.address.port in self.our_ports:
+        if server.target[1] in self.our_ports:
             session.dialed_from = sock.getsockname()[:2]
             self.own_dials.add(*session.dialed_from)
         # After connect(): an unconnected socket would report HUP at once.
         self._epoll.register(upstream.fd, WATCHED)
         self._life.deadlines.set(session, policy.timeouts.connect, now)
 
-    def _connect(self, frontend: FrontendState, address: Address) -> tuple[SocketType | None, int]:
+    def _connect(self, frontend: FrontendState, server: ServerState) -> tuple[SocketType | None, int]:
         """Like `sockets.dial`, from each of the frontend's source addresses until one has a free port."""
         if not frontend.frontend.policy.source_addresses:
-            return sockets.dial(address)
+            return sockets.dial(server.family, server.target)
         error = 0
-        for source in frontend.sources(AF_INET6 if address.is_ipv6 else AF_INET):
-            sock, error = sockets.dial(address, source)
+        for source in frontend.sources(server.family):
+            sock, error = sockets.dial(server.family, server.target, source)
             if error != errno.EADDRNOTAVAIL:
                 return sock, error
         return None, error

@@ -10,9 +10,7 @@ from collections.abc import Callable
 from select import EPOLLERR, EPOLLOUT
 from socket import SHUT_WR, SocketType
 
-from pylb.core.address import Address
 from pylb.core.policy import ProxyProtocol
-from pylb.core.proxy_protocol import header
 from pylb.core.session import TRANSITIONS, Action, Cause, Event, State, termination_code
 from pylb.forward import sockets
 from pylb.forward.accounts import Accounts
@@ -23,6 +21,7 @@ from pylb.forward.dial import READ_ON, READABLE, WATCHED, Dialer
 from pylb.forward.faults import Faults
 from pylb.forward.linger import Linger
 from pylb.forward.own_dials import OwnDials
+from pylb.forward.proxy_header import header_to_server
 from pylb.forward.relay import AGAIN, DESTINATION_RESET, FIN, FIRST, WAIT, Relay
 from pylb.forward.run_queue import END, QUANTUM, RunQueue
 from pylb.forward.session import FrontendState, Half, Session
@@ -73,7 +72,7 @@ class Lifecycle:
         self._to_close: list[tuple[SocketType, Callable[[SocketType], None]]] = []
         self.on_end: Callable[[], None] = lambda: None  # tells the ports that there is room again
         self.on_exhausted: Callable[[], bool] = lambda: False  # asks the ports for a descriptor
-        self._act = {
+        act: dict[Action, Callable[[Session], None]] = {
             Action.QUEUE: self.dialer.queue,
             Action.DIAL: self.dialer.dial,
             Action.RELAY: self._start,
@@ -84,6 +83,8 @@ class Lifecycle:
             Action.CLOSE: self._close,
             Action.RESET: self._reset,
         }
+        # core's table with the calls in place of the names of actions
+        self._transitions = {key: (state, tuple(act[one] for one in actions)) for key, (state, actions) in TRANSITIONS.items()}
 
     # ------------------------------------------------------------ from the loop
 
@@ -221,14 +222,14 @@ class Lifecycle:
 
     def fire(self, session: Session, event: Event, cause: Cause = _NORMAL) -> None:
         state = session.state
-        session.state, actions = TRANSITIONS[state, event]
+        session.state, actions = self._transitions[state, event]
         if cause is not _NORMAL and not session.code:
             session.code = termination_code(cause, state, last=_is_last(session, state, cause))
             self.accounts.note_first(session, event)
             if event is _CLIENT_RESET:
                 self.dialer.note_reset(session)
         for action in actions:
-            self._act[action](session)
+            action(session)
 
     def fire_safely(self, session: Session, event: Event, cause: Cause = _NORMAL) -> None:
         """Like `fire`, for a caller that acts on several sessions in a row: a fault ends this one, and the next one follows."""
@@ -297,7 +298,7 @@ class Lifecycle:
         client.read_on = client.early & READ_ON != 0
         upstream.read_on = upstream.early & READ_ON != 0
         if server.server.send_proxy is not _NO_PROXY:
-            upstream.pending = self._header(session, client, server.server.send_proxy)
+            upstream.pending = header_to_server(session, client, server.server.send_proxy, self.dialer.own_id, self._unique_id)
             upstream.blocked = True
             self._unblock(session, upstream)
         elif client.early & READABLE:
@@ -307,24 +308,6 @@ class Lifecycle:
                 self._broke(session, upstream)
             else:
                 self.advance(upstream)
-
-    def _header(self, session: Session, client: Half, version: ProxyProtocol) -> bytes:
-        policy, admission = session.frontend.frontend.policy, session.admission
-        if policy.send_unique_id and (admission is None or not admission.unique_id):
-            admission = session.admission = admission or Admission()
-            admission.unique_id = self._unique_id()
-        ours = client.sock.getsockname()
-        local = Address(sockets.folded(ours[0]), ours[1])
-        return header(
-            version,
-            Address(sockets.folded(session.address[0]), session.address[1]),
-            local if admission is None or admission.local is None else admission.local,
-            crc32c=policy.send_crc32c or (admission is not None and policy.pass_tlvs and admission.crc32c),
-            unique_id=admission.unique_id if admission is not None and (policy.send_unique_id or policy.pass_tlvs) else b"",
-            # Only behind another proxy. Without one in front, the server gets the header that HAProxy would send.
-            path=admission.path + self.dialer.own_id if admission is not None and admission.local is not None else b"",
-            tlvs=admission.tlvs if admission is not None and policy.pass_tlvs else b"",
-        )
 
     # ------------------------------------------------------------ delivering
 
@@ -407,36 +390,49 @@ class Lifecycle:
             half.peer = None
         if half.held:
             self._relay.free(half)
-        self._relay.release(half)
+        if half.pipe is not None:
+            self._relay.release(half)
 
     def _end(self, session: Session, *, in_order: bool) -> None:
         """Release what others wait for, then count and report the end: a failure there leaks nothing."""
         self._release(session, in_order=in_order)
-        self._faults.guard("the end of a session could not be counted or reported", self.accounts.ended, session)
+        # Each of these is a boundary like `Faults.guard`, without its call: this is paid per session.
+        try:
+            self.accounts.ended(session)
+        except Exception as error:  # noqa: BLE001 - see above
+            self._faults.add("the end of a session could not be counted or reported", error)
         # It may be recorded for long. What its frontend and server were must not stay with it.
         session.client = session.upstream = session.server = session.tried = None
         del session.frontend
-        self._faults.guard("the room that an ended session left could not be used", self.on_end)
+        try:
+            self.on_end()
+        except Exception as error:  # noqa: BLE001 - see above
+            self._faults.add("the room that an ended session left could not be used", error)
 
     def _release(self, session: Session, *, in_order: bool) -> None:
         """Release slots, descriptors, pipes and references. No other code is called before all of that is done."""
         client, upstream, server = session.client, session.upstream, session.server
-        frontend, admission = session.frontend, session.admission
+        frontend, admission, counters = session.frontend, session.admission, self._counters
         del self.sessions[session]
         if session.sweep_group is not None:
             del session.sweep_group.sessions[session]
-        self.deadlines.clear(session)
+        if session.waits_among is not None:
+            self.deadlines.clear(session)
         self._run_queue.budget -= END
-        if frontend.sessions > self._counters.guaranteed:
-            self._counters.shared -= 1
+        if frontend.sessions > counters.guaranteed:
+            counters.shared -= 1
         frontend.sessions -= 1
         frontend.counters.sessions -= 1
-        self._counters.open_sessions -= 1
-        for half in (client, upstream):
-            if half is not None:
-                self.part(half, in_order=in_order)
-        if server is not None and upstream is not None:
-            self._faults.guard("a server's slot could not be released", self.dialer.leave, session, server)
+        counters.open_sessions -= 1
+        if client is not None:
+            self.part(client, in_order=in_order)
+        if upstream is not None:
+            self.part(upstream, in_order=in_order)
+            if server is not None:
+                try:
+                    self.dialer.leave(session, server)
+                except Exception as error:  # noqa: BLE001 - as in `_end`
+                    self._faults.add("a server's slot could not be released", error)
         if session.source is not None:
             self.source_share.leave(session)
         if admission is not None:

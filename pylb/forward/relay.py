@@ -82,7 +82,7 @@ class Relay:
         want = READ_STALLED if destination.stalled else READ
         while True:
             try:
-                count = source.recv_into(buffer, want, MSG_DONTWAIT)
+                count = source.sock.recv_into(buffer, want, MSG_DONTWAIT)
             except BlockingIOError:
                 return WAIT
             except OSError:
@@ -91,7 +91,7 @@ class Relay:
                 return SOURCE_RESET if source.broken else FIN
             source.received += count
             try:
-                sent = destination.send(buffer[:count], MSG_DONTWAIT)
+                sent = destination.sock.send(buffer[:count], MSG_DONTWAIT)
             except BlockingIOError:
                 sent = 0
             except OSError:
@@ -126,7 +126,7 @@ class Relay:
         buffer = self._buffer
         while most > 0:
             try:
-                count = source.recv_into(buffer, READ_STALLED, MSG_DONTWAIT | MSG_PEEK)
+                count = source.sock.recv_into(buffer, READ_STALLED, MSG_DONTWAIT | MSG_PEEK)
             except BlockingIOError:
                 return WAIT
             except OSError:
@@ -134,13 +134,13 @@ class Relay:
             if not count:
                 return SOURCE_RESET if source.broken else FIN
             try:
-                sent = destination.send(buffer[:count], MSG_DONTWAIT)
+                sent = destination.sock.send(buffer[:count], MSG_DONTWAIT)
             except BlockingIOError:
                 sent = 0
             except OSError:
                 return DESTINATION_RESET
             if sent:
-                source.received += source.recv_into(buffer, sent, MSG_DONTWAIT)
+                source.received += source.sock.recv_into(buffer, sent, MSG_DONTWAIT)
             if sent != count:
                 self._hold(destination, 0)
                 return WAIT
@@ -166,7 +166,7 @@ class Relay:
         behind = source.pipe.count if source is not None and source.pipe is not None else 0
         if pending is not None:
             try:
-                sent = destination.send(pending, MSG_DONTWAIT)
+                sent = destination.sock.send(pending, MSG_DONTWAIT)
             except BlockingIOError:
                 return WAIT
             except OSError:
@@ -288,7 +288,7 @@ class Relay:
             data = os.read(pipe.read_fd, min(READ, pipe.count))
             pipe.count -= len(data)
             try:
-                sent = destination.send(data, MSG_DONTWAIT)
+                sent = destination.sock.send(data, MSG_DONTWAIT)
             except BlockingIOError:
                 sent = 0
             except OSError:

@@ -42,8 +42,6 @@ class Half:
         "read_on",
         "reads",
         "received",
-        "recv_into",
-        "send",
         "session",
         "silence",
         "sock",
@@ -53,8 +51,6 @@ class Half:
     def __init__(self, sock: SocketType, session: "Session", is_client: bool) -> None:
         self.sock = sock
         self.fd = sock.fileno()
-        self.recv_into = sock.recv_into
-        self.send = sock.send
         self.session = session
         self.is_client = is_client
         self.peer: Half | None = None
@@ -92,7 +88,20 @@ class SweepGroup:
 class ServerState:
     """A server of a frontend as the engine sees it. It outlives a table as long as its label and address stay."""
 
-    __slots__ = ("counters", "failing", "identity", "most", "pool", "server", "sessions", "share", "turn", "weight")
+    __slots__ = (
+        "counters",
+        "failing",
+        "family",
+        "identity",
+        "most",
+        "pool",
+        "server",
+        "sessions",
+        "share",
+        "target",
+        "turn",
+        "weight",
+    )
 
     def __init__(self, server: Server, counters: ServerCounters) -> None:
         self.server = server
@@ -101,6 +110,8 @@ class ServerState:
         self.share = 1.0  # the part of its weight that counts; less than 1 during its slow start
         self.most = server.max_connections
         self.identity = str(server.address)
+        self.family = AF_INET6 if server.address.is_ipv6 else AF_INET
+        self.target = (server.address.ip, server.address.port)  # as connect() takes it
         self.sessions = 0  # includes those that are dialing: leastconn must count them
         self.turn = 0.0
         self.failing = False  # the last connect failed: the next success is worth a report

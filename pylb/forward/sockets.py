@@ -15,12 +15,13 @@ from socket import SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_STREAM, SOL_SOCKET, SocketT
 from termios import TIOCOUTQ
 from typing import NamedTuple, Protocol
 
-from pylb.core.address import ANY, Address, Listen
+from pylb.core.address import ANY, Listen
 from pylb.core.tcp_info import SIZE
 
 # linux/in.h; the socket module has no names for them
 _IP_FREEBIND = 15
 _IP_BIND_ADDRESS_NO_PORT = 24
+_STREAM = SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC
 BACKLOG = 4096  # the kernel cuts it to net.core.somaxconn (4096 since Linux 5.4)
 _TCP_NOTSENT_LOWAT = 25  # linux/tcp.h
 # Bytes that the kernel buffers for a client beyond those on their way to it. Without a bound a reader that stalls holds 4 MB of
@@ -86,7 +87,7 @@ def listening(listen: Listen, prepare: Callable[[SocketType], None], backlog: in
 def _listening(
     family: int, address: tuple[str, int], prepare: Callable[[SocketType], None], backlog: int, *, dual_stack: bool = False
 ) -> SocketType:
-    sock = SocketType(family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0)
+    sock = SocketType(family, _STREAM, 0)
     try:
         sock.setsockopt(SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
@@ -138,14 +139,14 @@ def keep_alive(sock: SocketType) -> None:
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
 
 
-def dial(address: Address, source: str = "") -> tuple[SocketType | None, int]:
+def dial(family: int, target: tuple[str, int], source: str = "") -> tuple[SocketType | None, int]:
     """Start a non-blocking connect; or (None, errno). The outcome comes as the socket's first OUT or ERR event.
 
     `source`: the IP to dial from. connect chooses its port, not bind (ip(7), IP_BIND_ADDRESS_NO_PORT, also for IPv6), so that
     each pair of source and server has all ephemeral ports.
     """
     try:
-        sock = SocketType(socket.AF_INET6 if address.is_ipv6 else socket.AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0)
+        sock = SocketType(family, _STREAM, 0)
     except OSError as error:
         return None, error.errno or errno.EIO
     try:
@@ -153,7 +154,7 @@ def dial(address: Address, source: str = "") -> tuple[SocketType | None, int]:
         if source:
             sock.setsockopt(socket.IPPROTO_IP, _IP_BIND_ADDRESS_NO_PORT, 1)
             sock.bind((source, 0))
-        failed = sock.connect_ex((address.ip, address.port))
+        failed = sock.connect_ex(target)
     except OSError as error:  # bind: this machine does not have the address
         failed = error.errno or errno.EADDRNOTAVAIL
     if failed in (0, errno.EINPROGRESS):

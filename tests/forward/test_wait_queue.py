@@ -278,9 +278,9 @@ class Watch:
                     assert session.server in (other.tried or ()), f"{session.number} is served before {other.number}"
             return connect(*args)  # type: ignore[arg-type]
 
-        drive.engine._life._act[next(action for action in drive.engine._life._act if action == "dial the next server")] = (
-            watched_dial
-        )
+        life = drive.engine._life
+        for key, (state, calls) in list(life._transitions.items()):
+            life._transitions[key] = state, tuple(watched_dial if call == dial else call for call in calls)
         drive.engine._life.dialer.dial = watched_dial  # type: ignore[method-assign]
         drive.engine._life.dialer._connect = watched_connect  # type: ignore[method-assign,assignment]
 
