@@ -36,6 +36,7 @@ _TCP, _TCP_INFO = socket.IPPROTO_TCP, socket.TCP_INFO
 _U32 = struct.Struct("=I")
 _TCP_INFO_OFFSETS = (24, 140, 228)  # tcpi_unacked, tcpi_segs_in, tcpi_snd_wnd; the struct has only ever grown at its end
 _TCP_INFO_SIZE = 232
+_BACKLOG_END = _TCP_INFO_OFFSETS[0] + 4
 
 NO_DESCRIPTOR = {errno.EMFILE, errno.ENFILE}
 
@@ -207,7 +208,8 @@ def transmission(sock: SocketType) -> Transmission:
 
 def backlog(listener: SocketType) -> int:
     """Clients that wait to be accepted: for a listening socket TCP_INFO has them in the same field. Raises OSError."""
-    return transmission(listener).unacknowledged
+    waiting: int = _U32.unpack_from(listener.getsockopt(_TCP, _TCP_INFO, _BACKLOG_END), _TCP_INFO_OFFSETS[0])[0]
+    return waiting
 
 
 def tcp_info(sock: SocketType) -> bytes:

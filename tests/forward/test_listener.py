@@ -3,6 +3,7 @@
 import errno
 import os
 import socket
+from typing import Any
 
 import pytest
 
@@ -130,3 +131,40 @@ def test_the_kernel_refuses_two_listeners_exactly_where_core_says_they_overlap(o
     finally:
         listener.close()
     assert refused is first.overlaps(second)
+
+
+class Counting:
+    """A listening socket that counts its accepts."""
+
+    def __init__(self, sock: Any) -> None:
+        self.sock, self.calls = sock, 0
+
+    def _accept(self) -> Any:
+        self.calls += 1
+        return self.sock._accept()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.sock, name)
+
+
+@pytest.mark.parametrize("clients", [1, 3, BATCH])
+def test_a_port_accepts_as_many_as_wait_and_does_not_look_for_more(drive: Drive, clients: int) -> None:
+    """An accept that finds nobody takes eight times as long as to ask how many there are."""
+    listen = drive.serve(server_at(drive.backend()))
+    port = drive.engine._ports.by_listen[listen]
+    counted = port.sock = Counting(port.sock)  # type: ignore[assignment]
+    for _ in range(clients):
+        drive.connect(listen)
+    drive.engine.on_ready()
+    assert counted.calls == drive.engine.counters.open_sessions == clients
+    port.sock = counted.sock
+
+
+def test_a_port_tries_one_accept_although_nobody_waits(drive: Drive) -> None:
+    """Another process that shares the socket was faster; or the socket is in error, which only accept() tells."""
+    listen = drive.serve(server_at(drive.backend()))
+    port = drive.engine._ports.by_listen[listen]
+    counted = port.sock = Counting(port.sock)  # type: ignore[assignment]
+    assert not drive.engine._ports.accept(port)
+    assert counted.calls == 1
+    port.sock = counted.sock
