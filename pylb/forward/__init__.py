@@ -13,4 +13,5 @@ accounts     what is counted and recorded of a session; counters: the plain inte
 faults       boundaries: a fault costs the session, port or call in which it happened
 
 shared_limits, source_share, own_dials    limits that hold over all workers, a fair share for each source, dials that come back
+linger, proxy_header       when a socket towards a server is armed for a reset; the PROXY header that it gets first
 """
