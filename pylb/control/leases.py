@@ -1,6 +1,6 @@
 """All leases, and which registrations have been silent for too long."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from heapq import heapify, heappop, heappush
 from math import inf
@@ -248,19 +248,16 @@ class Leases:
             return None
         return lease.expires + keep_stale
 
-    def records(self, claims: Claims) -> dict[Key, LeaseRecord]:
-        """For the snapshot: those with more to remember than their registration and `learned`.
+    def records(self, claims: Claims) -> Iterator[tuple[Key, LeaseRecord]]:
+        """For the snapshot: those with more to remember than their registration and `learned`, one by one.
 
         Safe in another thread: what changes meanwhile is only looked up, key by key, or copied in one call.
         """
-        now = self._clock()
-        stale = [key for key, state in claims.not_fresh.items() if state is State.STALE]
-        return {
-            key: LeaseRecord(
-                self.learned.get(key),
-                self._stale_for(key, now) if claims.not_fresh.get(key) is State.STALE else 0.0,
-                now - self._displaced_since.get(key, now),
-                key in self._goodbyes,
-            )
-            for key in dict.fromkeys((*stale, *self._displaced_since.copy()))
-        }
+        now, displaced_since = self._clock(), self._displaced_since.copy()
+        stale = (key for bucket in claims.not_fresh.buckets for key, (_, state) in bucket.items() if state is State.STALE)
+        others = (key for key in displaced_since if claims.not_fresh.get(key) is not State.STALE)
+        for keys, are_stale in ((stale, True), (others, False)):
+            for key in keys:
+                stale_for = self._stale_for(key, now) if are_stale else 0.0
+                displaced_for = now - displaced_since.get(key, now)
+                yield key, LeaseRecord(self.learned.get(key), stale_for, displaced_for, key in self._goodbyes)

@@ -1,11 +1,9 @@
 """The state on disk: what a start finds there, and the snapshot of what is in force."""
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import replace
 from errno import EINVAL
-from functools import partial
 
 from pylb.control.desired_state import DesiredState
 from pylb.control.health.records import HealthRecords
@@ -82,16 +80,16 @@ class Persistence:
         )
         self.unsaved = False
         try:
-            await self._encoded_and_saved(snapshot, partial(self._leases.records, desired.claims))
+            await self._encoded_and_saved(snapshot, self._leases.records(desired.claims))
         except OSError:
             self.unsaved = True
             self.failures += 1
             raise
 
-    async def _encoded_and_saved(self, snapshot: Snapshot, leases: Callable[[], Mapping[Key, LeaseRecord]]) -> None:
-        """`leases` runs in the disk's thread: thousands may be stale, and their times differ every time. Raises OSError."""
+    async def _encoded_and_saved(self, snapshot: Snapshot, leases: Iterator[tuple[Key, LeaseRecord]]) -> None:
+        """`leases` are made in the disk's thread: thousands may be stale, and their times differ every time. Raises OSError."""
         try:
-            await self._store.save(lambda: self._encoder.encode(replace(snapshot, leases=leases())))
+            await self._store.save(lambda: self._encoder.encode(snapshot, leases))
         except OSError:
             raise
         except Exception as bug:  # noqa: BLE001 - a bug there counts as a failing disk, and does not end the writer

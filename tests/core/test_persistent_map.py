@@ -47,7 +47,19 @@ def test_an_edit_shares_all_parts_that_it_does_not_touch(edits: list[dict[int, i
         versions.append(versions[-1].edited(edit))
     for (before, after), edit in zip(pairwise(versions), edits, strict=True):
         touched = {hash(key) % BUCKETS for key in edit}
-        assert all(after.buckets[n] is before.buckets[n] for n in range(BUCKETS) if n not in touched)
+        buckets = [*before.buckets]  # held, so that no new one has an old one's identity
+        known = set(map(id, buckets))
+        assert sum(id(bucket) not in known for bucket in after.buckets) <= len(touched)
+
+
+def test_an_edit_of_one_key_copies_one_group_and_one_bucket() -> None:
+    """All 256 buckets were in one tuple, which each of the seven edits of a move copied twice."""
+    before = PersistentMap({number: number for number in range(10_000)})
+    after = before.edited({7: 70})
+    groups = [pair for pair in zip(before._groups, after._groups, strict=True) if pair[0] is not pair[1]]
+    assert len(groups) == 1
+    assert sum(one is not other for one, other in zip(*groups[0], strict=True)) == 1
+    assert len(groups[0][0]) ** 2 == BUCKETS
 
 
 def test_no_edit_is_the_same_mapping_and_an_unknown_key_is_a_key_error() -> None:

@@ -8,6 +8,7 @@ Times of leases are not in it: they mean nothing after a restart; only for how l
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import chain, islice, starmap
 from operator import itemgetter
 from typing import Any, TypeVar
 
@@ -30,7 +31,8 @@ T = TypeVar("T")
 # Words of `needs` that this version serves: fields of a health check that came after the first form of an entry.
 STEPS, REFUSE, METHOD = "check in steps", "when_all_down", "check with a method"
 KNOWN_NEEDS = frozenset({STEPS, REFUSE, METHOD})
-PAUSE = 0.0001  # seconds; the thread lets go of the GIL for as long after each bucket that it encodes
+PIECE = 40  # entries that are encoded without a pause: half a millisecond
+PAUSE = 0.0001  # seconds; the thread lets go of the GIL for as long
 _MOST_GENERATION = 1 << 53  # a float has each of them, and so has JSON
 _MOST_SECONDS = 1e9
 _MOST_MOMENT = 1e11  # unix time: 3,000 years
@@ -59,8 +61,8 @@ class Encoder:
     """Snapshots as JSON, in the store's thread.
 
     It remembers the text of every bucket of the large mappings (persistent_map.py): only buckets that changed since the last
-    snapshot are encoded again. It pauses after each bucket, because a thread that computes without a break delays every system
-    call of the other threads by up to 5 ms, the time until they get the GIL back.
+    snapshot are encoded again. It pauses after every few entries, because a thread that computes without a break delays every
+    system call of the other threads by up to 5 ms, the time until they get the GIL back.
     """
 
     def __init__(self) -> None:
@@ -69,59 +71,71 @@ class Encoder:
         self._proven: _Texts = {}
         self._down: _Texts = {}
         self._passed: _Texts = {}
+        self._since = 0  # entries encoded since the last pause
 
-    def encode(self, snapshot: Snapshot) -> dict[str, Any]:
-        self._registrations, registrations = _by_bucket(snapshot.registrations, self._registrations, _encode_one)
-        self._learned, learned = _by_bucket(snapshot.learned, self._learned, _encode_learned)
-        self._proven, proven = _by_bucket(snapshot.proven, self._proven, lambda _place, address, _: f"{address}")
-        self._down, down = _by_bucket(snapshot.down, self._down, _encode_server_key)
-        self._passed, passed = _by_bucket(snapshot.passed, self._passed, _encode_server_key)
+    def encode(self, snapshot: Snapshot, leases: Iterable[tuple[Key, LeaseRecord]] = ()) -> dict[str, Any]:
+        """`leases`: more of `snapshot.leases`, which are made while they are encoded: there may be thousands."""
+        self._registrations, registrations = self._by_bucket(snapshot.registrations, self._registrations, _encode_one)
+        self._learned, learned = self._by_bucket(snapshot.learned, self._learned, _encode_learned)
+        self._proven, proven = self._by_bucket(snapshot.proven, self._proven, lambda _place, address, _: f"{address}")
+        self._down, down = self._by_bucket(snapshot.down, self._down, _encode_server_key)
+        self._passed, passed = self._by_bucket(snapshot.passed, self._passed, _encode_server_key)
+        unserved, overrides = snapshot.unserved.values(), snapshot.overrides.items()
         return {
             "generation": snapshot.generation,
             "reserved": snapshot.reserved,
             "written_at": snapshot.written_at,
-            "registrations": _with(registrations, [one.entry for one in snapshot.unserved.values()]),
-            "leases": _with(  # of two entries about one the later counts
-                learned,
+            "registrations": Json([*registrations.pieces, *self._pieces(one.entry for one in unserved)]),
+            "leases": Json(  # of two entries about one the later counts
                 [
-                    *(_encode_lease(key, lease) for key, lease in snapshot.leases.items()),
-                    *(one.lease for one in snapshot.unserved.values() if one.lease is not None),
-                ],
+                    *learned.pieces,
+                    *self._pieces(starmap(_encode_lease, chain(snapshot.leases.items(), leases))),
+                    *self._pieces(one.lease for one in unserved if one.lease is not None),
+                ]
             ),
             "proven": proven,
             "down": down,
             "passed": passed,
             "resolved": {host: list(ips) for host, ips in snapshot.resolved.items()},
-            "overrides": [
+            "overrides": self._listed(
                 {"listen": str(one[0]), "address": str(one[1]), **_encode_word(word)}
-                for one, word in snapshot.overrides.items()
+                for one, word in overrides
                 if not isinstance(one, str)
-            ],
-            "node_overrides": [
-                {"node": one, **_encode_word(word)} for one, word in snapshot.overrides.items() if isinstance(one, str)
-            ],
+            ),
+            "node_overrides": self._listed(
+                {"node": one, **_encode_word(word)} for one, word in overrides if isinstance(one, str)
+            ),
         }
+
+    def _by_bucket(
+        self, entries: PersistentMap[K, V], known: "_Texts", encoded: Callable[[int, K, V], Any]
+    ) -> tuple["_Texts", Json]:
+        texts: _Texts = {}
+        for bucket in entries.buckets:
+            texts[id(bucket)] = known.get(id(bucket)) or (
+                bucket,
+                self._text([encoded(place, key, value) for key, (place, value) in bucket.items()]),
+            )
+        return texts, Json([text for _, text in texts.values()])
+
+    def _listed(self, values: Iterable[Any]) -> Json:
+        return Json(list(self._pieces(values)))
+
+    def _pieces(self, values: Iterable[Any]) -> Iterator[bytes]:
+        rest = iter(values)
+        while some := list(islice(rest, PIECE)):
+            yield self._text(some)
+
+    def _text(self, values: list[Any]) -> bytes:
+        text = ",".join(map(canonical, values)).encode()
+        self._since += len(values)
+        if self._since >= PIECE:
+            self._since = 0
+            time.sleep(PAUSE)  # noqa: TID251 - in the store's thread, never on the loop
+        return text
 
 
 _Texts = dict[int, tuple[Bucket[Any, Any], bytes]]  # by the identity of the bucket, which is held so that it stays its own
-
-
-def _by_bucket(entries: PersistentMap[K, V], known: _Texts, encoded: Callable[[int, K, V], Any]) -> tuple[_Texts, Json]:
-    texts: _Texts = {}
-    for bucket in filter(None, entries.buckets):
-        texts[id(bucket)] = known.get(id(bucket)) or (bucket, _text_of(bucket, encoded))
-    return texts, Json([text for _, text in texts.values()])
-
-
-def _with(entries: Json, more: Iterable[Mapping[str, Any]]) -> Json:
-    """The list with these behind its own."""
-    return Json([*entries.pieces, *(canonical(one).encode() for one in more)])
-
-
-def _text_of(bucket: Bucket[K, V], encoded: Callable[[int, K, V], Any]) -> bytes:
-    text = ",".join([canonical(encoded(place, key, value)) for key, (place, value) in bucket.items()])
-    time.sleep(PAUSE)  # noqa: TID251 - in the store's thread, never on the loop
-    return text.encode()
 
 
 def _encode_server_key(_order: int, key: ServerKey, _: bool) -> list[str]:
