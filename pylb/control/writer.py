@@ -20,7 +20,7 @@ from pylb.control.storage.disk import Unsynced
 from pylb.control.tasks import Part, Tasks
 from pylb.core.address import Listen
 from pylb.core.claims import Claims
-from pylb.core.errors import Code, Refused
+from pylb.core.errors import Code, Refused, break_cycles
 from pylb.core.ownership import Change
 from pylb.core.registration import Key
 
@@ -106,7 +106,8 @@ class Writer:
             raise _stopping()
         call = Call(step, frozenset(keys), asyncio.get_running_loop().create_future(), done, by, write)
         self._queue.append(call)
-        self._about.update(call.keys)
+        for key in call.keys:
+            self._about[key] += 1
         self._work.set()
         return call.answer
 
@@ -143,10 +144,11 @@ class Writer:
             for key in call.keys:
                 self._about[key] -= 1
                 if not self._about[key]:
-                    del self._about[key]
+                    self._about.pop(key)
 
     async def _commit(self, calls: list[Call]) -> None:
-        live, opened = self._publisher.desired, set[Listen]()
+        live = self._publisher.desired
+        opened: set[Listen] = set()
 
         async def opening(before: DesiredState, after: DesiredState, change: Change) -> None:
             opened.update(await self._open(before, after, change))
@@ -158,7 +160,7 @@ class Writer:
             except Unsynced:
                 pass  # it is on disk as far as anybody can see, so refusing it would be wrong
             except OSError as error:
-                again = await _judge(live, [call for call, _ in batch.decided], _without_disk(_not_writable(error)))
+                again = await _judge(live, [call for call, _ in batch.decided], _without_disk(error))
                 again.refused += batch.refused
                 batch = again
         by = dict.fromkeys(call.by for call, change in batch.decided if change.touched)
@@ -190,7 +192,9 @@ class Writer:
     async def _open(self, before: DesiredState, after: DesiredState, change: Change) -> set[Listen]:
         """Open the ports that `after` has and the published table does not have, all or none. Raises Refused."""
         published = self._publisher.table.frontends
-        wanted = [listen for listen in change.touched if after.has(listen) and listen not in published]
+        wanted = [listen for listen in change.touched if listen not in published and after.has(listen)]
+        if not wanted:
+            return set()
         closing = [listen for listen in change.touched if listen in published and not after.has(listen)]
         done: set[Listen] = set()
         async for listen in in_turns(sorted(wanted), CALLS):
@@ -216,6 +220,7 @@ async def _judge(live: DesiredState, calls: Iterable[Call], admit: Admit) -> _Ba
             desired, change = await stepwise(judged) if isinstance(judged, Generator) else judged
             await admit(batch.desired, desired, change)
         except Refused as refused:
+            break_cycles(refused)  # its frames have the pictures, and the batch may take long
             batch.refused.append((call, refused))
         except Exception as bug:  # noqa: BLE001 - the task boundary: a bug in one call must not end the writer
             _fail(call, bug)
@@ -224,11 +229,11 @@ async def _judge(live: DesiredState, calls: Iterable[Call], admit: Admit) -> _Ba
     return batch
 
 
-def _without_disk(refusal: Refused) -> Admit:
+def _without_disk(error: OSError) -> Admit:
     async def admit(_before: DesiredState, _after: DesiredState, change: Change) -> None:
         """While the disk fails, refuse what a restart would forget, but allow a move or another instance of a known name."""
         if change.opened or change.new_name:
-            raise refusal
+            raise _not_writable(error)  # one for each call: the same one raised again would collect all their frames
 
     return admit
 

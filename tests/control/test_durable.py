@@ -5,6 +5,7 @@ import errno
 import os
 import stat
 import threading
+import traceback
 from pathlib import Path
 
 import pytest
@@ -261,3 +262,19 @@ async def test_a_bug_in_the_snapshot_is_a_disk_that_fails(tmp_path: Path, monkey
                 await c.put({other: 30001}, name="new")
         assert c.registry.task_failures["snapshot"] == 2
         assert (await c.put({port: 30001}, NODE_C)).durable
+
+
+async def test_calls_that_a_full_disk_refuses_together_hold_no_frames(tmp_path: Path) -> None:
+    """One refusal was raised for each of them, and collected the frames of all, with a picture of everything in each."""
+    port, *ports = free_ports(9)
+    async with control(tmp_path) as c:
+        await c.put({port: 30001})
+        with disk_full():
+            calls = (c.put({other: 30002}, name=f"new-{other}") for other in ports)
+            refused = await asyncio.gather(*calls, return_exceptions=True)
+    assert len({id(one) for one in refused}) == len(ports)
+    for one in refused:
+        assert isinstance(one, Refused)
+        frames = [frame.f_code.co_name for frame, _ in traceback.walk_tb(one.__traceback__)]
+        assert "admit" not in frames
+        assert len(frames) < 10
