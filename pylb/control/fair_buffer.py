@@ -2,10 +2,12 @@
 
 from collections import deque
 from dataclasses import dataclass, field
+from heapq import heapify, heappop, heappush
 from math import inf
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
+FEW = 64  # outdated entries of the heap that are tolerated
 
 
 @dataclass(slots=True)
@@ -27,34 +29,55 @@ class FairBuffer(Generic[T]):
         self._next = 0
         self._items: dict[int, T] = {}
         self._shares: dict[str, _Share] = {}
+        self._heaviest: list[tuple[float, int, str]] = []  # a heap: minus the weight, the oldest item; one valid entry each
         self._dropped = -1
         self.dropped: T | None = None  # the newest item that was dropped: everything after it is there
 
     def add(self, owner: str, item: T, weight: float = 1.0) -> None:
-        """Costs O(owners) once it is full."""
         self._items[self._next] = item
         share = self._shares.setdefault(owner, _Share())
         share.numbers.append((self._next, weight))
         share.weight += weight
         self._weight += weight
         self._next += 1
+        self._rank(owner, share)
         while len(self._items) > self._size or (self._weight > self._most and len(self._items) > 1):
             self._drop()
 
+    def _rank(self, owner: str, share: _Share) -> None:
+        """The share has changed: so has its place among all."""
+        heappush(self._heaviest, (-share.weight, share.numbers[0][0], owner))
+        if len(self._heaviest) > 2 * len(self._shares) + FEW:
+            self._heaviest = [(-one.weight, one.numbers[0][0], name) for name, one in self._shares.items()]
+            heapify(self._heaviest)
+
+    def _heaviest_share(self) -> tuple[str, _Share]:
+        """Of equals the one with the oldest item. Not one that has only the newest item: there is another."""
+        spared = None
+        while True:
+            entry = heappop(self._heaviest)
+            weight, oldest, owner = entry
+            share = self._shares.get(owner)
+            if share is None or (-share.weight, share.numbers[0][0]) != (weight, oldest):
+                continue  # it has changed since
+            if oldest != self._next - 1:
+                break
+            spared = entry
+        if spared is not None:
+            heappush(self._heaviest, spared)
+        return owner, share
+
     def _drop(self) -> None:
-        newest = self._next - 1
-        candidates = (
-            (share.numbers[0][0] != newest, share.weight, -share.numbers[0][0], owner) for owner, share in self._shares.items()
-        )
-        owner = max(candidates)[-1]
-        share = self._shares[owner]
+        owner, share = self._heaviest_share()
         number, weight = share.numbers.popleft()
         gone = self._items.pop(number)
         if number > self._dropped:
             self._dropped, self.dropped = number, gone
         share.weight -= weight
         self._weight -= weight
-        if not share.numbers:
+        if share.numbers:
+            self._rank(owner, share)
+        else:
             del self._shares[owner]
 
     def items(self) -> list[T]:

@@ -35,6 +35,7 @@ class Liveness:
         self._clock = clock
         self._wall = wall
         self.leases = LeaseBounds()
+        self.yield_policy = YieldPolicy(self._yields, self._words)
         self._since: dict[Key, float] = {}
         self._looked: float | None = None
 
@@ -66,10 +67,6 @@ class Liveness:
     def dead(self) -> list[Key]:
         """All that are silent and dead, the longest first."""
         return list(self._since)
-
-    @property
-    def yield_policy(self) -> YieldPolicy:
-        return YieldPolicy(self._yields, self._words)
 
     def _look_at(self, one: Registration) -> None:
         began = self._since.get(one.key)

@@ -86,7 +86,6 @@ class Publisher:
             del self._health_changes[listen]
         self._apply_health_soon()  # before anything that may fail: else the rest would wait for the next news
         base = self.table
-        server_states = self._server_states(self.desired)
         desired, server_states = self.desired, self._server_states(self.desired)
         before = {listen: base.frontends.get(listen) for listen in some}
         made = {
@@ -112,7 +111,7 @@ class Publisher:
         return made
 
     def _server_states(self, desired: DesiredState) -> ServerStates:
-        return replace(self._checker.health_records.server_states, overrides=desired.overrides)
+        return self._checker.health_records.server_states(desired.overrides)
 
     def _swap(self, desired: DesiredState, made: Mapping[Listen, Frontend | None], served: Table | None = None) -> None:
         """Swap the table. `served`: the table in force with the other changes, which the sink already has."""
@@ -142,7 +141,9 @@ class Publisher:
         if table is base:
             return
         touched = frozenset(touched)
-        whole = replace(table, since=base.mark, touched=touched)  # it was made in slices: compared with `base` at once
+        whole = table
+        if table.since is not base.mark:  # it was made in slices: compared with `base` at once
+            whole = replace(table, since=base.mark, touched=touched)
         async for _ in in_turns(self._checker.syncing(table, touched), FRONTENDS):
             pass
         self._history.note(table.generation, by, await _lines(base, whole))
@@ -160,7 +161,7 @@ class Publisher:
 
 async def _lines(old: Table, new: Table) -> list[ChangeLine]:
     """The same as `lines`, in steps."""
-    found = list[ChangeLine]()
+    found: list[ChangeLine] = []
     async for group in in_turns(changes(old, new), FRONTENDS):
         found += group
     return in_order(found)

@@ -152,7 +152,8 @@ class Registrar:
         """The result of `judge`, and the registrations that are released for it. Raises Refused."""
         if caller is not None and not desired.keyring.has(caller.token):  # removed by a reload while it was dialled
             raise Refused(Code.UNAUTHORIZED, f"token {caller.token.name!r} is no longer valid as it was", "call again")
-        claims, gone = desired.claims, list[Key]()
+        claims = desired.claims
+        gone: list[Key] = []
         while True:
             try:
                 _room_for_one_more(claims, wanted.key)

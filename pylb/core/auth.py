@@ -68,7 +68,8 @@ class Keyring:
 
     def has(self, token: Token) -> bool:
         """Does the keyring contain exactly this token?"""
-        return self._by_name.get(token.name) == token
+        known = self._by_name.get(token.name)
+        return known is token or known == token
 
     @property
     def has_heirs(self) -> bool:

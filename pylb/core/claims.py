@@ -4,7 +4,7 @@ A frontend (a `Listen`) is held by the *set* of the registrations on it: it clos
 server, see compose.py.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -49,11 +49,11 @@ class Claims:
         # A call that moves a server, or a lease that ends, is all that most edits are: no port and no owner differs by those.
         come_or_gone = [pair for pair in pairs if pair[1] is None or pair[2] is None]
         placed = [pair for pair in pairs if pair[1] is None or pair[2] is None or pair[1].places != pair[2].places]
-        holders = _holders(self.holders, placed)
+        holders = _holders(self.holders, placed) if placed else {}
         return Claims(
             self.registrations.edited(edits),
-            self.holders.edited(holders),
-            self.ports.edited(_ports(self, holders)),
+            self.holders.edited(holders) if holders else self.holders,
+            self.ports.edited(_ports(self, holders)) if holders else self.ports,
             _counted(self.sent_to, pairs, _targets),
             _counted(self.owners, come_or_gone, lambda one: (owner_of(one),)),
             _counted(self.of_token, come_or_gone, lambda one: (one.key.token,)),
@@ -97,8 +97,10 @@ def _ports(claims: Claims, holders: Mapping[Listen, tuple[Key, ...] | None]) -> 
 
 
 def _counted(
-    known: PersistentMap[K, int], pairs: Iterable[Pair], what: Callable[[Registration], Iterable[K]]
+    known: PersistentMap[K, int], pairs: Collection[Pair], what: Callable[[Registration], Iterable[K]]
 ) -> PersistentMap[K, int]:
+    if not pairs:
+        return known
     found: dict[K, int] = {}
     for _, before, after in pairs:
         for one, by in ((before, -1), (after, 1)):

@@ -13,8 +13,8 @@ from pylb.core.address import Address, Listen
 from pylb.core.claims import Claims
 from pylb.core.loops import loop
 from pylb.core.operator_overrides import NONE, Overrides, with_overrides
-from pylb.core.policy import HealthPolicy, ProxyProtocol
-from pylb.core.registration import Registration, State
+from pylb.core.policy import AdminState, HealthPolicy, ProxyProtocol
+from pylb.core.registration import FrontendRequest, Registration, State
 from pylb.core.static_rules import StaticRules
 from pylb.core.table import BACKUP, DOWN, LAST_RESORT, PROVEN, UNPROVEN, Frontend, Server, Table
 
@@ -53,28 +53,35 @@ def compose_frontend(
     if static is None and not held:
         return None
     name = static.name if static else static_rules.label(held[0].name, listen.port)
+    known: _Known = {server.address: server for server in before.servers} if before is not None else {}
     found: dict[Address, Server] = {}
-    for offer in _offers(claims, static_rules, held, server_states, listen):
-        known = found.get(offer.address)
-        if known is None or offer.rank < known.rank:
+    for offer in _offers(claims, static_rules, held, server_states, listen, known=known):
+        better = found.get(offer.address)
+        if better is None or offer.rank < better.rank:
             found[offer.address] = offer
     policy = static_rules.policy(listen)
-    servers = _trusted([_seen(server, server_states, listen, policy.health) for server in found.values()], server_states)
-    return _unchanged(before, Frontend(name, listen, policy, tuple(_distinct(servers))))
-
-
-def _unchanged(before: Frontend | None, after: Frontend) -> Frontend:
-    """`after`, with objects of `before` wherever they are equal."""
+    refuses = policy.health.refuses
+    servers = _trusted([_seen(server, server_states, listen, refuses=refuses) for server in found.values()], server_states)
     if before is None:
-        return after
-    known = {server: server for server in before.servers}
-    policy = before.policy if before.policy == after.policy else after.policy
-    after = Frontend(after.name, after.listen, policy, tuple(known.get(server, server) for server in after.servers))
+        return Frontend(name, listen, policy, tuple(_distinct(servers)))
+    if policy is not before.policy and policy == before.policy:
+        policy = before.policy
+    same = ((known.get(server.address), server) for server in _distinct(servers))
+    after = Frontend(name, listen, policy, tuple(old if old is new or old == new else new for old, new in same))
     return before if after == before else after
 
 
+_Known = Mapping[tuple[str, int], Server]  # the servers of the table before, by address
+
+
 def _offers(
-    claims: Claims, static_rules: StaticRules, held: list[Registration], server_states: ServerStates, listen: Listen
+    claims: Claims,
+    static_rules: StaticRules,
+    held: list[Registration],
+    server_states: ServerStates,
+    listen: Listen,
+    *,
+    known: _Known,
 ) -> Iterator[Server]:
     """One per holder of a server. Among equals the first one counts: static lines, then the newest registration.
 
@@ -100,32 +107,50 @@ def _offers(
     held = [one for one in held if not static_rules.is_here(one.ip) or loop(claims, static_rules, one, listen) is None]
     for one in reversed(held):
         item = one.wanted[one.places.index(listen)]
-        address = one.address(item)
+        before = known.get((one.ip, item.target_port))
+        address = one.address(item) if before is None else before.address
         rank = UNPROVEN if address not in server_states.proven else PROVEN
         if one.state is not State.FRESH:
             rank = LAST_RESORT
         elif item.backup:
             rank = BACKUP
-        send = _send(item.send_proxy, policy.send_proxy)
+        send = policy.send_proxy if item.send_proxy is None else item.send_proxy
         health = item.health.over(policy.health)
-        yield Server(one.label, address, item.weight, rank, send, backup=item.backup, health=health)
+        if before is not None and _is(before, item, one.label, rank, send=send, health=health):
+            yield before  # as nearly always: making one takes as long as all of this
+        else:
+            yield Server(one.label, address, item.weight, rank, send, backup=item.backup, health=health)
     for one in held:
         for old in one.displaced:
             waits = one.address(one.wanted[one.places.index(listen)]) not in server_states.proven
             if waits and old.listen == listen and not static_rules.comes_back(old.address, claims.holders):
-                send = _send(old.send_proxy, policy.send_proxy)
+                send = policy.send_proxy if old.send_proxy is None else old.send_proxy
                 yield Server(old.server, old.address, old.weight, PROVEN, send, health=old.health.over(policy.health))
 
 
-def _send(wanted: ProxyProtocol | None, default: ProxyProtocol) -> ProxyProtocol:
-    return default if wanted is None else wanted
+def _is(
+    server: Server, item: FrontendRequest, label: str, rank: int, *, send: ProxyProtocol, health: HealthPolicy | None
+) -> bool:
+    """Is it what a registration offers at its address? Then the operator has set nothing for it."""
+    return (
+        server.rank == rank
+        and server.name == label
+        and server.weight == item.weight
+        and server.send_proxy is send
+        and server.backup is item.backup
+        and (server.health is health or server.health == health)
+        and server.admin is AdminState.READY
+        and not server.max_connections
+    )
 
 
-def _seen(server: Server, server_states: ServerStates, listen: Listen, health: HealthPolicy) -> Server:
+def _seen(server: Server, server_states: ServerStates, listen: Listen, *, refuses: bool) -> Server:
+    """`refuses`: those without a health policy of their own."""
     place = (listen, server.address)
-    if place in server_states.down or ((server.health or health).refuses and place not in server_states.passed):
+    refuses = refuses if server.health is None else server.health.refuses
+    if place in server_states.down or (refuses and place not in server_states.passed):
         server = replace(server, rank=DOWN)
-    return with_overrides(server, listen, server_states.overrides)
+    return with_overrides(server, listen, server_states.overrides) if server_states.overrides else server
 
 
 def _trusted(servers: list[Server], server_states: ServerStates) -> list[Server]:

@@ -49,7 +49,7 @@ def check_opens_no_loop(claims: Claims, static_rules: StaticRules, wanted: Regis
     if circle := opened & static_rules.aimed_here:
         detail = f"port {min(circle)} of this machine is where a static frontend is sent: a loop"
         raise Refused(Code.TARGET_REFUSED, detail, "use another port")
-    if not _is_aimed_at(claims, static_rules, opened):
+    if not opened or not _is_aimed_at(claims, static_rules, opened):
         return
     for one in claims.registrations.values():  # somebody is: who?
         aims = any(port in opened for item in one.wanted for _, port in item.dialled())

@@ -33,8 +33,6 @@ _AS_IT_IS = Override()
 
 def with_overrides(server: Server, listen: Listen, overrides: Overrides) -> Server:
     """The server as the table shows it."""
-    if not overrides:
-        return server
     words = [overrides.get((listen, server.address)), overrides.get(server.address.ip)]  # the narrower one first
     own = words[0]
     for word in words[:1] if own is not None and own.exempt else words:

@@ -149,7 +149,7 @@ class HealthOverride:
 
     def over(self, base: HealthPolicy) -> HealthPolicy | None:
         """`base` with these settings on top; None: there are none."""
-        if self == UNSAID:
+        if self is UNSAID or self == UNSAID:
             return None
         check = base.check if self.check is None else self.check
         said = {key: getattr(self, key) for key in ("interval", "rise", "fall", "when_all_down")}

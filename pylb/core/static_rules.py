@@ -60,7 +60,9 @@ class StaticRules:
         """
         if port in self.rules.reserved_ports:
             raise Refused(Code.PORT_FORBIDDEN, f"port {port} is pylb's own (webhook, admin or metrics)", "use another port")
-        statics = self._by_port.get(port, [])
+        statics = self._by_port.get(port)
+        if not statics:
+            return Listen("tcp", self.rules.defaults.bind, port)
         open_to = (JoinRule.ANY, JoinRule.LEGACY) if one.key.is_legacy else (JoinRule.ANY,)
         joins = [frontend for frontend in statics if frontend.name == one.name]
         joins += [frontend for frontend in statics if frontend.joining in open_to]

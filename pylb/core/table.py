@@ -3,7 +3,7 @@
 Control composes a table, the engine applies it. A live session uses what it took from the table under which it was accepted.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from pylb.core.address import Address, Listen
@@ -74,6 +74,12 @@ def make_table(generation: int, frontends: Mapping[Listen, Frontend]) -> Table:
     return Table(generation, PersistentMap(frontends))
 
 
+def differing(old: Sequence[Server], new: Sequence[Server]) -> tuple[list[Server], list[Server]]:
+    """The servers of each that are not in the other as the same object: of ten servers one, when one of them moves."""
+    same = set(map(id, old)).intersection(map(id, new))
+    return [one for one in old if id(one) not in same], [one for one in new if id(one) not in same]
+
+
 @dataclass(frozen=True, slots=True)
 class Diff:
     """The result of `diff`, each field in the order of the listen address."""
@@ -90,14 +96,15 @@ def diff(old: Table, new: Table) -> Diff:
     """From `old` to `new`. Applying it to `old` gives `new`; the diff of a table and itself is empty."""
     have, want = old.frontends, new.frontends
     # Between a table and its successor only what was touched is compared; between any other two, everything.
-    differ = sorted(new.touched if new.since is old.mark else have.keys() | want.keys())
-    before, after = {key: have.get(key) for key in differ}, {key: want.get(key) for key in differ}
-    return Diff(
-        opened=tuple(made for key, made in after.items() if made is not None and before[key] is None),
-        closed=tuple(gone for key, gone in before.items() if gone is not None and after[key] is None),
-        changed=tuple(
-            (one, other)
-            for key, one in before.items()
-            if one is not None and (other := after[key]) is not None and one is not other and one != other
-        ),
-    )
+    differ = new.touched if new.since is old.mark else have.keys() | want.keys()
+    opened, closed, changed = [], [], []
+    for listen in sorted(differ):
+        before, after = have.get(listen), want.get(listen)
+        if after is None:
+            if before is not None:
+                closed.append(before)
+        elif before is None:
+            opened.append(after)
+        elif before is not after and before != after:
+            changed.append((before, after))
+    return Diff(tuple(opened), tuple(closed), tuple(changed))

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from pylb.core.address import Address, Listen
-from pylb.core.table import BACKUP, DOWN, LAST_RESORT, OUT, PROVEN, UNPROVEN, Frontend, Server, Table, diff
+from pylb.core.table import BACKUP, DOWN, LAST_RESORT, OUT, PROVEN, UNPROVEN, Frontend, Server, Table, diff, differing
 
 RANKS = {
     PROVEN: "in service",
@@ -70,10 +70,10 @@ def _opened(frontend: Frontend) -> ChangeLine:
 
 def _changed(old: Frontend, new: Frontend) -> Iterator[ChangeLine]:
     head, listen, name = f"port {new.listen.port} ({new.name})", new.listen, new.name
-    if old.policy != new.policy or old.name != new.name:
+    if old.name != new.name or (old.policy is not new.policy and old.policy != new.policy):
         was = f", was {old.name}" if old.name != new.name else ""
         yield ChangeLine(ChangeKind.POLICY, listen, name, f"{head}: other settings{was}")
-    before, after = ({server.address: server for server in one.servers} for one in (old, new))
+    before, after = ({one.address: one for one in servers} for servers in differing(old.servers, new.servers))
     gone = [server for address, server in before.items() if address not in after]
     come = [server for address, server in after.items() if address not in before]
     for server in come:

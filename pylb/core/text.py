@@ -48,6 +48,8 @@ def _escape(found: re.Match[str]) -> str:
 
 def visible(text: str) -> str:
     """As one line."""
+    if text.isascii() and text.isprintable():  # nearly all; the expression tries each character against thirty ranges
+        return text
     return _HARMFUL.sub(_escape, text)
 
 

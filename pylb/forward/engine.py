@@ -19,7 +19,7 @@ from pylb.core.address import Address, Listen
 from pylb.core.policy import AdminState, OnDown
 from pylb.core.recorder import SCAN, Coverage, Query, Recorder, SessionTrace, first_number, session_id, trace_of
 from pylb.core.session import Cause, Event, Observer, SessionView, State
-from pylb.core.table import DOWN, Frontend, Server, Table, diff
+from pylb.core.table import DOWN, Frontend, Server, Table, diff, differing
 from pylb.forward.accounts import Accounts
 from pylb.forward.counters import Counters
 from pylb.forward.faults import Faults, Report
@@ -381,9 +381,7 @@ class Engine:
         self._ports.serve(port, state)
 
     def _change(self, port: ListeningPort, state: FrontendState, new: Frontend) -> None:
-        have, want = state.frontend.servers, new.servers
-        stay = set(map(id, have)) & set(map(id, want))
-        self._life.dialer.know(*([one for one in servers if id(one) not in stay] for servers in (have, want)))
+        self._life.dialer.know(*differing(state.frontend.servers, new.servers))
         for server, before in state.update(new):
             self._apply_state(state, server, before)
         if state.ramping:

@@ -207,8 +207,9 @@ class FrontendState:
                 state = ServerState(server, self.counters.servers.setdefault(server.name, ServerCounters()))
                 comes = bool(known)  # the first servers of a frontend have no others to share the load with
             else:
-                comes = _in_use(server) and not _in_use(state.server)
-                if state.server is not server and state.server != server:
+                same = state.server is server or state.server == server
+                comes = not same and _in_use(server) and not _in_use(state.server)
+                if not same:
                     changed.append((state, state.server))
             if comes and frontend.policy.slow_start:
                 state.share = LEAST_SHARE

@@ -77,6 +77,34 @@ def test_a_ring_is_never_larger_and_owes_each_a_fair_share(owners: list[str], si
         assert [number for one, number in items if one == owner] == newest
 
 
+def _kept(owners: list[tuple[str, int]], size: int, most: int) -> list[int]:
+    """What the buffer holds, by its definition: the one with the most weight loses its oldest item, of equals the one whose
+    oldest is the oldest, and never the newest item."""
+    held: list[tuple[int, str, int]] = []
+    for number, (owner, weight) in enumerate(owners):
+        held.append((number, owner, weight))
+        while len(held) > size or (sum(one[2] for one in held) > most and len(held) > 1):
+            weights: Counter[str] = Counter()
+            for _, name, more in held:
+                weights[name] += more
+            oldest = {name: min(one for one, other, _ in held if other == name) for name in weights}
+            gone = max((oldest[name] != number, weights[name], -oldest[name], name) for name in weights)[-1]
+            held.remove(next(one for one in held if one[1] == gone))
+    return [number for number, _, _ in held]
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from("abcdef"), st.integers(1, 30)), max_size=120),
+    st.integers(1, 20),
+    st.integers(1, 200),
+)
+def test_the_heaviest_share_loses_its_oldest_item(owners: list[tuple[str, int]], size: int, most: int) -> None:
+    buffer: FairBuffer[int] = FairBuffer(size, most)
+    for number, (owner, weight) in enumerate(owners):
+        buffer.add(owner, number, weight)
+    assert buffer.items() == _kept(owners, size, most)
+
+
 def test_the_lists_say_how_far_back_they_reach() -> None:
     now = 1000.0
     book = EventLog(lambda: now, lambda _event: None)

@@ -79,6 +79,12 @@ def test_a_diff_touches_nothing_that_stays_and_comes_in_the_order_of_the_listen_
     assert bool(change) == (old.frontends != new.frontends)
 
 
+def test_what_neither_table_has_is_no_difference() -> None:
+    """Of an edit that closes a port that was never open."""
+    table = make_table(1, {})
+    assert diff(table, table.edited(2, {Listen("tcp", "*", 443): None})) == Diff((), (), ())
+
+
 def test_nobody_can_edit_a_table_not_even_through_what_it_was_made_of() -> None:
     listen = Listen("tcp", "*", 443)
     source = {listen: Frontend("web", listen, Policy(), ())}

@@ -5,7 +5,7 @@ frontends ask the same of a server, it is asked once, and all of them get the an
 """
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from math import inf
 
@@ -29,7 +29,7 @@ from pylb.core.health import (
 )
 from pylb.core.operator_overrides import ServerKey
 from pylb.core.policy import AdminState, CheckKind, HealthMode, HealthPolicy
-from pylb.core.table import Frontend, Server, Table
+from pylb.core.table import Frontend, Server, Table, differing
 
 AGAIN = 20.0  # seconds between two connects to a server whose owner no longer calls
 BATCH = 16  # probes begun at once, a tenth of a millisecond each; then the loop gets its turn
@@ -75,14 +75,16 @@ class Checker:
             self.health_records.forget_what_no_table_has()
 
     def _sync(self, listen: Listen, old: Frontend | None, new: Frontend | None) -> None:
-        known = {server.address: server for server in old.servers} if old else {}
-        now = {server.address: server for server in new.servers} if new else {}
+        have: Sequence[Server] = old.servers if old else ()
+        want: Sequence[Server] = new.servers if new else ()
         same_policy = old is not None and new is not None and old.policy is new.policy
+        if same_policy:  # then there is nothing to do for those that stay as they are
+            have, want = differing(have, want)
+        known, now = ({server.address: server for server in servers} for servers in (have, want))
         for address in known.keys() - now.keys():
             self.health_records.remove((listen, address), self._clock())
         for address, server in now.items():
-            old_one = known.get(address)
-            if new is not None and not (same_policy and (old_one is server or old_one == server)):
+            if new is not None and not (same_policy and known.get(address) == server):
                 self._watch(new, server)
 
     def _watch(self, frontend: Frontend, server: Server) -> None:

@@ -15,7 +15,7 @@ from pylb.control.health.prober import ProbeRequest
 from pylb.core.address import Address, Listen
 from pylb.core.compose import ServerStates
 from pylb.core.health import PROVEN, SILENT, UNRECORDED, YES, Health, HealthStats, Reachability, turned
-from pylb.core.operator_overrides import ServerKey
+from pylb.core.operator_overrides import Overrides, ServerKey
 from pylb.core.persistent_map import PersistentMap
 from pylb.core.policy import AdminState
 from pylb.core.table import Server
@@ -102,9 +102,8 @@ class HealthRecords:
 
     # ------------------------------------------------------------ reading
 
-    @property
-    def server_states(self) -> ServerStates:
-        return ServerStates(self.proven, self.down, self.passed)
+    def server_states(self, overrides: Overrides) -> ServerStates:
+        return ServerStates(self.proven, self.down, self.passed, overrides)
 
     def of(self, asked: ServerKey | Address) -> ServerRecord | AddressRecord | None:
         return self.addresses.get(asked) if isinstance(asked, Address) else self.servers.get(asked)
