@@ -4,9 +4,13 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
+from pylb.control.steps import in_turns
 from pylb.core.session import SessionView
 from pylb.core.table import Diff
 from pylb.core.table_diff import ChangeKind, ChangeLine
+
+SESSIONS = 1000  # counted between two turns of the loop: 1 ms
+LINES = 200  # put into words or logged: 1 to 2 ms
 
 _FATE = {
     ChangeKind.CLOSED: "reset after timeouts.drain",
@@ -22,14 +26,18 @@ class Reloaded(NamedTuple):
     lines: list[str]
 
 
-def steps(lines: Iterable[ChangeLine], sessions: Iterable[SessionView]) -> list[dict[str, Any]]:
-    """One per line: what, port, frontend, text, and the number of live sessions concerned."""
+async def steps(lines: Iterable[ChangeLine], sessions: Iterable[SessionView]) -> list[dict[str, Any]]:
+    """One per line: what, port, frontend, text, and the number of live sessions concerned. The loop runs in between: there may
+    be tens of thousands of sessions, and a thousand lines."""
     by_port: Counter[Any] = Counter()
     by_server: Counter[Any] = Counter()
-    for one in sessions:
+    async for one in in_turns(sessions, SESSIONS):
         by_port[one.listen] += 1
         by_server[one.listen, one.address] += 1
-    return [_step(line, by_port[line.listen] if line.server is None else by_server[line.listen, line.server]) for line in lines]
+    return [
+        _step(line, by_port[line.listen] if line.server is None else by_server[line.listen, line.server])
+        async for line in in_turns(lines, LINES)
+    ]
 
 
 def _step(line: ChangeLine, live: int) -> dict[str, Any]:

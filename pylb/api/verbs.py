@@ -119,7 +119,7 @@ def _views(registry: Registry, service: AppOperations, live: SessionControl) -> 
                 lines = await service.plan(path, text)
             except ConfigErrors as errors:
                 raise Refused(Code.INVALID, str(errors), "nothing was changed") from None
-        return {"generation": registry.table.generation, "steps": steps(lines, await live.sessions())}
+        return {"generation": registry.table.generation, "steps": await steps(lines, await live.sessions())}
 
     return {
         "complete": complete,

@@ -8,7 +8,7 @@ from functools import partial
 from operator import attrgetter
 from pathlib import Path
 
-from pylb.api.plan import Reloaded, in_words, steps
+from pylb.api.plan import LINES, Reloaded, in_words, steps
 from pylb.app.background import Background
 from pylb.app.errors import CannotStart
 from pylb.app.forwarding import Forwarding
@@ -17,6 +17,7 @@ from pylb.app.tokens import TOKEN_FILE
 from pylb.config import Config
 from pylb.config.source import ConfigSource
 from pylb.control.registry import Registry
+from pylb.control.steps import in_turns
 from pylb.control.storage.store import Store
 from pylb.control.tasks import Part
 from pylb.core.errors import Code, Refused
@@ -88,7 +89,7 @@ class ConfigReload:
         keyring = keys.keyring()
         rules = await rules_of(config)
         _, changes = await self._registry.rules.plan(rules, keyring)
-        planned = steps(changes, await self._forwarding.sessions())
+        planned = await steps(changes, await self._forwarding.sessions())
         change = await self._registry.rules.reload(rules, keyring)
         other = await asyncio.to_thread(_other_settings, settings.config, config)  # there may be thousands of tokens
         lines = [in_words(change), *other, *(step["text"] for step in planned)]
@@ -97,7 +98,7 @@ class ConfigReload:
         await settings.read_certificates()
         settings.reloaded = True
         await self.keep_config()
-        for line in lines:
+        async for line in in_turns(lines, LINES):
             log.info("reloaded: %s", line)
         if keys.secret is not None and had_tokens:
             log.warning("no token is configured any more: the generated one in %s counts", config.state_dir / TOKEN_FILE)

@@ -1,11 +1,18 @@
 """`pylb plan` and `pylb history`: what a change would do, and what changes did; the log of a reload says the same."""
 
+import asyncio
 import json
 import socket
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from pylb.api.plan import steps as put_into_words
+from pylb.core.address import Address, Listen
+from pylb.core.session import SessionView
+from pylb.core.table_diff import ChangeKind, ChangeLine
 from tests.app.instance import Instance, cli, echo, fetch
+from tests.support.counting import counting
 from tests.support.ports import free_port
 from tests.support.waiting import eventually
 
@@ -179,3 +186,30 @@ def test_plan_and_doctor_ask_the_checks_and_name_who_would_go_out(pylb: Instance
     pylb.configure(frontends=[static(port, echo_port) | {"health": {"check": {"send": "ping", "expect": "ping"}}}])
     found = json.loads(pylb.ask("doctor", "--json").stdout)
     assert [(one["ok"], one["found"]) for one in found if one["what"] == "check of web"] == [(True, "all its servers pass")]
+
+
+async def test_a_plan_with_many_changes_and_sessions_is_put_into_words_in_steps() -> None:
+    """A reload held the loop for as long as it took to count the live sessions, and to write a line for each change."""
+    longest = {}
+    for count in (1000, 8000):
+        ports = [Listen("tcp", "*", 1 + number) for number in range(count)]
+        lines = [ChangeLine(ChangeKind.CLOSED, listen, "web", f"port {listen.port} closed") for listen in ports]
+        sessions = [
+            SessionView("192.0.2.1", 1, "web", listen, "a", Address("192.0.2.2", 80), "relaying", 0.0, 0, 0) for listen in ports
+        ]
+
+        async def watch(turns: list[int]) -> None:
+            while True:
+                turns.append(calls())
+                await asyncio.sleep(0)
+
+        with counting() as calls:
+            turns = [calls()]
+            watching = asyncio.get_running_loop().create_task(watch(turns))
+            steps = await put_into_words(lines, sessions)
+            turns.append(calls())
+            watching.cancel()
+            await asyncio.gather(watching, return_exceptions=True)
+        assert [step["sessions"] for step in steps] == [1] * count
+        longest[count] = max(after - before for before, after in pairwise(turns))
+    assert longest[8000] <= 1.3 * longest[1000]
