@@ -14,6 +14,7 @@ from types import FrameType
 
 from bench import __doc__ as how_it_measures
 from bench import (
+    announce,
     balance,
     bulk_latency,
     charts,
@@ -41,6 +42,7 @@ from bench.tables import listed
 
 DESCRIPTORS = 20_000
 VERBS = {
+    "announce": announce.main,
     "soak": soak.main,
     "endings": endings.main,
     "letters": letters.main,
@@ -65,6 +67,7 @@ EXAMPLES = """examples:
 
   python -m bench charts             the newest kept run as SVG, under docs/charts/
   python -m bench compare OLD NEW    pylb before and after, from two kept runs
+  python -m bench announce           what control costs for one call alone, with 10,000 registrations
   python -m bench balance            what a pick, a look-up and a limit cost, with 2 and with 1,000 servers
   python -m bench probes             how long the loop is held while 1,000 servers are checked
   python -m bench profile-connection CPU and system calls of one new connection: HAProxy, the floor, pylb
