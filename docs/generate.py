@@ -20,8 +20,9 @@ from pylb.cli.main import main as cli
 from pylb.cli.session_trace import LETTERS
 from pylb.config import schema
 from pylb.config.explain import section_of
-from pylb.config.models import FrontendEntry, PolicySection, Section
+from pylb.config.models import FrontendEntry, PolicySection
 from pylb.config.root import Config
+from pylb.config.section import Section
 from pylb.config.values import JsonType, duration_text
 from pylb.control.registry import Registry
 from pylb.control.storage.store import Store

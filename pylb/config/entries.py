@@ -11,10 +11,11 @@ from pydantic import ValidationError
 from pylb.config import models as m
 from pylb.config.problems import Position
 from pylb.config.root import default_webhook
+from pylb.config.section import Section
 from pylb.config.values import one_or_more
 from pylb.config.yamlplace import Document, Loc
 
-_S = TypeVar("_S", bound=m.Section)
+_S = TypeVar("_S", bound=Section)
 _SOME_PORTS: Mapping[str, Any] = MappingProxyType({"ports": [1]})
 
 

@@ -7,8 +7,8 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from pylb.config.models import Section
 from pylb.config.problems import Problem
+from pylb.config.section import Section
 from pylb.config.values import show
 from pylb.config.yamlplace import Document, Loc
 

@@ -7,10 +7,11 @@ policies are those of `pylb.core.policy`.
 from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from pylb.config import values as v
 from pylb.config.problems import wrong
+from pylb.config.section import Section
 from pylb.core import policy as core
 from pylb.core.access import AccessList, Networks
 from pylb.core.address import Listen
@@ -22,36 +23,10 @@ _BOUNDS = core.Bounds()
 _ACCEPT, _LIMITS, _CALLS = core.ProxyAccept(), core.SourceLimits(), core.CallLimits()
 
 
-class Section(BaseModel):
-    """A mapping in the file. Unknown keys are errors. An empty value where a section belongs counts as absent."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
-    reserved: ClassVar[dict[str, str]] = {}  # key -> why it is refused here
-    short: ClassVar[dict[str, Any] | None] = None  # JSON Schema of the short form that may replace the mapping
-
-    @classmethod
-    def __get_pydantic_json_schema__(cls, core_schema: Any, handler: Any) -> dict[str, Any]:
-        whole: dict[str, Any] = handler(core_schema)
-        return whole if cls.short is None else {"anyOf": [cls.short, whole]}
-
-    @model_validator(mode="before")
-    @classmethod
-    def _drop_empty_sections(cls, data: Any) -> Any:
-        """`frontends:` with all its lines commented out is harmless; an empty `sources:` may be a serious mistake."""
-        if not isinstance(data, dict):
-            return data
-        return {key: value for key, value in data.items() if value is not None or not cls._may_be_empty(key)}
-
-    @classmethod
-    def _may_be_empty(cls, key: str) -> bool:
-        known = cls.model_fields.get(key)
-        return known is not None and known.default_factory is not None
-
-
 class Tls(Section):
     """`self-signed`, or the certificate and key to use."""
 
-    short = {"const": "self-signed"}
+    short: ClassVar[dict[str, Any] | None] = {"const": "self-signed"}
     self_signed: bool = Field(False, exclude=True)  # set by the short form, never a key
     certificate: v.FilePath | None = Field(None, description="PEM file: the certificate and its chain")
     key: v.FilePath | None = Field(None, description="PEM file: its private key")
@@ -414,7 +389,7 @@ class Defaults(PolicySection):
 
 
 class ServerEntry(Section):
-    short = {"type": "string"}
+    short: ClassVar[dict[str, Any] | None] = {"type": "string"}
     address: v.ServerAt = Field(description="the server's address")
     name: v.Name | None = Field(None, description="its name in logs, metrics and commands; unset: its address")
     weight: v.Weight = Field(1, description="its share of new sessions; 0: none")

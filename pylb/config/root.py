@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field, PrivateAttr
 from pylb.config import models as m
 from pylb.config import values as v
 from pylb.config.problems import Problem, in_short
+from pylb.config.section import Section
 from pylb.core.address import ANY, Ports, is_loopback, parse_ip, parse_network
 from pylb.core.auth import ANYWHERE, Keyring, Token
 from pylb.core.policy import LeaseBounds, Policy, Rules, SourceLimits
@@ -23,7 +24,7 @@ def default_webhook() -> tuple[m.WebhookListener, ...]:
     return (m.WebhookListener.model_validate({"listen": "*:9000", "tls": "self-signed"}),)
 
 
-class Config(m.Section):
+class Config(Section):
     """pylb.yaml. Made only by `load` and `parse`."""
 
     webhook: Annotated[tuple[m.WebhookListener, ...], BeforeValidator(v.one_or_more), v.OneOrMore()] = Field(

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from pylb.config import models as m
 from pylb.config.entries import Finding, Parts, ReadablePart
+from pylb.config.section import Section
 from pylb.core.address import ANY, Address, HostPort, Listen
 from pylb.core.policy import UNSAID, Balance, HealthMode, Policy, ProxyProtocol, StaticFrontend
 
@@ -99,7 +100,7 @@ def _finding(part: ReadablePart[Any], need: _Need, severity: str = "error") -> F
     return Finding(part.at(*need.key.split(".")), f"{need.key} has no effect: {need.why}", need.hint, severity)
 
 
-def _value(section: m.Section, key: str) -> Any:
+def _value(section: Section, key: str) -> Any:
     """None: it is not written."""
     value: Any = section
     for step in key.split("."):
@@ -109,7 +110,7 @@ def _value(section: m.Section, key: str) -> Any:
     return value
 
 
-def _says(section: m.Section, key: str) -> bool:
+def _says(section: Section, key: str) -> bool:
     """Is it written, with another value than the default?"""
     value, default = _value(section, key), attrgetter(key)(_PLAIN)
     return value is not None and value != default

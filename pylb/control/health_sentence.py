@@ -14,7 +14,7 @@ from pylb.core.health import YES
 from pylb.core.table import LAST_RESORT
 from pylb.core.text import ago
 
-MOST_TOLD = 3  # troubles in the sentence; the rest are counted
+MOST_SHOWN = 3  # troubles in the sentence; the rest are counted
 
 
 class Condition(StrEnum):
@@ -93,7 +93,7 @@ def said(found: Sequence[tuple[Condition, str]], also: Iterable[str] = ()) -> st
     """ "3 of 4 frontends healthy; web-443 lost 10.0.0.7:30443 12 s ago", from the conditions of all frontends. `also`: problems
     of pylb itself, which come first."""
     troubles = [*also, *(text for wanted in (Condition.DOWN, Condition.DEGRADED) for word, text in found if word is wanted)]
-    told = troubles if len(troubles) <= MOST_TOLD + 1 else [*troubles[:MOST_TOLD], f"{len(troubles) - MOST_TOLD} more"]
+    shown = troubles if len(troubles) <= MOST_SHOWN + 1 else [*troubles[:MOST_SHOWN], f"{len(troubles) - MOST_SHOWN} more"]
     healthy = sum(word is Condition.HEALTHY for word, _ in found)
     if not found:
         head = "no frontends yet"
@@ -101,7 +101,7 @@ def said(found: Sequence[tuple[Condition, str]], also: Iterable[str] = ()) -> st
         head = "the one frontend is " + found[0][0]
     else:
         head = f"{'all' if healthy == len(found) else f'{healthy} of'} {len(found)} frontends healthy"
-    return "; ".join([head, *told])
+    return "; ".join([head, *shown])
 
 
 def overall(found: Iterable[tuple[Condition, str]], *, durable: bool, also: Iterable[str] = ()) -> Condition:

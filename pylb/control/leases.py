@@ -210,7 +210,7 @@ class Leases:
             del self._late[key]
         late = tuple(key for key, age in stale.items() if age >= LATE and key not in self._late)
         self._late.update(dict.fromkeys(late, False))
-        closing = tuple(key for key, told in self._late.items() if not told and keep_stale - stale[key] <= CLOSING)
+        closing = tuple(key for key, reported in self._late.items() if not reported and keep_stale - stale[key] <= CLOSING)
         self._late.update(dict.fromkeys(closing, True))
         return late, closing
 

@@ -74,13 +74,13 @@ async def launch(channel: socket.socket, environ: Mapping[str, str]) -> int:
     environment = {key: value for key, value in environ.items() if key not in left_out}
     environment[VARIABLE] = str(channel.fileno())
     program = await asyncio.to_thread(command)
-    heard, told = os.pipe()
-    argv = [sys.executable, "-I", "-S", "-c", _LAUNCHER, str(told), *program]
+    heard, writer = os.pipe()
+    argv = [sys.executable, "-I", "-S", "-c", _LAUNCHER, str(writer), *program]
     try:
         try:
-            launcher = await asyncio.create_subprocess_exec(*argv, pass_fds=(channel.fileno(), told), env=environment)
+            launcher = await asyncio.create_subprocess_exec(*argv, pass_fds=(channel.fileno(), writer), env=environment)
         finally:
-            os.close(told)
+            os.close(writer)
         pid = await asyncio.to_thread(os.read, heard, 20)  # empty if the launcher failed before that
         await launcher.wait()
         if not pid:

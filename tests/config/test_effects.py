@@ -15,8 +15,9 @@ import pytest
 
 from pylb.config import parse
 from pylb.config.explain import section_of
-from pylb.config.models import PolicySection, Section
+from pylb.config.models import PolicySection
 from pylb.config.root import Config
+from pylb.config.section import Section
 from pylb.core.auth import Token
 from pylb.core.log import Selection, Target
 from pylb.core.policy import (

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from pylb.config.explain import section_of
-from pylb.config.models import Section
 from pylb.config.root import Config
+from pylb.config.section import Section
 
 PAGE = Path(__file__).parents[2] / "docs/config.md"  # generated: tests/contract/test_docs.py
 
