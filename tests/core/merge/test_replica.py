@@ -512,6 +512,20 @@ def test_the_watch_may_be_faster_than_the_answer() -> None:
     assert one["a"].knowledge.unsent == {}
 
 
+def test_an_answer_that_comes_after_what_followed_it_puts_nothing_back() -> None:
+    two = Cluster("a", "b")
+    two["a"].release(WEB)
+    transaction, _ = two["a"].write()
+    assert transaction is not None
+    assert two.etcd.try_(transaction)
+    revision = two.etcd.revision
+    two.follow("b")
+    assert two.write("b")  # collects the tombstone
+    two.follow("a")
+    two["a"].wrote(revision)
+    assert two["a"].knowledge.mirror.tombstones == {}
+
+
 def test_old_watch_events_of_ones_own_transactions_change_nothing() -> None:
     one = Cluster("a")
     one.register("a")

@@ -1,6 +1,7 @@
 """Three balancers, etcd and the apps that call them: everything that may happen, and what must be true all the time."""
 
 from dataclasses import dataclass, field
+from random import Random
 
 from pylb.core.merge.local import Answer, Conflict, Memory
 from pylb.core.merge.replica import Replica
@@ -359,3 +360,46 @@ class World:
                     self.violations.append(f"{app.key} is stale at {name}")
                 elif not app.runs and app.key in table and not app.uncertain:
                     self.violations.append(f"{app.key} is released and at {name}: {table[app.key]}")
+
+
+def play(world: World, rnd: Random, *, old_disks: bool, restores: bool) -> None:
+    """A random day, then everything is mended."""
+    apps = rnd.sample(world.apps, rnd.choice((2, 3, 5, 8)))
+    for _ in range(rnd.randint(20, 120)):
+        happen(world, rnd, rnd.choice(apps), world.nodes[rnd.choice(NAMES)], old_disks=old_disks, restores=restores)
+        for _ in range(rnd.randint(0, 3)):
+            world.step(world.nodes[rnd.choice(NAMES)], lose=rnd.random() < 0.05, most=rnd.choice((1, 2, 1000)))
+            world.check()
+        if rnd.random() < 0.7:
+            world.pass_time()
+        if rnd.random() < 0.7:
+            world.beats()
+        world.check()
+        world.save(memories=old_disks, backups=restores)
+        if world.violations:
+            return
+    world.heal()
+    world.converged()
+
+
+def happen(world: World, rnd: Random, app: App, node: Node, *, old_disks: bool, restores: bool) -> None:
+    events = {
+        "cut or join": (10, lambda: (world.cut if node.connected else world.join)(node)),
+        "the address moves": (6, lambda: setattr(world, "vip", node.name)),
+        "register": (10, lambda: world.register(app, rnd.random() < 0.5, rnd.random() < 0.6)),
+        "move": (6, lambda: world.move_app(app)),
+        "goodbye": (3, lambda: world.goodbye(app)),
+        "release": (7, lambda: world.release(app)),
+        "silence": (3, lambda: setattr(app, "silent", not app.silent)),
+        "restart": (4, lambda: world.restart(node, rnd.choice((0, rnd.randint(1, 15))) if old_disks else 0)),
+        "restore": (1.5, lambda: world.restore(rnd.randint(1, 20), rnd.choice((0, 50))) if restores else None),
+        "compact": (1.5, world.etcd.compact),
+        "late call": (3, lambda: world.late_call(app, node)),
+        "forget": (1, lambda: world.forget(node, rnd.choice(NAMES))),
+        "upgrade": (1.5, lambda: world.upgrade(node, rnd.choice((NEEDS, frozenset())))),
+        "accept": (0.5, node.replica.accept),
+        "nothing": (42, lambda: None),
+    }
+    weights = [weight for weight, _ in events.values()]
+    _, what = rnd.choices(list(events.values()), weights)[0]
+    what()
