@@ -232,7 +232,9 @@ class World:
         for other in self.apps:
             owners = {(one.token, one.name) for one in (other.key, key)}
             excluded = any(one.excludes(two) for one in app.slots for two in other.slots)
-            if other.firm and len(owners) > 1 and excluded and not other.uncertain and not self.restored:
+            called = any(self.now - node.answered.get(other.key, -TTL - 1) <= TTL for node in self.nodes.values())
+            excused = other.uncertain or self.restored or (other.disputed and not called)
+            if other.firm and len(owners) > 1 and excluded and not excused:
                 self.violations.append(f"{key} was granted what {other.key} holds")
 
     def pass_time(self) -> None:
