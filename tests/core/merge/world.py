@@ -99,7 +99,7 @@ class World:
                 app.holds = True
                 app.firm |= node.replica.linked
         elif isinstance(answer, Conflict) and (self.is_current(node) or not app.firm):
-            if app.firm and not app.uncertain and not self.restored:
+            if self.must_hold(app):
                 self.violations.append(f"{app.key} holds {answer.slot} and {node.name} says 409: {answer.owner}")
             app.holds = app.firm = False
 
@@ -114,6 +114,12 @@ class World:
                 if int(value.wanted.address.rpartition(".")[2]) >= app.first
             ]
             app.since = max(found, default=0)
+
+    def must_hold(self, app: App) -> bool:
+        """Whether nobody else may get its ports."""
+        called = any(self.now - node.answered.get(app.key, -TTL - 1) <= TTL for node in self.nodes.values())
+        excused = app.uncertain or self.restored or (app.disputed and not called)
+        return app.firm and not excused
 
     def is_current(self, node: Node) -> bool:
         return node.replica.linked and node.replica.knowledge.mirror.revision == self.etcd.revision
@@ -232,9 +238,7 @@ class World:
         for other in self.apps:
             owners = {(one.token, one.name) for one in (other.key, key)}
             excluded = any(one.excludes(two) for one in app.slots for two in other.slots)
-            called = any(self.now - node.answered.get(other.key, -TTL - 1) <= TTL for node in self.nodes.values())
-            excused = other.uncertain or self.restored or (other.disputed and not called)
-            if other.firm and len(owners) > 1 and excluded and not excused:
+            if len(owners) > 1 and excluded and self.must_hold(other):
                 self.violations.append(f"{key} was granted what {other.key} holds")
 
     def pass_time(self) -> None:
