@@ -152,3 +152,10 @@ def echo(sock: socket.socket, data: bytes = b"ping") -> bytes:
     while len(got) < len(data) and (more := sock.recv(len(data) - len(got))):
         got += more
     return got
+
+
+def connected(pylb: Instance) -> socket.socket:
+    """A client that its server has answered."""
+    client = socket.create_connection(("127.0.0.1", pylb.port), 10)
+    assert echo(client) == b"ping"
+    return client
