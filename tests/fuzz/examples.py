@@ -213,6 +213,8 @@ LEGACY = (
     b'{"dst-ip":"","frontend-port":8443,"backend-port":"","action":"delete","name":""}',
 )
 LEGACY_WORDS = (b'{"dst-ip":"', b'"frontend-port":"', b'"frontend-port"', b'"name" : "', b'","', b"<", b">", b'"', b" ")
+PEERS = (b'{"health":"healthy","sentence":"all 3 frontends healthy","host":"lb-2","version":"0.2.0","sessions":17}',)
+PEER_WORDS = (b'"health":"', b'"sentence":', b'"sessions":', b"1e9", b"{", b"}", b"[", b",", b"\\u001b")
 REQUESTS = (
     b"/v1/registrations/web/pod-1\nauthorization:Bearer secret\nx-forwarded-for: 192.0.2.9, 192.0.2.1",
     b"/v1/sessions?ended=1&client=192.0.2.0/24&code=SC,sC&since=600&limit=5",

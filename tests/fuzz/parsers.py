@@ -40,6 +40,7 @@ from pylb.core.tcp_info import parse_tcp_info
 from pylb.haproxy import legacy_import
 from pylb.haproxy.translate import translate
 from pylb.host.systemd import SystemdService
+from pylb.statuspage import peers
 from pylb.upgrade import processes as generations
 from pylb.upgrade.protocol import report_of, word
 from pylb.upgrade.sockets import passed
@@ -301,6 +302,7 @@ PARSERS: tuple[Parser, ...] = (
     ),
     Parser("native body", parse_native, (Refused,), x.NATIVE, x.NATIVE_WORDS, memory=1000),
     Parser("legacy body", parse_legacy, (Refused,), x.LEGACY, x.LEGACY_WORDS, memory=1000),
+    Parser("peer", peers.taken, (ValueError, RecursionError, peers._NoPylbError), x.PEERS, x.PEER_WORDS, most=peers.MOST_BYTES),
     Parser("request", _request, (Refused, NoRoute), x.REQUESTS, x.REQUEST_WORDS, most=8192),
     Parser(
         "check",
