@@ -23,7 +23,7 @@ from tests.support.processes import Processes
 MANY = 1_000_000
 GROWTH = 16 << 20  # bytes of resident memory between the first tenth of a run and its end
 HONEST = 1.0  # seconds for an honest call
-GREETING = 2  # lines; every other one is an error
+GREETING = 3  # lines: where it listens, its config, what it serves; every other one is an error
 BEAT = 0.5  # seconds between two of them
 PLAIN = {"frontends": [{"port": 20000, "target_port": 30443, "weight": 1}], "address": None, "ttl": 60, "state": "ready"}
 ODD = [
