@@ -182,7 +182,8 @@ class Writing:
             known, sequence = release.known, release.sequence
             if before is not None:  # whoever has not processed it has to process both
                 known = {name: max(known.get(name, 0), before.known.get(name, 0)) for name in {*known, *before.known}}
-                sequence = max(sequence, before.sequence)
+                # A release without a sequence is not limited by the other's: then counts and leases decide about both.
+                sequence = max(sequence, before.sequence) if sequence and before.sequence else 0
             where = TombstoneKey(key)
             draft.puts[where] = Tombstone(self._knowledge.name, stamp, known, sequence)
             draft.compares[where] = self._mirror.revision_of(where)

@@ -194,3 +194,17 @@ def test_a_tombstone_includes_an_older_one() -> None:
     assert includes(new, old)
     assert not includes(old, new)
     assert not includes(new, new)
+
+
+def test_a_release_without_a_sequence_is_not_limited_by_an_earlier_one_with_it() -> None:
+    three = Cluster("a", "b", "c")
+    three.register("a", WEB, wanted(sequence=1))
+    three.cut("c", presence=True)
+    three["b"].release(WEB, 2)
+    three.settle()
+    three.register("a", WEB, wanted(sequence=3))
+    three["a"].judged(WEB, State.STALE)
+    three.settle()
+    three["b"].release(WEB)
+    three.settle()
+    assert (three.shown("a"), three.shown("b")) == (None, None)
