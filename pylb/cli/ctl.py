@@ -18,7 +18,15 @@ FOR = click.option("--for", "seconds", metavar="DURATION", callback=duration, he
 TARGET = click.argument("target", metavar="TARGET", shell_complete=words("target"))
 
 
-@click.group(cls=Verbs)
+@click.group(
+    cls=Verbs,
+    instead={
+        "disable": "pylb ctl drain, or pylb ctl maint",
+        "enable": "pylb ctl ready",
+        "kill": "pylb ctl shutdown",
+        "undrain": "pylb ctl ready",
+    },
+)
 def ctl() -> None:
     """Take servers out of service and back, weigh them, and end sessions.
 

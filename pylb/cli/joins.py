@@ -33,7 +33,10 @@ def join_string(config: "Config", host: str | None, made: "GeneratedToken") -> s
     called = host or (config.advertise if everywhere or config.advertise else None)
     if called is None:
         called = outgoing_address() if everywhere else listener.listen.ip
-        if everywhere and not is_loopback(called):
+        if is_loopback(called):
+            say(f"the join string says {called}, which on every machine is that machine itself: set `advertise`, or --host",
+                       err=True)  # fmt: skip
+        elif everywhere:
             say(f"the join string says {called}: set `advertise`, or --host, if others call this machine differently",
                        err=True)  # fmt: skip
     try:

@@ -67,8 +67,36 @@ SECTIONS = {  # of --help, what is needed every day first; each line fits 80 col
     },
 }
 
+_SERVERS = "pylb ctl drain, maint or ready TARGET"
+INSTEAD = {  # what people type who know other programs
+    "backup": "two tar commands while it runs, and two to restore it (docs/security.md, Backup)",
+    "diff": "pylb plan -c new.yaml",
+    "disable": _SERVERS,
+    "drain": "pylb ctl drain TARGET",
+    "enable": _SERVERS,
+    "install": "pylb install-service",
+    "list": "pylb routes",
+    "logs": "journalctl -u pylb, and pylb sessions --ended for connections",
+    "maint": "pylb ctl maint TARGET",
+    "ready": "pylb ctl ready TARGET",
+    "renew": "pylb token rotate NAME",
+    "restart": "pylb upgrade, which closes no connection; or systemctl restart pylb",
+    "rotate": "pylb token rotate NAME",
+    "show": "pylb routes, or pylb explain PORT",
+    "start": "pylb run, or for the service systemctl start pylb",
+    "stop": "systemctl stop pylb, or Ctrl-C where pylb run was typed",
+    "uninstall": "pylb uninstall-service",
+    "validate": "pylb check",
+    "version": "pylb --version; pylb status has that of the running one",
+}
 
-@click.group(cls=Program, sections=SECTIONS, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+
+@click.group(
+    cls=Program,
+    sections=SECTIONS,
+    instead=INSTEAD,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
 @click.option(
     "--colour/--no-colour",
     default=None,
@@ -287,6 +315,8 @@ def release(config_path: Path | None, as_json: bool, what: str) -> None:
     else:
         for line in answer["released"]:
             say(line)
+        if answer["released"]:
+            say("if its phone-home still runs, it registers again at its next call: stop it, or revoke its token", err=True)
 
 
 @main.command()

@@ -19,7 +19,18 @@ INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 
 class Verbs(click.Group):
-    """Its --help has the first sentence of each verb, in full."""
+    """Its --help has the first sentence of each verb, in full. `instead`: verbs of other programs, and what to type here."""
+
+    def __init__(self, *args: Any, instead: Mapping[str, str] | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.instead = instead or {}
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        """Before click guesses by spelling, which makes `status` of `start`."""
+        here = self.instead.get(args[0])
+        if here is not None:
+            raise click.UsageError(f"No such command '{args[0]}'. Here it is: {here}", ctx)
+        return super().resolve_command(ctx, args)
 
     def format_commands(self, _ctx: click.Context, formatter: click.HelpFormatter) -> None:
         found = [(name, command) for name, command in sorted(self.commands.items()) if not command.hidden]

@@ -20,7 +20,17 @@ if TYPE_CHECKING:
     from pylb.config.generated_tokens import GeneratedToken
 
 
-@click.group(cls=Verbs, invoke_without_command=True)
+@click.group(
+    cls=Verbs,
+    invoke_without_command=True,
+    instead={
+        "add": "pylb token create",
+        "delete": "pylb token revoke",
+        "new": "pylb token create",
+        "remove": "pylb token revoke",
+        "renew": "pylb token rotate",
+    },
+)
 @CONFIG
 @click.option("--show", is_flag=True, help="Print the token that the first run made instead of a new one.")
 @click.pass_context

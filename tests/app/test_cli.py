@@ -124,6 +124,7 @@ def test_routes_release_and_rejected_of_a_running_pylb(pylb: Instance, echo_port
 
     ended = pylb.ask("release", "app/one")
     assert (ended.returncode, ended.stdout) == (0, "released app/app/one\n")
+    assert "if its phone-home still runs, it registers again at its next call" in ended.stderr
     ended = pylb.ask("release", "app/one")
     assert (ended.returncode, ended.stdout) == (1, "")
     assert "nothing is registered as 'app/one'" in ended.stderr

@@ -279,6 +279,13 @@ def test_a_config_that_is_named_before_the_verb_counts(tls: Instance) -> None:
     assert (tls.state_dir / FOLDER / "app").exists()
 
 
+def test_a_join_string_with_loopback_comes_with_a_warning_and_one_with_a_name_does_not(tls: Instance) -> None:
+    warning = "the join string says 127.0.0.1, which on every machine is that machine itself: set `advertise`, or --host"
+    assert warning in tls.ask("token", "create", "app", "--ports", "443").stderr
+    ended = tls.ask("token", "rotate", "app", "--host", "lb.example.net")
+    assert ("the join string says" in ended.stderr, "@lb.example.net:" in ended.stdout) == (False, True)
+
+
 def test_without_tls_there_is_no_join_string(pylb: Instance) -> None:
     pylb.configure(tokens=None)
     ended = pylb.ask("token", "create", "app", "--ports", "443")

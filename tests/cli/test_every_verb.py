@@ -1,6 +1,7 @@
 """What all verbs have in common: how they end when something is in the way, and that --help has them."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from pylb.cli.main import SECTIONS, main
+from pylb.cli.program import Verbs
 from tests.cli.every_verb import verbs, with_option
 from tests.support.processes import ROOT
 
@@ -90,6 +92,37 @@ def test_each_help_fits_80_columns() -> None:
     for path in [(), ("ctl",), ("token",), *(path for path, _command in verbs())]:
         text = CliRunner().invoke(main, [*path, "--help"], env={"COLUMNS": "80"}).stdout
         assert (path, [line for line in text.splitlines() if len(line) > 80]) == (path, [])
+
+
+@pytest.mark.parametrize(
+    ("typed", "here"),
+    [
+        (["start"], "No such command 'start'. Here it is: pylb run, or for the service systemctl start pylb"),
+        (["token", "renew", "app"], "No such command 'renew'. Here it is: pylb token rotate"),
+        (["ctl", "undrain", "203.0.113.7"], "No such command 'undrain'. Here it is: pylb ctl ready"),
+        (["routs"], "Did you mean 'routes'?"),
+    ],
+)
+def test_a_verb_of_another_program_leads_to_the_one_here(typed: list[str], here: str) -> None:
+    ended = CliRunner().invoke(main, typed)
+    assert (ended.exit_code, ended.stdout) == (2, "")
+    assert here in ended.stderr
+
+
+@pytest.mark.parametrize("path", [(), ("ctl",), ("token",)])
+def test_each_verb_that_is_named_instead_exists(path: tuple[str, ...]) -> None:
+    group: Any = main
+    for name in path:
+        group = group.commands[name]
+    assert isinstance(group, Verbs)
+    assert group.instead
+    assert group.instead.keys() & group.commands.keys() == set()
+    for here in group.instead.values():
+        for verb in re.findall(r"pylb ((?:ctl |token )?[a-z][a-z-]*)", here):
+            inside: Any = main
+            for word in verb.split():
+                assert word in inside.commands, here
+                inside = inside.commands[word]
 
 
 def test_the_help_has_every_verb_in_a_section() -> None:
