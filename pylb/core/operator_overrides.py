@@ -87,7 +87,7 @@ def _is_there(key: ServerKey, claims: Claims, static_rules: StaticRules) -> bool
 def affected(table: Table, target: OverrideTarget) -> list[tuple[Frontend, Server]]:
     """The servers that an override affects now."""
     if isinstance(target, str):
-        return [(one, other) for one in table.frontends.values() for other in one.servers if other.address.ip == target]
+        return _by_port((one, other) for one in table.frontends.values() for other in one.servers if other.address.ip == target)
     one = table.frontends.get(target[0])
     return [] if one is None else [(one, other) for other in one.servers if other.address == target[1]]
 
@@ -107,7 +107,12 @@ def find(table: Table, target: str) -> list[tuple[Frontend, Server]]:
         there = sorted(f"{one.name}/{other.name}" for one in table.frontends.values() for other in one.servers)
         hint = f"there are {', '.join(there[:8])}" + (f" and {len(there) - 8} more" if len(there) > 8 else "")
         raise Refused(Code.NOT_FOUND, f"no server is {target[:300]!r}", hint if there else "the table has no servers")
-    return found
+    return _by_port(found)
+
+
+def _by_port(found: Iterable[tuple[Frontend, Server]]) -> list[tuple[Frontend, Server]]:
+    """In an order that a reader can follow: a table's frontends have none."""
+    return sorted(found, key=lambda one: (one[0].listen.port, one[0].name, one[1].name))
 
 
 def names(text: str, name: str, listen: Listen) -> bool:

@@ -17,6 +17,7 @@ from pylb.core.table import OUT, Frontend, Server, Table, make_table
 from tests.core.claiming import compose
 
 WEB, MAIL = Listen("tcp", "*", 443), Listen("tcp", "203.0.113.9", 25)
+LISTENS = [Listen("tcp", "*", port) for port in range(20050, 20000, -1)]
 ONE, TWO = Address("198.51.100.7", 30443), Address("198.51.100.8", 30443)
 
 
@@ -59,7 +60,7 @@ def test_words_go_with_their_frontend() -> None:
         ("443/pod-2", [("web", "pod-2")]),
         ("*:443/198.51.100.8:30443", [("web", "pod-2")]),
         ("203.0.113.9:25/pod-1", [("mail", "pod-1")]),
-        ("198.51.100.7", [("web", "pod-1"), ("mail", "pod-1")]),
+        ("198.51.100.7", [("mail", "pod-1"), ("web", "pod-1")]),
     ],
 )
 def test_a_server_is_named_as_people_see_it(target: str, meant: list[tuple[str, str]]) -> None:
@@ -116,7 +117,7 @@ def test_the_last_word_on_each_thing_counts_in_every_table(
 
 
 def test_a_word_is_about_a_node_on_every_frontend_or_about_one_server_of_one() -> None:
-    assert [(one.name, other.name) for one, other in affected(table(), ONE.ip)] == [("web", "pod-1"), ("mail", "pod-1")]
+    assert [(one.name, other.name) for one, other in affected(table(), ONE.ip)] == [("mail", "pod-1"), ("web", "pod-1")]
     assert [(one.name, other.name) for one, other in affected(table(), (WEB, TWO))] == [("web", "pod-2")]
     assert affected(table(), (Listen("tcp", "*", 1), TWO)) == []
 
@@ -124,3 +125,10 @@ def test_a_word_is_about_a_node_on_every_frontend_or_about_one_server_of_one() -
 def test_a_word_ends_at_its_time_and_one_without_a_time_does_not() -> None:
     said = changed(changed(NONE, [ONE.ip], 100.0, state=AdminState.DRAIN), [(WEB, TWO)], weight=9)
     assert [ended(said, now) for now in (99.9, 100.0)] == [(), (ONE.ip,)]
+
+
+def test_what_is_found_comes_in_the_order_of_ports() -> None:
+    many = {listen: Frontend(f"p{listen.port}", listen, Policy(), (Server("a", ONE),)) for listen in LISTENS}
+    wide = make_table(1, many)
+    for found in (find(wide, ONE.ip), affected(wide, ONE.ip)):
+        assert [frontend.listen.port for frontend, _ in found] == sorted(listen.port for listen in LISTENS)
