@@ -28,7 +28,7 @@ class Verbs(click.Group):
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
         """Before click guesses by spelling, which makes `status` of `start`."""
         here = self.instead.get(args[0])
-        if here is not None:
+        if here is not None and not ctx.resilient_parsing:  # as it is while a shell completes
             raise click.UsageError(f"No such command '{args[0]}'. Here it is: {here}", ctx)
         return super().resolve_command(ctx, args)
 

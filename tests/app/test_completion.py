@@ -73,6 +73,7 @@ def test_verbs_and_options_are_completed_without_a_pylb_and_the_rest_is_silence(
     assert offered("pylb explain 4", tmp_path, config=tmp_path / "missing.yaml") == []
     (tmp_path / "broken.yaml").write_text("state_dir: [\n")
     assert offered("pylb ctl drain ", tmp_path, config=tmp_path / "broken.yaml") == []
+    assert offered("pylb restart ", tmp_path) == offered("pylb xyzzy ", tmp_path)  # whatever pylb says of it if it is run
 
 
 def test_in_a_real_bash_a_word_with_a_colon_is_completed_from_the_colon_on(busy: Instance, echo_port: int) -> None:
