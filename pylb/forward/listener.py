@@ -324,7 +324,9 @@ class ListeningPorts:
         failure: OSError | None = None
         # To ask takes an eighth of an accept() that finds nobody. At least one is tried: only accept() tells of an error.
         waiting = BATCH + 1 if other is not None else max(1, _waiting(sock))
-        for _ in range(min(BATCH, waiting)):
+        for _ in range(BATCH):
+            if not waiting:
+                return False
             if frontend is None or not self._has_room(port):
                 self.rewatch(port)
                 return False
@@ -348,6 +350,7 @@ class ListeningPorts:
                     self._back_off(port, error)
                 return False
             accepted = True
+            waiting -= 1  # not for a client that failed: nothing but failures must come to the end of the batch
             port.backoff = 0.0
             self._run_queue.budget -= ACCEPT
             if rated:
@@ -360,7 +363,7 @@ class ListeningPorts:
         if failure is not None and not accepted:  # nothing but errors: whatever their kind, they may never end
             self._back_off(port, failure)
             return False
-        return waiting > BATCH
+        return waiting > 0
 
     def _has_room(self, port: ListeningPort) -> bool:
         frontend, counters = port.frontend, self._counters

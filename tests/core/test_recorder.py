@@ -135,6 +135,12 @@ def test_a_search_ends_with_the_step_that_has_enough() -> None:
     assert [len(step) for step in recorder.search(Query(limit=SCAN + 1))] == [SCAN, 1]
 
 
+def test_what_is_forgotten_is_not_found() -> None:
+    recorder = filled(entry(1), entry(2, code="PR"))
+    recorder.clear()
+    assert (found(recorder), recorder.find(1), recorder.find(2)) == ([], None, None)
+
+
 def test_one_is_found_by_its_number_with_the_servers_it_might_have_had() -> None:
     recorder = filled(entry(1), entry(2, code="PR"))
     one, refused = recorder.find(1), recorder.find(2)

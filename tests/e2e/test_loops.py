@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pylb.forward.dial import MANY_RESETS
+from pylb.forward.dial import PUT_OFF
 from tests.support.balancer import DEFAULTS, NODEPORT, Balancer, ask, connect
 from tests.support.netns import LB, Lab, Namespace
 from tests.support.processes import Processes
@@ -128,7 +128,8 @@ def test_a_chain_between_two_pylbs_is_gone_after_its_client_left(
     """It holds one frontend's limit while the client stays, and nothing goes around afterwards."""
     world.app(lab.a, "a")
     sock = connect(lab.client, LIMITED)
-    eventually(lambda: max(opened(balancer), opened(other)) >= 50, within=10, what="one of them is full")
+    # After the resets of the tests before this one, each of its 100 dials may wait for PUT_OFF and up to one tick.
+    eventually(lambda: max(opened(balancer), opened(other)) >= 50, within=100 * (PUT_OFF + 0.2), what="one of them is full")
     assert ask(lab.client, PORT)[0] == "a"
     leave(sock)
     eventually(lambda: is_still((balancer, other)), within=20, what="the chain is gone, and nothing goes around")
@@ -139,10 +140,14 @@ def test_a_chain_between_two_pylbs_is_gone_after_its_client_left(
 def test_a_client_that_resets_at_once_leaves_nothing_that_goes_around_between_two_pylbs(
     lab: Lab, balancer: Balancer, other: Balancer
 ) -> None:
+    """It ends by itself. How many connections it makes, counted in turns, is in tests/forward/test_loops.py.
+
+    Where a process may wait longer for its turn than PUT_OFF, the reset comes later and there are more: up to 430 were seen.
+    """
     both = (balancer, other)
     for _ in range(5):
         before = sum(total(one, "ring") for one in both)
         reset(connect(lab.client, RING))
         eventually(lambda: is_still(both, "ring"), within=10, what="nothing goes around")
         workers = sum(one.workers or 1 for one in both)
-        assert sum(total(one, "ring") for one in both) - before <= workers * (MANY_RESETS + 50)
+        assert sum(total(one, "ring") for one in both) - before < 512 * workers  # of 1,024 descriptors each

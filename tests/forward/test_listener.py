@@ -168,3 +168,26 @@ def test_a_port_tries_one_accept_although_nobody_waits(drive: Drive) -> None:
     assert not drive.engine._ports.accept(port)
     assert counted.calls == 1
     port.sock = counted.sock
+
+
+class FailsFirst(Counting):
+    """The first client of the backlog is gone when it is accepted."""
+
+    def _accept(self) -> Any:
+        self.calls += 1
+        if self.calls == 1:
+            raise ConnectionAbortedError(errno.ECONNABORTED, "gone")
+        return self.sock._accept()
+
+
+@pytest.mark.parametrize("clients", [0, 1])
+def test_one_client_that_is_gone_before_its_accept_holds_up_nobody(drive: Drive, clients: int) -> None:
+    """It does not count as one of those who wait, and a port backs off only if there are nothing but errors."""
+    listen = drive.serve(server_at(drive.backend()))
+    port = drive.engine._ports.by_listen[listen]
+    failing = port.sock = FailsFirst(port.sock)  # type: ignore[assignment]
+    for _ in range(clients):
+        drive.connect(listen)
+    assert not drive.engine._ports.accept(port)
+    assert (drive.engine.counters.open_sessions, port.backoff) == (clients, 0.0)
+    port.sock = failing.sock

@@ -20,6 +20,7 @@ from pylb.haproxy.view import View
 from pylb.metrics.exposition import TEXT, written
 from pylb.statuspage.timeseries import TimeSeries
 from pylb.workers.sampler import Sampler
+from tests.support.baseline import collected_as_in_service
 
 FRONTENDS, SERVERS = 1000, 3
 MOST = 0.010  # seconds of processor time between two turns of the loop, at the better of two tries: others' caches are not ours
@@ -115,7 +116,8 @@ async def test_no_step_holds_the_loop(tmp_path: Path) -> None:
         return rates.proxies
 
     for work, size in ((sample, FRONTENDS), (show_stat, FRONTENDS + 1), (export, 15_000_000)):
-        tries = [await longest(work()) for _ in range(2)]
+        with collected_as_in_service():
+            tries = [await longest(work()) for _ in range(2)]
         assert min(worst for worst, _ in tries) < MOST, work.__name__
         assert all(len(found) >= size for _, found in tries), work.__name__
     await registry.stop()

@@ -8,12 +8,14 @@ import gc
 import os
 import select
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from bench.processes import cpu_seconds
 from pylb.forward.session import Half, Session
+from pylb.host.loop_lag import GC_THRESHOLDS
 
 IDLE_CPU = 0.02  # share of one core
 MEMORY = 192 << 20  # bytes a single test may leave behind; kernel buffers are not ours, big literals of tests are
@@ -63,6 +65,18 @@ def freeze_what_stays() -> None:
     gc.unfreeze()
     gc.collect()
     gc.freeze()
+
+
+@contextmanager
+def collected_as_in_service() -> Iterator[None]:
+    """For a test that measures steps of the loop: pylb has these thresholds, so no full collection falls into one of them."""
+    before = gc.get_threshold()
+    gc.collect()
+    gc.set_threshold(*GC_THRESHOLDS)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
 
 
 def descriptors() -> dict[str, str]:

@@ -23,7 +23,7 @@ from tests.system.service import PORT, Service, commands, config, exchange, flow
 
 pytestmark = pytest.mark.timeout(600)  # the first one makes a Debian, boots it and installs pylb
 FIRST_STEPS = commands("docs/install.md", "pylb install-service")
-AFTER_A_CHANGE = commands("docs/install.md", "pylb reload")
+AFTER_A_CHANGE = commands("docs/install.md", "pylb check")
 OFF_THE_MACHINE = commands("docs/install.md", "uninstall-service")
 UPGRADE = commands("docs/operations.md", "install-service")
 WAY_BACK = commands("docs/operations.md", "versions/OLD")

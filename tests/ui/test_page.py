@@ -222,7 +222,8 @@ def test_what_the_empty_page_says_to_paste_works_and_shows_no_secret(serving: In
     _understood_by_a_phone_home(sidecar, {"token": kept, "ca.pem": certificate}, serving.webhook)
     # The curl line, as it stands. It stays in its own terminal; the page follows by itself.
     assert watcher.copied_by(steps.first.get_by_role("button", name="copy")) == curl
-    assert json.loads(paste(curl.replace("curl ", "curl -sS ", 1)))["result"] == "created"
+    answer = json.loads(paste(curl.replace("curl ", "curl -sS ", 1)))
+    assert answer.get("result") == "created", answer
     watcher.page.locator("article.card").wait_for(timeout=1000)
 
 

@@ -23,6 +23,7 @@ from pylb.forward.counters import Counters
 from pylb.metrics.families import Scrape, gauge
 from pylb.web.admin import Admin
 from pylb.web.types import Handler
+from tests.support.baseline import collected_as_in_service
 from tests.support.ports import free_port, refusing_port
 from tests.web.loopback import Reply, ask, serving, until
 from tests.web.running import Control, running
@@ -255,17 +256,18 @@ async def test_a_thousand_recorded_sessions_do_not_hold_the_loop(tmp_path: Path)
             sock.close()
         await until(lambda: len(face.control.records) == 1000)
         longest = []
-        for _ in range(3):
-            turns: list[float] = []
-            async with asyncio.TaskGroup() as tasks:
-                answer = tasks.create_task(face.get("/v1/sessions?ended=1&limit=1000"))
-                while not answer.done():
-                    began = time.thread_time()  # what other processes do meanwhile does not count
-                    await asyncio.sleep(0)
-                    turns.append(time.thread_time() - began)
-            longest.append(max(turns))
-            assert len(json.loads(answer.result().body)["ended"]) == 1000
-        assert min(longest) < 0.010  # a collection of garbage may fall into one of them
+        with collected_as_in_service():
+            for _ in range(3):
+                turns: list[float] = []
+                async with asyncio.TaskGroup() as tasks:
+                    answer = tasks.create_task(face.get("/v1/sessions?ended=1&limit=1000"))
+                    while not answer.done():
+                        began = time.thread_time()  # what other processes do meanwhile does not count
+                        await asyncio.sleep(0)
+                        turns.append(time.thread_time() - began)
+                longest.append(max(turns))
+                assert len(json.loads(answer.result().body)["ended"]) == 1000
+        assert min(longest) < 0.010  # a collection of young garbage may fall into one of them
 
 
 async def test_events_and_rejections_are_shown(tmp_path: Path) -> None:
