@@ -24,7 +24,7 @@ from pylb.config import parse
 from pylb.haproxy.translate import translate
 from tests.support.netns import Namespace, loopback_only, remove_leftovers
 from tests.support.peers import need, need_netns
-from tests.support.processes import Processes, python
+from tests.support.processes import Process, Processes, python
 
 HERE = Path(__file__).parent
 CLIENTS = 34  # of each of the three addresses
@@ -109,6 +109,13 @@ class Phases:
     def __init__(self, sides: tuple[Side, Side]) -> None:
         self._sides = sides
         self.found: dict[str, dict[str, tuple[Answers, Answers]]] = {}
+        self.pylb: Process | None = None
+
+    def failed(self, config: Config) -> str:
+        """What pylb's log says of the last sessions that did not end well."""
+        assert self.pylb is not None
+        lines = [line for line in self.pylb.text().splitlines() if f" {config.name}." in line and " -- " not in line]
+        return "\n".join(lines[-20:])
 
     def _both(self, **command: Any) -> list[Any]:
         for side in self._sides:
@@ -195,11 +202,10 @@ def phases(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Phases]:
             "frontends": [one for config in CONFIGS for one in policies(config)],
             "state_dir": str(folder / "state"),
             "webhook": {"listen": "127.0.0.1:9000"},
-            "log": {"format": "none"},
         }
         (folder / "pylb.yaml").write_text(yaml.safe_dump(document))
         parse((folder / "pylb.yaml").read_text(), "pylb.yaml")
-        processes.start("pylb", python("pylb", "run", "-c", str(folder / "pylb.yaml")), at=spaces[1])
+        found.pylb = processes.start("pylb", python("pylb", "run", "-c", str(folder / "pylb.yaml")), at=spaces[1])
         found.run("start", "servers")
         found.run("failure", "fails")
         found.run("return", "servers")
@@ -216,7 +222,7 @@ def test_the_imported_pylb_serves_who_haproxy_serves(phases: Phases, config: Con
             for client, theirs in haproxy[place].items():
                 where = f"{phase}: {client} at {place}: HAProxy {theirs}, pylb {pylb[place][client]}"
                 if even or balances.get(place.rpartition(":")[2]) != "source":
-                    assert theirs.keys() == pylb[place][client].keys(), where
+                    assert theirs.keys() == pylb[place][client].keys(), f"{where}\n{phases.failed(config)}"
                 else:  # another hash: each client has one server, as there
                     assert len(theirs) == len(pylb[place][client]) == 1, where
             if even:
