@@ -51,11 +51,12 @@ class Registrar:
         targets = [wanted.address(item) for item in wanted.wanted]
         await self._ask_once_more(wanted)
         with self._health_records.considering(targets):
-            if self._health_records.unknown(targets):  # then a call that will be refused must not dial them
+            new = [address for address in targets if self._health_records.may_have_come(address)]
+            if new:  # then a call that will be refused must not dial them
                 judge = partial(admit, takeover=takeover, yield_policy=self._liveness.yield_policy)
                 admitted, _ = self._judged(self._state.desired, wanted, caller, judge)
                 if not isinstance(admitted, Change):
-                    await self._checker.dial_new(targets)
+                    await self._checker.dial(new)
             change, durable = await self.submit(wanted, caller, takeover=takeover)
         return self.outcome(change.result, change.registered, durable=durable, note=change.note)
 

@@ -177,3 +177,12 @@ async def test_reachable_is_the_last_answer_and_when_it_was(tmp_path: Path) -> N
         assert (view.reachable, view.asked_at) == ("refused", c.clock.now)
         c.registry.connect_ended(listen, server, None)
         assert (await c.put({port: 30001})).frontends[0].reachable == "yes"
+
+
+async def test_a_server_that_refused_is_asked_again_before_another_registration_of_it_is_answered(tmp_path: Path) -> None:
+    """A phone-home that started seconds after its app had said "not reachable" for each of its ports, although they served."""
+    port, other = free_ports(2)
+    async with control(tmp_path) as c:
+        assert (await c.put({port: 30001})).frontends[0].reachable == "refused"
+        with target(30001):
+            assert (await c.put({other: 30001}, name="later")).frontends[0].reachable == "yes"

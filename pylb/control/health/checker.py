@@ -165,12 +165,8 @@ class Checker:
 
     # ------------------------------------------------------------ asking
 
-    async def dial_new(self, addresses: Iterable[Address]) -> None:
-        """Dial unknown addresses, all at once (<= 1 s). The results are stored; ranks follow with the next table."""
-        await self.dial(address for address in addresses if self.health_records.proof(address) is None)
-
     async def dial(self, addresses: Iterable[Address]) -> None:
-        """Dial these now, all at once (<= 1 s), whatever is known about them."""
+        """Dial these now, all at once (<= 1 s), whatever is known. Results are stored; ranks follow with the next table."""
         questions = [ProbeRequest(address) for address in {*addresses}]
         if len(questions) == 1:  # nearly always: saves the task and the future of a group
             await self._answer(questions[0])

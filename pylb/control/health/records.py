@@ -117,9 +117,13 @@ class HealthRecords:
         known = self.addresses.get(address)
         return None if known is None else known.proof
 
-    def unknown(self, addresses: Iterable[Address]) -> bool:
-        """Has any of them never been dialled?"""
-        return any(self.proof(address) is None for address in addresses)
+    def may_have_come(self, address: Address) -> bool:
+        """Was it never dialled, or did it refuse the last time?
+
+        A refusal comes at once and may be over by now, so to ask again costs a call little. A black hole would cost a second.
+        """
+        answer = self.answer(address)
+        return self.proof(address) is None or (answer is not None and Reachability(answer.found).reachable == "refused")
 
     def answer(self, address: Address) -> ProbeResult | None:
         """None: not tried since pylb started."""
