@@ -145,6 +145,8 @@ def closed(found: Iterable[Forward]) -> Iterator[str]:
 
 def silent(found: Iterable[Forward]) -> Iterator[str]:
     """What to say about servers that accept no connection now."""
+    if HAND_OVER in os.environ:  # nobody reads it, and the pylb before waits for this one
+        return
     for server in dict.fromkeys(server for one in found for server in one.servers):
         host, port = (server.ip, server.port) if isinstance(server, Address) else (server.host, server.port)
         try:

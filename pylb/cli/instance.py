@@ -27,8 +27,8 @@ def find(file: Path | None) -> Instance:
     """The state directory of the pylb that runs with this config; if none runs, the one that the config names.
 
     A file that cannot be used leads nowhere, and one that was emptied or edited may lead elsewhere. So those that run here are
-    asked which file they were started with. Without a file, a forward of
-    `pylb run --listen` is found too. Raises ConfigErrors: the file cannot be used, and no pylb runs with it.
+    asked which file they were started with. Without a file, a forward of `pylb run --listen` is found too. Raises ConfigErrors:
+    the file cannot be used, and no pylb runs with it.
     """
     source, problems = ConfigSource(file, os.environ), None
     guesses: list[Path] = []
@@ -45,7 +45,7 @@ def find(file: Path | None) -> Instance:
     if file is None and VARIABLE in os.environ:  # no file is wanted, not even the system's
         return Instance(own, "")
     started_with = file or SYSTEM_FILE
-    for state_dir in [*guesses, *_others()]:
+    for state_dir in [*guesses, *(one for one in _others() if _may_speak_for(one, started_with))]:
         if _runs_with(state_dir, started_with):
             return Instance(state_dir, f"{why}; asking the pylb that uses {state_dir}, which was started with {started_with}")
     if problems is not None:
@@ -67,7 +67,7 @@ def answers_in(state_dir: Path) -> bool:
         return answers(state_dir / SOCKET)
     except (FileNotFoundError, NotADirectoryError):
         return False
-    except OSError:  # somebody may be there whom we may not ask: whoever asks is told so
+    except OSError:  # somebody may be there whom we may not ask, and the question itself will say so
         return True
 
 
@@ -76,6 +76,22 @@ def _others() -> Iterator[Path]:
     for path in open_files_of_lock_holders():
         if path.name == "lock" and (path.parent / SOCKET).is_socket():
             yield path.parent
+
+
+def _may_speak_for(state_dir: Path, file: Path) -> bool:
+    """Does it belong to root, to us, or to those to whom the config belongs?
+
+    Anybody may hold a lock beside a socket that answers "started with /etc/pylb/pylb.yaml". Root would go by the config in
+    there, and write its new tokens there.
+    """
+    try:
+        owner = state_dir.stat()
+        if owner.st_uid in (0, os.geteuid()):
+            return True
+        config = (file if file.exists() else file.parent).stat()
+    except OSError:
+        return False
+    return owner.st_uid == config.st_uid or owner.st_gid == config.st_gid != 0
 
 
 def _runs_with(state_dir: Path, file: Path) -> bool:

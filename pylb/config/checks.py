@@ -14,10 +14,7 @@ from pylb.core.address import ANY, Address, HostPort, Listen, is_loopback
 
 def findings(parts: Parts) -> Iterator[Finding]:
     """Errors and warnings that depend on nothing but the config itself."""
-    data = parts.document.data
-    if isinstance(data, dict) and data.get("webhook") == [] and not data.get("frontends"):
-        hint = 'webhook: {listen: "127.0.0.1:9000"}'
-        yield Finding(("webhook",), "pylb needs at least one webhook listener, or frontends that need none", hint)
+    yield from _no_webhook(parts)
     for listener in parts.webhook:
         yield from _webhook(listener)
     yield from _faces(parts)
@@ -30,6 +27,16 @@ def findings(parts: Parts) -> Iterator[Finding]:
     yield from health_findings(parts)
     yield from without_effect(parts)
     yield from _loops(parts)
+
+
+def _no_webhook(parts: Parts) -> Iterator[Finding]:
+    data, hint = parts.document.data, 'webhook: {listen: "127.0.0.1:9000"}'
+    if not isinstance(data, dict) or data.get("webhook") != []:
+        return
+    if not data.get("frontends"):
+        yield Finding(("webhook",), "pylb needs at least one webhook listener, or frontends that need none", hint)
+    elif data.get("tokens"):  # no mistake: `pylb import --token` needs one, too
+        yield Finding(("tokens",), "without a webhook nobody can call with these tokens", hint, "warning")
 
 
 def _webhook(part: ReadablePart[m.WebhookListener]) -> Iterator[Finding]:

@@ -4,10 +4,14 @@ import os
 import shutil
 import socket
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from pylb.api import completion
 from pylb.web.control_client import call
 from tests.app.instance import Instance, cli, echo
 from tests.support.ports import free_port
@@ -107,3 +111,20 @@ def test_the_script_is_one_that_the_shell_can_read(shell: str, tmp_path: Path) -
         pytest.skip(f"{shell} is not installed")
     done = subprocess.run([shell, "-n", str(file)], check=False, capture_output=True, text=True, timeout=20)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+async def test_the_words_of_thousands_of_frontends_are_never_sorted_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It happens on the loop that forwards."""
+    ports = [*range(30000, 20000, -1)]
+    frontends = {port: SimpleNamespace(name=f"app-{port}", listen=SimpleNamespace(port=port), servers=()) for port in ports}
+    registry: Any = SimpleNamespace(table=SimpleNamespace(frontends=frontends))
+    sizes, sort = [], completion._first
+
+    def counting(found: Mapping[str, str]) -> list[tuple[str, str]]:
+        sizes.append(len(found))
+        return sort(found)
+
+    monkeypatch.setattr(completion, "_first", counting)
+    found = await completion.words(registry, (), (), ["port", "frontend"], "")
+    assert [word for word, _ in found] == [str(port) for port in sorted(ports)[: completion.MOST]]
+    assert max(sizes) <= 5 * completion.MOST

@@ -1,7 +1,10 @@
 """pylb/cli/instance.py and the order of configs: every verb finds the running pylb, whatever has become of its file."""
 
+import fcntl
 import json
 import os
+import socketserver
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,6 +32,36 @@ DAMAGES = {
 def ask(file: Path, *args: str) -> Result:
     """A verb with this config, in this process: starting one takes longer than all else."""
     return CliRunner().invoke(main, [*args, "-c", str(file)])
+
+
+# ------------------------------------------------------------ which pylb
+
+
+@pytest.mark.root
+def test_a_stranger_who_says_that_he_runs_with_the_systems_config_is_not_asked(tmp_path: Path) -> None:
+    """Root would go by the config in his directory, and write its new tokens there."""
+    file, theirs = tmp_path / "pylb.yaml", tmp_path / "theirs"
+    file.write_text("webhook: [\n")
+    theirs.mkdir()
+    answer = json.dumps({"ok": True, "config": str(file)}).encode() + b"\n"
+
+    class Stranger(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            if self.rfile.readline():
+                self.wfile.write(answer)
+
+    with (theirs / "lock").open("w") as lock, socketserver.UnixStreamServer(str(theirs / "control.sock"), Stranger) as server:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        threading.Thread(target=server.serve_forever, args=(0.01,)).start()
+        try:
+            assert find(file).state_dir == theirs  # it is root's
+            os.chown(theirs, 65534, 65534)
+            with pytest.raises(ConfigErrors):
+                find(file)
+            os.chown(file, 0, 65534)  # those to whom the config belongs, as the service's user
+            assert find(file).state_dir == theirs
+        finally:
+            server.shutdown()
 
 
 # ------------------------------------------------------------ which config

@@ -161,6 +161,14 @@ def test_of_thousands_the_first_are_printed_and_a_remedy_with_the_first_of_them(
     assert lines[-1] == "pylb.yaml: and 2,980 more (pylb check --all)"
 
 
+def test_tokens_without_a_webhook_are_worth_a_warning() -> None:
+    text = 'webhook: []\nfrontends: [{name: a, listen: "*:443", servers: ["192.0.2.1:1"]}]\n'
+    token = "tokens: [{name: t, secret_file: /run/t, ports: [443]}]\n"
+    said = 'pylb.yaml:3:9: warning: without a webhook nobody can call with these tokens (webhook: {listen: "127.0.0.1:9000"})'
+    assert [str(one) for one in parse(text + token, "pylb.yaml").all_warnings] == [said]
+    assert not parse(text, "pylb.yaml").all_warnings
+
+
 def test_warnings_are_as_many() -> None:
     server = '{address: "192.0.2.1:30443", health: {check: {http: /up}}}'
     frontends = "".join(f'  - {{name: "a{number}", listen: "*:{number + 1}", servers: [{server}]}}\n' for number in range(100))

@@ -194,7 +194,8 @@ class Replica:
         member, entries = self._mirror.view(self.name).member, self._mirror.view(self.name).entries
         writing, remembered = self._writing, self._writing.begun
         forgot = member.count > remembered
-        writing.is_rewriting = member.count < writing.count
+        # Partial: it was being rewritten when an answer was lost, or this process followed another one.
+        writing.is_rewriting = member.count < writing.count or member.partial
         if forgot:
             writing.begun = writing.count = member.count
             for name, count in member.processed.items():

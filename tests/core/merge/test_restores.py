@@ -9,11 +9,12 @@ from pylb.core.merge.values import (
     Member,
     MemberKey,
     PresenceKey,
+    Slot,
     Tombstone,
     TombstoneKey,
     Transaction,
 )
-from pylb.core.registration import State
+from pylb.core.registration import Key, State
 from tests.core.merge.cluster import HTTPS, MAIL, OTHER, SMTP, WEB, Cluster, wanted
 from tests.core.merge.etcd_model import Etcd
 
@@ -214,3 +215,24 @@ def test_the_model_of_etcd_compares() -> None:
     assert not etcd.try_(Transaction({MemberKey("a"): 0}, {MemberKey("a"): member}))
     assert etcd.try_(Transaction({MemberKey("a"): etcd.revision}, {}, frozenset({MemberKey("a")})))
     assert etcd.content == {}
+
+
+def test_a_rewriting_of_which_an_answer_was_lost_is_not_complete(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writing, "MOST", 2)
+    two = Cluster("a", "b")
+    old = two.etcd.backup()
+    keys = [Key("t", f"n{port}", "1") for port in range(1, 6)]
+    for port, key in enumerate(keys, 1):
+        two.register("a", key, wanted("10.0.0.1", Slot("tcp", port)))
+    two.restore(old)
+    two.follow("b")
+    two.follow("a")
+    transaction, _ = two["a"].write()
+    assert transaction is not None
+    assert two.etcd.try_(transaction)
+    two["a"].disconnected()
+    two.follow("a")
+    while two.write("a"):
+        two.follow("b")
+        assert [two.shown("b", key) for key in keys] == ["10.0.0.1 fresh"] * 5
+    assert all(EntryKey("a", key) in two.etcd.content for key in keys)
