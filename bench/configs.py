@@ -13,9 +13,9 @@ import yaml
 from bench.processes import Address
 
 # The 1,000 frontends of the registrations scenario, and the ports it opens and releases while it measures: both outside
-# the ephemeral range.
-REGISTERED_PORTS = range(20000, 21000)
-EXTRA_PORTS = range(19000, 20000)
+# the ephemeral range and above targets.OWN_PORTS.
+EXTRA_PORTS = range(18000, 19000)
+REGISTERED_PORTS = range(19000, 20000)
 REPLY = "x" * 128
 
 

@@ -17,7 +17,9 @@ from bench.configs import Wiring
 from bench.network import LOOPBACK, Network
 from bench.processes import Address, BenchError, Process, free_ports
 
-OWN_PORTS = range(21000, 30000)  # outside the ephemeral range, where any outgoing socket may sit on a port
+# Outside the ephemeral range, where any outgoing socket may sit on a port, and below the ports of tests that run beside
+# (tests/support/ports.py).
+OWN_PORTS = range(10000, 18000)
 
 
 @dataclass(frozen=True)
