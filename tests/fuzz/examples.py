@@ -11,6 +11,7 @@ from pylb.core.proxy_protocol import header, local_header
 from pylb.core.table import Server
 from pylb.workers.channel import Channel
 from pylb.workers.messages import Applied, ConnectEnded, LogLines, Ready, Report, Request, TableChange, encoded
+from tests.support.hellos import GREASE, asking_for, hello, records
 
 V4, V6 = Address("192.0.2.7", 50000), Address("2001:db8::7", 50001)
 LISTEN = parse_listen("*:443")
@@ -45,6 +46,21 @@ PROXY_WORDS = (
     b"\x03\x00\x04",
     b"\x05\x00\x02",
     b"fe80::1%1",
+)
+
+HELLOS = (
+    asking_for("git.example.net", GREASE),
+    asking_for("a.example.net", (51, bytes(1200)), sizes=[1, 100]),
+    records(hello(without_extensions=True)),
+)
+HELLO_WORDS = (
+    b"\x16\x03\x01",
+    b"\x01\x00",
+    b"\x00\x00",
+    b"\x00\x00\x00",
+    b"\x0a\x0a\x00\x00",
+    b"\xff\xff",
+    b"\x16\x03\x01\x00\x01\x01",
 )
 
 _REPORT = Report(0.1, 1, 2, 3, 0, 0, {"EMFILE": 1}, (), 5, 6, 7)

@@ -28,6 +28,7 @@ from pylb.control.storage.store import Store, _canonical
 from pylb.core import proxy_protocol
 from pylb.core.address import parse_network
 from pylb.core.checks import BadCheck, parse_check, written
+from pylb.core.client_hello import MOST_BYTES, HelloReader, Verdict
 from pylb.core.codec import Malformed
 from pylb.core.errors import Refused
 from pylb.core.health import judge
@@ -88,6 +89,19 @@ def _proxy(found: object) -> None:
         assert again.size == len(made)
         if found.client.is_ipv6 == found.local.is_ipv6:
             assert (again.client, again.local) == (found.client, found.local)
+
+
+def _hello(data: bytes) -> tuple[bytes, Verdict, str]:
+    reader = HelloReader()
+    return data, reader.feed(data), reader.name
+
+
+def _hello_in_pieces(found: Any) -> None:
+    data, verdict, name = found
+    reader = HelloReader()
+    ends = range(0, len(data), 1 + len(data) // 50)
+    seen = next((one for one in map(reader.feed, (data[:end] for end in ends)) if one is not Verdict.MORE), None)
+    assert (seen or reader.feed(data), reader.name) == (verdict, name)
 
 
 def frames(data: bytes) -> list[Frame]:
@@ -271,6 +285,7 @@ def _loaded(path: Path) -> object:
 
 PARSERS: tuple[Parser, ...] = (
     Parser("proxy", proxy_protocol.parse, (proxy_protocol.BadHeader,), x.PROXY, x.PROXY_WORDS, _proxy, most=4200),
+    Parser("hello", _hello, (), x.HELLOS, x.HELLO_WORDS, _hello_in_pieces, most=MOST_BYTES),
     Parser("frames", frames, (BadFrame,), x.FRAMES, (b"LB\x00\x00", bytes(8)), memory=1000),
     Parser("message", message, (BadFrame,), x.MESSAGES, _WORDS_OF_JSON, _message, memory=1000),
     Parser("upgrade", _upgrade, (BadFrame, Malformed), x.UPGRADE, _WORDS_OF_JSON, memory=1000),
