@@ -10,6 +10,8 @@
     credentials  token, pins and authorities of one load balancer, read again from their files
     runner     a loop per load balancer, all with the same goal; the goodbye
     preflight  whether the app answers yet (PYLB_WAIT)
+    output     what the process prints
+    controller/  a phone-home for a whole cluster, beside and not among the rest
     drain_socket  how `phonehome drain` reaches the running process
 
 Standard library only, nothing of pylb, no asyncio and no urllib.request: it must fit into 25 MiB beside the app

@@ -1,4 +1,7 @@
-"""The command line: `python -m phonehome [once|drain|release]`. Exit codes: 0 done, 1 refused or failed, 2 misused."""
+"""The command line: `python -m phonehome [once|drain|release|controller]`.
+
+Exit codes: 0 done, 1 refused or failed, 2 misused.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +10,16 @@ import signal
 import socket
 import ssl
 import sys
-import threading
 from collections.abc import Callable, Sequence
 
 from phonehome import __version__, client, drain_socket, message, preflight
 from phonehome.credentials import read_file, tokens
+from phonehome.output import logger, show
 from phonehome.runner import DRAIN_ANSWER, PROBE_EVERY, Runner, broadcast
 from phonehome.settings import Settings, SettingsError, parse
 
 HELP = """\
-usage: phonehome [once | drain | release | --help | --version]
+usage: phonehome [once | drain | release | controller | --help | --version]
 
 Tells pylb which ports to open and to send here, again and again while this runs.
 
@@ -24,6 +27,7 @@ Tells pylb which ports to open and to send here, again and again while this runs
   once      register once; the lease never ends unless PYLB_TTL is set
   drain     tell the running phonehome to say goodbye (preStop); without one, say it ourselves
   release   end the registration: pylb closes the ports if nobody else has them
+  controller  for a whole cluster: Services of type LoadBalancer; see phonehome controller --help
 
   PYLB_JOIN        what `pylb token create` printed: address, key and token in one; several are separated
                    by commas; or PYLB_JOIN_FILE, a file with it. Instead of URL, TOKEN, NAME and CA:
@@ -55,10 +59,18 @@ GOODBYE_CALL = 5.0  # seconds: a preStop hook delays the end of the pod
 def main(argv: Sequence[str] | None = None) -> int:
     args = list(sys.argv[1:] if argv is None else argv)
     if args in (["--help"], ["-h"]):
-        return _show(HELP)
+        return show(HELP)
     if args == ["--version"]:
-        return _show(f"phonehome {__version__}\n")
+        return show(f"phonehome {__version__}\n")
     verb = args[0] if args else "run"
+    if verb == "controller":
+        # Imported here: the phone-home beside an app has no memory for it, and the one-file form no such folder.
+        try:
+            from phonehome.controller.command import main as controller  # noqa: PLC0415
+        except ImportError:
+            print("phonehome: this file has no controller: deploy/kubernetes/controller has one", file=sys.stderr)
+            return 2
+        return controller(args[1:])
     if len(args) > 1 or verb not in VERBS:
         print(f"phonehome: {' '.join(args)}: unknown; see phonehome --help", file=sys.stderr)
         return 2
@@ -82,21 +94,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     return _perform(verb, settings, context)
 
 
-def _show(text: str) -> int:
-    try:
-        sys.stdout.write(text)
-        sys.stdout.flush()
-    except OSError as exc:
-        print(f"phonehome: the output could not be written: {exc.strerror}", file=sys.stderr)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the exit tries to write the rest again
-        return 1
-    return 0
-
-
 def _perform(verb: str, settings: Settings, context: ssl.SSLContext | None) -> int:
-    log = _logger()
+    log = logger()
     for endpoint in settings.endpoints:
-        if not endpoint.secure and endpoint.host not in ("localhost", "::1") and not endpoint.host.startswith("127."):
+        if endpoint.exposes_token:
             log(f"{endpoint.label}: plain http: anyone on the path can read the token")
     if verb == "release":
         request, state = message.release(settings), message.RELEASED
@@ -141,20 +142,6 @@ def _drain(settings: Settings, context: ssl.SSLContext | None, log: Callable[[st
         return 0
     request = message.registration(settings, message.DRAINING)
     return 0 if broadcast(settings, context, request, message.DRAINING, log, timeout=GOODBYE_CALL) else 1
-
-
-def _logger() -> Callable[[str], None]:
-    lock = threading.Lock()
-
-    def log(line: str) -> None:
-        with lock:
-            try:
-                sys.stdout.write(line + "\n")
-                sys.stdout.flush()
-            except (OSError, ValueError):
-                pass  # nobody reads the log (a closed pipe, a full disk): the heartbeats matter more
-
-    return log
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ Each request has its own connection: heartbeats are far apart, and only a fresh 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hmac
 import http.client
@@ -17,7 +18,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from phonehome import __version__
@@ -172,8 +173,28 @@ class Client:
         *,
         cancel: Cancel | None = None,
         ask_dns: bool = True,
+        most: int = MAX_ANSWER,
     ) -> Reply:
-        """Raises CallError, never OSError. Without `ask_dns` the last known addresses are used, if there are any."""
+        """Raises CallError, never OSError. Without `ask_dns` the last known addresses are used, if there are any.
+
+        `most`: bytes of the answer.
+        """
+        with self.exchange(request, token, timeout, cancel=cancel, ask_dns=ask_dns, most=most) as (response, _):
+            body = response.read(most)  # with a size: without one, memory for the whole Content-Length is allocated
+            return Reply(response.status, lower_headers(response), body)
+
+    @contextlib.contextmanager
+    def exchange(
+        self,
+        request: Request,
+        token: Token,
+        timeout: float = CALL_TIMEOUT,
+        *,
+        cancel: Cancel | None = None,
+        ask_dns: bool = True,
+        most: int = MAX_ANSWER,
+    ) -> Iterator[tuple[http.client.HTTPResponse, Bounds]]:
+        """The answer, with its body still to be read within the bounds. Raises CallError, also from the `with` block."""
         deadline = time.monotonic() + timeout
         cancel = cancel or Cancel()
         if ask_dns or not self._resolver.known:
@@ -190,7 +211,9 @@ class Client:
                     sock.settimeout(_left(deadline))
                     sock.do_handshake()
                     self._check_pin(sock)
-                return self._exchange(sock, request, token, deadline)
+                bounds = Bounds(deadline, most)
+                with self._send(sock, request, token, bounds) as response:
+                    yield response, bounds
             finally:
                 sock.close()
         except TIMEOUTS:
@@ -233,9 +256,9 @@ class Client:
             raise
         return sock
 
-    def _exchange(self, sock: socket.socket, request: Request, token: Token, deadline: float) -> Reply:
+    def _send(self, sock: socket.socket, request: Request, token: Token, bounds: Bounds) -> http.client.HTTPResponse:
         connection = http.client.HTTPConnection(self._endpoint.host, self._endpoint.port)
-        connection.sock = _Bounded(sock, deadline)
+        connection.sock = _Bounded(sock, bounds)
         headers = {
             "Host": self._endpoint.label,
             "Authorization": f"Bearer {token}",
@@ -245,10 +268,9 @@ class Client:
         }
         if request.body is not None:
             headers["Content-Type"] = "application/json"
+        headers.update(request.headers)
         connection.request(request.method, self._endpoint.prefix + request.path, request.body, headers)
-        with connection.getresponse() as response:
-            body = response.read(MAX_ANSWER)  # with a size: without one, memory for the whole Content-Length is allocated
-            return Reply(response.status, {key.lower(): value for key, value in response.getheaders()}, body)
+        return connection.getresponse()
 
     def _explain(self, exc: Exception) -> CallError:
         if isinstance(exc, ssl.SSLCertVerificationError):
@@ -279,38 +301,48 @@ def _left(deadline: float) -> float:
     return left
 
 
+def lower_headers(response: http.client.HTTPResponse) -> dict[str, str]:
+    return {key.lower(): value for key, value in response.getheaders()}
+
+
+class Bounds:
+    """Until when an answer may take (monotonic seconds), and how many bytes more it may have."""
+
+    def __init__(self, deadline: float, most: int) -> None:
+        self.deadline, self.most, self.rest = deadline, most, most
+
+
 class _Reader(io.RawIOBase):
     """The reading end of a _Bounded socket. Everything that http.client reads comes through here, so the bound is here:
     http.client's own ones are 6 MiB for headers, and none for interim answers (100 Continue) and trailers."""
 
-    def __init__(self, sock: socket.socket, deadline: float) -> None:
-        self._sock, self._deadline = sock, deadline
-        self._rest = MAX_ANSWER
+    def __init__(self, sock: socket.socket, bounds: Bounds) -> None:
+        self._sock, self._bounds = sock, bounds
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
-        self._sock.settimeout(_left(self._deadline))
+        self._sock.settimeout(_left(self._bounds.deadline))
         count = self._sock.recv_into(buffer)
-        self._rest -= count
-        if self._rest < 0:
-            raise CallError("answer too long", f"more than {MAX_ANSWER} bytes", "is that pylb's address?")
+        self._bounds.rest -= count
+        if self._bounds.rest < 0:
+            raise CallError("answer too long", f"more than {self._bounds.most} bytes", "is that the right address?")
         return count
 
 
 class _Bounded:
     """The socket as http.client sees it: bounded in time, and in how much it reads."""
 
-    def __init__(self, sock: socket.socket, deadline: float) -> None:
-        self._sock, self._deadline = sock, deadline
+    def __init__(self, sock: socket.socket, bounds: Bounds) -> None:
+        self._sock, self._bounds = sock, bounds
 
     def sendall(self, data: bytes) -> None:
-        self._sock.settimeout(_left(self._deadline))  # for sendall the timeout counts for all of it
+        self._sock.settimeout(_left(self._bounds.deadline))  # for sendall the timeout counts for all of it
         self._sock.sendall(data)
 
     def makefile(self, _mode: str) -> io.BufferedReader:
-        return io.BufferedReader(_Reader(self._sock, self._deadline))
+        return io.BufferedReader(_Reader(self._sock, self._bounds))
 
     def close(self) -> None:
         """Does nothing: http.client closes before the answer is read; the owner closes."""

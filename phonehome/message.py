@@ -31,6 +31,7 @@ class Request(NamedTuple):
     method: str
     path: str  # below the endpoint's prefix
     body: bytes | None
+    headers: tuple[tuple[str, str], ...] = ()  # beside those of every call
 
 
 class Reply(NamedTuple):
@@ -121,14 +122,14 @@ def read(reply: Reply, now: float, token: str) -> Answer:
     if 200 <= reply.status < 300:
         return _accepted(document, token) if document is not None else _not_from_pylb(reply)
     if document is None:
-        return _not_from_pylb(reply)._replace(retry_after=_retry_after(reply, now))
+        return _not_from_pylb(reply)._replace(retry_after=retry_after(reply, now))
     error = sanitized(document.get("error"), token)
     return Refused(
         reply.status,
         error if re.fullmatch(r"[a-z0-9_]{1,40}", error) else f"status {reply.status}",
         sanitized(document.get("detail"), token),
         sanitized(document.get("hint"), token),
-        _retry_after(reply, now),
+        retry_after(reply, now),
     )
 
 
@@ -193,7 +194,7 @@ def _number(value: object) -> int | None:
     return int(value)
 
 
-def _retry_after(reply: Reply, now: float) -> float | None:
+def retry_after(reply: Reply, now: float) -> float | None:
     """RFC 9110 section 10.2.3: seconds or a date. Only for 429 and 503; the schedule decides how much of it counts."""
     text = reply.headers.get("retry-after", "").strip()
     if reply.status not in (429, 503) or not text:

@@ -46,6 +46,10 @@ class Endpoint(NamedTuple):
     token: Token | None = None  # from a join string; None: the common token
 
     @property
+    def exposes_token(self) -> bool:
+        return not self.secure and self.host not in ("localhost", "::1") and not self.host.startswith("127.")
+
+    @property
     def label(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 

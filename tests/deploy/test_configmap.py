@@ -12,17 +12,19 @@ import pytest
 from tests.deploy.manifests import ROOT, parse, validate
 
 COMMITTED = ROOT / "phonehome-configmap.yaml"
+CONTROLLER = ROOT / "controller" / "configmap.yaml"
 SCRIPT = ROOT / "make_configmap.py"
 
 
-def generate(target: Path, script: Path = SCRIPT) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, script, target], capture_output=True, text=True, check=False, timeout=30)
+def generate(*targets: Path, script: Path = SCRIPT) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, script, *targets], capture_output=True, text=True, check=False, timeout=30)
 
 
 def test_the_committed_config_map_is_what_the_sources_give(tmp_path: Path) -> None:
-    result = generate(tmp_path / "fresh.yaml")
+    fresh = {tmp_path / "phonehome.yaml": COMMITTED, tmp_path / "controller.yaml": CONTROLLER}
+    result = generate(*fresh)
     assert result.returncode == 0, result.stderr
-    same = COMMITTED.read_bytes() == (tmp_path / "fresh.yaml").read_bytes()
+    same = all(committed.read_bytes() == made.read_bytes() for made, committed in fresh.items())
     assert same, "phonehome/ changed: run python3 deploy/kubernetes/make_configmap.py"  # a diff of base64 takes minutes
 
 
@@ -59,7 +61,7 @@ def test_a_zipapp_that_cannot_be_built_leaves_the_old_file_and_says_why(tmp_path
     (tmp_path / "zipapp.py").write_text(zipapp)
     target = tmp_path / "kept.yaml"
     target.write_text("old")
-    result = generate(target, script)
+    result = generate(target, script=script)
     assert result.returncode == 1
     assert message in result.stderr
     assert "Traceback" not in result.stderr

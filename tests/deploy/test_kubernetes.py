@@ -300,7 +300,7 @@ def test_every_volume_is_defined_in_the_folder_or_asked_of_the_user(workload: Wo
 
 def test_the_join_string_is_a_placeholder_nobody_can_mistake() -> None:
     found = [document["stringData"]["join"] for _, document in documents("Secret")]
-    assert len(found) == 5
+    assert len(found) == 6
     for join in found:
         name, endpoint = parse_join(join)
         assert (name, endpoint.host) == ("replace-me", "lb.example.net")

@@ -78,7 +78,7 @@ class LoadBalancer:
                 except OSError:
                     pass  # the caller gave up waiting, as some tests want it to
 
-            do_PUT = do_DELETE = handle_any  # noqa: N815  names that http.server looks for
+            do_GET = do_PUT = do_DELETE = handle_any  # noqa: N815  names that http.server looks for
 
             def log_message(self, *_: object) -> None:
                 pass

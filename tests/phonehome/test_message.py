@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from phonehome.message import DRAINING, READY, Accepted, Placed, Refused, Reply, read, registration, release
+from phonehome.message import DRAINING, READY, Accepted, Placed, Refused, Reply, Request, read, registration, release
 from phonehome.outcome_log import OutcomeLog
 from tests.phonehome.peer import TOKEN, settings_for
 
@@ -53,7 +53,7 @@ def test_the_goodbye_is_a_registration_that_drains() -> None:
 
 
 def test_a_release_is_a_delete_without_a_body() -> None:
-    assert release(settings_for()) == ("DELETE", "/v1/registrations/mosquitto/pod-1", None)
+    assert release(settings_for()) == Request("DELETE", "/v1/registrations/mosquitto/pod-1", None)
 
 
 def test_names_are_one_path_segment_each() -> None:

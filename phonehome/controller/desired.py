@@ -1,0 +1,222 @@
+"""What pylb should have, computed from Services and Nodes. Pure: the same objects give the same answer.
+
+One Service is one registration, named NAMESPACE.SERVICE: its ports with their NodePorts, and all usable nodes as servers.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+from phonehome.controller.objects import Node, Port, Service
+from phonehome.controller.service_annotations import Said, parse_weight, read
+
+CLASS = "pylb.io/pylb"
+MOST_PORTS = 64  # of a registration: the server's rule
+KUBE_PROXY_HEALTH = 10256  # kube-proxy's healthz, which says whether the node forwards and is to stay (KEP-3836)
+
+PortKey = tuple[str, int]  # ("TCP", 443)
+
+
+class Rules(NamedTuple):
+    """What the operator decides for the whole cluster."""
+
+    default_class: bool = False  # Services without a class are ours, too
+    node_selector: tuple[tuple[str, str], ...] = ()  # labels that a node must have
+    external: bool = True  # prefer ExternalIP addresses; False: only InternalIP
+
+
+class Frontend(NamedTuple):
+    port: int
+    protocol: str  # TCP | UDP
+    target_port: int
+    proxy_protocol: str | None
+    health: object  # as JSON has it
+    server_names: tuple[str, ...] = ()
+    idle_timeout: int | None = None
+
+    @property
+    def key(self) -> PortKey:
+        return self.protocol, self.port
+
+
+class Server(NamedTuple):
+    instance: str
+    address: str
+    weight: int
+
+
+class Problem(NamedTuple):
+    """Why a Service is not served as it asks. `port` None: it is about the whole Service."""
+
+    reason: str  # as pylb's own error codes; with pylb.io/ in front it is the error in a port's status
+    text: str
+    port: PortKey | None = None
+
+
+class Wanted(NamedTuple):
+    """One registration, the same for every pylb."""
+
+    name: str
+    sequence: str  # the Service's resourceVersion
+    frontends: tuple[Frontend, ...]
+    servers: tuple[Server, ...]  # none: nothing can be said now, so whatever pylb has stays as it is
+    allow: tuple[str, ...] = ()  # networks that may connect; empty: anybody
+
+    @property
+    def ports(self) -> frozenset[PortKey]:
+        return frozenset(one.key for one in self.frontends)
+
+
+class Plan(NamedTuple):
+    """`wanted` has only Services with at least one port to serve; `ours` are all that we answer for."""
+
+    ours: Mapping[str, Service]
+    wanted: Mapping[str, Wanted]
+    problems: Mapping[str, tuple[Problem, ...]]
+
+
+def is_ours(service: Service, rules: Rules) -> bool:
+    if service.type != "LoadBalancer" or service.deleting:
+        return False
+    if service.load_balancer_class is None:
+        return rules.default_class
+    return service.load_balancer_class == CLASS
+
+
+def plan(services: Iterable[Service], nodes: Iterable[Node], rules: Rules) -> Plan:
+    """A port that several Services ask for goes to the oldest of them; the others are never sent with it."""
+    chosen = sorted((one for one in services if is_ours(one, rules)), key=lambda one: (one.created, one.uid))
+    usable = [one for one in nodes if is_usable(one, rules)]
+    owners: dict[PortKey, Service] = {}
+    wanted: dict[str, Wanted] = {}
+    problems: dict[str, tuple[Problem, ...]] = {}
+    pools: dict[tuple[str, ...], tuple[Server, ...]] = {}  # by IP families: hundreds of Services share a few
+    for service in chosen:
+        if service.families not in pools:
+            pools[service.families] = servers(usable, service.families, rules)
+        said = read(service)
+        found = [Problem("invalid_annotation", text) for text in said.problems]
+        found += _about_the_service(service, pools[service.families])
+        frontends: list[Frontend] = []
+        for port in service.ports:
+            problem = _about_the_port(port, owners.get((port.protocol, port.port)), len(frontends))
+            if problem is None:
+                owners[port.protocol, port.port] = service
+                frontends.append(_frontend(port, service, said))
+            else:
+                found.append(problem)
+        if frontends:
+            wanted[service.key] = Wanted(
+                service.key, service.version, tuple(frontends), pools[service.families], service.source_ranges
+            )
+        problems[service.key] = tuple(found)
+    return Plan({one.key: one for one in chosen}, wanted, problems)
+
+
+def is_usable(node: Node, rules: Rules) -> bool:
+    labels = dict(node.labels)
+    return not node.out and all(labels.get(key) == value for key, value in rules.node_selector)
+
+
+def servers(nodes: Iterable[Node], families: tuple[str, ...], rules: Rules) -> tuple[Server, ...]:
+    """Sorted by name. A node without a usable address of the first possible family is left out.
+
+    A server is one address: a node of a dual-stack Service has two, and the Service's first family, which its owner
+    prefers, decides which.
+    """
+    found: list[Server] = []
+    for node in sorted(nodes):
+        candidates = (*node.external, *node.internal) if rules.external else node.internal
+        address = next((one for family in families or ("",) for one in candidates if _is_of(one, family)), None)
+        if address is not None:
+            found.append(Server(node.name, address, parse_weight(node.weight) or 1))
+    return tuple(found)
+
+
+def body(wanted: Wanted, ttl: int, without: Iterable[PortKey] = ()) -> bytes:
+    """The body of `PUT /v1/registrations/{name}`, without ports that pylb has refused."""
+    left_out = set(without)
+    document: dict[str, object] = {
+        "frontends": [_frontend_json(one) for one in wanted.frontends if one.key not in left_out],
+        "servers": [
+            {"instance": one.instance, "address": one.address, **({"weight": one.weight} if one.weight != 1 else {})}
+            for one in wanted.servers
+        ],
+        "ttl": ttl,
+    }
+    if wanted.allow:
+        document["access"] = [{"allow": network} for network in wanted.allow]
+    return json.dumps(document, separators=(",", ":")).encode()
+
+
+def _about_the_service(service: Service, pool: tuple[Server, ...]) -> list[Problem]:
+    found: list[Problem] = []
+    if not pool:
+        text = "no node is usable for it: look at the nodes' addresses, ipFamilies, PYLB_NODE_SELECTOR and exclusion labels"
+        found.append(Problem("no_nodes", text))
+    if service.client_affinity:
+        text = (
+            "sessionAffinity: ClientIP selects the pod by the packet's source, which is pylb for every client: all of them go "
+            "to one pod; use externalTrafficPolicy: Local"
+        )
+        found.append(Problem("session_affinity", text))
+    if service.local and not service.health_port:
+        text = "externalTrafficPolicy: Local without a healthCheckNodePort: pylb cannot ask which nodes have a pod"
+        found.append(Problem("no_health_port", text))
+    return found
+
+
+def _about_the_port(port: Port, owner: Service | None, count: int) -> Problem | None:
+    """`owner`: an older Service with that port."""
+    key = (port.protocol, port.port)
+    if port.protocol not in ("TCP", "UDP"):
+        return Problem("unsupported_protocol", f"port {port.port}: pylb does not forward {port.protocol}", key)
+    if not port.node_port:
+        text = f"port {port.port}: it has no nodePort; is allocateLoadBalancerNodePorts false?"
+        return Problem("no_node_port", text, key)
+    if count >= MOST_PORTS:
+        return Problem("too_many_ports", f"port {port.port}: a Service can have {MOST_PORTS} ports here; split it", key)
+    if owner is not None:
+        whose = f"{owner.namespace}/{owner.name}"
+        return Problem("port_owned", f"port {port.port}/{port.protocol} belongs to the older Service {whose}", key)
+    return None
+
+
+def _frontend(port: Port, service: Service, said: Said) -> Frontend:
+    check = said.health.get(port.port, said.health.get(0))
+    proxy = said.proxy_protocol.get(port.port, said.proxy_protocol.get(0))
+    return Frontend(
+        port.port, port.protocol, port.node_port, proxy, check or _health(service), said.server_names, said.idle_timeout
+    )
+
+
+def _health(service: Service) -> object:
+    """With policy Local the healthCheckNodePort says which nodes have a pod; with Cluster every node forwards to every pod,
+    and kube-proxy says whether it works and the node is to stay."""
+    port = service.health_port if service.local else KUBE_PROXY_HEALTH
+    return {"http": "/healthz", "port": port} if port else None
+
+
+def _frontend_json(one: Frontend) -> dict[str, object]:
+    found: dict[str, object] = {"port": one.port, "target_port": one.target_port}
+    if one.protocol != "TCP":
+        found["protocol"] = one.protocol.lower()
+    optional: tuple[tuple[str, object], ...] = (
+        ("proxy_protocol", one.proxy_protocol),
+        ("health", one.health),
+        ("server_names", list(one.server_names) or None),
+        ("idle_timeout", one.idle_timeout),
+    )
+    found.update((key, value) for key, value in optional if value is not None)
+    return found
+
+
+def _is_of(address: str, family: str) -> bool:
+    try:
+        version = ipaddress.ip_address(address).version
+    except ValueError:
+        return False  # a Hostname, or nothing that pylb could dial
+    return family in ("", f"IPv{version}")

@@ -1,0 +1,88 @@
+"""The calls that replace a whole set of servers, and pylb's answers to them. Pure.
+
+    PUT     {prefix}/v1/registrations/{name}     {"frontends": […], "servers": […], "access": […], "ttl": …}
+    DELETE  {prefix}/v1/registrations/{name}
+    GET     {prefix}/v1/registrations            {"registrations": [{"name": …}, …]}, those of the caller's token
+
+A refusal may say which ports it is about ("ports": [25, "443/udp"]): then the others can be registered without them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection
+from typing import NamedTuple
+from urllib.parse import quote
+
+from phonehome import message
+from phonehome.controller.desired import PortKey, Wanted, body
+from phonehome.message import Accepted, Refused, Reply, Request
+from phonehome.values import is_name
+
+SEQUENCE = "Pylb-Sequence"
+
+
+class Outcome(NamedTuple):
+    """`refused_ports` is empty if the refusal is about the whole call."""
+
+    answer: message.Answer
+    refused_ports: frozenset[PortKey] = frozenset()
+
+    @property
+    def accepted(self) -> bool:
+        return isinstance(self.answer, Accepted)
+
+
+def put(wanted: Wanted, ttl: int, without: Collection[PortKey] = ()) -> Request:
+    # A resourceVersion is opaque by its documentation and a growing number in every API server; another one is not sent.
+    sequence = ((SEQUENCE, wanted.sequence),) if wanted.sequence.isdigit() else ()
+    return Request("PUT", _path(wanted.name), body(wanted, ttl, without), sequence)
+
+
+def delete(name: str) -> Request:
+    return Request("DELETE", _path(name), None)
+
+
+def get() -> Request:
+    return Request("GET", "/v1/registrations", None)
+
+
+def read(reply: Reply, now: float, token: str) -> Outcome:
+    answer = message.read(reply, now, token)
+    return Outcome(answer, _ports(reply) if isinstance(answer, Refused) else frozenset())
+
+
+def names(reply: Reply) -> frozenset[str] | None:
+    """The names in the answer to `get`; None if it is not one."""
+    document = _document(reply)
+    found = document.get("registrations") if reply.status == 200 else None
+    if not isinstance(found, list):
+        return None
+    texts = (one.get("name") for one in found if isinstance(one, dict))
+    return frozenset(text for text in texts if isinstance(text, str) and is_name(text))
+
+
+def _path(name: str) -> str:
+    return f"/v1/registrations/{quote(name, safe='')}"
+
+
+def _ports(reply: Reply) -> frozenset[PortKey]:
+    found = _document(reply).get("ports")
+    keys = (_port(one) for one in (found if isinstance(found, list) else ()))
+    return frozenset(key for key in keys if key is not None)
+
+
+def _port(value: object) -> PortKey | None:
+    """25 or "25/udp", as a token's `ports` has it."""
+    number, _, protocol = str(value).partition("/")
+    if isinstance(value, bool) or not number.isdigit() or protocol not in ("", "tcp", "udp"):
+        return None
+    return (protocol or "tcp").upper(), int(number[:6])
+
+
+def _document(reply: Reply) -> dict[str, object]:
+    try:
+        found = json.loads(reply.body)
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}

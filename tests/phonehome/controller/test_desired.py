@@ -1,0 +1,172 @@
+"""Services and Nodes in, registrations and problems out."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from phonehome.controller import objects
+from phonehome.controller.desired import Rules, body, plan
+from tests.phonehome.controller.made import node, service
+
+NODES = (node("a", "i:10.1.0.1", "e:203.0.113.1"), node("b", "i:10.1.0.2"))
+EVERYBODY = Rules(default_class=True)
+
+
+def addresses(*services: Any, nodes: Any = NODES, rules: Rules = EVERYBODY) -> dict[str, str]:
+    found = plan(services, nodes, rules).wanted
+    return {one.instance: one.address for wanted in found.values() for one in wanted.servers}
+
+
+@pytest.mark.parametrize(
+    ("spec", "default", "taken"),
+    [
+        ({}, False, True),
+        ({"loadBalancerClass": None}, False, False),
+        ({"loadBalancerClass": None}, True, True),
+        ({"loadBalancerClass": "other.example/lb"}, True, False),
+        ({"type": "NodePort"}, True, False),
+        ({"deleting": True}, True, False),
+    ],
+)
+def test_whose_service_it_is(spec: dict[str, Any], default: bool, taken: bool) -> None:
+    found = plan([service("web", (443, 30443), **spec)], NODES, Rules(default_class=default))
+    assert ("default.web" in found.wanted) is taken
+    assert ("default.web" in found.ours) is taken
+
+
+def test_a_registration_says_everything_in_one_call() -> None:
+    one = service(
+        "web", (443, 30443), (25, 30025), version="17",
+        loadBalancerSourceRanges=["10.0.0.0/8"],
+        annotations={"proxy-protocol": "25=v1", "server-names": "a.example.net, *.example.org", "idle-timeout": "2h"},
+    )  # fmt: skip
+    wanted = plan([one], NODES, EVERYBODY).wanted["default.web"]
+    assert wanted.sequence == "17"
+    both = {"server_names": ["a.example.net", "*.example.org"], "idle_timeout": 7200}
+    check = {"http": "/healthz", "port": 10256}
+    assert json.loads(body(wanted, 900)) == {
+        "frontends": [
+            {"port": 443, "target_port": 30443, "health": check, **both},
+            {"port": 25, "target_port": 30025, "proxy_protocol": "v1", "health": check, **both},
+        ],
+        "servers": [{"instance": "a", "address": "203.0.113.1"}, {"instance": "b", "address": "10.1.0.2"}],
+        "ttl": 900,
+        "access": [{"allow": "10.0.0.0/8"}],
+    }
+    assert [each["port"] for each in json.loads(body(wanted, 900, [("TCP", 25)]))["frontends"]] == [443]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "rules", "expected"),
+    [
+        (NODES, EVERYBODY, {"a": "203.0.113.1", "b": "10.1.0.2"}),
+        (NODES, EVERYBODY._replace(external=False), {"a": "10.1.0.1", "b": "10.1.0.2"}),
+        ((node("a", "h:a.example.net", "i:10.1.0.1"),), EVERYBODY, {"a": "10.1.0.1"}),
+        ((node("a", "i:fd00::1", "i:10.1.0.1"),), EVERYBODY, {"a": "10.1.0.1"}),
+        ((node("a", "i:fd00::1"),), EVERYBODY, {}),
+        ((node("a", "i:10.1.0.1", meta={"deletionTimestamp": "now"}), NODES[1]), EVERYBODY, {"b": "10.1.0.2"}),
+        ((node("a", "i:10.1.0.1", labels={objects.EXCLUDED: "false"}), NODES[1]), EVERYBODY, {"b": "10.1.0.2"}),
+        ((node("a", "i:10.1.0.1", taints=[{"key": objects.AUTOSCALER_TAINT}]), NODES[1]), EVERYBODY, {"b": "10.1.0.2"}),
+        ((node("a", "i:10.1.0.1", labels={"pool": "edge"}), NODES[1]), Rules(True, (("pool", "edge"),)), {"a": "10.1.0.1"}),
+    ],
+)  # fmt: skip
+def test_which_nodes_are_servers_and_at_which_address(nodes: Any, rules: Rules, expected: dict[str, str]) -> None:
+    assert addresses(service("web", (443, 30443)), nodes=nodes, rules=rules) == expected
+
+
+def test_the_first_family_of_a_service_decides() -> None:
+    both = (node("a", "i:10.1.0.1", "i:fd00::1"),)
+    assert addresses(service("web", (443, 30443), ipFamilies=["IPv6", "IPv4"]), nodes=both) == {"a": "fd00::1"}
+
+
+def test_a_node_that_is_not_ready_stays() -> None:
+    """KEP-3458: pylb's own checks decide."""
+    found = {"metadata": {"name": "a"}, "status": {"conditions": [{"type": "Ready", "status": "False"}]}}
+    assert objects.node(found).out == ""
+
+
+def test_the_weight_of_a_node() -> None:
+    nodes = (node("a", "i:10.1.0.1", annotations={"weight": "10"}), node("b", "i:10.1.0.2", annotations={"weight": "much"}))
+    wanted = plan([service("web", (443, 30443))], nodes, EVERYBODY).wanted["default.web"]
+    assert [one.weight for one in wanted.servers] == [10, 1]
+
+
+def test_a_local_service_is_checked_where_its_pods_are() -> None:
+    local = service("web", (443, 30443), externalTrafficPolicy="Local", healthCheckNodePort=31999)
+    wanted = plan([local], NODES, EVERYBODY).wanted["default.web"]
+    assert wanted.frontends[0].health == {"http": "/healthz", "port": 31999}
+    assert len(wanted.servers) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "checks"),
+    [
+        ("tcp", ["tcp", "tcp"]),
+        ('{"http": "/ready"}', [{"http": "/ready"}, {"http": "/ready"}]),
+        ('{"25": {"expect": "220"}}', [{"http": "/healthz", "port": 10256}, {"expect": "220"}]),
+    ],
+)
+def test_a_check_of_ones_own(text: str, checks: list[object]) -> None:
+    one = service("web", (443, 30443), (25, 30025), annotations={"health": text})
+    assert [each.health for each in plan([one], NODES, EVERYBODY).wanted["default.web"].frontends] == checks
+
+
+def test_a_port_goes_to_the_oldest_service_then_to_the_lowest_uid() -> None:
+    young = service("a", (443, 30001), (80, 30080), created="2026-11-26T10:00:01Z")
+    old, as_old = service("z", (443, 30002)), service("zz", (443, 30003))
+    found = plan([young, as_old, old], NODES, EVERYBODY)
+    assert {name: one.ports for name, one in found.wanted.items()} == {
+        "default.z": {("TCP", 443)},
+        "default.a": {("TCP", 80)},
+    }
+    assert [(one.reason, one.port) for one in found.problems["default.zz"]] == [("port_owned", ("TCP", 443))]
+
+
+def test_a_port_that_cannot_be_served_is_free_for_others() -> None:
+    without = service("a", (443, 0))
+    found = plan([without, service("b", (443, 30443), created="2026-11-26T11:00:00Z")], NODES, EVERYBODY)
+    assert list(found.wanted) == ["default.b"]
+    assert [one.reason for one in found.problems["default.a"]] == ["no_node_port"]
+
+
+@pytest.mark.parametrize(
+    ("more", "reason"),
+    [
+        ({"sessionAffinity": "ClientIP"}, "session_affinity"),
+        ({"externalTrafficPolicy": "Local"}, "no_health_port"),
+        ({"ipFamilies": ["IPv6"]}, "no_nodes"),
+        ({"annotations": {"proxy-protocol": "v3"}}, "invalid_annotation"),
+        ({"annotations": {"proxy-protocol": "26=v2"}}, "invalid_annotation"),
+        ({"annotations": {"proxy_protocol": "v2"}}, "invalid_annotation"),
+        ({"annotations": {"weight": "2"}}, "invalid_annotation"),
+        ({"annotations": {"health": "{}"}}, "invalid_annotation"),
+        ({"annotations": {"idle-timeout": "soon"}}, "invalid_annotation"),
+    ],
+)
+def test_what_is_wrong_is_said_and_the_rest_is_served(more: dict[str, Any], reason: str) -> None:
+    found = plan([service("web", (443, 30443), **more)], NODES, EVERYBODY)
+    assert [one.reason for one in found.problems["default.web"]] == [reason]
+    assert found.wanted["default.web"].ports == {("TCP", 443)}
+
+
+def test_a_protocol_that_pylb_does_not_forward() -> None:
+    one = service("web", (443, 30443))
+    found = plan([one._replace(ports=(one.ports[0]._replace(protocol="SCTP"),))], NODES, EVERYBODY)
+    assert found.wanted == {}
+    assert [each.reason for each in found.problems["default.web"]] == ["unsupported_protocol"]
+
+
+def test_five_hundred_services_on_fifty_nodes_fit_into_their_calls() -> None:
+    nodes = [node(f"node-{number:03}.cluster.example.net", f"i:10.1.{number}.1") for number in range(50)]
+    wanted = plan([service("web", (443, 30443))], nodes, EVERYBODY).wanted["default.web"]
+    assert len(body(wanted, 900)) < 8 * 1024
+
+
+@pytest.mark.parametrize(
+    "found", [{}, {"metadata": None, "spec": [], "status": 3}, {"spec": {"type": "LoadBalancer", "ports": [1]}}]
+)
+def test_a_strange_object_harms_nobody(found: Any) -> None:
+    assert plan([objects.service(found)], [objects.node(found)], EVERYBODY).wanted == {}
