@@ -1,7 +1,7 @@
 # make run   a virtual environment, everything installed, pylb serving with its embedded defaults
 # make test  lint, types, import contracts, all tests          make help  the rest
 .DEFAULT_GOAL := help
-.PHONY: help run test test-long test-system test-ui core lint format demo bench soak fuzz fuzz-webhook fuzz-parsers zipapp dist deb version docs screenshots lock audit clean python
+.PHONY: help run test test-long test-system test-kubernetes test-ui core lint format demo bench soak fuzz fuzz-webhook fuzz-parsers zipapp dist deb version docs screenshots lock audit clean python
 
 VENV   := .venv
 DIST   := dist
@@ -21,7 +21,9 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 
 # Whole systems in a folder, as root: minutes to make. `make test-system` runs them, and `make test` does not.
 SYSTEM := tests/system
-REST   := tests --ignore=tests/core --ignore=$(SYSTEM)
+# A real kube-apiserver, if PYLB_KUBE_APISERVER names one (docs/kubernetes.md).
+KUBE   := tests/kubernetes
+REST   := tests --ignore=tests/core --ignore=$(SYSTEM) --ignore=$(KUBE)
 # Those that measure time that passes. Only their files are given, because collecting all tests takes longer than running these.
 ALONE  := $(shell grep -rl --include='test_*.py' 'mark\.alone' tests)
 # One more than processors, for much of a test is waiting for others; at most as many as tests/support/ports.py has shares.
@@ -49,6 +51,9 @@ test-long: ## run all tests except test-system, with long cases in full
 
 test-system: $(VENV)/.dev $(RELEASE)/.made ## run the tests that need a whole system: images, packages, systemd (as root)
 	$(PY) -m pytest $(SYSTEM) -q $(LONG)
+
+test-kubernetes: $(VENV)/.dev ## run the controller against a real API server (PYLB_KUBE_APISERVER=FILE; see docs/kubernetes.md)
+	$(PY) -m pytest $(KUBE) -q $(LONG)
 
 core: $(VENV)/.dev ## run tests/core, which must cover every branch of pylb/core
 	$(PY) -m coverage run -m pytest tests/core -q $(LONG)
