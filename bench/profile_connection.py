@@ -25,7 +25,7 @@ TARGETS = (report.BASELINE, targets.FLOOR, "pylb")
 DESCRIPTORS = 10_000
 CONNECTIONS = 64
 MENTIONED = 0.05  # calls per connection; rarer ones are not worth a line
-_STRACE_ROW = re.compile(r"^\s*[\d.]+\s+[\d.]+\s+\d+\s+(\d+)\s+(?:\d+\s+)?(\w+)$", re.MULTILINE)
+_STRACE_ROW = re.compile(r"^\s*[\d.]+\s+[\d.]+\s+\d+\s+(\d+)\s+(\d+\s+)?(\w+)$", re.MULTILINE)
 
 
 class Cost(NamedTuple):
@@ -40,12 +40,26 @@ class Cost(NamedTuple):
         return self.user + self.system
 
 
-def parse_strace(text: str) -> dict[str, int]:
-    """Reads the table of `strace -c`: calls by name. Raises BenchError if there is none."""
-    found = {name: int(calls) for calls, name in _STRACE_ROW.findall(text) if name != "total"}
-    if not found:
+class Calls(NamedTuple):
+    """What strace counted."""
+
+    by_name: dict[str, int]
+    accepted: int  # connections: accepts without an error
+
+    def per_connection(self) -> dict[str, float]:
+        """By name. Raises BenchError if nothing was accepted."""
+        if not self.accepted:
+            raise BenchError("no connection was accepted under strace")
+        return {name: count / self.accepted for name, count in self.by_name.items()}
+
+
+def parse_strace(text: str) -> Calls:
+    """Reads the table of `strace -c`. Raises BenchError if there is none."""
+    rows = {name: (int(calls), int(errors or 0)) for calls, errors, name in _STRACE_ROW.findall(text) if name != "total"}
+    if not rows:
         raise BenchError(f"cannot read strace's table:\n{text}")
-    return found
+    accepted = sum(calls - errors for name, (calls, errors) in rows.items() if name in {"accept", "accept4"})
+    return Calls({name: calls for name, (calls, _) in rows.items()}, accepted)
 
 
 def cost(target: targets.Target, seconds: int) -> Cost:
@@ -69,9 +83,8 @@ def system_calls(target: targets.Target, seconds: int, folder: Path) -> dict[str
             if tracer.poll() is not None:
                 raise BenchError(f"strace cannot attach:\n{tracer.stderr.read() if tracer.stderr else ''}")
             time.sleep(0.01)  # noqa: TID251 - a process of its own is waited for
-        made = load.wrk(target.http, CONNECTIONS, seconds, close=True).requests
-    calls = parse_strace(table.read_text())
-    return {name: count / max(1, made) for name, count in calls.items()}
+        load.wrk(target.http, CONNECTIONS, seconds, close=True)
+    return parse_strace(table.read_text()).per_connection()
 
 
 def _process(target: targets.Target) -> Process:

@@ -12,15 +12,20 @@ STRACE = """% time     seconds  usecs/call     calls    errors syscall
 ------ ----------- ----------- --------- --------- ----------------
  31.03    0.020117           5      4022      2011 connect
   8.58    0.005563           1      4022           close
+  8.58    0.005563           1      2300       289 accept4
 ------ ----------- ----------- --------- --------- ----------------
-100.00    0.064832           3      8044      2011 total
+100.00    0.064832           3     10344      2300 total
 """
 
 
 def test_the_table_of_strace_is_read_with_and_without_errors() -> None:
-    assert parse_strace(STRACE) == {"connect": 4022, "close": 4022}
+    calls = parse_strace(STRACE)
+    assert calls.by_name == {"connect": 4022, "close": 4022, "accept4": 2300}
+    assert calls.per_connection()["close"] == 2.0  # of 2011 that were accepted
     with pytest.raises(BenchError, match="Operation not permitted"):
         parse_strace("strace: attach: Operation not permitted")
+    with pytest.raises(BenchError, match="accepted"):
+        parse_strace(STRACE.replace("accept4", "accept5")).per_connection()
 
 
 def test_costs_are_compared_within_their_round_and_shown_in_both_parts() -> None:
