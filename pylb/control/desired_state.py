@@ -1,14 +1,14 @@
 """What calls are checked against, and the interface to what serves the tables: terms that all parts of control share."""
 
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from pylb.core.address import Listen
 from pylb.core.auth import Keyring
 from pylb.core.claims import Claims
-from pylb.core.operator_overrides import NONE, Overrides, still_valid
-from pylb.core.ownership import Change
+from pylb.core.operator_overrides import NONE, Overrides, checked, still_valid
+from pylb.core.ownership import Change, in_parts
 from pylb.core.registration import Key
 from pylb.core.static_rules import StaticRules
 from pylb.core.table import Table
@@ -67,13 +67,25 @@ def with_claims(desired: DesiredState, change: Change) -> tuple[DesiredState, Ch
     """The next state; the same one if nothing changed."""
     if change.claims is desired.claims:
         return desired, change
-    overrides = still_valid(desired.overrides, change.claims, desired.static_rules)
+    overrides = still_valid(desired.overrides, change.claims, desired.static_rules, change.touched)
     return replace(desired, claims=change.claims, overrides=overrides), change
+
+
+def with_many(
+    desired: DesiredState, keys: Sequence[Key], change: Callable[[Claims, Sequence[Key]], Change]
+) -> Generator[None, None, Decision]:
+    """The next state after `change` (see ownership.in_parts) of many registrations; the same one if nothing changed."""
+    found = yield from in_parts(desired.claims, keys, change)
+    if found.claims is desired.claims:
+        return desired, found
+    overrides = yield from checked(desired.overrides, found.claims, desired.static_rules, found.touched)
+    return replace(desired, claims=found.claims, overrides=overrides), found
 
 
 def without(desired: DesiredState, keys: Iterable[Key]) -> DesiredState:
     """Without these entries of a newer pylb: they are released, or have registered what this version serves."""
     if not desired.unserved:
         return desired
-    left = {key: one for key, one in desired.unserved.items() if key not in set(keys)}
+    gone = set(keys)
+    left = {key: one for key, one in desired.unserved.items() if key not in gone}
     return desired if len(left) == len(desired.unserved) else replace(desired, unserved=left)

@@ -1,6 +1,6 @@
 """Writes to the event log when registrations, tokens or loops appear, disappear or change."""
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping
 
 from pylb.control.desired_state import DesiredState
 from pylb.control.event_log import EventLog, FrequentMoves
@@ -9,10 +9,12 @@ from pylb.control.views import title
 from pylb.core.address import Listen
 from pylb.core.auth import Keyring
 from pylb.core.claims import Claims
-from pylb.core.loops import loops
+from pylb.core.loops import looping
 from pylb.core.ownership import Change
 from pylb.core.registration import Key, Registration, State
 from pylb.core.text import counted, span
+
+STEP = 500  # ports or registrations that one step of a text looks at: 1 ms
 
 
 class EventTexts:
@@ -52,10 +54,17 @@ class EventTexts:
             text = f"port {ports} goes from {title(held)} to {title(wanted)}: {why}"
             self._event_log.note(kind, text, fields, alarm=True)
 
-    def released(self, desired: DesiredState, places: Collection[Listen], keys: Iterable[Key], why: str = "") -> None:
+    def released(
+        self, desired: DesiredState, places: Collection[Listen], keys: Iterable[Key], why: str = ""
+    ) -> Generator[None, None, None]:
         """`desired`: after their release."""
-        ports = ", ".join(str(listen.port) for listen in sorted(places))
-        closed = ", ".join(str(listen.port) for listen in sorted(places) if not desired.has(listen))
+        listens, open_still = sorted(places), set[Listen]()
+        for start in range(0, len(listens), STEP):
+            if start:
+                yield
+            open_still.update(filter(desired.has, listens[start : start + STEP]))
+        ports = ", ".join(str(listen.port) for listen in listens)
+        closed = ", ".join(str(listen.port) for listen in listens if listen not in open_still)
         text = f"released on port {ports}{why}; " + (f"closed: {closed}" if closed else "none closed")
         self._event_log.note("released", text, whose(keys))
 
@@ -81,10 +90,11 @@ class EventTexts:
             text = f"{key_title(key)} is a registration of token {given.token!r} now, which replaces {key.token!r}"
             self._event_log.note("passed_on", text, {"token": given.token, "name": given.name, "instance": given.instance})
 
-    def loops(self, desired: DesiredState) -> None:
+    def loops(self, desired: DesiredState) -> Generator[None, None, None]:
         """Call after anything that may have started or ended a loop of registrations that are not calling just now."""
         claims = desired.claims
-        before, self._looped = self._looped, loops(claims, desired.static_rules)
+        found = yield from looping(claims, desired.static_rules)
+        before, self._looped = self._looped, found
         for key in self._looped.keys() - before.keys():
             one = claims.registrations[key]
             text = f"out of service: {title(one)}: {self._looped[key]}"

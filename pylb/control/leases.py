@@ -27,6 +27,7 @@ CLOSING = 86400.0  # seconds before a port closes because its owner is silent: a
 FALLBACK = 600.0  # seconds for which the server at an old address replaces one that has never answered
 FEW = 64  # outdated entries of the heap that are tolerated
 GRANTS = 250  # leases between two turns of the loop: 1 ms
+LOOKS = 500  # leases that are looked at between two turns of the loop: 0.5 ms
 NOT_SEEN = -inf  # the last beat of a restored registration
 
 
@@ -40,6 +41,17 @@ class Due:
     late: tuple[Key, ...] = ()  # stale for LATE now
     closing: tuple[Key, ...] = ()  # less than CLOSING before their release
     fallen_back: tuple[Key, ...] = ()  # their displaced servers have been the fallback for FALLBACK
+
+
+@dataclass(frozen=True, slots=True)
+class _Picture:
+    """All leases as they were at one moment, for `judge`."""
+
+    gone: tuple[Key, ...]
+    silent: tuple[Key, ...]
+    recent: tuple[Key, ...]
+    stale: Mapping[Key, float]  # for how long each has been
+    fresh: int
 
 
 class LeaseRecord(NamedTuple):
@@ -60,7 +72,7 @@ class Leases:
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._leases: dict[Key, Lease] = {}
-        self._ending = 0  # number of leases that can end
+        self._can_end = 0  # number of leases that can end
         self._schedule: list[tuple[float, Key]] = []  # a heap: the earliest time at which each may be over
         self._planned: dict[Key, float] = {}  # its entry in the heap: one valid entry each
         self._over: dict[Key, None] = {}
@@ -111,14 +123,12 @@ class Leases:
         before = self._leases.pop(key, None) if lease is None else self._leases.get(key)
         if lease is not None:
             self._leases[key] = lease
-        self._ending += (lease is not None and lease.ttl is not None) - (before is not None and before.ttl is not None)
+        self._can_end += (lease is not None and lease.ttl is not None) - (before is not None and before.ttl is not None)
         self._over.pop(key, None)
         learned = lease.ttl if lease is not None and key.is_legacy else None
         if learned != self.learned.get(key):
             self.learned = self.learned.edited({key: learned})
-        if lease is not None and lease.expires < self._planned.get(
-            key, inf
-        ):  # a beat only moves it on: `_now_over` looks again
+        if lease is not None and lease.expires < self._planned.get(key, inf):  # a beat only moves it on: `_ending` looks again
             self._plan(key, lease.expires)
 
     def _plan(self, key: Key, at: float) -> None:
@@ -128,19 +138,18 @@ class Leases:
             self._schedule = [(moment, one) for one, moment in self._planned.items()]
             heapify(self._schedule)
 
-    def _now_over(self, now: float) -> Iterable[Key]:
-        """All leases that are over. Each is checked when it may be over, not at each tick."""
+    def _ending(self, now: float) -> Iterator[Key]:
+        """Note those whose leases are over, one by one. Each is checked when it may be over, not at each tick."""
         while self._schedule and self._schedule[0][0] <= now:
             at, key = heappop(self._schedule)
-            if self._planned.get(key) != at:
-                continue
-            del self._planned[key]
-            lease = self._leases.get(key)
-            if lease is not None and lease.is_over(now):
-                self._over[key] = None
-            elif lease is not None and lease.expires < inf:
-                self._plan(key, lease.expires)
-        return self._over
+            if self._planned.get(key) == at:
+                del self._planned[key]
+                lease = self._leases.get(key)
+                if lease is not None and lease.is_over(now):
+                    self._over[key] = None
+                elif lease is not None and lease.expires < inf:
+                    self._plan(key, lease.expires)
+            yield key
 
     def restore(self, one: Registration, known: LeaseRecord) -> None:
         now = self._clock()
@@ -179,49 +188,75 @@ class Leases:
         self.listening = False
 
     async def due(self, claims: Claims, keep_stale: float) -> Due:
+        """In steps, since ten thousand leases may end at once. All is judged as it was at the first step; only a registration
+        that has called since is not silent."""
         now = self._clock()
         before, self._last_tick = self._last_tick, now
         if before is not None and now - before > STALL:
             await self._grant_all(claims)
-        if not self.listening:
-            return Due(LapseVerdict(preserving=self.preserving), fallen_back=self._fallen_back(claims, now))
-        over = self._now_over(now)
-        draining = {key for key, state in claims.not_fresh.items() if state is State.DRAINING}
-        stale = {key: None for key, state in claims.not_fresh.items() if state is State.STALE}
-        gone = tuple(key for key in over if key in draining)
-        self._goodbyes.update(gone)
-        expected = draining | self._goodbyes
-        silent = [key for key in over if key not in stale and key not in expected]
-        counted = [key for key in stale if key not in expected]
-        recent = [key for key in counted if key in self._leases and lapsed_within_its_ttl(self._leases[key], now)]
-        others = sum(self._can_end(key) for key in expected) + sum(self._can_end(key) for key in counted)
-        verdict = judge(silent, recent, self._ending - others, preserving=self.preserving)
+        picture = await self._picture(claims, now) if self.listening else None
+        if picture is None or not self.listening:
+            return Due(LapseVerdict(preserving=self.preserving), fallen_back=await self._fallen_back(claims, now))
+        verdict = judge(picture.silent, picture.recent, picture.fresh, preserving=self.preserving)
         await self._grant(verdict.grace)
         if verdict.preserving:
-            return Due(verdict, gone, fallen_back=self._fallen_back(claims, now))
-        overstayed = tuple(key for key in stale if self._stale_for(key, now) >= keep_stale)
-        late, closing = self._warnings(stale, keep_stale, now)
-        return Due(verdict, gone, overstayed, late, closing, self._fallen_back(claims, now))
+            return Due(verdict, picture.gone, fallen_back=await self._fallen_back(claims, now))
+        overstayed = tuple([key async for key, age in in_turns(picture.stale.items(), LOOKS) if age >= keep_stale])
+        late, closing = await self._warnings(picture.stale, keep_stale)
+        return Due(verdict, picture.gone, overstayed, late, closing, await self._fallen_back(claims, now))
 
-    def _warnings(self, stale: Iterable[Key], keep_stale: float, now: float) -> tuple[tuple[Key, ...], tuple[Key, ...]]:
-        """The registrations to report now as late, and those as about to close. An announced pause causes no warning."""
-        stale = {key: self._stale_for(key, now) for key in stale if key not in self._goodbyes}
-        for key in [key for key in self._late if key not in stale]:
-            del self._late[key]
-        late = tuple(key for key, age in stale.items() if age >= LATE and key not in self._late)
-        self._late.update(dict.fromkeys(late, False))
-        closing = tuple(key for key, reported in self._late.items() if not reported and keep_stale - stale[key] <= CLOSING)
-        self._late.update(dict.fromkeys(closing, True))
-        return late, closing
+    async def _picture(self, claims: Claims, now: float) -> _Picture:
+        leases, goodbyes, fresh = self._leases.copy(), self._goodbyes.copy(), self._can_end
+        async for _ in in_turns(self._ending(now), GRANTS):
+            pass
+        draining, stale, recent = set[Key](), dict[Key, float](), list[Key]()
+        async for key, state in in_turns(claims.not_fresh.items(), LOOKS):
+            lease = leases.get(key)
+            fresh -= lease is not None and lease.ttl is not None
+            if state is State.DRAINING:
+                draining.add(key)
+                continue
+            stale[key] = _stale_for(lease, now)
+            if lease is not None and key not in goodbyes and lapsed_within_its_ttl(lease, now):
+                recent.append(key)
+        async for key in in_turns(goodbyes, LOOKS):
+            if key not in draining and key not in stale and (lease := leases.get(key)) is not None:
+                fresh -= lease.ttl is not None
+        gone, silent = list[Key](), list[Key]()
+        async for key in in_turns(tuple(self._over), LOOKS):
+            if key in draining:
+                gone.append(key)
+                if key in self._over:  # else it has called a moment ago
+                    self._goodbyes.add(key)
+            elif key not in stale and key not in goodbyes:
+                silent.append(key)
+        return _Picture(tuple(gone), tuple(silent), tuple(recent), stale, fresh)
 
-    def _fallen_back(self, claims: Claims, now: float) -> tuple[Key, ...]:
-        for key in [key for key in self._displaced_since if key not in claims.waiting]:
-            del self._displaced_since[key]
-        return tuple(key for key in claims.waiting if now - self._displaced_since.setdefault(key, now) >= FALLBACK)
+    async def _warnings(self, stale: Mapping[Key, float], keep_stale: float) -> tuple[tuple[Key, ...], tuple[Key, ...]]:
+        """The registrations to report now as late, and those as about to close. An announced pause causes no warning.
 
-    def _can_end(self, key: Key) -> bool:
-        lease = self._leases.get(key)
-        return lease is not None and lease.ttl is not None
+        `stale`: all that are, and for how long.
+        """
+        async for key in in_turns(tuple(self._late), LOOKS):
+            if key not in stale or key in self._goodbyes:
+                self._late.pop(key, None)
+        late, closing = list[Key](), list[Key]()
+        async for key, age in in_turns(stale.items(), LOOKS):
+            if age >= LATE and key not in self._late and key not in self._goodbyes:
+                self._late[key] = False
+                late.append(key)
+        async for key, reported in in_turns(tuple(self._late.items()), LOOKS):
+            if not reported and key in self._late and key in stale and keep_stale - stale[key] <= CLOSING:
+                self._late[key] = True
+                closing.append(key)
+        return tuple(late), tuple(closing)
+
+    async def _fallen_back(self, claims: Claims, now: float) -> tuple[Key, ...]:
+        async for key in in_turns(tuple(self._displaced_since), LOOKS):
+            if key not in claims.waiting:
+                self._displaced_since.pop(key, None)
+        waiting = in_turns(claims.waiting, LOOKS)
+        return tuple([key async for key in waiting if now - self._displaced_since.setdefault(key, now) >= FALLBACK])
 
     async def _grant_all(self, claims: Claims) -> None:
         """Give all leases a whole TTL, except those that are over for good."""
@@ -232,10 +267,6 @@ class Leases:
         async for key in in_turns(keys, GRANTS):
             if (lease := self._leases.get(key)) is not None:
                 self._set(key, at_least_a_ttl(lease, self._clock()))
-
-    def _stale_for(self, key: Key, now: float) -> float:
-        lease = self._leases.get(key)
-        return 0.0 if lease is None or lease.expires == inf else max(0.0, now - lease.expires)
 
     def said_goodbye(self, key: Key) -> bool:
         """Whether it announced a pause and its lease has ended since."""
@@ -258,6 +289,10 @@ class Leases:
         others = (key for key in displaced_since if claims.not_fresh.get(key) is not State.STALE)
         for keys, are_stale in ((stale, True), (others, False)):
             for key in keys:
-                stale_for = self._stale_for(key, now) if are_stale else 0.0
+                stale_for = _stale_for(self._leases.get(key), now) if are_stale else 0.0
                 displaced_for = now - displaced_since.get(key, now)
                 yield key, LeaseRecord(self.learned.get(key), stale_for, displaced_for, key in self._goodbyes)
+
+
+def _stale_for(lease: Lease | None, now: float) -> float:
+    return 0.0 if lease is None or lease.expires == inf else max(0.0, now - lease.expires)

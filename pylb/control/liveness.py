@@ -8,6 +8,7 @@ connect, a lack of descriptors here, a stall here, a webhook that is down, most 
 
 import time
 from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 
 from pylb.control.desired_state import DesiredState
 from pylb.control.health.checker import Checker
@@ -43,11 +44,13 @@ class Liveness:
         """Once a tick: find those that became silent and dead, or no longer are. Their servers are still asked, in parallel."""
         now, before = self._clock(), self._looked
         self._looked = now
-        self._checker.ask_on(address for key in claims.not_fresh for address in addresses(claims.registrations[key]))
+        silent = chain.from_iterable(claims.not_fresh.buckets)
+        await self._checker.ask_on(address for key in silent for address in addresses(claims.registrations[key]))
         if not self._leases.listening or self._leases.preserving or (before is not None and now - before > STALL):
             self._since.clear()  # no sign of life could have reached us
-        for key in [key for key in self._since if key not in claims.not_fresh]:
-            self.called(key)
+        async for key in in_turns(tuple(self._since), LOOKS):
+            if key not in claims.not_fresh:
+                self.called(key)
         async for key in in_turns(claims.not_fresh, LOOKS):
             self._look_at(claims.registrations[key])
 
@@ -63,6 +66,10 @@ class Liveness:
     def since(self, key: Key) -> float | None:
         """When it became silent and dead, on the clock; None: it is not."""
         return self._since.get(key)
+
+    @property
+    def any_dead(self) -> bool:
+        return bool(self._since)
 
     def dead(self) -> list[Key]:
         """All that are silent and dead, the longest first."""
@@ -121,13 +128,6 @@ class Liveness:
         if None in ends:
             return None
         return self._wall() + max(end for end in ends if end is not None) - self._clock()
-
-    def closing(self, desired: DesiredState) -> dict[Listen, float | None]:
-        """For each port with only stale registrations: when it closes."""
-        claims = desired.claims
-        stale = [key for key, state in claims.not_fresh.items() if state is State.STALE]
-        places = dict.fromkeys(place for key in stale for place in self.silent_ports(claims.registrations[key], desired))
-        return {place: self.port_closes_at(place, desired) for place in places}
 
     def _yields(self, one: Registration) -> bool:
         found = [self._health_records.answer(address) for address in addresses(one)]

@@ -3,8 +3,9 @@
 import asyncio
 from collections.abc import Callable, Generator, Iterable
 from dataclasses import replace
+from functools import partial
 
-from pylb.control.desired_state import Decision, DesiredState, UnsupportedEntry, with_claims, without
+from pylb.control.desired_state import Decision, DesiredState, UnsupportedEntry, with_many, without
 from pylb.control.new_registration import ImportedServer, imported_registration
 from pylb.control.registrar import Registrar
 from pylb.control.state import ControlState
@@ -34,14 +35,14 @@ class OperatorCommands:
         port = whole_number(what, 65535)
         lines: list[str] = []
 
-        def step(desired: DesiredState) -> tuple[DesiredState, Change]:
+        def step(desired: DesiredState) -> Generator[None, None, Decision]:
             found = desired.claims.on_port(port) if port is not None else _named(desired.claims, what)
             kept_aside = {key: one for key, one in desired.unserved.items() if _is_meant(key, one, port, what)}
             if not found and not kept_aside:
                 raise Refused(Code.NOT_FOUND, f"nothing is registered as {what[:300]!r}", "`pylb routes` shows what is")
             lines[:] = [f"released {title(one)}" + (f", port {port}" if port else "") for one in found]
             lines.extend(f"released {one.name}, which a newer pylb had registered" for one in kept_aside.values())
-            return with_claims(without(desired, kept_aside), release(desired.claims, [one.key for one in found], port))
+            return (yield from with_many(without(desired, kept_aside), [one.key for one in found], partial(release, port=port)))
 
         await self._state.writer.perform(step, (), self._registrar.left, by="admin")
         return lines

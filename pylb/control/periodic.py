@@ -1,18 +1,21 @@
 """Periodic work: leases that end, probes, ports to open again, and a snapshot to write again."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 
-from pylb.control.desired_state import DesiredState, Step, with_claims
+from pylb.control.desired_state import Decision, DesiredState, Step, with_many
 from pylb.control.event_texts import key_title, whose
 from pylb.control.leases import FALLBACK
 from pylb.control.liveness import moment
 from pylb.control.registrar import Registrar
 from pylb.control.state import ControlState
+from pylb.control.steps import in_turns
 from pylb.control.tasks import Part
 from pylb.control.views import title
+from pylb.control.writer import Done
+from pylb.core.claims import Claims
 from pylb.core.errors import Refused
 from pylb.core.operator_overrides import OverrideTarget, affected, ended, without
 from pylb.core.ownership import Change, become, give_up, release, settle
@@ -22,6 +25,8 @@ from pylb.core.text import span
 PERIOD = 0.5  # seconds between two rounds: fine enough for leases of >= 10 s
 PROBE_PERIOD = 0.05
 REBIND = 5.0  # seconds between two attempts on ports that are not open
+LOOKS = 500  # registrations between two turns of the loop: 1 ms
+WARNINGS = 20  # events between two turns of the loop: 1 ms
 SAVE_AGAIN_MAX = 30.0  # seconds between two attempts at a failed snapshot, at most
 
 
@@ -85,70 +90,88 @@ class PeriodicWork:
         if silent := self._silent((*due.verdict.lapsed, *due.gone)):
             await self._end(silent)
         if due.verdict.revived:
-            await self._perform(lambda desired: _becoming(desired, due.verdict.revived, State.FRESH), due.verdict.revived)
-        self._warn(due.late, due.closing)
+            await self._revive(due.verdict.revived)
+        await self._warn("still_silent", due.late)
+        await self._warn("closing", due.closing)
         if due.overstayed:
-            await self._overstay(due.overstayed)
-        dead = control.liveness.dead()
-        if gone := self._silent(key for key in dead if control.liveness.is_superfluous(key, control.desired.claims)):
-            await self._perform(lambda desired: with_claims(desired, release(desired.claims, gone)), gone, self._registrar.left)
+            await self._release(due.overstayed, lambda _key, _claims: True)
+        superfluous, claims = control.liveness.is_superfluous, control.desired.claims
+        dead = in_turns(control.liveness.dead(), LOOKS)
+        if gone := self._silent([key async for key in dead if superfluous(key, claims)]):
+            await self._release(gone, superfluous)
         if due.fallen_back:
             await self._give_up(due.fallen_back)
         if words := ended(control.desired.overrides, self._wall()):
             await self._end_words(words)
         if control.unsettled:
             control.unsettled = False
-            await self._perform(
-                lambda desired: with_claims(desired, settle(desired.claims, control.checker.health_records.proven)), ()
-            )
+            await self._perform(self._settled, ())
         if control.publisher.unbound and self._clock() >= self._rebind_at:
             self._rebind_at = self._clock() + REBIND
             control.publisher.apply()
 
     def _silent(self, keys: Iterable[Key]) -> tuple[Key, ...]:
         """The silent ones, without those that have a call waiting, which would be decided first and then undone by this."""
-        return tuple(key for key in keys if not self._state.writer.is_busy_with(key))
+        return self._state.writer.not_busy_with(keys)
 
     async def _end(self, keys: tuple[Key, ...]) -> None:
-        leases, ended = self._state.leases, list[Key]()
+        leases, titles = self._state.leases, list[str]()
 
-        def step(desired: DesiredState) -> tuple[DesiredState, Change]:
-            silent = [key for key in keys if leases.is_over(key)]  # those that called since have not lapsed
-            after, change = _becoming(desired, silent, State.STALE)
-            ended[:] = [key for key in keys if after.claims.not_fresh.get(key) is State.STALE]
+        def step(desired: DesiredState) -> Generator[None, None, Decision]:
+            # Those that called since have not lapsed.
+            silent = yield from _filtered(keys, leases.is_over)
+            after, change = yield from with_many(desired, silent, partial(become, state=State.STALE))
+            ended = yield from _filtered(keys, lambda key: after.claims.not_fresh.get(key) is State.STALE)
+            titles.clear()
+            for start in range(0, len(ended), LOOKS):
+                if start:
+                    yield
+                titles.extend(map(key_title, ended[start : start + LOOKS]))
             return after, change
 
         def done(_change: Change) -> None:
-            if ended:
-                names = ", ".join(map(key_title, ended))
-                self._state.event_log.note("stale", f"silent for its TTL, now the last resort: {names}", {"count": len(ended)})
+            if titles:
+                text = f"silent for its TTL, now the last resort: {', '.join(titles)}"
+                self._state.event_log.note("stale", text, {"count": len(titles)})
 
         await self._perform(step, keys, done)
 
-    async def _overstay(self, keys: tuple[Key, ...]) -> None:
-        def step(desired: DesiredState) -> tuple[DesiredState, Change]:
-            held = desired.claims.registrations
-            still = [key for key in keys if key in held and held[key].state is State.STALE]
-            return with_claims(desired, release(desired.claims, still))
+    async def _revive(self, keys: tuple[Key, ...]) -> None:
+        def step(desired: DesiredState) -> Generator[None, None, Decision]:
+            still = yield from _filtered(keys, lambda key: desired.claims.not_fresh.get(key) is State.STALE)
+            return (yield from with_many(desired, still, partial(become, state=State.FRESH)))
+
+        await self._perform(step, keys)
+
+    async def _release(self, keys: tuple[Key, ...], due: Callable[[Key, Claims], bool]) -> None:
+        """Release those that are still stale, and still `due`, when it is their turn."""
+
+        def step(desired: DesiredState) -> Generator[None, None, Decision]:
+            claims = desired.claims
+            still = yield from _filtered(keys, lambda key: claims.not_fresh.get(key) is State.STALE and due(key, claims))
+            return (yield from with_many(desired, still, release))
 
         await self._perform(step, keys, self._registrar.left)
 
-    def _warn(self, late: Iterable[Key], closing: Iterable[Key]) -> None:
+    async def _warn(self, kind: str, keys: Iterable[Key]) -> None:
         """Warn only about ports for which nobody else calls: one silent instance among many is no alarm."""
-        control, claims = self._state, self._state.desired.claims
-        for kind, keys in (("still_silent", late), ("closing", closing)):
-            for one in (claims.registrations[key] for key in keys if key in claims.registrations):
-                if not (ports := control.liveness.silent_ports(one, control.desired)):
-                    continue
-                where = ", ".join(str(listen.port) for listen in ports)
-                ends = max(
-                    filter(None, (control.liveness.port_closes_at(port, control.desired) for port in ports)), default=None
-                )
-                text = f"{title(one)} has not called for over an hour, and nobody else holds port {where}"
-                if ends is not None:
-                    text += f", which closes at {moment(ends)} if it stays so (leases.keep_stale)"
-                fields = {"token": one.key.token, "name": one.name, "instance": one.key.instance}
-                control.event_log.note(kind, text, fields, alarm=True)
+        control = self._state
+        async for key in in_turns(keys, WARNINGS):
+            desired = control.desired
+            one = desired.claims.registrations.get(key)
+            if one is None or not (ports := control.liveness.silent_ports(one, desired)):
+                continue
+            where = ", ".join(str(listen.port) for listen in ports)
+            ends = max(filter(None, (control.liveness.port_closes_at(port, desired) for port in ports)), default=None)
+            text = f"{title(one)} has not called for over an hour, and nobody else holds port {where}"
+            if ends is not None:
+                text += f", which closes at {moment(ends)} if it stays so (leases.keep_stale)"
+            fields = {"token": one.key.token, "name": one.name, "instance": one.key.instance}
+            control.event_log.note(kind, text, fields, alarm=True)
+
+    def _settled(self, desired: DesiredState) -> Generator[None, None, Decision]:
+        settling = partial(settle, proven=self._state.checker.health_records.proven)
+        return (yield from with_many(desired, tuple(desired.claims.waiting), settling))
 
     async def _end_words(self, targets: tuple[OverrideTarget, ...]) -> None:
         control = self._state
@@ -166,14 +189,19 @@ class PeriodicWork:
     async def _give_up(self, keys: tuple[Key, ...]) -> None:
         """Remove old addresses that were the fallback for long enough, because addresses of nodes are reused."""
 
-        def done(change: Change) -> None:
+        def done(change: Change) -> Generator[None, None, None]:
             if change.touched:
                 held = self._state.desired.claims.registrations
-                names = ", ".join(title(held[key]) for key in keys if key in held)
-                text = f"the new address has not answered in {span(FALLBACK)}, and the old one no longer serves for it: {names}"
-                self._state.event_log.note("fallback_over", text, whose(keys), alarm=True)
+                there = yield from _filtered(keys, held.__contains__)
+                titles = list[str]()
+                for start in range(0, len(there), LOOKS):
+                    if start:
+                        yield
+                    titles.extend(title(held[key]) for key in there[start : start + LOOKS])
+                text = f"the new address has not answered in {span(FALLBACK)}, and the old one no longer serves for it: "
+                self._state.event_log.note("fallback_over", text + ", ".join(titles), whose(keys), alarm=True)
 
-        await self._perform(lambda desired: with_claims(desired, give_up(desired.claims, keys)), keys, done)
+        await self._perform(lambda desired: with_many(desired, keys, give_up), keys, done)
 
     def _tell_of_mass_lapse(self, *, now_preserving: bool) -> None:
         leases = self._state.leases
@@ -201,14 +229,18 @@ class PeriodicWork:
                 control.writer.hangs = False
             await self._perform(lambda desired: (desired, Change(desired.claims, "unchanged")), (), write=True)
 
-    async def _perform(
-        self, step: Step, keys: Iterable[Key], done: Callable[[Change], None] | None = None, *, write: bool = False
-    ) -> None:
+    async def _perform(self, step: Step, keys: Iterable[Key], done: Done | None = None, *, write: bool = False) -> None:
         try:
             await self._state.writer.perform(step, keys, done, by="leases", write=write)
         except Refused:
             pass  # pylb is stopping: the next start decides again
 
 
-def _becoming(desired: DesiredState, keys: Iterable[Key], state: State) -> tuple[DesiredState, Change]:
-    return with_claims(desired, become(desired.claims, keys, state))
+def _filtered(keys: Sequence[Key], wanted: Callable[[Key], bool]) -> Generator[None, None, list[Key]]:
+    """Those that are wanted, found in steps."""
+    found = list[Key]()
+    for start in range(0, len(keys), LOOKS):
+        if start:
+            yield
+        found += filter(wanted, keys[start : start + LOOKS])
+    return found

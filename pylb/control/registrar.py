@@ -5,7 +5,7 @@ that names it. In its turn it is decided again, on top of everything that came b
 """
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
 from functools import partial
 from typing import TypeVar
@@ -26,6 +26,7 @@ from pylb.core.registration import FrontendRequest, Key, Registration, State
 from pylb.core.static_rules import StaticRules
 
 MOST_REGISTRATIONS = 2000  # per token
+FORGOTTEN = 200  # leases that one step forgets: 1 ms
 T = TypeVar("T")
 
 
@@ -72,7 +73,7 @@ class Registrar:
     async def _ask_once_more(self, wanted: Registration) -> None:
         """Before a call may take a port from an owner that seems to be gone: a last check whether that is true."""
         claims = self._state.desired.claims
-        if not self._liveness.dead():
+        if not self._liveness.any_dead:
             return
         there = {one.key: one for item in wanted.wanted for one in claims.on_port(item.port)}
         gone = [one for key, one in there.items() if key != wanted.key and self._liveness.is_abandoned(one)]
@@ -90,7 +91,7 @@ class Registrar:
             known.update({key: desired.claims.registrations[key] for key in {*change.evicted, *change.removed}})
             return after, change
 
-        def done(change: Change) -> None:
+        def done(change: Change) -> Generator[None, None, None]:
             self._state.totals[change.result] += 1
             self._leases.forget(change.removed)  # those that a takeover left without a port
             self._event_texts.evicted(wanted, known, change)
@@ -98,7 +99,7 @@ class Registrar:
                 self._liveness.called(key)
             if room := [key for key in change.removed if key not in change.evicted]:
                 places = {place for key in room for place in known[key].places}
-                self._event_texts.released(self._state.desired, places, room, f" to make room for {title(wanted)}")
+                yield from self._event_texts.released(self._state.desired, places, room, f" to make room for {title(wanted)}")
             one = change.registered
             if one is not None:
                 self._state.beat(one, moved=change.result == "moved")
@@ -119,12 +120,15 @@ class Registrar:
         )
         return self.outcome(change.result, None, durable=durable, note=change.note)
 
-    def left(self, change: Change) -> None:
+    def left(self, change: Change) -> Generator[None, None, None]:
         """The `done` of every release."""
         self._state.totals[change.result] += 1
-        self._leases.forget(change.removed)
+        for start in range(0, len(change.removed), FORGOTTEN):
+            if start:
+                yield
+            self._leases.forget(change.removed[start : start + FORGOTTEN])
         if change.touched:
-            self._event_texts.released(self._state.desired, change.touched, change.removed)
+            yield from self._event_texts.released(self._state.desired, change.touched, change.removed)
 
     def announce(
         self, desired: DesiredState, wanted: Registration, caller: Caller | None, *, takeover: bool

@@ -281,7 +281,7 @@ class Registry:
 
     def each_frontend(self) -> Iterator[FrontendView]:
         """Each with its servers, like `each_server`."""
-        return frontend_views(self.table, self.each_server(), self.unbound(), self.closing())
+        return frontend_views(self.table, self.each_server(), self.unbound(), self.closes_at)
 
     def last_check(self, listen: Listen, address: Address) -> tuple[float, str] | None:
         """The last dial, probe or newsworthy client's connect of a server: its time on the clock, and "yes" or the failure."""
@@ -299,9 +299,9 @@ class Registry:
         """Registrations from a newer pylb that this one cannot serve."""
         return list(self._desired.unserved.values())
 
-    def closing(self) -> dict[Listen, float | None]:
-        """Ports that only stale registrations hold, and when each closes (unix time; None: not because of that)."""
-        return self._state.liveness.closing(self._desired)
+    def closes_at(self, listen: Listen) -> float | None:
+        """When a port closes that only stale registrations hold (unix time); None: not because of that."""
+        return self._state.liveness.port_closes_at(listen, self._desired)
 
     def events(self) -> list[Event]:
         """The last 1,000, oldest first."""

@@ -11,19 +11,22 @@ from pylb.control.desired_state import Decision, DesiredState
 from pylb.control.health.dry_run import failing
 from pylb.control.health.prober import Ask
 from pylb.control.health.resolver import FIRST_LOOK
+from pylb.control.publisher import FRONTENDS
 from pylb.control.replaced_tokens import passed_on
 from pylb.control.state import ControlState
-from pylb.control.steps import stepwise
+from pylb.control.steps import in_turns, stepwise
 from pylb.core.address import Address
 from pylb.core.auth import Keyring
-from pylb.core.loops import loops
-from pylb.core.operator_overrides import still_valid
+from pylb.core.loops import looping
+from pylb.core.operator_overrides import checked
 from pylb.core.ownership import Change, adopting
 from pylb.core.policy import Rules, StaticServer
 from pylb.core.registration import Key
 from pylb.core.static_rules import StaticRules
-from pylb.core.table import Diff, Table, diff
+from pylb.core.table import Diff, Table, as_diff, compared
 from pylb.core.table_diff import ChangeLine
+
+LOOKS = 500  # registrations that one step looks at: 0.5 ms
 
 
 class RulesInForce:
@@ -51,19 +54,23 @@ class RulesInForce:
         """Note the new addresses and names of this machine. Servers that lead back to pylb itself go out of service, and those
         that no longer do come back. Raises Refused if pylb is stopping."""
 
-        def step(desired: DesiredState) -> tuple[DesiredState, Change]:
+        def step(desired: DesiredState) -> Generator[None, None, Decision]:
             before, static_rules = (
                 desired.static_rules,
                 StaticRules(replace(desired.static_rules.rules, own_ips=own_ips), self._state.resolver.answers),
             )
+            yield
             changed = before.own_ips ^ own_ips
             touched = {listen for listen, one in static_rules.frontends.items() if one != before.frontends.get(listen)}
             touched |= {
                 listen for listen, one in static_rules.frontends.items() if any(_ip(line) in changed for line in one.servers)
             }
-            for one in desired.claims.registrations.values():
+            for number, one in enumerate(desired.claims.registrations.in_any_order()):
+                if number % LOOKS == 0:
+                    yield
                 if one.ip in changed or any(old.address.ip in changed for old in one.displaced):
                     touched.update(one.places)
+            yield
             return replace(desired, static_rules=static_rules), Change(desired.claims, "updated", frozenset(touched))
 
         if own_ips != self._state.desired.static_rules.own_ips:
@@ -76,16 +83,17 @@ class RulesInForce:
         await self._state.resolver.first_look(rules.hosts, FIRST_LOOK)
         before, tokens, moved = self._state.publisher.table, self._state.desired.keyring, dict[Key, Key]()
 
-        def done(change: Change) -> None:
+        def done(change: Change) -> Generator[None, None, None]:
             self._with_tokens(tokens, keyring, moved, change)
             self._state.follow(rules)
             self._state.resolver.follow(rules.hosts, rules.resolve_interval)
             text = f"static frontends: {len(rules.frontends)}, tokens: {len(keyring.tokens)}"
             self._state.event_log.note("reloaded", text)
-            self._state.event_texts.loops(self._state.desired)
+            yield from self._state.event_texts.loops(self._state.desired)
 
         await self._state.writer.perform(self._reloading(rules, keyring, moved), (), done, by="reload")
-        return diff(before, self._state.publisher.table)
+        pairs = in_turns(compared(before, self._state.publisher.table), FRONTENDS)
+        return as_diff([pair async for pair in pairs])
 
     def _reloading(
         self, rules: Rules, keyring: Keyring, moved: dict[Key, Key]
@@ -97,12 +105,12 @@ class RulesInForce:
             yield
             before = StaticRules(replace(desired.static_rules.rules, own_ips=rules.own_ips), self._state.resolver.answers)
             yield
-            looped = loops(desired.claims, before)
+            looped = yield from looping(desired.claims, before)
             yield
             change = yield from adopting(desired.claims, static_rules, looped)
             yield
             touched = change.touched | desired.static_rules.frontends.keys() | static_rules.frontends.keys()
-            overrides = still_valid(desired.overrides, change.claims, static_rules)
+            overrides = yield from checked(desired.overrides, change.claims, static_rules)
             after = replace(desired, claims=change.claims, static_rules=static_rules, keyring=keyring, overrides=overrides)
             after, given, keys = passed_on(after)
             moved.update(keys)

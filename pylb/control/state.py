@@ -119,7 +119,7 @@ class ControlState:
         unserved = snapshot.unserved
         desired = replace(self.desired, claims=claims, static_rules=static_rules, overrides=overrides, unserved=unserved)
         await self.publisher.publish(desired, None, ["start"])
-        self.event_texts.loops(self.desired)
+        await stepwise(self.event_texts.loops(self.desired))
 
     def beat(self, one: Registration, *, moved: bool) -> None:
         """Note that this registration has called."""

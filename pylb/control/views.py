@@ -200,15 +200,15 @@ def server_views(
 
 
 def frontend_views(
-    table: Table, servers: Iterator[ServerView], unbound: Mapping[Listen, str], closing: Mapping[Listen, float | None]
+    table: Table, servers: Iterator[ServerView], unbound: Mapping[Listen, str], closes_at: Callable[[Listen], float | None]
 ) -> Iterator[FrontendView]:
     """The views of all frontends, in the order of their ports, as are `servers`.
 
-    They are made one by one, so that a caller need not hold all of them and free them at once. `closing`: when each frontend
-    closes for which no registration calls any more.
+    They are made one by one, so that a caller need not hold all of them and free them at once. `closes_at`: when a
+    frontend closes for which no registration calls any more.
     """
     for one in by_port(table):
-        yield FrontendView(one, [next(servers) for _ in one.servers], unbound.get(one.listen), closing.get(one.listen))
+        yield FrontendView(one, [next(servers) for _ in one.servers], unbound.get(one.listen), closes_at(one.listen))
 
 
 def by_port(table: Table) -> list[Frontend]:

@@ -100,10 +100,10 @@ class PersistentMap(Mapping[K, V], Generic[K, V]):
         return self._length
 
     def __iter__(self) -> Iterator[K]:
-        return (key for _, key, _ in self.ordered())
+        keys, _, order = self.in_order()
+        return map(keys.__getitem__, order)
 
     def items(self) -> "ItemsView[K, V]":
-        """Sorting 10,000 entries takes 3 ms before the first one comes; the same holds for the keys. `values` take 0.5 ms."""
         return _Items(self)
 
     def values(self) -> "ValuesView[V]":
@@ -122,18 +122,24 @@ class PersistentMap(Mapping[K, V], Generic[K, V]):
     def __repr__(self) -> str:
         return f"PersistentMap({dict(self.items())!r})"
 
-    def ordered(self) -> list[tuple[int, K, V]]:
-        """The place, the key and the value of each entry."""
-        found = [(place, key, value) for key, (place, value) in chain.from_iterable(map(dict.items, self.buckets))]
-        found.sort(key=itemgetter(0))
-        return found
+    def in_order(self) -> tuple[list[K], list[tuple[int, V]], list[int]]:
+        """The keys and entries as they lie in the buckets, and their indexes in the order of the mapping.
+
+        No object is made for each: 10,000 new ones would be ten collections of garbage before the first key comes.
+        """
+        buckets = self.buckets
+        keys = list(chain.from_iterable(buckets))
+        entries = list(chain.from_iterable(map(dict.values, buckets)))
+        places = list(map(itemgetter(0), entries))
+        return keys, entries, sorted(range(len(keys)), key=places.__getitem__)
 
 
 class _Items(ItemsView[K, V]):
     _mapping: PersistentMap[K, V]
 
     def __iter__(self) -> Iterator[tuple[K, V]]:
-        return ((key, value) for _, key, value in self._mapping.ordered())
+        keys, entries, order = self._mapping.in_order()
+        return ((keys[index], entries[index][1]) for index in order)
 
 
 class _Values(ValuesView[V]):

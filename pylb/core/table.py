@@ -3,8 +3,9 @@
 Control composes a table, the engine applies it. A live session uses what it took from the table under which it was accepted.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 
 from pylb.core.address import Address, Listen
 from pylb.core.persistent_map import PersistentMap
@@ -92,19 +93,32 @@ class Diff:
         return bool(self.opened or self.closed or self.changed)
 
 
+Compared = tuple[Frontend | None, Frontend | None]  # before and after; the same object twice if they are equal
+
+
 def diff(old: Table, new: Table) -> Diff:
     """From `old` to `new`. Applying it to `old` gives `new`; the diff of a table and itself is empty."""
+    return as_diff(compared(old, new))
+
+
+def compared(old: Table, new: Table) -> Iterator[Compared]:
+    """All that may differ, in the order of the listen address: for `as_diff`, and for callers that compare in steps."""
     have, want = old.frontends, new.frontends
     # Between a table and its successor only what was touched is compared; between any other two, everything.
-    differ = new.touched if new.since is old.mark else have.keys() | want.keys()
-    opened, closed, changed = [], [], []
+    differ = new.touched if new.since is old.mark else {*chain(*have.buckets, *want.buckets)}
     for listen in sorted(differ):
         before, after = have.get(listen), want.get(listen)
+        yield before, before if before is after or before == after else after
+
+
+def as_diff(pairs: Iterable[Compared]) -> Diff:
+    opened, closed, changed = [], [], []
+    for before, after in pairs:
         if after is None:
             if before is not None:
                 closed.append(before)
         elif before is None:
             opened.append(after)
-        elif before is not after and before != after:
+        elif before is not after:
             changed.append((before, after))
     return Diff(tuple(opened), tuple(closed), tuple(changed))

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from pylb.core.address import Address, Listen
-from pylb.core.table import BACKUP, DOWN, LAST_RESORT, OUT, PROVEN, UNPROVEN, Frontend, Server, Table, diff, differing
+from pylb.core.table import BACKUP, DOWN, LAST_RESORT, OUT, PROVEN, UNPROVEN, Frontend, Server, Table, compared, differing
 
 RANKS = {
     PROVEN: "in service",
@@ -47,14 +47,14 @@ def lines(old: Table, new: Table) -> list[ChangeLine]:
 
 
 def changes(old: Table, new: Table) -> Iterator[list[ChangeLine]]:
-    """The same, one frontend at a time: in steps, and not ordered."""
-    found = diff(old, new)
-    for frontend in found.opened:
-        yield [_opened(frontend)]
-    for one in found.closed:
-        yield [ChangeLine(ChangeKind.CLOSED, one.listen, one.name, f"port {one.listen.port} ({one.name}) closed")]
-    for before, after in found.changed:
-        yield list(_changed(before, after))
+    """The same, one frontend at a time, also those that do not differ: in steps, and not ordered by port."""
+    for before, after in compared(old, new):
+        if after is None:
+            yield [] if before is None else [_closed(before)]
+        elif before is None:
+            yield [_opened(after)]
+        else:
+            yield [] if before is after else list(_changed(before, after))
 
 
 def in_order(found: Iterable[ChangeLine]) -> list[ChangeLine]:
@@ -66,6 +66,11 @@ def _opened(frontend: Frontend) -> ChangeLine:
     to = ", ".join(map(str, frontend.servers)) or "no server yet"
     text = f"port {frontend.listen.port} ({frontend.name}) opened -> {to}"
     return ChangeLine(ChangeKind.OPENED, frontend.listen, frontend.name, text)
+
+
+def _closed(frontend: Frontend) -> ChangeLine:
+    text = f"port {frontend.listen.port} ({frontend.name}) closed"
+    return ChangeLine(ChangeKind.CLOSED, frontend.listen, frontend.name, text)
 
 
 def _changed(old: Frontend, new: Frontend) -> Iterator[ChangeLine]:

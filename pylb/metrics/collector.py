@@ -83,17 +83,25 @@ class Metrics:
         """What control knows about frontends."""
         registry, label = self._registry, ("frontend",)
         unbound = registry.unbound()
-        usable, is_open, most = Counter[str](), dict[str, bool](), Counter[str]()
+        usable, is_open, most, closing = Counter[str](), dict[str, bool](), Counter[str](), dict[str, float]()
         async for one in in_turns(registry.table.frontends.values(), PART):
             name = one.name
             usable[name] += sum(server.rank < DOWN for server in one.servers)
             is_open[name] = is_open.get(name, True) and one.listen not in unbound
             if one.policy.max_connections:
                 most[name] += one.policy.max_connections
+            if (end := registry.closes_at(one.listen)) is not None:
+                closing[name] = end
         return chain(
             gauge("pylb_frontend_usable_servers", "Servers of a frontend that are in service.", label, simple(usable)),
             gauge("pylb_frontend_open", "1 if the port is open; if not, pylb tries again.", label, simple(is_open)),
             gauge("pylb_frontend_max_connections", "Limit of sessions, for a frontend that has one.", label, simple(most)),
+            gauge(
+                "pylb_frontend_closes_timestamp_seconds",
+                "When the port closes, because none of its registrations calls any more, unix time.",
+                label,
+                simple(closing),
+            ),
         )
 
     async def _servers_up(self) -> Families:
@@ -146,17 +154,6 @@ class Metrics:
             "When the last call of the legacy protocol was accepted, unix time.",
             ("token",),
             simple({token: use.last_at for token, use in uses.items()}),
-        )
-        closing = {
-            registry.table.frontends[at].name: end
-            for at, end in registry.closing().items()
-            if end is not None and at in registry.table.frontends
-        }
-        yield from gauge(
-            "pylb_frontend_closes_timestamp_seconds",
-            "When the port closes, because none of its registrations calls any more, unix time.",
-            ("frontend",),
-            simple(closing),
         )
         yield from gauge(
             "pylb_leases_preserved",

@@ -167,7 +167,7 @@ def test_frontends_come_in_the_order_of_their_ports_with_their_servers() -> None
     https, smtp = Listen("tcp", "*", 443), Listen("tcp", "*", 25)
     pools = {https: (Server("pod-7", view(7).address), Server("pod-8", view(8).address)), smtp: ()}
     table = make_table(1, {at: Frontend(f"app-{at.port}", at, Policy(), pool) for at, pool in pools.items()})
-    found = frontend_views(table, iter([view(7), view(8)]), {smtp: "Permission denied"}, {https: NOW})
+    found = frontend_views(table, iter([view(7), view(8)]), {smtp: "Permission denied"}, {https: NOW}.get)
     assert [(one.name, len(one.servers), one.unbound, one.closes) for one in found] == [
         ("app-25", 0, "Permission denied", None),
         ("app-443", 2, None, NOW),

@@ -62,13 +62,14 @@ class Full:
 
     def __init__(self, folder: Path, frontends: int) -> None:
         self.frontends = frontends
+        self.now = 1000.0
         self.registry = Registry(
             rules=Rules(),
             keyring=Keyring(TOKENS),
             sink=Nowhere(),
             store=Store(folder),
             ask=_yes,
-            clock=lambda: 1000.0,
+            clock=lambda: self.now,
             uniform=lambda _low, _high: 1.0,
         )
 

@@ -1,5 +1,6 @@
 """Short words for the tests of claims and tables."""
 
+import itertools
 from collections.abc import Callable, Container, Generator, Iterable
 from dataclasses import replace
 from typing import TypeVar
@@ -70,11 +71,17 @@ T = TypeVar("T")
 
 def finished(steps: Generator[None, None, T]) -> T:
     """What comes out of it."""
-    while True:
+    return counted_steps(steps)[0]
+
+
+def counted_steps(steps: Generator[None, None, T]) -> tuple[T, int]:
+    """What comes out of it, and in how many steps."""
+    for count in itertools.count(1):
         try:
             next(steps)
         except StopIteration as end:
-            return end.value  # type: ignore[no-any-return]
+            return end.value, count
+    raise AssertionError
 
 
 def adopt(claims: Claims, static_rules: StaticRules, looped: Container[Key] = ()) -> Change:

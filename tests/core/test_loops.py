@@ -6,9 +6,26 @@ import pytest
 
 from pylb.core.claims import Claims
 from pylb.core.errors import Code
-from pylb.core.loops import loops
+from pylb.core.loops import looping
+from pylb.core.ownership import readmitting
 from pylb.core.policy import Check, HealthOverride, HealthPolicy, Policy
-from tests.core.claiming import FREE, A, B, adopt, enter, having, native, on, readmit, refused, static, static_rules
+from pylb.core.registration import Registration
+from tests.core.claiming import (
+    FREE,
+    A,
+    B,
+    adopt,
+    counted_steps,
+    enter,
+    finished,
+    having,
+    native,
+    on,
+    readmit,
+    refused,
+    static,
+    static_rules,
+)
 
 
 def test_a_target_that_is_a_port_of_pylb_itself_is_refused() -> None:
@@ -63,8 +80,8 @@ def test_a_restart_keeps_a_registration_whose_target_has_become_pylb_itself() ->
     fresh, refusals = readmit(ones, rules)
     assert set(fresh.holders) == {on(443), on(30443)}
     assert refusals == []
-    assert list(loops(fresh, rules)) == [ones[0].key]
-    assert loops(fresh, FREE) == {}
+    assert list(finished(looping(fresh, rules))) == [ones[0].key]
+    assert finished(looping(fresh, FREE)) == {}
 
 
 def test_a_reload_that_would_begin_a_loop_is_refused_and_one_that_finds_it_is_not() -> None:
@@ -72,4 +89,27 @@ def test_a_reload_that_would_begin_a_loop_is_refused_and_one_that_finds_it_is_no
     rules = static_rules(static("new", "*:30443"), own_ips=frozenset({A}))
     found = refused(lambda: adopt(claims, rules))
     assert (found.code, "'web'" in found.detail) == (Code.TARGET_REFUSED, True)
-    assert adopt(claims, rules, looped=loops(claims, rules)).claims.registrations == claims.registrations
+    assert adopt(claims, rules, looped=finished(looping(claims, rules))).claims.registrations == claims.registrations
+
+
+def many(count: int) -> list[Registration]:
+    """Each has a port and an address of its own."""
+    return [native(name=f"app-{n}", ip=f"203.0.{n // 250}.{n % 250 + 1}", ports={2000 + n: 30443}) for n in range(count)]
+
+
+@pytest.mark.parametrize("meant", [0, 150, 249])
+def test_loops_are_found_in_steps_wherever_they_are(meant: int) -> None:
+    ones = many(250)
+    ip = ones[meant].ip
+    ones[meant] = native(name=f"app-{meant}", ip=ip, ports={2000 + meant: 2100})
+    claims, _ = finished(readmitting(ones, FREE))
+    found, steps = counted_steps(looping(claims, static_rules(own_ips=frozenset({ip}))))
+    assert list(found) == [ones[meant].key]
+    assert steps >= 4
+
+
+def test_that_there_is_no_loop_is_found_in_steps() -> None:
+    claims, _ = finished(readmitting(many(250), FREE))
+    found, steps = counted_steps(looping(claims, static_rules(own_ips=frozenset({"198.51.100.1"}))))
+    assert found == {}
+    assert steps >= 4

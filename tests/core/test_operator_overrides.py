@@ -3,18 +3,29 @@
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pylb.core.address import Address, Listen
 from pylb.core.claims import Claims
 from pylb.core.compose import ServerStates
 from pylb.core.errors import Code, Refused
-from pylb.core.operator_overrides import NONE, Override, Overrides, affected, changed, ended, find, still_valid, with_overrides
+from pylb.core.operator_overrides import (
+    NONE,
+    Override,
+    Overrides,
+    affected,
+    changed,
+    checked,
+    ended,
+    find,
+    still_valid,
+    with_overrides,
+)
 from pylb.core.policy import AdminState, Policy, Rules, StaticFrontend, StaticServer
 from pylb.core.static_rules import StaticRules
 from pylb.core.table import OUT, Frontend, Server, Table, make_table
-from tests.core.claiming import compose
+from tests.core.claiming import compose, counted_steps
 
 WEB, MAIL = Listen("tcp", "*", 443), Listen("tcp", "203.0.113.9", 25)
 LISTENS = [Listen("tcp", "*", port) for port in range(20050, 20000, -1)]
@@ -51,6 +62,28 @@ def test_words_go_with_their_frontend() -> None:
     said: Overrides = {(WEB, ONE): Override(weight=1), (MAIL, ONE): Override(weight=2)}
     assert still_valid(said, Claims(), statics(WEB)) == {(WEB, ONE): Override(weight=1)}
     assert still_valid(said, Claims(), statics(WEB, MAIL)) is said
+
+
+def test_words_are_looked_for_only_on_the_frontends_that_were_touched() -> None:
+    said: Overrides = {(WEB, ONE): Override(weight=1), (MAIL, ONE): Override(weight=2), ONE.ip: Override(AdminState.DRAIN)}
+    assert still_valid(said, Claims(), statics(), {MAIL}) == {key: said[key] for key in ((WEB, ONE), ONE.ip)}
+    assert still_valid(said, Claims(), statics(), set()) is said
+
+
+@example(set(LISTENS), set(LISTENS[10:40]), None)
+@given(
+    st.sets(st.sampled_from(LISTENS), max_size=50),
+    st.sets(st.sampled_from(LISTENS)),
+    st.none() | st.sets(st.sampled_from(LISTENS)),
+)
+def test_words_checked_in_steps_are_those_checked_at_once(
+    said_of: set[Listen], there: set[Listen], touched: set[Listen] | None
+) -> None:
+    said: Overrides = {ONE.ip: Override(AdminState.DRAIN), **{(listen, ONE): Override(weight=1) for listen in said_of}}
+    looked_for = len(said_of if touched is None else said_of & touched)
+    found, steps = counted_steps(checked(said, Claims(), statics(*there), touched))
+    assert found == still_valid(said, Claims(), statics(*there), touched)
+    assert steps == max(1, -(-looked_for // 25))
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,13 @@
 """What may happen to registrations, and what changes by it."""
 
+from collections.abc import Callable, Sequence
+from functools import partial
+
 import pytest
 
 from pylb.core.claims import Claims
 from pylb.core.errors import Code, Refused
-from pylb.core.ownership import announce, become, give_up, pass_on, release, settle
+from pylb.core.ownership import Change, announce, become, give_up, in_parts, pass_on, release, settle
 from pylb.core.policy import JoinRule, Policy
 from pylb.core.registration import DisplacedServer, Key, State, legacy_key
 from tests.core.claiming import (
@@ -14,6 +17,7 @@ from tests.core.claiming import (
     C,
     adopt,
     at,
+    counted_steps,
     enter,
     having,
     legacy,
@@ -216,8 +220,8 @@ def test_the_displaced_leave_when_the_new_one_has_answered() -> None:
     proven = frozenset({at(f"{A}:30443"), at(f"{A}:30080")})
     ports = {443: 30443, 80: 30080}
     moved = enter(having(native(ports=ports)), native(ip=B, ports=ports), proven=proven).claims
-    assert settle(moved, proven).claims is moved
-    half = settle(moved, proven | {at(f"{B}:30443")})
+    assert settle(moved, moved.waiting, proven).claims is moved
+    half = settle(moved, moved.waiting, proven | {at(f"{B}:30443")})
     assert half.touched == {on(443), on(80)}
     (left,) = half.claims.registrations["t", "web", "pod-1", 0].displaced
     assert left.listen == on(80)
@@ -229,6 +233,39 @@ def test_the_displaced_go_with_the_port_that_they_were_on() -> None:
     moved = enter(having(native(ports=ports)), native(ip=B, ports=ports), proven=proven).claims
     rest = release(moved, list(moved.registrations), port=80).claims
     assert [old.listen for old in rest.registrations["t", "web", "pod-1", 0].displaced] == [on(443)]
+
+
+# ---------------------------------------------------------------- many at once
+
+BEFORE, AFTER = at(f"{A}:30443"), at(f"{B}:30443")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        partial(become, state=State.STALE),
+        release,
+        partial(release, port=443),
+        partial(settle, proven=frozenset({BEFORE, AFTER})),
+        give_up,
+    ],
+)
+@pytest.mark.parametrize("found", [range(250), range(100, 250), range(100), ()])
+def test_a_change_of_many_is_one_change_made_in_steps(
+    change: Callable[[Claims, Sequence[Key]], Change], found: Sequence[int]
+) -> None:
+    claims, keys = Claims(), []
+    for number in range(250):
+        if number in found:
+            for ip in (A, B):  # the server at the old address is displaced
+                ports = {443: 30443, 1000 + number: 30443}
+                one = native(instance=f"pod-{number}", ip=ip, ports=ports)
+                claims = enter(claims, one, proven=frozenset({BEFORE})).claims
+        keys.append(Key("t", "web", f"pod-{number}"))
+    whole, steps = counted_steps(in_parts(claims, keys, change))
+    assert whole == change(claims, keys)
+    assert (whole.claims is claims, bool(whole.touched)) == (not found, bool(found))
+    assert steps == 3
 
 
 # ---------------------------------------------------------------- reload and restart

@@ -106,7 +106,7 @@ class Calls(RuleBasedStateMachine):
     @rule(ip=st.sampled_from(IPS), port=st.sampled_from((30001, 30002, 30025, 30080, 30443)))
     def a_server_answers(self, ip: str, port: int) -> None:
         self.proven |= {Address(ip, port)}
-        change = settle(self.claims, self.proven)
+        change = settle(self.claims, self.claims.waiting, self.proven)
         self.claims = change.claims
         self.swap(None)
 

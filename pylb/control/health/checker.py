@@ -33,6 +33,7 @@ from pylb.core.table import Frontend, Server, Table, differing
 
 AGAIN = 20.0  # seconds between two connects to a server whose owner no longer calls
 BATCH = 16  # probes begun at once, a tenth of a millisecond each; then the loop gets its turn
+ADDRESSES = 250  # added to those asked on, or removed, between two turns of the loop: 1 ms
 
 News = Callable[[list[Listen], str, str, Mapping[str, str | int]], None]
 
@@ -122,19 +123,28 @@ class Checker:
             return replace(fresh, probe_at=other)  # at the same time as those that ask the same
         return fresh
 
-    def ask_on(self, addresses: Iterable[Address]) -> None:
-        """Connect to exactly these every AGAIN seconds, whether they answer or not: otherwise nobody would find out."""
-        now, known = self._clock(), self.health_records.addresses
-        wanted = {address for address in addresses if address in known and known[address].frontends}
-        for address in self._asked_on - wanted:
-            if address in known:
-                known[address].again_at = inf
+    async def ask_on(self, addresses: Iterable[Address]) -> None:
+        """Connect to exactly these every AGAIN seconds, whether they answer or not: otherwise nobody would find out.
+
+        In steps, and each is complete: after whatever ends this early, the next call goes on from there.
+        """
+        now, known, wanted = self._clock(), self.health_records.addresses, set[Address]()
+        async for address in in_turns(addresses, ADDRESSES):
+            of_address = known.get(address)
+            if of_address is None or not of_address.frontends:
+                continue
+            wanted.add(address)
+            if of_address.again_at == inf:
+                of_address.again_at = now
                 self._plan(address)
-        for address in wanted:
-            if known[address].again_at == inf:
-                known[address].again_at = now
+            self._asked_on.add(address)
+        async for address in in_turns(tuple(self._asked_on), ADDRESSES):
+            if address in wanted:
+                continue
+            self._asked_on.remove(address)
+            if (of_address := known.get(address)) is not None:
+                of_address.again_at = inf
                 self._plan(address)
-        self._asked_on = wanted
 
     def called(self, listens: Iterable[Listen], addresses: Iterable[Address]) -> None:
         """A phone-home has called from there: servers there that are down or unproven are asked now, once per interval."""
