@@ -1,6 +1,6 @@
 """Several balancers, one table: what each of them knows, decides and writes for the others, as a pure value machine.
 
-Nothing calls it yet: pylb/cluster will, with etcd's bytes on one side and `control` on the other. A `Replica` is one
+pylb/cluster calls it with etcd's bytes; nothing starts that yet, and `control` is to be on its other side. A `Replica` is one
 balancer's part. The calls of phone-homes, the verdicts of leases and what etcd reports go in; transactions for etcd,
 answers and registrations as they are served come out. tests/core/merge plays three of them against etcd in memory, in any
 order of calls, cuts, address moves, restarts, upgrades, restores and forgets.

@@ -2,12 +2,13 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 from math import inf
 from typing import NamedTuple
 
 from pylb.core.claims import Owner
 from pylb.core.merge.local import Conflict, Held, Merged, Own, Unsent, covers
-from pylb.core.merge.mirror import Mirror
+from pylb.core.merge.mirror import STEP, Mirror
 from pylb.core.merge.values import Entry, Member, Slot, Tombstone, Wanted, block_of
 from pylb.core.registration import Key, State
 
@@ -39,8 +40,10 @@ class Knowledge:
     # By port, for each slot of it: who may hold it. Those that do not are found by looking.
     _keys_of: dict[tuple[str, int], dict[Slot, set[Key]]] = field(default_factory=dict)
 
-    def registered(self) -> set[Key]:
-        return {key for key in {*self.own, *self.mirror.hearers, *self.held} if self.registration(key) is not None}
+    def registered(self) -> Iterator[Key]:
+        for key in {*self.own, *self.mirror.hearers, *self.held}:
+            if self.registration(key) is not None:
+                yield key
 
     def registration(self, key: Key) -> Merged | None:
         """As it is served here. Among what is heard within a lease the newest sequence counts; any fresh hearer makes it fresh;
@@ -111,13 +114,21 @@ class Knowledge:
         for slot in slots:
             self._keys_of.setdefault((slot.protocol, slot.port), {}).setdefault(slot, set()).add(key)
 
-    def index_all(self) -> None:
-        self._keys_of.clear()
-        for key, own in self.own.items():
-            self.index(key, own.wanted.slots)
-        for name in {*self.mirror.written, *self.mirror.newer}:
-            for key, known in self.mirror.view(name).entries.items():
-                self.index(key, known.entry.wanted.slots)
+    def index_all(self) -> Iterator[None]:
+        """In steps. What is no longer true is found by looking."""
+        heard = ((key, own.wanted.slots) for key, own in list(self.own.items()))
+        views = [list(self.mirror.view(name).entries.items()) for name in {*self.mirror.written, *self.mirror.newer}]
+        read = ((key, known.entry.wanted.slots) for view in views for key, known in view)
+        for number, (key, slots) in enumerate(chain(heard, read), 1):
+            self.index(key, slots)
+            if number % STEP == 0:
+                yield
+
+    def slots(self, key: Key) -> set[Slot]:
+        """All that anybody heard it ask for."""
+        own = self.own.get(key)
+        others = (slot for _, known in self.mirror.known_by_others(key, self.name) for slot in known.entry.wanted.slots)
+        return {*(own.wanted.slots if own is not None else ()), *others}
 
     def holders(self, slot: Slot) -> Iterator[Key]:
         keys = self._keys_at(slot)

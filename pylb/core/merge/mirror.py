@@ -5,7 +5,7 @@ back: a balancer whose count in etcd is lower than the one that was seen keeps t
 all of them again.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -21,12 +21,16 @@ from pylb.core.merge.values import (
     Slot,
     Tombstone,
     TombstoneKey,
+    Unreadable,
     Value,
 )
 from pylb.core.registration import Key
 
 Listing = Mapping[ClusterKey, tuple[Value, int]]  # the value, and the revision that wrote it
 Changes = Mapping[ClusterKey, Value | None]  # of one revision; None: deleted
+
+
+STEP = 100  # items between two turns of the loop, some 10 µs each
 
 
 class Known(NamedTuple):
@@ -81,21 +85,28 @@ class Mirror:
         """At which it was last written. 0: it does not exist."""
         return self.values[key][1] if key in self.values else 0
 
-    def replace(self, revision: int, listing: Listing, name: str, count: int) -> bool:
-        """Take over a list of everything. Returns whether it is older than what was seen of the others, or written by `name`,
-        this balancer, as its `count` says."""
+    def prepared(self, listing: Listing) -> Generator[None, None, "Mirror"]:
+        """What a list of everything means, by itself, in steps."""
+        made = Mirror()
+        for number, (key, (value, revision)) in enumerate(listing.items(), 1):
+            made._put(key, value, revision)
+            if number % STEP == 0:
+                yield
+        return made
+
+    def replace(self, revision: int, made: "Mirror", name: str, count: int) -> bool:
+        """Take over a list of everything, which was `prepared`. Returns whether it is older than what was seen of the others,
+        or written by `name`, this balancer, as its `count` says."""
         before = {one: self.view(one) for one in {**self.written, **self.newer} if one != name}
         blocks = {key: self.block(key) for key in [*self.values, *self.newer_blocks] if isinstance(key, BlockKey)}
-        self.values.clear()
-        self.written.clear()
-        self.newer_blocks.clear()
-        self.tombstones.clear()
-        for key in sorted(listing, key=lambda one: not isinstance(one, MemberKey)):
-            self._put(key, *listing[key])
-        self.revision = revision
+        self.revision, self.values, self.written, self.tombstones = revision, made.values, made.written, made.tombstones
+        self.hearers, self.newer_blocks = made.hearers, {}
         self.newer = {
             one: view for one, view in before.items() if self._is_behind(one, view.member.count) or self._is_partial(one)
         }
+        for one, view in self.newer.items():
+            for key in view.entries:
+                self.hearers.setdefault(key, set()).add(one)
         older = self._is_behind(name, count) or any(self._is_behind(one, view.member.count) for one, view in before.items())
         if older:
             self.newer_blocks = {key: block for key, block in blocks.items() if block and block != self.block(key)}
@@ -139,6 +150,8 @@ class Mirror:
         return name in self.written and self.written[name].member.partial
 
     def _put(self, key: ClusterKey, value: Value, revision: int) -> None:
+        if isinstance(value, Unreadable):
+            self._delete(key)
         self.values[key] = (value, revision)
         match key, value:
             case MemberKey(), Member():

@@ -1,15 +1,17 @@
 """One balancer's part of the cluster: each thing that can happen is a method. The rules are in the package's docstring."""
 
-from collections.abc import Iterable, Mapping
+from collections import deque
+from collections.abc import Container, Generator, Mapping
 from dataclasses import replace
 
-from pylb.core.merge.knowledge import Knowledge
+from pylb.core.merge.knowledge import DEFAULT_TTL, Knowledge
 from pylb.core.merge.local import Answer, Conflict, Held, Memory, Merged, Own, Unsent, Verdict, includes, judge
-from pylb.core.merge.mirror import Changes, Listing
+from pylb.core.merge.mirror import STEP, Changes, Listing, Mirror
 from pylb.core.merge.values import (
     ClusterKey,
     EntryKey,
     MemberKey,
+    PresenceKey,
     Slot,
     Tombstone,
     TombstoneKey,
@@ -33,7 +35,7 @@ class Replica:
         unsent = {key: replace(one, here=False) for key, one in memory.unsent.items()}
         self.name = name
         self.knowledge = Knowledge(name, needs, own, unsent, memory.mirror.copy(), dict(memory.held))
-        self.knowledge.index_all()
+        deque(self.knowledge.index_all(), maxlen=0)  # at the start nobody waits
         self.linked = False  # from the list until the connection ends, or until only another list helps
         self._own, self._unsent, self._mirror = own, unsent, self.knowledge.mirror
         self._processed = dict(memory.processed)
@@ -122,51 +124,74 @@ class Replica:
     def accept(self) -> None:
         """The releases that were held back are right."""
         held = {key: one.tombstone for key, one in self.knowledge.held.items()}
+        for key, one in self.knowledge.held.items():
+            self._writing.suspects |= {*one.before.wanted.slots, *self.knowledge.slots(key)}
         self.knowledge.held.clear()
         self._apply(held)
         self._advance()
 
     # ------------------------------------------------------------- what etcd says
 
-    def tick(self, seconds: float) -> None:
-        """The leases of what others heard run only while we would hear of a change."""
-        gone = self.knowledge.gone
-        for name, _ in self._mirror.members() if self.linked else ():
-            if self._mirror.is_present(name):
-                gone.pop(name, None)
-            else:
-                gone[name] = gone.get(name, 0.0) + seconds
+    def tick(self, seconds: float) -> set[Key]:
+        """The leases of what others heard run only while we would hear of a change. Returns what may have become a last
+        resort, or be one no longer."""
+        gone, changed = self.knowledge.gone, set[Key]()
+        for name, _ in list(self._mirror.members()) if self.linked else ():
+            before = gone.pop(name, 0.0)
+            if not self._mirror.is_present(name):
+                gone[name] = before + seconds
+            if before != (after := gone.get(name, 0.0)):
+                low, high = sorted((before, after))
+                entries = self._mirror.view(name).entries.items()
+                changed |= {key for key, known in entries if low < (known.entry.wanted.ttl or DEFAULT_TTL) <= high}
+        return changed
 
-    def listed(self, revision: int, listing: Listing, now: float) -> None:
-        """Everything, at one revision: after each connection, and after what only a list can clear up."""
+    def listed(self, revision: int, listing: Listing, now: float) -> Generator[None, None, None]:
+        """Everything, at one revision: after each connection, and after what only a list can clear up.
+
+        In steps, between which everything may be called but `watched` and `write`. If it is given up, another list follows.
+        """
+        made = yield from self._mirror.prepared(listing)
+        self._take_over(revision, made, now)
+        yield
+        yield from self.knowledge.index_all()
+        for number, (key, own) in enumerate(list(self._own.items()), 1):
+            if any(self.knowledge.claimant(slot) is None for slot in own.wanted.slots):
+                self._writing.unwritten.add(key)
+            if number % STEP == 0:
+                yield
+        for number, slot in enumerate(self._mirror.claimed(), 1):
+            owner = self.knowledge.claimant(slot)
+            if owner is not None and not self.knowledge.has_holder(slot, owner):
+                self._writing.suspects.add(slot)
+            if number % STEP == 0:
+                yield
+        self.linked = True
+
+    def _take_over(self, revision: int, made: Mirror, now: float) -> None:
+        """In one step: half of it would be taken for something else by the next list."""
         tombstones = dict(self._mirror.tombstones)
-        before = {key.key: self.knowledge.registration(key.key) for key in listing if isinstance(key, TombstoneKey)}
-        older = self._mirror.replace(revision, listing, self.name, self._writing.count)
+        before = {key: self.knowledge.registration(key) for key in made.tombstones}
+        older = self._mirror.replace(revision, made, self.name, self._writing.count)
         self._writing.gave_up()
         self._catch_up_with_ourselves()
         self._reconcile()
         if older:
             self._remember_what_is_lost(tombstones)
-        self.knowledge.index_all()
-        self.linked = True
         self._process(dict(self._mirror.tombstones), before, now)
-        for key, own in self._own.items():
-            if any(self.knowledge.claimant(slot) is None for slot in own.wanted.slots):
-                self._writing.unwritten.add(key)
-        self._writing.suspects |= self._mirror.claimed()
 
     def watched(self, revision: int, changes: Changes, now: float) -> None:
         """All changes of one revision."""
         before = {key.key: self.knowledge.registration(key.key) for key in changes if isinstance(key, TombstoneKey)}
         touched = {key.key for key in changes if isinstance(key, EntryKey | TombstoneKey)}
+        if any(isinstance(key, PresenceKey) and value is None for key, value in changes.items()):
+            touched |= self._mirror.tombstones.keys()  # they release at once what a balancer heard that is gone
         for key in touched:
-            one = self.knowledge.registration(key)
-            self._writing.suspects |= set(one.wanted.slots if one is not None else ())
+            self._writing.suspects |= self.knowledge.slots(key)
         self._mirror.apply(revision, changes)
         self._mirror.revision = revision
         for key in touched:
-            one = self.knowledge.registration(key)
-            self.knowledge.index(key, one.wanted.slots if one is not None else ())
+            self.knowledge.index(key, self.knowledge.slots(key))
         if self._mirror.view(self.name).member.count > self._writing.begun:  # forgotten, or a second balancer of this name
             self.linked = False
         self._catch_up_with_ourselves()
@@ -232,7 +257,7 @@ class Replica:
         self._released = [(when, ports) for when, ports in self._released if now - when < MASS_WINDOW]
         ports = sum(len(one.wanted.slots) for one in closing.values())
         total = ports + sum(ports for _, ports in self._released)
-        if ports and total >= MASS and 2 * total > total + self._ports_besides(closing):
+        if ports and total >= MASS and not self._has_ports_besides(closing, total):
             self.knowledge.held |= {key: Held(new[key], one) for key, one in closing.items()}
         else:
             self._released.append((now, ports))
@@ -241,12 +266,15 @@ class Replica:
         self._apply({key: one for key, one in new.items() if key not in self.knowledge.held})
         self._advance()
 
-    def _ports_besides(self, closing: Iterable[Key]) -> int:
-        return sum(
-            len(one.wanted.slots)
-            for key in self.knowledge.registered() - set(closing)
-            if (one := self.knowledge.registration(key))
-        )
+    def _has_ports_besides(self, closing: Container[Key], number: int) -> bool:
+        """Looks at no more than it needs to know that."""
+        found = 0
+        for key in self.knowledge.registered():
+            if key not in closing and (one := self.knowledge.registration(key)) is not None:
+                found += len(one.wanted.slots)
+                if found >= number:
+                    return True
+        return False
 
     def _is_new(self, key: Key, tombstone: Tombstone) -> bool:
         if tombstone.writer == self.name or self._applied.get(key) == tombstone:
@@ -293,6 +321,14 @@ class Replica:
             if written is not None and own.same_as(written.entry):
                 self._writing.unwritten.discard(key)
         return set(granted)
+
+    def rejected(self) -> None:
+        """etcd takes no writes: it has not happened. Only what is tried later changes that."""
+        self._writing.rejected()
+
+    def has_more_to_check(self) -> bool:
+        """Whether claims wait to be checked though `write` had nothing to write."""
+        return bool(self._writing.suspects)
 
     def refused(self, revision: int) -> None:
         """A comparison failed, at that revision of etcd."""

@@ -65,6 +65,13 @@ class Tombstone:
 
 
 @dataclass(frozen=True, slots=True)
+class Unreadable:
+    """What this version cannot read: as if the key were not there, except for its revision, with which it is compared."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class MemberKey:
     balancer: str
 
@@ -95,7 +102,7 @@ class BlockKey:
 
 Block = Mapping[Slot, Owner]
 ClusterKey = MemberKey | PresenceKey | EntryKey | TombstoneKey | BlockKey
-Value = Member | Entry | Tombstone | Block | str  # a presence's value is the nonce of its start
+Value = Member | Entry | Tombstone | Block | Unreadable | str  # a presence's value is the nonce of its start
 
 
 def block_of(slot: Slot) -> BlockKey:

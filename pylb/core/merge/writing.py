@@ -6,6 +6,8 @@ it fails, and the list that follows says what is the case.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from heapq import nsmallest
+from itertools import islice
 from typing import NamedTuple
 
 from pylb.core.address import is_loopback
@@ -31,6 +33,7 @@ from pylb.core.merge.values import (
 from pylb.core.registration import Key, State
 
 MOST = 60  # keys that a transaction starts with: an entry of 64 ports adds at most 64 blocks, and etcd takes 128 operations
+LOOKED_AT = 250  # claims that are checked before a transaction, some 10 µs each
 
 
 class Claim(NamedTuple):
@@ -44,6 +47,7 @@ class Claim(NamedTuple):
 
 class _InFlight(NamedTuple):
     stamp: int
+    revision: int  # what was known of etcd when it was made
     transaction: Transaction
     own: Mapping[Key, Own | None]
     unsent: Mapping[Key, Unsent]
@@ -105,7 +109,7 @@ class Writing:
         draft.puts[self._member_key] = Member(stamp, said, self._knowledge.needs, self._reserved, partial)
         draft.compares[self._member_key] = self._mirror.revision_of(self._member_key)
         transaction = Transaction(draft.compares, draft.puts, frozenset(draft.deletes))
-        self._in_flight = _InFlight(stamp, transaction, own, unsent, claims)
+        self._in_flight = _InFlight(stamp, self._mirror.revision, transaction, own, unsent, claims)
         self.begun = stamp
         return transaction, refused
 
@@ -122,11 +126,13 @@ class Writing:
         return any(processed.get(one.writer, 0) >= one.stamp > said.get(one.writer, 0) for one in tombstones)
 
     def _clear_claims(self, draft: _Draft) -> None:
-        for slot in self.suspects:
+        """Those that have a holder are no longer suspect: whatever takes it away names them again."""
+        for slot in list(islice(self.suspects, LOOKED_AT)):
             owner = self._knowledge.claimant(slot)
-            if owner is not None and not self._knowledge.has_holder(slot, owner) and not draft.is_full():
+            if owner is None or self._knowledge.has_holder(slot, owner):
+                self.suspects.discard(slot)
+            elif not draft.is_full():
                 self._block(draft, slot).pop(slot)
-        self.suspects = {slot for slot in self.suspects if self._knowledge.claimant(slot) is not None}
 
     def _claims(self, draft: _Draft, stamp: int) -> tuple[dict[Key, Claim], dict[Key, Conflict]]:
         claims, refused = dict[Key, Claim](), dict[Key, Conflict]()
@@ -156,7 +162,7 @@ class Writing:
 
     def _entries(self, draft: _Draft, stamp: int) -> dict[Key, Own | None]:
         found: dict[Key, Own | None] = {}
-        for key in sorted(self.unwritten):
+        for key in nsmallest(MOST, self.unwritten):
             if draft.is_full():
                 break
             entry_key, own = EntryKey(self._knowledge.name, key), self._knowledge.own.get(key)
@@ -272,10 +278,14 @@ class Writing:
         return granted
 
     def failed(self, revision: int) -> bool:
-        """Whether to wait: what stood in its way is on its way to us. Otherwise only a list helps."""
-        self._in_flight = None
+        """Whether what stood in its way is on its way to us, or has come meanwhile. Otherwise only a list helps."""
+        made, self._in_flight = self._in_flight, None
         self._wait_for = revision
-        return self._mirror.revision < revision
+        return made is not None and made.revision < revision
+
+    def rejected(self) -> None:
+        """It has not happened, for no reason that a list would clear up."""
+        self._in_flight = None
 
     def gave_up(self) -> set[Key]:
         """The connection is gone, and whether the transaction happened is unknown. Returns the claims that nobody waits for."""

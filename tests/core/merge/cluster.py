@@ -37,7 +37,8 @@ class Cluster:
         if not one.linked:
             if PresenceKey(name) not in self.etcd.content:
                 self.etcd.keep_alive(PresenceKey(name), name, 1e9)
-            one.listed(self.etcd.revision, dict(self.etcd.content), self.now)
+            for _ in one.listed(self.etcd.revision, dict(self.etcd.content), self.now):
+                assert not one.linked
         for revision, changes in self.etcd.watch(one.knowledge.mirror.revision):
             one.watched(revision, changes, self.now)
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from pylb.core.merge import writing
+from pylb.core.merge import knowledge, mirror, replica, writing
 from tests.core.merge.world import NAMES, NEEDS, App, Node, World, play
 
 APPS = st.integers(0, 7)
@@ -36,6 +36,8 @@ class Cluster(RuleBasedStateMachine):
         self.number = number
         self.patch = pytest.MonkeyPatch()
         self.patch.setattr(writing, "MOST", most)
+        for module in (mirror, knowledge, replica):
+            self.patch.setattr(module, "STEP", most)
 
     @rule(turns=st.lists(st.tuples(NODES, st.booleans(), st.sampled_from((1, 2, 1000))), max_size=4))
     def turns(self, turns: list[tuple[str, bool, int]]) -> None:
@@ -157,7 +159,10 @@ def test_random_days_end_well(old_disks: bool, restores: bool, monkeypatch: pyte
     @given(seed=st.integers(0, 2**32))
     def day(seed: int) -> None:
         rnd = Random(seed)
-        monkeypatch.setattr(writing, "MOST", rnd.choice((2, 3, 60)))
+        most = rnd.choice((2, 3, 60))
+        monkeypatch.setattr(writing, "MOST", most)
+        for module in (mirror, knowledge, replica):
+            monkeypatch.setattr(module, "STEP", most)
         world = World()
         play(world, rnd, old_disks=old_disks, restores=restores)
         assert world.violations == []

@@ -2,13 +2,17 @@
 
 import pytest
 
+from pylb.core.merge import writing
 from pylb.core.merge.local import Answer, Conflict
 from pylb.core.merge.values import (
     BlockKey,
     Entry,
     EntryKey,
+    MemberKey,
     Slot,
     TombstoneKey,
+    Transaction,
+    Unreadable,
 )
 from pylb.core.registration import Key, State
 from tests.core.merge.cluster import HTTPS, MAIL, OTHER, SMTP, WEB, Cluster, wanted
@@ -78,7 +82,7 @@ def test_a_port_is_free_when_its_last_registration_has_left() -> None:
     one["a"].release(WEB)
     one.settle()
     one.register("a", MAIL, wanted("10.0.0.2"))
-    assert one["a"].knowledge.registered() == {MAIL}
+    assert set(one["a"].knowledge.registered()) == {MAIL}
 
 
 def test_a_reserved_port_of_another_balancer_is_refused_while_that_one_lives() -> None:
@@ -243,6 +247,20 @@ def test_a_comparison_that_fails_waits_for_what_stood_in_its_way() -> None:
     assert not two["b"].linked
 
 
+def test_what_stood_in_its_way_may_be_known_before_the_refusal() -> None:
+    two = Cluster("a", "b")
+    two["a"].announce(WEB, wanted())
+    two["b"].announce(MAIL, wanted("10.0.0.2"))
+    transaction, _ = two["b"].write()
+    assert transaction is not None
+    assert two.write("a")
+    assert not two.etcd.try_(transaction)
+    two.follow("b")
+    two["b"].refused(two.etcd.revision)
+    assert two["b"].linked  # a list would cost b its claims
+    assert two["b"].write() == (None, {MAIL: Conflict(HTTPS, ("t", "web", False))})
+
+
 def test_the_watch_may_be_faster_than_the_answer() -> None:
     one = Cluster("a")
     one.register("a")
@@ -280,3 +298,46 @@ def test_old_watch_events_of_ones_own_transactions_change_nothing() -> None:
     revision = before.revision
     one["a"].watched(revision, dict.fromkeys([EntryKey("x", WEB), TombstoneKey(MAIL)]), 0)
     assert one["a"].knowledge.mirror == before
+
+
+def test_a_value_that_cannot_be_read_costs_itself_only_and_is_written_again() -> None:
+    """Its revision counts all the same: otherwise no transaction that compares it would ever succeed."""
+    two = Cluster("a", "b")
+    two.register("a")
+    two.register("a", MAIL, wanted("10.0.0.2", SMTP))
+    garbage = Unreadable("it is not a JSON object")
+    for key in (EntryKey("a", WEB), BlockKey("tcp", 1), MemberKey("b"), TombstoneKey(OTHER)):
+        assert two.etcd.try_(Transaction({}, {key: garbage}))
+    two.follow("b")
+    assert two.shown("b") is None
+    assert two.shown("b", MAIL) == "10.0.0.2 fresh"
+    two.register("b", OTHER, wanted("10.0.0.3"))
+    two["b"].release(OTHER)
+    two.settle()
+    assert two.shown("a", OTHER) is None
+    two["a"].disconnected()
+    two.settle()
+    assert [two.shown(name) for name in "ab"] == ["10.0.0.1 fresh"] * 2
+    assert garbage not in [value for value, _ in two.etcd.content.values()]
+
+
+def test_a_transaction_that_etcd_takes_no_writes_for_is_tried_later() -> None:
+    one = Cluster("a")
+    one["a"].announce(WEB, wanted())
+    transaction, _ = one["a"].write()
+    assert transaction is not None
+    one["a"].rejected()
+    one.settle()
+    assert one.shown("a") == "10.0.0.1 fresh"
+
+
+def test_more_claims_than_one_transaction_has_room_for_are_cleared_in_several(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writing, "MOST", 2)
+    one = Cluster("a")
+    ports = tuple(Slot("tcp", 256 * block + 1) for block in range(1, 7))
+    one.register("a", WEB, wanted("10.0.0.1", *ports))
+    one["a"].release(WEB)
+    assert one["a"].has_more_to_check()
+    one.settle()
+    assert not one["a"].has_more_to_check()
+    assert not any(isinstance(key, BlockKey) for key in one.etcd.content)

@@ -1,5 +1,6 @@
 """Three balancers, etcd and the apps that call them: everything that may happen, and what must be true all the time."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from random import Random
 
@@ -64,6 +65,7 @@ class Node:
     connected: bool = True
     called: dict[Key, float] = field(default_factory=dict)
     answer: tuple[bool, int] | None = None  # of the transaction under way
+    listing: Iterator[None] | None = None  # what is left of taking a list over
     saved: list[Memory] = field(default_factory=list)
     served: dict[Key, str] = field(default_factory=dict)
     beat: float = -100.0
@@ -218,11 +220,15 @@ class World:
                 self.lose_claims(node)
 
     def etcd_list(self, node: Node) -> None:
+        """One step of taking a list over: other things happen between two."""
         node.answer = None
-        node.replica.listed(self.etcd.revision, dict(self.etcd.content), self.now)
+        node.listing = node.listing or node.replica.listed(self.etcd.revision, dict(self.etcd.content), self.now)
+        if next(node.listing, "its end") is not None:
+            node.listing = None
         self.forget_leases(node)
 
     def lose_claims(self, node: Node) -> None:
+        node.listing = None
         node.replica.disconnected()
 
     def forget_leases(self, node: Node) -> None:
@@ -256,7 +262,7 @@ class World:
             for app in self.apps:
                 app.uncertain = True
         node.replica = Replica(node.name, node.replica.knowledge.needs, frozenset(), memory)
-        node.answer = None
+        node.answer = node.listing = None
         node.called = dict.fromkeys(memory.own, self.now)
         if age:
             node.served = {}
@@ -264,7 +270,7 @@ class World:
     def upgrade(self, node: Node, needs: frozenset[str]) -> None:
         """Another version follows, which may be an older one."""
         node.replica = Replica(node.name, needs, frozenset(), node.replica.memory())
-        node.answer = None
+        node.answer = node.listing = None
         node.called = dict.fromkeys(node.replica.knowledge.own, self.now)
         node.served = self.table(node)
 
