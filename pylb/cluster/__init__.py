@@ -1,0 +1,10 @@
+"""Several balancers that share their registrations through etcd. Imported only if the config has a `cluster` section.
+
+What to write, what to serve and who owns a port is decided in core/merge. This folder turns etcd's bytes into its values and
+back, and talks to etcd; it decides nothing about registrations.
+
+gateway   etcd's HTTP/JSON gateway: what it is asked and what it answers, as values; no I/O
+etcd      one call after the other, to one of several endpoints
+keys      the names of keys and the encoding of values
+sync      the loop: list, watch, write
+"""

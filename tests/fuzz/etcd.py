@@ -1,0 +1,66 @@
+"""What etcd answers, and what other balancers have written into it."""
+
+from pylb.cluster import gateway
+from pylb.cluster.gateway import EtcdError
+from pylb.cluster.keys import Pair, key_name, read_pair, write_value
+from pylb.core.merge.values import Unreadable
+from tests.fuzz.inputs import Parser
+
+_HEADER = b'{"header":{"revision":"7"}'
+_ANSWERS = (
+    _HEADER + b',"succeeded":true}',
+    _HEADER + b',"kvs":[{"key":"aw==","mod_revision":"5","value":"dg=="}],"more":true,"count":"2"}',
+    _HEADER + b',"ID":"1418812111863917584","TTL":"30","token":"MHlAATKBKiboFZAd.23"}',
+    b'{"result":{"header":{"raft_term":"2"},"canceled":true,"compact_revision":"4","cancel_reason":"x"}}',
+    b'{"error":"etcdserver: requested lease not found","message":"etcdserver: requested lease not found","code":5}',
+    b'{"error":{"grpc_code":14,"http_code":503,"message":"etcdserver: no leader"}}',
+)
+_WATCHED = (
+    b'{"result":{"header":{"revision":"6"},"created":true}}',
+    b'{"result":{"header":{"revision":"6"},"events":[{"type":"DELETE","kv":{"key":"aw==","mod_revision":"6"}}]}}',
+)
+_WORDS = (b'"events":[', b'{"kv":{', b'"result":', b'"header":', b'"revision":"', b'"canceled":true', b"]}}", b"aw==", b'{"')
+_PAIRS = (
+    b'members/a\n{"count":3,"forgotten":false,"needs":["udp"],"partial":false,"processed":{"b":2},"reserved":[["tcp",25,""]]}',
+    b"presence/a\n5f",
+    b'entries/a/t/w/1\n{"address":"::1","details":"","needs":["x"],"sequence":7,"slots":[["tcp",443,"a.b"]],"stamp":1,"state":"stale","ttl":60}',
+    b'released/t/~legacy/tcp/25\n{"known":{"a":3},"sequence":0,"stamp":4,"writer":"b"}',
+    b'claims/tcp/1\n{"443":["t","web",false],"443/a.example":["t","",true]}',
+)
+
+
+def _watched(data: bytes) -> list[gateway.Event]:
+    return list(gateway.read_watched(data).events)
+
+
+def _every_answer(data: bytes) -> None:
+    """It raises nothing but EtcdError, whichever call it answers."""
+    for read in (gateway.read_page, gateway.read_outcome, gateway.read_grant, gateway.read_keepalive, gateway.read_token):
+        try:
+            read(data)
+        except EtcdError:
+            pass
+    for status in (200, 404, 500):
+        assert isinstance(gateway.failure(status, data), EtcdError)
+
+
+def _pair(data: bytes) -> Pair | None:
+    name, _, value = data.partition(b"\n")
+    return read_pair(name.decode("latin-1"), value)
+
+
+def _is_written(found: object) -> None:
+    if isinstance(found, Pair):
+        if isinstance(found.value, Unreadable):
+            assert found.complaint
+        else:
+            assert read_pair(key_name(found.key), write_value(found.value)) == Pair(found.key, found.value)
+
+
+ETCD = (
+    Parser("etcd's answer", _every_answer, (), _ANSWERS, _WORDS, memory=1000),
+    Parser("etcd's watch", _watched, (EtcdError,), _WATCHED, (*_WORDS, *_ANSWERS), memory=1000),
+    Parser(
+        "etcd's keys", _pair, (), _PAIRS, (b'{"', b'":', b",", b"[", b"]", b"null", b"/", b"~legacy"), _is_written, memory=1000
+    ),
+)
