@@ -28,6 +28,7 @@ async def status(registry: Registry, counters: Counters, workers: int, *, reload
         preserving=registry.preserving,
         reloaded=reloaded,
         unserved=[one.name for one in registry.unserved()],
+        standby=registry.standby.left > 0,
     )
     return {
         "health": said(conditions, wrong),

@@ -3,7 +3,7 @@
 import json
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -78,6 +78,9 @@ class AppOperations(Protocol):
 
     def token_names(self) -> list[str]: ...
 
+    @property
+    def peers_active(self) -> Callable[[], Awaitable[dict[str, str]]]: ...
+
 
 def verbs(registry: Registry, service: AppOperations, live: SessionControl) -> dict[str, Verb]:
     return (
@@ -85,6 +88,7 @@ def verbs(registry: Registry, service: AppOperations, live: SessionControl) -> d
         | _traces(registry, service, live)
         | _changes(registry, service)
         | _operator(registry, live)
+        | _address(registry, service)
     )
 
 
@@ -296,7 +300,36 @@ def _said(word: Override) -> str:
     return ", ".join(filter(None, (None if word.state is AdminState.READY else str(word.state), weight)))
 
 
+def _address(registry: Registry, service: AppOperations) -> dict[str, Verb]:
+    """Whether this machine is to have the floating address."""
+
+    async def standby(request: Mapping[str, Any]) -> dict[str, Any]:
+        seconds = _seconds(request) or STANDBY
+        others = {} if request.get("force") is True else await service.peers_active()
+        active = [name for name, why in others.items() if not why]
+        if not active and request.get("force") is not True:
+            raise _nobody_else(others)
+        registry.standby.begin(seconds)
+        counters = await service.counters()
+        return {"seconds": seconds, "active": active, "sessions": counters.open_sessions}
+
+    async def active(_request: Mapping[str, Any]) -> dict[str, Any]:
+        return {"was_on_standby": registry.standby.end()}
+
+    return {"standby": standby, "active": active}
+
+
+def _nobody_else(others: Mapping[str, str]) -> Refused:
+    if not others:
+        detail, hint = "no other balancer is known that could have the address", "name them in admin.peers, or --force"
+    else:
+        said = "; ".join(f"{name}: {why}" for name, why in others.items())
+        detail, hint = f"no other balancer says that it may have the address: {said}", "mend one first, or --force"
+    return Refused(Code.UNAVAILABLE, detail, f"{hint}; without one, clients would lose the address")
+
+
 MOST_WORD = 366 * 86_400  # seconds
+STANDBY = 3600.0  # seconds, unless the request says how long
 
 
 def the_session(text: str, views: Sequence[SessionView]) -> SessionView:

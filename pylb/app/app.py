@@ -213,6 +213,7 @@ class App:
             config_reload=self._config_reload,
             outgoing_upgrade=self._outgoing_upgrade,
             transfer=self._transfer,
+            peers_active=self._reporting.peers_active,
         )
         await self._reporting.prepare()
         offered = verbs(self._registry, self._operations, self._forwarding)

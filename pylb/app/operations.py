@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from pylb.api.plan import Reloaded
@@ -32,6 +32,7 @@ class Operations:
         config_reload: ConfigReload,
         outgoing_upgrade: OutgoingUpgrade,
         transfer: Transfer,
+        peers_active: Callable[[], Awaitable[dict[str, str]]],
     ) -> None:
         self._phases = life
         self._on = on
@@ -39,6 +40,7 @@ class Operations:
         self._config_reload = config_reload
         self._outgoing_upgrade = outgoing_upgrade
         self._transfer = transfer
+        self.peers_active = peers_active
         self._started = asyncio.Event()
 
     def started(self) -> None:

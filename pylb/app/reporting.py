@@ -66,6 +66,7 @@ class Reporting:
         self.counters = transfer.counters
         history, rates = TimeSeries(forwarding.rate_samples), Rates()
         self._peers = Peers(self._configured_peers)
+        self.peers_active = self._peers.active
         self.feed = PageStream(registry, history, self._about, also=self.troubles, peers=self._peers.records)
         self._sampler = Sampler(
             lambda: registry.table, transfer.parts, (history, rates), pids=forwarding.pids, sampled=self.feed.sampled
@@ -136,6 +137,7 @@ class Reporting:
             preserving=registry.preserving,
             reloaded=self._settings.reloaded,
             unserved=[one.name for one in registry.unserved()],
+            standby=registry.standby.left > 0,
         )
 
     def _facts(self) -> Facts:

@@ -24,6 +24,7 @@ from pylb.cli.plan import plan
 from pylb.cli.program import Program
 from pylb.cli.routes import routes
 from pylb.cli.sessions import sessions
+from pylb.cli.standby import active, standby
 from pylb.cli.status import status
 from pylb.cli.tables import Column, Table
 from pylb.cli.tokens import token
@@ -50,6 +51,8 @@ SECTIONS = {  # of --help, what is needed every day first; each line fits 80 col
         "ctl": "take servers and nodes out of service, and back",
         "token": "make, list, rotate and revoke tokens of apps",
         "release": "close a port, or end a registration",
+        "standby": "give the floating address to another balancer",
+        "active": "end the standby",
         "upgrade": "replace the running pylb, closing no connection",
     },
     "Set up": {
@@ -367,7 +370,7 @@ def uninstall_service_(yes: bool) -> None:
     sys.exit(uninstall_service(agreed=agreed))
 
 
-for command in (completion, ctl, explain, history, import_, plan, routes, sessions, status, token):
+for command in (active, completion, ctl, explain, history, import_, plan, routes, sessions, standby, status, token):
     main.add_command(command)
 
 

@@ -91,7 +91,7 @@ class PeerEntry(Section):
 class Admin(Section):
     listen: v.ListenAt = Field(
         Listen("tcp", "127.0.0.1", 8404),
-        description="where the status page, `/metrics`, `/livez`, `/readyz` and `/v1/…` are served; read-only",
+        description="where the status page, `/metrics`, `/livez`, `/readyz`, `/activez` and `/v1/…` are served; read-only",
     )
     peers: Annotated[tuple[PeerEntry, ...], BeforeValidator(v.one_or_more), v.OneOrMore()] = Field(
         default_factory=tuple, description="other pylbs, at most 16: the status page links to them and shows their health"
@@ -100,7 +100,7 @@ class Admin(Section):
 
 class Metrics(Section):
     listen: v.ListenAt | None = Field(
-        None, description="a second listener with only `/metrics`, `/livez`, `/readyz`, `/v1/health`"
+        None, description="a second listener with only `/metrics`, `/livez`, `/readyz`, `/activez`, `/v1/health`"
     )
     allow: v.Networks = Field((), description="who may read there; empty: nobody")
     compat: Literal["haproxy"] | None = Field(

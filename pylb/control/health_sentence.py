@@ -114,12 +114,15 @@ def overall(found: Iterable[tuple[Condition, str]], *, durable: bool, also: Iter
     return Condition.HEALTHY if words else Condition.UNKNOWN
 
 
-def troubles(*, durable: bool, preserving: bool, reloaded: bool, unserved: Sequence[str] = ()) -> list[str]:
+def troubles(
+    *, durable: bool, preserving: bool, reloaded: bool, unserved: Sequence[str] = (), standby: bool = False
+) -> list[str]:
     """The problems of pylb itself, for `also`. `unserved`: names of registrations that this version is too old for."""
     found = {
         "the state cannot be written to disk": not durable,
         "most phone-homes fell silent at once": preserving,
         "the config on disk was refused, the one before is in force": not reloaded,
+        "on standby, so that another balancer has the floating address (pylb active)": standby,
     }
     texts = [text for text, is_so in found.items() if is_so]
     return [*texts, *([f"this version is too old to serve {', '.join(unserved)} (pylb routes)"] if unserved else [])]

@@ -84,6 +84,7 @@ class PeriodicWork:
 
     async def _leases(self) -> None:
         control = self._state
+        control.standby.look()
         await control.liveness.look(control.desired.claims)
         due = await control.leases.due(control.desired.claims, control.desired.static_rules.rules.leases.keep_stale)
         self._tell_of_mass_lapse(now_preserving=due.verdict.preserving)

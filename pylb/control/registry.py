@@ -92,6 +92,7 @@ class Registry:
         self.calls = Calls(self._state, registrar, clock, wall)
         self.operator = OperatorCommands(self._state, registrar, wall)
         self.rules = RulesInForce(self._state, ask)
+        self.standby = self._state.standby
         self._writing: asyncio.Task[None] | None = None
         self._handed_over = False
 
@@ -162,13 +163,15 @@ class Registry:
         self._state.writer.resume()
 
     def totals(self) -> dict[str, dict[str, int]]:
-        """The counters of calls, for a successor."""
-        return {"registrations": dict(self._state.totals), "refused": dict(self._state.event_log.refused)}
+        """The counters of calls and the rest of a standby, for a successor."""
+        calls = {"registrations": dict(self._state.totals), "refused": dict(self._state.event_log.refused)}
+        return {**calls, "standby": self.standby.totals()}
 
     def go_on_from(self, totals: Mapping[str, Mapping[str, int]]) -> None:
-        """Continue the previous pylb's counters."""
+        """Continue the previous pylb's counters, and its standby."""
         self._state.totals.update(totals.get("registrations", {}))
         self._state.event_log.refused.update(totals.get("refused", {}))
+        self.standby.go_on_from(totals.get("standby", {}))
         self._state.event_log.note("upgraded", "this pylb follows another: ports, state and counters are its now")
 
     async def stop(self) -> None:

@@ -18,6 +18,7 @@ from pylb.control.liveness import Liveness
 from pylb.control.persistence import Persistence
 from pylb.control.publisher import Publisher
 from pylb.control.replaced_tokens import passed_on
+from pylb.control.standby import Standby
 from pylb.control.steps import in_turns, stepwise
 from pylb.control.storage.store import Store
 from pylb.control.storage.table_history import TableHistory
@@ -80,6 +81,7 @@ class ControlState:
             tasks=tasks,
         )
         self.event_texts = EventTexts(self.event_log, self.liveness, clock)
+        self.standby = Standby(self.event_log, clock)
         self.totals: Counter[str] = Counter()
         self.unsettled = False  # a new server has answered: the displaced one may leave
 

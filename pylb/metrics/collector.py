@@ -160,6 +160,11 @@ class Metrics:
             "1 while most phone-homes are silent at once, so that none becomes stale.",
             value=registry.preserving,
         )
+        yield from gauge(
+            "pylb_standby",
+            "1 while this pylb is on standby, so that another one has the floating address.",
+            value=registry.standby.left > 0,
+        )
         yield from gauge("pylb_table_generation", "Generation of the table in force.", value=registry.table.generation)
         yield from gauge(
             "pylb_table_apply_seconds", "Seconds that it took to apply the last table.", value=registry.apply_seconds

@@ -1,4 +1,5 @@
-"""Other pylbs beside this one (`admin.peers`): each one's sentence of health, asked for while somebody watches the page.
+"""Other pylbs beside this one (`admin.peers`): each one's sentence of health, asked for while somebody watches the page, and
+whether it could have the floating address, asked for before `pylb standby`.
 
 pylb asks, not the browser, so the page's policy stays what it is. Where it asks is what the operator wrote into the config:
 no redirect is followed, nothing secret is sent, and an answer is bounded in time and size. Only the fields named here are
@@ -10,7 +11,7 @@ import json
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
@@ -19,7 +20,9 @@ from pylb.control.health_sentence import Condition
 from pylb.core.connect_failures import failure_name
 from pylb.core.text import visible
 from pylb.host.machine import resolve
-from pylb.web.admin import HEALTH
+from pylb.web.admin import ACTIVE, HEALTH
+
+T = TypeVar("T")
 
 PERIOD = 5.0  # seconds between two rounds
 WITHIN = 3.0  # seconds for one answer, from the look-up of the name on
@@ -27,6 +30,7 @@ AT_ONCE = 4  # questions: descriptors, and threads of look-ups that do not end
 MOST_BYTES = 16_384  # of an answer
 MOST_TEXT = 600  # characters of a sentence
 MOST_NAME = 80
+NO_PYLB = "something answers there that is not a pylb"
 
 
 class Peer(NamedTuple):
@@ -39,6 +43,11 @@ class Peer(NamedTuple):
 
 class _NoPylbError(Exception):
     """What came is not an answer of a pylb."""
+
+
+class _Answer(NamedTuple):
+    status: int
+    body: bytes
 
 
 class Peers:
@@ -73,6 +82,15 @@ class Peers:
         """Ask all of them once."""
         peers = self._configured()
         self._answers = {one: self._answers[one] for one in peers if one in self._answers}
+        await self._each(peers, HEALTH, lambda one, found: self._note(one, _read(found, taken)))
+
+    async def active(self) -> dict[str, str]:
+        """For each, by its name: "" if it answers now that it may have the floating address, else why not."""
+        found = dict[str, str]()
+        await self._each(self._configured(), ACTIVE, lambda one, answer: found.update({one.name: _why_not_active(answer)}))
+        return found
+
+    async def _each(self, peers: Sequence[Peer], path: str, note: Callable[[Peer, _Answer | str], None]) -> None:
         if not peers:
             return
         turns = asyncio.Semaphore(AT_ONCE)
@@ -85,7 +103,7 @@ class Peers:
 
             async def ask_in_turn(one: Peer) -> None:
                 async with turns:
-                    self._note(one, await self._ask(session, one))
+                    note(one, await self._ask(session, one, path))
 
             async with asyncio.TaskGroup() as group:
                 for one in peers:
@@ -98,12 +116,13 @@ class Peers:
         else:
             self._answers[peer] = {**found, "at": round(self._clock(), 1), "error": ""}
 
-    async def _ask(self, session: aiohttp.ClientSession, peer: Peer) -> dict[str, Any] | str:
+    async def _ask(self, session: aiohttp.ClientSession, peer: Peer, path: str) -> _Answer | str:
         try:
             async with asyncio.timeout(self._within):
                 headers = {"Accept": "application/json", "Accept-Encoding": "identity", "User-Agent": "pylb"}
-                async with session.get(peer.url + HEALTH, headers=headers, allow_redirects=False) as answer:
-                    return taken(await _bounded(answer.content)) if answer.status == 200 else _refusal(answer.status)
+                async with session.get(peer.url + path, headers=headers, allow_redirects=False) as answer:
+                    says = answer.status in (200, 503)  # a refusal may be another program's page
+                    return _Answer(answer.status, await _bounded(answer.content) if says else b"")
         except TimeoutError:
             return f"no answer within {self._within:g} s"
         except aiohttp.ClientSSLError:
@@ -112,8 +131,8 @@ class Peers:
             return "its name does not resolve"
         except aiohttp.ClientConnectorError as error:
             return failure_name(error.errno or 0)
-        except (aiohttp.ClientError, OSError, ValueError, RecursionError, _NoPylbError):
-            return "something answers there that is not a pylb"
+        except (aiohttp.ClientError, OSError, ValueError, _NoPylbError):
+            return NO_PYLB
 
 
 async def _bounded(content: aiohttp.StreamReader) -> bytes:
@@ -124,6 +143,33 @@ async def _bounded(content: aiohttp.StreamReader) -> bytes:
         if len(found) > MOST_BYTES:
             raise _NoPylbError
     return bytes(found)
+
+
+def _read(answer: _Answer | str, read: Callable[[bytes], T]) -> T | str:
+    """What it says, or why it says nothing."""
+    if isinstance(answer, str):
+        return answer
+    if answer.status != 200:
+        return _refusal(answer.status)
+    try:
+        return read(answer.body)
+    except (ValueError, RecursionError, _NoPylbError):
+        return NO_PYLB
+
+
+def _why_not_active(answer: _Answer | str) -> str:
+    if isinstance(answer, _Answer) and answer.status == 503:
+        answer = _Answer(200, answer.body)  # it says why
+    return _read(answer, activity)
+
+
+def activity(body: bytes) -> str:
+    """What an answer of /activez says: "" if that pylb may have the floating address. Raises _NoPylbError or ValueError."""
+    found = json.loads(body)
+    status = found.get("status") if isinstance(found, dict) else None
+    if status not in ("active", "standby", "starting"):
+        raise _NoPylbError
+    return {"active": "", "standby": "it is on standby itself", "starting": "it is starting"}[status]
 
 
 def taken(body: bytes) -> dict[str, Any]:

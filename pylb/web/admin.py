@@ -31,6 +31,7 @@ from pylb.web.types import Answer, Call, Handler, NoRoute, Router, json_answer
 from pylb.web.views import frontend_json, registration_json, server_json, tenths
 
 HEALTH = "/v1/health"  # for other pylbs, whose status pages show it
+ACTIVE = "/activez"
 HAPROXY = "haproxy"  # the value of ?compat= in a scrape
 ITEMS_PER_TURN = 50  # items of a long list in one step, ~1 ms, before the event loop runs other tasks
 FRONTENDS_PER_TURN = 10  # in one step, ~2 ms with ten servers each
@@ -101,6 +102,7 @@ class Admin:
             "GET /metrics": self._metrics,
             "GET /livez": self._livez,
             "GET /readyz": self._readyz,
+            f"GET {ACTIVE}": self._activez,
             f"GET {HEALTH}": self._health,
         }
 
@@ -158,6 +160,15 @@ class Admin:
         unbound = [{"listen": str(listen), "reason": reason} for listen, reason in registry.unbound().items()]
         status = "degraded" if unbound or not registry.durable else "ready"
         return json_answer(200, {"status": status, "durable": registry.durable, "unbound": unbound})
+
+    async def _activez(self, _call: Call) -> Answer:
+        """Whether this machine may have the floating address, for keepalived's check and for other pylbs. Never a question of
+        etcd, of servers or of the disk: with those in trouble everywhere, nobody would have the address."""
+        if not self._registry.ready:
+            return json_answer(503, {"status": "starting"})
+        if left := self._registry.standby.left:
+            return json_answer(503, {"status": "standby", "seconds": round(left)})
+        return json_answer(200, {"status": "active"})
 
     async def _health(self, _call: Call) -> Answer:
         """The condition in one word and in one sentence."""

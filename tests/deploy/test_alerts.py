@@ -86,6 +86,7 @@ class Sick:
             assert echo(client) == b"ping"
         assert self.pylb.register(self.pylb.port, server, name="silent", ttl=1).status == 201
         assert self.pylb.register(22, server).status == 403
+        assert self.pylb.ask("standby", "--force").returncode == 0
         self.pylb.file.write_text("webhook: [")
         self.pylb.reload("reload refused")
 
@@ -152,6 +153,7 @@ def expected(sick: Sick) -> list[dict[str, str]]:
         {"alertname": "PylbAtLimit", "instance": "sick", "frontend": "full"},
         {"alertname": "PylbClientsDenied", "instance": "sick", "frontend": "guarded", "reason": "access"},
         {"alertname": "PylbConnectFailures", "instance": "sick", "frontend": "dead"},
+        {"alertname": "PylbStandby", "instance": "sick"},
         {"alertname": "PylbLeasesPreserved", "instance": "worn"},
         {"alertname": "PylbStateNotDurable", "instance": "worn"},
         {"alertname": "PylbLogLinesDropped", "instance": "worn"},

@@ -230,6 +230,7 @@ LEGACY = (
 )
 LEGACY_WORDS = (b'{"dst-ip":"', b'"frontend-port":"', b'"frontend-port"', b'"name" : "', b'","', b"<", b">", b'"', b" ")
 PEERS = (b'{"health":"healthy","sentence":"all 3 frontends healthy","host":"lb-2","version":"0.2.0","sessions":17}',)
+ACTIVE = (b'{"status":"standby","seconds":1800}', b'{"status":"active"}')
 PEER_WORDS = (b'"health":"', b'"sentence":', b'"sessions":', b"1e9", b"{", b"}", b"[", b",", b"\\u001b")
 REQUESTS = (
     b"/v1/registrations/web/pod-1\nauthorization:Bearer secret\nx-forwarded-for: 192.0.2.9, 192.0.2.1",

@@ -319,6 +319,7 @@ PARSERS: tuple[Parser, ...] = (
     Parser("native body", parse_native, (Refused,), x.NATIVE, x.NATIVE_WORDS, memory=1000),
     Parser("legacy body", parse_legacy, (Refused,), x.LEGACY, x.LEGACY_WORDS, memory=1000),
     Parser("peer", peers.taken, (ValueError, RecursionError, peers._NoPylbError), x.PEERS, x.PEER_WORDS, most=peers.MOST_BYTES),
+    Parser("active", peers.activity, (ValueError, RecursionError, peers._NoPylbError), x.ACTIVE, x.PEER_WORDS, most=1000),
     Parser("request", _request, (Refused, NoRoute), x.REQUESTS, x.REQUEST_WORDS, most=8192),
     Parser(
         "check",

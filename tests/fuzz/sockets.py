@@ -127,6 +127,9 @@ class _Service:
     def token(self, _name: str) -> None:
         return None
 
+    async def peers_active(self) -> dict[str, str]:
+        return {}
+
 
 class _Sessions:
     """Nobody is connected."""

@@ -72,6 +72,7 @@ LIMITS = {
     "pylb_frontend_open",
     "pylb_frontend_closes_timestamp_seconds",
     "pylb_leases_preserved",
+    "pylb_standby",
     "pylb_faults_total",
 }
 # for dashboards

@@ -11,14 +11,13 @@ import pytest
 
 from pylb.forward.counters import Counters
 from pylb.metrics.families import Scrape
-from pylb.statuspage.peers import MOST_BYTES, MOST_TEXT, Peer, Peers
+from pylb.statuspage.peers import MOST_BYTES, MOST_TEXT, NO_PYLB, Peer, Peers
 from pylb.web.admin import Admin
 from tests.support.ports import refusing_port
 from tests.web.loopback import bind_free, serving, until
 from tests.web.running import running
 
 GOOD = {"health": "degraded", "sentence": "1 of 2 frontends healthy", "host": "lb-2", "version": "0.2.0", "sessions": 7}
-NO_PYLB = "something answers there that is not a pylb"
 
 
 def http(body: bytes, status: str = "200 OK", *more: str) -> bytes:
@@ -217,3 +216,33 @@ async def test_while_nobody_watches_nobody_is_asked() -> None:
         await until(lambda: len(other.requests) >= 2)
         asking.cancel()
         await asyncio.gather(asking, return_exceptions=True)
+
+
+async def test_whether_others_may_have_the_address_is_asked_anew_each_time() -> None:
+    def says(status: str, text: str) -> bytes:
+        return http(json.dumps({"status": status}).encode(), text)
+
+    async with (
+        answering(says("active", "200 OK")) as active,
+        answering(says("standby", "503 Service Unavailable")) as standby,
+        answering(says("starting", "503 Service Unavailable")) as starting,
+        answering(http(b"nothing here", "404 Not Found")) as older,
+        answering(http(b'{"status": {}}')) as stranger,
+        answering(http(b"x" * (MOST_BYTES + 1), "403 Forbidden")) as closed,
+    ):
+        others = (active, standby, starting, older, stranger, closed)
+        urls = [*(one.url for one in others), f"http://127.0.0.1:{refusing_port()}"]
+        peers = Peers(lambda: [peer(url, str(number)) for number, url in enumerate(urls)])
+        found = await peers.active()
+        assert await peers.active() == found
+    assert [found[str(number)].partition(" (")[0] for number in range(len(urls))] == [
+        "",
+        "it is on standby itself",
+        "it is starting",
+        "it has no such page",
+        NO_PYLB,
+        "it refuses this machine or the name it is called by",
+        "refused",
+    ]
+    assert active.requests[0].startswith("GET /activez HTTP/1.1\r\n")
+    assert peers.records()[0] == {"name": "0", "page": urls[0]}  # the page shows nothing of it

@@ -153,6 +153,10 @@ class Lab:
         host.ip("link set eth0 up", f"address add {address}/24 dev eth0", f"address add {address6}/64 dev eth0 nodad")
         return host
 
+    def host(self, role: str, number: int) -> Namespace:
+        """One more machine in this network, at 203.0.113.{number}."""
+        return self._host(role, f"203.0.113.{number}", f"2001:db8::{number:x}")
+
     def node(self, letter: str, number: int) -> Node:
         """One more node, at 203.0.113.{10 * number}."""
         address = f"203.0.113.{10 * number}"

@@ -32,6 +32,7 @@ PAGES = [
     "/metrics",
     "/livez",
     "/readyz",
+    "/activez",
     "/v1/health",
     "/v1/table",
     "/v1/registrations",
@@ -387,6 +388,6 @@ async def test_health_is_a_word_and_a_sentence(tmp_path: Path) -> None:
 @pytest.mark.parametrize("allow", [(), ("203.0.113.0/24", "::1/128")])
 async def test_the_metrics_listener_refuses_everybody_else(tmp_path: Path, allow: tuple[str, ...]) -> None:
     async with facing(tmp_path, handler="metrics", allow=allow) as face:
-        for path in ("/metrics", "/livez", "/readyz", "/v1/health", "/v1/table"):
+        for path in ("/metrics", "/livez", "/readyz", "/activez", "/v1/health", "/v1/table"):
             reply = await face.get(path)
             assert (reply.status, b"not in metrics.allow" in reply.body) == (403, True)
