@@ -191,12 +191,16 @@ class Knowledge:
     def is_secured(self, key: Key, slots: Iterable[Slot]) -> bool:
         """Whether the owner has all these slots by what this balancer has written: nobody can claim them meanwhile. What only
         others wrote may be on its way out."""
-        mine, written = owner_of(key), self.mirror.view(self.name).entries
+        mine = owner_of(key)
         return all(
             self.claimant(slot) == mine
-            and any(
-                owner_of(one) == mine and one in self.own and one in written and slot in written[one].entry.wanted.slots
-                for one in self.holders(slot)
-            )
+            and any(owner_of(one) == mine and one in self.own and self._has_secured(one, slot) for one in self.holders(slot))
             for slot in slots
         )
+
+    def _has_secured(self, key: Key, slot: Slot) -> bool:
+        """Not by an entry that a tombstone releases: as long as this balancer was away, others may have given its port away."""
+        written, tombstone = self.mirror.view(self.name).entries.get(key), self.mirror.tombstones.get(key)
+        if written is None or slot not in written.entry.wanted.slots:
+            return False
+        return tombstone is None or self._has_decided(self.name, tombstone) or not covers(tombstone, self.name, written.entry)

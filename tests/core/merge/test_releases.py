@@ -220,3 +220,23 @@ def test_releases_of_less_than_half_of_all_ports_are_not_held_back() -> None:
     two.settle()
     assert set(two["b"].knowledge.registered()) == set(keys[3:])
     assert two["b"].knowledge.held == {}
+
+
+def test_what_was_released_while_this_balancer_was_away_does_not_secure_its_port() -> None:
+    two = Cluster("a", "b")
+    two.register("a", WEB, wanted(sequence=1))
+    two.cut("a")
+    two["b"].release(WEB, 2)
+    assert two.write("b")  # the tombstone; with the next transaction the port is anybody's
+    newer = wanted("10.0.0.9", sequence=3)
+    assert two["a"].announce(WEB, newer) is Answer.IN_FORCE
+    for _ in two["a"].listed(two.etcd.revision, dict(two.etcd.content), two.now):
+        pass
+    assert two["a"].announce(WEB, newer) is Answer.CLAIMING
+    two.follow("b")
+    assert two.write("b")  # it has not heard that a is back
+    assert BlockKey("tcp", 1) not in two.etcd.content
+    two.join("a")
+    two.settle()
+    assert (two.shown("a"), two.shown("b")) == ("10.0.0.9 fresh", "10.0.0.9 fresh")
+    assert two["b"].knowledge.claimant(HTTPS) == ("t", "web", False)
