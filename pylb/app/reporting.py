@@ -83,6 +83,7 @@ class Reporting:
             reloaded=lambda: settings.reloaded,
             insecure=lambda: settings.config.insecure,
             certificate_expires_at=settings.certificate_expires_at,
+            floating=lambda: settings.config.cluster.addresses,
         )
 
     def begin(self, background: Background) -> None:

@@ -181,7 +181,7 @@ def _loops(parts: Parts) -> Iterator[Finding]:
 
 def _reached(ip: str, parts: Parts) -> tuple[str, ...]:
     """The listen addresses of frontends that a connect to `ip` would reach."""
-    local = ip in parts.public_addresses or is_loopback(ip)
+    local = ip in parts.own_addresses or is_loopback(ip)
     return (ip, ANY, "::" if ":" in ip else "0.0.0.0") if local else (ip,)
 
 

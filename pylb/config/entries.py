@@ -55,7 +55,7 @@ class Parts:
     tokens: list[ReadablePart[m.TokenEntry]] = field(default_factory=list)
     frontends: list[ReadablePart[m.FrontendEntry]] = field(default_factory=list)
     written_frontends: int = 0  # includes those that cannot be read at all
-    public_addresses: frozenset[str] = frozenset()
+    own_addresses: frozenset[str] = frozenset()  # those that no interface has, or not always
 
     def place(self, loc: Loc | None) -> Position:
         return Position() if loc is None else self.document.place(loc)

@@ -64,7 +64,7 @@ def _parse(text: str, filename: str, environ: Mapping[str, str], *, read_files: 
         problems += explain(error, document, Config)
     parts = readable_parts(document, base)
     if config is not None:
-        parts.public_addresses = frozenset(config.public_addresses)
+        parts.own_addresses = frozenset((*config.public_addresses, *config.cluster.addresses))
     found_secrets, about_secrets = secrets(parts, read_files=read_files)
     about = [*findings(parts), *about_secrets, *(unreadable(parts) if read_files else ())]
     problems = hidden(problems, document.data)

@@ -303,6 +303,14 @@ class LimitsSection(Section):
     )
 
 
+class Cluster(Section):
+    addresses: v.Ips = Field(
+        (),
+        description="the floating addresses, the same on all machines: no registration may send clients there, and "
+        "`pylb_address_held` says who has them",
+    )
+
+
 class PolicySection(Section):
     """What `defaults` and a frontend have in common."""
 

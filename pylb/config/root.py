@@ -38,6 +38,7 @@ class Config(Section):
     )
     admin: m.Admin = Field(default_factory=m.Admin)
     metrics: m.Metrics = Field(default_factory=m.Metrics)
+    cluster: m.Cluster = Field(default_factory=m.Cluster, description="several machines that share an address")
     state_dir: v.FilePath = Field(
         Path("/var/lib/pylb"),
         description="snapshot, generated token, control socket; default: `$STATE_DIRECTORY`, else `~/.local/state/pylb`",
@@ -100,17 +101,17 @@ class Config(Section):
 
     @property
     def own_names(self) -> tuple[str, ...]:
-        """The names and addresses of this machine for others: `advertise` and `public_addresses`."""
-        return (*((self.advertise,) if self.advertise else ()), *self.public_addresses)
+        """The names and addresses of this machine for others: `advertise`, `public_addresses` and `cluster.addresses`."""
+        return (*((self.advertise,) if self.advertise else ()), *self.public_addresses, *self.cluster.addresses)
 
     @property
     def own_ips(self) -> frozenset[str]:
-        """`advertise`, if it is an address, and `public_addresses`. The caller resolves names: no network I/O here."""
+        """Those of `own_names` that are addresses. The caller resolves names: no network I/O here."""
         try:
             named = {parse_ip(self.advertise)} if self.advertise is not None else set()
         except ValueError:
             named = set()
-        return frozenset(named.union(self.public_addresses))
+        return frozenset(named.union(self.public_addresses, self.cluster.addresses))
 
     def rules(self, own_ips: frozenset[str] = frozenset()) -> Rules:
         """What control needs. `own_ips`: the addresses of this machine's interfaces, and those that `advertise` resolves to."""

@@ -9,7 +9,7 @@ import platform
 import resource
 import time
 from collections import Counter, defaultdict
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping
 from functools import cache
 from itertools import accumulate, chain
 
@@ -24,6 +24,7 @@ from pylb.core.policy import Policy
 from pylb.core.registration import State
 from pylb.core.table import DOWN, Server, Table
 from pylb.forward.counters import Counters, FrontendCounters, Histogram, ServerCounters
+from pylb.host.machine import local_addresses
 from pylb.metrics.families import PART, Buckets, Row, Scrape, counter, gauge, histogram, simple
 from pylb.metrics.process import ProcessUsage, process_usage
 
@@ -45,6 +46,7 @@ class Metrics:
         insecure: Callable[[], bool] = lambda: False,  # is a webhook without TLS beyond loopback?
         worker_restarts: Callable[[], int] = lambda: 0,
         reopen_failures: Callable[[], int] = lambda: 0,  # of the log's file
+        floating: Callable[[], Collection[str]] = tuple,  # the floating addresses
     ) -> None:
         self._counters = counters
         self._registry = registry
@@ -56,6 +58,7 @@ class Metrics:
         self._worker_restarts = worker_restarts
         self._started_at = time.time()
         self._reopen_failures = reopen_failures
+        self._floating = floating
 
     async def scrape(self) -> Scrape:
         """Values that come from many views are collected here, in steps; the rest when the scrape is written."""
@@ -73,6 +76,7 @@ class Metrics:
                 await self._frontends(),
                 await self._servers_up(),
                 await self._registrations(),
+                await self._addresses(),
                 self._control(),
                 self._process(counted),
                 _processes(processes, found),
@@ -130,6 +134,13 @@ class Metrics:
                 leases.items(),
             ),
         )
+
+    async def _addresses(self) -> Families:
+        """Looked up now: who has a floating address may change between any two scrapes."""
+        floating = self._floating()
+        own = await asyncio.to_thread(local_addresses) if floating else frozenset[str]()
+        held = {address: address in own for address in floating}
+        return gauge("pylb_address_held", "1 if this machine has the floating address.", ("address",), simple(held))
 
     def _control(self) -> Families:
         registry = self._registry

@@ -68,7 +68,8 @@ OF_TOKENS = {
     "replaces": ["generated"],
 }  # fmt: skip
 OF_ALL = {
-    "public_addresses": ["192.0.2.1"], "advertise": "192.0.2.1", "admin.listen": "127.0.0.1:1", "metrics.listen": "127.0.0.1:1",
+    "public_addresses": ["192.0.2.1"], "advertise": "192.0.2.1", "cluster.addresses": ["192.0.2.1"],
+    "admin.listen": "127.0.0.1:1", "metrics.listen": "127.0.0.1:1",
     "webhook.listen": "127.0.0.1:1",
     "leases.min_ttl": "9s", "leases.max_ttl": "9h", "leases.keep_stale": "never", "leases.yield_after": "9h",
     "bounds.servers_per_frontend": 9, "bounds.ports_per_token": 9,

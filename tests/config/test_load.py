@@ -63,7 +63,7 @@ def test_no_file_at_all_is_a_valid_config_with_tls() -> None:
 def test_the_example_uses_every_key_and_loads() -> None:
     config = parse(EXAMPLE.read_text(), "pylb.example.yaml")
     rules = config.rules(frozenset({"198.51.100.1"}))
-    assert rules.own_ips == {"198.51.100.1", "203.0.113.9"}
+    assert rules.own_ips == {"198.51.100.1", "203.0.113.8", "203.0.113.9"}
     assert rules.reserved_ports == {9000, 9001, 8404, 9404}
     assert rules.defaults == Policy(limits=SourceLimits(source_share=50))
     assert rules.leases == LeaseBounds()

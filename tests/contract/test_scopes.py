@@ -208,6 +208,15 @@ def test_a_loop_over_a_public_address_behind_nat_is_422(processes: Processes, tm
     assert (answer.status, answer.error) == (422, "target_refused")
 
 
+def test_a_loop_over_a_floating_address_that_another_machine_has_is_422(processes: Processes, tmp_path: Path) -> None:
+    floating = "198.51.100.9"
+    greedy = token("greedy", targets=["0.0.0.0/0"])
+    pylb = Pylb(processes, tmp_path, cluster={"addresses": [floating]}, tokens=[greedy]).start()
+    port = free_port()
+    answer = pylb.put("loop/floating", wants((port, port), address=floating), by="greedy")
+    assert (answer.status, answer.error) == (422, "target_refused")
+
+
 def test_two_ports_of_one_call_that_point_at_each_other_are_a_loop(pylb: Pylb) -> None:
     one, two = free_ports(2)
     answer = pylb.put("loop/three", wants((one, two), (two, one)), by="greedy")

@@ -70,7 +70,8 @@ class Sick:
             {"name": "guarded", "listen": f"127.0.0.1:{self.guarded}", "servers": well, "access": [{"deny": "127.0.0.0/8"}]},
         ]
         leases = {"min_ttl": "1s", "keep_stale": "12h"}  # so that a port closes within the day
-        pylb.configure(webhook=listeners, frontends=frontends, tokens=[token(names=["*"])], leases=leases)
+        cluster = {"addresses": ["192.0.2.9"]}  # nobody has it
+        pylb.configure(webhook=listeners, frontends=frontends, tokens=[token(names=["*"])], leases=leases, cluster=cluster)
 
     def launch(self, stack: ExitStack) -> None:
         stack.enter_context(socket.create_server(("127.0.0.1", self.taken)))
@@ -154,6 +155,7 @@ def expected(sick: Sick) -> list[dict[str, str]]:
         {"alertname": "PylbClientsDenied", "instance": "sick", "frontend": "guarded", "reason": "access"},
         {"alertname": "PylbConnectFailures", "instance": "sick", "frontend": "dead"},
         {"alertname": "PylbStandby", "instance": "sick"},
+        {"alertname": "PylbFloatingAddress", "instance": "sick", "address": "192.0.2.9"},
         {"alertname": "PylbLeasesPreserved", "instance": "worn"},
         {"alertname": "PylbStateNotDurable", "instance": "worn"},
         {"alertname": "PylbLogLinesDropped", "instance": "worn"},

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from ipaddress import ip_network
 from pathlib import Path
 
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
@@ -22,6 +23,7 @@ from pylb.core.errors import Code
 from pylb.core.policy import Policy, Rules, SourceLimits, StaticFrontend, StaticServer
 from pylb.core.registration import Announcement, FrontendRequest
 from pylb.forward.counters import Counters, FrontendCounters, ServerCounters
+from pylb.metrics import collector
 from pylb.metrics.collector import Metrics
 from pylb.metrics.exposition import TEXT, Format, written
 from tests.support.ports import free_port, refusing_port
@@ -73,6 +75,7 @@ LIMITS = {
     "pylb_frontend_closes_timestamp_seconds",
     "pylb_leases_preserved",
     "pylb_standby",
+    "pylb_address_held",
     "pylb_faults_total",
 }
 # for dashboards
@@ -91,7 +94,7 @@ CALLS = {
 }
 
 
-def metrics_of(control: Control, expires_at: float | None = 1795419669.0) -> Metrics:
+def metrics_of(control: Control, expires_at: float | None = 1795419669.0, floating: tuple[str, ...] = ()) -> Metrics:
     async def counters() -> Counters:
         return control.engine.counters
 
@@ -102,6 +105,7 @@ def metrics_of(control: Control, expires_at: float | None = 1795419669.0) -> Met
         processes=lambda: {"main": (os.getpid(), 0.004)},
         reloaded=lambda: True,
         certificate_expires_at=lambda: expires_at,
+        floating=lambda: floating,
     )
 
 
@@ -298,6 +302,7 @@ async def test_the_process_says_what_it_is_and_has(tmp_path: Path) -> None:
         assert value(found, "pylb_max_connections") == 1000
         assert value(found, "pylb_sessions") == value(found, "pylb_faults_total") == 0
         assert value(found, "pylb_leases_preserved") == 0
+        assert "pylb_address_held" not in found
         assert value(found, "pylb_config_last_reload_successful") == 1
         assert value(found, "pylb_certificate_expiry_timestamp_seconds") == 1795419669
 
@@ -344,3 +349,15 @@ async def test_views_of_many_servers_are_made_in_steps_that_let_the_loop_turn(tm
             assert made == 1000
             assert most <= 2 * 250
             await task
+
+
+async def test_who_has_a_floating_address_is_looked_up_at_each_scrape(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with running(tmp_path) as control:
+        metrics = metrics_of(control, floating=("192.0.2.1", "2001:db8::1"))
+        for own in (frozenset[str](), frozenset({"192.0.2.1", "192.0.2.7"})):
+            monkeypatch.setattr(collector, "local_addresses", lambda own=own: own)
+            found = samples(await scraped(metrics))["pylb_address_held"]
+            assert {one.labels["address"]: one.value for one in found} == {
+                "192.0.2.1": "192.0.2.1" in own,
+                "2001:db8::1": 0,
+            }

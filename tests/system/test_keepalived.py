@@ -60,6 +60,7 @@ class Machine:
             "webhook": {"listen": "127.0.0.1:9000"},
             "metrics": {"listen": "*:9100", "allow": ["203.0.113.0/24"]},
             "admin": {"peers": [{"name": "other", "url": f"http://{self.other}:9100"}]},
+            "cluster": {"addresses": [FLOATING, "2001:db8::9"]},
             "state_dir": str(self.folder / "state"),
             "workers": workers,
             "tokens": [{"name": "app", "secret": TOKENS["app"], "ports": ["2500-2599"]}],
@@ -94,8 +95,12 @@ class Machine:
 
     def has_address(self) -> bool:
         found = self.at.run("ip", "-br", "address", "show", "dev", "eth0")
-        both = [f" {FLOATING}/24" in found, " 2001:db8::9/64" in found]
-        return all(both)
+        return f" {FLOATING}/24" in found and " 2001:db8::9/64" in found
+
+    def says_it_has(self) -> list[str]:
+        """The same by its metrics: 0 or 1 for each address."""
+        text = fetch(self.at, ("127.0.0.1", ADMIN), "GET", "/metrics").body.decode()
+        return re.findall(r"^pylb_address_held\S* (\d)", text, re.MULTILINE)
 
     def log(self) -> str:
         assert self.keepalived is not None
@@ -171,6 +176,7 @@ def test_standby_moves_the_address_and_cuts_only_what_is_open_at_that_moment(pai
         eventually(lambda: load.done > done + 200, within=30)
     say("standby", seconds, load)
     assert not before.has_address()
+    assert (before.says_it_has(), after.says_it_has()) == (["0", "0"], ["1", "1"])
     assert len(load.failed) <= load.THREADS
     before.ask("active")
     pause(8.0)  # nothing happens meanwhile: longer than its checks take to pass
