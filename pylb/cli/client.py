@@ -61,12 +61,13 @@ def ask(
 
 def duration(_context: click.Context, _option: click.Parameter, text: str | None) -> float | None:
     """The callback of an option that is one, such as 90s."""
-    from pylb.config.values import parse_duration  # noqa: PLC0415 - pydantic need not load for `pylb --help`
+    from pylb.config.problems import in_words  # noqa: PLC0415 - pydantic need not load for `pylb --help`
+    from pylb.config.values import parse_duration  # noqa: PLC0415
 
     try:
         return None if text is None else parse_duration(text)
     except ValueError as error:
-        raise click.BadParameter(str(error)) from None
+        raise click.BadParameter(in_words(error)) from None
 
 
 def running(directory: Path) -> bool:

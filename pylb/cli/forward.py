@@ -8,7 +8,7 @@ import errno
 import json
 import os
 import socket
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,7 +21,6 @@ from pylb.config.source import FORWARDS
 from pylb.config.values import parse_listen_at, parse_server_at
 from pylb.control.storage.files import write_private
 from pylb.core.address import Address, HostPort, Listen
-from pylb.core.text import whole_number
 from pylb.upgrade.protocol import VARIABLE as HAND_OVER
 
 ADMIN_PORTS = range(8404, 8414)  # the first free one
@@ -60,18 +59,20 @@ def forwards(listens: Sequence[str], to: Sequence[str]) -> list[Forward]:
 def _listen(text: str) -> Listen:
     port = text.strip().removeprefix(":")
     try:
-        return parse_listen_at(f"*:{port}" if whole_number(port, 65535) else text.strip())
+        return parse_listen_at(f"*:{port}" if port.isdigit() else text.strip())
     except ValueError as error:
-        raise click.BadParameter(f"{text!r}: {error}. A port, or ADDRESS:PORT", param_hint="--listen") from None
+        what = f"{error}: write a port, or ADDRESS:PORT; several ports need a --listen and a --to each"
+        raise click.BadParameter(what, param_hint="--listen") from None
 
 
 def _servers(texts: str) -> Iterator[Address | HostPort]:
     for text in (part.strip() for part in texts.split(",")):
         port = text.removeprefix(":")
         try:
-            yield parse_server_at(f"127.0.0.1:{port}" if whole_number(port, 65535) else text)
+            yield parse_server_at(f"127.0.0.1:{port}" if port.isdigit() else text)
         except ValueError as error:
-            raise click.BadParameter(f"{text!r}: {error}. A port of this machine, or HOST:PORT", param_hint="--to") from None
+            what = f"{error}: write a port of this machine, or HOST:PORT; several servers with a comma between them"
+            raise click.BadParameter(what, param_hint="--to") from None
 
 
 def written(found: Sequence[Forward]) -> Path:
@@ -98,7 +99,7 @@ def _yaml(found: Sequence[Forward], folder: Path) -> str:
     """The config file as text. Strings and lists are written as JSON, which is YAML too."""
     lines = [
         "webhook: []                  # nobody registers here",
-        f'admin: {{listen: "127.0.0.1:{_admin_port()}"}}',
+        f'admin: {{listen: "127.0.0.1:{_admin_port({one.listen.port for one in found})}"}}',
         f"state_dir: {json.dumps(str(folder))}",
         "frontends:",
     ]
@@ -115,8 +116,9 @@ def _name_of(listen: Listen) -> str:
     return f"port-{listen.port}-{'any' if listen.ip == '*' else listen.ip.replace(':', '-').strip('-')}"
 
 
-def _admin_port() -> int:
-    for port in ADMIN_PORTS:
+def _admin_port(taken: Container[int]) -> int:
+    free = [port for port in ADMIN_PORTS if port not in taken]
+    for port in free:
         with socket.socket() as sock:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
@@ -125,7 +127,7 @@ def _admin_port() -> int:
             except OSError:
                 continue
         return port
-    return ADMIN_PORTS[0]  # whose bind then says what is wrong
+    return (free or ADMIN_PORTS)[0]  # whose bind then says what is wrong
 
 
 def closed(found: Iterable[Forward]) -> Iterator[str]:

@@ -77,6 +77,7 @@ INSTEAD = {  # what people type who know other programs
     "disable": _SERVERS,
     "drain": "pylb ctl drain TARGET",
     "enable": _SERVERS,
+    "help": "pylb --help, or pylb VERB --help",
     "install": "pylb install-service",
     "list": "pylb routes",
     "logs": "journalctl -u pylb, and pylb sessions --ended for connections",

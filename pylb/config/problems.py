@@ -54,6 +54,13 @@ def in_short(problems: Iterable[Problem]) -> Iterator[str]:
             yield f"{filename}: and {count - MOST_SHOWN:,} more (pylb check --all)"
 
 
+def in_words(error: ValueError) -> str:
+    """What `wrong` raised, with its hint, for whoever has no file and line to show: an option of the CLI."""
+    context = error.context if isinstance(error, PydanticCustomError) else None
+    hint = (context or {}).get("hint")
+    return f"{error} ({hint})" if hint else str(error)
+
+
 def wrong(message: str, hint: str = "") -> PydanticCustomError:
     """The exception for validators to raise: pydantic keeps message and hint apart and adds the place.
 

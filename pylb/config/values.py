@@ -163,6 +163,8 @@ def parse_server_at(value: object) -> core.Address | core.HostPort:
         return core.HostPort(host.removesuffix(".").lower(), _parsed(core.parse_port, port, hint))
     if colon and not host.isascii():
         raise wrong(f"{show(text)} is not a DNS host name", "write its xn-- form")
+    if colon and "[" not in host and not re.fullmatch(r"[0-9.]*|.*[:/].*", host):
+        raise wrong(f"{show(host)} is neither an IP address nor a host name", "a name has letters, digits, '-' and '.'")
     address = _parsed(core.parse_address, text, hint)
     if (refused := core.refused_class(address.ip)) is not None:
         raise wrong(f"{address.ip} is {refused}: never a server", hint)

@@ -24,6 +24,14 @@ IMPORTED = 50  # entries submitted, or answered, between two turns of the loop: 
 NODE_WORD = 86_400.0  # seconds that a setting for a node lasts by default: another node may get its address
 
 
+def _nothing(desired: DesiredState, what: str) -> Refused:
+    """What to say where there is nothing to release."""
+    text, hint = f"nothing is registered as {what[:300]!r}", "`pylb routes` shows what is"
+    if any(what in (one.name, str(one.listen.port)) for one in desired.static_rules.rules.frontends):
+        hint = "it is a static frontend: remove it from the config, and `pylb reload`"
+    return Refused(Code.NOT_FOUND, text, hint)
+
+
 class OperatorCommands:
     def __init__(self, state: ControlState, registrar: Registrar, wall: Callable[[], float]) -> None:
         self._state = state
@@ -39,7 +47,7 @@ class OperatorCommands:
             found = desired.claims.on_port(port) if port is not None else _named(desired.claims, what)
             kept_aside = {key: one for key, one in desired.unserved.items() if _is_meant(key, one, port, what)}
             if not found and not kept_aside:
-                raise Refused(Code.NOT_FOUND, f"nothing is registered as {what[:300]!r}", "`pylb routes` shows what is")
+                raise _nothing(desired, what)
             lines[:] = [f"released {title(one)}" + (f", port {port}" if port else "") for one in found]
             lines.extend(f"released {one.name}, which a newer pylb had registered" for one in kept_aside.values())
             return (yield from with_many(without(desired, kept_aside), [one.key for one in found], partial(release, port=port)))

@@ -101,11 +101,15 @@ def parse_port(text: str) -> int:
 
 
 def _split(text: str) -> tuple[str, int]:
+    if "://" in text:
+        raise ValueError(f"{text!r} is a URL: HOST:PORT is enough, without http:// and a path")
     host, colon, port = text.rpartition(":")
     if not colon:
         raise ValueError(f"{text!r} is not HOST:PORT")
     if host.startswith("[") and host.endswith("]"):
         return host[1:-1], parse_port(port)
+    if text.startswith("[") and text.endswith("]"):
+        raise ValueError(f"{text!r} has no port: {text}:443")
     if ":" in host:
         raise ValueError(f"{text!r}: write an IPv6 address in brackets, as in [2001:db8::7]:443")
     return host, parse_port(port)

@@ -100,7 +100,7 @@ def parse_health(value: object) -> HealthOverride:
         raise BadCheck(f"when_all_down: {_shown(word)} is neither try nor refuse", "try, or refuse")
     rest = {key: item for key, item in value.items() if key != "when_all_down"}
     check = rest["check"] if rest.keys() == {"check"} else rest
-    return HealthOverride(parse_check(check) if check else None, when_all_down=WhenAllDown(word))
+    return HealthOverride(parse_check(check) if rest else None, when_all_down=WhenAllDown(word))
 
 
 def written_health(health: HealthOverride) -> str | dict[str, Any] | None:

@@ -129,7 +129,7 @@ class FrontendBody(BaseModel):
     proxy_protocol: Literal["none", "v1", "v2"] | None = Field(None, description="PROXY header sent to the server")
     weight: int = Field(1, ge=1, le=256)
     backup: bool = Field(False, description="used only while no other server is")
-    health: str | dict[str, str | int | list[dict[str, str]]] | None = Field(
+    health: Any = Field(  # `parse_health` checks it, and its messages name the key
         None,
         description="how the server is checked: `tcp`, `{http, method, expect, host, port}`, `{send, expect, port}` or "
         "`{steps: [{send, expect}, …], port}`; with `when_all_down: refuse` it serves only while it passes",

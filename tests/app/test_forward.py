@@ -41,12 +41,16 @@ def test_each_port_goes_to_its_servers(listens: list[str], to: list[str], expect
         ([], ["8000"], "a forward needs both"),
         (["80", "443"], ["8080"], "2 --listen and 1 --to: each --listen needs its own --to, in the same order"),
         (["80", "80"], ["8080", "8081"], r"\*:80 is named twice"),
-        (["http"], ["8080"], "'http': .*A port, or ADDRESS:PORT"),
-        (["65536"], ["8080"], "'65536': .*A port, or ADDRESS:PORT"),
-        (["80"], [""], "'': .*A port of this machine, or HOST:PORT"),
-        (["80"], ["10.0.0.1:80,"], "'': .*A port of this machine, or HOST:PORT"),
-        (["80"], ["10.0.0.1"], "'10.0.0.1': .*A port of this machine, or HOST:PORT"),
-        (["80"], ["169.254.0.1:80"], "'169.254.0.1:80': .*never a server"),
+        (["http"], ["8080"], "'http' is not HOST:PORT: write a port, or ADDRESS:PORT"),
+        (["65536"], ["8080"], r"'65536' is not a port \(1-65535\): write a port, or ADDRESS:PORT"),
+        (["80-90"], ["8080"], "'80-90' is not HOST:PORT: .*several ports need a --listen and a --to each"),
+        (["80"], [""], "'' is not HOST:PORT: write a port of this machine, or HOST:PORT"),
+        (["80"], ["10.0.0.1:80,"], "'' is not HOST:PORT: write a port of this machine, or HOST:PORT"),
+        (["80"], ["10.0.0.1"], "'10.0.0.1' is not HOST:PORT: write a port of this machine, or HOST:PORT"),
+        (["80"], ["70000"], r"'70000' is not a port \(1-65535\): "),
+        (["80"], ["http://10.0.0.1:80/"], "'http://10.0.0.1:80/' is a URL"),
+        (["80"], ["my_app:80"], "'my_app' is neither an IP address nor a host name"),
+        (["80"], ["169.254.0.1:80"], "169.254.0.1 is link-local: never a server"),
     ],
 )
 def test_a_mistake_says_what_is_meant(listens: list[str], to: list[str], message: str) -> None:
@@ -67,6 +71,13 @@ def test_the_file_that_is_written_is_a_config_without_a_warning(tmp_path: Path, 
         ("port-80", "*:80", 2),
     ]
     assert path.read_text().startswith("# Written anew by each `pylb run --listen 127.0.0.1:8443 --to 127.0.0.1:8000 --listen")
+
+
+def test_the_admin_port_is_none_of_those_that_it_forwards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("STATE_DIRECTORY", raising=False)
+    config = load(written(forwards(["8404", "8405"], ["8000", "8001"])), {})
+    assert config.admin.listen.port > 8405
 
 
 def test_a_config_without_a_webhook_needs_frontends() -> None:

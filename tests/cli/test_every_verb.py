@@ -99,6 +99,7 @@ def test_each_help_fits_80_columns() -> None:
     [
         (["start"], "No such command 'start'. Here it is: pylb run, or for the service systemctl start pylb"),
         (["token", "renew", "app"], "No such command 'renew'. Here it is: pylb token rotate"),
+        (["help", "routes"], "No such command 'help'. Here it is: pylb --help, or pylb VERB --help"),
         (["ctl", "undrain", "203.0.113.7"], "No such command 'undrain'. Here it is: pylb ctl ready"),
         (["routs"], "Did you mean 'routes'?"),
     ],
@@ -107,6 +108,13 @@ def test_a_verb_of_another_program_leads_to_the_one_here(typed: list[str], here:
     ended = CliRunner().invoke(main, typed)
     assert (ended.exit_code, ended.stdout) == (2, "")
     assert here in ended.stderr
+
+
+def test_a_wrong_option_says_what_to_write() -> None:
+    ended = CliRunner().invoke(main, ["ctl", "drain", "203.0.113.7", "--for", "5x"])
+    assert ended.exit_code == 2
+    said = "Invalid value for '--for': '5x' is not a duration (one whole number and a unit: 500ms, 5s, 10m, 1h or 7d)"
+    assert said in ended.stderr
 
 
 @pytest.mark.parametrize("path", [(), ("ctl",), ("token",)])

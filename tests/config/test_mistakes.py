@@ -100,6 +100,8 @@ def test_a_file_full_of_mistakes_gets_all_of_them_in_the_order_of_its_lines() ->
         ("defaults: {access: {permit: 192.0.2.0/24}}", "a mapping is not an access rule (as in {allow: 192.0.2.0/24}"),
         ("defaults: {access: [192.0.2.0/24]}", "'192.0.2.0/24' is not an access rule (as in {allow: 192.0.2.0/24}"),
         ("frontends: [{name: a, listen: '*:1', servers: ['nodes.example.net']}]", "'nodes.example.net' is not HOST:PORT"),
+        ("frontends: [{name: a, listen: '*:1', servers: ['[2001:db8::7]']}]", "'[2001:db8::7]' has no port: [2001:db8::7]:443"),
+        ("frontends: [{name: a, listen: '*:1', servers: ['http://a.example:80/']}]", "'http://a.example:80/' is a URL"),
         ("frontends: [{name: a, listen: '*:1', servers: ['1.2.3:80']}]", "'1.2.3' is not an IP address"),
         (
             "frontends: [{name: a, listen: '*:1', servers: ['b\u00fc.example:80']}]",

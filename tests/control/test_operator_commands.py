@@ -8,8 +8,9 @@ import pytest
 from pylb.control.new_registration import ImportedServer
 from pylb.core.address import Address, parse_ports
 from pylb.core.errors import Refused
-from pylb.core.policy import AdminState
+from pylb.core.policy import AdminState, Rules
 from tests.control.harness import NODE_A, NODE_B, Control, control, target, token
+from tests.core.claiming import static
 from tests.support.ports import free_ports
 
 DAY = 86_400.0
@@ -89,6 +90,15 @@ async def test_the_operator_releases_a_port_or_a_name(tmp_path: Path) -> None:
         for nobody in ("web", "65536", "9" * 5000):
             with pytest.raises(Refused, match="not_found"):
                 await c.registry.operator.release_any(nobody)
+
+
+async def test_who_releases_a_static_frontend_learns_where_it_is_written(tmp_path: Path) -> None:
+    (port,) = free_ports(1)
+    async with control(tmp_path, rules=Rules(frontends=(static("web", f"*:{port}", f"{NODE_A}:30001"),))) as c:
+        for what in ("web", str(port)):
+            with pytest.raises(Refused) as caught:
+                await c.registry.operator.release_any(what)
+            assert caught.value.hint == "it is a static frontend: remove it from the config, and `pylb reload`"
 
 
 async def test_old_haproxy_servers_are_imported_as_legacy_registrations(tmp_path: Path) -> None:

@@ -86,6 +86,8 @@ def test_a_mapped_address_is_folded_so_that_no_rule_is_dodged() -> None:
         ("[203.0.113.7:80", "not an IP address"),
         ("203.0.113.007:80", "not an IP address"),
         ("2001:db8::7:443", "in brackets"),
+        ("[2001:db8::7]", r"has no port: \[2001:db8::7\]:443"),
+        ("http://203.0.113.7:443/", "is a URL"),
         ("[fe80::1%eth0]:80", "write the address without %eth0"),
     ],
 )

@@ -66,6 +66,22 @@ def test_a_port_is_a_whole_number_between_1_and_65535(port: Any, says: str) -> N
             "frontends[0].health: 'htp' is not a key of a check",
             f"{CHECK_HINT}; did you mean 'http'?",
         ),
+        (
+            {"frontends": [ONE | {"health": {"http": "/", "port": True}}]},
+            "frontends[0].health: True is not a port",
+            "1 to 65535",
+        ),
+        (
+            {"frontends": [ONE | {"health": {"steps": [{"send": "x", "port": 30444}]}}]},
+            "frontends[0].health: step 1 is not a mapping of send and expect",
+            "{send: TEXT, expect: TEXT}, or one of them",
+        ),
+        ({"frontends": [ONE | {"health": []}]}, "frontends[0].health: a list is not a check", CHECK_HINT),
+        (
+            {"frontends": [ONE | {"health": {"check": [], "when_all_down": "try"}}]},
+            "frontends[0].health: a list is not a check",
+            CHECK_HINT,
+        ),
         ({"state": "down" * 99}, "state: ", ""),
         ({"ttl": 60.5}, "ttl: ", ""),
         ({"address": 7}, "address: ", ""),
