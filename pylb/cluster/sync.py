@@ -5,7 +5,7 @@ begins with a list, at the next endpoint if this one did not answer. Nothing is 
 tried again as it was: a transaction whose answer is lost is cleared up by the list, and what it was for is compared and written
 anew, with whatever is newest by then.
 
-    start → list → join (presence) → in force → watch, write, count seconds → anything ends → start
+    start → join (presence) → list → in force → watch, write, count seconds → anything ends → start
 """
 
 import asyncio
@@ -137,9 +137,9 @@ class Sync:
             self._report(f"etcd: {trouble}" if trouble else f"etcd: connected to {self._etcd.endpoint}")
 
     async def _session(self) -> NoReturn:
+        await self._join()  # first: what the others release while they take us for gone is in the list then
         revision, items = await self._etcd.list(self._prefix)
         listing = await self._read(items)
-        await self._join(listing)
         await stepwise(self._replica.listed(revision, listing, self._now()))
         self._changed(None)
         self._beat_at = self._now()
@@ -171,14 +171,16 @@ class Sync:
             self._report(pair.complaint)
         return pair.key, pair.value
 
-    async def _join(self, listing: Mapping[ClusterKey, tuple[Value, int]]) -> None:
+    async def _join(self) -> None:
         """Make or take over this balancer's presence."""
-        value, revision = listing.get(PresenceKey(self._replica.name), ("", 0))
-        if isinstance(value, str) and value not in ("", self._presence.nonce):
+        _, items = await self._etcd.list(self._presence_key)
+        there = next((item for item in items if item.key == self._presence_key), None)  # others may begin with our name
+        if there is not None and there.value != self._presence.nonce.encode():
             raise TwoOfOneName(
                 f"another pylb is there as {self._replica.name!r}, or was until a moment ago: "
                 "each needs a cluster.name of its own. This one serves what it knows and tries again"
             )
+        until = self._now() + LEASE
         try:
             if self._presence.lease:
                 await self._etcd.keepalive(self._presence.lease)
@@ -186,8 +188,10 @@ class Sync:
             self._presence.lease = 0
         self._presence.lease = self._presence.lease or await self._etcd.grant(LEASE)
         put = {self._presence_key: (self._presence.nonce.encode(), self._presence.lease)}
-        if not (await self._etcd.txn(Txn({self._presence_key: revision}, leased=put))).succeeded:
-            raise _ListAgain("the list was outdated at once")
+        before = {self._presence_key: 0 if there is None else there.revision}
+        if not (await self._etcd.txn(Txn(before, leased=put))).succeeded:
+            raise _ListAgain("its presence was written by another process at this moment")
+        self._replica.present_until = until
 
     async def leave(self) -> None:
         """The others need not wait for the end of the lease. Not before an upgrade: the successor takes it over."""
@@ -255,6 +259,7 @@ class Sync:
 
     async def _try(self, transaction: Transaction, *, heartbeat: bool) -> None:
         try:
+            until = self._now() + LEASE
             if heartbeat:
                 await self._etcd.keepalive(self._presence.lease)
             succeeded, revision = await self._etcd.txn(self._encoded(transaction, heartbeat=heartbeat))
@@ -271,6 +276,7 @@ class Sync:
             return
         if heartbeat:
             self._beat_at = self._now() + self._heartbeat
+            self._replica.present_until = until
         granted = self._replica.wrote(revision)
         for key in granted:
             self._answer(key, Answer.IN_FORCE)

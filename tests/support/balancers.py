@@ -78,7 +78,7 @@ class Balancer:
 
     async def announce(self, key: Key = WEB, what: Wanted | None = None) -> Answer | Conflict:
         """As a call does."""
-        answer = self.replica.announce(key, what or wanted())
+        answer = self.replica.announce(key, what or wanted(), now=asyncio.get_running_loop().time())
         if answer is Answer.CLAIMING:
             return await self.sync.claimed(key)
         self.sync.wake()

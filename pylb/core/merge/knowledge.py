@@ -141,15 +141,19 @@ class Knowledge:
 
     def has_holder(self, slot: Slot, owner: Owner) -> bool:
         """Also one that was released here, until the balancers that hear it have agreed: to them it may live."""
+        if self.hears(slot, owner):
+            return True
         for key in list(self._keys_at(slot)):
             if owner_of(key) == owner:
-                own = self.own.get(key)
-                if own is not None and slot in own.wanted.slots:
-                    return True
                 for balancer, known in self.mirror.known_by_others(key, self.name):
                     if slot in known.entry.wanted.slots and not self._is_released(balancer, key, known.entry):
                         return True
         return any(owner_of(key) == owner for key, one in self.held.items() if slot in one.before.wanted.slots)
+
+    def hears(self, slot: Slot, owner: Owner) -> bool:
+        """Whether this balancer itself does."""
+        found = ((key, self.own.get(key)) for key in self._keys_at(slot))
+        return any(own is not None and slot in own.wanted.slots and owner_of(key) == owner for key, own in found)
 
     def _keys_at(self, slot: Slot) -> set[Key]:
         return self._keys_of.get((slot.protocol, slot.port), {}).get(slot, set())

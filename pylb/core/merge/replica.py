@@ -1,10 +1,11 @@
 """One balancer's part of the cluster: each thing that can happen is a method. The rules are in the package's docstring."""
 
 from collections import deque
-from collections.abc import Container, Generator, Mapping
+from collections.abc import Container, Generator, Iterable, Mapping
 from dataclasses import replace
+from math import inf
 
-from pylb.core.merge.knowledge import DEFAULT_TTL, Knowledge
+from pylb.core.merge.knowledge import DEFAULT_TTL, Knowledge, owner_of
 from pylb.core.merge.local import Answer, Conflict, Held, Memory, Merged, Own, Unsent, Verdict, includes, judge
 from pylb.core.merge.mirror import STEP, Changes, Listing, Mirror
 from pylb.core.merge.values import (
@@ -37,6 +38,7 @@ class Replica:
         self.knowledge = Knowledge(name, needs, own, unsent, memory.mirror.copy(), dict(memory.held))
         deque(self.knowledge.index_all(), maxlen=0)  # at the start nobody waits
         self.linked = False  # from the list until the connection ends, or until only another list helps
+        self.present_until = inf  # on the clock of `now`: whoever keeps its presence alive says how long it lasts at least
         self._own, self._unsent, self._mirror = own, unsent, self.knowledge.mirror
         self._processed = dict(memory.processed)
         self._writing = Writing(self.knowledge, reserved, memory)
@@ -48,14 +50,19 @@ class Replica:
 
     # ------------------------------------------------------------- what phone-homes, operators and leases say
 
-    def announce(self, key: Key, wanted: Wanted, state: State = State.FRESH, *, takeover: bool = False) -> Answer | Conflict:
+    def announce(
+        self, key: Key, wanted: Wanted, state: State = State.FRESH, *, takeover: bool = False, now: float = 0.0
+    ) -> Answer | Conflict:
         """A call that registers, or a goodbye. A beat, a move and another instance of what this balancer wrote for the owner
-        are in force first and written later. All else is a claim. Without etcd, what anybody heard of the owner is enough."""
+        are in force first and written later, as long as the others know that it is there: after that they may have given a
+        port away of which we have not read yet. All else is a claim. Without etcd, what anybody heard of the owner is
+        enough."""
         known, slots = self.knowledge, wanted.slots
         if known.has_newer(key, wanted.sequence, linked=self.linked):
             return Answer.LATE
         rival = known.rival(key, slots)
-        if rival is None and (known.is_secured(key, slots) if self.linked else known.is_known_name(key, slots)):
+        secured = known.is_secured(key, slots) and now < self.present_until if self.linked else self._is_known(key, slots)
+        if rival is None and secured:
             self._hear(key, Own(wanted, state, self._writing.begun))
             return Answer.IN_FORCE
         if not self.linked:  # also with a rival, who may have left since
@@ -64,6 +71,12 @@ class Replica:
             return conflict
         self._writing.claiming[key] = Claim(wanted, state, self._writing.begun, takeover)
         return Answer.CLAIMING
+
+    def _is_known(self, key: Key, slots: Iterable[Slot]) -> bool:
+        """Without etcd. No release waits for a balancer that has never written: such a one goes by what it heard itself."""
+        if self._writing.count:
+            return self.knowledge.is_known_name(key, slots)
+        return all(self.knowledge.hears(slot, owner_of(key)) for slot in slots)
 
     def is_claiming(self, key: Key) -> bool:
         """Whether the answer to its call is still open."""

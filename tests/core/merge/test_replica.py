@@ -3,7 +3,7 @@
 import pytest
 
 from pylb.core.merge import writing
-from pylb.core.merge.local import Answer, Conflict
+from pylb.core.merge.local import Answer, Conflict, Memory, Own
 from pylb.core.merge.values import (
     BlockKey,
     Entry,
@@ -42,6 +42,31 @@ def test_two_claims_of_one_transaction_do_not_get_the_same_port() -> None:
     one["a"].announce(MAIL, wanted("10.0.0.2", Slot("tcp", 443, "mail.example")))
     one.settle()
     assert one.refused == {MAIL: Conflict(Slot("tcp", 443, "mail.example"), ("t", "web", False))}
+
+
+def test_who_has_never_written_answers_alone_only_for_what_it_heard_itself() -> None:
+    """No release waits for it: it is no member yet."""
+    two = Cluster("a", "b")
+    two.register("a")
+    c = two.made("c")
+    for _ in c.listed(two.etcd.revision, dict(two.etcd.content), two.now):
+        pass
+    c.disconnected()
+    assert c.announce(WEB, wanted()) is Answer.UNAVAILABLE
+    assert two.made("c", Memory(own={WEB: Own(wanted(), State.FRESH, 0)})).announce(WEB, wanted()) is Answer.IN_FORCE
+    two["b"].disconnected()
+    assert two["b"].announce(WEB, wanted()) is Answer.IN_FORCE
+
+
+def test_whom_the_others_take_for_gone_answers_nothing_at_once() -> None:
+    """They may have released what it heard and given its port away, and it may not have read that yet."""
+    one = Cluster("a")
+    one.register("a")
+    one["a"].present_until = 30.0
+    assert one["a"].announce(WEB, wanted("10.0.0.2"), now=29.0) is Answer.IN_FORCE
+    assert one["a"].announce(WEB, wanted("10.0.0.3"), now=30.0) is Answer.CLAIMING
+    one.settle()
+    assert one.shown("a") == "10.0.0.3 fresh"
 
 
 def test_names_on_one_port_may_have_several_owners() -> None:

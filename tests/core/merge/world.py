@@ -11,6 +11,7 @@ from pylb.core.registration import Key, State, legacy_key
 from tests.core.merge.etcd_model import Compacted, Etcd
 
 TTL = 6.0
+PRESENCE = 3.0
 NAMES = ("a", "b", "c")
 NEEDS = frozenset({"names"})
 
@@ -31,8 +32,9 @@ class App:
     sequence: int = 0
     first: int = 0  # the number of the address with which it registered
     since: int = 0  # etcd's revision by which its registration was written
+    readers: set[str] = field(default_factory=set)  # balancers that have read that
     draining: bool = False
-    firm: bool = False  # a balancer that knew all of etcd answered 200
+    firm: bool = False  # a balancer that knew all of etcd answered 200, and had written it
     disputed: bool = False  # registered again before every balancer knew of a release that has no sequence
     before: list[Wanted] = field(default_factory=list)  # what it asked for earlier, since its registration
     uncertain: bool = False  # a disk or etcd lost what was said
@@ -94,19 +96,19 @@ class World:
             return  # an older version answers 422
         wanted = wanted or app.wanted()
         state = State.DRAINING if app.draining and not late else State.FRESH
-        answer = node.replica.announce(app.key, wanted, state)
+        answer = node.replica.announce(app.key, wanted, state, now=self.now)
         if answer is Answer.IN_FORCE:
             node.called[app.key] = node.answered[app.key] = self.now
             if not late:
                 app.holds = True
-                app.firm |= node.replica.linked
+                app.firm |= node.replica.linked and app.key in node.replica.knowledge.mirror.view(node.name).entries
         elif isinstance(answer, Conflict) and (self.is_current(node) or not app.firm):
             if self.must_hold(app):
                 self.violations.append(f"{app.key} holds {answer.slot} and {node.name} says 409: {answer.owner}")
             app.holds = app.firm = False
 
     def became(self, app: App) -> None:
-        """What was answered 200 is written: from then on those that only read of it know it."""
+        """What was answered 200 is written: whoever has read that knows it from then on."""
         if not app.since:
             found = [
                 revision
@@ -116,12 +118,19 @@ class World:
                 if int(value.wanted.address.rpartition(".")[2]) >= app.first
             ]
             app.since = max(found, default=0)
+        for node in self.nodes.values() if app.since else ():
+            read = node.replica.knowledge.mirror.known_by_others(app.key, node.name)
+            if any(known.revision >= app.since for _, known in read):
+                app.readers.add(node.name)
 
     def must_hold(self, app: App) -> bool:
         """Whether nobody else may get its ports."""
-        called = any(self.now - node.answered.get(app.key, -TTL - 1) <= TTL for node in self.nodes.values())
-        excused = app.uncertain or self.restored or (app.disputed and not called)
+        excused = app.uncertain or self.restored or (app.disputed and not self.is_called(app))
         return app.firm and not excused
+
+    def is_called(self, app: App) -> bool:
+        """Whether any balancer has answered it 200 within its lease."""
+        return any(self.now - node.answered.get(app.key, -TTL - 1) <= TTL for node in self.nodes.values())
 
     def is_current(self, node: Node) -> bool:
         return node.replica.linked and node.replica.knowledge.mirror.revision == self.etcd.revision
@@ -137,6 +146,7 @@ class World:
             app.everywhere, app.sequenced = everywhere, sequenced and not app.key.is_legacy
             app.runs, app.silent, app.draining, app.holds, app.firm = True, False, False, False, False
             app.since = 0
+            app.readers.clear()
             app.before.clear()
             for node in self.nodes.values():
                 node.answered.pop(app.key, None)
@@ -210,10 +220,12 @@ class World:
         for revision, changes in events[:most]:
             replica.watched(revision, changes, self.now)
         transaction, _ = replica.write(heartbeat=self.now - node.beat >= 2)
-        if transaction is not None:
+        if transaction is not None and PresenceKey(node.name) not in self.etcd.content:
+            self.lose_claims(node)  # its lease is gone, which the heartbeat learns
+        elif transaction is not None:
             node.beat = self.now
             happened, revision = self.etcd.try_(transaction), self.etcd.revision
-            self.etcd.keep_alive(PresenceKey(node.name), node.name, self.now + 3)
+            self.keep_alive(node)
             node.answer = (happened, revision)
             if lose:
                 node.answer = None
@@ -222,10 +234,16 @@ class World:
     def etcd_list(self, node: Node) -> None:
         """One step of taking a list over: other things happen between two."""
         node.answer = None
+        if node.listing is None or PresenceKey(node.name) in self.etcd.content:  # a list is short beside a lease
+            self.keep_alive(node)
         node.listing = node.listing or node.replica.listed(self.etcd.revision, dict(self.etcd.content), self.now)
         if next(node.listing, "its end") is not None:
             node.listing = None
         self.forget_leases(node)
+
+    def keep_alive(self, node: Node) -> None:
+        node.replica.present_until = self.now + PRESENCE
+        self.etcd.keep_alive(PresenceKey(node.name), node.name, self.now + PRESENCE)
 
     def lose_claims(self, node: Node) -> None:
         node.listing = None
@@ -250,6 +268,9 @@ class World:
     def pass_time(self) -> None:
         self.now += 1
         self.etcd.expire(self.now)
+        for app in self.apps:
+            if app.disputed and not self.is_called(app):
+                app.firm = False  # the lease has decided: it may be over
         for node in self.nodes.values():
             node.replica.tick(1.0)
             for key, own in list(node.replica.knowledge.own.items()):
@@ -287,7 +308,7 @@ class World:
         self.etcd = self.backups[-min(age, len(self.backups))].restored(self.now, ahead)
         self.restored = True
         for app in self.apps:
-            app.since = min(app.since, self.etcd.revision)
+            app.since = app.since if app.since <= self.etcd.revision else 0
         for node in self.nodes.values():
             self.lose_claims(node)
             node.answer = None
@@ -332,7 +353,7 @@ class World:
                 own = node.replica.knowledge.own.get(app.key)
                 contested = node.replica.knowledge.rival(app.key, app.slots) is not None
                 excused |= (contested or own is None) if not app.firm else (contested and self.restored)
-                excused |= own is None and (not app.since or node.replica.knowledge.mirror.revision < app.since)
+                excused |= (contested or own is None) and node.name not in app.readers
                 if app.holds and app.key in node.served and app.key not in now and not excused:
                     self.violations.append(f"{self.now} {app.key} lives and closed at {node.name}")
             node.served = now
