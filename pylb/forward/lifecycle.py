@@ -174,7 +174,7 @@ class Lifecycle:
             self.dialer.on_early(session, half, events)
             return
         if events & READ_ON:
-            half.read_on = True
+            half.read_on |= events & READ_ON
             if events & EPOLLERR:
                 self._broke(session, half)
                 return
@@ -295,8 +295,8 @@ class Lifecycle:
         self.deadlines.clear(session)
         session.connected = session.quiet_since = self._clock()
         self.accounts.connected(session, server)
-        client.read_on = client.early & READ_ON != 0
-        upstream.read_on = upstream.early & READ_ON != 0
+        client.read_on = client.early & READ_ON
+        upstream.read_on = upstream.early & READ_ON
         if server.server.send_proxy is not _NO_PROXY:
             upstream.pending = header_to_server(session, client, server.server.send_proxy, self.dialer.own_id, self._unique_id)
             upstream.blocked = True

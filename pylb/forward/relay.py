@@ -5,12 +5,18 @@ One function serves both directions. It returns an outcome and decides nothing a
 Why a short read is an end: both sockets are registered edge-triggered, so whatever arrives after the read that came back short
 raises a new event. It is no end when the event carried RDHUP, HUP, ERR or PRI (`read_on`): what it announced may sit right
 behind the short read, and no further event will tell (measured; pitfalls of every proxy before this one).
+
+Why a short read is the FIN if RDHUP came without ERR and PRI: the kernel reports RDHUP once the FIN is behind the last byte in
+the receive queue (tcp_fin, net/ipv4/tcp_input.c), and from there a read stops early only at an urgent byte, which PRI reports,
+or at the FIN itself, which it takes with the last bytes (tcp_recvmsg_locked, net/ipv4/tcp.c). A reset that comes later is an
+event of its own. So nobody has to read once more to get the 0: a system call less for a connection that ends with its answer.
 """
 
 import errno
 import os
 from collections.abc import Callable
 from os import SPLICE_F_MOVE, SPLICE_F_NONBLOCK
+from select import EPOLLERR, EPOLLPRI, EPOLLRDHUP
 from socket import MSG_DONTWAIT, MSG_PEEK
 
 from pylb.forward.counters import Counters
@@ -26,6 +32,7 @@ SOURCE_RESET = 2  # the source is in error; what came before that was read
 DESTINATION_RESET = 3
 AGAIN = 4  # it moved as much as it may for now; there may be more
 
+_ENDING = EPOLLRDHUP | EPOLLERR | EPOLLPRI
 READ = 64 * 1024  # one recv; also the most that waits in memory for a blocked destination
 READ_STALLED = 16 * 1024  # the same for a destination that was blocked before
 FIRST = READ  # bytes moved at an event; the run queue moves the rest
@@ -105,6 +112,8 @@ class Relay:
                 source.bulk = False
                 if not source.read_on:
                     return WAIT
+                if source.read_on & _ENDING == EPOLLRDHUP:
+                    return SOURCE_RESET if source.broken else FIN
             else:
                 source.bulk = True
                 source.full_reads += 1

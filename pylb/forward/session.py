@@ -66,7 +66,7 @@ class Half:
         self.early = 0  # epoll events that came while the session was still dialing
         self.blocked = False  # `pending` or the peer's pipe waits until this half becomes writable
         self.stalled = False  # it was blocked once: read less ahead for it
-        self.read_on = False  # an event said RDHUP, HUP, ERR or PRI: a short read no longer means "nothing more"
+        self.read_on = 0  # events RDHUP, HUP, ERR and PRI so far: with any, a short read no longer means "nothing more"
         self.broken = False  # reset or otherwise in error: a read of 0 is not a clean end
         self.eof = False  # everything has been read
         # Since when (monotonic) bytes are on their way to a peer that is silent, and how many segments it had sent by then.

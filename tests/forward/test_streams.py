@@ -1,5 +1,6 @@
 """Bytes through an engine, fault cases 1 to 14: what each receiver got is what was sent, and ends are told as they were."""
 
+import errno
 import random
 import socket
 from functools import partial
@@ -9,6 +10,7 @@ import pytest
 
 from pylb.core.session import State
 from tests.support.drive import Drive, Peer, policy, server_at
+from tests.support.kernel import PASS, sickness
 
 MIB = 1 << 20
 
@@ -88,6 +90,36 @@ def test_the_last_data_and_fin_of_a_half_closed_session_arrive_in_one_event(driv
     assert client.got == b"last words"
     assert not client.error
     assert drive.record().code == "--"
+
+
+def test_an_answer_with_its_fin_takes_one_read() -> None:
+    """A second one, only to get the 0, would meet the error that waits for it here."""
+    with sickness() as sick:
+        drive = Drive(splice=False)
+        try:
+            client, server = drive.session()
+            server.sock.send(b"all of it")
+            server.sock.shutdown(socket.SHUT_WR)  # both before the engine's next turn
+            sick.armed["recv"] = [errno.ECONNRESET, PASS]
+            drive.run_until(lambda: client.eof)
+            assert (client.got, client.error) == (b"all of it", "")
+            sick.armed.clear()
+            client.finish()
+            assert drive.record().code == "--"
+        finally:
+            drive.finish()
+
+
+@pytest.mark.parametrize("behind", [b"", b"def"], ids=["the urgent byte", "more"])
+def test_a_fin_right_behind_urgent_data_is_not_taken_for_the_end_of_it(drive: Drive, behind: bytes) -> None:
+    """The read stops at the urgent byte, although the event said RDHUP."""
+    client, server = drive.session()
+    server.sock.send(b"abc")
+    server.sock.send(b"!", socket.MSG_OOB)
+    server.sock.send(behind)
+    server.sock.shutdown(socket.SHUT_WR)  # all before the engine's next turn
+    drive.run_until(lambda: client.eof)
+    assert client.got == b"abc!" + behind
 
 
 def test_a_server_reset_comes_after_every_byte_before_it_and_as_a_reset(drive: Drive) -> None:
