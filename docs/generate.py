@@ -267,9 +267,8 @@ def _default(key: str, field: FieldInfo) -> str:
 def mermaid() -> str:
     """The table as a Mermaid state diagram for engine.md."""
     lines = ["stateDiagram-v2", "    [*] --> dialing: accepted", "    [*] --> awaiting_header: accepted from a trusted proxy"]
-    for (state, event), (target, actions) in TRANSITIONS.items():
-        does = ", ".join(action.value for action in actions)
-        lines.append(f"    {_node(state)} --> {_node(target)}: {event} / {does}")
+    for (state, event), (target, action) in TRANSITIONS.items():
+        lines.append(f"    {_node(state)} --> {_node(target)}: {event} / {action}")
     return "\n".join([*lines, "    closed --> [*]"]) + "\n"
 
 

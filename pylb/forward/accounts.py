@@ -76,13 +76,16 @@ class Accounts:
         What there is to report of it is only noted: `report` makes the record, and only for an observer that wants it.
         """
         server, frontend = session.server, session.frontend
-        if server is not None and session.connected:
-            server.counters.sessions -= 1
+        if server is None or session.upstream is None:
+            closed = self._closed_counter(frontend, server)
+        else:
+            closed = server.counters
+            if session.connected:
+                closed.sessions -= 1
         settle(session)
         code = session.code = session.code or "--"
         now = self._read_clocks(session)
         total = now - session.accepted
-        closed = self._closed_counter(frontend, server)
         closed.closed[code] += 1
         frontend.counters.session_seconds.add(total)
         closed.total_seconds += total
@@ -166,6 +169,7 @@ class Accounts:
             self._observer.session_ended(record)
 
     def _closed_counter(self, frontend: FrontendState, server: ServerState | None) -> ServerCounters:
+        """Of a session that has no connection to a server."""
         # A server that refused, and left the table while the session waited, has no counters any more.
         if server is not None and frontend.counters.servers.get(server.server.name) is server.counters:
             return server.counters

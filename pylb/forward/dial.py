@@ -308,7 +308,7 @@ class Dialer:
         if session.dialed_from is not None:
             self.own_dials.remove(*session.dialed_from)
             session.dialed_from = None
-        if session.frontend.queue:
+        if session.frontend in self.queues:
             self._freed[session.frontend] = None
         if server.pool is not None:
             server.pool.ended(server)
@@ -392,6 +392,8 @@ class Dialer:
 
     def end_batch(self) -> None:
         """Offer the places that became free to the waiting sessions."""
+        if not self._freed:
+            return
         for frontend in list(self._freed):
             if not frontend.queued and self.serve_queue(frontend):
                 self._run_queue.add(frontend)

@@ -69,7 +69,7 @@ class Lifecycle:
         self.source_share = SourceShare(counters, self.sessions)
         self.dialer = Dialer(self, epoll, accounts, faults, clock, run_queue, own_dials)
         self._fins: list[Half] = []  # halves whose peer's stream is delivered: a FIN is due
-        self._to_close: list[tuple[SocketType, Callable[[SocketType], None]]] = []
+        self._to_close: list[SocketType] = []
         self.on_end: Callable[[], None] = lambda: None  # tells the ports that there is room again
         self.on_exhausted: Callable[[], bool] = lambda: False  # asks the ports for a descriptor
         act: dict[Action, Callable[[Session], None]] = {
@@ -83,8 +83,10 @@ class Lifecycle:
             Action.CLOSE: self._close,
             Action.RESET: self._reset,
         }
-        # core's table with the calls in place of the names of actions
-        self._transitions = {key: (state, tuple(act[one] for one in actions)) for key, (state, actions) in TRANSITIONS.items()}
+        # Core's table with calls in place of the actions' names. A pair as the key would be made and hashed at each event.
+        self._transitions: dict[State, dict[Event, tuple[State, Callable[[Session], None]]]] = {state: {} for state in State}
+        for (state, event), (target, action) in TRANSITIONS.items():
+            self._transitions[state][event] = target, act[action]
 
     # ------------------------------------------------------------ from the loop
 
@@ -197,14 +199,12 @@ class Lifecycle:
 
     def advance(self, source: Half, most: int = FIRST) -> None:
         """Move what `source` has to its peer, and give the outcome to the state table. `most` exceeds FIRST only in `run`."""
-        session = source.session
-        if source.eof or session.state is _CLOSED:
+        if source.eof:
             return
-        if session.state is _RESETTING and not source.broken:
-            return  # the peer is gone: nobody reads what the living half sends
         outcome = self._relay.pump(source, most)
         if outcome == WAIT:
             return
+        session = source.session
         if outcome == AGAIN:
             self._run_queue.add(source)
         elif outcome == FIN:
@@ -222,14 +222,13 @@ class Lifecycle:
 
     def fire(self, session: Session, event: Event, cause: Cause = _NORMAL) -> None:
         state = session.state
-        session.state, actions = self._transitions[state, event]
+        session.state, act = self._transitions[state][event]
         if cause is not _NORMAL and not session.code:
             session.code = termination_code(cause, state, last=_is_last(session, state, cause))
             self.accounts.note_first(session, event)
             if event is _CLIENT_RESET:
                 self.dialer.note_reset(session)
-        for action in actions:
-            action(session)
+        act(session)
 
     def fire_safely(self, session: Session, event: Event, cause: Cause = _NORMAL) -> None:
         """Like `fire`, for a caller that acts on several sessions in a row: a fault ends this one, and the next one follows."""
@@ -275,9 +274,11 @@ class Lifecycle:
                 self._shut(half)
             except Exception as error:  # noqa: BLE001 - the boundary of one session, as in Engine.on_ready
                 self.fault(half.session, error)
-        while self._to_close:
-            sock, close = self._to_close.pop()
-            close(sock)
+        if self._to_close:
+            for sock in self._to_close:
+                sockets.close(sock)
+            self._to_close.clear()
+            self._faults.guard("the room that ended sessions left could not be used", self.on_end)
         if self.accounts.unreported:
             self.accounts.report()
 
@@ -366,6 +367,7 @@ class Lifecycle:
         dead.pending = None
         self._relay.free(dead)
         self._relay.release(living)  # the bytes in its pipe were for the dead half
+        living.eof = True  # nobody reads what it sends
         session.delivered = None
         self.deadlines.flush(session, session.frontend.frontend.policy.timeouts.flush, self._clock())
         if dead.eof:
@@ -384,7 +386,8 @@ class Lifecycle:
     def part(self, half: Half, *, in_order: bool) -> None:
         """Remove `half` from everything that refers to it: map, pipe, peer. epoll forgets it at its close."""
         self.halves.pop(half.fd, None)
-        self._to_close.append((half.sock, self.linger.closing(half, in_order=in_order)))
+        self.linger.closing(half, in_order=in_order)
+        self._to_close.append(half.sock)
         if half.peer is not None:
             half.peer.peer = None
             half.peer = None
@@ -396,18 +399,13 @@ class Lifecycle:
     def _end(self, session: Session, *, in_order: bool) -> None:
         """Release what others wait for, then count and report the end: a failure there leaks nothing."""
         self._release(session, in_order=in_order)
-        # Each of these is a boundary like `Faults.guard`, without its call: this is paid per session.
         try:
             self.accounts.ended(session)
-        except Exception as error:  # noqa: BLE001 - see above
+        except Exception as error:  # noqa: BLE001 - as `Faults.guard`, without its call: this is paid per session
             self._faults.add("the end of a session could not be counted or reported", error)
         # It may be recorded for long. What its frontend and server were must not stay with it.
         session.client = session.upstream = session.server = session.tried = None
         del session.frontend
-        try:
-            self.on_end()
-        except Exception as error:  # noqa: BLE001 - see above
-            self._faults.add("the room that an ended session left could not be used", error)
 
     def _release(self, session: Session, *, in_order: bool) -> None:
         """Release slots, descriptors, pipes and references. No other code is called before all of that is done."""

@@ -7,9 +7,6 @@ its client: what is being uploaded is worth it by then. Until that an end by res
 has nothing to clear.
 """
 
-from collections.abc import Callable
-from socket import SocketType
-
 from pylb.forward import sockets
 from pylb.forward.session import Half
 
@@ -30,9 +27,11 @@ class Linger:
             sockets.arm(half.sock)
         self.unarmed.clear()
 
-    def closing(self, half: Half, *, in_order: bool) -> Callable[[SocketType], None]:
-        """How to close its socket: with a FIN, or with a reset. It is not armed any more."""
+    def closing(self, half: Half, *, in_order: bool) -> None:
+        """Its socket is about to be closed: with a FIN, or with a reset."""
         if half in self.unarmed:
             del self.unarmed[half]
-            return sockets.close if in_order else sockets.arm_and_close
-        return sockets.disarm_and_close if in_order else sockets.close
+            if not in_order:
+                sockets.arm(half.sock)
+        elif in_order:
+            sockets.disarm(half.sock)

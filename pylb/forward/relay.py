@@ -77,13 +77,15 @@ class Relay:
 
         It never reads while the peer is blocked: that is the back-pressure.
         """
+        destination = source.peer
+        if destination is None:
+            return WAIT
         if source.bulk:
             if most == FIRST:
                 return AGAIN
             if source.pipe is not None:
                 return self._splice(source, most)
-        destination = source.peer
-        if destination is None or destination.blocked:
+        if destination.blocked:
             return WAIT
         buffer = self._buffer
         want = READ_STALLED if destination.stalled else READ

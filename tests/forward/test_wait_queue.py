@@ -279,8 +279,9 @@ class Watch:
             return connect(*args)  # type: ignore[arg-type]
 
         life = drive.engine._life
-        for key, (state, calls) in list(life._transitions.items()):
-            life._transitions[key] = state, tuple(watched_dial if call == dial else call for call in calls)
+        for events in life._transitions.values():
+            for event, (state, call) in events.items():
+                events[event] = state, watched_dial if call == dial else call
         drive.engine._life.dialer.dial = watched_dial  # type: ignore[method-assign]
         drive.engine._life.dialer._connect = watched_connect  # type: ignore[method-assign,assignment]
 
