@@ -8,7 +8,7 @@ listener     ports that accept while there is room; admission: access list, limi
 dial         a session until a server has accepted it; wait_queue: while all servers are full
 lifecycle    from accept to the last close: transitions of core/session become system calls; session: the data
 relay        the hot path: bytes from one half to the other; pipes: the pipes for splice; sockets: options, addresses, closing
-timers       idle, drain and keep-alive by periodic visits; deadlines: the short ones of a session
+timers       idle, drain and keep-alive by periodic visits; deadlines: the short ones of a session; live_sessions: where each is
 accounts     what is counted and recorded of a session; counters: the plain integers
 faults       boundaries: a fault costs the session, port or call in which it happened
 

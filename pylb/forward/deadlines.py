@@ -1,7 +1,8 @@
 """Short-lived deadlines of a session: for its PROXY header, a delayed dial, a dial, a flush.
 
 Deadlines with the same timeout fall due in the order in which they were set, so a tick looks at the first of each timeout
-instead of at all. Every flush is looked at on every tick all the same: no event says when the kernel has delivered.
+instead of at all. (A dial's is set by the first tick after it. So the order may be wrong by a tick, and a deadline as late.)
+Every flush is looked at on every tick all the same: no event says when the kernel has delivered.
 """
 
 from collections.abc import Iterator

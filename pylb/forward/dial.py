@@ -23,7 +23,7 @@ from pylb.forward.accounts import Accounts
 from pylb.forward.admission import Admission
 from pylb.forward.deadlines import Deadlines
 from pylb.forward.faults import Faults
-from pylb.forward.linger import Linger
+from pylb.forward.live_sessions import LiveSessions
 from pylb.forward.own_dials import OwnDials
 from pylb.forward.run_queue import DIAL, QUANTUM, RunQueue
 from pylb.forward.session import FULL, FrontendState, Half, ServerState, Session
@@ -61,7 +61,7 @@ class LifecycleCalls(Protocol):
 
     halves: dict[int, Half]
     deadlines: Deadlines
-    linger: Linger
+    sessions: LiveSessions
     source_share: SourceShare
     on_exhausted: Callable[[], bool]
 
@@ -314,10 +314,10 @@ class Dialer:
             server.pool.ended(server)
 
     def dial(self, session: Session) -> None:
-        frontend, now = session.frontend, self._clock()
+        frontend = session.frontend
         session.picked_from = frontend.frontend
         session.generation = self.generation
-        session.dialed = now
+        session.dialed = self._clock()
         policy = frontend.frontend.policy
         if frontend in self._freed and self._offered is None and self.serve_queue(frontend, DIAL):
             self._life.fire(session, Event.SERVERS_FULL)  # the waiting sessions come before a new one
@@ -351,13 +351,18 @@ class Dialer:
         if client is not None:
             client.peer = upstream
         self._life.halves[upstream.fd] = upstream
-        self._life.linger.unarmed[upstream] = None
         if server.target[1] in self.our_ports:
             session.dialed_from = sock.getsockname()[:2]
             self.own_dials.add(*session.dialed_from)
         # After connect(): an unconnected socket would report HUP at once.
         self._epoll.register(upstream.fd, WATCHED)
-        self._life.deadlines.set(session, policy.timeouts.connect, now)
+        if session.tried or session.waits_among is not None or session.sweep_group is not None:
+            self._refresh(session)
+
+    def _refresh(self, session: Session) -> None:
+        """The dial is not the session's first step: an earlier deadline is over, and the next tick looks at it again."""
+        self._life.deadlines.clear(session)
+        self._life.sessions.move(session, None)
 
     def _connect(self, frontend: FrontendState, server: ServerState) -> tuple[SocketType | None, int]:
         """Like `sockets.dial`, from each of the frontend's source addresses until one has a free port."""

@@ -24,8 +24,8 @@ from pylb.forward.accounts import Accounts
 from pylb.forward.counters import Counters
 from pylb.forward.faults import Faults, Report
 from pylb.forward.lifecycle import Lifecycle
-from pylb.forward.linger import Linger
 from pylb.forward.listener import ListeningPort, ListeningPorts
+from pylb.forward.live_sessions import LiveSessions
 from pylb.forward.own_dials import OwnDials
 from pylb.forward.pipes import Pipes
 from pylb.forward.relay import Relay
@@ -97,8 +97,7 @@ class Engine:
         self._epoll = select.epoll()
         self._pipes = Pipes(max_pipes)
         self._run_queue = RunQueue()
-        linger = Linger()
-        self._relay = Relay(self._run_queue, self.counters, self._pipes, linger, splice=splice, max_buffered=max_buffered)
+        self._relay = Relay(self._run_queue, self.counters, self._pipes, splice=splice, max_buffered=max_buffered)
         self.faults = Faults(self.counters, on_fault)
         self._accounts = Accounts(
             counters=self.counters,
@@ -111,7 +110,7 @@ class Engine:
         self._life = Lifecycle(
             epoll=self._epoll,
             relay=self._relay,
-            linger=linger,
+            sessions=LiveSessions(sweep_period),
             run_queue=self._run_queue,
             counters=self.counters,
             faults=self.faults,
@@ -127,7 +126,7 @@ class Engine:
         self._life.on_exhausted = self._ports.exhausted
         self._life.dialer.our_ports = self._ports.numbers
         self.other_processes = OtherProcesses(self._ports, self._life.dialer)
-        self._timers = Timers(self._life, self._run_queue, self.faults, sweep_period, unanswered)
+        self._timers = Timers(self._life, self._run_queue, self.faults, unanswered)
         self._clock = clock
         self._drain_at: float | None = None
         self._ramping: dict[FrontendState, None] = {}  # those with servers in their slow start
@@ -229,7 +228,6 @@ class Engine:
         self._timers.kill = self._drain_at is not None and now >= self._drain_at
         elapsed = self._timers.tick(now)
         self.faults.tick(elapsed)
-        self._life.linger.arm_all()
         self.faults.guard("a descriptor could not be watched again", self._wake)
         self._ports.resume(elapsed)
         if self._ramping and now >= self._ramp_at:

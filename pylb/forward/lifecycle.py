@@ -5,21 +5,20 @@ while old events for it are still in the batch, and a new connection never gets 
 """
 
 import select
-from collections import OrderedDict
 from collections.abc import Callable
 from select import EPOLLERR, EPOLLOUT
 from socket import SHUT_WR, SocketType
 
 from pylb.core.policy import ProxyProtocol
 from pylb.core.session import TRANSITIONS, Action, Cause, Event, State, termination_code
-from pylb.forward import sockets
+from pylb.forward import linger, sockets
 from pylb.forward.accounts import Accounts
 from pylb.forward.admission import Admission
 from pylb.forward.counters import Counters
 from pylb.forward.deadlines import Deadlines
 from pylb.forward.dial import READ_ON, READABLE, WATCHED, Dialer
 from pylb.forward.faults import Faults
-from pylb.forward.linger import Linger
+from pylb.forward.live_sessions import LiveSessions
 from pylb.forward.own_dials import OwnDials
 from pylb.forward.proxy_header import header_to_server
 from pylb.forward.relay import AGAIN, DESTINATION_RESET, FIN, FIRST, WAIT, Relay
@@ -42,7 +41,7 @@ class Lifecycle:
         *,
         epoll: select.epoll,
         relay: Relay,
-        linger: Linger,
+        sessions: LiveSessions,
         run_queue: RunQueue,
         counters: Counters,
         faults: Faults,
@@ -54,7 +53,7 @@ class Lifecycle:
     ) -> None:
         self._epoll = epoll
         self._relay = relay
-        self.linger = linger
+        self.sessions = sessions
         self._run_queue = run_queue
         self._counters = counters
         self._faults = faults
@@ -63,10 +62,8 @@ class Lifecycle:
         self._unique_id = unique_id
         self._number = number  # of the last session
         self.halves: dict[int, Half] = {}
-        # Ordered by their last sweep, like a sweep group's.
-        self.sessions: OrderedDict[Session, None] = OrderedDict()
         self.deadlines = Deadlines()
-        self.source_share = SourceShare(counters, self.sessions)
+        self.source_share = SourceShare(counters, sessions)
         self.dialer = Dialer(self, epoll, accounts, faults, clock, run_queue, own_dials)
         self._fins: list[Half] = []  # halves whose peer's stream is delivered: a FIN is due
         self._to_close: list[SocketType] = []
@@ -158,10 +155,7 @@ class Lifecycle:
         self._number += 1
         client = session.client = Half(sock, session, True)
         self.halves[client.fd] = client
-        self.sessions[session] = None
-        if (sweep_group := frontend.sweep_group) is not None:
-            sweep_group.sessions[session] = None
-            session.sweep_group = sweep_group
+        self.sessions.fresh[session] = None
         counters.open_sessions += 1
         frontend.sessions += 1
         if frontend.sessions > counters.guaranteed:
@@ -293,7 +287,8 @@ class Lifecycle:
         client, upstream, server = session.client, session.upstream, session.server
         if client is None or upstream is None or server is None:
             return
-        self.deadlines.clear(session)
+        if session.waits_among is not None:
+            self.deadlines.clear(session)
         session.connected = session.quiet_since = self._clock()
         self.accounts.connected(session, server)
         client.read_on = client.early & READ_ON
@@ -386,7 +381,7 @@ class Lifecycle:
     def part(self, half: Half, *, in_order: bool) -> None:
         """Remove `half` from everything that refers to it: map, pipe, peer. epoll forgets it at its close."""
         self.halves.pop(half.fd, None)
-        self.linger.closing(half, in_order=in_order)
+        linger.closing(half, in_order=in_order)
         self._to_close.append(half.sock)
         if half.peer is not None:
             half.peer.peer = None
@@ -411,9 +406,7 @@ class Lifecycle:
         """Release slots, descriptors, pipes and references. No other code is called before all of that is done."""
         client, upstream, server = session.client, session.upstream, session.server
         frontend, admission, counters = session.frontend, session.admission, self._counters
-        del self.sessions[session]
-        if session.sweep_group is not None:
-            del session.sweep_group.sessions[session]
+        self.sessions.remove(session)
         if session.waits_among is not None:
             self.deadlines.clear(session)
         self._run_queue.budget -= END

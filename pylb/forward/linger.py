@@ -11,27 +11,17 @@ from pylb.forward import sockets
 from pylb.forward.session import Half
 
 
-class Linger:
-    """The servers' sockets of one engine that are not armed yet."""
-
-    def __init__(self) -> None:
-        self.unarmed: dict[Half, None] = {}
-
-    def arm(self, half: Half) -> None:
-        del self.unarmed[half]
+def arm(half: Half) -> None:
+    """Idempotent."""
+    if not half.armed:
+        half.armed = True
         sockets.arm(half.sock)
 
-    def arm_all(self) -> None:
-        """Called by the tick."""
-        for half in self.unarmed:
-            sockets.arm(half.sock)
-        self.unarmed.clear()
 
-    def closing(self, half: Half, *, in_order: bool) -> None:
-        """Its socket is about to be closed: with a FIN, or with a reset."""
-        if half in self.unarmed:
-            del self.unarmed[half]
-            if not in_order:
-                sockets.arm(half.sock)
-        elif in_order:
+def closing(half: Half, *, in_order: bool) -> None:
+    """Its socket is about to be closed: with a FIN, or with a reset."""
+    if in_order:
+        if half.armed:
             sockets.disarm(half.sock)
+    elif not half.armed:
+        sockets.arm(half.sock)

@@ -20,7 +20,7 @@ from select import EPOLLERR, EPOLLPRI, EPOLLRDHUP
 from socket import MSG_DONTWAIT, MSG_PEEK
 
 from pylb.forward.counters import Counters
-from pylb.forward.linger import Linger
+from pylb.forward.linger import arm
 from pylb.forward.pipes import SIZE, Pipe, Pipes
 from pylb.forward.run_queue import RunQueue
 from pylb.forward.session import Half
@@ -59,10 +59,7 @@ UNSPLICEABLE = frozenset(
 class Relay:
     """What all sessions of an engine share on the hot path: one receive buffer and the pipes."""
 
-    def __init__(
-        self, run_queue: RunQueue, counters: Counters, pipes: Pipes, linger: Linger, *, splice: bool, max_buffered: int
-    ) -> None:
-        self._linger = linger
+    def __init__(self, run_queue: RunQueue, counters: Counters, pipes: Pipes, *, splice: bool, max_buffered: int) -> None:
         self._buffer = memoryview(bytearray(READ))
         self._run_queue = run_queue
         self._counters = counters
@@ -119,8 +116,8 @@ class Relay:
             else:
                 source.bulk = True
                 source.full_reads += 1
-                if destination in self._linger.unarmed:
-                    self._linger.arm(destination)
+                if not destination.armed:
+                    arm(destination)
                 self._run_queue.budget -= count
                 if source.full_reads >= self._full_reads and self._start_splice(source, destination):
                     return self._splice(source, most)

@@ -25,6 +25,7 @@ class Half:
     """One connection of a session. Bytes *read from* it go to its peer; `pending` bytes wait to be *written to* it."""
 
     __slots__ = (
+        "armed",
         "blocked",
         "broken",
         "bulk",
@@ -64,6 +65,7 @@ class Half:
         self.bulk = False  # its last read was a full one, or it has a pipe: its bytes are moved from the run queue
         self.queued = False  # it waits in the run queue for its share of a turn
         self.early = 0  # epoll events that came while the session was still dialing
+        self.armed = is_client  # closing it sends a reset, see linger.py
         self.blocked = False  # `pending` or the peer's pipe waits until this half becomes writable
         self.stalled = False  # it was blocked once: read less ahead for it
         self.read_on = 0  # events RDHUP, HUP, ERR and PRI so far: with any, a short read no longer means "nothing more"
@@ -373,7 +375,7 @@ class Session:
         self.attempts: list[Attempt] | None = None  # failed attempts, and waits in the queue
         self.deadline = 0.0  # monotonic; of the header, the queue, a delayed dial, the dial or the flush
         self.waits_among: dict[Session, None] | None = None  # the others with the same timeout, see deadlines.py
-        self.sweep_group: SweepGroup | None = None
+        self.sweep_group: SweepGroup | None = None  # None: it is fresh, see live_sessions.py
         self.delivered: int | None = None  # bytes delivered, as of the last look before a deadline
         self.seen = False  # by the sweep
         self.at_rest = False  # the peers had confirmed all bytes, and none moved since

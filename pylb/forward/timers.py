@@ -13,6 +13,7 @@ from pylb.core.session import Cause, Event, State
 from pylb.forward.accounts import settle
 from pylb.forward.faults import Faults
 from pylb.forward.lifecycle import Lifecycle
+from pylb.forward.linger import arm
 from pylb.forward.run_queue import BUDGET, QUANTUM, VISIT, RunQueue
 from pylb.forward.session import FrontendState, Half, ServerState, Session, SweepGroup
 from pylb.forward.sockets import keep_alive, transmission, unacknowledged
@@ -43,15 +44,14 @@ class Timers:
     So nothing is lost after a stall, and no tick does all of it at once.
     """
 
-    def __init__(self, life: Lifecycle, run_queue: RunQueue, faults: Faults, period: float, unanswered: float) -> None:
+    def __init__(self, life: Lifecycle, run_queue: RunQueue, faults: Faults, unanswered: float) -> None:
         self._life = life
         self._run_queue = run_queue
         self._faults = faults
         self._unanswered = unanswered
         self._now = 0.0
         self._last_tick: float | None = None
-        self._whole = SweepGroup(period, life.sessions)
-        self._sweep_groups: dict[float, SweepGroup] = {}  # sweep groups for short timeouts, by period
+        self._sessions = life.sessions
         self._evictions: dict[ServerState, Eviction] = {}
         self._work: Iterator[None] | None = None  # what the last ticks found due and is not done yet
         self.kill = False  # end all live sessions now
@@ -61,10 +61,12 @@ class Timers:
         """Find what is due. Returns the seconds since the last tick."""
         elapsed = TICK if self._last_tick is None else max(0.0, now - self._last_tick)
         self._now = self._last_tick = now
+        for session in list(self._sessions.fresh):
+            self._take_over(session)
         for eviction in self._evictions.values():
             if now >= eviction.at:
                 eviction.owed = min(eviction.owed + eviction.rate * elapsed, eviction.rate)
-        for group in (self._whole, *self._sweep_groups.values()):
+        for group in self._sessions.groups():
             group.owed = min(group.owed + len(group.sessions) * elapsed / group.period, len(group.sessions))
         if self._work is None:
             self._work = self._due()
@@ -90,23 +92,19 @@ class Timers:
     def sweep_group(self, timeouts: Timeouts, *, removed: bool) -> SweepGroup | None:
         """The group whose sessions end at most a quarter of a timeout late. None: the common sweep is enough."""
         shortest = min(timeouts.idle, timeouts.half_close, *([timeouts.drain] if removed else []))
-        if shortest / 4 >= self._whole.period:
+        if shortest / 4 >= self._sessions.whole.period:
             return None
         period = TICK
         while period * 2 <= shortest / 4:  # few sweep groups, however many timeouts there are
             period *= 2
-        return self._sweep_groups.setdefault(period, SweepGroup(period, OrderedDict()))
+        return self._sessions.short.setdefault(period, SweepGroup(period, OrderedDict()))
 
     def regroup(self) -> None:
         """Some frontends have other sweep groups than before: move their live sessions."""
-        for session in self._life.sessions:
-            wanted, has = session.frontend.sweep_group, session.sweep_group
-            if has is not wanted:
-                if has is not None:
-                    del has.sessions[session]
-                if wanted is not None:
-                    wanted.sessions[session] = None
-                session.sweep_group = wanted
+        for session in list(self._sessions):
+            wanted = session.frontend.sweep_group or self._sessions.whole
+            if session.sweep_group is not None and session.sweep_group is not wanted:
+                self._sessions.move(session, wanted)
 
     def evict(self, server: ServerState, cause: Cause, at: float, rate: float) -> None:
         """End the sessions that `server` has at `at` (monotonic), idle ones first. Replaces an earlier call for that server."""
@@ -116,13 +114,21 @@ class Timers:
         """Cancel `evict`: the server's sessions live on. Idempotent."""
         self._evictions.pop(server, None)
 
+    def _take_over(self, session: Session) -> None:
+        """The session has lasted until a tick since it began or dialled: see live_sessions.py."""
+        self._sessions.move(session, session.frontend.sweep_group or self._sessions.whole)
+        if session.upstream is not None:
+            arm(session.upstream)
+            if session.state is State.DIALING:
+                self._life.deadlines.set(session, session.frontend.frontend.policy.timeouts.connect, session.dialed)
+
     # ------------------------------------------------------------ what is due, one step per yield
 
     def _due(self) -> Iterator[None]:
         if self.kill:
             # The expired ones first, so that no free place is spent on dialing for them.
             waiting = [session for frontend in self._life.dialer.queues for session in frontend.queue]
-            yield from self._each([*waiting, *self._life.sessions], self._kill)
+            yield from self._each([*waiting, *self._sessions], self._kill)
         deadlines = self._life.deadlines
         yield from self._each(deadlines.due(self._now), self._expire)
         yield from self._each(list(deadlines.flushing), self._look_at)
@@ -130,7 +136,7 @@ class Timers:
             yield from self._each(_overdue(frontend, self._now), self._unqueue)
         for eviction in list(self._evictions.values()):
             yield from self._evict(eviction)
-        for group in (self._whole, *self._sweep_groups.values()):
+        for group in self._sessions.groups():
             yield from self._sweep(group)
         for counted in self._life.source_share.tick():
             self._run_queue.budget -= counted * SCAN
@@ -175,7 +181,7 @@ class Timers:
         if self._now < eviction.at:
             return
         if eviction.sessions is None:
-            server, sessions = eviction.server, self._life.sessions
+            server, sessions = eviction.server, self._sessions
             eviction.sessions = [session for session in sessions if session.server is server and session.connected]
             eviction.sessions.sort(key=lambda session: session.quiet_since, reverse=True)
             self._run_queue.budget -= len(sessions) * SCAN
@@ -193,11 +199,10 @@ class Timers:
         while group.owed >= 1 and group.sessions:
             group.owed -= 1
             session = next(iter(group.sessions))
-            group.sessions.move_to_end(session)  # to the end of its group
-            if group is (session.sweep_group or self._whole):
-                yield from self._each([session], self._visit)
-                if session.state is State.CLOSED:
-                    group.owed += 1  # the others' round takes as long as before, so no visit is late because sessions end
+            group.sessions.move_to_end(session)
+            yield from self._each([session], self._visit)
+            if session.state is State.CLOSED:
+                group.owed += 1  # the others' round takes as long as before, so no visit is late because sessions end
 
     def _visit(self, session: Session) -> None:
         upstream, now = session.upstream, self._now
@@ -223,7 +228,7 @@ class Timers:
         timeouts = session.frontend.frontend.policy.timeouts
         longest = timeouts.half_close if half_closed else timeouts.idle
         quiet = now - session.quiet_since
-        if quiet >= longest - 3 * (session.sweep_group or self._whole).period and _drains(session):
+        if quiet >= longest - 3 * (session.sweep_group or self._sessions.whole).period and _drains(session):
             session.quiet_since = now
         elif quiet >= longest:
             self._life.fire(session, Event.TIMED_OUT, _waited_for(session))

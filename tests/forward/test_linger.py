@@ -54,7 +54,7 @@ def test_the_next_tick_arms_what_was_dialled(drive: Drive) -> None:
     drive.session()
     drive.engine.tick(drive.clock.now)
     assert armed(upstream(drive))
-    assert not drive.engine._life.linger.unarmed
+    assert not drive.engine._life.sessions.fresh
 
 
 @pytest.mark.parametrize("ticked", [False, True])
@@ -75,4 +75,3 @@ def test_an_orderly_end_is_a_fin_to_both_and_clears_only_what_is_armed(
     drive.run_until(lambda: client.eof and server.eof and not drive.engine.counters.open_sessions)
     assert client.error == server.error == ""
     assert sorted(cleared) == sorted(fds.values() if ticked else [fds[True]])
-    assert not drive.engine._life.linger.unarmed

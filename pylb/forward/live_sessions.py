@@ -1,0 +1,46 @@
+"""The live sessions of an engine: the fresh ones, and the groups in which the others are swept.
+
+Most connections are over before the next tick. So a session that begins or dials is only put among the fresh ones. What it
+needs if it lasts is done by the tick (timers.py) for those that are still there: SO_LINGER on the server's socket, the deadline
+of the dial, a place in a sweep.
+"""
+
+from collections import OrderedDict
+from collections.abc import Iterator
+from itertools import chain
+
+from pylb.forward.session import Session, SweepGroup
+
+
+class LiveSessions:
+    """A session is in exactly one place: its sweep group, or without one, `fresh`."""
+
+    def __init__(self, period: float) -> None:
+        """`period`: seconds in which a session is visited once, unless short timeouts require more visits."""
+        self.fresh: dict[Session, None] = {}
+        self.whole = SweepGroup(period, OrderedDict())
+        self.short: dict[float, SweepGroup] = {}  # groups for short timeouts, by period
+
+    def __iter__(self) -> Iterator[Session]:
+        return chain(self.fresh, *(group.sessions for group in self.groups()))
+
+    def __len__(self) -> int:
+        return len(self.fresh) + sum(len(group.sessions) for group in self.groups())
+
+    def __contains__(self, session: object) -> bool:
+        return isinstance(session, Session) and session in self._beside(session)
+
+    def groups(self) -> tuple[SweepGroup, ...]:
+        return (self.whole, *self.short.values())
+
+    def remove(self, session: Session) -> None:
+        del self._beside(session)[session]
+
+    def move(self, session: Session, group: SweepGroup | None) -> None:
+        """To the end of that group, or None: the next tick looks at it as at a new one."""
+        self.remove(session)
+        session.sweep_group = group
+        self._beside(session)[session] = None
+
+    def _beside(self, session: Session) -> dict[Session, None]:
+        return self.fresh if session.sweep_group is None else session.sweep_group.sessions
