@@ -123,7 +123,7 @@ class Accounts:
             client.received if client is not None else 0,
             upstream.received if upstream is not None else 0,
             self._counters.open_sessions + ended,
-            session.frontend.sessions + ended,
+            session.frontend.counters.sessions + ended,
             server.sessions - (upstream is not None and not ended) if server is not None else 0,
             sockets.tcp_info(client.sock) if ask and client is not None else b"",
             sockets.tcp_info(upstream.sock) if ask and upstream is not None else b"",
@@ -157,7 +157,7 @@ class Accounts:
         frontend.counters.denied[reason] += 1
         name, port, now = frontend.frontend.name, frontend.frontend.listen.port, self._wall()
         client, times, moved = (sockets.folded(address[0]), address[1]), (-1, -1, 0), (0, 0)
-        active = (self._counters.open_sessions + 1, frontend.sessions + 1, 0)  # this one included
+        active = (self._counters.open_sessions + 1, frontend.counters.sessions + 1, 0)  # this one included
         record = SessionRecord(name, "", *client, port, now, *times, *moved, _DENIED, 0, False, *active, 0, "", number)
         if self.recorder is not None:
             self.recorder.add(

@@ -400,7 +400,7 @@ class Engine:
     def _regroup(self, state: FrontendState, *, removed: bool) -> bool:
         """True: the frontend's live sessions have to move to another sweep group."""
         before, state.sweep_group = state.sweep_group, self._timers.sweep_group(state.frontend.policy.timeouts, removed=removed)
-        return state.sweep_group is not before and state.sessions > 0
+        return state.sweep_group is not before and state.counters.sessions > 0
 
     def _remove(self, listen: Listen) -> bool:
         regroup = False

@@ -21,7 +21,7 @@ from pylb.forward.faults import Faults
 from pylb.forward.live_sessions import LiveSessions
 from pylb.forward.own_dials import OwnDials
 from pylb.forward.proxy_header import header_to_server
-from pylb.forward.relay import AGAIN, DESTINATION_RESET, FIN, FIRST, WAIT, Relay
+from pylb.forward.relay import AGAIN, DESTINATION_RESET, FIN, FIRST, Relay
 from pylb.forward.run_queue import END, QUANTUM, RunQueue
 from pylb.forward.session import FrontendState, Half, Session
 from pylb.forward.source_share import SourceShare
@@ -151,17 +151,17 @@ class Lifecycle:
     def _enter(self, frontend: FrontendState, sock: SocketType, address: tuple[str, int]) -> Session:
         """From here on the client is a session, and ends as one."""
         counters = self._counters
-        session = Session(frontend, address, self._clock(), self._number + 1)
         self._number += 1
+        session = Session(frontend, address, self._clock(), self._number)
         client = session.client = Half(sock, session, True)
         self.halves[client.fd] = client
         self.sessions.fresh[session] = None
         counters.open_sessions += 1
-        frontend.sessions += 1
-        if frontend.sessions > counters.guaranteed:
+        own = frontend.counters
+        own.sessions_total += 1
+        own.sessions += 1
+        if own.sessions > counters.guaranteed:
             counters.shared += 1
-        frontend.counters.sessions += 1
-        frontend.counters.sessions_total += 1
         return session
 
     def on_event(self, half: Half, events: int) -> None:
@@ -179,8 +179,9 @@ class Lifecycle:
                 self._run_queue.add(source)
             else:
                 self._unblock(session, half)
-        if events & READABLE:
-            self.advance(half)
+        # As `advance`, without its call: this is paid for each message.
+        if events & READABLE and not half.eof and (outcome := self._relay.pump(half, FIRST)):
+            self._act_on(half, outcome)
 
     def run(self, source: Half) -> None:
         """Use the half's share of a turn, or all that is left of the turn if nothing else waits."""
@@ -193,11 +194,11 @@ class Lifecycle:
 
     def advance(self, source: Half, most: int = FIRST) -> None:
         """Move what `source` has to its peer, and give the outcome to the state table. `most` exceeds FIRST only in `run`."""
-        if source.eof:
-            return
-        outcome = self._relay.pump(source, most)
-        if outcome == WAIT:
-            return
+        if not source.eof and (outcome := self._relay.pump(source, most)):
+            self._act_on(source, outcome)
+
+    def _act_on(self, source: Half, outcome: int) -> None:
+        """What `pump` returned, and not WAIT."""
         session = source.session
         if outcome == AGAIN:
             self._run_queue.add(source)
@@ -381,7 +382,8 @@ class Lifecycle:
     def part(self, half: Half, *, in_order: bool) -> None:
         """Remove `half` from everything that refers to it: map, pipe, peer. epoll forgets it at its close."""
         self.halves.pop(half.fd, None)
-        linger.closing(half, in_order=in_order)
+        if half.armed is in_order:
+            linger.change(half)
         self._to_close.append(half.sock)
         if half.peer is not None:
             half.peer.peer = None
@@ -405,15 +407,15 @@ class Lifecycle:
     def _release(self, session: Session, *, in_order: bool) -> None:
         """Release slots, descriptors, pipes and references. No other code is called before all of that is done."""
         client, upstream, server = session.client, session.upstream, session.server
-        frontend, admission, counters = session.frontend, session.admission, self._counters
+        admission, counters = session.admission, self._counters
         self.sessions.remove(session)
         if session.waits_among is not None:
             self.deadlines.clear(session)
         self._run_queue.budget -= END
-        if frontend.sessions > counters.guaranteed:
+        own = session.frontend.counters
+        if own.sessions > counters.guaranteed:
             counters.shared -= 1
-        frontend.sessions -= 1
-        frontend.counters.sessions -= 1
+        own.sessions -= 1
         counters.open_sessions -= 1
         if client is not None:
             self.part(client, in_order=in_order)

@@ -18,10 +18,9 @@ def arm(half: Half) -> None:
         sockets.arm(half.sock)
 
 
-def closing(half: Half, *, in_order: bool) -> None:
-    """Its socket is about to be closed: with a FIN, or with a reset."""
-    if in_order:
-        if half.armed:
-            sockets.disarm(half.sock)
-    elif not half.armed:
+def change(half: Half) -> None:
+    """Its socket is about to be closed, and not in the way for which it is armed, or not armed."""
+    if half.armed:
+        sockets.disarm(half.sock)
+    else:
         sockets.arm(half.sock)

@@ -182,7 +182,7 @@ class ListeningPorts:
             self._waiting.pop(port, None)
             self._rated.pop(port, None)
             self._serving -= port.frontend is not None
-            if port.frontend is not None and port.frontend.sessions:
+            if port.frontend is not None and port.frontend.counters.sessions:
                 self._retired.append(port.frontend)  # sessions that still look for a server may find one
             elif port.frontend is not None:
                 port.frontend.break_cycles()
@@ -206,7 +206,7 @@ class ListeningPorts:
 
     def rewatch(self, port: ListeningPort) -> None:
         """Watch the port if it may accept, else stop watching: clients wait in the backlog, and the loop does not spin."""
-        wanted = port not in self._backing_off and self._has_room(port)
+        wanted = port not in self._backing_off and self._room(port) > 0
         if wanted and not port.watched:
             wanted = self._watch(port)
         elif port.watched and not wanted:
@@ -258,14 +258,14 @@ class ListeningPorts:
         self.shareable = counters.max_connections - guaranteed * self._serving
         retired, self._retired = self._retired, []
         for frontend in retired:
-            if frontend.sessions:
+            if frontend.counters.sessions:
                 self._retired.append(frontend)
             else:
                 frontend.break_cycles()
         if guaranteed != counters.guaranteed:
             counters.guaranteed = guaranteed
             serving = [port.frontend for port in self.by_listen.values() if port.frontend is not None]
-            counters.shared = sum(max(0, frontend.sessions - guaranteed) for frontend in (*serving, *self._retired))
+            counters.shared = sum(max(0, frontend.counters.sessions - guaranteed) for frontend in (*serving, *self._retired))
 
     def resume(self, elapsed: float) -> None:
         """Called by the tick: accept again, once the spare descriptor is back, and as much as the rates allow.
@@ -324,10 +324,12 @@ class ListeningPorts:
         failure: OSError | None = None
         # To ask takes an eighth of an accept() that finds nobody. At least one is tried: only accept() tells of an error.
         waiting = BATCH + 1 if other is not None else max(1, _waiting(sock))
+        room = self._room(port)
         for _ in range(BATCH):
             if not waiting:
                 return False
-            if frontend is None or not self._has_room(port):
+            # Asked again before it gives up: clients that were refused at once have taken no place.
+            if frontend is None or ((room <= 0 or self._paused) and (room := self._room(port)) <= 0):
                 self.rewatch(port)
                 return False
             try:
@@ -350,6 +352,7 @@ class ListeningPorts:
                     self._back_off(port, error)
                 return False
             accepted = True
+            room -= 1
             waiting -= 1  # not for a client that failed: nothing but failures must come to the end of the batch
             port.backoff = 0.0
             self._run_queue.budget -= ACCEPT
@@ -365,13 +368,16 @@ class ListeningPorts:
             return False
         return waiting > 0
 
-    def _has_room(self, port: ListeningPort) -> bool:
+    def _room(self, port: ListeningPort) -> int:
+        """How many sessions it may begin now; 0 or less: none."""
         frontend, counters = port.frontend, self._counters
-        if self._paused or frontend is None or counters.open_sessions >= counters.max_connections:
-            return False
-        if counters.shared >= self.shareable and frontend.sessions >= counters.guaranteed:
-            return False
-        policy = frontend.frontend.policy
-        if policy.limits.rate and frontend.allowance < 1:
-            return False
-        return not policy.max_connections or frontend.sessions + frontend.others < policy.max_connections
+        if self._paused or frontend is None:
+            return 0
+        sessions, policy = frontend.counters.sessions, frontend.frontend.policy
+        own, shared = counters.guaranteed - sessions, self.shareable - counters.shared
+        room = min(counters.max_connections - counters.open_sessions, max(own, 0) + max(shared, 0))
+        if policy.limits.rate:
+            room = min(room, int(frontend.allowance))
+        if policy.max_connections:
+            room = min(room, policy.max_connections - sessions - frontend.others)
+        return room

@@ -28,19 +28,21 @@ class LiveSessions:
         return len(self.fresh) + sum(len(group.sessions) for group in self.groups())
 
     def __contains__(self, session: object) -> bool:
-        return isinstance(session, Session) and session in self._beside(session)
+        if not isinstance(session, Session):
+            return False
+        return session in (self.fresh if session.sweep_group is None else session.sweep_group.sessions)
 
     def groups(self) -> tuple[SweepGroup, ...]:
         return (self.whole, *self.short.values())
 
     def remove(self, session: Session) -> None:
-        del self._beside(session)[session]
+        if session.sweep_group is None:
+            del self.fresh[session]
+        else:
+            del session.sweep_group.sessions[session]
 
     def move(self, session: Session, group: SweepGroup | None) -> None:
         """To the end of that group, or None: the next tick looks at it as at a new one."""
         self.remove(session)
         session.sweep_group = group
-        self._beside(session)[session] = None
-
-    def _beside(self, session: Session) -> dict[Session, None]:
-        return self.fresh if session.sweep_group is None else session.sweep_group.sessions
+        (self.fresh if group is None else group.sessions)[session] = None

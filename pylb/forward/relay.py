@@ -26,7 +26,7 @@ from pylb.forward.run_queue import RunQueue
 from pylb.forward.session import Half
 from pylb.forward.sockets import unbound_unsent
 
-WAIT = 0  # nothing more to do before the next event
+WAIT = 0  # nothing more to do before the next event; the others are true
 FIN = 1  # the source has sent its last byte, and all before it is written to the destination or waits for it
 SOURCE_RESET = 2  # the source is in error; what came before that was read
 DESTINATION_RESET = 3
@@ -107,8 +107,9 @@ class Relay:
                 self._hold(destination, count - sent)
                 return WAIT
             if count < want:
-                source.full_reads = 0
-                source.bulk = False
+                if source.bulk:
+                    source.full_reads = 0
+                    source.bulk = False
                 if not source.read_on:
                     return WAIT
                 if source.read_on & _ENDING == EPOLLRDHUP:

@@ -163,13 +163,11 @@ class FrontendState:
         "queued",
         "ramping",
         "servers",
-        "sessions",
         "sweep_group",
     )
 
     def __init__(self, frontend: Frontend, random: Callable[[], float]) -> None:
         self.counters = FrontendCounters(frontend.name)
-        self.sessions = 0
         self.others = 0  # sessions in other processes, see shared_limits.py
         self.accepted = 0  # since the last report to the other processes, if the rate is limited
         self.sweep_group: SweepGroup | None = None  # of its sessions, if short timeouts require more visits than usual

@@ -72,10 +72,10 @@ class OtherProcesses:
             sources = frontend.admission_rules.sources if frontend.admission_rules is not None else None
             changed = _changed(sources, whole=whole)
             accepted, frontend.accepted = frontend.accepted, 0
-            mark = (frontend.sessions, servers)
+            mark = (frontend.counters.sessions, servers)
             if whole or accepted or changed or self._reported.get(listen) != mark:
                 self._reported[listen] = mark
-                found.append(FrontendUse(listen, frontend.sessions, accepted, servers, changed))
+                found.append(FrontendUse(listen, frontend.counters.sessions, accepted, servers, changed))
         return tuple(found)
 
     def take_report(self, process: int, uses: tuple[FrontendUse, ...], now: float) -> None:

@@ -118,7 +118,7 @@ def test_a_fault_of_our_own_is_pylbs(drive: Drive, monkeypatch: pytest.MonkeyPat
     def broken(*_: Any) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(drive.engine._life, "advance", broken)
+    monkeypatch.setattr(drive.engine._relay, "pump", broken)
     client.say(b"x")
     trace = drive.trace()
     assert (closed_first(trace), trace.record.code) == (("pylb", "killed"), "ID")
