@@ -42,7 +42,7 @@ _WORD = re.compile(r"[a-z0-9_-]{1,32}")  # a protocol, a need
 _SERVER_NAME = re.compile(r"[a-z0-9*._-]{0,253}")
 _LEGACY = "~legacy"  # no name begins with a tilde
 _MOST = 2**63 - 1  # etcd's and JSON's integers
-_UNREADABLE = (ValueError, TypeError, KeyError, AttributeError, Refused, RecursionError)
+UNREADABLE = (ValueError, TypeError, KeyError, AttributeError, Refused, RecursionError)
 
 
 class Pair(NamedTuple):
@@ -169,12 +169,12 @@ def read_pair(name: str, data: bytes) -> Pair | None:
         if isinstance(key, BlockKey):
             return _read_block(key, fields)
         return Pair(key, _READERS[type(key)](fields))
-    except _UNREADABLE as error:
-        reason = f"{name} in etcd cannot be read: {_reason(error)}"
+    except UNREADABLE as error:
+        reason = f"{name} in etcd cannot be read: {reason_of(error)}"
         return Pair(key, Unreadable(reason), reason)
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
     return f"the field {error.args[0]!r} is missing" if isinstance(error, KeyError) else str(error)[:200]
 
 
@@ -184,33 +184,33 @@ def _no_constant(text: str) -> None:
 
 def _read_member(fields: dict[str, Any]) -> Member:
     return Member(
-        _count(fields["count"]),
-        _counts(fields["processed"]),
+        read_count(fields["count"]),
+        read_counts(fields["processed"]),
         _needs(fields["needs"]),
-        frozenset(_slot(one) for one in _of(list, fields["reserved"])),
-        _of(bool, fields["partial"]),
-        _of(bool, fields["forgotten"]),
+        frozenset(_slot(one) for one in typed(list, fields["reserved"])),
+        typed(bool, fields["partial"]),
+        typed(bool, fields["forgotten"]),
     )
 
 
 def _read_entry(fields: dict[str, Any]) -> Entry:
     ttl = fields["ttl"]
     wanted = Wanted(
-        parse_ip(_of(str, fields["address"])),
-        tuple(_slot(one) for one in _of(list, fields["slots"])),
-        _count(fields["sequence"]),
+        parse_ip(typed(str, fields["address"])),
+        tuple(_slot(one) for one in typed(list, fields["slots"])),
+        read_count(fields["sequence"]),
         None if ttl is None else _seconds(ttl),
         _needs(fields["needs"]),
-        _of(str, fields["details"]),
+        typed(str, fields["details"]),
     )
     if not wanted.slots:
         raise ValueError("it has no ports")
-    return Entry(wanted, State(_of(str, fields["state"])), _count(fields["stamp"]))
+    return Entry(wanted, State(typed(str, fields["state"])), read_count(fields["stamp"]))
 
 
 def _read_tombstone(fields: dict[str, Any]) -> Tombstone:
-    writer = check_name("writer", _of(str, fields["writer"]))
-    return Tombstone(writer, _count(fields["stamp"]), _counts(fields["known"]), _count(fields["sequence"]))
+    writer = check_name("writer", typed(str, fields["writer"]))
+    return Tombstone(writer, read_count(fields["stamp"]), read_counts(fields["known"]), read_count(fields["sequence"]))
 
 
 _READERS: dict[type[ClusterKey], Callable[[dict[str, Any]], Value]] = {
@@ -229,44 +229,44 @@ def _read_block(key: BlockKey, fields: dict[str, Any]) -> Pair:
             if block_of(slot) != key:
                 raise ValueError("the port belongs to another key")
             block[slot] = _owner(owner)
-        except _UNREADABLE as error:
-            complaints.append(f"the claim {name[:80]!r} of {key_name(key)} in etcd cannot be read: {_reason(error)}")
+        except UNREADABLE as error:
+            complaints.append(f"the claim {name[:80]!r} of {key_name(key)} in etcd cannot be read: {reason_of(error)}")
     found: Block = block
     return Pair(key, found, "; ".join(complaints[:3]))
 
 
 def _owner(value: Any) -> Owner:
-    token, name, legacy = _of(list, value)
-    legacy = _of(bool, legacy)
-    name = _of(str, name)
+    token, name, legacy = typed(list, value)
+    legacy = typed(bool, legacy)
+    name = typed(str, name)
     if legacy != (name == ""):
         raise ValueError("a legacy owner has no name, and every other one has")
-    return check_name("token", _of(str, token)), name if legacy else check_name("name", name), legacy
+    return check_name("token", typed(str, token)), name if legacy else check_name("name", name), legacy
 
 
 def _slot(value: Any) -> Slot:
-    protocol, port, server_name = _of(list, value)
-    if not _SERVER_NAME.fullmatch(_of(str, server_name)):
+    protocol, port, server_name = typed(list, value)
+    if not _SERVER_NAME.fullmatch(typed(str, server_name)):
         raise ValueError(f"{server_name[:80]!r} is not a server name")
-    return Slot(_word(_of(str, protocol)), _port(_of(int, port)), server_name)
+    return Slot(_word(typed(str, protocol)), _port(typed(int, port)), server_name)
 
 
 def _needs(value: Any) -> frozenset[str]:
-    return frozenset(_word(_of(str, one)) for one in _of(list, value))
+    return frozenset(_word(typed(str, one)) for one in typed(list, value))
 
 
-def _counts(value: Any) -> dict[str, int]:
-    return {check_name("balancer", name): _count(count) for name, count in _of(dict, value).items()}
+def read_counts(value: Any) -> dict[str, int]:
+    return {check_name("balancer", name): read_count(count) for name, count in typed(dict, value).items()}
 
 
-def _of(kind: type[Any], value: Any) -> Any:
+def typed(kind: type[Any], value: Any) -> Any:
     if type(value) is not kind:  # a bool is an int elsewhere
         raise TypeError(f"{str(value)[:80]!r} is not of type {kind.__name__}")
     return value
 
 
-def _count(value: Any) -> int:
-    found: int = _of(int, value)
+def read_count(value: Any) -> int:
+    found: int = typed(int, value)
     if not 0 <= found <= _MOST:
         raise ValueError("a count is out of range")
     return found
@@ -287,7 +287,7 @@ def _port(port: int) -> int:
 
 
 def _seconds(value: Any) -> float:
-    found = float(_of(int if type(value) is int else float, value))
+    found = float(typed(int if type(value) is int else float, value))
     if not 0 < found <= MOST_TTL:
         raise ValueError("the ttl is out of range")
     return found

@@ -1,8 +1,12 @@
-"""What etcd answers, and what other balancers have written into it."""
+"""What etcd answers, what other balancers have written into it, and what a balancer remembers of both."""
+
+import json
 
 from pylb.cluster import gateway
 from pylb.cluster.gateway import EtcdError
 from pylb.cluster.keys import Pair, key_name, read_pair, write_value
+from pylb.cluster.memory import UnreadableMemory, read_memory, write_memory
+from pylb.core.merge.local import Memory
 from pylb.core.merge.values import Unreadable
 from tests.fuzz.inputs import Parser
 
@@ -57,7 +61,32 @@ def _is_written(found: object) -> None:
             assert read_pair(key_name(found.key), write_value(found.value)) == Pair(found.key, found.value)
 
 
+_MEMORY = json.dumps(
+    write_memory(Memory())
+    | {
+        "values": [[*pair.decode().split("\n"), 3] for pair in _PAIRS],
+        "unwritten": ["released/t/web/1"],
+        "newer": [["members/a", _PAIRS[0].decode().split("\n")[1], [[*_PAIRS[2].decode().split("\n"), 2]]]],
+        "own": [["released/t/web/1", _PAIRS[2].decode().split("\n")[1], 1, False]],
+    }
+).encode()
+
+
+def _memory(data: bytes) -> Memory | None:
+    try:
+        plain = json.loads(data)
+    except (ValueError, RecursionError):
+        return None  # it is a part of the snapshot, which is JSON
+    return read_memory(plain)
+
+
+def _is_written_again(found: object) -> None:
+    if isinstance(found, Memory):
+        assert write_memory(read_memory(write_memory(found))) == write_memory(found)
+
+
 ETCD = (
+    Parser("the cluster's memory", _memory, (UnreadableMemory,), (_MEMORY,), (b'"x"', b"[", b"]", b"{"), _is_written_again),
     Parser("etcd's answer", _every_answer, (), _ANSWERS, _WORDS, memory=1000),
     Parser("etcd's watch", _watched, (EtcdError,), _WATCHED, (*_WORDS, *_ANSWERS), memory=1000),
     Parser(
