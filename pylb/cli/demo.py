@@ -46,11 +46,14 @@ class Demo:
         """0 if no connection failed, 1 otherwise. Raises DemoFailed."""
         with tempfile.TemporaryDirectory(prefix="pylb-demo-") as folder:
             log = Path(folder) / "log"
+            failed: DemoFailed | None = None
             try:
                 await self._show(Path(folder), log)
             except* (OSError, TimeoutError) as errors:
                 said = log.read_text().splitlines()[-TAIL:] if log.exists() else []
-                raise DemoFailed("\n".join([*_reasons(errors), *said])) from None
+                failed = DemoFailed("\n".join([*_reasons(errors), *said]))
+            if failed is not None:  # raised here: Python before 3.11.4 puts what is raised above into another group
+                raise failed
         return self._summary()
 
     async def _show(self, folder: Path, log: Path) -> None:

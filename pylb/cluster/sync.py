@@ -143,14 +143,17 @@ class Sync:
         await stepwise(self._replica.listed(revision, listing, self._now()))
         self._changed(None)
         self._beat_at = self._now()
+        ended: EtcdError | None = None
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._watch(revision))
                 tasks.create_task(self._write())
                 tasks.create_task(self._count_seconds())
         except* EtcdError as errors:
-            raise _first(errors) from None
-        raise AssertionError("its tasks never end by themselves")
+            ended = _first(errors)  # raised below: Python before 3.11.4 puts what is raised here into another group
+        if ended is None:
+            raise AssertionError("its tasks never end by themselves")
+        raise ended
 
     async def _read(self, items: Collection[Item]) -> dict[ClusterKey, tuple[Value, int]]:
         listing = dict[ClusterKey, tuple[Value, int]]()

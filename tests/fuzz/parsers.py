@@ -51,6 +51,7 @@ from pylb.web.types import NoRoute, Router
 from pylb.workers.channel import BadFrame, Channel, ChannelClosed, Frame
 from pylb.workers.messages import KINDS, decoded, encoded
 from tests.fuzz import examples as x
+from tests.fuzz.controller import CONTROLLER
 from tests.fuzz.etcd import ETCD
 from tests.fuzz.inputs import Parser
 from tests.fuzz.remote import PHONEHOME
@@ -337,6 +338,7 @@ PARSERS: tuple[Parser, ...] = (
     Parser("log target", lambda data: parse_target(text(data)), (ValueError,), x.TARGETS, (b"udp:", b"unix:", b"file:", b":")),
     *SOCKETS,
     *PHONEHOME,
+    *CONTROLLER,
     *ETCD,
 )
 BY_NAME = {parser.name: parser for parser in PARSERS}
