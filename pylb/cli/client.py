@@ -13,6 +13,7 @@ import click
 from pylb.cli.progress import progress
 from pylb.cli.tables import Block, Screen, clock, written
 from pylb.control.storage.places import SYSTEM_FILE, VARIABLE, chosen
+from pylb.core.text import span
 
 FAILED, UNUSABLE = 1, 2
 UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
@@ -52,6 +53,9 @@ def ask(
         die(f"no pylb is running with {path}{_by(config_path)}", hint="start it, or name its config with -c")
     except PermissionError:
         die(f"{path}: permission denied", hint="ask as root or as the user that pylb runs as")
+    except TimeoutError:
+        hint = "it may still do what it was asked: look at `pylb status` and its log"
+        die(f"{path}: pylb did not answer within {span(timeout)}", hint=hint)
     except (OSError, ValueError) as error:
         die(f"{path}: {error}")
     if not answer["ok"]:

@@ -117,6 +117,19 @@ def test_a_wrong_option_says_what_to_write() -> None:
     assert said in ended.stderr
 
 
+def test_a_pylb_that_does_not_answer_in_time_may_still_do_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def late(*_: object) -> None:
+        raise TimeoutError("timed out")
+
+    monkeypatch.setattr("pylb.web.control_client.call", late)
+    (tmp_path / "pylb.yaml").write_text("state_dir: state\n")
+    ended = CliRunner().invoke(main, ["release", "443", "-c", str(tmp_path / "pylb.yaml")])
+    assert (ended.exit_code, ended.stdout) == (2, "")
+    assert ended.stderr.endswith(
+        "control.sock: pylb did not answer within 30 s (it may still do what it was asked: look at `pylb status` and its log)\n"
+    )
+
+
 @pytest.mark.parametrize("path", [(), ("ctl",), ("token",)])
 def test_each_verb_that_is_named_instead_exists(path: tuple[str, ...]) -> None:
     group: Any = main

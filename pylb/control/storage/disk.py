@@ -83,8 +83,8 @@ class Disk:
             async with asyncio.timeout(WRITE_TIMEOUT):
                 await job.done
         except TimeoutError as error:
-            if not job.done.cancelled():
-                raise  # its own
+            if not job.done.cancelled():  # it ended in the turn in which its time did: the loop stood still for both
+                return job.done.result()
             self._late.append(job)
             if job.call_off():
                 raise TimeoutError("the disk did not answer in time") from None
