@@ -14,21 +14,32 @@ from pylb.core.text import whole_number
 
 Network = IPv4Network | IPv6Network
 ANY = "*"
+TCP, UDP = "tcp", "udp"
+PortKey = tuple[str, int]  # protocol and number: port 443 of TCP and port 443 of UDP are two ports
 
 
 class Address(NamedTuple):
     """One `ip:port` that bytes may be sent to. A tuple, because it is the key of nearly every mapping: a dataclass's hash is a
-    function in Python, and such hashes were a quarter of all calls when a registration moved."""
+    function in Python, and such hashes were a quarter of all calls when a registration moved.
+
+    The protocol is part of it, so that nothing known about a TCP server is taken for knowledge about a UDP server.
+    """
 
     ip: str
     port: int
+    protocol: str = TCP
 
     @property
     def is_ipv6(self) -> bool:
         return ":" in self.ip
 
-    def __str__(self) -> str:
+    @property
+    def without_protocol(self) -> str:
         return f"[{self.ip}]:{self.port}" if self.is_ipv6 else f"{self.ip}:{self.port}"
+
+    def __str__(self) -> str:
+        """`203.0.113.7:30443`, or `203.0.113.7:30443/udp`."""
+        return self.without_protocol if self.protocol == TCP else f"{self.without_protocol}/{self.protocol}"
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -49,8 +60,18 @@ class Listen(NamedTuple):
     ip: str
     port: int
 
+    @property
+    def port_key(self) -> PortKey:
+        return self.protocol, self.port
+
+    @property
+    def port_text(self) -> str:
+        """For people: `443`, or `443/udp`."""
+        return port_text(self.port, self.protocol)
+
     def __str__(self) -> str:
-        return f"[{self.ip}]:{self.port}" if ":" in self.ip else f"{self.ip}:{self.port}"
+        """`*:443`, or `*:443/udp`."""
+        return f"[{self.ip}]:{self.port_text}" if ":" in self.ip else f"{self.ip}:{self.port_text}"
 
     def overlaps(self, other: "Listen") -> bool:
         """Would the kernel refuse to have both?"""
@@ -63,17 +84,33 @@ class Listen(NamedTuple):
         return (":" in one) is (":" in two) and not {"0.0.0.0", "::"}.isdisjoint((one, two))
 
 
+PortRanges = tuple[tuple[int, int], ...]
+
+
 @dataclass(frozen=True, slots=True)
 class Ports:
-    """A set of ports as inclusive ranges."""
+    """A set of ports as inclusive ranges. A number alone means TCP."""
 
-    ranges: tuple[tuple[int, int], ...]
+    ranges: PortRanges
+    udp: PortRanges = ()
 
     def __contains__(self, port: int) -> bool:
-        return any(low <= port <= high for low, high in self.ranges)
+        return self.has(port, TCP)
+
+    def has(self, port: int, protocol: str) -> bool:
+        return any(low <= port <= high for low, high in (self.ranges if protocol == TCP else self.udp))
 
     def __str__(self) -> str:
-        return ", ".join(str(low) if low == high else f"{low}-{high}" for low, high in self.ranges)
+        return ", ".join([_range_text(*one) for one in self.ranges] + [f"{_range_text(*one)}/{UDP}" for one in self.udp])
+
+
+def _range_text(low: int, high: int) -> str:
+    return str(low) if low == high else f"{low}-{high}"
+
+
+def port_text(port: int, protocol: str) -> str:
+    """For people: `443`, or `443/udp`."""
+    return f"{port}" if protocol == TCP else f"{port}/{protocol}"
 
 
 def parse_ip(text: str) -> str:
@@ -121,7 +158,31 @@ def parse_address(text: str) -> Address:
     return Address(parse_ip(host), port)
 
 
-def parse_listen(text: str, protocol: str = "tcp") -> Listen:
+def written_address(text: str) -> Address:
+    """From the text of an Address. Raises ValueError."""
+    place, protocol = _without_protocol(text)
+    return parse_address(place)._replace(protocol=protocol)
+
+
+def written_listen(text: str) -> Listen:
+    """From the text of a Listen. Raises ValueError."""
+    return parse_listen(*_without_protocol(text))
+
+
+def parse_port_key(text: str) -> PortKey:
+    """`"443"`, which means TCP, or `"443/udp"`. Raises ValueError."""
+    number, protocol = _without_protocol(text)
+    return protocol, parse_port(number)
+
+
+def _without_protocol(text: str) -> tuple[str, str]:
+    rest, slash, protocol = text.partition("/")
+    if slash and protocol not in (TCP, UDP):
+        raise ValueError(f"{text!r}: the protocol is neither {TCP} nor {UDP}")
+    return rest, protocol or TCP
+
+
+def parse_listen(text: str, protocol: str = TCP) -> Listen:
     """`"*:443"`, `"203.0.113.9:443"` or `"[2001:db8::9]:443"`. Raises ValueError."""
     host, port = _split(text)
     return Listen(protocol, ANY if host == ANY else parse_ip(host), port)

@@ -12,7 +12,7 @@ from hashlib import sha256
 from ipaddress import IPv4Network, IPv6Network
 from typing import Literal
 
-from pylb.core.address import Network, Ports, in_networks
+from pylb.core.address import TCP, UDP, Network, Ports, in_networks, port_text
 from pylb.core.errors import Code, Refused
 
 STRONG = 22  # characters: 128 bits in base64, as `secrets.token_urlsafe(16)` gives
@@ -36,10 +36,11 @@ class Token:
     sources: tuple[Network, ...] = ANYWHERE
     legacy: bool = True  # may it be used on the legacy route?
     replaces: tuple[str, ...] = ()  # tokens whose registrations it takes over, as far as its own scope allows them
-    any_port_except: frozenset[int] | None = None  # the first run's token: every port except these; `ports` is ignored
+    # The first run's token: every port of every protocol except these numbers; `ports` is ignored
+    any_port_except: frozenset[int] | None = None
 
-    def may_open(self, port: int) -> bool:
-        return port in self.ports if self.any_port_except is None else port not in self.any_port_except
+    def may_open(self, port: int, protocol: str = TCP) -> bool:
+        return self.ports.has(port, protocol) if self.any_port_except is None else port not in self.any_port_except
 
     def may_use_name(self, name: str) -> bool:
         return self.names == ANY_NAME or name in (self.names or (self.name,))
@@ -76,7 +77,7 @@ class Keyring:
         """Does any token replace another?"""
         return bool(self._heirs)
 
-    def heir(self, token: str, name: str, ports: Iterable[int], *, legacy: bool) -> str:
+    def heir(self, token: str, name: str, ports: Iterable[int], *, legacy: bool, udp: Iterable[int] = ()) -> str:
         """The owner of the registrations of `token`: itself, or the token that replaces it and could have made them.
 
         A registration that the replacing token could not own as a whole stays where it is.
@@ -84,7 +85,8 @@ class Keyring:
         """
         for one in self._heirs:
             may = one.legacy if legacy else one.may_use_name(name)
-            if token in one.replaces and may and all(one.may_open(port) for port in ports):
+            opens = all(one.may_open(port) for port in ports) and all(one.may_open(port, UDP) for port in udp)
+            if token in one.replaces and may and opens:
                 return one.name
         return token
 
@@ -146,14 +148,14 @@ def check_name(token: Token, name: str) -> None:
         )
 
 
-def check_port(token: Token, port: int, reserved: frozenset[int]) -> None:
-    """May the token open this frontend port? `reserved` are pylb's own. Raises Refused."""
-    if port in reserved:
+def check_port(token: Token, port: int, reserved: frozenset[int], protocol: str = TCP) -> None:
+    """May the token open this frontend port? `reserved` are pylb's own, of TCP. Raises Refused."""
+    if protocol == TCP and port in reserved:
         raise Refused(Code.PORT_FORBIDDEN, f"port {port} is pylb's own (webhook, admin or metrics)", "use another port")
-    if not token.may_open(port):
+    if not token.may_open(port, protocol):
         raise Refused(
             Code.PORT_FORBIDDEN,
-            f"token {token.name!r} may not open port {port} (it may: {_scope(token)})",
+            f"token {token.name!r} may not open port {port_text(port, protocol)} (it may: {_scope(token)})",
             "use an allowed port, or widen `ports` of the token",
         )
 

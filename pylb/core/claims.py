@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from pylb.core.address import Address, Listen, is_loopback
+from pylb.core.address import TCP, Address, Listen, PortKey, is_loopback
 from pylb.core.persistent_map import PersistentMap
 from pylb.core.registration import Key, Registration, State
 
@@ -28,7 +28,7 @@ class Claims:
 
     registrations: PersistentMap[Key, Registration] = field(default_factory=PersistentMap)
     holders: PersistentMap[Listen, tuple[Key, ...]] = field(default_factory=PersistentMap)
-    # The keys of `holders`, by port number
+    # The keys of `holders`, by port number: of all protocols
     ports: PersistentMap[int, tuple[Listen, ...]] = field(default_factory=PersistentMap)
     # How many aim there; all of loopback counts as LOOPBACK
     sent_to: PersistentMap[Address, int] = field(default_factory=PersistentMap)
@@ -38,9 +38,14 @@ class Claims:
     not_fresh: PersistentMap[Key, State] = field(default_factory=PersistentMap)
     waiting: PersistentMap[Key, bool] = field(default_factory=PersistentMap)  # those with displaced servers
 
-    def on_port(self, port: int) -> tuple[Registration, ...]:
-        """All registrations with a frontend on that port number."""
-        keys = {key: None for listen in self.ports.get(port, ()) for key in self.holders[listen]}
+    def listens(self, port: PortKey) -> Iterator[Listen]:
+        """The keys of `holders` on that port."""
+        protocol, number = port
+        return (listen for listen in self.ports.get(number, ()) if listen.protocol == protocol)
+
+    def on_port(self, number: int, protocol: str = TCP) -> tuple[Registration, ...]:
+        """All registrations with a frontend on that port."""
+        keys = {key: None for listen in self.listens((protocol, number)) for key in self.holders[listen]}
         return tuple(self.registrations[key] for key in keys)
 
     def edited(self, edits: Mapping[Key, Registration | None]) -> "Claims":
@@ -111,4 +116,4 @@ def _counted(
 
 def _targets(one: Registration) -> Iterator[Address]:
     ip = LOOPBACK if is_loopback(one.ip) else one.ip
-    return (Address(ip, port) for item in one.wanted for _, port in item.dialled())
+    return (Address(ip, port, protocol) for item in one.wanted for _, (protocol, port) in item.targets())

@@ -52,7 +52,7 @@ def compose_frontend(
     held = [claims.registrations[key] for key in claims.holders.get(listen, ())]
     if static is None and not held:
         return None
-    name = static.name if static else static_rules.label(held[0].name, listen.port)
+    name = static.name if static else static_rules.label(held[0].name, listen)
     known: _Known = {server.address: server for server in before.servers} if before is not None else {}
     found: dict[Address, Server] = {}
     for offer in _offers(claims, static_rules, held, server_states, listen, known=known):
@@ -71,7 +71,7 @@ def compose_frontend(
     return before if after == before else after
 
 
-_Known = Mapping[tuple[str, int], Server]  # the servers of the table before, by address
+_Known = Mapping[tuple[str, int, str], Server]  # the servers of the table before, by address
 
 
 def _offers(
@@ -95,7 +95,7 @@ def _offers(
         if static_rules.comes_back(address, claims.holders):
             continue
         yield Server(
-            line.name or str(address),
+            line.name or address.without_protocol,
             address,
             line.weight,
             rank,
@@ -107,7 +107,7 @@ def _offers(
     held = [one for one in held if not static_rules.is_here(one.ip) or loop(claims, static_rules, one, listen) is None]
     for one in reversed(held):
         item = one.wanted[one.places.index(listen)]
-        before = known.get((one.ip, item.target_port))
+        before = known.get((one.ip, item.target_port, item.protocol))
         address = one.address(item) if before is None else before.address
         rank = UNPROVEN if address not in server_states.proven else PROVEN
         if one.state is not State.FRESH:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
-from pylb.core.address import Listen
+from pylb.core.address import TCP, Listen
 from pylb.core.claims import Claims
 from pylb.core.errors import Code, Refused
 from pylb.core.registration import Key, Registration, State
@@ -29,7 +29,7 @@ NEVER_YIELDS = YieldPolicy()
 
 
 def native_of_token(claims: Claims, wanted: Registration) -> Registration | None:
-    keys = (key for listen in claims.ports.get(wanted.key.legacy_port, ()) for key in claims.holders[listen])
+    keys = (key for listen in claims.listens((TCP, wanted.key.legacy_port)) for key in claims.holders[listen])
     found = next((key for key in keys if key.token == wanted.key.token and not key.is_legacy), None)
     return None if found is None else claims.registrations[found]
 
@@ -47,10 +47,9 @@ def conflicts(
             held = claims.registrations[key]
             of_own_token = key.is_legacy and key.token == wanted.key.token
             if not (of_own_token or takeover or (held.state is not State.FRESH and yield_policy.yields(held))):
-                hint = f"use another port, ask its owner, `pylb release {listen.port}`, or give the token `takeover: true`"
-                raise Refused(
-                    Code.PORT_OWNED, f"port {listen.port} is owned by {held.owner}{yield_policy.describe(held)}", hint
-                )
+                port = listen.port_text
+                hint = f"use another port, ask its owner, `pylb release {port}`, or give the token `takeover: true`"
+                raise Refused(Code.PORT_OWNED, f"port {port} is owned by {held.owner}{yield_policy.describe(held)}", hint)
             leaving[key] = leaving.get(key, frozenset()) | {listen}
     return leaving
 
@@ -93,9 +92,8 @@ def check_bounds(
         static = static_rules.frontends.get(listen)
         servers = 1 + sum(listen not in evicted.get(key, ()) for key in claims.holders.get(listen, ()))
         if servers + (len(static.servers) if static else 0) > bounds.servers_per_frontend:
-            detail = (
-                f"port {listen.port} may have {counted(bounds.servers_per_frontend, 'server')} (bounds.servers_per_frontend)"
-            )
+            servers_in_all = counted(bounds.servers_per_frontend, "server")
+            detail = f"port {listen.port_text} may have {servers_in_all} (bounds.servers_per_frontend)"
             raise Refused(Code.TOO_MANY, detail, "release those that are gone, or raise the bound", retry_after=60)
     token, most = after.key.token, bounds.ports_per_token
     more = len(after.places) - len(had) - sum(len(places) for key, places in evicted.items() if key.token == token)

@@ -5,7 +5,7 @@ They are refused when they call; one that becomes a loop later is not served.
 
 from collections.abc import Collection, Generator, Iterable
 
-from pylb.core.address import Address, Listen
+from pylb.core.address import Address, Listen, PortKey, port_text
 from pylb.core.claims import LOOPBACK, Claims
 from pylb.core.errors import Code, Refused
 from pylb.core.registration import Key, Registration
@@ -29,17 +29,18 @@ def loop(claims: Claims, static_rules: StaticRules, one: Registration, at: Liste
     if not static_rules.is_here(one.ip):
         return None
     for item, place in zip(one.wanted, one.places, strict=True):
-        for name, port in item.dialled(static_rules.policy(place).health.check) if at in (None, place) else ():
-            if port in static_rules.own_ports or port in claims.ports or any(port == other.port for other in one.places):
-                sent = f"port {item.port} would be sent in a loop" if name == "target_port" else "no server would be asked"
-                return f"{Address(one.ip, port)} ({name}) is pylb itself: {sent}"
+        for name, port in item.targets(static_rules.policy(place).health.check) if at in (None, place) else ():
+            if port in static_rules.own_ports or _is_open(claims, port) or any(port == other.port_key for other in one.places):
+                sent = f"port {item.port_text} would be sent in a loop" if name == "target_port" else "no server would be asked"
+                protocol, number = port
+                return f"{Address(one.ip, number, protocol)} ({name}) is pylb itself: {sent}"
     return None
 
 
 def looping(claims: Claims, static_rules: StaticRules) -> Generator[None, None, dict[Key, str]]:
     """Registrations that aim at pylb itself, and why, found in steps: their address has become ours since they called, or a
     static frontend was added. compose.py leaves their servers out."""
-    ports = static_rules.own_ports.union(listens[0].port for listens in claims.ports.in_any_order())
+    ports = static_rules.own_ports.union(listen.port_key for listens in claims.ports.in_any_order() for listen in listens)
     if ports.isdisjoint(static_rules.check_ports) and not (yield from _any_aims_at(claims, static_rules, ports)):
         return {}  # nearly always: saves a look at each of them
     ones, found = tuple(claims.registrations.values()), dict[Key, str]()
@@ -53,31 +54,38 @@ def looping(claims: Claims, static_rules: StaticRules) -> Generator[None, None, 
 
 def check_opens_no_loop(claims: Claims, static_rules: StaticRules, wanted: Registration) -> None:
     """Check that `wanted` opens no port to which pylb already forwards as to a server. Raises Refused."""
-    opened = {listen.port for listen in wanted.places if listen not in claims.holders and listen not in static_rules.frontends}
+    opened = {
+        listen.port_key for listen in wanted.places if listen not in claims.holders and listen not in static_rules.frontends
+    }
     if circle := opened & static_rules.aimed_here:
-        detail = f"port {min(circle)} of this machine is where a static frontend is sent: a loop"
+        protocol, port = min(circle)
+        detail = f"port {port_text(port, protocol)} of this machine is where a static frontend is sent: a loop"
         raise Refused(Code.TARGET_REFUSED, detail, "use another port")
     if not opened or not _is_aimed_at(claims, static_rules, opened):
         return
     for one in claims.registrations.values():  # somebody is: who?
-        aims = any(port in opened for item in one.wanted for _, port in item.dialled())
+        aims = any(port in opened for item in one.wanted for _, port in item.targets())
         if aims and one.key != wanted.key and static_rules.is_here(one.ip):
             detail = f"a port of {wanted.owner} is where {one.owner} is sent, on this machine: a loop"
             raise Refused(Code.TARGET_REFUSED, detail, "use another port")
 
 
-def _any_aims_at(claims: Claims, static_rules: StaticRules, ports: Collection[int]) -> Generator[None, None, bool]:
+def _is_open(claims: Claims, port: PortKey) -> bool:
+    return next(claims.listens(port), None) is not None
+
+
+def _any_aims_at(claims: Claims, static_rules: StaticRules, ports: Collection[PortKey]) -> Generator[None, None, bool]:
     """The same as `_is_aimed_at` for many ports: looks at each address once, however many ports and own addresses there are."""
     here = {LOOPBACK, *static_rules.own_ips}
     for number, bucket in enumerate(claims.sent_to.buckets, 1):
-        if any(address.ip in here and address.port in ports for address in bucket):
+        if any(address.ip in here and (address.protocol, address.port) in ports for address in bucket):
             return True
         if number % BUCKETS == 0:
             yield
     return False
 
 
-def _is_aimed_at(claims: Claims, static_rules: StaticRules, ports: Iterable[int]) -> bool:
+def _is_aimed_at(claims: Claims, static_rules: StaticRules, ports: Iterable[PortKey]) -> bool:
     """Whether a registration is aimed at one of these ports of this machine."""
     here = (LOOPBACK, *static_rules.own_ips)
-    return any(Address(ip, port) in claims.sent_to for port in ports for ip in here)
+    return any(Address(ip, port, protocol) in claims.sent_to for protocol, port in ports for ip in here)

@@ -119,10 +119,14 @@ def find(table: Table, target: str) -> list[tuple[Frontend, Server]]:
 
     Raises Refused NOT_FOUND.
     """
-    name, slash, server = target.partition("/")
-    if slash:
-        meant = [one for one in table.frontends.values() if names(name, one.name, one.listen)]
-        found = [(one, other) for one in meant for other in one.servers if server in (other.name, str(other.address))]
+    if "/" in target:
+        found = [
+            (one, other)
+            for one in table.frontends.values()
+            if (rests := _behind(target, one.name, one.listen))
+            for other in one.servers
+            if _is_one(rests, other.name, other.address)
+        ]
     else:
         found = [(one, other) for one in table.frontends.values() for other in one.servers if target == other.address.ip]
     if not found:
@@ -137,6 +141,16 @@ def _by_port(found: Iterable[tuple[Frontend, Server]]) -> list[tuple[Frontend, S
     return sorted(found, key=lambda one: (one[0].listen.port, one[0].name, one[1].name))
 
 
-def names(text: str, name: str, listen: Listen) -> bool:
-    """Does `text` name this frontend?"""
-    return text in (name, str(listen.port), str(listen))
+def is_server(target: str, frontend: str, listen: Listen, server: str, address: Address) -> bool:
+    """Is `target`, FRONTEND/SERVER, this server? A port may have a slash of its own: `443/udp/pod-1`."""
+    return _is_one(_behind(target, frontend, listen), server, address)
+
+
+def _behind(target: str, frontend: str, listen: Listen) -> list[str]:
+    """What `target` says behind each name of the frontend that it begins with."""
+    heads = (f"{name}/" for name in (frontend, listen.port_text, str(listen)))
+    return [target[len(head) :] for head in heads if target.startswith(head)]
+
+
+def _is_one(rests: list[str], server: str, address: Address) -> bool:
+    return any(rest in (server, str(address), address.without_protocol) for rest in rests)

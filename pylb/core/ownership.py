@@ -9,7 +9,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from itertools import chain
 
-from pylb.core.address import Address, Listen
+from pylb.core.address import TCP, Address, Listen, PortKey
 from pylb.core.claims import Claims, owner_of
 from pylb.core.conflicts import NEVER_YIELDS, YieldPolicy, check_bounds, conflicts, native_of_token
 from pylb.core.errors import Code, Refused
@@ -86,7 +86,7 @@ def admit(
         return Change(claims, "superseded", note=note, registered=before)
     if before is None and wanted.state is State.DRAINING:
         return Change(claims, "unchanged", note="nothing is registered under this name: a goodbye opens nothing")
-    places = tuple(static_rules.place(item.port, wanted) for item in wanted.wanted)
+    places = tuple(static_rules.place(item, wanted) for item in wanted.wanted)
     after = replace(wanted, places=places, displaced=(), since=before.since if before else wanted.since)
     evicted = conflicts(claims, static_rules, after, yield_policy, takeover=takeover)
     check_no_loop(claims, static_rules, after)
@@ -95,10 +95,13 @@ def admit(
     return before, after, evicted
 
 
-def release(claims: Claims, keys: Iterable[Key], port: int | None = None) -> Change:
-    """Remove registrations, or only their frontends on `port`. Releasing what does not exist changes nothing."""
+def release(claims: Claims, keys: Iterable[Key], port: int | None = None, protocol: str = TCP) -> Change:
+    """Remove registrations, or only their frontends on `port` of `protocol`. Releasing what does not exist changes nothing."""
     gone = {key: claims.registrations[key] for key in keys if key in claims.registrations}
-    ports = {key: frozenset(listen for listen in one.places if port in (None, listen.port)) for key, one in gone.items()}
+    ports = {
+        key: frozenset(listen for listen in one.places if port is None or listen.port_key == (protocol, port))
+        for key, one in gone.items()
+    }
     touched = frozenset().union(*ports.values())
     if not touched:
         return Change(claims, "released", note="nothing was registered")
@@ -202,7 +205,7 @@ def readmitting(
                 except Refused as refused:
                     refusals.append(Refused(refused.code, f"{one.owner}: {refused.detail}", refused.hint))
             if kept:
-                listens = {item.port: listen for item, listen in kept}
+                listens = {item.port_key: listen for item, listen in kept}
                 places = tuple(listens.values())
                 if len(kept) < len(one.wanted) or places != one.places:  # else the very same: nothing to make, or to free
                     wanted, displaced = tuple(item for item, _ in kept), _moved_along(one, listens)
@@ -214,9 +217,9 @@ def readmitting(
 
 def _readmitted(claims: Claims, static_rules: StaticRules, one: Registration) -> Listen:
     """The place of its only frontend. Raises Refused."""
-    listen = static_rules.place(one.wanted[0].port, one)
+    listen = static_rules.place(one.wanted[0], one)
     for key in conflicts(claims, static_rules, replace(one, places=(listen,)), NEVER_YIELDS, takeover=False):
-        raise Refused(Code.PORT_OWNED, f"port {listen.port} is owned by {claims.registrations[key].owner}")
+        raise Refused(Code.PORT_OWNED, f"port {listen.port_text} is owned by {claims.registrations[key].owner}")
     return listen
 
 
@@ -283,6 +286,7 @@ def _still_needed(one: Registration, displaced: tuple[DisplacedServer, ...], pro
     )
 
 
-def _moved_along(one: Registration, places: Mapping[int, Listen]) -> tuple[DisplacedServer, ...]:
+def _moved_along(one: Registration, places: Mapping[PortKey, Listen]) -> tuple[DisplacedServer, ...]:
     """The displaced servers, moved to where their port listens now, without those of ports that are gone."""
-    return tuple(replace(old, listen=places[old.listen.port]) for old in one.displaced if old.listen.port in places)
+    moved = ((old, places.get(old.listen.port_key)) for old in one.displaced)
+    return tuple(replace(old, listen=listen) for old, listen in moved if listen is not None)

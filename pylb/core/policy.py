@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from pylb.core.access import AccessList, Networks
-from pylb.core.address import Address, HostPort, Listen
+from pylb.core.address import TCP, Address, HostPort, Listen
 
 
 class Balance(StrEnum):
@@ -105,6 +105,10 @@ class Check:
     host: str = ""  # for the Host header; "": the server's address
     status: tuple[int, int] = (200, 399)
     port: int = 0  # 0: the port of the traffic
+
+    def protocol(self, of_traffic: str) -> str:
+        """The protocol that it is asked over: texts go like the traffic; a connect and an HTTP request are always TCP."""
+        return of_traffic if self.kind is CheckKind.SEND else TCP
 
 
 CONNECT = Check()

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
-from pylb.core.address import Address, Listen
+from pylb.core.address import TCP, Address, Listen, PortKey, port_text
 from pylb.core.checks import HEALTH_SCHEMA, BadCheck, parse_health
 from pylb.core.errors import Code, Refused
 from pylb.core.policy import CONNECT, UNSAID, Check, HealthOverride, LeaseBounds, ProxyProtocol
@@ -58,13 +58,28 @@ class FrontendRequest:
     weight: int = 1
     backup: bool = False
     health: HealthOverride = UNSAID
+    protocol: str = TCP
+
+    @property
+    def port_key(self) -> PortKey:
+        return self.protocol, self.port
+
+    @property
+    def port_text(self) -> str:
+        """For people: `443`, or `443/udp`."""
+        return port_text(self.port, self.protocol)
 
     def dialled(self, configured: Check = CONNECT) -> Iterator[tuple[str, int]]:
-        """(field, port) of everything that pylb connects to for it. `configured`: the check of the frontend's policy."""
-        yield "target_port", self.target_port
-        port = self.health.port or (self.health.check or configured).port
+        """(field, port) of everything that pylb sends to for it. `configured`: the check of the frontend's policy."""
+        return ((field, port) for field, (_, port) in self.targets(configured))
+
+    def targets(self, configured: Check = CONNECT) -> Iterator[tuple[str, PortKey]]:
+        """The same with the protocol of each."""
+        yield "target_port", (self.protocol, self.target_port)
+        check = self.health.check or configured
+        port = self.health.port or check.port
         if port:
-            yield "health.port", port
+            yield "health.port", (check.protocol(self.protocol), port)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +118,7 @@ class Registration:
         return f"{kind} {self.name!r} of token {self.key.token!r}"
 
     def address(self, wanted: FrontendRequest) -> Address:
-        return Address(self.ip, wanted.target_port)
+        return Address(self.ip, wanted.target_port, wanted.protocol)
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,11 +211,11 @@ def _wanted(index: int, item: FrontendBody) -> FrontendRequest:
 
 
 def _no_port_twice(wanted: tuple[FrontendRequest, ...]) -> None:
-    seen: set[int] = set()
+    seen: set[PortKey] = set()
     for index, item in enumerate(wanted):
-        if item.port in seen:
-            raise Refused(Code.INVALID, f"frontends[{index}].port: {item.port} appears twice", "one entry per port")
-        seen.add(item.port)
+        if item.port_key in seen:
+            raise Refused(Code.INVALID, f"frontends[{index}].port: {item.port_text} appears twice", "one entry per port")
+        seen.add(item.port_key)
 
 
 def strict_json(body: bytes) -> Any:

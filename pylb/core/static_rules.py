@@ -4,10 +4,10 @@ from collections.abc import Container, Iterator, Mapping
 from dataclasses import replace
 from types import MappingProxyType
 
-from pylb.core.address import ANY, Address, Listen, is_loopback, refused_class
+from pylb.core.address import ANY, TCP, UDP, Address, Listen, PortKey, is_loopback, refused_class
 from pylb.core.errors import Code, Refused
 from pylb.core.policy import Family, JoinRule, Policy, Rules, StaticFrontend, StaticServer
-from pylb.core.registration import Registration
+from pylb.core.registration import FrontendRequest, Registration
 
 
 class StaticRules:
@@ -19,56 +19,68 @@ class StaticRules:
     def __init__(self, rules: Rules, resolved: Mapping[str, tuple[str, ...]] = MappingProxyType({})) -> None:
         self.rules = rules
         self.own_ips = rules.own_ips
-        self.own_ports = rules.reserved_ports | {frontend.listen.port for frontend in rules.frontends}
+        self.own_ports = frozenset(
+            [(TCP, port) for port in rules.reserved_ports] + [frontend.listen.port_key for frontend in rules.frontends]
+        )
         self.frontends = {
             frontend.listen: replace(frontend, servers=tuple(self._servers(frontend, resolved))) for frontend in rules.frontends
         }
         # Ports of this machine that static servers aim at: a registration that opened one of them would close a loop.
         self.aimed_here = frozenset(
-            line.address.port
+            (line.address.protocol, line.address.port)
             for frontend in self.frontends.values()
             for line in frontend.servers
             if isinstance(line.address, Address) and self.is_here(line.address.ip)
         )
-        policies = (rules.defaults, *(frontend.policy for frontend in rules.frontends))
-        self.check_ports = frozenset(policy.health.check.port for policy in policies) - {
-            0
-        }  # of checks that other frontends may inherit
+        checks = [policy.health.check for policy in (rules.defaults, *(frontend.policy for frontend in rules.frontends))]
+        # Of checks that other frontends, of either protocol, may inherit.
+        self.check_ports = frozenset(
+            (check.protocol(protocol), check.port) for check in checks for protocol in (TCP, UDP) if check.port
+        )
         self._names = frozenset(frontend.name for frontend in rules.frontends)
-        self._by_port: dict[int, list[StaticFrontend]] = {}
+        self._by_port: dict[PortKey, list[StaticFrontend]] = {}
         for frontend in rules.frontends:
-            self._by_port.setdefault(frontend.listen.port, []).append(frontend)
+            self._by_port.setdefault(frontend.listen.port_key, []).append(frontend)
 
     def _servers(self, frontend: StaticFrontend, resolved: Mapping[str, tuple[str, ...]]) -> Iterator[StaticServer]:
         """With all addresses of each host name, except those that a static server may not have."""
+        protocol = frontend.listen.protocol
         for line in frontend.servers:
             if isinstance(line.address, Address):
-                yield line
+                yield (
+                    line
+                    if protocol == line.address.protocol
+                    else replace(line, address=line.address._replace(protocol=protocol))
+                )
                 continue
             for ip in resolved.get(line.address.host, ()):
-                loop = line.address.port in self.own_ports and self.is_here(ip)
+                loop = (protocol, line.address.port) in self.own_ports and self.is_here(ip)
                 wanted = line.resolve is Family.ANY or (line.resolve is Family.IPV6) is (":" in ip)
                 if wanted and not loop and refused_class(ip) is None:
                     yield replace(
-                        line, address=Address(ip, line.address.port), name=f"{line.address}@{ip}", of_host=str(line.address)
+                        line,
+                        address=Address(ip, line.address.port, protocol),
+                        name=f"{line.address}@{ip}",
+                        of_host=str(line.address),
                     )
 
-    def place(self, port: int, one: Registration) -> Listen:
-        """Where the registration's port listens: at the static frontend that it joins, else at `defaults.bind`.
+    def place(self, item: FrontendRequest, one: Registration) -> Listen:
+        """Where a port of the registration listens: at the static frontend that it joins, else at `defaults.bind`.
 
         Raises Refused if the port is pylb's own, or a static frontend's that it may not join.
         """
-        if port in self.rules.reserved_ports:
+        port = item.port_text
+        if item.protocol == TCP and item.port in self.rules.reserved_ports:
             raise Refused(Code.PORT_FORBIDDEN, f"port {port} is pylb's own (webhook, admin or metrics)", "use another port")
-        statics = self._by_port.get(port)
+        free = Listen(item.protocol, self.rules.defaults.bind, item.port)
+        statics = self._by_port.get(item.port_key)
         if not statics:
-            return Listen("tcp", self.rules.defaults.bind, port)
+            return free
         open_to = (JoinRule.ANY, JoinRule.LEGACY) if one.key.is_legacy else (JoinRule.ANY,)
         joins = [frontend for frontend in statics if frontend.name == one.name]
         joins += [frontend for frontend in statics if frontend.joining in open_to]
         if joins:
             return joins[0].listen
-        free = Listen("tcp", self.rules.defaults.bind, port)
         taken = next((frontend for frontend in statics if frontend.listen.overlaps(free)), None)
         if taken is not None:
             raise Refused(
@@ -79,13 +91,14 @@ class StaticRules:
         return free
 
     def joins_by_name(self, port: int, name: str) -> bool:
-        """Is there a static frontend on the port that only a registration of its name may join?"""
-        statics = self._by_port.get(port, ())
+        """Is there a static frontend on the TCP port that only a registration of its name may join?"""
+        statics = self._by_port.get((TCP, port), ())
         return any(frontend.name == name and frontend.joining is JoinRule.NAME for frontend in statics)
 
-    def label(self, name: str, port: int) -> str:
+    def label(self, name: str, listen: Listen) -> str:
         """The label of a frontend that registrations opened. If a static frontend has that name already, it gets an "@", which
         no name can contain: so in logs, metrics and `pylb ctl` no registration can pass for a frontend from the config."""
+        port = f"{listen.port}" if listen.protocol == TCP else f"{listen.port}-{listen.protocol}"
         label = f"{name}-{port}"
         return f"{name}@{port}" if label in self._names else label
 
@@ -96,8 +109,8 @@ class StaticRules:
     def comes_back(self, address: Address, registered: Container[Listen]) -> bool:
         """Would a session that is sent there enter a frontend again? Exact, because static servers may be a service on another
         address of this machine, or the admin port."""
-        free = Listen("tcp", self.rules.defaults.bind, address.port)
-        listens = [frontend.listen for frontend in self._by_port.get(address.port, ())]
+        free = Listen(address.protocol, self.rules.defaults.bind, address.port)
+        listens = [frontend.listen for frontend in self._by_port.get((address.protocol, address.port), ())]
         wildcards = (ANY, "::" if address.is_ipv6 else "0.0.0.0")
         return any(
             listen.ip == address.ip or (listen.ip in wildcards and self.is_here(address.ip))

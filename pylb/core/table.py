@@ -36,7 +36,7 @@ class Server:
 
     def __str__(self) -> str:
         """For people: its name and its address, which for a static server may be the same."""
-        return self.name if self.name == str(self.address) else f"{self.name} {self.address}"
+        return self.name if self.name == self.address.without_protocol else f"{self.name} {self.address}"
 
 
 @dataclass(frozen=True, slots=True)

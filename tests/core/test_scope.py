@@ -46,7 +46,8 @@ NO_REACH = {
     FrontendBody: {"port", "proxy_protocol", "weight", "backup"},  # `port` is listened on; a PROXY header is bytes
     LegacyCall: {"action", "port", "name", "send_proxy", "address_note"},
     ImportedServer: {"port", "name", "send_proxy"},
-    FrontendRequest: {"port", "send_proxy", "weight", "backup"},
+    # `target_ports` of a token are numbers of both protocols; whether it may use UDP at all, its `ports` say
+    FrontendRequest: {"port", "send_proxy", "weight", "backup", "protocol"},
     Check: {"kind", "steps", "path", "host", "method", "status"},  # bytes of the question, and what to make of the answer
     HealthOverride: {"interval", "rise", "fall", "when_all_down"},
     Registration: {"key", "name", "ttl", "state", "places", "since"},
