@@ -13,48 +13,54 @@ from pylb.control.registry import VIEWS, Registry
 from pylb.control.steps import in_turns
 from pylb.control.storage.table_history import Generation
 from pylb.control.views import RegistrationView
-from pylb.core.address import Listen
+from pylb.core.address import TCP, Listen, PortKey, parse_port_key, port_text
 from pylb.core.checks import written
 from pylb.core.errors import Code, Refused
 from pylb.core.health import HINTS
 from pylb.core.policy import CONNECT, HealthMode
 from pylb.core.recorder import Query, SessionTrace
-from pylb.core.text import whole_number
 from pylb.forward.counters import Counters
 from pylb.web.sessions import trace_json
+from pylb.web.views import port_json
 
 MOST_REFUSED, MOST_HISTORY, MOST_RECORDED = 5, 5, 5
 MOST_PORTS = 20  # for one name
 Knock = Callable[[Listen], Awaitable[str]]
 
 
-def recorded_of(port: int) -> Query:
+def recorded_of(port: PortKey) -> Query:
     """The query for the last ended sessions of a port."""
-    return Query(frontend=str(port), limit=MOST_RECORDED)
+    return Query(frontend=_text(port), limit=MOST_RECORDED)
 
 
-async def ports_of(registry: Registry, what: str) -> list[int]:
+def _text(port: PortKey) -> str:
+    protocol, number = port
+    return port_text(number, protocol)
+
+
+async def ports_of(registry: Registry, what: str) -> list[PortKey]:
     """The ports that a port, the name of a frontend or of a registration, or a registration's id refers to.
 
     An id is written as `pylb release` and `pylb routes` write it: NAME/INSTANCE, TOKEN/NAME/INSTANCE. Raises Refused
     NOT_FOUND, INVALID.
     """
-    if what.isascii() and what.isdigit():
-        if not (port := whole_number(what, 65535)):
-            raise Refused(Code.INVALID, f"{what[:20]}: no port", "1 to 65535")
-        return [port]
+    if what.isascii() and what.partition("/")[0].isdigit():
+        try:
+            return [parse_port_key(what)]
+        except ValueError:
+            raise Refused(Code.INVALID, f"{what[:20]}: no port", "1 to 65535, or as in 443/udp") from None
     frontends = in_turns(registry.table.frontends.items(), VIEWS)
-    ports = {listen.port async for listen, frontend in frontends if frontend.name == what}
+    ports = {listen.port_key async for listen, frontend in frontends if frontend.name == what}
     registrations = in_turns(registry.each_registration(), VIEWS)
-    ports |= {wanted.port async for one in registrations if what in _names_of(one) for wanted in one.frontends}
+    ports |= {wanted.port_key async for one in registrations if what in _names_of(one) for wanted in one.frontends}
     if not ports:  # it has none; did it want one, or had it one?
-        ports |= {port for one in registry.rejected() if _wanted_by(one, what) for port in one.ports}
-        ports |= {change.listen.port for one in registry.history(what) for change in one.lines}
+        ports |= {(TCP, port) for one in registry.rejected() if _wanted_by(one, what) for port in one.ports}
+        ports |= {change.listen.port_key for one in registry.history(what) for change in one.lines}
     if not ports:
         raise Refused(
             Code.NOT_FOUND, f"{what[:80]!r} is no frontend, no registration, and no refused call had that name", "`pylb routes`"
         )
-    return sorted(ports)[:MOST_PORTS]
+    return sorted(ports, key=lambda port: (port[1], port[0]))[:MOST_PORTS]
 
 
 def _names_of(one: RegistrationView) -> tuple[str, ...]:
@@ -68,19 +74,19 @@ def _wanted_by(refused: Rejection, what: str) -> bool:
 
 
 async def explain(
-    registry: Registry, counters: Counters, recorded: Sequence[SessionTrace], knock: Knock, port: int
+    registry: Registry, counters: Counters, recorded: Sequence[SessionTrace], knock: Knock, port: PortKey
 ) -> dict[str, Any]:
     """What is known about the port; each of its servers is asked now. Raises Refused NOT_FOUND."""
-    listens = [listen for listen in registry.table.frontends if listen.port == port]
-    refused = [one for one in registry.rejected() if port in one.ports][-MOST_REFUSED:]
-    history = registry.history(str(port))
+    listens = [listen for listen in registry.table.frontends if listen.port_key == port]
+    refused = [one for one in registry.rejected() if port[1] in one.ports][-MOST_REFUSED:]
+    history = registry.history(_text(port))
     if not listens and not refused and not history:
-        raise Refused(Code.NOT_FOUND, f"port {port}: no frontend, no registration, and no call about it was refused")
-    unbound = {str(listen): reason for listen, reason in registry.unbound().items() if listen.port == port}
+        raise Refused(Code.NOT_FOUND, f"port {_text(port)}: no frontend, no registration, and no call about it was refused")
+    unbound = {str(listen): reason for listen, reason in registry.unbound().items() if listen.port_key == port}
     open_ = [listen for listen in listens if str(listen) not in unbound]
     dialled, checked = await _asked(registry, listens)
     return {
-        "port": port,
+        **port_json(port[1], port[0]),
         "listens": [str(listen) for listen in listens],
         "binds": sorted({listen.ip for listen in listens}),
         "unbound": unbound,
@@ -128,8 +134,8 @@ def _counts(counters: Counters, listens: Sequence[Listen]) -> dict[str, Any]:
     return {"live": live, "ended": dict(ended), "denied": dict(denied)}
 
 
-def _changes(one: Generation, port: int) -> list[str]:
-    return [change.text for change in one.lines if change.listen.port == port]
+def _changes(one: Generation, port: PortKey) -> list[str]:
+    return [change.text for change in one.lines if change.listen.port_key == port]
 
 
 def _refusal(one: Rejection) -> dict[str, Any]:

@@ -7,15 +7,17 @@ from typing import Any
 from pylb.control.registry import VIEWS, Registry
 from pylb.control.steps import in_turns
 from pylb.control.views import STATIC, ServerView, by_port
+from pylb.core.address import PortKey
 from pylb.core.registration import Key
 from pylb.core.table import Frontend, Table
 from pylb.core.text import ago
+from pylb.web.views import port_json
 
 ROWS = 100  # between two turns of the loop: ~2 ms
 Leases = dict[Key, tuple[str, float | None]]  # by registration: its state, and the seconds until its lease ends
 
 
-async def rows(registry: Registry, port: int | None = None) -> list[dict[str, Any]]:
+async def rows(registry: Registry, port: PortKey | None = None) -> list[dict[str, Any]]:
     """One per frontend (only of `port`) and server, in the order of the ports; a frontend without servers has one with nulls.
 
     Made in steps: a thousand frontends must not hold the loop.
@@ -27,9 +29,10 @@ async def rows(registry: Registry, port: int | None = None) -> list[dict[str, An
     found: list[dict[str, Any]] = []
     async for frontend, view in in_turns(_places(registry.table, registry.each_server()), ROWS):
         listen = frontend.listen
-        if port is not None and listen.port != port:
+        if port is not None and listen.port_key != port:
             continue
-        head = {"port": listen.port, "listen": str(listen), "frontend": frontend.name, "unbound": unbound.get(listen)}
+        head = port_json(listen.port, listen.protocol) | {"listen": str(listen)}
+        head |= {"frontend": frontend.name, "unbound": unbound.get(listen)}
         found.append(head | (_no_server() if view is None else _server(view, leases, now)))
     for later in registry.unserved():
         why = f"needs {', '.join(later.needs)}, which this version of pylb does not know; the entry is kept"
@@ -37,7 +40,7 @@ async def rows(registry: Registry, port: int | None = None) -> list[dict[str, An
         found += [
             {"port": number, "listen": None, **head} | _no_server() | {"state": "not served", "why": why}
             for number in later.ports
-            if port in (None, number)
+            if port is None or port[1] == number
         ]
     return found
 

@@ -22,7 +22,7 @@ from pylb.core.address import Address, Listen, parse_ip
 from pylb.core.auth import Caller, Token
 from pylb.core.errors import Code, Refused
 from pylb.core.legacy import parse_legacy
-from pylb.core.operator_overrides import Override, names
+from pylb.core.operator_overrides import Override, is_server
 from pylb.core.policy import AdminState
 from pylb.core.recorder import SessionTrace, parse_session_id
 from pylb.core.registration import parse_native
@@ -35,6 +35,7 @@ from pylb.web.admin import rejection_json
 from pylb.web.control_socket import Verb
 from pylb.web.sessions import SessionSource as Listed
 from pylb.web.sessions import ended, living, named, query_of, reach_json, session_json, trace_json
+from pylb.web.views import port_json
 
 ITEMS = 50  # of an import, or generations, between two turns of the loop: 1 ms
 MOST_IMPORTED = 10_000
@@ -224,7 +225,10 @@ def _generation(one: Generation) -> dict[str, Any]:
         "generation": one.number,
         "time": one.at,
         "by": list(one.by),
-        "changes": [{"what": str(line.what), "port": line.listen.port, "text": line.text} for line in one.lines],
+        "changes": [
+            {"what": str(line.what), **port_json(line.listen.port, line.listen.protocol), "text": line.text}
+            for line in one.lines
+        ],
     }
 
 
@@ -262,16 +266,14 @@ def _operator(registry: Registry, live: SessionControl) -> dict[str, Verb]:
         return {"lines": [f"reset: session {found.id} of {Address(found.client, found.client_port)}"]}
 
     async def shutdown_sessions(request: Mapping[str, Any]) -> dict[str, Any]:
-        frontend, _, server = _text(request, "target").partition("/")
+        target = _text(request, "target")
         found = {
             (one.listen, one.address): f"{one.frontend}/{one.server}"
             for one in await live.sessions()
-            if one.address is not None
-            and names(frontend, one.frontend, one.listen)
-            and server in (one.server, str(one.address))
+            if one.address is not None and is_server(target, one.frontend, one.listen, one.server, one.address)
         }
         if not found:
-            raise Refused(Code.NOT_FOUND, f"{frontend}/{server} has no sessions", "`pylb sessions` shows who has")
+            raise Refused(Code.NOT_FOUND, f"{target} has no sessions", "`pylb sessions` shows who has")
         counts = {name: await live.shutdown_sessions(listen, address) for (listen, address), name in found.items()}
         return {"lines": [f"reset: {counted(count, 'session')} of {name}" for name, count in counts.items()]}
 

@@ -11,7 +11,7 @@ from pylb.cli import session_trace
 from pylb.cli.client import CONFIG, JSON, ask, say
 from pylb.cli.completion import words
 from pylb.cli.session_trace import LETTERS, REASONS
-from pylb.cli.tables import Block, facts, prose
+from pylb.cli.tables import Block, facts, port_of, prose
 from pylb.core.health import YES
 from pylb.core.text import whole_number
 
@@ -39,20 +39,21 @@ def explain(config_path: Path | None, as_json: bool, what: str) -> None:
     from pylb.host.machine import listeners_of  # noqa: PLC0415
 
     answers = ask(config_path, {"verb": "explain", "what": what})["all"]
-    holders = listeners_of([one["port"] for one in answers])
+    by_port = listeners_of([one["port"] for one in answers if "protocol" not in one])
+    holders = {port_of(one): by_port.get(one["port"], "") for one in answers if "protocol" not in one}
     if as_json:
-        found = [{"verdict": verdict(one), "holder": holders.get(one["port"], "")} | one for one in answers]
+        found = [{"verdict": verdict(one), "holder": holders.get(port_of(one), "")} | one for one in answers]
         say(json.dumps(found[0] if len(found) == 1 else found, indent=2))
         return
     for number, one in enumerate(answers):
         if number:
             say()
-        say(*describe(one, holders.get(one["port"], "")))
+        say(*describe(one, holders.get(port_of(one), "")))
 
 
 def verdict(found: Mapping[str, Any]) -> str:
     """The first thing that is wrong, and what to do about it."""
-    port = found["port"]
+    port = port_of(found)
     if not found["listens"]:
         if found["refused"]:
             last = found["refused"][-1]
@@ -124,7 +125,7 @@ def describe(found: Mapping[str, Any], holder: str) -> list[Block]:
     rows += [("denied", f"{count} ({reason}): {REASONS.get(reason, '')}") for reason, count in found["denied"].items() if count]
     rows += [("recorded", session_trace.line(one)) for one in found["recorded"]]
     if found["recorded"]:
-        rows.append(("", f"more: pylb explain SESSION, pylb sessions --ended --frontend {found['port']}"))
+        rows.append(("", f"more: pylb explain SESSION, pylb sessions --ended --frontend {port_of(found)}"))
     for one in found["refused"]:
         rows.append(("refused", f"{one['address']} token {one['token'] or '-'}: {one['code']}: {one['detail']}"))
     rows += [("changed", text) for text in found["history"]]

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from pylb.cli.client import CONFIG, JSON, ask, reaches, say
-from pylb.cli.tables import Block, Column, Table, clock
+from pylb.cli.tables import Block, Column, Table, clock, port_of
 from pylb.core.text import ago, span
 
 _COLUMNS = (
@@ -57,7 +57,7 @@ def table(found: Sequence[Mapping[str, Any]]) -> Block:
 def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
     why = f"PORT NOT OPEN: {row['unbound']}" if row["unbound"] else row["why"]
     return (
-        str(row["port"]),
+        port_of(row),
         row["frontend"],
         row["server"] or "-",
         row["address"] or "-",

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 import click
 
 from pylb.cli.client import CONFIG, JSON, Answer, ask, say, screen
-from pylb.cli.tables import Block, Column, Table, prose, size, written
+from pylb.cli.tables import Block, Column, Table, port_of, prose, size, written
 from pylb.core.text import span
 
 HEAD_LINES = 7  # of a terminal, around a list
@@ -155,7 +155,7 @@ def _totals(now: Mapping[str, Any], rates: Rates) -> str:
 def _cells(one: Mapping[str, Any], rates: Rates) -> tuple[str | int, ...]:
     own = rates.get(one["listen"])
     new, came, went, failed, denied = ("-",) * 5 if own is None else _written([own[count] for count in _COUNTS])
-    head = (str(one["port"]), one["frontend"], one["health"], f"{one['servers_up']}/{one['servers']}")
+    head = (port_of(one), one["frontend"], one["health"], f"{one['servers_up']}/{one['servers']}")
     two = (one.get("accepting", "-"), one.get("passing", "-"))  # the running pylb may be older
     return (*head, *two, one["sessions"], one["queued"], new, came, went, failed, denied)
 

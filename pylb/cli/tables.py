@@ -12,10 +12,11 @@ hides text pass.
 """
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from pylb.core.address import TCP, port_text
 from pylb.core.text import visible, visible_lines
 
 GAP = 2  # blanks between two columns
@@ -79,6 +80,11 @@ def prose(*lines: str, indent: int = 0) -> Table:
 def written(parts: Iterable[Block], screen: Screen = PIPE) -> str:
     """Lines of text and tables, one below the other."""
     return "\n".join(visible_lines(part) if isinstance(part, str) else "\n".join(_lines(part, screen)) for part in parts)
+
+
+def port_of(row: Mapping[str, Any]) -> str:
+    """The port of a row: `443`, or `443/udp`."""
+    return port_text(row["port"], row.get("protocol", TCP))
 
 
 def clock(unix: float, *, day: bool = True) -> str:

@@ -30,7 +30,7 @@ def native_registration(name: str, instance: str, announcement: Announcement, ca
     check_spelling("instance", instance)
     check_name(caller.token, name)
     for item in announcement.frontends:
-        check_port(caller.token, item.port, rules.reserved_ports)
+        check_port(caller.token, item.port, rules.reserved_ports, item.protocol)
     one = Registration(
         Key(caller.token.name, name, instance),
         name,

@@ -11,6 +11,7 @@ from pylb.control.registrar import Registrar
 from pylb.control.state import ControlState
 from pylb.control.steps import in_turns
 from pylb.control.views import title
+from pylb.core.address import PortKey, parse_port_key
 from pylb.core.claims import Claims
 from pylb.core.errors import Code, Refused
 from pylb.core.operator_overrides import Override, OverrideTarget, affected, changed, find
@@ -18,7 +19,6 @@ from pylb.core.ownership import Change, release
 from pylb.core.policy import AdminState
 from pylb.core.registration import Key, Registration
 from pylb.core.table import Server
-from pylb.core.text import whole_number
 
 IMPORTED = 50  # entries submitted, or answered, between two turns of the loop: 1 ms
 NODE_WORD = 86_400.0  # seconds that a setting for a node lasts by default: another node may get its address
@@ -39,18 +39,19 @@ class OperatorCommands:
         self._wall = wall
 
     async def release_any(self, what: str) -> list[str]:
-        """Release a `PORT`, whoever has it, or `NAME[/INSTANCE]`. A line for each. Raises Refused NOT_FOUND."""
-        port = whole_number(what, 65535)
+        """Release a `PORT[/udp]`, whoever has it, or `NAME[/INSTANCE]`. A line for each. Raises Refused NOT_FOUND."""
+        port = _port(what)
         lines: list[str] = []
 
         def step(desired: DesiredState) -> Generator[None, None, Decision]:
-            found = desired.claims.on_port(port) if port is not None else _named(desired.claims, what)
+            found = desired.claims.on_port(port[1], port[0]) if port is not None else _named(desired.claims, what)
             kept_aside = {key: one for key, one in desired.unserved.items() if _is_meant(key, one, port, what)}
             if not found and not kept_aside:
                 raise _nothing(desired, what)
-            lines[:] = [f"released {title(one)}" + (f", port {port}" if port else "") for one in found]
+            lines[:] = [f"released {title(one)}" + (f", port {what}" if port else "") for one in found]
             lines.extend(f"released {one.name}, which a newer pylb had registered" for one in kept_aside.values())
-            return (yield from with_many(without(desired, kept_aside), [one.key for one in found], partial(release, port=port)))
+            releasing = release if port is None else partial(release, port=port[1], protocol=port[0])
+            return (yield from with_many(without(desired, kept_aside), [one.key for one in found], releasing))
 
         await self._state.writer.perform(step, (), self._registrar.left, by="admin")
         return lines
@@ -132,10 +133,18 @@ class OperatorCommands:
         return lines
 
 
-def _is_meant(key: Key, one: UnsupportedEntry, port: int | None, what: str) -> bool:
+def _port(what: str) -> PortKey | None:
+    """None: it is the name of a registration."""
+    try:
+        return parse_port_key(what)
+    except ValueError:
+        return None
+
+
+def _is_meant(key: Key, one: UnsupportedEntry, port: PortKey | None, what: str) -> bool:
     """Whether `PORT` or `NAME[/INSTANCE]` names it. It is released as a whole, as this version cannot divide it."""
     name, _, instance = what.partition("/")
-    return port in one.ports if port is not None else one.name == name and instance in ("", key.instance)
+    return port[1] in one.ports if port is not None else one.name == name and instance in ("", key.instance)
 
 
 def _named(claims: Claims, what: str) -> tuple[Registration, ...]:
@@ -146,4 +155,4 @@ def _named(claims: Claims, what: str) -> tuple[Registration, ...]:
 
 def _titled(server: Server) -> str:
     """Its label, and its address if that is a different text."""
-    return server.name if server.name == str(server.address) else f"{server.name} ({server.address})"
+    return server.name if server.name == server.address.without_protocol else f"{server.name} ({server.address})"

@@ -162,7 +162,7 @@ class PeriodicWork:
             one = desired.claims.registrations.get(key)
             if one is None or not (ports := control.liveness.silent_ports(one, desired)):
                 continue
-            where = ", ".join(str(listen.port) for listen in ports)
+            where = ", ".join(listen.port_text for listen in ports)
             ends = max(filter(None, (control.liveness.port_closes_at(port, desired) for port in ports)), default=None)
             text = f"{title(one)} has not called for over an hour, and nobody else holds port {where}"
             if ends is not None:

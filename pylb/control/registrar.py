@@ -75,7 +75,7 @@ class Registrar:
         claims = self._state.desired.claims
         if not self._liveness.any_dead:
             return
-        there = {one.key: one for item in wanted.wanted for one in claims.on_port(item.port)}
+        there = {one.key: one for item in wanted.wanted for one in claims.on_port(item.port, item.protocol)}
         gone = [one for key, one in there.items() if key != wanted.key and self._liveness.is_abandoned(one)]
         if gone:
             await self._checker.dial(address for one in gone for address in addresses(one))
@@ -191,7 +191,7 @@ class Registrar:
         for item, place in zip(one.wanted, one.places, strict=True):
             notes += _without_effect(item, self._state.desired.static_rules.policy(place))
         unbound = self._publisher.unbound
-        notes += [f"port {place.port} is not open: {unbound[place]}" for place in one.places if place in unbound]
+        notes += [f"port {place.port_text} is not open: {unbound[place]}" for place in one.places if place in unbound]
         ttl = lease.ttl if lease else one.ttl
         left = lease.expires - self._clock() if lease and lease.ttl is not None else None
         return Outcome(result, generation, durable, ttl, left, self._targets(one), "; ".join(notes))
@@ -200,16 +200,16 @@ class Registrar:
         found = []
         for item in one.wanted:
             reachable, hint, _ = self._health_records.reachable(one.address(item))
-            found.append(FrontendOutcome(item.port, one.ip, item.target_port, reachable, hint))
+            found.append(FrontendOutcome(item.port, one.ip, item.target_port, reachable, hint, item.protocol))
         return tuple(found)
 
 
 def _without_effect(item: FrontendRequest, policy: Policy) -> Iterator[str]:
     """A note for the caller: which of its settings have no effect because the frontend has its own."""
     if item.health != UNSAID and policy.health.mode is HealthMode.NONE:
-        yield f"health of port {item.port} has no effect: the mode of its frontend is none, so there are no checks"
+        yield f"health of port {item.port_text} has no effect: the mode of its frontend is none, so there are no checks"
     if item.weight > 1 and policy.balance is Balance.FIRST:
-        yield f"weight of port {item.port} has no effect: with the balance of its frontend, first, there are no shares"
+        yield f"weight of port {item.port_text} has no effect: with the balance of its frontend, first, there are no shares"
 
 
 def _room_for_one_more(claims: Claims, key: Key) -> None:

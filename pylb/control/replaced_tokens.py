@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from pylb.control.desired_state import DesiredState
+from pylb.core.address import TCP, UDP
 from pylb.core.auth import Keyring
 from pylb.core.ownership import Change, pass_on
 from pylb.core.registration import Key, Registration
@@ -44,5 +45,5 @@ def heir_of(one: Registration, keyring: Keyring) -> Key:
     """The key of the registration, under the token to which it belongs."""
     if not keyring.has_heirs:
         return one.key
-    ports = [item.port for item in one.wanted]
-    return one.key._replace(token=keyring.heir(one.key.token, one.key.name, ports, legacy=one.key.is_legacy))
+    tcp, udp = ([item.port for item in one.wanted if item.protocol == protocol] for protocol in (TCP, UDP))
+    return one.key._replace(token=keyring.heir(one.key.token, one.key.name, tcp, legacy=one.key.is_legacy, udp=udp))

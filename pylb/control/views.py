@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from pylb.control.health.records import HealthRecords
-from pylb.core.address import Address, Listen
+from pylb.core.address import TCP, Address, Listen
 from pylb.core.claims import Claims
 from pylb.core.health import REMEMBERED, UNRECORDED, UP, WRONG, YES, Health, HealthStats
 from pylb.core.lease import Lease
@@ -22,6 +22,7 @@ class FrontendOutcome:
     target_port: int
     reachable: str  # yes, refused, timeout; unknown if it was never dialled
     hint: str = ""
+    protocol: str = TCP
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,7 +213,7 @@ def frontend_views(
 
 
 def by_port(table: Table) -> list[Frontend]:
-    return sorted(table.frontends.values(), key=lambda one: (one.listen.port, one.listen.ip))
+    return sorted(table.frontends.values(), key=lambda one: (one.listen.port, one.listen.protocol, one.listen.ip))
 
 
 def _server_view(frontend: Frontend, server: Server, holders: ServerHolders, health_records: HealthRecords) -> ServerView:

@@ -239,7 +239,7 @@ class Commands:
 
 def _frontend(statistics: Statistics, text: str) -> FrontendView:
     for one in statistics.frontends:
-        if text in (statistics.names[one.listen], str(one.listen.port), str(one.listen)):
+        if text in (statistics.names[one.listen], one.listen.port_text, str(one.listen)):
             return one
     raise CommandError("No such backend.\n")
 

@@ -28,7 +28,7 @@ from pylb.metrics.families import Scrape
 from pylb.web.answers import json_refusal
 from pylb.web.sessions import FILTERS, SessionSource, ended, living, query_of, reach_json, session_json, trace_json
 from pylb.web.types import Answer, Call, Handler, NoRoute, Router, json_answer
-from pylb.web.views import frontend_json, registration_json, server_json, tenths
+from pylb.web.views import frontend_json, port_json, registration_json, server_json, tenths
 
 HEALTH = "/v1/health"  # for other pylbs, whose status pages show it
 ACTIVE = "/activez"
@@ -360,7 +360,7 @@ def _registration_json(view: RegistrationView) -> dict[str, Any]:
 
 def _wanted_json(wanted: FrontendRequest) -> dict[str, Any]:
     return {
-        "port": wanted.port,
+        **port_json(wanted.port, wanted.protocol),
         "target_port": wanted.target_port,
         "proxy_protocol": None if wanted.send_proxy is None else str(wanted.send_proxy),
         "weight": wanted.weight,

@@ -3,13 +3,19 @@
 from typing import Any
 
 from pylb.control.views import FrontendView, RegistrationView, ServerView
+from pylb.core.address import TCP
+
+
+def port_json(port: int, protocol: str) -> dict[str, Any]:
+    """A port in a list or an answer. One of TCP has no `protocol`: so all of them looked before there was UDP."""
+    return {"port": port} if protocol == TCP else {"port": port, "protocol": protocol}
 
 
 def frontend_json(view: FrontendView) -> dict[str, Any]:
     return {
         "name": view.name,
         "listen": str(view.listen),
-        "port": view.listen.port,
+        **port_json(view.listen.port, view.listen.protocol),
         "balance": str(view.frontend.policy.balance),
         "unbound": view.unbound,  # why the port could not be opened; null: it is open
     }

@@ -22,6 +22,7 @@ from pylb.web.answers import LEGACY_NOT_FOUND, legacy_refusal, one_line, refusal
 from pylb.web.client_address import bearer, caller_ip, network_of
 from pylb.web.listener import HttpLimits
 from pylb.web.types import Answer, Call, Handler, NoRoute, Router, json_answer, text_answer
+from pylb.web.views import port_json
 
 audit = logging.getLogger("pylb.audit")
 
@@ -274,7 +275,7 @@ def outcome_json(outcome: Outcome) -> dict[str, Any]:
 
 def _frontend_json(frontend: FrontendOutcome) -> dict[str, Any]:
     body = {
-        "port": frontend.port,
+        **port_json(frontend.port, frontend.protocol),
         "address": frontend.address,
         "target_port": frontend.target_port,
         "reachable": frontend.reachable,

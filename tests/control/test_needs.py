@@ -10,10 +10,13 @@ import pytest
 from pylb.api.routes import rows
 from pylb.control.health_sentence import troubles
 from pylb.control.storage import snapshot
+from pylb.control.storage.snapshot import Snapshot
 from pylb.control.storage.store import _canonical
+from pylb.core.address import Address, Listen
 from pylb.core.checks import parse_health
+from pylb.core.persistent_map import PersistentMap, frozen_set
 from pylb.core.policy import Rules
-from pylb.core.registration import Announcement, FrontendRequest
+from pylb.core.registration import Announcement, FrontendRequest, Key, Registration
 from tests.control.harness import Control, control
 from tests.support.ports import free_ports
 
@@ -48,6 +51,28 @@ def written_by_a_newer_pylb(folder: Path) -> None:
 def is_there(folder: Path) -> bool:
     data = payload(folder)
     return NEW in data["registrations"] and LEASE in data["leases"]
+
+
+def test_a_registration_for_udp_says_that_it_needs_it_and_is_kept_for_a_version_that_serves_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    wanted = (FrontendRequest(443, 30443), FrontendRequest(443, 30444, protocol="udp"))
+    one = Registration(Key("t", "web", "pod-1"), "web", "192.0.2.7", wanted)
+    taken = Snapshot(
+        registrations=PersistentMap({one.key: one}),
+        proven=frozen_set([Address("192.0.2.7", 30444, "udp")]),
+        down=frozen_set([(Listen("udp", "*", 443), Address("192.0.2.7", 30444, "udp"))]),
+    )
+    text = json.loads(b"".join(_canonical(snapshot.Encoder().encode(taken))))
+    [entry] = text["registrations"]
+    assert (entry["needs"], [item.get("protocol") for item in entry["frontends"]]) == (["udp"], [None, "udp"])
+    found, complaints = snapshot.decode(text)
+    assert (dict(found.registrations), [kept.entry for kept in found.unserved.values()], complaints) == ({}, [entry], [])
+    monkeypatch.setattr(snapshot, "KNOWN_NEEDS", snapshot.KNOWN_NEEDS | {snapshot.DATAGRAMS})
+    found, complaints = snapshot.decode(text)
+    assert (found.registrations, found.proven, found.down, complaints) == (taken.registrations, taken.proven, taken.down, [])
+    entry["frontends"][1]["protocol"] = "sctp"
+    assert "is not a protocol" in snapshot.decode(text)[1][0]
 
 
 async def prepared(folder: Path) -> int:

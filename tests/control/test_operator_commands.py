@@ -5,10 +5,15 @@ from pathlib import Path
 
 import pytest
 
+from pylb.api.explain import ports_of
+from pylb.api.routes import rows
+from pylb.cli.routes import table
+from pylb.cli.tables import written
 from pylb.control.new_registration import ImportedServer
 from pylb.core.address import Address, parse_ports
 from pylb.core.errors import Refused
 from pylb.core.policy import AdminState, Rules
+from pylb.core.registration import Announcement, FrontendRequest
 from tests.control.harness import NODE_A, NODE_B, Control, control, target, token
 from tests.core.claiming import static
 from tests.support.ports import free_ports
@@ -42,6 +47,32 @@ async def test_a_word_about_a_node_hits_what_comes_there_later_and_ends_after_a_
             assert c.registry.operator.words() == []
             assert states(c)[f"pod-8@{NODE_A}"] == "up"
             assert "admin_over" in c.kinds()
+
+
+async def test_a_port_of_udp_is_listed_drained_explained_and_released_by_its_own_name(tmp_path: Path) -> None:
+    (port,) = free_ports(1)
+    wanted = (FrontendRequest(port, 30001), FrontendRequest(port, 30002, protocol="udp"))
+    async with control(tmp_path, token(any_port_except=frozenset())) as c:
+        await c.registry.calls.announce("web", "pod-1", Announcement(wanted), c.caller())
+        listed = await rows(c.registry)
+        assert [(one["port"], one.get("protocol"), one["frontend"]) for one in listed] == [
+            (port, None, f"web-{port}"),
+            (port, "udp", f"web-{port}-udp"),
+        ]
+        assert [cells.split()[0] for cells in written([table(listed)]).splitlines() if f"web-{port}" in cells] == [
+            str(port),
+            f"{port}/udp",
+        ]
+        assert [one["address"] for one in await rows(c.registry, ("udp", port))] == [f"{NODE_A}:30002/udp"]
+        assert await ports_of(c.registry, "web") == [("tcp", port), ("udp", port)]
+        assert await ports_of(c.registry, f"{port}/udp") == [("udp", port)]
+        await c.registry.operator.set_admin(f"{port}/udp/pod-1", AdminState.DRAIN)
+        assert {view.listen.protocol: view.state for view in c.registry.each_server()} == {"tcp": "unproven", "udp": "drain"}
+        with pytest.raises(Refused, match="nothing is registered as"):
+            await c.registry.operator.release_any("1/udp")
+        assert await c.registry.operator.release_any(f"{port}/udp") == [f"released t/web/pod-1, port {port}/udp"]
+        assert [str(listen) for listen in c.registry.table.frontends] == [f"*:{port}"]
+        assert c.registry.events()[-1].text == f"released on port {port}/udp; closed: {port}/udp"
 
 
 async def test_a_word_about_a_server_ends_with_its_move_and_has_no_other_end(tmp_path: Path) -> None:

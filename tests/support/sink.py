@@ -3,7 +3,7 @@
 import socket
 from collections.abc import Mapping
 
-from pylb.core.address import Listen
+from pylb.core.address import TCP, Listen
 from pylb.core.table import Table
 
 
@@ -17,11 +17,13 @@ class PortSink:
     def open(self, listen: Listen, *, freebind: bool = False) -> None:  # noqa: ARG002 - the protocol's
         if listen in self.sockets:
             return
-        sock = socket.socket()
+        sock = socket.socket(type=socket.SOCK_STREAM if listen.protocol == TCP else socket.SOCK_DGRAM)
         try:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if listen.protocol == TCP:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             sock.bind(("" if listen.ip == "*" else listen.ip, listen.port))
-            sock.listen(8)
+            if listen.protocol == TCP:
+                sock.listen(8)
         except OSError:
             sock.close()
             raise

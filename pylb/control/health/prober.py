@@ -30,7 +30,7 @@ class ProbeRequest:
 
     @property
     def target(self) -> Address:
-        return Address(self.server.ip, self.check.port or self.server.port)
+        return Address(self.server.ip, self.check.port or self.server.port, self.check.protocol(self.server.protocol))
 
     @property
     def hello(self) -> bytes:

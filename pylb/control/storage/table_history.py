@@ -11,7 +11,7 @@ from typing import Any
 
 from pylb.control.fair_buffer import FairBuffer
 from pylb.control.storage.files import read_regular, set_aside, write_private
-from pylb.core.address import parse_address, parse_listen
+from pylb.core.address import UDP, written_address, written_listen
 from pylb.core.table_diff import PASSING, ChangeKind, ChangeLine
 from pylb.core.text import counted
 
@@ -124,7 +124,8 @@ class TableHistory:
 
 
 def _is_about(line: ChangeLine, what: str) -> bool:
-    return what in (str(line.listen.port), str(line.listen), line.frontend, line.frontend.rpartition("-")[0])
+    registered = line.frontend.removesuffix(f"-{UDP}") if line.listen.protocol == UDP else line.frontend
+    return what in (line.listen.port_text, str(line.listen), line.frontend, registered.rpartition("-")[0])
 
 
 def _encoded(generations: Iterable[Generation]) -> bytes:
@@ -143,7 +144,7 @@ def _decoded(item: dict[str, Any]) -> Generation:
     """Raises what _BROKEN has."""
     lines = tuple(
         ChangeLine(
-            ChangeKind(what), parse_listen(listen), str(name), str(text), None if server is None else parse_address(server)
+            ChangeKind(what), written_listen(listen), str(name), str(text), None if server is None else written_address(server)
         )
         for what, listen, name, text, server in item["lines"]
     )

@@ -1,6 +1,7 @@
 """The record of generations: kept over restarts, bounded, and no fault of it is anybody's fault."""
 
 import os
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -40,6 +41,20 @@ def test_what_was_written_is_there_again(tmp_path: Path) -> None:
     assert [one.number for one in record(path).generations()] == [1, 2, 3]
     assert [one.number for one in again.generations("80")] == [2]
     assert [one.number for one in again.generations("other")] == [2]
+
+
+def test_a_line_about_udp_is_found_by_its_port_and_its_name_alone(tmp_path: Path) -> None:
+    path = tmp_path / "history.jsonl"
+    first = record(path)
+    tcp, udp = line(name="web-443"), line(name="web-443-udp")
+    server = Address("192.0.2.7", 30443, "udp")
+    first.note(1, ["admin"], [tcp, replace(udp, listen=HTTPS._replace(protocol="udp"), server=server)])
+    first.write()
+    again = record(path)
+    assert again.generations() == first.generations()
+    assert [[one.frontend for one in found.lines] for found in again.generations("443")] == [["web-443"]]
+    assert [[one.frontend for one in found.lines] for found in again.generations("443/udp")] == [["web-443-udp"]]
+    assert [[one.frontend for one in found.lines] for found in again.generations("web")] == [["web-443", "web-443-udp"]]
 
 
 def test_what_is_asked_of_a_name_has_its_lines_alone_and_says_since_when(tmp_path: Path) -> None:
