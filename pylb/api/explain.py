@@ -77,12 +77,12 @@ async def explain(
     registry: Registry, counters: Counters, recorded: Sequence[SessionTrace], knock: Knock, port: PortKey
 ) -> dict[str, Any]:
     """What is known about the port; each of its servers is asked now. Raises Refused NOT_FOUND."""
-    listens = [listen for listen in registry.table.frontends if listen.port_key == port]
+    listens = [listen for listen in registry.table.frontends if listen.has(port)]
     refused = [one for one in registry.rejected() if port[1] in one.ports][-MOST_REFUSED:]
     history = registry.history(_text(port))
     if not listens and not refused and not history:
         raise Refused(Code.NOT_FOUND, f"port {_text(port)}: no frontend, no registration, and no call about it was refused")
-    unbound = {str(listen): reason for listen, reason in registry.unbound().items() if listen.port_key == port}
+    unbound = {str(listen): reason for listen, reason in registry.unbound().items() if listen.has(port)}
     open_ = [listen for listen in listens if str(listen) not in unbound]
     dialled, checked = await _asked(registry, listens)
     return {
@@ -135,7 +135,7 @@ def _counts(counters: Counters, listens: Sequence[Listen]) -> dict[str, Any]:
 
 
 def _changes(one: Generation, port: PortKey) -> list[str]:
-    return [change.text for change in one.lines if change.listen.port_key == port]
+    return [change.text for change in one.lines if change.listen.has(port)]
 
 
 def _refusal(one: Rejection) -> dict[str, Any]:

@@ -45,7 +45,7 @@ def _step(line: ChangeLine, live: int) -> dict[str, Any]:
     fate = f"live sessions: {live}, {_FATE.get(line.what, 'untouched')}"
     return {
         "what": str(line.what),
-        **port_json(line.listen.port, line.listen.protocol),
+        **port_json(line.listen.port, line.listen.protocol, line.listen.last),
         "frontend": line.frontend,
         "server": None if line.server is None else str(line.server),
         "sessions": live,

@@ -29,9 +29,9 @@ async def rows(registry: Registry, port: PortKey | None = None) -> list[dict[str
     found: list[dict[str, Any]] = []
     async for frontend, view in in_turns(_places(registry.table, registry.each_server()), ROWS):
         listen = frontend.listen
-        if port is not None and listen.port_key != port:
+        if port is not None and not listen.has(port):
             continue
-        head = port_json(listen.port, listen.protocol) | {"listen": str(listen)}
+        head = port_json(listen.port, listen.protocol, listen.last) | {"listen": str(listen)}
         head |= {"frontend": frontend.name, "unbound": unbound.get(listen)}
         found.append(head | (_no_server() if view is None else _server(view, leases, now)))
     for later in registry.unserved():

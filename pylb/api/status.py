@@ -50,7 +50,7 @@ async def status(registry: Registry, counters: Counters, workers: int, *, reload
 def _frontend(one: FrontendView, counters: FrontendCounters | None, found: tuple[Condition, str]) -> dict[str, Any]:
     counted = counters if counters is not None else FrontendCounters(one.name)  # its port is not open
     return {
-        **port_json(one.listen.port, one.listen.protocol),
+        **port_json(one.listen.port, one.listen.protocol, one.listen.last),
         "listen": str(one.listen),
         "frontend": one.name,
         "health": str(found[0]),

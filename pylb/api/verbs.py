@@ -226,7 +226,7 @@ def _generation(one: Generation) -> dict[str, Any]:
         "time": one.at,
         "by": list(one.by),
         "changes": [
-            {"what": str(line.what), **port_json(line.listen.port, line.listen.protocol), "text": line.text}
+            {"what": str(line.what), **port_json(line.listen.port, line.listen.protocol, line.listen.last), "text": line.text}
             for line in one.lines
         ],
     }

@@ -5,7 +5,7 @@ import os
 import pwd
 import resource
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -101,12 +101,23 @@ def _ephemeral(config: Config) -> Iterator[Finding]:
         reserved = (NET / "ipv4/ip_local_reserved_ports").read_text().strip()
     except (OSError, ValueError):
         return
-    inside = sorted({one.listen.port for one in config.frontends if low <= one.listen.port <= high})
+    inside = sorted({port for one in config.frontends for port in one.listen.ports if low <= port <= high})
     kept = {port for part in reserved.split(",") if part for port in _range(part)}
     if missing := [port for port in inside if port not in kept]:
-        texts = ",".join(map(str, missing))
+        texts = _in_ranges(missing)
         found = f"{texts} lie inside {low}-{high}: an outgoing connection may hold one when pylb starts"
         yield Finding("ephemeral ports", False, found, f"sysctl net.ipv4.ip_local_reserved_ports={texts}")
+
+
+def _in_ranges(ports: Sequence[int]) -> str:
+    """As the kernel takes them: `8443,20000-20099`. `ports` are sorted."""
+    runs: list[list[int]] = []
+    for port in ports:
+        if runs and port == runs[-1][-1] + 1:
+            runs[-1].append(port)
+        else:
+            runs.append([port])
+    return ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
 
 
 def _range(text: str) -> range:

@@ -12,7 +12,7 @@ from pylb.cli.client import CONFIG, JSON, ask, say
 from pylb.cli.completion import words
 from pylb.cli.session_trace import LETTERS, REASONS
 from pylb.cli.tables import Block, facts, port_of, prose
-from pylb.core.health import YES
+from pylb.core.health import NOT_ASKED, YES
 from pylb.core.text import whole_number
 
 
@@ -65,6 +65,11 @@ def verdict(found: Mapping[str, Any]) -> str:
         return f"port {port} has no server: clients are reset until a registration joins the frontend"
     if (wrong := _servers_wrong(found)) is not None:
         return wrong
+    if all(one["found"] == NOT_ASKED for one in found["dialled"].values()):
+        return (
+            f"port {port} is open here. Its servers are not asked: which ports of a range are in use, only the app knows. A "
+            "`port` in the check of the frontend or registration lets pylb find out whether they live"
+        )
     if found["reachable"] != "yes":
         return (
             f"its servers are well, but a connect from this machine to port {port} met {found['reachable']}: see the firewall"
@@ -83,11 +88,11 @@ def _servers_wrong(found: Mapping[str, Any]) -> str | None:
     serving = [one["address"] for one in found["servers"] if one["state"] not in ("drain", "maint")]
     if not serving:
         return "every server was taken out by the operator: pylb ctl ready TARGET"
-    if not any(dialled[address]["found"] == YES for address in serving):
+    if not any(dialled[address]["found"] in (YES, NOT_ASKED) for address in serving):
         answers = ", ".join(f"{address}: {dialled[address]['found']}" for address in serving)
         hint = next((dialled[address]["hint"] for address in serving if dialled[address]["hint"]), "")
         return f"no server accepts a connection ({answers})" + (f": {hint}" if hint else "")
-    if not any(checked[address]["found"] == YES for address in serving):
+    if not any(checked[address]["found"] in (YES, NOT_ASKED) for address in serving):
         answers = ", ".join(f"{address}: {checked[address]['found']}" for address in serving)
         accepting = "servers accept" if len(serving) > 1 else "server accepts"
         refuses = all(checked[address]["when_all_down"] == "refuse" for address in serving)

@@ -83,8 +83,8 @@ def written(parts: Iterable[Block], screen: Screen = PIPE) -> str:
 
 
 def port_of(row: Mapping[str, Any]) -> str:
-    """The port of a row: `443`, or `443/udp`."""
-    return port_text(row["port"], row.get("protocol", TCP))
+    """The port of a row: `443`, `443/udp`, or `20000-20099`."""
+    return port_text(row["port"], row.get("protocol", TCP), row.get("last_port", 0))
 
 
 def clock(unix: float, *, day: bool = True) -> str:

@@ -10,6 +10,7 @@ from pylb.config.health import health_findings
 from pylb.config.without_effect import without_effect
 from pylb.config.yamlplace import Loc
 from pylb.core.address import ANY, Address, HostPort, Listen, is_loopback
+from pylb.core.policy import CONNECT
 
 
 def findings(parts: Parts) -> Iterator[Finding]:
@@ -136,17 +137,18 @@ def _taken_ports(parts: Parts) -> Iterator[Finding]:
     # By (port, ip): the first user of that address. "4", "6" and "any" in place of the ip: the first user of any such address.
     first_of: dict[tuple[int, str], tuple[int, _PortUser]] = {}
     for number, taker in enumerate(sorted(_port_users(parts), key=lambda taker: parts.place(taker.loc))):
-        ip, port = taker.listen.ip, taker.listen.port
+        ip, ports = taker.listen.ip, taker.listen.ports
         families = ("4", "6") if ip == ANY else ("6",) if ":" in ip else ("4",)
         wildcards = {"4": "0.0.0.0", "6": "::"}
         meets = ("any",) if ip == ANY else families if ip in wildcards.values() else (ip, wildcards[families[0]], ANY)
-        found = [first_of[port, one] for one in meets if (port, one) in first_of]
+        found = [first_of[port, one] for port in ports for one in meets if (port, one) in first_of]
         if found:
             first = min(found, key=lambda one: one[0])[1]
             message = f"{taker.what} cannot listen on {taker.listen}: {first.what} does on {first.listen}"
             yield Finding(taker.loc, message, f"see {parts.where(first.loc)}")
-        for one in (ip, "any", *families):
-            first_of.setdefault((port, one), (number, taker))
+        for port in ports:
+            for one in (ip, "any", *families):
+                first_of.setdefault((port, one), (number, taker))
 
 
 def _frontend(part: ReadablePart[m.FrontendEntry]) -> Iterator[Finding]:
@@ -155,23 +157,44 @@ def _frontend(part: ReadablePart[m.FrontendEntry]) -> Iterator[Finding]:
         if key in entry.timeouts.model_fields_set:
             message = f"timeouts.{key} belongs to the process, not to a frontend"
             yield Finding(part.at("timeouts", key), message, "move it to defaults")
+    if any(server.address.last for server in entry.servers) and entry.health.model_fields_set and not _asks_ranges(entry):
+        hint = "a port in its check, as in {http: /healthz, port: 10256}, or remove it"
+        yield Finding(part.at("health"), "health has no effect on a range of ports: which are in use, only the app knows", hint)
     seen: set[Address | HostPort] = set()
     for index, server in enumerate(entry.servers):
         if server.address in seen:
             yield Finding(part.at("servers", index, "address"), f"{server.address} is in frontend {entry.name!r} twice")
         seen.add(server.address)
+        yield from _other_length(entry.listen, server.address, part.at("servers", index, "address"))
+
+
+def _asks_ranges(entry: m.FrontendEntry) -> bool:
+    return entry.health.mode == "none" or bool(entry.health.said().get("check", CONNECT).port)
+
+
+def _other_length(listen: Listen, address: Address | HostPort, loc: Loc | None) -> Iterator[Finding]:
+    """The ports of a range go to one port, or each to one of as many."""
+    if not address.last or address.last - address.port == listen.last - listen.port:
+        return
+    if not listen.last:
+        yield Finding(loc, f"{address} has a range of ports, and {listen} has one port", "one port")
+        return
+    hint = f"{address.port}-{address.port + listen.last - listen.port}, or one port for all of them"
+    width = address.last - address.port + 1
+    yield Finding(loc, f"{address} has {width} ports, and {listen} has {len(listen.ports)}", hint)
 
 
 def _loops(parts: Parts) -> Iterator[Finding]:
     """A server that is one of pylb's own frontends would send sessions in a loop until no descriptor is left."""
     frontends: dict[tuple[int, str], tuple[int, m.FrontendEntry]] = {}  # by listen port and ip, the first of them
     for number, part in enumerate(parts.frontends):
-        frontends.setdefault((part.entry.listen.port, part.entry.listen.ip), (number, part.entry))
+        for port in part.entry.listen.ports:
+            frontends.setdefault((port, part.entry.listen.ip), (number, part.entry))
     for part in parts.frontends:
         for index, server in enumerate(part.entry.servers):
             if isinstance(server.address, HostPort):
                 continue  # its addresses are checked once they are resolved
-            places = [(server.address.port, ip) for ip in _reached(server.address.ip, parts)]
+            places = [(port, ip) for port in server.address.ports for ip in _reached(server.address.ip, parts)]
             looped = [frontends[place] for place in places if place in frontends]
             if looped:
                 first = min(looped, key=lambda one: one[0])[1]

@@ -398,7 +398,7 @@ class Defaults(PolicySection):
 
 class ServerEntry(Section):
     short: ClassVar[dict[str, Any] | None] = {"type": "string"}
-    address: v.ServerAt = Field(description="the server's address")
+    address: v.ServersAt = Field(description="the server's address; in a frontend with a range, one port for all or as many")
     name: v.Name | None = Field(None, description="its name in logs, metrics and commands; unset: its address")
     weight: v.Weight = Field(1, description="its share of new sessions; 0: none")
     backup: v.Flag = Field(False, description="used only while no other server is usable")
@@ -417,7 +417,7 @@ class ServerEntry(Section):
 class FrontendEntry(PolicySection):
     reserved: ClassVar[dict[str, str]] = {"bind": "only for ports opened by registrations; a static frontend has `listen`"}
     name: v.Name = Field(description="its name in logs, metrics and commands, and that of the registrations that may join it")
-    listen: v.ListenAt = Field(description="where it listens")
+    listen: v.ListensAt = Field(description="where it listens; a range of ports is one frontend")
     servers: tuple[ServerEntry, ...] = Field(
         (), description="`IP:PORT`, `HOST:PORT` (all its addresses are servers), or a mapping; may be empty"
     )

@@ -145,27 +145,44 @@ def _parsed(parse: Callable[[str], _T], text: str, hint: str) -> _T:
 
 def parse_listen_at(value: object) -> core.Listen:
     """`*:443`, `192.0.2.1:443`, `[2001:db8::1]:443`."""
+    return _listen_at(value, core.parse_listen)
+
+
+def parse_listens_at(value: object) -> core.Listen:
+    """The same, or a range: `*:20000-20099`."""
+    return _listen_at(value, core.parse_listens)
+
+
+def _listen_at(value: object, parse: Callable[[str], core.Listen]) -> core.Listen:
     hint = 'ADDRESS:PORT, as in "*:443", "192.0.2.1:443" or "[2001:db8::1]:443"'
     if isinstance(value, int) and not isinstance(value, bool):
         raise wrong(f"{value} is a port without an address", f'write "*:{value}" for all addresses')
     text = _text(value, "an address to listen on")
     if re.fullmatch(r":?[0-9]+", text):
         hint = f'write "*:{text.lstrip(":")}" for all addresses'
-    return _parsed(core.parse_listen, text, hint)
+    return _parsed(parse, text, hint)
 
 
 def parse_server_at(value: object) -> core.Address | core.HostPort:
     """`IP:PORT` or `HOST:PORT`."""
+    found = parse_servers_at(value)
+    if found.last:
+        raise wrong(f"{found}: a range has no place here", "one port")
+    return found
+
+
+def parse_servers_at(value: object) -> core.Address | core.HostPort:
+    """The same, or a range: `192.0.2.7:30000-30099`."""
     hint = 'IP:PORT or HOST:PORT, as in "192.0.2.7:30443"'
     text = _text(value, "an address")
     host, colon, port = text.rpartition(":")
     if colon and not re.fullmatch(r"[0-9.]+", host) and _HOST.fullmatch(host.removesuffix(".")):
-        return core.HostPort(host.removesuffix(".").lower(), _parsed(core.parse_port, port, hint))
+        return core.HostPort(host.removesuffix(".").lower(), *_parsed(core.parse_port_range, port, hint))
     if colon and not host.isascii():
         raise wrong(f"{show(text)} is not a DNS host name", "write its xn-- form")
     if colon and "[" not in host and not re.fullmatch(r"[0-9.]*|.*[:/].*", host):
         raise wrong(f"{show(host)} is neither an IP address nor a host name", "a name has letters, digits, '-' and '.'")
-    address = _parsed(core.parse_address, text, hint)
+    address = _parsed(core.parse_addresses, text, hint)
     if (refused := core.refused_class(address.ip)) is not None:
         raise wrong(f"{address.ip} is {refused}: never a server", hint)
     return address
@@ -370,7 +387,14 @@ ProbeInterval = Annotated[
     float, PlainValidator(parse_duration), AfterValidator(_probe_interval), JsonType("duration", _DURATION)
 ]
 ListenAt = Annotated[core.Listen, PlainValidator(parse_listen_at), JsonType("`ADDRESS:PORT`, `*` for all addresses")]
-ServerAt = Annotated[core.Address | core.HostPort, PlainValidator(parse_server_at), JsonType("`IP:PORT` or `HOST:PORT`")]
+ListensAt = Annotated[
+    core.Listen, PlainValidator(parse_listens_at), JsonType("`ADDRESS:PORT` or `ADDRESS:PORT-PORT`, `*` for all addresses")
+]
+ServersAt = Annotated[
+    core.Address | core.HostPort,
+    PlainValidator(parse_servers_at),
+    JsonType("`IP:PORT` or `HOST:PORT`; for a range `IP:PORT-PORT`"),
+]
 ResolveInterval = Annotated[
     float, PlainValidator(parse_duration), AfterValidator(_at_least_a_second), JsonType("duration", _DURATION)
 ]

@@ -18,10 +18,10 @@ class Sink(Protocol):
     """What serves the tables: the in-process engine, or the workers."""
 
     def open(self, listen: Listen, *, freebind: bool) -> None:
-        """Binds and listens, accepts nothing yet. Idempotent. Raises OSError."""
+        """Binds and listens, accepts nothing yet; one port, of a range one after the other. Idempotent. Raises OSError."""
 
     def discard(self, listen: Listen) -> None:
-        """Close what `open` opened, unless a table has published it. Anything else is not touched."""
+        """Close what `open` opened of a port or range, unless a table has published it. Anything else is not touched."""
 
     def apply(self, table: Table) -> Mapping[Listen, OSError]:
         """Publish. Ports that cannot be opened are returned, and retried with the next table."""

@@ -162,7 +162,7 @@ class Liveness:
 
 def addresses(one: Registration) -> Iterator[Address]:
     """The addresses of its servers, and of those that stand in for them until they have answered."""
-    yield from (one.address(item) for item in one.wanted)
+    yield from (one.address(item) for item in one.wanted if not item.target_last)  # nobody asks a range
     yield from (old.address for old in one.displaced)
 
 

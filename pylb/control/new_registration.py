@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 
 from pylb.core.address import Address
-from pylb.core.auth import Caller, Keyring, Token, check_name, check_port, check_source
+from pylb.core.auth import Caller, Keyring, Token, check_name, check_port, check_ports, check_source
 from pylb.core.errors import Code, Refused
 from pylb.core.legacy import LegacyCall
 from pylb.core.policy import ProxyProtocol, Rules
@@ -30,7 +30,7 @@ def native_registration(name: str, instance: str, announcement: Announcement, ca
     check_spelling("instance", instance)
     check_name(caller.token, name)
     for item in announcement.frontends:
-        check_port(caller.token, item.port, rules.reserved_ports, item.protocol)
+        check_ports(caller.token, item.ports, rules.reserved_ports, item.protocol)
     one = Registration(
         Key(caller.token.name, name, instance),
         name,

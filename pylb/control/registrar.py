@@ -49,7 +49,7 @@ class Registrar:
             self._state.totals["unchanged"] += 1
             return self.outcome("unchanged", before, durable=self._writer.durable)
         takeover = caller.token.takeover
-        targets = [wanted.address(item) for item in wanted.wanted]
+        targets = [wanted.address(item) for item in wanted.wanted if not item.target_last]  # a range is not dialled
         await self._ask_once_more(wanted)
         with self._health_records.considering(targets):
             new = [address for address in targets if self._health_records.may_have_come(address)]
@@ -172,7 +172,7 @@ class Registrar:
                 claims = release(claims, [one]).claims
 
     def _ask_at_once(self, one: Registration) -> None:
-        self._checker.called(one.places, (one.address(item) for item in one.wanted))
+        self._checker.called(one.places, (one.address(item) for item in one.wanted if not item.target_last))
 
     def _gone(self, claims: Claims, token: str) -> Key | None:
         """The oldest registration of the token that said goodbye, whose lease is over, and whose servers do not answer."""
@@ -200,7 +200,7 @@ class Registrar:
         found = []
         for item in one.wanted:
             reachable, hint, _ = self._health_records.reachable(one.address(item))
-            found.append(FrontendOutcome(item.port, one.ip, item.target_port, reachable, hint, item.protocol))
+            found.append(FrontendOutcome(item.port, one.ip, item.target_port, reachable, hint, item.protocol, item.last))
         return tuple(found)
 
 

@@ -36,9 +36,10 @@ from pylb.control.views import (
 )
 from pylb.core.address import Address, Listen
 from pylb.core.auth import Keyring
+from pylb.core.health import NOT_ASKED
 from pylb.core.policy import Rules
 from pylb.core.registration import Registration
-from pylb.core.table import Server, Table
+from pylb.core.table import Frontend, Server, Table
 from pylb.core.text import counted
 
 VIEWS = 250  # of servers or registrations, between two turns of the loop: 1.5 ms
@@ -197,11 +198,17 @@ class Registry:
         is recorded. Takes at most the check's timeout.
         """
         frontend = self.table.frontends[listen]
-        connects = [ProbeRequest(server.address) for server in frontend.servers]
-        checks = [probe_request(frontend, server) for server in frontend.servers]
-        found = await asyncio.gather(*(self._ask(question) for question in (*connects, *checks)))
-        both = zip(found[: len(connects)], found[len(connects) :], strict=True)
+        both = await asyncio.gather(*(self._ask_both(frontend, server) for server in frontend.servers))
         return dict(zip((server.address for server in frontend.servers), both, strict=True))
+
+    async def _ask_both(self, frontend: Frontend, server: Server) -> tuple[str, str]:
+        """A range is asked by its check alone, and only if that has a port."""
+        check = probe_request(frontend, server)
+        if not server.address.last:
+            met, answer = await asyncio.gather(self._ask(ProbeRequest(server.address)), self._ask(check))
+            return met, answer
+        answer = await self._ask(check) if check.check.port else NOT_ASKED
+        return answer, answer
 
     # ------------------------------------------------------------ what it shows
 

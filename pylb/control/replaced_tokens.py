@@ -45,5 +45,5 @@ def heir_of(one: Registration, keyring: Keyring) -> Key:
     """The key of the registration, under the token to which it belongs."""
     if not keyring.has_heirs:
         return one.key
-    tcp, udp = ([item.port for item in one.wanted if item.protocol == protocol] for protocol in (TCP, UDP))
+    tcp, udp = ([port for item in one.wanted if item.protocol == protocol for port in item.ports] for protocol in (TCP, UDP))
     return one.key._replace(token=keyring.heir(one.key.token, one.key.name, tcp, legacy=one.key.is_legacy, udp=udp))

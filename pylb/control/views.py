@@ -23,6 +23,7 @@ class FrontendOutcome:
     reachable: str  # yes, refused, timeout; unknown if it was never dialled
     hint: str = ""
     protocol: str = TCP
+    last: int = 0  # of a range
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,7 +221,7 @@ def _server_view(frontend: Frontend, server: Server, holders: ServerHolders, hea
     name, listen = frontend.name, frontend.listen
     proof, health = health_records.proof(server.address), health_records.health(listen, server.address)
     known = proof is not None and proof.found != "unknown"
-    proven = server.address in health_records.proven
+    proven = server.address.last != 0 or server.address in health_records.proven  # a range is never asked for its proof
     reachable, hint, asked_at = health_records.reachable(server.address)
     return ServerView(
         name,

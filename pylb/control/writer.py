@@ -27,6 +27,7 @@ from pylb.core.registration import Key
 
 KEYS = 500  # of decided calls, forgotten in one step: 0.2 ms
 CALLS = 10  # decided or answered in one step, 1 ms, before the event loop runs other tasks
+PORTS = 50  # of a range, opened in one step: 2 ms
 
 
 Done = Callable[[Change], Generator[None, None, None] | None]  # a generator for long work, in steps
@@ -206,14 +207,16 @@ class Writer:
         async for listen in in_turns(sorted(wanted), CALLS):
             if any(listen.overlaps(other) for other in closing):
                 continue  # the kernel would refuse the two side by side: the swap closes one and opens the other
-            try:
-                self._sink.open(listen, freebind=after.static_rules.policy(listen).freebind)
-            except OSError as error:
-                for other in done:
-                    if not before.has(other):  # else an earlier call of this batch needs it
-                        self._sink.discard(other)
-                raise cannot_bind(listen, error) from None
             done.add(listen)
+            freebind = after.static_rules.policy(listen).freebind
+            async for one in in_turns(listen.each(), PORTS):
+                try:
+                    self._sink.open(one, freebind=freebind)
+                except OSError as error:
+                    for other in done:
+                        if not before.has(other):  # else an earlier call of this batch needs it
+                            self._sink.discard(other)
+                    raise cannot_bind(one, error) from None
         return done
 
 

@@ -23,22 +23,31 @@ class Address(NamedTuple):
     function in Python, and such hashes were a quarter of all calls when a registration moved.
 
     The protocol is part of it, so that nothing known about a TCP server is taken for knowledge about a UDP server.
+    `last` is the last port of a range; 0: it is one port.
     """
 
     ip: str
     port: int
     protocol: str = TCP
+    last: int = 0
 
     @property
     def is_ipv6(self) -> bool:
         return ":" in self.ip
 
     @property
+    def ports(self) -> range:
+        return range(self.port, (self.last or self.port) + 1)
+
+    @property
     def without_protocol(self) -> str:
-        return f"[{self.ip}]:{self.port}" if self.is_ipv6 else f"{self.ip}:{self.port}"
+        ports = f"{self.port}-{self.last}" if self.last else f"{self.port}"
+        return f"[{self.ip}]:{ports}" if self.is_ipv6 else f"{self.ip}:{ports}"
 
     def __str__(self) -> str:
         """`203.0.113.7:30443`, or `203.0.113.7:30443/udp`."""
+        if self.protocol == TCP and not self.last:  # as nearly always
+            return f"[{self.ip}]:{self.port}" if ":" in self.ip else f"{self.ip}:{self.port}"
         return self.without_protocol if self.protocol == TCP else f"{self.without_protocol}/{self.protocol}"
 
 
@@ -48,17 +57,35 @@ class HostPort:
 
     host: str  # lower case, without a dot at the end
     port: int
+    last: int = 0  # as for an Address
 
     def __str__(self) -> str:
-        return f"{self.host}:{self.port}"
+        return f"{self.host}:{self.port}-{self.last}" if self.last else f"{self.host}:{self.port}"
 
 
 class Listen(NamedTuple):
-    """Where a frontend listens: the key of the table. `ip` is `*` for all addresses, dual-stack. A tuple, like Address."""
+    """Where a frontend listens: the key of the table. `ip` is `*` for all addresses, dual-stack. A tuple, like Address.
+
+    `last` is the last port of a range, which is one frontend; 0: it is one port.
+    """
 
     protocol: str
     ip: str
     port: int
+    last: int = 0
+
+    @property
+    def ports(self) -> range:
+        return range(self.port, (self.last or self.port) + 1)
+
+    def each(self) -> "Iterable[Listen]":
+        """Itself, or each port of a range."""
+        return (self,) if not self.last else (Listen(self.protocol, self.ip, port) for port in self.ports)
+
+    def has(self, port: PortKey) -> bool:
+        """Is this port its port, or one of its range?"""
+        protocol, number = port
+        return protocol == self.protocol and number in self.ports
 
     @property
     def port_key(self) -> PortKey:
@@ -66,16 +93,18 @@ class Listen(NamedTuple):
 
     @property
     def port_text(self) -> str:
-        """For people: `443`, or `443/udp`."""
-        return port_text(self.port, self.protocol)
+        """For people: `443`, `443/udp`, or `20000-20099`."""
+        return port_text(self.port, self.protocol, self.last)
 
     def __str__(self) -> str:
-        """`*:443`, or `*:443/udp`."""
+        """`*:443`, `*:443/udp`, or `*:20000-20099`."""
         return f"[{self.ip}]:{self.port_text}" if ":" in self.ip else f"{self.ip}:{self.port_text}"
 
     def overlaps(self, other: "Listen") -> bool:
         """Would the kernel refuse to have both?"""
-        if (self.protocol, self.port) != (other.protocol, other.port):
+        if self.protocol != other.protocol or max(self.port, other.port) > min(
+            self.last or self.port, other.last or other.port
+        ):
             return False
         one, two = self.ip, other.ip
         if one == two or ANY in (one, two):
@@ -108,9 +137,10 @@ def _range_text(low: int, high: int) -> str:
     return str(low) if low == high else f"{low}-{high}"
 
 
-def port_text(port: int, protocol: str) -> str:
-    """For people: `443`, or `443/udp`."""
-    return f"{port}" if protocol == TCP else f"{port}/{protocol}"
+def port_text(port: int, protocol: str, last: int = 0) -> str:
+    """For people: `443`, `443/udp`, or `20000-20099`."""
+    ports = f"{port}-{last}" if last else f"{port}"
+    return ports if protocol == TCP else f"{ports}/{protocol}"
 
 
 def parse_ip(text: str) -> str:
@@ -137,42 +167,62 @@ def parse_port(text: str) -> int:
     return port
 
 
-def _split(text: str) -> tuple[str, int]:
+def parse_port_range(text: str) -> tuple[int, int]:
+    """The first and the last of `"20000-20099"`; the last is 0 for `"443"`. Raises ValueError."""
+    low, dash, high = text.partition("-")
+    if not dash:
+        return parse_port(text), 0
+    first, last = parse_port(low), parse_port(high)
+    if first >= last:
+        raise ValueError(f"{text!r}: a range begins below its end")
+    return first, last
+
+
+def _split(text: str) -> tuple[str, str]:
+    """Host and port, or ports."""
     if "://" in text:
         raise ValueError(f"{text!r} is a URL: HOST:PORT is enough, without http:// and a path")
     host, colon, port = text.rpartition(":")
     if not colon:
         raise ValueError(f"{text!r} is not HOST:PORT")
     if host.startswith("[") and host.endswith("]"):
-        return host[1:-1], parse_port(port)
+        return host[1:-1], port
     if text.startswith("[") and text.endswith("]"):
         raise ValueError(f"{text!r} has no port: {text}:443")
     if ":" in host:
         raise ValueError(f"{text!r}: write an IPv6 address in brackets, as in [2001:db8::7]:443")
-    return host, parse_port(port)
+    return host, port
 
 
 def parse_address(text: str) -> Address:
     """`"203.0.113.7:30443"` or `"[2001:db8::7]:30443"`. Raises ValueError."""
     host, port = _split(text)
-    return Address(parse_ip(host), port)
+    return Address(parse_ip(host), parse_port(port))
+
+
+def parse_addresses(text: str) -> Address:
+    """The same, or with a range: `"203.0.113.7:30000-30099"`. Raises ValueError."""
+    host, ports = _split(text)
+    first, last = parse_port_range(ports)
+    return Address(parse_ip(host), first, TCP, last)
 
 
 def written_address(text: str) -> Address:
     """From the text of an Address. Raises ValueError."""
     place, protocol = _without_protocol(text)
-    return parse_address(place)._replace(protocol=protocol)
+    return parse_addresses(place)._replace(protocol=protocol)
 
 
 def written_listen(text: str) -> Listen:
     """From the text of a Listen. Raises ValueError."""
-    return parse_listen(*_without_protocol(text))
+    place, protocol = _without_protocol(text)
+    return parse_listens(place)._replace(protocol=protocol)
 
 
 def parse_port_key(text: str) -> PortKey:
-    """`"443"`, which means TCP, or `"443/udp"`. Raises ValueError."""
-    number, protocol = _without_protocol(text)
-    return protocol, parse_port(number)
+    """`"443"`, which means TCP, `"443/udp"`, or a range, which its first port stands for. Raises ValueError."""
+    numbers, protocol = _without_protocol(text)
+    return protocol, parse_port_range(numbers)[0]
 
 
 def _without_protocol(text: str) -> tuple[str, str]:
@@ -185,7 +235,14 @@ def _without_protocol(text: str) -> tuple[str, str]:
 def parse_listen(text: str, protocol: str = TCP) -> Listen:
     """`"*:443"`, `"203.0.113.9:443"` or `"[2001:db8::9]:443"`. Raises ValueError."""
     host, port = _split(text)
-    return Listen(protocol, ANY if host == ANY else parse_ip(host), port)
+    return Listen(protocol, ANY if host == ANY else parse_ip(host), parse_port(port))
+
+
+def parse_listens(text: str) -> Listen:
+    """The same, or with a range: `"*:20000-20099"`. Raises ValueError."""
+    host, ports = _split(text)
+    first, last = parse_port_range(ports)
+    return Listen(TCP, ANY if host == ANY else parse_ip(host), first, last)
 
 
 def parse_ports(items: Iterable[int | str]) -> Ports:

@@ -148,6 +148,12 @@ def check_name(token: Token, name: str) -> None:
         )
 
 
+def check_ports(token: Token, ports: Iterable[int], reserved: frozenset[int], protocol: str) -> None:
+    """May the token open all of these frontend ports? Raises Refused."""
+    for port in ports:
+        check_port(token, port, reserved, protocol)
+
+
 def check_port(token: Token, port: int, reserved: frozenset[int], protocol: str = TCP) -> None:
     """May the token open this frontend port? `reserved` are pylb's own, of TCP. Raises Refused."""
     if protocol == TCP and port in reserved:

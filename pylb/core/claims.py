@@ -62,12 +62,20 @@ class Claims:
             _counted(self.sent_to, pairs, _targets),
             _counted(self.owners, come_or_gone, lambda one: (owner_of(one),)),
             _counted(self.of_token, come_or_gone, lambda one: (one.key.token,)),
-            _counted(self.ports_of_token, placed, lambda one: (one.key.token,) * len(one.places)),
+            _counted(self.ports_of_token, placed, lambda one: (one.key.token,) * width(one.places)),
             self.not_fresh.edited(
                 {key: None if after is None or after.state is State.FRESH else after.state for key, _, after in pairs}
             ),
             self.waiting.edited({key: True if after is not None and after.displaced else None for key, _, after in pairs}),
         )
+
+
+def width(places: Iterable[Listen]) -> int:
+    """How many ports they are."""
+    ports = 0
+    for listen in places:
+        ports += listen.last - listen.port + 1 if listen.last else 1
+    return ports
 
 
 def owner_of(one: Registration) -> Owner:
@@ -96,8 +104,9 @@ def _ports(claims: Claims, holders: Mapping[Listen, tuple[Key, ...] | None]) -> 
     found: dict[int, tuple[Listen, ...]] = {}
     for listen, keys in holders.items():
         if (keys is None) is (listen in claims.holders):
-            now = found[listen.port] if listen.port in found else claims.ports.get(listen.port, ())
-            found[listen.port] = tuple(one for one in now if one != listen) if keys is None else (*now, listen)
+            for port in listen.ports:
+                now = found[port] if port in found else claims.ports.get(port, ())
+                found[port] = tuple(one for one in now if one != listen) if keys is None else (*now, listen)
     return {port: listens or None for port, listens in found.items()}
 
 

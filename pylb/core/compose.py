@@ -13,7 +13,7 @@ from pylb.core.address import Address, Listen
 from pylb.core.claims import Claims
 from pylb.core.loops import loop
 from pylb.core.operator_overrides import NONE, Overrides, with_overrides
-from pylb.core.policy import AdminState, HealthPolicy, ProxyProtocol
+from pylb.core.policy import AdminState, HealthMode, HealthPolicy, ProxyProtocol
 from pylb.core.registration import FrontendRequest, Registration, State
 from pylb.core.static_rules import StaticRules
 from pylb.core.table import BACKUP, DOWN, LAST_RESORT, PROVEN, UNPROVEN, Frontend, Server, Table
@@ -71,7 +71,7 @@ def compose_frontend(
     return before if after == before else after
 
 
-_Known = Mapping[tuple[str, int, str], Server]  # the servers of the table before, by address
+_Known = Mapping[tuple[str, int, str, int], Server]  # the servers of the table before, by address
 
 
 def _offers(
@@ -92,8 +92,9 @@ def _offers(
     for line in static.servers if static else ():
         rank = BACKUP if line.backup else PROVEN
         address = cast("Address", line.address)  # StaticRules has no host names
-        if static_rules.comes_back(address, claims.holders):
+        if static_rules.comes_back(address, claims):
             continue
+        own = line.health.over(policy.health)
         yield Server(
             line.name or address.without_protocol,
             address,
@@ -102,20 +103,23 @@ def _offers(
             policy.send_proxy,
             line.max_connections,
             backup=line.backup,
-            health=line.health.over(policy.health),
+            health=own if not address.last else _range_health(own, policy.health),
         )
     held = [one for one in held if not static_rules.is_here(one.ip) or loop(claims, static_rules, one, listen) is None]
     for one in reversed(held):
         item = one.wanted[one.places.index(listen)]
-        before = known.get((one.ip, item.target_port, item.protocol))
+        before = known.get((one.ip, item.target_port, item.protocol, item.target_last))
         address = one.address(item) if before is None else before.address
-        rank = UNPROVEN if address not in server_states.proven else PROVEN
+        # A range is not dialled to be proven: which of its ports is in use at the moment, only the app knows.
+        rank = PROVEN if address.last or address in server_states.proven else UNPROVEN
         if one.state is not State.FRESH:
             rank = LAST_RESORT
         elif item.backup:
             rank = BACKUP
         send = policy.send_proxy if item.send_proxy is None else item.send_proxy
         health = item.health.over(policy.health)
+        if address.last:
+            health = _range_health(health, policy.health)
         if before is not None and _is(before, item, one.label, rank, send=send, health=health):
             yield before  # as nearly always: making one takes as long as all of this
         else:
@@ -123,9 +127,16 @@ def _offers(
     for one in held:
         for old in one.displaced:
             waits = one.address(one.wanted[one.places.index(listen)]) not in server_states.proven
-            if waits and old.listen == listen and not static_rules.comes_back(old.address, claims.holders):
+            if waits and old.listen == listen and not static_rules.comes_back(old.address, claims):
                 send = policy.send_proxy if old.send_proxy is None else old.send_proxy
                 yield Server(old.server, old.address, old.weight, PROVEN, send, health=old.health.over(policy.health))
+
+
+def _range_health(own: HealthPolicy | None, configured: HealthPolicy) -> HealthPolicy | None:
+    """The health policy of a server with a range: it is checked by a port of the check alone, else not at all."""
+    if (own or configured).check.port:
+        return own
+    return replace(own or configured, wanted=HealthMode.NONE)
 
 
 def _is(

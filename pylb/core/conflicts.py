@@ -10,7 +10,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 from pylb.core.address import TCP, Listen
-from pylb.core.claims import Claims
+from pylb.core.claims import Claims, width
 from pylb.core.errors import Code, Refused
 from pylb.core.registration import Key, Registration, State
 from pylb.core.static_rules import StaticRules
@@ -42,16 +42,38 @@ def conflicts(
     A fresh registration always stays, whatever `yield_policy` says: its call may have come since.
     """
     leaving: dict[Key, frozenset[Listen]] = {}
+    for key, listen in _all_in_the_way(claims, static_rules, wanted):
+        held = claims.registrations[key]
+        if not (_gives_way(key, wanted.key) or takeover or (held.state is not State.FRESH and yield_policy.yields(held))):
+            port = listen.port_text
+            hint = f"use another port, ask its owner, `pylb release {port}`, or give the token `takeover: true`"
+            raise Refused(Code.PORT_OWNED, f"port {port} is owned by {held.owner}{yield_policy.describe(held)}", hint)
+        leaving[key] = leaving.get(key, frozenset()) | {listen}
+    return leaving
+
+
+def _all_in_the_way(claims: Claims, static_rules: StaticRules, wanted: Registration) -> Iterator[tuple[Key, Listen]]:
+    """The holders that cannot stay, each with what it has to leave."""
     for listen in wanted.places:
         for key in _in_the_way(claims, static_rules, wanted.key, listen):
-            held = claims.registrations[key]
-            of_own_token = key.is_legacy and key.token == wanted.key.token
-            if not (of_own_token or takeover or (held.state is not State.FRESH and yield_policy.yields(held))):
-                port = listen.port_text
-                hint = f"use another port, ask its owner, `pylb release {port}`, or give the token `takeover: true`"
-                raise Refused(Code.PORT_OWNED, f"port {port} is owned by {held.owner}{yield_policy.describe(held)}", hint)
-            leaving[key] = leaving.get(key, frozenset()) | {listen}
-    return leaving
+            yield key, listen
+        for other in _crossing(claims, listen):
+            for key in claims.holders[other]:
+                if key != wanted.key:
+                    yield key, other
+
+
+def _crossing(claims: Claims, listen: Listen) -> list[Listen]:
+    """What is held and has some of the same ports, but not exactly these: a range beside a port or another range."""
+    near = (other for port in listen.ports for other in claims.listens((listen.protocol, port)))
+    crossing = (other for other in near if (listen.last or other.last) and other != listen and other.overlaps(listen))
+    return list(dict.fromkeys(crossing))
+
+
+def _gives_way(held: Key, wanted: Key) -> bool:
+    """The legacy registration of one token, and an earlier instance of the same owner that had another range: a rolling update
+    may widen it."""
+    return held.token == wanted.token and (held.is_legacy or (not wanted.is_legacy and held.name == wanted.name))
 
 
 def _in_the_way(claims: Claims, static_rules: StaticRules, wanted: Key, listen: Listen) -> Iterator[Key]:
@@ -96,7 +118,7 @@ def check_bounds(
             detail = f"port {listen.port_text} may have {servers_in_all} (bounds.servers_per_frontend)"
             raise Refused(Code.TOO_MANY, detail, "release those that are gone, or raise the bound", retry_after=60)
     token, most = after.key.token, bounds.ports_per_token
-    more = len(after.places) - len(had) - sum(len(places) for key, places in evicted.items() if key.token == token)
+    more = width(after.places) - width(had) - sum(width(places) for key, places in evicted.items() if key.token == token)
     if more > 0 and claims.ports_of_token.get(token, 0) + more > most:
         detail = f"the registrations of token {token!r} may hold {counted(most, 'port')} in all (bounds.ports_per_token)"
         raise Refused(Code.TOO_MANY, detail, "release those that are gone, or raise the bound", retry_after=60)

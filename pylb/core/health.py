@@ -49,6 +49,7 @@ def remembered(policy: HealthPolicy, now: float, jitter: float) -> Health:
     return Health(True, policy.fall, 0, policy.interval, now + policy.interval * jitter, REMEMBERED)
 
 
+NOT_ASKED = "not asked"  # instead of an answer: a range whose check has no port
 REMEMBERED = "down since before the start"  # a reason that this process has not observed itself
 
 

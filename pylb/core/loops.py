@@ -30,9 +30,10 @@ def loop(claims: Claims, static_rules: StaticRules, one: Registration, at: Liste
         return None
     for item, place in zip(one.wanted, one.places, strict=True):
         for name, port in item.targets(static_rules.policy(place).health.check) if at in (None, place) else ():
-            if port in static_rules.own_ports or _is_open(claims, port) or any(port == other.port_key for other in one.places):
+            protocol, number = port
+            held = number in claims.ports and _is_open(claims, port)
+            if port in static_rules.own_ports or held or _has(one.places, protocol, number):
                 sent = f"port {item.port_text} would be sent in a loop" if name == "target_port" else "no server would be asked"
-                protocol, number = port
                 return f"{Address(one.ip, number, protocol)} ({name}) is pylb itself: {sent}"
     return None
 
@@ -40,7 +41,8 @@ def loop(claims: Claims, static_rules: StaticRules, one: Registration, at: Liste
 def looping(claims: Claims, static_rules: StaticRules) -> Generator[None, None, dict[Key, str]]:
     """Registrations that aim at pylb itself, and why, found in steps: their address has become ours since they called, or a
     static frontend was added. compose.py leaves their servers out."""
-    ports = static_rules.own_ports.union(listen.port_key for listens in claims.ports.in_any_order() for listen in listens)
+    registered = (listen for bucket in claims.holders.buckets for listen in bucket)
+    ports = static_rules.own_ports.union((listen.protocol, port) for listen in registered for port in listen.ports)
     if ports.isdisjoint(static_rules.check_ports) and not (yield from _any_aims_at(claims, static_rules, ports)):
         return {}  # nearly always: saves a look at each of them
     ones, found = tuple(claims.registrations.values()), dict[Key, str]()
@@ -54,9 +56,8 @@ def looping(claims: Claims, static_rules: StaticRules) -> Generator[None, None, 
 
 def check_opens_no_loop(claims: Claims, static_rules: StaticRules, wanted: Registration) -> None:
     """Check that `wanted` opens no port to which pylb already forwards as to a server. Raises Refused."""
-    opened = {
-        listen.port_key for listen in wanted.places if listen not in claims.holders and listen not in static_rules.frontends
-    }
+    new = (listen for listen in wanted.places if listen not in claims.holders and listen not in static_rules.frontends)
+    opened = {(listen.protocol, port) for listen in new for port in listen.ports}
     if circle := opened & static_rules.aimed_here:
         protocol, port = min(circle)
         detail = f"port {port_text(port, protocol)} of this machine is where a static frontend is sent: a loop"
@@ -68,6 +69,10 @@ def check_opens_no_loop(claims: Claims, static_rules: StaticRules, wanted: Regis
         if aims and one.key != wanted.key and static_rules.is_here(one.ip):
             detail = f"a port of {wanted.owner} is where {one.owner} is sent, on this machine: a loop"
             raise Refused(Code.TARGET_REFUSED, detail, "use another port")
+
+
+def _has(places: Iterable[Listen], protocol: str, number: int) -> bool:
+    return any(place.protocol == protocol and place.port <= number <= (place.last or place.port) for place in places)
 
 
 def _is_open(claims: Claims, port: PortKey) -> bool:

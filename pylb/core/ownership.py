@@ -61,7 +61,7 @@ def announce(
     return Change(
         claims.edited(edits),
         _result(before, after),
-        frozenset(after.places) | frozenset(before.places if before else ()),
+        frozenset(after.places).union(before.places if before else (), *evicted.values()),
         tuple(listen for listen in after.places if listen not in claims.holders),
         before is None and owner_of(after) not in claims.owners,
         _removed(edits),
@@ -96,10 +96,13 @@ def admit(
 
 
 def release(claims: Claims, keys: Iterable[Key], port: int | None = None, protocol: str = TCP) -> Change:
-    """Remove registrations, or only their frontends on `port` of `protocol`. Releasing what does not exist changes nothing."""
+    """Remove registrations, or only their frontends on `port` of `protocol`; a range leaves as a whole.
+
+    Releasing what does not exist changes nothing.
+    """
     gone = {key: claims.registrations[key] for key in keys if key in claims.registrations}
     ports = {
-        key: frozenset(listen for listen in one.places if port is None or listen.port_key == (protocol, port))
+        key: frozenset(listen for listen in one.places if port is None or listen.has((protocol, port)))
         for key, one in gone.items()
     }
     touched = frozenset().union(*ports.values())

@@ -11,10 +11,10 @@ from difflib import get_close_matches
 from enum import StrEnum
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidatorFunctionWrapHandler, WithJsonSchema, WrapValidator
 from pydantic_core import ErrorDetails
 
-from pylb.core.address import TCP, Address, Listen, PortKey, port_text
+from pylb.core.address import TCP, Address, Listen, PortKey, parse_port_range, port_text
 from pylb.core.checks import HEALTH_SCHEMA, BadCheck, parse_health
 from pylb.core.errors import Code, Refused
 from pylb.core.policy import CONNECT, UNSAID, Check, HealthOverride, LeaseBounds, ProxyProtocol
@@ -59,15 +59,22 @@ class FrontendRequest:
     backup: bool = False
     health: HealthOverride = UNSAID
     protocol: str = TCP
+    last: int = 0  # the last port of a range; 0: it is one port
+    target_last: int = 0  # of as many target ports, one for each; 0: all go to one
 
     @property
     def port_key(self) -> PortKey:
+        """Of a range: its first port."""
         return self.protocol, self.port
 
     @property
+    def ports(self) -> range:
+        return range(self.port, (self.last or self.port) + 1)
+
+    @property
     def port_text(self) -> str:
-        """For people: `443`, or `443/udp`."""
-        return port_text(self.port, self.protocol)
+        """For people: `443`, `443/udp`, or `20000-20099`."""
+        return port_text(self.port, self.protocol, self.last)
 
     def dialled(self, configured: Check = CONNECT) -> Iterator[tuple[str, int]]:
         """(field, port) of everything that pylb sends to for it. `configured`: the check of the frontend's policy."""
@@ -75,7 +82,8 @@ class FrontendRequest:
 
     def targets(self, configured: Check = CONNECT) -> Iterator[tuple[str, PortKey]]:
         """The same with the protocol of each."""
-        yield "target_port", (self.protocol, self.target_port)
+        for target_port in range(self.target_port, (self.target_last or self.target_port) + 1):
+            yield "target_port", (self.protocol, target_port)
         check = self.health.check or configured
         port = self.health.port or check.port
         if port:
@@ -118,7 +126,7 @@ class Registration:
         return f"{kind} {self.name!r} of token {self.key.token!r}"
 
     def address(self, wanted: FrontendRequest) -> Address:
-        return Address(self.ip, wanted.target_port, wanted.protocol)
+        return Address(self.ip, wanted.target_port, wanted.protocol, wanted.target_last)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,14 +141,40 @@ class Announcement:
 
 MOST_TTL = 8784 * 3600  # seconds: the longest duration that the config accepts; `leases.max_ttl` may be shorter
 _STRICT = ConfigDict(strict=True, extra="forbid", frozen=True)
-_Port = Annotated[int, Field(ge=1, le=65535)]
+MOST_PORTS = 1024  # in all ranges of a call
+_RANGE = re.compile(r"[0-9]{1,5}-[0-9]{1,5}")
+
+
+class PortRange(NamedTuple):
+    first: int
+    last: int
+
+
+def _port_or_range(value: Any, port: ValidatorFunctionWrapHandler) -> object:
+    """A number, or the PortRange of a text; what else it may be, `port` refuses."""
+    if isinstance(value, str) and _RANGE.fullmatch(value):
+        return PortRange(*parse_port_range(value))
+    return port(value)
+
+
+# Not a union with PortRange: its errors would name a branch beside the field.
+_Port = Annotated[
+    int,
+    Field(ge=1, le=65535),
+    WrapValidator(_port_or_range),
+    WithJsonSchema(
+        {"anyOf": [{"type": "integer", "minimum": 1, "maximum": 65535}, {"type": "string", "pattern": _RANGE.pattern}]}
+    ),
+]
 
 
 class FrontendBody(BaseModel):
     model_config = _STRICT
 
-    port: _Port = Field(description="the port pylb listens on")
-    target_port: _Port = Field(description="the server's port, usually the Service's NodePort")
+    port: _Port = Field(description='the port pylb listens on, or a range: "20000-20099"')
+    target_port: _Port = Field(
+        description="the server's port, usually the Service's NodePort; of a range as many, or one for all"
+    )
     proxy_protocol: Literal["none", "v1", "v2"] | None = Field(None, description="PROXY header sent to the server")
     weight: int = Field(1, ge=1, le=256)
     backup: bool = Field(False, description="used only while no other server is")
@@ -190,6 +224,10 @@ def parse_native(body: bytes) -> Announcement:
         found = error.errors(include_url=False, include_context=True)
         raise _readable(next((one for one in found if one["type"] == "extra_forbidden"), found[0])) from None
     wanted = tuple(_wanted(index, item) for index, item in enumerate(parsed.frontends))
+    if (count := sum(len(item.ports) for item in wanted)) > MOST_PORTS:
+        raise Refused(
+            Code.INVALID, f"frontends: {count} ports in all, and a call may have {MOST_PORTS}", "several registrations"
+        )
     _no_port_twice(wanted)
     return Announcement(wanted, parsed.address, _seconds(parsed.ttl), parsed.state == "draining")
 
@@ -207,15 +245,25 @@ def _wanted(index: int, item: FrontendBody) -> FrontendRequest:
         health = UNSAID if item.health is None else parse_health(item.health)
     except BadCheck as bad:
         raise Refused(Code.INVALID, f"frontends[{index}].health: {bad}", bad.hint) from None
-    return FrontendRequest(item.port, item.target_port, send, item.weight, item.backup, health)
+    (port, last), (target_port, target_last) = _ends(item.port), _ends(item.target_port)
+    if target_last and target_last - target_port != last - port:
+        hint = "as many target ports as ports, or one for all of them"
+        raise Refused(Code.INVALID, f"frontends[{index}].target_port: not a range of the same length as port", hint)
+    return FrontendRequest(port, target_port, send, item.weight, item.backup, health, last=last, target_last=target_last)
+
+
+def _ends(port: Any) -> PortRange:
+    return port if isinstance(port, PortRange) else PortRange(port, 0)
 
 
 def _no_port_twice(wanted: tuple[FrontendRequest, ...]) -> None:
     seen: set[PortKey] = set()
     for index, item in enumerate(wanted):
-        if item.port_key in seen:
-            raise Refused(Code.INVALID, f"frontends[{index}].port: {item.port_text} appears twice", "one entry per port")
-        seen.add(item.port_key)
+        for port in item.ports:
+            if (key := (item.protocol, port)) in seen:
+                text = port_text(port, item.protocol)
+                raise Refused(Code.INVALID, f"frontends[{index}].port: {text} appears twice", "one entry per port")
+            seen.add(key)
 
 
 def strict_json(body: bytes) -> Any:

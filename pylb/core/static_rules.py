@@ -1,10 +1,11 @@
 """The operator's rules, indexed once: which frontend a registration's port belongs to, and the addresses of its servers."""
 
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from types import MappingProxyType
 
 from pylb.core.address import ANY, TCP, UDP, Address, Listen, PortKey, is_loopback, refused_class
+from pylb.core.claims import Claims
 from pylb.core.errors import Code, Refused
 from pylb.core.policy import Family, JoinRule, Policy, Rules, StaticFrontend, StaticServer
 from pylb.core.registration import FrontendRequest, Registration
@@ -20,17 +21,19 @@ class StaticRules:
         self.rules = rules
         self.own_ips = rules.own_ips
         self.own_ports = frozenset(
-            [(TCP, port) for port in rules.reserved_ports] + [frontend.listen.port_key for frontend in rules.frontends]
+            [(TCP, port) for port in rules.reserved_ports]
+            + [(frontend.listen.protocol, port) for frontend in rules.frontends for port in frontend.listen.ports]
         )
         self.frontends = {
             frontend.listen: replace(frontend, servers=tuple(self._servers(frontend, resolved))) for frontend in rules.frontends
         }
         # Ports of this machine that static servers aim at: a registration that opened one of them would close a loop.
         self.aimed_here = frozenset(
-            (line.address.protocol, line.address.port)
+            (line.address.protocol, port)
             for frontend in self.frontends.values()
             for line in frontend.servers
             if isinstance(line.address, Address) and self.is_here(line.address.ip)
+            for port in line.address.ports
         )
         checks = [policy.health.check for policy in (rules.defaults, *(frontend.policy for frontend in rules.frontends))]
         # Of checks that other frontends, of either protocol, may inherit.
@@ -40,7 +43,8 @@ class StaticRules:
         self._names = frozenset(frontend.name for frontend in rules.frontends)
         self._by_port: dict[PortKey, list[StaticFrontend]] = {}
         for frontend in rules.frontends:
-            self._by_port.setdefault(frontend.listen.port_key, []).append(frontend)
+            for number in frontend.listen.ports:
+                self._by_port.setdefault((frontend.listen.protocol, number), []).append(frontend)
 
     def _servers(self, frontend: StaticFrontend, resolved: Mapping[str, tuple[str, ...]]) -> Iterator[StaticServer]:
         """With all addresses of each host name, except those that a static server may not have."""
@@ -54,12 +58,13 @@ class StaticRules:
                 )
                 continue
             for ip in resolved.get(line.address.host, ()):
-                loop = (protocol, line.address.port) in self.own_ports and self.is_here(ip)
+                ports = Address(ip, line.address.port, protocol, line.address.last).ports
+                loop = self.is_here(ip) and any((protocol, port) in self.own_ports for port in ports)
                 wanted = line.resolve is Family.ANY or (line.resolve is Family.IPV6) is (":" in ip)
                 if wanted and not loop and refused_class(ip) is None:
                     yield replace(
                         line,
-                        address=Address(ip, line.address.port, protocol),
+                        address=Address(ip, line.address.port, protocol, line.address.last),
                         name=f"{line.address}@{ip}",
                         of_host=str(line.address),
                     )
@@ -70,18 +75,19 @@ class StaticRules:
         Raises Refused if the port is pylb's own, or a static frontend's that it may not join.
         """
         port = item.port_text
-        if item.protocol == TCP and item.port in self.rules.reserved_ports:
+        if item.protocol == TCP and any(number in self.rules.reserved_ports for number in item.ports):
             raise Refused(Code.PORT_FORBIDDEN, f"port {port} is pylb's own (webhook, admin or metrics)", "use another port")
-        free = Listen(item.protocol, self.rules.defaults.bind, item.port)
-        statics = self._by_port.get(item.port_key)
-        if not statics:
+        free = Listen(item.protocol, self.rules.defaults.bind, item.port, item.last)
+        near = self._by_port.get(item.port_key) if not item.last else self._in_range(item)
+        if not near:
             return free
+        statics = [frontend for frontend in near if frontend.listen.ports == item.ports]  # a range is joined as a whole
         open_to = (JoinRule.ANY, JoinRule.LEGACY) if one.key.is_legacy else (JoinRule.ANY,)
         joins = [frontend for frontend in statics if frontend.name == one.name]
         joins += [frontend for frontend in statics if frontend.joining in open_to]
         if joins:
             return joins[0].listen
-        taken = next((frontend for frontend in statics if frontend.listen.overlaps(free)), None)
+        taken = next((frontend for frontend in near if frontend.listen.overlaps(free)), None)
         if taken is not None:
             raise Refused(
                 Code.PORT_OWNED,
@@ -89,6 +95,11 @@ class StaticRules:
                 f"name the registration {taken.name!r}, or let the frontend say `registrations: {open_to[-1]}`",
             )
         return free
+
+    def _in_range(self, item: FrontendRequest) -> list[StaticFrontend]:
+        """The static frontends with any port of a range, each once."""
+        found = (frontend for port in item.ports for frontend in self._by_port.get((item.protocol, port), ()))
+        return list({frontend.listen: frontend for frontend in found}.values())
 
     def joins_by_name(self, port: int, name: str) -> bool:
         """Is there a static frontend on the TCP port that only a registration of its name may join?"""
@@ -98,7 +109,7 @@ class StaticRules:
     def label(self, name: str, listen: Listen) -> str:
         """The label of a frontend that registrations opened. If a static frontend has that name already, it gets an "@", which
         no name can contain: so in logs, metrics and `pylb ctl` no registration can pass for a frontend from the config."""
-        port = f"{listen.port}" if listen.protocol == TCP else f"{listen.port}-{listen.protocol}"
+        port = listen.port_text.replace("/", "-")
         label = f"{name}-{port}"
         return f"{name}@{port}" if label in self._names else label
 
@@ -106,15 +117,16 @@ class StaticRules:
         """Is it an address of this machine?"""
         return is_loopback(ip) or ip in self.own_ips
 
-    def comes_back(self, address: Address, registered: Container[Listen]) -> bool:
+    def comes_back(self, address: Address, claims: Claims) -> bool:
         """Would a session that is sent there enter a frontend again? Exact, because static servers may be a service on another
         address of this machine, or the admin port."""
-        free = Listen(address.protocol, self.rules.defaults.bind, address.port)
-        listens = [frontend.listen for frontend in self._by_port.get((address.protocol, address.port), ())]
+        keys = [(address.protocol, port) for port in address.ports]
+        listens = [frontend.listen for key in keys for frontend in self._by_port.get(key, ())]
+        registered = (listen for key in keys for listen in claims.listens(key))
         wildcards = (ANY, "::" if address.is_ipv6 else "0.0.0.0")
         return any(
             listen.ip == address.ip or (listen.ip in wildcards and self.is_here(address.ip))
-            for listen in (*listens, *([free] if free in registered else ()))
+            for listen in (*listens, *registered)
         )
 
     def joined_by_any(self, listen: Listen) -> bool:

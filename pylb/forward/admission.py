@@ -14,9 +14,10 @@ from pylb.core.rate_limits import SourceLimiter
 
 
 class Admission:
-    """What only some sessions have: data from the PROXY header, the limits they count against, their time in the queue."""
+    """What only some sessions have: data from the PROXY header, the limits they count against, their time in the queue, and the
+    port of a range that was called."""
 
-    __slots__ = ("ahead", "crc32c", "local", "path", "queued_at", "source", "sources", "tlvs", "unique_id", "waited")
+    __slots__ = ("ahead", "called", "crc32c", "local", "path", "queued_at", "source", "sources", "tlvs", "unique_id", "waited")
 
     def __init__(self) -> None:
         self.sources: SourceLimiter | None = None
@@ -28,6 +29,7 @@ class Admission:
         self.queued_at = 0.0  # monotonic
         self.ahead = 0  # sessions in the queue before it
         self.waited = 0.0  # seconds in the queue
+        self.called = 0  # the port that the client called, if the frontend has a range; 0: its only one
 
     def leave(self) -> None:
         """Stop counting the session against its source's limits. Idempotent."""

@@ -338,9 +338,10 @@ class Dialer:
             server.counters.attempts += 1
             if session.tried:
                 session.tried[-1].counters.redispatches += 1
-            sock, error = self._connect(frontend, server)
+            target = server.target if not server.in_range else _target_in_range(session, server)
+            sock, error = self._connect(frontend, server, target)
             if sock is None and error in sockets.NO_DESCRIPTOR and self._life.on_exhausted():
-                sock, error = self._connect(frontend, server)
+                sock, error = self._connect(frontend, server, target)
             if sock is not None:
                 break
             self._note_failure(session, server, failure_name(error), error)
@@ -351,7 +352,7 @@ class Dialer:
         if client is not None:
             client.peer = upstream
         self._life.halves[upstream.fd] = upstream
-        if server.target[1] in self.our_ports:
+        if target[1] in self.our_ports:
             session.dialed_from = sock.getsockname()[:2]
             self.own_dials.add(*session.dialed_from)
         # After connect(): an unconnected socket would report HUP at once.
@@ -364,13 +365,13 @@ class Dialer:
         self._life.deadlines.clear(session)
         self._life.sessions.move(session, None)
 
-    def _connect(self, frontend: FrontendState, server: ServerState) -> tuple[SocketType | None, int]:
+    def _connect(self, frontend: FrontendState, server: ServerState, target: tuple[str, int]) -> tuple[SocketType | None, int]:
         """Like `sockets.dial`, from each of the frontend's source addresses until one has a free port."""
         if not frontend.frontend.policy.source_addresses:
-            return sockets.dial(server.family, server.target)
+            return sockets.dial(server.family, target)
         error = 0
         for source in frontend.sources(server.family):
-            sock, error = sockets.dial(server.family, server.target, source)
+            sock, error = sockets.dial(server.family, target, source)
             if error != errno.EADDRNOTAVAIL:
                 return sock, error
         return None, error
@@ -402,6 +403,15 @@ class Dialer:
         for frontend in list(self._freed):
             if not frontend.queued and self.serve_queue(frontend):
                 self._run_queue.add(frontend)
+
+
+def _target_in_range(session: Session, server: ServerState) -> tuple[str, int]:
+    """The server's port for the port that the client has called. Raises OSError if its socket has no address any more."""
+    admission = session.admission = session.admission or Admission()
+    if not admission.called and session.client is not None:
+        admission.called = session.client.sock.getsockname()[1]
+    ip, first = server.target
+    return ip, first + admission.called - session.frontend.frontend.listen.port if server.server.address.last else first
 
 
 def _note(session: Session, attempt: Attempt) -> None:

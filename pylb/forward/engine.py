@@ -240,6 +240,7 @@ class Engine:
     def open(self, listen: Listen, *, freebind: bool = False) -> None:
         """Bind a port and listen on it before the table that needs it comes; accept nothing yet. Idempotent. Raises OSError.
 
+        Of a range, one call for each port: a thousand at once would hold the loop for 40 ms.
         `freebind`: allow an address that this machine does not have yet.
         """
         self._ports.open(listen, freebind=freebind)
@@ -247,7 +248,8 @@ class Engine:
     def discard(self, listen: Listen) -> None:
         """Close what `open` opened, unless the table in force serves it. Idempotent."""
         if listen not in self.table.frontends:
-            self._ports.close(listen)
+            for one in listen.each():
+                self._ports.close(one)
 
     def apply(self, table: Table) -> dict[Listen, OSError]:
         """Put `table` in force and return the ports that could not be opened (the rest is served all the same).
@@ -277,10 +279,10 @@ class Engine:
                 self.faults.add(f"{listen} is not served", error)
                 failed[listen] = OSError(errno.EIO, f"a fault of pylb: {error!r}")
         for _old, new in change.changed:
-            port = self._ports.by_listen.get(new.listen)
-            if port is not None and port.frontend is not None:
-                self.faults.guard(f"{new.listen} could not be changed", self._change, port, port.frontend, new)
-                regroup |= self._regroup(port.frontend, removed=False)
+            state = self._ports.frontend(new.listen)
+            if state is not None:
+                self.faults.guard(f"{new.listen} could not be changed", self._change, state, new)
+                regroup |= self._regroup(state, removed=False)
         if change.opened or change.closed or self._unserved:
             if self._nofile:
                 limit = connection_limit(self._nofile, len(self._ports.by_listen), self._reserve)
@@ -371,21 +373,23 @@ class Engine:
 
     def _serve(self, listen: Listen, frontend: Frontend) -> None:
         """Raises OSError if the port cannot be opened."""
-        port = self._ports.open(listen, freebind=frontend.policy.freebind)
+        ports = self._ports.open_all(listen, freebind=frontend.policy.freebind)
         state = FrontendState(frontend, self._random)
         state.sweep_group = self._timers.sweep_group(frontend.policy.timeouts, removed=False)
         self.counters.frontends[listen] = state.counters
         self._life.dialer.know((), frontend.servers)
-        self._ports.serve(port, state)
+        for port in ports:
+            self._ports.serve(port, state)
 
-    def _change(self, port: ListeningPort, state: FrontendState, new: Frontend) -> None:
+    def _change(self, state: FrontendState, new: Frontend) -> None:
         self._life.dialer.know(*differing(state.frontend.servers, new.servers))
         for server, before in state.update(new):
             self._apply_state(state, server, before)
         if state.ramping:
             self._ramping[state] = None
         self._life.dialer.make_room(state)
-        self._ports.serve(port, state)
+        for port in self._ports.of(new.listen):
+            self._ports.serve(port, state)
 
     def _apply_state(self, frontend: FrontendState, server: ServerState, before: Server) -> None:
         """Apply what a server's new state means for its live sessions. A change by itself means nothing for them."""
@@ -404,15 +408,16 @@ class Engine:
 
     def _remove(self, listen: Listen) -> bool:
         regroup = False
-        port = self._ports.by_listen.get(listen)
+        state = self._ports.frontend(listen)
         try:
-            if port is not None and port.frontend is not None:
-                self._life.dialer.know(port.frontend.frontend.servers, ())
-                port.frontend.kill_at = self._clock() + port.frontend.frontend.policy.timeouts.drain
-                regroup = self._regroup(port.frontend, removed=True)
+            if state is not None:
+                self._life.dialer.know(state.frontend.servers, ())
+                state.kill_at = self._clock() + state.frontend.policy.timeouts.drain
+                regroup = self._regroup(state, removed=True)
         finally:
             self.counters.frontends.pop(listen, None)
-            self._ports.close(listen)
+            for one in listen.each():
+                self._ports.close(one)
         return regroup
 
     def _kill_all(self) -> None:

@@ -4,7 +4,7 @@ import errno
 import os
 import select
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from enum import Enum
 from select import EPOLLIN
 from socket import AF_INET6, SOCK_STREAM, SocketType
@@ -143,12 +143,12 @@ class ListeningPorts:
         self._opener = opener
         self._twin = twin
         self._run_queue = run_queue
-        self.by_listen: dict[Listen, ListeningPort] = {}
+        self.by_listen: dict[Listen, ListeningPort] = {}  # each port of a range by itself
         self.by_fd: dict[int, ListeningPort] = {}
         self.numbers: Counter[int] = Counter()  # on how many addresses each port number listens
         self._waiting: dict[ListeningPort, None] = {}  # not watched, because there is no room
-        self._rated: dict[ListeningPort, None] = {}  # those whose frontend limits its rate
-        self._serving = 0  # how many ports have a frontend
+        self._rated: dict[FrontendState, None] = {}  # those that limit their rate
+        self._serving: dict[FrontendState, int] = {}  # and the number of its ports
         self._retired: list[FrontendState] = []  # frontends whose ports are closed and that still have sessions
         self.shareable = counters.max_connections  # sessions possible beyond what the frontends are guaranteed
         self._spare = SpareDescriptor()
@@ -166,6 +166,32 @@ class ListeningPorts:
             self.numbers[listen.port] += 1
         return port
 
+    def open_all(self, listen: Listen, *, freebind: bool) -> list[ListeningPort]:
+        """A port, or all of a range or none. Raises OSError."""
+        opened: list[Listen] = []
+        ports = []
+        for one in listen.each():
+            is_new = one not in self.by_listen
+            try:
+                ports.append(self.open(one, freebind=freebind))
+            except OSError as error:
+                for other in opened:
+                    self.close(other)
+                if not listen.last:
+                    raise
+                raise OSError(error.errno, f"port {one.port}: {error.strerror}") from None
+            if is_new:
+                opened.append(one)
+        return ports
+
+    def of(self, listen: Listen) -> Iterator[ListeningPort]:
+        """The open ports of a frontend."""
+        return (self.by_listen[one] for one in listen.each() if one in self.by_listen)
+
+    def frontend(self, listen: Listen) -> FrontendState | None:
+        """What serves there."""
+        return next((port.frontend for port in self.of(listen)), None)
+
     def close_all(self) -> None:
         for listen in list(self.by_listen):
             self.close(listen)
@@ -180,12 +206,8 @@ class ListeningPorts:
             if not self.numbers[listen.port]:
                 del self.numbers[listen.port]
             self._waiting.pop(port, None)
-            self._rated.pop(port, None)
-            self._serving -= port.frontend is not None
-            if port.frontend is not None and port.frontend.counters.sessions:
-                self._retired.append(port.frontend)  # sessions that still look for a server may find one
-            elif port.frontend is not None:
-                port.frontend.break_cycles()
+            if port.frontend is not None:
+                self._leave(port.frontend)
             self._backing_off.pop(port, None)
             if port.watched:
                 self._unwatch(port)
@@ -194,14 +216,27 @@ class ListeningPorts:
                 close(port.twin)
             close(port.sock)
 
+    def _leave(self, frontend: FrontendState) -> None:
+        """One of its ports is closed."""
+        self._serving[frontend] -= 1
+        if self._serving[frontend]:
+            return
+        del self._serving[frontend]
+        self._rated.pop(frontend, None)
+        if frontend.counters.sessions:
+            self._retired.append(frontend)  # sessions that still look for a server may find one
+        else:
+            frontend.break_cycles()
+
     def serve(self, port: ListeningPort, frontend: FrontendState) -> None:
         """Serve `port` with `frontend`. Called when it is opened, and again when its policy may have changed."""
-        self._serving += port.frontend is None
+        if port.frontend is None:
+            self._serving[frontend] = self._serving.get(frontend, 0) + 1
         port.frontend = frontend
         if frontend.frontend.policy.limits.rate:
-            self._rated[port] = None
+            self._rated[frontend] = None
         else:
-            self._rated.pop(port, None)
+            self._rated.pop(frontend, None)
         self.rewatch(port)
 
     def rewatch(self, port: ListeningPort) -> None:
@@ -254,8 +289,8 @@ class ListeningPorts:
         So no frontend can take what the others need to be reachable at all. Costs a visit of all only when their shares change.
         """
         counters = self._counters
-        guaranteed = min(GUARANTEED, counters.max_connections // (4 * max(1, self._serving)))
-        self.shareable = counters.max_connections - guaranteed * self._serving
+        guaranteed = min(GUARANTEED, counters.max_connections // (4 * max(1, len(self._serving))))
+        self.shareable = counters.max_connections - guaranteed * len(self._serving)
         retired, self._retired = self._retired, []
         for frontend in retired:
             if frontend.counters.sessions:
@@ -264,8 +299,9 @@ class ListeningPorts:
                 frontend.break_cycles()
         if guaranteed != counters.guaranteed:
             counters.guaranteed = guaranteed
-            serving = [port.frontend for port in self.by_listen.values() if port.frontend is not None]
-            counters.shared = sum(max(0, frontend.counters.sessions - guaranteed) for frontend in (*serving, *self._retired))
+            counters.shared = sum(
+                max(0, frontend.counters.sessions - guaranteed) for frontend in (*self._serving, *self._retired)
+            )
 
     def resume(self, elapsed: float) -> None:
         """Called by the tick: accept again, once the spare descriptor is back, and as much as the rates allow.
@@ -277,12 +313,11 @@ class ListeningPorts:
             if port.backoff_left <= 0:
                 del self._backing_off[port]
                 self._try_again(port)
-        for port in self._rated:
-            if port.frontend is not None:
-                rate = port.frontend.frontend.policy.limits.rate
-                port.frontend.allowance = min(float(rate), port.frontend.allowance + rate * elapsed)
-                if not port.watched:
-                    self._try_again(port)
+        for frontend in self._rated:
+            rate = frontend.frontend.policy.limits.rate
+            frontend.allowance = min(float(rate), frontend.allowance + rate * elapsed)
+        for port in [port for port in self._waiting if port.frontend in self._rated] if self._rated else ():
+            self._try_again(port)
         if self._paused and self._spare.hold():
             self._paused = False
             for port in self.by_listen.values():
@@ -320,7 +355,7 @@ class ListeningPorts:
 
     def _accept(self, port: ListeningPort) -> bool:
         frontend, sock, other = port.frontend, port.sock, port.twin
-        rated, accepted = port in self._rated, False
+        rated, accepted = frontend in self._rated, False
         failure: OSError | None = None
         # To ask takes an eighth of an accept() that finds nobody. At least one is tried: only accept() tells of an error.
         waiting = BATCH + 1 if other is not None else max(1, _waiting(sock))

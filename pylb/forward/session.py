@@ -95,6 +95,7 @@ class ServerState:
         "failing",
         "family",
         "identity",
+        "in_range",
         "most",
         "pool",
         "server",
@@ -111,9 +112,11 @@ class ServerState:
         self.weight: float = server.weight
         self.share = 1.0  # the part of its weight that counts; less than 1 during its slow start
         self.most = server.max_connections
-        self.identity = str(server.address)
+        # Of a range the IP alone: then all ports of a client meet one server, and FTP or RTP need that.
+        self.identity = str(server.address) if not server.address.last else server.address.ip
         self.family = AF_INET6 if server.address.is_ipv6 else AF_INET
-        self.target = (server.address.ip, server.address.port)  # as connect() takes it
+        self.target = (server.address.ip, server.address.port)  # as connect() takes it; of a range its first port
+        self.in_range = False  # its frontend has a range of ports: the one that a client called decides about the port here
         self.sessions = 0  # includes those that are dialing: leastconn must count them
         self.turn = 0.0
         self.failing = False  # the last connect failed: the next success is worth a report
@@ -205,6 +208,7 @@ class FrontendState:
             state = known.get(key)
             if state is None:
                 state = ServerState(server, self.counters.servers.setdefault(server.name, ServerCounters()))
+                state.in_range = frontend.listen.last != 0
                 comes = bool(known)  # the first servers of a frontend have no others to share the load with
             else:
                 same = state.server is server or state.server == server
@@ -393,7 +397,7 @@ class Session:
             server.name if server is not None else "",
             folded(self.address[0]),
             self.address[1],
-            end.frontend.listen.port,
+            (admission.called if admission is not None else 0) or end.frontend.listen.port,
             end.clock_offset + self.accepted,
             round(waited * 1000) if server is not None or waited else -1,
             round((self.connected - self.accepted - waited) * 1000) if self.connected else -1,

@@ -51,7 +51,7 @@ class OtherProcesses:
     def follow(self, touched: Iterable[Listen]) -> None:
         """A new table is in force; only these ports may differ."""
         for listen in touched:
-            port = self._ports.by_listen.get(listen)
+            port = next(self._ports.of(listen), None)  # of a range the first one: all of them share its frontend
             if port is None:
                 for known in self._others.values():
                     known.pop(listen, None)
@@ -122,8 +122,9 @@ class OtherProcesses:
         if frontend.admission_rules is not None and (sources := frontend.admission_rules.sources) is not None:
             sources.elsewhere = [one.sources for one in others]
         self._dialer.make_room(frontend)
-        if not port.watched:
-            self._ports.rewatch(port)
+        for one in self._ports.of(listen):
+            if not one.watched:
+                self._ports.rewatch(one)
 
 
 def _is_limited(frontend: FrontendState) -> bool:

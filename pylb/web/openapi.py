@@ -46,7 +46,8 @@ class _Answer(BaseModel):
 class Placed(_Answer):
     """One port, and where its connections go."""
 
-    port: int
+    port: int = Field(description="of a range, its first")
+    last_port: int = Field(0, description="only of a range")
     address: str
     target_port: int
     reachable: Literal["yes", "refused", "timeout", "unreachable", "unknown"] = Field(

@@ -6,16 +6,22 @@ from pylb.control.views import FrontendView, RegistrationView, ServerView
 from pylb.core.address import TCP
 
 
-def port_json(port: int, protocol: str) -> dict[str, Any]:
-    """A port in a list or an answer. One of TCP has no `protocol`: so all of them looked before there was UDP."""
-    return {"port": port} if protocol == TCP else {"port": port, "protocol": protocol}
+def port_json(port: int, protocol: str, last: int = 0) -> dict[str, Any]:
+    """A port in a list or an answer. One of TCP has no `protocol`, and only a range has a `last_port`: so all of them looked
+    before there were others."""
+    found: dict[str, Any] = {"port": port}
+    if last:
+        found["last_port"] = last
+    if protocol != TCP:
+        found["protocol"] = protocol
+    return found
 
 
 def frontend_json(view: FrontendView) -> dict[str, Any]:
     return {
         "name": view.name,
         "listen": str(view.listen),
-        **port_json(view.listen.port, view.listen.protocol),
+        **port_json(view.listen.port, view.listen.protocol, view.listen.last),
         "balance": str(view.frontend.policy.balance),
         "unbound": view.unbound,  # why the port could not be opened; null: it is open
     }

@@ -275,7 +275,7 @@ def outcome_json(outcome: Outcome) -> dict[str, Any]:
 
 def _frontend_json(frontend: FrontendOutcome) -> dict[str, Any]:
     body = {
-        **port_json(frontend.port, frontend.protocol),
+        **port_json(frontend.port, frontend.protocol, frontend.last),
         "address": frontend.address,
         "target_port": frontend.target_port,
         "reachable": frontend.reachable,

@@ -70,17 +70,21 @@ class InProcessEngine:
 
     def discard(self, listen: Listen) -> None:
         if listen not in self._engine.table.frontends:
-            self._closed(listen)
+            self._close(listen)
         self._engine.discard(listen)
 
     def apply(self, table: Table) -> Mapping[Listen, OSError]:
         if not self._draining:
             for frontend in diff(self._engine.table, table).closed:
-                self._closed(frontend.listen)
+                self._close(frontend.listen)
         failed = self._engine.apply(table)
         if self._engine.busy:
             self._go_on()
         return failed
+
+    def _close(self, listen: Listen) -> None:
+        for one in listen.each():
+            self._closed(one)
 
     async def applied(self) -> None:
         """Nothing to wait for: `apply` is done when it returns."""

@@ -63,6 +63,20 @@ class TableSink:
         for worker, sock in zip(self._workers, opened, strict=True):
             worker.sockets[listen] = sock
 
+    def _open_all(self, frontend: Frontend) -> None:
+        """Its port, or all of its range or none. Raises OSError."""
+        opened: list[Listen] = []
+        for one in frontend.listen.each():
+            is_new = one not in self._workers[0].sockets
+            try:
+                self.open(one, freebind=frontend.policy.freebind)
+            except OSError:
+                for other in opened:
+                    self._close(other)
+                raise
+            if is_new:
+                opened.append(one)
+
     def discard(self, listen: Listen) -> None:
         """Close what no table has."""
         if listen not in self.table.frontends:
@@ -80,7 +94,7 @@ class TableSink:
         again = (table.frontends[listen] for listen in self._unopened if listen in table.frontends)
         for frontend in (*asked.opened, *again):
             try:
-                self.open(frontend.listen, freebind=frontend.policy.freebind)
+                self._open_all(frontend)
             except OSError as error:
                 failed[frontend.listen] = error
                 edits.pop(frontend.listen, None)  # it may have changed while it is not open
@@ -90,7 +104,7 @@ class TableSink:
         self.table = before.edited(table.generation, edits)
         change = diff(before, self.table)
         pieces = self._encoder.change(before, self.table, change)
-        opened = [frontend.listen for frontend in change.opened]
+        opened = [one for frontend in change.opened for one in frontend.listen.each()]
         for worker in self._workers:
             if worker.serves:
                 worker.tell(pieces, opened)
@@ -109,12 +123,13 @@ class TableSink:
 
     def introduce(self, worker: WorkerProcess) -> None:
         """Send the whole table to a worker that has sent Ready."""
-        worker.tell(self._encoder.whole(self.table), list(self.table.frontends))
+        worker.tell(self._encoder.whole(self.table), [one for listen in self.table.frontends for one in listen.each()])
 
     def _close(self, listen: Listen) -> None:
-        # In all processes that have it: a worker that hangs must not keep a closed port open.
-        self._ports.closed(listen)
-        for worker in self._workers:
-            sock = worker.sockets.pop(listen, None)
-            if sock is not None:
-                sock.close()
+        for one in listen.each():
+            # In all processes that have it: a worker that hangs must not keep a closed port open.
+            self._ports.closed(one)
+            for worker in self._workers:
+                sock = worker.sockets.pop(one, None)
+                if sock is not None:
+                    sock.close()

@@ -96,7 +96,14 @@ class Instance:
         return fetch((host, port or self.admin), "GET", path)
 
     def register(
-        self, port: int, target: int, *, name: str = "app", instance: str = "one", secret: str = SECRET, ttl: int | None = None
+        self,
+        port: int | str,
+        target: int,
+        *,
+        name: str = "app",
+        instance: str = "one",
+        secret: str = SECRET,
+        ttl: int | None = None,
     ) -> Answer:
         body = {"frontends": [{"port": port, "target_port": target}], "ttl": ttl, "address": "127.0.0.1"}
         headers = {"Authorization": f"Bearer {secret}", "Content-Type": "application/json"}

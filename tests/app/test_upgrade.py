@@ -20,6 +20,7 @@ from tests.app.systemd import Systemd
 from tests.app.versions import Tree, gone
 from tests.support.load import Load
 from tests.support.peers import need, need_root
+from tests.support.ports import ports_in_a_row
 from tests.support.waiting import eventually
 
 BOTH = pytest.mark.parametrize("workers", [0, 2])
@@ -61,6 +62,37 @@ def test_upgrades_in_a_row_cost_no_connection_and_no_count(
     eventually(lambda: all(gone(pid) for pid in successors[:-1]), what="those before end with their last session")
     assert _sessions_total(pylb) == load.done + 1
     assert "upgraded" in [event["kind"] for event in pylb.get("/v1/events").json["events"]]  # a mark of the history
+
+
+@BOTH
+def test_every_port_of_a_range_is_served_through_an_upgrade_and_closed_with_it(
+    pylb: Instance, echo_port: int, successors: list[int], workers: int
+) -> None:
+    width = 4
+    first = ports_in_a_row(width)
+    pylb.configure(workers=workers)
+    process = pylb.start()
+    answer = pylb.register(f"{first}-{first + width - 1}", echo_port)
+    assert (answer.status, answer.json["frontends"][0]["last_port"]) == (201, first + width - 1)
+    with ExitStack() as stack:
+        socks = [
+            stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=10))
+            for port in range(first, first + width)
+            for _ in range(8)  # each worker has some
+        ]
+        assert [echo(sock) for sock in socks] == [b"ping"] * len(socks)
+        successors.append(upgrade(pylb))
+        assert [echo(sock) for sock in socks] == [b"ping"] * len(socks)
+        for port in range(first, first + width):
+            with socket.create_connection(("127.0.0.1", port), timeout=10) as sock:
+                assert echo(sock) == b"ping"
+    process.wait()
+    [row] = pylb.routes()
+    assert (row["port"], row["last_port"], row["frontend"]) == (first, first + width - 1, f"app-{first}-{first + width - 1}")
+    assert pylb.ask("release", str(first + 1)).returncode == 0
+    for port in range(first, first + width):
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", port), timeout=10)
 
 
 def _sessions_total(pylb: Instance) -> int:

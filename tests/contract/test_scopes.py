@@ -243,6 +243,21 @@ def test_target_ports_are_30000_to_32767_unless_said_otherwise(pylb: Pylb, targe
     assert (answer.status, answer.error) == (403, "target_forbidden")
 
 
+@pytest.mark.parametrize(
+    ("port", "target", "error"),
+    [
+        ("8882-8885", 30001, "port_forbidden"),
+        ("8896-8900", 30001, "port_forbidden"),
+        ("8883-8886", "29999-30002", "target_forbidden"),
+        ("8883-8886", "32765-32768", "target_forbidden"),
+    ],
+)
+def test_a_range_that_leaves_the_tokens_ports_by_one_is_403(pylb: Pylb, port: str, target: str | int, error: str) -> None:
+    body = {"frontends": [{"port": port, "target_port": target}], "address": "203.0.113.9"}
+    answer = pylb.put("narrow/one", body, by="narrow")
+    assert (answer.status, answer.error) == (403, error)
+
+
 def test_the_names_of_a_token_are_its_own_name_by_default(pylb: Pylb) -> None:
     answer = pylb.put("stranger/one", wants((free_port(), 30001), address="203.0.113.9"), by="narrow")
     assert (answer.status, answer.error) == (403, "name_forbidden")

@@ -16,7 +16,7 @@ from pylb.core.policy import AdminState, Rules
 from pylb.core.registration import Announcement, FrontendRequest
 from tests.control.harness import NODE_A, NODE_B, Control, control, target, token
 from tests.core.claiming import static
-from tests.support.ports import free_ports
+from tests.support.ports import free_ports, ports_in_a_row
 
 DAY = 86_400.0
 
@@ -73,6 +73,44 @@ async def test_a_port_of_udp_is_listed_drained_explained_and_released_by_its_own
         assert await c.registry.operator.release_any(f"{port}/udp") == [f"released t/web/pod-1, port {port}/udp"]
         assert [str(listen) for listen in c.registry.table.frontends] == [f"*:{port}"]
         assert c.registry.events()[-1].text == f"released on port {port}/udp; closed: {port}/udp"
+
+
+async def test_a_range_is_one_row_kept_over_a_restart_and_released_by_any_of_its_ports(tmp_path: Path) -> None:
+    first = ports_in_a_row(3)
+    wanted = FrontendRequest(first, 30001, last=first + 1, target_last=30002)
+    name, to = f"web-{first}-{first + 1}", f"{NODE_A}:30001-30002"
+    async with control(tmp_path) as c:
+        outcome = await c.registry.calls.announce("web", "pod-1", Announcement((wanted,)), c.caller())
+        [place] = outcome.frontends
+        assert (place.port, place.last, place.reachable) == (first, first + 1, "unknown")  # it is not dialled
+        assert c.sink.ports == {first, first + 1}
+        [row] = await rows(c.registry)
+        assert (row["port"], row["last_port"], row["frontend"], row["address"]) == (first, first + 1, name, to)
+        assert row["state"] == "up"
+        assert f"{first}-{first + 1}" in written([table([row])])
+        assert [one["address"] for one in await rows(c.registry, ("tcp", first + 1))] == [to]
+        [(met, answer)] = (await c.registry.ask_now(next(iter(c.registry.table.frontends)))).values()
+        assert (met, answer) == ("not asked", "not asked")
+        assert (await c.registry.calls.announce("web", "pod-1", Announcement((wanted,)), c.caller())).result == "unchanged"
+    async with control(tmp_path) as c:
+        assert c.sink.ports == {first, first + 1}
+        [row] = await rows(c.registry)
+        assert (row["address"], row["state"]) == (to, "up")
+        assert [one.number for one in c.registry.history(str(first + 1))]
+        await c.registry.operator.set_admin(f"{name}/{to}", AdminState.DRAIN)
+        await c.registry.operator.release_any(str(first + 1))
+        assert not c.sink.ports
+        assert c.registry.checks == 0
+
+
+async def test_a_port_of_a_range_that_somebody_has_is_named_and_none_stays_open(tmp_path: Path) -> None:
+    first = ports_in_a_row(3)
+    with target(first + 1, "127.0.0.1"):
+        async with control(tmp_path) as c:
+            wanted = FrontendRequest(first, 30001, last=first + 2)
+            with pytest.raises(Refused, match=f"port {first + 1} is in use"):
+                await c.registry.calls.announce("web", "pod-1", Announcement((wanted,)), c.caller())
+            assert (c.sink.ports, dict(c.registry.table.frontends)) == (set(), {})
 
 
 async def test_a_word_about_a_server_ends_with_its_move_and_has_no_other_end(tmp_path: Path) -> None:

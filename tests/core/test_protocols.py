@@ -9,7 +9,7 @@ from pylb.core.auth import Keyring, Token, check_port
 from pylb.core.claims import Claims
 from pylb.core.compose import ServerStates
 from pylb.core.errors import Code, Refused
-from pylb.core.loops import loops
+from pylb.core.loops import looping
 from pylb.core.operator_overrides import find, is_server
 from pylb.core.ownership import release
 from pylb.core.policy import Check, CheckKind, HealthOverride, HealthPolicy, HostPort, Policy, StaticServer, Step
@@ -17,7 +17,23 @@ from pylb.core.registration import FrontendRequest, Registration, parse_native
 from pylb.core.static_rules import StaticRules
 from pylb.core.table import Frontend, Table
 from pylb.core.table_diff import lines
-from tests.core.claiming import FREE, A, B, adopt, at, compose, enter, having, legacy, native, on, refused, static, static_rules
+from tests.core.claiming import (
+    FREE,
+    A,
+    B,
+    adopt,
+    at,
+    compose,
+    enter,
+    finished,
+    having,
+    legacy,
+    native,
+    on,
+    refused,
+    static,
+    static_rules,
+)
 
 UDP_443 = Listen("udp", "*", 443)
 TEXT = Check(CheckKind.SEND, (Step(b"ping"),))
@@ -181,9 +197,9 @@ def test_a_port_is_not_opened_where_a_target_of_its_protocol_is() -> None:
 def test_loops_that_come_later_are_found_by_protocol() -> None:
     claims = having(datagrams(native(ip=A, ports={53: 80})), native("x", ip=B, ports={80: 30080}))
     here = static_rules(own_ips=frozenset({A}))
-    assert loops(claims, here) == {}  # 80 is TCP's
+    assert finished(looping(claims, here)) == {}  # 80 is TCP's
     claims = enter(claims, datagrams(native("y", ip=B, ports={80: 30080}))).claims
-    assert [key.name for key in loops(claims, here)] == ["web"]
+    assert [key.name for key in finished(looping(claims, here))] == ["web"]
 
 
 def test_a_check_by_text_goes_over_the_protocol_of_the_traffic_and_any_other_over_tcp() -> None:

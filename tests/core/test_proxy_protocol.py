@@ -31,8 +31,8 @@ from pylb.core.proxy_protocol import (
 V4, LOCAL4 = Address("192.0.2.1", 56324), Address("198.51.100.7", 443)
 V6, LOCAL6 = Address("2001:db8::1", 65535), Address("2001:db8::2", 1)
 PORTS = st.integers(1, 65535)
-ADDRESSES4 = st.builds(Address, st.ip_addresses(v=4).map(str), PORTS, st.just("tcp"))
-ADDRESSES6 = st.builds(Address, st.ip_addresses(v=6).map(str), PORTS, st.just("tcp"))
+ADDRESSES4 = st.builds(Address, st.ip_addresses(v=4).map(str), PORTS, st.just("tcp"), st.just(0))
+ADDRESSES6 = st.builds(Address, st.ip_addresses(v=6).map(str), PORTS, st.just("tcp"), st.just(0))
 
 
 def test_none_is_no_header() -> None:

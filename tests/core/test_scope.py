@@ -47,7 +47,7 @@ NO_REACH = {
     LegacyCall: {"action", "port", "name", "send_proxy", "address_note"},
     ImportedServer: {"port", "name", "send_proxy"},
     # `target_ports` of a token are numbers of both protocols; whether it may use UDP at all, its `ports` say
-    FrontendRequest: {"port", "send_proxy", "weight", "backup", "protocol"},
+    FrontendRequest: {"port", "last", "send_proxy", "weight", "backup", "protocol"},
     Check: {"kind", "steps", "path", "host", "method", "status"},  # bytes of the question, and what to make of the answer
     HealthOverride: {"interval", "rise", "fall", "when_all_down"},
     Registration: {"key", "name", "ttl", "state", "places", "since"},
@@ -57,7 +57,7 @@ REACHING = {
     FrontendBody: {"target_port", "health"},
     LegacyCall: {"address", "target_port"},
     ImportedServer: {"address"},
-    FrontendRequest: {"target_port", "health"},
+    FrontendRequest: {"target_port", "target_last", "health"},
     HealthOverride: {"check", "port"},
     Check: {"port"},
     Registration: {"ip", "wanted", "displaced"},  # displaced: what passed when it was registered, never from a call
@@ -89,6 +89,14 @@ def test_a_token_aims_only_at_its_target_ports_also_with_its_check(port: int) ->
     refused = refusal(wants(health=HealthOverride(Check(CheckKind.SEND, (Step(b"x", b"SSH-2"),), port=port))), token())
     assert (refused.code, "frontends[0].health.port" in refused.detail) == (Code.TARGET_FORBIDDEN, True)
     assert passes(wants(health=HealthOverride(Check(CheckKind.SEND, (Step(b"x"),), port=30001))), token())
+
+
+@pytest.mark.parametrize(("first", "last"), [(29999, 30002), (32765, 32768), (22, 25)])
+def test_each_port_of_a_range_is_one_of_the_tokens_target_ports(first: int, last: int) -> None:
+    in_range = FrontendRequest(8000, first, last=8003, target_last=last)
+    refused = refusal(replace(wants(), wanted=(in_range,)), token())
+    assert (refused.code, "frontends[0].target_port" in refused.detail) == (Code.TARGET_FORBIDDEN, True)
+    assert passes(replace(wants(), wanted=(replace(in_range, target_port=30000, target_last=30003),)), token())
 
 
 def test_a_legacy_call_is_refused_in_the_words_of_its_protocol() -> None:

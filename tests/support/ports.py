@@ -8,6 +8,7 @@ the name that a process holds is one for the whole network namespace, as ports a
 import os
 import random
 import socket
+from contextlib import ExitStack
 from functools import cache
 from itertools import cycle
 
@@ -67,3 +68,16 @@ def refusing_port() -> int:
 
 def free_ports(count: int) -> list[int]:
     return [free_port() for _ in range(count)]
+
+
+def ports_in_a_row(width: int) -> int:
+    """The first of so many free ports in a row."""
+    for first in sorted(free_ports(40)):
+        with ExitStack() as stack:
+            try:
+                for port in range(first, first + width):
+                    stack.enter_context(socket.socket()).bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        return first
+    raise AssertionError(f"no {width} free ports in a row")

@@ -31,16 +31,20 @@ class PortSink:
 
     def discard(self, listen: Listen) -> None:
         published = self.tables[-1].frontends if self.tables else {}
-        if listen not in published and listen in self.sockets:
-            self.sockets.pop(listen).close()
+        if listen not in published:
+            for one in listen.each():
+                if one in self.sockets:
+                    self.sockets.pop(one).close()
 
     def apply(self, table: Table) -> Mapping[Listen, OSError]:
         failed = {}
-        for listen in [listen for listen in self.sockets if listen not in table.frontends]:
+        wanted = {one for listen in table.frontends for one in listen.each()}
+        for listen in [listen for listen in self.sockets if listen not in wanted]:
             self.sockets.pop(listen).close()
         for listen in table.frontends:
             try:
-                self.open(listen)
+                for one in listen.each():
+                    self.open(one)
             except OSError as error:
                 failed[listen] = error
         self.tables.append(table)

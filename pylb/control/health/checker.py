@@ -92,7 +92,7 @@ class Checker:
         now, key, policy = self._clock(), (frontend.listen, server.address), frontend.health(server)
         known = self.health_records.add(key, server, now)
         of_address = self.health_records.addresses[server.address]
-        if of_address.proof is None:
+        if of_address.proof is None and not server.address.last:  # a connect to one port of a range says nothing of the range
             of_address.proof = unproven(now)
             self._plan(server.address)
         if server.admin is AdminState.MAINT or policy.mode is HealthMode.NONE:
@@ -294,6 +294,8 @@ class Checker:
 
     def connect_ended(self, listen: Listen, address: Address, failure: str | None) -> None:
         """The outcome of a client's connect. Cheap; news is reported in the same call."""
+        if address.last:
+            return  # FTP and RTP ports refuse until they are used: no news of the server
         frontend, known = self.table.frontends.get(listen), self.health_records.servers.get((listen, address))
         if frontend is not None and known is not None and known.server.admin is not AdminState.MAINT:
             self.health_records.addresses[address].connected(failure or YES, self._clock())

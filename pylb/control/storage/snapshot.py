@@ -30,7 +30,8 @@ T = TypeVar("T")
 
 # Words of `needs` that this version serves: fields of a health check that came after the first form of an entry.
 STEPS, REFUSE, METHOD = "check in steps", "when_all_down", "check with a method"
-KNOWN_NEEDS = frozenset({STEPS, REFUSE, METHOD})
+RANGES = "ranges"
+KNOWN_NEEDS = frozenset({STEPS, REFUSE, METHOD, RANGES})
 DATAGRAMS = "udp"  # not served yet, see docs/udp.md: an entry that needs it is kept for the version that does
 PIECE = 40  # entries that are encoded without a pause: half a millisecond
 PAUSE = 0.0001  # seconds; the thread lets go of the GIL for as long
@@ -166,6 +167,8 @@ def _needs(one: Registration) -> list[str]:
     found: set[str] = set()
     if any(item.protocol == UDP for item in one.wanted):
         found.add(DATAGRAMS)
+    if any(item.last for item in one.wanted):
+        found.add(RANGES)
     said = [*(item.health for item in one.wanted), *(old.health for old in one.displaced)]
     for health in said:
         if health.when_all_down is not None:
@@ -199,6 +202,8 @@ def _encode_wanted(item: FrontendRequest) -> dict[str, Any]:
         "backup": item.backup,
         "health": written_health(item.health),
         **({} if item.protocol == TCP else {"protocol": item.protocol}),
+        **({"last": item.last} if item.last else {}),
+        **({"target_last": item.target_last} if item.target_last else {}),
     }
 
 
@@ -374,6 +379,7 @@ def _decode_wanted(item: Mapping[str, Any]) -> FrontendRequest:
         bool(item.get("backup", False)),
         _health(item.get("health")),
         _protocol(item.get("protocol", TCP)),
+        *_lasts(item),
     )
 
 
@@ -382,6 +388,14 @@ def _decode_displaced(old: Mapping[str, Any]) -> DisplacedServer:
     address = written_address(old["address"])
     send, weight, health = _proxy(old.get("proxy_protocol")), _weight(old), _health(old.get("health"))
     return DisplacedServer(listen, check_name("server", str(old["server"])), address, send, weight, health)
+
+
+def _lasts(item: Mapping[str, Any]) -> tuple[int, int]:
+    """The last ports of a range and of its targets; 0: there is none."""
+    last, target_last = (_port(item[key]) if item.get(key) else 0 for key in ("last", "target_last"))
+    if (last and last <= item["port"]) or (target_last and target_last - item["target_port"] != last - item["port"]):
+        raise ValueError(f"{item['port']}-{last} to {item['target_port']}-{target_last}: no ranges of one length")
+    return last, target_last
 
 
 def _protocol(value: object) -> str:

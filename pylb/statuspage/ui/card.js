@@ -2,7 +2,7 @@
 
 import { copyButton, command, ofFrontend, ofServer, showCommands, target } from "./commands.js";
 import { arrange, flag, make, write } from "./dom.js";
-import { bytes, found, number, span } from "./words.js";
+import { bytes, found, number, portOf, span } from "./words.js";
 
 const STATES = { unproven: "unproven", drain: "draining", maint: "maintenance" };
 const COLUMNS = ["Server", "State", "Registered", "Sessions", "New/s", "Accepts, check", ""];
@@ -44,7 +44,7 @@ export class Card {
   render() {
     const frontend = this.record();
     const { port, name, health, numbers, notes } = this.parts;
-    write(port, `:${frontend.port}`);
+    write(port, `:${portOf(frontend)}`);
     write(name, frontend.name);
     write(health, conditionOf(frontend));
     flag(health, "state", frontend.health);

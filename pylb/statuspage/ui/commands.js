@@ -1,7 +1,7 @@
 // Whatever changes something is a command for a shell on pylb's machine. This page only shows it.
 
 import { byId, make } from "./dom.js";
-import { quoted } from "./words.js";
+import { portOf, quoted } from "./words.js";
 
 let pylb = { command: "pylb", option: "" };
 let opener = null;
@@ -30,17 +30,17 @@ export function ofServer(frontend, server, where, registrations) {
     ["Reset all its sessions", command("ctl shutdown sessions", where)],
   ];
   for (const one of registrations) {
-    found.push(["Release its registration", command("release", one.legacy ? String(frontend.port) : `${one.name}/${one.instance}`)]);
+    found.push(["Release its registration", command("release", one.legacy ? portOf(frontend) : `${one.name}/${one.instance}`)]);
   }
   return found;
 }
 
 export function ofFrontend(frontend) {
   return [
-    ["Why does it not answer?", command("explain", String(frontend.port))],
-    ["What changed, and who asked", command("history", String(frontend.port))],
+    ["Why does it not answer?", command("explain", portOf(frontend))],
+    ["What changed, and who asked", command("history", portOf(frontend))],
     ["Its sessions", command("sessions --frontend", frontend.name)],
-    ["Release all registrations on it", command("release", String(frontend.port))],
+    ["Release all registrations on it", command("release", portOf(frontend))],
   ];
 }
 

@@ -6,6 +6,7 @@ import { arrange, byId, flag, make, write } from "./dom.js";
 import { Line } from "./list.js";
 import { ORDERS, comparing, troubled } from "./order.js";
 import { Toolbar } from "./toolbar.js";
+import { portOf } from "./words.js";
 
 const BUDGET = 25; // ms of script for one update
 const FEW = 12; // frontends that are shown as cards; more of them begin as a list
@@ -215,7 +216,7 @@ export class Frontends {
     this.links = new Map();
     for (const [key, one] of found.slice(0, MOST_LINKS)) {
       const link = before.get(key) ?? make("a", { href: `#${key}`, "data-key": key, class: "pill" });
-      write(link, `:${one.port} ${one.name}`);
+      write(link, `:${portOf(one)} ${one.name}`);
       flag(link, "state", one.health);
       this.links.set(key, link);
     }
@@ -230,7 +231,7 @@ export class Frontends {
     const wanted = decodeURIComponent(location.hash.slice(1));
     if (!/:[0-9]+$/.test(wanted)) return;
     const { frontends } = this.model.tables;
-    const found = frontends.has(wanted) ? wanted : [...frontends.keys()].find((key) => wanted === `:${frontends.get(key).port}`);
+    const found = frontends.has(wanted) ? wanted : [...frontends.keys()].find((key) => wanted === `:${portOf(frontends.get(key))}`);
     if (found !== undefined) this.reveal(found);
   }
 

@@ -2,7 +2,7 @@
 
 import { Card, conditionOf } from "./card.js";
 import { flag, make, write } from "./dom.js";
-import { bytes, number } from "./words.js";
+import { bytes, number, portOf } from "./words.js";
 
 /** Of a column: its heading, the order that its heading sorts by, and its class. */
 export const COLUMNS = [
@@ -67,7 +67,7 @@ export class Line {
   render() {
     const frontend = this.record();
     const { port, button, pill, servers, sessions, rate, why } = this.parts;
-    write(port, `:${frontend.port}`);
+    write(port, `:${portOf(frontend)}`);
     write(button, frontend.name);
     write(pill, conditionOf(frontend));
     flag(pill, "state", frontend.health);

@@ -8,6 +8,12 @@ export function span(seconds) {
   return `${Math.max(0, Math.floor(seconds))} s`;
 }
 
+/** The port of a frontend: "443", "443/udp", "20000-20099". */
+export function portOf(frontend) {
+  const ports = frontend.last_port ? `${frontend.port}-${frontend.last_port}` : String(frontend.port);
+  return frontend.protocol ? `${ports}/${frontend.protocol}` : ports;
+}
+
 /** "950 B", "1.2 MB": powers of 1000, as network people count. */
 export function bytes(number) {
   if (number === null || number === undefined) return "–";
