@@ -242,7 +242,7 @@ def _operator(registry: Registry, live: SessionControl) -> dict[str, Verb]:
         return {"lines": await registry.operator.set_admin(_text(request, "target"), AdminState(state), _seconds(request))}
 
     async def words(_request: Mapping[str, Any]) -> dict[str, Any]:
-        found = registry.operator.words()
+        found = await registry.operator.words()
         return {"words": [{"target": who, "word": _said(word), "until": word.until, "hits": hits} for who, word, hits in found]}
 
     async def weight(request: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from pylb.control.desired_state import Decision, DesiredState, UnsupportedEntry,
 from pylb.control.new_registration import ImportedServer, imported_registration
 from pylb.control.registrar import Registrar
 from pylb.control.state import ControlState
-from pylb.control.steps import in_turns
+from pylb.control.steps import in_turns, stepwise
 from pylb.control.views import title
 from pylb.core.address import PortKey, parse_port_key
 from pylb.core.claims import Claims
@@ -21,6 +21,7 @@ from pylb.core.registration import Key, Registration
 from pylb.core.table import Server
 
 IMPORTED = 50  # entries submitted, or answered, between two turns of the loop: 1 ms
+WORDS = 5  # overrides shown between two turns of the loop: with a thousand servers each, a few milliseconds
 NODE_WORD = 86_400.0  # seconds that a setting for a node lasts by default: another node may get its address
 
 
@@ -90,15 +91,17 @@ class OperatorCommands:
         word = "default weight" if weight is None else f"weight {weight}"
         return await self._overrule(target, word, seconds, weight=weight)
 
-    def words(self) -> list[tuple[str, Override, list[str]]]:
+    async def words(self) -> list[tuple[str, Override, list[str]]]:
         """Every override in force, with its target, its setting, and the servers that it affects now."""
+        overrides = self._state.desired.overrides
+        found = await stepwise(affected(self._state.publisher.table, overrides))
         return [
             (
                 target if isinstance(target, str) else f"{target[0]}/{target[1]}",
-                word,
-                [f"{frontend.name}/{server.name}" for frontend, server in affected(self._state.publisher.table, target)],
+                overrides[target],
+                [f"{frontend.name}/{server.name}" for frontend, server in servers],
             )
-            for target, word in self._state.desired.overrides.items()
+            async for target, servers in in_turns(found.items(), WORDS)
         ]
 
     async def _overrule(self, target: str, word: str, seconds: float | None, **said: AdminState | int | None) -> list[str]:
@@ -108,7 +111,7 @@ class OperatorCommands:
         until = None if seconds is None else self._wall() + seconds
 
         def step(desired: DesiredState) -> Generator[None, None, Decision]:
-            found = find(self._state.publisher.table, target)
+            found = yield from find(self._state.publisher.table, target)
             yield
             places: list[OverrideTarget] = [(frontend.listen, server.address) for frontend, server in found]
             before = desired.overrides

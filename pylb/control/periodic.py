@@ -177,8 +177,9 @@ class PeriodicWork:
     async def _end_words(self, targets: tuple[OverrideTarget, ...]) -> None:
         control = self._state
 
-        def step(desired: DesiredState) -> tuple[DesiredState, Change]:
-            touched = frozenset(one.listen for each in targets for one, _ in affected(control.publisher.table, each))
+        def step(desired: DesiredState) -> Generator[None, None, Decision]:
+            found = yield from affected(control.publisher.table, targets)
+            touched = frozenset(one.listen for servers in found.values() for one, _ in servers)
             return replace(desired, overrides=without(desired.overrides, targets)), Change(desired.claims, "updated", touched)
 
         def done(_change: Change) -> None:

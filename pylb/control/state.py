@@ -28,7 +28,7 @@ from pylb.core.address import Listen
 from pylb.core.auth import Keyring
 from pylb.core.claims import Claims
 from pylb.core.errors import Refused
-from pylb.core.operator_overrides import still_valid
+from pylb.core.operator_overrides import checked
 from pylb.core.ownership import Change, readmitting
 from pylb.core.policy import Rules
 from pylb.core.registration import Registration, State
@@ -113,7 +113,7 @@ class ControlState:
         async for one in in_turns(claims.registrations.values(), LEASES):
             self.leases.restore(one, snapshot.leases.get(was.get(one.key, one.key), LeaseRecord()))
         self.checker.health_records.restore(snapshot.proven, snapshot.down, snapshot.passed)
-        overrides = still_valid(snapshot.overrides, claims, static_rules)
+        overrides = await stepwise(checked(snapshot.overrides, claims, static_rules))
         self.publisher.table = Table(max(snapshot.generation, snapshot.reserved))
         for later in snapshot.unserved.values():
             text = f"not served: {later.name} on port {', '.join(map(str, later.ports))} needs {', '.join(later.needs)}, "

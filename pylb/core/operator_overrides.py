@@ -6,6 +6,8 @@ belongs to the frontend and the address, and ends when nobody has a server there
 
 from collections.abc import Container, Generator, Iterable, Mapping
 from dataclasses import dataclass, replace
+from heapq import nsmallest
+from itertools import chain
 from types import MappingProxyType
 
 from pylb.core.address import Address, Listen
@@ -29,7 +31,9 @@ OverrideTarget = ServerKey | str  # or a node's IP
 Overrides = Mapping[OverrideTarget, Override]
 NONE: Overrides = MappingProxyType({})
 _AS_IT_IS = Override()
-STEP = 25  # servers that one step of `checked` looks for: 1 ms
+STEP = 25  # servers that one step of `checked` or `affected` looks for: 1 ms
+FRONTENDS = 50  # at which one step of `affected` or `find` looks: with ten servers each, less than 1 ms
+LISTED = 8  # names in the hint of a refusal
 
 
 def with_overrides(server: Server, listen: Listen, overrides: Overrides) -> Server:
@@ -106,34 +110,57 @@ def _is_there(key: ServerKey, claims: Claims, static_rules: StaticRules) -> bool
     )
 
 
-def affected(table: Table, target: OverrideTarget) -> list[tuple[Frontend, Server]]:
-    """The servers that an override affects now."""
-    if isinstance(target, str):
-        return _by_port((one, other) for one in table.frontends.values() for other in one.servers if other.address.ip == target)
-    one = table.frontends.get(target[0])
-    return [] if one is None else [(one, other) for other in one.servers if other.address == target[1]]
+def affected(
+    table: Table, targets: Iterable[OverrideTarget]
+) -> Generator[None, None, dict[OverrideTarget, list[tuple[Frontend, Server]]]]:
+    """The servers that each of these overrides affects now, found in steps."""
+    found: dict[OverrideTarget, list[tuple[Frontend, Server]]] = {target: [] for target in targets}
+    if any(isinstance(target, str) for target in found):  # one look at all servers, however many nodes it is about
+        for number, one in enumerate(table.frontends.in_any_order(), 1):
+            for other in one.servers:
+                if (of_node := found.get(other.address.ip)) is not None:
+                    of_node.append((one, other))
+            if number % FRONTENDS == 0:
+                yield
+    for number, (target, there) in enumerate(found.items(), 1):
+        if isinstance(target, str):
+            there[:] = _by_port(there)
+        elif (frontend := table.frontends.get(target[0])) is not None:
+            there += [(frontend, other) for other in frontend.servers if other.address == target[1]]
+        if number % STEP == 0:
+            yield
+    return found
 
 
-def find(table: Table, target: str) -> list[tuple[Frontend, Server]]:
+def find(table: Table, target: str) -> Generator[None, None, list[tuple[Frontend, Server]]]:
     """The servers that `FRONTEND/SERVER` or a node's IP names; a frontend by name or port, a server by label or ip:port.
 
-    Raises Refused NOT_FOUND.
+    They are found in steps. Raises Refused NOT_FOUND.
     """
-    if "/" in target:
-        found = [
-            (one, other)
-            for one in table.frontends.values()
-            if (rests := _behind(target, one.name, one.listen))
-            for other in one.servers
-            if _is_one(rests, other.name, other.address)
-        ]
-    else:
-        found = [(one, other) for one in table.frontends.values() for other in one.servers if target == other.address.ip]
+    found: list[tuple[Frontend, Server]] = []
+    for number, one in enumerate(table.frontends.in_any_order(), 1):
+        if "/" not in target:
+            found += [(one, other) for other in one.servers if target == other.address.ip]
+        elif rests := _behind(target, one.name, one.listen):
+            found += [(one, other) for other in one.servers if _is_one(rests, other.name, other.address)]
+        if number % FRONTENDS == 0:
+            yield
     if not found:
-        there = sorted(f"{one.name}/{other.name}" for one in table.frontends.values() for other in one.servers)
-        hint = f"there are {', '.join(there[:8])}" + (f" and {len(there) - 8} more" if len(there) > 8 else "")
-        raise Refused(Code.NOT_FOUND, f"no server is {target[:300]!r}", hint if there else "the table has no servers")
+        raise Refused(Code.NOT_FOUND, f"no server is {target[:300]!r}", (yield from _those_there_are(table)))
     return _by_port(found)
+
+
+def _those_there_are(table: Table) -> Generator[None, None, str]:
+    """The hint of a refusal: the first names there are, and how many more."""
+    first, count = list[str](), 0
+    for number, one in enumerate(table.frontends.in_any_order(), 1):
+        first = nsmallest(LISTED, chain(first, (f"{one.name}/{other.name}" for other in one.servers)))
+        count += len(one.servers)
+        if number % FRONTENDS == 0:
+            yield
+    if not first:
+        return "the table has no servers"
+    return f"there are {', '.join(first)}" + (f" and {count - LISTED} more" if count > LISTED else "")
 
 
 def _by_port(found: Iterable[tuple[Frontend, Server]]) -> list[tuple[Frontend, Server]]:

@@ -11,6 +11,8 @@ from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
+import pytest
+
 from pylb.api.explain import ports_of
 from pylb.api.routes import rows
 from pylb.control.desired_state import DesiredState
@@ -22,6 +24,7 @@ from pylb.control.writer import CALLS as PER_TURN
 from pylb.core.address import Listen
 from pylb.core.auth import Caller, Keyring
 from pylb.core.claims import Claims
+from pylb.core.errors import Refused
 from pylb.core.ownership import announce, become
 from pylb.core.persistent_map import PersistentMap
 from pylb.core.policy import AdminState, Rules
@@ -248,6 +251,11 @@ async def test_what_looks_at_all_of_them_costs_the_same_for_each(tmp_path: Path)
     assert {what: found for what, found in costs.items() if found[400] > SLACK * found[50]} == {}
 
 
+async def _refused(call: Awaitable[object]) -> None:
+    with pytest.raises(Refused):
+        await call
+
+
 async def test_what_looks_at_all_of_them_holds_the_loop_no_longer_the_more_there_are(tmp_path: Path) -> None:
     """A plan did for as long as it took: at each SIGHUP, too, as what a reload does is logged. So did the grant of all leases
     at the start, and after a stall."""
@@ -257,12 +265,17 @@ async def test_what_looks_at_all_of_them_holds_the_loop_no_longer_the_more_there
         await full.fill()
         try:
             table, _ = await full.registry.rules.plan(Rules(), Keyring(TOKENS))
+            for node in range(2, 22):
+                await full.registry.operator.set_admin(f"127.0.{node}.10", AdminState.DRAIN)
             for what, work in {
                 "a plan": lambda: full.registry.rules.plan(Rules(), Keyring(TOKENS)),  # noqa: B023 - run at once
                 "a plan of checks": lambda: full.registry.rules.plan_checks(table),  # noqa: B023
                 "all leases": full.registry.webhook_is_up,
                 "routes": lambda: rows(full.registry),  # noqa: B023
                 "the ports of a name": lambda: ports_of(full.registry, "app-3"),  # noqa: B023
+                "a drain of one server": lambda: full.registry.operator.set_admin("1027/pod-1", AdminState.DRAIN),  # noqa: B023
+                "a drain of nobody": lambda: _refused(full.registry.operator.set_admin("192.0.2.1", AdminState.DRAIN)),  # noqa: B023
+                "what the operator said": full.registry.operator.words,
             }.items():
                 longest.setdefault(what, {})[frontends] = await full.longest(work)
         finally:

@@ -25,7 +25,7 @@ from pylb.core.operator_overrides import (
 from pylb.core.policy import AdminState, Policy, Rules, StaticFrontend, StaticServer
 from pylb.core.static_rules import StaticRules
 from pylb.core.table import OUT, Frontend, Server, Table, make_table
-from tests.core.claiming import compose, counted_steps
+from tests.core.claiming import compose, counted_steps, finished
 
 WEB, MAIL = Listen("tcp", "*", 443), Listen("tcp", "203.0.113.9", 25)
 LISTENS = [Listen("tcp", "*", port) for port in range(20050, 20000, -1)]
@@ -97,13 +97,13 @@ def test_words_checked_in_steps_are_those_checked_at_once(
     ],
 )
 def test_a_server_is_named_as_people_see_it(target: str, meant: list[tuple[str, str]]) -> None:
-    assert [(frontend.name, server.name) for frontend, server in find(table(), target)] == meant
+    assert [(frontend.name, server.name) for frontend, server in finished(find(table(), target))] == meant
 
 
 @pytest.mark.parametrize("target", ["web", "web/pod-3", "mail/", "/pod-1", "198.51.100.9", "x" * 1000])
 def test_what_names_nobody_is_refused_with_what_there_is(target: str) -> None:
     with pytest.raises(Refused) as refused:
-        find(table(), target)
+        finished(find(table(), target))
     assert refused.value.code is Code.NOT_FOUND
     assert refused.value.hint == "there are mail/pod-1, mail/pod-2, web/pod-1, web/pod-2"
 
@@ -112,10 +112,10 @@ def test_of_many_servers_only_some_are_listed_and_none_is_said_so() -> None:
     servers = tuple(Server(f"pod-{number}", ONE._replace(port=30000 + number)) for number in range(10))
     many = make_table(1, {WEB: Frontend("web", WEB, Policy(), servers)})
     with pytest.raises(Refused) as refused:
-        find(many, "x")
+        finished(find(many, "x"))
     assert refused.value.hint.endswith("web/pod-7 and 2 more")
     with pytest.raises(Refused) as refused:
-        find(Table(), "x")
+        finished(find(Table(), "x"))
     assert refused.value.hint == "the table has no servers"
 
 
@@ -150,9 +150,14 @@ def test_the_last_word_on_each_thing_counts_in_every_table(
 
 
 def test_a_word_is_about_a_node_on_every_frontend_or_about_one_server_of_one() -> None:
-    assert [(one.name, other.name) for one, other in affected(table(), ONE.ip)] == [("mail", "pod-1"), ("web", "pod-1")]
-    assert [(one.name, other.name) for one, other in affected(table(), (WEB, TWO))] == [("web", "pod-2")]
-    assert affected(table(), (Listen("tcp", "*", 1), TWO)) == []
+    gone = (Listen("tcp", "*", 1), TWO)
+    found = finished(affected(table(), [ONE.ip, (WEB, TWO), gone]))
+    assert {target: [(one.name, other.name) for one, other in there] for target, there in found.items()} == {
+        ONE.ip: [("mail", "pod-1"), ("web", "pod-1")],
+        (WEB, TWO): [("web", "pod-2")],
+        gone: [],
+    }
+    assert finished(affected(table(), [gone])) == {gone: []}
 
 
 def test_a_word_ends_at_its_time_and_one_without_a_time_does_not() -> None:
@@ -163,5 +168,16 @@ def test_a_word_ends_at_its_time_and_one_without_a_time_does_not() -> None:
 def test_what_is_found_comes_in_the_order_of_ports() -> None:
     many = {listen: Frontend(f"p{listen.port}", listen, Policy(), (Server("a", ONE),)) for listen in LISTENS}
     wide = make_table(1, many)
-    for found in (find(wide, ONE.ip), affected(wide, ONE.ip)):
+    for found in (finished(find(wide, ONE.ip)), finished(affected(wide, [ONE.ip]))[ONE.ip]):
         assert [frontend.listen.port for frontend, _ in found] == sorted(listen.port for listen in LISTENS)
+
+
+def test_servers_are_looked_for_in_steps() -> None:
+    listens = [Listen("tcp", "*", 20000 + number) for number in range(120)]
+    wide = make_table(1, {listen: Frontend(f"p{listen.port}", listen, Policy(), (Server("a", ONE),)) for listen in listens})
+    found, steps = counted_steps(find(wide, "p20050/a"))
+    assert ([one.listen.port for one, _ in found], steps) == ([20050], 3)
+    with pytest.raises(Refused, match="no server is 'p1/a'"):
+        counted_steps(find(wide, "p1/a"))
+    found_all, steps = counted_steps(affected(wide, [ONE.ip, *((listen, ONE) for listen in listens[:60])]))
+    assert ([len(there) for there in found_all.values()], steps) == ([120, *[1] * 60], 5)

@@ -162,10 +162,10 @@ def test_the_servers_of_a_static_udp_frontend_are_udp_addresses_with_their_usual
 )
 def test_the_operator_names_a_udp_server_by_its_port(target: str) -> None:
     table = compose(having(both()), FREE, ServerStates())
-    [(frontend, server)] = find(table, target)
+    [(frontend, server)] = finished(find(table, target))
     assert (frontend.listen, server.address) == (UDP_443, Address(A, 30444, "udp"))
     assert is_server(target, frontend.name, frontend.listen, server.name, server.address)
-    [(frontend, _)] = find(table, "443/pod-1")
+    [(frontend, _)] = finished(find(table, "443/pod-1"))
     assert frontend.listen == on(443)
 
 
