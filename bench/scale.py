@@ -25,6 +25,7 @@ from pathlib import Path
 from bench import report, scale_process
 from bench.processes import BenchError
 from bench.report import progress
+from bench.scale_outage import Clock, Outage
 from bench.tables import aligned
 from pylb.api.routes import rows
 from pylb.app.engine_observer import EngineObserver
@@ -155,11 +156,13 @@ def _fail(what: str, error: Exception) -> None:
 
 
 @asynccontextmanager
-async def running(folder: Path, ports: list[int]) -> AsyncIterator[RegistryBenchmark]:
+async def running(
+    folder: Path, ports: list[int], clock: Callable[[], float] = time.monotonic
+) -> AsyncIterator[RegistryBenchmark]:
     tokens = [_token(number) for number in range(TOKENS)]
     hooks = EngineObserver(ConnectionLog(Stream(1), "none"), Tasks())
     driver = InProcessEngine(Engine(observer=hooks, max_connections=1000, on_fault=_fail))
-    registry = Registry(rules=Rules(), keyring=Keyring(tokens), sink=driver, store=Store(folder), ask=_answers)
+    registry = Registry(rules=Rules(), keyring=Keyring(tokens), sink=driver, store=Store(folder), ask=_answers, clock=clock)
     await registry.start()
     await registry.webhook_is_up()
     try:
@@ -271,8 +274,10 @@ def main(argv: list[str]) -> int:
 async def scale(folder: Path, ports: list[int]) -> RegistryBenchmark:
     collect_rarely()
     before = resident()
-    async with running(folder, ports[:FRONTENDS]) as benchmark:
+    clock = Clock()
+    async with running(folder, ports[:FRONTENDS], clock) as benchmark:
         await measured(benchmark, ports[FRONTENDS:], before)
+        await Outage(benchmark, clock).measured()
         return benchmark
 
 
