@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from pylb.api import completion
+from pylb.core.address import Listen
 from pylb.web.control_client import call
 from tests.app.instance import Instance, cli, echo
 from tests.support.ports import free_port
@@ -116,7 +117,8 @@ def test_the_script_is_one_that_the_shell_can_read(shell: str, tmp_path: Path) -
 async def test_the_words_of_thousands_of_frontends_are_never_sorted_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """It happens on the loop that forwards."""
     ports = [*range(30000, 20000, -1)]
-    frontends = {port: SimpleNamespace(name=f"app-{port}", listen=SimpleNamespace(port=port), servers=()) for port in ports}
+    listens = [Listen("tcp", "*", port) for port in ports]
+    frontends = {one: SimpleNamespace(name=f"app-{one.port}", listen=one, servers=()) for one in listens}
     registry: Any = SimpleNamespace(table=SimpleNamespace(frontends=frontends))
     sizes, sort = [], completion._first
 
