@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 
 from phonehome import __version__, client, drain_socket, message, preflight
 from phonehome.credentials import read_file, tokens
-from phonehome.output import logger, show
+from phonehome.output import logger, misused, show, warn_of_plain_http
 from phonehome.runner import DRAIN_ANSWER, PROBE_EVERY, Runner, broadcast
 from phonehome.settings import Settings, SettingsError, parse
 
@@ -83,22 +83,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             need_frontends=verb != "release",
         )
         context = client.trust(settings.ca) if any(endpoint.secure for endpoint in settings.endpoints) else None
-    except SettingsError as exc:
-        for problem in exc.problems:
-            print(f"phonehome: {problem}", file=sys.stderr)
-        return 2
-    except (ssl.SSLError, ValueError) as exc:
-        reason = exc.reason if isinstance(exc, ssl.SSLError) else None
-        print(f"phonehome: PYLB_CA: contains no usable certificate ({reason or exc})", file=sys.stderr)
-        return 2
+    except (SettingsError, ssl.SSLError, ValueError) as exc:
+        return misused(exc)
     return _perform(verb, settings, context)
 
 
 def _perform(verb: str, settings: Settings, context: ssl.SSLContext | None) -> int:
     log = logger()
-    for endpoint in settings.endpoints:
-        if endpoint.exposes_token:
-            log(f"{endpoint.label}: plain http: anyone on the path can read the token")
+    warn_of_plain_http(settings.endpoints, log)
     if verb == "release":
         request, state = message.release(settings), message.RELEASED
         return 0 if broadcast(settings, context, request, state, log, timeout=ONE_CALL) else 1

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+import ssl
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+
+from phonehome.settings import SettingsError
+from phonehome.values import Endpoint
 
 
 def show(text: str) -> int:
@@ -18,6 +22,24 @@ def show(text: str) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the exit tries to write the rest again
         return 1
     return 0
+
+
+def misused(exc: SettingsError | ssl.SSLError | ValueError) -> int:
+    """Say what is wrong with the environment, or with the certificate in PYLB_CA; the exit code."""
+    if isinstance(exc, SettingsError):
+        problems = list(exc.problems)
+    else:
+        reason = exc.reason if isinstance(exc, ssl.SSLError) else None
+        problems = [f"PYLB_CA: contains no usable certificate ({reason or exc})"]
+    for problem in problems:
+        print(f"phonehome: {problem}", file=sys.stderr)
+    return 2
+
+
+def warn_of_plain_http(endpoints: Iterable[Endpoint], log: Callable[[str], None]) -> None:
+    for endpoint in endpoints:
+        if endpoint.exposes_token:
+            log(f"{endpoint.label}: plain http: anyone on the path can read the token")
 
 
 def logger() -> Callable[[str], None]:

@@ -12,7 +12,7 @@ from phonehome.client import trust
 from phonehome.controller.controller import Controller
 from phonehome.controller.options import HELP, Options, read
 from phonehome.credentials import read_file
-from phonehome.output import logger, show
+from phonehome.output import logger, misused, show, warn_of_plain_http
 from phonehome.settings import SettingsError
 
 STOP_SIGNALS = {signal.SIGTERM, signal.SIGINT}
@@ -27,14 +27,8 @@ def main(args: Sequence[str]) -> int:
     try:
         options = read(os.environ, read_file)
         context = trust(options.settings.ca) if any(one.secure for one in options.settings.endpoints) else None
-    except SettingsError as exc:
-        for problem in exc.problems:
-            print(f"phonehome: {problem}", file=sys.stderr)
-        return 2
-    except (ssl.SSLError, ValueError) as exc:
-        reason = exc.reason if isinstance(exc, ssl.SSLError) else None
-        print(f"phonehome: PYLB_CA: contains no usable certificate ({reason or exc})", file=sys.stderr)
-        return 2
+    except (SettingsError, ssl.SSLError, ValueError) as exc:
+        return misused(exc)
     return run(options, context)
 
 
@@ -44,9 +38,7 @@ def run(options: Options, context: ssl.SSLContext | None) -> int:
     # Blocked before any thread starts, as in phonehome/__main__.py.
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     controller = Controller(options, context, read_file, log)
-    for endpoint in (*options.settings.endpoints, options.access.endpoint):
-        if endpoint.exposes_token:
-            log(f"{endpoint.label}: plain http: anyone on the path can read the token")
+    warn_of_plain_http((*options.settings.endpoints, options.access.endpoint), log)
     for balancer in controller.balancers:
         log(f"{balancer.label}: Services of type LoadBalancer of {options.access.endpoint.label} open ports here")
     controller.start()

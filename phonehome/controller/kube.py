@@ -26,7 +26,9 @@ BULKY = ("managedFields", "images")  # of every object and of every node: most o
 class ApiError(Exception):
     """The API server answered, but not what was asked for."""
 
-    def __init__(self, status: int, text: str, wait: float | None = None) -> None:
+    def __init__(self, status: int, text: object, wait: float | None = None) -> None:
+        """`text`: the server's own, of which the log gets no control character."""
+        text = "".join(one if one.isprintable() else " " for one in text[:300]) if isinstance(text, str) else ""
         super().__init__(f"{status} {text}" if text else str(status))
         self.status = status
         self.wait = wait  # Retry-After, in seconds
@@ -35,7 +37,7 @@ class ApiError(Exception):
     def hint(self) -> str:
         return {
             401: "is the token of the service account mounted, and still valid?",
-            403: "apply deploy/kubernetes/controller/rbac.yaml",
+            403: "apply deploy/kubernetes/controller/base.yaml",
             404: "does PYLB_KUBE_API name an API server?",
         }.get(self.status, "")
 
@@ -152,8 +154,5 @@ def _encoded(document: Mapping[str, Any]) -> bytes:
 
 
 def _error(reply: Reply) -> ApiError:
-    """The message of a Status object (metav1.Status), without control characters."""
-    found = decoded(reply.body) or {}
-    said = found.get("message")
-    text = "".join(one if one.isprintable() else " " for one in said[:300]) if isinstance(said, str) else ""
-    return ApiError(reply.status, text, retry_after(reply, time.time()))
+    """The message of a Status object (metav1.Status)."""
+    return ApiError(reply.status, (decoded(reply.body) or {}).get("message"), retry_after(reply, time.time()))

@@ -216,7 +216,7 @@ class Watcher(threading.Thread, Generic[T]):
             code = found.get("code")
             if code == 410:
                 raise GoneError
-            raise ApiError(code if isinstance(code, int) else 500, str(found.get("message") or "")[:300])
+            raise ApiError(code if isinstance(code, int) else 500, found.get("message"))
         one = self._kind.read(found)
         if one.version and one.version != self._version:
             self._version = one.version

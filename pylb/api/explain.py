@@ -90,7 +90,7 @@ async def explain(
         "listens": [str(listen) for listen in listens],
         "binds": sorted({listen.ip for listen in listens}),
         "unbound": unbound,
-        "reachable": await knock(open_[0]) if open_ else "not tried",
+        "reachable": await knock(open_[0]._replace(port=port[1], last=0)) if open_ else "not tried",
         "servers": [row for row in await rows(registry, port) if row["address"] is not None],
         "dialled": dialled,  # does it accept connections?
         "checked": checked,  # does it pass its check?

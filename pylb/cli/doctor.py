@@ -89,7 +89,7 @@ def _low_ports(config: Config) -> Iterator[Finding]:
 
 def _ports(config: Config) -> Iterator[Finding]:
     own = [*(one.listen for one in config.webhook), config.admin.listen, *(one.listen for one in config.frontends)]
-    for port, holder in sorted(listeners_of({listen.port for listen in own}).items()):
+    for port, holder in sorted(listeners_of({port for listen in own for port in listen.ports}).items()):
         if not holder.startswith(("pylb", "python")):
             yield Finding(f"port {port}", False, f"{holder} has it", "stop that process, or choose another port")
 

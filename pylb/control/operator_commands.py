@@ -28,7 +28,7 @@ NODE_WORD = 86_400.0  # seconds that a setting for a node lasts by default: anot
 def _nothing(desired: DesiredState, what: str) -> Refused:
     """What to say where there is nothing to release."""
     text, hint = f"nothing is registered as {what[:300]!r}", "`pylb routes` shows what is"
-    if any(what in (one.name, one.listen.port_text) for one in desired.static_rules.rules.frontends):
+    if any(what == one.name or one.listen.is_named(what) for one in desired.static_rules.rules.frontends):
         hint = "it is a static frontend: remove it from the config, and `pylb reload`"
     return Refused(Code.NOT_FOUND, text, hint)
 

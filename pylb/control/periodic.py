@@ -123,11 +123,7 @@ class PeriodicWork:
             silent = yield from _filtered(keys, leases.is_over)
             after, change = yield from with_many(desired, silent, partial(become, state=State.STALE))
             ended = yield from _filtered(keys, lambda key: after.claims.not_fresh.get(key) is State.STALE)
-            titles.clear()
-            for start in range(0, len(ended), LOOKS):
-                if start:
-                    yield
-                titles.extend(map(key_title, ended[start : start + LOOKS]))
+            titles[:] = yield from _mapped(ended, key_title)
             return after, change
 
         def done(_change: Change) -> None:
@@ -195,11 +191,7 @@ class PeriodicWork:
             if change.touched:
                 held = self._state.desired.claims.registrations
                 there = yield from _filtered(keys, held.__contains__)
-                titles = list[str]()
-                for start in range(0, len(there), LOOKS):
-                    if start:
-                        yield
-                    titles.extend(title(held[key]) for key in there[start : start + LOOKS])
+                titles = yield from _mapped(there, lambda key: title(held[key]))
                 text = f"the new address has not answered in {span(FALLBACK)}, and the old one no longer serves for it: "
                 self._state.event_log.note("fallback_over", text + ", ".join(titles), whose(keys), alarm=True)
 
@@ -236,6 +228,16 @@ class PeriodicWork:
             await self._state.writer.perform(step, keys, done, by="leases", write=write)
         except Refused:
             pass  # pylb is stopping: the next start decides again
+
+
+def _mapped(keys: Sequence[Key], text: Callable[[Key], str]) -> Generator[None, None, list[str]]:
+    """The text of each, made in steps."""
+    found = list[str]()
+    for start in range(0, len(keys), LOOKS):
+        if start:
+            yield
+        found += map(text, keys[start : start + LOOKS])
+    return found
 
 
 def _filtered(keys: Sequence[Key], wanted: Callable[[Key], bool]) -> Generator[None, None, list[Key]]:

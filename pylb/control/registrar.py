@@ -75,7 +75,8 @@ class Registrar:
         claims = self._state.desired.claims
         if not self._liveness.any_dead:
             return
-        there = {one.key: one for item in wanted.wanted for one in claims.on_port(item.port, item.protocol)}
+        ports = ((port, item.protocol) for item in wanted.wanted for port in item.ports)
+        there = {one.key: one for port, protocol in ports for one in claims.on_port(port, protocol)}
         gone = [one for key, one in there.items() if key != wanted.key and self._liveness.is_abandoned(one)]
         if gone:
             await self._checker.dial(address for one in gone for address in addresses(one))

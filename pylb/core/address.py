@@ -87,6 +87,15 @@ class Listen(NamedTuple):
         protocol, number = port
         return protocol == self.protocol and number in self.ports
 
+    def is_named(self, text: str) -> bool:
+        """Does `text` mean it: `443`, `443/udp`, `20000-20099` or one port of it, or with the address, `*:443`?"""
+        if not self.last:
+            return text in (self.port_text, str(self))
+        try:
+            return text == str(self) or self.has(parse_port_key(text))
+        except ValueError:
+            return False
+
     @property
     def port_key(self) -> PortKey:
         return self.protocol, self.port

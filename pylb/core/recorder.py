@@ -184,7 +184,7 @@ def is_meant_live(query: Query, view: SessionView) -> bool:
 
 
 def _fits(query: Query, one: SessionRecord | SessionView, listen: Listen, address: Address | None, state: str) -> bool:
-    if query.frontend and query.frontend not in (one.frontend, listen.port_text, str(listen)):
+    if query.frontend and query.frontend != one.frontend and not listen.is_named(query.frontend):
         return False
     if query.server and query.server not in (one.server, str(address)):
         return False

@@ -239,7 +239,7 @@ class Commands:
 
 def _frontend(statistics: Statistics, text: str) -> FrontendView:
     for one in statistics.frontends:
-        if text in (statistics.names[one.listen], one.listen.port_text, str(one.listen)):
+        if text == statistics.names[one.listen] or one.listen.is_named(text):
             return one
     raise CommandError("No such backend.\n")
 

@@ -252,8 +252,9 @@ def test_a_frontend_inside_the_ephemeral_range_is_named_with_the_sysctl(tmp_path
 
 def test_a_port_that_another_program_has_is_named_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "listeners_of", lambda ports: {443: "haproxy, pid 7"} if 443 in ports else {})
-    web = {"name": "web", "listen": "*:443", "servers": ["192.0.2.7:30443"]}
-    assert findings(tmp_path, frontends=[web])["port 443"].found == "haproxy, pid 7 has it"
+    for listen in ("*:443", "*:440-449"):
+        web = {"name": "web", "listen": listen, "servers": ["192.0.2.7:30443"]}
+        assert findings(tmp_path, frontends=[web])["port 443"].found == "haproxy, pid 7 has it"
 
 
 def test_a_certificate_that_ends_soon_or_cannot_be_used_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ from pylb.core.errors import Refused
 from pylb.core.policy import Rules
 from pylb.core.registration import Announcement, FrontendRequest
 from tests.control.harness import NODE_A, NODE_B, Clock, Control, control, target, token
-from tests.support.ports import free_ports
+from tests.support.ports import free_ports, ports_in_a_row
 from tests.support.sink import PortSink
 
 YIELD_AFTER = 900.0
@@ -108,6 +108,18 @@ async def test_a_server_that_comes_back_in_the_last_moment_keeps_its_port(tmp_pa
         with target(30001):
             assert await rival_asks(c, port) is not None
         assert await rival_asks(c, port) is not None  # from its answer on the time begins anew
+
+
+async def test_a_rival_that_wants_a_range_asks_the_owner_of_each_of_its_ports(tmp_path: Path) -> None:
+    first = ports_in_a_row(3)
+    around = Announcement((FrontendRequest(first, 30002, last=first + 2),), None, 60.0, draining=False)
+    async with control(tmp_path, OWNER, RIVAL) as c:
+        await c.put({first + 1: 30001})
+        await c.put({first + 1: 30001}, draining=True)
+        await c.pass_time(YIELD_AFTER + 60, probing=True)
+        with target(30001), pytest.raises(Refused, match="its server answers"):
+            await c.registry.calls.announce("other", "pod-1", around, c.caller(NODE_B, "rival"))
+        assert [(one.token, one.name) for one in c.registry.each_registration()] == [("owner", "web")]
 
 
 async def test_a_stall_of_pylb_is_nobodys_silence(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from pylb.core.address import (
     Ports,
     parse_address,
     parse_listen,
+    parse_listens,
     parse_port_range,
     written_address,
     written_listen,
@@ -256,3 +257,19 @@ def test_a_call_may_have_1024_ports_in_all_and_each_once() -> None:
     assert len(item.ports) == 1024
     twice = {"frontends": [{"port": "1000-1009", "target_port": 1}, {"port": 1005, "target_port": 1}]}
     assert invalid(json.dumps(twice).encode()) == "frontends[1].port: 1005 appears twice"
+
+
+@pytest.mark.parametrize(
+    ("listen", "meant", "not_meant"),
+    [
+        ("*:443", ["443", "*:443"], ["444", "443/udp", "web", "", "4430"]),
+        (
+            "*:20000-20099",
+            ["20000", "20042", "20099", "20000-20099", "*:20000-20099"],
+            ["19999", "20100", "20042/udp", "rtp", ""],
+        ),
+    ],
+)
+def test_a_port_of_a_range_names_the_range(listen: str, meant: list[str], not_meant: list[str]) -> None:
+    place = parse_listens(listen)
+    assert [one for one in (*meant, *not_meant) if place.is_named(one)] == meant

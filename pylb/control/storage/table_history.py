@@ -11,7 +11,7 @@ from typing import Any
 
 from pylb.control.fair_buffer import FairBuffer
 from pylb.control.storage.files import read_regular, set_aside, write_private
-from pylb.core.address import UDP, Listen, parse_port_key, written_address, written_listen
+from pylb.core.address import UDP, written_address, written_listen
 from pylb.core.table_diff import PASSING, ChangeKind, ChangeLine
 from pylb.core.text import counted
 
@@ -124,17 +124,10 @@ class TableHistory:
 
 
 def _is_about(line: ChangeLine, what: str) -> bool:
-    registered = line.frontend.removesuffix(f"-{UDP}") if line.listen.protocol == UDP else line.frontend
-    if line.listen.last and _is_in(line.listen, what):
+    if line.listen.is_named(what):
         return True
-    return what in (line.listen.port_text, str(line.listen), line.frontend, registered.rpartition("-")[0])
-
-
-def _is_in(listen: Listen, what: str) -> bool:
-    try:
-        return listen.has(parse_port_key(what))
-    except ValueError:
-        return False
+    registered = line.frontend.removesuffix(f"-{UDP}") if line.listen.protocol == UDP else line.frontend
+    return what in (line.frontend, registered.rpartition("-")[0])
 
 
 def _encoded(generations: Iterable[Generation]) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from phonehome.controller import objects
-from phonehome.controller.kube import Access, Api
+from phonehome.controller.kube import Access, Api, ApiError
 from phonehome.controller.objects import Node
 from phonehome.controller.watch import Cache, Changes, Kind, Watcher
 from phonehome.credentials import read_file
@@ -202,7 +203,7 @@ def test_what_happens_is_said_once_with_a_hint(serve: Serve, watch: Watch) -> No
     watched.has("a")
     eventually(lambda: len(watched.lines) == 2)
     assert "403" in watched.lines[0]
-    assert "rbac.yaml" in watched.lines[0]
+    assert "controller/base.yaml" in watched.lines[0]
     assert watched.lines[1] == "Kubernetes API, nodes: works again"
 
 
@@ -212,3 +213,17 @@ def test_an_endless_line_is_given_up(serve: Serve, watch: Watch) -> None:
     server.next(), server.next()
     assert server.next()["resourceVersion"] == "10"
     watched.has("a")
+
+
+def test_what_the_server_says_reaches_the_log_without_control_characters() -> None:
+    said = str(ApiError(500, "etcd\x1b[2J\nforged: line" + "x" * 1000))
+    assert said.startswith("500 etcd [2J forged: line")
+    assert said.isprintable()
+    assert len(said) < 400
+    assert str(ApiError(500, ["no text"])) == "500"
+
+
+def test_the_files_that_hints_name_are_there() -> None:
+    named = re.findall(r"deploy/[\w/.-]+", ApiError(403, "").hint)
+    assert named
+    assert all((Path(__file__).resolve().parents[3] / one).exists() for one in named)
