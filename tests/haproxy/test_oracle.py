@@ -60,6 +60,7 @@ def configs() -> list[Config]:
 
 
 CONFIGS = configs()
+NAMED = {one.name: one for one in CONFIGS}
 USED_ONES = {one.name for one in CONFIGS if "used" in one.pairs("fails")}  # all clients have one server, and that fails
 
 
@@ -160,9 +161,13 @@ class Phases:
         What pylb is compared with is HAProxy's answer without that. pylb's own is not waited for here.
         """
         theirs = servers_of(pair[0])
+        if phase == "failure":
+            return False
         if phase == "start":
-            return config in USED_ONES and len(set().union(*theirs.values())) > 1
-        return phase == "return" and theirs != servers_of(self.found["start"][config][0])
+            late = config in USED_ONES and len(set().union(*theirs.values())) > 1
+        else:
+            late = theirs != servers_of(self.found["start"][config][0])
+        return late or not _by_weight(config, pair[0])
 
     def _has_come(self, phase: str, config: str, pair: tuple[Answers, Answers]) -> bool:
         now = [servers_of(answers) for answers in pair]
@@ -172,6 +177,24 @@ class Phases:
         if phase == "failure":
             return now[0] == now[1] and now[0] != before[0]
         return now[0] == now[1] and set().union(*now[0].values()) != {"refused"}
+
+
+def _by_weight(config: str, answers: Answers) -> bool:
+    """Has each server of a round robin its share of the clients, give or take one client for each server?
+
+    Not so when HAProxy had one of them down for a moment, or has taken it back in the middle of a round.
+    """
+    for policy in policies(NAMED[config]):
+        port = policy["listen"].rpartition(":")[2]
+        weights = {server["address"]: server.get("weight", 1) for server in policy["servers"]}
+        for place in (place for place in answers if place.rpartition(":")[2] == port and policy["balance"] == "roundrobin"):
+            found = ((who.split()[0], count) for who, count in _sum(answers[place]).items())
+            counts = {who: count for who, count in found if who in weights}  # some are refused
+            clients, weight = sum(counts.values()), sum(weights[who] for who in counts)
+            if any(abs(count * weight - clients * weights[who]) > len(counts) * weight for who, count in counts.items()):
+                open('/tmp/late.txt','a').write(f"{config} {place} {counts} {weights}\n")
+                return False
+    return True
 
 
 def servers_of(answers: Answers) -> dict[str, set[str]]:
