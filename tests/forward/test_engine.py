@@ -202,11 +202,10 @@ NO_PIPES_LEFT = """
     else:
         raise AssertionError("fs.pipe-user-pages-soft is beyond 200 MiB here")
     client, server = drive.session()
-    body = os.urandom(1 << 20) * 20
-    server.say(body)
+    expected = drive.bulk(server, client, os.urandom(1 << 20) * 20, until=lambda: drive.engine.counters.pipe_fallbacks)
     server.finish()
     drive.run_until(lambda: client.eof)
-    assert client.got == body
+    assert client.got == expected
     assert drive.engine.counters.pipe_fallbacks
     for fd in held:
         os.close(fd)

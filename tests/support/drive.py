@@ -319,6 +319,21 @@ class Drive:
 
         self.run_until(still)
 
+    def bulk(self, speaker: Peer, listener: Peer, data: bytes, until: Callable[[], object]) -> bytes:
+        """`data` from one peer to the other, again until `until`. Returns what the listener has got.
+
+        Once is enough as a rule. Where others have the processors the kernel delivers late, reads are short, and the engine is
+        right not to take it for bulk.
+        """
+        whole = bytearray(listener.got)
+        for _ in range(10):
+            whole.extend(data)
+            speaker.say(data)
+            self.run_until(lambda: len(listener.got) >= len(whole))
+            if until():
+                break
+        return bytes(whole)
+
     def run_until_confirmed(self) -> None:
         """Run until the peers' kernels have acknowledged everything, also FINs: that takes a delayed ACK of 40 ms or more.
 
