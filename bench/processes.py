@@ -213,12 +213,28 @@ def family(root: int) -> list[int]:
 
 
 def children(pid: int) -> list[int]:
-    """Its own, not theirs (proc(5), /proc/PID/task/TID/children); none if it has ended."""
-    found: list[int] = []
-    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-        for task in Path(f"/proc/{pid}/task").iterdir():
-            found += map(int, (task / "children").read_text().split())
-    return sorted(found)
+    """Its own, not theirs (proc(5), /proc/PID/task/TID/children); none if it has ended.
+
+    Read again when a thread ended meanwhile: what that had started belongs to another thread then.
+    """
+    for _ in range(100):
+        found: list[int] = []
+        try:
+            for task in Path(f"/proc/{pid}/task").iterdir():
+                found += map(int, (task / "children").read_text().split())
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        return sorted(found)
+    return []
+
+
+def descriptors(pid: int) -> int:
+    """The number of open descriptors of a process and its children; those that have ended have none."""
+    count = 0
+    for one in (pid, *children(pid)):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            count += len(os.listdir(f"/proc/{one}/fd"))
+    return count
 
 
 def free_ports(host: str, count: int, candidates: Iterator[int]) -> list[int]:

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import os
 import random
 import signal
 import socket
@@ -11,7 +10,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any, NamedTuple
 
 from bench import report
-from bench.processes import Address, BenchError, anonymous_bytes, children, cpu_seconds, family
+from bench.processes import Address, BenchError, anonymous_bytes, cpu_seconds, descriptors, family
 from bench.soak.changes import Changes, request
 from bench.soak.kills import Kills
 from bench.soak.peers import Servers, connected, echo, greeted
@@ -61,7 +60,7 @@ class Run:
             if seconds >= LONG and self._kills is None:
                 report.progress("filling control's journal of events")
                 await self._changes.fill_journal()
-            base = self._descriptors()
+            base = descriptors(self._unit.pid)
             idle = [await connected(self._setup.frontends[0]) for _ in range(IDLE_SESSIONS)]
             self.totals.connections += IDLE_SESSIONS
             self._began = time.monotonic()
@@ -169,7 +168,7 @@ class Run:
         return Sample(
             at=time.monotonic() - self._began,
             memory=anonymous_bytes(family(self._unit.pid)),
-            descriptors=self._descriptors(),
+            descriptors=descriptors(self._unit.pid),
             cpu=cpu_seconds(family(self._unit.pid)),
             sessions=int(figures("pylb_frontend_sessions")),
             lag=figures("pylb_loop_lag_seconds"),
@@ -182,9 +181,6 @@ class Run:
             raise BenchError(f"/metrics was answered {status}: {text}")
         lines = [line.rpartition(" ") for line in text.splitlines() if not line.startswith("#")]
         return lambda name: sum(float(value) for label, _, value in lines if label.partition("{")[0] == name)
-
-    def _descriptors(self) -> int:
-        return sum(len(os.listdir(f"/proc/{pid}/fd")) for pid in (self._unit.pid, *children(self._unit.pid)))
 
     # ------------------------------------------------------------ the end
 
@@ -204,8 +200,8 @@ class Run:
         if not await _eventually(lambda: self._figures()("pylb_frontend_sessions") == 0):
             complain(f"{self._figures()('pylb_frontend_sessions'):.0f} sessions are open although everybody is gone")
         # Pipes that wait for reuse (16) and the connections of the last calls are no leak.
-        if not await _eventually(lambda: self._descriptors() <= base + 2 * 16):
-            complain(f"{self._descriptors()} descriptors are open, {base} were at the start")
+        if not await _eventually(lambda: descriptors(self._unit.pid) <= base + 2 * 16):
+            complain(f"{descriptors(self._unit.pid)} descriptors are open, {base} were at the start")
         if not await _eventually(lambda: len(self._unit.processes()) == 1 + setup.workers):
             complain(f"processes {self._unit.processes()} live on, with nothing to do")
         shares: list[float] = []

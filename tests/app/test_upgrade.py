@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from bench.processes import children
 from tests.app.instance import SECRET, Instance, echo, fetch
 from tests.app.systemd import Systemd
 from tests.app.versions import Tree, gone
@@ -407,7 +408,3 @@ def test_a_container_is_replaced_not_upgraded(pylb: Instance) -> None:
     assert not any(gone(pid) for pid in children(inner))
     os.kill(inner, signal.SIGTERM)
     assert process.wait() == 0
-
-
-def children(pid: int) -> list[int]:
-    return [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]

@@ -3,6 +3,7 @@
 import os
 import signal
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -136,3 +137,21 @@ def test_a_port_somebody_listens_on_is_not_free():
             free_ports("127.0.0.1", 1, iter([taken]))
 
     assert free_ports("127.0.0.1", 1, iter([taken])) == [taken]
+
+
+def test_children_are_read_again_when_a_thread_ended_meanwhile(monkeypatch):
+    read, missed = Path.read_text, []
+
+    def gone_at_first(path, *args):
+        if path.name == "children" and not missed:
+            missed.append(path)
+            raise FileNotFoundError(path)
+        return read(path, *args)
+
+    monkeypatch.setattr(Path, "read_text", gone_at_first)
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as child:
+        assert child.pid in processes.children(os.getpid())
+        assert missed
+        assert processes.descriptors(child.pid) >= 3
+    assert processes.children(child.pid) == []
+    assert processes.descriptors(child.pid) == 0

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
-from bench.processes import cpu_seconds
+from bench.processes import children, cpu_seconds, descriptors
 from tests.support.netns import Namespace
 from tests.support.waiting import eventually
 
@@ -95,13 +95,12 @@ class Process:
         self.kill()
 
     def children(self) -> list[int]:
-        """The pids of its children (proc(5), /proc/PID/task/TID/children: of the thread that started them)."""
-        tasks = Path(f"/proc/{self.pid}/task").iterdir()
-        return sorted(int(pid) for task in tasks for pid in (task / "children").read_text().split())
+        """The pids of its children."""
+        return children(self.pid)
 
     def descriptors(self) -> int:
         """The number of descriptors of the process and its children."""
-        return sum(len(os.listdir(f"/proc/{pid}/fd")) for pid in (self.pid, *self.children()))
+        return descriptors(self.pid)
 
     def cpu_seconds(self) -> float:
         """User plus system time so far."""
