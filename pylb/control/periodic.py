@@ -96,9 +96,8 @@ class PeriodicWork:
         await self._warn("closing", due.closing)
         if due.overstayed:
             await self._release(due.overstayed, lambda _key, _claims: True)
-        superfluous, claims = control.liveness.is_superfluous, control.desired.claims
-        dead = in_turns(control.liveness.dead(), LOOKS)
-        if gone := self._silent([key async for key in dead if superfluous(key, claims)]):
+        superfluous, dead = control.liveness.is_superfluous, in_turns(control.liveness.dead(), LOOKS)
+        if gone := self._silent([key async for key in dead if superfluous(key, control.desired.claims)]):
             await self._release(gone, superfluous)
         if due.fallen_back:
             await self._give_up(due.fallen_back)

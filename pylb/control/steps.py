@@ -42,6 +42,13 @@ async def stepwise(work: Generator[None, None, T]) -> T:
         await let_loop_run()
 
 
+async def freed_in_steps(parts: list[T], every: int) -> None:
+    """Free the parts of something large, `every` of them in a step. Nobody else refers to it."""
+    while parts:
+        del parts[-every:]
+        await let_loop_run()
+
+
 async def let_loop_run() -> None:
     """Let the loop run, after a step of long work."""
     collect_young()

@@ -16,7 +16,7 @@ from itertools import filterfalse
 
 from pylb.control.desired_state import DesiredState, Sink, Step
 from pylb.control.publisher import Publisher
-from pylb.control.steps import collect_young, in_turns, stepwise
+from pylb.control.steps import collect_young, freed_in_steps, in_turns, stepwise
 from pylb.control.storage.disk import Unsynced
 from pylb.control.tasks import Part, Tasks
 from pylb.core.address import Listen
@@ -28,6 +28,8 @@ from pylb.core.registration import Key
 KEYS = 500  # of decided calls, forgotten in one step: 0.2 ms
 CALLS = 10  # decided or answered in one step, 1 ms, before the event loop runs other tasks
 PORTS = 50  # of a range, opened in one step: 2 ms
+MANY = 100  # frontends that a batch may touch before the claims that it replaced are freed in steps
+BUCKETS = 50  # of these claims, freed in one step: 1 ms
 
 
 Done = Callable[[Change], Generator[None, None, None] | None]  # a generator for long work, in steps
@@ -175,6 +177,13 @@ class Writer:
             if listen not in self._publisher.table.frontends:
                 self._sink.discard(listen)
         await self._sink.applied()
+        await self._answer(batch)
+        if len(batch.touched) > MANY:
+            replaced = live.claims.buckets
+            del live, batch  # nobody else refers to these claims any more
+            await freed_in_steps(replaced, BUCKETS)
+
+    async def _answer(self, batch: _Batch) -> None:
         for call, refused in batch.refused:
             _fail(call, refused)
         async for call, change in in_turns(batch.decided, CALLS):

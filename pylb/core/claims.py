@@ -5,11 +5,11 @@ server, see compose.py.
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import TypeVar
+from dataclasses import dataclass, field, fields
+from typing import Any, TypeVar
 
 from pylb.core.address import TCP, Address, Listen, PortKey, is_loopback
-from pylb.core.persistent_map import PersistentMap
+from pylb.core.persistent_map import Bucket, PersistentMap
 from pylb.core.registration import Key, Registration, State
 
 K = TypeVar("K")
@@ -47,6 +47,11 @@ class Claims:
         """All registrations with a frontend on that port."""
         keys = {key: None for listen in self.listens((protocol, number)) for key in self.holders[listen]}
         return tuple(self.registrations[key] for key in keys)
+
+    @property
+    def buckets(self) -> list[Bucket[Any, Any]]:
+        """What all its mappings consist of, for a caller that frees it piece by piece."""
+        return [bucket for one in fields(self) for bucket in getattr(self, one.name).buckets]
 
     def edited(self, edits: Mapping[Key, Registration | None]) -> "Claims":
         """The next claims; each index is updated by what differs. None: that registration leaves."""

@@ -3,8 +3,10 @@
 Two rounds a second look at all of them, and after an outage of the network clients need forwarding most.
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import replace
+from dataclasses import fields, replace
+from itertools import pairwise
 from pathlib import Path
 
 from pylb.control.leases import LeaseRecord
@@ -13,7 +15,7 @@ from pylb.core.auth import Keyring
 from pylb.core.operator_overrides import changed
 from pylb.core.ownership import become
 from pylb.core.policy import AdminState, Rules
-from pylb.core.registration import State
+from pylb.core.registration import Registration, State
 from tests.control.test_size import SLACK, TOKENS, Full
 
 FEW, MANY = 120, 300  # frontends with five registrations each
@@ -157,5 +159,49 @@ async def test_who_calls_while_a_mass_is_looked_at_does_not_lapse(tmp_path: Path
         await full.round()
         assert state.desired.claims.registrations[late_caller.key].state is State.FRESH
         assert full.count(State.STALE) == 0.4 * FEW * 5 - 1
+    finally:
+        await full.registry.stop()
+
+
+class Watched(Registration):
+    """It counts those that are freed."""
+
+    freed = 0
+    __slots__ = ()
+
+    def __del__(self) -> None:
+        Watched.freed += 1
+
+
+async def test_what_a_mass_release_replaces_is_freed_in_steps(tmp_path: Path) -> None:
+    """With the last reference to the claims before all registrations were: 10,000 of them in one step of 16 ms."""
+    full = Outage(tmp_path, MANY)
+    await full.fill()
+    state = full.registry._state
+    freed = [0]
+
+    async def watch() -> None:
+        while True:
+            freed.append(Watched.freed)
+            await asyncio.sleep(0)
+
+    try:
+        ones = state.desired.claims.registrations.values()
+        watched = {one.key: Watched(*(getattr(one, each.name) for each in fields(one))) for one in ones}
+        del ones
+        claims = state.desired.claims.edited(watched)
+        await state.publisher.publish(replace(state.desired, claims=claims), None, ["test"])
+        del watched, claims
+        await full.all_stale(8 * DAY)
+        Watched.freed = 0
+        watching = asyncio.get_running_loop().create_task(watch())
+        await full.round()
+        await state.writer.hold()  # it is ready for the next batch
+        state.writer.resume()
+        freed.append(Watched.freed)
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
+        assert freed[-1] == MANY * 5
+        assert max(after - before for before, after in pairwise(freed)) < MANY * 5 / 4
     finally:
         await full.registry.stop()

@@ -1,12 +1,12 @@
 """The picture of who holds what."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 
 from pylb.core.address import parse_listen
 from pylb.core.registration import Key
-from tests.core.claiming import having, native, static, static_rules
+from tests.core.claiming import B, having, legacy, native, static, static_rules
 
 
 def test_who_holds_a_port_number_is_found_on_every_address() -> None:
@@ -22,3 +22,11 @@ def test_a_picture_cannot_be_edited() -> None:
         claims.registrations[Key("t", "x", "y")] = native()  # type: ignore[index]
     assert parse_listen("*:443") in claims.holders
     assert replace(claims) == claims
+
+
+def test_the_buckets_of_claims_are_all_that_they_consist_of() -> None:
+    """Whoever frees claims piece by piece would else free the rest in one go."""
+    claims = having(native(), native(instance="pod-2", ip=B), legacy(444))
+    maps = [getattr(claims, one.name) for one in fields(claims)]
+    assert {id(bucket) for bucket in claims.buckets} == {id(bucket) for one in maps for bucket in one.buckets}
+    assert sum(map(len, claims.buckets)) == sum(map(len, maps)) > 0
