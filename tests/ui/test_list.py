@@ -9,16 +9,35 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from pylb.core.address import Address, Listen
 from pylb.core.auth import Keyring
+from pylb.core.policy import Policy, Rules, StaticFrontend, StaticServer
+from tests.support.ports import PORTS
 from tests.ui.showcase import Showcase
-from tests.ui.town import AGO, LOST, Town, peers, rules
+from tests.ui.town import AGO, IP, LOST, Town, peers, rules
 from tests.ui.watching import Watcher
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from playwright.sync_api import Locator
 
 COUNT = 50
 HEADINGS = ["Port", "Frontend", "State", "Servers", "Sessions", "New/s", "In/s", "Out/s", "What is wrong"]
+# A browser of tomorrow, which notes what is drawn as text.
+TOMORROW = """
+  const Today = Date;
+  window.Date = class extends Today {
+    constructor(...given) { super(...(given.length ? given : [Today.now() + 86_400_000])); }
+  };
+  window.drawn = new Set();
+  const fill = CanvasRenderingContext2D.prototype.fillText;
+  CanvasRenderingContext2D.prototype.fillText = function (text, ...more) { drawn.add(text); fill.call(this, text, ...more); };
+"""
+IS_NAMED = """async ([frontend, texts]) => {
+  const { isNamed } = await import(document.querySelector('script[type="module"]').src.replace("page.js", "words.js"));
+  return texts.filter((text) => isNamed(frontend, text));
+}"""
 FOCUSED = "document.activeElement.closest('.entry')?.querySelector('.fold').textContent"
 
 
@@ -148,6 +167,44 @@ def test_other_pylbs_are_shown_beside_this_one(town: Showcase, watcher: Watcher)
     assert items.first.get_by_role("link", name="lb-2").get_attribute("href") == "https://lb-2.example.net/"
     assert items.first.locator(".more").inner_text() == "lb-2.example.net · 0.2.0 · 1873 sessions"
     assert items.last.locator(".what").inner_text() == "no answer within 3 s"
+
+
+def test_what_happened_on_another_day_is_below_its_date_and_the_time_axis_has_hours_alone(
+    town: Showcase, watcher: Watcher
+) -> None:
+    page = watcher.page
+    page.add_init_script(TOMORROW)
+    watcher.open(town.port)
+    watcher.passes_updates(1)
+    labels = {text for text in page.evaluate("[...drawn]") if " " not in text and ":" in text}
+    assert {text for text in page.evaluate("[...drawn]") if re.search("[A-Z][a-z]", text)} == set(), "a month on an axis"
+    assert labels, "no hour on an axis"
+    events = page.locator("#events > li")
+    assert re.fullmatch(r"\d\d [A-Z][a-z]+", events.first.inner_text())
+    assert events.first.get_attribute("class") == "day"
+    assert len(page.locator("#events > .day").all()) <= 2  # the quarter of an hour may have crossed a midnight
+    assert re.fullmatch(r"\d\d:\d\d:\d\d", events.nth(1).locator("time").inner_text())
+
+
+def test_a_range_is_found_by_each_of_its_ports(tmp_path: Path, watcher: Watcher) -> None:
+    first = PORTS[0] + COUNT
+    places = {"media": Listen("tcp", IP, first, first + 4), "chat": Listen("tcp", IP, first + 5)}
+    node = (StaticServer(Address("203.0.113.7", 30000)),)
+    static = Rules(tuple(StaticFrontend(name, listen, node) for name, listen in places.items()), Policy(bind=IP))
+    page = watcher.page
+    focused = "document.activeElement.closest('article')?.querySelector('.name').textContent"
+    with Showcase(tmp_path, static, lambda _counters: None, ask=Town().answers) as show:
+        for text in (f":{first + 2}", f":{first}-{first + 4}", f"{IP}:{first}-{first + 4}"):
+            watcher.open(show.port, f"/#{text}")
+            watcher.holds(f"{focused} === 'media'")
+            page.goto("about:blank")
+        watcher.open(show.port, f"/#:{first + 5}")
+        watcher.holds(f"{focused} === 'chat'")
+        page.locator("#filter").fill(str(first + 3))
+        watcher.sees(page.locator("#frontends-count"), "1 of 2")
+        udp = {"port": 53, "protocol": "udp", "listen": "*:53/udp"}
+        assert page.evaluate(IS_NAMED, [udp, ["53", "53/udp", "*:53/udp", "53/tcp", "5"]]) == ["53/udp", "*:53/udp"]
+        page.goto("about:blank")
 
 
 @pytest.mark.parametrize("width", [1280, 390])

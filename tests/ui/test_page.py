@@ -107,7 +107,7 @@ def test_from_nothing_to_a_row_down_a_move_and_a_drain(serving: Instance, watche
         assert "of 60 s" in row.locator(".lease-text").inner_text()
         with socket.create_connection(("127.0.0.1", port)) as client:
             assert echo(client) == b"ping"
-            watcher.sees(watcher.card(port).locator(".numbers"), "1 sessions")
+            watcher.sees(watcher.card(port).locator(".numbers"), "1 session ·")
             _look_at_sessions(pylb, watcher, client)
     # The app is gone.
     watcher.sees(row.locator(".pill"), "down")

@@ -2,7 +2,7 @@
 
 import { copyButton, command, ofFrontend, ofServer, showCommands, target } from "./commands.js";
 import { arrange, flag, make, write } from "./dom.js";
-import { bytes, found, number, portOf, span } from "./words.js";
+import { bytes, counted, found, number, portOf, span } from "./words.js";
 
 const STATES = { unproven: "unproven", drain: "draining", maint: "maintenance" };
 const COLUMNS = ["Server", "State", "Registered", "Sessions", "New/s", "Accepts, check", ""];
@@ -50,11 +50,11 @@ export class Card {
     flag(health, "state", frontend.health);
     flag(this.element, "health", frontend.health);
     this.more.setAttribute("aria-label", `commands for ${frontend.name}`);
-    const limit = frontend.limits.connections ? ` of ${number(frontend.limits.connections)}` : "";
+    const { connections: limit } = frontend.limits;
+    const sessions = limit ? `${number(frontend.sessions)} of ${counted(limit, "session")}` : counted(frontend.sessions, "session");
     const queue = frontend.queued ? ` · ${number(frontend.queued)} waiting` : "";
     const denied = frontend.denied ? ` · ${number(frontend.denied)} denied` : "";
-    const traffic = `${number(frontend.sessions)}${limit} sessions · ${number(frontend.rate)} new/s`;
-    write(numbers, `${traffic} · in ${bytes(frontend.in)}/s · out ${bytes(frontend.out)}/s · ${number(frontend.total)} in all${queue}${denied}`);
+    write(numbers, `${sessions} · ${number(frontend.rate)} new/s · in ${bytes(frontend.in)}/s · out ${bytes(frontend.out)}/s · ${number(frontend.total)} in all${queue}${denied}`);
     write(notes, notesOf(frontend));
     notes.hidden = notes.textContent === "";
     this.#renderRows(frontend);

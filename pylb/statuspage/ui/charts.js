@@ -2,7 +2,7 @@
 
 import { byId, make, write } from "./dom.js";
 import uPlot from "./vendor/uPlot.esm.js";
-import { bytes, milliseconds, number, time } from "./words.js";
+import { bytes, clock, milliseconds, number, time } from "./words.js";
 
 const SECONDS = 900;
 const HEIGHT = 104;
@@ -13,7 +13,7 @@ const CHARTS = [
   { title: "Connections per second", least: 5, form: number, series: [["connections", "", "--line-1"]] },
   { title: "Active connections", least: 5, form: number, series: [["active", "", "--line-1"]] },
   { title: "Traffic", least: 1000, form: perSecond, axis: bytes, series: [["bytes_in", "in", "--line-1"], ["bytes_out", "out", "--line-2"]] },
-  { title: "Time to connect, of 10 s", least: 0.001, form: milliseconds, series: [["p50", "p50", "--line-1"], ["p99", "p99", "--line-2"]] },
+  { title: "Time to connect, last 10 s", least: 0.001, form: milliseconds, series: [["p50", "p50", "--line-1"], ["p99", "p99", "--line-2"]] },
 ];
 
 export class Charts {
@@ -83,7 +83,7 @@ class Chart {
         y: { range: (_plot, _low, high) => [0, Math.max(least, (high ?? 0) * 1.1)] },
       },
       axes: [
-        { ...common, size: 22, gap: 5, space: 64, grid: { show: false }, values: (plot, splits) => splits.map((at) => (at - plot.scales.x.min < 45 ? "" : time(at).slice(0, 5))) },
+        { ...common, size: 22, gap: 5, space: 64, grid: { show: false }, values: (plot, splits) => splits.map((at) => (at - plot.scales.x.min < 45 ? "" : clock(at).slice(0, 5))) },
         { ...common, size: 50, gap: 4, space: 32, grid: { stroke: colour("--line"), width: 1 }, values: (_plot, splits) => splits.map((value) => (axis ?? form)(value)) },
       ],
       series: [

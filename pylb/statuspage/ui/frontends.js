@@ -6,7 +6,7 @@ import { arrange, byId, flag, make, write } from "./dom.js";
 import { Line } from "./list.js";
 import { ORDERS, comparing, troubled } from "./order.js";
 import { Toolbar } from "./toolbar.js";
-import { portOf } from "./words.js";
+import { isNamed, portOf } from "./words.js";
 
 const BUDGET = 25; // ms of script for one update
 const FEW = 12; // frontends that are shown as cards; more of them begin as a list
@@ -195,7 +195,7 @@ export class Frontends {
 
   #filter(one) {
     const { text, troubled: only } = this.toolbar;
-    const hidden = (only && one.record().health === "healthy") || (text !== "" && !this.model.words(one.key).includes(text));
+    const hidden = (only && one.record().health === "healthy") || (text !== "" && !this.model.matches(one.key, text));
     if (one.element.hidden !== hidden) one.element.hidden = hidden;
   }
 
@@ -226,12 +226,12 @@ export class Frontends {
     write(byId("more-trouble"), `${more} more in trouble`);
   }
 
-  /** Goes to the frontend of the address's hash: its IP:PORT, or :PORT. */
+  /** Goes to the frontend of the address's hash: its IP:PORT, or :PORT; of a range, also one port of it. */
   revealHash() {
     const wanted = decodeURIComponent(location.hash.slice(1));
-    if (!/:[0-9]+$/.test(wanted)) return;
+    if (!wanted.includes(":")) return;
     const { frontends } = this.model.tables;
-    const found = frontends.has(wanted) ? wanted : [...frontends.keys()].find((key) => wanted === `:${portOf(frontends.get(key))}`);
+    const found = frontends.has(wanted) ? wanted : [...frontends.keys()].find((key) => isNamed(frontends.get(key), wanted.slice(1)));
     if (found !== undefined) this.reveal(found);
   }
 

@@ -77,6 +77,7 @@ export class Line {
     write(servers, `${up}/${all.length}`);
     flag(servers, "some", up < all.length ? "out" : "");
     write(sessions, frontend.limits.connections ? `${number(frontend.sessions)}/${number(frontend.limits.connections)}` : number(frontend.sessions));
+    flag(sessions, "one", frontend.sessions === 1 && !frontend.limits.connections ? "yes" : "no");
     write(rate, number(frontend.rate));
     write(this.parts.in, bytes(frontend.in));
     write(this.parts.out, bytes(frontend.out));

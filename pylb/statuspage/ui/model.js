@@ -1,5 +1,7 @@
 // What the stream has sent so far: three tables of records, the history, marks and events. No DOM here.
 
+import { isNamed } from "./words.js";
+
 const POINTS = 900;
 const MOST_EVENTS = 1000;
 
@@ -88,8 +90,12 @@ export class Model {
     return [...(this.serversOf.get(frontend) ?? [])].map((key) => this.tables.servers.get(key)).filter(Boolean);
   }
 
-  /** Everything that a filter may look for, in lower case. */
-  words(frontend) {
+  /** Does a filter's text, in lower case, occur in what is known about it, or is it one of its ports? */
+  matches(frontend, text) {
+    return this.#words(frontend).includes(text) || isNamed(this.tables.frontends.get(frontend), text.replace(/^:/, ""));
+  }
+
+  #words(frontend) {
     const { name, listen, health, trouble } = this.tables.frontends.get(frontend);
     const servers = this.servers(frontend).flatMap((one) => [one.name, one.address, one.state, ...one.held_by.map(([holder]) => holder)]);
     return [name, listen, health, trouble, ...servers].join(" ").toLowerCase();

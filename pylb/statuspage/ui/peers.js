@@ -1,7 +1,7 @@
 // The other pylbs of `admin.peers`: a link to each, and what it says of its own health.
 
 import { arrange, byId, flag, make, write } from "./dom.js";
-import { number, span } from "./words.js";
+import { counted, span } from "./words.js";
 
 const LATE = 15; // seconds without an answer, after which its age is worth a word
 
@@ -54,6 +54,6 @@ class Item {
     if (at === undefined) return;
     const age = this.model.clock(performance.now()) - at;
     const since = age > LATE ? ` · ${span(age)} ago` : "";
-    write(this.more, `${host} · ${version} · ${number(sessions)} sessions${since}`);
+    write(this.more, `${host} · ${version} · ${counted(sessions, "session")}${since}`);
   }
 }

@@ -1,7 +1,8 @@
-// What happened: who registered what, which calls were refused and why, servers down and up. The newest first.
+// What happened: who registered what, which calls were refused and why, servers down and up. The newest first; above those of
+// an earlier day stands the day.
 
 import { byId, make } from "./dom.js";
-import { time } from "./words.js";
+import { clock, day } from "./words.js";
 
 const MOST = 200;
 const KINDS = {
@@ -22,7 +23,9 @@ export class Timeline {
   update() {
     const wanted = this.kind.value;
     const shown = this.model.events.filter((event) => belongs(event, wanted)).slice(-MOST).toReversed();
-    this.root.replaceChildren(...shown.map(item));
+    const days = shown.map((event) => day(event.time));
+    const heading = (at) => (days[at] === (days[at - 1] ?? "") ? [] : [make("li", { class: "day" }, days[at])]);
+    this.root.replaceChildren(...shown.flatMap((event, at) => [...heading(at), item(event)]));
     if (shown.length === 0) this.root.append(make("li", { class: "muted" }, "Nothing of this kind."));
   }
 }
@@ -36,5 +39,5 @@ function item(event) {
   const kind = make("span", { class: "kind" }, event.kind.replaceAll("_", " "));
   const text = event.text.startsWith(`${event.kind} `) ? event.text.slice(event.kind.length + 1) : event.text;
   const attributes = { "data-kind": event.kind, "data-alarm": String(event.alarm === true) };
-  return make("li", attributes, make("time", {}, time(event.time)), kind, make("span", {}, text));
+  return make("li", attributes, make("time", {}, clock(event.time)), kind, make("span", {}, text));
 }

@@ -32,6 +32,11 @@ export function number(value) {
   return value === Math.round(value) || value >= 100 ? String(Math.round(value)) : value.toFixed(1);
 }
 
+/** "1 session", "20 sessions". */
+export function counted(value, word) {
+  return `${number(value)} ${word}${value === 1 ? "" : "s"}`;
+}
+
 /** Seconds as "0.4 ms", "12 ms", "1.5 s". */
 export function milliseconds(seconds) {
   if (seconds === null || seconds === undefined) return "–";
@@ -43,16 +48,33 @@ export function milliseconds(seconds) {
 const CLOCK = new Intl.DateTimeFormat("en-GB", { hour: "2-digit", minute: "2-digit", second: "2-digit" });
 const DAY = new Intl.DateTimeFormat("en-GB", { day: "2-digit", month: "short" });
 
+/** Unix time as "14:03:21", whatever the day. */
+export function clock(unix) {
+  return CLOCK.format(new Date(unix * 1000));
+}
+
+/** Its day as "26 Nov"; "" if it is today. */
+export function day(unix) {
+  const date = new Date(unix * 1000);
+  return date.toDateString() === new Date().toDateString() ? "" : DAY.format(date);
+}
+
 /** Unix time as "14:03:21", with the day where it is not today's. */
 export function time(unix) {
-  const date = new Date(unix * 1000);
-  const text = CLOCK.format(date);
-  return date.toDateString() === new Date().toDateString() ? text : `${DAY.format(date)} ${text}`;
+  return `${day(unix)} ${clock(unix)}`.trim();
 }
 
 /** Whether a server accepts connections, or passes its check: "yes", or what happened instead. */
 export function found(word) {
   return word === "unknown" ? "not yet asked" : word;
+}
+
+/** Does `text` ("443", "*:443", "20000-20099" or one port of it) name this frontend by its port? As pylb's own verbs read it. */
+export function isNamed(frontend, text) {
+  if (text === frontend.listen || text === portOf(frontend)) return true;
+  const [, port, protocol] = /^([0-9]{1,5})(?:\/([a-z]+))?$/.exec(text) ?? [];
+  const last = frontend.last_port || frontend.port;
+  return port !== undefined && (protocol ?? "") === (frontend.protocol ?? "") && frontend.port <= port && port <= last;
 }
 
 /** A word of a POSIX shell. */
