@@ -93,17 +93,24 @@ def _by(config_path: Path | None) -> str:
 
 
 def loaded(config_path: Path | None) -> Any:
-    """The config, or the last good one if the file is broken; ends the program with the mistakes if there is none."""
+    """The config, or the last good one if the file is broken or leads away from the pylb that was started with it.
+
+    Ends the program with the mistakes if there is none.
+    """
+    from pylb.cli.instance import find  # noqa: PLC0415
     from pylb.config import ConfigErrors, load  # noqa: PLC0415
 
     try:
-        return load(config_path, os.environ)
+        config = load(config_path, os.environ)
     except ConfigErrors as errors:
         return last_good(config_path) or die(str(errors))
+    if config_path is None or find(config_path).state_dir == config.state_dir:
+        return config
+    return last_good(config_path, f"no pylb uses {config.state_dir}") or config
 
 
-def last_good(config_path: Path | None) -> Any:
-    """What a broken file was when pylb last ran with it, if that is known here; says so."""
+def last_good(config_path: Path | None, why: str = "") -> Any:
+    """What a file was when pylb last ran with it, if that is known here; says so. `why` it is not used: "" if it is broken."""
     from pylb.cli.instance import find  # noqa: PLC0415
     from pylb.config import ConfigErrors  # noqa: PLC0415
     from pylb.config.source import ConfigSource  # noqa: PLC0415
@@ -115,7 +122,8 @@ def last_good(config_path: Path | None) -> Any:
         directory = source.state_dir()
     config = source.last_good(directory)
     if config is not None:
-        say(f"{config_path} is broken (pylb check -c {config_path}); going by the last good one, from {directory}", err=True)
+        why = why or f"{config_path} is broken (pylb check -c {config_path})"
+        say(f"{why}; going by the last good config, from {directory}", err=True)
     return config
 
 

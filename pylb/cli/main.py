@@ -14,7 +14,7 @@ import click
 from click.core import ParameterSource
 
 from pylb import __version__
-from pylb.cli.client import CONFIG, FAILED, JSON, ask, colour_wanted, die, last_good, say
+from pylb.cli.client import CONFIG, FAILED, JSON, ask, colour_wanted, die, last_good, say, state_dir
 from pylb.cli.completion import completion, words
 from pylb.cli.ctl import ctl
 from pylb.cli.explain import explain
@@ -209,6 +209,7 @@ def upgrade(config_path: Path | None) -> None:
     """
     from pylb.config import ConfigErrors, load  # noqa: PLC0415
 
+    state_dir(config_path)  # first: if no pylb runs with a broken file, that says both
     try:
         load(config_path, os.environ)
     except ConfigErrors as errors:  # why the new one will end at once; the old one only learns that it did
@@ -285,7 +286,7 @@ def doctor(config_path: Path | None, as_json: bool) -> None:
     try:
         config, findings = load(config_path, os.environ), []
     except ConfigErrors as errors:
-        config = last_good(config_path) or die(f"{errors}\nthe config comes first: pylb check", FAILED)
+        config = last_good(config_path) or die(f"{errors}\nthe config comes first: pylb check -c {config_path}", FAILED)
         found = f"{counted(len(errors.problems), 'mistake')} in {config_path}; the rest is about the last good one"
         findings = [examine.Finding("config", False, found, f"pylb check -c {config_path}")]
     findings += examine.examine(config)

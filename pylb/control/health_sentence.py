@@ -57,10 +57,11 @@ def _condition(one: FrontendView, down_at: Mapping[tuple[str, str], float], now:
     lost = [view for view in serving if view.state == "down"]
     silent = [view for view in serving if view.state == "unproven" and view.reachable in ("refused", "timeout")]
     if lost or silent:
-        text = f"{one.name} {_lost(one.name, lost, down_at, now)}" if lost else f"{one.name} {_silent(silent)}"
-        if len(lost) + len(silent) == len(serving):
-            return Condition.DOWN, f"{text} and has no other" if len(serving) == 1 else f"{text} and has none left"
-        return Condition.DEGRADED, text
+        serves = len(lost) + len(silent) < len(serving)
+        text = _lost(one.name, lost, down_at, now) if lost else _silent(silent, serves=serves)
+        if not serves:
+            text += " and has no other" if len(serving) == 1 else " and has none left" if lost else ""
+        return Condition.DEGRADED if serves else Condition.DOWN, f"{one.name} {text}"
     if all(view.rank == LAST_RESORT for view in serving):
         return Condition.DEGRADED, f"{one.name} is served by registrations that no longer call"
     return Condition.HEALTHY, ""
@@ -84,9 +85,10 @@ def _missing(view: ServerView) -> str:
     return f"it accepts no connections: {view.accepts}"
 
 
-def _silent(silent: Sequence[ServerView]) -> str:
-    what = str(silent[0].address) if len(silent) == 1 else f"{len(silent)} servers"
-    return f"waits for {what}, which accepted no connection yet ({silent[0].reachable})"
+def _silent(silent: Sequence[ServerView], *, serves: bool) -> str:
+    """They have accepted no connection so far."""
+    several = f"{len(silent)} servers" if serves else f"any of its {len(silent)} servers"
+    return f"has not reached {silent[0].address if len(silent) == 1 else several} yet ({silent[0].reachable})"
 
 
 def said(found: Sequence[tuple[Condition, str]], also: Iterable[str] = ()) -> str:

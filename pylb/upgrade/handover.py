@@ -83,7 +83,9 @@ async def _give(old: OldProcess, successor: Successor, introduce: Callable[[int]
     conversation = successor.conversation
     said, _ = await conversation.expect("ready", READY)
     if said.get("protocol") != PROTOCOL:
-        raise Refusal(f"it speaks version {said.get('protocol')} of the hand-over, this pylb {PROTOCOL}: restart instead")
+        raise Refusal(
+            f"the other process speaks version {said.get('protocol')} of the hand-over, this pylb {PROTOCOL}: restart instead"
+        )
     try:
         await old.hold()
     except OSError as error:
@@ -119,7 +121,7 @@ async def _tell_systemd(introduce: Callable[[int], bool], successor: Successor |
         async with asyncio.timeout(INTRODUCED):
             while True:
                 if successor is not None and successor.has_ended:
-                    raise Refusal("it has ended")
+                    raise Refusal("the other process has ended")
                 if introduce(pid):
                     return
                 await asyncio.sleep(ASK_AGAIN)

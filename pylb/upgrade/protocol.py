@@ -65,10 +65,10 @@ class Conversation:
                 await self._flushed()
                 said = await self._heard.get()
         except TimeoutError:
-            raise Refusal(f"it was silent for {within:g} s") from None
+            raise Refusal(f"the other process was silent for {within:g} s") from None
         if said is None:
             self._heard.put_nowait(None)  # for the next caller
-            raise Refusal("it has ended")
+            raise Refusal("the other process has ended")
         return said
 
     async def taken(self, within: float | None = None) -> None:
@@ -77,7 +77,7 @@ class Conversation:
             async with asyncio.timeout(within):
                 await self._flushed()
         except TimeoutError:
-            raise Refusal(f"it has not read its messages for {within:g} s") from None
+            raise Refusal(f"the other process has not read its messages for {within:g} s") from None
 
     async def expect(self, word: str, within: float | None) -> tuple[dict[str, Any], list[int]]:
         """The next message, which must be `word`. Raises Refusal."""
@@ -85,7 +85,7 @@ class Conversation:
         while fds:  # this message has no descriptors
             os.close(fds.pop())
         if said.get("say") != word:
-            raise Refusal(f"it sent {said.get('say')!r:.40} instead of {word!r}")
+            raise Refusal(f"the other process sent {said.get('say')!r:.40} instead of {word!r}")
         return said, fds
 
     def close(self) -> None:
@@ -104,7 +104,7 @@ class Conversation:
             try:
                 self._channel.flush()
             except ChannelClosed:
-                raise Refusal("it has ended") from None
+                raise Refusal("the other process has ended") from None
             await asyncio.sleep(0.01)
 
     def _on_readable(self) -> None:

@@ -145,7 +145,8 @@ def test_a_running_pylb_is_found_whatever_has_become_of_its_file(pylb: Instance,
         find(other)
 
 
-def test_no_verb_is_blind_through_a_broken_file(pylb: Instance, echo_port: int) -> None:
+def test_no_verb_is_blind_through_a_broken_file(pylb: Instance, echo_port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(pylb.folder / "home"))
     pylb.start()
     assert pylb.register(pylb.port, echo_port).status == 201
     pylb.file.write_text("webhook: [\n")  # not even the state_dir is in it
@@ -163,10 +164,18 @@ def test_no_verb_is_blind_through_a_broken_file(pylb: Instance, echo_port: int) 
     doctor = json.loads(ask(pylb.file, "doctor", "--json").stdout)
     assert (doctor[0]["what"], doctor[0]["ok"]) == ("config", False)
     assert len(doctor) > 3
+    pylb.file.write_text("")  # leads to the default directory, where nobody is: a token that was made there would be nobody's
+    found = ask(pylb.file, "token", "list")
+    assert found.stdout.splitlines()[1].startswith("app ")
+    assert f"going by the last good config, from {pylb.state_dir}" in found.stderr
     pylb.configure(state_dir=str(pylb.folder / "elsewhere"))
     refused = ask(pylb.file, "reload")
     assert (refused.exit_code, "state_dir cannot change while pylb runs (restart it" in refused.stderr) == (1, True)
     other = pylb.folder / "other.yaml"
     other.write_text("webhook: [\n")
-    refused = ask(other, "routes")
-    assert (refused.exit_code, "no pylb is running with this file" in refused.stderr) == (2, True)
+    for verb in ("routes", "upgrade"):
+        refused = ask(other, verb)
+        assert (verb, refused.exit_code) == (verb, 2)
+        mistake, nobody = refused.stderr.splitlines()
+        assert (mistake.startswith(f"{other}:2:1: error: "), nobody) == (True, "no pylb is running with this file")
+    assert ask(other, "doctor").stderr.endswith(f"\nthe config comes first: pylb check -c {other}\n")

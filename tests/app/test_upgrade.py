@@ -145,7 +145,7 @@ def test_a_new_version_that_does_not_start_leaves_the_old_one_in_charge(pylb: In
         done = pylb.ask("upgrade")
         pylb.file.write_text(good)
         assert done.returncode == 1
-        assert f"the upgrade failed, process {process.pid} stays in charge: it has ended" in done.stderr
+        assert f"the upgrade failed, process {process.pid} stays in charge: the other process has ended" in done.stderr
         assert "error: unknown key 'webhok' (did you mean 'webhook'?)" in done.stderr
         assert "webhok" in process.text()
         assert echo(live) == b"ping"
@@ -168,7 +168,7 @@ def test_a_new_version_that_dies_on_the_way_gives_everything_back(pylb: Instance
     for _ in range(2):
         done = pylb.ask("upgrade")
         assert done.returncode == 1
-        assert "stays in charge: it has ended" in done.stderr
+        assert "stays in charge: the other process has ended" in done.stderr
         with connect(pylb) as fresh:
             assert echo(fresh) == b"ping"
         assert pylb.register(pylb.port, echo_port).status == 200

@@ -92,12 +92,22 @@ def test_what_is_well_is_said_in_few_words() -> None:
         (
             web(view(state="unproven", reachable="refused")),
             Condition.DOWN,
-            "web-443 waits for 10.0.0.7:30443, which accepted no connection yet (refused) and has no other",
+            "web-443 has not reached 10.0.0.7:30443 yet (refused) and has no other",
         ),
         (
             web(view(), view(8, state="unproven", reachable="timeout"), view(9, state="unproven", reachable="timeout")),
             Condition.DEGRADED,
-            "web-443 waits for 2 servers, which accepted no connection yet (timeout)",
+            "web-443 has not reached 2 servers yet (timeout)",
+        ),
+        (
+            web(view(8, state="unproven", reachable="timeout"), view(9, state="unproven", reachable="timeout")),
+            Condition.DOWN,
+            "web-443 has not reached any of its 2 servers yet (timeout)",
+        ),
+        (
+            web(down(), view(8, state="unproven", reachable="refused")),
+            Condition.DOWN,
+            "web-443 lost 10.0.0.7:30443 12 s ago and has none left",
         ),
         (
             web(view(), failing(WRONG + "503")),

@@ -182,4 +182,4 @@ async def test_a_new_one_that_ends_while_systemd_is_busy_is_never_in_charge(monk
         return False
 
     old, refusal = await hand_over_to_a_sleeper(monkeypatch, busy)
-    assert (len(asked), refusal, old.done) == (1, "it has ended", ["hold", "take back"])
+    assert (len(asked), refusal, old.done) == (1, "the other process has ended", ["hold", "take back"])
