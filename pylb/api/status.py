@@ -56,7 +56,7 @@ def _frontend(one: FrontendView, counters: FrontendCounters | None, found: tuple
         "health": str(found[0]),
         "why": found[1],
         "servers": len(one.servers),
-        "servers_up": sum(view.state in ("up", "unproven") for view in one.servers),
+        "servers_up": sum(view.is_up for view in one.servers),
         "accepting": sum(view.accepts == YES for view in one.servers),
         "passing": sum(view.passes == YES for view in one.servers),
         "sessions": counted.sessions,

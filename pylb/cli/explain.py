@@ -143,5 +143,5 @@ def _server_line(row: Mapping[str, Any], found: Mapping[str, Any]) -> str:
     name = row["address"] if row["server"] == row["address"] else f"{row['server']} {row['address']}"
     hint = f" ({met['hint']})" if met["hint"] else ""
     passes = "" if check["connect_only"] else f", passes its check now: {'yes' if check['found'] == YES else check['found']}"
-    by = ", ".join(row["held_by"]) or "nobody"
+    by = ", ".join("the config" if one == "static" else one for one in row["held_by"]) or "nobody"
     return f"{name}: {row['state']}, accepts connections now: {met['found']}{hint}{passes}; by {by}"

@@ -17,6 +17,7 @@ from pylb.core.text import counted
 @click.option(
     "--token",
     "token",
+    metavar="NAME",
     shell_complete=words("token"),
     help="Register instead: as legacy registrations of the token with this name.",
 )

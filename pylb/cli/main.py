@@ -325,8 +325,12 @@ def release(config_path: Path | None, as_json: bool, what: str) -> None:
 
 
 @main.command()
-@click.option("--moves", default=5, show_default=True, type=click.IntRange(0, 1000), help="How often the app moves.")
-@click.option("--every", default=3.0, show_default=True, type=click.FloatRange(0.1, 60), help="Seconds between two moves.")
+@click.option(
+    "--moves", metavar="N", default=5, show_default=True, type=click.IntRange(0, 1000), help="How often the app moves."
+)
+@click.option(
+    "--every", metavar="SECONDS", default=3.0, show_default=True, type=click.FloatRange(0.1, 60), help="Between two moves."
+)
 def demo(moves: int, every: float) -> None:
     """Show two nodes, a phone-home that moves an app between them, and clients that connect: real processes on loopback."""
     import asyncio  # noqa: PLC0415

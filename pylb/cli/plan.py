@@ -17,10 +17,12 @@ from pylb.core.text import counted
 @click.option(
     "--running", type=click.Path(path_type=Path, dir_okay=False), help="The config of the running pylb; default: -c's."
 )
-@click.option("--token", "token_name", shell_complete=words("token"), help="For a registration: the name of its token.")
-@click.option("--name", help="For a registration: its name; default: the token's.")
-@click.option("--instance", default="planned", show_default=True, help="For a registration.")
-@click.option("--address", help="For a registration: where the call would come from.")
+@click.option(
+    "--token", "token_name", metavar="NAME", shell_complete=words("token"), help="For a registration: the name of its token."
+)
+@click.option("--name", metavar="NAME", help="For a registration: its name; default: the token's.")
+@click.option("--instance", metavar="NAME", default="planned", show_default=True, help="For a registration.")
+@click.option("--address", metavar="IP", help="For a registration: where the call would come from.")
 @click.argument("body", required=False, type=click.File("r"))
 @JSON
 def plan(config_path: Path | None, running: Path | None, body: Any, as_json: bool, **call: str | None) -> None:

@@ -23,7 +23,7 @@ from pylb.core.text import span
 @click.option("--server", metavar="LABEL|IP:PORT", shell_complete=words("server"), help="Of this server.")
 @click.option("--code", metavar="SC[,sC…]", help="With --ended: that ended so.")
 @click.option("--since", callback=duration, metavar="10m", help="With --ended: not longer ago than that.")
-@click.option("--limit", type=click.IntRange(1, 1000), help="At most so many; default: 1000, with --ended 100.")
+@click.option("--limit", metavar="N", type=click.IntRange(1, 1000), help="At most so many; default: 1000, with --ended 100.")
 def sessions(config_path: Path | None, as_json: bool, ended: bool, **asked: Any) -> None:
     """List live sessions, oldest first, or with --ended the sessions that ended last.
 

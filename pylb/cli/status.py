@@ -23,11 +23,11 @@ _COLUMNS = (
     Column("SERVERS", right=True),
     *(
         Column(heading, right=True, goes=goes)
-        for heading, goes in {"ACCEPT": 7, "PASS": 6, "SESSIONS": 0, "WAITING": 5}.items()
+        for heading, goes in {"ACCEPT": 8, "PASS": 7, "SESSIONS": 1, "WAITING": 6}.items()
     ),
     *(
         Column(f"{heading}/s", right=True, goes=goes)
-        for heading, goes in {"NEW": 1, "IN": 4, "OUT": 3, "FAILED": 2, "DENIED": 8}.items()
+        for heading, goes in {"NEW": 2, "IN": 5, "OUT": 4, "FAILED": 3, "DENIED": 9}.items()
     ),
 )
 Rates = Mapping[str, Mapping[str, float]]  # by listen address and count, a second
@@ -37,7 +37,9 @@ Rates = Mapping[str, Mapping[str, float]]  # by listen address and count, a seco
 @CONFIG
 @JSON
 @click.option("--watch", is_flag=True, help="Again and again, until Ctrl-C.")
-@click.option("--every", default=2.0, show_default=True, type=click.FloatRange(0.1, 3600), help="Seconds, with --watch.")
+@click.option(
+    "--every", metavar="SECONDS", default=2.0, show_default=True, type=click.FloatRange(0.1, 3600), help="With --watch."
+)
 def status(config_path: Path | None, as_json: bool, watch: bool, every: float) -> None:
     """Show the condition in one sentence, and the servers, sessions and rates of each frontend.
 
@@ -115,7 +117,7 @@ def parts(now: Answer, before: Answer | None = None, rows: int | None = None) ->
     if rows is not None and len(frontends) > rows:
         busiest = sorted(frontends, key=lambda one: (_WORST_FIRST[one["health"]], -_of(rates, one, "sessions_total")))
         left, frontends = len(frontends) - rows, busiest[:rows]
-    found: list[Block] = [prose(now["health"]), _about(now), _totals(now, rates)]
+    found: list[Block] = [prose(now["health"], _about(now), _totals(now, rates))]
     if frontends:
         found += ["", Table(_COLUMNS, [_cells(one, rates) for one in frontends])]
     if left:

@@ -75,11 +75,13 @@ def _split(_context: click.Context, _option: click.Parameter, value: str | None)
 @token.command()
 @CONFIG
 @click.argument("name")
-@click.option("--ports", callback=_split, required=True, help="Frontend ports it may open: 443,8883-8899")
-@click.option("--names", callback=_split, help="Names it may register; default: its own; * for any.")
-@click.option("--sources", callback=_split, help="Networks it may be used from; default: anywhere.")
-@click.option("--targets", callback=_split, help="Addresses it may name; default: only the one it calls from.")
-@click.option("--target-ports", callback=_split, help="Server ports it may name; default: 30000-32767.")
+@click.option("--ports", metavar="PORTS", callback=_split, required=True, help="Frontend ports it may open: 443,8883-8899")
+@click.option("--names", metavar="NAME[,…]", callback=_split, help="Names it may register; default: its own; * for any.")
+@click.option("--sources", metavar="CIDR[,…]", callback=_split, help="Networks it may be used from; default: anywhere.")
+@click.option(
+    "--targets", metavar="CIDR[,…]", callback=_split, help="Addresses it may name; default: only the one it calls from."
+)
+@click.option("--target-ports", metavar="PORTS", callback=_split, help="Server ports it may name; default: 30000-32767.")
 @click.option(
     "--from",
     "replaces",
@@ -89,11 +91,13 @@ def _split(_context: click.Context, _option: click.Parameter, value: str | None)
 )
 @click.option("--takeover", is_flag=True, help="It may take ports that another token or name owns.")
 @click.option("--legacy", is_flag=True, help="It may be used on the legacy route, too.")
-@click.option("--host", help="What the join string calls this machine; default: advertise.")
+@click.option("--host", metavar="HOST", help="What the join string calls this machine; default: advertise.")
 @click.option("--kubernetes", is_flag=True, help="Print Secret, ConfigMap, phone-home and Service instead, for kubectl.")
-@click.option("--frontends", callback=_split, help='With --kubernetes: "443:30443", as in PYLB_FRONTENDS.')
-@click.option("--app", help="With --kubernetes: the label `app` of your pods; default: NAME.")
-@click.option("--namespace", default="default", show_default=True, help="With --kubernetes.")
+@click.option(
+    "--frontends", metavar="PORT:NODEPORT[,…]", callback=_split, help='With --kubernetes: "443:30443", as in PYLB_FRONTENDS.'
+)
+@click.option("--app", metavar="LABEL", help="With --kubernetes: the label `app` of your pods; default: NAME.")
+@click.option("--namespace", metavar="NAME", default="default", show_default=True, help="With --kubernetes.")
 @JSON
 def create(config_path: Path | None, name: str, **options: Any) -> None:
     """Make a token, and print the join string for PYLB_JOIN of its phone-home.
@@ -167,7 +171,7 @@ def list_(config_path: Path | None, as_json: bool) -> None:
 @CONFIG
 @click.argument("name", shell_complete=words("token"))
 @click.option("--done", is_flag=True, help="End a rotation: only the newest secret counts from now on.")
-@click.option("--host", help="What the join string calls this machine; default: advertise.")
+@click.option("--host", metavar="HOST", help="What the join string calls this machine; default: advertise.")
 @JSON
 def rotate(config_path: Path | None, name: str, done: bool, host: str | None, as_json: bool) -> None:
     """A new secret beside the old one, which goes on counting until `--done`. Prints the new join string.

@@ -55,7 +55,7 @@ def _condition(one: FrontendView, down_at: Mapping[tuple[str, str], float], now:
         return Condition.DOWN, f"{one.name} has no server in service (pylb ctl ready brings one back)"
     serving = [view for view in serving if not view.not_missed] or serving  # as long as others serve
     lost = [view for view in serving if view.state == "down"]
-    silent = [view for view in serving if view.state == "unproven" and view.reachable in ("refused", "timeout")]
+    silent = [view for view in serving if view.silent]
     if lost or silent:
         serves = len(lost) + len(silent) < len(serving)
         text = _lost(one.name, lost, down_at, now) if lost else _silent(silent, serves=serves)

@@ -137,6 +137,16 @@ class ServerView:
         return self._last or "unknown"
 
     @property
+    def silent(self) -> bool:
+        """It has been asked, and has never accepted a connection so far."""
+        return self.state == "unproven" and self.reachable in ("refused", "timeout")
+
+    @property
+    def is_up(self) -> bool:
+        """It is in service, and accepted its last connection or was never asked."""
+        return self.state in ("up", "unproven") and not self.silent
+
+    @property
     def _last(self) -> str:
         """The result of the last check, or of a later connect of a client; "": there was neither."""
         return self.health.reason if self.health.failures and self.health.reason != REMEMBERED else self.record.found

@@ -112,9 +112,8 @@ class Metrics:
         up: dict[tuple[str, str], bool] = {}
         async for view in in_turns(self._registry.each_server(), PART):
             if view.tried and not view.not_missed:
-                silent = view.state == "unproven" and view.reachable in ("refused", "timeout")
-                place, answers = (view.frontend, view.server), not silent
-                up[place] = up.get(place, True) and view.state != "down" and answers
+                place = view.frontend, view.server
+                up[place] = up.get(place, True) and view.state != "down" and not view.silent
         text = "0 if a server is out of service or has accepted nothing yet."
         return gauge("pylb_server_up", text, ("frontend", "server"), up.items())
 

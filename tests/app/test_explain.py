@@ -116,6 +116,7 @@ def test_servers_that_accept_and_fail_their_check_are_named_with_what_the_check_
         assert lines[0].startswith(f"its server accepts connections, but none passes its check {why}")
         assert any("accepts connections now: yes, passes its check now: wrong answer: HTTP status 503" in one for one in lines)
         assert "it is before this machine" not in "\n".join(lines)
+        assert any(one.endswith("; by the config") for one in lines)  # as the page says it
         row = eventually(
             lambda: [one for one in routes(pylb) if one["check"] == "wrong answer: HTTP status 503"], what="a check"
         )[0]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from pylb.cli.status import parts
-from pylb.cli.tables import written
+from pylb.cli.tables import Screen, written
 from pylb.web.control_client import call
 from tests.app.instance import Instance, echo
 from tests.app.terminal import Terminal
@@ -62,6 +62,13 @@ def test_without_an_earlier_look_there_are_no_rates() -> None:
     assert cells(lines[5]) == ["443", "web-443", "healthy", "2/2", "2", "1", "1234", "0", "-", "-", "-", "-", "-"]
     assert lines[5].index("web-443") == lines[4].index("FRONTEND")
     assert text(picture()).splitlines()[-1] == "0 of 20,000 sessions"
+
+
+def test_on_a_narrow_terminal_no_line_is_longer() -> None:
+    before = picture(frontend(443), clock=99.0)
+    lines = written(parts(picture(frontend(443)), before), Screen(40)).splitlines()
+    assert max(map(len, lines)) <= 40
+    assert " ".join(lines[:4]).endswith("0 of 20,000 sessions, 0.0 new/s, in 0 bytes/s, out 0 bytes/s")
 
 
 def test_rates_are_of_the_time_between_two_looks() -> None:

@@ -88,10 +88,12 @@ def test_a_bug_is_said_to_be_one_also_in_json(monkeypatch: pytest.MonkeyPatch) -
     assert "Traceback" in ended.stderr
 
 
-def test_each_help_fits_80_columns() -> None:
+def test_each_help_fits_80_columns_and_names_what_an_option_takes() -> None:
     for path in [(), ("ctl",), ("token",), *(path for path, _command in verbs())]:
         text = CliRunner().invoke(main, [*path, "--help"], env={"COLUMNS": "80"}).stdout
         assert (path, [line for line in text.splitlines() if len(line) > 80]) == (path, [])
+        # What an option takes has a name from the task, not from click: SECONDS, N.
+        assert (path, re.findall(r"--\S+ ((?:INTEGER|FLOAT|TEXT|PATH|BOOLEAN|FILENAME)\b.*)", text)) == (path, [])
 
 
 @pytest.mark.parametrize(

@@ -77,6 +77,21 @@ def test_what_is_well_is_said_in_few_words() -> None:
 
 
 @pytest.mark.parametrize(
+    ("given", "is_up"),
+    [
+        ({}, True),
+        ({"state": "unproven", "reachable": "unknown"}, True),  # it is being asked
+        ({"state": "unproven", "reachable": "refused"}, False),  # `pylb status` said "down, 2/2 servers"
+        ({"state": "unproven", "reachable": "timeout"}, False),
+        ({"state": "drain", "reachable": "yes"}, False),
+        ({"state": "down", "rank": DOWN}, False),
+    ],
+)
+def test_a_server_counts_as_up_until_it_has_refused_a_connection(given: dict[str, Any], is_up: bool) -> None:
+    assert view(**given).is_up is is_up
+
+
+@pytest.mark.parametrize(
     ("one", "health", "text"),
     [
         (web(view(), unbound="Address in use"), Condition.DOWN, "web-443 cannot open its port: Address in use"),

@@ -17,6 +17,9 @@ export const COLUMNS = [
   ["What is wrong", null, "why"],
 ];
 
+/** Is it in service, and has it accepted a connection or never been asked? */
+const isUp = ({ state, accepts }) => state === "up" || (state === "unproven" && (accepts === "yes" || accepts === "unknown"));
+
 export class Line {
   /** `open`: keys of the unfolded frontends. */
   constructor(key, model, open) {
@@ -73,7 +76,7 @@ export class Line {
     flag(pill, "state", frontend.health);
     flag(this.element, "health", frontend.health);
     const all = this.model.servers(this.key);
-    const up = all.filter(({ state }) => state === "up" || state === "unproven").length;
+    const up = all.filter(isUp).length;
     write(servers, `${up}/${all.length}`);
     flag(servers, "some", up < all.length ? "out" : "");
     write(sessions, frontend.limits.connections ? `${number(frontend.sessions)}/${number(frontend.limits.connections)}` : number(frontend.sessions));
