@@ -85,10 +85,13 @@ class Peers:
         await self._each(peers, HEALTH, lambda one, found: self._note(one, _read(found, taken)))
 
     async def active(self) -> dict[str, str]:
-        """For each, by its name: "" if it answers now that it may have the floating address, else why not."""
-        found = dict[str, str]()
-        await self._each(self._configured(), ACTIVE, lambda one, answer: found.update({one.name: _why_not_active(answer)}))
-        return found
+        """For each, by its name: "" if it answers now that it may have the floating address, else why not.
+
+        In the order of the config, whoever answers first.
+        """
+        peers, found = self._configured(), dict[Peer, str]()
+        await self._each(peers, ACTIVE, lambda one, answer: found.update({one: _why_not_active(answer)}))
+        return {one.name: found[one] for one in peers}
 
     async def _each(self, peers: Sequence[Peer], path: str, note: Callable[[Peer, _Answer | str], None]) -> None:
         if not peers:

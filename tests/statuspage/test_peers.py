@@ -246,3 +246,24 @@ async def test_whether_others_may_have_the_address_is_asked_anew_each_time() -> 
     ]
     assert active.requests[0].startswith("GET /activez HTTP/1.1\r\n")
     assert peers.records()[0] == {"name": "0", "page": urls[0]}  # the page shows nothing of it
+
+
+async def test_they_are_named_in_the_order_of_the_config_whoever_answers_first() -> None:
+    second_was_asked = asyncio.Event()
+    says_active = http(b'{"status": "active"}')
+
+    async def late(writer: asyncio.StreamWriter) -> None:
+        await second_was_asked.wait()
+        writer.write(says_active)
+
+    async def early(writer: asyncio.StreamWriter) -> None:
+        writer.write(says_active)
+        await writer.drain()
+        writer.close()
+        await writer.wait_closed()
+        second_was_asked.set()
+
+    async with answering(late) as first, answering(early) as second:
+        peers = Peers(lambda: [peer(first.url, "first"), peer(second.url, "second")])
+        found = await peers.active()
+    assert list(found.items()) == [("first", ""), ("second", "")]
