@@ -34,8 +34,6 @@ class Frontend(NamedTuple):
     target_port: int
     proxy_protocol: str | None
     health: object  # as JSON has it
-    server_names: tuple[str, ...] = ()
-    idle_timeout: int | None = None
 
     @property
     def key(self) -> PortKey:
@@ -64,6 +62,7 @@ class Wanted(NamedTuple):
     frontends: tuple[Frontend, ...]
     servers: tuple[Server, ...]  # none: nothing can be said now, so whatever pylb has stays as it is
     allow: tuple[str, ...] = ()  # networks that may connect; empty: anybody
+    idle_timeout: int | None = None  # seconds
 
     @property
     def ports(self) -> frozenset[PortKey]:
@@ -110,7 +109,12 @@ def plan(services: Iterable[Service], nodes: Iterable[Node], rules: Rules) -> Pl
                 found.append(problem)
         if frontends:
             wanted[service.key] = Wanted(
-                service.key, service.version, tuple(frontends), pools[service.families], service.source_ranges
+                service.key,
+                service.version,
+                tuple(frontends),
+                pools[service.families],
+                tuple(_network(one) for one in service.source_ranges),
+                said.idle_timeout,
             )
         problems[service.key] = tuple(found)
     return Plan({one.key: one for one in chosen}, wanted, problems)
@@ -149,6 +153,8 @@ def body(wanted: Wanted, ttl: int, without: Iterable[PortKey] = ()) -> bytes:
     }
     if wanted.allow:
         document["access"] = [{"allow": network} for network in wanted.allow]
+    if wanted.idle_timeout is not None:
+        document["idle_timeout"] = wanted.idle_timeout
     return json.dumps(document, separators=(",", ":")).encode()
 
 
@@ -172,8 +178,8 @@ def _about_the_service(service: Service, pool: tuple[Server, ...]) -> list[Probl
 def _about_the_port(port: Port, owner: Service | None, count: int) -> Problem | None:
     """`owner`: an older Service with that port."""
     key = (port.protocol, port.port)
-    if port.protocol not in ("TCP", "UDP"):
-        return Problem("unsupported_protocol", f"port {port.port}: pylb does not forward {port.protocol}", key)
+    if port.protocol != "TCP":
+        return Problem("unsupported_protocol", f"port {port.port}: pylb does not forward {port.protocol} yet", key)
     if not port.node_port:
         text = f"port {port.port}: it has no nodePort; is allocateLoadBalancerNodePorts false?"
         return Problem("no_node_port", text, key)
@@ -188,9 +194,7 @@ def _about_the_port(port: Port, owner: Service | None, count: int) -> Problem | 
 def _frontend(port: Port, service: Service, said: Said) -> Frontend:
     check = said.health.get(port.port, said.health.get(0))
     proxy = said.proxy_protocol.get(port.port, said.proxy_protocol.get(0))
-    return Frontend(
-        port.port, port.protocol, port.node_port, proxy, check or _health(service), said.server_names, said.idle_timeout
-    )
+    return Frontend(port.port, port.protocol, port.node_port, proxy, check or _health(service))
 
 
 def _health(service: Service) -> object:
@@ -202,16 +206,20 @@ def _health(service: Service) -> object:
 
 def _frontend_json(one: Frontend) -> dict[str, object]:
     found: dict[str, object] = {"port": one.port, "target_port": one.target_port}
-    if one.protocol != "TCP":
-        found["protocol"] = one.protocol.lower()
     optional: tuple[tuple[str, object], ...] = (
         ("proxy_protocol", one.proxy_protocol),
         ("health", one.health),
-        ("server_names", list(one.server_names) or None),
-        ("idle_timeout", one.idle_timeout),
     )
     found.update((key, value) for key, value in optional if value is not None)
     return found
+
+
+def _network(text: str) -> str:
+    """Kubernetes allows spaces and host bits. What is no network at all stays as it is, for pylb to refuse."""
+    try:
+        return str(ipaddress.ip_network(text.strip(), strict=False))
+    except ValueError:
+        return text
 
 
 def _is_of(address: str, family: str) -> bool:

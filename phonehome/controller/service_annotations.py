@@ -2,7 +2,6 @@
 
     pylb.io/proxy-protocol: "v2"              or by port: "25=v1 443=v2"
     pylb.io/health: "tcp"                     or {"http": "/ready", "port": 30444}, as in PYLB_HEALTH; or by port as JSON
-    pylb.io/server-names: "a.example.net *.example.org"
     pylb.io/idle-timeout: "2h"
     pylb.io/weight: "10"                      on a Node
 
@@ -18,7 +17,7 @@ from typing import NamedTuple
 from phonehome.controller.objects import PREFIX, Service
 from phonehome.values import MAX_WEIGHT, NotationError, parse_port, parse_seconds
 
-KNOWN = ("health", "idle-timeout", "proxy-protocol", "server-names")
+KNOWN = ("health", "idle-timeout", "proxy-protocol")
 
 
 class Said(NamedTuple):
@@ -26,7 +25,6 @@ class Said(NamedTuple):
 
     proxy_protocol: dict[int, str]
     health: dict[int, object]
-    server_names: tuple[str, ...]
     idle_timeout: int | None  # seconds
     problems: tuple[str, ...]
 
@@ -35,7 +33,6 @@ def read(service: Service) -> Said:
     problems: list[str] = []
     proxy: dict[int, str] = {}
     health: dict[int, object] = {}
-    names: tuple[str, ...] = ()
     idle: int | None = None
     for key, text in service.annotations:
         try:
@@ -43,8 +40,6 @@ def read(service: Service) -> Said:
                 proxy = _proxy(text)
             elif key == "health":
                 health = _health(text)
-            elif key == "server-names":
-                names = tuple(text.replace(",", " ").split())
             elif key == "idle-timeout":
                 idle = parse_seconds(text.strip())
             else:
@@ -57,7 +52,7 @@ def read(service: Service) -> Said:
             f"annotation {PREFIX}{key}: port {port} is not a port of the Service; it has no effect"
             for port in sorted(named - ports - {0})
         ]
-    return Said(proxy, health, names, idle, tuple(problems))
+    return Said(proxy, health, idle, tuple(problems))
 
 
 def parse_weight(text: str) -> int | None:
@@ -95,4 +90,6 @@ def _health(text: str) -> dict[int, object]:
 def _unknown(key: str) -> str:
     if key == "weight":
         return "a weight belongs on a Node: the servers of a Service are its nodes"
+    if key == "server-names":
+        return "pylb does not choose servers by TLS server name yet; it has no effect"
     return f"unknown (known: {', '.join(KNOWN)})"

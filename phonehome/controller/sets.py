@@ -1,10 +1,10 @@
 """The calls that replace a whole set of servers, and pylb's answers to them. Pure.
 
-    PUT     {prefix}/v1/registrations/{name}     {"frontends": […], "servers": […], "access": […], "ttl": …}
+    PUT     {prefix}/v1/registrations/{name}     {"frontends": […], "servers": […], "access": […], "idle_timeout": …, "ttl": …}
     DELETE  {prefix}/v1/registrations/{name}
     GET     {prefix}/v1/registrations            {"registrations": [{"name": …}, …]}, those of the caller's token
 
-A refusal may say which ports it is about ("ports": [25, "443/udp"]): then the others can be registered without them.
+A refusal may say which port it is about ("port": "25", or "443/udp"): then the others can be registered without it.
 """
 
 from __future__ import annotations
@@ -53,12 +53,13 @@ def read(reply: Reply, now: float, token: str) -> Outcome:
 
 
 def names(reply: Reply) -> frozenset[str] | None:
-    """The names in the answer to `get`; None if it is not one."""
+    """The names of the sets in the answer to `get`, which are those without an instance; None if it is no answer to that."""
     document = _document(reply)
     found = document.get("registrations") if reply.status == 200 else None
     if not isinstance(found, list):
         return None
-    texts = (one.get("name") for one in found if isinstance(one, dict))
+    sets = (one for one in found if isinstance(one, dict) and one.get("instance") is None and not one.get("legacy"))
+    texts = (one.get("name") for one in sets)
     return frozenset(text for text in texts if isinstance(text, str) and is_name(text))
 
 
@@ -67,17 +68,10 @@ def _path(name: str) -> str:
 
 
 def _ports(reply: Reply) -> frozenset[PortKey]:
-    found = _document(reply).get("ports")
-    keys = (_port(one) for one in (found if isinstance(found, list) else ()))
-    return frozenset(key for key in keys if key is not None)
-
-
-def _port(value: object) -> PortKey | None:
-    """25 or "25/udp", as a token's `ports` has it."""
-    number, _, protocol = str(value).partition("/")
-    if isinstance(value, bool) or not number.isdigit() or protocol not in ("", "tcp", "udp"):
-        return None
-    return (protocol or "tcp").upper(), int(number[:6])
+    number, _, protocol = str(_document(reply).get("port", "")).partition("/")
+    if not (number.isascii() and number.isdigit()) or protocol not in ("", "tcp", "udp"):
+        return frozenset()
+    return frozenset({((protocol or "tcp").upper(), int(number[:6]))})
 
 
 def _document(reply: Reply) -> dict[str, object]:

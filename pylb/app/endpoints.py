@@ -83,7 +83,9 @@ class Endpoints:
         first = len(config.webhook)  # the place of the admin's socket
         for sock, one, webhook, most in zip(self._sockets[:first], config.webhook, self._webhooks, room.webhook, strict=True):
             certificate = await self._settings.load_certificate(one)
-            self.servers.append(HttpServer(sock, webhook.handler(), limits=_limits(one, most), tls=certificate))
+            limits = _limits(one, most)
+            server = HttpServer(sock, webhook.handler(), limits=limits, tls=certificate, long_body=webhook.long_body)
+            self.servers.append(server)
         pages = HttpLimits(connections=room.pages)
         handlers: list[Handler] = [admin.handler()]
         if config.metrics.listen is not None:

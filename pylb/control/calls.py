@@ -1,20 +1,22 @@
 """What phone-homes and old containers can ask of control: to register, to leave, and whether a call is only a heartbeat."""
 
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping
 from typing import TypeVar
 
 from pylb.control.event_log import RejectionLogLimit
 from pylb.control.new_registration import legacy_registration, native_registration
 from pylb.control.registrar import Registrar
 from pylb.control.state import ControlState
-from pylb.control.views import LegacyUse, Outcome
+from pylb.control.steps import in_turns
+from pylb.control.views import LegacyUse, Outcome, RegistrationView
 from pylb.core.auth import Caller, Token, check_source, fingerprint
 from pylb.core.errors import Refused, break_cycles
 from pylb.core.legacy import LegacyCall
-from pylb.core.registration import Announcement, Key, check_name, legacy_key
+from pylb.core.registration import SET, Announcement, Key, check_name, legacy_key
 from pylb.core.table_diff import ChangeLine
 
 T = TypeVar("T")
+OWN = 250  # registrations between two turns of the loop: 1 ms
 
 
 class Calls:
@@ -36,7 +38,7 @@ class Calls:
             return await self._registrar.enter(wanted, caller)
 
         ports = [wanted.port for wanted in announcement.frontends]
-        return await self._answered(call, caller, f"PUT {name[:64]}/{instance[:64]}", name, ports)
+        return await self._answered(call, caller, f"PUT {_path(name, instance)}", name, ports)
 
     async def release(self, name: str, instance: str, caller: Caller) -> Outcome:
         """Release the caller's own registration; one that does not exist counts as released. Raises Refused."""
@@ -44,10 +46,18 @@ class Calls:
         async def call() -> Outcome:
             check_source(caller)
             check_name("name", name)
-            check_name("instance", instance)
+            if instance != SET:
+                check_name("instance", instance)
             return await self._registrar.leave(Key(caller.token.name, name, instance), caller)
 
-        return await self._answered(call, caller, f"DELETE {name[:64]}/{instance[:64]}", name, ())
+        return await self._answered(call, caller, f"DELETE {_path(name, instance)}", name, ())
+
+    async def own(self, caller: Caller) -> AsyncIterator[RegistrationView]:
+        """All registrations of the caller's token. Raises Refused."""
+        check_source(caller)
+        async for one in in_turns(self._state.desired.claims.registrations.values(), OWN):
+            if one.key.token == caller.token.name:
+                yield self._state.view(one)
 
     async def legacy(self, call: LegacyCall, caller: Caller) -> str:
         """Carry out a call of the legacy route. Returns the one line of the answer. Raises Refused."""
@@ -137,6 +147,10 @@ class Calls:
             clean = self._state.desired.keyring.without_secrets
             refused, what, name = Refused(refused.code, clean(refused.detail), clean(refused.hint)), clean(what), clean(name)
         self._state.event_log.reject(refused, ip, token, what, name=name, ports=ports, tell=tell)
+
+
+def _path(name: str, instance: str) -> str:
+    return f"{name[:64]}/{instance[:64]}" if instance != SET else name[:64]
 
 
 def _line(port: int, outcome: Outcome, note: str) -> str:

@@ -6,12 +6,12 @@ from pylb.control.desired_state import DesiredState
 from pylb.control.event_log import EventLog, FrequentMoves
 from pylb.control.liveness import Liveness
 from pylb.control.views import title
-from pylb.core.address import Listen
+from pylb.core.address import Listen, port_text
 from pylb.core.auth import Keyring
 from pylb.core.claims import Claims
 from pylb.core.loops import looping
 from pylb.core.ownership import Change
-from pylb.core.registration import Key, Registration, State
+from pylb.core.registration import FrontendRequest, Key, Registration, State
 from pylb.core.text import counted, span
 
 STEP = 500  # ports or registrations that one step of a text looks at: 1 ms
@@ -28,7 +28,7 @@ class EventTexts:
     def registered(self, before: Registration | None, one: Registration, change: Change) -> None:
         if not change.touched:
             return
-        routes = ", ".join(f"{item.port_text} -> {one.address(item)}" for item in one.wanted)
+        routes = ", ".join(f"{item.port_text} -> {_targets(one, item)}" for item in one.wanted)
         kind = "draining" if one.state is State.DRAINING else {"unchanged": "fresh_again"}.get(change.result, change.result)
         fields: dict[str, str | int] = {"token": one.key.token, "name": one.name, "instance": one.key.instance}
         self._event_log.note(kind, f"{kind} {title(one)}: {routes}", fields)
@@ -103,6 +103,14 @@ class EventTexts:
             if (back := claims.registrations.get(key)) is not None:
                 text = f"in service again: {title(back)}: it no longer aims at pylb itself"
                 self._event_log.note("loop_over", text, {"token": key.token, "name": back.name, "instance": key.instance})
+
+
+def _targets(one: Registration, item: FrontendRequest) -> str:
+    addresses = one.addresses(item)
+    if not one.members:
+        return str(addresses[0])
+    target = port_text(item.target_port, item.protocol, item.target_last)
+    return f"port {target} of {counted(len(addresses), 'machine')}"
 
 
 def whose(keys: Iterable[Key]) -> dict[str, str]:

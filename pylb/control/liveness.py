@@ -86,8 +86,9 @@ class Liveness:
         """Whether none of its servers answers, as far as they were asked. Servers in maintenance are not asked."""
         found = [self._health_records.answer(address) for address in addresses(one)]
         return not any(answer is None or answer.found == YES or answer.found in OURS for answer in found) and not any(
-            self._health_records.in_maintenance(place, one.address(item))
+            self._health_records.in_maintenance(place, address)
             for place, item in zip(one.places, one.wanted, strict=True)
+            for address in one.addresses(item)
         )
 
     def _accepted_at(self, address: Address) -> float:
@@ -162,7 +163,7 @@ class Liveness:
 
 def addresses(one: Registration) -> Iterator[Address]:
     """The addresses of its servers, and of those that stand in for them until they have answered."""
-    yield from (one.address(item) for item in one.wanted if not item.target_last)  # nobody asks a range
+    yield from one.asked
     yield from (old.address for old in one.displaced)
 
 

@@ -9,7 +9,7 @@ from pylb.core.legacy import LegacyCall
 from pylb.core.policy import ProxyProtocol, Rules
 from pylb.core.registration import Announcement, FrontendRequest, Key, Registration, State, check_ttl, legacy_key
 from pylb.core.registration import check_name as check_spelling
-from pylb.core.scope import check_dials, legacy_target, native_target
+from pylb.core.scope import check_dials, legacy_target, native_target, set_members
 from pylb.core.static_rules import StaticRules
 
 
@@ -24,20 +24,24 @@ class ImportedServer:
 
 
 def native_registration(name: str, instance: str, announcement: Announcement, caller: Caller, rules: Rules) -> Registration:
-    """The registration that a native call asks for. Raises Refused."""
+    """The registration that a native call asks for; `instance` is "" for a set. Raises Refused."""
     check_source(caller)
     check_spelling("name", name)
-    check_spelling("instance", instance)
+    if not announcement.members:
+        check_spelling("instance", instance)
     check_name(caller.token, name)
     for item in announcement.frontends:
         check_ports(caller.token, item.ports, rules.reserved_ports, item.protocol)
     one = Registration(
         Key(caller.token.name, name, instance),
         name,
-        native_target(caller, announcement.address),
+        "" if announcement.members else native_target(caller, announcement.address),
         announcement.frontends,
         check_ttl(announcement.ttl, rules.leases),
         State.DRAINING if announcement.draining else State.FRESH,
+        members=set_members(announcement.members) if announcement.members else (),
+        terms=announcement.terms,
+        sequence=announcement.sequence,
     )
     check_dials(one, caller, rules.own_ips)
     return one

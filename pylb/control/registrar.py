@@ -8,6 +8,7 @@ import asyncio
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from typing import TypeVar
 
 from pylb.control.desired_state import DesiredState, with_claims, without
@@ -16,17 +17,21 @@ from pylb.control.new_registration import same_call
 from pylb.control.replaced_tokens import inherited, inheriting
 from pylb.control.state import ControlState
 from pylb.control.views import FrontendOutcome, Outcome, title
+from pylb.core.address import Address
 from pylb.core.auth import Caller
 from pylb.core.claims import Claims
 from pylb.core.errors import Code, Refused
+from pylb.core.health import YES
 from pylb.core.loops import loop
 from pylb.core.ownership import Change, admit, announce, release
 from pylb.core.policy import UNSAID, Balance, HealthMode, Policy
 from pylb.core.registration import FrontendRequest, Key, Registration, State
+from pylb.core.server_set import NO_TERMS
 from pylb.core.static_rules import StaticRules
 
 MOST_REGISTRATIONS = 2000  # per token
 FORGOTTEN = 200  # leases that one step forgets: 1 ms
+FIRST_DIALS = 64  # servers of a set that are dialled before it is in force
 T = TypeVar("T")
 
 
@@ -49,17 +54,25 @@ class Registrar:
             self._state.totals["unchanged"] += 1
             return self.outcome("unchanged", before, durable=self._writer.durable)
         takeover = caller.token.takeover
-        targets = [wanted.address(item) for item in wanted.wanted if not item.target_last]  # a range is not dialled
+        targets = wanted.asked
         await self._ask_once_more(wanted)
         with self._health_records.considering(targets):
-            new = [address for address in targets if self._health_records.may_have_come(address)]
+            new = self._unknown_of_set(wanted) if wanted.members else list(filter(self._health_records.may_have_come, targets))
             if new:  # then a call that will be refused must not dial them
                 judge = partial(admit, takeover=takeover, yield_policy=self._liveness.yield_policy)
                 admitted, _ = self._judged(self._state.desired, wanted, caller, judge)
                 if not isinstance(admitted, Change):
-                    await self._checker.dial(new)
+                    await (self._checker.dial_until_one(new) if wanted.members else self._checker.dial(new))
             change, durable = await self.submit(wanted, caller, takeover=takeover)
         return self.outcome(change.result, change.registered, durable=durable, note=change.note)
+
+    def _unknown_of_set(self, wanted: Registration) -> list[Address]:
+        """Those to dial first, at most a few. A frontend with a server that has answered needs no other yet: the rest is asked
+        when it is in the table."""
+        proven, share = self._health_records.proven, max(1, FIRST_DIALS // len(wanted.wanted))
+        found = (wanted.addresses(item) for item in wanted.wanted if not item.target_last)
+        open_ones = (some for some in found if not any(address in proven for address in some))
+        return [address for some in open_ones for address in islice(filter(self._health_records.may_have_come, some), share)]
 
     def is_beat(self, wanted: Registration) -> bool:
         """Whether the call repeats what is registered, and no other call about it is under way."""
@@ -102,7 +115,7 @@ class Registrar:
                 places = {place for key in room for place in known[key].places}
                 yield from self._event_texts.released(self._state.desired, places, room, f" to make room for {title(wanted)}")
             one = change.registered
-            if one is not None:
+            if one is not None and (change.result != "superseded" or one.key.is_legacy):  # an older state is no sign of life
                 self._state.beat(one, moved=change.result == "moved")
                 self._ask_at_once(one)
                 self._event_texts.registered(before, one, change)
@@ -173,7 +186,7 @@ class Registrar:
                 claims = release(claims, [one]).claims
 
     def _ask_at_once(self, one: Registration) -> None:
-        self._checker.called(one.places, (one.address(item) for item in one.wanted if not item.target_last))
+        self._checker.called(one.places, one.asked)
 
     def _gone(self, claims: Claims, token: str) -> Key | None:
         """The oldest registration of the token that said goodbye, whose lease is over, and whose servers do not answer."""
@@ -191,6 +204,10 @@ class Registrar:
             notes.append(f"out of service: {why}")
         for item, place in zip(one.wanted, one.places, strict=True):
             notes += _without_effect(item, self._state.desired.static_rules.policy(place))
+            if one.terms != NO_TERMS and place in self._state.desired.static_rules.frontends:
+                notes.append(
+                    f"access and idle_timeout have no effect on port {item.port_text}: its frontend is in pylb's config"
+                )
         unbound = self._publisher.unbound
         notes += [f"port {place.port_text} is not open: {unbound[place]}" for place in one.places if place in unbound]
         ttl = lease.ttl if lease else one.ttl
@@ -200,7 +217,14 @@ class Registrar:
     def _targets(self, one: Registration) -> tuple[FrontendOutcome, ...]:
         found = []
         for item in one.wanted:
-            reachable, hint, _ = self._health_records.reachable(one.address(item))
+            addresses, answering = one.addresses(item), None
+            if one.members:
+                if not item.target_last:
+                    answering = sum(self._health_records.reachable(address)[0] == YES for address in addresses)
+                servers = (len(addresses), answering)
+                found.append(FrontendOutcome(item.port, "", item.target_port, "", "", item.protocol, item.last, servers))
+                continue
+            reachable, hint, _ = self._health_records.reachable(addresses[0])
             found.append(FrontendOutcome(item.port, one.ip, item.target_port, reachable, hint, item.protocol, item.last))
         return tuple(found)
 

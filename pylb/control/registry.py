@@ -31,14 +31,12 @@ from pylb.control.views import (
     RegistrationView,
     ServerView,
     frontend_views,
-    registration_view,
     server_views,
 )
 from pylb.core.address import Address, Listen
 from pylb.core.auth import Keyring
 from pylb.core.health import NOT_ASKED
 from pylb.core.policy import Rules
-from pylb.core.registration import Registration
 from pylb.core.table import Frontend, Server, Table
 from pylb.core.text import counted
 
@@ -70,8 +68,6 @@ class Registry:
         on_event: Callable[[Event], None] = _unheard,
         tasks: Tasks | None = None,
     ) -> None:
-        self._clock = clock
-        self._wall = wall
         self._store = store
         self._ask = ask
         self.tasks = tasks or Tasks()
@@ -267,16 +263,11 @@ class Registry:
 
     def each_registration(self) -> Iterator[RegistrationView]:
         """In any order, for callers that let the loop run meanwhile: those at the first step, each with its current lease."""
-        return map(self._view, self._desired.claims.registrations.in_any_order())
+        return map(self._state.view, self._desired.claims.registrations.in_any_order())
 
     async def all_registrations(self) -> list[RegistrationView]:
         """In the order in which they came; made in steps."""
-        return [self._view(one) async for one in in_turns(self._desired.claims.registrations.values(), VIEWS)]
-
-    def _view(self, one: Registration) -> RegistrationView:
-        leases = self._state.leases
-        goodbye = leases.said_goodbye(one.key)
-        return registration_view(one, leases.get(one.key), self._clock(), self._wall(), said_goodbye=goodbye)
+        return [self._state.view(one) async for one in in_turns(self._desired.claims.registrations.values(), VIEWS)]
 
     def each_server(self) -> Iterator[ServerView]:
         """In the order of the ports, for callers that let the loop run meanwhile: of the table at the first step, each with its

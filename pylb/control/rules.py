@@ -68,7 +68,7 @@ class RulesInForce:
             for number, one in enumerate(desired.claims.registrations.in_any_order()):
                 if number % LOOKS == 0:
                     yield
-                if one.ip in changed or any(old.address.ip in changed for old in one.displaced):
+                if not changed.isdisjoint(one.ips) or any(old.address.ip in changed for old in one.displaced):
                     touched.update(one.places)
             yield
             return replace(desired, static_rules=static_rules), Change(desired.claims, "updated", frozenset(touched))

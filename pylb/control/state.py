@@ -23,6 +23,7 @@ from pylb.control.steps import in_turns, stepwise
 from pylb.control.storage.store import Store
 from pylb.control.storage.table_history import TableHistory
 from pylb.control.tasks import Part, Tasks
+from pylb.control.views import RegistrationView, registration_view
 from pylb.control.writer import Writer
 from pylb.core.address import Listen
 from pylb.core.auth import Keyring
@@ -57,6 +58,7 @@ class ControlState:
         self.tasks = tasks
         self.event_log = EventLog(wall, tasks.guarded(Part.EVENTS, on_event))
         tasks.on_failure = lambda part, text: self.event_log.note("task_failed", text, {"task": str(part)}, alarm=True)
+        self._clock, self._wall = clock, wall
         self.leases = Leases(clock)
         self.checker = Checker(ask, clock, uniform, self._on_health_change)
         self.liveness = Liveness(self.checker, self.leases, clock, wall)
@@ -122,6 +124,10 @@ class ControlState:
         desired = replace(self.desired, claims=claims, static_rules=static_rules, overrides=overrides, unserved=unserved)
         await self.publisher.publish(desired, None, ["start"])
         await stepwise(self.event_texts.loops(self.desired))
+
+    def view(self, one: Registration) -> RegistrationView:
+        goodbye = self.leases.said_goodbye(one.key)
+        return registration_view(one, self.leases.get(one.key), self._clock(), self._wall(), said_goodbye=goodbye)
 
     def beat(self, one: Registration, *, moved: bool) -> None:
         """Note that this registration has called."""

@@ -11,6 +11,7 @@ from pylb.core.health import REMEMBERED, UNRECORDED, UP, WRONG, YES, Health, Hea
 from pylb.core.lease import Lease
 from pylb.core.policy import AdminState, HealthPolicy, ProxyProtocol
 from pylb.core.registration import FrontendRequest, Key, Registration, State, legacy_key
+from pylb.core.server_set import Member
 from pylb.core.static_rules import StaticRules
 from pylb.core.table import DOWN, Frontend, Server, Table
 
@@ -24,6 +25,8 @@ class FrontendOutcome:
     hint: str = ""
     protocol: str = TCP
     last: int = 0  # of a range
+    # Of a set, in place of address and reachable: how many there are, and how many answer (None: nobody asks a range)
+    servers: tuple[int, int | None] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +66,8 @@ class RegistrationView:
     seen_at: float | None = None  # on the registry's clock, like the next: they stand still between heartbeats
     ends_at: float | None = None
     goodbye: bool = False  # its last call said goodbye
+    members: tuple[Member, ...] = ()  # of a set, in place of address and instance
+    sequence: int | None = None
 
     @property
     def key(self) -> Key:
@@ -198,6 +203,8 @@ def registration_view(
         None if lease is None or lease.last_beat < 0 else lease.last_beat,
         lease.expires if lease is not None and ends else None,
         one.state is State.DRAINING or said_goodbye,
+        one.members,
+        one.sequence,
     )
 
 
@@ -287,13 +294,14 @@ def _holders(
     for key in claims.holders.get(listen, ()):
         one = claims.registrations[key]
         wanted = one.wanted[one.places.index(listen)]
-        address, holder = one.address(wanted), Holder(key, one.name)
-        found.setdefault(address, []).append(holder)
-        if one.state is not State.DRAINING and not said_goodbye(key):
-            stay.add(address)
-        said.setdefault(address, (wanted.weight, wanted.backup))
+        addresses, holder = one.addresses(wanted), Holder(key, one.name)
+        for _, ip, weight in one.machines:
+            found.setdefault(address := wanted.at(ip), []).append(holder)
+            if one.state is not State.DRAINING and not said_goodbye(key):
+                stay.add(address)
+            said.setdefault(address, (weight or wanted.weight, wanted.backup))
         for old in {old.address: old for old in one.displaced if old.listen == listen}.values():
-            if old.address != address:
+            if old.address not in addresses:
                 found.setdefault(old.address, []).append(holder._replace(displaced=True))
                 stay.add(old.address)
     nothing: tuple[int | None, bool] = (None, False)
@@ -308,5 +316,5 @@ def title(one: Registration) -> str:
 
 
 def title_of(key: Key, name: str) -> str:
-    """`token/name/instance`, or `token/name (legacy)`."""
-    return f"{key.token}/{name}" + (" (legacy)" if key.is_legacy else f"/{key.instance}")
+    """`token/name/instance`, `token/name` of a set, or `token/name (legacy)`."""
+    return f"{key.token}/{name}" + (" (legacy)" if key.is_legacy else f"/{key.instance}" if key.instance else "")

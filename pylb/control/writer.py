@@ -282,8 +282,9 @@ def cannot_bind(listen: Listen, error: OSError) -> Refused:
             f"port {listen.port_text} is in use by another process, or by an outgoing connection of this machine",
             "`ss -tanp` shows which; keep ports of your own inside net.ipv4.ip_local_port_range by "
             "net.ipv4.ip_local_reserved_ports",
+            port=listen.port_text,
         )
     if error.errno in (errno.EACCES, errno.EPERM):
         hint = "start it with CAP_NET_BIND_SERVICE (the systemd unit does), or use a higher port"
-        return Refused(Code.PORT_PRIVILEGED, f"pylb may not open port {listen.port_text}", hint)
-    return Refused(Code.CANNOT_BIND, f"{listen} cannot be opened: {error.strerror or error}")
+        return Refused(Code.PORT_PRIVILEGED, f"pylb may not open port {listen.port_text}", hint, port=listen.port_text)
+    return Refused(Code.CANNOT_BIND, f"{listen} cannot be opened: {error.strerror or error}", port=listen.port_text)

@@ -5,6 +5,7 @@ Addresses are 4 or 16 bytes here (`canonical`). Within a family, bytes compare l
 
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
+from copy import copy
 from dataclasses import dataclass
 
 from pylb.core.address import Network
@@ -28,10 +29,13 @@ class AccessList:
 
     A look-up is one bisection, with 10 prefixes or with 10,000. The config reader builds the list, not the engine: 10,000
     prefixes take a tenth of a second. Two lists are equal if their rules are.
+
+    `within`: another list that must allow the address too.
     """
 
-    def __init__(self, rules: Sequence[AccessRule] = ()) -> None:
+    def __init__(self, rules: Sequence[AccessRule] = (), within: "AccessList | None" = None) -> None:
         self.rules = tuple(rules)
+        self.within = within or None
         otherwise = not any(rule.allow for rule in rules)
         self._ranges = {
             size: _ranges([rule for rule in self.rules if rule.network.version == version], size, otherwise=otherwise)
@@ -41,16 +45,25 @@ class AccessList:
     def allows(self, address: bytes) -> bool:
         """Whether the list lets this address connect. `address` is canonical."""
         starts, verdicts = self._ranges[len(address)]
-        return verdicts[bisect_right(starts, address) - 1]
+        allowed = verdicts[bisect_right(starts, address) - 1]
+        return allowed and (self.within is None or self.within.allows(address))
+
+    def narrowing(self, other: "AccessList") -> "AccessList":
+        """The list that allows what both allow."""
+        narrowed = copy(self)  # the ranges stay as they are: making them is what takes time
+        narrowed.within = other or None
+        return narrowed
 
     def __bool__(self) -> bool:
-        return bool(self.rules)
+        return bool(self.rules or self.within)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, AccessList) and (self.rules is other.rules or self.rules == other.rules)
+        if not isinstance(other, AccessList):
+            return False
+        return (self.rules is other.rules or self.rules == other.rules) and self.within == other.within
 
     def __hash__(self) -> int:
-        return hash(self.rules)
+        return hash((self.rules, self.within))
 
 
 def _ranges(rules: list[AccessRule], size: int, *, otherwise: bool) -> tuple[list[bytes], list[bool]]:

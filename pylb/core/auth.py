@@ -157,12 +157,15 @@ def check_ports(token: Token, ports: Iterable[int], reserved: frozenset[int], pr
 def check_port(token: Token, port: int, reserved: frozenset[int], protocol: str = TCP) -> None:
     """May the token open this frontend port? `reserved` are pylb's own, of TCP. Raises Refused."""
     if protocol == TCP and port in reserved:
-        raise Refused(Code.PORT_FORBIDDEN, f"port {port} is pylb's own (webhook, admin or metrics)", "use another port")
+        detail = f"port {port} is pylb's own (webhook, admin or metrics)"
+        raise Refused(Code.PORT_FORBIDDEN, detail, "use another port", port=str(port))
     if not token.may_open(port, protocol):
+        text = port_text(port, protocol)
         raise Refused(
             Code.PORT_FORBIDDEN,
-            f"token {token.name!r} may not open port {port_text(port, protocol)} (it may: {_scope(token)})",
+            f"token {token.name!r} may not open port {text} (it may: {_scope(token)})",
             "use an allowed port, or widen `ports` of the token",
+            port=text,
         )
 
 

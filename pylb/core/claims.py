@@ -129,5 +129,9 @@ def _counted(
 
 
 def _targets(one: Registration) -> Iterator[Address]:
-    ip = LOOPBACK if is_loopback(one.ip) else one.ip
-    return (Address(ip, port, protocol) for item in one.wanted for _, (protocol, port) in item.targets())
+    return (
+        Address(LOOPBACK if is_loopback(ip) else ip, port, protocol)
+        for ip in one.ips
+        for item in one.wanted
+        for _, (protocol, port) in item.targets()
+    )

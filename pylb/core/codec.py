@@ -40,7 +40,7 @@ def to_plain(value: Any) -> Any:
     if isinstance(value, dict):
         return [[to_plain(key), to_plain(item)] for key, item in value.items()]
     if isinstance(value, AccessList):
-        return to_plain(value.rules)
+        return [to_plain(value.rules), to_plain(value.within)]
     if isinstance(value, Networks):
         return [str(network) for network in value.networks]
     return str(value)  # a network
@@ -111,7 +111,8 @@ def _network(value: Any) -> IPv4Network | IPv6Network:
 
 
 def _access(value: Any) -> AccessList:
-    return AccessList(_maker(tuple[AccessRule, ...])(value))
+    rules, within = _list(value, 2)
+    return AccessList(_maker(tuple[AccessRule, ...])(rules), None if within is None else _access(within))
 
 
 def _networks(value: Any) -> Networks:

@@ -5,16 +5,17 @@ has the best rank that any of them gives it, and leaves with the last of them. R
 fresh and proven 0 · fresh, has not answered yet 1 · backup 2 · stale or draining 3 · down 4 · taken out by the operator 5.
 """
 
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import cast
 
 from pylb.core.address import Address, Listen
 from pylb.core.claims import Claims
-from pylb.core.loops import loop
+from pylb.core.loops import loop_at
 from pylb.core.operator_overrides import NONE, Overrides, with_overrides
-from pylb.core.policy import AdminState, HealthMode, HealthPolicy, ProxyProtocol
+from pylb.core.policy import AdminState, HealthMode, HealthPolicy, Policy, ProxyProtocol, StaticFrontend
 from pylb.core.registration import FrontendRequest, Registration, State
+from pylb.core.server_set import NO_TERMS
 from pylb.core.static_rules import StaticRules
 from pylb.core.table import BACKUP, DOWN, LAST_RESORT, PROVEN, UNPROVEN, Frontend, Server, Table
 
@@ -59,7 +60,7 @@ def compose_frontend(
         better = found.get(offer.address)
         if better is None or offer.rank < better.rank:
             found[offer.address] = offer
-    policy = static_rules.policy(listen)
+    policy = static.policy if static is not None else _with_terms(static_rules.rules.defaults, held)
     refuses = policy.health.refuses
     servers = _trusted([_seen(server, server_states, listen, refuses=refuses) for server in found.values()], server_states)
     if before is None:
@@ -69,6 +70,14 @@ def compose_frontend(
     same = ((known.get(server.address), server) for server in _distinct(servers))
     after = Frontend(name, listen, policy, tuple(old if old is new or old == new else new for old, new in same))
     return before if after == before else after
+
+
+def _with_terms(policy: Policy, held: Iterable[Registration]) -> Policy:
+    """The policy of a frontend that registrations opened. They have one owner, and an owner has one set."""
+    for one in held:
+        if one.terms is not NO_TERMS:
+            return one.terms.over(policy)
+    return policy
 
 
 _Known = Mapping[tuple[str, int, str, int], Server]  # the servers of the table before, by address
@@ -89,7 +98,43 @@ def _offers(
     session sent there would use up all connections.
     """
     static, policy = static_rules.frontends.get(listen), static_rules.policy(listen)
-    for line in static.servers if static else ():
+    if static is not None:
+        yield from _configured(claims, static_rules, static)
+    for one in reversed(held):
+        item = one.wanted[one.places.index(listen)]
+        send = policy.send_proxy if item.send_proxy is None else item.send_proxy
+        health = item.health.over(policy.health)
+        if item.target_last:
+            health = _range_health(health, policy.health)
+        for label, ip, own_weight in one.machines:
+            if static_rules.is_here(ip) and loop_at(claims, static_rules, one, ip, listen) is not None:
+                continue
+            before = known.get((ip, item.target_port, item.protocol, item.target_last))
+            address = item.at(ip) if before is None else before.address
+            # A range is not dialled to be proven: which of its ports is in use at the moment, only the app knows.
+            rank = PROVEN if address.last or address in server_states.proven else UNPROVEN
+            if one.state is not State.FRESH:
+                rank = LAST_RESORT
+            elif item.backup:
+                rank = BACKUP
+            weight = own_weight or item.weight
+            if before is not None and _is(before, item, label, rank, weight=weight, send=send, health=health):
+                yield before  # as nearly always: making one takes as long as all of this
+            else:
+                yield Server(label, address, weight, rank, send, backup=item.backup, health=health)
+    for one in held:
+        for old in one.displaced:
+            addresses = one.addresses(one.wanted[one.places.index(listen)])
+            waits = not any(address in server_states.proven for address in addresses)
+            if waits and old.listen == listen and not static_rules.comes_back(old.address, claims):
+                send = policy.send_proxy if old.send_proxy is None else old.send_proxy
+                yield Server(old.server, old.address, old.weight, PROVEN, send, health=old.health.over(policy.health))
+
+
+def _configured(claims: Claims, static_rules: StaticRules, static: StaticFrontend) -> Iterator[Server]:
+    """The servers that the config names."""
+    policy = static.policy
+    for line in static.servers:
         rank = BACKUP if line.backup else PROVEN
         address = cast("Address", line.address)  # StaticRules has no host names
         if static_rules.comes_back(address, claims):
@@ -105,31 +150,6 @@ def _offers(
             backup=line.backup,
             health=own if not address.last else _range_health(own, policy.health),
         )
-    held = [one for one in held if not static_rules.is_here(one.ip) or loop(claims, static_rules, one, listen) is None]
-    for one in reversed(held):
-        item = one.wanted[one.places.index(listen)]
-        before = known.get((one.ip, item.target_port, item.protocol, item.target_last))
-        address = one.address(item) if before is None else before.address
-        # A range is not dialled to be proven: which of its ports is in use at the moment, only the app knows.
-        rank = PROVEN if address.last or address in server_states.proven else UNPROVEN
-        if one.state is not State.FRESH:
-            rank = LAST_RESORT
-        elif item.backup:
-            rank = BACKUP
-        send = policy.send_proxy if item.send_proxy is None else item.send_proxy
-        health = item.health.over(policy.health)
-        if address.last:
-            health = _range_health(health, policy.health)
-        if before is not None and _is(before, item, one.label, rank, send=send, health=health):
-            yield before  # as nearly always: making one takes as long as all of this
-        else:
-            yield Server(one.label, address, item.weight, rank, send, backup=item.backup, health=health)
-    for one in held:
-        for old in one.displaced:
-            waits = one.address(one.wanted[one.places.index(listen)]) not in server_states.proven
-            if waits and old.listen == listen and not static_rules.comes_back(old.address, claims):
-                send = policy.send_proxy if old.send_proxy is None else old.send_proxy
-                yield Server(old.server, old.address, old.weight, PROVEN, send, health=old.health.over(policy.health))
 
 
 def _range_health(own: HealthPolicy | None, configured: HealthPolicy) -> HealthPolicy | None:
@@ -140,13 +160,20 @@ def _range_health(own: HealthPolicy | None, configured: HealthPolicy) -> HealthP
 
 
 def _is(
-    server: Server, item: FrontendRequest, label: str, rank: int, *, send: ProxyProtocol, health: HealthPolicy | None
+    server: Server,
+    item: FrontendRequest,
+    label: str,
+    rank: int,
+    *,
+    weight: int,
+    send: ProxyProtocol,
+    health: HealthPolicy | None,
 ) -> bool:
     """Is it what a registration offers at its address? Then the operator has set nothing for it."""
     return (
         server.rank == rank
         and server.name == label
-        and server.weight == item.weight
+        and server.weight == weight
         and server.send_proxy is send
         and server.backup is item.backup
         and (server.health is health or server.health == health)

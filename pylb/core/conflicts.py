@@ -47,7 +47,8 @@ def conflicts(
         if not (_gives_way(key, wanted.key) or takeover or (held.state is not State.FRESH and yield_policy.yields(held))):
             port = listen.port_text
             hint = f"use another port, ask its owner, `pylb release {port}`, or give the token `takeover: true`"
-            raise Refused(Code.PORT_OWNED, f"port {port} is owned by {held.owner}{yield_policy.describe(held)}", hint)
+            detail = f"port {port} is owned by {held.owner}{yield_policy.describe(held)}"
+            raise Refused(Code.PORT_OWNED, detail, hint, port=port)
         leaving[key] = leaving.get(key, frozenset()) | {listen}
     return leaving
 
@@ -108,11 +109,12 @@ def check_bounds(
     Existing registrations stay, whatever the bounds are now.
     """
     bounds, had = static_rules.rules.bounds, before.places if before is not None else ()
+    grows = after.members and before is not None and len(after.members) > len(before.members)
     for listen in after.places:
-        if listen in had:
+        if listen in had and not grows:
             continue
         static = static_rules.frontends.get(listen)
-        servers = 1 + sum(listen not in evicted.get(key, ()) for key in claims.holders.get(listen, ()))
+        servers = _registered_servers(claims, listen, after, evicted)
         if servers + (len(static.servers) if static else 0) > bounds.servers_per_frontend:
             servers_in_all = counted(bounds.servers_per_frontend, "server")
             detail = f"port {listen.port_text} may have {servers_in_all} (bounds.servers_per_frontend)"
@@ -122,3 +124,12 @@ def check_bounds(
     if more > 0 and claims.ports_of_token.get(token, 0) + more > most:
         detail = f"the registrations of token {token!r} may hold {counted(most, 'port')} in all (bounds.ports_per_token)"
         raise Refused(Code.TOO_MANY, detail, "release those that are gone, or raise the bound", retry_after=60)
+
+
+def _registered_servers(claims: Claims, listen: Listen, after: Registration, evicted: Mapping[Key, AbstractSet[Listen]]) -> int:
+    """How many servers the frontend would have from registrations."""
+    servers = len(after.ips)
+    for key in claims.holders.get(listen, ()):
+        if key != after.key and not (evicted and listen in evicted.get(key, ())):
+            servers += 1 if key.instance or key.legacy_port else len(claims.registrations[key].ips)  # a set, which is rare
+    return servers

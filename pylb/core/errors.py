@@ -38,12 +38,13 @@ class Refused(Exception):  # noqa: N818 - a refused call is an answer, not an er
     `detail` says what and where, `hint` what to do; both are shown to the caller and to the operator and contain no secret.
     """
 
-    def __init__(self, code: Code, detail: str, hint: str = "", *, retry_after: float | None = None) -> None:
+    def __init__(self, code: Code, detail: str, hint: str = "", *, retry_after: float | None = None, port: str = "") -> None:
         super().__init__(code, detail, hint)
         self.code = code
         self.detail = detail
         self.hint = hint
         self.retry_after = retry_after  # seconds; only with TOO_MANY, STATE_NOT_WRITABLE and UNAVAILABLE
+        self.port = port  # the frontend port that it is about, such as 443: without that one the call may succeed
 
     def __str__(self) -> str:
         return f"{self.code}: {self.detail}" + (f" ({self.hint})" if self.hint else "")

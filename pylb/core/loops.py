@@ -21,12 +21,17 @@ def check_no_loop(claims: Claims, static_rules: StaticRules, one: Registration) 
         raise Refused(Code.TARGET_REFUSED, found, "aim at the node, not at the load balancer")
 
 
-def loop(claims: Claims, static_rules: StaticRules, one: Registration, at: Listen | None = None) -> str | None:
-    """Why a registration (or its server `at` one of its listens) would make pylb connect to itself, or None.
+def loop(claims: Claims, static_rules: StaticRules, one: Registration) -> str | None:
+    """Why a registration would make pylb connect to itself, or None. Its own ports count, whether they are open or not."""
+    for ip in one.ips:
+        if (why := loop_at(claims, static_rules, one, ip)) is not None:
+            return why
+    return None
 
-    Its own ports count, whether they are open or not.
-    """
-    if not static_rules.is_here(one.ip):
+
+def loop_at(claims: Claims, static_rules: StaticRules, one: Registration, ip: str, at: Listen | None = None) -> str | None:
+    """The same for one of its addresses, and there for all of its servers, or for the one `at` one of its listens."""
+    if not static_rules.is_here(ip):
         return None
     for item, place in zip(one.wanted, one.places, strict=True):
         for name, port in item.targets(static_rules.policy(place).health.check) if at in (None, place) else ():
@@ -34,7 +39,7 @@ def loop(claims: Claims, static_rules: StaticRules, one: Registration, at: Liste
             held = number in claims.ports and _is_open(claims, port)
             if port in static_rules.own_ports or held or _has(one.places, protocol, number):
                 sent = f"port {item.port_text} would be sent in a loop" if name == "target_port" else "no server would be asked"
-                return f"{Address(one.ip, number, protocol)} ({name}) is pylb itself: {sent}"
+                return f"{Address(ip, number, protocol)} ({name}) is pylb itself: {sent}"
     return None
 
 
@@ -66,7 +71,7 @@ def check_opens_no_loop(claims: Claims, static_rules: StaticRules, wanted: Regis
         return
     for one in claims.registrations.values():  # somebody is: who?
         aims = any(port in opened for item in one.wanted for _, port in item.targets())
-        if aims and one.key != wanted.key and static_rules.is_here(one.ip):
+        if aims and one.key != wanted.key and any(map(static_rules.is_here, one.ips)):
             detail = f"a port of {wanted.owner} is where {one.owner} is sent, on this machine: a loop"
             raise Refused(Code.TARGET_REFUSED, detail, "use another port")
 

@@ -105,7 +105,7 @@ def _is_there(key: ServerKey, claims: Claims, static_rules: StaticRules) -> bool
         return True
     held = (claims.registrations[holder] for holder in claims.holders.get(listen, ()))
     return any(
-        address == one.address(one.wanted[one.places.index(listen)]) or any(address == old.address for old in one.displaced)
+        address in one.addresses(one.wanted[one.places.index(listen)]) or any(address == old.address for old in one.displaced)
         for one in held
     )
 

@@ -14,7 +14,7 @@ from pylb.core.claims import Claims, owner_of
 from pylb.core.conflicts import NEVER_YIELDS, YieldPolicy, check_bounds, conflicts, native_of_token
 from pylb.core.errors import Code, Refused
 from pylb.core.loops import check_no_loop, check_opens_no_loop, looping
-from pylb.core.registration import DisplacedServer, Key, Registration, State
+from pylb.core.registration import SEQUENCE, DisplacedServer, Key, Registration, State
 from pylb.core.static_rules import StaticRules
 
 STEP = 25  # registrations that one step of `adopting` or `readmitting` judges anew: 1 to 2 ms
@@ -57,6 +57,8 @@ def announce(
         after = replace(after, displaced=displaced)
     if before == after and not evicted:
         return Change(claims, "unchanged", registered=before)
+    if before is not None and before.sequence != after.sequence and not evicted and _only_newer(before, after):
+        return Change(claims.edited({after.key: after}), "unchanged", registered=after)
     edits = {**_without_ports(claims, evicted), after.key: after}
     return Change(
         claims.edited(edits),
@@ -86,6 +88,9 @@ def admit(
         return Change(claims, "superseded", note=note, registered=before)
     if before is None and wanted.state is State.DRAINING:
         return Change(claims, "unchanged", note="nothing is registered under this name: a goodbye opens nothing")
+    if before is not None and wanted.sequence is not None and _is_older(wanted.sequence, before):
+        note = f"a newer state of it is registered: {SEQUENCE} {before.sequence}, and this is {wanted.sequence}"
+        return Change(claims, "superseded", note=note, registered=before)
     places = tuple(static_rules.place(item, wanted) for item in wanted.wanted)
     after = replace(wanted, places=places, displaced=(), since=before.since if before else wanted.since)
     evicted = conflicts(claims, static_rules, after, yield_policy, takeover=takeover)
@@ -93,6 +98,16 @@ def admit(
     check_opens_no_loop(claims, static_rules, after)
     check_bounds(claims, static_rules, before, after, evicted)
     return before, after, evicted
+
+
+def _is_older(sequence: int, before: Registration) -> bool:
+    """A caller that was cut off may come back with what it knew then. Once the newer lease is over, nobody else speaks."""
+    return before.sequence is not None and before.state is State.FRESH and sequence < before.sequence
+
+
+def _only_newer(before: Registration, after: Registration) -> bool:
+    """Whether nothing but its sequence differs, and so nothing that is served."""
+    return replace(before, sequence=after.sequence) == after
 
 
 def release(claims: Claims, keys: Iterable[Key], port: int | None = None, protocol: str = TCP) -> Change:
@@ -229,10 +244,11 @@ def _readmitted(claims: Claims, static_rules: StaticRules, one: Registration) ->
 def _result(before: Registration | None, after: Registration) -> str:
     if before is None:
         return "created"
-    if (before.ip, before.wanted) != (after.ip, after.wanted):
+    if (before.ip, before.members, before.wanted) != (after.ip, after.members, after.wanted):
         return "moved"
     drains = State.DRAINING in (before.state, after.state) and before.state is not after.state
-    return "updated" if drains or before.ttl != after.ttl else "unchanged"  # a stale one that calls again is a beat
+    changed = drains or (before.ttl, before.terms) != (after.ttl, after.terms)
+    return "updated" if changed else "unchanged"  # a stale one that calls again is a beat
 
 
 def _without_ports(claims: Claims, leaving: Mapping[Key, AbstractSet[Listen]]) -> dict[Key, Registration | None]:
@@ -268,25 +284,33 @@ def _displaced(
     left += [(claims.registrations[key], places) for key, places in evicted.items()]
     found = [old for one, _ in left for old in one.displaced]
     found += [
-        DisplacedServer(place, one.label, one.address(item), item.send_proxy, item.weight, item.health)
+        DisplacedServer(place, label, address, item.send_proxy, weight or item.weight, item.health)
         for one, places in left
         for item, place in zip(one.wanted, one.places, strict=True)
-        if place in places and one.address(item) in proven
+        if place in places
+        for label, ip, weight in one.machines
+        if (address := item.at(ip)) in proven
     ]
     return _still_needed(after, tuple(dict.fromkeys(found)), proven)
 
 
 def _still_needed(one: Registration, displaced: tuple[DisplacedServer, ...], proven: Proven) -> tuple[DisplacedServer, ...]:
-    """Whether a displaced server is kept: only if its address changed, since another target port is another application."""
-    now = {place: one.address(item) for place, item in zip(one.places, one.wanted, strict=True)}
+    """Whether a displaced server is kept: only if its address changed, since another target port is another application, and
+    only until one of those that replace it is proven."""
+    if not displaced:
+        return ()
+    now = {place: one.addresses(item) for place, item in zip(one.places, one.wanted, strict=True)}
+    waiting = {place for place, addresses in now.items() if not any(address in proven for address in addresses)}
     return tuple(
         old
         for old in displaced
-        if old.listen in now
-        and now[old.listen] not in proven
-        and old.address != now[old.listen]
-        and old.address.port == now[old.listen].port
+        if old.listen in waiting and old.address not in now[old.listen] and _same_port(old.address, now[old.listen][0])
     )
+
+
+def _same_port(one: Address, other: Address) -> bool:
+    """Or the same range of ports."""
+    return one._replace(ip=other.ip) == other
 
 
 def _moved_along(one: Registration, places: Mapping[PortKey, Listen]) -> tuple[DisplacedServer, ...]:

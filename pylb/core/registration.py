@@ -1,6 +1,7 @@
 """Registrations: what a phone-home wants, and the strict parser of the native announcement.
 
-The pydantic models are the body of `PUT /v1/registrations/{name}/{instance}`, and the source of its schema.
+The pydantic models are the bodies of `PUT /v1/registrations/{name}/{instance}`, and of `PUT /v1/registrations/{name}` for a
+set: one registration with servers on many machines, all replaced at once. They are the source of their schema.
 """
 
 import json
@@ -9,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from enum import StrEnum
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidatorFunctionWrapHandler, WithJsonSchema, WrapValidator
 from pydantic_core import ErrorDetails
@@ -18,6 +19,7 @@ from pylb.core.address import TCP, Address, Listen, PortKey, parse_port_range, p
 from pylb.core.checks import HEALTH_SCHEMA, BadCheck, parse_health
 from pylb.core.errors import Code, Refused
 from pylb.core.policy import CONNECT, UNSAID, Check, HealthOverride, LeaseBounds, ProxyProtocol
+from pylb.core.server_set import MOST_MEMBERS, MOST_RULES, MOST_SERVERS, NO_TERMS, Member, Terms, parse_access
 from pylb.core.text import whole_number
 
 # Host and pod names (RFC 1123), plus the underscore and capitals that are in use anyway. No slash, no `@`, no leading dot:
@@ -25,8 +27,14 @@ from pylb.core.text import whole_number
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,251}[A-Za-z0-9])?")
 
 
+SET = ""  # the instance of a set
+
+
 class Key(NamedTuple):
-    """Identifies a registration. The legacy protocol has no instances: there the token and the port identify it."""
+    """Identifies a registration. The legacy protocol has no instances: there the token and the port identify it.
+
+    A set has no instance either, for its members have them: `name` has at most one.
+    """
 
     token: str
     name: str
@@ -76,6 +84,10 @@ class FrontendRequest:
         """For people: `443`, `443/udp`, or `20000-20099`."""
         return port_text(self.port, self.protocol, self.last)
 
+    def at(self, ip: str) -> Address:
+        """Of its server on that machine."""
+        return Address(ip, self.target_port, self.protocol, self.target_last)
+
     def dialled(self, configured: Check = CONNECT) -> Iterator[tuple[str, int]]:
         """(field, port) of everything that pylb sends to for it. `configured`: the check of the frontend's policy."""
         return ((field, port) for field, (_, port) in self.targets(configured))
@@ -106,18 +118,25 @@ class DisplacedServer:
 class Registration:
     key: Key
     name: str  # for a legacy one the name in its call, only a description
-    ip: str  # where its servers are
+    ip: str  # where its servers are; "" of a set
     wanted: tuple[FrontendRequest, ...]
     ttl: float | None = 60.0  # seconds; None: never stale. A legacy registration's is learned, see lease.py
     state: State = State.FRESH
     places: tuple[Listen, ...] = ()  # where each of `wanted` listens, by the current rules
     displaced: tuple[DisplacedServer, ...] = ()
     since: float = field(default=0.0, compare=False)  # unix time at which it was first made, only shown; 0: unknown
+    members: tuple[Member, ...] = ()  # of a set: where its servers are
+    terms: Terms = NO_TERMS  # of a set
+    sequence: int | None = None  # the caller's number of this state (Pylb-Sequence): a lower one is older
 
     @property
-    def label(self) -> str:
-        """The label of its servers."""
-        return self.key.instance or "legacy"
+    def machines(self) -> tuple[tuple[str, str, int | None], ...]:
+        """Where its servers are, as the fields of a Member."""
+        return self.members or ((self.key.instance or "legacy", self.ip, None),)
+
+    @property
+    def ips(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(one.ip for one in self.members)) if self.members else (self.ip,)
 
     @property
     def owner(self) -> str:
@@ -125,8 +144,17 @@ class Registration:
         kind = "legacy registration" if self.key.is_legacy else "registration"
         return f"{kind} {self.name!r} of token {self.key.token!r}"
 
-    def address(self, wanted: FrontendRequest) -> Address:
-        return Address(self.ip, wanted.target_port, wanted.protocol, wanted.target_last)
+    @property
+    def asked(self) -> list[Address]:
+        """The addresses of its servers that are dialled. Nobody asks a range: which of its ports is in use, only the app
+        knows."""
+        return [address for item in self.wanted if not item.target_last for address in self.addresses(item)]
+
+    def addresses(self, wanted: FrontendRequest) -> tuple[Address, ...]:
+        """Of its servers for one of its frontends: at least one, all with the same port."""
+        if self.members:
+            return tuple(map(wanted.at, self.ips))
+        return (Address(self.ip, wanted.target_port, wanted.protocol, wanted.target_last),)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,8 +165,13 @@ class Announcement:
     address: str | None = None
     ttl: float | None = 60.0
     draining: bool = False
+    members: tuple[tuple[str, str, int | None], ...] = ()  # of a set: instance, address and weight
+    terms: Terms = NO_TERMS
+    sequence: int | None = None
 
 
+SEQUENCE = "Pylb-Sequence"  # the header with a call's `sequence`
+MOST_SEQUENCE = (1 << 63) - 1  # etcd's revisions, which Kubernetes shows as resourceVersion, are of 64 bits
 MOST_TTL = 8784 * 3600  # seconds: the longest duration that the config accepts; `leases.max_ttl` may be shorter
 _STRICT = ConfigDict(strict=True, extra="forbid", frozen=True)
 MOST_PORTS = 1024  # in all ranges of a call
@@ -195,6 +228,34 @@ class AnnouncementBody(BaseModel):
     state: Literal["ready", "draining"] = "ready"
 
 
+class MemberBody(BaseModel):
+    model_config = _STRICT
+
+    instance: str = Field(description="the label of its servers, such as the node's name")
+    address: str = Field(description="an IP the token may name")
+    weight: int | None = Field(None, ge=1, le=256, description="null: the frontend's")
+
+
+class SetBody(BaseModel):
+    model_config = _STRICT
+
+    frontends: list[FrontendBody] = Field(min_length=1, max_length=64)
+    servers: list[MemberBody] = Field(
+        min_length=1, max_length=MOST_MEMBERS, description="each has a server for every frontend; they replace those of before"
+    )
+    access: list[dict[Literal["allow", "deny"], str]] = Field(
+        default=[],
+        max_length=MOST_RULES,
+        description="who may connect to the ports that it opens: `[{allow: CIDR}, {deny: CIDR}]`, as far as the operator "
+        "lets them",
+    )
+    idle_timeout: int | None = Field(
+        None, ge=1, le=MOST_TTL, description="seconds until a silent session of these ports is ended; null: the operator's"
+    )
+    ttl: int | None = Field(60, description="seconds until a silent registration is stale; null: never")
+    state: Literal["ready", "draining"] = "ready"
+
+
 def check_name(what: str, text: str) -> str:
     """Check a registration's name or instance. Raises Refused."""
     if not _NAME.fullmatch(text):
@@ -202,6 +263,13 @@ def check_name(what: str, text: str) -> str:
         hint = "letters, digits, '.', '_' and '-', up to 253, first and last a letter or digit"
         raise Refused(Code.INVALID, f"{what} {shown!r} is not a valid name", hint)
     return text
+
+
+def parse_sequence(text: str) -> int:
+    """Raises Refused."""
+    if (found := whole_number(text, MOST_SEQUENCE)) is None:
+        raise Refused(Code.INVALID, f"{SEQUENCE}: {text[:40]!r} is not a whole number", f"0-{MOST_SEQUENCE}, growing")
+    return found
 
 
 def check_ttl(ttl: float | None, bounds: LeaseBounds) -> float | None:
@@ -214,22 +282,52 @@ def check_ttl(ttl: float | None, bounds: LeaseBounds) -> float | None:
 
 def parse_native(body: bytes) -> Announcement:
     """Raises Refused: INVALID_JSON, or INVALID naming the field."""
+    parsed = _validated(AnnouncementBody, body)
+    return Announcement(_all_wanted(parsed.frontends), parsed.address, _seconds(parsed.ttl), parsed.state == "draining")
+
+
+def parse_set(body: bytes) -> Announcement:
+    """Of a set. Raises Refused as `parse_native`."""
+    parsed = _validated(SetBody, body)
+    wanted = _all_wanted(parsed.frontends)
+    if (count := sum(len(item.ports) for item in wanted) * len(parsed.servers)) > MOST_SERVERS:
+        detail = f"servers: {count} in all, for each port as many as machines, and a set may have {MOST_SERVERS}"
+        raise Refused(Code.INVALID, detail, "make several registrations of it")
+    seen: set[str] = set()
+    for index, one in enumerate(parsed.servers):
+        if one.instance in seen:
+            detail = f"servers[{index}].instance: {one.instance[:40]!r} appears twice"
+            raise Refused(Code.INVALID, detail, "one entry per machine")
+        seen.add(check_name(f"servers[{index}].instance:", one.instance))
+    terms = Terms(parse_access(parsed.access), _seconds(parsed.idle_timeout))
+    members = tuple((one.instance, one.address, one.weight) for one in parsed.servers)
+    draining = parsed.state == "draining"
+    return Announcement(wanted, None, _seconds(parsed.ttl), draining, members, terms if terms != NO_TERMS else NO_TERMS)
+
+
+B = TypeVar("B", bound=BaseModel)
+
+
+def _validated(model: type[B], body: bytes) -> B:
     data = strict_json(body)
     if not isinstance(data, dict):
         raise Refused(Code.INVALID, "the body is not a JSON object", 'as in {"frontends": [{"port": 443, …}]}')
     try:
-        parsed = AnnouncementBody.model_validate(data)
+        return model.model_validate(data)
     except ValidationError as error:
         # The misspelt key explains the missing one next to it.
         found = error.errors(include_url=False, include_context=True)
-        raise _readable(next((one for one in found if one["type"] == "extra_forbidden"), found[0])) from None
-    wanted = tuple(_wanted(index, item) for index, item in enumerate(parsed.frontends))
+        raise _readable(next((one for one in found if one["type"] == "extra_forbidden"), found[0]), model) from None
+
+
+def _all_wanted(frontends: list[FrontendBody]) -> tuple[FrontendRequest, ...]:
+    wanted = tuple(_wanted(index, item) for index, item in enumerate(frontends))
     if (count := sum(len(item.ports) for item in wanted)) > MOST_PORTS:
         raise Refused(
             Code.INVALID, f"frontends: {count} ports in all, and a call may have {MOST_PORTS}", "several registrations"
         )
     _no_port_twice(wanted)
-    return Announcement(wanted, parsed.address, _seconds(parsed.ttl), parsed.state == "draining")
+    return wanted
 
 
 def _seconds(ttl: int | None) -> float | None:
@@ -313,11 +411,11 @@ def _no_constant(text: str) -> Any:
     raise ValueError(f"{text} is not a JSON number")
 
 
-def _readable(error: ErrorDetails) -> Refused:
+def _readable(error: ErrorDetails, body: type[BaseModel]) -> Refused:
     place = _place(error["loc"])
     if error["type"] == "extra_forbidden":
         key = str(error["loc"][-1])
-        model = AnnouncementBody if len(error["loc"]) == 1 else FrontendBody
+        model = body if len(error["loc"]) == 1 else MemberBody if error["loc"][0] == "servers" else FrontendBody
         near = get_close_matches(key, model.model_fields, n=1)
         hint = f"did you mean {near[0]!r}?" if near else "known: " + ", ".join(model.model_fields)
         return Refused(Code.INVALID, f"{place[:80]}: unknown key", hint)

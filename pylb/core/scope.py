@@ -7,6 +7,7 @@ Whether a target is pylb itself depends on the other registrations, so it is che
 A wide network in `targets` includes neither loopback nor pylb's own addresses: whoever wrote 0.0.0.0/0 thought of nodes.
 """
 
+from collections.abc import Iterable
 from collections.abc import Set as AbstractSet
 from ipaddress import ip_network
 
@@ -14,13 +15,15 @@ from pylb.core.address import in_networks, is_loopback, names_loopback, parse_ip
 from pylb.core.auth import Caller, Token
 from pylb.core.errors import Code, Refused
 from pylb.core.registration import Registration
+from pylb.core.server_set import Member
 
 OwnIps = AbstractSet[str]
 
 
 def check_dials(one: Registration, caller: Caller, own_ips: OwnIps) -> None:
     """May the caller make pylb dial all that the registration asks for? Raises Refused."""
-    _check_ip(one.ip, caller, own_ips)
+    for ip in one.ips:
+        _check_ip(ip, caller, own_ips)
     for index, item in enumerate(one.wanted):
         for field, port in item.dialled():
             if port not in caller.token.target_ports:
@@ -34,12 +37,27 @@ def check_dials(one: Registration, caller: Caller, own_ips: OwnIps) -> None:
 
 def native_target(caller: Caller, address: str | None) -> str:
     """The canonical IP that a native call aims at: the address it names, by default the one it comes from. Raises Refused."""
-    if address is None:
-        return caller.ip
+    return caller.ip if address is None else _named(address, "address", "an IP address, or null for the calling one")
+
+
+def set_members(named: Iterable[tuple[str, str, int | None]]) -> tuple[Member, ...]:
+    """The members of a set from the instances, addresses and weights that a call names, in the order of their names.
+
+    Raises Refused.
+    """
+    hint = "the IP address of a machine"
+    found = (
+        Member(instance, _named(address, f"servers[{index}].address", hint), weight)
+        for index, (instance, address, weight) in enumerate(named)
+    )
+    return tuple(sorted(found))
+
+
+def _named(address: str, field: str, hint: str) -> str:
     try:
         return parse_ip(address)
     except ValueError as error:
-        raise Refused(Code.INVALID, f"address: {error}", "an IP address, or null for the calling one") from None
+        raise Refused(Code.INVALID, f"{field}: {error}", hint) from None
 
 
 def legacy_target(caller: Caller, address: str | None, own_ips: OwnIps) -> tuple[str, str]:

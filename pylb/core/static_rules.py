@@ -76,7 +76,8 @@ class StaticRules:
         """
         port = item.port_text
         if item.protocol == TCP and any(number in self.rules.reserved_ports for number in item.ports):
-            raise Refused(Code.PORT_FORBIDDEN, f"port {port} is pylb's own (webhook, admin or metrics)", "use another port")
+            detail = f"port {port} is pylb's own (webhook, admin or metrics)"
+            raise Refused(Code.PORT_FORBIDDEN, detail, "use another port", port=port)
         free = Listen(item.protocol, self.rules.defaults.bind, item.port, item.last)
         near = self._by_port.get(item.port_key) if not item.last else self._in_range(item)
         if not near:
@@ -93,6 +94,7 @@ class StaticRules:
                 Code.PORT_OWNED,
                 f"port {port} is the static frontend {taken.name!r}, which {one.name!r} may not join",
                 f"name the registration {taken.name!r}, or let the frontend say `registrations: {open_to[-1]}`",
+                port=port,
             )
         return free
 

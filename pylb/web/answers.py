@@ -35,8 +35,9 @@ LEGACY_NOT_FOUND = "Hook not found."
 
 
 def refusal_body(refused: Refused) -> dict[str, str]:
-    """`{"error", "detail", "hint"}`; always all three, but the hint may be empty."""
-    return {"error": str(refused.code), "detail": refused.detail, "hint": refused.hint}
+    """`{"error", "detail", "hint"}`; always all three, but the hint may be empty. `port` too, if it is about one."""
+    body = {"error": str(refused.code), "detail": refused.detail, "hint": refused.hint}
+    return body | {"port": refused.port} if refused.port else body
 
 
 def json_refusal(refused: Refused, **headers: str) -> Answer:

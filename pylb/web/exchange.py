@@ -16,21 +16,25 @@ DISCARD_SECONDS = 1.0
 PIECE = 1 << 16  # bytes of a stream written at once; no more than that waits for a slow client
 
 
-def to_call(request: web.BaseRequest, peer: str, local: str, body: bytes) -> Call:
+def to_call(request: web.BaseRequest, peer: str, local: str) -> Call:
+    """Without its body."""
     headers = {name.lower(): ", ".join(request.headers.getall(name)) for name in request.headers}
     query = dict(parse_qsl(request.rel_url.raw_query_string, keep_blank_values=True))
-    return Call(request.method, request.rel_url.raw_path, headers, peer, local, body, query=query)
+    return Call(request.method, request.rel_url.raw_path, headers, peer, local, query=query)
 
 
-async def read_body(request: web.BaseRequest, limits: HttpLimits, deadline: float) -> bytes:
-    """The body of a PUT, POST or the like; a GET's body is ignored. Raises Refused."""
+async def read_body(request: web.BaseRequest, limits: HttpLimits, deadline: float, longest: int = 0) -> bytes:
+    """The body of a PUT, POST or the like; a GET's body is ignored. Raises Refused.
+
+    `longest`: the bytes that this request may have, if they are more than the limits say.
+    """
     if request.method in ("GET", "HEAD"):
         return b""
     if "Content-Encoding" in request.headers:
         raise Refused(Code.MEDIA_TYPE, "a Content-Encoding is not accepted", "send the body as plain JSON")
     if "Transfer-Encoding" in request.headers:
         raise Refused(Code.LENGTH_REQUIRED, "a chunked body is not accepted", "send a Content-Length")
-    most = limits.hook_body if request.rel_url.raw_path.startswith("/hooks/") else limits.body
+    most = max(longest, limits.hook_body if request.rel_url.raw_path.startswith("/hooks/") else limits.body)
     if (request.content_length or 0) > most:
         raise Refused(Code.TOO_LARGE, f"the body is over {most} bytes")
     if request.headers.get("Expect", "").lower() == "100-continue":

@@ -10,7 +10,7 @@ from pydantic.json_schema import models_json_schema
 
 from pylb import __version__
 from pylb.core.errors import Code
-from pylb.core.registration import AnnouncementBody
+from pylb.core.registration import MOST_SEQUENCE, SEQUENCE, AnnouncementBody, SetBody
 from pylb.web.answers import STATUS
 
 # What each code means and what the caller can do about it, for the document and for docs/protocol.md.
@@ -29,7 +29,7 @@ MEANINGS: dict[Code, tuple[str, str]] = {
     Code.CANNOT_BIND: ("the kernel refused the port", "the detail says why"),
     Code.NOT_FOUND: ("there is nothing at this path", "see this document"),
     Code.METHOD: ("the path does not accept this method", "the header Allow lists those that it accepts"),
-    Code.TOO_LARGE: ("the body is over 4 KiB", "register fewer ports in one call"),
+    Code.TOO_LARGE: ("the body is over 4 KiB, or 256 KiB of a set", "register fewer ports in one call"),
     Code.LENGTH_REQUIRED: ("the body is chunked", "send a Content-Length"),
     Code.MEDIA_TYPE: ("the body is compressed", "send it uncompressed"),
     Code.TIMEOUT: ("the request was not complete in time", "call again"),
@@ -56,6 +56,19 @@ class Placed(_Answer):
     hint: str = Field("", description="what this result usually means")
 
 
+class PlacedSet(_Answer):
+    """One port of a set."""
+
+    port: int = Field(description="of a range, its first")
+    last_port: int = Field(0, description="only of a range")
+    target_port: int
+    servers: int
+    answering: int | None = Field(
+        description="how many of them accepted the last connect, as far as they were asked before the answer; null of a range, "
+        "which nobody asks"
+    )
+
+
 class Lease(_Answer):
     ttl: float | None = Field(description="seconds; null: the lease never ends")
     expires_in: float | None = Field(description="seconds")
@@ -70,6 +83,31 @@ class Registered(_Answer):
     lease: Lease
     frontends: list[Placed]
     note: str = ""
+
+
+class OwnFrontend(_Answer):
+    port: int = Field(description="of a range, its first")
+    last_port: int = Field(0, description="only of a range")
+    target_port: int
+
+
+class RegisteredSet(Registered):
+    frontends: list[PlacedSet]  # type: ignore[assignment]
+
+
+class OwnRegistration(_Answer):
+    name: str
+    instance: str | None = Field(description="null: a set, or a legacy registration")
+    legacy: bool
+    state: Literal["fresh", "stale", "draining"]
+    lease: Lease
+    frontends: list[OwnFrontend]
+    servers: int | None = Field(None, description="of a set: how many machines it has")
+    sequence: int | None = Field(None, description="its Pylb-Sequence, if its call had one")
+
+
+class OwnRegistrations(_Answer):
+    registrations: list[OwnRegistration]
 
 
 class Released(_Answer):
@@ -91,15 +129,20 @@ class Refusal(_Answer):
     error: Code | Literal["bad_request", "internal"]
     detail: str
     hint: str = ""
+    port: str = Field("", description="the frontend port that the refusal is about, if it is one")
 
 
+_SETS = "/v1/registrations"
 _NATIVE = "/v1/registrations/{name}/{instance}"
 _AUTHENTICATED = (401, 403, 408, 413, 429)
 _CHANGING = (400, *_AUTHENTICATED, 409, 411, 415, 422, 503)
 
 
 def document() -> dict[str, Any]:
-    models = (AnnouncementBody, Registered, Released, WhoAmI, Refusal)
+    models = (
+        *(AnnouncementBody, SetBody),
+        *(Registered, RegisteredSet, OwnRegistrations, Released, WhoAmI, Refusal),
+    )
     _, schemas = models_json_schema([(one, "validation") for one in models], ref_template="#/components/schemas/{model}")
     return {
         "openapi": "3.1.0",
@@ -111,6 +154,8 @@ def document() -> dict[str, Any]:
         },
         "paths": {
             _NATIVE: {"parameters": [_segment("name"), _segment("instance")], "put": _put(), "delete": _delete()},
+            f"{_SETS}/{{name}}": {"parameters": [_segment("name")], "put": _put_set(), "delete": _delete("releaseSet")},
+            _SETS: {"get": _own()},
             "/v1/whoami": {"get": _whoami()},
             "/openapi.json": {"get": _itself()},
         },
@@ -127,24 +172,54 @@ def rendered() -> bytes:
 
 
 def _put() -> dict[str, Any]:
-    body = {"required": True, "content": {"application/json": {"schema": _ref("AnnouncementBody")}}}
     return {
         "operationId": "register",
         "summary": "Register, renew the lease, move, or announce a pause",
         "description": "All its ports change at once. Repeating the call renews the lease: do so every third of the TTL.",
+        **_registers("AnnouncementBody", "Registered"),
+    }
+
+
+def _put_set() -> dict[str, Any]:
+    return {
+        "operationId": "registerSet",
+        "summary": "Register a set: one registration with servers on many machines",
+        "description": "The call says all of its servers, and those it does not name leave. Ports and servers change at once.",
+        **_registers("SetBody", "RegisteredSet"),
+    }
+
+
+def _registers(body: str, answer: str) -> dict[str, Any]:
+    return {
         "security": [{"token": []}],
-        "requestBody": body,
+        "parameters": [_sequence()],
+        "requestBody": {"required": True, "content": {"application/json": {"schema": _ref(body)}}},
         "responses": {
-            "201": _response("The registration is new.", "Registered"),
-            "200": _response("A heartbeat, a move, or a change.", "Registered"),
+            "201": _response("The registration is new.", answer),
+            "200": _response("A heartbeat, a move, or a change; `superseded`: a newer state is registered.", answer),
             **_refusals(_CHANGING),
         },
     }
 
 
-def _delete() -> dict[str, Any]:
+def _sequence() -> dict[str, Any]:
+    text = "the number of this state; a call with a lower one changes nothing while the lease of the higher one is fresh"
+    schema = {"type": "integer", "minimum": 0, "maximum": MOST_SEQUENCE}
+    return {"name": SEQUENCE, "in": "header", "description": text, "schema": schema}
+
+
+def _own() -> dict[str, Any]:
     return {
-        "operationId": "release",
+        "operationId": "own",
+        "summary": "What the caller's token has registered",
+        "security": [{"token": []}],
+        "responses": {"200": _response("All registrations of the token.", "OwnRegistrations"), **_refusals(_AUTHENTICATED)},
+    }
+
+
+def _delete(name: str = "release") -> dict[str, Any]:
+    return {
+        "operationId": name,
         "summary": "Release. A repeated call succeeds, too.",
         "security": [{"token": []}],
         "responses": {

@@ -10,7 +10,7 @@ import asyncio
 import errno
 import logging
 import socket
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import replace
 from typing import cast
 
@@ -25,7 +25,7 @@ from pylb.web.connections import Connection, Connections
 from pylb.web.listener import HttpLimits, check_aiohttp
 from pylb.web.protocol import Http, Protocol
 from pylb.web.tls import Certificate
-from pylb.web.types import Answer, Handler, json_answer
+from pylb.web.types import Answer, Call, Handler, json_answer
 
 log = logging.getLogger(__name__)
 
@@ -51,17 +51,29 @@ LOST = {
 }
 
 
+def _no_long_body(_call: Call) -> int:
+    return 0
+
+
 class HttpServer:
     """Serves `handler` on one listening socket, which it takes over (and closes at `stop`)."""
 
     def __init__(
-        self, sock: socket.socket, handler: Handler, *, limits: HttpLimits | None = None, tls: Certificate | None = None
+        self,
+        sock: socket.socket,
+        handler: Handler,
+        *,
+        limits: HttpLimits | None = None,
+        tls: Certificate | None = None,
+        long_body: Callable[[Call], int] = _no_long_body,
     ) -> None:
+        """`long_body`: how many bytes of a body over `limits.body` are read; it gets the call without its body."""
         check_aiohttp()
         self._sock = sock
         self._handler = handler
         self._limits = limits or HttpLimits()
         self._tls = tls
+        self._long_body = long_body
         self._open = Connections(self._limits)
         self._resume: asyncio.TimerHandle | None = None
         self._say_again = 0.0  # loop time
@@ -286,13 +298,14 @@ class HttpServer:
         return await exchange.stream(request, answer, chunks, patience)
 
     async def _answer(self, request: web.BaseRequest, connection: Connection, deadline: float) -> Answer:
+        local = request.get_extra_info("sockname")
+        call = exchange.to_call(request, connection.peer, _canonical(local[0]) if local else "")
+        longest = self._long_body(call) if (request.content_length or 0) > self._limits.body else 0
         try:
-            body = await exchange.read_body(request, self._limits, deadline)
+            call = replace(call, body=await exchange.read_body(request, self._limits, deadline, longest))
         except Refused as refused:
             return replace(refusal(request.rel_url.raw_path, refused), close=True)
         connection.busy = True
-        local = request.get_extra_info("sockname")
-        call = exchange.to_call(request, connection.peer, _canonical(local[0]) if local else "", body)
         try:
             return await self._handler(call)
         except Exception:

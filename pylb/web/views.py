@@ -4,6 +4,7 @@ from typing import Any
 
 from pylb.control.views import FrontendView, RegistrationView, ServerView
 from pylb.core.address import TCP
+from pylb.core.server_set import Member
 
 
 def port_json(port: int, protocol: str, last: int = 0) -> dict[str, Any]:
@@ -47,7 +48,11 @@ def registration_json(view: RegistrationView) -> dict[str, Any]:
         "legacy": view.legacy,
         "state": view.state,
         "address": view.address,
-    }
+    } | ({"servers": [_member_json(one) for one in view.members]} if view.members else {})
+
+
+def _member_json(one: Member) -> dict[str, Any]:
+    return {"instance": one.instance, "address": one.ip} | ({} if one.weight is None else {"weight": one.weight})
 
 
 def tenths(seconds: float | None) -> float | None:

@@ -9,13 +9,13 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from pylb.control.calls import Calls
-from pylb.control.views import FrontendOutcome, Outcome
+from pylb.control.views import FrontendOutcome, Outcome, RegistrationView
 from pylb.core.address import Network, in_networks
 from pylb.core.auth import ANYWHERE, STRONG, Caller, Interface, Keyring, Token
 from pylb.core.errors import Code, Refused, break_cycles
 from pylb.core.legacy import LegacyCall, parse_legacy
 from pylb.core.policy import CallLimits
-from pylb.core.registration import parse_native, ports_named
+from pylb.core.registration import SEQUENCE, SET, Announcement, parse_native, parse_sequence, parse_set, ports_named
 from pylb.core.token_buckets import TokenBuckets
 from pylb.web import openapi
 from pylb.web.answers import LEGACY_NOT_FOUND, legacy_refusal, one_line, refusal
@@ -35,6 +35,8 @@ REPEAT_BURST, REPEAT_RATE = 30.0, 5.0
 # dictionary. A call is refused here before its body is read.
 BEATS, BEAT_RATE = 1000.0, 200.0
 BODY = HttpLimits().body
+SET_BODY = 256 * 1024  # of a set: 512 machines and 64 ports with checks
+SETS_PATH, SET_SLASHES = "/v1/registrations/", 3
 NOTE_BURST, NOTE_RATE = 5.0, 1 / 60  # log lines per source and kind of refusal
 ALL_NOTES = 20  # times as many log lines for all sources together
 ALL_SOURCES = 5  # a token may make so many times the calls of one source from all its sources together
@@ -46,6 +48,7 @@ MOST_PROVEN = 4096
 
 
 T = TypeVar("T")
+V = TypeVar("V")
 
 
 class Webhook:
@@ -85,6 +88,9 @@ class Webhook:
         routes: dict[str, Handler] = {
             "PUT /v1/registrations/{}/{}": self._announce,
             "DELETE /v1/registrations/{}/{}": self._release,
+            "PUT /v1/registrations/{}": self._announce_set,
+            "DELETE /v1/registrations/{}": self._release_set,
+            "GET /v1/registrations": self._own,
             "GET /v1/whoami": self._whoami,
             "GET /openapi.json": _openapi,
         }
@@ -110,7 +116,18 @@ class Webhook:
     async def _announce(self, call: Call) -> Answer:
         caller = self._caller(call, bearer(call.headers), "native")
         name, instance = call.args
-        announcement = self._parsed(call, caller, parse_native)
+        return await self._announced(call, caller, name, instance, parse_native)
+
+    async def _announce_set(self, call: Call) -> Answer:
+        caller = self._caller(call, bearer(call.headers), "native")
+        return await self._announced(call, caller, call.args[0], SET, parse_set)
+
+    async def _announced(
+        self, call: Call, caller: Caller, name: str, instance: str, parse: Callable[[bytes], Announcement]
+    ) -> Answer:
+        announcement = self._parsed(call, caller, parse)
+        if (sequence := call.headers.get(SEQUENCE.lower())) is not None:
+            announcement = replace(announcement, sequence=self._checked(call, caller, parse_sequence, sequence))
         if not self._calls.is_beat(name, instance, announcement, caller):
             self._count_change(call, caller)
         outcome = await self._calls.announce(name, instance, announcement, caller)
@@ -120,10 +137,27 @@ class Webhook:
     async def _release(self, call: Call) -> Answer:
         caller = self._caller(call, bearer(call.headers), "native")
         name, instance = call.args
+        return await self._released(call, caller, name, instance)
+
+    async def _release_set(self, call: Call) -> Answer:
+        caller = self._caller(call, bearer(call.headers), "native")
+        return await self._released(call, caller, call.args[0], SET)
+
+    async def _released(self, call: Call, caller: Caller, name: str, instance: str) -> Answer:
         self._count_change(call, caller)
         outcome = await self._calls.release(name, instance, caller)
         self._audit(call, caller, outcome.result)
         return json_answer(200, outcome_json(outcome))
+
+    async def _own(self, call: Call) -> Answer:
+        """What the caller's token has registered."""
+        caller = self._caller(call, bearer(call.headers), "native")
+        return json_answer(200, {"registrations": [_own_json(one) async for one in self._calls.own(caller)]})
+
+    def long_body(self, call: Call) -> int:
+        """How many bytes of a long body are read; `call` has none yet. Only sets need one, and only with a valid token."""
+        is_set = call.method == "PUT" and call.path.startswith(SETS_PATH) and call.path.count("/") == SET_SLASHES
+        return SET_BODY if is_set and self._keyring().find(bearer(call.headers)) is not None else 0
 
     async def _whoami(self, call: Call) -> Answer:
         """The caller's address (replaces ifconfig.co), and pylb's unix time. No token is needed."""
@@ -214,8 +248,11 @@ class Webhook:
         return refusal(call.path, Refused(Code.NOT_FOUND, "there is nothing at this path"))
 
     def _parsed(self, call: Call, caller: Caller, parse: Callable[[bytes], T]) -> T:
+        return self._checked(call, caller, parse, call.body)
+
+    def _checked(self, call: Call, caller: Caller, parse: Callable[[V], T], value: V) -> T:
         try:
-            return parse(call.body)
+            return parse(value)
         except Refused as refused:
             raise self._note(call, caller.ip, caller.token.name, refused) from None
 
@@ -274,13 +311,33 @@ def outcome_json(outcome: Outcome) -> dict[str, Any]:
 
 
 def _frontend_json(frontend: FrontendOutcome) -> dict[str, Any]:
-    body = {
-        **port_json(frontend.port, frontend.protocol, frontend.last),
+    port = port_json(frontend.port, frontend.protocol, frontend.last)
+    if frontend.servers is not None:
+        count, answering = frontend.servers
+        return {**port, "target_port": frontend.target_port, "servers": count, "answering": answering}
+    body: dict[str, Any] = {
+        **port,
         "address": frontend.address,
         "target_port": frontend.target_port,
         "reachable": frontend.reachable,
     }
     return body | {"hint": frontend.hint} if frontend.hint else body
+
+
+def _own_json(one: RegistrationView) -> dict[str, Any]:
+    body: dict[str, Any] = {
+        "name": one.name,
+        "instance": one.instance or None,  # null: a set, or a legacy one
+        "legacy": one.legacy,
+        "state": one.state,
+        "lease": {"ttl": _whole(one.ttl), "expires_in": _whole(one.expires_in)},
+        "frontends": [
+            {**port_json(item.port, item.protocol, item.last), "target_port": item.target_port} for item in one.frontends
+        ],
+    }
+    if one.members:
+        body["servers"] = len(one.members)
+    return body if one.sequence is None else body | {"sequence": one.sequence}
 
 
 def _whole(seconds: float | None) -> float | int | None:

@@ -71,6 +71,7 @@ OTHERWISE = {
     ("control/registry.py", "start"): "the writer, which is essential",
     ("control/registry.py", "run"): "the maintenance: all that it does is `forever`",
     ("control/health/checker.py", "probe"): "awaited there, as a part",
+    ("control/health/checker.py", "dial_until_one"): "awaited there, by a call",
     ("control/health/checker.py", "_answer"): "awaited there, as a part or by a call",
     ("statuspage/peers.py", "_each"): "awaited there, by `ask` as a part, by `active` for whoever asks",
     ("cluster/sync.py", "_session"): "awaited there; what fails in one of them ends the session",

@@ -278,12 +278,21 @@ def test_another_method_is_405_and_says_which_are_allowed(pylb: Pylb, method: st
 
 @pytest.mark.parametrize(
     "path",
-    ["/", "/v1", "/v1/", "/v1/registrations", "/v1/registrations/app", "/v1/registrations/a/b/c", "/metrics", "/nothing"],
+    ["/", "/v1", "/v1/", "/v1/registrations/", "/v1/registrations/a/b/c", "/metrics", "/nothing"],
 )
 @pytest.mark.parametrize("method", ["GET", "PUT"])
 def test_an_unknown_path_is_a_json_404(pylb: Pylb, method: str, path: str) -> None:
     answer = call(pylb.webhook, method, path, headers=BEARER)
     assert (answer.status, answer.error) == (404, "not_found")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allow"), [("PUT", "/v1/registrations", {"GET"}), ("GET", "/v1/registrations/app", {"PUT", "DELETE"})]
+)
+def test_the_paths_of_sets_say_what_they_accept(pylb: Pylb, method: str, path: str, allow: set[str]) -> None:
+    answer = call(pylb.webhook, method, path, headers=BEARER)
+    assert (answer.status, answer.error) == (405, "method_not_allowed")
+    assert {each.strip() for each in answer.headers["Allow"].split(",")} >= allow
 
 
 @pytest.mark.parametrize(

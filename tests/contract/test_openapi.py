@@ -76,7 +76,7 @@ def test_a_live_pylb_does_what_the_document_says(
         env={"PATH": os.environ["PATH"], "HOME": str(tmp_path), "LC_ALL": "C.UTF-8"},
     )
     assert ended.returncode == 0, ended.stdout[-4000:] + ended.stderr[-2000:]
-    assert "Tested: 4" in ended.stdout
+    assert "Tested: 7" in ended.stdout
     created = 'pylb_registrations_total{result="created"}'  # counted, because the last call about it may have released it
     counts = [float(line.split()[1]) for line in live.get("/metrics").text.splitlines() if line.startswith(created)]
     assert sum(counts) > 0 or not narrowed

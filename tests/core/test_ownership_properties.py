@@ -2,6 +2,8 @@
 
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import replace
+from operator import itemgetter
 
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -13,7 +15,8 @@ from pylb.core.compose import ServerStates
 from pylb.core.errors import Refused
 from pylb.core.ownership import announce, become, release, settle
 from pylb.core.policy import JoinRule
-from pylb.core.registration import Key, Registration, State
+from pylb.core.registration import SET, Key, Registration, State
+from pylb.core.server_set import Member
 from pylb.core.table import DOWN, Table
 from tests.core.claiming import FREE, A, B, adopt, compose, legacy, native, readmit, static, static_rules
 
@@ -31,6 +34,13 @@ def natives() -> st.SearchStrategy[Registration]:
         ports,
         st.sampled_from(TOKENS),
         st.sampled_from((State.FRESH, State.FRESH, State.DRAINING)),
+    )
+
+
+def sets() -> st.SearchStrategy[Registration]:
+    members = st.lists(st.builds(Member, st.sampled_from(INSTANCES), st.sampled_from(IPS)), min_size=1, unique_by=itemgetter(0))
+    return st.builds(
+        lambda one, members: replace(one, key=one.key._replace(instance=SET), ip="", members=tuple(members)), natives(), members
     )
 
 
@@ -62,7 +72,7 @@ class Calls(RuleBasedStateMachine):
     def swap(self, touched: Iterable[Listen] | None) -> None:
         self.table = compose(self.claims, self.static_rules, ServerStates(self.proven, self.down), self.table, touched)
 
-    @rule(one=natives() | legacies(), takeover=st.booleans())
+    @rule(one=natives() | sets() | legacies(), takeover=st.booleans())
     def somebody_calls(self, one: Registration, takeover: bool) -> None:
         before, held = self.claims, dict(self.claims.registrations)
         try:
@@ -74,7 +84,7 @@ class Calls(RuleBasedStateMachine):
         self.swap(change.touched)
         if one.key in self.claims.registrations:
             for item, place in zip(one.wanted, self.claims.registrations[one.key].places, strict=True):
-                assert one.address(item) in {server.address for server in self.table.frontends[place].servers}
+                assert {*one.addresses(item)} <= {server.address for server in self.table.frontends[place].servers}
         for place in {place for other in held.values() for place in other.places} - set(self.claims.holders):
             # a call closes a port only if it is the one registration that held it and no longer wants it
             assert before.holders[place] == (one.key,)
@@ -91,7 +101,7 @@ class Calls(RuleBasedStateMachine):
             others = [before.registrations[other] for other in before.holders[place] if other != key]
             servers = {server.address for server in self.table.frontends[place].servers} if others else set()
             for other in others:  # whoever else holds it keeps its server
-                assert other.address(other.wanted[other.places.index(place)]) in servers
+                assert servers.issuperset(other.addresses(other.wanted[other.places.index(place)]))
 
     @precondition(lambda self: self.claims.registrations)
     @rule(data=st.data(), state=st.sampled_from(State))
@@ -177,7 +187,10 @@ class Calls(RuleBasedStateMachine):
             for port in {listen.port for listen in self.claims.holders}
         }
         assert self.claims.sent_to == Counter(
-            Address("loopback" if is_loopback(one.ip) else one.ip, item.target_port) for one in ones for item in one.wanted
+            Address("loopback" if is_loopback(ip) else ip, item.target_port)
+            for one in ones
+            for ip in one.ips
+            for item in one.wanted
         )
         assert self.claims.owners == Counter((one.key.token, one.key.name, one.key.is_legacy) for one in ones)
         assert self.claims.of_token == Counter(one.key.token for one in ones)

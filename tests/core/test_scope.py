@@ -10,8 +10,19 @@ from pylb.core.auth import Caller, Token
 from pylb.core.errors import Code, Refused
 from pylb.core.legacy import LegacyCall
 from pylb.core.policy import UNSAID, Check, CheckKind, HealthOverride, Step
-from pylb.core.registration import AnnouncementBody, FrontendBody, FrontendRequest, Key, Registration, legacy_key
-from pylb.core.scope import check_dials, legacy_target, native_target
+from pylb.core.registration import (
+    SET,
+    AnnouncementBody,
+    FrontendBody,
+    FrontendRequest,
+    Key,
+    MemberBody,
+    Registration,
+    SetBody,
+    legacy_key,
+)
+from pylb.core.scope import check_dials, legacy_target, native_target, set_members
+from pylb.core.server_set import Member
 
 HERE = "203.0.113.7"  # where the callers are
 OWN = frozenset({"198.51.100.1", "2001:db8::1"})  # pylb's own addresses
@@ -43,6 +54,9 @@ def passes(one: Registration, by: Token, ip: str = HERE) -> bool:
 # into `Registration.ip`, and gets an attack in tests/contract/test_scopes.py.
 NO_REACH = {
     AnnouncementBody: {"frontends", "ttl", "state"},
+    SetBody: {"frontends", "ttl", "state", "access", "idle_timeout"},
+    MemberBody: {"instance", "weight"},
+    Member: {"instance", "weight"},
     FrontendBody: {"port", "proxy_protocol", "weight", "backup"},  # `port` is listened on; a PROXY header is bytes
     LegacyCall: {"action", "port", "name", "send_proxy", "address_note"},
     ImportedServer: {"port", "name", "send_proxy"},
@@ -50,23 +64,26 @@ NO_REACH = {
     FrontendRequest: {"port", "last", "send_proxy", "weight", "backup", "protocol"},
     Check: {"kind", "steps", "path", "host", "method", "status"},  # bytes of the question, and what to make of the answer
     HealthOverride: {"interval", "rise", "fall", "when_all_down"},
-    Registration: {"key", "name", "ttl", "state", "places", "since"},
+    Registration: {"key", "name", "ttl", "state", "places", "since", "terms", "sequence"},
 }
 REACHING = {
     AnnouncementBody: {"address"},
+    SetBody: {"servers"},
+    MemberBody: {"address"},
+    Member: {"ip"},
     FrontendBody: {"target_port", "health"},
     LegacyCall: {"address", "target_port"},
     ImportedServer: {"address"},
     FrontendRequest: {"target_port", "target_last", "health"},
     HealthOverride: {"check", "port"},
     Check: {"port"},
-    Registration: {"ip", "wanted", "displaced"},  # displaced: what passed when it was registered, never from a call
+    Registration: {"ip", "members", "wanted", "displaced"},  # displaced: what passed when it was registered, never from a call
 }
 
 
 @pytest.mark.parametrize("model", NO_REACH, ids=lambda model: model.__name__)
 def test_every_field_of_a_call_is_known_to_reach_the_network_or_not(model: type) -> None:
-    names = set(getattr(model, "model_fields", None) or {field.name for field in fields(model)})
+    names = set(getattr(model, "model_fields", None) or getattr(model, "_fields", None) or {one.name for one in fields(model)})
     assert names == NO_REACH[model] | REACHING[model]
 
 
@@ -120,6 +137,17 @@ def test_an_address_may_be_named_if_targets_allow_it_or_it_is_the_callers_own() 
     with pytest.raises(Refused) as caught:
         native_target(Caller(HERE, by), "node-a")
     assert caught.value.code is Code.INVALID
+
+
+def test_every_member_of_a_set_passes_the_same_gate() -> None:
+    by = token("198.51.100.0/24")
+    one = replace(wants(""), key=Key("app", "web", SET), members=(Member("a", "198.51.100.9"), Member("b", "192.0.2.1")))
+    assert "192.0.2.1" in refusal(one, by).detail
+    assert passes(replace(one, members=one.members[:1]), by)
+    named = [("b", "198.51.100.8", None), ("a", "::ffff:198.51.100.9", 3)]
+    assert set_members(named) == (Member("a", "198.51.100.9", 3), Member("b", "198.51.100.8"))
+    with pytest.raises(Refused, match=r"servers\[2\]\.address: 'node-a' is not an IP address"):
+        set_members([*named, ("c", "node-a", None)])
 
 
 NOBODYS = (

@@ -57,5 +57,5 @@ async def facing(state_dir: Path, *, legacy: bool = True, legacy_from: str = "",
     async with running(state_dir) as control:
         webhook = Webhook(control.registry.calls, lambda: control.keyring, legacy=networks, **options)
         handler: Handler = webhook.handler()
-        async with serving(handler) as server:
+        async with serving(handler, long_body=webhook.long_body) as server:
             yield Face(control, webhook, server.port)

@@ -11,14 +11,19 @@ from pylb.core.address import Listen
 from pylb.web.listener import HttpLimits, bind
 from pylb.web.server import HttpServer
 from pylb.web.tls import Certificate
-from pylb.web.types import Handler
+from pylb.web.types import Call, Handler
 
 
 @asynccontextmanager
 async def serving(
-    handler: Handler, *, limits: HttpLimits | None = None, tls: Certificate | None = None, listen: str = "127.0.0.1:0"
+    handler: Handler,
+    *,
+    limits: HttpLimits | None = None,
+    tls: Certificate | None = None,
+    listen: str = "127.0.0.1:0",
+    long_body: Callable[[Call], int] = lambda _call: 0,
 ) -> AsyncIterator[HttpServer]:
-    server = HttpServer(bind_free(listen.rpartition(":")[0]), handler, limits=limits, tls=tls)
+    server = HttpServer(bind_free(listen.rpartition(":")[0]), handler, limits=limits, tls=tls, long_body=long_body)
     server.start()
     try:
         yield server

@@ -5,7 +5,7 @@ frontends ask the same of a server, it is asked once, and all of them get the an
 """
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from math import inf
 
@@ -182,6 +182,20 @@ class Checker:
             await self._answer(questions[0])
         else:
             await asyncio.gather(*map(self._answer, questions))
+
+    async def dial_until_one(self, addresses: Collection[Address]) -> None:
+        """Dial these now and wait for the first that answers, or for all (<= 1 s). The other dials go on, and are stored."""
+        loop = asyncio.get_running_loop()
+        running = [loop.create_task(self._answer(ProbeRequest(address))) for address in addresses]
+        try:
+            for ended in asyncio.as_completed(running):
+                found, _ = await ended
+                if found == YES:
+                    return
+        finally:
+            for one in running:
+                one.cancel()  # only the waiting: see `_answer`
+            await asyncio.gather(*running, return_exceptions=True)
 
     def is_due(self) -> bool:
         return self.schedule.is_due()

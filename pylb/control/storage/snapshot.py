@@ -21,7 +21,18 @@ from pylb.core.errors import Refused
 from pylb.core.operator_overrides import NONE, Override, Overrides, OverrideTarget, ServerKey
 from pylb.core.persistent_map import Bucket, PersistentMap, frozen_set
 from pylb.core.policy import UNSAID, AdminState, HealthOverride, ProxyProtocol
-from pylb.core.registration import DisplacedServer, FrontendRequest, Key, Registration, State, check_name, legacy_key
+from pylb.core.registration import (
+    SET,
+    DisplacedServer,
+    FrontendRequest,
+    Key,
+    Registration,
+    State,
+    check_name,
+    legacy_key,
+    parse_sequence,
+)
+from pylb.core.server_set import NO_TERMS, Member, Terms, parse_access, written_access
 from pylb.core.text import visible
 
 K = TypeVar("K")
@@ -31,7 +42,8 @@ T = TypeVar("T")
 # Words of `needs` that this version serves: fields of a health check that came after the first form of an entry.
 STEPS, REFUSE, METHOD = "check in steps", "when_all_down", "check with a method"
 RANGES = "ranges"
-KNOWN_NEEDS = frozenset({STEPS, REFUSE, METHOD, RANGES})
+SETS = "servers on several machines"
+KNOWN_NEEDS = frozenset({STEPS, REFUSE, METHOD, RANGES, SETS})
 DATAGRAMS = "udp"  # not served yet, see docs/udp.md: an entry that needs it is kept for the version that does
 PIECE = 40  # entries that are encoded without a pause: half a millisecond
 PAUSE = 0.0001  # seconds; the thread lets go of the GIL for as long
@@ -159,12 +171,22 @@ def _encode_one(place: int, _key: Key, one: Registration) -> dict[str, Any]:
         "since": one.since,
         "frontends": [_encode_wanted(item) for item in one.wanted],
         "displaced": [_encode_displaced(old) for old in one.displaced],
+        **({} if one.sequence is None else {"sequence": one.sequence}),
+        **(_encode_set(one) if one.members else {}),
+    }
+
+
+def _encode_set(one: Registration) -> dict[str, Any]:
+    return {
+        "members": [list(member) for member in one.members],
+        "access": written_access(one.terms.access),
+        "idle": one.terms.idle,
     }
 
 
 def _needs(one: Registration) -> list[str]:
     """What whoever reads it must know to serve it as it was meant."""
-    found: set[str] = set()
+    found: set[str] = {SETS} if one.members else set()
     if any(item.protocol == UDP for item in one.wanted):
         found.add(DATAGRAMS)
     if any(item.last for item in one.wanted):
@@ -329,18 +351,33 @@ def _list(value: object) -> list[Any]:
 def _decode_one(item: Mapping[str, Any]) -> Registration:
     port = int(item.get("legacy_port", 0))
     name, token = check_name("name", str(item["name"])), check_name("token", str(item["token"]))
-    key = legacy_key(token, port) if port else Key(token, name, check_name("instance", str(item["instance"])))
-    ttl = item.get("ttl")
+    members = tuple(_decode_member(*one) for one in _list(item.get("members")))
+    instance = SET if members else str(item["instance"])
+    key = legacy_key(token, port) if port else Key(token, name, instance if members else check_name("instance", instance))
+    ttl, sequence = item.get("ttl"), item.get("sequence")
     return Registration(
         key,
         name,
-        parse_ip(item["address"]),
+        "" if members else parse_ip(item["address"]),
         tuple(_decode_wanted(wanted) for wanted in item["frontends"]),
         None if ttl is None else _seconds(ttl),
         State(item.get("state", "fresh")),
         displaced=tuple(_decode_displaced(old) for old in _list(item.get("displaced"))),
         since=_moment(item.get("since", 0.0)),
+        members=members,
+        terms=_decode_terms(item),
+        sequence=None if sequence is None else parse_sequence(str(sequence)),
     )
+
+
+def _decode_member(instance: object, ip: Any, weight: object) -> Member:
+    return Member(check_name("instance", str(instance)), parse_ip(ip), None if weight is None else _weight({"weight": weight}))
+
+
+def _decode_terms(item: Mapping[str, Any]) -> Terms:
+    idle = item.get("idle")
+    terms = Terms(parse_access(_list(item.get("access"))), None if idle is None else _seconds(idle))
+    return NO_TERMS if terms == NO_TERMS else terms
 
 
 def _decode_server_key(_index: int, pair: object) -> ServerKey:

@@ -42,7 +42,7 @@ class Pylb(LoadBalancer):
     def _answer(self, call: Call) -> Answer:
         with self._lock:
             if call.method == "GET":
-                return Answer(200, {"registrations": [{"name": name} for name in self.registrations]})
+                return Answer(200, {"registrations": [{"name": name, "instance": None} for name in self.registrations]})
             self.count += 1
             self.most = max(self.most, len(json.dumps(call.body)))
             name = call.path.rpartition("/")[2]
@@ -53,7 +53,7 @@ class Pylb(LoadBalancer):
             if wrong := sorted({one["port"] for one in call.body["frontends"]} & (taken | self.others)):
                 answer = refused(409, "port_owned", f"port {wrong[0]} is owned by somebody else")
                 assert isinstance(answer.document, dict)
-                return answer._replace(document={**answer.document, "ports": wrong})
+                return answer._replace(document={**answer.document, "port": str(wrong[0])})
             result = "unchanged" if self.registrations.get(name) == call.body else "updated"
             self.registrations[name] = call.body
             self.sequences[name] = call.headers.get("pylb-sequence", "")

@@ -40,21 +40,21 @@ def test_whose_service_it_is(spec: dict[str, Any], default: bool, taken: bool) -
 def test_a_registration_says_everything_in_one_call() -> None:
     one = service(
         "web", (443, 30443), (25, 30025), version="17",
-        loadBalancerSourceRanges=["10.0.0.0/8"],
-        annotations={"proxy-protocol": "25=v1", "server-names": "a.example.net, *.example.org", "idle-timeout": "2h"},
+        loadBalancerSourceRanges=["10.0.0.0/8", " 192.0.2.7/24"],
+        annotations={"proxy-protocol": "25=v1", "idle-timeout": "2h"},
     )  # fmt: skip
     wanted = plan([one], NODES, EVERYBODY).wanted["default.web"]
     assert wanted.sequence == "17"
-    both = {"server_names": ["a.example.net", "*.example.org"], "idle_timeout": 7200}
     check = {"http": "/healthz", "port": 10256}
     assert json.loads(body(wanted, 900)) == {
         "frontends": [
-            {"port": 443, "target_port": 30443, "health": check, **both},
-            {"port": 25, "target_port": 30025, "proxy_protocol": "v1", "health": check, **both},
+            {"port": 443, "target_port": 30443, "health": check},
+            {"port": 25, "target_port": 30025, "proxy_protocol": "v1", "health": check},
         ],
         "servers": [{"instance": "a", "address": "203.0.113.1"}, {"instance": "b", "address": "10.1.0.2"}],
         "ttl": 900,
-        "access": [{"allow": "10.0.0.0/8"}],
+        "access": [{"allow": "10.0.0.0/8"}, {"allow": "192.0.2.0/24"}],
+        "idle_timeout": 7200,
     }
     assert [each["port"] for each in json.loads(body(wanted, 900, [("TCP", 25)]))["frontends"]] == [443]
 
@@ -144,6 +144,7 @@ def test_a_port_that_cannot_be_served_is_free_for_others() -> None:
         ({"annotations": {"weight": "2"}}, "invalid_annotation"),
         ({"annotations": {"health": "{}"}}, "invalid_annotation"),
         ({"annotations": {"idle-timeout": "soon"}}, "invalid_annotation"),
+        ({"annotations": {"server-names": "a.example.net"}}, "invalid_annotation"),
     ],
 )
 def test_what_is_wrong_is_said_and_the_rest_is_served(more: dict[str, Any], reason: str) -> None:
@@ -152,9 +153,10 @@ def test_what_is_wrong_is_said_and_the_rest_is_served(more: dict[str, Any], reas
     assert found.wanted["default.web"].ports == {("TCP", 443)}
 
 
-def test_a_protocol_that_pylb_does_not_forward() -> None:
+@pytest.mark.parametrize("protocol", ["UDP", "SCTP"])
+def test_a_protocol_that_pylb_does_not_forward(protocol: str) -> None:
     one = service("web", (443, 30443))
-    found = plan([one._replace(ports=(one.ports[0]._replace(protocol="SCTP"),))], NODES, EVERYBODY)
+    found = plan([one._replace(ports=(one.ports[0]._replace(protocol=protocol),))], NODES, EVERYBODY)
     assert found.wanted == {}
     assert [each.reason for each in found.problems["default.web"]] == ["unsupported_protocol"]
 
