@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from pylb import config
+from pylb.control.storage.places import SYSTEM_FILE
 from tests.deploy.manifests import DEPLOY
 from tests.support.peers import need
 
@@ -37,7 +38,7 @@ def test_what_is_mounted_exists_and_is_where_pylb_looks_for_it(service: dict[str
     [state] = [target for target, mount in mounts.items() if mount["mode"] == "rw"]
     assert f"\nVOLUME {state}\n" in DOCKERFILE
     verb, flag, path = service["command"]
-    assert (verb, flag, path) == ("run", "-c", "/etc/pylb/pylb.yaml")
+    assert (verb, flag, path) == ("run", "-c", str(SYSTEM_FILE))  # so that `exec pylb pylb VERB` finds it by itself
     assert (FOLDER / "config/pylb.yaml").is_file()
 
 
@@ -72,3 +73,4 @@ def test_the_commands_of_its_page_are_verbs_that_take_them() -> None:
     used = set(re.findall(r"exec pylb pylb (\w+)", text))
     assert {"token", "reload", "routes"} <= used
     assert used <= verbs
+    assert re.findall(r"exec pylb pylb .*? -c", text) == []
