@@ -314,7 +314,7 @@ class Bounds:
 
 class _Reader(io.RawIOBase):
     """The reading end of a _Bounded socket. Everything that http.client reads comes through here, so the bound is here:
-    http.client's own ones are 6 MiB for headers, and none for interim answers (100 Continue) and trailers."""
+    http.client's own limits are 6 MiB for headers, and none for interim answers (100 Continue) and trailers."""
 
     def __init__(self, sock: socket.socket, bounds: Bounds) -> None:
         self._sock, self._bounds = sock, bounds

@@ -15,11 +15,11 @@ class Background:
         self._lasting: set[asyncio.Task[None]] = set()
 
     def once(self, part: Part, coroutine: Coroutine[object, object, None]) -> None:
-        """A failure harms nothing else."""
+        """Start a task. If it fails, that is logged and counted, and nothing else ends."""
         self.start(self.boundary.once(part, coroutine))
 
     def forever(self, part: Part, body: Callable[[], Coroutine[object, object, None]], *, lasting: bool = False) -> None:
-        """Restarts after a failure. `lasting`: it goes on when a successor does everything else."""
+        """Start a task that begins again after a failure. `lasting`: it goes on when a successor does everything else."""
         self._start(self.boundary.forever(part, body), self._lasting if lasting else self._tasks)
 
     def start(

@@ -18,7 +18,7 @@ from pylb.host.systemd import SystemdService
 
 
 class Heartbeat:
-    """Two tasks, from `begin` on."""
+    """Measures the loop's delay and shows systemd that pylb lives, in two tasks that `begin` starts."""
 
     def __init__(self, systemd: SystemdService, forwarding: Forwarding, registry: Registry) -> None:
         self._systemd = systemd

@@ -72,7 +72,7 @@ class Settings:
 
 
 def make_state_dir(config: Config) -> None:
-    """Without it pylb serves what it knows."""
+    """Make the state directory. If that fails, pylb serves what it knows and refuses new names and ports."""
     try:
         config.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
@@ -81,7 +81,7 @@ def make_state_dir(config: Config) -> None:
 
 
 def make_keys(config: Config) -> TokenStore:
-    """For a thread. Raises CannotStart."""
+    """The tokens of this config. Reads files, so call it in a thread. Raises CannotStart."""
     try:
         return TokenStore(config)
     except OSError as error:
@@ -92,7 +92,7 @@ def make_keys(config: Config) -> TokenStore:
 
 
 def _certificate(config: Config, listener: WebhookListener) -> Certificate | None:
-    """For a thread. Raises CannotStart."""
+    """Reads files, so call it in a thread. Raises CannotStart."""
     tls = listener.tls
     if tls is None:
         return None

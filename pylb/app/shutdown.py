@@ -69,7 +69,10 @@ class Shutdown:
         await self._before.ended(at_once=self._at_once)
 
     async def last_process(self) -> None:
-        """For systemd the end of main is the end of the service. Previous processes got a signal, and as much time as we."""
+        """Wait until previous processes have ended, as long as our own sessions may last.
+
+        They got the signal, too. systemd ends all that is left once this process is gone.
+        """
         while time.monotonic() < self._deadline + LINGER and not self._at_once.is_set():
             if not await asyncio.to_thread(self._process_list.previous):
                 return

@@ -112,7 +112,7 @@ def _yaml(found: Sequence[Forward], folder: Path) -> str:
 
 
 def _name_of(listen: Listen) -> str:
-    """Where the port alone does not tell two of them apart."""
+    """The name of a frontend, with its address: two of them may have the same port."""
     return f"port-{listen.port}-{'any' if listen.ip == '*' else listen.ip.replace(':', '-').strip('-')}"
 
 

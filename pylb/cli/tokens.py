@@ -307,7 +307,7 @@ def _last(at: float | None) -> str:
 
 
 def _table(rows: Sequence[Mapping[str, Any]], running_here: bool) -> Table:
-    """When its secrets were last used is known to a running pylb alone."""
+    """A row for each token. Only a running pylb knows when a secret was last used."""
     keys = ("name", "from", "ports", "names", "sources")
     columns = [Column(key.upper(), folds=True) for key in keys]
     columns += [Column("SECRETS"), *([Column("LAST USED", folds=True)] if running_here else [])]

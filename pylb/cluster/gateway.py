@@ -236,7 +236,7 @@ def _event(one: dict[str, Any]) -> Event:
 
 
 class _StrictReading:
-    """What is missing or of another type there is no answer of etcd's."""
+    """Inside, a field that is missing or has another type means that etcd did not answer this."""
 
     def __init__(self, body: bytes) -> None:
         self._body = body

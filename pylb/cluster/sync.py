@@ -45,7 +45,7 @@ class TwoOfOneName(EtcdError):  # noqa: N818 - a condition
 
 
 class _ListAgain(EtcdError):  # noqa: N818 - a condition
-    """Only a list can clear it up. The endpoint is as good as any."""
+    """Only a new list of all keys helps. The endpoint is not to blame."""
 
 
 @dataclass(slots=True)
@@ -224,7 +224,7 @@ class Sync:
         self.wake()
 
     def _touched(self, changes: Mapping[ClusterKey, Value | None]) -> set[Key] | None:
-        """Asked before they are in force."""
+        """The registrations whose claims these changes may affect; None: any. To be called before the changes are in force."""
         knowledge = self._replica.knowledge
         if any(isinstance(key, MemberKey) and key.balancer in knowledge.mirror.newer for key in changes):
             return None

@@ -240,7 +240,7 @@ def _mapped(keys: Sequence[Key], text: Callable[[Key], str]) -> Generator[None, 
 
 
 def _filtered(keys: Sequence[Key], wanted: Callable[[Key], bool]) -> Generator[None, None, list[Key]]:
-    """Those that are wanted, found in steps."""
+    """Those of `keys` for which `wanted` is true, found in steps."""
     found = list[Key]()
     for start in range(0, len(keys), LOOKS):
         if start:

@@ -112,7 +112,7 @@ class Keyring:
 
 
 def _behind(rest: str, text: str) -> str:
-    """`text` without the longest start that `rest` begins with too."""
+    """`text` without the beginning that it shares with `rest`."""
     same = next((place for place, (one, other) in enumerate(zip(rest, text, strict=False)) if one != other), None)
     return text[min(len(rest), len(text)) if same is None else same :]
 

@@ -183,7 +183,10 @@ def _is(
 
 
 def _seen(server: Server, server_states: ServerStates, listen: Listen, *, refuses: bool) -> Server:
-    """`refuses`: those without a health policy of their own."""
+    """The server with its rank, by what is known about its health and what the operator said.
+
+    `refuses`: what the frontend's policy says about servers that are down (when_all_down); a server may have its own.
+    """
     place = (listen, server.address)
     refuses = refuses if server.health is None else server.health.refuses
     if place in server_states.down or (refuses and place not in server_states.passed):

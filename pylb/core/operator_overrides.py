@@ -89,7 +89,7 @@ def _of_servers(overrides: Overrides, touched: Container[Listen] | None) -> list
 
 
 def ended(overrides: Overrides, now: float) -> tuple[OverrideTarget, ...]:
-    """Whose time is over, by the unix time."""
+    """The targets of overrides that have run out. `now`: unix time."""
     return tuple(target for target, one in overrides.items() if one.until is not None and one.until <= now)
 
 

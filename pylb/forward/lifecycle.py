@@ -198,7 +198,7 @@ class Lifecycle:
             self._act_on(source, outcome)
 
     def _act_on(self, source: Half, outcome: int) -> None:
-        """What `pump` returned, and not WAIT."""
+        """Do what follows from the outcome of `pump`, which is not WAIT."""
         session = source.session
         if outcome == AGAIN:
             self._run_queue.add(source)
@@ -434,7 +434,7 @@ class Lifecycle:
 
 
 def _is_last(session: Session, state: State, cause: Cause) -> bool:
-    """Was only the end of the server's data missing, and the client does not read? Then the FIN waits unread behind it."""
+    """Has the server sent everything and its FIN, while we do not read it because the client takes no more?"""
     upstream = session.upstream
     if state is not _CLIENT_DONE or upstream is None or cause in (Cause.SERVER, Cause.SERVER_TIMEOUT):
         return False

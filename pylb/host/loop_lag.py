@@ -26,10 +26,10 @@ def collect_rarely() -> None:
 
 
 def freeze_the_start() -> None:
-    """Call it when all that the start has made since `collect_rarely` exists: no later collection visits it.
+    """Exempt everything that exists now from garbage collection. Call it once, at the end of the start.
 
-    It visits nothing itself (lists are joined), so it takes no time, however many registrations were restored. Cycles that
-    became garbage meanwhile are never freed; a start makes few, and the young ones go first.
+    It takes no time, however many registrations were restored: the collector's lists are joined, no object is visited. Garbage
+    in cycles that is frozen, too, is never freed; a start leaves little, and the youngest generation is collected first.
     """
     gc.collect(0)
     gc.freeze()

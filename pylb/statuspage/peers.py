@@ -206,7 +206,7 @@ class _Names(AbstractResolver):
         return [_result(host, ip, port) for ip in sorted(found)]
 
     async def close(self) -> None:
-        """Nothing is open."""
+        """Required by aiohttp; there is nothing to close."""
 
 
 def _result(host: str, ip: str, port: int) -> ResolveResult:

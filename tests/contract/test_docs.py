@@ -49,6 +49,12 @@ def test_every_file_that_a_page_links_to_exists_under_the_name_that_it_shows() -
     assert links > 100
 
 
+def test_the_index_has_every_page() -> None:
+    index = (ROOT / "docs" / "README.md").read_text()
+    pages = {path.name for path in (ROOT / "docs").glob("*.md")} - {"README.md"}
+    assert pages - {target for _, target in LINK.findall(index)} == set()
+
+
 def test_every_module_that_a_comment_or_page_names_exists() -> None:
     files = [
         path for folder in ("pylb", "tests", "bench", "docs", "deploy", "phonehome") for path in (ROOT / folder).rglob("*.py")

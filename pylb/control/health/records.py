@@ -260,7 +260,7 @@ class HealthRecords:
         self.down = self.down.edited({key: True})
 
     def turn(self, key: ServerKey, now: float, *, down: bool) -> None:
-        """It goes down, or comes back."""
+        """Note that the server is down from now on, or up again."""
         known = self.servers[key]
         known.checks = turned(known.checks, now, down=down)
         self.down = self.down.edited({key: True if down else None})

@@ -185,7 +185,7 @@ def _encode_set(one: Registration) -> dict[str, Any]:
 
 
 def _needs(one: Registration) -> list[str]:
-    """What whoever reads it must know to serve it as it was meant."""
+    """The features that a pylb must know to serve this registration. One that does not leaves the entry as it is."""
     found: set[str] = {SETS} if one.members else set()
     if any(item.protocol == UDP for item in one.wanted):
         found.add(DATAGRAMS)
@@ -310,7 +310,7 @@ def _decode_or_keep(index: int, item: Mapping[str, Any]) -> tuple[int, Registrat
 
 
 def _key(item: Mapping[str, Any]) -> Key:
-    """Of an entry, or of a lease: which have no name for a legacy one."""
+    """The registration's key in an entry or a lease. A legacy registration has a port in place of a name."""
     port = item.get("legacy_port", 0)
     port = port if isinstance(port, int) else 0
     return Key(str(item.get("token", "")), "" if port else str(item.get("name", "")), str(item.get("instance", "")), port)
