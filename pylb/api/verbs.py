@@ -341,7 +341,7 @@ def the_session(text: str, views: Sequence[SessionView]) -> SessionView:
     except ValueError:
         raise Refused(Code.INVALID, f"{text[:60]!r} is neither a session's id nor IP:PORT of a client") from None
     if not found:
-        raise Refused(Code.NOT_FOUND, f"{text} has no session", "`pylb sessions` shows who has one")
+        raise Refused(Code.NOT_FOUND, f"no live session has the id or the client {text}", "`pylb sessions` shows all")
     if len(found) > 1:  # through two ports, or two clients behind proxies that name the same address
         ids = ", ".join(sorted(one.id for one in found))
         raise Refused(Code.INVALID, f"{text} has {len(found)} sessions", f"name one of them by its id: {ids}")

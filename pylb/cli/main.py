@@ -255,11 +255,11 @@ def check(config_path: Path | None, as_json: bool, every: bool) -> None:
             say("\n".join(map(str, errors.problems)) if every else str(errors), err=True)
             say(counted(len(errors.problems), "mistake"), err=True)
         sys.exit(FAILED)
+    for warning in config.all_warnings if every else config.warnings:
+        say(str(warning), err=True)
     if as_json:
         say("[]")
         return
-    for warning in config.all_warnings if every else config.warnings:
-        say(str(warning), err=True)
     what = f"{counted(len(config.frontends), 'static frontend')}, {counted(len(config.tokens), 'token')}"
     say(f"{config_path or 'the embedded defaults'}: ok ({what})")
 

@@ -325,6 +325,7 @@ def test_a_full_disk_is_one_sentence(args: tuple[str, ...]) -> None:
 def test_warnings_of_the_config_are_said_by_check_and_not_by_every_verb(pylb: Instance) -> None:
     pylb.start()
     assert "is in the config" in pylb.ask("check").stderr
+    assert "is in the config" in pylb.ask("check", "--json").stderr
     for verb in ("routes", "status", "history"):
         assert "is in the config" not in pylb.ask(verb).stderr
 
