@@ -92,6 +92,7 @@ async def explain(
         "unbound": unbound,
         "reachable": await knock(open_[0]._replace(port=port[1], last=0)) if open_ else "not tried",
         "servers": [row for row in await rows(registry, port) if row["address"] is not None],
+        "unresolved": sorted({name for listen in listens for name in registry.unresolved().get(listen, ())}),
         "dialled": dialled,  # does it accept connections?
         "checked": checked,  # does it pass its check?
         "refused": [_refusal(one) for one in refused],

@@ -1,7 +1,7 @@
 """`pylb routes`: what goes where and why, from the registry's views."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from pylb.control.registry import VIEWS, Registry
@@ -25,7 +25,7 @@ async def rows(registry: Registry, port: PortKey | None = None) -> list[dict[str
     leases: Leases = {}
     async for one in in_turns(registry.each_registration(), VIEWS):
         leases[one.key] = (one.state, one.expires_in)
-    unbound, now = registry.unbound(), time.monotonic()
+    unbound, unresolved, now = registry.unbound(), registry.unresolved(), time.monotonic()
     found: list[dict[str, Any]] = []
     async for frontend, view in in_turns(_places(registry.table, registry.each_server()), ROWS):
         listen = frontend.listen
@@ -33,7 +33,7 @@ async def rows(registry: Registry, port: PortKey | None = None) -> list[dict[str
             continue
         head = port_json(listen.port, listen.protocol, listen.last) | {"listen": str(listen)}
         head |= {"frontend": frontend.name, "unbound": unbound.get(listen)}
-        found.append(head | (_no_server() if view is None else _server(view, leases, now)))
+        found.append(head | (_no_server(unresolved.get(listen, ())) if view is None else _server(view, leases, now)))
     for later in registry.unserved():
         why = f"needs {', '.join(later.needs)}, which this version of pylb does not know; the entry is kept"
         head = {"frontend": later.name, "unbound": None}
@@ -83,7 +83,8 @@ def _server(view: ServerView, leases: Leases, now: float) -> dict[str, Any]:
     }
 
 
-def _no_server() -> dict[str, Any]:
+def _no_server(unresolved: Sequence[str] = ()) -> dict[str, Any]:
+    missing = f"{', '.join(unresolved)} cannot be resolved: clients are reset until then"
     return {
         "server": None,
         "address": None,
@@ -95,5 +96,5 @@ def _no_server() -> dict[str, Any]:
         "accepts": None,
         "check": None,
         "asked_ago": None,
-        "why": "a static frontend without servers: clients are reset until a registration joins",
+        "why": missing if unresolved else "a static frontend without servers: clients are reset until a registration joins",
     }

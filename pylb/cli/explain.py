@@ -61,6 +61,11 @@ def verdict(found: Mapping[str, Any]) -> str:
         return f"port {port} is closed: its last registration was released or overstayed (see the changes below)"
     if found["unbound"]:
         return f"port {port} is not open: {next(iter(found['unbound'].values()))}"
+    if not found["servers"] and (names := found.get("unresolved")):  # an older pylb does not say it
+        names = ", ".join(names)
+        return (
+            f"port {port} has no server: {names} cannot be resolved (try `getent hosts NAME`), and clients are reset until then"
+        )
     if not found["servers"]:
         return f"port {port} has no server: clients are reset until a registration joins the frontend"
     if (wrong := _servers_wrong(found)) is not None:

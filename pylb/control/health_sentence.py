@@ -49,7 +49,8 @@ def _condition(one: FrontendView, down_at: Mapping[tuple[str, str], float], now:
     if one.unbound is not None:
         return Condition.DOWN, f"{one.name} cannot open its port: {one.unbound}"
     if not one.servers:
-        return Condition.DOWN, f"{one.name} has no server yet"
+        why = f": {', '.join(one.unresolved)} cannot be resolved" if one.unresolved else " yet"
+        return Condition.DOWN, f"{one.name} has no server{why}"
     serving = [view for view in one.servers if view.state not in ("drain", "maint") and view.weight]
     if not serving:
         return Condition.DOWN, f"{one.name} has no server in service (pylb ctl ready brings one back)"

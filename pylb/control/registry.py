@@ -282,7 +282,7 @@ class Registry:
 
     def each_frontend(self) -> Iterator[FrontendView]:
         """Each with its servers, like `each_server`."""
-        return frontend_views(self.table, self.each_server(), self.unbound(), self.closes_at)
+        return frontend_views(self.table, self.each_server(), self.unbound(), self.closes_at, self.unresolved())
 
     def last_check(self, listen: Listen, address: Address) -> tuple[float, str] | None:
         """The last dial, probe or newsworthy client's connect of a server: its time on the clock, and "yes" or the failure."""
@@ -295,6 +295,10 @@ class Registry:
     def unbound(self) -> dict[Listen, str]:
         """Ports of the table that could not be opened, with the reason; retried every 5 s."""
         return dict(self._state.publisher.unbound)
+
+    def unresolved(self) -> Mapping[Listen, tuple[str, ...]]:
+        """Host names of static servers that have no address yet, by frontend."""
+        return self._desired.static_rules.unresolved
 
     def unserved(self) -> list[UnsupportedEntry]:
         """Registrations from a newer pylb that this one cannot serve."""

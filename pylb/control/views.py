@@ -164,6 +164,7 @@ class FrontendView(NamedTuple):
     servers: Sequence[ServerView]
     unbound: str | None = None  # why its port is not open
     closes: float | None = None  # unix time, if none of its registrations calls any more
+    unresolved: tuple[str, ...] = ()  # host names of its servers that have no address yet
 
     @property
     def name(self) -> str:
@@ -219,7 +220,11 @@ def server_views(
 
 
 def frontend_views(
-    table: Table, servers: Iterator[ServerView], unbound: Mapping[Listen, str], closes_at: Callable[[Listen], float | None]
+    table: Table,
+    servers: Iterator[ServerView],
+    unbound: Mapping[Listen, str],
+    closes_at: Callable[[Listen], float | None],
+    unresolved: Mapping[Listen, tuple[str, ...]],
 ) -> Iterator[FrontendView]:
     """The views of all frontends, in the order of their ports, as are `servers`.
 
@@ -227,7 +232,8 @@ def frontend_views(
     frontend closes for which no registration calls any more.
     """
     for one in by_port(table):
-        yield FrontendView(one, [next(servers) for _ in one.servers], unbound.get(one.listen), closes_at(one.listen))
+        views, listen = [next(servers) for _ in one.servers], one.listen
+        yield FrontendView(one, views, unbound.get(listen), closes_at(listen), unresolved.get(listen, ()))
 
 
 def by_port(table: Table) -> list[Frontend]:

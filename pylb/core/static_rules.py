@@ -27,6 +27,8 @@ class StaticRules:
         self.frontends = {
             frontend.listen: replace(frontend, servers=tuple(self._servers(frontend, resolved))) for frontend in rules.frontends
         }
+        # Host names among a frontend's servers that have no address yet.
+        self.unresolved = {one.listen: names for one in rules.frontends if (names := _unresolved(one, resolved))}
         # Ports of this machine that static servers aim at: a registration that opened one of them would close a loop.
         self.aimed_here = frozenset(
             (line.address.protocol, port)
@@ -138,3 +140,8 @@ class StaticRules:
     def policy(self, listen: Listen) -> Policy:
         static = self.frontends.get(listen)
         return self.rules.defaults if static is None else static.policy
+
+
+def _unresolved(frontend: StaticFrontend, resolved: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
+    hosts = dict.fromkeys(line.address.host for line in frontend.servers if not isinstance(line.address, Address))
+    return tuple(host for host in hosts if not resolved.get(host))

@@ -123,6 +123,19 @@ def test_servers_that_accept_and_fail_their_check_are_named_with_what_the_check_
         assert row["accepts"] == "yes"
 
 
+def test_a_server_whose_name_does_not_resolve_is_named(pylb: Instance) -> None:
+    """It said that a registration was missing."""
+    pylb.configure(
+        frontends=[{"name": "web", "listen": f"127.0.0.1:{pylb.port}", "servers": ["no-such-node.invalid:80"]}],
+    )
+    pylb.start()
+    first = f"port {pylb.port} has no server: no-such-node.invalid cannot be resolved (try `getent hosts NAME`)"
+    assert explained(pylb, pylb.port)[0].startswith(first)
+    [row] = routes(pylb)
+    assert row["why"] == "no-such-node.invalid cannot be resolved: clients are reset until then"
+    assert "web has no server: no-such-node.invalid cannot be resolved" in pylb.ask("status").stdout
+
+
 def test_a_frontend_or_a_registration_is_explained_by_its_name(pylb: Instance, echo_port: int) -> None:
     pylb.start()
     pylb.register(pylb.port, echo_port)

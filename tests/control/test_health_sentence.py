@@ -97,6 +97,11 @@ def test_a_server_counts_as_up_until_it_has_refused_a_connection(given: dict[str
         (web(view(), unbound="Address in use"), Condition.DOWN, "web-443 cannot open its port: Address in use"),
         (web(), Condition.DOWN, "web-443 has no server yet"),
         (
+            web()._replace(unresolved=("nodes.example.net",)),
+            Condition.DOWN,
+            "web-443 has no server: nodes.example.net cannot be resolved",
+        ),
+        (
             web(view(state="drain", weight=0)),
             Condition.DOWN,
             "web-443 has no server in service (pylb ctl ready brings one back)",
@@ -192,7 +197,7 @@ def test_frontends_come_in_the_order_of_their_ports_with_their_servers() -> None
     https, smtp = Listen("tcp", "*", 443), Listen("tcp", "*", 25)
     pools = {https: (Server("pod-7", view(7).address), Server("pod-8", view(8).address)), smtp: ()}
     table = make_table(1, {at: Frontend(f"app-{at.port}", at, Policy(), pool) for at, pool in pools.items()})
-    found = frontend_views(table, iter([view(7), view(8)]), {smtp: "Permission denied"}, {https: NOW}.get)
+    found = frontend_views(table, iter([view(7), view(8)]), {smtp: "Permission denied"}, {https: NOW}.get, {})
     assert [(one.name, len(one.servers), one.unbound, one.closes) for one in found] == [
         ("app-25", 0, "Permission denied", None),
         ("app-443", 2, None, NOW),

@@ -192,6 +192,13 @@ def test_a_name_that_leads_to_pylb_itself_or_to_nowhere_is_no_server() -> None:
     assert [str(server.address) for server in frontend.servers] == ["192.0.2.8:443", "192.0.2.1:1"]
 
 
+def test_names_without_an_address_are_known_by_their_frontend() -> None:
+    listen = Listen("tcp", "*", 443)
+    assert named({}).unresolved == {listen: ("nodes.example.net", "lb.example.net")}
+    assert named({"lb.example.net": ("192.0.2.8",), "nodes.example.net": ()}).unresolved == {listen: ("nodes.example.net",)}
+    assert named({"lb.example.net": ("192.0.2.8",), "nodes.example.net": ("192.0.2.7",)}).unresolved == {}
+
+
 def test_a_registration_does_not_get_the_label_of_a_static_frontend() -> None:
     """Whichever came first: the label is made with the table, so a reload that adds the static name changes it."""
     claims = having(native(name="web", ports={443: 30443}))
