@@ -1,6 +1,7 @@
 """The forms in which a token is given to an app: a join string for a phone-home, or manifests for Kubernetes."""
 
 import re
+from collections.abc import Sequence
 from string import Template
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,13 @@ from pylb.core.text import whole_number
 if TYPE_CHECKING:
     from pylb.config import Config
     from pylb.config.generated_tokens import GeneratedToken
+
+MADE = """\
+# Made by `pylb token create --kubernetes-controller`: Services of type LoadBalancer open ports on pylb. The Secret below is a
+# password. The program comes as a ConfigMap and runs on a stock Python image; docs/kubernetes.md says the rest.
+"""
+# Not four numbers: those would be a mistyped address.
+HOST_NAME = r"(?=.*[a-z])(?:[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\.)*[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
 
 
 def join_string(config: "Config", host: str | None, made: "GeneratedToken") -> str:
@@ -71,7 +79,7 @@ def manifests_of(made: "GeneratedToken", join: str, options: dict[str, Any]) -> 
         f"    - {{name: {scalar(f'p{port}')}, port: {port}, targetPort: {port}, nodePort: {node_port}}}"
         for port, node_port in pairs
     )
-    base, namespace = _service_name(made.name), _label("--namespace", options["namespace"])
+    base, namespace = _service_name(made.name), _label("--namespace", options["namespace"] or "default")
     app = options["app"] or made.name
     if not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?", app):
         die(f"--app: {app!r} is no value of a label (letters, digits, inside '.', '_', '-'; at most 63)")
@@ -88,6 +96,56 @@ def manifests_of(made: "GeneratedToken", join: str, options: dict[str, Any]) -> 
         "  name: phonehome\n", f"  name: phonehome\n  namespace: {scalar(namespace)}\n", 1
     )
     return f"{text}---\n{config_map}"
+
+
+def for_controller(options: dict[str, Any]) -> dict[str, Any]:
+    """What `pylb token create --kubernetes-controller` means where nothing else is said."""
+    if options["kubernetes"]:
+        die("--kubernetes and --kubernetes-controller are two ways to open a port: choose one (docs/kubernetes.md)")
+    if not options["targets"]:
+        die("--targets is needed: the networks of your nodes, such as 198.51.100.0/24 (kubectl get nodes -o wide)")
+    for address in options["public_address"] or ():
+        if not _is_ip(address) and not re.fullmatch(HOST_NAME, address):
+            die(f"--public-address: {address!r} is neither an IP address nor a host name (in lower case)")
+    return {
+        "ports": options["ports"] or ["1-21", "23-65535"],  # a Service with port 22 would be where an operator's ssh goes
+        "names": options["names"] or ["*"],
+        "target_ports": options["target_ports"] or ["30000-32767", "10256"],
+        "namespace": _label("--namespace", options["namespace"] or "pylb-system"),
+    }
+
+
+def controller_manifests(join: str, public_addresses: Sequence[str], options: dict[str, Any]) -> str:
+    """All of deploy/kubernetes/controller with the join string, for the options of `--kubernetes-controller`."""
+    from pylb.app.welcome import scalar  # noqa: PLC0415
+    from pylb.host.machine import deployed  # noqa: PLC0415
+
+    host = join.partition("@")[2].partition("/")[0].rpartition(":")[0].strip("[]")
+    shown = options["public_address"] or public_addresses or (host,)
+    base, deployment, config_map = (
+        deployed(f"kubernetes/controller/{name}.yaml") for name in ("base", "deployment", "configmap")
+    )
+    pieces = [_filled(base, r"(?m)^(  join: ).*$", scalar(join)), config_map]
+    pieces.append(_filled(deployment, r"(?m)^( +- name: PYLB_PUBLIC_ADDRESS\b.*\n +value: ).*$", scalar(",".join(shown))))
+    text = "---\n".join(re.sub(r"(?m)\A(#.*\n)+", "", piece) for piece in pieces)
+    return MADE + text.replace("pylb-system", scalar(options["namespace"]))
+
+
+def _filled(text: str, place: str, value: str) -> str:
+    found, count = re.subn(place, lambda match: match[1] + value, text)
+    if count != 1:
+        raise ValueError(f"{count} places are {place}")  # a bug of this pylb, which tests would have found
+    return found
+
+
+def _is_ip(text: str) -> bool:
+    from pylb.core.address import parse_ip  # noqa: PLC0415
+
+    try:
+        parse_ip(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _service_name(name: str) -> str:

@@ -10,7 +10,7 @@ import click
 
 from pylb.cli.client import CONFIG, FAILED, JSON, ask, die, loaded, running, say, state_dir
 from pylb.cli.completion import words
-from pylb.cli.joins import join_string, manifests_of
+from pylb.cli.joins import controller_manifests, for_controller, join_string, manifests_of
 from pylb.cli.program import Verbs
 from pylb.cli.tables import Column, Table
 from pylb.core.text import ago
@@ -41,6 +41,8 @@ def token(context: click.Context, config_path: Path | None, show: bool) -> None:
     pylb token create mosquitto --ports 8443
                a token for one app, and the join string that its phone-home needs
     pylb token create mosquitto --ports 8443 --kubernetes | kubectl apply -f -
+    pylb token create kubernetes --kubernetes-controller --targets CIDR
+               for all Services of type LoadBalancer; CIDR: your nodes
     pylb token list
     pylb token rotate mosquitto
                a second secret beside the old one; roll it out, then
@@ -75,7 +77,7 @@ def _split(_context: click.Context, _option: click.Parameter, value: str | None)
 @token.command()
 @CONFIG
 @click.argument("name")
-@click.option("--ports", metavar="PORTS", callback=_split, required=True, help="Frontend ports it may open: 443,8883-8899")
+@click.option("--ports", metavar="PORTS", callback=_split, help="Frontend ports it may open: 443,8883-8899. Needed.")
 @click.option("--names", metavar="NAME[,…]", callback=_split, help="Names it may register; default: its own; * for any.")
 @click.option("--sources", metavar="CIDR[,…]", callback=_split, help="Networks it may be used from; default: anywhere.")
 @click.option(
@@ -97,7 +99,22 @@ def _split(_context: click.Context, _option: click.Parameter, value: str | None)
     "--frontends", metavar="PORT:NODEPORT[,…]", callback=_split, help='With --kubernetes: "443:30443", as in PYLB_FRONTENDS.'
 )
 @click.option("--app", metavar="LABEL", help="With --kubernetes: the label `app` of your pods; default: NAME.")
-@click.option("--namespace", metavar="NAME", default="default", show_default=True, help="With --kubernetes.")
+@click.option(
+    "--kubernetes-controller",
+    "controller",
+    is_flag=True,
+    help="Print the controller for Services of type LoadBalancer instead, for kubectl. Then --targets is needed; --ports (any "
+    "but 22), --names (any) and --target-ports (30000-32767 and 10256, kube-proxy's health) have other defaults.",
+)
+@click.option(
+    "--public-address",
+    metavar="ADDRESS[,…]",
+    callback=_split,
+    help="With --kubernetes-controller: what a Service shows; default: public_addresses, else the host of the join string.",
+)
+@click.option(
+    "--namespace", metavar="NAME", help="With --kubernetes (default: default) and --kubernetes-controller (pylb-system)."
+)
 @JSON
 def create(config_path: Path | None, name: str, **options: Any) -> None:
     """Make a token, and print the join string for PYLB_JOIN of its phone-home.
@@ -113,6 +130,10 @@ def create(config_path: Path | None, name: str, **options: Any) -> None:
     from pylb.host.machine import as_owner  # noqa: PLC0415
 
     config = loaded(config_path)
+    if options["controller"]:
+        options = {**options, **for_controller(options)}
+    elif not options["ports"]:
+        raise click.UsageError("Missing option '--ports'.")
     if name in {entry.name for entry in config.tokens}:
         die(f"a token called {name!r} is in the config", FAILED)
     other = options["replaces"]
@@ -125,7 +146,11 @@ def create(config_path: Path | None, name: str, **options: Any) -> None:
         config.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         with as_owner(config.state_dir):
             join = join_string(config, options["host"], made)
-        manifests = manifests_of(made, join, options) if options["kubernetes"] else ""
+        manifests = ""
+        if options["controller"]:
+            manifests = controller_manifests(join, config.public_addresses, options)
+        elif options["kubernetes"]:
+            manifests = manifests_of(made, join, options)
         with as_owner(config.state_dir):
             write_generated(config.state_dir, made)
     except OSError as error:

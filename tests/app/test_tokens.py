@@ -15,8 +15,9 @@ import kubernetes_validate  # type: ignore[import-untyped]
 import pytest
 import yaml
 
+from phonehome.controller import options
 from pylb.app.tokens import TOKEN_FILE
-from pylb.config.generated_tokens import FOLDER
+from pylb.config.generated_tokens import FOLDER, read_generated
 from tests.app.instance import SECRET, Instance, cli, token
 from tests.app.test_cli import INC
 from tests.support.peers import need_root
@@ -260,6 +261,13 @@ def test_a_broken_file_of_a_made_token_costs_nobody_and_is_said(tls: Instance) -
         (("create", "app", "--ports", "443", "--kubernetes", "--app", "a: b"), "--app: 'a: b' is no value of a label"),
         (("create", "app", "--ports", "443", "--kubernetes", "--namespace", "a\nb"), "is no name for Kubernetes"),
         (("create", "a" * 60, "--ports", "443", "--kubernetes"), "NAME: "),
+        (("create", "app"), "Missing option '--ports'"),
+        (("create", "kube", "--kubernetes-controller"), "--targets is needed: the networks of your nodes"),
+        (("create", "kube", "--kubernetes-controller", "--kubernetes", "--targets", "::/0"), "two ways to open a port"),
+        (
+            ("create", "kube", "--kubernetes-controller", "--targets", "::/0", "--public-address", "203.0.113.999"),
+            "--public-address: '203.0.113.999' is neither an IP address nor a host name",
+        ),
         (("create", "app", "--ports", "443", "--from", "nobody"), "there is no token called 'nobody'"),
         (("rotate", "nobody"), "there is no token called 'nobody'"),
         (("revoke", "nobody"), "there is no token called 'nobody'"),
@@ -314,6 +322,40 @@ def test_kubernetes_gets_everything_in_one_piece(tls: Instance) -> None:
     environ = {one["name"]: one.get("value") for one in container["env"]}
     assert environ["PYLB_FRONTENDS"] == "443:30443 8443:30843"
     assert documents["Secret"]["stringData"]["join"].startswith("pylb://Web_1:")
+
+
+def test_the_controller_of_a_cluster_comes_in_one_piece_with_a_token_of_the_right_scope(tls: Instance) -> None:
+    ended = tls.ask(
+        *("token", "create", "kubernetes", "--kubernetes-controller", "--targets", "198.51.100.0/24"),
+        *("--host", "lb.example.net", "--public-address", "203.0.113.9,2001:db8::9", "--namespace", "1e3"),
+    )
+    assert ended.returncode == 0, ended.stderr
+    documents = {one["kind"]: one for one in yaml.safe_load_all(ended.stdout)}
+    kinds = {"Namespace", "Secret", "ServiceAccount", "ClusterRole", "ClusterRoleBinding", "ConfigMap", "Deployment"}
+    assert documents.keys() == kinds
+    for one in documents.values():
+        kubernetes_validate.validate(one, "1.31", strict=True)
+    namespaces = {one["metadata"].get("namespace") for kind, one in documents.items() if not kind.startswith("Cluster")}
+    assert namespaces - {None} == {documents["Namespace"]["metadata"]["name"]} == {"1e3"}
+    assert documents["ClusterRoleBinding"]["subjects"][0]["namespace"] == "1e3"
+    [container] = documents["Deployment"]["spec"]["template"]["spec"]["containers"]
+    environ = {one["name"]: one["value"] for one in container["env"]}
+    files = {environ["PYLB_JOIN_FILE"]: documents["Secret"]["stringData"]["join"]}
+    understood = options.read({**environ, "KUBERNETES_SERVICE_HOST": "10.0.0.1"}, files.__getitem__)
+    assert [one.address for one in understood.addresses] == ["203.0.113.9", "2001:db8::9"]
+    assert [one.label for one in understood.settings.endpoints] == [f"lb.example.net:{tls.webhook}"]
+    made = read_generated(tls.state_dir).tokens["kubernetes"]
+    assert made.ports == ((1, 21), (23, 65535))
+    assert (made.names, made.target_ports) == (("*",), ((30000, 32767), (10256, 10256)))
+    assert list(map(str, made.targets)) == ["198.51.100.0/24"]
+
+
+def test_a_service_shows_the_host_of_the_join_string_where_nothing_else_is_said(tls: Instance) -> None:
+    asked = ("token", "create", "kubernetes", "--kubernetes-controller", "--targets", "::/0", "--host")
+    shown = yaml.safe_load_all(tls.ask(*asked, "2001:db8::7").stdout)
+    [deployment] = [one for one in shown if one["kind"] == "Deployment"]
+    [container] = deployment["spec"]["template"]["spec"]["containers"]
+    assert {"name": "PYLB_PUBLIC_ADDRESS", "value": "2001:db8::7"} in container["env"]
 
 
 @pytest.mark.parametrize(

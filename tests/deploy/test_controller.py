@@ -6,21 +6,27 @@ That these rights are enough is tried in tests/kubernetes against a real API ser
 from __future__ import annotations
 
 import base64
+import copy
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from phonehome.controller import objects
+from phonehome.controller.desired import Rules, plan
 from phonehome.controller.options import read
 from phonehome.controller.status import Address
 from tests.deploy.manifests import ROOT, documents, header, parse
+from tests.deploy.manifests import read as read_file
 
 FOLDER = ROOT / "controller"
 POD = {"KUBERNETES_SERVICE_HOST": "10.0.0.1", "KUBERNETES_SERVICE_PORT": "443"}  # what the kubelet sets
 
 
 def one(kind: str) -> Any:
-    (found,) = [document for _, document in documents(kind, "controller")]
+    (found,) = [document for file, document in documents(kind, "controller") if file.parent == FOLDER]
     return found
 
 
@@ -90,3 +96,48 @@ def test_the_program_in_its_config_map_runs_and_names_what_is_missing(tmp_path: 
 def test_the_token_of_the_header_may_ask_kube_proxy() -> None:
     """10256 is where policy Cluster is checked, and the default of a token's target ports is the NodePorts alone."""
     assert "--target-ports 30000-32767,10256" in header(FOLDER / "base.yaml")
+
+
+APPS = ("mosquitto", "traefik", "unifi")
+
+
+def without_phonehome(app: str) -> list[Any]:
+    """The files of an app with a sidecar, and what they would be without it."""
+    found = [copy.deepcopy(document) for name in ("base", "deployment") for document in read_file(ROOT / app / f"{name}.yaml")]
+    for document in found:
+        spec = document.get("spec", {})
+        if document["kind"] == "Deployment":
+            pod = spec["template"]["spec"]
+            del pod["initContainers"]
+            pod["volumes"] = [one for one in pod["volumes"] if one["name"] not in ("phonehome", "pylb-token")]
+        if spec.get("type") == "NodePort":
+            spec.update(type="LoadBalancer", loadBalancerClass="pylb.io/pylb")
+            for port in spec["ports"]:
+                del port["nodePort"]
+    return [document for document in found if document["kind"] != "Secret"]
+
+
+@pytest.mark.parametrize("app", APPS)
+def test_an_example_is_the_app_with_a_sidecar_without_its_sidecar(app: str) -> None:
+    found = copy.deepcopy(list(read_file(FOLDER / "examples" / f"{app}.yaml")))
+    for document in found:
+        document.get("spec", {}).pop("loadBalancerSourceRanges", None)  # what it adds
+    assert by_name(found) == by_name(without_phonehome(app))
+
+
+def by_name(found: list[Any]) -> dict[tuple[str, str], Any]:
+    return {(each["kind"], each["metadata"]["name"]): each for each in found}
+
+
+def test_the_examples_open_the_ports_of_the_design() -> None:
+    found = [document for app in APPS for document in read_file(FOLDER / "examples" / f"{app}.yaml")]
+    services = [copy.deepcopy(document) for document in found if document["kind"] == "Service"]
+    for each in services:
+        for number, port in enumerate(each["spec"]["ports"]):
+            port["nodePort"] = 30000 + number  # as the API server does
+    addresses = [{"type": "InternalIP", "address": "198.51.100.7"}]
+    nodes = [objects.node({"metadata": {"name": "a"}, "status": {"addresses": addresses}})]
+    planned = plan(map(objects.service, services), nodes, Rules())
+    opened = {name: [frontend.port for frontend in each.frontends] for name, each in planned.wanted.items()}
+    assert opened == {"mosquitto.mosquitto": [8443], "traefik.traefik": [443, 80], "unifi.unifi-inform": [8080]}
+    assert not any(planned.problems.values())
