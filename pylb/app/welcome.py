@@ -98,7 +98,7 @@ def _first_steps(config: Config, token: str, called: tuple[str, str]) -> list[st
         f"  or in a browser, where it appears by itself: {_page(config)}",
         "",
         "From this machine only, for the webhook listens on loopback, a phone-home's environment:"
-        if not webhook.everywhere and is_loopback(config.webhook[0].listen.ip)
+        if webhook.only_here
         else "From a pod, the phone-home's environment (deploy/kubernetes has it ready to apply):",
         f"  PYLB_URL={webhook.there}",
         f"  PYLB_TOKEN={token}",
@@ -130,6 +130,7 @@ class WebhookAddress:
         webhook = config.webhook[0]
         scheme = "http" if webhook.tls is None else "https"
         self.everywhere = webhook.listen.ip in EVERYWHERE
+        self.only_here = not self.everywhere and is_loopback(webhook.listen.ip)
         self.here = _url(scheme, "localhost" if self.everywhere else webhook.listen.ip, webhook.listen.port)
         named = config.advertise or outgoing_address()
         self.there = _url(scheme, named, webhook.listen.port) if self.everywhere else self.here
@@ -186,6 +187,9 @@ def first_steps(config: Config, *, generated: bool) -> dict[str, str] | None:
         "curl": "\n".join(_curl(webhook, webhook.here if trial.address else webhook.there, token, trial)),
         "try": f"port {trial.port} to whatever listens on port {trial.target_port} of "
         + ("this machine" if trial.address else "the machine it is called from"),
+        "elsewhere": f"Or from your cluster, once it can reach the webhook, which listens on {config.webhook[0].listen} alone:"
+        if webhook.only_here
+        else "Or from your cluster:",
         "secret": " ".join(secret),
         "sidecar": sidecar,
     }

@@ -113,6 +113,15 @@ def test_a_command_on_the_path_is_named_alone_and_a_module_with_its_interpreter(
 TOKEN = "tokens: [{name: web, secret_file: s, ports: [80, 443]"
 
 
+def test_the_page_says_if_no_pod_can_reach_the_webhook(tmp_path: Path) -> None:
+    steps = first_steps(config('webhook: {listen: "127.0.0.1:9000"}', tmp_path), generated=True)
+    assert steps is not None
+    assert steps["elsewhere"] == "Or from your cluster, once it can reach the webhook, which listens on 127.0.0.1:9000 alone:"
+    steps = first_steps(config("", tmp_path), generated=True)
+    assert steps is not None
+    assert steps["elsewhere"] == "Or from your cluster:"
+
+
 def test_the_first_steps_are_those_of_the_banner_with_the_tokens_file(tmp_path: Path) -> None:
     steps = first_steps(config("advertise: lb.example.net", tmp_path), generated=True)
     assert " ".join(steps["curl"].split()) in " ".join(said(config("", tmp_path), terminal=False).split())

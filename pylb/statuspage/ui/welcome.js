@@ -12,7 +12,7 @@ export class Welcome {
   update() {
     const empty = this.model.tables.frontends.size === 0;
     this.root.hidden = !empty;
-    for (const id of ["frontends", "history", "jump"]) byId(id).hidden = empty; // nothing to see in them
+    for (const id of ["frontends", "history", "jump", "skip"]) byId(id).hidden = empty; // nothing to see in them
     const steps = this.model.about.first_steps;
     if (!empty || steps === undefined || this.shown === steps) return;
     this.shown = steps;
@@ -25,7 +25,7 @@ export class Welcome {
       make("h2", { id: "welcome-title" }, "Nothing is registered yet"),
       make("p", {}, "Paste this into a shell on this machine; the frontend appears here by itself, within a second."),
       make("div", { class: "first" }, here),
-      make("p", {}, "Or from your cluster:"),
+      make("p", {}, steps.elsewhere),
       make("div", { class: "steps" }, make("div", {}, good, token), make("div", {}, sidecar)),
     );
   }
