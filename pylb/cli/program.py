@@ -44,6 +44,12 @@ class Program(Verbs):
     def __init__(self, *args: Any, sections: Mapping[str, Mapping[str, str]], **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.sections = sections
+        self._lines = {name: text for verbs in sections.values() for name, text in verbs.items()}
+
+    def add_command(self, cmd: click.Command, name: str | None = None) -> None:
+        """The line of --help is also what a shell shows beside the verb: click would cut its first sentence."""
+        super().add_command(cmd, name)
+        cmd.short_help = self._lines.get(name or cmd.name or "", cmd.short_help)
 
     def main(self, args: Sequence[str] | None = None, prog_name: str | None = None, *rest: Any, **extra: Any) -> NoReturn:
         """Ends the program."""

@@ -155,6 +155,13 @@ def test_the_help_has_every_verb_in_a_section() -> None:
     assert text.index("\nLook:") < text.index("\nSet up:")
 
 
+def test_a_shell_shows_the_line_of_the_help_beside_a_verb() -> None:
+    """It was cut: "Show what goes where and why: port"."""
+    for names in SECTIONS.values():
+        for name, line in names.items():
+            assert main.commands[name].short_help == line
+
+
 def test_every_verb_says_what_it_does_and_what_each_option_is_for() -> None:
     for path, command in verbs():
         assert (path, bool(command.help)) == (path, True)
