@@ -56,7 +56,7 @@ class DesiredState:
     unserved: Mapping[Key, UnsupportedEntry] = field(default_factory=dict)
 
     def has(self, listen: Listen) -> bool:
-        return listen in self.claims.holders or listen in self.static_rules.frontends
+        return self.claims.opens(listen) or listen in self.static_rules.frontends
 
 
 Decision = tuple[DesiredState, Change]

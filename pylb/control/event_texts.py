@@ -28,7 +28,7 @@ class EventTexts:
     def registered(self, before: Registration | None, one: Registration, change: Change) -> None:
         if not change.touched:
             return
-        routes = ", ".join(f"{item.port_text} -> {_targets(one, item)}" for item in one.wanted)
+        routes = ", ".join(f"{item.route_text} -> {_targets(one, item)}" for item in one.wanted)
         kind = "draining" if one.state is State.DRAINING else {"unchanged": "fresh_again"}.get(change.result, change.result)
         fields: dict[str, str | int] = {"token": one.key.token, "name": one.name, "instance": one.key.instance}
         self._event_log.note(kind, f"{kind} {title(one)}: {routes}", fields)
@@ -40,7 +40,7 @@ class EventTexts:
         """`known`: those that have to leave for it, as they were."""
         for key, places in change.evicted.items():
             held = known[key]
-            ports = ", ".join(listen.port_text for listen in sorted(places))
+            ports = ", ".join(listen.route_text for listen in sorted(places))
             fields = {"token": key.token, "name": held.name, "instance": key.instance, "by": title(wanted)}
             if key.token == wanted.key.token and key.is_legacy:
                 text = f"port {ports}: {title(wanted)} takes the place of {title(held)}"
@@ -63,8 +63,8 @@ class EventTexts:
             if start:
                 yield
             open_still.update(filter(desired.has, listens[start : start + STEP]))
-        ports = ", ".join(listen.port_text for listen in listens)
-        closed = ", ".join(listen.port_text for listen in listens if listen not in open_still)
+        ports = ", ".join(listen.route_text for listen in listens)
+        closed = ", ".join(listen.route_text for listen in listens if listen not in open_still)
         text = f"released on port {ports}{why}; " + (f"closed: {closed}" if closed else "none closed")
         self._event_log.note("released", text, whose(keys))
 

@@ -48,6 +48,8 @@ def condition(one: FrontendView, down_at: Mapping[tuple[str, str], float], now: 
 def _condition(one: FrontendView, down_at: Mapping[tuple[str, str], float], now: float | None) -> tuple[Condition, str]:
     if one.unbound is not None:
         return Condition.DOWN, f"{one.name} cannot open its port: {one.unbound}"
+    if one.has_no_default_route:
+        return Condition.HEALTHY, ""  # whatever its routes are, they say themselves
     if not one.servers:
         why = f": {', '.join(one.unresolved)} cannot be resolved" if one.unresolved else " yet"
         return Condition.DOWN, f"{one.name} has no server{why}"

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 
 from pylb.core.address import Address
-from pylb.core.auth import Caller, Keyring, Token, check_name, check_port, check_ports, check_source
+from pylb.core.auth import Caller, Keyring, Token, check_name, check_port, check_ports, check_server_name, check_source
 from pylb.core.errors import Code, Refused
 from pylb.core.legacy import LegacyCall
 from pylb.core.policy import ProxyProtocol, Rules
@@ -32,6 +32,8 @@ def native_registration(name: str, instance: str, announcement: Announcement, ca
     check_name(caller.token, name)
     for item in announcement.frontends:
         check_ports(caller.token, item.ports, rules.reserved_ports, item.protocol)
+        if item.server_name:
+            check_server_name(caller.token, item.server_name)
     one = Registration(
         Key(caller.token.name, name, instance),
         name,

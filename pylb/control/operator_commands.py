@@ -39,19 +39,30 @@ class OperatorCommands:
         self._registrar = registrar
         self._wall = wall
 
-    async def release_any(self, what: str) -> list[str]:
-        """Release a `PORT[/udp]`, whoever has it, or `NAME[/INSTANCE]`. A line for each. Raises Refused NOT_FOUND."""
+    async def release_any(self, what: str, server_name: str | None = None) -> list[str]:
+        """Release a `PORT[/udp]`, whoever has it, or `NAME[/INSTANCE]`. A line for each. Raises Refused NOT_FOUND, INVALID.
+
+        `server_name`: of the port only this route; "": only its default route.
+        """
         port = _port(what)
+        if server_name is not None and port is None:
+            raise Refused(Code.INVALID, f"{what[:80]!r} is not a port, and routes are on ports", "pylb release 443 --name NAME")
+        where = f", port {what}" + (" " + (server_name or "(default route)") if server_name is not None else "")
         lines: list[str] = []
 
         def step(desired: DesiredState) -> Generator[None, None, Decision]:
-            found = desired.claims.on_port(port[1], port[0]) if port is not None else _named(desired.claims, what)
+            claims = desired.claims
+            found = _named(claims, what) if port is None else claims.on_port(port[1], port[0], server_name)
             kept_aside = {key: one for key, one in desired.unserved.items() if _is_meant(key, one, port, what)}
+            if server_name is not None:
+                kept_aside = {}  # this version cannot read what they have on the port
             if not found and not kept_aside:
-                raise _nothing(desired, what)
-            lines[:] = [f"released {title(one)}" + (f", port {what}" if port else "") for one in found]
+                raise _nothing(desired, f"{what} {server_name}" if server_name else what)
+            lines[:] = [f"released {title(one)}" + (where if port else "") for one in found]
             lines.extend(f"released {one.name}, which a newer pylb had registered" for one in kept_aside.values())
-            releasing = release if port is None else partial(release, port=port[1], protocol=port[0])
+            releasing = release
+            if port is not None:
+                releasing = partial(release, port=port[1], protocol=port[0], server_name=server_name)
             return (yield from with_many(without(desired, kept_aside), [one.key for one in found], releasing))
 
         await self._state.writer.perform(step, (), self._registrar.left, by="admin")

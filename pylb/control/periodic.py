@@ -157,7 +157,7 @@ class PeriodicWork:
             one = desired.claims.registrations.get(key)
             if one is None or not (ports := control.liveness.silent_ports(one, desired)):
                 continue
-            where = ", ".join(listen.port_text for listen in ports)
+            where = ", ".join(listen.route_text for listen in ports)
             ends = max(filter(None, (control.liveness.port_closes_at(port, desired) for port in ports)), default=None)
             text = f"{title(one)} has not called for over an hour, and nobody else holds port {where}"
             if ends is not None:

@@ -15,6 +15,7 @@ from pylb.control.health.checker import Checker
 from pylb.control.steps import in_turns, let_loop_run
 from pylb.control.storage.table_history import TableHistory
 from pylb.core.address import Listen
+from pylb.core.claims import with_ports
 from pylb.core.compose import ServerStates, all_listens, compose_frontend, compose_table
 from pylb.core.table import Frontend, Table
 from pylb.core.table_diff import ChangeLine, changes, in_order, lines
@@ -49,7 +50,7 @@ class Publisher:
 
     async def planned(self, base: Table, desired: DesiredState, touched: Iterable[Listen]) -> tuple[Table, list[ChangeLine]]:
         """The table that `desired` would give after `base`, and the differences between the two."""
-        table = compose_table(base, await self._made_in_turns(base, desired, touched))
+        table = compose_table(base, await self._made_in_turns(base, desired, with_ports(touched)))
         return table, await _lines(base, table)
 
     async def publish(self, desired: DesiredState, touched: Iterable[Listen] | None, by: Iterable[str]) -> None:
@@ -57,7 +58,7 @@ class Publisher:
         self._under_way = True
         try:
             base = self.table
-            listens = all_listens(desired.claims, desired.static_rules, base) if touched is None else touched
+            listens = all_listens(desired.claims, desired.static_rules, base) if touched is None else with_ports(touched)
             made = await self._made_in_turns(base, desired, listens)
             touched = list(made)
             await self._swap_in_turns(desired, made)
@@ -126,7 +127,7 @@ class Publisher:
         """Up to FRONTENDS changes are one swap. With more, the sink serves some before others, which clients cannot tell from a
         small delay. Closing comes first, because what opens may need the place."""
         table = self.table
-        order = sorted(made, key=lambda listen: made[listen] is not None)
+        order = sorted(made, key=lambda listen: (made[listen] is not None, listen))  # a port before its routes
         for start in range(0, len(order) - FRONTENDS, FRONTENDS):
             table = table.edited(
                 self.table.generation + 1, {listen: made.pop(listen) for listen in order[start : start + FRONTENDS]}

@@ -209,7 +209,8 @@ class Registrar:
                     f"access and idle_timeout have no effect on port {item.port_text}: its frontend is in pylb's config"
                 )
         unbound = self._publisher.unbound
-        notes += [f"port {place.port_text} is not open: {unbound[place]}" for place in one.places if place in unbound]
+        closed = (f"port {place.port_text} is not open: {unbound[place]}" for place in one.places if place in unbound)
+        notes += dict.fromkeys(closed)  # once for all routes of a port
         ttl = lease.ttl if lease else one.ttl
         left = lease.expires - self._clock() if lease and lease.ttl is not None else None
         return Outcome(result, generation, durable, ttl, left, self._targets(one), "; ".join(notes))
@@ -217,24 +218,25 @@ class Registrar:
     def _targets(self, one: Registration) -> tuple[FrontendOutcome, ...]:
         found = []
         for item in one.wanted:
+            place = (item.protocol, item.last, item.server_name)
             addresses, answering = one.addresses(item), None
             if one.members:
                 if not item.target_last:
                     answering = sum(self._health_records.reachable(address)[0] == YES for address in addresses)
                 servers = (len(addresses), answering)
-                found.append(FrontendOutcome(item.port, "", item.target_port, "", "", item.protocol, item.last, servers))
+                found.append(FrontendOutcome(item.port, "", item.target_port, "", "", *place, servers))
                 continue
             reachable, hint, _ = self._health_records.reachable(addresses[0])
-            found.append(FrontendOutcome(item.port, one.ip, item.target_port, reachable, hint, item.protocol, item.last))
+            found.append(FrontendOutcome(item.port, one.ip, item.target_port, reachable, hint, *place))
         return tuple(found)
 
 
 def _without_effect(item: FrontendRequest, policy: Policy) -> Iterator[str]:
     """A note for the caller: which of its settings have no effect because the frontend has its own."""
     if item.health != UNSAID and policy.health.mode is HealthMode.NONE:
-        yield f"health of port {item.port_text} has no effect: the mode of its frontend is none, so there are no checks"
+        yield f"health of port {item.route_text} has no effect: the mode of its frontend is none, so there are no checks"
     if item.weight > 1 and policy.balance is Balance.FIRST:
-        yield f"weight of port {item.port_text} has no effect: with the balance of its frontend, first, there are no shares"
+        yield f"weight of port {item.route_text} has no effect: with the balance of its frontend, first, there are no shares"
 
 
 def _room_for_one_more(claims: Claims, key: Key) -> None:

@@ -46,4 +46,6 @@ def heir_of(one: Registration, keyring: Keyring) -> Key:
     if not keyring.has_heirs:
         return one.key
     tcp, udp = ([port for item in one.wanted if item.protocol == protocol for port in item.ports] for protocol in (TCP, UDP))
-    return one.key._replace(token=keyring.heir(one.key.token, one.key.name, tcp, legacy=one.key.is_legacy, udp=udp))
+    names = [item.server_name for item in one.wanted]
+    heir = keyring.heir(one.key.token, one.key.name, tcp, legacy=one.key.is_legacy, udp=udp, server_names=names)
+    return one.key._replace(token=heir)

@@ -1,5 +1,6 @@
 """What control shows of itself: answers to calls, and read-only views for the status page, the metrics and the CLI."""
 
+from collections import Counter
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -25,6 +26,7 @@ class FrontendOutcome:
     hint: str = ""
     protocol: str = TCP
     last: int = 0  # of a range
+    server_name: str = ""  # of a route
     # Of a set, in place of address and reachable: how many there are, and how many answer (None: nobody asks a range)
     servers: tuple[int, int | None] | None = None
 
@@ -165,6 +167,11 @@ class FrontendView(NamedTuple):
     unbound: str | None = None  # why its port is not open
     closes: float | None = None  # unix time, if none of its registrations calls any more
     unresolved: tuple[str, ...] = ()  # host names of its servers that have no address yet
+    routes: int = 0  # by server name, on its port; then having no servers only means that there is no default route
+
+    @property
+    def has_no_default_route(self) -> bool:
+        return self.routes > 0 and not (self.servers or self.unresolved)
 
     @property
     def name(self) -> str:
@@ -231,13 +238,26 @@ def frontend_views(
     They are made one by one, so that a caller need not hold all of them and free them at once. `closes_at`: when a
     frontend closes for which no registration calls any more.
     """
+    routes = routes_of_ports(table)
     for one in by_port(table):
         views, listen = [next(servers) for _ in one.servers], one.listen
-        yield FrontendView(one, views, unbound.get(listen), closes_at(listen), unresolved.get(listen, ()))
+        closes, names = closes_at(listen), unresolved.get(listen, ())
+        yield FrontendView(one, views, unbound.get(listen), closes, names, routes[listen])
+
+
+def routes_of_ports(table: Table) -> Counter[Listen]:
+    """How many routes by server name each port has."""
+    listens = (listen for bucket in table.frontends.buckets for listen in bucket)  # in any order: sorting takes longer
+    return Counter(listen.default for listen in listens if listen.server_name)
 
 
 def by_port(table: Table) -> list[Frontend]:
-    return sorted(table.frontends.values(), key=lambda one: (one.listen.port, one.listen.protocol, one.listen.ip))
+    return sorted(table.frontends.values(), key=_place)
+
+
+def _place(one: Frontend) -> tuple[int, str, str, str]:
+    """A port comes right before its routes."""
+    return one.listen.port, one.listen.protocol, one.listen.ip, one.listen.server_name
 
 
 def _server_view(frontend: Frontend, server: Server, holders: ServerHolders, health_records: HealthRecords) -> ServerView:

@@ -20,7 +20,7 @@ from pylb.control.steps import collect_young, freed_in_steps, in_turns, stepwise
 from pylb.control.storage.disk import Unsynced
 from pylb.control.tasks import Part, Tasks
 from pylb.core.address import Listen
-from pylb.core.claims import Claims
+from pylb.core.claims import Claims, with_ports
 from pylb.core.errors import Code, Refused, break_cycles
 from pylb.core.ownership import Change
 from pylb.core.registration import Key
@@ -208,10 +208,11 @@ class Writer:
     async def _open(self, before: DesiredState, after: DesiredState, change: Change) -> set[Listen]:
         """Open the ports that `after` has and the published table does not have, all or none. Raises Refused."""
         published = self._publisher.table.frontends
-        wanted = [listen for listen in change.touched if listen not in published and after.has(listen)]
+        ports = [listen for listen in with_ports(change.touched) if not listen.server_name]
+        wanted = [port for port in ports if port not in published and after.has(port)]
         if not wanted:
             return set()
-        closing = [listen for listen in change.touched if listen in published and not after.has(listen)]
+        closing = [port for port in ports if port in published and not after.has(port)]
         done: set[Listen] = set()
         async for listen in in_turns(sorted(wanted), CALLS):
             if any(listen.overlaps(other) for other in closing):

@@ -10,5 +10,5 @@ Who may what  auth (tokens and ports), scope (targets), access (clients), confli
 What changes  ownership (one function for each change), claims (the result), compose (the table of it), table_diff
 Time          lease, legacy (the old calls), health (up or down), checks (their notation), rate_limits, token_buckets
 A session     balance, session (its life as a table), connect_failures, proxy_protocol, client_hello, tcp_info, recorder, log
-Tools         codec (values as JSON), persistent_map, text (made safe to show)
+Tools         codec (values as JSON), strict_json (what calls bring), port_field, persistent_map, text (made safe to show)
 """

@@ -10,6 +10,7 @@ from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import NamedTuple
 
+from pylb.core.server_names import parse_server_name
 from pylb.core.text import whole_number
 
 Network = IPv4Network | IPv6Network
@@ -67,19 +68,29 @@ class Listen(NamedTuple):
     """Where a frontend listens: the key of the table. `ip` is `*` for all addresses, dual-stack. A tuple, like Address.
 
     `last` is the last port of a range, which is one frontend; 0: it is one port.
+    `server_name`: of a route, which has the clients of that port that ask for this name (server_names.py). "": the default
+    route, which has all others, and is the port itself.
     """
 
     protocol: str
     ip: str
     port: int
     last: int = 0
+    server_name: str = ""
+
+    @property
+    def default(self) -> "Listen":
+        """The default route of its port."""
+        return self._replace(server_name="") if self.server_name else self
 
     @property
     def ports(self) -> range:
         return range(self.port, (self.last or self.port) + 1)
 
     def each(self) -> "Iterable[Listen]":
-        """Itself, or each port of a range."""
+        """What has a socket of its own: itself, or each port of a range. A route has none."""
+        if self.server_name:
+            return ()
         return (self,) if not self.last else (Listen(self.protocol, self.ip, port) for port in self.ports)
 
     def has(self, port: PortKey) -> bool:
@@ -105,9 +116,15 @@ class Listen(NamedTuple):
         """For people: `443`, `443/udp`, or `20000-20099`."""
         return port_text(self.port, self.protocol, self.last)
 
+    @property
+    def route_text(self) -> str:
+        """The same, and of a route the name: `443 git.example.net`."""
+        return f"{self.port_text} {self.server_name}" if self.server_name else self.port_text
+
     def __str__(self) -> str:
-        """`*:443`, `*:443/udp`, or `*:20000-20099`."""
-        return f"[{self.ip}]:{self.port_text}" if ":" in self.ip else f"{self.ip}:{self.port_text}"
+        """`*:443`, `*:443/udp`, `*:20000-20099`, or `*:443 git.example.net`."""
+        place = f"[{self.ip}]:{self.port_text}" if ":" in self.ip else f"{self.ip}:{self.port_text}"
+        return f"{place} {self.server_name}" if self.server_name else place
 
     def overlaps(self, other: "Listen") -> bool:
         """Would the kernel refuse to have both?"""
@@ -224,8 +241,9 @@ def written_address(text: str) -> Address:
 
 def written_listen(text: str) -> Listen:
     """From the text of a Listen. Raises ValueError."""
-    place, protocol = _without_protocol(text)
-    return parse_listens(place)._replace(protocol=protocol)
+    port, space, server_name = text.partition(" ")
+    place, protocol = _without_protocol(port)
+    return parse_listens(place)._replace(protocol=protocol, server_name=parse_server_name(server_name) if space else "")
 
 
 def parse_port_key(text: str) -> PortKey:

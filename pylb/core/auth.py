@@ -14,6 +14,7 @@ from typing import Literal
 
 from pylb.core.address import TCP, UDP, Network, Ports, in_networks, port_text
 from pylb.core.errors import Code, Refused
+from pylb.core.server_names import covers
 
 STRONG = 22  # characters: 128 bits in base64, as `secrets.token_urlsafe(16)` gives
 Interface = Literal["native", "legacy"]
@@ -36,11 +37,16 @@ class Token:
     sources: tuple[Network, ...] = ANYWHERE
     legacy: bool = True  # may it be used on the legacy route?
     replaces: tuple[str, ...] = ()  # tokens whose registrations it takes over, as far as its own scope allows them
+    server_names: tuple[str, ...] = ()  # that it may register (server_names.py); ("*",): any; (): only default routes
     # The first run's token: every port of every protocol except these numbers; `ports` is ignored
     any_port_except: frozenset[int] | None = None
 
     def may_open(self, port: int, protocol: str = TCP) -> bool:
         return self.ports.has(port, protocol) if self.any_port_except is None else port not in self.any_port_except
+
+    def may_route(self, server_name: str) -> bool:
+        """May it register a route for this server name? "" is the default route, which the port decides."""
+        return not server_name or any(covers(scope, server_name) for scope in self.server_names)
 
     def may_use_name(self, name: str) -> bool:
         return self.names == ANY_NAME or name in (self.names or (self.name,))
@@ -77,7 +83,16 @@ class Keyring:
         """Does any token replace another?"""
         return bool(self._heirs)
 
-    def heir(self, token: str, name: str, ports: Iterable[int], *, legacy: bool, udp: Iterable[int] = ()) -> str:
+    def heir(
+        self,
+        token: str,
+        name: str,
+        ports: Iterable[int],
+        *,
+        legacy: bool,
+        udp: Iterable[int] = (),
+        server_names: Iterable[str] = (),
+    ) -> str:
         """The owner of the registrations of `token`: itself, or the token that replaces it and could have made them.
 
         A registration that the replacing token could not own as a whole stays where it is.
@@ -85,6 +100,7 @@ class Keyring:
         """
         for one in self._heirs:
             may = one.legacy if legacy else one.may_use_name(name)
+            may = may and all(map(one.may_route, server_names))
             opens = all(one.may_open(port) for port in ports) and all(one.may_open(port, UDP) for port in udp)
             if token in one.replaces and may and opens:
                 return one.name
@@ -145,6 +161,17 @@ def check_name(token: Token, name: str) -> None:
             Code.NAME_FORBIDDEN,
             f"token {token.name!r} may not register the name {name!r} (it may: {allowed})",
             "use an allowed name, or widen `names` of the token",
+        )
+
+
+def check_server_name(token: Token, server_name: str) -> None:
+    """May the token have a route for this server name? Raises Refused."""
+    if not token.may_route(server_name):
+        allowed = ", ".join(token.server_names) or "none"
+        raise Refused(
+            Code.NAME_FORBIDDEN,
+            f"token {token.name!r} may not register the server name {server_name!r} (it may: {allowed})",
+            "use an allowed name, or widen `server_names` of the token",
         )
 
 

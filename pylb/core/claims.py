@@ -16,6 +16,7 @@ K = TypeVar("K")
 
 Owner = tuple[str, str, bool]  # token, name, whether it is legacy
 LOOPBACK = "loopback"  # 127.0.0.0/8 is one machine
+_NO_ROUTES: PersistentMap[Listen, bool] = PersistentMap()
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +29,10 @@ class Claims:
 
     registrations: PersistentMap[Key, Registration] = field(default_factory=PersistentMap)
     holders: PersistentMap[Listen, tuple[Key, ...]] = field(default_factory=PersistentMap)
-    # The keys of `holders`, by port number: of all protocols
+    # The default routes of the keys of `holders`, by port number: of all protocols
     ports: PersistentMap[int, tuple[Listen, ...]] = field(default_factory=PersistentMap)
+    # The other keys of `holders`, by the default route beside them
+    routes: PersistentMap[Listen, PersistentMap[Listen, bool]] = field(default_factory=PersistentMap)
     # How many aim there; all of loopback counts as LOOPBACK
     sent_to: PersistentMap[Address, int] = field(default_factory=PersistentMap)
     owners: PersistentMap[Owner, int] = field(default_factory=PersistentMap)  # how many registrations each has
@@ -39,19 +42,29 @@ class Claims:
     waiting: PersistentMap[Key, bool] = field(default_factory=PersistentMap)  # those with displaced servers
 
     def listens(self, port: PortKey) -> Iterator[Listen]:
-        """The keys of `holders` on that port."""
+        """The default routes of that port: those with a holder, and those with a route that has one."""
         protocol, number = port
         return (listen for listen in self.ports.get(number, ()) if listen.protocol == protocol)
 
-    def on_port(self, number: int, protocol: str = TCP) -> tuple[Registration, ...]:
-        """All registrations with a frontend on that port."""
-        keys = {key: None for listen in self.listens((protocol, number)) for key in self.holders[listen]}
+    def routes_of(self, port: Listen) -> Iterable[Listen]:
+        """What is held on the port beside its default route."""
+        return self.routes.get(port, ())
+
+    def on_port(self, number: int, protocol: str = TCP, server_name: str | None = None) -> tuple[Registration, ...]:
+        """All registrations with a frontend on that port, or a route of it. `server_name`: only those of this route."""
+        places = (place for listen in self.listens((protocol, number)) for place in (listen, *self.routes_of(listen)))
+        wanted = (place for place in places if server_name in (None, place.server_name))
+        keys = {key: None for place in wanted for key in self.holders.get(place, ())}
         return tuple(self.registrations[key] for key in keys)
 
     @property
     def buckets(self) -> list[Bucket[Any, Any]]:
         """What all its mappings consist of, for a caller that frees it piece by piece."""
         return [bucket for one in fields(self) for bucket in getattr(self, one.name).buckets]
+
+    def opens(self, port: Listen) -> bool:
+        """Does any registration hold the port's default route, or one of its routes?"""
+        return port in self.holders or port in self.routes
 
     def edited(self, edits: Mapping[Key, Registration | None]) -> "Claims":
         """The next claims; each index is updated by what differs. None: that registration leaves."""
@@ -60,10 +73,12 @@ class Claims:
         come_or_gone = [pair for pair in pairs if pair[1] is None or pair[2] is None]
         placed = [pair for pair in pairs if pair[1] is None or pair[2] is None or pair[1].places != pair[2].places]
         holders = _holders(self.holders, placed) if placed else {}
+        routes = _routes(self, holders)
         return Claims(
             self.registrations.edited(edits),
             self.holders.edited(holders) if holders else self.holders,
-            self.ports.edited(_ports(self, holders)) if holders else self.ports,
+            self.ports.edited(_ports(self, holders, routes)) if holders else self.ports,
+            self.routes.edited(routes) if routes else self.routes,
             _counted(self.sent_to, pairs, _targets),
             _counted(self.owners, come_or_gone, lambda one: (owner_of(one),)),
             _counted(self.of_token, come_or_gone, lambda one: (one.key.token,)),
@@ -105,14 +120,42 @@ def _holders(known: PersistentMap[Listen, tuple[Key, ...]], pairs: Iterable[Pair
     return {listen: keys or None for listen, keys in found.items()}
 
 
-def _ports(claims: Claims, holders: Mapping[Listen, tuple[Key, ...] | None]) -> dict[int, tuple[Listen, ...] | None]:
-    found: dict[int, tuple[Listen, ...]] = {}
+_Holders = Mapping[Listen, tuple[Key, ...] | None]  # of what has other holders than before
+_Routes = dict[Listen, PersistentMap[Listen, bool] | None]
+
+
+def _routes(claims: Claims, holders: _Holders) -> _Routes:
+    edits: dict[Listen, dict[Listen, bool | None]] = {}
     for listen, keys in holders.items():
-        if (keys is None) is (listen in claims.holders):
+        if listen.server_name:
+            edits.setdefault(listen.default, {})[listen] = True if keys else None
+    if not edits:
+        return {}
+    return {port: claims.routes.get(port, _NO_ROUTES).edited(found) or None for port, found in edits.items()}
+
+
+def _ports(claims: Claims, holders: _Holders, routes: _Routes) -> dict[int, tuple[Listen, ...] | None]:
+    found: dict[int, tuple[Listen, ...]] = {}
+    for listen in with_ports(holders) if routes else holders:
+        if listen.server_name:
+            continue
+        holds = holders[listen] if listen in holders else claims.holders.get(listen)
+        opens = bool(holds or (routes[listen] if listen in routes else claims.routes.get(listen)))
+        if opens is not claims.opens(listen):
             for port in listen.ports:
                 now = found[port] if port in found else claims.ports.get(port, ())
-                found[port] = tuple(one for one in now if one != listen) if keys is None else (*now, listen)
+                found[port] = (*now, listen) if opens else tuple(one for one in now if one != listen)
     return {port: listens or None for port, listens in found.items()}
+
+
+def with_ports(listens: Iterable[Listen]) -> list[Listen]:
+    """With the default route of each port, which comes and goes with the first and last route. Each once."""
+    found: dict[Listen, None] = {}
+    for listen in listens:
+        if listen.server_name:
+            found[listen.default] = None
+        found[listen] = None
+    return list(found)
 
 
 def _counted(

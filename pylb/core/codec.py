@@ -72,7 +72,7 @@ def _maker(wanted: Any) -> _Made:
     if is_dataclass(wanted):
         return _fields(cast("type[Any]", wanted), _names(cast("Any", wanted)))
     if issubclass(wanted, tuple):
-        return _fields(wanted, wanted._fields)
+        return _fields(wanted, wanted._fields, optional=len(wanted._field_defaults))
     if issubclass(wanted, Enum):
         return _enum(wanted)
     return _scalar(wanted)
@@ -157,13 +157,17 @@ def _dict(key: Any, item: Any) -> _Made:
     return lambda value: dict(pairs(value))
 
 
-def _fields(wanted: type[Any], names: tuple[str, ...]) -> _Made:
+def _fields(wanted: type[Any], names: tuple[str, ...], optional: int = 0) -> _Made:
+    """`optional`: so many at the end may be missing, because an older pylb does not know them (an upgrade)."""
     hints = get_type_hints(wanted)
     makers = [_maker(hints[name]) for name in names]
+    least = len(makers) - optional
 
     def make(value: Any) -> Any:
-        items = _list(value, len(makers))
-        return wanted(*[maker(item) for maker, item in zip(makers, items, strict=True)])
+        items = _list(value)
+        if not least <= len(items) <= len(makers):
+            raise Malformed(f"{value!r:.80} is no {wanted.__name__}")
+        return wanted(*[maker(item) for maker, item in zip(makers, items, strict=False)])
 
     return make
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import cast
 
 from pylb.core.address import Address, Listen
-from pylb.core.claims import Claims
+from pylb.core.claims import Claims, with_ports
 from pylb.core.loops import loop_at
 from pylb.core.operator_overrides import NONE, Overrides, with_overrides
 from pylb.core.policy import AdminState, HealthMode, HealthPolicy, Policy, ProxyProtocol, StaticFrontend
@@ -33,7 +33,7 @@ class ServerStates:
 
 def all_listens(claims: Claims, static_rules: StaticRules, base: Table) -> list[Listen]:
     """All that the next table may have, and all that `base` has."""
-    return list({**static_rules.frontends, **dict.fromkeys(claims.holders), **dict.fromkeys(base.frontends)})
+    return with_ports({**static_rules.frontends, **dict.fromkeys(claims.holders), **dict.fromkeys(base.frontends)})
 
 
 def compose_table(base: Table, made: Mapping[Listen, Frontend | None]) -> Table:
@@ -45,22 +45,30 @@ def compose_table(base: Table, made: Mapping[Listen, Frontend | None]) -> Table:
 def compose_frontend(
     claims: Claims, static_rules: StaticRules, server_states: ServerStates, listen: Listen, before: Frontend | None = None
 ) -> Frontend | None:
-    """None: nobody has it, it is closed. A static frontend may be without servers.
+    """None: nobody has it, it is closed. A static frontend may be without servers, and so is the default route of a port where
+    only routes are held: the port is what its clients are accepted on.
 
     Objects that equal those of `before` are reused, so that a comparison looks only at what differs.
     """
     static = static_rules.frontends.get(listen)
     held = [claims.registrations[key] for key in claims.holders.get(listen, ())]
-    if static is None and not held:
+    if static is not None:
+        name = static.name
+    elif held:
+        name = static_rules.label(held[0].name, listen)
+    elif claims.opens(listen):
+        name = f"@{listen.port}"  # routes without a default route: whose name should the port have?
+    else:
         return None
-    name = static.name if static else static_rules.label(held[0].name, listen)
     known: _Known = {server.address: server for server in before.servers} if before is not None else {}
     found: dict[Address, Server] = {}
     for offer in _offers(claims, static_rules, held, server_states, listen, known=known):
         better = found.get(offer.address)
         if better is None or offer.rank < better.rank:
             found[offer.address] = offer
-    policy = static.policy if static is not None else _with_terms(static_rules.rules.defaults, held)
+    policy = static_rules.policy(listen)
+    if listen.default not in static_rules.frontends:
+        policy = _with_terms(policy, held)
     refuses = policy.health.refuses
     servers = _trusted([_seen(server, server_states, listen, refuses=refuses) for server in found.values()], server_states)
     if before is None:

@@ -14,7 +14,7 @@ from typing import Any, Literal, cast
 from pylb.core.address import parse_ip, parse_port
 from pylb.core.errors import Code, Refused
 from pylb.core.policy import ProxyProtocol
-from pylb.core.registration import unique_keys
+from pylb.core.strict_json import unique_keys
 
 _SEND_PROXY = {"": ProxyProtocol.NONE, "send-proxy": ProxyProtocol.V1, "send-proxy-v2": ProxyProtocol.V2}
 _HEAD = re.compile(r'\s*\{\s*"dst-ip"\s*:\s*"')

@@ -6,7 +6,7 @@ They are refused when they call; one that becomes a loop later is not served.
 from collections.abc import Collection, Generator, Iterable
 
 from pylb.core.address import Address, Listen, PortKey, port_text
-from pylb.core.claims import LOOPBACK, Claims
+from pylb.core.claims import LOOPBACK, Claims, with_ports
 from pylb.core.errors import Code, Refused
 from pylb.core.registration import Key, Registration
 from pylb.core.static_rules import StaticRules
@@ -61,8 +61,10 @@ def looping(claims: Claims, static_rules: StaticRules) -> Generator[None, None, 
 
 def check_opens_no_loop(claims: Claims, static_rules: StaticRules, wanted: Registration) -> None:
     """Check that `wanted` opens no port to which pylb already forwards as to a server. Raises Refused."""
-    new = (listen for listen in wanted.places if listen not in claims.holders and listen not in static_rules.frontends)
-    opened = {(listen.protocol, port) for listen in new for port in listen.ports}
+    opened: set[PortKey] = set()
+    for listen in with_ports(wanted.places):
+        if not (listen.server_name or listen in static_rules.frontends or claims.opens(listen)):
+            opened.update([(listen.protocol, port) for port in listen.ports])
     if circle := opened & static_rules.aimed_here:
         protocol, port = min(circle)
         detail = f"port {port_text(port, protocol)} of this machine is where a static frontend is sent: a loop"
@@ -77,7 +79,10 @@ def check_opens_no_loop(claims: Claims, static_rules: StaticRules, wanted: Regis
 
 
 def _has(places: Iterable[Listen], protocol: str, number: int) -> bool:
-    return any(place.protocol == protocol and place.port <= number <= (place.last or place.port) for place in places)
+    for place in places:  # noqa: SIM110  any() makes three calls, and this is asked for each holder of a port that a call touches
+        if place.protocol == protocol and place.port <= number <= (place.last or place.port):
+            return True
+    return False
 
 
 def _is_open(claims: Claims, port: PortKey) -> bool:

@@ -9,7 +9,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from itertools import chain
 
-from pylb.core.address import TCP, Address, Listen, PortKey
+from pylb.core.address import TCP, Address, Listen
 from pylb.core.claims import Claims, owner_of
 from pylb.core.conflicts import NEVER_YIELDS, YieldPolicy, check_bounds, conflicts, native_of_token
 from pylb.core.errors import Code, Refused
@@ -110,14 +110,18 @@ def _only_newer(before: Registration, after: Registration) -> bool:
     return replace(before, sequence=after.sequence) == after
 
 
-def release(claims: Claims, keys: Iterable[Key], port: int | None = None, protocol: str = TCP) -> Change:
-    """Remove registrations, or only their frontends on `port` of `protocol`; a range leaves as a whole.
-
-    Releasing what does not exist changes nothing.
-    """
+def release(
+    claims: Claims, keys: Iterable[Key], port: int | None = None, protocol: str = TCP, server_name: str | None = None
+) -> Change:
+    """Remove registrations, or only their frontends on `port` of `protocol`; a range leaves as a whole. `server_name`: of the
+    port only this route ("": the default one). Releasing what does not exist changes nothing."""
     gone = {key: claims.registrations[key] for key in keys if key in claims.registrations}
     ports = {
-        key: frozenset(listen for listen in one.places if port is None or listen.has((protocol, port)))
+        key: frozenset(
+            listen
+            for listen in one.places
+            if port is None or (listen.has((protocol, port)) and server_name in (None, listen.server_name))
+        )
         for key, one in gone.items()
     }
     touched = frozenset().union(*ports.values())
@@ -223,10 +227,9 @@ def readmitting(
                 except Refused as refused:
                     refusals.append(Refused(refused.code, f"{one.owner}: {refused.detail}", refused.hint))
             if kept:
-                listens = {item.port_key: listen for item, listen in kept}
-                places = tuple(listens.values())
+                places = tuple(listen for _, listen in kept)
                 if len(kept) < len(one.wanted) or places != one.places:  # else the very same: nothing to make, or to free
-                    wanted, displaced = tuple(item for item, _ in kept), _moved_along(one, listens)
+                    wanted, displaced = tuple(item for item, _ in kept), _moved_along(one, places)
                     one = replace(one, wanted=wanted, places=places, displaced=displaced)  # noqa: PLW2901
                 claims = claims.edited({one.key: one})
         yield
@@ -237,7 +240,7 @@ def _readmitted(claims: Claims, static_rules: StaticRules, one: Registration) ->
     """The place of its only frontend. Raises Refused."""
     listen = static_rules.place(one.wanted[0], one)
     for key in conflicts(claims, static_rules, replace(one, places=(listen,)), NEVER_YIELDS, takeover=False):
-        raise Refused(Code.PORT_OWNED, f"port {listen.port_text} is owned by {claims.registrations[key].owner}")
+        raise Refused(Code.PORT_OWNED, f"port {listen.route_text} is owned by {claims.registrations[key].owner}")
     return listen
 
 
@@ -313,7 +316,8 @@ def _same_port(one: Address, other: Address) -> bool:
     return one._replace(ip=other.ip) == other
 
 
-def _moved_along(one: Registration, places: Mapping[PortKey, Listen]) -> tuple[DisplacedServer, ...]:
-    """The displaced servers, moved to where their port listens now, without those of ports that are gone."""
-    moved = ((old, places.get(old.listen.port_key)) for old in one.displaced)
+def _moved_along(one: Registration, places: Iterable[Listen]) -> tuple[DisplacedServer, ...]:
+    """The displaced servers, moved to where their port listens now, without those of ports and names that are gone."""
+    now = {(place.port_key, place.server_name): place for place in places}
+    moved = ((old, now.get((old.listen.port_key, old.listen.server_name))) for old in one.displaced)
     return tuple(replace(old, listen=listen) for old, listen in moved if listen is not None)

@@ -70,6 +70,7 @@ class OnDown(StrEnum):
 class Timeouts:
     """Seconds."""
 
+    hello: float = 5.0  # for a TLS client's first message, where a port has routes
     connect: float = 5.0
     queue: float = 5.0
     idle: float = 3600.0
@@ -259,6 +260,7 @@ class StaticFrontend:
     servers: tuple[StaticServer, ...] = ()
     policy: Policy = Policy()
     joining: JoinRule = JoinRule.NAME
+    allows_names: bool = False  # its clients may have to wait for their hello: it has routes, or registrations may add some
 
 
 @dataclass(frozen=True, slots=True)

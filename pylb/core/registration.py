@@ -7,19 +7,22 @@ set: one registration with servers on many machines, all replaced at once. They 
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from enum import StrEnum
-from typing import Annotated, Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidatorFunctionWrapHandler, WithJsonSchema, WrapValidator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
-from pylb.core.address import TCP, Address, Listen, PortKey, parse_port_range, port_text
+from pylb.core.address import TCP, Address, Listen, PortKey, port_text
 from pylb.core.checks import HEALTH_SCHEMA, BadCheck, parse_health
 from pylb.core.errors import Code, Refused
 from pylb.core.policy import CONNECT, UNSAID, Check, HealthOverride, LeaseBounds, ProxyProtocol
+from pylb.core.port_field import PortField, ends
+from pylb.core.server_names import parse_server_name
 from pylb.core.server_set import MOST_MEMBERS, MOST_RULES, MOST_SERVERS, NO_TERMS, Member, Terms, parse_access
+from pylb.core.strict_json import strict_json
 from pylb.core.text import whole_number
 
 # Host and pod names (RFC 1123), plus the underscore and capitals that are in use anyway. No slash, no `@`, no leading dot:
@@ -58,7 +61,11 @@ class State(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class FrontendRequest:
-    """One frontend that a registration asks for. `send_proxy` None: as the frontend's policy says."""
+    """One frontend that a registration asks for. `send_proxy` None: as the frontend's policy says.
+
+    `server_name`: it wants only the clients that ask for this name; "": the default route, all that no route has. Then
+    `allows_names` says whether others may have routes beside it, for which its own clients wait until their hello is there.
+    """
 
     port: int
     target_port: int
@@ -69,6 +76,8 @@ class FrontendRequest:
     protocol: str = TCP
     last: int = 0  # the last port of a range; 0: it is one port
     target_last: int = 0  # of as many target ports, one for each; 0: all go to one
+    server_name: str = ""
+    allows_names: bool = False
 
     @property
     def port_key(self) -> PortKey:
@@ -87,6 +96,11 @@ class FrontendRequest:
     def at(self, ip: str) -> Address:
         """Of its server on that machine."""
         return Address(ip, self.target_port, self.protocol, self.target_last)
+
+    @property
+    def route_text(self) -> str:
+        """The same, and of a route the name: `443 git.example.net`."""
+        return f"{self.port_text} {self.server_name}" if self.server_name else self.port_text
 
     def dialled(self, configured: Check = CONNECT) -> Iterator[tuple[str, int]]:
         """(field, port) of everything that pylb sends to for it. `configured`: the check of the frontend's policy."""
@@ -174,39 +188,28 @@ SEQUENCE = "Pylb-Sequence"  # the header with a call's `sequence`
 MOST_SEQUENCE = (1 << 63) - 1  # etcd's revisions, which Kubernetes shows as resourceVersion, are of 64 bits
 MOST_TTL = 8784 * 3600  # seconds: the longest duration that the config accepts; `leases.max_ttl` may be shorter
 _STRICT = ConfigDict(strict=True, extra="forbid", frozen=True)
+MOST_ROUTES = 64  # of a call: as many as it may have frontends, one for each server name
 MOST_PORTS = 1024  # in all ranges of a call
-_RANGE = re.compile(r"[0-9]{1,5}-[0-9]{1,5}")
-
-
-class PortRange(NamedTuple):
-    first: int
-    last: int
-
-
-def _port_or_range(value: Any, port: ValidatorFunctionWrapHandler) -> object:
-    """A number, or the PortRange of a text; what else it may be, `port` refuses."""
-    if isinstance(value, str) and _RANGE.fullmatch(value):
-        return PortRange(*parse_port_range(value))
-    return port(value)
-
-
-# Not a union with PortRange: its errors would name a branch beside the field.
-_Port = Annotated[
-    int,
-    Field(ge=1, le=65535),
-    WrapValidator(_port_or_range),
-    WithJsonSchema(
-        {"anyOf": [{"type": "integer", "minimum": 1, "maximum": 65535}, {"type": "string", "pattern": _RANGE.pattern}]}
-    ),
-]
 
 
 class FrontendBody(BaseModel):
     model_config = _STRICT
 
-    port: _Port = Field(description='the port pylb listens on, or a range: "20000-20099"')
-    target_port: _Port = Field(
+    port: PortField = Field(description='the port pylb listens on, or a range: "20000-20099"')
+    target_port: PortField = Field(
         description="the server's port, usually the Service's NodePort; of a range as many, or one for all"
+    )
+    server_names: list[str] | None = Field(
+        None,
+        min_length=1,
+        max_length=MOST_ROUTES,
+        description="only clients that ask for one of these names by TLS (SNI): `git.example.net`, `*.example.net` for one "
+        "label, `**.example.net` for one or more; null: the default route, all other clients of the port",
+    )
+    names: Literal["allowed"] | None = Field(
+        None,
+        description="of a default route: others may have routes by server name on its port; then its clients wait until they "
+        "have said a name, so it is not for servers that speak first",
     )
     proxy_protocol: Literal["none", "v1", "v2"] | None = Field(None, description="PROXY header sent to the server")
     weight: int = Field(1, ge=1, le=256)
@@ -222,7 +225,7 @@ class FrontendBody(BaseModel):
 class AnnouncementBody(BaseModel):
     model_config = _STRICT
 
-    frontends: list[FrontendBody] = Field(min_length=1, max_length=64)
+    frontends: list[FrontendBody] = Field(min_length=1, max_length=MOST_ROUTES)
     address: str | None = Field(None, description="an IP the token may name; null: the calling address")
     ttl: int | None = Field(60, description="seconds until a silent registration is stale; null: never")
     state: Literal["ready", "draining"] = "ready"
@@ -300,6 +303,9 @@ def parse_set(body: bytes) -> Announcement:
             raise Refused(Code.INVALID, detail, "one entry per machine")
         seen.add(check_name(f"servers[{index}].instance:", one.instance))
     terms = Terms(parse_access(parsed.access), _seconds(parsed.idle_timeout))
+    if terms.access and any(item.server_name or item.allows_names for item in wanted):
+        detail = "access: on a port with routes by server name it would be for all of them, also those of others"
+        raise Refused(Code.INVALID, detail, "leave out access, or server_names and names")
     members = tuple((one.instance, one.address, one.weight) for one in parsed.servers)
     draining = parsed.state == "draining"
     return Announcement(wanted, None, _seconds(parsed.ttl), draining, members, terms if terms != NO_TERMS else NO_TERMS)
@@ -321,12 +327,17 @@ def _validated(model: type[B], body: bytes) -> B:
 
 
 def _all_wanted(frontends: list[FrontendBody]) -> tuple[FrontendRequest, ...]:
-    wanted = tuple(_wanted(index, item) for index, item in enumerate(frontends))
+    by_index = [(index, one) for index, item in enumerate(frontends) for one in _wanted(index, item)]
+    wanted = tuple(one for _, one in by_index)
+    if len(wanted) > MOST_ROUTES:
+        detail = f"frontends: {len(wanted)} ports and names in all, and a call may have {MOST_ROUTES}"
+        raise Refused(Code.INVALID, detail, "several registrations")
     if (count := sum(len(item.ports) for item in wanted)) > MOST_PORTS:
         raise Refused(
             Code.INVALID, f"frontends: {count} ports in all, and a call may have {MOST_PORTS}", "several registrations"
         )
-    _no_port_twice(wanted)
+    _none_twice(by_index)
+    _all_wait_or_none(wanted)
     return wanted
 
 
@@ -337,49 +348,67 @@ def _seconds(ttl: int | None) -> float | None:
     return None if ttl is None else float(ttl)
 
 
-def _wanted(index: int, item: FrontendBody) -> FrontendRequest:
+def _wanted(index: int, item: FrontendBody) -> Iterator[FrontendRequest]:
+    """One for each server name."""
     send = None if item.proxy_protocol is None else ProxyProtocol(item.proxy_protocol)
     try:
         health = UNSAID if item.health is None else parse_health(item.health)
     except BadCheck as bad:
         raise Refused(Code.INVALID, f"frontends[{index}].health: {bad}", bad.hint) from None
-    (port, last), (target_port, target_last) = _ends(item.port), _ends(item.target_port)
+    (port, last), (target_port, target_last) = ends(item.port), ends(item.target_port)
     if target_last and target_last - target_port != last - port:
         hint = "as many target ports as ports, or one for all of them"
         raise Refused(Code.INVALID, f"frontends[{index}].target_port: not a range of the same length as port", hint)
-    return FrontendRequest(port, target_port, send, item.weight, item.backup, health, last=last, target_last=target_last)
+    one = FrontendRequest(port, target_port, send, item.weight, item.backup, health, last=last, target_last=target_last)
+    for server_name in _server_names(index, item, one):
+        yield replace(one, server_name=server_name, allows_names=item.names is not None)
 
 
-def _ends(port: Any) -> PortRange:
-    return port if isinstance(port, PortRange) else PortRange(port, 0)
+def _server_names(index: int, item: FrontendBody, one: FrontendRequest) -> list[str]:
+    """ "" alone: the default route."""
+    field = "names" if item.server_names is None else "server_names"
+    if one.last and (item.server_names or item.names):
+        raise Refused(Code.INVALID, f"frontends[{index}].{field}: a range of ports has no routes", "one port for each entry")
+    if item.server_names is None:
+        return [""]
+    if item.names is not None:
+        detail = f"frontends[{index}].names: it is about a default route, and this one has server_names"
+        raise Refused(Code.INVALID, detail, "leave one of the two out")
+    found = []
+    for number, text in enumerate(item.server_names):
+        try:
+            found.append(parse_server_name(text))
+        except ValueError as error:
+            raise Refused(Code.INVALID, f"frontends[{index}].server_names[{number}]: {error}") from None
+    return found
 
 
-def _no_port_twice(wanted: tuple[FrontendRequest, ...]) -> None:
-    seen: set[PortKey] = set()
-    for index, item in enumerate(wanted):
+def _none_twice(wanted: list[tuple[int, FrontendRequest]]) -> None:
+    seen: set[tuple[PortKey, str]] = set()
+    for index, item in wanted:
         for port in item.ports:
-            if (key := (item.protocol, port)) in seen:
-                text = port_text(port, item.protocol)
-                raise Refused(Code.INVALID, f"frontends[{index}].port: {text} appears twice", "one entry per port")
-            seen.add(key)
+            if (key := ((item.protocol, port), item.server_name)) not in seen:
+                seen.add(key)
+                continue
+            text = port_text(port, item.protocol)
+            if item.server_name:
+                detail = f"frontends[{index}].server_names: {item.server_name} appears twice on port {text}"
+                raise Refused(Code.INVALID, detail, "one entry per name")
+            raise Refused(Code.INVALID, f"frontends[{index}].port: {text} appears twice", "one entry per port")
 
 
-def strict_json(body: bytes) -> Any:
-    """JSON according to RFC 8259: UTF-8, no NaN, no duplicate key, no half of a surrogate pair.
-
-    Raises Refused: INVALID_JSON, or INVALID for a text that cannot be written as UTF-8.
-    """
-    try:
-        data = json.loads(body.decode("utf-8"), object_pairs_hook=unique_keys, parse_constant=_no_constant)
-        json.dumps(data, ensure_ascii=False).encode()  # answers, logs and the snapshot are UTF-8 too
-    except RecursionError:
-        raise Refused(Code.INVALID_JSON, "the body is nested too deeply") from None
-    except UnicodeEncodeError:
-        detail = "a text of the body has half of a surrogate pair, so it cannot be written as UTF-8"
-        raise Refused(Code.INVALID, detail, r"write the character itself, or both halves: \ud83d\ude00") from None
-    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
-        raise Refused(Code.INVALID_JSON, f"the body is not JSON: {error}") from None
-    return data
+def _all_wait_or_none(wanted: tuple[FrontendRequest, ...]) -> None:
+    """The default route of a port on which the same call has names must say that its clients may wait."""
+    with_names = {item.port_key for item in wanted if item.server_name}
+    for item in wanted:
+        waits = item.server_name or item.allows_names
+        if waits or not any((item.protocol, port) in with_names for port in item.ports):
+            continue
+        detail = (
+            f"frontends: port {item.port_text} has server_names, so the clients of its default route have to wait for a hello"
+        )
+        hint = "one port for each entry" if item.last else 'say `"names": "allowed"` for the default route'
+        raise Refused(Code.INVALID, detail, hint)
 
 
 def ports_named(body: bytes) -> list[int]:
@@ -394,21 +423,6 @@ def ports_named(body: bytes) -> list[int]:
     said = [one.get("port") for one in frontends if isinstance(one, dict)] if isinstance(frontends, list) else []
     texts = (str(one)[:6] for one in (*said, data.get("frontend-port")))
     return [port for text in texts if (port := whole_number(text, 65535))]
-
-
-def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of JSON, for `object_pairs_hook`. Raises Refused INVALID_JSON for a duplicate key: a reader of the first and a
-    reader of the last would see two different calls."""
-    found: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in found:
-            raise Refused(Code.INVALID_JSON, f"the body is not JSON: the key {key[:40]!r} appears twice")
-        found[key] = value
-    return found
-
-
-def _no_constant(text: str) -> Any:
-    raise ValueError(f"{text} is not a JSON number")
 
 
 def _readable(error: ErrorDetails, body: type[BaseModel]) -> Refused:

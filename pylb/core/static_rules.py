@@ -45,6 +45,8 @@ class StaticRules:
         self._names = frozenset(frontend.name for frontend in rules.frontends)
         self._by_port: dict[PortKey, list[StaticFrontend]] = {}
         for frontend in rules.frontends:
+            if frontend.listen.server_name:
+                continue
             for number in frontend.listen.ports:
                 self._by_port.setdefault((frontend.listen.protocol, number), []).append(frontend)
 
@@ -74,10 +76,25 @@ class StaticRules:
     def place(self, item: FrontendRequest, one: Registration) -> Listen:
         """Where a port of the registration listens: at the static frontend that it joins, else at `defaults.bind`.
 
-        Raises Refused if the port is pylb's own, or a static frontend's that it may not join.
+        Raises Refused if the port is pylb's own, or a static frontend's that it may not join or that has no routes.
         """
+        found = self._port_of(item, one)
+        if not item.server_name:
+            return found
+        static = self.frontends.get(found)
+        if static is not None and not static.allows_names:
+            raise Refused(
+                Code.PORT_OWNED,
+                f"port {item.port_text} is the static frontend {static.name!r}, which has no routes: its clients do not wait "
+                f"for a hello, because its servers may be the ones to speak first",
+                "let the frontend say `names: allowed`",
+                port=item.port_text,
+            )
+        return found._replace(server_name=item.server_name)
+
+    def _port_of(self, item: FrontendRequest, one: Registration) -> Listen:
         port = item.port_text
-        if item.protocol == TCP and any(number in self.rules.reserved_ports for number in item.ports):
+        if item.protocol == TCP and not self.rules.reserved_ports.isdisjoint(item.ports):
             detail = f"port {port} is pylb's own (webhook, admin or metrics)"
             raise Refused(Code.PORT_FORBIDDEN, detail, "use another port", port=port)
         free = Listen(item.protocol, self.rules.defaults.bind, item.port, item.last)
@@ -111,8 +128,12 @@ class StaticRules:
         return any(frontend.name == name and frontend.joining is JoinRule.NAME for frontend in statics)
 
     def label(self, name: str, listen: Listen) -> str:
-        """The label of a frontend that registrations opened. If a static frontend has that name already, it gets an "@", which
-        no name can contain: so in logs, metrics and `pylb ctl` no registration can pass for a frontend from the config."""
+        """The label of a frontend that the registration `name` opened. If a static frontend has that name already, it gets an
+        "@", which no name can contain: so in logs, metrics and `pylb ctl` no registration can pass for a frontend from the
+        config. A route is its frontend's label, a colon and the server name."""
+        if listen.server_name:
+            static = self.frontends.get(listen.default)
+            return f"{self.label(name, listen.default) if static is None else static.name}:{listen.server_name}"
         port = listen.port_text.replace("/", "-")
         label = f"{name}-{port}"
         return f"{name}@{port}" if label in self._names else label
@@ -134,11 +155,14 @@ class StaticRules:
         )
 
     def joined_by_any(self, listen: Listen) -> bool:
-        static = self.frontends.get(listen)
+        static = self.frontends.get(listen.default)
         return static is not None and static.joining is JoinRule.ANY
 
     def policy(self, listen: Listen) -> Policy:
+        """Of a static frontend, of its route, and of a route that a registration adds to it; else the defaults."""
         static = self.frontends.get(listen)
+        if static is None and listen.server_name:
+            static = self.frontends.get(listen.default)
         return self.rules.defaults if static is None else static.policy
 
 

@@ -59,22 +59,22 @@ def changes(old: Table, new: Table) -> Iterator[list[ChangeLine]]:
 
 def in_order(found: Iterable[ChangeLine]) -> list[ChangeLine]:
     """Sorted by port."""
-    return sorted(found, key=lambda line: (line.listen.port, line.listen.protocol, line.listen.ip))
+    return sorted(found, key=lambda line: (line.listen.port, line.listen.protocol, line.listen.ip, line.listen.server_name))
 
 
 def _opened(frontend: Frontend) -> ChangeLine:
     to = ", ".join(map(str, frontend.servers)) or "no server yet"
-    text = f"port {frontend.listen.port_text} ({frontend.name}) opened -> {to}"
+    text = f"port {frontend.listen.route_text} ({frontend.name}) opened -> {to}"
     return ChangeLine(ChangeKind.OPENED, frontend.listen, frontend.name, text)
 
 
 def _closed(frontend: Frontend) -> ChangeLine:
-    text = f"port {frontend.listen.port_text} ({frontend.name}) closed"
+    text = f"port {frontend.listen.route_text} ({frontend.name}) closed"
     return ChangeLine(ChangeKind.CLOSED, frontend.listen, frontend.name, text)
 
 
 def _changed(old: Frontend, new: Frontend) -> Iterator[ChangeLine]:
-    head, listen, name = f"port {new.listen.port_text} ({new.name})", new.listen, new.name
+    head, listen, name = f"port {new.listen.route_text} ({new.name})", new.listen, new.name
     if old.name != new.name or (old.policy is not new.policy and old.policy != new.policy):
         was = f", was {old.name}" if old.name != new.name else ""
         yield ChangeLine(ChangeKind.POLICY, listen, name, f"{head}: other settings{was}")

@@ -5,8 +5,10 @@ queue wait for its replacement. With one worker nothing is shared, and listen() 
 """
 
 import asyncio
+import errno
 import logging
 from collections.abc import Mapping, Sequence
+from operator import attrgetter
 from socket import SocketType
 from typing import Protocol
 
@@ -65,6 +67,8 @@ class TableSink:
 
     def _open_all(self, frontend: Frontend) -> None:
         """Its port, or all of its range or none. Raises OSError."""
+        if frontend.listen.server_name and frontend.listen.default not in self._workers[0].sockets:
+            raise OSError(errno.ENOTCONN, "its port is not open")
         opened: list[Listen] = []
         for one in frontend.listen.each():
             is_new = one not in self._workers[0].sockets
@@ -92,7 +96,7 @@ class TableSink:
             edits[frontend.listen] = None
         failed: dict[Listen, OSError] = {}
         again = (table.frontends[listen] for listen in self._unopened if listen in table.frontends)
-        for frontend in (*asked.opened, *again):
+        for frontend in sorted((*asked.opened, *again), key=attrgetter("listen")):  # a port before its routes
             try:
                 self._open_all(frontend)
             except OSError as error:

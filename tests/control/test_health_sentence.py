@@ -56,6 +56,14 @@ def well(number: int) -> FrontendView:
     return frontend(f"app-{number}", number, view())
 
 
+def test_a_port_without_a_default_route_is_as_well_as_its_routes() -> None:
+    only_names = web()._replace(routes=2)
+    assert condition(only_names, {}, NOW) == (Condition.HEALTHY, "")
+    assert condition(only_names._replace(unbound="in use"), {}, NOW)[0] is Condition.DOWN
+    assert condition(web(), {}, NOW) == (Condition.DOWN, "web-443 has no server yet")
+    assert condition(web(down())._replace(routes=2), {}, NOW)[0] is Condition.DOWN
+
+
 def event(kind: str, ago: float, number: int = 7, frontend: str = "web-443") -> Event:
     return Event(NOW - ago, kind, "", {"frontend": frontend, "address": f"10.0.0.{number}:30443"})
 

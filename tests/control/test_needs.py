@@ -9,7 +9,7 @@ import pytest
 
 from pylb.api.routes import rows
 from pylb.control.health_sentence import troubles
-from pylb.control.storage import snapshot
+from pylb.control.storage import needs, snapshot
 from pylb.control.storage.snapshot import Snapshot
 from pylb.control.storage.store import _canonical
 from pylb.core.address import Address, Listen
@@ -17,7 +17,7 @@ from pylb.core.checks import parse_health
 from pylb.core.persistent_map import PersistentMap, frozen_set
 from pylb.core.policy import Rules
 from pylb.core.registration import Announcement, FrontendRequest, Key, Registration
-from tests.control.harness import Control, control
+from tests.control.harness import Control, control, token
 from tests.support.ports import free_ports
 
 NEW = {
@@ -68,7 +68,7 @@ def test_a_registration_for_udp_says_that_it_needs_it_and_is_kept_for_a_version_
     assert (entry["needs"], [item.get("protocol") for item in entry["frontends"]]) == (["udp"], [None, "udp"])
     found, complaints = snapshot.decode(text)
     assert (dict(found.registrations), [kept.entry for kept in found.unserved.values()], complaints) == ({}, [entry], [])
-    monkeypatch.setattr(snapshot, "KNOWN_NEEDS", snapshot.KNOWN_NEEDS | {snapshot.DATAGRAMS})
+    monkeypatch.setattr(snapshot, "KNOWN_NEEDS", needs.KNOWN_NEEDS | {needs.DATAGRAMS})
     found, complaints = snapshot.decode(text)
     assert (found.registrations, found.proven, found.down, complaints) == (taken.registrations, taken.proven, taken.down, [])
     entry["frontends"][1]["protocol"] = "sctp"
@@ -185,3 +185,24 @@ def test_its_texts_are_shown_without_what_drives_a_terminal_or_cannot_be_written
     [one] = found.unserved.values()
     assert (one.name, one.needs) == ("two\\x0alines", ("\\x1b[31m", "half \\ud800"))
     assert (one.entry, complaints) == (hostile, [])
+
+
+async def test_an_older_pylb_does_not_serve_a_route_by_server_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would send all clients of the port to the servers of one name."""
+    (port,) = free_ports(1)
+    default = FrontendRequest(port, 30001, allows_names=True)
+    async with control(tmp_path, token(server_names=("*.example.net",))) as c:
+        wanted = Announcement((FrontendRequest(port, 30002, server_name="git.example.net"),))
+        await c.registry.calls.announce("git", "pod-1", wanted, c.caller("127.0.0.1"))
+        await c.registry.calls.announce("web", "pod-1", Announcement((default,)), c.caller("127.0.0.1"))
+        assert c.sink.ports == {port}
+    entries = payload(tmp_path)["registrations"]
+    assert sorted((entry["name"], entry["needs"]) for entry in entries) == [("git", ["names"]), ("web", [])]
+    with monkeypatch.context() as older:
+        older.setattr(snapshot, "KNOWN_NEEDS", frozenset())
+        async with control(tmp_path) as c:
+            assert {str(listen) for listen in c.registry.table.frontends} == {f"*:{port}"}
+    async with control(tmp_path) as c:
+        assert {str(listen) for listen in c.registry.table.frontends} == {f"*:{port}", f"*:{port} git.example.net"}
+        found = {one.name: one.frontends for one in c.registry.each_registration()}
+        assert found == {"git": wanted.frontends, "web": (default,)}

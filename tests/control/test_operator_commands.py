@@ -161,6 +161,26 @@ async def test_the_operator_releases_a_port_or_a_name(tmp_path: Path) -> None:
                 await c.registry.operator.release_any(nobody)
 
 
+async def test_the_operator_releases_one_route_of_a_port_or_its_default_route(tmp_path: Path) -> None:
+    """A port alone means all of its routes, which have several owners."""
+    (port,) = free_ports(1)
+    names = ("git.example.net", "*.example.net", "")
+    async with control(tmp_path, token(server_names=("**.example.net",))) as c:
+        for who, name in zip(("git", "apps", "web"), names, strict=True):
+            wanted = FrontendRequest(port, 30001, server_name=name, allows_names=not name)
+            await c.registry.calls.announce(who, "pod-1", Announcement((wanted,)), c.caller())
+        release = c.registry.operator.release_any
+        assert await release(str(port), "git.example.net") == [f"released t/git/pod-1, port {port} git.example.net"]
+        assert c.registry.events()[-1].text == f"released on port {port} git.example.net; closed: {port} git.example.net"
+        for what, name in ((str(port), "git.example.net"), ("web", ""), ("web", "git.example.net")):
+            with pytest.raises(Refused):
+                await release(what, name)
+        assert await release(str(port), "") == [f"released t/web/pod-1, port {port} (default route)"]
+        assert {str(listen) for listen in c.registry.table.frontends} == {f"*:{port}", f"*:{port} *.example.net"}
+        assert await release(str(port)) == [f"released t/apps/pod-1, port {port}"]
+        assert c.sink.ports == set()
+
+
 async def test_who_releases_a_static_frontend_learns_where_it_is_written(tmp_path: Path) -> None:
     (port,) = free_ports(1)
     async with control(tmp_path, rules=Rules(frontends=(static("web", f"*:{port}", f"{NODE_A}:30001"),))) as c:

@@ -7,9 +7,9 @@ from typing import TypeVar
 
 import pytest
 
-from pylb.core.address import Address, Listen, parse_address, parse_listen
+from pylb.core.address import Address, Listen, parse_address, written_listen
 from pylb.core.claims import Claims
-from pylb.core.compose import ServerStates, all_listens, compose_frontend, compose_table
+from pylb.core.compose import ServerStates, all_listens, compose_frontend, compose_table, with_ports
 from pylb.core.errors import Refused
 from pylb.core.ownership import Change, adopting, announce, readmitting
 from pylb.core.policy import JoinRule, ProxyProtocol, Rules, StaticFrontend, StaticServer
@@ -35,6 +35,16 @@ def native(
 ) -> Registration:
     wanted = tuple(FrontendRequest(port, target, send_proxy, backup=backup) for port, target in (ports or {443: 30443}).items())
     return Registration(Key(token, name, instance), name, ip, wanted, ttl, state)
+
+
+def routed(*places: str, ip: str = A, token: str = "t", name: str = "web", instance: str = "pod-1") -> Registration:
+    """Of places like "443" (a default route), "443+" (one that allows names) and "443 git.example.net"."""
+    wanted = []
+    for place in places:
+        port, _, server_name = place.partition(" ")
+        allows = port.endswith("+")
+        wanted.append(FrontendRequest(int(port.rstrip("+")), 30443, server_name=server_name, allows_names=allows))
+    return Registration(Key(token, name, instance), name, ip, tuple(wanted))
 
 
 def legacy(port: int = 443, ip: str = A, *, token: str = "t", name: str = "legacy") -> Registration:
@@ -101,7 +111,7 @@ def compose(
 ) -> Table:
     """The table after `base`. `touched` None: all frontends are worked out."""
     old = base or Table()
-    listens = all_listens(claims, static_rules, old) if touched is None else touched
+    listens = all_listens(claims, static_rules, old) if touched is None else with_ports(touched)
     return compose_table(
         old,
         {
@@ -115,13 +125,15 @@ def at(text: str) -> Address:
     return parse_address(text)
 
 
-def on(port: int, ip: str = "*") -> Listen:
-    return Listen("tcp", ip, port)
+def on(port: int, ip: str = "*", server_name: str = "") -> Listen:
+    return Listen("tcp", ip, port, server_name=server_name)
 
 
-def static(name: str, listen: str, *servers: str, joining: JoinRule = JoinRule.NAME) -> StaticFrontend:
+def static(
+    name: str, listen: str, *servers: str, joining: JoinRule = JoinRule.NAME, allows_names: bool = False
+) -> StaticFrontend:
     lines = tuple(StaticServer(parse_address(text)) for text in servers)
-    return StaticFrontend(name, parse_listen(listen), lines, joining=joining)
+    return StaticFrontend(name, written_listen(listen), lines, joining=joining, allows_names=allows_names)
 
 
 def static_rules(*frontends: StaticFrontend, **changes: object) -> StaticRules:

@@ -20,6 +20,7 @@ from pylb.core.address import (
     parse_port,
     parse_ports,
     refused_class,
+    written_listen,
 )
 
 IPS = st.ip_addresses().map(lambda ip: parse_ip(str(ip)))
@@ -204,3 +205,15 @@ def test_listen_addresses_overlap_where_the_kernel_would_refuse(one: str, other:
 
 def test_another_protocol_is_another_world() -> None:
     assert not parse_listen("*:53").overlaps(parse_listen("*:53", "udp"))
+
+
+def test_a_route_is_a_place_beside_its_port() -> None:
+    route = written_listen("*:443 Git.example.net")
+    assert (str(route), route.port, route.default) == ("*:443 git.example.net", 443, parse_listen("*:443"))
+    assert written_listen(str(route)) == route
+    assert (list(route.each()), list(route.default.each())) == ([], [route.default])  # it has no socket of its own
+    assert (route.is_named("443"), route.route_text, route.default.route_text) == (True, "443 git.example.net", "443")
+    assert sorted([route, route.default]) == [route.default, route]
+    for text in ("*:443 ", "*:443 a b", "git.example.net"):
+        with pytest.raises(ValueError, match=r"."):
+            written_listen(text)

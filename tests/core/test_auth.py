@@ -9,6 +9,7 @@ from pylb.core.auth import (
     Token,
     check_name,
     check_port,
+    check_server_name,
     check_source,
     fingerprint,
 )
@@ -123,3 +124,22 @@ def test_the_registrations_of_a_replaced_token_are_its_heirs_if_it_might_have_ma
 def test_a_secret_is_told_apart_by_a_fingerprint_that_does_not_show_it() -> None:
     assert fingerprint(STRONG) == fingerprint(STRONG) != fingerprint(STRONG + "x")
     assert len(fingerprint(STRONG)) == 8
+
+
+def test_a_token_registers_the_server_names_of_its_scope_and_without_one_default_routes_only() -> None:
+    check_server_name(token(), "")
+    found = refusal(check_server_name, token(), "git.example.net")
+    assert found.code is Code.NAME_FORBIDDEN
+    assert "may not register the server name 'git.example.net' (it may: none)" in found.detail
+    scoped = token(server_names=("git.example.net", "*.apps.example.net"))
+    for name in ("", "git.example.net", "*.apps.example.net", "a.apps.example.net"):
+        check_server_name(scoped, name)
+    found = refusal(check_server_name, scoped, "**.apps.example.net")
+    assert "it may: git.example.net, *.apps.example.net" in found.detail
+    check_server_name(token(server_names=("*",)), "any.net")
+
+
+def test_an_heir_takes_over_only_names_of_its_own_scope() -> None:
+    keyring = Keyring([token(name="new", names=("web",), replaces=("old",), server_names=("*.example.net",))])
+    for names, owner in ((["a.example.net", ""], "new"), (["a.example.org"], "old")):
+        assert keyring.heir("old", "web", [8443], legacy=False, server_names=names) == owner

@@ -160,3 +160,11 @@ def test_anything_else_is_malformed(wanted: Any, value: Any) -> None:
 def test_a_number_beyond_any_float_is_malformed() -> None:
     with pytest.raises(Malformed, match="308 digits"):
         from_plain(float, 10**400)
+
+
+def test_a_tuple_of_an_older_pylb_lacks_what_came_later() -> None:
+    """At an upgrade the old workers report to the new main: their Listen has no server name."""
+    assert from_plain(Listen, ["tcp", "*", 443]) == Listen("tcp", "*", 443)
+    for wrong in (["tcp", "*"], ["tcp", "*", 443, 0, "a.net", 1]):
+        with pytest.raises(Malformed, match="is no Listen"):
+            from_plain(Listen, wrong)

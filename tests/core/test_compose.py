@@ -6,11 +6,11 @@ from pylb.core.address import Address, HostPort, Listen
 from pylb.core.claims import Claims
 from pylb.core.compose import ServerStates, compose_frontend
 from pylb.core.ownership import become, release
-from pylb.core.policy import JoinRule, Policy, ProxyProtocol, Rules, SourceLimits, StaticFrontend, StaticServer
+from pylb.core.policy import JoinRule, Policy, ProxyProtocol, Rules, SourceLimits, StaticFrontend, StaticServer, Timeouts
 from pylb.core.registration import Key, State
 from pylb.core.static_rules import StaticRules
 from pylb.core.table import Table
-from tests.core.claiming import FREE, A, B, C, at, compose, enter, having, legacy, native, on, static, static_rules
+from tests.core.claiming import FREE, A, B, C, at, compose, enter, having, legacy, native, on, routed, static, static_rules
 
 HTTPS = on(443)
 EVERYBODY = frozenset(at(f"{ip}:{port}") for ip in (A, B, C) for port in (30443, 30080))
@@ -242,3 +242,29 @@ def test_limits_by_source_are_asked_for_or_not() -> None:
     assert not SourceLimits(rate=5).by_source
     assert SourceLimits(per_source=1).by_source
     assert SourceLimits(per_source_rate=1).by_source
+
+
+# ---------------------------------------------------------------- routes
+
+
+def test_a_port_with_routes_alone_is_in_the_table_without_servers_and_under_a_name_that_nobody_can_have() -> None:
+    claims = having(routed("443 git.example.net"))
+    table = compose(claims, FREE, ServerStates())
+    port, route = table.frontends.values()
+    assert (port.name, port.listen, port.servers) == ("@443", on(443), ())
+    assert (route.name, route.listen) == ("web-443:git.example.net", on(443, server_name="git.example.net"))
+    assert [server.address for server in route.servers] == [at(f"{A}:30443")]
+    left = release(claims, claims.registrations)
+    assert not compose(left.claims, FREE, ServerStates(), table, left.touched).frontends
+
+
+def test_a_route_that_joins_a_static_frontend_has_its_name_and_policy_and_a_static_route_its_own() -> None:
+    patient = Policy(timeouts=Timeouts(connect=9.0))
+    frontends = (
+        replace(static("web", "*:443", allows_names=True), policy=patient),
+        static("web:git.example.net", "*:443 git.example.net", "198.51.100.7:30443"),
+    )
+    rules = static_rules(*frontends)
+    table = compose(having(routed("443 git.example.net", "443 *.apps.example.net"), static_rules=rules), rules, ServerStates())
+    found = {one.name: (one.policy.timeouts.connect, len(one.servers)) for one in table.frontends.values()}
+    assert found == {"web": (9.0, 0), "web:git.example.net": (5.0, 2), "web:*.apps.example.net": (9.0, 1)}

@@ -8,7 +8,7 @@ from pylb.core.errors import Code
 from pylb.core.ownership import Change, announce, become
 from pylb.core.policy import Bounds, JoinRule
 from pylb.core.registration import Key, State, legacy_key
-from tests.core.claiming import FREE, B, C, enter, having, legacy, native, on, refused, static, static_rules
+from tests.core.claiming import FREE, B, C, enter, having, legacy, native, on, refused, routed, static, static_rules
 
 
 @pytest.mark.parametrize("intruder", [native(name="other"), native(token="u"), legacy(token="u")])
@@ -114,3 +114,86 @@ def test_who_seems_dead_gives_way_and_a_fresh_one_never() -> None:
     change = asks(silent)
     assert change.removed == (Key("t", "web", "pod-1"),)
     assert change.evicted == {Key("t", "web", "pod-1"): {on(443)}}
+
+
+# ---------------------------------------------------------------- server names
+
+GIT, APPS = "443 git.example.net", "443 *.apps.example.net"
+
+
+def test_each_server_name_of_a_port_has_an_owner_of_its_own() -> None:
+    claims = having(routed(GIT), routed(APPS, token="u", name="apps"))
+    assert set(claims.holders) == {on(443, server_name="git.example.net"), on(443, server_name="*.apps.example.net")}
+    found = refused(lambda: enter(claims, routed(GIT, token="u", name="apps")))
+    assert found.code is Code.PORT_OWNED
+    assert "the name git.example.net on port 443 is owned by registration 'web' of token 't'" in found.detail
+    assert "use another name, ask its owner, `pylb release 443 --name git.example.net`" in found.hint
+    assert "`pylb release 443`" in refused(lambda: enter(having(routed("443")), routed("443", token="u"))).hint
+    both = having(routed("443+"), routed(GIT, token="u"))
+    found = refused(lambda: enter(both, routed("443+", token="v")))
+    assert "the default route of port 443 is owned by registration 'web' of token 't'" in found.detail
+    assert "`pylb release 443 --default`" in found.hint
+
+
+def test_a_takeover_of_a_name_leaves_the_others_alone() -> None:
+    claims = having(routed(GIT, APPS))
+    change = enter(claims, routed(GIT, token="u"), takeover=True)
+    assert change.claims.registrations["t", "web", "pod-1", 0].places == (on(443, server_name="*.apps.example.net"),)
+
+
+def test_a_default_route_that_allows_names_is_beside_those_of_others_in_either_order() -> None:
+    default, name = routed("443+"), routed(GIT, token="u", name="git")
+    for order in ((default, name), (name, default)):
+        assert set(having(*order).holders) == {on(443), on(443, server_name="git.example.net")}
+
+
+@pytest.mark.parametrize("takeover", [False, True])
+def test_nobody_makes_the_clients_of_a_default_route_wait_that_does_not_allow_it(takeover: bool) -> None:
+    for default in (routed("443"), legacy()):
+        found = refused(lambda default=default: enter(having(default), routed(GIT, token="u"), takeover=takeover))  # type: ignore[misc]
+        assert found.code is Code.PORT_OWNED
+        assert "allows no names" in found.detail
+        assert '"names": "allowed"' in found.hint
+
+
+@pytest.mark.parametrize("takeover", [False, True])
+@pytest.mark.parametrize("default", [routed("443", token="u"), legacy(token="u")])
+def test_a_default_route_that_would_not_wait_is_refused_where_others_have_names(default: object, takeover: bool) -> None:
+    found = refused(lambda: enter(having(routed(GIT)), default, takeover=takeover))  # type: ignore[arg-type]
+    assert "has routes, as git.example.net of registration 'web' of token 't'" in found.detail
+    assert '"names": "allowed"' in found.hint
+
+
+def test_an_owner_may_have_both_whatever_an_older_instance_of_it_said() -> None:
+    claims = having(routed("443", instance="old"), routed("443+", GIT, instance="new"))
+    assert len(claims.holders[on(443)]) == 2
+    assert refused(lambda: enter(claims, routed(APPS, token="u"))).code is Code.PORT_OWNED
+
+
+def test_dead_ones_give_way_to_names_and_to_a_default_route() -> None:
+    dead = YieldPolicy(yields=lambda _one: True)
+    for held, wanted in ((routed("443"), routed(GIT, token="u")), (routed(GIT, APPS), routed("443", token="u"))):
+        claims = become(having(held), [held.key], State.STALE).claims
+        change = announce(claims, FREE, wanted, takeover=False, proven=frozenset(), yield_policy=dead)
+        assert set(change.claims.registrations) == {wanted.key}
+
+
+def test_a_legacy_add_is_the_default_routes_even_if_its_token_holds_a_name_natively() -> None:
+    claims = having(routed(GIT, token="u"), routed("443+", token="t"))
+    assert enter(claims, legacy(token="t")).result == "superseded"
+    assert refused(lambda: enter(having(routed(GIT)), legacy())).code is Code.PORT_OWNED
+
+
+def test_names_join_a_static_frontend_by_the_rule_for_servers_if_it_has_routes() -> None:
+    for joining, may in ((JoinRule.NAME, False), (JoinRule.ANY, True)):
+        rules = static_rules(static("https", "*:443", joining=joining, allows_names=True))
+        if may:
+            assert having(routed(GIT), routed(GIT, token="u"), static_rules=rules).holders[
+                on(443, server_name="git.example.net")
+            ]
+        else:
+            assert refused(lambda rules=rules: enter(Claims(), routed(GIT), rules)).code is Code.PORT_OWNED  # type: ignore[misc]
+    without = static_rules(static("web", "*:443", "198.51.100.7:30443"))
+    found = refused(lambda: enter(Claims(), routed(GIT), without))
+    assert "has no routes" in found.detail
+    assert "`names: allowed`" in found.hint

@@ -15,23 +15,37 @@ from pylb.core.compose import ServerStates
 from pylb.core.errors import Refused
 from pylb.core.ownership import announce, become, release, settle
 from pylb.core.policy import JoinRule
-from pylb.core.registration import SET, Key, Registration, State
+from pylb.core.registration import SET, FrontendRequest, Key, Registration, State
 from pylb.core.server_set import Member
 from pylb.core.table import DOWN, Table
 from tests.core.claiming import FREE, A, B, adopt, compose, legacy, native, readmit, static, static_rules
 
 TOKENS, NAMES, INSTANCES, IPS, PORTS = ("t", "u"), ("web", "mail"), ("old", "new"), (A, B), (443, 25, 80)
-LAYOUTS = (FREE, static_rules(static("web", "*:443", f"{A}:30001")), static_rules(static("x", "*:25", joining=JoinRule.ANY)))
+SERVER_NAMES = ("", "git.example.net", "*.example.net")
+LAYOUTS = (
+    FREE,
+    static_rules(static("web", "*:443", f"{A}:30001")),
+    static_rules(static("x", "*:25", joining=JoinRule.ANY)),
+    static_rules(static("web", "*:443", allows_names=True), static("web:git", "*:443 git.example.net", f"{A}:30001")),
+    static_rules(static("x", "*:443", f"{A}:30001", joining=JoinRule.ANY, allows_names=True)),
+)
 
 
 def natives() -> st.SearchStrategy[Registration]:
-    ports = st.dictionaries(st.sampled_from(PORTS), st.sampled_from((30001, 30002)), min_size=1)
+    places = st.tuples(st.sampled_from(PORTS), st.sampled_from(SERVER_NAMES))
+    requests = st.dictionaries(places, st.tuples(st.sampled_from((30001, 30002)), st.booleans()), min_size=1)
     return st.builds(
-        lambda name, instance, ip, ports, token, state: native(name, instance, ip, ports, token=token, state=state),
+        lambda name, instance, ip, requests, token, state: replace(
+            native(name, instance, ip, token=token, state=state),
+            wanted=tuple(
+                FrontendRequest(port, target, server_name=server_name, allows_names=allows and not server_name)
+                for (port, server_name), (target, allows) in requests.items()
+            ),
+        ),
         st.sampled_from(NAMES),
         st.sampled_from(INSTANCES),
         st.sampled_from(IPS),
-        ports,
+        requests,
         st.sampled_from(TOKENS),
         st.sampled_from((State.FRESH, State.FRESH, State.DRAINING)),
     )
@@ -148,6 +162,20 @@ class Calls(RuleBasedStateMachine):
                 assert sum(key.is_legacy for key in keys) <= 1
 
     @invariant()
+    def a_default_route_that_allows_no_names_is_alone_or_beside_its_owners_own(self) -> None:
+        for listen, keys in self.claims.holders.items():
+            static = self.static_rules.frontends.get(listen.default)
+            if not listen.server_name:
+                continue
+            if static is not None:
+                assert static.allows_names
+                continue
+            for key in self.claims.holders.get(listen.default, ()):
+                one = self.claims.registrations[key]
+                allows = one.wanted[one.places.index(listen.default)].allows_names
+                assert allows or {(key.token, key.name)} == {(other.token, other.name) for other in keys}
+
+    @invariant()
     def holders_and_places_say_the_same(self) -> None:
         held = {(listen, key) for listen, keys in self.claims.holders.items() for key in keys}
         assert held == {(place, key) for key, one in self.claims.registrations.items() for place in one.places}
@@ -162,7 +190,8 @@ class Calls(RuleBasedStateMachine):
         assert ranks == {
             listen: {(s.address, s.rank, s.name) for s in frontend.servers} for listen, frontend in self.table.frontends.items()
         }
-        assert set(self.table.frontends) == set(self.claims.holders) | set(self.static_rules.frontends)
+        ports = {listen.default for listen in self.claims.holders}
+        assert set(self.table.frontends) == set(self.claims.holders) | set(self.static_rules.frontends) | ports
 
     @invariant()
     def a_registered_port_always_has_a_server_and_labels_are_unique(self) -> None:
@@ -182,9 +211,13 @@ class Calls(RuleBasedStateMachine):
     @invariant()
     def what_each_edit_worked_out_is_what_a_picture_from_nothing_says(self) -> None:
         ones = list(self.claims.registrations.values())
+        held = list(self.claims.holders)
         assert {k: set(v) for k, v in self.claims.ports.items()} == {
-            port: {listen for listen in self.claims.holders if listen.port == port}
-            for port in {listen.port for listen in self.claims.holders}
+            port: {listen.default for listen in held if listen.port == port} for port in {listen.port for listen in held}
+        }
+        assert {k: set(v) for k, v in self.claims.routes.items()} == {
+            port: {listen for listen in held if listen.server_name and listen.default == port}
+            for port in {listen.default for listen in held if listen.server_name}
         }
         assert self.claims.sent_to == Counter(
             Address("loopback" if is_loopback(ip) else ip, item.target_port)

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from pylb.core.checks import HINT as CHECK_HINT
 from pylb.core.errors import Code, Refused
 from pylb.core.policy import Check, CheckKind, HealthOverride, LeaseBounds, ProxyProtocol
-from pylb.core.registration import Announcement, FrontendRequest, check_name, check_ttl, parse_native, ports_named, strict_json
+from pylb.core.registration import Announcement, FrontendRequest, check_name, check_ttl, parse_native, ports_named
+from pylb.core.strict_json import strict_json
 
 ONE = {"port": 443, "target_port": 30443}
 
@@ -193,3 +194,65 @@ def test_a_key_that_is_there_twice_is_found_in_one_pass() -> None:
 )
 def test_a_refused_body_is_about_the_ports_that_can_be_read_in_it(text: bytes, ports: list[int]) -> None:
     assert ports_named(text) == ports
+
+
+# ---------------------------------------------------------------- server names
+
+
+def test_each_server_name_is_a_request_of_its_own_beside_a_default_route_that_allows_them() -> None:
+    named = ONE | {"server_names": ["Git.example.net", "*.apps.example.net"], "weight": 3}
+    said = parse_native(body(frontends=[named, ONE | {"names": "allowed"}]))
+    assert said.frontends == (
+        FrontendRequest(443, 30443, weight=3, server_name="git.example.net"),
+        FrontendRequest(443, 30443, weight=3, server_name="*.apps.example.net"),
+        FrontendRequest(443, 30443, allows_names=True),
+    )
+    assert [item.route_text for item in said.frontends] == ["443 git.example.net", "443 *.apps.example.net", "443"]
+
+
+@pytest.mark.parametrize(
+    ("frontends", "detail", "hint"),
+    [
+        ([ONE | {"server_names": []}], "frontends[0].server_names: list should have at least 1 item", ""),
+        (
+            [ONE, {"port": 444, "target_port": 1, "server_names": ["a.net", "a..net"]}],
+            "frontends[1].server_names[1]: 'a..net'",
+            "",
+        ),
+        ([ONE | {"server_names": ["*"]}], "frontends[0].server_names[0]: '*' is every name", ""),
+        (
+            [ONE | {"server_names": ["a.net"], "names": "allowed"}],
+            "frontends[0].names: it is about a default route",
+            "leave one",
+        ),
+        ([ONE | {"names": "forbidden"}], "frontends[0].names: input should be 'allowed'", ""),
+        (
+            [ONE | {"server_names": ["a.net"]}, ONE | {"server_names": ["b.net", "A.net"]}],
+            "frontends[1].server_names: a.net appears twice on port 443",
+            "one entry per name",
+        ),
+        ([ONE, ONE | {"server_names": ["a.net"]}], "frontends: port 443 has server_names", '"names": "allowed"'),
+    ],
+)
+def test_names_that_cannot_be_meant_are_refused(frontends: list[Any], detail: str, hint: str) -> None:
+    found = refused(body(frontends=frontends))
+    assert found.code is Code.INVALID
+    assert found.detail.startswith(detail)
+    assert hint in found.hint
+
+
+def test_a_range_has_no_routes_and_a_call_at_most_64_ports_and_names() -> None:
+    many = [f"a{number}.net" for number in range(65)]
+    ranged = {"port": "440-450", "target_port": 30443}
+    for frontends, detail in (
+        ([ranged | {"server_names": ["a.net"]}], "frontends[0].server_names: a range of ports has no routes"),
+        ([ranged | {"names": "allowed"}], "frontends[0].names: a range of ports has no routes"),
+        ([ranged, ONE | {"server_names": ["a.net"]}], "frontends: port 440-450 has server_names"),
+        (
+            [ONE | {"server_names": many[:32]}, ONE | {"server_names": many[32:64]}, ONE | {"names": "allowed"}],
+            "frontends: 65 ports and names in all, and a call may have 64",
+        ),
+    ):
+        with pytest.raises(Refused) as refused:
+            parse_native(body(frontends=frontends))
+        assert refused.value.detail.startswith(detail)

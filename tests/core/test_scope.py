@@ -57,11 +57,12 @@ NO_REACH = {
     SetBody: {"frontends", "ttl", "state", "access", "idle_timeout"},
     MemberBody: {"instance", "weight"},
     Member: {"instance", "weight"},
-    FrontendBody: {"port", "proxy_protocol", "weight", "backup"},  # `port` is listened on; a PROXY header is bytes
+    # `port` is listened on; a PROXY header is bytes; a server name is compared
+    FrontendBody: {"port", "proxy_protocol", "weight", "backup", "server_names", "names"},
     LegacyCall: {"action", "port", "name", "send_proxy", "address_note"},
     ImportedServer: {"port", "name", "send_proxy"},
     # `target_ports` of a token are numbers of both protocols; whether it may use UDP at all, its `ports` say
-    FrontendRequest: {"port", "last", "send_proxy", "weight", "backup", "protocol"},
+    FrontendRequest: {"port", "last", "send_proxy", "weight", "backup", "protocol", "server_name", "allows_names"},
     Check: {"kind", "steps", "path", "host", "method", "status"},  # bytes of the question, and what to make of the answer
     HealthOverride: {"interval", "rise", "fall", "when_all_down"},
     Registration: {"key", "name", "ttl", "state", "places", "since", "terms", "sequence"},

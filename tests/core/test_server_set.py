@@ -223,6 +223,24 @@ def test_terms_hold_for_ports_that_registrations_opened_alone() -> None:
     assert joined.policy == Policy()
 
 
+def test_who_may_connect_is_not_for_a_set_to_say_on_a_port_that_it_shares_by_server_names() -> None:
+    """It is decided before the name is known, so it would be for the clients of others, too."""
+    only = {"access": [{"allow": "198.51.100.0/24"}]}
+    for shared in ({"server_names": ["git.example.net"]}, {"names": "allowed"}):
+        found = parsed(frontends=[{"port": 443, "target_port": 30443, **shared}], **only)
+        assert (found.code, found.detail.partition(":")[0]) == (Code.INVALID, "access")
+
+
+def test_a_route_that_a_set_opened_has_its_idle_timeout_unless_its_port_is_in_the_config() -> None:
+    wanted = (FrontendRequest(443, 30443, server_name="git.example.net"),)
+    one, route = servers(A, wanted=wanted, terms=Terms(idle=7200.0)), HTTPS._replace(server_name="git.example.net")
+    rules = static_rules(static("web", "*:443", allows_names=True))
+    for layout, idle in ((FREE, 7200.0), (rules, Policy().timeouts.idle)):
+        made = compose_frontend(having(one, static_rules=layout), layout, ServerStates(), route)
+        assert made is not None
+        assert made.policy.timeouts.idle == idle
+
+
 def test_no_terms_are_the_operators_own_policy() -> None:
     policy = Policy(timeouts=Timeouts(idle=5.0))
     assert NO_TERMS.over(policy) is policy

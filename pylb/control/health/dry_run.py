@@ -41,7 +41,7 @@ async def failing(frontends: Iterable[Frontend], ask: Ask) -> list[ChangeLine]:
 
 
 def _line(frontend: Frontend, server: Server, found: str) -> ChangeLine:
-    head = f"port {frontend.listen.port_text} ({frontend.name}): {server}"
+    head = f"port {frontend.listen.route_text} ({frontend.name}): {server}"
     what = "gets no connection" if frontend.health(server).refuses else "goes out of service"
     text = f"{head} does not pass its check ({found}): it {what} while that is so"
     return ChangeLine(ChangeKind.FAILS, frontend.listen, frontend.name, text, server.address)

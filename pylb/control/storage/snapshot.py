@@ -14,9 +14,10 @@ from typing import Any, TypeVar
 
 from pylb.control.desired_state import UnsupportedEntry
 from pylb.control.leases import LeaseRecord
+from pylb.control.storage.needs import KNOWN_NEEDS, needs_of
 from pylb.control.storage.store import Json, canonical
 from pylb.core.address import TCP, UDP, Address, parse_ip, written_address, written_listen
-from pylb.core.checks import GET, parse_health, written_health
+from pylb.core.checks import parse_health, written_health
 from pylb.core.errors import Refused
 from pylb.core.operator_overrides import NONE, Override, Overrides, OverrideTarget, ServerKey
 from pylb.core.persistent_map import Bucket, PersistentMap, frozen_set
@@ -32,6 +33,7 @@ from pylb.core.registration import (
     legacy_key,
     parse_sequence,
 )
+from pylb.core.server_names import parse_server_name
 from pylb.core.server_set import NO_TERMS, Member, Terms, parse_access, written_access
 from pylb.core.text import visible
 
@@ -39,12 +41,6 @@ K = TypeVar("K")
 V = TypeVar("V")
 T = TypeVar("T")
 
-# Words of `needs` that this version serves: fields of a health check that came after the first form of an entry.
-STEPS, REFUSE, METHOD = "check in steps", "when_all_down", "check with a method"
-RANGES = "ranges"
-SETS = "servers on several machines"
-KNOWN_NEEDS = frozenset({STEPS, REFUSE, METHOD, RANGES, SETS})
-DATAGRAMS = "udp"  # not served yet, see docs/udp.md: an entry that needs it is kept for the version that does
 PIECE = 40  # entries that are encoded without a pause: half a millisecond
 PAUSE = 0.0001  # seconds; the thread lets go of the GIL for as long
 _MOST_GENERATION = 1 << 53  # a float has each of them, and so has JSON
@@ -160,7 +156,7 @@ def _encode_server_key(_order: int, key: ServerKey, _: bool) -> list[str]:
 def _encode_one(place: int, _key: Key, one: Registration) -> dict[str, Any]:
     return {
         "order": place,
-        "needs": _needs(one),
+        "needs": needs_of(one),
         "token": one.key.token,
         "name": one.name,
         "instance": one.key.instance,
@@ -182,23 +178,6 @@ def _encode_set(one: Registration) -> dict[str, Any]:
         "access": written_access(one.terms.access),
         "idle": one.terms.idle,
     }
-
-
-def _needs(one: Registration) -> list[str]:
-    """The features that a pylb must know to serve this registration. One that does not leaves the entry as it is."""
-    found: set[str] = {SETS} if one.members else set()
-    if any(item.protocol == UDP for item in one.wanted):
-        found.add(DATAGRAMS)
-    if any(item.last for item in one.wanted):
-        found.add(RANGES)
-    said = [*(item.health for item in one.wanted), *(old.health for old in one.displaced)]
-    for health in said:
-        if health.when_all_down is not None:
-            found.add(REFUSE)
-        if (check := health.check) is not None:
-            found |= {STEPS} if len(check.steps) > 1 else set()
-            found |= {METHOD} if check.method != GET else set()
-    return sorted(found)
 
 
 def _encode_learned(_order: int, key: Key, ttl: float) -> dict[str, Any]:
@@ -226,6 +205,8 @@ def _encode_wanted(item: FrontendRequest) -> dict[str, Any]:
         **({} if item.protocol == TCP else {"protocol": item.protocol}),
         **({"last": item.last} if item.last else {}),
         **({"target_last": item.target_last} if item.target_last else {}),
+        **({"server_name": item.server_name} if item.server_name else {}),
+        **({"names": "allowed"} if item.allows_names else {}),
     }
 
 
@@ -417,6 +398,8 @@ def _decode_wanted(item: Mapping[str, Any]) -> FrontendRequest:
         _health(item.get("health")),
         _protocol(item.get("protocol", TCP)),
         *_lasts(item),
+        parse_server_name(name) if (name := str(item.get("server_name", ""))) else "",
+        item.get("names") == "allowed",
     )
 
 

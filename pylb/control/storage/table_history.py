@@ -124,10 +124,12 @@ class TableHistory:
 
 
 def _is_about(line: ChangeLine, what: str) -> bool:
-    if line.listen.is_named(what):
+    listen = line.listen
+    if listen.is_named(what) or (what and what == listen.server_name):
         return True
-    registered = line.frontend.removesuffix(f"-{UDP}") if line.listen.protocol == UDP else line.frontend
-    return what in (line.frontend, registered.rpartition("-")[0])
+    port = line.frontend.removesuffix(f":{listen.server_name}") if listen.server_name else line.frontend
+    registered = port.removesuffix(f"-{UDP}") if listen.protocol == UDP else port
+    return what in (line.frontend, port, registered.rpartition("-")[0])
 
 
 def _encoded(generations: Iterable[Generation]) -> bytes:
