@@ -126,7 +126,7 @@ class Query(NamedTuple):
     codes: tuple[str, ...] = ()  # any of them
     since: float = 0.0  # unix time of the end, seconds
     limit: int = 100
-    text: str = ""  # occurs in the client's or the server's address, in a label, or in the state
+    text: str = ""  # occurs in the client's or the server's address, in a label, in the name that it asked for, or in the state
     by: str = "age"  # of live ones, which come first: the oldest ("age") or those that moved most ("bytes")
 
 
@@ -189,7 +189,7 @@ def _fits(query: Query, one: SessionRecord | SessionView, listen: Listen, addres
     if query.server and query.server not in (one.server, str(address)):
         return False
     if query.text:
-        words = str(Address(one.client, one.client_port)), one.frontend, one.server, str(address or ""), state
+        words = str(Address(one.client, one.client_port)), one.frontend, one.server, str(address or ""), state, one.asked
         if not any(query.text in word for word in words):
             return False
     return not query.client or in_networks(one.client.partition("%")[0], query.client)

@@ -22,6 +22,8 @@ class _Word(StrEnum):
 
 class State(_Word):
     AWAITING_HEADER = "awaiting header"  # a trusted client's PROXY header is incomplete
+    AWAITING_HELLO = "awaiting hello"  # on a port with routes: which one it belongs to is not known yet
+    REJECTING = "rejecting"  # there is no route for it: it has been sent an alert, and may read that
     QUEUED = "queued"  # all servers are full
     DIALING = "dialing"  # the client is accepted, no server has accepted yet
     RELAYING = "relaying"  # bytes flow both ways
@@ -33,7 +35,10 @@ class State(_Word):
 
 class Event(_Word):
     HEADER_READ = "header read"
-    REFUSED = "refused"  # by pylb: the header, the access list, a limit
+    HELLO_EXPECTED = "hello expected"  # the header is read, and its port has routes
+    ROUTED = "routed"  # to a server name's route, or the default one
+    NO_ROUTE = "no route"
+    REFUSED = "refused"  # by pylb: the header, the hello, the access list, a limit
     SERVERS_FULL = "servers full"
     ROOM = "room"  # a server has one session fewer
     CONNECTED = "connected"
@@ -44,13 +49,15 @@ class Event(_Word):
     CLIENT_RESET = "client reset"
     SERVER_RESET = "server reset"
     FLUSHED = "flushed"  # everything before a reset is delivered
-    TIMED_OUT = "timed out"  # header, queue, idle, half-close or flush, or a peer that stopped acknowledging
+    TIMED_OUT = "timed out"  # header, alert, queue, idle, half-close or flush, or a peer that stopped acknowledging
     KILLED = "killed"  # drain deadline, shutdown, or a fault of pylb
 
 
 class Action(_Word):
     """What the engine does when it enters the next state."""
 
+    AWAIT_HELLO = "look for the hello"
+    ALERT = "alert and FIN to the client"
     QUEUE = "wait for a server"
     DIAL = "dial the next server"
     RELAY = "move bytes both ways"
@@ -66,10 +73,20 @@ _S, _E, _A = State, Event, Action
 
 TRANSITIONS: dict[tuple[State, Event], tuple[State, Action]] = {
     (_S.AWAITING_HEADER, _E.HEADER_READ): (_S.DIALING, _A.DIAL),
+    (_S.AWAITING_HEADER, _E.HELLO_EXPECTED): (_S.AWAITING_HELLO, _A.AWAIT_HELLO),
     (_S.AWAITING_HEADER, _E.REFUSED): (_S.CLOSED, _A.RESET),
     (_S.AWAITING_HEADER, _E.CLIENT_RESET): (_S.CLOSED, _A.RESET),
     (_S.AWAITING_HEADER, _E.TIMED_OUT): (_S.CLOSED, _A.RESET),
     (_S.AWAITING_HEADER, _E.KILLED): (_S.CLOSED, _A.RESET),
+    (_S.AWAITING_HELLO, _E.ROUTED): (_S.DIALING, _A.DIAL),
+    (_S.AWAITING_HELLO, _E.NO_ROUTE): (_S.REJECTING, _A.ALERT),
+    (_S.AWAITING_HELLO, _E.REFUSED): (_S.CLOSED, _A.RESET),
+    (_S.AWAITING_HELLO, _E.CLIENT_RESET): (_S.CLOSED, _A.RESET),
+    (_S.AWAITING_HELLO, _E.KILLED): (_S.CLOSED, _A.RESET),
+    (_S.REJECTING, _E.CLIENT_FIN): (_S.CLOSED, _A.CLOSE),
+    (_S.REJECTING, _E.CLIENT_RESET): (_S.CLOSED, _A.RESET),
+    (_S.REJECTING, _E.TIMED_OUT): (_S.CLOSED, _A.CLOSE),
+    (_S.REJECTING, _E.KILLED): (_S.CLOSED, _A.RESET),
     (_S.DIALING, _E.SERVERS_FULL): (_S.QUEUED, _A.QUEUE),
     (_S.QUEUED, _E.ROOM): (_S.DIALING, _A.DIAL),
     (_S.QUEUED, _E.REFUSED): (_S.CLOSED, _A.RESET),
@@ -130,7 +147,7 @@ def termination_code(cause: Cause, state: State, *, last: bool = False) -> str:
     return cause + ("L" if last else _STAGES.get(state, "D"))
 
 
-_STAGES = {State.AWAITING_HEADER: "R", State.QUEUED: "Q", State.DIALING: "C"}
+_STAGES = {State.AWAITING_HEADER: "R", State.AWAITING_HELLO: "R", State.REJECTING: "R", State.QUEUED: "Q", State.DIALING: "C"}
 
 
 class SessionRecord(NamedTuple):
@@ -156,6 +173,7 @@ class SessionRecord(NamedTuple):
     ahead: int = 0  # sessions before it in the queue, if it had to wait
     unique_id: str = ""  # sent or received in a PROXY header, hex
     number: int = 0  # the session's number, unique over all workers: core.recorder writes it as its id
+    asked: str = ""  # the server name that its client asked for, safe to show; read only on ports with routes
 
 
 class SessionView(NamedTuple):
@@ -172,6 +190,7 @@ class SessionView(NamedTuple):
     bytes_in: int
     bytes_out: int
     id: str = ""  # as core.recorder writes it
+    asked: str = ""  # as in a record
 
 
 class Observer(Protocol):

@@ -5,6 +5,7 @@ Outcomes are values here, not exceptions. Whoever opens a descriptor closes it. 
 
 engine       the epoll, the ports of the table in force, the sessions; run_queue: one turn, and the budget that all share
 listener     ports that accept while there is room; admission: access list, limits per source, PROXY header
+hellos       a session on a port with routes, until its ClientHello says which one; routes: those of all ports
 dial         a session until a server has accepted it; wait_queue: while all servers are full
 lifecycle    from accept to the last close: transitions of core/session become system calls; session: the data
 relay        the hot path: bytes from one half to the other; pipes: the pipes for splice; sockets: options, addresses, closing

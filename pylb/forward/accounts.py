@@ -14,7 +14,7 @@ from pylb.forward.faults import Faults
 from pylb.forward.session import End, FrontendState, ServerState, Session
 
 SHORT = 0.1  # seconds
-_CLOSED = State.CLOSED
+_CLOSED, _CLIENT_DONE = State.CLOSED, State.CLIENT_DONE
 _DENIED = termination_code(Cause.PROXY, State.AWAITING_HEADER)
 
 
@@ -192,3 +192,11 @@ def settle(session: Session) -> bool:
         server.counters.bytes_in += moved_in
         server.counters.bytes_out += moved_out
     return True
+
+
+def is_last(session: Session, state: State, cause: Cause) -> bool:
+    """Has the server sent everything and its FIN, while we do not read it because the client takes no more?"""
+    upstream = session.upstream
+    if state is not _CLIENT_DONE or upstream is None or cause in (Cause.SERVER, Cause.SERVER_TIMEOUT):
+        return False
+    return sockets.has_finished(upstream.sock)

@@ -6,18 +6,38 @@ test for None.
 
 import socket
 from socket import AF_INET, AF_INET6
+from typing import TYPE_CHECKING
 
 from pylb.core.access import canonical
 from pylb.core.address import Address
+from pylb.core.client_hello import HelloReader
 from pylb.core.policy import Policy
 from pylb.core.rate_limits import SourceLimiter
 
+if TYPE_CHECKING:
+    from pylb.forward.session import FrontendState
+
 
 class Admission:
-    """What only some sessions have: data from the PROXY header, the limits they count against, their time in the queue, and the
-    port of a range that was called."""
+    """What only some sessions have: data from the PROXY header, the limits they count against, their time in the queue, the
+    port of a range that was called, and on a port with routes their hello."""
 
-    __slots__ = ("ahead", "called", "crc32c", "local", "path", "queued_at", "source", "sources", "tlvs", "unique_id", "waited")
+    __slots__ = (
+        "ahead",
+        "asked",
+        "called",
+        "crc32c",
+        "hello",
+        "local",
+        "path",
+        "port",
+        "queued_at",
+        "source",
+        "sources",
+        "tlvs",
+        "unique_id",
+        "waited",
+    )
 
     def __init__(self) -> None:
         self.sources: SourceLimiter | None = None
@@ -30,6 +50,9 @@ class Admission:
         self.ahead = 0  # sessions in the queue before it
         self.waited = 0.0  # seconds in the queue
         self.called = 0  # the port that the client called, if the frontend has a range; 0: its only one
+        self.hello: HelloReader | None = None  # until it has a route; so long it is not in its port's `sessions_total`
+        self.asked = ""  # the server name that it asks for, safe to show; never a label of a metric
+        self.port: FrontendState | None = None  # if its frontend is a route: the one of the route's port
 
     def leave(self) -> None:
         """Stop counting the session against its source's limits. Idempotent."""

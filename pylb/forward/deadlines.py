@@ -1,4 +1,4 @@
-"""Short-lived deadlines of a session: for its PROXY header, a delayed dial, a dial, a flush.
+"""Short-lived deadlines of a session: for its PROXY header, its hello, a delayed dial, a dial, a flush.
 
 Deadlines with the same timeout fall due in the order in which they were set, so a tick looks at the first of each timeout
 instead of at all. (A dial's is set by the first tick after it. So the order may be wrong by a tick, and a deadline as late.)

@@ -23,6 +23,7 @@ from pylb.forward.accounts import Accounts
 from pylb.forward.admission import Admission
 from pylb.forward.deadlines import Deadlines
 from pylb.forward.faults import Faults
+from pylb.forward.hellos import Hellos
 from pylb.forward.live_sessions import LiveSessions
 from pylb.forward.own_dials import OwnDials
 from pylb.forward.run_queue import DIAL, QUANTUM, RunQueue
@@ -37,6 +38,7 @@ _FAILED = EPOLLERR | EPOLLHUP
 
 # A class attribute of an enum is looked up through its metaclass, which costs as much as a call; these are read per event.
 _AWAITING_HEADER, _DIALING = State.AWAITING_HEADER, State.DIALING
+_AWAITING_HELLO, _REJECTING = State.AWAITING_HELLO, State.REJECTING
 _CONNECTED = Event.CONNECTED
 PROBE, MOST_PROBES = 10.0, 64  # an accept follows its connect within so many seconds; most probes at a time
 SUSPICION = 10.0  # seconds; a connection that goes around resets a thousand times as often
@@ -100,6 +102,7 @@ class Dialer:
         self.server_ips: Counter[str] = Counter()  # IPs of the servers in force, as accept() writes them
         self.resetting_clients: dict[str, ResettingClient] = {}  # those of `server_ips` that, as a client, reset a session
         self.probes: dict[tuple[str, int], float] = {}  # our own connects that only check a port; until when expected
+        self.hellos = Hellos(life, clock, self._deny, self.dial)
         self.own_id = os.urandom(PATH_ID)  # in PROXY headers between proxies, see core/proxy_protocol
 
     def know(self, before: Iterable[Server], after: Iterable[Server]) -> None:
@@ -152,11 +155,8 @@ class Dialer:
             if events & EPOLLERR:
                 half.broken = True
                 self._life.fire(session, Event.CLIENT_RESET, Cause.CLIENT)
-            elif session.state is _AWAITING_HEADER:
-                if events & READABLE:
-                    self._read_header(session, half)
-            elif session.server is None and session.state is _DIALING and session.waits_among is None:
-                self.dial(session)
+            elif session.server is None:
+                self._on_waiting(session, half, events)
             return
         if events & _FAILED:
             error = sockets.connect_error(half.sock)
@@ -168,6 +168,21 @@ class Dialer:
             return
         half.early = events
         self._life.fire(session, _CONNECTED)
+
+    def _on_waiting(self, session: Session, client: Half, events: int) -> None:
+        """An event of a client for which no server was ever dialled."""
+        state = session.state
+        if state is _DIALING:
+            if session.waits_among is None:
+                self.hellos.begin(session)
+        elif not events & READABLE:
+            return
+        elif state is _AWAITING_HEADER:
+            self._read_header(session, client)
+        elif state is _AWAITING_HELLO:
+            self.hellos.look(session, client)
+        elif state is _REJECTING:
+            self.hellos.discard(session, client)
 
     def _read_header(self, session: Session, client: Half) -> None:
         """Peek until the header is whole, then take it from the kernel's buffer: what follows it belongs to the server."""
@@ -190,7 +205,7 @@ class Dialer:
         if not self._take(session, client, found.size):
             return
         if admission is None or rules is None:  # the policy has changed since: no header is asked for any more
-            self._life.fire(session, Event.HEADER_READ)
+            self.hellos.header_read(session)
             return
         if found.client is not None:
             session.address = (found.client.ip, found.client.port)
@@ -207,7 +222,7 @@ class Dialer:
             return
         if source_share.counting:
             source_share.enter(session)
-        self._life.fire(session, Event.HEADER_READ)
+        self.hellos.header_read(session)
 
     def _take(self, session: Session, client: Half, size: int) -> bool:
         """Take `size` bytes, seen by a peek before, from the kernel's buffer. False: the client is gone."""
@@ -231,10 +246,10 @@ class Dialer:
             del self.probes[place]
         return self.probes.pop((sockets.folded(address[0]), address[1]), None) is not None
 
-    def _deny(self, session: Session, reason: str) -> None:
+    def _deny(self, session: Session, reason: str, event: Event = Event.REFUSED) -> None:
         session.frontend.counters.denied[reason] += 1
         session.failure = reason
-        self._life.fire(session, Event.REFUSED, Cause.PROXY)
+        self._life.fire(session, event, Cause.PROXY)
 
     def queue(self, session: Session) -> None:
         """All servers are full: the session waits in the queue, in the order of the accepts."""

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
+from operator import attrgetter
 from socket import SocketType
 
 from pylb.core.address import Address, Listen
@@ -29,6 +30,7 @@ from pylb.forward.live_sessions import LiveSessions
 from pylb.forward.own_dials import OwnDials
 from pylb.forward.pipes import Pipes
 from pylb.forward.relay import Relay
+from pylb.forward.routes import Routes
 from pylb.forward.run_queue import BUDGET, EVENT, RunQueue
 from pylb.forward.session import FrontendState, Half, ServerState, Session
 from pylb.forward.shared_limits import OtherProcesses
@@ -125,7 +127,8 @@ class Engine:
         self._life.on_end = self._ports.session_ended
         self._life.on_exhausted = self._ports.exhausted
         self._life.dialer.our_ports = self._ports.numbers
-        self.other_processes = OtherProcesses(self._ports, self._life.dialer)
+        self._routes = Routes(self._ports, draw)
+        self.other_processes = OtherProcesses(self._ports, self._life.dialer, self._state)
         self._timers = Timers(self._life, self._run_queue, self.faults, unanswered)
         self._clock = clock
         self._drain_at: float | None = None
@@ -269,7 +272,7 @@ class Engine:
                 self.faults.add(f"{old.listen} was closed, but not all of its state could be removed", error)
         failed: dict[Listen, OSError] = {}
         again = (table.frontends[listen] for listen in self._unserved if listen in table.frontends)
-        for frontend in (*change.opened, *again):
+        for frontend in sorted((*change.opened, *again), key=attrgetter("listen")):  # a port before its routes
             listen = frontend.listen
             try:
                 self._serve(listen, frontend)
@@ -279,8 +282,7 @@ class Engine:
                 self.faults.add(f"{listen} is not served", error)
                 failed[listen] = OSError(errno.EIO, f"a fault of pylb: {error!r}")
         for _old, new in change.changed:
-            state = self._ports.frontend(new.listen)
-            if state is not None:
+            if (state := self._state(new.listen)) is not None:
                 self.faults.guard(f"{new.listen} could not be changed", self._change, state, new)
                 regroup |= self._regroup(state, removed=False)
         if change.opened or change.closed or self._unserved:
@@ -374,12 +376,15 @@ class Engine:
     def _serve(self, listen: Listen, frontend: Frontend) -> None:
         """Raises OSError if the port cannot be opened."""
         ports = self._ports.open_all(listen, freebind=frontend.policy.freebind)
-        state = FrontendState(frontend, self._random)
+        state = self._routes.open(frontend) if listen.server_name else FrontendState(frontend, self._random)
         state.sweep_group = self._timers.sweep_group(frontend.policy.timeouts, removed=False)
         self.counters.frontends[listen] = state.counters
         self._life.dialer.know((), frontend.servers)
         for port in ports:
             self._ports.serve(port, state)
+
+    def _state(self, listen: Listen) -> FrontendState | None:
+        return self._routes.find(listen) if listen.server_name else self._ports.frontend(listen)
 
     def _change(self, state: FrontendState, new: Frontend) -> None:
         self._life.dialer.know(*differing(state.frontend.servers, new.servers))
@@ -408,14 +413,14 @@ class Engine:
 
     def _remove(self, listen: Listen) -> bool:
         regroup = False
-        state = self._ports.frontend(listen)
         try:
-            if state is not None:
+            if (state := self._state(listen)) is not None:
                 self._life.dialer.know(state.frontend.servers, ())
                 state.kill_at = self._clock() + state.frontend.policy.timeouts.drain
                 regroup = self._regroup(state, removed=True)
         finally:
             self.counters.frontends.pop(listen, None)
+            self._routes.close(listen)
             for one in listen.each():
                 self._ports.close(one)
         return regroup
@@ -439,4 +444,5 @@ def _view(session: Session, now: float) -> SessionView:
         client.received if client is not None else 0,
         upstream.received if upstream is not None else 0,
         session_id(session.number),
+        session.admission.asked if session.admission is not None else "",
     )

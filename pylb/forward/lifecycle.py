@@ -12,12 +12,13 @@ from socket import SHUT_WR, SocketType
 from pylb.core.policy import ProxyProtocol
 from pylb.core.session import TRANSITIONS, Action, Cause, Event, State, termination_code
 from pylb.forward import linger, sockets
-from pylb.forward.accounts import Accounts
+from pylb.forward.accounts import Accounts, is_last
 from pylb.forward.admission import Admission
 from pylb.forward.counters import Counters
 from pylb.forward.deadlines import Deadlines
 from pylb.forward.dial import READ_ON, READABLE, WATCHED, Dialer
 from pylb.forward.faults import Faults
+from pylb.forward.hellos import leave_route
 from pylb.forward.live_sessions import LiveSessions
 from pylb.forward.own_dials import OwnDials
 from pylb.forward.proxy_header import header_to_server
@@ -27,8 +28,7 @@ from pylb.forward.session import FrontendState, Half, Session
 from pylb.forward.source_share import SourceShare
 
 # A class attribute of an enum is looked up through its metaclass, which costs as much as a call; these are read per event.
-_RESETTING, _CLOSED, _AWAITING_HEADER = State.RESETTING, State.CLOSED, State.AWAITING_HEADER
-_CLIENT_DONE = State.CLIENT_DONE
+_RESETTING, _CLOSED = State.RESETTING, State.CLOSED
 _CLIENT_FIN, _SERVER_FIN, _CLIENT_RESET = Event.CLIENT_FIN, Event.SERVER_FIN, Event.CLIENT_RESET
 _NORMAL, _NO_PROXY = Cause.NORMAL, ProxyProtocol.NONE
 
@@ -70,6 +70,8 @@ class Lifecycle:
         self.on_end: Callable[[], None] = lambda: None  # tells the ports that there is room again
         self.on_exhausted: Callable[[], bool] = lambda: False  # asks the ports for a descriptor
         act: dict[Action, Callable[[Session], None]] = {
+            Action.AWAIT_HELLO: self.dialer.hellos.await_hello,
+            Action.ALERT: self.dialer.hellos.alert,
             Action.QUEUE: self.dialer.queue,
             Action.DIAL: self.dialer.dial,
             Action.RELAY: self._start,
@@ -92,7 +94,7 @@ class Lifecycle:
 
         The exception: a client that may be part of a chain that resets is dialled for in the next turn, see `Dialer.on_early`.
         """
-        session, admission, awaits, refusal = None, None, False, ""
+        session, admission, awaits, waits, refusal = None, None, False, False, ""
         dialer, source_share, counters = self.dialer, self.source_share, self._counters
         frontend.counters.connections += 1
         try:
@@ -101,6 +103,7 @@ class Lifecycle:
             if (rules := frontend.admission_rules) is not None:
                 admission = Admission()
                 awaits = rules.awaits_header(address[0])
+                waits = awaits or bool(frontend.routes)
                 if not awaits:
                     refusal = rules.admit(address[0], admission, self._clock())
             if (source_share.counting or counters.open_sessions * 2 >= counters.max_connections) and not awaits and not refusal:
@@ -111,14 +114,12 @@ class Lifecycle:
             session = self._enter(frontend, sock, address)
             session.admission = admission
             self._epoll.register(sock.fileno(), WATCHED)
-            if awaits:
-                session.state = _AWAITING_HEADER
-                self.deadlines.set(session, frontend.frontend.policy.accept_proxy.timeout, session.accepted)
+            if waits and dialer.hellos.must_speak_first(session, awaits_header=awaits):
                 return
             if source_share.counting:
                 source_share.enter(session)
             if address[0] not in dialer.resetting_clients or not dialer.is_to_wait(session):
-                dialer.dial(session)
+                dialer.hellos.begin(session) if waits else dialer.dial(session)
         except Exception as error:  # noqa: BLE001 - the boundary of one session, as in Engine.on_ready
             if session is not None:
                 self.fault(session, error)
@@ -219,7 +220,7 @@ class Lifecycle:
         state = session.state
         session.state, act = self._transitions[state][event]
         if cause is not _NORMAL and not session.code:
-            session.code = termination_code(cause, state, last=_is_last(session, state, cause))
+            session.code = termination_code(cause, state, last=is_last(session, state, cause))
             self.accounts.note_first(session, event)
             if event is _CLIENT_RESET:
                 self.dialer.note_reset(session)
@@ -412,7 +413,7 @@ class Lifecycle:
         if session.waits_among is not None:
             self.deadlines.clear(session)
         self._run_queue.budget -= END
-        own = session.frontend.counters
+        own = session.frontend.counters if admission is None else leave_route(session, admission)
         if own.sessions > counters.guaranteed:
             counters.shared -= 1
         own.sessions -= 1
@@ -431,11 +432,3 @@ class Lifecycle:
         if admission is not None:
             self._faults.guard("a place in the queue could not be released", self.dialer.unqueue, session)
             self._faults.guard("a source's slot could not be released", admission.leave)
-
-
-def _is_last(session: Session, state: State, cause: Cause) -> bool:
-    """Has the server sent everything and its FIN, while we do not read it because the client takes no more?"""
-    upstream = session.upstream
-    if state is not _CLIENT_DONE or upstream is None or cause in (Cause.SERVER, Cause.SERVER_TIMEOUT):
-        return False
-    return sockets.has_finished(upstream.sock)

@@ -9,7 +9,19 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from itertools import chain
 
-from pylb.forward.session import Session, SweepGroup
+from pylb.forward.session import Session
+
+
+class SweepGroup:
+    """Sessions that are each visited once in `period` seconds, in the order of their last visit."""
+
+    __slots__ = ("owed", "period", "sessions")
+
+    def __init__(self, period: float, sessions: OrderedDict[Session, None]) -> None:
+        self.period = period
+        # A plain dict finds its first key by walking over all entries deleted before it.
+        self.sessions = sessions
+        self.owed = 0.0  # visits that are due, a fraction included
 
 
 class LiveSessions:

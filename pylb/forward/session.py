@@ -1,10 +1,9 @@
 """A session: two mirrored halves and their counters, and what is reported of it. What it does is elsewhere."""
 
-from collections import OrderedDict
 from collections.abc import Callable
 from enum import Enum
 from socket import AF_INET, AF_INET6, SocketType
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from pylb.core.address import Address
 from pylb.core.balance import Balancer, balancer
@@ -17,6 +16,9 @@ from pylb.forward.counters import FrontendCounters, ServerCounters
 from pylb.forward.pipes import Pipe
 from pylb.forward.sockets import folded
 from pylb.forward.wait_queue import WaitQueue
+
+if TYPE_CHECKING:
+    from pylb.forward.live_sessions import SweepGroup
 
 _DIALING = State.DIALING
 
@@ -73,18 +75,6 @@ class Half:
         self.eof = False  # everything has been read
         # Since when (monotonic) bytes are on their way to a peer that is silent, and how many segments it had sent by then.
         self.silence: tuple[float, int] | None = None
-
-
-class SweepGroup:
-    """Sessions that are each visited once in `period` seconds, in the order of their last visit."""
-
-    __slots__ = ("owed", "period", "sessions")
-
-    def __init__(self, period: float, sessions: "OrderedDict[Session, None]") -> None:
-        self.period = period
-        # A plain dict finds its first key by walking over all entries deleted before it.
-        self.sessions = sessions
-        self.owed = 0.0  # visits that are due, a fraction included
 
 
 class ServerState:
@@ -165,6 +155,7 @@ class FrontendState:
         "queue",
         "queued",
         "ramping",
+        "routes",
         "servers",
         "sweep_group",
     )
@@ -180,6 +171,7 @@ class FrontendState:
         self.queued = False  # the waiting sessions are in the run queue, to look for room
         self.allowance = float(frontend.policy.limits.rate)  # connections it may accept now, if its rate is limited
         self.admission_rules: AdmissionRules | None = None
+        self.routes: dict[str, FrontendState] = {}  # of a port, by server name
         self.frontend = frontend
         self._random = random
         self._next_source = 0
@@ -194,12 +186,7 @@ class FrontendState:
         """
         self.frontend = frontend
         self.counters.name = frontend.name
-        if not needs_admission(frontend.policy):
-            self.admission_rules = None
-        elif self.admission_rules is None:
-            self.admission_rules = AdmissionRules(frontend.policy)
-        else:
-            self.admission_rules.update(frontend.policy)
+        self._update_admission()
         known, self.servers = self.servers, {}
         changed = []
         tiers: dict[tuple[int, bool], list[ServerState]] = {}
@@ -236,6 +223,23 @@ class FrontendState:
         for label in self.counters.servers.keys() - kept:
             self.counters.forgotten += self.counters.servers.pop(label).closed.total()
         return changed
+
+    def set_route(self, server_name: str, route: "FrontendState | None") -> None:
+        """Add a route to this port, or take it away (None)."""
+        if route is None:
+            self.routes.pop(server_name, None)
+        else:
+            self.routes[server_name] = route
+        self._update_admission()
+
+    def _update_admission(self) -> None:
+        policy = self.frontend.policy
+        if not (self.routes or needs_admission(policy)):
+            self.admission_rules = None
+        elif self.admission_rules is None:
+            self.admission_rules = AdmissionRules(policy)
+        else:
+            self.admission_rules.update(policy)
 
     def ramp(self, now: float) -> bool:
         """Give the servers in their slow start a little more. False: none is left."""
@@ -413,6 +417,7 @@ class Session:
             admission.ahead if admission is not None else 0,
             admission.unique_id.hex() if admission is not None else "",
             self.number,
+            admission.asked if admission is not None else "",
         )
 
     def story(self, end: End, code: str) -> RecordedSession:

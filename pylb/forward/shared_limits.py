@@ -9,13 +9,13 @@ refuse clients while others have room, most of all those of one source; and `max
 for each worker.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from pylb.core.address import Listen
 from pylb.core.rate_limits import SourceLimiter
 from pylb.forward.dial import Dialer
-from pylb.forward.listener import ListeningPort, ListeningPorts
+from pylb.forward.listener import ListeningPorts
 from pylb.forward.session import FrontendState
 
 
@@ -41,22 +41,24 @@ class _ProcessUse:
 class OtherProcesses:
     """What the other processes use, for one engine. A number identifies each process."""
 
-    def __init__(self, ports: ListeningPorts, dialer: Dialer) -> None:
+    def __init__(self, ports: ListeningPorts, dialer: Dialer, find: Callable[[Listen], FrontendState | None]) -> None:
+        """`find`: what serves a port or a route."""
         self._ports = ports
         self._dialer = dialer
-        self._limited: dict[Listen, ListeningPort] = {}
+        self._find = find
+        self._limited: dict[Listen, FrontendState] = {}
         self._others: dict[int, dict[Listen, _ProcessUse]] = {}
         self._reported: dict[Listen, tuple[int, dict[str, int]]] = {}
 
     def follow(self, touched: Iterable[Listen]) -> None:
         """A new table is in force; only these ports may differ."""
         for listen in touched:
-            port = next(self._ports.of(listen), None)  # of a range the first one: all of them share its frontend
-            if port is None:
+            frontend = self._find(listen)
+            if frontend is None:
                 for known in self._others.values():
                     known.pop(listen, None)
-            if port is not None and port.frontend and _is_limited(port.frontend):
-                self._limited[listen] = port
+            if frontend is not None and _is_limited(frontend):
+                self._limited[listen] = frontend
                 self._apply(listen)
             else:
                 self._limited.pop(listen, None)
@@ -65,9 +67,7 @@ class OtherProcesses:
     def uses(self, *, whole: bool = False) -> tuple[FrontendUse, ...]:
         """What changed since the last report; `whole`: everything, for a process that has no report yet."""
         found = []
-        for listen, port in self._limited.items():
-            if (frontend := port.frontend) is None:
-                continue
+        for listen, frontend in self._limited.items():
             servers = {state.identity: state.sessions for state in frontend.servers.values() if state.server.max_connections}
             sources = frontend.admission_rules.sources if frontend.admission_rules is not None else None
             changed = _changed(sources, whole=whole)
@@ -89,9 +89,9 @@ class OtherProcesses:
                     others.sources[source] = live
                 else:
                     others.sources.pop(source, None)
-            port = self._limited.get(use.listen)
-            if port is not None and port.frontend is not None:
-                self._spend(port.frontend, use, now)
+            frontend = self._limited.get(use.listen)
+            if frontend is not None:
+                self._spend(frontend, use, now)
                 self._apply(use.listen)
 
     def forget(self, process: int) -> None:
@@ -110,10 +110,7 @@ class OtherProcesses:
 
     def _apply(self, listen: Listen) -> None:
         """Apply what the others use together, and admit those that waited for them to use less."""
-        port = self._limited[listen]
-        frontend = port.frontend
-        if frontend is None:
-            return
+        frontend = self._limited[listen]
         others = [known[listen] for known in self._others.values() if listen in known]
         frontend.others = sum(one.sessions for one in others)
         for state in frontend.servers.values():
@@ -129,7 +126,8 @@ class OtherProcesses:
 
 def _is_limited(frontend: FrontendState) -> bool:
     policy = frontend.frontend.policy
-    if policy.max_connections or policy.limits.rate or policy.limits.by_source:
+    at_the_port = policy.max_connections or policy.limits.rate or policy.limits.by_source
+    if at_the_port and not frontend.frontend.listen.server_name:  # a route has the clients that its port admitted
         return True
     return any(server.max_connections for server in frontend.frontend.servers)
 

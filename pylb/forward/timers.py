@@ -14,8 +14,9 @@ from pylb.forward.accounts import settle
 from pylb.forward.faults import Faults
 from pylb.forward.lifecycle import Lifecycle
 from pylb.forward.linger import arm
+from pylb.forward.live_sessions import SweepGroup
 from pylb.forward.run_queue import BUDGET, QUANTUM, VISIT, RunQueue
-from pylb.forward.session import FrontendState, Half, ServerState, Session, SweepGroup
+from pylb.forward.session import FrontendState, Half, ServerState, Session
 from pylb.forward.sockets import keep_alive, transmission, unacknowledged
 
 TICK = 0.1  # seconds between two ticks, as the loop calls them
@@ -158,9 +159,11 @@ class Timers:
 
     def _expire(self, session: Session) -> None:
         if session.state is State.DIALING and session.server is None:
-            self._life.dialer.dial(session)  # its delay is over
+            self._life.dialer.hellos.begin(session)  # its delay is over
         elif session.state is State.DIALING:
             self._life.dialer.fail_connect(session, "timeout")
+        elif session.state is State.AWAITING_HELLO:
+            self._life.dialer.hellos.give_up(session)
         else:
             self._life.fire(session, Event.TIMED_OUT, Cause.CLIENT_TIMEOUT)
 

@@ -11,8 +11,8 @@ from pylb.core.session import TRANSITIONS, Action, Cause, Event, State, terminat
 POSSIBLE = {state: [event for (at, event) in TRANSITIONS if at is state] for state in State}
 
 
-BEGINNINGS = {State.DIALING, State.AWAITING_HEADER}
-BEFORE_A_SERVER = {*BEGINNINGS, State.QUEUED}
+BEGINNINGS = {State.DIALING, State.AWAITING_HEADER, State.AWAITING_HELLO}
+BEFORE_A_SERVER = {*BEGINNINGS, State.QUEUED, State.REJECTING}
 
 
 def test_an_unknown_key_is_a_bug_and_raises() -> None:
@@ -41,9 +41,10 @@ def test_whatever_closes_closes_or_resets_both_sides() -> None:
         assert (target is State.CLOSED) == (action in (Action.CLOSE, Action.RESET))
 
 
-def test_only_two_fins_close_in_order() -> None:
+def test_only_two_fins_close_in_order_or_the_end_of_an_alert() -> None:
     ways = [key for key, (_, action) in TRANSITIONS.items() if action is Action.CLOSE]
-    assert ways == [(State.CLIENT_DONE, Event.SERVER_FIN), (State.SERVER_DONE, Event.CLIENT_FIN)]
+    alert = [(State.REJECTING, Event.CLIENT_FIN), (State.REJECTING, Event.TIMED_OUT)]
+    assert ways == [*alert, (State.CLIENT_DONE, Event.SERVER_FIN), (State.SERVER_DONE, Event.CLIENT_FIN)]
 
 
 def test_the_two_sides_mirror_each_other() -> None:
@@ -102,5 +103,5 @@ def test_the_diagram_has_one_arrow_per_transition() -> None:
     text = page.read_text().split("```mermaid\n")[1].split("```")[0]
     assert text.startswith("stateDiagram-v2\n    [*] --> dialing: accepted\n    [*] --> awaiting_header: ")
     assert text.endswith("    closed --> [*]\n")
-    assert text.count("-->") == len(TRANSITIONS) + 3
+    assert text.count("-->") == len(TRANSITIONS) + 4
     assert "    relaying --> client_done: client FIN / FIN to the server, behind the last byte\n" in text
