@@ -17,8 +17,8 @@ import click
 from pylb.cli.client import die
 from pylb.cli.instance import answers_in
 from pylb.config import default_state_dir
+from pylb.config.addresses import parse_listen_at, parse_server_at
 from pylb.config.source import FORWARDS
-from pylb.config.values import parse_listen_at, parse_server_at
 from pylb.control.storage.files import write_private
 from pylb.core.address import Address, HostPort, Listen
 from pylb.upgrade.protocol import VARIABLE as HAND_OVER

@@ -4,8 +4,9 @@ No other folder sees YAML, the environment or a raw duration.
 
 source      the file, or what was in force before; load: from a file to a `Config`, or to all its mistakes
 yamlplace   YAML with the place of each value
-models      the keys: names, types, defaults, meanings; section: what all mappings have in common
-values      the types of single values; schema: the keys as JSON Schema
+models      the keys: names, types, defaults, meanings; frontends: theirs; section: what all mappings have in common
+values      the types of single values; addresses: of addresses, ports and host names; value_type: what all of them share
+schema      the keys as JSON Schema
 entries     the readable parts of a file with mistakes
 checks      mistakes that no single value shows; health: of health checks; without_effect: settings without effect
 files       secrets, certificates and keys that it names; generated_tokens: those that `pylb token create` makes

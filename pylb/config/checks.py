@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from pylb.config import models as m
 from pylb.config import values as v
 from pylb.config.entries import Finding, Parts, ReadablePart
+from pylb.config.frontends import FrontendEntry, ServerEntry
 from pylb.config.health import health_findings
+from pylb.config.value_type import show
 from pylb.config.without_effect import without_effect
 from pylb.config.yamlplace import Loc
 from pylb.core.address import ANY, Address, HostPort, Listen, is_loopback
@@ -81,7 +83,7 @@ def _peers(admin: m.Admin) -> Iterator[Finding]:
         for key in ("name", "url"):
             value = getattr(one, key)
             if value in (getattr(other, key) for other in admin.peers[:index]):
-                yield Finding(("admin", "peers", index, key), f"two peers have the {key} {v.show(value)}", "remove one of them")
+                yield Finding(("admin", "peers", index, key), f"two peers have the {key} {show(value)}", "remove one of them")
         if one.url == f"http://{admin.listen}":
             message = f"{one.name} has no effect: {one.url} is this pylb itself"
             yield Finding(("admin", "peers", index, "url"), message, "name the others only")
@@ -104,7 +106,7 @@ def _tokens(parts: Parts) -> Iterator[Finding]:
 
 
 def _same_names(
-    parts: Parts, what: str, entries: Sequence[ReadablePart[m.TokenEntry]] | Sequence[ReadablePart[m.FrontendEntry]]
+    parts: Parts, what: str, entries: Sequence[ReadablePart[m.TokenEntry]] | Sequence[ReadablePart[FrontendEntry]]
 ) -> Iterator[Finding]:
     names: dict[str, Loc | None] = {}
     for part in entries:
@@ -151,7 +153,7 @@ def _taken_ports(parts: Parts) -> Iterator[Finding]:
                 first_of.setdefault((port, one), (number, taker))
 
 
-def _frontend(part: ReadablePart[m.FrontendEntry]) -> Iterator[Finding]:
+def _frontend(part: ReadablePart[FrontendEntry]) -> Iterator[Finding]:
     entry = part.entry
     for key in ("shutdown", "upgrade"):
         if key in entry.timeouts.model_fields_set:
@@ -160,15 +162,39 @@ def _frontend(part: ReadablePart[m.FrontendEntry]) -> Iterator[Finding]:
     if any(server.address.last for server in entry.servers) and entry.health.model_fields_set and not _asks_ranges(entry):
         hint = "a port in its check, as in {http: /healthz, port: 10256}, or remove it"
         yield Finding(part.at("health"), "health has no effect on a range of ports: which are in use, only the app knows", hint)
-    seen: set[Address | HostPort] = set()
-    for index, server in enumerate(entry.servers):
-        if server.address in seen:
-            yield Finding(part.at("servers", index, "address"), f"{server.address} is in frontend {entry.name!r} twice")
-        seen.add(server.address)
-        yield from _other_length(entry.listen, server.address, part.at("servers", index, "address"))
+    for place, servers in _server_lists(part):
+        seen: set[Address | HostPort] = set()
+        for index, server in enumerate(servers):
+            at = part.at(*place, "servers", index, "address")
+            if server.address in seen:
+                yield Finding(at, f"{server.address} is in {'a route of ' if place else ''}frontend {entry.name!r} twice")
+            seen.add(server.address)
+            yield from _other_length(entry.listen, server.address, at)
+    yield from _routes(part)
 
 
-def _asks_ranges(entry: m.FrontendEntry) -> bool:
+def _routes(part: ReadablePart[FrontendEntry]) -> Iterator[Finding]:
+    entry = part.entry
+    if entry.listen.last and (entry.routes or entry.names):
+        at = part.at("routes" if entry.routes else "names")
+        yield Finding(at, f"{entry.listen} is a range of ports, which has no routes", "a frontend for each port")
+    names: set[str] = set()
+    for number, route in enumerate(entry.routes):
+        for index, name in enumerate(route.server_names):
+            if name in names:
+                at = part.at("routes", number, "server_names", index)
+                yield Finding(at, f"{name} has two routes in frontend {entry.name!r}", "remove one of them")
+            names.add(name)
+
+
+def _server_lists(part: ReadablePart[FrontendEntry]) -> Iterator[tuple[tuple[str | int, ...], tuple[ServerEntry, ...]]]:
+    """The servers of a frontend and of its routes, and where in the frontend they are."""
+    yield (), part.entry.servers
+    for number, route in enumerate(part.entry.routes):
+        yield ("routes", number), route.servers
+
+
+def _asks_ranges(entry: FrontendEntry) -> bool:
     return entry.health.mode == "none" or bool(entry.health.said().get("check", CONNECT).port)
 
 
@@ -186,20 +212,21 @@ def _other_length(listen: Listen, address: Address | HostPort, loc: Loc | None) 
 
 def _loops(parts: Parts) -> Iterator[Finding]:
     """A server that is one of pylb's own frontends would send sessions in a loop until no descriptor is left."""
-    frontends: dict[tuple[int, str], tuple[int, m.FrontendEntry]] = {}  # by listen port and ip, the first of them
+    frontends: dict[tuple[int, str], tuple[int, FrontendEntry]] = {}  # by listen port and ip, the first of them
     for number, part in enumerate(parts.frontends):
         for port in part.entry.listen.ports:
             frontends.setdefault((port, part.entry.listen.ip), (number, part.entry))
     for part in parts.frontends:
-        for index, server in enumerate(part.entry.servers):
-            if isinstance(server.address, HostPort):
-                continue  # its addresses are checked once they are resolved
-            places = [(port, ip) for port in server.address.ports for ip in _reached(server.address.ip, parts)]
-            looped = [frontends[place] for place in places if place in frontends]
-            if looped:
-                first = min(looped, key=lambda one: one[0])[1]
-                message = f"{server.address} is frontend {first.name!r} of pylb itself: a loop"
-                yield Finding(part.at("servers", index, "address"), message)
+        for within, servers in _server_lists(part):
+            for index, server in enumerate(servers):
+                if isinstance(server.address, HostPort):
+                    continue  # its addresses are checked once they are resolved
+                places = [(port, ip) for port in server.address.ports for ip in _reached(server.address.ip, parts)]
+                looped = [frontends[place] for place in places if place in frontends]
+                if looped:
+                    first = min(looped, key=lambda one: one[0])[1]
+                    message = f"{server.address} is frontend {first.name!r} of pylb itself: a loop"
+                    yield Finding(part.at(*within, "servers", index, "address"), message)
 
 
 def _reached(ip: str, parts: Parts) -> tuple[str, ...]:

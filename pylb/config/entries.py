@@ -9,10 +9,11 @@ from typing import Any, Generic, TypeVar
 from pydantic import ValidationError
 
 from pylb.config import models as m
+from pylb.config.frontends import FrontendEntry
 from pylb.config.problems import Position
 from pylb.config.root import default_webhook
 from pylb.config.section import Section
-from pylb.config.values import one_or_more
+from pylb.config.value_type import one_or_more
 from pylb.config.yamlplace import Document, Loc
 
 _S = TypeVar("_S", bound=Section)
@@ -53,7 +54,7 @@ class Parts:
     log: m.Log | None = None
     defaults: m.Defaults | None = None
     tokens: list[ReadablePart[m.TokenEntry]] = field(default_factory=list)
-    frontends: list[ReadablePart[m.FrontendEntry]] = field(default_factory=list)
+    frontends: list[ReadablePart[FrontendEntry]] = field(default_factory=list)
     written_frontends: int = 0  # includes those that cannot be read at all
     own_addresses: frozenset[str] = frozenset()  # those that no interface has, or not always
 
@@ -80,7 +81,7 @@ def readable_parts(document: Document, base: Path) -> Parts:
         log=_section(m.Log, data.get("log"), base),
         defaults=_section(m.Defaults, data.get("defaults"), base),
         tokens=list(_entries(m.TokenEntry, "tokens", data.get("tokens"), base, _SOME_PORTS)),
-        frontends=list(_entries(m.FrontendEntry, "frontends", data.get("frontends"), base)),
+        frontends=list(_entries(FrontendEntry, "frontends", data.get("frontends"), base)),
         written_frontends=len(one_or_more(data.get("frontends")) or ()),
     )
 

@@ -9,7 +9,7 @@ from pydantic_core import ErrorDetails
 
 from pylb.config.problems import Problem
 from pylb.config.section import Section
-from pylb.config.values import show
+from pylb.config.value_type import show
 from pylb.config.yamlplace import Document, Loc
 
 

@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator
 
-from pylb.config import models as m
 from pylb.config import values as v
 from pylb.config.entries import Finding, Parts, ReadablePart
+from pylb.config.frontends import FrontendEntry
 from pylb.config.yamlplace import Loc
 from pylb.core import policy as core
 from pylb.core.auth import NODE_PORTS
@@ -32,7 +32,7 @@ def _max_interval(health: core.HealthPolicy, loc: Loc | None) -> Iterator[Findin
         yield Finding(loc, "max_interval is shorter than interval and would have no effect", hint)
 
 
-def _health(part: ReadablePart[m.FrontendEntry], defaults: core.Policy) -> Iterator[Finding]:
+def _health(part: ReadablePart[FrontendEntry], defaults: core.Policy) -> Iterator[Finding]:
     entry, frontend = part.entry, part.entry.frontend(defaults)
     health = frontend.policy.health
     if "max_interval" in entry.health.model_fields_set or "interval" in entry.health.model_fields_set:

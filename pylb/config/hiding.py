@@ -10,7 +10,8 @@ from difflib import get_close_matches
 
 from pylb.config.models import TokenEntry
 from pylb.config.problems import Problem
-from pylb.config.values import NAME, show
+from pylb.config.value_type import show
+from pylb.config.values import NAME
 from pylb.config.yamlplace import Plain
 
 HIDDEN = "(not shown)"

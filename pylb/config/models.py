@@ -9,9 +9,11 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from pylb.config import addresses as a
 from pylb.config import values as v
 from pylb.config.problems import wrong
 from pylb.config.section import Section
+from pylb.config.value_type import OneOrMore, one_or_more, show
 from pylb.core import policy as core
 from pylb.core.access import AccessList, Networks
 from pylb.core.address import Listen
@@ -38,7 +40,7 @@ class Tls(Section):
             return {"self_signed": True}
         if isinstance(data, dict) and "self_signed" not in data and {"certificate", "key"} <= data.keys():
             return data
-        raise wrong(f"{v.show(data)} is not a TLS setting", "self-signed, or {certificate: FILE, key: FILE}")
+        raise wrong(f"{show(data)} is not a TLS setting", "self-signed, or {certificate: FILE, key: FILE}")
 
 
 class WebhookLimits(Section):
@@ -66,7 +68,7 @@ class WebhookLimits(Section):
 
 
 class WebhookListener(Section):
-    listen: v.ListenAt = Field(description="where phone-homes call")
+    listen: a.ListenAt = Field(description="where phone-homes call")
     tls: Tls | None = Field(
         None, description="`self-signed`, or `{certificate: FILE, key: FILE}`; not needed on loopback or with `insecure`"
     )
@@ -81,28 +83,28 @@ class WebhookListener(Section):
 
 class PeerEntry(Section):
     name: v.Name = Field(description="what the status page calls it")
-    url: v.Url = Field(
+    url: a.Url = Field(
         description="where pylb asks it for its health while somebody watches the page: its `metrics.listen`, which has a list "
         "of who may read there, or its `admin.listen`"
     )
-    page: v.Url | None = Field(None, description="where your browser finds its status page; unset: at `url`")
+    page: a.Url | None = Field(None, description="where your browser finds its status page; unset: at `url`")
 
 
 class Admin(Section):
-    listen: v.ListenAt = Field(
+    listen: a.ListenAt = Field(
         Listen("tcp", "127.0.0.1", 8404),
         description="where the status page, `/metrics`, `/livez`, `/readyz`, `/activez` and `/v1/…` are served; read-only",
     )
-    peers: Annotated[tuple[PeerEntry, ...], BeforeValidator(v.one_or_more), v.OneOrMore()] = Field(
+    peers: Annotated[tuple[PeerEntry, ...], BeforeValidator(one_or_more), OneOrMore()] = Field(
         default_factory=tuple, description="other pylbs, at most 16: the status page links to them and shows their health"
     )
 
 
 class Metrics(Section):
-    listen: v.ListenAt | None = Field(
+    listen: a.ListenAt | None = Field(
         None, description="a second listener with only `/metrics`, `/livez`, `/readyz`, `/activez`, `/v1/health`"
     )
-    allow: v.Networks = Field((), description="who may read there; empty: nobody")
+    allow: a.Networks = Field((), description="who may read there; empty: nobody")
     compat: Literal["haproxy"] | None = Field(
         None, description="`haproxy`: also the names of HAProxy's exporter; unset: only with `/metrics?compat=haproxy`"
     )
@@ -177,16 +179,21 @@ class TokenEntry(Section):
     )
     takeover: v.Flag = Field(False, description="may take ports that another token or name owns")
     names: v.Names | None = Field(None, description="names it may register; default: its own name; `*` for any")
-    ports: v.PortRanges = Field(description="frontend ports it may open")
-    targets: v.Networks = Field(
+    ports: a.PortRanges = Field(description="frontend ports it may open")
+    server_names: a.ServerNameScopes = Field(
+        (),
+        description="server names for which it may register routes: `git.example.net`, `*.apps.example.net` (names with one "
+        "more label), `**.example.net` (any number), `*` (any); default: none, only default routes",
+    )
+    targets: a.Networks = Field(
         (),
         description="addresses it may name as servers; default: only the one it calls from. A wide network like 0.0.0.0/0 does "
         "not include loopback or pylb's own addresses: name 127.0.0.0/8 (or a part of it), ::1, or that address itself",
     )
-    target_ports: v.PortRanges = Field(
+    target_ports: a.PortRanges = Field(
         NODE_PORTS.ranges, description="server ports it may name, for traffic and for checks; default: NodePorts"
     )
-    sources: v.Networks = Field(ANYWHERE, description="addresses from which it may be used")
+    sources: a.Networks = Field(ANYWHERE, description="addresses from which it may be used")
     legacy: v.Flag = Field(True, description="whether it may be used on the legacy route")
     replaces: v.Names = Field(
         (),
@@ -196,7 +203,9 @@ class TokenEntry(Section):
     )
 
 
-class TimeoutsSection(Section):
+class RouteTimeouts(Section):
+    """What concerns the servers and their sessions."""
+
     connect: v.LongerThanZero = Field(
         _TIMEOUTS.connect, description="how long a connect to a server may take; then the next one is tried"
     )
@@ -207,6 +216,14 @@ class TimeoutsSection(Section):
     )
     flush: v.Duration = Field(_TIMEOUTS.flush, description="how long delivery of the bytes before a reset may stand still")
     drain: v.Duration = Field(_TIMEOUTS.drain, description="how long live sessions of a closed frontend may last")
+
+
+class TimeoutsSection(RouteTimeouts):
+    hello: v.LongerThanZero = Field(
+        _TIMEOUTS.hello,
+        description="on a port with routes: how long a client may take for its TLS ClientHello; one that says nothing by then "
+        "gets the default route",
+    )
     shutdown: v.Duration = Field(
         _TIMEOUTS.shutdown, description="how long live sessions last after SIGTERM; only in `defaults`"
     )
@@ -280,7 +297,7 @@ class ProxyProtocolSection(Section):
         description="v2: send on what came in a v2 header beside the addresses (a cloud's endpoint id, TLS, ALPN), 3 KiB at "
         "most; checksums are computed again",
     )
-    accept_from: v.Networks = Field(
+    accept_from: a.Networks = Field(
         (), description="proxies that must send a PROXY header; the client it names counts in log, limits and balance"
     )
     accept_timeout: v.LongerThanZero = Field(_ACCEPT.timeout, description="how long pylb waits for that header")
@@ -304,7 +321,7 @@ class LimitsSection(Section):
 
 
 class Cluster(Section):
-    addresses: v.Ips = Field(
+    addresses: a.Ips = Field(
         (),
         description="the floating addresses, the same on all machines: no registration may send clients there, and "
         "`pylb_address_held` says who has them",
@@ -337,7 +354,7 @@ class PolicySection(Section):
         description="who may connect: of the entries that match a client, the one with the longest prefix decides; if none "
         "matches, the client is refused if there is any `allow`",
     )
-    source_addresses: v.Ips = Field((), description="addresses of this machine from which servers are dialled, in turn")
+    source_addresses: a.Ips = Field((), description="addresses of this machine from which servers are dialled, in turn")
     limits: LimitsSection = Field(default_factory=LimitsSection)
     health: HealthSection = Field(default_factory=HealthSection)
     proxy_protocol: ProxyProtocolSection = Field(default_factory=ProxyProtocolSection)
@@ -387,59 +404,10 @@ _PLAIN = ("balance", "retries", "max_connections", "max_queue", "freebind", "sou
 
 
 class Defaults(PolicySection):
-    bind: v.Bind = Field("*", description="where ports opened by registrations listen")
+    bind: a.Bind = Field("*", description="where ports opened by registrations listen")
     resolve_interval: v.ResolveInterval = Field(
         30.0, description="time between two look-ups of a host name; the last good answer stays valid"
     )
 
     def policy(self, base: core.Policy) -> core.Policy:
         return replace(super().policy(base), bind=self.bind)
-
-
-class ServerEntry(Section):
-    short: ClassVar[dict[str, Any] | None] = {"type": "string"}
-    address: v.ServersAt = Field(description="the server's address; in a frontend with a range, one port for all or as many")
-    name: v.Name | None = Field(None, description="its name in logs, metrics and commands; unset: its address")
-    weight: v.Weight = Field(1, description="its share of new sessions; 0: none")
-    backup: v.Flag = Field(False, description="used only while no other server is usable")
-    max_connections: v.Connections = Field(
-        0, description="sessions at once on this server; while all servers are full, clients wait; 0: no limit"
-    )
-    health: ServerHealth = Field(default_factory=ServerHealth)
-    resolve: Literal["ipv4", "ipv6", "any"] = Field("any", description="which addresses of a host name are servers")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _short_form(cls, data: Any) -> Any:
-        return {"address": data} if isinstance(data, str) else data
-
-
-class FrontendEntry(PolicySection):
-    reserved: ClassVar[dict[str, str]] = {"bind": "only for ports opened by registrations; a static frontend has `listen`"}
-    name: v.Name = Field(description="its name in logs, metrics and commands, and that of the registrations that may join it")
-    listen: v.ListensAt = Field(description="where it listens; a range of ports is one frontend")
-    servers: tuple[ServerEntry, ...] = Field(
-        (), description="`IP:PORT`, `HOST:PORT` (all its addresses are servers), or a mapping; may be empty"
-    )
-    registrations: Literal["name", "legacy", "any"] = Field(
-        "name",
-        description="which registrations may join: `name`: those with the frontend's name; `legacy`: these, and calls of old "
-        "containers, whatever name they give; `any`: all",
-    )
-
-    def frontend(self, defaults: core.Policy) -> core.StaticFrontend:
-        servers = tuple(
-            core.StaticServer(
-                entry.address,
-                entry.weight,
-                entry.backup,
-                entry.max_connections,
-                entry.name or "",
-                health=entry.health.own(),
-                resolve=core.Family(entry.resolve),
-            )
-            for entry in self.servers
-        )
-        return core.StaticFrontend(
-            self.name, self.listen, servers, self.policy(defaults), joining=core.JoinRule(self.registrations)
-        )

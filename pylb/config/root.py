@@ -6,10 +6,13 @@ from typing import Annotated, Self
 
 from pydantic import BeforeValidator, Field, PrivateAttr
 
+from pylb.config import addresses as a
 from pylb.config import models as m
 from pylb.config import values as v
+from pylb.config.frontends import FrontendEntry
 from pylb.config.problems import Problem, in_short
 from pylb.config.section import Section
+from pylb.config.value_type import OneOrMore, one_or_more
 from pylb.core.address import ANY, Ports, is_loopback, parse_ip, parse_network
 from pylb.core.auth import ANYWHERE, Keyring, Token
 from pylb.core.policy import LeaseBounds, Policy, Rules, SourceLimits
@@ -27,13 +30,13 @@ def default_webhook() -> tuple[m.WebhookListener, ...]:
 class Config(Section):
     """pylb.yaml. Made only by `load` and `parse`."""
 
-    webhook: Annotated[tuple[m.WebhookListener, ...], BeforeValidator(v.one_or_more), v.OneOrMore()] = Field(
+    webhook: Annotated[tuple[m.WebhookListener, ...], BeforeValidator(one_or_more), OneOrMore()] = Field(
         default_factory=default_webhook,
         description="one listener or a list; default: self-signed TLS on `*:9000`; `[]`: none, only with `frontends`",
     )
-    advertise: v.Host | None = Field(None, description="the name or address by which others reach this machine")
-    public_addresses: v.Ips = Field((), description="this machine's public addresses, if it is behind 1:1 NAT")
-    trusted_proxies: v.Networks = Field(
+    advertise: a.Host | None = Field(None, description="the name or address by which others reach this machine")
+    public_addresses: a.Ips = Field((), description="this machine's public addresses, if it is behind 1:1 NAT")
+    trusted_proxies: a.Networks = Field(
         (), description="proxies in front of the webhook that are believed when they name the caller's address"
     )
     admin: m.Admin = Field(default_factory=m.Admin)
@@ -57,7 +60,7 @@ class Config(Section):
         default_factory=tuple, description="who may register; without any, one is generated at the first run"
     )
     defaults: m.Defaults = Field(default_factory=m.Defaults)
-    frontends: tuple[m.FrontendEntry, ...] = Field(
+    frontends: tuple[FrontendEntry, ...] = Field(
         default_factory=tuple, description="ports that this file opens: the static frontends"
     )
 
@@ -117,7 +120,7 @@ class Config(Section):
         """What control needs. `own_ips`: the addresses of this machine's interfaces, and those that `advertise` resolves to."""
         defaults = self.defaults.policy(Policy(limits=SourceLimits(source_share=m.SOURCE_SHARE)))
         return Rules(
-            frontends=tuple(entry.frontend(defaults) for entry in self.frontends),
+            frontends=tuple(one for entry in self.frontends for one in (entry.frontend(defaults), *entry.routed(defaults))),
             defaults=defaults,
             leases=LeaseBounds(self.leases.min_ttl, self.leases.max_ttl, self.leases.keep_stale, self.leases.yield_after),
             bounds=self.bounds.bounds(),
@@ -149,6 +152,7 @@ def first_run_token(secret: str, reserved_ports: frozenset[int]) -> Token:
         targets=_LOOPBACK,
         target_ports=_EVERY_PORT,
         sources=ANYWHERE,
+        server_names=(ANY,),
         any_port_except=reserved_ports | {22},
     )
 
@@ -166,5 +170,6 @@ def token_of(entry: m.TokenEntry, secrets: tuple[str, ...]) -> Token:
         sources=entry.sources,
         legacy=entry.legacy,
         replaces=entry.replaces,
+        server_names=entry.server_names,
         any_port_except=None,
     )

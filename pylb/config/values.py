@@ -1,20 +1,20 @@
 """The scalar types of the config: text as users write it, parsed once into what the core needs.
 
-Every parser raises `wrong(what, hint)`; the place is added later. `JsonType` is the type's name in the generated reference.
+Every parser raises `wrong(what, hint)`; the place is added later. addresses.py has the types of addresses and names of hosts.
 """
 
 import math
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
-from urllib.parse import urlsplit
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, PlainValidator, ValidationInfo
 
+from pylb.config.addresses import parse_host, parse_network
 from pylb.config.problems import wrong
+from pylb.config.value_type import TEXT, Json, JsonType, either, listed, numbers, one_or_more, parsed, plain_text, show
 from pylb.core import address as core
 from pylb.core.access import AccessRule
 from pylb.core.auth import ANYWHERE
@@ -22,57 +22,17 @@ from pylb.core.checks import BadCheck, parse_check
 from pylb.core.log import FACILITIES, Target, parse_target
 from pylb.core.policy import Balance, Check
 
-_T = TypeVar("_T")
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 NEVER = math.inf  # seconds
 MAX_DURATION = 366 * 24 * 3600.0
 NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,251}[A-Za-z0-9])?")  # as in core.registration: names are compared
-_HOST = re.compile(r"(?=.{1,253}\Z)[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?(\.[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)*", re.IGNORECASE)
-
-
-Json = dict[str, Any]
-_TEXT: Json = {"type": "string"}
-
-
-@dataclass(frozen=True, slots=True)
-class JsonType:
-    """The reference's name for a type, and the JSON Schema of what may be written."""
-
-    name: str
-    json: Json = field(default_factory=lambda: dict(_TEXT), hash=False)
-
-    def __get_pydantic_json_schema__(self, _core: object, _handler: object) -> Json:
-        return dict(self.json)
-
-
-class OneOrMore:
-    """A list with one item may be written as that item."""
-
-    def __get_pydantic_json_schema__(self, core_schema: Any, handler: Any) -> Json:
-        several = handler(core_schema)
-        return {"anyOf": [several["items"], several]}
-
-
-def _numbers(low: int, high: int) -> Json:
-    return {"type": "integer", "minimum": low, "maximum": high}
-
-
-def _either(*schemas: Json) -> Json:
-    return {"anyOf": list(schemas)}
-
-
-def _listed(item: Json) -> Json:
-    return _either(item, {"type": "array", "items": item})
 
 
 _DURATION: Json = {"anyOf": [{"type": "string", "pattern": "^[0-9]+(ms|s|m|h|d)$"}, {"const": 0}]}
-_PORT: Json = {
-    "anyOf": [{"type": "integer", "minimum": 1, "maximum": 65535}, {"type": "string", "pattern": "^[0-9]+(-[0-9]+)?$"}]
-}
 _BOOL: Json = {"type": "boolean"}
-_EVERYBODY: Json = _either(_BOOL, {"type": "array", "items": _TEXT})
+_EVERYBODY: Json = either(_BOOL, {"type": "array", "items": TEXT})
 _BALANCE: Json = {"enum": [str(one) for one in Balance]}
-_CHECK: Json = _either(
+_CHECK: Json = either(
     {"const": "tcp"},
     {
         "type": "object",
@@ -82,7 +42,7 @@ _CHECK: Json = _either(
 )
 _RULE: Json = {
     "type": "object",
-    "properties": {"allow": _TEXT, "deny": _TEXT},
+    "properties": {"allow": TEXT, "deny": TEXT},
     "additionalProperties": False,
     "minProperties": 1,
     "maxProperties": 1,
@@ -116,135 +76,15 @@ def duration_text(seconds: float) -> str:
     return f"{round(seconds * 1000)}ms" if seconds else "0s"
 
 
-def show(value: object) -> str:
-    """A user's value for a message: short, and printable whatever it contains."""
-    if isinstance(value, dict | list):
-        return "a mapping" if isinstance(value, dict) else "a list"
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    text = ascii(value) if isinstance(value, str) else str(value)
-    return text if len(text) <= 80 else text[:77] + "..."
-
-
-def _text(value: object, what: str) -> str:
-    if isinstance(value, str):
-        return value
-    if isinstance(value, bool):
-        raise wrong(f"{show(value)} is not {what}", "YAML reads a bare yes, no, on, off as true or false: quote it")
-    if isinstance(value, int | float):
-        raise wrong(f"{show(value)} is a number, not {what}", f'quote it: "{show(value)}"')
-    raise wrong(f"{show(value)} is not {what}")
-
-
-def _parsed(parse: Callable[[str], _T], text: str, hint: str) -> _T:
-    try:
-        return parse(text)
-    except ValueError as error:
-        raise wrong(str(error), hint) from None
-
-
-def parse_listen_at(value: object) -> core.Listen:
-    """`*:443`, `192.0.2.1:443`, `[2001:db8::1]:443`."""
-    return _listen_at(value, core.parse_listen)
-
-
-def parse_listens_at(value: object) -> core.Listen:
-    """The same, or a range: `*:20000-20099`."""
-    return _listen_at(value, core.parse_listens)
-
-
-def _listen_at(value: object, parse: Callable[[str], core.Listen]) -> core.Listen:
-    hint = 'ADDRESS:PORT, as in "*:443", "192.0.2.1:443" or "[2001:db8::1]:443"'
-    if isinstance(value, int) and not isinstance(value, bool):
-        raise wrong(f"{value} is a port without an address", f'write "*:{value}" for all addresses')
-    text = _text(value, "an address to listen on")
-    if re.fullmatch(r":?[0-9]+", text):
-        hint = f'write "*:{text.lstrip(":")}" for all addresses'
-    return _parsed(parse, text, hint)
-
-
-def parse_server_at(value: object) -> core.Address | core.HostPort:
-    """`IP:PORT` or `HOST:PORT`."""
-    found = parse_servers_at(value)
-    if found.last:
-        raise wrong(f"{found}: a range has no place here", "one port")
-    return found
-
-
-def parse_servers_at(value: object) -> core.Address | core.HostPort:
-    """The same, or a range: `192.0.2.7:30000-30099`."""
-    hint = 'IP:PORT or HOST:PORT, as in "192.0.2.7:30443"'
-    text = _text(value, "an address")
-    host, colon, port = text.rpartition(":")
-    if colon and not re.fullmatch(r"[0-9.]+", host) and _HOST.fullmatch(host.removesuffix(".")):
-        return core.HostPort(host.removesuffix(".").lower(), *_parsed(core.parse_port_range, port, hint))
-    if colon and not host.isascii():
-        raise wrong(f"{show(text)} is not a DNS host name", "write its xn-- form")
-    if colon and "[" not in host and not re.fullmatch(r"[0-9.]*|.*[:/].*", host):
-        raise wrong(f"{show(host)} is neither an IP address nor a host name", "a name has letters, digits, '-' and '.'")
-    address = _parsed(core.parse_addresses, text, hint)
-    if (refused := core.refused_class(address.ip)) is not None:
-        raise wrong(f"{address.ip} is {refused}: never a server", hint)
-    return address
-
-
-def _ip(value: object) -> str:
-    return _parsed(core.parse_ip, _text(value, "an IP address"), "")
-
-
-def _bind(value: object) -> str:
-    text = _text(value, "an address to bind to")
-    return core.ANY if text == core.ANY else _parsed(core.parse_ip, text, 'an IP address of this machine, or "*"')
-
-
-def _host(value: object) -> str:
-    text = _text(value, "a host name or IP address")
-    if re.fullmatch(r"[0-9.]+|[0-9a-fA-F:.%]*:[0-9a-fA-F:.%]*", text):
-        return _parsed(core.parse_ip, text, "a host name or an IP address, without port")
-    if _HOST.fullmatch(text) is None:
-        raise wrong(f"{show(text)} is not a host name", "a host name or an IP address, without scheme and port")
-    return text
-
-
-def _url(value: object) -> str:
-    """Without a slash at its end. No user and password: whoever reads the page or the log would read them, too."""
-    hint = 'as in "http://192.0.2.7:8404" or "https://lb-2.example.net"'
-    text = _text(value, "a URL")
-    try:
-        parts = urlsplit(text)
-        host, _port = parts.hostname or "", parts.port
-    except ValueError:
-        raise wrong(f"{show(text)} is not a URL", hint) from None
-    if "@" in parts.netloc:
-        raise wrong("a URL with a user or password would show them to whoever reads the page", "leave them out")
-    if parts.scheme not in ("http", "https"):
-        raise wrong(f"{show(text)} is not an http:// or https:// URL", hint)
-    if parts.query or parts.fragment or not re.fullmatch(r"[!-~]{1,500}", text):
-        raise wrong(f"{show(text)} has more than a host, a port and a path", hint)
-    _host(host)
-    return text.rstrip("/")
-
-
-def _network(value: object) -> core.Network:
-    return _parsed(core.parse_network, _text(value, "a network"), 'CIDR, as in "192.0.2.0/24", or one address')
-
-
-def _ports(value: object) -> tuple[int, int]:
-    if isinstance(value, bool) or not isinstance(value, int | str):
-        raise wrong(f"{show(value)} is not a port", 'a port (1-65535) or a range, as in "8883-8899"')
-    hint = 'write a list: ["8443", "8883-8899"]' if "," in str(value) else 'such as 8443 or "8883-8899"'
-    return _parsed(lambda text: core.parse_ports([text]).ranges[0], str(value)[:80], hint)
-
-
 def _name(value: object) -> str:
-    text = _text(value, "a name")
+    text = plain_text(value, "a name")
     if NAME.fullmatch(text) is None:
         raise wrong(f"{show(text)} is not a name", "letters, digits and inside '.', '_', '-'; at most 253")
     return text
 
 
 def _path(value: object, info: ValidationInfo) -> Path:
-    text = _text(value, "a path")
+    text = plain_text(value, "a path")
     if not text or "\0" in text or text.startswith("~"):
         raise wrong(f"{show(text)} is not a usable path", "write it in full; ~ is not expanded")
     try:
@@ -257,9 +97,9 @@ def _path(value: object, info: ValidationInfo) -> Path:
 
 def _log_target(value: object, info: ValidationInfo) -> Target:
     hint = "stdout, file:/var/log/pylb/sessions.log, udp:192.0.2.1:514, or unix:/dev/log"
-    target = _parsed(parse_target, _text(value, "a target for the log"), hint)
+    target = parsed(parse_target, plain_text(value, "a target for the log"), hint)
     if target.kind == "udp":
-        return target._replace(place=_host(target.place))
+        return target._replace(place=parse_host(target.place))
     return target if target.kind == "stdout" else target._replace(place=str(_path(target.place, info)))
 
 
@@ -293,7 +133,7 @@ def _legacy_from(value: object) -> tuple[core.Network, ...]:
         return ANYWHERE if value else ()
     if not isinstance(value, list):
         raise wrong(f"{show(value)} is not true, false, or a list of networks", 'as in ["192.0.2.0/24"]')
-    return tuple(_network(item) for item in value)
+    return tuple(parse_network(item) for item in value)
 
 
 def _whole(low: int, high: int) -> Callable[[object], int]:
@@ -360,17 +200,12 @@ def _access_rule(value: object) -> AccessRule:
     if not isinstance(value, dict) or len(value) != 1 or not value.keys() <= {"allow", "deny"}:
         raise wrong(f"{show(value)} is not an access rule", hint)
     [(verb, network)] = value.items()
-    return AccessRule(verb == "allow", _network(network))
-
-
-def one_or_more(value: Any) -> Any:
-    """A single value stands for a list of one."""
-    return value if isinstance(value, list) or value is None else [value]
+    return AccessRule(verb == "allow", parse_network(network))
 
 
 Duration = Annotated[float, PlainValidator(parse_duration), JsonType("duration", _DURATION)]
 DurationOrNever = Annotated[
-    float, PlainValidator(_duration_or_never), JsonType("duration > 0, or `never`", _either(_DURATION, {"const": "never"}))
+    float, PlainValidator(_duration_or_never), JsonType("duration > 0, or `never`", either(_DURATION, {"const": "never"}))
 ]
 LegacyFrom = Annotated[
     tuple[core.Network, ...],
@@ -386,24 +221,9 @@ ZeroIsNever = Annotated[
 ProbeInterval = Annotated[
     float, PlainValidator(parse_duration), AfterValidator(_probe_interval), JsonType("duration", _DURATION)
 ]
-ListenAt = Annotated[core.Listen, PlainValidator(parse_listen_at), JsonType("`ADDRESS:PORT`, `*` for all addresses")]
-ListensAt = Annotated[
-    core.Listen, PlainValidator(parse_listens_at), JsonType("`ADDRESS:PORT` or `ADDRESS:PORT-PORT`, `*` for all addresses")
-]
-ServersAt = Annotated[
-    core.Address | core.HostPort,
-    PlainValidator(parse_servers_at),
-    JsonType("`IP:PORT` or `HOST:PORT`; for a range `IP:PORT-PORT`"),
-]
 ResolveInterval = Annotated[
     float, PlainValidator(parse_duration), AfterValidator(_at_least_a_second), JsonType("duration", _DURATION)
 ]
-Ip = Annotated[str, PlainValidator(_ip), JsonType("IP address")]
-Bind = Annotated[str, PlainValidator(_bind), JsonType("IP address or `*`")]
-Host = Annotated[str, PlainValidator(_host), JsonType("host name or IP address")]
-Url = Annotated[str, PlainValidator(_url), JsonType("`http://HOST:PORT` or `https://HOST:PORT`")]
-NetworkText = Annotated[core.Network, PlainValidator(_network), JsonType("CIDR")]
-PortRange = Annotated[tuple[int, int], PlainValidator(_ports), JsonType("port or range", _PORT)]
 Name = Annotated[str, PlainValidator(_name), JsonType("name")]
 NameOrAny = Annotated[str, PlainValidator(lambda value: value if value == core.ANY else _name(value)), JsonType("name or `*`")]
 FilePath = Annotated[Path, PlainValidator(_path), JsonType("path")]
@@ -411,12 +231,12 @@ LogTarget = Annotated[Target, PlainValidator(_log_target), JsonType("`stdout`, `
 Facility = Annotated[str, PlainValidator(_facility), JsonType("`local0` … `local7`, `daemon`, …", {"enum": list(FACILITIES)})]
 Secret = Annotated[str, PlainValidator(_secret), JsonType("text")]
 Flag = Annotated[bool, PlainValidator(_flag), JsonType("true, false", _BOOL)]
-Weight = Annotated[int, PlainValidator(_whole(0, 256)), JsonType("0-256", _numbers(0, 256))]
-SmallCount = Annotated[int, PlainValidator(_whole(1, 100)), JsonType("1-100", _numbers(1, 100))]
-Retries = Annotated[int, PlainValidator(_whole(0, 100)), JsonType("0-100", _numbers(0, 100))]
-AtLeastOne = Annotated[int, PlainValidator(_whole(1, 1_000_000)), JsonType("whole number > 0", _numbers(1, 1_000_000))]
-Recorded = Annotated[int, PlainValidator(_whole(0, 100_000)), JsonType("0-100000", _numbers(0, 100_000))]
-Connections = Annotated[int, PlainValidator(_whole(0, 10_000_000)), JsonType("whole number", _numbers(0, 10_000_000))]
+Weight = Annotated[int, PlainValidator(_whole(0, 256)), JsonType("0-256", numbers(0, 256))]
+SmallCount = Annotated[int, PlainValidator(_whole(1, 100)), JsonType("1-100", numbers(1, 100))]
+Retries = Annotated[int, PlainValidator(_whole(0, 100)), JsonType("0-100", numbers(0, 100))]
+AtLeastOne = Annotated[int, PlainValidator(_whole(1, 1_000_000)), JsonType("whole number > 0", numbers(1, 1_000_000))]
+Recorded = Annotated[int, PlainValidator(_whole(0, 100_000)), JsonType("0-100000", numbers(0, 100_000))]
+Connections = Annotated[int, PlainValidator(_whole(0, 10_000_000)), JsonType("whole number", numbers(0, 10_000_000))]
 BalanceName = Annotated[
     Balance,
     PlainValidator(_balance),
@@ -426,7 +246,7 @@ MOST_WORKERS = 64
 Workers = Annotated[
     int | Literal["auto"],
     PlainValidator(_workers),
-    JsonType("0-64, `auto`", {"anyOf": [_numbers(0, MOST_WORKERS), {"const": "auto"}]}),
+    JsonType("0-64, `auto`", {"anyOf": [numbers(0, MOST_WORKERS), {"const": "auto"}]}),
 ]
 CheckSpec = Annotated[
     Check,
@@ -437,19 +257,14 @@ CheckSpec = Annotated[
         _CHECK,
     ),
 ]
-Port = Annotated[int, PlainValidator(_whole(1, 65535)), JsonType("1-65535", _numbers(1, 65535))]
-Rate = Annotated[int, PlainValidator(_whole(0, 1_000_000)), JsonType("per second", _numbers(0, 1_000_000))]
-Percent = Annotated[int, PlainValidator(_whole(1, 100)), JsonType("1-100", _numbers(1, 100))]
-Prefix = Annotated[int, PlainValidator(_whole(1, 128)), JsonType("1-128", _numbers(1, 128))]
+Port = Annotated[int, PlainValidator(_whole(1, 65535)), JsonType("1-65535", numbers(1, 65535))]
+Rate = Annotated[int, PlainValidator(_whole(0, 1_000_000)), JsonType("per second", numbers(0, 1_000_000))]
+Percent = Annotated[int, PlainValidator(_whole(1, 100)), JsonType("1-100", numbers(1, 100))]
+Prefix = Annotated[int, PlainValidator(_whole(1, 128)), JsonType("1-128", numbers(1, 128))]
 AccessEntry = Annotated[AccessRule, PlainValidator(_access_rule), JsonType("`{allow: CIDR}` or `{deny: CIDR}`", _RULE)]
 AccessEntries = Annotated[
     tuple[AccessEntry, ...],
     BeforeValidator(one_or_more),
-    JsonType("list of `{allow: CIDR}` and `{deny: CIDR}`", _listed(_RULE)),
+    JsonType("list of `{allow: CIDR}` and `{deny: CIDR}`", listed(_RULE)),
 ]
-Networks = Annotated[tuple[NetworkText, ...], BeforeValidator(one_or_more), JsonType("list of CIDR", _listed(_TEXT))]
-PortRanges = Annotated[
-    tuple[PortRange, ...], BeforeValidator(one_or_more), JsonType("list of ports and ranges", _listed(_PORT))
-]
-Names = Annotated[tuple[NameOrAny, ...], BeforeValidator(one_or_more), JsonType("list of names, `*` for any", _listed(_TEXT))]
-Ips = Annotated[tuple[Ip, ...], BeforeValidator(one_or_more), JsonType("list of IP addresses", _listed(_TEXT))]
+Names = Annotated[tuple[NameOrAny, ...], BeforeValidator(one_or_more), JsonType("list of names, `*` for any", listed(TEXT))]

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from pylb.config import models as m
 from pylb.config.entries import Finding, Parts, ReadablePart
+from pylb.config.frontends import FrontendEntry
 from pylb.config.section import Section
 from pylb.core.address import ANY, Address, HostPort, Listen
 from pylb.core.policy import UNSAID, Balance, HealthMode, Policy, ProxyProtocol, StaticFrontend
@@ -58,6 +59,12 @@ _NEEDS = (
         lambda one: one.policy.limits.by_source,
         "neither limits.per_source nor limits.per_source_rate is set",
         "per_source: 100",
+    ),
+    _Need(
+        "timeouts.hello",
+        lambda one: one.allows_names,
+        "it has no routes, and registrations may not add any",
+        "routes, names: allowed, or remove the line",
     ),
     _Need(
         "slow_start",
@@ -116,13 +123,13 @@ def _says(section: Section, key: str) -> bool:
     return value is not None and value != default
 
 
-def _defaults(section: m.Defaults, defaults: Policy, frontends: list[m.FrontendEntry]) -> Iterator[Finding]:
+def _defaults(section: m.Defaults, defaults: Policy, frontends: list[FrontendEntry]) -> Iterator[Finding]:
     """A default has an effect on ports opened by registrations, or on a frontend that does not set the key itself.
 
     A frontend added later may need the value, so it is only a warning; a switch that is turned on is meant for now.
     """
     part = ReadablePart(("defaults",), section)
-    registered = StaticFrontend("", Listen("tcp", defaults.bind, 1), (), defaults)
+    registered = StaticFrontend("", Listen("tcp", defaults.bind, 1), (), defaults, allows_names=True)
     static = [(entry, entry.frontend(defaults)) for entry in frontends]
     for need in _NEEDS:
         heirs = [registered, *(one for entry, one in static if _value(entry, need.key) is None)]
@@ -135,7 +142,7 @@ def _defaults(section: m.Defaults, defaults: Policy, frontends: list[m.FrontendE
             yield Finding(part.at("resolve_interval"), message, "remove the line", "warning")
 
 
-def _servers(part: ReadablePart[m.FrontendEntry], frontend: StaticFrontend) -> Iterator[Finding]:
+def _servers(part: ReadablePart[FrontendEntry], frontend: StaticFrontend) -> Iterator[Finding]:
     for index, (entry, server) in enumerate(zip(part.entry.servers, frontend.servers, strict=True)):
         if entry.weight > 1 and frontend.policy.balance is Balance.FIRST:
             message = f"weight of {server.address} has no effect: with balance: first there are no shares"

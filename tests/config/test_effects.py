@@ -41,6 +41,7 @@ ROOT = Path(__file__).parents[2]
 OTHER = {
     "balance": "random", "retries": 1, "max_connections": 7, "max_queue": 7, "backups": "all", "slow_start": "9s",
     "freebind": True, "on_down": "close", "access": [{"allow": "192.0.2.0/24"}], "source_addresses": ["192.0.2.1"],
+    "timeouts.hello": "9s",
     "timeouts.connect": "9s", "timeouts.queue": "9s", "timeouts.idle": "9s", "timeouts.half_close": "9s",
     "timeouts.flush": "9s", "timeouts.drain": "9s", "timeouts.shutdown": "9s", "timeouts.upgrade": "9s",
     "limits.rate": 9, "limits.per_source": 9, "limits.per_source_rate": 9, "limits.ipv6_prefix": 48, "limits.source_share": 9,
@@ -53,6 +54,7 @@ OTHER = {
 # What a key needs beside it, else it is refused (test_without_effect.py).
 WITH: dict[str, dict[str, Any]] = {
     "limits.ipv6_prefix": {"limits": {"per_source": 9}},
+    "timeouts.hello": {"names": "allowed"},
     "proxy_protocol.crc32c": {"proxy_protocol": {"send": "v2"}},
     "proxy_protocol.unique_id": {"proxy_protocol": {"send": "v2"}},
     "proxy_protocol.pass_tlvs": {"proxy_protocol": {"send": "v2", "accept_from": ["192.0.2.0/24"]}},
@@ -65,7 +67,7 @@ OF_SERVERS = {
 OF_TOKENS = {
     "name": "other", "secret": "another-secret-of-enough-characters", "takeover": True, "names": ["*"],
     "ports": [444], "targets": ["192.0.2.0/24"], "target_ports": [1], "sources": ["192.0.2.0/24"], "legacy": False,
-    "replaces": ["generated"],
+    "replaces": ["generated"], "server_names": ["*.example.net"],
 }  # fmt: skip
 OF_ALL = {
     "public_addresses": ["192.0.2.1"], "advertise": "192.0.2.1", "cluster.addresses": ["192.0.2.1"],
@@ -73,6 +75,12 @@ OF_ALL = {
     "webhook.listen": "127.0.0.1:1",
     "leases.min_ttl": "9s", "leases.max_ttl": "9h", "leases.keep_stale": "never", "leases.yield_after": "9h",
     "bounds.servers_per_frontend": 9, "bounds.ports_per_token": 9,
+}  # fmt: skip
+OF_ROUTES = {
+    "server_names": ["www.example.net"], "servers": ["192.0.2.9:1"], "balance": "random", "retries": 1,
+    "timeouts.connect": "9s", "timeouts.queue": "9s", "timeouts.idle": "9s", "timeouts.half_close": "9s",
+    "timeouts.flush": "9s", "timeouts.drain": "9s", "proxy_protocol.send": "v1",
+    **{key: value for key, value in OTHER.items() if key.startswith("health.")},
 }  # fmt: skip
 # By file and test: keys whose effect it shows in a running pylb.
 SHOWN: dict[str, dict[str, str]] = {
@@ -145,7 +153,9 @@ def test_every_key_is_named_here_and_no_other_one() -> None:
         *OF_ALL,
         *(f"defaults.{key}" for key in OTHER),
         *(f"frontends.{key}" for key in of_frontends),
-        *(f"frontends.{key}" for key in ("name", "listen")),
+        *(f"frontends.{key}" for key in ("name", "listen", "names")),
+        *(f"frontends.routes.{key}" for key in OF_ROUTES if key != "servers"),
+        *(f"frontends.routes.servers.{key}" for key in OF_SERVERS),
         *(f"frontends.servers.{key}" for key in OF_SERVERS),
         *(f"tokens.{key}" for key in OF_TOKENS),
     }
@@ -184,6 +194,8 @@ def given(section: str, more: dict[str, Any]) -> tuple[Any, ...]:
         data["frontends"] = [{**frontend, "servers": [merged(frontend["servers"][0], more)]}]
     elif section == "frontends":
         data["frontends"] = [merged(frontend, more)]
+    elif section == "routes":
+        data["frontends"] = [{**frontend, "routes": [merged({"server_names": ["git.example.net"]}, more)]}]
     elif section == "tokens":
         data["tokens"] = [merged(token, more)]
     else:
@@ -202,6 +214,8 @@ WRITTEN = [
     *(("servers", key, OF_SERVERS[key]) for key in OF_SERVERS),
     *(("tokens", key, OF_TOKENS[key]) for key in OF_TOKENS),
     *(("", key, OF_ALL[key]) for key in OF_ALL),
+    *(("routes", key, OF_ROUTES[key]) for key in OF_ROUTES),
+    ("frontends", "names", "allowed"),
     ("frontends", "name", "other"),
     ("frontends", "listen", "*:444"),
     ("frontends", "registrations", "any"),
@@ -210,8 +224,9 @@ WRITTEN = [
 
 @pytest.mark.parametrize(("section", "key", "value"), WRITTEN, ids=lambda value: value if isinstance(value, str) else "")
 def test_every_key_changes_what_control_and_engine_are_given(section: str, key: str, value: object) -> None:
-    before = given(section, WITH.get(key, {}))
-    assert given(section, merged(WITH.get(key, {}), at(key, value))) != before
+    beside = {} if section in ("defaults", "routes") and key == "timeouts.hello" else WITH.get(key, {})
+    before = given(section, beside)
+    assert given(section, merged(beside, at(key, value))) != before
 
 
 @pytest.mark.parametrize(

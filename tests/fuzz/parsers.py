@@ -19,6 +19,7 @@ import yaml
 from pydantic_core import PydanticCustomError
 
 from pylb.config import ConfigErrors, parse
+from pylb.config import addresses as a
 from pylb.config import values as v
 from pylb.config.generated_tokens import read_generated
 from pylb.config.yamlplace import read
@@ -37,6 +38,7 @@ from pylb.core.log import parse_target
 from pylb.core.policy import Check, CheckKind, ProxyProtocol, Step
 from pylb.core.recorder import parse_session_id
 from pylb.core.registration import check_name, parse_native
+from pylb.core.strict_json import strict_json
 from pylb.core.tcp_info import parse_tcp_info
 from pylb.haproxy import legacy_import
 from pylb.haproxy.translate import translate
@@ -181,20 +183,20 @@ def _scalars(data: bytes) -> object:
     """The first byte says which."""
     kinds: list[Callable[[Any], object]] = [
         v.parse_duration,
-        v.parse_listen_at,
-        v.parse_server_at,
-        v._ip,
-        v._bind,
-        v._host,
-        v._network,
-        v._ports,
+        a.parse_listen_at,
+        a.parse_server_at,
+        a._ip,
+        a._bind,
+        a.parse_host,
+        a.parse_network,
+        a._ports,
         v._name,
         v._secret,
         v._facility,
         v._legacy_from,
         v._check,
         v._access_rule,
-        v._url,
+        a._url,
     ]
     number = (data[0] if data else 0) % len(kinds)
     value: object = text(data[1:])
@@ -317,6 +319,7 @@ PARSERS: tuple[Parser, ...] = (
         _imported,
         memory=10_000,
     ),
+    Parser("strict JSON", strict_json, (Refused,), x.NATIVE, x.NATIVE_WORDS, memory=1000),
     Parser("native body", parse_native, (Refused,), x.NATIVE, x.NATIVE_WORDS, memory=1000),
     Parser("legacy body", parse_legacy, (Refused,), x.LEGACY, x.LEGACY_WORDS, memory=1000),
     Parser("peer", peers.taken, (ValueError, RecursionError, peers._NoPylbError), x.PEERS, x.PEER_WORDS, most=peers.MOST_BYTES),
