@@ -82,6 +82,7 @@ class Proxy:
     check_lines: CheckLines = field(default_factory=CheckLines)
     sticks: list[Line] = field(default_factory=list)
     source: Line | None = None
+    inspect_delay: float | None = None  # milliseconds for what the client sends first
     max_connections: tuple[int, Line] | None = None
     rate: tuple[int, Line] | None = None
     odd: list[tuple[Line, str]] = field(default_factory=list)  # differences that are noted if the proxy is used
@@ -142,8 +143,8 @@ def _read(proxy: Proxy, section: Section, line: Line) -> None:  # noqa: C901 - o
             proxy.acls.setdefault(name, []).append(line)
         case ["tcp-request", level, *rule] if level in ("connection", "session", "content"):
             _rule(proxy, line, level, rule)
-        case ["tcp-request", "inspect-delay", *_]:
-            pass
+        case ["tcp-request", "inspect-delay", *value]:
+            proxy.inspect_delay = milliseconds(value[0]) if value else None
         case ["tcp-check" | "http-check", *_]:
             proxy.check_lines.add_rule(line, section)
         case ["timeout", name, value]:

@@ -16,6 +16,7 @@ from pylb.haproxy.binds import Bind, ListenAddress, bind_of, listen_addresses
 from pylb.haproxy.clients import EVERYBODY, NOBODY, Clients, Conditions, access_entries
 from pylb.haproxy.config_parser import PROXIES, Note, Notes, Parser, shortened
 from pylb.haproxy.proxies import Proxy, Switch, proxy_of
+from pylb.haproxy.server_names import asked_names, reached, route_of
 from pylb.haproxy.servers import Server, duration, entries, plain_name, servers_of, shared
 
 MOST_LINES = 1_000_000  # of proxies, counted once for each place that uses them; takes some seconds
@@ -121,12 +122,17 @@ class _Translator:
         for address in listens:
             if not self._has_time(proxy, proxy):
                 break
-            backend = self._backend(proxy, address.port)
+            backend, names = self._backend(proxy, address.port)
             if backend is None or not self._has_room(proxy, backend.size) or not self._has_time(proxy, backend):
                 continue
             name = plain_name(proxy.section.name)
             entry: dict[str, Any] = {"name": name if not found else f"{name}-{address.port}", "listen": address.listen}
-            found.append(entry | self._policy(proxy, backend, address))
+            entry |= self._policy(proxy, backend, address, has_routes=bool(names))
+            if names:
+                entry["routes"] = list(self._routes(proxy, names, address, entry))
+                if proxy.inspect_delay:
+                    entry["timeouts"]["hello"] = duration(proxy.inspect_delay)
+            found.append(entry)
         if len(listens) > 1:
             for limit in (proxy.max_connections, proxy.rate):
                 if limit is not None:
@@ -157,29 +163,47 @@ class _Translator:
             self._notes.differs(proxy.section.head, f"{proxy.section.label} is not translated completely: {what}")
         return self._lines >= 0
 
-    def _backend(self, proxy: Proxy, port: int) -> Proxy | None:
-        """The backend for the clients of `port`."""
+    def _backend(self, proxy: Proxy, port: int) -> tuple[Proxy | None, dict[str, list[str]]]:
+        """The backend for the clients of `port`, and by other backends the server names whose clients they have."""
         head, label = proxy.section.head, proxy.section.label
         unsure: list[Switch] = []
+        names: dict[str, str] = {}
         name = proxy.default_backend
         for switch in proxy.switches:
-            clients = None if "%" in switch.backend else self._conditions.clients(switch.condition, proxy.acls, port)
+            dynamic = "%" in switch.backend
+            clients = None if dynamic else self._conditions.clients(switch.condition, proxy.acls, port)
             if clients == EVERYBODY:
                 name = switch.backend
                 break
-            if clients != NOBODY:
+            if clients == NOBODY:
+                continue
+            asked = None
+            if clients is None and not dynamic:
+                asked = asked_names(self._conditions, switch.condition, proxy.acls, port)
+            if asked is None:
                 unsure.append(switch)
+            else:
+                names |= dict.fromkeys(reached(asked, names), switch.backend)
         for switch in unsure:
             what = f"HAProxy would send some connections to {shortened(switch.backend)}"
             other = f"all to {shortened(name)}" if name else "none of them there"
             self._notes.differs(switch.line, f"{switch.line.text}: {what}; pylb sends {other}")
-        if name is None and proxy.section.kind == "listen":
-            backend: Proxy | None = proxy
-        else:
-            backend = self._backends.get(name or "")
+        found: dict[str, list[str]] = {}
+        for one, other in names.items():
+            found.setdefault(other, []).append(one)
+        if name is None and (proxy.section.kind == "listen" or names):
+            return self._usable(proxy, label, proxy), found
+        if name is None:
+            self._notes.differs(head, f"{label} is left out: it has no default_backend")
+            return None, {}
+        return self._usable(proxy, label, name), found
+
+    def _usable(self, proxy: Proxy, label: str, wanted: Proxy | str) -> Proxy | None:
+        """The backend, counted as used. None, with a note that `label` is left out: pylb cannot have it."""
+        backend = self._backends.get(wanted) if isinstance(wanted, str) else wanted
         if backend is None:
-            what = f"it has no backend called {shortened(name)}" if name else "it has no default_backend"
-            self._notes.differs(head, f"{label} is left out: {what}")
+            what = f"it has no backend called {shortened(str(wanted))}"
+            self._notes.differs(proxy.section.head, f"{label} is left out: {what}")
             return None
         if backend.mode != "tcp" or not backend.enabled:
             why = "it is disabled" if not backend.enabled else f"it is in mode {shortened(backend.mode)}; pylb forwards TCP"
@@ -187,6 +211,24 @@ class _Translator:
             return None
         self._used[backend.section.name] = self._used.get(backend.section.name, 0) + 1
         return backend
+
+    def _routes(
+        self, proxy: Proxy, names: dict[str, list[str]], address: ListenAddress, frontend: dict[str, Any]
+    ) -> Iterator[dict[str, Any]]:
+        """One for each other backend. What it does not say is as in `frontend`, its frontend's entry."""
+        if not proxy.inspect_delay:
+            what = "without tcp-request inspect-delay HAProxy would choose before most clients have sent a name; pylb waits"
+            self._notes.note(proxy.section.head, f"{proxy.section.label}: {what}")
+        for name, asked in names.items():
+            label = f"{proxy.section.label}: the route to {shortened(name)}"
+            backend = self._usable(proxy, label, name)
+            if backend is None or not self._has_room(proxy, backend.size) or not self._has_time(proxy, backend):
+                continue
+            route, elsewhere = route_of(self._policy(proxy, backend, address), frontend)
+            for key in elsewhere:
+                what = f"HAProxy would have another {key} there than for the other clients; pylb has one for a frontend"
+                self._notes.differs(backend.section.head, f"{label}: {what}")
+            yield {"server_names": asked, **route}
 
     def _counted_together(self, backend: Proxy) -> None:
         """Note that several frontends of pylb use these servers, and count their connections separately."""
@@ -197,12 +239,12 @@ class _Translator:
 
     # ------------------------------------------------------------ its policy
 
-    def _policy(self, proxy: Proxy, backend: Proxy, address: ListenAddress) -> dict[str, Any]:
+    def _policy(self, proxy: Proxy, backend: Proxy, address: ListenAddress, *, has_routes: bool = False) -> dict[str, Any]:
         if backend is not proxy:
             for line, why in backend.odd:
                 self._notes.differs(line, f"{line.text}: {why}")
         found = list(entries(servers_of(backend, self._parser, self._notes), address.port, self._notes))
-        if not found:
+        if not found and not has_routes:
             what = "there is no server, so HAProxy would accept connections and close them"
             self._notes.note(backend.section.head, f"{backend.section.label}: {what}, as here")
         policy: dict[str, Any] = {"balance": self._balance(backend, len(found))}
