@@ -20,7 +20,8 @@ from pylb.cli.main import main as cli
 from pylb.cli.session_trace import LETTERS
 from pylb.config import schema
 from pylb.config.explain import section_of
-from pylb.config.models import FrontendEntry, PolicySection
+from pylb.config.frontends import FrontendEntry
+from pylb.config.models import PolicySection
 from pylb.config.root import Config
 from pylb.config.section import Section
 from pylb.config.values import JsonType, duration_text
@@ -267,6 +268,7 @@ def _default(key: str, field: FieldInfo) -> str:
 def mermaid() -> str:
     """The table as a Mermaid state diagram for engine.md."""
     lines = ["stateDiagram-v2", "    [*] --> dialing: accepted", "    [*] --> awaiting_header: accepted from a trusted proxy"]
+    lines.append("    [*] --> awaiting_hello: accepted on a port with routes")
     for (state, event), (target, action) in TRANSITIONS.items():
         lines.append(f"    {_node(state)} --> {_node(target)}: {event} / {action}")
     return "\n".join([*lines, "    closed --> [*]"]) + "\n"

@@ -82,6 +82,10 @@ def registration(settings: Settings, state: str) -> Request:
     frontends: list[dict[str, object]] = []
     for frontend in settings.frontends:
         entry: dict[str, object] = {"port": frontend.port, "target_port": frontend.target_port}
+        if frontend.allows_names:
+            entry["names"] = "allowed"
+        if frontend.server_names:
+            entry["server_names"] = frontend.server_names
         if frontend.proxy_protocol is not None:
             entry["proxy_protocol"] = frontend.proxy_protocol
         if frontend.weight is not None:

@@ -222,17 +222,21 @@ def _frontends(env: _Environment, needed: bool) -> tuple[Frontend, ...]:
     text, example = env.get("PYLB_FRONTENDS"), '"443:30443 25:30025/proxy=v2"'
     if not text:
         return _legacy_frontend(env, needed, example)
-    found: dict[int, Frontend] = {}
+    found: list[Frontend] = []
+    seen: set[tuple[int, str]] = set()
     for entry in text.split():
         try:
             frontend = parse_frontend(entry)
         except NotationError as exc:
             env.wrong("PYLB_FRONTENDS", f"{entry!r}: {exc}", example)
             continue
-        if frontend.port in found:
-            env.wrong("PYLB_FRONTENDS", f"port {frontend.port} is listed twice", example)
-        found[frontend.port] = frontend
-    return _checked(env, list(found.values()))
+        for name in frontend.server_names or ("",):
+            if (frontend.port, name) in seen:
+                what = f"{name} on port {frontend.port}" if name else f"port {frontend.port}"
+                env.wrong("PYLB_FRONTENDS", f"{what} is listed twice", example)
+            seen.add((frontend.port, name))
+        found.append(frontend)
+    return _checked(env, found)
 
 
 def _checked(env: _Environment, frontends: list[Frontend]) -> tuple[Frontend, ...]:

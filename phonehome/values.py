@@ -31,6 +31,8 @@ class Frontend(NamedTuple):
     weight: int | None = None  # None leaves the server's default
     backup: bool = False
     health: object = None  # how pylb checks it, as JSON has it; None leaves the server's default
+    server_names: tuple[str, ...] = ()  # it is for TLS clients that ask for one of them; (): for all others
+    allows_names: bool = False  # others may have names on its port
 
 
 class Endpoint(NamedTuple):
@@ -116,7 +118,7 @@ def clean_token(text: str) -> Token | None:
 
 
 def parse_frontend(entry: str) -> Frontend:
-    """`PORT:TARGET_PORT[/proxy=none|v1|v2][/weight=N][/backup]` as a Frontend."""
+    """`PORT:TARGET_PORT[/proxy=none|v1|v2][/weight=N][/backup][/names=NAME+NAME|allowed]` as a Frontend."""
     ports, *options = entry.split("/")
     left, colon, right = ports.partition(":")
     if not colon:
@@ -130,8 +132,14 @@ def parse_frontend(entry: str) -> Frontend:
             frontend = frontend._replace(weight=int(value))
         elif option == "backup":
             frontend = frontend._replace(backup=True)
+        elif option == "names=allowed":
+            frontend = frontend._replace(allows_names=True)
+        elif key == "names" and all(value.split("+")):
+            frontend = frontend._replace(server_names=tuple(value.split("+")))
         else:
-            raise NotationError(f"unknown option {option!r} (known: proxy=none|v1|v2, weight=1-256, backup)")
+            raise NotationError(
+                f"unknown option {option!r} (known: proxy=none|v1|v2, weight=1-256, backup, names=NAME+NAME, names=allowed)"
+            )
     return frontend
 
 

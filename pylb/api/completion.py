@@ -70,8 +70,8 @@ def request_of(request: Mapping[str, Any]) -> tuple[list[str], str]:
 
 
 _OF_FRONTENDS: dict[str, Callable[[Frontend], Words]] = {
-    "port": lambda one: [(one.listen.port_text, one.name)],
-    "frontend": lambda one: [(one.name, f"port {one.listen.port_text}")],
+    "port": lambda one: [] if one.listen.server_name else [(one.listen.port_text, one.name)],
+    "frontend": lambda one: [(one.name, f"port {one.listen.route_text}")],
     "server": lambda one: ((server.name, str(server.address)) for server in one.servers),
     "target": _targets,
 }

@@ -19,6 +19,7 @@ from pylb.core.errors import Code, Refused
 from pylb.core.health import HINTS
 from pylb.core.policy import CONNECT, HealthMode
 from pylb.core.recorder import Query, SessionTrace
+from pylb.core.server_names import find_route
 from pylb.forward.counters import Counters
 from pylb.web.sessions import trace_json
 from pylb.web.views import port_json
@@ -74,10 +75,15 @@ def _wanted_by(refused: Rejection, what: str) -> bool:
 
 
 async def explain(
-    registry: Registry, counters: Counters, recorded: Sequence[SessionTrace], knock: Knock, port: PortKey
+    registry: Registry, counters: Counters, recorded: Sequence[SessionTrace], knock: Knock, port: PortKey, *, asked: str = ""
 ) -> dict[str, Any]:
-    """What is known about the port; each of its servers is asked now. Raises Refused NOT_FOUND."""
+    """What is known about the port; each of its servers is asked now. Raises Refused NOT_FOUND.
+
+    `asked`: a server name; then only what a client that asks for it gets: its route, or the default route.
+    """
     listens = [listen for listen in registry.table.frontends if listen.has(port)]
+    if asked:
+        listens = routes_for(listens, asked)
     refused = [one for one in registry.rejected() if port[1] in one.ports][-MOST_REFUSED:]
     history = registry.history(_text(port))
     if not listens and not refused and not history:
@@ -85,13 +91,15 @@ async def explain(
     unbound = {str(listen): reason for listen, reason in registry.unbound().items() if listen.has(port)}
     open_ = [listen for listen in listens if str(listen) not in unbound]
     dialled, checked = await _asked(registry, listens)
+    shown = set(map(str, listens))
     return {
         **port_json(port[1], port[0]),
+        **({"asked": asked} if asked else {}),
         "listens": [str(listen) for listen in listens],
         "binds": sorted({listen.ip for listen in listens}),
         "unbound": unbound,
         "reachable": await knock(open_[0]._replace(port=port[1], last=0)) if open_ else "not tried",
-        "servers": [row for row in await rows(registry, port) if row["address"] is not None],
+        "servers": [row for row in await rows(registry, port) if row["address"] is not None and row["listen"] in shown],
         "unresolved": sorted({name for listen in listens for name in registry.unresolved().get(listen, ())}),
         "dialled": dialled,  # does it accept connections?
         "checked": checked,  # does it pass its check?
@@ -100,6 +108,14 @@ async def explain(
         "recorded": [trace_json(one) for one in recorded],
         "history": [change for one in history for change in _changes(one, port)][-MOST_HISTORY:],
     }
+
+
+def routes_for(listens: Sequence[Listen], asked: str) -> list[Listen]:
+    """Of each address on a port: the route that a client which asks for this server name gets."""
+    routes: dict[Listen, dict[str, Listen]] = {}
+    for listen in listens:
+        routes.setdefault(listen.default, {})[listen.server_name] = listen
+    return [find_route(by_name, asked.lower()) or port for port, by_name in routes.items()]
 
 
 async def _asked(registry: Registry, listens: Sequence[Listen]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -8,7 +8,7 @@ from pylb.control.steps import in_turns
 from pylb.core.session import SessionView
 from pylb.core.table import Diff
 from pylb.core.table_diff import ChangeKind, ChangeLine
-from pylb.web.views import port_json
+from pylb.web.views import listen_json
 
 SESSIONS = 1000  # counted between two turns of the loop: 1 ms
 LINES = 200  # put into words or logged: 1 to 2 ms
@@ -45,7 +45,7 @@ def _step(line: ChangeLine, live: int) -> dict[str, Any]:
     fate = f"live sessions: {live}, {_FATE.get(line.what, 'untouched')}"
     return {
         "what": str(line.what),
-        **port_json(line.listen.port, line.listen.protocol, line.listen.last),
+        **listen_json(line.listen),
         "frontend": line.frontend,
         "server": None if line.server is None else str(line.server),
         "sessions": live,

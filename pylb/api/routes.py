@@ -6,12 +6,12 @@ from typing import Any
 
 from pylb.control.registry import VIEWS, Registry
 from pylb.control.steps import in_turns
-from pylb.control.views import STATIC, ServerView, by_port
+from pylb.control.views import STATIC, ServerView, by_port, routes_of_ports
 from pylb.core.address import PortKey
 from pylb.core.registration import Key
 from pylb.core.table import Frontend, Table
 from pylb.core.text import ago
-from pylb.web.views import port_json
+from pylb.web.views import listen_json
 
 ROWS = 100  # between two turns of the loop: ~2 ms
 Leases = dict[Key, tuple[str, float | None]]  # by registration: its state, and the seconds until its lease ends
@@ -27,13 +27,15 @@ async def rows(registry: Registry, port: PortKey | None = None) -> list[dict[str
         leases[one.key] = (one.state, one.expires_in)
     unbound, unresolved, now = registry.unbound(), registry.unresolved(), time.monotonic()
     found: list[dict[str, Any]] = []
+    routes = routes_of_ports(registry.table)
     async for frontend, view in in_turns(_places(registry.table, registry.each_server()), ROWS):
         listen = frontend.listen
         if port is not None and not listen.has(port):
             continue
-        head = port_json(listen.port, listen.protocol, listen.last) | {"listen": str(listen)}
+        head = listen_json(listen) | {"listen": str(listen)}
         head |= {"frontend": frontend.name, "unbound": unbound.get(listen)}
-        found.append(head | (_no_server(unresolved.get(listen, ())) if view is None else _server(view, leases, now)))
+        names = unresolved.get(listen, ())
+        found.append(head | (_no_server(names, routes[listen]) if view is None else _server(view, leases, now)))
     for later in registry.unserved():
         why = f"needs {', '.join(later.needs)}, which this version of pylb does not know; the entry is kept"
         head = {"frontend": later.name, "unbound": None}
@@ -83,18 +85,23 @@ def _server(view: ServerView, leases: Leases, now: float) -> dict[str, Any]:
     }
 
 
-def _no_server(unresolved: Sequence[str] = ()) -> dict[str, Any]:
-    missing = f"{', '.join(unresolved)} cannot be resolved: clients are reset until then"
+def _no_server(unresolved: Sequence[str] = (), routes: int = 0) -> dict[str, Any]:
+    """`routes`: by server name, on the same port."""
+    why = "a static frontend without servers: clients are reset until a registration joins"
+    if unresolved:
+        why = f"{', '.join(unresolved)} cannot be resolved: clients are reset until then"
+    elif routes:
+        why = "no default route: clients whose server name has no route get the alert unrecognized_name"
     return {
         "server": None,
         "address": None,
         "weight": None,
-        "state": "no server",
+        "state": "routes only" if routes and not unresolved else "no server",
         "held_by": [],
         "lease_expires_in": None,
         "reachable": None,
         "accepts": None,
         "check": None,
         "asked_ago": None,
-        "why": missing if unresolved else "a static frontend without servers: clients are reset until a registration joins",
+        "why": why,
     }

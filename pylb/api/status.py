@@ -11,7 +11,7 @@ from pylb.control.steps import in_turns
 from pylb.control.views import FrontendView
 from pylb.core.health import YES
 from pylb.forward.counters import Counters, FrontendCounters
-from pylb.web.views import port_json
+from pylb.web.views import listen_json
 
 FRONTENDS = 15  # between two turns of the loop: with ten servers each, ~1 ms
 
@@ -50,7 +50,7 @@ async def status(registry: Registry, counters: Counters, workers: int, *, reload
 def _frontend(one: FrontendView, counters: FrontendCounters | None, found: tuple[Condition, str]) -> dict[str, Any]:
     counted = counters if counters is not None else FrontendCounters(one.name)  # its port is not open
     return {
-        **port_json(one.listen.port, one.listen.protocol, one.listen.last),
+        **listen_json(one.listen),
         "listen": str(one.listen),
         "frontend": one.name,
         "health": str(found[0]),

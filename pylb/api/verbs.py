@@ -35,7 +35,7 @@ from pylb.web.admin import rejection_json
 from pylb.web.control_socket import Verb
 from pylb.web.sessions import SessionSource as Listed
 from pylb.web.sessions import ended, living, named, query_of, reach_json, session_json, trace_json
-from pylb.web.views import port_json
+from pylb.web.views import listen_json
 
 ITEMS = 50  # of an import, or generations, between two turns of the loop: 1 ms
 MOST_IMPORTED = 10_000
@@ -155,7 +155,7 @@ def _traces(registry: Registry, service: AppOperations, live: SessionControl) ->
         found = []
         for port in await ports_of(registry, what):
             recorded = await live.ended(recorded_of(port))
-            found.append(await explain(registry, counters, recorded.traces, knocks, port))
+            found.append(await explain(registry, counters, recorded.traces, knocks, port, asked=str(request.get("name") or "")))
         return {"explained": found[0], "all": found}
 
     async def knocks(listen: Listen) -> str:
@@ -168,7 +168,10 @@ def _changes(registry: Registry, service: AppOperations) -> dict[str, Verb]:
     """Verbs that change registrations or read files again."""
 
     async def release(request: Mapping[str, Any]) -> dict[str, Any]:
-        return {"released": await registry.operator.release_any(_text(request, "what"))}
+        name = request.get("name")
+        if name is not None and not isinstance(name, str):
+            raise Refused(Code.INVALID, "name: text is needed")
+        return {"released": await registry.operator.release_any(_text(request, "what"), name)}
 
     async def import_(request: Mapping[str, Any]) -> dict[str, Any]:
         items = request.get("items")
@@ -226,7 +229,11 @@ def _generation(one: Generation) -> dict[str, Any]:
         "time": one.at,
         "by": list(one.by),
         "changes": [
-            {"what": str(line.what), **port_json(line.listen.port, line.listen.protocol, line.listen.last), "text": line.text}
+            {
+                "what": str(line.what),
+                **listen_json(line.listen),
+                "text": line.text,
+            }
             for line in one.lines
         ],
     }

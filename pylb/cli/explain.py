@@ -20,7 +20,8 @@ from pylb.core.text import whole_number
 @CONFIG
 @JSON
 @click.argument("what", metavar="PORT|NAME|SESSION", shell_complete=words("port", "frontend", "registration", "session"))
-def explain(config_path: Path | None, as_json: bool, what: str) -> None:
+@click.option("--name", "asked", metavar="SERVER_NAME", help="What a TLS client gets that asks for this name.")
+def explain(config_path: Path | None, as_json: bool, what: str, asked: str | None) -> None:
     """Why a port does not answer: is it open, and by whom; who registered it, who was refused and why; whether each of its
     servers accepts connections and passes its check right now; how its sessions ended.
 
@@ -38,7 +39,7 @@ def explain(config_path: Path | None, as_json: bool, what: str) -> None:
         raise click.BadParameter(f"{what} is no port: 1 to 65535", param_hint="PORT")
     from pylb.host.machine import listeners_of  # noqa: PLC0415
 
-    answers = ask(config_path, {"verb": "explain", "what": what})["all"]
+    answers = ask(config_path, {"verb": "explain", "what": what, "name": asked})["all"]
     by_port = listeners_of([one["port"] for one in answers if "protocol" not in one])
     holders = {port_of(one): by_port.get(one["port"], "") for one in answers if "protocol" not in one}
     if as_json:
@@ -66,6 +67,8 @@ def verdict(found: Mapping[str, Any]) -> str:
         return (
             f"port {port} has no server: {names} cannot be resolved (try `getent hosts NAME`), and clients are reset until then"
         )
+    if "asked" in found and not found["servers"]:
+        return f"a client that asks port {port} for {found['asked']} gets no server: {_route(found)}"
     if not found["servers"]:
         return f"port {port} has no server: clients are reset until a registration joins the frontend"
     if (wrong := _servers_wrong(found)) is not None:
@@ -123,6 +126,8 @@ def _denials(denied: Mapping[str, int]) -> str:
 def describe(found: Mapping[str, Any], holder: str) -> list[Block]:
     """For people. `holder`: the process that listens, if it is visible."""
     rows: list[tuple[str, str]] = []
+    if "asked" in found:
+        rows.append(("asked for", f"{found['asked']}: {_route(found)}"))
     if found["listens"]:
         where = f"{', '.join(found['listens'])}{f' ({holder})' if holder else ''}"
         rows.append(("listens", f"{where}; from here: {found['reachable']}"))
@@ -140,6 +145,13 @@ def describe(found: Mapping[str, Any], holder: str) -> list[Block]:
         rows.append(("refused", f"{one['address']} token {one['token'] or '-'}: {one['code']}: {one['detail']}"))
     rows += [("changed", text) for text in found["history"]]
     return [prose(verdict(found)), "", facts(rows)]
+
+
+def _route(found: Mapping[str, Any]) -> str:
+    routes = [listen for listen in found["listens"] if " " in listen]
+    if routes:
+        return f"route {', '.join(routes)}"
+    return "the default route" if found["servers"] else "no route, and no default route: the alert unrecognized_name"
 
 
 def _server_line(row: Mapping[str, Any], found: Mapping[str, Any]) -> str:

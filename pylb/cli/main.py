@@ -309,12 +309,20 @@ def doctor(config_path: Path | None, as_json: bool) -> None:
 @CONFIG
 @JSON
 @click.argument("what", metavar="PORT|NAME[/INSTANCE]", shell_complete=words("port", "registration"))
-def release(config_path: Path | None, as_json: bool, what: str) -> None:
+@click.option("--name", "route", metavar="SERVER_NAME", help="Of the port only the route of this server name.")
+@click.option("--default", is_flag=True, help="Of the port only the default route.")
+def release(config_path: Path | None, as_json: bool, what: str, route: str | None, default: bool) -> None:
     """Release the registrations of a port, of a name, or of one instance. A port closes with its last registration.
+
+    A port may have routes by server name (docs/server-names.md), each with an owner of its own: without --name or --default
+    all of them are released.
 
     Live sessions continue until they end, for at most timeouts.drain. A phone-home that still runs will register again.
     """
-    answer = ask(config_path, {"verb": "release", "what": what})
+    if default and route is not None:
+        raise click.UsageError("--name and --default are two different routes: give one of them")
+    server_name = "" if default else route and route.lower()
+    answer = ask(config_path, {"verb": "release", "what": what, "name": server_name})
     if as_json:
         say(json.dumps(answer["released"]))
     else:

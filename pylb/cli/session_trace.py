@@ -40,6 +40,8 @@ REASONS = {  # why pylb refused a client: the labels of pylb_frontend_denied_tot
     "per_source_rate": "its source opens connections faster than limits.per_source_rate allows",
     "source_share": "its source has its limits.source_share of all connections",
     "proxy_header": "what it sent first is no PROXY header, and proxy_protocol.accept_from demands one of it",
+    "hello": "it sent only a part of a TLS hello within timeouts.hello or before its FIN, or a hello of more than 16 KiB",
+    "server_name": "no route of the port is for the server name that it asked for, and there is no default route",
     "queue": "max_queue clients were waiting already",
     "loop": "it came from pylb itself, or in a circle of proxies",
 }
@@ -64,6 +66,8 @@ def describe(trace: Mapping[str, Any]) -> list[Block]:
     """The description as lines; the first one says how the session ended, or that it is live."""
     by = f"{trace['frontend']}, by the table of generation {trace['generation']} (`pylb history` has its changes)"
     came = f"{clock(trace['accepted_at'])} from {trace['client']} to {trace['listen']}"
+    if asked := trace.get("server_name"):
+        came += f", and asked for {asked}"
     head, rest = [("came", came), ("frontend", by)], [*_attempts(trace), *_passed(trace), *_closing(trace)]
     rest += [("client", _tcp(trace["client_tcp"])), ("server", _tcp(trace["server_tcp"]))]
     if not trace["candidates"]:

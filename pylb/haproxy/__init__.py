@@ -10,6 +10,7 @@ legacy_import   what the old webhook's script wrote, as legacy registrations
 proxies         one section, together with the `defaults` that it inherits
 binds           the addresses and ports where it listens
 clients         which clients may connect: access lists and conditions as sets of addresses
+server_names    which of these conditions become routes by server name
 servers         its servers and their health
 health_checks   the questions of a health check
 

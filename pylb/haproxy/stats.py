@@ -1,4 +1,5 @@
-"""The rows of `show stat`. Each frontend of pylb gives a FRONTEND row, a row for each server, and a BACKEND row.
+"""The rows of `show stat`. Each frontend of pylb gives a FRONTEND row, a row for each server, and a BACKEND row. A route by
+server name is what HAProxy's use_backend leads to: its servers and a BACKEND row; the FRONTEND row of its port counts it, too.
 
 Columns (columns.py), words and units are those of HAProxy 2.6's `show stat` (its management guide, 9.1 "CSV format"); where
 pylb has nothing of the kind (HTTP, TLS, agents) a column is empty, or 0 where HAProxy's own TCP mode has 0. `stot` of a
@@ -35,6 +36,7 @@ class Statistics:
     rates: Rates
     now: float  # monotonic
     names: dict[Listen, str] = field(default_factory=dict)  # unique names
+    routed: dict[Listen, list[FrontendCounters]] = field(default_factory=dict)  # of the routes of each port
 
     def __post_init__(self) -> None:
         taken: set[str] = set()
@@ -42,6 +44,10 @@ class Statistics:
             name = one.name if one.name not in taken else f"{one.name}@{one.listen}"
             taken.add(name)
             self.names[one.listen] = name
+
+        for one in self.frontends:
+            if one.listen.server_name and (counted := self.counters.frontends.get(one.listen)) is not None:
+                self.routed.setdefault(one.listen.default, []).append(counted)
 
     def proxies(self) -> Iterator[list[Row]]:
         """The rows of each frontend (FRONTEND, servers, BACKEND), in the order of the ports."""
@@ -53,31 +59,33 @@ class Statistics:
         rates = self.rates.proxy(listen, self.now)
         head = {"pxname": self.names[listen], "pid": 1, "iid": rates.number, "mode": "tcp"}
         rows = [head | self._server(frontend, one, counted, rates) for one in view.servers]
-        return [
-            head | self._frontend(view, counted, rates),
-            *rows,
-            head | self._backend(frontend, counted, rates, rows),
-        ]
+        backends = [] if view.has_no_default_route else [head | self._backend(frontend, counted, rates, rows)]
+        frontends = [] if listen.server_name else [head | self._frontend(view, counted, rates)]
+        return [*frontends, *rows, *backends]
 
     def _limit(self, frontend: Frontend) -> int:
         return min(frontend.policy.max_connections or self.counters.max_connections, self.counters.max_connections)
 
     def _frontend(self, view: FrontendView, counted: FrontendCounters, rates: ProxyRates) -> Row:
         frontend = view.frontend
-        limit, ended = self._limit(frontend), _ended(counted.servers.values())
-        at_limit = counted.sessions >= limit or self.counters.open_sessions >= self.counters.max_connections
+        limit = self._limit(frontend)
+        all_of_it = [counted, *self.routed.get(view.listen, ())]
+        ended = _ended(server for one in all_of_it for server in one.servers.values())
+        sessions = counted.sessions  # with those of its routes
+        at_limit = sessions >= limit or self.counters.open_sessions >= self.counters.max_connections
         return _ZERO_FRONTEND | {
             "svname": "FRONTEND",
             "type": FRONTEND,
             "sid": 0,
             "status": "STOP" if view.unbound is not None else "FULL" if at_limit else "OPEN",
-            "scur": counted.sessions,
-            "smax": max(rates.sessions.peak, counted.sessions),
+            "scur": sessions,
+            "smax": max(rates.sessions.peak, sessions),
             "slim": limit,
-            "stot": counted.sessions_total,
-            "bin": counted.bytes_in,
-            "bout": counted.bytes_out,
+            "stot": sum(one.sessions_total for one in all_of_it),
+            "bin": sum(one.bytes_in for one in all_of_it),
+            "bout": sum(one.bytes_out for one in all_of_it),
             "ereq": counted.denied["proxy_header"],
+            "dreq": counted.denied["hello"] + counted.denied["server_name"],
             "dcon": sum(number for reason, number in counted.denied.items() if reason in _DOOR),
             "rate": rates.sessions.rate,
             "rate_lim": frontend.policy.limits.rate,
@@ -142,6 +150,7 @@ class Statistics:
 
     def _backend(self, frontend: Frontend, counted: FrontendCounters, rates: ProxyRates, rows: Sequence[Row]) -> Row:
         ended = _ended(counted.servers.values())
+        sessions = counted.sessions - sum(one.sessions for one in self.routed.get(frontend.listen, ()))
         up = [row for row in rows if is_up(row["status"]) and row["weight"]]
         active = [row for row in up if row["act"]] or up
         last = [row["lastsess"] for row in rows if row["lastsess"] >= 0]
@@ -158,8 +167,8 @@ class Statistics:
             "status": status,
             "qcur": counted.queued,
             "qmax": max(rates.queue.peak, counted.queued),
-            "scur": counted.sessions,
-            "smax": max(rates.sessions.peak, counted.sessions),
+            "scur": sessions,
+            "smax": max(rates.sessions.peak, sessions),
             "slim": self._limit(frontend),
             "stot": counted.sessions_total,
             "bin": counted.bytes_in,
@@ -190,7 +199,7 @@ def _zeros(columns: str) -> Row:
 
 
 # Columns that are 0 in TCP mode: nothing was denied, cached, compressed or reused, and there are no idle connections.
-_ZERO_FRONTEND = _zeros("dreq dresp req_rate req_rate_max req_tot comp_in comp_out comp_byp comp_rsp dses wrew")
+_ZERO_FRONTEND = _zeros("dresp req_rate req_rate_max req_tot comp_in comp_out comp_byp comp_rsp dses wrew")
 _ZERO_SERVER = _zeros("qcur qmax dresp rtime rtime_max wrew reuse srv_icur idle_conn_cur safe_conn_cur")
 _ZERO_BACKEND = _zeros(
     "dreq dresp req_tot comp_in comp_out comp_byp comp_rsp rtime rtime_max wrew reuse"

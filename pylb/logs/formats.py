@@ -1,7 +1,8 @@
 """One line per session: HAProxy's TCP format, logfmt or JSON. Only the text; the caller writes it somewhere.
 
 tcplog is `%ci:%cp [%t] %ft %b/%s %Tw/%Tc/%Tt %B %ts %ac/%fc/%bc/%sc/%rc %sq/%bq` (HAProxy's configuration manual, 8.2.2
-"TCP log format"); `halog` and existing parsers read it. Here a frontend is its own backend, and has the only queue.
+"TCP log format"); `halog` and existing parsers read it. Here a frontend is its own backend, and has the only queue. On a port
+with routes the server name that the client asked for follows, as a captured header does in HAProxy: `{git.example.net}`.
 """
 
 import json
@@ -28,28 +29,31 @@ def tcplog(record: SessionRecord) -> str:
     # All fields at once: looking up a name in the record costs as much as formatting a number.
     frontend, server, client, port, _, accepted_at, queued, connect, total = record[:9]
     _, out, code, retries, redispatched, active, frontend_active, server_active, ahead = record[9:18]
+    asked = f" {{{record.asked}}}" if record.asked else ""
     return (
         f"{client}:{port} [{_local_date(accepted_at)}] {frontend} {frontend}/{server or '<NOSRV>'} "
         f"{queued}/{connect}/{total} {out} {code} {active}/{frontend_active}/{frontend_active - 1}/{server_active}/"
-        f"{'+' if redispatched else ''}{retries} 0/{ahead + (queued > 0)}"
+        f"{'+' if redispatched else ''}{retries} 0/{ahead + (queued > 0)}{asked}"
     )
 
 
 def logfmt(record: SessionRecord) -> str:
     """The same as `key=value`, with the keys and meanings of the JSON line; an empty field has no value."""
     r = record
+    asked = f" server_name={word(r.asked)}" if r.asked else ""
     return (
         f"time={stamp(r.accepted_at)} client={r.client} client_port={r.client_port} frontend={word(r.frontend)} "
         f"listen_port={r.listen_port} server={word(r.server)} queue_ms={r.queue_ms} connect_ms={r.connect_ms} "
         f"total_ms={r.total_ms} bytes_in={r.bytes_in} bytes_out={r.bytes_out} code={r.code} retries={r.retries} "
         f"redispatched={'true' if r.redispatched else 'false'} active={r.active} frontend_active={r.frontend_active} "
-        f"server_active={r.server_active} ahead={r.ahead} unique_id={r.unique_id}"
+        f"server_active={r.server_active} ahead={r.ahead} unique_id={r.unique_id}{asked}"
     )
 
 
 def json_line(record: SessionRecord) -> str:
     """The same as one JSON object; `time` is UTC, durations are milliseconds, -1 for a stage that was not reached."""
     r = record
+    asked = f',"server_name":{_quoted(r.asked)}' if r.asked else ""
     # By hand: json.dumps takes three times as long, and this is paid per session.
     return (
         f'{{"time":"{stamp(r.accepted_at)}","client":{_quoted(r.client)},"client_port":{r.client_port},'
@@ -58,7 +62,7 @@ def json_line(record: SessionRecord) -> str:
         f'"bytes_out":{r.bytes_out},"code":"{r.code}","retries":{r.retries},'
         f'"redispatched":{"true" if r.redispatched else "false"},"active":{r.active},"frontend_active":{r.frontend_active},'
         f'"server_active":{r.server_active},"ahead":{r.ahead},'
-        f'"unique_id":{_quoted(r.unique_id) if r.unique_id else "null"}}}'
+        f'"unique_id":{_quoted(r.unique_id) if r.unique_id else "null"}{asked}}}'
     )
 
 

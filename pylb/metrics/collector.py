@@ -9,7 +9,7 @@ import platform
 import resource
 import time
 from collections import Counter, defaultdict
-from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
 from functools import cache
 from itertools import accumulate, chain
 
@@ -19,10 +19,10 @@ from prometheus_client.utils import floatToGoString
 from pylb import __version__
 from pylb.control.registry import Registry
 from pylb.control.steps import in_turns
+from pylb.control.views import routes_of_ports
 from pylb.core.errors import Code
-from pylb.core.policy import Policy
 from pylb.core.registration import State
-from pylb.core.table import DOWN, Server, Table
+from pylb.core.table import DOWN, Frontend, Table
 from pylb.forward.counters import Counters, FrontendCounters, Histogram, ServerCounters
 from pylb.host.machine import local_addresses
 from pylb.metrics.families import PART, Buckets, Row, Scrape, counter, gauge, histogram, simple
@@ -87,10 +87,12 @@ class Metrics:
         """What control knows about frontends."""
         registry, label = self._registry, ("frontend",)
         unbound = registry.unbound()
+        routes = routes_of_ports(registry.table)
         usable, is_open, most, closing = Counter[str](), dict[str, bool](), Counter[str](), dict[str, float]()
         async for one in in_turns(registry.table.frontends.values(), PART):
             name = one.name
-            usable[name] += sum(server.rank < DOWN for server in one.servers)
+            if one.servers or not routes[one.listen]:
+                usable[name] += sum(server.rank < DOWN for server in one.servers)
             is_open[name] = is_open.get(name, True) and one.listen not in unbound
             if one.policy.max_connections:
                 most[name] += one.policy.max_connections
@@ -321,8 +323,9 @@ def _bytes(frontends: Grouped) -> Iterator[Row]:
 def _denied(frontends: Grouped, table: Table) -> Iterator[Row]:
     """Includes reasons that have not occurred yet: a series that begins at 1 has no increase that Prometheus could see."""
     possible: dict[str, set[str]] = {}
+    routes = routes_of_ports(table)
     for one in table.frontends.values():
-        if reasons := _reasons(one.policy, one.servers):
+        if reasons := _reasons(one, routes[one.listen]):
             possible.setdefault(one.name, set()).update(reasons)
     for name, group in frontends.items():
         counts = sum((f.denied for f in group), Counter[str]())
@@ -330,16 +333,21 @@ def _denied(frontends: Grouped, table: Table) -> Iterator[Row]:
             yield (name, reason), counts[reason]
 
 
-def _reasons(policy: Policy, servers: Iterable[Server]) -> list[str]:
-    """The reasons for which such a frontend may refuse a client."""
-    limits = policy.limits
+def _reasons(frontend: Frontend, routes: int) -> list[str]:
+    """The reasons for which such a frontend may refuse a client. `routes`: by server name, on its port."""
+    policy, limits = frontend.policy, frontend.policy.limits
+    queue = policy.max_queue and any(server.max_connections for server in frontend.servers)
+    if frontend.listen.server_name:  # its port has admitted its clients
+        return ["queue"] if queue else []
     may = {
         "access": policy.access,
         "per_source": limits.per_source,
         "per_source_rate": limits.per_source_rate,
         "proxy_header": policy.accept_proxy.networks,
         "source_share": limits.source_share < 100,
-        "queue": policy.max_queue and any(server.max_connections for server in servers),
+        "hello": routes,
+        "server_name": routes and not frontend.servers,
+        "queue": queue,
     }
     return [reason for reason, wanted in may.items() if wanted]
 

@@ -24,6 +24,7 @@ def frontend_record(view: FrontendView, health: str, trouble: str, counted: Fron
     return frontend_json(view) | {
         "health": health,
         "trouble": trouble.removeprefix(f"{view.name} "),
+        "routes": view.routes,
         "limits": limits(view.frontend.policy),
         "sessions": counted.sessions,
         "total": counted.total,

@@ -360,7 +360,8 @@ def _registration_json(view: RegistrationView) -> dict[str, Any]:
 
 def _wanted_json(wanted: FrontendRequest) -> dict[str, Any]:
     return {
-        **port_json(wanted.port, wanted.protocol, wanted.last),
+        **port_json(wanted.port, wanted.protocol, wanted.last, wanted.server_name),
+        **({"names": "allowed"} if wanted.allows_names else {}),
         "target_port": wanted.target_port,
         "proxy_protocol": None if wanted.send_proxy is None else str(wanted.send_proxy),
         "weight": wanted.weight,

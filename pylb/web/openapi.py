@@ -48,6 +48,7 @@ class Placed(_Answer):
 
     port: int = Field(description="of a range, its first")
     last_port: int = Field(0, description="only of a range")
+    server_name: str = Field("", description="only of a route by server name")
     address: str
     target_port: int
     reachable: Literal["yes", "refused", "timeout", "unreachable", "unknown"] = Field(

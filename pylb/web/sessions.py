@@ -131,7 +131,13 @@ def session_json(one: SessionView) -> dict[str, Any]:
         "bytes_in": one.bytes_in,
         "bytes_out": one.bytes_out,
         "id": one.id,
+        **_asked(one.asked),
     }
+
+
+def _asked(name: str) -> dict[str, Any]:
+    """Only on a port with routes a client's server name is read."""
+    return {"server_name": name} if name else {}
 
 
 def trace_json(one: SessionTrace) -> dict[str, Any]:
@@ -142,6 +148,7 @@ def trace_json(one: SessionTrace) -> dict[str, Any]:
         "client": str(Address(record.client, record.client_port)),
         "frontend": record.frontend,
         "listen": str(one.listen),
+        **_asked(record.asked),
         "server": record.server or None,
         "address": _written(one.address),
         "state": str(one.state),

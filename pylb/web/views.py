@@ -3,26 +3,32 @@
 from typing import Any
 
 from pylb.control.views import FrontendView, RegistrationView, ServerView
-from pylb.core.address import TCP
+from pylb.core.address import TCP, Listen
 from pylb.core.server_set import Member
 
 
-def port_json(port: int, protocol: str, last: int = 0) -> dict[str, Any]:
-    """A port in a list or an answer. One of TCP has no `protocol`, and only a range has a `last_port`: so all of them looked
-    before there were others."""
+def port_json(port: int, protocol: str, last: int = 0, server_name: str = "") -> dict[str, Any]:
+    """A port in a list or an answer. One of TCP has no `protocol`, only a range has a `last_port`, and only a route has a
+    `server_name`: so all of them looked before there were others."""
     found: dict[str, Any] = {"port": port}
     if last:
         found["last_port"] = last
     if protocol != TCP:
         found["protocol"] = protocol
+    if server_name:
+        found["server_name"] = server_name
     return found
+
+
+def listen_json(listen: Listen) -> dict[str, Any]:
+    return port_json(listen.port, listen.protocol, listen.last, listen.server_name)
 
 
 def frontend_json(view: FrontendView) -> dict[str, Any]:
     return {
         "name": view.name,
         "listen": str(view.listen),
-        **port_json(view.listen.port, view.listen.protocol, view.listen.last),
+        **listen_json(view.listen),
         "balance": str(view.frontend.policy.balance),
         "unbound": view.unbound,  # why the port could not be opened; null: it is open
     }

@@ -311,7 +311,7 @@ def outcome_json(outcome: Outcome) -> dict[str, Any]:
 
 
 def _frontend_json(frontend: FrontendOutcome) -> dict[str, Any]:
-    port = port_json(frontend.port, frontend.protocol, frontend.last)
+    port = port_json(frontend.port, frontend.protocol, frontend.last, frontend.server_name)
     if frontend.servers is not None:
         count, answering = frontend.servers
         return {**port, "target_port": frontend.target_port, "servers": count, "answering": answering}

@@ -174,3 +174,31 @@ def test_a_line_is_as_long_as_the_header_and_quotes_what_it_must() -> None:
     assert len(cells) == len(HEADER.split(",")) == len(COLUMNS) + 1
     assert cells[:8] == ['a,"b"', "", "", "", "0", "", "", ""]
     assert cells[COLUMNS.index("-")] == "-"
+
+
+def test_a_route_by_server_name_is_a_backend_of_its_own_and_its_ports_frontend_counts_it() -> None:
+    """As HAProxy's frontend with use_backend; without default_backend it has no row of its own behind it."""
+    route = WEB._replace(server_name="git.example.net")
+    server = Server("a", view().address, 4, 0)
+    views = [
+        FrontendView(Frontend("web", WEB, Policy(), ()), (), routes=1),
+        FrontendView(Frontend("web:git.example.net", route, Policy(), (server,)), [view()]),
+    ]
+    counters = Counters(100)
+    for listen, total in ((WEB, 2), (route, 5)):
+        counters.frontends[listen] = counted = FrontendCounters("web")
+        counted.sessions, counted.sessions_total, counted.bytes_in = 1, total, 10 * total
+    counters.frontends[WEB].denied.update({"server_name": 1, "hello": 1})
+    port, backend = Statistics(views, counters, Rates(), NOW).proxies()
+    assert [(row["pxname"], row["svname"]) for row in port] == [("web", "FRONTEND")]
+    assert [(row["pxname"], row["svname"]) for row in backend] == [
+        ("web:git.example.net", "a"),
+        ("web:git.example.net", "BACKEND"),
+    ]
+    assert {key: port[0][key] for key in ("scur", "stot", "bin", "dreq")} == {"scur": 1, "stot": 7, "bin": 70, "dreq": 2}
+    assert {key: backend[1][key] for key in ("scur", "stot", "bin", "status")} == {
+        "scur": 1,
+        "stot": 5,
+        "bin": 50,
+        "status": "UP",
+    }

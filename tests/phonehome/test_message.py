@@ -187,3 +187,11 @@ def test_no_answer_whatever_raises(status: int, document: object, header: str) -
 @given(st.binary(max_size=50))
 def test_no_body_whatever_raises(body: bytes) -> None:
     assert isinstance(read(Reply(200, {}, body), NOW, TOKEN), (Accepted, Refused))
+
+
+def test_server_names_are_said_only_where_there_are_some() -> None:
+    settings = settings_for(PYLB_FRONTENDS="443:30443/names=git.example.net+*.apps.example.net 443:30444/names=allowed")
+    assert json.loads(registration(settings, READY).body or b"")["frontends"] == [
+        {"port": 443, "target_port": 30443, "server_names": ["git.example.net", "*.apps.example.net"]},
+        {"port": 443, "target_port": 30444, "names": "allowed"},
+    ]

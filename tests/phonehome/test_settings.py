@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from phonehome.settings import Settings, SettingsError, parse
 from phonehome.values import Endpoint, Frontend, parse_frontend, parse_url
 from tests.fuzz.measures import events
-from tests.phonehome.peer import ENVIRON, TOKEN, no_files
+from tests.phonehome.peer import ENVIRON, TOKEN, no_files, settings_for
 
 LEGACY = {
     "REPEAT_INTERVAL": "300",
@@ -115,6 +115,8 @@ def test_an_empty_environment_names_what_is_missing() -> None:
         ("443:30443", Frontend(443, 30443)),
         ("25:30025/proxy=v2", Frontend(25, 30025, "v2")),
         ("25:30025/proxy=v1/weight=3/backup", Frontend(25, 30025, "v1", 3, True)),
+        ("443:30443/names=a.net+*.b.net", Frontend(443, 30443, server_names=("a.net", "*.b.net"))),
+        ("443:30443/names=allowed", Frontend(443, 30443, allows_names=True)),
         ("25:30025/proxy=none,weight=1", Frontend(25, 30025, "none", 1)),
     ],
 )
@@ -400,3 +402,14 @@ def test_an_entry_is_not_searched_among_all_others(variable: str) -> None:
         return events(problems, environ)
 
     assert work(400) <= 2.6 * work(200)
+
+
+def test_a_port_may_be_listed_again_for_other_names_only() -> None:
+    twice = {"PYLB_FRONTENDS": "443:30443/names=a.net 443:30444/names=b.net 443:30445/names=allowed"}
+    assert [one.server_names for one in settings_for(**twice).frontends] == [("a.net",), ("b.net",), ()]
+    for entries, what in (
+        ("443:30443/names=a.net 443:30444/names=b.net+a.net", "a.net on port 443 is listed twice"),
+        ("443:30443 443:30444/names=allowed", "port 443 is listed twice"),
+    ):
+        with pytest.raises(SettingsError, match=what):
+            settings_for(PYLB_FRONTENDS=entries)

@@ -55,7 +55,7 @@ export class Card {
     const queue = frontend.queued ? ` · ${number(frontend.queued)} waiting` : "";
     const denied = frontend.denied ? ` · ${number(frontend.denied)} denied` : "";
     write(numbers, `${sessions} · ${number(frontend.rate)} new/s · in ${bytes(frontend.in)}/s · out ${bytes(frontend.out)}/s · ${number(frontend.total)} in all${queue}${denied}`);
-    write(notes, notesOf(frontend));
+    write(notes, notesOf(frontend, this.model.servers(this.key)));
     notes.hidden = notes.textContent === "";
     this.#renderRows(frontend);
   }
@@ -92,9 +92,13 @@ function repeated(names) {
   return new Set(names.filter((name) => once.size === once.add(name).size));
 }
 
-function notesOf(frontend) {
+function notesOf(frontend, servers) {
   const limits = Object.entries(frontend.limits).filter(([name]) => name !== "connections");
   const words = limits.map(([name, value]) => `${name} ≤ ${value}`);
+  if (frontend.routes) {
+    const other = servers.length ? "its servers are the default route" : "there is no default route: other clients get the alert unrecognized_name";
+    words.unshift(`${counted(frontend.routes, "route")} by server name; ${other}`);
+  }
   if (frontend.unbound !== null) words.unshift(`The port cannot be opened: ${frontend.unbound}. It is tried again every 5 s.`);
   return words.join(" · ");
 }

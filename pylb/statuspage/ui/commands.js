@@ -36,12 +36,16 @@ export function ofServer(frontend, server, where, registrations) {
 }
 
 export function ofFrontend(frontend) {
-  return [
-    ["Why does it not answer?", command("explain", portOf(frontend))],
-    ["What changed, and who asked", command("history", portOf(frontend))],
+  const port = portOf(frontend);
+  const route = frontend.server_name ? [port, "--name", frontend.server_name] : [port];
+  const found = [
+    ["Why does it not answer?", command("explain", ...route)],
+    ["What changed, and who asked", command("history", frontend.server_name ?? port)],
     ["Its sessions", command("sessions --frontend", frontend.name)],
-    ["Release all registrations on it", command("release", portOf(frontend))],
   ];
+  if (frontend.routes) found.push(["Release the registrations on its default route", command("release", port, "--default")]);
+  found.push([`Release all registrations on it${frontend.routes ? ", also those of its routes" : ""}`, command("release", ...route)]);
+  return found;
 }
 
 /** A button that copies `text()`; `label` is for those who do not see the row it stands in. */

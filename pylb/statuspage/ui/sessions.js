@@ -71,7 +71,8 @@ class Row {
 
   render(one) {
     const state = one.state === "relaying" ? "" : `, ${one.state}`;
-    const words = [one.client, `${one.frontend}/${one.server ?? "–"}${state}`, span(one.age), bytes(one.bytes_in), bytes(one.bytes_out)];
+    const asked = one.server_name ? ` asks for ${one.server_name}` : "";
+    const words = [`${one.client}${asked}`, `${one.frontend}/${one.server ?? "–"}${state}`, span(one.age), bytes(one.bytes_in), bytes(one.bytes_out)];
     words.forEach((word, place) => write(this.cells[place], word));
   }
 }

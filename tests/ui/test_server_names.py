@@ -1,0 +1,41 @@
+"""A real browser reaches two clusters behind one port, each with a certificate of its own; one of them moves."""
+
+import subprocess
+from base64 import b64encode
+from hashlib import sha256
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from tests.app.instance import Instance, token
+from tests.app.test_server_names import ONE, TWO, nginx, register
+from tests.support.peers import need
+from tests.support.ports import free_port
+from tests.ui.conftest import ARGUMENTS
+
+
+def browse(folder: Path, host: str, port: int, certificate: Path) -> str:
+    """The text of the page there, if the server has the key of this certificate: any other one is an error page."""
+    made = x509.load_pem_x509_certificate(certificate.read_bytes()).public_key()
+    trusted = b64encode(sha256(made.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).digest()).decode()
+    command = (
+        *(need("chromium"), "--headless", *ARGUMENTS, f"--user-data-dir={folder / host}", "--dump-dom"),
+        *(f"--host-resolver-rules=MAP {host} 127.0.0.1", f"--ignore-certificate-errors-spki-list={trusted}"),
+        f"https://{host}:{port}/",
+    )
+    return subprocess.run(command, capture_output=True, text=True, timeout=50, check=True).stdout
+
+
+def test_a_browser_reaches_two_clusters_behind_one_port_and_one_of_them_moves(pylb: Instance, tmp_path: Path) -> None:
+    here, there, other = free_port(), free_port(), free_port()
+    one, two = nginx(pylb, tmp_path / "one", ONE, here, there), nginx(pylb, tmp_path / "two", TWO, other)
+    pylb.configure(tokens=[token(names=["one", "two"], server_names=["**.example.net"])])
+    pylb.start()
+    assert register(pylb, "one", ONE, here).status == 201
+    assert register(pylb, "two", TWO, other).status == 201
+    assert f"{ONE} {here}" in browse(tmp_path, ONE, pylb.port, one)
+    assert f"{TWO} {other}" in browse(tmp_path, TWO, pylb.port, two)
+    assert f"{TWO} {other}" not in browse(tmp_path, TWO, pylb.port, one), "each has the certificate of its own"
+    assert register(pylb, "one", ONE, there).json["result"] == "moved"
+    assert f"{ONE} {there}" in browse(tmp_path, ONE, pylb.port, one)
