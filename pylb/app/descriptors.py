@@ -27,6 +27,7 @@ class Budget(NamedTuple):
     probes: int
     reserve: int
     workers: int
+    ports: int  # of the config's frontends; registrations may add more
 
     @property
     def sessions(self) -> int:
@@ -35,8 +36,10 @@ class Budget(NamedTuple):
 
     @property
     def most_sessions(self) -> int:
-        """For all processes: each worker has its own limit."""
-        return connection_limit(self.nofile) * self.workers if self.workers else self.sessions
+        """For all processes, beside these ports: each worker has its own limit, and each port is a socket in each of them."""
+        if not self.workers:
+            return connection_limit(self.nofile, self.ports, self.reserve)
+        return connection_limit(self.nofile, self.ports) * self.workers
 
 
 def budget(config: Config, nofile: int, workers: int = 0) -> Budget:
@@ -47,4 +50,5 @@ def budget(config: Config, nofile: int, workers: int = 0) -> Budget:
     listeners = len(config.webhook) + 1 + (config.metrics.listen is not None)
     reserve = sum(webhook) + pages * (listeners - len(config.webhook)) + listeners + FILES
     reserve += PER_PROBE * probes + LOCAL_SOCKETS * (MOST_CLIENTS + 1) + PER_WORKER * workers
-    return Budget(nofile, webhook, pages, probes, reserve, workers)
+    ports = sum(len(frontend.listen.ports) for frontend in config.frontends)
+    return Budget(nofile, webhook, pages, probes, reserve, workers, ports)

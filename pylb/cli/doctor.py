@@ -28,6 +28,7 @@ from pylb.web.tls import Certificate
 
 CHECKS_AT_ONCE = 64
 FEWEST_DESCRIPTORS = 8192  # 4,000 sessions
+WIDE = 1000  # descriptors of ports that are worth a word
 LOW_PORT = 1024
 SOON = 14 * 86400.0  # seconds
 SANE_YEAR = 1_767_225_600.0  # 2026-01-01: a clock before that is wrong
@@ -71,8 +72,10 @@ def _descriptors(config: Config) -> Iterator[Finding]:
     _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     found = budget(config, hard, worker_count(config.workers))
     text = f"{hard:,}: {found.most_sessions:,} sessions, {found.reserve:,} descriptors for calls, pages, checks and files"
+    listening = found.ports * max(1, found.workers)  # the first process has the sockets of all workers
+    text += f", {listening:,} for ports" if listening > WIDE else ""
     remedy = "LimitNOFILE= in the unit, ulimit -Hn in a shell, --ulimit nofile= for a container"
-    yield Finding("open files", hard >= FEWEST_DESCRIPTORS, text, remedy)
+    yield Finding("open files", hard - listening >= FEWEST_DESCRIPTORS, text, remedy)
 
 
 def _low_ports(config: Config) -> Iterator[Finding]:

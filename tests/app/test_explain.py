@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from pylb.app.descriptors import budget
 from pylb.cli import doctor
 from pylb.config import load
 from pylb.host.machine import listeners_of
@@ -255,6 +256,22 @@ def test_doctor_has_as_much_room_as_the_pylb_that_starts(pylb: Instance, workers
     pylb.start().has_said(text := "descriptors for calls, pages, checks and files")
     [sessions, beside] = re.findall(rf"room for (\d+) sessions beside (\d+) {text}", pylb.running.text())[0]
     assert f": {int(sessions):,} sessions, {int(beside):,} {text}" in pylb.ask("doctor").stdout
+
+
+def test_ports_that_leave_few_descriptors_for_sessions_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor.resource, "getrlimit", lambda _what: (60_000, 60_000))
+    wide = {"name": "wide", "listen": "127.0.0.1:10000-65535", "servers": ["192.0.2.7:30443"]}
+    found = findings(tmp_path, frontends=[wide])["open files"]
+    assert (found.ok, found.found.endswith(", 55,536 for ports")) == (False, True)
+    assert found.found.startswith(f"60,000: {(60_000 - 55_536 - 2 * 512 - room(tmp_path)) // 2:,} sessions, ")
+    monkeypatch.setattr(doctor.resource, "getrlimit", lambda _what: (1_048_576, 1_048_576))
+    found = findings(tmp_path, frontends=[wide], workers=2)["open files"]
+    assert (found.ok, found.found.endswith(", 111,072 for ports")) == (True, True)  # the first process has them all
+
+
+def room(tmp_path: Path) -> int:
+    """Descriptors beside those of sessions, ports and pipes."""
+    return budget(load(tmp_path / "pylb.yaml", {}), 60_000).reserve
 
 
 def test_a_frontend_inside_the_ephemeral_range_is_named_with_the_sysctl(tmp_path: Path) -> None:
