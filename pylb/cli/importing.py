@@ -56,9 +56,14 @@ def _translate(files: tuple[Path, ...], accept_differences: bool) -> None:
         texts, unread = read_texts(files, "*.cfg")
         now("translating")
         found = translate(texts, os.environ)
-    for note in (*unread, *found.notes):
+    for note in unread:
+        say(str(note), err=True)
+    for note in found.notes:
         say(f"difference: {note}" if note.differs else f"note: {note}", err=True)
-    differences = len(found.differences) + len(unread)
+    if unread and not accept_differences:
+        what = "nothing was written, because what is in there may differ. Name the files that are to be imported"
+        die(f"{counted(len(unread), 'file')} not read: {what}", FAILED)
+    differences = len(found.differences)
     if differences and not accept_differences:
         what = "nothing was written. Change haproxy.cfg, or accept what differs: --accept-differences"
         die(f"{counted(differences, 'difference')}: {what}", FAILED)

@@ -37,6 +37,14 @@ def test_the_command_writes_only_what_is_the_same_unless_differences_are_accepte
     assert cli(tmp_path, "import", str(file)).returncode == 1
 
 
+def test_a_file_that_cannot_be_read_is_no_difference(tmp_path: Path) -> None:
+    """It said "1 difference", and to change haproxy.cfg."""
+    ended = cli(tmp_path, "import", "/dev/null")
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert ended.stderr.startswith("/dev/null: cannot be read: not a regular file\n1 file not read: nothing was written")
+    assert "difference" not in ended.stderr
+
+
 @pytest.fixture
 def processes(tmp_path: Path) -> Iterator[Processes]:
     with Processes(tmp_path) as found:
