@@ -131,10 +131,13 @@ class OperatorCommands:
             overrides = changed(before, [target] if node else places, until, **said)
             if not node and "state" in said:  # the narrower setting wins over one for the node
                 out = {ip: old for ip, old in before.items() if isinstance(ip, str) and old.state is not AdminState.READY}
-                for place in ((one.listen, server.address) for one, server in found):
-                    taken_out = out.get(place[1].ip) if said["state"] is AdminState.READY else None
+                by_node: dict[Override | None, list[OverrideTarget]] = {}
+                for one, server in found:
+                    taken_out = out.get(server.address.ip) if said["state"] is AdminState.READY else None
+                    by_node.setdefault(taken_out, []).append((one.listen, server.address))
+                for taken_out, some in by_node.items():
                     ends = until if taken_out is None else taken_out.until
-                    overrides = changed(overrides, [place], ends, exempt=taken_out is not None)
+                    overrides = changed(overrides, some, ends, exempt=taken_out is not None)
             yield
             lines[:] = [f"{word}: {frontend.name}/{_titled(server)}" for frontend, server in found]
             after = desired if overrides == desired.overrides else replace(desired, overrides=overrides)

@@ -1,7 +1,9 @@
 """What the operator may say: to release, import, drain and weigh; of a node it follows the address and ends, of a server it
 ends with the registration's move."""
 
+import sys
 from pathlib import Path
+from types import FrameType
 
 import pytest
 
@@ -12,6 +14,7 @@ from pylb.cli.tables import written
 from pylb.control.new_registration import ImportedServer
 from pylb.core.address import Address, parse_ports
 from pylb.core.errors import Refused
+from pylb.core.operator_overrides import changed
 from pylb.core.policy import AdminState, Rules
 from pylb.core.registration import Announcement, FrontendRequest
 from tests.control.harness import NODE_A, NODE_B, Control, control, target, token
@@ -259,3 +262,23 @@ async def test_a_word_about_nobody_changes_nothing_and_one_that_says_nothing_new
         saves = c.store.saves
         await c.registry.operator.set_admin(f"{port}/pod-1", AdminState.READY)
         assert c.store.saves == saves
+
+
+async def test_a_word_about_a_port_on_many_addresses_copies_what_is_set_once(tmp_path: Path) -> None:
+    """All settings were copied for each server that it named."""
+    (port,) = free_ports(1)
+    frontends = tuple(static(f"web-{number}", f"127.0.1.{number}:{port}", "192.0.2.7:30443") for number in range(1, 41))
+    copies = 0
+
+    def note(frame: FrameType, event: str, _what: object) -> None:
+        nonlocal copies
+        copies += event == "call" and frame.f_code is changed.__code__
+
+    async with control(tmp_path, rules=Rules(frontends=frontends)) as c:
+        sys.setprofile(note)
+        try:
+            lines = await c.registry.operator.set_admin(f"{port}/192.0.2.7:30443", AdminState.DRAIN)
+        finally:
+            sys.setprofile(None)
+        assert len(lines) == len(c.registry._state.desired.overrides) == 40
+        assert copies <= 2
