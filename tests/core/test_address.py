@@ -159,6 +159,7 @@ def test_an_address_is_in_its_own_network_and_in_none_of_the_other_family(ip: ob
         ("::1", None),
         ("2001:db8::7", None),
         ("fd00::7", None),
+        ("fec0::1", None),  # RFC 4291 2.5.7: site-local is deprecated, and new implementations treat it as global unicast
         ("10.0.0.1", None),
     ],
 )
