@@ -5,11 +5,13 @@ Every address of 127.0.0.0/8 is a machine: nodes are 127.0.7.N, and their nodePo
 
 from __future__ import annotations
 
+import asyncio
 import http.server
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -265,3 +267,92 @@ def test_a_pylb_that_is_away_is_not_shown_until_it_has_everything_too(
     second.start()
     eventually(lambda: [one["ip"] for one in cluster.shown("web") or ()] == ["198.51.100.1", "198.51.100.2"], within=40)
     assert second.registrations().keys() == pylb.registrations().keys() == {"default.web/"}
+
+
+@contextmanager
+def kube_proxies(ips: list[str]) -> Iterator[list[float]]:
+    """Answers for many nodes from one thread; yields the times of its answers."""
+    loop = asyncio.new_event_loop()
+    answered: list[float] = []
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(asyncio.IncompleteReadError, ConnectionError):  # whoever asked has given up
+            await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+        writer.close()
+        answered.append(time.monotonic())
+
+    server = loop.run_until_complete(asyncio.start_server(answer, ips, 10256))
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    try:
+        yield answered
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        server.close()
+        loop.run_until_complete(loop.shutdown_asyncgens())
+        loop.close()
+
+
+NODE_PORTS = """
+import resource, signal, socket, sys
+at = sys.argv.index("--")
+resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
+held = [socket.create_server((ip, int(port)), backlog=64) for ip in sys.argv[1:at] for port in sys.argv[at + 1:]]
+print("all of them accept", flush=True)
+signal.sigwait([signal.SIGTERM])
+"""  # the kernel's queue is enough for a dial; several processes, because none may have so many descriptors
+
+
+def node_ports(processes: Processes, ips: list[str], ports: list[int]) -> None:
+    """Each port of each node accepts."""
+    shares = [ips[start : start + 25] for start in range(0, len(ips), 25)]
+    for number, share in enumerate(shares):
+        command = (sys.executable, "-c", NODE_PORTS, *share, "--", *map(str, ports))
+        processes.start(f"nodes-{number}", command).has_said("all of them accept", within=60)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+def test_five_hundred_services_on_fifty_nodes(cluster: ApiServer, pylb: Pylb, processes: Processes, start: Start) -> None:
+    """Figures for docs/kubernetes.md: seconds after a cold start, memory and CPU of both, and a node that leaves."""
+    ips = [f"127.0.8.{number + 1}" for number in range(50)]
+    for number, ip in enumerate(ips):
+        cluster.node(f"node-{number}", ip)
+    ports = [node_port(cluster.service(f"app-{number}", 20000 + number)) for number in range(500)]
+    node_ports(processes, ips, ports)
+    with kube_proxies(ips) as answered:
+        begun = time.monotonic()
+        controller = start(pylb)
+        # Its log is counted: the table of 25,000 servers is several megabytes, and asking for it in a loop would be the load.
+        eventually(lambda: controller.text().count("/TCP on 50 nodes") == 500, within=600)
+        opened = time.monotonic() - begun
+        eventually(lambda: all(cluster.shown(f"app-{number}") for number in range(500)), within=120)
+        shown = time.monotonic() - begun
+        used = pylb.running.cpu_seconds(), controller.cpu_seconds()
+        eventually(lambda: counted(pylb, "pylb_server_up") == 25000, within=300, what="each server has passed its check")
+        checked = time.monotonic() - begun
+        before, cpu = len(answered), pylb.running.cpu_seconds()
+        eventually(lambda: len(answered) > before + 10 * len(ips), within=120)
+        seconds = answered[-1] - answered[before]
+        idle, asked = (pylb.running.cpu_seconds() - cpu) / seconds, (len(answered) - before) / seconds
+        left = time.monotonic()
+        cluster.call("DELETE", "/api/v1/nodes/node-7")
+        eventually(lambda: controller.text().count("/TCP on 49 nodes") == 500, within=300)
+        print(  # noqa: T201
+            f"500 Services, 50 nodes: open after {opened:.1f} s, shown after {shown:.1f} s, all servers asked after "
+            f"{checked:.1f} s; a node has left after {time.monotonic() - left:.1f} s; controller {peak(controller)} KiB, "
+            f"{used[1]:.1f} s of CPU; pylb {peak(pylb.running)} KiB, {used[0]:.1f} s of CPU, then {idle:.3f} cores for "
+            f"{asked:.0f} checks a second"
+        )
+        assert peak(controller) < 40 * 1024
+
+
+def counted(pylb: Pylb, family: str) -> float:
+    return sum(value for name, _, value in pylb.metrics() if name == family)
+
+
+def peak(process: Process) -> int:
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")))

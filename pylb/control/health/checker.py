@@ -32,6 +32,7 @@ from pylb.core.policy import AdminState, CheckKind, HealthMode, HealthPolicy
 from pylb.core.table import Frontend, Server, Table, differing
 
 AGAIN = 20.0  # seconds between two connects to a server whose owner no longer calls
+SHARED = 100  # servers that learn the same answer between two turns of the loop: 1 to 2 ms
 BATCH = 16  # probes begun at once, a tenth of a millisecond each; then the loop gets its turn
 ADDRESSES = 250  # added to those asked on, or removed, between two turns of the loop: 1 ms
 
@@ -244,8 +245,10 @@ class Checker:
             self._probing.difference_update(asked)  # the others of its round may take longer
             self.schedule.silent_running -= silent
         now, due = self._clock(), set(asked)
-        for key in list(self.health_records.groups.get(question, ())):
-            known = self.health_records.servers[key]
+        async for key in in_turns(tuple(self.health_records.groups.get(question, ())), SHARED):
+            known = self.health_records.servers.get(key)
+            if known is None or known.question != question:
+                continue  # it has left, or asks something else, since the loop had its turn
             if key in due or self._shares(known, now):
                 known.checks = checked(known.checks, found, now - began)
                 known.last_asked = began

@@ -21,9 +21,9 @@ from pylb.core.table import Frontend, Server
 
 @dataclass(frozen=True, slots=True)
 class ProbeRequest:
-    """A check of one server. Frontends that ask the same share the answer."""
+    """A check of one server, or of all servers of a machine. Frontends that ask the same share the answer."""
 
-    server: Address  # where its traffic goes
+    server: Address  # where its traffic goes; of a check with a port of its own, that port
     check: Check = CONNECT
     send_proxy: ProxyProtocol = ProxyProtocol.NONE
     timeout: float = 1.0  # seconds for the whole question
@@ -39,9 +39,13 @@ class ProbeRequest:
 
 
 def probe_request(frontend: Frontend, server: Server) -> ProbeRequest:
-    """The check of a frontend's server."""
-    policy = frontend.health(server)
-    return ProbeRequest(server.address, policy.check, server.send_proxy, policy.timeout)
+    """The check of a frontend's server. A check with a port of its own is the same for all servers of a machine: a node is
+    asked once for its health, however many frontends have a server there."""
+    policy, address = frontend.health(server), server.address
+    check, port = policy.check, policy.check.port
+    if port:
+        return ProbeRequest(Address(address.ip, port, check.protocol(address.protocol)), check, timeout=policy.timeout)
+    return ProbeRequest(address, check, server.send_proxy, policy.timeout)
 
 
 Ask = Callable[[ProbeRequest], Awaitable[str]]

@@ -138,10 +138,54 @@ async def test_a_servers_own_check_counts_more_than_its_frontends() -> None:
     own = Check(CheckKind.HTTP, path="/own", port=30444)
     checked.serve(ACTIVE, server(1, health=replace(ACTIVE, check=own)), server(2))
     await checked.pass_time(2.1)
-    assert {question.server: question.check for question in checked.checks()} == {
-        server(1).address: own,
+    assert {question.target: question.check for question in checked.checks()} == {
+        Address(server(1).address.ip, 30444): own,
         server(2).address: HTTP,
     }
+
+
+async def test_a_port_of_its_own_is_asked_once_for_all_servers_of_a_machine() -> None:
+    checked = Checked()
+    policy = Policy(health=HealthPolicy(HealthMode.ACTIVE, replace(HTTP, port=10256), fall=1))
+    servers = [replace(server(), address=Address("192.0.2.1", port)) for port in (30443, 30080)]
+    frontends = {listen: Frontend("x", listen, policy, (one,)) for listen, one in zip((LISTEN, OTHER), servers, strict=True)}
+    checked.says = {Address("192.0.2.1", 10256): "wrong answer: 503"}
+    checked.checker.sync(make_table(1, frontends), None)
+    await checked.pass_time(2.1)
+    assert [question.target for question in checked.checks()] == [Address("192.0.2.1", 10256)]
+    down = checked.checker.health_records.down
+    assert all((listen, one.address) in down for listen, one in zip((LISTEN, OTHER), servers, strict=True))
+
+
+async def test_many_servers_learn_the_answer_of_their_machine_in_steps_and_one_that_has_left_meanwhile_does_not() -> None:
+    checked, policy = Checked(), Policy(health=HealthPolicy(HealthMode.ACTIVE, replace(HTTP, port=10256), fall=1))
+    servers = [replace(server(), address=Address("192.0.2.1", 30000 + number)) for number in range(250)]
+    frontends = {
+        listen: Frontend("x", listen, policy, (one,))
+        for one in servers
+        for listen in (Listen("tcp", "*", one.address.port - 20000),)
+    }
+    fewer = dict(list(frontends.items())[:-1])
+    checked.says = {Address("192.0.2.1", 10256): "wrong answer: 503"}
+    loop, down, turns = asyncio.get_running_loop(), Counter[int](), [0]
+
+    def turn() -> None:
+        turns[0] += 1
+        if down.total() < len(fewer):
+            loop.call_soon(turn)
+
+    def on_news(_listens: list[Listen], kind: str, *_: object) -> None:
+        if kind == "server_down":
+            if not down:
+                checked.checker.sync(make_table(2, fewer), None)
+            down[turns[0]] += 1
+
+    checked.checker._on_change = on_news
+    checked.checker.sync(make_table(1, frontends), None)
+    turn()
+    await checked.pass_time(2.1)
+    assert down.total() == len(fewer)
+    assert max(down.values()) <= 100
 
 
 async def test_a_server_that_gets_proxy_headers_is_asked_with_one() -> None:
