@@ -91,5 +91,5 @@ def _unknown(key: str) -> str:
     if key == "weight":
         return "a weight belongs on a Node: the servers of a Service are its nodes"
     if key == "server-names":
-        return "pylb does not choose servers by TLS server name yet; it has no effect"
+        return "server names are not read from Services yet; it has no effect"
     return f"unknown (known: {', '.join(KNOWN)})"
