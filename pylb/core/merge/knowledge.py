@@ -100,6 +100,10 @@ class Knowledge:
     def _has_decided(self, balancer: str, tombstone: Tombstone) -> bool:
         return self.mirror.view(balancer).member.processed.get(tombstone.writer, 0) >= tombstone.stamp
 
+    def is_fresh_elsewhere(self, key: Key) -> bool:
+        """Whether another balancer hears it within its lease."""
+        return any(one.balancer != self.name and one.state is not State.STALE for one in self._voices(key))
+
     def has_newer(self, key: Key, sequence: int, *, linked: bool) -> bool:
         """Whether the phone-home has said something newer, and its lease is not over. What the others heard says so only
         while their leases run."""

@@ -142,8 +142,10 @@ class Mirror:
         )
 
     def known_by_others(self, key: Key, but: str) -> Iterable[tuple[str, Known]]:
+        """Without what a forgotten balancer heard, which others remove in their time."""
         for name in self.hearers.get(key, ()):
-            if name != but and (known := self.view(name).entries.get(key)) is not None:
+            view = self.view(name)
+            if name != but and not view.member.forgotten and (known := view.entries.get(key)) is not None:
                 yield name, known
 
     def _is_partial(self, name: str) -> bool:

@@ -11,6 +11,7 @@ from pylb.core.merge.mirror import STEP, Changes, Listing, Mirror
 from pylb.core.merge.values import (
     ClusterKey,
     EntryKey,
+    Member,
     MemberKey,
     PresenceKey,
     Slot,
@@ -45,6 +46,11 @@ class Replica:
         self._applied: dict[Key, Tombstone] = {}
         self._released: list[tuple[float, int]] = []  # when a foreign release closed how many ports
 
+    @property
+    def unwritten(self) -> int:
+        """How much of what happened here the others do not know yet."""
+        return len(self._writing.unwritten) + len(self._unsent)
+
     def memory(self) -> Memory:
         return self._writing.memory(self._processed)
 
@@ -71,6 +77,16 @@ class Replica:
             return conflict
         self._writing.claiming[key] = Claim(wanted, state, self._writing.begun, takeover)
         return Answer.CLAIMING
+
+    def assume(self, key: Key, wanted: Wanted, state: State) -> None:
+        """It is in force here as this balancer's own, by whatever means. The others hear of it when it is written."""
+        own = self._own.get(key)
+        if own is None or (own.wanted, own.state) != (wanted, state):
+            self._hear(key, Own(wanted, state, self._writing.begun))
+
+    def reserve(self, reserved: frozenset[Slot]) -> None:
+        """Its static and reserved ports are others now, which the next heartbeat says."""
+        self._writing.reserved = reserved
 
     def _is_known(self, key: Key, slots: Iterable[Slot]) -> bool:
         """Without etcd. No release waits for a balancer that has never written: such a one goes by what it heard itself."""
@@ -201,6 +217,10 @@ class Replica:
             touched |= self._mirror.tombstones.keys()  # they release at once what a balancer heard that is gone
         for key in touched:
             self._writing.suspects |= self.knowledge.slots(key)
+        for where, value in changes.items():
+            if isinstance(where, MemberKey) and isinstance(value, Member) and value.forgotten:
+                for known in self._mirror.view(where.balancer).entries.values():
+                    self._writing.suspects |= set(known.entry.wanted.slots)
         self._mirror.apply(revision, changes)
         self._mirror.revision = revision
         for key in touched:
@@ -238,6 +258,9 @@ class Replica:
             writing.begun = writing.count = member.count
             for name, count in member.processed.items():
                 self._processed[name] = max(count, self._processed.get(name, 0))
+        if member.forgotten:  # what of it is still there is nobody's: this balancer starts from what the others have
+            writing.unwritten |= entries.keys()
+            entries = {}
         for key, known in entries.items():
             own, release = self._own.get(key), self._unsent.get(key)
             later = known.entry.stamp > remembered

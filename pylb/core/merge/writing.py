@@ -70,7 +70,7 @@ class Writing:
         self._knowledge = knowledge
         self._mirror = knowledge.mirror
         self._member_key = MemberKey(knowledge.name)
-        self._reserved = reserved
+        self.reserved = reserved
         self._in_flight: _InFlight | None = None
         self._wait_for = 0  # the revision that has to be known before the next transaction has a chance
         self.begun = memory.begun  # the count of the newest transaction, whatever became of it
@@ -106,7 +106,7 @@ class Writing:
         # A tombstone counts as processed with the last entry that follows from it.
         said = dict(processed) if complete else written.processed
         partial = self.is_rewriting and not complete
-        draft.puts[self._member_key] = Member(stamp, said, self._knowledge.needs, self._reserved, partial)
+        draft.puts[self._member_key] = Member(stamp, said, self._knowledge.needs, self.reserved, partial)
         draft.compares[self._member_key] = self._mirror.revision_of(self._member_key)
         transaction = Transaction(draft.compares, draft.puts, frozenset(draft.deletes))
         self._in_flight = _InFlight(stamp, self._mirror.revision, transaction, own, unsent, claims)
@@ -162,7 +162,12 @@ class Writing:
 
     def _entries(self, draft: _Draft, stamp: int) -> dict[Key, Own | None]:
         found: dict[Key, Own | None] = {}
-        for key in nsmallest(MOST, self.unwritten):
+        some = nsmallest(MOST, self.unwritten)
+        # Else those of which there is nothing to write would stand before all others, until a heartbeat.
+        while nothing := [key for key in some if self._has_nothing_to_write(key)]:
+            self.unwritten.difference_update(nothing)
+            some = nsmallest(MOST, self.unwritten)
+        for key in some:
             if draft.is_full():
                 break
             entry_key, own = EntryKey(self._knowledge.name, key), self._knowledge.own.get(key)
@@ -174,9 +179,15 @@ class Writing:
                 for slot in own.wanted.slots:
                     if self._knowledge.rival(key, (slot,)) is None:
                         self._claim(draft, key, slot)
-            elif self._mirror.revision_of(entry_key):
+            else:
                 draft.deletes.add(entry_key)
         return found
+
+    def _has_nothing_to_write(self, key: Key) -> bool:
+        """Neither has etcd an entry of it, nor is there to be one."""
+        own = self._knowledge.own.get(key)
+        shared = own is not None and not is_loopback(own.wanted.address)
+        return not shared and not self._mirror.revision_of(EntryKey(self._knowledge.name, key))
 
     def _tombstones(self, draft: _Draft, stamp: int) -> dict[Key, Unsent]:
         """Behind the entries: none is written before our own entry is gone."""
@@ -219,15 +230,22 @@ class Writing:
         self.forgetting.clear()
         self.lost = {key: value for key, value in self.lost.items() if self._is_still_lost(key, value)}
         for key, value in self.lost.items():
+            if key in draft.puts or key in draft.deletes or draft.is_full():
+                continue
             if isinstance(key, BlockKey) and isinstance(value, Mapping):
                 draft.blocks.setdefault(key, dict(value))
                 continue
-            if key in draft.puts or key in draft.deletes or draft.is_full():
-                continue
             draft.puts[key] = value
             draft.compares[key] = self._mirror.revision_of(key)
-            if isinstance(key, MemberKey) and key.balancer in self._mirror.written:
-                draft.deletes |= {EntryKey(key.balancer, one) for one in self._mirror.written[key.balancer].entries}
+        self._sweep(draft)
+
+    def _sweep(self, draft: _Draft) -> None:
+        """What forgotten balancers heard goes in as many transactions as it takes: nobody serves it any more. One that comes
+        back writes its member key first, so nothing that it writes anew is removed."""
+        for name, view in self._mirror.written.items():
+            if view.member.forgotten and view.entries and not draft.is_full():
+                draft.deletes |= {EntryKey(name, one) for one in islice(view.entries, MOST)}
+                draft.compares[MemberKey(name)] = self._mirror.revision_of(MemberKey(name))
 
     def _is_still_lost(self, key: ClusterKey, value: Value) -> bool:
         if isinstance(key, MemberKey) and isinstance(value, Member) and key.balancer in self._mirror.written:

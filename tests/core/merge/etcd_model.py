@@ -22,6 +22,8 @@ class Etcd:
     leases: dict[PresenceKey, float] = field(default_factory=dict)  # when they end
 
     def try_(self, transaction: Transaction) -> bool:
+        # Its --max-txn-ops is 128, and a heartbeat adds one to each.
+        assert max(len(transaction.compares), len(transaction.puts) + len(transaction.deletes)) < 128
         for key, revision in transaction.compares.items():
             if (self.content[key][1] if key in self.content else 0) != revision:
                 return False

@@ -5,6 +5,7 @@ import pytest
 from pylb.core.merge import writing
 from pylb.core.merge.local import Answer
 from pylb.core.merge.values import (
+    BlockKey,
     EntryKey,
     Member,
     MemberKey,
@@ -35,6 +36,57 @@ def test_a_forgotten_balancer_takes_what_only_it_heard_with_it() -> None:
     assert two.shown("b", MAIL) == "10.0.0.2 fresh"  # … except for what it was called for
     assert two["b"].forget("nobody") is None
     two.settle()
+
+
+def test_a_forgotten_balancer_may_have_heard_more_than_a_transaction_can_remove() -> None:
+    """etcd takes 128 operations: whoever forgot one with more entries tried the same transaction for ever."""
+    two = Cluster("a", "b")
+    keys = [Key("t", f"web{port}", "1") for port in range(1000, 1300)]
+    for port, key in enumerate(keys, 1000):
+        assert two["a"].announce(key, wanted("10.0.0.1", Slot("tcp", port))) is Answer.CLAIMING
+    two.settle()
+    assert two.shown("b", keys[-1]) == "10.0.0.1 fresh"
+    two.cut("a")
+    for key in keys:
+        two["a"].judged(key, State.STALE)
+    two["b"].forget("a")
+    two.follow("b")
+    assert two.write("b")
+    two.follow("b")
+    assert [two.shown("b", key) for key in keys] == [None] * 300  # at once, although some are still there
+    assert any(isinstance(key, EntryKey) for key in two.etcd.content)
+    assert two["b"].announce(MAIL, wanted("10.0.0.9", Slot("tcp", 1299))) is Answer.CLAIMING
+    two.write("b")
+    two.join("a")  # before all of it is removed
+    two.settle()
+    assert two.shown("a", keys[-1]) is None
+    assert two.shown("b", keys[-1]) is None
+    assert two.shown("a", MAIL) == "10.0.0.9 fresh"
+    assert {key.key for key in two.etcd.content if isinstance(key, EntryKey)} == {MAIL}
+    claimed = [value for key, (value, _) in two.etcd.content.items() if isinstance(key, BlockKey)]
+    assert claimed == [{Slot("tcp", 1299): ("u", "mail", False)}]
+
+
+def test_a_balancer_says_which_ports_are_its_own_now() -> None:
+    two = Cluster("a", "b")
+    two["a"].reserve(frozenset({HTTPS}))
+    two.write("a", heartbeat=True)
+    two.settle()
+    refused = two["b"].announce(WEB, wanted())
+    assert (refused.slot, refused.owner, refused.balancer) == (HTTPS, None, "a")
+
+
+def test_what_is_in_force_by_other_means_is_assumed() -> None:
+    two = Cluster("a", "b")
+    two["a"].assume(WEB, wanted(), State.DRAINING)
+    assert two["a"].unwritten == 1
+    two.settle()
+    assert two["a"].unwritten == 0
+    assert two.shown("b") == "10.0.0.1 draining"
+    assert two["b"].knowledge.is_fresh_elsewhere(WEB)
+    assert not two["a"].knowledge.is_fresh_elsewhere(WEB)
+    two["a"].assume(WEB, wanted(), State.DRAINING)
+    assert two["a"].unwritten == 0
 
 
 def test_a_balancer_that_is_forgotten_while_it_lives_lists_again() -> None:
