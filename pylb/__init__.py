@@ -16,7 +16,7 @@ Folders, by layer: each imports only what is below it (pyproject.toml holds this
     api             what the CLI and the control socket may ask, as plain values
     statuspage      the page, and the stream of what changed
     web             HTTP: the webhook, the admin pages, the control socket           workers    several processes that forward
-    cluster         what several balancers share, through etcd; not loaded yet
+    cluster         what several balancers share, through etcd; loaded only with cluster.etcd
     metrics         pylb's own metrics
     config          pylb.yaml, parsed once into frozen values     host    the kernel and systemd     logs    lines and messages
     control         who holds which port, since when, for how long; what is kept on disk

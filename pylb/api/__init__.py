@@ -2,5 +2,6 @@
 
 verbs                           all of it, by name
 routes, status, explain, plan   the answers that take more than a line to make
+cluster                         the balancers that share this table
 completion                      what a shell completes with
 """

@@ -30,6 +30,7 @@ async def status(registry: Registry, counters: Counters, workers: int, *, reload
         reloaded=reloaded,
         unserved=[one.name for one in registry.unserved()],
         standby=registry.standby.left > 0,
+        cluster=registry.cluster(),
     )
     return {
         "health": said(conditions, wrong),

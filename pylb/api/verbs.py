@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from pylb.api.cluster import cluster_verbs
 from pylb.api.completion import request_of
 from pylb.api.completion import words as completions
 from pylb.api.explain import explain, ports_of, recorded_of
@@ -90,6 +91,7 @@ def verbs(registry: Registry, service: AppOperations, live: SessionControl) -> d
         | _changes(registry, service)
         | _operator(registry, live)
         | _address(registry, service)
+        | cluster_verbs(registry)
     )
 
 

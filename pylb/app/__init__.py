@@ -10,6 +10,7 @@ operations       what the control socket and the signals may ask, and when
 endpoints        webhook, admin and metrics ports, and the two Unix sockets
 engine_observer  from the engine to control and the log; reporting: metrics, page, statistics, events
 background       the tasks of this process; heartbeat: loop delay, signs of life for systemd
+cluster          several balancers with one table, if the config asks for it
 descriptors      how file descriptors are divided; welcome: the banner and the first steps
 upgrade          how a new process starts and an old one ends; shutdown: the end of the service
 """

@@ -14,6 +14,7 @@ from contextlib import AsyncExitStack
 
 from pylb.api.verbs import verbs
 from pylb.app.background import Background
+from pylb.app.cluster import make_cluster
 from pylb.app.descriptors import budget
 from pylb.app.endpoints import Endpoints
 from pylb.app.engine_observer import EngineObserver, open_session_log
@@ -117,6 +118,8 @@ class App:
         stack.callback(self._registry.webhook_is_down)
         self._background.start(self._registry.run(), self._control_ended)
         self._config_reload.watch(self._background)
+        if self._cluster is not None:
+            self._background.forever(Part.CLUSTER, self._cluster.run)
         self._heartbeat.begin(self._background)
         self._reporting.begin(self._background)
         greet(self._settings, self._room, self._called, self._source.path, restored=self._registry.open_ports())
@@ -151,6 +154,7 @@ class App:
         """The registry, and what watches it. Raises CannotStart."""
         settings, forwarding, tasks, endpoints = self._settings, self._forwarding, self._background.boundary, self._endpoints
         self._store = Store(settings.config.state_dir)
+        self._cluster = await make_cluster(settings.config, self._on_cluster)
         self._registry = registry = Registry(
             rules=await rules_of(settings.config),
             keyring=settings.keyring,
@@ -160,6 +164,7 @@ class App:
             ask=at_most(self._room.probes),
             on_event=lambda event: self._reporting.note(event),  # noqa: PLW0108 - it is made below
             tasks=tasks,
+            sharing=self._cluster,
         )
         asyncio.get_running_loop().set_exception_handler(tasks.on_loop_error)
         self._transfer = Transfer(
@@ -183,7 +188,7 @@ class App:
             await registry.start()
         except StateLocked as locked:
             raise CannotStart(str(locked)) from None
-        stack.push_async_callback(registry.stop)
+        stack.push_async_callback(self._stop_registry)
         self._observer.registry = registry
 
     async def _open_endpoints(self, stack: AsyncExitStack) -> None:
@@ -225,6 +230,14 @@ class App:
             reporting=self._reporting,
             offered=offered,
         )
+
+    async def _stop_registry(self) -> None:
+        await self._registry.stop()
+        if self._cluster is not None and self._phases.phase is Phase.STOPPING:  # else a successor goes on with it
+            await self._cluster.leave()
+
+    def _on_cluster(self, kind: str, text: str, alarm: bool) -> None:
+        self._registry.note(kind, text, alarm=alarm)
 
     def _control_ended(self, task: "asyncio.Task[None]") -> None:
         """Without the writer nothing true can be answered, so if it fails pylb ends and is restarted."""

@@ -154,7 +154,8 @@ async def rules_of(config: Config) -> Rules:
 
 def check_fixed(old: Config, new: Config) -> None:
     """A change that a reload cannot make is refused, not ignored. Raises Refused."""
-    fixed = ("webhook", "admin.listen", "metrics", "state_dir", "runtime_socket", "workers", "log", "recorder")
+    fixed = ["webhook", "admin.listen", "metrics", "cluster.name", "cluster.etcd"]
+    fixed += ["state_dir", "runtime_socket", "workers", "log", "recorder"]
     changed = [key for key in fixed if attrgetter(key)(old) != attrgetter(key)(new)]
     if changed:
         how = "pylb upgrade: the same version with the new config, and no connection is lost"

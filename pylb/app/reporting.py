@@ -139,6 +139,7 @@ class Reporting:
             reloaded=self._settings.reloaded,
             unserved=[one.name for one in registry.unserved()],
             standby=registry.standby.left > 0,
+            cluster=registry.cluster(),
         )
 
     def _facts(self) -> Facts:

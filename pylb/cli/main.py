@@ -15,6 +15,7 @@ from click.core import ParameterSource
 
 from pylb import __version__
 from pylb.cli.client import CONFIG, FAILED, JSON, ask, colour_wanted, die, last_good, say, state_dir
+from pylb.cli.cluster import cluster
 from pylb.cli.completion import completion, words
 from pylb.cli.ctl import ctl
 from pylb.cli.explain import explain
@@ -53,6 +54,7 @@ SECTIONS = {  # of --help, what is needed every day first; each line fits 80 col
         "release": "close a port, or end a registration",
         "standby": "give the floating address to another balancer",
         "active": "end the standby",
+        "cluster": "the balancers that share this table, and what differs",
         "upgrade": "replace the running pylb, closing no connection",
     },
     "Set up": {
@@ -384,7 +386,7 @@ def uninstall_service_(yes: bool) -> None:
     sys.exit(uninstall_service(agreed=agreed))
 
 
-for command in (active, completion, ctl, explain, history, import_, plan, routes, sessions, standby, status, token):
+for command in (active, cluster, completion, ctl, explain, history, import_, plan, routes, sessions, standby, status, token):
     main.add_command(command)
 
 

@@ -2,7 +2,7 @@
 
     members/{balancer}    presence/{balancer}    claims/{protocol}/{port >> 8}
     entries/{balancer}/{token}/{name}/{instance}    released/{token}/{name}/{instance}
-    of the legacy protocol, in both: …/{token}/~legacy/tcp/{port}
+    of the legacy protocol, in both: …/{token}/~legacy/tcp/{port}; of a set: …/{token}/{name}/~set
 
 Values are JSON objects. Reading is strict: a field that is missing or of another type makes the value Unreadable, which is as
 if the key were not there, except for its revision. A claim is one field of its block, and costs only itself. Fields that this
@@ -35,12 +35,12 @@ from pylb.core.merge.values import (
     Wanted,
     block_of,
 )
-from pylb.core.registration import MOST_TTL, Key, State, check_name, legacy_key
+from pylb.core.registration import MOST_TTL, SET, Key, State, check_name, legacy_key
 from pylb.core.text import whole_number
 
 _WORD = re.compile(r"[a-z0-9_-]{1,32}")  # a protocol, a need
 _SERVER_NAME = re.compile(r"[a-z0-9*._-]{0,253}")
-_LEGACY = "~legacy"  # no name begins with a tilde
+_LEGACY, _SET = "~legacy", "~set"  # no name begins with a tilde
 _MOST = 2**63 - 1  # etcd's and JSON's integers
 UNREADABLE = (ValueError, TypeError, KeyError, AttributeError, Refused, RecursionError)
 
@@ -72,7 +72,9 @@ def key_name(key: ClusterKey) -> str:
 
 
 def _registration_name(key: Key) -> str:
-    return f"{key.token}/{_LEGACY}/tcp/{key.legacy_port}" if key.is_legacy else f"{key.token}/{key.name}/{key.instance}"
+    if key.is_legacy:
+        return f"{key.token}/{_LEGACY}/tcp/{key.legacy_port}"
+    return f"{key.token}/{key.name}/{key.instance if key.instance != SET else _SET}"
 
 
 def read_key(name: str) -> ClusterKey | None:
@@ -98,6 +100,8 @@ def _registration(parts: list[str]) -> Key:
     match parts:
         case [token, part, "tcp", port] if part == _LEGACY:
             return legacy_key(check_name("token", token), _port(_number(port, 65535)))
+        case [token, name, part] if part == _SET:
+            return Key(check_name("token", token), check_name("name", name), SET)
         case [token, name, instance]:
             return Key(check_name("token", token), check_name("name", name), check_name("instance", instance))
     raise ValueError("/".join(parts))

@@ -15,7 +15,7 @@ from typing import NoReturn
 
 from pylb.cluster.etcd import Etcd
 from pylb.cluster.gateway import Compacted, EtcdError, Event, Full, Item, LeaseGone, Txn, Unreachable
-from pylb.cluster.keys import key_name, read_pair, write_value
+from pylb.cluster.keys import key_name, read_key, read_pair, write_value
 from pylb.control.steps import in_turns, stepwise
 from pylb.core.merge.local import Answer, Conflict
 from pylb.core.merge.replica import Replica
@@ -23,6 +23,7 @@ from pylb.core.merge.values import (
     BlockKey,
     ClusterKey,
     EntryKey,
+    Member,
     MemberKey,
     PresenceKey,
     TombstoneKey,
@@ -57,7 +58,8 @@ class Presence:
 
 
 class Sync:
-    """`changed` hears which registrations may be served differently now (None: any), `report` a sentence for the operator."""
+    """`changed` hears which registrations may be served differently now (None: any), `report` a sentence for the
+    operator, and whether somebody should look."""
 
     def __init__(
         self,
@@ -67,7 +69,7 @@ class Sync:
         presence: Presence,
         *,
         changed: Callable[[Collection[Key] | None], None],
-        report: Callable[[str], None],
+        report: Callable[[str, bool], None],
         heartbeat: float = HEARTBEAT,
         claim: float = CLAIM,
         pause: float = PAUSE,
@@ -81,6 +83,7 @@ class Sync:
         self._woken = asyncio.Event()
         self._claims = dict[Key, asyncio.Future[Answer | Conflict]]()
         self._beat_at = 0.0  # the loop's time
+        self._is_to_list = False
         self._complaints = dict[ClusterKey, str]()  # each is reported once
 
     # ------------------------------------------------------------- for whoever tells the replica something
@@ -88,6 +91,11 @@ class Sync:
     def wake(self) -> None:
         """The replica may have something to write."""
         self._woken.set()
+
+    def list_again(self) -> None:
+        """Compare everything with etcd once more."""
+        self._is_to_list = True
+        self.wake()
 
     async def claimed(self, key: Key) -> Answer | Conflict:
         """What becomes of a claim that the replica has begun: IN_FORCE, UNAVAILABLE, or who has the port."""
@@ -134,7 +142,7 @@ class Sync:
     def _say(self, trouble: str) -> None:
         if trouble != self.trouble:
             self.trouble = trouble
-            self._report(f"etcd: {trouble}" if trouble else f"etcd: connected to {self._etcd.endpoint}")
+            self._report(f"etcd: {trouble}" if trouble else f"etcd: connected to {self._etcd.endpoint}", bool(trouble))
 
     async def _session(self) -> NoReturn:
         await self._join()  # first: what the others release while they take us for gone is in the list then
@@ -164,15 +172,18 @@ class Sync:
         return listing
 
     def _pair(self, name: bytes, value: bytes) -> tuple[ClusterKey, Value] | None:
-        pair = read_pair(name.removeprefix(self._prefix).decode("utf-8", "replace"), value)
+        pair = read_pair(self._key(name), value)
         if pair is None:
             return None
         if not pair.complaint:
             self._complaints.pop(pair.key, None)
         elif self._complaints.get(pair.key) != pair.complaint:
             self._complaints[pair.key] = pair.complaint
-            self._report(pair.complaint)
+            self._report(pair.complaint, True)
         return pair.key, pair.value
+
+    def _key(self, name: bytes) -> str:
+        return name.removeprefix(self._prefix).decode("utf-8", "replace")
 
     async def _join(self) -> None:
         """Make or take over this balancer's presence."""
@@ -213,9 +224,11 @@ class Sync:
     def _see(self, revision: int, events: Sequence[Event]) -> None:
         changes = dict[ClusterKey, Value | None]()
         for event in events:
-            pair = self._pair(event.key, event.value or b"")
-            if pair is not None:
-                changes[pair[0]] = None if event.value is None else pair[1]
+            if event.value is None:
+                if (key := read_key(self._key(event.key))) is not None:
+                    changes[key] = None
+            elif (pair := self._pair(event.key, event.value)) is not None:
+                changes[pair[0]] = pair[1]
         touched = self._touched(changes)
         self._replica.watched(revision, changes, self._now())
         if touched is None or touched:
@@ -229,6 +242,11 @@ class Sync:
         if any(isinstance(key, MemberKey) and key.balancer in knowledge.mirror.newer for key in changes):
             return None
         found = {key.key for key in changes if isinstance(key, EntryKey | TombstoneKey)}
+        if any(isinstance(key, MemberKey | PresenceKey) for key in changes):
+            found |= knowledge.mirror.tombstones.keys()  # what they release depends on who is there, and what they decided
+        for key, value in changes.items():
+            if isinstance(key, MemberKey) and isinstance(value, Member) and value.forgotten:
+                found |= knowledge.mirror.view(key.balancer).entries.keys()
         for key, value in changes.items():
             if isinstance(key, BlockKey):
                 before, after = knowledge.mirror.block(key), value if isinstance(value, Mapping) else {}
@@ -248,6 +266,9 @@ class Sync:
                 self._answer(key, conflict)
             if not self._replica.linked:
                 raise _ListAgain("what it has is not what this balancer knows")
+            if self._is_to_list:
+                self._is_to_list = False
+                raise _ListAgain("everything is listed again, as it was asked for")
             if transaction is None:
                 await self._until_woken(CHECK if self._replica.has_more_to_check() else self._beat_at - self._now())
             else:

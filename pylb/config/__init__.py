@@ -4,11 +4,13 @@ No other folder sees YAML, the environment or a raw duration.
 
 source      the file, or what was in force before; load: from a file to a `Config`, or to all its mistakes
 yamlplace   YAML with the place of each value
-models      the keys: names, types, defaults, meanings; frontends: theirs; section: what all mappings have in common
+models      the keys: names, types, defaults, meanings; frontends: theirs; cluster: those of `cluster`;
+             section: what all mappings have in common
 values      the types of single values; addresses: of addresses, ports and host names; value_type: what all of them share
 schema      the keys as JSON Schema
 entries     the readable parts of a file with mistakes
-checks      mistakes that no single value shows; health: of health checks; without_effect: settings without effect
+checks      mistakes that no single value shows; health: of health checks; etcd: of cluster.etcd;
+            without_effect: settings without effect
 files       secrets, certificates and keys that it names; generated_tokens: those that `pylb token create` makes
 problems    what is wrong, and where; explain: pydantic's findings in words; hiding: no secret in a message
 root        the whole file as one value, and the parts that other folders take from it

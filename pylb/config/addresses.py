@@ -81,7 +81,7 @@ def parse_host(value: object) -> str:
     return text
 
 
-def _url(value: object) -> str:
+def parse_url(value: object) -> str:
     """Without a slash at its end. No user and password: whoever reads the page or the log would read them, too."""
     hint = 'as in "http://192.0.2.7:8404" or "https://lb-2.example.net"'
     text = plain_text(value, "a URL")
@@ -134,7 +134,7 @@ ServersAt = Annotated[
 Ip = Annotated[str, PlainValidator(_ip), JsonType("IP address")]
 Bind = Annotated[str, PlainValidator(_bind), JsonType("IP address or `*`")]
 Host = Annotated[str, PlainValidator(parse_host), JsonType("host name or IP address")]
-Url = Annotated[str, PlainValidator(_url), JsonType("`http://HOST:PORT` or `https://HOST:PORT`")]
+Url = Annotated[str, PlainValidator(parse_url), JsonType("`http://HOST:PORT` or `https://HOST:PORT`")]
 NetworkText = Annotated[core.Network, PlainValidator(parse_network), JsonType("CIDR")]
 PortRange = Annotated[tuple[int, int], PlainValidator(_ports), JsonType("port or range", _PORT)]
 Networks = Annotated[tuple[NetworkText, ...], BeforeValidator(one_or_more), JsonType("list of CIDR", listed(TEXT))]

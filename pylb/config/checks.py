@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pylb.config import models as m
 from pylb.config import values as v
 from pylb.config.entries import Finding, Parts, ReadablePart
+from pylb.config.etcd import etcd_findings
 from pylb.config.frontends import FrontendEntry, ServerEntry
 from pylb.config.health import health_findings
 from pylb.config.value_type import show
@@ -21,6 +22,8 @@ def findings(parts: Parts) -> Iterator[Finding]:
     for listener in parts.webhook:
         yield from _webhook(listener)
     yield from _faces(parts)
+    if parts.cluster is not None and parts.cluster.etcd is not None:
+        yield from etcd_findings(parts.cluster.etcd)
     yield from _tokens(parts)
     yield from _same_names(parts, "tokens", parts.tokens)
     yield from _same_names(parts, "frontends", parts.frontends)

@@ -9,6 +9,7 @@ from typing import Any, Generic, TypeVar
 from pydantic import ValidationError
 
 from pylb.config import models as m
+from pylb.config.cluster import Cluster
 from pylb.config.frontends import FrontendEntry
 from pylb.config.problems import Position
 from pylb.config.root import default_webhook
@@ -52,6 +53,7 @@ class Parts:
     metrics: m.Metrics | None = None
     leases: m.Leases | None = None
     log: m.Log | None = None
+    cluster: Cluster | None = None
     defaults: m.Defaults | None = None
     tokens: list[ReadablePart[m.TokenEntry]] = field(default_factory=list)
     frontends: list[ReadablePart[FrontendEntry]] = field(default_factory=list)
@@ -79,6 +81,7 @@ def readable_parts(document: Document, base: Path) -> Parts:
         metrics=_section(m.Metrics, data.get("metrics"), base),
         leases=_section(m.Leases, data.get("leases"), base),
         log=_section(m.Log, data.get("log"), base),
+        cluster=_section(Cluster, data.get("cluster"), base),
         defaults=_section(m.Defaults, data.get("defaults"), base),
         tokens=list(_entries(m.TokenEntry, "tokens", data.get("tokens"), base, _SOME_PORTS)),
         frontends=list(_entries(FrontendEntry, "frontends", data.get("frontends"), base)),

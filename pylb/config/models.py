@@ -320,14 +320,6 @@ class LimitsSection(Section):
     )
 
 
-class Cluster(Section):
-    addresses: a.Ips = Field(
-        (),
-        description="the floating addresses, the same on all machines: no registration may send clients there, and "
-        "`pylb_address_held` says who has them",
-    )
-
-
 class PolicySection(Section):
     """What `defaults` and a frontend have in common."""
 

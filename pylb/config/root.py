@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field, PrivateAttr
 from pylb.config import addresses as a
 from pylb.config import models as m
 from pylb.config import values as v
+from pylb.config.cluster import Cluster
 from pylb.config.frontends import FrontendEntry
 from pylb.config.problems import Problem, in_short
 from pylb.config.section import Section
@@ -41,7 +42,7 @@ class Config(Section):
     )
     admin: m.Admin = Field(default_factory=m.Admin)
     metrics: m.Metrics = Field(default_factory=m.Metrics)
-    cluster: m.Cluster = Field(default_factory=m.Cluster, description="several machines that share an address")
+    cluster: Cluster = Field(default_factory=Cluster, description="several machines that share an address")
     state_dir: v.FilePath = Field(
         Path("/var/lib/pylb"),
         description="snapshot, generated token, control socket; default: `$STATE_DIRECTORY`, else `~/.local/state/pylb`",

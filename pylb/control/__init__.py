@@ -17,6 +17,7 @@ persistence         what a start finds on disk, and when a snapshot is written (
 
 periodic            work by the clock: leases that end, probes (health/), ports to open again
 leases, liveness    who has been silent for too long, and whether it gives way
+sharing             the seam to several balancers with one table; merged: what they hear becomes part of this one's
 standby             whether another balancer is to have the floating address
 tasks               work that may fail without harm to the rest; steps: long work that lets the loop run
 event_log           the last events and refused calls, shared fairly (fair_buffer); event_texts: their sentences

@@ -4,15 +4,16 @@ Healthy: the port is open, and all servers that the operator left in service are
 to the config). Degraded: it serves, but not from all of them. Down: it serves nobody.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import StrEnum
 
 from pylb.control.event_log import Event
 from pylb.control.liveness import moment
+from pylb.control.sharing import ClusterView
 from pylb.control.views import FrontendView, ServerView
 from pylb.core.health import YES
 from pylb.core.table import LAST_RESORT
-from pylb.core.text import ago
+from pylb.core.text import ago, counted
 
 MOST_SHOWN = 3  # troubles in the sentence; the rest are counted
 
@@ -120,7 +121,13 @@ def overall(found: Iterable[tuple[Condition, str]], *, durable: bool, also: Iter
 
 
 def troubles(
-    *, durable: bool, preserving: bool, reloaded: bool, unserved: Sequence[str] = (), standby: bool = False
+    *,
+    durable: bool,
+    preserving: bool,
+    reloaded: bool,
+    unserved: Sequence[str] = (),
+    standby: bool = False,
+    cluster: ClusterView | None = None,
 ) -> list[str]:
     """The problems of pylb itself, for `also`. `unserved`: names of registrations that this version is too old for."""
     found = {
@@ -130,4 +137,15 @@ def troubles(
         "on standby, so that another balancer has the floating address (pylb active)": standby,
     }
     texts = [text for text, is_so in found.items() if is_so]
+    if cluster is not None:
+        texts += _of_cluster(cluster)
     return [*texts, *([f"this version is too old to serve {', '.join(unserved)} (pylb routes)"] if unserved else [])]
+
+
+def _of_cluster(view: ClusterView) -> Iterator[str]:
+    if view.trouble:
+        yield f"the other balancers and this one do not hear of each other: {view.trouble} (pylb cluster status)"
+    if view.held:
+        yield f"{counted(len(view.held), 'release')} by another balancer wait for pylb cluster accept"
+    if view.unserved:
+        yield f"{counted(len(view.unserved), 'registration')} of other balancers cannot be served here (pylb cluster status)"

@@ -41,6 +41,7 @@ class Due:
     late: tuple[Key, ...] = ()  # stale for LATE now
     closing: tuple[Key, ...] = ()  # less than CLOSING before their release
     fallen_back: tuple[Key, ...] = ()  # their displaced servers have been the fallback for FALLBACK
+    elsewhere: tuple[Key, ...] = ()  # over here, and another balancer hears them
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +53,7 @@ class _Picture:
     recent: tuple[Key, ...]
     stale: Mapping[Key, float]  # for how long each has been
     fresh: int
+    elsewhere: tuple[Key, ...]
 
 
 class LeaseRecord(NamedTuple):
@@ -83,6 +85,7 @@ class Leases:
         self._last_tick: float | None = None
         self.learned: PersistentMap[Key, float] = PersistentMap()  # legacy registrations' TTLs, for the snapshot
         self.preserving = False
+        self.is_fresh_elsewhere: Callable[[Key], bool] = lambda _key: False  # does another balancer hear it?
 
     def get(self, key: Key) -> Lease | None:
         return self._leases.get(key)
@@ -200,10 +203,11 @@ class Leases:
         verdict = judge(picture.silent, picture.recent, picture.fresh, preserving=self.preserving)
         await self._grant(verdict.grace)
         if verdict.preserving:
-            return Due(verdict, picture.gone, fallen_back=await self._fallen_back(claims, now))
+            fallen_back = await self._fallen_back(claims, now)
+            return Due(verdict, picture.gone, fallen_back=fallen_back, elsewhere=picture.elsewhere)
         overstayed = tuple([key async for key, age in in_turns(picture.stale.items(), LOOKS) if age >= keep_stale])
         late, closing = await self._warnings(picture.stale, keep_stale)
-        return Due(verdict, picture.gone, overstayed, late, closing, await self._fallen_back(claims, now))
+        return Due(verdict, picture.gone, overstayed, late, closing, await self._fallen_back(claims, now), picture.elsewhere)
 
     async def _picture(self, claims: Claims, now: float) -> _Picture:
         leases, goodbyes, fresh = self._leases.copy(), self._goodbyes.copy(), self._can_end
@@ -222,15 +226,18 @@ class Leases:
         async for key in in_turns(goodbyes, LOOKS):
             if key not in draining and key not in stale and (lease := leases.get(key)) is not None:
                 fresh -= lease.ttl is not None
-        gone, silent = list[Key](), list[Key]()
+        gone, silent, elsewhere = list[Key](), list[Key](), list[Key]()
         async for key in in_turns(tuple(self._over), LOOKS):
-            if key in draining:
+            if self.is_fresh_elsewhere(key):  # the address has moved: that they are silent here means nothing
+                elsewhere.append(key)
+                fresh -= key not in draining and key not in stale and key not in goodbyes
+            elif key in draining:
                 gone.append(key)
                 if key in self._over:  # else it has called a moment ago
                     self._goodbyes.add(key)
             elif key not in stale and key not in goodbyes:
                 silent.append(key)
-        return _Picture(tuple(gone), tuple(silent), tuple(recent), stale, fresh)
+        return _Picture(tuple(gone), tuple(silent), tuple(recent), stale, fresh, tuple(elsewhere))
 
     async def _warnings(self, stale: Mapping[Key, float], keep_stale: float) -> tuple[tuple[Key, ...], tuple[Key, ...]]:
         """The registrations to report now as late, and those as about to close. An announced pause causes no warning.

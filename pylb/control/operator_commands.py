@@ -65,7 +65,12 @@ class OperatorCommands:
                 releasing = partial(release, port=port[1], protocol=port[0], server_name=server_name)
             return (yield from with_many(without(desired, kept_aside), [one.key for one in found], releasing))
 
-        await self._state.writer.perform(step, (), self._registrar.left, by="admin")
+        def left(change: Change) -> Generator[None, None, None]:
+            if self._state.sharing is not None:
+                self._state.sharing.released(change.removed)
+            return self._registrar.left(change)
+
+        await self._state.writer.perform(step, (), left, by="admin")
         return lines
 
     async def import_legacy(self, items: Iterable[ImportedServer], token: str | None = None) -> list[str]:

@@ -87,6 +87,8 @@ class PeriodicWork:
         control.standby.look()
         await control.liveness.look(control.desired.claims)
         due = await control.leases.due(control.desired.claims, control.desired.static_rules.rules.leases.keep_stale)
+        if due.elsewhere and control.sharing is not None:
+            control.sharing.leave_to_others(self._silent(due.elsewhere))
         self._tell_of_mass_lapse(now_preserving=due.verdict.preserving)
         if silent := self._silent((*due.verdict.lapsed, *due.gone)):
             await self._end(silent)

@@ -15,6 +15,7 @@ from pylb.control.desired_state import DesiredState, with_claims, without
 from pylb.control.liveness import addresses
 from pylb.control.new_registration import same_call
 from pylb.control.replaced_tokens import inherited, inheriting
+from pylb.control.sharing import Sharing
 from pylb.control.state import ControlState
 from pylb.control.views import FrontendOutcome, Outcome, title
 from pylb.core.address import Address
@@ -23,7 +24,7 @@ from pylb.core.claims import Claims
 from pylb.core.errors import Code, Refused
 from pylb.core.health import YES
 from pylb.core.loops import loop
-from pylb.core.ownership import Change, admit, announce, release
+from pylb.core.ownership import Admitted, Change, admit, announce, release
 from pylb.core.policy import UNSAID, Balance, HealthMode, Policy
 from pylb.core.registration import FrontendRequest, Key, Registration, State
 from pylb.core.server_set import NO_TERMS
@@ -48,7 +49,8 @@ class Registrar:
         """Enter a native or legacy registration that its token may make. Raises Refused."""
         wanted = inheriting(self._state.desired, wanted)
         before = self._state.desired.claims.registrations.get(wanted.key)
-        if before is not None and self._repeats(before, wanted):
+        sharing = self._state.sharing
+        if before is not None and self._repeats(before, wanted) and (sharing is None or sharing.repeats(before)):
             self._state.beat(before, moved=False)  # nothing to write, to swap or to wait for
             self._ask_at_once(before)
             self._state.totals["unchanged"] += 1
@@ -58,13 +60,29 @@ class Registrar:
         await self._ask_once_more(wanted)
         with self._health_records.considering(targets):
             new = self._unknown_of_set(wanted) if wanted.members else list(filter(self._health_records.may_have_come, targets))
-            if new:  # then a call that will be refused must not dial them
+            admitted: Admitted | Change | None = None
+            if new or sharing is not None:  # then a call that will be refused must not dial them, nor claim anything
                 judge = partial(admit, takeover=takeover, yield_policy=self._liveness.yield_policy)
                 admitted, _ = self._judged(self._state.desired, wanted, caller, judge)
-                if not isinstance(admitted, Change):
+                if new and not isinstance(admitted, Change):
                     await (self._checker.dial_until_one(new) if wanted.members else self._checker.dial(new))
-            change, durable = await self.submit(wanted, caller, takeover=takeover)
+            if sharing is None or admitted is None or isinstance(admitted, Change):
+                change, durable = await self.submit(wanted, caller, takeover=takeover)
+            else:
+                change, durable = await self._claimed(sharing, wanted, caller, evicts=bool(admitted[2]))
         return self.outcome(change.result, change.registered, durable=durable, note=change.note)
+
+    async def _claimed(self, sharing: Sharing, wanted: Registration, caller: Caller, *, evicts: bool) -> tuple[Change, bool]:
+        """Decide it once no other balancer can give its ports away. Raises Refused."""
+        takeover = caller.token.takeover
+        await sharing.claim(wanted, takeover=takeover or evicts)
+        try:
+            answer = self.submit(wanted, caller, takeover=takeover)
+        except Refused:
+            sharing.claimed(wanted.key)
+            raise
+        answer.add_done_callback(lambda _: sharing.claimed(wanted.key))  # also if the caller has left
+        return await answer
 
     def _unknown_of_set(self, wanted: Registration) -> list[Address]:
         """Those to dial first, at most a few. A frontend with a server that has answered needs no other yet: the rest is asked
@@ -78,7 +96,7 @@ class Registrar:
         """Whether the call repeats what is registered, and no other call about it is under way."""
         wanted = inheriting(self._state.desired, wanted)
         before = self._state.desired.claims.registrations.get(wanted.key)
-        return before is not None and self._repeats(before, wanted)
+        return before is not None and not before.hearer and self._repeats(before, wanted)
 
     def _repeats(self, before: Registration, wanted: Registration) -> bool:
         return same_call(before, wanted) and not self._writer.is_busy_with(wanted.key)
@@ -126,10 +144,16 @@ class Registrar:
     async def leave(self, key: Key, caller: Caller) -> Outcome:
         """Release one registration; idempotent. Raises Refused."""
         key = inherited(self._state.desired, key)
+
+        def left(change: Change) -> Generator[None, None, None]:
+            if self._state.sharing is not None:  # also if nothing is there: another balancer may just have been called
+                self._state.sharing.released([key])
+            return self.left(change)
+
         change, durable = await self._writer.perform(
             lambda desired: with_claims(without(desired, [key]), release(desired.claims, [key])),
             [key],
-            self.left,
+            left,
             by=called_by(caller),
         )
         return self.outcome(change.result, None, durable=durable, note=change.note)

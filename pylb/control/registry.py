@@ -15,11 +15,13 @@ from pylb.control.event_log import Event, Rejection
 from pylb.control.health.prober import Ask, ProbeRequest, probe_request
 from pylb.control.health.prober import ask as ask_server
 from pylb.control.health.resolver import Resolve
+from pylb.control.merged import MergedRegistrations
 from pylb.control.operator_commands import OperatorCommands
 from pylb.control.periodic import PeriodicWork
 from pylb.control.persistence import NUMBERS_AHEAD
 from pylb.control.registrar import Registrar
 from pylb.control.rules import RulesInForce
+from pylb.control.sharing import ClusterView, Sharing
 from pylb.control.state import ControlState
 from pylb.control.steps import in_turns
 from pylb.control.storage.store import Store
@@ -67,6 +69,7 @@ class Registry:
         resolve: Resolve = nobody_resolves,
         on_event: Callable[[Event], None] = _unheard,
         tasks: Tasks | None = None,
+        sharing: Sharing | None = None,
     ) -> None:
         self._store = store
         self._ask = ask
@@ -83,13 +86,16 @@ class Registry:
             resolve=resolve,
             on_event=on_event,
             tasks=self.tasks,
+            sharing=sharing,
         )
+        self.sharing = sharing  # None: this pylb has its table for itself
         registrar = Registrar(self._state, clock, wall)
         self._periodic = PeriodicWork(self._state, registrar, clock, wall)
         self.calls = Calls(self._state, registrar, clock, wall)
         self.operator = OperatorCommands(self._state, registrar, wall)
         self.rules = RulesInForce(self._state, ask)
         self.standby = self._state.standby
+        self.merged = MergedRegistrations(self._state)
         self._writing: asyncio.Task[None] | None = None
         self._handed_over = False
 
@@ -98,6 +104,8 @@ class Registry:
     async def start(self) -> None:
         """Restore the snapshot and publish the first table: ports serve before anything else. Raises StateLocked."""
         await self._state.restore()
+        if self.sharing is not None:
+            await self.sharing.begin(lambda: self._desired, self.merged.apply)
         self._writing = asyncio.get_running_loop().create_task(self._state.writer.run())
         count = len(self._desired.claims.registrations)
         text = f"restored: {counted(count, 'registration')}, serving: {counted(len(self.table.frontends), 'frontend')}"
@@ -140,6 +148,8 @@ class Registry:
         Raises OSError: it could not be written, and everything goes on as before, as after any other failure.
         """
         await self._state.writer.hold()
+        if self.sharing is not None:
+            await self.sharing.pause()
         self._state.persistence.numbers_ahead = 0  # the successor continues where this table ends
         try:
             await self._state.save_now()
@@ -147,7 +157,7 @@ class Registry:
             self._store.unlock()
         except BaseException:
             self._state.persistence.numbers_ahead = NUMBERS_AHEAD
-            self._state.writer.resume()
+            self._go_on()
             raise
         self._handed_over = True
 
@@ -157,6 +167,11 @@ class Registry:
         self._handed_over = False
         self._state.persistence.numbers_ahead = NUMBERS_AHEAD
         self._state.persistence.unsaved = True  # the successor may have written
+        self._go_on()
+
+    def _go_on(self) -> None:
+        if self.sharing is not None:
+            self.sharing.resume()
         self._state.writer.resume()
 
     def totals(self) -> dict[str, dict[str, int]]:
@@ -307,6 +322,14 @@ class Registry:
     def closes_at(self, listen: Listen) -> float | None:
         """When a port closes that only stale registrations hold (unix time); None: not because of that."""
         return self._state.liveness.port_closes_at(listen, self._desired)
+
+    def cluster(self) -> ClusterView | None:
+        """None: this pylb has its table for itself."""
+        return None if self.sharing is None else self.sharing.view()
+
+    def note(self, kind: str, text: str, *, alarm: bool = False) -> None:
+        """An event of a part that is not control's own."""
+        self._state.event_log.note(kind, text, alarm=alarm)
 
     def events(self) -> list[Event]:
         """The last 1,000, oldest first."""

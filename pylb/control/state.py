@@ -4,7 +4,7 @@ Both the registry, which answers questions, and the periodic work change things 
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
 from pylb.control.desired_state import DesiredState, Sink
@@ -18,6 +18,7 @@ from pylb.control.liveness import Liveness
 from pylb.control.persistence import Persistence
 from pylb.control.publisher import Publisher
 from pylb.control.replaced_tokens import passed_on
+from pylb.control.sharing import Sharing
 from pylb.control.standby import Standby
 from pylb.control.steps import in_turns, stepwise
 from pylb.control.storage.store import Store
@@ -54,12 +55,17 @@ class ControlState:
         resolve: Resolve,
         on_event: Callable[[Event], None],
         tasks: Tasks,
+        sharing: Sharing | None,
     ) -> None:
         self.tasks = tasks
+        self.sharing = sharing
+        self.wall = wall
         self.event_log = EventLog(wall, tasks.guarded(Part.EVENTS, on_event))
         tasks.on_failure = lambda part, text: self.event_log.note("task_failed", text, {"task": str(part)}, alarm=True)
         self._clock, self._wall = clock, wall
         self.leases = Leases(clock)
+        if sharing is not None:
+            self.leases.is_fresh_elsewhere = sharing.is_fresh_elsewhere
         self.checker = Checker(ask, clock, uniform, self._on_health_change)
         self.liveness = Liveness(self.checker, self.leases, clock, wall)
         self.follow(rules)
@@ -71,7 +77,7 @@ class ControlState:
         self.publisher = Publisher(
             desired, sink, checker=self.checker, event_log=self.event_log, history=self.history, clock=clock
         )
-        self.writer = Writer(self.publisher, sink, self._save, tasks)
+        self.writer = Writer(self.publisher, sink, self._save, tasks, sharing)
         self.persistence = Persistence(
             store,
             self.history,
@@ -104,7 +110,10 @@ class ControlState:
         await self.resolver.first_look(rules.hosts, FIRST_LOOK)
         self.resolver.follow(rules.hosts, rules.resolve_interval)
         static_rules = StaticRules(rules, self.resolver.answers)
-        claims, refusals = await stepwise(readmitting(snapshot.registrations.values(), static_rules))
+        registrations: Iterable[Registration] = snapshot.registrations.values()
+        if self.sharing is None:  # they were shared before: now each needs calls here
+            registrations = (one if not one.hearer else replace(one, hearer="") for one in registrations)
+        claims, refusals = await stepwise(readmitting(registrations, static_rules))
         for text in complaints:
             self.event_log.note("state", text, alarm=True)
         for refused in refusals:
@@ -113,7 +122,8 @@ class ControlState:
         desired, _, moved = passed_on(replace(self.desired, claims=claims))
         claims, was = desired.claims, {new: old for old, new in moved.items()}
         async for one in in_turns(claims.registrations.values(), LEASES):
-            self.leases.restore(one, snapshot.leases.get(was.get(one.key, one.key), LeaseRecord()))
+            if not one.hearer:
+                self.leases.restore(one, snapshot.leases.get(was.get(one.key, one.key), LeaseRecord()))
         self.checker.health_records.restore(snapshot.proven, snapshot.down, snapshot.passed)
         overrides = await stepwise(checked(snapshot.overrides, claims, static_rules))
         self.publisher.table = Table(max(snapshot.generation, snapshot.reserved))

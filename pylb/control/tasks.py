@@ -36,6 +36,7 @@ class Part(StrEnum):
     BEAT = "beat"
     RATES = "rates"
     PAGE = "page"
+    CLUSTER = "cluster"  # the session with etcd
     PEERS = "peers"  # asks other pylbs for the page
     WATCHDOG = "watchdog"
     # run from time to time

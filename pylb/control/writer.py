@@ -16,6 +16,7 @@ from itertools import filterfalse
 
 from pylb.control.desired_state import DesiredState, Sink, Step
 from pylb.control.publisher import Publisher
+from pylb.control.sharing import Sharing
 from pylb.control.steps import collect_young, freed_in_steps, in_turns, stepwise
 from pylb.control.storage.disk import Unsynced
 from pylb.control.tasks import Part, Tasks
@@ -77,13 +78,21 @@ class _Batch:
 class Writer:
     """`save` raises OSError."""
 
-    def __init__(self, publisher: Publisher, sink: Sink, save: Callable[[DesiredState], Awaitable[None]], tasks: Tasks) -> None:
+    def __init__(
+        self,
+        publisher: Publisher,
+        sink: Sink,
+        save: Callable[[DesiredState], Awaitable[None]],
+        tasks: Tasks,
+        sharing: Sharing | None = None,
+    ) -> None:
         self.durable = True  # what is in force is on disk
         self.hangs = False  # the disk failed: no batch waits for it again before a write outside the batches has succeeded
         self._publisher = publisher
         self._sink = sink
         self._save = save
         self._tasks = tasks
+        self._sharing = sharing
         self._queue: list[Call] = []
         self._busy: list[Call] = []  # the batch under way
         self._about: Counter[Key] = Counter()  # the keys of both
@@ -177,6 +186,8 @@ class Writer:
             if listen not in self._publisher.table.frontends:
                 self._sink.discard(listen)
         await self._sink.applied()
+        if self._sharing is not None:
+            await self._share(self._sharing, live, batch.desired)
         await self._answer(batch)
         if len(batch.touched) > MANY:
             replaced = live.claims.buckets
@@ -193,6 +204,10 @@ class Writer:
                         await stepwise(rest)
             if not call.answer.done():
                 call.answer.set_result((change, self.durable))
+
+    async def _share(self, sharing: Sharing, before: DesiredState, after: DesiredState) -> None:
+        with self._tasks.surviving(Part.CLUSTER):
+            await stepwise(sharing.committed(before, after))
 
     async def _write(self, batch: _Batch) -> None:
         """Raises OSError; Unsynced is one."""

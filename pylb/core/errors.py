@@ -29,6 +29,7 @@ class Code(StrEnum):
     TIMEOUT = "request_timeout"
     TOO_MANY = "too_many_requests"
     STATE_NOT_WRITABLE = "state_not_writable"
+    STORE_UNAVAILABLE = "store_unavailable"  # a new name or port needs etcd
     UNAVAILABLE = "unavailable"
 
 
@@ -43,7 +44,7 @@ class Refused(Exception):  # noqa: N818 - a refused call is an answer, not an er
         self.code = code
         self.detail = detail
         self.hint = hint
-        self.retry_after = retry_after  # seconds; only with TOO_MANY, STATE_NOT_WRITABLE and UNAVAILABLE
+        self.retry_after = retry_after  # seconds; only with TOO_MANY and those of a 503
         self.port = port  # the frontend port that it is about, such as 443: without that one the call may succeed
 
     def __str__(self) -> str:

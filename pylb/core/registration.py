@@ -142,6 +142,7 @@ class Registration:
     members: tuple[Member, ...] = ()  # of a set: where its servers are
     terms: Terms = NO_TERMS  # of a set
     sequence: int | None = None  # the caller's number of this state (Pylb-Sequence): a lower one is older
+    hearer: str = ""  # the balancer that its phone-home calls, if it is another one: its lease runs there
 
     @property
     def machines(self) -> tuple[tuple[str, str, int | None], ...]:

@@ -25,6 +25,7 @@ from pylb.core.registration import State
 from pylb.core.table import DOWN, Frontend, Table
 from pylb.forward.counters import Counters, FrontendCounters, Histogram, ServerCounters
 from pylb.host.machine import local_addresses
+from pylb.metrics.cluster import cluster_families
 from pylb.metrics.families import PART, Buckets, Row, Scrape, counter, gauge, histogram, simple
 from pylb.metrics.process import ProcessUsage, process_usage
 
@@ -78,6 +79,7 @@ class Metrics:
                 await self._registrations(),
                 await self._addresses(),
                 self._control(),
+                cluster_families(self._registry.cluster()),
                 self._process(counted),
                 _processes(processes, found),
             )

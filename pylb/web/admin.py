@@ -158,8 +158,11 @@ class Admin:
         if not registry.ready:
             return json_answer(503, {"status": "starting"})
         unbound = [{"listen": str(listen), "reason": reason} for listen, reason in registry.unbound().items()]
-        status = "degraded" if unbound or not registry.durable else "ready"
-        return json_answer(200, {"status": status, "durable": registry.durable, "unbound": unbound})
+        cluster = registry.cluster()
+        degraded = unbound or not registry.durable or (cluster is not None and cluster.trouble)
+        shared = {} if cluster is None else {"shared": not cluster.trouble}
+        status = "degraded" if degraded else "ready"
+        return json_answer(200, {"status": status, "durable": registry.durable, "unbound": unbound, **shared})
 
     async def _activez(self, _call: Call) -> Answer:
         """Whether this machine may have the floating address, for keepalived's check and for other pylbs. Never a question of

@@ -26,6 +26,7 @@ STATUS: dict[Code, int] = {
     Code.TIMEOUT: 408,
     Code.TOO_MANY: 429,
     Code.STATE_NOT_WRITABLE: 503,
+    Code.STORE_UNAVAILABLE: 503,
     Code.UNAVAILABLE: 503,
 }
 

@@ -18,6 +18,7 @@ import click
 from pylb.cli.main import main
 
 OPERANDS = {  # of verbs that need some, of the right form
+    "cluster forget": ["lb-b"],
     "ctl drain": ["127.0.0.1"],
     "ctl maint": ["127.0.0.1"],
     "ctl ready": ["127.0.0.1"],
@@ -129,6 +130,7 @@ def interrupted() -> dict[str, Any]:
 
 
 ASKING = [
+    *(("cluster", verb) for verb in ("status", "diff", "forget")),
     *(("ctl", verb) for verb in ("drain", "list", "weight")),
     *((verb,) for verb in ("explain", "history", "plan", "release", "reload", "routes", "sessions", "status", "upgrade")),
 ]

@@ -22,7 +22,7 @@ from pylb.core.merge.values import (
     Value,
     Wanted,
 )
-from pylb.core.registration import Key, State, legacy_key
+from pylb.core.registration import SET, Key, State, legacy_key
 
 WEB = Key("t", "web", "pod-1")
 ENTRY = Entry(Wanted("10.0.0.1", (Slot("tcp", 443),), 7, 60.0, frozenset({"names"}), "{}"), State.FRESH, 12)
@@ -31,7 +31,10 @@ names = st.from_regex(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,8}[A-Za-z0-9])?", fullmatch
 words = st.sampled_from(("tcp", "udp", "names", "x-1"))
 counts = st.integers(0, 2**63 - 1)
 slots = st.builds(Slot, words, st.integers(1, 65535), st.sampled_from(("", "a.example", "*.example")))
-registrations = st.one_of(st.builds(Key, names, names, names, st.just(0)), st.builds(legacy_key, names, st.integers(1, 65535)))
+registrations = st.one_of(
+    st.builds(Key, names, names, st.one_of(names, st.just(SET)), st.just(0)),
+    st.builds(legacy_key, names, st.integers(1, 65535)),
+)
 known = st.dictionaries(names, counts, max_size=3)
 ips = st.one_of(st.ip_addresses(v=4).map(str), st.ip_addresses(v=6).filter(lambda ip: ip.ipv4_mapped is None).map(str))
 wanted = st.builds(

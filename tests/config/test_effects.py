@@ -128,6 +128,14 @@ SHOWN: dict[str, dict[str, str]] = {
     "tests/app/test_tokens.py": {
         "test_a_secret_file_that_changes_counts_without_a_reload": "tokens.secret_file",
     },
+    "tests/app/test_cluster.py": {
+        "test_two_pylbs_serve_one_table": "cluster.name cluster.etcd.endpoints cluster.etcd.prefix",
+        "test_etcd_with_users_and_tls": (
+            "cluster.etcd.ca cluster.etcd.certificate cluster.etcd.key cluster.etcd.username cluster.etcd.password_file "
+            "cluster.etcd.timeout"
+        ),
+    },
+    "tests/config/test_etcd.py": {"test_plain_http_to_another_machine_has_to_be_wanted": "cluster.etcd.insecure"},
     "tests/contract/test_scopes.py": {
         "test_a_legacy_call_joins_only_the_static_frontend_of_its_name_and_token_or_one_that_lets_it": (
             "frontends.registrations"

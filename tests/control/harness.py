@@ -107,7 +107,8 @@ class Clock:
 class Control:
     """A running registry and the words the tests use."""
 
-    def __init__(self, state_dir: Path, rules: Rules, *tokens: Token) -> None:
+    def __init__(self, state_dir: Path, rules: Rules, *tokens: Token, **more: Any) -> None:
+        """`more`: for the registry."""
         self.clock = Clock()
         self.sink = PortSink()
         self.store = CountingStore(state_dir)
@@ -125,6 +126,7 @@ class Control:
             uniform=lambda _low, _high: 1.0,
             resolve=self._resolve,
             on_event=self._hear,
+            **more,
         )
 
     def _hear(self, event: Event) -> None:

@@ -25,9 +25,9 @@ from tests.support.counting import counting
 
 MARKS: dict[str, tuple[int, Callable[[Full], Awaitable[object]]]] = {
     "a beat": (280, lambda full: full.put("127.0.3.11")),
-    "a move": (1360, lambda full: full.put("127.0.3.99")),
-    "a goodbye": (1095, lambda full: full.put("127.0.3.99", draining=True)),
-    "one more instance": (1480, lambda full: full.put("127.0.3.98", instance="pod-new")),
+    "a move": (1365, lambda full: full.put("127.0.3.99")),
+    "a goodbye": (1100, lambda full: full.put("127.0.3.99", draining=True)),
+    "one more instance": (1485, lambda full: full.put("127.0.3.98", instance="pod-new")),
 }
 A_SERVER = 27  # calls for each server of the frontend that stays as it is
 

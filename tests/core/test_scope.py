@@ -65,7 +65,7 @@ NO_REACH = {
     FrontendRequest: {"port", "last", "send_proxy", "weight", "backup", "protocol", "server_name", "allows_names"},
     Check: {"kind", "steps", "path", "host", "method", "status"},  # bytes of the question, and what to make of the answer
     HealthOverride: {"interval", "rise", "fall", "when_all_down"},
-    Registration: {"key", "name", "ttl", "state", "places", "since", "terms", "sequence"},
+    Registration: {"key", "name", "ttl", "state", "places", "since", "terms", "sequence", "hearer"},
 }
 REACHING = {
     AnnouncementBody: {"address"},

@@ -26,7 +26,7 @@ from tests.deploy.prometheus import WINDOW, Prometheus
 from tests.deploy.test_prometheus import alerts as rules
 from tests.support.certificate import self_signed
 from tests.support.peers import need
-from tests.support.ports import free_port
+from tests.support.ports import free_port, refusing_port
 from tests.support.processes import Processes, python
 from tests.support.waiting import eventually, pause
 
@@ -70,7 +70,8 @@ class Sick:
             {"name": "guarded", "listen": f"127.0.0.1:{self.guarded}", "servers": well, "access": [{"deny": "127.0.0.0/8"}]},
         ]
         leases = {"min_ttl": "1s", "keep_stale": "12h"}  # so that a port closes within the day
-        cluster = {"addresses": ["192.0.2.9"]}  # nobody has it
+        # Nobody has the address, and nobody is at the endpoint.
+        cluster = {"addresses": ["192.0.2.9"], "etcd": {"endpoints": [f"http://127.0.0.1:{refusing_port()}"]}}
         pylb.configure(webhook=listeners, frontends=frontends, tokens=[token(names=["*"])], leases=leases, cluster=cluster)
 
     def launch(self, stack: ExitStack) -> None:
@@ -155,6 +156,7 @@ def expected(sick: Sick) -> list[dict[str, str]]:
         {"alertname": "PylbClientsDenied", "instance": "sick", "frontend": "guarded", "reason": "access"},
         {"alertname": "PylbConnectFailures", "instance": "sick", "frontend": "dead"},
         {"alertname": "PylbStandby", "instance": "sick"},
+        {"alertname": "PylbClusterDisconnected", "instance": "sick"},
         {"alertname": "PylbFloatingAddress", "instance": "sick", "address": "192.0.2.9"},
         {"alertname": "PylbLeasesPreserved", "instance": "worn"},
         {"alertname": "PylbStateNotDurable", "instance": "worn"},

@@ -1,13 +1,19 @@
 """What etcd answers, what other balancers have written into it, and what a balancer remembers of both."""
 
 import json
+from dataclasses import replace
 
 from pylb.cluster import gateway
 from pylb.cluster.gateway import EtcdError
 from pylb.cluster.keys import Pair, key_name, read_pair, write_value
 from pylb.cluster.memory import UnreadableMemory, read_memory, write_memory
+from pylb.cluster.registrations import as_registration, as_wanted
+from pylb.core.errors import Refused
 from pylb.core.merge.local import Memory
 from pylb.core.merge.values import Unreadable
+from pylb.core.policy import Rules
+from pylb.core.registration import FrontendRequest, Key, Registration
+from pylb.core.static_rules import StaticRules
 from tests.fuzz.inputs import Parser
 
 _HEADER = b'{"header":{"revision":"7"}'
@@ -85,7 +91,32 @@ def _is_written_again(found: object) -> None:
         assert write_memory(read_memory(write_memory(found))) == write_memory(found)
 
 
+_WEB = Key("t", "web", "1")
+_SHARED = as_wanted(
+    Registration(_WEB, "web", "192.0.2.1", (FrontendRequest(443, 30443), FrontendRequest(2000, 30000, last=2003))),
+    StaticRules(Rules()),
+)
+
+
+def _registration(data: bytes) -> Registration:
+    return as_registration(_WEB, replace(_SHARED, details=data.decode("latin-1")))
+
+
+def _is_told_again(found: object) -> None:
+    if isinstance(found, Registration):
+        assert as_registration(_WEB, as_wanted(found, StaticRules(Rules()))) == found
+
+
 ETCD = (
+    Parser(
+        "a registration of another balancer",
+        _registration,
+        (Refused,),
+        (_SHARED.details.encode(),),
+        (b'"frontends":[', b'"health":', b'"members":[', b"null", b'{"', b"]", b"1e999"),
+        _is_told_again,
+        memory=1000,
+    ),
     Parser("the cluster's memory", _memory, (UnreadableMemory,), (_MEMORY,), (b'"x"', b"[", b"]", b"{"), _is_written_again),
     Parser("etcd's answer", _every_answer, (), _ANSWERS, _WORDS, memory=1000),
     Parser("etcd's watch", _watched, (EtcdError,), _WATCHED, (*_WORDS, *_ANSWERS), memory=1000),

@@ -196,7 +196,7 @@ def _scalars(data: bytes) -> object:
         v._legacy_from,
         v._check,
         v._access_rule,
-        a._url,
+        a.parse_url,
     ]
     number = (data[0] if data else 0) % len(kinds)
     value: object = text(data[1:])

@@ -82,6 +82,8 @@ def _imported(path: Path) -> Iterator[str]:
 
 # Why the table has no line for it.
 ELSEWHERE = {
+    "pylb.cluster.disk": "its own file, whose content is the line `the cluster's memory`",
+    "pylb.config.etcd": "endpoints, after the line `values`",
     "phonehome.drain_socket": "the other end knows the token of this phone-home",
     "pylb.cli.demo": "its own phone-homes and its own echo server",
     "pylb.forward.sockets": "what the kernel says of a socket",

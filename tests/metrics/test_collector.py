@@ -89,6 +89,12 @@ SHARES = {
 CALLS = {
     "pylb_calls_refused_total",
     "pylb_legacy_calls_total",
+    "pylb_cluster_connected",
+    "pylb_cluster_disconnected_seconds",
+    "pylb_cluster_member_present",
+    "pylb_cluster_not_applied",
+    "pylb_cluster_registrations",
+    "pylb_cluster_unwritten",
     "pylb_legacy_last_call_timestamp_seconds",
     "pylb_webhook_insecure",
 }

@@ -55,7 +55,7 @@ class Balancer:
             prefix,
             self.presence,
             changed=self.changes.append,
-            report=self.said.append,
+            report=lambda text, _alarm: self.said.append(text),
             heartbeat=heartbeat,
             claim=waits.call,
             pause=0.02,

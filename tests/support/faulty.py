@@ -21,6 +21,7 @@ from pylb.app.reporting import Reporting
 from pylb.app.settings import Settings
 from pylb.app.upgrade import IncomingUpgrade, OutgoingUpgrade
 from pylb.cli.main import main
+from pylb.cluster.sync import Sync
 from pylb.control import tasks
 from pylb.control.event_texts import EventTexts
 from pylb.control.health.checker import Checker
@@ -58,6 +59,7 @@ PLACES: dict[str, tuple[type | ModuleType, str]] = {
     Part.BEAT: (Pulse, "beat"),
     Part.RATES: (Sampler, "sample"),
     Part.PAGE: (PageStream, "look"),
+    Part.CLUSTER: (Sync, "_wait"),
     Part.PEERS: (Peers, "ask"),
     Part.WATCHDOG: (Heartbeat, "state"),
     Part.RELOAD: (Operations, "reload"),

@@ -46,7 +46,7 @@ PAUSE = 0.0001  # seconds; the thread lets go of the GIL for as long
 _MOST_GENERATION = 1 << 53  # a float has each of them, and so has JSON
 _MOST_SECONDS = 1e9
 _MOST_MOMENT = 1e11  # unix time: 3,000 years
-_UNUSABLE = (Refused, ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError)
+UNUSABLE = (Refused, ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +169,7 @@ def _encode_one(place: int, _key: Key, one: Registration) -> dict[str, Any]:
         "displaced": [_encode_displaced(old) for old in one.displaced],
         **({} if one.sequence is None else {"sequence": one.sequence}),
         **(_encode_set(one) if one.members else {}),
+        **({"hearer": one.hearer} if one.hearer else {}),
     }
 
 
@@ -178,6 +179,19 @@ def _encode_set(one: Registration) -> dict[str, Any]:
         "access": written_access(one.terms.access),
         "idle": one.terms.idle,
     }
+
+
+def written_registration(one: Registration) -> dict[str, Any]:
+    """What it asks for, for other balancers: without what is known of it here alone."""
+    return {key: value for key, value in _encode_one(0, one.key, one).items() if key not in _LOCAL}
+
+
+def read_registration(item: Mapping[str, Any]) -> Registration:
+    """Raises one of UNUSABLE."""
+    return _decode_one(item)
+
+
+_LOCAL = frozenset({"order", "needs", "state", "since", "displaced", "hearer"})
 
 
 def _encode_learned(_order: int, key: Key, ttl: float) -> dict[str, Any]:
@@ -229,7 +243,7 @@ def decode(payload: Mapping[str, Any]) -> tuple[Snapshot, list[str]]:
         for index, item in enumerate(_list(payload.get(key))):
             try:
                 yield decoded(index, item)
-            except _UNUSABLE as error:
+            except UNUSABLE as error:
                 complaints.append(f"{what.format(index)} of the snapshot is left out: {error}")
 
     entries, unserved = list[tuple[int, Registration, LeaseRecord]](), dict[Key, UnsupportedEntry]()
@@ -252,7 +266,7 @@ def decode(payload: Mapping[str, Any]) -> tuple[Snapshot, list[str]]:
     for host, ips in found.items() if isinstance(found, dict) else ():
         try:
             resolved[host] = tuple(parse_ip(ip) for ip in ips)
-        except _UNUSABLE as error:
+        except UNUSABLE as error:
             complaints.append(f"the addresses of {host} in the snapshot are left out: {error}")
     return Snapshot(
         _generation(payload.get("generation")),
@@ -348,6 +362,7 @@ def _decode_one(item: Mapping[str, Any]) -> Registration:
         members=members,
         terms=_decode_terms(item),
         sequence=None if sequence is None else parse_sequence(str(sequence)),
+        hearer=check_name("hearer", str(item["hearer"])) if item.get("hearer") else "",
     )
 
 

@@ -1,0 +1,94 @@
+"""Balancers that share their table through a real etcd: control, core/merge and the session, without sockets for clients."""
+
+import asyncio
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Self
+
+from pylb.cluster.etcd import Etcd, Waits
+from pylb.cluster.shared import ClusterSettings, Shared
+from pylb.core.address import parse_network
+from pylb.core.auth import Token
+from pylb.core.health import YES
+from pylb.core.policy import Policy, Rules, StaticFrontend
+from tests.control.harness import Control, token
+from tests.support.balancers import until
+
+NODE, OTHER_NODE = "192.0.2.1", "192.0.2.2"
+
+
+async def _answers(_request: object) -> str:
+    """Each server accepts connections: none of these addresses exists."""
+    return YES
+
+
+def shared_token(name: str = "t", **changes: object) -> Token:
+    return token(name, targets=(parse_network("192.0.2.0/24"), parse_network("127.0.0.0/8")), **changes)
+
+
+class SharingControl(Control):
+    """One balancer. Use as an async context manager; `die` ends it as kill -9 would."""
+
+    def __init__(
+        self,
+        name: str,
+        urls: list[str],
+        prefix: str,
+        state_dir: Path,
+        bind: str,
+        *tokens: Token,
+        frontends: tuple[StaticFrontend, ...] = (),
+        waits: Waits = Waits(call=2.0),  # noqa: B008 - frozen
+    ) -> None:
+        self.name = name
+        self.said: list[tuple[str, str, bool]] = []
+        settings = ClusterSettings(name, prefix, state_dir, waits.call)
+        self.shared = Shared(settings, lambda: Etcd(urls, waits=waits), self._say)
+        super().__init__(
+            state_dir, Rules(frontends, Policy(bind=bind)), *(tokens or (shared_token(),)), sharing=self.shared, ask=_answers
+        )
+
+    def _say(self, kind: str, text: str, alarm: bool) -> None:
+        self.said.append((kind, text, alarm))
+        self.registry.note(kind, text, alarm=alarm)
+
+    async def __aenter__(self) -> Self:
+        await self.registry.start()
+        await self.registry.webhook_is_up()
+        self._task = asyncio.get_running_loop().create_task(self.shared.run())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        with suppress(RuntimeError):
+            await self.die()
+
+    async def die(self) -> None:
+        self._task.cancel()
+        await asyncio.wait([self._task])
+        await self.registry.stop()
+        self.sink.close()
+        if not self._task.cancelled():
+            self._task.result()
+
+    async def connected(self) -> None:
+        def is_so() -> bool:
+            return not self.shared.view().trouble and not self._task.done()
+
+        await until(is_so, f"{self.name} is connected: {self.said}")
+
+    def table(self) -> Mapping[int, str]:
+        """By port: the server, its state, and who hears it."""
+        held = self.registry._desired.claims.registrations
+        return {
+            item.port: f"{one.ip} {one.state}" + (f" {one.hearer}" if one.hearer else "")
+            for one in held.values()
+            for item in one.wanted
+        }
+
+    async def serves(self, port: int, text: str) -> None:
+        """`text`: as in `table`; "": nobody."""
+        await until(
+            lambda: self.table().get(port, "") == text and (port in self.sink.ports) is bool(text),
+            f"{self.name} has {text!r} on {port}: {self.table()}, {self.said[-3:]}",
+        )
