@@ -34,7 +34,7 @@ from pylb.forward.routes import Routes
 from pylb.forward.run_queue import BUDGET, EVENT, RunQueue
 from pylb.forward.session import FrontendState, Half, ServerState, Session
 from pylb.forward.shared_limits import OtherProcesses
-from pylb.forward.sockets import Opener, folded, open_listener
+from pylb.forward.sockets import Opener, folded, open_each, open_listener
 from pylb.forward.timers import DRAIN_RATE, LONGEST_PERIOD, RESET_RATE, Timers
 
 EVENTS = 64  # per poll; later ones come first in the next poll, because the kernel's list is in order (epoll(7))
@@ -375,13 +375,14 @@ class Engine:
 
     def _serve(self, listen: Listen, frontend: Frontend) -> None:
         """Raises OSError if the port cannot be opened."""
-        ports = self._ports.open_all(listen, freebind=frontend.policy.freebind)
+        ports = self._ports
+        open_each(listen, ports.by_listen, partial(ports.open, freebind=frontend.policy.freebind), ports.close)
         state = self._routes.open(frontend) if listen.server_name else FrontendState(frontend, self._random)
         state.sweep_group = self._timers.sweep_group(frontend.policy.timeouts, removed=False)
         self.counters.frontends[listen] = state.counters
         self._life.dialer.know((), frontend.servers)
-        for port in ports:
-            self._ports.serve(port, state)
+        for port in ports.of(listen):
+            ports.serve(port, state)
 
     def _state(self, listen: Listen) -> FrontendState | None:
         return self._routes.find(listen) if listen.server_name else self._ports.frontend(listen)

@@ -166,24 +166,6 @@ class ListeningPorts:
             self.numbers[listen.port] += 1
         return port
 
-    def open_all(self, listen: Listen, *, freebind: bool) -> list[ListeningPort]:
-        """A port, or all of a range or none. Raises OSError."""
-        opened: list[Listen] = []
-        ports = []
-        for one in listen.each():
-            is_new = one not in self.by_listen
-            try:
-                ports.append(self.open(one, freebind=freebind))
-            except OSError as error:
-                for other in opened:
-                    self.close(other)
-                if not listen.last:
-                    raise
-                raise OSError(error.errno, f"port {one.port}: {error.strerror}") from None
-            if is_new:
-                opened.append(one)
-        return ports
-
     def of(self, listen: Listen) -> Iterator[ListeningPort]:
         """The open ports of a frontend."""
         return (self.by_listen[one] for one in listen.each() if one in self.by_listen)

@@ -8,7 +8,7 @@ import errno
 import socket
 import struct
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from contextlib import suppress
 from fcntl import ioctl
 from socket import SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_STREAM, SOL_SOCKET, SocketType
@@ -49,6 +49,25 @@ class Opener(Protocol):
 
     def __call__(self, listen: Listen, *, freebind: bool = ...) -> SocketType:
         """Raises OSError."""
+
+
+def open_each(
+    listen: Listen, known: Container[Listen], open_one: Callable[[Listen], object], close_one: Callable[[Listen], None]
+) -> None:
+    """Open a port, or all of a range or none; `known` are those that are open. Raises OSError, which names a range's port."""
+    opened: list[Listen] = []
+    for one in listen.each():
+        is_new = one not in known
+        try:
+            open_one(one)
+        except OSError as error:
+            for other in opened:
+                close_one(other)
+            if not listen.last:
+                raise
+            raise OSError(error.errno, f"port {one.port}: {error.strerror}") from None
+        if is_new:
+            opened.append(one)
 
 
 def open_listener(listen: Listen, *, freebind: bool = False, shared: bool = False) -> SocketType:

@@ -8,13 +8,14 @@ import asyncio
 import errno
 import logging
 from collections.abc import Mapping, Sequence
+from functools import partial
 from operator import attrgetter
 from socket import SocketType
 from typing import Protocol
 
 from pylb.core.address import Listen
 from pylb.core.table import Diff, Frontend, Table, diff
-from pylb.forward.sockets import share
+from pylb.forward.sockets import open_each, share
 from pylb.workers.process import WorkerProcess
 from pylb.workers.requests import APPLY, ChangeSignal
 from pylb.workers.tables import TableEncoder
@@ -67,19 +68,10 @@ class TableSink:
 
     def _open_all(self, frontend: Frontend) -> None:
         """Its port, or all of its range or none. Raises OSError."""
-        if frontend.listen.server_name and frontend.listen.default not in self._workers[0].sockets:
+        listen, known = frontend.listen, self._workers[0].sockets
+        if listen.server_name and listen.default not in known:
             raise OSError(errno.ENOTCONN, "its port is not open")
-        opened: list[Listen] = []
-        for one in frontend.listen.each():
-            is_new = one not in self._workers[0].sockets
-            try:
-                self.open(one, freebind=frontend.policy.freebind)
-            except OSError:
-                for other in opened:
-                    self._close(other)
-                raise
-            if is_new:
-                opened.append(one)
+        open_each(listen, known, partial(self.open, freebind=frontend.policy.freebind), self._close)
 
     def discard(self, listen: Listen) -> None:
         """Close what no table has."""

@@ -25,7 +25,7 @@ from pylb.workers.archive import CodeArchive
 from pylb.workers.fleet import Fleet, FleetObserver
 from pylb.workers.messages import VERSION, Hello
 from pylb.workers.process import WorkerProcess
-from tests.support.ports import free_port
+from tests.support.ports import free_port, ports_in_a_row
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -185,6 +185,19 @@ async def test_a_real_worker_serves_what_it_is_told_and_only_that(caplog: pytest
                 await asyncio.open_connection("127.0.0.1", ports[1].port)
             assert [worker.serves for worker in fleet._workers] == [True, True]
     assert "fault" not in caplog.text
+
+
+async def test_a_range_of_which_somebody_has_a_port_is_not_opened_and_the_port_is_named() -> None:
+    first = ports_in_a_row(3)
+    listen = Listen("tcp", "127.0.0.1", first, first + 2)
+    table = make_table(1, {listen: Frontend("wide", listen, Policy(bind="127.0.0.1"), ())})
+    async with running(Impostor("")) as fleet:
+        with socket.create_server(("127.0.0.1", first + 1)):
+            failed = fleet.apply(table)
+            assert (failed[listen].errno, failed[listen].strerror) == (98, f"port {first + 1}: {os.strerror(98)}")
+            with pytest.raises(ConnectionRefusedError):
+                await asyncio.open_connection("127.0.0.1", first)
+        assert not fleet.apply(make_table(2, dict(table.frontends)))
 
 
 def test_the_archive_holds_what_a_worker_imports_and_nothing_more() -> None:
