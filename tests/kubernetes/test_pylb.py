@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import http.server
+import os
 import sys
 import threading
 import time
@@ -313,25 +314,30 @@ def node_ports(processes: Processes, ips: list[str], ports: list[int]) -> None:
         processes.start(f"nodes-{number}", command).has_said("all of them accept", within=60)
 
 
+# As many as are served soon after they all come at once; docs/kubernetes.md says what becomes of more.
+SERVICES, NODES = int(os.environ.get("PYLB_SERVICES", "100")), int(os.environ.get("PYLB_NODES", "20"))
+
+
 @pytest.mark.long
 @pytest.mark.timeout(1800)
-def test_five_hundred_services_on_fifty_nodes(cluster: ApiServer, pylb: Pylb, processes: Processes, start: Start) -> None:
+def test_many_services_on_many_nodes(cluster: ApiServer, pylb: Pylb, processes: Processes, start: Start) -> None:
     """Figures for docs/kubernetes.md: seconds after a cold start, memory and CPU of both, and a node that leaves."""
-    ips = [f"127.0.8.{number + 1}" for number in range(50)]
+    servers = SERVICES * NODES
+    ips = [f"127.0.8.{number + 1}" for number in range(NODES)]
     for number, ip in enumerate(ips):
         cluster.node(f"node-{number}", ip)
-    ports = [node_port(cluster.service(f"app-{number}", 20000 + number)) for number in range(500)]
+    ports = [node_port(cluster.service(f"app-{number}", 20000 + number)) for number in range(SERVICES)]
     node_ports(processes, ips, ports)
     with kube_proxies(ips) as answered:
         begun = time.monotonic()
         controller = start(pylb)
-        # Its log is counted: the table of 25,000 servers is several megabytes, and asking for it in a loop would be the load.
-        eventually(lambda: controller.text().count("/TCP on 50 nodes") == 500, within=600)
+        # Its log is counted: the table of all servers may be several megabytes, and asking for it in a loop would be the load.
+        eventually(lambda: controller.text().count(f"/TCP on {NODES} nodes") == SERVICES, within=600)
         opened = time.monotonic() - begun
-        eventually(lambda: all(cluster.shown(f"app-{number}") for number in range(500)), within=120)
+        eventually(lambda: all(cluster.shown(f"app-{number}") for number in range(SERVICES)), within=120)
         shown = time.monotonic() - begun
         used = pylb.running.cpu_seconds(), controller.cpu_seconds()
-        eventually(lambda: counted(pylb, "pylb_server_up") == 25000, within=300, what="each server has passed its check")
+        eventually(lambda: counted(pylb, "pylb_server_up") == servers, within=300, what="each server has passed its check")
         checked = time.monotonic() - begun
         before, cpu = len(answered), pylb.running.cpu_seconds()
         eventually(lambda: len(answered) > before + 10 * len(ips), within=120)
@@ -339,10 +345,10 @@ def test_five_hundred_services_on_fifty_nodes(cluster: ApiServer, pylb: Pylb, pr
         idle, asked = (pylb.running.cpu_seconds() - cpu) / seconds, (len(answered) - before) / seconds
         left = time.monotonic()
         cluster.call("DELETE", "/api/v1/nodes/node-7")
-        eventually(lambda: controller.text().count("/TCP on 49 nodes") == 500, within=300)
+        eventually(lambda: controller.text().count(f"/TCP on {NODES - 1} nodes") == SERVICES, within=300)
         print(  # noqa: T201
-            f"500 Services, 50 nodes: open after {opened:.1f} s, shown after {shown:.1f} s, all servers asked after "
-            f"{checked:.1f} s; a node has left after {time.monotonic() - left:.1f} s; controller {peak(controller)} KiB, "
+            f"{SERVICES} Services, {NODES} nodes: open after {opened:.1f} s, shown after {shown:.1f} s, all servers asked "
+            f"after {checked:.1f} s; a node has left after {time.monotonic() - left:.1f} s; controller {peak(controller)} KiB, "
             f"{used[1]:.1f} s of CPU; pylb {peak(pylb.running)} KiB, {used[0]:.1f} s of CPU, then {idle:.3f} cores for "
             f"{asked:.0f} checks a second"
         )
