@@ -277,11 +277,22 @@ def kube_proxies(ips: list[str]) -> Iterator[list[float]]:
     answered: list[float] = []
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with suppress(asyncio.IncompleteReadError, ConnectionError):  # whoever asked has given up
-            await reader.readuntil(b"\r\n\r\n")
-        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
-        writer.close()
-        answered.append(time.monotonic())
+        try:
+            with suppress(asyncio.IncompleteReadError, ConnectionError):  # whoever asked has given up
+                await reader.readuntil(b"\r\n\r\n")
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+            answered.append(time.monotonic())
+        finally:
+            writer.close()
+
+    async def end() -> None:
+        server.close()
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for one in others:
+            one.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+        for _ in range(3):  # what was closed last is still to be closed by the loop
+            await asyncio.sleep(0)
 
     server = loop.run_until_complete(asyncio.start_server(answer, ips, 10256))
     thread = threading.Thread(target=loop.run_forever)
@@ -291,8 +302,7 @@ def kube_proxies(ips: list[str]) -> Iterator[list[float]]:
     finally:
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
-        server.close()
-        loop.run_until_complete(loop.shutdown_asyncgens())
+        loop.run_until_complete(end())
         loop.close()
 
 
